@@ -33,6 +33,9 @@ def read_attempts(
     """Return a row of the attempts table for each attempt, and add a warning for each file that is damaged.
 
     The rows lack ``number`` and ``id``. ``epochs``, ``result`` and ``failure`` are what the run's own files hold.
+
+    If an attempt went on with an epoch that earlier ones began, all of the epoch's seconds are in its
+    ``epoch_seconds``. What exceeds its own time was spent by the earlier attempts, and is not lost.
     """
     attempts = run.attempts()
     job: dict[str, Any] = tolerated(run.read_job, {}, [])  # it only says where a run was
@@ -76,7 +79,6 @@ def read_attempts(
         seconds = ended_at - started_at if started_at is not None and ended_at is not None else math.nan
         if seconds < 0:  # two clocks that disagree
             ended_at, seconds = None, math.nan
-        epoch_seconds = math.fsum(kept)
         return {
             "attempt": attempt,
             **_place(workers, job if attempt >= as_number(job.get("attempt")) else {}),
@@ -86,11 +88,17 @@ def read_attempts(
             "outcome": outcome,
             "failure_kind": kind,
             "epochs": len(kept),
-            "epoch_seconds": epoch_seconds,
-            "lost_seconds": math.nan if math.isnan(seconds) else max(seconds - epoch_seconds, 0.0),
+            "epoch_seconds": math.fsum(kept),
         }
 
-    return [row(attempt) for attempt in attempts]
+    rows = [row(attempt) for attempt in attempts]
+    carried = 0.0  # seconds that later attempts count for epochs which they did not begin
+    for found in reversed(rows):
+        rest = found["seconds"] - found["epoch_seconds"] - carried
+        found["lost_seconds"] = rest if math.isnan(rest) else max(rest, 0.0)
+        if found["outcome"] != "not started":
+            carried = -rest if rest < 0 else 0.0
+    return rows
 
 
 def _iso(seconds: float | None) -> str | None:

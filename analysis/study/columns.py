@@ -140,7 +140,7 @@ ATTEMPTS = _meanings(
     ("failure_kind", "", "kind of a failure"),
     ("epochs", "epochs", "epochs that the attempt finished and kept"),
     ("epoch_seconds", "s", "time of those epochs"),
-    ("lost_seconds", "s", "rest of seconds: start-up, checkpoints, test, and an epoch that was cut off"),
+    ("lost_seconds", "s", "rest of seconds: start-up, checkpoints, test, and an epoch that no attempt went on with"),
 )
 
 RESULTS = _meanings(

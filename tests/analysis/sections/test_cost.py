@@ -11,7 +11,7 @@ from analysis.blocks.section import Points, Prose, Section
 from analysis.plots.timeline import Bar, lanes_of, pack, timeline_chart, utilisation
 from analysis.sections.cost import cost_section
 from analysis.study.study import load_study
-from seqlm.files import write_json
+from seqlm.files import write_json, write_json_lines
 from tests.analysis.attempt_files import at, write_attempt, write_job
 from tests.analysis.study.test_attempts import resumed_run
 from tests.analysis.synthetic import fail, make_run
@@ -178,3 +178,16 @@ def test_times_are_counted_from_the_first_start_in_any_zone(tmp_path: Path) -> N
     write_json(run.worker_file(1), record)
     (lane,) = lanes_of(load_study(tmp_path))
     assert lane.bars[0].end - lane.bars[0].start == 30
+
+
+def test_an_attempt_that_saved_its_state_within_an_epoch_has_lost_little(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 0, epochs=1)
+    records, _ = run.read_metrics()
+    write_json_lines(run.metrics_file, [{**records[0], "epoch_seconds": 10_800, "attempt": 2}])
+    write_json(run.result_file, {**(run.read_result() or {}), "attempt": 2})
+    write_attempt(run, 1, start=0, end=5400)
+    write_attempt(run, 2, start=6000, end=6000 + 5436)
+    said = sentences(cost_section(load_study(tmp_path)))
+    assert (
+        "1 attempt was interrupted and had to be repeated or resumed: 0.01 hours outside finished epochs were lost."
+    ) in said

@@ -165,3 +165,20 @@ def test_records_of_the_wrong_shape_stop_nothing(tmp_path: Path) -> None:
     first = attempt_of(load_study(tmp_path), 1, 1)
     assert (first["host"], first["started_at"], first["ended_at"]) == (None, None, None)
     assert first["places"] == "unknown host"
+
+
+def test_an_epoch_that_a_later_attempt_went_on_with_is_not_lost(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 0, epochs=2)
+    records, _ = run.read_metrics()
+    times = [{"epoch_seconds": 100, "attempt": 1}, {"epoch_seconds": 10_800, "attempt": 4}]
+    write_json_lines(run.metrics_file, [{**one, **time} for one, time in zip(records, times, strict=True)])
+    write_json(run.result_file, {**(run.read_result() or {}), "attempt": 4})
+    write_attempt(run, 1, start=0, end=100 + 3600 + 20)  # and 20 s to start and to save
+    write_attempt(run, 2, start=5000, end=5000 + 3600 + 20)
+    run.attempt_dir(3).mkdir()  # never started
+    write_attempt(run, 4, start=9000, end=9000 + 3600 + 20)
+    rows = load_study(tmp_path).attempts
+    assert rows["outcome"].tolist() == ["interrupted", "interrupted", "not started", "done"]
+    assert rows["lost_seconds"].fillna(-1).tolist() == [60, 0, -1, 0]
+    write_attempt(run, 2, end=8620)  # its start is not recorded, so what it adds to the epoch is unknown
+    assert load_study(tmp_path).attempts["lost_seconds"].fillna(-1).tolist() == [3620, -1, -1, 0]
