@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.study import units
-from analysis.study.columns import SAME_TEXT
+from analysis.study.columns import SAME_TEXT, TEXT_KEYS
 from analysis.study.comparison import finished
 from analysis.study.settings import Setting
 from analysis.study.study import Study
@@ -70,16 +70,33 @@ def device_sentences(study: Study) -> list[str]:
 
 
 def on_one_text(study: Study) -> Study:
-    """Return the study with the runs alone that predict the text of the most finished runs."""
-    if len(study.texts) < 2:
+    """Return the study with the runs alone that predict the text of the most finished runs.
+
+    If all finished runs predict one text, a run that does not record its own stays.
+    """
+    runs = study.runs
+    if study.texts.empty or runs["text"].nunique() < 2:
         return study
-    return dataclasses.replace(study, runs=study.runs[study.runs["text"] == study.texts.index[0]])
+    is_on_it = runs["text"] == study.texts.index[0]
+    if len(study.texts) == 1:
+        keys = runs[TEXT_KEYS].map(units.plain_value)
+        agrees = keys == keys[is_on_it].iloc[0]
+        agrees["data.sha256"] |= runs["data.sha256"].isna()
+        is_on_it |= agrees.all(axis=1) | runs["data.corpus"].isna()
+    return study if is_on_it.all() else dataclasses.replace(study, runs=runs[is_on_it])
 
 
 def text_sentences(study: Study, closing: str = "This section is about the first text alone.") -> list[str]:
-    """Return a warning, which ends with ``closing``, if the finished runs predict different texts; nothing else."""
+    """Return a warning, which ends with ``closing``, if the runs predict different texts; nothing else."""
     if len(study.texts) < 2:
-        return []
+        others = len(study.runs) - len(on_one_text(study).runs)
+        if not others:
+            return []
+        return [
+            f"{units.count(others, 'run')} that {'has' if others == 1 else 'have'} not finished "
+            f"{'predicts' if others == 1 else 'predict'} another text than the finished ones "
+            f"({study.texts.index[0]}). {closing}"
+        ]
     if len(finished(study.runs)[SAME_TEXT].drop_duplicates()) == 1:
         several, what = f"one text with {len(study.texts)} vocabularies", "vocabularies"
     else:

@@ -119,7 +119,7 @@ def test_an_expectation_across_texts_is_inconclusive(tmp_path: Path) -> None:
 
 def test_a_study_on_one_text_is_itself(tmp_path: Path) -> None:
     add_text_run(tmp_path, 0, 100.0, ONE)
-    add_run(tmp_path, 1, "open", "gru", "sgd", [90.0], done=False, seed=2)
+    add_run(tmp_path, 1, "open", "gru", "sgd", [90.0], done=False, seed=2, data={"corpus": "files", "sha256": ONE})
     study = load_study(tmp_path)
     assert text_sentences(study) == []
     assert on_one_text(study) is study
@@ -133,3 +133,30 @@ def test_other_tokens_of_one_text_are_another_text(tmp_path: Path) -> None:
         write_json(run.config_file, {**config, "data": {"corpus": "files", "vocab_size": words}})
     (sentence,) = text_sentences(load_study(tmp_path))
     assert "files vocab_size 500 (2 runs) and files vocab_size 1000 (1 run)" in sentence
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_runs_that_diverged_on_another_text_are_left_out_and_the_page_says_so(tmp_path: Path) -> None:
+    for order in range(3):
+        add_text_run(tmp_path, order, 100.0 + order, ONE, arch="rnn", lr=1.0 + order)
+    for order in range(3, 6):
+        add_run(tmp_path, order, f"bad{order}", "rnn", "sgd", [900.0], lr=1.0 + order, failure="diverged")
+    study = load_study(tmp_path)
+    sentence = "3 runs that have not finished predict another text than the finished ones (files"
+    assert sentence in said(discussion_section(study).blocks)
+    assert sentence in said(effects_section(study).blocks)
+    blocks = discussion_section(study).blocks
+    (row,) = table(blocks, "discussion-4-reliability")
+    assert (row["settings"], row["share_within_1_2"], row["diverged"]) == ("3", "100 %", "0")
+    (row,) = table(blocks, "discussion-2-optimizers")
+    assert (row["runs"], row["diverged"]) == ("3", "0")
+
+
+def test_a_run_whose_text_is_not_recorded_is_not_left_out(tmp_path: Path) -> None:
+    add_text_run(tmp_path, 0, 100.0, ONE)
+    add_run(tmp_path, 1, "bad", "gru", "sgd", [900.0], lr=1.0, failure="diverged", data={"corpus": "files"})
+    damaged = add_run(tmp_path, 2, "damaged", "gru", "sgd", [900.0], lr=2.0)
+    damaged.config_file.write_text("{")
+    study = load_study(tmp_path)
+    assert on_one_text(study) is study
+    assert text_sentences(study) == []
