@@ -24,7 +24,7 @@ def picks_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]:
     sentences = [
         _generalisation_sentence(best, settings),
         *_gap_sentences(best, settings),
-        *_time_sentences(best, fastest, len(within)),
+        *_time_sentences(best, fastest, settings, len(within)),
         *_front_sentences(best, fastest, front, len(settings)),
         *(device_sentences(study) if fastest is not None else []),
     ]
@@ -86,10 +86,15 @@ def _gap_sentences(best: Setting, settings: Sequence[Setting]) -> list[str]:
     ]
 
 
-def _time_sentences(best: Setting, fastest: Setting | None, within: int) -> list[str]:
+def _time_sentences(best: Setting, fastest: Setting | None, settings: Sequence[Setting], within: int) -> list[str]:
     """Name the first of the settings to come ``within`` 5 % of the lowest perplexity, and what it costs."""
     if fastest is None:
-        return ["For wall-clock time there is no pick: no times are recorded for the runs near that perplexity."]
+        near = [setting for setting in settings if setting.val_ppl <= WITHIN * best.val_ppl]
+        if all(units.is_number(setting.seconds_to_best) for setting in near):
+            why = "no setting comes within 5 % of that perplexity with all its seeds"
+        else:
+            why = "no times are recorded for the runs near that perplexity"
+        return [f"For wall-clock time there is no pick: {why}."]
     soonest = units.duration(fastest.seconds_to_study_best)
     if fastest is best:
         if within == 1:

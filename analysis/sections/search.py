@@ -201,7 +201,7 @@ def rung_of(study: Study, epochs: int) -> dict[str, Any]:
     the end that of the best validation perplexity at equal epochs. ``winners``: of each group that the search
     compares, the number of the best run at the end, its place here, and how many of the group came here.
     """
-    here = study.epochs[study.epochs["epoch"] == epochs - 1].set_index("id")
+    here = study.epochs[study.epochs["epoch"] == epochs - 1].drop_duplicates("id", keep="last").set_index("id")
     runs = study.runs[study.runs["id"].isin(here.index)]
     ends = finished(study.compared.runs).set_index("id")["val_ppl"]
     places: dict[tuple[Any, ...], list[tuple[float, float, RunNumber]]] = {}

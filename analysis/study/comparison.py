@@ -47,7 +47,7 @@ def compared_epochs(runs: pd.DataFrame) -> pd.Series[Any]:
 
     While no run on a text is done, the fewest epochs of a result count. Missing if there is no result either.
     """
-    finished = runs["finished_epochs"].where(np.isfinite(runs["val_ppl"]))
+    finished = runs["finished_epochs"].where(_is_perplexity(runs["val_ppl"]))
     candidates = finished.where(runs["state"] == "done"), finished
     fewest, of_any = (found.groupby(runs["text"]).transform("min") for found in candidates)
     return fewest.fillna(of_any)
@@ -55,8 +55,13 @@ def compared_epochs(runs: pd.DataFrame) -> pd.Series[Any]:
 
 def finished(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the runs that are done and have a validation perplexity: all that conclusions may rest on."""
-    done: pd.DataFrame = runs[(runs["state"] == "done") & np.isfinite(runs["val_ppl"])]
+    done: pd.DataFrame = runs[(runs["state"] == "done") & _is_perplexity(runs["val_ppl"])]
     return done
+
+
+def _is_perplexity(values: pd.Series[Any]) -> pd.Series[bool]:
+    """Whether each value can be a perplexity: finite and above 0. A file of another program may hold anything."""
+    return np.isfinite(values) & (values > 0)
 
 
 def cut(runs: pd.DataFrame, epochs: pd.DataFrame, limits: pd.Series[Any]) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -36,6 +36,7 @@ class Interval:
     low: float
     """NaN with a single seed, of which nothing is known."""
     high: float
+    """Infinity if it is too large for a perplexity."""
     deviation: float
     """Standard deviation of the losses, in nats; NaN with a single seed."""
     n: int
@@ -86,8 +87,25 @@ def interval(perplexities: Sequence[float]) -> Interval:
 
     deviation = math.sqrt(sum((loss - mean) ** 2 for loss in losses) / (n - 1))
     reach = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2)) * deviation / math.sqrt(n)
-    low, high = math.exp(mean - reach), math.exp(mean + reach)
-    return Interval(centre=math.exp(mean), low=low, high=high, deviation=deviation, n=n)
+    low, high = _perplexity(mean - reach), _perplexity(mean + reach)
+    return Interval(centre=_perplexity(mean), low=low, high=high, deviation=deviation, n=n)
+
+
+def _perplexity(loss: float) -> float:
+    """Return the perplexity of a loss in nats; infinity where the exponential overflows, as an interval's end can."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+def _geometric_mean(perplexities: Sequence[float]) -> float:
+    """Return the geometric mean; NaN if one is missing or not above 0."""
+    if not all(value > 0 for value in perplexities):
+        return math.nan
+    if len(perplexities) == 1:
+        return perplexities[0]
+    return _perplexity(statistics.fmean(map(math.log, perplexities)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +130,7 @@ class Setting:
     final_gap: float
     """The same after the last epoch."""
     final_val_ppl: float
-    """Validation perplexity after the last epoch."""
+    """Validation perplexity after the last epoch; the geometric mean over seeds."""
     seconds_to_best: float = math.nan
     """From the start to the end of the epoch with the lowest validation perplexity; see :func:`timed_settings`."""
     seconds_to_study_best: float = math.nan
@@ -153,7 +171,7 @@ def settings_of(runs: pd.DataFrame) -> list[Setting]:
                 interval=interval([run["val_ppl"] for run in rows]),
                 gap=statistics.fmean(run["gap"] for run in rows),
                 final_gap=statistics.fmean(run["final_val_ppl"] - run["final_train_ppl"] for run in rows),
-                final_val_ppl=statistics.fmean(run["final_val_ppl"] for run in rows),
+                final_val_ppl=_geometric_mean([run["final_val_ppl"] for run in rows]),
             )
         )
     return settings

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from analysis.blocks.figure import Chart
 from analysis.blocks.section import Block
@@ -204,3 +205,29 @@ def test_an_axis_is_logarithmic_where_its_values_are_far_apart_and_the_caption_s
     (chart,) = [block for block in picked(tmp_path) if isinstance(block, Chart)]
     assert (chart.figure.axes[0].get_xscale(), chart.figure.axes[0].get_yscale()) == ("log", "log")
     assert " Both axes logarithmic." in chart.caption
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_seeds_that_are_all_best_at_their_end_have_not_become_worse(tmp_path: Path) -> None:
+    for seed, ppl in enumerate([70.0, 143.0]):
+        add_run(tmp_path, seed, "a", "gru", "sgd", [150.0, ppl], seed=seed)
+    assert "By its last epoch" not in said(picked(tmp_path))
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_there_is_no_pick_for_time_if_one_seed_of_the_best_stays_away(tmp_path: Path) -> None:
+    for seed, ppl in enumerate([100.0, 115.0]):
+        add_run(tmp_path, seed, "a", "gru", "sgd", [ppl], seed=seed)
+    add_run(tmp_path, 2, "b", "rnn", "sgd", [200.0])
+    assert (
+        "For wall-clock time there is no pick: no setting comes within 5 % of that perplexity with all its seeds."
+    ) in said(picked(tmp_path))
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_there_is_no_pick_for_time_without_times(tmp_path: Path) -> None:
+    run = add_run(tmp_path, 0, "a", "gru", "sgd", [100.0])
+    records, _ = run.read_metrics()
+    write_json_lines(run.metrics_file, [{**record, "elapsed_seconds": None} for record in records])
+    add_run(tmp_path, 1, "b", "rnn", "sgd", [200.0])
+    assert "there is no pick: no times are recorded for the runs near that perplexity." in said(picked(tmp_path))

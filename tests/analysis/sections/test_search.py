@@ -10,7 +10,7 @@ from analysis.sections.coverage import coverage, open_runs
 from analysis.sections.search import search_section
 from analysis.study.settings import settings_of
 from analysis.study.study import Study, load_study
-from seqlm.files import write_json
+from seqlm.files import write_json, write_json_lines
 from tests.analysis.attempt_files import write_attempt, write_job
 from tests.analysis.contents import said, table
 from tests.analysis.hand_made import add_run
@@ -123,3 +123,13 @@ def test_sampled_runs_have_short_labels_and_captions(tmp_path: Path) -> None:
     }
     assert len(slices["slices-rung"].panels[0].lines) == 13, "every run has reached the first rung"
     assert len(slices["slices"].panels[0].lines) == int((study.runs["state"] == "done").sum())
+
+
+def test_of_an_epoch_on_two_lines_the_last_counts_at_a_rung(tmp_path: Path) -> None:
+    run = add_run(tmp_path, 0, "a", "gru", "adam", [100.0, 60.0])
+    add_run(tmp_path, 1, "b", "gru", "adam", [90.0, 70.0], lr=0.2)
+    first, second = run.read_metrics()[0]
+    write_json_lines(run.metrics_file, [{**first, "val_ppl": 80.0}, first, second])
+    write_json(tmp_path / "study.json", {"search": {**RULE, "rungs": [1]}})
+    (row,) = table(search_section(load_study(tmp_path)).blocks, "search-rungs")
+    assert (row["reached"], row["pairs"], row["agreeing"], row["winners"]) == ("2", "1", "0", "1: 2nd of 2")

@@ -8,10 +8,12 @@ import pytest
 from scipy import stats
 
 from analysis.blocks.table import Table
+from analysis.blocks.texts import interval_phrase
 from analysis.sections.results import results_blocks, results_table, settings_table
 from analysis.study.settings import interval, settings_of
 from analysis.study.study import Study, load_study
 from seqlm.files import write_json
+from tests.analysis.hand_made import add_run
 from tests.analysis.synthetic import fail, make_run
 
 
@@ -96,3 +98,32 @@ def test_seeds_that_agree_exactly_are_equal_or_different() -> None:
 def test_without_repeated_seeds_there_is_no_table_of_settings(study: Study) -> None:
     assert [block.name for block in results_blocks(study) if isinstance(block, Table)] == ["results"]
     assert "n = 1" in results_table(study).caption
+
+
+def test_an_interval_that_is_too_wide_for_a_perplexity_has_no_upper_end(tmp_path: Path) -> None:
+    found = interval([math.exp(120.0), math.exp(215.0)])
+    assert found.high == math.inf
+    assert 0 <= found.low < found.centre == pytest.approx(math.exp(167.5))
+    (setting,) = settings_of(make_seeds(tmp_path, {3: [math.exp(120.0), math.exp(215.0)]}).runs)
+    assert interval_phrase(setting) == ", mean of 2 seeds, 95 % interval 0.0 to –"
+
+
+def test_the_last_perplexity_of_seeds_is_their_geometric_mean(tmp_path: Path) -> None:
+    def last_of(folder: str, first: float | None, second: float) -> float:
+        for seed, ppl in enumerate([first, second]):
+            add_run(tmp_path / folder, seed, "a", "gru", "sgd", [90.0], seed=seed, result={"final_val_ppl": ppl})
+        (setting,) = settings_of(load_study(tmp_path / folder).runs)
+        return setting.final_val_ppl
+
+    assert last_of("ordinary", 70.0, 143.0) == pytest.approx(math.sqrt(70.0 * 143.0))
+    assert math.isnan(last_of("missing", None, 143.0))
+    assert math.isnan(last_of("negative", -70.0, 143.0))
+
+
+@pytest.mark.parametrize("impossible", [0.0, -3.0])
+def test_a_perplexity_that_is_not_above_zero_is_no_result(tmp_path: Path, impossible: float) -> None:
+    add_run(tmp_path, 0, "a", "gru", "sgd", [100.0, 90.0], seed=1)
+    add_run(tmp_path, 1, "a", "gru", "sgd", [100.0], seed=2, result={"best_val_ppl": impossible})
+    study = load_study(tmp_path)
+    assert [setting.runs for setting in settings_of(study.compared.runs)] == [[1]]
+    assert study.runs["compared_epochs"].tolist() == [2, 2]
