@@ -349,9 +349,10 @@ class Trainer:
         self.model.load_state_dict(checkpoint.model)
         assert checkpoint.optimizer is not None, "last.pt has the optimizer's state"
         restore_optimizer(self.optimizer, checkpoint.optimizer)
-        self._resume_steps()
         self.history = checkpoint.history
         position = checkpoint.position
+        if position.epoch or position.step:
+            self._resume_steps()
         self._begin_epoch(position.epoch)
         if position.step:
             self._step = position.step
