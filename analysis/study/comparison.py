@@ -59,7 +59,7 @@ def finished(runs: pd.DataFrame) -> pd.DataFrame:
     return done
 
 
-def _is_perplexity(values: pd.Series[Any]) -> pd.Series[bool]:
+def _is_perplexity(values: pd.Series[Any]) -> Any:
     """Whether each value can be a perplexity: finite and above 0. A file of another program may hold anything."""
     return np.isfinite(values) & (values > 0)
 
