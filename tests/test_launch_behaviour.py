@@ -30,7 +30,8 @@ pytestmark = pytest.mark.usefixtures("blank_figures")
 STAND_IN = "tests.jobs.launch.stand_in_behaviour"
 LAUNCHER = (
     "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); import jobs.launch.behaviour; "
-    f"jobs.launch.behaviour.WORKER = {STAND_IN!r}; import launch; sys.exit(launch.main(sys.argv[1:]))"
+    f"jobs.launch.behaviour.WORKER = {STAND_IN!r}; import jobs.study.kept_code; jobs.study.kept_code.KEPT = ('--',); "
+    "import launch; sys.exit(launch.main(sys.argv[1:]))"
 )
 
 
@@ -91,6 +92,7 @@ class Study:
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Study]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("jobs.launch.behaviour.WORKER", STAND_IN)
+    monkeypatch.setattr("jobs.study.kept_code.KEPT", ("--",))  # with the tests, which the substitute is one of
     study = Study(tmp_path, capsys)
     yield study
     for launcher in study.started:  # of a test that has failed; it stops its workers

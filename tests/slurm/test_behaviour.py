@@ -43,6 +43,7 @@ def test_an_array_of_behaviour_jobs_runs_their_module_and_is_submitted_once(
     fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("jobs.launch.behaviour.WORKER", STAND_IN)
+    monkeypatch.setattr("jobs.study.kept_code.KEPT", ("--",))  # with the tests, which the substitute is one of
     runs = finished_runs(tmp_path)
     study_dir = tmp_path / "runs" / "small"
     write_json(study_record_file(study_dir), {"backend": {"slurm": {"timeout_min": 7}}})  # of the launch of the runs
