@@ -260,6 +260,9 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, obj
     """Fail the run where something is left once its test processes have ended."""
     result = yield
     warm.close()
+    for name in ("forkserver", "resource_tracker"):  # without xdist it is this process that has started them
+        if module := sys.modules.get(f"multiprocessing.{name}"):
+            getattr(module, f"_{name}")._stop()
     before = session.config.stash.get(_before, None)
     left = leftovers.left_since(before) if before is not None else []
     if left:
