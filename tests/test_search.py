@@ -93,6 +93,7 @@ def replay(
     return ends
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_decisions_on_files_are_those_of_a_replay_in_whatever_order_runs_arrive(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)

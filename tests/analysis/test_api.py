@@ -256,6 +256,7 @@ def test_a_study_opens_and_draws_without_torch(runs_dir: Path) -> None:
     commands.run([sys.executable, "-c", program], cold=True, env=environment, cwd=ROOT, check=True)
 
 
+@pytest.mark.slow
 def test_every_example_of_the_page_of_the_api_is_true(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(runs_dir.parent)
     test = doctest.DocTestParser().get_doctest(_examples(), {}, PAGE.name, str(PAGE), 0)

@@ -147,6 +147,7 @@ def test_a_failed_run_is_told_with_kind_message_place_and_log(report: Path) -> N
         assert "epochs; run again to resume" in section
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("blank_figures")
 def test_cancelled_and_absent_runs_are_told_with_their_reason(tmp_path: Path) -> None:
     fail(make_run(tmp_path, 2, epochs=2, done=False), "cancelled", "cancelled by its owner")
@@ -190,6 +191,7 @@ def test_a_study_that_has_only_begun_gives_a_whole_report(tmp_path: Path, epochs
     assert ("so there are no curves" in page) == (epochs == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("svg_only")
 def test_a_study_whose_every_run_failed_gives_a_whole_report(tmp_path: Path) -> None:
     for order in range(3):

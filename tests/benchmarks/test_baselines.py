@@ -109,6 +109,7 @@ def count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("double")
 def test_the_literal_model_is_ours_in_values_and_gradients(config: ModelConfig, tokens: Tensor) -> None:
     ours = build_model(config, VOCAB_SIZE, SEQ_LEN)

@@ -33,6 +33,7 @@ def _switches_restored() -> Iterator[None]:
 all_tiny = pytest.mark.parametrize("shape", tiny(), ids=lambda shape: shape.name)
 
 
+@pytest.mark.slow
 @all_tiny
 @pytest.mark.parametrize("name", implementation_names(["fp32", "bf16"]))
 def test_every_implementation_returns_the_mean_loss_and_learns(

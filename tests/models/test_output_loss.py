@@ -41,6 +41,7 @@ def with_gradients(loss: Tensor, output: nn.Linear, h: Tensor) -> list[Tensor]:
     return [loss, *torch.autograd.grad(0.3 * loss, [h, output.weight, output.bias])]
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     shape=st.tuples(st.integers(1, 9), st.integers(1, 4), st.integers(1, 6), st.integers(1, 12)),

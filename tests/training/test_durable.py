@@ -137,6 +137,7 @@ def test_two_damaged_checkpoints_are_one_line_and_nothing_is_begun_anew(tmp_path
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_is_no_reason_to_go_back(tmp_path: Path, corpus: Corpus) -> None:
     run = stopped(tmp_path / "run", corpus)
     other = make_config("gru", optimizer="adam", lr=0.02, epochs=3, keep=0.7)
@@ -327,6 +328,7 @@ def test_a_best_checkpoint_of_another_attempts_epoch_is_not_taken_for_this_one(t
         files.load_best(history)
 
 
+@pytest.mark.slow
 def test_a_best_checkpoint_that_cannot_be_rebuilt_is_told_at_once_and_a_better_epoch_replaces_it(
     tmp_path: Path, corpus: Corpus, capsys: pytest.CaptureFixture[str]
 ) -> None:

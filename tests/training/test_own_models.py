@@ -62,6 +62,7 @@ def corpus(tmp_path: Path) -> Corpus:
     return load_corpus(make_config().data, write_text(tmp_path / "text", train_lines=60))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OWN)
 def test_a_stop_in_mid_epoch_changes_no_bit(tmp_path: Path, corpus: Corpus, name: str) -> None:
     quiet, config = own_run(tmp_path / "quiet", name)

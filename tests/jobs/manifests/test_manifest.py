@@ -746,6 +746,7 @@ def test_wrong_yaml_gets_one_line(tmp_path: Path, text: str, line: str) -> None:
     assert problems(tmp_path, text, name="study.yaml") == [line]
 
 
+@pytest.mark.slow
 def test_aliases_that_multiply_without_end_are_refused_before_they_fill_the_memory(tmp_path: Path) -> None:
     levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     levels += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]

@@ -252,6 +252,7 @@ def test_the_memory_of_a_configuration_is_the_highest_that_any_run_or_canary_of_
     assert estimate(config(), facts, known).memory_bytes == memory_bytes(config(), VOCAB), "the estimate stays one"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize(("words", "size"), [(16, 128), (6000, 16)])
 def test_the_size_of_a_checkpoint_is_that_of_its_file_within_5_percent(
