@@ -104,7 +104,7 @@ def submit(todo: Sequence[PlannedRun], options: LaunchOptions, settings: SlurmSe
             for item in items:
                 # Before the job can start, since it would take an old failure as the run's final state. A run that was
                 # cancelled since this launch began keeps its mark, and its job leaves it alone.
-                if item.observation.state == "cancelled" or not item.run.is_cancelled():
+                if not item.was_cancelled_since:
                     put_failure_aside(item.run, by_hand=item.by_hand, seen=item.observation)
             # Before the jobs can start, since each job checks that its runs belong to its submission.
             write_jobs(study_dir, {}, dict.fromkeys((item.run.id for item in items), folder.name))

@@ -194,7 +194,7 @@ def put_failure_aside(
         failure = {"kind": seen.kind, "message": seen.reason, "failed_at": timestamp()}
         with contextlib.suppress(FileError):
             worker = read_json(run.worker_file(run.last_attempt())) or {}
-            failure |= {key: value for key, value in worker.items() if key == "micro_batches"}
+            micro_batches = micro_batches or worker.get("micro_batches")
     if failure is None:
         return
     known = {"micro_batches": micro_batches, "node": node, "retried": "by hand" if by_hand else None}

@@ -267,8 +267,7 @@ def launched(
             if canary.wanted(options.canary, tried):
                 write_queue(options.study_dir, {item.run.id: "waits for the canaries" for item in todo})
                 canary.check(tried, backend, code, options)
-                # A run that was cancelled before is being retried.
-                left = [i for i in todo if i.observation.state == "cancelled" or not i.run.is_cancelled()]
+                left = [item for item in todo if not item.was_cancelled_since]
                 todo = estimated(left, earlier_throughput(options.study_dir.parent))
                 _write_record(options, todo)
             with contextlib.closing(Dispatcher(backend, code, options).dispatch(todo)) as events:

@@ -38,6 +38,11 @@ class PlannedRun:
     """The share of its epochs that the run is expected to reach. A search stops some runs earlier."""
 
     @property
+    def was_cancelled_since(self) -> bool:
+        """Whether the run has been cancelled since it was planned. One that was cancelled before is taken up again."""
+        return self.observation.state != "cancelled" and self.run.is_cancelled()
+
+    @property
     def epochs_done(self) -> int:
         """Finished epochs that the run does not repeat."""
         return self.observation.epochs_done if self.action in ("resume", "extend") else 0

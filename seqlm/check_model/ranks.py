@@ -33,19 +33,20 @@ def check_ranks(subject: Subject) -> str:
     with tempfile.TemporaryDirectory() as folder:
         meeting = {RENDEZVOUS.name: f"file://{folder}/rendezvous.json", COLLECTIVE_MINUTES.name: str(MINUTES)}
         arguments = [json.dumps(vars(subject.config)), str(subject.folder)]
-        with mock.patch.dict(os.environ, meeting):
-            other = subprocess.Popen(
+        with (
+            mock.patch.dict(os.environ, meeting),
+            subprocess.Popen(
                 [sys.executable, "-m", __name__, *arguments],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
-            )
+            ) as other,
+        ):
             try:
                 found = _steps(subject, Rank(index=0, world_size=RANKS))
                 _, errors = other.communicate(timeout=60 * MINUTES)
             finally:
                 other.kill()
-                other.communicate()
     if other.returncode:
         raise BrokenContractError(
             f"the second rank fails: {(errors.strip().splitlines() or ['without a message'])[-1]}"
