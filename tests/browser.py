@@ -82,7 +82,7 @@ def require_browser() -> None:
     if not missing:
         return
     if os.environ.get("CI"):
-        pytest.fail(f"not installed: {', '.join(missing)} (see .ci/install_browser)")
+        pytest.fail(f"not installed: {', '.join(missing)} (see .ci/install_programs)")
     pytest.skip(f"not installed: {', '.join(missing)}")
 
 

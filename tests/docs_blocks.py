@@ -37,6 +37,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+import matplotlib
+from matplotlib import pyplot
+
 from tests import commands
 from tests.crawl import Crawl
 from tests.waiting import wait_for
@@ -177,10 +180,14 @@ class Session:
         blocks = read_blocks(page)
         missing = [old for old in self._edits if not any(old in block.text for block in blocks)]
         assert not missing, f"{page}: no block has {missing}"
-        for block in blocks:
-            self.run_block(block)
+        try:
+            with matplotlib.rc_context():  # Python's blocks run in this process
+                for block in blocks:
+                    self._run_block(block)
+        finally:
+            pyplot.close("all")
 
-    def run_block(self, block: Block) -> None:
+    def _run_block(self, block: Block) -> None:
         text = block.text
         for old, new in self._edits.items():
             text = text.replace(old, new)

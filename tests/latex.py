@@ -27,7 +27,7 @@ def require_latex() -> None:
     if shutil.which("pdflatex") is not None:
         return
     if os.environ.get("CI"):
-        pytest.fail("not installed: pdflatex (see .ci/install_latex)")
+        pytest.fail("not installed: pdflatex (see .ci/install_programs)")
     pytest.skip("not installed: pdflatex")
 
 
