@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from matplotlib import pyplot
 
 from jobs.cli.arguments import read
 from jobs.manifests.json_schema import manifest_schema
@@ -20,7 +22,8 @@ from jobs.manifests.load import load_manifest
 from jobs.manifests.reader import read_manifest_file
 from jobs.spec import Resources
 from slurm.settings import read_settings
-from tests.docs_blocks import PLACES, ROOT, Block, command_words, is_output, pages, place_of, read_blocks
+from tests import docs_blocks
+from tests.docs_blocks import PLACES, ROOT, Block, Session, command_words, is_output, pages, place_of, read_blocks
 
 BLOCKS = [block for page in pages() for block in read_blocks(page)]
 MANIFESTS = [block for block in BLOCKS if block.language in ("toml", "yaml")]
@@ -106,3 +109,24 @@ def test_output_is_compared_apart_from_numbers() -> None:
     assert is_output("run      time\n...\ndone: 2 of 2", "run  time\n1    3.5 s\n2  4 min\ndone: 9 of 9\n")
     assert not is_output("run time", "run time\nwarning: full disk")
     assert not is_output("done: 2 of 2", "failed: 2 of 2")
+
+
+def test_python_of_a_page_leaves_nothing_of_matplotlib_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docs_blocks, "ROOT", tmp_path)
+    page = tmp_path / "page.md"
+    pyplot.switch_backend("agg")  # which is else chosen at the first figure, and stays
+    settings = dict(pyplot.rcParams)
+    blocks = (
+        "from matplotlib import pyplot\npyplot.rcParams['font.size'] = 31.0\nfigure, ax = pyplot.subplots()",
+        "assert pyplot.gcf() is figure and pyplot.rcParams['font.size'] == 31.0, 'the next block goes on with both'",
+    )
+    page.write_text("".join(f"<!-- run -->\n```python\n{block}\n```\n" for block in blocks), "utf-8")
+    Session(tmp_path, os.environ).run_page(page)
+    assert not pyplot.get_fignums()
+    assert dict(pyplot.rcParams) == settings
+
+    page.write_text(page.read_text("utf-8") + "<!-- run -->\n```python\nraise RuntimeError('a page that fails')\n```\n")
+    with pytest.raises(RuntimeError, match="a page that fails"):
+        Session(tmp_path, os.environ).run_page(page)
+    assert not pyplot.get_fignums()
+    assert dict(pyplot.rcParams) == settings
