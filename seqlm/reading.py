@@ -1,8 +1,13 @@
-"""Reading small files of a folder that somebody else may have written: no waiting, no links, no limits exceeded."""
+"""Reading small files of a folder that somebody else may have written: no waiting, no links, no limits exceeded.
+
+What exists is asked here too. :class:`pathlib.Path` takes a file that cannot be looked at for one that does not exist:
+``exists`` and its like from Python 3.14 on, ``glob`` from 3.13 on. A run would then start again at its first epoch.
+"""
 
 from __future__ import annotations
 
 import errno
+import fnmatch
 import json
 import os
 import stat
@@ -50,7 +55,7 @@ def open_regular(path: Path, *, largest: int, below: Path | None = None) -> Buff
     except FileNotFoundError:
         raise
     except OSError as error:
-        if error.errno == errno.ELOOP and not path.exists():
+        if error.errno == errno.ELOOP and not exists(path):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
         if error.errno in _KINDS:
             raise _refused(path, _KINDS[error.errno]) from None
@@ -122,6 +127,71 @@ def read_tail(path: Path, most: int) -> bytes:
     with open_regular(path, largest=LARGEST_HASHED) as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - most))
         return file.read(most)
+
+
+def exists(path: Path) -> bool:
+    """Return whether there is anything at ``path``. A link to nothing counts as nothing.
+
+    Raises:
+        FileError: that is unknown, because the file system failed or refused.
+    """
+    return _mode(path) != 0
+
+
+def is_file(path: Path) -> bool:
+    """Return whether there is a regular file at ``path``, or a link to one. Errors as of :func:`exists`."""
+    return stat.S_ISREG(_mode(path))
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether there is a folder at ``path``, or a link to one. Errors as of :func:`exists`."""
+    return stat.S_ISDIR(_mode(path))
+
+
+def is_link(path: Path) -> bool:
+    """Return whether there is a symbolic link at ``path``. Errors as of :func:`exists`."""
+    return stat.S_ISLNK(_mode(path, follow=False))
+
+
+def _mode(path: Path, *, follow: bool = True) -> int:
+    """Return type and permissions of what there is at ``path``. 0: there is nothing."""
+    try:
+        return _unless_stale(lambda: path.stat(follow_symlinks=follow).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    except OSError as error:
+        raise FileError.from_os_error("read", path, error) from None
+
+
+def listed(folder: Path, pattern: str = "*") -> list[Path]:
+    """Return what is in a folder and has a name that matches ``pattern``, by name. A folder that is missing is empty.
+
+    Raises:
+        FileError: the folder cannot be listed.
+    """
+    try:
+        with _unless_stale(lambda: os.scandir(folder)) as entries:
+            names = [entry.name for entry in entries]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise FileError.from_os_error("list", folder, error) from None
+    return [folder / name for name in sorted(fnmatch.filter(names, pattern))]
+
+
+def below(folder: Path, pattern: str = "*") -> list[Path]:
+    """Return what is in a folder and the folders below, at any depth, and has a name that matches ``pattern``.
+
+    Links are not followed.
+
+    Raises:
+        FileError: a folder cannot be listed.
+    """
+    found = []
+    for path in listed(folder):
+        found += [path] if fnmatch.fnmatch(path.name, pattern) else []
+        found += below(path, pattern) if stat.S_ISDIR(_mode(path, follow=False)) else []
+    return found
 
 
 def parse_json(text: str) -> Any:

@@ -1,0 +1,71 @@
+"""What exists is known or an error: a file that cannot be looked at is never taken for one that is not there."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from seqlm.errors import FileError
+from seqlm.reading import below, exists, is_file, is_folder, is_link, listed
+
+LOOKS = [exists, is_file, is_folder, is_link, listed, below]
+
+
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EACCES, errno.ELOOP, errno.ETIMEDOUT])
+def test_an_error_of_the_file_system_is_not_the_answer_no(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: object, code: int
+) -> None:
+    assert callable(look)
+    (tmp_path / "file").touch()
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "stat", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(FileError, match=os.strerror(code)):
+        look(tmp_path)
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_what_is_missing_is_no_error(tmp_path: Path, look: object) -> None:
+    assert callable(look)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    for path in (tmp_path / "none", tmp_path / "none" / "none", tmp_path / "file" / "none"):
+        assert not look(path)
+    assert not exists(tmp_path / "link")
+
+
+def test_a_file_that_another_host_replaces_meanwhile_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    real, refused = os.stat, []
+
+    def stale_once(*arguments: object, **options: object) -> os.stat_result:
+        if not refused:
+            refused.append(arguments)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return real(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "stat", stale_once)
+    assert exists(tmp_path / "file")
+
+
+def test_kinds_and_listings(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+    (tmp_path / "folder" / "inner" / "a.json").touch()
+    (tmp_path / ".hidden.json").touch()
+    (tmp_path / "link").symlink_to("folder")
+    names = ["folder", "link", ".hidden.json"]
+    assert [is_folder(tmp_path / name) for name in names] == [True, True, False]
+    assert [is_file(tmp_path / name) for name in names] == [False, False, True]
+    assert [is_link(tmp_path / name) for name in names] == [False, True, False]
+    assert [path.name for path in listed(tmp_path)] == [".hidden.json", "folder", "link"]
+    assert listed(tmp_path, "f*") == [tmp_path / "folder"]
+    assert below(tmp_path, "*.json") == [tmp_path / ".hidden.json", tmp_path / "folder" / "inner" / "a.json"]
