@@ -57,7 +57,6 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received = False
-        self._may_interrupt = False
 
     def install(self) -> None:
         """Take the signals on from here."""
@@ -70,9 +69,6 @@ class StopSignal:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = True
-        if self._may_interrupt:
-            self._may_interrupt = False
-            raise StopRequested
 
     def check(self) -> None:
         """Call between two pieces of work.
@@ -82,20 +78,6 @@ class StopSignal:
         """
         if self.received:
             raise StopRequested
-
-    @contextlib.contextmanager
-    def interrupting(self) -> Iterator[None]:
-        """While the block runs a signal ends it in the middle: for long work that has changed nothing before its end.
-
-        Raises:
-            StopRequested: a signal has come, before or now.
-        """
-        self._may_interrupt = True
-        try:
-            self.check()
-            yield
-        finally:
-            self._may_interrupt = False
 
 
 def attempt_number(run: RunDirectory, env: Mapping[str, str]) -> int:

@@ -11,7 +11,6 @@ that resume a run take a step with the update switched off before their first on
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import final
@@ -86,7 +85,6 @@ class TrainingStep:
             )
         self._captured = Captured(self._eager, warm_up=self._warm_up) if capture else None
         self._rehearses = False
-        self._buffers = [(module, name) for module in model.modules() for name in module._buffers]
 
     def resume(self) -> None:
         """Have the next step computed as every step but the first one of a run.
@@ -98,70 +96,30 @@ class TrainingStep:
         """
         self._rehearses = isinstance(self._objective, nn.parallel.DistributedDataParallel)
 
-    def __call__(
-        self,
-        inputs: Int[Tensor, "T B"],
-        targets: Int[Tensor, "T B"],
-        state: State,
-        until_update: Callable[[], AbstractContextManager[None]] = nullcontext,
-    ) -> StepResult:
-        """Forward, backward, clip, update.
-
-        Until the update nothing has changed but the gradients, which no step looks at again, and what
-        :meth:`before_forward` copies. So the step can be repeated after an exception in ``until_update``, a context
-        around that part. A captured step has no such part.
-        """
+    def __call__(self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: State) -> StepResult:
+        """Forward, backward, clip, update."""
         if self._rehearses:
             self._rehearses = False
             self._warm_up(inputs, targets, state)
         if self._captured is not None:
             return self._captured(inputs, targets, state)
-        return self._eager(inputs, targets, state, until_update)
-
-    def before_forward(self, device: torch.device) -> Callable[[], None]:
-        """Copy what a forward pass changes: the generator of the device and the buffers of the model.
-
-        Return a function that puts them back into the same memory. It waits for the device.
-        """
-        generator = generator_state(device)
-        buffers = [
-            (module, name, buffer, buffer.clone())
-            for module, name in self._buffers
-            if (buffer := module._buffers[name]) is not None
-        ]
-
-        @torch.no_grad()
-        def restore() -> None:
-            set_generator_state(device, generator)
-            for module, name, buffer, copy in buffers:
-                module._buffers[name] = buffer  # forward may have assigned another tensor
-                if not torch.equal(buffer, copy):  # a constant may be a view that cannot be written
-                    buffer.copy_(copy)
-
-        return restore
+        return self._eager(inputs, targets, state)
 
     def _eager(
-        self,
-        inputs: Int[Tensor, "T B"],
-        targets: Int[Tensor, "T B"],
-        state: State,
-        until_update: Callable[[], AbstractContextManager[None]] = nullcontext,
-        *,
-        moves: bool = True,
+        self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: State, *, moves: bool = True
     ) -> StepResult:
         """``moves=False``: all of the step is computed, and the update leaves parameters and moments as they are."""
         losses, states = [], []
-        with until_update():
-            self.optimizer.zero_grad(set_to_none=True)
-            windows = (split_columns(tensor, self.micro_batches) for tensor in (inputs, targets))
-            columns = zip(*windows, split_state(state, self.micro_batches, self.model.batch_axis), strict=True)
-            for number, part in enumerate(columns, start=1):
-                with self._reduction(is_last=number == self.micro_batches):
-                    loss_nats, state = self._objective(*part)
-                    (loss_nats * self.scale).backward()
-                losses.append(loss_nats.detach())
-                states.append(detached(state))
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm, foreach=True)
+        self.optimizer.zero_grad(set_to_none=True)
+        windows = (split_columns(tensor, self.micro_batches) for tensor in (inputs, targets))
+        columns = zip(*windows, split_state(state, self.micro_batches, self.model.batch_axis), strict=True)
+        for number, part in enumerate(columns, start=1):
+            with self._reduction(is_last=number == self.micro_batches):
+                loss_nats, state = self._objective(*part)
+                (loss_nats * self.scale).backward()
+            losses.append(loss_nats.detach())
+            states.append(detached(state))
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm, foreach=True)
         loss_nats = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
         # Fused optimizers leave all parameters alone where this is 1; GradScaler of torch.amp uses it the same way.
         found_inf = ~torch.isfinite(loss_nats + norm) if moves else torch.ones_like(norm)
@@ -171,9 +129,20 @@ class TrainingStep:
 
     def _warm_up(self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: State) -> None:
         """Compute a step that changes nothing: no parameter, buffer, moment or generator, and no gradient is left."""
-        restore = self.before_forward(inputs.device)
+        generator = generator_state(inputs.device)
+        buffers = [
+            (module, name, buffer, buffer.clone())
+            for module in self.model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
         self._eager(inputs, targets, state, moves=False)
-        restore()
+        set_generator_state(inputs.device, generator)
+        with torch.no_grad():
+            for module, name, buffer, copy in buffers:
+                module._buffers[name] = buffer  # forward may have assigned another tensor
+                if not torch.equal(buffer, copy):  # a constant may be a view that cannot be written
+                    buffer.copy_(copy)
         # Gradients that are alive at the capture would keep their memory, for a second set is made in the graph's.
         self.optimizer.zero_grad(set_to_none=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import time
@@ -59,8 +58,7 @@ class Trainer:
         rank: this process.
         attempt: number of this attempt.
         micro_batches: parts in which a step takes the rank's columns.
-        stop: checked before each step. A single rank on a CPU is even interrupted within a step, which is repeated
-            later. Several ranks stop after the same step.
+        stop: checked after each step and before each window of an evaluation. Several ranks stop after the same step.
         checkpoint_minutes: time between two checkpoints within an epoch.
         progress_seconds: least time between two writes of ``progress.json``.
         keep_last: whether ``last.pt`` stays when the run is done.
@@ -121,7 +119,6 @@ class Trainer:
             micro_batches=micro_batches,
         )
         self._resume_steps = self.step.resume
-        self._before_forward = self.step.before_forward
         self._window_loss: WindowLoss = Captured(self.model.loss) if capture else self.model.loss
         self.history: list[dict[str, Any]] = []
         self.guard = guard
@@ -241,7 +238,7 @@ class Trainer:
         for inputs, targets in windows(self._columns["train"][self._step * seq_len :], seq_len):
             self._background.check()
             self._number.set(self._epoch, self._step)
-            result = self._take_step(inputs, targets)
+            result = self.step(inputs, targets, self._state)
             self._state = result.state
             self._step += 1
             results.add(result)
@@ -259,25 +256,13 @@ class Trainer:
                 if shall_save:
                     self._save()
 
-    def _take_step(self, inputs: Tensor, targets: Tensor) -> Any:
-        if not (self._is_alone and self.rank.device.type == "cpu"):
-            return self.step(inputs, targets, self._state)
-        restore = self._before_forward(self.rank.device)
-        try:
-            return self.step(inputs, targets, self._state, self.stop.interrupting)
-        except StopRequested:
-            restore()  # the step is computed again, with the same masks
-            raise
-
     def evaluate(self, split: str) -> TokenLoss:
         """The loss on ``valid`` or ``test`` with the present parameters, dropout off, state zero at the start.
 
         Raises:
             StopRequested: ``stop`` said so.
         """
-        in_the_middle = self._is_alone and self.rank.device.type == "cpu"
-        with self.stop.interrupting() if in_the_middle else contextlib.nullcontext():
-            return self._evaluate(self._columns[split], self._before_window)
+        return self._evaluate(self._columns[split], self._before_window)
 
     def _evaluate(self, columns: Tensor, before_window: Callable[[int], None] = lambda number: None) -> TokenLoss:
         seq_len, parts = self.config.train.seq_len, self.micro_batches

@@ -131,16 +131,22 @@ def test_a_warm_up_leaves_nothing_behind(arch: str, optim: OptimConfig) -> None:
         assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_warm_up_changes_no_buffer(tmp_path: Path) -> None:
-    write_model(tmp_path, *COUNTS)
+ASSIGNS = (COUNTS[0], ("# hidden", "self.steps = self.steps + self.training; h = h * 0.9**self.steps"))
+
+
+@pytest.mark.parametrize("changes", [COUNTS, ASSIGNS], ids=["in place", "assigned"])
+def test_a_warm_up_changes_no_buffer(tmp_path: Path, changes: tuple[tuple[str, str], ...]) -> None:
+    write_model(tmp_path, *changes)
     found = []
-    for capture in (False, True):
+    for warms_up in (False, True):
         torch.manual_seed(1)
         model = build_model(CustomConfig(arch="custom", source="model.py:Model"), VOCAB, 5, folder=tmp_path).train()
         optimizer = build_optimizer(OPTIMIZERS[0], model.parameters())
-        step = TrainingStep(model, optimizer, clip_norm=0.1, tokens_per_step=5 * BATCH, capture=capture)
+        step = TrainingStep(model, optimizer, clip_norm=0.1, tokens_per_step=5 * BATCH)
         state, losses = model.initial_state(BATCH), []
         for inputs, targets in windows(3):
+            if warms_up:
+                step._warm_up(inputs, targets, state)
             result = step(inputs, targets, state)
             state = result.state
             losses.append(result.loss_nats.item())

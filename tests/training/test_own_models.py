@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
@@ -24,9 +23,9 @@ from seqlm.training.attempt import StopRequested, StopSignal
 from seqlm.training.distributed import Rank
 from seqlm.training.failure import failure_text
 from seqlm.training.trainer import Trainer
-from tests.check_model.faulty import COUNTS, write_model
+from tests.check_model.faulty import write_model
 from tests.outcome import outcome
-from tests.training.lives import End, live, position_of
+from tests.training.lives import End, live
 from tests.training.studies import make_config, write_text
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -96,44 +95,6 @@ def test_two_ranks_that_are_killed_resume_exactly(tmp_path: Path) -> None:
     assert codes[0] == -signal.SIGKILL
     assert live(killed.path, text, ranks=2) == [0, 0]
     assert outcome(killed) == outcome(quiet)
-
-
-ASSIGNS = (COUNTS[0], ("# hidden", "self.steps = self.steps + self.training; h = h * 0.9**self.steps"))
-
-
-def counting_run(folder: Path, source: Path, *changes: tuple[str, str]) -> tuple[RunDirectory, RunConfig]:
-    """A run of a model whose buffers count its steps."""
-    source.mkdir(exist_ok=True)
-    write_model(source, *changes)
-    model = CustomConfig(arch="custom", source="model.py:Model")
-    files = read_model_files(model, source)
-    config = replace(make_config(lr=0.5), model=replace(model, sha256=files.sha256))
-    run = RunDirectory(folder)
-    run.create(config, {}, model_files=files)
-    return run, config
-
-
-@pytest.mark.parametrize("changes", [COUNTS, ASSIGNS], ids=["in place", "assigned"])
-def test_a_step_that_a_signal_abandons_changes_no_buffer(
-    tmp_path: Path, corpus: Corpus, changes: tuple[tuple[str, str], ...]
-) -> None:
-    quiet, config = counting_run(tmp_path / "quiet", tmp_path / "source", *changes)
-    Trainer(config, corpus, quiet, rank=Rank(), attempt=1).train()
-    run, _ = counting_run(tmp_path / "stopped", tmp_path / "source", *changes)
-    trainer = Trainer(config, corpus, run, rank=Rank(), attempt=1)
-    passes = []
-
-    def in_backward(gradient: Tensor) -> None:
-        passes.append(1)
-        if len(passes) == 3:
-            trainer.stop._remember(signal.SIGTERM, None)
-
-    next(trainer.model.parameters()).register_hook(in_backward)
-    with pytest.raises(StopRequested):
-        trainer.train()
-    assert position_of(run.path).step == 2, "the step with the signal was not finished"
-    Trainer(config, corpus, run, rank=Rank(), attempt=2).train()
-    assert outcome(run) == outcome(quiet)
 
 
 @pytest.mark.parametrize("name", OWN)
