@@ -35,7 +35,10 @@ from seqlm.schema import (
 Precision: TypeAlias = Literal["fp32", "tf32", "bf16"]
 """Of the operands of matrix products."""
 
-Seed = Annotated[int, Bound("a whole number from 0 to 2^63 - 1", least=0, most=2**63 - 1)]
+LARGEST_SEED = 2**32 - 1
+"""PyTorch reads the lowest 32 bits of a seed on a CPU: a larger one would draw the numbers of a smaller one."""
+SEEDS = "a whole number from 0 to 2^32 - 1"
+Seed = Annotated[int, Bound(SEEDS, least=0, most=LARGEST_SEED)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from seqlm.config import RunConfig
+from seqlm.config import LARGEST_SEED, SEEDS, RunConfig
 from seqlm.errors import ConfigError, FileError, nearest
 from seqlm.files import read_json
 from seqlm.rundir import RunDirectory
@@ -18,8 +18,8 @@ TASK_KEYS = ("judge", "settings")
 _COUNT = "a whole number of at least 1"
 
 
-def _is_whole(value: Any, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
+def _is_whole(value: Any, least: int = 1, most: int = 2**63 - 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -35,7 +35,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "prompt": (lambda value: value is None or isinstance(value, str), "a text or null"),
     "gradient_columns": (_is_whole, _COUNT),
-    "seed": (lambda value: _is_whole(value, 0), "a whole number from 0 to 2^63 - 1"),
+    "seed": (lambda value: _is_whole(value, 0, LARGEST_SEED), SEEDS),
 }
 """Key of the settings -> whether a value is valid, and what is."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar, dataclass_transform
 
 from jobs import terminal
-from jobs.cli.parser import Command, Parser, above_zero, option, positive, whole
+from jobs.cli.parser import Command, Parser, above_zero, option, positive, seed, whole
 from seqlm import __version__
 from seqlm.environment import RUNS
 
@@ -225,7 +225,7 @@ class BehaviourArguments(LaunchArguments, StudyArguments):
         "--temperature", type=above_zero, metavar="X", help="temperature of the sampling (default: 1)"
     )
     prompt: str | None = option("--prompt", metavar="TEXT", help="how the texts begin (default: nothing)")
-    seed: int | None = option("--seed", type=whole, metavar="N", help="seed of the sampling (default: the run's)")
+    seed: int | None = option("--seed", type=seed, metavar="N", help="seed of the sampling (default: the run's)")
     force: bool = option("--force", help="compute it again, even if nothing has changed")
 
 
@@ -249,7 +249,7 @@ class ProposeArguments(Arguments):
 
     study: str = option(help=STUDY)
     count: int = option("--count", type=positive, default=9, metavar="N", help="how many (default: 9)")
-    seed: int = option("--seed", type=whole, default=0, metavar="N", help="seed of the sampler (default: 0)")
+    seed: int = option("--seed", type=seed, default=0, metavar="N", help="seed of the sampler (default: 0)")
 
 
 @command("this machine", "jobs.cli.doctor.doctor", "doctor --calibrate")

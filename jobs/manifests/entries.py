@@ -23,7 +23,7 @@ from jobs.manifests.policy import Policy
 from jobs.manifests.reader import check_plain, show
 from jobs.manifests.search import SearchTable
 from jobs.spec import Resources
-from seqlm.config import OPEN_TABLES, RunConfig, Seed, base_key, valid_keys
+from seqlm.config import OPEN_TABLES, SEEDS, RunConfig, Seed, base_key, valid_keys
 from seqlm.rundir import MAX_RUNS
 
 _Name = Annotated[
@@ -70,7 +70,7 @@ class SampleTable(EntryTable):
 
     count: Annotated[int, Ge(1), Le(MAX_RUNS), Valid(f"a whole number from 1 to {MAX_RUNS:,}")]
     """Number of settings to draw, all different. The first n of a larger count are the same n."""
-    seed: Annotated[Seed, Valid("a whole number from 0 to 2^63 - 1")] = 0
+    seed: Annotated[Seed, Valid(SEEDS)] = 0
     """Seed of the draws. It is not the seed of the runs, which `seeds` or `[defaults]` set."""
 
 

@@ -123,7 +123,7 @@ class Condition:
 
     def _compares(self, key: str, fact: Any) -> bool:
         try:
-            (limit,) = map(_number, self.values)
+            (limit,) = map(float, self.values)
         except ValueError:
             found = ",".join(self.values)
             raise self._mistake(f'expected a number after {self.operator}, got "{found}"') from None
@@ -137,17 +137,9 @@ class Condition:
         if isinstance(fact, str):
             return fnmatch.fnmatchcase(fact, value) or (key == "fingerprint" and fact.startswith(value))
         try:
-            return bool(_number(value) == fact)
+            return bool(float(value) == fact)
         except ValueError:
             raise self._mistake(f'{key}: expected a number, got "{value}"') from None
-
-
-def _number(text: str) -> float:
-    """Return a typed number. Whole numbers stay exact, since a seed may exceed a float's precision."""
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
 
 
 def parse(text: str) -> list[Condition]:

@@ -106,7 +106,7 @@ def kind_of(schema: Schema) -> str:
     parts += [f"above {above:g}"] if above is not None else []
     parts += [f"below {below:g}"] if below is not None else []
     parts += [f"below {below:g}"] if below is not None else []
-    parts += [f"at most {'2^63 - 1' if most == 2**63 - 1 else most}"] if most is not None else []
+    parts += [f"at most {'2^32 - 1' if most == 2**32 - 1 else most}"] if most is not None else []
     return ", ".join(parts)
 
 

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from seqlm.config import LARGEST_SEED
 from seqlm.optimizers import AdamConfig, AdamWConfig, OptimConfig, SgdConfig
 from seqlm.training.optimizers import build_optimizer, restore_optimizer, set_learning_rate, step_key
+from seqlm.training.resume import mask_seed
 
 
 def test_the_compounding_schedule_is_flat_for_fifteen_epochs_and_has_vanished_by_epoch_24() -> None:
@@ -150,6 +152,15 @@ def test_keys_of_steps_are_unlike_whatever_the_seed_and_step() -> None:
     assert len(keys) == 3000
     assert all(-(2**63) <= key < 2**63 for key in keys)
     assert min(keys) < -(2**62) < 2**62 < max(keys)
+
+
+def test_valid_seeds_draw_unlike_numbers_on_a_cpu_in_every_epoch_and_on_every_rank() -> None:
+    seeds = (0, 1, 1111, 2**31, 2**31 + 1111, LARGEST_SEED)
+    drawn = [
+        *seeds,
+        *(mask_seed(seed, epoch, rank) for seed in seeds for epoch in range(10) for rank in range(3)),
+    ]
+    assert len({tuple(torch.rand(4, generator=torch.Generator().manual_seed(seed)).tolist()) for seed in drawn}) == 186
 
 
 def test_the_learning_rate_reaches_every_group() -> None:

@@ -44,9 +44,9 @@ def test_what_is_given_is_kept() -> None:
         ("temperature", 10**400, "a positive finite number"),
         ("temperature", "1", "a positive finite number"),
         ("prompt", 3, "a text or null"),
-        ("seed", -1, "a whole number from 0 to 2^63 - 1"),
-        ("seed", 2**63, "a whole number from 0 to 2^63 - 1"),
-        ("seed", None, "a whole number from 0 to 2^63 - 1"),
+        ("seed", -1, "a whole number from 0 to 2^32 - 1"),
+        ("seed", 2**32, "a whole number from 0 to 2^32 - 1"),
+        ("seed", None, "a whole number from 0 to 2^32 - 1"),
     ],
 )
 def test_an_impossible_value_is_one_line(key: str, value: Any, valid: str) -> None:
@@ -72,7 +72,7 @@ def test_a_task_tells_all_that_is_wrong_with_it(tmp_path: Path) -> None:
         'unknown key "setting"; did you mean "settings"? (valid: judge, settings)',
         'judge: expected the id of another run of the study, or null, got "../gru"',
         "settings.window: expected a whole number of at least 1, got 0",
-        'settings.seed: expected a whole number from 0 to 2^63 - 1, got "x"',
+        'settings.seed: expected a whole number from 0 to 2^32 - 1, got "x"',
     ]
     for raw in ({"judge": tmp_path.name}, {"judge": ""}, {"judge": 3}, {"settings": []}):
         write_json(tmp_path / "task.json", raw)

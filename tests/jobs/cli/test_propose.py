@@ -284,6 +284,10 @@ def test_fewer_settings_than_asked_for_are_said(tmp_path: Path, capsys: pytest.C
     assert len(tomllib.loads(printed.out)["run"]) == 2
 
 
+def test_a_seed_that_is_too_large_is_one_line(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "a whole number from 0 to 2^32 - 1, got 4294967296" in refusal(capsys, study, "--seed", "4294967296")
+
+
 def test_without_optuna_one_line_says_what_to_install(
     study: Study, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

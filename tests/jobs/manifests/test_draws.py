@@ -256,7 +256,7 @@ WRONG = {
     ),
     "seed that is no number": (
         sample(KEEP + '\nseed = "x"'),
-        'seed: expected a whole number from 0 to 2^63 - 1, got "x"',
+        'seed: expected a whole number from 0 to 2^32 - 1, got "x"',
     ),
     "unknown key of a sample": (
         sample(KEEP + "\nnumber = 3"),

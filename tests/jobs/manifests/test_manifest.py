@@ -600,7 +600,7 @@ WRONG = {
     "no seeds": ("seeds = []\n" + GOOD, "study.toml: seeds: expected a list of whole numbers, at least one, got []"),
     "negative seed": (
         GOOD + "seeds = [1, -1]",
-        "study.toml: run 1: seed: expected a whole number from 0 to 2^63 - 1, got -1",
+        "study.toml: run 1: seed: expected a whole number from 0 to 2^32 - 1, got -1",
     ),
     "seed and seeds": (
         GOOD + "seeds = [1]\nseed = 2",
