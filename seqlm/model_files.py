@@ -16,7 +16,7 @@ from pathlib import Path
 
 from seqlm.architectures import CustomConfig
 from seqlm.errors import FileError, ModelError, UsageError
-from seqlm.files import file_sha256, make_directory, replacing, write_new
+from seqlm.files import file_sha256, make_directory, replacing
 from seqlm.reading import read_bytes
 
 MOST_BYTES = 4 * 2**20
@@ -46,14 +46,12 @@ class ModelFiles:
         for name, content in self.contents.items():
             path = folder / name
             try:
-                if path.exists():
-                    if read_bytes(path) != content:
-                        raise ModelError(f"{path} has changed since its run was launched; move {folder.parent} away")
-                else:
-                    make_directory(path.parent)
-                    write_new(path, content)
-            except OSError as error:
-                raise FileError.from_os_error("keep", path, error) from None
+                if read_bytes(path) != content:
+                    raise ModelError(f"{path} has changed since its run was launched; move {folder.parent} away")
+            except FileNotFoundError:
+                make_directory(path.parent)
+                with replacing(path) as temporary:
+                    temporary.write_bytes(content)
 
 
 def read_model_files(config: CustomConfig, folder: Path) -> ModelFiles:

@@ -172,7 +172,7 @@ class RunDirectory(RunLayout):
         """
         files = (self.config_file, self.tokenizer_file, self.provenance_file, self.job_file, self.failure_file)
         begun = temporaries_of(*files)
-        remove([*begun, *self.path.glob("attempts/*/.failure.json.*.tmp")])
+        remove([*begun, *self.path.glob("attempts/*/.failure.json.*.tmp"), *self.model_dir.rglob(".*.tmp")])
 
     def _begun_in(self, attempt: int, kind: str) -> Iterator[Path]:
         return self.attempt_dir(attempt).glob(f".{kind}*.tmp")

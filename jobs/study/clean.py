@@ -187,7 +187,7 @@ class _Search:
                 self._add("last checkpoint", run.previous_checkpoint)
             if state not in ("running", "queued"):
                 attempts = map(run.attempt_dir, run.attempts())
-                for place in (run.path, run.best_checkpoint.parent, run.lease_dir, *attempts):
+                for place in (run.path, run.model_dir, run.best_checkpoint.parent, run.lease_dir, *attempts):
                     self._add_temporary(place)
 
     def _add_temporary(self, folder: Path) -> None:
