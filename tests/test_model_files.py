@@ -30,7 +30,7 @@ def full_disk(most_bytes: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("most_bytes", [0, 7000])
 def test_a_full_disk_while_a_model_is_kept_does_not_stop_the_next_launch(tmp_path: Path, most_bytes: int) -> None:
-    with full_disk(most_bytes), pytest.raises(FileError, match="cannot (keep|write)"):
+    with full_disk(most_bytes), pytest.raises(FileError, match=r"cannot (keep|write)"):
         FILES.keep(tmp_path / "model")
     FILES.keep(tmp_path / "model")
     kept = {str(path.relative_to(tmp_path / "model")) for path in tmp_path.rglob("*") if path.is_file()}

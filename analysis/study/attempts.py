@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from analysis.study.values import as_mapping, as_number, as_text, tolerated
@@ -82,6 +82,7 @@ def read_attempts(
         return {
             "attempt": attempt,
             **_place(workers, job if attempt >= as_number(job.get("attempt")) else {}),
+            "code": PurePath(as_text(first.get("code")) or "").name or None,
             "started_at": _iso(started_at),
             "ended_at": _iso(ended_at),
             "seconds": seconds,

@@ -133,6 +133,7 @@ ATTEMPTS = _meanings(
     ("cores", "", "cores of all ranks"),
     ("places", "", "hosts and GPUs of all ranks, joined by ' + '"),
     ("micro_batches", "", "parts of each rank's batch; more than 1 if memory was short"),
+    ("code", "", "folder of its code: a copy's name is the commit, and a digest if files were changed"),
     ("started_at", "", "start, ISO 8601"),
     ("ended_at", "", "end, ISO 8601; of an attempt that was cut off, its last heartbeat"),
     ("seconds", "s", "from started_at to ended_at"),

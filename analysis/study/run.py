@@ -11,10 +11,12 @@ import os
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.study import units
 from analysis.study.attempts import read_attempts
 from analysis.study.behaviour import Behaviour, read_behaviour
 from analysis.study.columns import as_columns
@@ -184,8 +186,14 @@ def _log_tail(run: RunDirectory) -> LogTail | None:
 # -- origin --------------------------------------------------------------------------------------------------------
 
 
-def origin_of(provenances: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Sum up ``provenance.json`` of all runs: for each title the distinct values, in the order of the runs."""
+def origin_of(runs: Sequence[LoadedRun]) -> dict[str, list[str]]:
+    """Sum up where all runs come from: for each title the distinct values, in the order of the runs.
+
+    ``provenance.json`` is of the newest launch. If attempts ran other code than one another, each is listed.
+    """
+    provenances = [run.provenance for run in runs]
+    codes = Counter(code for run in runs for attempt in run.attempts if (code := attempt["code"]))
+    several = [f"{code}: {units.count(number, 'attempt')}" for code, number in codes.items()]
     times = sorted(str(record["launched_at"]) for record in provenances if record.get("launched_at"))
     ends = [re.sub(r"T(\d\d:\d\d):\d\d\+00:00$", r" \1 UTC", time) for time in _distinct([*times[:1], *times[-1:]])]
     versions = [as_mapping(record.get("versions")) for record in provenances]
@@ -194,6 +202,7 @@ def origin_of(provenances: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     return {
         "Launched": [" to ".join(ends)] if ends else [],
         "Code": _distinct(map(_commit, provenances)),
+        **({"Code of attempts": several} if len(several) > 1 else {}),
         "Devices": _distinct(_devices(record.get("devices")) for record in provenances),
         "Hosts": _distinct(str(record.get("host") or "") for record in provenances),
         "Versions": [", ".join(named)] if named else [],

@@ -191,7 +191,7 @@ def load_study(*study_dirs: Path) -> Study:
         searches=searches,
         log_tails={run.row["id"]: run.log_tail for run in runs if run.log_tail},
         behaviours={run.row["id"]: run.behaviour for run in runs if run.behaviour},
-        origin=origin_of([run.provenance for run in runs]),
+        origin=origin_of(runs),
         warnings=warnings,
         own_models=own_models,
     )

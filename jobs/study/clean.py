@@ -21,6 +21,7 @@ from jobs.study.kept_code import ORIGIN, source_tree
 from jobs.study.squeue import Scheduler
 from jobs.study.studies import stats_below, total_bytes
 from seqlm.errors import FileError, RunBusyError, UsageError
+from seqlm.files import read_json
 from seqlm.lease import Terms, live_owner
 from seqlm.locks import is_locked
 from seqlm.run_layout import CANARY_FOLDER
@@ -30,7 +31,7 @@ Kind: TypeAlias = Literal["last checkpoint", "unused code", "damaged copy", "can
 
 KINDS: dict[Kind, str] = {
     "last checkpoint": "of runs that are done; their best.pt stays, and they cannot go on to more epochs",
-    "unused code": "copies that no run and no job refers to",
+    "unused code": "copies that no run, no attempt and no job refers to",
     "damaged copy": "copies of the code that were moved aside",
     "canary": "trial runs; the next launch of more than ten runs repeats them",
     "temporary file": "begun by processes that have ended",
@@ -229,6 +230,9 @@ class _Search:
         for run in (run for folder in self._folders for run in RunDirectory.unordered_in(folder)):
             launched = run.read_provenance().get("code")
             paths += [(run.read_job() or {}).get("code"), launched.get("path") if isinstance(launched, dict) else None]
+            # A later launch replaces both records. Those of the attempts name the code that trained the epochs so far.
+            workers = (file for attempt in run.attempts() for file in run.attempt_dir(attempt).glob("worker*.json"))
+            paths += [(read_json(file) or {}).get("code") for file in workers]
         # By its name: the study may have been moved since the path was written.
         yield from (Path(path).name for path in paths if isinstance(path, str))
         for folder, jobs in self._submissions.items():

@@ -12,7 +12,7 @@ import pytest
 
 from analysis.study.columns import ATTEMPTS
 from analysis.study.study import Study, load_study
-from seqlm.files import write_json, write_json_lines
+from seqlm.files import read_json, write_json, write_json_lines
 from seqlm.reading import moment
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import at, write_attempt, write_job
@@ -48,6 +48,18 @@ def test_a_resumed_run_has_an_interrupted_attempt_and_one_that_is_done(tmp_path:
     assert [first["epochs"], second["epochs"]] == [2, 2]
     assert [first["lost_seconds"], second["lost_seconds"]] == [60, 10]
     assert (first["started_at"], first["ended_at"]) == ("2026-03-01T09:00:00+00:00", "2026-03-01T09:04:10+00:00")
+
+
+def test_the_code_of_every_attempt_is_named_where_they_differ(tmp_path: Path) -> None:
+    run = resumed_run(tmp_path)
+    for attempt, code in ((1, "3f1c9a7be2d0"), (2, "77e0aa31c4d2-01234567")):
+        write_json(run.worker_file(attempt), {**(read_json(run.worker_file(attempt)) or {}), "code": f"/x/code/{code}"})
+    study = load_study(tmp_path)
+    assert attempt_of(study, 1, 1)["code"] == "3f1c9a7be2d0"
+    assert attempt_of(study, 1, 2)["code"] == "77e0aa31c4d2-01234567"
+    shown = " ".join(text for texts in study.origin.values() for text in texts)
+    assert "3f1c9a7be2d0" in shown
+    assert "77e0aa31c4d2-01234567" in shown
 
 
 def test_an_attempt_has_its_number_of_micro_batches_where_its_worker_knew_of_them(tmp_path: Path) -> None:

@@ -132,6 +132,14 @@ def test_what_nothing_needs_is_found_by_its_kind(study: Path) -> None:
     assert kept(study) == []
 
 
+def test_the_code_of_an_earlier_attempt_stays_after_a_launch_with_newer_code(study: Path) -> None:
+    run = run_of(study, "first")
+    write_json(run.worker_file(1), {"code": "/elsewhere/code/old"})
+    run.attempt_dir(2).mkdir(parents=True)
+    write_json(run.worker_file(2, 1), {"code": str(copy_of_code(study, "of-the-second-rank"))})
+    assert paths(study, "unused code") == []
+
+
 def test_a_dry_run_shows_and_deletes_nothing(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = files(study)
     code, data, _ = cleaned(study, capsys, "--dry-run")
