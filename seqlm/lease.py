@@ -44,6 +44,7 @@ from seqlm.files import file_beside, flush, hard_link, json_text, read_json, wri
 from seqlm.locks import LOOK_SECONDS as LOCK_SECONDS
 from seqlm.locks import LOOKS, read_lock_holder
 from seqlm.processes import is_alive, this_process
+from seqlm.reading import moment
 
 LOOK_SECONDS = 1.0
 """How often a lease is looked at that may be stale."""
@@ -258,6 +259,27 @@ def newest_generation(folder: Path) -> int:
     while _exists(folder / _name(generation + 1)):
         generation += 1
     return generation
+
+
+def last_beat(folder: Path, attempt: int) -> float | None:
+    """Return when the owner of a run last renewed its lease, in seconds since 1970, by the clock of the file system.
+
+    ``None``: the newest lease is not of a worker of this attempt, or cannot be read.
+    """
+    path = folder / _name(newest_generation(folder))
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime if _read(path).get("attempt") == attempt else None
+    return None
+
+
+def last_sign_of(attempt: int, progress: Mapping[str, Any], *failures: Mapping[str, Any]) -> float | None:
+    """Return when an attempt was last known to live, in seconds since 1970: the end of a rank that recorded none.
+
+    A failure counts only if it names the attempt. Any other one, such as a cancellation, was recorded by somebody who
+    did not follow the attempt, maybe long after its end. ``None``: unknown.
+    """
+    times = [progress.get("updated_at"), *(one.get("failed_at") for one in failures if one.get("attempt") == attempt)]
+    return max((time for text in times if (time := moment(text)) is not None), default=None)
 
 
 def newest_lease(folder: Path) -> dict[str, Any]:

@@ -62,7 +62,9 @@ ALLOWED = {
     "seqlm.environment": ("seqlm.errors",),
     "seqlm.files": ("seqlm.errors", "seqlm.reading"),
     "seqlm.locks": ("seqlm.errors", "seqlm.processes"),
-    "seqlm.lease": ("seqlm.environment", "seqlm.errors", "seqlm.files", "seqlm.locks", "seqlm.processes"),
+    "seqlm.lease": (
+        *("seqlm.environment", "seqlm.errors", "seqlm.files", "seqlm.locks", "seqlm.processes", "seqlm.reading"),
+    ),
     "seqlm.data": (*BOTTOM, "seqlm.data"),
     "seqlm.models": (*BOTTOM, "seqlm.models"),
     "seqlm.training": (*BOTTOM, "seqlm.models", "seqlm.data", "seqlm.training"),

@@ -14,6 +14,7 @@ from typing import Any
 
 from analysis.study.values import as_mapping, as_number, as_text, tolerated
 from seqlm.files import read_json
+from seqlm.lease import last_sign_of
 from seqlm.machine import short_name
 from seqlm.reading import moment
 from seqlm.rundir import RunDirectory
@@ -56,12 +57,10 @@ def read_attempts(
         files = run.attempt_dir(attempt).glob("worker*.json")
         workers = sorted(filter(None, map(read, files)), key=lambda worker: as_number(worker.get("rank")))
         progress, own_failure = read(run.progress_file(attempt)), read(run.attempt_dir(attempt) / "failure.json")
-        kept, alive_at = seconds_of[attempt], progress.get("updated_at")
-        ended: Any = alive_at
-        kind = None
+        kept, kind = seconds_of[attempt], None
         first = workers[0] if workers else {}
         if is_of_it(result) and (state == "done" or "attempt" in result):
-            outcome, ended = "done", result.get("finished_at")
+            outcome = "done"
         elif first.get("outcome") in ("done", "rung"):  # the result is of a later attempt, which went further, or none
             outcome = first["outcome"]
         elif is_last and state == "running":
@@ -70,12 +69,11 @@ def read_attempts(
             found = own_failure or failure
             kind = as_text(found.get("kind")) or "code"
             outcome = "cancelled" if kind == "cancelled" else "failed"
-            recorded = found.get("at") or found.get("failed_at")
-            # A cancellation names no attempt: it may have come long after the end of the attempt.
-            ended = recorded if own_failure or "attempt" in found else alive_at or recorded
         else:
             outcome = "interrupted" if workers or progress or kept else "not started"
-        started_at, ended_at = moment(first.get("started_at")), moment(first.get("ended_at")) or moment(ended)
+        ends = [first.get("ended_at"), result.get("finished_at") if outcome == "done" else None]
+        ended_at = next(filter(None, map(moment, ends)), last_sign_of(attempt, progress, own_failure, failure))
+        started_at = moment(first.get("started_at"))
         seconds = ended_at - started_at if started_at is not None and ended_at is not None else math.nan
         if seconds < 0:  # two clocks that disagree
             ended_at, seconds = None, math.nan

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from jobs.manifests.policy import Policy
 from seqlm.data.layout import own_columns
 from seqlm.errors import FileError
 from seqlm.files import make_directory, read_json, write_json
+from seqlm.lease import last_beat
+from seqlm.reading import exists
 from seqlm.rundir import FailureKind, Observation, RunDirectory
 from seqlm.search import epochs_finished, let_go_on
 
@@ -190,11 +193,8 @@ def put_failure_aside(
     if by_hand:
         let_go_on(run)
     failure = run.read_failure()
-    if failure is None and seen is not None and seen.state == "failed" and run.attempts():
-        failure = {"kind": seen.kind, "message": seen.reason, "failed_at": timestamp()}
-        with contextlib.suppress(FileError):
-            worker = read_json(run.worker_file(run.last_attempt())) or {}
-            micro_batches = micro_batches or worker.get("micro_batches")
+    if failure is None and seen is not None and seen.state == "failed":
+        failure = _known_to_scheduler(run, seen)
     if failure is None:
         return
     known = {"micro_batches": micro_batches, "node": node, "retried": "by hand" if by_hand else None}
@@ -210,9 +210,28 @@ def put_failure_aside(
         raise FileError.from_os_error("remove", run.failure_file, error) from None
 
 
-def timestamp() -> str:
-    """Return the current time in the format of the records."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _known_to_scheduler(run: RunDirectory, seen: Observation) -> dict[str, Any] | None:
+    """Return the record of the last attempt, which was killed with its whole job, maybe days ago.
+
+    It failed when its lease was last renewed. ``None``: there is no attempt, or it has a record.
+    """
+    attempt = run.last_attempt()
+    if not attempt or exists(run.attempt_dir(attempt) / "failure.json"):
+        return None
+    beat, worker = last_beat(run.lease_dir, attempt), None
+    with contextlib.suppress(FileError):
+        worker = read_json(run.worker_file(attempt))
+    known = {
+        "failed_at": None if beat is None else timestamp(beat),
+        "micro_batches": (worker or {}).get("micro_batches"),
+    }
+    added = {name: value for name, value in known.items() if value is not None}
+    return {"kind": seen.kind, "message": seen.reason, "attempt": attempt, **added}
+
+
+def timestamp(seconds: float | None = None) -> str:
+    """Return a time, in seconds since 1970, in the format of the records. ``None``: the current time."""
+    return datetime.fromtimestamp(time.time() if seconds is None else seconds, UTC).isoformat(timespec="seconds")
 
 
 def most_micro_batches(batch_size: int, ranks: int) -> int:

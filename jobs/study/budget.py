@@ -20,6 +20,7 @@ from jobs.search import ALL_EPOCHS, Shares, epochs_left
 from jobs.spec import Resources
 from seqlm.errors import FileError, SeqlmError
 from seqlm.files import read_json
+from seqlm.lease import last_sign_of
 from seqlm.reading import moment
 from seqlm.run_layout import CANARY_FOLDER, study_record_file
 from seqlm.rundir import FINGERPRINT_DIGITS, RunDirectory
@@ -90,15 +91,15 @@ class Ledger:
         """Return what one attempt has used. A worker that recorded no end counts until its last sign of life."""
         workers = [_record(path) for path in folder.glob("worker*.json")]
         has_ended = len(workers) >= max((_number(worker.get("ranks")) for worker in workers), default=1)
-        used, alive_at = [], None
+        used, signs = [], None
         for worker in workers:
             gpus = _number(worker.get("gpus"), 1.0 if worker.get("gpu") else 0.0)  # earlier versions record no share
             hour = Hours(gpu_hours=gpus, core_hours=_number(worker.get("threads"), 1.0))
             start, end = moment(worker.get("started_at")), moment(worker.get("ended_at"))
             if end is None:
                 has_ended, self.rate = False, self.rate + hour
-                alive_at = _last_sign(folder) if alive_at is None else alive_at
-                end = alive_at
+                signs = signs or [_record(path) for path in _signs_of(folder)]
+                end = last_sign_of(int(folder.name), *signs)
             if start is not None and end is not None:
                 used.append(hour * (max(0.0, end - start) / 3600))
         amount = total(used)
@@ -107,16 +108,9 @@ class Ledger:
         return amount
 
 
-def _last_sign(folder: Path) -> float:
-    """Return when an attempt was last known to live: by its progress, or until its failure was recorded; 0: unknown.
-
-    A cancellation is not recorded by those who watch the attempt, and may come long after its end.
-    """
-    number, own = int(folder.name), _record(folder / "failure.json")
-    of_run = _record(folder.parents[1] / "failure.json")
-    records = [own if own.get("kind") != "cancelled" else {}, of_run if of_run.get("attempt") == number else {}]
-    times = [_record(folder / "progress.json").get("updated_at"), *(record.get("failed_at") for record in records)]
-    return max((time for text in times if (time := moment(text)) is not None), default=0.0)
+def _signs_of(folder: Path) -> tuple[Path, Path, Path]:
+    """Return the files that say when an attempt last lived. Its failure is in the run's folder or in its own."""
+    return folder / "progress.json", folder / "failure.json", folder.parents[1] / "failure.json"
 
 
 def _record(path: Path) -> Mapping[str, Any]:

@@ -181,7 +181,7 @@ FIELDS: dict[str, Meanings] = {
         "attempt": ("number", "attempt that failed"),
         "micro_batches": ("number", "parts of a step in that attempt"),
         "node": ("text", "node that failed, if that is known"),
-        "failed_at": ("text", "time of the failure, ISO 8601"),
+        "failed_at": ("text", "time of the failure, ISO 8601; missing if nobody saw it"),
         "stands": ("boolean", "true: the run is not retried by itself"),
         "retried": ("text", "in `attempts/N/failure.json`: how the run was retried"),
         "progress": ("list", "in `attempts/N/failure.json`: epoch and step that the run had reached"),

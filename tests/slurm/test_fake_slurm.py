@@ -12,14 +12,18 @@ import pytest
 import submitit
 
 import launch
+from analysis.study.study import load_study
 from jobs.attempt.retry import history
 from jobs.cli.arguments import EXIT_RUN_FAILED
 from jobs.cli.progress import Watcher
 from jobs.manifests.policy import Policy
+from jobs.study.budget import Hours, Ledger
 from jobs.study.squeue import Scheduler
+from seqlm.files import read_json, write_json
 from slurm.job import JobPlan
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
+from tests.analysis.attempt_files import ORIGIN, at, write_attempt
 from tests.fake_slurm import FakeSlurm
 from tests.fake_slurm.room import NODES
 from tests.slurm.real import require_slurm
@@ -228,6 +232,33 @@ def test_the_state_of_1000_runs_takes_at_most_two_calls(tmp_path: Path, monkeypa
     found = Scheduler().states([f"{array}_{task}" for array in (1, 2) for task in range(500)])
     assert [call[0] for call in fake.calls()] == ["squeue", "sacct"]
     assert (found["1_0"].stage, found["1_1"].kind, found["2_499"].stage) == ("running", "timeout", "queued")
+
+
+def test_a_failure_that_only_slurm_knows_of_ends_the_attempt_at_its_last_sign_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeSlurm(tmp_path / "fake", accounting=True)
+    fake.on_path(monkeypatch)
+    manifest = tmp_path / "m.toml"
+    manifest.write_text(
+        '[study]\nname = "s"\n[policy]\ncore_hours = 9\n[[run]]\nmodel.arch = "rnn"\nmodel.hidden_size = 4\n'
+        'optim.optimizer = "sgd"\noptim.lr = 1\nresources.ranks = 2\nresources.cpus = 2\n'
+    )
+    words = ["run", str(manifest), "--backend", "slurm", "--no-wait", "--live-code", "--runs-dir", str(tmp_path)]
+    assert launch.main(words) == 0
+    (run,) = runs_in(tmp_path / "s")
+    write_attempt(run, 1, start=0, alive=3600, hosts=("n1", "n2"), gpus=(None, None))
+    run.lease_dir.mkdir()
+    write_json(run.lease_dir / "000001.json", {"attempt": 1, "released": False, "host": "n1", "pid": 1})
+    os.utime(run.lease_dir / "000001.json", (ORIGIN + 3606, ORIGIN + 3606))
+    fake.start("1")
+    fake.finish("1", "OUT_OF_MEMORY")  # 63 hours ago, as it were: the attempt's times are of March
+    assert launch.main(words) == 0
+    assert list(fake.states()) == ["1", "2"], "the budget is not spent"
+    record = read_json(run.attempt_dir(1) / "failure.json") or {}
+    assert (record["kind"], record["failed_at"]) == ("oom", at(3606))
+    assert Ledger(tmp_path / "s").spent() == Hours(core_hours=2 * 2 * 3606 / 3600)
+    assert load_study(tmp_path / "s").attempts["seconds"].tolist() == [3606]
 
 
 FIVE = '[study]\nname = "s"\n' + "".join(
