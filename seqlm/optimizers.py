@@ -165,7 +165,7 @@ class AdamWConfig(_Adam):
     """Optimizer."""
     weight_decay: _NotNegative = 0.01
     """Decoupled decay, as PyTorch scales it: each step subtracts this times the learning rate times the parameters, for
-    all parameters."""
+    parameters of two and more axes: matrices and embeddings, but no gains and biases."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,17 @@ from typing import Any, assert_never, final
 import torch
 
 from seqlm.config import RunConfig
+from seqlm.errors import CheckpointError
 from seqlm.models import LanguageModel
 from seqlm.models.language_model import OutputLayerModel
 from seqlm.optimizers import AdamConfig, AdamWConfig, OptimConfig, SgdConfig
 
 
 def build_optimizer(config: OptimConfig, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """Return PyTorch's optimizer, in its fused form: one pass over all parameters.
+    """Return PyTorch's optimizer, in its fused form: one pass over all parameters of a group.
+
+    AdamW has two groups, since its decay applies to parameters of two and more axes only: matrices and embeddings, but
+    no gains and biases. The other optimizers have one.
 
     On a GPU the learning rate is a tensor on the device, so that a captured step follows its schedule. Velocities exist
     from the start, as zeros: PyTorch would make them in the first step, and a captured step would repeat that.
@@ -30,7 +34,7 @@ def build_optimizer(config: OptimConfig, parameters: Iterable[torch.nn.Parameter
             return torch.optim.Adam(parameters, lr=lr, betas=betas, weight_decay=decay, fused=True, capturable=on_gpu)
         case AdamWConfig():
             betas = (config.beta1, config.beta2)
-            return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=decay, fused=True, capturable=on_gpu)
+            return torch.optim.AdamW(_by_decay(parameters, decay), lr=lr, betas=betas, fused=True, capturable=on_gpu)
         case SgdConfig():
             sgd = torch.optim.SGD(
                 parameters,
@@ -48,12 +52,30 @@ def build_optimizer(config: OptimConfig, parameters: Iterable[torch.nn.Parameter
             assert_never(config)
 
 
+def _by_decay(parameters: Iterable[torch.nn.Parameter], decay: float) -> list[dict[str, Any]]:
+    """Return the parameter groups of AdamW, none of them empty."""
+    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": decay}, {"params": [], "weight_decay": 0.0}]
+    for parameter in parameters:
+        groups[0 if parameter.ndim > 1 else 1]["params"].append(parameter)
+    return [group for group in groups if group["params"]]
+
+
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Take over the moments and step counts of ``optimizer.state_dict()``, and nothing else.
 
     Learning rate and form of the optimizer follow from the configuration and the device, which may be another one.
+
+    Raises:
+        CheckpointError: the parameters of ``state`` are in other groups. It numbers them group by group, so moments
+            would go to wrong parameters.
     """
-    optimizer.load_state_dict({**state, "param_groups": optimizer.state_dict()["param_groups"]})
+    groups = optimizer.state_dict()["param_groups"]
+    if [group["params"] for group in state["param_groups"]] != [group["params"] for group in groups]:
+        raise CheckpointError(
+            "the checkpoint is of another version of seqlm, whose optimizer decays other parameters; finish this run "
+            "with that version, or move its checkpoints/ away to start it again from its first epoch"
+        )
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

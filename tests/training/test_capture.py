@@ -51,7 +51,8 @@ def test_captured_steps_are_plain_steps_bit_for_bit_from_the_first_one_on(
     found = []
     for capture in (False, True):
         step, model = make_step(arch, optim, capture=capture, micro_batches=micro_batches)
-        step.optimizer.param_groups[0]["lr"] = torch.tensor(optim.lr)  # as on a GPU
+        for group in step.optimizer.param_groups:
+            group["lr"] = torch.tensor(optim.lr)  # as on a GPU
         state = model.initial_state(BATCH)
         torch.manual_seed(3)
         seen: list[Tensor] = []

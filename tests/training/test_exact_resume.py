@@ -35,7 +35,7 @@ class Lab:
         self._quiet: dict[tuple[str, int], Outcome] = {}
 
     def run(self, name: str, arch: str) -> Path:
-        config = make_config(arch, optimizer="adam", lr=0.01, epochs=EPOCHS, keep=0.7)
+        config = make_config(arch, optimizer="adamw", lr=0.01, epochs=EPOCHS, keep=0.7)
         return make_run(self.folder / name, config).path
 
     def quiet(self, arch: str, ranks: int) -> Outcome:

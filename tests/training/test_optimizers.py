@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from seqlm.config import LARGEST_SEED
+from seqlm.errors import CheckpointError
 from seqlm.optimizers import AdamConfig, AdamWConfig, OptimConfig, SgdConfig
 from seqlm.training.optimizers import build_optimizer, restore_optimizer, set_learning_rate, step_key
 from seqlm.training.resume import mask_seed
@@ -99,14 +100,15 @@ def gradients() -> Iterator[torch.Tensor]:
 START = (1.0, -2.0, 0.5)
 
 
-def taken(config: OptimConfig, steps: int = 4) -> torch.Tensor:
-    """The parameters after some steps."""
-    parameter = torch.nn.Parameter(torch.tensor(START, dtype=torch.float64))
-    optimizer = build_optimizer(config, [parameter])
+def taken(config: OptimConfig, steps: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    """A bias and a matrix of one row after some steps, both with the same start and gradients."""
+    bias = torch.nn.Parameter(torch.tensor(START, dtype=torch.float64))
+    matrix = torch.nn.Parameter(torch.tensor([START], dtype=torch.float64))
+    optimizer = build_optimizer(config, [bias, matrix])
     for _, gradient in zip(range(steps), gradients(), strict=False):
-        parameter.grad = gradient
+        bias.grad, matrix.grad = gradient, gradient[None].clone()
         optimizer.step()
-    return parameter.detach()
+    return bias.detach(), matrix.detach()[0]
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -118,22 +120,25 @@ def test_sgd_follows_its_equations_with_momentum_and_decay(nesterov: bool) -> No
         v = m * v + g
         p = p - lr * (g + m * v if nesterov else v)
     config = SgdConfig(optimizer="sgd", lr=lr, momentum=m, nesterov=nesterov, weight_decay=decay)
-    torch.testing.assert_close(taken(config), p, rtol=0, atol=1e-12)
+    for parameter in taken(config):
+        torch.testing.assert_close(parameter, p, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("decoupled", [False, True])
 def test_adam_follows_its_equations_with_its_betas_and_either_decay(decoupled: bool) -> None:
+    """The penalty of Adam holds for every parameter, the decoupled decay of AdamW for matrices alone."""
     lr, b1, b2, decay = 0.1, 0.8, 0.95, 0.2
-    p = torch.tensor(START, dtype=torch.float64)
-    m, v = torch.zeros_like(p), torch.zeros_like(p)
-    for step, gradient in zip(range(1, 5), gradients(), strict=False):
-        g = gradient if decoupled else gradient + decay * p
-        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
-        moved = (m / (1 - b1**step)) / ((v / (1 - b2**step)).sqrt() + 1e-8)
-        p = p - lr * moved - (lr * decay * p if decoupled else 0)
     settings: dict[str, Any] = {"lr": lr, "beta1": b1, "beta2": b2, "weight_decay": decay}
     config = AdamWConfig(optimizer="adamw", **settings) if decoupled else AdamConfig(optimizer="adam", **settings)
-    torch.testing.assert_close(taken(config), p, rtol=0, atol=1e-12)
+    for parameter, decoupled_decay in zip(taken(config), (0.0, decay if decoupled else 0.0), strict=True):
+        p = torch.tensor(START, dtype=torch.float64)
+        m, v = torch.zeros_like(p), torch.zeros_like(p)
+        for step, gradient in zip(range(1, 5), gradients(), strict=False):
+            g = gradient if decoupled else gradient + decay * p
+            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+            moved = (m / (1 - b1**step)) / ((v / (1 - b2**step)).sqrt() + 1e-8)
+            p = p - lr * moved - lr * decoupled_decay * p
+        torch.testing.assert_close(parameter, p, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -189,3 +194,17 @@ def test_a_restored_optimizer_has_the_moments_and_steps_of_the_saved_one_and_its
     assert torch.equal(found["exp_avg_sq"], wanted["exp_avg_sq"])
     (group,) = resumed.param_groups
     assert (group["lr"], group["capturable"], group["fused"]) == (0.3, False, True)
+
+
+def test_moments_of_a_version_with_one_group_are_refused_and_not_given_to_other_parameters() -> None:
+    parameters = [torch.nn.Parameter(torch.ones(shape)) for shape in ((3,), (2, 2), (3,))]
+    config = AdamWConfig(optimizer="adamw", lr=0.1)
+    earlier = torch.optim.AdamW(parameters, lr=0.1, weight_decay=config.weight_decay, fused=True)
+    optimizer = build_optimizer(config, parameters)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    earlier.step()
+    with pytest.raises(CheckpointError, match="decays other parameters") as caught:
+        restore_optimizer(optimizer, earlier.state_dict())
+    assert "\n" not in str(caught.value)
+    assert not optimizer.state

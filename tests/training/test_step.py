@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqlm.models import LanguageModel, build_model
-from seqlm.optimizers import AdamConfig, OptimConfig, SgdConfig
+from seqlm.optimizers import AdamWConfig, OptimConfig, SgdConfig
 from seqlm.training.distributed import Rank
 from seqlm.training.optimizers import build_optimizer, set_learning_rate
 from seqlm.training.results import GPU_STEPS, StepResults
@@ -18,7 +18,7 @@ from tests.training.studies import make_config
 
 ARCHITECTURES = ("rnn", "gru", "transformer")
 OPTIMIZERS: tuple[OptimConfig, ...] = (
-    AdamConfig(optimizer="adam", lr=0.01),
+    AdamWConfig(optimizer="adamw", lr=0.01, weight_decay=0.1),
     SgdConfig(optimizer="sgd", lr=0.5),
     SgdConfig(optimizer="sgd", lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
 )
