@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TextIO, TypeAlias
@@ -154,15 +155,24 @@ def perplexity(value: float | None) -> str:
 
 def tell(line: str) -> None:
     """Print a line on stderr, with control characters as escapes. ``--quiet`` hides all but warnings and errors."""
-    level = line.partition(" ")[0]
+    level, text = line.partition(" ")[0], printable(line)
     if level not in LEVELS:
-        if not _output.quiet:
-            print(printable(line), file=sys.stderr, flush=True)
-        return
-    text = printable(line)
-    if has_color(sys.stderr):
+        if _output.quiet:
+            return
+    elif has_color(sys.stderr):
         text = paint(level, LEVELS[level]) + text.removeprefix(level)
-    print(text, file=sys.stderr, flush=True)
+    with survives(sys.stderr):
+        print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def survives(stream: TextIO) -> Iterator[None]:
+    """Print to ``stream`` in the block. If its terminal or the reader of its pipe is gone, discard all it gets."""
+    try:
+        yield
+    except OSError:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def confirm(question: str, *, without_terminal: str, refused: str) -> None:

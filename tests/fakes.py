@@ -61,6 +61,7 @@ class FakeBackend(Backend):
         self.most_at_once = 0
         self.stopped: list[tuple[str, bool]] = []
         self.obeys = True
+        self.can_be_killed = True
         self.out_of_memory = False
         """What jobs that a signal kills are said to have been."""
         self.is_open = False
@@ -110,7 +111,7 @@ class FakeBackend(Backend):
         submission, polls = self._live[job_id]
         stopped = [force for stopped_id, force in self.stopped if stopped_id == job_id]
         if stopped:
-            if not self.obeys and not any(stopped):
+            if (not self.obeys and not any(stopped)) or not self.can_be_killed:
                 return None
             del self._live[job_id]
             return Ended(exit_code=143, message="stopped")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -232,6 +234,65 @@ def test_ctrl_c_stops_the_workers_cleanly_and_leaves_the_runs_resumable(tmp_path
         "resume",
         "start",
     }
+
+
+@pytest.mark.process
+@pytest.mark.usefixtures("crawl")
+@pytest.mark.parametrize("term", ["dumb", "xterm"])
+def test_a_terminal_that_closes_stops_the_workers_as_ctrl_c_does(tmp_path: Path, term: str) -> None:
+    study = Study(tmp_path, epochs=5000, archs=("rnn", "gru"))
+    ours, theirs = pty.openpty()
+    os.set_blocking(ours, False)
+    words = ["setsid", "--ctty", "env", f"TERM={term}", *study.command("run", "small.toml")]
+    launcher = commands.start(words, cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+
+    def epochs() -> list[list[int]]:
+        with contextlib.suppress(BlockingIOError):  # what is not read would fill the terminal
+            os.read(ours, 2**16)
+        return study.epochs()
+
+    wait_for(epochs, "an epoch of both runs", until=lambda seen: len(seen) == 2 and all(seen))
+    os.close(ours)
+    commands.finish(launcher)
+    assert launcher.returncode == 130
+    assert set(study.states().values()) == {"pending"}
+    assert all("stopped; run again to resume" in run.stderr_log(1).read_text() for run in study.runs())
+
+
+IMPORTS = """
+import pathlib, sys, time
+if "seqlm.training.worker" in sys.orig_argv and not pathlib.Path({gate!r}).exists():
+    pathlib.Path({seen!r}).touch()
+    time.sleep(600)
+sys.path.remove({folder!r})
+del sys.modules["torch"]
+import torch
+"""
+
+
+@pytest.mark.process
+def test_ctrl_c_while_a_worker_imports_torch_leaves_a_run_that_starts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study(tmp_path)
+    folder, seen, gate = (tmp_path / name for name in ("slow", "seen", "gate"))
+    folder.mkdir()
+    (folder / "torch.py").write_text(IMPORTS.format(gate=str(gate), seen=str(seen), folder=str(folder)))
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("SEQLM_TEST_COLD", "1")
+    launcher = study.start("run", "small.toml")
+    wait_for(seen.exists, "the worker to import torch")
+    launcher.send_signal(signal.SIGINT)
+    _, stderr = commands.finish(launcher)
+    assert launcher.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert study.states() == {"rnn-adam": "pending"}
+    gate.touch()
+    again = study("run", "small.toml")
+    assert again.returncode == 0, again.stderr
+    (run,) = study.runs()
+    assert epochs_of(run) == [0, 1]
 
 
 @pytest.mark.process

@@ -32,6 +32,9 @@ from seqlm.search import Search
 PEER_GRACE_SECONDS = 10.0
 """How long the other ranks of a run may take to notice that one has failed, before they are killed."""
 
+KILL_SECONDS = 10.0
+"""How long a rank may take to end after SIGKILL. One that waits for a device or file system may take forever."""
+
 LARGEST_LAST_LINE = 2**16
 """Bytes read from the end of a worker's log for the message of its failure."""
 
@@ -223,16 +226,18 @@ class Supervisor:
                 process.send_signal(number)
 
     def end(self, seconds: float = 0.0) -> None:
-        """End every rank and wait for it. ``seconds``: time to stop by SIGTERM, before SIGKILL."""
+        """Kill every rank and wait at most ``KILL_SECONDS``. ``seconds``: time to stop by SIGTERM before that."""
         if seconds:
             self.signal(signal.SIGTERM)
-            deadline = time.monotonic() + seconds
-            for process in self._processes.values():
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(max(0.0, deadline - time.monotonic()))
+            self._wait(seconds)
         self.signal(signal.SIGKILL)
+        self._wait(KILL_SECONDS)
+
+    def _wait(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
         for process in self._processes.values():
-            process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
 
 
 def start_rank(

@@ -49,7 +49,7 @@ class LocalBackend(Backend):
 
     def close(self) -> None:
         for ranks, _ in self._jobs.values():
-            ranks.end()
+            ranks.signal(signal.SIGKILL)
 
     def free(self) -> Capacity:
         return self._free.copy()
@@ -89,10 +89,7 @@ class LocalBackend(Backend):
     def stop(self, job_id: str, *, force: bool) -> None:
         if job_id in self._jobs:
             ranks, _ = self._jobs[job_id]
-            if force:
-                ranks.end()
-            else:
-                ranks.signal(signal.SIGTERM)
+            ranks.signal(signal.SIGKILL if force else signal.SIGTERM)
 
     def wait(self, seconds: float) -> None:
         time.sleep(seconds)

@@ -310,9 +310,11 @@ class LaunchProgress:
         if self._table is None:
             terminal.tell(line)
         else:
-            self._table.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+            with terminal.survives(sys.stderr):
+                self._table.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Remove the table from the terminal; printed lines stay. May be called more than once."""
         if self._table is not None:
-            self._table.stop()
+            with terminal.survives(sys.stderr):
+                self._table.stop()

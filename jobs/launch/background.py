@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import final
 
 from jobs.study.folder import launcher_of
 from seqlm.errors import BackendError
@@ -22,21 +23,39 @@ CGROUP = Path("/proc/self/cgroup")
 ANSWER_SECONDS = 5.0
 
 
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Treat SIGTERM and SIGHUP as Ctrl-C while the block runs."""
+@final
+class Interrupts:
+    """The signals that ask a launcher to end: SIGINT (Ctrl-C), SIGTERM and SIGHUP. Its loop acts on them."""
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+    def __init__(self) -> None:
+        self.stop = False
+        """Whether the workers are to stop between two steps."""
+        self.kill = False
+        """Whether the workers are to be killed: SIGINT or SIGTERM came after an earlier request."""
+        self._asked = False
 
-    # A signal that the caller has set to be ignored (nohup) stays ignored.
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def request(self) -> None:
+        """Ask for the end of the launch, as the first Ctrl-C does."""
+        self.stop = self._asked = True
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note signals while the block runs. No signal raises an exception in it."""
+        # A signal that the caller has set to be ignored (nohup) stays ignored.
+        known = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        numbers = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._note) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.stop = True
+        if number != signal.SIGHUP:  # of a terminal that closes, kernel and shell both send it
+            self.kill = self._asked
+            self._asked = True
 
 
 def detach(argv: Sequence[str], study_dir: Path) -> int:

@@ -8,16 +8,16 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeAlias, final
 
 from jobs import terminal
 from jobs.attempt.attempt import Attempt, hung_seconds
 from jobs.attempt.retry import Decision, Failed, decide, let_stand, progress_of, put_failure_aside
-from jobs.attempt.supervisor import failure_record, worker_variables
+from jobs.attempt.supervisor import KILL_SECONDS, failure_record, worker_variables
 from jobs.backends.base import Backend
-from jobs.launch.background import interruptible
+from jobs.launch.background import Interrupts
 from jobs.launch.job import Job, LaunchOptions, files_of, job_record, next_submission
 from jobs.launch.waiting import RungQueue, Spending
 from jobs.plan.planned import PlannedRun
@@ -94,6 +94,7 @@ class Dispatcher:
         self._writes_queue = writes_queue
         self._queue_written: dict[str, str] | None = None
         self._queue_tried_at = -math.inf
+        self._interrupts = Interrupts()
 
     def dispatch(self, planned: Sequence[PlannedRun]) -> Generator[Event, None, None]:
         """Run everything that is to start or resume, until all of it has ended. Close the iterator to stop the workers.
@@ -102,7 +103,7 @@ class Dispatcher:
 
         Raises:
             FileError: everything has ended, and the ``failure.json`` of a run cannot be written.
-            KeyboardInterrupt: Ctrl-C or SIGTERM; the workers have stopped and can be resumed.
+            KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP; the workers have stopped and can be resumed.
         """
         todo = [item for item in planned if item.action != "skip"]
         self._queue = Queue(todo, max_parallel=self._options.max_parallel)
@@ -112,9 +113,11 @@ class Dispatcher:
             with self._warnings_for(item):
                 self._put_aside(item)
         self._spending.plan(todo)
-        with interruptible():
+        with self._interrupts.noted():
             try:
                 while self._queue or self._live or self._ended or self._rungs:
+                    if self._interrupts.stop:
+                        raise KeyboardInterrupt
                     self._pass_rungs()
                     self._start_what_fits()
                     yield from self._new_events()
@@ -125,8 +128,8 @@ class Dispatcher:
             except BaseException:
                 self._stop_all()
                 raise
-        self._write_queue(at_once=True)
-        self._write_failures()
+            self._write_queue(at_once=True)
+            self._write_failures()
         if self._unwritten:
             names = ", ".join(item.spec.name for item, _ in self._unwritten)
             raise FileError(f"{names}: failed, but failure.json cannot be written; the warnings above say why")
@@ -139,6 +142,8 @@ class Dispatcher:
 
     def _start_what_fits(self) -> None:
         while True:
+            if self._interrupts.stop:
+                return
             live = [(job.expected_end, self._backend.held(job.id)) for job in self._live]
             refusal = self._spending.refusal((job.planned for job in self._live), self._epochs)
             item = self._queue.take(self._backend.free(), live, time.monotonic(), refusal)
@@ -211,10 +216,14 @@ class Dispatcher:
         if is_late or (not is_asked and (is_cancelled or self._spending.is_over is not None)):
             self._backend.stop(job.id, force=is_asked)
             job.stop_asked = now
+            job.killed = job.killed or (now if is_asked else None)
         if job.attempt.is_hung():
             with self._warnings_for(item):
                 job.attempt.record_hang("the launcher, which watches its files")
             self._backend.stop(job.id, force=True)
+            job.killed = job.killed or now
+        if job.killed is not None and now - job.killed > KILL_SECONDS:
+            self._warn_unkillable(job)
 
     def _note_epoch(self, item: PlannedRun, observation: Observation) -> None:
         if observation.epoch != self._epochs[item.run.id]:
@@ -377,21 +386,36 @@ class Dispatcher:
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def _stop_all(self) -> None:
-        """Ask every worker to stop between two steps. A second interrupt, or ``STOP_SECONDS``, kills them."""
-        deadline = time.monotonic() + STOP_SECONDS
+        """Ask every worker to stop between two steps. One more Ctrl-C, or ``STOP_SECONDS``, kills them."""
+        if not self._live:
+            return
+        self._interrupts.request()
         try:
-            if self._live:
-                workers = f"{len(self._live)} run{'s' if len(self._live) > 1 else ''}"
-                terminal.tell(f"stopping {workers} between two steps; once more ends them at once")
+            workers = f"{len(self._live)} run{'s' if len(self._live) > 1 else ''}"
+            terminal.tell(f"stopping {workers} between two steps; once more ends them at once")
             for job in self._live:
                 self._backend.stop(job.id, force=False)
-            while self._live and time.monotonic() < deadline:
-                self._forget_ended()
-                self._backend.wait(POLL_SECONDS)
+            self._wait_for_ends(STOP_SECONDS, lambda: self._interrupts.kill)
         finally:
             for job in self._live:
                 self._backend.stop(job.id, force=True)
-            self._forget_ended()
+            self._wait_for_ends(KILL_SECONDS)
+            for job in self._live:
+                self._warn_unkillable(job)
 
-    def _forget_ended(self) -> None:
-        self._live = [job for job in self._live if self._backend.poll(job.id) is None]
+    def _wait_for_ends(self, seconds: float, is_enough: Callable[[], bool] = lambda: False) -> None:
+        """Wait until no worker lives, at most ``seconds``, and no longer than until ``is_enough``."""
+        deadline = time.monotonic() + seconds
+        while True:
+            for job in list(self._live):
+                if self._backend.poll(job.id) is not None:
+                    self._live.remove(job)
+            if not self._live or is_enough() or time.monotonic() >= deadline:
+                return
+            self._backend.wait(POLL_SECONDS)
+
+    def _warn_unkillable(self, job: Job) -> None:
+        self._warn(
+            f"{job.planned.spec.name}: its worker (job {job.id}) has not ended {KILL_SECONDS:g} s after SIGKILL; "
+            "it may wait for a device or a file system that does not answer"
+        )

@@ -71,6 +71,8 @@ class Job:
     """When it was submitted. This and the other times are on the monotonic clock."""
     stop_asked: float | None = None
     """When it was asked to stop because the run was cancelled or the budget is spent."""
+    killed: float | None = None
+    """When it was first killed."""
     ended: Ended | None = None
     """``None``: it is queued or running."""
     looks: int = 0

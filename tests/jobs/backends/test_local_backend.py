@@ -216,6 +216,23 @@ def test_stop_asks_with_sigterm_and_force_kills(tmp_path: Path) -> None:
 
 @pytest.mark.process
 @pytest.mark.usefixtures("_four_cores")
+def test_a_rank_that_does_not_end_when_it_is_killed_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = LocalBackend()
+    job = backend.submit(submission(tmp_path / "run", "import time; time.sleep(600)", Resources(cpus=4, gpus=0)))
+    with monkeypatch.context() as patch:  # it waits in the kernel, which delivers no signal
+        patch.setattr("subprocess.Popen.send_signal", lambda process, number: None)
+        backend.stop(job, force=True)
+        assert backend.poll(job) is None
+        assert not has_room(backend, Resources(cpus=1, gpus=0)), "it still holds its cores"
+        backend.close()
+    backend.stop(job, force=True)
+    assert wait(backend, job).exit_code == -9
+
+
+@pytest.mark.process
+@pytest.mark.usefixtures("_four_cores")
 def test_a_run_is_a_process_group_of_its_own(tmp_path: Path) -> None:
     program = "import os, sys; open(sys.argv[1] + '/group' + os.environ['RANK'], 'w').write(str(os.getpgrp()))"
     backend = LocalBackend()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -374,13 +375,14 @@ def test_nothing_of_the_grid_starts_when_a_canary_fails(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_an_interrupt_during_the_canaries_starts_nothing(tmp_path: Path) -> None:
     def interrupt(submission: Submission) -> int:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
+        return 143
 
     backend = FakeBackend(interrupt)
     with pytest.raises(KeyboardInterrupt):
         submitted(tmp_path, backend)
     assert {submission.run_dir.parent.name for submission in backend.submissions} == {"canary"}
-    assert [force for _, force in backend.stopped] != []
+    assert {run.observation.state for run in observe_study(tmp_path / "runs" / "study")} == {"pending"}
 
 
 @pytest.mark.process

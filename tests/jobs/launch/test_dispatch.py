@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 from jobs.attempt import retry
+from jobs.attempt.attempt import Attempt
+from jobs.attempt.supervisor import Ended
 from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher, Event
 from jobs.launch.job import LaunchOptions
@@ -220,37 +223,114 @@ def test_a_run_cancelled_while_it_waits_is_passed_over(tmp_path: Path) -> None:
     assert second.run.observe().state == "cancelled"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("obeys", [True, False])
-def test_an_interrupt_asks_the_workers_to_stop_and_ends_those_that_do_not(tmp_path: Path, obeys: bool) -> None:
-    def interrupt(event: Event) -> None:
-        raise KeyboardInterrupt
-
+def test_a_signal_asks_the_workers_to_stop_and_ends_those_that_do_not(
+    tmp_path: Path, obeys: bool, number: signal.Signals
+) -> None:
     backend = FakeBackend(finish)
     backend.obeys = obeys
     (item,) = todo(tmp_path, 1)
     with pytest.raises(KeyboardInterrupt):
-        run_all(backend, [item], interrupt)
+        run_all(backend, [item], lambda event: signal.raise_signal(number))
     assert backend.stopped == ([("1", False)] if obeys else [("1", False), ("1", True)])
     observation = item.run.observe()
     assert observation.state == "pending"
     assert observation.reason == "interrupted before the first epoch ended; run again to resume"
 
 
-def test_a_second_interrupt_ends_the_workers_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_worker_that_has_just_started_when_ctrl_c_comes_is_stopped_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = FakeBackend(finish, slots=3)
+    submit = backend.submit
+
+    def interrupted(submission: Submission) -> str | None:
+        job_id = submit(submission)
+        if job_id == "2":
+            signal.raise_signal(signal.SIGINT)
+        return job_id
+
+    monkeypatch.setattr(backend, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_all(backend, todo(tmp_path, 3))
+    assert backend.stopped == [("1", False), ("2", False)], "the third did not start"
+
+
+@pytest.mark.parametrize(("then", "is_killed"), [(signal.SIGINT, True), (signal.SIGTERM, True), (signal.SIGHUP, False)])
+def test_a_second_ctrl_c_ends_the_workers_at_once_and_a_closed_terminal_does_not(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    then: signal.Signals,
+    is_killed: bool,
 ) -> None:
     monkeypatch.setattr(dispatch, "STOP_SECONDS", 3600.0)
     backend = FakeBackend(finish, ends=False)
     backend.obeys = False
+    looks = 0
 
-    def interrupt(seconds: float) -> None:
-        raise KeyboardInterrupt
+    def wait(seconds: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks < 4:
+            signal.raise_signal(signal.SIGINT if looks == 1 else then)
+        backend.obeys = looks > 9
 
-    monkeypatch.setattr(backend, "wait", interrupt)
+    monkeypatch.setattr(backend, "wait", wait)
     with pytest.raises(KeyboardInterrupt):
         run_all(backend, todo(tmp_path, 2))
-    assert backend.stopped == [("1", False), ("2", False), ("1", True), ("2", True)]
+    assert backend.stopped == [("1", False), ("2", False), *([("1", True), ("2", True)] if is_killed else [])]
     assert capsys.readouterr().err == "stopping 2 runs between two steps; once more ends them at once\n"
+
+
+def test_an_error_of_the_backend_while_workers_stop_leaves_none_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = FakeBackend(finish, ends=False)
+    poll = backend.poll
+
+    def polled(job_id: str) -> Ended | None:
+        if job_id == "2" and len(backend.stopped) < 3:
+            raise BackendError("the cluster is gone")
+        return poll(job_id)
+
+    monkeypatch.setattr(backend, "poll", polled)
+    with pytest.raises(BackendError, match="the cluster is gone"):
+        run_all(backend, todo(tmp_path, 2))
+    assert backend.stopped == [("1", False), ("2", False), ("2", True)]
+
+
+def test_a_worker_that_cannot_be_killed_is_one_line_and_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dispatch, "KILL_SECONDS", 0.05)
+    backend = FakeBackend(finish, ends=False)
+    backend.can_be_killed = False
+    with pytest.raises(KeyboardInterrupt):
+        run_all(backend, todo(tmp_path, 1), lambda event: signal.raise_signal(signal.SIGINT))
+    (_, line) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: run0: its worker (job 1) has not ended 0.05 s after SIGKILL")
+
+
+def test_other_runs_go_on_next_to_a_worker_that_hangs_and_cannot_be_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dispatch, "KILL_SECONDS", -1.0)
+    first, second = todo(tmp_path, 2)
+    monkeypatch.setattr(Attempt, "is_hung", lambda attempt: (attempt.run, attempt.number) == (first.run, 1))
+    backend = FakeBackend(finish)
+    backend.can_be_killed = False
+    ends: list[str] = []
+
+    def hear(event: Event) -> None:
+        if event.kind == "ended":
+            ends.append(event.planned.spec.name)
+            backend.can_be_killed = True
+
+    run_all(backend, [first, second], hear)
+    assert ends == ["run1", "run0"]
+    assert capsys.readouterr().err.count("has not ended") == 1
 
 
 def test_a_run_that_lost_its_node_is_tried_again_by_itself_and_the_failure_stays_on_record(tmp_path: Path) -> None:
