@@ -23,7 +23,8 @@ class Resources(Table):
     ranks: _Count = 1
     """Processes that share the run's global batch through DistributedDataParallel."""
     cpus: _Count | None = None
-    """CPU cores of each rank. ``None`` means an equal share of the machine among the runs that run at once."""
+    """CPU cores of each rank. ``None`` means as many as the threads of its checkpoint for a run that goes on without a
+    GPU, else an equal share of the machine among the runs that run at once."""
     gpus: Annotated[float, Bound("0, 1, or a share such as 0.25, for each rank", least=0, most=1)] | None = None
     """GPUs of each rank: 0, 1, or (with one rank only) a share such as 0.25. ``None`` means 1 if there are any GPUs."""
     priority: int = 0

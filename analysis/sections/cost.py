@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 
 import pandas as pd
@@ -122,6 +123,12 @@ def totals(study: Study, attempts: pd.DataFrame) -> list[str]:
                 f"(hours times {what})."
             )
     items += [_failed_sentence(study, attempts), _interrupted_sentence(attempts), _estimate_sentence(study)]
+    if changed := Counter(attempts["changes"].dropna()):
+        listed = "; ".join(f"{text} ({number})" for text, number in changed.most_common())
+        items.append(
+            f"{units.count(changed.total(), 'attempt')} went on in other circumstances than the one before, so that "
+            f"sums may be rounded otherwise: {listed}."
+        )
     if len(unknown):
         items.append(
             f"Not recorded: the start of {units.count(int(attempts['started_at'].isna().sum()), 'attempt')} and the "

@@ -17,7 +17,7 @@ from seqlm.files import read_json
 from seqlm.lease import last_sign_of
 from seqlm.machine import short_name
 from seqlm.reading import moment
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import ROUNDING, RunDirectory, differences
 
 PLACE_JOINT = " + "
 
@@ -44,6 +44,8 @@ def read_attempts(
     for epoch in epochs:
         seconds_of[as_number(epoch.get("attempt"))].append(as_number(epoch.get("epoch_seconds")))
 
+    circumstances: list[Mapping[str, Any]] = []  # what the first rank of each attempt so far has recorded
+
     def read(path: Path) -> dict[str, Any]:
         return tolerated(lambda: read_json(path), {}, warnings)
 
@@ -59,6 +61,10 @@ def read_attempts(
         progress, own_failure = read(run.progress_file(attempt)), read(run.attempt_dir(attempt) / "failure.json")
         kept, kind = seconds_of[attempt], None
         first = workers[0] if workers else {}
+        changes: dict[str, str] = {}
+        if first:
+            circumstances.append({**first, **{key: as_text(first.get(key)) for key in ROUNDING}})
+            changes = differences(*circumstances[-2:]) if len(circumstances) > 1 else {}
         if is_of_it(result) and (state == "done" or "attempt" in result):
             outcome = "done"
         elif first.get("outcome") in ("done", "rung"):  # the result is of a later attempt, which went further, or none
@@ -84,6 +90,7 @@ def read_attempts(
             "started_at": _iso(started_at),
             "ended_at": _iso(ended_at),
             "seconds": seconds,
+            "changes": ", ".join(changes.values()) or None,
             "outcome": outcome,
             "failure_kind": kind,
             "epochs": len(kept),

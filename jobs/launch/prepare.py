@@ -32,7 +32,7 @@ from seqlm.architectures import CustomConfig
 from seqlm.data.corpus import load_corpus, resolve_data
 from seqlm.data.layout import require_windows
 from seqlm.environment import DATA
-from seqlm.errors import DataError
+from seqlm.errors import BackendError, DataError
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
 from seqlm.search import Search, let_go_on
@@ -129,14 +129,24 @@ def check_data(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
 def resolve_resources(planned: Sequence[PlannedRun], target: Target, max_parallel: int | None) -> list[PlannedRun]:
     """Return the runs with the resources that they get on ``target``. Those that are skipped stay as they are.
 
+    A run that goes on without a GPU and without ``resources.cpus`` keeps the threads of its checkpoint, if ``target``
+    has as many cores for it.
+
     Raises:
         BackendError: a run can never fit there, or its precision does not exist there.
+        FileError: a record of an attempt cannot be read.
     """
     number = sum(item.action != "skip" for item in planned)
     at_most = min(number, max_parallel or number)
 
     def resolved(item: PlannedRun) -> PlannedRun:
-        return replace(item, spec=replace(item.spec, resources=target.resolve(item.spec, at_most)))
+        spec = item.spec
+        resources = target.resolve(spec, at_most)
+        is_free = spec.resources.cpus is None and not resources.gpus
+        if is_free and item.action != "start" and (threads := item.run.threads_of_checkpoint()):
+            with contextlib.suppress(BackendError):  # fewer cores: the worker's log says so
+                resources = target.resolve(replace(spec, resources=replace(spec.resources, cpus=threads)), at_most)
+        return replace(item, spec=replace(spec, resources=resources))
 
     return [item if item.action == "skip" else resolved(item) for item in planned]
 

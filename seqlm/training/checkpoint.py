@@ -51,6 +51,10 @@ class Position:
     """Threads of each rank: sums on a CPU are rounded in an order that follows from them."""
     micro_batches: int = 0
     """Parts of each rank's columns in a step."""
+    hardware: str = ""
+    """Model of the GPU or processor of the first rank."""
+    torch: str = ""
+    """Version of PyTorch."""
 
 
 @dataclass(frozen=True, kw_only=True)

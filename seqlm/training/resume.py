@@ -15,6 +15,7 @@ from seqlm.config import RunConfig
 from seqlm.data.layout import own_columns
 from seqlm.errors import CheckpointError, FileError
 from seqlm.models.state import State, join_states, map_state, rebuilt, tensors_of
+from seqlm.rundir import differences
 from seqlm.training.checkpoint import Checkpoint, Position
 from seqlm.training.checkpoint_files import CheckpointFiles
 from seqlm.training.distributed import Rank
@@ -92,26 +93,22 @@ def circumstances(rank: Rank, micro_batches: int) -> Position:
         device=rank.device.type,
         threads=torch.get_num_threads(),
         micro_batches=micro_batches,
+        hardware=rank.device_name,
+        torch=str(torch.__version__),
     )
 
 
 def changes(position: Position, now: Position) -> str:
     """Return a line on what differs from the process that wrote a checkpoint and affects rounding. Empty: nothing."""
-    counts = [
-        ("rank", position.ranks, now.ranks),
-        ("micro-batch", position.micro_batches, now.micro_batches),
-        ("thread", position.threads if now.device == "cpu" else now.threads, now.threads),
-    ]
-    found = [
-        f"{after} {what}{'' if after == 1 else 'es' if what.endswith('ch') else 's'} instead of {before}"
-        for what, before, after in counts
-        if before != after
-    ]
-    if position.device != now.device:
-        found.append(f"on {now.device} instead of {position.device}")
-    masks = any(not change.partition(" ")[2].startswith("thread") for change in found)
-    equal = f"the result is equal to that of a quiet run up to rounding{' and dropout masks' if masks else ''}"
-    return f"now {', '.join(found)}: {equal}" if found else ""
+    found = differences(_as_record(position), _as_record(now))
+    keeps_masks = {"threads", "torch", "device"} if position.device == now.device == "cpu" else {"threads", "torch"}
+    equal = f"up to rounding{'' if found.keys() <= keeps_masks else ' and dropout masks'}"
+    return f"now {', '.join(found.values())}: the result is equal to that of a quiet run {equal}" if found else ""
+
+
+def _as_record(position: Position) -> dict[str, Any]:
+    """Return what ``worker.json`` says of the process that made ``position``."""
+    return {**vars(position), "device": position.hardware, "gpus": int(position.device != "cpu")}
 
 
 def mask_seed(seed: int, epoch: int, rank: int) -> int:

@@ -95,6 +95,7 @@ class Trainer:
         train = config.train
         for split, tokens in corpus.tokens.items():
             require_windows(split, tokens, train.batch_size, train.seq_len)
+        self._circumstances = resume.circumstances(rank, micro_batches)
         self._columns = {
             split: columns(ids, train.batch_size, rank.index, rank.world_size, device=rank.device)
             for split, ids in corpus.splits.items()
@@ -313,7 +314,7 @@ class Trainer:
         """Where the training stands, between two steps; every rank gives its part."""
         within = self._step > 0
         return replace(
-            resume.circumstances(self.rank, self.micro_batches),
+            self._circumstances,
             epoch=self._epoch,
             step=self._step,
             loss_nats=self._total.loss_nats,
@@ -348,7 +349,7 @@ class Trainer:
             self._files.write_metrics(self.history)  # the file may have been cut or lost
         steps = f" and {position.step} of {self._steps} steps" if position.step else ""
         self.progress.say(f"resumed after {position.epoch} of {self.config.train.epochs} epochs{steps}")
-        if differences := resume.changes(position, resume.circumstances(self.rank, self.micro_batches)):
+        if differences := resume.changes(position, self._circumstances):
             self.progress.say(differences)
 
     def _load_last(self) -> tuple[Path, Checkpoint] | None:

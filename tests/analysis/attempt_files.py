@@ -27,13 +27,14 @@ def write_attempt(
     gpus: tuple[str | None, ...] = (None,),
     device: str = "AMD EPYC",
     micro_batches: int = 1,
+    threads: int = 2,
     outcome: str | None = None,
 ) -> None:
     """A record for each rank, and ``progress.json`` where ``alive``; times in seconds after ``ORIGIN``."""
     run.attempt_dir(attempt).mkdir(parents=True, exist_ok=True)
     for rank, (host, gpu) in enumerate(zip(hosts, gpus, strict=True)):
         record: dict[str, Any] = {"host": host, "node": None, "rank": rank, "ranks": len(hosts)}
-        record |= {"device": device, "gpu": gpu, "threads": 2, "micro_batches": micro_batches}
+        record |= {"device": device, "gpu": gpu, "threads": threads, "micro_batches": micro_batches}
         if start is not None:
             record["started_at"] = at(start)
         if end is not None:

@@ -10,6 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from analysis.blocks.section import Points
+from analysis.sections.cost import cost_section
 from analysis.study.columns import ATTEMPTS
 from analysis.study.study import Study, load_study
 from jobs.attempt.retry import put_failure_aside
@@ -73,6 +75,22 @@ def test_an_attempt_has_its_number_of_micro_batches_where_its_worker_knew_of_the
     study = load_study(tmp_path)
     assert attempt_of(study, 1, 2)["micro_batches"] == 4
     assert pd.isna(attempt_of(study, 1, 1)["micro_batches"])
+
+
+def test_an_attempt_names_what_rounds_otherwise_than_in_the_attempt_before(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 0, epochs=1)
+    write_attempt(run, 1, start=0, end=10)
+    run.attempt_dir(2).mkdir()  # its worker left no record
+    write_attempt(run, 3, start=20, end=30, threads=4, hosts=("elsewhere",))
+    write_attempt(run, 4, start=40, end=50, threads=4, device="Intel Xeon")
+    write_attempt(run, 5)
+    write_json(run.worker_file(5), {"device": ["damaged"], "threads": {}, "torch": "2.99"})
+    study = load_study(tmp_path)
+    assert [attempt_of(study, 1, attempt)["changes"] for attempt in range(1, 6)] == [
+        *(None, None, "threads 4 instead of 2", "device Intel Xeon instead of AMD EPYC", None)
+    ]
+    said = [item for block in cost_section(study).blocks if isinstance(block, Points) for item in block.items]
+    assert any("threads 4 instead of 2 (1); device Intel Xeon instead of AMD EPYC (1)" in item for item in said)
 
 
 def test_without_a_recorded_end_an_attempt_ends_when_the_result_was_written(tmp_path: Path) -> None:
