@@ -23,20 +23,24 @@ class Snapshot:
     def take(self, tree: Any) -> Any:
         """``tree``, nested tables and lists, with a copy on the CPU in place of each tensor.
 
-        It is that of the moment until the next call, which writes into the same memory.
+        Names of the same memory, as of a tied parameter, share their copy. The copies hold the values of this moment
+        until the next call, which writes into the same memory.
         """
-        copy = self._copy(tree, ())
+        copy = self._copy(tree, (), {})
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return copy
 
-    def _copy(self, value: Any, place: tuple[Any, ...]) -> Any:
+    def _copy(self, value: Any, place: tuple[Any, ...], copied: dict[tuple[Any, ...], torch.Tensor]) -> Any:
         if isinstance(value, torch.Tensor):
-            return self._buffer(value, place).copy_(value.detach(), non_blocking=True)
+            memory = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
+            if memory not in copied:
+                copied[memory] = self._buffer(value, place).copy_(value.detach(), non_blocking=True)
+            return copied[memory]
         if isinstance(value, dict):
-            return {key: self._copy(item, (*place, key)) for key, item in value.items()}
+            return {key: self._copy(item, (*place, key), copied) for key, item in value.items()}
         if isinstance(value, list | tuple):
-            return type(value)(self._copy(item, (*place, number)) for number, item in enumerate(value))
+            return type(value)(self._copy(item, (*place, number), copied) for number, item in enumerate(value))
         return value
 
     def _buffer(self, tensor: torch.Tensor, place: tuple[Any, ...]) -> torch.Tensor:

@@ -20,6 +20,7 @@ from seqlm.models.language_model import hidden_states_of
 from seqlm.models.state import join_states, map_state, split_state, tensors_of
 from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import StopRequested, StopSignal
+from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.distributed import Rank
 from seqlm.training.failure import failure_text
 from seqlm.training.trainer import Trainer
@@ -106,6 +107,23 @@ def test_a_state_can_be_cut_and_joined_along_its_batch(tmp_path: Path, name: str
     assert [tensors_of(part)[0].shape[model.batch_axis] for part in parts] == [2, 2, 1]
     pairs = zip(tensors_of(join_states(parts, model.batch_axis)), tensors_of(state), strict=True)
     assert all(torch.equal(joined, whole) for joined, whole in pairs)
+
+
+def test_a_tied_parameter_is_saved_once_under_its_two_names(tmp_path: Path, corpus: Corpus) -> None:
+    write_model(tmp_path, ("# init", "self.output.weight = self.embedding.weight"))
+    files = read_model_files(CustomConfig(arch="custom", source="model.py:Model"), tmp_path)
+    config = replace(make_config(), model=CustomConfig(arch="custom", source="model.py:Model", sha256=files.sha256))
+    run = RunDirectory(tmp_path / "run")
+    run.create(config, {}, model_files=files)
+    trainer = Trainer(config, corpus, run, rank=Rank(), attempt=1)
+    trainer.train()
+    for path in (run.last_checkpoint, run.best_checkpoint):
+        saved = load_checkpoint(path, config.fingerprint()).model
+        assert {"module.embedding.weight", "module.output.weight"} < set(saved)
+        storages = {tensor.untyped_storage().data_ptr() for tensor in saved.values()}
+        assert len(storages) == len(saved) - 1
+    trained = dict(trainer.model.named_parameters())
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in trained.items()), "the best epoch's"
 
 
 def test_the_lstm_drops_word_types_and_recurrent_weights_for_a_whole_window() -> None:
