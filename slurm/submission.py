@@ -19,6 +19,7 @@ from jobs.spec import Resources
 from jobs.study.budget import Budget, Hours, Ledger, hours_of
 from jobs.study.folder import study_name
 from jobs.study.kept_code import Code
+from jobs.study.squeue import complaint
 from seqlm.errors import BackendError, UsageError
 from seqlm.files import make_directory, write_json
 from seqlm.rundir import RunDirectory
@@ -200,8 +201,7 @@ class Submitter:
         except Exception as error:  # submitit's own exceptions, and subprocess's
             text = getattr(error, "stderr", None) or str(error)
             text = text.decode(errors="replace") if isinstance(text, bytes) else text
-            lines = [line for line in text.strip().splitlines() if "sbatch" in line] or text.strip().splitlines()
-            raise BackendError(f"sbatch rejected the job: {lines[-1] if lines else type(error).__name__}") from None
+            raise BackendError(f"sbatch rejected the job: {complaint(text) or type(error).__name__}") from None
         return [str(job.job_id) for job in jobs]
 
     @functools.cached_property

@@ -12,7 +12,6 @@ from annotated_types import Ge, Gt, Le, MinLen
 
 from jobs.manifests.fields import Line, Matches, Problems, Valid, Word, as_table, full_keys, read_table
 from jobs.manifests.reader import show
-from jobs.manifests.sbatch import EITHER, FLAGS, OPTIONS, OURS
 from seqlm.errors import nearest
 
 MAX_SIGNAL_S = 65_535
@@ -27,6 +26,34 @@ MAIL_TYPES = (
 # -- checks ----------------------------------------------------------------------------------------------------------
 
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+OPTION = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+"""The name of an option of sbatch. Which ones there are depends on SLURM's version and on the plugins of the site."""
+
+_RANKS = "set resources.ranks and ranks_per_node instead"
+_SUBMITTING = "it would change the output of sbatch that seqlm reads"
+
+OURS: dict[str, str] = {
+    **{key: f"set {key} instead" for key in ("partition", "account", "qos", "constraint", "reservation", "nodelist")},
+    "exclude": "set exclude instead",
+    "mail-user": "set mail_user instead",
+    "mail-type": "set mail_type instead",
+    "time": "set timeout_min instead",
+    "mem": "set mem_gb instead",
+    "signal": "set signal_before_s instead",
+    "wrap": "set setup instead",
+    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node"), _RANKS),
+    **dict.fromkeys(("ntasks-per-core", "ntasks-per-gpu", "ntasks-per-socket"), _RANKS),
+    **dict.fromkeys(("cpus-per-task", "cpus-per-gpu"), "set resources.cpus instead"),
+    **dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task"), "set resources.gpus instead"),
+    **dict.fromkeys(("output", "error", "open-mode", "chdir", "input"), "logs and work are in the run's folder"),
+    "job-name": "jobs are named after the study",
+    "array": "the runs make the array, max_parallel limits it",
+    "dependency": "seqlm orders its jobs itself",
+    "clusters": "seqlm uses the default cluster",
+    **dict.fromkeys(("requeue", "no-requeue"), "set retries instead"),
+    **dict.fromkeys(("wait", "parsable", "test-only", "quiet", "verbose", "help", "usage", "version"), _SUBMITTING),
+}
+"""Option of sbatch that seqlm sets, or that undoes one -> what to set instead, or why it cannot be set."""
 
 
 def _variables(name: str, value: Any) -> Iterator[str]:
@@ -59,17 +86,13 @@ def _sbatch(name: str, value: Any) -> Iterator[str]:
         given[option] = key
         is_text = isinstance(found, str) and bool(found.strip()) and found.isprintable()
         is_value = is_text or (type(found) in (int, float) and math.isfinite(found))
-        if option not in OPTIONS:
-            hint = nearest(option, sorted(OPTIONS - OURS.keys())).replace('"', f'"{name}.', 1)
-            yield f'unknown key "{place}"{hint} (valid in {name}: the long options that `sbatch --help` lists)'
-        elif option in OURS:
-            yield f"{place}: seqlm sets this option itself; {OURS[option]}"
-        elif option in FLAGS:
-            if found is not True:
-                yield f"{place}: expected true, since the option takes no value, got {show(found)}"
-        elif not is_value and not (option in EITHER and found is True):
-            may_be_true = "true, " if option in EITHER else ""
-            yield f"{place}: expected {may_be_true}a text of one line or a number, got {show(found)}"
+        ours = option if option in OURS else next((one for one in OURS if one.startswith(option)), None)
+        if not re.fullmatch(OPTION, key):
+            yield f"{name}: expected names of letters, digits and hyphens, got {show(key)}"
+        elif ours is not None:  # sbatch takes the beginning of a name for the name
+            yield f"{place}: seqlm sets --{ours} itself; {OURS[ours]}"
+        elif not is_value and found is not True:
+            yield f"{place}: expected true, a text of one line or a number, got {show(found)}"
 
 
 # -- the tables ------------------------------------------------------------------------------------------------------
@@ -120,8 +143,8 @@ class SlurmTable(LocalTable):
     """``[backend.slurm]``, and the keys of a site file."""
 
     NO_KEYS: ClassVar[Mapping[str, str]] = {
-        key: f'unknown key "{{name}}": an option of sbatch; {OURS.get(option, f"write {{prefix}}sbatch.{key}")}'
-        for option in OPTIONS
+        key: f'unknown key "{{name}}": an option of sbatch; {instead}'
+        for option, instead in OURS.items()
         for key in (option, option.replace("-", "_"))
     }
 
@@ -168,8 +191,8 @@ class SlurmTable(LocalTable):
     sbatch: Annotated[
         Mapping[str, str | int | float | bool], Valid("a table of options of sbatch", dict[str, Any], _sbatch)
     ] = field(default_factory=dict)
-    """Any other long option of `sbatch`, without the leading hyphens: a text, a number, or `true` for an option without
-    a value. `gres_flags` and `gres-flags` are the same."""
+    """Any other long option of `sbatch`, also of the site's plugins, without the leading hyphens: a text, a number, or
+    `true` for an option without a value. `gres_flags` and `gres-flags` are the same."""
 
 
 BACKENDS: dict[str, type] = {"local": LocalTable, "ray": RayTable, "slurm": SlurmTable}

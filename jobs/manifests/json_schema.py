@@ -17,13 +17,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from jobs.manifests.backends import BACKENDS, VARIABLE
+from jobs.manifests.backends import BACKENDS, OPTION, OURS, VARIABLE
 from jobs.manifests.claims import Claim, Published, Report
 from jobs.manifests.draws import DISTRIBUTIONS
 from jobs.manifests.entries import ENTRY_KINDS, TOP_KEYS, EntryTable, SampleTable, StudyTable
 from jobs.manifests.fields import model_of
 from jobs.manifests.policy import Policy
-from jobs.manifests.sbatch import EITHER, FLAGS, OPTIONS, OURS
 from jobs.manifests.search import SearchTable
 from jobs.spec import Resources
 from seqlm.config import OPEN_TABLES, VARIANTS, RunConfig, choices_of, valid_keys
@@ -117,12 +116,12 @@ def backend_keys(backend: str) -> dict[str, Schema]:
     keys = dict(table_keys(BACKENDS[backend]))
     keys["env"] = {**keys["env"], "propertyNames": {"pattern": VARIABLE}}
     if "sbatch" in keys:
-        options: dict[str, Schema] = {}
-        for option in sorted(OPTIONS - OURS.keys()):
-            schema: Schema = {"const": True} if option in FLAGS else {"type": ["string", "number"]}
-            schema = {"anyOf": [{"const": True}, schema]} if option in EITHER else schema
-            options |= {option: schema, option.replace("-", "_"): schema}
-        keys["sbatch"] = {**keys["sbatch"], **_table(options)}
+        ours = sorted({key for option in OURS for key in (option, option.replace("-", "_"))})
+        keys["sbatch"] = {
+            **keys["sbatch"],
+            "propertyNames": {"pattern": OPTION, "not": {"enum": ours}},
+            "additionalProperties": {"anyOf": [{"const": True}, {"type": ["string", "number"]}]},
+        }
     return keys
 
 

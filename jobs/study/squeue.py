@@ -92,10 +92,16 @@ def ask(*command: str, environ: Mapping[str, str] | None = None, check: bool = T
     except subprocess.TimeoutExpired:
         raise BackendError(f"{command[0]} did not answer within {CALL_SECONDS:g} s; is slurmctld up?") from None
     except subprocess.CalledProcessError as error:
-        lines = (error.stderr.strip() or error.stdout.strip() or f"exit code {error.returncode}").splitlines()
-        hint = f"; {_LOGIN_NODE}, or set SLURM_CONF" if "configuration source" in lines[-1] else ""
-        raise BackendError(f"{command[0]}: {lines[-1].removeprefix(f'{command[0]}: ')}{hint}") from None
+        line = complaint(error.stderr) or complaint(error.stdout) or f"exit code {error.returncode}"
+        hint = f"; {_LOGIN_NODE}, or set SLURM_CONF" if "configuration source" in line else ""
+        raise BackendError(f"{command[0]}: {line.removeprefix(f'{command[0]}: ')}{hint}") from None
     return done.stdout
+
+
+def complaint(text: str) -> str:
+    """Return the line of a command's output that says what is wrong: the last one that is not about ``--help``."""
+    lines = [line for line in text.strip().splitlines() if not line.startswith("Try ")]
+    return lines[-1] if lines else ""
 
 
 @final

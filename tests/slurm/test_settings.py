@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,10 @@ import pytest
 from jobs.manifests.backends import BACKENDS
 from jobs.manifests.fields import full_keys
 from jobs.manifests.load import load_manifest
-from jobs.manifests.sbatch import EITHER, FLAGS, OPTIONS, OURS, WITH_VALUE
 from jobs.spec import Resources
 from seqlm.errors import BackendError, ManifestError
 from slurm import settings as module
 from slurm.settings import SlurmSettings, read_settings
-from tests import commands
 
 ROOT = Path(__file__).parents[2]
 RUN = '\n[[run]]\nmodel.arch = "rnn"\nmodel.hidden_size = 4\noptim.optimizer = "sgd"\noptim.lr = 1\n'
@@ -111,14 +107,14 @@ def test_a_site_file_that_is_not_there_or_no_toml_is_an_error(tmp_path: Path) ->
 
 
 def test_all_problems_of_both_files_are_told_at_once(tmp_path: Path) -> None:
-    lines = problems(tmp_path, "timeout_min = 0\npartitoin = 'x'\n", partition=3, sbatch={"tiem": 1})
+    lines = problems(tmp_path, "timeout_min = 0\npartitoin = 'x'\n", partition=3, sbatch={"time": 1})
     assert [line.partition(" ")[0] for line in lines] == ["site.toml:", "site.toml:", "study.toml:", "study.toml:"]
 
 
 # -- wrong settings ------------------------------------------------------------------------------------------------
 
 ONE_LINE = "expected a text of one line"
-VALUE = "expected a text of one line or a number"
+VALUE = "expected true, a text of one line or a number"
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "number for a partition": (
         {"partition": 3},
@@ -159,27 +155,31 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         'env: expected a table of texts, such as {NCCL_SOCKET_IFNAME = "eth0"}, got {"A": 1}',
     ),
     "sbatch that is no table": ({"sbatch": "--x"}, 'sbatch: expected a table of options of sbatch, got "--x"'),
-    "option that takes a value": ({"sbatch": {"core_spec": True}}, f"sbatch.core_spec: {VALUE}, got true"),
-    "option that takes none": (
-        {"sbatch": {"hold": "yes"}},
-        'sbatch.hold: expected true, since the option takes no value, got "yes"',
-    ),
-    "option set to false": (
-        {"sbatch": {"exclusive": False}},
-        "sbatch.exclusive: expected true, a text of one line or a number, got false",
-    ),
+    "option set to false": ({"sbatch": {"exclusive": False}}, f"sbatch.exclusive: {VALUE}, got false"),
     "option of two lines": ({"sbatch": {"comment": "a\n#SBATCH"}}, f'sbatch.comment: {VALUE}, got "a\\n#SBATCH"'),
+    "option that is a line of the script": (
+        {"sbatch": {"hold\ntouch /tmp/x": True}},
+        'sbatch: expected names of letters, digits and hyphens, got "hold\\ntouch /tmp/x"',
+    ),
+    "option with hyphens before it": (
+        {"sbatch": {"--hold": True}},
+        'sbatch: expected names of letters, digits and hyphens, got "--hold"',
+    ),
     "option given twice": (
         {"sbatch": {"core_spec": 1, "core-spec": 1}},
         'sbatch: option "core-spec" is given twice, as "core_spec" and "core-spec"',
     ),
     "option with a key of its own": (
         {"sbatch": {"time": 5}},
-        "sbatch.time: seqlm sets this option itself; set timeout_min instead",
+        "sbatch.time: seqlm sets --time itself; set timeout_min instead",
+    ),
+    "option with a key of its own, shortened as sbatch allows": (
+        {"sbatch": {"job_n": "x"}},
+        "sbatch.job_n: seqlm sets --job-name itself; jobs are named after the study",
     ),
     "option that seqlm gives": (
         {"sbatch": {"array": "0-3"}},
-        "sbatch.array: seqlm sets this option itself; the runs make the array, max_parallel limits",
+        "sbatch.array: seqlm sets --array itself; the runs make the array, max_parallel limits",
     ),
 }
 
@@ -200,18 +200,9 @@ UNKNOWN: dict[str, tuple[dict[str, Any], str]] = {
         {"address": "x"},
         'unknown key "backend.slurm.address"; did you mean "backend.ray.address"? (valid in',
     ),
-    "option of sbatch beside its table": (
-        {"gres-flags": "x"},
-        'unknown key "backend.slurm.gres-flags": an option of sbatch; write backend.slurm.sbatch.gres-flags',
-    ),
     "option of sbatch that has another name here": (
         {"time": 5},
         'unknown key "backend.slurm.time": an option of sbatch; set timeout_min instead',
-    ),
-    "no option of sbatch": (
-        {"sbatch": {"licences": "a"}},
-        'unknown key "backend.slurm.sbatch.licences"; did you mean "backend.slurm.sbatch.licenses"? '
-        "(valid in backend.slurm.sbatch: the long options that `sbatch --help` lists)",
     ),
 }
 
@@ -226,9 +217,7 @@ def test_keys_of_a_site_file_are_called_as_they_stand_there(tmp_path: Path) -> N
     assert problems(tmp_path, "partitoin = 'x'")[0].startswith(
         'site.toml: unknown key "partitoin"; did you mean "partition"? (valid: max_parallel, '
     )
-    assert problems(tmp_path, "sbatch.gress = 'x'")[0].startswith(
-        'site.toml: unknown key "sbatch.gress"; did you mean "sbatch.gres"?'
-    )
+    assert problems(tmp_path, "sbatch.output = 'x'")[0].startswith("site.toml: sbatch.output: seqlm sets --output ")
 
 
 def test_what_only_another_file_makes_impossible_names_the_place_to_change(tmp_path: Path) -> None:
@@ -245,40 +234,15 @@ def test_what_only_another_file_makes_impossible_names_the_place_to_change(tmp_p
 
 def test_a_manifests_table_is_checked_when_the_manifest_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "m.toml"
-    path.write_text('[study]\nname = "m"\n[backend.slurm]\ntimeout_min = 0\nsbatch.tiem = 1\n' + RUN + "bad = 1\n")
+    path.write_text('[study]\nname = "m"\n[backend.slurm]\ntimeout_min = 0\nsbatch.time = 1\n' + RUN + "bad = 1\n")
     with pytest.raises(ManifestError) as caught:
         load_manifest(path)
     starts = [line.partition("; ")[0].partition(",")[0] for line in caught.value.problems]
     assert starts == [
         "m.toml: backend.slurm.timeout_min: expected a positive whole number",
-        'm.toml: unknown key "backend.slurm.sbatch.tiem"',
+        "m.toml: backend.slurm.sbatch.time: seqlm sets --time itself",
         'm.toml: run 1: unknown key "bad" (valid: name',
     ]
-
-
-# -- options of sbatch ---------------------------------------------------------------------------------------------
-
-
-def test_every_option_that_seqlm_gives_is_one_of_sbatch() -> None:
-    assert OURS.keys() <= OPTIONS
-    assert len(OPTIONS) == len(FLAGS) + len(EITHER) + len(WITH_VALUE)
-
-
-@pytest.mark.process
-@pytest.mark.skipif(shutil.which("sbatch") is None, reason="no sbatch here")
-def test_sbatch_itself_knows_the_options_and_whether_they_take_a_value(tmp_path: Path) -> None:
-    (tmp_path / "slurm.conf").write_text(
-        "ClusterName=x\nSlurmctldHost=localhost\nNodeName=n CPUs=1\nPartitionName=p Nodes=n\n"
-    )
-    absent = str(tmp_path / "no-script")
-    for option in sorted(OPTIONS):
-        answer = commands.run(
-            ["sbatch", "--test-only", f"--{option}=1", absent],
-            env={"SLURM_CONF": str(tmp_path / "slurm.conf"), "PATH": "/usr/bin:/bin"},
-            stdin=subprocess.DEVNULL,
-        ).stderr
-        assert "unrecognized option" not in answer, option
-        assert ("doesn't allow an argument" in answer) == (option in FLAGS), option
 
 
 # -- nodes and jobs ------------------------------------------------------------------------------------------------

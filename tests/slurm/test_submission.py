@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tomllib
 from dataclasses import fields, replace
 from pathlib import Path
@@ -18,8 +19,9 @@ from jobs.study.kept_code import Code
 from seqlm.errors import BackendError
 from seqlm.rundir import RunDirectory
 from slurm import backend
+from slurm.environment import batch_script, submit_script
 from slurm.job import JobPlan
-from slurm.settings import SlurmSettings
+from slurm.settings import SlurmSettings, read_settings
 from slurm.submission import UNLIMITED, Batch, Submitter, batches, record, take_turns
 from tests.analysis.attempt_files import write_attempt
 from tests.fakes import make_estimate
@@ -204,6 +206,34 @@ def test_the_script_says_what_the_settings_say(tmp_path: Path) -> None:
     assert "--cpu-bind=none" in text
     assert "--kill-on-bad-exit=1" in text, "a rank whose process cannot even start ends the others"
     assert "submitit.core._submit" in text
+
+
+@pytest.mark.usefixtures("srun")
+def test_options_of_plugins_and_of_later_versions_are_in_the_script(tmp_path: Path) -> None:
+    options = {"container-image": "nvcr.io#nvidia/pytorch:25.01", "container_mount_home": True, "of-2031": 3}
+    settings = read_settings({"sbatch": options}, where="m", environ={})
+    (batch,) = batches(planned(tmp_path, 1), settings, max_array_size=1000)
+    lines = submitter(tmp_path, settings).script(batch, tmp_path / "s").splitlines()
+    assert {
+        "#SBATCH --container-image='nvcr.io#nvidia/pytorch:25.01'",
+        "#SBATCH --container-mount-home",
+        "#SBATCH --of-2031=3",
+    } <= set(lines)
+
+
+@pytest.mark.process
+@pytest.mark.skipif(shutil.which("sbatch") is None, reason="no sbatch here")
+def test_an_option_that_sbatch_does_not_know_is_refused_by_it_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slurm.conf").write_text("ClusterName=x\nSlurmctldHost=localhost\nNodeName=n CPUs=1\n")
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
+    settings = SlurmSettings(sbatch={"licences": "a"})
+    (batch,) = batches(planned(tmp_path, 1), settings, max_array_size=1000)
+    with pytest.raises(BackendError, match=r"^sbatch rejected the job: .*unrecognized option '--licences=a'$"):
+        submit(batch, tmp_path / "slurm" / "0001", submitter(tmp_path, settings))
+    with pytest.raises(BackendError, match=r"^sbatch: unrecognized option '--licences=a'$"):
+        submit_script(tmp_path / "report.sh", batch_script(settings, {}, "true"), settings)
 
 
 @pytest.mark.usefixtures("srun")

@@ -98,7 +98,7 @@ def test_what_the_loader_accepts_is_valid(tmp_path: Path, text: str, language: s
         "data.vocab_size = [100, 200]",
         "resources.gpus = 0.25",
         "[policy]\noom = 'unlimited'\nnode = 3",
-        "[backend.slurm]\nsbatch.gres_flags = 'x'\nsbatch.exclusive = true\nenv.A = 'b'",
+        "[backend.slurm]\nsbatch.gres_flags = 'x'\nsbatch.container-image = 'x'\nsbatch.exclusive = true\nenv.A = 'b'",
         "[[exclude]]\nname = ['g-*', 'x']\nmodel.arch = ['rnn']",
     ],
 )
