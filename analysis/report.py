@@ -31,6 +31,7 @@ from analysis.study.behaved import behaved_runs
 from analysis.study.study import Study, load_study
 from seqlm.errors import FileError, UsageError
 from seqlm.files import folder_beside, make_directory, replace_folder, write_new
+from seqlm.reading import exists, is_file, is_folder, is_link, listed
 
 LARGE = 50
 """Epochs of all runs together from which on several processes draw the figures."""
@@ -180,9 +181,9 @@ def _plain(value: Any) -> Any:
 
 def _check_replaceable(target: Path) -> None:
     """Refuse a link, and a folder of other things: what is replaced is gone."""
-    if target.is_symlink():
+    if is_link(target):
         raise UsageError(f"{target} is a link, which is not replaced; remove it or choose another folder (--output)")
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+    if not exists(target) or (is_folder(target) and not listed(target)):
         return
-    if not target.is_dir() or not all((target / name).is_file() for name in SIGNATURE):
+    if not is_folder(target) or not all(is_file(target / name) for name in SIGNATURE):
         raise UsageError(f"{target} exists and is no report, so it is not replaced; choose another folder")

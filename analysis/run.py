@@ -12,6 +12,7 @@ import pandas as pd
 
 from analysis.study import units
 from seqlm.config import RunConfig
+from seqlm.reading import is_file
 from seqlm.rundir import RunDirectory
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Run:
     def checkpoint(self) -> Path | None:
         """The file with the parameters of the best epoch; ``None`` if there is none."""
         path = RunDirectory(self.directory).best_checkpoint
-        return path if path.is_file() else None
+        return path if is_file(path) else None
 
     def load_model(self) -> LanguageModel:
         """Load the model of the best epoch: on the CPU, dropout off, in float32. Imports torch.

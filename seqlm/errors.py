@@ -16,7 +16,8 @@
     │   ├── RunBusyError            another live worker or launcher owns the files
     │   └── LeaseLostError          another worker has taken the run over while this one gave no sign of life
     ├── FileError                   a file cannot be read or written: full disk, read-only folder (exit code 1)
-    │   └── DamagedFileError        a file was read and is not what it should be: empty, cut, no JSON object
+    │   ├── DamagedFileError        a file was read and is not what it should be: empty, cut, no JSON object
+    │   └── UnfitFileError          no regular file, or one that is too large
     └── BackendError                the backend cannot be reached or cannot do it (exit code 3)
 
 Invariants of our own code are asserted, not raised.
@@ -142,6 +143,10 @@ class FileError(SeqlmError):
 
 class DamagedFileError(FileError):
     """A file was read, and holds something else than it should."""
+
+
+class UnfitFileError(FileError):
+    """A link, a folder or anything else that is no regular file, or a file that is larger than any of ours."""
 
 
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from seqlm.errors import DamagedFileError, FileError
-from seqlm.reading import LARGEST_HASHED, open_regular, parse_json, read_bytes
+from seqlm.reading import LARGEST_HASHED, exists, is_folder, is_link, listed, open_regular, parse_json, read_bytes
 
 Guard: TypeAlias = Callable[[], None]
 """Called immediately before a new file takes its place. It raises if this process no longer owns the run."""
@@ -104,7 +104,7 @@ def write_once(path: Path, content: bytes, *, guard: Guard = unguarded) -> bool:
             guard()
             try:
                 if not hard_link(temporary, path):
-                    if path.exists():
+                    if exists(path):
                         return False
                     temporary.replace(path)
             except FileExistsError:
@@ -150,7 +150,7 @@ def append_to(path: Path) -> BinaryIO:
     Raises:
         OSError: the file cannot be written.
     """
-    if path.is_symlink():
+    if is_link(path):
         path.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.fdopen(os.open(path, flags, 0o666), "ab")
@@ -192,7 +192,7 @@ def replace_folder(new: Path, target: Path) -> None:
     Raises:
         OSError: a folder cannot be renamed. If not even the old one can, it stays beside ``target``.
     """
-    if not target.exists():
+    if not exists(target):
         new.rename(target)
         return
     aside = _temporary(target)
@@ -200,7 +200,7 @@ def replace_folder(new: Path, target: Path) -> None:
     try:
         new.rename(target)
     except OSError:
-        if target.exists():
+        if exists(target):
             remove([aside])
         else:
             aside.rename(target)
@@ -223,7 +223,7 @@ def flush(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in NO_FOLDER_FLUSH or not path.is_dir():
+        if error.errno not in NO_FOLDER_FLUSH or not is_folder(path):
             raise
     finally:
         os.close(handle)
@@ -235,7 +235,7 @@ def _temporary(path: Path) -> Path:
 
 def temporaries_of(*files: Path) -> list[Path]:
     """Return the temporary files and folders of ``files`` that exist. The name ``*`` stands for all in its folder."""
-    return [found for file in files for found in file.parent.glob(f".{file.name}.*.tmp")]
+    return [found for file in files for found in listed(file.parent, f".{file.name}.*.tmp")]
 
 
 def sweep_beside(*files: Path) -> None:
@@ -249,8 +249,8 @@ def sweep_beside(*files: Path) -> None:
 def remove(paths: Iterable[Path]) -> None:
     """Delete files and folders. What cannot be deleted stays."""
     for path in paths:
-        with contextlib.suppress(OSError):
-            if path.is_dir() and not path.is_symlink():
+        with contextlib.suppress(OSError, FileError):
+            if is_folder(path) and not is_link(path):
                 shutil.rmtree(path)
             else:
                 path.unlink()

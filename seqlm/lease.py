@@ -44,7 +44,7 @@ from seqlm.files import file_beside, flush, hard_link, json_text, read_json, wri
 from seqlm.locks import LOOK_SECONDS as LOCK_SECONDS
 from seqlm.locks import LOOKS, read_lock_holder
 from seqlm.processes import is_alive, this_process
-from seqlm.reading import moment
+from seqlm.reading import exists, listed, moment
 
 LOOK_SECONDS = 1.0
 """How often a lease is looked at that may be stale."""
@@ -91,7 +91,7 @@ class Lease:
         Raises:
             LeaseLostError: another worker has taken the run over.
         """
-        if _exists(self._folder / _name(self.generation + 1)):
+        if exists(self._folder / _name(self.generation + 1)):
             owner = newest_lease(self._folder)
             raise LeaseLostError(f"this run was taken over by {_who(owner)} while this worker gave no sign of life")
 
@@ -209,6 +209,9 @@ def live_owner(folder: Path, stale_seconds: float) -> dict[str, Any] | None:
     For a run whose lock is not visible here. This is a guess from the age of the file by this machine's clock and
     the file system's, which may differ; only of a process of this host is it known that it has ended. Costs a listing
     of the folder; nothing is written.
+
+    Raises:
+        FileError: the folder cannot be read.
     """
     generation = _highest_listed(folder)
     if not generation:
@@ -216,8 +219,10 @@ def live_owner(folder: Path, stale_seconds: float) -> dict[str, Any] | None:
     path = folder / _name(generation)
     try:
         age = time.time() - path.stat().st_mtime
-    except OSError:
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise FileError.from_os_error("read", path, error) from None
     if abs(age) >= stale_seconds:
         return None
     owner = _read(path)
@@ -246,8 +251,10 @@ def has_live_worker(lock_file: Path, folder: Path, stale_seconds: float) -> bool
 def _is_younger(path: Path, seconds: float) -> bool:
     try:
         return abs(time.time() - path.stat().st_mtime) < seconds
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError as error:
+        raise FileError.from_os_error("read", path, error) from None
 
 
 def newest_generation(folder: Path) -> int:
@@ -256,7 +263,7 @@ def newest_generation(folder: Path) -> int:
     A listing may lag behind, so the numbers after it are looked up by name. The link finds what is missing even then.
     """
     generation = _highest_listed(folder)
-    while _exists(folder / _name(generation + 1)):
+    while exists(folder / _name(generation + 1)):
         generation += 1
     return generation
 
@@ -295,19 +302,7 @@ def _name(generation: int) -> str:
 
 
 def _highest_listed(folder: Path) -> int:
-    try:
-        return max((int(path.stem) for path in folder.iterdir() if _FILE.fullmatch(path.name)), default=0)
-    except OSError:
-        return 0
-
-
-def _exists(path: Path) -> bool:
-    """Whether the file exists. False if the disk does not answer: the next write raises that error."""
-    try:
-        path.stat()
-    except OSError:
-        return False
-    return True
+    return max((int(path.stem) for path in listed(folder) if _FILE.fullmatch(path.name)), default=0)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -378,7 +373,7 @@ def _watch(
         step = min(LOOK_SECONDS, seconds - watched)
         pause(step)
         now = _state(path)
-        if now is None or first is None or _exists(folder / _name(generation + 1)) or _read(path).get("released"):
+        if now is None or first is None or exists(folder / _name(generation + 1)) or _read(path).get("released"):
             return "changed"
         if now != first:
             return "beat"

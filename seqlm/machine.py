@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from seqlm.errors import UsageError
+from seqlm.reading import exists
 
 CPUINFO = Path("/proc/cpuinfo")
 CUDA_BYTES = 512 * 2**20
@@ -231,7 +232,7 @@ def short_name(device: str) -> str:
 def mps_directory(env: Mapping[str, str]) -> Path | None:
     """The folder in which a daemon of NVIDIA's MPS has its control socket. ``None``: no daemon is there."""
     folder = Path(env.get("CUDA_MPS_PIPE_DIRECTORY") or "/tmp/nvidia-mps")
-    return folder if (folder / "control").exists() else None
+    return folder if exists(folder / "control") else None
 
 
 def devices() -> list[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from seqlm.architectures import CustomConfig
 from seqlm.errors import FileError, ModelError, UsageError
 from seqlm.files import file_sha256, make_directory, replacing
-from seqlm.reading import read_bytes
+from seqlm.reading import is_file, read_bytes
 
 MOST_BYTES = 4 * 2**20
 """Bytes of one file: source, not weights or data."""
@@ -65,7 +65,7 @@ def read_model_files(config: CustomConfig, folder: Path) -> ModelFiles:
     for key, name in (("source", config.file), *(("files", name) for name in config.files)):
         path = folder / name
         try:
-            if path.is_file() and (size := path.stat().st_size) > MOST_BYTES:
+            if is_file(path) and (size := path.stat().st_size) > MOST_BYTES:
                 raise ModelError(
                     f"model.{key}: expected a file of at most {MOST_BYTES:,} bytes, got {name} of {size:,}"
                 )

@@ -17,7 +17,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
 
-from seqlm.errors import FileError
+from seqlm.errors import FileError, UnfitFileError
 
 T = TypeVar("T")
 
@@ -40,8 +40,8 @@ def open_regular(path: Path, *, largest: int, below: Path | None = None) -> Buff
 
     Raises:
         FileNotFoundError: there is no file, or a link to nothing.
-        FileError: a link, a folder, a pipe or anything else that is no regular file; or it is larger, or cannot be
-            opened.
+        UnfitFileError: a link, a folder, a pipe or anything else that is no regular file; or it is larger.
+        FileError: it cannot be opened.
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     *folders, name = [os.fspath(path)] if below is None else path.relative_to(below).parts
@@ -71,7 +71,7 @@ def open_regular(path: Path, *, largest: int, below: Path | None = None) -> Buff
     raise (
         _refused(path, kind)
         if kind != "a file"
-        else FileError(f"cannot read {path}: expected at most {largest:,} bytes, found {status.st_size:,}")
+        else UnfitFileError(f"cannot read {path}: expected at most {largest:,} bytes, found {status.st_size:,}")
     )
 
 
@@ -94,8 +94,8 @@ _KINDS = {errno.ELOOP: "a link", errno.ENOTDIR: "a link or a file in place of a 
 _KINDS_OPENED = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe"}
 
 
-def _refused(path: Path, found: str) -> FileError:
-    return FileError(f"cannot read {path}: expected a regular file, found {found}")
+def _refused(path: Path, found: str) -> UnfitFileError:
+    return UnfitFileError(f"cannot read {path}: expected a regular file, found {found}")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -157,7 +157,7 @@ def _mode(path: Path, *, follow: bool = True) -> int:
     """Return type and permissions of what there is at ``path``. 0: there is nothing."""
     try:
         return _unless_stale(lambda: path.stat(follow_symlinks=follow).st_mode)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the path
         return 0
     except OSError as error:
         raise FileError.from_os_error("read", path, error) from None
@@ -170,8 +170,7 @@ def listed(folder: Path, pattern: str = "*") -> list[Path]:
         FileError: the folder cannot be listed.
     """
     try:
-        with _unless_stale(lambda: os.scandir(folder)) as entries:
-            names = [entry.name for entry in entries]
+        names = _unless_stale(lambda: os.listdir(folder))  # noqa: PTH208 -- names alone
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:

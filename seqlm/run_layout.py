@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from seqlm.reading import is_folder, listed
+
 CANARY_FOLDER = "canary"
 """Folder of a study with its canaries."""
 
@@ -131,9 +133,13 @@ class RunLayout:
         return self.attempt_dir(attempt) / "progress.json"
 
     def attempts(self) -> list[int]:
-        """Numbers of the attempts made so far, ascending."""
-        found = [entry for entry in (self.path / "attempts").glob("[0-9]*") if re.fullmatch("[0-9]{4,9}", entry.name)]
-        return sorted(int(entry.name) for entry in found if entry.is_dir())
+        """Numbers of the attempts made so far, ascending.
+
+        Raises:
+            FileError: a folder cannot be read.
+        """
+        found = [entry for entry in listed(self.path / "attempts") if re.fullmatch("[0-9]{4,9}", entry.name)]
+        return sorted(int(entry.name) for entry in found if is_folder(entry))
 
     def last_attempt(self) -> int:
         """Number of the newest attempt, 0 before the first."""

@@ -41,6 +41,7 @@ from seqlm.files import (
 from seqlm.lease import Terms, has_live_worker, live_owner
 from seqlm.locks import held_by_a_stranger, is_locked
 from seqlm.model_files import ModelFiles, keep_tokenizer
+from seqlm.reading import below, exists, is_folder, listed
 from seqlm.run_layout import CANARY_FOLDER, RunLayout, slugify
 
 State: TypeAlias = Literal["pending", "queued", "running", "done", "stopped", "failed", "cancelled"]
@@ -92,7 +93,7 @@ class RunDirectory(RunLayout):
     @classmethod
     def folders(cls, study_dir: Path) -> dict[str, Path]:
         """The folders of a study's runs by the digits of their fingerprints."""
-        found = sorted((path for path in study_dir.glob("*-*") if path.is_dir()), reverse=True)
+        found = sorted((path for path in listed(study_dir, "*-*") if is_folder(path)), reverse=True)
         return {path.name.rpartition("-")[2]: path for path in found}
 
     @classmethod
@@ -116,7 +117,7 @@ class RunDirectory(RunLayout):
     @classmethod
     def unordered_in(cls, study_dir: Path) -> Iterator[RunDirectory]:
         """Every run directory of a study, in no particular order, without reading a file."""
-        return (cls(config.parent) for config in study_dir.glob("*/config.json"))
+        return (run for run in map(cls, listed(study_dir)) if exists(run.config_file))
 
     def place(self, provenance: Mapping[str, Any]) -> tuple[float, str]:
         """Return the sort key of a run in its study: its place in the manifest, then its id."""
@@ -145,7 +146,7 @@ class RunDirectory(RunLayout):
             keep_tokenizer(tokenizer, self.tokenizer_file, config.data.tokenizer_sha256)
         if model_files is not None:
             model_files.keep(self.model_dir)
-        before = self.read_config() if self.config_file.exists() else None
+        before = self.read_config() if exists(self.config_file) else None
         if before is not None and before.fingerprint() != config.fingerprint():
             raise FileError(f"{self.config_file} holds another configuration than the manifest; move it away")
         if before is None or before.train.epochs != config.train.epochs:
@@ -158,7 +159,7 @@ class RunDirectory(RunLayout):
         Those of ``attempt``, and those of launchers, stay. A former owner that is late, not dead, cannot put its file
         in place after this.
         """
-        begun = [*self.path.glob("checkpoints/.*.tmp"), *self.lease_dir.glob(".*.tmp")]
+        begun = [*listed(self.path / "checkpoints", ".*.tmp"), *listed(self.lease_dir, ".*.tmp")]
         begun += temporaries_of(
             self.metrics_file, self.result_file, self.canary_file, self.rungs_file, self.stopped_file
         )
@@ -174,10 +175,11 @@ class RunDirectory(RunLayout):
         """
         files = (self.config_file, self.tokenizer_file, self.provenance_file, self.job_file, self.failure_file)
         begun = temporaries_of(*files)
-        remove([*begun, *self.path.glob("attempts/*/.failure.json.*.tmp"), *self.model_dir.rglob(".*.tmp")])
+        begun += [path for attempt in self.attempts() for path in self._begun_in(attempt, "failure.json")]
+        remove([*begun, *below(self.model_dir, ".*.tmp")])
 
-    def _begun_in(self, attempt: int, kind: str) -> Iterator[Path]:
-        return self.attempt_dir(attempt).glob(f".{kind}*.tmp")
+    def _begun_in(self, attempt: int, kind: str) -> list[Path]:
+        return listed(self.attempt_dir(attempt), f".{kind}*.tmp")
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -217,17 +219,21 @@ class RunDirectory(RunLayout):
         return result is not None and reaches(result, self.read_config())
 
     def has_ended(self) -> bool:
-        """Whether the run is done, was stopped by a search, has a failure that may yet be retried, or damaged files."""
-        if self.failure_file.exists() or self.stopped_file.exists():
+        """Whether the run is done, was stopped by a search, has a failure that may yet be retried, or damaged files.
+
+        Raises:
+            FileError: a file cannot be read.
+        """
+        if exists(self.failure_file) or exists(self.stopped_file):
             return True
         try:
             return self.is_done()
         except FileError:
-            return self.result_file.exists()
+            return exists(self.result_file)
 
     def has_checkpoint(self) -> bool:
-        """Whether there is something to go on from."""
-        return self.last_checkpoint.exists() or self.previous_checkpoint.exists()
+        """Whether there is something to go on from. Raises ``FileError`` if that is unknown."""
+        return exists(self.last_checkpoint) or exists(self.previous_checkpoint)
 
     def threads_of_checkpoint(self) -> int | None:
         """Return the threads of each rank of the attempt that saved the last checkpoint.
@@ -252,10 +258,10 @@ class RunDirectory(RunLayout):
         if self.has_checkpoint():
             return None
         position: Mapping[str, Any] = {}
-        with contextlib.suppress(FileError, OSError):  # a run without a readable record starts from its first epoch
+        with contextlib.suppress(DamagedFileError):  # a run with a damaged record starts from its first epoch
             position = read_json(self.position_file) or {}
         at_end = (position.get("epoch"), position.get("step")) == (epochs, 0)
-        if not (at_end or (position and self.result_file.exists())):
+        if not (at_end or (position and exists(self.result_file))):
             return None
         return f"its last.pt was deleted after the training had ended; move {self.path} away to train it again"
 

@@ -28,6 +28,7 @@ from jobs.study.kept_code import Code, live_code
 from jobs.study.squeue import ask, parents
 from seqlm.errors import BackendError
 from seqlm.files import make_directory
+from seqlm.reading import listed
 from seqlm.rundir import RunDirectory
 from seqlm.search import Search
 from slurm.environment import batch_script, sbatch_environment, submit_script
@@ -218,5 +219,5 @@ def _new_folder(study_dir: Path) -> Path:
 
     Folders are not shared, because a cluster may reuse job ids and submitit would then read files of an older job.
     """
-    numbers = [int(path.name) for path in (study_dir / "slurm").glob("[0-9]*") if path.name.isdigit()]
+    numbers = [int(path.name) for path in listed(study_dir / "slurm", "[0-9]*") if path.name.isdigit()]
     return study_dir.absolute() / "slurm" / f"{max(numbers, default=0) + 1:04d}"

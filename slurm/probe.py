@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 from jobs.backends.base import Finding
 from jobs.study.squeue import ask
 from seqlm.errors import BackendError, FileError
+from seqlm.reading import listed
 from slurm import node_probe
 from slurm.environment import batch_script, submit_script
 from slurm.settings import SlurmSettings
@@ -103,7 +104,7 @@ def _wait(job: str, folder: Path, *, submitted_at: float, wait_s: float) -> Outc
     give_up_at = time.monotonic() + wait_s
     state, reason, waiting_at, look_at, over_at = "PENDING", "", submitted_at, 0.0, None
     while True:
-        list(folder.iterdir())  # makes a network file system refresh its cache
+        listed(folder)  # makes a network file system refresh its cache
         answer = json.loads(_read(folder / node_probe.ANSWER) or "null")
         now = time.monotonic()
         complete = answer is not None and answer["torch"] is not None

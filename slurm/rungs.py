@@ -15,6 +15,7 @@ from jobs.attempt.retry import may_go_on
 from jobs.study.folder import submission_of
 from seqlm.errors import FileError
 from seqlm.files import read_json, write_json
+from seqlm.reading import exists
 from seqlm.rundir import RunDirectory
 from seqlm.search import decide, decision_at, rung_of_waiting
 from slurm.control import look_again
@@ -57,8 +58,8 @@ def _attempt_from(run: RunDirectory, plan: JobPlan, rung: int) -> int | None:
 
     After a restart of the job the decision is made already, and a run that goes on may wait at a later rung.
     """
-    failed = run.failure_file.exists() and not may_go_on(run)
-    if submission_of(run) != plan.submission or run.is_done() or run.stopped_file.exists() or failed:
+    failed = exists(run.failure_file) and not may_go_on(run)
+    if submission_of(run) != plan.submission or run.is_done() or exists(run.stopped_file) or failed:
         return None
     assert plan.search is not None, "its study is a search"
     if rung_of_waiting(run, plan.search) == rung:

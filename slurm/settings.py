@@ -18,6 +18,7 @@ from jobs.manifests.reader import read_toml_file
 from jobs.spec import Resources
 from seqlm.environment import SLURM_CONFIG
 from seqlm.errors import BackendError, ManifestError
+from seqlm.reading import exists
 
 SITE_FILE = Path(__file__).parent / "cluster.toml"
 """The default site file, used if ``SEQLM_SLURM_CONFIG`` is unset. Not tracked by git."""
@@ -70,7 +71,7 @@ def read_settings(manifest_table: Mapping[str, Any], *, where: str, environ: Map
     named = SLURM_CONFIG.read(environ)
     path = named.expanduser() if named else SITE_FILE
     site: Mapping[str, Any] = {}
-    if named or path.exists():
+    if named or exists(path):
         try:
             site = read_toml_file(path)
             check_table("slurm", site, path.name, problems, prefix="")

@@ -29,6 +29,7 @@ from jobs.spec import Submission
 from jobs.study.budget import BudgetWatch, KeptBudget
 from jobs.study.folder import submission_of
 from seqlm.errors import EXIT_BUSY, EXIT_STOPPED, STOPPED_EXITS, FileError, SeqlmError, is_storage_failure
+from seqlm.reading import exists
 from seqlm.rundir import FailureKind, RunDirectory
 from seqlm.search import rung_of_waiting
 from slurm.control import clock_ahead_s, job_words, look_again, requeue
@@ -188,11 +189,11 @@ class Task:
         with contextlib.suppress(FileError):  # a worker that starts says what is damaged
             if self._has_ended_well(run):
                 return True
-        return run.failure_file.exists() and not self._is_of_earlier_start(worker)
+        return exists(run.failure_file) and not self._is_of_earlier_start(worker)
 
     def _has_ended_well(self, run: RunDirectory) -> bool:
         """Whether a run is done, was stopped by a search, or waits for a later job to decide about it."""
-        return run.stopped_file.exists() or run.is_done() or rung_of_waiting(run, self._plan.search) is not None
+        return exists(run.stopped_file) or run.is_done() or rung_of_waiting(run, self._plan.search) is not None
 
     def _is_of_earlier_start(self, worker: _Worker) -> bool:
         """Whether a run's failure is that of an earlier start of this job, which ended before it could settle it."""
@@ -286,7 +287,7 @@ class Task:
         if worker.run.is_cancelled():
             worker.ask()
             return
-        if self._plan.resources.ranks > 1 and worker.run.failure_file.exists():
+        if self._plan.resources.ranks > 1 and exists(worker.run.failure_file):
             rank.peer_failed()
         if worker.attempt.is_hung():
             if self._is_ours(worker.run):
@@ -299,7 +300,7 @@ class Task:
     def _settle(self, worker: _Worker) -> tuple[str, Decision] | None:
         """Decide what follows from the end of a run. ``None``: its job need not run again for it."""
         run = worker.run
-        has_failed = run.failure_file.exists() and not may_go_on(run)
+        has_failed = exists(run.failure_file) and not may_go_on(run)
         if has_failed or self._has_ended_well(run) or not self._is_ours(run):
             return None
         self._record_exit(worker)

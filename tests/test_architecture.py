@@ -56,7 +56,7 @@ ALLOWED = {
     "seqlm.model_files": ("seqlm.architectures", "seqlm.errors", "seqlm.files", "seqlm.reading"),
     "seqlm.errors": (),
     "seqlm.processes": (),
-    "seqlm.run_layout": (),
+    "seqlm.run_layout": ("seqlm.reading",),
     "seqlm.reading": ("seqlm.errors",),
     "seqlm.machine": ("seqlm.errors",),
     "seqlm.environment": ("seqlm.errors",),
@@ -163,6 +163,27 @@ def test_no_other_module_depends_on_the_name_of_an_architecture_or_an_optimizer(
         values = [node.value for node in constants if isinstance(node.value, str) and node.value in VALUES]
         found += [f"{path} branches on {values}"] if values else []
     assert not found, "\n".join([*found, "seqlm.architectures and seqlm.optimizers have what depends on it"])
+
+
+ANSWERS_NO = {
+    *("exists", "lexists", "isfile", "isdir", "islink", "is_file", "is_dir", "is_symlink"),
+    *("glob", "rglob", "iterdir", "walk"),
+}
+"""Functions of ``os``, ``os.path`` and ``Path`` that take a file system's error for "there is none", or did once."""
+ASKS_OTHERS = ("jobs/backends/ray_watchdog.py", "jobs/study/cancel.py", "slurm/testcluster/")
+"""A program without packages, what asks /proc alone, and what no run depends on."""
+
+
+def test_only_seqlm_reading_says_what_exists() -> None:
+    found = []
+    for name, path in modules():
+        place = path.relative_to(ROOT).as_posix()
+        if name.startswith("benchmarks") or place.startswith(ASKS_OTHERS):
+            continue
+        calls = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
+        asked = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr in ANSWERS_NO]
+        found += [f"{place}:{call.lineno}: {ast.unparse(call)}" for call in asked]
+    assert not found, "\n".join([*found, "use exists, is_file, is_folder, is_link, listed or below of seqlm.reading"])
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:

@@ -247,10 +247,10 @@ def test_a_claimant_whose_listing_lags_behind_finds_the_owner_all_the_same(
     cluster.claim("a").release()
     cluster.claim("b").release()
     third = cluster.claim("c")
-    listed, exists = os.listdir, leases._exists
+    listed, exists = os.listdir, leases.exists
     monkeypatch.setattr(os, "listdir", lambda folder: seen if folder == cluster.folder else listed(folder))
     # What a client of NFS remembers to be missing it takes to be missing, until the server refuses the link.
-    monkeypatch.setattr(leases, "_exists", lambda path: path.name in seen and exists(path))
+    monkeypatch.setattr(leases, "exists", lambda path: path.name in seen and exists(path))
     with pytest.raises(RunBusyError, match="on c"):
         cluster.claim("a", while_waiting=third.beat)
     third.check()
@@ -286,8 +286,8 @@ def test_where_links_are_refused_a_lease_is_made_by_exclusive_creation(
     refuse_links(monkeypatch, code)
     first = cluster.claim("a")
     assert json.loads(first.file.read_text())["host"] == "a"
-    exists = leases._exists
-    monkeypatch.setattr(leases, "_exists", lambda path: path.name != "000002.json" and exists(path))  # a listing lags
+    exists = leases.exists
+    monkeypatch.setattr(leases, "exists", lambda path: path.name != "000002.json" and exists(path))  # a listing lags
 
     def claim_for_c() -> None:
         if not (cluster.folder / "000002.json").exists():

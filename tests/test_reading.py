@@ -26,7 +26,7 @@ def test_an_error_of_the_file_system_is_not_the_answer_no(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "stat", refuse)
-    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os, "listdir", refuse)
     with pytest.raises(FileError, match=os.strerror(code)):
         look(tmp_path)
 

@@ -25,6 +25,7 @@ from seqlm.errors import CheckpointError, SeqlmError
 from seqlm.files import Guard, file_sha256, unguarded, write_json, write_json_lines
 from seqlm.models import LanguageModel
 from seqlm.models.language_model import hidden_states_of
+from seqlm.reading import is_folder
 from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, trained_model
 from seqlm.training.perplexity import perplexity
@@ -229,7 +230,7 @@ def load_trained(run: RunDirectory) -> Trained:
         CheckpointError: it is missing, damaged, or of another run.
         FileError: a file of the run cannot be read.
     """
-    if not run.path.is_dir():
+    if not is_folder(run.path):
         raise CheckpointError(f"{run.path} does not exist; expected a finished run of this study")
     config = run.read_config()
     checkpoint = load_checkpoint(run.best_checkpoint, config.fingerprint())

@@ -16,7 +16,7 @@ from analysis.study.values import as_mapping, as_number, as_text, tolerated
 from seqlm.files import read_json
 from seqlm.lease import last_sign_of
 from seqlm.machine import short_name
-from seqlm.reading import moment
+from seqlm.reading import listed, moment
 from seqlm.rundir import ROUNDING, RunDirectory, differences
 
 PLACE_JOINT = " + "
@@ -56,7 +56,7 @@ def read_attempts(
             recorded = record.get("attempt")
             return bool(record) and (is_last if recorded is None else recorded == attempt)
 
-        files = run.attempt_dir(attempt).glob("worker*.json")
+        files = listed(run.attempt_dir(attempt), "worker*.json")
         workers = sorted(filter(None, map(read, files)), key=lambda worker: as_number(worker.get("rank")))
         progress, own_failure = read(run.progress_file(attempt)), read(run.attempt_dir(attempt) / "failure.json")
         kept, kind = seconds_of[attempt], None

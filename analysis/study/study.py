@@ -136,7 +136,7 @@ def load_study(*study_dirs: Path) -> Study:
     size = 0
     read: list[_Read] = []
     for study_dir in study_dirs:
-        found = [read_run(RunDirectory(file.parent)) for file in sorted(study_dir.glob("*/config.json"))]
+        found = [read_run(run) for run in RunDirectory.unordered_in(study_dir)]
         record, damage = read_study_record(study_dir)
         if not found and not record.planned:
             raise UsageError(f"{study_dir} holds no runs, so there is nothing to report; `run` a manifest first")

@@ -18,6 +18,7 @@ from jobs.spec import Resources, Submission
 from seqlm.environment import ATTEMPT, HUNG_MINUTES, MICRO_BATCHES, PROGRESS_SECONDS
 from seqlm.errors import EXIT_BUSY, EXIT_RUNG, EXIT_UNPRINTED, STOPPED_EXITS
 from seqlm.files import write_json
+from seqlm.reading import exists
 from seqlm.rundir import RunDirectory
 
 LOOKS = 40
@@ -103,7 +104,7 @@ class Attempt:
             FileError, OSError: the run's files cannot be read or written.
         """
         run = self.run
-        if ended.exit_code in (0, EXIT_BUSY, EXIT_RUNG) or run.is_done() or run.stopped_file.exists():
+        if ended.exit_code in (0, EXIT_BUSY, EXIT_RUNG) or run.is_done() or exists(run.stopped_file):
             return
         earlier = run.read_failure()
         for_memory = ended.out_of_memory and (earlier is None or earlier.get("kind") == "node")
@@ -170,7 +171,7 @@ class Heartbeat:
         self._hung_seconds = hung_seconds
         self._every = min(hung_seconds / LOOKS, MOST_SECONDS)
         self._clock = clock
-        self._is_behaviour = run.task_file.exists()
+        self._is_behaviour = exists(run.task_file)
         logs = (run.stdout_log(attempt), run.stderr_log(attempt))
         self._files = (run.progress_file(attempt), run.metrics_file, run.last_checkpoint.parent, *logs)
         self._seen = [_state(path) for path in self._files]

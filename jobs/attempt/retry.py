@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, final
 
 from jobs.manifests.policy import Policy
 from seqlm.data.layout import own_columns
-from seqlm.errors import FileError
+from seqlm.errors import DamagedFileError, FileError, UnfitFileError
 from seqlm.files import make_directory, read_json, write_json
 from seqlm.lease import last_beat
 from seqlm.reading import exists
@@ -135,10 +135,13 @@ def history(run: RunDirectory) -> list[Failed]:
     """Return the failures of a run's attempts, in order, without one that has not been put aside yet.
 
     An attempt that was stopped, or killed together with its launcher, is no failure.
+
+    Raises:
+        FileError: a file cannot be read.
     """
     found = []
     for attempt in run.attempts():
-        with contextlib.suppress(FileError):  # a damaged record does not count
+        with contextlib.suppress(DamagedFileError, UnfitFileError):  # it does not count
             if record := read_json(run.attempt_dir(attempt) / "failure.json"):
                 found.append(failed_of(record))
     return found
@@ -201,7 +204,7 @@ def put_failure_aside(
     added = {name: value for name, value in known.items() if value is not None}
     attempt = failure.get("attempt")  # the next attempt may have its folder already
     path = run.attempt_dir(attempt if isinstance(attempt, int) else max(1, run.last_attempt())) / "failure.json"
-    if isinstance(attempt, int) or not path.exists():  # a cancellation while the run waits is no attempt's failure
+    if isinstance(attempt, int) or not exists(path):  # a cancellation while the run waits is no attempt's failure
         make_directory(path.parent)
         write_json(path, {"progress": list(progress_of(run)), **failure, **added})
     try:
@@ -246,7 +249,7 @@ def micro_batches(run: RunDirectory, batch_size: int, ranks: int) -> int:
     A run that needed four keeps them for the rest of its life, in every launch. A canary gets the number of its run. A
     behaviour job takes no steps and gets one.
     """
-    if run.task_file.exists():
+    if exists(run.task_file):
         return 1
     if run.is_canary:
         run = RunDirectory(run.path.parents[1] / run.id)

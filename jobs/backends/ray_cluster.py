@@ -22,6 +22,7 @@ from jobs.plan.capacity import Capacity, Node
 from jobs.study.kept_code import Code
 from seqlm import machine
 from seqlm.errors import BackendError
+from seqlm.reading import below, is_file
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """Object store of an embedded Ray: near Ray's minimum, since no large object goes through it."""
@@ -251,7 +252,7 @@ def _runtime_env(code: Code) -> dict[str, Any]:
     """
     if code.live:
         return {"env_vars": {"PYTHONPATH": str(code.path)}}
-    sizes = {path: path.stat().st_size for path in code.path.rglob("*") if path.is_file()}
+    sizes = {path: path.stat().st_size for path in below(code.path) if is_file(path)}
     if sum(sizes.values()) > MAX_CODE_BYTES:
         largest = sorted(sizes, key=lambda path: sizes[path], reverse=True)[:3]
         named = ", ".join(f"{path.relative_to(code.path)} ({sizes[path] / 2**20:.0f} MiB)" for path in largest)

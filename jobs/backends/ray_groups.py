@@ -27,6 +27,7 @@ from jobs.plan.capacity import Allocation
 from jobs.spec import Resources, Submission
 from seqlm import machine
 from seqlm.errors import EXIT_FAILED, EXIT_STOPPED, FileError
+from seqlm.reading import is_folder
 
 IDLE_SECONDS = 5.0
 """How long an idle group waits for a run. A run of several ranks collects its groups one after the other."""
@@ -87,7 +88,7 @@ class RankHost:
             address=address,
             interface=interface_of(address),
             device=machine.addressed(devices[0]) if devices else None,
-            sees_run=Path(run_dir).is_dir(),
+            sees_run=is_folder(Path(run_dir)),
         )
 
     def run(self, submission: Submission, rank: int, variables: Mapping[str, str], *, own_code: bool) -> RankEnd:

@@ -20,6 +20,7 @@ from jobs.study.folder import launcher_of, launching
 from jobs.study.kept_code import keep_code
 from seqlm.errors import BackendError, UsageError
 from seqlm.files import make_directory
+from seqlm.reading import exists
 
 START_SECONDS = 120.0
 """Time that the driver has to appear in the study's folder: its node fetches the code and imports Ray."""
@@ -73,7 +74,7 @@ class RayJob:
             if manifest is not None:
                 shutil.copy(manifest, sent / manifest.name)
             for name, content in model_files.items():
-                if (sent / name).exists():
+                if exists(sent / name):
                     raise UsageError(f"{name}: cannot be sent, since the code has a file of this name; rename it")
                 make_directory((sent / name).parent)
                 (sent / name).write_bytes(content)

@@ -8,6 +8,7 @@ from typing import Any
 from jobs import terminal
 from jobs.cli.arguments import CompletionArguments, parser
 from seqlm.errors import UsageError
+from seqlm.reading import is_folder, listed
 
 STUDIES = {"bash": "_seqlm_studies", "zsh": "_seqlm_studies", "tcsh": "`seqlm completion studies`"}
 """Shell -> what completes a study."""
@@ -40,7 +41,7 @@ _seqlm_studies() {
 def completion(arguments: CompletionArguments) -> tuple[Any, int]:
     """Print the completion script of a shell, or the names of the studies."""
     if arguments.shell == "studies":
-        names = sorted(path.name for path in arguments.runs_dir.glob("[!.]*") if path.is_dir())
+        names = [path.name for path in listed(arguments.runs_dir, "[!.]*") if is_folder(path)]
         for name in names:
             terminal.say(name)
         return {"studies": names}, 0

@@ -27,6 +27,7 @@ from seqlm.config import DataConfig
 from seqlm.data.cache import cache_folder
 from seqlm.data.corpus import load_corpus
 from seqlm.errors import BackendError, SeqlmError, UsageError
+from seqlm.reading import exists
 
 ROOT = Path(__file__).resolve().parents[2]
 CALIBRATION = ROOT / "jobs" / "manifests" / "calibration.toml"
@@ -151,7 +152,7 @@ def _folder(subject: str, path: Path) -> Finding:
 
 
 def _existing(path: Path) -> Path:
-    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if exists(folder))
 
 
 def _file_system(runs_dir: Path) -> list[Finding]:

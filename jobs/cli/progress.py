@@ -24,6 +24,7 @@ from jobs.study.squeue import Scheduler
 from seqlm import machine
 from seqlm.errors import SeqlmError, printable
 from seqlm.files import read_json
+from seqlm.reading import is_file, listed
 from seqlm.rundir import RunDirectory
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Watcher:
             written, view = self._over.get(run.id, (None, None))
             if view is not None and written == _written(run.path):
                 views.append(view)
-            elif (self._ids is None and run.id in self._known) or run.config_file.is_file():
+            elif (self._ids is None and run.id in self._known) or is_file(run.config_file):
                 rest.append(run)
         work = at_work(self._study_dir, self._scheduler, {run.id for run in rest})
         views += [self._read(run, work) for run in rest]
@@ -102,10 +103,7 @@ class Watcher:
     def _folders(self) -> list[Path]:
         if self._ids is not None:
             return [self._study_dir / run_id for run_id in self._ids]
-        try:
-            return list(self._study_dir.iterdir())
-        except OSError:
-            return []
+        return listed(self._study_dir)
 
     def _read(self, run: RunDirectory, work: AtWork) -> RunView:
         self._over.pop(run.id, None)

@@ -17,6 +17,7 @@ from jobs.plan.record import kept_search
 from jobs.study.folder import ObservedRun, find_study, observe_study
 from seqlm.errors import UsageError
 from seqlm.files import read_json
+from seqlm.reading import is_file
 from seqlm.run_layout import study_record_file
 from seqlm.search import Search
 
@@ -31,7 +32,7 @@ def propose_runs(arguments: ProposeArguments) -> tuple[dict[str, Any], int]:
     study_dir = find_study(arguments.study, arguments.runs_dir)
     record: Mapping[str, Any] = read_json(study_record_file(study_dir)) or {}
     path = Path(arguments.study)
-    manifest = load_manifest(path) if path.is_file() and path.suffix in MANIFEST_SUFFIXES else None
+    manifest = load_manifest(path) if is_file(path) and path.suffix in MANIFEST_SUFFIXES else None
     search = kept_search(study_dir, terminal.tell) if manifest is None else manifest.search
     metric = Search.metric if search is None else search.metric
     observed = [run for run in observe_study(study_dir) if run.config is not None]

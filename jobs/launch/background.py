@@ -18,6 +18,7 @@ from typing import final
 from jobs.study.folder import launcher_of
 from seqlm.errors import BackendError
 from seqlm.files import append_to, make_directory
+from seqlm.reading import listed
 
 CGROUP = Path("/proc/self/cgroup")
 ANSWER_SECONDS = 5.0
@@ -67,7 +68,7 @@ def detach(argv: Sequence[str], study_dir: Path) -> int:
         BackendError: it exited before it acquired the study's lock. The message has the last line of its log.
     """
     make_directory(study_dir)
-    log = study_dir / f"launch-{len(list(study_dir.glob('launch-*.log'))) + 1:04d}.log"
+    log = study_dir / f"launch-{len(list(listed(study_dir, 'launch-*.log'))) + 1:04d}.log"
     with append_to(log) as output:
         child = subprocess.Popen(
             [sys.executable, *argv],

@@ -24,6 +24,7 @@ from jobs.study.identity import require_identity
 from seqlm.config import DataConfig, RunConfig
 from seqlm.errors import FileError, UsageError
 from seqlm.files import file_sha256, read_json
+from seqlm.reading import is_file
 from seqlm.run_layout import study_record_file
 from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory
 
@@ -73,7 +74,7 @@ def judge_of(run: ObservedRun, runs: Sequence[ObservedRun]) -> ObservedRun | Non
         and other.observation.state == "done"
         and other.config is not None
         and other.config.data == _config(run).data
-        and other.run.best_checkpoint.is_file()
+        and is_file(other.run.best_checkpoint)
     ]
     return next(iter(_best_first(judges)), None)
 
@@ -148,7 +149,7 @@ class BehaviourJob:
         """Return whether the stored result equals what would be computed now. A damaged result counts as none."""
         run, digests = self.run.run, {"checkpoint_sha256": self.checkpoint_sha256, "judge_sha256": self.judge_sha256}
         with contextlib.suppress(FileError):
-            has_files = run.behaviour_file.is_file() and run.samples_file.is_file()
+            has_files = is_file(run.behaviour_file) and is_file(run.samples_file)
             return has_files and is_current(self.folder.read_result(), _config(self.run), given, **digests)
         return False
 
@@ -261,7 +262,7 @@ class BehaviourLaunch:
                 state, reason = str(seen.state), seen.reason
                 if state == "done":
                     reason = "computed" if job.folder.id in self.tasks else "up to date"
-            elif job.run.run.behaviour_file.is_file():
+            elif is_file(job.run.run.behaviour_file):
                 state, reason = "kept", "its checkpoints/best.pt is gone; the earlier result is kept"
             else:
                 state, reason = "missing", "its checkpoints/best.pt is gone, so there is no model to examine"

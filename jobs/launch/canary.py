@@ -21,6 +21,7 @@ from seqlm.config import RunConfig
 from seqlm.environment import CANARY
 from seqlm.errors import BackendError, CanaryError, FileError
 from seqlm.machine import CUDA_BYTES
+from seqlm.reading import listed
 from seqlm.run_layout import CANARY_FOLDER
 from seqlm.rundir import RunDirectory
 
@@ -129,8 +130,7 @@ def _passed(study_dir: Path, backend: str) -> list[dict[str, Any]]:
     fits, and the estimated bytes of one rank of its run.
     """
     found = []
-    for file in sorted(study_dir.glob(f"{CANARY_FOLDER}/*/canary.json")):
-        run = RunDirectory(file.parent)
+    for run in map(RunDirectory, listed(study_dir / CANARY_FOLDER)):
         with contextlib.suppress(FileError):
             record, job = run.read_canary(), run.read_job()
             estimate = run.read_provenance().get("memory_estimate_bytes")

@@ -20,6 +20,7 @@ from seqlm.architectures import CustomConfig
 from seqlm.errors import FileError, ModelError
 from seqlm.files import make_directory, write_text
 from seqlm.model_files import ModelFiles
+from seqlm.reading import exists
 from seqlm.rundir import RunDirectory
 
 PROGRAM = "seqlm.check_model"
@@ -111,7 +112,7 @@ def ask(requests: Sequence[tuple[CustomConfig, ModelFiles, int, int]], *, ranks:
         except subprocess.TimeoutExpired:
             raise ModelError(f"model.source: its test took more than {LONGEST_SECONDS // 60} minutes") from None
         terminal.detail(ended.stderr.strip() or "the models' own code printed nothing")
-        if not answer.exists():
+        if not exists(answer):
             last = (ended.stderr.strip().splitlines() or ["no output"])[-1]
             raise ModelError(f"model.source: its test ended with exit code {ended.returncode}: {last}")
         found: list[dict[str, Any]] = json.loads(answer.read_text("utf-8"))

@@ -34,6 +34,7 @@ from seqlm.data.layout import require_windows
 from seqlm.environment import DATA
 from seqlm.errors import BackendError, DataError
 from seqlm.files import write_json
+from seqlm.reading import exists
 from seqlm.rundir import RunDirectory
 from seqlm.search import Search, let_go_on
 
@@ -91,8 +92,8 @@ def plan_runs(
         if run.id in tasks and observation.state in ("done", "failed", "cancelled"):
             observation = replace(observation, state="pending", reason=None, kind=None)
         # Without a failure.json, the scheduler reported the kill: the job could not write the file itself.
-        undecided = observation.kind == "oom" and (may_go_on(run) or not run.failure_file.exists())
-        is_new = run.id in tasks or not run.config_file.exists()
+        undecided = observation.kind == "oom" and (may_go_on(run) or not exists(run.failure_file))
+        is_new = run.id in tasks or not exists(run.config_file)
         before = (spec.config if is_new else run.read_config()).train.epochs
         saved = run.has_checkpoint()
         item = plan(spec, run, observation, has_checkpoint=saved, retry=retry, undecided=undecided, before=before)

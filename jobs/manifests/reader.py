@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from seqlm.errors import ManifestError, nearest, printable
+from seqlm.reading import exists, is_file, is_folder, listed
 
 MANIFEST_SUFFIXES = (".toml", ".yaml", ".yml", ".json")
 MAX_DEPTH = 20
@@ -22,9 +23,9 @@ MAX_BYTES = 16 * 2**20
 
 def find_manifest(argument: str) -> Path:
     """Return the path of a manifest given by its path, or by the name of one that comes with seqlm: ``quickstart``."""
-    if argument.isidentifier() and not Path(argument).exists():
+    if argument.isidentifier() and not exists(Path(argument)):
         own = Path(__file__).with_name(f"{argument}.toml")
-        if own.is_file():
+        if is_file(own):
             return own
     return Path(argument)
 
@@ -35,7 +36,7 @@ def read_manifest_file(path: Path) -> dict[str, Any]:
     Raises:
         ManifestError: with one line; no such file, not UTF-8, not TOML (YAML, JSON), a key given twice, not a table.
     """
-    if path.suffix.lower() not in MANIFEST_SUFFIXES and path.exists() and not path.is_dir():
+    if path.suffix.lower() not in MANIFEST_SUFFIXES and exists(path) and not is_folder(path):
         hint = nearest(path.suffix, MANIFEST_SUFFIXES)
         valid = ", ".join(MANIFEST_SUFFIXES)
         raise _refusal(f'{path}: expected a suffix {valid}, got "{path.suffix}"{hint}')
@@ -60,8 +61,8 @@ def _read_table(path: Path, suffix: str, valid: str) -> dict[str, Any]:
         text = raw.decode("utf-8-sig")
     except FileNotFoundError:
         # Hint at the manifest in the same folder whose name, without its suffix, is closest.
-        there = sorted(path.parent.glob("*")) if path.parent.is_dir() else []
-        by_stem = {one.stem: one for one in there if one.suffix.lower() in MANIFEST_SUFFIXES and one.is_file()}
+        there = listed(path.parent)
+        by_stem = {one.stem: one for one in there if one.suffix.lower() in MANIFEST_SUFFIXES and is_file(one)}
         stems = difflib.get_close_matches(path.stem, by_stem, n=1, cutoff=0.5)
         hint = f'; did you mean "{by_stem[stems[0]]}"?' if stems else ""
         raise _refusal(f"{path}: no such file{hint}") from None

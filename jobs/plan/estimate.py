@@ -21,6 +21,7 @@ from seqlm.config import DataConfig, RunConfig
 from seqlm.data.corpus import CorpusFacts
 from seqlm.data.layout import number_of_windows
 from seqlm.errors import FileError
+from seqlm.reading import listed
 from seqlm.run_layout import CANARY_FOLDER
 from seqlm.rundir import RunDirectory
 
@@ -219,15 +220,15 @@ def earlier_throughput(runs_root: Path) -> Throughput:
             if isinstance(value, int | float) and math.isfinite(value) and value > 0:
                 found.setdefault(config, []).append(value)
 
-    for file in sorted(runs_root.glob("*/*/config.json")):
+    for folder in (found for study in _within(runs_root) for found in _within(study)):
         with contextlib.suppress(FileError):
-            run = RunDirectory(file.parent)
+            run = RunDirectory(folder)
             config, (epochs, _) = run.read_config(), run.read_metrics()
             for epoch in epochs:
                 note(config, epoch, speeds)
-    for file in sorted(runs_root.glob(f"*/{CANARY_FOLDER}/*/canary.json")):
+    for folder in (found for study in _within(runs_root) for found in _within(study / CANARY_FOLDER)):
         with contextlib.suppress(FileError):
-            run = RunDirectory(file.parent)
+            run = RunDirectory(folder)
             note(run.read_config(), run.read_canary() or {}, canaries)
     medians = {config: statistics.median(found) for config, found in {**canaries, **speeds}.items()}
     by_arch: dict[str, list[tuple[RunConfig, float]]] = {}
@@ -238,3 +239,9 @@ def earlier_throughput(runs_root: Path) -> Throughput:
         by_arch={arch: tuple(found) for arch, found in by_arch.items()},
         peak_memory_bytes={config.fingerprint(): int(max(found)) for config, found in peaks.items()},
     )
+
+
+def _within(folder: Path) -> list[Path]:
+    with contextlib.suppress(FileError):
+        return listed(folder)
+    return []

@@ -18,10 +18,10 @@ from typing import Any, final
 from jobs.manifests.policy import Policy
 from jobs.search import ALL_EPOCHS, Shares, epochs_left
 from jobs.spec import Resources
-from seqlm.errors import FileError, SeqlmError
+from seqlm.errors import DamagedFileError, FileError, SeqlmError, UnfitFileError
 from seqlm.files import read_json
 from seqlm.lease import last_sign_of
-from seqlm.reading import moment
+from seqlm.reading import listed, moment
 from seqlm.run_layout import CANARY_FOLDER, study_record_file
 from seqlm.rundir import FINGERPRINT_DIGITS, RunDirectory
 
@@ -81,15 +81,19 @@ class Ledger:
         """What the attempts that have not ended use in an hour, as of the last :meth:`spent`."""
 
     def spent(self) -> Hours:
-        """Read the attempts, and return what all of them have used so far."""
+        """Read the attempts, and return what all of them have used so far.
+
+        Raises:
+            FileError: a file cannot be read. A damaged one counts as missing.
+        """
         self.rate = Hours()
-        patterns = ("*/attempts/[0-9]*", f"{CANARY_FOLDER}/*/attempts/[0-9]*")
-        folders = (folder for pattern in patterns for folder in self._study_dir.glob(pattern))
+        runs = map(RunDirectory, (*listed(self._study_dir), *listed(self._study_dir / CANARY_FOLDER)))
+        folders = (run.attempt_dir(attempt) for run in runs for attempt in run.attempts())
         return total(self._ended.get(folder) or self._read(folder) for folder in folders)
 
     def _read(self, folder: Path) -> Hours:
         """Return what one attempt has used. A worker that recorded no end counts until its last sign of life."""
-        workers = [_record(path) for path in folder.glob("worker*.json")]
+        workers = [_record(path) for path in listed(folder, "worker*.json")]
         has_ended = len(workers) >= max((_number(worker.get("ranks")) for worker in workers), default=1)
         used, signs = [], None
         for worker in workers:
@@ -114,7 +118,7 @@ def _signs_of(folder: Path) -> tuple[Path, Path, Path]:
 
 
 def _record(path: Path) -> Mapping[str, Any]:
-    with contextlib.suppress(FileError, OSError):  # one damaged file must not hide what the others say
+    with contextlib.suppress(DamagedFileError, UnfitFileError):  # one damaged file must not hide what the others say
         return read_json(path) or {}
     return {}
 
@@ -281,7 +285,7 @@ class BudgetWatch:
         """Return why no run goes on, as :meth:`Budget.is_spent`. ``at_once``: read the attempts in any case."""
         started = self._clock()
         if self._budget and (at_once or started >= self._next):
-            with contextlib.suppress(OSError):  # a folder that is being replaced; the next look is soon
+            with contextlib.suppress(FileError):  # what was spent before still counts; the next look is soon
                 self._spent = self._ledger.spent()
             took = self._clock() - started
             half = 1800 * self._budget.times_left(self._spent, self._ledger.rate)  # seconds until half of it is used

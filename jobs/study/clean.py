@@ -24,6 +24,7 @@ from seqlm.errors import FileError, RunBusyError, UsageError
 from seqlm.files import read_json
 from seqlm.lease import Terms, live_owner
 from seqlm.locks import is_locked
+from seqlm.reading import below, exists, is_file, is_folder, is_link, listed
 from seqlm.run_layout import CANARY_FOLDER
 from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory
 
@@ -102,7 +103,7 @@ def delete_leftovers(study_dir: Path, shown: Sequence[Leftover]) -> list[Leftove
     """
     with contextlib.ExitStack() as locks:
         locks.enter_context(launching(study_dir))
-        if (study_dir / BEHAVIOUR_FOLDER).is_dir():
+        if is_folder(study_dir / BEHAVIOUR_FOLDER):
             locks.enter_context(launching(study_dir / BEHAVIOUR_FOLDER))
         now = {item.path for item in find_leftovers(study_dir).leftovers}
         deleted = []
@@ -110,7 +111,7 @@ def delete_leftovers(study_dir: Path, shown: Sequence[Leftover]) -> list[Leftove
             problem = None
             if item.path in now:
                 problem = _delete(study_dir, item.path)
-            elif os.path.lexists(study_dir / item.path):  # else the launch lock's new owner has removed it
+            elif exists(study_dir / item.path):  # else the launch lock's new owner has removed it
                 problem = f"{study_dir / item.path} stays: it has come into use meanwhile"
             deleted.append(replace(item, problem=problem))
         return deleted
@@ -150,13 +151,13 @@ class _Search:
         self._counted: set[tuple[int, int]] = set()
         """Files (device and inode) whose sizes are counted."""
         behaviour = study_dir / BEHAVIOUR_FOLDER
-        has_behaviour = behaviour.is_dir() and not behaviour.is_symlink()
+        has_behaviour = is_folder(behaviour) and not is_link(behaviour)
         self._folders = [study_dir, behaviour] if has_behaviour else [study_dir]
         """Of the runs, and of the behaviour jobs."""
         self._submissions: dict[Path, set[str]] = {}
         """Folder of a submission to SLURM -> its jobs, by the files that submitit names after them."""
-        for path in (path for one in self._folders for path in one.glob("slurm/[0-9]*")):
-            self._submissions[path] = {m[1] for file in path.iterdir() if (m := _SUBMITTED.fullmatch(file.name))}
+        for path in (path for one in self._folders for path in listed(one / "slurm", "[0-9]*")):
+            self._submissions[path] = {m[1] for file in listed(path) if (m := _SUBMITTED.fullmatch(file.name))}
         self._scheduler = Scheduler()
         jobs = {job for one in self._folders for job in read_jobs(one).values()}.union(*self._submissions.values())
         states = self._scheduler.states(jobs)  # one query
@@ -183,7 +184,7 @@ class _Search:
             if _has_worker(run) or jobs.get(run.id) in self._alive:
                 continue
             state = look_at(run, work).observation.state  # "failed" if a file of it is damaged
-            if state == "done" and run.best_checkpoint.is_file() and run.best_checkpoint.stat().st_size > 0:
+            if state == "done" and is_file(run.best_checkpoint) and run.best_checkpoint.stat().st_size > 0:
                 self._add("last checkpoint", run.last_checkpoint)
                 self._add("last checkpoint", run.previous_checkpoint)
             if state not in ("running", "queued"):
@@ -192,16 +193,16 @@ class _Search:
                     self._add_temporary(place)
 
     def _add_temporary(self, folder: Path) -> None:
-        for path in sorted(folder.glob(".*.tmp")):
+        for path in listed(folder, ".*.tmp"):
             if _TEMPORARY.fullmatch(path.name):
                 self._add("temporary file", path)
 
     def _add_code(self) -> None:
         place = self._study_dir / "code"
-        if place.is_symlink() or not place.is_dir():
+        if is_link(place) or not is_folder(place):
             return
         self._add_temporary(place)
-        copies = sorted(place.iterdir())
+        copies = listed(place)
         try:
             used = set(self._used_code([copy.name for copy in copies]))
             unknown = None
@@ -210,12 +211,12 @@ class _Search:
         for folder in copies:
             if _DAMAGED.fullmatch(folder.name):
                 self._add("damaged copy", folder)
-            elif unknown or _TEMPORARY.fullmatch(folder.name) or not (folder / ORIGIN).is_file():
+            elif unknown or _TEMPORARY.fullmatch(folder.name) or not is_file(folder / ORIGIN):
                 continue
             elif folder.name not in used:
                 self._add("unused code", folder)
-            elif not folder.is_symlink():
-                for compiled in sorted(folder.rglob("__pycache__")):
+            elif not is_link(folder):
+                for compiled in below(folder, "__pycache__"):
                     self._add("compiled code", compiled)
         if unknown:
             self._found.kept.append(unknown)
@@ -231,7 +232,7 @@ class _Search:
             launched = run.read_provenance().get("code")
             paths += [(run.read_job() or {}).get("code"), launched.get("path") if isinstance(launched, dict) else None]
             # A later launch replaces both records. Those of the attempts name the code that trained the epochs so far.
-            workers = (file for attempt in run.attempts() for file in run.attempt_dir(attempt).glob("worker*.json"))
+            workers = (file for attempt in run.attempts() for file in listed(run.attempt_dir(attempt), "worker*.json"))
             paths += [(read_json(file) or {}).get("code") for file in workers]
         # By its name: the study may have been moved since the path was written.
         yield from (Path(path).name for path in paths if isinstance(path, str))
@@ -239,7 +240,7 @@ class _Search:
             # No job is known of a report, nor of a submission to which sbatch has not answered yet.
             if jobs and jobs.isdisjoint(self._alive):
                 continue
-            for path in sorted([*folder.glob("*.json"), *folder.glob("*.sh")]):
+            for path in [*listed(folder, "*.json"), *listed(folder, "*.sh")]:
                 try:
                     text = path.read_text("utf-8", "replace")
                 except OSError as error:
@@ -255,7 +256,7 @@ class _Search:
             return
         parts, reason = [status], None
         steps = [self._study_dir / step for step in (*reversed(relative.parents), relative)]
-        if link := next((step for step in steps[1:] if step.is_symlink()), None):
+        if link := next((step for step in steps[1:] if is_link(step)), None):
             reason = f"{link} is a link" if link != path else "it is a link"
         elif not status.st_mode & stat.S_IWUSR:
             reason = "it is write-protected"

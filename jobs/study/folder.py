@@ -23,6 +23,7 @@ from seqlm.files import make_directory, read_json, sweep_beside, write_json
 from seqlm.locks import exclusive_lock, is_locked, read_lock_holder
 from seqlm.model_files import read_model_files
 from seqlm.processes import is_alive
+from seqlm.reading import exists, is_file, is_folder, listed
 from seqlm.run_layout import study_record_file
 from seqlm.rundir import BEHAVIOUR_FOLDER, Observation, RunDirectory
 
@@ -106,19 +107,19 @@ def find_study(argument: str, runs_dir: Path) -> Path:
 
 def _find_study(argument: str, runs_dir: Path) -> Path:
     path = Path(argument)
-    folders = [folder for folder in (path, runs_dir / argument) if folder.is_dir()]
+    folders = [folder for folder in (path, runs_dir / argument) if is_folder(folder)]
     for folder in folders:
         # A launcher that has just started has locked the study, and makes these files in a moment.
-        if RunDirectory.any_in(folder) or study_record_file(folder).is_file() or launcher_of(folder) is not None:
+        if RunDirectory.any_in(folder) or is_file(study_record_file(folder)) or launcher_of(folder) is not None:
             return folder
-    if path.is_file() and path.suffix in MANIFEST_SUFFIXES:
+    if is_file(path) and path.suffix in MANIFEST_SUFFIXES:
         folder = runs_dir / load_manifest(path).study
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise UsageError(f"{path}: this study has not been launched yet (no folder {folder}); use run {path}")
         return folder
     if folders:
         raise UsageError(f"{folders[0]}: expected a study's folder, found no runs in it")
-    known = sorted(entry.name for entry in runs_dir.glob("*") if entry.is_dir()) if runs_dir.is_dir() else []
+    known = [entry.name for entry in listed(runs_dir) if is_folder(entry)]
     there = f" (found: {', '.join(known)})" if known else f"; {runs_dir} has no study yet"
     raise UsageError(f"{argument}: expected a study's folder, a manifest, or a study in {runs_dir}{there}")
 
@@ -149,7 +150,7 @@ def observe_run(run: RunDirectory, work: AtWork) -> Observation:
     that has not failed and waits for the study's budget is pending, and says so.
     """
     seen = _observe_run(run, work)
-    has_ended_waiting = seen.state == "failed" and not run.failure_file.exists()  # its job saw that and has ended
+    has_ended_waiting = seen.state == "failed" and not exists(run.failure_file)  # its job saw that and has ended
     if work.budget is not None and (seen.state == "pending" or has_ended_waiting):
         why = work.budget.why_waits(run)
         return seen if why is None else replace(seen, state="pending", reason=why, kind=None)

@@ -16,7 +16,7 @@ from jobs.study.finality import FinalityTracker
 from jobs.study.folder import ObservedRun, at_work, observe_run
 from jobs.study.squeue import Scheduler
 from seqlm.errors import printable
-from seqlm.reading import LARGEST_HASHED, open_regular, read_tail
+from seqlm.reading import LARGEST_HASHED, exists, open_regular, read_tail
 
 FOLLOW_SECONDS = 1.0
 """Interval at which a followed log and the state of its run are polled, as with ``tail -f``."""
@@ -54,7 +54,7 @@ def follow_logs(run: ObservedRun, lines: int) -> None:
             attempt = newest
             print_log(run, lines, sys.stdout)
             files = (run.run.stdout_log(attempt), run.run.stderr_log(attempt))
-            positions = {path: path.stat().st_size if path.exists() else 0 for path in files}
+            positions = {path: path.stat().st_size if exists(path) else 0 for path in files}
         for path, position in positions.items():
             positions[path] = _print_from(path, position, rest=over)
         if over:

@@ -17,6 +17,7 @@ from jobs.study.folder import at_work, look_at, read_jobs
 from jobs.study.squeue import Scheduler
 from seqlm.errors import FileError, SeqlmError
 from seqlm.files import read_json
+from seqlm.reading import is_file, is_folder, listed
 from seqlm.run_layout import slugify, study_record_file
 from seqlm.rundir import FINGERPRINT_DIGITS, RunDirectory, State, reaches
 
@@ -58,12 +59,7 @@ def list_studies(runs_dir: Path, *, with_sizes: bool = True) -> list[StudySummar
     Raises:
         FileError: ``runs_dir`` cannot be read.
     """
-    try:
-        folders = sorted(path for path in runs_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise FileError.from_os_error("read", runs_dir, error) from None
+    folders = [path for path in listed(runs_dir, "[!.]*") if is_folder(path)]
     scheduler = Scheduler()
     scheduler.states({job for folder in folders for job in _open_jobs(folder)})  # one query for all studies
     with ThreadPoolExecutor(THREADS) as pool:
@@ -86,8 +82,7 @@ def summarize(study_dir: Path, scheduler: Scheduler) -> StudySummary:
     try:
         runs = list(RunDirectory.unordered_in(study_dir))
         record = study_record_file(study_dir)
-        if not runs and not record.is_file():
-            next(study_dir.iterdir(), None)  # raises if it cannot be read
+        if not runs and not is_file(record):
             return replace(found, problem="holds no runs")
         found = replace(found, changed_at=max(path.stat().st_mtime for path in [run.path for run in runs] or [record]))
         best = {run.id: ppl for run in runs if (ppl := _result_of(run)) is not None}
@@ -161,6 +156,7 @@ def stats_below(folder: Path) -> Iterator[os.stat_result]:
         with contextlib.suppress(FileNotFoundError), os.scandir(waiting.pop()) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):  # a live run has just replaced it
-                    yield entry.stat(follow_symlinks=False)
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
+                    status = entry.stat(follow_symlinks=False)
+                    yield status
+                    if stat.S_ISDIR(status.st_mode):
+                        waiting.append(entry.path)

@@ -23,6 +23,7 @@ from seqlm.environment import CACHE
 from seqlm.errors import FileError
 from seqlm.files import folder_beside, json_text, make_directory, replace_folder
 from seqlm.locks import open_lock
+from seqlm.reading import exists
 
 _INDEX = "index.json"
 
@@ -88,7 +89,7 @@ def store(kind: str, key: str, files: Mapping[str, bytes | memoryview], facts: M
                 sha256 = hashlib.sha256(content).hexdigest()
                 index["files"][name] = {"bytes": memoryview(content).nbytes, "sha256": sha256}
             (temporary / _INDEX).write_text(json_text(index), "utf-8")
-            if not entry.exists() or find(kind, key) is None:  # otherwise another process was faster
+            if not exists(entry) or find(kind, key) is None:  # otherwise another process was faster
                 replace_folder(temporary, entry)
     except OSError as error:
         if find(kind, key) is None:

@@ -25,6 +25,7 @@ from seqlm.data.source import SPLITS, WANTED, Texts, combined_sha256, read_texts
 from seqlm.data.tokenizer import Tokenizer, tokenizer_sha256
 from seqlm.data.tokens import EOS, UNK, encode
 from seqlm.errors import DataError
+from seqlm.reading import is_folder
 
 __all__ = [
     "EOS",
@@ -216,7 +217,7 @@ def _read(config: DataConfig, path: Path | None) -> Texts:
             found = f"Python {platform.python_version()} makes another pydoc text"
             return _as_configured(config, pydoc_texts(), found, "use the Python of that text")
         case "ptb":
-            if path is None and downloaded_ptb().is_dir():
+            if path is None and is_folder(downloaded_ptb()):
                 path = downloaded_ptb()
             if path is None:
                 raise DataError(

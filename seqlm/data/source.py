@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from seqlm.errors import DataError, FileError
+from seqlm.reading import is_file, is_folder, listed
 
 SPLITS = ("train", "valid", "test")
 """The parts of a corpus, in the order in which they are always listed."""
@@ -140,15 +141,15 @@ def _choose(where: str, found: Mapping[str, list[str]]) -> dict[str, str]:
 
 def _read_folder(folder: Path) -> Texts:
     try:
-        entries = {entry.name: entry for entry in folder.iterdir()}
+        entries = {entry.name: entry for entry in listed(folder)}
         found = {name: [name] for naming in NAMINGS for name in naming if name in entries}
         zips = sorted(name for name in entries if name.endswith(".zip"))
         if not found and zips:
             raise DataError(f"folder {folder} holds no text of a corpus, but {zips[0]}; pass {folder / zips[0]} itself")
         places = _choose(f"folder {folder}", found)
         for name in places.values():
-            if not entries[name].is_file():
-                kind = "a folder" if entries[name].is_dir() else "no regular file"
+            if not is_file(entries[name]):
+                kind = "a folder" if is_folder(entries[name]) else "no regular file"
                 raise DataError(f"{entries[name]} is {kind}; expected a text file with one sentence per line")
         contents = {split: entries[name].read_bytes() for split, name in places.items()}
     except OSError as error:
@@ -199,7 +200,7 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> Texts:
     places = {split: PurePosixPath(place).name for split, place in _choose(f"zip file {path}", names).items()}
     infos = {split: found[name][0] for split, name in places.items()}
     for info in infos.values():
-        if info.is_dir():
+        if info.filename.endswith("/"):
             raise DataError(f"{info.filename} in {path} is a folder; expected a text file with one sentence per line")
         if stat.S_ISLNK(info.external_attr >> 16):
             raise DataError(f"{info.filename} in {path} is a symbolic link; pack the text itself")

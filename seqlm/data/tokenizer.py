@@ -16,7 +16,7 @@ from typing import final
 
 from seqlm.data.tokens import Encoded
 from seqlm.errors import DataError
-from seqlm.reading import parse_json, read_bytes
+from seqlm.reading import is_folder, parse_json, read_bytes
 
 LINES = 4096
 """Lines that are encoded at a time."""
@@ -30,7 +30,7 @@ def read_tokenizer_file(path: Path) -> bytes:
         FileError: the file system refuses to let it be read.
     """
     wanted = "expected a tokenizer.json of the tokenizers library"
-    if path.is_dir():
+    if is_folder(path):
         raise DataError(f"data.tokenizer: {path} is a folder; {wanted}")
     try:
         content = read_bytes(path)

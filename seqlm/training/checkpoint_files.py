@@ -26,6 +26,7 @@ from typing import Any, final
 
 from seqlm.errors import CheckpointError, DamagedError, FileError
 from seqlm.files import Guard, unguarded, write_json, write_json_lines
+from seqlm.reading import exists
 from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import Checkpoint, digest, load_checkpoint, require_text, save_checkpoint
 
@@ -73,12 +74,12 @@ class CheckpointFiles:
             FileError: one cannot be read.
         """
         last, previous = self._run.last_checkpoint, self._run.previous_checkpoint
-        if not last.exists() and not previous.exists():
+        if not exists(last) and not exists(previous):
             return None
         try:
             checkpoint = self.load(last)
         except CheckpointError as error:
-            if not (isinstance(error, DamagedError) or not last.exists()) or not previous.exists():
+            if not (isinstance(error, DamagedError) or not exists(last)) or not exists(previous):
                 raise
             checkpoint = self.load(previous)
             self._warn(f"{error}; going on from {previous.name}, the checkpoint before it")
@@ -107,7 +108,7 @@ class CheckpointFiles:
         try:
             best = self.load(path)
         except CheckpointError as error:
-            if path.exists() and not isinstance(error, DamagedError):
+            if exists(path) and not isinstance(error, DamagedError):
                 raise
             problem = _reason(error)
         else:

@@ -46,6 +46,7 @@ from seqlm.errors import EXIT_FAILED, BackendError, SelfCheckError, SeqlmError
 from seqlm.models import build_built_in, self_check_shapes
 from seqlm.models.language_model import OutputLayerModel
 from seqlm.models.products import PACKED_SIZE
+from seqlm.reading import listed
 from seqlm.training.capture import is_captured
 from seqlm.training.distributed import Rank, rank_from_environment
 from seqlm.training.precision import use_precision
@@ -283,7 +284,7 @@ def _driver(device: torch.device) -> str:
 def _code_digest() -> str:
     """SHA-256 of the source of the models and of what this check calls."""
     here = Path(__file__)
-    models = sorted((here.parents[1] / "models").glob("*.py"))
+    models = listed(here.parents[1] / "models", "*.py")
     files = [*models, *map(here.with_name, ("precision.py", here.name, "step.py"))]
     digest = hashlib.sha256()
     for file in files:

@@ -1,0 +1,103 @@
+"""Every look at a study's files fails once: nothing that a run has is taken for missing."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobs.attempt import retry
+from jobs.launch import dispatch
+from jobs.launch.dispatch import Event
+from jobs.launch.prepare import plan_runs
+from jobs.manifests.policy import Policy
+from jobs.plan.planned import plan
+from jobs.spec import Resources, RunSpec
+from jobs.study.budget import Ledger
+from jobs.study.folder import observe_study
+from seqlm.environment import MICRO_BATCHES
+from seqlm.errors import FileError
+from seqlm.files import write_json, write_json_lines
+from seqlm.rundir import RunDirectory
+from tests.analysis.attempt_files import write_attempt
+from tests.fakes import FakeBackend
+from tests.faults import LookFaults
+from tests.jobs.launch.test_dispatch import finish, run_all
+from tests.training.studies import make_config
+
+SPEC = RunSpec(name="run", config=make_config(epochs=4), resources=Resources(ranks=1, cpus=1, gpus=0))
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.0)
+
+
+def interrupted(study: Path) -> RunDirectory:
+    """A run with two attempts, the first of which ran out of memory, an hour spent, two epochs and a checkpoint."""
+    run = RunDirectory.locate(study, SPEC.name, SPEC.fingerprint)
+    run.create(SPEC.config, {"name": SPEC.name})
+    run.attempt_dir(1).mkdir(parents=True)
+    write_json(run.attempt_dir(1) / "failure.json", {"kind": "oom", "attempt": 1})
+    write_attempt(run, 2, start=0, end=3600)
+    write_json_lines(run.metrics_file, [{"epoch": epoch, "val_ppl": 9.0} for epoch in range(2)])
+    run.last_checkpoint.touch()
+    write_json(run.position_file, {"epoch": 2, "step": 0})
+    return run
+
+
+def require_right_or_an_error(folder: Path, look: Callable[[Path], object], right: object) -> None:
+    """Call ``look`` on the study of an interrupted run, once for each of its looks at a file, which fails."""
+    found: list[object] = []
+    for number in itertools.count(1):
+        study = folder / f"{number:04d}"
+        interrupted(study)
+        with pytest.MonkeyPatch.context() as patch:
+            faults = LookFaults(patch, study, number)
+            with contextlib.suppress(FileError):
+                found.append(look(study))
+        if not faults.has_failed:
+            break
+    assert number > 5
+    assert found[-1] == right
+    assert [wrong for wrong in found if wrong != right] == []
+
+
+def test_a_plan_is_right_or_an_error(tmp_path: Path) -> None:
+    def look(study: Path) -> list[tuple[str, str | None]]:
+        return [(item.action, item.reason) for item in plan_runs([SPEC], study)]
+
+    require_right_or_an_error(tmp_path, look, [("resume", "after 2 epochs")])
+
+
+def test_hours_spent_are_right_or_an_error(tmp_path: Path) -> None:
+    require_right_or_an_error(tmp_path, lambda study: Ledger(study).spent().core_hours, 2.0)
+
+
+def test_the_state_of_a_run_is_right_or_an_error(tmp_path: Path) -> None:
+    def look(study: Path) -> list[tuple[str, int]]:
+        states = [(seen.observation.state, seen.observation.epochs_done) for seen in observe_study(study)]
+        if states == [("failed", 0)]:
+            raise FileError("its reason says which file cannot be read")
+        return states
+
+    require_right_or_an_error(tmp_path, look, [("pending", 2)])
+
+
+def test_a_launch_goes_on_after_the_last_attempt_and_remembers_what_failed_before(tmp_path: Path) -> None:
+    def launch(study: Path) -> tuple[list[int], set[str], set[str]]:
+        run = RunDirectory.locate(study, SPEC.name, SPEC.fingerprint)
+        item = plan(SPEC, run, run.observe(), has_checkpoint=True, retry=False)
+        backend = FakeBackend(lambda submission: -9 if submission.attempt == 3 else finish(submission))
+        events: list[Event] = []
+        run_all(backend, [item], events.append, policy=Policy(max_stalled_retries=5))
+        parts = {submission.env[MICRO_BATCHES.name] for submission in backend.submissions}
+        assert run.observe().state == "done"
+        return [one.attempt for one in backend.submissions], parts, {event.planned.action for event in events}
+
+    require_right_or_an_error(tmp_path, launch, ([3, 4], {"2"}, {"resume"}))
