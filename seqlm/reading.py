@@ -130,7 +130,7 @@ def read_tail(path: Path, most: int) -> bytes:
 
 
 def exists(path: Path) -> bool:
-    """Return whether there is anything at ``path``. A link to nothing counts as nothing.
+    """Return whether there is anything at ``path``. A link to nothing, or to itself, counts as nothing.
 
     Raises:
         FileError: that is unknown, because the file system failed or refused.
@@ -157,14 +157,16 @@ def _mode(path: Path, *, follow: bool = True) -> int:
     """Return type and permissions of what there is at ``path``. 0: there is nothing."""
     try:
         return _unless_stale(lambda: path.stat(follow_symlinks=follow).st_mode)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the path
+    except ValueError:  # a NUL in the path
         return 0
     except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return 0
         raise FileError.from_os_error("read", path, error) from None
 
 
 def listed(folder: Path, pattern: str = "*") -> list[Path]:
-    """Return what is in a folder and has a name that matches ``pattern``, by name. A folder that is missing is empty.
+    """Return what is in a folder and has a name that matches ``pattern``, by name. What is no folder is empty.
 
     Raises:
         FileError: the folder cannot be listed.
@@ -174,7 +176,7 @@ def listed(folder: Path, pattern: str = "*") -> list[Path]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise FileError.from_os_error("list", folder, error) from None
+        raise FileError.from_os_error("read", folder, error) from None
     return [folder / name for name in sorted(fnmatch.filter(names, pattern))]
 
 

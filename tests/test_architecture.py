@@ -58,7 +58,7 @@ ALLOWED = {
     "seqlm.processes": (),
     "seqlm.run_layout": ("seqlm.reading",),
     "seqlm.reading": ("seqlm.errors",),
-    "seqlm.machine": ("seqlm.errors",),
+    "seqlm.machine": ("seqlm.errors", "seqlm.reading"),
     "seqlm.environment": ("seqlm.errors",),
     "seqlm.files": ("seqlm.errors", "seqlm.reading"),
     "seqlm.locks": ("seqlm.errors", "seqlm.processes"),

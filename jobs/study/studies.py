@@ -59,6 +59,8 @@ def list_studies(runs_dir: Path, *, with_sizes: bool = True) -> list[StudySummar
     Raises:
         FileError: ``runs_dir`` cannot be read.
     """
+    if is_file(runs_dir):
+        raise FileError(f"cannot read {runs_dir}: Not a directory")
     folders = [path for path in listed(runs_dir, "[!.]*") if is_folder(path)]
     scheduler = Scheduler()
     scheduler.states({job for folder in folders for job in _open_jobs(folder)})  # one query for all studies

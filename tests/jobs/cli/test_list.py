@@ -122,14 +122,14 @@ def test_damaged_and_foreign_folders_are_a_line_each_and_hide_no_study(
 
 def test_a_folder_that_cannot_be_read_is_a_line(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (runs_dir / "locked").mkdir()
-    iterdir = Path.iterdir
+    listdir = os.listdir
 
-    def refuse(path: Path) -> Any:
+    def refuse(path: Path) -> list[str]:
         if path.name == "locked":
             raise PermissionError(13, "Permission denied", str(path))
-        return iterdir(path)
+        return listdir(path)
 
-    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(os, "listdir", refuse)
     found = {study.name: study for study in list_studies(runs_dir)}
     assert found["locked"].problem == f"cannot read {runs_dir / 'locked'}: Permission denied"
     assert found["old"].problem is None
