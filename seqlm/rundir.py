@@ -47,8 +47,8 @@ from seqlm.run_layout import CANARY_FOLDER, RunLayout, slugify
 State: TypeAlias = Literal["pending", "queued", "running", "done", "stopped", "failed", "cancelled"]
 FailureKind: TypeAlias = Literal["oom", "diverged", "node", "preempted", "timeout", "code", "cancelled"]
 
-ROUNDING = ("ranks", "micro_batches", "threads", "device", "torch")
-"""Fields of ``worker.json`` that decide how sums are rounded."""
+ROUNDING = ("ranks", "micro_batches", "threads", "device", "multiprocessors", "torch")
+"""Fields of ``worker.json`` that decide how sums are rounded, and all but the threads which dropout masks are drawn."""
 FINGERPRINT_DIGITS = 8
 """Digits of the fingerprint in a folder's name."""
 MAX_RUNS = 10_000

@@ -127,7 +127,7 @@ def totals(study: Study, attempts: pd.DataFrame) -> list[str]:
         listed = "; ".join(f"{text} ({number})" for text, number in changed.most_common())
         items.append(
             f"{units.count(changed.total(), 'attempt')} went on in other circumstances than the one before, so that "
-            f"sums may be rounded otherwise: {listed}."
+            f"sums may be rounded otherwise or other dropout masks drawn: {listed}."
         )
     if len(unknown):
         items.append(

@@ -137,7 +137,7 @@ ATTEMPTS = _meanings(
     ("started_at", "", "start, ISO 8601"),
     ("ended_at", "", "end, ISO 8601; of an attempt that was cut off, its last heartbeat"),
     ("seconds", "s", "from started_at to ended_at"),
-    ("changes", "", "what affects rounding and differs from the attempt before, such as the number of threads"),
+    ("changes", "", "what affects rounding or masks and differs from the attempt before, such as threads"),
     ("outcome", "", "done, rung (left at a rung of a search), failed, cancelled, interrupted, running or not started"),
     ("failure_kind", "", "kind of a failure"),
     ("epochs", "epochs", "epochs that the attempt finished and kept"),

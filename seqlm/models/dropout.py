@@ -43,7 +43,8 @@ class Dropout(nn.Module):
     def masks(self, shapes: Sequence[Sequence[int]], like: Tensor) -> list[Tensor | None]:
         """A mask for each of ``shapes``, all from one call of the device's global generator.
 
-        Each 64-bit number that it draws decides over four units, by 16 bits each.
+        Each 64-bit number that it draws decides over four units, by 16 bits each. On a GPU it also follows from the
+        number of multiprocessors which unit gets which bits.
         """
         kept = _kept_of(self.keep)
         if kept >= STEPS or not self.training:

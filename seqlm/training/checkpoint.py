@@ -53,6 +53,8 @@ class Position:
     """Parts of each rank's columns in a step."""
     hardware: str = ""
     """Model of the GPU or processor of the first rank."""
+    multiprocessors: int = 0
+    """Those of the first rank's GPU: dropout masks follow from them. 0: a CPU, or unknown."""
     torch: str = ""
     """Version of PyTorch."""
 

@@ -57,6 +57,15 @@ class Rank:
         """What a person calls the device: the model of the GPU or of the processor."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_model()
 
+    @property
+    def multiprocessors(self) -> int:
+        """Multiprocessors of the GPU or of its MIG instance; 0 on a CPU.
+
+        They decide which place in a tensor gets which number of the generator.
+        """
+        on_gpu = self.device.type == "cuda"
+        return torch.cuda.get_device_properties(self.device).multi_processor_count if on_gpu else 0
+
     def peak_memory_bytes(self) -> int:
         """Return the peak memory of this rank so far: allocated on the GPU, or resident in the process."""
         if self.device.type == "cuda":

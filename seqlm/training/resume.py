@@ -71,8 +71,8 @@ def _summary(found: tuple[Path, Checkpoint] | None, error: CheckpointError | Fil
 def restore_within_epoch(position: Position, rank: Rank, config: RunConfig, batch_axis: int) -> State:
     """Restore the random generator within an epoch, and return the state of this rank's columns.
 
-    With another number of ranks or another type of device, the masks of the rest of the epoch differ from those of an
-    uninterrupted run.
+    With another number of ranks, another type of device, or a GPU with other multiprocessors, the masks of the rest of
+    the epoch differ from those of an uninterrupted run.
     """
     if (position.ranks, position.device) == (rank.world_size, rank.device.type):
         state = position.states[rank.index]
@@ -94,14 +94,18 @@ def circumstances(rank: Rank, micro_batches: int) -> Position:
         threads=torch.get_num_threads(),
         micro_batches=micro_batches,
         hardware=rank.device_name,
+        multiprocessors=rank.multiprocessors,
         torch=str(torch.__version__),
     )
 
 
 def changes(position: Position, now: Position) -> str:
-    """Return a line on what differs from the process that wrote a checkpoint and affects rounding. Empty: nothing."""
+    """Return a line on what differs from the process that wrote a checkpoint and affects its numbers. Empty: nothing.
+
+    Masks stay if only the threads or the processor differ: another version of PyTorch may draw other numbers.
+    """
     found = differences(_as_record(position), _as_record(now))
-    keeps_masks = {"threads", "torch", "device"} if position.device == now.device == "cpu" else {"threads", "torch"}
+    keeps_masks = {"threads", "device"} if position.device == now.device == "cpu" else {"threads"}
     equal = f"up to rounding{'' if found.keys() <= keeps_masks else ' and dropout masks'}"
     return f"now {', '.join(found.values())}: the result is equal to that of a quiet run {equal}" if found else ""
 

@@ -227,6 +227,7 @@ FIELDS: dict[str, Meanings] = {
         "rank": "number of the rank, from 0",
         "ranks": "processes that train together",
         "device": "GPU or processor",
+        "multiprocessors": ("number", "multiprocessors of the GPU; 0: a processor"),
         "gpu": ("text or null", "UUID or index of the GPU"),
         "gpus": ("number", "GPUs of the rank, or its share of one"),
         "threads": "threads of the rank",
