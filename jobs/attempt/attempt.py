@@ -77,7 +77,11 @@ class Attempt:
         return Heartbeat(self.run, self.number, hung_seconds({**os.environ, **self._submission.env}))
 
     def is_hung(self) -> bool:
-        """Look at the files now and then; return whether its worker makes no progress. Call it repeatedly."""
+        """Look at the files now and then; return whether its worker makes no progress. Call it repeatedly.
+
+        Raises:
+            FileError: the run's files cannot be read; the next call tries again.
+        """
         return self._heartbeat.is_hung()
 
     def record_hang(self, where: str) -> None:

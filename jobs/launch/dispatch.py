@@ -217,7 +217,10 @@ class Dispatcher:
             self._backend.stop(job.id, force=is_asked)
             job.stop_asked = now
             job.killed = job.killed or (now if is_asked else None)
-        if job.attempt.is_hung():
+        is_hung = False
+        with self._warnings_for(item):
+            is_hung = job.attempt.is_hung()
+        if is_hung:
             with self._warnings_for(item):
                 job.attempt.record_hang("the launcher, which watches its files")
             self._backend.stop(job.id, force=True)
