@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import os
 import shutil
 from concurrent import futures
@@ -13,15 +15,17 @@ import pytest
 import torch
 
 from seqlm.data.corpus import Corpus, load_corpus
-from seqlm.errors import CheckpointError, DamagedError, FileError
+from seqlm.errors import EXIT_STOPPED, EXIT_STORAGE, CheckpointError, DamagedError, FileError
+from seqlm.files import Guard
 from seqlm.rundir import RunDirectory
 from seqlm.training import checkpoint_files
-from seqlm.training.attempt import StopRequested, StopSignal
+from seqlm.training.attempt import StopRequested, StopSignal, attempt_number, make_attempt
 from seqlm.training.checkpoint import Checkpoint, Position
 from seqlm.training.checkpoint_files import CheckpointFiles
 from seqlm.training.distributed import Rank
 from seqlm.training.perplexity import TokenLoss
 from seqlm.training.trainer import Trainer
+from tests.faults import LookFaults
 from tests.outcome import Outcome, outcome
 from tests.training.studies import make_config, make_run, write_text
 
@@ -399,6 +403,37 @@ def test_a_run_that_lost_its_checkpoints_before_its_end_starts_again(
     run.previous_checkpoint.unlink()
     trainer_for(run.path, corpus, attempt=2).train()
     assert outcome(run) == quiet
+
+
+@pytest.mark.slow
+def test_a_worker_goes_on_or_leaves_its_run_as_it_was_whichever_file_cannot_be_read_once(
+    tmp_path: Path, corpus: Corpus
+) -> None:
+    codes = set()
+    for number in itertools.count(1):
+        run = stopped(tmp_path / str(number), corpus)
+        run.previous_checkpoint.unlink()  # as after the first save
+        run.attempt_dir(1).mkdir(parents=True)
+        files = CheckpointFiles(run, fingerprint=CONFIG.fingerprint(), corpus_sha256=corpus.sha256, attempt=2)
+        before = files.load(run.last_checkpoint)
+        with pytest.MonkeyPatch.context() as patch:
+            faults = LookFaults(patch, run.path, number)
+            with contextlib.suppress(FileError):
+                attempt = attempt_number(run, {})
+                assert attempt == 2
+
+                def train(guard: Guard, run: RunDirectory = run) -> None:
+                    trainer_for(run.path, corpus, attempt=2, stop_after=1, guard=guard).train()
+
+                codes.add(make_attempt(run, Rank(), attempt, StopSignal(), train))
+        found = files.load_last()
+        assert found is not None
+        assert (found[1].position.epoch, found[1].position.step) >= (before.position.epoch, before.position.step)
+        assert found[1].history == before.history
+        if not faults.has_failed:
+            break
+    assert number > 20
+    assert codes == {EXIT_STOPPED, EXIT_STORAGE}
 
 
 def test_a_best_checkpoint_of_another_epoch_is_not_taken_for_the_best(tmp_path: Path, corpus: Corpus) -> None:
