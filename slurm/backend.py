@@ -10,7 +10,8 @@ import functools
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
@@ -88,61 +89,94 @@ def submit(todo: Sequence[PlannedRun], options: LaunchOptions, settings: SlurmSe
     """Submit prepared runs, and return the ids of the job arrays. The caller holds the study's lock.
 
     Raises:
-        BackendError: sbatch rejected an array. The arrays before it are submitted and recorded.
+        BackendError: sbatch rejected an array. The arrays before it are submitted and recorded; the message says so.
     """
-    study_dir, place = options.study_dir, places(todo)
-    # SLURM starts the jobs of an array in this order.
-    found = batches(sorted(todo, key=lambda item: place[item.run.id]), settings, controller_config().max_array_size)
+    study_dir = options.study_dir
     submitter = Submitter(options=options, settings=settings, code=code)
+    arrays = _arrays(todo, settings, options.search, study_dir)
     make_directory(study_dir / "slurm")
-    highest = max(batch.resources.priority for batch in found)
     ids: list[str] = []
-    submissions: list[str] = []
-    for number, (rung, index, batch) in enumerate(_in_stages(found, options.search, todo)):
-        items = [item for runs in batch.jobs for item in runs]
-        folder = _new_folder(study_dir)
-        if rung is None:
+    started: set[str] = set()
+    for array in arrays:
+        items = [item for runs in array.batch.jobs for item in runs]
+        submission = arrays[array.first].folder.name
+        if array.rung is None:
             for item in items:
                 # Before the job can start, since it would take an old failure as the run's final state. A run that was
                 # cancelled since this launch began keeps its mark, and its job leaves it alone.
                 if not item.was_cancelled_since:
                     put_failure_aside(item.run, by_hand=item.by_hand, seen=item.observation)
             # Before the jobs can start, since each job checks that its runs belong to its submission.
-            write_jobs(study_dir, {}, dict.fromkeys((item.run.id for item in items), folder.name))
-            submissions.append(folder.name)
-        plans = submitter.plans(batch, submissions[index], rung=rung)
-        nice = min(highest - batch.resources.priority, 10_000)
-        after = ":".join(ids[before] for before in _waits_for(number, batch, len(found)))
-        submitted = submitter.submit(batch, plans, folder, nice=nice, after=after or None)
-        jobs = {item.run.id: job for job, runs in zip(submitted, batch.jobs, strict=True) for item in runs}
+            write_jobs(study_dir, {}, dict.fromkeys((item.run.id for item in items), submission))
+        plans = submitter.plans(array.batch, submission, rung=array.rung)
+        after = [ids[before] for before in array.waits_for]
+        try:
+            submitted = submitter.submit(array.batch, plans, array.folder, nice=array.nice, after=after)
+        except BackendError as error:
+            if not ids:
+                raise
+            before = f"{len(started)} of {len(todo)} runs were submitted before and go on; `run` submits the others"
+            raise BackendError(f"{error}; {before}") from None
+        jobs = {item.run.id: job for job, runs in zip(submitted, array.batch.jobs, strict=True) for item in runs}
         write_jobs(study_dir, jobs, {})
-        if rung is None:
+        if array.rung is None:
             record(submitted, plans)
+        started |= jobs.keys()
         ids += parents(submitted)
     return ids
 
 
-def _in_stages(
-    found: Sequence[Batch], search: Search | None, todo: Sequence[PlannedRun]
-) -> Iterator[tuple[int | None, int, Batch]]:
-    """Yield the arrays to submit: the rung from which an array takes its runs on, its index in ``found``, and itself.
+@dataclass(frozen=True, kw_only=True)
+class _Array:
+    """An array as it is submitted."""
 
-    In a search of mode ``sync`` each array of ``found`` is submitted once more for each rung that a run may reach.
+    batch: Batch
+    folder: Path
+    """A new one. That of the first array of these runs names their submission."""
+    rung: int | None
+    """The rung of a search in mode ``sync`` from which it takes its runs on. ``None``: it starts them."""
+    first: int
+    """Index of the array that starts these runs."""
+    nice: int
+    """How much lower its priority is."""
+    waits_for: tuple[int, ...]
+    """Indices of the arrays that must end before."""
+
+
+def _arrays(
+    todo: Sequence[PlannedRun], settings: SlurmSettings, search: Search | None, study_dir: Path
+) -> list[_Array]:
+    """Return the arrays of these runs in the order of their submission, which is that of the queue.
+
+    In a search of mode ``sync`` all of them are submitted once more for each rung that a run may reach. These wait for
+    all arrays of the stage before.
+
+    Raises:
+        BackendError: the controller does not answer, or takes no arrays.
     """
-    most = max((item.spec.config.train.epochs for item in todo), default=0)
+    place = places(todo)
+    # SLURM starts the jobs of an array in this order.
+    found = batches(sorted(todo, key=lambda item: place[item.run.id]), settings, controller_config().max_array_size)
+    most = max(item.spec.config.train.epochs for item in todo)
     rungs = search.rungs if search is not None and search.mode == "sync" else ()
+    highest = max(batch.resources.priority for batch in found)
+    number = _new_number(study_dir)
+    arrays: list[_Array] = []
     for rung in (None, *(rung for rung in rungs if rung < most)):
-        yield from ((rung, index, batch) for index, batch in enumerate(found))
-
-
-def _waits_for(number: int, batch: Batch, arrays: int) -> list[int]:
-    """Return the indices of the arrays that array ``number`` of :func:`_in_stages` waits for.
-
-    ``arrays`` of them make a stage, which waits for all arrays of the stage before.
-    """
-    stage = number // arrays
-    before = list(range((stage - 1) * arrays, stage * arrays)) if stage else []
-    return before if batch.after is None else [*before, stage * arrays + batch.after]
+        before = range(max(0, len(arrays) - len(found)), len(arrays))
+        start = len(arrays)
+        for index, batch in enumerate(found):
+            after = () if batch.after is None else (start + batch.after,)
+            array = _Array(
+                batch=batch,
+                folder=_folder(study_dir, number + start + index),
+                rung=rung,
+                first=index,
+                nice=min(highest - batch.resources.priority, 10_000),
+                waits_for=(*before, *after),
+            )
+            arrays.append(array)
+    return arrays
 
 
 def scripts(
@@ -152,7 +186,7 @@ def scripts(
     policy: Policy,
     search: Search | None = None,
 ) -> list[str]:
-    """Return the sbatch scripts that :func:`submit` would submit, one for each array.
+    """Return the sbatch scripts that :func:`submit` would submit, one for each array, with ``--live-code``.
 
     In an array that waits for others, ``ARRAY_N`` stands for the id of the N-th array.
     """
@@ -162,14 +196,13 @@ def scripts(
     todo = [item for item in todo if item.run.id not in waits]
     if not todo:
         return []
-    found = batches(todo, settings, controller_config().max_array_size)
     submitter = Submitter(options=options, settings=settings, code=live_code())
-    folder = study_dir.absolute() / "slurm" / "0000"
-    made = []
-    for number, (_, _, batch) in enumerate(_in_stages(found, search, todo)):
-        after = ":".join(f"ARRAY_{index + 1}" for index in _waits_for(number, batch, len(found)))
-        made.append(submitter.script(batch, folder, after=after or None))
-    return made
+    return [
+        submitter.script(
+            array.batch, array.folder, nice=array.nice, after=[f"ARRAY_{before + 1}" for before in array.waits_for]
+        )
+        for array in _arrays(todo, settings, search, study_dir)
+    ]
 
 
 def submit_report(
@@ -181,7 +214,7 @@ def submit_report(
     writes the first report before, in case its time limit ends the computation. If ``behaviour`` is true, it computes
     the behaviour in another user's study as well.
     """
-    folder = _new_folder(study_dir)
+    folder = _folder(study_dir, _new_number(study_dir))
     make_directory(folder)
     python = settings.python or shlex.quote(sys.executable)
     command = f"{python} {shlex.quote(str(code.path / 'launch.py'))} report {shlex.quote(str(study_dir.absolute()))}"
@@ -214,10 +247,14 @@ def cancel_jobs(study_dir: Path, runs: Sequence[ObservedRun]) -> None:
         ask("scancel", "--quiet", *over)
 
 
-def _new_folder(study_dir: Path) -> Path:
-    """Return the path of a new folder for one submission.
+def _folder(study_dir: Path, number: int) -> Path:
+    return study_dir.absolute() / "slurm" / f"{number:04d}"
+
+
+def _new_number(study_dir: Path) -> int:
+    """Return the number of the next submission's folder.
 
     Folders are not shared, because a cluster may reuse job ids and submitit would then read files of an older job.
     """
-    numbers = [int(path.name) for path in listed(study_dir / "slurm", "[0-9]*") if path.name.isdigit()]
-    return study_dir.absolute() / "slurm" / f"{max(numbers, default=0) + 1:04d}"
+    numbers = [int(path.name) for path in listed(study_dir / "slurm", "[0-9]*") if path.name.isdecimal()]
+    return max(numbers, default=0) + 1

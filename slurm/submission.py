@@ -28,6 +28,8 @@ from slurm.job import JobPlan
 from slurm.settings import SlurmSettings
 from slurm.task import run_task
 
+DEFAULT_NICE = 100
+"""What ``--nice`` without a value means to sbatch."""
 UNLIMITED = 100_000
 """Running jobs of an array if only the cluster limits them."""
 
@@ -179,11 +181,11 @@ class Submitter:
         ]
 
     def submit(
-        self, batch: Batch, plans: Sequence[JobPlan], folder: Path, *, nice: int = 0, after: str | None = None
+        self, batch: Batch, plans: Sequence[JobPlan], folder: Path, *, nice: int = 0, after: Sequence[str] = ()
     ) -> list[str]:
         """Submit one array, whose jobs have these plans, and return the id of each job. ``folder`` is a new one.
 
-        ``nice`` is how much lower its priority is. ``after`` are the arrays that must end first, with colons between.
+        ``nice`` is how much lower its priority is. ``after`` are the arrays that must end first.
 
         Raises:
             BackendError: sbatch rejected the array. The message quotes sbatch's error.
@@ -220,14 +222,14 @@ class Submitter:
         seconds = 3600 * budget.times_left(self._spent, rate) + self.settings.signal_before_s
         return limit if math.isinf(seconds) else min(limit, 1 + math.ceil(seconds / 60))
 
-    def script(self, batch: Batch, folder: Path, *, after: str | None = None) -> str:
+    def script(self, batch: Batch, folder: Path, *, nice: int = 0, after: Sequence[str] = ()) -> str:
         """Return the sbatch script that :meth:`submit` would submit."""
-        executor = self._executor(batch, folder, nice=0, after=after)
+        executor = self._executor(batch, folder, nice=nice, after=after)
         if len(batch.jobs) > 1:
             executor.parameters["map_count"] = len(batch.jobs)
         return str(executor._make_submission_file_text(executor._submitit_command_str, "plan"))
 
-    def _executor(self, batch: Batch, folder: Path, *, nice: int, after: str | None) -> Any:
+    def _executor(self, batch: Batch, folder: Path, *, nice: int, after: Sequence[str]) -> Any:
         import submitit  # here, since it takes half a second
 
         settings, resources = self.settings, batch.resources
@@ -244,8 +246,13 @@ class Submitter:
             "requeue": True,
             **settings.sbatch,
         }
-        given = {"nice": nice, "dependency": after and f"afterany:{after}", "reservation": settings.reservation}
-        more |= {option: value for option, value in given.items() if value}
+        if nice:
+            own = settings.sbatch.get("nice", 0)
+            more["nice"] = nice + (DEFAULT_NICE if own is True else int(own))
+        if after:
+            more["dependency"] = ":".join(["afterany", *after])
+        if settings.reservation:
+            more["reservation"] = settings.reservation
         same = ("partition", "account", "qos", "constraint", "nodelist", "exclude", "mail_user", "mail_type")
         executor.update_parameters(
             job_name=f"seqlm-{study_name(self.options.study_dir).replace('/', '-')}",

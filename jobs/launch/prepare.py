@@ -24,7 +24,7 @@ from jobs.plan.totals import waiting
 from jobs.search import expected_shares
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget, Ledger
-from jobs.study.folder import at_work, forget_jobs, launching, observe_run, study_name, write_queue
+from jobs.study.folder import at_work, forget_jobs, launching, observe_run, study_name, this_launcher, write_queue
 from jobs.study.identity import require_identity
 from jobs.study.kept_code import Code, keep_code, live_code
 from jobs.study.provenance import launch_record, run_record
@@ -82,6 +82,10 @@ def plan_runs(
     """
     require_identity(study_dir)
     work, tasks = at_work(study_dir), tasks or {}
+    if work.launcher is not None and work.launcher.identity == this_launcher():
+        # This process has the lock and has started nothing yet. A queue under its name is that of an earlier launch,
+        # by the same process or, in a container, by another one with the same number.
+        work = replace(work, launcher=None)
     # The folder of a task has the name of its run's folder, which may be older than the name of the run.
     of_tasks = {run_id.rpartition("-")[2]: study_dir / run_id for run_id in tasks}
     folders = {**RunDirectory.folders(study_dir), **of_tasks}

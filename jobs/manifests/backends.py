@@ -91,6 +91,8 @@ def _sbatch(name: str, value: Any) -> Iterator[str]:
             yield f"{name}: expected names of letters, digits and hyphens, got {show(key)}"
         elif ours is not None:  # sbatch takes the beginning of a name for the name
             yield f"{place}: seqlm sets --{ours} itself; {OURS[ours]}"
+        elif option == "nice" and type(found) is not int and found is not True:
+            yield f"{place}: expected true or a whole number, got {show(found)}"  # priorities of runs are added to it
         elif not is_value and found is not True:
             yield f"{place}: expected true, a text of one line or a number, got {show(found)}"
 

@@ -76,6 +76,11 @@ class FakeSlurm:
         with opened(self.folder) as room:
             room.controller = up
 
+    def limit_jobs(self, most: int) -> None:
+        """sbatch refuses what would make more waiting and running jobs than these."""
+        with opened(self.folder) as room:
+            room.max_submitted = most
+
     # -- what the programs were asked ----------------------------------------------------------------------------------
 
     def calls(self, *names: str) -> list[list[str]]:

@@ -111,6 +111,10 @@ def sbatch(room: Room, words: list[str]) -> str:
     indices = indices_of(spec) if spec else []
     if indices and max(indices) >= room.max_array_size:
         raise Said(1, failed + "Invalid job array specification")
+    if len([job for job in room.jobs if not job.ended]) + max(1, len(indices)) > room.max_submitted:
+        limits = "(job submit limit, user's size and/or time limits)"
+        why = f"sbatch: error: QOSMaxSubmitJobPerUserLimit\n{failed}Job violates accounting/QOS policy {limits}"
+        raise Said(1, why)
     number = room.new_number()
     kept = {key: value for key, value in chosen.items() if key != "parsable"}
     room.environments[str(number)] = {**os.environ} if chosen.get("export", "ALL") == "ALL" else {}

@@ -63,6 +63,8 @@ class Room:
     controller: bool = True
     accounting: bool = False
     max_array_size: int = 1001
+    max_submitted: int = 10_000
+    """Jobs that may wait or run at once."""
     jobs: list[Job] = field(default_factory=list)
 
     def new_number(self) -> int:

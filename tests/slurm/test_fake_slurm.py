@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from jobs.manifests.policy import Policy
 from jobs.study.budget import Hours, Ledger
 from jobs.study.squeue import Scheduler
 from seqlm.files import read_json, write_json
+from seqlm.rundir import RunDirectory
 from slurm.job import JobPlan
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
@@ -292,6 +294,66 @@ def test_several_arrays_together_keep_to_the_limit_of_the_site_and_plan_says_so(
     assert sum(free.values()) <= 2
     chained = {job.parent: job.options["dependency"] for job in jobs if job.parent not in free}
     assert sorted(chained.values()) == ["afterany:1", "afterany:2", "afterany:3"]
+
+
+def test_what_sbatch_refuses_after_the_first_array_is_submitted_by_the_next_run(
+    fake: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.toml").write_text(FIVE)
+    words = [str(tmp_path / "m.toml"), "--backend", "slurm", "--runs-dir", str(tmp_path / "runs"), "--no-wait"]
+    fake.limit_jobs(3)
+    assert launch.main(["run", *words, "--live-code", "--json"]) == 3
+    refused = json.loads(capsys.readouterr().out)["error"]["message"]
+    assert list(fake.states()) == ["1_0", "1_1"]
+    assert refused.startswith("sbatch rejected the job: sbatch: error: Batch job submission failed: ")
+    assert "2 of 10 runs" in refused, "what was submitted goes on"
+    assert launch.main(["status", "s", "--runs-dir", str(tmp_path / "runs"), "--json"]) == 0
+    runs = json.loads(capsys.readouterr().out)["data"]["runs"]
+    assert Counter(run["state"] for run in runs) == {"queued": 2, "pending": 8}
+    fake.limit_jobs(100)
+    assert launch.main(["run", *words, "--live-code"]) == 0
+    assert Counter(job.parent for job in fake.jobs().values()) == dict.fromkeys(range(1, 6), 2)
+
+
+PRIORITIES = """
+[study]
+name = "s"
+[resources]
+gpus = 0
+[[run]]
+name = "short"
+model = { arch = "rnn", hidden_size = 4 }
+optim = { optimizer = "sgd", lr = 1 }
+resources = { cpus = 1 }
+[[run]]
+name = "long"
+model = { arch = "rnn", hidden_size = 40 }
+optim = { optimizer = "sgd", lr = 1 }
+resources = { cpus = 1 }
+[[run]]
+name = "urgent"
+model = { arch = "gru", hidden_size = 4 }
+optim = { optimizer = "sgd", lr = 1 }
+resources = { cpus = 2, priority = 5 }
+[backend.slurm]
+max_parallel = 1
+sbatch = { nice = 7 }
+"""
+
+
+def test_plan_prints_the_scripts_that_run_submits(
+    fake: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.toml").write_text(PRIORITIES)
+    words = [str(tmp_path / "m.toml"), "--backend", "slurm", "--runs-dir", str(tmp_path / "runs")]
+    assert launch.main(["plan", *words, "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)["data"]["scripts"]
+    assert launch.main(["run", *words, "--no-wait", "--live-code"]) == 0
+    submitted = {job.parent: job for job in fake.jobs().values()}
+    assert [re.sub(r"ARRAY_(\d+)", r"\1", script) for script in planned] == [job.script for job in submitted.values()]
+    assert [job.options["nice"] for job in submitted.values()] == ["7", "12"], "the urgent run goes first"
+    first = RunDirectory(JobPlan.read(tmp_path / "runs/s/slurm/0002/job-0.json").runs[0].run_dir)
+    assert first.read_provenance()["name"] == "long"
 
 
 def test_the_report_job_is_submitted_with_the_settings_of_the_runs(

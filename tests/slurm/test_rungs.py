@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.manifests.policy import Policy
 from jobs.spec import Resources
 from jobs.study.folder import AtWork, read_all_jobs, read_jobs, write_jobs
 from jobs.study.folder import look_at as look_at_run
@@ -21,8 +23,8 @@ from slurm import backend
 from slurm.job import JobPlan, Signals
 from slurm.rungs import attempts_from_rung
 from slurm.settings import SlurmSettings
-from slurm.submission import batches
 from slurm.task import Task
+from tests.fake_slurm import FakeSlurm
 from tests.slurm.test_submission import planned
 from tests.slurm.test_task import place, plan
 from tests.training.studies import make_config, make_run
@@ -46,21 +48,23 @@ def job(*runs: RunDirectory, rung: int | None = 2, ranks: int = 1, **changes: ob
     return plan(*runs, search=SYNC, rung=rung, resources=Resources(ranks=ranks, cpus=1, gpus=0), **changes)
 
 
-def test_each_stage_of_a_search_waits_for_all_arrays_of_the_stage_before(tmp_path: Path) -> None:
+@pytest.mark.process
+def test_each_stage_of_a_search_waits_for_all_arrays_of_the_stage_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeSlurm(tmp_path / "fake", max_array_size=2).on_path(monkeypatch)
     items = planned(tmp_path, 4)
     items[3] = replace(items[3], spec=replace(items[3].spec, resources=Resources(ranks=2, cpus=1, gpus=1)))
-    found = batches(items, SlurmSettings(max_parallel=1), max_array_size=2)
-    assert [batch.after for batch in found] == [None, 0, 1], "one at a time"
 
-    def stages(search: Search | None) -> list[tuple[int | None, int, list[int]]]:
-        made = enumerate(backend._in_stages(found, search, items))
-        return [(rung, index, backend._waits_for(n, batch, len(found))) for n, (rung, index, batch) in made]
+    def waits(search: Search | None) -> list[list[str]]:
+        made = backend.scripts(items, tmp_path, SlurmSettings(max_parallel=1), Policy(), search)
+        return [re.findall(r"ARRAY_(\d)", script) for script in made]
 
-    first = [(None, 0, []), (None, 1, [0]), (None, 2, [1])]
-    assert stages(None) == stages(replace(SYNC, mode="async")) == first
-    assert stages(replace(SYNC, rungs=(1, 2))) == [  # no run has more than two epochs
-        *first,
-        *((1, 0, [0, 1, 2]), (1, 1, [0, 1, 2, 3]), (1, 2, [0, 1, 2, 4])),
+    one_at_a_time = [[], ["1"], ["2"]]
+    assert waits(None) == waits(replace(SYNC, mode="async")) == one_at_a_time
+    assert waits(replace(SYNC, rungs=(1, 2))) == [  # no run has more than two epochs
+        *one_at_a_time,
+        *(["1", "2", "3"], ["1", "2", "3", "4"], ["1", "2", "3", "5"]),
     ]
 
 

@@ -155,6 +155,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         'env: expected a table of texts, such as {NCCL_SOCKET_IFNAME = "eth0"}, got {"A": 1}',
     ),
     "sbatch that is no table": ({"sbatch": "--x"}, 'sbatch: expected a table of options of sbatch, got "--x"'),
+    "option to which seqlm adds": ({"sbatch": {"nice": "7"}}, 'sbatch.nice: expected true or a whole number, got "7"'),
     "option set to false": ({"sbatch": {"exclusive": False}}, f"sbatch.exclusive: {VALUE}, got false"),
     "option of two lines": ({"sbatch": {"comment": "a\n#SBATCH"}}, f'sbatch.comment: {VALUE}, got "a\\n#SBATCH"'),
     "option that is a line of the script": (
