@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from seqlm.config import RunConfig
-from seqlm.errors import ConfigError, DamagedFileError, FileError
+from seqlm.errors import ConfigError, DamagedFileError, FileError, UsageError
 from seqlm.files import (
     Guard,
     json_text,
@@ -50,7 +50,12 @@ FailureKind: TypeAlias = Literal["oom", "diverged", "node", "preempted", "timeou
 ROUNDING = ("ranks", "micro_batches", "threads", "device", "multiprocessors", "torch")
 """Fields of ``worker.json`` that decide how sums are rounded, and all but the threads which dropout masks are drawn."""
 FINGERPRINT_DIGITS = 8
-"""Digits of the fingerprint in a folder's name."""
+"""Digits of the fingerprint in a folder's name. No two runs of a study may have the same."""
+SAME_DIGITS = (
+    f"whose fingerprint begins with the same {FINGERPRINT_DIGITS} digits; take another seed, or another study "
+    "(--set study.name=...)"
+)
+"""Why a run is refused, and what to do."""
 MAX_RUNS = 10_000
 """Most runs of a study."""
 BEHAVIOUR_FOLDER = "behaviour"
@@ -138,7 +143,8 @@ class RunDirectory(RunLayout):
 
         Raises:
             FileError: the folder cannot be written, or holds another configuration.
-            UsageError: the tokenizer file is not the one whose digest the configuration has.
+            UsageError: the tokenizer file is not the one whose digest the configuration has; or as
+                :meth:`read_config_of`.
             ModelError: the folder holds other files of the model.
         """
         make_directory(self.path / "checkpoints")
@@ -146,9 +152,7 @@ class RunDirectory(RunLayout):
             keep_tokenizer(tokenizer, self.tokenizer_file, config.data.tokenizer_sha256)
         if model_files is not None:
             model_files.keep(self.model_dir)
-        before = self.read_config() if exists(self.config_file) else None
-        if before is not None and before.fingerprint() != config.fingerprint():
-            raise FileError(f"{self.config_file} holds another configuration than the manifest; move it away")
+        before = self.read_config_of(config.fingerprint()) if exists(self.config_file) else None
         if before is None or before.train.epochs != config.train.epochs:
             write_json(self.config_file, config.to_dict())
         write_json(self.provenance_file, provenance)
@@ -196,6 +200,20 @@ class RunDirectory(RunLayout):
             return RunConfig.from_dict(raw)
         except ConfigError as error:
             raise FileError(f"{self.config_file} is not a configuration of this version: {error.problems[0]}") from None
+
+    def read_config_of(self, fingerprint: str) -> RunConfig:
+        """The resolved configuration of the run with ``fingerprint``, whose digits name the folder.
+
+        Raises:
+            UsageError: the folder is that of another run with the same digits.
+            FileError: the file is missing, damaged or changed.
+        """
+        config = self.read_config()
+        if config.fingerprint() == fingerprint:
+            return config
+        if config.fingerprint()[:FINGERPRINT_DIGITS] == fingerprint[:FINGERPRINT_DIGITS]:
+            raise UsageError(f"{self.path} is the folder of another run, {SAME_DIGITS}")
+        raise FileError(f"{self.config_file} holds another configuration than the manifest; move it away")
 
     def read_provenance(self) -> dict[str, Any]:
         return read_json(self.provenance_file) or {}

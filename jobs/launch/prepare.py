@@ -32,10 +32,10 @@ from seqlm.architectures import CustomConfig
 from seqlm.data.corpus import load_corpus, resolve_data
 from seqlm.data.layout import require_windows
 from seqlm.environment import DATA
-from seqlm.errors import BackendError, DataError
+from seqlm.errors import BackendError, DataError, UsageError
 from seqlm.files import write_json
 from seqlm.reading import exists
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import FINGERPRINT_DIGITS, SAME_DIGITS, RunDirectory
 from seqlm.search import Search, let_go_on
 
 
@@ -50,10 +50,12 @@ def resolve_specs(specs: Sequence[RunSpec], data_path: Path | None) -> list[RunS
     Raises:
         DataError: the text of a ``files`` corpus or a tokenizer file is missing, its digest differs from the
             configuration's, or two runs differ in nothing but the name of a tokenizer file.
+        UsageError: two runs would have the same folder.
     """
     resolve = functools.cache(resolve_data)
     found: list[RunSpec] = []
     names: dict[str, str] = {}
+    firsts: dict[str, RunSpec] = {}
     for spec in specs:
         data = resolve(spec.config.data, data_path, spec.tokenizer)
         spec = replace(spec, config=replace(spec.config, data=data), data_path=data_path)
@@ -61,6 +63,9 @@ def resolve_specs(specs: Sequence[RunSpec], data_path: Path | None) -> list[RunS
             raise DataError(
                 f"data.tokenizer: {other} and {spec.name} are the same run, since their tokenizer files are equal"
             )
+        first = firsts.setdefault(spec.fingerprint[:FINGERPRINT_DIGITS], spec)
+        if first.fingerprint != spec.fingerprint:
+            raise UsageError(f"{spec.name}: there is another run, {first.name}, {SAME_DIGITS}")
         found.append(spec)
     return found
 
@@ -77,7 +82,7 @@ def plan_runs(
     ``retry`` and ``tasks`` are as in :class:`LaunchOptions`.
 
     Raises:
-        UsageError: the study was launched by a version with other run ids.
+        UsageError: the study was launched by a version with other run ids, or a run would get the folder of another.
         FileError: a file of a run is damaged.
     """
     require_identity(study_dir)
@@ -98,7 +103,10 @@ def plan_runs(
         # Without a failure.json, the scheduler reported the kill: the job could not write the file itself.
         undecided = observation.kind == "oom" and (may_go_on(run) or not exists(run.failure_file))
         is_new = run.id in tasks or not exists(run.config_file)
-        before = (spec.config if is_new else run.read_config()).train.epochs
+        try:
+            before = (spec.config if is_new else run.read_config_of(spec.fingerprint)).train.epochs
+        except UsageError as error:
+            raise UsageError(f"{spec.name}: {error}") from None
         saved = run.has_checkpoint()
         item = plan(spec, run, observation, has_checkpoint=saved, retry=retry, undecided=undecided, before=before)
         if item.action == "start" and (reason := run.cannot_go_on(before)):
