@@ -48,7 +48,7 @@ State: TypeAlias = Literal["pending", "queued", "running", "done", "stopped", "f
 FailureKind: TypeAlias = Literal["oom", "diverged", "node", "preempted", "timeout", "code", "cancelled"]
 
 ROUNDING = ("ranks", "micro_batches", "threads", "device", "multiprocessors", "torch")
-"""Fields of ``worker.json`` that decide how sums are rounded, and all but the threads which dropout masks are drawn."""
+"""Fields of ``worker.json`` that decide how sums are rounded or which dropout masks are drawn."""
 FINGERPRINT_DIGITS = 8
 """Digits of the fingerprint in a folder's name. No two runs of a study may have the same."""
 SAME_DIGITS = (

@@ -516,7 +516,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         (["run", "small.toml", "--max-parallel", "0"], "--max-parallel: expected a whole number, 1 or more, got 0"),
         (["run", "small.toml", "--retries", "-1"], "--retries: expected a whole number, 0 or more, got -1"),
         (["behaviour", "small", "--temperature", "nan"], "--temperature: expected a number above 0, got nan"),
-        (["behaviour", "small", "--seed", "x"], "--seed: expected a whole number, 0 or more, got x"),
+        (["behaviour", "small", "--seed", "x"], "--seed: expected a whole number from 0 to 2^32 - 1, got x"),
         (["run"], "the following arguments are required: manifest"),
         (
             ["sttaus", "small"],
