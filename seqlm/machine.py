@@ -10,7 +10,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -107,9 +107,37 @@ def cards() -> list[Card]:
     if all(card.instances for card in found):
         return found
     # -L does not distinguish a card with MIG on and no instance, which CUDA cannot use, from one with MIG off.
-    modes = _nvidia_smi("--query-gpu=uuid,mig.mode.current", "--format=csv,noheader").splitlines()
-    on = {uuid for uuid, _, mode in (line.partition(", ") for line in modes) if mode.strip() == "Enabled"}
-    return [replace(card, has_mig=card.has_mig or card.whole.id in on) for card in found]
+    modes = _queried("mig.mode.current")
+    return [replace(card, has_mig=card.has_mig or modes.get(card.whole.id) == "Enabled") for card in found]
+
+
+def exclusive_gpus() -> list[Gpu]:
+    """Those of :func:`gpus` whose card takes one process at a time (compute mode Exclusive_Process).
+
+    Raises:
+        UsageError: as :func:`gpus`.
+    """
+    modes, chosen = _queried("compute_mode"), gpus()
+    owners = [card for card in cards() if modes.get(card.whole.id, "").startswith("Exclusive")]
+    return [gpu for card in owners for gpu in card.gpus if gpu in chosen]
+
+
+def own_card() -> str | None:
+    """UUID of the card of the only GPU of this process. ``None``: unknown.
+
+    MIG instances have UUIDs of their own, but the libraries of several ranks count cards.
+    """
+    with contextlib.suppress(UsageError):
+        chosen = gpus()
+        owners = [card.whole.id for card in cards() if {*card.gpus} & {*chosen}]
+        return owners[0] if len(chosen) == 1 and owners and owners[0].startswith("GPU-") else None
+    return None
+
+
+def _queried(field: str) -> dict[str, str]:
+    """What nvidia-smi says of each card, by UUID."""
+    lines = _nvidia_smi(f"--query-gpu=uuid,{field}", "--format=csv,noheader").splitlines()
+    return {uuid: value.strip() for uuid, _, value in (line.partition(", ") for line in lines)}
 
 
 def _nvidia_smi(*options: str) -> str:
@@ -227,6 +255,35 @@ def addressed(device: str) -> str:
 def short_name(device: str) -> str:
     """A GPU's identifier for a person: ``GPU 3``, or a UUID's beginning, ``GPU-5d5ba0d6``, ``MIG-c6d4f1ef``."""
     return f"GPU {device}" if device[:1].isdigit() else re.sub(r"(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "", device)
+
+
+_BUILT_FOR = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")
+
+
+def runs_on(capability: Sequence[int], built_for: Sequence[str]) -> bool:
+    """Whether code that was compiled for some targets runs on a GPU of a compute capability, such as ``(7, 0)``.
+
+    Machine code (``sm_86``) runs on GPUs of its major version, from its minor version on; PTX (``compute_86``) on any
+    later one, since the driver compiles it. With the suffix ``a`` both are bound to their very version, with ``f`` to
+    the major one. True if no target is known: a build for other devices than NVIDIA's has other names.
+    """
+    major, minor = capability
+    matches = filter(None, map(_BUILT_FOR.fullmatch, built_for))
+    targets = [((int(found[2]), int(found[3])), found[1], found[4]) for found in matches]
+    return not targets or any(
+        target == (major, minor)
+        or (target < (major, minor) and suffix != "a" and (target[0] == major or (kind, suffix) == ("compute", "")))
+        for target, kind, suffix in targets
+    )
+
+
+def lacking_code(found: Iterable[tuple[str, Sequence[int]]], built_for: Sequence[str]) -> str | None:
+    """A line on the GPUs for which a build of PyTorch has no code, from names and capabilities; ``None``: on none."""
+    lacking = [
+        f"{name} (compute capability {'.'.join(map(str, of))})" for name, of in found if not runs_on(of, built_for)
+    ]
+    names = ", ".join(dict.fromkeys(lacking))
+    return f"has no code for {names}, only for {' '.join(built_for)}; install a build that has" if lacking else None
 
 
 def mps_directory(env: Mapping[str, str]) -> Path | None:

@@ -47,8 +47,6 @@ from seqlm.run_layout import CANARY_FOLDER, RunLayout, slugify
 State: TypeAlias = Literal["pending", "queued", "running", "done", "stopped", "failed", "cancelled"]
 FailureKind: TypeAlias = Literal["oom", "diverged", "node", "preempted", "timeout", "code", "cancelled"]
 
-ROUNDING = ("ranks", "micro_batches", "threads", "device", "multiprocessors", "torch")
-"""Fields of ``worker.json`` that decide how sums are rounded or which dropout masks are drawn."""
 FINGERPRINT_DIGITS = 8
 """Digits of the fingerprint in a folder's name. No two runs of a study may have the same."""
 SAME_DIGITS = (
@@ -253,21 +251,6 @@ class RunDirectory(RunLayout):
         """Whether there is something to go on from. Raises ``FileError`` if that is unknown."""
         return exists(self.last_checkpoint) or exists(self.previous_checkpoint)
 
-    def threads_of_checkpoint(self) -> int | None:
-        """Return the threads of each rank of the attempt that saved the last checkpoint.
-
-        Sums on a CPU are rounded in an order that follows from them. ``None``: unknown, or the attempt had a GPU.
-
-        Raises:
-            FileError: a file that is there cannot be read.
-        """
-        with contextlib.suppress(DamagedFileError):  # by a crash of the machine: they are not flushed
-            saved_by = (read_json(self.position_file) or {}).get("attempt")
-            worker = read_json(self.worker_file(saved_by)) if type(saved_by) is int else None
-            threads = worker.get("threads") if worker and worker.get("gpus") == 0 else None
-            return threads if type(threads) is int and threads > 0 else None
-        return None
-
     def cannot_go_on(self, epochs: int) -> str | None:
         """Return why a run of ``epochs`` epochs cannot go on: its last checkpoint was deleted at its end. Else `None`.
 
@@ -395,18 +378,6 @@ class RunDirectory(RunLayout):
                 return observed("pending", f"waits {after} for the runs that it is compared with; run again to go on")
             return observed("pending", f"interrupted {after}; run again to resume")
         return observed("pending", None)
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Compare two records of workers in the fields of ``ROUNDING``: field -> such as ``threads 4 instead of 1``.
-
-    A value that one of them lacks is not compared, nor are threads if the later one has a GPU.
-    """
-    return {
-        key: f"{key.replace('_', '-')} {now[key]} instead of {before[key]}"
-        for key in ROUNDING
-        if before.get(key) and now.get(key) and before[key] != now[key] and not (key == "threads" and now.get("gpus"))
-    }
 
 
 def epochs_of(result: Mapping[str, Any]) -> int | None:

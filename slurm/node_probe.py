@@ -50,10 +50,12 @@ def _torch() -> dict[str, Any]:
     try:
         import torch
 
-        names = [torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count())]
+        cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+        devices = [(card.name, (card.major, card.minor)) for card in cards]
+        built_for = torch.cuda.get_arch_list()
     except Exception as error:  # a broken installation may raise anything
         return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
-    return {"version": str(torch.__version__), "devices": names}
+    return {"version": str(torch.__version__), "devices": devices, "built_for": built_for}
 
 
 def _write(folder: Path, answer: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 from jobs.backends.base import Finding
 from jobs.study.squeue import ask
+from seqlm import machine
 from seqlm.errors import BackendError, FileError
 from seqlm.reading import listed
 from slurm import node_probe
@@ -214,4 +215,6 @@ def _torch(outcome: Outcome, gpu: Gpu, wait_s: float) -> Finding:
     if gpu and not devices:
         text = f"{version} sees no CUDA device, yet the job was given a GPU; install a CUDA build of torch"
         return Finding("bad", subject, text)
-    return Finding("ok", subject, f"{version}, sees {devices[0]}" if devices else f"{version}, no GPU requested")
+    if lacking := machine.lacking_code(devices, torch["built_for"]):
+        return Finding("bad", subject, f"{version} {lacking}")
+    return Finding("ok", subject, f"{version}, sees {devices[0][0]}" if devices else f"{version}, no GPU requested")

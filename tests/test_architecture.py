@@ -21,7 +21,7 @@ PACKAGES = ("seqlm", "jobs", "slurm", "analysis", "benchmarks", "launch")
 BOTTOM = (
     *("seqlm.config", "seqlm.schema", "seqlm.rundir", "seqlm.reading", "seqlm.errors", "seqlm.machine", "seqlm.lease"),
     *("seqlm.environment", "seqlm.files", "seqlm.locks", "seqlm.processes", "seqlm.run_layout"),
-    *("seqlm.architectures", "seqlm.model_files", "seqlm.optimizers", "seqlm.search"),
+    *("seqlm.architectures", "seqlm.model_files", "seqlm.optimizers", "seqlm.search", "seqlm.rounding"),
 )
 """What everybody may import; these import nothing but each other and the standard library."""
 
@@ -56,6 +56,7 @@ ALLOWED = {
     "seqlm.model_files": ("seqlm.architectures", "seqlm.errors", "seqlm.files", "seqlm.reading"),
     "seqlm.errors": (),
     "seqlm.processes": (),
+    "seqlm.rounding": ("seqlm.errors", "seqlm.files", "seqlm.run_layout"),
     "seqlm.run_layout": ("seqlm.reading",),
     "seqlm.reading": ("seqlm.errors",),
     "seqlm.machine": ("seqlm.errors", "seqlm.reading"),

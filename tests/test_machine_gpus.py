@@ -217,10 +217,51 @@ def test_a_card_with_mig_on_and_no_instance_is_left_out(tmp_path: Path, monkeypa
         machine.gpus()
 
 
+@pytest.mark.process
+def test_a_gpu_whose_card_takes_one_process_is_exclusive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(tmp_path, monkeypatch, A100_ONE_WITH_MIG, modes="")
+    modes = "GPU-513536b6-7d19-9063-b049-1e69664bb298, Exclusive_Process\\nGPU-d8594bd4, Prohibited\\n"
+    program = tmp_path / "nvidia-smi"
+    asked = f'[ "$1" = --query-gpu=uuid,compute_mode ] && printf "{modes}" && exit'
+    program.write_text(program.read_text().replace("#!/bin/sh", f"#!/bin/sh\n{asked}"))
+    instances = ["MIG-ce861fb0-a248-58ce-a9a8-f9adbc22a66a", "MIG-a45882f0-9215-5733-a0c1-49286ab31cb5"]
+    assert [gpu.id for gpu in machine.exclusive_gpus()] == instances
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,MIG-a4")
+    assert [gpu.id for gpu in machine.exclusive_gpus()] == instances[1:]
+
+
 def test_a_variable_that_hides_all_gpus_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     monkeypatch.setattr(machine, "cards", lambda: pytest.fail("asked"))
     assert machine.gpus() == []
+
+
+NEW = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "built_for", "runs"),
+    [
+        ((7, 0), NEW, False),  # a V100, with a wheel of CUDA 13
+        ((7, 5), NEW, True),
+        ((8, 9), NEW, True),  # code of sm_86
+        ((8, 0), ["sm_86"], False),
+        ((12, 1), NEW, True),
+        ((11, 0), NEW, False),
+        ((11, 0), [*NEW, "compute_90"], True),  # PTX
+        ((8, 9), ["compute_90"], False),
+        ((9, 0), ["sm_90a"], True),
+        ((10, 0), ["sm_90a", "compute_90a"], False),
+        ((10, 3), ["sm_100f"], True),
+        ((10, 3), ["sm_100a"], False),
+        ((7, 0), [], True),
+        ((9, 0), ["gfx90a", "gfx942"], True),  # nothing is known of other makers' devices
+    ],
+)
+def test_code_runs_on_later_cards_of_its_major_version_and_ptx_on_any_later_one(
+    capability: tuple[int, int], built_for: list[str], runs: bool
+) -> None:
+    assert machine.runs_on(capability, built_for) == runs
 
 
 # -- what an index means ---------------------------------------------------------------------------------------------

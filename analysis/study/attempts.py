@@ -17,7 +17,8 @@ from seqlm.files import read_json
 from seqlm.lease import last_sign_of
 from seqlm.machine import short_name
 from seqlm.reading import listed, moment
-from seqlm.rundir import ROUNDING, RunDirectory, differences
+from seqlm.rounding import ROUNDING, differences
+from seqlm.rundir import RunDirectory
 
 PLACE_JOINT = " + "
 

@@ -12,7 +12,7 @@ from typing import final
 from jobs.attempt.memory_kills import MemoryKills
 from jobs.attempt.supervisor import INTERFACE_VARIABLE, Ended, Supervisor, rank_variables
 from jobs.backends.base import Backend
-from jobs.plan.capacity import Allocation, Capacity, Node
+from jobs.plan.capacity import Allocation, Capacity, Node, with_noun
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
 from seqlm import machine
@@ -41,7 +41,7 @@ class LocalBackend(Backend):
 
     def resolve(self, spec: RunSpec, at_most: int) -> Resources:
         resources = self._capacity.resolve(spec.resources, at_most)
-        require_precision(spec, resources)
+        require_device(spec, resources)
         return resources
 
     def open(self, code: Code) -> None:
@@ -105,12 +105,26 @@ def this_machine() -> Capacity:
     return Capacity([Node(name="this machine", cpus=machine.cpu_count(), gpus=gpus)], where="this machine")
 
 
-def require_precision(spec: RunSpec, resources: Resources) -> None:
-    """Refuse a precision that this machine's processor lacks. The worker checks GPUs, for which torch is needed.
+def require_device(spec: RunSpec, resources: Resources) -> None:
+    """Refuse what this machine's devices can never do, as far as that is known without torch. The worker checks more.
 
     Raises:
-        BackendError: the run would use the processor, which lacks its precision.
+        BackendError: the run would use the processor, which lacks its precision; it has several ranks, and too few of
+            the GPUs are whole cards; or it has a share of a GPU, and one of them takes one process at a time.
     """
+    gpus = resources.gpus or 0
+    whole = [gpu for gpu in machine.gpus() if not gpu.id.startswith("MIG-")] if gpus else []
+    if gpus and resources.ranks > 1 and len(whole) < resources.ranks:
+        raise BackendError(
+            f"{spec.name}: needs a whole GPU for each of {resources.ranks} ranks, since NCCL refuses ranks on MIG "
+            f"instances of one card; this machine has {with_noun(len(whole), 'whole GPU')}"
+        )
+    if 0 < gpus < 1 and machine.mps_directory(os.environ) is None and (exclusive := machine.exclusive_gpus()):
+        device, name = exclusive[0]
+        raise BackendError(
+            f"{spec.name}: resources.gpus = {gpus:g} needs GPUs for several processes, and the compute mode of "
+            f"{machine.short_name(device)} ({name}) is Exclusive_Process; start an MPS daemon, or hide this GPU"
+        )
     precision = spec.config.train.precision
     if not resources.gpus and (precision == "tf32" or (precision == "bf16" and not machine.has_bf16())):
         needs = "an NVIDIA GPU" if precision == "tf32" else f"{' or '.join(machine.BF16_FLAGS)}, or an NVIDIA GPU"

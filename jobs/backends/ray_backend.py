@@ -24,7 +24,7 @@ import ray
 from jobs.attempt.memory_kills import MemoryKills
 from jobs.attempt.supervisor import Ended, PeerGrace, ended, rank_variables
 from jobs.backends.base import Backend
-from jobs.backends.local import require_precision
+from jobs.backends.local import require_device
 from jobs.backends.ray_cluster import RayCluster, node_address
 from jobs.backends.ray_groups import IDLE_SECONDS, Group, RankLocation, choose_idle, new_group, release
 from jobs.plan.capacity import Allocation, Capacity
@@ -104,7 +104,7 @@ class RayBackend(Backend):
     def resolve(self, spec: RunSpec, at_most: int) -> Resources:
         resources = self.capacity().resolve(spec.resources, at_most)
         if self._cluster.is_embedded:
-            require_precision(spec, resources)
+            require_device(spec, resources)
         return resources
 
     def open(self, code: Code) -> None:

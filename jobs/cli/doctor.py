@@ -103,7 +103,12 @@ def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:
 
 
 def _torch(gpus: Sequence[machine.Gpu]) -> Finding:
-    program = "import json, torch; print(json.dumps([torch.__version__, torch.cuda.device_count()]))"
+    program = (
+        "import json, torch; "
+        "cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]; "
+        "found = [[card.name, (card.major, card.minor)] for card in cards]; "
+        "print(json.dumps([torch.__version__, found, torch.cuda.get_arch_list()]))"
+    )
     try:
         answer = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
@@ -113,11 +118,13 @@ def _torch(gpus: Sequence[machine.Gpu]) -> Finding:
         return Finding("bad", "torch", f"cannot be imported ({last}); install seqlm's requirements")
     except subprocess.TimeoutExpired:
         return Finding("bad", "torch", "importing it took more than two minutes")
-    version, cuda_devices = json.loads(answer.stdout)
-    if gpus and not cuda_devices:
+    version, found, built_for = json.loads(answer.stdout)
+    if gpus and not found:
         text = f"{version} sees no CUDA device, yet the machine has {len(gpus)}; install a CUDA build of torch"
         return Finding("bad", "torch", text)
-    return Finding("ok", "torch", f"{version}, {cuda_devices} CUDA devices")
+    if lacking := machine.lacking_code(found, built_for):
+        return Finding("bad", "torch", f"{version} {lacking}")
+    return Finding("ok", "torch", f"{version}, {len(found)} CUDA devices")
 
 
 def _devices(gpus: Sequence[machine.Gpu]) -> Iterator[Finding]:
@@ -134,6 +141,12 @@ def _devices(gpus: Sequence[machine.Gpu]) -> Iterator[Finding]:
     if note := machine.order_note():
         yield Finding("note", "GPU", note)
     folder = machine.mps_directory(os.environ)
+    if folder is None and (exclusive := machine.exclusive_gpus()):
+        names = ", ".join(machine.short_name(device) for device, _ in exclusive)
+        yield Finding(
+            "note", "shares of a GPU", f"refused without an MPS daemon: one process at a time may use {names}"
+        )
+        return
     text = "no MPS daemon: runs that share a GPU take turns; docs/guides/ray.md says how to start one"
     if folder is not None:
         text = f"the MPS daemon of {folder} lets runs that share a GPU compute at the same time"

@@ -35,6 +35,7 @@ from seqlm.environment import DATA
 from seqlm.errors import BackendError, DataError, UsageError
 from seqlm.files import write_json
 from seqlm.reading import exists
+from seqlm.rounding import threads_of_checkpoint
 from seqlm.rundir import FINGERPRINT_DIGITS, SAME_DIGITS, RunDirectory
 from seqlm.search import Search, let_go_on
 
@@ -156,7 +157,7 @@ def resolve_resources(planned: Sequence[PlannedRun], target: Target, max_paralle
         spec = item.spec
         resources = target.resolve(spec, at_most)
         is_free = spec.resources.cpus is None and not resources.gpus
-        if is_free and item.action != "start" and (threads := item.run.threads_of_checkpoint()):
+        if is_free and item.action != "start" and (threads := threads_of_checkpoint(item.run)):
             with contextlib.suppress(BackendError):  # fewer cores: the worker's log says so
                 resources = target.resolve(replace(spec, resources=replace(spec.resources, cpus=threads)), at_most)
         return replace(item, spec=replace(spec, resources=resources))

@@ -12,6 +12,7 @@ import secrets
 import socket
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,8 @@ from torch.distributed import (  # type: ignore[attr-defined] # public, missing 
 )
 
 from seqlm.environment import COLLECTIVE_MINUTES, DEVICE, GPU_SHARE, RENDEZVOUS, RENDEZVOUS_HOST
-from seqlm.errors import BackendError, FileError
-from seqlm.machine import CUDA_BYTES, cpu_model
+from seqlm.errors import BackendError, DeviceError, FileError
+from seqlm.machine import CUDA_BYTES, cpu_model, lacking_code, own_card, short_name
 from seqlm.training.failure import failed_allocation
 
 POLL_SECONDS = 0.1
@@ -147,6 +148,19 @@ def rank_from_environment(env: Mapping[str, str]) -> Rank:
     return Rank(index=int(env.get("RANK", "0")), world_size=int(env.get("WORLD_SIZE", "1")), device=device)
 
 
+def require_kernels(rank: Rank) -> None:
+    """Check that this build of PyTorch has code for the GPU of a rank. Without it, the first kernel fails.
+
+    Raises:
+        DeviceError: it has none.
+    """
+    if rank.device.type != "cuda":
+        return
+    found = [(rank.device_name, torch.cuda.get_device_capability(rank.device))]
+    if lacking := lacking_code(found, torch.cuda.get_arch_list()):
+        raise DeviceError(f"PyTorch {torch.__version__} {lacking}")
+
+
 @contextlib.contextmanager
 def gpu_share(rank: Rank, env: Mapping[str, str]) -> Iterator[None]:
     """Limit PyTorch's memory to this rank's share of its GPU, ``SEQLM_GPU_SHARE``, before the block runs.
@@ -234,6 +248,28 @@ def _find_port(path: Path, host: str, limit: datetime.timedelta) -> Store:
         return PrefixStore(offer["secret"], store)
 
 
+def require_cards_apart(rank: Rank, store: Store) -> None:
+    """Check that no two ranks are on one card, which NCCL refuses even for different MIG instances of it.
+
+    Every rank raises if two are. A card that nvidia-smi does not tell counts as one of its own.
+
+    Raises:
+        BackendError: two ranks are on one card.
+    """
+    if os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1":
+        return
+    store.set(f"card {rank.index}", own_card() or f"of rank {rank.index}")
+    ranks_of = defaultdict(list)
+    for index in range(rank.world_size):
+        ranks_of[store.get(f"card {index}").decode()].append(str(index))
+    for card, ranks in ranks_of.items():
+        if len(ranks) > 1:
+            raise BackendError(
+                f"ranks {' and '.join(ranks)} are on one card, {short_name(card)}, and NCCL needs one for each rank: "
+                "MIG instances of a card are not enough; use resources.ranks = 1"
+            )
+
+
 def _keep_for_ever(group: Any) -> None:
     """Give an object a reference that is never taken back.
 
@@ -259,6 +295,7 @@ def process_group(rank: Rank) -> Iterator[None]:
 
     Raises:
         UsageError: ``SEQLM_COLLECTIVE_MINUTES`` is not a number above 0.
+        BackendError: two ranks are on one GPU.
         FileError: the file cannot be written.
     """
     if rank.world_size == 1:
@@ -268,9 +305,12 @@ def process_group(rank: Rank) -> Iterator[None]:
     if rank.device.type == "cuda":
         torch.cuda.set_device(rank.device)
     limit = datetime.timedelta(minutes=minutes)
+    meeting = _meeting_point(rank, limit)
+    if rank.device.type == "cuda" and "store" in meeting:
+        require_cards_apart(rank, meeting["store"])
     dist.init_process_group(
         backend="nccl" if rank.device.type == "cuda" else "gloo",
-        **_meeting_point(rank, limit),
+        **meeting,
         rank=rank.index,
         world_size=rank.world_size,
         timeout=limit,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import sys
 import traceback
 from datetime import UTC, datetime
@@ -12,8 +13,9 @@ from typing import Any
 
 import torch
 
+from seqlm import machine
 from seqlm.environment import MICRO_BATCHES
-from seqlm.errors import DivergedError, ModelError, SeqlmError, is_storage_failure
+from seqlm.errors import DeviceError, DivergedError, ModelError, SeqlmError, is_storage_failure
 from seqlm.rundir import FailureKind
 
 _NO_MEMORY = (
@@ -41,9 +43,22 @@ _BROKEN_DEVICE = (
     "no cuda-capable device is detected",
     "cuda driver initialization failed",
     "system not yet initialized",
+    "no kernel image is available",  # of a library: for PyTorch itself, the worker has looked
+    "mps client",  # "has been terminated by the server", "failed to connect"
+    "mps server",  # "is not ready": it recovers from the fault of a client
 )
-"""What CUDA says of a GPU that is broken or gone. Not among them, since a fault of the code causes them just as well:
-``device-side assert``, ``illegal memory access``, ``unspecified launch failure``."""
+"""What CUDA says of a GPU that is broken or gone, or that another process has taken down."""
+
+_FAULTS = (
+    "device-side assert",
+    "illegal memory access",
+    "illegal instruction",
+    "misaligned address",
+    "invalid program counter",
+    "unspecified launch failure",
+)
+"""What CUDA says of a fault in a kernel. Under MPS all processes on the GPU get it, whichever of them caused it
+(https://docs.nvidia.com/deploy/mps, error containment)."""
 
 _PEER_LOST = (
     "connection closed by peer",
@@ -63,8 +78,9 @@ _NCCL_MISUSED = ("ncclinvalidusage", "ncclinvalidargument")
 def failure_kind(error: BaseException) -> FailureKind:
     """The kind of a failure: ``diverged``, ``oom``, ``node``, ``preempted`` or ``code``.
 
-    ``node`` is what the run is not to blame for: its disk or GPU failed, or it lost its other ranks. Words are looked
-    for in what libraries say, never in an error of ours, nor in one such as a KeyError, whose text may be anything.
+    ``node`` is what the run may not be to blame for: its disk or GPU failed, it lost its other ranks, or a run that
+    shares its GPU under MPS had a fault. Words are looked for in what libraries say, never in an error of ours, nor in
+    one such as a KeyError, whose text may be anything.
     """
     if isinstance(error, DivergedError):
         return "diverged"
@@ -72,8 +88,12 @@ def failure_kind(error: BaseException) -> FailureKind:
         return "preempted"
     if failed_allocation(error) is not None:
         return "oom"
-    broken = is_storage_failure(error) or _is_peer_lost(error) or _says(error, _BROKEN_DEVICE)
-    return "node" if broken else "code"
+    broken = isinstance(error, DeviceError) or _says(error, _BROKEN_DEVICE) or _may_be_of_a_neighbour(error)
+    return "node" if broken or is_storage_failure(error) or _is_peer_lost(error) else "code"
+
+
+def _may_be_of_a_neighbour(error: BaseException) -> bool:
+    return machine.mps_directory(os.environ) is not None and _says(error, _FAULTS)
 
 
 def failed_allocation(error: BaseException) -> BaseException | None:
@@ -120,6 +140,8 @@ def describe_failure(error: BaseException, *, rank: int, attempt: int) -> dict[s
         message = f"{type(error).__name__}: {message}"
     if kind != "oom" and _is_peer_lost(error):
         message = f"rank {rank} lost another rank of the run, which ended or whose machine is gone ({message})"
+    if kind == "node" and _may_be_of_a_neighbour(error):
+        message = f"this run, or another one on its GPU under MPS, had a fault ({message})"
     return {
         "kind": kind,
         "message": message.splitlines()[0][:300],

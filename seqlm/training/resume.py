@@ -15,7 +15,7 @@ from seqlm.config import RunConfig
 from seqlm.data.layout import own_columns
 from seqlm.errors import CheckpointError, FileError
 from seqlm.models.state import State, join_states, map_state, rebuilt, tensors_of
-from seqlm.rundir import differences
+from seqlm.rounding import differences
 from seqlm.training.checkpoint import Checkpoint, Position
 from seqlm.training.checkpoint_files import CheckpointFiles
 from seqlm.training.distributed import Rank

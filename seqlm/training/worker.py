@@ -24,7 +24,7 @@ from seqlm.rundir import RunDirectory
 from seqlm.search import Search
 from seqlm.training.attempt import StopSignal, attempt_number, make_attempt
 from seqlm.training.canary import canary_steps, run_canary
-from seqlm.training.distributed import gpu_share, process_group, rank_from_environment
+from seqlm.training.distributed import gpu_share, process_group, rank_from_environment, require_kernels
 from seqlm.training.micro_batches import micro_batches_from
 from seqlm.training.rungs import at_rungs
 from seqlm.training.self_check import check_device
@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
     def train(guard: Guard) -> None:
+        require_kernels(rank)
         check_device(config, rank)
         corpus = load_corpus(config.data, DATA.read(), run.tokenizer_file)
         with gpu_share(rank, os.environ), process_group(rank):

@@ -41,7 +41,11 @@ FAKE_TORCH = """
 __version__ = "9.9"
 class cuda:
     device_count = staticmethod(lambda: {gpus})
-    get_device_name = staticmethod(lambda device: "A100")
+    get_arch_list = staticmethod(lambda: ["sm_80", "sm_90"])
+    class get_device_properties:
+        name, major, minor = "A100", {major}, 0
+        def __init__(self, number):
+            pass
 """
 
 
@@ -63,9 +67,9 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def with_torch(folder: Path, gpus: int = 0, **more: Any) -> SlurmSettings:
+def with_torch(folder: Path, gpus: int = 0, major: int = 8, **more: Any) -> SlurmSettings:
     """Settings whose setup puts a small torch where the job's Python finds it."""
-    (folder / "torch.py").write_text(FAKE_TORCH.format(gpus=gpus))
+    (folder / "torch.py").write_text(FAKE_TORCH.format(gpus=gpus, major=major))
     return SlurmSettings(setup=(f"export PYTHONPATH={folder}",), **more)
 
 
@@ -220,6 +224,13 @@ def test_a_torch_that_is_broken_or_sees_no_gpu_is_bad(cluster: Path, tmp_path: P
     torch = look(tmp_path, given)["torch on node"]
     assert torch.level == "bad"
     assert "cannot be imported (OSError: libcudart.so.12: no such file)" in torch.text
+
+
+@pytest.mark.process
+def test_a_torch_without_code_for_the_gpu_is_bad(cluster: Path, tmp_path: Path) -> None:
+    torch = look(tmp_path, with_torch(cluster, gpus=1, major=7, partition="gpu", timeout_min=9))["torch on node"]
+    assert torch.level == "bad"
+    assert "9.9 has no code for A100 (compute capability 7.0), only for sm_80 sm_90" in torch.text
 
 
 @pytest.mark.process

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import pytest
 import torch
 
-from seqlm.errors import CheckpointError, DivergedError, FileError
+from seqlm.errors import CheckpointError, DeviceError, DivergedError, FileError
 from seqlm.training.failure import describe_failure, failure_kind, failure_text
 
 NCCL_SAYS = "(run with NCCL_DEBUG=WARN for details), NCCL version 2.27.5\nncclInvalid"
@@ -51,12 +52,31 @@ NCCL_SAYS = "(run with NCCL_DEBUG=WARN for details), NCCL version 2.27.5\nncclIn
         (RuntimeError("CUDA error: device-side assert triggered"), "code"),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), "code"),
         (RuntimeError("CUDA error: unspecified launch failure"), "code"),
+        (RuntimeError("CUDA error: no kernel image is available for execution on the device"), "node"),
+        (RuntimeError("CUDA error: MPS client has been terminated by the server"), "node"),
+        (RuntimeError("CUDA error: MPS server is not ready to accept new MPS client requests"), "node"),
+        (DeviceError("PyTorch 2.13 has no code for Tesla V100"), "node"),
         (KeyError("CUDA out of memory"), "code"),
         (KeyboardInterrupt(), "preempted"),
     ],
 )
 def test_a_failure_has_the_kind_that_its_policy_needs(error: BaseException, kind: str) -> None:
     assert failure_kind(error) == kind
+
+
+@pytest.mark.parametrize("says", ["device-side assert triggered", "an illegal memory access was encountered"])
+def test_under_mps_a_fault_may_be_that_of_another_run(
+    says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    error = RuntimeError(f"CUDA error: {says}")
+    assert failure_kind(error) == "code", "no daemon is there"
+    (tmp_path / "control").touch()
+    failure = describe_failure(error, rank=0, attempt=1)
+    assert failure["kind"] == "node"
+    assert says in failure["message"]
+    assert "MPS" in failure["message"]
+    assert failure_kind(ValueError(says)) == "code"
 
 
 def test_a_failure_tells_in_how_small_parts_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,30 @@ def test_what_can_never_fit_is_said_at_once(resources: Resources, message: str) 
         LocalBackend().resolve(wanting(resources), at_most=1)
 
 
+def test_ranks_on_instances_of_mig_are_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cpu_count", lambda: 8)
+    instances = [Gpu("MIG-aa", "A100 MIG"), Gpu("MIG-bb", "A100 MIG")]
+    monkeypatch.setattr(machine, "gpus", lambda: [*instances, Gpu("GPU-cc", "A100")])
+    with pytest.raises(BackendError, match=r"^rnn: needs a whole GPU for each of 2 ranks, .* has 1 whole GPU$"):
+        LocalBackend().resolve(wanting(Resources(ranks=2)), at_most=1)
+    assert LocalBackend().resolve(wanting(Resources(ranks=2, gpus=0)), at_most=1).ranks == 2
+    assert LocalBackend().resolve(wanting(Resources()), at_most=1).gpus == 1
+
+
+@pytest.mark.usefixtures("_two_gpus")
+def test_a_share_of_a_card_for_one_process_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "exclusive_gpus", lambda: [Gpu("GPU-bb", "Card")])
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    half = wanting(Resources(gpus=0.5))
+    with pytest.raises(BackendError, match=r"^rnn: resources.gpus = 0.5 .* GPU-bb .* Exclusive_Process"):
+        LocalBackend().resolve(half, at_most=1)
+    assert LocalBackend().resolve(wanting(Resources()), at_most=1).gpus == 1, "a whole one is no share"
+    (tmp_path / "control").touch()
+    assert LocalBackend().resolve(half, at_most=1).gpus == 0.5, "MPS is the one process"
+
+
 @pytest.mark.usefixtures("_four_cores")
 @pytest.mark.parametrize(
     ("precision", "flags", "message"),

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from jobs.cli.doctor import _devices, examine
+from jobs.cli.doctor import _devices, _torch, examine
 from seqlm import machine
 from seqlm.machine import Card, Gpu
 
@@ -17,6 +20,7 @@ CARDS = [
 @pytest.fixture(autouse=True)
 def _two_cards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "cards", lambda: CARDS)
+    monkeypatch.setattr(machine, "exclusive_gpus", list)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path / "mps"))
 
@@ -44,6 +48,22 @@ def test_doctor_tells_whether_shares_take_turns(tmp_path: Path) -> None:
 def test_doctor_says_what_an_index_means_on_a_machine_of_several_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert any("0 is Quadro P1000, 1 is NVIDIA A100-SXM4-80GB" in line for line in lines(machine.gpus()))
+
+
+@pytest.mark.parametrize(("capability", "level"), [((7, 0), "bad"), ((8, 6), "ok")])
+def test_doctor_compares_the_gpus_with_what_torch_is_built_for(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], level: str
+) -> None:
+    answer = json.dumps(["2.13", [["Tesla V100", capability]], ["sm_80", "sm_90"]])
+    monkeypatch.setattr(subprocess, "run", lambda *words, **options: SimpleNamespace(stdout=answer))
+    found = _torch(machine.gpus())
+    assert found.level == level
+    assert ("has no code for Tesla V100 (compute capability 7.0)" in found.text) == (level == "bad")
+
+
+def test_doctor_says_that_shares_of_an_exclusive_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "exclusive_gpus", lambda: [CARDS[0].whole])
+    assert lines(machine.gpus())[-1].startswith("note shares of a GPU: refused without an MPS daemon: ")
 
 
 @pytest.mark.process

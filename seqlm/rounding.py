@@ -1,0 +1,42 @@
+"""What decides how the sums of a run are rounded, and whether it has changed from one attempt to the next."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from seqlm.errors import DamagedFileError
+from seqlm.files import read_json
+from seqlm.run_layout import RunLayout
+
+ROUNDING = ("ranks", "micro_batches", "threads", "device", "multiprocessors", "torch")
+"""Fields of ``worker.json`` that decide how sums are rounded or which dropout masks are drawn."""
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Compare two records of workers in the fields of ``ROUNDING``: field -> such as ``threads 4 instead of 1``.
+
+    A value that one of them lacks is not compared, nor are threads if the later one has a GPU.
+    """
+    return {
+        key: f"{key.replace('_', '-')} {now[key]} instead of {before[key]}"
+        for key in ROUNDING
+        if before.get(key) and now.get(key) and before[key] != now[key] and not (key == "threads" and now.get("gpus"))
+    }
+
+
+def threads_of_checkpoint(run: RunLayout) -> int | None:
+    """Return the threads of each rank of the attempt that saved the last checkpoint of a run.
+
+    ``None``: unknown, or the attempt had a GPU.
+
+    Raises:
+        FileError: a file that is there cannot be read.
+    """
+    with contextlib.suppress(DamagedFileError):  # by a crash of the machine: they are not flushed
+        saved_by = (read_json(run.position_file) or {}).get("attempt")
+        worker = read_json(run.worker_file(saved_by)) if type(saved_by) is int else None
+        threads = worker.get("threads") if worker and worker.get("gpus") == 0 else None
+        return threads if type(threads) is int and threads > 0 else None
+    return None
