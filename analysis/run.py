@@ -19,6 +19,21 @@ if TYPE_CHECKING:
     from seqlm.models import LanguageModel
 
 
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """Text that a trained model has written. ``str`` returns the prompt and the text."""
+
+    prompt: str
+    """The prompt as the model read it."""
+    text: str
+    """What the model wrote after it."""
+    unknown: list[str]
+    """Words of the prompt that are not in the vocabulary, each once; of characters, characters."""
+
+    def __str__(self) -> str:
+        return f"{self.prompt}{self.text}"
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
     """One run of a study."""
@@ -86,6 +101,45 @@ class Run:
 
         path = RunDirectory(self.directory).best_checkpoint
         return load_checkpoint(path, self.config.fingerprint(), mmap=True).vocabulary
+
+    def generate(self, prompt: str, *, tokens: int = 50, temperature: float = 1.0, seed: int = 1) -> Generated:
+        """Let the model of the best epoch continue a text. Imports torch.
+
+        Args:
+            prompt: one word or several; a line's end in it is one for the model. Unknown words become ``<unk>``.
+            tokens: how many to write.
+            temperature: the logits are divided by it; below 1, likelier tokens become likelier still.
+            seed: equal arguments give the same text.
+
+        >>> text = study.run("gru-adam").generate("the zebra", tokens=3)
+        >>> text.prompt, text.unknown
+        ('the <unk>', ['zebra'])
+
+        Raises:
+            CheckpointError: the checkpoint is missing, damaged, or of another run.
+            ConfigError: an argument is out of range.
+            DataError: no token is in the prompt, or an unknown one and the vocabulary has no ``<unk>``.
+            DivergedError: the model's predictions are not finite numbers.
+            FileError: a file of the run cannot be read.
+        """
+        from analysis.behaviour.sampling import draw_samples, prompt_ids
+        from analysis.behaviour.task import Settings
+        from analysis.sections.choosing import plain_text
+        from seqlm.data.tokenizer import Tokenizer
+
+        model, vocabulary, data = self.load_model(), self.load_vocabulary(), self.config.data
+        wanted = {"samples": 1, "lengths": [tokens], "temperature": temperature, "seed": seed}
+        settings = Settings.from_dict(wanted, self.config)
+        assert data.level is not None, "DataConfig fills it in"
+        tokenizer = None
+        if data.tokenizer is not None:
+            tokenizer = Tokenizer(RunDirectory(self.directory).tokenizer_file, data.tokenizer_sha256)
+        ids, unknown = prompt_ids(prompt, vocabulary, data.level, tokenizer)
+        (drawn,) = draw_samples(model, settings, ids)
+        whole = [*ids, *drawn.tokens]
+        words = tokenizer.pieces(whole) if tokenizer else [vocabulary[number] for number in whole]
+        read = plain_text(words[: len(ids)], data.level)
+        return Generated(prompt=read, text=plain_text(words, data.level).removeprefix(read), unknown=unknown)
 
     def _repr_html_(self) -> str:
         keys = pd.Series(self.config.by_key(), name="value").rename_axis("key").reset_index()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,18 +63,24 @@ def table(
     *,
     right: Sequence[int] = (),
     colors: Mapping[int, Mapping[str, str]] | None = None,
+    spare: Sequence[int] = (),
 ) -> str:
     """Return columns aligned with spaces, those numbered in ``right`` to the right. Cells cannot break a line.
 
-    ``colors`` maps the number of a column to the color of each cell text, for :func:`results`.
+    ``colors`` maps the number of a column to the color of each cell text, for :func:`results`. If that is a terminal
+    and too narrow, the columns ``spare`` are left out, the first of them first, until the rest fits.
     """
     lines = [list(header), *[[printable(cell) for cell in row] for row in rows]]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    widths = {column: max(len(line[column]) for line in lines) for column in range(len(header))}
     painted = colors if colors and has_color(results()) else {}
+    for column in spare if results().isatty() else ():
+        if sum(widths.values()) + 2 * len(widths) - 2 > shutil.get_terminal_size().columns:
+            del widths[column]
 
     def render(line: Sequence[str]) -> str:
         cells = []
-        for column, (cell, width) in enumerate(zip(line, widths, strict=True)):
+        for column, width in widths.items():
+            cell = line[column]
             space = " " * (width - len(cell))
             text = paint(cell, painted.get(column, {}).get(cell))
             cells.append(space + text if column in right else text + space)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
@@ -302,6 +302,19 @@ def valid_keys() -> list[str]:
         for name in fields_of(variant)
     ]
     return [*dict.fromkeys(keys), "seed"]
+
+
+def varying_keys(configs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the keys with more than one value, given configurations by dotted key, in the order of a configuration.
+
+    A key that only some of them have, such as ``model.num_heads``, counts if its values differ.
+
+    >>> varying_keys([{"optim.lr": 0.1, "seed": 1}, {"optim.lr": 0.1, "seed": 2, "model.arch": "rnn"}])
+    ['seed']
+    """
+    first: dict[str, Any] = {}
+    varying = {key for config in configs for key, value in config.items() if first.setdefault(key, value) != value}
+    return [key for key in dict.fromkeys([*valid_keys(), *first]) if key in varying]
 
 
 def choices_of(key: str) -> tuple[str, ...]:

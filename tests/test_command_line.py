@@ -53,6 +53,7 @@ FOLLOWING = (
     "jobs.study.budget",
     "jobs.study.folder",
     "jobs.study.squeue",
+    "seqlm.machine",
 )
 LOGS = (
     *("jobs.study.logs", "jobs.study.finality", "jobs.attempt", "jobs.attempt.retry"),

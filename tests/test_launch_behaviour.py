@@ -136,6 +136,11 @@ def test_flags_reach_the_worker_and_other_flags_compute_anew(study: Study) -> No
     assert study.behaviour("--only", "name=rnn-a", *words)[0] == 0
     assert json.loads(study.job("rnn-a").task_file.read_text())["settings"] == given
     assert study.behaviour("--only", "name=rnn-a", *words)[1] == {"rnn-a": ("done", "up to date")}
+    result = json.loads(study.job("rnn-a").result_file.read_text())
+    write_json(study.job("rnn-a").result_file, {**result, "unknown": ["zebra", "xyzzy"]})
+    shown = study("behaviour", "small", "--only", "name=rnn-a", *words)[1]
+    assert "zebra, xyzzy" in shown
+    assert str(study.runs["rnn-a"].samples_file.relative_to(study.folder)) in shown
     assert study.behaviour("--only", "name=rnn-a", "--window", "4")[1] == {"rnn-a": ("done", "computed")}
     assert study.attempts()["rnn-a"] == 2
 

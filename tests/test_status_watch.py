@@ -1,4 +1,4 @@
-"""`status --watch` and `status --svg` as commands."""
+"""`status --watch` as a command."""
 
 from __future__ import annotations
 
@@ -105,21 +105,9 @@ def test_watching_a_study_that_is_over_in_a_pipe_is_one_line(
     assert capsys.readouterr().out == "study: 1 done\n"
 
 
-@pytest.mark.parametrize("words", [["--watch", "--json"], ["--watch", "--svg", "x.svg"]])
 def test_ways_of_showing_that_exclude_each_other_are_one_clear_line(
-    run: RunDirectory, capsys: pytest.CaptureFixture[str], words: list[str]
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert launch.main(["status", str(run.path.parent), *words]) == 2
+    assert launch.main(["status", str(run.path.parent), "--watch", "--json"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "--watch" in line
-
-
-def test_the_view_is_written_as_a_picture(
-    run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    picture = tmp_path / "view.svg"
-    assert launch.main(["status", str(run.path.parent), "--svg", str(picture)]) == 0
-    assert "one-00000001" in picture.read_text("utf-8")
-    assert str(picture) in capsys.readouterr().out
-    assert launch.main(["status", str(run.path.parent), "--svg", str(tmp_path / "no" / "view.svg")]) == 1
-    assert "Traceback" not in capsys.readouterr().err

@@ -66,7 +66,9 @@ def record_behaviour(
         tokenizer = Tokenizer(job.tokenizer_file, config.data.tokenizer_sha256)
     level = config.data.level
     assert level is not None, "DataConfig fills it in"
-    prompt = None if settings.prompt is None else prompt_ids(settings.prompt, corpus, level, tokenizer)
+    prompt, unknown = None, list[str]()
+    if settings.prompt is not None:
+        prompt, unknown = prompt_ids(settings.prompt, corpus.vocabulary, level, tokenizer)
 
     model = trained.model("fused", device)
     valid = columns(corpus.splits["valid"], config.train.batch_size, device=device)
@@ -117,6 +119,7 @@ def record_behaviour(
         # Also of a judge that cannot be used: with the same file it will be of no more use.
         "judge_sha256": judge.sha256 if judge else judge_run and file_sha256(judge_run.best_checkpoint),
         "settings": dataclasses.asdict(settings),
+        "unknown": unknown,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_json(job.result_file, result, guard=guard)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analysis.behaviour.task import Settings
-from seqlm.data.corpus import UNK, Corpus
+from seqlm.data.corpus import UNK
 from seqlm.data.tokenizer import Tokenizer
 from seqlm.data.tokens import Level, tokens_of
 from seqlm.errors import DataError, DivergedError
@@ -38,36 +38,36 @@ class Sample:
 
 
 def prompt_ids(
-    text: str, corpus: Corpus, level: Level | Literal["token"], tokenizer: Tokenizer | None = None
-) -> list[int]:
-    """The ids of a prompt, cut into tokens like the corpus: each line end is ``<eos>``, an unknown token ``<unk>``.
+    text: str, vocabulary: Sequence[str], level: Level | Literal["token"], tokenizer: Tokenizer | None = None
+) -> tuple[list[int], list[str]]:
+    """Return the ids of a prompt, and the words or characters of it that are unknown, each once.
 
-    A last line without an end gets no ``<eos>``: the model continues it. A ``tokenizer`` gets the whole prompt.
+    It is cut into tokens like the corpus: each line end is ``<eos>``, an unknown token ``<unk>``. A last line without
+    an end gets no ``<eos>``: the model continues it. A ``tokenizer`` gets the whole prompt.
 
     Raises:
-        DataError: no token is in it, or an unknown one and the corpus has no ``<unk>``.
+        DataError: no token is in it, or an unknown one and the vocabulary has no ``<unk>``.
     """
     if tokenizer is not None:
         found = tokenizer.ids_of(text)
         if not found:
-            raise DataError(
-                "settings.prompt: expected a text with a token, or null; the tokenizer makes none of this one"
-            )
-        return found
+            raise DataError("prompt: expected a text with a token; the tokenizer makes none of this one")
+        lost = tokenizer.unknown_id
+        return found, [word for word in dict.fromkeys(text.split()) if lost in tokenizer.ids_of(word)]
     assert level != "token", "such a corpus has a tokenizer"
     tokens = list(tokens_of(text, level))
     if not text.endswith("\n"):
         del tokens[-1]
     if not tokens:
-        raise DataError("settings.prompt: expected at least one word, or null, got a text without a token")
-    ids = {token: number for number, token in enumerate(corpus.vocabulary)}
-    unknown = [token for token in tokens if token not in ids]
+        raise DataError("prompt: expected at least one word, got a text without a token")
+    ids = {token: number for number, token in enumerate(vocabulary)}
+    unknown = [token for token in dict.fromkeys(tokens) if token not in ids]
     if unknown and UNK not in ids:
         raise DataError(
-            f'settings.prompt: "{unknown[0]}" is not in the vocabulary of {len(ids):,} tokens, which has no {UNK} to '
+            f'prompt: "{unknown[0]}" is not in the vocabulary of {len(ids):,} tokens, which has no {UNK} to '
             f"stand for it; use known tokens"
         )
-    return [ids.get(token, ids.get(UNK, -1)) for token in tokens]
+    return [ids.get(token, ids.get(UNK, -1)) for token in tokens], unknown
 
 
 def draw_samples(

@@ -19,9 +19,10 @@ from analysis.plots import look
 from analysis.plots.axes import label_grid, panel_grid, scale_for
 from analysis.study import units
 from analysis.study.comparison import finished
-from analysis.study.pairs import CHOICES, chains_of, is_numeric, printed, sorted_values, varying_keys
+from analysis.study.pairs import CHOICES, chains_of, is_numeric, printed, sorted_values
 from analysis.study.settings import Setting, config_of
 from analysis.study.study import Study
+from seqlm.config import varying_keys
 
 MOST_SLICES = 12
 MOST_MARKED_RUNS = 300

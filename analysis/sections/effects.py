@@ -20,9 +20,10 @@ from analysis.plots.heat_map import heat_map
 from analysis.plots.slices import slices_chart
 from analysis.study import units
 from analysis.study.comparison import finished
-from analysis.study.pairs import CHOICES, printed, single_key_pairs, sorted_values, varying_keys
+from analysis.study.pairs import CHOICES, printed, single_key_pairs, sorted_values
 from analysis.study.settings import settings_of
 from analysis.study.study import Study
+from seqlm.config import varying_keys
 
 SINGLE_STEPS = 8
 """Most values of a key that has a row for each change from one value to the next. With more, it has one row."""

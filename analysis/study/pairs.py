@@ -10,7 +10,7 @@ import itertools
 import math
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -122,11 +122,6 @@ def _choice_pairs(settings: Iterable[Setting], key: str, keys: Sequence[str]) ->
 
 
 # -- values of keys ------------------------------------------------------------------------------------------------
-
-
-def varying_keys(configs: Collection[Mapping[str, Any]]) -> list[str]:
-    """Return the keys with more than one value, in the order of the configuration."""
-    return [key for key in SETTING_KEYS if len({config[key] for config in configs if key in config}) > 1]
 
 
 def is_numeric(value: Any) -> bool:

@@ -22,6 +22,7 @@ BACKENDS = ("local", "ray", "slurm")
 SHELLS = ("bash", "zsh", "tcsh")
 KINDS = ("oom", "diverged", "node", "preempted", "timeout", "code", "cancelled")
 STUDY = "a study's folder, its manifest, or its name"
+RUN = "one run: its name, its number in the report, its id, or a unique beginning of its id"
 MISSING_BEHAVIOUR = (
     "compute missing behaviour of the trained models before the report, also in another user's study "
     "(default: only in your own)"
@@ -165,8 +166,7 @@ class RunArguments(TrainArguments, PlanArguments):
 class StatusArguments(StudyArguments):
     """Show the state of each run."""
 
-    watch: bool = option("--watch", exclusive="form", help="show changes until every run is over")
-    svg: Path | None = option("--svg", exclusive="form", metavar="FILE", help="write the table of --watch as a picture")
+    watch: bool = option("--watch", help="show changes until every run is over")
 
 
 @command("follow a study", "jobs.cli.studies.show_studies", "list --no-sizes")
@@ -180,7 +180,7 @@ class ListArguments(Arguments):
 class LogsArguments(StudyArguments):
     """Print the logs of the latest attempts."""
 
-    run: str | None = option(nargs="?", help="one run: its name, its id, or a unique beginning of its id")
+    run: str | None = option(nargs="?", help=RUN)
     follow: bool = option("-f", "--follow", help="print new lines until the run is over")
     lines: int = option("-n", "--lines", type=positive, default=20, help="last lines of each log (default: 20)")
 
@@ -210,6 +210,34 @@ class CleanArguments(Arguments):
     study: str = option(help=STUDY)
     dry_run: bool = option("-n", "--dry-run", help="show what would be deleted, and delete nothing")
     yes: bool = option("--yes", help="delete without asking")
+
+
+@command("results", "jobs.cli.results.results", "results first --sort test_ppl")
+class ResultsArguments(StudyArguments):
+    """Show what came of the runs, the best first, and what differs between them."""
+
+    sort: str = option(
+        "--sort", metavar="KEY", default="val_ppl", help="a column of --csv, lowest first (default: val_ppl)"
+    )
+    csv: bool = option("--csv", help="print comma-separated values with all columns")
+
+
+@command("results", "jobs.cli.results.generate", "generate first gru-adam-lr0.01 'the first' --temperature 0.8")
+class GenerateArguments(Arguments):
+    """Print text that a trained model writes after a prompt."""
+
+    study: str = option(help=STUDY)
+    run: str = option(help=RUN)
+    prompt: str = option(help="how the text begins, one word or several")
+    tokens: int = option("--tokens", type=positive, default=50, metavar="N", help="tokens to write (default: 50)")
+    temperature: float = option(
+        "--temperature",
+        type=above_zero,
+        default=1.0,
+        metavar="X",
+        help="below 1: likelier tokens (default: 1, the model's own distribution)",
+    )
+    seed: int = option("--seed", type=whole, default=1, metavar="N", help="another seed, another text (default: 1)")
 
 
 @command("results", "jobs.cli.launching.behaviour", "behaviour first --prompt 'the'")

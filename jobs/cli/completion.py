@@ -54,7 +54,7 @@ def completion(arguments: CompletionArguments) -> tuple[Any, int]:
     for action in top._actions:
         if isinstance(action, argparse._SubParsersAction):
             found += [inner for command in action.choices.values() for inner in command._actions]
-    how = {"study": STUDIES, "studies": STUDIES, "manifest": MANIFESTS, "data": shtab.FILE, "svg": shtab.FILE}
+    how = {"study": STUDIES, "studies": STUDIES, "manifest": MANIFESTS, "data": shtab.FILE}
     how |= dict.fromkeys(("runs_dir", "output", "to"), shtab.DIRECTORY)
     for action in found:
         if action.dest in how:

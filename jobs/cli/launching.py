@@ -21,9 +21,9 @@ from jobs.cli.arguments import (
     RunArguments,
     StudyArguments,
 )
+from jobs.cli.naming import chosen_runs
 from jobs.cli.planning import open_manifest, plan
 from jobs.cli.request import BackendChoice, attend, carry_out, choose, choose_again
-from jobs.cli.studying import chosen_runs
 from jobs.cli.view import say_status
 from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch
 from jobs.launch.job import LaunchOptions
@@ -125,6 +125,9 @@ def behaviour(arguments: BehaviourArguments) -> tuple[Any, int]:
         return left, EXIT_RUN_FAILED if missing else 0
     rows = [[found["name"], found["id"], found["state"], found["reason"] or ""] for found in outcomes]
     terminal.say_table(terminal.table(["run", "id", "state", "reason"], rows, colors={2: terminal.STATE_COLORS}))
+    for found in outcomes:
+        if found["samples"] is not None:
+            terminal.say(f"texts of {found['name']}: {found['samples']}")
     data = {"study": study_dir.name, "runs": outcomes}
     return data, _exit_code([found for found in outcomes if found["state"] in FAILURES])
 
@@ -138,15 +141,13 @@ def train(
     if left is not None:
         return left, 0
     runs = [one for one in observe_study(study_dir) if ids is None or one.run.id in ids]
-    budget = say_status(runs, study_dir)
+    data = say_status(runs, study_dir)
     if arguments.report and ids is not None:
         if arguments.behaviour is not False:
             compute_missing_behaviour(study_dir, asked=arguments.behaviour is True)
         terminal.say(f"report: {write_report([study_dir], None)}")
     bad = ("failed", "cancelled") if ids is None else ("failed", "cancelled", "pending")  # pending: its job is gone
-    records = [one.to_dict() for one in runs]
-    data = {"study": study_dir.name, "runs": records, "budget": budget}
-    return data, _exit_code([one for one in records if one["state"] in bad or is_waiting(one["reason"])])
+    return data, _exit_code([one for one in data["runs"] if one["state"] in bad or is_waiting(one["reason"])])
 
 
 def _exit_code(failed: Sequence[dict[str, Any]]) -> int:

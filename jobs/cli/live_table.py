@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TextIO, final
@@ -29,23 +27,17 @@ LEAST_DEVICE_WIDTH = 14
 LEAST_NAME_WIDTH = 8
 MOST_NAME_WIDTH = 36
 
-FONTS = '"DejaVu Sans Mono", Menlo, Consolas, monospace'
-"""Fonts of the picture, which the reader's machine has."""
-
 
 @final
 class StudyTable:
     """A study as a table that fits the console. It shows a view and reads no files."""
 
-    def __init__(self, study: StudyView, *, whole: bool = False) -> None:
-        """``whole``: show every run, whatever the height of the console."""
+    def __init__(self, study: StudyView) -> None:
         self._study = study
-        self._whole = whole
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        height = None if self._whole else options.max_height
-        # The cursor needs the line after the last.
-        yield from table_lines(self._study, options.max_width, height and height - 1, ascii_only=options.ascii_only)
+        height = options.max_height - 1  # the cursor needs the line after the last
+        yield from table_lines(self._study, options.max_width, height, ascii_only=options.ascii_only)
 
 
 def table_lines(
@@ -237,12 +229,3 @@ def live(stream: TextIO, latest: Callable[[], StudyView | None] | None = None) -
         return Text() if study is None else StudyTable(study)
 
     return Live(console=console, get_renderable=drawn, refresh_per_second=2, transient=True)
-
-
-def svg(study: StudyView, width: int = 112) -> str:
-    """Return the whole table as an SVG that loads nothing from the network, as rich's own does."""
-    console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    console.print(StudyTable(study, whole=True))
-    text = console.export_svg(title=f"seqlm: {study.name}")
-    text = re.sub(r"<!--.*?-->\n?|@font-face \{.*?\}\n?", "", text, flags=re.DOTALL)
-    return text.replace("Fira Code, monospace", FONTS)

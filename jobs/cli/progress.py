@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import socket
-import statistics
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, assert_never, final
+from typing import TYPE_CHECKING, TextIO, assert_never, final
 
 from jobs import terminal
-from jobs.cli.view import RunView, StudyView, changes, outcome, summary
+from jobs.cli.view import RunView, StudyView, changes, compared, outcome, summary, view_of
 from jobs.launch.dispatch import Event
 from jobs.plan.planned import PlannedRun
 from jobs.study.finality import FinalityTracker
 from jobs.study.folder import AtWork, ObservedRun, at_work, look_at, observe_run, study_name
 from jobs.study.squeue import Scheduler
-from seqlm import machine
 from seqlm.errors import SeqlmError, printable
-from seqlm.files import read_json
 from seqlm.reading import is_file, listed
 from seqlm.rundir import RunDirectory
 
@@ -110,7 +106,7 @@ class Watcher:
         written = _written(run.path)
         has_outcome = any(_written(file) > 0 for file in (run.result_file, run.failure_file, run.stopped_file))
         observed = self._observe(run, work)
-        view = _view(observed, is_over=self._settling.is_over(run.id, observed.observation, work))
+        view = view_of(observed, is_over=self._settling.is_over(run.id, observed.observation, work))
         if view.is_over and has_outcome:
             self._over[run.id] = (written, view)
         return view
@@ -131,86 +127,6 @@ def _written(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _view(observed: ObservedRun, *, is_over: bool) -> RunView:
-    """Read the progress, the speed and the device of a run."""
-    run, config = observed.run, observed.config
-    epochs: Sequence[Mapping[str, Any]] = []
-    progress: dict[str, Any] = {}
-    worker: dict[str, Any] = {}
-    with contextlib.suppress(SeqlmError):  # the observation's reason names the file if it matters
-        epochs, _ = run.read_metrics()
-        attempt = run.last_attempt() if observed.observation.state not in ("queued", "pending") else 0
-        if attempt:
-            worker = read_json(run.attempt_dir(attempt) / "worker.json") or {}
-        if attempt and observed.observation.state == "running":
-            progress = read_json(run.progress_file(attempt)) or {}
-    if progress.get("epoch") != observed.epochs_done:
-        progress = {}  # of an epoch that is over
-    last = epochs[-1] if epochs else {}
-    step, steps = _number(progress.get("step")), _number(progress.get("steps"))
-    rate = _number(progress.get("train_tokens_per_second"))
-    durations = [number for epoch in epochs if (number := _number(epoch.get("epoch_seconds"))) is not None]
-    shape, seconds = None, None
-    if config is not None:
-        train = config.train
-        shape = (config.model, config.data, train.batch_size, train.seq_len, train.precision)
-        if durations:
-            seconds = statistics.median(durations)
-        elif rate and steps:
-            seconds = steps * train.batch_size * train.seq_len / rate
-    gpu = machine.short_name(str(worker["gpu"])) if worker.get("gpu") else None
-    return RunView.of(
-        observed,
-        share=min(1.0, step / steps) if step is not None and steps else None,
-        phase=progress.get("phase"),
-        train_ppl=_number(progress.get("train_ppl")) or _number(last.get("train_ppl")),
-        val_ppl=_number(last.get("val_ppl")),
-        tokens_per_second=rate or _number(last.get("train_tokens_per_second")),
-        host=str(worker["host"]) if worker.get("host") else None,
-        device=" ".join(str(part) for part in (gpu, worker.get("device")) if part) or None,
-        shape=shape,
-        seconds_per_epoch=seconds,
-        is_over=is_over,
-    )
-
-
-def _number(value: Any) -> float | None:
-    """Return a finite number from a file, else ``None``: another user's file must not break the view."""
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-# -- what depends on the other runs; pure --------------------------------------------------------------------------
-
-
-def compared(runs: Sequence[RunView], places: Mapping[str, int], host: str) -> list[RunView]:
-    """Set expected times, places in the queue (by run id) and, if runs are not all on this ``host``, their hosts."""
-    show_host = bool({run.host for run in runs} - {host, None})
-    made = []
-    for run, seconds in zip(runs, expected_seconds_per_epoch(runs), strict=True):
-        left = None
-        if seconds is not None and run.state in ("running", "queued"):
-            left = seconds * max(0.0, run.epochs - run.epochs_done - (run.share or 0.0))
-        device = " ".join(filter(None, (run.host, run.device))) if show_host else run.device
-        made.append(replace(run, seconds_left=left, queue_place=places.get(run.id), device=device))
-    return made
-
-
-def expected_seconds_per_epoch(runs: Sequence[RunView]) -> list[float | None]:
-    """Return the time of each run's epoch: its own, else the median of its shape, of its architecture, or ``None``."""
-    measured: defaultdict[Hashable, list[float]] = defaultdict(list)
-    for run in runs:
-        if run.seconds_per_epoch is not None:
-            measured["shape", run.shape].append(run.seconds_per_epoch)
-            measured["arch", run.arch].append(run.seconds_per_epoch)
-    typical = {key: statistics.median(seconds) for key, seconds in measured.items()}
-    return [
-        typical.get(("shape", run.shape), typical.get(("arch", run.arch)))
-        if run.seconds_per_epoch is None
-        else run.seconds_per_epoch
-        for run in runs
-    ]
 
 
 # -- on the screen -------------------------------------------------------------------------------------------------
@@ -244,11 +160,17 @@ def watch_in_lines(watcher: Watcher, stream: TextIO) -> None:
 
 
 def tell_skipped(planned: Sequence[PlannedRun]) -> None:
-    """Print which runs a launch leaves alone, and why; those that are done with ``--verbose`` only."""
-    for item in planned:
-        if item.action == "skip":
-            tell = terminal.detail if item.reason == "done" else terminal.tell
-            tell(f"skipped {item.spec.name}: {item.reason}")
+    """Print which runs a launch leaves alone, and why: the first in each state. ``--verbose`` prints all."""
+    skipped = [item for item in planned if item.action == "skip"]
+    told = Counter(item.observation.state for item in skipped if item.reason != "done")
+    for item in skipped:
+        line, state = f"skipped {item.spec.name}: {item.reason}", item.observation.state
+        if item.reason == "done" or state not in told:
+            terminal.detail(line)
+        elif more := told.pop(state) - 1:
+            terminal.tell(f"{line}; and {more} more {state} (--verbose names them)")
+        else:
+            terminal.tell(line)
 
 
 CAUSES = {

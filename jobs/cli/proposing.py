@@ -40,15 +40,16 @@ def propose_runs(arguments: ProposeArguments) -> tuple[dict[str, Any], int]:
     if not any(run.finished for run in trained):
         raise UsageError(f"{study_dir.name}: expected at least one finished run to learn from, found none")
     samples = record.get("samples", []) if manifest is None else manifest.samples
-    spaces = [Space.of_sample(sample) for sample in samples] or spaces_of_runs(trained)
+    has = [(run.name, run.config.by_key()) for run in observed if run.config is not None]
+    has += [(one["name"], one["config"]) for one in record.get("planned", []) if "config" in one]
+    has += [(spec.name, spec.config.by_key()) for spec in manifest.runs] if manifest else []
+    known = [values for _, values in has]
+    spaces = [Space.of_sample(sample) for sample in samples] or spaces_of_runs(trained, known)
     if not spaces:
         raise UsageError(
             f"{study_dir.name}: no [[sample]], and its trained runs of one architecture and optimizer differ in no "
             "number; add a [[sample]] with ranges to the manifest"
         )
-    has = [(run.name, run.config.by_key()) for run in observed if run.config is not None]
-    has += [(one["name"], one["config"]) for one in record.get("planned", []) if "config" in one]
-    has += [(spec.name, spec.config.by_key()) for spec in manifest.runs] if manifest else []
     proposals = propose(
         spaces,
         trained,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,24 +19,15 @@ from jobs.cli.arguments import (
     LogsArguments,
     SchemaArguments,
     StatusArguments,
-    StudyArguments,
 )
+from jobs.cli.naming import chosen_runs, named_runs
 from jobs.cli.view import say_status
-from jobs.manifests.filters import select
-from jobs.study.folder import ObservedRun, find_study, launch_lock_file, observe_study, read_jobs, study_name
-from seqlm.errors import BackendError, ManifestError, UsageError, nearest, printable
+from jobs.study.folder import find_study, launch_lock_file, observe_study, read_jobs, study_name
+from seqlm.errors import BackendError, ManifestError, UsageError, printable
 from seqlm.files import write_text
 
 if TYPE_CHECKING:
     from jobs.cli.progress import Watcher
-
-
-def chosen_runs(arguments: StudyArguments, study_dir: Path) -> list[ObservedRun]:
-    """Return the runs of a study that pass the filters. If there are none, a line says why; that is no error."""
-    runs, why = select(observe_study(study_dir), arguments.only, arguments.exclude, ObservedRun.facts)
-    if why is not None:
-        terminal.tell(why)
-    return runs
 
 
 # -- status --------------------------------------------------------------------------------------------------------
@@ -48,20 +39,12 @@ def status(arguments: StatusArguments) -> tuple[Any, int]:
         raise UsageError("--watch shows changes as they come, --json prints one document; use one of them")
     study_dir = find_study(arguments.study, arguments.runs_dir)
     runs = chosen_runs(arguments, study_dir)
-    ids = {run.run.id for run in runs} if arguments.only or arguments.exclude else None
     if arguments.watch:
         from jobs.cli.progress import watch
 
-        watch(_watcher(study_dir, ids))
+        watch(_watcher(study_dir, {run.run.id for run in runs} if arguments.only or arguments.exclude else None))
         return None, 0
-    budget = say_status(runs, study_dir)
-    if arguments.svg is not None:
-        from jobs.cli.live_table import svg  # rich: only where the view is drawn
-        from jobs.cli.progress import Watcher
-
-        write_text(arguments.svg, svg(Watcher(study_dir, ids).look()))
-        terminal.say(f"picture: {arguments.svg}")
-    return {"study": study_dir.name, "runs": [run.to_dict() for run in runs], "budget": budget}, 0
+    return say_status(runs, study_dir), 0
 
 
 def _watcher(study_dir: Path, ids: Collection[str] | None) -> Watcher:
@@ -91,7 +74,7 @@ def logs(arguments: LogsArguments) -> tuple[Any, int]:
     study_dir = find_study(arguments.study, arguments.runs_dir)
     runs = chosen_runs(arguments, study_dir)
     if arguments.run:
-        runs = _named(runs, arguments.run, study_dir)
+        runs = named_runs(runs, arguments.run, study_dir)
     if arguments.follow:
         if arguments.json:
             raise UsageError("--follow prints lines as they come, --json one document at the end; use one of them")
@@ -101,20 +84,6 @@ def logs(arguments: LogsArguments) -> tuple[Any, int]:
         return None, 0
     records = [print_log(run, arguments.lines, terminal.results()) for run in runs]
     return {"study": study_dir.name, "runs": records}, 0
-
-
-def _named(runs: Sequence[ObservedRun], text: str, study_dir: Path) -> list[ObservedRun]:
-    """Return the runs of this name, else the one with this id or beginning of an id."""
-    from jobs.manifests.filters import whole_id
-
-    named = [run for run in runs if run.name == text]
-    if named:
-        return named
-    run_id = whole_id(text, [run.run.id for run in runs])
-    if run_id is None:
-        hint = nearest(text, [run.name for run in runs])
-        raise UsageError(f'{study_dir.name} has no run "{text}"{hint}; `status` lists them')
-    return [run for run in runs if run.run.id == run_id]
 
 
 # -- cancel --------------------------------------------------------------------------------------------------------

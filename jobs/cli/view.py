@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import math
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+import socket
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jobs import terminal
 from jobs.study.budget import KeptBudget
 from jobs.study.folder import ObservedRun
+from seqlm import machine
+from seqlm.config import varying_keys
+from seqlm.errors import SeqlmError
+from seqlm.files import read_json
 from seqlm.rundir import State
 
 STATES: tuple[State, ...] = ("running", "failed", "cancelled", "queued", "done", "stopped", "pending")
@@ -120,6 +127,86 @@ def place_in_queue(run: RunView) -> float:
     return -1 if run.queue_place is None else run.queue_place
 
 
+# -- speed and time left ----------------------------------------------------------------------------------------------
+
+
+def view_of(observed: ObservedRun, *, is_over: bool = False) -> RunView:
+    """Read the progress, the speed and the device of a run."""
+    run, config = observed.run, observed.config
+    epochs: Sequence[Mapping[str, Any]] = []
+    progress: dict[str, Any] = {}
+    worker: dict[str, Any] = {}
+    with contextlib.suppress(SeqlmError):  # the observation's reason names the file if it matters
+        epochs, _ = run.read_metrics()
+        attempt = run.last_attempt() if observed.observation.state not in ("queued", "pending") else 0
+        if attempt:
+            worker = read_json(run.attempt_dir(attempt) / "worker.json") or {}
+        if attempt and observed.observation.state == "running":
+            progress = read_json(run.progress_file(attempt)) or {}
+    if progress.get("epoch") != observed.epochs_done:
+        progress = {}  # of an epoch that is over
+    last = epochs[-1] if epochs else {}
+    step, steps = _number(progress.get("step")), _number(progress.get("steps"))
+    rate = _number(progress.get("train_tokens_per_second"))
+    durations = [number for epoch in epochs if (number := _number(epoch.get("epoch_seconds"))) is not None]
+    shape, seconds = None, None
+    if config is not None:
+        train = config.train
+        shape = (config.model, config.data, train.batch_size, train.seq_len, train.precision)
+        if durations:
+            seconds = statistics.median(durations)
+        elif rate and steps:
+            seconds = steps * train.batch_size * train.seq_len / rate
+    gpu = machine.short_name(str(worker["gpu"])) if worker.get("gpu") else None
+    return RunView.of(
+        observed,
+        share=min(1.0, step / steps) if step is not None and steps else None,
+        phase=progress.get("phase"),
+        train_ppl=_number(progress.get("train_ppl")) or _number(last.get("train_ppl")),
+        val_ppl=_number(last.get("val_ppl")),
+        tokens_per_second=rate or _number(last.get("train_tokens_per_second")),
+        host=str(worker["host"]) if worker.get("host") else None,
+        device=" ".join(str(part) for part in (gpu, worker.get("device")) if part) or None,
+        shape=shape,
+        seconds_per_epoch=seconds,
+        is_over=is_over,
+    )
+
+
+def _number(value: Any) -> float | None:
+    """Return a finite number from a file, else ``None``: another user's file must not break the view."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def compared(runs: Sequence[RunView], places: Mapping[str, int], host: str) -> list[RunView]:
+    """Set expected times, places in the queue (by run id) and, if runs are not all on this ``host``, their hosts."""
+    show_host = bool({run.host for run in runs} - {host, None})
+    made = []
+    for run, seconds in zip(runs, expected_seconds_per_epoch(runs), strict=True):
+        left = None
+        if seconds is not None and run.state in ("running", "queued"):
+            left = seconds * max(0.0, run.epochs - run.epochs_done - (run.share or 0.0))
+        device = " ".join(filter(None, (run.host, run.device))) if show_host else run.device
+        made.append(replace(run, seconds_left=left, queue_place=places.get(run.id), device=device))
+    return made
+
+
+def expected_seconds_per_epoch(runs: Sequence[RunView]) -> list[float | None]:
+    """Return the time of each run's epoch: its own, else the median of its shape, of its architecture, or ``None``."""
+    measured: defaultdict[Hashable, list[float]] = defaultdict(list)
+    for run in runs:
+        if run.seconds_per_epoch is not None:
+            measured["shape", run.shape].append(run.seconds_per_epoch)
+            measured["arch", run.arch].append(run.seconds_per_epoch)
+    typical = {key: statistics.median(seconds) for key, seconds in measured.items()}
+    return [
+        typical.get(("shape", run.shape), typical.get(("arch", run.arch)))
+        if run.seconds_per_epoch is None
+        else run.seconds_per_epoch
+        for run in runs
+    ]
+
+
 # -- tables --------------------------------------------------------------------------------------------------------
 
 COLUMNS: dict[str, Callable[[RunView], str]] = {
@@ -137,23 +224,42 @@ COLUMNS: dict[str, Callable[[RunView], str]] = {
 }
 """Columns of ``status`` and of the live table: title -> text of a run's cell."""
 STATUS = ("run", "id", "state", "epochs", "best val ppl", "reason")
-"""Columns of ``status``."""
+"""Columns of ``status``. While a run trains, speed and time left come before the last one."""
 
 
-def status_table(runs: Sequence[ObservedRun]) -> str:
-    """Return the table of ``status``, a row for each run."""
+def say_status(runs: Sequence[ObservedRun], study_dir: Path) -> dict[str, Any]:
+    """Print the table of ``status``, and what is spent of the study's budget. Return the data of ``--json``."""
     views = [RunView.of(run) for run in runs]
-    rows = [[COLUMNS[title](view) for title in STATUS] for view in views]
-    return terminal.table(STATUS, rows, right=(3, 4), colors={2: terminal.STATE_COLORS})
-
-
-def say_status(runs: Sequence[ObservedRun], study_dir: Path) -> dict[str, dict[str, float]] | None:
-    """Print the table of ``status``, and what is spent of the study's budget. Return the latter for ``--json``."""
-    terminal.say_table(status_table(runs))
+    columns, right = STATUS, (3, 4)
+    if any(view.state == "running" for view in views):
+        views = compared([view_of(run) for run in runs], {}, socket.gethostname())
+        columns, right = (*STATUS[:-1], "tok/s", "ETA", STATUS[-1]), (3, 4, 5, 6)
+    rows = [[COLUMNS[title](view) for title in columns] for view in views]
+    terminal.say_table(terminal.table(columns, rows, right=right, colors={2: terminal.STATE_COLORS}, spare=(1,)))
+    study = StudyView(name=study_dir.name, runs=tuple(views))
+    if study.seconds_left is not None:
+        terminal.say(f"about {terminal.duration(study.seconds_left)} left")
     budget = KeptBudget(study_dir)
     if (line := budget.line()) is not None:
         terminal.say(line)
-    return budget.to_dict()
+    differs = what_differs(runs)
+    records = [
+        {
+            **run.to_dict(),
+            "tokens_per_second": view.tokens_per_second if view.state == "running" else None,
+            "seconds_left": view.seconds_left,
+            "differs": values,
+        }
+        for run, view, values in zip(runs, views, differs, strict=True)
+    ]
+    return {"study": study.name, "runs": records, "seconds_left": study.seconds_left, "budget": budget.to_dict()}
+
+
+def what_differs(runs: Sequence[ObservedRun]) -> list[dict[str, Any]]:
+    """Return for each run its values of the keys in which these runs differ; none for a damaged configuration."""
+    configs = [run.config.by_key() if run.config else {} for run in runs]
+    keys = varying_keys(configs)
+    return [{key: config[key] for key in keys if key in config} for config in configs]
 
 
 # -- lines, for a pipe ---------------------------------------------------------------------------------------------

@@ -249,7 +249,7 @@ class BehaviourLaunch:
         )
 
     def outcomes(self) -> list[dict[str, Any]]:
-        """Return each job as ``behaviour --json`` shows it: ``name``, ``id``, ``state``, ``reason``, and its judge.
+        """Return each job as ``behaviour --json`` shows it: name, id, state, reason, judge and file of its texts.
 
         The state is that of a run, or ``missing`` (no checkpoint, nothing computed), or ``kept`` (no checkpoint any
         more, but an earlier result).
@@ -262,10 +262,13 @@ class BehaviourLaunch:
                 state, reason = str(seen.state), seen.reason
                 if state == "done":
                     reason = "computed" if job.folder.id in self.tasks else "up to date"
+                    if unknown := (job.folder.read_result() or {}).get("unknown"):
+                        reason += f"; not in its vocabulary: {', '.join(map(str, unknown))}"
             elif is_file(job.run.run.behaviour_file):
                 state, reason = "kept", "its checkpoints/best.pt is gone; the earlier result is kept"
             else:
                 state, reason = "missing", "its checkpoints/best.pt is gone, so there is no model to examine"
+            texts = str(job.run.run.samples_file) if is_file(job.run.run.samples_file) else None
             record = {"name": job.name, "id": job.folder.id, "state": state, "reason": reason, "judge": job.judge_id}
-            found.append(record)
+            found.append({**record, "samples": texts})
         return found

@@ -125,8 +125,11 @@ def setting_of(values: Mapping[str, Any]) -> str:
     return json.dumps({key: value for key, value in values.items() if key not in _NOT_A_SETTING}, sort_keys=True)
 
 
-def spaces_of_runs(runs: Sequence[Trained]) -> list[Space]:
+def spaces_of_runs(runs: Sequence[Trained], known: Sequence[Mapping[str, Any]]) -> list[Space]:
     """Return the ranges of the numbers in which runs differ: a space for the runs that share all texts.
+
+    ``known`` are the values by dotted key of all runs that the study has or plans: a key that has its default in all of
+    them is left out of a space.
 
     The bounds are the lowest and the highest value. A range over a factor of 10 is logarithmic. Whole numbers go in
     the largest step that reaches all values.
@@ -143,9 +146,20 @@ def spaces_of_runs(runs: Sequence[Trained]) -> list[Space]:
         numbers = {key: sorted({values[key] for values in found}) for key, v in found[0].items() if _is_number(v)}
         keys = {key: _range(different) for key, different in numbers.items() if len(different) > 1}
         if keys:
-            values = {key: value for key, value in found[0].items() if key not in keys}
+            needed = _without_defaults(found[0], known)
+            values = {key: value for key, value in needed.items() if key not in keys}
             spaces.append(Space(name=None, values=values, keys=keys, defaults={}))
     return spaces
+
+
+def _without_defaults(values: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    needed = dict(values)
+    for key, value in values.items():
+        rest = {other: needed[other] for other in needed if other != key}
+        with contextlib.suppress(ConfigError):  # a key without a default is needed
+            if all(other.get(key, value) == value for other in [config_of(rest, {}).by_key(), *known]):
+                needed = rest
+    return needed
 
 
 def _is_number(value: Any) -> bool:

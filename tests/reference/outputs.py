@@ -31,6 +31,7 @@ RUN_STATE: Meanings = {
     "runs[].best_val_ppl": ("number or null", "lowest validation perplexity so far"),
     "runs[].reason": ("text or null", "why it waits, was interrupted or stopped, or has failed"),
 }
+DIFFERS = {"runs[].differs": ("object", "its values of the keys in which the runs differ, such as `optim.lr`")}
 DOCUMENT: Meanings = {
     "schema_version": "version of this form; it rises when a field changes its meaning or disappears",
     "ok": "whether the exit code is 0",
@@ -75,7 +76,33 @@ DATA: dict[str, Meanings] = {
     "status": {
         **STUDY,
         **RUN_STATE,
+        "runs[].tokens_per_second": ("number or null", "training speed of a running run"),
+        "runs[].seconds_left": ("number or null", "expected time of the epochs that a running or queued run lacks"),
+        **DIFFERS,
+        "seconds_left": ("number or null", "expected time until the last run ends; null if a time is not known"),
         "budget": ("object or null", "`gpu_hours` and `core_hours` of `[policy]`, each with `limit` and `spent`"),
+    },
+    "results": {
+        **STUDY,
+        "runs[].number": "number in the report, such as `3` or `3b`",
+        "runs[].name": "name in the report",
+        "runs[].id": "its folder",
+        "runs[].state": "its state, as in `status`",
+        "runs[].reason": ("text or null", "why it is in that state"),
+        "runs[].val_ppl": ("number or null", "best validation perplexity"),
+        "runs[].best_epoch": ("number or null", "its epoch, from 0"),
+        "runs[].epochs_done": ("number or null", "finished epochs"),
+        "runs[].test_ppl": ("number or null", "test perplexity with the parameters of that epoch; of finished runs"),
+        "runs[].wall_seconds": ("number or null", "time of all finished epochs, validation included"),
+        **DIFFERS,
+    },
+    "generate": {
+        "study": ("text", "name of the study"),
+        "name": ("text", "name of the run"),
+        "id": ("text", "its folder"),
+        "prompt": ("text", "the prompt as the model read it"),
+        "text": ("text", "what the model wrote after it"),
+        "unknown": ("list", "words of the prompt that are not in the vocabulary"),
     },
     "list": {
         "runs_dir": "folder of the studies",
@@ -124,6 +151,7 @@ DATA: dict[str, Meanings] = {
         "runs[].state": ("text", "`done`, or what else became of its job"),
         "runs[].reason": ("text or null", "why there is no new result"),
         "runs[].judge": ("text or null", "folder of the run whose model rated its samples"),
+        "runs[].samples": ("text or null", "file of its texts"),
     },
     "report": {
         "study": ("text", "name of the first study"),
@@ -168,6 +196,7 @@ def parts() -> dict[str, str]:
 COMMANDS = {
     "plan": ["plan", "stored.toml", "--backend", "local"],
     "status": ["status", "stored"],
+    "results": ["results", "stored"],
     "list": ["list"],
     "logs": ["logs", "stored"],
     "cancel": ["cancel", "stored", "--only", "name=rnn-adam"],

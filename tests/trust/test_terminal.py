@@ -113,7 +113,7 @@ def test_an_error_does_not_pass_on_the_escapes_of_an_argument(
 
 def test_the_live_table_draws_no_escapes_of_a_run(run: RunDirectory) -> None:
     console = Console(file=io.StringIO(), width=200, height=40, color_system=None)
-    console.print(StudyTable(Watcher(run.path.parent).look(), whole=True))
+    console.print(StudyTable(Watcher(run.path.parent).look()))
     drawn = console.file.getvalue()  # type: ignore[attr-defined]
     assert harmless(drawn)
     assert "\\x1b]0;owned" in drawn

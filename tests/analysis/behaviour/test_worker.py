@@ -137,7 +137,8 @@ def test_a_job_writes_what_the_model_does_into_the_folder_of_its_run(
         assert f" {copied} " in f" {' '.join(tokens)} "
     result = read_json(job.result_file) or {}
     assert result.pop("finished_at").endswith("+00:00")
-    assert result == {"checkpoint_sha256": sha256, "judge_sha256": judge_sha256, "settings": settings}
+    digests = {"checkpoint_sha256": sha256, "judge_sha256": judge_sha256}
+    assert result == {**digests, "settings": settings, "unknown": []}
     worker = read_json(job.worker_file(1)) or {}
     assert (worker["pid"], worker["rank"], worker["ranks"]) == (os.getpid(), 0, 1)
     assert not job.failure_file.exists()
@@ -172,6 +173,7 @@ def test_windows_of_the_training_length_give_the_loss_of_the_training(lab: Lab) 
     wanted = (lab.run("rnn-1").read_result() or {})["best_val_loss"]
     assert sum(losses["carried_state"]) / SEQ_LEN == pytest.approx(wanted, rel=1e-6)
     assert losses["carried_state"] != losses["zero_state"]
+    assert (read_json(job.result_file) or {})["unknown"] == ["zebra"]
     for line in lab.run("rnn-1").samples_file.read_text("utf-8").splitlines():
         sample = json.loads(line)
         assert sample["prompt"] == ["the", "<unk>"]

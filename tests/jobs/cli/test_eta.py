@@ -2,8 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from jobs.cli.progress import expected_seconds_per_epoch
-from jobs.cli.view import RunView, StudyView
+from jobs.cli.view import RunView, StudyView, expected_seconds_per_epoch
 
 
 def pace(arch: str, shape: str, seconds: float | None = None) -> RunView:

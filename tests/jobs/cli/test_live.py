@@ -2,17 +2,15 @@ from __future__ import annotations
 
 import io
 import re
-import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
 
 from jobs import terminal
-from jobs.cli.live_table import StudyTable, allot, shortened, svg, table_lines
+from jobs.cli.live_table import StudyTable, allot, shortened, table_lines
 from jobs.cli.progress import LaunchProgress, Watcher
 from jobs.cli.view import RunView, StudyView
 from jobs.launch.dispatch import Event
@@ -186,16 +184,6 @@ def test_without_colours_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None
     assert "\x1b[36m" in printed()
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b[36m" not in printed()
-
-
-def test_the_picture_is_whole_loads_nothing_and_does_not_name_this_host() -> None:
-    text = svg(study(RUNNING, FAILED, *[replace(QUEUED, name=f"q{n}", id=f"q{n}") for n in range(60)]))
-    ElementTree.fromstring(text)
-    assert "q59" in text
-    assert re.findall(r"https?://[^\"'\s]+", text) == ["http://www.w3.org/2000/svg"]
-    assert "url(http" not in text
-    assert "@font-face" not in text
-    assert socket.gethostname() not in text
 
 
 class _Terminal(io.StringIO):

@@ -159,6 +159,16 @@ def test_what_is_printed_can_be_added_to_the_manifest(
     capsys.readouterr()
 
 
+def test_keys_that_have_their_default_in_all_runs_are_not_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = '[[run]]\nmodel.arch = "rnn"\nmodel.hidden_size = 64\noptim = { optimizer = "adam", lr = 1e-3 }\n'
+    text = f"{GRID}train.clip_norm = 0.25\n{other}train.clip_norm = 1\n"
+    for one in document(capsys, Study(tmp_path, text).train_all(), "--count", "3")["proposals"]:
+        needed = {"data.corpus", "model.arch", "model.hidden_size", "optim.optimizer", "optim.lr", "train.clip_norm"}
+        assert set(one["values"]) == needed
+
+
 def test_what_was_proposed_before_is_not_proposed_again(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     """Neither before its launch, if the manifest is given, nor after, from the record of the study."""
     study.propose("--count", "4")

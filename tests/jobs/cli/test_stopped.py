@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import typing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs import terminal
-from jobs.cli.progress import LaunchProgress, Watcher
-from jobs.cli.view import STATES, RunView, changes, status_table
+from jobs.cli.progress import LaunchProgress, Watcher, tell_skipped
+from jobs.cli.view import STATES, RunView, changes
 from jobs.launch.dispatch import Event
 from jobs.spec import RunSpec
 from jobs.study.folder import observe_study
@@ -39,8 +40,6 @@ def test_every_state_has_its_place_and_its_color() -> None:
 
 @pytest.mark.usefixtures("stopped")
 def test_status_watcher_list_and_live_table_show_it_as_over(tmp_path: Path) -> None:
-    table = status_table(observe_study(tmp_path / "s"))
-    assert table.splitlines()[1].split("  ")[-1] == REASON
     (run,) = ask(["status", "s", "--runs-dir", "."], folder=tmp_path, env={})["runs"]
     assert (run["state"], run["epochs_done"], run["epochs_total"], run["reason"]) == ("stopped", 2, 4, REASON)
     watcher = Watcher(tmp_path / "s")
@@ -59,6 +58,31 @@ def test_a_run_that_goes_on_after_all_is_read_again(tmp_path: Path, stopped: Run
     assert watcher.look().counts() == {"stopped": 1}
     stopped.stopped_file.unlink()
     assert watcher.look().counts() == {"pending": 1}
+
+
+def test_a_launch_names_the_first_run_in_each_state_that_it_skips(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table at its end has the reasons of all."""
+    config = add(tmp_path / "s", "one").read_config()
+    states: list[State] = ["failed", "failed", "stopped", "failed"]
+    planned = [
+        replace(make_planned(RunSpec(name=f"run{number}", config=config)), action="skip", reason=f"because {number}")
+        for number in range(4)
+    ]
+    planned = [
+        replace(item, observation=replace(item.observation, state=state))
+        for item, state in zip(planned, states, strict=True)
+    ]
+    tell_skipped(planned)
+    failed, stopped = capsys.readouterr().err.splitlines()
+    assert "run0: because 0" in failed
+    assert "2 more failed" in failed
+    assert "run2: because 2" in stopped
+    terminal.configure(terminal.Output(verbose=True))
+    tell_skipped(planned)
+    terminal.configure(terminal.Output())
+    assert len(capsys.readouterr().err.splitlines()) == 4
 
 
 def test_the_lines_of_a_launch_say_it_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

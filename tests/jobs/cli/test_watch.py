@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import jobs.cli.progress
+import launch
 from jobs.cli.progress import Watcher, watch_in_lines
 from jobs.cli.view import StudyView, changes
 from jobs.spec import RunSpec
@@ -21,6 +22,7 @@ from jobs.study.squeue import Scheduler
 from seqlm.files import write_json, write_json_lines
 from seqlm.locks import exclusive_lock
 from seqlm.rundir import RunDirectory
+from tests.commands import ask
 from tests.training.studies import make_config
 from tests.waiting import wait_for
 
@@ -99,6 +101,30 @@ def test_progress_of_an_epoch_that_is_over_or_of_an_earlier_attempt_is_not_shown
     with running(run, attempt=2):
         (seen,) = Watcher(tmp_path / "s").look().runs
         assert seen.share is None
+
+
+def test_status_has_the_speed_the_time_left_and_what_differs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = add(tmp_path / "s", "one"), add(tmp_path / "s", "two", "gru", order=1)
+    trained(first, 2)
+    trained(second, 4)
+    write_json(second.result_file, {})
+    words = ["status", "s", "--runs-dir", str(tmp_path)]
+    with running(first):
+        at_step(first, epoch=2, step=25)
+        status = ask(words, folder=tmp_path, env={})
+        launch.main(words)
+    shown = capsys.readouterr().out
+    assert "500" in shown
+    assert "15 s" in shown
+    one, two = status["runs"]
+    assert (status["seconds_left"], one["seconds_left"], two["seconds_left"]) == (15, 15, None)
+    assert (one["tokens_per_second"], two["tokens_per_second"]) == (500, None)
+    assert [run["differs"] for run in status["runs"]] == [
+        {"model.arch": "rnn", "seed": 0},
+        {"model.arch": "gru", "seed": 1},
+    ]
 
 
 def test_before_the_first_epoch_ends_the_time_left_comes_from_tokens_per_second(tmp_path: Path) -> None:

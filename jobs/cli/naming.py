@@ -1,0 +1,57 @@
+"""Which runs of a study a command is about: those that pass its filters, and one by its name, id or number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs import terminal
+from jobs.cli.arguments import StudyArguments
+from jobs.manifests.filters import select, whole_id
+from jobs.study.folder import ObservedRun, observe_study
+from seqlm.errors import UsageError, nearest
+
+
+def chosen_runs(arguments: StudyArguments, study_dir: Path) -> list[ObservedRun]:
+    """Return the runs of a study that pass the filters. If there are none, a line says why; that is no error."""
+    runs, why = select(observe_study(study_dir), arguments.only, arguments.exclude, ObservedRun.facts)
+    if why is not None:
+        terminal.tell(why)
+    return runs
+
+
+def named_runs(runs: Sequence[ObservedRun], text: str, study_dir: Path) -> list[ObservedRun]:
+    """Return the runs of this name, else the one with this number in the report, this id or beginning of an id.
+
+    Raises:
+        UsageError: there is no such run, or several ids begin so.
+    """
+    named = [run for run in runs if run.name == text]
+    if named:
+        return named
+    number = re.fullmatch(r"\d+[a-z]*", text) and {row["number"]: run_id for run_id, row in reported(study_dir).items()}
+    run_id = (number or {}).get(text) or whole_id(text, [run.run.id for run in runs])
+    found = [run for run in runs if run.run.id == run_id]
+    if not found:
+        hint = nearest(text, [run.name for run in runs])
+        raise UsageError(f'{study_dir.name} has no run "{text}"{hint}; `status` lists them')
+    return found
+
+
+REPORTED = ("number", "name", "id", "val_ppl", "best_epoch", "epochs_done", "test_ppl", "wall_seconds")
+
+
+def reported(study_dir: Path) -> dict[str, dict[str, Any]]:
+    """Return what the report has in the columns :data:`REPORTED` of each run, by its id. ``None``: missing.
+
+    The number is a text, such as ``3b``.
+    """
+    import pandas as pd  # with the report's tables, most of a second that only numbers and results need
+
+    from analysis.study.study import load_study
+
+    table = load_study(study_dir).runs[list(REPORTED)].astype(object)
+    rows = table.where(pd.notna(table), None).to_dict("records")
+    return {row["id"]: {**row, "number": str(row["number"])} for row in rows}

@@ -1,0 +1,115 @@
+"""``results`` and ``generate``: what became of the runs of a study, and text from one of its trained models."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jobs import terminal
+from jobs.cli.arguments import GenerateArguments, ResultsArguments
+from jobs.cli.naming import chosen_runs, named_runs, reported
+from jobs.cli.view import what_differs
+from jobs.study.folder import find_study, observe_study
+from seqlm.errors import UsageError, nearest
+
+COLUMNS = (
+    *("number", "name", "id", "state"),
+    *("val_ppl", "best_epoch", "epochs_done", "test_ppl", "wall_seconds", "reason"),
+)
+"""What ``results`` has of each run besides what differs, with the names of the report's columns."""
+
+
+def results(arguments: ResultsArguments) -> tuple[dict[str, Any], int]:
+    """Print the runs of a study, the best first: what differs between them, and what came of each."""
+    if arguments.csv and arguments.json:
+        raise UsageError("--csv prints a table, --json one document; use one of them")
+    study_dir = find_study(arguments.study, arguments.runs_dir)
+    runs = chosen_runs(arguments, study_dir)
+    rows = reported(study_dir) if runs else {}
+    records = [
+        {**rows[run.run.id], "state": run.observation.state, "reason": run.observation.reason, "differs": differs}
+        for run, differs in zip(runs, what_differs(runs), strict=True)
+        if run.run.id in rows
+    ]
+    keys = list(dict.fromkeys(key for record in records for key in record["differs"]))
+    sort = _sort_key(arguments.sort, keys)
+    records.sort(key=lambda record: _order({**record, **record["differs"]}.get(sort)))
+    if arguments.csv:
+        writer = csv.DictWriter(sys.stdout, [*COLUMNS[:4], *keys, *COLUMNS[4:]], lineterminator="\n")
+        writer.writeheader()
+        for one in records:
+            row = {**one, **one["differs"]}
+            del row["differs"]
+            writer.writerow(row)
+    else:
+        _say_table(records, keys)
+    return {"study": study_dir.name, "runs": records}, 0
+
+
+def _sort_key(text: str, keys: Sequence[str]) -> str:
+    """Return the column or key that ``--sort`` names, a key also by its last word."""
+    whole = [key for key in (*COLUMNS, *keys) if text in (key, key.rpartition(".")[2])]
+    if not whole:
+        valid = [*COLUMNS, *keys]
+        raise UsageError(f'--sort: expected one of {", ".join(valid)}, got "{text}"{nearest(text, valid)}')
+    return whole[0]
+
+
+def _order(value: Any) -> tuple[int, float, str]:
+    """Order numbers by size, then texts, then what is missing. Infinite numbers are the last numbers."""
+    if value is None:
+        return 2, 0.0, ""
+    return (0, value, "") if isinstance(value, int | float) else (1, 0.0, str(value))
+
+
+def _say_table(records: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
+    """Print a table. A narrow terminal shows the first keys only."""
+    keys = [key for key in keys if not key.endswith("sha256")]  # the name of a run says which text or file it has
+    header = ["#", "run", *(key.rpartition(".")[2] for key in keys), "val ppl", "epoch", "test ppl", "time", ""]
+    rows = [
+        [
+            record["number"],
+            record["name"],
+            *(_shown(record["differs"].get(key)) for key in keys),
+            terminal.perplexity(record["val_ppl"]),
+            "-" if record["best_epoch"] is None else f"{record['best_epoch'] + 1} of {record['epochs_done']}",
+            terminal.perplexity(record["test_ppl"]),
+            terminal.duration(record["wall_seconds"]),
+            "" if record["state"] == "done" else record["state"],
+        ]
+        for record in records
+    ]
+    last = len(header) - 1
+    numeric = [place for place in range(2, last - 4) if all(row[place][:1] in "-0123456789" for row in rows)]
+    right = [0, *numeric, *range(last - 4, last)]
+    spare = range(last - 5, 1, -1)
+    terminal.say_table(terminal.table(header, rows, right=right, colors={last: terminal.STATE_COLORS}, spare=spare))
+
+
+def _shown(value: Any) -> str:
+    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+# -- generate ------------------------------------------------------------------------------------------------------
+
+
+def generate(arguments: GenerateArguments) -> tuple[dict[str, Any], int]:
+    """Print a prompt and the text that a run's model writes after it. Words that the model does not know are named."""
+    study_dir = find_study(arguments.study, arguments.runs_dir)
+    named = named_runs(observe_study(study_dir), arguments.run, study_dir)
+    if len(named) > 1:
+        ids = ", ".join(run.run.id for run in named)
+        raise UsageError(f'"{arguments.run}" is the name of several runs; use an id: {ids}')
+    from analysis import open_study
+
+    run = open_study(study_dir).run(named[0].run.id)
+    text = run.generate(
+        arguments.prompt, tokens=arguments.tokens, temperature=arguments.temperature, seed=arguments.seed
+    )
+    if text.unknown:
+        words = ", ".join(f'"{word}"' for word in text.unknown)
+        terminal.tell(f"warning: not in the vocabulary of {run.name}, which reads <unk> instead: {words}")
+    terminal.say(str(text))
+    return {"study": study_dir.name, "name": run.name, "id": run.id, **vars(text)}, 0

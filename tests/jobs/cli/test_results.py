@@ -1,0 +1,131 @@
+"""``results`` and ``generate``, and a run named by its number in the report."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import launch
+from tests.analysis.example_study import make_examples
+
+pytestmark = pytest.mark.slow  # pandas or torch
+
+
+@pytest.fixture(scope="module")
+def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results") / "runs"
+    make_examples(folder)
+    return folder
+
+
+@pytest.fixture
+def seqlm(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    def call(*words: str, code: int = 0) -> pytest.CaptureResult[str]:  # type: ignore[type-arg]
+        capsys.readouterr()
+        assert launch.main([*words, "--runs-dir", str(runs_dir)]) == code
+        return capsys.readouterr()
+
+    return call
+
+
+def asked(seqlm: Any, *words: str) -> Any:
+    return json.loads(seqlm(*words, "--json").out)["data"]
+
+
+# -- results -------------------------------------------------------------------------------------------------------
+
+
+def test_the_best_run_comes_first_and_what_is_missing_last(seqlm: Any) -> None:
+    runs = asked(seqlm, "results", "optimizers")["runs"]
+    values = [run["val_ppl"] for run in runs]
+    known = [value for value in values if value is not None]
+    assert known == sorted(known)
+    assert values == [*known, *([None] * (len(values) - len(known)))]
+    best = runs[0]
+    assert (best["number"], best["name"], best["state"], best["val_ppl"]) == ("4", "gru-adam", "done", 110)
+    assert (best["best_epoch"], best["epochs_done"]) == (2, 3)
+    assert best["differs"]["model.arch"] == "gru"
+    assert "train.seq_len" not in best["differs"], "all have the same"
+    numbers = [run["number"] for run in asked(seqlm, "results", "optimizers", "--sort", "number")["runs"]]
+    assert numbers == sorted(numbers)
+    rates = [run["differs"]["optim.lr"] for run in asked(seqlm, "results", "optimizers", "--sort", "lr")["runs"]]
+    assert rates == sorted(rates)
+    (one,) = asked(seqlm, "results", "optimizers", "--only", "name=gru-adam")["runs"]
+    assert one == {**best, "differs": {}}
+
+
+def test_csv_has_a_column_for_each_key_that_differs(seqlm: Any) -> None:
+    rows = list(csv.DictReader(io.StringIO(seqlm("results", "optimizers", "--csv").out)))
+    records = asked(seqlm, "results", "optimizers")["runs"]
+    assert [row["id"] for row in rows] == [run["id"] for run in records]
+    assert rows[0]["model.arch"] == "gru"
+    assert float(rows[0]["val_ppl"]) == 110
+    assert rows[-1]["test_ppl"] == ""
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_on_a_terminal_keys_are_left_out_until_the_table_fits(
+    seqlm: Any, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    header, *_ = lines = seqlm("results", "optimizers").out.splitlines()
+    assert {"run", "epoch", "time"} <= set(header.split())
+    assert ("arch" in header) == (width >= 80)
+    assert max(map(len, lines)) <= max(width, 62)
+
+
+def test_a_key_by_which_nothing_can_be_sorted_is_one_line(seqlm: Any) -> None:
+    (line,) = seqlm("results", "optimizers", "--sort", "val_pl", code=2).err.splitlines()
+    assert "optim.lr" in line
+    assert 'did you mean "val_ppl"' in line
+
+
+# -- a run by its number -------------------------------------------------------------------------------------------
+
+
+def test_a_report_s_number_names_a_run(seqlm: Any) -> None:
+    (found,) = asked(seqlm, "logs", "optimizers", "4")["runs"]
+    assert found["name"] == "gru-adam"
+    (line,) = seqlm("logs", "optimizers", "99", code=2).err.splitlines()
+    assert 'no run "99"' in line
+
+
+# -- generate ------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_continues_a_prompt_of_several_words(seqlm: Any) -> None:
+    words = ["generate", "optimizers", "4", "the cat", "--tokens", "6"]
+    found = asked(seqlm, *words)
+    assert (found["name"], found["prompt"], found["unknown"]) == ("gru-adam", "the cat", [])
+    assert found == asked(seqlm, *words)
+    assert found["text"] != asked(seqlm, *words, "--seed", "2")["text"]
+    cold = [asked(seqlm, *words, "--temperature", "1e-9", "--seed", seed)["text"] for seed in "12"]
+    assert cold[0] == cold[1], "always the likeliest"
+    assert seqlm(*words).out == f"the cat{found['text']}\n"
+
+
+def test_unknown_words_are_named(seqlm: Any) -> None:
+    said = seqlm("generate", "optimizers", "gru-adam", "the zebra xyzzy zebra", "--tokens", "2")
+    (warning,) = said.err.splitlines()
+    assert warning.count("zebra") == warning.count("xyzzy") == 1
+    assert said.out.startswith("the <unk> <unk> <unk>")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["gru-adam", " "], 2, "prompt: expected at least one word"),
+        (["gru-sgd", "the"], 1, "best.pt is missing"),
+        (["nothing", "the"], 2, 'no run "nothing"'),
+    ],
+)
+def test_what_cannot_be_written_is_one_line(seqlm: Any, words: list[str], code: int, message: str) -> None:
+    (line,) = seqlm("generate", "optimizers", *words, code=code).err.splitlines()
+    assert message in line
