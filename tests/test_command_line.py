@@ -45,6 +45,7 @@ BASE = {
 }
 """All that ``--help`` imports of ours."""
 FOLLOWING = (
+    "jobs.cli.naming",
     "jobs.cli.studying",
     "jobs.cli.view",
     "jobs.manifests",

@@ -53,5 +53,5 @@ def reported(study_dir: Path) -> dict[str, dict[str, Any]]:
     from analysis.study.study import load_study
 
     table = load_study(study_dir).runs[list(REPORTED)].astype(object)
-    rows = table.where(pd.notna(table), None).to_dict("records")
+    rows: Any = table.where(pd.notna(table), None).to_dict("records")
     return {row["id"]: {**row, "number": str(row["number"])} for row in rows}

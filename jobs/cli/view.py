@@ -230,10 +230,10 @@ STATUS = ("run", "id", "state", "epochs", "best val ppl", "reason")
 def say_status(runs: Sequence[ObservedRun], study_dir: Path) -> dict[str, Any]:
     """Print the table of ``status``, and what is spent of the study's budget. Return the data of ``--json``."""
     views = [RunView.of(run) for run in runs]
-    columns, right = STATUS, (3, 4)
+    columns, right = [*STATUS], [3, 4]
     if any(view.state == "running" for view in views):
         views = compared([view_of(run) for run in runs], {}, socket.gethostname())
-        columns, right = (*STATUS[:-1], "tok/s", "ETA", STATUS[-1]), (3, 4, 5, 6)
+        columns[-1:-1], right = ["tok/s", "ETA"], [3, 4, 5, 6]
     rows = [[COLUMNS[title](view) for title in columns] for view in views]
     terminal.say_table(terminal.table(columns, rows, right=right, colors={2: terminal.STATE_COLORS}, spare=(1,)))
     study = StudyView(name=study_dir.name, runs=tuple(views))

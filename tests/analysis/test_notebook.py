@@ -32,4 +32,4 @@ def test_the_notebook_runs_and_shows_tables_and_figures(tmp_path: Path, monkeypa
     assert "5 of 7 runs done" in shown[0]["text/html"]
     assert sum("image/png" in data for data in shown) == 7
     assert sum("text/html" in data for data in shown) == 7
-    assert len(shown[-1]["text/plain"].split()) == 20
+    assert shown[-1]["text/plain"].startswith("'the ")
