@@ -296,16 +296,48 @@ def test_ctrl_c_while_a_worker_imports_torch_leaves_a_run_that_starts_again(
 
 
 @pytest.mark.process
-def test_a_study_launched_twice_at_the_same_moment_runs_once(tmp_path: Path) -> None:
-    study = Study(tmp_path)
+def test_a_study_launched_twice_at_the_same_moment_runs_once(tmp_path: Path, crawl: Crawl) -> None:
+    study = Study(tmp_path, epochs=12)
     both = [study.start("run", "small.toml") for _ in range(2)]
-    answers = [commands.finish(process)[1] for process in both]
-    codes = sorted(process.returncode for process in both)
-    assert codes == [0, 1], answers
-    assert sum("study small is already being launched" in answer for answer in answers) == 1
+    wait_for(
+        lambda: [process.poll() for process in both], "one of them to end", until=lambda codes: codes != [None] * 2
+    )
+    (other,) = [process for process in both if process.poll() is not None]
+    (winner,) = [process for process in both if process is not other]
+    assert other.returncode == 1
+    assert "study small is already being launched" in commands.finish(other)[1]
+    crawl.end()
+    _, stderr = commands.finish(winner)
+    assert winner.returncode == 0, stderr
     (run,) = study.runs()
     assert run.attempts() == [1]
     assert run.observe().state == "done"
+
+
+@pytest.mark.process
+def test_a_launch_after_the_launcher_was_killed_does_not_book_the_cores_of_its_worker(
+    tmp_path: Path, crawl: Crawl
+) -> None:
+    study = Study(tmp_path, epochs=12, archs=("rnn", "gru"))
+    words = ("run", "small.toml", "--set", f"resources.cpus={machine.cpu_count()}")
+    killed = study.start(*words)
+    wait_for(study.epochs, "an epoch of the longer run", until=any)
+    killed.kill()
+    commands.finish(killed)
+    launcher = study.start(*words)
+    reasons = wait_for(
+        lambda: commands.ask(["status", "small.toml"], folder=tmp_path, env=os.environ)["runs"],
+        "the other run to wait for the worker",
+        until=lambda runs: (
+            sorted(run["state"] for run in runs) == ["queued", "running"]
+            and any("free" in (run["reason"] or "") for run in runs)
+        ),
+    )
+    assert {run["name"]: run["reason"] for run in reasons}["rnn-adam"].endswith("0 free")
+    crawl.end()
+    _, stderr = commands.finish(launcher)
+    assert launcher.returncode == 0, stderr
+    assert set(study.states().values()) == {"done"}
 
 
 @pytest.mark.process

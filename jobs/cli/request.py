@@ -65,14 +65,14 @@ class BackendChoice:
             return LocalBackend(described="Ray on this machine")
         return self.slurm or self.make()
 
-    def make(self) -> Backend:
-        """Return the backend. Nothing is started yet.
+    def make(self, study_dir: Path | None = None) -> Backend:
+        """Return the backend, for runs of a study. Nothing is started yet.
 
         Raises:
             BackendError: it has no launcher that waits for its runs.
         """
         if self.name == "local":
-            return LocalBackend()
+            return LocalBackend(study_dir)
         if self.name == "ray":
             from jobs.backends.ray_backend import RayBackend  # importing Ray takes half a second
 
@@ -180,7 +180,7 @@ def attend(specs: Sequence[RunSpec], options: LaunchOptions, choice: BackendChoi
         KeyboardInterrupt: interrupted; the workers have stopped.
     """
     passed = secrets.passed(choice.env_pass, os.environ, f"backend.{choice.name}")
-    backend = choice.make()
+    backend = choice.make(options.study_dir)
     if choice.ray_address is None and (note := machine.order_note()):
         terminal.tell(f"warning: {note}")
     env = {**choice.env, **passed, **progress_variables(choice.progress_s)}

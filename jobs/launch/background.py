@@ -15,13 +15,18 @@ from pathlib import Path
 from types import FrameType
 from typing import final
 
+from jobs import terminal
 from jobs.study.folder import launcher_of
 from seqlm.errors import BackendError
 from seqlm.files import append_to, make_directory
 from seqlm.reading import listed
 
+STOP_SECONDS = 60.0
+"""Time that workers have to stop before they are killed. A step at the published sizes takes seconds on a CPU."""
 CGROUP = Path("/proc/self/cgroup")
 ANSWER_SECONDS = 5.0
+START_SECONDS = 120.0
+"""How long a background launcher may read data before the command returns without it."""
 
 
 @final
@@ -62,10 +67,11 @@ class Interrupts:
 def detach(argv: Sequence[str], study_dir: Path) -> int:
     """Start a background launcher that outlives this process (``--no-wait``), and return its pid.
 
-    Its output goes to ``launch-NNNN.log`` in the study's folder.
+    Its output goes to ``launch-NNNN.log`` in the study's folder. Return once it has checked everything and lists its
+    runs; after ``START_SECONDS``, say that it has not done so yet. An interrupt before that ends the launcher too.
 
     Raises:
-        BackendError: it exited before it acquired the study's lock. The message has the last line of its log.
+        BackendError: it exited before that. The message has the last line of its log.
     """
     make_directory(study_dir)
     log = study_dir / f"launch-{len(list(listed(study_dir, 'launch-*.log'))) + 1:04d}.log"
@@ -77,16 +83,23 @@ def detach(argv: Sequence[str], study_dir: Path) -> int:
             stderr=output,
             start_new_session=True,
         )
-    while True:
-        holder = launcher_of(study_dir)
-        if holder is not None and holder.pid == child.pid:
-            return child.pid
-        if child.poll() is not None:
-            if child.returncode == 0:  # it finished before its lock was seen
+    deadline = time.monotonic() + START_SECONDS
+    try:
+        while child.poll() is None:
+            holder = launcher_of(study_dir)
+            if holder is not None and holder.pid == child.pid and holder.has_listed:
                 return child.pid
-            lines = log.read_text("utf-8", errors="replace").strip().splitlines()
-            raise BackendError(f"the launcher exited at once: {lines[-1] if lines else 'no output'} (see {log})")
-        time.sleep(0.05)
+            if time.monotonic() > deadline:
+                terminal.tell(f"warning: the launcher is still preparing after {START_SECONDS:g} s; see {log}")
+                return child.pid
+            time.sleep(0.05)
+    except BaseException:
+        child.terminate()
+        raise
+    if child.returncode:
+        lines = log.read_text("utf-8", errors="replace").strip().splitlines()
+        raise BackendError(f"the launcher exited at once: {lines[-1] if lines else 'no output'} (see {log})")
+    return child.pid  # it finished before its queue was seen
 
 
 def logout_advice(argv: Sequence[str]) -> str | None:

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeAlias, final
 
@@ -17,8 +17,17 @@ from jobs.attempt.attempt import Attempt, hung_seconds
 from jobs.attempt.retry import Decision, Failed, decide, let_stand, progress_of, put_failure_aside
 from jobs.attempt.supervisor import KILL_SECONDS, failure_record, worker_variables
 from jobs.backends.base import Backend
-from jobs.launch.background import Interrupts
-from jobs.launch.job import Job, LaunchOptions, files_of, job_record, next_submission
+from jobs.launch.background import STOP_SECONDS, Interrupts
+from jobs.launch.job import (
+    POLL_SECONDS,
+    Job,
+    LaunchOptions,
+    files_of,
+    job_record,
+    next_submission,
+    stop_all,
+    unkillable,
+)
 from jobs.launch.waiting import RungQueue, Spending
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import Queue
@@ -27,13 +36,10 @@ from jobs.study.kept_code import Code
 from seqlm.errors import EXIT_BUSY, FileError
 from seqlm.rundir import Observation
 
-POLL_SECONDS = 0.1
 LOOK_SECONDS = 0.5
 """Time between two looks at the files of live runs."""
 LOOKS = 3
 """Number of looks at the files of an ended run before an error in reading them becomes its failure."""
-STOP_SECONDS = 60.0
-"""Time that workers have to stop before they are killed. A step at the published sizes takes seconds on a CPU."""
 QUEUE_SECONDS = 1.0
 """Least time between two writings of the queue for ``status``."""
 
@@ -126,7 +132,7 @@ class Dispatcher:
                     self._collect()
                     yield from self._new_events()
             except BaseException:
-                self._stop_all()
+                stop_all(self._live, self._backend, self._interrupts)
                 raise
             self._write_queue(at_once=True)
             self._write_failures()
@@ -226,7 +232,7 @@ class Dispatcher:
             self._backend.stop(job.id, force=True)
             job.killed = job.killed or now
         if job.killed is not None and now - job.killed > KILL_SECONDS:
-            self._warn_unkillable(job)
+            self._warn(unkillable(job))
 
     def _note_epoch(self, item: PlannedRun, observation: Observation) -> None:
         if observation.epoch != self._epochs[item.run.id]:
@@ -385,40 +391,3 @@ class Dispatcher:
             with self._warnings_for(item):
                 item.run.write_failure_once(failure)
                 self._unwritten.remove((item, failure))
-
-    # -- the end ----------------------------------------------------------------------------------------------------
-
-    def _stop_all(self) -> None:
-        """Ask every worker to stop between two steps. One more Ctrl-C, or ``STOP_SECONDS``, kills them."""
-        if not self._live:
-            return
-        self._interrupts.request()
-        try:
-            workers = f"{len(self._live)} run{'s' if len(self._live) > 1 else ''}"
-            terminal.tell(f"stopping {workers} between two steps; once more ends them at once")
-            for job in self._live:
-                self._backend.stop(job.id, force=False)
-            self._wait_for_ends(STOP_SECONDS, lambda: self._interrupts.kill)
-        finally:
-            for job in self._live:
-                self._backend.stop(job.id, force=True)
-            self._wait_for_ends(KILL_SECONDS)
-            for job in self._live:
-                self._warn_unkillable(job)
-
-    def _wait_for_ends(self, seconds: float, is_enough: Callable[[], bool] = lambda: False) -> None:
-        """Wait until no worker lives, at most ``seconds``, and no longer than until ``is_enough``."""
-        deadline = time.monotonic() + seconds
-        while True:
-            for job in list(self._live):
-                if self._backend.poll(job.id) is not None:
-                    self._live.remove(job)
-            if not self._live or is_enough() or time.monotonic() >= deadline:
-                return
-            self._backend.wait(POLL_SECONDS)
-
-    def _warn_unkillable(self, job: Job) -> None:
-        self._warn(
-            f"{job.planned.spec.name}: its worker (job {job.id}) has not ended {KILL_SECONDS:g} s after SIGKILL; "
-            "it may wait for a device or a file system that does not answer"
-        )

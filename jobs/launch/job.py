@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from jobs import terminal
 from jobs.attempt.attempt import Attempt, prepare
 from jobs.attempt.retry import timestamp
-from jobs.attempt.supervisor import Ended
+from jobs.attempt.supervisor import KILL_SECONDS, Ended
+from jobs.backends.base import Backend
+from jobs.launch.background import STOP_SECONDS, Interrupts
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Submission
@@ -23,6 +26,9 @@ from seqlm.errors import FileError
 from seqlm.files import write_json
 from seqlm.rundir import Observation, RunDirectory, State
 from seqlm.search import Search
+
+POLL_SECONDS = 0.1
+"""Time between two polls of the backend."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,3 +171,50 @@ def job_record(backend: str, job_id: str, submission: Submission, *, has_launche
         "code": str(submission.cwd),
         "submitted_at": timestamp(),
     }
+
+
+# -- the end of a launch -------------------------------------------------------------------------------------------
+
+
+def stop_all(live: list[Job], backend: Backend, interrupts: Interrupts) -> None:
+    """Ask every worker to stop between two steps. One more Ctrl-C, or ``STOP_SECONDS``, kills them.
+
+    The jobs that have ended are removed from ``live``.
+    """
+    if not live:
+        return
+    interrupts.request()
+    try:
+        workers = f"{len(live)} run{'s' if len(live) > 1 else ''}"
+        terminal.tell(f"stopping {workers} between two steps; once more ends them at once")
+        for job in live:
+            backend.stop(job.id, force=False)
+        _wait_for_ends(live, backend, STOP_SECONDS, lambda: interrupts.kill)
+    finally:
+        for job in live:
+            backend.stop(job.id, force=True)
+        _wait_for_ends(live, backend, KILL_SECONDS)
+        for job in live:
+            terminal.tell(f"warning: {unkillable(job)}")
+
+
+def _wait_for_ends(
+    live: list[Job], backend: Backend, seconds: float, is_enough: Callable[[], bool] = lambda: False
+) -> None:
+    """Wait until no worker lives, at most ``seconds``, and no longer than until ``is_enough``."""
+    deadline = time.monotonic() + seconds
+    while True:
+        for job in list(live):
+            if backend.poll(job.id) is not None:
+                live.remove(job)
+        if not live or is_enough() or time.monotonic() >= deadline:
+            return
+        backend.wait(POLL_SECONDS)
+
+
+def unkillable(job: Job) -> str:
+    """Return a line about a worker that has not ended ``KILL_SECONDS`` after it was killed."""
+    return (
+        f"{job.planned.spec.name}: its worker (job {job.id}) has not ended {KILL_SECONDS:g} s after SIGKILL; "
+        "it may wait for a device or a file system that does not answer"
+    )

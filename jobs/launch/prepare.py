@@ -194,7 +194,7 @@ def estimated(
 def preparing(
     specs: Sequence[RunSpec], target: Target, options: LaunchOptions
 ) -> Iterator[tuple[list[PlannedRun], list[PlannedRun], Code | None]]:
-    """Check everything before the first file is written, then hold the study's launch lock while the block runs.
+    """Hold the study's launch lock while the block runs. Plan and check everything before a file of a run is written.
 
     Yields all runs, those of them to start or resume, and the code of their workers (``None``: nothing is to be done).
     The runs to do have a folder, resolved resources, facts and an estimate.
@@ -204,15 +204,21 @@ def preparing(
         BackendError, DataError, FileError, ModelError: nothing has been started.
     """
     look = functools.partial(plan_runs, specs, options.study_dir, retry=options.retry, tasks=options.tasks)
-    checked = resolve_resources(check_data(look()), target, options.max_parallel)
-    check_models(checked, options.study_dir)
-    tell_changes(checked, options.study_dir)
+
+    def check(found: list[PlannedRun]) -> list[PlannedRun]:
+        checked = resolve_resources(check_data(found), target, options.max_parallel)
+        check_models(checked, options.study_dir)
+        tell_changes(checked, options.study_dir)
+        return checked
+
+    unlocked: list[PlannedRun] | None = None
+    if not exists(options.study_dir):  # a launch that is refused leaves no folder of a new study
+        unlocked = look()
+        planned = check(unlocked)
     with launching(options.study_dir):
-        # Only another launcher can have changed what is to be done; a run that it had at the first look is left to it.
-        planned = [
-            before if before.action == "skip" else replace(now, spec=before.spec, facts=before.facts)
-            for before, now in zip(checked, look(), strict=True)
-        ]
+        found = look()
+        if found != unlocked:
+            planned = check(found)
         if any(item.action != "skip" for item in planned):
             planned = estimated(planned, earlier_throughput(options.study_dir.parent), search=options.search)
         todo = [item for item in planned if item.action != "skip"]

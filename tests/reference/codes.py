@@ -17,7 +17,7 @@ MEANINGS = {
     1: "Some run or canary failed or was cancelled, waits for the study's budget, or a file cannot be written.",
     2: "The command line, the manifest or the data is wrong. Nothing was started.",
     3: "The backend cannot be reached, or can never run this. Nothing was started, unless the message says so.",
-    130: "Interrupted by Ctrl-C, SIGTERM or a terminal that closed. The workers have saved and stopped; jobs of SLURM go on.",
+    130: "Interrupted: Ctrl-C, SIGTERM or a closed terminal. The workers have saved and stopped; jobs of SLURM go on.",
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 from jobs.attempt import retry
 from jobs.attempt.attempt import Attempt
 from jobs.attempt.supervisor import Ended
-from jobs.launch import dispatch
+from jobs.launch import dispatch, job
 from jobs.launch.dispatch import Dispatcher, Event
 from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import plan_runs, resolve_resources
@@ -34,7 +34,7 @@ from tests.training.studies import make_config
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(dispatch, "STOP_SECONDS", 0.05)
+    monkeypatch.setattr(job, "STOP_SECONDS", 0.05)
     monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.0)
 
 
@@ -265,7 +265,7 @@ def test_a_second_ctrl_c_ends_the_workers_at_once_and_a_closed_terminal_does_not
     then: signal.Signals,
     is_killed: bool,
 ) -> None:
-    monkeypatch.setattr(dispatch, "STOP_SECONDS", 3600.0)
+    monkeypatch.setattr(job, "STOP_SECONDS", 3600.0)
     backend = FakeBackend(finish, ends=False)
     backend.obeys = False
     looks = 0
@@ -304,7 +304,7 @@ def test_an_error_of_the_backend_while_workers_stop_leaves_none_unasked(
 def test_a_worker_that_cannot_be_killed_is_one_line_and_holds_nobody_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(dispatch, "KILL_SECONDS", 0.05)
+    monkeypatch.setattr(job, "KILL_SECONDS", 0.05)
     backend = FakeBackend(finish, ends=False)
     backend.can_be_killed = False
     with pytest.raises(KeyboardInterrupt):

@@ -152,7 +152,6 @@ def test_a_launch_writes_down_how_far_its_runs_go_and_never_back(
     def launched(epochs: int) -> tuple[str, int]:
         options = LaunchOptions(study_dir=tmp_path / "s", live_code=True)
         with preparing([longer(spec, epochs)], FakeBackend(lambda submission: 0), options) as (planned, _, _):
-            (tmp_path / "s" / "queue.json").unlink(missing_ok=True)  # this process is no launcher of the next one
             return planned[0].action, run.read_config().train.epochs
 
     assert launched(2) == ("skip", 2)
@@ -174,7 +173,6 @@ def test_a_stopped_run_that_is_extended_is_taken_up_by_the_next_launch_if_this_o
     assert run.observe().state == "stopped"
     for _ in range(2):  # the first launch ends before it starts anything
         with preparing([spec], FakeBackend(lambda submission: 0), options) as (planned, _, _):
-            (tmp_path / "s" / "queue.json").unlink(missing_ok=True)
             assert planned[0].action == "resume"
 
 

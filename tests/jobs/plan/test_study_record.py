@@ -247,7 +247,6 @@ def launched(folder: Path, chosen: slice, *, recorded: bool = True) -> list[RunD
         record=record_of(manifest, specs, text) if recorded else None,
     )
     with preparing(specs, FakeBackend(lambda submission: 0), options) as (_, todo, _):
-        (folder / "runs" / "s" / "queue.json").unlink(missing_ok=True)  # this process is no launcher of the next one
         return [item.run for item in todo]
 
 

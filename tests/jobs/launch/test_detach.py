@@ -1,0 +1,54 @@
+"""The background launcher of ``--no-wait``, until the command that has started it returns."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from jobs.launch import background
+from seqlm.processes import process_start
+
+pytestmark = [pytest.mark.process, pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")]
+
+HANGS = ["-S", "-c", "import time; print('begins', flush=True); time.sleep(600)"]
+
+
+def test_a_launcher_that_hangs_before_it_has_prepared_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(background, "START_SECONDS", 0.2)
+    pid = background.detach(HANGS, tmp_path / "s")
+    try:
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("warning: the launcher is still preparing after 0.2 s")
+        assert line.endswith(str(tmp_path / "s" / "launch-0001.log"))
+        assert process_start(pid) is not None
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_ctrl_c_before_a_background_launcher_has_prepared_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids: list[int] = []
+
+    def interrupt(study_dir: Path) -> NoReturn:
+        pids.extend(child for child in children() if child not in before)
+        raise KeyboardInterrupt
+
+    before = children()
+    monkeypatch.setattr(background, "launcher_of", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        background.detach(HANGS, tmp_path / "s")
+    (pid,) = pids
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
+
+
+def children() -> set[int]:
+    """The processes that this one has started."""
+    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
