@@ -75,7 +75,7 @@ class Backend(Target):
 
     @abstractmethod
     def poll(self, job_id: str) -> Ended | None:
-        """Return how the job ended. ``None``: it is queued or running."""
+        """Return how the job ended. ``None``: it is queued or running, as of the last :meth:`wait`."""
 
     @abstractmethod
     def stop(self, job_id: str, *, force: bool) -> None:

@@ -215,7 +215,6 @@ class RayBackend(Backend):
         job.pending = {host.location.remote(str(job.submission.run_dir)): rank for rank, host in enumerate(job.hosts)}
 
     def poll(self, job_id: str) -> Ended | None:
-        self._advance(0)
         job = self._jobs[job_id]
         if job.pending:
             self._end_those_left_behind(job)
@@ -257,9 +256,7 @@ class RayBackend(Backend):
         deadline = time.monotonic() + seconds
         self._refresh_if_due()
         self._release(*(group for group in self._idle if time.monotonic() - group.idle_since > IDLE_SECONDS))
-        while (left := deadline - time.monotonic()) > 0:
-            if self._advance(left):
-                return
+        while not self._advance(max(0.0, left := deadline - time.monotonic())) and left > 0:
             if not any(job.pending for job in self._jobs.values()):
                 time.sleep(min(left, seconds))
 

@@ -74,7 +74,8 @@ def detach(argv: Sequence[str], study_dir: Path) -> int:
         BackendError: it exited before that. The message has the last line of its log.
     """
     make_directory(study_dir)
-    log = study_dir / f"launch-{len(list(listed(study_dir, 'launch-*.log'))) + 1:04d}.log"
+    logs = (re.fullmatch(r"launch-([0-9]+)\.log", path.name) for path in listed(study_dir))
+    log = study_dir / f"launch-{max((int(log[1]) for log in logs if log), default=0) + 1:04d}.log"
     with append_to(log) as output:
         child = subprocess.Popen(
             [sys.executable, *argv],

@@ -7,6 +7,7 @@ with carriage returns, only the last state is printed.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from jobs.study.finality import FinalityTracker
 from jobs.study.folder import ObservedRun, at_work, observe_run
 from jobs.study.squeue import Scheduler
 from seqlm.errors import printable
-from seqlm.reading import LARGEST_HASHED, exists, open_regular, read_tail
+from seqlm.reading import LARGEST_HASHED, open_regular
 
 FOLLOW_SECONDS = 1.0
 """Interval at which a followed log and the state of its run are polled, as with ``tail -f``."""
@@ -26,18 +27,23 @@ LARGEST_TAIL = 4 * 2**20
 
 def print_log(run: ObservedRun, lines: int, stream: TextIO) -> dict[str, Any]:
     """Print the last ``lines`` lines that the latest attempt wrote to stdout and stderr, and return them as data."""
-    attempt = run.run.last_attempt()
+    return _print_tails(run, run.run.last_attempt(), lines, stream)[0]
+
+
+def _print_tails(run: ObservedRun, attempt: int, lines: int, stream: TextIO) -> tuple[dict[str, Any], dict[Path, int]]:
+    """Print the last lines of an attempt's logs; return them as data, and the positions up to which they were read."""
     record: dict[str, Any] = {"name": run.name, "id": run.run.id, "attempt": None, "stdout": [], "stderr": []}
     if not attempt:
         print(printable(f"== {run.name}: no attempt yet"), file=stream)
-        return record
-    record["attempt"] = attempt
+        return record, {}
+    record["attempt"], positions = attempt, {}
     print(printable(f"== {run.name}, attempt {attempt}: {run.run.attempt_dir(attempt)}"), file=stream)
     for name, path in (("stdout", run.run.stdout_log(attempt)), ("stderr", run.run.stderr_log(attempt))):
-        record[name] = _last_lines(path, lines)
+        raw, positions[path] = _tail(path)
+        record[name] = _lines(raw)[-lines:]
         for line in record[name]:
             print(printable(line if name == "stdout" else f"stderr: {line}"), file=stream)
-    return record
+    return record, positions
 
 
 def follow_logs(run: ObservedRun, lines: int) -> None:
@@ -52,9 +58,7 @@ def follow_logs(run: ObservedRun, lines: int) -> None:
         over = finality.is_over(run.run.id, observe_run(run.run, work), work)
         if newest > attempt:
             attempt = newest
-            print_log(run, lines, sys.stdout)
-            files = (run.run.stdout_log(attempt), run.run.stderr_log(attempt))
-            positions = {path: path.stat().st_size if exists(path) else 0 for path in files}
+            _, positions = _print_tails(run, attempt, lines, sys.stdout)
         for path, position in positions.items():
             positions[path] = _print_from(path, position, rest=over)
         if over:
@@ -63,10 +67,12 @@ def follow_logs(run: ObservedRun, lines: int) -> None:
         time.sleep(FOLLOW_SECONDS)
 
 
-def _last_lines(path: Path, lines: int) -> list[str]:
-    with contextlib.suppress(FileNotFoundError):
-        return _lines(read_tail(path, LARGEST_TAIL))[-lines:]
-    return []
+def _tail(path: Path) -> tuple[bytes, int]:
+    """Return the end of a log, and the position after it."""
+    with contextlib.suppress(FileNotFoundError), open_regular(path, largest=LARGEST_HASHED) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - LARGEST_TAIL))
+        return file.read(LARGEST_TAIL), file.tell()
+    return b"", 0
 
 
 def _lines(raw: bytes) -> list[str]:

@@ -53,7 +53,6 @@ def end(monkeypatch: pytest.MonkeyPatch, backend: RayBackend, *answers: Any) -> 
 
     monkeypatch.setattr(ray, "get", get)
     monkeypatch.setattr(RayBackend, "_what_became_of", lambda self, job, rank, error: "lost")
-    monkeypatch.setattr(RayBackend, "_advance", lambda self, seconds: True)
     for reference in list(job.pending):
         backend._take(job, reference)
     backend._jobs["job"] = job
@@ -78,3 +77,21 @@ def test_a_rank_whose_host_ray_has_killed_for_memory_is_short_of_memory(monkeypa
     monkeypatch.setattr(RayBackend, "_release", lambda self, *groups: None)
     assert end(monkeypatch, RayBackend(address="x"), ray.exceptions.OutOfMemoryError("low on memory"))
     assert not end(monkeypatch, RayBackend(address="x"), ray.exceptions.ActorDiedError())
+
+
+def test_ray_is_asked_as_often_for_a_hundred_live_runs_as_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, asked = RayBackend(address="x"), []
+    submission = Submission(run_dir=Path("/run"), attempt=1, argv=(), env={}, cwd=Path("/"), resources=ONE)
+    for number in range(100):
+        job = _Job(submission=submission, groups=[], pending={f"job {number}": 0}, since=0.0, runs=True)
+        backend._jobs[str(number)] = job
+
+    def wait(references: list[str], **options: Any) -> tuple[list[str], list[str]]:
+        asked.append(len(references))
+        return [], references
+
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(RayBackend, "_refresh_if_due", lambda self: None)
+    backend.wait(0)
+    assert [backend.poll(str(number)) for number in range(100)] == [None] * 100
+    assert asked == [100]

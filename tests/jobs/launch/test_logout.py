@@ -10,6 +10,7 @@ import pytest
 import launch
 from jobs.cli import request
 from jobs.launch import background
+from seqlm.errors import BackendError
 from tests.slurm.programs import answering
 
 ARGV = ["python", "launch.py", "run", "a b.toml", "--no-wait"]
@@ -88,3 +89,12 @@ def test_a_launcher_that_is_left_behind_comes_with_the_warning(
     said = capsys.readouterr().err
     assert "warning: the launcher ends when you log out" in said
     assert f"launch.py run {manifest}" in said
+
+
+@pytest.mark.process
+def test_a_launcher_does_not_write_into_the_log_of_an_earlier_one(tmp_path: Path) -> None:
+    (tmp_path / "launch-0002.log").write_text("old\n")  # the first one was deleted
+    with pytest.raises(BackendError, match="new"):
+        background.detach(["-c", "print('new'); raise SystemExit(3)"], tmp_path)
+    assert (tmp_path / "launch-0002.log").read_text() == "old\n"
+    assert (tmp_path / "launch-0003.log").read_text() == "new\n"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -188,3 +189,10 @@ def test_the_attempts_are_read_more_often_the_less_is_left(tmp_path: Path, monke
     assert len(reads) == before + 1, "a run that has just started is looked at soon"
     assert BudgetWatch(tmp_path, Budget.of(Policy())).look(at_once=True) is None
     assert len(reads) == before + 1, "without a budget nothing is read"
+
+
+def test_a_stray_folder_among_the_attempts_is_no_attempt(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a-1", make_config())
+    write_attempt(run, 1, start=0, alive=HOUR)
+    shutil.copytree(run.attempt_dir(1), run.path / "attempts" / "0001-copy")
+    assert spent(tmp_path).core_hours == 2

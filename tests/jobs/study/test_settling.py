@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -157,3 +158,23 @@ def test_following_the_logs_of_a_run_touches_no_other_run(tmp_path: Path, monkey
     assert pauses == [1.0] * 3
     assert touched.below(run.path)
     assert touched.below(other.path) == []
+
+
+def test_followed_logs_hold_what_was_written_while_their_end_was_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "study" / "run-00000001", make_config())
+    run.attempt_dir(1).mkdir(parents=True)
+    run.stdout_log(1).write_text("before\n")
+    real = sys.stdout.write
+
+    def write(text: str) -> int:
+        if "before" in text:
+            with run.stdout_log(1).open("a") as log:
+                log.write("meanwhile\n")
+        return real(text)
+
+    monkeypatch.setattr(sys.stdout, "write", write)
+    monkeypatch.setattr("jobs.study.logs.time", SimpleNamespace(sleep=lambda seconds: write_json(run.result_file, {})))
+    follow_logs(look_at(run, AtWork()), 20)
+    assert capsys.readouterr().out.splitlines()[1:] == ["before", "meanwhile"]
