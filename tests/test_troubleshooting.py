@@ -452,10 +452,11 @@ def _(scene: Scene) -> str:
 def _(scene: Scene) -> str:
     backend = RayBackend()
     scene.patch.setattr(backend, "_abandon", lambda *words: None)
-    group = SimpleNamespace(hosts=["a"], allocations=[Allocation(node="a", cpus=1, device=None, gpus=0)])
-    submission = SimpleNamespace(run_dir=scene.folder / "run")
+    (node,) = backend.capacity().nodes
+    group = SimpleNamespace(hosts=["a"], allocations=[Allocation(node=node, cpus=1, device=None, gpus=0)])
+    submission = SimpleNamespace(run_dir=scene.folder / "run", resources=Resources(cpus=1, gpus=0))
     job = SimpleNamespace(locations={}, pending={}, codes={}, submission=submission, groups=[group])
-    blind = RankLocation(node="a", address="10.0.0.2", interface=None, device=None, sees_run=False)
+    blind = RankLocation(node=node, address="10.0.0.2", interface=None, device=None, sees_run=False)
     backend._arrived(job, 0, blind)  # type: ignore[arg-type]
     return "started"
 

@@ -38,6 +38,8 @@ REFRESH_SECONDS = 2.0
 """Time between two queries of the cluster for its nodes and for what other users hold."""
 PATIENCE_SECONDS = 5.0
 """How long Ray may take to place a run that should fit, before no further run is submitted."""
+AVOID_SECONDS = 600.0
+"""How long no run is submitted to a node that does not see the runs folder, or does not answer."""
 START_SECONDS = 600.0
 """How long the actors of a placed run may take to answer: their node unpacks the code and starts Python."""
 
@@ -88,6 +90,10 @@ class RayBackend(Backend):
         self._jobs: dict[str, _Job] = {}
         self._idle: list[Group] = []
         """Groups that no run holds."""
+        self._avoided: dict[str, float] = {}
+        """Node -> until when no run is submitted there, on the monotonic clock."""
+        self._is_seen = False
+        """Whether a node has seen the folder of a run."""
         self._numbers = itertools.count(1)
         self._memory_kills = MemoryKills()
 
@@ -125,8 +131,11 @@ class RayBackend(Backend):
         for job in self._jobs.values():
             free.take(job.allocations)
         stuck = any(_waits_long(job) and not job.locations for job in self._jobs.values())
+        now = time.monotonic()
+        self._avoided = {node: until for node, until in self._avoided.items() if until > now}
         for node in free.nodes:
-            free.withhold(node, *((math.inf, math.inf) if stuck else self._foreign.get(node, (0.0, 0.0))))
+            is_out = stuck or node in self._avoided
+            free.withhold(node, *((math.inf, math.inf) if is_out else self._foreign.get(node, (0.0, 0.0))))
         return free
 
     def held(self, job_id: str) -> Sequence[Allocation]:
@@ -172,6 +181,7 @@ class RayBackend(Backend):
             job.placed_at = job.placed_at or now
             if now - job.placed_at > START_SECONDS:
                 where = ", ".join({node_address(allocation.node): None for allocation in job.allocations})
+                self._avoided |= {allocation.node: now + AVOID_SECONDS for allocation in job.allocations}
                 self._abandon(job, EXIT_LOST, f"Ray did not start it within {START_SECONDS / 60:g} min on {where}")
             return
         # Another user took the node first.
@@ -305,13 +315,29 @@ class RayBackend(Backend):
         if job.pending or job.codes:
             return
         blind = [other for other in job.locations.values() if not other.sees_run]
+        self._is_seen = self._is_seen or len(blind) < len(job.locations)
         if blind:
-            self._abandon(job, EXIT_STOPPED, "stopped before it had started")
-            raise BackendError(
-                f"node {blind[0].address} does not see {job.submission.run_dir}; put --runs-dir on a file system "
-                "that all nodes of the cluster share"
-            )
+            self._avoid(job, blind)
+            return
         self._start(job)
+
+    def _avoid(self, job: _Job, blind: list[RankLocation]) -> None:
+        """Give up a run that was placed on nodes that do not see its folder, and submit none there for a while.
+
+        Raises:
+            BackendError: no node has ever seen the folder of a run, and none is left to try.
+        """
+        nodes = {location.node for location in blind}
+        self._avoided |= dict.fromkeys(nodes, time.monotonic() + AVOID_SECONDS)
+        on_them = (group for group in self._idle if not nodes.isdisjoint(held.node for held in group.allocations))
+        self._release(*on_them)
+        problem = f"node {blind[0].address} does not see {job.submission.run_dir}"
+        self._abandon(job, EXIT_LOST, f"{problem}; is its file system mounted?")
+        left = self.capacity()
+        for node in self._avoided:
+            left.withhold(node, math.inf, math.inf)
+        if not self._is_seen and left.place(job.submission.resources) is None:
+            raise BackendError(f"{problem}; put --runs-dir on a file system that all nodes of the cluster share")
 
     def _card(self, node: str, device: str) -> str:
         """Return the GPU of the capacity that stands for the one that Ray names ``device``.

@@ -26,7 +26,7 @@ from jobs.attempt.supervisor import Supervisor, interface_of
 from jobs.plan.capacity import Allocation
 from jobs.spec import Resources, Submission
 from seqlm import machine
-from seqlm.errors import EXIT_FAILED, EXIT_STOPPED, FileError
+from seqlm.errors import EXIT_LOST, EXIT_STOPPED, FileError
 from seqlm.reading import is_folder
 
 IDLE_SECONDS = 5.0
@@ -88,7 +88,7 @@ class RankHost:
             address=address,
             interface=interface_of(address),
             device=machine.addressed(devices[0]) if devices else None,
-            sees_run=is_folder(Path(run_dir)),
+            sees_run=_sees(Path(run_dir)),
         )
 
     def run(self, submission: Submission, rank: int, variables: Mapping[str, str], *, own_code: bool) -> RankEnd:
@@ -110,7 +110,7 @@ class RankHost:
                 ranks.start(rank, variables)
                 self._ranks = ranks
         except (OSError, FileError) as error:
-            return RankEnd(code=EXIT_FAILED, problem=f"cannot start the worker on {socket.gethostname()}: {error}")
+            return RankEnd(code=EXIT_LOST, problem=f"cannot start the worker on {socket.gethostname()}: {error}")
         code = ranks.wait()
         return RankEnd(code=code, memory_kills=(before, own_kill_count()))
 
@@ -120,6 +120,14 @@ class RankHost:
             self._is_stopped = True
             if self._ranks is not None:
                 self._ranks.signal(signal.Signals(number))
+
+
+def _sees(folder: Path) -> bool:
+    """Return whether a folder can be seen on this node; false if its file system fails."""
+    try:
+        return is_folder(folder)
+    except FileError:
+        return False
 
 
 # -- groups ---------------------------------------------------------------------------------------------------------

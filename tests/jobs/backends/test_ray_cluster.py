@@ -270,10 +270,49 @@ backend.close()
 """
 
 
-def drive(ray_cluster: RayLab, folder: Path, what: str) -> str:
+BLIND = """
+import sys, dataclasses, os, time
+from pathlib import Path
+import jobs.backends.ray_backend as backends, jobs.backends.ray_groups as groups
+from jobs.launch.dispatch import Dispatcher
+from jobs.launch.job import LaunchOptions
+from jobs.plan.planned import plan
+from jobs.spec import Resources, RunSpec
+from jobs.study.kept_code import live_code
+from seqlm.rundir import RunDirectory
+from tests.training.studies import make_config
+
+backend, study = backends.RayBackend(address="auto"), Path("study").absolute()
+backend.open(live_code())
+blind = sorted(node for node, has in backend.capacity().nodes.items() if has.gpus)[: int(sys.argv[1])]
+
+class Blind(groups.RankHost):
+    def location(self, run_dir):
+        found = super().location(run_dir)
+        return dataclasses.replace(found, sees_run=found.node not in blind)
+
+groups.RankHost = Blind
+worker = "import pathlib, sys; pathlib.Path(sys.argv[1], 'result.json').write_text('{}')"
+items = []
+for seed in range(4):
+    spec = RunSpec(name=f"run{seed}", config=make_config(seed=seed), resources=Resources(cpus=1, gpus=1))
+    run = RunDirectory.locate(study, spec.name, spec.fingerprint)
+    run.create(spec.config, {"name": spec.name})
+    items.append(plan(spec, run, run.observe(), has_checkpoint=False, retry=False))
+options = LaunchOptions(study_dir=study, worker=("-c", worker))
+ends = [event.observation.state for event in Dispatcher(backend, live_code(), options).dispatch(items)
+        if event.kind == "ended"]
+lost = [path.read_text() for path in study.glob("*/attempts/*/failure.json")]
+print(ends, len(lost), all('"kind": "node"' in text and "does not see" in text for text in lost))
+backend.close()
+"""
+"""Four runs, where the given number of the two nodes with GPUs do not see the folders of runs."""
+
+
+def drive(ray_cluster: RayLab, folder: Path, what: str, driver: str = DRIVER) -> str:
     """What a driver of its own, with a backend of its own, says in the end of a run that is disturbed."""
     script = folder / "driver.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{DRIVER}")
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{driver}")
     answer = ray_cluster.run([sys.executable, str(script), what], cwd=folder)
     assert answer.returncode == 0, answer.stderr
     return answer.stdout.strip()
@@ -304,6 +343,12 @@ def test_a_run_whose_place_is_taken_by_somebody_faster_goes_elsewhere(ray_cluste
 def test_a_run_that_ray_places_and_never_starts_is_given_up(ray_cluster: RayLab, tmp_path: Path) -> None:
     said = drive(ray_cluster, tmp_path, "deaf")
     assert said == "False -9 Ray did not start it within 0.05 min on 127.0.0.1"
+
+
+def test_a_node_that_does_not_see_the_runs_folder_fails_one_run_and_is_avoided(
+    ray_cluster: RayLab, tmp_path: Path
+) -> None:
+    assert drive(ray_cluster, tmp_path, "1", BLIND) == "['done', 'done', 'done', 'done'] 1 True"
 
 
 def test_a_study_begun_locally_is_finished_on_ray(ray_cluster: RayLab, tmp_path: Path) -> None:
