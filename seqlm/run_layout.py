@@ -10,6 +10,17 @@ from seqlm.reading import is_folder, listed
 
 CANARY_FOLDER = "canary"
 """Folder of a study with its canaries."""
+BEHAVIOUR_FOLDER = "behaviour"
+"""Folder of a study with its behaviour jobs."""
+FINGERPRINT_DIGITS = 8
+"""Digits of the fingerprint in a folder's name. No two runs of a study may have the same."""
+SAME_DIGITS = (
+    f"whose fingerprint begins with the same {FINGERPRINT_DIGITS} digits; take another seed, or another study "
+    "(--set study.name=...)"
+)
+"""Why a run is refused, and what to do."""
+MAX_RUNS = 10_000
+"""Most runs of a study."""
 
 
 @dataclass(frozen=True)

@@ -42,22 +42,10 @@ from seqlm.lease import Terms, has_live_worker, live_owner
 from seqlm.locks import held_by_a_stranger, is_locked
 from seqlm.model_files import ModelFiles, keep_tokenizer
 from seqlm.reading import below, exists, is_folder, listed
-from seqlm.run_layout import CANARY_FOLDER, RunLayout, slugify
+from seqlm.run_layout import CANARY_FOLDER, FINGERPRINT_DIGITS, SAME_DIGITS, RunLayout, slugify
 
 State: TypeAlias = Literal["pending", "queued", "running", "done", "stopped", "failed", "cancelled"]
 FailureKind: TypeAlias = Literal["oom", "diverged", "node", "preempted", "timeout", "code", "cancelled"]
-
-FINGERPRINT_DIGITS = 8
-"""Digits of the fingerprint in a folder's name. No two runs of a study may have the same."""
-SAME_DIGITS = (
-    f"whose fingerprint begins with the same {FINGERPRINT_DIGITS} digits; take another seed, or another study "
-    "(--set study.name=...)"
-)
-"""Why a run is refused, and what to do."""
-MAX_RUNS = 10_000
-"""Most runs of a study."""
-BEHAVIOUR_FOLDER = "behaviour"
-"""Folder of a study with its behaviour jobs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +129,7 @@ class RunDirectory(RunLayout):
 
         Raises:
             FileError: the folder cannot be written, or holds another configuration.
-            UsageError: the tokenizer file is not the one whose digest the configuration has; or as
-                :meth:`read_config_of`.
+            UsageError: the tokenizer file has another digest than the configuration, or as :meth:`read_config_of`.
             ModelError: the folder holds other files of the model.
         """
         make_directory(self.path / "checkpoints")
@@ -235,11 +222,7 @@ class RunDirectory(RunLayout):
         return result is not None and reaches(result, self.read_config())
 
     def has_ended(self) -> bool:
-        """Whether the run is done, was stopped by a search, has a failure that may yet be retried, or damaged files.
-
-        Raises:
-            FileError: a file cannot be read.
-        """
+        """Whether the run is done, was stopped by a search, has a failure that may yet be retried, or damaged files."""
         if exists(self.failure_file) or exists(self.stopped_file):
             return True
         try:

@@ -11,8 +11,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from analysis.study.columns import as_columns
 from analysis.study.values import as_list, as_mapping, as_number, as_text, clean, tolerated
 from seqlm.files import read_json
-from seqlm.run_layout import study_record_file
-from seqlm.rundir import FINGERPRINT_DIGITS, MAX_RUNS
+from seqlm.run_layout import FINGERPRINT_DIGITS, MAX_RUNS, study_record_file
 
 Metric: TypeAlias = Literal[
     "val_ppl", "train_ppl", "test_ppl", "gap", "wall_seconds", "epoch_seconds", "seconds_to_5pct"

@@ -24,7 +24,8 @@ from analysis.study.values import as_list, as_mapping, as_number, as_text, clean
 from seqlm.errors import FileError
 from seqlm.files import read_json
 from seqlm.reading import open_regular
-from seqlm.rundir import MAX_RUNS, RunDirectory, epochs_of
+from seqlm.run_layout import MAX_RUNS
+from seqlm.rundir import RunDirectory, epochs_of
 
 LOG_LINES = 12
 """Last lines of the log that are shown for a run that failed."""

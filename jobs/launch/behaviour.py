@@ -25,8 +25,8 @@ from seqlm.config import DataConfig, RunConfig
 from seqlm.errors import FileError, UsageError
 from seqlm.files import file_sha256, read_json
 from seqlm.reading import is_file
-from seqlm.run_layout import study_record_file
-from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory
+from seqlm.run_layout import BEHAVIOUR_FOLDER, study_record_file
+from seqlm.rundir import RunDirectory
 
 SETTINGS = ("window", "samples", "temperature", "prompt", "seed")
 """Settings that flags can set."""

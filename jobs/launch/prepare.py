@@ -36,7 +36,8 @@ from seqlm.errors import BackendError, DataError, UsageError
 from seqlm.files import write_json
 from seqlm.reading import exists
 from seqlm.rounding import threads_of_checkpoint
-from seqlm.rundir import FINGERPRINT_DIGITS, SAME_DIGITS, RunDirectory
+from seqlm.run_layout import FINGERPRINT_DIGITS, SAME_DIGITS
+from seqlm.rundir import RunDirectory
 from seqlm.search import Search, let_go_on
 
 

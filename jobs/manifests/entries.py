@@ -24,7 +24,7 @@ from jobs.manifests.reader import check_plain, show
 from jobs.manifests.search import SearchTable
 from jobs.spec import Resources
 from seqlm.config import OPEN_TABLES, SEEDS, RunConfig, Seed, base_key, valid_keys
-from seqlm.rundir import MAX_RUNS
+from seqlm.run_layout import MAX_RUNS
 
 _Name = Annotated[
     str,

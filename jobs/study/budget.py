@@ -22,8 +22,8 @@ from seqlm.errors import DamagedFileError, FileError, SeqlmError, UnfitFileError
 from seqlm.files import read_json
 from seqlm.lease import last_sign_of
 from seqlm.reading import listed, moment
-from seqlm.run_layout import CANARY_FOLDER, study_record_file
-from seqlm.rundir import FINGERPRINT_DIGITS, RunDirectory
+from seqlm.run_layout import CANARY_FOLDER, FINGERPRINT_DIGITS, study_record_file
+from seqlm.rundir import RunDirectory
 
 UNITS = {"gpu_hours": "GPU hours", "core_hours": "core hours"}
 """Key of the policy -> its unit in messages."""

@@ -25,8 +25,8 @@ from seqlm.files import read_json
 from seqlm.lease import Terms, live_owner
 from seqlm.locks import is_locked
 from seqlm.reading import below, exists, is_file, is_folder, is_link, listed
-from seqlm.run_layout import CANARY_FOLDER
-from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory
+from seqlm.run_layout import BEHAVIOUR_FOLDER, CANARY_FOLDER
+from seqlm.rundir import RunDirectory
 
 Kind: TypeAlias = Literal["last checkpoint", "unused code", "damaged copy", "canary", "temporary file", "compiled code"]
 

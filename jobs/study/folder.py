@@ -24,8 +24,8 @@ from seqlm.locks import exclusive_lock, is_locked, read_lock_holder
 from seqlm.model_files import read_model_files
 from seqlm.processes import is_alive
 from seqlm.reading import exists, is_file, is_folder, listed
-from seqlm.run_layout import study_record_file
-from seqlm.rundir import BEHAVIOUR_FOLDER, Observation, RunDirectory
+from seqlm.run_layout import BEHAVIOUR_FOLDER, study_record_file
+from seqlm.rundir import Observation, RunDirectory
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ import contextlib
 from pathlib import Path
 
 from seqlm.errors import FileError, UsageError, printable
-from seqlm.rundir import FINGERPRINT_DIGITS, RunDirectory
+from seqlm.run_layout import FINGERPRINT_DIGITS
+from seqlm.rundir import RunDirectory
 
 
 def require_identity(study_dir: Path) -> None:

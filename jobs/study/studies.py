@@ -18,8 +18,8 @@ from jobs.study.squeue import Scheduler
 from seqlm.errors import FileError, SeqlmError
 from seqlm.files import read_json
 from seqlm.reading import is_file, is_folder, listed
-from seqlm.run_layout import slugify, study_record_file
-from seqlm.rundir import FINGERPRINT_DIGITS, RunDirectory, State, reaches
+from seqlm.run_layout import FINGERPRINT_DIGITS, slugify, study_record_file
+from seqlm.rundir import RunDirectory, State, reaches
 
 THREADS = 8
 """Folders whose sizes are read at the same time: on a network file system each call waits for an answer."""

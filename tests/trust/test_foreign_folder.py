@@ -19,7 +19,8 @@ from seqlm.errors import FileError, UsageError
 from seqlm.files import file_sha256, read_json, write_json
 from seqlm.locks import is_locked
 from seqlm.reading import LARGEST_HASHED, LARGEST_TEXT
-from seqlm.rundir import MAX_RUNS, RunDirectory
+from seqlm.run_layout import MAX_RUNS
+from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import write_attempt
 from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
 from tests.analysis.synthetic import fail, make_run

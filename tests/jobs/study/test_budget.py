@@ -12,8 +12,8 @@ from jobs.study.budget import Budget, BudgetWatch, Hours, Ledger, hours_of
 from jobs.study.folder import ObservedRun, observe_study, write_jobs
 from jobs.study.squeue import Scheduler
 from seqlm.files import write_json, write_json_lines
-from seqlm.run_layout import study_record_file
-from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory
+from seqlm.run_layout import BEHAVIOUR_FOLDER, study_record_file
+from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import at, write_attempt
 from tests.training.studies import make_config, make_run
 
