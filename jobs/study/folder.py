@@ -165,10 +165,10 @@ def _observe_run(run: RunDirectory, work: AtWork) -> Observation:
         is_queued = run.id in launcher.waiting or (run.read_job() or {}).get("launcher") == launcher.identity
         return run.observe(queued=is_queued, waits_for=launcher.waiting.get(run.id))
     seen = run.observe(queued=job.stage in ("queued", "unknown"), waits_for=job.reason)
+    if job.stage == "running" and seen.state in ("pending", "running"):
+        return replace(seen, state="running", reason=job.reason or None)
     if seen.state != "pending":
         return seen
-    if job.stage == "running":
-        return replace(seen, state="running", reason=None)
     if job.stage == "ended" and job.kind == "cancelled":
         return replace(seen, state="cancelled", reason=job.reason, kind=job.kind)
     if job.stage in ("ended", "gone") and run.waits_at_rung():

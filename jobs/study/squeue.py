@@ -34,7 +34,7 @@ class JobState:
     stage: Stage
     """``gone``: the scheduler no longer lists the job. ``unknown``: the scheduler does not answer."""
     reason: str
-    """Why the job waits, or how it ended, in words for users."""
+    """Why the job waits or is suspended, or how it ended, in words for users. Empty: it runs."""
     kind: FailureKind | None = None
     """Kind of failure of a job that ended and wrote neither a result nor a failure. ``None``: nothing is known to have
     failed."""
@@ -46,7 +46,8 @@ class JobState:
 
 
 _QUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
-_RUNNING = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
+_SUSPENDED = ("SUSPENDED", "STOPPED")
+_RUNNING = ("RUNNING", "COMPLETING", "CONFIGURING", "SIGNALING", "STAGE_OUT", "RESIZING", *_SUSPENDED)
 _KINDS: Mapping[str, FailureKind] = {
     "CANCELLED": "cancelled",
     "TIMEOUT": "timeout",
@@ -67,6 +68,7 @@ _REASONS = {
     "DependencyNeverSatisfied": "the job it depends on has failed",
     "JobHeldUser": "held by its user",
     "JobHeldAdmin": "held by an administrator",
+    "job requeued in held state": "held after a requeue, until `scontrol release`",
     "QOSMaxJobsPerUserLimit": "your limit of running jobs is reached",
     "AssocGrpGRES": "your account's GPUs are in use",
 }
@@ -123,13 +125,12 @@ class Scheduler:
         return {job: self._answers[job] for job in wanted}
 
     def _ask(self, wanted: frozenset[str]) -> dict[str, JobState]:
-        queue = self._call("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N", "-j", ",".join(parents(wanted)))
+        queue = self._call("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r", "-j", ",".join(parents(wanted)))
         found = {} if queue is None else read_squeue(queue)
         missing = wanted - found.keys()
         if not missing:
             return found
-        columns = "JobID,State,NodeList"
-        account = self._call("sacct", "-n", "-P", "-X", "-D", "-o", columns, "-j", ",".join(parents(missing)))
+        account = self._call("sacct", "-n", "-P", "-X", "-D", "-o", "JobID,State", "-j", ",".join(parents(missing)))
         accounted = {} if account is None else read_sacct(account)
         reason = "SLURM no longer lists its job and no result was written; `run` resumes it"
         lost = JobState(stage="gone", reason=reason)
@@ -151,22 +152,22 @@ class Scheduler:
 
 
 def read_squeue(text: str) -> dict[str, JobState]:
-    """Parse the output of ``squeue -h -r -t all -o "%i|%T|%r|%N"``."""
+    """Parse the output of ``squeue -h -r -t all -o "%i|%T|%r"``."""
     rows = (line.strip().split("|") for line in text.splitlines())
-    return {row[0]: job_state(*row[1:]) for row in rows if len(row) == 4}
+    return {row[0]: job_state(*row[1:]) for row in rows if len(row) == 3}
 
 
 def read_sacct(text: str) -> dict[str, JobState]:
-    """Parse the output of ``sacct -n -P -X -D -o JobID,State,NodeList``. The last line of a requeued job counts.
+    """Parse the output of ``sacct -n -P -X -D -o JobID,State``. The last line of a requeued job counts.
 
     A line is about ``12``, ``12_3``, or all tasks of ``12_[0-3,8-16:4%2]``. Lines about steps are ignored.
     """
     found: dict[str, JobState] = {}
     waiting: dict[str, JobState] = {}
     for row in (line.strip().split("|") for line in text.splitlines()):
-        if len(row) != 3:
+        if len(row) != 2:
             continue
-        name, state = row[0], job_state(row[1], "", row[2])
+        name, state = row[0], job_state(row[1])
         if re.fullmatch(r"\d+(_\d+)?", name):
             found[name] = state
         elif match := re.fullmatch(r"(\d+)_\[([^]%]*)(?:%\d+)?\]", name):
@@ -176,7 +177,7 @@ def read_sacct(text: str) -> dict[str, JobState]:
     return {**waiting, **found}  # a task may be in a range of waiting tasks and also have a line of its own
 
 
-def job_state(state: str, reason: str = "", nodes: str = "") -> JobState:
+def job_state(state: str, reason: str = "") -> JobState:
     """Return a job's state from SLURM's state and reason, such as ``PENDING`` and ``Resources``."""
     word = state.split()[0].rstrip("+") if state else "UNKNOWN"
     if word in _QUEUED:
@@ -184,7 +185,8 @@ def job_state(state: str, reason: str = "", nodes: str = "") -> JobState:
         known = _REASONS.get(plain, f"SLURM reports {plain}" if plain not in ("", "None") else "about to start")
         return JobState(stage="queued", reason=known)
     if word in _RUNNING:
-        return JobState(stage="running", reason=f"on {nodes}" if nodes else "")
+        suspended = "suspended: SLURM has stopped its processes for a while"
+        return JobState(stage="running", reason=suspended if word in _SUSPENDED else "")
     if word == "COMPLETED":
         return JobState(stage="ended", reason="its job ended without writing a result; see its logs")
     kind = _KINDS.get(word, "code")

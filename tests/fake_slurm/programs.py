@@ -207,7 +207,7 @@ def sacct(room: Room, words: list[str]) -> str:
         job = group[0]
         by = " by 0" if job.state == "CANCELLED" else ""
         names = {"JobID": label(group) if job.array is not None else job.id, "State": job.state + by}
-        names |= {"NodeList": job.node or "None assigned", "ExitCode": f"{job.exit_code}:0"}
+        names |= {"ExitCode": f"{job.exit_code}:0"}
         steps = (
             []
             if "allocations" in given or not job.node

@@ -294,6 +294,29 @@ def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change
     assert (cancelled.read_job() or {})["backend"] == "slurm", "where it was before, without a manifest"
 
 
+def test_a_job_that_is_held_or_suspended_goes_on_where_it_was(cluster: LoopbackCluster, tmp_path: Path) -> None:
+    crawl = Crawl(tmp_path, epochs=1, step_seconds=1)
+    study = Study(cluster, tmp_path, epochs=12, env=crawl.env)
+    assert study("run", "small.toml", "--no-wait").returncode == 0
+    study.until_they_train()
+    (run,) = study.runs()
+    job = study.jobs()[run.id]
+    cluster.run("scontrol", "requeuehold", job)
+    wait_for(study.states, "the job to wait again", until=lambda states: states == ["queued"])
+    assert "held" in study.states("reason")[0]
+    cluster.run("scontrol", "release", job)
+    wait_for(lambda: read_json(run.worker_file(2)), "the second attempt", until=bool)
+    cluster.run("scontrol", "suspend", job)
+    assert study.states() == ["running"]
+    assert "suspended" in study.states("reason")[0]
+    assert "0 of 1 runs to do" in study("run", "small.toml", "--no-wait").stderr
+    cluster.run("scontrol", "resume", job)
+    crawl.end()
+    wait_for(study.states, "the run to end", until=lambda states: states == ["done"])
+    assert epochs_of(run) == list(range(12))
+    assert run.attempts() == [1, 2]
+
+
 def test_a_search_of_mode_sync_ends_with_nobody_waiting_as_successive_halving_does_although_a_worker_is_killed(
     cluster: LoopbackCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,11 +44,11 @@ QUESTIONS = (
     "squeue -h -r -t all -o {format} -j 1_1",
     "squeue -h -r -t all -o {format} -j 1,999",
     "squeue -h -o {format} -j 999",
-    "squeue -h -r -t all -o %i|%T|%r|%N -j 1,1",
-    "sacct -o JobID,State,NodeList --parsable2 -j 1",
-    "sacct -n -P -X -D -o JobID,State,NodeList -j 1",
-    "sacct -n -P -X -D -o JobID,State,NodeList -j 1_1",
-    "sacct -o JobID,State,NodeList --parsable2 -j 77 -j 78",
+    "squeue -h -r -t all -o %i|%T|%r -j 1,1",
+    "sacct -o JobID,State --parsable2 -j 1",
+    "sacct -n -P -X -D -o JobID,State -j 1",
+    "sacct -n -P -X -D -o JobID,State -j 1_1",
+    "sacct -o JobID,State --parsable2 -j 77 -j 78",
     "sinfo -h -a -e -o %P|%a|%l|%F|%c|%m|%G|%s",
     "sbatch {script} --partition=nope",  # behind the script: an argument of it, which changes nothing
     "sbatch -p nope {script}",
@@ -63,7 +63,7 @@ QUESTIONS = (
     "scancel abc",
     "scancel 1_1",
     "squeue -h -r -t all -o %i|%T|%r -j 1_1",
-    "sacct -n -P -X -D -o JobID,State,NodeList -j 1_1",
+    "sacct -n -P -X -D -o JobID,State -j 1_1",
     "scancel 1_[4-5] 2",
     "squeue -h -r -o %i|%T -j 1_5",
     "scontrol requeue 1_0",
@@ -157,7 +157,7 @@ def test_the_fake_answers_as_the_real_one(
 def test_without_accounting_both_refuse_alike(tmp_path: Path) -> None:
     require_slurm()
     fake = FakeSlurm(tmp_path / "fake")
-    question = "sacct -o JobID,State,NodeList --parsable2 -j 1"
+    question = "sacct -o JobID,State --parsable2 -j 1"
     with LoopbackCluster(ClusterOptions(nodes=1)) as off:
         real = asker(off.env, tmp_path)(question)
     assert real == asker({**os.environ, "PATH": f"{fake.bin}{os.pathsep}{os.environ['PATH']}"}, tmp_path)(question)

@@ -234,7 +234,7 @@ class Touched:
 def test_what_is_not_watched_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [add(tmp_path / "s", name, order=order) for order, name in enumerate("abc")]
     write_jobs(tmp_path / "s", {run.id: f"12_{number}" for number, run in enumerate(runs)}, {})
-    queue = "12_0|RUNNING||n1\n12_1|RUNNING||n1\n12_2|RUNNING||n1"
+    queue = "12_0|RUNNING|\n12_1|RUNNING|\n12_2|RUNNING|"
     monkeypatch.setattr(Scheduler, "_call", lambda self, *command: queue)
     watcher = Watcher(tmp_path / "s", [runs[0].id])
     touched = Touched(monkeypatch)
@@ -249,7 +249,7 @@ def test_a_run_that_is_done_costs_one_call_at_each_look(tmp_path: Path, monkeypa
     write_json(done.result_file, {})
     failed.write_failure_once({"kind": "diverged", "message": "nan"})
     write_jobs(tmp_path / "s", {run.id: "12" for run in (done, failed, other)}, {})
-    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: "12|RUNNING||n1")
+    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: "12|RUNNING|")
     watcher = Watcher(tmp_path / "s")
     before = [run.state for run in watcher.look().runs]
     touched = Touched(monkeypatch)
@@ -277,7 +277,7 @@ def test_a_run_that_is_submitted_again_is_not_over(tmp_path: Path, monkeypatch: 
     assert watcher.look().is_over
     run.failure_file.unlink()
     write_jobs(tmp_path / "s", {run.id: "12"}, {})
-    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: "12|PENDING|Priority|")
+    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: "12|PENDING|Priority")
     again = watcher.look()
     assert ([seen.state for seen in again.runs], again.is_over) == (["queued"], False)
 

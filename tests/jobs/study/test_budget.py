@@ -147,7 +147,7 @@ def test_a_run_that_the_budget_keeps_from_starting_says_so(tmp_path: Path, monke
     assert observed(study).observation.reason is None, "the search is expected to stop it after one epoch"
     record(6)
     write_jobs(study, {run.id: "12"}, {run.id: "0001"})
-    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: "12|COMPLETED||n1")
+    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: "12|COMPLETED|")
     assert observed(study).observation.state == "pending", "its job of SLURM has seen that and has ended"
     record("unlimited")
     seen = observed(study).observation

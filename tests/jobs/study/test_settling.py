@@ -143,7 +143,7 @@ def test_following_the_logs_of_a_run_touches_no_other_run(tmp_path: Path, monkey
     study = tmp_path / "study"
     run, other = (make_run(study / f"run-0000000{number}", make_config(seed=number)) for number in (1, 2))
     write_jobs(study, {run.id: "12_0", other.id: "12_1"}, {})
-    queue = "12_0|RUNNING||n1\n12_1|RUNNING||n1"
+    queue = "12_0|RUNNING|\n12_1|RUNNING|"
     monkeypatch.setattr(Scheduler, "_call", lambda self, *command: queue)
     pauses: list[float] = []
 
