@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,14 +45,14 @@ REPORTED = ("number", "name", "id", "val_ppl", "best_epoch", "epochs_done", "tes
 
 
 def reported(study_dir: Path) -> dict[str, dict[str, Any]]:
-    """Return what the report has in the columns :data:`REPORTED` of each run, by its id. ``None``: missing.
+    """Return what the report has in the columns :data:`REPORTED` of each run, by its id and in order of its number.
 
-    The number is a text, such as ``3b``.
+    The number is a text, such as ``3b``. ``None``: missing, or infinite.
     """
     import pandas as pd  # with the report's tables, most of a second that only numbers and results need
 
     from analysis.study.study import load_study
 
     table = load_study(study_dir).runs[list(REPORTED)].astype(object)
-    rows: Any = table.where(pd.notna(table), None).to_dict("records")
+    rows: Any = table.where(pd.notna(table) & (table != math.inf), None).to_dict("records")
     return {row["id"]: {**row, "number": str(row["number"])} for row in rows}

@@ -12,7 +12,7 @@ from jobs.cli.arguments import GenerateArguments, ResultsArguments
 from jobs.cli.naming import chosen_runs, named_runs, reported
 from jobs.cli.view import what_differs
 from jobs.study.folder import find_study, observe_study
-from seqlm.errors import UsageError, nearest
+from seqlm.errors import UsageError, nearest, printable
 
 COLUMNS = (
     *("number", "name", "id", "state"),
@@ -27,22 +27,23 @@ def results(arguments: ResultsArguments) -> tuple[dict[str, Any], int]:
         raise UsageError("--csv prints a table, --json one document; use one of them")
     study_dir = find_study(arguments.study, arguments.runs_dir)
     runs = chosen_runs(arguments, study_dir)
-    rows = reported(study_dir) if runs else {}
-    records = [
-        {**rows[run.run.id], "state": run.observation.state, "reason": run.observation.reason, "differs": differs}
+    seen = {
+        run.run.id: {"state": run.observation.state, "reason": run.observation.reason, "differs": differs}
         for run, differs in zip(runs, what_differs(runs), strict=True)
-        if run.run.id in rows
-    ]
+    }
+    rows = reported(study_dir) if runs else {}
+    records = [{**row, **seen[run_id]} for run_id, row in rows.items() if run_id in seen]
     keys = list(dict.fromkeys(key for record in records for key in record["differs"]))
     sort = _sort_key(arguments.sort, keys)
-    records.sort(key=lambda record: _order({**record, **record["differs"]}.get(sort)))
+    if sort != "number":  # they are in this order, and those of equal value stay in it
+        records.sort(key=lambda record: _order({**record, **record["differs"]}.get(sort)))
     if arguments.csv:
         writer = csv.DictWriter(sys.stdout, [*COLUMNS[:4], *keys, *COLUMNS[4:]], lineterminator="\n")
         writer.writeheader()
         for one in records:
             row = {**one, **one["differs"]}
             del row["differs"]
-            writer.writerow(row)
+            writer.writerow({key: printable(cell) if isinstance(cell, str) else cell for key, cell in row.items()})
     else:
         _say_table(records, keys)
     return {"study": study_dir.name, "runs": records}, 0
@@ -58,7 +59,7 @@ def _sort_key(text: str, keys: Sequence[str]) -> str:
 
 
 def _order(value: Any) -> tuple[int, float, str]:
-    """Order numbers by size, then texts, then what is missing. Infinite numbers are the last numbers."""
+    """Order numbers by size, then texts, then what is missing."""
     if value is None:
         return 2, 0.0, ""
     return (0, value, "") if isinstance(value, int | float) else (1, 0.0, str(value))

@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import launch
+from seqlm.files import write_json_lines
 from tests.analysis.example_study import make_examples
+from tests.commands import ask
+from tests.jobs.cli.test_watch import add
 
 pytestmark = pytest.mark.slow  # pandas or torch
 
@@ -57,6 +61,15 @@ def test_the_best_run_comes_first_and_what_is_missing_last(seqlm: Any) -> None:
     assert rates == sorted(rates)
     (one,) = asked(seqlm, "results", "optimizers", "--only", "name=gru-adam")["runs"]
     assert one == {**best, "differs": {}}
+
+
+def test_numbers_are_in_the_order_of_the_report_and_an_infinite_one_is_missing(tmp_path: Path) -> None:
+    runs = [add(tmp_path / "s", f"run{order}", order=order) for order in range(11)]
+    write_json_lines(runs[0].metrics_file, [{"epoch": 0, "val_ppl": math.inf}])
+    words = ["results", "s", "--runs-dir", ".", "--sort"]
+    for sort in ("number", "val_ppl"):
+        found = ask([*words, sort], folder=tmp_path, env={})["runs"]
+        assert [(run["number"], run["val_ppl"]) for run in found] == [(f"{place}", None) for place in range(1, 12)]
 
 
 def test_csv_has_a_column_for_each_key_that_differs(seqlm: Any) -> None:
