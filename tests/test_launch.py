@@ -832,6 +832,23 @@ def test_a_read_only_or_full_disk_is_one_clear_line(tmp_path: Path, options: str
 
 
 @pytest.mark.process
+@pytest.mark.skipif(not may_mount(), reason="only root may mount the file system that this test needs")
+def test_a_home_that_is_read_only_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, home = Study(tmp_path), tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("SEQLM_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    script = 'mount -t tmpfs -o ro none home && exec "$@"'
+    shell = ["unshare", "--mount", "sh", "-c", script, "sh", *study.command("run", "small.toml")]
+    answer = commands.run(shell, cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert "going on without a cache" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert study.states() == {"rnn-adam": "done"}
+
+
+@pytest.mark.process
 @pytest.mark.skipif(not may_mount(), reason="only root may mount the file system that this test fills")
 def test_a_disk_that_fills_up_in_mid_run_loses_nothing_and_the_next_run_goes_on(tmp_path: Path) -> None:
     study = Study(tmp_path)

@@ -17,6 +17,7 @@ from seqlm.locks import is_locked
 from seqlm.model_files import ModelFiles
 from seqlm.rundir import RunDirectory
 from tests import commands, searches, warm
+from tests.chaos.disk import may_mount
 from tests.check_model.faulty import use_own_model
 from tests.crawl import Crawl
 from tests.outcome import differences, outcome, quiet_outcomes
@@ -470,6 +471,18 @@ def test_a_killed_launcher_takes_its_ray_and_its_workers_along(lab: RayLab, tmp_
     assert not list(lab.folder.glob("seqlm-ray-*")), "the files of its Ray"
     # A process lets go of its locks a moment after it has left its network.
     wait_for(study.states, "the run to be released", until=lambda states: states == ["pending"])
+
+
+@pytest.mark.skipif(not may_mount(), reason="only root may mount the file system that this test needs")
+def test_a_home_that_is_read_only_is_no_hindrance(lab: RayLab, tmp_path: Path) -> None:
+    study, home = Study(lab, tmp_path, {"gpus": 0}), tmp_path / "home"
+    home.mkdir()
+    lab.env["HOME"] = str(home)
+    script = 'mount -t tmpfs -o ro none "$HOME" && exec "$@"'
+    answer = lab.run(["unshare", "--mount", "sh", "-c", script, "sh", *study.argv("run", "small.toml")], cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert study.states() == ["done"]
 
 
 ON_TWO_CARDS = """
