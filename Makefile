@@ -6,6 +6,7 @@
 #   make package      build wheel and source archive into dist, install each into an empty environment, and run the quickstart from there
 #   make soak         run all tests N=10 times, quiet and under load, in random orders, and show what failed
 #                     (RENAME=0.05: with a planted race, every renaming waits so many seconds)
+#   make cold         run all tests with new interpreters in place of warm forks, two threads each; then some in a Latin-1 locale
 #   make versions     quickstart and the tests that start no process with Python 3.13, and with the lowest versions that pyproject.toml allows
 #   make lock         write down the exact versions in .venv; LOCKED=1 with any other target installs them
 #   make chaos        break things on purpose for ten minutes; CHAOS="--seed N" the same once more (docs/project/chaos.md)
@@ -25,7 +26,7 @@ CONSTRAINTS := tests/constraints.txt
 INSTALL := $(if $(LOWEST),$(BIN)/uv pip install --quiet --python $(BIN)/python --resolution lowest-direct,\
   $(BIN)/pip install --disable-pip-version-check --quiet $(if $(LOCKED),--constraint $(CONSTRAINTS)))
 
-.PHONY: quickstart test coverage docs package soak versions lock chaos lint types check install clean
+.PHONY: quickstart test coverage docs package soak cold versions lock chaos lint types check install clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python launch.py run jobs/manifests/quickstart.toml --report $(RUN)
@@ -48,6 +49,14 @@ package: $(VENV)/installed-docs
 
 soak: $(VENV)/installed-test
 	$(BIN)/python -m tests.soak $(N) $(if $(RENAME),--rename-seconds $(RENAME)) -- -n $(TEST_PROCESSES) --dist loadgroup
+
+LATIN_1 := build/locale/en_US.ISO-8859-1
+LATIN_1_TESTS := tests/data tests/jobs tests/analysis tests/trust tests/test_command_line.py tests/test_launch.py tests/test_report_command.py
+cold: export SEQLM_TEST_COLD = 1
+cold: $(VENV)/installed-test
+	mkdir -p $(dir $(LATIN_1)) && localedef -i en_US -f ISO-8859-1 $(LATIN_1) # definitions: Debian's package "locales"
+	$(PYTEST)
+	LOCPATH=$(abspath $(dir $(LATIN_1))) LC_ALL=en_US.ISO-8859-1 $(PYTEST) $(LATIN_1_TESTS)
 
 versions:
 	$(MAKE) VENV=.venv-3.13 PYTHON=$(PYTHON_3_13) RUN="--runs-dir .venv-3.13/runs" FAST=1 FAST_TESTS='$(IN_PROCESS_TESTS)' quickstart test

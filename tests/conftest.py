@@ -27,7 +27,8 @@ import pytest
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every process compiles all of seqlm, and every run all tests
 sys.dont_write_bytecode = False
 os.environ["HYPOTHESIS_NO_PLUGINS"] = "1"  # of other libraries: trio's collects all garbage, which takes 0.3 s by then
-os.environ["OMP_NUM_THREADS"] = "1"  # several test processes share the machine
+# Several test processes share the machine. Cold programs take two threads each, as in `make cold`.
+os.environ["OMP_NUM_THREADS"] = "2" if "SEQLM_TEST_COLD" in os.environ else "1"
 os.environ["OMP_WAIT_POLICY"] = "passive"  # workers with more threads: one that spins keeps the others from working
 if "SEQLM_DATA" in os.environ:  # the tests of the real Penn Treebank read it, and nothing else does
     os.environ["SEQLM_TEST_DATA"] = os.environ["SEQLM_DATA"]

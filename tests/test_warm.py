@@ -13,7 +13,7 @@ from tests import commands, warm
 from tests.ray_lab import RayLab
 from tests.waiting import wait_for
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.skipif(warm.IS_COLD, reason="every program starts cold")]
 
 PROGRAMS = {
     "its own code": "import sys; print('out'); sys.exit(3)",

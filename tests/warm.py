@@ -56,6 +56,7 @@ IMPORTED = (
 )  # fmt: skip
 COLD_VARIABLES = ("PYTHONHASHSEED", "PYTHONWARNINGS", "LD_PRELOAD", "SEQLM_TEST_COLD")
 """Programs with one of these are started as usual: they are read when an interpreter begins."""
+IS_COLD = "SEQLM_TEST_COLD" in os.environ
 OWN = ("seqlm.", "analysis.", "benchmarks.", "tests.training.")
 """Modules of this repository that are worth a warm start: they import torch."""
 STARTS_NOTHING = ("seqlm.", "analysis.", "tests.training.")
@@ -151,7 +152,7 @@ class OwnPopen(Popen):
 def _is_warm(words: list[str], variables: dict[str, str]) -> bool:
     if len(words) < 2 or words[0] != sys.executable or not (words[1] in ("-m", "-c") or words[1].endswith(".py")):
         return False
-    return sys.platform == "linux" and not any(name in variables for name in COLD_VARIABLES)
+    return sys.platform == "linux" and not IS_COLD and not any(name in variables for name in COLD_VARIABLES)
 
 
 def _ask(program: Program, files: list[int]) -> int:
@@ -171,8 +172,10 @@ def _ask(program: Program, files: list[int]) -> int:
 def env() -> dict[str, str]:
     """Return variables with which the programs of this repository run in forks, whatever starts them.
 
-    For programs of this user alone.
+    For programs of this user alone. With ``SEQLM_TEST_COLD=1``: none.
     """
+    if IS_COLD:
+        return {}
     with _asking:
         _spawner()
         path = [str(STAND_IN.parent), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -256,10 +256,10 @@ def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change
     cluster.run("scontrol", "requeue", study.jobs()[requeued.id])
     cluster.run("scancel", study.jobs()[cancelled.id])
     wait_for(study.states, "the run to be cancelled", until=lambda states: states[1] == "cancelled")
-    wait_for(
-        lambda: read_json(requeued.worker_file(further[requeued.id])) or {},
+    wait_for(  # a worker that still imports torch when SLURM kills it does not write its end
+        lambda: (read_json(requeued.worker_file(further[requeued.id])) or {}, requeued.last_attempt()),
         "the first worker of the requeued run to end",
-        until=lambda worker: "ended_at" in worker,
+        until=lambda seen: "ended_at" in seen[0] or seen[1] > further[requeued.id],
     )
     until_it_is_saved(cluster, study.jobs()[untouched.id])
     cluster.restart_controller(kill=True)

@@ -26,8 +26,12 @@ def told_in(texts: Iterable[str], values: Iterable[str] = tuple(SHELL.values()))
 
 
 def files_with(folder: Path, values: Iterable[str] = tuple(SHELL.values())) -> list[Path]:
-    """The files below ``folder``, logs and pickles among them, that hold one of the values."""
-    looked = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    """The files below ``folder``, logs and pickles among them, that hold one of the values.
+
+    Bytecode is left out: an interpreter that starts meanwhile writes and renames it.
+    """
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    looked = [path for path in files if path.parent.name != "__pycache__"]
     assert looked, f"nothing to look at in {folder}"
     return [path for path in looked if any(value.encode() in path.read_bytes() for value in values)]
 
