@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import resource
 import subprocess
@@ -12,7 +13,8 @@ from typing import Literal, TypeAlias
 
 import torch
 
-from benchmarks.implementations import build_step, draw_windows
+from benchmarks.device import synchronize
+from benchmarks.implementations import Step, build_step, draw_windows
 from benchmarks.shapes import Shape
 from seqlm.errors import RunError
 
@@ -32,6 +34,9 @@ class PeakMemory:
 
     bytes: int
     counter: Counter
+    device_bytes: int | None = None
+    """What the GPU has less of after the steps than before (``mem_get_info``): also the memory of graphs and libraries,
+    and what is reserved for tensors. ``None``: not on a GPU."""
 
 
 def measure_peak_memory(name: str, shape: Shape, device: torch.device) -> PeakMemory:
@@ -45,10 +50,15 @@ def measure_peak_memory(name: str, shape: Shape, device: torch.device) -> PeakMe
     """
     _train(name, shape.shrunk(), device)
     if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
+        gc.collect()
+        torch.cuda.empty_cache()
+        before, free = torch.cuda.memory_allocated(device), torch.cuda.mem_get_info(device)[0]
         torch.cuda.reset_peak_memory_stats(device)
-        _train(name, shape, device)
-        return PeakMemory(bytes=torch.cuda.max_memory_allocated(device) - before, counter="max_memory_allocated")
+        step = _train(name, shape, device)
+        synchronize(device)
+        peak, taken = torch.cuda.max_memory_allocated(device), free - torch.cuda.mem_get_info(device)[0]
+        del step  # with its graph, which was counted
+        return PeakMemory(bytes=peak - before, counter="max_memory_allocated", device_bytes=taken)
     if _reset_high_water_mark():
         before = _status_bytes("VmRSS")
         _train(name, shape, device)
@@ -78,10 +88,11 @@ def print_peak_memory(name: str, shape: Shape, device: torch.device) -> None:
     print(json.dumps(asdict(measure_peak_memory(name, shape, device))))
 
 
-def _train(name: str, shape: Shape, device: torch.device) -> None:
+def _train(name: str, shape: Shape, device: torch.device) -> Step:
     step = build_step(name, shape, device)
     for inputs, targets in draw_windows(shape, device, STEPS[device.type]):
         step(inputs, targets)
+    return step
 
 
 def _reset_high_water_mark() -> bool:

@@ -1,7 +1,8 @@
 """One command for a GPU: tests, synchronisations, step times, kill and resume, sharing, the published study.
 
-Each part leaves a JSON file in the folder of ``--out``. A call with the same folder does what is missing. Parts that
-use the GPU themselves run in processes of their own, so that none inherits another's memory or a broken context. See
+Each part leaves a JSON file in the folder of ``--out``. A call with the same folder does what is missing. Each case of
+a part that uses the GPU itself runs in a process of its own, so that none inherits another's memory or a broken
+context. See
 ``benchmarks/README.md``.
 """
 
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,7 +35,7 @@ from seqlm.files import make_directory, write_text
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
-IN_A_CHILD = ("synchronisations", "steps", "variants")
+IN_CHILDREN = ("synchronisations", "steps", "variants")
 ROOT = Path(__file__).resolve().parents[2]
 CPU_TESTS = ("tests/training/test_gpu.py", "-k", "cpu and rnn")
 """In a rehearsal: some of the same bodies on the CPU."""
@@ -71,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ptb", type=Path, metavar="PATH", help="zip or folder of the Penn Treebank (else SEQLM_DATA)")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the published runs; fp32")
     parser.add_argument("--rehearse", action="store_true", help="go through all parts on the CPU, at tiny sizes")
-    parser.add_argument("--child", choices=IN_A_CHILD, help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=IN_CHILDREN, help=argparse.SUPPRESS)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
     return parser
 
 
@@ -158,13 +160,10 @@ def _do(
                     data = tiny_text(results.folder)
                 study(document, save, budget, results, data=data, precision=options.precision, say=_say)
             case _:
-                _in_a_child(part, results, budget, options)
-                document = results.read(part)
+                _cases(part, document, save, results, budget, options)
     except FileError:
         raise  # the disk is full, or the folder is gone: nothing can be kept
     except SeqlmError as error:
-        if part in IN_A_CHILD:  # which keeps what it has measured before it fails
-            document = results.read(part)
         document["error"] = str(error).splitlines()[0]
         _say(f"{part}: {document['error']}")
     except Exception as error:  # a fault of ours in one part must not cost the minutes of the others
@@ -207,22 +206,49 @@ def _tests(document: dict[str, Any], budget: Budget, *, rehearse: bool) -> None:
     _say(f"tests: {document['summary']}")
 
 
-def _in_a_child(part: str, results: Results, budget: Budget, options: argparse.Namespace) -> None:
-    """Do a part in a process of its own, which writes the part's file.
+def _cases(
+    part: str,
+    document: dict[str, Any],
+    save: Callable[[], None],
+    results: Results,
+    budget: Budget,
+    options: argparse.Namespace,
+) -> None:
+    """Measure each case that is missing or has failed, in a process of its own, while there is time."""
+    import torch
 
-    Raises:
-        BackendError: the process has failed; with the last line that it wrote.
-    """
-    argv = [sys.executable, "-m", "benchmarks.gpu", "--child", part, "--out", str(results.folder)]
-    minutes = budget.minutes_left()
-    argv += [] if minutes is None else ["--minutes", f"{minutes:.3f}"]
+    from benchmarks.gpu.steps import SECONDS_OF_A_CASE, cases
+
+    names = list(cases(part, document, torch.device("cpu" if options.rehearse else "cuda")))
+    document.setdefault("cases", {})
+    save()
+    for name in names:
+        if document["cases"].get(name, {}).get("error", "missing") is None:
+            continue
+        if budget.seconds_left < SECONDS_OF_A_CASE:
+            break
+        problem = _in_a_child(part, name, results, options)
+        document.update(results.read(part))
+        if problem is not None:
+            document["cases"][name] = {"name": name, "error": problem}
+            save()
+        if error := document["cases"][name]["error"]:
+            _say(f"{name}: {error}")
+    records = {name: document["cases"].get(name, {"error": "missing"}) for name in names}
+    document["complete"] = all(record["error"] is None for record in records.values())
+    failures = {name: record["error"] or record.get("waits_at") for name, record in document["cases"].items()}
+    document["failures"] = [f"{name}: {text}" for name, text in failures.items() if text]
+
+
+def _in_a_child(part: str, case: str, results: Results, options: argparse.Namespace) -> str | None:
+    """Measure a case in a process of its own, which puts it into the part's file. Return how the process failed."""
+    argv = [sys.executable, "-m", "benchmarks.gpu", "--child", part, "--case", case, "--out", str(results.folder)]
     argv += ["--rehearse"] if options.rehearse else []
     with tempfile.TemporaryFile() as log:
         exit_code = _wait(start_rank(argv, {}, str(ROOT), sys.stdout.buffer, log), None)
         log.seek(0)
         last = (log.read().decode("utf-8", "replace").strip().splitlines() or ["no message"])[-1]
-    if exit_code:
-        raise BackendError(f"the process of {part} ended with exit code {exit_code}: {last}")
+    return f"its process ended with exit code {exit_code}: {last}" if exit_code else None
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float | None) -> int:
@@ -242,14 +268,13 @@ def _wait(process: subprocess.Popen[bytes], seconds: float | None) -> int:
 def _child(options: argparse.Namespace) -> int:
     import torch
 
-    from benchmarks.gpu.steps import run_part
+    from benchmarks.gpu.steps import run_case
 
     torch.set_float32_matmul_precision("highest")
     if options.rehearse:
         torch.set_num_threads(1)  # tiny steps gain nothing from more, and wait for them on a busy machine
-    results = Results(options.out)
     device = torch.device("cpu" if options.rehearse else "cuda")
-    run_part(options.child, results, Budget(options.minutes), device, results.read(options.child))
+    run_case(options.child, options.case, Results(options.out), device)
     return 0
 
 

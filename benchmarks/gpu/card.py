@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.device import device_name, synchronize
+from benchmarks.device import device_name, seconds_of_call, synchronize
 from benchmarks.names import PRECISIONS
 from benchmarks.shapes import Shape
 from seqlm.errors import BackendError
@@ -27,13 +27,19 @@ MOST_KERNELS = 12
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Return the name, memory and compute capability of the device, and the versions of CUDA's libraries."""
+    """Return name, precisions, memory and compute capability of the device, and the versions of CUDA's libraries."""
+    precisions = []
+    for precision in PRECISIONS:
+        with contextlib.suppress(BackendError):
+            use_precision(precision, device)
+            precisions.append(precision)
     if device.type == "cpu":
-        return {"name": device_name(device)}
+        return {"name": device_name(device), "precisions": precisions}
     found = torch.cuda.get_device_properties(device)
     nccl = torch.cuda.nccl.version() if torch.distributed.is_nccl_available() else None
     return {
         "name": found.name,
+        "precisions": precisions,
         "memory_bytes": found.total_memory,
         "capability": f"{found.major}.{found.minor}",
         "multiprocessors": found.multi_processor_count,
@@ -69,15 +75,7 @@ def peaks(device: torch.device) -> dict[str, Any]:
 
 def _fastest(work: Callable[[], Tensor], device: torch.device) -> float:
     """Return the seconds of the fastest of some rounds of :data:`REPEATS` calls, divided by the calls."""
-    seconds = []
-    for _ in range(4):
-        synchronize(device)
-        start = time.perf_counter()
-        for _ in range(REPEATS):
-            work()
-        synchronize(device)
-        seconds.append((time.perf_counter() - start) / REPEATS)
-    return min(seconds[1:])
+    return min([seconds_of_call(work, device, REPEATS) for _ in range(4)][1:])
 
 
 def least_traffic_bytes(shape: Shape) -> int:

@@ -1,4 +1,7 @@
-"""Training steps, in a process of its own: hidden synchronisations, times, kernels, memory, and other variants."""
+"""Training steps: hidden synchronisations, times, kernels, memory, and other variants.
+
+Each case is measured in a process of its own: CUDA cannot be used any more after some errors, such as a failed capture.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import functools
 import gc
 import itertools
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu import card
-from benchmarks.gpu.folder import Budget, Results
+from benchmarks.gpu.folder import Results
 from benchmarks.implementations import Step, build_step, draw_windows
 from benchmarks.interleave import interleave
 from benchmarks.measurement import Settings, StepTurn, measure_shape
@@ -26,7 +29,6 @@ from benchmarks.shapes import Shape, published, select, tiny
 from jobs.plan.estimate import flops_per_token
 from seqlm.architectures import TransformerConfig
 from seqlm.config import Precision
-from seqlm.errors import BackendError
 from seqlm.models import build_model
 from seqlm.training.optimizers import build_optimizer
 from seqlm.training.precision import use_precision
@@ -40,21 +42,42 @@ CHECKED_STEPS = 10
 """Steps that are checked for synchronisations."""
 SECONDS = 6.0
 """Time of the rounds of a shape."""
-SECONDS_OF_A_SHAPE = 25.0
-"""Least time that has to be left for another shape: models are built, profiled and measured for memory as well."""
+SECONDS_OF_A_CASE = 25.0
+"""Least time that has to be left for another case: models are built, profiled and measured for memory as well."""
 ROOT = Path(__file__).resolve().parents[2]
 
-Say = Callable[[str], None]
+
+def cases(part: str, document: dict[str, Any], device: torch.device) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Return what measures each case of a part, by name. Each is to be called in a process of its own.
+
+    ``document`` is the part's file; a case may add to it what all cases need.
+    """
+    on_gpu = device.type == "cuda"
+    settings = _settings(device, SECONDS)
+    match part:
+        case "synchronisations":
+            return dict(_synchronisation_cases(document["device"]["precisions"], device))
+        case "steps":
+            shapes = _by_use(published()) if on_gpu else list(tiny())
+            return {shape.name: functools.partial(_measure, shape, settings, document) for shape in shapes}
+        case "variants":
+            shapes = select(STUDIED) if on_gpu else list(tiny())
+            return {shape.name: functools.partial(_measure_variants, shape, settings) for shape in shapes}
+    raise AssertionError(f"{part} has no cases")
 
 
-def run_part(part: str, results: Results, budget: Budget, device: torch.device, document: dict[str, Any]) -> None:
-    """Measure a part and write its file as it goes. ``document`` holds what the file says of the circumstances.
+def run_case(part: str, name: str, results: Results, device: torch.device) -> None:
+    """Measure a case and put its record into the part's file. What CUDA refuses is the case's error.
 
     Raises:
         FileError: the file cannot be written.
     """
-    work = {"synchronisations": synchronisations, "steps": steps, "variants": variants}[part]
-    work(document, lambda: results.write(part, document), budget, device)
+    document = results.read(part)
+    try:
+        record = {**cases(part, document, device)[name](), "error": None}
+    except RuntimeError as error:
+        record = {"name": name, "error": _line(error)}
+    document["cases"][name] = record
     results.write(part, document)
 
 
@@ -65,23 +88,25 @@ def _say(text: str) -> None:
 # -- hidden synchronisations ---------------------------------------------------------------------------------------
 
 
-def synchronisations(document: dict[str, Any], save: Callable[[], None], budget: Budget, device: torch.device) -> None:
-    """Run steps of each architecture, precision and kind of capture while every wait for the device is an error."""
+def _synchronisation_cases(
+    precisions: Sequence[Precision], device: torch.device
+) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Yield steps of each architecture, precision and kind of capture, in which a wait for the device is an error.
+
+    On a CPU there is nothing to wait for and nothing to capture.
+    """
     on_gpu = device.type == "cuda"
-    document["checked"] = on_gpu  # there is nothing to wait for on a CPU
     shapes = select(STUDIED[:3]) if on_gpu else list(tiny())
     shapes += [_with_sdpa(shape) for shape in shapes if isinstance(shape.config.model, TransformerConfig)]
-    document["cases"] = []
-    for shape, precision, capture in itertools.product(shapes, PRECISIONS, (True, False)):
+    for shape, precision, capture in itertools.product(shapes, precisions, (True, False) if on_gpu else (False,)):
         name = f"{shape.name}{_attention(shape)} {precision} {'captured' if capture else 'eager'}"
-        try:
-            error = _first_synchronisation(shape, precision, device, capture=capture and on_gpu)
-        except BackendError:
-            continue  # no such precision here
-        document["cases"].append({"name": name, "error": error})
-        _say(f"{name}: {error or 'no synchronisation'}")
-    document["complete"] = True
-    document["failures"] = [f"{case['name']}: {case['error']}" for case in document["cases"] if case["error"]]
+        yield name, functools.partial(_synchronises, name, shape, precision, device, capture)
+
+
+def _synchronises(name: str, shape: Shape, precision: Precision, device: torch.device, capture: bool) -> dict[str, Any]:
+    where = _first_synchronisation(shape, precision, device, capture=capture)
+    _say(f"{name}: {where or 'no synchronisation'}")
+    return {"name": name, "waits_at": where}
 
 
 def _first_synchronisation(shape: Shape, precision: Precision, device: torch.device, *, capture: bool) -> str | None:
@@ -129,17 +154,6 @@ def _synchronising_is_an_error(device: torch.device) -> Iterator[None]:
 # -- times, kernels, memory ----------------------------------------------------------------------------------------
 
 
-def steps(document: dict[str, Any], save: Callable[[], None], budget: Budget, device: torch.device) -> None:
-    """Measure every published shape (a tiny one of each architecture on a CPU), those measured already left out."""
-    shapes = _by_use(published()) if device.type == "cuda" else list(tiny())
-    document.setdefault("peaks", None)
-    if document["peaks"] is None:
-        document["peaks"] = card.peaks(device)
-        save()
-    settings = _settings(device, SECONDS)
-    _each_shape(document, save, budget, shapes, lambda shape: _measure(shape, settings, document["peaks"]))
-
-
 def _by_use(shapes: tuple[Shape, ...]) -> list[Shape]:
     """Return the shapes of most published runs first: time may run out."""
     return sorted(shapes, key=lambda shape: STUDIED.index(shape.name) if shape.name in STUDIED else len(STUDIED))
@@ -158,42 +172,23 @@ def _settings(device: torch.device, seconds: float) -> Settings:
     )
 
 
-def _each_shape(
-    document: dict[str, Any],
-    save: Callable[[], None],
-    budget: Budget,
-    shapes: list[Shape],
-    measure: Callable[[Shape], dict[str, Any]],
-) -> None:
-    """Measure what is missing of ``shapes`` while there is time; one that fails is tried again by the next call."""
-    done: dict[str, Any] = document.setdefault("shapes", {})
-    for shape in shapes:
-        if done.get(shape.name, {}).get("error", "missing") is None:
-            continue
-        if budget.seconds_left < SECONDS_OF_A_SHAPE:
-            break
-        try:
-            done[shape.name] = {**measure(shape), "error": None}
-        except RuntimeError as error:  # of CUDA: a card that is too small for a shape may do for the next one
-            done[shape.name] = {"name": shape.name, "error": _line(error)}
-            _say(f"{shape.name}: {_line(error)}")
-        _release()
-        save()
-    document["complete"] = all(done.get(shape.name, {}).get("error", "missing") is None for shape in shapes)
-    document["failures"] = [f"{name}: {record['error']}" for name, record in done.items() if record["error"]]
-
-
-def _measure(shape: Shape, settings: Settings, peaks: dict[str, Any]) -> dict[str, Any]:
+def _measure(shape: Shape, settings: Settings, document: dict[str, Any]) -> dict[str, Any]:
+    """Return times, kernels and memory of a shape. The first one also measures the card's peaks."""
     device = settings.device
+    if document.get("peaks") is None:
+        document["peaks"] = card.peaks(device)
+    peaks = document["peaks"]
     record = measure_shape(shape, settings, lambda text: _say(f"{shape.name}: {text}"))
     measured = [name for name, spread in record["step_ms"].items() if spread is not None]
-    profiles, megabytes = {}, {}
+    profiles, megabytes, of_device = {}, {}, {}
     for name in measured:
         _say(f"{shape.name}: kernels and memory of {name}")
         if name != LITERAL:  # thousands of kernels, which say nothing new
             profiles[name] = card.profile(_repeated(build_step(name, shape, device), shape, settings), device)
         _release()
-        megabytes[name] = round(measure_peak_memory(name, shape, device).bytes / 1e6, 1)
+        peak = measure_peak_memory(name, shape, device)
+        megabytes[name] = round(peak.bytes / 1e6, 1)
+        of_device[name] = None if peak.device_bytes is None else round(peak.device_bytes / 1e6, 1)
         _release()
     shares = {}
     for precision in settings.precisions:
@@ -205,7 +200,8 @@ def _measure(shape: Shape, settings: Settings, peaks: dict[str, Any]) -> dict[st
                 "gemm": round(gflop / seconds / peaks["gemm_gflops"][precision], 4),
                 "bandwidth": round(traffic / seconds / peaks["copy_gbytes_per_second"], 4),
             }
-    return {**record, "profiles": profiles, "peak_memory_mb": megabytes, "share_of_card": shares}
+    memory = {"peak_memory_mb": megabytes, "device_memory_mb": of_device}
+    return {**record, "profiles": profiles, **memory, "share_of_card": shares}
 
 
 def _repeated(step: Step, shape: Shape, settings: Settings) -> Callable[[], object]:
@@ -229,20 +225,13 @@ def _line(error: BaseException) -> str:
 # -- variants ------------------------------------------------------------------------------------------------------
 
 
-def variants(document: dict[str, Any], save: Callable[[], None], budget: Budget, device: torch.device) -> None:
+def _measure_variants(shape: Shape, settings: Settings) -> dict[str, Any]:
     """Time ``torch.compile`` of torch.nn's models and our Transformer with sdpa, beside the same without.
 
     On a CPU the models go through TorchDynamo alone (``backend="eager"``): there is no need for a compiler.
     """
-    on_gpu = device.type == "cuda"
-    document["torch_compile_backend"] = backend = "inductor" if on_gpu else "eager"
-    settings = _settings(device, SECONDS)
-    shapes = select(STUDIED) if on_gpu else list(tiny())
-    _each_shape(document, save, budget, shapes, lambda shape: _measure_variants(shape, settings, backend))
-
-
-def _measure_variants(shape: Shape, settings: Settings, backend: str) -> dict[str, Any]:
     device = settings.device
+    backend = "inductor" if device.type == "cuda" else "eager"
     windows = draw_windows(shape, device, 8)
     turns: dict[str, StepTurn] = {}
     refused: dict[str, str] = {}
@@ -266,6 +255,7 @@ def _measure_variants(shape: Shape, settings: Settings, backend: str) -> dict[st
     pairs += [(ours(p), f"{builtin(p)} compiled") for p in settings.precisions]
     return {
         "name": shape.name,
+        "torch_compile_backend": backend,
         "step_ms": {name: asdict(rounds.spread(name)) for name in turns},
         "times_as_fast": {
             f"{fast} / {slow}": asdict(rounds.ratio(slow, fast)) for fast, slow in pairs if {fast, slow} <= turns.keys()

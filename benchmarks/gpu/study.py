@@ -78,7 +78,7 @@ class Pace:
         runs = modes.get("without MPS", {}).get("runs", {})
         speed = {int(count): figures["train_tokens_per_second"] for count, figures in runs.items()}
         return cls(
-            steps=found.get("shapes", {}),
+            steps=found.get("cases", {}),
             at_once=max(speed, key=lambda count: speed[count]) if speed else 1,
             card_bytes=found.get("device", {}).get("memory_bytes"),
             precision=precision,

@@ -81,9 +81,9 @@ def _tests(document: Mapping[str, Any]) -> list[str]:
 
 
 def _synchronisations(document: Mapping[str, Any]) -> list[str]:
-    cases = document.get("cases", [])
-    how = "" if document.get("checked") else " (not checked: on a CPU there is nothing to wait for)"
-    waiting = sum(case["error"] is not None for case in cases)
+    cases = document.get("cases", {})
+    how = " (not checked: on a CPU there is nothing to wait for)" if document["rehearsal"] else ""
+    waiting = sum(case.get("waits_at") is not None for case in cases.values())
     return [f"{len(cases)} kinds of step, {waiting} of them wait for the device{how}.", ""]
 
 
@@ -92,7 +92,7 @@ def _steps(document: Mapping[str, Any]) -> list[str]:
     products = [f"{p} {_number(v / 1e3)}" for p, v in peaks.get("gemm_gflops", {}).items() if v is not None]
     copied = _number(peaks.get("copy_gbytes_per_second"))
     lines = [f"Peaks of the card: products {', '.join(products)} TFLOP/s; copy {copied} GB/s.", ""]
-    measured = {name: record for name, record in document.get("shapes", {}).items() if record["error"] is None}
+    measured = {name: record for name, record in document.get("cases", {}).items() if record["error"] is None}
     if not measured:
         return lines
     names = list(dict.fromkeys(name for record in measured.values() for name in record["step_ms"]))
@@ -109,8 +109,8 @@ def _steps(document: Mapping[str, Any]) -> list[str]:
     profiled = [name for name in names if any(name in record["profiles"] for record in measured.values())]
     rows = [[name, *(_kernels(record["profiles"].get(n)) for n in profiled)] for name, record in measured.items()]
     lines += ["Kernels of a step / their time in ms:", "", *_table(["shape", *profiled], rows), ""]
-    rows = [[name, *(_number(r["peak_memory_mb"].get(n)) for n in names)] for name, r in measured.items()]
-    lines += ["Peak memory, MB:", "", *_table(["shape", *names], rows), ""]
+    rows = [[name, *(_memory(record, n) for n in names)] for name, record in measured.items()]
+    lines += ["Peak memory of tensors / what the device has less of, MB:", "", *_table(["shape", *names], rows), ""]
     shares = [record["share_of_card"] for record in measured.values()]
     own = [ours(p) for p in PRECISIONS if any(ours(p) in share for share in shares)]
     rows = [
@@ -130,6 +130,10 @@ def _ratio(spread: Mapping[str, float] | None) -> str:
         return "-"
     least, most = spread.get("min", spread.get("least")), spread.get("max", spread.get("most"))
     return f"{spread['median']:.2f}x ({least:.2f}-{most:.2f})"
+
+
+def _memory(record: Mapping[str, Any], name: str) -> str:
+    return f"{_number(record['peak_memory_mb'].get(name))} / {_number(record['device_memory_mb'].get(name))}"
 
 
 def _kernels(profile: Mapping[str, Any] | None) -> str:
@@ -162,7 +166,7 @@ def _sharing(document: Mapping[str, Any]) -> list[str]:
 
 def _variants(document: Mapping[str, Any]) -> list[str]:
     rows, refused = [], []
-    for name, record in document.get("shapes", {}).items():
+    for name, record in document.get("cases", {}).items():
         rows += [[name, pair, _ratio(found)] for pair, found in record.get("times_as_fast", {}).items()]
         refused += [f"- {name}, {what}: {why}" for what, why in record.get("refused", {}).items()]
     return [*_table(["shape", "faster / slower", "times as fast"], rows, text_columns=2), "", *refused]

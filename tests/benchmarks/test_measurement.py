@@ -3,11 +3,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks import peak_memory
+from benchmarks.device import seconds_of_call
 from benchmarks.gemm_peak import GemmPeak
 from benchmarks.implementations import build_step, draw_windows
 from benchmarks.interleave import Rounds
@@ -86,6 +89,57 @@ def test_a_turn_measures_one_step_and_takes_the_windows_round_and_round() -> Non
     assert [turn(), turn(), turn()] == [2.5, 1.0, 4.0]
     assert seen == [(0, 1), (5, 6), (0, 1)]
     assert turn.last_loss == 0.0
+
+
+class Gpu:
+    """A GPU whose kernels take two seconds and whose launches take one, behind the names that torch has for it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.host = self.device = 0.0
+        self.held, self.most = 0, 0
+        gpu = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                self.at = max(gpu.host, gpu.device)
+
+            def synchronize(self) -> None:
+                gpu.host = max(gpu.host, self.at)
+
+            def elapsed_time(self, other: Event) -> float:
+                return 1e3 * (other.at - self.at)
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: setattr(gpu, "host", max(gpu.host, gpu.device)))
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: self.held)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: setattr(gpu, "most", gpu.held))
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: self.most)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000 - 2 * gpu.most, 1000))
+
+    def launch(self) -> None:
+        self.host += 1
+        self.device = max(self.host, self.device) + 2
+
+
+def test_the_launch_of_a_product_is_not_counted_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert seconds_of_call(Gpu(monkeypatch).launch, torch.device("cuda"), repeats=4) == 2.0
+
+
+def test_memory_on_a_gpu_is_that_of_tensors_and_what_the_device_has_less_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, sizes = Gpu(monkeypatch), iter([10, 50])
+
+    def build(name: str, shape: Shape, device: torch.device) -> Any:
+        size = next(sizes)  # first that of a shrunk copy
+        return lambda inputs, targets: setattr(gpu, "most", max(gpu.most, size))
+
+    monkeypatch.setattr(peak_memory, "build_step", build)
+    monkeypatch.setattr(peak_memory, "draw_windows", lambda shape, device, count: draw_windows(shape, CPU, count))
+    found = measure_peak_memory("ours-fp32", tiny()[0], torch.device("cuda"))
+    assert (found.bytes, found.device_bytes) == (50, 80), "less 20 of the copy"
 
 
 def test_a_loss_that_is_not_a_number_is_none() -> None:
