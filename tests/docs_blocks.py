@@ -12,7 +12,7 @@ A marker in the line above a block says what becomes of it. Markers are HTML com
     <!-- not run: WHY -->               nothing runs it
 
 A section with a block that no test runs has a visible note, with the words "Not tested here" or "No test runs".
-Manifests in TOML and YAML need no marker: all are checked. A page of which blocks are run has a marker that says where:
+Manifests need no marker: all are checked. A page of which blocks are run has a marker that says where:
 
     <!-- blocks run on: local -->       also ``ray``, ``slurm``, and ``study``: the study ``runs/first`` exists already
 

@@ -16,6 +16,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from matplotlib import pyplot
 
+from benchmarks.toml_text import toml_text
 from jobs.cli.arguments import read
 from jobs.manifests.json_schema import manifest_schema
 from jobs.manifests.load import load_manifest
@@ -26,7 +27,7 @@ from tests import docs_blocks
 from tests.docs_blocks import PLACES, ROOT, Block, Session, command_words, is_output, pages, place_of, read_blocks
 
 BLOCKS = [block for page in pages() for block in read_blocks(page)]
-MANIFESTS = [block for block in BLOCKS if block.language in ("toml", "yaml")]
+MANIFESTS = [block for block in BLOCKS if block.language == "toml"]
 COMMANDS = [block for block in BLOCKS if block.language in ("", "bash", "console", "sh")]
 KINDS = ("run", "file", "output", "elsewhere", "not run")
 VALIDATOR = Draft202012Validator(manifest_schema())
@@ -46,7 +47,7 @@ def place(block: Block) -> str:
 @pytest.mark.parametrize("block", BLOCKS, ids=place)
 def test_a_block_is_run_or_says_why_not(block: Block) -> None:
     marked = block.kind in KINDS
-    assert marked or block.language in ("toml", "yaml", "markdown"), "expected a marker (tests/docs_blocks.py)"
+    assert marked or block.language in ("toml", "markdown"), "expected a marker (tests/docs_blocks.py)"
     if block.kind in ("run", "file", "output"):
         assert place_of(ROOT / block.page) in PLACES, "expected a marker <!-- blocks run on: ... --> on the page"
     if block.kind == "elsewhere":
@@ -83,8 +84,8 @@ def test_a_manifest_is_accepted_by_loader_and_schema(block: Block, tmp_path: Pat
         return
     if "study" not in data:
         data = merged(WHOLE if data.keys() & ENTRIES else {**WHOLE, "run": RUNS}, data)
-        file = tmp_path / "whole.json"
-        file.write_text(json.dumps(data), "utf-8")
+        file = tmp_path / "whole.toml"
+        file.write_text(toml_text(data), "utf-8")
     assert load_manifest(file).runs
     assert [error.message for error in VALIDATOR.iter_errors(json.loads(json.dumps(data)))] == []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -18,6 +17,7 @@ from benchmarks.checkpoints import write_text
 from benchmarks.gpu.folder import Budget, Results
 from benchmarks.names import ours
 from benchmarks.shapes import PUBLISHED_MANIFEST, Shape, tiny
+from benchmarks.toml_text import toml_text
 from jobs.attempt.supervisor import start_rank
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.plan.estimate import flops_per_token, memory_bytes
@@ -27,7 +27,6 @@ from seqlm.data.corpus import corpus_facts, downloaded_ptb, load_corpus
 from seqlm.data.layout import number_of_windows
 from seqlm.environment import DATA
 from seqlm.errors import DataError
-from seqlm.files import write_json
 from seqlm.machine import CUDA_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,7 +159,7 @@ def tiny_text(folder: Path) -> Path:
 def _tiny_study(folder: Path) -> Path:
     """Write a manifest of two runs for a rehearsal, with numbers as if they had been published."""
     shape = tiny()[0].config
-    path = folder / "rehearsal-source.json"
+    path = folder / "rehearsal-source.toml"
     run = {"name": "rnn", "model": {"arch": "rnn"}, "published": {"val_ppl": 50, "train_ppl": 50}}
     document = {
         "study": {"name": "rehearsal"},
@@ -173,18 +172,17 @@ def _tiny_study(folder: Path) -> Path:
         "resources": {"cpus": 1},
         "run": [run, {**run, "name": "gru", "model": {"arch": "gru"}}],
     }
-    write_json(path, document)
+    path.write_text(toml_text(document), "utf-8")
     return path
 
 
 def _with_order(source: Path, results: Results, data: Path, precision: str) -> Path:
     """Write the manifest with each run's place in the queue, shortest first, and its share of the card."""
-    text = source.read_text("utf-8")
-    raw: dict[str, Any] = json.loads(text) if source.suffix == ".json" else tomllib.loads(text)
+    raw = tomllib.loads(source.read_text("utf-8"))
     raw.setdefault("defaults", {}).setdefault("train", {})["precision"] = precision
     raw.setdefault("policy", {}).setdefault("checkpoint_min", CHECKPOINT_MINUTES)
-    unordered = results.folder / f"{source.stem}-unordered.json"
-    write_json(unordered, raw)
+    unordered = results.folder / f"{source.stem}-unordered.toml"
+    unordered.write_text(toml_text(raw), "utf-8")
     pace = Pace.read(results, precision)
     specs = load_manifest(unordered).runs
     unordered.unlink()
@@ -197,8 +195,8 @@ def _with_order(source: Path, results: Results, data: Path, precision: str) -> P
             "priority": len(order) - order.index(spec.name),
             "gpus": pace.share(spec.config, facts.vocab_size),
         }
-    path = results.folder / "manifest.json"
-    write_json(path, raw)
+    path = results.folder / "manifest.toml"
+    path.write_text(toml_text(raw), "utf-8")
     return path
 
 

@@ -150,7 +150,7 @@ class PlanArguments(Placement, Filters):
     """Show what run would do, and its costs."""
 
     manifest: str = option(
-        help="the study: a TOML, YAML or JSON file; quickstart, search, ablation, strong and paper come with seqlm"
+        help="the study: a TOML file; quickstart, search, ablation, strong and paper come with seqlm"
     )
     changes: tuple[str, ...] = option("--set", metavar="KEY=VALUE", help="such as train.epochs=2")
 

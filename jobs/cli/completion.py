@@ -14,8 +14,8 @@ STUDIES = {"bash": "_seqlm_studies", "zsh": "_seqlm_studies", "tcsh": "`seqlm co
 """Shell -> what completes a study."""
 MANIFESTS = {
     "bash": "_seqlm_manifests",
-    "zsh": "_files -g '*.(toml|yaml|yml|json)'",
-    "tcsh": "f:*.{toml,yaml,yml,json}",
+    "zsh": "_files -g '*.toml'",
+    "tcsh": "f:*.toml",
 }
 PREAMBLE = {
     "bash": """\
@@ -24,8 +24,7 @@ _seqlm_studies() {
   if [ -n "$found" ]; then echo "$found"; else compgen -f -- "$1"; fi
 }
 _seqlm_manifests() {
-  local ending
-  for ending in toml yaml yml json; do compgen -f -X "!*.$ending" -- "$1"; done
+  compgen -f -X "!*.toml" -- "$1"
   compgen -S / -d -- "$1"
 }
 """,

@@ -11,7 +11,6 @@ from typing import Any
 from jobs import terminal
 from jobs.cli.arguments import ProposeArguments
 from jobs.manifests.load import load_manifest
-from jobs.manifests.reader import MANIFEST_SUFFIXES
 from jobs.plan.proposals import NEIGHBOURS, Proposal, Space, Trained, propose, setting_of, spaces_of_runs
 from jobs.plan.record import kept_search
 from jobs.study.folder import ObservedRun, find_study, observe_study
@@ -32,7 +31,7 @@ def propose_runs(arguments: ProposeArguments) -> tuple[dict[str, Any], int]:
     study_dir = find_study(arguments.study, arguments.runs_dir)
     record: Mapping[str, Any] = read_json(study_record_file(study_dir)) or {}
     path = Path(arguments.study)
-    manifest = load_manifest(path) if is_file(path) and path.suffix in MANIFEST_SUFFIXES else None
+    manifest = load_manifest(path) if path.suffix == ".toml" and is_file(path) else None
     search = kept_search(study_dir, terminal.tell) if manifest is None else manifest.search
     metric = Search.metric if search is None else search.metric
     observed = [run for run in observe_study(study_dir) if run.config is not None]

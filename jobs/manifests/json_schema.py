@@ -1,7 +1,7 @@
 """The JSON Schema (draft 2020-12) of a manifest, with which editors complete and check manifests.
 
 It is made from the dataclasses of the tables and of :mod:`seqlm.config`. In an entry the keys of a section may be
-nested (``model: {arch: rnn}``) or dotted (``"model.arch": rnn``). TOML's own dotted keys are nested ones.
+nested, as TOML's own dotted keys are, or dotted within quotes (``"model.arch" = "rnn"``).
 
 A schema sees one value or one table at a time. Conditions across tables, such as names that must differ, are checked
 only when the manifest is loaded.

@@ -12,7 +12,6 @@ from typing import Any
 
 from jobs.manifests.filters import facts_of
 from jobs.manifests.load import load_manifest
-from jobs.manifests.reader import MANIFEST_SUFFIXES
 from jobs.spec import Resources, RunSpec
 from jobs.study.budget import KeptBudget
 from jobs.study.squeue import JobState, Scheduler
@@ -112,7 +111,7 @@ def _find_study(argument: str, runs_dir: Path) -> Path:
         # A launcher that has just started has locked the study, and makes these files in a moment.
         if RunDirectory.any_in(folder) or is_file(study_record_file(folder)) or launcher_of(folder) is not None:
             return folder
-    if is_file(path) and path.suffix in MANIFEST_SUFFIXES:
+    if is_file(path):
         folder = runs_dir / load_manifest(path).study
         if not is_folder(folder):
             raise UsageError(f"{path}: this study has not been launched yet (no folder {folder}); use run {path}")

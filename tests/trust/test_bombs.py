@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 import sys
 import tracemalloc
@@ -249,34 +248,17 @@ def test_an_unknown_word_of_megabytes_makes_no_message_of_megabytes(tmp_path: Pa
 
 # -- manifests ---------------------------------------------------------------------------------------------------------
 
-LAUGHS = "\n".join(["a0: &a0 {x: 1, y: 2}", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))])
-MERGES = "\n".join(
-    ["a0: &a0 {x: 1, y: 2}", *(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 12))]
-)
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("text", "told"),
     [
-        ("laughs.yaml", LAUGHS, "too large, expected at most 1,000,000 values"),
-        ("ring.yaml", "study: &a {name: *a}", "nested too deeply"),
-        ("deep.yaml", "a: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
-        ("deep.json", '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
-        ("deep.toml", "a = " + "[" * 5000 + "]" * 5000, "nested too deeply"),
-        ("code.yaml", "a: !!python/object/apply:os.system ['touch x']", "not YAML: could not determine a constructor"),
-        ("huge.json", json.dumps({"a": "x" * 17 * MIB}), "too large, expected at most 16 MiB"),
+        ("a = " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        (f"a = [{'1, ' * 1_000_001}]", "too large, expected at most 1,000,000 values"),
+        (f'a = "{"x" * 17 * MIB}"', "too large, expected at most 16 MiB"),
     ],
-    ids=lambda value: value if isinstance(value, str) and len(value) < 12 else "",
+    ids=["deep", "many values", "many bytes"],
 )
-def test_a_manifest_that_means_harm_gets_one_line(tmp_path: Path, name: str, text: str, told: str) -> None:
-    (tmp_path / name).write_text(text)
-    assert told in refusal(lambda: load_manifest(tmp_path / name), ManifestError)
-    assert not (tmp_path / "x").exists()
-
-
-def test_merges_of_merges_in_yaml_take_little_memory(tmp_path: Path, peak: Callable[[], int]) -> None:
-    (tmp_path / "merges.yaml").write_text(MERGES)  # 60 billion keys, had each merge all of the one before
-    with pytest.raises(ManifestError):
-        load_manifest(tmp_path / "merges.yaml")
-    assert peak() < 50 * MIB
+def test_a_manifest_that_means_harm_gets_one_line(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "m.toml").write_text(text)
+    assert told in refusal(lambda: load_manifest(tmp_path / "m.toml"), ManifestError)

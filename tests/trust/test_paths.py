@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import launch
+from benchmarks.toml_text import toml_text
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import blank, commands, warm
 from tests.fake_slurm import FakeSlurm
@@ -44,13 +45,13 @@ def test_a_name_that_is_no_plain_word_is_refused_in_one_line(
         "train": {"epochs": 1},
     }
     entry |= {"name": name} if place == "run" else {}
-    Path("m.json").write_text(json.dumps({"study": {"name": name if place == "study" else "small"}, "run": [entry]}))
+    Path("m.toml").write_text(toml_text({"study": {"name": name if place == "study" else "small"}, "run": [entry]}))
     words = ["--set", f"study.name={json.dumps(name)}"] if place == "--set" else []
-    assert launch.main(["run", "m.json", "--backend", "local", *words]) == 2
+    assert launch.main(["run", "m.toml", "--backend", "local", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.isprintable()
     assert "expected up to 80 letters, digits, dots, hyphens and underscores" in line
-    assert [path.name for path in tmp_path.rglob("*")] == ["m.json"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["m.toml"]
 
 
 def marks(*folders: Path) -> list[Path]:

@@ -44,7 +44,7 @@ RUNS_CODE = {
         "scatter_object_list",
     ),
     "subprocess": ("getoutput", "getstatusoutput"),
-    "yaml": ("unsafe_load", "full_load", "unsafe_load_all", "full_load_all", "load_all"),
+    "yaml": ("load", "load_all", "unsafe_load", "full_load", "unsafe_load_all", "full_load_all"),
 }
 BARE = ("eval", "exec", "compile", "__import__")
 
@@ -91,8 +91,6 @@ def offences(tree: ast.AST) -> Iterator[str]:
             yield f"line {node.lineno}: torch.load without weights_only=True"
         if function == "load" and module.endswith("np") and not is_false(keywords.get("allow_pickle")):
             yield f"line {node.lineno}: np.load without allow_pickle=False"
-        if name == "yaml.load" and not (len(node.args) == 2 and dotted(node.args[1]) == "Loader"):
-            yield f"line {node.lineno}: yaml.load without the safe loader"
 
 
 def is_true(node: ast.expr | None) -> bool:
@@ -130,7 +128,7 @@ def test_only_the_modules_named_here_write_for_a_shell() -> None:
         "import torch; torch.load(path, weights_only=False)",
         "import pickle; pickle.loads(x)",
         "import torch.distributed as dist; dist.all_gather_object(values, value)",
-        "import yaml; yaml.load(text, yaml.Loader)",
+        "import yaml; yaml.load(text, yaml.SafeLoader)",
         "eval(x)",
     ],
 )

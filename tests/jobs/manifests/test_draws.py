@@ -124,31 +124,6 @@ def test_a_name_and_a_choice_of_one_leave_no_suffix_for_them(tmp_path: Path) -> 
     )
 
 
-def test_yaml_and_json_draw_the_same_runs(tmp_path: Path) -> None:
-    yaml = """
-study: {name: s}
-defaults:
-  model: {hidden_size: 8, num_heads: 2}
-  data.corpus: pydoc
-sample:
-  - count: 7
-    model:
-      hidden_size: {int: [256, 2048], step: 256}
-      arch: [rnn, gru]
-      keep: {uniform: [0.2, 0.9]}
-    optim: {optimizer: adam, lr: {log_uniform: [1e-5, 1e-2]}}
-"""
-    json = (
-        '{"study": {"name": "s"}, "defaults": {"model.num_heads": 2, "data": {"corpus": "pydoc"}}, "sample": '
-        '[{"count": 7, "model.arch": ["rnn", "gru"], "model": {"keep": {"uniform": [0.2, 0.9]}, '
-        '"hidden_size": {"step": 256, "int": [256, 2048]}}, "optim.optimizer": "adam", '
-        '"optim.lr": {"log_uniform": [1e-5, 1e-2]}}]}'
-    )
-    prints = [run.fingerprint for run in load(tmp_path, GOOD).runs]
-    assert [run.fingerprint for run in load(tmp_path, yaml, name="study.yaml").runs] == prints
-    assert [run.fingerprint for run in load(tmp_path, json, name="study.json").runs] == prints
-
-
 def test_seeds_copy_every_draw_and_the_seed_of_the_entry_is_that_of_the_draws(tmp_path: Path) -> None:
     manifest = load(tmp_path, GOOD + "seed = 5\nseeds = [1, 2]")
     assert [run.config.seed for run in manifest.runs] == [1, 2] * 7

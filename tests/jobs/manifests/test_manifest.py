@@ -36,15 +36,15 @@ BASE = HEAD + DEFAULTS
 GOOD = BASE + RUN
 
 
-def load(folder: Path, text: str, *overrides: str, name: str = "study.toml") -> Manifest:
-    path = folder / name
+def load(folder: Path, text: str, *overrides: str) -> Manifest:
+    path = folder / "study.toml"
     path.write_text(text, "utf-8")
     return load_manifest(path, overrides)
 
 
-def problems(folder: Path, text: str, *overrides: str, name: str = "study.toml") -> list[str]:
+def problems(folder: Path, text: str, *overrides: str) -> list[str]:
     with pytest.raises(ManifestError) as caught:
-        load(folder, text, *overrides, name=name)
+        load(folder, text, *overrides)
     assert all(line.isprintable() for line in caught.value.problems), "each problem is one line"
     return caught.value.problems
 
@@ -145,67 +145,17 @@ optim.lr = 1e-4
 [resources]
 ranks = 2
 """
-YAML = """
-seeds: [1, 2]
-study: {name: same, data: texts}
-defaults:
-  model: {hidden_size: 8}
-  data.corpus: pydoc
-  train:
-    epochs: 3
-grid:
-  - name: g
-    model.arch: [rnn, gru]
-    optim: {optimizer: adam, lr: [1e-4, 5e-1]}
-exclude:
-  - model.arch: rnn
-    optim.lr: 1e-4
-resources: {ranks: 2}
-"""
-JSON = json.dumps(
-    {
-        "seeds": [1, 2],
-        "study": {"name": "same", "data": "texts"},
-        "defaults": {"model": {"hidden_size": 8}, "data": {"corpus": "pydoc"}, "train.epochs": 3},
-        "grid": [{"name": "g", "model.arch": ["rnn", "gru"], "optim": {"optimizer": "adam", "lr": [1e-4, 0.5]}}],
-        "exclude": [{"model.arch": "rnn", "optim.lr": 1e-4}],
-        "resources": {"ranks": 2},
-    }
-)
 
 
-def test_toml_yaml_and_json_say_the_same_by_one_schema(tmp_path: Path) -> None:
-    toml = load(tmp_path, TOML)
-    for text, name in ((YAML, "study.yaml"), (YAML, "study.yml"), (JSON, "study.json")):
-        other = load(tmp_path, text, name=name)
-        assert other.runs == toml.runs
-        assert (other.study, other.data_path, other.excluded) == (toml.study, toml.data_path, toml.excluded)
-    assert toml.data_path == tmp_path / "texts"
-    assert names_of_excluded(toml) == ("g-rnn-lr0.0001-seed1", "g-rnn-lr0.0001-seed2")
+def test_a_path_is_relative_to_the_manifest_and_a_run_may_be_excluded_by_its_settings(tmp_path: Path) -> None:
+    manifest = load(tmp_path, TOML)
+    assert manifest.data_path == tmp_path / "texts"
+    assert names_of_excluded(manifest) == ("g-rnn-lr0.0001-seed1", "g-rnn-lr0.0001-seed2")
 
 
 @pytest.mark.parametrize("number", ["1e-4", "1E-4", "1.0e-4", "0.0001"])
-def test_1e_4_is_a_number_in_all_three_formats(tmp_path: Path, number: str) -> None:
-    toml = load(tmp_path, GOOD + f"optim.lr = {number}")
-    yaml_text = f"""
-study: {{name: s}}
-run:
-  - {{model: {{arch: rnn, hidden_size: 8}}, data: {{corpus: pydoc}}, optim: {{optimizer: sgd, lr: {number}}}}}
-"""
-    yaml = load(tmp_path, yaml_text, name="study.yaml")
-    raw = {"study": {"name": "s"}, "run": [toml.runs[0].config.to_dict()]}
-    assert raw["run"][0]["model"].pop("arch") == "rnn"  # type: ignore[index]
-    raw["run"][0]["model"]["arch"] = "rnn"  # type: ignore[index]
-    text = re.sub(r'"lr": [^,}]+', f'"lr": {number}', json.dumps(raw))
-    assert number in text
-    json_ = load(tmp_path, text, name="study.json")
-    assert [m.runs[0].config.optim.lr for m in (toml, yaml, json_)] == [1e-4] * 3
-
-
-def test_words_that_yaml_1_1_takes_for_other_things_stay_text(tmp_path: Path) -> None:
-    lines = problems(tmp_path, "study: {name: no}\nseeds: [1:30]\nresources: {ranks: 010}\n", name="study.yaml")
-    assert 'study.yaml: seeds: expected a list of whole numbers, at least one, got ["1:30"]' in lines
-    assert not any("study.name" in line for line in lines)
+def test_1e_4_is_a_number(tmp_path: Path, number: str) -> None:
+    assert load(tmp_path, GOOD + f"optim.lr = {number}").runs[0].config.optim.lr == 1e-4
 
 
 def test_a_grid_multiplies_its_lists_the_last_one_turning_fastest(tmp_path: Path) -> None:
@@ -706,77 +656,17 @@ def test_a_wrong_manifest_gets_one_line_for_its_one_mistake(tmp_path: Path, text
     assert problems(tmp_path, text) == [line]
 
 
-WRONG_YAML = {
-    "not YAML": (
-        "study: {name: s",
-        "study.yaml: not YAML: expected ',' or '}', but got '<stream end>' (at line 1, column 16)",
-    ),
-    "key twice": (
-        "study: {name: s}\nrun:\n  - seed: 1\n    seed: 2\n",
-        'study.yaml: not YAML: key "seed" is given twice in one table (at line 3, column 5)',
-    ),
-    "key that is no text": (
-        "study: {name: s}\n1: 2\n",
-        "study.yaml: expected a text as key, got 1 (write it in quotes)",
-    ),
-    "not a table": (
-        "- 1\n- 2\n",
-        "study.yaml: expected a table of [study], [[run]] and so on, got [1, 2]",
-    ),
-    "a list that contains itself": (
-        "study: {name: s}\nx: &x [*x]\n",
-        "study.yaml: nested too deeply, expected at most 20 levels",
-    ),
-    "a tag that runs code": (
-        "x: !!python/object/apply:os.system [echo]\n",
-        "study.yaml: not YAML: could not determine a constructor for the tag "
-        "'tag:yaml.org,2002:python/object/apply:os.system' (at line 1, column 4)",
-    ),
-    "a tag that does not fit": ("x: !!timestamp abc\n", "study.yaml: not YAML: a !!tag that does not fit its value"),
-    "control character": (
-        "x: \a\n",
-        "study.yaml: not YAML: unacceptable character #x0007: special characters are not allowed "
-        'in "<unicode string>", position 3',
-    ),
-}
-
-
-@pytest.mark.parametrize(("text", "line"), WRONG_YAML.values(), ids=WRONG_YAML.keys())
-def test_wrong_yaml_gets_one_line(tmp_path: Path, text: str, line: str) -> None:
-    assert problems(tmp_path, text, name="study.yaml") == [line]
-
-
-@pytest.mark.slow
-def test_aliases_that_multiply_without_end_are_refused_before_they_fill_the_memory(tmp_path: Path) -> None:
-    levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
-    levels += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
-    assert problems(tmp_path, "\n".join(levels), name="study.yaml") == [
-        "study.yaml: too large, expected at most 1,000,000 values"
-    ]
-
-
-WRONG_JSON = {
-    "not JSON": ('{"study": ', "study.json: not JSON: Expecting value (at line 1, column 11)"),
-    "key twice": ('{"study": {"name": "a", "name": "b"}}', 'study.json: key "name" is given twice in one table'),
-    "not a table": ("3", "study.json: expected a table of [study], [[run]] and so on, got 3"),
-    "lone surrogate": (r'{"a": "\ud800"}', r'study.json: expected text without lone surrogates, got "\ud800"'),
-}
-
-
-@pytest.mark.parametrize(("text", "line"), WRONG_JSON.values(), ids=WRONG_JSON.keys())
-def test_wrong_json_gets_one_line(tmp_path: Path, text: str, line: str) -> None:
-    assert problems(tmp_path, text, name="study.json") == [line]
-
-
 def test_a_file_that_cannot_be_read_gets_one_line(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes("é".encode("latin-1"))
     (tmp_path / "folder.toml").mkdir()
     (tmp_path / "study.tml").write_text(GOOD)
+    (tmp_path / "study.yaml").write_text("study: {name: s}")
     expected = {
         "absent.toml": "absent.toml: no such file",
         "latin.toml": "latin.toml: not UTF-8 text (byte 0)",
-        "folder.toml": "folder.toml: expected a manifest file (.toml, .yaml, .yml, .json), got a folder",
-        "study.tml": 'study.tml: expected a suffix .toml, .yaml, .yml, .json, got ".tml"; did you mean ".toml"?',
+        "folder.toml": "folder.toml: expected a manifest (.toml), got a folder",
+        "study.tml": 'study.tml: expected a manifest in TOML (suffix .toml), got ".tml"',
+        "study.yaml": 'study.yaml: expected a manifest in TOML (suffix .toml), got ".yaml"',
         "a\nb.toml": "a\\nb.toml: no such file",
     }
     for name, line in expected.items():
@@ -797,7 +687,7 @@ def test_a_file_that_cannot_be_read_gets_one_line(tmp_path: Path) -> None:
         ("god.toml", 'god.toml: no such file; did you mean "{folder}/good.toml"?'),
         ("other.toml", "other.toml: no such file"),
         ("nowhere/good.toml", "nowhere/good.toml: no such file"),
-        ("notes", 'notes: expected a suffix .toml, .yaml, .yml, .json, got ""'),
+        ("notes", 'notes: expected a manifest in TOML (suffix .toml), got ""'),
     ],
 )
 def test_a_missing_manifest_is_named_with_the_nearest_one(tmp_path: Path, name: str, line: str) -> None:
@@ -928,25 +818,23 @@ def test_the_reference_mentions_every_valid_key() -> None:
     assert [key for key in settings if f"\n| `{key}` |" not in text] == []
 
 
-def examples(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", REFERENCE.read_text("utf-8"), re.DOTALL)
+def examples() -> list[str]:
+    return re.findall(r"```toml\n(.*?)```", REFERENCE.read_text("utf-8"), re.DOTALL)
 
 
-@pytest.mark.parametrize("language", ["toml", "yaml"])
-def test_the_examples_of_the_reference_load(tmp_path: Path, language: str) -> None:
-    found = examples(language)
-    assert found
-    for text in found:
-        load(tmp_path, text, name=f"example.{language}")
+def test_the_examples_of_the_reference_load(tmp_path: Path) -> None:
+    assert examples()
+    for text in examples():
+        load(tmp_path, text)
 
 
 @pytest.mark.process
-def test_loading_a_toml_manifest_imports_neither_torch_nor_yaml() -> None:
+def test_loading_a_manifest_imports_neither_torch_nor_numpy() -> None:
     program = (
         "import sys; from pathlib import Path; from jobs.manifests.load import load_manifest\n"
         "import jobs.manifests.filters, jobs.plan.estimate\n"
         f"load_manifest(Path({str(MANIFESTS[0])!r}))\n"
-        "print([name for name in ('torch', 'yaml', 'numpy', 'pandas') if name in sys.modules])"
+        "print([name for name in ('torch', 'numpy', 'pandas') if name in sys.modules])"
     )
     done = commands.run([sys.executable, "-c", program], cold=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"

@@ -27,8 +27,8 @@ RNN, GRU = RUN.format(name="rnn"), RUN.format(name="gru")
 EXPECT = '[[expect]]\ntext = "gates help"\nlower = "arch=gru"\nhigher = "arch=rnn"\n'
 
 
-def load(folder: Path, text: str, *overrides: str, suffix: str = "toml") -> Manifest:
-    path = folder / f"study.{suffix}"
+def load(folder: Path, text: str, *overrides: str) -> Manifest:
+    path = folder / "study.toml"
     path.write_text(text, "utf-8")
     return load_manifest(path, overrides)
 
@@ -49,13 +49,9 @@ def test_published_results_belong_to_their_run_and_change_nothing_about_it(tmp_p
     assert plain.published == {}
 
 
-def test_published_results_may_be_told_in_part_and_with_dots_in_yaml(tmp_path: Path) -> None:
-    text = """
-    study: {name: s}
-    run:
-      - {model: {arch: rnn, hidden_size: 8}, optim: {optimizer: sgd, lr: 1}, published.val_ppl: 9.5}
-    """
-    assert load(tmp_path, text, suffix="yaml").published == {"rnn-sgd": Published(val_ppl=9.5)}
+def test_published_results_may_be_given_in_part(tmp_path: Path) -> None:
+    text = BASE + RNN + "published.val_ppl = 9.5\n"
+    assert load(tmp_path, text).published == {"rnn": Published(val_ppl=9.5)}
 
 
 def test_every_copy_of_an_entry_with_seeds_has_its_published_results(tmp_path: Path) -> None:
