@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 from seqlm.architectures import ARCHITECTURES, BuiltInConfig, CustomConfig, ModelConfig
 from seqlm.errors import ConfigError, nearest
 from seqlm.optimizers import OPTIMIZERS, OptimConfig
+from seqlm.reading import MOST_EPOCHS
 from seqlm.schema import (
     Arguments,
     Bound,
@@ -94,7 +95,7 @@ class TrainConfig(Section):
 
     NAME = "train"
 
-    epochs: Count = 40
+    epochs: Annotated[int, Bound(f"a whole number from 1 to {MOST_EPOCHS:,}", least=1, most=MOST_EPOCHS)] = 40
     """Passes over the training split: how far the run is to go. Not part of its identity: a run that has trained
     fewer trains the missing ones."""
     batch_size: Count = 20

@@ -22,7 +22,17 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from seqlm.errors import DamagedFileError, FileError
-from seqlm.reading import LARGEST_HASHED, exists, is_folder, is_link, listed, open_regular, parse_json, read_bytes
+from seqlm.reading import (
+    LARGEST_HASHED,
+    exists,
+    is_folder,
+    is_link,
+    listed,
+    open_regular,
+    parse_json,
+    read_bytes,
+    wrong_field,
+)
 
 Guard: TypeAlias = Callable[[], None]
 """Called immediately before a new file takes its place. It raises if this process no longer owns the run."""
@@ -147,12 +157,14 @@ def hard_link(source: Path, path: Path) -> bool:
 def append_to(path: Path) -> BinaryIO:
     """Open a log to write at its end. A link in its place is removed, and its target is not touched.
 
+    A pipe there that nobody reads is an error, and keeps nobody waiting.
+
     Raises:
         OSError: the file cannot be written.
     """
     if is_link(path):
         path.unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     return os.fdopen(os.open(path, flags, 0o666), "ab")
 
 
@@ -298,7 +310,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
     Raises:
         FileError: the file cannot be read.
-        DamagedFileError: it is not a JSON object.
+        DamagedFileError: it is not a JSON object, or a field has another type than :data:`seqlm.reading.FIELDS` says.
     """
     try:
         data = parse_json(read_bytes(path).decode("utf-8"))
@@ -308,6 +320,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
         raise DamagedFileError(f"{path} is damaged (not JSON: {error}); move it away") from None
     if not isinstance(data, dict):
         raise DamagedFileError(f"{path} is damaged (not a JSON object); move it away")
+    if problem := wrong_field(path.name, data):
+        raise DamagedFileError(f"{path} is damaged ({problem}); move it away")
     return data
 
 

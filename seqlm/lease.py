@@ -384,8 +384,11 @@ def _watch(
 def _state(path: Path) -> tuple[int, int, int] | None:
     """What changes when a lease's heart beats. The file is opened, which makes a client of NFS ask its server."""
     try:
-        with path.open("rb") as file:
-            state = os.fstat(file.fileno())
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            state = os.fstat(handle)
+        finally:
+            os.close(handle)
     except OSError as error:
         if error.errno in _GONE:
             return None

@@ -15,6 +15,7 @@ from typing import Any
 
 from seqlm.errors import FileError, RunBusyError
 from seqlm.processes import is_alive, this_process
+from seqlm.reading import LARGEST_HASHED, open_regular, parse_json, read_bytes
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """How a file system without locks refuses one: Lustre mounted without ``flock``, NFS without a lock daemon."""
@@ -34,7 +35,7 @@ def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
     Raises:
         RunBusyError: with the text ``busy``, followed by the holder, when another process holds it. If the file names
             no live process, the text says that instead.
-        FileError: the file cannot be opened or locked.
+        FileError: the file cannot be opened, locked or written.
     """
     try:
         handle = open_lock(path)
@@ -51,13 +52,17 @@ def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
             raise RunBusyError(held_by_a_stranger(path))
         if holder and (is_locked is False or (is_locked is None and alive)):
             raise RunBusyError(f"{busy} (pid {holder.get('pid')} on {holder.get('host')})")
-        os.ftruncate(handle, 0)
-        os.write(handle, json.dumps(this_process()).encode())
+        try:
+            os.ftruncate(handle, 0)
+            os.write(handle, json.dumps(this_process()).encode())
+        except OSError as error:
+            raise FileError.from_os_error("write", path, error) from None
         try:
             yield
         finally:
             if is_locked is None:
-                os.ftruncate(handle, 0)
+                with contextlib.suppress(OSError):  # the name of a process that has ended keeps nobody out
+                    os.ftruncate(handle, 0)
     finally:
         os.close(handle)
 
@@ -66,10 +71,14 @@ def open_lock(path: Path) -> int:
     """Open a lock file to read and write. Only owner and group may: a process that can read it can hold its lock.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: it cannot be opened, or is no regular file.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o660)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+    handle = os.open(path, flags, 0o660)
     state = os.fstat(handle)
+    if not stat.S_ISREG(state.st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "expected a regular file; move it away")
     if state.st_uid == os.geteuid() and state.st_mode & 0o007:
         os.fchmod(handle, stat.S_IMODE(state.st_mode) & ~0o007)
     return handle
@@ -107,28 +116,31 @@ def _flock(handle: int, kind: int) -> bool | None:
 def is_locked(path: Path) -> bool:
     """Whether a live process holds the lock on ``path``. Leaves no file behind and takes no exclusive lock.
 
-    Without locks: whether the file names a live process of this host.
+    Without locks: whether the file names a live process of this host. What is no regular file is nobody's lock.
 
     Raises:
         FileError: the lock cannot be asked for.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
+        file = open_regular(path, largest=LARGEST_HASHED)
+    except (FileError, OSError):
         return False
-    try:
-        is_free = _flock(handle, fcntl.LOCK_SH)
-    except OSError as error:
-        raise FileError.from_os_error("lock", path, error) from None
-    finally:
-        os.close(handle)
+    with file:
+        try:
+            is_free = _flock(file.fileno(), fcntl.LOCK_SH)
+        except OSError as error:
+            raise FileError.from_os_error("lock", path, error) from None
     return not is_free if is_free is not None else bool(is_alive(read_lock_holder(path) or {}))
 
 
 def read_lock_holder(path: Path) -> dict[str, Any] | None:
-    """Return the record of the process that wrote the lock file last. Trust it only while the lock is held."""
+    """Return the record of the process that wrote the lock file last. Trust it only while the lock is held.
+
+    It has ``pid`` and ``host``. ``None``: the file names no process.
+    """
     try:
-        data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+        data = parse_json(read_bytes(path).decode("utf-8"))
+    except (FileError, OSError, ValueError):
         return None
-    return data if isinstance(data, dict) else None
+    is_holder = isinstance(data, dict) and isinstance(data.get("pid"), int) and isinstance(data.get("host"), str)
+    return data if is_holder else None

@@ -11,10 +11,11 @@ import fnmatch
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from io import BufferedReader
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypeVar
 
 from seqlm.errors import FileError, UnfitFileError
@@ -29,6 +30,27 @@ DEEPEST = 64
 """Lists and tables within one another in a JSON file."""
 LARGEST_WHOLE = 2**63 - 1
 """Largest whole number in a JSON file, with either sign."""
+MOST_EPOCHS = 10**6
+"""Most epochs of a run."""
+
+FIELDS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
+    "provenance.json": {
+        **dict.fromkeys(("name", "entry", "data", "study"), (str, NoneType)),
+        "order": (int, NoneType),
+        "command": (list,),
+        **dict.fromkeys(("resources", "code"), (dict,)),
+    },
+    "job.json": {"launcher": (dict,), "resources": (dict,), "backend": (str,), "attempt": (int,)},
+    "failure.json": {"kind": (str,), "attempt": (int, NoneType)},
+    "result.json": {"epochs": (int, NoneType)},
+    "task.json": {"settings": (dict,)},
+    "queue.json": {"launcher": (dict,), "waiting": (dict,)},
+    "jobs.json": dict.fromkeys(("jobs", "stages", "submissions"), (dict,)),
+}
+"""Name of a JSON file in a study -> its fields on whose type programs rely. A field of another type is damage."""
+
+_TYPES = {dict: "a table", list: "a list", str: "a text", int: "a whole number", NoneType: "null"}
+
 STALE_TRIES = 3
 """How often a file is opened that another host replaces meanwhile (``ESTALE`` on NFS)."""
 
@@ -212,6 +234,17 @@ def parse_json(text: str) -> Any:
             return value
         level = [item for found in containers for item in (found.values() if isinstance(found, dict) else found)]
     raise ValueError(f"nested more than {DEEPEST} deep")
+
+
+def wrong_field(name: str, record: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the first field of a record that has another type than ``FIELDS`` says, or ``None``.
+
+    ``name`` is that of the file.
+    """
+    for key, types in FIELDS.get(name, {}).items():
+        if key in record and type(record[key]) not in types:
+            return f"{key}: expected {' or '.join(_TYPES[one] for one in types)}, got {json.dumps(record[key])[:40]}"
+    return None
 
 
 def _whole(digits: str) -> int:

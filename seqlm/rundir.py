@@ -41,7 +41,7 @@ from seqlm.files import (
 from seqlm.lease import Terms, has_live_worker, live_owner
 from seqlm.locks import held_by_a_stranger, is_locked
 from seqlm.model_files import ModelFiles, keep_tokenizer
-from seqlm.reading import below, exists, is_folder, listed
+from seqlm.reading import MOST_EPOCHS, below, exists, is_folder, listed
 from seqlm.run_layout import CANARY_FOLDER, FINGERPRINT_DIGITS, SAME_DIGITS, RunLayout, slugify
 
 State: TypeAlias = Literal["pending", "queued", "running", "done", "stopped", "failed", "cancelled"]
@@ -366,7 +366,7 @@ class RunDirectory(RunLayout):
 def epochs_of(result: Mapping[str, Any]) -> int | None:
     """Return the epochs that a result is about. ``None``: it does not say, as in a behaviour job or before 0.3."""
     epochs = result.get("epochs")
-    return epochs if isinstance(epochs, int) else None
+    return epochs if type(epochs) is int and 0 <= epochs <= MOST_EPOCHS else None
 
 
 def reaches(result: Mapping[str, Any], config: RunConfig) -> bool:
@@ -396,4 +396,5 @@ def ordinal(number: int) -> str:
 
 
 def _is_epoch(record: Any) -> bool:
-    return isinstance(record, dict) and isinstance(record.get("epoch"), int) and "val_ppl" in record
+    epoch = record.get("epoch") if isinstance(record, dict) else None
+    return type(epoch) is int and 0 <= epoch < MOST_EPOCHS and "val_ppl" in record

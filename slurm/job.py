@@ -15,6 +15,7 @@ from jobs.spec import Resources, Submission
 from seqlm import machine
 from seqlm.errors import BackendError
 from seqlm.files import write_json
+from seqlm.reading import read_bytes
 from seqlm.search import Search
 
 
@@ -60,7 +61,7 @@ class JobPlan:
         """
         from pydantic import TypeAdapter  # inside a job only
 
-        return TypeAdapter(cls).validate_json(path.read_bytes())
+        return TypeAdapter(cls).validate_json(read_bytes(path))
 
 
 @dataclass(frozen=True, kw_only=True)

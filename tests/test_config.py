@@ -148,7 +148,7 @@ def test_the_name_of_another_method_is_not_taken_for_a_misspelt_one(key: str, na
             changed(data={"sha256": "00"}),
             'data.sha256: applies to corpus = "files" and "pydoc" only, got corpus = "ptb"',
         ),
-        (changed(train={"epochs": 0}), "train.epochs: expected a positive whole number, got 0"),
+        (changed(train={"epochs": 0}), "train.epochs: expected a whole number from 1 to 1,000,000, got 0"),
         (changed(optim={"decay": 1.0}), "optim.decay: expected a number greater than 1, got 1.0"),
         (
             changed(optim={"schedule": "cosine"}),

@@ -700,15 +700,15 @@ def test_the_time_of_a_stop_counts_as_two_looks(cluster: Cluster) -> None:
 def test_a_disk_that_fails_while_a_lease_is_watched_is_one_line(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, opened = cluster.claim("a"), Path.open
+    first, opened = cluster.claim("a"), os.open
 
-    def fail(path: Path, *arguments: Any, **options: Any) -> Any:
+    def fail(path: Any, *arguments: Any, **options: Any) -> Any:
         if path == first.file:
             raise OSError(errno.EIO, "Input/output error")
         return opened(path, *arguments, **options)
 
     with pytest.raises(FileError, match=r"cannot take the lease in .*: Input/output error"):
-        cluster.claim("b", while_waiting=lambda: monkeypatch.setattr(Path, "open", fail))
+        cluster.claim("b", while_waiting=lambda: monkeypatch.setattr(os, "open", fail))
 
 
 def test_the_last_look_at_a_stale_lease_is_at_the_end_of_the_stale_time(cluster: Cluster) -> None:

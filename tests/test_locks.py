@@ -19,6 +19,7 @@ from seqlm.errors import FileError, RunBusyError
 from seqlm.locks import exclusive_lock, is_locked, read_lock_holder
 from seqlm.rundir import RunDirectory
 from tests import commands
+from tests.full_disk import full_disk
 from tests.training.studies import make_config, make_run
 
 HOLD = (
@@ -174,3 +175,12 @@ def test_a_lock_that_fails_in_another_way_is_one_clear_line(tmp_path: Path, monk
         pass
     with pytest.raises(FileError, match=r"cannot lock .*worker\.lock: Input/output error"):
         is_locked(tmp_path / "worker.lock")
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    with (
+        full_disk(0),
+        pytest.raises(FileError, match=r"cannot write .*launch\.lock"),
+        exclusive_lock(tmp_path / "launch.lock", "busy"),
+    ):
+        pytest.fail("a lock was held that names nobody")

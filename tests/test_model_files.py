@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,20 +9,10 @@ import pytest
 from seqlm.errors import FileError
 from seqlm.model_files import ModelFiles
 from seqlm.rundir import RunDirectory
+from tests.full_disk import full_disk
 from tests.training.studies import make_config
 
 FILES = ModelFiles(contents={"lstm.py": b"import torch\n" * 1000, "parts/cell.py": b"x = 1\n" * 1000})
-
-
-@contextlib.contextmanager
-def full_disk(most_bytes: int) -> Iterator[None]:
-    """No file of this process may grow beyond ``most_bytes``."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("most_bytes", [0, 7000])

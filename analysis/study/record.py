@@ -101,7 +101,7 @@ def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
                 digits=_digits(entry.get("fingerprint")),
                 arch=as_text(entry.get("arch")),
                 optimizer=as_text(entry.get("optimizer")),
-                config=as_columns(as_mapping(entry.get("config"))),
+                config=_config(entry.get("config")),
                 published=_published(entry.get("published"), as_mapping(entry.get("config"))),
             )
             for entry in entries
@@ -124,6 +124,12 @@ def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
         estimated_seconds={key: seconds for key, seconds in estimates.items() if math.isfinite(seconds)},
     )
     return record, warnings
+
+
+def _config(raw: Any) -> dict[str, Any]:
+    """Return a planned configuration as columns, without a name of its architecture that is no text."""
+    names = ("model.arch", "model.source", "model.sha256")
+    return as_columns({key: found for key, found in as_mapping(raw).items() if key not in names or as_text(found)})
 
 
 def _published(raw: Any, config: Mapping[str, Any]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from jobs.manifests.load import load_manifest
 from jobs.plan.proposals import NEIGHBOURS, Proposal, Space, Trained, propose, setting_of, spaces_of_runs
 from jobs.plan.record import kept_search
 from jobs.study.folder import ObservedRun, find_study, observe_study
-from seqlm.errors import UsageError
+from seqlm.errors import DamagedFileError, UsageError
 from seqlm.files import read_json
 from seqlm.reading import is_file
 from seqlm.run_layout import study_record_file
@@ -38,12 +38,15 @@ def propose_runs(arguments: ProposeArguments) -> tuple[dict[str, Any], int]:
     trained = [found for run in observed if (found := trained_run(run, metric)) is not None]
     if not any(run.finished for run in trained):
         raise UsageError(f"{study_dir.name}: expected at least one finished run to learn from, found none")
-    samples = record.get("samples", []) if manifest is None else manifest.samples
     has = [(run.name, run.config.by_key()) for run in observed if run.config is not None]
-    has += [(one["name"], one["config"]) for one in record.get("planned", []) if "config" in one]
-    has += [(spec.name, spec.config.by_key()) for spec in manifest.runs] if manifest else []
-    known = [values for _, values in has]
-    spaces = [Space.of_sample(sample) for sample in samples] or spaces_of_runs(trained, known)
+    try:
+        has += [(str(one["name"]), dict(one["config"])) for one in record.get("planned", []) if "config" in one]
+        has += [(spec.name, spec.config.by_key()) for spec in manifest.runs] if manifest else []
+        samples = record.get("samples", []) if manifest is None else manifest.samples
+        known = [values for _, values in has]
+        spaces = [Space.of_sample(sample) for sample in samples] or spaces_of_runs(trained, known)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        raise DamagedFileError(f"{study_record_file(study_dir)} is damaged; launch the manifest again") from None
     if not spaces:
         raise UsageError(
             f"{study_dir.name}: no [[sample]], and its trained runs of one architecture and optimizer differ in no "

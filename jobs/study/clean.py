@@ -24,7 +24,7 @@ from seqlm.errors import FileError, RunBusyError, UsageError
 from seqlm.files import read_json
 from seqlm.lease import Terms, live_owner
 from seqlm.locks import is_locked
-from seqlm.reading import below, exists, is_file, is_folder, is_link, listed
+from seqlm.reading import below, exists, is_file, is_folder, is_link, listed, read_bytes
 from seqlm.run_layout import BEHAVIOUR_FOLDER, CANARY_FOLDER
 from seqlm.rundir import RunDirectory
 
@@ -241,10 +241,7 @@ class _Search:
             if jobs and jobs.isdisjoint(self._alive):
                 continue
             for path in [*listed(folder, "*.json"), *listed(folder, "*.sh")]:
-                try:
-                    text = path.read_text("utf-8", "replace")
-                except OSError as error:
-                    raise FileError.from_os_error("read", path, error) from None
+                text = read_bytes(path).decode("utf-8", "replace")
                 yield from (name for name in names if name in text)
 
     def _add(self, kind: Kind, path: Path) -> None:

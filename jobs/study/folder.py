@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from jobs.study.budget import KeptBudget
 from jobs.study.squeue import JobState, Scheduler
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
-from seqlm.errors import FileError, SeqlmError, UsageError
+from seqlm.errors import DamagedFileError, FileError, SeqlmError, UsageError
 from seqlm.files import make_directory, read_json, sweep_beside, write_json
 from seqlm.locks import exclusive_lock, is_locked, read_lock_holder
 from seqlm.model_files import read_model_files
@@ -290,6 +291,9 @@ def jobs_file(study_dir: Path) -> Path:
     return study_dir / "slurm" / "jobs.json"
 
 
+_JOB = re.compile(r"[0-9]{1,18}(_[0-9]{1,18})?")
+
+
 def read_jobs(study_dir: Path) -> dict[str, str]:
     """Return the job id of each run whose last launch was on a scheduler, by run id: the last one if it has several."""
     return _read_tables(study_dir)["jobs"]
@@ -311,7 +315,16 @@ def _read_tables(study_dir: Path) -> dict[str, dict[str, Any]]:
 
     ``jobs``: its last job. ``stages``: all of its jobs, which run one after another. ``submissions``: its submission.
     """
-    return {"jobs": {}, "stages": {}, "submissions": {}, **(read_json(jobs_file(study_dir)) or {})}
+    path = jobs_file(study_dir)
+    tables = {"jobs": {}, "stages": {}, "submissions": {}, **(read_json(path) or {})}
+    stages = tables["stages"].values()
+    for job in (
+        *tables["jobs"].values(),
+        *(job for jobs in stages for job in (jobs if isinstance(jobs, list) else [jobs])),
+    ):
+        if not (isinstance(job, str) and _JOB.fullmatch(job)):
+            raise DamagedFileError(f"{path} is damaged (expected the id of a job, got {str(job)[:40]!r}); move it away")
+    return tables
 
 
 def write_jobs(study_dir: Path, jobs: Mapping[str, str], submissions: Mapping[str, str]) -> None:

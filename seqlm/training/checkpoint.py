@@ -21,6 +21,7 @@ from seqlm.errors import CheckpointError, DamagedError, FileError
 from seqlm.files import Guard, replacing, unguarded
 from seqlm.models import LanguageModel, build_model
 from seqlm.models.state import State
+from seqlm.reading import LARGEST_HASHED, open_regular
 
 FORMAT = "seqlm checkpoint 2"
 
@@ -113,14 +114,9 @@ def load_checkpoint(path: Path, fingerprint: str, *, mmap: bool = False) -> Chec
     """
     advice = f"move {path.parent} away to start this run again from its first epoch"
     try:
-        with path.open("rb"):
-            pass
+        open_regular(path, largest=LARGEST_HASHED).close()
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
-    except IsADirectoryError:
-        raise CheckpointError(f"{path} is a folder where a checkpoint should be; {advice}") from None
-    except OSError as error:
-        raise FileError.from_os_error("read", path, error) from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # many kinds for a damaged or malicious file; none says more to a person

@@ -30,6 +30,7 @@ from torch.distributed import (  # type: ignore[attr-defined] # public, missing 
 from seqlm.environment import COLLECTIVE_MINUTES, DEVICE, GPU_SHARE, RENDEZVOUS, RENDEZVOUS_HOST
 from seqlm.errors import BackendError, DeviceError, FileError
 from seqlm.machine import CUDA_BYTES, cpu_model, lacking_code, own_card, short_name
+from seqlm.reading import parse_json, read_bytes
 from seqlm.training.failure import failed_allocation
 
 POLL_SECONDS = 0.1
@@ -233,10 +234,10 @@ def _find_port(path: Path, host: str, limit: datetime.timedelta) -> Store:
     deadline = time.monotonic() + limit.total_seconds()
     while True:
         try:
-            offer = json.loads(path.read_text())
+            offer = parse_json(read_bytes(path).decode())
             once = min(limit, CONNECT_LIMIT)
             store = TCPStore(host, offer["port"], is_master=False, timeout=once, wait_for_workers=False)
-        except (OSError, ValueError, dist.DistError) as error:
+        except (FileError, OSError, LookupError, TypeError, ValueError, dist.DistError) as error:
             # Not there yet, not written to its end, or of a first rank that has ended.
             if time.monotonic() > deadline:
                 problem = str(error).partition("\n")[0]

@@ -93,7 +93,7 @@ def test_code_inside_a_checkpoint_is_never_run(tmp_path: Path) -> None:
 
 def test_a_folder_in_place_of_a_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "last.pt").mkdir()
-    with pytest.raises(CheckpointError, match="is a folder where a checkpoint should be"):
+    with pytest.raises(FileError, match="expected a regular file, found a folder"):
         load_checkpoint(tmp_path / "last.pt", "f" * 64)
 
 
@@ -143,15 +143,13 @@ def test_a_checkpoint_that_cannot_be_read_just_now_is_not_called_damaged(
             broken = FailsHalfway(path)
             broken.number = number
             return io.BufferedReader(broken)
-        if len(opened) == 1:  # the look whether it is there
-            return real(file, *arguments, **options)
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(io, "open", fails)
     monkeypatch.setattr(builtins, "open", fails)
     with pytest.raises(FileError, match=rf"^cannot read .*last\.pt: {os.strerror(number)}$"):
         load_checkpoint(path, "f" * 64)
-    assert len(opened) > 1
+    assert opened
 
 
 def test_any_changed_byte_of_the_tensors_is_noticed(tmp_path: Path) -> None:
