@@ -62,7 +62,7 @@ ALLOWED = {
     "seqlm.machine": ("seqlm.errors", "seqlm.reading"),
     "seqlm.environment": ("seqlm.errors",),
     "seqlm.files": ("seqlm.errors", "seqlm.reading"),
-    "seqlm.locks": ("seqlm.errors", "seqlm.processes"),
+    "seqlm.locks": ("seqlm.errors", "seqlm.processes", "seqlm.reading"),
     "seqlm.lease": (
         *("seqlm.environment", "seqlm.errors", "seqlm.files", "seqlm.locks", "seqlm.processes", "seqlm.reading"),
     ),
