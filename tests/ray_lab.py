@@ -57,10 +57,9 @@ class RayLab:
             "SEQLM_BACKEND": "ray",
         }
 
-    def start_cluster(self, *nodes: tuple[float, float], dashboard: bool = False) -> None:
-        """Nodes with these cores and (fake) GPUs each; with a job server if ``dashboard``."""
-        options = ["dashboard"] if dashboard else []
-        argv = [sys.executable, "-m", "tests.ray_nodes", json.dumps(nodes), *options]
+    def start_cluster(self, *nodes: tuple[float, float]) -> None:
+        """Nodes with these cores and (fake) GPUs each."""
+        argv = [sys.executable, "-m", "tests.ray_nodes", json.dumps(nodes)]
         self._cluster = self.start(argv, cwd=ROOT)
         self.address = commands.next_line(self._cluster).strip()
         assert self.address, commands.finish(self._cluster)[1]

@@ -1,4 +1,4 @@
-"""A Ray cluster of nodes on this machine, for tests: ``python -m tests.ray_nodes '[[CPUS, GPUS], ...]' [dashboard]``.
+"""A Ray cluster of nodes on this machine, for tests: ``python -m tests.ray_nodes '[[CPUS, GPUS], ...]'``.
 
 Its files are in RAY_TMPDIR. Print the cluster's address, then read commands from stdin: ``kill ID`` kills a node, named
 by Ray's id, with all its processes, without notice to the others; ``add CPUS GPUS`` adds a node. Exit when stdin is
@@ -66,7 +66,7 @@ def main() -> None:
         # first, and would take it away from under the workers of another one.
         return cluster.add_node(**options(cpus, gpus), temp_dir=str(folder / f"n{next(numbers)}"))
 
-    head = {**options(*nodes[0]), "include_dashboard": "dashboard" in sys.argv[2:]}
+    head = {**options(*nodes[0]), "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     started = [cluster.head_node, *(add(*node) for node in nodes[1:])]
     cluster.wait_for_nodes()

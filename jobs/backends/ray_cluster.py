@@ -17,7 +17,6 @@ from typing import Any, final
 
 from jobs.backends import ray_watchdog
 from jobs.backends.local import this_machine
-from jobs.backends.ray_job import is_remote
 from jobs.plan.capacity import Capacity, Node
 from jobs.study.kept_code import Code
 from seqlm import machine
@@ -49,9 +48,18 @@ from ray._private.state import available_resources_per_node  # noqa: E402
 
 @final
 class RayCluster:
-    """A connection to Ray. ``address``: ``None`` means an embedded Ray, which lives as long as the connection."""
+    """A connection to Ray. ``address``: ``None`` means an embedded Ray, which lives as long as the connection.
+
+    Raises:
+        BackendError: ``address`` is that of a job server.
+    """
 
     def __init__(self, address: str | None) -> None:
+        if address is not None and address.startswith(("http://", "https://")):
+            raise BackendError(
+                f"{address} is a job server and no cluster to join; launch on one of its nodes, or use: "
+                f"ray job submit --address {address} -- seqlm run ..."
+            )
         self._address = address
         self._watchdog: subprocess.Popen[bytes] | None = None
         self._private = contextlib.ExitStack()
@@ -71,9 +79,7 @@ class RayCluster:
         Raises:
             BackendError: Ray cannot be started, or there is no such cluster; the code is too large to be sent.
         """
-        # Inside a Ray job, the job has brought its code along already.
-        has_code = self.is_embedded or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-        self._connect(None if has_code else _runtime_env(code))
+        self._connect(None if self.is_embedded else _runtime_env(code))
 
     def close(self) -> None:
         """Leave the cluster, or end the embedded Ray. Everything that this connection started ends."""
@@ -96,11 +102,6 @@ class RayCluster:
             return _capacity("this machine" if self.is_embedded else "the cluster")
         if self.is_embedded:
             return this_machine()
-        if is_remote(self._address):
-            raise BackendError(
-                f"{self._address} takes jobs and does not tell what the cluster has; give the address of the cluster "
-                "on one of its nodes (auto), or --backend local"
-            )
         self._connect(None)
         try:
             return _capacity("the cluster")

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from jobs.backends.base import Finding
-from jobs.backends.ray_job import RayJob, is_remote
 from jobs.cli.arguments import DoctorArguments, RunArguments, read
 from jobs.cli.request import BackendChoice, default_backend
 from jobs.launch.prepare import find_data
@@ -186,9 +185,6 @@ def _ray() -> Finding:
     if not address:
         return Finding("ok", "Ray", "installed; one is started on this machine for each launch")
     try:
-        if is_remote(address):
-            RayJob(address)
-            return Finding("ok", "Ray", f"a job server answers at {address}")
         return Finding("ok", "Ray", BackendChoice(name="ray", ray_address=address).make().describe())
     except BackendError as error:
         return Finding("bad", "Ray", str(error))

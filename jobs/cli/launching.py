@@ -140,13 +140,13 @@ def train(
     left, ids = carry_out(arguments, specs, options, choice)
     if left is not None:
         return left, 0
-    runs = [one for one in observe_study(study_dir) if ids is None or one.run.id in ids]
+    runs = [one for one in observe_study(study_dir) if one.run.id in ids]
     data = say_status(runs, study_dir)
-    if arguments.report and ids is not None:
+    if arguments.report:
         if arguments.behaviour is not False:
             compute_missing_behaviour(study_dir, asked=arguments.behaviour is True)
         terminal.say(f"report: {write_report([study_dir], None)}")
-    bad = ("failed", "cancelled") if ids is None else ("failed", "cancelled", "pending")  # pending: its job is gone
+    bad = ("failed", "cancelled", "pending")  # pending: its job is gone
     return data, _exit_code([one for one in data["runs"] if one["state"] in bad or is_waiting(one["reason"])])
 
 

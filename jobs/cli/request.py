@@ -1,4 +1,4 @@
-"""Where runs go, and the ways to launch them there: attended, in the background, on a remote cluster, or by SLURM."""
+"""Where runs go, and the ways to launch them there: attended, in the background, or by SLURM."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import os
 import sys
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,18 +15,16 @@ from jobs import terminal
 from jobs.attempt.supervisor import progress_variables
 from jobs.backends.base import Backend, Target
 from jobs.backends.local import LocalBackend
-from jobs.backends.ray_job import RayJob, is_remote
-from jobs.cli.arguments import LaunchArguments, Placement, PlanArguments, read
+from jobs.cli.arguments import LaunchArguments, Placement
 from jobs.cli.progress import LaunchProgress, Watcher, tell_skipped, watch, watch_in_lines
 from jobs.launch.background import detach, logout_advice
 from jobs.launch.job import LaunchOptions
-from jobs.launch.prepare import find_data, launched, preparing, waiting_for_budget
+from jobs.launch.prepare import launched, preparing, waiting_for_budget
 from jobs.manifests import secrets
-from jobs.manifests.load import Manifest, load_manifest
-from jobs.manifests.reader import find_manifest
+from jobs.manifests.load import Manifest
 from jobs.plan.record import kept_tables
 from jobs.spec import RunSpec
-from jobs.study.folder import ObservedRun, observe_study, study_name
+from jobs.study.folder import ObservedRun, study_name
 from seqlm import machine
 from seqlm.environment import BACKEND
 from seqlm.errors import BackendError, UsageError, printable
@@ -144,14 +141,14 @@ def default_backend() -> str:
 
 def carry_out(
     arguments: LaunchArguments, specs: Sequence[RunSpec], options: LaunchOptions, choice: BackendChoice
-) -> tuple[dict[str, Any] | None, Collection[str] | None]:
+) -> tuple[dict[str, Any] | None, Collection[str]]:
     """Launch ``specs`` on the chosen backend, and wait unless ``--no-wait`` says otherwise.
 
-    Returns what runs on without this process (``None``: it has waited), and the ids of the runs (``None``: all of the
-    study, on which a remote launcher has reported).
+    Returns what runs on without this process (``None``: it has waited), and the ids of the runs (none for a launcher
+    in the background).
 
     Raises:
-        SeqlmError: nothing has been started, or a canary or the remote launcher has failed.
+        SeqlmError: nothing has been started, or a canary has failed.
         KeyboardInterrupt: interrupted while waiting.
     """
     for line in secrets.advice(choice.env, f"backend.{choice.name}.env"):
@@ -159,8 +156,6 @@ def carry_out(
     options = replace(options, live_code=arguments.live_code, policy=options.policy.with_retries(choice.retries))
     if choice.slurm is not None:
         return _submit(arguments, specs, options, choice.slurm)
-    if choice.ray_address is not None and is_remote(choice.ray_address):
-        return _send(arguments, options, choice.ray_address), None
     if not arguments.no_wait:
         return None, attend(specs, replace(options, canary=arguments.canary), choice)
     secrets.passed(choice.env_pass, os.environ, f"backend.{choice.name}")  # an error now, not in the background
@@ -169,7 +164,7 @@ def carry_out(
     terminal.say(f"launched by process {pid}; see: {see}")
     if advice := logout_advice([*terminal.program().split(), *arguments.argv]):
         terminal.tell(f"warning: {advice}")
-    return {"study": study_name(options.study_dir), "launcher_pid": pid}, None
+    return {"study": study_name(options.study_dir), "launcher_pid": pid}, ()
 
 
 def attend(specs: Sequence[RunSpec], options: LaunchOptions, choice: BackendChoice) -> Collection[str]:
@@ -197,44 +192,6 @@ def attend(specs: Sequence[RunSpec], options: LaunchOptions, choice: BackendChoi
         terminal.tell("the workers have stopped; the same command goes on from here")
         raise
     return {item.run.id for item in planned}
-
-
-def _send(arguments: LaunchArguments, options: LaunchOptions, address: str) -> dict[str, Any] | None:
-    """Have the same command line run on a remote Ray cluster, and wait for it unless ``--no-wait`` says otherwise."""
-    if arguments.live_code:
-        raise UsageError("--live-code: a remote cluster is sent a copy of the code; leave the flag out")
-    jobs_dir, study_dir = options.study_dir, options.code_dir or options.study_dir
-    manifest, recorded = None, None
-    model_files: dict[str, bytes] = {}
-    if isinstance(arguments, PlanArguments):
-        manifest = find_manifest(arguments.manifest).absolute()
-        loaded = load_manifest(manifest)
-        recorded = loaded.data_path
-        for spec in loaded.runs:
-            model_files |= spec.model_files.contents if spec.model_files else {}
-        words = _with_argument(_attended(arguments), "manifest", manifest.name)
-    else:
-        words = _with_argument(_attended(arguments), "study", str(study_dir.absolute()))
-    data = find_data(arguments.data, recorded)
-    words += ["--runs-dir", str(study_dir.parent.absolute()), "--backend", "ray", "--ray-address", "auto"]
-    words += ["--data", str(data.absolute())] if data else []
-    job = RayJob(address)
-    job.submit(words, jobs_dir, manifest, code_dir=study_dir, untracked=options.untracked, model_files=model_files)
-    see = f"{terminal.program()} status {printable(str(jobs_dir))}"
-    terminal.say(f"launched by Ray job {job.id} on {job.address}; see: {see}")
-    if arguments.no_wait:
-        return {"study": study_name(jobs_dir), "ray_job": job.id}
-    try:
-        if not (arguments.json or arguments.quiet):
-            watch(Watcher(jobs_dir))
-        while not job.is_over():
-            time.sleep(0.5)
-    except KeyboardInterrupt:
-        job.stop()
-        raise
-    if not observe_study(jobs_dir) or job.has_failed():
-        raise BackendError(f"the launcher on the cluster ended with: {job.last_line()}")
-    return None
 
 
 def _submit(
@@ -281,17 +238,3 @@ def _submit(
 def _attended(arguments: LaunchArguments) -> list[str]:
     """Return the command line with which another launcher waits for the same runs."""
     return [word for word in arguments.argv if word not in ("--no-wait", "--json")]
-
-
-def _with_argument(words: Sequence[str], name: str, value: str) -> list[str]:
-    """Return a command line with ``value`` for its argument ``name``. Equal words with another meaning stay."""
-    before = read(words)
-    assert before is not None, "it has a command"
-    change: dict[str, Any] = {name: value}
-    after = replace(before, **change)
-    for place, word in enumerate(words):
-        changed = [*words[:place], value, *words[place + 1 :]]
-        with contextlib.suppress(UsageError):
-            if word == getattr(before, name) and read(changed) == after:
-                return changed
-    raise UsageError(f"{printable(value)}: cannot be sent as the {name} of a command line; rename it")

@@ -140,8 +140,7 @@ DATA: dict[str, Meanings] = {
     },
     "run --no-wait": {
         "study": ("text", "name of the study"),
-        "launcher_pid": ("number", "process of the launcher; on this machine and on a Ray cluster that it belongs to"),
-        "ray_job": ("text", "Ray job of the launcher; on a Ray cluster that this machine does not belong to"),
+        "launcher_pid": ("number", "process of the launcher; on this machine and on a Ray cluster"),
         "jobs": ("list", "job arrays; on SLURM"),
     },
     "behaviour": {

@@ -21,7 +21,6 @@ WRITES_SHELL = {
     "slurm/probe.py": "the command of the doctor's trial job, the same",
     "analysis/study/run.py": "the command that a report shows of a run, to copy; it runs nothing",
     "jobs/launch/background.py": "a command that a warning shows, to copy; it runs nothing",
-    "jobs/backends/ray_job.py": "the command line of a Ray job, which Ray takes as one string: every word is quoted",
 }
 """Modules that quote words for a shell, and so write for one."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -541,50 +540,3 @@ def test_a_rank_on_a_node_gets_the_uuid_of_the_gpu_that_ray_booked(lab: RayLab, 
     lab.env["PYTHONPATH"] = str(ROOT)  # of the driver alone
     answer = lab.run([sys.executable, "driver.py"], cwd=tmp_path)
     assert answer.stdout.splitlines() == ["2.0", "GPU-0000 1 GPU-1111 1", "0.0"], answer.stderr
-
-
-# -- a driver on the cluster -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def head(lab: RayLab) -> str:
-    """A cluster with a job server; its address."""
-    lab.env["PATH"] = f"{Path(sys.executable).parent}:{lab.env['PATH']}"  # the driver is `python` on the cluster
-    lab.env["RAY_AUTH_MODE"] = "token"
-    token = lab.folder / ".ray" / "auth_token"
-    token.parent.mkdir()
-    token.write_text(secrets.token_hex(32))
-    lab.start_cluster((2, 2), dashboard=True)
-    del lab.env["RAY_ADDRESS"]  # known to the cluster alone
-    address = "http://127.0.0.1:8265"
-    wait_for(
-        lambda: lab.run([sys.executable, "-c", GET, f"{address}/api/version"], cwd=lab.folder),
-        "the job server to answer",
-        until=lambda answer: answer.returncode == 0,
-    )
-    return address
-
-
-GET = """
-import sys, urllib.error, urllib.request
-try:
-    urllib.request.urlopen(sys.argv[1])
-except urllib.error.HTTPError:
-    pass  # it asks for a token
-"""
-
-
-def test_a_remote_cluster_runs_the_launcher_too(lab: RayLab, head: str, tmp_path: Path) -> None:
-    study = Study(lab, tmp_path, {})
-    answer = study("run", "small.toml", "--ray-address", head, "--json")
-    assert answer.returncode == 0, answer.stderr
-    assert study.states() == ["done"]
-    provenance = study.runs()[0].read_provenance()
-    commit = commands.run(["git", "rev-parse", "HEAD"], cwd=ROOT)
-    assert provenance["git"]["commit"] == (commit.stdout.strip() or None)
-
-    left = study("run", "small.toml", "--ray-address", head, "--no-wait", "--set", "train.epochs=5000")
-    assert left.returncode == 0, left.stderr
-    wait_for(study.states, "the run to go on", until=lambda states: states == ["running"])
-    assert study("cancel", "small", "--all").returncode == 0
-    assert study.states() == ["cancelled"]
