@@ -92,6 +92,6 @@ def test_ray_is_asked_as_often_for_a_hundred_live_runs_as_for_one(monkeypatch: p
 
     monkeypatch.setattr(ray, "wait", wait)
     monkeypatch.setattr(RayBackend, "_refresh_if_due", lambda self: None)
-    backend.wait(0)
+    backend.wait(seconds=0)
     assert [backend.poll(str(number)) for number in range(100)] == [None] * 100
     assert asked == [100]
