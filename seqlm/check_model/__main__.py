@@ -35,6 +35,7 @@ from seqlm.check_model.ranks import check_ranks
 from seqlm.check_model.sizes import sizes_of
 from seqlm.check_model.subject import BrokenContractError, Check, Finding, Subject
 from seqlm.errors import SeqlmError
+from seqlm.training.distributed import run_program
 
 CHECKS: dict[str, Check] = {
     "shapes": check_shapes,
@@ -157,4 +158,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -20,7 +20,7 @@ from seqlm.check_model.checks import gradients_of
 from seqlm.check_model.subject import COLUMNS, TOLERANCE, BrokenContractError, Subject, difference
 from seqlm.data.layout import own_columns
 from seqlm.environment import COLLECTIVE_MINUTES, RENDEZVOUS
-from seqlm.training.distributed import Rank, process_group
+from seqlm.training.distributed import Rank, process_group, run_program
 
 RANKS = 2
 MINUTES = 5
@@ -75,4 +75,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

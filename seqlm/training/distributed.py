@@ -13,10 +13,10 @@ import socket
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.request import url2pathname
 
 import torch
@@ -28,7 +28,7 @@ from torch.distributed import (  # type: ignore[attr-defined] # public, missing 
 )
 
 from seqlm.environment import COLLECTIVE_MINUTES, DEVICE, GPU_SHARE, RENDEZVOUS, RENDEZVOUS_HOST
-from seqlm.errors import BackendError, DeviceError, FileError
+from seqlm.errors import EXIT_FAILED, EXIT_UNPRINTED, BackendError, DeviceError, FileError
 from seqlm.machine import CUDA_BYTES, cpu_model, lacking_code, own_card, short_name
 from seqlm.reading import parse_json, read_bytes
 from seqlm.training.failure import failed_allocation
@@ -346,3 +346,24 @@ def abort_group() -> None:
     """
     if dist.is_initialized():
         dist.distributed_c10d._abort_process_group()  # the same in PyTorch 2.7 to 2.13, and without a public name
+
+
+def run_program(main: Callable[[], int]) -> NoReturn:
+    """Run ``main`` and end the process with the exit code that it returns, 1 after an exception.
+
+    For every program that joins a :func:`process_group`. The interpreter is not finalized and functions of ``atexit``
+    are not called: a thread of gloo may still hold a tensor of the last collective operation. If the thread frees it
+    during the finalization, CPython ends the thread inside a destructor and the process aborts with "terminate called
+    without an active exception" (https://github.com/pytorch/pytorch/issues/190489).
+    """
+    try:
+        code = main()
+    except BaseException as error:  # even KeyboardInterrupt: nothing may reach the interpreter's own end
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = EXIT_FAILED
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):  # ValueError: closed
+        code = EXIT_UNPRINTED
+    os._exit(code)

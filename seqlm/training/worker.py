@@ -24,7 +24,13 @@ from seqlm.rundir import RunDirectory
 from seqlm.search import Search
 from seqlm.training.attempt import StopSignal, attempt_number, make_attempt
 from seqlm.training.canary import canary_steps, run_canary
-from seqlm.training.distributed import gpu_share, process_group, rank_from_environment, require_kernels
+from seqlm.training.distributed import (
+    gpu_share,
+    process_group,
+    rank_from_environment,
+    require_kernels,
+    run_program,
+)
 from seqlm.training.micro_batches import micro_batches_from
 from seqlm.training.rungs import at_rungs
 from seqlm.training.self_check import check_device
@@ -88,4 +94,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from seqlm.data.batches import windows
 from seqlm.data.corpus import load_corpus
 from seqlm.rundir import RunDirectory
-from seqlm.training.distributed import Rank, process_group, rank_from_environment
+from seqlm.training.distributed import Rank, process_group, rank_from_environment, run_program
 from seqlm.training.results import StepResults
 from seqlm.training.trainer import Trainer
 
@@ -64,12 +64,16 @@ def steps_file(folder: Path, world_size: int, rank: int, micro_batches: int = 1)
     return folder / f"steps-{world_size}-{rank}-{micro_batches}.pt"
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Take the steps of this rank on each run of the command line; returns the exit code."""
     this = rank_from_environment(os.environ)
     with process_group(this):
         for name in sys.argv[1:]:
             for parts in map(int, os.environ.get("MICRO_BATCHES", "1").split(",")):
                 steps = take_steps(Path(name), Path(os.environ["SEQLM_DATA"]), this, parts)
                 torch.save(steps, steps_file(Path(name), this.world_size, this.index, parts))
-    # A thread of gloo that drops a Python object while the interpreter is taken down aborts the process.
-    os._exit(0)
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)
