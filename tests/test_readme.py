@@ -19,7 +19,7 @@ def test_it_has_at_most_120_lines() -> None:
 def test_the_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     targets = set(re.findall(r"\bmake (\w+)", README))
-    assert {"quickstart", "docs", "check", "chaos"} <= targets
+    assert {"quickstart", "test", "docs", "check", "chaos"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 

@@ -25,6 +25,7 @@ from seqlm.check_model.capture import check_capture
 from seqlm.check_model.checks import (
     check_carried_state,
     check_causality,
+    check_evaluation,
     check_gradients,
     check_hidden_states,
     check_micro_batches,
@@ -40,6 +41,7 @@ from seqlm.training.distributed import run_program
 CHECKS: dict[str, Check] = {
     "shapes": check_shapes,
     "causality": check_causality,
+    "evaluation": check_evaluation,
     "carried state": check_carried_state,
     "gradients": check_gradients,
     "hidden states": check_hidden_states,

@@ -75,30 +75,68 @@ def _is_state(value: Any) -> bool:
 
 @torch.no_grad()
 def check_causality(subject: Subject) -> str:
-    """A later token changes no earlier logit, and no token changes another column."""
-    model, tokens = subject.build().eval(), subject.tokens[:STEPS]
-    logits, _ = model(tokens, model.initial_state(COLUMNS))
+    """A later token changes no earlier logit, and no token changes another column, in training and in evaluation."""
+    model = subject.build()
+    has_trained = _is_deterministic(subject)
+    for training in (False, True) if has_trained else (False,):
+        _require_causality(subject, model.train(training))
+    return f"no logit depends on a later token or on another column{_where(has_trained)}"
+
+
+def _require_causality(subject: Subject, model: LanguageModel) -> None:
+    tokens = subject.tokens[:STEPS]
+    logits = _logits(model, tokens)
     scale = float(logits.abs().max())
     leaks: dict[int, int] = {}
     for later in range(1, STEPS):
         changed = tokens.clone()
         changed[later] = (changed[later] + 1) % VOCAB
-        moved, _ = model(changed, model.initial_state(COLUMNS))
-        off = (moved[:later] - logits[:later]).abs().amax(dim=(1, 2)) > TOLERANCE * scale
+        off = (_logits(model, changed)[:later] - logits[:later]).abs().amax(dim=(1, 2)) > TOLERANCE * scale
         if off.any():
             leaks.setdefault(int(off.nonzero()[0]), later)
     if leaks:
         first = min(leaks)
         raise BrokenContractError(
             f"the model sees the future: token {leaks[first] + 1} of a window changes the logits at position "
-            f"{first + 1}"
+            f"{first + 1}{_where(model.training)}"
         )
     changed = tokens.clone()
     changed[:, 0] = (changed[:, 0] + 1) % VOCAB
-    moved, _ = model(changed, model.initial_state(COLUMNS))
-    if difference(moved[:, 1:], logits[:, 1:]) > TOLERANCE:
-        raise BrokenContractError("columns mix: the tokens of column 1 change the logits of the others")
-    return "no logit depends on a later token or on another column"
+    if difference(_logits(model, changed)[:, 1:], logits[:, 1:]) > TOLERANCE:
+        raise BrokenContractError(
+            f"columns mix: the tokens of column 1 change the logits of the others{_where(model.training)}"
+        )
+
+
+def _logits(model: LanguageModel, tokens: Tensor) -> Tensor:
+    """The logits (T, B, V) of a window, without dropout. Buffers stay as they are."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    logits: Tensor
+    with without_dropout(model):
+        logits, _ = torch.func.functional_call(model, buffers, (tokens, model.initial_state(tokens.shape[1])))
+    return logits
+
+
+def _where(training: bool) -> str:
+    return "" if training else ", in evaluation: training draws random numbers without a dropout of PyTorch or seqlm"
+
+
+@torch.no_grad()
+def check_evaluation(subject: Subject) -> str:
+    """An evaluation changes no buffer and no parameter."""
+    model = subject.build().eval()
+    before = {name: tensor.clone() for name, tensor in _tensors(model)}
+    model(subject.tokens[:STEPS], model.initial_state(COLUMNS))
+    changed = [name for name, tensor in _tensors(model) if not torch.equal(tensor, before[name])]
+    if changed:
+        raise BrokenContractError(
+            f"an evaluation changes {changed[0].removeprefix('module.')}; change a buffer only if self.training is True"
+        )
+    return "changes no buffer"
+
+
+def _tensors(model: LanguageModel) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
 
 
 @torch.no_grad()
@@ -240,9 +278,9 @@ def check_micro_batches(subject: Subject) -> str:
         if difference(parts[what], tensor) > TOLERANCE:
             raise BrokenContractError(
                 f"a batch in {PARTS} parts is not the whole batch: {what} differs; the model may use statistics over "
-                "the batch"
+                "the batch, or count its calls"
             )
-    return f"a batch in {PARTS} parts is the whole batch"
+    return f"a batch in {PARTS} parts is the whole batch{_where(_is_deterministic(subject))}"
 
 
 def gradients_of(subject: Subject, model: LanguageModel, *, parts: int = 1, **options: Any) -> dict[str, Tensor]:
@@ -254,7 +292,7 @@ def gradients_of(subject: Subject, model: LanguageModel, *, parts: int = 1, **op
         model, optimizer, clip_norm=1e9, tokens_per_step=STEPS * COLUMNS, micro_batches=parts, **options
     )
     tokens, targets = subject.tokens[:STEPS, columns], subject.targets[:STEPS, columns]
-    with without_dropout():
+    with without_dropout(model):
         result = step(tokens, targets, model.initial_state(tokens.shape[1]))
     found = {"the loss": result.loss_nats}
     found |= {f"the state ({number})": tensor for number, tensor in enumerate(tensors_of(result.state), start=1)}
@@ -262,13 +300,12 @@ def gradients_of(subject: Subject, model: LanguageModel, *, parts: int = 1, **op
     return found | {f"the gradient by {name}": grad.clone() for name, grad in named if grad is not None}
 
 
+@torch.no_grad()
 def _is_deterministic(subject: Subject) -> bool:
-    """Whether training steps draw nothing once PyTorch's dropout keeps every unit. Else the model is in ``eval``."""
+    """Whether training draws no random numbers without dropout. Otherwise windows are compared in evaluation."""
     model = subject.build().train()
-    losses = []
-    with without_dropout(), torch.no_grad():
-        for seed in (1, 2):
-            torch.manual_seed(seed)
-            loss, _ = model.loss(subject.tokens[:STEPS], subject.targets[:STEPS], model.initial_state(COLUMNS))
-            losses.append(float(loss))
-    return losses[0] == losses[1]
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(_logits(model, subject.tokens[:STEPS]))
+    return torch.equal(*found)

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
-from unittest import mock
 
 import torch
-import torch.nn.functional as F  # noqa: N812 -- the field's own abbreviation
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from seqlm.architectures import CustomConfig
 from seqlm.models import LanguageModel, build_model
 from seqlm.models.custom import described
+from seqlm.models.dropout import Dropout
 from seqlm.models.state import State, tensors_of
 
 SEED = 1
@@ -68,18 +68,32 @@ class Subject:
 
 
 @contextlib.contextmanager
-def without_dropout() -> Iterator[None]:
-    """Let PyTorch's dropout keep every unit, so that training steps can be compared."""
+def without_dropout(model: LanguageModel) -> Iterator[None]:
+    """Let dropout keep every unit of ``model`` while the block runs, so that training steps can be compared.
 
-    def keep_all(x: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        return x
-
-    names = ("dropout", "alpha_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d")
-    with contextlib.ExitStack() as stack:
-        for name in names:
-            stack.enter_context(mock.patch.object(F, name, keep_all))
-        stack.enter_context(mock.patch.object(torch, "dropout", keep_all))
+    Covers dropout modules, the dropout of ``nn.LSTM`` and ``nn.MultiheadAttention``, and functions of PyTorch with
+    "dropout" in their name. The modules stay switched off.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd | Dropout):
+            module.eval()
+        elif isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+            module.dropout = 0.0
+    with _KeepAll():
         yield
+
+
+@final
+class _KeepAll(TorchFunctionMode):
+    """Return the input of a dropout function, however the model has imported it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        if "dropout" in getattr(func, "__name__", ""):
+            return args[0] if args else options["input"]
+        if "dropout_p" in options:  # scaled_dot_product_attention
+            options = {**options, "dropout_p": 0.0}
+        return func(*args, **options)
 
 
 def difference(found: State, wanted: State) -> float:

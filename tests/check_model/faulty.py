@@ -1,4 +1,4 @@
-"""A small model of a user's that keeps the contract, and ten that break it, each in one place."""
+"""A small model of a user's that keeps the contract, and others that break it, each in one place."""
 
 from __future__ import annotations
 
@@ -45,69 +45,88 @@ COUNTS = (
     (HIDDEN, "self.steps.add_(self.training); h = h * 0.9**self.steps * self.scale[0]"),
 )
 """Changes that keep the contract: a buffer that counts the steps of the training, and one that cannot be written."""
-FAULTS: dict[str, tuple[tuple[str, str], str, str]] = {
+FAULTS: dict[str, tuple[list[tuple[str, str]], str, str]] = {
     "time and batch exchanged": (
-        (LOGITS, "logits = logits.transpose(0, 1)"),
+        [(LOGITS, "logits = logits.transpose(0, 1)")],
         "shapes",
         "forward returns logits of shape (4, 7, 41), expected (T, B, V) = (7, 4, 41)",
     ),
     "state without the batch": (
-        ("new_zeros(batch_size, self.hidden_size)", "new_zeros(1, self.hidden_size)"),
+        [("new_zeros(batch_size, self.hidden_size)", "new_zeros(1, self.hidden_size)")],
         "shapes",
         "initial_state(4) returns a tensor (1, 8); expected the batch of 4 on axis 0 (batch_axis says which one)",
     ),
     "sees the future": (
-        (HIDDEN, "h = h + h.flip(0)"),
+        [(HIDDEN, "h = h + h.flip(0)")],
         "causality",
         "the model sees the future: token 2 of a window changes the logits at position 1",
     ),
     "drops the state": (
-        (LOGITS, "state = torch.zeros_like(state)"),
+        [(LOGITS, "state = torch.zeros_like(state)")],
         "carried state",
         "two windows with the state carried are not one long window",
     ),
     "unused parameter": (
-        (INIT, "self.unused = nn.Linear(3, 3)"),
+        [(INIT, "self.unused = nn.Linear(3, 3)")],
         "gradients",
         "no gradient reaches unused.weight, unused.bias; use every parameter in forward",
     ),
     "hidden states of another form": (
-        (INIT, "self.hidden_states = [self.output, self.W]"),
+        [(INIT, "self.hidden_states = [self.output, self.W]")],
         "hidden states",
         "hidden_states names 2 modules, and a window calls them 8 times",
     ),
     "random numbers of Python": (
-        (HIDDEN, "h = h * (1 + random.random()) if self.training else h"),
+        [(HIDDEN, "h = h * (1 + random.random()) if self.training else h")],
         "resume",
         "the same seed gives another loss; draw all random numbers from torch's generator",
     ),
     "counts its calls in an attribute": (
-        (HIDDEN, "self.calls = getattr(self, 'calls', 0) + self.training; h = h * 0.9**self.calls"),
+        [(HIDDEN, "self.calls = getattr(self, 'calls', 0) + self.training; h = h * 0.9**self.calls")],
         "resume",
         "a resumed training is not the one without a stop",
     ),
     "statistics over the batch": (
-        (HIDDEN, "h = h - h.mean(dim=1, keepdim=True) if self.training else h"),
+        [(HIDDEN, "h = h - h.mean(dim=1, keepdim=True) if self.training else h")],
+        "causality",
+        "columns mix: the tokens of column 1 change the logits of the others",
+    ),
+    "batch normalization after a dropout of its own": (
+        [
+            ("import random", "from torch.nn.functional import dropout"),
+            (INIT, "self.norm = nn.BatchNorm1d(hidden_size)"),
+            (HIDDEN, "h = self.norm(dropout(h, 0.5, self.training).flatten(0, 1)).view_as(h)"),
+        ],
+        "causality",
+        "the model sees the future: token 2 of a window changes the logits at position 1",
+    ),
+    "a gradient that depends on the size of the batch": (
+        [(LOGITS, "logits = logits / len(state) if self.training else logits")],
         "micro-batches",
-        "a batch in 3 parts is not the whole batch",
+        "a batch in 3 parts is not the whole batch: the loss differs",
+    ),
+    "a buffer that an evaluation changes": (
+        [(INIT, "self.register_buffer('calls', torch.zeros(()))"), (HIDDEN, "self.calls.add_(1)")],
+        "evaluation",
+        "an evaluation changes calls; change a buffer only if self.training is True",
     ),
     "reads a number back": (
-        (HIDDEN, "h = h / max(1.0, h.abs().max().item())if self.training else h"),
+        [(HIDDEN, "h = h / max(1.0, h.abs().max().item())if self.training else h")],
         "GPU recording",
         "the step reads a number back from the device, or has a shape that depends on values (model.py line ",
     ),
     "a tensor that stays behind": (
-        (INIT, "self.scale = torch.full((hidden_size,), 2.0)"),
+        [(INIT, "self.scale = torch.full((hidden_size,), 2.0)"), (HIDDEN, "h = h * self.scale")],
         "GPU recording",
         "a tensor stays on the CPU when the model moves to a GPU",
     ),
     "a shape that depends on values": (
-        (LOGITS, "logits = logits + 0.0 * logits[logits > 0].sum()"),
+        [(LOGITS, "logits = logits + 0.0 * logits[logits > 0].sum()")],
         "GPU recording",
         "the step reads a number back from the device, or has a shape that depends on values",
     ),
 }
-"""What is wrong -> (text of the sound model, its replacement), the check that catches it, and how its line begins."""
+"""What is wrong -> replacements of texts of the sound model, the check that catches it, and how its line begins."""
 
 
 def write_model(folder: Path, *changes: tuple[str, str], name: str = "model.py") -> Path:

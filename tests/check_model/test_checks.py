@@ -24,13 +24,50 @@ def lines(found: dict[str, Any], level: str = "bad") -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("change", "check", "line"), FAULTS.values(), ids=FAULTS.keys())
-def test_each_fault_is_caught_by_its_check(tmp_path: Path, change: tuple[str, str], check: str, line: str) -> None:
-    extra = [("# hidden", "h = h * self.scale")] if "self.scale" in change[1] else []
-    write_model(tmp_path, change, *extra)
+@pytest.mark.parametrize(("changes", "check", "line"), FAULTS.values(), ids=FAULTS.keys())
+def test_each_fault_is_caught_by_its_check(
+    tmp_path: Path, changes: list[tuple[str, str]], check: str, line: str
+) -> None:
+    write_model(tmp_path, *changes)
     found = lines(answer(tmp_path))
     assert found[0].startswith(f"{check}: {line}"), found
-    assert {one.partition(": ")[0] for one in found} <= {check, "carried state"}, found
+    also = {"carried state"} if check != "causality" else {"micro-batches", "carried state"}
+    assert {one.partition(": ")[0] for one in found} <= {check, *also}, found
+
+
+DROPOUTS = {
+    "module": ("self.drop = nn.Dropout(0.5)", "h = self.drop(h)"),
+    "of seqlm": ("from seqlm.models.dropout import Dropout; self.drop = Dropout(0.5)", "h = self.drop(h)"),
+    "function": (
+        "from torch.nn.functional import dropout as drop; self.drop = drop",
+        "h = self.drop(h, 0.5, self.training)",
+    ),
+    "of an LSTM": ("self.lstm = nn.LSTM(hidden_size, hidden_size, 2, dropout=0.5)", "h = self.lstm(h)[0]"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("init", "hidden"), DROPOUTS.values(), ids=DROPOUTS.keys())
+def test_training_is_compared_without_dropout_alone(tmp_path: Path, init: str, hidden: str) -> None:
+    """A sound model passes with any dropout, and one that is wrong only in training is refused with it."""
+    write_model(tmp_path, ("# init", init), ("# hidden", hidden + "\n        # more"))
+    found = answer(tmp_path)
+    assert {one for one in lines(found) if not one.startswith("carried state")} == set()
+    assert "in evaluation" not in str(found)
+    mixes = "h = h - h.mean(dim=1, keepdim=True) if self.training else h"
+    write_model(tmp_path, ("# init", init), ("# hidden", f"{hidden}; {mixes}"))
+    assert {one.partition(": ")[0] for one in lines(answer(tmp_path))} >= {"causality", "micro-batches"}
+
+
+@pytest.mark.slow
+def test_other_random_numbers_in_training_are_named(tmp_path: Path) -> None:
+    write_model(tmp_path, ("# hidden", "h = h * (1 + torch.rand_like(h)) if self.training else h"))
+    found = answer(tmp_path)
+    assert not lines(found)
+    assert [one.partition(":")[0] for one in lines(found, "ok") if "in evaluation: training draws" in one] == [
+        "causality",
+        "micro-batches",
+    ]
 
 
 @pytest.mark.slow
