@@ -29,7 +29,7 @@ def epochs_left(epochs: int, done: int, shares: Shares = ALL_EPOCHS) -> float:
 def expected_share(search: Search, runs: Sequence[RunSpec]) -> float:
     """Return the expected share of all epochs of ``runs`` that a search trains, if no run has begun.
 
-    In mode ``async`` the number of runs that go on is a mean over all orders in which runs can come to a rung: the i-th
+    The number of runs that go on is a mean over all orders in which runs can come to a rung: the i-th
     is among the best ceil(i keep) of i with probability ceil(i keep) / i. The order at one rung is taken to say nothing
     about the values at the next. In real searches it does, and somewhat more runs go on.
     """
@@ -84,8 +84,6 @@ def _between(first: float, last: float, epochs: Iterable[int]) -> float:
 
 def _going_on(search: Search, number: int) -> float:
     """Return how many of ``number`` runs that come to a rung go on from it."""
-    if search.mode == "sync":
-        return number if number < search.min_runs else min(number, places(number, search.keep))
     return sum(1.0 if place < search.min_runs else places(place, search.keep) / place for place in range(1, number + 1))
 
 
@@ -94,6 +92,6 @@ def search_line(search: Search, share: float) -> str:
     rungs = ", ".join(map(str, search.rungs))
     among = f" among runs of equal {', '.join(search.within)}" if search.within else ""
     return (
-        f"search ({search.mode}): {search.keep:.3g} of the runs go on after epochs {rungs} by {search.metric}{among}; "
+        f"search: {search.keep:.3g} of the runs go on after epochs {rungs} by {search.metric}{among}; "
         f"about {share:.0%} of the epochs of all runs"
     )

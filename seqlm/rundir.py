@@ -283,14 +283,6 @@ class RunDirectory(RunLayout):
             return {}
         return {rung: entry for rung, entry in found.items() if rung.isdecimal() and isinstance(entry, dict)}
 
-    def waits_at_rung(self) -> bool:
-        """Return whether the run left at a rung and nothing has been decided about it.
-
-        Raises:
-            FileError: the record cannot be read.
-        """
-        return any(entry.get("decision") == "waits" for entry in self.read_rungs().values())
-
     def read_metrics(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Return the epochs of ``metrics.jsonl``, and one warning for each line that is no complete record."""
         return read_json_lines(self.metrics_file, _is_epoch)
@@ -357,8 +349,6 @@ class RunDirectory(RunLayout):
             after = (
                 "before the first epoch ended" if epoch is None else f"after {epoch + 1} epoch{'s' if epoch else ''}"
             )
-            if self.waits_at_rung():
-                return observed("pending", f"waits {after} for the runs that it is compared with; run again to go on")
             return observed("pending", f"interrupted {after}; run again to resume")
         return observed("pending", None)
 

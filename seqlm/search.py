@@ -1,10 +1,8 @@
 """Decide at a rung of a search which runs go on, from the files of the study alone. Standard library alone.
 
-A rung is a number of finished epochs at which runs are compared. The worker of a run decides for it (mode ``async``:
-asynchronous successive halving in its stopping form, as in Li et al., A System for Massively Parallel Hyperparameter
-Tuning, MLSys 2020, and in Klein et al., Model-based Asynchronous Hyperparameter and Neural Architecture Search, 2020).
-In mode ``sync`` the worker leaves at the rung, and the launcher or a job of SLURM decides once all runs of the group
-have come there or cannot any more (successive halving: Jamieson and Talwalkar, AISTATS 2016).
+A rung is a number of finished epochs at which runs are compared. The worker of a run decides for it: asynchronous
+successive halving in its stopping form, as in Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys
+2020, and in Klein et al., Model-based Asynchronous Hyperparameter and Neural Architecture Search, 2020.
 
 Each decision is made once and kept in the run's folder: in ``rungs.json``, or in ``stopped.json`` if the run stops.
 """
@@ -25,8 +23,7 @@ from seqlm.rundir import RunDirectory
 
 Metric: TypeAlias = Literal["val_ppl", "train_ppl", "val_loss"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
-Mode: TypeAlias = Literal["async", "sync"]
-Decision: TypeAlias = Literal["goes on", "stopped", "waits"]
+Decision: TypeAlias = Literal["goes on", "stopped"]
 
 
 def goes_on(value: float, reached: Collection[float], *, keep: float, min_runs: int) -> bool:
@@ -75,7 +72,6 @@ class Search:
     min_runs: int = 3
     within: tuple[str, ...] = ()
     """Keys of the configuration: runs are compared with those that have the same values. Empty: with all."""
-    mode: Mode = "async"
 
     def to_dict(self) -> dict[str, Any]:
         """As a manifest has it."""
@@ -158,41 +154,29 @@ def _value_at(run: RunDirectory, metric: str, rung: int) -> float | None:
 
 
 def decision_at(run: RunDirectory, rung: int) -> Decision | None:
-    """Return what has been decided about a run at a rung; ``None``: nothing, and it does not wait either.
+    """Return what has been decided about a run at a rung. ``None``: nothing.
 
     Raises:
         FileError: the record cannot be read.
     """
     if (run.read_stopped() or {}).get("rung") == rung:
         return "stopped"
-    entry = run.read_rungs().get(str(rung))
-    if entry is None:
-        return None
-    return "waits" if entry.get("decision") == "waits" else "goes on"
+    return "goes on" if str(rung) in run.read_rungs() else None
 
 
 def decide(run: RunDirectory, search: Search, rung: int, *, guard: Guard = unguarded) -> Decision:
-    """Return the decision about a run that has finished ``rung`` epochs. Make and record it unless that is done.
+    """Return the decision about a run that has finished ``rung`` epochs.
+
+    Unless that is done, it is made and recorded with its evidence.
 
     Raises:
         FileError: the run's files cannot be read or written.
         LeaseLostError: ``guard`` says that the run belongs to another worker by now.
     """
     earlier = decision_at(run, rung)
-    if earlier in ("goes on", "stopped"):
+    if earlier is not None:
         return earlier
     values = values_at(run, search, rung)
-    return record_decision(run, search, rung, values, guard=guard)
-
-
-def record_decision(
-    run: RunDirectory, search: Search, rung: int, values: Mapping[str, float], *, guard: Guard = unguarded
-) -> Decision:
-    """Decide about a run from the values of the runs at the rung (run id -> value), and record it with its evidence.
-
-    Raises:
-        FileError, LeaseLostError: as :func:`decide`.
-    """
     value, reached = values[run.id], list(values.values())
     going_on = places(len(reached), search.keep)
     evidence = {
@@ -212,28 +196,6 @@ def record_decision(
         return "goes on"
     write_json(run.stopped_file, evidence, guard=guard)
     return "stopped"
-
-
-def wait_at(run: RunDirectory, rung: int, *, guard: Guard = unguarded) -> None:
-    """Record that a run waits at a rung for the others.
-
-    Raises:
-        FileError, LeaseLostError: as :func:`decide`.
-    """
-    if decision_at(run, rung) is None:
-        _write_entry(run, rung, {"decision": "waits", "at": _now()}, guard)
-
-
-def rung_of_waiting(run: RunDirectory, search: Search | None) -> int | None:
-    """Return the rung at which a run waits for a decision that its worker does not make. ``None``: it does not wait.
-
-    Raises:
-        FileError: the run's files cannot be read.
-    """
-    if search is None or search.mode != "sync":
-        return None
-    finished = epochs_finished(run)
-    return finished if finished in search.rungs and decision_at(run, finished) == "waits" else None
 
 
 def epochs_finished(run: RunDirectory) -> int:

@@ -24,14 +24,13 @@ from jobs.plan.capacity import Capacity, Node
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places
 from jobs.spec import Resources, RunSpec
-from jobs.study.folder import ObservedRun, read_all_jobs, write_jobs
+from jobs.study.folder import ObservedRun, read_jobs, write_jobs
 from jobs.study.kept_code import Code, live_code
 from jobs.study.squeue import ask, parents
 from seqlm.errors import BackendError
 from seqlm.files import make_directory
 from seqlm.reading import listed
 from seqlm.rundir import RunDirectory
-from seqlm.search import Search
 from slurm.environment import batch_script, sbatch_environment, submit_script
 from slurm.settings import SlurmSettings
 from slurm.site import PartitionFacts, controller_config, partition_facts
@@ -93,23 +92,22 @@ def submit(todo: Sequence[PlannedRun], options: LaunchOptions, settings: SlurmSe
     """
     study_dir = options.study_dir
     submitter = Submitter(options=options, settings=settings, code=code)
-    arrays = _arrays(todo, settings, options.search, study_dir)
+    arrays = _arrays(todo, settings, study_dir)
     make_directory(study_dir / "slurm")
     ids: list[str] = []
     started: set[str] = set()
     for array in arrays:
         items = [item for runs in array.batch.jobs for item in runs]
-        submission = arrays[array.first].folder.name
-        if array.rung is None:
-            for item in items:
-                # Before the job can start, since it would take an old failure as the run's final state. A run that was
-                # cancelled since this launch began keeps its mark, and its job leaves it alone.
-                if not item.was_cancelled_since:
-                    put_failure_aside(item.run, by_hand=item.by_hand, seen=item.observation)
-            # Before the jobs can start, since each job checks that its runs belong to its submission.
-            write_jobs(study_dir, {}, dict.fromkeys((item.run.id for item in items), submission))
-        plans = submitter.plans(array.batch, submission, rung=array.rung)
-        after = [ids[before] for before in array.waits_for]
+        submission = array.folder.name
+        for item in items:
+            # Before the job can start, since it would take an old failure as the run's final state. A run that was
+            # cancelled since this launch began keeps its mark, and its job leaves it alone.
+            if not item.was_cancelled_since:
+                put_failure_aside(item.run, by_hand=item.by_hand, seen=item.observation)
+        # Before the jobs can start, since each job checks that its runs belong to its submission.
+        write_jobs(study_dir, {}, dict.fromkeys((item.run.id for item in items), submission))
+        plans = submitter.plans(array.batch, submission)
+        after = None if array.batch.after is None else ids[array.batch.after]
         try:
             submitted = submitter.submit(array.batch, plans, array.folder, nice=array.nice, after=after)
         except BackendError as error:
@@ -119,8 +117,7 @@ def submit(todo: Sequence[PlannedRun], options: LaunchOptions, settings: SlurmSe
             raise BackendError(f"{error}; {before}") from None
         jobs = {item.run.id: job for job, runs in zip(submitted, array.batch.jobs, strict=True) for item in runs}
         write_jobs(study_dir, jobs, {})
-        if array.rung is None:
-            record(submitted, plans)
+        record(submitted, plans)
         started |= jobs.keys()
         ids += parents(submitted)
     return ids
@@ -132,24 +129,13 @@ class _Array:
 
     batch: Batch
     folder: Path
-    """A new one. That of the first array of these runs names their submission."""
-    rung: int | None
-    """The rung of a search in mode ``sync`` from which it takes its runs on. ``None``: it starts them."""
-    first: int
-    """Index of the array that starts these runs."""
+    """A new one, whose name is that of the submission."""
     nice: int
     """How much lower its priority is."""
-    waits_for: tuple[int, ...]
-    """Indices of the arrays that must end before."""
 
 
-def _arrays(
-    todo: Sequence[PlannedRun], settings: SlurmSettings, search: Search | None, study_dir: Path
-) -> list[_Array]:
+def _arrays(todo: Sequence[PlannedRun], settings: SlurmSettings, study_dir: Path) -> list[_Array]:
     """Return the arrays of these runs in the order of their submission, which is that of the queue.
-
-    In a search of mode ``sync`` all of them are submitted once more for each rung that a run may reach. These wait for
-    all arrays of the stage before.
 
     Raises:
         BackendError: the controller does not answer, or takes no arrays.
@@ -157,38 +143,18 @@ def _arrays(
     place = places(todo)
     # SLURM starts the jobs of an array in this order.
     found = batches(sorted(todo, key=lambda item: place[item.run.id]), settings, controller_config().max_array_size)
-    most = max(item.spec.config.train.epochs for item in todo)
-    rungs = search.rungs if search is not None and search.mode == "sync" else ()
     highest = max(batch.resources.priority for batch in found)
-    number = _new_number(study_dir)
-    arrays: list[_Array] = []
-    for rung in (None, *(rung for rung in rungs if rung < most)):
-        before = range(max(0, len(arrays) - len(found)), len(arrays))
-        start = len(arrays)
-        for index, batch in enumerate(found):
-            after = () if batch.after is None else (start + batch.after,)
-            array = _Array(
-                batch=batch,
-                folder=_folder(study_dir, number + start + index),
-                rung=rung,
-                first=index,
-                nice=min(highest - batch.resources.priority, 10_000),
-                waits_for=(*before, *after),
-            )
-            arrays.append(array)
-    return arrays
+    first = _new_number(study_dir)
+    return [
+        _Array(batch=batch, folder=_folder(study_dir, number), nice=min(highest - batch.resources.priority, 10_000))
+        for number, batch in enumerate(found, start=first)
+    ]
 
 
-def scripts(
-    planned: Sequence[PlannedRun],
-    study_dir: Path,
-    settings: SlurmSettings,
-    policy: Policy,
-    search: Search | None = None,
-) -> list[str]:
+def scripts(planned: Sequence[PlannedRun], study_dir: Path, settings: SlurmSettings, policy: Policy) -> list[str]:
     """Return the sbatch scripts that :func:`submit` would submit, one for each array, with ``--live-code``.
 
-    In an array that waits for others, ``ARRAY_N`` stands for the id of the N-th array.
+    In an array that waits for another one, ``ARRAY_N`` stands for the id of the N-th array.
     """
     options = LaunchOptions(study_dir=study_dir, policy=policy)
     todo = [item for item in planned if item.action != "skip"]
@@ -199,9 +165,12 @@ def scripts(
     submitter = Submitter(options=options, settings=settings, code=live_code())
     return [
         submitter.script(
-            array.batch, array.folder, nice=array.nice, after=[f"ARRAY_{before + 1}" for before in array.waits_for]
+            array.batch,
+            array.folder,
+            nice=array.nice,
+            after=None if array.batch.after is None else f"ARRAY_{array.batch.after + 1}",
         )
-        for array in _arrays(todo, settings, search, study_dir)
+        for array in _arrays(todo, settings, study_dir)
     ]
 
 
@@ -236,14 +205,10 @@ def cancel_jobs(study_dir: Path, runs: Sequence[ObservedRun]) -> None:
     Raises:
         BackendError: the controller does not answer. Jobs that start later still see the marks.
     """
-    jobs = read_all_jobs(study_dir)
-    wanted = {job for run in runs for job in jobs.get(run.run.id, ())}
-    live = {
-        run_id
-        for run_id, own in jobs.items()
-        if not wanted.isdisjoint(own) and not RunDirectory(study_dir / run_id).has_ended()
-    }
-    if over := sorted(wanted - {job for run_id in live for job in jobs[run_id]}):
+    jobs = read_jobs(study_dir)
+    wanted = {jobs[run.run.id] for run in runs if run.run.id in jobs}
+    live = {job for run_id, job in jobs.items() if not RunDirectory(study_dir / run_id).has_ended()}
+    if over := sorted(wanted - live):
         ask("scancel", "--quiet", *over)
 
 

@@ -16,7 +16,6 @@ from seqlm import machine
 from seqlm.errors import BackendError
 from seqlm.files import write_json
 from seqlm.reading import read_bytes
-from seqlm.search import Search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +36,6 @@ class JobPlan:
     """Nodes that the job must not get, as a SLURM host list. ``None``: no node is excluded."""
     must_have_nodes: bool
     """Whether the settings name the nodes of the job, so that none can be excluded."""
-    search: Search | None = None
-    """The search of the study. ``None``: no run is stopped."""
-    rung: int | None = None
-    """The rung of a search in mode ``sync`` at which this job decides about its runs, before those that go on are
-    trained: the jobs that brought the runs there have ended. ``None``: it trains them at once."""
 
     @property
     def resources(self) -> Resources:

@@ -149,11 +149,10 @@ class Submitter:
     settings: SlurmSettings
     code: Code
 
-    def plans(self, batch: Batch, submission: str, *, rung: int | None = None) -> list[JobPlan]:
+    def plans(self, batch: Batch, submission: str) -> list[JobPlan]:
         """Return the plan of each job of an array.
 
-        ``submission`` is the name of the folder of this array, or of the first array of these runs if this one takes
-        them on from ``rung``, a rung of a search.
+        ``submission`` is the name of the array's folder.
 
         Raises:
             FileError: the earlier failures of a run cannot be read.
@@ -174,18 +173,16 @@ class Submitter:
                 signal_before_s=settings.signal_before_s,
                 exclude=settings.exclude,
                 must_have_nodes=bool(settings.nodelist or settings.reservation or "nodefile" in settings.sbatch),
-                search=self.options.search,
-                rung=rung,
             )
             for runs in batch.jobs
         ]
 
     def submit(
-        self, batch: Batch, plans: Sequence[JobPlan], folder: Path, *, nice: int = 0, after: Sequence[str] = ()
+        self, batch: Batch, plans: Sequence[JobPlan], folder: Path, *, nice: int = 0, after: str | None = None
     ) -> list[str]:
         """Submit one array, whose jobs have these plans, and return the id of each job. ``folder`` is a new one.
 
-        ``nice`` is how much lower its priority is. ``after`` are the arrays that must end first.
+        ``nice`` is how much lower its priority is. ``after`` is the id of the array that must end first.
 
         Raises:
             BackendError: sbatch rejected the array. The message quotes sbatch's error.
@@ -222,14 +219,14 @@ class Submitter:
         seconds = 3600 * budget.times_left(self._spent, rate) + self.settings.signal_before_s
         return limit if math.isinf(seconds) else min(limit, 1 + math.ceil(seconds / 60))
 
-    def script(self, batch: Batch, folder: Path, *, nice: int = 0, after: Sequence[str] = ()) -> str:
+    def script(self, batch: Batch, folder: Path, *, nice: int = 0, after: str | None = None) -> str:
         """Return the sbatch script that :meth:`submit` would submit."""
         executor = self._executor(batch, folder, nice=nice, after=after)
         if len(batch.jobs) > 1:
             executor.parameters["map_count"] = len(batch.jobs)
         return str(executor._make_submission_file_text(executor._submitit_command_str, "plan"))
 
-    def _executor(self, batch: Batch, folder: Path, *, nice: int, after: Sequence[str]) -> Any:
+    def _executor(self, batch: Batch, folder: Path, *, nice: int, after: str | None) -> Any:
         import submitit  # here, since it takes half a second
 
         settings, resources = self.settings, batch.resources
@@ -249,8 +246,8 @@ class Submitter:
         if nice:
             own = settings.sbatch.get("nice", 0)
             more["nice"] = nice + (DEFAULT_NICE if own is True else int(own))
-        if after:
-            more["dependency"] = ":".join(["afterany", *after])
+        if after is not None:
+            more["dependency"] = f"afterany:{after}"
         if settings.reservation:
             more["reservation"] = settings.reservation
         same = ("partition", "account", "qos", "constraint", "nodelist", "exclude", "mail_user", "mail_type")

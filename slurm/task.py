@@ -16,7 +16,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -31,10 +30,8 @@ from jobs.study.folder import submission_of
 from seqlm.errors import EXIT_BUSY, EXIT_STOPPED, STOPPED_EXITS, FileError, SeqlmError, is_storage_failure
 from seqlm.reading import exists
 from seqlm.rundir import FailureKind, RunDirectory
-from seqlm.search import rung_of_waiting
 from slurm.control import clock_ahead_s, job_words, look_again, requeue
 from slurm.job import JobPlan, Signals, SlurmContext
-from slurm.rungs import attempts_from_rung
 
 POLL_SECONDS = 0.2
 LOOK_SECONDS = 2.0
@@ -60,8 +57,6 @@ def run_task(path: str) -> None:
     context = SlurmContext.from_environment(os.environ, JobEnvironment().hostnames[0])
     task = Task(plan, context, signals, started=started)
     try:
-        if plan.rung is not None:
-            task.choose(attempts_from_rung(plan, Path(path).parent, context, signals))
         if not task.run():
             sys.exit(1)
     except Exception as error:
@@ -118,15 +113,8 @@ class Task:
         self._budget = KeptBudget(study_dir, plan.policy)
         self._spending = BudgetWatch(study_dir, self._budget.budget)
         self._where = f"job {context.job} on {context.host}"
-        self.choose({first.run_dir.name: first.attempt + context.restarts for first in plan.runs})
-
-    def choose(self, attempts: Mapping[str, int]) -> None:
-        """Take on only these runs of the plan (run id -> number of the attempt that follows)."""
-        self._workers = []
-        for first in self._plan.runs:
-            if first.run_dir.name in attempts:
-                first = replace(first, attempt=attempts[first.run_dir.name])
-                self._workers.append(_Worker(attempt=Attempt(first, self._plan.policy), first=first))
+        runs = [replace(first, attempt=first.attempt + context.restarts) for first in plan.runs]
+        self._workers = [_Worker(attempt=Attempt(first, plan.policy), first=first) for first in runs]
 
     def run(self) -> bool:
         """Work until every run has ended or the job is requeued; return whether all is well.
@@ -192,8 +180,8 @@ class Task:
         return exists(run.failure_file) and not self._is_of_earlier_start(worker)
 
     def _has_ended_well(self, run: RunDirectory) -> bool:
-        """Whether a run is done, was stopped by a search, or waits for a later job to decide about it."""
-        return exists(run.stopped_file) or run.is_done() or rung_of_waiting(run, self._plan.search) is not None
+        """Whether a run is done, or was stopped by a search."""
+        return exists(run.stopped_file) or run.is_done()
 
     def _is_of_earlier_start(self, worker: _Worker) -> bool:
         """Whether a run's failure is that of an earlier start of this job, which ended before it could settle it."""

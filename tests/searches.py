@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from tests.waiting import wait_for
 
 EPOCHS = 3
 RATES = [0.02, 0.01, 1e-3, 1e-5]
-TABLE = '\n[search]\nrungs = [1, 2]\nkeep = 0.5\nmin_runs = 2\nmode = "{mode}"\n'
+TABLE = "\n[search]\nrungs = [1, 2]\nkeep = 0.5\nmin_runs = 2\n"
 
 
 def alone(
@@ -38,17 +38,6 @@ def alone(
             assert worker.main([str(own.path)]) == 0
             found[run.id] = outcome(own)
     return found
-
-
-def halved(expected: Mapping[str, Outcome]) -> dict[str, int]:
-    """Run id -> epochs of each run in mode ``sync``: two of four go on from the first rung, and one from the next."""
-    ends = dict.fromkeys(expected, EPOCHS)
-    left = list(expected)
-    for rung, number in ((1, 2), (2, 1)):
-        left.sort(key=lambda run_id: expected[run_id].metrics[rung - 1]["val_ppl"])
-        ends |= dict.fromkeys(left[number:], rung)
-        left = left[:number]
-    return ends
 
 
 def kill_between_rungs(runs: Callable[[], Sequence[RunDirectory]]) -> RunDirectory:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from jobs.spec import RunSpec
 from seqlm.errors import FileError, UsageError
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
-from seqlm.search import Mode, Search, decide, decision_at, let_go_on, rung_of_waiting, values_at, wait_at
+from seqlm.search import Search, decide, decision_at, let_go_on, values_at
 from tests.training.studies import make_config, make_run
 
 NAN, INF = math.nan, math.inf
@@ -52,18 +53,18 @@ def test_the_share_that_goes_on_is_exact(number: int) -> None:
         assert going_on == [True, False][: len(going_on)], f"{places} of {number} with keep = {hundredths / 100}"
 
 
-@pytest.mark.parametrize(("mode", "share"), [("sync", 7), ("async", None)])
-def test_the_epochs_of_a_search_are_expected_with_exact_shares(mode: Mode, share: int | None) -> None:
+def test_the_epochs_of_a_search_are_expected_with_exact_shares() -> None:
     runs = [RunSpec(name=str(n), config=make_config(seed=n, epochs=11)) for n in range(25)]
-    going_on = share or sum(math.ceil(Fraction(28 * place, 100)) / Fraction(place) for place in range(1, 26))
-    search = Search(rungs=(1,), keep=0.28, min_runs=1, mode=mode)
+    going_on = sum(math.ceil(Fraction(28 * place, 100)) / Fraction(place) for place in range(1, 26))
+    search = Search(rungs=(1,), keep=0.28, min_runs=1)
     assert expected_share(search, runs) == pytest.approx(float((25 + going_on * 10) / (25 * 11)), rel=1e-12)
 
 
 def test_rungs_are_as_far_apart_as_the_share_says() -> None:
     runs = [RunSpec(name=str(n), config=make_config(seed=n, epochs=61)) for n in range(20)]
-    search = Search(rungs=(1,), keep=0.35, min_runs=1, mode="sync")
-    assert rungs_within(search, runs, 0.571) == (21, 60)  # of floats, 21 / 0.35 is a little more than 60
+    search = Search(rungs=(1,), keep=0.35, min_runs=1)
+    share = expected_share(replace(search, rungs=(21, 60)), runs)
+    assert rungs_within(search, runs, share) == (21, 60)  # of floats, 21 / 0.35 is a little more than 60
 
 
 # -- a replay ------------------------------------------------------------------------------------------------------
@@ -144,10 +145,10 @@ def test_the_whole_of_a_search_costs_what_the_plan_expects() -> None:
 
 def test_a_group_is_expected_to_cost_more_than_a_share_of_the_whole_and_short_runs_their_epochs() -> None:
     runs = [RunSpec(name=str(n), config=make_config(("rnn", "gru")[n % 2], seed=n, epochs=12)) for n in range(12)]
-    whole = Search(rungs=(3, 9), keep=0.34, mode="sync")
-    assert expected_share(whole, runs) == pytest.approx((12 * 3 + 5 * 6 + 2 * 3) / (12 * 12))
-    grouped = Search(rungs=(3, 9), keep=0.34, mode="sync", within=("model.arch",))
-    assert expected_share(grouped, runs) == pytest.approx(2 * (6 * 3 + 3 * 6 + 2 * 3) / (12 * 12))
+    whole = Search(rungs=(3, 9), keep=0.34)
+    grouped = Search(rungs=(3, 9), keep=0.34, within=("model.arch",))
+    assert expected_share(grouped, runs) == pytest.approx(expected_share(whole, runs[::2]))
+    assert expected_share(grouped, runs) > expected_share(whole, runs)
     assert expected_share(Search(rungs=(20,)), runs) == 1.0
 
 
@@ -235,25 +236,8 @@ def test_a_run_that_a_user_lets_go_on_is_not_stopped_there_again(tmp_path: Path)
     assert decide(bad, search, 5) == "stopped", "at the next rung it is compared like any other"
 
 
-def test_a_run_that_waits_says_so_until_it_is_decided_about(tmp_path: Path) -> None:
-    search = Search(rungs=(3,), mode="sync")
-    (run, *_) = study(tmp_path, [5.0, 6.0, 7.0, 8.0])
-    run.attempt_dir(1).mkdir(parents=True)
-    assert rung_of_waiting(run, search) is None
-    wait_at(run, 3)
-    assert (rung_of_waiting(run, search), rung_of_waiting(run, None)) == (3, None)
-    assert rung_of_waiting(run, Search(rungs=(3,))) is None, "its worker decides itself"
-    assert rung_of_waiting(run, Search(rungs=(4,), mode="sync")) is None, "the rungs are others now"
-    seen = run.observe()
-    assert (seen.state, seen.kind) == ("pending", None)
-    assert seen.reason == "waits after 3 epochs for the runs that it is compared with; run again to go on"
-    assert decide(run, search, 3) == "goes on"
-    wait_at(run, 3)  # a worker that is late changes no decision
-    assert (rung_of_waiting(run, search), decision_at(run, 3)) == (None, "goes on")
-
-
 def test_the_rule_goes_through_an_environment_variable() -> None:
-    search = Search(rungs=(3, 9), keep=0.5, within=("model.arch", "optim.lr"), mode="sync")
+    search = Search(rungs=(3, 9), keep=0.5, within=("model.arch", "optim.lr"))
     assert Search.from_text(search.to_text()) == search
     assert Search.from_text("") is None
     for text in ("{", "[]", '{"rungs": [3], "rate": 2}', "3"):

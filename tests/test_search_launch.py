@@ -17,13 +17,13 @@ from tests.training.studies import make_config, make_run
 pytestmark = pytest.mark.process
 
 
-def make_study(folder: Path, mode: str) -> Study:
+def make_study(folder: Path) -> Study:
     study = Study(folder, epochs=searches.EPOCHS)
     manifest = folder / "small.toml"
     text = manifest.read_text().replace(
         "optim.lr = 0.01", f"optim.lr = {json.dumps(searches.RATES)}\nresources.cpus = 1"
     )
-    manifest.write_text(text + searches.TABLE.format(mode=mode))
+    manifest.write_text(text + searches.TABLE)
     return study
 
 
@@ -33,7 +33,7 @@ def test_a_search_stops_what_is_behind_although_a_worker_is_killed_and_what_goes
     crawl = Crawl(tmp_path, epochs=1)
     for name, value in crawl.env.items():
         monkeypatch.setenv(name, value)
-    study = make_study(tmp_path, "async")
+    study = make_study(tmp_path)
     launcher = study.start("run", "small.toml")
     victim = searches.kill_between_rungs(study.runs)
     before = victim.rungs_file.read_text()

@@ -27,11 +27,6 @@ from seqlm.reading import moment
 
 METRICS = {"val_ppl": "validation perplexity", "train_ppl": "training perplexity", "val_loss": "validation loss"}
 
-MODES = {
-    "async": "Each run decided for itself when it came to a rung, against those that had come there by then.",
-    "sync": "All runs that came to a rung were decided about together.",
-}
-
 
 def search_section(study: Study) -> Section:
     """Rungs, stopped runs and the frontier; no block for a study that is no search and has no stopped run."""
@@ -83,7 +78,7 @@ def _rule(rule: SearchRule) -> str:
     return (
         f"Runs{within} were compared by {METRICS[rule.metric]} after {rungs} epochs. Of those that had reached a rung, "
         f"the lowest {units.percent(rule.keep)} went on; none was stopped before {units.whole(rule.min_runs)} had. "
-        f"{MODES.get(rule.mode, '')}"
+        "Each run decided for itself when it came to a rung, against those that had come there by then."
     )
 
 

@@ -63,7 +63,6 @@ class SearchRule:
     """Least number of runs that have reached a rung before one of them is stopped."""
     within: tuple[str, ...]
     """Keys of the configuration: runs are compared with those that have the same values."""
-    mode: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +159,6 @@ def _search(table: Mapping[str, Any]) -> SearchRule | None:
         keep=as_number(table.get("keep")),
         min_runs=as_number(table.get("min_runs")),
         within=tuple(filter(None, map(as_text, as_list(table.get("within"))))),
-        mode=as_text(table.get("mode")) or "async",
     )
 
 

@@ -77,7 +77,7 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     scripts: list[str] = []
     if choice.slurm is not None and any(item.action != "skip" for item in planned):
         require_plain_path(study_dir.absolute())
-        scripts = slurm_backend.scripts(planned, study_dir, choice.slurm.settings, manifest.policy, manifest.search)
+        scripts = slurm_backend.scripts(planned, study_dir, choice.slurm.settings, manifest.policy)
         for script in scripts:
             terminal.say(f"\nwould submit:\n{script}")
     refused = None

@@ -214,8 +214,6 @@ class LaunchProgress:
                     return
                 done = 0 if seen.epoch is None else seen.epoch + 1
                 words = [f"epoch {done}/{item.spec.config.train.epochs}", best]
-            case "waits":
-                words = [seen.reason or "waits"]
             case "retried":
                 # Without a kind, the worker exited with EXIT_BUSY and wrote no failure.
                 reason = f": {seen.reason}" if seen.reason else ""

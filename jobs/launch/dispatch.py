@@ -28,7 +28,7 @@ from jobs.launch.job import (
     stop_all,
     unkillable,
 )
-from jobs.launch.waiting import RungQueue, Spending
+from jobs.launch.waiting import Spending
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import Queue
 from jobs.study.folder import write_queue
@@ -43,7 +43,7 @@ LOOKS = 3
 QUEUE_SECONDS = 1.0
 """Least time between two writings of the queue for ``status``."""
 
-EventKind: TypeAlias = Literal["started", "epoch", "waits", "retried", "ended"]
+EventKind: TypeAlias = Literal["started", "epoch", "retried", "ended"]
 
 
 class Event(NamedTuple):
@@ -82,9 +82,6 @@ class Dispatcher:
         self._live: list[Job] = []
         self._ended: list[Job] = []
         """Ended jobs whose runs' files have not been read and written yet."""
-        self._rungs = RungQueue(options.search)
-        """Runs that wait at a rung of a search for those that they are compared with."""
-        self._compared_at = -math.inf
         self._epochs: dict[str, int | None] = {}
         self._looked_at = -math.inf
         self._busy: defaultdict[str, list[Failed]] = defaultdict(list)
@@ -121,10 +118,9 @@ class Dispatcher:
         self._spending.plan(todo)
         with self._interrupts.noted():
             try:
-                while self._queue or self._live or self._ended or self._rungs:
+                while self._queue or self._live or self._ended:
                     if self._interrupts.stop:
                         raise KeyboardInterrupt
-                    self._pass_rungs()
                     self._start_what_fits()
                     yield from self._new_events()
                     self._write_queue()
@@ -159,11 +155,7 @@ class Dispatcher:
                 with files_of(item.run):
                     self._put_aside(item)
                     observation = item.run.observe()
-                    is_waiting = observation.state == "pending" and self._rungs.add(item)
                     submission = next_submission(item, argv=self._argv, env=self._env, code=self._code)
-                if is_waiting:
-                    self._note_waiting(item, observation)
-                    continue
                 if observation.state == "cancelled":  # from another terminal while it waited
                     self._events.append(Event("ended", item, observation))
                     continue
@@ -249,7 +241,6 @@ class Dispatcher:
                 observation = job.observe_end()
                 is_over = observation.state in ("done", "stopped", "cancelled")
                 decision = Decision() if is_over else self._decide(job, observation)
-                is_waiting = observation.state == "pending" and self._rungs.add(item)
         except FileError as error:
             job.looks += 1
             if job.looks >= LOOKS:
@@ -261,9 +252,6 @@ class Dispatcher:
         self._troubles.pop(run.id, None)
         self._note_epoch(item, observation)
         self._spending.look(at_once=True, live=len(self._live))
-        if is_waiting:
-            self._note_waiting(item, observation)
-            return
         if decision.delay is not None:
             self._to_put_aside[run.id] = {"micro_batches": job.attempt.micro_batches}
             self._put_back(item, observation, decision.delay)
@@ -276,30 +264,6 @@ class Dispatcher:
                 let_stand(run, decision)
                 observation = run.observe()
         self._events.append(Event("ended", item, observation))
-
-    def _note_waiting(self, item: PlannedRun, observation: Observation) -> None:
-        self._events.append(Event("waits", item, replace(observation, reason=self._rungs.reasons[item.run.id])))
-
-    def _pass_rungs(self) -> None:
-        """Compare the runs that wait at a rung once no other run of this launch can join them there."""
-        now = time.monotonic()
-        if not self._rungs or now - self._compared_at < LOOK_SECONDS:
-            return
-        self._compared_at = now
-        busy = [*self._queue.items, *(job.planned for job in [*self._live, *self._ended])]
-        for item in self._rungs.comparable(busy):
-            try:
-                with files_of(item.run):
-                    decision = self._rungs.decide(item)
-                    observation = item.run.observe()
-            except FileError as error:
-                self._have_trouble(item, error)
-                continue
-            if decision == "goes on" and observation.state == "pending":
-                reason = f"after {(observation.epoch or 0) + 1} epochs"
-                self._queue.put_back(replace(item, action="resume", reason=reason, observation=observation))
-            else:  # stopped, or cancelled from another terminal
-                self._events.append(Event("ended", item, observation))
 
     def _decide(self, job: Job, observation: Observation) -> Decision:
         """Decide whether the run of an ended job is tried again.
@@ -330,7 +294,7 @@ class Dispatcher:
 
     def _write_queue(self, *, at_once: bool = False) -> None:
         """Record which runs wait if that has changed. ``at_once``: even if the last record was a moment ago."""
-        reasons, now = {**self._queue.reasons, **self._rungs.reasons}, time.monotonic()
+        reasons, now = self._queue.reasons, time.monotonic()
         is_due = at_once or not self._queue or now - self._queue_tried_at >= QUEUE_SECONDS
         if not self._writes_queue or not is_due or reasons == self._queue_written:
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Lt, MinLen
 
@@ -18,7 +18,7 @@ from jobs.manifests.reader import show
 from jobs.spec import RunSpec
 from seqlm.config import valid_keys
 from seqlm.errors import nearest
-from seqlm.search import METRICS, Metric, Mode, Search
+from seqlm.search import METRICS, Metric, Search
 
 _RUNGS = "a list of epochs above 0 in ascending order"
 
@@ -38,6 +38,10 @@ def _keys(name: str, value: Any) -> Iterator[str]:
 class SearchTable:
     """``[search]``."""
 
+    NO_KEYS: ClassVar[Mapping[str, str]] = {
+        "mode": "{name}: no such key any more; each run is compared with those that have reached the rung so far",
+    }
+
     rungs: Annotated[list[Annotated[int, Ge(1)]], MinLen(1), Valid(f"{_RUNGS}, such as [3, 9, 27]", check=_ascending)]
     """Epochs after which runs are compared, in ascending order, such as `[3, 9, 27]`. Each is below `train.epochs` of
     every run."""
@@ -53,9 +57,6 @@ class SearchTable:
     )
     """Keys of the configuration, such as `["model.arch"]`: a run is compared with the runs that have the same values.
     Without it, with all runs of the study."""
-    mode: Annotated[Mode, Valid('"async" or "sync"')] = Search.mode
-    """`async`: a run is compared with those that have reached the rung so far, at once. `sync`: a run waits at the
-    rung until all others have reached it, or cannot any more. The order of the runs then does not matter."""
 
 
 def check_epochs(

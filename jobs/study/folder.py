@@ -171,8 +171,6 @@ def _observe_run(run: RunDirectory, work: AtWork) -> Observation:
         return seen
     if job.stage == "ended" and job.kind == "cancelled":
         return replace(seen, state="cancelled", reason=job.reason, kind=job.kind)
-    if job.stage in ("ended", "gone") and run.waits_at_rung():
-        return seen  # its job ended well, and the job that would take it on was not submitted or is lost
     if job.stage == "ended" and job.kind is not None:
         return replace(seen, state="failed", reason=f"{job.kind}: {job.reason}", kind=job.kind)
     return replace(seen, reason=job.reason)
@@ -295,14 +293,8 @@ _JOB = re.compile(r"[0-9]{1,18}(_[0-9]{1,18})?")
 
 
 def read_jobs(study_dir: Path) -> dict[str, str]:
-    """Return the job id of each run whose last launch was on a scheduler, by run id: the last one if it has several."""
+    """Return the job id of each run whose last launch was on a scheduler, by run id."""
     return _read_tables(study_dir)["jobs"]
-
-
-def read_all_jobs(study_dir: Path) -> dict[str, list[str]]:
-    """Return the ids of all jobs of each such run: one, or in a search of mode ``sync`` one for each rung as well."""
-    tables = _read_tables(study_dir)
-    return {run_id: tables["stages"].get(run_id, [job]) for run_id, job in tables["jobs"].items()}
 
 
 def submission_of(run: RunDirectory) -> str | None:
@@ -311,17 +303,10 @@ def submission_of(run: RunDirectory) -> str | None:
 
 
 def _read_tables(study_dir: Path) -> dict[str, dict[str, Any]]:
-    """Return the record of a study's jobs, three tables by run id.
-
-    ``jobs``: its last job. ``stages``: all of its jobs, which run one after another. ``submissions``: its submission.
-    """
+    """Return the record of a study's jobs, two tables by run id: ``jobs`` and ``submissions``."""
     path = jobs_file(study_dir)
-    tables = {"jobs": {}, "stages": {}, "submissions": {}, **(read_json(path) or {})}
-    stages = tables["stages"].values()
-    for job in (
-        *tables["jobs"].values(),
-        *(job for jobs in stages for job in (jobs if isinstance(jobs, list) else [jobs])),
-    ):
+    tables = {"jobs": {}, "submissions": {}, **(read_json(path) or {})}
+    for job in tables["jobs"].values():
         if not (isinstance(job, str) and _JOB.fullmatch(job)):
             raise DamagedFileError(f"{path} is damaged (expected the id of a job, got {str(job)[:40]!r}); move it away")
     return tables
@@ -333,14 +318,10 @@ def write_jobs(study_dir: Path, jobs: Mapping[str, str], submissions: Mapping[st
     The old jobs of a run that gets a new submission are dropped; a new job is added once its id is known.
     """
     before = _read_tables(study_dir)
-    kept, stages = (
-        {run_id: found for run_id, found in before[table].items() if run_id not in submissions}
-        for table in ("jobs", "stages")
-    )
+    kept = {run_id: job for run_id, job in before["jobs"].items() if run_id not in submissions}
     make_directory(jobs_file(study_dir).parent)
     record = {
         "jobs": {**kept, **jobs},
-        "stages": {**stages, **{run_id: [*stages.get(run_id, []), job] for run_id, job in jobs.items()}},
         "submissions": {**before["submissions"], **submissions},
     }
     write_json(jobs_file(study_dir), record)

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from seqlm.files import Guard
 from seqlm.rundir import RunDirectory, stopped_reason
-from seqlm.search import Search, decide, decision_at, wait_at
+from seqlm.search import Search, decide
 from seqlm.training.attempt import LeftAtRungError
 from seqlm.training.distributed import Rank
 
@@ -23,8 +23,7 @@ def always_goes_on(finished: int, until_written: Callable[[], None]) -> None:
 def at_rungs(search: Search | None, run: RunDirectory, rank: Rank, guard: Guard) -> BeforeEpoch:
     """Return what ends a training at a rung with :class:`LeftAtRungError` unless the run is to go on.
 
-    A run whose decision is recorded does what the record says. Else in mode ``async`` the first rank decides, and in
-    mode ``sync`` the run waits: its launcher decides, or a later job of SLURM.
+    A run whose decision is recorded does what the record says. Else the first rank decides.
     """
     if search is None:
         return always_goes_on
@@ -35,19 +34,10 @@ def at_rungs(search: Search | None, run: RunDirectory, rank: Rank, guard: Guard)
         reason = None
         if rank.is_first:
             until_written()
-            reason = _reason_to_leave(search, run, finished, guard)
+            if decide(run, search, finished, guard=guard) == "stopped":
+                reason = stopped_reason(run.read_stopped() or {})
         reason = rank.from_first(reason)
         if reason is not None:
             raise LeftAtRungError(reason)
 
     return before_epoch
-
-
-def _reason_to_leave(search: Search, run: RunDirectory, rung: int, guard: Guard) -> str | None:
-    decision = decision_at(run, rung) if search.mode == "sync" else decide(run, search, rung, guard=guard)
-    if decision == "goes on":
-        return None
-    if decision == "stopped":
-        return stopped_reason(run.read_stopped() or {})
-    wait_at(run, rung, guard=guard)
-    return f"waits at epoch {rung} for the runs that it is compared with"

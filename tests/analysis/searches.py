@@ -12,7 +12,7 @@ from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import at, write_attempt, write_job
 from tests.analysis.hand_made import add_run
 
-RULE = {"metric": "val_ppl", "rungs": [3, 9], "keep": 0.34, "min_runs": 3, "within": ["model.arch"], "mode": "async"}
+RULE = {"metric": "val_ppl", "rungs": [3, 9], "keep": 0.34, "min_runs": 3, "within": ["model.arch"]}
 ARCHS = {"rnn": 150.0, "gru": 110.0, "transformer": 130.0}
 
 

@@ -284,7 +284,7 @@ def test_the_script_has_what_the_table_of_the_guide_says(tmp_path: Path, row: tu
     )
     (batch,) = batches(planned(tmp_path, 1, resources), settings, max_array_size=1000)
     batch = replace(batch, jobs=batch.jobs * 100, parallelism=keys.get("max_parallel", 16))
-    script = submitter(tmp_path, settings).script(batch, tmp_path / "s", after=["123"])
+    script = submitter(tmp_path, settings).script(batch, tmp_path / "s", after="123")
     options = re.findall(r"^#SBATCH --(.*)$", script, flags=re.MULTILINE)
     for option in wanted:
         name, equals, _ = option.partition("=")

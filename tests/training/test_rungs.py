@@ -9,7 +9,7 @@ import pytest
 from seqlm.errors import EXIT_FAILED, EXIT_RUNG, EXIT_STORAGE, EXIT_USAGE, FileError
 from seqlm.files import write_json_lines
 from seqlm.rundir import RunDirectory
-from seqlm.search import Search, decide, let_go_on
+from seqlm.search import Search, let_go_on
 from seqlm.training import attempt, rungs, worker
 from tests.outcome import outcome
 from tests.training.studies import make_config, make_run, write_text
@@ -91,25 +91,6 @@ def test_a_decision_that_could_not_be_made_is_made_by_the_next_attempt_and_no_ep
     before = run.last_checkpoint.read_bytes()
     assert train(run, search, monkeypatch) == EXIT_RUNG
     assert (run.last_checkpoint.read_bytes() == before, run.observe().state) == (True, "stopped")
-
-
-@pytest.mark.slow
-def test_in_a_search_of_mode_sync_a_run_leaves_at_each_rung_until_it_is_decided_about(
-    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    search = Search(rungs=(1, 3), mode="sync", min_runs=4)
-    run, alone = own(study), own(study.parent / "alone")
-    assert train(alone, None, monkeypatch) == 0
-    assert train(run, search, monkeypatch) == EXIT_RUNG
-    assert "waits at epoch 1 for the runs that it is compared with" in capsys.readouterr().out
-    assert train(run, search, monkeypatch) == EXIT_RUNG, "it still waits"
-    assert (epochs_of(run), run.observe().state) == ([0], "pending")
-    assert decide(run, search, 1) == "goes on"
-    assert train(run, search, monkeypatch) == EXIT_RUNG
-    assert epochs_of(run) == [0, 1, 2]
-    assert decide(run, search, 3) == "goes on"
-    assert train(run, search, monkeypatch) == 0
-    assert outcome(run) == outcome(alone)
 
 
 @pytest.mark.slow

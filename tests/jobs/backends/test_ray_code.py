@@ -40,7 +40,7 @@ def test_code_that_is_too_large_is_refused_with_the_files_to_look_at(
 
 
 def test_a_job_server_is_no_cluster_to_join() -> None:
-    with pytest.raises(BackendError, match="is a job server .* use: ray job submit --address http://head:8265"):
+    with pytest.raises(BackendError, match=r"is a job server .* use: ray job submit --address http://head:8265"):
         ray_cluster.RayCluster("http://head:8265")
 
 

@@ -22,7 +22,7 @@ data.corpus = "pydoc"
 optim.optimizer = "sgd"
 optim.lr = 1.0
 """
-SEARCH = '[search]\nrungs = [3, 9]\nkeep = 0.5\nwithin = ["model.arch", "seed"]\nmode = "sync"\n'
+SEARCH = '[search]\nrungs = [3, 9]\nkeep = 0.5\nwithin = ["model.arch", "seed"]\n'
 
 
 def load(folder: Path, search: str, *overrides: str) -> Manifest:
@@ -34,11 +34,11 @@ def load(folder: Path, search: str, *overrides: str) -> Manifest:
 def test_a_study_is_a_search_if_its_manifest_says_so(tmp_path: Path) -> None:
     assert load(tmp_path, "").search is None
     assert load(tmp_path, "[search]\nrungs = [3]\n").search == Search(
-        rungs=(3,), metric="val_ppl", keep=0.34, min_runs=3, within=(), mode="async"
+        rungs=(3,), metric="val_ppl", keep=0.34, min_runs=3, within=()
     )
-    whole = Search(rungs=(3, 9), keep=0.5, within=("model.arch", "seed"), mode="sync")
+    whole = Search(rungs=(3, 9), keep=0.5, within=("model.arch", "seed"))
     assert load(tmp_path, SEARCH).search == whole
-    changed = load(tmp_path, SEARCH, "search.keep=0.25", "search.rungs=[1, 2]", "search.mode=async").search
+    changed = load(tmp_path, SEARCH, "search.keep=0.25", "search.rungs=[1, 2]").search
     assert changed == Search(rungs=(1, 2), keep=0.25, within=("model.arch", "seed"))
     assert load(tmp_path, "", "search.rungs=[1]").search == Search(rungs=(1,))
 
@@ -69,7 +69,7 @@ def test_a_study_is_a_search_if_its_manifest_says_so(tmp_path: Path) -> None:
             'search.within: expected keys of a run\'s configuration, got "model.arhc"; did you mean "model.arch"?',
         ),
         ('rungs = [3]\nwithin = "model.arch"', 'search.within: expected a list of keys, such as ["model.arch"], got "'),
-        ('rungs = [3]\nmode = "sink"', 'search.mode: expected "async" or "sync", got "sink"; did you mean "sync"?'),
+        ('rungs = [3]\nmode = "sync"', "search.mode: no such key any more; "),
         ("rungs = [3]\nkeeps = 0.5", 'unknown key "search.keeps"; did you mean "search.keep"? (valid in search: '),
     ],
 )
@@ -104,16 +104,16 @@ def test_a_study_keeps_its_search_for_launches_without_the_manifest(tmp_path: Pa
     lines: list[str] = []
     for text, expected in (
         ("", None),
-        (SEARCH, Search(rungs=(3, 9), keep=0.5, within=("model.arch", "seed"), mode="sync")),
+        (SEARCH, Search(rungs=(3, 9), keep=0.5, within=("model.arch", "seed"))),
     ):
         manifest = load(tmp_path, text)
         write_record(tmp_path, record_of(manifest, manifest.runs, None), [], lines.append)
         assert kept_search(tmp_path, lines.append) == expected
     record = tmp_path / "study.json"
-    record.write_text(record.read_text().replace('"sync"', '"sink"'))
+    record.write_text(record.read_text().replace('"val_ppl"', '"val_pll"'))
     assert kept_search(tmp_path, lines.append) is None
     (warning,) = lines
-    assert 'search.mode: expected "async" or "sync", got "sink"' in warning
+    assert 'search.metric: expected one of val_ppl, train_ppl, val_loss, got "val_pll"' in warning
     assert warning.endswith("; no run is stopped")
 
 
@@ -121,6 +121,6 @@ def test_the_plan_says_what_a_search_takes(tmp_path: Path) -> None:
     search = load(tmp_path, SEARCH).search
     assert search is not None
     assert search_line(search, 0.237) == (
-        "search (sync): 0.5 of the runs go on after epochs 3, 9 by val_ppl among runs of equal model.arch, seed; "
+        "search: 0.5 of the runs go on after epochs 3, 9 by val_ppl among runs of equal model.arch, seed; "
         "about 24% of the epochs of all runs"
     )

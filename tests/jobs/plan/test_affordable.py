@@ -2,8 +2,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun
 from jobs.plan.totals import BudgetPlan, waiting
@@ -79,9 +77,8 @@ def test_a_search_is_expected_to_use_the_share_that_it_trains() -> None:
     assert epochs_left(40, 12, ((0, 0.1),)) == 0
 
 
-@pytest.mark.parametrize("mode", ["async", "sync"])
-def test_a_plan_names_the_rungs_with_which_a_search_would_fit(mode: str) -> None:
-    search = replace(SEARCH, rungs=(20, 30), mode=mode)
+def test_a_plan_names_the_rungs_with_which_a_search_would_fit() -> None:
+    search = replace(SEARCH, rungs=(20, 30))
     todo = runs(*[40.0] * 27)
     specs = [item.spec for item in todo]
     everything = 27 * 40.0
