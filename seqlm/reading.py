@@ -40,12 +40,12 @@ FIELDS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
         "command": (list,),
         **dict.fromkeys(("resources", "code"), (dict,)),
     },
-    "job.json": {"launcher": (dict,), "resources": (dict,), "backend": (str,), "attempt": (int,)},
+    "job.json": {"launcher": (dict, NoneType), "resources": (dict,), "backend": (str,), "attempt": (int,)},
     "failure.json": {"kind": (str,), "attempt": (int, NoneType)},
     "result.json": {"epochs": (int, NoneType)},
     "task.json": {"settings": (dict,)},
     "queue.json": {"launcher": (dict,), "waiting": (dict,)},
-    "jobs.json": dict.fromkeys(("jobs", "stages", "submissions"), (dict,)),
+    "jobs.json": dict.fromkeys(("jobs", "submissions"), (dict,)),
 }
 """Name of a JSON file in a study -> its fields on whose type programs rely. A field of another type is damage."""
 
