@@ -6,11 +6,9 @@ It is copied into a folder shared by node and launcher and started as a file, so
 from __future__ import annotations
 
 import json
-import os
 import platform
 import socket
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +22,10 @@ def main() -> None:
         "host": socket.gethostname(),
         "python": platform.python_version(),
         "executable": sys.executable,
-        "clock": time.time(),
-        "file_clock_s": file_clock_s(folder / "node-clock"),
         "torch": None,
     }
     _write(folder, answer)
     _write(folder, {**answer, "torch": _torch()})
-
-
-def file_clock_s(path: Path) -> float:
-    """Return the seconds by which a new file's modification time is ahead of this machine's clock.
-
-    On a network file system, files get the server's time. So the difference between two machines' values is the
-    difference between their clocks, however long each takes to see the other's file.
-    """
-    before = time.time()
-    with path.open("w", encoding="utf-8") as file:
-        file.write("x")
-        file.flush()
-        os.fsync(file.fileno())
-    return path.stat().st_mtime - (before + time.time()) / 2
 
 
 def _torch() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Run a job of one minute on a compute node, to check shared files, Python, torch and the clock there."""
+"""Run a job of one minute on a compute node, to check shared files, Python and torch there."""
 
 from __future__ import annotations
 
@@ -27,8 +27,6 @@ LOOK_EVERY_S = 2.0
 """Interval between queries of the controller."""
 VISIBLE_WITHIN_S = 10.0
 """Seconds within which files of an ended job must become visible here."""
-SKEW_S = 5.0
-"""Largest acceptable difference of clocks. With more, times in files are misleading."""
 OLDEST_PYTHON = (3, 11)
 
 
@@ -48,10 +46,6 @@ class Outcome:
     """Last known state of the job, such as ``PENDING`` or ``RUNNING``, or ``over``."""
     reason: str
     """SLURM's reason why the job waits."""
-    waiting_at: float
-    """When the job was last seen waiting, or was submitted, by this machine's clock."""
-    seen_at: float
-    """When the answer was seen, or the wait was given up, by this machine's clock."""
 
 
 def probe(settings: SlurmSettings, *, runs_dir: Path, gpu: Gpu, wait_s: float) -> list[Finding]:
@@ -67,12 +61,10 @@ def probe(settings: SlurmSettings, *, runs_dir: Path, gpu: Gpu, wait_s: float) -
     except OSError as error:
         raise FileError.from_os_error("write", runs_dir, error) from None
     try:
-        own_file_clock_s = node_probe.file_clock_s(folder / "own-clock")
         shutil.copyfile(node_probe.__file__, folder / "node_probe.py")
-        submitted_at = time.time()
         job = submit_script(folder / "probe.sh", script(settings, folder, gpu=gpu, wait_s=wait_s), settings)
         try:
-            outcome = _wait(job, folder, submitted_at=submitted_at, wait_s=wait_s)
+            outcome = _wait(job, folder, wait_s=wait_s)
         except BaseException:
             with contextlib.suppress(BackendError):  # the first error is more informative
                 ask("scancel", job)
@@ -81,7 +73,7 @@ def probe(settings: SlurmSettings, *, runs_dir: Path, gpu: Gpu, wait_s: float) -
         may_have_ended = outcome.answer or outcome.state == "over"
         with contextlib.suppress(BackendError) if may_have_ended else contextlib.nullcontext():
             ask("scancel", job)
-        return findings(outcome, runs_dir=runs_dir, gpu=gpu, own_file_clock_s=own_file_clock_s, wait_s=wait_s)
+        return findings(outcome, runs_dir=runs_dir, gpu=gpu, wait_s=wait_s)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -101,9 +93,9 @@ def script(settings: SlurmSettings, folder: Path, *, gpu: Gpu, wait_s: float) ->
     return batch_script(settings, options, f"{start} {python} {shlex.quote(str(folder / 'node_probe.py'))}")
 
 
-def _wait(job: str, folder: Path, *, submitted_at: float, wait_s: float) -> Outcome:
+def _wait(job: str, folder: Path, *, wait_s: float) -> Outcome:
     give_up_at = time.monotonic() + wait_s
-    state, reason, waiting_at, look_at, over_at = "PENDING", "", submitted_at, 0.0, None
+    state, reason, look_at, over_at = "PENDING", "", 0.0, None
     while True:
         listed(folder)  # makes a network file system refresh its cache
         answer = json.loads(_read(folder / node_probe.ANSWER) or "null")
@@ -111,12 +103,9 @@ def _wait(job: str, folder: Path, *, submitted_at: float, wait_s: float) -> Outc
         complete = answer is not None and answer["torch"] is not None
         hidden = over_at is not None and now - over_at > VISIBLE_WITHIN_S
         if complete or hidden or now > give_up_at:
-            log, seen_at = _read(folder / "log"), time.time()
-            return Outcome(answer=answer, log=log, state=state, reason=reason, waiting_at=waiting_at, seen_at=seen_at)
+            return Outcome(answer=answer, log=_read(folder / "log"), state=state, reason=reason)
         if over_at is None and now >= look_at:
-            asked_at = time.time()
             state, reason = _look(job)
-            waiting_at = asked_at if state == "PENDING" else waiting_at
             over_at = time.monotonic() if state == "over" else None
             look_at = time.monotonic() + LOOK_EVERY_S
         time.sleep(0.1)
@@ -144,7 +133,7 @@ def _read(path: Path) -> str | None:
 # -- findings --------------------------------------------------------------------------------------------------------
 
 
-def findings(outcome: Outcome, *, runs_dir: Path, gpu: Gpu, own_file_clock_s: float, wait_s: float) -> list[Finding]:
+def findings(outcome: Outcome, *, runs_dir: Path, gpu: Gpu, wait_s: float) -> list[Finding]:
     """Return the findings of a probe. ``gpu`` is the kind of GPU that it requested."""
     answer = outcome.answer
     if answer is None:
@@ -155,26 +144,7 @@ def findings(outcome: Outcome, *, runs_dir: Path, gpu: Gpu, own_file_clock_s: fl
     if tuple(map(int, answer["python"].split(".")[:2])) < OLDEST_PYTHON:
         oldest = ".".join(map(str, OLDEST_PYTHON))
         python = Finding("bad", "Python on node", f"{text}; expected {oldest} or newer; set python or setup")
-    skew_s = clock_skew_s(outcome, answer, own_file_clock_s)
-    seconds = f"{abs(skew_s):.1f} s"
-    clock = Finding("ok", "clock of node", f"{seconds} from this machine's")
-    if abs(skew_s) > SKEW_S:
-        text = f"{seconds} {'ahead of' if skew_s > 0 else 'behind'} this machine's"
-        clock = Finding("note", "clock of node", f"{text}; times in runs' files will be misleading")
-    return [shared, python, _torch(outcome, gpu, wait_s), clock]
-
-
-def clock_skew_s(outcome: Outcome, answer: dict[str, Any], own_file_clock_s: float) -> float:
-    """Return the seconds by which the node's clock is ahead of this machine's, as far as can be measured.
-
-    Compares the modification times of each side's files. On a file system that uses the writer's clock these show no
-    difference. So the node's time of writing is also compared with the interval in which it must lie: after the job was
-    last seen waiting, and before its answer was seen.
-    """
-    by_files = own_file_clock_s - answer["file_clock_s"]
-    ahead = max(0.0, answer["clock"] - outcome.seen_at)
-    behind = max(0.0, outcome.waiting_at - answer["clock"])
-    return float(max((by_files, ahead, -behind), key=abs))
+    return [shared, python, _torch(outcome, gpu, wait_s)]
 
 
 def _silence(outcome: Outcome, runs_dir: Path, wait_s: float) -> Finding:

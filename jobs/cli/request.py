@@ -17,7 +17,7 @@ from jobs.backends.base import Backend, Target
 from jobs.backends.local import LocalBackend
 from jobs.cli.arguments import LaunchArguments, Placement
 from jobs.cli.progress import LaunchProgress, Watcher, tell_skipped, watch, watch_in_lines
-from jobs.launch.background import detach, logout_advice
+from jobs.launch.background import detach
 from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import launched, preparing, waiting_for_budget
 from jobs.manifests import secrets
@@ -162,8 +162,6 @@ def carry_out(
     pid = detach([str(LAUNCH_FILE), *_attended(arguments)], options.study_dir)
     see = f"{terminal.program()} status {printable(str(options.study_dir))}"
     terminal.say(f"launched by process {pid}; see: {see}")
-    if advice := logout_advice([*terminal.program().split(), *arguments.argv]):
-        terminal.tell(f"warning: {advice}")
     return {"study": study_name(options.study_dir), "launcher_pid": pid}, ()
 
 

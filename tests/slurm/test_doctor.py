@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ from jobs.cli import doctor as machine_doctor
 from seqlm.errors import BackendError
 from slurm import probe, settings
 from slurm.doctor import examine
-from slurm.node_probe import file_clock_s
-from slurm.probe import Outcome, clock_skew_s, findings, script
+from slurm.probe import Outcome, findings, script
 from slurm.settings import SlurmSettings
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
@@ -92,7 +90,6 @@ def test_a_healthy_cluster_is_described_from_the_login_node_and_from_a_compute_n
     assert texts["settings"] == "1 rank on a node, 1 GPU and 4 cores each, 2 GB of memory, 20 min"
     assert "is visible on node" in texts["shared folder"]
     assert texts["torch on node"] == "9.9, sees A100"
-    assert texts["clock of node"].endswith(" s from this machine's")
     assert {finding.level for subject, finding in found.items() if subject != "accounting"} == {"ok"}
     assert found["accounting"].level == "note"
     assert list((tmp_path / "runs").iterdir()) == [], "the trial leaves nothing behind"
@@ -296,52 +293,21 @@ def test_a_job_is_cancelled_when_the_user_loses_patience(
 def test_a_torch_that_is_not_imported_in_time_says_what_was_waited_for(
     tmp_path: Path, state: str, level: str, text: str
 ) -> None:
-    answer = {"host": "n1", "python": "3.11.2", "executable": "/p", "clock": 1005, "file_clock_s": 0.0, "torch": None}
+    answer = {"host": "n1", "python": "3.11.2", "executable": "/p", "torch": None}
     log = "slurmstepd: error: Exceeded job memory limit\n\n"
-    seen = Outcome(answer=answer, log=log, state=state, reason="", waiting_at=1000, seen_at=1010)
-    torch = findings(seen, runs_dir=tmp_path, gpu=None, own_file_clock_s=0, wait_s=90)[2]
+    seen = Outcome(answer=answer, log=log, state=state, reason="")
+    torch = findings(seen, runs_dir=tmp_path, gpu=None, wait_s=90)[2]
     assert (torch.subject, torch.level) == ("torch on node", level)
     assert torch.text.startswith(text)
 
 
-# -- clocks --------------------------------------------------------------------------------------------------------
-
-
-def outcome(answer: dict[str, Any], waiting_at: float = 1000, seen_at: float = 1010) -> Outcome:
-    return Outcome(answer=answer, log="", state="over", reason="", waiting_at=waiting_at, seen_at=seen_at)
-
-
-@pytest.mark.parametrize(
-    ("clock", "node_file_clock_s", "own_file_clock_s", "skew"),
-    [
-        (1005, 0, 0, 0),  # all agree
-        (1065, -57, 3, 60),  # the file server is 3 s ahead of here; the node is 57 s ahead of it
-        (945, 63, 3, -60),
-        (1070, 0, 0, 60),  # files get their writer's time: only what lies after the answer was seen is sure
-        (940, 0, 0, -60),
-    ],
-)
-def test_clocks_are_compared_by_the_times_of_files_and_by_what_can_have_been(
-    clock: float, node_file_clock_s: float, own_file_clock_s: float, skew: float
-) -> None:
-    answer = {"clock": clock, "file_clock_s": node_file_clock_s}
-    assert clock_skew_s(outcome(answer), answer, own_file_clock_s) == skew
-
-
-def test_a_clock_that_is_off_is_a_note(tmp_path: Path) -> None:
-    answer = {"host": "n1", "python": "3.9.2", "executable": "/p", "clock": 1005, "file_clock_s": 61.0, "torch": None}
-    found = findings(outcome(answer), runs_dir=tmp_path, gpu=None, own_file_clock_s=0, wait_s=1)
+def test_a_python_that_is_too_old_is_named(tmp_path: Path) -> None:
+    answer = {"host": "n1", "python": "3.9.2", "executable": "/p", "torch": None}
+    seen = Outcome(answer=answer, log="", state="over", reason="")
+    found = findings(seen, runs_dir=tmp_path, gpu=None, wait_s=1)
     levels = {finding.subject: finding.level for finding in found}
-    assert levels == {"shared folder": "ok", "Python on node": "bad", "torch on node": "bad", "clock of node": "note"}
+    assert levels == {"shared folder": "ok", "Python on node": "bad", "torch on node": "bad"}
     assert found[1].text == "Python 3.9.2, /p; expected 3.11 or newer; set python or setup"
-    assert found[-1].text.startswith("61.0 s behind this machine's")
-
-
-def test_a_new_files_time_is_compared_with_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert abs(file_clock_s(tmp_path / "a")) < 2
-    now = time.time
-    monkeypatch.setattr(time, "time", lambda: now() - 100)
-    assert abs(file_clock_s(tmp_path / "b") - 100) < 2
 
 
 # -- the command line ----------------------------------------------------------------------------------------------
