@@ -353,7 +353,11 @@ def _read_section_once(section: str, /, **raw: Any) -> Table:
         if found is None:
             raise ConfigError([f"{key}: missing, expected one of {listing(choices)}"])
         if found not in choices:
-            raise ConfigError([f"{key}: {wrong_choice(found, choices)}"])
+            line = f"{key}: {wrong_choice(found, choices)}"
+            if section == "model" and "did you mean" not in line:
+                line += '; for a model of your own, arch = "custom" and source = "FILE.py:CLASS" '
+                line += "(an LSTM is in examples/lstm/)"
+            raise ConfigError([line])
         variant = next(v for v in variants if found in fields_of(v)[selector].choices)
 
     def unknown(key: str) -> str:

@@ -208,9 +208,78 @@ _OTHER_METHODS = frozenset(
 """Names of other methods that resemble some of ours. They are no misspellings, so nothing is suggested for them."""
 
 
+OTHER_WORDS = {
+    "arch": "architecture model_type cell rnn_type",
+    "attention_keep = 1 - dropout": "attention_dropout attn_dropout attn_pdrop",
+    "batch_size": "bs batchsize train_batch_size per_device_train_batch_size",
+    "clip_norm": "clip grad_clip clip_grad gradient_clip gradient_clip_val max_grad_norm clip_grad_norm",
+    "corpus": "dataset",
+    "count": "num_samples n_samples n_trials number",
+    "cpus": "threads num_threads num_workers cpus_per_task",
+    "embedding_keep = 1 - dropout": "embedding_dropout emb_dropout embd_pdrop dropouti",
+    "embedding_size": "embedding_dim embed_dim emb_dim emb_size emsize ninp",
+    "epochs": "epoch max_epochs num_epochs n_epochs num_train_epochs",
+    "gpus": "gpu num_gpus n_gpus devices gres",
+    "hidden_size": "hidden hidden_dim nhid d_model n_embd units",
+    "keep = 1 - dropout": "dropout drop_rate dropout_rate drop_prob p_drop pdrop resid_pdrop",
+    "lr": "learning_rate eta step_size",
+    "max_parallel": "jobs n_jobs max_workers",
+    "mlp_size": "ff_dim ffn_dim d_ff dim_feedforward intermediate_size",
+    "num_heads": "heads nhead n_head n_heads num_attention_heads",
+    "num_layers": "layers nlayers n_layer n_layers num_hidden_layers depth",
+    "precision": "dtype amp",
+    "ranks": "nproc_per_node world_size num_processes",
+    "schedule": "scheduler lr_scheduler lr_scheduler_type",
+    "seed": "random_seed manual_seed random_state",
+    "seq_len": "bptt block_size context context_length context_size sequence_length seq_length max_seq_len",
+    "tied": "tie_weights tied_weights tie_embeddings tie_word_embeddings weight_tying",
+    "vocab_size": "vocab n_vocab ntoken",
+    "warmup_steps": "warmup num_warmup_steps",
+    "weight_decay": "wd l2",
+    "weight_keep = 1 - dropout": "weight_drop weight_dropout wdrop",
+}
+"""Last word of a key, and how its value follows if it is another one -> the words of other tools for it."""
+_OURS = {other: ours for ours, others in OTHER_WORDS.items() for other in others.split()}
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """``; did you mean "..."?`` for the closest valid name, or an empty string when none is close."""
     if name.lower() in _OTHER_METHODS:
         return ""
-    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
-    return f'; did you mean "{matches[0]}"?' if matches else ""
+    names = {one.lower(): one for one in valid}
+    matches = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    return f'; did you mean "{names[matches[0]]}"?' if matches else ""
+
+
+def nearest_key(key: str, valid: Iterable[str]) -> str:
+    """Like :func:`nearest` for a dotted key, by its last word, which may be that of another tool."""
+    valid = list(valid)
+    found, how = same_key(key, valid)
+    if not found:
+        last_words = dict.fromkeys(map(_last_word, valid))
+        close = difflib.get_close_matches(_last_word(key), last_words, n=1, cutoff=0.55)
+        found = _closest(key, [name for name in valid if _last_word(name) in close])
+    return f'; did you mean "{found}"{how and f" = {how}"}?' if found else ""
+
+
+def same_key(key: str, valid: Iterable[str]) -> tuple[str, str]:
+    """Return the valid key with the same last word, or with what other tools call so, and how its value follows.
+
+    >>> same_key("dropout", ["model.arch", "model.keep"])
+    ('model.keep', '1 - dropout')
+    """
+    last = _last_word(key)
+    for ours in (last, _OURS.get(last, "")):
+        word, _, how = ours.partition(" = ")
+        if found := _closest(key, [name for name in valid if _last_word(name) == word]):
+            return found, how
+    return "", ""
+
+
+def _last_word(key: str) -> str:
+    """Return the last word of a dotted key or of a flag, as keys are written."""
+    return key.rpartition(".")[2].lstrip("-").lower().replace("-", "_")
+
+
+def _closest(key: str, names: list[str]) -> str:
+    return "".join(difflib.get_close_matches(key, names, n=1, cutoff=0))

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeAlias, TypeVar
 
-from seqlm.errors import ConfigError, nearest
+from seqlm.errors import ConfigError, nearest, nearest_key
 
 TableT = TypeVar("TableT", bound="Table")
 
@@ -293,7 +293,8 @@ def read(kind: type[TableT], raw: Mapping[str, Any], unknown: Callable[[str], st
 
 def unknown_key(key: str, valid: Iterable[str], siblings: Iterable[str]) -> str:
     """Return the line for an unknown dotted key, with the nearest of ``valid`` and the keys of its own table."""
-    return f'unknown key "{key}"{nearest(key, valid)} (valid in {key.partition(".")[0]}: {", ".join(sorted(siblings))})'
+    listed = ", ".join(sorted(siblings))
+    return f'unknown key "{key}"{nearest_key(key, valid)} (valid in {key.partition(".")[0]}: {listed})'
 
 
 def wrong_choice(value: Any, choices: Iterable[str]) -> str:

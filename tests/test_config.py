@@ -112,7 +112,7 @@ def test_the_name_of_another_method_is_not_taken_for_a_misspelt_one(key: str, na
     with pytest.raises(ConfigError) as caught:
         RunConfig.from_dict(changed(**{section: {key: name}}))
     assert caught.value.problems[0].startswith(f"{section}.{key}: expected one of ")
-    assert caught.value.problems[0].endswith(f', got "{name}"')
+    assert f', got "{name}"' in caught.value.problems[0]
     assert "did you mean" not in caught.value.problems[0]
 
 

@@ -545,7 +545,12 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
             'argument --backend: expected one of local, ray, slurm, got "slrum"; did you mean "slurm"? '
             "(see python launch.py run --help)",
         ),
-        (["status", "small", "--wach"], "unrecognized arguments: --wach (see python launch.py status --help)"),
+        (["status", "small", "--wach"], 'unrecognized arguments: --wach; did you mean "--watch"? '),
+        (["run", "small.toml", "--onyl", "arch=gru"], 'did you mean "--only"?'),
+        (["run", "small.toml", "--epochs", "4"], 'did you mean "--set train.epochs=4"?'),
+        (["run", "small.toml", "--learning-rate=4"], 'did you mean "--set optim.lr=4"?'),
+        (["run", "small.toml", "--dropout", "0.3"], 'did you mean "--set model.keep=1 - dropout"?'),
+        (["--runs-dir", "X", "status", "small"], "launch.py status small --runs-dir X"),
         (["run", "small.toml", "--max-parallel", "0"], "--max-parallel: expected a whole number, 1 or more, got 0"),
         (["run", "small.toml", "--retries", "-1"], "--retries: expected a whole number, 0 or more, got -1"),
         (["behaviour", "small", "--temperature", "nan"], "--temperature: expected a number above 0, got nan"),

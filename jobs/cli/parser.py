@@ -9,12 +9,13 @@ import argparse
 import contextlib
 import dataclasses
 import math
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from seqlm.errors import UsageError, nearest
+from seqlm.errors import UsageError, nearest, nearest_key, same_key
 
 COMMAND = "COMMAND"
 """What the command is called in usage texts."""
@@ -122,12 +123,30 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Parse, and refuse unknown words here, so that the message names the help of the command."""
+        if self.commands and args and args[0] not in self._option_string_actions and args[0].startswith("-"):
+            place = next((place for place, word in enumerate(args) if word in self.commands), None)
+            if place is not None:
+                order = shlex.join([*args[place:], *args[:place]])
+                self.error(f"{args[0]} belongs after the command: {self.prog} {order}")
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             has_filter = any(word in ("--only", "--exclude") for word in args or ())
             hint = "; --only and --exclude take one argument each: --only 'arch=gru lr>1'" if has_filter else ""
+            if unknown[0].startswith("--"):
+                hint = self._hint(*unknown[0].split("=", 1), *unknown[1:])
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return found, unknown
+
+    def _hint(self, flag: str, value: str = "VALUE", *_: str) -> str:
+        """Return what an unknown flag may mean: a key of ``--set``, or another flag."""
+        flags = [known for known in self._option_string_actions if known.startswith("--")]
+        if "--set" in flags:
+            from jobs.manifests.entries import SET_KEYS  # it takes long to import
+
+            key, how = same_key(flag, SET_KEYS)
+            if key:
+                return f'; did you mean "--set {key}={how or value}"?'
+        return nearest_key(flag, flags)
 
 
 def _number(kind: Callable[[str], float], is_valid: Callable[[float], bool], valid: str) -> Callable[[str], float]:

@@ -12,7 +12,7 @@ from jobs.cli.arguments import GenerateArguments, ResultsArguments
 from jobs.cli.naming import chosen_runs, named_runs, reported
 from jobs.cli.view import what_differs
 from jobs.study.folder import find_study, observe_study
-from seqlm.errors import UsageError, nearest, printable
+from seqlm.errors import UsageError, nearest_key, printable
 
 COLUMNS = (
     *("number", "name", "id", "state"),
@@ -54,7 +54,7 @@ def _sort_key(text: str, keys: Sequence[str]) -> str:
     whole = [key for key in (*COLUMNS, *keys) if text in (key, key.rpartition(".")[2])]
     if not whole:
         valid = [*COLUMNS, *keys]
-        raise UsageError(f'--sort: expected one of {", ".join(valid)}, got "{text}"{nearest(text, valid)}')
+        raise UsageError(f'--sort: expected one of {", ".join(valid)}, got "{text}"{nearest_key(text, valid)}')
     return whole[0]
 
 

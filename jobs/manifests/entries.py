@@ -82,6 +82,11 @@ ENTRY_KINDS: tuple[EntryKind, ...] = ("run", "grid", "zip", "sample")
 CONFIG_KEYS = tuple(valid_keys())
 RESOURCE_KEYS = full_keys(Resources, "resources.")
 PUBLISHED_KEYS = full_keys(Published, "published.")
+SET_KEYS = (
+    *(*CONFIG_KEYS, *RESOURCE_KEYS),
+    *(*full_keys(Policy, "policy."), *full_keys(SearchTable, "search."), "study.name"),
+)
+"""The keys of ``--set``."""
 SECTIONS = (*RunConfig.SECTIONS, "resources")
 
 
@@ -99,7 +104,9 @@ class ManifestFile:
         self.problems = problems = Problems()
         for key in raw:
             if key not in TOP_KEYS:
-                problems.unknown(name, key, [*TOP_KEYS, *(f"defaults.{section}" for section in SECTIONS)], TOP_KEYS)
+                problems.unknown(
+                    name, key, [*TOP_KEYS, *(f"defaults.{one}" for one in (*SECTIONS, *CONFIG_KEYS))], TOP_KEYS
+                )
         self.study = self._table(raw, StudyTable, "study")
         self.defaults = self._flatten(raw.get("defaults", {}), CONFIG_KEYS, f"{name}: defaults")
         """Dotted key -> value; likewise ``resources``."""
@@ -254,8 +261,6 @@ class ManifestFile:
         key, equals, value_text = text.partition("=")
         key, where, value = key.strip(), f"--set {text}", _parse_value(value_text.strip())
         section, _, name = key.partition(".")
-        tables = (*full_keys(Policy, "policy."), *full_keys(SearchTable, "search."))
-        valid = (*CONFIG_KEYS, *RESOURCE_KEYS, *tables, "study.name")
         try:
             check_plain(value)
         except ValueError as error:
@@ -268,8 +273,8 @@ class ManifestFile:
         elif section == "search":
             table = {**self.search, name: value}
             self.search |= read_table(SearchTable, table, where, problems, prefix="search.")
-        elif base_key(key) not in valid:
-            problems.unknown(where, key, valid)
+        elif base_key(key) not in SET_KEYS:
+            problems.unknown(where, key, SET_KEYS)
         elif key == "study.name":
             self.study |= read_table(StudyTable, {name: value}, where, problems, prefix="study.")
         else:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Predicate
 
 from jobs.manifests.reader import one_line, show
-from seqlm.errors import nearest
+from seqlm.errors import nearest, nearest_key
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -75,16 +75,17 @@ class Problems:
         """Add a line for a key, in full, that is not in ``valid``. ``listed``: what to show if it has no section."""
         valid = list(valid)
         section, _, last = key.rpartition(".")
-        same_last = [name for name in valid if name.rpartition(".")[2] == last]
         tops = dict.fromkeys(name.partition(".")[0] for name in valid if "." in name)
         if last == "seeds" and last not in valid:
             hint = '; "seeds" belongs at the top of the file, above the first [table], or in an entry'
+        elif last == "count" and last not in valid:
+            hint = '; "count" belongs in a [[sample]]'
         elif key.partition(".")[0] == "published" and "published" not in tops:
             hint = "; published results belong in a [[run]]"
         elif section == "resources" and "resources" not in tops:
             hint = "; resources belong in [resources] or in an entry"
         else:
-            hint = f'; did you mean "{same_last[0]}"?' if len(same_last) == 1 else nearest(key, valid)
+            hint = nearest_key(key, valid)
         siblings = sorted(name.rpartition(".")[2] for name in valid if section and name.rpartition(".")[0] == section)
         options = siblings or listed or dict.fromkeys(name.partition(".")[0] for name in valid)
         valid_in = f"valid in {section}" if siblings else "valid"

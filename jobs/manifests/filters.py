@@ -21,7 +21,7 @@ from typing import Any, TypeVar, get_args
 
 from jobs.spec import Resources, RunSpec
 from seqlm.config import OPEN_TABLES, RunConfig, base_key, choices_of, valid_keys
-from seqlm.errors import UsageError, nearest
+from seqlm.errors import UsageError, nearest, nearest_key
 from seqlm.rundir import FailureKind, RunDirectory, State
 
 _Item = TypeVar("_Item")
@@ -117,8 +117,7 @@ class Condition:
         if len(candidates) > 1:
             raise self._mistake(f'"{self.key}" could be {" or ".join(candidates)}; write it in full')
         if not candidates:
-            hint = nearest(self.key, [*(key.rpartition(".")[2] for key in known), *known])
-            raise self._mistake(f'unknown key "{self.key}"{hint} (valid: {", ".join(known)})')
+            raise self._mistake(f'unknown key "{self.key}"{nearest_key(self.key, known)} (valid: {", ".join(known)})')
         return candidates[0]
 
     def _compares(self, key: str, fact: Any) -> bool:

@@ -322,7 +322,10 @@ def _check_distinct(resolved: Iterable[_Resolved], file: ManifestFile) -> None:
             continue
         reported.add(pair)
         if kind == "configuration":
-            what = f"{describe(run)} is the same configuration as {describe(first)}"
+            names = [describe(run), describe(first)]
+            if names[0] == names[1]:  # combinations of one entry
+                names = [f"{name[:-1]}: {_combination(one)})" for name, one in zip(names, (run, first), strict=True)]
+            what = f"{names[0]} is the same configuration as {names[1]}"
             differing = [file.options[key] for key in file.setting if own.get(key) != first[1].get(key)]
             what += f"; they differ only in what {' '.join(differing)} sets" if differing else ""
             epochs, others = spec.config.train.epochs, first[2].config.train.epochs
@@ -333,3 +336,8 @@ def _check_distinct(resolved: Iterable[_Resolved], file: ManifestFile) -> None:
             what = f'{first[0].position} and {entry.position} both make a run called "{spec.name}"'
             what += "; give them different names" if entry.name else "; add a name to either"
         file.problems.add(file.name, what)
+
+
+def _combination(run: _Resolved) -> str:
+    """Return the values of a run from the lists of its entry."""
+    return ", ".join(f"{key} = {show(run[1][key])}" for key in (*run[0].lists, *(["seed"] if run[0].seeds else [])))

@@ -17,7 +17,7 @@ from jobs.manifests.fields import Problems, Valid
 from jobs.manifests.reader import show
 from jobs.spec import RunSpec
 from seqlm.config import valid_keys
-from seqlm.errors import nearest
+from seqlm.errors import nearest_key
 from seqlm.search import METRICS, Metric, Search
 
 _RUNGS = "a list of epochs above 0 in ascending order"
@@ -31,7 +31,7 @@ def _ascending(name: str, value: Any) -> Iterator[str]:
 def _keys(name: str, value: Any) -> Iterator[str]:
     for key in value:
         if key not in valid_keys():
-            yield f'{name}: expected keys of a run\'s configuration, got "{key}"{nearest(key, valid_keys())}'
+            yield f'{name}: expected keys of a run\'s configuration, got "{key}"{nearest_key(key, valid_keys())}'
 
 
 @dataclass(frozen=True, kw_only=True)

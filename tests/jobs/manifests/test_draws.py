@@ -235,7 +235,7 @@ WRONG = {
     ),
     "unknown key of a sample": (
         sample(KEEP + "\nnumber = 3"),
-        'unknown key "number"; did you mean "name"? '
+        'unknown key "number"; did you mean "count"? '
         "(valid: name, seeds, count, seed, model, data, optim, train, resources)",
     ),
     "drawn resources": (

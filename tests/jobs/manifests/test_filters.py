@@ -125,7 +125,8 @@ def test_an_unknown_key_is_told_with_the_nearest_and_all_valid_ones() -> None:
     with pytest.raises(UsageError) as caught:
         chosen("name=nothing hiden_size=8")
     assert str(caught.value).startswith(
-        'filter "name=nothing hiden_size=8": unknown key "hiden_size"; did you mean "hidden_size"? (valid: name, id, '
+        'filter "name=nothing hiden_size=8": unknown key "hiden_size"; did you mean "model.hidden_size"? '
+        "(valid: name, id, "
     )
 
 

@@ -12,12 +12,13 @@ import pytest
 
 from jobs.manifests.backends import BACKENDS
 from jobs.manifests.claims import METRICS, Claim, Report
-from jobs.manifests.entries import PUBLISHED_KEYS, RESOURCE_KEYS, StudyTable
+from jobs.manifests.entries import PUBLISHED_KEYS, RESOURCE_KEYS, SET_KEYS, StudyTable
 from jobs.manifests.fields import full_keys
+from jobs.manifests.filters import facts_of_spec, select
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.policy import Policy
 from seqlm.config import LATER_KEYS, valid_keys
-from seqlm.errors import ManifestError
+from seqlm.errors import OTHER_WORDS, ManifestError, UsageError, same_key
 from tests import commands
 
 ROOT = Path(__file__).parents[3]
@@ -176,9 +177,9 @@ def test_a_name_carries_a_suffix_for_what_varies_and_nothing_else(tmp_path: Path
     text = (
         BASE + '[[grid]]\nname = "g"\nmodel.arch = ["rnn", "gru"]\noptim.optimizer = ["sgd"]\ntrain.epochs = [3, 3.0]'
     )
-    assert {line.partition(" is")[0] for line in problems(tmp_path, text.replace("3.0", "3"))} == {
-        'study.toml: grid 1 ("g-rnn")'
-    }
+    (line,) = problems(tmp_path, text.replace("3.0", "3"))
+    assert line.startswith('study.toml: grid 1 ("g-rnn": model.arch = "rnn", ')
+    assert line.count("train.epochs = 3") == 2, "both combinations"
     assert names(load(tmp_path, text.replace(", 3.0", ""))) == ["g-rnn", "g-gru"]
 
 
@@ -355,6 +356,11 @@ WRONG = {
         GOOD + "lr = 3",
         'study.toml: run 1: unknown key "lr"; did you mean "optim.lr"? '
         "(valid: name, seeds, model, data, optim, train, seed, resources, published)",
+    ),
+    "key of a sample in a grid": (
+        BASE + GRID + "count = 3",
+        'study.toml: grid 1: unknown key "count"; "count" belongs in a [[sample]] '
+        "(valid: name, seeds, model, data, optim, train, seed, resources)",
     ),
     "the same mistake in all runs of a grid": (
         BASE + GRID + 'optim.lr = ["fast", 1.0]',
@@ -791,6 +797,40 @@ WRONG_SETS = {
 def test_a_wrong_set_gets_one_line(tmp_path: Path, override: str, line: str) -> None:
     shown = override.replace("\n", "\\n")
     assert problems(tmp_path, GOOD + RUN + "name = 'b'\nseed = 1", override) == [f"--set {shown}: {line}"]
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("optim.learning_rate", '"optim.lr"'),
+        ("learning_rate", '"optim.lr"'),
+        ("train.num_epochs", '"train.epochs"'),
+        ("train.bptt", '"train.seq_len"'),
+        ("model.dropout", '"model.keep" = 1 - dropout'),
+        ("model.n_layers", '"model.num_layers"'),
+        ("optim.wd", '"optim.weight_decay"'),
+    ],
+)
+def test_the_word_of_another_tool_gets_the_key_that_it_means(tmp_path: Path, word: str, meant: str) -> None:
+    written = problems(tmp_path, f"{GOOD}{word} = 1")
+    by_flag = problems(tmp_path, GOOD, f"{word}=1")
+    with pytest.raises(UsageError) as filtered:
+        select(load(tmp_path, GOOD).runs, [f"{word}=1"], [], facts_of_spec)
+    for lines in (written, by_flag, [str(filtered.value)]):
+        assert f"did you mean {meant}?" in lines[0]
+
+
+def test_an_architecture_of_another_tool_gets_the_way_to_an_own_model(tmp_path: Path) -> None:
+    (line,) = problems(tmp_path, GOOD.replace('"rnn"', '"lstm"'))
+    assert 'arch = "custom"' in line
+    assert "source =" in line
+    (line,) = problems(tmp_path, GOOD.replace('"rnn"', '"GRU"'))
+    assert line.endswith('did you mean "gru"?')
+
+
+def test_every_word_of_another_tool_means_a_key_of_ours() -> None:
+    for key in OTHER_WORDS:
+        assert same_key(key.partition(" ")[0], [*SET_KEYS, "sample.count", "--max-parallel"])[0], key
 
 
 def test_runs_that_set_makes_equal_are_told_with_the_set_and_their_own_names(tmp_path: Path) -> None:
