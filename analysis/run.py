@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from analysis.study import units
+from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
+from seqlm.errors import UsageError
 from seqlm.reading import is_file
 from seqlm.rundir import RunDirectory
+from seqlm.trust import distrusted
 
 if TYPE_CHECKING:
     from seqlm.models import LanguageModel
@@ -69,8 +72,11 @@ class Run:
         path = RunDirectory(self.directory).best_checkpoint
         return path if is_file(path) else None
 
-    def load_model(self) -> LanguageModel:
+    def load_model(self, *, trust: bool = False) -> LanguageModel:
         """Load the model of the best epoch: on the CPU, dropout off, in float32. Imports torch.
+
+        Args:
+            trust: run the file of an own model in a study that you have not launched. Read it first.
 
         >>> model = study.run("gru-adam").load_model()
         >>> sum(parameter.numel() for parameter in model.parameters())
@@ -79,13 +85,17 @@ class Run:
         Raises:
             CheckpointError: the checkpoint is missing, damaged, or of another run.
             FileError: a file of the run cannot be read.
+            UsageError: the run has an own model, and you have not launched its study.
         """
         from seqlm.training.checkpoint import load_checkpoint, trained_model
 
+        model = self.config.model
+        if isinstance(model, CustomConfig) and not trust and (why := distrusted(self.directory.parent)):
+            raise UsageError(f"{why}, so its {model.source} is not run; read it, then use load_model(trust=True)")
         path = RunDirectory(self.directory).best_checkpoint
         checkpoint = load_checkpoint(path, self.config.fingerprint())
         folder = RunDirectory(self.directory).model_dir
-        return trained_model(path, checkpoint, self.config.model, self.config.train.seq_len, folder)
+        return trained_model(path, checkpoint, model, self.config.train.seq_len, folder)
 
     def load_vocabulary(self) -> list[str]:
         """Load the token of each id from the checkpoint. Imports torch.
@@ -102,7 +112,9 @@ class Run:
         path = RunDirectory(self.directory).best_checkpoint
         return load_checkpoint(path, self.config.fingerprint(), mmap=True).vocabulary
 
-    def generate(self, prompt: str, *, tokens: int = 50, temperature: float = 1.0, seed: int = 1) -> Generated:
+    def generate(
+        self, prompt: str, *, tokens: int = 50, temperature: float = 1.0, seed: int = 1, trust: bool = False
+    ) -> Generated:
         """Let the model of the best epoch continue a text. Imports torch.
 
         Args:
@@ -110,6 +122,7 @@ class Run:
             tokens: how many to write.
             temperature: the logits are divided by it; below 1, likelier tokens become likelier still.
             seed: equal arguments give the same text.
+            trust: as for :meth:`load_model`.
 
         >>> text = study.run("gru-adam").generate("the zebra", tokens=3)
         >>> text.prompt, text.unknown
@@ -127,7 +140,7 @@ class Run:
         from analysis.sections.choosing import plain_text
         from seqlm.data.tokenizer import Tokenizer
 
-        model, vocabulary, data = self.load_model(), self.load_vocabulary(), self.config.data
+        model, vocabulary, data = self.load_model(trust=trust), self.load_vocabulary(), self.config.data
         wanted = {"samples": 1, "lengths": [tokens], "temperature": temperature, "seed": seed}
         settings = Settings.from_dict(wanted, self.config)
         assert data.level is not None, "DataConfig fills it in"

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from seqlm.architectures import CustomConfig
 from seqlm.errors import FileError, ModelError, UsageError
-from seqlm.files import file_sha256, make_directory, replacing
-from seqlm.reading import is_file, read_bytes
+from seqlm.files import file_sha256, make_directory, remove, replacing
+from seqlm.reading import below, is_file, is_link, read_bytes
 
 MOST_BYTES = 4 * 2**20
 """Bytes of one file: source, not weights or data."""
@@ -40,7 +40,7 @@ class ModelFiles:
         """Write the files below ``folder``, or check that they are there.
 
         Raises:
-            ModelError: a file that was kept before has changed.
+            ModelError: a file that was kept before has changed, or there is another file.
             FileError: a file cannot be read or written.
         """
         for name, content in self.contents.items():
@@ -52,6 +52,11 @@ class ModelFiles:
                 make_directory(path.parent)
                 with replacing(path) as temporary:
                     temporary.write_bytes(content)
+        for path in below(folder):  # which its own files could import in place of a package
+            if path.name == "__pycache__":
+                remove([path])
+            elif (is_file(path) or is_link(path)) and str(path.relative_to(folder)) not in self.contents:
+                raise ModelError(f"{path} is no file of the model; move it away")
 
 
 def read_model_files(config: CustomConfig, folder: Path) -> ModelFiles:

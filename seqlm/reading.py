@@ -43,6 +43,7 @@ FIELDS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
     "job.json": {"launcher": (dict, NoneType), "resources": (dict,), "backend": (str,), "attempt": (int,)},
     "failure.json": {"kind": (str,), "attempt": (int, NoneType)},
     "result.json": {"epochs": (int, NoneType)},
+    "launched.json": {"tokens": (list,)},
     "task.json": {"settings": (dict,)},
     "queue.json": {"launcher": (dict,), "waiting": (dict,)},
     "jobs.json": dict.fromkeys(("jobs", "submissions"), (dict,)),

@@ -100,10 +100,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Corpora are cached in a folder of this test session, shared by its processes."""
+    """Corpora are cached, and launches recorded, in folders of this test session, shared by its processes."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     os.environ["SEQLM_CACHE"] = str(shared / "seqlm-cache")
+    os.environ["XDG_CONFIG_HOME"] = str(shared / "config")
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ BOTTOM = (
     *("seqlm.config", "seqlm.schema", "seqlm.rundir", "seqlm.reading", "seqlm.errors", "seqlm.machine", "seqlm.lease"),
     *("seqlm.environment", "seqlm.files", "seqlm.locks", "seqlm.processes", "seqlm.run_layout"),
     *("seqlm.architectures", "seqlm.model_files", "seqlm.optimizers", "seqlm.search", "seqlm.rounding"),
+    "seqlm.trust",
 )
 """What everybody may import; these import nothing but each other and the standard library."""
 
@@ -53,6 +54,7 @@ ALLOWED = {
     "seqlm.optimizers": ("seqlm.schema",),
     "seqlm.rundir": BOTTOM,
     "seqlm.search": BOTTOM,
+    "seqlm.trust": BOTTOM,
     "seqlm.model_files": ("seqlm.architectures", "seqlm.errors", "seqlm.files", "seqlm.reading"),
     "seqlm.errors": (),
     "seqlm.processes": (),

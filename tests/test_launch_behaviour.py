@@ -20,6 +20,7 @@ from jobs.study.kept_code import keep_code
 from seqlm.files import write_json
 from seqlm.locks import is_locked
 from seqlm.rundir import RunDirectory
+from seqlm.trust import distrusted, record_launch
 from tests import commands
 from tests.jobs.launch.test_behaviour import done_run
 from tests.test_launch import ROOT
@@ -59,6 +60,7 @@ class Study:
         self._capsys = capsys
         self.started: list[subprocess.Popen[str]] = []
         self.runs = finished_runs(folder)
+        record_launch(self.path, (), pytest.fail)
 
     def __call__(self, *words: str) -> tuple[int, str, str]:
         """Exit code, stdout and stderr."""
@@ -278,6 +280,23 @@ def test_a_report_on_another_users_study_computes_only_if_asked(study: Study, mo
     assert not (study.path / "code").exists()
     code, _, err = study("report", "small", "--behaviour")
     assert (code, study.attempts()) == (0, {"rnn-a": 0, "rnn-b": 1, "gru": 1}), err
+
+
+@pytest.mark.process
+def test_a_report_on_an_unpacked_study_runs_nothing_and_keeps_no_file_of_the_checkout(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(study.folder / "of-another-user"))
+    write_json(study.path / "study.json", {"untracked": [".gitignore"]})
+    code, out, err = study("report", "small")
+    assert (code, out) == (0, "runs/small/report/index.html\n"), err
+    assert len(err.splitlines()) == 1
+    assert "--behaviour computes what is missing" in err
+    assert not (study.path / "behaviour").exists()
+    code, _, err = study("report", "small", "--behaviour")
+    assert (code, study.attempts()) == (0, {"rnn-a": 0, "rnn-b": 1, "gru": 1}), err
+    assert "study.untracked" in err
+    assert distrusted(study.path) is not None
 
 
 @pytest.mark.process

@@ -36,6 +36,7 @@ from jobs.study.kept_code import distrust
 from seqlm.errors import SeqlmError, UsageError
 from seqlm.machine import cpu_count
 from seqlm.rundir import Observation
+from seqlm.trust import distrusted
 
 REPORT_SECONDS = 10
 """How often ``report --watch`` checks for changes, and its page reloads."""
@@ -88,7 +89,7 @@ def retry(arguments: RetryArguments) -> tuple[Any, int]:
         retry=True,
         policy=kept_policy(study_dir, terminal.tell),
         search=kept_search(study_dir, terminal.tell),
-        untracked=kept_untracked(study_dir),
+        untracked=kept_untracked(study_dir, terminal.tell),
     )
     return train(arguments, specs, options, choose_again(study_dir, chosen, arguments))
 
@@ -209,13 +210,16 @@ def write_report(
 def compute_missing_behaviour(study_dir: Path, *, asked: bool) -> list[dict[str, Any]]:
     """Compute on this machine the behaviour that a report lacks. Problems go to stderr and do not stop the report.
 
-    Unless ``asked`` for by a flag, nothing is computed where that might run another user's code. A result is kept as
+    Unless ``asked`` for by a flag, nothing is computed in a study that this user has not launched, or that holds
+    another user's code. A result is kept as
     long as its checkpoints are unchanged, whatever its settings. If nothing is missing, only checkpoints are read.
     """
     if is_behaviour_study(study_dir):
         return []
     try:
-        problem = None if asked else distrust(study_dir, untracked=kept_untracked(study_dir))
+        problem = None if asked else distrusted(study_dir)
+        if problem is None and not asked:
+            problem = distrust(study_dir, untracked=kept_untracked(study_dir, terminal.tell))
         if problem is not None:
             terminal.tell(f"behaviour is left as it is: {problem}; --behaviour computes what is missing")
             return []

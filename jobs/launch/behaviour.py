@@ -241,7 +241,7 @@ class BehaviourLaunch:
             study_dir=self.study_dir / BEHAVIOUR_FOLDER,
             worker=("-m", WORKER),
             code_dir=self.study_dir,
-            untracked=kept_untracked(self.study_dir),
+            untracked=kept_untracked(self.study_dir, terminal.tell),
             tasks=self.tasks,
             canary=False,
             # It has no micro-batches, and the budget is for training.

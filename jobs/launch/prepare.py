@@ -33,12 +33,13 @@ from seqlm.data.corpus import load_corpus, resolve_data
 from seqlm.data.layout import require_windows
 from seqlm.environment import DATA
 from seqlm.errors import BackendError, DataError, UsageError
-from seqlm.files import write_json
-from seqlm.reading import exists
+from seqlm.files import remove, write_json
+from seqlm.reading import below, exists
 from seqlm.rounding import threads_of_checkpoint
 from seqlm.run_layout import FINGERPRINT_DIGITS, SAME_DIGITS
 from seqlm.rundir import RunDirectory
 from seqlm.search import Search, let_go_on
+from seqlm.trust import distrusted, record_launch
 
 
 def find_data(flag: Path | None, manifest: Path | None) -> Path | None:
@@ -223,6 +224,12 @@ def preparing(
         if any(item.action != "skip" for item in planned):
             planned = estimated(planned, earlier_throughput(options.study_dir.parent), search=options.search)
         todo = [item for item in planned if item.action != "skip"]
+        if distrusted(options.code_dir or options.study_dir) is not None:
+            # Python runs these in place of the sources, which are verified.
+            remove(below((options.code_dir or options.study_dir) / "code", "__pycache__"))
+        if options.record is not None:
+            models = {model.sha256 for spec in specs if isinstance(model := spec.config.model, CustomConfig)}
+            record_launch(options.study_dir, models, terminal.tell)
         _write_record(options, todo)
         yield planned, todo, _create(todo, specs, options) if todo else None
 

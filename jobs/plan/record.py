@@ -29,6 +29,7 @@ from seqlm.errors import DataError, FileError, SeqlmError
 from seqlm.files import read_json, write_json
 from seqlm.run_layout import study_record_file
 from seqlm.search import Search
+from seqlm.trust import distrusted
 
 VERSION = 1
 
@@ -224,15 +225,20 @@ def kept_tables(study_dir: Path, tell: Callable[[str], None]) -> Mapping[str, Ma
     return _kept(study_dir, "backend", tell)
 
 
-def kept_untracked(study_dir: Path) -> tuple[str, ...]:
+def kept_untracked(study_dir: Path, tell: Callable[[str], None]) -> tuple[str, ...]:
     """Return ``study.untracked`` of a study's last launch from a manifest; empty if the record is damaged.
 
-    This function does not warn of damage, since :func:`kept_policy` reads the same file and does.
+    That of a study which this user has not launched is not used: it names files of this checkout. This function does
+    not warn of damage, since :func:`kept_policy` reads the same file and does.
     """
     found = None
     with contextlib.suppress(FileError):
         found = (read_json(study_record_file(study_dir)) or {}).get("untracked")
-    return tuple(file for file in found if isinstance(file, str)) if isinstance(found, list) else ()
+    files = tuple(file for file in found if isinstance(file, str)) if isinstance(found, list) else ()
+    if files and (why := distrusted(study_dir)):
+        tell(f"warning: {why}; the files of study.untracked are not kept with its code; `run` its manifest for that")
+        return ()
+    return files
 
 
 def require_same_tokenizers(study_dir: Path, manifest: str, specs: Sequence[RunSpec]) -> None:

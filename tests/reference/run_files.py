@@ -16,6 +16,7 @@ from analysis.study.columns import EPOCHS
 from jobs.cli.arguments import KINDS
 from jobs.study.folder import jobs_file, launch_lock_file, queue_file
 from seqlm.run_layout import RunLayout, study_record_file
+from seqlm.trust import LAUNCHED
 from tests.reference.markdown import Meanings, fields_table, table
 
 STORED = Path(__file__).parents[1] / "stored_study.zip"
@@ -59,6 +60,7 @@ NO_FILES = {"id", "is_canary", "attempts", "last_attempt"}
 
 STUDY_FILES = [
     (study_record_file(Path()), "What the report needs of the manifest, and the estimates of the first launch."),
+    (Path(LAUNCHED), "A random token of each user who has launched it ([Trust](../explanation/trust.md))."),
     (queue_file(Path()), "The runs that wait for the launcher, with reasons."),
     (launch_lock_file(Path()), "Locked while a launcher works on the study. It names the process."),
     (jobs_file(Path()), "On SLURM: the job of each run."),

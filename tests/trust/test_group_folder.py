@@ -40,7 +40,8 @@ def start(study: Study, user: int, *words: str, **variables: str) -> subprocess.
     prefix = ["setpriv", "--reuid", str(user), "--regid", str(user), "--groups", str(GROUP)]
     prefix += [f"--inh-caps={rights}", f"--ambient-caps={rights}", f"--bounding-set={rights}"]
     quick = {**light_env(), "SEQLM_TEST_BLANK_FIGURES": "1"}
-    env = {**os.environ, **quick, **variables, "HOME": str(study.folder), "SEQLM_CACHE": str(study.folder / "cache")}
+    places = {"HOME": study.folder, "SEQLM_CACHE": study.folder / "cache", "XDG_CONFIG_HOME": study.folder / str(user)}
+    env = {**os.environ, **quick, **variables, **{name: str(place) for name, place in places.items()}}
     return commands.start([*prefix, *study.command(*words)], cwd=study.folder, env=env, umask=0o002)
 
 
