@@ -5,25 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from typing import TypeAlias
 
 from jobs.spec import RunSpec
 from seqlm.search import Search, goes_on, places
 
-__all__ = ["expected_share", "expected_shares", "goes_on", "rungs_within"]
-
-Shares: TypeAlias = tuple[tuple[int, float], ...]
-"""Rungs of a search, ascending from 0. Each has the share of its epochs that a run is expected to reach if it passes
-the rung."""
-ALL_EPOCHS: Shares = ((0, 1.0),)
-"""Without a search."""
-
-
-def epochs_left(epochs: int, done: int, shares: Shares = ALL_EPOCHS) -> float:
-    """Return how many more epochs a run of ``epochs`` is expected to train that has finished ``done``."""
-    share = max(pair for pair in shares if pair[0] <= done)[1]
-    return max(0.0, share * epochs - done)
+__all__ = ["expected_share", "goes_on"]
 
 
 def expected_share(search: Search, runs: Sequence[RunSpec]) -> float:
@@ -38,34 +24,6 @@ def expected_share(search: Search, runs: Sequence[RunSpec]) -> float:
         known = run.config.by_key()
         groups.setdefault(tuple(known.get(key) for key in search.within), []).append(run.config.train.epochs)
     return sum(_epochs(search, epochs) for epochs in groups.values()) / sum(map(sum, groups.values()))
-
-
-def expected_shares(search: Search, runs: Sequence[RunSpec]) -> Shares:
-    """Return the share of its epochs that a run is expected to reach, for a run that has not begun and after each rung.
-
-    After a rung it is that of a search with the rungs that are left, among as many runs.
-    """
-    found = []
-    for number, rung in enumerate((0, *search.rungs)):
-        left = search.rungs[number:]
-        found.append((rung, expected_share(replace(search, rungs=left), runs) if left else 1.0))
-    return tuple(found)
-
-
-def rungs_within(search: Search, runs: Sequence[RunSpec], share: float) -> tuple[int, ...] | None:
-    """Return rungs with which a search is expected to train at most this share of all epochs. ``None``: no rungs do.
-
-    Each rung is 1 / ``keep`` times the one before, rounded up, and below the fewest epochs of a run. Of such ladders
-    the one with the highest first rung is returned: it knows most of a run before it stops it.
-    """
-    most = min(run.config.train.epochs for run in runs)
-    for first in range(most - 1, 0, -1):
-        rungs = [first]
-        while (following := max(rungs[-1] + 1, math.ceil(round(rungs[-1] / search.keep, 9)))) < most:
-            rungs.append(following)
-        if expected_share(replace(search, rungs=tuple(rungs)), runs) <= share:
-            return tuple(rungs)
-    return None
 
 
 def _epochs(search: Search, epochs: Sequence[int]) -> float:

@@ -158,9 +158,7 @@ def scripts(planned: Sequence[PlannedRun], study_dir: Path, settings: SlurmSetti
     """
     options = LaunchOptions(study_dir=study_dir, policy=policy)
     todo = [item for item in planned if item.action != "skip"]
-    waits = waiting_for_budget(todo, options)
-    todo = [item for item in todo if item.run.id not in waits]
-    if not todo:
+    if not todo or waiting_for_budget(options):
         return []
     submitter = Submitter(options=options, settings=settings, code=live_code())
     return [

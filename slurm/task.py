@@ -123,10 +123,13 @@ class Task:
             SeqlmError, OSError: the job itself has failed; call :meth:`give_up`.
         """
         todo = look_again(self._take_up)
-        if self._context.rank == 0 and self._budget.budget:
-            todo = self._allowed(todo)
-            if not todo and self._plan.resources.ranks > 1:
+        if self._context.rank == 0 and (why := self._budget.is_spent()) is not None:
+            for worker in todo:
+                worker.waits = True
+                print(f"{worker.run.id} {why}", flush=True)
+            if todo and self._plan.resources.ranks > 1:
                 return False  # srun then ends the other ranks, which wait for this one
+            todo = []
         for worker in todo:
             self._start(worker)
         looked_at = 0.0
@@ -202,16 +205,6 @@ class Task:
         return [worker for worker in self._workers if self._is_ours(worker.run) and not self._is_settled(worker)]
 
     # -- the study's budget --------------------------------------------------------------------------------------
-
-    def _allowed(self, todo: list[_Worker]) -> list[_Worker]:
-        """Return the workers that the budget allows to start. The first rank decides for all ranks."""
-        needs = {worker.run.id: self._budget.needs(worker.run) for worker in todo}
-        waits = self._budget.budget.waits(self._budget.spent, needs)
-        for worker in todo:
-            if worker.run.id in waits:
-                worker.waits = True
-                print(f"{worker.run.id} {waits[worker.run.id]}", flush=True)
-        return [worker for worker in todo if not worker.waits]
 
     def _look_at_budget(self, running: list[_Worker]) -> None:
         """Ask all workers to stop once the budget is spent. The other ranks of a run stop with its first."""

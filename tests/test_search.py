@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.search import expected_share, goes_on, rungs_within
+from jobs.search import expected_share, goes_on
 from jobs.spec import RunSpec
 from seqlm.errors import FileError, UsageError
 from seqlm.files import write_json, write_json_lines
@@ -58,13 +57,6 @@ def test_the_epochs_of_a_search_are_expected_with_exact_shares() -> None:
     going_on = sum(math.ceil(Fraction(28 * place, 100)) / Fraction(place) for place in range(1, 26))
     search = Search(rungs=(1,), keep=0.28, min_runs=1)
     assert expected_share(search, runs) == pytest.approx(float((25 + going_on * 10) / (25 * 11)), rel=1e-12)
-
-
-def test_rungs_are_as_far_apart_as_the_share_says() -> None:
-    runs = [RunSpec(name=str(n), config=make_config(seed=n, epochs=61)) for n in range(20)]
-    search = Search(rungs=(1,), keep=0.35, min_runs=1)
-    share = expected_share(replace(search, rungs=(21, 60)), runs)
-    assert rungs_within(search, runs, share) == (21, 60)  # of floats, 21 / 0.35 is a little more than 60
 
 
 # -- a replay ------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from jobs.manifests.reader import find_manifest
 from jobs.plan.estimate import earlier_throughput
 from jobs.plan.planned import Action, PlannedRun
 from jobs.plan.record import require_same_tokenizers
-from jobs.plan.totals import plan_budget, totals
+from jobs.plan.totals import BudgetPlan, totals
 from jobs.search import expected_share, search_line
 from jobs.spec import RunSpec
 from seqlm.data.corpus import corpus_facts
@@ -36,9 +36,6 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     target, limit = choice.target(), choice.max_parallel
     planned = _estimated(plan_runs(specs, study_dir), arguments.runs_dir, manifest)
     planned = resolve_resources(planned, target, limit)
-    allowed = plan_budget(planned, manifest.policy, study_dir, manifest.search)
-    if allowed is not None:
-        planned = [replace(item, reason=allowed.waits.get(item.run.id, item.reason)) for item in planned]
     records = [_plan_record(item) for item in planned]
     header = ["run", "id", "action", "parameters", "FLOPs/token", "memory", "time", ""]
     rows = [
@@ -60,7 +57,7 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     terminal.say(f"\n{manifest.study}: {len(planned)} runs ({summary}) in {printable(str(study_dir))}")
     if manifest.excluded:
         terminal.say(f"excluded by the manifest: {', '.join(run.name for run in manifest.excluded)}")
-    search = None
+    search, share = None, 1.0
     if manifest.search is not None:
         share = expected_share(manifest.search, specs)
         search = {**manifest.search.to_dict(), "expected_share": share}
@@ -72,8 +69,9 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     else:
         wall = f"{terminal.duration(costs.wall_seconds)} on {choice.where(target)}"
         terminal.say(f"{wall}; {costs.gpu_hours:.3g} GPU hours; {disk}")
-    if allowed is not None:
-        terminal.say(allowed.line())
+    budget = BudgetPlan.of(planned, manifest.policy, study_dir, share)
+    if budget is not None:
+        terminal.say(budget.line())
     scripts: list[str] = []
     if choice.slurm is not None and any(item.action != "skip" for item in planned):
         require_plain_path(study_dir.absolute())
@@ -87,7 +85,7 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
         refused = str(error)
         terminal.tell(f"error: run would refuse this: {refused}")
     total = {"backend": target.name, "max_parallel": limit, **asdict(costs)}
-    limits = None if allowed is None else allowed.to_dict()
+    limits = None if budget is None else budget.to_dict()
     data = {"study": manifest.study, "runs": records, "search": search, "totals": total, "budget": limits}
     data["refused"] = refused
     return ({**data, "scripts": scripts} if scripts else data), 0 if refused is None else UsageError.exit_code
@@ -121,7 +119,7 @@ def _estimated(planned: Sequence[PlannedRun], runs_dir: Path, manifest: Manifest
     planned = [replace(item, facts=found) for item, found in zip(planned, known, strict=True)]
     check_models(planned)
     throughput, keep_last = earlier_throughput(runs_dir), manifest.policy.keep_last
-    return estimated(planned, throughput, keep_last=keep_last, search=manifest.search)
+    return estimated(planned, throughput, keep_last=keep_last)
 
 
 def open_manifest(arguments: PlanArguments) -> tuple[Manifest, list[RunSpec], Path]:

@@ -24,6 +24,7 @@ from jobs.manifests import secrets
 from jobs.manifests.load import Manifest
 from jobs.plan.record import kept_tables
 from jobs.spec import RunSpec
+from jobs.study.budget import WAITS
 from jobs.study.folder import ObservedRun, study_name
 from seqlm import machine
 from seqlm.environment import BACKEND
@@ -203,13 +204,11 @@ def _submit(
     with preparing(specs, target, options) as (planned, todo, code):
         tell_skipped(planned)
         arrays: list[str] = []
-        waits = waiting_for_budget(todo, options)
-        for item in todo:
-            if item.run.id in waits:
-                terminal.tell(f"{item.spec.name} {waits[item.run.id]}")
-        ready = [item for item in todo if item.run.id not in waits]
-        if code is not None and ready:
-            arrays = slurm_backend.submit(ready, options, settings, code)
+        why = waiting_for_budget(options)
+        if why is not None and todo:
+            terminal.tell(f"nothing starts: {why.removeprefix(WAITS)}")
+        elif code is not None:
+            arrays = slurm_backend.submit(todo, options, settings, code)
             if arguments.then_report:
                 job = slurm_backend.submit_report(study_dir, arrays, settings, code, behaviour=arguments.behaviour)
                 terminal.tell(f"the report is written by job {job} after the last run")

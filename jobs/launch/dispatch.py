@@ -115,7 +115,7 @@ class Dispatcher:
             self._to_put_aside[item.run.id] = {"by_hand": item.by_hand, "seen": item.observation}
             with self._warnings_for(item):
                 self._put_aside(item)
-        self._spending.plan(todo)
+        self._spending.look(at_once=True)
         with self._interrupts.noted():
             try:
                 while self._queue or self._live or self._ended:
@@ -143,12 +143,17 @@ class Dispatcher:
     # -- one round -----------------------------------------------------------------------------------------------
 
     def _start_what_fits(self) -> None:
+        if (why := self._spending.is_over) is not None:
+            self._queue.hold(why)
+            for left in [] if self._live or self._ended else self._queue.take_all():
+                waits = replace(left.observation, state="pending", reason=why, kind=None)
+                self._events.append(Event("ended", left, waits))
+            return
         while True:
             if self._interrupts.stop:
                 return
             live = [(job.expected_end, self._backend.held(job.id)) for job in self._live]
-            refusal = self._spending.refusal((job.planned for job in self._live), self._epochs)
-            item = self._queue.take(self._backend.free(), live, time.monotonic(), refusal)
+            item = self._queue.take(self._backend.free(), live, time.monotonic())
             if item is None:
                 break
             try:
@@ -175,11 +180,6 @@ class Dispatcher:
                 job.write_record()
             self._spending.started()
             self._events.append(Event("started", item, item.observation))
-        if not self._live and not self._ended:
-            reasons = self._queue.reasons
-            for item in self._queue.take_refused():
-                waits = replace(item.observation, state="pending", reason=reasons[item.run.id], kind=None)
-                self._events.append(Event("ended", item, waits))
 
     def _collect(self) -> None:
         look = time.monotonic() - self._looked_at >= LOOK_SECONDS

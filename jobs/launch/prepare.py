@@ -20,8 +20,6 @@ from jobs.plan.estimate import Throughput, earlier_throughput, estimate
 from jobs.plan.own_models import model_sizes
 from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import write_record
-from jobs.plan.totals import waiting
-from jobs.search import expected_shares
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget, Ledger
 from jobs.study.folder import at_work, forget_jobs, launching, observe_run, study_name, this_launcher, write_queue
@@ -38,7 +36,7 @@ from seqlm.reading import below, exists
 from seqlm.rounding import threads_of_checkpoint
 from seqlm.run_layout import FINGERPRINT_DIGITS, SAME_DIGITS
 from seqlm.rundir import RunDirectory
-from seqlm.search import Search, let_go_on
+from seqlm.search import let_go_on
 from seqlm.trust import distrusted, record_launch
 
 
@@ -172,12 +170,10 @@ def estimated(
     throughput: Throughput,
     *,
     keep_last: bool = True,
-    search: Search | None = None,
 ) -> list[PlannedRun]:
     """Return the runs with estimates of what is left of them. Those whose corpus has not been read stay as they are.
 
-    ``keep_last`` is that of the study's policy. With a ``search`` among all of ``planned``, each run has the share of
-    its epochs that it is expected to reach.
+    ``keep_last`` is that of the study's policy.
     """
     found = []
     for item in planned:
@@ -186,10 +182,7 @@ def estimated(
             made = estimate(config, item.facts, throughput, ranks, item.epochs_done, keep_last)
             item = replace(item, estimate=made)
         found.append(item)
-    if search is None or not found:
-        return found
-    shares = expected_shares(search, [item.spec for item in found])
-    return [replace(item, shares=shares) for item in found]
+    return found
 
 
 @contextlib.contextmanager
@@ -222,7 +215,7 @@ def preparing(
         if found != unlocked:
             planned = check(found)
         if any(item.action != "skip" for item in planned):
-            planned = estimated(planned, earlier_throughput(options.study_dir.parent), search=options.search)
+            planned = estimated(planned, earlier_throughput(options.study_dir.parent))
         todo = [item for item in planned if item.action != "skip"]
         if distrusted(options.code_dir or options.study_dir) is not None:
             # Python runs these in place of the sources, which are verified.
@@ -254,10 +247,10 @@ def _create(todo: Sequence[PlannedRun], specs: Sequence[RunSpec], options: Launc
     return code
 
 
-def waiting_for_budget(todo: Sequence[PlannedRun], options: LaunchOptions) -> dict[str, str]:
-    """Return the runs that the study's budget does not allow by their estimates: run id -> why it waits."""
+def waiting_for_budget(options: LaunchOptions) -> str | None:
+    """Return why no run starts: the study's budget is spent. ``None``: it is not, or there is none."""
     budget = Budget.of(options.policy)
-    return waiting(todo, budget, Ledger(options.study_dir).spent()) if budget else {}
+    return budget.is_spent(Ledger(options.study_dir).spent()) if budget else None
 
 
 def _label(item: PlannedRun) -> dict[str, str]:
@@ -300,8 +293,7 @@ def launched(
         forget_jobs(options.study_dir, [item.run.id for item in todo])
         try:
             backend.open(code)
-            waits = waiting_for_budget(todo, options)
-            tried = [item for item in todo if item.run.id not in waits]
+            tried = [] if waiting_for_budget(options) else todo
             if canary.wanted(options.canary, tried):
                 write_queue(options.study_dir, {item.run.id: "waits for the canaries" for item in todo})
                 canary.check(tried, backend, code, options)

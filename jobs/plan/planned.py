@@ -7,9 +7,7 @@ from typing import Literal, TypeAlias
 
 from jobs.attempt.retry import FREE
 from jobs.plan.estimate import Estimate
-from jobs.search import ALL_EPOCHS, Shares, epochs_left
 from jobs.spec import RunSpec
-from jobs.study.budget import Hours, hours_of
 from seqlm.data.corpus import CorpusFacts
 from seqlm.rundir import Observation, RunDirectory
 
@@ -34,8 +32,6 @@ class PlannedRun:
     """``None``: its corpus has not been read."""
     estimate: Estimate | None = None
     """``None``: nothing has been estimated, as for a canary."""
-    shares: Shares = ALL_EPOCHS
-    """The share of its epochs that the run is expected to reach. A search stops some runs earlier."""
 
     @property
     def was_cancelled_since(self) -> bool:
@@ -56,22 +52,6 @@ class PlannedRun:
     def seconds(self) -> float | None:
         """Expected time of the remaining epochs. ``None``: unknown."""
         return self.estimate.seconds if self.estimate else None
-
-    @property
-    def hours(self) -> Hours | None:
-        """What the epochs are expected to use that the run is expected to train. ``None``: unknown."""
-        return self.hours_after(self.epochs_done)
-
-    def hours_after(self, done: int) -> Hours | None:
-        """Return the same for the run when it has finished ``done`` epochs. ``None``: unknown."""
-        left = epochs_left(self.spec.config.train.epochs, done, self.shares)
-        return None if self.epoch_hours is None else self.epoch_hours * left
-
-    @property
-    def epoch_hours(self) -> Hours | None:
-        """What one epoch is expected to use. ``None``: unknown, or none is left."""
-        left = self.spec.config.train.epochs - self.epochs_done
-        return None if self.seconds is None or left <= 0 else hours_of(self.spec.resources, self.seconds / left)
 
 
 def plan(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias, final
 
 from jobs.plan.capacity import Allocation, Capacity
@@ -44,7 +44,6 @@ class Queue:
         self._not_before: dict[str, float] = {}
         self.reasons: dict[str, str] = {item.run.id: "about to start" for item in self._items}
         """Run id -> why the run waits, in queue order, as of the last :meth:`take`."""
-        self._refused: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._items)
@@ -64,33 +63,27 @@ class Queue:
     def _place(self, item: PlannedRun) -> SortKey:
         return self._places[item.run.id]
 
-    def take_refused(self) -> list[PlannedRun]:
-        """Remove and return all runs if the last :meth:`take` has refused each of them, else none."""
-        if len(self._refused) < len(self._items):
-            return []
+    def hold(self, reason: str) -> None:
+        """Note why all runs wait that are left."""
+        self.reasons = {item.run.id: reason for item in self._items}
+
+    def take_all(self) -> list[PlannedRun]:
+        """Remove and return all runs."""
         items, self._items, self.reasons = self._items, [], {}
         return items
 
-    def take(
-        self, free: Capacity, live: Live, now: float, refusal: Callable[[PlannedRun], str | None] = lambda item: None
-    ) -> PlannedRun | None:
+    def take(self, free: Capacity, live: Live, now: float) -> PlannedRun | None:
         """Remove and return the next run that can start at ``now``, on the caller's clock; ``None`` if there is none.
 
-        The caller starts it, and counts it in ``free`` and ``live``, before it takes the next one. ``refusal`` returns
-        why a run must not start even if it fits; the run then delays no other.
+        The caller starts it, and counts it in ``free`` and ``live``, before it takes the next one.
         """
         full = self._max_parallel is not None and len(live) >= self._max_parallel
         lacks: dict[Resources, str | None] = {}
         front: PlannedRun | None = None
         reservation: _Reservation | None = None
         reasons: dict[str, str] = {}
-        self._refused = set()
         for position, item in enumerate(self._items):
             resources = item.spec.resources
-            if (refused := refusal(item)) is not None:
-                reasons[item.run.id] = refused
-                self._refused.add(item.run.id)
-                continue
             if self._not_before.get(item.run.id, -math.inf) > now:
                 reasons[item.run.id] = "tried again in a moment"
                 continue

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -144,8 +144,6 @@ def write_record(
 ) -> None:
     """Write ``study.json`` with the estimate of each run in ``todo``, if anything has changed.
 
-    ``expected`` is that of the last launch, since a later one may be on other resources.
-
     The caller holds the study's lock. Problems with the file are reported through ``tell`` and never stop a launch,
     since only the report needs it.
     """
@@ -173,7 +171,7 @@ def write_record(
         keys = ("seconds", "parameters", "flops_per_token", "memory_bytes")
         found = {key: getattr(made, key) for key in keys}
         estimates[item.spec.fingerprint] = {**found, "epochs": item.spec.config.train.epochs, "at": now}
-    after = {**_with_other_manifests(record, before), "estimates": estimates, "expected": _expected(before, todo)}
+    after = {**_with_other_manifests(record, before), "estimates": estimates}
     if after == before:
         return
     try:
@@ -196,17 +194,6 @@ def _for_its_epochs(earlier: Mapping[str, Any], item: PlannedRun) -> Mapping[str
         left = max(1, epochs - item.epochs_done)  # which the estimate of now is about
         seconds = None if item.seconds is None else seconds + item.seconds * (epochs - covered) / left
     return {**earlier, "seconds": seconds, "epochs": epochs}
-
-
-def _expected(before: Mapping[str, Any], todo: Sequence[PlannedRun]) -> dict[str, Any]:
-    """Return what the epochs of runs are expected to use, for the study's budget: ``before`` with those of ``todo``."""
-    kept = before.get("expected")
-    expected = dict(kept) if isinstance(kept, dict) else {}
-    hours = expected.get("epoch_hours")
-    epoch_hours = dict(hours) if isinstance(hours, dict) else {}
-    epoch_hours |= {item.spec.fingerprint: asdict(item.epoch_hours) for item in todo if item.epoch_hours is not None}
-    shares = {"shares": [list(pair) for pair in todo[0].shares]} if todo else {}
-    return {**expected, "epoch_hours": epoch_hours, **shares}
 
 
 def kept_policy(study_dir: Path, tell: Callable[[str], None]) -> Policy:

@@ -1,11 +1,11 @@
-"""The total cost of a launch (GPU hours, wall time, disk), and what of it the study's budget allows."""
+"""The total cost of a launch (GPU hours, wall time, disk), and beside it the study's budget."""
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,9 @@ from jobs.manifests.policy import Policy
 from jobs.plan.capacity import Allocation, Capacity
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places
-from jobs.search import rungs_within
 from jobs.spec import Resources
-from jobs.study.budget import UNITS, Budget, Hours, Ledger, total
+from jobs.study.budget import UNITS, Budget, Hours, Ledger, hours_of, total
 from seqlm.architectures import CustomConfig
-from seqlm.search import Search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,64 +93,35 @@ def makespan(runs: Sequence[PlannedRun], capacity: Capacity, *, max_parallel: in
 # -- the budget ------------------------------------------------------------------------------------------------------
 
 
-def waiting(todo: Sequence[PlannedRun], budget: Budget, spent: Hours) -> dict[str, str]:
-    """Return the runs that the budget does not allow, in the order of the queue: run id -> why it waits. Pure."""
-    place = places(todo)
-    in_order = sorted(todo, key=lambda item: place[item.run.id])
-    return budget.waits(spent, {item.run.id: item.hours for item in in_order})
-
-
-def plan_budget(
-    planned: Sequence[PlannedRun], policy: Policy, study_dir: Path, search: Search | None
-) -> BudgetPlan | None:
-    """Return what the budget of a policy means for a plan of the study. ``None``: it has no budget."""
-    budget, todo = Budget.of(policy), [item for item in planned if item.action != "skip"]
-    return BudgetPlan.of(todo, budget, Ledger(study_dir).spent(), search) if budget else None
-
-
 @dataclass(frozen=True, kw_only=True)
 class BudgetPlan:
-    """What the budget of a study means for a plan."""
+    """The budget of a study, what is spent of it, and what the runs of a plan are expected to use."""
 
     budget: Budget
     spent: Hours
-    todo: int
-    """Number of runs to do."""
     needs: Hours | None
-    """What they are expected to use. ``None``: unknown."""
-    waits: Mapping[str, str]
-    """Run id -> why it waits."""
-    rungs: tuple[int, ...] | None = None
-    """Rungs with which the search is expected to fit if it does not with its own. ``None``: there are none."""
+    """``None``: unknown."""
 
     @classmethod
-    def of(cls, todo: Sequence[PlannedRun], budget: Budget, spent: Hours, search: Search | None = None) -> BudgetPlan:
-        """Return that of the runs to do."""
-        known = [item.hours for item in todo if item.hours is not None]
-        needs = total(known) if len(known) == len(todo) else None
-        made = cls(budget=budget, spent=spent, todo=len(todo), needs=needs, waits=waiting(todo, budget, spent))
-        if search is None or made.fits is not False or needs is None:
-            return made
-        everything = total(item.epoch_hours * item.spec.config.train.epochs for item in todo if item.epoch_hours)
-        share = budget.times_left(spent, everything)
-        return replace(made, rungs=rungs_within(search, [item.spec for item in todo], share))
-
-    @property
-    def fits(self) -> bool | None:
-        """Whether everything that is left to do fits. ``None``: unknown."""
-        if self.needs is None:
-            return False if self.waits else None
-        return not self.todo or self.budget.refuses(self.spent, Hours(), self.needs) is None
+    def of(cls, planned: Sequence[PlannedRun], policy: Policy, study_dir: Path, share: float) -> BudgetPlan | None:
+        """Return that of a plan, of whose epochs a search trains this share. ``None``: the policy has no budget."""
+        budget, todo = Budget.of(policy), [item for item in planned if item.action != "skip"]
+        if not budget:
+            return None
+        known = [hours_of(item.spec.resources, item.seconds) for item in todo if item.seconds is not None]
+        needs = total(known) * share if len(known) == len(todo) else None
+        return cls(budget=budget, spent=Ledger(study_dir).spent(), needs=needs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the entry of ``plan --json``. ``needs`` and ``fits`` are ``None`` if unknown."""
-        needs = asdict(self.needs) if self.needs is not None else {}
-        limits = {
-            key: {"limit": limit, "spent": getattr(self.spent, key), "needs": needs.get(key)}
+        """Return the entry of ``plan --json``. ``needs`` is ``None`` if unknown."""
+        return {
+            key: {
+                "limit": limit,
+                "spent": getattr(self.spent, key),
+                "needs": None if self.needs is None else getattr(self.needs, key),
+            }
             for key, limit in self.budget.limits.items()
         }
-        rungs = None if self.rungs is None else list(self.rungs)
-        return {**limits, "fits": self.fits, "waiting": list(self.waits), "rungs": rungs}
 
     def line(self) -> str:
         """Return what ``plan`` prints."""
@@ -160,8 +129,4 @@ class BudgetPlan:
         if self.needs is not None:
             amounts = [f"{getattr(self.needs, key):.3g} {UNITS[key]}" for key in self.budget.limits]
             what = f"the rest needs about {' and '.join(amounts)}"
-        if self.fits is not None:
-            what += ", and fits" if self.fits else f": {len(self.waits)} of {self.todo} runs wait"
-        if self.rungs is not None:
-            what += f"; it would fit with search.rungs = {list(self.rungs)}"
         return f"budget: {self.budget.words(self.spent)} spent; {what}"

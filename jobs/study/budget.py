@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any, final
 
 from jobs.manifests.policy import Policy
-from jobs.search import ALL_EPOCHS, Shares, epochs_left
 from jobs.spec import Resources
-from seqlm.errors import DamagedFileError, FileError, SeqlmError, UnfitFileError
+from seqlm.errors import DamagedFileError, FileError, UnfitFileError
 from seqlm.files import read_json
 from seqlm.lease import last_sign_of
 from seqlm.reading import listed, moment
-from seqlm.run_layout import CANARY_FOLDER, FINGERPRINT_DIGITS, study_record_file
+from seqlm.run_layout import CANARY_FOLDER, study_record_file
 from seqlm.rundir import RunDirectory
 
 UNITS = {"gpu_hours": "GPU hours", "core_hours": "core hours"}
@@ -154,34 +153,6 @@ class Budget:
                 return f"{WAITS}budget of {limit:g} {UNITS[key]} is spent"
         return None
 
-    def refuses(self, spent: Hours, reserved: Hours, needs: Hours | None) -> str | None:
-        """Return why a run does not start. ``None``: it may.
-
-        ``reserved`` is what runs that have started are still expected to use, and ``needs`` what this run is expected
-        to use. ``None``: unknown; it then starts while anything is left.
-        """
-        if (why := self.is_spent(spent)) is not None:
-            return why
-        for key, limit in self.limits.items():
-            left = limit - getattr(spent + reserved, key)
-            if needs is not None and getattr(needs, key) > left:
-                about = f"{getattr(needs, key):.3g} {UNITS[key]}"
-                return f"{WAITS}needs about {about}; {max(left, 0.0):.3g} of the budget of {limit:g} are left"
-        return None
-
-    def waits(self, spent: Hours, needs: Mapping[str, Hours | None]) -> dict[str, str]:
-        """Return which runs do not start: run id -> why. ``needs`` is as in :meth:`refuses`, in the order of the runs.
-
-        A run that needs more than is left delays no other.
-        """
-        found, reserved = {}, Hours()
-        for run_id, amount in needs.items():
-            if (why := self.refuses(spent, reserved, amount)) is not None:
-                found[run_id] = why
-            else:
-                reserved += amount or Hours()
-        return found
-
     def times_left(self, spent: Hours, amount: Hours) -> float:
         """Return how many times ``amount`` fits into what is left. Infinity: it uses nothing that is limited."""
         times = [
@@ -206,12 +177,8 @@ class KeptBudget:
         self._default = default
 
     @functools.cached_property
-    def _kept(self) -> Mapping[str, Any]:
-        return _record(study_record_file(self._study_dir))
-
-    @functools.cached_property
     def budget(self) -> Budget:
-        policy = self._kept.get("policy")
+        policy = _record(study_record_file(self._study_dir)).get("policy")
         if not isinstance(policy, dict) or UNITS.keys().isdisjoint(policy):
             return Budget.of(self._default or Policy())
         limits = {key: _number(policy.get(key)) for key in UNITS}
@@ -220,29 +187,6 @@ class KeptBudget:
     @functools.cached_property
     def spent(self) -> Hours:
         return Ledger(self._study_dir).spent()
-
-    @functools.cached_property
-    def _expected(self) -> tuple[Mapping[str, Any], Shares]:
-        """The hours of an epoch by the digits of the run's fingerprint, and the shares of a search."""
-        found = self._kept.get("expected", {})
-        with contextlib.suppress(AttributeError, TypeError, ValueError):
-            hours = {key[:FINGERPRINT_DIGITS]: amount for key, amount in found.get("epoch_hours", {}).items()}
-            shares = {int(rung): float(share) for rung, share in found.get("shares", ())}
-            return hours, tuple(sorted({**dict(ALL_EPOCHS), **shares}.items()))
-        return {}, ALL_EPOCHS
-
-    def needs(self, run: RunDirectory) -> Hours | None:
-        """Return what the epochs that a run has left are expected to use. ``None``: unknown."""
-        epoch_hours, shares = self._expected
-        amount = epoch_hours.get(run.id.rpartition("-")[2])
-        if not isinstance(amount, dict):
-            return None
-        with contextlib.suppress(SeqlmError):  # a damaged run is reported when it is started
-            epochs, _ = run.read_metrics()
-            done = epochs[-1]["epoch"] + 1 if epochs else 0
-            left = epochs_left(run.read_config().train.epochs, done, shares)
-            return Hours(**{key: _number(amount.get(key)) for key in UNITS}) * left
-        return None
 
     def to_dict(self) -> dict[str, dict[str, float]] | None:
         """Return the limits and what is spent of them, as JSON outputs have it. ``None``: there is no limit."""
@@ -254,9 +198,9 @@ class KeptBudget:
         """Return what is spent, as ``status`` prints it. ``None``: there is no limit."""
         return f"budget: {self.budget.words(self.spent)} spent" if self.budget else None
 
-    def why_waits(self, run: RunDirectory) -> str | None:
-        """Return why the budget keeps a run from starting while no other runs. ``None``: it does not."""
-        return self.budget.refuses(self.spent, Hours(), self.needs(run)) if self.budget else None
+    def is_spent(self) -> str | None:
+        """Return why no run goes on, as :meth:`Budget.is_spent`."""
+        return self.budget.is_spent(self.spent) if self.budget else None
 
 
 # -- while runs are live -------------------------------------------------------------------------------------------
@@ -292,7 +236,3 @@ class BudgetWatch:
             self._pause = max(LOOK_SECONDS, took / LOOK_SHARE, min(half, MOST_SECONDS, 2 * self._pause))
             self._next = self._clock() + self._pause
         return self._budget.is_spent(self._spent)
-
-    def refuses(self, reserved: Hours, needs: Hours | None) -> str | None:
-        """Return why a run does not start, as :meth:`Budget.refuses`."""
-        return self._budget.refuses(self._spent, reserved, needs)

@@ -152,7 +152,7 @@ def observe_run(run: RunDirectory, work: AtWork) -> Observation:
     seen = _observe_run(run, work)
     has_ended_waiting = seen.state == "failed" and not exists(run.failure_file)  # its job saw that and has ended
     if work.budget is not None and (seen.state == "pending" or has_ended_waiting):
-        why = work.budget.why_waits(run)
+        why = work.budget.is_spent()
         return seen if why is None else replace(seen, state="pending", reason=why, kind=None)
     return seen
 

@@ -67,8 +67,8 @@ DATA: dict[str, Meanings] = {
         "totals.unknown": ("text or null", "why hours and time are null"),
         "budget": (
             "object or null",
-            "`gpu_hours` and `core_hours` of `[policy]`, each with `limit`, `spent` and `needs` of the runs to do; "
-            "`fits`; `waiting`, ids of the runs that would wait; `rungs` with which a search would fit. null: unknown",
+            "`gpu_hours` and `core_hours` of `[policy]`, each with `limit`, `spent` and `needs` of the runs to do "
+            "(null: unknown)",
         ),
         "refused": ("text or null", "why `run` would refuse the text; the exit code is 2"),
         "scripts": ("list", "on SLURM: the scripts that would be submitted"),

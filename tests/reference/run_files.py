@@ -114,11 +114,6 @@ FIELDS: dict[str, Meanings] = {
         "search": ("object or null", "[`[search]`](manifest.md#search) of the manifest"),
         "backend": "the `[backend.*]` tables, without values that look like secrets",
         "estimates": "fingerprint of each run -> estimate: seconds for its epochs, parameters, FLOPs, memory",
-        "expected": (
-            "object",
-            "for the budget: `epoch_hours`, fingerprint -> expected hours of an epoch; `shares`, rung of a search -> "
-            "expected share of the epochs of a run that passes it",
-        ),
     },
     "provenance.json": {
         "study": "name of the study",

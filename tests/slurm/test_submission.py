@@ -323,13 +323,13 @@ def test_the_time_limit_is_cut_to_what_the_budget_has_left(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("srun")
-def test_only_runs_that_the_budget_allows_are_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_submitted_once_the_budget_is_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "controller_config", lambda: SimpleNamespace(max_array_size=1000))
     monkeypatch.setattr(backend, "live_code", lambda: CODE)
     items = [replace(item, estimate=make_estimate(3600)) for item in planned(tmp_path, 3)]
-    for hours, array in ((3, "0-2"), (2, "0-1"), (1, None)):
-        (text,) = backend.scripts(items, tmp_path, SlurmSettings(), Policy(gpu_hours=hours))
-        assert re.findall(r"--array=([0-9-]+)", text) == ([] if array is None else [array])
+    (text,) = backend.scripts(items, tmp_path, SlurmSettings(), Policy(gpu_hours=2))
+    assert re.findall(r"--array=([0-9-]+)", text) == ["0-2"]
+    write_attempt(RunDirectory(tmp_path / "other-1"), 1, start=0, end=3600, gpus=("GPU-1",))
     assert backend.scripts(items, tmp_path, SlurmSettings(), Policy(gpu_hours=0.5)) == [], "every run waits"
 
 

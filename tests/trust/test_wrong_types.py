@@ -152,7 +152,6 @@ def study_files(digits: list[str]) -> dict[str, Any]:
         "search": {"rungs": [1, 2], "metric": "val_ppl", "keep": 0.5, "min_runs": 2, "within": []},
         "backend": {"local": {"env": {"A": "b"}}},
         "estimates": {digits[0]: {"seconds": 1.0, "epochs": 3}},
-        "expected": {"epoch_hours": {digits[0]: {"gpu_hours": 1.0}}, "shares": [[1, 0.5]]},
     }
     jobs = {"jobs": {"a": "1"}, "submissions": {"a": "s"}}
     queue = {"launcher": {"pid": os.getpid(), "host": "x"}, "waiting": {"a": "x"}}

@@ -41,7 +41,7 @@ def says(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().out
 
 
-def test_plan_says_whether_the_study_fits_its_budget(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_says_what_is_spent_and_what_the_rest_needs(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     data = ask(capsys, "plan", "small.toml")
     assert data["budget"] is None
     unknown = says(capsys, "plan", "small.toml", "--set", "policy.core_hours=2")
@@ -53,24 +53,13 @@ def test_plan_says_whether_the_study_fits_its_budget(study: Study, capsys: pytes
     write_json_lines(first.metrics_file, [{"epoch": 0, "val_ppl": 9.0, "train_tokens_per_second": 1.0}])
     first.last_checkpoint.touch()
     write_attempt(first, 1, start=0, end=1800)
-    seconds = [run["seconds"] for run in ask(capsys, "plan", "small.toml")["runs"]]
-    needs = sum(seconds) / 3600
-    enough = f"policy.core_hours={1 + needs + 0.01:.3f}"
-    assert f"budget: 1 of {1 + needs + 0.01:.5g}" in says(capsys, "plan", "small.toml", "--set", enough)
-    budget = ask(capsys, "plan", "small.toml", "--set", enough)["budget"]
-    assert (budget["fits"], budget["waiting"]) == (True, [])
-    assert budget["core_hours"]["spent"] == 1
-    assert budget["core_hours"]["needs"] == pytest.approx(needs)
-
-    too_little = f"policy.core_hours={1 + (seconds[0] + seconds[2]) / 3600 + 0.01:.3f}"
-    data = ask(capsys, "plan", "small.toml", "--set", too_little)
-    assert data["budget"]["fits"] is False
-    assert data["budget"]["waiting"] == [data["runs"][1]["id"]], "the longest comes first, and the shortest still fits"
-    assert data["runs"][1]["reason"].startswith("waits: needs about ")
-    assert "1 of 3 runs wait" in says(capsys, "plan", "small.toml", "--set", too_little)
-    spent = says(capsys, "plan", "small.toml", "--set", "policy.core_hours=1")
-    assert "waits: budget of 1 core hours is spent" in spent
-    assert "3 of 3 runs wait" in spent
+    needs = sum(run["seconds"] for run in ask(capsys, "plan", "small.toml")["runs"]) / 3600
+    limit = ("--set", "policy.core_hours=5")
+    assert f"budget: 1 of 5 core hours spent; the rest needs about {needs:.3g} core hours" in says(
+        capsys, "plan", "small.toml", *limit
+    )
+    budget = ask(capsys, "plan", "small.toml", *limit)["budget"]
+    assert budget == {"core_hours": {"limit": 5, "spent": 1, "needs": pytest.approx(needs)}}
 
 
 @pytest.mark.process

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,9 +18,8 @@ from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun, plan
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study import budget
-from jobs.study.folder import queue_file
 from jobs.study.kept_code import Code
-from seqlm.files import write_json, write_json_lines
+from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import write_attempt
 from tests.fakes import FakeBackend, make_estimate
@@ -90,35 +88,7 @@ def names(backend: FakeBackend) -> list[str]:
     return [submission.run_dir.name.rpartition("-")[0] for submission in backend.submissions]
 
 
-def test_what_would_exceed_the_budget_does_not_start_and_shorter_runs_do(tmp_path: Path) -> None:
-    backend = FakeBackend(uses(4), slots=2)
-    ended = launch(tmp_path, runs(tmp_path, 6, 5, 4), backend, core_hours=10)
-    assert names(backend) == ["run0", "run2"], "run1 needs 5 hours, 4 are not reserved for run0"
-    assert ended[2:] == [("run1", "pending", "waits: needs about 5 core hours; 2 of the budget of 10 are left")]
-    waiting = json.loads(queue_file(tmp_path).read_text())["waiting"]
-    assert waiting == {}, "nobody waits for the launcher any more"
-
-
-def test_a_run_that_took_less_than_expected_leaves_the_rest_to_others(tmp_path: Path) -> None:
-    backend = FakeBackend(uses(1), slots=2)
-    ended = launch(tmp_path, runs(tmp_path, 6, 5, 4), backend, core_hours=10)
-    assert names(backend) == ["run0", "run2", "run1"], "run1 starts when run0 has ended"
-    assert {state for _, state, _ in ended} == {"done"}
-
-
-def test_what_a_live_run_has_trained_is_not_reserved_again(tmp_path: Path) -> None:
-    backend = FakeBackend(uses(4), slots=2)
-    items = runs(tmp_path, 8, 5)
-
-    def trains_two_epochs(event: Event) -> None:
-        if event.kind == "started" and event.planned is items[0]:
-            write_json_lines(items[0].run.metrics_file, [{"epoch": n, "val_ppl": 9.0} for n in range(2)])
-
-    launch(tmp_path, items, backend, trains_two_epochs, core_hours=10)
-    assert backend.most_at_once == 2, "4 of the 8 hours are left to do when its epochs have been seen"
-
-
-def test_runs_without_an_estimate_start_while_anything_is_left(tmp_path: Path) -> None:
+def test_runs_start_while_anything_is_left(tmp_path: Path) -> None:
     backend = FakeBackend(uses(4), slots=1)
     ended = launch(tmp_path, runs(tmp_path, None, None, None, None), backend, core_hours=10)
     assert names(backend) == ["run0", "run1", "run2"]

@@ -11,7 +11,7 @@ from jobs.spec import Resources
 from jobs.study.budget import Budget, BudgetWatch, Hours, Ledger, hours_of
 from jobs.study.folder import ObservedRun, observe_study, write_jobs
 from jobs.study.squeue import Scheduler
-from seqlm.files import write_json, write_json_lines
+from seqlm.files import write_json
 from seqlm.run_layout import BEHAVIOUR_FOLDER, study_record_file
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import at, write_attempt
@@ -91,17 +91,11 @@ def test_an_attempt_that_has_ended_is_read_once(tmp_path: Path, monkeypatch: pyt
     assert ledger.spent().core_hours == 2 + 6
 
 
-def test_what_may_start_and_what_must_stop() -> None:
+def test_a_budget_is_spent_once_one_limit_is_reached() -> None:
     budget = Budget.of(Policy(gpu_hours=50, core_hours=400))
     used = Hours(gpu_hours=40, core_hours=100)
     assert budget.is_spent(used) is None
-    assert budget.refuses(used, Hours(), Hours(gpu_hours=10)) is None
-    why = budget.refuses(used, Hours(gpu_hours=5), Hours(gpu_hours=7.3))
-    assert why == "waits: needs about 7.3 GPU hours; 5 of the budget of 50 are left"
-    assert budget.refuses(used, Hours(gpu_hours=60), None) is None, "without an estimate, while anything is left"
-    spent_all = Hours(gpu_hours=50)
-    assert budget.is_spent(spent_all) == "waits: budget of 50 GPU hours is spent"
-    assert budget.refuses(spent_all, Hours(), None) == "waits: budget of 50 GPU hours is spent"
+    assert budget.is_spent(Hours(gpu_hours=50)) == "waits: budget of 50 GPU hours is spent"
     assert budget.is_spent(Hours(core_hours=401)) == "waits: budget of 400 core hours is spent"
     assert not Budget.of(Policy())
     assert Budget.of(Policy()).is_spent(Hours(gpu_hours=1e9)) is None
@@ -128,23 +122,14 @@ def test_a_run_that_the_budget_keeps_from_starting_says_so(tmp_path: Path, monke
     other = RunDirectory(study / "b-2")
     write_attempt(other, 1, start=0, end=3 * HOUR)  # 6 core hours, of a run that is gone
 
-    def record(hours: object, epoch_hours: object = None, shares: object = ()) -> None:
-        expected = {"epoch_hours": epoch_hours or {}, "shares": shares}
-        found = {"policy": {"core_hours": hours}, "expected": expected}
-        write_json(study_record_file(study), found)
+    def record(hours: object) -> None:
+        write_json(study_record_file(study), {"policy": {"core_hours": hours}})
 
     record(6)
     assert observed(study).to_dict()["reason"] == "waits: budget of 6 core hours is spent"
     assert observed(study).observation.state == "pending"
     record(7)
-    assert observed(study).observation.reason is None, "an hour is left, and no estimate"
-    record(7, {config.fingerprint(): {"core_hours": 0.5}})
-    assert observed(study).observation.reason == "waits: needs about 2 core hours; 1 of the budget of 7 are left"
-    write_json_lines(run.metrics_file, [{"epoch": 2, "val_ppl": 1.0}])
-    assert observed(study).observation.reason is None, "one epoch is left"
-    run.metrics_file.unlink()
-    record(7, {config.fingerprint(): {"core_hours": 0.5}}, [[0, 0.25], [1, 1.0]])
-    assert observed(study).observation.reason is None, "the search is expected to stop it after one epoch"
+    assert observed(study).observation.reason is None, "an hour is left"
     record(6)
     write_jobs(study, {run.id: "12"}, {run.id: "0001"})
     monkeypatch.setattr(Scheduler, "_call", lambda self, *command: "12|COMPLETED|")
@@ -153,17 +138,8 @@ def test_a_run_that_the_budget_keeps_from_starting_says_so(tmp_path: Path, monke
     seen = observed(study).observation
     assert (seen.state, seen.reason) == ("pending", "its job ended without writing a result; see its logs")
     for policy in (3, {"core_hours": "x"}, {"core_hours": -1}):
-        study_record_file(study).write_text(json.dumps({"policy": policy, "expected": 3}))
+        study_record_file(study).write_text(json.dumps({"policy": policy}))
         assert observed(study).observation.reason == seen.reason
-    for expected in (
-        3,
-        {"epoch_hours": 3},
-        {"epoch_hours": {config.fingerprint(): 3}},
-        {"shares": [3], "epoch_hours": {}},
-    ):
-        found = {"policy": {"core_hours": 7}, "expected": expected}
-        study_record_file(study).write_text(json.dumps(found))
-        assert observed(study).observation.reason == seen.reason, "nothing is known of it"
     record(6)
     run.write_failure_once({"kind": "diverged", "message": "nan"})
     assert observed(study).observation.state == "failed", "the run itself has failed"
