@@ -105,7 +105,7 @@ def own_processes() -> Iterator[tuple[int, list[str], dict[str, str]]]:
         return
     for folder in (Path("/proc", name) for name in names if name.isdigit()):
         try:
-            texts = [(folder / name).read_bytes().decode("utf-8", "replace") for name in ("cmdline", "environ")]
+            texts = [os.fsdecode((folder / name).read_bytes()) for name in ("cmdline", "environ")]
         except OSError:  # it has ended, or belongs to another user
             continue
         words, variables = (text.rstrip("\0").split("\0") for text in texts)

@@ -137,15 +137,19 @@ def _orphans(study_dir: Path, total_cpus: float) -> list[_Orphan]:
     folder = (study_dir.parent if is_behaviour_study(study_dir) else study_dir).resolve()
     found: dict[tuple[str, str], _Orphan] = {}
     for pid, words, variables in own_processes():
-        if ATTEMPT.name in variables and Path(words[-1]).resolve().is_relative_to(folder):
-            with contextlib.suppress(KeyError, ValueError, UsageError):  # no variables of ours
-                held = _Orphan(
-                    owner={**this_process(), "pid": pid, "process_start": process_start(pid)},
-                    cpus=min(float(variables.get("OMP_NUM_THREADS", "1")), total_cpus / int(variables["WORLD_SIZE"])),
-                    device=variables.get(machine.VISIBLE, ""),
-                    gpus=GPU_SHARE.read(variables),
-                )
-                found[words[-1], variables["RANK"]] = held  # a process that the rank has forked looks like it
+        if ATTEMPT.name not in variables:
+            continue
+        # Another program may have a variable of that name, and anything as its last word.
+        with contextlib.suppress(KeyError, ValueError, OSError, RuntimeError, UsageError):
+            if not Path(words[-1]).resolve().is_relative_to(folder):
+                continue
+            held = _Orphan(
+                owner={**this_process(), "pid": pid, "process_start": process_start(pid)},
+                cpus=min(float(variables.get("OMP_NUM_THREADS", "1")), total_cpus / int(variables["WORLD_SIZE"])),
+                device=variables.get(machine.VISIBLE, ""),
+                gpus=GPU_SHARE.read(variables),
+            )
+            found[words[-1], variables["RANK"]] = held  # a process that the rank has forked looks like it
     return list(found.values())
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from jobs.study.kept_code import Code
 from seqlm import machine
 from seqlm.errors import BackendError
 from seqlm.machine import Gpu
+from tests import commands
 from tests.training.studies import make_config
 from tests.waiting import wait_for
 
@@ -307,3 +309,16 @@ def test_a_rank_that_the_system_has_killed_for_its_memory_is_told_from_one_that_
     resources = Resources(cpus=1)
     found = wait(backend, backend.submit(submission(tmp_path / "run", die, resources)))
     assert found == Ended(exit_code=-9, message="the worker was killed by SIGKILL", out_of_memory=bool(kills))
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("word", ["loop", os.fsdecode(b"\xff"), "x" * 5000])
+def test_a_foreign_process_with_a_variable_of_ours_stops_no_launch(tmp_path: Path, word: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    argv = [sys.executable, "-S", "-c", "print(flush=True); input()", str(tmp_path / word)]
+    foreign = commands.start(argv, env={**os.environ, "SEQLM_ATTEMPT": "1"}, stdin=subprocess.PIPE)
+    commands.next_line(foreign)
+    backend = LocalBackend(tmp_path)
+    backend.open(Code(path=tmp_path, commit=None, dirty=False, live=True))
+    backend.close()
+    assert commands.finish(foreign, "\n")[1] == ""
