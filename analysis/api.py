@@ -1,7 +1,7 @@
 """The Python API: a study as DataFrames, its runs, and its figures on matplotlib Axes.
 
->>> from analysis import open_study
->>> study = open_study("runs/optimizers")
+>>> import seqlm
+>>> study = seqlm.open_study("runs/optimizers")
 >>> study
 Study 'optimizers': 5 of 7 runs done, 1 failed, 1 pending
 """
@@ -59,7 +59,7 @@ def open_study(paths: str | Path | Iterable[str | Path]) -> Study:
         paths: the folder of the study, such as ``runs/paper``, or several. Runs of several studies are numbered
             through, and their ids have the study's name in front.
 
-    >>> both = open_study(["runs/optimizers", "runs/widths"])
+    >>> both = seqlm.open_study(["runs/optimizers", "runs/widths"])
     >>> both.name, len(both.runs)
     ('optimizers + widths', 9)
 

@@ -1,3 +1,35 @@
-"""seqlm: a language-model study from one manifest."""
+"""seqlm: a language-model study from one manifest.
+
+``open_study`` is where notebooks and scripts begin; docs/reference/python.md describes what it returns.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
 
 __version__ = "0.2.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``open_study`` when it is first used, so that workers and commands start without pandas.
+
+    A user's folder may hold an ``analysis`` of its own, so the one next to this package is searched first.
+
+    Raises:
+        AttributeError: ``name`` is not public.
+        ImportError: another module ``analysis`` has been imported before.
+    """
+    if name != "open_study":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    place = Path(__file__).parent.parent
+    sys.path.insert(0, str(place))
+    try:
+        package = importlib.import_module("analysis")
+    finally:
+        sys.path.remove(str(place))
+    if package.__file__ != str(place / "analysis" / "__init__.py"):
+        raise ImportError(f"open_study is in seqlm's package analysis, but {package.__file__} has that name; rename it")
+    return package.open_study

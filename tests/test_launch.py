@@ -26,7 +26,7 @@ from seqlm import machine
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
 from seqlm.rundir import RunDirectory
-from tests import commands
+from tests import commands, hostile
 from tests.chaos.disk import Disk, may_mount
 from tests.crawl import Crawl
 from tests.outcome import differences, outcome, quiet_outcomes
@@ -293,6 +293,19 @@ def test_ctrl_c_while_a_worker_imports_torch_leaves_a_run_that_starts_again(
     assert again.returncode == 0, again.stderr
     (run,) = study.runs()
     assert epochs_of(run) == [0, 1]
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_nothing_is_imported_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = Study(tmp_path)
+    hostile.put_modules(tmp_path)
+    monkeypatch.setenv("SEQLM_TEST_COLD", "1")
+    answer = study("run", "small.toml")
+    assert answer.returncode == 0, answer.stderr
+    answer = study("doctor")
+    assert "of the working folder" not in answer.stdout + answer.stderr
+    assert "torch" in answer.stdout
 
 
 @pytest.mark.process

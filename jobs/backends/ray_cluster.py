@@ -18,7 +18,7 @@ from typing import Any, final
 from jobs.backends import ray_watchdog
 from jobs.backends.local import this_machine
 from jobs.plan.capacity import Capacity, Node
-from jobs.study.kept_code import Code
+from jobs.study.kept_code import Code, source_tree
 from seqlm import machine
 from seqlm.errors import BackendError
 from seqlm.reading import below, is_file
@@ -137,7 +137,8 @@ class RayCluster:
             options.update(address=self._address, runtime_env=runtime_env)
         try:
             _knock(self._address)
-            with _variables(names):
+            # Ray has its workers import from the folder in which it is initialised.
+            with _variables(names), contextlib.chdir(source_tree()):
                 _init(options)
         except Exception as error:  # Ray raises what its layers raise: ConnectionError, RuntimeError, ValueError, ...
             self._private.close()

@@ -110,7 +110,7 @@ def _torch(gpus: Sequence[machine.Gpu]) -> Finding:
     )
     try:
         answer = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+            [sys.executable, "-P", "-c", program], capture_output=True, text=True, timeout=120, check=True
         )
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["no output"])[-1]

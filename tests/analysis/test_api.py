@@ -17,7 +17,7 @@ from analysis import Study, open_study
 from analysis.study.columns import TABLES
 from seqlm.errors import CheckpointError, UsageError
 from seqlm.files import read_json, write_json
-from tests import commands
+from tests import commands, hostile
 from tests.analysis.example_study import make_examples, make_widths
 from tests.analysis.hand_made import add_run
 from tests.analysis.synthetic import make_study
@@ -244,16 +244,20 @@ def test_a_key_that_does_not_vary_is_refused_with_those_that_do(study: Study) ->
 
 
 @pytest.mark.process
-def test_a_study_opens_and_draws_without_torch(runs_dir: Path) -> None:
+def test_a_study_opens_and_draws_without_torch_next_to_modules_of_the_names_of_ours(
+    runs_dir: Path, tmp_path: Path
+) -> None:
+    hostile.put_modules(tmp_path, hostile.OURS)
     program = (
-        "import sys, analysis\n"
+        f"import sys; sys.path.append({str(ROOT)!r})\n"
+        "import seqlm\n"
         "assert 'pandas' not in sys.modules\n"
-        f"study = analysis.open_study({str(runs_dir / 'optimizers')!r})\n"
+        f"study = seqlm.open_study({str(runs_dir / 'optimizers')!r})\n"
         "study.results, study.samples, study._repr_html_(), study.run('gru-adam').config, study.plot_curves()\n"
         "assert 'torch' not in sys.modules"
     )
     environment = {**os.environ, "MPLBACKEND": "agg"}
-    commands.run([sys.executable, "-c", program], cold=True, env=environment, cwd=ROOT, check=True)
+    commands.run([sys.executable, "-c", program], cold=True, env=environment, cwd=tmp_path, check=True)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from seqlm.files import read_json
 from seqlm.model_files import ModelFiles
 from seqlm.rundir import RunDirectory
 from slurm.testcluster import ClusterOptions, LoopbackCluster
-from tests import commands, searches, warm
+from tests import commands, hostile, searches, warm
 from tests.chaos.study import processes
 from tests.check_model.faulty import use_own_model
 from tests.crawl import Crawl
@@ -86,6 +86,7 @@ class Study:
         self.folder = folder
         folder.mkdir(exist_ok=True)
         write_text(folder / "text", train_lines=lines)
+        hostile.put_modules(folder)
         self.env = {**self.cluster.env, **warm.env(), "SEQLM_BACKEND": ""}
         env = {"SEQLM_DEVICE": "cpu", **(env or {})}  # the GPUs are fake
         known = {"archs": ["rnn"], "rates": [0.01], "ranks": 1, "gpus": 1, "epochs": 2, "timeout_min": 10, "keep": 0.9}

@@ -15,7 +15,7 @@ import pytest
 from seqlm.locks import is_locked
 from seqlm.model_files import ModelFiles
 from seqlm.rundir import RunDirectory
-from tests import commands, searches, warm
+from tests import commands, hostile, searches, warm
 from tests.chaos.disk import may_mount
 from tests.check_model.faulty import use_own_model
 from tests.crawl import Crawl
@@ -79,6 +79,7 @@ class Study:
         self.lab = lab
         self.folder = folder
         write_text(folder / "text", train_lines=lines)
+        hostile.put_modules(folder)
         # What never ends by itself leaves the processor to others from its second epoch on.
         crawl = Crawl(folder, epochs=1).env if epochs >= 1000 else {}
         values = {"SEQLM_DEVICE": "cpu", **warm.env(), **crawl, **(env or {})}
