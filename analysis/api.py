@@ -100,8 +100,9 @@ class Study(files.Study):
         3    transformer      2    122.0         99.0         150.2
         """
         units.set_own_models(self.own_models)
-        runs = self.compared.runs.set_index("number")
-        perplexities = ["train_ppl", "test_ppl", "final_train_ppl", "final_val_ppl"]
+        whole = {f"all_{key}": self.runs[key] for key in ("val_ppl", "test_ppl")}
+        runs = self.compared.runs.assign(**whole).set_index("number")
+        perplexities = ["train_ppl", "test_ppl", "final_train_ppl", "final_val_ppl", *whole]
         bits = ["val_bits_per_byte", "test_bits_per_byte"]
         rows = [
             {

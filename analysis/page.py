@@ -18,6 +18,7 @@ from analysis.blocks.texts import scope_of
 from analysis.plots import look
 from analysis.plots.files import FORMATS as FIGURE_FORMATS
 from analysis.study import units
+from analysis.study.comparison import went_further
 from analysis.study.numbering import RunNumber, VariantNumber
 from analysis.study.settings import best_runs
 from analysis.study.study import Study
@@ -48,15 +49,27 @@ class Page:
         return [chart for section in self.sections for chart in section.charts]
 
     @property
-    def best(self) -> list[tuple[str, str, RunNumber, str]]:
-        """Architecture (and text, if there are several), perplexity, number and name of each best run."""
-        texts, best = self.study.texts.index, best_runs(self.study.compared.runs)
+    def best(self) -> list[tuple[str, str, RunNumber, str, str]]:
+        """Architecture (and text, if there are several), perplexity, number, name and best epoch of each best run."""
+        return self._best(self.study.compared.runs)
+
+    @property
+    def best_of_all(self) -> list[tuple[str, str, RunNumber, str, str]]:
+        """The same over all epochs that the runs have gone; empty if that are the compared ones."""
+        runs, whole = self.study.compared.runs, self.study.runs
+        if not went_further(runs):
+            return []
+        return self._best(runs.assign(val_ppl=whole["val_ppl"], best_epoch=whole["best_epoch"]))
+
+    def _best(self, runs: pd.DataFrame) -> list[tuple[str, str, RunNumber, str, str]]:
+        texts, best = self.study.texts.index, best_runs(runs)
         return [
             (
                 units.architecture(run.arch) + (f" on {text}" if len(texts) > 1 else ""),
                 units.perplexity(run.val_ppl),
                 run.number,
                 run.name,
+                units.whole(run.best_epoch + 1),
             )
             for text in texts
             for run in rows_of(best[best["text"] == text])

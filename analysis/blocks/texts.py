@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.study import units
 from analysis.study.columns import SAME_TEXT, TEXT_KEYS
-from analysis.study.comparison import finished
+from analysis.study.comparison import finished, went_further
 from analysis.study.settings import Setting
 from analysis.study.study import Study
 
@@ -119,9 +119,8 @@ def scope(study: Study) -> str:
 def scope_of(runs: pd.DataFrame, absent: int = 0) -> str:
     """Return the same of some runs and of ``absent`` ones, which have no directory."""
     done = finished(runs)
-    longer = done["epochs_done"] > done["compared_epochs"]
     parts = []
-    if longer.any():
+    if went_further(runs):
         limits = sorted(set(done["compared_epochs"].dropna().astype(int)))
         parts.append(f"first {units.listing([str(limit) for limit in limits])} epochs")
     of = len(runs) + absent
@@ -135,7 +134,7 @@ def scope_of(runs: pd.DataFrame, absent: int = 0) -> str:
 def scope_sentences(study: Study) -> list[str]:
     """Say by which epochs the runs are compared, and which run decides that, if runs differ in them."""
     done = finished(study.runs)
-    if not (done["epochs_done"] > done["compared_epochs"]).any():
+    if not went_further(study.runs):
         return []
     sentences = []
     for text, runs in done.groupby("text", sort=False):

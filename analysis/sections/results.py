@@ -13,7 +13,7 @@ from analysis.blocks.texts import first_few, scope, scope_of, scope_sentences, t
 from analysis.plots.curve_figures import named_group_charts
 from analysis.study import units
 from analysis.study.columns import HYPERPARAMETERS, SAME_TEXT
-from analysis.study.comparison import finished
+from analysis.study.comparison import finished, went_further
 from analysis.study.settings import CONFIDENCE, Setting, best_of, best_runs, in_report_order, repeats_seeds, settings_of
 from analysis.study.study import OVERFITTED_FROM, Study
 from analysis.study.values import rows_of
@@ -43,14 +43,12 @@ BITS = number("val_bits_per_byte", "Bits/byte", units.decimals(".3f"))
 def results_blocks(study: Study) -> list[Block]:
     """Tables of the runs and of the settings, and which runs became worse by their end."""
     compared = study.compared
-    longer = longer_runs(study)
     return [
         *(Prose(text=text) for text in text_sentences(study, "Each table compares runs on the same text only.")),
         *(Prose(text=text) for text in scope_sentences(compared)),
         results_table(study),
         *bits_blocks(compared),
         *([settings_table(compared)] if repeats_seeds(compared.runs) else []),
-        *([] if longer.empty else [longer_table(longer)]),
         *(Prose(text=text) for text in overfitting(finished(compared.runs))),
     ]
 
@@ -74,20 +72,24 @@ def results_table(study: Study, group: str | None = None) -> Table:
     The lowest validation perplexity of each architecture among the finished runs of the table is bold; on each text, if
     the study has several.
     """
-    states = dict(zip(study.runs["id"], study.runs["state"], strict=True))
+    all_runs = study.runs
     study, absent = study.compared, len(study.absent) if group is None else 0
     texts = list(study.texts.index)
-    runs = in_report_order(study.runs)
+    whole = {"of_all": all_runs["val_ppl"], "at": all_runs["best_epoch"] + 1, "whole_state": all_runs["state"]}
+    runs = in_report_order(study.runs.assign(**whole, test_ppl=all_runs["test_ppl"]))
+    longer = went_further(runs)
     if group is not None:
         runs = runs[runs["id"].isin(study.groups[group])]
     if len(texts) > 1:
         place = {name: number for number, name in enumerate(texts)}
         runs = runs.sort_values("text", key=lambda names: names.map(place), kind="stable")
     best = set(best_runs(runs)["id"])
+    of_all = [number("of_all", "Of all", units.perplexity), number("at", "Its epoch", units.whole)]
     bits = [BITS] if runs["val_bits_per_byte"].map(units.is_number).any() else []
     seeds = "Seeds: next table" if repeats_seeds(study.runs) else "One seed each: n = 1"
     caption = (
-        "Train, valid., test: at the epoch of the lowest validation perplexity; final: after the last. "
+        f"Train, valid.{'' if longer else ', test'}: at the epoch of the lowest validation perplexity; final: after "
+        f"the last. {'Of all, test: at that of all epochs. ' if longer else ''}"
         f"{'Bits/byte: validation loss per byte of the text. ' if bits else ''}"
         f"Bold: lowest of each architecture{' on its text' if len(texts) > 1 else ''}.{scope_of(runs, absent)}"
     )
@@ -100,14 +102,15 @@ def results_table(study: Study, group: str | None = None) -> Table:
             *([Column("text", "Text")] if len(texts) > 1 else []),
             Column("train_ppl", "Train", units.perplexity, numeric=True, emphasised=True),
             Column("val_ppl", "Valid.", units.perplexity, numeric=True, emphasised=True),
+            number("epochs_to_best", "Best epoch", units.whole),
+            *(of_all if longer else []),
             number("test_ppl", "Test", units.perplexity),
             *bits,
-            number("epochs_to_best", "Best epoch", units.whole),
             number("final_train_ppl", "Final train", units.perplexity),
             number("final_val_ppl", "Final valid.", units.perplexity),
             Column("epochs_done", "Epochs", shown=epochs_of_run, numeric=True),
             number("wall_seconds", "Time", units.duration),
-            Column("state", "State", of=lambda run: states[run["id"]], kind="state"),
+            Column("state", "State", of=lambda run: run["whole_state"], kind="state"),
         ],
         records=runs.assign(epochs_to_best=runs["best_epoch"] + 1),
         run=lambda run: run["number"],
@@ -119,37 +122,6 @@ def results_table(study: Study, group: str | None = None) -> Table:
 def epochs_of_run(run: Any) -> str:
     """Return the epochs of a run, gone and asked for."""
     return units.epochs(run["epochs_done"], run["epochs_asked"])
-
-
-def longer_runs(study: Study) -> pd.DataFrame:
-    """Return the runs that went further than the epochs by which they are compared, with what more epochs brought."""
-    before = finished(study.compared.runs).set_index("id")
-    runs = study.runs[study.runs["id"].isin(before.index) & (study.runs["epochs_done"] > study.runs["compared_epochs"])]
-    found = in_report_order(runs)
-    compared = found["id"].map(before["val_ppl"])
-    return found.assign(compared_val_ppl=compared, change=found["val_ppl"] / compared - 1, at=found["best_epoch"] + 1)
-
-
-def longer_table(longer: pd.DataFrame) -> Table:
-    """The best epoch of all that a run has gone, against that by which it is compared."""
-    return Table(
-        name="more-epochs",
-        title="What more epochs have brought",
-        caption="Compared by: first epochs, as in the tables above and in the discussion. Of all: lowest of all "
-        "epochs. Test: with the parameters of that epoch; above, it is missing if that epoch is a later one.",
-        columns=[
-            *RUN_COLUMNS,
-            Column("epochs_done", "Epochs", shown=epochs_of_run, numeric=True),
-            number("compared_epochs", "Compared by", units.whole),
-            number("compared_val_ppl", "Valid. compared", units.perplexity),
-            number("val_ppl", "Valid. of all", units.perplexity),
-            number("at", "Best epoch", units.whole),
-            number("change", "Change", units.signed_percent),
-            number("test_ppl", "Test", units.perplexity),
-        ],
-        records=longer,
-        run=lambda run: run["number"],
-    )
 
 
 def overfitting(done: pd.DataFrame) -> list[str]:

@@ -77,7 +77,9 @@ RUNS = _meanings(
     ("epochs_asked", "epochs", "epochs that the run is to go; a run with fewer is not done"),
     ("finished_epochs", "epochs", "epochs of its result: fewer than epochs_asked if it was asked for more since"),
     ("compared_epochs", "epochs", "first epochs by which the run is compared: the fewest of a done run on its text"),
-    ("best_epoch", "", "epoch with the lowest validation perplexity, from 0"),
+    ("compared_val_ppl", "", "lowest validation perplexity of these first epochs; val_ppl is that of all"),
+    ("compared_best_epoch", "", "its epoch, from 0"),
+    ("best_epoch", "", "epoch with the lowest validation perplexity of all, from 0"),
     ("train_ppl", "", "training perplexity of the best epoch"),
     ("val_ppl", "", "validation perplexity of the best epoch"),
     ("final_train_ppl", "", "training perplexity of the last epoch"),
@@ -153,11 +155,13 @@ RESULTS = _meanings(
     ("runs", "", "numbers of its finished runs, a tuple"),
     ("seeds", "", "finished runs"),
     ("epochs", "epochs", "first epochs that the row is about: compared_epochs of its runs"),
-    ("val_ppl", "", "best validation perplexity; like all perplexities here the geometric mean over seeds"),
+    ("val_ppl", "", "best validation perplexity in them; like all perplexities here the geometric mean over seeds"),
     ("val_ppl_low", "", "lower end of the 95 % interval of val_ppl (Student's t of the losses); needs two seeds"),
     ("val_ppl_high", "", "upper end of it"),
     ("train_ppl", "", "training perplexity of the best epoch"),
-    ("test_ppl", "", "test perplexity with the parameters of the best epoch"),
+    ("test_ppl", "", "test perplexity with the parameters of the best epoch; missing if a later epoch is better"),
+    ("all_val_ppl", "", "best validation perplexity of all epochs that the runs have gone"),
+    ("all_test_ppl", "", "test perplexity with the parameters of that epoch"),
     ("val_bits_per_byte", "bits/byte", "validation loss of the best epoch per byte of the text, mean over seeds"),
     ("test_bits_per_byte", "bits/byte", "test loss per byte of the text, mean over seeds"),
     ("final_train_ppl", "", "training perplexity of the last epoch"),
@@ -209,6 +213,7 @@ TABLES: Mapping[str, Mapping[str, Meaning]] = MappingProxyType(
 
 NUMBERS = {
     *("train_loss", "val_loss", "train_ppl", "val_ppl", "final_train_ppl", "final_val_ppl", "test_ppl", "gap", "lr"),
+    "compared_val_ppl",
     *("published_train_ppl", "published_val_ppl", "replications_low", "replications_high", "wall_seconds"),
     *("epoch_seconds", "elapsed_seconds", "seconds_to_5pct", "estimated_seconds", "train_tokens_per_second"),
     *("gpus", "cores", "seconds", "lost_seconds", "rung_value", "rung_cut"),
@@ -216,6 +221,7 @@ NUMBERS = {
 }
 WHOLE_NUMBERS = {
     *("epoch", "epochs", "epochs_done", "epochs_asked", "finished_epochs", "compared_epochs", "best_epoch"),
+    "compared_best_epoch",
     *("published_epochs", "parameters", "peak_memory_bytes"),
     *("attempt", "ranks", "micro_batches", "rung", "rung_rank", "rung_of", "rung_goes_on"),
 }

@@ -59,6 +59,12 @@ def finished(runs: pd.DataFrame) -> pd.DataFrame:
     return done
 
 
+def went_further(runs: pd.DataFrame) -> bool:
+    """Whether a finished run has gone more epochs than those by which it is compared."""
+    done = finished(runs)
+    return bool((done["epochs_done"] > done["compared_epochs"]).any())
+
+
 def _is_perplexity(values: pd.Series[Any]) -> Any:
     """Whether each value can be a perplexity: finite and above 0. A file of another program may hold anything."""
     return np.isfinite(values) & (values > 0)

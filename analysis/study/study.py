@@ -268,4 +268,6 @@ def _runs_table(runs: Sequence[LoadedRun], epochs: pd.DataFrame) -> pd.DataFrame
         run.row["setting"] = settings.setdefault(key, run.row["number"])
     table = with_times(table_of("runs", [run.row for run in runs], dtype=object), epochs)
     table["text"] = text_names(table)
-    return table.assign(compared_epochs=compared_epochs(table))
+    table = table.assign(compared_epochs=compared_epochs(table))
+    first, _ = cut(table, epochs, table["compared_epochs"])
+    return table.assign(compared_val_ppl=first["val_ppl"], compared_best_epoch=first["best_epoch"])

@@ -12,7 +12,9 @@ import pytest
 from analysis import open_study
 from analysis.discussion.expected import expected_blocks
 from analysis.discussion.next_runs import falling_runs
+from analysis.page import render_html, render_markdown
 from analysis.plots.curve_figures import curve_blocks
+from analysis.report import report_page
 from analysis.sections.coverage import open_runs
 from analysis.sections.effects import effects_section
 from analysis.sections.published import published_section
@@ -62,6 +64,8 @@ def test_the_fewest_epochs_of_a_done_run_are_those_by_which_all_are_compared(mix
     assert pd.isna(first["test_ppl"]), "the checkpoint that was tested is that of a later epoch"
     assert mixed.compared.runs.iloc[0]["test_ppl"] == 110.0
     assert mixed.runs.iloc[1]["val_ppl"] == 80.0, "the data are of all epochs"
+    assert mixed.runs["compared_val_ppl"].tolist()[:2] == [110.0, 115.0]
+    assert mixed.runs["compared_best_epoch"].tolist()[:2] == [1, 1]
 
 
 def test_a_test_perplexity_stays_if_its_checkpoint_is_of_the_first_epochs(tmp_path: Path) -> None:
@@ -86,9 +90,14 @@ def test_the_results_say_by_which_epochs_and_what_more_epochs_brought(mixed: Stu
         "waits": "1 of 4",
     }
     assert [rows[name]["state"] for name in rows] == ["stopped", "done", "pending", "done"]
-    assert rows["long"]["test_ppl"] == "–"
-    (more,) = table(blocks, "more-epochs")
-    assert list(more.values())[4:] == ["4", "2", "115.00", "80.00", "4", "-30.4 %", "80.00"]
+    long = rows["long"]
+    assert (long["epochs_to_best"], long["of_all"], long["at"], long["test_ppl"]) == ("2", "80.00", "4", "80.00")
+    page = report_page(mixed)
+    assert ("RNN", "115.00", 2, "long", "2") in page.best
+    assert ("RNN", "80.00", 2, "long", "4") in page.best_of_all
+    for text in (render_markdown(page), render_html(page, {chart.name: "" for chart in page.charts})):
+        assert "First 2 epochs" in text.partition("Coverage")[0]
+        assert "80.00" in text.partition("Coverage")[0]
     (caption,) = [block.caption for block in blocks if getattr(block, "name", "") == "results"]
     assert "First 2 epochs; 2 of 4 runs (1 stopped)." in caption
     assert said(blocks).startswith(
@@ -103,7 +112,8 @@ def test_runs_of_the_same_epochs_are_compared_by_all_of_them(tmp_path: Path) -> 
     study = load_study(tmp_path)
     assert study.compared is study
     blocks = results_blocks(study)
-    assert "more-epochs" not in [getattr(block, "name", None) for block in blocks]
+    assert "of_all" not in table(blocks, "results")[0]
+    assert not report_page(study).best_of_all
     assert "First" not in "".join(getattr(block, "caption", "") for block in blocks)
 
 
@@ -163,6 +173,7 @@ def test_seeds_that_went_differently_far_are_one_setting(tmp_path: Path) -> None
     row = open_study(tmp_path).results.iloc[0]
     assert row["val_ppl"] == pytest.approx((110.0 * 115.0) ** 0.5)
     assert row["epochs"] == 2
+    assert row["all_val_ppl"] == row["all_test_ppl"] == pytest.approx((110.0 * 80.0) ** 0.5)
 
 
 def test_each_text_has_its_own_fewest_epochs(tmp_path: Path) -> None:
