@@ -44,7 +44,6 @@ FIELDS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
     "failure.json": {"kind": (str,), "attempt": (int, NoneType)},
     "result.json": {"epochs": (int, NoneType)},
     "launched.json": {"tokens": (list,)},
-    "task.json": {"settings": (dict,)},
     "queue.json": {"launcher": (dict,), "waiting": (dict,)},
     "jobs.json": dict.fromkeys(("jobs", "submissions"), (dict,)),
 }
