@@ -64,6 +64,11 @@ class Observation:
     result_epochs: int = 0
     """Epochs that ``result.json`` is about. 0: there is none, or it does not say."""
 
+    @classmethod
+    def damaged(cls, error: Exception) -> Observation:
+        """Return the state of a run of which a file cannot be read, with the error as its reason."""
+        return cls(state="failed", epoch=None, best_val_ppl=None, reason=str(error), kind="code")
+
     @property
     def epochs_done(self) -> int:
         """Number of finished epochs."""
@@ -108,7 +113,11 @@ class RunDirectory(RunLayout):
     @classmethod
     def unordered_in(cls, study_dir: Path) -> Iterator[RunDirectory]:
         """Every run directory of a study, in no particular order, without reading a file."""
-        return (run for run in map(cls, listed(study_dir)) if exists(run.config_file))
+        return (run for run in map(cls, listed(study_dir)) if run.is_there())
+
+    def is_there(self) -> bool:
+        """Whether the folder is that of a run: it has one of the first two files, of which the other may be lost."""
+        return exists(self.config_file) or exists(self.provenance_file)
 
     def place(self, provenance: Mapping[str, Any]) -> tuple[float, str]:
         """Return the sort key of a run in its study: its place in the manifest, then its id."""
@@ -178,9 +187,13 @@ class RunDirectory(RunLayout):
         Raises:
             FileError: the file is missing or damaged.
         """
-        raw = read_json(self.config_file)
+        mends = "`run` with its manifest writes it again"
+        try:
+            raw = read_json(self.config_file)
+        except DamagedFileError as error:
+            raise DamagedFileError(f"{error}; then {mends}") from None
         if raw is None:
-            raise FileError(f"{self.config_file} is missing; {self.path} is not a run directory")
+            raise FileError(f"{self.config_file} is missing; {mends}")
         try:
             return RunConfig.from_dict(raw)
         except ConfigError as error:

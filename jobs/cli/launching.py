@@ -26,9 +26,10 @@ from jobs.cli.planning import open_manifest, plan
 from jobs.cli.request import BackendChoice, attend, carry_out, choose, choose_again
 from jobs.cli.view import say_status
 from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch
+from jobs.launch.changes import edited_models
 from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import find_data
-from jobs.plan.record import kept_policy, kept_search, kept_untracked, record_of
+from jobs.plan.record import kept_manifest, kept_policy, kept_search, kept_untracked, record_of
 from jobs.spec import RunSpec
 from jobs.study.budget import is_waiting
 from jobs.study.folder import find_study, is_behaviour_study, observe_study
@@ -76,6 +77,9 @@ def retry(arguments: RetryArguments) -> tuple[Any, int]:
     study_dir = _find_trained(arguments)
     runs = chosen_runs(arguments, study_dir)
     chosen = [one for one in runs if one.config is not None and _is_to_retry(one.observation, arguments.kind)]
+    for one in runs:
+        if one.config is None:
+            terminal.tell(f"skipped {one.name}: {one.observation.reason}")
     if not chosen:
         what = "was stopped" if arguments.kind == ("stopped",) else "has failed or was cancelled"
         stopped = "stopped" not in arguments.kind and any(one.observation.state == "stopped" for one in runs)
@@ -83,6 +87,8 @@ def retry(arguments: RetryArguments) -> tuple[Any, int]:
         terminal.say(f"nothing to retry: no such run {what}{hint}")
         return {"study": study_dir.name, "runs": [one.to_dict() for one in runs]}, 0
     specs = [one.to_spec() for one in chosen]
+    for line in edited_models(specs, kept_manifest(study_dir)):
+        terminal.tell(f"warning: {line}")
     specs = [replace(spec, data_path=find_data(arguments.data, spec.data_path)) for spec in specs]
     options = LaunchOptions(
         study_dir=study_dir,

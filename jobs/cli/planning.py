@@ -11,6 +11,7 @@ from typing import Any, get_args
 from jobs import terminal
 from jobs.cli.arguments import PlanArguments
 from jobs.cli.request import choose
+from jobs.launch.changes import changes
 from jobs.launch.own_models import check_models
 from jobs.launch.prepare import check_data, estimated, find_data, plan_runs, resolve_resources, resolve_specs
 from jobs.manifests.filters import asks_for_identity, facts_of_spec, select
@@ -52,6 +53,9 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
         for record in records
     ]
     terminal.say_table(terminal.table(header, rows, right=(3, 4, 5, 6)))
+    changed = changes(planned, study_dir)
+    for line in changed:
+        terminal.tell(f"warning: {line}")
     counts = {action: sum(item.action == action for item in planned) for action in get_args(Action)}
     summary = ", ".join(f"{number} {action}" for action, number in counts.items() if number)
     terminal.say(f"\n{manifest.study}: {len(planned)} runs ({summary}) in {printable(str(study_dir))}")
@@ -87,7 +91,7 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     total = {"backend": target.name, "max_parallel": limit, **asdict(costs)}
     limits = None if budget is None else budget.to_dict()
     data = {"study": manifest.study, "runs": records, "search": search, "totals": total, "budget": limits}
-    data["refused"] = refused
+    data |= {"refused": refused, "changes": changed}
     return ({**data, "scripts": scripts} if scripts else data), 0 if refused is None else UsageError.exit_code
 
 

@@ -20,7 +20,7 @@ from jobs.study.finality import FinalityTracker
 from jobs.study.folder import AtWork, ObservedRun, at_work, look_at, observe_run, study_name
 from jobs.study.squeue import Scheduler
 from seqlm.errors import SeqlmError, printable
-from seqlm.reading import is_file, listed
+from seqlm.reading import listed
 from seqlm.rundir import RunDirectory
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Watcher:
             written, view = self._over.get(run.id, (None, None))
             if view is not None and written == _written(run.path):
                 views.append(view)
-            elif (self._ids is None and run.id in self._known) or is_file(run.config_file):
+            elif (self._ids is None and run.id in self._known) or run.is_there():
                 rest.append(run)
         work = at_work(self._study_dir, self._scheduler, {run.id for run in rest})
         views += [self._read(run, work) for run in rest]

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from seqlm.errors import FileError, ModelError
 from seqlm.files import make_directory, write_text
 from seqlm.model_files import ModelFiles
 from seqlm.reading import exists
-from seqlm.rundir import RunDirectory
 
 PROGRAM = "seqlm.check_model"
 LONGEST_SECONDS = 600
@@ -117,28 +115,3 @@ def ask(requests: Sequence[tuple[CustomConfig, ModelFiles, int, int]], *, ranks:
             raise ModelError(f"model.source: its test ended with exit code {ended.returncode}: {last}")
         found: list[dict[str, Any]] = json.loads(answer.read_text("utf-8"))
         return found
-
-
-def tell_changes(planned: Iterable[PlannedRun], study_dir: Path) -> None:
-    """Print a line for each own model whose files have changed since runs of the study were launched with it."""
-    starting = {
-        replace(item.spec.config, model=replace(model, sha256=None)): model
-        for item in planned
-        if item.action == "start" and isinstance(model := item.spec.config.model, CustomConfig)
-    }
-    if not starting:
-        return
-    changed: dict[str, int] = {}
-    for run in RunDirectory.unordered_in(study_dir):
-        with contextlib.suppress(FileError):
-            config = run.read_config()
-            if isinstance(config.model, CustomConfig):
-                other = starting.get(replace(config, model=replace(config.model, sha256=None)))
-                if other not in (None, config.model):
-                    changed[config.model.source] = changed.get(config.model.source, 0) + 1
-    for source, number in sorted(changed.items()):
-        runs = "1 run of this study was" if number == 1 else f"{number} runs of this study were"
-        terminal.tell(
-            f"warning: {source} has changed since {runs} launched; they keep the file that they began with, and new "
-            "runs start with the changed one"
-        )

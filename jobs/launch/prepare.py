@@ -13,9 +13,10 @@ from jobs import terminal
 from jobs.attempt.retry import may_go_on, put_failure_aside
 from jobs.backends.base import Backend, Target
 from jobs.launch import canary
+from jobs.launch.changes import changes
 from jobs.launch.dispatch import Dispatcher, Event
 from jobs.launch.job import LaunchOptions
-from jobs.launch.own_models import check_models, tell_changes
+from jobs.launch.own_models import check_models
 from jobs.plan.estimate import Throughput, earlier_throughput, estimate
 from jobs.plan.own_models import model_sizes
 from jobs.plan.planned import PlannedRun, plan
@@ -30,12 +31,12 @@ from seqlm.architectures import CustomConfig
 from seqlm.data.corpus import load_corpus, resolve_data
 from seqlm.data.layout import require_windows
 from seqlm.environment import DATA
-from seqlm.errors import BackendError, DataError, UsageError
+from seqlm.errors import BackendError, DataError, FileError, UsageError
 from seqlm.files import remove, write_json
 from seqlm.reading import below, exists
 from seqlm.rounding import threads_of_checkpoint
 from seqlm.run_layout import FINGERPRINT_DIGITS, SAME_DIGITS
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import Observation, RunDirectory
 from seqlm.search import let_go_on
 from seqlm.trust import distrusted, record_launch
 
@@ -84,7 +85,7 @@ def plan_runs(
 
     Raises:
         UsageError: the study was launched by a version with other run ids, or a run would get the folder of another.
-        FileError: a file of a run is damaged.
+        FileError: a record of the study is damaged. A run of which a file is damaged is skipped.
     """
     require_identity(study_dir)
     work, tasks = at_work(study_dir), tasks or {}
@@ -95,25 +96,42 @@ def plan_runs(
     # The folder of a task has the name of its run's folder, which may be older than the name of the run.
     of_tasks = {run_id.rpartition("-")[2]: study_dir / run_id for run_id in tasks}
     folders = {**RunDirectory.folders(study_dir), **of_tasks}
-    planned = []
-    for spec in specs:
+
+    def planned(spec: RunSpec) -> PlannedRun:
         run = RunDirectory.locate(study_dir, spec.name, spec.fingerprint, folders)
-        observation = observe_run(run, work)
-        if run.id in tasks and observation.state in ("done", "failed", "cancelled"):
-            observation = replace(observation, state="pending", reason=None, kind=None)
-        # Without a failure.json, the scheduler reported the kill: the job could not write the file itself.
-        undecided = observation.kind == "oom" and (may_go_on(run) or not exists(run.failure_file))
-        is_new = run.id in tasks or not exists(run.config_file)
         try:
-            before = (spec.config if is_new else run.read_config_of(spec.fingerprint)).train.epochs
+            return _plan_run(spec, run, observe_run(run, work), is_task=run.id in tasks, retry=retry)
         except UsageError as error:
             raise UsageError(f"{spec.name}: {error}") from None
-        saved = run.has_checkpoint()
-        item = plan(spec, run, observation, has_checkpoint=saved, retry=retry, undecided=undecided, before=before)
-        if item.action == "start" and (reason := run.cannot_go_on(before)):
-            item = replace(item, action="skip", reason=reason)
-        planned.append(item)
-    return planned
+        except FileError as error:
+            damaged = Observation.damaged(error)
+            return PlannedRun(spec=spec, run=run, observation=damaged, action="skip", reason=damaged.reason)
+
+    return [planned(spec) for spec in specs]
+
+
+def _plan_run(spec: RunSpec, run: RunDirectory, observation: Observation, *, is_task: bool, retry: bool) -> PlannedRun:
+    if is_task and observation.state in ("done", "failed", "cancelled"):
+        observation = replace(observation, state="pending", reason=None, kind=None)
+    # Without a failure.json, the scheduler reported the kill: the job could not write the file itself.
+    undecided = observation.kind == "oom" and (may_go_on(run) or not exists(run.failure_file))
+    is_new = is_task or not run.is_there()
+    before = (spec.config if is_new else run.read_config_of(spec.fingerprint)).train.epochs
+    saved = run.has_checkpoint()
+    item = plan(spec, run, observation, has_checkpoint=saved, retry=retry, undecided=undecided, before=before)
+    if item.action == "start" and (reason := run.cannot_go_on(before)):
+        item = replace(item, action="skip", reason=reason)
+    return item
+
+
+def mend(specs: Sequence[RunSpec], study_dir: Path) -> None:
+    """Write the ``config.json`` that a run has lost. The caller holds the study's launch lock."""
+    folders = RunDirectory.folders(study_dir)
+    for spec in specs:
+        run = RunDirectory.locate(study_dir, spec.name, spec.fingerprint, folders)
+        if run.is_there() and not exists(run.config_file):
+            write_json(run.config_file, spec.config.to_dict())
+            terminal.tell(f"{run.config_file} was missing and has been written again")
 
 
 def check_data(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
@@ -203,7 +221,8 @@ def preparing(
     def check(found: list[PlannedRun]) -> list[PlannedRun]:
         checked = resolve_resources(check_data(found), target, options.max_parallel)
         check_models(checked, options.study_dir)
-        tell_changes(checked, options.study_dir)
+        for line in changes(checked, options.study_dir):
+            terminal.tell(f"warning: {line}")
         return checked
 
     unlocked: list[PlannedRun] | None = None
@@ -211,6 +230,7 @@ def preparing(
         unlocked = look()
         planned = check(unlocked)
     with launching(options.study_dir):
+        mend(specs, options.study_dir)
         found = look()
         if found != unlocked:
             planned = check(found)

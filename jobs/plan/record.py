@@ -69,6 +69,7 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
         "version": VERSION,
         "study": manifest.study,
         **named,
+        "folder": str(manifest.path.parent.absolute()),
         "planned": [
             {
                 "number": spec.order + 1,
@@ -210,6 +211,14 @@ def kept_search(study_dir: Path, tell: Callable[[str], None]) -> Search | None:
 def kept_tables(study_dir: Path, tell: Callable[[str], None]) -> Mapping[str, Mapping[str, Any]]:
     """Return the ``[backend.*]`` tables of a study's last launch from a manifest, by backend; empty if none."""
     return _kept(study_dir, "backend", tell)
+
+
+def kept_manifest(study_dir: Path) -> Path:
+    """Return where the manifest of a study's last launch was: beside this process if that was not kept."""
+    found: Mapping[str, Any] = {}
+    with contextlib.suppress(FileError):
+        found = read_json(study_record_file(study_dir)) or {}
+    return Path(str(found.get("folder", "")), str(found.get("manifest", "")))
 
 
 def kept_untracked(study_dir: Path, tell: Callable[[str], None]) -> tuple[str, ...]:

@@ -186,7 +186,7 @@ def look_at(run: RunDirectory, work: AtWork) -> ObservedRun:
         observation = observe_run(run, work)
     except SeqlmError as error:
         config = None
-        observation = Observation(state="failed", epoch=None, best_val_ppl=None, reason=str(error), kind="code")
+        observation = Observation.damaged(error)
     name = run.id if config is None else str(provenance.get("name") or run.id)
     return ObservedRun(name=name, run=run, observation=observation, config=config, provenance=provenance)
 

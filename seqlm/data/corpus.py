@@ -168,12 +168,17 @@ def corpus_facts(config: DataConfig, path: Path | None, tokenizer: Path | None =
             tokens=_PTB_TOKENS[config.level],
             sha256=combined_sha256(PTB_SHA256[split] for split in SPLITS),
         )
-    sha256 = _read(config, path).sha256()
-    entry = cache.find("corpora", _key(_with_tokenizer(config, tokenizer), sha256), verify=False)
-    if entry is not None:
-        facts = entry[1]
-        return CorpusFacts(vocab_size=facts["vocab_size"], tokens=facts["tokens"], sha256=facts["sha256"])
-    return load_corpus(config, path, tokenizer).facts
+    known = dataclasses.replace(_with_tokenizer(config, tokenizer), sha256=_read(config, path).sha256())
+    return cached_facts(known) or load_corpus(config, path, tokenizer).facts
+
+
+def cached_facts(config: DataConfig) -> CorpusFacts | None:
+    """The size of the corpus whose digests ``config`` has, if it is in the cache."""
+    entry = cache.find("corpora", _key(config, config.sha256), verify=False)
+    if entry is None:
+        return None
+    facts = entry[1]
+    return CorpusFacts(vocab_size=facts["vocab_size"], tokens=facts["tokens"], sha256=facts["sha256"])
 
 
 def resolve_data(config: DataConfig, path: Path | None, tokenizer: Path | None = None) -> DataConfig:
@@ -265,7 +270,7 @@ def _as_configured(config: DataConfig, texts: Texts, problem: str, advice: str) 
     return texts
 
 
-def _key(config: DataConfig, sha256: str) -> str:
+def _key(config: DataConfig, sha256: str | None) -> str:
     kind = {"level": config.level, "vocab_size": config.vocab_size, "tokenizer": config.tokenizer_sha256}
     return cache.digest_key({"format": FORMAT, "sha256": sha256, **kind})
 

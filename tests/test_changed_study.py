@@ -1,0 +1,115 @@
+"""A study in which something has changed since it was launched: its text, a model, its manifest, its folders."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+import launch
+from tests.check_model.faulty import write_model
+from tests.test_launch import Study
+
+pytestmark = [pytest.mark.process, pytest.mark.slow]
+
+OWN = """
+[defaults]
+data.corpus = "files"
+train = { epochs = 1, batch_size = 8, seq_len = 5 }
+optim = { optimizer = "adam", lr = 0.01 }
+
+[[run]]
+model = { arch = "custom", source = "mine.py:Model" }
+"""
+
+Ask: TypeAlias = Callable[..., tuple[int, Any, str]]
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A manifest of an RNN and a GRU, not launched yet, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SEQLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SEQLM_BACKEND", "local")
+    return Study(tmp_path, epochs=1, archs=("rnn", "gru"), lines=60)
+
+
+@pytest.fixture
+def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
+    """Run a command: its exit code, the data or error of its document, and stderr."""
+
+    def run(*words: str) -> tuple[int, Any, str]:
+        capsys.readouterr()
+        code = launch.main([*words, "--json"])
+        out, err = capsys.readouterr()
+        document = json.loads(out)
+        return code, document["data"] or document["error"], err
+
+    return run
+
+
+def states(ask: Ask) -> dict[str, tuple[str, str | None]]:
+    """Id -> state and reason, as ``status`` has them."""
+    return {run["id"]: (run["state"], run["reason"]) for run in ask("status", "small")[1]["runs"]}
+
+
+def test_a_run_with_a_damaged_configuration_blocks_no_other_and_is_made_whole(study: Study, ask: Ask) -> None:
+    assert ask("run", "small.toml", "--only", "arch=gru")[0] == 0
+    (gru,) = study.runs()
+    whole, results = gru.config_file.read_bytes(), gru.metrics_file.read_bytes()
+    gru.config_file.write_text("{")
+    code, found, err = ask("run", "small.toml")
+    assert code == 1
+    assert {run["state"] for run in found["runs"]} == {"failed", "done"}, "the RNN has trained"
+    assert f"{gru.config_file.relative_to(study.folder)} is damaged" in err
+    assert "move it away" in err
+    gru.config_file.unlink()  # as the message says
+    state, reason = states(ask)[gru.id]
+    assert state == "failed"
+    assert "config.json is missing" in str(reason)
+    _, plan, _ = ask("plan", "small.toml")
+    assert [run["action"] for run in plan["runs"]] == ["skip", "skip"]
+    assert ask("run", "small.toml")[0] == 0
+    assert states(ask)[gru.id] == ("done", None)
+    assert (gru.config_file.read_bytes(), gru.metrics_file.read_bytes()) == (whole, results), "not trained again"
+
+
+def test_a_changed_text_is_named_before_anything_starts(study: Study, ask: Ask) -> None:
+    assert ask("run", "small.toml")[0] == 0
+    digest = study.runs()[0].read_config().data.sha256
+    with (study.folder / "text" / "train.txt").open("a") as file:
+        file.write("ab\n")
+    _, plan, err = ask("plan", "small.toml")
+    (line,) = plan["changes"]
+    assert line in err
+    assert "text" in line
+    assert "2 runs" in line
+    assert str(digest)[:12] in line
+    before, after = map(int, re.findall(r"train ([\d,]+) -> ([\d,]+) tokens", line)[0])
+    assert before < after
+    assert "valid" not in line
+    assert line.partition(" since")[0] in ask("run", "small.toml", "--only", "arch=gru")[2]
+    assert ask("plan", "small.toml", "--only", "arch=gru")[1]["changes"] == [], "it has run with this text"
+
+
+def test_retry_says_that_a_model_was_mended_and_run_starts_the_mended_one(study: Study, ask: Ask) -> None:
+    broken = "if tokens.shape[1] == 8: raise RuntimeError('broken')"
+    write_model(study.folder, ("outputs = []", f"{broken}\n        outputs = []"), name="mine.py")
+    manifest = study.folder / "small.toml"
+    manifest.write_text(manifest.read_text().split("[defaults.model]")[0] + OWN)
+    code, found, err = ask("run", "small.toml")
+    assert (code, found["runs"][0]["state"]) == (1, "failed"), err
+    assert "has changed" not in ask("retry", "small")[2]
+    write_model(study.folder, name="mine.py")
+    _, found, err = ask("retry", "small", "--runs-dir", str(study.folder / "runs"))
+    assert found["runs"][0]["state"] == "failed", "the copy that the run began with"
+    told = err.splitlines()[0]
+    assert "mine.py:Model has changed" in told
+    assert f"run {manifest}" in told
+    code, found, err = ask("run", "small.toml")
+    assert (code, found["runs"][0]["state"]) == (0, "done")
+    assert "+0 -1 lines" in err
