@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -96,11 +97,17 @@ def test_a_changed_text_is_named_before_anything_starts(study: Study, ask: Ask) 
     assert ask("plan", "small.toml", "--only", "arch=gru")[1]["changes"] == [], "it has run with this text"
 
 
-def test_retry_says_that_a_model_was_mended_and_run_starts_the_mended_one(study: Study, ask: Ask) -> None:
+def use_broken_model(study: Study) -> Path:
+    """Put a model that passes its test and fails when it trains into the manifest; returns the manifest."""
     broken = "if tokens.shape[1] == 8: raise RuntimeError('broken')"
     write_model(study.folder, ("outputs = []", f"{broken}\n        outputs = []"), name="mine.py")
     manifest = study.folder / "small.toml"
     manifest.write_text(manifest.read_text().split("[defaults.model]")[0] + OWN)
+    return manifest
+
+
+def test_retry_says_that_a_model_was_mended_and_run_starts_the_mended_one(study: Study, ask: Ask) -> None:
+    manifest = use_broken_model(study)
     code, found, err = ask("run", "small.toml")
     assert (code, found["runs"][0]["state"]) == (1, "failed"), err
     assert "has changed" not in ask("retry", "small")[2]
@@ -113,3 +120,69 @@ def test_retry_says_that_a_model_was_mended_and_run_starts_the_mended_one(study:
     code, found, err = ask("run", "small.toml")
     assert (code, found["runs"][0]["state"]) == (0, "done")
     assert "+0 -1 lines" in err
+
+
+def origins(ask: Ask) -> dict[str, str]:
+    return {run["id"]: run["origin"] for run in ask("status", "small")[1]["runs"]}
+
+
+def test_status_tells_runs_of_another_text_manifest_or_none_apart(
+    study: Study, ask: Ask, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected: dict[str, str] = {}
+
+    def launched(manifest: str, *words: str) -> str:
+        """The id of the one run that a launch adds."""
+        code, _, err = ask("run", manifest, *words)
+        assert code == 0, err
+        (new,) = {run.id for run in study.runs()} - set(expected)
+        return new
+
+    manifest = study.folder / "small.toml"
+    expected[launched("small.toml", "--only", "arch=gru")] = "text"
+    lines = (study.folder / "text" / "valid.txt").read_text().splitlines()
+    (study.folder / "text" / "valid.txt").write_text("\n".join([*lines, lines[0]]))
+    expected[launched("small.toml", "--only", "arch=gru")] = "planned"
+    expected[launched("small.toml", "--only", "arch=gru", "--set", "seed=3")] = "variant"
+    (study.folder / "other.toml").write_text(manifest.read_text() + "train.seq_len = 4\n")
+    expected[launched("other.toml", "--only", "arch=gru")] = "manifest"
+    manifest.write_text(manifest.read_text().replace('"rnn"', '"transformer"'))
+    rnn = launched("small.toml", "--only", "arch=transformer")
+    expected[rnn] = "orphaned"
+    manifest.write_text(manifest.read_text().replace('"transformer"', '"rnn"'))
+    expected[launched("small.toml", "--only", "arch=rnn")] = "planned"
+    assert origins(ask) == expected
+    assert launch.main(["status", "small", "--only", "origin=manifest"]) == 0
+    assert "of other.toml" in capsys.readouterr().out
+    assert [run["id"] for run in ask("status", "small", "--only", "origin=orphaned")[1]["runs"]] == [rnn]
+
+
+def test_a_run_whose_folder_was_deleted_is_pending_until_it_runs_again(study: Study, ask: Ask) -> None:
+    assert ask("run", "small.toml")[0] == 0
+    (gru,) = (run for run in study.runs() if run.id.startswith("gru"))
+    shutil.rmtree(gru.path)
+    assert states(ask)[gru.id] == ("pending", "its folder is gone; `run` with the manifest starts it again")
+    assert ask("list")[1]["studies"][0]["states"] == {"done": 1, "pending": 1}
+    assert not ask("cancel", "small", "--all")[1]["runs"], "there is nothing to cancel"
+    assert ask("run", "small.toml")[0] == 0
+    assert states(ask)[gru.id] == ("done", None)
+
+
+def test_a_failed_canary_is_the_reason_of_the_runs_that_wait_and_logs_show_its_log(study: Study, ask: Ask) -> None:
+    manifest = use_broken_model(study)
+    gru = """
+[[run]]
+model = { arch = "gru", hidden_size = 8, num_layers = 1, embedding_size = 8 }
+"""
+    manifest.write_text(manifest.read_text() + gru)
+    code, error, _ = ask("run", "small.toml", "--canary")
+    assert code != 0
+    assert "canary mine.py:Model-adam" in error["message"]
+    for state, reason in states(ask).values():
+        assert state == "pending"
+        assert "canary" in str(reason)
+        assert "broken" in str(reason)
+    records = ask("logs", "small")[1]["runs"]
+    assert any("broken" in line for line in records[0]["stderr"]), "of its canary"
+    assert ask("run", "small.toml", "--no-canary", "--only", "arch=gru")[0] == 0
+    assert sorted(state for state, _ in states(ask).values()) == ["done", "pending"]

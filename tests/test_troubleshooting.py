@@ -357,8 +357,8 @@ def _(scene: Scene) -> str:
 @provokes("A file is damaged")
 def _(scene: Scene) -> str:
     run = make_run(scene.folder / "runs" / "first" / "run", make_config())
-    run.config_file.write_text("{")
-    run.read_config()
+    run.provenance_file.write_text("{")
+    run.read_provenance()
     return "read"
 
 

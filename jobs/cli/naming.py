@@ -15,9 +15,10 @@ from jobs.study.folder import ObservedRun, observe_study
 from seqlm.errors import UsageError, nearest
 
 
-def chosen_runs(arguments: StudyArguments, study_dir: Path) -> list[ObservedRun]:
+def chosen_runs(arguments: StudyArguments, study_dir: Path, *, with_gone: bool = False) -> list[ObservedRun]:
     """Return the runs of a study that pass the filters. If there are none, a line says why; that is no error."""
-    runs, why = select(observe_study(study_dir), arguments.only, arguments.exclude, ObservedRun.facts)
+    found = observe_study(study_dir, with_gone=with_gone)
+    runs, why = select(found, arguments.only, arguments.exclude, ObservedRun.facts)
     if why is not None:
         terminal.tell(why)
     return runs

@@ -38,7 +38,7 @@ def status(arguments: StatusArguments) -> tuple[Any, int]:
     if arguments.watch and arguments.json:
         raise UsageError("--watch shows changes as they come, --json prints one document; use one of them")
     study_dir = find_study(arguments.study, arguments.runs_dir)
-    runs = chosen_runs(arguments, study_dir)
+    runs = chosen_runs(arguments, study_dir, with_gone=not arguments.watch)
     if arguments.watch:
         from jobs.cli.progress import watch
 

@@ -73,7 +73,7 @@ class RunView:
             name=observed.name,
             id=observed.run.id,
             state=seen.state,
-            reason=seen.reason,
+            reason="; ".join(filter(None, (seen.reason, observed.origin_note))) or None,
             arch=config.model.kind if config else "?",
             optimizer=config.optim.optimizer if config else "?",
             epochs=observed.epochs_total or 0,

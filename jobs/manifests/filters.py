@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from jobs.spec import Resources, RunSpec
 from seqlm.config import OPEN_TABLES, RunConfig, base_key, choices_of, valid_keys
@@ -25,6 +25,10 @@ from seqlm.errors import UsageError, nearest, nearest_key
 from seqlm.rundir import FailureKind, RunDirectory, State
 
 _Item = TypeVar("_Item")
+
+Origin: TypeAlias = Literal["planned", "variant", "text", "model", "manifest", "orphaned"]
+"""How a run belongs to its study's plan: an entry of the latest manifest; that with ``--set``, of another text, or of
+another version of the own model; an entry of another manifest; none."""
 
 _CONDITION = re.compile(r"(?P<key>[\w.]+)(?P<operator>!=|>=|<=|=|>|<)(?P<value>[^=<>!]\S*)")
 _FORM = "expected conditions KEY=VALUE (or != > >= < <=) with spaces between, for example 'arch=gru lr>1'"
@@ -35,6 +39,7 @@ _CHOICES = {
     **{key: choices for key in valid_keys() if (choices := choices_of(key))},
     "state": get_args(State),
     "kind": get_args(FailureKind),
+    "origin": get_args(Origin),
 }
 """Key -> its only valid values."""
 MOST_LISTED = 8

@@ -6,15 +6,16 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.manifests.filters import facts_of
+from jobs.manifests.filters import Origin, facts_of
 from jobs.manifests.load import load_manifest
 from jobs.spec import Resources, RunSpec
 from jobs.study.budget import KeptBudget
+from jobs.study.origin import StudyPlan
 from jobs.study.squeue import JobState, Scheduler
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
@@ -24,7 +25,7 @@ from seqlm.locks import exclusive_lock, is_locked, read_lock_holder
 from seqlm.model_files import read_model_files
 from seqlm.processes import is_alive
 from seqlm.reading import exists, is_file, is_folder, listed
-from seqlm.run_layout import BEHAVIOUR_FOLDER, study_record_file
+from seqlm.run_layout import BEHAVIOUR_FOLDER, CANARY_FOLDER, slugify, study_record_file
 from seqlm.rundir import Observation, RunDirectory
 
 
@@ -38,12 +39,16 @@ class ObservedRun:
     config: RunConfig | None
     """``None`` means that ``config.json`` is damaged. The observation's reason then says so."""
     provenance: dict[str, Any]
+    origin: Origin | None = None
+    """How it belongs to the study's plan. ``None``: unknown."""
+    origin_note: str | None = None
+    """The same for a person. ``None``: the latest manifest plans it."""
 
     def facts(self) -> dict[str, Any]:
         """Return the facts on which filters can select this run."""
         config, resources = self.config, Resources.from_dict(self.provenance.get("resources", {}))
         facts = facts_of(name=self.name, id=self.run.id, config=config, resources=resources)
-        return {**facts, "state": self.observation.state, "kind": self.observation.kind}
+        return {**facts, "state": self.observation.state, "kind": self.observation.kind, "origin": self.origin}
 
     @property
     def epochs_total(self) -> int | None:
@@ -69,6 +74,7 @@ class ObservedRun:
             "epochs_total": total,
             "best_val_ppl": seen.best_val_ppl,
             "reason": seen.reason,
+            "origin": self.origin,
         }
 
     def to_spec(self) -> RunSpec:
@@ -136,11 +142,48 @@ def study_name(study_dir: Path) -> str:
     return f"{folder.parent.name}/{folder.name}" if is_behaviour_study(folder) else folder.name
 
 
-def observe_study(study_dir: Path) -> list[ObservedRun]:
-    """Return every run of the study with its state, in manifest order. A damaged run has the damage as its reason."""
-    work = at_work(study_dir)
-    observed = [look_at(run, work) for run in RunDirectory.unordered_in(study_dir)]
+def observe_study(study_dir: Path, *, with_gone: bool = False) -> list[ObservedRun]:
+    """Return every run of the study with its state, in manifest order. A damaged run has the damage as its reason.
+
+    ``with_gone``: also the runs of the plan that were launched and whose folders have been deleted since.
+    """
+    work, plan = at_work(study_dir), StudyPlan.of(study_dir)
+    observed = []
+    for seen in (look_at(run, work) for run in RunDirectory.unordered_in(study_dir)):
+        origin, note = plan.origin(seen.run.id, seen.config, seen.provenance)
+        observed.append(replace(seen, origin=origin, origin_note=note))
+    if with_gone and work.launcher is None:  # a launcher makes the folders of its runs
+        observed += _gone_runs(study_dir, plan, observed)
+    if any(one.observation.state == "pending" and one.observation.reason is None for one in observed):
+        observed = _with_canaries(study_dir, observed)
     return sorted(observed, key=lambda seen: seen.run.place(seen.provenance))
+
+
+def _gone_runs(study_dir: Path, plan: StudyPlan, there: Sequence[ObservedRun]) -> Iterator[ObservedRun]:
+    reason = "its folder is gone; `run` with the manifest starts it again"
+    gone = Observation(state="pending", epoch=None, best_val_ppl=None, reason=reason)
+    for digits, entry in plan.absent(one.run.id for one in there).items():
+        if digits in plan.launched:
+            name = str(entry.get("name"))
+            run, number = RunDirectory(study_dir / f"{slugify(name)}-{digits}"), entry.get("number")
+            provenance = {"order": number - 1 if isinstance(number, int) else None}
+            yield ObservedRun(name=name, run=run, observation=gone, config=None, provenance=provenance)
+
+
+def _with_canaries(study_dir: Path, observed: Sequence[ObservedRun]) -> list[ObservedRun]:
+    """Return the runs with a failed canary, if there is one, as the reason of those that wait for nothing else."""
+    canaries = (look_at(run, AtWork()) for run in RunDirectory.unordered_in(study_dir / CANARY_FOLDER))
+    failed = min((one for one in canaries if one.observation.state == "failed"), key=lambda one: one.name, default=None)
+    if failed is None:
+        return list(observed)
+    log = failed.run.stderr_log(max(1, failed.run.last_attempt()))
+    reason = f"not started: the canary of {failed.name} failed ({failed.observation.reason}); see {log}"
+    return [
+        replace(one, observation=replace(one.observation, reason=reason))
+        if one.observation.state == "pending" and one.observation.reason is None
+        else one
+        for one in observed
+    ]
 
 
 def observe_run(run: RunDirectory, work: AtWork) -> Observation:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,6 +19,7 @@ from jobs.study.folder import ObservedRun, at_work, observe_run
 from jobs.study.squeue import Scheduler
 from seqlm.errors import printable
 from seqlm.reading import LARGEST_HASHED, open_regular
+from seqlm.rundir import RunDirectory
 
 FOLLOW_SECONDS = 1.0
 """Interval at which a followed log and the state of its run are polled, as with ``tail -f``."""
@@ -27,6 +29,10 @@ LARGEST_TAIL = 4 * 2**20
 
 def print_log(run: ObservedRun, lines: int, stream: TextIO) -> dict[str, Any]:
     """Print the last ``lines`` lines that the latest attempt wrote to stdout and stderr, and return them as data."""
+    if not run.run.last_attempt():
+        canary = RunDirectory.canary(run.run.path.parent, run.run.id)
+        if canary.last_attempt():
+            run = replace(run, run=canary, name=f"{run.name}, canary")
     return _print_tails(run, run.run.last_attempt(), lines, stream)[0]
 
 
@@ -34,7 +40,8 @@ def _print_tails(run: ObservedRun, attempt: int, lines: int, stream: TextIO) -> 
     """Print the last lines of an attempt's logs; return them as data, and the positions up to which they were read."""
     record: dict[str, Any] = {"name": run.name, "id": run.run.id, "attempt": None, "stdout": [], "stderr": []}
     if not attempt:
-        print(printable(f"== {run.name}: no attempt yet"), file=stream)
+        why = run.observation.reason
+        print(printable(f"== {run.name}: no attempt yet{f': {why}' if why else ''}"), file=stream)
         return record, {}
     record["attempt"], positions = attempt, {}
     print(printable(f"== {run.name}, attempt {attempt}: {run.run.attempt_dir(attempt)}"), file=stream)

@@ -11,14 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from jobs.study.folder import at_work, look_at, read_jobs
+from jobs.study.origin import StudyPlan
 from jobs.study.squeue import Scheduler
 from seqlm.errors import FileError, SeqlmError
-from seqlm.files import read_json
 from seqlm.reading import is_file, is_folder, listed
-from seqlm.run_layout import FINGERPRINT_DIGITS, slugify, study_record_file
+from seqlm.run_layout import study_record_file
 from seqlm.rundir import RunDirectory, State, reaches
 
 THREADS = 8
@@ -98,7 +97,7 @@ def summarize(study_dir: Path, scheduler: Scheduler) -> StudySummary:
                 best[run.id] = math.inf if seen.best_val_ppl is None else seen.best_val_ppl
         finite = [ppl for ppl in best.values() if math.isfinite(ppl)]
         found = replace(found, states=states, best_val_ppl=min(finite, default=None))
-        states["pending"] += _absent(read_json(record) or {}, runs)
+        states["pending"] += len(StudyPlan.of(study_dir).absent(run.id for run in runs))
     except SeqlmError as error:
         return replace(found, problem=str(error))
     except OSError as error:
@@ -115,17 +114,6 @@ def _result_of(run: RunDirectory) -> float | None:
             ppl = result.get("best_val_ppl")
             return ppl if isinstance(ppl, int | float) else math.nan
     return None
-
-
-def _absent(record: Mapping[str, Any], runs: Iterable[RunDirectory]) -> int:
-    """Number of runs that ``study.json`` plans and that have no folder yet, nor a folder of a variant (``--set``)."""
-    known = {part for run in runs for part in run.id.rpartition("-")[::2]}
-    planned = record.get("planned")
-    entries = [run for run in planned if isinstance(run, dict)] if isinstance(planned, list) else []
-    return sum(
-        str(run.get("fingerprint"))[:FINGERPRINT_DIGITS] not in known and slugify(str(run.get("name"))) not in known
-        for run in entries
-    )
 
 
 def folder_bytes(folder: Path) -> int | None:

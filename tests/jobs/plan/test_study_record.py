@@ -75,6 +75,7 @@ def test_the_record_has_all_runs_of_the_manifest_by_the_fingerprints_of_their_fo
         "version": 1,
         "study": "s",
         "manifest": "my.toml",
+        "folder": str(tmp_path),
         "planned": [
             {
                 "number": number,

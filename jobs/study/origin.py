@@ -1,0 +1,82 @@
+"""Which runs of a study its manifests plan: its folders, compared with the plan in ``study.json``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.manifests.filters import Origin
+from seqlm.config import RunConfig
+from seqlm.errors import FileError
+from seqlm.files import read_json
+from seqlm.run_layout import FINGERPRINT_DIGITS, slugify, study_record_file
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """What launches from manifests have planned. Empty if no such launch is recorded."""
+
+    entries: Mapping[str, Mapping[str, Any]]
+    """First digits of a fingerprint -> the entry of that run."""
+    named: Mapping[str, Mapping[str, Any]]
+    """Name -> entry, that of the latest manifest if several have the name."""
+    launched: frozenset[str]
+    """First digits of the fingerprints of all runs that were ever to start."""
+    latest: str | None
+    """The manifest of the latest launch. ``None``: all of its runs are entries of other manifests as well."""
+
+    @classmethod
+    def of(cls, study_dir: Path) -> StudyPlan:
+        """Return the plan of a study, as far as its record can be read."""
+        record: Mapping[str, Any] = {}
+        with contextlib.suppress(FileError):  # the next launch warns
+            record = read_json(study_record_file(study_dir)) or {}
+        planned, estimates, latest = (record.get(key) for key in ("planned", "estimates", "manifest"))
+        entries = [entry for entry in planned if isinstance(entry, dict)] if isinstance(planned, list) else []
+        entries.sort(key=lambda entry: entry.get("manifest") == latest)
+        return cls(
+            entries={str(entry.get("fingerprint"))[:FINGERPRINT_DIGITS]: entry for entry in entries},
+            named={str(entry.get("name")): entry for entry in entries},
+            launched=frozenset(key[:FINGERPRINT_DIGITS] for key in (estimates if isinstance(estimates, dict) else ())),
+            latest=latest if any(entry.get("manifest") == latest for entry in entries) else None,
+        )
+
+    def origin(
+        self, run_id: str, config: RunConfig | None, provenance: Mapping[str, Any]
+    ) -> tuple[Origin | None, str | None]:
+        """Return how a run belongs to the plan, and a note unless the latest manifest plans it. ``None``: unknown."""
+        entry = self.entries.get(run_id.rpartition("-")[2])
+        if entry is not None:
+            manifest = entry.get("manifest")
+            return ("planned", None) if self.latest in (None, manifest) else ("manifest", f"of {manifest}")
+        if config is None or not self.entries:
+            return None, None
+        entry = self.named.get(str(provenance.get("entry") or provenance.get("name")), {})
+        plan = entry.get("config")
+        if not isinstance(plan, dict):
+            return "orphaned", "of no entry of the manifest"
+        found = config.by_key()
+        if plan.get("data.sha256") is None:  # the launch did not find the text of this entry
+            found["data.sha256"] = None
+        differs = {key for key, value in found.items() if plan.get(key, value) != value} - {"train.epochs"}
+        if not differs:
+            return "planned", None
+        if differs & {"data.sha256", "data.tokenizer_sha256"}:
+            return "text", f"of another text (sha256 {str(found['data.sha256'])[:12]})"
+        if "model.sha256" in differs:
+            return "model", f"of another version of its model (sha256 {str(found['model.sha256'])[:12]})"
+        if "--set" in provenance.get("command", ()):
+            return "variant", None
+        return "orphaned", "of no entry of the manifest"
+
+    def absent(self, run_ids: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+        """Return the entries without a folder, by digits. One of which only variants (``--set``) ran is not absent."""
+        known = {part for run_id in run_ids for part in run_id.rpartition("-")[::2]}
+        return {
+            digits: entry
+            for digits, entry in self.entries.items()
+            if digits not in known and (digits in self.launched or slugify(str(entry.get("name"))) not in known)
+        }
