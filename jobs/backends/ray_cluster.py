@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -14,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
+from unittest import mock
 
 from jobs.backends import ray_watchdog
 from jobs.backends.local import this_machine
@@ -42,7 +44,7 @@ for _name, _value in (
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402 -- reads the variables above as it is imported
-from ray._private import ray_constants  # noqa: E402 -- for developers; there is no other way
+from ray._private import ray_constants, services  # noqa: E402 -- for developers; there is no other way
 from ray._private.state import available_resources_per_node  # noqa: E402
 
 
@@ -153,9 +155,11 @@ class RayCluster:
 
 def _init(options: dict[str, Any]) -> None:
     """``ray.init``, again where a cluster that accepts connections is too busy to answer one."""
+    # SIGTERM to the process group of the launcher, as `timeout` sends it, must not end Ray before the workers stop.
+    own_group = functools.partial(services.ConsolePopen, process_group=0)
     for tries_left in reversed(range(CONNECT_TRIES)):
         try:
-            with _quiet():
+            with _quiet(), mock.patch.object(services, "ConsolePopen", own_group):
                 ray.init(**options)
             return
         except ConnectionError:

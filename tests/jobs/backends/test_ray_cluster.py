@@ -445,13 +445,17 @@ def test_a_cluster_that_is_not_there_is_one_clear_line(lab: RayLab, tmp_path: Pa
 # -- embedded ------------------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_stops_the_workers_and_leaves_nothing_running(lab: RayLab, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])  # of a terminal, of `timeout`
+def test_a_signal_to_the_launchers_group_stops_the_workers_and_leaves_nothing_running(
+    lab: RayLab, tmp_path: Path, number: signal.Signals
+) -> None:
     study = Study(lab, tmp_path, {"archs": ["rnn", "gru"], "gpus": 0}, epochs=5000)
     launcher = study.start("run", "small.toml")
     wait_for(study.epochs, "an epoch of one of the two runs", until=lambda epochs: len(epochs) == 2 and any(epochs))
-    os.killpg(launcher.pid, signal.SIGINT)  # as a terminal does: to all that the launcher has started in its group
+    os.killpg(launcher.pid, number)  # to all that the launcher has started in its group
     _, stderr = commands.finish(launcher)
     assert launcher.returncode == 130, stderr
+    assert "the workers have stopped" in stderr
     assert "Traceback" not in stderr
     wait_for(lab.processes, "all processes of the lab to end", until=lambda alive: not alive)
     wait_for(study.states, "the runs to be released", until=lambda states: set(states) == {"pending"})
