@@ -132,8 +132,11 @@ def require_plain_path(path: Path) -> None:
     escape, even within quotes. All other characters, including quotes and ``$(...)``, are taken literally.
 
     Raises:
-        UsageError: the path has a control character, ``%`` or a backslash.
+        UsageError: the path has a control character, ``%`` or a backslash, or another name for a job, which reads and
+            writes paths as UTF-8.
     """
+    if os.fsencode(path) != str(path).encode("utf-8", "surrogateescape"):
+        raise UsageError(f"{path}: jobs of SLURM look for it in UTF-8, which this locale is not; set LC_ALL=C.UTF-8")
     if not str(path).isprintable() or set(str(path)) & set("%\\"):
         raise UsageError(
             f"{path}: SLURM accepts no folder with a control character, % or a backslash in its name; rename it, or "

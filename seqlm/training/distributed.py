@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.request import url2pathname
+from urllib.parse import unquote_to_bytes
 
 import torch
 import torch.distributed as dist
@@ -195,7 +195,9 @@ def gpu_share(rank: Rank, env: Mapping[str, str]) -> Iterator[None]:
 def _meeting_file() -> Path | None:
     """The file of ``SEQLM_RENDEZVOUS``; ``None``: it is no address of a file."""
     address = RENDEZVOUS.read()
-    return Path(url2pathname(address.removeprefix("file://"))) if address.startswith("file://") else None
+    if not address.startswith("file://"):
+        return None
+    return Path(os.fsdecode(unquote_to_bytes(address.removeprefix("file://"))))  # as Path.as_uri() made it
 
 
 def _meeting_point(rank: Rank, limit: datetime.timedelta) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def test_no_link_that_waits_where_the_script_of_the_report_is_written_is_followe
     target.write_text("precious")
     (tmp_path / "0002").mkdir()
     (tmp_path / "0002" / "report.sh").symlink_to(target)
-    monkeypatch.setattr(backend, "_new_folder", lambda study_dir: tmp_path / "0002")
+    monkeypatch.setattr(backend, "_folder", lambda *_: tmp_path / "0002")
     backend.submit_report(tmp_path / "study", ["1"], SlurmSettings(), live_code())
     assert target.read_text() == "precious"
     assert "launch.py report" in slurm.jobs()["1"].script

@@ -12,6 +12,8 @@ import pytest
 
 import launch
 from benchmarks.toml_text import toml_text
+from seqlm.errors import UsageError
+from slurm.submission import require_plain_path
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import blank, commands, warm
 from tests.fake_slurm import FakeSlurm
@@ -24,7 +26,8 @@ pytestmark = pytest.mark.process
 
 HOSTILE = "a 'b\" $(touch x) `touch x`\n;touch x #&|*é"
 """As the name of a folder."""
-ON_ONE_LINE = HOSTILE.replace("\n", "")
+IS_UTF_8 = os.fsencode("é") == "é".encode()
+ON_ONE_LINE = HOSTILE.replace("\n", "").replace("é", "é" if IS_UTF_8 else "e")
 
 NAMES = [
     *("../../x", "..", ".", "/etc/x", "$(rm -rf ~)", "`touch x`", "-rf", "--help", "a b", "a\nb", "a\0b", "\u202eexe"),
@@ -45,7 +48,8 @@ def test_a_name_that_is_no_plain_word_is_refused_in_one_line(
         "train": {"epochs": 1},
     }
     entry |= {"name": name} if place == "run" else {}
-    Path("m.toml").write_text(toml_text({"study": {"name": name if place == "study" else "small"}, "run": [entry]}))
+    text = toml_text({"study": {"name": name if place == "study" else "small"}, "run": [entry]})
+    Path("m.toml").write_text(text, "utf-8")
     words = ["--set", f"study.name={json.dumps(name)}"] if place == "--set" else []
     assert launch.main(["run", "m.toml", "--backend", "local", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -132,6 +136,8 @@ def test_bash_reads_the_scripts_for_sbatch_as_they_are_meant(
 def test_a_folder_that_a_directive_cannot_carry_is_refused_for_slurm_alone(
     tmp_path: Path, name: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if not (IS_UTF_8 or name.isascii()):
+        pytest.skip("no name of a file in this locale")
     slurm = FakeSlurm(tmp_path / "slurm")
     slurm.on_path(monkeypatch)
     Study(tmp_path / "here")
@@ -144,6 +150,15 @@ def test_a_folder_that_a_directive_cannot_carry_is_refused_for_slurm_alone(
     assert slurm.calls("sbatch") == []
     assert not (tmp_path / name).exists()
     assert launch.main(["plan", *words[1:], "--backend", "local"]) == 0
+
+
+def test_a_folder_that_jobs_would_look_for_under_another_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsencode", lambda path: str(path).encode("latin-1"))
+    require_plain_path(tmp_path)
+    with pytest.raises(UsageError, match=r"set LC_ALL=C\.UTF-8"):
+        require_plain_path(tmp_path / "é")
 
 
 @pytest.fixture
