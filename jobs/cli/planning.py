@@ -90,8 +90,8 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
         terminal.tell(f"error: run would refuse this: {refused}")
     total = {"backend": target.name, "max_parallel": limit, **asdict(costs)}
     limits = None if budget is None else budget.to_dict()
-    data = {"study": manifest.study, "runs": records, "search": search, "totals": total, "budget": limits}
-    data |= {"refused": refused, "changes": changed}
+    data: dict[str, Any] = {"study": manifest.study, "runs": records, "search": search, "totals": total}
+    data |= {"budget": limits, "refused": refused, "changes": changed}
     return ({**data, "scripts": scripts} if scripts else data), 0 if refused is None else UsageError.exit_code
 
 

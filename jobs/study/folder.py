@@ -147,7 +147,9 @@ def observe_study(study_dir: Path, *, with_gone: bool = False) -> list[ObservedR
 
     ``with_gone``: also the runs of the plan that were launched and whose folders have been deleted since.
     """
-    work, plan = at_work(study_dir), StudyPlan.of(study_dir)
+    work, plan = at_work(study_dir), StudyPlan()
+    with contextlib.suppress(FileError):  # the next launch warns of a damaged record
+        plan = StudyPlan.of(study_dir)
     observed = []
     for seen in (look_at(run, work) for run in RunDirectory.unordered_in(study_dir)):
         origin, note = plan.origin(seen.run.id, seen.config, seen.provenance)
@@ -172,8 +174,9 @@ def _gone_runs(study_dir: Path, plan: StudyPlan, there: Sequence[ObservedRun]) -
 
 def _with_canaries(study_dir: Path, observed: Sequence[ObservedRun]) -> list[ObservedRun]:
     """Return the runs with a failed canary, if there is one, as the reason of those that wait for nothing else."""
-    canaries = (look_at(run, AtWork()) for run in RunDirectory.unordered_in(study_dir / CANARY_FOLDER))
-    failed = min((one for one in canaries if one.observation.state == "failed"), key=lambda one: one.name, default=None)
+    canaries = RunDirectory.unordered_in(study_dir / CANARY_FOLDER)
+    ended = (look_at(run, AtWork()) for run in canaries if exists(run.failure_file))
+    failed = min((one for one in ended if one.observation.state == "failed"), key=lambda one: one.name, default=None)
     if failed is None:
         return list(observed)
     log = failed.run.stderr_log(max(1, failed.run.last_attempt()))

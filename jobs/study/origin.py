@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jobs.manifests.filters import Origin
 from seqlm.config import RunConfig
-from seqlm.errors import FileError
 from seqlm.files import read_json
 from seqlm.run_layout import FINGERPRINT_DIGITS, slugify, study_record_file
 
@@ -19,21 +17,23 @@ from seqlm.run_layout import FINGERPRINT_DIGITS, slugify, study_record_file
 class StudyPlan:
     """What launches from manifests have planned. Empty if no such launch is recorded."""
 
-    entries: Mapping[str, Mapping[str, Any]]
+    entries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """First digits of a fingerprint -> the entry of that run."""
-    named: Mapping[str, Mapping[str, Any]]
+    named: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Name -> entry, that of the latest manifest if several have the name."""
-    launched: frozenset[str]
+    launched: frozenset[str] = frozenset()
     """First digits of the fingerprints of all runs that were ever to start."""
-    latest: str | None
+    latest: str | None = None
     """The manifest of the latest launch. ``None``: all of its runs are entries of other manifests as well."""
 
     @classmethod
     def of(cls, study_dir: Path) -> StudyPlan:
-        """Return the plan of a study, as far as its record can be read."""
-        record: Mapping[str, Any] = {}
-        with contextlib.suppress(FileError):  # the next launch warns
-            record = read_json(study_record_file(study_dir)) or {}
+        """Return the plan of a study.
+
+        Raises:
+            FileError: its record cannot be read, or is damaged.
+        """
+        record = read_json(study_record_file(study_dir)) or {}
         planned, estimates, latest = (record.get(key) for key in ("planned", "estimates", "manifest"))
         entries = [entry for entry in planned if isinstance(entry, dict)] if isinstance(planned, list) else []
         entries.sort(key=lambda entry: entry.get("manifest") == latest)

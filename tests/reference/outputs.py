@@ -30,6 +30,7 @@ RUN_STATE: Meanings = {
     "runs[].epochs_total": ("number or null", "epochs to train in all"),
     "runs[].best_val_ppl": ("number or null", "lowest validation perplexity so far"),
     "runs[].reason": ("text or null", "why it waits, was interrupted or stopped, or has failed"),
+    "runs[].origin": ("text or null", "how it belongs to the manifest, as in filters; null if that is not known"),
 }
 DIFFERS = {"runs[].differs": ("object", "its values of the keys in which the runs differ, such as `optim.lr`")}
 DOCUMENT: Meanings = {
@@ -70,6 +71,7 @@ DATA: dict[str, Meanings] = {
             "`gpu_hours` and `core_hours` of `[policy]`, each with `limit`, `spent` and `needs` of the runs to do "
             "(null: unknown)",
         ),
+        "changes": ("list", "a line for each text and own model that has changed since runs were launched with it"),
         "refused": ("text or null", "why `run` would refuse the text; the exit code is 2"),
         "scripts": ("list", "on SLURM: the scripts that would be submitted"),
     },

@@ -92,7 +92,7 @@ def test_the_record_of_a_run_counts_its_epochs(tmp_path: Path) -> None:
     total = begun.read_config().train.epochs
     assert [records[run.id]["epochs_total"] for run in (begun, fresh, broken)] == [total, total, None]
     assert list(records[begun.id]) == [
-        *("name", "id", "state", "epoch", "epochs_done", "epochs_total", "best_val_ppl", "reason")
+        *("name", "id", "state", "epoch", "epochs_done", "epochs_total", "best_val_ppl", "reason", "origin")
     ]
 
 
