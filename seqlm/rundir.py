@@ -193,11 +193,13 @@ class RunDirectory(RunLayout):
         except DamagedFileError as error:
             raise DamagedFileError(f"{error}; then {mends}") from None
         if raw is None:
-            raise FileError(f"{self.config_file} is missing; {mends}")
+            raise DamagedFileError(f"{self.config_file} is missing; {mends}")
         try:
             return RunConfig.from_dict(raw)
         except ConfigError as error:
-            raise FileError(f"{self.config_file} is not a configuration of this version: {error.problems[0]}") from None
+            raise DamagedFileError(
+                f"{self.config_file} is not a configuration of this version: {error.problems[0]}"
+            ) from None
 
     def read_config_of(self, fingerprint: str) -> RunConfig:
         """The resolved configuration of the run with ``fingerprint``, whose digits name the folder.
@@ -211,7 +213,7 @@ class RunDirectory(RunLayout):
             return config
         if config.fingerprint()[:FINGERPRINT_DIGITS] == fingerprint[:FINGERPRINT_DIGITS]:
             raise UsageError(f"{self.path} is the folder of another run, {SAME_DIGITS}")
-        raise FileError(f"{self.config_file} holds another configuration than the manifest; move it away")
+        raise DamagedFileError(f"{self.config_file} holds another configuration than the manifest; move it away")
 
     def read_provenance(self) -> dict[str, Any]:
         return read_json(self.provenance_file) or {}

@@ -31,7 +31,7 @@ from seqlm.architectures import CustomConfig
 from seqlm.data.corpus import load_corpus, resolve_data
 from seqlm.data.layout import require_windows
 from seqlm.environment import DATA
-from seqlm.errors import BackendError, DataError, FileError, UsageError
+from seqlm.errors import BackendError, DamagedFileError, DataError, UsageError
 from seqlm.files import remove, write_json
 from seqlm.reading import below, exists
 from seqlm.rounding import threads_of_checkpoint
@@ -85,7 +85,7 @@ def plan_runs(
 
     Raises:
         UsageError: the study was launched by a version with other run ids, or a run would get the folder of another.
-        FileError: a record of the study is damaged. A run of which a file is damaged is skipped.
+        FileError: a file cannot be read, or a record of the study is damaged. A run with a damaged file is skipped.
     """
     require_identity(study_dir)
     work, tasks = at_work(study_dir), tasks or {}
@@ -103,7 +103,7 @@ def plan_runs(
             return _plan_run(spec, run, observe_run(run, work), is_task=run.id in tasks, retry=retry)
         except UsageError as error:
             raise UsageError(f"{spec.name}: {error}") from None
-        except FileError as error:
+        except DamagedFileError as error:
             damaged = Observation.damaged(error)
             return PlannedRun(spec=spec, run=run, observation=damaged, action="skip", reason=damaged.reason)
 
