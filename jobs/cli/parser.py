@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import dataclasses
 import math
-import shlex
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -126,7 +125,7 @@ class Parser(argparse.ArgumentParser):
         if self.commands and args and args[0] not in self._option_string_actions and args[0].startswith("-"):
             place = next((place for place, word in enumerate(args) if word in self.commands), None)
             if place is not None:
-                order = shlex.join([*args[place:], *args[:place]])
+                order = " ".join([*args[place:], *args[:place]])
                 self.error(f"{args[0]} belongs after the command: {self.prog} {order}")
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
