@@ -38,7 +38,9 @@ from analysis.study.behaved import behaved_runs
 from analysis.study.comparison import finished
 from analysis.study.pairs import chains_of
 from analysis.study.settings import interval, timed_settings
+from seqlm.environment import RUNS
 from seqlm.errors import UsageError, nearest
+from seqlm.reading import exists
 
 REPR_ROWS = 60
 """Runs that a notebook shows of a study."""
@@ -56,8 +58,8 @@ def open_study(paths: str | Path | Iterable[str | Path]) -> Study:
     torch.
 
     Args:
-        paths: the folder of the study, such as ``runs/paper``, or several. Runs of several studies are numbered
-            through, and their ids have the study's name in front.
+        paths: the folder of the study, such as ``runs/paper``, or its name, or several. Runs of several studies are
+            numbered through, and their ids have the study's name in front.
 
     >>> both = seqlm.open_study(["runs/optimizers", "runs/widths"])
     >>> both.name, len(both.runs)
@@ -69,7 +71,9 @@ def open_study(paths: str | Path | Iterable[str | Path]) -> Study:
     folders = [paths] if isinstance(paths, str | Path) else list(paths)
     if not folders:
         raise UsageError("paths: expected the folder of at least one study, got none")
-    return Study(**vars(files.load_study(*map(Path, folders))))
+    runs_dir = RUNS.read()
+    named = [runs_dir / one if exists(runs_dir / one) and not exists(Path(one)) else Path(one) for one in folders]
+    return Study(**vars(files.load_study(*named)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -349,7 +353,7 @@ class Study(files.Study):
     def _progress(self) -> str:
         counts = self.runs["state"].value_counts().to_dict() | ({"absent": len(self.absent)} if self.absent else {})
         others = [f", {number} {state}" for state, number in sorted(counts.items()) if state != "done"]
-        return f"{counts.get('done', 0)} of {units.count(self.size, 'run')} done{''.join(others)}"
+        return f"{counts.get('done', 0)} of {units.count(sum(counts.values()), 'run')} done{''.join(others)}"
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------

@@ -71,10 +71,8 @@ def write_report(
         UsageError: a folder holds no runs or is given twice, or ``output`` is a link or holds files that are no report.
         FileError: the report cannot be written.
     """
-    folder = output or (study_dirs[0] if len(study_dirs) == 1 else study_dirs[0].parent) / "report"
+    folder, target = folder_of(*study_dirs, output=output)
     study = load_study(*study_dirs)
-    target = folder.resolve() if folder.name in ("", "..") else folder.parent.resolve() / folder.name
-    _check_replaceable(target)
     files = report_files(study, refresh_seconds, processes)
     make_directory(target.parent)
     try:
@@ -179,11 +177,18 @@ def _plain(value: Any) -> Any:
 # -- files ---------------------------------------------------------------------------------------------------------
 
 
-def _check_replaceable(target: Path) -> None:
-    """Refuse a link, and a folder of other things: what is replaced is gone."""
+def folder_of(*study_dirs: Path, output: Path | None = None) -> tuple[Path, Path]:
+    """Return the folder of a report as given or by default, and as it is resolved.
+
+    Raises:
+        UsageError: it is a link, or a folder of other things: what is replaced is gone.
+    """
+    folder = output or (study_dirs[0] if len(study_dirs) == 1 else study_dirs[0].parent) / "report"
+    target = folder.resolve() if folder.name in ("", "..") else folder.parent.resolve() / folder.name
     if is_link(target):
         raise UsageError(f"{target} is a link, which is not replaced; remove it or choose another folder (--output)")
     if not exists(target) or (is_folder(target) and not listed(target)):
-        return
+        return folder, target
     if not is_folder(target) or not all(is_file(target / name) for name in SIGNATURE):
         raise UsageError(f"{target} exists and is no report, so it is not replaced; choose another folder")
+    return folder, target

@@ -195,9 +195,9 @@ def confirm(question: str, *, without_terminal: str, refused: str) -> None:
         raise UsageError(refused)
 
 
-def detail(line: str) -> None:
-    """Print a line on stderr that only ``--verbose`` shows."""
-    if _output.verbose:
+def detail(text: str) -> None:
+    """Print lines on stderr that only ``--verbose`` shows."""
+    for line in text.splitlines() if _output.verbose else ():
         tell(line)
 
 

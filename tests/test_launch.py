@@ -591,6 +591,42 @@ def test_bad_usage_is_one_clear_line_and_exit_code_2(
     assert not (study.folder / "runs").exists(), "nothing is left behind"
 
 
+def test_plan_names_the_folder_next_to_the_manifest_that_has_the_runs(
+    study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.main(["plan", "small.toml"]) == 0
+    assert "note:" not in capsys.readouterr().err
+    (study.folder / "runs" / "small").mkdir(parents=True)
+    (study.folder / "runs" / "small" / "study.json").write_text("{}")
+    (study.folder / "elsewhere").mkdir()
+    monkeypatch.chdir(study.folder / "elsewhere")
+    assert launch.main(["plan", "../small.toml"]) == 0
+    assert "--runs-dir ../runs" in capsys.readouterr().err
+
+
+def test_plan_says_where_runs_go_and_if_they_need_more_memory_than_there_is(
+    study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["plan", "small.toml", "--backend", "ray", "--json"]
+    assert launch.main(words) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["data"]["totals"]["backend"] == "ray"
+    assert "warning" not in printed.err
+    monkeypatch.setattr("seqlm.machine.memory_bytes", lambda: 1000)
+    assert launch.main(words) == 0
+    assert "of memory, this machine has 1000 B" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("device", "code"), [("gpu", 2), ("cuda", 3), ("cpu", 0)])
+def test_the_variable_of_the_device_is_read_before_anything_starts(
+    study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], device: str, code: int
+) -> None:
+    monkeypatch.setenv("SEQLM_DEVICE", device)
+    monkeypatch.setattr("seqlm.machine.gpus", list)
+    assert launch.main(["plan", "small.toml", "--backend", "local"]) == code
+    assert ("SEQLM_DEVICE" in capsys.readouterr().err) == (code != 0)
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("words", [["--backend", "slurm"], ["--set", "resources.cpus=4000"]])
 def test_what_no_backend_can_do_is_exit_code_3(

@@ -58,3 +58,12 @@ def test_a_watched_report_is_written_at_each_change_and_is_quiet_at_the_end(
 def test_watching_and_one_json_document_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.main(["report", "any", "--watch", "--json"]) == 2
     assert "use one of them" in capsys.readouterr().err
+
+
+def test_a_folder_that_no_report_may_replace_is_refused_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "study", 0, epochs=2)
+    monkeypatch.setattr("jobs.cli.launching.compute_missing_behaviour", lambda *_, **__: pytest.fail("computed"))
+    assert launch.main(["report", str(tmp_path / "study"), "--output", str(tmp_path)]) == 2
+    assert "is no report, so it is not replaced" in capsys.readouterr().err

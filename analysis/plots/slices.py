@@ -56,6 +56,8 @@ def slices_chart(study: Study, *, order: Sequence[str]) -> Chart | None:
         if any(chains.get(part.key) for part in shown)
         else "No two runs agree in all keys but one, so no points are joined."
     )
+    if any(part.is_categorical for part in shown):
+        sentences.append("At a named value the architectures are side by side, left and right of the tick.")
     if left_out := [part.key for part in slices[MOST_SLICES:]]:
         sentences.append(f"Left out, of the smallest effects: {first_few(left_out, 2)}.")
     return Chart(

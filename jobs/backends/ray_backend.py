@@ -21,6 +21,7 @@ from typing import Any, final
 
 import ray
 
+from jobs import terminal
 from jobs.attempt.memory_kills import MemoryKills
 from jobs.attempt.supervisor import Ended, PeerGrace, ended, rank_variables
 from jobs.backends.base import Backend
@@ -115,6 +116,7 @@ class RayBackend(Backend):
 
     def open(self, code: Code) -> None:
         self._code = code
+        terminal.tell("starting Ray on this machine" if self._cluster.is_embedded else "joining the Ray cluster")
         self._cluster.open(code)
         self._refresh()
 

@@ -175,6 +175,9 @@ def report(arguments: ReportArguments) -> tuple[Any, int]:
     study_dirs = [find_study(name, arguments.runs_dir) for name in arguments.studies]
     if arguments.watch:
         _watch_report(study_dirs, arguments.output)
+    from analysis.report import folder_of  # pandas and matplotlib, which the report needs anyway
+
+    folder_of(*study_dirs, output=arguments.output)  # refused before anything is computed
     behaviour = []
     if arguments.behaviour is not False:
         asked = arguments.behaviour is True

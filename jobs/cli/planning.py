@@ -23,8 +23,12 @@ from jobs.plan.record import require_same_tokenizers
 from jobs.plan.totals import BudgetPlan, totals
 from jobs.search import expected_share, search_line
 from jobs.spec import RunSpec
+from seqlm import machine
 from seqlm.data.corpus import corpus_facts
+from seqlm.environment import RUNS
 from seqlm.errors import DataError, UsageError, printable
+from seqlm.reading import exists, is_file
+from seqlm.run_layout import study_record_file
 from seqlm.rundir import RunDirectory
 from slurm import backend as slurm_backend
 from slurm.submission import require_plain_path
@@ -46,7 +50,7 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
             f"extend {record['reason']}" if record["action"] == "extend" else record["action"],
             terminal.short_number(record["parameters"]),
             terminal.short_number(record["flops_per_token"]),
-            terminal.memory(record["measured_memory_bytes"] or record["memory_bytes"]),
+            _memory(record),
             terminal.duration(record["seconds"]),
             "" if record["action"] == "extend" else record["reason"] or "",
         ]
@@ -76,6 +80,11 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     budget = BudgetPlan.of(planned, manifest.policy, study_dir, share)
     if budget is not None:
         terminal.say(budget.line())
+    on_cpus = [item for item in planned if choice.is_here and item.action != "skip" and not item.spec.resources.gpus]
+    largest = max(on_cpus, key=_needed_bytes, default=None)
+    if largest is not None and _needed_bytes(largest) > (has := machine.memory_bytes()):
+        what = f"{largest.spec.name} needs more than {terminal.memory(_needed_bytes(largest))} of memory"
+        terminal.tell(f"warning: {what}, this machine has {terminal.memory(has)}")
     scripts: list[str] = []
     if choice.slurm is not None and any(item.action != "skip" for item in planned):
         require_plain_path(study_dir.absolute())
@@ -88,11 +97,23 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     except DataError as error:
         refused = str(error)
         terminal.tell(f"error: run would refuse this: {refused}")
-    total = {"backend": target.name, "max_parallel": limit, **asdict(costs)}
+    total = {"backend": choice.name, "max_parallel": limit, **asdict(costs)}
     limits = None if budget is None else budget.to_dict()
     data: dict[str, Any] = {"study": manifest.study, "runs": records, "search": search, "totals": total}
     data |= {"budget": limits, "refused": refused, "changes": changed}
     return ({**data, "scripts": scripts} if scripts else data), 0 if refused is None else UsageError.exit_code
+
+
+def _needed_bytes(item: PlannedRun) -> int:
+    """Return the memory of the tensors of all ranks; 0 if it is not known."""
+    return ((item.estimate and item.estimate.memory_bytes) or 0) * item.spec.resources.ranks
+
+
+def _memory(record: Mapping[str, Any]) -> str:
+    """Return the peak memory as measured, or of the tensors alone as estimated, which a process on a CPU exceeds."""
+    if (measured := record["measured_memory_bytes"]) is not None:
+        return terminal.memory(measured)
+    return "-" if record["memory_bytes"] is None else f"{terminal.memory(record['memory_bytes'])} of tensors"
 
 
 def _plan_record(item: PlannedRun) -> dict[str, Any]:
@@ -131,6 +152,10 @@ def open_manifest(arguments: PlanArguments) -> tuple[Manifest, list[RunSpec], Pa
     manifest = load_manifest(find_manifest(arguments.manifest), arguments.changes)
     data = find_data(arguments.data, manifest.data_path)
     study_dir = arguments.runs_dir / manifest.study
+    beside = manifest.path.parent / RUNS.default / manifest.study
+    if not exists(study_dir) and is_file(study_record_file(beside)):
+        what = f"{beside} has runs of this study, {study_dir} has none; to use them add --runs-dir {beside.parent}"
+        terminal.tell(f"note: {what}")
     known: Sequence[RunSpec] = manifest.runs
     folders: Mapping[str, Path] = {}
     if asks_for_identity([*arguments.only, *arguments.exclude]):

@@ -27,7 +27,7 @@ from jobs.spec import RunSpec
 from jobs.study.budget import WAITS
 from jobs.study.folder import ObservedRun, study_name
 from seqlm import machine
-from seqlm.environment import BACKEND
+from seqlm.environment import BACKEND, DEVICE
 from seqlm.errors import BackendError, UsageError, printable
 from slurm import backend as slurm_backend
 from slurm.settings import read_settings
@@ -56,6 +56,11 @@ class BackendChoice:
     """The Ray cluster to join. ``None`` means start one on this machine."""
     slurm: slurm_backend.SlurmTarget | None = None
     """The partition of SLURM, whose jobs need no launcher. ``None``: another backend."""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether runs go to this machine alone."""
+        return self.name == "local" or (self.name == "ray" and self.ray_address is None)
 
     def target(self) -> Target:
         """Return where runs would go. Ray is imported to ask a cluster alone: a Ray of this machine has what it has."""
@@ -95,7 +100,9 @@ def choose(
     Without a manifest, ``last`` is the backend of the study's last launch, and ``kept`` its ``[backend.*]`` tables.
 
     Raises:
-        UsageError: ``SEQLM_BACKEND`` names no backend, or a flag belongs to another backend.
+        UsageError: ``SEQLM_BACKEND`` names no backend, ``SEQLM_DEVICE`` no device, or a flag belongs to another
+            backend.
+        BackendError: ``SEQLM_DEVICE`` is ``cuda`` and this machine, where runs are to go, has no GPU.
         ManifestError: a table or the site file is wrong.
     """
     name = arguments.backend or BACKEND.read() or (manifest.backend_name if manifest else last) or default_backend()
@@ -113,7 +120,7 @@ def choose(
     target = None
     if settings is not None:
         target = slurm_backend.SlurmTarget(replace(settings, max_parallel=limit, retries=retries))
-    return BackendChoice(
+    choice = BackendChoice(
         name=name,
         max_parallel=limit,
         retries=retries,
@@ -123,6 +130,11 @@ def choose(
         ray_address=address if name == "ray" else None,
         slurm=target,
     )
+    if not choice.is_here or (device := DEVICE.read()) is None:
+        return choice
+    if device == "cuda" and not machine.gpus():
+        raise BackendError(f"{DEVICE.name}=cuda: this machine has no GPU that this process may use")
+    return replace(choice, env={DEVICE.name: device, **choice.env})
 
 
 def choose_again(study_dir: Path, runs: Sequence[ObservedRun], arguments: Placement) -> BackendChoice:

@@ -53,14 +53,15 @@ class StudySummary:
 def list_studies(runs_dir: Path, *, with_sizes: bool = True) -> list[StudySummary]:
     """Return every folder below ``runs_dir``, the last changed first; folders without a run come last.
 
-    A damaged folder has a ``problem`` and hides no other. Hidden folders are left out. SLURM is queried once.
+    A damaged folder has a ``problem`` and hides no other. Hidden folders and reports are left out. SLURM is queried
+    once.
 
     Raises:
         FileError: ``runs_dir`` cannot be read.
     """
     if is_file(runs_dir):
         raise FileError(f"cannot read {runs_dir}: Not a directory")
-    folders = [path for path in listed(runs_dir, "[!.]*") if is_folder(path)]
+    folders = [path for path in listed(runs_dir, "[!.]*") if is_folder(path) and not is_file(path / "report.md")]
     scheduler = Scheduler()
     scheduler.states({job for folder in folders for job in _open_jobs(folder)})  # one query for all studies
     with ThreadPoolExecutor(THREADS) as pool:

@@ -264,8 +264,7 @@ def _as_configured(config: DataConfig, texts: Texts, problem: str, advice: str) 
     """The texts, if they are those whose digest the configuration has, or it has none."""
     if config.sha256 is not None and config.sha256 != (found := texts.sha256()):
         raise DataError(
-            f"{problem} than the configuration says: found sha256 {found}, expected {config.sha256}; {advice}, or "
-            "remove data.sha256"
+            f"{problem} than the configuration says: found sha256 {found}, expected {config.sha256}; {advice}"
         )
     return texts
 

@@ -54,6 +54,21 @@ def _close_figures() -> Iterator[None]:
     pyplot.close("all")
 
 
+def test_a_study_below_the_runs_folder_may_be_named(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEQLM_RUNS", str(runs_dir))
+    assert open_study(["optimizers", "widths"]).name == "optimizers + widths"
+
+
+def test_a_study_counts_the_variants_of_its_runs(tmp_path: Path) -> None:
+    write_json(tmp_path / "study.json", {"planned": [{"number": 1, "name": "a", "fingerprint": "0" * 64}]})
+    for seed in (1, 2):
+        run = add_run(tmp_path, 0, f"a-{seed}", "gru", "sgd", [120.0], seed=seed)
+        write_json(run.provenance_file, {**(read_json(run.provenance_file) or {}), "entry": "a"})
+    study = open_study(tmp_path)
+    assert study.size == 1
+    assert repr(study).endswith(": 2 of 2 runs done")
+
+
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 

@@ -76,6 +76,12 @@ def test_studies_are_listed_by_their_last_change_with_state_perplexity_and_size(
     assert list(listed(capsys, runs_dir)) == ["old", "new"]
 
 
+def test_the_report_of_several_studies_is_no_study(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (runs_dir / "report").mkdir()
+    (runs_dir / "report" / "report.md").touch()
+    assert set(listed(capsys, runs_dir)) == {"old", "new"}
+
+
 def test_the_table_says_it_in_words(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.main(["list", "--runs-dir", str(runs_dir)]) == 0
     header, new, old = capsys.readouterr().out.splitlines()
