@@ -144,6 +144,7 @@ def _epochs(rng: random.Random, config: RunConfig, epochs: int, *, explodes: boo
 def _result(records: list[dict[str, Any]]) -> dict[str, Any]:
     best, final = min(records, key=lambda record: record["val_ppl"]), records[-1]
     return {
+        "epochs": final["epoch"] + 1,
         "best_epoch": best["epoch"],
         "best_val_loss": best["val_loss"],
         "best_val_ppl": best["val_ppl"],

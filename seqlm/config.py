@@ -190,14 +190,6 @@ class RunConfig(Table):
         """Computed once: a launch asks for it seven times, of each of perhaps a thousand runs."""
         identity = self.to_dict()
         del identity["train"]["epochs"]
-        return self._digest(identity)
-
-    def fingerprint_with_epochs(self) -> str:
-        """The identity that versions up to 0.2 gave to the run: another one for each number of epochs."""
-        return self._digest(self.to_dict())
-
-    @staticmethod
-    def _digest(identity: dict[str, Any]) -> str:
         for section, key, neutral in LATER_KEYS:
             if key in identity[section] and identity[section][key] == neutral:
                 del identity[section][key]

@@ -19,6 +19,8 @@ SAME_DIGITS = (
     "(--set study.name=...)"
 )
 """Why a run is refused, and what to do."""
+STUDY_FORMAT = 2
+"""``version`` in ``study.json``. It rises when a study's files change so that another version cannot read them."""
 MAX_RUNS = 10_000
 """Most runs of a study."""
 

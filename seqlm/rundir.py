@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from seqlm.config import RunConfig
-from seqlm.errors import ConfigError, DamagedFileError, FileError, UsageError
+from seqlm.errors import ConfigError, DamagedFileError, FileError, UsageError, printable
 from seqlm.files import (
     Guard,
     json_text,
@@ -42,7 +42,15 @@ from seqlm.lease import Terms, has_live_worker, live_owner
 from seqlm.locks import held_by_a_stranger, is_locked
 from seqlm.model_files import ModelFiles, keep_tokenizer
 from seqlm.reading import MOST_EPOCHS, below, exists, is_folder, listed
-from seqlm.run_layout import CANARY_FOLDER, FINGERPRINT_DIGITS, SAME_DIGITS, RunLayout, slugify
+from seqlm.run_layout import (
+    CANARY_FOLDER,
+    FINGERPRINT_DIGITS,
+    SAME_DIGITS,
+    STUDY_FORMAT,
+    RunLayout,
+    slugify,
+    study_record_file,
+)
 
 State: TypeAlias = Literal["pending", "queued", "running", "done", "stopped", "failed", "cancelled"]
 FailureKind: TypeAlias = Literal["oom", "diverged", "node", "preempted", "timeout", "code", "cancelled"]
@@ -368,8 +376,26 @@ class RunDirectory(RunLayout):
         return observed("pending", None)
 
 
+def require_format(study_dir: Path) -> None:
+    """Check that a study's files are of this version's format. A damaged ``study.json`` says nothing of that.
+
+    Raises:
+        UsageError: they are of another version.
+    """
+    found: Any = None
+    with contextlib.suppress(FileError):
+        found = (read_json(study_record_file(study_dir)) or {}).get("version")
+    if type(found) is int and found != STUDY_FORMAT:
+        earlier = "seqlm 0.2 or before; version 0.2.0 reads it"
+        whose = earlier if found < STUDY_FORMAT else "a later version of seqlm"
+        raise UsageError(
+            f"{printable(str(study_dir))}: written by {whose}; to train, launch the manifest under another name "
+            "(--set study.name=...) or move the folder away"
+        )
+
+
 def epochs_of(result: Mapping[str, Any]) -> int | None:
-    """Return the epochs that a result is about. ``None``: it does not say, as in a behaviour job or before 0.3."""
+    """Return the epochs that a result is about. ``None``: it does not say, as in a behaviour job."""
     epochs = result.get("epochs")
     return epochs if type(epochs) is int and 0 <= epochs <= MOST_EPOCHS else None
 

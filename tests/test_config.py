@@ -88,11 +88,6 @@ def test_how_far_a_run_is_to_go_is_no_part_of_its_fingerprint() -> None:
     config, longer = RunConfig.from_dict(RNN), RunConfig.from_dict(changed(train={"epochs": 60}))
     assert longer == config.with_epochs(60) != config
     assert longer.fingerprint() == config.fingerprint()
-    assert (
-        longer.fingerprint_with_epochs()
-        != config.fingerprint_with_epochs()
-        == ("7719a0282943b0795933785555102c3e3130a3d2fc557bcb7d3505ea2b7744a0")
-    ), "the one of versions up to 0.2"
 
 
 def test_the_seed_is_part_of_the_fingerprint() -> None:
@@ -343,14 +338,11 @@ def test_a_later_key_changes_the_fingerprint_unless_it_has_its_neutral_value(
     assert RunConfig.from_dict(raw).fingerprint() != RunConfig.from_dict(base).fingerprint()
 
 
-@pytest.mark.parametrize("line", (Path(__file__).parent / "old_identities.jsonl").read_text("utf-8").splitlines())
-def test_configurations_of_the_first_versions_keep_what_their_fingerprints_are_made_of(line: str) -> None:
-    """Each line has a configuration, and what versions up to 0.2 hashed of it."""
-    old = json.loads(line)
-    config = RunConfig.from_dict(old["raw"])
-    assert config.fingerprint_with_epochs() == fingerprint_of(old["identity"])
-    del old["identity"]["train"]["epochs"]
-    assert config.fingerprint() == fingerprint_of(old["identity"])
+@pytest.mark.parametrize("line", (Path(__file__).parent / "identities.jsonl").read_text("utf-8").splitlines())
+def test_fingerprints_are_made_of_what_they_were_made_of(line: str) -> None:
+    """Each line has a configuration without later keys, and what its fingerprint is the hash of."""
+    kept = json.loads(line)
+    assert RunConfig.from_dict(kept["raw"]).fingerprint() == fingerprint_of(kept["identity"])
 
 
 def fingerprint_of(identity: dict[str, Any]) -> str:

@@ -101,7 +101,7 @@ def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
                 arch=as_text(entry.get("arch")),
                 optimizer=as_text(entry.get("optimizer")),
                 config=_config(entry.get("config")),
-                published=_published(entry.get("published"), as_mapping(entry.get("config"))),
+                published=_published(entry.get("published")),
             )
             for entry in entries
         ],
@@ -131,15 +131,15 @@ def _config(raw: Any) -> dict[str, Any]:
     return as_columns({key: found for key, found in as_mapping(raw).items() if key not in names or as_text(found)})
 
 
-def _published(raw: Any, config: Mapping[str, Any]) -> dict[str, float]:
-    """Return what is published of a run; records of earlier versions have its epochs in the plan alone."""
+def _published(raw: Any) -> dict[str, float]:
+    """Return what is published of a run."""
     table = as_mapping(raw)
     if not table:
         return {}
     ends = [as_number(end) for end in as_list(table.get("replications"))]
     low, high = ends if len(ends) == 2 and all(map(math.isfinite, ends)) else (math.nan, math.nan)
     return {
-        "published_epochs": as_number(table.get("epochs", config.get("train.epochs"))),
+        "published_epochs": as_number(table.get("epochs")),
         "published_train_ppl": as_number(table.get("train_ppl")),
         "published_val_ppl": as_number(table.get("val_ppl")),
         "replications_low": low,

@@ -136,8 +136,8 @@ def read_run(run: RunDirectory) -> LoadedRun:
 
 
 def finished_epochs(result: Mapping[str, Any]) -> float:
-    """Return the epochs of a result; NaN without one. A result of an earlier version names its last epoch alone."""
-    return as_number(epochs_of(result)) if epochs_of(result) else as_number(result.get("final_epoch")) + 1
+    """Return the epochs of a result; NaN without one."""
+    return as_number(epochs_of(result))
 
 
 def _outcome(epochs: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, Any]:

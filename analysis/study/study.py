@@ -27,7 +27,7 @@ from analysis.study.run import LoadedRun, LogTail, origin_of, read_run
 from analysis.study.values import clean
 from seqlm.errors import UsageError
 from seqlm.run_layout import slugify
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import RunDirectory, require_format
 
 OVERFITTED_FROM = 1.05
 """A run whose last validation perplexity is above this multiple of its best has become worse by the end."""
@@ -123,7 +123,7 @@ def load_study(*study_dirs: Path) -> Study:
     """Read every run below each of ``study_dirs``.
 
     Raises:
-        UsageError: a folder holds neither runs nor the plan of any, or is given twice.
+        UsageError: a folder holds neither runs nor the plan of any, is given twice, or is of another version.
     """
     directories: dict[str, Path] = {}
     runs: list[LoadedRun] = []
@@ -136,17 +136,17 @@ def load_study(*study_dirs: Path) -> Study:
     size = 0
     read: list[_Read] = []
     for study_dir in study_dirs:
+        require_format(study_dir)
         found = [read_run(run) for run in RunDirectory.unordered_in(study_dir)]
         record, damage = read_study_record(study_dir)
         if not found and not record.planned:
             raise UsageError(f"{study_dir} holds no runs, so there is nothing to report; `run` a manifest first")
         if study_dir.resolve() in map(Path.resolve, directories.values()):
             raise UsageError(f"{study_dir} is given twice; name each study once")
-        found, repeated = _each_once(found)
         found.sort(key=lambda run: (math.inf if run.order is None else run.order, run.row["id"]))
         name = _free_name(found, study_dir, directories)
         directories[name] = study_dir
-        read.append(_Read(name=name, runs=found, record=record, lines=[*damage, *repeated]))
+        read.append(_Read(name=name, runs=found, record=record, lines=damage))
     names = told_apart({one.name: one.configs for one in read})
     read = [one.renamed({arch: new for (study, arch), new in names.items() if study == one.name}) for one in read]
     forget_single_digests(config for one in read for config in one.configs)
@@ -223,21 +223,6 @@ class _Read:
         planned = [dataclasses.replace(one, arch=names.get(one.arch or "", one.arch)) for one in self.record.planned]
         excluded = [(names.get(arch or "", arch), optimizer) for arch, optimizer in self.record.excluded]
         return dataclasses.replace(self, record=dataclasses.replace(self.record, planned=planned, excluded=excluded))
-
-
-def _each_once(runs: Sequence[LoadedRun]) -> tuple[list[LoadedRun], list[str]]:
-    """Return the runs, of those that differ in the number of epochs alone the one that went furthest, and warnings.
-
-    Versions up to 0.2 gave each number of epochs a folder of its own. They are one run, and no seeds of a setting.
-    """
-    furthest: dict[str, LoadedRun] = {}
-    warnings = []
-    for run in sorted(runs, key=lambda run: (run.row["state"] == "done", run.row["epochs_done"]), reverse=True):
-        key = repr({**run.config, "train.epochs": None}) if run.config else run.row["id"]
-        kept = furthest.setdefault(key, run)
-        if kept is not run:
-            warnings.append(f"{run.row['id']} is left out: it is {kept.row['id']} with fewer epochs")
-    return list(furthest.values()), warnings
 
 
 def _free_name(runs: Sequence[LoadedRun], study_dir: Path, taken: Collection[str]) -> str:

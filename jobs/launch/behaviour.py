@@ -20,7 +20,6 @@ from jobs.manifests.filters import select
 from jobs.plan.record import kept_policy, kept_untracked
 from jobs.spec import RunSpec
 from jobs.study.folder import ObservedRun, at_work, observe_run, observe_study
-from jobs.study.identity import require_identity
 from seqlm.config import DataConfig, RunConfig
 from seqlm.errors import FileError, UsageError
 from seqlm.files import file_sha256, read_json
@@ -213,10 +212,9 @@ class BehaviourLaunch:
         ``SEQLM_DATA``, else the path that the run trained with.
 
         Raises:
-            UsageError: a filter is wrong, no run passes, or the study was launched by a version with other run ids.
+            UsageError: a filter is wrong, no run passes.
             FileError: a file cannot be read.
         """
-        require_identity(study_dir)
         self.study_dir = study_dir
         self.jobs = find_jobs(study_dir, only=only, exclude=exclude)
         """Every chosen job, whether or not it needs computing."""

@@ -24,7 +24,6 @@ from jobs.plan.record import write_record
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget, Ledger
 from jobs.study.folder import at_work, forget_jobs, launching, observe_run, study_name, this_launcher, write_queue
-from jobs.study.identity import require_identity
 from jobs.study.kept_code import Code, keep_code, live_code
 from jobs.study.provenance import launch_record, run_record
 from seqlm.architectures import CustomConfig
@@ -36,7 +35,7 @@ from seqlm.files import remove, write_json
 from seqlm.reading import below, exists
 from seqlm.rounding import threads_of_checkpoint
 from seqlm.run_layout import FINGERPRINT_DIGITS, SAME_DIGITS
-from seqlm.rundir import Observation, RunDirectory
+from seqlm.rundir import Observation, RunDirectory, require_format
 from seqlm.search import let_go_on
 from seqlm.trust import distrusted, record_launch
 
@@ -84,10 +83,10 @@ def plan_runs(
     ``retry`` and ``tasks`` are as in :class:`LaunchOptions`.
 
     Raises:
-        UsageError: the study was launched by a version with other run ids, or a run would get the folder of another.
+        UsageError: the study is of another version, or a run would get the folder of another.
         FileError: a file cannot be read, or a record of the study is damaged. A run with a damaged file is skipped.
     """
-    require_identity(study_dir)
+    require_format(study_dir)
     work, tasks = at_work(study_dir), tasks or {}
     if work.launcher is not None and work.launcher.identity == this_launcher():
         # This process has the lock and has started nothing yet. A queue under its name is that of an earlier launch,

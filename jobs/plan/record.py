@@ -27,11 +27,9 @@ from seqlm.config import RunConfig
 from seqlm.data.corpus import resolve_data
 from seqlm.errors import DataError, FileError, SeqlmError
 from seqlm.files import read_json, write_json
-from seqlm.run_layout import study_record_file
+from seqlm.run_layout import STUDY_FORMAT, study_record_file
 from seqlm.search import Search
 from seqlm.trust import distrusted
-
-VERSION = 1
 
 PLAN = ("planned", "excluded", "expectations", "groups", "samples")
 """Sections whose entries belong to a manifest each."""
@@ -66,7 +64,7 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
     }
     named = {"manifest": manifest.path.name}
     return {
-        "version": VERSION,
+        "version": STUDY_FORMAT,
         "study": manifest.study,
         **named,
         "folder": str(manifest.path.parent.absolute()),

@@ -96,8 +96,7 @@ class Ledger:
         has_ended = len(workers) >= max((_number(worker.get("ranks")) for worker in workers), default=1)
         used, signs = [], None
         for worker in workers:
-            gpus = _number(worker.get("gpus"), 1.0 if worker.get("gpu") else 0.0)  # earlier versions record no share
-            hour = Hours(gpu_hours=gpus, core_hours=_number(worker.get("threads"), 1.0))
+            hour = Hours(gpu_hours=_number(worker.get("gpus")), core_hours=_number(worker.get("threads"), 1.0))
             start, end = moment(worker.get("started_at")), moment(worker.get("ended_at"))
             if end is None:
                 has_ended, self.rate = False, self.rate + hour

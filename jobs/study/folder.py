@@ -26,7 +26,7 @@ from seqlm.model_files import read_model_files
 from seqlm.processes import is_alive
 from seqlm.reading import exists, is_file, is_folder, listed
 from seqlm.run_layout import BEHAVIOUR_FOLDER, CANARY_FOLDER, slugify, study_record_file
-from seqlm.rundir import Observation, RunDirectory
+from seqlm.rundir import Observation, RunDirectory, require_format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,11 +117,13 @@ def _find_study(argument: str, runs_dir: Path) -> Path:
     for folder in folders:
         # A launcher that has just started has locked the study, and makes these files in a moment.
         if RunDirectory.any_in(folder) or is_file(study_record_file(folder)) or launcher_of(folder) is not None:
+            require_format(folder)
             return folder
     if is_file(path):
         folder = runs_dir / load_manifest(path).study
         if not is_folder(folder):
             raise UsageError(f"{path}: this study has not been launched yet (no folder {folder}); use run {path}")
+        require_format(folder)
         return folder
     if folders:
         raise UsageError(f"{folders[0]}: expected a study's folder, found no runs in it")

@@ -63,7 +63,7 @@ def make_run(
             "model": {"arch": arch, "hidden_size": hidden, "num_layers": layers, "keep": keep},
             "data": {"corpus": "ptb"},
             "optim": {"optimizer": optimizer, "lr": lr},
-            "train": {"epochs": EPOCHS, "batch_size": batch},
+            "train": {"epochs": epochs if done else EPOCHS, "batch_size": batch},
             "seed": seed,
         }
     )
@@ -132,6 +132,7 @@ def make_epochs(
 def make_result(records: list[dict[str, Any]]) -> dict[str, Any]:
     best, final = min(records, key=lambda record: record["val_ppl"] or math.inf), records[-1]
     return {
+        "epochs": final["epoch"] + 1,
         "best_epoch": best["epoch"],
         "best_val_loss": best["val_loss"],
         "best_val_ppl": best["val_ppl"],

@@ -202,20 +202,6 @@ def test_published_results_are_compared_after_as_many_epochs(
     assert row["published_epochs"] == str(epochs)
 
 
-def test_one_run_in_two_folders_of_an_earlier_version_counts_once(tmp_path: Path) -> None:
-    whole = add_run(tmp_path, 0, "a", "rnn", "sgd", LONG)
-    records, _ = whole.read_metrics()
-    config = whole.read_config().to_dict()
-    trial = RunDirectory(tmp_path / "a-12345678")
-    trial.attempt_dir(1).mkdir(parents=True)
-    write_json(trial.config_file, {**config, "train": {**config["train"], "epochs": 2}})
-    write_json_lines(trial.metrics_file, records[:2])
-    write_json(trial.result_file, result_of(records[:2]))
-    study = load_study(tmp_path)
-    assert study.runs["id"].tolist() == [whole.id]
-    assert study.warnings == [f"a-12345678 is left out: it is {whole.id} with fewer epochs"]
-
-
 def test_each_end_of_an_extended_run_is_an_attempt_that_is_done(tmp_path: Path) -> None:
     run = add_run(tmp_path, 0, "long", "rnn", "sgd", LONG)
     records, _ = run.read_metrics()

@@ -104,7 +104,6 @@ FIELDS: dict[str, Meanings] = {
         "manifest": "name of the manifest's file",
         "planned": "the runs as written: number, name, fingerprint, configuration, published results",
         "excluded": "what an `[[exclude]]` dropped",
-        "published": ("object", "kept by versions before 0.2.0; now part of `planned`"),
         "expectations": "the `[[expect]]` tables, with fingerprints in place of conditions",
         "groups": ("list", "the groups of `[report.groups]`, with fingerprints in place of names"),
         "samples": ("list", "the `[[sample]]` entries as written, and the `[defaults]`, for `seqlm propose`"),

@@ -346,7 +346,7 @@ def test_canaries_tell_the_times_that_the_study_keeps_as_estimates(tmp_path: Pat
         before.append(json.loads((study_dir / "study.json").read_text())["estimates"])
         return passes(submission)
 
-    submitted(tmp_path, FakeBackend(work), record={"version": 1})
+    submitted(tmp_path, FakeBackend(work), record={"version": 2})
     assert [found["seconds"] for found in before[0].values()] == [None] * 12
     after = json.loads((study_dir / "study.json").read_text())["estimates"]
     facts = load_corpus(make_config().data, tmp_path / "text").facts

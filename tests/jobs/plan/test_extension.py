@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,14 +13,13 @@ from jobs.plan.planned import Action, plan
 from jobs.plan.record import write_record
 from jobs.spec import RunSpec
 from jobs.study.folder import observe_study
-from jobs.study.identity import require_identity
 from jobs.study.squeue import Scheduler
 from jobs.study.studies import summarize
-from seqlm.errors import FileError, UsageError
+from seqlm.errors import FileError
 from seqlm.files import read_json, write_json, write_json_lines
 from seqlm.rundir import FailureKind, Observation, RunDirectory, State
 from tests.fakes import FakeBackend, make_planned
-from tests.training.studies import make_config, make_run, write_text
+from tests.training.studies import make_config, write_text
 
 
 def observed(state: State, gone: int, result: int = 0, kind: FailureKind | None = None) -> Observation:
@@ -225,24 +223,3 @@ def test_the_estimate_of_a_run_grows_by_the_epochs_that_are_requested_later(
     assert estimated(2, 0, 20.0) == 20.0
     assert estimated(5, 2, 60.0) == 80.0, "three more, 20 s each"
     assert estimated(4, 2, 1.0) == 64.0, "fewer than at the launch before"
-
-
-# -- studies of an earlier version ---------------------------------------------------------------------------------
-
-
-def test_a_study_with_the_ids_of_an_earlier_version_is_refused_in_one_line(tmp_path: Path, spec: RunSpec) -> None:
-    study_dir = tmp_path / "s"
-    make_run(study_dir / f"rnn-sgd-{spec.config.fingerprint_with_epochs()[:8]}", spec.config)
-    before = sorted(study_dir.rglob("*"))
-    expected = re.escape(f"{study_dir}: its run ids are those of seqlm 0.2, which made another run of each number of")
-    with pytest.raises(UsageError, match=f"^{expected}[^\n]*--set study.name=[^\n]*$"):
-        plan_runs([spec], study_dir)
-    assert sorted(study_dir.rglob("*")) == before
-
-
-def test_only_ids_of_an_earlier_version_are_refused(tmp_path: Path, spec: RunSpec) -> None:
-    make_run(tmp_path / "one-00000001", spec.config)
-    make_run(tmp_path / "renamed", spec.config)
-    make_run(tmp_path / "damaged-00000002", spec.config).config_file.write_text("{")
-    require_identity(tmp_path)
-    require_identity(tmp_path / "absent")

@@ -72,7 +72,7 @@ def test_the_record_has_all_runs_of_the_manifest_by_the_fingerprints_of_their_fo
     specs = resolve_specs(manifest.runs, text)
     prints = {spec.name: spec.fingerprint for spec in specs}
     expected = {
-        "version": 1,
+        "version": 2,
         "study": "s",
         "manifest": "my.toml",
         "folder": str(tmp_path),
@@ -168,7 +168,7 @@ def written(folder: Path, todo: Sequence[PlannedRun], seconds: float | None) -> 
     told: list[str] = []
     folder.mkdir(exist_ok=True)
     estimated = [replace(item, estimate=make_estimate(seconds)) for item in todo]
-    write_record(folder, {"version": 1}, estimated, told.append)
+    write_record(folder, {"version": 2}, estimated, told.append)
     assert not told
     estimates: dict[str, Any] = json.loads(study_record_file(folder).read_text())["estimates"]
     assert all(found.pop("at").endswith("+00:00") for found in estimates.values())
@@ -207,13 +207,13 @@ def test_where_nothing_has_changed_nothing_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ['{"version": ', "[]", '{"estimates": []}', '{"version": 1}', "\x00"], ids=lambda text: repr(text)
+    "content", ['{"version": ', "[]", '{"estimates": []}', '{"version": 2}', "\x00"], ids=lambda text: repr(text)
 )
 def test_a_damaged_file_is_written_anew_with_a_warning(tmp_path: Path, content: str) -> None:
     todo = [replace(item, estimate=make_estimate(1.0)) for item in items(tmp_path)]
     study_record_file(tmp_path).write_text(content)
     told: list[str] = []
-    write_record(tmp_path, {"version": 1}, todo, told.append)
+    write_record(tmp_path, {"version": 2}, todo, told.append)
     path = study_record_file(tmp_path)
     assert told == [f"warning: {path} is damaged and is replaced; the estimates and plans of earlier launches are lost"]
     assert len(json.loads(path.read_text())["estimates"]) == 2
@@ -222,14 +222,14 @@ def test_a_damaged_file_is_written_anew_with_a_warning(tmp_path: Path, content: 
 def test_an_estimate_that_is_damaged_is_made_anew(tmp_path: Path) -> None:
     (item,) = items(tmp_path, 1)
     (tmp_path / "s").mkdir()
-    write_json(study_record_file(tmp_path / "s"), {"version": 1, "estimates": {item.spec.fingerprint: 3}})
+    write_json(study_record_file(tmp_path / "s"), {"version": 2, "estimates": {item.spec.fingerprint: 3}})
     assert written(tmp_path / "s", [item], 1.0) == {item.spec.fingerprint: {"seconds": 1.0, **NUMBERS}}
 
 
 def test_a_file_that_cannot_be_written_stops_no_launch(tmp_path: Path) -> None:
     study_record_file(tmp_path).mkdir()
     told: list[str] = []
-    write_record(tmp_path, {"version": 1}, [], told.append)
+    write_record(tmp_path, {"version": 2}, [], told.append)
     assert len(told) == 2
     assert told[1].endswith("the report will lack the facts of the manifest")
 
