@@ -37,6 +37,11 @@ def unpack(folder: Path) -> Path:
     return folder
 
 
+def digests(folder: Path) -> dict[Path, str]:
+    """Of all files but the lock, which a launch takes before it looks."""
+    return {path: file_sha256(path) for path in folder.rglob("*") if path.is_file() and path.name != "launch.lock"}
+
+
 def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, **light_env(), "SEQLM_DEVICE": "cpu", "SEQLM_TEST_BLANK_FIGURES": "1"}
     return commands.run([sys.executable, str(ROOT / "launch.py"), *words], cwd=folder, env=env)
@@ -72,7 +77,7 @@ def test_a_study_of_an_earlier_version_is_refused_in_one_line_by_every_command(t
     folder = unpack(tmp_path)
     record = folder / "runs" / "stored" / "study.json"
     record.write_text(record.read_text().replace('"version": 2', '"version": 1'))
-    before = {path: file_sha256(path) for path in folder.rglob("*") if path.is_file()}
+    before = digests(folder)
     for words in (["plan", "stored.toml"], ["run", "stored.toml"], ["behaviour", "stored"], ["status", "stored.toml"]):
         answer = command(folder, *words)
         assert answer.returncode == 2, answer.stderr
@@ -80,4 +85,4 @@ def test_a_study_of_an_earlier_version_is_refused_in_one_line_by_every_command(t
         assert line.startswith("error: runs/stored: written by seqlm 0.2 or before; version 0.2.0 reads it; ")
     with pytest.raises(UsageError, match=r"version 0\.2\.0 reads it"):
         load_study(folder / "runs" / "stored")
-    assert {path: file_sha256(path) for path in folder.rglob("*") if path.is_file()} == before, "nothing is touched"
+    assert digests(folder) == before, "nothing is touched"

@@ -34,7 +34,13 @@ def write_attempt(
     run.attempt_dir(attempt).mkdir(parents=True, exist_ok=True)
     for rank, (host, gpu) in enumerate(zip(hosts, gpus, strict=True)):
         record: dict[str, Any] = {"host": host, "node": None, "rank": rank, "ranks": len(hosts)}
-        record |= {"device": device, "gpu": gpu, "gpus": 1.0 if gpu else 0.0, "threads": threads, "micro_batches": micro_batches}
+        record |= {
+            "device": device,
+            "gpu": gpu,
+            "gpus": 1.0 if gpu else 0.0,
+            "threads": threads,
+            "micro_batches": micro_batches,
+        }
         if start is not None:
             record["started_at"] = at(start)
         if end is not None:
