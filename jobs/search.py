@@ -1,4 +1,4 @@
-"""The stopping rule of a search, and the epochs that a search is expected to take. Pure, and without torch."""
+"""The epochs that a search is expected to take. Pure, and without torch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from jobs.spec import RunSpec
-from seqlm.search import Search, goes_on, places
-
-__all__ = ["expected_share", "goes_on"]
+from seqlm.search import Search, places
 
 
 def expected_share(search: Search, runs: Sequence[RunSpec]) -> float:

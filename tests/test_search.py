@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from jobs.search import expected_share, goes_on
+from jobs.search import expected_share
 from jobs.spec import RunSpec
 from seqlm.errors import FileError, UsageError
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
-from seqlm.search import Search, decide, decision_at, let_go_on, values_at
+from seqlm.search import Search, decide, decision_at, goes_on, let_go_on, values_at
 from tests.training.studies import make_config, make_run
 
 NAN, INF = math.nan, math.inf

@@ -163,11 +163,6 @@ def percent(share: Any) -> str:
     return f"{100 * share:.0f} %" if is_number(share) else MISSING
 
 
-def signed_percent(share: Any) -> str:
-    """A change as a share: ``-1.5 %``."""
-    return f"{100 * share:+.1f} %" if is_number(share) else MISSING
-
-
 def text(value: Any) -> str:
     """A text that may be missing."""
     return str(value) if value else MISSING

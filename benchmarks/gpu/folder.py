@@ -72,7 +72,3 @@ class Budget:
     def seconds_left(self) -> float:
         """Infinite without a limit, negative once it has passed."""
         return self._end - time.monotonic()
-
-    def minutes_left(self) -> float | None:
-        """Return what a child process gets as its own ``--minutes``; ``None`` means no limit."""
-        return None if math.isinf(self._end) else max(0.0, self.seconds_left / 60)

@@ -28,9 +28,9 @@ from jobs.launch.job import (
     stop_all,
     unkillable,
 )
-from jobs.launch.waiting import Spending
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import Queue
+from jobs.study.budget import WAITS, Budget, BudgetWatch
 from jobs.study.folder import write_queue
 from jobs.study.kept_code import Code
 from seqlm.errors import EXIT_BUSY, FileError
@@ -93,7 +93,9 @@ class Dispatcher:
         self._unwritten: list[tuple[PlannedRun, dict[str, Any]]] = []
         """Final failures that could not be written yet."""
         self._warnings: set[str] = set()
-        self._spending = Spending(options.study_dir, options.policy)
+        self._budget = BudgetWatch(options.study_dir, Budget.of(options.policy))
+        self._is_spent: str | None = None
+        """Why no run goes on: the budget is spent. ``None``: it is not."""
         self._writes_queue = writes_queue
         self._queue_written: dict[str, str] | None = None
         self._queue_tried_at = -math.inf
@@ -115,7 +117,7 @@ class Dispatcher:
             self._to_put_aside[item.run.id] = {"by_hand": item.by_hand, "seen": item.observation}
             with self._warnings_for(item):
                 self._put_aside(item)
-        self._spending.look(at_once=True)
+        self._look_at_budget(at_once=True)
         with self._interrupts.noted():
             try:
                 while self._queue or self._live or self._ended:
@@ -143,7 +145,7 @@ class Dispatcher:
     # -- one round -----------------------------------------------------------------------------------------------
 
     def _start_what_fits(self) -> None:
-        if (why := self._spending.is_over) is not None:
+        if (why := self._is_spent) is not None:
             self._queue.hold(why)
             for left in [] if self._live or self._ended else self._queue.take_all():
                 waits = replace(left.observation, state="pending", reason=why, kind=None)
@@ -178,13 +180,13 @@ class Dispatcher:
             self._live.append(job)
             with self._warnings_for(item):
                 job.write_record()
-            self._spending.started()
+            self._budget.started()
             self._events.append(Event("started", item, item.observation))
 
     def _collect(self) -> None:
         look = time.monotonic() - self._looked_at >= LOOK_SECONDS
         if look:
-            self._spending.look(live=len(self._live))
+            self._look_at_budget()
         for job in list(self._live):
             job.ended = self._backend.poll(job.id)
             if job.ended is not None:
@@ -200,6 +202,13 @@ class Dispatcher:
         for job in due:
             self._has_ended(job)
 
+    def _look_at_budget(self, *, at_once: bool = False) -> None:
+        """Read what is spent, unless that was done a moment ago."""
+        before, self._is_spent = self._is_spent, self._budget.look(at_once=at_once)
+        if self._is_spent is not None and before is None and self._live:
+            runs = "1 run stops" if len(self._live) == 1 else f"{len(self._live)} runs stop"
+            terminal.tell(f"{self._is_spent.removeprefix(WAITS)}; {runs} at a checkpoint")
+
     def _look_at(self, job: Job) -> None:
         """Note the progress of a live run, and stop it if it was cancelled, the budget is spent, or it hangs."""
         item = job.planned
@@ -211,7 +220,7 @@ class Dispatcher:
         is_cancelled, is_asked = item.run.is_cancelled(), job.stop_asked is not None
         # A run that stops for the budget has all the time that it needs to save.
         is_late = is_cancelled and job.stop_asked is not None and now - job.stop_asked > STOP_SECONDS
-        if is_late or (not is_asked and (is_cancelled or self._spending.is_over is not None)):
+        if is_late or (not is_asked and (is_cancelled or self._is_spent is not None)):
             self._backend.stop(job.id, force=is_asked)
             job.stop_asked = now
             job.killed = job.killed or (now if is_asked else None)
@@ -251,12 +260,12 @@ class Dispatcher:
             return
         self._troubles.pop(run.id, None)
         self._note_epoch(item, observation)
-        self._spending.look(at_once=True, live=len(self._live))
+        self._look_at_budget(at_once=True)
         if decision.delay is not None:
             self._to_put_aside[run.id] = {"micro_batches": job.attempt.micro_batches}
             self._put_back(item, observation, decision.delay)
             return
-        if observation.state == "pending" and self._spending.is_over is not None:  # stopped for that: waits again
+        if observation.state == "pending" and self._is_spent is not None:  # stopped for that: waits again
             self._queue.put_back(self._again(item, observation))
             return
         if decision.why:

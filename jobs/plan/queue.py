@@ -48,11 +48,6 @@ class Queue:
     def __len__(self) -> int:
         return len(self._items)
 
-    @property
-    def items(self) -> Sequence[PlannedRun]:
-        """The waiting runs, in queue order."""
-        return self._items
-
     def put_back(self, item: PlannedRun, *, not_before: float = -math.inf) -> None:
         """Put a run that was taken out back at its old position. ``not_before``: its earliest start."""
         self._not_before[item.run.id] = not_before
