@@ -121,7 +121,7 @@ class RunDirectory(RunLayout):
     @classmethod
     def unordered_in(cls, study_dir: Path) -> Iterator[RunDirectory]:
         """Every run directory of a study, in no particular order, without reading a file."""
-        return (run for run in map(cls, listed(study_dir)) if run.is_there())
+        return (run for run in map(cls, listed(study_dir, "[!.]*")) if run.is_there())
 
     def is_there(self) -> bool:
         """Whether the folder is that of a run: it has one of the first two files, of which the other may be lost."""

@@ -49,10 +49,10 @@ FOLLOWING = (
     "jobs.cli.studying",
     "jobs.cli.view",
     "jobs.manifests",
-    "jobs.search",
     "jobs.spec",
     "jobs.study.budget",
     "jobs.study.folder",
+    "jobs.study.origin",
     "jobs.study.squeue",
     "seqlm.machine",
 )

@@ -204,10 +204,10 @@ class RetryArguments(TrainArguments, StudyArguments):
 
 
 @command("follow a study", "jobs.cli.studies.clean_study", "clean first --dry-run")
-class CleanArguments(Arguments):
-    """Delete from a study what no report and no run needs any more."""
+class CleanArguments(StudyArguments):
+    """Delete from a study what no report and no run needs any more, or runs."""
 
-    study: str = option(help=STUDY)
+    runs: bool = option("--runs", help="delete the runs that --only chooses, with their results")
     dry_run: bool = option("-n", "--dry-run", help="show what would be deleted, and delete nothing")
     yes: bool = option("--yes", help="delete without asking")
 

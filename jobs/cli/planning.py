@@ -19,7 +19,6 @@ from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.reader import find_manifest
 from jobs.plan.estimate import earlier_throughput
 from jobs.plan.planned import Action, PlannedRun
-from jobs.plan.record import require_same_tokenizers
 from jobs.plan.totals import BudgetPlan, totals
 from jobs.search import expected_share, search_line
 from jobs.spec import RunSpec
@@ -167,6 +166,4 @@ def open_manifest(arguments: PlanArguments) -> tuple[Manifest, list[RunSpec], Pa
         raise UsageError(
             '--data: these runs read corpus "pydoc", which has no files; set data.corpus to "ptb" or "files"'
         )
-    specs = resolve_specs(chosen, data)
-    require_same_tokenizers(study_dir, manifest.path.name, specs)
-    return manifest, specs, study_dir
+    return manifest, resolve_specs(chosen, data), study_dir

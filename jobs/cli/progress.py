@@ -99,7 +99,7 @@ class Watcher:
     def _folders(self) -> list[Path]:
         if self._ids is not None:
             return [self._study_dir / run_id for run_id in self._ids]
-        return listed(self._study_dir)
+        return listed(self._study_dir, "[!.]*")
 
     def _read(self, run: RunDirectory, work: AtWork) -> RunView:
         self._over.pop(run.id, None)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cli.arguments import CleanArguments, ListArguments
-from jobs.cli.view import STATES
+from jobs.cli.naming import chosen_runs
+from jobs.cli.view import COLUMNS, STATES, STATUS, RunView
 from jobs.study.clean import KINDS, Found, Leftover, delete_leftovers, find_leftovers, require_no_launcher
 from jobs.study.folder import find_study, is_behaviour_study, study_name
 from jobs.study.studies import StudySummary, list_studies
@@ -78,7 +79,8 @@ def clean_study(arguments: CleanArguments) -> tuple[dict[str, Any], int]:
     study_dir = find_study(arguments.study, arguments.runs_dir)
     if is_behaviour_study(study_dir):
         raise UsageError(f"{study_dir} holds behaviour jobs; expected their study: clean {study_dir.parent}")
-    found = find_leftovers(study_dir)
+    run_ids = _runs_to_delete(arguments, study_dir)
+    found = find_leftovers(study_dir, run_ids)
     if found.leftovers and not arguments.dry_run:
         require_no_launcher(study_dir)
     _show(study_dir, found)
@@ -91,13 +93,25 @@ def clean_study(arguments: CleanArguments) -> tuple[dict[str, Any], int]:
             without_terminal=f"clean would delete {what}; add --yes to delete, or --dry-run to look",
             refused="nothing is deleted; expected y or yes",
         )
-    outcome = delete_leftovers(study_dir, found.leftovers)
+    outcome = delete_leftovers(study_dir, found.leftovers, run_ids)
     problems = [item.problem for item in outcome if item.problem]
     for line in problems:
         tell(f"error: {line}")
     deleted = [item for item in outcome if not item.problem]
     say(f"deleted {_what(deleted)}")
     return _document(study_dir, outcome, found, dry_run=False), 1 if problems else 0
+
+
+def _runs_to_delete(arguments: CleanArguments, study_dir: Path) -> list[str] | None:
+    """Show the runs that are chosen with ``--runs``, and return their ids. ``None``: the flag is not given."""
+    if arguments.runs != bool(arguments.only):
+        raise UsageError("--runs and --only belong together: clean STUDY --runs --only state=failed")
+    if not arguments.runs:
+        return None
+    runs = chosen_runs(arguments, study_dir)
+    if runs:
+        say_table(table(STATUS, [[COLUMNS[title](RunView.of(run)) for title in STATUS] for run in runs], right=(3, 4)))
+    return [run.run.id for run in runs]
 
 
 def _show(study_dir: Path, found: Found) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from jobs import terminal
 from jobs.study.budget import KeptBudget
 from jobs.study.folder import ObservedRun
+from jobs.study.origin import NOTES
 from seqlm import machine
 from seqlm.config import varying_keys
 from seqlm.errors import SeqlmError
@@ -73,7 +74,7 @@ class RunView:
             name=observed.name,
             id=observed.run.id,
             state=seen.state,
-            reason="; ".join(filter(None, (seen.reason, observed.origin_note))) or None,
+            reason="; ".join(filter(None, (seen.reason, NOTES.get(observed.origin)))) or None,
             arch=config.model.kind if config else "?",
             optimizer=config.optim.optimizer if config else "?",
             epochs=observed.epochs_total or 0,

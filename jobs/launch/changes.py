@@ -1,10 +1,11 @@
-"""What has changed since runs of a study were launched: their texts, and the files of their own models."""
+"""What has changed since runs of a study were launched: their texts, tokenizers, and the files of their own models."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,72 +18,56 @@ from seqlm.errors import FileError, ModelError
 from seqlm.model_files import ModelFiles, read_model_files
 from seqlm.rundir import RunDirectory
 
-SHOWN_DIGITS = 12
-"""Digits of a digest in a message."""
-
 
 def changes(planned: Sequence[PlannedRun], study_dir: Path) -> list[str]:
-    """Return a line for each text and own model with which runs start that earlier runs have with another content."""
-    starting = {
-        _without_digests(item.spec.config): item
-        for item in planned
-        if item.action == "start" and _digests(item.spec.config) != (None, None)
-    }
-    found: dict[str, int] = {}
-    for run in RunDirectory.unordered_in(study_dir) if starting else ():
+    """Return a line for each text, tokenizer and own model that runs to start have in another version than others."""
+    starting = [item for item in planned if item.action == "start" and any(_digests(item.spec.config).values())]
+    by_rest = {_without_digests(item.spec.config): item for item in starting}
+    found: Counter[str] = Counter()
+    for run in RunDirectory.unordered_in(study_dir) if by_rest else ():
         with contextlib.suppress(FileError, ModelError):
             before = run.read_config()
-            item = starting.get(_without_digests(before))
-            for what in () if item is None else _differences(before, run, item):
-                found[what] = found.get(what, 0) + 1
+            if (item := by_rest.get(_without_digests(before))) is not None:
+                then = _digests(before)
+                for name, now in _digests(item.spec.config).items():
+                    if now != then[name]:
+                        digests = f"sha256 {str(then[name])[:12]} -> {str(now)[:12]}"
+                        found[f"{name} has changed ({', '.join([digests, *_sizes(before, run, item)])})"] += 1
     return [
-        f"{what.format(runs='1 run of this study was' if number == 1 else f'{number} runs of this study were')}; "
-        "they keep what they began with, and new runs start with what is there now"
+        f"{what} since {'1 run' if number == 1 else f'{number} runs'} of this study began; "
+        "earlier runs keep what they began with, and new runs start with what is there now"
         for what, number in sorted(found.items())
     ]
 
 
-def _digests(config: RunConfig) -> tuple[str | None, str | None]:
-    return config.data.sha256, config.model.sha256 if isinstance(config.model, CustomConfig) else None
+def _digests(config: RunConfig) -> Mapping[str, str | None]:
+    own = {config.model.source: config.model.sha256} if isinstance(config.model, CustomConfig) else {}
+    return {"the text": config.data.sha256, f"{config.data.tokenizer}": config.data.tokenizer_sha256, **own}
 
 
 def _without_digests(config: RunConfig) -> RunConfig:
-    model = config.model
-    model = replace(model, sha256=None) if isinstance(model, CustomConfig) else model
-    return replace(config.with_epochs(1), data=replace(config.data, sha256=None), model=model)
+    model = replace(config.model, sha256=None) if isinstance(config.model, CustomConfig) else config.model
+    return replace(config.with_epochs(1), data=replace(config.data, sha256=None, tokenizer_sha256=None), model=model)
 
 
-def _differences(before: RunConfig, run: RunDirectory, item: PlannedRun) -> Iterable[str]:
-    now = item.spec.config
-    if before.data.sha256 != now.data.sha256:
-        then = cached_facts(before.data)
-        counts = [
+def _sizes(before: RunConfig, run: RunDirectory, item: PlannedRun) -> Iterable[str]:
+    """Return how many tokens each split has then and now, and how many lines of the own model differ."""
+    then, now = cached_facts(before.data), item.facts
+    if then and now:
+        yield from (
             f"{split} {then.tokens[split]:,} -> {tokens:,} tokens"
-            for split, tokens in (item.facts.tokens.items() if then and item.facts else ())
-            if then and then.tokens[split] != tokens
-        ]
-        where = "pydoc" if now.data.corpus == "pydoc" else item.spec.data_path
-        yield f"the text ({where}) {_changed(before.data.sha256, now.data.sha256, counts)}"
-    if isinstance(now.model, CustomConfig) and isinstance(before.model, CustomConfig):
-        files = item.spec.model_files
-        if before.model.sha256 != now.model.sha256 and files is not None:
-            counts = [_lines(read_model_files(before.model, run.model_dir), files)]
-            yield f"{now.model.source} {_changed(before.model.sha256, now.model.sha256, counts)}"
+            for split, tokens in now.tokens.items()
+            if then.tokens[split] != tokens
+        )
+    files, model = item.spec.model_files, before.model
+    if isinstance(model, CustomConfig) and files is not None and files.sha256 != model.sha256:
+        old, new = (_lines(one) for one in (read_model_files(model, run.model_dir), files))
+        marks = Counter(line[0] for line in difflib.ndiff(old, new))
+        yield f"+{marks['+']} -{marks['-']} lines"
 
 
-def _changed(before: str | None, now: str | None, counts: Sequence[str]) -> str:
-    digests = f"sha256 {str(before)[:SHOWN_DIGITS]} -> {str(now)[:SHOWN_DIGITS]}"
-    return f"has changed since {{runs}} launched ({', '.join([digests, *counts])})"
-
-
-def _lines(before: ModelFiles, now: ModelFiles) -> str:
-    """Return how many lines two versions of a model's files differ in, such as ``+2 -1 lines``."""
-    then, there = (
-        b"\n".join(content for _, content in sorted(files.contents.items())).decode(errors="replace").splitlines()
-        for files in (before, now)
-    )
-    marks = [line[0] for line in difflib.ndiff(then, there)]
-    return f"+{marks.count('+')} -{marks.count('-')} lines"
+def _lines(files: ModelFiles) -> list[str]:
+    return b"\n".join(content for _, content in sorted(files.contents.items())).decode(errors="replace").splitlines()
 
 
 def edited_models(specs: Iterable[RunSpec], manifest: Path) -> list[str]:

@@ -26,9 +26,9 @@ from seqlm.rundir import FailureKind, RunDirectory, State
 
 _Item = TypeVar("_Item")
 
-Origin: TypeAlias = Literal["planned", "variant", "text", "model", "manifest", "orphaned"]
-"""How a run belongs to its study's plan: an entry of the latest manifest; that with ``--set``, of another text, or of
-another version of the own model; an entry of another manifest; none."""
+Origin: TypeAlias = Literal["planned", "text", "model", "manifest", "orphaned"]
+"""How a run belongs to its study: an entry of the latest manifest, also with ``--set``; an entry with another text or
+tokenizer; with another version of its own model; an entry of another manifest; none."""
 
 _CONDITION = re.compile(r"(?P<key>[\w.]+)(?P<operator>!=|>=|<=|=|>|<)(?P<value>[^=<>!]\S*)")
 _FORM = "expected conditions KEY=VALUE (or != > >= < <=) with spaces between, for example 'arch=gru lr>1'"

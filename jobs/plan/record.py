@@ -25,7 +25,7 @@ from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
 from seqlm.config import RunConfig
 from seqlm.data.corpus import resolve_data
-from seqlm.errors import DataError, FileError, SeqlmError
+from seqlm.errors import FileError, SeqlmError
 from seqlm.files import read_json, write_json
 from seqlm.run_layout import STUDY_FORMAT, study_record_file
 from seqlm.search import Search
@@ -233,34 +233,6 @@ def kept_untracked(study_dir: Path, tell: Callable[[str], None]) -> tuple[str, .
         tell(f"warning: {why}; the files of study.untracked are not kept with its code; `run` its manifest for that")
         return ()
     return files
-
-
-def require_same_tokenizers(study_dir: Path, manifest: str, specs: Sequence[RunSpec]) -> None:
-    """Check that the tokenizer files of a manifest are those that the study was launched with.
-
-    ``specs`` are runs with their digests filled in. A damaged record is left to :func:`write_record`, which warns.
-
-    Raises:
-        DataError: a file has changed. Its runs would be other runs, next to those that wait or have ended.
-    """
-    now = {data.tokenizer: data.tokenizer_sha256 for data in (spec.config.data for spec in specs) if data.tokenizer}
-    if not now:
-        return
-    planned: Any = None
-    with contextlib.suppress(FileError):
-        planned = (read_json(study_record_file(study_dir)) or {}).get("planned")
-    then: dict[str, set[Any]] = {}
-    for entry in planned if isinstance(planned, list) else ():
-        config = entry.get("config") if isinstance(entry, dict) and entry.get("manifest") == manifest else None
-        if isinstance(config, dict) and config.get("data.tokenizer_sha256"):
-            then.setdefault(str(config.get("data.tokenizer")), set()).add(config["data.tokenizer_sha256"])
-    for name, digest in now.items():
-        if digest not in then.get(name, {digest}):
-            found = ", ".join(sorted(str(one)[:12] for one in then[name]))
-            raise DataError(
-                f"data.tokenizer: {name} has changed since {study_dir.name} was launched (sha256 {found} then, "
-                f"{str(digest)[:12]} now); restore the file, or give the new one another name"
-            )
 
 
 def _kept(study_dir: Path, section: str, tell: Callable[[str], None]) -> Mapping[str, Any]:

@@ -1,7 +1,8 @@
 """What may be deleted from a study's folder, and its deletion.
 
 A finished run keeps all that a report, a behaviour job or a reader needs: only its last checkpoint goes, which serves
-nothing but going on. Whatever belongs to another user, is write-protected or is reached through a link stays.
+nothing but going on. Whole runs go only if a user has chosen them. Whatever belongs to another user, is
+write-protected or is reached through a link stays.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
@@ -28,9 +30,12 @@ from seqlm.reading import below, exists, is_file, is_folder, is_link, listed, re
 from seqlm.run_layout import BEHAVIOUR_FOLDER, CANARY_FOLDER
 from seqlm.rundir import RunDirectory
 
-Kind: TypeAlias = Literal["last checkpoint", "unused code", "damaged copy", "canary", "temporary file", "compiled code"]
+Kind: TypeAlias = Literal[
+    "run", "last checkpoint", "unused code", "damaged copy", "canary", "temporary file", "compiled code"
+]
 
 KINDS: dict[Kind, str] = {
+    "run": "chosen with --runs, with their results, behaviour jobs and canaries",
     "last checkpoint": "of runs that are done; their best.pt stays, and they cannot go on to more epochs",
     "unused code": "copies that no run, no attempt and no job refers to",
     "damaged copy": "copies of the code that were moved aside",
@@ -65,17 +70,21 @@ class Found:
     """A line for each file or folder that stays although it is of one of the kinds."""
 
 
-def find_leftovers(study_dir: Path) -> Found:
+def find_leftovers(study_dir: Path, run_ids: Collection[str] | None = None) -> Found:
     """List what may be deleted from a study. Writes nothing.
 
+    With ``run_ids``, it lists the folders of these runs, and nothing else.
+
     Raises:
+        RunBusyError: one of these runs is running or queued.
         UsageError: the study belongs to another user.
         FileError: a folder or a record of the study's jobs cannot be read.
     """
     try:
         if study_dir.stat().st_uid != os.geteuid():
             raise UsageError(f"{study_dir} belongs to another user; clean deletes only in your own studies")
-        return _Search(study_dir).found()
+        search = _Search(study_dir)
+        return search.found() if run_ids is None else search.chosen(run_ids)
     except OSError as error:
         raise FileError.from_os_error("read", error.filename or study_dir, error) from None
 
@@ -92,20 +101,22 @@ def require_no_launcher(study_dir: Path) -> None:
             raise RunBusyError(f"study {study_name(folder)} is being launched ({who}); clean it when that has ended")
 
 
-def delete_leftovers(study_dir: Path, shown: Sequence[Leftover]) -> list[Leftover]:
+def delete_leftovers(
+    study_dir: Path, shown: Sequence[Leftover], run_ids: Collection[str] | None = None
+) -> list[Leftover]:
     """Delete what was shown, unless it has come into use since; return each item with its ``problem``.
 
     Holds the launch locks of the study and of its behaviour jobs meanwhile.
 
     Raises:
-        RunBusyError: a launcher is at work on the study or on its behaviour jobs.
+        RunBusyError: a launcher is at work on the study or on its behaviour jobs, or as :func:`find_leftovers`.
         UsageError, FileError: as :func:`find_leftovers`.
     """
     with contextlib.ExitStack() as locks:
         locks.enter_context(launching(study_dir))
         if is_folder(study_dir / BEHAVIOUR_FOLDER):
             locks.enter_context(launching(study_dir / BEHAVIOUR_FOLDER))
-        now = {item.path for item in find_leftovers(study_dir).leftovers}
+        now = {item.path for item in find_leftovers(study_dir, run_ids).leftovers}
         deleted = []
         for item in shown:
             problem = None
@@ -129,7 +140,10 @@ def _delete(study_dir: Path, path: Path) -> str | None:
             os.close(handle)
             handle = inner
         if stat.S_ISDIR(os.stat(path.name, dir_fd=handle, follow_symlinks=False).st_mode):
-            shutil.rmtree(path.name, dir_fd=handle)
+            # Under a temporary file's name first: a run of which half is deleted must not look like a run.
+            doomed = f".{path.name}.{secrets.token_hex(8)}.tmp"
+            os.rename(path.name, doomed, src_dir_fd=handle, dst_dir_fd=handle)
+            shutil.rmtree(doomed, dir_fd=handle)
         else:
             os.unlink(path.name, dir_fd=handle)
     except FileNotFoundError:
@@ -178,10 +192,22 @@ class _Search:
         self._add_code()
         return self._found
 
+    def chosen(self, run_ids: Collection[str]) -> Found:
+        for run_id in run_ids:
+            for folder in (*self._folders, self._study_dir / CANARY_FOLDER):
+                run = RunDirectory(folder / run_id)
+                if self._is_busy(run, read_jobs(folder)):
+                    raise RunBusyError(f"{run.path} is running or queued; `cancel` stops it; nothing was deleted")
+                self._add("run", run.path)
+        return self._found
+
+    def _is_busy(self, run: RunDirectory, jobs: Mapping[str, str]) -> bool:
+        return _has_worker(run) or jobs.get(run.id) in self._alive
+
     def _add_runs(self, folder: Path) -> None:
         work, jobs = at_work(folder, self._scheduler), read_jobs(folder)
         for run in RunDirectory.unordered_in(folder):
-            if _has_worker(run) or jobs.get(run.id) in self._alive:
+            if self._is_busy(run, jobs):
                 continue
             state = look_at(run, work).observation.state  # "failed" if a file of it is damaged
             if state == "done" and is_file(run.best_checkpoint) and run.best_checkpoint.stat().st_size > 0:

@@ -41,8 +41,6 @@ class ObservedRun:
     provenance: dict[str, Any]
     origin: Origin | None = None
     """How it belongs to the study's plan. ``None``: unknown."""
-    origin_note: str | None = None
-    """The same for a person. ``None``: the latest manifest plans it."""
 
     def facts(self) -> dict[str, Any]:
         """Return the facts on which filters can select this run."""
@@ -152,10 +150,8 @@ def observe_study(study_dir: Path, *, with_gone: bool = False) -> list[ObservedR
     work, plan = at_work(study_dir), StudyPlan()
     with contextlib.suppress(FileError):  # the next launch warns of a damaged record
         plan = StudyPlan.of(study_dir)
-    observed = []
-    for seen in (look_at(run, work) for run in RunDirectory.unordered_in(study_dir)):
-        origin, note = plan.origin(seen.run.id, seen.config, seen.provenance)
-        observed.append(replace(seen, origin=origin, origin_note=note))
+    seen = (look_at(run, work) for run in RunDirectory.unordered_in(study_dir))
+    observed = [replace(one, origin=plan.origin(one.run.id, one.config, one.provenance)) for one in seen]
     if with_gone and work.launcher is None:  # a launcher makes the folders of its runs
         observed += _gone_runs(study_dir, plan, observed)
     if any(one.observation.state == "pending" and one.observation.reason is None for one in observed):
@@ -169,26 +165,22 @@ def _gone_runs(study_dir: Path, plan: StudyPlan, there: Sequence[ObservedRun]) -
     for digits, entry in plan.absent(one.run.id for one in there).items():
         if digits in plan.launched:
             name = str(entry.get("name"))
-            run, number = RunDirectory(study_dir / f"{slugify(name)}-{digits}"), entry.get("number")
+            run, number = RunDirectory(study_dir / f"{slugify(name)}-{slugify(digits)}"), entry.get("number")
             provenance = {"order": number - 1 if isinstance(number, int) else None}
             yield ObservedRun(name=name, run=run, observation=gone, config=None, provenance=provenance)
 
 
 def _with_canaries(study_dir: Path, observed: Sequence[ObservedRun]) -> list[ObservedRun]:
     """Return the runs with a failed canary, if there is one, as the reason of those that wait for nothing else."""
-    canaries = RunDirectory.unordered_in(study_dir / CANARY_FOLDER)
-    ended = (look_at(run, AtWork()) for run in canaries if exists(run.failure_file))
-    failed = min((one for one in ended if one.observation.state == "failed"), key=lambda one: one.name, default=None)
-    if failed is None:
-        return list(observed)
-    log = failed.run.stderr_log(max(1, failed.run.last_attempt()))
-    reason = f"not started: the canary of {failed.name} failed ({failed.observation.reason}); see {log}"
-    return [
-        replace(one, observation=replace(one.observation, reason=reason))
-        if one.observation.state == "pending" and one.observation.reason is None
-        else one
-        for one in observed
-    ]
+    ended = [run for run in RunDirectory.unordered_in(study_dir / CANARY_FOLDER) if exists(run.failure_file)]
+    found = list(observed)
+    for failed in [one for one in (look_at(run, AtWork()) for run in ended) if one.observation.state == "failed"][:1]:
+        log = failed.run.stderr_log(max(1, failed.run.last_attempt()))
+        reason = f"not started: the canary of {failed.name} failed ({failed.observation.reason}); see {log}"
+        for place, one in enumerate(found):
+            if one.observation.state == "pending" and one.observation.reason is None:
+                found[place] = replace(one, observation=replace(one.observation, reason=reason))
+    return found
 
 
 def observe_run(run: RunDirectory, work: AtWork) -> Observation:

@@ -12,6 +12,13 @@ from seqlm.config import RunConfig
 from seqlm.files import read_json
 from seqlm.run_layout import FINGERPRINT_DIGITS, slugify, study_record_file
 
+NOTES: Mapping[Origin | None, str] = {
+    "text": "of another text or tokenizer",
+    "model": "of another version of its model",
+    "manifest": "of another manifest",
+    "orphaned": "of no entry of the manifest",
+}
+
 
 @dataclass(frozen=True)
 class StudyPlan:
@@ -44,33 +51,24 @@ class StudyPlan:
             latest=latest if any(entry.get("manifest") == latest for entry in entries) else None,
         )
 
-    def origin(
-        self, run_id: str, config: RunConfig | None, provenance: Mapping[str, Any]
-    ) -> tuple[Origin | None, str | None]:
-        """Return how a run belongs to the plan, and a note unless the latest manifest plans it. ``None``: unknown."""
+    def origin(self, run_id: str, config: RunConfig | None, provenance: Mapping[str, Any]) -> Origin | None:
+        """Return how a run belongs to the plan. ``None``: unknown."""
         entry = self.entries.get(run_id.rpartition("-")[2])
         if entry is not None:
-            manifest = entry.get("manifest")
-            return ("planned", None) if self.latest in (None, manifest) else ("manifest", f"of {manifest}")
+            return "planned" if self.latest in (None, entry.get("manifest")) else "manifest"
         if config is None or not self.entries:
-            return None, None
-        entry = self.named.get(str(provenance.get("entry") or provenance.get("name")), {})
-        plan = entry.get("config")
+            return None
+        plan = self.named.get(str(provenance.get("entry") or provenance.get("name")), {}).get("config")
         if not isinstance(plan, dict):
-            return "orphaned", "of no entry of the manifest"
-        found = config.by_key()
+            return "orphaned"
+        differs = {key for key, value in config.by_key().items() if plan.get(key, value) != value} - {"train.epochs"}
         if plan.get("data.sha256") is None:  # the launch did not find the text of this entry
-            found["data.sha256"] = None
-        differs = {key for key, value in found.items() if plan.get(key, value) != value} - {"train.epochs"}
-        if not differs:
-            return "planned", None
+            differs -= {"data.sha256"}
         if differs & {"data.sha256", "data.tokenizer_sha256"}:
-            return "text", f"of another text (sha256 {str(found['data.sha256'])[:12]})"
+            return "text"
         if "model.sha256" in differs:
-            return "model", f"of another version of its model (sha256 {str(found['model.sha256'])[:12]})"
-        if "--set" in provenance.get("command", ()):
-            return "variant", None
-        return "orphaned", "of no entry of the manifest"
+            return "model"
+        return "orphaned" if differs and "--set" not in provenance.get("command", ()) else "planned"
 
     def absent(self, run_ids: Iterable[str]) -> dict[str, Mapping[str, Any]]:
         """Return the entries without a folder, by digits. One of which only variants (``--set``) ran is not absent."""

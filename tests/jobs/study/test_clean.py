@@ -144,13 +144,13 @@ def test_a_dry_run_shows_and_deletes_nothing(study: Path, capsys: pytest.Capture
     before = files(study)
     code, data, _ = cleaned(study, capsys, "--dry-run")
     assert (code, data["dry_run"], data["freed_bytes"]) == (0, True, 0)
-    assert {item["kind"] for item in data["items"]} == set(clean.KINDS)
+    assert {item["kind"] for item in data["items"]} == set(clean.KINDS) - {"run"}
     assert files(study) == before
     assert not (study / "launch.lock").exists()
     assert launch.main(["clean", str(study), "-n"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:5] == ["last", "checkpoint", "2", "2.0", "KiB"]
-    assert len(lines) == 1 + len(clean.KINDS)
+    assert len(lines) == len(clean.KINDS)
 
 
 def test_all_of_it_goes_and_all_else_stays_and_a_second_time_finds_nothing(
@@ -178,6 +178,33 @@ def test_a_cleaned_run_is_as_done_as_before(study: Path, capsys: pytest.CaptureF
     assert status() == before
     assert run_of(study, "first").cannot_go_on(2) is not None
     assert run_of(study, "open").cannot_go_on(2) is None
+
+
+def test_chosen_runs_go_with_their_results_and_all_else_stays(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def there() -> set[Path]:
+        """What is in the study, without the temporary files that each launch removes."""
+        return {path for path in files(study) if not any(part.endswith(".tmp") for part in path.parts)}
+
+    first, second = (run_of(study, name) for name in ("first", "second"))
+    write_json(first.failure_file, {"kind": "code", "message": "it fails"})
+    first.result_file.unlink()
+    own = (first.path, study / "behaviour" / first.id, study / "canary" / first.id)
+    before = there()
+    gone = {path for path in before if any(path.is_relative_to(folder) for folder in own)}
+    failed = ("--runs", "--only", "state=failed")
+    assert launch.main(["clean", str(study), "--yes", "--runs"]) == 2, "all runs would go"
+    assert launch.main(["clean", str(study), "--yes", "--only", "state=failed"]) == 2
+    assert launch.main(["clean", str(study), *failed]) == 2, "there is no terminal on which to ask"
+    assert "it fails" in capsys.readouterr().out, "shown first"
+    assert {item["kind"] for item in cleaned(study, capsys, *failed, "--dry-run")[1]["items"]} == {"run"}
+    assert there() == before
+    assert cleaned(study, capsys, *failed, "--yes")[0] == 0
+    assert there() == before - gone
+    assert cleaned(study, capsys, *failed, "--yes")[1]["items"] == []
+    with exclusive_lock(second.worker_lock_file, "busy"):
+        assert launch.main(["clean", str(study), "--runs", "--only", "name=*", "--yes"]) != 0
+    assert f"{second.path} is running" in capsys.readouterr().err
+    assert there() - {second.worker_lock_file} == before - gone
 
 
 # -- what stays ----------------------------------------------------------------------------------------------------
