@@ -27,6 +27,7 @@ from jobs.attempt.supervisor import Ended, Supervisor, interface_of, rank_variab
 from jobs.spec import Submission
 from jobs.study.budget import BudgetWatch, KeptBudget
 from jobs.study.folder import submission_of
+from seqlm import machine
 from seqlm.errors import EXIT_BUSY, EXIT_STOPPED, STOPPED_EXITS, FileError, SeqlmError, is_storage_failure
 from seqlm.reading import exists
 from seqlm.rundir import FailureKind, RunDirectory
@@ -236,6 +237,7 @@ class Task:
             node=context.host,
             first_host=context.first_host,
             interface=interface_of(context.host) if first.resources.ranks > 1 else None,
+            cores=machine.cpu_count(),  # a test cluster has more cores than its machine
         )
         worker.rank = Supervisor(submission, memory_kills=self._memory_kills, host=context.host)
         worker.rank.start(context.rank, variables)

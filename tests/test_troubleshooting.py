@@ -27,6 +27,7 @@ from jobs.backends import ray_cluster
 from jobs.backends.local import LocalBackend
 from jobs.backends.ray_backend import RayBackend
 from jobs.backends.ray_groups import RankLocation
+from jobs.cli.view import RunView, StudyView
 from jobs.launch.prepare import resolve_specs
 from jobs.manifests import secrets
 from jobs.manifests.load import load_manifest
@@ -256,6 +257,13 @@ def _(scene: Scene) -> str:
     run.attempt_dir(1).mkdir(parents=True)
     files.write_json_lines(run.metrics_file, [{"epoch": 0, "val_ppl": 100.0}])
     return str(run.observe().reason)
+
+
+@provokes("A run is slow")
+def _(scene: Scene) -> str:
+    run = RunView(name="gru-adam", id="", state="running", arch="gru", optimizer="adam", epochs=1)
+    slow = replace(run, tokens_per_second=600.0, expected_tokens_per_second=40_000.0)
+    return str(StudyView(name="first", runs=(slow,)).slow_line)
 
 
 @provokes("A run diverged")

@@ -46,6 +46,11 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": s
 cost a quarter of a small run's processor time (docs/project/decisions/2026-11-24-freed-memory.md).
 Other C libraries ignore them."""
 
+SHORT_SPIN = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+"""Variables of the OpenMP libraries of GNU, and of Intel and LLVM (milliseconds): how long a thread that waits for work
+spins before it sleeps. By default it spins so long that another program on its core makes a run up to 200 times slower
+(docs/project/decisions/2026-11-28-short-spin.md)."""
+
 
 # -- variables -----------------------------------------------------------------------------------------------------
 
@@ -73,6 +78,7 @@ def rank_variables(
     node: str | None = None,
     first_host: str = "127.0.0.1",
     interface: str | None = None,
+    cores: int | None = None,
 ) -> dict[str, str]:
     """Return the variables of one rank, counted from 0.
 
@@ -87,12 +93,14 @@ def rank_variables(
         node: the name of the rank's node, for the record. ``None``: the worker's host name.
         first_host: address of the first rank's node.
         interface: network interface of the rank's node that has its address. ``None``: Gloo chooses.
+        cores: cores of the rank's node that it may use, the most threads that it gets. ``None``: not known.
     """
     resources = submission.resources
+    threads = str(resources.cpus if cores is None else min(resources.cpus or 1, cores))
     variables = {
         environment.DEVICE.name: "cpu" if device is None else "cuda",
-        "OMP_NUM_THREADS": str(resources.cpus),
-        "MKL_NUM_THREADS": str(resources.cpus),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
         **submission.env,
         machine.VISIBLE: device or "",
         **({environment.GPU_SHARE.name: f"{resources.gpus:g}"} if device is not None else {}),
@@ -253,6 +261,7 @@ def start_rank(
     """Start ``argv`` in ``cwd``, which holds the code, in a process group that Ctrl-C of this terminal does not reach.
 
     Modules are searched in ``cwd`` first, then in the ``PYTHONPATH`` of ``variables``, then in that of this process.
+    Threads that wait spin for a short time only, unless the user has set how they wait.
     ``process_group``: an existing one; 0: a new one. Unless ``outlives_parent``, the process ends with this one.
 
     Raises:
@@ -262,6 +271,8 @@ def start_rank(
     env.update(variables)
     searched = [str(Path(cwd).absolute()), variables.get("PYTHONPATH"), os.environ.get("PYTHONPATH")]
     env["PYTHONPATH"] = os.pathsep.join(filter(None, searched))
+    if not env.keys() & {*SHORT_SPIN, "OMP_WAIT_POLICY"}:
+        env.update(SHORT_SPIN)
     return subprocess.Popen(
         argv,
         cwd=cwd,

@@ -86,10 +86,13 @@ def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:
     git = Finding("ok", "git", "found; runs record their commit")
     if shutil.which("git") is None:
         git = Finding("note", "git", "not found; runs will record no commit")
+    cores, load = machine.cpu_count(), os.getloadavg()[0]
+    is_busy = load > 1.5 * cores
+    busy = f"; busy (load average {load:.0f}): runs may train several times slower than estimated" if is_busy else ""
     return [
         Finding("ok", "versions", ", ".join(f"{name} {version}" for name, version in versions().items())),
         _torch(gpus),
-        Finding("ok", "processor", f"{machine.cpu_model()}, {machine.cpu_count()} cores, {bf16}"),
+        Finding("note" if busy else "ok", "processor", f"{machine.cpu_model()}, {cores} cores, {bf16}{busy}"),
         *devices,
         _folder("runs", runs_dir),
         *_file_system(runs_dir),

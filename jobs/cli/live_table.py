@@ -48,7 +48,8 @@ def table_lines(
     ``None``: no limit.
     """
     layout = _Layout(study, width, ascii_only=ascii_only)
-    below = [Text(), _summary(study), *layout.devices_below()]
+    slow = [] if study.slow_line is None else [Text(printable(study.slow_line), style="yellow")]
+    below = [Text(), _summary(study), *slow, *layout.devices_below()]
     matrix: list[RenderableType] = [Text(), coverage(study)]
     matrix_height = 2 + len({run.arch for run in study.runs})
     grouped = [[run for run in study.runs if run.state in group] for group in GROUPS]

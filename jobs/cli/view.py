@@ -21,10 +21,17 @@ from seqlm import machine
 from seqlm.config import varying_keys
 from seqlm.errors import SeqlmError
 from seqlm.files import read_json
+from seqlm.run_layout import study_record_file
 from seqlm.rundir import State
 
 STATES: tuple[State, ...] = ("running", "failed", "cancelled", "queued", "done", "stopped", "pending")
 """Most urgent first, the order of display."""
+
+
+WARM_STEPS = 5
+"""Steps of an epoch after which its speed is compared with the estimate: the first of a process are slower."""
+SLOW_SHARE = 1 / 3
+"""Share of its estimated speed below which a run counts as several times slower."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +58,8 @@ class RunView:
     val_ppl: float | None = None
     """Perplexity of the last epoch."""
     tokens_per_second: float | None = None
+    expected_tokens_per_second: float | None = None
+    """Of a running run: the speed that its launch estimated from measured ones. ``None``: none was measured."""
     host: str | None = None
     """Host of the latest attempt."""
     device: str | None = None
@@ -83,6 +92,12 @@ class RunView:
             order=observed.run.place(observed.provenance),
             **more,
         )
+
+    @property
+    def speed_share(self) -> float:
+        """Share of the estimated speed at which it trains; 1 if either is not known."""
+        measured, expected = self.tokens_per_second, self.expected_tokens_per_second
+        return measured / expected if measured and expected else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +137,17 @@ class StudyView:
             heapq.heapreplace(ends, ends[0] + run.seconds_left)
         return max(ends)
 
+    @property
+    def slow_line(self) -> str | None:
+        """A line about the running runs that are several times slower than estimated. ``None``: there are none."""
+        slow = sorted((run for run in self.runs if run.speed_share < SLOW_SHARE), key=lambda run: run.speed_share)
+        if not slow:
+            return None
+        run = slow[0]
+        who = run.name if len(slow) == 1 else f"{run.name} and {len(slow) - 1} more"
+        speeds = (terminal.short_number(speed) for speed in (run.tokens_per_second, run.expected_tokens_per_second))
+        return f"{who}: several times slower than estimated ({' of '.join(speeds)} tok/s); is this machine busy?"
+
 
 def place_in_queue(run: RunView) -> float:
     """Return the sort key of queued runs. A run that was just submitted comes first."""
@@ -149,6 +175,7 @@ def view_of(observed: ObservedRun, *, is_over: bool = False) -> RunView:
     last = epochs[-1] if epochs else {}
     step, steps = _number(progress.get("step")), _number(progress.get("steps"))
     rate = _number(progress.get("train_tokens_per_second"))
+    expected = None
     durations = [number for epoch in epochs if (number := _number(epoch.get("epoch_seconds"))) is not None]
     shape, seconds = None, None
     if config is not None:
@@ -158,6 +185,8 @@ def view_of(observed: ObservedRun, *, is_over: bool = False) -> RunView:
             seconds = statistics.median(durations)
         elif rate and steps:
             seconds = steps * train.batch_size * train.seq_len / rate
+        if steps and step and step >= WARM_STEPS and (estimated := _estimated_seconds_per_epoch(observed)):
+            expected = steps * train.batch_size * train.seq_len / estimated
     gpu = machine.short_name(str(worker["gpu"])) if worker.get("gpu") else None
     return RunView.of(
         observed,
@@ -166,12 +195,25 @@ def view_of(observed: ObservedRun, *, is_over: bool = False) -> RunView:
         train_ppl=_number(progress.get("train_ppl")) or _number(last.get("train_ppl")),
         val_ppl=_number(last.get("val_ppl")),
         tokens_per_second=rate or _number(last.get("train_tokens_per_second")),
+        expected_tokens_per_second=expected,
         host=str(worker["host"]) if worker.get("host") else None,
         device=" ".join(str(part) for part in (gpu, worker.get("device")) if part) or None,
         shape=shape,
         seconds_per_epoch=seconds,
         is_over=is_over,
     )
+
+
+def _estimated_seconds_per_epoch(observed: ObservedRun) -> float | None:
+    """Return what the launch of a run has estimated, from measured speeds. ``None``: none was measured."""
+    assert observed.config is not None
+    with contextlib.suppress(SeqlmError):
+        estimates = (read_json(study_record_file(observed.run.path.parent)) or {}).get("estimates")
+        estimate = estimates.get(observed.config.fingerprint()) if isinstance(estimates, dict) else None
+        if isinstance(estimate, dict):
+            seconds, epochs = _number(estimate.get("seconds")), _number(estimate.get("epochs"))
+            return seconds / epochs if seconds and epochs else None
+    return None
 
 
 def _number(value: Any) -> float | None:
@@ -240,6 +282,8 @@ def say_status(runs: Sequence[ObservedRun], study_dir: Path) -> dict[str, Any]:
     study = StudyView(name=study_dir.name, runs=tuple(views))
     if study.seconds_left is not None:
         terminal.say(f"about {terminal.duration(study.seconds_left)} left")
+    if study.slow_line is not None:
+        terminal.say(study.slow_line)
     budget = KeptBudget(study_dir)
     if (line := budget.line()) is not None:
         terminal.say(line)

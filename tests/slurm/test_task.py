@@ -37,7 +37,7 @@ pytestmark = pytest.mark.process
 TELL = """
 import json, os, sys
 names = "RANK WORLD_SIZE SEQLM_DEVICE CUDA_VISIBLE_DEVICES SEQLM_ATTEMPT SEQLM_NODE".split()
-names += ["SEQLM_RENDEZVOUS", "SEQLM_RENDEZVOUS_HOST", "SEQLM_GPU_SHARE"]
+names += ["SEQLM_RENDEZVOUS", "SEQLM_RENDEZVOUS_HOST", "SEQLM_GPU_SHARE", "OMP_NUM_THREADS"]
 json.dump({n: os.environ.get(n) for n in names}, open(os.path.join(sys.argv[1], "told"), "w"))
 open(os.path.join(sys.argv[1], "result.json"), "w").write("{}")
 """
@@ -160,6 +160,16 @@ def test_the_index_that_slurm_gives_becomes_the_uuid_of_the_card_and_the_share_i
     assert work(plan(run, resources=Resources(cpus=1, gpus=0.25)), place(CUDA_VISIBLE_DEVICES="6"))
     told = json.loads((run.path / "told").read_text())
     assert (told["CUDA_VISIBLE_DEVICES"], told["SEQLM_GPU_SHARE"]) == ("GPU-66", "0.25")
+
+
+@pytest.mark.parametrize(("cpus", "threads"), [(2, "2"), (8, "3")])
+def test_a_worker_has_no_more_threads_than_its_node_has_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: int, threads: str
+) -> None:
+    monkeypatch.setattr("seqlm.machine.cpu_count", lambda: 3)
+    run = make(tmp_path)
+    assert work(plan(run, resources=Resources(cpus=cpus, gpus=0)))
+    assert json.loads((run.path / "told").read_text())["OMP_NUM_THREADS"] == threads
 
 
 def test_a_module_path_of_the_manifest_reaches_the_worker_behind_the_code(tmp_path: Path) -> None:

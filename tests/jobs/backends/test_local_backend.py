@@ -218,6 +218,35 @@ def test_what_the_workers_of_a_killed_launcher_hold_is_free_when_they_end(
 
 @pytest.mark.process
 @pytest.mark.usefixtures("_four_cores")
+@pytest.mark.parametrize(
+    ("manifest", "shell", "expected"),
+    [
+        ({}, {}, ["1000", "0", None]),
+        ({"GOMP_SPINCOUNT": "7"}, {}, ["7", None, None]),
+        ({}, {"KMP_BLOCKTIME": "200"}, [None, "200", None]),
+        ({}, {"OMP_WAIT_POLICY": "active"}, [None, None, "active"]),
+    ],
+)
+def test_waiting_threads_spin_for_a_short_time_unless_the_user_says_how_they_wait(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    manifest: dict[str, str],
+    shell: dict[str, str],
+    expected: list[str | None],
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY")  # of the tests
+    for name, value in shell.items():
+        monkeypatch.setenv(name, value)
+    names = ["GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY"]
+    program = f"import json, os, sys; json.dump([os.environ.get(n) for n in {names}], open(sys.argv[1] + '/had', 'w'))"
+    backend = LocalBackend()
+    job = backend.submit(replace(submission(tmp_path / "run", program, Resources(cpus=1, gpus=0)), env=manifest))
+    assert wait(backend, job).exit_code == 0
+    assert json.loads((tmp_path / "run" / "had").read_text()) == expected
+
+
+@pytest.mark.process
+@pytest.mark.usefixtures("_four_cores")
 def test_a_module_path_of_the_manifest_is_searched_after_the_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

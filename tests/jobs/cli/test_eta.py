@@ -39,6 +39,18 @@ def test_waiting_runs_start_where_one_ends_and_as_many_go_at_once_as_now() -> No
     assert study_seconds_left([5], [1, 2, 3]) == 11
 
 
+def test_the_slowest_run_is_named_if_it_is_several_times_slower_than_estimated() -> None:
+    def going(name: str, speed: float, expected: float | None) -> RunView:
+        return replace(pace("rnn", ""), name=name, tokens_per_second=speed, expected_tokens_per_second=expected)
+
+    well = (going("well", 30_000, 40_000), going("unknown", 1, None))
+    assert StudyView(name="s", runs=well).slow_line is None
+    line = StudyView(name="s", runs=(*well, going("slow", 9_000, 40_000), going("slower", 600, 40_000))).slow_line
+    assert line is not None
+    assert "slower and 1 more" in line
+    assert "600 of 40.0k tok/s" in line
+
+
 def test_a_study_with_any_unknown_time_or_nothing_running_has_no_estimate() -> None:
     assert study_seconds_left([10, None], []) is None
     assert study_seconds_left([10], [5, None]) is None

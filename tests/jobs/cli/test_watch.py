@@ -14,6 +14,7 @@ import pytest
 
 import jobs.cli.progress
 import launch
+from jobs.cli.live_table import table_lines
 from jobs.cli.progress import Watcher, watch_in_lines
 from jobs.cli.view import StudyView, changes
 from jobs.spec import RunSpec
@@ -125,6 +126,22 @@ def test_status_has_the_speed_the_time_left_and_what_differs(
         {"model.arch": "rnn", "seed": 0},
         {"model.arch": "gru", "seed": 1},
     ]
+
+
+@pytest.mark.parametrize(("tokens_per_second", "is_slow"), [(40_000, True), (1_000, False), (None, False)])
+def test_a_run_several_times_slower_than_its_launch_has_estimated_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tokens_per_second: float | None, is_slow: bool
+) -> None:
+    run = add(tmp_path / "s", "one")
+    seconds = None if tokens_per_second is None else 4 * STEPS * 8 * 5 / tokens_per_second
+    fingerprint = run.read_config().fingerprint()
+    write_json(tmp_path / "s" / "study.json", {"estimates": {fingerprint: {"seconds": seconds, "epochs": 4}}})
+    with running(run):
+        at_step(run, epoch=0, step=25)
+        launch.main(["status", "s", "--runs-dir", str(tmp_path)])
+        study = Watcher(tmp_path / "s").look()
+    assert ("one: several times slower" in capsys.readouterr().out) == is_slow
+    assert any("500 of 40.0k tok/s" in str(line) for line in table_lines(study, 120)) == is_slow
 
 
 def test_before_the_first_epoch_ends_the_time_left_comes_from_tokens_per_second(tmp_path: Path) -> None:
