@@ -87,9 +87,13 @@ def results_table(study: Study, group: str | None = None) -> Table:
     of_all = [number("of_all", "Of all", units.perplexity), number("at", "Its epoch", units.whole)]
     bits = [BITS] if runs["val_bits_per_byte"].map(units.is_number).any() else []
     seeds = "Seeds: next table" if repeats_seeds(study.runs) else "One seed each: n = 1"
+    at_best = (
+        "Train, valid.: at the best epoch; of all, test: at that of all epochs"
+        if longer
+        else "Train, valid., test: at the epoch of the lowest validation perplexity"
+    )
     caption = (
-        f"Train, valid.{'' if longer else ', test'}: at the epoch of the lowest validation perplexity; final: after "
-        f"the last. {'Of all, test: at that of all epochs. ' if longer else ''}"
+        f"{at_best}; final: after the last. "
         f"{'Bits/byte: validation loss per byte of the text. ' if bits else ''}"
         f"Bold: lowest of each architecture{' on its text' if len(texts) > 1 else ''}.{scope_of(runs, absent)}"
     )

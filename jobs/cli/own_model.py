@@ -42,7 +42,8 @@ def check_model(arguments: CheckModelArguments) -> tuple[Any, int]:
         terminal.say(f"\nwith {VOCAB_SIZE:,} words and windows of {SEQ_LEN}: {words}")
     if answer["traceback"]:
         terminal.detail(answer["traceback"])
-        terminal.tell("-v prints the traceback")
+        if not arguments.verbose:
+            terminal.tell("-v prints the traceback")
     return answer, ModelError.exit_code if any(map(is_bad, findings)) else 0
 
 

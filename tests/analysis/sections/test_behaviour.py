@@ -163,6 +163,9 @@ def test_hostile_tokens_are_escaped_and_the_title_says_entropy_and_probability(r
     assert HOSTILE not in page
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; · entropy 1.00 nats · p 0.14" in page
     assert "Appendix: all samples" in page
+    appendix = files["report.md"].decode().partition("## Appendix: all samples")[2].partition("\n## ")[0]
+    assert "data/samples.csv" in appendix
+    assert "```" not in appendix, "the texts are in the table alone"
     assert "data/samples.csv" in files
     assert files["data/behaviour.csv"].decode().splitlines()[1].endswith("loss_zero_state,1,6.0")
 
