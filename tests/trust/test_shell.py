@@ -20,7 +20,6 @@ WRITES_SHELL = {
     "slurm/backend.py": "the command of the report's job: paths are quoted, python is shell",
     "slurm/probe.py": "the command of the doctor's trial job, the same",
     "analysis/study/run.py": "the command that a report shows of a run, to copy; it runs nothing",
-    "jobs/cli/parser.py": "the right order of a command line that a message shows, to copy; it runs nothing",
 }
 """Modules that quote words for a shell, and so write for one."""
 
