@@ -26,26 +26,20 @@ from seqlm.errors import FileError, RunBusyError, UsageError
 from seqlm.files import read_json
 from seqlm.lease import Terms, live_owner
 from seqlm.locks import is_locked
-from seqlm.reading import below, exists, is_file, is_folder, is_link, listed, read_bytes
+from seqlm.reading import exists, is_file, is_folder, is_link, listed, read_bytes
 from seqlm.run_layout import BEHAVIOUR_FOLDER, CANARY_FOLDER
 from seqlm.rundir import RunDirectory
 
-Kind: TypeAlias = Literal[
-    "run", "last checkpoint", "unused code", "damaged copy", "canary", "temporary file", "compiled code"
-]
+Kind: TypeAlias = Literal["run", "last checkpoint", "unused code", "temporary file"]
 
 KINDS: dict[Kind, str] = {
     "run": "chosen with --runs, with their results, behaviour jobs and canaries",
     "last checkpoint": "of runs that are done; their best.pt stays, and they cannot go on to more epochs",
     "unused code": "copies that no run, no attempt and no job refers to",
-    "damaged copy": "copies of the code that were moved aside",
-    "canary": "trial runs; the next launch of more than ten runs repeats them",
     "temporary file": "begun by processes that have ended",
-    "compiled code": "made again when needed",
 }
 """Each kind, in the order in which it is shown, with a note for a person."""
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8,16}\.tmp|\.previous\.pt\.tmp")
-_DAMAGED = re.compile(r".+\.damaged-[0-9a-f]{8}")
 _SUBMITTED = re.compile(r"(\d+(?:_\d+)?)_submitted\.pkl")
 
 
@@ -182,13 +176,10 @@ class _Search:
             self._add_runs(folder)
         launchers = [launcher.identity for folder in self._folders if (launcher := launcher_of(folder)) is not None]
         if any(launcher != this_launcher() for launcher in launchers):
-            self._found.kept.append("code, canaries and the study's own temporary files stay: it is being launched")
+            self._found.kept.append("code and the study's own temporary files stay: it is being launched")
             return self._found
         for folder in self._folders:
             self._add_temporary(folder)
-        for run in RunDirectory.unordered_in(self._study_dir / CANARY_FOLDER):
-            if not _has_worker(run):
-                self._add("canary", run.path)
         self._add_code()
         return self._found
 
@@ -228,24 +219,15 @@ class _Search:
         if is_link(place) or not is_folder(place):
             return
         self._add_temporary(place)
-        copies = listed(place)
+        copies = [copy for copy in listed(place) if not _TEMPORARY.fullmatch(copy.name) and is_file(copy / ORIGIN)]
         try:
             used = set(self._used_code([copy.name for copy in copies]))
-            unknown = None
         except FileError as error:
-            used, unknown = set(), f"{place} stays: which code is in use is not known ({error})"
+            self._found.kept.append(f"{place} stays: which code is in use is not known ({error})")
+            return
         for folder in copies:
-            if _DAMAGED.fullmatch(folder.name):
-                self._add("damaged copy", folder)
-            elif unknown or _TEMPORARY.fullmatch(folder.name) or not is_file(folder / ORIGIN):
-                continue
-            elif folder.name not in used:
+            if folder.name not in used:
                 self._add("unused code", folder)
-            elif not is_link(folder):
-                for compiled in below(folder, "__pycache__"):
-                    self._add("compiled code", compiled)
-        if unknown:
-            self._found.kept.append(unknown)
 
     def _used_code(self, names: Sequence[str]) -> Iterator[str]:
         """Those names of copies that runs, behaviour jobs, jobs of SLURM and this process refer to.

@@ -56,9 +56,8 @@ def study(tmp_path: Path) -> Path:
         write_json(run.position_file, {"epoch": 2, "step": 0})
     run_of(study_dir, "open").result_file.unlink()
     write_json(run_of(study_dir, "open").provenance_file, {"name": "open", "code": {"path": "/x/code/launched"}})
-    for name in ("used-0", "used-1", "launched", "old", f"old.damaged-{HEX[:8]}"):
+    for name in ("used-0", "used-1", "launched", "old"):
         copy_of_code(study_dir, name)
-    fill(study_dir / "code" / "used-0" / "seqlm" / "__pycache__" / "x.pyc", 30)
     fill(study_dir / "code" / f".old.{HEX}.tmp" / "half", 20)
     fill(study_dir / f".study.json.{HEX}.tmp", 7)
     first = run_of(study_dir, "first")
@@ -113,9 +112,6 @@ def test_what_nothing_needs_is_found_by_its_kind(study: Path) -> None:
     first, second = (run_of(study, name) for name in ("first", "second"))
     assert paths(study, "last checkpoint") == sorted([first.last_checkpoint, second.last_checkpoint])
     assert paths(study, "unused code") == [study / "code" / "old"]
-    assert paths(study, "damaged copy") == [study / "code" / f"old.damaged-{HEX[:8]}"]
-    assert paths(study, "canary") == [study / "canary" / first.id]
-    assert paths(study, "compiled code") == [study / "code" / "used-0" / "seqlm" / "__pycache__"]
     assert [path.name for path in paths(study, "temporary file")] == sorted(
         [
             f".study.json.{HEX}.tmp",
@@ -128,7 +124,7 @@ def test_what_nothing_needs_is_found_by_its_kind(study: Path) -> None:
         key=lambda name: str(next(study.rglob(name))),
     )
     sizes = {item.kind: item.size_bytes for item in find_leftovers(study).leftovers}
-    assert (sizes["last checkpoint"], sizes["compiled code"]) == (1000, 30)
+    assert sizes["last checkpoint"] == 1000
     assert kept(study) == []
 
 
@@ -284,11 +280,9 @@ def test_a_last_checkpoint_stays_that_may_be_needed_or_is_not_plainly_ours(
 
 def test_nothing_of_a_run_goes_while_its_worker_lives(study: Path) -> None:
     run = run_of(study, "first")
-    canary = RunDirectory.canary(study, run.id)
-    for alive in (run, canary):
-        with exclusive_lock(alive.worker_lock_file, "busy"):
-            left = [study / item.path for item in find_leftovers(study).leftovers]
-            assert [path for path in left if path.is_relative_to(alive.path)] == []
+    with exclusive_lock(run.worker_lock_file, "busy"):
+        left = [study / item.path for item in find_leftovers(study).leftovers]
+        assert [path for path in left if path.is_relative_to(run.path)] == []
     assert run.last_checkpoint in paths(study, "last checkpoint")
 
 
@@ -469,12 +463,12 @@ def test_another_users_study_is_refused(
 @pytest.mark.skipif(os.geteuid() != 0, reason="root alone can give a file to somebody else")
 def test_what_another_user_has_in_ones_study_stays(study: Path) -> None:
     run = run_of(study, "first")
-    compiled = study / "code" / "used-0" / "seqlm" / "__pycache__"
+    old = study / "code" / "old"
     os.chown(run.last_checkpoint, 64711, -1)
-    os.chown(compiled / "x.pyc", 64711, -1)
+    os.chown(old / "seqlm" / "__init__.py", 64711, -1)
     assert run.last_checkpoint not in paths(study, "last checkpoint")
-    assert paths(study, "compiled code") == []
-    expected = [f"{path} stays: it belongs to another user" for path in (run.last_checkpoint, compiled)]
+    assert old not in paths(study, "unused code")
+    expected = [f"{path} stays: it belongs to another user" for path in (run.last_checkpoint, old)]
     assert sorted(kept(study)) == sorted(expected)
 
 
@@ -494,7 +488,7 @@ def test_without_a_terminal_it_takes_yes(
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
     assert launch.main(["clean", str(study)]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("error: clean would delete 12 files and folders (3.0 KiB)")
+    assert line.startswith("error: clean would delete 9 files and folders (2.1 KiB)")
     assert line.endswith("of small; add --yes to delete, or --dry-run to look")
     assert files(study) == before
 
@@ -506,9 +500,9 @@ def test_it_asks_on_a_terminal(
     monkeypatch.setattr(sys, "stdin", Terminal(answer))
     assert launch.main(["clean", str(study)]) == code
     said = capsys.readouterr()
-    assert "delete 12 files and folders (3.0 KiB)" in said.err
+    assert "delete 9 files and folders (2.1 KiB)" in said.err
     assert run_of(study, "first").has_checkpoint() == (code == 2)
-    assert ("deleted 12 files and folders" in said.out) == (code == 0)
+    assert ("deleted 9 files and folders" in said.out) == (code == 0)
 
 
 def test_a_folder_of_behaviour_jobs_or_no_study_gets_one_line(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
