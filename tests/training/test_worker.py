@@ -242,4 +242,5 @@ def test_a_configuration_that_cannot_be_read_just_now_is_trouble_with_the_disk(
 
 def test_a_folder_without_a_configuration_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert worker.main([str(tmp_path)]) == 2
-    assert "is not a run directory" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "config.json is missing" in line
