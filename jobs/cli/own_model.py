@@ -24,8 +24,9 @@ def check_model(arguments: CheckModelArguments) -> tuple[Any, int]:
     """Print what each check found. Exit code 2: the model breaks the contract."""
     file, _, name = arguments.source.rpartition(CLASS_SEPARATOR)
     path = Path(file)
+    source = f"{path.name}{CLASS_SEPARATOR}{name}" if file else arguments.source
     raw = {
-        **{"arch": next(iter(CustomConfig.LABELS)), "source": f"{path.name}{CLASS_SEPARATOR}{name}"},
+        **{"arch": next(iter(CustomConfig.LABELS)), "source": source},
         **{"arguments": _table(arguments.arguments), "files": list(arguments.files)},
     }
     try:

@@ -108,7 +108,11 @@ def _runs_to_delete(arguments: CleanArguments, study_dir: Path) -> list[str] | N
         raise UsageError("--runs and --only belong together: clean STUDY --runs --only state=failed")
     if not arguments.runs:
         return None
-    runs = chosen_runs(arguments, study_dir)
+    chosen = chosen_runs(arguments, study_dir)
+    runs = [run for run in chosen if run.config is not None]
+    for run in chosen:
+        if run.config is None:  # it may be done, and only look like a failed one
+            tell(f"{run.name} stays: {run.observation.reason}")
     if runs:
         say_table(table(STATUS, [[COLUMNS[title](RunView.of(run)) for title in STATUS] for run in runs], right=(3, 4)))
     return [run.run.id for run in runs]

@@ -81,4 +81,4 @@ def edited_models(specs: Iterable[RunSpec], manifest: Path) -> list[str]:
                     f"{model.source} has changed; `retry` trains the copy that the run began with; `run {manifest}` "
                     "starts the changed one"
                 )
-    return found
+    return list(dict.fromkeys(found))  # models that differ in arguments alone have one line

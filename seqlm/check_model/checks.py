@@ -79,11 +79,11 @@ def check_causality(subject: Subject) -> str:
     model = subject.build()
     has_trained = _is_deterministic(subject)
     for training in (False, True) if has_trained else (False,):
-        _require_causality(subject, model.train(training))
+        _require_causality(subject, model.train(training), _where(has_trained))
     return f"no logit depends on a later token or on another column{_where(has_trained)}"
 
 
-def _require_causality(subject: Subject, model: LanguageModel) -> None:
+def _require_causality(subject: Subject, model: LanguageModel, where: str) -> None:
     tokens = subject.tokens[:STEPS]
     logits = _logits(model, tokens)
     scale = float(logits.abs().max())
@@ -98,14 +98,12 @@ def _require_causality(subject: Subject, model: LanguageModel) -> None:
         first = min(leaks)
         raise BrokenContractError(
             f"the model sees the future: token {leaks[first] + 1} of a window changes the logits at position "
-            f"{first + 1}{_where(model.training)}"
+            f"{first + 1}{where}"
         )
     changed = tokens.clone()
     changed[:, 0] = (changed[:, 0] + 1) % VOCAB
     if difference(_logits(model, changed)[:, 1:], logits[:, 1:]) > TOLERANCE:
-        raise BrokenContractError(
-            f"columns mix: the tokens of column 1 change the logits of the others{_where(model.training)}"
-        )
+        raise BrokenContractError(f"columns mix: the tokens of column 1 change the logits of the others{where}")
 
 
 def _logits(model: LanguageModel, tokens: Tensor) -> Tensor:

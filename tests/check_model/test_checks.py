@@ -31,6 +31,7 @@ def test_each_fault_is_caught_by_its_check(
     write_model(tmp_path, *changes)
     found = lines(answer(tmp_path))
     assert found[0].startswith(f"{check}: {line}"), found
+    assert "training draws" not in found[0]
     also = {"carried state"} if check != "causality" else {"micro-batches", "carried state"}
     assert {one.partition(": ")[0] for one in found} <= {check, *also}, found
 

@@ -182,6 +182,7 @@ def test_chosen_runs_go_with_their_results_and_all_else_stays(study: Path, capsy
         return {path for path in files(study) if not any(part.endswith(".tmp") for part in path.parts)}
 
     first, second = (run_of(study, name) for name in ("first", "second"))
+    config = second.config_file.read_text()
     write_json(first.failure_file, {"kind": "code", "message": "it fails"})
     first.result_file.unlink()
     own = (first.path, study / "behaviour" / first.id, study / "canary" / first.id)
@@ -197,6 +198,9 @@ def test_chosen_runs_go_with_their_results_and_all_else_stays(study: Path, capsy
     assert cleaned(study, capsys, *failed, "--yes")[0] == 0
     assert there() == before - gone
     assert cleaned(study, capsys, *failed, "--yes")[1]["items"] == []
+    second.config_file.write_text("{")
+    assert cleaned(study, capsys, *failed, "--yes")[1]["items"] == [], "it is done; only a file is damaged"
+    second.config_file.write_text(config)
     with exclusive_lock(second.worker_lock_file, "busy"):
         assert launch.main(["clean", str(study), "--runs", "--only", "name=*", "--yes"]) != 0
     assert f"{second.path} is running" in capsys.readouterr().err
