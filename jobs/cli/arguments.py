@@ -214,7 +214,7 @@ class CleanArguments(StudyArguments):
 
 @command("results", "jobs.cli.results.results", "results first --sort test_ppl")
 class ResultsArguments(StudyArguments):
-    """Show what came of the runs, the best first, and what differs between them."""
+    """Show what came of the runs, each at its best epoch of all, and what differs. The report compares equal epochs."""
 
     sort: str = option(
         "--sort", metavar="KEY", default="val_ppl", help="a column of --csv, lowest first (default: val_ppl)"
