@@ -76,7 +76,7 @@ class Run:
         """Load the model of the best epoch: on the CPU, dropout off, in float32. Imports torch.
 
         Args:
-            trust: run the file of an own model in a study that you have not launched. Read it first.
+            trust: run the file of a user's own model in a study that you have not launched. Read it first.
 
         >>> model = study.run("gru-adam").load_model()
         >>> sum(parameter.numel() for parameter in model.parameters())
@@ -85,7 +85,7 @@ class Run:
         Raises:
             CheckpointError: the checkpoint is missing, damaged, or of another run.
             FileError: a file of the run cannot be read.
-            UsageError: the run has an own model, and you have not launched its study.
+            UsageError: the run has a user's own model, and you have not launched its study.
         """
         from seqlm.training.checkpoint import load_checkpoint, trained_model
 
