@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import gc
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.blocks.latex import latex_table
-from analysis.blocks.section import Prose, Section
+from analysis.blocks.section import Note, Prose, Section
 from analysis.discussion import discussion_section
 from analysis.page import Page, render_html, render_markdown
 from analysis.plots.curve_figures import curve_blocks
@@ -141,7 +142,14 @@ def report_page(study: Study) -> Page:
         "attempts": study.attempts,
         **behaviour_data(behaved_runs(study)),
     }
-    return Page(study=study, sections=[section for section in report_sections(study) if section.blocks], data=data)
+    sections = [_with_notes(section, study.notes) for section in report_sections(study) if section.blocks]
+    return Page(study=study, sections=sections, data=data)
+
+
+def _with_notes(section: Section, notes: Iterable[tuple[str, str]]) -> Section:
+    """Return the section with the author's notes below it."""
+    own = [Note(text=text) for part, text in notes if part == section.name]
+    return dataclasses.replace(section, blocks=[*section.blocks, *own])
 
 
 def _json(data: pd.DataFrame) -> str:

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+
 from analysis.blocks.figure import Chart
 from analysis.blocks.table import Table
 from analysis.study.numbering import RunNumber
@@ -117,6 +120,20 @@ class Prose:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Note:
+    """A text of the author, in Markdown."""
+
+    kind: ClassVar[str] = "note"
+
+    text: str
+
+    @property
+    def html(self) -> Markup:
+        """The text as HTML, without raw HTML of the author's."""
+        return Markup(MarkdownIt("commonmark", {"html": False}).disable("image").render(self.text))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Points:
     """A list of sentences."""
 
@@ -134,7 +151,7 @@ class Subheading:
     text: str
 
 
-Block: TypeAlias = Prose | Points | Subheading | Table | Chart | Coverage | OpenRuns | Samples
+Block: TypeAlias = Prose | Note | Points | Subheading | Table | Chart | Coverage | OpenRuns | Samples
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from analysis.blocks.section import Block, Prose, Section, Subheading
+from analysis.blocks.section import Block, Note, Prose, Section, Subheading
 from analysis.blocks.texts import on_one_text, scope_sentences, text_sentences
 from analysis.discussion.expected import expected_blocks
 from analysis.discussion.next_runs import next_blocks
@@ -18,13 +18,19 @@ def discussion_section(study: Study) -> Section:
     compared = study.compared
     one = on_one_text(compared)
     settings = timed_settings(one)
-    parts: list[tuple[str, list[Block]]] = [
-        ("Expected against observed", expected_blocks(compared)),
-        ("The optimizers compared", optimizers_blocks(one, settings)),
-        ("The pick for time and the pick for generalisation", picks_blocks(one, settings)),
-        ("Reliability of the architectures", reliability_blocks(one, settings)),
-        ("What to run next", next_blocks(study)),
+    parts: list[tuple[str, str, list[Block]]] = [
+        ("expected", "Expected against observed", expected_blocks(compared)),
+        ("optimizers", "The optimizers compared", optimizers_blocks(one, settings)),
+        ("picks", "The pick for time and the pick for generalisation", picks_blocks(one, settings)),
+        ("reliability", "Reliability of the architectures", reliability_blocks(one, settings)),
+        ("next", "What to run next", next_blocks(study)),
     ]
     warning: list[Block] = [Prose(text=text) for text in [*text_sentences(study), *scope_sentences(compared)]]
-    blocks = [block for title, answer in parts for block in [Subheading(text=title), *answer]]
+    blocks = [
+        block for name, title, answer in parts for block in [Subheading(text=title), *answer, *_notes(study, name)]
+    ]
     return Section(name="discussion", title="Discussion", blocks=[*warning, *blocks])
+
+
+def _notes(study: Study, part: str) -> list[Note]:
+    return [Note(text=text) for name, text in study.notes if name == part]

@@ -47,6 +47,8 @@ class Expectation:
     lower: tuple[str, ...]
     """Fingerprints' first digits."""
     higher: tuple[str, ...]
+    why: str | None = None
+    """The reason for it, as stated then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,8 @@ class StudyRecord:
     """Architecture and optimizer of each run that the manifest leaves out on purpose."""
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Title -> runs that have curves and a table of their own."""
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    """Part of the report and the author's text for it, in Markdown."""
     expectations: list[Expectation] = field(default_factory=list)
     search: SearchRule | None = None
     estimated_seconds: dict[str, float] = field(default_factory=dict)
@@ -109,12 +113,14 @@ def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
         groups={
             clean(str(entry.get("title", ""))): _all_digits(entry.get("runs")) for entry in _tables(raw.get("groups"))
         },
+        notes=[(str(entry.get("part")), _lines(entry.get("text"))) for entry in _tables(raw.get("notes"))],
         expectations=[
             Expectation(
                 text=clean(str(entry.get("text", ""))),
                 metric=entry["metric"],
                 lower=_all_digits(entry.get("lower")),
                 higher=_all_digits(entry.get("higher")),
+                why=as_text(entry.get("why")),
             )
             for entry in _tables(raw.get("expectations"))
             if entry.get("metric") in get_args(Metric)
@@ -164,6 +170,12 @@ def _search(table: Mapping[str, Any]) -> SearchRule | None:
 
 def _tables(value: Any) -> list[Mapping[str, Any]]:
     return [entry for entry in as_list(value) if isinstance(entry, Mapping)]
+
+
+def _lines(value: Any) -> str:
+    """Return a text of several lines without characters that no page can show."""
+    lines = value.splitlines() if isinstance(value, str) else []
+    return "\n".join("".join(c for c in line.expandtabs(4) if c.isprintable()) for line in lines)
 
 
 def _digits(fingerprint: Any) -> str:

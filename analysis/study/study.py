@@ -51,6 +51,8 @@ class Study:
     """Entries of the manifests that have no run directory."""
     groups: dict[str, list[str]]
     """Title of each group of ``[report] groups`` -> ids of its runs."""
+    notes: list[tuple[str, str]]
+    """Part of the report and the author's text for it, in Markdown."""
     excluded: list[tuple[str | None, str | None]]
     """Architecture and optimizer of the runs that the manifest leaves out."""
     expectations: list[Expectation]
@@ -129,6 +131,7 @@ def load_study(*study_dirs: Path) -> Study:
     runs: list[LoadedRun] = []
     absent: list[PlannedRun] = []
     groups: dict[str, list[str]] = {}
+    notes: list[tuple[str, str]] = []
     excluded: list[tuple[str | None, str | None]] = []
     expectations: list[Expectation] = []
     searches: dict[str, SearchRule] = {}
@@ -169,6 +172,7 @@ def load_study(*study_dirs: Path) -> Study:
             searches[name] = record.search
         runs += found
         excluded += record.excluded
+        notes += record.notes
         lines = [*one.lines, *(line for run in found for line in run.warnings)]
         warnings += [clean(line.replace(f"{study_dir}/", "")) for line in lines]
     archs = [*(r.row["arch"] for r in runs), *(plan.arch for plan in absent), *(arch for arch, _ in excluded)]
@@ -186,6 +190,7 @@ def load_study(*study_dirs: Path) -> Study:
         ),
         absent=absent,
         groups=groups,
+        notes=notes,
         excluded=excluded,
         expectations=expectations,
         searches=searches,

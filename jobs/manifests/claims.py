@@ -24,6 +24,12 @@ METRICS: tuple[str, ...] = get_args(Metric)
 come within 5 % of its best validation perplexity."""
 MAX_TEXT = 300
 MAX_TITLE = 60
+Part = Literal[
+    "results", "search", "groups", "published", "curves", "expected", "optimizers", "picks", "reliability", "next",
+    "cost", "effects", "behaviour", "hyperparameters",
+]  # fmt: skip
+"""A part of the report that may have a note of the author."""
+PARTS: tuple[str, ...] = get_args(Part)
 
 
 # -- tables ----------------------------------------------------------------------------------------------------------
@@ -47,6 +53,8 @@ def _each_once(name: str, value: Any) -> Iterator[str]:
             yield f"{name}: expected each run once, got {show(run)} twice"
 
 
+_TEXT = f"a text in one line of at most {MAX_TEXT} characters"
+_Text = Annotated[Line, MaxLen(MAX_TEXT)]
 _RANGE = "two finite numbers above 0, the lowest and the highest"
 _PPL = Valid("a finite number above 0")
 _Ppl = Annotated[float, Gt(0)]
@@ -72,7 +80,7 @@ class Published:
 class Claim:
     """One ``[[expect]]`` as written."""
 
-    text: Annotated[Line, MaxLen(MAX_TEXT), Valid(f"a text in one line of at most {MAX_TEXT} characters")]
+    text: Annotated[Line, MaxLen(MAX_TEXT), Valid(_TEXT)]
     """The expectation in your own words."""
     metric: Annotated[Metric, Valid(f"one of {', '.join(METRICS)}")] = "val_ppl"
     """What is compared."""
@@ -80,6 +88,8 @@ class Claim:
     """Conditions on runs, as after `--only`: `"arch=gru"`."""
     higher: _Side
     """The same for the other side. Each side has at least one run, and no run is on both."""
+    why: Annotated[_Text | None, Valid(_TEXT)] = None
+    """Why you expect it. The report prints it next to what came out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +105,11 @@ class Report:
         Valid(f"a table of titles of at most {MAX_TITLE} characters, each with a list of names of runs, at least one"),
     ] = field(default_factory=dict)
     """Groups of runs with curves and a table of their own in the report: a title, then names or patterns (`gru-*`)."""
+    notes: Annotated[
+        dict[Part, Annotated[str, MinLen(1)]],
+        Valid(f"a table of texts in Markdown by part of the report: {', '.join(PARTS)}"),
+    ] = field(default_factory=dict)
+    """Your own text for a part of the report, in Markdown. It is printed below the computed one, marked as yours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +122,7 @@ class Expectation:
     """Names of runs, at least one."""
     higher: tuple[str, ...]
     """Names of other runs, at least one."""
+    why: str | None = None
 
 
 # -- with the runs ---------------------------------------------------------------------------------------------------
@@ -139,7 +155,7 @@ def expectations(
             wrong.append(f"expected different runs in lower and higher, got {show(both[0])} in both")
         unmatched += [(where, what) for what in wrong]
         if not wrong:
-            found.append(Expectation(text=claim.text, metric=claim.metric, **sides))
+            found.append(Expectation(text=claim.text, metric=claim.metric, why=claim.why, **sides))
     return found, unmatched
 
 

@@ -54,6 +54,7 @@ def manifest_schema() -> Schema:
             {
                 "behaviour": {**report["behaviour"], "uniqueItems": True},
                 "groups": {**report["groups"], "additionalProperties": False},
+                "notes": report["notes"],
             }
         ),
         "seeds": table_keys(EntryTable)["seeds"],

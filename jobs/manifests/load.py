@@ -81,6 +81,8 @@ class Manifest:
     """Names, as in ``written``, of the runs whose trained models the report examines."""
     groups: Mapping[str, tuple[str, ...]]
     """Title of a group of the report -> names of its runs, as in ``written``."""
+    notes: Mapping[str, str]
+    """Part of the report -> the author's text for it, in Markdown."""
     samples: tuple[Mapping[str, Any], ...]
     """Each ``[[sample]]`` as written: ``name``, ``seeds``, ``values`` by dotted key; and ``defaults`` of the file."""
 
@@ -145,6 +147,7 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
         expectations=tuple(expected),
         behaviour=tuple(name for name in behaviour if name in names),
         groups=groups,
+        notes=file.report.get("notes", {}),
         samples=tuple({**sample, "defaults": file.defaults} for sample in file.samples),
     )
 

@@ -31,7 +31,7 @@ from seqlm.run_layout import STUDY_FORMAT, study_record_file
 from seqlm.search import Search
 from seqlm.trust import distrusted
 
-PLAN = ("planned", "excluded", "expectations", "groups", "samples")
+PLAN = ("planned", "excluded", "expectations", "groups", "notes", "samples")
 """Sections whose entries belong to a manifest each."""
 
 
@@ -95,6 +95,7 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
             {"title": title, "runs": [prints[name] for name in names], **named}
             for title, names in manifest.groups.items()
         ],
+        "notes": [{"part": part, "text": text, **named} for part, text in manifest.notes.items()],
         "samples": [{**sample, **named} for sample in manifest.samples],
         "behaviour": list(dict.fromkeys(known[name] for name in manifest.behaviour for known in (prints, launched))),
         "untracked": list(manifest.untracked),

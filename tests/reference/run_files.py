@@ -106,6 +106,7 @@ FIELDS: dict[str, Meanings] = {
         "excluded": "what an `[[exclude]]` dropped",
         "expectations": "the `[[expect]]` tables, with fingerprints in place of conditions",
         "groups": ("list", "the groups of `[report.groups]`, with fingerprints in place of names"),
+        "notes": ("list", "the texts of `[report.notes]`, each with the part of the report that it is for"),
         "samples": ("list", "the `[[sample]]` entries as written, and the `[defaults]`, for `seqlm propose`"),
         "behaviour": "fingerprints of the runs that `[report] behaviour` names",
         "untracked": "`study.untracked` of the manifest",

@@ -143,8 +143,9 @@ def study_files(digits: list[str]) -> dict[str, Any]:
     record = {
         "planned": [{**planned, "number": 1, "fingerprint": digits[0], "published": published}],
         "excluded": [{"name": "a", "arch": "gru", "optimizer": "sgd", "manifest": "o.toml"}],
-        "expectations": [{"text": "t", "metric": "val_ppl", "lower": digits[:1], "higher": digits[1:2]}],
+        "expectations": [{"text": "t", "metric": "val_ppl", "lower": digits[:1], "higher": digits[1:2], "why": "w"}],
         "groups": [{"title": "G", "runs": digits, "manifest": "o.toml"}],
+        "notes": [{"part": "results", "text": "n", "manifest": "o.toml"}],
         "samples": [{"name": "s", "values": {"optim.lr": {"uniform": [0.1, 0.2]}}, "defaults": {}, "seeds": [1]}],
         "behaviour": digits[:1],
         "untracked": ["a.py"],

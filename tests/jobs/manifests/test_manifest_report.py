@@ -79,6 +79,15 @@ def test_an_expectation_names_the_runs_of_both_its_sides(tmp_path: Path) -> None
     assert manifest.expectations == (expected,)
 
 
+def test_the_author_may_give_a_reason_and_notes(tmp_path: Path) -> None:
+    text = BASE + GRU + RNN + EXPECT + 'why = "gates carry gradients"\n[report.notes]\neffects = "**Width** first."\n'
+    manifest = load(tmp_path, text)
+    assert manifest.expectations[0].why == "gates carry gradients"
+    assert manifest.notes == {"effects": "**Width** first."}
+    (problem,) = problems(tmp_path, text.replace("effects =", "efects ="))
+    assert problem.startswith("study.toml: report.notes: expected a table of texts in Markdown by part of the report: ")
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_an_expectation_may_compare_each_metric(tmp_path: Path, metric: str) -> None:
     manifest = load(tmp_path, BASE + GRU + RNN + EXPECT + f'metric = "{metric}"')
@@ -186,7 +195,7 @@ WRONG = {
     ),
     "expectation with an unknown key": (
         BASE + RNN + GRU + EXPECT + 'lowest = "arch=gru"',
-        'study.toml: expect 1: unknown key "lowest"; did you mean "lower"? (valid: text, metric, lower, higher)',
+        'study.toml: expect 1: unknown key "lowest"; did you mean "lower"? (valid: text, metric, lower, higher, why)',
     ),
     "expectation with one side": (
         BASE + RNN + GRU + '[[expect]]\ntext = "x"\nlower = "arch=gru"',
@@ -219,7 +228,7 @@ WRONG = {
     "unknown key of the report": (
         BASE + RNN + '[report]\nbehavior = ["rnn"]',
         'study.toml: unknown key "report.behavior"; did you mean "report.behaviour"? '
-        "(valid in report: behaviour, groups)",
+        "(valid in report: behaviour, groups, notes)",
     ),
     "group without a run": (
         BASE + RNN + '[report.groups]\ng = ["rn"]',

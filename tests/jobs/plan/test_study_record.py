@@ -58,6 +58,7 @@ higher = "arch=rnn optimizer=sgd"
 [report]
 behaviour = ["known"]
 groups.RNNs = ["grid-rnn-*"]
+notes.effects = "Width first."
 """
 
 
@@ -104,10 +105,12 @@ def test_the_record_has_all_runs_of_the_manifest_by_the_fingerprints_of_their_fo
                 "metric": "val_ppl",
                 "lower": [prints["grid-gru-sgd"]],
                 "higher": [prints["grid-rnn-sgd"], prints["known"]],
+                "why": None,
                 "manifest": "my.toml",
             }
         ],
         "groups": [{"title": "RNNs", "runs": [prints["grid-rnn-sgd"], prints["grid-rnn-adam"]], "manifest": "my.toml"}],
+        "notes": [{"part": "effects", "text": "Width first.", "manifest": "my.toml"}],
         "samples": [],
         "behaviour": [prints["known"]],
         "untracked": [],
