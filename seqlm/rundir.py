@@ -19,10 +19,10 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from seqlm.config import RunConfig
 from seqlm.errors import ConfigError, DamagedFileError, FileError, UsageError, printable
@@ -51,31 +51,24 @@ from seqlm.run_layout import (
     slugify,
     study_record_file,
 )
-
-State: TypeAlias = Literal["pending", "queued", "running", "done", "stopped", "failed", "cancelled"]
-FailureKind: TypeAlias = Literal["oom", "diverged", "node", "preempted", "timeout", "code", "cancelled"]
+from seqlm.state import Case, Facts, Failure, RunState, View, state_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Observation:
-    """The state of a run, read from its files."""
+class Observation(RunState):
+    """The state of a run, and how far it is, read from its files."""
 
-    state: State
-    epoch: int | None
+    epoch: int | None = None
     """Last finished epoch, counted from 0 as in ``metrics.jsonl``. ``None``: no epoch is finished."""
-    best_val_ppl: float | None
+    best_val_ppl: float | None = None
     """Lowest validation perplexity so far."""
-    reason: str | None
-    """Why the run is in this state, for a person."""
-    kind: FailureKind | None = None
-    """Kind of failure. ``None``: the run has not failed."""
     result_epochs: int = 0
     """Epochs that ``result.json`` is about. 0: there is none, or it does not say."""
 
     @classmethod
     def damaged(cls, error: Exception) -> Observation:
         """Return the state of a run of which a file cannot be read, with the error as its reason."""
-        return cls(state="failed", epoch=None, best_val_ppl=None, reason=str(error), kind="code")
+        return cls(**vars(state_of(Case(facts=Facts(damage=str(error))))))
 
     @property
     def epochs_done(self) -> int:
@@ -320,60 +313,48 @@ class RunDirectory(RunLayout):
             return (self.read_failure() or {}).get("kind") == "cancelled"
         return False
 
-    def observe(self, *, queued: bool = False, waits_for: str | None = None) -> Observation:
-        """Return the state of the run.
+    def facts(self, epochs: int, result: Mapping[str, Any] | None) -> Facts:
+        """Read what decides the state of the run. ``epochs`` and ``result`` are those of its files.
 
         The state of a worker on this machine is certain. A worker of another host counts as alive if its heartbeat is
         recent: if its machine has crashed, the run stays "running" for some minutes (``SEQLM_STALE_LEASE_MINUTES``)
-        unless a launcher has recorded a failure. A locked ``worker.lock`` that names no live process does not count,
-        and becomes the reason.
+        unless a launcher has recorded a failure. A locked ``worker.lock`` that names no live process does not count.
+        """
+        if (result is not None and reaches(result, self.read_config())) or self.read_canary() is not None:
+            return Facts(is_done=True)
+        has_owner, stranger, stopped, failure = False, None, None, self.read_failure()
+        stale_seconds = Terms.from_environment(os.environ).stale_seconds
+        if is_locked(self.worker_lock_file):
+            has_owner = has_live_worker(self.worker_lock_file, self.lease_dir, stale_seconds)
+            stranger = None if has_owner else held_by_a_stranger(self.worker_lock_file)
+        if not has_owner and (record := self.read_stopped()) is not None:
+            stopped = stopped_reason(record)
+        if not (has_owner or stopped or failure):
+            has_owner = live_owner(self.lease_dir, stale_seconds) is not None
+        return Facts(
+            has_owner=has_owner,
+            stopped=stopped,
+            failure=Failure(kind=failure.get("kind", "code"), message=str(failure.get("message"))) if failure else None,
+            stranger=stranger,
+            has_attempt=bool(self.attempts()),
+            epochs=epochs,
+        )
+
+    def observe(self, view: View | None = None, spent: Callable[[], str | None] = lambda: None) -> Observation:
+        """Return the state of the run and how far it is.
 
         Args:
-            queued: whether the backend knows of a launcher or job that will start the run: "queued", not "pending".
-            waits_for: why the run has not started.
+            view: what its launcher or scheduler says of it. ``None``: nothing will start it.
+            spent: returns why no run of the study goes on, as in :class:`seqlm.state.Case`.
         """
         epochs, _ = self.read_metrics()
         epoch = epochs[-1]["epoch"] if epochs else None
         finite = [e["val_ppl"] for e in epochs if isinstance(e["val_ppl"], int | float) and math.isfinite(e["val_ppl"])]
-        best = min(finite, default=None)
-
         result = self.read_result()
-        of_result = epochs_of(result or {}) or 0
-
-        def observed(state: State, reason: str | None, kind: FailureKind | None = None) -> Observation:
-            return Observation(
-                state=state, epoch=epoch, best_val_ppl=best, reason=reason, kind=kind, result_epochs=of_result
-            )
-
-        if (result is not None and reaches(result, self.read_config())) or self.read_canary() is not None:
-            return observed("done", None)
-        stranger = None
-        stale_seconds = Terms.from_environment(os.environ).stale_seconds
-        if is_locked(self.worker_lock_file):
-            if has_live_worker(self.worker_lock_file, self.lease_dir, stale_seconds):
-                return observed("running", None)
-            stranger = held_by_a_stranger(self.worker_lock_file)
-        stopped = self.read_stopped()
-        if stopped is not None:
-            return observed("stopped", stopped_reason(stopped))
-        failure = self.read_failure()
-        if failure is not None:
-            kind = failure.get("kind", "code")
-            if kind == "cancelled":
-                return observed("cancelled", failure.get("message"), kind)
-            return observed("failed", f"{kind}: {failure.get('message')}", kind)
-        if live_owner(self.lease_dir, stale_seconds):
-            return observed("running", None)
-        if queued:
-            return observed("queued", stranger or waits_for)
-        if stranger:
-            return observed("pending", stranger)
-        if self.attempts():
-            after = (
-                "before the first epoch ended" if epoch is None else f"after {epoch + 1} epoch{'s' if epoch else ''}"
-            )
-            return observed("pending", f"interrupted {after}; run again to resume")
-        return observed("pending", None)
+        facts = self.facts(0 if epoch is None else epoch + 1, result)
+        found = state_of(Case(facts=facts, view=view or View(), spent=spent))
+        best, of_result = min(finite, default=None), epochs_of(result or {}) or 0
+        return Observation(**vars(found), epoch=epoch, best_val_ppl=best, result_epochs=of_result)
 
 
 def require_format(study_dir: Path) -> None:

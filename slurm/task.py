@@ -30,7 +30,8 @@ from jobs.study.folder import submission_of
 from seqlm import machine
 from seqlm.errors import EXIT_BUSY, EXIT_STOPPED, STOPPED_EXITS, FileError, SeqlmError, is_storage_failure
 from seqlm.reading import exists
-from seqlm.rundir import FailureKind, RunDirectory
+from seqlm.rundir import RunDirectory
+from seqlm.state import FailureKind
 from slurm.control import clock_ahead_s, job_words, look_again, requeue
 from slurm.job import JobPlan, Signals, SlurmContext
 
@@ -127,7 +128,7 @@ class Task:
         if self._context.rank == 0 and (why := self._budget.is_spent()) is not None:
             for worker in todo:
                 worker.waits = True
-                print(f"{worker.run.id} {why}", flush=True)
+                print(f"{worker.run.id} waits: {why}", flush=True)
             if todo and self._plan.resources.ranks > 1:
                 return False  # srun then ends the other ranks, which wait for this one
             todo = []
@@ -213,7 +214,7 @@ class Task:
             for worker in running:
                 if not worker.waits:
                     worker.waits = True
-                    print(f"{worker.run.id} {why}", flush=True)
+                    print(f"{worker.run.id} waits: {why}", flush=True)
                 worker.ask()
 
     # -- workers -------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from jobs.launch.job import LaunchOptions
 from jobs.manifests import backends
 from jobs.spec import RunSpec
 from seqlm.errors import UsageError
-from seqlm.rundir import FailureKind
+from seqlm.state import FailureKind
 from slurm import settings
 from tests import commands
 from tests.test_launch import ROOT, Study, launched

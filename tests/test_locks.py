@@ -18,6 +18,7 @@ from seqlm import lease, processes
 from seqlm.errors import FileError, RunBusyError
 from seqlm.locks import exclusive_lock, is_locked, read_lock_holder
 from seqlm.rundir import RunDirectory
+from seqlm.state import View
 from tests import commands
 from tests.full_disk import full_disk
 from tests.training.studies import make_config, make_run
@@ -74,7 +75,7 @@ def test_a_lock_that_its_file_does_not_explain_is_reported_and_makes_no_run_look
     said = f"{path} is locked, but names no live process; {advice}"
     with locked_by_a_stranger(path, record):
         assert (run.observe().state, run.observe().reason) == ("pending", said)
-        assert (run.observe(queued=True).state, run.observe(queued=True).reason) == ("queued", said)
+        assert (run.observe(View(stage="queued")).state, run.observe(View(stage="queued")).reason) == ("queued", said)
         with pytest.raises(RunBusyError) as caught, exclusive_lock(path, "the run has a worker"):
             pass
         assert str(caught.value) == said

@@ -13,6 +13,7 @@ from seqlm.errors import FileError
 from seqlm.files import write_json, write_json_lines
 from seqlm.run_layout import slugify
 from seqlm.rundir import RunDirectory
+from seqlm.state import View
 from tests.training.studies import make_config, make_run
 
 
@@ -37,7 +38,7 @@ def test_a_metrics_file_cut_in_a_line_loses_that_line_alone_and_says_so(run: Run
 
 def test_the_state_is_read_from_the_files(run: RunDirectory) -> None:
     assert run.observe().state == "pending"
-    assert run.observe(queued=True).state == "queued"
+    assert run.observe(View(stage="queued")).state == "queued"
     run.attempt_dir(1).mkdir(parents=True)
     assert run.observe().reason == "interrupted before the first epoch ended; run again to resume"
     write_json_lines(run.metrics_file, [epoch(0, 90.0), epoch(1, None), epoch(2, 95.0)])
@@ -57,11 +58,11 @@ def test_a_live_lease_of_another_host_says_running_until_it_is_stale_released_or
     monkeypatch.setattr(processes, "this_host", lambda: processes.Host(name="other", machine="other"))
     theirs = lease.claim(run.lease_dir, attempt=1, busy="busy", terms=lease.Terms())
     monkeypatch.setattr(processes, "this_host", lambda: processes.Host(name="here", machine="here"))
-    assert run.observe(queued=True).state == "running"
+    assert run.observe(View(stage="queued")).state == "running"
     assert not run.worker_lock_file.exists(), "which is what its lock looks like from here"
     silent = time.time() - 200
     os.utime(theirs.file, (silent, silent))
-    assert run.observe(queued=True).state == "queued"
+    assert run.observe(View(stage="queued")).state == "queued"
     monkeypatch.setenv("SEQLM_STALE_LEASE_MINUTES", "4")
     assert run.observe().state == "running"
     theirs.release()

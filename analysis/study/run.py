@@ -26,6 +26,7 @@ from seqlm.files import read_json
 from seqlm.reading import open_regular
 from seqlm.run_layout import MAX_RUNS
 from seqlm.rundir import RunDirectory, epochs_of
+from seqlm.state import Case, Facts, state_of
 
 LOG_LINES = 12
 """Last lines of the log that are shown for a run that failed."""
@@ -73,13 +74,15 @@ def read_run(run: RunDirectory) -> LoadedRun:
     result = recorded_result or {}
     epochs, cut_lines = tolerated(run.read_metrics, None, warnings) or ([], [])
     finished = math.nan if damage else finished_epochs(result)
-    is_done = not damage and recorded_result is not None and (epochs_of(result) or math.inf) >= config["train.epochs"]
-    observed = None if damage or is_done else tolerated(run.observe, None, warnings)
-    state, reason, kind = "done", None, None
-    if observed is not None:
-        state, reason, kind = observed.state, observed.reason and clean(observed.reason), observed.kind
-    elif not is_done:
-        state, reason, kind = "failed", clean(warnings[0].replace(f"{run.path.parent}/", "")), "code"
+    facts = (
+        None
+        if damage
+        else tolerated(lambda: run.facts(epochs[-1]["epoch"] + 1 if epochs else 0, recorded_result), None, warnings)
+    )
+    if facts is None:
+        facts = Facts(damage=warnings[0].replace(f"{run.path.parent}/", ""))
+    observed = state_of(Case(facts=facts))
+    state, reason, kind = observed.state, observed.reason and clean(observed.reason), observed.kind
     warnings += cut_lines
     # A configuration that was not resolved by a launch lacks the digest of its text; the result has it.
     if config and config["data.sha256"] is None and config["data.corpus"] != "ptb":

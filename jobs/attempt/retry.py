@@ -21,8 +21,9 @@ from seqlm.errors import DamagedFileError, FileError, UnfitFileError
 from seqlm.files import make_directory, read_json, write_json
 from seqlm.lease import last_beat
 from seqlm.reading import exists
-from seqlm.rundir import FailureKind, Observation, RunDirectory
+from seqlm.rundir import Observation, RunDirectory
 from seqlm.search import epochs_finished, let_go_on
+from seqlm.state import FailureKind
 
 FREE: frozenset[FailureKind] = frozenset({"node", "preempted", "timeout"})
 """Failures that the run did not cause. Every launch resumes such a run from its last checkpoint."""

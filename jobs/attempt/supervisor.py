@@ -26,8 +26,9 @@ from seqlm import environment, machine
 from seqlm.errors import EXPLAINING_EXITS, STOPPED_EXITS, STORAGE_EXITS, FileError
 from seqlm.files import append_to, make_directory
 from seqlm.reading import read_tail
-from seqlm.rundir import FailureKind, RunDirectory
+from seqlm.rundir import RunDirectory
 from seqlm.search import Search
+from seqlm.state import FailureKind
 
 PEER_GRACE_SECONDS = 10.0
 """How long the other ranks of a run may take to notice that one has failed, before they are killed."""

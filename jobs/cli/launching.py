@@ -31,7 +31,6 @@ from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import find_data
 from jobs.plan.record import kept_manifest, kept_policy, kept_search, kept_untracked, record_of
 from jobs.spec import RunSpec
-from jobs.study.budget import is_waiting
 from jobs.study.folder import find_study, is_behaviour_study, observe_study
 from jobs.study.kept_code import distrust
 from seqlm.errors import SeqlmError, UsageError
@@ -153,8 +152,8 @@ def train(
         if arguments.behaviour is not False:
             compute_missing_behaviour(study_dir, asked=arguments.behaviour is True)
         terminal.say(f"report: {write_report([study_dir], None)}")
-    bad = ("failed", "cancelled", "pending")  # pending: its job is gone
-    return data, _exit_code([one for one in data["runs"] if one["state"] in bad or is_waiting(one["reason"])])
+    bad = ("failed", "cancelled", "pending")  # pending: its job is gone, or it waits for the budget
+    return data, _exit_code([one for one in data["runs"] if one["state"] in bad])
 
 
 def _exit_code(failed: Sequence[dict[str, Any]]) -> int:

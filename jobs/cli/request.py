@@ -24,7 +24,6 @@ from jobs.manifests import secrets
 from jobs.manifests.load import Manifest
 from jobs.plan.record import kept_tables
 from jobs.spec import RunSpec
-from jobs.study.budget import WAITS
 from jobs.study.folder import ObservedRun, study_name
 from seqlm import machine
 from seqlm.environment import BACKEND, DEVICE
@@ -218,7 +217,7 @@ def _submit(
         arrays: list[str] = []
         why = waiting_for_budget(options)
         if why is not None and todo:
-            terminal.tell(f"nothing starts: {why.removeprefix(WAITS)}")
+            terminal.tell(f"nothing starts: {why}")
         elif code is not None:
             arrays = slurm_backend.submit(todo, options, settings, code)
             if arguments.then_report:

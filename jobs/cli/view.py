@@ -22,7 +22,7 @@ from seqlm.config import varying_keys
 from seqlm.errors import SeqlmError
 from seqlm.files import read_json
 from seqlm.run_layout import study_record_file
-from seqlm.rundir import State
+from seqlm.state import State
 
 STATES: tuple[State, ...] = ("running", "failed", "cancelled", "queued", "done", "stopped", "pending")
 """Most urgent first, the order of display."""

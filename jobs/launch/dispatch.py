@@ -30,11 +30,12 @@ from jobs.launch.job import (
 )
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import Queue
-from jobs.study.budget import WAITS, Budget, BudgetWatch
+from jobs.study.budget import Budget, BudgetWatch
 from jobs.study.folder import write_queue
 from jobs.study.kept_code import Code
 from seqlm.errors import EXIT_BUSY, FileError
 from seqlm.rundir import Observation
+from seqlm.state import View
 
 LOOK_SECONDS = 0.5
 """Time between two looks at the files of live runs."""
@@ -146,10 +147,10 @@ class Dispatcher:
 
     def _start_what_fits(self) -> None:
         if (why := self._is_spent) is not None:
-            self._queue.hold(why)
+            self._queue.hold(f"waits: {why}")
             for left in [] if self._live or self._ended else self._queue.take_all():
-                waits = replace(left.observation, state="pending", reason=why, kind=None)
-                self._events.append(Event("ended", left, waits))
+                with self._warnings_for(left):
+                    self._events.append(Event("ended", left, left.run.observe(spent=lambda: why)))
             return
         while True:
             if self._interrupts.stop:
@@ -207,13 +208,13 @@ class Dispatcher:
         before, self._is_spent = self._is_spent, self._budget.look(at_once=at_once)
         if self._is_spent is not None and before is None and self._live:
             runs = "1 run stops" if len(self._live) == 1 else f"{len(self._live)} runs stop"
-            terminal.tell(f"{self._is_spent.removeprefix(WAITS)}; {runs} at a checkpoint")
+            terminal.tell(f"{self._is_spent}; {runs} at a checkpoint")
 
     def _look_at(self, job: Job) -> None:
         """Note the progress of a live run, and stop it if it was cancelled, the budget is spent, or it hangs."""
         item = job.planned
         with self._warnings_for(item):
-            self._note_epoch(item, item.run.observe(queued=True))
+            self._note_epoch(item, item.run.observe(View(stage="queued")))
         with self._warnings_for(item):
             job.write_record()
         now = time.monotonic()

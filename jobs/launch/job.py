@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from jobs.study.kept_code import Code
 from seqlm.environment import DATA, MICRO_BATCHES
 from seqlm.errors import FileError
 from seqlm.files import write_json
-from seqlm.rundir import Observation, RunDirectory, State
+from seqlm.rundir import Observation, RunDirectory
 from seqlm.search import Search
+from seqlm.state import View
 
 POLL_SECONDS = 0.1
 """Time between two polls of the backend."""
@@ -114,13 +115,7 @@ class Job:
         assert self.ended is not None, "asked of ended jobs only"
         run, was_asked = self.planned.run, self.stop_asked is not None
         self.attempt.record_exit(self.ended, was_asked=was_asked, where="outside the worker's own code")
-        observation = run.observe()
-        failure = run.read_failure() if observation.state == "running" else None
-        if failure is None:
-            return observation
-        kind = failure.get("kind", "code")
-        state: State = "cancelled" if kind == "cancelled" else "failed"
-        return replace(observation, state=state, reason=f"{kind}: {failure.get('message')}", kind=kind)
+        return run.observe(View(stage="ended"))
 
 
 @contextlib.contextmanager

@@ -22,7 +22,8 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 from jobs.spec import Resources, RunSpec
 from seqlm.config import OPEN_TABLES, RunConfig, base_key, choices_of, valid_keys
 from seqlm.errors import UsageError, nearest, nearest_key
-from seqlm.rundir import FailureKind, RunDirectory, State
+from seqlm.rundir import RunDirectory
+from seqlm.state import FailureKind, State
 
 _Item = TypeVar("_Item")
 

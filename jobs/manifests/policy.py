@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt
 
 from jobs.manifests.fields import Valid
-from seqlm.rundir import FailureKind
+from seqlm.state import FailureKind
 
 UNLIMITED = "unlimited"
 

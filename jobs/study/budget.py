@@ -26,8 +26,6 @@ from seqlm.rundir import RunDirectory
 
 UNITS = {"gpu_hours": "GPU hours", "core_hours": "core hours"}
 """Key of the policy -> its unit in messages."""
-WAITS = "waits: "
-"""Begins the reason of a run that waits for the budget."""
 LOOK_SECONDS = 2.0
 """Least time between two readings of the attempts."""
 MOST_SECONDS = 60.0
@@ -54,11 +52,6 @@ def hours_of(resources: Resources, seconds: float) -> Hours:
     """Return what a run with these resources, which are resolved, uses in some seconds."""
     hours = resources.ranks * seconds / 3600
     return Hours(gpu_hours=hours * (resources.gpus or 0), core_hours=hours * (resources.cpus or 1))
-
-
-def is_waiting(reason: str | None) -> bool:
-    """Return whether a run with this reason waits for the budget."""
-    return reason is not None and reason.startswith(WAITS)
 
 
 def total(amounts: Iterable[Hours]) -> Hours:
@@ -149,7 +142,7 @@ class Budget:
         """Return why no run goes on: which limit is reached. ``None``: none is."""
         for key, limit in self.limits.items():
             if getattr(spent, key) >= limit:
-                return f"{WAITS}budget of {limit:g} {UNITS[key]} is spent"
+                return f"budget of {limit:g} {UNITS[key]} is spent"
         return None
 
     def times_left(self, spent: Hours, amount: Hours) -> float:

@@ -16,7 +16,7 @@ from jobs.manifests.load import load_manifest
 from jobs.spec import Resources, RunSpec
 from jobs.study.budget import KeptBudget
 from jobs.study.origin import StudyPlan
-from jobs.study.squeue import JobState, Scheduler
+from jobs.study.squeue import Scheduler
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from seqlm.errors import DamagedFileError, FileError, SeqlmError, UsageError
@@ -27,6 +27,7 @@ from seqlm.processes import is_alive
 from seqlm.reading import exists, is_file, is_folder, listed
 from seqlm.run_layout import BEHAVIOUR_FOLDER, CANARY_FOLDER, slugify, study_record_file
 from seqlm.rundir import Observation, RunDirectory, require_format
+from seqlm.state import View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,36 +185,12 @@ def _with_canaries(study_dir: Path, observed: Sequence[ObservedRun]) -> list[Obs
 
 
 def observe_run(run: RunDirectory, work: AtWork) -> Observation:
-    """Return the state of one run. ``work`` is the result of :func:`at_work` for its study.
-
-    The state of a run that has a scheduler's job comes from its files if they decide, else from the scheduler. A run
-    that has not failed and waits for the study's budget is pending, and says so.
-    """
-    seen = _observe_run(run, work)
-    has_ended_waiting = seen.state == "failed" and not exists(run.failure_file)  # its job saw that and has ended
-    if work.budget is not None and (seen.state == "pending" or has_ended_waiting):
-        why = work.budget.is_spent()
-        return seen if why is None else replace(seen, state="pending", reason=why, kind=None)
-    return seen
-
-
-def _observe_run(run: RunDirectory, work: AtWork) -> Observation:
-    job, launcher = work.jobs.get(run.id), work.launcher
-    if job is None:
-        if launcher is None:
-            return run.observe()
-        is_queued = run.id in launcher.waiting or (run.read_job() or {}).get("launcher") == launcher.identity
-        return run.observe(queued=is_queued, waits_for=launcher.waiting.get(run.id))
-    seen = run.observe(queued=job.stage in ("queued", "unknown"), waits_for=job.reason)
-    if job.stage == "running" and seen.state in ("pending", "running"):
-        return replace(seen, state="running", reason=job.reason or None)
-    if seen.state != "pending":
-        return seen
-    if job.stage == "ended" and job.kind == "cancelled":
-        return replace(seen, state="cancelled", reason=job.reason, kind=job.kind)
-    if job.stage == "ended" and job.kind is not None:
-        return replace(seen, state="failed", reason=f"{job.kind}: {job.reason}", kind=job.kind)
-    return replace(seen, reason=job.reason)
+    """Return the state of one run. ``work`` is the result of :func:`at_work` for its study."""
+    view, launcher = work.jobs.get(run.id), work.launcher
+    if view is None and launcher is not None:
+        is_its = run.id in launcher.waiting or (run.read_job() or {}).get("launcher") == launcher.identity
+        view = View(stage="queued", reason=launcher.waiting.get(run.id, "")) if is_its else None
+    return run.observe(view) if work.budget is None else run.observe(view, work.budget.is_spent)
 
 
 def look_at(run: RunDirectory, work: AtWork) -> ObservedRun:
@@ -293,7 +270,7 @@ class AtWork:
     """What is active on a study: a launcher, and jobs submitted to a scheduler."""
 
     launcher: Launcher | None = None
-    jobs: Mapping[str, JobState] = field(default_factory=dict)
+    jobs: Mapping[str, View] = field(default_factory=dict)
     """Run id -> its job, for the runs that have a job and neither a result nor a failure."""
     budget: KeptBudget | None = field(default=None, compare=False)
     """The study's budget, read when it is needed. ``None``: no run waits for it."""

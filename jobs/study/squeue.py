@@ -12,38 +12,16 @@ import re
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal, TypeAlias, final
+from typing import final
 
 from seqlm.errors import BackendError
-from seqlm.rundir import FailureKind
+from seqlm.state import FailureKind, View
 
 CALL_SECONDS = 20.0
 """Timeout of a query."""
 EVERY_SECONDS = 10.0
 """Minimum interval between queries for callers that poll."""
 _LOGIN_NODE = "launch from a login node of the cluster"
-
-Stage: TypeAlias = Literal["queued", "running", "ended", "gone", "unknown"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobState:
-    """A job's state according to its scheduler."""
-
-    stage: Stage
-    """``gone``: the scheduler no longer lists the job. ``unknown``: the scheduler does not answer."""
-    reason: str
-    """Why the job waits or is suspended, or how it ended, in words for users. Empty: it runs."""
-    kind: FailureKind | None = None
-    """Kind of failure of a job that ended and wrote neither a result nor a failure. ``None``: nothing is known to have
-    failed."""
-
-    @property
-    def may_run(self) -> bool:
-        """Whether the job runs or may still start, as far as is known."""
-        return self.stage in ("queued", "running", "unknown")
-
 
 _QUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 _SUSPENDED = ("SUSPENDED", "STOPPED")
@@ -112,9 +90,9 @@ class Scheduler:
 
     def __init__(self) -> None:
         self._asked_at = -EVERY_SECONDS
-        self._answers: dict[str, JobState] = {}
+        self._answers: dict[str, View] = {}
 
-    def states(self, jobs: Iterable[str]) -> dict[str, JobState]:
+    def states(self, jobs: Iterable[str]) -> dict[str, View]:
         """Return the state of each job (``12`` or ``12_3``)."""
         wanted = frozenset(jobs)
         if not wanted:
@@ -124,7 +102,7 @@ class Scheduler:
             self._asked_at, self._answers = now, self._ask(wanted)
         return {job: self._answers[job] for job in wanted}
 
-    def _ask(self, wanted: frozenset[str]) -> dict[str, JobState]:
+    def _ask(self, wanted: frozenset[str]) -> dict[str, View]:
         queue = self._call("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r", "-j", ",".join(parents(wanted)))
         found = {} if queue is None else read_squeue(queue)
         missing = wanted - found.keys()
@@ -133,10 +111,10 @@ class Scheduler:
         account = self._call("sacct", "-n", "-P", "-X", "-D", "-o", "JobID,State", "-j", ",".join(parents(missing)))
         accounted = {} if account is None else read_sacct(account)
         reason = "SLURM no longer lists its job and no result was written; `run` resumes it"
-        lost = JobState(stage="gone", reason=reason)
+        lost = View(stage="gone", reason=reason)
         if queue is None or account is None:
             silent = "slurmctld" if queue is None else "slurmdbd (accounting)"
-            lost = JobState(stage="unknown", reason=f"{silent} does not answer; this is the last known state")
+            lost = View(stage="unknown", reason=f"{silent} does not answer; this is the last known state")
         return {**{job: accounted.get(job, lost) for job in missing}, **found}
 
     def _call(self, *command: str) -> str | None:
@@ -151,19 +129,19 @@ class Scheduler:
             return "" if any(text in str(error) for text in _NOTHING_TO_LEARN) else None
 
 
-def read_squeue(text: str) -> dict[str, JobState]:
+def read_squeue(text: str) -> dict[str, View]:
     """Parse the output of ``squeue -h -r -t all -o "%i|%T|%r"``."""
     rows = (line.strip().split("|") for line in text.splitlines())
     return {row[0]: job_state(*row[1:]) for row in rows if len(row) == 3}
 
 
-def read_sacct(text: str) -> dict[str, JobState]:
+def read_sacct(text: str) -> dict[str, View]:
     """Parse the output of ``sacct -n -P -X -D -o JobID,State``. The last line of a requeued job counts.
 
     A line is about ``12``, ``12_3``, or all tasks of ``12_[0-3,8-16:4%2]``. Lines about steps are ignored.
     """
-    found: dict[str, JobState] = {}
-    waiting: dict[str, JobState] = {}
+    found: dict[str, View] = {}
+    waiting: dict[str, View] = {}
     for row in (line.strip().split("|") for line in text.splitlines()):
         if len(row) != 2:
             continue
@@ -177,21 +155,21 @@ def read_sacct(text: str) -> dict[str, JobState]:
     return {**waiting, **found}  # a task may be in a range of waiting tasks and also have a line of its own
 
 
-def job_state(state: str, reason: str = "") -> JobState:
+def job_state(state: str, reason: str = "") -> View:
     """Return a job's state from SLURM's state and reason, such as ``PENDING`` and ``Resources``."""
     word = state.split()[0].rstrip("+") if state else "UNKNOWN"
     if word in _QUEUED:
         plain = reason.strip("() ")
         known = _REASONS.get(plain, f"SLURM reports {plain}" if plain not in ("", "None") else "about to start")
-        return JobState(stage="queued", reason=known)
+        return View(stage="queued", reason=known)
     if word in _RUNNING:
         suspended = "suspended: SLURM has stopped its processes for a while"
-        return JobState(stage="running", reason=suspended if word in _SUSPENDED else "")
+        return View(stage="running", reason=suspended if word in _SUSPENDED else "")
     if word == "COMPLETED":
-        return JobState(stage="ended", reason="its job ended without writing a result; see its logs")
+        return View(stage="ended", reason="its job ended without writing a result; see its logs")
     kind = _KINDS.get(word, "code")
     text = "cancelled by scancel" if kind == "cancelled" else f"SLURM reports {word}"
-    return JobState(stage="ended", reason=text, kind=kind)
+    return View(stage="ended", reason=text, kind=kind)
 
 
 def parents(jobs: Iterable[str]) -> list[str]:

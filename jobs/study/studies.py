@@ -18,7 +18,8 @@ from jobs.study.squeue import Scheduler
 from seqlm.errors import FileError, SeqlmError
 from seqlm.reading import is_file, is_folder, listed
 from seqlm.run_layout import study_record_file
-from seqlm.rundir import RunDirectory, State, reaches
+from seqlm.rundir import RunDirectory, reaches
+from seqlm.state import State
 
 THREADS = 8
 """Folders whose sizes are read at the same time: on a network file system each call waits for an answer."""

@@ -16,7 +16,7 @@ import torch
 from seqlm import machine
 from seqlm.environment import MICRO_BATCHES
 from seqlm.errors import DeviceError, DivergedError, ModelError, SeqlmError, is_storage_failure
-from seqlm.rundir import FailureKind
+from seqlm.state import FailureKind
 
 _NO_MEMORY = (
     "defaultcpuallocator: can't allocate memory",

@@ -15,13 +15,14 @@ from tests.reference import (
     outputs,
     python_api,
     run_files,
+    states,
     variables,
 )
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-SUBJECTS = (codes, columns, command_line, decisions, manifest, outputs, python_api, run_files, variables)
+SUBJECTS = (codes, columns, command_line, decisions, manifest, outputs, python_api, run_files, states, variables)
 
 
 def parts() -> dict[str, str]:

@@ -8,7 +8,7 @@ from jobs.attempt.attempt import Attempt
 from jobs.attempt.supervisor import Ended, ended
 from jobs.manifests.policy import Policy
 from jobs.spec import Resources, Submission
-from seqlm.rundir import FailureKind
+from seqlm.state import FailureKind
 from tests.training.studies import make_config, make_run
 
 

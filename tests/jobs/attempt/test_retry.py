@@ -20,7 +20,8 @@ from jobs.attempt.retry import (
 from jobs.manifests.policy import Policy
 from seqlm.errors import FileError
 from seqlm.files import read_json, write_json, write_json_lines
-from seqlm.rundir import FailureKind, Observation, RunDirectory, State
+from seqlm.rundir import Observation, RunDirectory
+from seqlm.state import FailureKind, State
 from tests.training.studies import make_config, make_run
 
 POLICY = Policy()

@@ -17,7 +17,8 @@ from jobs.launch.dispatch import Event
 from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
 from seqlm.errors import FileError
-from seqlm.rundir import Observation, State
+from seqlm.rundir import Observation
+from seqlm.state import State
 from tests.training.studies import make_config, make_run
 
 

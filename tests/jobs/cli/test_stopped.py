@@ -16,7 +16,8 @@ from jobs.spec import RunSpec
 from jobs.study.folder import observe_study
 from jobs.study.studies import list_studies
 from seqlm.files import write_json
-from seqlm.rundir import Observation, RunDirectory, State
+from seqlm.rundir import Observation, RunDirectory
+from seqlm.state import State
 from tests.commands import ask
 from tests.fakes import make_planned
 from tests.jobs.cli.test_live import shown

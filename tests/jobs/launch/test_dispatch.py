@@ -25,7 +25,8 @@ from jobs.study.kept_code import Code
 from seqlm.errors import BackendError
 from seqlm.files import write_json, write_json_lines
 from seqlm.locks import exclusive_lock
-from seqlm.rundir import FailureKind, Observation, RunDirectory, State
+from seqlm.rundir import Observation, RunDirectory
+from seqlm.state import FailureKind, State
 from tests.fakes import FakeBackend, make_estimate
 from tests.training.studies import make_config
 

@@ -18,8 +18,9 @@ from jobs.plan.planned import PlannedRun, plan
 from jobs.spec import Resources, RunSpec, Submission
 from seqlm.errors import EXIT_RUNG
 from seqlm.files import write_json, write_json_lines
-from seqlm.rundir import RunDirectory, State
+from seqlm.rundir import RunDirectory
 from seqlm.search import Search, decide
+from seqlm.state import State
 from tests.fakes import FakeBackend
 from tests.jobs.launch.test_dispatch import run_all
 from tests.training.studies import make_config

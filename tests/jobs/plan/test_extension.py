@@ -17,7 +17,8 @@ from jobs.study.squeue import Scheduler
 from jobs.study.studies import summarize
 from seqlm.errors import FileError
 from seqlm.files import read_json, write_json, write_json_lines
-from seqlm.rundir import FailureKind, Observation, RunDirectory, State
+from seqlm.rundir import Observation, RunDirectory
+from seqlm.state import FailureKind, State
 from tests.fakes import FakeBackend, make_planned
 from tests.training.studies import make_config, write_text
 

@@ -95,8 +95,8 @@ def test_a_budget_is_spent_once_one_limit_is_reached() -> None:
     budget = Budget.of(Policy(gpu_hours=50, core_hours=400))
     used = Hours(gpu_hours=40, core_hours=100)
     assert budget.is_spent(used) is None
-    assert budget.is_spent(Hours(gpu_hours=50)) == "waits: budget of 50 GPU hours is spent"
-    assert budget.is_spent(Hours(core_hours=401)) == "waits: budget of 400 core hours is spent"
+    assert budget.is_spent(Hours(gpu_hours=50)) == "budget of 50 GPU hours is spent"
+    assert budget.is_spent(Hours(core_hours=401)) == "budget of 400 core hours is spent"
     assert not Budget.of(Policy())
     assert Budget.of(Policy()).is_spent(Hours(gpu_hours=1e9)) is None
 

@@ -18,12 +18,13 @@ import launch
 from jobs.study import cancel
 from jobs.study.cancel import group_to_signal, mark, wait_until_stopped
 from jobs.study.folder import ObservedRun, observe_study, write_jobs
-from jobs.study.squeue import JobState, Scheduler
+from jobs.study.squeue import Scheduler
 from seqlm import lease, processes
 from seqlm.errors import BackendError, FileError
 from seqlm.files import write_json
 from seqlm.locks import exclusive_lock
 from seqlm.rundir import RunDirectory
+from seqlm.state import View
 from slurm import backend as slurm_backend
 from tests import commands
 from tests.jobs.study.test_study import make_study
@@ -173,9 +174,7 @@ def test_a_controller_that_does_not_answer_is_the_problem_of_runs_with_jobs_alon
     runs = make_study(tmp_path / "s", 1, 2)
     write_jobs(tmp_path / "s", {runs[1].id: "7"}, {})
     monkeypatch.setattr(slurm_backend, "cancel_jobs", refuse)
-    monkeypatch.setattr(
-        Scheduler, "states", lambda self, jobs: {job: JobState(stage="queued", reason=None) for job in jobs}
-    )
+    monkeypatch.setattr(Scheduler, "states", lambda self, jobs: {job: View(stage="queued") for job in jobs})
     assert launch.main(["cancel", str(tmp_path / "s"), "--all"]) == 1
     said = capsys.readouterr()
     assert said.out == "cancelled run1\n"

@@ -7,9 +7,10 @@ import pytest
 
 from jobs.study import squeue
 from jobs.study.folder import AtWork, at_work, forget_jobs, observe_run, read_jobs, submission_of, write_jobs
-from jobs.study.squeue import JobState, Scheduler, job_state, parents, read_sacct, read_squeue
+from jobs.study.squeue import Scheduler, job_state, parents, read_sacct, read_squeue
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
+from seqlm.state import View
 from tests.training.studies import make_config, make_run
 
 
@@ -127,7 +128,7 @@ def test_without_accounting_a_job_that_the_queue_has_forgotten_is_gone(room: Pat
 def test_a_controller_that_does_not_answer_leaves_the_state_unknown(room: Path) -> None:
     program(room, "squeue", error=DOWN, code=1)
     program(room, "sacct", error="sacct: error: slurm_persist_conn_open", code=1)
-    assert Scheduler().states(["7_1"])["7_1"] == JobState(
+    assert Scheduler().states(["7_1"])["7_1"] == View(
         stage="unknown", reason="slurmctld does not answer; this is the last known state"
     )
 
@@ -145,7 +146,7 @@ def test_accounting_answers_while_the_controller_does_not(room: Path) -> None:
 def test_a_job_is_gone_only_if_the_queue_and_the_accounting_have_answered(room: Path) -> None:
     program(room, "squeue", says="")
     program(room, "sacct", error="sacct: error: slurm_persist_conn_open", code=1)
-    assert Scheduler().states(["7"])["7"] == JobState(
+    assert Scheduler().states(["7"])["7"] == View(
         stage="unknown", reason="slurmdbd (accounting) does not answer; this is the last known state"
     )
     program(room, "sacct", says="")
@@ -179,20 +180,20 @@ def test_the_arrays_of_jobs_are_named_once() -> None:
 @pytest.mark.parametrize(
     ("job", "state", "reason"),
     [
-        (JobState(stage="queued", reason="waits"), "queued", "waits"),
-        (JobState(stage="unknown", reason="no answer"), "queued", "no answer"),
-        (JobState(stage="running", reason=""), "running", None),
-        (JobState(stage="running", reason="suspended"), "running", "suspended"),
-        (JobState(stage="ended", reason="by scancel", kind="cancelled"), "cancelled", "by scancel"),
+        (View(stage="queued", reason="waits"), "queued", "waits"),
+        (View(stage="unknown", reason="no answer"), "queued", "no answer"),
+        (View(stage="running", reason=""), "running", None),
+        (View(stage="running", reason="suspended"), "running", "suspended"),
+        (View(stage="ended", reason="by scancel", kind="cancelled"), "cancelled", "by scancel"),
         (
-            JobState(stage="ended", reason="SLURM reports NODE_FAIL", kind="node"),
+            View(stage="ended", reason="SLURM reports NODE_FAIL", kind="node"),
             "failed",
             "node: SLURM reports NODE_FAIL",
         ),
-        (JobState(stage="gone", reason="gone; run again"), "pending", "gone; run again"),
+        (View(stage="gone", reason="gone; run again"), "pending", "gone; run again"),
     ],
 )
-def test_a_job_tells_what_its_run_does_not(tmp_path: Path, job: JobState, state: str, reason: str | None) -> None:
+def test_a_job_tells_what_its_run_does_not(tmp_path: Path, job: View, state: str, reason: str | None) -> None:
     run = make_run(tmp_path / "run", make_config())
     seen = observe_run(run, AtWork(jobs={run.id: job}))
     assert (seen.state, seen.reason) == (state, reason)

@@ -16,7 +16,8 @@ from jobs.study.logs import follow_logs
 from jobs.study.squeue import Scheduler
 from seqlm.files import write_json
 from seqlm.locks import exclusive_lock
-from seqlm.rundir import FailureKind, Observation, RunDirectory, State
+from seqlm.rundir import Observation, RunDirectory
+from seqlm.state import FailureKind, State
 from tests.jobs.cli.test_watch import Touched
 from tests.training.studies import make_config, make_run
 from tests.waiting import wait_for

@@ -1,0 +1,211 @@
+"""The state of a run: one pure function of what its files say, and of what a launcher or a scheduler says.
+
+Every command, launcher, job and report takes the state from :func:`state_of`. The first row of :data:`ROWS` that holds
+decides. The table in docs/explanation/failures.md is generated from these rows. Standard library alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+State: TypeAlias = Literal["pending", "queued", "running", "done", "stopped", "failed", "cancelled"]
+FailureKind: TypeAlias = Literal["oom", "diverged", "node", "preempted", "timeout", "code", "cancelled"]
+Stage: TypeAlias = Literal["none", "queued", "running", "ended", "gone", "unknown"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """How the last attempt failed."""
+
+    kind: FailureKind
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the files of a run say."""
+
+    damage: str | None = None
+    """Why a file that decides the state cannot be read."""
+    is_done: bool = False
+    """Whether there is a result for as many epochs as are requested."""
+    has_owner: bool = False
+    """Whether a worker that may live owns the run."""
+    stopped: str | None = None
+    """Why a search stopped the run. ``None``: none did."""
+    failure: Failure | None = None
+    """``None``: the run has not failed since it was last launched."""
+    stranger: str | None = None
+    """Why no worker can start: a process that is no worker holds the lock."""
+    has_attempt: bool = False
+    epochs: int = 0
+    """Finished epochs, as the metrics have them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What a launcher or a scheduler says of a run."""
+
+    stage: Stage = "none"
+    """``none``: nothing will start the run. ``ended``: what ran it has ended. ``gone``: the scheduler no longer lists
+    its job. ``unknown``: the scheduler does not answer."""
+    reason: str = ""
+    """Why the run waits, or how its job ended, for a person."""
+    kind: FailureKind | None = None
+    """Kind of failure of a job that ended, for a run whose files say nothing of it."""
+
+    @property
+    def may_run(self) -> bool:
+        """Whether the run is running or may still start, as far as is known."""
+        return self.stage in ("queued", "running", "unknown")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """The state of a run."""
+
+    state: State
+    reason: str | None = None
+    """Why the run is in this state, for a person."""
+    kind: FailureKind | None = None
+    """Kind of failure. ``None``: the run has not failed."""
+    waits_for_budget: bool = False
+    """Whether the run waits because the budget of its study is spent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """All that the state of a run depends on."""
+
+    facts: Facts
+    view: View = View()
+    spent: Callable[[], str | None] = lambda: None
+    """Returns why no run goes on: the budget of the study is spent. Called only if that decides the state."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table of states."""
+
+    condition: str
+    """For the documentation."""
+    state: State
+    reason: str
+    """For the documentation. Empty: the state has no reason."""
+    holds: Callable[[Case], object]
+    found: Callable[[Case], RunState]
+
+
+def _failed(kind: FailureKind, message: str) -> RunState:
+    return RunState(state="failed", reason=f"{kind}: {message}", kind=kind)
+
+
+def _of_failure(case: Case) -> RunState:
+    failure = case.facts.failure
+    assert failure is not None, "only of runs that failed"
+    if failure.kind == "cancelled":
+        return RunState(state="cancelled", reason=failure.message, kind="cancelled")
+    return _failed(failure.kind, failure.message)
+
+
+def _interrupted(case: Case) -> RunState:
+    epochs = case.facts.epochs
+    after = f"after {epochs} epoch{'s' if epochs > 1 else ''}" if epochs else "before the first epoch ended"
+    return RunState(state="pending", reason=case.view.reason or f"interrupted {after}; run again to resume")
+
+
+ROWS = (
+    Row(
+        "a file that decides cannot be read, or is damaged",
+        "failed",
+        "the file, with kind `code`",
+        lambda case: case.facts.damage,
+        lambda case: RunState(state="failed", reason=case.facts.damage, kind="code"),
+    ),
+    Row(
+        "the result covers the requested epochs",
+        "done",
+        "",
+        lambda case: case.facts.is_done,
+        lambda case: RunState(state="done"),
+    ),
+    Row(
+        "a worker that may live owns the run, and it is not known that it has failed and ended",
+        "running",
+        "",
+        lambda case: case.facts.has_owner and not (case.facts.failure and case.view.stage == "ended"),
+        lambda case: RunState(state="running", reason=(case.view.stage == "running" and case.view.reason) or None),
+    ),
+    Row(
+        "a search stopped the run",
+        "stopped",
+        "its place at the rung",
+        lambda case: case.facts.stopped,
+        lambda case: RunState(state="stopped", reason=case.facts.stopped),
+    ),
+    Row(
+        "the run was cancelled",
+        "cancelled",
+        "by whom",
+        lambda case: case.facts.failure and case.facts.failure.kind == "cancelled",
+        _of_failure,
+    ),
+    Row("the last attempt failed", "failed", "kind and message", lambda case: case.facts.failure, _of_failure),
+    Row(
+        "a launcher or a job will start the run, or the scheduler does not answer",
+        "queued",
+        "what it waits for",
+        lambda case: case.view.stage in ("queued", "unknown"),
+        lambda case: RunState(state="queued", reason=case.facts.stranger or case.view.reason or None),
+    ),
+    Row(
+        "its job runs, and its worker has not reported yet",
+        "running",
+        "",
+        lambda case: case.view.stage == "running",
+        lambda case: RunState(state="running", reason=case.view.reason or None),
+    ),
+    Row(
+        "its job was cancelled with `scancel`",
+        "cancelled",
+        "what the scheduler reports",
+        lambda case: case.view.kind == "cancelled",
+        lambda case: RunState(state="cancelled", reason=case.view.reason, kind="cancelled"),
+    ),
+    Row(
+        "the budget of the study is spent",
+        "pending",
+        "the budget",
+        lambda case: case.spent() is not None,
+        lambda case: RunState(state="pending", reason=f"waits: {case.spent()}", waits_for_budget=True),
+    ),
+    Row(
+        "its job ended in another way than well, and wrote nothing",
+        "failed",
+        "what the scheduler reports",
+        lambda case: case.view.kind,
+        lambda case: _failed(case.view.kind or "code", case.view.reason),
+    ),
+    Row(
+        "a process that is no worker holds its lock",
+        "pending",
+        "the file that is locked",
+        lambda case: case.facts.stranger,
+        lambda case: RunState(state="pending", reason=case.facts.stranger),
+    ),
+    Row(
+        "it has an attempt, or had a job that is no longer listed",
+        "pending",
+        "after which epoch it was interrupted",
+        lambda case: case.facts.has_attempt or case.view.reason,
+        _interrupted,
+    ),
+    Row("none of these", "pending", "", lambda case: True, lambda case: RunState(state="pending")),
+)
+
+
+def state_of(case: Case) -> RunState:
+    """Return the state of a run: that of the first row which holds."""
+    return next(row for row in ROWS if row.holds(case)).found(case)

@@ -1,0 +1,60 @@
+"""The state of a run over all combinations of facts and views."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import get_args
+
+from seqlm.state import ROWS, Case, Facts, Failure, FailureKind, Stage, State, View, state_of
+
+
+def cases() -> Iterator[Case]:
+    failures = [None, *(Failure(kind=kind, message="why") for kind in get_args(FailureKind))]
+    views = [View(stage=stage, reason=reason) for stage in get_args(Stage) for reason in ("", "so it says")]
+    views += [View(stage="ended", reason="it ended", kind=kind) for kind in get_args(FailureKind)]
+    flags = list(itertools.product([False, True], repeat=3))
+    texts = itertools.product([None, "damage"], [None, "stopped"], [None, "stranger"], [None, "spent"])
+    for (damage, stopped, stranger, spent), (done, owner, attempt) in itertools.product(texts, flags):
+        for failure, view in itertools.product(failures, views):
+            facts = Facts(
+                damage=damage,
+                is_done=done,
+                has_owner=owner,
+                stopped=stopped,
+                failure=failure,
+                stranger=stranger,
+                has_attempt=attempt,
+                epochs=2 if attempt else 0,
+            )
+            yield Case(facts=facts, view=view, spent=lambda spent=spent: spent)  # type: ignore[misc]
+
+
+def test_every_run_has_a_state_and_every_row_is_reached() -> None:
+    reached, states = set(), set()
+    for case in cases():
+        found = state_of(case)
+        reached.add(next(number for number, row in enumerate(ROWS) if row.holds(case)))
+        states.add(found.state)
+        assert (found.kind is None) == (found.state not in ("failed", "cancelled"))
+        assert found.reason != ""
+    assert reached == set(range(len(ROWS)))
+    assert states == set(get_args(State))
+
+
+def test_a_row_gives_the_state_that_its_documentation_names() -> None:
+    for case in cases():
+        row = next(row for row in ROWS if row.holds(case))
+        found = state_of(case)
+        assert found.state == row.state
+        assert row.reason or found.reason is None or found.state == "running"
+
+
+def test_a_scheduler_that_does_not_answer_makes_no_run_failed() -> None:
+    for case in cases():
+        if case.view.stage == "unknown" and not (case.facts.failure or case.facts.damage):
+            assert state_of(case).state not in ("failed", "cancelled")
+
+
+def test_a_result_counts_whatever_else_is_known() -> None:
+    assert all(state_of(case).state == "done" for case in cases() if case.facts.is_done and not case.facts.damage)
