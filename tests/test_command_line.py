@@ -39,58 +39,12 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 
 # -- what a command imports ----------------------------------------------------------------------------------------
 
-BASE = {
-    *("launch", "jobs", "jobs.cli", "jobs.cli.arguments", "jobs.cli.parser", "jobs.terminal"),
-    *("seqlm", "seqlm.environment", "seqlm.errors"),
-}
-"""All that ``--help`` imports of ours."""
-FOLLOWING = (
-    "jobs.cli.naming",
-    "jobs.cli.studying",
-    "jobs.cli.view",
-    "jobs.manifests",
-    "jobs.spec",
-    "jobs.study.budget",
-    "jobs.study.folder",
-    "jobs.study.origin",
-    "jobs.study.squeue",
-    "seqlm.machine",
-)
-LOGS = (
-    *("jobs.study.logs", "jobs.study.finality", "jobs.attempt", "jobs.attempt.retry"),
-    *("seqlm.data", "seqlm.data.layout"),
-)
-BOTTOM = (
-    "seqlm.architectures",
-    "seqlm.config",
-    "seqlm.environment",
-    "seqlm.files",
-    "seqlm.run_layout",
-    "seqlm.lease",
-    "seqlm.locks",
-    "seqlm.model_files",
-    "seqlm.optimizers",
-    "seqlm.processes",
-    "seqlm.reading",
-    "seqlm.rundir",
-    "seqlm.schema",
-    "seqlm.search",
-)
-
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("words", "also"),
-    [
-        (["--help"], ()),
-        (["status", "--help"], ()),
-        (["status", "small"], (*FOLLOWING, *BOTTOM, "jobs.study")),
-        (["logs", "small"], (*FOLLOWING, *BOTTOM, *LOGS, "jobs.study")),
-        (["cancel", "small", "--all"], (*FOLLOWING, *BOTTOM, "jobs.study", "jobs.study.cancel")),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
+    "words", [["--help"], ["status", "--help"], ["status", "small"], ["logs", "small"], ["cancel", "small", "--all"]]
 )
-def test_a_command_imports_only_what_it_needs(study: Study, words: list[str], also: tuple[str, ...]) -> None:
+def test_a_command_imports_only_what_it_needs(study: Study, words: list[str]) -> None:
     launched(study, "pending")
     program = """
 import json, sys
@@ -105,9 +59,8 @@ print("\\n" + json.dumps(sorted(sys.modules)))
     argv = [sys.executable, "-c", program, *words]
     answer = commands.run(argv, cold=True, cwd=study.folder, env=env, check=True)
     loaded = set(json.loads(answer.stdout.splitlines()[-1]))
-    ours = {name for name in loaded if name.split(".")[0] in ("launch", "seqlm", "jobs", "slurm", "analysis")}
-    manifests = {name for name in ours if name.startswith("jobs.manifests.")} if "jobs.manifests" in also else set()
-    assert ours - manifests == BASE | set(also)
+    others = ("jobs.launch", "jobs.backends", "slurm", "analysis", "seqlm.models", "seqlm.training")
+    assert not [name for name in loaded if name.startswith(others)]
     heavy = {"torch", "numpy", "pandas", "ray", "rich", "tqdm", "yaml", "submitit", "shtab", "asyncio"}
     assert not heavy & loaded
     if words[-1] == "--help":
