@@ -110,6 +110,22 @@ class TrainConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvalConfig(Section):
+    """How validation and test text is scored.
+
+    Without either key as in the published study: in the columns and windows of training, without the tokens at the end
+    that fill none. With a key every token but the first is scored, so that runs with different batches compare.
+    """
+
+    NAME = "eval"
+
+    batch_size: Count | None = None
+    """Columns in which validation and test text is read. Without it as in training."""
+    seq_len: Count | None = None
+    """Tokens of a window in validation and test. Without it as in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig(Table):
     """Everything that decides the result of one run, fully resolved."""
 
@@ -117,10 +133,18 @@ class RunConfig(Table):
     data: DataConfig
     optim: OptimConfig
     train: TrainConfig
+    eval: EvalConfig = EvalConfig()
+    """With either key set, both are."""
     seed: Seed = 1111
     """Seed of the initial values and of the dropout masks."""
 
-    SECTIONS: ClassVar[tuple[str, ...]] = ("model", "data", "optim", "train")
+    SECTIONS: ClassVar[tuple[str, ...]] = ("model", "data", "optim", "train", "eval")
+
+    def __post_init__(self) -> None:
+        if self.eval != EvalConfig():
+            columns, window = self.eval.batch_size or self.train.batch_size, self.eval.seq_len or self.train.seq_len
+            object.__setattr__(self, "eval", EvalConfig(batch_size=columns, seq_len=window))
+        super().__post_init__()
 
     def _conditions(self) -> Iterator[str]:
         if (most := self.optim.decay_epochs) is not None and self.train.epochs > most:
@@ -171,6 +195,11 @@ class RunConfig(Table):
             raise ConfigError(problems)
         return cls(**parts)
 
+    def least_text(self, split: str) -> tuple[int, int]:
+        """Return the columns and the window that a split must fill once: with ``eval``, one token and its successor."""
+        scored_whole = split != "train" and self.eval.batch_size is not None
+        return (1, 1) if scored_whole else (self.train.batch_size, self.train.seq_len)
+
     @property
     def built_in(self) -> BuiltInConfig:
         """The model, of a run whose architecture comes with seqlm."""
@@ -193,6 +222,8 @@ class RunConfig(Table):
         for section, key, neutral in LATER_KEYS:
             if key in identity[section] and identity[section][key] == neutral:
                 del identity[section][key]
+        if not identity["eval"]:
+            del identity["eval"]
         if identity["data"].get("tokenizer_sha256"):  # a renamed file is the same tokenizer
             del identity["data"]["tokenizer"]
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -213,6 +244,8 @@ LATER_KEYS: tuple[tuple[str, str, Any], ...] = (
     ("optim", "beta1", 0.9),
     ("optim", "beta2", 0.999),
     ("train", "precision", "fp32"),
+    ("eval", "batch_size", None),
+    ("eval", "seq_len", None),
     ("data", "column", None),
     ("data", "tokenizer", None),
     ("data", "tokenizer_sha256", None),
@@ -224,6 +257,7 @@ VARIANTS: dict[str, tuple[str, tuple[type, ...]]] = {
     "data": ("", (DataConfig,)),
     "optim": ("optimizer", OPTIMIZERS),
     "train": ("", (TrainConfig,)),
+    "eval": ("", (EvalConfig,)),
 }
 """Section -> (the key that chooses the variant, the variants)."""
 

@@ -328,13 +328,15 @@ def test_the_fingerprint_of_each_variant_with_its_defaults_does_not_change(
         ("optim", {"momentum": 0.9}),
         ("train", {"precision": "tf32"}),
         ("train", {"precision": "bf16"}),
+        ("eval", {"batch_size": 20}),
+        ("eval", {"seq_len": 35}),
     ],
 )
 def test_a_later_key_changes_the_fingerprint_unless_it_has_its_neutral_value(
     section: str, change: dict[str, Any]
 ) -> None:
     base = {**RNN, "model": TRANSFORMER}
-    raw = {**base, section: {**base[section], **change}}
+    raw = {**base, section: {**base.get(section, {}), **change}}
     assert RunConfig.from_dict(raw).fingerprint() != RunConfig.from_dict(base).fingerprint()
 
 
@@ -343,6 +345,13 @@ def test_fingerprints_are_made_of_what_they_were_made_of(line: str) -> None:
     """Each line has a configuration without later keys, and what its fingerprint is the hash of."""
     kept = json.loads(line)
     assert RunConfig.from_dict(kept["raw"]).fingerprint() == fingerprint_of(kept["identity"])
+
+
+def test_one_key_of_eval_takes_the_other_from_train() -> None:
+    half = RunConfig.from_dict({**RNN, "eval": {"batch_size": 10}})
+    assert (half.eval.batch_size, half.eval.seq_len) == (10, half.train.seq_len)
+    whole = RunConfig.from_dict({**RNN, "eval": {"batch_size": 10, "seq_len": half.train.seq_len}})
+    assert half.fingerprint() == whole.fingerprint()
 
 
 def fingerprint_of(identity: dict[str, Any]) -> str:
@@ -449,7 +458,10 @@ def test_the_documentation_has_ten_thousand_words_unless_something_else_is_said(
         (changed(optim={"lr": True}), "optim.lr: expected a number, got true"),
         ({**RNN, "data": {"corpus": "files", "sha256": 7}}, "data.sha256: expected a text, got 7"),
         ({**RNN, "seed": "1"}, 'seed: expected a whole number, got "1"; remove the quotes'),
-        ({**RNN, "modle": {}}, 'unknown key "modle"; did you mean "model"? (valid: model, data, optim, train, seed)'),
+        (
+            {**RNN, "modle": {}},
+            'unknown key "modle"; did you mean "model"? (valid: model, data, optim, train, eval, seed)',
+        ),
     ],
 )
 def test_each_variant_checks_its_own_numbers(raw: dict[str, Any], line: str) -> None:

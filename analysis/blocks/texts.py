@@ -108,6 +108,28 @@ def text_sentences(study: Study, closing: str = "This section is about the first
     ]
 
 
+def scoring_sentences(study: Study) -> list[str]:
+    """Say how validation text is scored, and over how many tokens, if finished runs on one text differ in that."""
+    done = finished(study.runs)
+    ways = {key: done[f"eval.{key}"].fillna(done[f"train.{key}"]) for key in ("batch_size", "seq_len")}
+    done = done.assign(**ways, whole=done["eval.batch_size"].notna())
+    sentences = []
+    for text, runs in done.groupby("text", sort=False):
+        parts = [
+            f"{units.decimals(',')(alike['val_tokens'].max())} tokens in {columns:,} columns and windows of {window:,} "
+            f"({units.count(len(alike), 'run')})"
+            for (columns, window, _), alike in runs.astype(dict.fromkeys(ways, int)).groupby([*ways, "whole"])
+        ]
+        if len(parts) > 1:
+            on = f" on {text}" if len(study.texts) > 1 else ""
+            sentences.append(
+                f"Validation{on} is not scored alike: {first_few(parts, 4)}. Differences between these runs, and "
+                "effects of train.batch_size and train.seq_len, include that of the scoring. With eval.batch_size and "
+                "eval.seq_len in [defaults], all runs are scored on the same tokens."
+            )
+    return sentences
+
+
 def scope(study: Study) -> str:
     """Return what the numbers of a table or figure are of, with a space in front: epochs, and runs of how many.
 

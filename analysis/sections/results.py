@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.blocks.section import Block, Prose, Section, Subheading
 from analysis.blocks.table import RUN_COLUMNS, Column, Table, csv_text, number
-from analysis.blocks.texts import first_few, scope, scope_of, scope_sentences, text_sentences
+from analysis.blocks.texts import first_few, scope, scope_of, scope_sentences, scoring_sentences, text_sentences
 from analysis.plots.curve_figures import named_group_charts
 from analysis.study import units
 from analysis.study.columns import HYPERPARAMETERS, SAME_TEXT
@@ -45,7 +45,7 @@ def results_blocks(study: Study) -> list[Block]:
     compared = study.compared
     return [
         *(Prose(text=text) for text in text_sentences(study, "Each table compares runs on the same text only.")),
-        *(Prose(text=text) for text in scope_sentences(compared)),
+        *(Prose(text=text) for text in [*scoring_sentences(study), *scope_sentences(compared)]),
         results_table(study),
         *bits_blocks(compared),
         *([settings_table(compared)] if repeats_seeds(compared.runs) else []),

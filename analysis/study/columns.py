@@ -88,6 +88,8 @@ RUNS = _meanings(
     ("val_bits_per_byte", "bits/byte", "validation loss of the best epoch per byte of the text; missing for old runs"),
     ("test_bits_per_byte", "bits/byte", "test loss per byte of the text; of finished runs"),
     ("lossless", "", "whether tokens determine the text but for white space: none became <unk>; of finished runs"),
+    ("val_tokens", "tokens", "tokens of the validation text that are scored; missing for old runs"),
+    ("test_tokens", "tokens", "tokens of the test text that are scored; missing for old runs"),
     ("gap", "", "val_ppl less train_ppl"),
     ("parameters", "", "trainable parameters of the model"),
     ("wall_seconds", "s", "time of all finished epochs, validation included"),
@@ -112,6 +114,7 @@ EPOCHS = _meanings(
     ("train_ppl", "", "exp(train_loss)"),
     ("val_ppl", "", "exp(val_loss)"),
     ("val_bits_per_byte", "bits/byte", "val_loss in bits, per byte of the validation text in place of tokens"),
+    ("val_tokens", "tokens", "tokens of the validation text that were scored; missing for old runs"),
     ("lr", "", "learning rate of the last step of the epoch"),
     ("epoch_seconds", "s", "time of the epoch, validation included"),
     ("elapsed_seconds", "s", "time of the epochs so far"),
@@ -222,7 +225,7 @@ NUMBERS = {
 WHOLE_NUMBERS = {
     *("epoch", "epochs", "epochs_done", "epochs_asked", "finished_epochs", "compared_epochs", "best_epoch"),
     "compared_best_epoch",
-    *("published_epochs", "parameters", "peak_memory_bytes"),
+    *("published_epochs", "val_tokens", "test_tokens", "parameters", "peak_memory_bytes"),
     *("attempt", "ranks", "micro_batches", "rung", "rung_rank", "rung_of", "rung_goes_on"),
 }
 """Columns of whole numbers below 2^53, any of which may be missing."""

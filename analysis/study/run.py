@@ -149,7 +149,9 @@ def _outcome(epochs: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, 
     best = min(finite, key=lambda epoch: as_number(epoch["val_ppl"]), default={})
     final = epochs[-1] if epochs else {}
     gone, finished = final.get("epoch", -1) + 1, finished_epochs(result)
-    facts = {key: result.get(key) for key in ("test_ppl", "test_bits_per_byte", "parameters")}
+    facts = {
+        key: result.get(key) for key in ("test_ppl", "test_bits_per_byte", "val_tokens", "test_tokens", "parameters")
+    }
     facts["lossless"] = lossless if isinstance(lossless := result.get("lossless"), bool) else None
     if gone > finished:
         if best.get("epoch") != result.get("best_epoch"):

@@ -145,11 +145,11 @@ def check_data(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
     checked = []
     for item in planned:
         if item.action != "skip":
-            train, spec = item.spec.config.train, item.spec
+            spec = item.spec
             facts = facts_of(spec.config.data, spec.data_path, spec.tokenizer)
             for split, tokens in facts.tokens.items():
                 try:
-                    require_windows(split, tokens, train.batch_size, train.seq_len)
+                    require_windows(split, tokens, *spec.config.least_text(split))
                 except DataError as error:
                     raise DataError(f"{item.spec.name}: {error}") from None
             item = replace(item, facts=facts)

@@ -33,6 +33,14 @@ tokens of all ranks; a mean of their means would weigh the third rank's columns 
 
 Inputs and targets are views into one tensor that is copied to the device once: a window costs no copy.
 
+With ``eval.batch_size`` or ``eval.seq_len`` nothing of a text that is scored is dropped (:func:`whole_text`)::
+
+        column   0  1  2  3  rest
+                 a  g  m  s  y        The columns overlap by one token, the last window is shorter, and what is left,
+                 b  h  n  t  z        fewer than B tokens, is a column of its own: every token but the first is a
+                 .  .  .  .           target once, whatever B and T are. For N = 26 and B = 4: (26 - 1) // 4 = 6
+                 g  m  s  y           targets in each column.
+
 Letters: N tokens of the split, B columns of the global batch, T = ``seq_len``. Ids are int64, as embeddings want them.
 """
 
@@ -44,10 +52,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from seqlm.data.layout import number_of_windows, own_columns, require_windows
+from seqlm.data.layout import number_of_windows, own_columns, require_windows, shared
 from seqlm.errors import DataError
 
-__all__ = ["columns", "number_of_windows", "own_columns", "require_windows", "windows"]
+__all__ = ["columns", "number_of_windows", "own_columns", "require_windows", "whole_text", "windows"]
 
 
 def columns(
@@ -80,21 +88,43 @@ def columns(
     return flat.view(len(own), length).t().to(device=device, dtype=torch.int64).contiguous()
 
 
+def whole_text(
+    ids: memoryview, batch_size: int, rank: int = 0, world: int = 1, *, device: torch.device | str = "cpu"
+) -> list[Int[Tensor, "column_length own_columns"]]:
+    """The columns that ``rank`` scores so that all ranks together score every token but the first, once.
+
+    At most two tensors, of as many rows on every rank: the rank's share of ``batch_size`` columns, and a column of what
+    is left, which the last rank has. A rank may have no column of a tensor.
+    """
+    text = torch.frombuffer(bytearray(ids), dtype=torch.int32).to(device=device, dtype=torch.int64)
+    length = (len(text) - 1) // batch_size
+    parts = []
+    if length:
+        own = shared(batch_size, rank, world)
+        parts.append(text[: batch_size * length + 1].unfold(0, length + 1, length)[own.start : own.stop].t())
+    rest = text[batch_size * length :].unsqueeze(1)
+    if len(rest) > 1:
+        parts.append(rest if rank == world - 1 else rest[:, :0])
+    return [part.contiguous() for part in parts]
+
+
 def windows(
-    columns: Int[Tensor, "column_length own_columns"], seq_len: int
+    columns: Int[Tensor, "column_length own_columns"], seq_len: int, *, last_shorter: bool = False
 ) -> Iterator[tuple[Int[Tensor, "time own_columns"], Int[Tensor, "time own_columns"]]]:
     """Inputs and targets (both ``seq_len`` rows) of each window, in order; views, never to be written to.
 
+    Rows that fill no window are dropped. With ``last_shorter`` they are a shorter window.
+
     Raises:
-        DataError: the columns are too short for one window; at the call, not at the first step. Ask
-            :func:`require_windows` before, which can also name the split.
+        DataError: without ``last_shorter``, the columns are too short for one window; at the call, not at the first
+            step. Ask :func:`require_windows` before, which can also name the split.
     """
     length = columns.shape[0]
-    count = number_of_windows(length, 1, seq_len)
-    if not count:
+    end = length - 1 if last_shorter else number_of_windows(length, 1, seq_len) * seq_len
+    if not (end or last_shorter):
         raise DataError(
             f"columns of {length:,} tokens are too short for one window: seq_len {seq_len:,} needs at least "
             f"{seq_len + 1:,}; lower train.batch_size or train.seq_len"
         )
-    starts = range(0, count * seq_len, seq_len)
-    return ((columns[t : t + seq_len], columns[t + 1 : t + 1 + seq_len]) for t in starts)
+    bounds = ((t, min(t + seq_len, end)) for t in range(0, end, seq_len))
+    return ((columns[t:stop], columns[t + 1 : stop + 1]) for t, stop in bounds)

@@ -44,12 +44,17 @@ def own_columns(batch_size: int, rank: int, world: int) -> range:
     Raises:
         UsageError: there are more ranks than columns, so that some would have nothing to do.
     """
-    assert 0 <= rank < world
     if world > batch_size:
         raise UsageError(
             f"{world} ranks share train.batch_size {batch_size}, which has {batch_size} columns; "
             f"use at most {batch_size} devices, or raise train.batch_size to at least {world}"
         )
-    share, extra = divmod(batch_size, world)
+    return shared(batch_size, rank, world)
+
+
+def shared(columns: int, rank: int, world: int) -> range:
+    """Return the columns of a rank as :func:`own_columns` does; none if there are more ranks and it is a later one."""
+    assert 0 <= rank < world
+    share, extra = divmod(columns, world)
     start = rank * share + min(rank, extra)
     return range(start, start + share + (rank < extra))

@@ -30,7 +30,7 @@ from seqlm.training.capture import Captured, is_captured
 from seqlm.training.checkpoint import Checkpoint, Position
 from seqlm.training.checkpoint_files import CheckpointFiles, best_epoch
 from seqlm.training.distributed import Rank
-from seqlm.training.evaluate import WindowLoss, evaluate
+from seqlm.training.evaluate import WindowLoss, evaluate, scored_columns
 from seqlm.training.optimizers import StepNumber, build_optimizer, restore_optimizer
 from seqlm.training.perplexity import TokenLoss
 from seqlm.training.precision import use_precision
@@ -94,12 +94,11 @@ class Trainer:
         self.stop = stop or StopSignal()
         train = config.train
         for split, tokens in corpus.tokens.items():
-            require_windows(split, tokens, train.batch_size, train.seq_len)
+            require_windows(split, tokens, *config.least_text(split))
         self._circumstances = resume.circumstances(rank, micro_batches)
-        self._columns = {
-            split: columns(ids, train.batch_size, rank.index, rank.world_size, device=rank.device)
-            for split, ids in corpus.splits.items()
-        }
+        text = corpus.splits["train"]
+        self._columns = columns(text, train.batch_size, rank.index, rank.world_size, device=rank.device)
+        self._scored = {split: scored_columns(corpus.splits[split], config, rank) for split in ("valid", "test")}
         self._steps = number_of_windows(corpus.tokens["train"], train.batch_size, train.seq_len)
         self._tokens_per_step = train.seq_len * train.batch_size  # of the whole global batch
         torch.manual_seed(config.seed)
@@ -145,7 +144,7 @@ class Trainer:
         self._epoch, self._step = epoch, 0
         self._total = TokenLoss()
         self._seconds = 0.0
-        self._state: State = self.model.initial_state(self._columns["train"].shape[1])
+        self._state: State = self.model.initial_state(self._columns.shape[1])
         torch.manual_seed(resume.mask_seed(self.config.seed, epoch, self.rank.index))
 
     def train(self) -> dict[str, Any]:
@@ -184,7 +183,7 @@ class Trainer:
         self._begin_epoch(0)
         self.model.train()
         state, results = self._state, StepResults(self.rank)
-        texts = (windows(self._columns["train"], train.seq_len) for _ in itertools.count())
+        texts = (windows(self._columns, train.seq_len) for _ in itertools.count())
         seconds = []
         for number, (inputs, targets) in enumerate(itertools.islice(itertools.chain.from_iterable(texts), steps)):
             if self.rank.any(self.stop.received):
@@ -196,8 +195,8 @@ class Trainer:
             results.add(result)
             require_finite(results.read()[0], self._tokens_per_step)  # waits for the device
             seconds.append(time.perf_counter() - started)
-        columns = self._columns["valid"][: valid_windows * train.seq_len + 1]
-        valid = self._evaluate(columns)
+        parts, seq_len = self._scored["valid"]
+        valid = self._evaluate([part[: valid_windows * seq_len + 1] for part in parts], seq_len)
         require_perplexity(valid, f"after {steps} steps")
         return seconds
 
@@ -236,7 +235,7 @@ class Trainer:
         results = StepResults(self.rank)
         started, before = time.perf_counter(), self._seconds
         seq_len = self.config.train.seq_len
-        for inputs, targets in windows(self._columns["train"][self._step * seq_len :], seq_len):
+        for inputs, targets in windows(self._columns[self._step * seq_len :], seq_len):
             self._background.check()
             self._number.set(self._epoch, self._step)
             result = self.step(inputs, targets, self._state)
@@ -263,12 +262,13 @@ class Trainer:
         Raises:
             StopRequested: ``stop`` said so.
         """
-        return self._evaluate(self._columns[split], self._before_window)
+        return self._evaluate(*self._scored[split], self._before_window)
 
-    def _evaluate(self, columns: Tensor, before_window: Callable[[int], None] = lambda number: None) -> TokenLoss:
-        seq_len, parts = self.config.train.seq_len, self.micro_batches
-        state = self.model.initial_state(columns.shape[1])
-        return evaluate(self.model, state, columns, seq_len, self.rank, parts, before_window, self._window_loss)
+    def _evaluate(
+        self, parts: list[Tensor], seq_len: int, before_window: Callable[[int], None] = lambda number: None
+    ) -> TokenLoss:
+        micro_batches, loss = self.micro_batches, self._window_loss
+        return evaluate(self.model, parts, seq_len, self.rank, micro_batches, before_window, loss)
 
     def _before_window(self, number: int) -> None:
         self.progress.window_begins()

@@ -41,6 +41,7 @@ def add_run(
             "data": {"corpus": "ptb", **(data or {})},
             "optim": {"optimizer": optimizer, **_part(values, OPTIM_KEYS)},
             "train": _part(values, "epochs batch_size seq_len clip_norm"),
+            "eval": values.get("eval", {}),
             "seed": seed,
         }
     )

@@ -5,7 +5,7 @@ from array import array
 import pytest
 import torch
 
-from seqlm.data.batches import columns, windows
+from seqlm.data.batches import columns, whole_text, windows
 from seqlm.data.layout import number_of_windows, own_columns, require_windows
 from seqlm.errors import DataError, UsageError
 
@@ -54,6 +54,17 @@ def test_ranks_side_by_side_are_the_global_batch(world):
     assert torch.equal(torch.cat(parts, dim=1), columns(ids(101), 8))
     widths = [part.shape[1] for part in parts]
     assert max(widths) - min(widths) <= 1
+
+
+@pytest.mark.parametrize("world", [1, 2, 5])
+@pytest.mark.parametrize(("tokens", "batch_size", "seq_len"), [(101, 8, 5), (100, 9, 11), (3, 8, 5), (41, 4, 100)])
+def test_every_token_of_a_scored_text_but_the_first_is_a_target_once(tokens, batch_size, seq_len, world):
+    parts = [whole_text(ids(tokens), batch_size, rank, world) for rank in range(world)]
+    walked = [[list(windows(part, seq_len, last_shorter=True)) for part in of_rank] for of_rank in parts]
+    assert len({tuple(map(len, of_rank)) for of_rank in walked}) == 1, "ranks meet before each window"
+    pairs = [pair for of_rank in walked for of_part in of_rank for pair in of_part]
+    assert sorted(number for _, targets in pairs for number in targets.flatten().tolist()) == list(range(1, tokens))
+    assert all(torch.equal(targets, inputs + 1) for inputs, targets in pairs)
 
 
 def test_twenty_columns_on_three_ranks_are_seven_seven_six():

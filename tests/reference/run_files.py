@@ -148,7 +148,8 @@ FIELDS: dict[str, Meanings] = {
         for name, meaning in EPOCHS.items()
         if name not in ("id", "number")
     }
-    | {"val_bits_per_byte": ("number", f"{EPOCHS['val_bits_per_byte'].text} (bits/byte)")},
+    | {"val_bits_per_byte": ("number", f"{EPOCHS['val_bits_per_byte'].text} (bits/byte)")}
+    | {"val_tokens": ("number", EPOCHS["val_tokens"].text)},
     "result.json": {
         "epochs": ("number", "epochs that the run has gone"),
         "best_epoch": "epoch with the lowest validation loss, from 0",
@@ -162,6 +163,8 @@ FIELDS: dict[str, Meanings] = {
         "test_ppl": "test perplexity",
         "best_val_bits_per_byte": ("number", "validation loss of the best epoch per byte of the text (bits/byte)"),
         "test_bits_per_byte": ("number", "test loss per byte of the text (bits/byte)"),
+        "val_tokens": ("number", "tokens of the validation text that were scored"),
+        "test_tokens": ("number", "the same of the test text"),
         "lossless": ("boolean", "whether the tokens determine the texts of valid and test, white space aside"),
         "parameters": "trainable parameters",
         "elapsed_seconds": "time of all epochs",

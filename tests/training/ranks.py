@@ -46,10 +46,10 @@ def take_steps(folder: Path, text: Path, rank: Rank, micro_batches: int = 1) -> 
             )
         return clip(parameters, limit, **options)
 
-    state, results = trainer.model.initial_state(trainer._columns["train"].shape[1]), []
+    state, results = trainer.model.initial_state(trainer._columns.shape[1]), []
     reader = StepResults(rank)
     with mock.patch.object(nn.utils, "clip_grad_norm_", record):
-        for number, (inputs, targets) in zip(range(STEPS), windows(trainer._columns["train"], 5), strict=False):
+        for number, (inputs, targets) in zip(range(STEPS), windows(trainer._columns, 5), strict=False):
             trainer._number.set(0, number)
             result = trainer.step(inputs, targets, state)
             state = result.state

@@ -43,7 +43,7 @@ def make_config(
     train: dict[str, Any] = {"epochs": 2, "batch_size": 8, "seq_len": 5, "clip_norm": 0.25, "precision": "fp32"}
     top: dict[str, Any] = {}
     for key, value in changes.items():
-        section = top if key == "seed" else train if key in train else model
+        section = top if key in ("seed", "eval") else train if key in train else model
         section[key] = value
     sections = {
         "model": model,

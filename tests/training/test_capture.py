@@ -217,7 +217,7 @@ def test_a_captured_evaluation_gives_what_the_plain_one_gives_while_the_model_tr
     columns = torch.randint(13, (31, BATCH), generator=torch.Generator().manual_seed(5))
     losses = []
     for inputs, targets in windows(3):
-        arguments = (model, model.initial_state(BATCH), columns, 5, Rank(), micro_batches)
+        arguments = (model, [columns], 5, Rank(), micro_batches)
         plain = evaluate(*arguments)
         assert evaluate(*arguments, window_loss=captured) == plain
         losses.append(plain.loss_nats)

@@ -149,7 +149,7 @@ def test_an_evaluation_between_replays_disturbs_nothing_and_sees_the_new_paramet
     text = torch.randint(VOCAB, (4 * WINDOW + 1, 3), generator=torch.Generator().manual_seed(5)).to(device)
 
     def evaluated(model: LanguageModel) -> float:
-        return evaluate(model, model.initial_state(3), text, WINDOW, Rank(device=torch.device(device))).mean
+        return evaluate(model, [text], WINDOW, Rank(device=torch.device(device))).mean
 
     losses, found = [], []
     for look in (False, True):
@@ -165,7 +165,7 @@ def test_an_evaluation_between_replays_disturbs_nothing_and_sees_the_new_paramet
                     assert found[-1] != found[-2], "the parameters have moved"
                 reference = copy.deepcopy(stepper.model).cpu().double()
                 device_of_text, text = text, text.cpu()
-                expected = evaluate(reference, reference.initial_state(3), text, WINDOW, Rank()).mean
+                expected = evaluate(reference, [text], WINDOW, Rank()).mean
                 text = device_of_text
                 assert found[-1] == pytest.approx(expected, rel=1e-4)
         losses.append(taken)

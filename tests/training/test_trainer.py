@@ -87,6 +87,38 @@ def test_an_epoch_is_the_protocol_written_out(tmp_path: Path, corpus: Corpus, ar
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_with_eval_the_score_is_of_every_token_whatever_the_batch_of_training(
+    tmp_path: Path, corpus: Corpus, arch: str
+) -> None:
+    """Against the text read as the documentation says: seven columns, and one of what is left, in windows of six."""
+    config = make_config(arch, epochs=1, eval={"batch_size": 7, "seq_len": 6})
+    trainer = trainer_for(tmp_path / "run", config, corpus)
+    trainer.train()
+    ids = list(corpus.splits["valid"])
+    length = (len(ids) - 1) // 7
+    stretches = [ids[j * length : (j + 1) * length + 1] for j in range(7)] + [ids[7 * length :]]
+    assert len(stretches[7]) > 1, "the text must leave a rest"
+    model, total = trainer.model.eval(), 0.0
+    for stretch in stretches:
+        state = model.initial_state(1)
+        for start in range(0, len(stretch) - 1, 6):
+            inputs = torch.tensor(stretch[start:-1][:6]).unsqueeze(1)
+            targets = torch.tensor(stretch[start + 1 :][:6]).unsqueeze(1)
+            losses, state = model.token_losses(inputs, targets, state)
+            total += losses.sum().item()
+    (record,), result = trainer.history, trainer.run.read_result()
+    assert record["val_loss"] == pytest.approx(total / (len(ids) - 1), rel=1e-5)
+    assert record["val_tokens"] == result["val_tokens"] == len(ids) - 1
+    assert result["test_tokens"] == corpus.tokens["test"] - 1
+
+
+def test_without_eval_only_the_windows_of_training_are_scored(tmp_path: Path, corpus: Corpus) -> None:
+    trainer = trainer_for(tmp_path / "run", make_config(), corpus)
+    assert trainer.evaluate("valid").tokens == 8 * 5 * ((corpus.tokens["valid"] // 8 - 1) // 5)
+
+
+@pytest.mark.slow
 def test_metrics_result_and_checkpoints_follow_the_contract(tmp_path: Path, corpus: Corpus) -> None:
     config = make_config(epochs=3, keep=0.8, optimizer="adam", lr=0.01)
     trainer = trainer_for(tmp_path / "run", config, corpus)
@@ -94,8 +126,14 @@ def test_metrics_result_and_checkpoints_follow_the_contract(tmp_path: Path, corp
     epochs, warnings = trainer.run.read_metrics()
     assert warnings == []
     assert [e["epoch"] for e in epochs] == [0, 1, 2]
-    keys = "epoch train_loss val_loss train_ppl val_ppl val_bits_per_byte lr epoch_seconds elapsed_seconds"
-    assert list(epochs[0]) == [*keys.split(), "train_tokens_per_second", "peak_memory_bytes", "attempt"]
+    keys = "epoch train_loss val_loss train_ppl val_ppl val_bits_per_byte val_tokens lr epoch_seconds"
+    assert list(epochs[0]) == [
+        *keys.split(),
+        "elapsed_seconds",
+        "train_tokens_per_second",
+        "peak_memory_bytes",
+        "attempt",
+    ]
     assert epochs[2]["elapsed_seconds"] == pytest.approx(sum(e["epoch_seconds"] for e in epochs))
     assert trainer.run.read_result() == json.loads(json.dumps(result))
     best = min(epochs, key=lambda e: e["val_loss"])
@@ -196,7 +234,7 @@ def test_the_length_of_a_schedule_is_its_own_so_a_longer_run_begins_as_a_shorter
 def test_words_and_weights_that_are_dropped_change_from_step_to_step(tmp_path: Path, corpus: Corpus) -> None:
     trainer = trainer_for(tmp_path / "run", make_config("gru", weight_keep=0.5, embedding_keep=0.5, lr=1e-12), corpus)
     trainer.model.train()
-    tokens = trainer._columns["train"][:5]
+    tokens = trainer._columns[:5]
     losses = []
     for number in (0, 1, 0):
         trainer._number.set(1, number)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from analysis.blocks.table import Table
-from analysis.blocks.texts import on_one_text, text_sentences
+from analysis.blocks.texts import on_one_text, scoring_sentences, text_sentences
 from analysis.discussion import discussion_section
 from analysis.report import report_page
 from analysis.sections.effects import effects_section
@@ -47,6 +47,22 @@ def test_seeds_on_different_texts_are_not_pooled_and_the_page_says_so(tmp_path: 
         assert warning in said(section.blocks)
     assert "For generalisation: 105 (1/2 run0, mean of 2 seeds" in said(discussion_section(study).blocks)
     assert "3 run2" not in said(discussion_section(study).blocks)
+
+
+def test_the_page_says_when_runs_are_scored_on_different_tokens(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "small", "rnn", "sgd", [100.0], batch_size=20, result={"val_tokens": 13_300})
+    add_run(tmp_path, 1, "large", "rnn", "adam", [90.0], batch_size=128, seq_len=70, result={"val_tokens": 8_960})
+    (sentence,) = scoring_sentences(load_study(tmp_path))
+    assert "13,300 tokens in 20 columns and windows of 35 (1 run)" in sentence
+    assert "8,960 tokens in 128 columns and windows of 70 (1 run)" in sentence
+    assert sentence in said(results_blocks(load_study(tmp_path)))
+
+
+def test_runs_with_equal_evaluation_compare_whatever_their_batch(tmp_path: Path) -> None:
+    for order, columns in enumerate((20, 128)):
+        alike = {"batch_size": 10, "seq_len": 35}
+        add_run(tmp_path, order, f"run{columns}", "rnn", "sgd", [100.0], batch_size=columns, eval=alike)
+    assert scoring_sentences(load_study(tmp_path)) == []
 
 
 @pytest.mark.slow

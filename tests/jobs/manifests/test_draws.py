@@ -236,7 +236,7 @@ WRONG = {
     "unknown key of a sample": (
         sample(KEEP + "\nnumber = 3"),
         'unknown key "number"; did you mean "count"? '
-        "(valid: name, seeds, count, seed, model, data, optim, train, resources)",
+        "(valid: name, seeds, count, seed, model, data, optim, train, eval, resources)",
     ),
     "drawn resources": (
         sample(KEEP + "\nresources.ranks = [1, 2]"),

@@ -120,10 +120,13 @@ def test_the_paper_manifest_is_the_published_table_in_its_order() -> None:
             optim |= {"schedule": "compounding", "decay": 1.15, "flat_epochs": 15}
         train = {"epochs": 40, "batch_size": batch, "seq_len": 35, "clip_norm": 0.25, "precision": "fp32"}
         data = {"corpus": "ptb", "level": "word", "vocab_size": None, "sha256": None}
+        scored = {"batch_size": None, "seq_len": None}
         for section, key, neutral in LATER_KEYS:  # what the published study knows nothing of is switched off
             if key in raw[section] and key not in {**model, **optim, **train, **data}:
                 assert raw[section].pop(key) == neutral
-        assert raw == {"model": model, "optim": optim, "train": train, "data": data, "seed": 1111}, run.name
+        assert raw == {"model": model, "optim": optim, "train": train, "data": data, "eval": scored, "seed": 1111}, (
+            run.name
+        )
 
 
 TOML = """
@@ -350,17 +353,17 @@ WRONG = {
     "unknown key of an unnamed run": (
         GOOD + RUN + 'name = "b"\nseed = 1' + RUN + "trian.epochs = 3",
         'study.toml: run 3: unknown key "trian"; did you mean "train"? '
-        "(valid: name, seeds, model, data, optim, train, seed, resources, published)",
+        "(valid: name, seeds, model, data, optim, train, eval, seed, resources, published)",
     ),
     "key without its table": (
         GOOD + "lr = 3",
         'study.toml: run 1: unknown key "lr"; did you mean "optim.lr"? '
-        "(valid: name, seeds, model, data, optim, train, seed, resources, published)",
+        "(valid: name, seeds, model, data, optim, train, eval, seed, resources, published)",
     ),
     "key of a sample in a grid": (
         BASE + GRID + "count = 3",
         'study.toml: grid 1: unknown key "count"; "count" belongs in a [[sample]] '
-        "(valid: name, seeds, model, data, optim, train, seed, resources)",
+        "(valid: name, seeds, model, data, optim, train, eval, seed, resources)",
     ),
     "the same mistake in all runs of a grid": (
         BASE + GRID + 'optim.lr = ["fast", 1.0]',
@@ -377,7 +380,7 @@ WRONG = {
     "resources among the defaults": (
         BASE + "resources.ranks = 1\n" + GRID,
         'study.toml: defaults: unknown key "resources.ranks"; resources belong in [resources] or in an entry '
-        "(valid: model, data, optim, train, seed)",
+        "(valid: model, data, optim, train, eval, seed)",
     ),
     "wrong architecture": (
         BASE + '[[grid]]\noptim.optimizer = "sgd"\nmodel.arch = ["gru", "grru"]',
@@ -484,7 +487,7 @@ WRONG = {
     "unknown key in an exclude": (
         GOOD + '[[exclude]]\narch = "rnn"',
         'study.toml: exclude 1: unknown key "arch"; did you mean "model.arch"? '
-        "(valid: name, model, data, optim, train, seed)",
+        "(valid: name, model, data, optim, train, eval, seed)",
     ),
     "empty exclude": (GOOD + "[[exclude]]", "study.toml: exclude 1: expected at least one key, got none"),
     "every run excluded": (GOOD + '[[exclude]]\nmodel.arch = "rnn"', "study.toml: every run is excluded"),
@@ -778,7 +781,7 @@ def test_excludes_hold_as_written_whatever_is_set(tmp_path: Path) -> None:
 WRONG_SETS = {
     "train.epcohs=2": f'unknown key "train.epcohs"; did you mean "train.epochs"? ({IN_TRAIN})',
     "lr=2": 'unknown key "lr"; did you mean "optim.lr"? '
-    "(valid: model, data, optim, train, seed, resources, policy, search, study)",
+    "(valid: model, data, optim, train, eval, seed, resources, policy, search, study)",
     "train.epochs": "expected KEY=VALUE, for example --set train.epochs=2",
     "=2": "expected KEY=VALUE, for example --set train.epochs=2",
     "train.epochs=": 'train.epochs: expected a whole number, got ""',

@@ -179,7 +179,7 @@ WRONG = {
     "published results among the defaults": (
         BASE + "published.val_ppl = 9\n" + RNN,
         'study.toml: defaults: unknown key "published.val_ppl"; published results belong in a [[run]] '
-        "(valid: model, data, optim, train, seed)",
+        "(valid: model, data, optim, train, eval, seed)",
     ),
     "expectation without a text": (
         BASE + RNN + GRU + '[[expect]]\nlower = "arch=gru"\nhigher = "arch=rnn"',
