@@ -952,3 +952,11 @@ def test_plan_refuses_a_text_that_is_too_short_as_run_does(study: Study, capsys:
     assert error.splitlines()[-1] == "error: run would refuse this: " + answer_of(capsys, "run", *large)[1][7:]
     assert launch.main(["plan", "small.toml", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["data"]["refused"] is None
+
+
+def test_plan_shows_the_ranks_of_runs_with_several(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["plan", "small.toml"]) == 0
+    assert "ranks" not in capsys.readouterr().out
+    assert launch.main(["plan", "small.toml", "--set", "resources.ranks=2", "--set", "resources.gpus=0"]) == 0
+    head, row, *_ = capsys.readouterr().out.splitlines()
+    assert row[: head.index("ranks") + len("ranks")].endswith(" 2")

@@ -41,12 +41,14 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     planned = _estimated(plan_runs(specs, study_dir), arguments.runs_dir, manifest)
     planned = resolve_resources(planned, target, limit)
     records = [_plan_record(item) for item in planned]
-    header = ["run", "id", "action", "parameters", "FLOPs/token", "memory", "time", ""]
+    ranks = ["ranks"] if any(record["resources"]["ranks"] > 1 for record in records) else []
+    header = ["run", "id", "action", *ranks, "parameters", "FLOPs/token", "memory", "time", ""]
     rows = [
         [
             record["name"],
             record["id"],
             f"extend {record['reason']}" if record["action"] == "extend" else record["action"],
+            *(str(record["resources"][key]) for key in ranks),
             terminal.short_number(record["parameters"]),
             terminal.short_number(record["flops_per_token"]),
             _memory(record),
@@ -55,7 +57,7 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
         ]
         for record in records
     ]
-    terminal.say_table(terminal.table(header, rows, right=(3, 4, 5, 6)))
+    terminal.say_table(terminal.table(header, rows, right=tuple(range(3, len(header) - 1))))
     changed = changes(planned, study_dir)
     for line in changed:
         terminal.tell(f"warning: {line}")

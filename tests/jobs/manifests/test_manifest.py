@@ -17,7 +17,7 @@ from jobs.manifests.fields import full_keys
 from jobs.manifests.filters import facts_of_spec, select
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.policy import Policy
-from seqlm.config import LATER_KEYS, valid_keys
+from seqlm.config import LATER_KEYS, valid_keys, varying_keys
 from seqlm.errors import OTHER_WORDS, ManifestError, UsageError, same_key
 from tests import commands
 
@@ -68,6 +68,7 @@ def test_every_manifest_of_the_project_loads(path: Path) -> None:
 
 def test_the_quickstart_has_each_architecture_with_each_optimizer() -> None:
     runs = load_manifest(ROOT / "jobs" / "manifests" / "quickstart.toml").runs
+    assert max(run.resources.ranks for run in runs) == 2, "a user of the default sees DistributedDataParallel at work"
     pairs = {(run.config.model.arch, run.config.optim.optimizer) for run in runs}
     assert len(runs) == len(pairs) == 9
     assert all(run.config.data.corpus == "pydoc" for run in runs)
@@ -75,6 +76,19 @@ def test_the_quickstart_has_each_architecture_with_each_optimizer() -> None:
     schedules = [run.config.optim for run in runs if run.config.optim.schedule != "constant"]
     assert len(schedules) == 3
     assert all(optim.flat_epochs is not None and optim.flat_epochs < 8 for optim in schedules), "the rate falls"
+
+
+def test_what_the_paper_manifest_expects_compares_like_with_like() -> None:
+    """Each run of a lower side has one of the other side that differs in one key, or in the keys of the optimizer."""
+    manifest = load_manifest(ROOT / "jobs" / "manifests" / "paper.toml")
+    runs = {run.name: run.config for run in manifest.runs}
+    for claim in manifest.expectations:
+        if claim.metric == "epoch_seconds":  # of architectures, whose keys differ
+            continue
+        for name in claim.lower:
+            pairs = [varying_keys([runs[name].by_key(), runs[other].by_key()]) for other in claim.higher]
+            fair = [keys for keys in pairs if len(keys) == 1 or all(key.startswith("optim.") for key in keys)]
+            assert fair, (claim.text, pairs)
 
 
 PUBLISHED = """

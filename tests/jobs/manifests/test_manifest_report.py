@@ -349,20 +349,3 @@ def test_the_paper_manifest_has_the_groups_of_the_assignment() -> None:
         "Optimizers": list(range(1, 10)),
         "Hyperparameters": list(range(10, 20)),
     }
-
-
-def test_the_expectations_of_the_paper_manifest_are_about_the_runs_that_they_speak_of() -> None:
-    manifest = paper()
-    number = {run.name: run.order + 1 for run in manifest.runs}
-    sides = [
-        (claim.metric, [number[name] for name in claim.lower], [number[name] for name in claim.higher])
-        for claim in manifest.expectations
-    ]
-    assert sides == [
-        ("val_ppl", [4, 5, 6, 13, 14, 15], [1, 2, 3, 10, 11, 12, 19]),
-        ("val_ppl", [6], [5]),
-        ("seconds_to_5pct", [4], [5, 6]),
-        ("epoch_seconds", [8, 9, 16, 17], [4, 5, 6, 15]),
-        ("val_ppl", [10], [1]),
-        ("gap", [16, 17, 18], [7]),
-    ]
