@@ -26,10 +26,8 @@ from matplotlib.lines import Line2D
 from analysis.discussion.picks import pareto_front
 from analysis.plots import behaviour as behaviour_figures
 from analysis.plots import look, scatter, slices, timeline
-from analysis.plots.axes import Progress, scale_for, shared_cut
-from analysis.plots.curve_figures import draw_choice
-from analysis.plots.curves import curves_of, setting_curves
-from analysis.plots.lines import choose, legend_entry, shown_values
+from analysis.plots.axes import Progress
+from analysis.plots.curves import curves_of, draw_curves, prominent, setting_curves, styles_of, unit_for
 from analysis.run import Run
 from analysis.sections.behaviour import behaviour_data
 from analysis.study import columns, units
@@ -217,16 +215,17 @@ class Study(files.Study):
         """
         kept = None if runs is None else {self.run(which).number for which in runs}
         with self._look(ax):
-            curves = [curve for curve in curves_of(self, progress) if curve.is_validated]
+            curves = [curve for curve in curves_of(self) if curve.is_validated]
+            curves = [curve for curve in curves if progress == "epochs" or curve.is_timed]
             curves = [curve for curve in curves if kept is None or curve.number in kept]
             if not curves:
                 return _empty(ax, "No epoch has been finished")
-            choice = choose(setting_curves(self, curves) if mean_of_seeds else curves)
-            values = shown_values(choice.all)
-            axes = _axes(ax, map(legend_entry, choice.named))
+            curves = setting_curves(self, curves) if mean_of_seeds else curves
+            styles = styles_of(named := prominent(curves))
+            axes = _axes(ax, [look.run_entry(curve.number, curve.label, styles[curve.number]) for curve in named])
             siblings = axes.get_shared_y_axes().get_siblings(axes)
             limits = [other.get_ylim() for other in siblings if other.has_data()]
-            draw_choice(axes, choice, scale_for(values, cut_at=shared_cut(values)), self, progress)
+            draw_curves(axes, curves, progress, unit_for(self.epochs["elapsed_seconds"].max())[0])
             limits.append(axes.get_ylim())
             axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
         return axes
@@ -241,8 +240,7 @@ class Study(files.Study):
             if not settings:
                 return _empty(ax, "No run has finished")
             front = pareto_front(settings)
-            handles = look.kind_handles({s.arch for s in settings}, {s.optimizer for s in settings})
-            axes = _axes(ax, [*handles, *([scatter.front_handle()] if len(front) > 1 else [])])
+            axes = _axes(ax, scatter.time_handles(settings, front))
             scatter.draw_times(axes, settings, front)
         return axes
 

@@ -93,7 +93,7 @@ def _header(page: Page) -> dict[str, Any]:
         "shown_runs": [
             (run.number, run.name, units.architecture(run.arch), units.optimizer(run.optimizer))
             for run in rows_of(study.runs)
-            if run.number in drawn
+            if str(run.number) in drawn
         ],
     }
 
@@ -106,7 +106,7 @@ def render_html(page: Page, inline_figures: dict[str, str], refresh_seconds: int
     figures = {name: Markup(svg) for name, svg in inline_figures.items()}  # made by matplotlib, which escapes text
     environment = _environment(html=True)
     environment.filters.update(sortable=_sortable)
-    pointers = {c.name: [panel.pointer_data(c.figure) for panel in c.panels] for c in page.charts if c.panels}
+    pointers = {c.name: [panel.pointer_data() for panel in c.panels] for c in page.charts if c.panels}
     return environment.get_template("index.html.j2").render(
         _variables(page), figures=figures, pointers=_script_json(pointers), refresh_seconds=refresh_seconds
     )

@@ -3,57 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 from analysis.study.numbering import RunNumber
 from analysis.study.values import Values
 
 LAYOUT_DPI = 160
 """As in the PNG; with fewer dots, hinting makes small type narrower than it is in print."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """A line of a panel, for the values that the page shows under the pointer."""
-
-    label: str
-    """What it is: number and name of a run, and where needed which of its values."""
-    x: Values
-    y: Values
-    run: RunNumber | None = None
-    """Number of the run whose line it is; the line hides with it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """A pair of axes with lines whose values the page can show."""
-
-    axes: Axes
-    lines: list[Line]
-    x_name: str = "epoch"
-    """Before the value on the horizontal axis; a value without a name is not shown."""
-    y_name: str = "perplexity"
-
-    def pointer_data(self, figure: Figure) -> dict[str, Any]:
-        """The panel for the page's script: its place in the SVG (points from the top left), and its values."""
-        axes = self.axes
-        width, height = figure.get_size_inches() * 72
-        box = axes.get_position()
-        return {
-            "box": _rounded([box.x0 * width, (1 - box.y1) * height, box.x1 * width, (1 - box.y0) * height], digits=6),
-            "x": {"limits": _rounded(axes.get_xlim()), "log": axes.get_xscale() == "log", "name": self.x_name},
-            "y": {"limits": _rounded(axes.get_ylim()), "log": axes.get_yscale() == "log", "name": self.y_name},
-            "lines": [
-                {"run": line.run, "label": line.label, "x": _rounded(line.x), "y": _rounded(line.y)}
-                for line in self.lines
-            ],
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +33,6 @@ class Chart:
     """First words of the caption."""
     caption: str
     figure: Figure
-    panels: list[Panel] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Fix the layout, which the page needs to know and drawing in each format would work out again."""
@@ -84,6 +49,49 @@ class Chart:
                 for tick in ticks:
                     tick.label1.set_in_layout(False)
 
+    @property
+    def panels(self) -> list[Panel]:
+        """The axes that have lines or bars with labels."""
+        panels = [Panel(axes, _labelled([*axes.lines, *axes.patches])) for axes in self.figure.axes]
+        return [panel for panel in panels if panel.lines]
+
+
+class Line(NamedTuple):
+    """What a line or bar with a label shows under the pointer."""
+
+    run: str | None
+    """Number of the run that it is drawn for; it hides with the run."""
+    label: str
+    x: Values
+    y: Values
+
+
+class Panel(NamedTuple):
+    """Axes with values that the page shows under the pointer."""
+
+    axes: Axes
+    lines: list[Line]
+
+    def pointer_data(self) -> dict[str, Any]:
+        """The panel for the page's script: its place in the SVG (points from the top left), and its values."""
+        figure = self.axes.get_figure(root=True)
+        assert figure is not None, "axes of a figure"
+        width, height = figure.get_size_inches() * 72
+        box = self.axes.get_position()
+        names = str(self.axes.get_label()).split("|")
+        scales = {
+            name: {"limits": _rounded(axis.get_view_interval()), "log": axis.get_scale() == "log", "name": title}
+            for name, axis, title in zip("xy", (self.axes.xaxis, self.axes.yaxis), names, strict=True)
+        }
+        lines = [line._asdict() | {"x": _rounded(line.x), "y": _rounded(line.y)} for line in self.lines]
+        edges = [box.x0 * width, (1 - box.y1) * height, box.x1 * width, (1 - box.y0) * height]
+        return {"box": _rounded(edges, digits=6), **scales, "lines": lines}
+
+
+def name_values(axes: Axes, x: str, y: str = "perplexity") -> None:
+    """Name the values of axes, for the page to show them under the pointer; empty: the value is not shown."""
+    axes.set_label(f"{x}|{y}")
+
 
 def run_mark(run: RunNumber) -> str:
     """The ``gid`` of whatever is drawn for a run, by which the page hides it."""
@@ -93,6 +101,23 @@ def run_mark(run: RunNumber) -> str:
 def key_mark(run: RunNumber) -> str:
     """The ``gid`` of a run's entry in a legend, on which a reader clicks to hide and show the run."""
     return f"key-{run}"
+
+
+def _labelled(artists: Iterable[Artist]) -> list[Line]:
+    """The lines and bars that have a label of their own; along a bar some points of its middle."""
+    found = []
+    for artist in artists:
+        label, (word, _, number) = str(artist.get_label()), (artist.get_gid() or "").partition("-")
+        if not label or label.startswith("_"):
+            continue
+        if isinstance(artist, Rectangle):
+            x = np.linspace(artist.get_x(), artist.get_x() + artist.get_width(), 5)
+            y = np.full(5, artist.get_y() + artist.get_height() / 2)
+        else:
+            assert isinstance(artist, Line2D), "only lines and bars have labels"
+            x, y = (np.asarray(values, dtype=np.float64) for values in artist.get_data())
+        found.append(Line(number if word == "run" else None, label, x, y))
+    return found
 
 
 def _rounded(values: Sequence[float] | Values, digits: int = 5) -> list[float | None]:

@@ -151,7 +151,17 @@ class Subheading:
     text: str
 
 
-Block: TypeAlias = Prose | Note | Points | Subheading | Table | Chart | Coverage | OpenRuns | Samples
+@dataclass(frozen=True, kw_only=True)
+class Folded:
+    """Blocks that the page shows once a reader opens them, and in print."""
+
+    kind: ClassVar[str] = "folded"
+
+    title: str
+    blocks: list[Block]
+
+
+Block: TypeAlias = Prose | Note | Points | Subheading | Table | Chart | Coverage | OpenRuns | Samples | Folded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,11 +176,16 @@ class Section:
 
     @property
     def tables(self) -> list[Table]:
-        return [block for block in self.blocks if isinstance(block, Table)]
+        return [block for block in flat(self.blocks) if isinstance(block, Table)]
 
     @property
     def charts(self) -> list[Chart]:
-        return [block for block in self.blocks if isinstance(block, Chart)]
+        return [block for block in flat(self.blocks) if isinstance(block, Chart)]
+
+
+def flat(blocks: Iterable[Block]) -> list[Block]:
+    """The blocks, and in place of each folded one what it holds."""
+    return [part for block in blocks for part in (flat(block.blocks) if isinstance(block, Folded) else [block])]
 
 
 def labels(sections: Iterable[Section]) -> dict[str, str]:
@@ -178,7 +193,7 @@ def labels(sections: Iterable[Section]) -> dict[str, str]:
     found: dict[str, str] = {}
     counts = Counter[str]()
     for section in sections:
-        for block in section.blocks:
+        for block in flat(section.blocks):
             if isinstance(block, Table | Coverage | Chart):
                 word = "Figure" if isinstance(block, Chart) else "Table"
                 counts[word] += 1

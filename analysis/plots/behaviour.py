@@ -11,12 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from analysis.blocks.figure import Chart, Line, Panel, run_mark
+from analysis.blocks.figure import Chart, name_values, run_mark
 from analysis.blocks.texts import first_few
 from analysis.plots import look
-from analysis.plots.axes import Mark, label_grid, panel_grid, panels_with_legend, place_numbers, scale_for
+from analysis.plots.axes import Mark, fit, label_grid, panel_grid, panels_with_legend, place_numbers
 from analysis.plots.curves import LABEL_LENGTH
-from analysis.plots.lines import run_entry
 from analysis.study import units
 from analysis.study.behaved import Behaved
 from analysis.study.numbering import RunNumber
@@ -48,11 +47,8 @@ def loss_chart(runs: Sequence[Behaved]) -> Chart:
     figure, (left, right) = panels_with_legend(3.2, run_handles(runs), 3, panels=2, share=True)
     left.set_title("State zero at the start of each window", loc="left", fontweight="bold")
     right.set_title("State carried from the window before", loc="left", fontweight="bold")
-    panels = [
-        draw_losses(left, runs, [run.behaviour.zero_state for run in runs]),
-        draw_losses(right, runs, [run.behaviour.carried_state for run in runs]),
-    ]
-    left.margins(y=0.08)
+    draw_losses(left, runs, [run.behaviour.zero_state for run in runs])
+    draw_losses(right, runs, [run.behaviour.carried_state for run in runs])
     left.set_ylabel("Mean validation loss (nats)")
     sentences = [STYLES_CAPTION]
     if lengths := _training_lengths(runs):
@@ -65,11 +61,10 @@ def loss_chart(runs: Sequence[Behaved]) -> Chart:
         title="Validation loss at each time step of a window",
         caption=" ".join(sentences),
         figure=figure,
-        panels=panels,
     )
 
 
-def draw_losses(axes: Axes, runs: Sequence[Behaved], curves: Sequence[Values]) -> Panel:
+def draw_losses(axes: Axes, runs: Sequence[Behaved], curves: Sequence[Values]) -> Axes:
     """Draw a curve of losses (nats) for each run, with the length of a window in training."""
     for place, length in enumerate(_training_lengths(runs)):
         axes.axvline(length, color=look.MUTED, linestyle=(0, (1, 2)), linewidth=1.2, zorder=1)
@@ -82,6 +77,7 @@ def draw_losses(axes: Axes, runs: Sequence[Behaved], curves: Sequence[Values]) -
             fontsize=7.5,
             color=look.MUTED,
         )
+    axes.margins(y=0.08)
     return _draw_curves(axes, runs, curves, "loss (nats)")
 
 
@@ -98,11 +94,9 @@ def gradient_chart(runs: Sequence[Behaved]) -> Chart:
     figure, (left, right) = panels_with_legend(3.2, run_handles(runs), 3, panels=2)
     left.set_title("Each curve rescaled to [0, 1]", loc="left", fontweight="bold")
     right.set_title("As it is, logarithmic", loc="left", fontweight="bold")
-    panels = [
-        _draw_curves(left, runs, [rescaled(run.behaviour.gradient) for run in runs], "rescaled norm"),
-        draw_gradient_norms(right, runs),
-    ]
     left.set_ylim(-0.03, 1.05)
+    _draw_curves(left, runs, [rescaled(run.behaviour.gradient) for run in runs], "rescaled norm")
+    draw_gradient_norms(right, runs)
     left.set_ylabel("Gradient norm, rescaled")
     counts = sorted({run.behaviour.gradient_columns or 0 for run in runs})
     caption = (
@@ -116,22 +110,20 @@ def gradient_chart(runs: Sequence[Behaved]) -> Chart:
         title="How far the loss at the last time step reaches back",
         caption=caption,
         figure=figure,
-        panels=panels,
     )
 
 
-def draw_gradient_norms(axes: Axes, runs: Sequence[Behaved]) -> Panel:
+def draw_gradient_norms(axes: Axes, runs: Sequence[Behaved]) -> Axes:
     """Draw the gradient norms of each run on a logarithmic axis, the mean of norms pale."""
     curves = [_positive(run.behaviour.gradient) for run in runs]
     means = [_positive(run.behaviour.gradient_mean_of_norms) for run in runs]
-    panel = _draw_curves(axes, runs, curves, "norm")
+    fit(axes, "y", [*curves, *means], log=True)
+    _draw_curves(axes, runs, curves, "norm")
     for run, values in zip(runs, means, strict=True):
-        line = _plot(axes, values, run.number, f"{run.reference}, mean of norms", **_style(run).line)
+        _plot(axes, values, run.number, f"{run.reference}, mean of norms", **_style(run).line)
         axes.lines[-1].set(linewidth=0.9, alpha=0.4)
-        panel.lines.append(line)
     axes.set_ylabel("Gradient norm")
-    scale_for([*curves, *means], logarithmic=True).applied_to(axes, "y", 9)
-    return panel
+    return axes
 
 
 def rescaled(values: Values) -> Values:
@@ -150,7 +142,8 @@ def rescaled(values: Values) -> Values:
 def layers_chart(runs: Sequence[Behaved]) -> Chart:
     """The norms of each layer, a panel for each run."""
     figure, grid = panel_grid(len(runs), 2.1, top_inches=0.3)
-    panels = [_layer_panel(axes, run) for axes, run in zip(grid, runs, strict=True)]
+    for axes, run in zip(grid, runs, strict=True):
+        _draw_layers(axes, run)
     label_grid(grid, "Gradient norm", STEPS_NAME)
     sentences = [
         "Number at a line's end: layer or block (1: the lowest). Vertical axes logarithmic, each its own; exact zeros "
@@ -165,23 +158,22 @@ def layers_chart(runs: Sequence[Behaved]) -> Chart:
         title="The same for each layer",
         caption=" ".join(sentences),
         figure=figure,
-        panels=panels,
     )
 
 
-def _layer_panel(axes: Axes, run: Behaved) -> Panel:
+def _draw_layers(axes: Axes, run: Behaved) -> None:
     curves = [_positive(values) for values in run.behaviour.layer_gradients]
-    lines, marks = [], []
+    marks = []
     for place, values in enumerate(curves):
         colour = look.shade(look.colour_of(run.arch), look.SHADES[place % len(look.SHADES)][0])
         style = {"color": colour, "linestyle": LAYER_DASHES[place % len(LAYER_DASHES)]}
-        lines.append(_plot(axes, values, run.number, f"{run.reference}, layer {place + 1}", **style))
+        _plot(axes, values, run.number, f"{run.reference}, layer {place + 1}", **style)
         marks += _end_mark(values, str(place + 1), colour, run.number)
     axes.set_title(_label(run), loc="left", fontweight="bold", fontsize=8)
     _step_axis(axes, curves)
-    scale_for(curves, logarithmic=True).applied_to(axes, "y", 6)
+    fit(axes, "y", curves, log=True, ticks=6)
     place_numbers(axes, marks)
-    return Panel(axes=axes, lines=lines, x_name="step", y_name="norm")
+    name_values(axes, "step", "norm")
 
 
 # -- parts of figures ----------------------------------------------------------------------------------------------
@@ -189,7 +181,7 @@ def _layer_panel(axes: Axes, run: Behaved) -> Panel:
 
 def run_handles(runs: Sequence[Behaved]) -> list[Line2D]:
     """Return a legend entry for each run."""
-    return [run_entry(run.number, _label(run), _style(run)) for run in runs]
+    return [look.run_entry(run.number, _label(run), _style(run), marker=False) for run in runs]
 
 
 def _style(run: Behaved) -> look.LineStyle:
@@ -200,30 +192,30 @@ def _label(run: Behaved) -> str:
     return f"{run.number}  {units.short_name(run.name, LABEL_LENGTH, run.arch, run.optimizer)}"
 
 
-def _draw_curves(axes: Axes, runs: Sequence[Behaved], curves: Sequence[Values], y_name: str) -> Panel:
+def _draw_curves(axes: Axes, runs: Sequence[Behaved], curves: Sequence[Values], y_name: str) -> Axes:
     """A curve for each run with its number at the end."""
-    lines, marks = [], []
+    marks = []
     for run, values in zip(runs, curves, strict=True):
         style = _style(run)
-        lines.append(_plot(axes, values, run.number, run.reference, **style.line))
+        _plot(axes, values, run.number, run.reference, **style.line)
         marks += _end_mark(values, str(run.number), style.colour, run.number)
     _step_axis(axes, curves)
     axes.set_xlabel(STEPS_NAME)
     place_numbers(axes, marks)
-    return Panel(axes=axes, lines=lines, x_name="step", y_name=y_name)
+    name_values(axes, "step", y_name)
+    return axes
 
 
-def _plot(axes: Axes, values: Values, number: RunNumber, label: str, **style: Any) -> Line:
-    """Draw a curve over the steps from 1, and return it for the page."""
+def _plot(axes: Axes, values: Values, number: RunNumber, label: str, **style: Any) -> None:
+    """Draw a curve over the steps from 1."""
     steps = np.arange(1, len(values) + 1, dtype=np.float64)
     lone = "o" if np.isfinite(values).sum() == 1 else ""
-    axes.plot(steps, values, marker=lone, linewidth=1.3, gid=run_mark(number), **style)
-    return Line(label=label, x=steps, y=values, run=number)
+    axes.plot(steps, values, marker=lone, linewidth=1.3, gid=run_mark(number), label=label, **style)
 
 
 def _end_mark(values: Values, text: str, colour: str, number: RunNumber) -> list[Mark]:
     there = np.flatnonzero(np.isfinite(values))
-    return [Mark(x=n + 1.0, y=float(values[n]), text=text, colour=colour, run=number) for n in there[-1:]]
+    return [Mark(n + 1.0, float(values[n]), text, colour, number) for n in there[-1:]]
 
 
 def _step_axis(axes: Axes, curves: Sequence[Values]) -> None:

@@ -1,210 +1,181 @@
-"""The learning curves of a study, as figures with their captions.
-
-Validation perplexity of all runs, and of each optimizer and each architecture; training and validation of each run.
-Each over epochs and over wall-clock time.
-"""
+"""The learning curves of a study, as figures with their captions."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from analysis.blocks.figure import Chart, Line, Panel, run_mark
-from analysis.blocks.section import Block, Subheading
+from analysis.blocks.figure import Chart
+from analysis.blocks.section import Block, Folded
 from analysis.blocks.texts import first_few
 from analysis.plots import look
-from analysis.plots.axes import (
-    SINGLE_CUT_FACTOR,
-    Progress,
-    Scale,
-    label_grid,
-    label_progress,
-    panel_grid,
-    panels_with_legend,
-    place_numbers,
-    scale_for,
-    shared_cut,
-)
-from analysis.plots.curves import Curve, curves_of, setting_curves, time_unit
-from analysis.plots.lines import (
-    Choice,
-    Factor,
-    choose,
-    draw_crowd,
-    draw_curve,
+from analysis.plots.axes import Progress, label_grid, panel_grid, panels_with_legend
+from analysis.plots.curves import (
+    TRAINING,
+    Curve,
+    curves_of,
+    draw_curves,
+    draw_run,
     legend_columns,
-    mark_end,
-    number_mark,
-    pointer_line,
-    shown_values,
+    prominent,
+    setting_curves,
+    unit_for,
 )
 from analysis.study import units
 from analysis.study.comparison import finished
 from analysis.study.numbering import RunNumber
 from analysis.study.study import Study
-from analysis.study.values import Values
-from seqlm.run_layout import slugify
 
 SPOKEN: dict[Progress, str] = {"epochs": "epochs", "time": "wall-clock time"}
 """What the horizontal axis counts, in words."""
 
+MOST_PANELS = 48
+"""With more runs than this, the best of each setting has a panel, and of the settings the best."""
+
+MOST_NAMED = 3
+"""Runs that a sentence names; the rest are counted."""
+
 
 @look.applied()
 def curve_blocks(study: Study) -> list[Block]:
-    """Every figure that the study's epochs allow, under their headings; none while no epoch has been finished."""
-    drawn = {kind: curves_of(study, kind) for kind in SPOKEN}
-    curves = _validated(drawn)
-    parts: dict[str, list[Chart]] = {
-        "All runs": [
-            _curves_chart(study, study.runs, {kind: found}, f"validation-{kind}", "Validation perplexity")
-            for kind, found in curves.items()
-        ],
-        "By optimizer": _factor_charts(study, curves, "optimizer"),
-        "By architecture": _factor_charts(study, curves, "arch"),
-        "Each run": [panels_chart(study, drawn[kind], kind) for kind in curves],
-    }
+    """Every figure that the study's epochs allow, all but the first folded; none while no epoch has been finished."""
+    curves = curves_of(study)
+    validated = [curve for curve in curves if curve.is_validated]
     blocks: list[Block] = []
-    for title, charts in parts.items():
-        if charts:
-            blocks += [Subheading(text=title), *charts]
+    folded: list[Block] = []
+    if validated:
+        blocks = [runs_chart(study, study.runs, validated, "validation", "Validation perplexity")]
+        merged = setting_curves(study, validated)
+        by = {"optimizer": units.OPTIMIZERS, "arch": units.ARCHITECTURES}
+        for key, titles in by.items():
+            rows = {title: [c for c in merged if getattr(c, key) == value] for value, title in titles.items()}
+            folded.append(rows_chart(study, {title: row for title, row in rows.items() if row}, key))
+    if curves:
+        folded += [panels_chart(study, curves, progress) for progress in SPOKEN if progress in _progresses(curves)]
+        blocks.append(Folded(title="Curves by optimizer, by architecture, and of each run", blocks=folded))
     return blocks
-
-
-def _validated(curves: Mapping[Progress, Sequence[Curve]]) -> dict[Progress, list[Curve]]:
-    kept = {kind: [curve for curve in found if curve.is_validated] for kind, found in curves.items()}
-    return {kind: found for kind, found in kept.items() if found}
-
-
-# -- validation ----------------------------------------------------------------------------------------------------
-
-
-def _factor_charts(study: Study, curves: Mapping[Progress, Sequence[Curve]], by: Factor) -> list[Chart]:
-    """A figure for each optimizer, or for each architecture, that has a curve."""
-    word, titles = ("optimizer", units.OPTIMIZERS) if by == "optimizer" else ("architecture", units.ARCHITECTURES)
-    charts = []
-    for key, title in titles.items():
-        runs = study.runs[study.runs[by] == key]
-        if members := _members(study, runs, curves):
-            name = f"{word}-{slugify(key).replace('_', '-')}"
-            charts.append(_curves_chart(study, runs, members, name, f"{title}: validation perplexity", by))
-    return charts
 
 
 @look.applied()
 def named_group_charts(study: Study) -> dict[str, Chart]:
     """A figure for each group of ``[report] groups`` that has a curve, by the group's title."""
-    curves = _validated({kind: curves_of(study, kind) for kind in SPOKEN}) if study.groups else {}
+    curves = [curve for curve in curves_of(study) if curve.is_validated] if study.groups else []
     charts = {}
     for title, ids in study.groups.items():
         runs = study.runs[study.runs["id"].isin(ids)]
-        if members := _members(study, runs, curves):
+        if members := setting_curves(study, [curve for curve in curves if curve.number in set(runs["number"])]):
             name = f"curves-{study.group_name(title)}"
-            charts[title] = _curves_chart(study, runs, members, name, f"{title}: validation perplexity")
+            charts[title] = runs_chart(study, runs, members, name, f"{title}: validation perplexity")
     return charts
 
 
-def _members(
-    study: Study, runs: pd.DataFrame, curves: Mapping[Progress, Sequence[Curve]]
-) -> dict[Progress, list[Curve]]:
-    """Return the curves of some runs, the seeds of a setting as one, over each progress for which there are any."""
-    numbers = set(runs["number"])
-    groups = {kind: [curve for curve in found if curve.number in numbers] for kind, found in curves.items()}
-    return {kind: setting_curves(study, group) for kind, group in groups.items() if group}
+def _progresses(curves: Sequence[Curve]) -> list[Progress]:
+    return ["epochs", "time"] if any(np.isfinite(curve.seconds).any() for curve in curves) else ["epochs"]
 
 
-def _curves_chart(
-    study: Study,
-    runs: pd.DataFrame,
-    curves: Mapping[Progress, Sequence[Curve]],
-    name: str,
-    title: str,
-    by: Factor | None = None,
-) -> Chart:
-    """A panel for each progress, on one vertical axis."""
-    chosen = choose(next(iter(curves.values())))
-    choices = {kind: chosen.among(found) for kind, found in curves.items()}
-    values = shown_values(chosen.all)
-    scale = scale_for(values, cut_at=shared_cut(values))
-    entries, columns = legend_columns(chosen.named, "optimizer" if by == "arch" else "arch")
-    inches = 3.9 if len(curves) == 1 else 2.8
-    figure, axes = panels_with_legend(inches, entries, columns, panels=len(curves), share=True)
-    panels = [
-        draw_choice(place, choice, scale, study, kind)
-        for place, (kind, choice) in zip(axes, choices.items(), strict=True)
-    ]
-    for place in axes[1:]:
-        place.set_ylabel("")
+# -- validation ----------------------------------------------------------------------------------------------------
+
+
+def runs_chart(study: Study, runs: pd.DataFrame, curves: Sequence[Curve], name: str, title: str) -> Chart:
+    """The curves of some runs over epochs and over time, with a legend of their names."""
+    entries, columns = legend_columns(prominent(curves))
+    chart = _chart({"": curves}, study, name, title, entries, columns)
+    sizes = sorted({len(curve.runs) for curve in curves if len(curve.runs) > 1})
+    sentences = [chart.caption]
     done = finished(runs)
     longer = done[done["epochs_done"] > done["compared_epochs"]]
-    limits = sorted(set(longer["compared_epochs"].astype(int))) if "epochs" in curves else []
-    for limit in limits:
-        axes[0].axvline(limit, color=look.MUTED, linestyle=(0, (1, 2)), linewidth=1.2, zorder=1)
-    return Chart(
-        name=name,
-        title=f"{title} over {' and '.join(SPOKEN[kind] for kind in curves)}",
-        caption=_curves_caption(runs, chosen, scale, by, limits),
-        figure=figure,
-        panels=panels,
-    )
+    if limits := sorted(set(longer["compared_epochs"].astype(int))):
+        for limit in limits:
+            chart.figure.axes[0].axvline(limit, color=look.MUTED, linestyle=(0, (1, 2)), linewidth=1.2, zorder=1)
+        sentences.append(f"Dotted line: runs are compared by {units.listing([str(limit) for limit in limits])} epochs.")
+    if len(named := prominent(curves)) < len(curves):
+        sentences.append(f"Coloured: the {len(named)} best of {len(curves):,} {'lines' if sizes else 'runs'}.")
+    if sizes:
+        n = f"n = {sizes[0]}" if len(sizes) == 1 else f"n = {sizes[0]} to {sizes[-1]}"
+        sentences.append(f"Several seeds ({n}): geometric mean, and a band from the lowest to the highest.")
+    top = chart.figure.axes[0].get_ylim()[1]
+    sentences += _ends(runs, curves, [top] * len(curves), [curve.drawn for curve in curves])
+    return Chart(name=name, title=chart.title, caption=" ".join(sentences), figure=chart.figure)
 
 
-def draw_choice(axes: Axes, choice: Choice, scale: Scale, study: Study, progress: Progress) -> Panel:
-    """Draw validation curves with their axes and numbers."""
-    draw_crowd(axes, choice.crowd)
-    for curve in choice.named:
-        draw_curve(axes, curve)
-    unit = time_unit(study)[1]
-    label_progress(axes, progress, unit, [curve.progress for curve in choice.all])
-    axes.set_ylabel("Validation perplexity")
-    scale.applied_to(axes, "y", 9)
-    place_numbers(axes, [number_mark(curve, scale) for curve in choice.named])
-    return Panel(
-        axes=axes,
-        lines=[pointer_line(curve) for curve in choice.named],
-        x_name="epoch" if progress == "epochs" else unit,
+def rows_chart(study: Study, rows: Mapping[str, Sequence[Curve]], key: str) -> Chart:
+    """A row for each optimizer, or for each architecture: its curves over epochs and over time."""
+    curves = [curve for row in rows.values() for curve in row]
+    archs, optimizers = {curve.arch for curve in curves}, {curve.optimizer for curve in curves}
+    word = "optimizer" if key == "optimizer" else "architecture"
+    return _chart(rows, study, f"by-{word}", f"Validation perplexity by {word}", look.kind_handles(archs, optimizers))
+
+
+def _chart(
+    rows: Mapping[str, Sequence[Curve]],
+    study: Study,
+    name: str,
+    title: str,
+    entries: Sequence[Line2D],
+    columns: int | None = None,
+) -> Chart:
+    """Each row of curves under its title, a panel for each progress."""
+    curves = [curve for row in rows.values() for curve in row]
+    progresses = _progresses(curves)
+    unit = unit_for(study.epochs["elapsed_seconds"].max())[0]
+    figure, axes = panels_with_legend(
+        2.8 if len(rows) == 1 else 2.0, entries, columns, rows=len(rows), panels=len(progresses), share=True
     )
+    places = iter(axes)
+    for heading, row in rows.items():
+        for progress in progresses:
+            place = next(places)
+            if progress in _progresses(row):
+                draw_curves(place, row, progress, unit)
+            else:
+                place.set_axis_off()
+            if progress == "epochs":
+                place.set_title(heading, loc="left", fontweight="bold")
+            else:
+                place.set_ylabel("")
+    caption = "Number: run. Colour: architecture; line and marker: optimizer."
+    if len(rows) > 1:
+        caption += " ▲: leaves the axis; ×: ended early; band: lowest to highest of several seeds."
+    spoken = " and ".join(SPOKEN[progress] for progress in progresses)
+    return Chart(name=name, title=f"{title} over {spoken}", caption=caption, figure=figure)
 
 
 # -- a panel for each run ------------------------------------------------------------------------------------------
 
-MOST_PANELS = 48
-"""With more runs than this, the best of each setting has a panel, and of the settings the best."""
-
-TRAINING: dict[str, Any] = {"linestyle": (0, (3, 1.5)), "linewidth": 1.1}
-
 
 def panels_chart(study: Study, curves: Sequence[Curve], progress: Progress) -> Chart:
     """Training and validation perplexity of each run in a panel of its own."""
+    curves = [curve for curve in curves if progress in _progresses([curve])]
     shown = choose_panels(curves)
     figure, grid = panel_grid(len(shown), 1.75, top_inches=0.55)
-    unit = time_unit(study)[1]
-    scales = []
     for axes, curve in zip(grid, shown, strict=True):
-        scales.append(_draw_panel(axes, curve))
-        spans = shown if progress == "epochs" else [curve]
-        label_progress(axes, progress, unit, [other.progress for other in spans])
+        draw_run(axes, curve, progress, unit_for(study.epochs["elapsed_seconds"].max())[0])
+    if progress == "epochs":
+        limits = [axes.get_xlim() for axes in grid]
+        for axes in grid:
+            axes.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
     label_grid(grid, "Perplexity", grid[0].get_xlabel())
     entries = [
         Line2D([], [], color=look.MUTED, label="validation"),
         Line2D([], [], color=look.MUTED, label="training", **TRAINING),
     ]
     look.add_legend(figure, entries, top=True)
+    sentences = ["Solid: validation; dashed: training. Each panel has its own vertical axis."]
+    if len(curves) > len(shown):
+        settings = len({curve.setting for curve in curves})
+        sentences.insert(0, f"The best runs of {min(len(shown), settings)} of {settings:,} settings.")
+    left_out = study.runs[~study.runs["number"].isin([curve.number for curve in curves])]
+    values = [np.concatenate([curve.train_ppl, curve.val_ppl]) for curve in shown]
+    sentences += _ends(left_out, shown, [axes.get_ylim()[1] for axes in grid], values)
     what = "each run" if len(shown) == len(curves) else "the best runs"
     return Chart(
         name=f"runs-{progress}",
         title=f"Training and validation perplexity of {what} over {SPOKEN[progress]}",
-        caption=_panels_caption(study.runs, curves, shown, scales),
+        caption=" ".join(sentences),
         figure=figure,
-        panels=[
-            Panel(axes=axes, lines=_lines(curve), x_name="epoch" if progress == "epochs" else unit)
-            for axes, curve in zip(grid, shown, strict=True)
-        ],
     )
 
 
@@ -213,86 +184,26 @@ def choose_panels(curves: Sequence[Curve]) -> list[Curve]:
     if len(curves) <= MOST_PANELS:
         return list(curves)
     best: dict[RunNumber, Curve] = {}
-    for curve in sorted(curves, key=lambda curve: (curve.best if curve.is_validated else math.inf, curve.number)):
+    for curve in sorted(curves, key=lambda curve: (curve.best, curve.number)):
         best.setdefault(curve.setting, curve)
     return sorted(list(best.values())[:MOST_PANELS], key=lambda curve: curve.number)
 
 
-def _lines(curve: Curve) -> list[Line]:
-    return [
-        Line(label=f"{curve.reference}, {what}", x=curve.progress, y=values, run=curve.number)
-        for what, values in (("training", curve.train_ppl), ("validation", curve.val_ppl))
-    ]
-
-
-def _draw_panel(axes: Axes, curve: Curve) -> Scale:
-    both = [curve.train_ppl, curve.val_ppl]
-    best = curve.best if curve.is_validated else math.inf
-    scale = scale_for(both, cut_at=max(SINGLE_CUT_FACTOR * best, float(np.nanmin(np.concatenate(both)))))
-    gid, colour = run_mark(curve.number), curve.style.colour
-    axes.plot(curve.progress, curve.train_ppl, color=colour, gid=gid, **TRAINING)
-    lone = "o" if len(curve.progress) == 1 else ""
-    axes.plot(curve.progress, curve.val_ppl, color=colour, marker=lone, gid=gid)
-    mark_end(axes, curve)
-    scale.applied_to(axes, "y", 5)
-    axes.set_title(curve.label, loc="left", fontweight="bold", fontsize=8)
-    return scale
-
-
-# -- captions ------------------------------------------------------------------------------------------------------
-
-MOST_NAMED = 3
-"""Runs that a sentence names; the rest are counted."""
-
-STYLES = {
-    None: "Colour: architecture; line and marker: optimizer.",
-    "optimizer": "Colour: architecture.",
-    "arch": "Line and marker: optimizer.",
-}
-"""What colours and lines say in a figure of all runs, of one optimizer, of one architecture."""
-
-
-def _curves_caption(runs: pd.DataFrame, choice: Choice, scale: Scale, by: Factor | None, limits: Sequence[int]) -> str:
-    """Return the caption of a figure of some runs, with a vertical line at each of ``limits`` (epochs)."""
-    sizes = sorted({len(curve.runs) for curve in choice.all if len(curve.runs) > 1})
-    sentences = [STYLES[by]]
-    if limits:
-        sentences.append(f"Dotted line: runs are compared by {units.listing([str(limit) for limit in limits])} epochs.")
-    if choice.crowd:
-        sentences.append(
-            f"Coloured: the {len(choice.named)} best of {len(choice.all):,} {'lines' if sizes else 'runs'}. "
-            f"Grey: the other {len(choice.crowd):,}."
-        )
-    if sizes:
-        n = f"n = {sizes[0]}" if len(sizes) == 1 else f"n = {sizes[0]} to {sizes[-1]}"
-        sentences.append(f"Several seeds ({n}): geometric mean, and a band from the lowest to the highest.")
-    cut = [(curve, values) for curve in choice.all if scale.cuts(values := np.concatenate(curve.drawn))]
-    return " ".join([*sentences, *_missing_sentences(runs, choice.all, cut, f" at {units.rounded(scale.high)}")])
-
-
-def _panels_caption(
-    runs: pd.DataFrame, curves: Sequence[Curve], shown: Sequence[Curve], scales: Sequence[Scale]
-) -> str:
-    sentences = ["Solid: validation; dashed: training. Each panel has its own vertical axis."]
-    if len(curves) > len(shown):
-        settings = len({curve.setting for curve in curves})
-        sentences.insert(0, f"The best runs of {min(len(shown), settings)} of {settings:,} settings.")
-    drawn = [(curve, np.concatenate([curve.train_ppl, curve.val_ppl])) for curve in shown]
-    cut = [pair for pair, scale in zip(drawn, scales, strict=True) if scale.cuts(pair[1])]
-    left_out = runs[~runs["number"].isin([curve.number for curve in curves])]
-    return " ".join([*sentences, *_missing_sentences(left_out, shown, cut)])
-
-
-def _missing_sentences(
-    runs: pd.DataFrame, drawn: Sequence[Curve], cut: Sequence[tuple[Curve, Values]], at: str = ""
-) -> list[str]:
-    """Name the runs that ended early, that leave the axis, and those of ``runs`` without a curve."""
+def _ends(runs: pd.DataFrame, drawn: Sequence[Curve], tops: Sequence[float], values: Sequence[object]) -> list[str]:
+    """Name the curves that ended early or leave their axis at its top, and those of ``runs`` without a curve."""
     shown = {number for curve in drawn for number in curve.runs}
-    facts = zip(runs["number"], runs["name"], strict=True)
     stopped = sum(curve.state == "stopped" for curve in drawn)
+    highest = [float(np.nanmax(np.asarray(value, float))) for value in values]
+    above = [
+        f"{curve.reference} (up to {units.rounded(high)})"
+        for curve, top, high in zip(drawn, tops, highest, strict=True)
+        if high > top
+    ]
+    at = f" at {units.rounded(tops[0])}" if len(set(tops)) == 1 else ""
+    facts = zip(runs["number"], runs["name"], strict=True)
     named = {
         "Ended early (×)": [c.reference for c in drawn if c.ended_early and c.state != "stopped"],
-        f"Cut off{at} (▲)": [f"{curve.reference} (up to {units.rounded(np.nanmax(v))})" for curve, v in cut],
+        f"Cut off{at} (▲)": above,
         "Without a finished epoch": [f"{number} {name}" for number, name in facts if number not in shown],
     }
     sentences = [f"Stopped by the search (×): {units.count(stopped, 'run')}."] if stopped else []

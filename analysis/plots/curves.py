@@ -1,21 +1,25 @@
-"""One line of a learning-curve figure: a run, or the seeds of a setting with their band."""
+"""Learning curves on axes: a line for each run, or for the seeds of a setting with their band."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
+from analysis.blocks.figure import name_values, run_mark
 from analysis.plots import look
-from analysis.plots.axes import Progress
+from analysis.plots.axes import Mark, Progress, fit, place_numbers, shared_cut
 from analysis.study import units
 from analysis.study.comparison import finished
 from analysis.study.numbering import RunNumber
-from analysis.study.settings import places_of
 from analysis.study.study import Study
 from analysis.study.values import Values
 
@@ -25,10 +29,24 @@ LABEL_LENGTH = 28
 NUMBERS_SHOWN = 4
 """Numbers of seeds that stand before the name of their setting; more are counted."""
 
+MOST_LINES = 24
+"""From more curves than this in one pair of axes, only the best stand out."""
+
+STANDING_OUT = 10
+"""How many stand out then."""
+
+CHUNK = 50
+"""Curves of the crowd in one path: few elements for the page, and short enough for the rasteriser."""
+
+SINGLE_CUT_FACTOR = 100.0
+"""An axis of one run ends at this many times its best perplexity."""
+
+TRAINING: dict[str, Any] = {"linestyle": (0, (3, 1.5)), "linewidth": 1.1}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """The perplexities of a run, or of the seeds of a setting, over their progress; NaN is a gap in the line."""
+    """The perplexities of a run, or of the seeds of a setting, after each epoch; NaN is a gap in the line."""
 
     runs: tuple[RunNumber, ...]
     """Numbers of the run, or of the seeds."""
@@ -41,12 +59,11 @@ class Curve:
     setting: RunNumber
     epochs: Values
     """Passes finished."""
-    progress: Values
-    """The same, or wall-clock time in the unit of the study (see ``time_unit``)."""
+    seconds: Values
+    """Wall-clock time by then; NaN where it is not recorded."""
     train_ppl: Values
     val_ppl: Values
     """Of seeds: the geometric mean, where each of them has a value."""
-    style: look.LineStyle
     low: Values | None = None
     """Lowest and highest validation perplexity of the seeds."""
     high: Values | None = None
@@ -57,35 +74,26 @@ class Curve:
         return self.runs[0]
 
     @property
-    def numbers(self) -> str:
-        """``4``, ``1/4/7`` or, of many seeds, ``1/4/7/10/… (12)``."""
+    def reference(self) -> str:
+        """Numbers and name; of many seeds the first numbers, and how many they are: ``1/4/7/10/… (12) gru``."""
         more = f"/… ({len(self.runs)})" if len(self.runs) > NUMBERS_SHOWN else ""
-        return "/".join(map(str, self.runs[:NUMBERS_SHOWN])) + more
+        return f"{'/'.join(map(str, self.runs[:NUMBERS_SHOWN]))}{more} {self.name}"
 
     @property
     def label(self) -> str:
-        numbers = f"{self.numbers}  "
-        return numbers + units.short_name(self.name, LABEL_LENGTH - len(numbers), self.arch, self.optimizer)
-
-    @property
-    def reference(self) -> str:
-        """How a caption refers to it."""
-        return f"{self.numbers} {self.name}"
+        """The same, short enough for a legend."""
+        numbers, _, _ = self.reference.removesuffix(self.name).rpartition(" ")
+        name = units.short_name(self.name, LABEL_LENGTH - len(numbers) - 2, self.arch, self.optimizer)
+        return f"{numbers}  {name}"
 
     @property
     def ended_early(self) -> bool:
         return self.state in ("failed", "cancelled", "stopped")
 
     @property
-    def early_end(self) -> tuple[float, float] | None:
-        """The last validation perplexity of a run that ended early, after its progress."""
-        there = np.flatnonzero(np.isfinite(self.val_ppl))
-        return (self.progress[there[-1]], self.val_ppl[there[-1]]) if self.ended_early and len(there) else None
-
-    @property
     def best(self) -> float:
-        """The lowest validation perplexity, or NaN."""
-        return float(np.nanmin(self.val_ppl)) if self.is_validated else math.nan
+        """The lowest validation perplexity; infinity if there is none."""
+        return float(np.nanmin(self.val_ppl)) if self.is_validated else math.inf
 
     @property
     def is_validated(self) -> bool:
@@ -93,52 +101,33 @@ class Curve:
         return bool(np.isfinite(self.val_ppl).any())
 
     @property
-    def drawn(self) -> list[Values]:
+    def is_timed(self) -> bool:
+        """Whether there is a validation perplexity at a known time."""
+        return bool((np.isfinite(self.val_ppl) & np.isfinite(self.seconds)).any())
+
+    @property
+    def drawn(self) -> Values:
         """Everything of the validation that needs room on the vertical axis."""
-        return [values for values in (self.val_ppl, self.low, self.high) if values is not None]
+        return np.concatenate([values for values in (self.val_ppl, self.low, self.high) if values is not None])
 
 
-def curves_of(study: Study, progress: Progress) -> list[Curve]:
-    """The curves of the runs that have a finite perplexity to draw, by number."""
-    setting_places = places_of(study.runs)
-    columns = _columns(study, progress)
-    places = study.epochs.groupby("id", sort=False).indices
-    nowhere = np.array([], dtype=np.int64)
-    curves = []
-    facts = ["id", "number", "name", "arch", "optimizer", "state", "text", "setting"]
-    for run in study.runs.sort_values("number")[facts].to_dict("records"):
-        epochs, along, train_ppl, val_ppl = columns[:, places.get(run["id"], nowhere)]
-        arch, optimizer = (run[key] if isinstance(run[key], str) else None for key in ("arch", "optimizer"))
-        curve = Curve(
-            runs=(run["number"],),
-            name=run["name"],
-            arch=arch,
-            optimizer=optimizer,
-            state=run["state"],
-            text=run["text"],
-            setting=run["setting"],
-            epochs=epochs,
-            progress=along,
-            train_ppl=train_ppl,
-            val_ppl=val_ppl,
-            style=look.line_style(arch, optimizer, setting_places[run["id"]]),
-        )
-        if curve.is_validated or np.isfinite(train_ppl).any():
-            curves.append(curve)
-    return curves
-
-
-def _columns(study: Study, progress: Progress) -> Values:
-    """Epochs, progress, training and validation perplexity as rows, a column for each row of the epochs table.
-
-    Perplexities are finite and positive at a known progress, and NaN otherwise.
-    """
+def curves_of(study: Study) -> list[Curve]:
+    """The curves of the runs that have a perplexity to draw, by number."""
     names = ["epoch", "elapsed_seconds", "train_ppl", "val_ppl"]
-    passes, seconds, *ppl = (study.epochs[name].to_numpy(float, na_value=math.nan) for name in names)
-    passes = passes + 1
-    along = passes if progress == "epochs" else seconds / time_unit(study)[0]
-    positive = [np.where(np.isfinite(v) & (v > 0) & np.isfinite(along), v, math.nan) for v in ppl]
-    return np.stack([passes, along, *positive])
+    columns = study.epochs[names].to_numpy(float, na_value=math.nan).T
+    columns[0] += 1
+    columns[2:] = np.where(np.isfinite(columns[2:]) & (columns[2:] > 0), columns[2:], math.nan)
+    places = study.epochs.groupby("id", sort=False).indices
+    curves = []
+    facts = ["number", "name", "arch", "optimizer", "state", "text", "setting"]
+    for row in study.runs.sort_values("number")[["id", *facts]].to_dict("records"):
+        run: dict[str, Any] = {str(key): value for key, value in row.items()}
+        epochs, seconds, train_ppl, val_ppl = columns[:, places.get(run.pop("id"), np.array([], dtype=np.int64))]
+        if np.isfinite(val_ppl).any() or np.isfinite(train_ppl).any():
+            run |= {key: run[key] if isinstance(run[key], str) else None for key in ("arch", "optimizer")}
+            values = {"epochs": epochs, "seconds": seconds, "train_ppl": train_ppl, "val_ppl": val_ppl}
+            curves.append(Curve(runs=(run.pop("number"),), **run, **values))
+    return curves
 
 
 def setting_curves(study: Study, curves: Sequence[Curve]) -> list[Curve]:
@@ -157,16 +146,15 @@ def setting_curves(study: Study, curves: Sequence[Curve]) -> list[Curve]:
 def _mean(group: list[Curve]) -> Curve:
     """The seeds of a setting as one curve; a gap where one of them has no value."""
     epochs = np.unique(np.concatenate([curve.epochs for curve in group]))
-    progress, train_ppl, val_ppl = np.full((3, len(group), len(epochs)), math.nan)
+    seconds, train_ppl, val_ppl = np.full((3, len(group), len(epochs)), math.nan)
     for row, curve in enumerate(group):
         places = np.searchsorted(epochs, curve.epochs)
-        progress[row, places] = curve.progress
-        train_ppl[row, places] = curve.train_ppl
+        seconds[row, places], train_ppl[row, places] = curve.seconds, curve.train_ppl
         val_ppl[row, places] = curve.val_ppl
     return dataclasses.replace(
         group[0],
         epochs=epochs,
-        progress=progress.mean(axis=0),
+        seconds=seconds.mean(axis=0),
         train_ppl=np.exp(np.log(train_ppl).mean(axis=0)),
         val_ppl=np.exp(np.log(val_ppl).mean(axis=0)),
         runs=tuple(curve.number for curve in group),
@@ -175,14 +163,149 @@ def _mean(group: list[Curve]) -> Curve:
     )
 
 
-def time_unit(study: Study) -> tuple[float, str]:
-    """Seconds in the unit of the study's time axes, and its name: the largest in which the longest run is above 2."""
-    return unit_for(study.epochs["elapsed_seconds"].max())
-
-
 def unit_for(longest: float) -> tuple[float, str]:
     """Seconds in the largest unit of time in which ``longest`` seconds are above 2, and its name."""
     for seconds, name in ((3600.0, "hours"), (60.0, "minutes")):
         if units.is_number(longest) and longest > 2 * seconds:
             return seconds, name
     return 1.0, "seconds"
+
+
+# -- which stand out, and how they look ----------------------------------------------------------------------------
+
+
+def prominent(curves: Sequence[Curve]) -> list[Curve]:
+    """All curves where they are few; else, in turn, the best of each architecture with each optimizer on each text."""
+    if len(curves) <= MOST_LINES:
+        return list(curves)
+    ordered = sorted(curves, key=lambda curve: (curve.best, curve.number))
+    turns = _turns(ordered, lambda curve: (curve.arch, curve.optimizer, curve.text))
+    best = [place for _, place in sorted(zip(turns, range(len(ordered)), strict=True))[:STANDING_OUT]]
+    return sorted((ordered[place] for place in best), key=lambda curve: curve.number)
+
+
+def styles_of(curves: Sequence[Curve]) -> dict[RunNumber, look.LineStyle]:
+    """The style of each curve by its number: settings of an architecture with an optimizer differ in shade."""
+    settings = {curve.setting: curve for curve in sorted(curves, key=lambda curve: curve.setting)}
+    places = dict(zip(settings, _turns(settings.values(), lambda curve: (curve.arch, curve.optimizer)), strict=True))
+    return {curve.number: look.line_style(curve.arch, curve.optimizer, places[curve.setting]) for curve in curves}
+
+
+def _turns(curves: Iterable[Curve], kind: Callable[[Curve], Any]) -> list[int]:
+    """How many of its kind come before each curve."""
+    counts = Counter[Any]()
+    turns = []
+    for curve in curves:
+        turns.append(counts[kind(curve)])
+        counts[kind(curve)] += 1
+    return turns
+
+
+def legend_columns(curves: Sequence[Curve]) -> tuple[list[Line2D], int]:
+    """Return legend entries, and the number of their columns: one with a title for each architecture, or three."""
+    styles = styles_of(curves)
+    members: dict[str, list[Line2D]] = {title: [] for title in [*units.ARCHITECTURES.values(), units.UNKNOWN]}
+    for curve in curves:
+        entry = look.run_entry(curve.number, curve.label, styles[curve.number])
+        members[units.ARCHITECTURES.get(curve.arch or "", units.UNKNOWN)].append(entry)
+    columns = [[look.text_entry(title), *entries] for title, entries in members.items() if entries]
+    if len(columns) == 1:
+        return columns[0], 3
+    for entry in (entry for column in columns for entry in column[1:]):  # as wide as three columns of whole labels
+        entry.set_label(units.shortened(str(entry.get_label()), max(3 * LABEL_LENGTH // len(columns) - 3, 6)))
+    longest = max(map(len, columns))
+    filled = [entry for column in columns for entry in [*column, *[look.text_entry(" ")] * (longest - len(column))]]
+    return filled, len(columns)
+
+
+# -- drawing -------------------------------------------------------------------------------------------------------
+
+
+def draw_curves(axes: Axes, curves: Sequence[Curve], progress: Progress = "epochs", unit: float = 1.0) -> Axes:
+    """Draw validation curves: the prominent ones with their numbers, the others in grey. ``unit``: seconds in it.
+
+    The vertical axis fits all ``curves``, also those without a time.
+    """
+    named, styles = prominent(curves), styles_of(prominent(curves))
+    crowd = [curve for curve in curves if curve.number not in styles]
+    gap = [math.nan]
+    for start in range(0, len(crowd), CHUNK):
+        chunk = crowd[start : start + CHUNK]
+        x = np.concatenate([part for curve in chunk for part in (_along(curve, progress, unit), gap)])
+        y = np.concatenate([part for curve in chunk for part in (curve.val_ppl, gap)])
+        axes.plot(x, y, color=look.CROWD[0], linewidth=0.5, alpha=0.6, zorder=1.5)
+    for curve in crowd:
+        _mark_end(axes, curve, progress, unit, color=look.CROWD[0], markersize=4, mew=1, zorder=1.5)
+    for curve in named:
+        style, gid, x = styles[curve.number], run_mark(curve.number), _along(curve, progress, unit)
+        if curve.low is not None and curve.high is not None:
+            axes.fill_between(x, curve.low, curve.high, color=style.colour, alpha=0.2, linewidth=0, gid=gid)
+        spacing = max(1, math.ceil(len(x) / 8))
+        markers: dict[str, Any] = {"marker": style.marker, "markevery": (int(curve.number) % spacing, spacing)}
+        seeds = f", mean of {len(curve.runs)} seeds" if len(curve.runs) > 1 else ""
+        axes.plot(x, curve.val_ppl, gid=gid, label=f"{curve.reference}{seeds}", **markers, **style.line)
+        _mark_end(axes, curve, progress, unit, color=style.colour, markersize=7, mew=2)
+    values = [curve.drawn for curve in curves]
+    several = [curve.val_ppl for curve in curves]
+    cut = shared_cut(several) if len(several) > 1 else SINGLE_CUT_FACTOR * curves[0].best
+    fit(axes, "y", values, cut_at=cut)
+    axes.set_ylabel("Validation perplexity")
+    _label_progress(axes, curves, progress, unit)
+    numbers = (_number(curve, styles[curve.number].colour, axes, progress, unit) for curve in named)
+    place_numbers(axes, [number for number in numbers if number is not None])
+    return axes
+
+
+def draw_run(axes: Axes, curve: Curve, progress: Progress = "epochs", unit: float = 1.0) -> Axes:
+    """Draw the training and validation perplexity of a run."""
+    gid, x, colour = run_mark(curve.number), _along(curve, progress, unit), look.colour_of(curve.arch)
+    axes.plot(x, curve.train_ppl, color=colour, gid=gid, label=f"{curve.reference}, training", **TRAINING)
+    lone = "o" if len(x) == 1 else ""
+    axes.plot(x, curve.val_ppl, color=colour, marker=lone, gid=gid, label=f"{curve.reference}, validation")
+    _mark_end(axes, curve, progress, unit, color=colour, markersize=7, mew=2)
+    both = [curve.train_ppl, curve.val_ppl]
+    fit(axes, "y", both, cut_at=max(SINGLE_CUT_FACTOR * curve.best, np.nanmin(np.concatenate(both))), ticks=5)
+    axes.set_title(curve.label, loc="left", fontweight="bold", fontsize=8)
+    _label_progress(axes, [curve], progress, unit)
+    return axes
+
+
+def _along(curve: Curve, progress: Progress, unit: float) -> Values:
+    return curve.epochs if progress == "epochs" else curve.seconds / unit
+
+
+def _mark_end(axes: Axes, curve: Curve, progress: Progress, unit: float, **style: Any) -> None:
+    """A cross on the last validation perplexity of a run that ended early."""
+    x = _along(curve, progress, unit)
+    there = np.flatnonzero(np.isfinite(curve.val_ppl) & np.isfinite(x))
+    if curve.ended_early and len(there):
+        axes.plot(x[there[-1]], curve.val_ppl[there[-1]], "x", gid=run_mark(curve.number), **style)
+
+
+def _number(curve: Curve, colour: str, axes: Axes, progress: Progress, unit: float) -> Mark | None:
+    """The number at the last point that the axis shows; with an arrow where the line goes on above it."""
+    x, top = _along(curve, progress, unit), axes.get_ylim()[1]
+    there = np.flatnonzero(np.isfinite(curve.val_ppl) & np.isfinite(x))
+    if not len(there):
+        return None
+    place, y, text = there[-1], curve.val_ppl[there[-1]], str(curve.number)
+    if y > top:
+        shown = np.flatnonzero(curve.val_ppl[there] <= top)
+        place = there[shown[-1] + 1] if len(shown) else there[len(there) // 2]
+        y, text = top, f"{text} ▲"
+    return Mark(x[place], y, text, colour, curve.number)
+
+
+def _label_progress(axes: Axes, curves: Sequence[Curve], progress: Progress, unit: float) -> None:
+    """Set up the horizontal axis: whole epochs from 1, or wall-clock time from 0."""
+    last = max(float(np.nanmax(x)) for curve in curves if np.isfinite(x := _along(curve, progress, unit)).any())
+    if progress == "epochs":
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+        axes.set_xlim(1 - 0.015 * last, last + max(0.015 * last, 0.05))
+        axes.set_xlabel("Epoch (1 = after the first pass)")
+        name_values(axes, "epoch")
+    else:
+        name = {1.0: "seconds", 60.0: "minutes", 3600.0: "hours"}[unit]
+        axes.set_xlim(0, last * 1.015 or 1.0)
+        axes.set_xlabel(f"Wall-clock time ({name})")
+        name_values(axes, name)

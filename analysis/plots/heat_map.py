@@ -17,7 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from analysis.blocks.figure import Chart
 from analysis.blocks.texts import scope
 from analysis.plots import look
-from analysis.plots.axes import Scale, log_ticks
+from analysis.plots.axes import log_ticks
 from analysis.study import units
 from analysis.study.comparison import finished
 from analysis.study.study import Study
@@ -93,7 +93,7 @@ def _draw(cells: dict[tuple[str, str], Any], rows: list[str], columns: list[str]
         bar = figure.colorbar(ScalarMappable(norm, colormaps[COLOURS].resampled(BAR_STEPS)), ax=axes, aspect=15)
         assert bar.solids is not None, "a bar of colours, not of lines"
         bar.solids.set_edgecolor("face")  # else the page's background shines through between the steps
-        ticks = log_ticks(Scale(low=low, high=high, logarithmic=True), 6)
+        ticks = log_ticks(low, high, 6)
         bar.ax.yaxis.set_major_locator(FixedLocator(ticks if len(ticks) > 1 else [low, high]))
         bar.ax.yaxis.set_minor_locator(NullLocator())
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: units.rounded(value)))

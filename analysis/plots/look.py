@@ -18,7 +18,9 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from analysis.blocks.figure import key_mark
 from analysis.study import units
+from analysis.study.numbering import RunNumber
 
 WIDTH_INCHES = 7.6
 """Width of every figure."""
@@ -154,7 +156,7 @@ def ink_on(colour: str) -> str:
 # -- legend --------------------------------------------------------------------------------------------------------
 
 
-def kind_handles(archs: AbstractSet[Hashable], optimizers: AbstractSet[Hashable]) -> list[Artist]:
+def kind_handles(archs: AbstractSet[Hashable], optimizers: AbstractSet[Hashable]) -> list[Line2D]:
     """Return legend entries: a dot for each architecture, then a marker for each optimizer, in the report's order."""
     colours = [
         Line2D([], [], linestyle="", marker="o", color=colour, markersize=6, label=units.architecture(arch))
@@ -167,6 +169,16 @@ def kind_handles(archs: AbstractSet[Hashable], optimizers: AbstractSet[Hashable]
         if key in optimizers
     ]
     return [*colours, *markers]
+
+
+def run_entry(number: RunNumber, label: str, style: LineStyle, *, marker: bool = True) -> Line2D:
+    """Return a legend entry on which a reader clicks to hide and show a run."""
+    return Line2D([], [], marker=style.marker if marker else "", label=label, gid=key_mark(number), **style.line)
+
+
+def text_entry(label: str) -> Line2D:
+    """Return a legend entry of text alone, such as a title."""
+    return Line2D([], [], linestyle="", label=label)
 
 
 def add_legend(figure: Figure, entries: Sequence[Artist], columns: int | None = None, *, top: bool = False) -> None:

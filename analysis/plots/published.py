@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from analysis.blocks.figure import Chart, run_mark
 from analysis.plots import look
-from analysis.plots.axes import panels_with_legend, scale_for
+from analysis.plots.axes import fit, panels_with_legend
 from analysis.study import units
 from analysis.study.values import rows_of
 
@@ -54,7 +54,7 @@ def published_chart(compared: pd.DataFrame) -> Chart:
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     if logarithmic:
-        scale_for([positive, np.ones(1)], logarithmic=True).applied_to(axes, "x", 9)
+        fit(axes, "x", [positive, 1.0], log=True)
         axes.set_xlabel("Reproduced / published validation perplexity")
         unit = "a multiple of the published one, logarithmic axis"
     else:

@@ -10,10 +10,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from analysis.blocks.figure import Chart, Line, Panel, run_mark
+from analysis.blocks.figure import Chart, name_values, run_mark
 from analysis.blocks.texts import first_few
 from analysis.plots import look
-from analysis.plots.axes import Mark, Scale, panels_with_legend, place_numbers, scale_for, shared_cut
+from analysis.plots.axes import Mark, fit, panels_with_legend, place_numbers, shared_cut
 from analysis.plots.curves import unit_for
 from analysis.study import units
 from analysis.study.comparison import finished
@@ -29,6 +29,11 @@ FEW = 3
 GOLDEN = 0.618034
 """Its multiples, less their whole part, are as far apart as those of any number."""
 
+ROOM = 0.08
+"""Of the vertical axis at each end, for whole markers."""
+
+FRONT: dict[str, Any] = {"color": look.MUTED, "linewidth": 1.1, "linestyle": (0, (4, 2)), "label": "Pareto front"}
+
 
 @look.applied()
 def time_chart(settings: Sequence[Setting], front: Sequence[Setting], of: str = "") -> Chart:
@@ -36,55 +41,40 @@ def time_chart(settings: Sequence[Setting], front: Sequence[Setting], of: str = 
 
     ``of``: what the numbers are of (see :func:`analysis.blocks.texts.scope`).
     """
-    entries = look.kind_handles({s.arch for s in settings}, {s.optimizer for s in settings})
-    figure, (axes,) = panels_with_legend(3.8, [*entries, *([front_handle()] if len(front) > 1 else [])])
-    panel = draw_times(axes, settings, front)
+    figure, (axes,) = panels_with_legend(3.8, time_handles(settings, front))
+    draw_times(axes, settings, front)
     numbered = "numbers: runs" if len(settings) <= MOST_NUMBERS else "numbers: runs of the front"
-    scales = {"Horizontal": axes.get_xscale(), "Vertical": axes.get_yscale()}
-    logarithmic = [name for name, scale in scales.items() if scale == "log"]
     caption = f"Colour: architecture; marker: optimizer; {numbered}. Grey line: the Pareto front."
-    if logarithmic:
-        caption += " Both axes logarithmic." if len(logarithmic) == 2 else f" {logarithmic[0]} axis logarithmic."
     return Chart(
         name="time-and-perplexity",
         title="Best validation perplexity against the time to it",
-        caption=caption + of + cut_sentence(settings),
+        caption=caption + of + _cut_sentence(axes, settings),
         figure=figure,
-        panels=[panel],
     )
 
 
-FRONT: dict[str, Any] = {"color": look.MUTED, "linewidth": 1.1, "linestyle": (0, (4, 2)), "label": "Pareto front"}
+def time_handles(settings: Sequence[Setting], front: Sequence[Setting]) -> list[Line2D]:
+    """Return the legend entries of :func:`draw_times`."""
+    entries = look.kind_handles({s.arch for s in settings}, {s.optimizer for s in settings})
+    return [*entries, *([Line2D([], [], **FRONT)] if len(front) > 1 else [])]
 
 
-def front_handle() -> Line2D:
-    """Return the legend entry of the Pareto front."""
-    return Line2D([], [], **FRONT)
-
-
-def draw_times(axes: Axes, settings: Sequence[Setting], front: Sequence[Setting]) -> Panel:
+def draw_times(axes: Axes, settings: Sequence[Setting], front: Sequence[Setting]) -> Axes:
     """Draw perplexity against the time to it, and the front as a step line. Each setting has a finite time."""
     seconds, unit = unit_for(max(setting.seconds_to_best for setting in settings))
-    x = np.array([setting.seconds_to_best / seconds for setting in settings])
-    scale = perplexity_scale(settings)
+    x = [setting.seconds_to_best / seconds for setting in settings]
+    _fit_perplexities(axes, settings)
+    fit(axes, "x", x, room=0.09)
     if len(front) > 1:
         corners = [(setting.seconds_to_best / seconds, setting.val_ppl) for setting in front]
-        axes.step(*zip(*corners, strict=True), where="post", zorder=2, **FRONT)
-    marks = [_point(axes, place, setting, scale, len(settings)) for place, setting in zip(x, settings, strict=True)]
+        axes.step(*zip(*corners, strict=True), where="post", zorder=2, **FRONT | {"label": "_"})
+    marks = _points(axes, x, settings)
     axes.set_xlabel(f"Wall-clock time to the best epoch ({unit})")
     axes.set_ylabel("Best validation perplexity")
-    scale_for([x]).widened(0.03).applied_to(axes, "x", 9)
-    scale.applied_to(axes, "y", 9)
     numbered = {setting.number for setting in (settings if len(settings) <= MOST_NUMBERS else front)}
     place_numbers(axes, [mark for mark, setting in zip(marks, settings, strict=True) if setting.number in numbered])
-    lines = [
-        Line(label=setting.reference, x=x[place : place + 1], y=np.array([setting.val_ppl]), run=setting.only_run)
-        for place, setting in enumerate(settings)
-    ]
-    return Panel(axes=axes, lines=lines, x_name=unit)
-
-
-# -- the spread of architectures -----------------------------------------------------------------------------------
+    name_values(axes, unit)
+    return axes
 
 
 @look.applied()
@@ -92,7 +82,7 @@ def spread_chart(groups: Sequence[tuple[str, Sequence[Setting]]], of: str = "") 
     """Best validation perplexity of every setting, a column for each architecture: label beneath it, settings."""
     everything = [setting for _, members in groups for setting in members]
     figure, (axes,) = panels_with_legend(3.6, look.kind_handles(set(), {setting.optimizer for setting in everything}))
-    scale = perplexity_scale(everything)
+    _fit_perplexities(axes, everything)
     marks: list[Mark] = []
     for column, (_, members) in enumerate(groups):
         values = [setting.val_ppl for setting in members]
@@ -102,23 +92,20 @@ def spread_chart(groups: Sequence[tuple[str, Sequence[Setting]]], of: str = "") 
         if len(values) > 1:
             above = 3.5 if len(everything) > MOST_NUMBERS else 2
             axes.plot(sides, [np.median(values)] * 2, color=look.INK, linewidth=1.3, zorder=above)
-        for setting, offset in zip(members, swarm(values), strict=True):
-            marks.append(_point(axes, column + offset, setting, scale, len(everything)))
+        marks += _points(axes, [column + offset for offset in swarm(values)], members, len(everything))
     axes.set_ylabel("Best validation perplexity")
-    scale.applied_to(axes, "y", 9)
     axes.set_xlim(-0.5, len(groups) - 0.5)
     axes.set_xticks(range(len(groups)), [label for label, _ in groups])
     axes.tick_params(axis="x", length=0, labelcolor=look.INK)
     axes.grid(axis="x", visible=False)
     if len(marks) <= MOST_NUMBERS:
         place_numbers(axes, marks)
+    name_values(axes, "")
     caption = "Numbers: runs; marker: optimizer; black line: median; grey box: interquartile range."
-    if scale.logarithmic:
-        caption += " Vertical axis logarithmic."
     return Chart(
         name="reliability",
         title="Spread over settings for each architecture",
-        caption=caption + of + cut_sentence(everything),
+        caption=caption + of + _cut_sentence(axes, everything),
         figure=figure,
     )
 
@@ -143,36 +130,31 @@ def frontier_chart(study: Study, epochs: pd.DataFrame, hours: str) -> Chart:
     """Draw a line for each architecture. ``epochs`` and ``hours``: see :func:`analysis.sections.search.spent_hours`."""
     done = set(finished(study.runs)["id"])
     found = epochs[np.isfinite(epochs["val_ppl"])]
-    archs = [arch for arch in look.architecture_colours() if (found["arch"] == arch).any()]
     stopped = found[found["state"] == "stopped"].drop_duplicates("id", keep="last")
     bests = found[found["id"].isin(done)].sort_values("val_ppl", kind="stable").drop_duplicates("id")
-    handles = look.kind_handles(set(archs), set(bests["optimizer"]))
+    handles = look.kind_handles(set(found["arch"]), set(bests["optimizer"]))
     crosses = [Line2D([], [], color=look.MUTED, label="stopped", **STOPPED)] if len(stopped) else []
     figure, (axes,) = panels_with_legend(3.8, [*handles, *crosses])
+    lines = {arch: found[found["arch"] == arch] for arch in look.architecture_colours() if arch in set(found["arch"])}
     ends = [np.array([value]) for value in [*stopped["val_ppl"], *bests["val_ppl"]]]
-    values = [*ends, *(found.loc[found["arch"] == arch, "best"].to_numpy(float) for arch in archs)]
-    scale = scale_for(values, cut_at=shared_cut(values)).widened(0.02)
-    lines = []
-    for arch in archs:
-        own = found[found["arch"] == arch]
+    values = [*ends, *(own["best"].to_numpy(float) for own in lines.values())]
+    fit(axes, "y", values, cut_at=shared_cut(values), room=ROOM)
+    for arch, own in lines.items():
         x, y = np.append(own["hours"], found["hours"].max()), np.append(own["best"], own["best"].min())
-        axes.step(x, y, where="post", color=look.colour_of(arch), linewidth=1.4, zorder=2)
-        lines.append(Line(label=units.architecture(arch), x=x, y=y))
+        label, colour = units.architecture(arch), look.colour_of(arch)
+        axes.step(x, y, where="post", color=colour, linewidth=1.4, zorder=2, label=label)
     marks = []
     for rows, style in ((stopped, STOPPED), (bests, {"markersize": 6.0, "markeredgecolor": look.PAPER})):
         for run in rows.to_dict("records"):
-            number, x, y = run["number"], run["hours"], run["val_ppl"]
-            height, colour = min(y, scale.high), look.colour_of(run["arch"])
-            kind = {"marker": look.marker_of(run["optimizer"]), **style}
-            axes.plot([x], [height], color=colour, gid=run_mark(number), zorder=3, clip_on=False, **kind)
-            lines.append(Line(label=f"{number} {run['name']}", x=np.array([x]), y=np.array([y]), run=number))
-            if style is not STOPPED:
-                marks.append(Mark(x=x, y=height, text=str(number), colour=colour, run=number))
+            mark = Mark(run["hours"], run["val_ppl"], str(run["number"]), look.colour_of(run["arch"]), run["number"])
+            kind = {"marker": look.marker_of(run["optimizer"]), "label": f"{run['number']} {run['name']}", **style}
+            _draw_point(axes, mark, **kind)
+            marks += [mark] if style is not STOPPED else []
     axes.set_xlabel(f"{hours[0].upper()}{hours[1:]} spent by all runs")
     axes.set_ylabel("Best validation perplexity so far")
     axes.set_xlim(0, float(found["hours"].max()) * 1.015)
-    scale.applied_to(axes, "y", 9)
-    place_numbers(axes, marks)
+    place_numbers(axes, [mark._replace(y=min(mark.y, axes.get_ylim()[1])) for mark in marks])
+    name_values(axes, hours)
     caption = (
         "Line: lowest by then of each architecture. Points with numbers: best epochs of finished runs, when they "
         "ended. Hours of finished epochs."
@@ -181,48 +163,46 @@ def frontier_chart(study: Study, epochs: pd.DataFrame, hours: str) -> Chart:
     if left_out:
         caption += f" Left out, without a recorded time: {units.count(left_out, 'epoch')}."
     return Chart(
-        name="search-frontier",
-        title=f"Best validation perplexity against {hours}",
-        caption=caption,
-        figure=figure,
-        panels=[Panel(axes=axes, lines=lines, x_name=hours)],
+        name="search-frontier", title=f"Best validation perplexity against {hours}", caption=caption, figure=figure
     )
 
 
 # -- shared --------------------------------------------------------------------------------------------------------
 
 
-def perplexity_scale(settings: Sequence[Setting]) -> Scale:
-    """The vertical axis, cut where a few would flatten the rest, with room for numbers at its ends."""
+def _fit_perplexities(axes: Axes, settings: Sequence[Setting]) -> None:
+    """Set up the vertical axis, cut where a few would flatten the rest."""
     values = [np.array([setting.val_ppl]) for setting in settings]
-    return scale_for(values, cut_at=shared_cut(values)).widened(0.02)
+    fit(axes, "y", values, cut_at=shared_cut(values), room=ROOM)
 
 
-def cut_sentence(settings: Sequence[Setting]) -> str:
+def _cut_sentence(axes: Axes, settings: Sequence[Setting]) -> str:
     """Names those that lie above the axis."""
-    scale = perplexity_scale(settings)
-    above = [f"{c.reference} ({units.rounded(c.val_ppl)})" for c in settings if c.val_ppl > scale.high]
-    if not above:
-        return ""
-    return f" The vertical axis ends at {units.rounded(scale.high)}; above it (↑): {first_few(above, 2)}."
+    top = axes.get_ylim()[1]
+    above = [f"{c.reference} ({units.rounded(c.val_ppl)})" for c in settings if c.val_ppl > top]
+    return f" The vertical axis ends at {units.rounded(top)}; above it (↑): {first_few(above, 2)}." if above else ""
 
 
-def _point(axes: Axes, x: float, setting: Setting, scale: Scale, of: int) -> Mark:
-    """Draw one of ``of`` points, cut at the top of the axis; return its number, of several seeds the first's."""
-    y, colour = min(setting.val_ppl, scale.high), look.colour_of(setting.arch)
-    axes.plot(
-        [x],
-        [y],
-        clip_on=False,
-        in_layout=False,
-        color=colour,
-        marker=look.marker_of(setting.optimizer),
-        markersize=6.5 if of <= MOST_NUMBERS else 4.5,
-        markeredgecolor=look.PAPER,
-        markeredgewidth=0.8,
-        linestyle="",
-        gid=None if setting.only_run is None else run_mark(setting.only_run),
-        zorder=4.5,  # above the numbers, which must not hide a point
-    )
-    above = " ↑" if setting.val_ppl > scale.high else ""
-    return Mark(x=x, y=y, text=f"{setting.runs[0]}{above}", colour=colour, run=setting.only_run)
+def _points(axes: Axes, x: Sequence[float], settings: Sequence[Setting], of: int | None = None) -> list[Mark]:
+    """Draw a point for each setting, of a number ``of`` in the figure; return their numbers, of seeds the first's."""
+    size = 6.5 if (of or len(settings)) <= MOST_NUMBERS else 4.5
+    marks = []
+    for place, setting in zip(x, settings, strict=True):
+        run, colour = setting.only_run, look.colour_of(setting.arch)
+        mark = Mark(place, setting.val_ppl, str(setting.runs[0]), colour, run)
+        marker = look.marker_of(setting.optimizer)
+        _draw_point(
+            axes, mark, marker=marker, markersize=size, markeredgecolor=look.PAPER, label=setting.reference, zorder=4.5
+        )
+        top = axes.get_ylim()[1]
+        marks.append(mark if mark.y <= top else mark._replace(y=top, text=f"{mark.text} ↑"))
+    return marks
+
+
+def _draw_point(axes: Axes, mark: Mark, *, zorder: float = 3.0, **style: Any) -> None:
+    """Draw a point; one above the axis at its top, without a value for the page's pointer."""
+    y = min(mark.y, axes.get_ylim()[1])
+    style |= {"label": "_"} if y < mark.y else {}
+    gid = None if mark.run is None else run_mark(mark.run)
+    place: dict[str, Any] = {"gid": gid, "zorder": zorder, "clip_on": False, "in_layout": False}
+    axes.plot([mark.x], [y], color=mark.colour, **place, **style)

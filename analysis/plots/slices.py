@@ -9,14 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
-from analysis.blocks.figure import Chart, Line, Panel, run_mark
+from analysis.blocks.figure import Chart, name_values, run_mark
 from analysis.blocks.texts import first_few, scope
 from analysis.plots import look
-from analysis.plots.axes import label_grid, panel_grid, scale_for
+from analysis.plots.axes import fit, label_grid, panel_grid
 from analysis.study import units
 from analysis.study.comparison import finished
 from analysis.study.pairs import CHOICES, chains_of, is_numeric, printed, sorted_values
@@ -40,10 +39,8 @@ def slices_chart(study: Study, *, order: Sequence[str]) -> Chart | None:
     runs = runs_by_number(study)
     chains = chains_of(study.runs)
     figure, grid = panel_grid(len(shown), 2.05, top_inches=0.4)
-    panels = [
-        Panel(axes=axes, lines=draw_slice(axes, part, chains.get(part.key, []), runs), x_name="")
-        for axes, part in zip(grid, shown, strict=True)
-    ]
+    for axes, part in zip(grid, shown, strict=True):
+        draw_slice(axes, part, chains.get(part.key, []), runs)
     label_grid(grid, "Validation perplexity")
     archs, optimizers = ({run[key] for run in runs.values()} for key in ("arch", "optimizer"))
     look.add_legend(figure, look.kind_handles(archs, optimizers), top=True)
@@ -65,7 +62,6 @@ def slices_chart(study: Study, *, order: Sequence[str]) -> Chart | None:
         title="Best validation perplexity over each hyperparameter",
         caption=" ".join(sentences) + scope(study),
         figure=figure,
-        panels=panels if tagged else [],
     )
 
 
@@ -80,35 +76,33 @@ def runs_by_number(study: Study) -> dict[int, dict[Any, Any]]:
 
 def draw_slice(
     axes: Axes, part: Slice, chains: Sequence[Sequence[Setting]], runs: Mapping[int, Mapping[Any, Any]]
-) -> list[Line]:
+) -> Axes:
     """Draw one panel. ``runs``: the rows of all finished runs by number, whose range the vertical axis has."""
     tagged = len(runs) <= MOST_MARKED_RUNS
-    scale = scale_for([np.array([run["val_ppl"] for run in runs.values()], float)])
-    scale.widened(0.04).applied_to(axes, "y", 6)  # for whole markers
+    fit(axes, "y", [run["val_ppl"] for run in runs.values()], room=0.1, ticks=6)
     axes.set_ylabel("Validation perplexity", fontsize=8)
     _label_values(axes, part)
     _draw_chains(axes, part, chains, tagged=tagged)
     groups: dict[tuple[Any, Any], list[tuple[float, float]]] = defaultdict(list)
-    lines = []
     for number, value in part.values.items():
         run = runs[number]
         x, y = part.places[value] + part.shift(run["arch"]), float(run["val_ppl"])
         groups[run["arch"], run["optimizer"]].append((x, y))
         if tagged:
-            _draw_points(axes, [(x, y)], run["arch"], run["optimizer"], gid=run_mark(number))
             label = f"{number} {run['name']}, {part.key} {printed(part.key, value)}"
-            lines.append(Line(label=label, x=np.array([x]), y=np.array([y]), run=number))
+            _draw_points(axes, [(x, y)], run["arch"], run["optimizer"], gid=run_mark(number), label=label)
     if not tagged:
         for (arch, optimizer), points in sorted(groups.items(), key=lambda item: str(item[0])):
             _draw_points(axes, extremes(points), arch, optimizer)
-    return lines
+    name_values(axes, "")
+    return axes
 
 
 def _label_values(axes: Axes, part: Slice) -> None:
     axes.set_xlabel(part.key, fontsize=8)
     places = list(part.places.values())
     if not part.is_categorical:
-        scale_for([np.array(places)], logarithmic=part.is_log).widened(0.05).applied_to(axes, "x", 5)
+        fit(axes, "x", places, log=part.is_log, room=0.1, ticks=5)
         return
     step = math.ceil(len(places) / FEW_VALUES)
     names = [units.shortened(printed(part.key, value), 12) for value in list(part.places)[::step]]
@@ -117,9 +111,7 @@ def _label_values(axes: Axes, part: Slice) -> None:
     axes.set_xlim(-0.5, len(places) - 0.5)
 
 
-def _draw_points(
-    axes: Axes, points: Sequence[tuple[float, float]], arch: Any, optimizer: Any, gid: str | None = None
-) -> None:
+def _draw_points(axes: Axes, points: Sequence[tuple[float, float]], arch: Any, optimizer: Any, **tags: Any) -> None:
     axes.plot(
         *zip(*points, strict=True),
         color=look.colour_of(arch),
@@ -128,7 +120,7 @@ def _draw_points(
         linestyle="",
         markeredgecolor=look.PAPER,
         markeredgewidth=0.4,
-        gid=gid,
+        **tags,
     )
 
 

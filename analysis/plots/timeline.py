@@ -8,12 +8,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from analysis.blocks.figure import Chart, Line, Panel, run_mark
+from analysis.blocks.figure import Chart, name_values, run_mark
 from analysis.plots import look
 from analysis.plots.axes import panels_with_legend
 from analysis.plots.curves import unit_for
@@ -104,16 +103,11 @@ def timeline_chart(study: Study) -> Chart | None:
     shown = lanes[:MOST_LANES]
     inches = max((0.24 if len(shown) <= NUMBERED_LANES else 0.11) * len(shown), 0.3)
     figure, (axes,) = panels_with_legend(inches, bar_handles(shown))
-    return Chart(
-        name="timeline",
-        title="What ran where",
-        caption=_caption(study, lanes, shown),
-        figure=figure,
-        panels=[draw_lanes(axes, lanes)],
-    )
+    draw_lanes(axes, lanes)
+    return Chart(name="timeline", title="What ran where", caption=_caption(study, lanes, shown), figure=figure)
 
 
-def draw_lanes(axes: Axes, lanes: Sequence[Lane]) -> Panel:
+def draw_lanes(axes: Axes, lanes: Sequence[Lane]) -> Axes:
     """Draw the first ``MOST_LANES`` lanes over the time since the first start."""
     shown = lanes[:MOST_LANES]
     origin = min(bar.start for lane in lanes for bar in lane.bars)
@@ -128,23 +122,22 @@ def draw_lanes(axes: Axes, lanes: Sequence[Lane]) -> Panel:
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     points = axes.get_window_extent().width * 72 / axes.figure.dpi / span
-    lines = []
     for place, lane in enumerate(shown, start=1):
         for bar in lane.bars:
             start, end = (bar.start - origin) / seconds, (bar.end - origin) / seconds
             _draw_bar(axes, bar, place, start, end, room=(end - start) * points if numbered else 0.0)
-            where = np.linspace(start, end, 5 if numbered else 3)
-            label = f"{bar.run} {bar.name}, attempt {bar.attempt}, {bar.outcome}, {units.duration(bar.end - bar.start)}"
-            lines.append(Line(label=label, x=where, y=np.full(len(where), float(place)), run=bar.run))
-    return Panel(axes=axes, lines=lines, x_name=unit, y_name="")
+    name_values(axes, unit, "")
+    return axes
 
 
 def _draw_bar(axes: Axes, bar: Bar, place: int, start: float, end: float, *, room: float) -> None:
     """Draw a bar, and the run's number in it if ``room`` (points) is enough; no room: many thin lanes."""
     colour, hatch, gid = look.colour_of(bar.arch), HATCHES.get(bar.outcome), run_mark(bar.run)
+    label = f"{bar.run} {bar.name}, attempt {bar.attempt}, {bar.outcome}, {units.duration(bar.end - bar.start)}"
     edge: dict[str, Any] = {"facecolor": colour, "edgecolor": look.PAPER, "linewidth": 0.5 if room else 0.2}
     # Not `add_patch`, and not in the layout: both would measure each of a thousand bars, for limits that are set
-    axes.add_artist(Rectangle((start, place - 0.4), end - start, 0.8, hatch=hatch, gid=gid, in_layout=False, **edge))
+    box = Rectangle((start, place - 0.4), end - start, 0.8, hatch=hatch, gid=gid, in_layout=False, label=label, **edge)
+    axes.add_artist(box)
     if room >= 5.2 * len(str(bar.run)) + 5:
         axes.text(
             (start + end) / 2,

@@ -227,17 +227,17 @@ def test_groups_of_runs_hide_by_architecture_and_optimizer(page: Page) -> None:
 
 
 def test_a_legends_entry_hides_its_run(page: Page) -> None:
-    page.script("document.querySelector(\"#validation-epochs [data-key='1']\").dispatchEvent(new Event('click'))")
+    page.script("document.querySelector(\"#validation [data-key='1']\").dispatchEvent(new Event('click'))")
     assert not any(drawn(page, 1))
     assert page.attributes("[data-key='1']", "class") != [None]
 
 
 def test_the_pointer_shows_the_value_of_the_nearest_point(page: Page, report: Path) -> None:
     box = page.script(
-        "const panel = JSON.parse(document.getElementById('pointers').textContent)['validation-epochs'][0];"
-        "const svg = document.querySelector('#validation-epochs svg');"
+        "const panel = JSON.parse(document.getElementById('pointers').textContent)['validation'][0];"
+        "const svg = document.querySelector('#validation svg');"
         "svg.scrollIntoView({block: 'center', behavior: 'instant'});"
-        "const line = panel.lines.find(l => l.run === 4);"
+        "const line = panel.lines.find(l => l.run === '4');"
         "const at = (a, v, lo, hi) => { const f = a.log ? Math.log : Number;"
         "  return lo + (hi - lo) * (f(v) - f(a.limits[0])) / (f(a.limits[1]) - f(a.limits[0])); };"
         "const p = new DOMPoint(at(panel.x, line.x[20], panel.box[0], panel.box[2]),"

@@ -133,7 +133,7 @@ def test_expectations_effects_and_figures_rest_on_equal_epochs(tmp_path: Path) -
     captions = {block.name: block.caption for block in effects_section(study).blocks if hasattr(block, "caption")}
     assert set(captions) >= {"optimizer-architecture", "slices", "effects"}
     assert all("First 2 epochs." in caption for caption in captions.values()), captions
-    lines = next(block for block in curve_blocks(study) if getattr(block, "name", "") == "validation-epochs")
+    lines = next(block for block in curve_blocks(study) if getattr(block, "name", "") == "validation")
     assert "Dotted line: runs are compared by 2 epochs." in lines.caption
     assert falling_runs(study)["epochs"].tolist() == [4, 2], "whether more would help shows at the end of all epochs"
 

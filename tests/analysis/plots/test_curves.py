@@ -1,6 +1,8 @@
+"""Learning curves: what is drawn of each run, of seeds as bands, and of very many runs."""
+
 from __future__ import annotations
 
-import math
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -8,21 +10,20 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
 
 from analysis.blocks.figure import Chart
-from analysis.plots.axes import scale_for, shared_cut
-from analysis.plots.curve_figures import curve_blocks
-from analysis.plots.curves import curves_of
+from analysis.plots.axes import Mark, fit, place_numbers, shared_cut
+from analysis.plots.curve_figures import MOST_PANELS
+from analysis.plots.curves import LABEL_LENGTH, MOST_LINES, STANDING_OUT, curves_of, prominent, styles_of
 from analysis.plots.files import FORMATS, figure_bytes, inline_svg
 from analysis.study.study import Study, load_study
+from benchmarks.report_study import make_study as make_large_study
 from seqlm.config import RunConfig
 from seqlm.files import write_json_lines
 from tests.analysis.contents import curve_charts
-from tests.analysis.synthetic import DIVERGED, EXPLODING, make_run
-
-
-def first_chart(study: Study) -> Chart:
-    return next(block for block in curve_blocks(study) if isinstance(block, Chart))
+from tests.analysis.synthetic import DIVERGED, EXPLODING, fail, make_run
 
 
 @pytest.fixture(scope="module")
@@ -30,53 +31,68 @@ def charts(study: Study) -> dict[str, Chart]:
     return curve_charts(study)
 
 
+def runs_of(chart: Chart) -> list[set[str | None]]:
+    """The runs that each pair of axes shows values of."""
+    return [{line.run for line in panel.lines} for panel in chart.panels]
+
+
 @pytest.mark.slow
-def test_there_is_a_figure_over_epochs_and_over_time_of_all_runs_and_of_each(charts: dict[str, Chart]) -> None:
-    assert list(charts)[:2] == ["validation-epochs", "validation-time"]
-    assert list(charts)[-2:] == ["runs-epochs", "runs-time"]
-    assert len([axes for axes in charts["runs-epochs"].figure.axes if axes.lines]) == 9
-
-
-def test_axes_are_labelled_with_their_units(charts: dict[str, Chart]) -> None:
-    labels = {name: chart.figure.axes[-1].get_xlabel() for name, chart in charts.items()}
-    assert labels["validation-time"] == labels["runs-time"] == "Wall-clock time (hours)"
-    assert labels["validation-epochs"] == labels["runs-epochs"] == "Epoch (1 = after the first pass)"
-    assert charts["validation-epochs"].figure.axes[0].get_ylabel() == "Validation perplexity"
+def test_all_runs_are_drawn_over_epochs_and_over_time_by_optimizer_and_by_architecture(
+    charts: dict[str, Chart],
+) -> None:
+    rows = {
+        "validation": ["123456789"],
+        "by-optimizer": ["147", "258", "369"],
+        "by-architecture": ["123", "456", "789"],
+        "runs-epochs": list("123456789"),
+        "runs-time": list("123456789"),
+    }
+    assert list(charts) == list(rows)
+    for name, expected in rows.items():
+        panels = 1 if name.startswith("runs") else 2
+        assert runs_of(charts[name]) == [set(row) for row in expected for _ in range(panels)]
+    assert [axes.get_xlabel() for axes in charts["validation"].figure.axes] == [
+        "Epoch (1 = after the first pass)",
+        "Wall-clock time (hours)",
+    ]
+    assert charts["validation"].figure.axes[0].get_ylabel() == "Validation perplexity"
 
 
 @pytest.mark.slow
 def test_lines_hold_the_metrics_with_epochs_counted_from_1(study: Study, charts: dict[str, Chart]) -> None:
-    axes = charts["validation-epochs"].figure.axes[0]
-    by_length = [line for line in axes.lines if len(line.get_xdata()) > 1]
-    for line, run in zip(by_length, study.runs.to_dict("records"), strict=True):
-        epochs = study.epochs_of(run["id"])
-        assert list(line.get_xdata()) == [epoch + 1 for epoch in epochs["epoch"]]
-        np.testing.assert_array_equal(line.get_ydata(), epochs["val_ppl"].to_numpy())
+    over_epochs, over_time = ({line.run: line for line in panel.lines} for panel in charts["validation"].panels)
+    for run in study.runs.to_dict("records"):
+        epochs, number = study.epochs_of(run["id"]), str(run["number"])
+        np.testing.assert_array_equal(over_epochs[number].x, epochs["epoch"] + 1)
+        np.testing.assert_array_equal(over_epochs[number].y, epochs["val_ppl"].to_numpy())
+        np.testing.assert_allclose(3600 * over_time[number].x, epochs["elapsed_seconds"])
 
 
 def test_epochs_on_the_axis_are_whole_numbers(tmp_path: Path) -> None:
     make_run(tmp_path, 0, epochs=3)
-    axes = curve_charts(load_study(tmp_path))["validation-epochs"].figure.axes[0]
+    axes = curve_charts(load_study(tmp_path))["validation"].figure.axes[0]
     low, high = axes.get_xlim()
-    ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
-    assert ticks == [1, 2, 3]
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1, 2, 3]
 
 
-def test_runs_cut_off_by_the_axis_are_named_with_how_far_they_go(charts: dict[str, Chart]) -> None:
-    for name in ("validation-epochs", "validation-time"):
-        assert charts[name].figure.axes[0].get_ylim()[1] < 1000
-        caption = charts[name].caption
-        assert f"2 rnn-sgd (up to 8,600) and 7 {EXPLODING} (up to 6,067)" in caption
-        assert "1 rnn-adam" not in caption
+@pytest.mark.slow
+def test_runs_that_leave_the_axis_or_end_early_are_named_and_flatten_no_other(charts: dict[str, Chart]) -> None:
+    chart = charts["validation"]
+    assert all(axes.get_ylim()[1] < 1000 for axes in chart.figure.axes)
+    assert f"2 rnn-sgd (up to 8,600) and 7 {EXPLODING} (up to 6,067)" in chart.caption
+    assert f"Ended early (×): 3 {DIVERGED}." in chart.caption
+    assert [line.get_marker() for line in chart.figure.axes[0].lines].count("x") == 1
+    assert any("▲" in text.get_text() for text in chart.figure.axes[0].texts)
 
 
 def test_a_run_that_explodes_does_not_flatten_the_others() -> None:
     normal = [np.linspace(500, best, 40) for best in (110.0, 120.0, 150.0)]
     explodes = np.geomspace(130, 1e12, 40)
-    scale = scale_for([*normal, explodes], cut_at=shared_cut([*normal, explodes]))
-    assert scale.high < 1000
-    assert scale.cuts(explodes)
-    assert not any(scale.cuts(values) for values in normal)
+    axes = Figure().add_subplot()
+    fit(axes, "y", [*normal, explodes], cut_at=shared_cut([*normal, explodes]))
+    low, high = axes.get_ylim()
+    assert low < 110
+    assert 500 < high < 1000
 
 
 def test_no_infinity_and_no_nan_reaches_an_axis(tmp_path: Path) -> None:
@@ -88,43 +104,33 @@ def test_no_infinity_and_no_nan_reaches_an_axis(tmp_path: Path) -> None:
     )
     run.metrics_file.write_text(text)
     study = load_study(tmp_path)
-    (curve,) = curves_of(study, "epochs")
-    assert curve.val_ppl[0] == 12.5
-    assert all(math.isnan(value) for value in curve.val_ppl[1:])
-    assert len(curve_charts(study)) == 6
+    (curve,) = curves_of(study)
+    np.testing.assert_equal(curve.val_ppl, [12.5, np.nan, np.nan, np.nan])
+    assert len(curve_charts(study)) == 5
 
 
 def test_runs_without_an_epoch_are_named_and_not_drawn(tmp_path: Path) -> None:
-    make_run(tmp_path, 0, epochs=2)
     make_run(tmp_path, 3, epochs=0, done=False)
-    charts = curve_charts(load_study(tmp_path))
-    told = {name: "Without a finished epoch: 4 gru-adam." in chart.caption for name, chart in charts.items()}
-    assert told.pop("architecture-rnn") is False
-    assert all(told.values())
-
-
-def test_a_study_without_epochs_has_no_figures(tmp_path: Path) -> None:
-    make_run(tmp_path, 0, epochs=0, done=False)
     assert curve_charts(load_study(tmp_path)) == {}
+    make_run(tmp_path, 0, epochs=2)
+    charts = curve_charts(load_study(tmp_path))
+    for name in ("validation", "runs-epochs"):
+        assert "Without a finished epoch: 4 gru-adam." in charts[name].caption
+        assert runs_of(charts[name])[0] == {"1"}
 
 
 def test_epochs_without_times_are_drawn_over_epochs_alone(tmp_path: Path) -> None:
     run = make_run(tmp_path, 0, epochs=2, done=False)
     records, _ = run.read_metrics()
     write_json_lines(run.metrics_file, [{**record, "elapsed_seconds": None} for record in records])
-    assert list(curve_charts(load_study(tmp_path))) == [
-        *("validation-epochs", "optimizer-adam", "architecture-rnn", "runs-epochs")
-    ]
-
-
-def test_a_run_that_ended_early_is_marked_and_named(charts: dict[str, Chart]) -> None:
-    assert f"Ended early (×): 3 {DIVERGED}." in charts["validation-epochs"].caption
-    crosses = [line for line in charts["validation-epochs"].figure.axes[0].lines if line.get_marker() == "x"]
-    assert len(crosses) == 1
+    charts = curve_charts(load_study(tmp_path))
+    assert list(charts) == ["validation", "by-optimizer", "by-architecture", "runs-epochs"]
+    assert all(len(chart.panels) == 1 for chart in charts.values())
 
 
 def test_colour_tells_the_architecture_and_dashes_the_optimizer(study: Study) -> None:
-    styles = {curve.name: curve.style for curve in curves_of(study, "epochs")}
+    curves = curves_of(study)
+    styles = {curve.name: styles_of(curves)[curve.number] for curve in curves}
     assert styles["gru-adam"].colour == styles["gru-sgd"].colour != styles["rnn-adam"].colour
     assert styles["gru-adam"].marker == styles["rnn-adam"].marker != styles["gru-sgd"].marker
 
@@ -136,14 +142,64 @@ def test_settings_alike_in_both_differ_in_shade_and_seeds_do_not(
     tmp_path: Path, change: dict[str, Any], alike: bool
 ) -> None:
     run = make_run(tmp_path, 0, epochs=2)
-    config = run.read_config().to_dict()
-    twin = RunConfig.from_dict({**config, **change})
+    twin = RunConfig.from_dict({**run.read_config().to_dict(), **change})
     other = type(run).locate(tmp_path, "twin", twin.fingerprint())
     other.create(twin, {"order": 1})
     write_json_lines(other.metrics_file, run.read_metrics()[0])
-    first, second = curves_of(load_study(tmp_path), "epochs")
-    assert (first.style.colour == second.style.colour) is alike
-    assert first.style.dashes == second.style.dashes
+    first, second = styles_of(curves_of(load_study(tmp_path))).values()
+    assert (first.colour == second.colour) is alike
+    assert first.dashes == second.dashes
+
+
+@pytest.mark.slow
+def test_seeds_become_their_geometric_mean_with_a_band_from_lowest_to_highest(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, 3, seed=seed, provenance={"order": order}) for order, seed in enumerate((1, 2, 3))]
+    for run, factor in zip(runs, (1.0, 1.21, 1.1), strict=True):
+        epochs = run.read_metrics()[0]
+        lines = [{**epoch, "val_ppl": factor * epoch["val_ppl"]} for epoch in epochs]
+        run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    fail(make_run(tmp_path, 3, epochs=5, done=False, seed=9, provenance={"order": 3}), "diverged", "NaN")
+    study = load_study(tmp_path)
+    chart = curve_charts(study)["by-architecture"]
+    drawn = {line.run: line for line in chart.panels[0].lines}
+    assert set(drawn) == {"1", "4"}, "the one that failed is not averaged in"
+    seeds = [study.epochs_of(run.id)["val_ppl"].to_numpy() for run in runs]
+    np.testing.assert_allclose(drawn["1"].y, np.exp(np.mean(np.log(seeds), axis=0)), rtol=1e-12)
+    (band,) = [found for found in chart.figure.axes[0].collections if isinstance(found, PolyCollection)]
+    corners = np.asarray(band.get_paths()[0].vertices)
+    at_the_end = corners[np.isclose(corners[:, 0], 40), 1]
+    assert (at_the_end.min(), at_the_end.max()) == pytest.approx((seeds[0][-1], seeds[1][-1]))
+    assert "mean of 3 seeds" in drawn["1"].label
+
+
+@pytest.mark.slow
+def test_of_many_runs_the_best_of_each_kind_stand_out_and_no_legend_grows(tmp_path: Path) -> None:
+    make_large_study(tmp_path / "study", 160, 4)
+    study = load_study(tmp_path / "study")
+    curves = [curve for curve in curves_of(study) if curve.is_validated]
+    assert len(curves) > MOST_LINES
+    named = prominent(curves)
+    assert len(named) == STANDING_OUT
+    for kind in {(curve.arch, curve.optimizer) for curve in curves}:
+        members = [curve for curve in curves if (curve.arch, curve.optimizer) == kind]
+        assert min(members, key=lambda curve: curve.best) in named
+    charts = curve_charts(study)
+    assert runs_of(charts["validation"])[0] == {str(curve.number) for curve in named}
+    assert len(charts["runs-epochs"].panels) == MOST_PANELS
+    for chart in charts.values():
+        for legend in chart.figure.legends:
+            assert len(legend.get_texts()) <= 3 * (MOST_LINES + 1)
+            assert all(len(text.get_text()) <= LABEL_LENGTH for text in legend.get_texts())
+
+
+def test_numbers_cover_no_other_and_stay_beside_their_points() -> None:
+    axes = Figure(figsize=(6, 4), dpi=72).add_subplot(xlim=(0, 10), ylim=(0, 10))
+    place_numbers(axes, [Mark(9.0, y, str(n), "black") for n, y in enumerate([5.0, 5.1, 5.2, 1.0])])
+    points = {text.get_text(): axes.transData.transform(text.xy)[1] for text in axes.texts}
+    heights = {text.get_text(): points[text.get_text()] + text.xyann[1] for text in axes.texts}
+    assert sorted(heights, key=lambda text: heights[text]) == ["3", "0", "1", "2"]
+    assert np.diff(sorted(heights.values())).min() > 8, "the height of a number in points"
+    assert heights["3"] == points["3"]
 
 
 @pytest.fixture(scope="module")
@@ -154,33 +210,21 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return load_study(folder)
 
 
-@pytest.fixture(scope="module")
-def twins(two_runs: Study) -> list[Chart]:
-    """The first figure of the study, made twice."""
-    return [first_chart(two_runs) for _ in range(2)]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_figure_always_gives_the_same_bytes(twins: list[Chart], kind: str) -> None:
-    first, second = (figure_bytes(chart.figure, kind) for chart in twins)
-    assert first == second
+def test_a_figure_always_gives_the_same_bytes_whatever_the_users_settings(two_runs: Study, kind: str) -> None:
+    first = figure_bytes(curve_charts(two_runs)["validation"].figure, kind)
+    with matplotlib.rc_context({"font.size": 20, "axes.grid.axis": "x", "lines.solid_capstyle": "butt"}):
+        assert figure_bytes(curve_charts(two_runs)["validation"].figure, kind) == first
     assert b"CreationDate" not in first
     assert b"dc:date" not in first
-
-
-@pytest.mark.slow
-def test_figures_do_not_depend_on_the_users_settings(two_runs: Study) -> None:
-    plain = figure_bytes(first_chart(two_runs).figure, "svg")
-    with matplotlib.rc_context({"font.size": 20, "axes.grid.axis": "x", "lines.solid_capstyle": "butt"}):
-        assert figure_bytes(first_chart(two_runs).figure, "svg") == plain
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", "$\\frac{1}{$", "日本語 🚀", "n" * 300])
 def test_any_name_can_be_drawn(tmp_path: Path, name: str) -> None:
     make_run(tmp_path, 0, epochs=2, name=name)
-    chart = curve_charts(load_study(tmp_path))["validation-epochs"]
+    chart = curve_charts(load_study(tmp_path))["validation"]
     figures = {kind: figure_bytes(chart.figure, kind) for kind in FORMATS}
     assert all(figures.values())
     assert "<script" not in inline_svg(figures["svg"], "x")
@@ -188,7 +232,7 @@ def test_any_name_can_be_drawn(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.slow
 def test_an_inline_figure_brings_no_id_of_another(charts: dict[str, Chart]) -> None:
-    svg = figure_bytes(charts["validation-epochs"].figure, "svg")
+    svg = figure_bytes(charts["validation"].figure, "svg")
     one, two = inline_svg(svg, "one"), inline_svg(svg, "two")
     ids = [set(re.findall(r'\bid="([^"]+)"', text)) for text in (one, two)]
     assert ids[0]

@@ -81,7 +81,7 @@ def test_the_frontier_is_the_best_so_far_over_the_hours_of_all_runs(searched: St
     line, *points = chart.panels[0].lines
     assert [round(3600 * x) for x in line.x] == [*range(10, 130, 10), 120]
     assert line.y.tolist() == [100, 80, 60, 60, 60, 60, 60, 60, 50, 50, 50, 50, 50]
-    assert {point.run: float(point.y[0]) for point in points} == {1: 60, 2: 70, 3: 50, 4: 200, 5: 99}
+    assert {point.run: float(point.y[0]) for point in points} == {"1": 60, "2": 70, "3": 50, "4": 200, "5": 99}
     assert chart.figure.axes[0].get_xlabel() == "Core hours spent by all runs"
 
 
