@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.stand_ins import WORKER, StandIn, make_study, spans
-from jobs.backends.base import Backend
+from jobs.backends.base import Executor
 from jobs.backends.local import LocalBackend
 from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import LaunchOptions
@@ -34,7 +34,7 @@ def dispatch(study: Path, wanted: Sequence[StandIn], name: str, address: str | N
     """Makespan from the Dispatcher's start to its end, the workers' spans, and the memory of this process meanwhile."""
     planned = make_study(study, wanted)
     code = live_code()
-    backend = _backend(name, address)
+    backend = _executor(name, address, study)
     options = LaunchOptions(study_dir=study, worker=WORKER[1:])
     dispatcher = Dispatcher(backend, code, options, writes_queue=False)
     start = time.time()
@@ -60,12 +60,12 @@ def dispatch(study: Path, wanted: Sequence[StandIn], name: str, address: str | N
     }
 
 
-def _backend(name: str, address: str | None) -> Backend:
+def _executor(name: str, address: str | None, study: Path) -> Executor:
     if name == "local":
-        return LocalBackend()
-    from jobs.backends.ray_backend import RayBackend
+        return LocalBackend().executor(study)
+    from jobs.backends.ray_executor import RayExecutor
 
-    return RayBackend(address=address)
+    return RayExecutor(address=address)
 
 
 class _MemorySamples:

@@ -1,6 +1,6 @@
 """Only the call that submits, in a process of its own: ``python -m benchmarks.submission_parts PART ...``.
 
-seqlm MANIFEST STUDY     slurm.backend.submit, of a launch that is prepared before the clock starts
+seqlm MANIFEST STUDY     SlurmBackend.submit, of a launch that is prepared before the clock starts
 submitit FOLDER RUNS     submitit's own map_array, of a function that does nothing
 """
 
@@ -28,10 +28,10 @@ def seqlm(manifest: Path, study_dir: Path) -> float:
     from jobs.launch.job import LaunchOptions
     from jobs.launch.prepare import preparing, resolve_specs
     from jobs.manifests.load import load_manifest
-    from slurm.backend import SlurmTarget, submit
+    from slurm.backend import SlurmBackend
     from slurm.settings import read_settings
 
-    site = SlurmTarget(read_settings(HELD, where=manifest.name, environ=os.environ))
+    site = SlurmBackend(read_settings(HELD, where=manifest.name, environ=os.environ))
     specs = resolve_specs(load_manifest(manifest, []).runs, None)
     command = ["python", "launch.py", "run", manifest.name, "--only"]
     specs = [replace(spec, command=[*command, f"name={spec.name}"]) for spec in specs]
@@ -39,7 +39,7 @@ def seqlm(manifest: Path, study_dir: Path) -> float:
     with preparing(specs, site, options) as (_, todo, code):
         assert code is not None, "there is something to do"
         start = time.perf_counter()
-        submit(todo, options, site.settings, code)
+        site.submit(todo, options, code)
         return time.perf_counter() - start
 
 

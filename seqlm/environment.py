@@ -166,8 +166,8 @@ BACKEND: Variable[str | None] = Variable(
     name="SEQLM_BACKEND",
     meaning="Where runs are sent. `--backend` overrides it.",
     default=None,
-    expected="local, ray, slurm",
-    parse=lambda text: _choice(text, ("local", "ray", "slurm")),
+    expected="the name of a backend",
+    parse=str,
     default_words="the manifest's, else ray if it is installed, else local",
 )
 DEVICE: Variable[str | None] = Variable(

@@ -9,30 +9,33 @@ from __future__ import annotations
 import functools
 import os
 import shlex
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from jobs.attempt.retry import put_failure_aside
-from jobs.backends.base import Target
+from jobs.backends.base import Finding
 from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import waiting_for_budget
-from jobs.manifests.policy import Policy
+from jobs.launch.scheduled import ScheduledBackend
 from jobs.plan.capacity import Capacity, Node
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places
 from jobs.spec import Resources, RunSpec
-from jobs.study.folder import ObservedRun, read_jobs, write_jobs
+from jobs.study.cancel import Cancelled, wait_for_locks
+from jobs.study.folder import read_jobs, write_jobs
 from jobs.study.kept_code import Code, live_code
 from jobs.study.squeue import ask, parents
 from seqlm.errors import BackendError
 from seqlm.files import make_directory
 from seqlm.reading import listed
 from seqlm.rundir import RunDirectory
+from slurm.doctor import examine
 from slurm.environment import batch_script, sbatch_environment, submit_script
-from slurm.settings import SlurmSettings
+from slurm.settings import SlurmSettings, read_settings
 from slurm.site import PartitionFacts, controller_config, partition_facts
 from slurm.submission import Batch, Submitter, batches, record, require_plain_path
 
@@ -40,13 +43,25 @@ REPORT_MINUTES = 30
 
 
 @final
-class SlurmTarget(Target):
-    """A partition of a cluster as a target of runs."""
+class SlurmBackend(ScheduledBackend):
+    """A partition of a cluster."""
 
     name = "slurm"
+    TABLE = SlurmSettings
 
-    def __init__(self, settings: SlurmSettings) -> None:
-        self.settings = settings
+    @classmethod
+    def read(cls, table: Mapping[str, Any], *, where: str) -> SlurmSettings:
+        return read_settings(table, where=where, environ=os.environ)
+
+    @classmethod
+    def doctor(cls, *, runs_dir: Path, is_asked: bool, wait_s: float) -> list[Finding]:
+        """Look for sbatch. The cluster itself is checked only on request, since that takes a job."""
+        found = []
+        if shutil.which("sbatch") is not None:
+            found.append(Finding("ok", "SLURM", "sbatch found; `doctor --backend slurm` looks at the cluster"))
+        if is_asked:
+            found += examine(cls.read({}, where=""), runs_dir=runs_dir, wait_s=wait_s)
+        return found
 
     @functools.cached_property
     def _partition(self) -> PartitionFacts:
@@ -73,54 +88,96 @@ class SlurmTarget(Target):
         except BackendError as error:
             raise BackendError(f"{spec.name}: {error}") from None
 
+    def check(self, study_dir: Path) -> None:
+        require_plain_path(study_dir.absolute())
+        sbatch_environment(self.settings, os.environ)
 
-def check(study_dir: Path, settings: SlurmSettings) -> None:
-    """Check what would make a submission impossible, before the first file is written.
+    def submit(self, todo: Sequence[PlannedRun], options: LaunchOptions, code: Code) -> list[str]:
+        study_dir, settings = options.study_dir, self.settings
+        submitter = Submitter(options=options, settings=settings, code=code)
+        arrays = _arrays(todo, settings, study_dir)
+        make_directory(study_dir / "slurm")
+        ids: list[str] = []
+        started: set[str] = set()
+        for array in arrays:
+            items = [item for runs in array.batch.jobs for item in runs]
+            submission = array.folder.name
+            for item in items:
+                # Before the job can start, since it would take an old failure as the run's final state. A run that was
+                # cancelled since this launch began keeps its mark, and its job leaves it alone.
+                if not item.was_cancelled_since:
+                    put_failure_aside(item.run, by_hand=item.by_hand, seen=item.observation)
+            # Before the jobs can start, since each job checks that its runs belong to its submission.
+            write_jobs(study_dir, {}, dict.fromkeys((item.run.id for item in items), submission))
+            plans = submitter.plans(array.batch, submission)
+            after = None if array.batch.after is None else ids[array.batch.after]
+            try:
+                submitted = submitter.submit(array.batch, plans, array.folder, nice=array.nice, after=after)
+            except BackendError as error:
+                if not ids:
+                    raise
+                before = f"{len(started)} of {len(todo)} runs were submitted before and go on; `run` submits the others"
+                raise BackendError(f"{error}; {before}") from None
+            jobs = {item.run.id: job for job, runs in zip(submitted, array.batch.jobs, strict=True) for item in runs}
+            write_jobs(study_dir, jobs, {})
+            record(submitted, plans)
+            started |= jobs.keys()
+            ids += parents(submitted)
+        return ids
 
-    Raises:
-        UsageError: SLURM cannot use the folder's path, or a variable named by ``env_pass`` is not set.
-    """
-    require_plain_path(study_dir.absolute())
-    sbatch_environment(settings, os.environ)
+    def scripts(self, planned: Sequence[PlannedRun], options: LaunchOptions) -> list[str]:
+        """Return the sbatch scripts that :meth:`submit` would submit, one for each array, with ``--live-code``.
 
+        In an array that waits for another one, ``ARRAY_N`` stands for the id of the N-th array.
+        """
+        require_plain_path(options.study_dir.absolute())
+        todo = [item for item in planned if item.action != "skip"]
+        if not todo or waiting_for_budget(options):
+            return []
+        submitter = Submitter(options=options, settings=self.settings, code=live_code())
+        return [
+            submitter.script(
+                array.batch,
+                array.folder,
+                nice=array.nice,
+                after=None if array.batch.after is None else f"ARRAY_{array.batch.after + 1}",
+            )
+            for array in _arrays(todo, self.settings, options.study_dir)
+        ]
 
-def submit(todo: Sequence[PlannedRun], options: LaunchOptions, settings: SlurmSettings, code: Code) -> list[str]:
-    """Submit prepared runs, and return the ids of the job arrays. The caller holds the study's lock.
+    def submit_report(self, study_dir: Path, jobs: Sequence[str], code: Code, *, behaviour: bool | None = None) -> str:
+        settings, folder = self.settings, _folder(study_dir, _new_number(study_dir))
+        make_directory(folder)
+        python = settings.python or shlex.quote(sys.executable)
+        command = (
+            f"{python} {shlex.quote(str(code.path / 'launch.py'))} report {shlex.quote(str(study_dir.absolute()))}"
+        )
+        options = {
+            "dependency": f"afterany:{':'.join(jobs)}",
+            "job-name": f"seqlm-{study_dir.name}-report",
+            "output": folder / "report.log",
+            "time": max(REPORT_MINUTES, settings.timeout_min) if behaviour is not False else REPORT_MINUTES,
+        }
+        commands = [f"{command} --no-behaviour"]
+        if behaviour is not False:
+            commands.append(f"{command} --behaviour" if behaviour else command)
+        return submit_script(folder / "report.sh", batch_script(settings, options, *commands), settings)
 
-    Raises:
-        BackendError: sbatch rejected an array. The arrays before it are submitted and recorded; the message says so.
-    """
-    study_dir = options.study_dir
-    submitter = Submitter(options=options, settings=settings, code=code)
-    arrays = _arrays(todo, settings, study_dir)
-    make_directory(study_dir / "slurm")
-    ids: list[str] = []
-    started: set[str] = set()
-    for array in arrays:
-        items = [item for runs in array.batch.jobs for item in runs]
-        submission = array.folder.name
-        for item in items:
-            # Before the job can start, since it would take an old failure as the run's final state. A run that was
-            # cancelled since this launch began keeps its mark, and its job leaves it alone.
-            if not item.was_cancelled_since:
-                put_failure_aside(item.run, by_hand=item.by_hand, seen=item.observation)
-        # Before the jobs can start, since each job checks that its runs belong to its submission.
-        write_jobs(study_dir, {}, dict.fromkeys((item.run.id for item in items), submission))
-        plans = submitter.plans(array.batch, submission)
-        after = None if array.batch.after is None else ids[array.batch.after]
+    @classmethod
+    def cancel(cls, study_dir: Path, marked: Sequence[Cancelled]) -> list[Cancelled]:
+        """Cancel the jobs of these runs in one call. A job that has other live runs is kept."""
+        jobs = read_jobs(study_dir)
+        mine = [one for one in marked if one.run.id in jobs]
+        wanted = {jobs[one.run.id] for one in mine}
+        live = {job for run_id, job in jobs.items() if not RunDirectory(study_dir / run_id).has_ended()}
         try:
-            submitted = submitter.submit(array.batch, plans, array.folder, nice=array.nice, after=after)
+            if over := sorted(wanted - live):
+                ask("scancel", "--quiet", *over)
         except BackendError as error:
-            if not ids:
-                raise
-            before = f"{len(started)} of {len(todo)} runs were submitted before and go on; `run` submits the others"
-            raise BackendError(f"{error}; {before}") from None
-        jobs = {item.run.id: job for job, runs in zip(submitted, array.batch.jobs, strict=True) for item in runs}
-        write_jobs(study_dir, jobs, {})
-        record(submitted, plans)
-        started |= jobs.keys()
-        ids += parents(submitted)
-    return ids
+            for one in mine:
+                one.problem = one.problem or f"marked as cancelled, but its job runs until it sees the mark: {error}"
+        wait_for_locks([one.run.worker_lock_file for one in mine if one.problem is None], seconds=30)
+        return [one for one in marked if one.run.id not in jobs]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,65 +206,6 @@ def _arrays(todo: Sequence[PlannedRun], settings: SlurmSettings, study_dir: Path
         _Array(batch=batch, folder=_folder(study_dir, number), nice=min(highest - batch.resources.priority, 10_000))
         for number, batch in enumerate(found, start=first)
     ]
-
-
-def scripts(planned: Sequence[PlannedRun], study_dir: Path, settings: SlurmSettings, policy: Policy) -> list[str]:
-    """Return the sbatch scripts that :func:`submit` would submit, one for each array, with ``--live-code``.
-
-    In an array that waits for another one, ``ARRAY_N`` stands for the id of the N-th array.
-    """
-    options = LaunchOptions(study_dir=study_dir, policy=policy)
-    todo = [item for item in planned if item.action != "skip"]
-    if not todo or waiting_for_budget(options):
-        return []
-    submitter = Submitter(options=options, settings=settings, code=live_code())
-    return [
-        submitter.script(
-            array.batch,
-            array.folder,
-            nice=array.nice,
-            after=None if array.batch.after is None else f"ARRAY_{array.batch.after + 1}",
-        )
-        for array in _arrays(todo, settings, study_dir)
-    ]
-
-
-def submit_report(
-    study_dir: Path, jobs: Sequence[str], settings: SlurmSettings, code: Code, *, behaviour: bool | None = None
-) -> str:
-    """Submit a job that writes the report once all of ``jobs`` have ended, however they ended. Return its id.
-
-    Unless ``behaviour`` is false, the job then computes the behaviour of the models and writes the report again. It
-    writes the first report before, in case its time limit ends the computation. If ``behaviour`` is true, it computes
-    the behaviour in another user's study as well.
-    """
-    folder = _folder(study_dir, _new_number(study_dir))
-    make_directory(folder)
-    python = settings.python or shlex.quote(sys.executable)
-    command = f"{python} {shlex.quote(str(code.path / 'launch.py'))} report {shlex.quote(str(study_dir.absolute()))}"
-    options = {
-        "dependency": f"afterany:{':'.join(jobs)}",
-        "job-name": f"seqlm-{study_dir.name}-report",
-        "output": folder / "report.log",
-        "time": max(REPORT_MINUTES, settings.timeout_min) if behaviour is not False else REPORT_MINUTES,
-    }
-    commands = [f"{command} --no-behaviour"]
-    if behaviour is not False:
-        commands.append(f"{command} --behaviour" if behaviour else command)
-    return submit_script(folder / "report.sh", batch_script(settings, options, *commands), settings)
-
-
-def cancel_jobs(study_dir: Path, runs: Sequence[ObservedRun]) -> None:
-    """Cancel the jobs of runs that were marked as cancelled, in one call. A job that has other live runs is kept.
-
-    Raises:
-        BackendError: the controller does not answer. Jobs that start later still see the marks.
-    """
-    jobs = read_jobs(study_dir)
-    wanted = {jobs[run.run.id] for run in runs if run.run.id in jobs}
-    live = {job for run_id, job in jobs.items() if not RunDirectory(study_dir / run_id).has_ended()}
-    if over := sorted(wanted - live):
-        ask("scancel", "--quiet", *over)
 
 
 def _folder(study_dir: Path, number: int) -> Path:

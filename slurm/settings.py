@@ -2,22 +2,26 @@
 
 The site file is not part of the study. Partitions, accounts and module loads belong there, so that manifests stay
 portable. It is the file named by ``SEQLM_SLURM_CONFIG``, else ``cluster.toml`` in this module's folder.
-:class:`jobs.manifests.backends.SlurmTable` defines the keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from jobs.manifests.backends import SlurmTable, check_table
-from jobs.manifests.fields import Problems
-from jobs.manifests.reader import read_toml_file
+from annotated_types import Ge, Gt, Le
+
+from jobs.backends.base import POSITIVE, SECONDS, BackendTable, Positive, Seconds
+from jobs.manifests.backends import check_table
+from jobs.manifests.fields import Line, Problems, Valid, Word
+from jobs.manifests.reader import read_toml_file, show
 from jobs.spec import Resources
 from seqlm.environment import SLURM_CONFIG
-from seqlm.errors import BackendError, ManifestError
+from seqlm.errors import BackendError, ManifestError, nearest
 from seqlm.reading import exists
 
 SITE_FILE = Path(__file__).parent / "cluster.toml"
@@ -28,9 +32,147 @@ _TINY = 1e-6
 """Tolerance for rounding: GPU shares are added in floating point."""
 
 
+MAX_SIGNAL_S = 65_535
+"""The longest warning that SLURM can give."""
+
+MAIL_TYPES = (
+    *("NONE", "BEGIN", "END", "FAIL", "REQUEUE", "ALL", "INVALID_DEPEND", "STAGE_OUT", "ARRAY_TASKS"),
+    *("TIME_LIMIT", "TIME_LIMIT_90", "TIME_LIMIT_80", "TIME_LIMIT_50"),
+)
+
+
+OPTION = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+"""The name of an option of sbatch. Which ones there are depends on SLURM's version and on the plugins of the site."""
+
+_RANKS = "set resources.ranks and ranks_per_node instead"
+_SUBMITTING = "it would change the output of sbatch that seqlm reads"
+
+OURS: dict[str, str] = {
+    **{key: f"set {key} instead" for key in ("partition", "account", "qos", "constraint", "reservation", "nodelist")},
+    "exclude": "set exclude instead",
+    "mail-user": "set mail_user instead",
+    "mail-type": "set mail_type instead",
+    "time": "set timeout_min instead",
+    "mem": "set mem_gb instead",
+    "signal": "set signal_before_s instead",
+    "wrap": "set setup instead",
+    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node"), _RANKS),
+    **dict.fromkeys(("ntasks-per-core", "ntasks-per-gpu", "ntasks-per-socket"), _RANKS),
+    **dict.fromkeys(("cpus-per-task", "cpus-per-gpu"), "set resources.cpus instead"),
+    **dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task"), "set resources.gpus instead"),
+    **dict.fromkeys(("output", "error", "open-mode", "chdir", "input"), "logs and work are in the run's folder"),
+    "job-name": "jobs are named after the study",
+    "array": "the runs make the array, max_parallel limits it",
+    "dependency": "seqlm orders its jobs itself",
+    "clusters": "seqlm uses the default cluster",
+    **dict.fromkeys(("requeue", "no-requeue"), "set retries instead"),
+    **dict.fromkeys(("wait", "parsable", "test-only", "quiet", "verbose", "help", "usage", "version"), _SUBMITTING),
+}
+"""Option of sbatch that seqlm sets, or that undoes one -> what to set instead, or why it cannot be set."""
+
+
+def _setup(name: str, value: Any) -> Iterator[str]:
+    for line in value:
+        if line.lstrip().startswith("#SBATCH"):
+            yield f"{name}: expected shell commands, got {show(line)}; options of sbatch belong in the table sbatch"
+
+
+def _mail_type(name: str, value: Any) -> Iterator[str]:
+    for word in value.split(","):
+        if word.upper() not in MAIL_TYPES:
+            hint = nearest(word.upper(), MAIL_TYPES)
+            yield f"{name}: expected one or more of {', '.join(MAIL_TYPES)}, got {show(word)}{hint}"
+
+
+def _sbatch(name: str, value: Any) -> Iterator[str]:
+    given: dict[str, str] = {}
+    for key, found in value.items():
+        option, place = key.replace("_", "-"), f"{name}.{key}"
+        if option in given:
+            yield f'{name}: option "{option}" is given twice, as "{given[option]}" and "{key}"'
+        given[option] = key
+        is_text = isinstance(found, str) and bool(found.strip()) and found.isprintable()
+        is_value = is_text or (type(found) in (int, float) and math.isfinite(found))
+        ours = option if option in OURS else next((one for one in OURS if one.startswith(option)), None)
+        if not re.fullmatch(OPTION, key):
+            yield f"{name}: expected names of letters, digits and hyphens, got {show(key)}"
+        elif ours is not None:  # sbatch takes the beginning of a name for the name
+            yield f"{place}: seqlm sets --{ours} itself; {OURS[ours]}"
+        elif option == "nice" and type(found) is not int and found is not True:
+            yield f"{place}: expected true or a whole number, got {show(found)}"  # priorities of runs are added to it
+        elif not is_value and found is not True:
+            yield f"{place}: expected true, a text of one line or a number, got {show(found)}"
+
+
+_Nodes = Annotated[Word | None, Valid('a list of nodes, such as "node[01-04],node09"')]
+_LINES = "a list of texts, each one line"
+
+
 @dataclass(frozen=True, kw_only=True)
-class SlurmSettings(SlurmTable):
-    """How runs are sent to a cluster, merged from the manifest and the site file. No part of a run's identity."""
+class SlurmSettings(BackendTable):
+    """``[backend.slurm]``, and the keys of a site file: how runs are sent to a cluster."""
+
+    SCHEMA: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        **BackendTable.SCHEMA,
+        "sbatch": {
+            "propertyNames": {
+                "pattern": OPTION,
+                "not": {"enum": sorted({*OURS, *(key.replace("-", "_") for key in OURS)})},
+            },
+            "additionalProperties": {"anyOf": [{"const": True}, {"type": ["string", "number"]}]},
+        },
+    }
+    NO_KEYS: ClassVar[Mapping[str, str]] = {
+        key: f'unknown key "{{name}}": an option of sbatch; {instead}'
+        for option, instead in OURS.items()
+        for key in (option, option.replace("-", "_"))
+    }
+
+    progress_s: Annotated[Seconds, SECONDS] = 10.0
+    """Seconds between two updates of `progress.json`, which says where a run is within its epoch, and between two
+    looks of `--watch`. A higher number means less load on shared file systems (Lustre, NFS)."""
+    partition: Annotated[Word | None, Valid("a partition's name, or several with commas between")] = None
+    """Partition, or several with commas between; without it, the cluster's default."""
+    account: Annotated[Word | None, Valid("an account's name")] = None
+    """Account that is charged; without it, your default account."""
+    qos: Annotated[Word | None, Valid("the name of a quality of service")] = None
+    """Quality of service; without it, your default."""
+    constraint: Annotated[Line | None, Valid("a text of one line")] = None
+    """Features that nodes must have, such as `"a100|h100"`."""
+    reservation: Annotated[Word | None, Valid("a reservation's name")] = None
+    """Reservation to use."""
+    nodelist: _Nodes = None
+    """Nodes that a job must get, all of them: `"node[01-02]"`."""
+    exclude: _Nodes = None
+    """Nodes that a job must not get."""
+    timeout_min: Annotated[Positive, POSITIVE] = 60
+    """Time limit of a job in minutes. A run that needs longer is saved and resumed in another job."""
+    signal_before_s: Annotated[int, Ge(1), Le(MAX_SIGNAL_S), Valid(f"a whole number from 1 to {MAX_SIGNAL_S}")] = 120
+    """Seconds before the time limit, or a preemption, at which a run gets the signal to save. It is less than the time
+    limit."""
+    mem_gb: Annotated[Annotated[float, Gt(0)] | None, Valid("a number above 0")] = None
+    """Memory of each node in GB; without it, the cluster's default."""
+    ranks_per_node: Annotated[Positive | None, POSITIVE] = None
+    """Ranks of a run on each node; without it, all on one node. A run with more ranks gets several nodes, and
+    `resources.ranks` must be a multiple of it."""
+    setup: Annotated[tuple[str, ...], Valid(_LINES, list[Line], _setup)] = ()
+    """Shell lines before a job's command, such as module loads."""
+    python: Annotated[Line | None, Valid('a command that starts Python, such as "apptainer exec image.sif python"')] = (
+        None
+    )
+    """Command that starts Python in a job, such as `"apptainer exec --nv image.sif python"`; without it, the Python
+    that launches."""
+    srun_args: Annotated[tuple[str, ...], Valid(_LINES, list[Line])] = ()
+    """Further arguments of the `srun` that starts the ranks."""
+    mail_user: Annotated[Word | None, Valid("a mail address or a user's name")] = None
+    """Recipient of SLURM's mails; without it, you."""
+    mail_type: Annotated[Word | None, Valid('a text such as "END,FAIL"', check=_mail_type)] = None
+    """Events that SLURM sends mails about, such as `"END,FAIL"`."""
+    sbatch: Annotated[
+        Mapping[str, str | int | float | bool], Valid("a table of options of sbatch", dict[str, Any], _sbatch)
+    ] = field(default_factory=dict)
+    """Any other long option of `sbatch`, also of the site's plugins, without the leading hyphens: a text, a number, or
+    `true` for an option without a value. `gres_flags` and `gres-flags` are the same."""
 
     def nodes(self, resources: Resources) -> tuple[int, int]:
         """Return a run's number of nodes, and its number of ranks on each node.

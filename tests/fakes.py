@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import final
 
 from jobs.attempt.supervisor import Ended
-from jobs.backends.base import Backend
+from jobs.backends.base import AttendedBackend, Executor
 from jobs.plan.capacity import Allocation, Capacity, Node
 from jobs.plan.estimate import Estimate
 from jobs.plan.planned import PlannedRun
@@ -47,12 +47,13 @@ def make_planned(spec: RunSpec, seconds: float | None = None, *, flops: float = 
 
 
 @final
-class FakeBackend(Backend):
+class FakeBackend(AttendedBackend, Executor):
     """``slots`` jobs at once; each ends at its second poll, when ``work`` is done with it, or only when stopped."""
 
     name = "fake"
 
     def __init__(self, work: Work, *, slots: int = 2, ends: bool = True) -> None:
+        super().__init__()
         self._work = work
         self._ends = ends
         self._slots = slots
@@ -77,6 +78,9 @@ class FakeBackend(Backend):
     def resolve(self, spec: RunSpec, at_most: int) -> Resources:
         resources = spec.resources
         return self.capacity().resolve(replace(resources, cpus=resources.cpus or 1), at_most)
+
+    def executor(self, study_dir: Path) -> Executor:
+        return self
 
     def open(self, code: Code) -> None:
         self.is_open = True

@@ -34,6 +34,7 @@ FLOORS = (
         "jobs.spec",
         "jobs.terminal",
         "jobs.search",
+        "jobs.registry",
         "jobs.manifests",
         "jobs.attempt",
         "jobs.study",

@@ -19,7 +19,6 @@ import launch
 from jobs import terminal
 from jobs.cli import arguments, planning
 from jobs.launch.job import LaunchOptions
-from jobs.manifests import backends
 from jobs.spec import RunSpec
 from seqlm.errors import UsageError
 from seqlm.state import FailureKind
@@ -106,7 +105,6 @@ def test_each_command_has_one_example_one_group_and_one_handler(capsys: pytest.C
 
 
 def test_what_the_parser_offers_is_what_there_is() -> None:
-    assert tuple(backends.BACKENDS) == arguments.BACKENDS
     assert get_args(FailureKind) == arguments.KINDS
 
 

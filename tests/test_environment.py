@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from jobs.manifests.backends import BACKENDS
 from seqlm import environment
 from seqlm.environment import VARIABLES
 from seqlm.errors import UsageError
@@ -76,8 +75,3 @@ def test_a_variable_has_a_type(variable: environment.Variable[object], text: str
 def test_a_wrong_value_is_one_line(variable: environment.Variable[object], text: str, expected: str) -> None:
     with pytest.raises(UsageError, match=f'^{variable.name}: expected {expected}, got "{text}"$'):
         variable.read({variable.name: text})
-
-
-def test_the_backends_are_those_of_manifests() -> None:
-    assert environment.BACKEND.expected == ", ".join(BACKENDS)
-    assert [environment.BACKEND.read({"SEQLM_BACKEND": name}) for name in BACKENDS] == list(BACKENDS)

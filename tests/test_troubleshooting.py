@@ -25,7 +25,7 @@ from jobs.attempt.retry import Failed, decide
 from jobs.attempt.supervisor import cause, ended
 from jobs.backends import ray_cluster
 from jobs.backends.local import LocalBackend
-from jobs.backends.ray_backend import RayBackend
+from jobs.backends.ray_executor import RayExecutor
 from jobs.backends.ray_groups import RankLocation
 from jobs.cli.view import RunView, StudyView
 from jobs.launch.prepare import resolve_specs
@@ -459,7 +459,7 @@ def _(scene: Scene) -> str:
 
 @provokes("A node does not see the run's folder")
 def _(scene: Scene) -> str:
-    backend = RayBackend()
+    backend = RayExecutor()
     scene.patch.setattr(backend, "_abandon", lambda *words: None)
     (node,) = backend.capacity().nodes
     group = SimpleNamespace(hosts=["a"], allocations=[Allocation(node=node, cpus=1, device=None, gpus=0)])

@@ -1,22 +1,116 @@
-"""The interface of a backend. The dispatcher works with any of them."""
+"""The interfaces of a backend: where runs go, and how a launcher starts them there."""
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+
+from annotated_types import Ge, Gt
 
 from jobs.attempt.supervisor import Ended
+from jobs.manifests.fields import Matches, Valid
+from jobs.manifests.reader import show
 from jobs.plan.capacity import Allocation, Capacity
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
 
+# -- settings ----------------------------------------------------------------------------------------------------------
 
-class Target(ABC):
-    """Where runs can go, and what they would get there. Its methods start nothing."""
+VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
-    name: str
+
+def _variables(name: str, value: Any) -> Iterator[str]:
+    for key, text in value.items():
+        if not re.fullmatch(VARIABLE, key):
+            yield f"{name}: expected names of letters, digits and underscores, got {show(key)}"
+        if "\0" in text:
+            yield f"{name}.{key}: expected a text without NUL, got {show(text)}"
+
+
+_Variable = Annotated[str, Matches(VARIABLE)]
+Positive = Annotated[int, Ge(1)]
+POSITIVE = Valid("a positive whole number")
+Seconds = Annotated[float, Gt(0)]
+SECONDS = Valid("a number of seconds above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendTable:
+    """The keys that every ``[backend.*]`` has. No part of a run's identity."""
+
+    SCHEMA: ClassVar[Mapping[str, Mapping[str, Any]]] = {"env": {"propertyNames": {"pattern": VARIABLE}}}
+    """Key -> what its JSON Schema has besides type and bounds."""
+
+    max_parallel: Annotated[Positive | None, POSITIVE] = None
+    """Most runs at once; without it, as many as there is room for. `--max-parallel` overrides it."""
+    retries: Annotated[Annotated[int, Ge(0)] | None, Valid("a whole number, 0 or more")] = None
+    """Overrides `policy.max_stalled_retries`; `--max-stalled-retries` overrides both."""
+    env: Annotated[
+        Mapping[str, str], Valid('a table of texts, such as {NCCL_SOCKET_IFNAME = "eth0"}', check=_variables)
+    ] = field(default_factory=dict)
+    """Variables for the workers, such as `env.NCCL_SOCKET_IFNAME = "eth0"`. They are kept with the study, so do not put
+    secrets here."""
+    env_pass: Annotated[
+        tuple[str, ...], Valid('a list of names of variables, such as ["HF_TOKEN"]', list[_Variable])
+    ] = ()
+    """Variables of your shell that workers get too, such as `["HF_TOKEN"]`. Their values are not written to any
+    file."""
+    progress_s: Annotated[Seconds | None, SECONDS] = None
+    """Seconds between two updates of `progress.json`, which says where a run is within its epoch; without it, 1. A
+    higher number means less load on shared file systems (Lustre, NFS)."""
+
+
+# -- a backend ---------------------------------------------------------------------------------------------------------
+
+Level: TypeAlias = Literal["ok", "note", "bad"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One result of a check."""
+
+    level: Level
+    """``bad``: runs will fail here; ``note``: worth knowing."""
+    subject: str
+    text: str
+
+
+class Backend(ABC):
+    """Where runs go: its settings, what it has, and what runs would get there. Its methods start nothing.
+
+    A backend whose jobs need a launcher is an :class:`AttendedBackend`, else a
+    :class:`jobs.launch.scheduled.ScheduledBackend`. :data:`jobs.registry.BACKENDS` names each class.
+    """
+
+    name: ClassVar[str]
+    TABLE: ClassVar[type[Any]] = BackendTable
+    """Dataclass of its ``[backend.*]`` table, with at least the keys of :class:`BackendTable`."""
+    is_here: bool = False
+    """Whether its runs use this machine alone."""
+
+    def __init__(self, settings: Any = None) -> None:
+        self.settings = self.TABLE() if settings is None else settings
+
+    @classmethod
+    def read(cls, table: Mapping[str, Any], *, where: str) -> Any:
+        """Return the settings of a valid ``[backend.*]`` table of the file ``where``.
+
+        Raises:
+            ManifestError: another file that the settings come from is wrong.
+        """
+        return cls.TABLE(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
+
+    @classmethod
+    def doctor(cls, *, runs_dir: Path, is_asked: bool, wait_s: float) -> list[Finding]:
+        """Return what ``doctor`` says of it. Only ``is_asked``, as by ``--backend``, may start a job.
+
+        ``wait_s`` is the longest wait for that job.
+        """
+        return []
 
     @abstractmethod
     def describe(self) -> str:
@@ -24,7 +118,7 @@ class Target(ABC):
 
     @abstractmethod
     def capacity(self) -> Capacity:
-        """Return everything that the target has, as if nothing ran.
+        """Return everything that the backend has, as if nothing ran.
 
         Raises:
             BackendError: the backend cannot be reached.
@@ -38,12 +132,28 @@ class Target(ABC):
             BackendError: the run can never fit here, or its precision does not exist here.
         """
 
+    def where(self) -> str:
+        """Return a few words about where runs go and how many at once."""
+        limit = self.settings.max_parallel
+        return f"{self.describe()}{f', at most {limit} at once' if limit else ''}"
 
-class Backend(Target):
+
+class AttendedBackend(Backend):
+    """A backend whose jobs a launcher starts and follows."""
+
+    @abstractmethod
+    def executor(self, study_dir: Path) -> Executor:
+        """Return what starts the runs of a study. Nothing is started yet."""
+
+
+class Executor(ABC):
     """Runs submissions while a launcher waits. What they achieve is read from their run directories.
 
     Call ``submit``, ``poll``, ``stop`` and ``wait`` between ``open`` and ``close``.
     """
+
+    name: ClassVar[str]
+    """Name of the backend."""
 
     @abstractmethod
     def open(self, code: Code) -> None:
@@ -84,16 +194,3 @@ class Backend(Target):
     @abstractmethod
     def wait(self, seconds: float) -> None:
         """Return after ``seconds``, or sooner if a job has ended."""
-
-
-Level: TypeAlias = Literal["ok", "note", "bad"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One result of a check."""
-
-    level: Level
-    """``bad``: runs will fail here; ``note``: worth knowing."""
-    subject: str
-    text: str

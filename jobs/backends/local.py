@@ -15,7 +15,7 @@ from typing import Any, final
 from jobs import terminal
 from jobs.attempt.memory_kills import MemoryKills
 from jobs.attempt.supervisor import INTERFACE_VARIABLE, Ended, Supervisor, rank_variables
-from jobs.backends.base import Backend
+from jobs.backends.base import AttendedBackend, BackendTable, Executor
 from jobs.plan.capacity import Allocation, Capacity, Node, with_noun
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.folder import is_behaviour_study
@@ -27,15 +27,16 @@ from seqlm.processes import is_alive, own_processes, process_start, this_process
 
 
 @final
-class LocalBackend(Backend):
+class LocalBackend(AttendedBackend, Executor):
     """Runs ranks on this machine. A slot is a GPU or a share of one, if the machine has any, and cores."""
 
     name = "local"
+    is_here = True
 
-    def __init__(self, study_dir: Path | None = None, *, described: str = "this machine") -> None:
-        """``study_dir``: whose workers of other launchers hold what they have. ``None``: nothing is started here."""
-        self._study_dir = study_dir
-        self._described = described
+    def __init__(self, settings: BackendTable | None = None) -> None:
+        super().__init__(settings)
+        self._study_dir: Path | None = None
+        """Whose workers of other launchers hold what they have. ``None``: nothing is started here."""
         self._capacity = this_machine()
         self._free = self._capacity.copy()
         self._jobs: dict[str, tuple[Supervisor, list[Allocation]]] = {}
@@ -44,7 +45,7 @@ class LocalBackend(Backend):
         self._memory_kills = MemoryKills()
 
     def describe(self) -> str:
-        return f"{self._described} ({self._capacity.describe()})"
+        return f"this machine ({self._capacity.describe()})"
 
     def capacity(self) -> Capacity:
         return self._capacity.copy()
@@ -53,6 +54,10 @@ class LocalBackend(Backend):
         resources = self._capacity.resolve(spec.resources, at_most)
         require_device(spec, resources)
         return resources
+
+    def executor(self, study_dir: Path) -> Executor:
+        self._study_dir = study_dir
+        return self
 
     def open(self, code: Code) -> None:
         """Find the workers of other launchers: those of one that was killed go on."""

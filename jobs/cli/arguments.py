@@ -13,12 +13,12 @@ from typing import TypeVar, dataclass_transform
 
 from jobs import terminal
 from jobs.cli.parser import Command, Parser, above_zero, option, positive, seed, whole
+from jobs.registry import BACKENDS
 from seqlm import __version__
 from seqlm.environment import RUNS
 
 EXIT_RUN_FAILED = 1
 """Exit code of a command one of whose runs failed or was cancelled."""
-BACKENDS = ("local", "ray", "slurm")
 SHELLS = ("bash", "zsh", "tcsh")
 KINDS = ("oom", "diverged", "node", "preempted", "timeout", "code", "cancelled")
 STUDY = "a study's folder, its manifest, or its name"
@@ -108,9 +108,14 @@ class Placement(CorpusArguments):
         "--backend", choices=BACKENDS, help="where runs go (default: SEQLM_BACKEND, the manifest's, ray, local)"
     )
     ray_address: str | None = option(
-        "--ray-address", metavar="ADDRESS", help="join this Ray cluster (default: RAY_ADDRESS, else start one here)"
+        "--ray-address",
+        sets="ray.address",
+        metavar="ADDRESS",
+        help="join this Ray cluster (default: RAY_ADDRESS, else start one here)",
     )
-    max_parallel: int | None = option("--max-parallel", type=positive, metavar="N", help="run at most N runs at once")
+    max_parallel: int | None = option(
+        "--max-parallel", sets="max_parallel", type=positive, metavar="N", help="run at most N runs at once"
+    )
     max_stalled_retries: int | None = None
 
 
@@ -120,6 +125,7 @@ class LaunchArguments(Placement, Filters):
 
     max_stalled_retries: int | None = option(
         *("--max-stalled-retries", "--retries"),
+        sets="retries",
         type=whole,
         metavar="N",
         help="retries in a row without progress (default: policy.max_stalled_retries, 10); --retries: its earlier name",

@@ -15,10 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs.backends.base import Finding
+from jobs.backends.base import Backend, BackendTable, Finding
+from jobs.backends.local import LocalBackend
 from jobs.cli.arguments import DoctorArguments, RunArguments, read
-from jobs.cli.request import BackendChoice, default_backend
 from jobs.launch.prepare import find_data
+from jobs.registry import BACKENDS, backend_class
 from jobs.study.provenance import versions
 from jobs.terminal import memory, program, say_table, table
 from seqlm import machine
@@ -39,14 +40,12 @@ LEVEL_COLORS = {"ok": "green", "note": "yellow", "bad": "red"}
 def doctor(arguments: DoctorArguments) -> tuple[Any, int]:
     """Print findings about this machine, and the cluster with ``--backend slurm``. Exit code 3: runs would fail."""
     findings = examine(arguments.runs_dir, find_data(arguments.data, None))
+    for name in BACKENDS:
+        kind: type[Backend] = backend_class(name)
+        is_asked = name == arguments.backend
+        findings += kind.doctor(runs_dir=arguments.runs_dir, is_asked=is_asked, wait_s=arguments.wait_s)
     if arguments.calibrate:
         findings += check_devices()
-    if arguments.backend == "slurm":
-        from slurm import doctor as cluster
-        from slurm.settings import read_settings
-
-        settings = read_settings({}, where="", environ=os.environ)
-        findings += cluster.examine(settings, runs_dir=arguments.runs_dir, wait_s=arguments.wait_s)
     rows = [[finding.level, finding.subject, finding.text] for finding in findings]
     say_table(table(["", "", ""], rows, colors={0: LEVEL_COLORS}).lstrip("\n"))
     data = {"findings": [vars(finding) for finding in findings]}
@@ -72,7 +71,7 @@ def calibrate(arguments: DoctorArguments) -> int:
     specs = [replace(spec, command=[*program().split(), "doctor", "--calibrate"]) for spec in manifest.runs]
     record = record_of(manifest, manifest.runs, None)
     options = LaunchOptions(study_dir=arguments.runs_dir / manifest.study, record=record)
-    return train(arguments_of_run, specs, options, BackendChoice(name="local", max_parallel=1))[1]
+    return train(arguments_of_run, specs, options, LocalBackend(BackendTable(max_parallel=1)))[1]
 
 
 def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:
@@ -98,8 +97,6 @@ def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:
         *_file_system(runs_dir),
         _folder("cache", cache_folder()),
         git,
-        _ray(),
-        *_slurm(),
         _penn_treebank(data_path),
     ]
 
@@ -178,26 +175,6 @@ def _file_system(runs_dir: Path) -> list[Finding]:
         return []
     works = Finding("ok", "file system", "locks, links, renaming and flushing of folders work on this host")
     return [Finding("note", "file system", line) for line in lines] or [works]
-
-
-def _ray() -> Finding:
-    """Check that backend ray is installed, and that the cluster of ``RAY_ADDRESS`` answers."""
-    if default_backend() != "ray":
-        return Finding("note", "Ray", "not installed; runs go to backend local")
-    address = os.environ.get("RAY_ADDRESS")
-    if not address:
-        return Finding("ok", "Ray", "installed; one is started on this machine for each launch")
-    try:
-        return Finding("ok", "Ray", BackendChoice(name="ray", ray_address=address).make().describe())
-    except BackendError as error:
-        return Finding("bad", "Ray", str(error))
-
-
-def _slurm() -> list[Finding]:
-    """Return nothing without SLURM. The cluster itself is checked only on request, since that takes a job."""
-    if shutil.which("sbatch") is None:
-        return []
-    return [Finding("ok", "SLURM", "sbatch found; `doctor --backend slurm` looks at the cluster")]
 
 
 def _penn_treebank(data_path: Path | None) -> Finding:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs import terminal
+from jobs.backends.base import Backend
+from jobs.backends.local import LocalBackend
 from jobs.cli.arguments import (
     EXIT_RUN_FAILED,
     BehaviourArguments,
@@ -23,7 +25,7 @@ from jobs.cli.arguments import (
 )
 from jobs.cli.naming import chosen_runs
 from jobs.cli.planning import open_manifest, plan
-from jobs.cli.request import BackendChoice, attend, carry_out, choose, choose_again
+from jobs.cli.request import attend, carry_out, choose, choose_again
 from jobs.cli.view import say_status
 from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch
 from jobs.launch.changes import edited_models
@@ -121,8 +123,8 @@ def behaviour(arguments: BehaviourArguments) -> tuple[Any, int]:
         return {"study": study_dir.name, "runs": []}, 0
     left = None
     if wanted.specs:
-        choice = choose_again(study_dir, [job.run for job in wanted.jobs], arguments)
-        left, _ = carry_out(arguments, wanted.specs, wanted.options(), choice)
+        backend = choose_again(study_dir, [job.run for job in wanted.jobs], arguments)
+        left, _ = carry_out(arguments, wanted.specs, wanted.options(), backend)
     outcomes = wanted.outcomes()
     if left is not None:
         missing = [found for found in outcomes if found["state"] == "missing"]
@@ -139,11 +141,11 @@ def behaviour(arguments: BehaviourArguments) -> tuple[Any, int]:
 
 
 def train(
-    arguments: LaunchArguments, specs: Sequence[RunSpec], options: LaunchOptions, choice: BackendChoice
+    arguments: LaunchArguments, specs: Sequence[RunSpec], options: LaunchOptions, backend: Backend
 ) -> tuple[Any, int]:
     """Launch runs as :func:`jobs.cli.request.carry_out` does, print how they ended, and write a report if wanted."""
     study_dir = options.study_dir
-    left, ids = carry_out(arguments, specs, options, choice)
+    left, ids = carry_out(arguments, specs, options, backend)
     if left is not None:
         return left, 0
     runs = [one for one in observe_study(study_dir) if one.run.id in ids]
@@ -233,7 +235,7 @@ def compute_missing_behaviour(study_dir: Path, *, asked: bool) -> list[dict[str,
             return []
         wanted = BehaviourLaunch(study_dir)
         if wanted.specs:
-            attend(wanted.specs, wanted.options(), BackendChoice(name="local"))
+            attend(wanted.specs, wanted.options(), LocalBackend())
         outcomes = wanted.outcomes()
     except SeqlmError as error:
         terminal.tell(f"behaviour is left as it is: {'; '.join(str(error).splitlines())}")

@@ -28,13 +28,14 @@ BY_TYPE: dict[str, dict[str, Any]] = {
 """Annotation of a field -> how its flag is read. Fields of other types are texts."""
 
 
-def option(*flags: str, exclusive: str | None = None, **how: Any) -> Any:
+def option(*flags: str, exclusive: str | None = None, sets: str = "", **how: Any) -> Any:
     """Return a field that the command line sets: a positional argument, or an option with these ``flags``.
 
-    ``exclusive`` is the name of a set of options of which a command line has one at most. ``how`` goes to
+    ``exclusive`` is the name of a set of options of which a command line has one at most. ``sets`` names the setting of
+    the chosen backend that the option overrides, such as ``ray.address`` for one of a single backend. ``how`` goes to
     :meth:`argparse.ArgumentParser.add_argument` and overrides :data:`BY_TYPE`.
     """
-    return dataclasses.field(metadata={"flags": flags, "exclusive": exclusive, "how": how})
+    return dataclasses.field(metadata={"flags": flags, "exclusive": exclusive, "sets": sets, "how": how})
 
 
 class Command(NamedTuple):

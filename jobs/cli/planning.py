@@ -12,8 +12,10 @@ from jobs import terminal
 from jobs.cli.arguments import PlanArguments
 from jobs.cli.request import choose
 from jobs.launch.changes import changes
+from jobs.launch.job import LaunchOptions
 from jobs.launch.own_models import check_models
 from jobs.launch.prepare import check_data, estimated, find_data, plan_runs, resolve_resources, resolve_specs
+from jobs.launch.scheduled import ScheduledBackend
 from jobs.manifests.filters import asks_for_identity, facts_of_spec, select
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.reader import find_manifest
@@ -29,17 +31,15 @@ from seqlm.errors import DataError, UsageError, printable
 from seqlm.reading import exists, is_file
 from seqlm.run_layout import study_record_file
 from seqlm.rundir import RunDirectory
-from slurm import backend as slurm_backend
-from slurm.submission import require_plain_path
 
 
 def plan(arguments: PlanArguments) -> tuple[Any, int]:
     """Print what ``run`` would do to each run, and the costs. Exit code 2 if ``run`` would refuse the data."""
     manifest, specs, study_dir = open_manifest(arguments)
-    choice = choose(arguments, manifest)
-    target, limit = choice.target(), choice.max_parallel
+    backend = choose(arguments, manifest)
+    limit = backend.settings.max_parallel
     planned = _estimated(plan_runs(specs, study_dir), arguments.runs_dir, manifest)
-    planned = resolve_resources(planned, target, limit)
+    planned = resolve_resources(planned, backend, limit)
     records = [_plan_record(item) for item in planned]
     ranks = ["ranks"] if any(record["resources"]["ranks"] > 1 for record in records) else []
     header = ["run", "id", "action", *ranks, "parameters", "FLOPs/token", "memory", "time", ""]
@@ -71,25 +71,24 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
         share = expected_share(manifest.search, specs)
         search = {**manifest.search.to_dict(), "expected_share": share}
         terminal.say(search_line(manifest.search, share))
-    costs = totals(planned, target.capacity, max_parallel=limit)
+    costs = totals(planned, backend.capacity, max_parallel=limit)
     disk = f"disk {terminal.memory(costs.disk_bytes)} for checkpoints"
     if costs.gpu_hours is None:
         terminal.say(f"{disk}; GPU hours and time are not known: {costs.unknown}")
     else:
-        wall = f"{terminal.duration(costs.wall_seconds)} on {choice.where(target)}"
+        wall = f"{terminal.duration(costs.wall_seconds)} on {backend.where()}"
         terminal.say(f"{wall}; {costs.gpu_hours:.3g} GPU hours; {disk}")
     budget = BudgetPlan.of(planned, manifest.policy, study_dir, share)
     if budget is not None:
         terminal.say(budget.line())
-    on_cpus = [item for item in planned if choice.is_here and item.action != "skip" and not item.spec.resources.gpus]
+    on_cpus = [item for item in planned if backend.is_here and item.action != "skip" and not item.spec.resources.gpus]
     largest = max(on_cpus, key=_needed_bytes, default=None)
     if largest is not None and _needed_bytes(largest) > (has := machine.memory_bytes()):
         what = f"{largest.spec.name} needs more than {terminal.memory(_needed_bytes(largest))} of memory"
         terminal.tell(f"warning: {what}, this machine has {terminal.memory(has)}")
     scripts: list[str] = []
-    if choice.slurm is not None and any(item.action != "skip" for item in planned):
-        require_plain_path(study_dir.absolute())
-        scripts = slurm_backend.scripts(planned, study_dir, choice.slurm.settings, manifest.policy)
+    if isinstance(backend, ScheduledBackend) and any(item.action != "skip" for item in planned):
+        scripts = backend.scripts(planned, LaunchOptions(study_dir=study_dir, policy=manifest.policy))
         for script in scripts:
             terminal.say(f"\nwould submit:\n{script}")
     refused = None
@@ -98,7 +97,7 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     except DataError as error:
         refused = str(error)
         terminal.tell(f"error: run would refuse this: {refused}")
-    total = {"backend": choice.name, "max_parallel": limit, **asdict(costs)}
+    total = {"backend": backend.name, "max_parallel": limit, **asdict(costs)}
     limits = None if budget is None else budget.to_dict()
     data: dict[str, Any] = {"study": manifest.study, "runs": records, "search": search, "totals": total}
     data |= {"budget": limits, "refused": refused, "changes": changed}

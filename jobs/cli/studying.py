@@ -6,7 +6,6 @@ Each command imports what only it needs inside its function, so that ``status``,
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +21,9 @@ from jobs.cli.arguments import (
 )
 from jobs.cli.naming import chosen_runs, named_runs
 from jobs.cli.view import say_status
+from jobs.registry import scheduled_in
 from jobs.study.folder import find_study, launch_lock_file, observe_study, read_jobs, study_name
-from seqlm.errors import BackendError, ManifestError, UsageError, printable
+from seqlm.errors import ManifestError, UsageError, printable
 from seqlm.files import write_text
 
 if TYPE_CHECKING:
@@ -48,20 +48,18 @@ def status(arguments: StatusArguments) -> tuple[Any, int]:
 
 
 def _watcher(study_dir: Path, ids: Collection[str] | None) -> Watcher:
-    """Return a watcher of these runs, or of all for ``None``. On SLURM it looks as often as jobs write progress."""
+    """Return a watcher of these runs, or of all for ``None``. It polls jobs as often as they write progress."""
     from jobs.cli.progress import Watcher
-
-    if not read_jobs(study_dir):
-        return Watcher(study_dir, ids)
     from jobs.plan.record import kept_tables
-    from slurm.settings import SlurmSettings, read_settings
 
-    try:
-        table = kept_tables(study_dir, terminal.tell).get("slurm", {})
-        settings = read_settings(table, where="study.json", environ=os.environ)
-    except ManifestError:  # a mistake in the site file must not stop a reader
-        settings = SlurmSettings()
-    return Watcher(study_dir, ids, every_seconds=settings.progress_s)
+    for kind in scheduled_in(study_dir) if read_jobs(study_dir) else ():
+        try:
+            table = kept_tables(study_dir, terminal.tell).get(kind.name, {})
+            settings = kind.read(table, where="study.json")
+        except ManifestError:  # a mistake in the site file must not stop a reader
+            settings = kind.TABLE()
+        return Watcher(study_dir, ids, every_seconds=settings.progress_s)
+    return Watcher(study_dir, ids)
 
 
 # -- logs ----------------------------------------------------------------------------------------------------------
@@ -106,19 +104,10 @@ def cancel(arguments: CancelArguments) -> tuple[Any, int]:
             without_terminal=f"cancel would stop {what}; add --all, or choose some with --only",
             refused="nothing is cancelled; choose runs with --only, or answer y",
         )
-    jobs = read_jobs(study_dir)
-    marked = mark(runs)
-    with_job = [one for one in marked if one.run.id in jobs]
-    if with_job:
-        from slurm import backend as slurm_backend
-
-        try:
-            slurm_backend.cancel_jobs(study_dir, [one.observed for one in with_job])
-        except BackendError as error:
-            for one in with_job:
-                one.problem = one.problem or f"marked as cancelled, but its job runs until it sees the mark: {error}"
-    wait_until_stopped(one for one in marked if one not in with_job)
-    wait_for_locks([one.run.worker_lock_file for one in with_job if one.problem is None], seconds=30)
+    marked = left = mark(runs)
+    for kind in scheduled_in(study_dir) if marked else ():
+        left = kind.cancel(study_dir, left)
+    wait_until_stopped(left)
     for one in marked:
         if one.problem is None:
             terminal.say(f"cancelled {one.observed.name}")

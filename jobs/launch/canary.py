@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import terminal
-from jobs.backends.base import Backend
+from jobs.backends.base import Executor
 from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import LaunchOptions
 from jobs.manifests.policy import Policy
@@ -41,18 +41,18 @@ def wanted(choice: bool | None, todo: Iterable[PlannedRun]) -> bool:
     return sum(item.action == "start" for item in todo) > CANARY_ABOVE if choice is None else choice
 
 
-def check(todo: Sequence[PlannedRun], backend: Backend, code: Code, options: LaunchOptions) -> None:
+def check(todo: Sequence[PlannedRun], executor: Executor, code: Code, options: LaunchOptions) -> None:
     """Run a canary for each architecture-optimizer pair that has no passed canary yet, and return if all pass.
 
     A canary that failed in an earlier launch runs again. A canary that passed stands for runs of its pair that have
     the same resources and need no more memory. ``todo`` are the runs about to start or resume, as prepared, and
-    ``backend`` is open.
+    ``executor`` is open.
 
     Raises:
         CanaryError: a canary failed.
         BackendError: a run needs more memory than its share of a GPU has, as measured by the canaries.
     """
-    passed = _passed(options.study_dir, backend.name)
+    passed = _passed(options.study_dir, executor.name)
 
     def has_passed(item: PlannedRun) -> bool:
         kind = (_pair(item.spec.config), replace(item.spec.resources, priority=0))
@@ -60,8 +60,8 @@ def check(todo: Sequence[PlannedRun], backend: Backend, code: Code, options: Lau
 
     chosen = [item for item in choose(one for one in todo if one.action == "start") if not has_passed(item)]
     if chosen:
-        _run(chosen, backend, code, options)
-        passed = _passed(options.study_dir, backend.name)
+        _run(chosen, executor, code, options)
+        passed = _passed(options.study_dir, executor.name)
     _require_room(todo, passed)
 
 
@@ -87,7 +87,7 @@ def _pair(config: RunConfig) -> str:
     return f"{config.model.kind}-{config.optim.optimizer}"
 
 
-def _run(chosen: Sequence[PlannedRun], backend: Backend, code: Code, options: LaunchOptions) -> None:
+def _run(chosen: Sequence[PlannedRun], executor: Executor, code: Code, options: LaunchOptions) -> None:
     pairs = ", ".join(_pair(item.spec.config) for item in chosen)
     terminal.tell(f"canaries first, {STEPS} steps each: {pairs} (--no-canary starts without them)")
     canaries = []
@@ -104,7 +104,7 @@ def _run(chosen: Sequence[PlannedRun], backend: Backend, code: Code, options: La
     options = replace(options, policy=POLICY, env={**options.env, CANARY.name: str(STEPS)})
     failed: list[str] = []
     kinds = set()
-    with contextlib.closing(Dispatcher(backend, code, options, writes_queue=False).dispatch(canaries)) as events:
+    with contextlib.closing(Dispatcher(executor, code, options, writes_queue=False).dispatch(canaries)) as events:
         for kind, item, seen in events:
             if kind != "ended":
                 continue

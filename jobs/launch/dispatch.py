@@ -16,7 +16,7 @@ from jobs import terminal
 from jobs.attempt.attempt import Attempt, hung_seconds
 from jobs.attempt.retry import Decision, Failed, decide, let_stand, progress_of, put_failure_aside
 from jobs.attempt.supervisor import KILL_SECONDS, failure_record, worker_variables
-from jobs.backends.base import Backend
+from jobs.backends.base import Executor
 from jobs.launch.background import STOP_SECONDS, Interrupts
 from jobs.launch.job import (
     POLL_SECONDS,
@@ -63,8 +63,8 @@ class Dispatcher:
     ``node``.
     """
 
-    def __init__(self, backend: Backend, code: Code, options: LaunchOptions, *, writes_queue: bool = True) -> None:
-        """Start nothing yet. ``backend`` is open, and workers run ``code``.
+    def __init__(self, executor: Executor, code: Code, options: LaunchOptions, *, writes_queue: bool = True) -> None:
+        """Start nothing yet. ``executor`` is open, and workers run ``code``.
 
         Variables that seqlm sets override those in the ``env`` of ``options``. With ``writes_queue``, which runs wait
         and why is recorded for ``status`` whenever that changes.
@@ -72,7 +72,7 @@ class Dispatcher:
         Raises:
             UsageError: ``SEQLM_HUNG_MINUTES`` is not a number above 0.
         """
-        self._backend = backend
+        self._executor = executor
         self._code = code
         self._options = options
         self._argv = (sys.executable, *options.worker)
@@ -127,11 +127,11 @@ class Dispatcher:
                     self._start_what_fits()
                     yield from self._new_events()
                     self._write_queue()
-                    self._backend.wait(POLL_SECONDS)
+                    self._executor.wait(POLL_SECONDS)
                     self._collect()
                     yield from self._new_events()
             except BaseException:
-                stop_all(self._live, self._backend, self._interrupts)
+                stop_all(self._live, self._executor, self._interrupts)
                 raise
             self._write_queue(at_once=True)
             self._write_failures()
@@ -155,8 +155,8 @@ class Dispatcher:
         while True:
             if self._interrupts.stop:
                 return
-            live = [(job.expected_end, self._backend.held(job.id)) for job in self._live]
-            item = self._queue.take(self._backend.free(), live, time.monotonic())
+            live = [(job.expected_end, self._executor.held(job.id)) for job in self._live]
+            item = self._queue.take(self._executor.free(), live, time.monotonic())
             if item is None:
                 break
             try:
@@ -167,7 +167,7 @@ class Dispatcher:
                 if observation.state == "cancelled":  # from another terminal while it waited
                     self._events.append(Event("ended", item, observation))
                     continue
-                job_id = self._backend.submit(submission)
+                job_id = self._executor.submit(submission)
             except FileError as error:
                 self._have_trouble(item, error)
                 continue
@@ -176,7 +176,7 @@ class Dispatcher:
                 break
             # Kept before anything else can fail, so that an error stops this worker too.
             attempt = Attempt(submission, self._options.policy)
-            record = job_record(self._backend.name, job_id, submission)
+            record = job_record(self._executor.name, job_id, submission)
             job = Job(id=job_id, planned=item, attempt=attempt, record=record)
             self._live.append(job)
             with self._warnings_for(item):
@@ -189,7 +189,7 @@ class Dispatcher:
         if look:
             self._look_at_budget()
         for job in list(self._live):
-            job.ended = self._backend.poll(job.id)
+            job.ended = self._executor.poll(job.id)
             if job.ended is not None:
                 self._live.remove(job)
                 self._ended.append(job)
@@ -222,7 +222,7 @@ class Dispatcher:
         # A run that stops for the budget has all the time that it needs to save.
         is_late = is_cancelled and job.stop_asked is not None and now - job.stop_asked > STOP_SECONDS
         if is_late or (not is_asked and (is_cancelled or self._is_spent is not None)):
-            self._backend.stop(job.id, force=is_asked)
+            self._executor.stop(job.id, force=is_asked)
             job.stop_asked = now
             job.killed = job.killed or (now if is_asked else None)
         is_hung = False
@@ -231,7 +231,7 @@ class Dispatcher:
         if is_hung:
             with self._warnings_for(item):
                 job.attempt.record_hang("the launcher, which watches its files")
-            self._backend.stop(job.id, force=True)
+            self._executor.stop(job.id, force=True)
             job.killed = job.killed or now
         if job.killed is not None and now - job.killed > KILL_SECONDS:
             self._warn(unkillable(job))

@@ -14,7 +14,7 @@ from jobs import terminal
 from jobs.attempt.attempt import Attempt, prepare
 from jobs.attempt.retry import timestamp
 from jobs.attempt.supervisor import KILL_SECONDS, Ended
-from jobs.backends.base import Backend
+from jobs.backends.base import Executor
 from jobs.launch.background import STOP_SECONDS, Interrupts
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun
@@ -171,7 +171,7 @@ def job_record(backend: str, job_id: str, submission: Submission, *, has_launche
 # -- the end of a launch -------------------------------------------------------------------------------------------
 
 
-def stop_all(live: list[Job], backend: Backend, interrupts: Interrupts) -> None:
+def stop_all(live: list[Job], executor: Executor, interrupts: Interrupts) -> None:
     """Ask every worker to stop between two steps. One more Ctrl-C, or ``STOP_SECONDS``, kills them.
 
     The jobs that have ended are removed from ``live``.
@@ -183,28 +183,28 @@ def stop_all(live: list[Job], backend: Backend, interrupts: Interrupts) -> None:
         workers = f"{len(live)} run{'s' if len(live) > 1 else ''}"
         terminal.tell(f"stopping {workers} between two steps; once more ends them at once")
         for job in live:
-            backend.stop(job.id, force=False)
-        _wait_for_ends(live, backend, STOP_SECONDS, lambda: interrupts.kill)
+            executor.stop(job.id, force=False)
+        _wait_for_ends(live, executor, STOP_SECONDS, lambda: interrupts.kill)
     finally:
         for job in live:
-            backend.stop(job.id, force=True)
-        _wait_for_ends(live, backend, KILL_SECONDS)
+            executor.stop(job.id, force=True)
+        _wait_for_ends(live, executor, KILL_SECONDS)
         for job in live:
             terminal.tell(f"warning: {unkillable(job)}")
 
 
 def _wait_for_ends(
-    live: list[Job], backend: Backend, seconds: float, is_enough: Callable[[], bool] = lambda: False
+    live: list[Job], executor: Executor, seconds: float, is_enough: Callable[[], bool] = lambda: False
 ) -> None:
     """Wait until no worker lives, at most ``seconds``, and no longer than until ``is_enough``."""
     deadline = time.monotonic() + seconds
     while True:
         for job in list(live):
-            if backend.poll(job.id) is not None:
+            if executor.poll(job.id) is not None:
                 live.remove(job)
         if not live or is_enough() or time.monotonic() >= deadline:
             return
-        backend.wait(POLL_SECONDS)
+        executor.wait(POLL_SECONDS)
 
 
 def unkillable(job: Job) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from jobs import terminal
 from jobs.attempt.retry import may_go_on, put_failure_aside
-from jobs.backends.base import Backend, Target
+from jobs.backends.base import AttendedBackend, Backend
 from jobs.launch import canary
 from jobs.launch.changes import changes
 from jobs.launch.dispatch import Dispatcher, Event
@@ -157,7 +157,7 @@ def check_data(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
     return checked
 
 
-def resolve_resources(planned: Sequence[PlannedRun], target: Target, max_parallel: int | None) -> list[PlannedRun]:
+def resolve_resources(planned: Sequence[PlannedRun], target: Backend, max_parallel: int | None) -> list[PlannedRun]:
     """Return the runs with the resources that they get on ``target``. Those that are skipped stay as they are.
 
     A run that goes on without a GPU and without ``resources.cpus`` keeps the threads of its checkpoint, if ``target``
@@ -204,7 +204,7 @@ def estimated(
 
 @contextlib.contextmanager
 def preparing(
-    specs: Sequence[RunSpec], target: Target, options: LaunchOptions
+    specs: Sequence[RunSpec], target: Backend, options: LaunchOptions
 ) -> Iterator[tuple[list[PlannedRun], list[PlannedRun], Code | None]]:
     """Hold the study's launch lock while the block runs. Plan and check everything before a file of a run is written.
 
@@ -295,7 +295,7 @@ def write_task(run: RunDirectory, task: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def launched(
-    specs: Sequence[RunSpec], backend: Backend, options: LaunchOptions
+    specs: Sequence[RunSpec], backend: AttendedBackend, options: LaunchOptions
 ) -> Iterator[tuple[list[PlannedRun], Iterator[Event]]]:
     """Prepare a launch and run its canaries. Yields the plan, and the events of its runs, which go on as they are read.
 
@@ -310,16 +310,17 @@ def launched(
             yield planned, iter(())
             return
         forget_jobs(options.study_dir, [item.run.id for item in todo])
+        executor = backend.executor(options.study_dir)
         try:
-            backend.open(code)
+            executor.open(code)
             tried = [] if waiting_for_budget(options) else todo
             if canary.wanted(options.canary, tried):
                 write_queue(options.study_dir, {item.run.id: "waits for the canaries" for item in todo})
-                canary.check(tried, backend, code, options)
+                canary.check(tried, executor, code, options)
                 left = [item for item in todo if not item.was_cancelled_since]
                 todo = estimated(left, earlier_throughput(options.study_dir.parent))
                 _write_record(options, todo)
-            with contextlib.closing(Dispatcher(backend, code, options).dispatch(todo)) as events:
+            with contextlib.closing(Dispatcher(executor, code, options).dispatch(todo)) as events:
                 yield planned, events
         finally:
-            backend.close()
+            executor.close()

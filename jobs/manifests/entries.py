@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, final
 
 from annotated_types import Ge, Le, MinLen, Predicate
 
-from jobs.manifests.backends import BACKENDS, check_tables
+from jobs.manifests.backends import check_tables
 from jobs.manifests.claims import Claim, Published, Report
 from jobs.manifests.draws import Distribution, draw, number_of_settings, read_distribution
 from jobs.manifests.expand import Entry, EntryKind, has_several, problems_of
@@ -22,6 +22,7 @@ from jobs.manifests.fields import Matches, Problems, Valid, as_table, full_keys,
 from jobs.manifests.policy import Policy
 from jobs.manifests.reader import check_plain, show
 from jobs.manifests.search import SearchTable
+from jobs.registry import BACKENDS
 from jobs.spec import Resources
 from seqlm.config import OPEN_TABLES, SEEDS, RunConfig, Seed, base_key, valid_keys
 from seqlm.run_layout import MAX_RUNS
@@ -31,6 +32,7 @@ _Name = Annotated[
     Matches(r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,79}$"),
     Valid("up to 80 letters, digits, dots, hyphens and underscores, not starting with a dot or a hyphen"),
 ]
+_Backend: Any = Literal.__getitem__(tuple(BACKENDS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ class StudyTable:
     ] = None
     """Path of the text, relative to the manifest's folder; without it, the corpus's own place. `--data` and
     `SEQLM_DATA` override it."""
-    backend: Annotated[Literal["local", "ray", "slurm"] | None, Valid(f"one of {', '.join(BACKENDS)}")] = None
+    backend: Annotated[str | None, Valid(f"one of {', '.join(BACKENDS)}", _Backend)] = None
     """Where runs are sent; without it, Ray if it is installed, else local processes. `--backend` and `SEQLM_BACKEND`
     override it."""
     untracked: Annotated[list[Annotated[str, MinLen(1)]], Valid("a list of files")] = field(default_factory=list)

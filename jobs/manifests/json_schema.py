@@ -17,13 +17,14 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from jobs.manifests.backends import BACKENDS, OPTION, OURS, VARIABLE
+from jobs.manifests.backends import table_of
 from jobs.manifests.claims import Claim, Published, Report
 from jobs.manifests.draws import DISTRIBUTIONS
 from jobs.manifests.entries import ENTRY_KINDS, TOP_KEYS, EntryTable, SampleTable, StudyTable
 from jobs.manifests.fields import model_of
 from jobs.manifests.policy import Policy
 from jobs.manifests.search import SearchTable
+from jobs.registry import BACKENDS
 from jobs.spec import Resources
 from seqlm.config import OPEN_TABLES, VARIANTS, RunConfig, choices_of, valid_keys
 from seqlm.schema import fields_of
@@ -114,16 +115,8 @@ def policy_keys() -> dict[str, Schema]:
 
 def backend_keys(backend: str) -> dict[str, Schema]:
     """Return the schema of each key of ``[backend.*]``."""
-    keys = dict(table_keys(BACKENDS[backend]))
-    keys["env"] = {**keys["env"], "propertyNames": {"pattern": VARIABLE}}
-    if "sbatch" in keys:
-        ours = sorted({key for option in OURS for key in (option, option.replace("-", "_"))})
-        keys["sbatch"] = {
-            **keys["sbatch"],
-            "propertyNames": {"pattern": OPTION, "not": {"enum": ours}},
-            "additionalProperties": {"anyOf": [{"const": True}, {"type": ["string", "number"]}]},
-        }
-    return keys
+    kind: Any = table_of(backend)
+    return {key: {**schema, **kind.SCHEMA.get(key, {})} for key, schema in table_keys(kind).items()}
 
 
 @functools.cache

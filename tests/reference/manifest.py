@@ -8,7 +8,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from jobs.manifests.backends import LocalTable, RayTable, SlurmTable
+from jobs.manifests.backends import table_of
 from jobs.manifests.claims import Claim, Published, Report
 from jobs.manifests.entries import EntryTable, SampleTable, StudyTable
 from jobs.manifests.fields import full_keys
@@ -40,8 +40,8 @@ def parts() -> dict[str, str]:
 
 
 def _tables() -> dict[str, str]:
-    common = {name: schema for name, schema in table_keys(LocalTable).items() if name != "progress_s"}
-    own = [name for name in full_keys(SlurmTable) if name not in common]
+    common = {name: schema for name, schema in table_keys(table_of("local")).items() if name != "progress_s"}
+    own = [name for name in full_keys(table_of("slurm")) if name not in common]
     return {
         "config": _table(config_keys(), _config_defaults()),
         "study": _table(_prefixed("study", table_keys(StudyTable)), _prefixed("study", _defaults(StudyTable))),
@@ -62,9 +62,9 @@ def _tables() -> dict[str, str]:
         "report": _table(_prefixed("report", table_keys(Report)), _prefixed("report", _defaults(Report))),
         "policy": _table(_prefixed("policy", policy_keys()), _prefixed("policy", Policy().to_dict())),
         "search": _table(_prefixed("search", table_keys(SearchTable)), _prefixed("search", _defaults(SearchTable))),
-        "backend": _table(table_keys(LocalTable), _defaults(LocalTable)),
-        "ray": _table({"address": table_keys(RayTable)["address"]}, _defaults(RayTable)),
-        "slurm": _table({name: table_keys(SlurmTable)[name] for name in own}, _defaults(SlurmTable)),
+        "backend": _table(table_keys(table_of("local")), _defaults(table_of("local"))),
+        "ray": _table({"address": table_keys(table_of("ray"))["address"]}, _defaults(table_of("ray"))),
+        "slurm": _table({name: table_keys(table_of("slurm"))[name] for name in own}, _defaults(table_of("slurm"))),
     }
 
 

@@ -16,7 +16,7 @@ from jobs.study.kept_code import live_code
 from seqlm.files import write_json
 from seqlm.run_layout import study_record_file
 from seqlm.rundir import RunDirectory
-from slurm.backend import submit_report
+from slurm.backend import SlurmBackend
 from slurm.job import JobPlan, Signals, SlurmContext
 from slurm.settings import SlurmSettings
 from slurm.task import Task
@@ -79,7 +79,7 @@ def test_the_reports_job_writes_it_before_it_computes_what_may_take_too_long(
 ) -> None:
     (tmp_path / "small").mkdir()
     code, settings = live_code(), SlurmSettings(timeout_min=90)
-    submit_report(tmp_path / "small", ["7"], settings, code, behaviour=behaviour)
+    SlurmBackend(settings).submit_report(tmp_path / "small", ["7"], code, behaviour=behaviour)
     script = (tmp_path / "small/slurm/0001/report.sh").read_text().splitlines()
     command = f"{sys.executable} {code.path / 'launch.py'} report {tmp_path / 'small'}"
     assert script == [

@@ -15,6 +15,7 @@ from jobs.backends.base import Finding
 from jobs.cli import doctor as machine_doctor
 from seqlm.errors import BackendError
 from slurm import probe, settings
+from slurm.backend import SlurmBackend
 from slurm.doctor import examine
 from slurm.probe import Outcome, findings, script
 from slurm.settings import SlurmSettings
@@ -335,7 +336,10 @@ def test_doctor_looks_at_a_cluster_when_asked_and_reads_the_site_file(
 
 
 def test_a_machine_without_slurm_hears_nothing_of_it(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (one,) = machine_doctor._slurm()
+    def says() -> list[Finding]:
+        return SlurmBackend.doctor(runs_dir=Path(), is_asked=False, wait_s=1)
+
+    (one,) = says()
     assert (one.level, "--backend slurm" in one.text) == ("ok", True)
     monkeypatch.setenv("PATH", "/nowhere")
-    assert machine_doctor._slurm() == []
+    assert says() == []

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from jobs.manifests.backends import BACKENDS
-from jobs.manifests.fields import full_keys
 from jobs.manifests.load import load_manifest
 from jobs.spec import Resources
 from seqlm.errors import BackendError, ManifestError
@@ -43,10 +41,6 @@ def problems(folder: Path, site: str | None = None, **table: Any) -> list[str]:
 
 
 # -- where settings come from --------------------------------------------------------------------------------------
-
-
-def test_the_settings_are_the_keys_of_the_backend() -> None:
-    assert full_keys(SlurmSettings) == full_keys(BACKENDS["slurm"])
 
 
 def test_without_a_file_the_defaults_hold(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from jobs.spec import Resources, RunSpec
 from jobs.study import squeue
 from jobs.study.squeue import ask
 from seqlm.errors import BackendError
-from slurm.backend import SlurmTarget
+from slurm.backend import SlurmBackend
 from slurm.settings import SlurmSettings
 from slurm.site import (
     NodeKind,
@@ -172,13 +172,13 @@ def test_a_machine_without_a_cluster_is_not_the_fault_of_a_run(on_path: Path) ->
     answering(on_path, "sinfo", "sinfo: fatal: Could not establish a configuration source\n", code=1, to="stderr")
     spec = RunSpec(name="rnn-adam", config=make_config())
     with pytest.raises(BackendError) as caught:
-        SlurmTarget(SlurmSettings()).resolve(spec, 1)
+        SlurmBackend(SlurmSettings()).resolve(spec, 1)
     where = "launch from a login node of the cluster, or set SLURM_CONF"
     assert str(caught.value) == f"sinfo: fatal: Could not establish a configuration source; {where}"
     answering(on_path, "sinfo", SINFO)
     too_large = replace(spec, resources=Resources(cpus=4000))
     with pytest.raises(BackendError, match=r"^rnn-adam: never fits: needs 4000 cores"):
-        SlurmTarget(SlurmSettings()).resolve(too_large, 1)
+        SlurmBackend(SlurmSettings()).resolve(too_large, 1)
 
 
 @pytest.mark.process

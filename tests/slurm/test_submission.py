@@ -90,7 +90,7 @@ def test_a_run_that_is_cancelled_while_others_are_submitted_stays_cancelled(
     before.run.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
     before = replace(before, observation=before.run.observe(), by_hand=True)
     after.run.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
-    backend.submit([before, after], LaunchOptions(study_dir=tmp_path), SlurmSettings(), CODE)
+    backend.SlurmBackend().submit([before, after], LaunchOptions(study_dir=tmp_path), CODE)
     assert not before.run.is_cancelled(), "this launch takes it up again"
     assert after.run.is_cancelled(), "its job finds that and does not train it"
 
@@ -327,10 +327,11 @@ def test_nothing_is_submitted_once_the_budget_is_spent(tmp_path: Path, monkeypat
     monkeypatch.setattr(backend, "controller_config", lambda: SimpleNamespace(max_array_size=1000))
     monkeypatch.setattr(backend, "live_code", lambda: CODE)
     items = [replace(item, estimate=make_estimate(3600)) for item in planned(tmp_path, 3)]
-    (text,) = backend.scripts(items, tmp_path, SlurmSettings(), Policy(gpu_hours=2))
+    (text,) = backend.SlurmBackend().scripts(items, LaunchOptions(study_dir=tmp_path, policy=Policy(gpu_hours=2)))
     assert re.findall(r"--array=([0-9-]+)", text) == ["0-2"]
     write_attempt(RunDirectory(tmp_path / "other-1"), 1, start=0, end=3600, gpus=("GPU-1",))
-    assert backend.scripts(items, tmp_path, SlurmSettings(), Policy(gpu_hours=0.5)) == [], "every run waits"
+    options = LaunchOptions(study_dir=tmp_path, policy=Policy(gpu_hours=0.5))
+    assert backend.SlurmBackend().scripts(items, options) == [], "every run waits"
 
 
 @pytest.mark.usefixtures("srun")

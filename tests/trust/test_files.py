@@ -17,7 +17,6 @@ from seqlm.locks import exclusive_lock
 from seqlm.rundir import RunDirectory
 from seqlm.training.progress_file import ProgressFile
 from slurm import backend
-from slurm.settings import SlurmSettings
 from tests import blank, commands
 from tests.fake_slurm import FakeSlurm
 from tests.test_launch import Study
@@ -168,6 +167,6 @@ def test_no_link_that_waits_where_the_script_of_the_report_is_written_is_followe
     (tmp_path / "0002").mkdir()
     (tmp_path / "0002" / "report.sh").symlink_to(target)
     monkeypatch.setattr(backend, "_folder", lambda *_: tmp_path / "0002")
-    backend.submit_report(tmp_path / "study", ["1"], SlurmSettings(), live_code())
+    backend.SlurmBackend().submit_report(tmp_path / "study", ["1"], live_code())
     assert target.read_text() == "precious"
     assert "launch.py report" in slurm.jobs()["1"].script

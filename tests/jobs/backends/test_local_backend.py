@@ -202,7 +202,8 @@ def test_what_the_workers_of_a_killed_launcher_hold_is_free_when_they_end(
     of_another_study = killed.submit(submission(tmp_path / "other" / "a", program, Resources(cpus=1, gpus=0)))
     (study / "a" / "gate").touch()
     wait(killed, left[0])
-    backend = LocalBackend(study)
+    backend = LocalBackend()
+    backend.executor(study)
     backend.open(Code(path=tmp_path, commit=None, dirty=False, live=True))
     assert "1 process of an earlier launcher" in capsys.readouterr().err
     assert (backend.free().cpus, backend.free().nodes["this machine"].gpus) == (5.0, {"GPU-aa": 1.0, "GPU-bb": 0.0})
@@ -347,7 +348,8 @@ def test_a_foreign_process_with_a_variable_of_ours_stops_no_launch(tmp_path: Pat
     argv = [sys.executable, "-S", "-c", "print(flush=True); input()", str(tmp_path / word)]
     foreign = commands.start(argv, env={**os.environ, "SEQLM_ATTEMPT": "1"}, stdin=subprocess.PIPE)
     commands.next_line(foreign)
-    backend = LocalBackend(tmp_path)
+    backend = LocalBackend()
+    backend.executor(tmp_path)
     backend.open(Code(path=tmp_path, commit=None, dirty=False, live=True))
     backend.close()
     assert commands.finish(foreign, "\n")[1] == ""

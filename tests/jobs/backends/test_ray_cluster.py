@@ -236,7 +236,7 @@ import sys, time
 from pathlib import Path
 import ray
 from ray.util.placement_group import placement_group
-import jobs.backends.ray_backend, jobs.backends.ray_groups
+import jobs.backends.ray_executor, jobs.backends.ray_groups
 from jobs.study.kept_code import live_code
 from jobs.spec import Resources, Submission
 
@@ -244,7 +244,7 @@ class Deaf(jobs.backends.ray_groups.RankHost):
     def location(self, run_dir):
         time.sleep(1000)
 
-backend = jobs.backends.ray_backend.RayBackend(address="auto")
+backend = jobs.backends.ray_executor.RayExecutor(address="auto")
 backend.open(live_code())
 resources = Resources(cpus=1, gpus=1)
 while not (places := backend.free().place(resources)):
@@ -253,7 +253,7 @@ while not (places := backend.free().place(resources)):
 if sys.argv[1] == "overtaken":
     assert placement_group([{"GPU": 1}], bundle_label_selector=[{"ray.io/node-id": wanted.node}]).wait(1000)
 elif sys.argv[1] == "deaf":
-    jobs.backends.ray_groups.RankHost, jobs.backends.ray_backend.START_SECONDS = Deaf, 3
+    jobs.backends.ray_groups.RankHost, jobs.backends.ray_executor.START_SECONDS = Deaf, 3
 folder = Path("run").absolute()
 folder.mkdir()
 program = "import pathlib, time\\nwhile not pathlib.Path('seen').exists(): time.sleep(0.05)"
@@ -274,7 +274,7 @@ backend.close()
 BLIND = """
 import sys, dataclasses, os, time
 from pathlib import Path
-import jobs.backends.ray_backend as backends, jobs.backends.ray_groups as groups
+import jobs.backends.ray_executor as backends, jobs.backends.ray_groups as groups
 from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import LaunchOptions
 from jobs.plan.planned import plan
@@ -283,7 +283,7 @@ from jobs.study.kept_code import live_code
 from seqlm.rundir import RunDirectory
 from tests.training.studies import make_config
 
-backend, study = backends.RayBackend(address="auto"), Path("study").absolute()
+backend, study = backends.RayExecutor(address="auto"), Path("study").absolute()
 backend.open(live_code())
 blind = sorted(node for node, has in backend.capacity().nodes.items() if has.gpus)[: int(sys.argv[1])]
 
@@ -493,11 +493,11 @@ ON_TWO_CARDS = """
 import os
 from pathlib import Path
 from jobs.study.kept_code import live_code
-from jobs.backends.ray_backend import RayBackend
+from jobs.backends.ray_executor import RayExecutor
 from jobs.spec import Resources, Submission
 from seqlm.rundir import RunDirectory
 
-backend = RayBackend(address=os.environ.get("RAY_ADDRESS"))
+backend = RayExecutor(address=os.environ.get("RAY_ADDRESS"))
 print(backend.capacity().gpus)
 backend.open(live_code())
 resources = Resources(cpus=1, gpus=1)

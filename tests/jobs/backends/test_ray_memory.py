@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ray
 
-from jobs.backends.ray_backend import RayBackend, _Job
+from jobs.backends.ray_executor import RayExecutor, _Job
 from jobs.backends.ray_groups import Group, RankEnd, RankHost, RankLocation
 from jobs.plan.capacity import Allocation
 from jobs.spec import Resources, Submission
@@ -32,7 +32,7 @@ def test_a_host_tells_of_the_kills_in_its_own_group_before_and_after(
     assert found == RankEnd(code=-signal.SIGKILL, memory_kills=(3, after))
 
 
-def end(monkeypatch: pytest.MonkeyPatch, backend: RayBackend, *answers: Any) -> bool:
+def end(monkeypatch: pytest.MonkeyPatch, backend: RayExecutor, *answers: Any) -> bool:
     """What the backend says of a job whose ranks, on the nodes n0, n1, ..., have given these answers."""
     nothing: Any = None
     allocations = [Allocation(node=f"n{rank}", cpus=1, device=None, gpus=0) for rank in range(len(answers))]
@@ -52,7 +52,7 @@ def end(monkeypatch: pytest.MonkeyPatch, backend: RayBackend, *answers: Any) -> 
         return answer
 
     monkeypatch.setattr(ray, "get", get)
-    monkeypatch.setattr(RayBackend, "_what_became_of", lambda self, job, rank, error: "lost")
+    monkeypatch.setattr(RayExecutor, "_what_became_of", lambda self, job, rank, error: "lost")
     for reference in list(job.pending):
         backend._take(job, reference)
     backend._jobs["job"] = job
@@ -65,22 +65,22 @@ KILLED, OTHERS = RankEnd(code=-9, memory_kills=(0, 1)), RankEnd(code=1, memory_k
 
 
 def test_a_rank_is_short_of_memory_where_its_own_node_has_counted_a_kill(monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = RayBackend(address="x")
+    backend = RayExecutor(address="x")
     assert end(monkeypatch, backend, KILLED)
     assert not end(monkeypatch, backend, KILLED), "that kill is explained"
     assert end(monkeypatch, backend, RankEnd(code=1), KILLED), "on another node"
-    assert not end(monkeypatch, RayBackend(address="x"), RankEnd(code=-9), OTHERS), "another process of node n1"
-    assert not end(monkeypatch, RayBackend(address="x"), RankEnd(code=-9, memory_kills=(2, 2)))
+    assert not end(monkeypatch, RayExecutor(address="x"), RankEnd(code=-9), OTHERS), "another process of node n1"
+    assert not end(monkeypatch, RayExecutor(address="x"), RankEnd(code=-9, memory_kills=(2, 2)))
 
 
 def test_a_rank_whose_host_ray_has_killed_for_memory_is_short_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RayBackend, "_release", lambda self, *groups: None)
-    assert end(monkeypatch, RayBackend(address="x"), ray.exceptions.OutOfMemoryError("low on memory"))
-    assert not end(monkeypatch, RayBackend(address="x"), ray.exceptions.ActorDiedError())
+    monkeypatch.setattr(RayExecutor, "_release", lambda self, *groups: None)
+    assert end(monkeypatch, RayExecutor(address="x"), ray.exceptions.OutOfMemoryError("low on memory"))
+    assert not end(monkeypatch, RayExecutor(address="x"), ray.exceptions.ActorDiedError())
 
 
 def test_ray_is_asked_as_often_for_a_hundred_live_runs_as_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    backend, asked = RayBackend(address="x"), []
+    backend, asked = RayExecutor(address="x"), []
     submission = Submission(run_dir=Path("/run"), attempt=1, argv=(), env={}, cwd=Path("/"), resources=ONE)
     for number in range(100):
         job = _Job(submission=submission, groups=[], pending={f"job {number}": 0}, since=0.0, runs=True)
@@ -91,7 +91,7 @@ def test_ray_is_asked_as_often_for_a_hundred_live_runs_as_for_one(monkeypatch: p
         return [], references
 
     monkeypatch.setattr(ray, "wait", wait)
-    monkeypatch.setattr(RayBackend, "_refresh_if_due", lambda self: None)
+    monkeypatch.setattr(RayExecutor, "_refresh_if_due", lambda self: None)
     backend.wait(seconds=0)
     assert [backend.poll(str(number)) for number in range(100)] == [None] * 100
     assert asked == [100]

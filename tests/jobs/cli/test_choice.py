@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from jobs.backends.base import Backend
 from jobs.cli import request
 from jobs.cli.arguments import RunArguments, read
-from jobs.cli.request import BackendChoice, default_backend
 from jobs.manifests.load import Manifest, load_manifest
-from seqlm.errors import BackendError, UsageError
+from jobs.registry import default_backend
+from seqlm.errors import UsageError
 
 RUN = '\n[[run]]\nmodel.arch = "rnn"\nmodel.hidden_size = 4\noptim.optimizer = "sgd"\noptim.lr = 1\n'
 
@@ -29,7 +30,7 @@ def manifest(folder: Path, text: str) -> Manifest:
 
 def choose(
     given: Manifest | None = None, *, last: str | None = None, kept: Mapping[str, Any] | None = None, **flags: Any
-) -> BackendChoice:
+) -> Backend:
     words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
     found = read(["run", "m.toml", *words])
     assert isinstance(found, RunArguments)
@@ -48,16 +49,21 @@ def test_flag_goes_over_variable_over_manifest(tmp_path: Path, monkeypatch: pyte
     text += '[backend.ray]\naddress = "theirs:1"\n'
     given = manifest(tmp_path, text + 'env = {A = "b"}\n')
     local = choose(given)
-    assert (local.name, local.max_parallel, local.retries, local.ray_address) == ("local", 3, 1, None)
-    assert local.progress_s == 5
+    assert (local.name, local.settings.max_parallel, local.settings.retries) == ("local", 3, 1)
+    assert local.settings.progress_s == 5
     monkeypatch.setenv("SEQLM_BACKEND", "ray")
     ray = choose(given)
-    assert (ray.name, ray.ray_address, ray.env, ray.max_parallel) == ("ray", "theirs:1", {"A": "b"}, None)
+    assert (ray.name, ray.settings.address, ray.settings.env, ray.settings.max_parallel) == (
+        "ray",
+        "theirs:1",
+        {"A": "b"},
+        None,
+    )
     monkeypatch.setenv("RAY_ADDRESS", "mine:2")
-    assert choose(given).ray_address == "mine:2"
-    assert choose(given, ray_address="flag:3").ray_address == "flag:3"
+    assert choose(given).settings.address == "mine:2"
+    assert choose(given, ray_address="flag:3").settings.address == "flag:3"
     flags = choose(given, backend="local", max_parallel=1, retries=0)
-    assert (flags.name, flags.max_parallel, flags.retries, flags.ray_address) == ("local", 1, 0, None)
+    assert (flags.name, flags.settings.max_parallel, flags.settings.retries) == ("local", 1, 0)
 
 
 def test_without_a_manifest_runs_go_where_they_went_before() -> None:
@@ -68,10 +74,15 @@ def test_without_a_manifest_runs_go_where_they_went_before() -> None:
 def test_without_a_manifest_the_tables_that_were_kept_hold() -> None:
     kept = {"ray": {"address": "theirs:1", "env": {"A": "b"}, "env_pass": ["PIN"]}, "local": {"max_parallel": 3}}
     ray = choose(last="ray", kept=kept)
-    assert (ray.ray_address, ray.env, ray.env_pass, ray.max_parallel) == ("theirs:1", {"A": "b"}, ("PIN",), None)
-    assert choose(last="ray", kept=kept, backend="local").max_parallel == 3
+    assert (ray.settings.address, ray.settings.env, ray.settings.env_pass, ray.settings.max_parallel) == (
+        "theirs:1",
+        {"A": "b"},
+        ("PIN",),
+        None,
+    )
+    assert choose(last="ray", kept=kept, backend="local").settings.max_parallel == 3
     slurm = choose(last="slurm", kept=kept)
-    assert (slurm.env, slurm.max_parallel) == ({}, None)
+    assert (slurm.settings.env, slurm.settings.max_parallel) == ({}, None)
 
 
 def test_an_address_without_its_backend_is_an_error() -> None:
@@ -83,8 +94,3 @@ def test_a_variable_that_names_no_backend_is_an_error(monkeypatch: pytest.Monkey
     monkeypatch.setenv("SEQLM_BACKEND", "rya")
     with pytest.raises(UsageError, match='SEQLM_BACKEND: expected local, ray, slurm, got "rya"'):
         choose()
-
-
-def test_a_backend_that_is_not_there_is_an_error_of_the_backend() -> None:
-    with pytest.raises(BackendError, match="slurm"):
-        choose(backend="slurm").make()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jobs.backends.base import Target
+from jobs.backends.base import Backend
 from jobs.backends.local import LocalBackend
 from jobs.launch.prepare import plan_runs, resolve_resources
 from jobs.spec import Resources, RunSpec
@@ -16,18 +16,18 @@ from seqlm import machine
 from seqlm.files import write_json, write_json_lines
 from seqlm.machine import Gpu
 from seqlm.rundir import RunDirectory
-from slurm.backend import SlurmTarget
+from slurm.backend import SlurmBackend
 from slurm.settings import SlurmSettings
 from slurm.site import NodeKind, PartitionFacts
 from tests.training.studies import make_config
 
 
-def local() -> Target:
+def local() -> Backend:
     return LocalBackend()
 
 
-def cluster() -> Target:
-    target = SlurmTarget(SlurmSettings())
+def cluster() -> Backend:
+    target = SlurmBackend(SlurmSettings())
     kind = NodeKind(count=2, usable=2, cpus=8, gpus=0, memory_mb=4000)
     target.__dict__["_partition"] = PartitionFacts(
         name="main", up=True, time_limit_min=None, max_nodes=None, kinds=(kind,)
@@ -56,7 +56,7 @@ def begun(study_dir: Path, seed: int, *, epochs: int = 2, worker: dict[str, Any]
     return spec
 
 
-def cores(study_dir: Path, specs: list[RunSpec], target: Target) -> list[int | None]:
+def cores(study_dir: Path, specs: list[RunSpec], target: Backend) -> list[int | None]:
     planned = resolve_resources(plan_runs(specs, study_dir), target, None)
     assert all(item.action in ("resume", "extend") for item in planned)
     return [item.spec.resources.cpus for item in planned]

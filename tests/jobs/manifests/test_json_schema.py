@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from jobs.manifests.backends import BACKENDS
+from jobs.manifests.backends import table_of
 from jobs.manifests.claims import Claim, Published, Report
 from jobs.manifests.entries import EntryTable, StudyTable
 from jobs.manifests.fields import Problems, read_table
@@ -20,6 +20,7 @@ from jobs.manifests.json_schema import backend_keys, config_keys, manifest_schem
 from jobs.manifests.load import load_manifest
 from jobs.manifests.policy import Policy
 from jobs.manifests.reader import read_manifest_file
+from jobs.registry import BACKENDS
 from seqlm.config import valid_keys
 from seqlm.errors import ManifestError
 from tests import commands
@@ -138,7 +139,7 @@ VALUES: list[Any] = [
     *({"a": "b"}, {"a": 1}, {"a-b": "c"}, {"gres": "x"}, {"gres_flags": 1}, {"hold": True}, {"exclusive": True}),
 ]
 TABLES: dict[str, tuple[type, dict[str, Any], dict[str, Any]]] = {
-    **{f"backend.{name}": (table, {}, backend_keys(name)) for name, table in BACKENDS.items()},
+    **{f"backend.{name}": (table_of(name), {}, backend_keys(name)) for name in BACKENDS},
     "policy": (Policy, {}, policy_keys()),
     "study": (StudyTable, {"name": "s"}, table_keys(StudyTable)),
     "published": (Published, {}, table_keys(Published)),

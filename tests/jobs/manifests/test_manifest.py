@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from jobs.manifests.backends import BACKENDS
+from jobs.manifests.backends import table_of
 from jobs.manifests.claims import METRICS, Claim, Report
 from jobs.manifests.entries import PUBLISHED_KEYS, RESOURCE_KEYS, SET_KEYS, StudyTable
 from jobs.manifests.fields import full_keys
 from jobs.manifests.filters import facts_of_spec, select
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.policy import Policy
+from jobs.registry import BACKENDS
 from seqlm.config import LATER_KEYS, valid_keys, varying_keys
 from seqlm.errors import OTHER_WORDS, ManifestError, UsageError, same_key
 from tests import commands
@@ -871,7 +872,7 @@ def test_the_reference_mentions_every_valid_key() -> None:
     report = [*PUBLISHED_KEYS, *full_keys(Report, "report."), *METRICS]
     keys = [*valid_keys(), *RESOURCE_KEYS, *study, *backends, *tables, *report]
     assert [key for key in keys if f"`{key}`" not in text] == []
-    settings = {*full_keys(Claim), *(key for table in BACKENDS.values() for key in full_keys(table))}
+    settings = {*full_keys(Claim), *(key for name in BACKENDS for key in full_keys(table_of(name)))}
     assert [key for key in settings if f"\n| `{key}` |" not in text] == []
 
 

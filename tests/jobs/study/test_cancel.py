@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -17,7 +17,7 @@ import pytest
 import launch
 from jobs.study import cancel
 from jobs.study.cancel import group_to_signal, mark, wait_until_stopped
-from jobs.study.folder import ObservedRun, observe_study, write_jobs
+from jobs.study.folder import observe_study, write_jobs
 from jobs.study.squeue import Scheduler
 from seqlm import lease, processes
 from seqlm.errors import BackendError, FileError
@@ -167,13 +167,13 @@ def test_a_lease_of_a_host_with_this_name_has_no_process_group_and_gets_no_signa
 def test_a_controller_that_does_not_answer_is_the_problem_of_runs_with_jobs_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(study_dir: Path, runs: Sequence[ObservedRun]) -> None:
-        assert [run.name for run in runs] == ["run2"]
+    def refuse(*words: str) -> None:
+        assert words[-1] == "7"
         raise BackendError("scancel does not answer")
 
     runs = make_study(tmp_path / "s", 1, 2)
     write_jobs(tmp_path / "s", {runs[1].id: "7"}, {})
-    monkeypatch.setattr(slurm_backend, "cancel_jobs", refuse)
+    monkeypatch.setattr(slurm_backend, "ask", refuse)
     monkeypatch.setattr(Scheduler, "states", lambda self, jobs: {job: View(stage="queued") for job in jobs})
     assert launch.main(["cancel", str(tmp_path / "s"), "--all"]) == 1
     said = capsys.readouterr()
