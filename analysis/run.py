@@ -110,7 +110,7 @@ class Run:
         from seqlm.training.checkpoint import load_checkpoint
 
         path = RunDirectory(self.directory).best_checkpoint
-        return load_checkpoint(path, self.config.fingerprint(), mmap=True).vocabulary
+        return load_checkpoint(path, self.config.fingerprint()).vocabulary
 
     def generate(
         self, prompt: str, *, tokens: int = 50, temperature: float = 1.0, seed: int = 1, trust: bool = False

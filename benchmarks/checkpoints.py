@@ -10,7 +10,6 @@ which is the time of the disk. Last, one process takes steps with and without a 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import random
@@ -189,47 +188,39 @@ def seconds_to_write(path: Path, size: int) -> float:
 def pauses(folder: Path, steps: int) -> dict[str, Any]:
     """In this process: steps with and without a checkpoint under way, and what the training itself waits for."""
     from seqlm.data.corpus import load_corpus
-    from seqlm.training.attempt import StopRequested
+    from seqlm.training.checkpoint_files import CheckpointFiles
     from seqlm.training.distributed import Rank
-    from seqlm.training.trainer import Trainer
+    from seqlm.training.saving import Saving
+    from seqlm.training.trainer import StepsDone, Trainer
 
     run = RunDirectory(folder)
     config: RunConfig = run.read_config()
-    trainer = Trainer(config, load_corpus(config.data, DATA.read()), run, rank=Rank(), attempt=1)
-    trainer.progress._enabled = False
-    step, save, write = trainer.step, trainer._save, trainer._files.save
+    corpus = load_corpus(config.data, DATA.read())
+    trainer = Trainer(config, corpus, rank=Rank(), model_dir=run.model_dir)
+    files = CheckpointFiles(run, fingerprint=config.fingerprint(), corpus_sha256=corpus.sha256, attempt=1)
+    saving, write = Saving(trainer, files), files.save
     pause, written = [], []
     took: dict[bool, list[float]] = {True: [], False: []}
 
-    def under_way() -> bool:
-        return trainer._background._work is not None and not trainer._background._work.done()
-
-    def timed_step(*arguments: Any) -> Any:
-        before, started = under_way(), time.perf_counter()
-        result = step(*arguments)
-        if before == under_way() and trainer._step > 1:  # all of it with, or all of it without
-            took[before].append(time.perf_counter() - started)
-        if trainer._step + 1 == steps:
-            trainer.stop.request()
-        if (trainer._step + 1) % EVERY == 0 and not before:
-            trainer._saved_at = float("-inf")
-        return result
-
-    def timed_save(**options: Any) -> None:
+    def timed_write(checkpoint: Any) -> None:
         started = time.perf_counter()
-        save(**options)
-        pause.append(time.perf_counter() - started)
-
-    def timed_write(*arguments: Any, **options: Any) -> None:
-        started = time.perf_counter()
-        write(*arguments, **options)
+        write(checkpoint)
         written.append(time.perf_counter() - started)
 
-    trainer.step, trainer._save, trainer._files.save = timed_step, timed_save, timed_write  # type: ignore[assignment,method-assign]
-    with contextlib.suppress(StopRequested):
-        trainer.train()
-    if len(written) > 1:
-        written.pop()  # that of the stop
+    files.save = timed_write  # type: ignore[method-assign]
+    before, started = False, time.perf_counter()
+    for event in trainer.events(config.train.epochs):
+        if isinstance(event, StepsDone):
+            if before == saving.is_writing and trainer.step > 1:  # all of the step with, or all of it without
+                took[before].append(time.perf_counter() - started)
+            if trainer.step == steps:
+                break
+            if trainer.step % EVERY == 0 and not saving.is_writing:
+                asked = time.perf_counter()
+                saving.save()
+                pause.append(time.perf_counter() - asked)
+        before, started = saving.is_writing, time.perf_counter()
+    saving.close()
     return {
         "pause_seconds": spread(pause[1:] or pause),  # the first one waits for memory
         "first_pause_seconds": round(pause[0], 3),

@@ -1,6 +1,6 @@
 """The optimizers: their configurations, and the learning rate of each step. Standard library alone.
 
-A new optimizer is a class here, listed in :data:`OPTIMIZERS`, and a case in :mod:`seqlm.training.optimizers`.
+A new optimizer is a class here, listed in :data:`OPTIMIZERS`: its names, the class that takes its steps, and its keys.
 """
 
 from __future__ import annotations
@@ -30,10 +30,14 @@ _Average = Annotated[float, Bound("a number of at least 0 and below 1", least=0,
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimizer(Section, ABC):
+class OptimConfig(Section, ABC):
     """What all optimizers have: a learning rate with its schedule, and weight decay."""
 
     NAME = "optim"
+    CLASS: ClassVar[str]
+    """Module and name of the class that takes the steps, such as ``torch.optim:Adam``."""
+    IS_DECOUPLED: ClassVar[bool] = False
+    """Whether weight decay is no penalty, but for matrices and embeddings alone and outside of the gradient."""
 
     optimizer: str
     """Optimizer."""
@@ -67,6 +71,10 @@ class Optimizer(Section, ABC):
     @abstractmethod
     def moments(self) -> int:
         """Values per parameter that the optimizer keeps from step to step."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of the class besides ``lr`` and ``weight_decay``."""
+        return {}
 
     def __post_init__(self) -> None:
         if self.schedule is None:
@@ -131,7 +139,7 @@ class Optimizer(Section, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Adam(Optimizer):
+class _Adam(OptimConfig):
     """What both forms of Adam have (Kingma and Ba, 2015). Epsilon is PyTorch's, 1e-8."""
 
     beta1: _Average = 0.9
@@ -144,12 +152,16 @@ class _Adam(Optimizer):
         """The two running averages."""
         return 2
 
+    def arguments(self) -> dict[str, Any]:
+        return {"betas": (self.beta1, self.beta2)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdamConfig(_Adam):
     """Adam."""
 
     LABELS: ClassVar[Mapping[str, str]] = {"adam": "Adam"}
+    CLASS = "torch.optim:Adam"
 
     optimizer: Literal["adam"]
     """Optimizer."""
@@ -160,6 +172,8 @@ class AdamWConfig(_Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
 
     LABELS: ClassVar[Mapping[str, str]] = {"adamw": "AdamW"}
+    CLASS = "torch.optim:AdamW"
+    IS_DECOUPLED = True
 
     optimizer: Literal["adamw"]
     """Optimizer."""
@@ -169,7 +183,7 @@ class AdamWConfig(_Adam):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SgdConfig(Optimizer):
+class SgdConfig(OptimConfig):
     """Stochastic gradient descent, plain or with momentum.
 
     ``sgd_schedule`` is its published form, SGD with one of the published schedules. ``sgd`` with such a schedule is the
@@ -184,6 +198,7 @@ class SgdConfig(Optimizer):
         "sgd_schedule_momentum": "SGD schedule momentum",
         "sgd_schedule_nesterov": "SGD schedule Nesterov",
     }
+    CLASS = "torch.optim:SGD"
 
     optimizer: Literal["sgd", "sgd_schedule"]
     """Optimizer."""
@@ -202,6 +217,9 @@ class SgdConfig(Optimizer):
         """The velocity, if there is momentum."""
         return 1 if self.momentum else 0
 
+    def arguments(self) -> dict[str, Any]:
+        return {"momentum": self.momentum, "nesterov": self.nesterov}
+
     def __post_init__(self) -> None:
         if self.optimizer == "sgd" and self.schedule in PUBLISHED:
             object.__setattr__(self, "optimizer", "sgd_schedule")
@@ -213,9 +231,7 @@ class SgdConfig(Optimizer):
             yield f"optim.nesterov: expected optim.momentum above 0 with it, got momentum = {self.momentum}"
 
 
-OptimConfig: TypeAlias = AdamConfig | SgdConfig | AdamWConfig
-
-OPTIMIZERS = (AdamConfig, SgdConfig, AdamWConfig)
+OPTIMIZERS: tuple[type[OptimConfig], ...] = (AdamConfig, SgdConfig, AdamWConfig)
 """All of them, in the order of reports."""
 
 
@@ -229,7 +245,9 @@ def own_keys(optimizer: str | None) -> set[str]:
 
     The schedule of the published form of SGD; the decoupled decay, which is no penalty.
     """
-    return {"sgd_schedule": {"schedule"}, "adamw": {"weight_decay"}}.get(optimizer or "", set())
+    if _is_published(optimizer):
+        return {"schedule"}
+    return {"weight_decay"} if any(one.IS_DECOUPLED and optimizer in one.LABELS for one in OPTIMIZERS) else set()
 
 
 def foreign_keys(optimizer: str | None, own: Mapping[str, Any], shared: Mapping[str, Any]) -> set[str]:

@@ -1,4 +1,4 @@
-"""An architecture and an optimizer are added in two files each: real changes, applied to a copy of seqlm."""
+"""An optimizer, a metric and an architecture are added in one or two files each: real changes to a copy of seqlm."""
 
 from __future__ import annotations
 
@@ -66,21 +66,27 @@ for setting in ("seed=1111", *sys.argv[1:]):
 print(json.dumps(found))
 """
 CHANGES = {
-    "optim.optimizer=amsgrad": ("rnn-amsgrad", ["seqlm/optimizers.py", "seqlm/training/optimizers.py"]),
-    "model.arch=lstm": ("lstm-adam", ["seqlm/architectures.py", "seqlm/models/lstm.py"]),
+    "optim.optimizer=rmsprop": "rnn-rmsprop",
+    "model.arch=lstm": "lstm-adam",
 }
-"""Setting -> the name of its run, and the files that the change touches."""
+"""Setting -> the name of its run."""
+FILES = [
+    ["seqlm/optimizers.py"],
+    ["analysis/study/columns.py", "seqlm/training/records.py"],
+    ["seqlm/architectures.py", "seqlm/models/lstm.py"],
+]
+"""What each change touches."""
 
 
 def diffs() -> list[str]:
-    """The changes in the order of ``CHANGES``."""
-    (shown,) = [block for block in read_blocks(ROOT / "docs/project/contributing.md") if block.language == "diff"]
-    return [shown.text, (ROOT / "tests/added_lstm.diff").read_text("utf-8")]
+    """The changes in the order of ``FILES``."""
+    shown = [block.text for block in read_blocks(ROOT / "docs/project/contributing.md") if block.language == "diff"]
+    return [*shown, (ROOT / "tests/added_lstm.diff").read_text("utf-8")]
 
 
-def test_each_change_touches_two_files() -> None:
+def test_each_change_touches_one_or_two_files() -> None:
     touched = [re.findall(r"^\+\+\+ b/(\S+)$", diff, re.M) for diff in diffs()]
-    assert touched == [files for _, files in CHANGES.values()]
+    assert touched == FILES
 
 
 @pytest.mark.process
@@ -101,7 +107,7 @@ def test_what_the_changes_add_is_planned_identified_and_trained(tmp_path: Path) 
     assert runs["seed=1111"]["fingerprint"] == before.fingerprint, "runs of before are the same runs"
     assert len({run["fingerprint"] for run in runs.values()}) == 3
     assert [(runs[setting]["code"], runs[setting]["name"]) for setting in CHANGES] == [
-        (0, name) for name, _ in CHANGES.values()
+        (0, name) for name in CHANGES.values()
     ]
     for run in runs.values():
         assert run["memory"] > 0

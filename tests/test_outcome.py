@@ -10,17 +10,15 @@ import torch
 from seqlm.data.corpus import load_corpus
 from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import load_checkpoint, save_checkpoint
-from seqlm.training.distributed import Rank
-from seqlm.training.trainer import Trainer
 from tests.outcome import outcome
-from tests.training.studies import make_config, make_run, write_text
+from tests.training.studies import Attempt, make_config, make_run, write_text
 
 
 def test_one_bit_of_one_weight_is_a_difference_and_the_day_is_none(tmp_path: Path) -> None:
     config = make_config(optimizer="adam", lr=0.01, epochs=1)
     run = make_run(tmp_path / "run", config)
     corpus = load_corpus(config.data, write_text(tmp_path / "text"))
-    Trainer(config, corpus, run, rank=Rank(), attempt=1).train()
+    Attempt(run, corpus).train()
     shutil.copytree(run.path, tmp_path / "copy")
     copy = RunDirectory(tmp_path / "copy")
 

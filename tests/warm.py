@@ -50,7 +50,7 @@ from unittest import mock
 
 IMPORTED = (
     "torch", "torch._dynamo", "torch.distributed", "numpy", "pandas", "matplotlib.pyplot",
-    "matplotlib.backends.backend_svg", "scipy.stats.qmc", "jinja2", "rich.live", "tqdm", "jaxtyping",
+    "matplotlib.backends.backend_svg", "scipy.stats.qmc", "jinja2", "rich.live", "jaxtyping",
     "pydantic",
     "asyncio", "filelock", "google.protobuf.descriptor_pb2", "jsonschema", "msgpack", "psutil", "requests",  # for ray
 )  # fmt: skip

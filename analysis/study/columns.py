@@ -59,7 +59,7 @@ RUNS = _meanings(
     _ID,
     ("study", "", "study that the run belongs to"),
     ("arch", "", "architecture: rnn, gru, transformer, or file and class of an own model, such as lstm.py:LSTM"),
-    ("optimizer", "", "adam, sgd, sgd_schedule or adamw; with momentum such as sgd_momentum or sgd_nesterov"),
+    ("optimizer", "", "optimizer, such as adam; with momentum such as sgd_momentum or sgd_nesterov"),
     ("text", "", "what the run predicts: the corpus, and the other values in which the texts of the study differ"),
     ("setting", "", "number of the first run that differs in nothing but the seed and the number of epochs"),
     ("state", "", "done, running, queued, pending, stopped, cancelled or failed"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import torch
 
 from seqlm.environment import CANARY
-from seqlm.files import write_json
+from seqlm.files import Guard, unguarded, write_json
 from seqlm.rundir import RunDirectory
-from seqlm.training.trainer import Trainer
+from seqlm.training.attempt import StopRequested, StopSignal
+from seqlm.training.results import require_perplexity
+from seqlm.training.trainer import StepsDone, Trainer
 
 VALID_WINDOWS = 2
 """Windows of the validation text that a canary looks at: evaluating needs memory of its own."""
@@ -34,7 +37,9 @@ def canary_steps(run: RunDirectory, env: Mapping[str, str]) -> int | None:
     return CANARY.read(env, is_valid=lambda steps: (steps or 0) > UNTIMED_STEPS, expected=expected)
 
 
-def run_canary(trainer: Trainer, steps: int) -> dict[str, Any]:
+def run_canary(
+    trainer: Trainer, run: RunDirectory, steps: int, *, stop: StopSignal, guard: Guard = unguarded
+) -> dict[str, Any]:
     """Train ``steps`` steps and write ``canary.json``; returns what it holds.
 
     Memory is that of the rank that needs most. On a GPU ``reserved_memory_bytes`` is what the process holds of it for
@@ -45,13 +50,13 @@ def run_canary(trainer: Trainer, steps: int) -> dict[str, Any]:
         StopRequested: the worker was asked to stop.
         FileError: the file cannot be written.
     """
-    rank, train = trainer.rank, trainer.config.train
-    step_seconds = statistics.median(trainer.try_steps(steps, VALID_WINDOWS)[UNTIMED_STEPS:])
+    rank = trainer.rank
+    step_seconds = statistics.median(_try_steps(trainer, steps, stop)[UNTIMED_STEPS:])
     on_gpu = rank.device.type == "cuda"
     record = {
         "steps": steps,
         "step_seconds": step_seconds,
-        "train_tokens_per_second": train.seq_len * train.batch_size / step_seconds,
+        "train_tokens_per_second": trainer.tokens_per_step / step_seconds,
         "peak_memory_bytes": rank.highest(rank.peak_memory_bytes()),
         "reserved_memory_bytes": rank.highest(torch.cuda.max_memory_reserved(rank.device)) if on_gpu else None,
         "device": rank.device_name,
@@ -62,6 +67,22 @@ def run_canary(trainer: Trainer, steps: int) -> dict[str, Any]:
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if rank.is_first:
-        write_json(trainer.run.canary_file, record, guard=trainer.guard)
-        trainer.progress.say(f"canary: {steps} steps, {step_seconds:.3g} s each; it fits and trains")
+        write_json(run.canary_file, record, guard=guard)
+        print(f"canary: {steps} steps, {step_seconds:.3g} s each; it fits and trains", flush=True)
     return record
+
+
+def _try_steps(trainer: Trainer, steps: int, stop: StopSignal) -> list[float]:
+    """Take steps, of as many epochs as that needs, then evaluate a little. Return the seconds of each step."""
+    seconds: list[float] = []
+    started = time.perf_counter()
+    for event in trainer.events(steps, asks=lambda: (stop.received, False), read_each=True):
+        if isinstance(event, StepsDone):
+            seconds.append(time.perf_counter() - started)
+            if event.stop:
+                raise StopRequested
+            if len(seconds) == steps:
+                break
+        started = time.perf_counter()
+    require_perplexity(trainer.evaluate("valid", most=VALID_WINDOWS), f"after {steps} steps")
+    return seconds

@@ -1,16 +1,14 @@
 """Checkpoints: what they hold, how one is written and read back, and how they are refused.
 
 A checkpoint is a dictionary of tensors and plain data, so that it loads with ``weights_only=True`` and no code of
-the file is ever run. A digest of all that it holds stands inside: PyTorch's archives are read without looking at
-their checksums, so that a flipped bit would go unnoticed.
+the file is ever run. PyTorch writes it as a zip archive and reads it without looking at the archive's checksums. They
+are checked here, so that a flipped bit does not go unnoticed.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
-from dataclasses import dataclass, field
+import zipfile
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +79,7 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, *, guard: Guard = unguarded) -> None:
-    """Write a checkpoint beside ``path`` and put it in place in one step.
+    """Write a checkpoint beside ``path``, read it back, and put it in place in one step.
 
     Args:
         path: where it goes.
@@ -89,23 +87,22 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, guard: Guard = unguar
         guard: called before the file is put in place; what it raises leaves everything as it was.
 
     Raises:
-        FileError: it cannot be written; the checkpoint that stood there before stays.
+        FileError: it cannot be written, or not be read back; the checkpoint that stood there before stays.
         LeaseLostError: ``guard`` says that the run is another worker's by now; the same holds.
     """
     content = {"format": FORMAT, **vars(checkpoint), "position": vars(checkpoint.position)}
-    content["digest"] = digest(content)
     with replacing(path, guard=guard) as temporary:
         try:
             torch.save(content, temporary)
         except RuntimeError as error:
             # The archive writer of PyTorch reports a full disk as a RuntimeError without the system's reason.
             raise OSError(None, f"the disk is full or failing ({str(error).splitlines()[0][:120]})") from None
+        if not _is_whole(temporary):
+            raise OSError(None, "it was damaged right after it was written; is the disk failing?")
 
 
-def load_checkpoint(path: Path, fingerprint: str, *, mmap: bool = False) -> Checkpoint:
+def load_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
     """Read a checkpoint of the run with ``fingerprint``, with all tensors on the CPU.
-
-    With ``mmap`` the tensors are the file's own pages, not a copy of them: for a look at it.
 
     Raises:
         DamagedError: truncated, changed, not a checkpoint of ours, or holding anything but tensors and plain data.
@@ -115,20 +112,21 @@ def load_checkpoint(path: Path, fingerprint: str, *, mmap: bool = False) -> Chec
     advice = f"move {path.parent} away to start this run again from its first epoch"
     try:
         open_regular(path, largest=LARGEST_HASHED).close()
+        if not _is_whole(path):
+            raise DamagedError(f"{path} is truncated, damaged or not a seqlm checkpoint; {advice}")
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
+    except OSError as error:
+        raise FileError.from_os_error("read", path, error) from None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # many kinds for a damaged or malicious file; none says more to a person
-        _require_readable(path, error)
-        raise DamagedError(f"{path} is truncated or not a seqlm checkpoint; {advice}") from None
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # many kinds for a malicious file; none says more to a person
+        raise DamagedError(f"{path} is not a seqlm checkpoint; {advice}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DamagedError(f'{path} is not a seqlm checkpoint of the format "{FORMAT}"; {advice}')
     try:
-        if content.pop("digest") != digest(content):
-            raise DamagedError(f"{path} is damaged: it does not hold what was written into it; {advice}")
-        del content["format"]
-        checkpoint = Checkpoint(**{**content, "position": Position(**content["position"])})
+        parts = {field.name: content[field.name] for field in fields(Checkpoint)}
+        checkpoint = Checkpoint(**{**parts, "position": Position(**parts["position"])})
     except (TypeError, KeyError):
         raise DamagedError(f"{path} lacks parts of a seqlm checkpoint; {advice}") from None
     if checkpoint.fingerprint != fingerprint:
@@ -139,46 +137,22 @@ def load_checkpoint(path: Path, fingerprint: str, *, mmap: bool = False) -> Chec
     return checkpoint
 
 
-def _require_readable(path: Path, error: Exception) -> None:
-    """Raise FileError if the disk, not the content, kept a checkpoint from being read, which ended with ``error``.
+def _is_whole(path: Path) -> bool:
+    """Return whether a file is an archive whose parts have the checksums in it.
 
-    ``torch.load`` hides an error in the middle of a file. In a file that is cut it may seek to before the beginning
-    (EINVAL).
+    Raises:
+        OSError: it cannot be read.
     """
     try:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
-            raise error
-        with path.open("rb") as file:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except OSError:
+        raise
+    except Exception:  # many kinds, which say no more to a person
+        with path.open("rb") as file:  # an archive that seems to have no end may be one that cannot be read
             while file.read(2**20):
                 pass
-    except OSError as failed:
-        raise FileError.from_os_error("read", path, failed) from None
-
-
-def digest(content: Any) -> str:
-    """SHA-256 (64 hex digits) over nested tables and lists of tensors and plain data, whatever device they are on."""
-    sha = hashlib.sha256()
-    _feed(sha, content)
-    return sha.hexdigest()
-
-
-def _feed(sha: Any, value: Any) -> None:
-    # Kind and length precede each value, so that no two contents give the same bytes.
-    if isinstance(value, torch.Tensor):
-        sha.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
-        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    elif isinstance(value, dict):
-        sha.update(f"table {len(value)}".encode())
-        for key, item in value.items():
-            _feed(sha, key)
-            _feed(sha, item)
-    elif isinstance(value, list | tuple):
-        sha.update(f"list {len(value)}".encode())
-        for item in value:
-            _feed(sha, item)
-    else:
-        text = json.dumps(value).encode()
-        sha.update(f"value {len(text)} ".encode() + text)
+        return False
 
 
 def trained_model(path: Path, checkpoint: Checkpoint, model: ModelConfig, seq_len: int, folder: Path) -> LanguageModel:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Iterable
-from typing import Any, assert_never, final
+from typing import Any, final
 
 import torch
 
@@ -11,49 +13,72 @@ from seqlm.config import RunConfig
 from seqlm.errors import CheckpointError
 from seqlm.models import LanguageModel
 from seqlm.models.language_model import OutputLayerModel
-from seqlm.optimizers import AdamConfig, AdamWConfig, OptimConfig, SgdConfig
+from seqlm.optimizers import OptimConfig, SgdConfig
 
 
 def build_optimizer(config: OptimConfig, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """Return PyTorch's optimizer, in its fused form: one pass over all parameters of a group.
+    """Return the optimizer of a configuration, in its fused form if it has one: one pass over a group's parameters.
 
-    AdamW has two groups, since its decay applies to parameters of two and more axes only: matrices and embeddings, but
-    no gains and biases. The other optimizers have one.
+    A decoupled decay applies to parameters of two and more axes only: matrices and embeddings, but no gains and biases.
+    So these optimizers have two groups, and the others have one.
 
     On a GPU the learning rate is a tensor on the device, so that a captured step follows its schedule. Velocities exist
     from the start, as zeros: PyTorch would make them in the first step, and a captured step would repeat that.
+
+    ``step()`` changes nothing if ``optimizer.found_inf`` is 1, as torch.amp.GradScaler uses it.
     """
     parameters = list(parameters)
     device = parameters[0].device
+    module, _, name = config.CLASS.partition(":")
+    kind: Any = getattr(importlib.import_module(module), name)
+    known, options = inspect.signature(kind).parameters, config.arguments()
+    groups: list[Any] = parameters
+    if config.IS_DECOUPLED:
+        groups = _by_decay(parameters, config.weight_decay)
+    elif config.weight_decay:
+        options["weight_decay"] = config.weight_decay
+    if "fused" in known:
+        options["fused"] = True
+    else:
+        kind = type(name, (_SkipsSteps, kind), {})
     on_gpu = device.type == "cuda"
-    lr = torch.tensor(config.lr, device=device) if on_gpu else config.lr
-    decay = config.weight_decay
-    match config:
-        case AdamConfig():
-            betas = (config.beta1, config.beta2)
-            return torch.optim.Adam(parameters, lr=lr, betas=betas, weight_decay=decay, fused=True, capturable=on_gpu)
-        case AdamWConfig():
-            betas = (config.beta1, config.beta2)
-            return torch.optim.AdamW(_by_decay(parameters, decay), lr=lr, betas=betas, fused=True, capturable=on_gpu)
-        case SgdConfig():
-            sgd = torch.optim.SGD(
-                parameters,
-                lr=lr,
-                momentum=config.momentum,
-                nesterov=config.nesterov,
-                weight_decay=decay,
-                fused=True,
-            )
-            if config.momentum:
-                for parameter in parameters:
-                    sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-            return sgd
-        case _:
-            assert_never(config)
+    if "capturable" in known:
+        options["capturable"] = on_gpu
+    lr = torch.tensor(config.lr, device=device) if on_gpu and "fused" in known else config.lr
+    optimizer: torch.optim.Optimizer = kind(groups, lr=lr, **options)
+    if isinstance(config, SgdConfig) and config.momentum:
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+class _SkipsSteps:
+    """Makes an optimizer without a fused form look at ``found_inf``, and at ``grad_scale``, which divides gradients.
+
+    On a GPU, each step waits for the device, and is not captured.
+    """
+
+    param_groups: list[dict[str, Any]]
+    found_inf: torch.Tensor | None = None
+    grad_scale: torch.Tensor | None = None
+
+    def step(self, closure: None = None) -> None:
+        if self.found_inf is not None and self.found_inf:
+            return
+        for group in self.param_groups if self.grad_scale is not None else ():
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.div_(self.grad_scale)
+        super().step(closure)  # type: ignore[misc]
+
+
+def can_be_captured(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether a step of the optimizer waits for nothing, so that it can be part of a CUDA graph."""
+    return not isinstance(optimizer, _SkipsSteps)
 
 
 def _by_decay(parameters: Iterable[torch.nn.Parameter], decay: float) -> list[dict[str, Any]]:
-    """Return the parameter groups of AdamW, none of them empty."""
+    """Return the groups of a decoupled decay, none of them empty."""
     groups: list[dict[str, Any]] = [{"params": [], "weight_decay": decay}, {"params": [], "weight_decay": 0.0}]
     for parameter in parameters:
         groups[0 if parameter.ndim > 1 else 1]["params"].append(parameter)

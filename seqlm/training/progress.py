@@ -1,16 +1,20 @@
-"""What is seen of a training run: bars on a terminal, plain lines in a log, a file for who watches from outside."""
+"""The progress of a training: lines in its log, and ``progress.json`` for other processes."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-import sys
 import time
-from typing import Any, TextIO, final
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, final
 
-from tqdm import tqdm
-
+from seqlm.environment import PROGRESS_SECONDS
+from seqlm.errors import FileError
+from seqlm.files import Guard, unguarded, write_json
+from seqlm.training.checkpoint_files import best_epoch
 from seqlm.training.perplexity import perplexity
-from seqlm.training.progress_file import ProgressFile
+from seqlm.training.trainer import EpochBegins, EpochEnded, Event, StepsDone, Trainer
 
 LINES_PER_EPOCH = 10
 """Lines of a log for each epoch, besides the one at its end."""
@@ -18,94 +22,76 @@ LINES_PER_EPOCH = 10
 
 @final
 class Progress:
-    """The progress of one run by steps and epochs. Silent unless ``enabled`` (the first rank)."""
+    """Shows what has happened. Silent unless the rank is the first.
 
-    def __init__(
-        self,
-        *,
-        epochs: int,
-        steps: int,
-        enabled: bool,
-        file: ProgressFile | None = None,
-        stream: TextIO | None = None,
-    ) -> None:
-        self._epochs = epochs
-        self._steps = steps
-        self._enabled = enabled
-        self._file = file if enabled else None
-        self._stream = stream or sys.stdout
-        self._interactive = enabled and self._stream.isatty()
-        self._bar: tqdm[Any] | None = None
-        self._epoch = 0
-        self._done = 0
-        self._mean_loss_nats = math.nan
-        self._rate = math.nan
-        self._started = time.perf_counter()
+    The file is written at intervals. It is not flushed to disk, and no run fails because of it. ``guard`` is called
+    before the file is put in place, so a worker that has lost its run soon finds out.
+    """
+
+    def __init__(self, trainer: Trainer, path: Path, *, guard: Guard = unguarded) -> None:
+        self._trainer = trainer
+        self._path = path
+        self._guard = guard
+        self._every_seconds = PROGRESS_SECONDS.read()
+        self._written = -math.inf
+        self._update(math.nan)
 
     def say(self, text: str) -> None:
-        """One line."""
-        if self._enabled:
-            print(text, file=self._stream, flush=True)
+        """Print a line."""
+        if self._trainer.rank.is_first:
+            print(text, flush=True)
 
-    def epoch_begins(self, epoch: int, lr: float, *, steps: int = 0, seconds: float = 0.0) -> None:
-        """Epoch ``epoch``, counted from 0, starts with the learning rate ``lr``, or goes on.
+    def show(self, event: Event) -> None:
+        """Show an event of the training.
 
-        Then ``steps`` of it are done, for which earlier attempts took ``seconds``.
+        Raises:
+            LeaseLostError: the run is another worker's by now.
         """
-        self._epoch = epoch
-        self._done = steps
-        self._started = time.perf_counter() - seconds
-        if self._interactive:
-            title = f"epoch {epoch + 1}/{self._epochs} lr {lr:.4g}"
-            self._bar = tqdm(total=self._steps, initial=steps, desc=title, unit="step", leave=False, file=self._stream)
+        trainer = self._trainer
+        match event:
+            case EpochBegins():
+                self._update(math.nan)
+            case StepsDone():
+                before, loss, rate = self._state["step"], trainer.total.mean, trainer.total.tokens / trainer.seconds
+                self._update(rate)
+                self._write("train")
+                every = math.ceil(trainer.steps / LINES_PER_EPOCH)
+                if trainer.step // every > before // every:
+                    self.say(
+                        f"{self._name(trainer.epoch)}  step {trainer.step}/{trainer.steps}  loss {loss:.4f}  "
+                        f"ppl {perplexity(loss):.2f}  {rate:,.0f} tokens/s"
+                    )
+            case EpochEnded(record):
+                best = "  (best)" if best_epoch(trainer.history) == record["epoch"] else ""
+                self.say(
+                    f"{self._name(record['epoch'])} done  train ppl {record['train_ppl']:.2f}  "
+                    f"val ppl {record['val_ppl']:.2f}{best}  {record['epoch_seconds']:.1f} s"
+                )
 
-    def steps_done(self, steps: int, mean_loss_nats: float, tokens: int) -> None:
-        """Report the number of finished steps of the epoch, with its mean loss and number of tokens so far."""
-        before, self._done = self._done, steps
-        self._mean_loss_nats = mean_loss_nats
-        self._rate = rate = tokens / (time.perf_counter() - self._started)
-        if self._file is not None:
-            self._file.write(**self._state(), phase="train")
-        every = math.ceil(self._steps / LINES_PER_EPOCH)
-        if self._bar is not None:
-            self._bar.update(steps - before)
-            self._bar.set_postfix_str(f"loss {mean_loss_nats:.3f} ppl {perplexity(mean_loss_nats):.1f}", refresh=False)
-        elif steps // every > before // every:
-            self.say(
-                f"epoch {self._epoch + 1}/{self._epochs}  step {steps}/{self._steps}  loss {mean_loss_nats:.4f}  "
-                f"ppl {perplexity(mean_loss_nats):.2f}  {rate:,.0f} tokens/s"
-            )
+    def before_window(self, number: int) -> None:
+        """Show that a window of a validation or test begins, so that the run is alive."""
+        is_long = number == 0 and self._trainer.seconds >= self._every_seconds
+        self._write("valid", at_once=is_long)  # a short epoch leaves no trace of it: the file is not for every instant
 
-    def validation_begins(self) -> None:
-        """The steps of the epoch are done. Short epochs leave no trace of it: the file is not for every instant."""
-        if self._file is not None:
-            is_long = time.perf_counter() - self._started >= self._file.every_seconds
-            self._file.write(**self._state(), phase="valid", at_once=is_long)
+    def _name(self, epoch: int) -> str:
+        return f"epoch {epoch + 1}/{self._trainer.config.train.epochs}"
 
-    def window_begins(self) -> None:
-        """One more window is looked at, of validation or of test: the run is alive."""
-        if self._file is not None:
-            self._file.write(**self._state(), phase="valid")
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "epoch": self._epoch,
-            "step": self._done,
-            "steps": self._steps,
-            "train_loss": self._mean_loss_nats,
-            "train_tokens_per_second": self._rate,
+    def _update(self, rate: float) -> None:
+        trainer = self._trainer
+        self._state = {
+            "epoch": trainer.epoch,
+            "step": trainer.step,
+            "steps": trainer.steps,
+            "train_loss": trainer.total.mean,
+            "train_ppl": perplexity(trainer.total.mean),
+            "train_tokens_per_second": rate,
         }
 
-    def epoch_done(self, train_ppl: float, val_ppl: float, seconds: float, *, is_best: bool) -> None:
-        """The epoch's perplexities are known. Its checkpoint may still be being written."""
-        self.close()
-        self.say(
-            f"epoch {self._epoch + 1}/{self._epochs} done  train ppl {train_ppl:.2f}  val ppl {val_ppl:.2f}"
-            f"{'  (best)' if is_best else ''}  {seconds:.1f} s"
-        )
-
-    def close(self) -> None:
-        """Take the bar off the terminal."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+    def _write(self, phase: Literal["train", "valid"], *, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if not self._trainer.rank.is_first or (now - self._written < self._every_seconds and not at_once):
+            return
+        self._written = now  # also if writing fails: a full disk is not tried at every step
+        record = {**self._state, "phase": phase, "updated_at": datetime.now(UTC).isoformat(timespec="seconds")}
+        with contextlib.suppress(FileError):
+            write_json(self._path, record, sync=False, guard=self._guard)

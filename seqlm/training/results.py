@@ -19,11 +19,11 @@ GPU_STEPS = 32
 
 @final
 class StepResults:
-    """What the steps since the last reading gave, in float64."""
+    """What the steps since the last reading gave, in float64. With ``read_each``, full after one step on a GPU, too."""
 
-    def __init__(self, rank: Rank) -> None:
+    def __init__(self, rank: Rank, *, read_each: bool = False) -> None:
         self._rank = rank
-        capacity = GPU_STEPS if rank.device.type == "cuda" else 1
+        capacity = GPU_STEPS if rank.device.type == "cuda" and not read_each else 1
         self._kept = torch.zeros(capacity, 2, dtype=torch.float64, device=rank.device)
         self._count = 0
 

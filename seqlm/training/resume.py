@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,34 +85,33 @@ def restore_within_epoch(position: Position, rank: Rank, config: RunConfig, batc
     return map_state(lambda tensor: tensor.to(rank.device).contiguous(), state)
 
 
-def circumstances(rank: Rank, micro_batches: int) -> Position:
-    """Return the start of a training, with everything that affects rounding."""
-    return Position(
-        epoch=0,
-        ranks=rank.world_size,
-        device=rank.device.type,
-        threads=torch.get_num_threads(),
-        micro_batches=micro_batches,
-        hardware=rank.device_name,
-        multiprocessors=rank.multiprocessors,
-        torch=str(torch.__version__),
-    )
+def circumstances(rank: Rank, micro_batches: int) -> dict[str, Any]:
+    """Return the fields of a :class:`Position` that say what affects rounding in this process."""
+    return {
+        "ranks": rank.world_size,
+        "device": rank.device.type,
+        "threads": torch.get_num_threads(),
+        "micro_batches": micro_batches,
+        "hardware": rank.device_name,
+        "multiprocessors": rank.multiprocessors,
+        "torch": str(torch.__version__),
+    }
 
 
-def changes(position: Position, now: Position) -> str:
+def changes(position: Position, now: Mapping[str, Any]) -> str:
     """Return a line on what differs from the process that wrote a checkpoint and affects its numbers. Empty: nothing.
 
     Masks stay if only the threads or the processor differ: another version of PyTorch may draw other numbers.
     """
-    found = differences(_as_record(position), _as_record(now))
-    keeps_masks = {"threads", "device"} if position.device == now.device == "cpu" else {"threads"}
+    found = differences(_as_record(vars(position)), _as_record(now))
+    keeps_masks = {"threads", "device"} if position.device == now["device"] == "cpu" else {"threads"}
     equal = f"up to rounding{'' if found.keys() <= keeps_masks else ' and dropout masks'}"
     return f"now {', '.join(found.values())}: the result is equal to that of a quiet run {equal}" if found else ""
 
 
-def _as_record(position: Position) -> dict[str, Any]:
-    """Return what ``worker.json`` says of the process that made ``position``."""
-    return {**vars(position), "device": position.hardware, "gpus": int(position.device != "cpu")}
+def _as_record(circumstances: Mapping[str, Any]) -> dict[str, Any]:
+    """Return circumstances as ``worker.json`` has them."""
+    return {**circumstances, "device": circumstances["hardware"], "gpus": int(circumstances["device"] != "cpu")}
 
 
 def mask_seed(seed: int, epoch: int, rank: int) -> int:

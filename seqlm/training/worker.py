@@ -17,7 +17,7 @@ import torch
 import torch.utils.deterministic
 
 from seqlm.data.corpus import load_corpus
-from seqlm.environment import CHECKPOINT_MINUTES, DATA, DETERMINISTIC, KEEP_LAST, PROGRESS_SECONDS, SEARCH
+from seqlm.environment import DATA, DETERMINISTIC, SEARCH, VARIABLES
 from seqlm.errors import EXIT_STORAGE, EXIT_USAGE, SeqlmError
 from seqlm.files import Guard
 from seqlm.rundir import RunDirectory
@@ -34,6 +34,7 @@ from seqlm.training.distributed import (
 from seqlm.training.micro_batches import micro_batches_from
 from seqlm.training.rungs import at_rungs
 from seqlm.training.self_check import check_device
+from seqlm.training.train import train
 from seqlm.training.trainer import Trainer
 
 
@@ -50,47 +51,33 @@ def main(argv: list[str] | None = None) -> int:
         rank = rank_from_environment(os.environ)
         steps = canary_steps(run, os.environ)
         config = run.read_config()
-        minutes = CHECKPOINT_MINUTES.read()
-        progress = PROGRESS_SECONDS.read()
         parts = micro_batches_from(os.environ, config.train.batch_size, rank.world_size)
-        keep_last, is_deterministic = KEEP_LAST.read(), DETERMINISTIC.read()
+        for variable in VARIABLES:
+            variable.read()
         search = Search.from_text(SEARCH.read())
         attempt = attempt_number(run, os.environ)
     except SeqlmError as error:
         print(f"error: {error}", file=sys.stderr)
         # A file that is there and cannot be read just now is trouble with the disk, which is tried again.
         return EXIT_STORAGE if isinstance(error.__context__, OSError) else EXIT_USAGE
-    if is_deterministic:
+    if DETERMINISTIC.read():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
         torch.use_deterministic_algorithms(True)
         # Else every new tensor is filled with NaN first, to find reads of what was never written: a kernel for each.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
-    def train(guard: Guard) -> None:
+    def work(guard: Guard) -> None:
         require_kernels(rank)
         check_device(config, rank)
         corpus = load_corpus(config.data, DATA.read(), run.tokenizer_file)
         with gpu_share(rank, os.environ), process_group(rank):
-            trainer = Trainer(
-                config,
-                corpus,
-                run,
-                rank=rank,
-                attempt=attempt,
-                micro_batches=parts,
-                stop=stop,
-                checkpoint_minutes=minutes,
-                progress_seconds=progress,
-                keep_last=keep_last,
-                before_epoch=at_rungs(search, run, rank, guard),
-                guard=guard,
-            )
+            trainer = Trainer(config, corpus, rank=rank, attempt=attempt, micro_batches=parts, model_dir=run.model_dir)
             if steps is None:
-                trainer.train()
+                train(trainer, run, stop=stop, before_epoch=at_rungs(search, run, rank, guard), guard=guard)
             else:
-                run_canary(trainer, steps)
+                run_canary(trainer, run, steps, stop=stop, guard=guard)
 
-    return make_attempt(run, rank, attempt, stop, train)
+    return make_attempt(run, rank, attempt, stop, work)
 
 
 if __name__ == "__main__":

@@ -17,15 +17,13 @@ from seqlm.data.corpus import load_corpus
 from seqlm.errors import FileError
 from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import load_checkpoint
-from seqlm.training.distributed import Rank
 from seqlm.training.failure import failure_kind
-from seqlm.training.trainer import Trainer
 from tests import commands
 from tests.chaos.disk import Disk, may_mount
 from tests.crawl import Crawl
 from tests.outcome import Outcome, outcome
 from tests.test_launch import epochs_of
-from tests.training.studies import make_config, make_run, write_text
+from tests.training.studies import Attempt, make_config, make_run, write_text
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.xdist_group("disk-full")  # its fixtures take long to make
@@ -150,7 +148,7 @@ def test_a_used_up_quota_is_told_like_a_full_disk(
 ) -> None:
     """By a write that fails as the kernel would have it fail: a quota does not bind root, who alone can set one."""
     run = make_run(tmp_path / "run", config)
-    trainer = Trainer(config, load_corpus(config.data, text), run, rank=Rank(), attempt=1)
+    attempt = Attempt(run, load_corpus(config.data, text))
     fsync, before = os.fsync, b""
 
     def refuse(handle: int) -> None:
@@ -162,7 +160,7 @@ def test_a_used_up_quota_is_told_like_a_full_disk(
 
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(FileError, match="Disk quota exceeded") as error:
-        trainer.train()
+        attempt.train()
     assert failure_kind(error.value) == "node"
     assert run.last_checkpoint.read_bytes() == before
     assert epochs_of(run) == [0, 1]

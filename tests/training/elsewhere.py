@@ -27,7 +27,7 @@ from seqlm import lease, processes
 from seqlm.rundir import RunDirectory
 from seqlm.training import worker
 from seqlm.training.step import TrainingStep
-from seqlm.training.trainer import Trainer
+from seqlm.training.trainer import EpochBegins, Trainer
 from tests.waiting import wait_for
 
 
@@ -50,7 +50,7 @@ def main(host: str, *options_and_run: str) -> int:
     *options, run_dir = options_and_run
     orders = dict(option.split("=") for option in options)
     step, fsync, replace = TrainingStep.__call__, os.fsync, Path.replace
-    train_epoch = Trainer._train_epoch
+    events = Trainer.events
     written = stop_at(orders.get("stop", "nothing:0"))
     about_to_rename = stop_at(orders.get("freeze", "nothing:0"))
 
@@ -58,11 +58,12 @@ def main(host: str, *options_and_run: str) -> int:
         time.sleep(float(orders.get("seconds", "0")))
         return step(self, *args)
 
-    def train_epoch_when_told(self: Trainer) -> None:
-        if "hold" in orders and self._epoch > 0:
-            wait_for(self.run.metrics_file.exists, "the first epoch, which is saved beside the training")
-            wait_for(Path(orders["hold"]).exists, "the test to let this worker go on")
-        train_epoch(self)
+    def events_when_told(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        for event in events(self, *args, **kwargs):
+            yield event
+            if "hold" in orders and isinstance(event, EpochBegins) and self.epoch > 0:
+                wait_for(RunDirectory(Path(run_dir)).metrics_file.exists, "the first epoch, which a thread saves")
+                wait_for(Path(orders["hold"]).exists, "the test to let this worker go on")
 
     def fsync_then_stop(handle: int) -> None:
         path = str(Path(f"/proc/self/fd/{handle}").readlink())
@@ -78,7 +79,7 @@ def main(host: str, *options_and_run: str) -> int:
         mock.patch.object(processes, "this_host", return_value=processes.Host(name=host, machine=host)),
         mock.patch.object(lease, "LOOK_SECONDS", 0.05),
         mock.patch.object(TrainingStep, "__call__", slow_step),
-        mock.patch.object(Trainer, "_train_epoch", train_epoch_when_told),
+        mock.patch.object(Trainer, "events", events_when_told),
         mock.patch.object(os, "fsync", fsync_then_stop),
         mock.patch.object(Path, "replace", stop_then_replace),
     ):

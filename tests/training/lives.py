@@ -5,7 +5,6 @@ Processes are forked from one that has imported torch, since importing it takes 
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
 import signal
@@ -25,6 +24,9 @@ from seqlm.training.attempt import StopRequested, StopSignal
 from seqlm.training.checkpoint import Position, load_checkpoint
 from seqlm.training.checkpoint_files import CheckpointFiles
 from seqlm.training.distributed import Rank, process_group
+from seqlm.training.saving import Saving
+from seqlm.training.step import TrainingStep
+from seqlm.training.train import train
 from seqlm.training.trainer import Trainer
 from tests.waiting import wait_for
 
@@ -83,34 +85,20 @@ def _rank(
     run = RunDirectory(folder)
     config = run.read_config()
     with process_group(rank):
-        trainer = Trainer(
-            config,
-            load_corpus(config.data, text),
-            run,
-            rank=rank,
-            attempt=attempt,
-            stop=stop,
-        )
+        trainer = Trainer(config, load_corpus(config.data, text), rank=rank, attempt=attempt, model_dir=run.model_dir)
         if save_every is not None:
             save_often(trainer, save_every)
         if end is not None and end.rank == index:
             arrange(trainer, end)
         try:
-            trainer.train()
+            train(trainer, run, stop=stop)
         except StopRequested:
             sys.exit(EXIT_STOPPED)
 
 
 def save_often(trainer: Trainer, every: int) -> None:
     """Make the time between two checkpoints end after a given number of steps."""
-    step = trainer.step
-
-    def then(*arguments: Any) -> Any:
-        if (trainer._step + 1) % every == 0:
-            trainer._saved_at = -math.inf
-        return step(*arguments)
-
-    trainer.step = then  # type: ignore[assignment]
+    Saving.is_due = lambda self: trainer.step % every == 0  # type: ignore[method-assign] -- of this process alone
 
 
 def arrange(trainer: Trainer, end: End) -> None:
@@ -136,7 +124,7 @@ def arrange(trainer: Trainer, end: End) -> None:
         return then
 
     if end.at == "step":
-        trainer.step = before(trainer.step)  # type: ignore[assignment]
+        TrainingStep.__call__ = before(TrainingStep.__call__)  # type: ignore[method-assign] -- of this process alone
     elif end.at == "middle":
         forward = trainer.model.features
 
@@ -147,14 +135,12 @@ def arrange(trainer: Trainer, end: End) -> None:
         trainer.model.features = features  # type: ignore[method-assign]
     elif end.at in ("validation", "test"):
         evaluate = trainer.evaluate
-        window = before(trainer._before_window)
 
-        def look(split: str) -> Any:
+        def look(split: str, before_window: Callable[[int], None]) -> Any:
             wanted = split == ("valid" if end.at == "validation" else "test")
-            trainer._before_window = window if wanted else Trainer._before_window.__get__(trainer)  # type: ignore[method-assign]
-            return evaluate(split)
+            return evaluate(split, before(before_window) if wanted else before_window)
 
-        trainer.evaluate = look  # type: ignore[method-assign]
+        trainer.evaluate = look  # type: ignore[assignment]
     else:
         wrap = before if end.at == "save" else after
         CheckpointFiles.save = wrap(CheckpointFiles.save)  # type: ignore[method-assign] -- of this process alone

@@ -33,7 +33,7 @@ def take_steps(folder: Path, text: Path, rank: Rank, micro_batches: int = 1) -> 
     torch.set_default_dtype(torch.float64)
     try:
         corpus = load_corpus(config.data, text)
-        trainer = Trainer(config, corpus, run, rank=rank, attempt=1, micro_batches=micro_batches)
+        trainer = Trainer(config, corpus, rank=rank, micro_batches=micro_batches)
     finally:
         torch.set_default_dtype(before)
     gradients: dict[str, Tensor] = {}
@@ -46,12 +46,12 @@ def take_steps(folder: Path, text: Path, rank: Rank, micro_batches: int = 1) -> 
             )
         return clip(parameters, limit, **options)
 
-    state, results = trainer.model.initial_state(trainer._columns.shape[1]), []
+    state, results = trainer.model.initial_state(trainer.columns.shape[1]), []
     reader = StepResults(rank)
     with mock.patch.object(nn.utils, "clip_grad_norm_", record):
-        for number, (inputs, targets) in zip(range(STEPS), windows(trainer._columns, 5), strict=False):
-            trainer._number.set(0, number)
-            result = trainer.step(inputs, targets, state)
+        for number, (inputs, targets) in zip(range(STEPS), windows(trainer.columns, 5), strict=False):
+            trainer.number.set(0, number)
+            result = trainer.take_step(inputs, targets, state)
             state = result.state
             reader.add(result)
             results += reader.read()[0]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from seqlm.config import RunConfig
+from seqlm.data.corpus import Corpus
 from seqlm.rundir import RunDirectory
+from seqlm.training.attempt import StopSignal
+from seqlm.training.distributed import Rank
+from seqlm.training.train import train
+from seqlm.training.trainer import Trainer
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "in", "mat", "house", "and", "then", "it", "saw", "<unk>", "N"]
 
@@ -64,3 +70,36 @@ def make_run(folder: Path, config: RunConfig) -> RunDirectory:
 def runs_in(study_dir: Path) -> list[RunDirectory]:
     """Every run directory of a study, in the order of its manifest."""
     return sorted(RunDirectory.unordered_in(study_dir), key=lambda run: run.place(run.read_provenance()))
+
+
+class Attempt:
+    """An attempt at a run, put together as the worker does it."""
+
+    def __init__(
+        self, run: RunDirectory, corpus: Corpus, *, attempt: int | None = None, rank: Rank | None = None, **options: Any
+    ) -> None:
+        self.run = run
+        self.stop = StopSignal()
+        number = attempt or run.last_attempt() + 1
+        self.trainer = Trainer(
+            run.read_config(), corpus, rank=rank or Rank(), attempt=number, model_dir=run.model_dir, **options
+        )
+
+    def train(self, **options: Any) -> dict[str, Any]:
+        return train(self.trainer, self.run, stop=self.stop, **options)
+
+    def before_each_step(self, look: Callable[[int], object]) -> Attempt:
+        """Call ``look`` before each step with its number, counted from 1 in this process."""
+        take, numbers = self.trainer.take_step, itertools.count(1)
+
+        def step(*arguments: Any) -> Any:
+            look(next(numbers))
+            return take(*arguments)
+
+        step.resume = take.resume  # type: ignore[attr-defined]
+        self.trainer.take_step = step  # type: ignore[assignment]
+        return self
+
+    def stop_after(self, steps: int) -> Attempt:
+        """Have the attempt receive a stop request in a step."""
+        return self.before_each_step(lambda number: number == steps and self.stop.request())

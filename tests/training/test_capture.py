@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,10 @@ from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.distributed import Rank
 from seqlm.training.evaluate import evaluate
 from seqlm.training.optimizers import StepNumber, build_optimizer, set_learning_rate
-from seqlm.training.step import StepResult, TrainingStep
-from seqlm.training.trainer import Trainer
+from seqlm.training.step import TrainingStep
 from tests.check_model.faulty import COUNTS, write_model
 from tests.training.graphs import Calls
-from tests.training.studies import make_config, make_run, write_text
+from tests.training.studies import Attempt, make_config, make_run, write_text
 from tests.training.test_step import ARCHITECTURES, BATCH, OPTIMIZERS, VOCAB, everything, make_step, windows
 
 pytestmark = pytest.mark.usefixtures("cuda_graphs")
@@ -227,22 +225,15 @@ def test_a_captured_evaluation_gives_what_the_plain_one_gives_while_the_model_tr
     assert len(cuda_graphs.captures) == (1 if micro_batches == 1 else 2), "four columns in three parts have two sizes"
 
 
-def trainer_for(folder: Path, config: RunConfig, *, capture: bool, steps: int | None = None) -> Trainer:
-    """A trainer that receives a stop request in the last of these steps."""
+def attempt_at(folder: Path, config: RunConfig, *, capture: bool, steps: int = 0) -> Attempt:
+    """An attempt that receives a stop request in the last of these steps."""
     corpus = load_corpus(config.data, write_text(folder / "text", train_lines=60))
-    trainer = Trainer(config, corpus, make_run(folder / "run", config), rank=Rank(), attempt=1)
+    attempt = Attempt(make_run(folder / "run", config), corpus)
+    trainer = attempt.trainer
     if capture:  # as the trainer does on a GPU
-        trainer.step._captured = Captured(trainer.step._eager, warm_up=trainer.step._warm_up)
-        trainer._window_loss = Captured(trainer.model.loss)
-    step, taken = trainer.step, itertools.count(1)
-
-    def take(*arguments: Any) -> StepResult:
-        if next(taken) == steps:
-            trainer.stop.request()
-        return step(*arguments)
-
-    trainer.step = take  # type: ignore[assignment]
-    return trainer
+        trainer.take_step._captured = Captured(trainer.take_step._eager, warm_up=trainer.take_step._warm_up)
+        trainer.window_loss = Captured(trainer.model.loss)
+    return attempt.stop_after(steps)
 
 
 @pytest.mark.slow
@@ -252,12 +243,12 @@ def test_a_captured_run_that_is_stopped_and_resumed_ends_in_the_weights_of_one_t
 ) -> None:
     config = make_config("gru", optimizer=optimizer, lr=0.01, keep=0.5)
     plain, quiet, stopped = (tmp_path / name for name in ("plain", "quiet", "stopped"))
-    expected = trainer_for(plain, config, capture=False).train()
-    assert trainer_for(quiet, config, capture=True).train()["test_loss"] == expected["test_loss"]
+    expected = attempt_at(plain, config, capture=False).train()
+    assert attempt_at(quiet, config, capture=True).train()["test_loss"] == expected["test_loss"]
     for steps in (2, 3):  # in the middle of the first epoch, twice
         with pytest.raises(StopRequested):
-            trainer_for(stopped, config, capture=True, steps=steps).train()
-    assert trainer_for(stopped, config, capture=True).train()["test_loss"] == expected["test_loss"]
+            attempt_at(stopped, config, capture=True, steps=steps).train()
+    assert attempt_at(stopped, config, capture=True).train()["test_loss"] == expected["test_loss"]
     weights = [
         load_checkpoint(folder / "run" / "checkpoints" / "last.pt", config.fingerprint()).model
         for folder in (plain, quiet, stopped)

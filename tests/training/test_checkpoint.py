@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from seqlm.errors import CheckpointError, DamagedError, FileError
-from seqlm.training.checkpoint import Checkpoint, Position, digest, load_checkpoint, save_checkpoint
+from seqlm.training.checkpoint import Checkpoint, Position, load_checkpoint, save_checkpoint
 
 
 def make(fingerprint: str = "f" * 64) -> Checkpoint:
@@ -56,7 +56,7 @@ def test_a_truncated_checkpoint_is_named_in_one_line(tmp_path: Path, kept_bytes:
     path = tmp_path / "last.pt"
     save_checkpoint(path, make())
     path.write_bytes(path.read_bytes()[:kept_bytes])
-    with pytest.raises(CheckpointError, match=r"last\.pt is truncated or not a seqlm checkpoint") as caught:
+    with pytest.raises(CheckpointError, match=r"last\.pt is truncated, damaged or not a seqlm checkpoint") as caught:
         load_checkpoint(path, "f" * 64)
     assert "\n" not in str(caught.value)
 
@@ -136,7 +136,7 @@ def test_a_checkpoint_that_cannot_be_read_just_now_is_not_called_damaged(
     real = io.open
 
     def fails(file: Any, *arguments: Any, **options: Any) -> Any:
-        if file != path:
+        if str(file) != str(path):
             return real(file, *arguments, **options)
         opened.append(file)
         if halfway:
@@ -152,40 +152,23 @@ def test_a_checkpoint_that_cannot_be_read_just_now_is_not_called_damaged(
     assert opened
 
 
-def test_any_changed_byte_of_the_tensors_is_noticed(tmp_path: Path) -> None:
+def test_a_changed_bit_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     save_checkpoint(path, make())
-    whole = path.read_bytes()
-    place = whole.index(torch.arange(50_000.0).numpy().tobytes()) + 100_001
-    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-    torch.load(path, weights_only=True)  # who notices nothing
-    with pytest.raises(DamagedError, match="does not hold what was written into it"):
-        load_checkpoint(path, "f" * 64)
+    whole, noticed = path.read_bytes(), 0
+    for place in range(7, len(whole), 997):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            assert torch.equal(load_checkpoint(path, "f" * 64).model["weight"], torch.arange(50_000.0))
+        except DamagedError:
+            noticed += 1
+    assert noticed > 195, "all of the tensor's bytes"
 
 
-def test_the_digest_tells_types_shapes_keys_and_nesting_apart() -> None:
-    zeros = torch.zeros(4)
-    contents = [
-        {"a": zeros},
-        {"b": zeros},
-        {"a": zeros.view(2, 2)},
-        {"a": zeros.int()},
-        {"a": zeros.double()[:2]},
-        {"a": [zeros]},
-        {"a": [zeros, zeros]},
-        {"a": [[zeros], zeros]},
-        {"a": [[zeros, zeros]]},
-        {"a": "1", "b": 1},
-        {"a": 1, "b": "1"},
-        {"a": 1.0},
-        {"a": 1},
-        {"a": True},
-        {"a": None},
-        {"a": -0.0},
-        {"a": 0.0},
-    ]
-    assert len({digest(content) for content in contents}) == len(contents)
-    assert digest({"a": torch.zeros(4), "b": (1, 2)}) == digest({"a": torch.zeros(4), "b": [1, 2]})
+def test_a_checkpoint_with_the_digest_of_earlier_versions_is_read(tmp_path: Path) -> None:
+    content = {**vars(make()), "position": vars(make().position), "format": "seqlm checkpoint 2", "digest": "0" * 64}
+    torch.save(content, tmp_path / "last.pt")
+    assert load_checkpoint(tmp_path / "last.pt", "f" * 64).history == make().history
 
 
 def test_a_checkpoint_of_the_first_format_is_refused(tmp_path: Path) -> None:

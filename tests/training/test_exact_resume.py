@@ -101,15 +101,21 @@ def test_ranks_stop_after_the_same_step_whichever_of_them_got_the_signal(lab: La
     assert outcome(RunDirectory(folder)) == lab.quiet("gru", 2)
 
 
-@pytest.mark.parametrize(("ranks", "at"), [(1, "validation"), (2, "validation"), (1, "test"), (2, "test")])
-def test_a_signal_in_an_evaluation_costs_that_evaluation(lab: Lab, ranks: int, at: Any) -> None:
-    folder = lab.run(f"{at}-{ranks}", "gru")
-    end = End(by=TERM, at=at, number=3)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_signal_in_an_evaluation_is_obeyed_after_the_next_step(lab: Lab, ranks: int) -> None:
+    folder = lab.run(f"validation-{ranks}", "gru")
+    end = End(by=TERM, at="validation", number=3)
     assert live(folder, lab.text, ranks=ranks, end=end) == [EXIT_STOPPED] * ranks
     position = position_of(folder)
-    assert (position.epoch, position.step) == ((0, steps_per_epoch(folder)) if at == "validation" else (EPOCHS, 0))
+    assert (position.epoch, position.step) == (1, 1)
     assert live(folder, lab.text, ranks=ranks) == [0] * ranks
     assert outcome(RunDirectory(folder)) == lab.quiet("gru", ranks)
+
+
+def test_a_signal_in_the_test_comes_too_late_to_stop_the_run(lab: Lab) -> None:
+    folder = lab.run("test", "gru")
+    assert live(folder, lab.text, end=End(by=TERM, at="test", number=3)) == [0]
+    assert outcome(RunDirectory(folder)) == lab.quiet("gru", 1)
 
 
 def test_a_run_that_is_interrupted_again_and_again_ends_all_the_same(lab: Lab) -> None:

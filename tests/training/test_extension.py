@@ -15,10 +15,9 @@ from seqlm.training import attempt
 from seqlm.training.attempt import StopRequested, StopSignal
 from seqlm.training.checkpoint_files import best_epoch
 from seqlm.training.distributed import Rank
-from seqlm.training.trainer import Trainer
 from tests.outcome import outcome
 from tests.training.lives import End, live, position_of
-from tests.training.studies import make_config, make_run, write_text
+from tests.training.studies import Attempt, make_config, make_run, write_text
 
 SHORT, LONG = 1, 3
 OPTIMIZERS = {"adam": 0.001, "sgd": 0.1, "sgd_schedule": 0.2}
@@ -35,13 +34,11 @@ def corpus(text: Path) -> Corpus:
     return load_corpus(make_config().data, text)
 
 
-def train(
-    folder: Path, config: RunConfig, corpus: Corpus, *epochs: int, stop: StopSignal | None = None
-) -> RunDirectory:
+def train(folder: Path, config: RunConfig, corpus: Corpus, *epochs: int) -> RunDirectory:
     """One attempt after another at a run, each up to one of ``epochs``."""
     for last in epochs:
         run = make_run(folder, config.with_epochs(last))
-        Trainer(run.read_config(), corpus, run, rank=Rank(), attempt=run.last_attempt() + 1, stop=stop).train()
+        Attempt(run, corpus).train()
     return RunDirectory(folder)
 
 
@@ -98,39 +95,11 @@ def test_a_run_that_has_gone_further_than_requested_ends_where_it_is(tmp_path: P
 
 
 def stopped_in_the_third_epoch(folder: Path, config: RunConfig, corpus: Corpus) -> RunDirectory:
-    run, stop = make_run(folder, config.with_epochs(5)), StopSignal()
-    trainer = Trainer(run.read_config(), corpus, run, rank=Rank(), attempt=1, stop=stop)
-    step = trainer.step
-
-    def counted(*arguments: object) -> object:
-        if trainer._epoch == 2 and trainer._step == 3:
-            stop.request()
-        return step(*arguments)  # type: ignore[arg-type]
-
-    trainer.step = counted  # type: ignore[assignment]
+    run = make_run(folder, config.with_epochs(5))
+    attempt = Attempt(run, corpus)
     with pytest.raises(StopRequested):
-        trainer.train()
+        attempt.stop_after(2 * attempt.trainer.steps + 4).train()
     return run
-
-
-def test_a_signal_in_the_test_of_such_a_run_leaves_its_last_checkpoint_alone(
-    tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The model has the parameters of ``best.pt`` at that time."""
-    config = make_config("gru", optimizer="adam", lr=0.01, keep=0.7)
-    run = stopped_in_the_third_epoch(tmp_path / "run", config, corpus)
-    before = run.last_checkpoint.read_bytes()
-
-    def stopped(self: Trainer, split: str) -> None:
-        assert split == "test"
-        raise StopRequested
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "evaluate", stopped)
-        with pytest.raises(StopRequested):
-            train(run.path, config, corpus, SHORT)
-    assert run.last_checkpoint.read_bytes() == before
-    assert not run.result_file.exists()
 
 
 def test_a_run_whose_last_checkpoint_was_freed_cannot_be_extended(tmp_path: Path, corpus: Corpus) -> None:

@@ -30,9 +30,8 @@ from seqlm.training.failure import failure_kind
 from seqlm.training.optimizers import build_optimizer, restore_optimizer
 from seqlm.training.precision import use_precision
 from seqlm.training.step import TrainingStep
-from seqlm.training.trainer import Trainer
 from tests import commands
-from tests.training.studies import make_config, make_run, write_text
+from tests.training.studies import Attempt, make_config, make_run, write_text
 
 on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 each_arch = pytest.mark.parametrize("arch", ["rnn", "gru", "transformer"])
@@ -337,9 +336,9 @@ def corpus(tmp_path: Path) -> Corpus:
     return load_corpus(make_config().data, write_text(tmp_path / "text"))
 
 
-def trainer_for(run: RunDirectory, corpus: Corpus, device: str, stop: StopSignal | None = None) -> Trainer:
+def attempt_at(run: RunDirectory, corpus: Corpus, device: str) -> Attempt:
     rank = Rank(device=torch.device(device, 0) if device == "cuda" else torch.device("cpu"))
-    return Trainer(run.read_config(), corpus, run, rank=rank, attempt=run.last_attempt() + 1, stop=stop)
+    return Attempt(run, corpus, rank=rank)
 
 
 @pytest.mark.slow
@@ -350,7 +349,7 @@ def test_a_canary_holds_little_more_memory_than_its_tensors_need(device: str, tm
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     run = make_run(tmp_path / "study" / "canary" / "run", config)
-    record = run_canary(trainer_for(run, corpus, device), 12)
+    record = run_canary(attempt_at(run, corpus, device).trainer, run, 12, stop=StopSignal())
     parameters = sum(4 * math.prod(shape) for shape in [(512, 512 * 3)] * 3)
     assert record["peak_memory_bytes"] > 4 * parameters, "parameters, gradients, two moments"
     if device == "cpu":
@@ -371,11 +370,11 @@ def test_a_run_ends_like_the_equations_on_a_cpu(device: str, arch: str, tmp_path
     histories = []
     for place, implementation in (("cpu", "reference"), (device, "fused")):
         config = make_config(arch, optimizer="adam", lr=0.003, implementation=implementation)
-        trainer = trainer_for(make_run(tmp_path / implementation, config), corpus, place)
-        result = trainer.train()
-        assert trainer.run.read_result() is not None
+        attempt = attempt_at(make_run(tmp_path / implementation, config), corpus, place)
+        result = attempt.train()
+        assert attempt.run.read_result() is not None
         histories.append(
-            [*(e[key] for e in trainer.history for key in ("train_loss", "val_loss")), result["test_loss"]]
+            [*(e[key] for e in attempt.trainer.history for key in ("train_loss", "val_loss")), result["test_loss"]]
         )
     assert histories[1] == pytest.approx(histories[0], rel=1e-3)
     assert histories[1][3] < histories[1][1] < math.log(len(corpus.vocabulary)) * 1.1, "it learns"
@@ -388,25 +387,14 @@ def test_a_run_that_is_stopped_and_resumed_ends_like_a_quiet_one(
     device: str, arch: str, tmp_path: Path, corpus: Corpus
 ) -> None:
     config = make_config(arch, optimizer="adam", lr=0.01, epochs=2, keep=0.7)
-    quiet = trainer_for(make_run(tmp_path / "quiet", config), corpus, device)
+    quiet = attempt_at(make_run(tmp_path / "quiet", config), corpus, device)
     quiet.train()
-    stop = StopSignal()
-    stopped = trainer_for(make_run(tmp_path / "stopped", config), corpus, device, stop)
-    step, count = stopped.step, 0
-
-    def stopping(*arguments: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == quiet._steps + 7:
-            stop.request()
-        return step(*arguments)
-
-    stopped.step = stopping  # type: ignore[assignment]
+    stopped = attempt_at(make_run(tmp_path / "stopped", config), corpus, device)
     with pytest.raises(StopRequested):
-        stopped.train()
-    resumed = trainer_for(stopped.run, corpus, device)
+        stopped.stop_after(quiet.trainer.steps + 7).train()
+    resumed = attempt_at(stopped.run, corpus, device)
     resumed.train()
-    losses = [[epoch["val_loss"] for epoch in trainer.history] for trainer in (resumed, quiet)]
+    losses = [[epoch["val_loss"] for epoch in attempt.trainer.history] for attempt in (resumed, quiet)]
     if device == "cpu":
         assert losses[0] == losses[1]
     else:  # bit for bit only in deterministic mode: benchmarks.gpu compares that, with real kills

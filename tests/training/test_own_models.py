@@ -19,15 +19,13 @@ from seqlm.models import build_model
 from seqlm.models.language_model import hidden_states_of
 from seqlm.models.state import join_states, map_state, split_state, tensors_of
 from seqlm.rundir import RunDirectory
-from seqlm.training.attempt import StopRequested, StopSignal
+from seqlm.training.attempt import StopRequested
 from seqlm.training.checkpoint import load_checkpoint
-from seqlm.training.distributed import Rank
 from seqlm.training.failure import failure_text
-from seqlm.training.trainer import Trainer
 from tests.check_model.faulty import write_model
 from tests.outcome import outcome
 from tests.training.lives import End, live
-from tests.training.studies import make_config, write_text
+from tests.training.studies import Attempt, make_config, write_text
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 OWN: dict[str, tuple[Path, dict[str, Any]]] = {
@@ -65,23 +63,12 @@ def corpus(tmp_path: Path) -> Corpus:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OWN)
 def test_a_stop_in_mid_epoch_changes_no_bit(tmp_path: Path, corpus: Corpus, name: str) -> None:
-    quiet, config = own_run(tmp_path / "quiet", name)
-    Trainer(config, corpus, quiet, rank=Rank(), attempt=1).train()
+    quiet, _ = own_run(tmp_path / "quiet", name)
+    Attempt(quiet, corpus).train()
     run, _ = own_run(tmp_path / "stopped", name)
-    stop = StopSignal()
-    trainer = Trainer(config, corpus, run, rank=Rank(), attempt=1, stop=stop)
-    take, steps = trainer.step, []
-
-    def step(*arguments: Any) -> Any:
-        steps.append(1)
-        if len(steps) == 4:
-            stop.request()
-        return take(*arguments)
-
-    trainer.step = step  # type: ignore[assignment]
     with pytest.raises(StopRequested):
-        trainer.train()
-    Trainer(config, corpus, run, rank=Rank(), attempt=2).train()
+        Attempt(run, corpus).stop_after(4).train()
+    Attempt(run, corpus).train()
     assert outcome(run) == outcome(quiet)
 
 
@@ -115,14 +102,14 @@ def test_a_tied_parameter_is_saved_once_under_its_two_names(tmp_path: Path, corp
     config = replace(make_config(), model=CustomConfig(arch="custom", source="model.py:Model", sha256=files.sha256))
     run = RunDirectory(tmp_path / "run")
     run.create(config, {}, model_files=files)
-    trainer = Trainer(config, corpus, run, rank=Rank(), attempt=1)
-    trainer.train()
+    attempt = Attempt(run, corpus)
+    attempt.train()
     for path in (run.last_checkpoint, run.best_checkpoint):
         saved = load_checkpoint(path, config.fingerprint()).model
         assert {"module.embedding.weight", "module.output.weight"} < set(saved)
         storages = {tensor.untyped_storage().data_ptr() for tensor in saved.values()}
         assert len(storages) == len(saved) - 1
-    trained = dict(trainer.model.named_parameters())
+    trained = dict(attempt.trainer.model.named_parameters())
     assert all(torch.equal(tensor, saved[name]) for name, tensor in trained.items()), "the best epoch's"
 
 
@@ -155,10 +142,10 @@ def test_the_worker_trains_the_kept_copy_and_refuses_a_changed_one(tmp_path: Pat
     run = RunDirectory(tmp_path / "study" / "run")
     run.create(config, {}, model_files=files)
     source.write_text("this is no Python any more")
-    Trainer(config, corpus, run, rank=Rank(), attempt=1)
+    Attempt(run, corpus)
     (run.model_dir / "model.py").write_text(source.read_text())
     with pytest.raises(ModelError, match=r"model\.sha256: model\.py in .*/model changed: expected sha256"):
-        Trainer(config, corpus, run, rank=Rank(), attempt=2)
+        Attempt(run, corpus)
     with pytest.raises(ModelError, match=r"model\.py has changed since its run was launched"):
         run.create(config, {}, model_files=files)
 

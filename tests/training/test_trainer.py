@@ -14,15 +14,14 @@ from seqlm.data.corpus import Corpus, load_corpus
 from seqlm.errors import CheckpointError, DataError, DivergedError, UsageError
 from seqlm.models import build_model
 from seqlm.rundir import RunDirectory
-from seqlm.training.attempt import StopRequested, StopSignal
+from seqlm.training.attempt import StopRequested
 from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.checkpoint_files import best_epoch
 from seqlm.training.distributed import Rank
 from seqlm.training.perplexity import TokenLoss, perplexity
-from seqlm.training.snapshot import Snapshot
-from seqlm.training.trainer import Trainer
+from seqlm.training.saving import Copies
 from tests.outcome import outcome
-from tests.training.studies import make_config, make_run, write_text
+from tests.training.studies import Attempt, make_config, make_run, write_text
 
 ARCHITECTURES = ("rnn", "gru", "transformer")
 
@@ -32,9 +31,8 @@ def corpus(tmp_path: Path) -> Corpus:
     return load_corpus(make_config().data, write_text(tmp_path / "text"))
 
 
-def trainer_for(run_folder: Path, config: RunConfig, corpus: Corpus, stop: StopSignal | None = None) -> Trainer:
-    run = make_run(run_folder, config)
-    return Trainer(config, corpus, run, rank=Rank(), attempt=1, stop=stop)
+def attempt_at(run_folder: Path, config: RunConfig, corpus: Corpus) -> Attempt:
+    return Attempt(make_run(run_folder, config), corpus)
 
 
 def split_columns(corpus: Corpus, split: str, batch_size: int) -> torch.Tensor:
@@ -49,7 +47,8 @@ def split_columns(corpus: Corpus, split: str, batch_size: int) -> torch.Tensor:
 def test_an_epoch_is_the_protocol_written_out(tmp_path: Path, corpus: Corpus, arch: str) -> None:
     """Columns, carried state, mean loss, clipping and the update, against a plain loop with its own SGD."""
     config = make_config(arch, lr=0.7, epochs=1)
-    trainer = trainer_for(tmp_path / "run", config, corpus)
+    attempt = attempt_at(tmp_path / "run", config, corpus)
+    trainer = attempt.trainer
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(corpus.vocabulary), config.train.seq_len)
     for ours, theirs in zip(trainer.model.parameters(), model.parameters(), strict=True):
@@ -70,7 +69,7 @@ def test_an_epoch_is_the_protocol_written_out(tmp_path: Path, corpus: Corpus, ar
                 assert p.grad is not None
                 p -= 0.7 * p.grad * min(1.0, 0.25 / (norm + 1e-6))
         total += loss.item()
-    trainer.train()
+    attempt.train()
     record = trainer.history[0]
     assert record["train_loss"] == pytest.approx(total / windows, rel=1e-5)
     assert record["train_ppl"] == pytest.approx(math.exp(total / windows), rel=1e-5)
@@ -93,8 +92,9 @@ def test_with_eval_the_score_is_of_every_token_whatever_the_batch_of_training(
 ) -> None:
     """Against the text read as the documentation says: seven columns, and one of what is left, in windows of six."""
     config = make_config(arch, epochs=1, eval={"batch_size": 7, "seq_len": 6})
-    trainer = trainer_for(tmp_path / "run", config, corpus)
-    trainer.train()
+    attempt = attempt_at(tmp_path / "run", config, corpus)
+    attempt.train()
+    trainer = attempt.trainer
     ids = list(corpus.splits["valid"])
     length = (len(ids) - 1) // 7
     stretches = [ids[j * length : (j + 1) * length + 1] for j in range(7)] + [ids[7 * length :]]
@@ -107,23 +107,23 @@ def test_with_eval_the_score_is_of_every_token_whatever_the_batch_of_training(
             targets = torch.tensor(stretch[start + 1 :][:6]).unsqueeze(1)
             losses, state = model.token_losses(inputs, targets, state)
             total += losses.sum().item()
-    (record,), result = trainer.history, trainer.run.read_result()
+    (record,), result = trainer.history, attempt.run.read_result()
     assert record["val_loss"] == pytest.approx(total / (len(ids) - 1), rel=1e-5)
     assert record["val_tokens"] == result["val_tokens"] == len(ids) - 1
     assert result["test_tokens"] == corpus.tokens["test"] - 1
 
 
 def test_without_eval_only_the_windows_of_training_are_scored(tmp_path: Path, corpus: Corpus) -> None:
-    trainer = trainer_for(tmp_path / "run", make_config(), corpus)
+    trainer = attempt_at(tmp_path / "run", make_config(), corpus).trainer
     assert trainer.evaluate("valid").tokens == 8 * 5 * ((corpus.tokens["valid"] // 8 - 1) // 5)
 
 
 @pytest.mark.slow
 def test_metrics_result_and_checkpoints_follow_the_contract(tmp_path: Path, corpus: Corpus) -> None:
     config = make_config(epochs=3, keep=0.8, optimizer="adam", lr=0.01)
-    trainer = trainer_for(tmp_path / "run", config, corpus)
-    result = trainer.train()
-    epochs, warnings = trainer.run.read_metrics()
+    attempt = attempt_at(tmp_path / "run", config, corpus)
+    result = attempt.train()
+    epochs, warnings = attempt.run.read_metrics()
     assert warnings == []
     assert [e["epoch"] for e in epochs] == [0, 1, 2]
     keys = "epoch train_loss val_loss train_ppl val_ppl val_bits_per_byte val_tokens lr epoch_seconds"
@@ -135,42 +135,42 @@ def test_metrics_result_and_checkpoints_follow_the_contract(tmp_path: Path, corp
         "attempt",
     ]
     assert epochs[2]["elapsed_seconds"] == pytest.approx(sum(e["epoch_seconds"] for e in epochs))
-    assert trainer.run.read_result() == json.loads(json.dumps(result))
+    assert attempt.run.read_result() == json.loads(json.dumps(result))
     best = min(epochs, key=lambda e: e["val_loss"])
     assert result["best_epoch"] == best["epoch"]
     assert result["best_val_ppl"] == best["val_ppl"]
-    last = load_checkpoint(trainer.run.last_checkpoint, config.fingerprint())
+    last = load_checkpoint(attempt.run.last_checkpoint, config.fingerprint())
     assert last.history == epochs
     assert tuple(last.vocabulary) == corpus.vocabulary
-    assert trainer.run.observe().state == "done"
+    assert attempt.run.observe().state == "done"
 
 
 @pytest.mark.slow
 def test_the_best_checkpoint_holds_the_parameters_of_the_best_epoch(tmp_path: Path, corpus: Corpus) -> None:
     # A learning rate far too high for Adam: validation gets worse after some epoch.
     config = make_config("gru", optimizer="adam", lr=0.2, epochs=6, clip_norm=10.0)
-    trainer = trainer_for(tmp_path / "run", config, corpus)
-    trainer.train()
-    losses = [e["val_loss"] for e in trainer.history]
+    attempt = attempt_at(tmp_path / "run", config, corpus)
+    attempt.train()
+    losses = [e["val_loss"] for e in attempt.trainer.history]
     assert losses.index(min(losses)) < 5, "the last epoch must not be the best one for this test to say anything"
-    best = load_checkpoint(trainer.run.best_checkpoint, config.fingerprint())
-    trainer.model.load_state_dict(best.model)
-    assert trainer.evaluate("valid").mean == pytest.approx(min(losses), rel=1e-9)
+    best = load_checkpoint(attempt.run.best_checkpoint, config.fingerprint())
+    attempt.trainer.model.load_state_dict(best.model)
+    assert attempt.trainer.evaluate("valid").mean == pytest.approx(min(losses), rel=1e-9)
     assert len(best.history) == losses.index(min(losses)) + 1
 
 
 def test_metrics_cut_in_the_middle_of_a_line_are_whole_again_after_a_resume(tmp_path: Path, corpus: Corpus) -> None:
     config = make_config(epochs=2)
-    trainer = trainer_for(tmp_path / "run", config, corpus)
-    trainer.train()
-    run = trainer.run
+    attempt = attempt_at(tmp_path / "run", config, corpus)
+    attempt.train()
+    run = attempt.run
     whole = run.metrics_file.read_bytes()
     run.metrics_file.write_bytes(whole[:-40])
     run.result_file.unlink()
     epochs, warnings = run.read_metrics()
     assert len(epochs) == 1
     assert "line 2 is cut or damaged" in warnings[0]
-    Trainer(config, corpus, run, rank=Rank(), attempt=2).train()
+    Attempt(run, corpus).train()
     assert run.metrics_file.read_bytes() == whole
 
 
@@ -197,22 +197,15 @@ def test_a_run_that_is_stopped_within_an_epoch_ends_as_one_that_is_not(
     tmp_path: Path, corpus: Corpus, arch: str, model: dict[str, Any], optim: dict[str, Any]
 ) -> None:
     config = make_config(arch, epochs=3, **model, **optim)
-    quiet = trainer_for(tmp_path / "quiet", config, corpus)
+    quiet = attempt_at(tmp_path / "quiet", config, corpus)
     quiet.train()
-    stopped = trainer_for(tmp_path / "stopped", config, corpus)
-    take, taken = stopped.step, []
-
-    def step(*arguments: Any) -> Any:
-        taken.append(stopped.optimizer.param_groups[0]["lr"])
-        if len(taken) == stopped._steps + 7:
-            raise StopRequested
-        return take(*arguments)
-
-    stopped.step = step  # type: ignore[assignment]
+    stopped = attempt_at(tmp_path / "stopped", config, corpus).stop_after(quiet.trainer.steps + 7)
+    rates = set()
+    stopped.before_each_step(lambda number: rates.add(stopped.trainer.optimizer.param_groups[0]["lr"]))
     with pytest.raises(StopRequested):
         stopped.train()
-    assert len(set(taken)) > 1 or "schedule" not in optim["optim"]
-    Trainer(config, corpus, stopped.run, rank=Rank(), attempt=2).train()
+    assert len(rates) > 1 or "schedule" not in optim["optim"]
+    Attempt(stopped.run, corpus).train()
     assert outcome(stopped.run) == outcome(quiet.run)
 
 
@@ -224,85 +217,85 @@ def test_the_length_of_a_schedule_is_its_own_so_a_longer_run_begins_as_a_shorter
     histories = []
     for epochs in (1, 2):
         config = make_config("gru", epochs=epochs, weight_keep=0.7, optim=optim)
-        trainer = trainer_for(tmp_path / str(epochs), config, corpus)
-        trainer.train()
-        histories.append([(epoch["train_loss"], epoch["val_loss"], epoch["lr"]) for epoch in trainer.history])
+        attempt = attempt_at(tmp_path / str(epochs), config, corpus)
+        attempt.train()
+        histories.append([(epoch["train_loss"], epoch["val_loss"], epoch["lr"]) for epoch in attempt.trainer.history])
     assert histories[1][:1] == histories[0]
     assert histories[1][1][2] < histories[1][0][2] < 0.5
 
 
 def test_words_and_weights_that_are_dropped_change_from_step_to_step(tmp_path: Path, corpus: Corpus) -> None:
-    trainer = trainer_for(tmp_path / "run", make_config("gru", weight_keep=0.5, embedding_keep=0.5, lr=1e-12), corpus)
+    trainer = attempt_at(
+        tmp_path / "run", make_config("gru", weight_keep=0.5, embedding_keep=0.5, lr=1e-12), corpus
+    ).trainer
     trainer.model.train()
-    tokens = trainer._columns[:5]
+    tokens = trainer.columns[:5]
     losses = []
     for number in (0, 1, 0):
-        trainer._number.set(1, number)
+        trainer.number.set(1, number)
         losses.append(trainer.model.loss(tokens, tokens, trainer.model.initial_state(8))[0].item())
     assert losses[0] == losses[2] != losses[1]
 
 
 def test_dropout_masks_differ_between_epochs_and_seeds(tmp_path: Path, corpus: Corpus) -> None:
-    trainer = trainer_for(tmp_path / "a", make_config(lr=1e-12, keep=0.5, epochs=2), corpus)
-    trainer.train()
-    first, second = (e["train_loss"] for e in trainer.history)
+    attempt = attempt_at(tmp_path / "a", make_config(lr=1e-12, keep=0.5, epochs=2), corpus)
+    attempt.train()
+    first, second = (e["train_loss"] for e in attempt.trainer.history)
     assert first != second, "with a vanishing learning rate only the masks can make a difference"
-    assert trainer.history[0]["val_loss"] == pytest.approx(trainer.history[1]["val_loss"], rel=1e-9)
+    assert attempt.trainer.history[0]["val_loss"] == pytest.approx(attempt.trainer.history[1]["val_loss"], rel=1e-9)
 
 
 def test_a_non_finite_loss_stops_before_the_optimizer_step_and_keeps_the_last_good_checkpoint(
     tmp_path: Path, corpus: Corpus
 ) -> None:
     config = make_config(epochs=3)
-    trainer = trainer_for(tmp_path / "run", config, corpus)
+    attempt = attempt_at(tmp_path / "run", config, corpus)
     good: dict[str, torch.Tensor] = {}
-    original = trainer.step
 
-    def poison(*arguments: Any) -> Any:
-        if len(trainer.history) == 1:
+    def poison(number: int) -> None:
+        if len(attempt.trainer.history) == 1:
             with torch.no_grad():
-                next(trainer.model.parameters()).fill_(math.nan)
-            good.update({name: p.clone() for name, p in trainer.model.named_parameters()})
-        return original(*arguments)
+                next(attempt.trainer.model.parameters()).fill_(math.nan)
+            good.update({name: p.clone() for name, p in attempt.trainer.model.named_parameters()})
 
-    trainer.step = poison  # type: ignore[assignment]
+    attempt.before_each_step(poison)
     with pytest.raises(DivergedError, match="the loss of a step is nan"):
-        trainer.train()
-    kept = load_checkpoint(trainer.run.last_checkpoint, config.fingerprint())
+        attempt.train()
+    kept = load_checkpoint(attempt.run.last_checkpoint, config.fingerprint())
     assert [e["epoch"] for e in kept.history] == [0]
     assert all(torch.isfinite(tensor).all() for tensor in kept.model.values())
-    for name, parameter in trainer.model.named_parameters():
+    for name, parameter in attempt.trainer.model.named_parameters():
         unmoved = torch.allclose(parameter, good[name], rtol=0, atol=0, equal_nan=True)
         assert unmoved, "no parameter moved in the step that diverged"
 
 
 def test_a_validation_loss_without_a_perplexity_is_diverged(tmp_path: Path, corpus: Corpus) -> None:
-    trainer = trainer_for(tmp_path / "run", make_config(optimizer="sgd", lr=1e30, epochs=2), corpus)
+    attempt = attempt_at(tmp_path / "run", make_config(optimizer="sgd", lr=1e30, epochs=2), corpus)
     with pytest.raises(DivergedError, match=r"after epoch 1 the validation loss is .* too large for a perplexity"):
-        trainer.train()
-    assert not trainer.run.result_file.exists()
+        attempt.train()
+    assert not attempt.run.result_file.exists()
 
 
 def test_checkpoints_of_another_text_are_refused(tmp_path: Path, corpus: Corpus) -> None:
     config = make_config(epochs=1)
-    trainer_for(tmp_path / "run", config, corpus).train()
+    attempt_at(tmp_path / "run", config, corpus).train()
     other = load_corpus(config.data, write_text(tmp_path / "other", seed=1))
     with pytest.raises(CheckpointError, match="trained on another text"):
-        Trainer(config, other, RunDirectory(tmp_path / "run"), rank=Rank(), attempt=2).train()
+        Attempt(RunDirectory(tmp_path / "run"), other).train()
 
 
 def test_a_batch_or_window_larger_than_the_data_is_named_before_training(tmp_path: Path, corpus: Corpus) -> None:
     with pytest.raises(DataError, match=r"valid split has \d+ tokens: batch_size 300"):
-        trainer_for(tmp_path / "a", make_config(batch_size=300, seq_len=1), corpus)
+        attempt_at(tmp_path / "a", make_config(batch_size=300, seq_len=1), corpus)
     with pytest.raises(DataError, match="seq_len 1,000 needs"):
-        trainer_for(tmp_path / "b", make_config(seq_len=1000), corpus)
+        attempt_at(tmp_path / "b", make_config(seq_len=1000), corpus)
 
 
 def test_more_ranks_than_columns_are_refused(tmp_path: Path, corpus: Corpus) -> None:
     config = make_config(batch_size=2)
     run = make_run(tmp_path / "run", config)
     with pytest.raises(UsageError, match="3 ranks share"):
-        Trainer(config, corpus, run, rank=Rank(index=0, world_size=3), attempt=1)
+        Attempt(run, corpus, rank=Rank(index=0, world_size=3))
 
 
 def test_perplexity_is_one_place_and_never_hides_what_is_not_finite() -> None:
@@ -320,15 +313,15 @@ def test_a_nan_epoch_is_never_the_best() -> None:
     assert best_epoch([{"val_loss": math.nan}, {"val_loss": 5.0}, {"val_loss": 5.0}]) == 1
 
 
-def test_a_snapshot_of_a_run_on_the_cpu_calls_nothing_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_copy_of_a_run_on_the_cpu_calls_nothing_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("this would create a context on a GPU that the run does not use")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", refuse)
-    copy = Snapshot(torch.device("cpu")).take({"weight": torch.ones(3)})
+    copy = Copies(torch.device("cpu")).of({"weight": torch.ones(3)})
     assert torch.equal(copy["weight"], torch.ones(3))
     waited: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-    Snapshot(torch.device("cuda:1")).take({"weight": torch.ones(3)})
+    Copies(torch.device("cuda:1")).of({"weight": torch.ones(3)})
     assert waited == [torch.device("cuda:1")], "on a GPU the copy is complete when it is returned"

@@ -39,11 +39,11 @@ def record_of(run: RunDirectory) -> dict[str, Any]:
 
 
 def ended_by(monkeypatch: pytest.MonkeyPatch, end: Callable[[], None]) -> None:
-    def train(self: Trainer) -> None:
-        assert "ended_at" not in record_of(self.run), "not before the end"
+    def train(trainer: Trainer, run: RunDirectory, **_: Any) -> None:
+        assert "ended_at" not in record_of(run), "not before the end"
         end()
 
-    monkeypatch.setattr(Trainer, "train", train)
+    monkeypatch.setattr(worker, "train", train)
 
 
 def diverge() -> None:

@@ -13,10 +13,8 @@ from seqlm.config import RunConfig
 from seqlm.data.corpus import load_corpus, resolve_data
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
-from seqlm.training.distributed import Rank
-from seqlm.training.trainer import Trainer
 from tests.data.bpe import train_tokenizer
-from tests.training.studies import make_config, write_text
+from tests.training.studies import Attempt, make_config, write_text
 
 
 @pytest.mark.slow
@@ -35,7 +33,7 @@ def test_a_run_with_a_tokenizer_writes_text_and_bits_per_byte(tmp_path: Path, mo
     bpe.unlink()
 
     corpus = load_corpus(data, text, run.tokenizer_file)
-    result = Trainer(config, corpus, run, rank=Rank(), attempt=1).train()
+    result = Attempt(run, corpus).train()
     nats = result["best_val_loss"] * len(corpus.splits["valid"])
     size = (text / "valid.txt").stat().st_size
     assert result["best_val_bits_per_byte"] == pytest.approx(nats / math.log(2) / size)

@@ -23,10 +23,8 @@ from seqlm.locks import exclusive_lock
 from seqlm.models import build_model
 from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import load_checkpoint
-from seqlm.training.distributed import Rank
-from seqlm.training.trainer import Trainer
 from tests import commands
-from tests.training.studies import make_config, make_run, write_text
+from tests.training.studies import Attempt, make_config, make_run, write_text
 from tests.waiting import wait_for
 
 SEQ_LEN = 5
@@ -58,7 +56,7 @@ class Lab:
 def train(lab: Lab, name: str, text: Path) -> None:
     config = lab.configs[name]
     run = make_run(lab.run(name).path, config)
-    Trainer(config, load_corpus(config.data, text), run, rank=Rank(), attempt=1).train()
+    Attempt(run, load_corpus(config.data, text)).train()
 
 
 @pytest.fixture(scope="module")

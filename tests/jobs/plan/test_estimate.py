@@ -29,9 +29,7 @@ from seqlm.data.corpus import CorpusFacts, load_corpus
 from seqlm.files import write_json
 from seqlm.models import build_model, output_loss
 from seqlm.rundir import RunDirectory
-from seqlm.training.distributed import Rank
-from seqlm.training.trainer import Trainer
-from tests.training.studies import write_text
+from tests.training.studies import Attempt, write_text
 
 VOCAB = 11
 MODELS: list[dict[str, Any]] = [
@@ -267,8 +265,7 @@ def test_the_size_of_a_checkpoint_is_that_of_its_file_within_5_percent(
     loaded = load_corpus(run_config.data, text)
     run = RunDirectory(tmp_path / "run")
     run.create(run_config, {})
-    trainer = Trainer(run_config, loaded, run, rank=Rank(), attempt=1)
-    trainer.train()
+    Attempt(run, loaded).train()
     for file, to_resume in ((run.last_checkpoint, True), (run.best_checkpoint, False)):
         expected = checkpoint_bytes(run_config, len(loaded.vocabulary), to_resume=to_resume)
         assert expected == pytest.approx(file.stat().st_size, rel=0.05)

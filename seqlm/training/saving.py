@@ -1,0 +1,117 @@
+"""Save a training while it goes on: a copy of its tensors in memory, written by a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, final
+
+import torch
+
+from seqlm.environment import CHECKPOINT_MINUTES
+from seqlm.training.checkpoint_files import CheckpointFiles
+from seqlm.training.trainer import Trainer
+
+NICENESS = 10
+"""Of the thread that writes: if a core is free it loses nothing, else the training goes first."""
+
+
+@final
+class Saving:
+    """Saves the checkpoints of a training. All ranks call :meth:`save` after the same step, and the first one writes.
+
+    An error of the thread is raised by the next call of any method but :meth:`close`.
+    """
+
+    def __init__(self, trainer: Trainer, files: CheckpointFiles) -> None:
+        self._trainer = trainer
+        self._files = files
+        self._copies = Copies(trainer.rank.device)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer", initializer=_be_nice)
+        self._work: Future[None] | None = None
+        self._every_seconds = 60 * CHECKPOINT_MINUTES.read()
+        self._saved_at = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether the time between two checkpoints within an epoch is over."""
+        return self._trainer.rank.is_first and time.monotonic() - self._saved_at >= self._every_seconds
+
+    def save(self) -> None:
+        """Copy the state, and write the copy in the background."""
+        position = self._trainer.position()
+        self._saved_at = time.monotonic()
+        if self._trainer.rank.is_first:
+            self.wait()  # the copies have one place
+            self._work = self._thread.submit(self._files.save, self._trainer.checkpoint(position, self._copies.of))
+
+    def save_at_once(self) -> None:
+        """Write the state itself, before the process exits."""
+        position = self._trainer.position()
+        if self._trainer.rank.is_first:
+            self.wait()
+            self._files.save(self._trainer.checkpoint(position))
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._work is not None and not self._work.done()
+
+    def raise_error(self) -> None:
+        """Raise the error of the last checkpoint, unless it is still being written."""
+        if not self.is_writing:
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when all is written."""
+        work, self._work = self._work, None
+        if work is not None:
+            work.result()
+
+    def close(self) -> None:
+        """End the thread once all is written."""
+        self._thread.shutdown(wait=True)
+
+
+def _be_nice() -> None:
+    if sys.platform == "linux":  # where a thread has a niceness of its own
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
+@final
+class Copies:
+    """Memory for copies of tensors on the CPU, allocated once: only the first copy has to wait for pages.
+
+    Args:
+        device: where the tensors are. For a CPU, nothing of CUDA is called: that would create a context and take memory
+            of a GPU that other runs use.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._memory: dict[tuple[Any, ...], torch.Tensor] = {}
+
+    def of(self, tree: Any) -> Any:
+        """Return ``tree``, nested tables and lists, with a copy in place of each tensor.
+
+        Names of the same memory, as of a tied parameter, share their copy. The next call writes into the same memory.
+        """
+        copy = self._copy(tree)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return copy
+
+    def _copy(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            key = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
+            if key not in self._memory:
+                pinned = value.device.type == "cuda"
+                self._memory[key] = torch.empty(value.shape, dtype=value.dtype, pin_memory=pinned)
+            return self._memory[key].copy_(value.detach(), non_blocking=True)
+        if isinstance(value, dict):
+            return {name: self._copy(item) for name, item in value.items()}
+        return [self._copy(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,124 @@
+"""Train a run to its end: the protocol of :mod:`seqlm.training.trainer` with what follows its events."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from seqlm.environment import KEEP_LAST
+from seqlm.errors import CheckpointError
+from seqlm.files import Guard, unguarded, write_json
+from seqlm.rundir import RunDirectory
+from seqlm.training import resume
+from seqlm.training.attempt import StopRequested, StopSignal
+from seqlm.training.checkpoint import Checkpoint
+from seqlm.training.checkpoint_files import CheckpointFiles
+from seqlm.training.progress import Progress
+from seqlm.training.records import result_record
+from seqlm.training.rungs import BeforeEpoch, always_goes_on
+from seqlm.training.saving import Saving
+from seqlm.training.trainer import EpochBegins, EpochEnded, StepsDone, Trainer
+
+
+def train(
+    trainer: Trainer,
+    run: RunDirectory,
+    *,
+    stop: StopSignal,
+    before_epoch: BeforeEpoch = always_goes_on,
+    guard: Guard = unguarded,
+) -> dict[str, Any]:
+    """Train to ``train.epochs``, or end at the last checkpoint if that is further. Return the result.
+
+    Args:
+        trainer: of this rank.
+        run: its folder. Only the first rank writes files.
+        stop: asked after each step. Several ranks stop after the same step.
+        before_epoch: may end the training between two epochs.
+        guard: called before a file of the run is put in place. Raises if this process no longer owns the run.
+
+    Raises:
+        CheckpointError: the run's own checkpoint cannot be used.
+        LeftAtRungError: a search ends the training here. The state has been saved.
+        DivergedError: a loss or gradient norm is not finite. Nothing of that step is saved.
+        StopRequested: ``stop`` was set. The state has been saved.
+        FileError: a file of the run cannot be written.
+    """
+    files = CheckpointFiles(
+        run,
+        fingerprint=trainer.config.fingerprint(),
+        corpus_sha256=trainer.corpus.sha256,
+        attempt=trainer.attempt,
+        guard=guard,
+    )
+    saving = Saving(trainer, files)
+    progress = Progress(trainer, run.progress_file(trainer.attempt), guard=guard)
+    try:
+        _resume(trainer, run, files, progress)
+        for event in trainer.events(
+            trainer.config.train.epochs,
+            asks=lambda: (stop.received, saving.is_due()),
+            before_window=progress.before_window,
+        ):
+            if isinstance(event, EpochBegins) and trainer.step == 0:
+                before_epoch(trainer.epoch, saving.wait)
+            progress.show(event)
+            saving.raise_error()
+            if isinstance(event, StepsDone) and event.stop:
+                saving.save_at_once()
+                progress.say(
+                    f"stopped and saved after {trainer.step} of {trainer.steps} steps of epoch {trainer.epoch + 1}"
+                )
+                raise StopRequested
+            if isinstance(event, EpochEnded) or (isinstance(event, StepsDone) and event.save):
+                saving.save()
+        saving.wait()
+        return _finish(trainer, run, files, progress, guard)
+    finally:
+        saving.close()
+
+
+def _resume(trainer: Trainer, run: RunDirectory, files: CheckpointFiles, progress: Progress) -> None:
+    """Restore the checkpoint that the first rank finds, if there is one."""
+
+    def load() -> tuple[Path, Checkpoint] | None:
+        if reason := run.cannot_go_on(trainer.config.train.epochs):
+            raise CheckpointError(f"this run cannot go on: {reason}")
+        return files.load_last()
+
+    checkpoint = resume.agreed_checkpoint(trainer.rank, files, load)
+    if checkpoint is None:
+        return
+    trainer.restore(checkpoint)
+    if trainer.rank.is_first:
+        files.write_metrics(trainer.history)  # the file may have been cut or lost
+    position = checkpoint.position
+    steps = f" and {position.step} of {trainer.steps} steps" if position.step else ""
+    progress.say(f"resumed after {position.epoch} of {trainer.config.train.epochs} epochs{steps}")
+    if differences := resume.changes(position, trainer.circumstances):
+        progress.say(differences)
+
+
+def _finish(
+    trainer: Trainer, run: RunDirectory, files: CheckpointFiles, progress: Progress, guard: Guard
+) -> dict[str, Any]:
+    """Measure the parameters of the best epoch on the test split, and write the result."""
+    trainer.rank.wait_for_all()  # nobody reads best.pt before it is on disk
+    best = resume.agreed_checkpoint(trainer.rank, files, functools.partial(files.load_best, trainer.history))
+    assert best is not None, "load_best finds it or raises"
+    trainer.model.load_state_dict(best.model)
+    result = result_record(
+        trainer.history,
+        test=trainer.evaluate("test", progress.before_window),
+        parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
+        attempt=trainer.attempt,
+        micro_batches=trainer.micro_batches,
+        corpus=trainer.corpus,
+    )
+    if trainer.rank.is_first:
+        write_json(run.result_file, result, guard=guard)
+        files.finish(keep_last=KEEP_LAST.read())
+    reached = f"best val ppl {result['best_val_ppl']:.2f} in epoch {result['best_epoch'] + 1}"
+    progress.say(f"done  {reached}  test ppl {result['test_ppl']:.2f}")
+    return result
