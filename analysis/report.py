@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
-import gc
-import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -20,7 +15,7 @@ from analysis.blocks.section import Note, Prose, Section
 from analysis.discussion import discussion_section
 from analysis.page import Page, render_html, render_markdown
 from analysis.plots.curve_figures import curve_blocks
-from analysis.plots.files import FORMATS, drawing, inline_svg
+from analysis.plots.files import FORMATS, figure_bytes, inline_svg
 from analysis.sections.behaviour import behaviour_data, behaviour_section, samples_appendix
 from analysis.sections.cost import cost_section
 from analysis.sections.coverage import coverage, open_runs
@@ -34,39 +29,17 @@ from seqlm.errors import FileError, UsageError
 from seqlm.files import folder_beside, make_directory, replace_folder, write_new
 from seqlm.reading import exists, is_file, is_folder, is_link, listed
 
-LARGE = 50
-"""Epochs of all runs together from which on several processes draw the figures."""
-
 SIGNATURE = ("index.html", "report.md", "data/runs.json")
 """Files by which a folder is known to be a report."""
 
 
-atexit.register(gc.freeze)  # at its end the interpreter would collect several times, of what the system frees anyway
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Save an eighth of a large report's time, in which the collector finds next to nothing."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-@_without_garbage_collection()
-def write_report(
-    *study_dirs: Path, output: Path | None = None, refresh_seconds: int | None = None, processes: int = 1
-) -> Path:
+def write_report(*study_dirs: Path, output: Path | None = None, refresh_seconds: int | None = None) -> Path:
     """Write the report of the runs below each of ``study_dirs`` and return the path of its page.
 
     ``output`` (default: ``report`` in the study's folder, for several studies beside their folders) is replaced as a
     whole, with all files in it. The new report is built in a temporary folder and renamed into place, so a reader never
     sees half of one; if anything goes wrong, the old one stays. The same files give the same report, byte for byte.
-    With ``refresh_seconds`` an open page loads itself again so often. ``processes`` draw the figures of a study of
-    ``LARGE`` or more epochs.
+    With ``refresh_seconds`` an open page loads itself again after as many.
 
     Raises:
         UsageError: a folder holds no runs or is given twice, or ``output`` is a link or holds files that are no report.
@@ -74,7 +47,7 @@ def write_report(
     """
     folder, target = folder_of(*study_dirs, output=output)
     study = load_study(*study_dirs)
-    files = report_files(study, refresh_seconds, processes)
+    files = report_files(study, refresh_seconds)
     make_directory(target.parent)
     try:
         with folder_beside(target) as new:
@@ -109,29 +82,21 @@ def report_sections(study: Study) -> list[Section]:
     ]
 
 
-def report_files(study: Study, refresh_seconds: int | None = None, processes: int = 1) -> dict[str, bytes]:
-    """Every file of the report by its path in the report's folder.
-
-    While several processes draw the figures, this one writes the tables and data, and the page once it has the SVGs.
-    """
+def report_files(study: Study, refresh_seconds: int | None = None) -> dict[str, bytes]:
+    """Every file of the report by its path in the report's folder."""
     page = report_page(study)
-    figures = {chart.name: chart.figure for chart in page.charts}
-    wanted = [(name, kind) for kind in FORMATS for name in figures]
-    paths = [f"figures/{name}.{kind}" for name, kind in wanted]
-    with drawing(figures, wanted, processes if len(study.epochs) >= LARGE else 1) as contents:
-        texts = {"report.md": render_markdown(page)}
-        for name, data in page.data.items():
-            texts[f"data/{name}.csv"] = data.to_csv(index=False, lineterminator="\n")
-            texts[f"data/{name}.json"] = _json(data)
-        for table in page.tables:
-            texts[f"tables/{table.name}.csv"] = table.csv_file()
-            texts[f"tables/{table.name}.tex"] = latex_table(table)
-            texts[f"tables/{table.name}.md"] = table.to_markdown()
-        drawn = dict(zip(paths, itertools.islice(contents, len(figures)), strict=False))
-        inline = {name: inline_svg(drawn[f"figures/{name}.svg"], name) for name in figures}
-        texts["index.html"] = render_html(page, inline, refresh_seconds)
-        drawn |= zip(paths[len(figures) :], contents, strict=True)
-    return {path: text.encode("utf-8", errors="replace") for path, text in texts.items()} | drawn
+    drawn = {f"{chart.name}.{kind}": figure_bytes(chart.figure, kind) for chart in page.charts for kind in FORMATS}
+    inline = {chart.name: inline_svg(drawn[f"{chart.name}.svg"], chart.name) for chart in page.charts}
+    texts = {"index.html": render_html(page, inline, refresh_seconds), "report.md": render_markdown(page)}
+    for name, data in page.data.items():
+        texts[f"data/{name}.csv"] = data.to_csv(index=False, lineterminator="\n")
+        texts[f"data/{name}.json"] = _json(data)
+    for table in page.tables:
+        texts[f"tables/{table.name}.csv"] = table.csv_file()
+        texts[f"tables/{table.name}.tex"] = latex_table(table)
+        texts[f"tables/{table.name}.md"] = table.to_markdown()
+    files = {path: text.encode("utf-8", errors="replace") for path, text in texts.items()}
+    return files | {f"figures/{name}": content for name, content in drawn.items()}
 
 
 def report_page(study: Study) -> Page:
@@ -154,32 +119,9 @@ def _with_notes(section: Section, notes: Iterable[tuple[str, str]]) -> Section:
 
 def _json(data: pd.DataFrame) -> str:
     """A list of objects, one a line; null for every missing or infinite number."""
-    keys = [f"{json.dumps(str(key), ensure_ascii=False)}: " for key in data.columns]
-    columns = [map(key.__add__, _json_values(data.iloc[:, place])) for place, key in enumerate(keys)]
-    lines = [f"{{{', '.join(row)}}}" for row in zip(*columns, strict=True)]
+    plain = data.astype(object).where(data.notna() & ~data.isin([math.inf, -math.inf]), None)
+    lines = (json.dumps(record, ensure_ascii=False, default=str) for record in plain.to_dict("records"))
     return "[\n" + ",\n".join(lines) + "\n]\n"
-
-
-def _json_values(column: pd.Series[Any]) -> list[str]:
-    """Return each value as JSON; quicker than ``json`` for the tens of thousands of numbers of a large study."""
-    if pd.api.types.is_float_dtype(column.dtype):
-        return [repr(value) if math.isfinite(value) else "null" for value in column.to_list()]
-    if pd.api.types.is_integer_dtype(column.dtype):
-        return ["null" if value is pd.NA else str(value) for value in column.to_list()]
-    written: dict[str, str] = {}
-    values = []
-    for value in column.to_list():
-        if isinstance(value, str):
-            values.append(written.get(value) or written.setdefault(value, json.dumps(value, ensure_ascii=False)))
-        else:
-            values.append(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, default=str))
-    return values
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict | list | bool):
-        return json.loads(json.dumps(value), parse_constant=lambda _: None)
-    return None if value is None or pd.isna(value) or value in (float("inf"), float("-inf")) else value
 
 
 # -- files ---------------------------------------------------------------------------------------------------------

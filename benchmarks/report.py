@@ -23,7 +23,6 @@ from typing import Any
 from benchmarks.report_study import make_study
 from benchmarks.results import circumstances
 from seqlm.files import write_json
-from seqlm.machine import cpu_count
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -97,7 +96,7 @@ def _bytes(usage: resource.struct_rusage) -> int:
 
 
 def parts(study_dir: Path) -> dict[str, float]:
-    """Seconds of each part. One process and several must give the same bytes."""
+    """Seconds of each part."""
     marks = [("start", time.perf_counter())]
     from analysis.report import report_files, report_page
     from analysis.study.study import load_study
@@ -107,11 +106,8 @@ def parts(study_dir: Path) -> dict[str, float]:
     marks.append(("load", time.perf_counter()))
     report_page(study)
     marks.append(("sections", time.perf_counter()))
-    files = report_files(study, processes=cpu_count())
+    report_files(study)
     marks.append(("sections and files", time.perf_counter()))
-    alone = report_files(study)
-    marks.append(("sections and files by one process", time.perf_counter()))
-    assert files == alone, "the bytes depend on the number of processes"
     return {name: round(at - before, 2) for (_, before), (name, at) in itertools.pairwise(marks)}
 
 

@@ -16,7 +16,7 @@ def _fail(*_: object) -> None:
 
 
 FUNCTIONS = {
-    "analysis.plots.files.figure_bytes": lambda *_: b'<svg width="1" height="1"></svg>',
+    "analysis.report.figure_bytes": lambda *_: b'<svg width="1" height="1"></svg>',
     "analysis.blocks.figure.Chart.__post_init__": lambda _: None,
     "matplotlib.figure.Figure.draw": _fail,
 }

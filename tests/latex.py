@@ -13,7 +13,7 @@ import pytest
 from tests import commands
 
 ARTICLE = r"""\documentclass{article}
-\usepackage{array,booktabs,longtable}
+\usepackage[T1]{fontenc}\usepackage{array,booktabs,longtable}
 \begin{document}
 \listoftables
 %s

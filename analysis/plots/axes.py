@@ -62,7 +62,7 @@ def panels_with_legend(
 def panel_grid(count: int, panel_inches: float, *, top_inches: float) -> tuple[Figure, list[Axes]]:
     """Return a new figure of ``count`` small panels in rows, with room above for a legend.
 
-    Its margins are fixed: a constrained layout of 48 panels takes longer than drawing them.
+    Its margins are fixed: a constrained layout of many panels takes longer than drawing them.
     """
     columns = min(PANEL_COLUMNS, count)
     rows = math.ceil(count / columns)

@@ -32,7 +32,7 @@ from analysis.study.study import Study
 SPOKEN: dict[Progress, str] = {"epochs": "epochs", "time": "wall-clock time"}
 """What the horizontal axis counts, in words."""
 
-MOST_PANELS = 48
+MOST_PANELS = 24
 """With more runs than this, the best of each setting has a panel, and of the settings the best."""
 
 MOST_NAMED = 3

@@ -36,15 +36,11 @@ from jobs.spec import RunSpec
 from jobs.study.folder import find_study, is_behaviour_study, observe_study
 from jobs.study.kept_code import distrust
 from seqlm.errors import SeqlmError, UsageError
-from seqlm.machine import cpu_count
 from seqlm.rundir import Observation
 from seqlm.trust import distrusted
 
 REPORT_SECONDS = 10
 """How often ``report --watch`` checks for changes, and its page reloads."""
-
-MOST_PROCESSES = 8
-"""How many processes draw the figures of a report at most, however many cores there are."""
 
 # -- run, retry, behaviour -----------------------------------------------------------------------------------------
 
@@ -183,7 +179,7 @@ def report(arguments: ReportArguments) -> tuple[Any, int]:
     if arguments.behaviour is not False:
         asked = arguments.behaviour is True
         behaviour = [found for study_dir in study_dirs for found in compute_missing_behaviour(study_dir, asked=asked)]
-    page = write_report(study_dirs, arguments.output, processes=min(cpu_count(), MOST_PROCESSES))
+    page = write_report(study_dirs, arguments.output)
     terminal.say(str(page))
     names = [study_dir.name for study_dir in study_dirs]
     return {"study": names[0], "studies": names, "report": str(page), "behaviour": behaviour}, 0
@@ -205,16 +201,11 @@ def _watch_report(study_dirs: Sequence[Path], output: Path | None) -> None:
         time.sleep(REPORT_SECONDS)
 
 
-def write_report(
-    study_dirs: Sequence[Path], output: Path | None, *, refresh_seconds: int | None = None, processes: int = 1
-) -> Path:
-    """Write the report of these studies and return its page.
-
-    ``refresh_seconds``: how often the page reloads. ``processes``: how many draw the figures of a large study.
-    """
+def write_report(study_dirs: Sequence[Path], output: Path | None, *, refresh_seconds: int | None = None) -> Path:
+    """Write the report of these studies and return its page, which reloads every ``refresh_seconds``."""
     from analysis.report import write_report as write  # pandas and matplotlib: a second that only the report needs
 
-    return write(*study_dirs, output=output, refresh_seconds=refresh_seconds, processes=processes)
+    return write(*study_dirs, output=output, refresh_seconds=refresh_seconds)
 
 
 def compute_missing_behaviour(study_dir: Path, *, asked: bool) -> list[dict[str, Any]]:

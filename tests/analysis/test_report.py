@@ -80,15 +80,10 @@ def test_sections_come_in_order_in_both_forms(report: Path) -> None:
     assert re.findall(r"^## (.*)$", (report / "report.md").read_text("utf-8"), re.MULTILINE) == titles
 
 
-@pytest.mark.process
-@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
-def test_the_same_files_give_the_same_bytes_wherever_they_lie_and_in_several_processes(
-    study_dir: Path, report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.slow
+def test_the_same_files_give_the_same_bytes_wherever_they_lie(study_dir: Path, report: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(study_dir, tmp_path / "elsewhere" / "optimizers", ignore=shutil.ignore_patterns("report"))
-    monkeypatch.setattr("threading.active_count", lambda: 1)  # as in the command
-    monkeypatch.setattr("analysis.report.LARGE", 0)
-    write_report(copy, output=tmp_path / "again", processes=2)
+    write_report(copy, output=tmp_path / "again")
     assert contents(tmp_path / "again") == contents(report)
 
 

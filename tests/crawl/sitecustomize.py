@@ -139,7 +139,7 @@ if "SEQLM_TEST_CRAWL" in os.environ:
     sys.meta_path.insert(0, _Changed("seqlm.training.step", _crawl))
 
 if "SEQLM_TEST_BLANK_FIGURES" in os.environ:
-    sys.meta_path.insert(0, _Changed("analysis.plots.files", _draw_nothing))
+    sys.meta_path.insert(0, _Changed("analysis.report", _draw_nothing))
     sys.meta_path.insert(0, _Changed("analysis.blocks.figure", _lay_out_nothing))
 
 if "SEQLM_TEST_RENAME_SECONDS" in os.environ:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.blocks.latex import code_latex, escape_latex, latex_table
+from analysis.blocks.latex import latex_table
 from analysis.blocks.table import Column, Table, escape_markdown, markdown_code, number
 from analysis.sections.coverage import coverage
 from analysis.sections.results import hyperparameter_blocks, hyperparameters_csv, overfitting, results_table
@@ -153,7 +153,6 @@ def test_each_run_stands_with_the_exact_command_that_launches_it(study: Study) -
     assert table.rows[5].code == command
     assert read(hyperparameters_csv(study))[5]["command"] == command
     assert f"`{command}`" in table.to_markdown()
-    assert code_latex(command, columns=80) in latex_table(table)
 
 
 def test_a_command_is_quoted_so_that_it_can_be_pasted(tmp_path: Path) -> None:
@@ -181,15 +180,6 @@ def test_coverage_shows_what_the_manifest_excludes_and_what_is_absent(tmp_path: 
     assert [(run.number, run.name) for run in study.absent] == [(1, ""), (2, "rnn-sgd"), (3, "")]
     cells = {arch: [[g.state for g in cell] for cell in cells] for arch, cells in coverage(study).lines}
     assert cells == {"RNN": [[], ["absent"]], "GRU": [["done"], ["excluded"]]}
-
-
-def test_latex_special_characters_are_escaped() -> None:
-    text = r"a_b & 50% #1 $x$ {y} ~ ^ \input{z} <|> --"
-    escaped = escape_latex(text)
-    assert escaped == (
-        r"a\_b \& 50\% \#1 \$x\$ \{y\} \textasciitilde{} \textasciicircum{} \textbackslash{}input\{z\} "
-        r"\textless{}\textbar{}\textgreater{} -{}-"
-    )
 
 
 def test_markdown_special_characters_are_escaped() -> None:
