@@ -1,4 +1,4 @@
-"""Every environment variable of seqlm: name, type, default and meaning. Standard library alone.
+"""Every environment variable of seqlm: name, values, default and meaning. Standard library alone.
 
 No other module reads a variable whose name begins with ``SEQLM_``. The tables of
 docs/reference/environment.md are made from this list (``python -m tests.reference``).
@@ -11,27 +11,34 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from seqlm.errors import UsageError
 
-T = TypeVar("T")
+T = TypeVar("T", covariant=True)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
+class Kind(Generic[T]):
+    """The valid values of a variable."""
+
+    expected: str
+    """In the words that follow "expected" in messages."""
+    parse: Callable[[str], T]
+    """Converts a text. Raises ValueError or KeyError if it is not valid."""
+
+
+@dataclass(frozen=True)
 class Variable(Generic[T]):
     """An environment variable."""
 
     name: str
-    meaning: str
+    kind: Kind[T]
     default: T
     """The value if the variable is unset or empty."""
-    expected: str
-    """The valid values, in the words that follow "expected" in messages."""
-    parse: Callable[[str], T]
-    """Converts the text of the variable. Raises ValueError if it is not valid."""
-    default_words: str
-    """The default in words, for the documentation."""
+    meaning: str
+    unset: str = ""
+    """The default in words, for the documentation. Empty: as a text of the variable."""
     is_internal: bool = False
     """Whether a launcher sets it for its workers, so that nobody else needs to."""
 
@@ -39,7 +46,7 @@ class Variable(Generic[T]):
         self,
         env: Mapping[str, str] | None = None,
         *,
-        is_valid: Callable[[T], bool] = lambda value: True,
+        is_valid: Callable[[Any], bool] = lambda value: True,
         expected: str | None = None,
     ) -> T:
         """Return the value of the variable.
@@ -47,7 +54,7 @@ class Variable(Generic[T]):
         Args:
             env: the variables. ``None``: the environment of this process.
             is_valid: a further condition, which depends on more than the variable.
-            expected: the valid values in words, with that condition. ``None``: as the field of that name.
+            expected: the valid values in words, with that condition. ``None``: those of the kind.
 
         Raises:
             UsageError: the value is not valid.
@@ -56,245 +63,191 @@ class Variable(Generic[T]):
             return self.default
         text = (os.environ if env is None else env)[self.name]
         try:
-            if is_valid(value := self.parse(text)):
+            if is_valid(value := self.kind.parse(text)):
                 return value
-        except ValueError:
+        except (ValueError, KeyError):
             pass
-        raise UsageError(f'{self.name}: expected {expected or self.expected}, got "{text}"')
+        raise UsageError(f'{self.name}: expected {expected or self.kind.expected}, got "{text}"')
 
     def is_set(self, env: Mapping[str, str] | None = None) -> bool:
         """Return whether the variable is set and not empty."""
         return bool(((os.environ if env is None else env).get(self.name) or "").strip())
 
+    @property
+    def default_words(self) -> str:
+        """The default in words."""
+        return self.unset or (str(int(self.default)) if isinstance(self.default, bool) else f"{self.default:g}")
 
-# -- types ---------------------------------------------------------------------------------------------------------
+
+# -- kinds of values -----------------------------------------------------------------------------------------------
 
 
-def _number(name: str, default: float, unit: str, meaning: str, *, is_internal: bool = False) -> Variable[float]:
+def _number_of(unit: str) -> Kind[float]:
     def parse(text: str) -> float:
         number = float(text)
         if not (math.isfinite(number) and number > 0):
             raise ValueError(text)
         return number
 
-    return Variable(
-        name=name,
-        meaning=meaning,
-        default=default,
-        expected=f"a number of {unit} above 0",
-        parse=parse,
-        default_words=f"{default:g}",
-        is_internal=is_internal,
-    )
+    return Kind(f"a number of {unit} above 0", parse)
 
 
-def _positive_whole(text: str) -> int:
-    number = int(text) if text.strip().isdecimal() else 0
-    if number < 1:
-        raise ValueError(text)
-    return number
+def _whole_above(least: int) -> Kind[int]:
+    def parse(text: str) -> int:
+        number = int(text) if text.strip().isdecimal() else least
+        if number <= least:
+            raise ValueError(text)
+        return number
+
+    return Kind(f"a whole number above {least}", parse)
 
 
-def _flag(name: str, meaning: str, *, default: bool, is_internal: bool = False) -> Variable[bool]:
-    def parse(text: str) -> bool:
-        return {"0": False, "1": True}[_choice(text, ("0", "1"))]
-
-    return Variable(
-        name=name,
-        meaning=meaning,
-        default=default,
-        expected="0 or 1",
-        parse=parse,
-        default_words=str(int(default)),
-        is_internal=is_internal,
-    )
+def _one_of(expected: str, *choices: str) -> Kind[str]:
+    return Kind(expected, {choice: choice for choice in choices}.__getitem__)
 
 
-def _choice(text: str, choices: tuple[str, ...]) -> str:
-    if text not in choices:
-        raise ValueError(text)
-    return text
-
-
-def _path(name: str, default_words: str, meaning: str) -> Variable[Path | None]:
-    return Variable(
-        name=name, meaning=meaning, default=None, expected="a path", parse=Path, default_words=default_words
-    )
-
-
-def _text(name: str, default: str, default_words: str, expected: str, meaning: str) -> Variable[str]:
-    return Variable(
-        name=name,
-        meaning=meaning,
-        default=default,
-        expected=expected,
-        parse=str,
-        default_words=default_words,
-        is_internal=True,
-    )
-
+FLAG = Kind("0 or 1", {"0": False, "1": True}.__getitem__)
+PATH = Kind("a path", Path)
+MINUTES, SECONDS = _number_of("minutes"), _number_of("seconds")
 
 # -- where things are ----------------------------------------------------------------------------------------------
 
-RUNS = Variable(
-    name="SEQLM_RUNS",
-    meaning="Folder of the studies. `--runs-dir` overrides it.",
-    default=Path("runs"),
-    expected="a path",
-    parse=Path,
-    default_words="`runs`",
-)
-DATA = _path(
+RUNS = Variable("SEQLM_RUNS", PATH, Path("runs"), "Folder of the studies. `--runs-dir` overrides it.", "`runs`")
+DATA: Variable[Path | None] = Variable(
     "SEQLM_DATA",
-    "the manifest's path, else the corpus's own place",
+    PATH,
+    None,
     "Folder or zip file of the corpus. `--data` overrides it.",
+    "the manifest's path, else the corpus's own place",
 )
-CACHE = _path(
+CACHE: Variable[Path | None] = Variable(
     "SEQLM_CACHE",
-    "`XDG_CACHE_HOME/seqlm`, else `~/.cache/seqlm`",
+    PATH,
+    None,
     "Folder for tokenised corpora, the Penn Treebank and passed self-checks.",
+    "`XDG_CACHE_HOME/seqlm`, else `~/.cache/seqlm`",
 )
-SLURM_CONFIG = _path(
-    "SEQLM_SLURM_CONFIG",
-    "`slurm/cluster.toml`, if it exists",
-    "Site file of the backend slurm.",
+SLURM_CONFIG: Variable[Path | None] = Variable(
+    "SEQLM_SLURM_CONFIG", PATH, None, "Site file of the backend slurm.", "`slurm/cluster.toml`, if it exists"
 )
 
 # -- how runs are computed -----------------------------------------------------------------------------------------
 
 BACKEND: Variable[str | None] = Variable(
-    name="SEQLM_BACKEND",
-    meaning="Where runs are sent. `--backend` overrides it.",
-    default=None,
-    expected="the name of a backend",
-    parse=str,
-    default_words="the manifest's, else ray if it is installed, else local",
+    "SEQLM_BACKEND",
+    Kind("the name of a backend", str),
+    None,
+    "Where runs are sent. `--backend` overrides it.",
+    "the manifest's, else ray if it is installed, else local",
 )
 DEVICE: Variable[str | None] = Variable(
-    name="SEQLM_DEVICE",
-    meaning="Device of a worker.",
-    default=None,
-    expected="cpu or cuda",
-    parse=lambda text: _choice(text, ("cpu", "cuda")),
-    default_words="set by the launcher, else cuda if PyTorch sees a GPU",
+    "SEQLM_DEVICE",
+    _one_of("cpu or cuda", "cpu", "cuda"),
+    None,
+    "Device of a worker.",
+    "set by the launcher, else cuda if PyTorch sees a GPU",
 )
-DETERMINISTIC = _flag(
+DETERMINISTIC = Variable(
     "SEQLM_DETERMINISTIC",
+    FLAG,
+    False,
     "1: use only operations whose results do not vary from one time to the next, on a GPU too.",
-    default=False,
 )
 
 # -- when something counts as dead ---------------------------------------------------------------------------------
 
-HUNG_MINUTES = _number(
-    "SEQLM_HUNG_MINUTES",
-    10.0,
-    "minutes",
-    "A run that shows no progress for so long is killed and tried again.",
+HUNG_MINUTES = Variable(
+    "SEQLM_HUNG_MINUTES", MINUTES, 10.0, "A run that shows no progress for so long is killed and tried again."
 )
-COLLECTIVE_MINUTES = _number(
-    "SEQLM_COLLECTIVE_MINUTES",
-    10.0,
-    "minutes",
-    "A rank that waits for the other ranks for so long gives up.",
+COLLECTIVE_MINUTES = Variable(
+    "SEQLM_COLLECTIVE_MINUTES", MINUTES, 10.0, "A rank that waits for the other ranks for so long gives up."
 )
-PROGRESS_SECONDS = _number(
+PROGRESS_SECONDS = Variable(
     "SEQLM_PROGRESS_SECONDS",
+    SECONDS,
     1.0,
-    "seconds",
     "Least time between two writes of `progress.json`. The key `progress_s` of a backend's table sets it.",
 )
-LEASE_SECONDS = _number(
-    "SEQLM_LEASE_SECONDS",
-    10.0,
-    "seconds",
-    "Time between two heartbeats of a run's lease.",
-)
-STALE_LEASE_MINUTES = _number(
+LEASE_SECONDS = Variable("SEQLM_LEASE_SECONDS", SECONDS, 10.0, "Time between two heartbeats of a run's lease.")
+STALE_LEASE_MINUTES = Variable(
     "SEQLM_STALE_LEASE_MINUTES",
+    MINUTES,
     3.0,
-    "minutes",
     "A worker of another host without a heartbeat for so long counts as dead, and its run is taken over.",
 )
 
 # -- set by a launcher for its workers -----------------------------------------------------------------------------
 
 ATTEMPT: Variable[int | None] = Variable(
-    name="SEQLM_ATTEMPT",
-    meaning="Number of the attempt.",
-    default=None,
-    expected="a whole number above 0",
-    parse=_positive_whole,
-    default_words="one more than the attempts so far",
-    is_internal=True,
+    "SEQLM_ATTEMPT", _whole_above(0), None, "Number of the attempt.", "one more than the attempts so far", True
 )
 CANARY: Variable[int | None] = Variable(
-    name="SEQLM_CANARY",
-    meaning="In the folder of a canary: train this number of steps and write `canary.json`.",
-    default=None,
-    expected="a whole number above 0",
-    parse=_positive_whole,
-    default_words="an ordinary run",
-    is_internal=True,
+    "SEQLM_CANARY",
+    _whole_above(0),
+    None,
+    "In the folder of a canary: train this number of steps and write `canary.json`.",
+    "an ordinary run",
+    True,
 )
 MICRO_BATCHES = Variable(
-    name="SEQLM_MICRO_BATCHES",
-    meaning="Parts in which a step takes the rank's columns, to save memory.",
-    default=1,
-    expected="a whole number above 0",
-    parse=_positive_whole,
-    default_words="1",
+    "SEQLM_MICRO_BATCHES",
+    _whole_above(0),
+    1,
+    "Parts in which a step takes the rank's columns, to save memory.",
     is_internal=True,
 )
-CHECKPOINT_MINUTES = _number(
+CHECKPOINT_MINUTES = Variable(
     "SEQLM_CHECKPOINT_MINUTES",
+    MINUTES,
     10.0,
-    "minutes",
     "Time between two checkpoints within an epoch. `policy.checkpoint_min` sets it.",
     is_internal=True,
 )
-KEEP_LAST = _flag(
+KEEP_LAST = Variable(
     "SEQLM_KEEP_LAST",
+    FLAG,
+    True,
     "0: delete `last.pt` as soon as the run is done. `policy.keep_last` sets it.",
-    default=True,
     is_internal=True,
 )
 SEARCH = Variable(
-    name="SEQLM_SEARCH",
-    meaning="The table `[search]` of the manifest as JSON: at its rungs the worker may stop the run.",
-    default="",
-    expected="the table as JSON",
-    parse=str,
-    default_words="no search",
-    is_internal=True,
+    "SEQLM_SEARCH",
+    Kind("the table as JSON", str),
+    "",
+    "The table `[search]` of the manifest as JSON: at its rungs the worker may stop the run.",
+    "no search",
+    True,
 )
-GPU_SHARE = _number(
+GPU_SHARE = Variable(
     "SEQLM_GPU_SHARE",
+    _number_of("GPUs"),
     1.0,
-    "GPUs",
     "Share of the GPU whose memory a rank may use. `resources.gpus` sets it.",
     is_internal=True,
 )
-NODE = _text(
+NODE = Variable(
     "SEQLM_NODE",
+    Kind("a name", str),
     "",
-    "none",
-    "a name",
     "Name of the node, if its host name does not identify it. Recorded in `worker.json`.",
+    "none",
+    True,
 )
-RENDEZVOUS = _text(
+RENDEZVOUS = Variable(
     "SEQLM_RENDEZVOUS",
+    Kind("a URL", str),
     "env://",
-    "`MASTER_ADDR` and `MASTER_PORT`",
-    "a URL",
     "`file:///...`: the file in which the first rank writes the port where the ranks meet.",
+    "`MASTER_ADDR` and `MASTER_PORT`",
+    True,
 )
-RENDEZVOUS_HOST = _text(
+RENDEZVOUS_HOST = Variable(
     "SEQLM_RENDEZVOUS_HOST",
+    Kind("an address", str),
     "127.0.0.1",
-    "`127.0.0.1`",
-    "an address",
     "Address of the first rank's host.",
+    "`127.0.0.1`",
+    True,
 )
 
 VARIABLES: tuple[Variable[object], ...] = tuple(

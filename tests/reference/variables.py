@@ -13,7 +13,7 @@ def parts() -> dict[str, str]:
 
 def _table(*, is_internal: bool) -> str:
     rows = [
-        [f"`{variable.name}`", variable.expected, variable.default_words, variable.meaning]
+        [f"`{variable.name}`", variable.kind.expected, variable.default_words, variable.meaning]
         for variable in VARIABLES
         if variable.is_internal == is_internal
     ]
