@@ -8,8 +8,6 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from seqlm.reading import exists
-
 BACKENDS = {
     "local": "jobs.backends.local:LocalBackend",
     "ray": "jobs.backends.ray_backend:RayBackend",
@@ -32,4 +30,6 @@ def default_backend() -> str:
 
 def scheduled_in(study_dir: Path) -> list[Any]:
     """Return the classes of the backends that have submitted jobs of a study, and recorded them in their folders."""
+    from seqlm.reading import exists  # not for `--help`
+
     return [backend_class(name) for name in BACKENDS if exists(study_dir / name / "jobs.json")]

@@ -13,6 +13,10 @@ from typing import Any
 __version__ = "0.3.0.dev0"
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), "open_study"})
+
+
 def __getattr__(name: str) -> Any:
     """Import ``open_study`` when it is first used, so that workers and commands start without pandas.
 

@@ -161,7 +161,7 @@ def test_a_run_whose_folder_was_deleted_is_pending_until_it_runs_again(study: St
     assert ask("run", "small.toml")[0] == 0
     (gru,) = (run for run in study.runs() if run.id.startswith("gru"))
     shutil.rmtree(gru.path)
-    assert states(ask)[gru.id] == ("pending", "its folder is gone; `run` with the manifest starts it again")
+    assert states(ask)[gru.id] == ("pending", "it has no folder; `run` with the manifest starts it")
     assert ask("list")[1]["studies"][0]["states"] == {"done": 1, "pending": 1}
     assert not ask("cancel", "small", "--all")[1]["runs"], "there is nothing to cancel"
     assert ask("run", "small.toml")[0] == 0

@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
@@ -21,7 +21,6 @@ from jobs.cli import arguments, planning
 from jobs.launch.job import LaunchOptions
 from jobs.spec import RunSpec
 from seqlm.errors import UsageError
-from seqlm.state import FailureKind
 from slurm import settings
 from tests import commands
 from tests.test_launch import ROOT, Study, launched
@@ -102,10 +101,6 @@ def test_each_command_has_one_example_one_group_and_one_handler(capsys: pytest.C
         with pytest.raises(SystemExit):
             launch.main([name, "--help"])
         assert f"example:\n  python launch.py {name} " in capsys.readouterr().out
-
-
-def test_what_the_parser_offers_is_what_there_is() -> None:
-    assert get_args(FailureKind) == arguments.KINDS
 
 
 def test_a_value_that_may_be_missing_is_none() -> None:

@@ -9,18 +9,18 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar, dataclass_transform
+from typing import TypeVar, dataclass_transform, get_args
 
 from jobs import terminal
-from jobs.cli.parser import Command, Parser, above_zero, option, positive, seed, whole
+from jobs.cli.parser import Command, Parser, option, positional, seed, whole
 from jobs.registry import BACKENDS
 from seqlm import __version__
 from seqlm.environment import RUNS
+from seqlm.state import FailureKind
 
 EXIT_RUN_FAILED = 1
 """Exit code of a command one of whose runs failed or was cancelled."""
 SHELLS = ("bash", "zsh", "tcsh")
-KINDS = ("oom", "diverged", "node", "preempted", "timeout", "code", "cancelled")
 STUDY = "a study's folder, its manifest, or its name"
 RUN = "one run: its name, its number in the report, its id, or a unique beginning of its id"
 MISSING_BEHAVIOUR = (
@@ -57,24 +57,20 @@ class Arguments:
     command: str
     argv: tuple[str, ...] = field(compare=False)
     """The words of the command line as typed, without the program's name."""
-    json: bool = option("--json", help="print one JSON document on stdout, all else on stderr")
+    json: bool = option("print one JSON document on stdout, all else on stderr")
     color: terminal.Color = option(
-        "--color", choices=terminal.COLORS, default="auto", help="default: auto, on a terminal without NO_COLOR"
+        "default: auto, on a terminal without NO_COLOR", choices=terminal.COLORS, default="auto"
     )
-    quiet: bool = option(
-        "-q", "--quiet", exclusive="level", help="print only warnings, errors and what a query asks for"
-    )
-    verbose: bool = option(
-        "-v", "--verbose", exclusive="level", help="print the settings in use too, and the traceback of an error"
-    )
-    runs_dir: Path = option("--runs-dir", metavar="DIR", help="folder of the studies (default: SEQLM_RUNS, else runs)")
+    quiet: bool = option("print only warnings, errors and what a query asks for", "-q", exclusive="level")
+    verbose: bool = option("print the settings in use too, and the traceback of an error", "-v", exclusive="level")
+    runs_dir: Path = option("folder of the studies (default: SEQLM_RUNS, else runs)", metavar="DIR")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusArguments(Arguments):
     """Where the corpus is."""
 
-    data: Path | None = option("--data", metavar="PATH", help="folder or zip of the corpus (default: SEQLM_DATA)")
+    data: Path | None = option("folder or zip of the corpus (default: SEQLM_DATA)", metavar="PATH")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +78,11 @@ class Filters(Arguments):
     """Which runs of a study or manifest are meant."""
 
     only: tuple[str, ...] = option(
-        "--only",
+        "runs that meet all conditions: 'arch=gru lr>1'; repeat --only for runs that meet these or those",
         metavar="CONDITIONS",
-        help="runs that meet all conditions: 'arch=gru lr>1'; repeat --only for runs that meet these or those",
     )
     exclude: tuple[str, ...] = option(
-        "--exclude",
-        metavar="CONDITIONS",
-        help="leave out runs that meet all conditions; repeat --exclude to leave out more",
+        "leave out runs that meet all conditions; repeat --exclude to leave out more", metavar="CONDITIONS"
     )
 
 
@@ -97,7 +90,7 @@ class Filters(Arguments):
 class StudyArguments(Filters):
     """A study and some of its runs."""
 
-    study: str = option(help=STUDY)
+    study: str = positional(STUDY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,18 +98,12 @@ class Placement(CorpusArguments):
     """Where runs go. ``None`` in each field: the environment, the manifest or the default decides."""
 
     backend: str | None = option(
-        "--backend", choices=BACKENDS, help="where runs go (default: SEQLM_BACKEND, the manifest's, ray, local)"
+        "where runs go (default: SEQLM_BACKEND, the manifest's, ray, local)", choices=tuple(BACKENDS)
     )
     ray_address: str | None = option(
-        "--ray-address",
-        sets="ray.address",
-        metavar="ADDRESS",
-        help="join this Ray cluster (default: RAY_ADDRESS, else start one here)",
+        "join this Ray cluster (default: RAY_ADDRESS, else start one here)", sets="ray.address", metavar="ADDRESS"
     )
-    max_parallel: int | None = option(
-        "--max-parallel", sets="max_parallel", type=positive, metavar="N", help="run at most N runs at once"
-    )
-    max_stalled_retries: int | None = None
+    max_parallel: int | None = option("run at most N runs at once", sets="max_parallel")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,14 +111,13 @@ class LaunchArguments(Placement, Filters):
     """What the commands that start something have in common."""
 
     max_stalled_retries: int | None = option(
-        *("--max-stalled-retries", "--retries"),
+        "retries in a row without progress (default: policy.max_stalled_retries, 10); --retries: its earlier name",
+        "--retries",
         sets="retries",
         type=whole,
-        metavar="N",
-        help="retries in a row without progress (default: policy.max_stalled_retries, 10); --retries: its earlier name",
     )
-    no_wait: bool = option("--no-wait", help="launch in the background")
-    live_code: bool = option("--live-code", help="run the working tree, not the copy kept with the study")
+    no_wait: bool = option("launch in the background")
+    live_code: bool = option("run the working tree, not the copy kept with the study")
     canary: bool | None = False
     report: bool = False
     then_report: bool = False
@@ -143,59 +129,56 @@ class TrainArguments(LaunchArguments):
     """What the commands that train have in common."""
 
     canary: bool | None = option(
-        "--canary",
-        help="try a few steps of each architecture with each optimizer first (default: above 10 runs)",
+        "try a few steps of each architecture with each optimizer first (default: above 10 runs)"
     )
-    behaviour: bool | None = option("--behaviour", help=MISSING_BEHAVIOUR)
-    then_report: bool = option("--then-report", help="submit a job that writes the report after the last run (slurm)")
-    report: bool = option("--report", help="write the report at the end")
+    behaviour: bool | None = option(MISSING_BEHAVIOUR)
+    then_report: bool = option("submit a job that writes the report after the last run (slurm)")
+    report: bool = option("write the report at the end")
 
 
 @command("launch", "jobs.cli.planning.plan", "plan first.toml")
 class PlanArguments(Placement, Filters):
     """Show what run would do, and its costs."""
 
-    manifest: str = option(
-        help="the study: a TOML file; quickstart, search, ablation, strong and paper come with seqlm"
-    )
-    changes: tuple[str, ...] = option("--set", metavar="KEY=VALUE", help="such as train.epochs=2")
+    manifest: str = positional("the study: a TOML file; quickstart, search, ablation, strong and paper come with seqlm")
+    changes: tuple[str, ...] = option("such as train.epochs=2", flag="set", metavar="KEY=VALUE")
 
 
 @command("launch", "jobs.cli.launching.run", "run first.toml --report")
 class RunArguments(TrainArguments, PlanArguments):
     """Launch every run that is not done yet, and wait."""
 
-    dry_run: bool = option("-n", "--dry-run", help="do what plan does, and start nothing")
+    dry_run: bool = option("do what plan does, and start nothing", "-n")
 
 
 @command("follow a study", "jobs.cli.studying.status", "status first --watch")
 class StatusArguments(StudyArguments):
     """Show the state of each run."""
 
-    watch: bool = option("--watch", help="show changes until every run is over")
+    watch: bool = option("show changes until every run is over")
 
 
 @command("follow a study", "jobs.cli.studies.show_studies", "list --no-sizes")
 class ListArguments(Arguments):
     """Show the studies in the runs folder."""
 
-    no_sizes: bool = option("--no-sizes", help="leave out sizes, which take longest on a slow disk")
+    no_sizes: bool = option("leave out sizes, which take longest on a slow disk")
 
 
 @command("follow a study", "jobs.cli.studying.logs", "logs first rnn-adam-lr0.001 -f")
 class LogsArguments(StudyArguments):
     """Print the logs of the latest attempts."""
 
-    run: str | None = option(nargs="?", help=RUN)
-    follow: bool = option("-f", "--follow", help="print new lines until the run is over")
-    lines: int = option("-n", "--lines", type=positive, default=20, help="last lines of each log (default: 20)")
+    run: str | None = positional(RUN, nargs="?")
+    follow: bool = option("print new lines until the run is over", "-f")
+    lines: int = option("last lines of each log (default: 20)", "-n", default=20)
 
 
 @command("follow a study", "jobs.cli.studying.cancel", "cancel first --only 'arch=gru lr>0.001'")
 class CancelArguments(StudyArguments):
     """Stop runs that are not over."""
 
-    all: bool = option("--all", help="stop every run, without a question")
+    all: bool = option("stop every run, without a question")
 
 
 @command("launch", "jobs.cli.launching.retry", "retry first --kind oom")
@@ -203,9 +186,8 @@ class RetryArguments(TrainArguments, StudyArguments):
     """Launch failed and cancelled runs again."""
 
     kind: tuple[str, ...] = option(
-        "--kind",
-        choices=(*KINDS, "stopped"),
-        help="only failures of this kind, or runs that a search stopped; repeat for more kinds",
+        "only failures of this kind, or runs that a search stopped; repeat for more kinds",
+        choices=(*get_args(FailureKind), "stopped"),
     )
 
 
@@ -213,37 +195,29 @@ class RetryArguments(TrainArguments, StudyArguments):
 class CleanArguments(StudyArguments):
     """Delete from a study what no report and no run needs any more, or runs."""
 
-    runs: bool = option("--runs", help="delete the runs that --only chooses, with their results")
-    dry_run: bool = option("-n", "--dry-run", help="show what would be deleted, and delete nothing")
-    yes: bool = option("--yes", help="delete without asking")
+    runs: bool = option("delete the runs that --only chooses, with their results")
+    dry_run: bool = option("show what would be deleted, and delete nothing", "-n")
+    yes: bool = option("delete without asking")
 
 
 @command("results", "jobs.cli.results.results", "results first --sort test_ppl")
 class ResultsArguments(StudyArguments):
     """Show what came of the runs, each at its best epoch of all, and what differs. The report compares equal epochs."""
 
-    sort: str = option(
-        "--sort", metavar="KEY", default="val_ppl", help="a column of --csv, lowest first (default: val_ppl)"
-    )
-    csv: bool = option("--csv", help="print comma-separated values with all columns")
+    sort: str = option("a column of --csv, lowest first (default: val_ppl)", metavar="KEY", default="val_ppl")
+    csv: bool = option("print comma-separated values with all columns")
 
 
 @command("results", "jobs.cli.results.generate", "generate first gru-adam-lr0.01 'the first' --temperature 0.8")
 class GenerateArguments(Arguments):
     """Print text that a trained model writes after a prompt."""
 
-    study: str = option(help=STUDY)
-    run: str = option(help=RUN)
-    prompt: str = option(help="how the text begins, one word or several")
-    tokens: int = option("--tokens", type=positive, default=50, metavar="N", help="tokens to write (default: 50)")
-    temperature: float = option(
-        "--temperature",
-        type=above_zero,
-        default=1.0,
-        metavar="X",
-        help="below 1: likelier tokens (default: 1, the model's own distribution)",
-    )
-    seed: int = option("--seed", type=whole, default=1, metavar="N", help="another seed, another text (default: 1)")
+    study: str = positional(STUDY)
+    run: str = positional(RUN)
+    prompt: str = positional("how the text begins, one word or several")
+    tokens: int = option("tokens to write (default: 50)", default=50)
+    temperature: float = option("below 1: likelier tokens (default: 1, the model's own distribution)", default=1.0)
+    seed: int = option("another seed, another text (default: 1)", type=whole, default=1)
 
 
 @command("results", "jobs.cli.launching.behaviour", "behaviour first --prompt 'the'")
@@ -253,50 +227,44 @@ class BehaviourArguments(LaunchArguments, StudyArguments):
     ``None`` in a setting: the default of :func:`jobs.launch.behaviour.default_settings`.
     """
 
-    window: int | None = option("--window", type=positive, metavar="N", help="tokens of context (default: 2 seq_len)")
-    samples: int | None = option("--samples", type=positive, metavar="N", help="texts of each length (default: 10)")
-    temperature: float | None = option(
-        "--temperature", type=above_zero, metavar="X", help="temperature of the sampling (default: 1)"
-    )
-    prompt: str | None = option("--prompt", metavar="TEXT", help="how the texts begin (default: nothing)")
-    seed: int | None = option("--seed", type=seed, metavar="N", help="seed of the sampling (default: the run's)")
-    force: bool = option("--force", help="compute it again, even if nothing has changed")
+    window: int | None = option("tokens of context (default: 2 seq_len)")
+    samples: int | None = option("texts of each length (default: 10)")
+    temperature: float | None = option("temperature of the sampling (default: 1)")
+    prompt: str | None = option("how the texts begin (default: nothing)", metavar="TEXT")
+    seed: int | None = option("seed of the sampling (default: the run's)", type=seed)
+    force: bool = option("compute it again, even if nothing has changed")
 
 
 @command("results", "jobs.cli.launching.report", "report first second")
 class ReportArguments(Arguments):
     """Write the report of one study, or of several together."""
 
-    studies: tuple[str, ...] = option(nargs="+", metavar="study", help=STUDY)
-    behaviour: bool | None = option("--behaviour", help=MISSING_BEHAVIOUR)
+    studies: tuple[str, ...] = positional(STUDY, nargs="+", metavar="study")
+    behaviour: bool | None = option(MISSING_BEHAVIOUR)
     output: Path | None = option(
-        "--output",
+        "where to write (default: report in the study's folder; of several studies: next to their folders)",
         metavar="DIR",
-        help="where to write (default: report in the study's folder; of several studies: next to their folders)",
     )
-    watch: bool = option("--watch", help="write the report at each change until every run is over")
+    watch: bool = option("write the report at each change until every run is over")
 
 
 @command("results", "jobs.cli.proposing.propose_runs", "propose first --count 9")
 class ProposeArguments(Arguments):
     """Propose settings for the next runs of a study."""
 
-    study: str = option(help=STUDY)
-    count: int = option("--count", type=positive, default=9, metavar="N", help="how many (default: 9)")
-    seed: int = option("--seed", type=seed, default=0, metavar="N", help="seed of the sampler (default: 0)")
+    study: str = positional(STUDY)
+    count: int = option("how many (default: 9)", default=9)
+    seed: int = option("seed of the sampler (default: 0)", type=seed, default=0)
 
 
 @command("this machine", "jobs.cli.doctor.doctor", "doctor --calibrate")
 class DoctorArguments(CorpusArguments):
     """Check this machine, or a cluster."""
 
-    backend: str | None = option("--backend", choices=BACKENDS, help="slurm: also check the cluster, with a trial job")
-    wait_s: int = option(
-        "--wait-s", type=positive, default=120, metavar="S", help="longest wait for the trial job (default: 120)"
-    )
+    backend: str | None = option("slurm: also check the cluster, with a trial job", choices=tuple(BACKENDS))
+    wait_s: int = option("longest wait for the trial job (default: 120)", metavar="S", default=120)
     calibrate: bool = option(
-        "--calibrate",
-        help="check fused operations on this device, then measure training speed, for the times of plan",
+        "check fused operations on this device, then measure training speed, for the times of plan"
     )
 
 
@@ -304,12 +272,12 @@ class DoctorArguments(CorpusArguments):
 class CheckModelArguments(Arguments):
     """Test your own model in seconds."""
 
-    source: str = option(metavar="FILE.py:CLASS", help="the class, as in model.source")
+    source: str = positional("the class, as in model.source", metavar="FILE.py:CLASS")
     arguments: str | None = option(
-        "--arguments", metavar="TABLE", help="its arguments, as in model.arguments: 'hidden_size = 64, keep = 0.5'"
+        "its arguments, as in model.arguments: 'hidden_size = 64, keep = 0.5'", metavar="TABLE"
     )
     files: tuple[str, ...] = option(
-        "--files", metavar="FILE", help="a further file that it imports, as in model.files; repeat --files for more"
+        "a further file that it imports, as in model.files; repeat --files for more", metavar="FILE"
     )
 
 
@@ -317,15 +285,15 @@ class CheckModelArguments(Arguments):
 class SchemaArguments(Arguments):
     """Print the JSON Schema of manifests, with which editors complete and check them."""
 
-    output: Path | None = option("--output", metavar="FILE", help="write it to this file instead")
+    output: Path | None = option("write it to this file instead", metavar="FILE")
 
 
 @command("this machine", "jobs.cli.studying.data", "data ptb")
 class DataArguments(Arguments):
     """Download a corpus."""
 
-    corpus: str = option(choices=("ptb",), help="ptb: Penn Treebank")
-    to: Path | None = option("--to", metavar="DIR", help="default: the folder in which runs look for it")
+    corpus: str = positional("ptb: Penn Treebank", choices=("ptb",))
+    to: Path | None = option("default: the folder in which runs look for it", metavar="DIR")
 
 
 @command(
@@ -336,8 +304,8 @@ class DataArguments(Arguments):
 class CompletionArguments(Arguments):
     """Print the completion script of a shell."""
 
-    shell: str = option(
-        choices=(*SHELLS, "studies"), help="a shell; studies: print the names of the studies, for the scripts"
+    shell: str = positional(
+        "a shell; studies: print the names of the studies, for the scripts", choices=(*SHELLS, "studies")
     )
 
 

@@ -52,6 +52,7 @@ def completion(arguments: CompletionArguments) -> tuple[Any, int]:
     found = list(top._actions)
     for action in top._actions:
         if isinstance(action, argparse._SubParsersAction):
+            action.help = None  # the help lists the commands itself; shtab leaves out what is suppressed
             found += [inner for command in action.choices.values() for inner in command._actions]
     how = {"study": STUDIES, "studies": STUDIES, "manifest": MANIFESTS, "data": shtab.FILE}
     how |= dict.fromkeys(("runs_dir", "output", "to"), shtab.DIRECTORY)

@@ -1,6 +1,7 @@
 """Build the parser of the command line from the records of its commands.
 
-A field of a record that is made by :func:`option` is a flag or a positional argument. Its type says how it is read.
+A field of a record that is made by :func:`option` is a flag, and one made by :func:`positional` an argument without
+one. The name of the field is that of the flag, and its annotation says how it is read.
 """
 
 from __future__ import annotations
@@ -18,24 +19,70 @@ from seqlm.errors import UsageError, nearest, nearest_key, same_key
 
 COMMAND = "COMMAND"
 """What the command is called in usage texts."""
+
+
+def option(text: str, *flags: str, exclusive: str | None = None, sets: str = "", **how: Any) -> Any:
+    """Return a field that an option sets. ``text`` is its help, ``flags`` its names besides that of the field.
+
+    ``exclusive`` is the name of a set of options of which a command line has one at most. ``sets`` names the setting of
+    the chosen backend that the option overrides, such as ``ray.address`` for one of a single backend. ``how`` goes to
+    :meth:`argparse.ArgumentParser.add_argument` and overrides :data:`BY_TYPE`.
+    """
+    how["help"] = text
+    return dataclasses.field(metadata={"flags": flags, "exclusive": exclusive, "sets": sets, "how": how})
+
+
+def positional(text: str, **how: Any) -> Any:
+    """Return a field that an argument without a flag sets. ``how`` goes to argparse."""
+    return dataclasses.field(metadata={"flags": None, "exclusive": None, "how": {**how, "help": text}})
+
+
+def flag_of(field: dataclasses.Field[Any]) -> str:
+    """Return the flag that is named after a field."""
+    return f"--{field.metadata['how'].get('flag', field.name).replace('_', '-')}"
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+def _number(kind: Callable[[str], float], is_valid: Callable[[float], bool], valid: str) -> Callable[[str], float]:
+    """Return a reader of the numbers that meet a condition, for the ``type`` of an option."""
+
+    def read(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if is_valid(number := kind(text)):
+                return number
+        raise argparse.ArgumentTypeError(f"expected {valid}, got {text}")
+
+    return read
+
+
+def seed(text: str) -> float:
+    """Read a seed."""
+    from seqlm.config import LARGEST_SEED, SEEDS  # a tenth of what `--help` takes
+
+    return _number(int, lambda number: 0 <= number <= LARGEST_SEED, SEEDS)(text)
+
+
+whole = _number(int, lambda number: number >= 0, "a whole number, 0 or more")
+positive = _number(int, lambda number: number >= 1, "a whole number, 1 or more")
+above_zero = _number(float, lambda number: 0 < number < math.inf, "a number above 0")
+
 BY_TYPE: dict[str, dict[str, Any]] = {
     "bool": {"action": "store_true"},
     "bool | None": {"action": argparse.BooleanOptionalAction},
     "tuple[str, ...]": {"action": "append", "default": []},
     "Path": {"type": Path},
     "Path | None": {"type": Path},
+    "int": {"type": positive, "metavar": "N"},
+    "int | None": {"type": positive, "metavar": "N"},
+    "float": {"type": above_zero, "metavar": "X"},
+    "float | None": {"type": above_zero, "metavar": "X"},
 }
-"""Annotation of a field -> how its flag is read. Fields of other types are texts."""
+"""Annotation of a field -> how its option is read. Fields of other types are texts."""
 
 
-def option(*flags: str, exclusive: str | None = None, sets: str = "", **how: Any) -> Any:
-    """Return a field that the command line sets: a positional argument, or an option with these ``flags``.
-
-    ``exclusive`` is the name of a set of options of which a command line has one at most. ``sets`` names the setting of
-    the chosen backend that the option overrides, such as ``ray.address`` for one of a single backend. ``how`` goes to
-    :meth:`argparse.ArgumentParser.add_argument` and overrides :data:`BY_TYPE`.
-    """
-    return dataclasses.field(metadata={"flags": flags, "exclusive": exclusive, "sets": sets, "how": how})
+# -- commands ----------------------------------------------------------------------------------------------------------
 
 
 class Command(NamedTuple):
@@ -69,8 +116,19 @@ class Parser(argparse.ArgumentParser):
     def add_commands(self, commands: Mapping[str, Command], common: type[Any]) -> None:
         """Add a parser for each command. ``common`` is the record of what all take, which the help shows last."""
         self.commands = commands
-        self.epilog = "examples:\n" + "\n".join(f"  {self.prog} {command.example}" for command in commands.values())
-        below = self.add_subparsers(metavar=COMMAND, dest="command", parser_class=Parser)
+        width = max(map(len, commands))
+        groups: defaultdict[str, list[str]] = defaultdict(list)
+        for name, command in commands.items():
+            groups[command.group].append(f"  {name:{width}}  {command.text}")
+        lists = (f"{heading}:\n" + "\n".join(lines) for heading, lines in groups.items())
+        self.description = "\n\n".join([self.description or "", *lists])
+        examples = "\n".join(f"  {self.prog} {command.example}" for command in commands.values())
+        more = f"{self.prog} {COMMAND} --help lists the options of a command."
+        self.epilog = f"examples:\n{examples}\n\n{more}"
+        self.usage = f"{self.prog} [-h] [--version] {COMMAND} ..."
+        below = self.add_subparsers(
+            metavar=COMMAND, dest="command", parser_class=Parser, prog=self.prog, help=argparse.SUPPRESS
+        )
         last = {field.name for field in dataclasses.fields(common)}
         for name, command in commands.items():
             epilog = f"example:\n  {self.prog} {command.example}"
@@ -82,31 +140,14 @@ class Parser(argparse.ArgumentParser):
         sets = defaultdict[str, argparse._MutuallyExclusiveGroup](self.add_mutually_exclusive_group)
         for field in fields:
             flags, exclusive, how = (field.metadata[key] for key in ("flags", "exclusive", "how"))
-            if not flags:
+            if flags is None:
                 self.add_argument(field.name, **how)
                 continue
             where = self if exclusive is None else sets[exclusive]
-            where.add_argument(*flags, dest=field.name, **{**BY_TYPE.get(str(field.type), {}), **how})
-
-    def format_help(self) -> str:
-        if not self.commands:
-            return super().format_help()
-        formatter = self._get_formatter()
-        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
-        formatter.add_text(self.description)
-        assert self._subparsers is not None, "it has commands"
-        (below,) = self._subparsers._group_actions
-        entries = {entry.dest: entry for entry in below._get_subactions()}  # type: ignore[attr-defined]
-        for heading in dict.fromkeys(command.group for command in self.commands.values()):
-            formatter.start_section(heading)
-            formatter.add_arguments([entries[name] for name, found in self.commands.items() if found.group == heading])
-            formatter.end_section()
-        formatter.start_section("options")
-        formatter.add_arguments(self._get_optional_actions())
-        formatter.end_section()
-        formatter.add_text(self.epilog)
-        formatter.add_text(f"{self.prog} {COMMAND} --help lists the options of a command.")
-        return formatter.format_help()
+            short = [flag for flag in flags if not flag.startswith("--")]
+            names = [*short, flag_of(field), *(flag for flag in flags if flag not in short)]
+            how = {key: value for key, value in how.items() if key != "flag"}
+            where.add_argument(*names, dest=field.name, **{**BY_TYPE.get(str(field.type), {}), **how})
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
@@ -130,38 +171,24 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"{args[0]} belongs after the command: {self.prog} {order}")
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            has_filter = any(word in ("--only", "--exclude") for word in args or ())
-            hint = "; --only and --exclude take one argument each: --only 'arch=gru lr>1'" if has_filter else ""
-            if unknown[0].startswith("--"):
-                hint = self._hint(*unknown[0].split("=", 1), *unknown[1:])
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._hint(unknown, list(args or ()))}")
         return found, unknown
 
-    def _hint(self, flag: str, value: str = "VALUE", *_: str) -> str:
-        """Return what an unknown flag may mean: a key of ``--set``, or another flag."""
+    def _hint(self, unknown: list[str], args: list[str]) -> str:
+        """Return what unknown words may mean: a key of ``--set``, a filter, or another flag."""
         flags = [known for known in self._option_string_actions if known.startswith("--")]
+        for flag, key, value in zip(args, args[1:], args[2:], strict=False):
+            if flag == "--set" and "=" not in key and not value.startswith("-"):
+                return f'; did you mean "--set {key}={value}"?'
+        if not unknown[0].startswith("--"):
+            has_filter = any(word in ("--only", "--exclude") for word in args)
+            return "; --only and --exclude take one argument each: --only 'arch=gru lr>1'" if has_filter else ""
+        flag, has_value, value = unknown[0].partition("=")
         if "--set" in flags:
             from jobs.manifests.entries import SET_KEYS  # it takes long to import
 
             key, how = same_key(flag, SET_KEYS)
+            following = args[args.index(unknown[0]) + 1 :]
             if key:
-                return f'; did you mean "--set {key}={how or value}"?'
+                return f'; did you mean "--set {key}={how or (value if has_value else (following or ["VALUE"])[0])}"?'
         return nearest_key(flag, flags)
-
-
-def _number(kind: Callable[[str], float], is_valid: Callable[[float], bool], valid: str) -> Callable[[str], float]:
-    """Return a reader of the numbers that meet a condition, for the ``type`` of an option."""
-
-    def read(text: str) -> float:
-        with contextlib.suppress(ValueError):
-            if is_valid(number := kind(text)):
-                return number
-        raise argparse.ArgumentTypeError(f"expected {valid}, got {text}")
-
-    return read
-
-
-whole = _number(int, lambda number: number >= 0, "a whole number, 0 or more")
-seed = _number(int, lambda number: 0 <= number < 2**32, "a whole number from 0 to 2^32 - 1")
-positive = _number(int, lambda number: number >= 1, "a whole number, 1 or more")
-above_zero = _number(float, lambda number: 0 < number < math.inf, "a number above 0")

@@ -14,6 +14,7 @@ from jobs import terminal
 from jobs.attempt.supervisor import progress_variables
 from jobs.backends.base import AttendedBackend, Backend
 from jobs.cli.arguments import LaunchArguments, Placement
+from jobs.cli.parser import flag_of
 from jobs.cli.progress import LaunchProgress, Watcher, tell_skipped, watch, watch_in_lines
 from jobs.launch.background import detach
 from jobs.launch.job import LaunchOptions
@@ -74,8 +75,9 @@ def _settings_of(arguments: Placement, backend: str) -> dict[str, Any]:
         value, (owner, _, key) = getattr(arguments, field.name), field.metadata.get("sets", "").rpartition(".")
         if key and value is not None:
             if owner not in ("", backend):
-                flag = field.metadata["flags"][0]
-                raise UsageError(f"{flag}: the backend is {backend}; add --backend {owner}, or leave the {key} out")
+                raise UsageError(
+                    f"{flag_of(field)}: the backend is {backend}; add --backend {owner}, or leave the {key} out"
+                )
             found[key] = value
     return found
 

@@ -19,6 +19,11 @@ COLUMNS = (
     *("val_ppl", "best_epoch", "epochs_done", "test_ppl", "wall_seconds", "reason"),
 )
 """What ``results`` has of each run besides what differs, with the names of the report's columns."""
+TITLES = {
+    **{"number": "#", "name": "run", "val_ppl": "val ppl", "best_epoch": "epoch", "test_ppl": "test ppl"},
+    "wall_seconds": "time",
+}
+"""Column -> its title in the table."""
 
 
 def results(arguments: ResultsArguments) -> tuple[dict[str, Any], int]:
@@ -54,7 +59,9 @@ def _sort_key(text: str, keys: Sequence[str]) -> str:
     whole = [key for key in (*COLUMNS, *keys) if text in (key, key.rpartition(".")[2])]
     if not whole:
         valid = [*COLUMNS, *keys]
-        raise UsageError(f'--sort: expected one of {", ".join(valid)}, got "{text}"{nearest_key(text, valid)}')
+        column = next((key for key, title in TITLES.items() if title == text), None)
+        hint = f'; did you mean "{column}"?' if column else nearest_key(text, valid)
+        raise UsageError(f'--sort: expected one of {", ".join(valid)}, got "{text}"{hint}')
     return whole[0]
 
 
@@ -68,7 +75,8 @@ def _order(value: Any) -> tuple[int, float, str]:
 def _say_table(records: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
     """Print a table. A narrow terminal shows the first keys only."""
     keys = [key for key in keys if not key.endswith("sha256")]  # the name of a run says which text or file it has
-    header = ["#", "run", *(key.rpartition(".")[2] for key in keys), "val ppl", "epoch", "test ppl", "time", ""]
+    first, last_titles = list(TITLES.values())[:2], list(TITLES.values())[2:]
+    header = [*first, *(key.rpartition(".")[2] for key in keys), *last_titles, ""]
     rows = [
         [
             record["number"],

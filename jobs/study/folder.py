@@ -161,7 +161,7 @@ def observe_study(study_dir: Path, *, with_gone: bool = False) -> list[ObservedR
 
 
 def _gone_runs(study_dir: Path, plan: StudyPlan, there: Sequence[ObservedRun]) -> Iterator[ObservedRun]:
-    reason = "its folder is gone; `run` with the manifest starts it again"
+    reason = "it has no folder; `run` with the manifest starts it"
     gone = Observation(state="pending", epoch=None, best_val_ppl=None, reason=reason)
     for digits, entry in plan.absent(one.run.id for one in there).items():
         if digits in plan.launched:

@@ -241,8 +241,8 @@ def _read(config: DataConfig, path: Path | None) -> Texts:
         case "files":
             if path is None:
                 raise DataError(
-                    f"the files of the corpus are not given; pass --data or set SEQLM_DATA to a folder or zip file "
-                    f"with {WANTED}"
+                    'the files of corpus = "files" are not given; set study.data in the manifest, pass --data or set '
+                    f"SEQLM_DATA to a folder or zip file with {WANTED}"
                 )
             return _as_configured(
                 config, _read_files(path, config.column), f"{path} holds another text", "pass the right files"

@@ -266,6 +266,7 @@ def test_a_study_opens_and_draws_without_torch_next_to_modules_of_the_names_of_o
     program = (
         f"import sys; sys.path.append({str(ROOT)!r})\n"
         "import seqlm\n"
+        "assert 'open_study' in dir(seqlm)\n"
         "assert 'pandas' not in sys.modules\n"
         f"study = seqlm.open_study({str(runs_dir / 'optimizers')!r})\n"
         "study.results, study.samples, study._repr_html_(), study.run('gru-adam').config, study.plot_curves()\n"

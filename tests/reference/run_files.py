@@ -10,17 +10,18 @@ import inspect
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from analysis.study.columns import EPOCHS
-from jobs.cli.arguments import KINDS
 from jobs.study.folder import jobs_file, launch_lock_file, queue_file
 from seqlm.run_layout import RunLayout, study_record_file
+from seqlm.state import FailureKind
 from seqlm.trust import LAUNCHED
 from tests.reference.markdown import Meanings, fields_table, table
 
 STORED = Path(__file__).parents[1] / "stored_study.zip"
 RUN = RunLayout(Path("RUN"))
+_KINDS = ", ".join(f"`{kind}`" for kind in get_args(FailureKind))
 
 RUN_FILES = {
     "config_file": ("launcher", "The resolved configuration: the run's identity, and how far it is to go."),
@@ -174,7 +175,7 @@ FIELDS: dict[str, Meanings] = {
         "finished_at": "end of the run, ISO 8601",
     },
     "failure.json": {
-        "kind": ("text", f"one of {', '.join(f'`{kind}`' for kind in KINDS)} ([failures](../explanation/failures.md))"),
+        "kind": ("text", f"one of {_KINDS} ([failures](../explanation/failures.md))"),
         "message": ("text", "one line for a person"),
         "where": ("text", "place in the code, or who wrote the record"),
         "rank": ("number", "rank that failed; in a worker's own record"),
