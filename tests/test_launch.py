@@ -565,10 +565,6 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         (["run", "--learning-rate", "0.1", "small.toml"], 'did you mean "--set optim.lr=0.1"?'),
         (["run", "small.toml", "--set", "train.epochs", "4"], 'did you mean "--set train.epochs=4"?'),
         (["run", "--set", "train.epochs", "4", "small.toml"], 'did you mean "--set train.epochs=4"?'),
-        (
-            ["run", "small.toml", "--set", "data.corpus=files"],
-            "set study.data in the manifest, pass --data or set SEQLM",
-        ),
         (["run", "small.toml", "--dropout", "0.3"], 'did you mean "--set model.keep=1 - dropout"?'),
         (["--runs-dir", "X", "status", "small"], "launch.py status small --runs-dir X"),
         (["run", "small.toml", "--max-parallel", "0"], "--max-parallel: expected a whole number, 1 or more, got 0"),
