@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from seqlm.config import RunConfig
 from seqlm.model_files import ModelFiles
-from seqlm.schema import Bound, Table, read
-
-_Count = Annotated[int, Bound("a positive whole number", least=1)]
+from seqlm.schema import Count, Table, Valid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +18,12 @@ class Resources(Table):
 
     NAME = "resources"
 
-    ranks: _Count = 1
+    ranks: Count = 1
     """Processes that share the run's global batch through DistributedDataParallel."""
-    cpus: _Count | None = None
+    cpus: Count | None = None
     """CPU cores of each rank. ``None`` means as many as the threads of its checkpoint for a run that goes on without a
     GPU, else an equal share of the machine among the runs that run at once."""
-    gpus: Annotated[float, Bound("0, 1, or a share such as 0.25, for each rank", least=0, most=1)] | None = None
+    gpus: Annotated[float, Valid("0, 1, or a share such as 0.25, for each rank", least=0, most=1)] | None = None
     """GPUs of each rank: 0, 1, or (with one rank only) a share such as 0.25. ``None`` means 1 if there are any GPUs."""
     priority: int = 0
     """Waiting runs with a higher priority start first."""
@@ -33,18 +31,6 @@ class Resources(Table):
     def _conditions(self) -> Iterator[str]:
         if self.gpus is not None and 0 < self.gpus < 1 and self.ranks > 1:
             yield f"resources.gpus: expected 0 or 1 with several ranks, which cannot share a GPU, got {self.gpus}"
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Resources:
-        """Read plain data strictly.
-
-        Raises:
-            ConfigError: with one line for every unknown key, wrong type and impossible value.
-        """
-        return read(cls, raw)
 
 
 @dataclass(frozen=True, kw_only=True)

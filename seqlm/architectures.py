@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import ClassVar, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
-from seqlm.schema import Arguments, Count, Names, Probability, Section, show
+from seqlm.schema import Arguments, Count, Probability, Section, Valid, check_arguments, show
 
 CLASS_SEPARATOR = ":"
 """Between file and class of a model of one's own."""
@@ -254,10 +254,12 @@ class CustomConfig(Section):
     """Architecture."""
     source: str
     """File and class of your own model, such as ``lstm.py:LSTM``, relative to the manifest's folder."""
-    arguments: Arguments = field(default_factory=Arguments)
+    arguments: Annotated[Arguments, Valid("a table of arguments", check=check_arguments)] = field(
+        default_factory=Arguments
+    )
     """Keyword arguments of the class, such as ``{ hidden_size = 512 }``. Lists in it multiply in a ``[[grid]]``. In
     ``--set`` and in filters its keys are ``model.arguments.hidden_size`` and so on."""
-    files: Names = field(default_factory=Names)
+    files: Annotated[tuple[Annotated[str, Valid(least=1)], ...], Valid("a list of names")] = ()
     """Further files that ``source`` imports, such as ``["cells.py"]``, relative to the manifest's folder."""
     sha256: str | None = None
     """Digest of the files of your own model; filled in when the manifest is read."""

@@ -17,21 +17,7 @@ from seqlm.architectures import ARCHITECTURES, BuiltInConfig, CustomConfig, Mode
 from seqlm.errors import ConfigError, nearest
 from seqlm.optimizers import OPTIMIZERS, OptimConfig
 from seqlm.reading import MOST_EPOCHS
-from seqlm.schema import (
-    Arguments,
-    Bound,
-    Count,
-    Names,
-    Positive,
-    Section,
-    Table,
-    fields_of,
-    listing,
-    read,
-    show,
-    unknown_key,
-    wrong_choice,
-)
+from seqlm.schema import Count, Positive, Section, Table, Valid, fields_of, listing, read, show, unknown_key
 
 Precision: TypeAlias = Literal["fp32", "tf32", "bf16"]
 """Of the operands of matrix products."""
@@ -39,7 +25,7 @@ Precision: TypeAlias = Literal["fp32", "tf32", "bf16"]
 LARGEST_SEED = 2**32 - 1
 """PyTorch reads the lowest 32 bits of a seed on a CPU: a larger one would draw the numbers of a smaller one."""
 SEEDS = "a whole number from 0 to 2^32 - 1"
-Seed = Annotated[int, Bound(SEEDS, least=0, most=LARGEST_SEED)]
+Seed = Annotated[int, Valid(SEEDS, least=0, most=LARGEST_SEED)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +39,7 @@ class DataConfig(Section):
     level: Literal["word", "char", "token"] | None = None
     """Tokens are words or characters; ``token``: what ``data.tokenizer`` makes. Without it ``token`` if there is a
     tokenizer, else ``word``."""
-    vocab_size: Annotated[int, Bound("a whole number of at least 3", least=3)] | None = None
+    vocab_size: Annotated[int, Valid("a whole number of at least 3", least=3)] | None = None
     """Keep this many most frequent tokens; the rest becomes ``<unk>``. Without it all tokens are kept, and 10,000 words
     of ``pydoc``. A tokenizer has its own vocabulary."""
     sha256: str | None = None
@@ -95,7 +81,7 @@ class TrainConfig(Section):
 
     NAME = "train"
 
-    epochs: Annotated[int, Bound(f"a whole number from 1 to {MOST_EPOCHS:,}", least=1, most=MOST_EPOCHS)] = 40
+    epochs: Annotated[int, Valid(f"a whole number from 1 to {MOST_EPOCHS:,}", least=1, most=MOST_EPOCHS)] = 40
     """Passes over the training split: how far the run is to go. Not part of its identity: a run that has trained
     fewer trains the missing ones."""
     batch_size: Count = 20
@@ -141,7 +127,7 @@ class RunConfig(Table):
     SECTIONS: ClassVar[tuple[str, ...]] = ("model", "data", "optim", "train", "eval")
 
     def __post_init__(self) -> None:
-        if self.eval != EvalConfig():
+        if self.eval != type(self).eval:
             columns, window = self.eval.batch_size or self.train.batch_size, self.eval.seq_len or self.train.seq_len
             object.__setattr__(self, "eval", EvalConfig(batch_size=columns, seq_len=window))
         super().__post_init__()
@@ -175,22 +161,19 @@ class RunConfig(Table):
         problems: list[str] = []
         parts: dict[str, Any] = {}
         known = fields_of(cls)
-        for key in raw:
+        for key, value in {**{section: {} for section in cls.SECTIONS}, **raw}.items():
             if key not in known:
-                problems.append(f'unknown key "{key}"{nearest(key, known)} (valid: {", ".join(known)})')
-        for section in cls.SECTIONS:
-            value = raw.get(section, {})
-            if not isinstance(value, Mapping):
-                problems.append(f"{section}: expected a table, got {show(value)}")
-                continue
-            try:
-                parts[section] = _read_section(section, value)
-            except ConfigError as error:
-                problems += error.problems
-        if "seed" in raw:
-            parts["seed"] = raw["seed"]
-            if problem := known["seed"].problem(raw["seed"]):
-                problems.append(f"seed: {problem}")
+                problems.append(unknown_key(key, known))
+            elif key not in cls.SECTIONS:
+                problems += known[key].problems(key, value)
+                parts[key] = value
+            elif not isinstance(value, Mapping):
+                problems.append(f"{key}: expected a table, got {show(value)}")
+            else:
+                try:
+                    parts[key] = _read_section(key, value)
+                except ConfigError as error:
+                    problems += error.problems
         if problems:
             raise ConfigError(problems)
         return cls(**parts)
@@ -262,21 +245,11 @@ VARIANTS: dict[str, tuple[str, tuple[type, ...]]] = {
 """Section -> (the key that chooses the variant, the variants)."""
 
 
-def _keys_of_kind(kind: type) -> tuple[str, ...]:
-    return tuple(
-        f"{section}.{name}"
-        for section, (_, variants) in VARIANTS.items()
-        for variant in variants
-        for name, found in fields_of(variant).items()
-        if found.kind is kind
-    )
+LIST_KEYS = ("model.files",)
+"""Keys whose value is a list."""
 
-
-LIST_KEYS = _keys_of_kind(Names)
-"""Keys whose value is a list: ``model.files``."""
-
-OPEN_TABLES = _keys_of_kind(Arguments)
-"""Keys whose value is a table with names of the user's: ``model.arguments``."""
+OPEN_TABLES = ("model.arguments",)
+"""Keys whose value is a table with names of the user's."""
 
 
 def base_key(key: str) -> str:
@@ -376,24 +349,24 @@ def _read_section_once(section: str, /, **raw: Any) -> Table:
     variant = variants[0]
     if selector:
         key, found, choices = f"{section}.{selector}", raw.get(selector), choices_of(f"{section}.{selector}")
-        if found is None:
+        if selector not in raw:
             raise ConfigError([f"{key}: missing, expected one of {listing(choices)}"])
         if found not in choices:
-            line = f"{key}: {wrong_choice(found, choices)}"
-            if section == "model" and "did you mean" not in line:
-                line += '; for a model of your own, arch = "custom" and source = "FILE.py:CLASS" '
-                line += "(an LSTM is in examples/lstm/)"
-            raise ConfigError([line])
+            hint = nearest(str(found), choices)
+            if section == "model" and not hint:
+                hint = '; for a model of your own, arch = "custom" and source = "FILE.py:CLASS" '
+                hint += "(an LSTM is in examples/lstm/)"
+            raise ConfigError([f"{key}: expected one of {listing(choices)}, got {show(found)}{hint}"])
         variant = next(v for v in variants if found in fields_of(v)[selector].choices)
 
     def unknown(key: str) -> str:
         owners = [v for v in variants if key in fields_of(v)]
         if not owners:
-            return unknown_key(f"{section}.{key}", valid_keys(), fields_of(variant))
+            return unknown_key(f"{section}.{key}", valid_keys())
         names = " and ".join(choice for owner in owners for choice in fields_of(owner)[selector].choices)
         return f"{section}.{key}: applies to {names} only, got {selector} = {show(raw[selector])}"
 
-    return read(variant, raw, unknown)
+    return read(variant, raw, unknown=unknown)
 
 
 _read_section_cached = functools.lru_cache(maxsize=1024, typed=True)(_read_section_once)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from seqlm.schema import Bound, Count, Positive, Section, listing, show
+from seqlm.schema import Count, Positive, Section, Valid, listing, show
 
 Schedule: TypeAlias = Literal["constant", "compounding", "per_epoch", "cosine", "linear"]
 
@@ -24,8 +24,8 @@ ANNEALED: tuple[Schedule, ...] = ("cosine", "linear")
 _NEEDED_BY = {"decay": PUBLISHED, "flat_epochs": PUBLISHED, "decay_epochs": ANNEALED}
 """Keys that belong to some schedules only."""
 
-_NotNegative = Annotated[float, Bound("a finite number of at least 0", least=0)]
-_Average = Annotated[float, Bound("a number of at least 0 and below 1", least=0, below=1)]
+_NotNegative = Annotated[float, Valid("a finite number of at least 0", least=0)]
+_Average = Annotated[float, Valid("a number of at least 0 and below 1", least=0, below=1)]
 """The factor of a running average."""
 
 
@@ -48,7 +48,7 @@ class OptimConfig(Section, ABC):
     multiplied by decay^-(e - flat + 1). ``per_epoch`` (the published text): the rate is divided by ``decay`` after each
     epoch. ``cosine``, ``linear``: the rate falls to 0 over ``decay_epochs``, a little with each step. Without it,
     ``compounding`` for sgd_schedule and ``constant`` for the others."""
-    decay: Annotated[float, Bound("a number greater than 1", above=1)] | None = None
+    decay: Annotated[float, Valid("a number greater than 1", above=1)] | None = None
     """``compounding``, ``per_epoch``: divisor of the learning rate; without it, 1.15."""
     flat_epochs: Count | None = None
     """``compounding``, ``per_epoch``: epochs at the given rate before it falls; without it, 15 for ``compounding`` and
@@ -56,7 +56,7 @@ class OptimConfig(Section, ABC):
     decay_epochs: Count | None = None
     """``cosine``, ``linear``: epochs after which the rate is 0, at least ``train.epochs``. It does not follow from
     ``train.epochs``, so a run can be extended up to it."""
-    warmup_steps: Annotated[int, Bound("a whole number of at least 0", least=0)] = 0
+    warmup_steps: Annotated[int, Valid("a whole number of at least 0", least=0)] = 0
     """Steps in which the rate of the schedule is multiplied by a factor that rises linearly to 1 (Goyal et al.,
     2017)."""
     weight_decay: _NotNegative = 0.0

@@ -1,69 +1,75 @@
-"""Frozen dataclasses that are read from plain data, strictly: unknown keys, types, ranges and missing keys.
+"""Plain data against types: tables as frozen dataclasses that check themselves, with one line for each mistake.
 
-The configuration of a run and its resources are declared in this way. Annotations hold type and range; the docstring
-below a field describes it. The JSON Schema and the key tables of manifests are made from the same annotations
-(:mod:`jobs.manifests.json_schema`). Imports the standard library only, since every worker reads a configuration.
+The configuration of a run, its resources and every table of a manifest are declared in this way. The annotation of a
+field holds its type and what is valid (:class:`Valid`), the docstring below describes it; pydantic makes the JSON
+Schema of manifests from the same declarations (:mod:`jobs.manifests.json_schema`). Imports the standard library only,
+since each worker and each `status` reads configurations.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
+import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeAlias, TypeVar
 
-from seqlm.errors import ConfigError, nearest, nearest_key
+from seqlm.errors import ConfigError, nearest, nearest_key, printable
 
 TableT = TypeVar("TableT", bound="Table")
 
 
 @dataclass(frozen=True)
-class Bound:
-    """The range of a number, as metadata in a field's annotation. The JSON Schema of manifests has it too."""
+class Valid:
+    """What is valid beyond a type, as metadata in an annotation. ``None`` means no limit."""
 
-    words: str
-    """The words that follow "expected" in messages."""
+    words: str = ""
+    """The words that follow "expected" in messages. Empty: those of the type."""
     above: float | None = None
-    """The number must be above this. ``None``: no such limit; likewise below."""
+    """Excluded lower bound."""
     least: float | None = None
-    """Smallest valid number."""
+    """Smallest number; of a text, list or table its shortest length. Likewise ``most``."""
     most: float | None = None
-    """Largest valid number."""
     below: float | None = None
-    """The number must be below this."""
+    pattern: str | None = None
+    """Regular expression that a text has, with printable characters only. Its syntax is that of ECMAScript, too."""
+    ascending: bool = False
+    """Whether each item of a list is above the one before."""
+    check: Callable[[str, Any], Iterable[str]] | None = None
+    """A check beyond: (key in full, value) -> a line for each problem."""
 
-    def holds(self, value: float) -> bool:
-        """Whether a number is finite and within the range."""
+    def holds(self, value: Any) -> bool:
+        """Whether a value of the type is within the bounds and has the pattern."""
+        size = value if isinstance(value, int | float) else len(value)
         return (
-            (isinstance(value, int) or math.isfinite(value))
-            and (self.above is None or value > self.above)
-            and (self.least is None or value >= self.least)
-            and (self.most is None or value <= self.most)
-            and (self.below is None or value < self.below)
+            (self.above is None or size > self.above)
+            and (self.least is None or size >= self.least)
+            and (self.most is None or size <= self.most)
+            and (self.below is None or size < self.below)
+            and (not self.ascending or all(one < other for one, other in itertools.pairwise(value)))
+            and (self.pattern is None or (value.isprintable() and re.search(self.pattern, value) is not None))
         )
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        found = {
-            "exclusiveMinimum": self.above,
-            "minimum": self.least,
-            "maximum": self.most,
-            "exclusiveMaximum": self.below,
-        }
-        return {**handler(schema), **{key: value for key, value in found.items() if value is not None}}
+        found = handler(schema)
+        what = {"string": "Length", "array": "Items", "object": "Properties"}.get(found.get("type"), "imum")
+        bounds = {f"min{what}": self.least, f"max{what}": self.most, "pattern": self.pattern}
+        bounds |= {"exclusiveMinimum": self.above, "exclusiveMaximum": self.below}
+        return {**found, **{key: value for key, value in bounds.items() if value is not None}}
 
 
-Count = Annotated[int, Bound("a positive whole number", least=1)]
-Positive = Annotated[float, Bound("a positive finite number", above=0)]
-Probability = Annotated[float, Bound("a number above 0 and at most 1", above=0, most=1)]
-
-
-Value: TypeAlias = bool | int | float | str
-"""What an argument may be, alone or in a list."""
+Count = Annotated[int, Valid("a positive whole number", least=1)]
+NotNegative = Annotated[int, Valid("a whole number, 0 or more", least=0)]
+Positive = Annotated[float, Valid("a positive finite number", above=0)]
+Probability = Annotated[float, Valid("a number above 0 and at most 1", above=0, most=1)]
+Line = Annotated[str, Valid("a text of one line", pattern=r"^[^\n\r]*[^\s][^\n\r]*$")]
+Word = Annotated[str, Valid("a text without spaces", pattern=r"^[^\s]+$")]
 
 
 class Arguments(dict[str, Any]):
@@ -71,9 +77,6 @@ class Arguments(dict[str, Any]):
 
     Lists become tuples, so that the table is equal to itself after a way through JSON.
     """
-
-    WORDS: ClassVar[str] = "a table of arguments"
-    VALUES: ClassVar[str] = "a number, a text, true or false, or a list of them"
 
     def __init__(self, items: Any = ()) -> None:
         plain = {key: tuple(value) if isinstance(value, list) else value for key, value in dict(items).items()}
@@ -97,40 +100,67 @@ class Arguments(dict[str, Any]):
         return type(self), (dict(self),)
 
     @classmethod
-    def problems(cls, key: str, value: Any) -> Iterator[str]:
-        """Yield a line for each part of a value that is not valid for the field ``key``."""
-        if not isinstance(value, Mapping):
-            yield f"{key}: expected {cls.WORDS}, got {show(value)}"
-            return
-        for name, argument in value.items():
-            if not name.isidentifier():
-                yield f"{key}.{name}: expected the name of an argument, got {show(name)}"
-            elif not all(_is_value(item) for item in (argument if isinstance(argument, list | tuple) else [argument])):
-                yield f"{key}.{name}: expected {cls.VALUES}, got {show(argument)}"
-
-    @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Callable[[Any], Any]) -> Any:
-        return handler(dict[str, Value | list[Value]])
+        return handler(dict[str, _Argument | list[_Argument]])
 
 
-class Names(tuple[str, ...]):
-    """A list of names that cannot be changed."""
-
-    WORDS: ClassVar[str] = "a list of names"
-
-    @classmethod
-    def problems(cls, key: str, value: Any) -> Iterator[str]:
-        """Yield a line if a value is not valid for the field ``key``."""
-        if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
-            yield f"{key}: expected {cls.WORDS}, got {show(value)}"
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: Callable[[Any], Any]) -> Any:
-        return handler(list[str])
+_Argument: TypeAlias = bool | int | float | str
 
 
-def _is_value(value: Any) -> bool:
-    return isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
+def check_arguments(key: str, value: Any) -> Iterator[str]:
+    """Yield a line for each argument that has no valid name or value."""
+    for name, argument in value.items():
+        if not name.isidentifier():
+            yield f"{key}.{name}: expected the name of an argument, got {show(name)}"
+        elif not fits(_Argument | list[_Argument], argument):
+            what = "a number, a text, true or false, or a list of them"
+            yield f"{key}.{name}: expected {what}, got {show(argument)}"
+
+
+# -- values ----------------------------------------------------------------------------------------------------------
+
+
+def fits(kind: Any, value: Any) -> bool:
+    """Whether plain data is of a type. Whole numbers are numbers too, lists are tuples, and no number is infinite."""
+    return bool(_test_of(kind)(value))
+
+
+@functools.cache
+def _test_of(kind: Any) -> Callable[[Any], bool]:
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return lambda value: True
+    if kind is float:
+        return lambda value: type(value) in (int, float) and _is_finite(value)
+    if origin is Annotated:
+        test, valid = _test_of(inner[0]), [item for item in inner[1:] if isinstance(item, Valid)]
+        return lambda value: test(value) and all(item.holds(value) for item in valid)
+    if origin is Literal:
+        return lambda value: isinstance(value, str) and value in inner
+    if origin in (typing.Union, types.UnionType):
+        tests = [_test_of(one) for one in inner]
+        return lambda value: any(test(value) for test in tests)
+    if origin in (list, tuple):
+        item = _test_of(inner[0])
+        return lambda value: isinstance(value, list | tuple) and all(map(item, value))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        name, item = map(_test_of, inner)
+        return lambda value: isinstance(value, Mapping) and all(name(k) and item(v) for k, v in value.items())
+    if issubclass(kind, Mapping):
+        return lambda value: isinstance(value, Mapping)
+    if issubclass(kind, Table):
+        return lambda value: isinstance(value, kind)
+    return lambda value: type(value) is kind
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond any float
+        return False
+
+
+# -- fields and tables -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,102 +168,114 @@ class Field:
     """What the annotation of a field says."""
 
     kind: Any
-    """``int``, ``float``, ``str``, ``bool``, a ``Literal``, :class:`Arguments` or :class:`Names`."""
-    optional: bool
-    """Whether ``None`` is valid."""
+    """Its type without ``Annotated`` and without ``None``, which stands for a key that is not given."""
+    test: Callable[[Any], bool]
+    default: Any
+    """``MISSING`` if it is required, or made by a factory."""
     required: bool
-    bound: Bound | None
+    words: str
+    check: Callable[[str, Any], Iterable[str]] | None
 
     @property
     def choices(self) -> tuple[str, ...]:
         """The values of a ``Literal``; none for any other kind."""
         return typing.get_args(self.kind) if typing.get_origin(self.kind) is Literal else ()
 
-    @property
-    def words(self) -> str:
-        """The kind in the words that follow "expected" in messages."""
-        if self.has_parts:
-            return str(self.kind.WORDS)
-        return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(
-            self.kind, f"one of {listing(self.choices)}"
-        )
-
-    @property
-    def has_parts(self) -> bool:
-        """Whether values are tables or lists, which say themselves what is wrong with them."""
-        return isinstance(self.kind, type) and issubclass(self.kind, Arguments | Names)
-
-    def problem(self, value: Any) -> str | None:
-        """Return what was expected if a value has another kind, ignoring the range. Whole numbers are numbers too."""
-        if (value is None and self.optional) or type(value) is self.kind:
-            return None
-        if self.choices:
-            return None if isinstance(value, str) and value in self.choices else wrong_choice(value, self.choices)
-        if self.kind is float and type(value) is int:
-            digits = f"a whole number of {len(str(value))} digits"
-            return None if _converts(value, float) else f"expected a number, got {digits}"
-        quoted = isinstance(value, str) and self.kind in (int, float) and _converts(value, self.kind)
-        return f"expected {self.words}, got {show(value)}{'; remove the quotes' if quoted else ''}"
+    def problems(self, key: str, value: Any) -> Iterable[str]:
+        """Return a line for each problem with a value."""
+        if self.test(value):
+            return self.check(key, value) if self.check and value is not None else ()
+        quoted = isinstance(value, str) and self.kind in (int, float) and _is_number(value)
+        hint = "; remove the quotes" if quoted else nearest(str(value), self.choices)
+        return [f"{key}: expected {self.words}, got {show(value)}{hint}"]
 
 
-def _converts(value: Any, kind: Callable[[Any], Any]) -> bool:
+def _is_number(text: str) -> bool:
+    with_digit = any(map(str.isdigit, text))
     try:
-        kind(value)
-    except (ValueError, OverflowError):
+        return with_digit and math.isfinite(float(text))
+    except ValueError:
         return False
-    return True
 
 
-def fields_of(kind: type) -> dict[str, Field]:
+def fields_of(kind: type) -> Mapping[str, Field]:
     """Return the fields of a dataclass by name."""
     return _fields_of(kind)
 
 
 @functools.cache
-def _fields_of(kind: type) -> dict[str, Field]:
+def _fields_of(kind: type) -> Mapping[str, Field]:
     hints = typing.get_type_hints(kind, include_extras=True)
     found = {}
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
-        if optional := typing.get_origin(hint) in (typing.Union, types.UnionType):
-            hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+        kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+        written = [one for one in kinds if one is not type(None)]
+        bare, *items = typing.get_args(written[0]) if typing.get_origin(written[0]) is Annotated else written[:1]
+        valid = next((item for item in reversed(items) if isinstance(item, Valid)), Valid())
         found[field.name] = Field(
-            kind=hint.__origin__ if typing.get_origin(hint) is Annotated else hint,
-            optional=optional,
+            kind=bare,
+            test=_test_of(hint),
+            default=field.default,
             required=field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
-            bound=next((item for item in getattr(hint, "__metadata__", ()) if isinstance(item, Bound)), None),
+            words=", or ".join(map(_words_of, written)),
+            check=valid.check,
         )
     return found
 
 
+def _words_of(hint: Any) -> str:
+    if typing.get_origin(hint) is Annotated:
+        bare, *items = typing.get_args(hint)
+        return next((item.words for item in reversed(items) if isinstance(item, Valid) and item.words), _words_of(bare))
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        return f"one of {listing(choices)}" if len(choices) > 1 else listing(choices)
+    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(hint, "a table")
+
+
 class Table:
-    """Base of the dataclasses: the ranges of their fields are checked whenever one is made.
+    """Base of the dataclasses: their values are checked whenever one is made.
 
     Raises:
-        ConfigError: one line for each value out of its range, and for each broken condition.
+        ConfigError: one line for each value that is not valid, and for each broken condition.
     """
 
     NAME: ClassVar[str] = ""
     """Name of the table, which precedes keys in messages."""
+    NO_KEYS: ClassVar[Mapping[str, str]] = {}
+    """Name that looks like a key -> the line about it, with ``{name}`` for the key in full."""
+    __pydantic_config__: ClassVar[Any] = {"use_attribute_docstrings": True}
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{self.key(name)}: expected {field.bound.words}, got {value}"
-            for name, field in fields_of(type(self)).items()
-            if field.bound and (value := getattr(self, name)) is not None and not field.bound.holds(value)
-        ]
+        problems: list[str] = []
+        for name, field in fields_of(type(self)).items():
+            value = getattr(self, name)
+            if value is not field.default:
+                problems += field.problems(self.key(name), value)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
         problems += self._conditions()
         if problems:
             raise ConfigError(problems)
 
     def _conditions(self) -> Iterator[str]:
-        """Yield a line for each broken condition beyond the range of one field. Other fields may be out of range."""
+        """Yield a line for each broken condition between fields."""
         return iter(())
 
     @classmethod
     def key(cls, name: str) -> str:
         """Return the dotted name of a field, such as ``optim.lr``."""
         return f"{cls.NAME}.{name}" if cls.NAME else name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain data."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+
+    @classmethod
+    def full_keys(cls) -> tuple[str, ...]:
+        """Return the dotted names of the fields, in their order."""
+        return tuple(map(cls.key, fields_of(cls)))
 
 
 class Section(Table):
@@ -244,68 +286,94 @@ class Section(Table):
     apart. Empty: no key does."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, field in fields_of(type(self)).items():
             value = getattr(self, name)
-            if (field.kind is float and value is not None) or field.has_parts:
+            if field.kind in (float, Arguments) and value is not None:
                 object.__setattr__(self, name, field.kind(value))
-        super().__post_init__()
 
     def values(self) -> dict[str, Any]:
         """Return the keys that apply with their values."""
         return dict(vars(self))
 
 
-def read(kind: type[TableT], raw: Mapping[str, Any], unknown: Callable[[str], str] | None = None) -> TableT:
+def read(
+    kind: type[TableT],
+    raw: Any,
+    *,
+    prefix: str | None = None,
+    unknown: Callable[[str], str] | None = None,
+) -> TableT:
     """Make a table from plain data.
 
-    ``unknown`` returns the line for a key that is no field. ``None``: a line with the nearest field.
+    Args:
+        kind: the table's dataclass.
+        raw: its keys and values.
+        prefix: precedes keys in messages. ``None``: the table's name and a dot.
+        unknown: returns the line for a key that is no field. ``None``: a line with the nearest field.
 
     Raises:
-        ConfigError: one line for each unknown key, wrong type, missing key and impossible value.
+        ConfigError: one line for each unknown key, missing key, wrong value and broken condition.
     """
+    prefix = kind.key("") if prefix is None else prefix
+    if not isinstance(raw, Mapping):
+        raise ConfigError([f"{prefix[:-1]}: expected a table, got {show(raw)}"])
     fields = fields_of(kind)
     problems: list[str] = []
-    values: dict[str, Any] = {}
+    wrong: set[str] = set()
     for key, value in raw.items():
-        if key not in fields:
-            line = unknown(key) if unknown else unknown_key(kind.key(key), map(kind.key, fields), fields)
-            problems.append(line)
-        elif fields[key].has_parts:
-            wrong = list(fields[key].kind.problems(kind.key(key), value))
-            problems += wrong
-            if not wrong:
-                values[key] = value
-        elif problem := fields[key].problem(value):
-            problems.append(f"{kind.key(key)}: {problem}")
+        name, before = f"{prefix}{key}", len(problems)
+        if key in fields:
+            problems += fields[key].problems(name, value)
+        elif key in kind.NO_KEYS:
+            problems.append(kind.NO_KEYS[key].format(name=name))
         else:
-            values[key] = value
+            problems.append(unknown(key) if unknown else unknown_key(name, [f"{prefix}{field}" for field in fields]))
+        wrong |= {key} if len(problems) > before else set()
     required = [name for name, field in fields.items() if field.required]
-    problems += [f"{kind.key(name)}: missing, expected {fields[name].words}" for name in required if name not in raw]
-    if all(name in values for name in required):
-        try:
-            made = kind(**values)
-        except ConfigError as error:
-            problems += error.problems
+    missing = [name for name in required if name not in raw]
+    problems += [f"{prefix}{name}: missing, expected {fields[name].words}" for name in missing]
+    if missing or wrong.intersection(required):
+        raise ConfigError(problems)
+    try:
+        made = kind(**{key: value for key, value in raw.items() if key not in wrong})
+    except ConfigError as error:  # of the conditions; one on a value that is wrong itself says nothing new
+        problems += [line for line in error.problems if not any(kind.key(key) in line for key in wrong)]
     if problems:
         raise ConfigError(problems)
     return made
 
 
-def unknown_key(key: str, valid: Iterable[str], siblings: Iterable[str]) -> str:
-    """Return the line for an unknown dotted key, with the nearest of ``valid`` and the keys of its own table."""
-    listed = ", ".join(sorted(siblings))
-    return f'unknown key "{key}"{nearest_key(key, valid)} (valid in {key.partition(".")[0]}: {listed})'
+# -- messages --------------------------------------------------------------------------------------------------------
 
 
-def wrong_choice(value: Any, choices: Iterable[str]) -> str:
-    """Return what was expected in place of a value that is none of the choices."""
-    choices = list(choices)
-    return f"expected one of {listing(choices)}, got {show(value)}{nearest(str(value), choices)}"
+def unknown_key(key: str, valid: Iterable[str], listed: Sequence[str] = (), hint: str = "") -> str:
+    """Return the line for an unknown dotted key.
+
+    Args:
+        key: the key in full.
+        valid: keys in full, of which the nearest is named.
+        listed: the valid keys to list if the key is in no section. Empty: the sections of ``valid``.
+        hint: what the key is meant for. Empty: the nearest valid key.
+    """
+    valid = list(valid)
+    section = key.rpartition(".")[0]
+    siblings = sorted({name.rpartition(".")[2] for name in valid if section and name.rpartition(".")[0] == section})
+    options = siblings or listed or dict.fromkeys(name.partition(".")[0] for name in valid)
+    where = f"valid in {section}" if siblings else "valid"
+    return f'unknown key "{key}"{hint or nearest_key(key, valid)} ({where}: {", ".join(options)})'
 
 
 def show(value: Any) -> str:
-    """Return a value as JSON."""
-    return json.dumps(value, default=str, ensure_ascii=False)
+    """Return a value as JSON in one line of at most 100 characters."""
+    is_number = isinstance(value, float)  # NaN and infinity as TOML has them
+    text = str(value) if is_number else one_line(json.dumps(value, default=str, ensure_ascii=False))
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def one_line(text: str) -> str:
+    """Return a text with line breaks and control characters escaped."""
+    return printable(text).replace("\t", "\\t")
 
 
 def listing(choices: Iterable[str]) -> str:

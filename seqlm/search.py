@@ -12,17 +12,18 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from seqlm.errors import FileError, UsageError
+from seqlm.config import valid_keys
+from seqlm.errors import ConfigError, FileError, UsageError, nearest_key
 from seqlm.files import Guard, unguarded, write_json
 from seqlm.rundir import RunDirectory
+from seqlm.schema import Count, Table, Valid, read
 
 Metric: TypeAlias = Literal["val_ppl", "train_ppl", "val_loss"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
 Decision: TypeAlias = Literal["goes on", "stopped"]
 
 
@@ -61,27 +62,37 @@ def _ordered(value: float) -> float:
     return value if math.isfinite(value) else math.inf
 
 
+def _check_keys(name: str, value: Any) -> Iterator[str]:
+    for key in value:
+        if key not in valid_keys():
+            yield f'{name}: expected keys of a run\'s configuration, got "{key}"{nearest_key(key, valid_keys())}'
+
+
 @dataclass(frozen=True, kw_only=True)
-class Search:
-    """The rule of a study's search: the table ``[search]`` of its manifest (:mod:`jobs.manifests.search`)."""
+class Search(Table):
+    """The rule of a study's search: the table ``[search]`` of its manifest. It is no part of a run's identity."""
 
-    rungs: tuple[int, ...]
-    """Finished epochs after which runs are compared, ascending."""
+    NAME = "search"
+    NO_KEYS: ClassVar[Mapping[str, str]] = {
+        "mode": "{name}: no such key any more; each run is compared with those that have reached the rung so far",
+    }
+
+    rungs: Annotated[
+        tuple[Count, ...],
+        Valid("a list of epochs above 0 in ascending order, such as [3, 9, 27]", least=1, ascending=True),
+    ]
+    """Epochs after which runs are compared, in ascending order, such as `[3, 9, 27]`. Each is below `train.epochs` of
+    every run."""
     metric: Metric = "val_ppl"
-    keep: float = 0.34
-    min_runs: int = 3
-    within: tuple[str, ...] = ()
-    """Keys of the configuration: runs are compared with those that have the same values. Empty: with all."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As a manifest has it."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Search:
-        """Read the result of :meth:`to_dict`, or a table in which ``read_table`` found no problem."""
-        values: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in raw.items()}
-        return cls(**values)
+    """What is compared: the value of that epoch in `metrics.jsonl`. Lower is better."""
+    keep: Annotated[float, Valid("a share above 0 and below 1", above=0, below=1)] = 0.34
+    """Share of the runs that goes on from a rung, rounded up. Runs with equal values go on together or stop
+    together."""
+    min_runs: Count = 3
+    """No run is stopped before this number of runs has reached the rung."""
+    within: Annotated[tuple[str, ...], Valid('a list of keys, such as ["model.arch"]', check=_check_keys)] = ()
+    """Keys of the configuration, such as `["model.arch"]`: a run is compared with the runs that have the same values.
+    Without it, with all runs of the study."""
 
     @classmethod
     def from_text(cls, text: str) -> Search | None:
@@ -93,8 +104,8 @@ class Search:
         if not text:
             return None
         try:
-            return cls.from_dict(json.loads(text))
-        except (ValueError, TypeError, AttributeError):
+            return read(cls, json.loads(text))
+        except (ValueError, ConfigError):
             raise UsageError(f"SEQLM_SEARCH: expected the [search] table as JSON, got {text}") from None
 
     def to_text(self) -> str:

@@ -13,16 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from annotated_types import Ge, Gt, Le
-
-from jobs.backends.base import POSITIVE, SECONDS, BackendTable, Positive, Seconds
+from jobs.backends.base import BackendTable, Seconds
 from jobs.manifests.backends import check_table
-from jobs.manifests.fields import Line, Problems, Valid, Word
-from jobs.manifests.reader import read_toml_file, show
+from jobs.manifests.reader import Problems, read_toml_file
 from jobs.spec import Resources
 from seqlm.environment import SLURM_CONFIG
 from seqlm.errors import BackendError, ManifestError, nearest
 from seqlm.reading import exists
+from seqlm.schema import Count, Line, Valid, Word, show
 
 SITE_FILE = Path(__file__).parent / "cluster.toml"
 """The default site file, used if ``SEQLM_SLURM_CONFIG`` is unset. Not tracked by git."""
@@ -104,8 +102,8 @@ def _sbatch(name: str, value: Any) -> Iterator[str]:
             yield f"{place}: expected true, a text of one line or a number, got {show(found)}"
 
 
-_Nodes = Annotated[Word | None, Valid('a list of nodes, such as "node[01-04],node09"')]
-_LINES = "a list of texts, each one line"
+_Nodes = Annotated[Word, Valid('a list of nodes, such as "node[01-04],node09"')] | None
+_Lines = Annotated[tuple[Line, ...], Valid("a list of texts, each one line")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,49 +126,49 @@ class SlurmSettings(BackendTable):
         for key in (option, option.replace("-", "_"))
     }
 
-    progress_s: Annotated[Seconds, SECONDS] = 10.0
+    progress_s: Seconds = 10.0
     """Seconds between two updates of `progress.json`, which says where a run is within its epoch, and between two
     looks of `--watch`. A higher number means less load on shared file systems (Lustre, NFS)."""
-    partition: Annotated[Word | None, Valid("a partition's name, or several with commas between")] = None
+    partition: Annotated[Word, Valid("a partition's name, or several with commas between")] | None = None
     """Partition, or several with commas between; without it, the cluster's default."""
-    account: Annotated[Word | None, Valid("an account's name")] = None
+    account: Annotated[Word, Valid("an account's name")] | None = None
     """Account that is charged; without it, your default account."""
-    qos: Annotated[Word | None, Valid("the name of a quality of service")] = None
+    qos: Annotated[Word, Valid("the name of a quality of service")] | None = None
     """Quality of service; without it, your default."""
-    constraint: Annotated[Line | None, Valid("a text of one line")] = None
+    constraint: Line | None = None
     """Features that nodes must have, such as `"a100|h100"`."""
-    reservation: Annotated[Word | None, Valid("a reservation's name")] = None
+    reservation: Annotated[Word, Valid("a reservation's name")] | None = None
     """Reservation to use."""
     nodelist: _Nodes = None
     """Nodes that a job must get, all of them: `"node[01-02]"`."""
     exclude: _Nodes = None
     """Nodes that a job must not get."""
-    timeout_min: Annotated[Positive, POSITIVE] = 60
+    timeout_min: Count = 60
     """Time limit of a job in minutes. A run that needs longer is saved and resumed in another job."""
-    signal_before_s: Annotated[int, Ge(1), Le(MAX_SIGNAL_S), Valid(f"a whole number from 1 to {MAX_SIGNAL_S}")] = 120
+    signal_before_s: Annotated[int, Valid(f"a whole number from 1 to {MAX_SIGNAL_S}", least=1, most=MAX_SIGNAL_S)] = 120
     """Seconds before the time limit, or a preemption, at which a run gets the signal to save. It is less than the time
     limit."""
-    mem_gb: Annotated[Annotated[float, Gt(0)] | None, Valid("a number above 0")] = None
+    mem_gb: Annotated[float, Valid("a number above 0", above=0)] | None = None
     """Memory of each node in GB; without it, the cluster's default."""
-    ranks_per_node: Annotated[Positive | None, POSITIVE] = None
+    ranks_per_node: Count | None = None
     """Ranks of a run on each node; without it, all on one node. A run with more ranks gets several nodes, and
     `resources.ranks` must be a multiple of it."""
-    setup: Annotated[tuple[str, ...], Valid(_LINES, list[Line], _setup)] = ()
+    setup: Annotated[_Lines, Valid("a list of texts, each one line", check=_setup)] = ()
     """Shell lines before a job's command, such as module loads."""
-    python: Annotated[Line | None, Valid('a command that starts Python, such as "apptainer exec image.sif python"')] = (
+    python: Annotated[Line, Valid('a command that starts Python, such as "apptainer exec image.sif python"')] | None = (
         None
     )
     """Command that starts Python in a job, such as `"apptainer exec --nv image.sif python"`; without it, the Python
     that launches."""
-    srun_args: Annotated[tuple[str, ...], Valid(_LINES, list[Line])] = ()
+    srun_args: _Lines = ()
     """Further arguments of the `srun` that starts the ranks."""
-    mail_user: Annotated[Word | None, Valid("a mail address or a user's name")] = None
+    mail_user: Annotated[Word, Valid("a mail address or a user's name")] | None = None
     """Recipient of SLURM's mails; without it, you."""
-    mail_type: Annotated[Word | None, Valid('a text such as "END,FAIL"', check=_mail_type)] = None
+    mail_type: Annotated[Word, Valid('a text such as "END,FAIL"', check=_mail_type)] | None = None
     """Events that SLURM sends mails about, such as `"END,FAIL"`."""
-    sbatch: Annotated[
-        Mapping[str, str | int | float | bool], Valid("a table of options of sbatch", dict[str, Any], _sbatch)
-    ] = field(default_factory=dict)
+    sbatch: Annotated[Mapping[str, Any], Valid("a table of options of sbatch", check=_sbatch)] = field(
+        default_factory=dict
+    )
     """Any other long option of `sbatch`, also of the site's plugins, without the leading hyphens: a text, a number, or
     `true` for an option without a value. `gres_flags` and `gres-flags` are the same."""
 

@@ -9,14 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from annotated_types import Ge, Gt
-
 from jobs.attempt.supervisor import Ended
-from jobs.manifests.fields import Matches, Valid
-from jobs.manifests.reader import show
 from jobs.plan.capacity import Allocation, Capacity
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
+from seqlm.schema import Count, NotNegative, Table, Valid, read, show
 
 # -- settings ----------------------------------------------------------------------------------------------------------
 
@@ -31,23 +28,19 @@ def _variables(name: str, value: Any) -> Iterator[str]:
             yield f"{name}.{key}: expected a text without NUL, got {show(text)}"
 
 
-_Variable = Annotated[str, Matches(VARIABLE)]
-Positive = Annotated[int, Ge(1)]
-POSITIVE = Valid("a positive whole number")
-Seconds = Annotated[float, Gt(0)]
-SECONDS = Valid("a number of seconds above 0")
+Seconds = Annotated[float, Valid("a number of seconds above 0", above=0)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackendTable:
+class BackendTable(Table):
     """The keys that every ``[backend.*]`` has. No part of a run's identity."""
 
     SCHEMA: ClassVar[Mapping[str, Mapping[str, Any]]] = {"env": {"propertyNames": {"pattern": VARIABLE}}}
     """Key -> what its JSON Schema has besides type and bounds."""
 
-    max_parallel: Annotated[Positive | None, POSITIVE] = None
+    max_parallel: Count | None = None
     """Most runs at once; without it, as many as there is room for. `--max-parallel` overrides it."""
-    retries: Annotated[Annotated[int, Ge(0)] | None, Valid("a whole number, 0 or more")] = None
+    retries: NotNegative | None = None
     """Overrides `policy.max_stalled_retries`; `--max-stalled-retries` overrides both."""
     env: Annotated[
         Mapping[str, str], Valid('a table of texts, such as {NCCL_SOCKET_IFNAME = "eth0"}', check=_variables)
@@ -55,11 +48,12 @@ class BackendTable:
     """Variables for the workers, such as `env.NCCL_SOCKET_IFNAME = "eth0"`. They are kept with the study, so do not put
     secrets here."""
     env_pass: Annotated[
-        tuple[str, ...], Valid('a list of names of variables, such as ["HF_TOKEN"]', list[_Variable])
+        tuple[Annotated[str, Valid(pattern=VARIABLE)], ...],
+        Valid('a list of names of variables, such as ["HF_TOKEN"]'),
     ] = ()
     """Variables of your shell that workers get too, such as `["HF_TOKEN"]`. Their values are not written to any
     file."""
-    progress_s: Annotated[Seconds | None, SECONDS] = None
+    progress_s: Seconds | None = None
     """Seconds between two updates of `progress.json`, which says where a run is within its epoch; without it, 1. A
     higher number means less load on shared file systems (Lustre, NFS)."""
 
@@ -102,7 +96,7 @@ class Backend(ABC):
         Raises:
             ManifestError: another file that the settings come from is wrong.
         """
-        return cls.TABLE(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
+        return read(cls.TABLE, table)
 
     @classmethod
     def doctor(cls, *, runs_dir: Path, is_asked: bool, wait_s: float) -> list[Finding]:

@@ -13,22 +13,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, final
 
-from annotated_types import MinLen
-
 from jobs.backends.base import AttendedBackend, BackendTable, Executor, Finding
 from jobs.backends.local import require_device, this_machine
-from jobs.manifests.fields import Valid
 from jobs.plan.capacity import Capacity
 from jobs.registry import default_backend
 from jobs.spec import Resources, RunSpec
 from seqlm.errors import BackendError
+from seqlm.schema import Valid
 
 
 @dataclass(frozen=True, kw_only=True)
 class RayTable(BackendTable):
     """``[backend.ray]``."""
 
-    address: Annotated[Annotated[str, MinLen(1)] | None, Valid('an address, such as "auto"')] = None
+    address: Annotated[str, Valid('an address, such as "auto"', least=1)] | None = None
     """The Ray cluster to join, such as `"auto"`; without it, seqlm starts Ray on this machine. `--ray-address` and
     `RAY_ADDRESS` override it."""
 

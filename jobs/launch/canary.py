@@ -24,6 +24,7 @@ from seqlm.machine import CUDA_BYTES
 from seqlm.reading import listed
 from seqlm.run_layout import CANARY_FOLDER
 from seqlm.rundir import RunDirectory
+from seqlm.schema import read
 
 CANARY_ABOVE = 10
 """Up to this many runs start without canaries. A user watches a few runs; a large grid fails overnight."""
@@ -135,7 +136,7 @@ def _passed(study_dir: Path, backend: str) -> list[dict[str, Any]]:
             record, job = run.read_canary(), run.read_job()
             estimate = run.read_provenance().get("memory_estimate_bytes")
             if record and job and job["backend"] == backend and estimate is not None:
-                resources = replace(Resources.from_dict(job["resources"]), priority=0)
+                resources = replace(read(Resources, job["resources"]), priority=0)
                 found.append({**record, "pair": _pair(run.read_config()), "resources": resources, "estimate": estimate})
     return sorted(found, key=lambda canary: canary["estimate"])
 

@@ -10,20 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
-from annotated_types import Ge, Gt, Len, MaxLen, MinLen
-
-from jobs.manifests.fields import Line, Problems, Valid
 from jobs.manifests.filters import facts_of_spec, meets, parse, resolved
-from jobs.manifests.reader import show
+from jobs.manifests.reader import Problems
 from jobs.spec import RunSpec
 from seqlm.errors import UsageError, nearest
+from seqlm.schema import Count, Line, Table, Valid, show
 
-Metric = Literal["val_ppl", "train_ppl", "test_ppl", "gap", "wall_seconds", "epoch_seconds", "seconds_to_5pct"]
-METRICS: tuple[str, ...] = get_args(Metric)
-"""What an expectation may compare. ``gap`` is ``val_ppl - train_ppl``; ``seconds_to_5pct`` the time that a run took to
-come within 5 % of its best validation perplexity."""
-MAX_TEXT = 300
-MAX_TITLE = 60
+_TITLE = 60
+"""Most characters of the title of a group."""
 Part = Literal[
     "results", "search", "groups", "published", "curves", "expected", "optimizers", "picks", "reliability", "next",
     "cost", "effects", "behaviour", "hyperparameters",
@@ -36,7 +30,7 @@ PARTS: tuple[str, ...] = get_args(Part)
 
 
 def _ascending(name: str, value: Any) -> Iterator[str]:
-    if sorted(value) != value:
+    if value[0] > value[1]:
         yield f"{name}: expected {_RANGE}, got {show(value)}"
 
 
@@ -53,60 +47,63 @@ def _each_once(name: str, value: Any) -> Iterator[str]:
             yield f"{name}: expected each run once, got {show(run)} twice"
 
 
-_TEXT = f"a text in one line of at most {MAX_TEXT} characters"
-_Text = Annotated[Line, MaxLen(MAX_TEXT)]
+_Text = Annotated[Line, Valid("a text in one line of at most 300 characters", most=300)]
 _RANGE = "two finite numbers above 0, the lowest and the highest"
-_PPL = Valid("a finite number above 0")
-_Ppl = Annotated[float, Gt(0)]
+_Ppl = Annotated[float, Valid("a finite number above 0", above=0)]
 _Side = Annotated[str, Valid("a text of conditions on runs, such as 'arch=gru lr>1'", check=_conditions)]
+_Names = Annotated[tuple[str, ...], Valid("a list of names of runs, at least one", least=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class Published(Table):
     """Published results of a run."""
 
-    train_ppl: Annotated[_Ppl | None, _PPL] = None
+    NAME = "published"
+
+    train_ppl: _Ppl | None = None
     """Published training perplexity of this run after its last epoch."""
-    val_ppl: Annotated[_Ppl | None, _PPL] = None
+    val_ppl: _Ppl | None = None
     """Published best validation perplexity of this run."""
-    replications: Annotated[Annotated[list[_Ppl], Len(2, 2)] | None, Valid(_RANGE, check=_ascending)] = None
+    replications: Annotated[tuple[_Ppl, ...], Valid(_RANGE, least=2, most=2, check=_ascending)] | None = None
     """Lowest and highest best validation perplexity of independent replications, such as `[156.4, 157.5]`."""
-    epochs: Annotated[Annotated[int, Ge(1)] | None, Valid("a whole number of at least 1")] = None
+    epochs: Count | None = None
     """Epochs after which these results were published; without it, `train.epochs` of the run as written. A run that has
     trained more is compared as it was then."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim:
+class Claim(Table):
     """One ``[[expect]]`` as written."""
 
-    text: Annotated[Line, MaxLen(MAX_TEXT), Valid(_TEXT)]
+    text: _Text
     """The expectation in your own words."""
-    metric: Annotated[Metric, Valid(f"one of {', '.join(METRICS)}")] = "val_ppl"
+    metric: Literal["val_ppl", "train_ppl", "test_ppl", "gap", "wall_seconds", "epoch_seconds", "seconds_to_5pct"] = (
+        "val_ppl"
+    )
     """What is compared."""
     lower: _Side
     """Conditions on runs, as after `--only`: `"arch=gru"`."""
     higher: _Side
     """The same for the other side. Each side has at least one run, and no run is on both."""
-    why: Annotated[_Text | None, Valid(_TEXT)] = None
+    why: _Text | None = None
     """Why you expect it. The report prints it next to what came out."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(Table):
     """``[report]``."""
 
-    behaviour: Annotated[
-        Annotated[list[str], MinLen(1)], Valid("a list of names of runs, at least one", check=_each_once)
-    ] = field(default_factory=list)
+    NAME = "report"
+
+    behaviour: Annotated[_Names, Valid("a list of names of runs, at least one", check=_each_once)] = ()
     """Runs whose trained models the report examines. A run of a grid or zip has its name with suffix, as in `plan`."""
     groups: Annotated[
-        dict[Annotated[Line, MaxLen(MAX_TITLE)], Annotated[list[str], MinLen(1)]],
-        Valid(f"a table of titles of at most {MAX_TITLE} characters, each with a list of names of runs, at least one"),
+        Mapping[Annotated[Line, Valid(most=_TITLE)], _Names],
+        Valid(f"a table of titles of at most {_TITLE} characters, each with a list of names of runs, at least one"),
     ] = field(default_factory=dict)
     """Groups of runs with curves and a table of their own in the report: a title, then names or patterns (`gru-*`)."""
     notes: Annotated[
-        dict[Part, Annotated[str, MinLen(1)]],
+        Mapping[Part, Annotated[str, Valid(least=1)]],
         Valid(f"a table of texts in Markdown by part of the report: {', '.join(PARTS)}"),
     ] = field(default_factory=dict)
     """Your own text for a part of the report, in Markdown. It is printed below the computed one, marked as yours."""

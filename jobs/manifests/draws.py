@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, final
 
-from jobs.manifests.reader import show
 from seqlm.errors import nearest
+from seqlm.schema import show
 
 SIGNIFICANT_DIGITS = 4
 """Significant digits of a drawn number. Names and identities have exactly these."""

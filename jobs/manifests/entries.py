@@ -8,61 +8,71 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, final
-
-from annotated_types import Ge, Le, MinLen, Predicate
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, final
 
 from jobs.manifests.backends import check_tables
 from jobs.manifests.claims import Claim, Published, Report
 from jobs.manifests.draws import Distribution, draw, number_of_settings, read_distribution
-from jobs.manifests.expand import Entry, EntryKind, has_several, problems_of
-from jobs.manifests.fields import Matches, Problems, Valid, as_table, full_keys, read_table
+from jobs.manifests.expand import SECTIONS, Entry, EntryKind, has_several, problems_of
+from jobs.manifests.filters import Condition
 from jobs.manifests.policy import Policy
-from jobs.manifests.reader import check_plain, show
-from jobs.manifests.search import SearchTable
+from jobs.manifests.reader import Problems, check_plain
 from jobs.registry import BACKENDS
 from jobs.spec import Resources
-from seqlm.config import OPEN_TABLES, SEEDS, RunConfig, Seed, base_key, valid_keys
+from seqlm.config import OPEN_TABLES, Seed, base_key, valid_keys
 from seqlm.run_layout import MAX_RUNS
+from seqlm.schema import Table, TableT, Valid, fits, show, unknown_key
+from seqlm.search import Search
 
-_Name = Annotated[
+Name = Annotated[
     str,
-    Matches(r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,79}$"),
-    Valid("up to 80 letters, digits, dots, hyphens and underscores, not starting with a dot or a hyphen"),
+    Valid(
+        "up to 80 letters, digits, dots, hyphens and underscores, not starting with a dot or a hyphen",
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,79}$",
+    ),
 ]
-_Backend: Any = Literal.__getitem__(tuple(BACKENDS))
+
+
+_SEEDS = '; "seeds" belongs at the top of the file, above the first [table], or in an entry'
+
+
+if TYPE_CHECKING:
+    _Backend = str
+else:
+    _Backend = Literal[tuple(BACKENDS)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyTable:
+class StudyTable(Table):
     """``[study]``."""
 
-    name: _Name
+    NAME = "study"
+    NO_KEYS: ClassVar[Mapping[str, str]] = {"seeds": f'unknown key "{{name}}"{_SEEDS}'}
+
+    name: Name
     """Name of the study and of its folder `runs/<name>/`: up to 80 letters, digits, `.`, `_` and `-`, not starting with
     `.` or `-`."""
-    data: Annotated[
-        Annotated[str, MinLen(1), Predicate(str.isprintable)] | None, Valid("the path of a file or folder")
-    ] = None
+    data: Annotated[str, Valid("the path of a file or folder", pattern=".")] | None = None
     """Path of the text, relative to the manifest's folder; without it, the corpus's own place. `--data` and
     `SEQLM_DATA` override it."""
-    backend: Annotated[str | None, Valid(f"one of {', '.join(BACKENDS)}", _Backend)] = None
+    backend: _Backend | None = None
     """Where runs are sent; without it, Ray if it is installed, else local processes. `--backend` and `SEQLM_BACKEND`
     override it."""
-    untracked: Annotated[list[Annotated[str, MinLen(1)]], Valid("a list of files")] = field(default_factory=list)
+    untracked: Annotated[tuple[Annotated[str, Valid(least=1)], ...], Valid("a list of files")] = ()
     """Files of the code that git does not track and runs need, such as `["seqlm/new.py"]`, relative to the folder of
     `launch.py`. They are kept in `code/` and sent to Ray."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EntryTable:
+class EntryTable(Table):
     """The keys of an entry that belong to no section."""
 
-    name: Annotated[_Name | None, Valid(_Name.__metadata__[-1].words)] = None
+    name: Name | None = None
     """Name of the run; without it, `{arch}-{optimizer}`. Runs of a grid, zip or sample get a suffix for each key that
     varies, as in `gru-lr0.1-hidden512-seed2`."""
-    seeds: Annotated[Annotated[list[Seed], MinLen(1)] | None, Valid("a list of whole numbers, at least one")] = None
+    seeds: Annotated[tuple[Seed, ...], Valid("a list of whole numbers from 0 to 2^32 - 1, at least one", least=1)] = ()
     """A copy of every run for each seed. `seed` or `seeds` of an entry override the `seeds` at the top of the file."""
 
 
@@ -70,26 +80,20 @@ class EntryTable:
 class SampleTable(EntryTable):
     """The keys of a ``[[sample]]`` that belong to no section."""
 
-    count: Annotated[int, Ge(1), Le(MAX_RUNS), Valid(f"a whole number from 1 to {MAX_RUNS:,}")]
+    count: Annotated[int, Valid(f"a whole number from 1 to {MAX_RUNS:,}", least=1, most=MAX_RUNS)]
     """Number of settings to draw, all different. The first n of a larger count are the same n."""
-    seed: Annotated[Seed, Valid(SEEDS)] = 0
+    seed: Seed = 0
     """Seed of the draws. It is not the seed of the runs, which `seeds` or `[defaults]` set."""
 
 
+ENTRY_KINDS: tuple[EntryKind, ...] = ("run", "grid", "zip", "sample")
 TOP_KEYS = (
-    *("study", "defaults", "run", "grid", "zip", "sample", "exclude", "expect", "report", "seeds"),
+    *("study", "defaults", *ENTRY_KINDS, "exclude", "expect", "report", "seeds"),
     *("resources", "policy", "search", "backend"),
 )
-ENTRY_KINDS: tuple[EntryKind, ...] = ("run", "grid", "zip", "sample")
 CONFIG_KEYS = tuple(valid_keys())
-RESOURCE_KEYS = full_keys(Resources, "resources.")
-PUBLISHED_KEYS = full_keys(Published, "published.")
-SET_KEYS = (
-    *(*CONFIG_KEYS, *RESOURCE_KEYS),
-    *(*full_keys(Policy, "policy."), *full_keys(SearchTable, "search."), "study.name"),
-)
+SET_KEYS = (*CONFIG_KEYS, *Resources.full_keys(), *Policy.full_keys(), *Search.full_keys(), "study.name")
 """The keys of ``--set``."""
-SECTIONS = (*RunConfig.SECTIONS, "resources")
 
 
 # -- the file's tables -----------------------------------------------------------------------------------------------
@@ -102,120 +106,120 @@ class ManifestFile:
     def __init__(self, raw: Mapping[str, Any], path: Path, overrides: Sequence[str]) -> None:
         """Read the plain data of the file ``path``."""
         self.name, self.folder = path.name, path.parent
-        name = self.name
-        self.problems = problems = Problems()
-        for key in raw:
-            if key not in TOP_KEYS:
-                problems.unknown(
-                    name, key, [*TOP_KEYS, *(f"defaults.{one}" for one in (*SECTIONS, *CONFIG_KEYS))], TOP_KEYS
-                )
-        self.study = self._table(raw, StudyTable, "study")
-        self.defaults = self._flatten(raw.get("defaults", {}), CONFIG_KEYS, f"{name}: defaults")
-        """Dotted key -> value; likewise ``resources``."""
-        self.resources = self._flatten({"resources": raw.get("resources", {})}, RESOURCE_KEYS, name)
-        self.policy = self._table(raw, Policy, "policy")
-        self.search = self._table(raw, SearchTable, "search") if "search" in raw else {}
-        """Empty: the study is no search."""
-        top = {key: value for key, value in raw.items() if key == "seeds"}
-        seeds = read_table(EntryTable, top, name, problems).get("seeds", ())
-        if top and "seed" in self.defaults:
-            what = 'expected one of "seed" here and "seeds" at the top of the file, got both'
-            problems.add(f"{name}: defaults", what)
-        self.backend = check_tables(raw.get("backend", {}), name, problems)
-        self.samples: list[Mapping[str, Any]] = []
-        """Each ``[[sample]]`` before anything is drawn: ``name``, ``seeds``, and ``values`` by dotted key."""
-        kinds = [key for key in raw if key in ENTRY_KINDS]
-        self.entries = [self._entry(kind, *item, seeds) for kind in kinds for item in self._numbered(raw, kind)]
-        self.excludes: dict[int, Mapping[str, Any]] = {}
-        """Number -> condition. Wrong ones are left out: half a condition would match too much."""
-        for number, table in self._numbered(raw, "exclude"):
-            where, before = f"{name}: exclude {number}", len(problems.lines)
-            condition = self._flatten(table, ("name", *CONFIG_KEYS), where)
-            if not table:
-                problems.add(where, "expected at least one key, got none")
-            if len(problems.lines) == before:
-                self.excludes[number] = condition
-        self.claims: dict[int, Claim] = {}
-        """Number -> expectation. Wrong ones are left out."""
-        for number, table in self._numbered(raw, "expect"):
-            before = len(problems.lines)
-            claim = read_table(Claim, table, f"{name}: expect {number}", problems)
-            if len(problems.lines) == before:
-                self.claims[number] = Claim(**claim)
-        self.report = self._table(raw, Report, "report")
+        self.problems = Problems()
         self.setting: dict[str, Any] = {}
         """Dotted key -> value that ``--set`` gives to runs. Of two overrides of one key, the later one is used."""
         self.options: dict[str, str] = {}
         """Dotted key -> the option as typed, such as ``--set train.epochs=2``."""
         for text in overrides:
             self._override(text)
+        for key in raw:
+            if key not in TOP_KEYS:
+                valid = [*TOP_KEYS, *(f"defaults.{one}" for one in (*SECTIONS, *CONFIG_KEYS))]
+                self.problems.add(self.name, unknown_key(key, valid, TOP_KEYS))
+        self.study = self._table(raw, StudyTable)
+        self.defaults = self._flatten(raw.get("defaults", {}), CONFIG_KEYS, f"{self.name}: defaults")
+        """Dotted key -> value; likewise ``resources``."""
+        self.resources = self._flatten({"resources": raw.get("resources", {})}, Resources.full_keys(), self.name)
+        self.policy = self._table(raw, Policy)
+        is_search = "search" in raw or any(key.startswith("search.") for key in self.setting)
+        self.search = self._table(raw, Search) if is_search else None
+        top = self.problems.read(EntryTable, {key: raw[key] for key in raw if key == "seeds"}, self.name)
+        if "seeds" in raw and "seed" in self.defaults:
+            what = 'expected one of "seed" here and "seeds" at the top of the file, got both'
+            self.problems.add(f"{self.name}: defaults", what)
+        self.backend = check_tables(raw.get("backend", {}), self.name, self.problems)
+        self.samples: list[Mapping[str, Any]] = []
+        """Each ``[[sample]]`` before anything is drawn: ``name``, ``seeds``, and ``values`` by dotted key."""
+        self.entries = [
+            self._entry(kind, number, table, top.seeds if top else ())
+            for kind in raw
+            if kind in ENTRY_KINDS
+            for number, table in self._numbered(raw, kind)
+        ]
+        self.excludes: dict[int, list[Condition]] = {}
+        """Number -> conditions. Wrong ones are left out: half of them would match too much."""
+        for number, table in self._numbered(raw, "exclude"):
+            where = f"{self.name}: exclude {number}"
+            cut = self._flatten(table, ("name", *CONFIG_KEYS), where)
+            if not table:
+                self.problems.add(where, "expected at least one key, got none")
+            if not self.problems.about(where):
+                texts = {key: value if isinstance(value, list) else [value] for key, value in cut.items()}
+                self.excludes[number] = [
+                    Condition(text="", key=key, operator="=", values=tuple(map(_text, values)))
+                    for key, values in texts.items()
+                ]
+        self.claims: dict[int, Claim] = {}
+        """Number -> expectation. Wrong ones are left out."""
+        for number, table in self._numbered(raw, "expect"):
+            if claim := self.problems.read(Claim, table, f"{self.name}: expect {number}"):
+                self.claims[number] = claim
+        self.report = self._table(raw, Report) or Report()
+        self.setting = {
+            k: value for k, value in self.setting.items() if base_key(k) in (*CONFIG_KEYS, *Resources.full_keys())
+        }
 
-    def _table(self, raw: Mapping[str, Any], kind: type, section: str) -> dict[str, Any]:
-        return read_table(kind, raw.get(section, {}), self.name, self.problems, prefix=f"{section}.")
+    def _table(self, raw: Mapping[str, Any], kind: type[TableT]) -> TableT | None:
+        """Read a table of the file and what ``--set`` gives for it."""
+        table, prefix = raw.get(kind.NAME, {}), kind.key("")
+        if isinstance(table, Mapping):
+            given = {key.removeprefix(prefix): one for key, one in self.setting.items() if key.startswith(prefix)}
+            table = {**table, **given}
+        return self.problems.read(kind, table, self.name, self.options)
 
-    def _entry(self, kind: EntryKind, number: int, table: Mapping[str, Any], seeds: Sequence[Any]) -> Entry:
+    def _entry(self, kind: EntryKind, number: int, table: Mapping[str, Any], seeds: Sequence[int]) -> Entry:
         """Read an entry. Its ``seeds`` or ``seed`` override ``seeds``, those at the top of the file."""
         kind_of_table = SampleTable if kind == "sample" else EntryTable
-        own_keys = full_keys(kind_of_table)
-        own = {key: value for key, value in table.items() if key in own_keys}
-        rest = {key: value for key, value in table.items() if key not in own}
-        name = read_table(kind_of_table, own, self.name, Problems()).get("name")
-        entry = Entry(kind=kind, number=number, name=name, values={})
+        name = table.get("name")
+        entry = Entry(kind=kind, number=number, name=name if fits(Name, name) else None, values={})
         where = f"{self.name}: {entry.label}"
-        own = read_table(kind_of_table, own, where, self.problems)
-        valid = (*CONFIG_KEYS, *RESOURCE_KEYS)
-        if kind == "sample":
-            valid = tuple(key for key in valid if key != "seed")
-        elif "seeds" in table and "seed" in table:
+        keys = (*kind_of_table.full_keys(), *CONFIG_KEYS, *Resources.full_keys())
+        values = self._flatten(table, (*keys, *Published.full_keys()) if kind == "run" else keys, where)
+        own = {key: values.pop(key) for key in kind_of_table.full_keys() if key in values}
+        head = self.problems.read(kind_of_table, own, where)
+        results = {key.rpartition(".")[2]: values.pop(key) for key in Published.full_keys() if key in values}
+        published = self.problems.read(Published, results, where) if results else None
+        if "seeds" in own and "seed" in values:
             self.problems.add(where, 'expected one of "seed" and "seeds", got both')
-        if kind == "run":
-            valid += PUBLISHED_KEYS
-        elif any(key.partition(".")[0] == "published" for key in rest):
-            what = "published: published results belong to [[run]], an entry for each run that has them"
-            self.problems.add(where, what)
-            rest = {key: value for key, value in rest.items() if key.partition(".")[0] != "published"}
-        values = self._flatten(rest, valid, where, also=own_keys)
-        results = {key.rpartition(".")[2]: values.pop(key) for key in PUBLISHED_KEYS if key in values}
-        found = read_table(Published, results, where, self.problems, prefix="published.")
-        seeds = own.get("seeds", () if "seed" in values else seeds)
         space: dict[str, Distribution] = {}
         if kind == "sample":
-            self.samples.append({"name": name, "seeds": own.get("seeds", []), "values": values})
-            values, space = self._draw(values, own.get("count"), own.get("seed", 0), where)
-        published = Published(**found) if found else None
+            self.samples.append({"name": entry.name, "seeds": list(own.get("seeds", ())), "values": values})
+            values, space = self._draw(values, head, where)
+        if "seeds" in own or "seed" in values:
+            seeds = head.seeds if head else ()
         entry = replace(entry, values=values, seeds=seeds, published=published, space=space)
         for problem in problems_of(entry):
             self.problems.add(where, problem)
         return entry
 
     def _draw(
-        self, values: Mapping[str, Any], count: int | None, seed: int, where: str
+        self, values: Mapping[str, Any], head: EntryTable | None, where: str
     ) -> tuple[dict[str, Any], dict[str, Distribution]]:
         """Return the values of a ``[[sample]]`` with drawn values for each distribution, and the distributions.
 
-        A wrong distribution is replaced by an empty list. ``count`` is ``None`` if it is wrong.
+        A wrong distribution is replaced by an empty list.
         """
         written = {k: value for k, value in values.items() if isinstance(value, Mapping) or has_several(k, value)}
         space: dict[str, Distribution] = {}
-        before = len(self.problems.lines)
         for key, value in written.items():
             try:
-                if key in RESOURCE_KEYS:
+                if key in Resources.full_keys():
                     raise ValueError(f"{key}: expected one value, got {show(value)} (resources make no other run)")
                 space[key] = read_distribution(key, value)
             except ValueError as error:
                 self.problems.add(where, str(error))
         if not written:
             self.problems.add(where, "expected at least one key with a list or a distribution, got none")
-        size = number_of_settings(space)
-        if len(self.problems.lines) == before and count is not None and size is not None and size < count:
-            what = f"count: expected at most {size:,}, the number of different settings, got {count:,}"
-            self.problems.add(where, what)
-        drawn: list[dict[str, Any]] = draw(space, count or 1, seed) if space else []
-        if len(self.problems.lines) == before and count is not None and len(drawn) < count:
-            self.problems.add(where, f"count: only {len(drawn):,} different settings were found, got {count:,}")
-        columns = {key: [setting[key] for setting in drawn] if key in space else [] for key in written}
-        return {**values, **columns}, space
+        count, seed = (head.count, head.seed) if isinstance(head, SampleTable) else (1, 0)
+        drawn: list[dict[str, Any]] = draw(space, count, seed) if space else []
+        if len(space) == len(written) > 0 and len(drawn) < count:
+            size = number_of_settings(space)
+            most = (
+                f"at most {size:,}, the number of different settings" if size else f"at most {len(drawn):,}, all found"
+            )
+            self.problems.add(where, f"count: expected {most}, got {count:,}")
+        return {**values, **{key: [one[key] for one in drawn] if key in space else [] for key in written}}, space
 
     def _numbered(self, raw: Mapping[str, Any], key: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """Yield the tables of a list with their numbers, from 1."""
@@ -230,18 +234,17 @@ class ManifestFile:
             else:
                 self.problems.add(self.name, f"{key} {number}: expected a table, got {show(item)}")
 
-    def _flatten(self, table: Any, valid: Sequence[str], where: str, also: Sequence[str] = ()) -> dict[str, Any]:
+    def _flatten(self, table: Any, valid: Sequence[str], where: str) -> dict[str, Any]:
         """Return the keys of a table as dotted keys. Unknown keys are reported and left out."""
         flat: dict[str, Any] = {}
-        for key, value in as_table(table, where, self.problems).items():
+        for key, value in self.problems.table(table, where).items():
             found = {key: value}
             if key in (*SECTIONS, "published"):
-                inner = as_table(value, f"{where}: {key}", self.problems)
+                inner = self.problems.table(value, f"{where}: {key}")
                 found = {f"{key}.{name}": one for name, one in inner.items()}
             for dotted, one in self._opened(found, where):
                 if base_key(dotted) not in valid:
-                    sections = dict.fromkeys(name.partition(".")[0] for name in valid)
-                    self.problems.unknown(where, dotted, (*also, *sections, *valid))
+                    self._unknown(where, dotted, valid)
                 elif dotted in flat:
                     self.problems.add(where, f'key "{dotted}" is given twice')
                 else:
@@ -252,37 +255,44 @@ class ManifestFile:
         """Yield dotted keys, with those inside an open table in place of the table."""
         for key, value in found.items():
             if key in OPEN_TABLES:
-                for name, one in as_table(value, f"{where}: {key}", self.problems).items():
+                for name, one in self.problems.table(value, f"{where}: {key}").items():
                     yield f"{key}.{name}", one
             else:
                 yield key, value
 
+    def _unknown(self, where: str, key: str, valid: Sequence[str]) -> None:
+        """Add a line for an unknown key. Some keys belong elsewhere."""
+        sections = dict.fromkeys(name.partition(".")[0] for name in valid)
+        section = key.partition(".")[0]
+        hint = {"seeds": _SEEDS, "count": '; "count" belongs in a [[sample]]'}.get(key.rpartition(".")[2], "")
+        if section not in sections:
+            hint = {
+                "published": "; published results belong in a [[run]]",
+                "resources": "; resources belong in [resources] or in an entry",
+            }.get(section, hint)
+        self.problems.add(where, unknown_key(key, (*sections, *valid), hint=hint))
+
     def _override(self, text: str) -> None:
         """Read the text of a ``--set``."""
-        problems, before = self.problems, len(self.problems.lines)
         key, equals, value_text = text.partition("=")
         key, where, value = key.strip(), f"--set {text}", _parse_value(value_text.strip())
-        section, _, name = key.partition(".")
         try:
             check_plain(value)
         except ValueError as error:
-            problems.add(where, str(error))
+            self.problems.add(where, str(error))
             return
         if not equals or not key:
-            problems.add(where, "expected KEY=VALUE, for example --set train.epochs=2")
-        elif section == "policy":
-            self.policy |= read_table(Policy, {name: value}, where, problems, prefix="policy.")
-        elif section == "search":
-            table = {**self.search, name: value}
-            self.search |= read_table(SearchTable, table, where, problems, prefix="search.")
-        elif base_key(key) not in SET_KEYS:
-            problems.unknown(where, key, SET_KEYS)
-        elif key == "study.name":
-            self.study |= read_table(StudyTable, {name: value}, where, problems, prefix="study.")
+            self.problems.add(where, "expected KEY=VALUE, for example --set train.epochs=2")
+        elif base_key(key) not in SET_KEYS and not key.startswith(("policy.", "search.")):
+            self._unknown(where, key, SET_KEYS)
         else:
             for one, single in self._opened({key: value}, where):
-                if len(problems.lines) == before:
-                    self.setting[one], self.options[one] = single, where
+                self.setting[one], self.options[one] = single, where
+
+
+def _text(value: Any) -> str:
+    """Return a value as a filter has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _parse_value(text: str) -> Any:

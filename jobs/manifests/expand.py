@@ -1,4 +1,4 @@
-"""Expand the entries of a manifest to single runs with their names.
+"""Expand the entries of a manifest to single runs with their names, and to the configurations of these.
 
 Lists multiply (grid) or advance together (zip). The settings that a sample has drawn are lists that advance together.
 
@@ -16,10 +16,14 @@ from typing import Any, Literal, TypeAlias
 
 from jobs.manifests.claims import Published
 from jobs.manifests.draws import Distribution
-from jobs.manifests.reader import show
 from seqlm.architectures import CLASS_SEPARATOR
-from seqlm.config import LIST_KEYS
+from seqlm.config import LIST_KEYS, RunConfig, applicable_keys, base_key, nested
+from seqlm.optimizers import foreign_keys
+from seqlm.schema import show
 
+Values: TypeAlias = Mapping[str, Any]
+"""Dotted key -> value."""
+SECTIONS = (*RunConfig.SECTIONS, "resources")
 IN_DEFAULT_NAME = ("model.arch", "model.source", "optim.optimizer")
 """Keys that the name of a run without a name has already."""
 
@@ -145,3 +149,52 @@ def run_name(entry: Entry, values: Mapping[str, Any]) -> str:
                 number = digits.removesuffix(".0") + (f"e{int(exponent)}" if e else "")
             parts.append(key.rpartition(".")[2].removeprefix("num_").removesuffix("_size") + number)
     return "-".join(parts)
+
+
+# -- configurations --------------------------------------------------------------------------------------------------
+
+
+def applying(values: dict[str, Any], own: Values, setting: Values) -> dict[str, Any]:
+    """Return the values without what does not apply to the run's architecture, optimizer or schedule.
+
+    Keys of the entry itself, ``own``, stay unless they are in ``setting``, so that :class:`RunConfig` reports them.
+    """
+    fitting = _applicable("model", "arch", text_of(values.get("model.arch")))
+    fitting |= _applicable("optim", "optimizer", text_of(values.get("optim.optimizer")))
+    foreign = [key for key in values if key.startswith(("model.", "optim.")) and base_key(key) not in fitting]
+    for key in foreign:
+        if key not in own or key in setting:
+            del values[key]
+    shared = {key: value for key, value in values.items() if key not in own or key in setting}
+    optimizer = text_of(values.get("optim.optimizer"))
+    for name in foreign_keys(optimizer, nested_tables(own)[0]["optim"], nested_tables(shared)[0]["optim"]):
+        del values[(key := f"optim.{name}")]
+        if key in own:
+            values[key] = own[key]
+    return values
+
+
+@functools.cache
+def _applicable(section: str, selector: str, choice: str | None) -> frozenset[str]:
+    return frozenset(f"{section}.{key}" for key in applicable_keys(section, {selector: choice}))
+
+
+def text_of(value: Any) -> str | None:
+    """Return a value if it is a text, else ``None``."""
+    return value if isinstance(value, str) else None
+
+
+def config_of(own: Values, defaults: Values) -> RunConfig:
+    """Return the configuration of a run with the values ``own`` in its entry, in a manifest with these defaults.
+
+    Raises:
+        ConfigError: one line for each problem.
+    """
+    return RunConfig.from_dict(nested_tables(applying({**defaults, **own}, own, {}))[0])
+
+
+def nested_tables(values: Values) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return dotted keys as the nested tables of a configuration, and the table of resources."""
+    tables = {**dict.fromkeys(SECTIONS), **nested(values)}
+    tables = {key: {} if value is None and key in SECTIONS else value for key, value in tables.items()}
+    return tables, tables.pop("resources")

@@ -43,6 +43,7 @@ _CHOICES = {
     "origin": get_args(Origin),
 }
 """Key -> its only valid values."""
+NO_SINGLE_RUN = "each condition fits some run, but no run meets all of them"
 MOST_LISTED = 8
 """Most values that a message lists."""
 
@@ -52,6 +53,7 @@ class Condition:
     """One ``KEY OPERATOR VALUE`` of a filter."""
 
     text: str
+    """The whole filter, for messages. Empty: the condition is one of a manifest's ``[[exclude]]``."""
     key: str
     operator: str
     values: tuple[str, ...]
@@ -111,7 +113,7 @@ class Condition:
         return replace(self, key=found[0]) if len(found) == 1 else self
 
     def _mistake(self, what: str) -> UsageError:
-        return UsageError(f'filter "{self.text}": {what}')
+        return UsageError(f'filter "{self.text}": {what}' if self.text else what)
 
     def _full_key(self, facts: Mapping[str, Any]) -> str:
         known = list(dict.fromkeys([*_KEYS, *facts]))
@@ -141,6 +143,8 @@ class Condition:
             return fact is None and value == "none"
         if isinstance(fact, str):
             return fnmatch.fnmatchcase(fact, value) or (key == "fingerprint" and fact.startswith(value))
+        if isinstance(fact, bool):
+            return fact == (value == "true")
         try:
             return bool(float(value) == fact)
         except ValueError:
@@ -231,8 +235,7 @@ def select(
         why = "--exclude drops every run" + (" that --only chooses" if only else "")
     else:
         reasons = [[found for one in conditions if (found := one.why_none(known))] for conditions in wanted]
-        no_single = "each condition fits some run, but no run meets all of them"
-        why = "; ".join(dict.fromkeys("; ".join(found) or no_single for found in reasons))
+        why = "; ".join(dict.fromkeys("; ".join(found) or NO_SINGLE_RUN for found in reasons))
     return [], f"no run passes {' '.join(given)}: {why}"
 
 

@@ -9,38 +9,33 @@ only when the manifest is loaded.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
-import inspect
 import re
 from collections.abc import Mapping
 from typing import Any, TypeAlias
+
+from pydantic import TypeAdapter
 
 from jobs.manifests.backends import table_of
 from jobs.manifests.claims import Claim, Published, Report
 from jobs.manifests.draws import DISTRIBUTIONS
 from jobs.manifests.entries import ENTRY_KINDS, TOP_KEYS, EntryTable, SampleTable, StudyTable
-from jobs.manifests.fields import model_of
 from jobs.manifests.policy import Policy
-from jobs.manifests.search import SearchTable
 from jobs.registry import BACKENDS
 from jobs.spec import Resources
 from seqlm.config import OPEN_TABLES, VARIANTS, RunConfig, choices_of, valid_keys
 from seqlm.schema import fields_of
+from seqlm.search import Search
 
 Schema: TypeAlias = dict[str, Any]
 
 
 def manifest_schema() -> Schema:
     """Return the schema of a whole manifest."""
-    report, search, policy = table_keys(Report), table_keys(SearchTable), policy_keys()
+    report, search = table_keys(Report), table_keys(Search)
     within = search["within"]
     pattern: Schema = {"type": "string", "description": "Name of a run, or a shell-style pattern such as `rnn-*`."}
-    old_names: dict[str, Schema] = {
-        old: {**policy[name], "description": f"Earlier name of `{name}`.", "deprecated": True}
-        for old, name in Policy.OLD_NAMES.items()
-    }
     tables: dict[str, Schema] = {
         "study": _table(table_keys(StudyTable), required=["name"]),
         "defaults": _table(_both_ways(config_keys()), patternProperties=_arguments()),
@@ -60,7 +55,7 @@ def manifest_schema() -> Schema:
         ),
         "seeds": table_keys(EntryTable)["seeds"],
         "resources": _table(table_keys(Resources)),
-        "policy": _table({**policy, **old_names}),
+        "policy": _table(table_keys(Policy)),
         "search": _table(
             {
                 **search,
@@ -87,30 +82,18 @@ def manifest_schema() -> Schema:
 
 @functools.cache
 def table_keys(kind: type) -> dict[str, Schema]:
-    """Return the schema of each key of a table: a dataclass with the annotations that :func:`model_of` reads.
-
-    The description of a key is the docstring below its field.
-    """
-    described: dict[str, str] = {}
-    for base in reversed([base for base in kind.__mro__ if dataclasses.is_dataclass(base)]):
-        definition = ast.parse(inspect.getsource(base)).body[0]
-        assert isinstance(definition, ast.ClassDef)
-        for node, after in zip(definition.body, definition.body[1:], strict=False):
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr):
-                described[node.target.id] = " ".join(ast.literal_eval(after.value).replace("``", "`").split())
+    """Return the schema of each key of a table. The description of a key is the docstring below its field."""
     keys: dict[str, Schema] = {}
-    for name, schema in model_of(kind).model_json_schema()["properties"].items():
-        has_default = schema.get("default") not in (None, {}, [])
-        left_out = ("title",) if has_default else ("title", "default")
-        keys[name] = {"description": described[name]} if name in described else {}
-        keys[name] |= {key: value for key, value in schema.items() if key not in left_out}
+    for base in reversed([base for base in kind.__mro__ if dataclasses.is_dataclass(base)]):
+        for name, schema in TypeAdapter(base).json_schema()["properties"].items():
+            described = {**keys.get(name, {}), **schema}
+            text = " ".join(described.pop("description", "").replace("``", "`").split())
+            kinds = [one for one in described.pop("anyOf", ()) if one != {"type": "null"}]
+            described |= kinds[0] if len(kinds) == 1 else {"anyOf": kinds} if kinds else {}
+            left_out = ("title",) if described.get("default") not in (None, {}, []) else ("title", "default")
+            keys[name] = {"description": text} if text else {}
+            keys[name] |= {key: value for key, value in described.items() if key not in left_out}
     return keys
-
-
-def policy_keys() -> dict[str, Schema]:
-    """Return the schema of each key of ``[policy]``, with defaults as a manifest writes them."""
-    defaults = Policy().to_dict()
-    return {name: {**schema, "default": defaults[name]} for name, schema in table_keys(Policy).items()}
 
 
 def backend_keys(backend: str) -> dict[str, Schema]:

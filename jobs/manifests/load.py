@@ -6,7 +6,6 @@ Each problem is one line, and all lines are raised together. ``docs/reference/ma
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,19 +15,27 @@ from typing import Any, TypeAlias
 from jobs.manifests.claims import Expectation, Published, absent, expectations, groups_of
 from jobs.manifests.draws import Real, is_distribution
 from jobs.manifests.entries import ManifestFile
-from jobs.manifests.expand import Entry, expand, number_of_runs, run_name
-from jobs.manifests.filters import listing
+from jobs.manifests.expand import (
+    Entry,
+    Values,
+    applying,
+    expand,
+    has_several,
+    nested_tables,
+    number_of_runs,
+    run_name,
+    text_of,
+)
+from jobs.manifests.filters import NO_SINGLE_RUN, meets
 from jobs.manifests.policy import Policy
-from jobs.manifests.reader import read_manifest_file, show
-from jobs.manifests.search import check_epochs
-from jobs.manifests.values import Values, applying, nested_tables, text_of
+from jobs.manifests.reader import key_of, read_manifest_file
 from jobs.spec import Resources, RunSpec
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
-from seqlm.errors import ConfigError, FileError, ManifestError, ModelError, nearest
+from seqlm.errors import ConfigError, FileError, ManifestError, ModelError, UsageError
 from seqlm.model_files import ModelFiles, read_model_files
 from seqlm.run_layout import MAX_RUNS
-from seqlm.schema import Arguments
+from seqlm.schema import Arguments, read, show
 from seqlm.search import Search
 
 _Run: TypeAlias = tuple[Entry, Values]
@@ -110,32 +117,31 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
     as_written = [_as_written(run, file, models) for run in resolved]
     written = [found or spec for found, spec in zip(as_written, specs, strict=True)]
     expected, unfounded = expectations(file.claims, written, file.name, problems)
-    groups, empty = groups_of(file.report.get("groups", {}), written)
-    behaviour: Sequence[str] = file.report.get("behaviour", ())
-    missing = absent(behaviour, written, [run.name for run in excluded])
+    groups, empty = groups_of(file.report.groups, written)
+    missing = absent(file.report.behaviour, written, [run.name for run in excluded])
     if None not in as_written:  # a run that is incomplete without --set may be the one that a condition is about
         unmatched += [*unfounded, *((file.name, what) for what in [*missing, *empty])]
     if not problems.lines:  # another problem may be the reason that nothing matches
         for where, what in unmatched:
             problems.add(where, what)
-    if file.search.get("rungs"):
-        check_epochs(file.search, zip(written, specs, strict=True), file.name, problems)
+    if file.search:
+        _check_rungs(file.search, zip(written, specs, strict=True), file)
     if not problems.lines and not specs:
         reason = "every run is excluded" if excluded else "no runs; add a [[run]], [[grid]], [[zip]] or [[sample]]"
         problems.add(file.name, reason)
-    if problems.lines:
+    if problems.lines or file.study is None or file.policy is None:
         raise ManifestError(problems.lines)
     names = {spec.name for spec in written}
-    data = file.study.get("data")
+    data = file.study.data
     return Manifest(
-        study=file.study["name"],
+        study=file.study.name,
         path=path,
         data_path=(file.folder / Path(data).expanduser()).resolve() if data else None,
-        untracked=tuple(file.study.get("untracked", ())),
-        backend_name=file.study.get("backend"),
+        untracked=file.study.untracked,
+        backend_name=file.study.backend,
         backend=file.backend,
-        policy=Policy.from_dict(file.policy),
-        search=Search.from_dict(file.search) if file.search else None,
+        policy=file.policy,
+        search=file.search,
         runs=tuple(replace(spec, entry=plan.name) for spec, plan in zip(specs, written, strict=True)),
         excluded=tuple(excluded),
         written=tuple(written),
@@ -145,9 +151,9 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
             if spec is not None and entry.published is not None
         },
         expectations=tuple(expected),
-        behaviour=tuple(name for name in behaviour if name in names),
+        behaviour=tuple(name for name in file.report.behaviour if name in names),
         groups=groups,
-        notes=file.report.get("notes", {}),
+        notes={str(part): text for part, text in file.report.notes.items()},
         samples=tuple({**sample, "defaults": file.defaults} for sample in file.samples),
     )
 
@@ -160,51 +166,39 @@ def _exclude(runs: list[_Run], file: ManifestFile) -> tuple[list[_Run], list[Exc
 
     Conditions apply to the manifest as written, before ``--set``, so a shorter trial drops the same runs.
     """
-    if not file.excludes:
-        return runs, [], []
     kept: list[_Run] = []
     dropped: list[Excluded] = []
-    hit: set[int] = set()
-    facts = []
-    for run in runs:
-        values = _merge(file, run[1])
-        known = {"seed": None, **values}
-        with contextlib.suppress(ConfigError):  # else without the defaults of RunConfig
-            known |= RunConfig.from_dict(nested_tables(values)[0]).by_key()
-        known["name"] = run_name(run[0], values)
-        facts.append(known)
-        hits = {number for number, cut in file.excludes.items() if all(_fits(known, *item) for item in cut.items())}
-        hit |= hits
-        if hits:
-            arch = text_of(known.get("model.source")) or text_of(known.get("model.arch"))
-            optimizer = text_of(known.get("optim.optimizer"))
-            dropped.append(Excluded(name=known["name"], arch=arch, optimizer=optimizer))
-        else:
+    facts = [_facts(run, file) for run in runs] if file.excludes else []
+    hits: set[int] = set()
+    problems: list[tuple[str, str]] = []
+    for number, cut in file.excludes.items():
+        where = f"{file.name}: exclude {number}"
+        try:
+            found = {place for place, known in enumerate(facts) if meets(known, cut)}
+            reasons = [why for condition in cut if (why := condition.why_none(facts))] if facts and not found else []
+        except UsageError as error:
+            file.problems.add(where, str(error))
+            continue
+        if not found:
+            problems.append((where, f"matches no run; {reasons[0] if reasons else NO_SINGLE_RUN}"))
+        hits |= found
+    for place, run in enumerate(runs):
+        if place not in hits:
             kept.append(run)
-    unmatched = [
-        (f"{file.name}: exclude {number}", f"matches no run; {_why_no_match(cut, facts)}")
-        for number, cut in file.excludes.items()
-        if number not in hit
-    ]
-    return kept, dropped, unmatched
+            continue
+        known = facts[place]
+        arch = text_of(known.get("model.source")) or text_of(known.get("model.arch"))
+        dropped.append(Excluded(name=known["name"], arch=arch, optimizer=text_of(known.get("optim.optimizer"))))
+    return kept, dropped, problems
 
 
-def _fits(facts: Values, key: str, wanted: Any) -> bool:
-    if key not in facts:
-        return False
-    options = wanted if isinstance(wanted, list) else [wanted]
-    if key == "name":
-        return any(isinstance(option, str) and fnmatch.fnmatchcase(facts[key], option) for option in options)
-    return any(option == facts[key] and isinstance(option, bool) == isinstance(facts[key], bool) for option in options)
-
-
-def _why_no_match(exclude: Values, facts: Sequence[Values]) -> str:
-    for key, wanted in exclude.items():
-        if not any(_fits(known, key, wanted) for known in facts):
-            found = list(dict.fromkeys(show(known[key]) for known in facts if key in known))
-            hint = nearest(show(wanted).strip('"'), [text.strip('"') for text in found])
-            return f"{key}: no run has {show(wanted)}, they have {listing(found) or 'no such key'}{hint}"
-    return "each of its keys fits some run, but no run fits all"
+def _facts(run: _Run, file: ManifestFile) -> dict[str, Any]:
+    """Return what an ``[[exclude]]`` compares: the values of a run as written, with defaults if they are valid."""
+    values = _merge(file, run[1])
+    known = {"seed": None, **values, "name": run_name(run[0], values)}
+    with contextlib.suppress(ConfigError):
+        known |= RunConfig.from_dict(nested_tables(values)[0]).by_key()
+    return known
 
 
 def _merge(file: ManifestFile, own: Values, setting: Values | None = None) -> dict[str, Any]:
@@ -224,19 +218,16 @@ def _resolve_all(runs: Sequence[_Run], file: ManifestFile, models: _Models) -> l
             spec = _resolve(entry, values, len(resolved), file, models)
         except ConfigError as error:
             for line in error.problems:
-                key = line.partition(":")[0]
-                if entry.lists.get(key) == []:
-                    continue  # missing because its list is empty, which is reported already
-                if entry.kind == "run" and isinstance(own.get(key), list):
+                key = key_of(line)
+                if entry.lists.get(key) == [] or (entry.position, key) in refused:
+                    continue  # its list is empty, which is reported already; or another draw was wrong
+                refused |= {(entry.position, key)} if entry.kind == "sample" else set()
+                if entry.kind == "run" and has_several(key, own.get(key)):
                     line += "; lists multiply in [[grid]] and advance together in [[zip]]"
-                if is_distribution(values.get(key)):
+                elif is_distribution(values.get(key)):
                     line += "; a distribution belongs in [[sample]]"
-                if entry.kind == "sample":
-                    if (entry.position, key) in refused:
-                        continue  # draws are many, and each has another value
-                    refused.add((entry.position, key))
-                    if isinstance(entry.space.get(key), Real) and type(values.get(key)) is float and "whole" in line:
-                        line += "; int = [LOW, HIGH] draws whole numbers"
+                elif isinstance(entry.space.get(key), Real) and "whole" in line:
+                    line += "; int = [LOW, HIGH] draws whole numbers"
                 problems.add(_place(key, entry, own, file), line)
         else:
             if not problems.about(f"{file.name}: {entry.label}"):
@@ -257,9 +248,13 @@ def _resolve(entry: Entry, values: Values, order: int, file: ManifestFile, model
     config, resources = nested_tables(values)
     parts: dict[str, Any] = {}
     problems: list[str] = []
-    for name, kind, table in (("config", RunConfig, config), ("resources", Resources, resources)):
+    readers: dict[str, Callable[[], Any]] = {
+        "config": lambda: RunConfig.from_dict(config),
+        "resources": lambda: read(Resources, resources),
+    }
+    for name, make in readers.items():
         try:
-            parts[name] = kind.from_dict(table)
+            parts[name] = make()
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -305,42 +300,52 @@ def _as_written(run: _Resolved, file: ManifestFile, models: _Models) -> RunSpec 
     return None
 
 
+def _check_rungs(search: Search, runs: Iterable[tuple[RunSpec, RunSpec]], file: ManifestFile) -> None:
+    """Add a line if a rung is not below the epochs of a run. ``runs`` are pairs: as written, and after ``--set``.
+
+    A trial with fewer epochs by ``--set`` is no mistake: it ends before it comes to the rung.
+    """
+    last = search.rungs[-1]
+    for pair in runs:
+        epochs = max(spec.config.train.epochs for spec in pair)
+        if last >= epochs:
+            what = f"expected epochs below train.epochs of every run, got {last}; {pair[1].name} has {epochs}"
+            file.problems.add(file.name, f"search.rungs: {what}")
+            return
+
+
 def _check_distinct(resolved: Iterable[_Resolved], file: ManifestFile) -> None:
     """Report configurations and names that occur twice: the first such pair of each two entries."""
-    firsts: dict[tuple[str, str], _Resolved] = {}
-    reported: set[tuple[str, str, str]] = set()
+    firsts: dict[str, _Resolved] = {}
+    reported: set[tuple[bool, str, str]] = set()
 
-    def describe(run: _Resolved) -> str:
-        """Return the entry of a run and its name in the manifest, before ``--set``."""
-        return f'{run[0].position} ("{run_name(run[0], _merge(file, run[1]))}")'
+    def describe(run: _Resolved, other: _Resolved) -> str:
+        """Return the entry of a run and its name in the manifest, before ``--set``; its values if both are the same."""
+        (label, values), (same, _) = map(facts, (run, other))
+        return f"{label}: {values})" if label == same and values else f"{label})"
+
+    def facts(run: _Resolved) -> tuple[str, str]:
+        entry, own, _ = run
+        values = (f"{key} = {show(own[key])}" for key in (*entry.lists, *(["seed"] if entry.seeds else [])))
+        return f'{entry.position} ("{run_name(entry, _merge(file, own))}"', ", ".join(values)
 
     for run in resolved:
         entry, own, spec = run
-        keys = {"configuration": spec.fingerprint, "name": spec.name}
-        same = {kind: firsts.setdefault((kind, value), run) for kind, value in keys.items()}
-        kind = "configuration" if same["configuration"] is not run else "name"
-        first = same[kind]
-        pair = (kind, first[0].position, entry.position)
+        twin, namesake = (firsts.setdefault(key, run) for key in (f"={spec.fingerprint}", spec.name))
+        first = namesake if twin is run else twin
+        pair = (twin is run, first[0].position, entry.position)
         if first is run or pair in reported:
             continue
         reported.add(pair)
-        if kind == "configuration":
-            names = [describe(run), describe(first)]
-            if names[0] == names[1]:  # combinations of one entry
-                names = [f"{name[:-1]}: {_combination(one)})" for name, one in zip(names, (run, first), strict=True)]
-            what = f"{names[0]} is the same configuration as {names[1]}"
-            differing = [file.options[key] for key in file.setting if own.get(key) != first[1].get(key)]
-            what += f"; they differ only in what {' '.join(differing)} sets" if differing else ""
-            epochs, others = spec.config.train.epochs, first[2].config.train.epochs
-            if epochs != others:
-                what = f"{describe(run)} and {describe(first)} differ in train.epochs alone ({epochs} and {others})"
-                what += ", which makes them one run; keep the one with more epochs: its metrics hold the others"
-        else:
+        epochs, others = spec.config.train.epochs, first[2].config.train.epochs
+        if twin is run:
             what = f'{first[0].position} and {entry.position} both make a run called "{spec.name}"'
             what += "; give them different names" if entry.name else "; add a name to either"
+        elif epochs != others:
+            what = f"{describe(run, first)} and {describe(first, run)} differ in train.epochs alone ({epochs} and "
+            what += f"{others}), which makes them one run; keep the one with more epochs: its metrics hold the others"
+        else:
+            what = f"{describe(run, first)} is the same configuration as {describe(first, run)}"
+            options = [file.options[key] for key in file.setting if own.get(key) != first[1].get(key)]
+            what += f"; they differ only in what {' '.join(options)} sets" if options else ""
         file.problems.add(file.name, what)
-
-
-def _combination(run: _Resolved) -> str:
-    """Return the values of a run from the lists of its entry."""
-    return ", ".join(f"{key} = {show(run[1][key])}" for key in (*run[0].lists, *(["seed"] if run[0].seeds else [])))

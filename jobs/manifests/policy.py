@@ -7,55 +7,54 @@ with each SLURM job.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt
-
-from jobs.manifests.fields import Valid
+from seqlm.schema import NotNegative, Table, Valid
 from seqlm.state import FailureKind
 
 UNLIMITED = "unlimited"
 
-_COUNT = "a whole number, 0 or more"
-_Count = Annotated[int, Ge(0)]
-_Limit = Annotated[int | None, Valid(f'{_COUNT}, or "{UNLIMITED}"', _Count | Literal["unlimited"])]
-"""``None`` means no limit; a manifest writes it as ``"unlimited"``."""
-_HOURS = f'a number of hours above 0, or "{UNLIMITED}"'
-_Hours = Annotated[float | None, Valid(_HOURS, Annotated[float, Gt(0)] | Literal["unlimited"])]
+_Limit = NotNegative | Literal["unlimited"] | None
+"""A manifest writes "unlimited", which becomes ``None``; likewise hours."""
+_Hours = Annotated[float, Valid("a number of hours above 0", above=0)] | Literal["unlimited"] | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy:
+class Policy(Table):
     """How often a run is retried automatically after each kind of failure, how often saved, and the study's budget."""
 
+    NAME = "policy"
     NO_KEYS: ClassVar[Mapping[str, str]] = {
         kind: f"{{name}}: such a failure is never retried automatically; use `retry --kind {kind}`"
         for kind in ("code", "diverged")
-    }
-    OLD_NAMES: ClassVar[Mapping[str, str]] = {"without_progress": "max_stalled_retries"}
-    """Earlier name of a key -> its name. Manifests and ``study.json`` may have either."""
+    } | {"without_progress": "{name}: no such key any more; use policy.max_stalled_retries"}
 
-    checkpoint_min: Annotated[float, Gt(0), Valid("a number of minutes above 0")] = 10
+    checkpoint_min: Annotated[float, Valid("a number of minutes above 0", above=0)] = 10
     """Minutes between two checkpoints within an epoch."""
     oom: _Limit = 3
     """Retries of a run that ran out of memory, each with micro-batches of half the size."""
     timeout: _Limit = 20
     """Resumes after a job's time limit."""
-    node: _Limit = None
+    node: _Limit = "unlimited"
     """Retries after a lost node, GPU, disk or rank."""
-    preempted: _Limit = None
+    preempted: _Limit = "unlimited"
     """Resumes after a preemption."""
-    max_stalled_retries: Annotated[_Count, Valid(_COUNT)] = 10
+    max_stalled_retries: NotNegative = 10
     """Consecutive retries, of any kind, without progress: no finished epoch and no later checkpoint.
-    `--max-stalled-retries` overrides it. Earlier name: `policy.without_progress`."""
-    keep_last: Annotated[bool, Valid("true or false")] = True
+    `--max-stalled-retries` overrides it."""
+    keep_last: bool = True
     """Whether a finished run keeps ``checkpoints/last.pt``. With ``false`` it is deleted once the run is done."""
-    gpu_hours: _Hours = None
+    gpu_hours: _Hours = "unlimited"
     """Budget of the whole study: hours times GPUs, over all attempts. When it is spent, runs stop at a checkpoint and
     the others wait; `run` with a higher budget goes on."""
-    core_hours: _Hours = None
+    core_hours: _Hours = "unlimited"
     """The same for hours times processor cores."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, None if value == UNLIMITED else value)
 
     def retries(self, kind: FailureKind | None) -> int | None:
         """Return the retries allowed after failures of this kind: 0 if never retried, ``None`` if unlimited."""
@@ -68,12 +67,4 @@ class Policy:
 
     def to_dict(self) -> dict[str, Any]:
         """As the manifest would write it."""
-        return {key: UNLIMITED if value is None else value for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Policy:
-        """Read the result of :meth:`to_dict`, or a table in which ``read_table`` found no problem."""
-        values: dict[str, Any] = {}
-        for key, value in raw.items():
-            values[cls.OLD_NAMES.get(key, key)] = None if value == UNLIMITED else value
-        return cls(**values)
+        return {key: UNLIMITED if value is None else value for key, value in vars(self).items()}

@@ -10,13 +10,58 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from seqlm.errors import ManifestError, printable
+from seqlm.errors import ConfigError, ManifestError
 from seqlm.reading import exists, is_file, is_folder, listed
+from seqlm.schema import TableT, one_line, read, show
 
 MAX_DEPTH = 20
 MAX_VALUES = 1_000_000
 MAX_WHOLE_NUMBER = 10**300
 MAX_BYTES = 16 * 2**20
+
+
+class Problems:
+    """Lines about problems of a file, to be shown together: in the order of ``add``, each once."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, None] = {}
+
+    @property
+    def lines(self) -> list[str]:
+        return list(self._lines)
+
+    def about(self, where: str) -> bool:
+        """Whether there is a line about one place."""
+        return any(line.startswith(f"{where}: ") for line in self._lines)
+
+    def add(self, where: str, what: str) -> None:
+        self._lines[one_line(f"{where}: {what}")] = None
+
+    def table(self, value: Any, where: str) -> Mapping[str, Any]:
+        """Return a value that is a table; else add a line, and return an empty table."""
+        if isinstance(value, Mapping):
+            return value
+        self.add(where, f"expected a table, got {show(value)}")
+        return {}
+
+    def read(
+        self, kind: type[TableT], raw: Any, where: str, places: Mapping[str, str] | None = None, **options: Any
+    ) -> TableT | None:
+        """Return the table that :func:`seqlm.schema.read` makes. ``None``: it has problems, whose lines are added.
+
+        ``places`` are those of keys that stand elsewhere than ``where``.
+        """
+        try:
+            return read(kind, raw, **options)
+        except ConfigError as error:
+            for line in error.problems:
+                self.add((places or {}).get(key_of(line), where), line)
+        return None
+
+
+def key_of(line: str) -> str:
+    """Return the key that a line is about, in full."""
+    return line.removeprefix('unknown key "').partition(":")[0].partition('"')[0]
 
 
 def find_manifest(argument: str) -> Path:
@@ -78,17 +123,6 @@ def read_toml_file(path: Path) -> dict[str, Any]:
 
 def _refusal(text: str) -> ManifestError:
     return ManifestError([one_line(text)])
-
-
-def show(value: Any) -> str:
-    """Return a value as JSON in one line of at most 100 characters."""
-    text = json.dumps(value, default=str, ensure_ascii=False)
-    return text if len(text) <= 100 else f"{text[:97]}..."
-
-
-def one_line(text: str) -> str:
-    """Return a text with line breaks and control characters escaped."""
-    return printable(text).replace("\t", "\\t")
 
 
 def check_plain(data: Any) -> None:

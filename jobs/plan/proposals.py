@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.manifests.draws import Choice, Distribution, Real, Whole, read_distribution
-from jobs.manifests.expand import Entry, has_several, run_name
-from jobs.manifests.values import config_of
+from jobs.manifests.expand import Entry, config_of, has_several, run_name
 from seqlm.config import RunConfig, valid_keys
 from seqlm.errors import ConfigError, UsageError
 

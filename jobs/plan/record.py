@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.manifests.backends import check_tables
-from jobs.manifests.fields import Problems, read_table
 from jobs.manifests.load import Manifest
 from jobs.manifests.policy import Policy
-from jobs.manifests.search import SearchTable
+from jobs.manifests.reader import Problems
 from jobs.manifests.secrets import looks_secret
 from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
@@ -28,6 +27,7 @@ from seqlm.data.corpus import resolve_data
 from seqlm.errors import FileError, SeqlmError
 from seqlm.files import read_json, write_json
 from seqlm.run_layout import STUDY_FORMAT, study_record_file
+from seqlm.schema import read
 from seqlm.search import Search
 from seqlm.trust import distrusted
 
@@ -59,7 +59,7 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
     }
     epochs = {spec.name: {"epochs": spec.config.train.epochs} for spec in manifest.written}
     published = {
-        name: epochs[name] | {key: value for key, value in vars(found).items() if value is not None}
+        name: epochs[name] | {key: value for key, value in found.to_dict().items() if value is not None}
         for name, found in manifest.published.items()
     }
     named = {"manifest": manifest.path.name}
@@ -198,13 +198,13 @@ def _for_its_epochs(earlier: Mapping[str, Any], item: PlannedRun) -> Mapping[str
 
 def kept_policy(study_dir: Path, tell: Callable[[str], None]) -> Policy:
     """Return the policy of a study's last launch from a manifest; the defaults if none was kept."""
-    return Policy.from_dict(_kept(study_dir, "policy", tell))
+    return read(Policy, _kept(study_dir, "policy", tell))
 
 
 def kept_search(study_dir: Path, tell: Callable[[str], None]) -> Search | None:
     """Return the search of a study's last launch from a manifest; ``None`` if it is no search."""
     kept = _kept(study_dir, "search", tell)
-    return Search.from_dict(kept) if kept else None
+    return read(Search, kept) if kept else None
 
 
 def kept_tables(study_dir: Path, tell: Callable[[str], None]) -> Mapping[str, Mapping[str, Any]]:
@@ -246,7 +246,7 @@ def _kept(study_dir: Path, section: str, tell: Callable[[str], None]) -> Mapping
         if kept and section == "backend":
             check_tables(kept, str(path), problems)
         elif kept:
-            read_table(Policy if section == "policy" else SearchTable, kept, str(path), problems, prefix=f"{section}.")
+            problems.read(Policy if section == "policy" else Search, kept, str(path))
         if problems.lines:
             raise FileError(problems.lines[0])
     except FileError as error:

@@ -27,6 +27,7 @@ from seqlm.processes import is_alive
 from seqlm.reading import exists, is_file, is_folder, listed
 from seqlm.run_layout import BEHAVIOUR_FOLDER, CANARY_FOLDER, slugify, study_record_file
 from seqlm.rundir import Observation, RunDirectory, require_format
+from seqlm.schema import read
 from seqlm.state import View
 
 
@@ -45,7 +46,7 @@ class ObservedRun:
 
     def facts(self) -> dict[str, Any]:
         """Return the facts on which filters can select this run."""
-        config, resources = self.config, Resources.from_dict(self.provenance.get("resources", {}))
+        config, resources = self.config, read(Resources, self.provenance.get("resources", {}))
         facts = facts_of(name=self.name, id=self.run.id, config=config, resources=resources)
         return {**facts, "state": self.observation.state, "kind": self.observation.kind, "origin": self.origin}
 
@@ -87,7 +88,7 @@ class ObservedRun:
         return RunSpec(
             name=self.name,
             config=self.config,
-            resources=Resources.from_dict(recorded.get("resources", {})),
+            resources=read(Resources, recorded.get("resources", {})),
             order=recorded.get("order", 0),
             data_path=Path(data) if data else None,
             tokenizer=None if self.config.data.tokenizer is None else self.run.tokenizer_file,

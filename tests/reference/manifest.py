@@ -11,19 +11,12 @@ from typing import Any
 from jobs.manifests.backends import table_of
 from jobs.manifests.claims import Claim, Published, Report
 from jobs.manifests.entries import EntryTable, SampleTable, StudyTable
-from jobs.manifests.fields import full_keys
-from jobs.manifests.json_schema import (
-    Schema,
-    choices,
-    config_keys,
-    manifest_schema,
-    policy_keys,
-    table_keys,
-)
+from jobs.manifests.json_schema import Schema, choices, config_keys, manifest_schema, table_keys
 from jobs.manifests.policy import Policy
-from jobs.manifests.search import SearchTable
 from jobs.spec import Resources
 from seqlm.config import VARIANTS, RunConfig
+from seqlm.schema import fields_of
+from seqlm.search import Search
 from tests.reference.markdown import table
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "reference" / "manifest.schema.json"
@@ -41,7 +34,7 @@ def parts() -> dict[str, str]:
 
 def _tables() -> dict[str, str]:
     common = {name: schema for name, schema in table_keys(table_of("local")).items() if name != "progress_s"}
-    own = [name for name in full_keys(table_of("slurm")) if name not in common]
+    own = [name for name in fields_of(table_of("slurm")) if name not in common]
     return {
         "config": _table(config_keys(), _config_defaults()),
         "study": _table(_prefixed("study", table_keys(StudyTable)), _prefixed("study", _defaults(StudyTable))),
@@ -60,8 +53,8 @@ def _tables() -> dict[str, str]:
         "sample": _table({name: table_keys(SampleTable)[name] for name in ("count", "seed")}, _defaults(SampleTable)),
         "expect": _table(table_keys(Claim), _defaults(Claim)),
         "report": _table(_prefixed("report", table_keys(Report)), _prefixed("report", _defaults(Report))),
-        "policy": _table(_prefixed("policy", policy_keys()), _prefixed("policy", Policy().to_dict())),
-        "search": _table(_prefixed("search", table_keys(SearchTable)), _prefixed("search", _defaults(SearchTable))),
+        "policy": _table(_prefixed("policy", table_keys(Policy)), _prefixed("policy", Policy().to_dict())),
+        "search": _table(_prefixed("search", table_keys(Search)), _prefixed("search", _defaults(Search))),
         "backend": _table(table_keys(table_of("local")), _defaults(table_of("local"))),
         "ray": _table({"address": table_keys(table_of("ray"))["address"]}, _defaults(table_of("ray"))),
         "slurm": _table({name: table_keys(table_of("slurm"))[name] for name in own}, _defaults(table_of("slurm"))),
@@ -131,10 +124,10 @@ def _config_defaults() -> dict[str, Any]:
     """The default of each dotted key; if variants differ, default -> the architectures or optimizers with it."""
     found: dict[str, Any] = {"seed": _defaults(RunConfig)["seed"]}
     for section, (selector, variants) in VARIANTS.items():
-        for name in dict.fromkeys(name for variant in variants for name in full_keys(variant)):
+        for name in dict.fromkeys(name for variant in variants for name in fields_of(variant)):
             by_default: dict[Any, list[str]] = {}
             for variant in variants:
-                if name in full_keys(variant):
+                if name in fields_of(variant):
                     by_default.setdefault(_defaults(variant)[name], []).extend(choices(variant, selector))
             found[f"{section}.{name}"] = by_default if len(by_default) > 1 else next(iter(by_default))
     return found

@@ -99,7 +99,7 @@ def test_a_healthy_cluster_is_described_from_the_login_node_and_from_a_compute_n
 def test_the_trial_job_is_submitted_with_the_settings(cluster: Path, tmp_path: Path) -> None:
     given = SlurmSettings(
         partition="gpu",
-        account="a b",
+        account="a",
         qos="q",
         constraint="a100|h100",
         setup=("module load x",),
@@ -113,7 +113,7 @@ def test_the_trial_job_is_submitted_with_the_settings(cluster: Path, tmp_path: P
         "#SBATCH --exclusive",
         "#SBATCH --core-spec=1",
         "#SBATCH --partition=gpu",
-        "#SBATCH --account='a b'",
+        "#SBATCH --account=a",
         "#SBATCH --qos=q",
         "#SBATCH --constraint='a100|h100'",
         "#SBATCH --job-name=seqlm-doctor",

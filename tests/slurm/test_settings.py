@@ -124,7 +124,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "time as text": ({"timeout_min": "1:00:00"}, 'timeout_min: expected a positive whole number, got "1:00:00"'),
     "truth for a number": ({"ranks_per_node": True}, "ranks_per_node: expected a positive whole number, got true"),
     "no memory": ({"mem_gb": 0}, "mem_gb: expected a number above 0, got 0"),
-    "endless memory": ({"mem_gb": float("inf")}, "mem_gb: expected a number above 0, got Infinity"),
+    "endless memory": ({"mem_gb": float("inf")}, "mem_gb: expected a number above 0, got inf"),
     "signal too early": (
         {"signal_before_s": 70_000},
         "signal_before_s: expected a whole number from 1 to 65535, got 70000",

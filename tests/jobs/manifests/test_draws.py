@@ -12,7 +12,7 @@ from jobs.manifests.draws import Choice, Distribution, Real, Whole, draw, number
 from jobs.manifests.filters import facts_of_spec, select
 from jobs.manifests.load import Manifest
 from tests import commands
-from tests.jobs.manifests.test_manifest import BASE, HEAD, RUN, load, names, names_of_excluded, problems
+from tests.jobs.manifests.test_manifest import BASE, RUN, load, names, names_of_excluded
 
 SAMPLE = """
 [[sample]]
@@ -156,131 +156,6 @@ def test_set_overrides_a_key_that_is_drawn(tmp_path: Path) -> None:
 
 
 # -- the lines for wrong entries -----------------------------------------------------------------------------------
-
-
-def sample(line: str, count: str = "count = 3") -> str:
-    return f'{BASE}[[sample]]\n{count}\nmodel.arch = "rnn"\noptim.optimizer = "sgd"\n{line}\n'
-
-
-KEEP = "model.keep = { uniform = [0.1, 1] }"
-WRONG = {
-    "bounds that descend": (
-        sample("model.keep = { uniform = [0.9, 0.2] }"),
-        "model.keep.uniform: expected two numbers, the lower one first, got [0.9, 0.2]",
-    ),
-    "equal bounds": (
-        sample("model.keep = { uniform = [0.9, 0.9] }"),
-        "model.keep.uniform: expected two numbers, the lower one first, got [0.9, 0.9]",
-    ),
-    "one bound": (
-        sample("model.keep = { uniform = 0.9 }"),
-        "model.keep.uniform: expected two numbers, the lower one first, got 0.9",
-    ),
-    "logarithm of nothing": (
-        sample("optim.lr = { log_uniform = [0, 0.1] }"),
-        "optim.lr.log_uniform: expected two numbers above 0, the lower one first, got [0, 0.1]",
-    ),
-    "whole numbers with a fraction": (
-        sample("model.hidden_size = { int = [8, 16.5] }"),
-        "model.hidden_size.int: expected two whole numbers, the lower one first, got [8, 16.5]",
-    ),
-    "no step": (
-        sample("model.hidden_size = { int = [8, 16], step = 0 }"),
-        "model.hidden_size.step: expected a whole number from 1 to 8, the range, got 0",
-    ),
-    "step beyond the range": (
-        sample("model.hidden_size = { int = [8, 16], step = 9 }"),
-        "model.hidden_size.step: expected a whole number from 1 to 8, the range, got 9",
-    ),
-    "step of a real number": (
-        sample("model.keep = { uniform = [0.1, 0.9], step = 0.1 }"),
-        "model.keep.step: applies to int only, got uniform",
-    ),
-    "unknown distribution": (
-        sample("optim.lr = { loguniform = [0.1, 1] }"),
-        'optim.lr: unknown distribution "loguniform"; did you mean "log_uniform"? '
-        "(valid: uniform, log_uniform, int, or a list)",
-    ),
-    "two distributions of a key": (
-        sample("optim.lr = { uniform = [0.1, 1], log_uniform = [0.1, 1] }"),
-        "optim.lr: expected one of uniform, log_uniform, int, got uniform and log_uniform",
-    ),
-    "table without a distribution": (
-        sample("optim.lr = {}"),
-        "optim.lr: expected one of uniform, log_uniform, int, got {}",
-    ),
-    "empty choice": (sample("optim.lr = []"), "optim.lr: expected at least one value, got an empty list"),
-    "lists to choose from": (
-        sample("optim.lr = [[1, 2]]"),
-        "optim.lr: expected single values in the list, got [[1, 2]]",
-    ),
-    "key both drawn and fixed": (sample(f'{KEEP}\n"model.keep" = 0.5'), 'key "model.keep" is given twice'),
-    "no count": (sample(KEEP, ""), "count: missing, expected a whole number from 1 to 10,000"),
-    "count of none": (sample(KEEP, "count = 0"), "count: expected a whole number from 1 to 10,000, got 0"),
-    "absurd count": (
-        sample(KEEP, "count = 1_000_000_000"),
-        "count: expected a whole number from 1 to 10,000, got 1000000000",
-    ),
-    "count above what there is": (
-        sample("optim.lr = [1, 2]\nmodel.num_layers = { int = [1, 2] }", "count = 5"),
-        "count: expected at most 4, the number of different settings, got 5",
-    ),
-    "nothing drawn": (
-        sample("optim.lr = 1"),
-        "expected at least one key with a list or a distribution, got none",
-    ),
-    "seed that is no number": (
-        sample(KEEP + '\nseed = "x"'),
-        'seed: expected a whole number from 0 to 2^32 - 1, got "x"',
-    ),
-    "unknown key of a sample": (
-        sample(KEEP + "\nnumber = 3"),
-        'unknown key "number"; did you mean "count"? '
-        "(valid: name, seeds, count, seed, model, data, optim, train, eval, resources)",
-    ),
-    "drawn resources": (
-        sample(KEEP + "\nresources.ranks = [1, 2]"),
-        "resources.ranks: expected one value, got [1, 2] (resources make no other run)",
-    ),
-    "draws that a run refuses": (
-        sample("optim.lr = { uniform = [-1, -0.5] }"),
-        "optim.lr: expected a positive finite number, got -0.795",
-    ),
-    "real numbers for a whole one": (
-        sample("model.hidden_size = { uniform = [8, 9] }"),
-        "model.hidden_size: expected a whole number, got 8.41; int = [LOW, HIGH] draws whole numbers",
-    ),
-    "draws of another architecture's key": (
-        sample("model.mlp_size = { int = [8, 16] }"),
-        'model.mlp_size: applies to transformer only, got arch = "rnn"',
-    ),
-    "a condition on two keys": (
-        HEAD + '[[sample]]\ncount = 3\nmodel.arch = "transformer"\noptim = { optimizer = "sgd", lr = 1 }\n'
-        "model.hidden_size = 8\nmodel.num_heads = { int = [5, 7] }",
-        "model.hidden_size: expected a multiple of model.num_heads = 6, got 8",
-    ),
-}
-
-
-@pytest.mark.parametrize(("text", "line"), WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_sample_gets_one_line(tmp_path: Path, text: str, line: str) -> None:
-    """Also if all its draws are wrong: the first one stands for them."""
-    assert problems(tmp_path, text) == [f"study.toml: sample 1: {line}"]
-
-
-@pytest.mark.parametrize(
-    ("text", "where"),
-    [
-        (BASE + RUN + "model.keep = { uniform = [0.1, 1] }", "run 1"),
-        (BASE + RUN.replace("[[run]]", "[[grid]]") + "model.keep = [0.5, { unifrom = [0.1, 1] }]", "grid 1"),
-        (BASE + "model.keep = { uniform = [0.1, 1] }\n" + RUN, "defaults"),
-    ],
-    ids=["run", "grid", "defaults"],
-)
-def test_a_distribution_elsewhere_is_said_to_belong_in_a_sample(tmp_path: Path, text: str, where: str) -> None:
-    (line,) = problems(tmp_path, text)
-    assert line.startswith(f"study.toml: {where}: model.keep: expected a number, got {{")
-    assert line.endswith("; a distribution belongs in [[sample]]")
 
 
 @pytest.mark.process

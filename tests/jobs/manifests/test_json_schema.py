@@ -12,17 +12,10 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from jobs.manifests.backends import table_of
-from jobs.manifests.claims import Claim, Published, Report
-from jobs.manifests.entries import EntryTable, StudyTable
-from jobs.manifests.fields import Problems, read_table
-from jobs.manifests.json_schema import backend_keys, config_keys, manifest_schema, policy_keys, table_keys
+from jobs.manifests.json_schema import config_keys, manifest_schema
 from jobs.manifests.load import load_manifest
-from jobs.manifests.policy import Policy
 from jobs.manifests.reader import read_manifest_file
-from jobs.registry import BACKENDS
 from seqlm.config import valid_keys
-from seqlm.errors import ManifestError
 from tests import commands
 from tests.jobs.manifests import test_draws, test_manifest, test_manifest_report
 
@@ -113,93 +106,7 @@ def test_dotted_keys_in_quotes_are_checked_as_nested_ones_are() -> None:
     assert len(errors(entry(model={"mlp_size": 8}))) == 1
 
 
-VALUES: list[Any] = [
-    *(
-        None,
-        True,
-        False,
-        0,
-        1,
-        -1,
-        2.5,
-        0.25,
-        10**20,
-        65535,
-        65536,
-        "",
-        " ",
-        "a",
-        "a b",
-        "a\nb",
-        "é",
-        "END,FAIL",
-        "auto",
-    ),
-    *("arch=gru", "unlimited", "x" * 300, "x" * 301, [], [1], ["a"], ["a", "a"], [""], ["a b"], [1, 2], [1, 2, 3], {}),
-    *({"a": "b"}, {"a": 1}, {"a-b": "c"}, {"gres": "x"}, {"gres_flags": 1}, {"hold": True}, {"exclusive": True}),
-]
-TABLES: dict[str, tuple[type, dict[str, Any], dict[str, Any]]] = {
-    **{f"backend.{name}": (table_of(name), {}, backend_keys(name)) for name in BACKENDS},
-    "policy": (Policy, {}, policy_keys()),
-    "study": (StudyTable, {"name": "s"}, table_keys(StudyTable)),
-    "published": (Published, {}, table_keys(Published)),
-    "expect": (Claim, {"text": "t", "lower": "arch=gru", "higher": "arch=rnn"}, table_keys(Claim)),
-    "report": (Report, {}, table_keys(Report)),
-    "entry": (EntryTable, {}, table_keys(EntryTable)),
-}
-
-
-@pytest.mark.parametrize("name", TABLES)
-def test_a_value_that_a_table_accepts_is_valid(name: str) -> None:
-    kind, others, keys = TABLES[name]
-    accepted = 0
-    for key, schema in keys.items():
-        for value in VALUES:
-            problems = Problems()
-            read_table(kind, {**others, key: value}, "m.toml", problems, prefix=f"{name}.")
-            if not problems.lines:
-                accepted += 1
-                found = [error.message for error in Draft202012Validator(schema).iter_errors(value)]
-                assert found == [], f"{name}.{key} = {value!r}"
-    assert accepted >= len(keys)
-
-
 # -- invalid manifests ---------------------------------------------------------------------------------------------
-
-BEYOND_A_SCHEMA = {
-    *("zip of unequal lists", "absurd grid", "more ranks than columns", "missing key"),
-    *("exclude whose keys match different runs", "exclude of a key that no run has"),
-    *("every run excluded", "one name for two entries", "one made-up name for two entries"),
-    *("entries that differ in epochs alone", "a grid over epochs"),
-    *("one configuration in two entries", "share of a GPU for two ranks", "key twice, dotted and quoted"),
-    *("control character in a key",),
-    *(
-        "behaviour of an unknown run",
-        "behaviour of an excluded run",
-        "group without a run",
-        "run on both sides",
-        "side without runs",
-    ),
-    *("bounds that descend", "equal bounds", "step beyond the range", "nothing drawn", "count above what there is"),
-    "key both drawn and fixed",
-    *("draws that a run refuses", "a condition on two keys"),
-    *("side that is no condition", "side that compares a text", "replications that descend"),
-}
-"""What a schema cannot tell: conditions across tables, on the expanded runs, and on the text of filters."""
-NOT_PLAIN = {"not a number", "infinite", "published perplexity without end"}
-"""JSON has no NaN and no infinity."""
-WRONG = {**test_manifest.WRONG, **test_manifest_report.WRONG, **test_draws.WRONG}
-
-
-@pytest.mark.parametrize("name", [name for name in WRONG if name not in NOT_PLAIN])
-def test_what_the_loader_refuses_is_invalid_as_far_as_a_schema_can_tell(tmp_path: Path, name: str) -> None:
-    path = tmp_path / "study.toml"
-    path.write_text(WRONG[name][0], "utf-8")
-    try:
-        data = read(tmp_path, WRONG[name][0], "study.toml")
-    except ManifestError:
-        return  # an editor's parser refuses the text, or it is too deep
-    assert bool(errors(data)) == (name not in BEYOND_A_SCHEMA), errors(data)
 
 
 # -- the command ---------------------------------------------------------------------------------------------------

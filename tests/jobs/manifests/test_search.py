@@ -43,55 +43,6 @@ def test_a_study_is_a_search_if_its_manifest_says_so(tmp_path: Path) -> None:
     assert load(tmp_path, "", "search.rungs=[1]").search == Search(rungs=(1,))
 
 
-@pytest.mark.parametrize(
-    ("table", "line"),
-    [
-        ("", "search.rungs: missing, expected a list of epochs above 0 in ascending order, such as [3, 9, 27]"),
-        (
-            "rungs = []",
-            "search.rungs: expected a list of epochs above 0 in ascending order, such as [3, 9, 27], got []",
-        ),
-        ("rungs = [0, 3]", "search.rungs: expected a list of epochs above 0 in ascending order"),
-        ("rungs = [3.0]", "search.rungs: expected a list of epochs above 0 in ascending order"),
-        ("rungs = [9, 3]", "search.rungs: expected a list of epochs above 0 in ascending order, got [9, 3]"),
-        ("rungs = [3, 3]", "search.rungs: expected a list of epochs above 0 in ascending order, got [3, 3]"),
-        ("rungs = [3, 30]", "search.rungs: expected epochs below train.epochs of every run, got 30; rnn-sgd has 30"),
-        ("rungs = [3]\nkeep = 1", "search.keep: expected a share above 0 and below 1, got 1"),
-        ("rungs = [3]\nkeep = 0.0", "search.keep: expected a share above 0 and below 1, got 0.0"),
-        ("rungs = [3]\nkeep = nan", "search.keep: expected a share above 0 and below 1, got NaN"),
-        ("rungs = [3]\nmin_runs = 0", "search.min_runs: expected a whole number of at least 1, got 0"),
-        (
-            'rungs = [3]\nmetric = "val_pll"',
-            'search.metric: expected one of val_ppl, train_ppl, val_loss, got "val_pll"; did you mean "val_ppl"?',
-        ),
-        (
-            'rungs = [3]\nwithin = ["model.arhc"]',
-            'search.within: expected keys of a run\'s configuration, got "model.arhc"; did you mean "model.arch"?',
-        ),
-        ('rungs = [3]\nwithin = "model.arch"', 'search.within: expected a list of keys, such as ["model.arch"], got "'),
-        ('rungs = [3]\nmode = "sync"', "search.mode: no such key any more; "),
-        ("rungs = [3]\nkeeps = 0.5", 'unknown key "search.keeps"; did you mean "search.keep"? (valid in search: '),
-    ],
-)
-def test_a_wrong_search_gets_one_line(tmp_path: Path, table: str, line: str) -> None:
-    with pytest.raises(ManifestError) as caught:
-        load(tmp_path, f"[search]\n{table}\n")
-    (found,) = caught.value.problems
-    assert found.startswith(f"study.toml: {line}")
-
-
-def test_a_wrong_search_on_the_command_line_gets_one_line(tmp_path: Path) -> None:
-    for override, line in [
-        ("search.keep=2", "search.keep: expected a share above 0 and below 1, got 2"),
-        ("search.rungs=[4, 2]", "search.rungs: expected a list of epochs above 0 in ascending order, got [4, 2]"),
-        ("search.rung=[4]", 'unknown key "search.rung"; did you mean "search.rungs"?'),
-    ]:
-        with pytest.raises(ManifestError) as caught:
-            load(tmp_path, SEARCH, override)
-        (found,) = caught.value.problems
-        assert found.startswith(f"--set {override}: {line}")
-
-
 def test_a_trial_with_fewer_epochs_than_the_rungs_is_no_mistake(tmp_path: Path) -> None:
     assert load(tmp_path, SEARCH, "train.epochs=2").search is not None
     assert load(tmp_path, SEARCH.replace("9", "29")).search is not None
@@ -113,7 +64,7 @@ def test_a_study_keeps_its_search_for_launches_without_the_manifest(tmp_path: Pa
     record.write_text(record.read_text().replace('"val_ppl"', '"val_pll"'))
     assert kept_search(tmp_path, lines.append) is None
     (warning,) = lines
-    assert 'search.metric: expected one of val_ppl, train_ppl, val_loss, got "val_pll"' in warning
+    assert 'search.metric: expected one of "val_ppl"' in warning
     assert warning.endswith("; no run is stopped")
 
 
