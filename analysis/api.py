@@ -33,9 +33,7 @@ from analysis.sections.behaviour import behaviour_data
 from analysis.study import columns, units
 from analysis.study import study as files
 from analysis.study.behaved import behaved_runs
-from analysis.study.comparison import finished
-from analysis.study.pairs import chains_of
-from analysis.study.settings import interval, timed_settings
+from analysis.study.settings import interval, on_one_machine, settings_of, timed_settings
 from seqlm.environment import RUNS
 from seqlm.errors import UsageError, nearest
 from seqlm.reading import exists
@@ -233,21 +231,24 @@ class Study(files.Study):
     def plot_pareto(self, ax: Axes | None = None) -> Axes:
         """Draw the best validation perplexity of each setting against the time to it, with the Pareto front.
 
+        If the runs were trained on several machines, these are the settings on the machine of the most.
+
         >>> axes = study.plot_pareto()
         """
-        settings = [setting for setting in timed_settings(self.compared) if units.is_number(setting.seconds_to_best)]
+        settings = [one for one in timed_settings(self.compared) if units.is_number(one.seconds_to_best)]
         with self._look(ax):
             if not settings:
                 return _empty(ax, "No run has finished")
+            settings = on_one_machine(settings)
             front = pareto_front(settings)
             axes = _axes(ax, scatter.time_handles(settings, front))
             scatter.draw_times(axes, settings, front)
         return axes
 
     def plot_effects(self, key: str, ax: Axes | None = None) -> Axes:
-        """Draw the best validation perplexity of finished runs over the values of one hyperparameter.
+        """Draw the best validation perplexity of settings with finished runs over the values of one hyperparameter.
 
-        Lines join runs that agree in every other key.
+        Lines join settings that agree in every other key.
 
         Args:
             key: a key of the configuration that varies in the study.
@@ -260,17 +261,12 @@ class Study(files.Study):
         Raises:
             UsageError: the key does not vary between finished runs.
         """
-        found = {part.key: part for part in slices.slices_of(self.compared, [])}
-        if key not in found:
+        settings = settings_of(self.compared.runs)
+        if key not in (found := slices.slice_keys(settings)):
             varying = ", ".join(found) or "here none does"
             raise UsageError(f"key: expected one that varies between finished runs ({varying}), got {key!r}")
-        done = finished(self.compared.runs)
         with self._look(ax):
-            axes = _axes(ax, look.kind_handles(set(done["arch"]), set(done["optimizer"])))
-            slices.draw_slice(
-                axes, found[key], chains_of(self.compared.runs).get(key, []), slices.runs_by_number(self.compared)
-            )
-        return axes
+            return slices.draw_slice(_axes(ax, slices.kind_handles(settings)), key, settings)
 
     def plot_timeline(self, ax: Axes | None = None) -> Axes:
         """Draw a bar for each attempt in the lane of its GPU or host, over the time since the first start.

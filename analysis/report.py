@@ -18,7 +18,7 @@ from analysis.plots.curve_figures import curve_blocks
 from analysis.plots.files import FORMATS, figure_bytes, inline_svg
 from analysis.sections.behaviour import behaviour_data, behaviour_section, samples_appendix
 from analysis.sections.cost import cost_section
-from analysis.sections.coverage import coverage, open_runs
+from analysis.sections.coverage import coverage_table, open_runs
 from analysis.sections.effects import effects_section
 from analysis.sections.published import published_section
 from analysis.sections.results import groups_section, hyperparameter_blocks, results_blocks
@@ -66,7 +66,7 @@ def report_sections(study: Study) -> list[Section]:
     nothing = Prose(text="No epoch has been finished yet, so there are no curves.")
     unfinished = open_runs(study)
     return [
-        Section(name="coverage", title="Coverage", blocks=[coverage(study)]),
+        Section(name="coverage", title="Coverage", blocks=[coverage_table(study)]),
         Section(name="results", title="Results", blocks=results_blocks(study)),
         search_section(study),
         groups_section(study),

@@ -240,16 +240,6 @@ def _is_published(optimizer: str | None) -> bool:
     return optimizer == "sgd_schedule"
 
 
-def own_keys(optimizer: str | None) -> set[str]:
-    """Return the keys whose value belongs to the optimizer itself, so that it differs from that of others.
-
-    The schedule of the published form of SGD; the decoupled decay, which is no penalty.
-    """
-    if _is_published(optimizer):
-        return {"schedule"}
-    return {"weight_decay"} if any(one.IS_DECOUPLED and optimizer in one.LABELS for one in OPTIMIZERS) else set()
-
-
 def foreign_keys(optimizer: str | None, own: Mapping[str, Any], shared: Mapping[str, Any]) -> set[str]:
     """Return the keys of ``shared``, values for many runs, that do not apply to one run.
 

@@ -17,30 +17,6 @@ from analysis.study.run import LogTail
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
-    """Runs of one combination that are in the same state."""
-
-    state: str
-    """For a failure with its kind: ``failed: oom``."""
-    number: int
-    """How many they are."""
-    runs: list[RunNumber]
-    """Their numbers; those that have a directory."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Coverage:
-    """The matrix, both axes in the report's order."""
-
-    kind: ClassVar[str] = "coverage"
-
-    name: str = "coverage"
-    optimizers: list[str]
-    lines: list[tuple[str, list[list[Group]]]]
-    """For each architecture, and in it for each optimizer: the groups of its runs."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class OpenRun:
     """A run that has no result, and why."""
 
@@ -161,7 +137,7 @@ class Folded:
     blocks: list[Block]
 
 
-Block: TypeAlias = Prose | Note | Points | Subheading | Table | Chart | Coverage | OpenRuns | Samples | Folded
+Block: TypeAlias = Prose | Note | Points | Subheading | Table | Chart | OpenRuns | Samples | Folded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +170,7 @@ def labels(sections: Iterable[Section]) -> dict[str, str]:
     counts = Counter[str]()
     for section in sections:
         for block in flat(section.blocks):
-            if isinstance(block, Table | Coverage | Chart):
+            if isinstance(block, Table | Chart):
                 word = "Figure" if isinstance(block, Chart) else "Table"
                 counts[word] += 1
                 found[block.name] = f"{word} {counts[word]}"

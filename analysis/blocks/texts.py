@@ -57,15 +57,6 @@ def first_few(items: Sequence[str], most: int) -> str:
     return f"{', '.join(items[:most])} and {len(items) - most} more"
 
 
-def device_sentences(study: Study) -> list[str]:
-    """A warning where times do not compare."""
-    devices = study.origin["Devices"]
-    if len(devices) < 2:
-        return []
-    named = first_few(devices, 4)
-    return [f"The runs were trained on different devices ({named}); times compare only between runs of the same one."]
-
-
 # -- one text or several, how many runs, and how many epochs of each -----------------------------------------------
 
 
@@ -151,23 +142,3 @@ def scope_of(runs: pd.DataFrame, absent: int = 0) -> str:
         parts.append(f"{len(done)} of {units.count(of, 'run')}{f' ({stopped} stopped)' if stopped else ''}")
     text = "; ".join(parts)
     return f" {text[0].upper()}{text[1:]}." if text else ""
-
-
-def scope_sentences(study: Study) -> list[str]:
-    """Say by which epochs the runs are compared, and which run decides that, if runs differ in them."""
-    done = finished(study.runs)
-    if not went_further(study.runs):
-        return []
-    sentences = []
-    for text, runs in done.groupby("text", sort=False):
-        shortest = runs[runs["epochs_done"] == runs["compared_epochs"]].sort_values("number")
-        longer = runs[runs["epochs_done"] > runs["compared_epochs"]]
-        if longer.empty:
-            continue
-        named = first_few([f"{number} {name}" for number, name in shortest[["number", "name"]].to_numpy()], 3)
-        went = f"{units.count(len(longer), 'run')} went further, up to {int(longer['epochs_done'].max())}"
-        limit = units.count(int(runs["compared_epochs"].iloc[0]), "epoch")
-        on = f" on {text}" if len(study.texts) > 1 else ""
-        of = f" ({named})" if named else ""
-        sentences.append(f"Runs{on} are compared by their first {limit}, the fewest of a finished run{of}; {went}.")
-    return sentences

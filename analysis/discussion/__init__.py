@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from analysis.blocks.section import Block, Note, Prose, Section, Subheading
-from analysis.blocks.texts import on_one_text, scope_sentences, text_sentences
+from analysis.blocks.sentences import scope_sentences
+from analysis.blocks.texts import on_one_text, text_sentences
 from analysis.discussion.expected import expected_blocks
 from analysis.discussion.next_runs import next_blocks
 from analysis.discussion.optimizers import optimizers_blocks
 from analysis.discussion.picks import picks_blocks
 from analysis.discussion.reliability import reliability_blocks
+from analysis.study.pairs import pairs_of
 from analysis.study.settings import timed_settings
 from analysis.study.study import Study
 
@@ -20,17 +22,13 @@ def discussion_section(study: Study) -> Section:
     settings = timed_settings(one)
     parts: list[tuple[str, str, list[Block]]] = [
         ("expected", "Expected against observed", expected_blocks(compared)),
-        ("optimizers", "The optimizers compared", optimizers_blocks(one, settings)),
+        ("optimizers", "The optimizers compared", optimizers_blocks(one, settings, pairs_of(settings))),
         ("picks", "The pick for time and the pick for generalisation", picks_blocks(one, settings)),
         ("reliability", "Reliability of the architectures", reliability_blocks(one, settings)),
-        ("next", "What to run next", next_blocks(study)),
+        ("next", "What to run next", next_blocks(study, settings)),
     ]
-    warning: list[Block] = [Prose(text=text) for text in [*text_sentences(study), *scope_sentences(compared)]]
-    blocks = [
-        block for name, title, answer in parts for block in [Subheading(text=title), *answer, *_notes(study, name)]
-    ]
-    return Section(name="discussion", title="Discussion", blocks=[*warning, *blocks])
-
-
-def _notes(study: Study, part: str) -> list[Note]:
-    return [Note(text=text) for name, text in study.notes if name == part]
+    blocks: list[Block] = [Prose(text=text) for text in [*text_sentences(study), *scope_sentences(compared)]]
+    for name, title, answer in parts:
+        notes = [Note(text=text) for part, text in study.notes if part == name]
+        blocks += [Subheading(text=title), *answer, *notes]
+    return Section(name="discussion", title="Discussion", blocks=blocks)

@@ -1,22 +1,33 @@
-"""What was expected before the study, held against what was observed."""
+"""What was expected before the study, next to what was observed, in runs that are otherwise equal."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Sequence
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import pandas as pd
+from typing import Any, NamedTuple
 
 from analysis.blocks.section import Block, Points, Prose
+from analysis.blocks.sentences import sentences
 from analysis.blocks.table import Column, Table, number
-from analysis.blocks.texts import device_sentences, distinct, first_few, interval_phrase, scope
+from analysis.blocks.texts import first_few, scope
 from analysis.study import units
-from analysis.study.comparison import finished
+from analysis.study.columns import TEXT_KEYS
+from analysis.study.pairs import (
+    ABSENT,
+    ARCHITECTURE,
+    FOLLOWS,
+    OPTIMIZER,
+    alike,
+    differing_keys,
+    printed,
+    tuned_keys,
+    value_of,
+)
 from analysis.study.record import Expectation
-from analysis.study.settings import Setting, best_of, expected_lowest_perplexity, expected_minimum, settings_of
+from analysis.study.settings import Setting, differ, interval, settings_of
 from analysis.study.study import Study
 from analysis.study.values import rows_of
 
@@ -24,180 +35,198 @@ METRICS = {
     "val_ppl": "validation perplexity",
     "train_ppl": "training perplexity",
     "test_ppl": "test perplexity",
-    "gap": "gap between validation and training perplexity at the best epoch",
+    "gap": "gap between validation and training loss at the best epoch",
     "wall_seconds": "wall-clock time",
     "epoch_seconds": "time per epoch",
     "seconds_to_5pct": "time to within 5 % of a run's own best",
 }
 """Columns of the runs table, in words; of each, less is better."""
 
-SHORT = {"gap": "gap", "seconds_to_5pct": "time to 5 %"}
+SHORT = {"gap": "gap (nats)", "seconds_to_5pct": "time to 5 %"}
 """Shorter words for some of them in a table."""
 
 TIMES = ("wall_seconds", "epoch_seconds", "seconds_to_5pct")
 
-AS_EXPECTED, NOT_AS_EXPECTED, INCONCLUSIVE = "as expected", "not as expected", "inconclusive"
+LOWER, HIGHER, ONE_SEED, UNCLEAR = "lower", "higher", "one seed", "no clear difference"
+"""What a case shows of the side that was expected lower."""
+
+
+class Reached(NamedTuple):
+    """What a setting has reached of a metric."""
+
+    setting: Setting
+    values: list[float]
+    """One of each seed."""
+
+    def mean(self, metric: str) -> float:
+        """The mean over seeds, of anything but a gap the geometric one."""
+        return statistics.fmean(self.values) if metric == "gap" else interval(self.values).centre
 
 
 @dataclass(frozen=True, kw_only=True)
-class Side:
-    """What the finished runs of one side have reached."""
+class Case:
+    """The lowest setting of each side among those that are otherwise equal."""
 
-    values: list[float]
-    """One of each finished setting (of validation perplexities) or run (of anything else)."""
-    reference: str
-    """Of the setting or run with the lowest value."""
-    best: Setting | None = None
-    """That setting; of validation perplexities alone."""
+    where: str
+    """What they agree in, of the keys in which the settings of the expectation differ."""
+    settings: tuple[Setting, Setting]
+    """The lowest one expected lower, and the lowest one expected higher."""
+    values: tuple[float, float]
+    shows: str
+    """One of ``LOWER``, ``HIGHER``, ``ONE_SEED``, ``UNCLEAR``."""
 
     @property
-    def value(self) -> float:
-        """The lowest value."""
-        return min(self.values)
+    def is_lower(self) -> bool:
+        """Whether the value expected lower is lower, clearly or not."""
+        return self.values[0] < self.values[1]
 
 
 def expected_blocks(study: Study) -> list[Block]:
-    """A sentence and a row for each expectation."""
-    if not study.expectations:
-        text = (
-            "The manifest states no expectations. Those stated as [[expect]] tables before the launch "
-            "(docs/reference/manifest.md) are compared with the results here."
-        )
-        return [Prose(text=text)]
-    sentences, rows = [], []
+    """A sentence for each expectation, and a row for each case of it."""
+    rows, points, kinds = [], [], Counter[str]()
     for place, expectation in enumerate(study.expectations, start=1):
-        lower, higher = (_side(study, expectation.metric, ids) for ids in (expectation.lower, expectation.higher))
-        reason = _doubt(study, expectation, lower, higher)
-        if reason is not None or lower is None or higher is None:
-            kind, verdict = INCONCLUSIVE, f"{INCONCLUSIVE}: {reason}"
-        else:
-            kind = verdict = AS_EXPECTED if lower.value < higher.value else NOT_AS_EXPECTED
-        sentences.append(f"“{expectation.text}”: {verdict}.{_values_sentence(expectation.metric, lower, higher)}")
-        row = {
-            "number": place,
-            "expectation": expectation.text,
-            "metric": SHORT.get(expectation.metric, METRICS[expectation.metric]),
-            "write": units.duration if expectation.metric in TIMES else units.perplexity,
-            "lower": lower and lower.value,
-            "lower_run": lower and lower.reference,
-            "higher": higher and higher.value,
-            "higher_run": higher and higher.reference,
-            "verdict": verdict,
-            "kind": kind,
-        }
-        rows.append(row)
-    summary = [_summary(rows)]
-    if any(expectation.metric in TIMES for expectation in study.expectations):
-        summary += device_sentences(study)
-    return [Prose(text=" ".join(summary)), Points(items=sentences), _table(rows, scope(study))]
-
-
-def _side(study: Study, metric: str, ids: Sequence[str]) -> Side | None:
-    """Return the lowest of some runs; ``None`` if no finished one has the number."""
-    runs = study.runs[study.runs["id"].isin(ids)]
-    if metric == "val_ppl":  # the one metric with intervals over seeds
-        settings = settings_of(runs)
-        if not settings:
-            return None
-        best = best_of(settings)
-        return Side(values=[setting.val_ppl for setting in settings], reference=best.reference, best=best)
-    runs = finished(runs).sort_values("number")
-    runs = runs[runs[metric].map(units.is_number)]
-    if runs.empty:
-        return None
-    lowest = min(rows_of(runs), key=lambda run: getattr(run, metric))
-    return Side(values=runs[metric].to_list(), reference=f"{lowest.number} {lowest.name}")
-
-
-def _doubt(study: Study, expectation: Expectation, lower: Side | None, higher: Side | None) -> str | None:
-    """Return why nothing can be concluded, if so."""
-    sides = {"lower": (lower, expectation.lower), "higher": (higher, expectation.higher)}
-    missing = [name for name, (side, _) in sides.items() if side is None]
-    if lower is None or higher is None:
-        where = "either side" if len(missing) == 2 else f"the side expected {missing[0]}"
-        states = _states(study.runs[study.runs["id"].isin([run for name in missing for run in sides[name][1]])])
-        return f"no finished run on {where} has this number ({states})"
-    runs = finished(study.runs[study.runs["id"].isin([*expectation.lower, *expectation.higher])])
-    if expectation.metric not in TIMES and runs["text"].nunique() > 1:
-        return "the runs predict different texts, whose perplexities do not compare"
-    if lower.best and higher.best and (doubt := lower.best.interval.doubt_against(higher.best.interval)):
-        return doubt
-    if lower.value == higher.value:
-        return "both are equal"
-    first, second = _at_equal_counts(expectation.metric, lower, higher)
-    if (lower.value < higher.value) != (first < second) and not math.isclose(first, second):
-        return "the sides have unequal numbers of runs, and at equal numbers the order would be reversed"
-    return None
-
-
-def _states(runs: pd.DataFrame) -> str:
-    states = [
-        f"{run.number} {run.name}: {units.state_of(run.state, run.failure_kind)}"
-        for run in rows_of(runs.sort_values("number"))
-    ]
-    return first_few(states, 3) if states else "no run directory"
-
-
-def _at_equal_counts(metric: str, lower: Side, higher: Side) -> tuple[float, float]:
-    """Expected lowest values of both sides, of as many runs as the side with fewer has."""
-    expected = expected_lowest_perplexity if metric.endswith("ppl") else expected_minimum
-    fewer = min(len(lower.values), len(higher.values))
-    return expected(lower.values, fewer), expected(higher.values, fewer)
-
-
-# -- sentences -----------------------------------------------------------------------------------------------------
-
-
-def _summary(rows: Sequence[dict[str, Any]]) -> str:
-    count = Counter(row["kind"] for row in rows)
-    parts = [
-        f"{count[AS_EXPECTED]} came out as expected",
-        f"{count[NOT_AS_EXPECTED]} did not",
-        f"{count[INCONCLUSIVE]} {'is' if count[INCONCLUSIVE] == 1 else 'are'} inconclusive",
-    ]
-    stated = "was" if len(rows) == 1 else "were"
-    return f"{units.count(len(rows), 'expectation')} {stated} stated before the runs: {units.listing(parts)}."
-
-
-def _values_sentence(metric: str, lower: Side | None, higher: Side | None) -> str:
-    """Give the lowest value of each side, and if the sides have unequal numbers of runs those at equal numbers."""
-    sides = [(side, word) for side, word in ((lower, "lower"), (higher, "higher")) if side is not None]
-    if not sides:
-        return ""
-    write = units.duration if metric in TIMES else units.rounded
-    values = distinct(sides[0][0].value, sides[-1][0].value, write)
-    parts = [
-        f"{value} ({side.reference}{interval_phrase(side.best) if side.best else ''}) on the side expected {word}"
-        for (side, word), value in zip(sides, values, strict=False)
-    ]
-    text = f" Lowest {METRICS[metric]}: {', '.join(parts)}."
-    if lower is None or higher is None or len(lower.values) == len(higher.values):
-        return text
-    of = units.count(len(higher.values), "setting" if metric == "val_ppl" else "run")
-    first, second = distinct(*_at_equal_counts(metric, lower, higher), write)
-    fewer = min(len(lower.values), len(higher.values))
-    return (
-        f"{text} These are the lowest of {len(lower.values)} and of {of}; with {fewer} each, the "
-        f"expected lowest are {first} and {second}."
+        metric = expectation.metric
+        sides = [_reached(study, metric, ids) for ids in (expectation.lower, expectation.higher)]
+        cases, also = _cases(metric, sides)
+        verdict = _verdict(cases)
+        kinds[verdict] += 1
+        points += sentences(
+            "expected",
+            expectation=expectation,
+            verdict=verdict,
+            cases=cases,
+            lower=sum(case.is_lower for case in cases),
+            missing=_missing(study, expectation, sides),
+            also=also,
+            metric=METRICS[metric],
+            is_time=metric in TIMES,
+            write=_write(metric, units.rounded),
+        )
+        rows += [
+            {
+                "number": place,
+                "metric": SHORT.get(metric, METRICS[metric]),
+                "write": _write(metric, units.perplexity),
+                "where": case.where or "all",
+                "lower": case.values[0],
+                "lower_run": case.settings[0].reference,
+                "higher": case.values[1],
+                "higher_run": case.settings[1].reference,
+                "shows": f"{LOWER if case.is_lower else HIGHER}, {ONE_SEED}" if case.shows == ONE_SEED else case.shows,
+            }
+            for case in cases
+        ]
+    summary = sentences(
+        "expected_summary",
+        count=len(study.expectations),
+        kinds=kinds,
+        has_gap=any(expectation.metric == "gap" for expectation in study.expectations),
     )
+    table = [_table(rows, scope(study))] if rows else []
+    return [*(Prose(text=text) for text in summary), *([Points(items=points)] if points else []), *table]
+
+
+# -- cases ---------------------------------------------------------------------------------------------------------
+
+
+def _reached(study: Study, metric: str, ids: Sequence[str]) -> list[Reached]:
+    """Return the settings of some finished runs, with the values of those that have the number."""
+    runs = study.runs[study.runs["id"].isin(ids)]
+    runs = runs[runs[metric].map(units.is_number) & ((runs[metric] > 0) | (metric == "gap"))]
+    values = dict(zip(runs["number"], runs[metric].astype(float), strict=True))
+    return [Reached(one, [values[run] for run in one.runs]) for one in settings_of(runs)]
+
+
+def _cases(metric: str, sides: Sequence[Sequence[Reached]]) -> tuple[list[Case], list[str]]:
+    """Return the cases, and all keys that differ between the sides throughout if these are several.
+
+    Those are what the expectation is about, or go along with it. If the architecture or the optimizer is one of them,
+    each side has the keys of the optimizer at its own best, and they are not named. Times are those of one machine.
+    """
+    settings = [[one.setting for one in side] for side in sides]
+    varying = [key for key in differing_keys([*settings[0], *settings[1]]) if key not in FOLLOWS]
+    found = {key: [{value_of(one, key) for one in side} for side in settings] for key in varying}
+    kept = () if metric in TIMES else TEXT_KEYS  # perplexities of different texts do not compare
+    about = [key for key, (lower, higher) in found.items() if not lower & higher and key not in kept]
+    free = tuned_keys() if {ARCHITECTURE, OPTIMIZER} & {*about} else []
+    shared = [key for key in varying if key not in (*about, *free)]
+    cells: dict[tuple[Any, ...], tuple[list[Reached], list[Reached]]] = defaultdict(lambda: ([], []))
+    for place, side in enumerate(sides):
+        for one in side:
+            machine = one.setting.machine if metric in TIMES else None
+            cells[(*(value_of(one.setting, key) for key in shared), machine)][place].append(one)
+    pairs = [[min(side, key=lambda one: one.mean(metric)) for side in cell] for cell in cells.values() if all(cell)]
+    kinds = alike([*settings[0], *settings[1]], [ARCHITECTURE, OPTIMIZER])  # such keys follow from these
+    named = [key for key in shared if key in (ARCHITECTURE, OPTIMIZER) or any(differing_keys(k, [key]) for k in kinds)]
+    also = [key for key in about if key not in free and ABSENT not in found[key][0] | found[key][1]]
+    return [_case(metric, named, lower, higher) for lower, higher in pairs], also if len(also) > 1 else []
+
+
+def _case(metric: str, named: Sequence[str], lower: Reached, higher: Reached) -> Case:
+    texts = [(key, printed(key, value_of(lower.setting, key))) for key in named]
+    return Case(
+        where=", ".join(text if key in (ARCHITECTURE, OPTIMIZER) else f"{key} = {text}" for key, text in texts),
+        settings=(lower.setting, higher.setting),
+        values=(lower.mean(metric), higher.mean(metric)),
+        shows=_shows(metric, lower, higher),
+    )
+
+
+def _shows(metric: str, lower: Reached, higher: Reached) -> str:
+    """Say which value is lower: of times, beyond the scatter of epochs; of others, by Welch's t test over seeds."""
+    means = lower.mean(metric), higher.mean(metric)
+    found = LOWER if means[0] < means[1] else HIGHER
+    if means[0] == means[1]:
+        return UNCLEAR
+    if metric in TIMES:
+        return found if differ(lower.setting.scatter * means[0], higher.setting.scatter * means[1], *means) else UNCLEAR
+    seeds = [
+        interval([math.exp(v) for v in side.values] if metric == "gap" else side.values) for side in (lower, higher)
+    ]
+    if seeds[0].n == seeds[1].n == 1:
+        return ONE_SEED
+    return UNCLEAR if seeds[0].doubt_against(seeds[1]) else found
+
+
+def _verdict(cases: Sequence[Case]) -> str:
+    shown = {case.shows for case in cases}
+    if not cases:
+        return "not comparable"
+    if clear := shown & {LOWER, HIGHER}:
+        return "mixed" if len(clear) == 2 else "as expected" if clear == {LOWER} else "not as expected"
+    return ONE_SEED if ONE_SEED in shown else UNCLEAR
+
+
+def _missing(study: Study, expectation: Expectation, sides: Sequence[Sequence[Reached]]) -> str | None:
+    """Name the runs of a side of which none has finished with the number; ``None`` if both sides have one."""
+    empty = [ids for side, ids in zip(sides, (expectation.lower, expectation.higher), strict=True) if not side]
+    runs = study.runs[study.runs["id"].isin([one for ids in empty for one in ids])].sort_values("number")
+    states = [f"{run.number} {run.name}: {units.state_of(run.state, run.failure_kind)}" for run in rows_of(runs)]
+    return (first_few(states, 3) if states else "no run directory") if empty else None
+
+
+# -- table ---------------------------------------------------------------------------------------------------------
+
+
+def _write(metric: str, otherwise: Callable[[Any], str]) -> Callable[[Any], str]:
+    return units.duration if metric in TIMES else units.decimals(".3f") if metric == "gap" else otherwise
 
 
 def _table(rows: Sequence[dict[str, Any]], of: str) -> Table:
     return Table(
         name="discussion-1-expected",
         title="Expected against observed",
-        caption="Lowest value among the finished runs of each side, and its run. Without a difference by Welch's t "
-        "test over seeds: inconclusive. Gap: validation minus training perplexity. "
-        f"{units.MISSING}: no finished run.{of}",
+        caption="The lowest setting of each side among those that agree in Where. One seed: no verdict. No clear "
+        f"difference: by Welch's t test over seeds; of times, within their scatter.{of}",
         columns=[
             number("number", "No."),
-            Column("expectation", "Expectation"),
             Column("metric", "Of"),
+            Column("where", "Where"),
             Column("lower", "Expected lower", shown=lambda row: row["write"](row["lower"]), numeric=True),
-            Column("lower_run", "Run", units.text),
+            Column("lower_run", "Run"),
             Column("higher", "Expected higher", shown=lambda row: row["write"](row["higher"]), numeric=True),
-            Column("higher_run", "Run", units.text),
-            Column("verdict", "Verdict", shown=lambda row: row["kind"]),
+            Column("higher_run", "Run"),
+            Column("shows", "Expected side is"),
         ],
         records=rows,
     )

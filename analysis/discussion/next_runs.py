@@ -1,4 +1,7 @@
-"""What to run next: longer, with another value, not yet, or again."""
+"""What to run next: a question worth asking, longer runs, combinations not run yet, and runs to try again.
+
+The best epoch of a run that improved up to its end is its last, and its perplexity fell by more than 0.1 % an epoch.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,18 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.blocks.effects import effect_sentence, effects_of, effects_table
 from analysis.blocks.section import Block, Points
-from analysis.blocks.table import Column, Table
-from analysis.blocks.texts import first_few, on_one_text, scope
+from analysis.blocks.sentences import sentences
+from analysis.blocks.texts import first_few
 from analysis.study import units
 from analysis.study.comparison import finished
-from analysis.study.pairs import single_key_pairs
+from analysis.study.settings import Setting, best_of
 from analysis.study.study import Study
 from analysis.study.values import rows_of
+from seqlm.optimizers import ANNEALED, PUBLISHED
 
 RETRIED_KINDS = ("oom", "node", "timeout", "preempted")
 """Failures that say nothing of the setting, only of the machine or of what it was given."""
-
-NAMED, LISTED = 3, 20
-"""Most runs that a sentence names, and most rows of a proposal in the table."""
 
 LAST_SHARE, LEAST_EPOCHS = 0.1, 2
 """The end of a run: this share of its epochs, and at least this many."""
@@ -32,68 +32,82 @@ LAST_SHARE, LEAST_EPOCHS = 0.1, 2
 FALL_PER_EPOCH = 0.001
 """Still falling: by more than this share of the perplexity in each epoch of the end, as the geometric mean."""
 
+NO_RATE = 0.01
+"""A published schedule has ended once the learning rate is below this share of the given one."""
 
-def next_blocks(study: Study) -> list[Block]:
-    """Proposals that the data support, and the numbers behind them."""
+LONGER, SCHEDULE = "more epochs", "longer schedule"
+
+
+def next_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]:
+    """Proposals that the data support. ``settings``: those that are compared."""
     runs = study.runs.sort_values("number")
     runs = runs.assign(reference=runs["number"].astype(str) + " " + runs["name"])
-    done, falling = finished(runs), falling_runs(study)
+    falling = falling_runs(study)
     missing = combinations_never_run(study)
     again = runs[(runs["state"] == "failed") & runs["failure_kind"].isin(RETRIED_KINDS)]
-    one = on_one_text(study).compared
-    effects = effects_of(single_key_pairs(one.runs))
-    sentences = [
-        *(_falling_sentence(falling, len(done)) if len(done) else []),
-        *([effect_sentence(effects)] if len(done) else []),
-        f"Combinations without a finished run: {first_few([f'{what} ({why})' for what, why in missing], 9)}."
-        if missing
-        else "Every architecture of the study has a finished run with every optimizer of the study.",
-        *_retry_sentence(again),
-        *_unfinished_sentence(study, runs),
-        *_stopped_sentence(runs),
-    ]
-    proposals = _proposals_table(falling.head(LISTED), missing[:LISTED], again.head(LISTED))
-    return [
-        Points(items=sentences),
-        *([proposals] if proposals.rows else []),
-        *([effects_table(effects, scope(one))] if effects else []),
-    ]
-
-
-def _proposals_table(longer: pd.DataFrame, not_yet: Sequence[tuple[str, str]], again: pd.DataFrame) -> Table:
-
-    def fall(run: Any) -> str:
-        return f"fell {100 * run.fall:.2f} % per epoch to {units.perplexity(run.val_ppl)} at epoch {run.epochs}"
-
-    rows = [
-        *(("more epochs", f"{run.number} {run.name}", fall(run), run.number) for run in rows_of(longer)),
-        *(("not yet run", what, why, None) for what, why in not_yet),
-        *(("again", run.reference, _failure(run), run.number) for run in rows_of(again)),
-    ]
-    return Table(
-        name="discussion-5-next",
-        title="What to run next",
-        caption="More epochs: the best epoch is the last, and the perplexity fell by more than "
-        f"{100 * FALL_PER_EPOCH:g} % per epoch at the end. Again: failures of the machine or of memory.",
-        columns=[Column("proposal", "Proposal"), Column("what", "Run or combination"), Column("why", "Because")],
-        records=pd.DataFrame(rows, columns=["proposal", "what", "why", "run"], dtype=object),
-        run=lambda proposal: proposal["run"],
+    open_runs = runs.loc[runs["state"].isin(["pending", "queued", "running", "cancelled"]), "reference"].to_list()
+    told = sentences(
+        "next",
+        question=_question(settings) if settings else None,
+        done=len(finished(runs)),
+        falling={kind: rows_of(falling[falling["proposal"] == kind]) for kind in dict.fromkeys(falling["proposal"])},
+        missing=[f"{what} ({why})" for what, why in missing],
+        again={kind: found["reference"].to_list() for kind, found in again.groupby("failure_kind")},
+        unfinished=[*open_runs, *(f"{run.number} {run.name}".strip() for run in study.absent)],
+        stopped=runs.loc[runs["state"] == "stopped", "reference"].to_list(),
+        study=next(iter(study.directories)),
     )
+    return [Points(items=told)]
+
+
+# -- one question --------------------------------------------------------------------------------------------------
+
+
+def _question(settings: Sequence[Setting]) -> dict[str, Any]:
+    """Return what is least certain about the best setting: its learning rate, or whether it is the best.
+
+    ``rates`` are the learning rates tried with its architecture and optimizer, ascending, and ``untried`` those that
+    would show whether its own is the best: 1, 3, 10, ... on each side that has none.
+    """
+    best = best_of(settings)
+    alike = [one for one in settings if (one.arch, one.optimizer) == (best.arch, best.optimizer)]
+    rates = sorted({one.config["optim.lr"] for one in alike})
+    own = best.config["optim.lr"]
+    place = round(2 * math.log10(own))
+    untried = [*([place - 1] if own == rates[0] else []), *([place + 1] if own == rates[-1] else [])]
+    others = sorted((one for one in settings if one is not best), key=lambda one: (one.val_ppl, one.number))
+    unclear = [
+        one for one in others if one.interval.n == best.interval.n == 1 or best.interval.doubt_against(one.interval)
+    ]
+    return {
+        "best": best,
+        "rates": rates,
+        "untried": [f"{10 ** (half / 2):.1g}" for half in untried],
+        "rivals": unclear[:1],
+    }
 
 
 # -- longer --------------------------------------------------------------------------------------------------------
 
 
 def falling_runs(study: Study) -> pd.DataFrame:
-    """Return the finished runs that fell by more than 0.1 % an epoch at their end (``fall``), the lowest first."""
-    done = finished(study.runs)
-    recorded = study.epochs.groupby("id")["val_ppl"].agg(list).to_dict()
-    curves = [recorded.get(run_id, []) for run_id in done["id"]]
-    falling = done.assign(fall=list(map(fall_per_epoch, curves)), epochs=list(map(len, curves)))
-    return falling[falling["fall"] > FALL_PER_EPOCH].sort_values(["val_ppl", "number"])
+    """Return the finished runs that fell by more than 0.1 % an epoch at their end (``fall``), the lowest first.
+
+    ``proposal`` is more epochs, or for a run whose learning rate has come to its end a longer schedule in a new run.
+    Whether more epochs would help shows at the end of all epochs, not of those by which the runs are compared.
+    """
+    curves = study.epochs.groupby("id")["val_ppl"].apply(list).to_dict()
+    runs = finished(study.runs)
+    runs = runs.assign(
+        fall=[fall_per_epoch(curves.get(run, [])) for run in runs["id"]],
+        epochs=[len(curves.get(run, [])) for run in runs["id"]],
+        proposal=[SCHEDULE if _has_ended(run) else LONGER for run in runs.to_dict("records")],
+    )
+    found: pd.DataFrame = runs[runs["fall"] > FALL_PER_EPOCH].sort_values(["val_ppl", "number"])
+    return found
 
 
-def fall_per_epoch(perplexities: list[float]) -> float:
+def fall_per_epoch(perplexities: Sequence[float]) -> float:
     """The share by which the end of a curve fell per epoch; 0 where its best epoch is not its last.
 
     >>> round(fall_per_epoch([120.0, 110.0, 99.0]), 3)
@@ -108,15 +122,16 @@ def fall_per_epoch(perplexities: list[float]) -> float:
     return 1 - math.pow(end[-1] / end[0], 1 / (len(end) - 1))
 
 
-def _falling_sentence(falling: pd.DataFrame, done: int) -> list[str]:
-    if falling.empty:
-        return ["More epochs: no finished run was still improving at its last epoch."]
-    named = [f"{run.number} {run.name} ({100 * run.fall:.2f} % per epoch)" for run in rows_of(falling)]
-    was = "was" if len(falling) == 1 else "were"
-    return [
-        f"More epochs: {len(falling)} of {units.count(done, 'finished run')} {was} still improving at the last epoch: "
-        f"{first_few(named, NAMED)}. How far they would improve is not extrapolated."
-    ]
+def _has_ended(run: dict[Any, Any]) -> bool:
+    """Whether the learning rate of a run's next epoch is 0, or all but 0."""
+    gone, schedule = run["epochs_done"], run["optim.schedule"]
+    if schedule in ANNEALED:
+        return bool(gone >= run["optim.decay_epochs"])
+    if schedule not in PUBLISHED:
+        return False
+    falls = max(0, gone - (run["optim.flat_epochs"] - 1))
+    exponent = falls * (falls + 1) / 2 if schedule == "compounding" else falls
+    return bool(run["optim.decay"] ** -exponent < NO_RATE)
 
 
 # -- not yet, or again ---------------------------------------------------------------------------------------------
@@ -147,39 +162,3 @@ def combinations_never_run(study: Study) -> list[tuple[str, str]]:
         for arch, optimizer in itertools.product(archs, optimizers)
         if (arch, optimizer) not in there
     ]
-
-
-def _retry_sentence(again: pd.DataFrame) -> list[str]:
-    kinds = {kind: list(again.loc[again["failure_kind"] == kind, "reference"]) for kind in RETRIED_KINDS}
-    parts = [f"{kind}: {first_few(runs, NAMED)}" for kind, runs in kinds.items() if runs]
-    if not parts:
-        return []
-    return [
-        f"To be tried again, since the failure says nothing about the setting: {units.count(len(again), 'run')} "
-        f"({'; '.join(parts)})."
-    ]
-
-
-def _failure(run: Any) -> str:
-    message = run.failure_message
-    text = f"{run.failure_kind}: {message}" if isinstance(message, str) and message else str(run.failure_kind)
-    return units.shortened(text, 100)
-
-
-def _stopped_sentence(runs: pd.DataFrame) -> list[str]:
-    stopped = runs.loc[runs["state"] == "stopped", "reference"].to_list()
-    if not stopped:
-        return []
-    return [
-        f"Stopped by the search: {units.count(len(stopped), 'run')} ({first_few(stopped, NAMED)}). "
-        "`retry --kind stopped` lets them go on."
-    ]
-
-
-def _unfinished_sentence(study: Study, runs: pd.DataFrame) -> list[str]:
-    names = list(runs.loc[runs["state"].isin(["pending", "queued", "running", "cancelled"]), "reference"])
-    names += [f"{run.number} {run.name}".strip() for run in study.absent]
-    if not names:
-        return []
-    has = "has" if len(names) == 1 else "have"
-    return [f"To be finished: {units.count(len(names), 'run')} {has} not ended ({first_few(names, NAMED)})."]

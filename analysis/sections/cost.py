@@ -9,6 +9,7 @@ from dataclasses import replace
 import pandas as pd
 
 from analysis.blocks.section import Block, Points, Prose, Section
+from analysis.blocks.sentences import sentences
 from analysis.blocks.table import RUN_COLUMNS, Column, Table, number
 from analysis.plots.timeline import timeline_chart
 from analysis.study import units
@@ -108,68 +109,18 @@ def shortened(table: Table) -> Table:
 
 def totals(study: Study, attempts: pd.DataFrame) -> list[str]:
     """What all runs together have cost, in sentences. ``attempts`` as :func:`costs_of` gives them."""
-    unknown = attempts[attempts["seconds"].isna()]
-    at_least = "" if unknown.empty else "at least "
-    items = [
-        f"{units.count(attempts['id'].nunique(), 'run')} in {units.count(len(attempts), 'attempt')}: {at_least}"
-        f"{_hours(attempts['spent'])} run hours (an attempt counts once, however many ranks it has), of which "
-        f"{_hours(attempts['epoch_seconds'])} in finished epochs."
-    ]
-    for key, name, on, what in (("gpu_hours", "GPU", "", "GPUs"), ("core_hours", "core", " on processors", "cores")):
-        hours = attempts[key].dropna()
-        if len(hours):
-            items.append(
-                f"{at_least}{units.hours(hours.sum())} {name} hours, in {units.count(len(hours), 'attempt')}{on} "
-                f"(hours times {what})."
-            )
-    items += [_failed_sentence(study, attempts), _interrupted_sentence(attempts), _estimate_sentence(study)]
-    if changed := Counter(attempts["changes"].dropna()):
-        listed = "; ".join(f"{text} ({number})" for text, number in changed.most_common())
-        items.append(
-            f"{units.count(changed.total(), 'attempt')} went on in other circumstances than the one before, so that "
-            f"sums may be rounded otherwise or other dropout masks drawn: {listed}."
-        )
-    if len(unknown):
-        items.append(
-            f"Not recorded: the start of {units.count(int(attempts['started_at'].isna().sum()), 'attempt')} and the "
-            f"end of {attempts['ended_at'].isna().sum()}. Of these attempts only the finished epochs are counted."
-        )
-    return [item[0].upper() + item[1:] for item in items]
-
-
-def _hours(seconds: pd.Series[float]) -> str:
-    return units.hours(seconds.sum() / 3600)
-
-
-def _failed_sentence(study: Study, attempts: pd.DataFrame) -> str:
     over = study.runs.loc[study.runs["state"].isin(["failed", "cancelled"]), "id"]
-    if over.empty:
-        return "No run has failed or been cancelled."
-    spent = _hours(attempts.loc[attempts["id"].isin(over), "spent"])
-    runs = "1 run that" if len(over) == 1 else f"{len(over)} runs that"
-    return f"{spent} of these run hours went into {runs} failed or {'was' if len(over) == 1 else 'were'} cancelled."
-
-
-def _interrupted_sentence(attempts: pd.DataFrame) -> str:
-    """Time between the last finished epoch and the end of attempts after which the run went on, or may."""
     failed_before = attempts.duplicated("id", keep="last") & (attempts["outcome"] == "failed")
-    cut = attempts[failed_before | (attempts["outcome"] == "interrupted")]
-    if cut.empty:
-        return "No attempt was interrupted."
-    known = cut["lost_seconds"].dropna()
-    verb = "was" if len(cut) == 1 else "were"
-    text = f"{units.count(len(cut), 'attempt')} {verb} interrupted and had to be repeated or resumed"
-    if known.empty:
-        return f"{text}; the time lost is not recorded."
-    of = "" if len(known) == len(cut) else f" (known of {len(known)})"
-    return f"{text}: {_hours(known)} hours outside finished epochs were lost{of}."
-
-
-def _estimate_sentence(study: Study) -> str:
     done = finished(study.runs)
-    ratios = (done["wall_seconds"] / done["estimated_seconds"]).dropna()
-    if ratios.empty:
-        return "No finished run has an estimate to compare with."
-    n = units.count(len(ratios), "finished run")
-    spread = f", from {ratios.min():.2f} to {ratios.max():.2f}" if len(ratios) > 1 else ""
-    return f"Actual time over estimate: median {ratios.median():.2f}{spread} (n = {n})."
+    return sentences(
+        "cost",
+        attempts=attempts,
+        unknown=attempts[attempts["seconds"].isna()],
+        hours={name: attempts[f"{name.lower()}_hours"].dropna() for name in ("GPU", "core")},
+        over=over,
+        spent_over=attempts.loc[attempts["id"].isin(over), "spent"].sum(),
+        cut=(cut := attempts[failed_before | (attempts["outcome"] == "interrupted")]),
+        lost=cut["lost_seconds"].dropna(),
+        ratios=(done["wall_seconds"] / done["estimated_seconds"]).dropna(),
+        changed=Counter(attempts["changes"].dropna()),
+    )

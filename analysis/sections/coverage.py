@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from analysis.blocks.section import Coverage, Group, OpenRun, OpenRuns
+from analysis.blocks.section import OpenRun, OpenRuns
+from analysis.blocks.table import Column, Table
+from analysis.blocks.texts import on_one_text, scope
 from analysis.study import units
-from analysis.study.settings import in_report_order
+from analysis.study.settings import Setting, settings_of
 from analysis.study.study import Study
 from analysis.study.values import rows_of
 
@@ -15,27 +17,40 @@ REASONS = {"running": "At work while this report was written.", "queued": "Waits
 """Of runs for which none is recorded."""
 
 
-def coverage(study: Study) -> Coverage:
-    """Group the runs by architecture and optimizer, then by state; absent and excluded ones too."""
-    runs = [
-        (run.arch, run.optimizer, units.state_of(run.state, run.failure_kind), run.number)
-        for run in rows_of(in_report_order(study.runs))
-    ]
-    runs += [(run.arch, run.optimizer, "absent", None) for run in study.absent if run.arch is not None]
-    runs += [(*excluded, "excluded", None) for excluded in study.excluded]
-    found = [(units.architecture(arch), units.optimizer(optimizer), *rest) for arch, optimizer, *rest in runs]
+def coverage_table(study: Study) -> Table:
+    """A row for each architecture, with the best setting and the states of its runs with each optimizer."""
+    one = on_one_text(study).compared
+    best: dict[tuple[Any, Any], Setting] = {}
+    for setting in sorted(settings_of(one.runs), key=lambda one: (one.val_ppl, one.number)):
+        best.setdefault((setting.arch, setting.optimizer), setting)
+    states = [(run.arch, run.optimizer, units.state_of(run.state, run.failure_kind)) for run in rows_of(study.runs)]
+    states += [(run.arch, run.optimizer, "absent") for run in study.absent if run.arch is not None]
+    states += [(*excluded, "excluded") for excluded in study.excluded]
+    counts = Counter(states)
 
-    def cell(*kind: str) -> list[Group]:
-        members = [(state, number) for *of, state, number in found if of == [*kind]]
-        return [
-            Group(state=state, number=count, runs=[n for s, n in members if s == state and n is not None])
-            for state, count in Counter(state for state, _ in members).items()
-        ]
+    def cell(arch: Any, optimizer: Any) -> str:
+        found = best.get((arch, optimizer))
+        of = [f"{number} {state}" for (*kind, state), number in counts.items() if kind == [arch, optimizer]]
+        value = [f"{units.perplexity(found.val_ppl)} ({'/'.join(map(str, found.runs))})"] if found else []
+        return "; ".join([*value, *([", ".join(of)] if of else [])]) or units.MISSING
 
-    archs = units.names_of(units.ARCHITECTURES, (arch for arch, *_ in runs))
-    optimizers = units.names_of(units.OPTIMIZERS, (optimizer for _, optimizer, *_ in runs))
-    return Coverage(
-        optimizers=optimizers, lines=[(arch, [cell(arch, optimizer) for optimizer in optimizers]) for arch in archs]
+    archs, optimizers = (
+        sorted({state[axis] for state in states}, key=lambda key: (units.rank(table, key), str(key)))
+        for axis, table in enumerate((units.ARCHITECTURES, units.OPTIMIZERS))
+    )
+    return Table(
+        name="coverage",
+        title="Each optimizer with each architecture",
+        caption="Lowest validation perplexity of a setting, its runs; then the states of all runs. Absent: without a "
+        f"run directory; excluded: left out by the manifest.{scope(one)}",
+        columns=[
+            Column("architecture", "Architecture"),
+            *(Column(str(kind), units.optimizer(kind)) for kind in optimizers),
+        ],
+        records=[
+            {"architecture": units.architecture(arch), **{str(kind): cell(arch, kind) for kind in optimizers}}
+            for arch in archs
+        ],
     )
 
 

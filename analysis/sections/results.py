@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.blocks.section import Block, Prose, Section, Subheading
+from analysis.blocks.sentences import scope_sentences, sentences
 from analysis.blocks.table import RUN_COLUMNS, Column, Table, csv_text, number
-from analysis.blocks.texts import first_few, scope, scope_of, scope_sentences, scoring_sentences, text_sentences
+from analysis.blocks.texts import scope, scope_of, scoring_sentences, text_sentences
 from analysis.plots.curve_figures import named_group_charts
 from analysis.study import units
 from analysis.study.columns import HYPERPARAMETERS, SAME_TEXT
@@ -132,22 +133,9 @@ def overfitting(done: pd.DataFrame) -> list[str]:
     """Say which of the finished runs ended with a validation perplexity above their best; nothing if none did."""
     rise = done["final_val_ppl"] / done["val_ppl"]
     worse = done[rise > OVERFITTED_FROM].assign(rise=rise).sort_values(["rise", "number"], ascending=[False, True])
-    rise = worse["final_train_ppl"] - worse["train_ppl"]
-    texts = {
-        "Overfitted by the last epoch (training perplexity fell on, validation perplexity rose)": worse[rise <= 0],
-        "Worse at the last epoch in training and validation": worse[rise > 0],
-    }
-    sentences = [f"{text}: {first_few(_rises(found), MOST_NAMED)}." for text, found in texts.items() if len(found)]
-    return [" ".join(sentences)] if sentences else []
-
-
-def _rises(runs: pd.DataFrame) -> list[str]:
-    return [
-        f"{run.number} {run.name} (validation {units.rounded(run.val_ppl)} at epoch {run.best_epoch + 1}, "
-        f"{units.rounded(run.final_val_ppl)} at epoch {min(run.epochs_done, run.compared_epochs)}; training "
-        f"{units.rounded(run.train_ppl)}, then {units.rounded(run.final_train_ppl)})"
-        for run in rows_of(runs)
-    ]
+    fell = worse["final_train_ppl"] <= worse["train_ppl"]
+    groups = [list(rows_of(worse[fell])), list(rows_of(worse[worse["final_train_ppl"] > worse["train_ppl"]]))]
+    return sentences("overfitting", groups=groups, most=MOST_NAMED)
 
 
 def settings_table(study: Study) -> Table:
@@ -212,15 +200,8 @@ def bits_blocks(study: Study) -> list[Block]:
     ranked = _ranked_by_bits(study)
     if ranked.empty:
         return []
-    best = [
-        f"{run.number} {run.name} ({units.decimals('.3f')(run.val_bits_per_byte)} bits per byte)"
-        for run in rows_of(ranked[ranked["is_best"]])
-    ]
-    sentence = (
-        "Runs on one text with different vocabularies are ranked by bits per byte, since their perplexities do not "
-        f"compare. Lowest on validation: {units.listing(best) if best else 'not known'}."
-    )
-    return [Prose(text=sentence), _bits_table(ranked)]
+    said = sentences("bits", best=list(rows_of(ranked[ranked["is_best"]])))
+    return [*(Prose(text=text) for text in said), _bits_table(ranked)]
 
 
 def _ranked_by_bits(study: Study) -> pd.DataFrame:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from analysis.blocks.figure import Chart
 from analysis.blocks.section import Block, Points, Prose, Section
+from analysis.blocks.sentences import sentences
 from analysis.blocks.table import RUN_COLUMNS, Column, Table, number
 from analysis.blocks.texts import first_few, on_one_text, text_sentences
 from analysis.plots.scatter import frontier_chart
@@ -21,7 +22,6 @@ from analysis.sections.results import epochs_of_run
 from analysis.study import units
 from analysis.study.comparison import finished
 from analysis.study.numbering import RunNumber
-from analysis.study.record import SearchRule
 from analysis.study.study import Study
 from seqlm.reading import moment
 
@@ -38,7 +38,7 @@ def search_section(study: Study) -> Section:
         epochs, hours = spent_hours(one)
         drawn = bool(epochs["best"].notna().any())
         blocks = [
-            Points(items=[*_rules(study), _states_sentence(study), *_spent_sentences(study), *_order_sentences(rungs)]),
+            Points(items=_sentences(study, rungs)),
             *([_rungs_table(rungs)] if rungs else []),
             *([_stopped_table(study, stopped)] if len(stopped) else []),
             *(Prose(text=text) for text in text_sentences(study, "The figure is about the first text alone.") if drawn),
@@ -55,7 +55,7 @@ def rung_slices(study: Study, epochs: int) -> Chart | None:
     """
     runs = study.runs[study.runs["epochs_done"] >= epochs]
     there = replace(study, runs=runs.assign(state="done", finished_epochs=runs["epochs_done"])).after(epochs)
-    chart = slices_chart(there, order=[])
+    chart = slices_chart(there)
     if chart is None:
         return None
     first = "epoch" if epochs == 1 else f"{epochs} epochs"
@@ -64,63 +64,28 @@ def rung_slices(study: Study, epochs: int) -> Chart | None:
     return replace(chart, name="slices-rung", title=title, caption=f"{caption} {chart.caption}")
 
 
-# -- sentences -----------------------------------------------------------------------------------------------------
-
-
-def _rules(study: Study) -> list[str]:
-    several = len(study.directories) > 1
-    return [f"Study {name}. {_rule(rule)}" if several else _rule(rule) for name, rule in study.searches.items()]
-
-
-def _rule(rule: SearchRule) -> str:
-    rungs = units.listing([str(rung) for rung in rule.rungs])
-    within = f" of the same {units.listing(list(rule.within))}" if rule.within else ""
-    return (
-        f"Runs{within} were compared by {METRICS[rule.metric]} after {rungs} epochs. Of those that had reached a rung, "
-        f"the lowest {units.percent(rule.keep)} went on; none was stopped before {units.whole(rule.min_runs)} had. "
-        "Each run decided for itself when it came to a rung, against those that had come there by then."
-    )
-
-
-def _states_sentence(study: Study) -> str:
-    states = Counter(study.runs["state"])
-    states.update({"absent": len(study.absent)} if study.absent else {})
-    at = Counter(study.runs["rung"].dropna().astype(int))
-    stopped = [f"{count} at epoch {rung}" for rung, count in sorted(at.items())]
-    parts = [
-        f"{count} {state}{f' ({units.listing(stopped)})' if state == 'stopped' and stopped else ''}"
-        for state, count in states.most_common()
-    ]
-    return f"Of {units.count(len(study.runs) + len(study.absent), 'run')}: {', '.join(parts)}."
-
-
-def _spent_sentences(study: Study) -> list[str]:
-    gone, asked = int(study.runs["epochs_done"].sum()), int(study.runs["epochs_asked"].sum())
-    asked += sum(run.config.get("train.epochs", 0) for run in study.absent)
-    sentences = [f"Epochs: {gone:,} of the {asked:,} of the whole grid ({units.percent(gone / max(asked, 1))})."]
+def _sentences(study: Study, rungs: Sequence[dict[str, Any]]) -> list[str]:
     epochs, hours = spent_hours(study)
-    if len(epochs):
-        spent, whole = float(epochs["hours"].iloc[-1]), whole_hours(study, epochs)
-        sentences.append(
-            f"{hours[0].upper()}{hours[1:]} of finished epochs: {units.hours(spent)} "
-            f"({units.percent(spent / whole)} of the {units.hours(whole)} that the started runs would have taken for "
-            "all their epochs, at the hours per epoch of each)."
-        )
-    return sentences
-
-
-def _order_sentences(rungs: Sequence[dict[str, Any]]) -> list[str]:
-    parts = [
-        f"{r['agreeing']} of {units.count(r['pairs'], 'pair')} at epoch {r['epochs']} ({units.percent(r['share'])})"
-        for r in rungs
-        if r["pairs"]
-    ]
-    if not parts:
-        return ["Fewer than two runs that were compared with each other have finished, so the rungs cannot be judged."]
-    return [
-        f"The order at the rungs was that at the end in {units.listing(parts)}. This is known of finished runs alone: "
-        "how the stopped ones would have ended is not."
-    ]
+    spent = float(epochs["hours"].iloc[-1]) if len(epochs) else math.nan
+    asked = int(study.runs["epochs_asked"].sum()) + sum(run.config.get("train.epochs", 0) for run in study.absent)
+    return sentences(
+        "search",
+        rules=study.searches,
+        several=len(study.directories) > 1,
+        METRICS=METRICS,
+        runs=len(study.runs) + len(study.absent),
+        states=[
+            *Counter(study.runs["state"]).most_common(),
+            *([("absent", len(study.absent))] if study.absent else []),
+        ],
+        stopped=sorted(Counter(study.runs["rung"].dropna().astype(int)).items()),
+        gone=int(study.runs["epochs_done"].sum()),
+        asked=max(asked, 1),
+        hours=hours,
+        spent=spent,
+        whole=whole_hours(study, epochs) if len(epochs) else math.nan,
+        judged=[rung for rung in rungs if rung["pairs"]],
+    )
 
 
 # -- tables --------------------------------------------------------------------------------------------------------

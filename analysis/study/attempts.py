@@ -119,15 +119,34 @@ def _place(workers: Sequence[Mapping[str, Any]], job: Mapping[str, Any]) -> dict
     ranks = next((n for n in (as_number(first.get("ranks")), as_number(given.get("ranks"))) if n >= 1), math.nan)
     gpus, cores = as_number(given.get("gpus")) * ranks, as_number(given.get("cpus"))
     on_gpus = sum(bool(worker.get("gpu")) for worker in workers)
+    gpus = gpus if not math.isnan(gpus) else float(on_gpus) if workers else math.nan
+    cores = (as_number(first.get("threads")) if math.isnan(cores) else cores) * ranks
     return {
         **{key: as_text(job.get(key)) for key in ("backend", "job_id")},
         **{key: as_text(first.get(key)) for key in ("host", "node", "device")},
         "ranks": ranks,
         "micro_batches": as_number(first.get("micro_batches")),
-        "gpus": gpus if not math.isnan(gpus) else float(on_gpus) if workers else math.nan,
-        "cores": (as_number(first.get("threads")) if math.isnan(cores) else cores) * ranks,
+        "gpus": gpus,
+        "cores": cores,
+        "machine": _machine(as_text(first.get("device")), ranks, gpus, cores),
         "places": PLACE_JOINT.join(dict.fromkeys(_place_name(worker, gpus) for worker in workers)) or None,
     }
+
+
+def _machine(device: str | None, ranks: float, gpus: float, cores: float) -> str | None:
+    """Return what decides how fast an attempt is.
+
+    >>> _machine("AMD EPYC", 1, 0, 2), _machine("NVIDIA H100", 2, 2, 8), _machine("NVIDIA H100", 1, 0.5, 4)
+    ('AMD EPYC, 2 cores', 'NVIDIA H100, 2 ranks', 'NVIDIA H100, 0.5 of it')
+    """
+    if device is None:
+        return None
+    parts = [device, *([f"{ranks:g} ranks"] if ranks > 1 else [])]
+    if gpus > 0 and gpus < ranks:
+        parts.append(f"{gpus / ranks:g} of {'it' if ranks == 1 else 'each'}")
+    elif gpus == 0 and not math.isnan(cores):
+        parts.append("1 core" if cores == 1 else f"{cores:g} cores")
+    return ", ".join(parts)
 
 
 def _place_name(worker: Mapping[str, Any], gpus: float) -> str:

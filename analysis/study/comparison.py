@@ -1,12 +1,14 @@
 """Which runs compare: those on the same text, at equal epochs.
 
 Perplexities of different texts, or of different tokens of one text, do not compare. A longer run has a head start, so
-each run is compared by what it had reached after its first N epochs: the fewest of a run on its text that is done. A
-run that was stopped, failed or is still at work does not lower N.
+each run is compared by what it had reached after its first N epochs: the median of the done runs on its text, of two
+the lower one. A done run with fewer epochs does not compare, and neither does one whose learning rate falls to 0 over
+another number of epochs: after N epochs its rate would still be high.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,9 @@ from analysis.study.columns import TEXT_KEYS
 
 WITHIN = 1.05
 """Near a best perplexity: at most this many times it."""
+
+APART = "apart"
+"""State, in comparisons, of a done run that does not compare with the others."""
 
 AT_BEST = {key: key for key in ("train_ppl", "val_ppl", "val_bits_per_byte")} | {"best_epoch": "epoch"}
 AT_END = {"final_train_ppl": "train_ppl", "final_val_ppl": "val_ppl", "wall_seconds": "elapsed_seconds"}
@@ -43,14 +48,18 @@ def text_names(runs: pd.DataFrame) -> pd.Series[str]:
 
 
 def compared_epochs(runs: pd.DataFrame) -> pd.Series[Any]:
-    """Return N for each run: the fewest epochs of a done run on its text.
+    """Return N for each run; missing for a done run that does not compare, and if no run on the text has a result.
 
-    While no run on a text is done, the fewest epochs of a result count. Missing if there is no result either.
+    While no run on a text is done, N is that of the results there are.
     """
-    finished = runs["finished_epochs"].where(_is_perplexity(runs["val_ppl"]))
-    candidates = finished.where(runs["state"] == "done"), finished
-    fewest, of_any = (found.groupby(runs["text"]).transform("min") for found in candidates)
-    return fewest.fillna(of_any)
+    results = runs["finished_epochs"].where(_is_perplexity(runs["val_ppl"])).astype(float)
+    done, texts = results.where(runs["state"] == "done"), runs["text"]
+    middle, of_any = (found.groupby(texts).transform("quantile", 0.5, "lower") for found in (done, results))
+    n = middle.fillna(of_any)
+    length = runs["optim.decay_epochs"].astype(float)
+    compares = ~(done < n)
+    schedules = length.fillna(0.0).where(compares & done.notna()).groupby(texts).transform("nunique")
+    return n.where(compares & (length.isna() | (length == n) | (schedules <= 1))).astype("Int64")
 
 
 def finished(runs: pd.DataFrame) -> pd.DataFrame:
@@ -97,12 +106,20 @@ def cut(runs: pd.DataFrame, epochs: pd.DataFrame, limits: pd.Series[Any]) -> tup
     return with_times(runs, first), first
 
 
+def nats_between(perplexities: pd.Series[Any], others: pd.Series[Any]) -> pd.Series[float]:
+    """Return the losses of perplexities less those of others; NaN if one of the two is no perplexity."""
+    ratio = (perplexities / others).astype(float)
+    return ratio.where(_is_perplexity(perplexities) & _is_perplexity(others)).map(math.log)
+
+
 def with_times(runs: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
     """Return the runs table with the columns that follow from others and from the epochs of each run."""
     best = epochs["id"].map(dict(zip(runs["id"], runs["val_ppl"], strict=True))).astype(float)
     near = epochs[epochs["val_ppl"] <= WITHIN * best].drop_duplicates("id")
+    seconds = epochs.groupby("id")["epoch_seconds"]
     return runs.assign(
-        gap=runs["val_ppl"] - runs["train_ppl"],
-        epoch_seconds=runs["id"].map(epochs.groupby("id")["epoch_seconds"].median()).astype(float),
+        gap=nats_between(runs["val_ppl"], runs["train_ppl"]),
+        epoch_seconds=runs["id"].map(seconds.median()).astype(float),
+        epoch_scatter=runs["id"].map(seconds.std() / seconds.mean()).astype(float),
         seconds_to_5pct=runs["id"].map(near.set_index("id")["elapsed_seconds"]).astype(float),
     )

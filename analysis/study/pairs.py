@@ -1,124 +1,185 @@
 """Settings that agree in everything but one hyperparameter: what a change of that one alone has done.
 
-Settings are hashed by their configuration without the key in question, so the work grows with runs times keys and
-not with the square of the runs.
+Settings are hashed by their configuration without the key in question, so the work grows with settings times keys and
+not with the square of the settings.
+
+Architectures and optimizers have learning rates of their own, so they are compared tuned: each by the best of its
+settings that agree in all but the keys of the optimizer.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import operator
+import statistics
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-import pandas as pd
+from typing import Any
 
 from analysis.study import units
 from analysis.study.columns import SETTING_KEYS
-from analysis.study.settings import Setting, settings_of
-from seqlm.optimizers import own_keys
+from analysis.study.settings import Setting, best_of
 
-T = TypeVar("T")
+ARCHITECTURE, OPTIMIZER = "model.arch", "optim.optimizer"
 
-_config = operator.attrgetter("config")
-
-CHOICES = {
-    "model.arch": units.ARCHITECTURES,
-    "optim.optimizer": units.OPTIMIZERS,
-    "optim.schedule": units.SCHEDULES,
-}
+CHOICES = {ARCHITECTURE: units.ARCHITECTURES, OPTIMIZER: units.OPTIMIZERS, "optim.schedule": units.SCHEDULES}
 """Keys whose value decides which other keys of their section there are, with the report's order of their values."""
 
 FOLLOWS = ("model.sha256",)
 """Keys that differ whenever the architecture does: the digest of an own model's files."""
+
+ABSENT = "\0"
+"""Stands for the value of a key that does not apply."""
 
 MOST_VALUES = 20
 """Up to this many values of a key, each is compared with each other; of more, each with the next larger one only."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SettingPair:
-    """Two settings with finished runs that differ in one key alone; several seeds of a setting count as their mean."""
+class Pair:
+    """Two settings that differ in one key alone, but for what is tuned; seeds of a setting count as their mean."""
 
     key: str
     """Such as ``optim.lr``."""
     a: Setting
     """The one with the lower value; of architectures and optimizers, the one that the report names first."""
     b: Setting
-    a_value: Any
-    b_value: Any
+    a_tried: int = 1
+    """Settings of which ``a`` is the best."""
+    b_tried: int = 1
+
+    @property
+    def values(self) -> tuple[Any, Any]:
+        """The values of the key."""
+        return value_of(self.a, self.key), value_of(self.b, self.key)
+
+    @property
+    def optimizer(self) -> str | None:
+        """The optimizer of both; ``None`` if they differ."""
+        return self.a.optimizer if self.a.optimizer == self.b.optimizer else None
 
     @property
     def difference_nats(self) -> float:
-        """Validation loss of ``b`` less that of ``a``, in nats per predicted token: below 0 where ``b`` is better."""
+        """Validation loss of ``b`` less that of ``a``, in nats per predicted token: below 0 if ``b`` is better."""
         return math.log(self.b.val_ppl) - math.log(self.a.val_ppl)
 
 
-def single_key_pairs(runs: pd.DataFrame) -> list[SettingPair]:
-    """Every pair of settings that agree in all keys but one, the seed aside, by key in the order of the configuration.
+def value_of(setting: Setting, key: str) -> Any:
+    """The value of a key, ``ABSENT`` if it does not apply; SGD with momentum is an optimizer of its own."""
+    return setting.optimizer if key == OPTIMIZER else setting.config.get(key, ABSENT)
+
+
+def pairs_of(settings: Sequence[Setting]) -> list[Pair]:
+    """Every pair of settings that differ in one key, by key in the order of the configuration.
 
     A change of architecture, optimizer or schedule also changes which keys there are; then the keys that both have must
-    agree, except those that belong to an optimizer itself. Where such keys of its own give one side more than
-    ``MOST_VALUES`` settings to choose from, nothing is compared.
+    agree.
     """
-    settings = settings_of(runs)
-    keys = _differing_keys(settings)
-    pairs: list[SettingPair] = []
+    keys = differing_keys(settings)
+    pairs: list[Pair] = []
     for key in keys:
-        found = _choice_pairs(settings, key, keys) if key in CHOICES else _value_pairs(settings, key, keys)
-        pairs += [SettingPair(key=key, a=a, b=b, a_value=a.config[key], b_value=b.config[key]) for a, b in found]
+        if key in CHOICES:
+            pairs += _pairs_of_choices(settings, key, keys)
+        else:
+            pairs += [Pair(key=key, a=a, b=b) for chain in chains(settings, key, keys) for a, b in _met(chain)]
     return pairs
 
 
-def chains_of(runs: pd.DataFrame) -> dict[str, list[list[Setting]]]:
-    """For each key but architecture and optimizer, the settings that agree in all others, two or more, by value."""
-    settings = settings_of(runs)
-    keys = _differing_keys(settings)
-    return {key: _chains(settings, key, keys) for key in keys if key not in CHOICES}
-
-
-def alike(members: Iterable[T], keys: Sequence[str], config_of: Callable[[T], Mapping[str, Any]]) -> list[list[T]]:
-    """Members in groups that agree in ``keys``: each is missing in all of a group, or has one value."""
-    groups: dict[tuple[Hashable, ...], list[T]] = defaultdict(list)
-    for member in members:
-        config = config_of(member)
-        groups[tuple((key in config, config.get(key)) for key in keys)].append(member)
-    return list(groups.values())
-
-
-def _differing_keys(settings: Sequence[Setting]) -> list[str]:
-    """Return the keys that differ between settings, or are missing in some."""
-    return [key for key in SETTING_KEYS if len(alike(settings, [key], _config)) > 1]
-
-
-def _chains(settings: Iterable[Setting], key: str, keys: Sequence[str]) -> list[list[Setting]]:
+def chains(settings: Iterable[Setting], key: str, keys: Sequence[str] = SETTING_KEYS) -> list[list[Setting]]:
+    """The settings that agree in all of ``keys`` but one, two or more, by its value."""
     there = [setting for setting in settings if key in setting.config]
-    groups = alike(there, [other for other in keys if other != key], _config)
+    groups = alike(there, [other for other in keys if other != key])
     return [sorted(group, key=lambda setting: _order(key, setting.config[key])) for group in groups if len(group) > 1]
 
 
-def _value_pairs(settings: Iterable[Setting], key: str, keys: Sequence[str]) -> Iterator[tuple[Setting, Setting]]:
-    for chain in _chains(settings, key, keys):
-        yield from itertools.combinations(chain, 2) if len(chain) <= MOST_VALUES else itertools.pairwise(chain)
+def alike(settings: Iterable[Setting], keys: Sequence[str]) -> list[list[Setting]]:
+    """Settings in groups that agree in ``keys``: each is missing in all of a group, or has one value."""
+    groups: dict[tuple[Hashable, ...], list[Setting]] = defaultdict(list)
+    for setting in settings:
+        groups[tuple(value_of(setting, key) for key in keys)].append(setting)
+    return list(groups.values())
 
 
-def _choice_pairs(settings: Iterable[Setting], key: str, keys: Sequence[str]) -> Iterator[tuple[Setting, Setting]]:
+def differing_keys(settings: Sequence[Setting], keys: Sequence[str] = SETTING_KEYS) -> list[str]:
+    """Return the keys that differ between settings, or are missing in some."""
+    return [key for key in keys if len({value_of(setting, key) for setting in settings}) > 1]
+
+
+def _met(chain: Sequence[Setting]) -> Iterable[tuple[Setting, Setting]]:
+    return itertools.combinations(chain, 2) if len(chain) <= MOST_VALUES else itertools.pairwise(chain)
+
+
+def _pairs_of_choices(settings: Iterable[Setting], key: str, keys: Sequence[str]) -> Iterator[Pair]:
     chosen: dict[Any, list[Setting]] = defaultdict(list)
     for setting in settings:
-        chosen[setting.config[key]].append(setting)  # every configuration has the keys of CHOICES
+        chosen[value_of(setting, key)].append(setting)
     known = {value: {name for setting in group for name in setting.config} for value, group in chosen.items()}
-    for first, second in itertools.combinations(sorted(chosen, key=lambda value: _order(key, value)), 2):
-        shared = [other for other in keys if other not in (key, *FOLLOWS) and other in known[first] & known[second]]
-        if key == "optim.optimizer":
-            own = {f"optim.{name}" for value in (first, second) for name in own_keys(value)}
-            shared = [other for other in shared if other not in own]
-        for group in alike([*chosen[first], *chosen[second]], shared, _config):
-            sides = [[setting for setting in group if setting.config[key] == value] for value in (first, second)]
-            if max(map(len, sides)) <= MOST_VALUES:
-                yield from itertools.product(*sides)
+    is_tuned = key in (ARCHITECTURE, OPTIMIZER)
+    left_out = (key, *FOLLOWS, *(tuned_keys() if is_tuned else ()))
+    for sides in itertools.combinations(sorted(chosen, key=lambda value: _order(key, value)), 2):
+        both = known[sides[0]] & known[sides[1]]
+        shared = [other for other in keys if other in both and other not in left_out]
+        for group in alike([one for value in sides for one in chosen[value]], shared):
+            first, second = ([one for one in group if value_of(one, key) == value] for value in sides)
+            if is_tuned and first and second:
+                yield Pair(key=key, a=best_of(first), b=best_of(second), a_tried=len(first), b_tried=len(second))
+            elif max(len(first), len(second)) <= MOST_VALUES:
+                yield from (Pair(key=key, a=a, b=b) for a, b in itertools.product(first, second))
+
+
+def tuned_keys() -> list[str]:
+    """The keys of an optimizer, such as its learning rate, but not which optimizer it is."""
+    return [key for key in SETTING_KEYS if key.startswith("optim.") and key != OPTIMIZER]
+
+
+# -- changes -------------------------------------------------------------------------------------------------------
+
+
+def changes_of(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """Return a row for each change between values of a key: loss with the higher value less loss with the lower one.
+
+    A key has a change from each value to the next, and from its lowest to its highest, if there are such pairs; of
+    architectures, optimizers and schedules every two are compared. A change that pairs of several optimizers show also
+    has a row for each ``optimizer``. Keys of more than ``MOST_VALUES`` values have no row.
+    """
+    rows: list[dict[str, Any]] = []
+    for key in dict.fromkeys(pair.key for pair in pairs):
+        own = [pair for pair in pairs if pair.key == key]
+        values = sorted_values(key, [value for pair in own for value in pair.values])
+        found: dict[tuple[int, int], list[Pair]] = defaultdict(list)
+        for pair in own:
+            low, high = map(values.index, pair.values) if len(values) <= MOST_VALUES else (0, 0)
+            found[low, high].append(pair)
+        steps = [ends for ends in found if ends[1] - ends[0] in (1, len(values) - 1)]
+        if key in CHOICES or not steps:  # without steps, only values apart from one another have been paired
+            steps = list(found)
+        for ends in sorted(steps if len(values) <= MOST_VALUES else [], key=lambda ends: (ends[1] - ends[0] > 1, ends)):
+            optimizers = sorted({pair.optimizer for pair in found[ends]}, key=lambda o: units.rank(units.OPTIMIZERS, o))
+            rows += [
+                _change(key, [values[end] for end in ends], found[ends], optimizer)
+                for optimizer in ([None, *optimizers] if len(optimizers) > 1 else [None])
+            ]
+    return rows
+
+
+def _change(key: str, ends: Sequence[Any], pairs: Sequence[Pair], optimizer: str | None) -> dict[str, Any]:
+    members = [pair for pair in pairs if optimizer in (None, pair.optimizer)]
+    nats = [pair.difference_nats for pair in members]
+    kinds = {pair.optimizer for pair in members}
+    return {
+        "key": key,
+        "optimizer": optimizer,
+        "name": units.optimizer(*kinds) if len(kinds) == 1 and key != OPTIMIZER else "all",
+        "lower": ends[0],
+        "higher": ends[1],
+        "texts": [printed(key, end) for end in ends],
+        "pairs": len(members),
+        "mean_change_nats": (change := statistics.fmean(nats)),
+        "perplexity_ratio": math.exp(change),
+        "lowest_change_nats": min(nats),
+        "highest_change_nats": max(nats),
+    }
 
 
 # -- values of keys ------------------------------------------------------------------------------------------------
@@ -142,4 +203,6 @@ def _order(key: str, value: Any) -> tuple[int, float, str]:
 
 def printed(key: str, value: Any) -> str:
     """A value as tables and axes show it."""
+    if value == ABSENT:
+        return units.MISSING
     return CHOICES[key].get(value, units.UNKNOWN) if key in CHOICES else units.plain_value(value)

@@ -123,6 +123,8 @@ def read_run(run: RunDirectory) -> LoadedRun:
             "failure_where": clean(str(failure.get("where") or "")) or None,
         }
     attempts = read_attempts(run, state=state, epochs=epochs, result=result, failure=failure, warnings=warnings)
+    machines = [attempt["machine"] or "not recorded" for attempt in attempts if attempt["epochs"]]
+    row["machine"] = ", then ".join(dict.fromkeys(machines)) or None
     behaviour, behaviour_warnings = read_behaviour(run)
     return LoadedRun(
         order=order,
@@ -195,10 +197,12 @@ def _log_tail(run: RunDirectory) -> LogTail | None:
 def origin_of(runs: Sequence[LoadedRun]) -> dict[str, list[str]]:
     """Sum up where all runs come from: for each title the distinct values, in the order of the runs.
 
-    ``provenance.json`` is of the newest launch. If attempts ran other code than one another, each is listed.
+    ``provenance.json`` is of the newest launch, on the launcher's host. Devices and hosts are those of the attempts. If
+    attempts ran other code than one another, each is listed.
     """
+    attempts = [attempt for run in runs for attempt in run.attempts]
     provenances = [run.provenance for run in runs]
-    codes = Counter(code for run in runs for attempt in run.attempts if (code := attempt["code"]))
+    codes = Counter(code for attempt in attempts if (code := attempt["code"]))
     several = [f"{code}: {units.count(number, 'attempt')}" for code, number in codes.items()]
     times = sorted(str(record["launched_at"]) for record in provenances if record.get("launched_at"))
     ends = [re.sub(r"T(\d\d:\d\d):\d\d\+00:00$", r" \1 UTC", time) for time in _distinct([*times[:1], *times[-1:]])]
@@ -209,8 +213,8 @@ def origin_of(runs: Sequence[LoadedRun]) -> dict[str, list[str]]:
         "Launched": [" to ".join(ends)] if ends else [],
         "Code": _distinct(map(_commit, provenances)),
         **({"Code of attempts": several} if len(several) > 1 else {}),
-        "Devices": _distinct(_devices(record.get("devices")) for record in provenances),
-        "Hosts": _distinct(str(record.get("host") or "") for record in provenances),
+        "Devices": _distinct(attempt["machine"] or "" for attempt in attempts),
+        "Hosts": _distinct(attempt["host"] or "" for attempt in attempts),
         "Versions": [", ".join(named)] if named else [],
     }
 
@@ -220,14 +224,6 @@ def _commit(record: Mapping[str, Any]) -> str:
     if not git.get("commit"):
         return ""
     return str(git["commit"])[:12] + (" + uncommitted changes" if git.get("dirty") else "")
-
-
-def _devices(devices: Any) -> str:
-    if not isinstance(devices, list):
-        return str(devices or "")
-    names = [str(device) for device in devices]
-    counted = [(names.count(name), name) for name in _distinct(names)]
-    return ", ".join(f"{count} × {name}" if count > 1 else name for count, name in counted)
 
 
 def _distinct(values: Iterable[str]) -> list[str]:

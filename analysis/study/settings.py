@@ -12,7 +12,8 @@ import itertools
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ import pandas as pd
 
 from analysis.study import units
 from analysis.study.columns import SETTING_KEYS, TEXT_KEYS
-from analysis.study.comparison import WITHIN, finished
+from analysis.study.comparison import WITHIN, finished, nats_between
 from analysis.study.numbering import RunNumber
 from analysis.study.study import Study
 
@@ -125,12 +126,17 @@ class Setting:
     interval: Interval
     """Of the best validation perplexity, over seeds."""
     gap: float
-    """Validation minus training perplexity at the best epoch; like the numbers below the mean over seeds, NaN if one of
-    them lacks it."""
+    """Validation less training loss at the best epoch, in nats; like the numbers below the mean over seeds, NaN if one
+    of them lacks it."""
     final_gap: float
     """The same after the last epoch."""
     final_val_ppl: float
-    """Validation perplexity after the last epoch; the geometric mean over seeds."""
+    """Validation perplexity after the last epoch; like ``test_ppl`` the geometric mean over seeds."""
+    test_ppl: float
+    machine: str
+    """What its runs were trained on; of several machines all."""
+    scatter: float
+    """Relative standard deviation of the times of a run's epochs."""
     seconds_to_best: float = math.nan
     """From the start to the end of the epoch with the lowest validation perplexity; see :func:`timed_settings`."""
     seconds_to_study_best: float = math.nan
@@ -154,10 +160,13 @@ class Setting:
 
 def settings_of(runs: pd.DataFrame) -> list[Setting]:
     """Return the settings that have a finished run with a validation perplexity, by number."""
-    columns = ["setting", "number", "name", "arch", "optimizer", "val_ppl", "gap", "final_val_ppl", "final_train_ppl"]
-    found = finished(runs)[[*columns, *SETTING_KEYS]].sort_values(["setting", "number"]).to_dict("records")
+    columns = ["setting", "number", "name", "arch", "optimizer", "val_ppl", "test_ppl", "gap", "final_val_ppl"]
+    columns += ["machine", "epoch_scatter"]
+    done = finished(runs)
+    final_gap = nats_between(done["final_val_ppl"], done["final_train_ppl"])
+    found = done[[*columns, *SETTING_KEYS]].assign(final_gap=final_gap).sort_values(["setting", "number"])
     settings = []
-    for number, members in itertools.groupby(found, key=lambda run: run["setting"]):
+    for number, members in itertools.groupby(found.to_dict("records"), key=lambda run: run["setting"]):
         first, *others = rows = list(members)
         name = first["name"]
         settings.append(
@@ -170,8 +179,11 @@ def settings_of(runs: pd.DataFrame) -> list[Setting]:
                 config=config_of(first),
                 interval=interval([run["val_ppl"] for run in rows]),
                 gap=statistics.fmean(run["gap"] for run in rows),
-                final_gap=statistics.fmean(run["final_val_ppl"] - run["final_train_ppl"] for run in rows),
+                final_gap=statistics.fmean(run["final_gap"] for run in rows),
                 final_val_ppl=_geometric_mean([run["final_val_ppl"] for run in rows]),
+                test_ppl=_geometric_mean([run["test_ppl"] for run in rows]),
+                machine=" and ".join(dict.fromkeys(run["machine"] or "not recorded" for run in rows)),
+                scatter=statistics.fmean(run["epoch_scatter"] for run in rows),
             )
         )
     return settings
@@ -212,37 +224,24 @@ def best_of(settings: Sequence[Setting]) -> Setting:
     return min(settings, key=lambda setting: (setting.val_ppl, setting.number))
 
 
-def best_settings(settings: Sequence[Setting]) -> dict[str | None, Setting]:
-    """Return the setting of each architecture with the lowest validation perplexity."""
-    return {arch: best_of([s for s in settings if s.arch == arch]) for arch in {s.arch for s in settings}}
+def differ(deviation: float, other_deviation: float, seconds: float, other: float) -> bool:
+    """Whether two times are further apart than equal computations are: two standard deviations of their difference."""
+    return abs(seconds - other) > 2 * math.hypot(deviation, other_deviation)
 
 
-# -- minima of unequal numbers of runs: of more tries, the lowest is lower by chance alone -------------------------
+def is_longer(setting: Setting, other: Setting, seconds: Callable[[Setting], float]) -> bool:
+    """Whether a time of a setting is longer by more than equal computations differ.
 
-
-def expected_minimum(values: Sequence[float], draws: int) -> float:
-    """Return the mean, over all choices of ``draws`` of the ``values`` without repetition, of their lowest.
-
-    This is the unbiased estimate of the expected minimum of ``draws`` tries (Tang et al., 2020, Showing Your Work
-    Doesn't Always Work).
-
-    >>> expected_minimum([3.0, 1.0, 2.0], 1), expected_minimum([3.0, 1.0, 2.0], 2), expected_minimum([3.0, 1.0, 2.0], 3)
-    (2.0, 1.3333333333333333, 1.0)
-
-    Raises:
-        ValueError: ``draws`` is not from 1 to the number of values.
+    Its deviation is that of the epochs within a run, for all epochs alike: what slows one down may slow down all.
     """
-    n = len(values)
-    if not 1 <= draws <= n:
-        raise ValueError(f"draws: expected a whole number from 1 to {n}, got {draws}")
-    ways = math.comb(n, draws)
-    # The value of place i is the lowest of a choice that takes the rest from the n - 1 - i values above it.
-    return math.fsum(value * (math.comb(n - 1 - place, draws - 1) / ways) for place, value in enumerate(sorted(values)))
+    times = seconds(setting), seconds(other)
+    return times[0] > times[1] and differ(setting.scatter * times[0], other.scatter * times[1], *times)
 
 
-def expected_lowest_perplexity(perplexities: Sequence[float], draws: int) -> float:
-    """Return :func:`expected_minimum` of the losses, as a perplexity."""
-    return math.exp(expected_minimum([math.log(value) for value in perplexities], draws))
+def on_one_machine(settings: Sequence[Setting]) -> list[Setting]:
+    """Return the settings on the machine of the most, since times compare only between equal machines."""
+    machines = Counter(setting.machine for setting in settings)
+    return [setting for setting in settings if setting.machine == max(machines, key=lambda one: machines[one])]
 
 
 # -- rows of the runs table ----------------------------------------------------------------------------------------
@@ -263,10 +262,16 @@ def in_report_order(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the finished run with the lowest validation perplexity of each architecture on each text, and its ties."""
-    done = finished(runs)
-    lowest = done.groupby(["text", "arch"])["val_ppl"].transform("min")
-    return in_report_order(done[done["val_ppl"] == lowest])
+    """Return the lowest run of the best setting of each architecture on each text.
+
+    Settings are ranked by their means over seeds, so more seeds have no more chances to be low.
+    """
+    text_of = dict(zip(runs["number"], runs["text"], strict=True))
+    best: dict[Any, Setting] = {}
+    for setting in sorted(settings_of(runs), key=lambda one: (one.val_ppl, one.number)):
+        best.setdefault((text_of[setting.runs[0]], setting.arch), setting)
+    found = runs[runs["number"].isin([run for setting in best.values() for run in setting.runs])]
+    return in_report_order(found.sort_values(["val_ppl", "number"]).drop_duplicates("setting"))
 
 
 def places_of(runs: pd.DataFrame) -> dict[str, int]:

@@ -20,7 +20,7 @@ import pandas as pd
 from analysis.study import units
 from analysis.study.behaviour import Behaviour
 from analysis.study.columns import EPOCHS, FREE_KEYS, forget_single_digests, table_of, told_apart
-from analysis.study.comparison import compared_epochs, cut, finished, text_names, with_times
+from analysis.study.comparison import APART, compared_epochs, cut, finished, text_names, with_times
 from analysis.study.numbering import RunNumber, number_runs
 from analysis.study.record import Expectation, PlannedRun, SearchRule, StudyRecord, read_study_record
 from analysis.study.run import LoadedRun, LogTail, origin_of, read_run
@@ -96,12 +96,16 @@ class Study:
 
         A run with a result that has gone as far is "done" here, also if it was to go further since. Best and final
         perplexities and times are those of its first epochs. The test perplexity is missing if the best epoch of all is
-        a later one. ``epochs_done`` keeps the epochs gone.
+        a later one. ``epochs_done`` keeps the epochs gone. A done run that does not compare is in the state "apart".
 
         >>> study.compared.runs["compared_epochs"].unique().tolist()
         [3]
         """
-        return self.after(self.runs["compared_epochs"])
+        study = self.after(self.runs["compared_epochs"])
+        apart = finished(study.runs)["compared_epochs"].isna().reindex(study.runs.index, fill_value=False)
+        if not apart.any():
+            return study
+        return dataclasses.replace(study, runs=study.runs.assign(state=study.runs["state"].mask(apart, APART)))
 
     def after(self, epochs: int | pd.Series[Any]) -> Self:
         """Return the study as it was after some epochs of each run; a run with fewer stays as it is.

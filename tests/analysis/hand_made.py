@@ -24,7 +24,8 @@ def add_run(
     val: Sequence[float],
     *,
     train: Sequence[float] | float = 50.0,
-    seconds: float = 10.0,
+    seconds: Sequence[float] | float = 10.0,
+    device: str | None = None,
     failure: str | None = None,
     done: bool = True,
     seed: int = 1111,
@@ -48,6 +49,7 @@ def add_run(
     run = RunDirectory.locate(study_dir, name, config.fingerprint())
     run.create(config, {**make_provenance(name, order), "launched_at": None, **(provenance or {})})
     trains = [train] * len(val) if isinstance(train, int | float) else list(train)
+    times = [seconds] * len(val) if isinstance(seconds, int | float) else list(seconds)
     records = [
         {
             "epoch": epoch,
@@ -56,8 +58,8 @@ def add_run(
             "train_ppl": train_ppl,
             "val_ppl": ppl if math.isfinite(ppl) else None,
             "lr": values["lr"],
-            "epoch_seconds": seconds,
-            "elapsed_seconds": seconds * (epoch + 1),
+            "epoch_seconds": times[epoch],
+            "elapsed_seconds": sum(times[: epoch + 1]),
             "train_tokens_per_second": 1000.0,
             "peak_memory_bytes": 1_000_000,
             "attempt": 1,
@@ -66,6 +68,9 @@ def add_run(
     ]
     if records:
         write_json_lines(run.metrics_file, records)
+    if device is not None:
+        run.attempt_dir(1).mkdir(parents=True)
+        write_json(run.worker_file(1), {"rank": 0, "ranks": 1, "device": device, "gpu": None, "threads": 2})
     if failure is not None:
         write_json(run.failure_file, {"kind": failure, "message": f"it ended by {failure}", "where": "worker.py:1"})
     elif done:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from analysis.sections.coverage import open_runs
 from analysis.sections.effects import effects_section
 from analysis.sections.published import published_section
 from analysis.sections.results import results_blocks
-from analysis.study.pairs import single_key_pairs
+from analysis.study.pairs import pairs_of
 from analysis.study.settings import settings_of
 from analysis.study.study import Study, load_study
 from seqlm.files import write_json, write_json_lines
@@ -54,18 +56,60 @@ def mixed(tmp_path: Path) -> Study:
     return load_study(tmp_path)
 
 
-def test_the_fewest_epochs_of_a_done_run_are_those_by_which_all_are_compared(mixed: Study) -> None:
+def test_of_two_done_runs_the_fewer_epochs_are_those_by_which_both_are_compared(mixed: Study) -> None:
     assert mixed.runs["compared_epochs"].tolist() == [2, 2, 2, 2]
     assert mixed.runs["state"].tolist() == ["done", "done", "stopped", "pending"]
     assert compared(mixed) == {"short": 110.0, "long": 115.0}
     first = mixed.compared.runs.iloc[1]
     assert (first["best_epoch"], first["final_val_ppl"], first["wall_seconds"]) == (1, 115.0, 20.0)
-    assert (first["train_ppl"], first["gap"], first["epochs_done"]) == (100.0, 15.0, 4)
+    assert (first["train_ppl"], first["gap"], first["epochs_done"]) == (100.0, pytest.approx(math.log(1.15)), 4)
     assert pd.isna(first["test_ppl"]), "the checkpoint that was tested is that of a later epoch"
     assert mixed.compared.runs.iloc[0]["test_ppl"] == 110.0
     assert mixed.runs.iloc[1]["val_ppl"] == 80.0, "the data are of all epochs"
     assert mixed.runs["compared_val_ppl"].tolist()[:2] == [110.0, 115.0]
     assert mixed.runs["compared_best_epoch"].tolist()[:2] == [1, 1]
+
+
+def test_one_short_run_moves_nothing_and_is_said_not_to_be_compared(tmp_path: Path) -> None:
+    """The median of the epochs decides, so a finished two-epoch entry leaves the others at four."""
+    long = [add_run(tmp_path, n, f"long{n}", "gru", "sgd", LONG, lr=1.0 + n, epochs=4) for n in range(3)]
+    short = add_run(tmp_path, 3, "short", "rnn", "sgd", [120.0, 60.0])
+    claim = {"text": "t", "metric": "val_ppl", "lower": [digits(long[0])], "higher": [digits(short)]}
+    write_json(tmp_path / "study.json", {"expectations": [claim]})
+    study = load_study(tmp_path)
+    assert statistics.median_low([4, 4, 4, 2]) == 4
+    assert study.runs["compared_epochs"].tolist()[:3] == [4, 4, 4]
+    assert study.runs["compared_epochs"].isna().tolist() == [False, False, False, True]
+    assert study.runs["state"].tolist() == ["done"] * 4
+    assert compared(study) == {"long0": 80.0, "long1": 80.0, "long2": 80.0}
+    page = report_page(study)
+    assert page.best == [("GRU", "80.00", 1, "long0", "4")]
+    text = said(block for section in page.sections for block in section.blocks)
+    assert "Not compared with the others: 4 short (2 epochs), with fewer epochs than 4." in text
+    assert "For generalisation: 80.0 (1 long0)" in text
+    assert "no run on one side has finished with this number (4 short: apart)" in text
+
+
+def test_a_run_is_compared_at_the_end_of_its_schedule_or_not_at_all(tmp_path: Path) -> None:
+    for n in range(3):
+        add_run(tmp_path, n, f"constant{n}", "gru", "sgd", LONG[:2], lr=1.0 + n)
+    add_run(tmp_path, 3, "at-its-end", "gru", "adam", LONG[:2], schedule="cosine", decay_epochs=2)
+    add_run(tmp_path, 4, "cut", "gru", "adam", LONG, schedule="cosine", decay_epochs=4)
+    study = load_study(tmp_path)
+    rates = [study.runs.iloc[n]["optim.lr"] * (1 + math.cos(math.pi * 2 / end)) / 2 for n, end in ((3, 2), (4, 4))]
+    assert rates == pytest.approx([0.0, 0.05]), "after two epochs one has ended and one is at half its rate"
+    assert set(compared(study)) == {"constant0", "constant1", "constant2", "at-its-end"}
+    assert (
+        "Not compared with the others: 5 cut (4), whose learning rate falls to 0 over that many epochs: after 2 it "
+        "would still be high, or has long been low."
+    ) in said(results_blocks(study))
+
+
+def test_runs_of_one_schedule_are_compared_wherever_they_end(tmp_path: Path) -> None:
+    """A trial of two epochs of a study whose schedules all take four."""
+    for n in range(2):
+        add_run(tmp_path, n, f"r{n}", "gru", "adam", LONG[:2], lr=1.0 + n, schedule="cosine", decay_epochs=4)
+    assert compared(load_study(tmp_path)) == {"r0": 115.0, "r1": 115.0}
 
 
 def test_a_test_perplexity_stays_if_its_checkpoint_is_of_the_first_epochs(tmp_path: Path) -> None:
@@ -101,8 +145,7 @@ def test_the_results_say_by_which_epochs_and_what_more_epochs_brought(mixed: Stu
     (caption,) = [block.caption for block in blocks if getattr(block, "name", "") == "results"]
     assert "First 2 epochs; 2 of 4 runs (1 stopped)." in caption
     assert said(blocks).startswith(
-        "Runs are compared by their first 2 epochs, the fewest of a finished run (1 short); 1 run went further, up to "
-        "4."
+        "Runs are compared by their first 2 epochs, the median of the finished runs; 1 run went further, up to 4."
     )
 
 
@@ -127,11 +170,11 @@ def test_expectations_effects_and_figures_rest_on_equal_epochs(tmp_path: Path) -
     write_json(tmp_path / "study.json", {"expectations": [claim]})
     study = load_study(tmp_path)
     (row,) = table(expected_blocks(study.compared), "discussion-1-expected")
-    assert (row["lower"], row["higher"], row["verdict"]) == ("115.00", "110.00", "not as expected")
-    (pair,) = single_key_pairs(study.compared.runs)
+    assert (row["lower"], row["higher"], row["shows"]) == ("115.00", "110.00", "higher, one seed")
+    (pair,) = pairs_of(settings_of(study.compared.runs))
     assert (pair.key, pair.a.val_ppl, pair.b.val_ppl) == ("model.hidden_size", 110.0, 115.0)
     captions = {block.name: block.caption for block in effects_section(study).blocks if hasattr(block, "caption")}
-    assert set(captions) >= {"optimizer-architecture", "slices", "effects"}
+    assert set(captions) == {"slices", "effects"}
     assert all("First 2 epochs." in caption for caption in captions.values()), captions
     lines = next(block for block in curve_blocks(study) if getattr(block, "name", "") == "validation")
     assert "Dotted line: runs are compared by 2 epochs." in lines.caption

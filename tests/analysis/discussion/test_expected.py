@@ -1,175 +1,141 @@
 from __future__ import annotations
 
-import csv
-import io
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from analysis.blocks.section import Block
-from analysis.blocks.table import Table
 from analysis.discussion.expected import expected_blocks
 from analysis.study.study import load_study
+from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
 from tests.analysis.contents import said, table
 from tests.analysis.hand_made import add_run, digits
 
 
-def held_against(study_dir: Path, *expectations: dict[str, Any]) -> list[Block]:
-    written = [
-        {"text": "It is so", "metric": "val_ppl", **e, **{side: list(map(_digits, e[side])) for side in SIDES}}
-        for e in expectations
-    ]
-    (study_dir / "study.json").write_text(json.dumps({"expectations": written}), encoding="utf-8")
+def held_against(
+    study_dir: Path, lower: Sequence[RunDirectory], higher: Sequence[RunDirectory], metric: str = "val_ppl", **more: Any
+) -> list[Block]:
+    sides = {"lower": list(map(digits, lower)), "higher": list(map(digits, higher))}
+    claim = {"text": "It is so.", "metric": metric, **sides, **more}
+    write_json(study_dir / "study.json", {"expectations": [claim]})
     return expected_blocks(load_study(study_dir))
 
 
-SIDES = ("lower", "higher")
+def shown(blocks: list[Block]) -> list[str]:
+    return [row["shows"] for row in table(blocks, "discussion-1-expected")]
 
 
-def _digits(run: RunDirectory | str) -> str:
-    return run if isinstance(run, str) else digits(run)
-
-
-def verdicts(blocks: list[Block]) -> list[str]:
-    """With their reasons, as the CSV file has them."""
-    (found,) = [block for block in blocks if isinstance(block, Table)]
-    return [row["verdict"] for row in csv.DictReader(io.StringIO(found.to_csv()))]
-
-
-def test_the_best_of_each_side_decides(tmp_path: Path) -> None:
-    good = add_run(tmp_path, 0, "gru-good", "gru", "sgd", [100.0])
-    bad = add_run(tmp_path, 1, "gru-bad", "gru", "adam", [300.0])
-    middle = add_run(tmp_path, 2, "rnn", "rnn", "sgd", [200.0])
-    blocks = held_against(
-        tmp_path,
-        {"text": "GRU beats RNN", "lower": [bad, good], "higher": [middle]},
-        {"text": "RNN beats GRU", "lower": [middle], "higher": [bad, good]},
-    )
-    assert verdicts(blocks) == ["as expected", "not as expected"]
-    assert said(blocks).splitlines() == [
-        "2 expectations were stated before the runs: 1 came out as expected, 1 did not and 0 are inconclusive.",
-        "“GRU beats RNN”: as expected. Lowest validation perplexity: 100 (1 gru-good) on the side expected lower, "
-        "200 (3 rnn) on the side expected higher. These are the lowest of 2 and of 1 setting; with 1 each, the "
-        "expected lowest are 173 and 200.",
-        "“RNN beats GRU”: not as expected. Lowest validation perplexity: 200 (3 rnn) on the side expected lower, "
-        "100 (1 gru-good) on the side expected higher. These are the lowest of 1 and of 2 settings; with 1 each, the "
-        "expected lowest are 200 and 173.",
+def test_an_expectation_holds_in_runs_that_are_otherwise_equal_not_in_the_lowest_of_all(tmp_path: Path) -> None:
+    """The lowest run of all is Adam's, while the GRU does better with SGD."""
+    val = {
+        ("rnn", "adam"): 68.0,
+        ("rnn", "sgd"): 74.5,
+        ("gru", "adam"): 64.6,
+        ("gru", "sgd"): 61.2,
+        ("transformer", "adam"): 58.7,
+        ("transformer", "sgd"): 65.2,
+    }
+    runs = {
+        (arch, optimizer): add_run(
+            tmp_path, n, f"{arch}-{optimizer}", arch, optimizer, [ppl], lr=0.01 if optimizer == "adam" else 5.0 + n
+        )
+        for n, ((arch, optimizer), ppl) in enumerate(val.items())
+    }
+    sides = [[run for (_, kind), run in runs.items() if kind == optimizer] for optimizer in ("adam", "sgd")]
+    blocks = held_against(tmp_path, *sides)
+    done = load_study(tmp_path).runs.pivot_table(index="arch", columns="optimizer", values="val_ppl")
+    assert (done["adam"] < done["sgd"]).sum() == 2
+    assert (
+        "“It is so.” One seed each, so this is no verdict: the expected side has the lower validation perplexity in 2 "
+        "of 3 cases that are otherwise equal, but not in: GRU 64.6 (3 gru-adam) against 61.2 (4 gru-sgd)."
+    ) in said(blocks)
+    assert "1 expectation was stated before the runs: 1 without a verdict, with one seed on each side." in said(blocks)
+    rows = table(blocks, "discussion-1-expected")
+    assert [(row["where"], row["shows"]) for row in rows] == [
+        ("RNN", "lower, one seed"),
+        ("GRU", "higher, one seed"),
+        ("Transformer", "lower, one seed"),
     ]
-    row = table(blocks, "discussion-1-expected")[0]
-    assert (row["lower"], row["lower_run"], row["higher"], row["higher_run"]) == (
-        "100.00",
-        "1 gru-good",
-        "200.00",
-        "3 rnn",
-    )
 
 
-def test_the_lowest_of_more_settings_does_not_win_by_their_number(tmp_path: Path) -> None:
-    one = add_run(tmp_path, 0, "gru", "gru", "sgd", [100.0])
-    many = [
-        add_run(tmp_path, 1 + place, f"rnn{place}", "rnn", "sgd", [ppl], lr=1.0 + place)
-        for place, ppl in enumerate([99.0, 150.0, 160.0])
+def test_each_optimizer_has_its_own_best_learning_rate_and_a_width_must_agree(tmp_path: Path) -> None:
+    adam = [
+        add_run(tmp_path, n, f"a{n}", "gru", "adam", [ppl], lr=lr) for n, (lr, ppl) in enumerate([(1, 90), (2, 99)])
     ]
-    blocks = held_against(tmp_path, {"text": "GRU beats RNN", "lower": [one], "higher": many})
-    assert verdicts(blocks) == [
-        "inconclusive: the sides have unequal numbers of runs, and at equal numbers the order would be reversed"
+    sgd = [
+        add_run(tmp_path, 2 + n, f"s{n}", "gru", "sgd", [ppl], lr=3.0 + n, hidden_size=size)
+        for n, (size, ppl) in enumerate([(64, 200.0), (64, 95.0), (128, 50.0)])
     ]
-    # the geometric mean of 99, 150 and 160 is 133.4
-    assert "of 1 and of 3 settings; with 1 each, the expected lowest are 100 and 133." in said(blocks)
-
-
-def test_a_side_without_a_finished_run_leaves_it_open_and_its_runs_are_named(tmp_path: Path) -> None:
-    lower = add_run(tmp_path, 0, "a", "gru", "sgd", [100.0], failure="diverged")
-    higher = add_run(tmp_path, 1, "b", "rnn", "sgd", [200.0])
-    blocks = held_against(
-        tmp_path,
-        {"lower": [lower], "higher": [higher]},
-        {"lower": [higher], "higher": [lower]},
-        {"lower": ["00000000"], "higher": [lower]},
-        {"lower": ["00000000"], "higher": [higher]},
-    )
-    assert verdicts(blocks) == [
-        "inconclusive: no finished run on the side expected lower has this number (1 a: failed: diverged)",
-        "inconclusive: no finished run on the side expected higher has this number (1 a: failed: diverged)",
-        "inconclusive: no finished run on either side has this number (1 a: failed: diverged)",
-        "inconclusive: no finished run on the side expected lower has this number (no run directory)",
-    ]
-    assert "0 came out as expected, 0 did not and 4 are inconclusive" in said(blocks)
-    assert table(blocks, "discussion-1-expected")[0]["lower"] == "–"
-
-
-def test_equal_values_decide_nothing(tmp_path: Path) -> None:
-    a = add_run(tmp_path, 0, "a", "gru", "sgd", [100.0])
-    b = add_run(tmp_path, 1, "b", "rnn", "sgd", [100.0])
-    assert verdicts(held_against(tmp_path, {"lower": [a], "higher": [b]})) == ["inconclusive: both are equal"]
-
-
-def test_a_difference_that_rounding_would_hide_is_shown(tmp_path: Path) -> None:
-    a = add_run(tmp_path, 0, "a", "gru", "sgd", [120.1])
-    b = add_run(tmp_path, 1, "b", "rnn", "sgd", [120.4])
-    assert "120.10 (1 a)" in said(held_against(tmp_path, {"lower": [a], "higher": [b]}))
+    (row,) = table(held_against(tmp_path, adam, sgd), "discussion-1-expected")
+    assert (row["lower_run"], row["higher_run"], row["where"]) == ("1 a0", "4 s1", "model.hidden_size = 64")
 
 
 @pytest.mark.parametrize(
     ("values", "others", "verdict"),
     [
-        ([90.0, 110.0], [103.0, 102.9], "inconclusive: Welch's t test over seeds: p = 0.63"),
-        ([99.9, 100.1], [103.0, 102.9], "as expected"),
-        ([99.9, 100.1], [103.0], "inconclusive: one of them has a single seed"),
+        ([99.9, 100.1, 100.0], [103.0, 102.9], "lower"),
+        ([103.0, 102.9], [99.9, 100.1, 100.0], "higher"),
+        ([90.0, 110.0, 100.0], [103.0, 102.9], "no clear difference"),
+        ([99.9, 100.1, 100.0], [103.0], "no clear difference"),
     ],
 )
-def test_seeds_that_show_no_difference_leave_it_open(
-    tmp_path: Path, values: list[float], others: list[float], verdict: str
+def test_seeds_decide_by_welchs_test(tmp_path: Path, values: list[float], others: list[float], verdict: str) -> None:
+    p = stats.ttest_ind(np.log(values), np.log(others), equal_var=False).pvalue
+    assert (len(others) > 1 and p < 0.05) == (verdict != "no clear difference")
+    sides = [
+        [add_run(tmp_path, 9 * n + seed, arch, arch, "sgd", [ppl], seed=seed) for seed, ppl in enumerate(found)]
+        for n, (arch, found) in enumerate([("gru", values), ("rnn", others)])
+    ]
+    blocks = held_against(tmp_path, *sides)
+    assert shown(blocks) == [verdict]
+    word = {"lower": "As expected", "higher": "Not as expected"}.get(verdict, "No clear difference")
+    assert f"{word}: the validation perplexity is " in said(blocks)
+
+
+def test_sides_that_differ_in_several_keys_are_named(tmp_path: Path) -> None:
+    deep = add_run(tmp_path, 0, "deep", "gru", "adam", [100.0, 90.0], train=60.0, keep=0.75, num_layers=6, lr=1e-4)
+    flat = add_run(tmp_path, 1, "flat", "gru", "adam", [100.0, 90.0], train=30.0, keep=0.9, num_layers=2, lr=1e-3)
+    text = said(held_against(tmp_path, [deep], [flat], "gap"))
+    assert f"{np.log(90 / 60):.3f} (1 deep) against {np.log(90 / 30):.3f} (2 flat)." in text
+    assert (
+        "The sides differ in more than one key (model.num_layers, model.keep and optim.lr), so this is not the effect "
+        "of a single one."
+    ) in text
+    assert "Training loss is measured with dropout on and averaged over the epoch" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "device", "verdict"),
+    [([10.0, 8.0, 12.0], "A", "no clear difference"), ([40.0, 38.0, 42.0], "A", "lower"), ([40.0] * 3, "B", None)],
+)
+def test_times_differ_beyond_the_scatter_of_epochs_on_one_machine(
+    tmp_path: Path, seconds: list[float], device: str, verdict: str | None
 ) -> None:
-    lower = [
-        add_run(tmp_path, seed, f"a{seed}", "gru", "sgd", [ppl], seed=seed) for seed, ppl in enumerate([*values, 100.0])
-    ]
-    higher = [
-        add_run(tmp_path, 3 + seed, f"b{seed}", "rnn", "sgd", [ppl], seed=seed) for seed, ppl in enumerate(others)
-    ]
-    blocks = held_against(tmp_path, {"lower": lower, "higher": higher})
-    assert verdicts(blocks) == [verdict]
-    assert "(1/2/3 a0, mean of 3 seeds, 95 % interval " in said(blocks)
+    quick = add_run(tmp_path, 0, "quick", "gru", "sgd", [9.0] * 3, seconds=[9.1, 7.0, 11.0], device="A")
+    other = add_run(tmp_path, 1, "other", "rnn", "sgd", [9.0] * 3, seconds=seconds, device=device)
+    blocks = held_against(tmp_path, [quick], [other], "wall_seconds")
+    if verdict is None:
+        assert "are otherwise equal and were trained on equal machines." in said(blocks)
+        return
+    assert shown(blocks) == [verdict]
+    deviation = 3 * np.hypot(np.std([9.1, 7.0, 11.0], ddof=1), np.std(seconds, ddof=1))
+    assert (abs(sum(seconds) - 27.1) > 2 * deviation) == (verdict == "lower")
 
 
-def test_times_are_compared_as_times_with_a_word_on_the_devices(tmp_path: Path) -> None:
-    a = add_run(tmp_path, 0, "a", "gru", "sgd", [100.0, 90.0], seconds=20.0, provenance={"devices": ["A"]})
-    b = add_run(tmp_path, 1, "b", "rnn", "sgd", [200.0, 180.0], seconds=40.0, provenance={"devices": ["B"]})
-    blocks = held_against(tmp_path, {"metric": "wall_seconds", "lower": [a], "higher": [b]})
-    assert verdicts(blocks) == ["as expected"]
-    assert "Lowest wall-clock time: 40 s (1 a) on the side expected lower, 1 min (2 b)" in said(blocks)
-    assert "different devices (A and B)" in said(blocks)
-    blocks = held_against(tmp_path, {"metric": "gap", "lower": [a], "higher": [b]})
-    assert "different devices" not in said(blocks)
-    assert table(blocks, "discussion-1-expected")[0]["lower"] == "40.00"
+def test_a_reason_is_printed_and_a_side_without_a_finished_run_is_named(tmp_path: Path) -> None:
+    lost = add_run(tmp_path, 0, "a", "gru", "sgd", [100.0], failure="diverged")
+    there = add_run(tmp_path, 1, "b", "rnn", "sgd", [200.0])
+    assert (
+        "“It is so.” The reason given: Gates carry gradients. Not comparable: no run on one side has finished with "
+        "this number (1 a: failed: diverged)."
+    ) in said(held_against(tmp_path, [lost], [there], why="Gates carry gradients."))
 
 
 def test_without_expectations_it_says_how_to_state_them(tmp_path: Path) -> None:
     add_run(tmp_path, 0, "a", "gru", "sgd", [100.0])
-    (block,) = expected_blocks(load_study(tmp_path))
-    assert "[[expect]]" in said([block])
-    assert "docs/reference/manifest.md" in said([block])
-
-
-def test_a_time_is_compared_among_finished_runs_alone(tmp_path: Path) -> None:
-    lower = add_run(tmp_path, 0, "a", "gru", "sgd", [100.0], failure="oom")
-    higher = add_run(tmp_path, 1, "b", "rnn", "sgd", [200.0])
-    blocks = held_against(tmp_path, {"metric": "epoch_seconds", "lower": [lower], "higher": [higher]})
-    assert verdicts(blocks) == [
-        "inconclusive: no finished run on the side expected lower has this number (1 a: failed: oom)"
-    ]
-
-
-def test_the_lowest_time_of_each_side_decides_and_runs_without_one_are_left_out(tmp_path: Path) -> None:
-    lost = add_run(tmp_path, 0, "lost", "gru", "adam", [100.0])
-    lost.metrics_file.unlink()
-    slow = add_run(tmp_path, 1, "slow", "gru", "sgd", [100.0], seconds=30.0)
-    quick = add_run(tmp_path, 2, "quick", "gru", "sgd", [100.0], seconds=10.0, lr=2.0)
-    other = add_run(tmp_path, 3, "other", "rnn", "sgd", [100.0], seconds=20.0)
-    blocks = held_against(tmp_path, {"metric": "epoch_seconds", "lower": [lost, slow, quick], "higher": [other]})
-    assert verdicts(blocks) == ["as expected"]
-    (row,) = table(blocks, "discussion-1-expected")
-    assert (row["lower_run"], row["higher_run"]) == ("3 quick", "4 other")
+    assert "[[expect]] tables before the launch" in said(expected_blocks(load_study(tmp_path)))

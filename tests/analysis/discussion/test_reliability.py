@@ -32,11 +32,9 @@ def test_settings_that_are_all_equally_bad_are_not_the_most_reliable(tmp_path: P
     sentences = said(judged(tmp_path))
     assert (
         "GRU is the most reliable (75 % of settings within 1.2 times the study's lowest perplexity, 100) and RNN the "
-        "least (0 %). RNN has the smallest spread (interquartile range 0.001 nats), but around 22 times the study's "
-        "lowest perplexity."
+        "least (0 %). RNN has the smallest spread (interquartile range 0.001 nats), around 22 times the study's lowest "
+        "perplexity."
     ) in sentences
-    assert "RNN: 0 of 4 settings within 1.2 times the study's lowest, 0 within 1.5 times; median 2,202" in sentences
-    assert "GRU: 3 of 4 settings within 1.2 times the study's lowest, 4 within 1.5 times; median 116" in sentences
 
 
 def test_one_finished_setting_has_no_spread_to_compare(tmp_path: Path) -> None:
@@ -98,8 +96,6 @@ def test_too_few_settings_are_not_ranked(tmp_path: Path) -> None:
     assert list(rnn.values()) == ["RNN", "2", "0 %", "0 %", "–", "–", "–", "–", "2"]
     assert (gru["median_val_ppl"], gru["share_within_1_2"]) == ("100.00", "100 %")
     sentences = said(judged(tmp_path))
-    assert "RNN: no finished setting; 2 of 2 runs diverged." in sentences
-    assert "100 in its one finished setting; no run diverged." in sentences
     assert "No architecture can be called the most or the least reliable" in sentences
     assert "Not ranked, with fewer than 3 settings: RNN (2) and GRU (1)." in sentences
 
@@ -115,7 +111,6 @@ def test_other_failures_say_nothing_of_an_architecture(tmp_path: Path) -> None:
     add_run(tmp_path, 5, "oom", "gru", "sgd", [100.0], lr=7.0, failure="oom")
     (row,) = table(judged(tmp_path), "discussion-4-reliability")
     assert (row["settings"], row["diverged"]) == ("1", "0")
-    assert "no run diverged" in said(judged(tmp_path))
 
 
 def test_seeds_are_one_setting(tmp_path: Path) -> None:

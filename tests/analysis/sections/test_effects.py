@@ -6,23 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_rgb
-from matplotlib.patches import Rectangle
 
-from analysis.blocks.effects import effects_of
 from analysis.blocks.figure import Chart
 from analysis.blocks.section import Prose, Section
 from analysis.blocks.table import Table
 from analysis.plots.files import figure_bytes
-from analysis.plots.heat_map import heat_map, map_cells
-from analysis.plots.look import ink_on
-from analysis.plots.slices import extremes, slices_chart
-from analysis.sections.effects import changes_of, effects_section
-from analysis.study.pairs import single_key_pairs
+from analysis.plots.slices import slices_chart
+from analysis.sections.effects import effects_section
 from analysis.study.study import Study, load_study
 from tests.analysis.grid import make_grid
 from tests.analysis.synthetic import make_run
-from tests.training.studies import runs_in
 
 COEFFICIENTS: dict[str, dict[Any, float]] = {
     "model.arch": {"rnn": 0.3, "gru": 0.0, "transformer": 0.125},
@@ -59,13 +52,13 @@ def chart_of(section: Section, name: str) -> Chart:
 def test_a_grid_whose_loss_is_a_sum_gives_back_its_coefficients(factorial: Study) -> None:
     rows = table_of(effects_section(factorial), "effects")
     assert [(r["key"], r["lower"], r["higher"], r["pairs"]) for r in rows] == [
+        ("model.arch", "rnn", "gru", 2),  # of each width, at the best of three learning rates
+        ("model.arch", "gru", "transformer", 2),
+        ("model.arch", "rnn", "transformer", 2),
+        ("model.hidden_size", 64, 128, 9),
         ("optim.lr", 0.01, 0.1, 6),
         ("optim.lr", 0.1, 1.0, 6),
         ("optim.lr", 0.01, 1.0, 6),
-        ("model.hidden_size", 64, 128, 9),
-        ("model.arch", "rnn", "gru", 6),
-        ("model.arch", "gru", "transformer", 6),
-        ("model.arch", "rnn", "transformer", 6),
     ]
     for row in rows:
         parts = COEFFICIENTS[row["key"]]
@@ -85,36 +78,6 @@ def test_the_range_is_that_of_single_pairs(tmp_path: Path) -> None:
     assert row["mean_change_nats"] == pytest.approx(0.125)
 
 
-def test_unpaired_means_are_named_so_and_take_in_what_pairs_leave_out(tmp_path: Path) -> None:
-    grid = {"optim.lr": [0.1, 1.0], "model.hidden_size": [64, 128]}
-    make_grid(tmp_path, grid, lambda v: 5 + (v["optim.lr"] == 1.0) + 0.5 * (v["model.hidden_size"] == 64))
-    for run in runs_in(tmp_path)[:1]:  # lr 0.1 with 64
-        run.result_file.unlink()
-    section = effects_section(load_study(tmp_path))
-    (table,) = [table for table in section.tables if table.name == "marginal-means"]
-    assert table.title.startswith("Unpaired")
-    assert "not the effect of the key" in table.caption
-    rates = [row for row in rows_of(table) if row["key"] == "optim.lr"]
-    assert [(r["value"], r["settings"], r["mean_loss_nats"]) for r in rates] == [
-        (0.1, 1, pytest.approx(5.0)),
-        (1.0, 2, pytest.approx(6.25)),
-    ]
-    assert rates[1]["above_lowest_nats"] == pytest.approx(1.25), "unlike the paired change of 1"
-    paired = {row["key"]: row["mean_change_nats"] for row in table_of(section, "effects")}
-    assert paired == {"optim.lr": pytest.approx(1.0), "model.hidden_size": pytest.approx(-0.5)}
-
-
-def test_a_key_of_many_values_has_one_row_for_all_its_pairs(tmp_path: Path) -> None:
-    rates = [0.1 * step for step in range(1, 13)]
-    study = load_study(make_grid(tmp_path, {"optim.lr": rates}, lambda v: 5 - v["optim.lr"]))
-    (effect,) = effects_of(single_key_pairs(study.runs))
-    (change,) = changes_of(effect)
-    assert (change["lower"], change["higher"], change["pairs"]) == ("any", "any higher", 66)
-    section = effects_section(study)
-    assert "any: all pairs of a key of many values" in section.tables[0].caption
-    assert [table.name for table in section.tables] == ["effects"], "no unpaired mean over single settings"
-
-
 def test_several_seeds_count_as_one_setting(tmp_path: Path) -> None:
     axes = {"optim.lr": [0.1, 1.0], "seed": [1, 2]}
     study = load_study(make_grid(tmp_path, axes, lambda v: 5 + (v["optim.lr"] == 1.0) + 0.25 * v["seed"]))
@@ -122,10 +85,33 @@ def test_several_seeds_count_as_one_setting(tmp_path: Path) -> None:
     (row,) = table_of(section, "effects")
     assert (row["key"], row["pairs"], row["mean_change_nats"]) == ("optim.lr", 1, pytest.approx(1.0))
     assert [axes.get_xlabel() for axes in chart_of(section, "slices").figure.axes] == ["optim.lr"]
-    assert {row["key"] for row in table_of(section, "marginal-means")} == {"optim.lr"}
 
 
-@pytest.mark.parametrize(("n", "said"), [(0, "No run has finished"), (1, "Only one run has finished")])
+def test_a_change_has_a_row_for_each_optimizer_that_shows_it(tmp_path: Path) -> None:
+    def loss(values: dict[str, Any]) -> float:
+        helps = values["optim.optimizer"] == "adam"
+        return 5 + (values["model.hidden_size"] == 128) * (-0.2 if helps else 0.1)
+
+    axes = {"model.hidden_size": [64, 128], "optim.optimizer": ["adam", "sgd"], "optim.lr": [0.1, 1.0]}
+    study = load_study(make_grid(tmp_path, axes, loss))
+    wide = study.runs.pivot_table(index=["optimizer", "optim.lr"], columns="model.hidden_size", values="val_ppl")
+    change = np.log(wide[128] / wide[64]).groupby("optimizer").mean()
+    rows = [row for row in table_of(effects_section(study), "effects") if row["key"] == "model.hidden_size"]
+    assert {row["name"]: (row["pairs"], row["mean_change_nats"]) for row in rows} == {
+        "all": (4, pytest.approx(change.mean())),
+        "Adam": (2, pytest.approx(change["adam"])),
+        "SGD": (2, pytest.approx(change["sgd"])),
+    }
+
+
+def test_hyperparameters_are_not_ranked(factorial: Study) -> None:
+    (prose,) = [block for block in effects_section(factorial).blocks if isinstance(block, Prose)]
+    assert prose.text.endswith(
+        "The hyperparameters are not ranked, because each was varied over other values and in other settings."
+    )
+
+
+@pytest.mark.parametrize(("n", "said"), [(0, "No run has finished"), (1, "Only one setting has finished")])
 def test_too_few_runs_give_a_sentence(tmp_path: Path, n: int, said: str) -> None:
     make_run(tmp_path, 0, epochs=1, done=n > 0)
     (block,) = effects_section(load_study(tmp_path)).blocks
@@ -139,90 +125,37 @@ def test_runs_that_differ_in_several_keys_show_no_paired_effect(tmp_path: Path) 
     section = effects_section(load_study(tmp_path))
     (prose,) = [block for block in section.blocks if isinstance(block, Prose)]
     assert prose.text.startswith("No two settings with finished runs differ in one hyperparameter alone")
-    assert [table.name for table in section.tables] == ["marginal-means"]
-    assert "no points are joined" in chart_of(section, "slices").caption
+    assert section.tables == []
 
 
 # -- figures -------------------------------------------------------------------------------------------------------
 
 
-def test_the_heat_map_prints_the_best_of_each_cell_and_how_many_there_are(study: Study) -> None:
-    cells = map_cells(study)
-    assert ("SGD", "GRU") not in cells, "the interrupted run counts for nothing"
-    chart = heat_map(study)
-    texts = [text.get_text() for text in chart.figure.axes[0].texts]
-    best = study.runs.set_index("number")["val_ppl"]
-    assert texts[:4] == [f"{best[1]:.2f}", "run 1, n = 1", f"{best[4]:.2f}", "run 4, n = 1"]
-    assert texts.count("–") == 2
-    assert "–: no finished run" in chart.caption
-
-
-def test_of_several_runs_in_a_cell_the_lowest_is_shown(factorial: Study) -> None:
-    cell = map_cells(factorial)["SGD", "GRU"]
-    assert (cell.n, cell.val_ppl) == (6, pytest.approx(math.exp(4.75)))
-    row = factorial.runs[factorial.runs["number"] == cell.run].iloc[0]
-    assert (row["optim.lr"], row["model.hidden_size"]) == (0.1, 128)
-
-
-def test_numbers_on_the_heat_map_stand_out_from_their_cell(study: Study) -> None:
-    axes = heat_map(study).figure.axes[0]
-    boxes = {patch.get_xy(): patch for patch in axes.patches if isinstance(patch, Rectangle)}
-
-    def luminance(colour: Any) -> float:
-        parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
-        return float(np.dot(parts, [0.2126, 0.7152, 0.0722])) + 0.05
-
-    for text in axes.texts:
-        if text.get_text() == "–":
-            continue
-        x, y = text.get_position()
-        cell, ink = luminance(boxes[math.floor(x), math.floor(y)].get_facecolor()[:3]), luminance(text.get_color())
-        assert max(cell, ink) / min(cell, ink) >= 4.5
-    assert ink_on("#ffffff") == "#000000"
-
-
-def test_slices_have_a_point_for_each_run_and_lines_that_hide_with_their_ends(factorial: Study) -> None:
-    chart = slices_chart(factorial, order=["optim.lr"])
+def test_slices_have_a_point_for_each_setting_and_lines_through_those_alike_in_all_else(factorial: Study) -> None:
+    chart = slices_chart(factorial)
     assert chart is not None
-    rate, hidden = chart.figure.axes
-    assert [rate.get_xlabel(), hidden.get_xlabel()] == ["optim.lr", "model.hidden_size"]
-    assert [rate.get_xscale(), hidden.get_xscale()] == ["log", "linear"]
-    points = [line for line in rate.lines if line.get_marker() not in ("None", "")]
-    assert sorted(line.get_gid() for line in points) == sorted(f"run-{n}" for n in factorial.runs["number"])
-    for line, (x, y) in zip(points, factorial.runs[["optim.lr", "val_ppl"]].to_numpy(float), strict=True):
-        assert (line.get_xdata()[0], line.get_ydata()[0]) == (x, y)
-    halves = [line for line in rate.lines if line.get_marker() in ("None", "")]
-    assert len(halves) == 6 * 2 * 2, "six chains of two pieces, each in halves"
-    first = halves[0].get_xdata()
-    assert first[1] == pytest.approx(math.sqrt(0.01 * 0.1))
+    hidden, rate = chart.figure.axes
+    assert [(axes.get_xlabel(), axes.get_xscale()) for axes in (hidden, rate)] == [
+        ("model.hidden_size", "linear"),
+        ("optim.lr", "log"),
+    ]
+    points = {line.get_gid(): (line.get_xdata()[0], line.get_ydata()[0]) for line in rate.lines}
+    assert points == {f"run-{n}": (x, y) for n, x, y in factorial.runs[["number", "optim.lr", "val_ppl"]].to_numpy()}
     assert [label.get_text() for label in hidden.get_xticklabels()] == ["64", "128"]
-    assert len(chart.panels[0].lines) == 18
+    segments = [line for drawn in rate.collections for line in drawn.get_segments()]
+    assert [len(line) for line in segments] == [3] * 6, "of each architecture and width through three rates"
 
 
-def test_at_most_twelve_slices_and_no_single_points_for_very_many_runs(
-    factorial: Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_very_many_settings_three_of_those_alike_are_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("analysis.plots.slices.MOST_SLICES", 1)
-    monkeypatch.setattr("analysis.plots.slices.MOST_MARKED_RUNS", 10)
-    chart = slices_chart(factorial, order=["optim.lr", "model.hidden_size"])
-    assert chart is not None
-    (axes,) = chart.figure.axes
-    assert not any((line.get_gid() or "").startswith("run-") for line in axes.lines)
-    assert len(axes.lines) == 3, "one for each architecture"
-    assert chart.panels == []
-    assert "Left out, of the smallest effects: model.hidden_size." in chart.caption
-    assert "the lowest, the middle and the highest" in chart.caption
-
-
-def test_of_many_points_over_a_value_three_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert extremes([(1, 9), (1, 5), (1, 6), (1, 7), (1, 8), (2, 3)]) == [(1, 5), (1, 7), (1, 9), (2, 3)]
-    monkeypatch.setattr("analysis.plots.slices.MOST_MARKED_RUNS", 5)
-    axes = {"optim.lr": [0.1, 1.0], "model.hidden_size": [64, 128, 192, 256]}
-    study = load_study(make_grid(tmp_path, axes, lambda v: 5 + v["optim.lr"] + v["model.hidden_size"] / 64))
-    chart = slices_chart(study, order=["optim.lr"])
+    monkeypatch.setattr("analysis.plots.slices.MOST_MARKED", 5)
+    axes = {"optim.lr": [0.1, 1.0, 10.0, 100.0], "model.hidden_size": [64, 128]}
+    study = load_study(make_grid(tmp_path, axes, lambda v: 5 + v["optim.lr"] / 100 + v["model.hidden_size"] / 64))
+    chart = slices_chart(study)
     assert chart is not None
     (points,) = chart.figure.axes[0].lines
-    assert len(points.get_xdata()) == 6
+    assert (len(points.get_xdata()), points.get_gid()) == (6, None)
+    assert "Left out: optim.lr." in chart.caption
 
 
 @pytest.mark.slow

@@ -6,18 +6,20 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from analysis.blocks.latex import latex_table
 from analysis.blocks.table import Column, Table, escape_markdown, markdown_code, number
-from analysis.sections.coverage import coverage
+from analysis.report import report_page
+from analysis.sections.coverage import coverage_table
 from analysis.sections.results import hyperparameter_blocks, hyperparameters_csv, overfitting, results_table
 from analysis.study.comparison import finished
 from analysis.study.settings import best_runs
 from analysis.study.study import Study, load_study
 from seqlm.config import LATER_KEYS
 from seqlm.files import write_json
-from tests.analysis.contents import only_table, said
+from tests.analysis.contents import only_table, said, table
 from tests.analysis.hand_made import add_run
 from tests.analysis.synthetic import DIVERGED, make_run
 
@@ -39,6 +41,18 @@ def test_the_best_run_of_each_architecture_is_bold_and_no_other(study: Study) ->
     bold = re.findall(r"\*\*([\d.,]+)\*\*", results_table(study).to_markdown())
     assert bold == ["120.78", "155.87", "66.40", "102.85", "151.98", "131.30"]
     assert re.findall(r"\\textbf\{([\d.,]+)\}", latex_table(results_table(study))) == bold
+
+
+def test_more_seeds_are_no_more_chances_to_be_the_best(tmp_path: Path) -> None:
+    """The lowest run is one of five seeds of a setting whose mean is above that of another setting."""
+    for seed, ppl in enumerate([95.0, 120.0, 118.0, 122.0, 119.0]):
+        add_run(tmp_path, seed, f"lucky-seed{seed}", "gru", "sgd", [ppl], seed=seed)
+    add_run(tmp_path, 5, "steady", "gru", "sgd", [100.0], lr=2.0)
+    study = load_study(tmp_path)
+    means = study.runs.assign(loss=np.log(study.runs["val_ppl"])).groupby("optim.lr")["loss"].mean()
+    assert means.idxmin() == 2.0
+    assert report_page(study).best == [("GRU", "100.00", 6, "steady", "1")]
+    assert bold_names(study) == ["steady"]
 
 
 def test_a_run_that_ends_far_above_its_best_is_said_to_be_overfitted_and_shows_both(tmp_path: Path) -> None:
@@ -160,15 +174,11 @@ def test_a_command_is_quoted_so_that_it_can_be_pasted(tmp_path: Path) -> None:
     assert load_study(tmp_path).runs["command"].tolist() == ["python launch.py --only 'name=a b;rm'"]
 
 
-def test_coverage_groups_runs_by_architecture_optimizer_and_state(study: Study) -> None:
-    found = coverage(study)
-    assert found.optimizers == ["Adam", "SGD", "SGD schedule"]
-    arch, cells = found.lines[0]
-    assert (arch, [[(g.number, g.state, g.runs) for g in cell] for cell in cells]) == (
-        "RNN",
-        [[(1, "done", [1])], [(1, "done", [2])], [(1, "failed: diverged", [3])]],
-    )
-    assert [group.state for group in found.lines[1][1][1]] == ["pending"]
+def test_coverage_has_the_best_setting_and_the_states_of_each_combination(study: Study) -> None:
+    rnn, gru, _ = table([coverage_table(study)], "coverage")
+    lowest = study.runs.set_index("number")["val_ppl"]
+    assert rnn["adam"] == f"{lowest[1]:.2f} (1); 1 done"
+    assert (rnn["sgd_schedule"], gru["sgd"]) == ("1 failed: diverged", "1 pending")
 
 
 def test_coverage_shows_what_the_manifest_excludes_and_what_is_absent(tmp_path: Path) -> None:
@@ -178,8 +188,8 @@ def test_coverage_shows_what_the_manifest_excludes_and_what_is_absent(tmp_path: 
     write_json(tmp_path / "study.json", {"planned": [planned], "excluded": [excluded]})
     study = load_study(tmp_path)
     assert [(run.number, run.name) for run in study.absent] == [(1, ""), (2, "rnn-sgd"), (3, "")]
-    cells = {arch: [[g.state for g in cell] for cell in cells] for arch, cells in coverage(study).lines}
-    assert cells == {"RNN": [[], ["absent"]], "GRU": [["done"], ["excluded"]]}
+    rnn, gru = table([coverage_table(study)], "coverage")
+    assert (rnn["adam"], rnn["sgd"], gru["sgd"]) == ("–", "1 absent", "1 excluded")
 
 
 def test_markdown_special_characters_are_escaped() -> None:

@@ -20,6 +20,7 @@ from seqlm.files import read_json, write_json, write_json_lines
 from seqlm.reading import moment
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import at, write_attempt, write_job
+from tests.analysis.hand_made import add_run
 from tests.analysis.synthetic import make_run
 
 
@@ -40,6 +41,19 @@ def resumed_run(study_dir: Path) -> RunDirectory:
     write_attempt(run, 2, start=300, end=500)
     write_job(run, 1)
     return run
+
+
+def test_a_study_names_the_machines_of_its_attempts_and_not_that_of_its_launcher(tmp_path: Path) -> None:
+    launcher = {"devices": ["Login CPU"], "host": "login1"}
+    shared, pair = (add_run(tmp_path, n, f"r{n}", "gru", "sgd", [9.0], lr=1.0 + n, provenance=launcher) for n in (0, 1))
+    write_attempt(shared, 1, start=0, end=9, gpus=("0",), device="NVIDIA H100")
+    write_job(shared, 1, gpus=0.5)
+    write_attempt(pair, 1, start=0, end=9, hosts=("n1", "n2"), gpus=("0", "0"), device="NVIDIA H100")
+    write_job(pair, 1, ranks=2, gpus=1.0)
+    study = load_study(tmp_path)
+    assert study.origin["Devices"] == ["NVIDIA H100, 0.5 of it", "NVIDIA H100, 2 ranks"]
+    assert study.origin["Hosts"] == ["node07", "n1"]
+    assert study.runs["machine"].tolist() == study.origin["Devices"]
 
 
 def test_a_resumed_run_has_an_interrupted_attempt_and_one_that_is_done(tmp_path: Path) -> None:

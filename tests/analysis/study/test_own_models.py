@@ -16,7 +16,8 @@ from analysis.sections.behaviour import behaviour_section, behaviour_table
 from analysis.study import units
 from analysis.study.behaved import behaved_runs
 from analysis.study.columns import as_columns, forget_single_digests
-from analysis.study.pairs import single_key_pairs
+from analysis.study.pairs import pairs_of
+from analysis.study.settings import settings_of
 from analysis.study.study import load_study
 from seqlm.architectures import CustomConfig
 from seqlm.files import write_json
@@ -139,7 +140,7 @@ def test_two_versions_of_a_file_are_two_settings(tmp_path: Path) -> None:
         write_json(run.config_file, replace(config, model=model).to_dict())
     study = load_study(tmp_path / "study")
     assert study.runs["setting"].nunique() == 2
-    assert [pair.key for pair in single_key_pairs(study.runs)] == ["model.sha256"]
+    assert [pair.key for pair in pairs_of(settings_of(study.runs))] == ["model.sha256"]
 
 
 def test_a_model_without_hidden_states_has_no_gradients_and_the_report_says_so(tmp_path: Path) -> None:
