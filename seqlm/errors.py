@@ -19,7 +19,6 @@
     │   ├── DamagedFileError        a file was read and is not what it should be: empty, cut, no JSON object
     │   └── UnfitFileError          no regular file, or one that is too large
     └── BackendError                the backend cannot be reached or cannot do it (exit code 3)
-        └── DeviceError             the device of this machine cannot run it, while another one may
 
 Invariants of our own code are asserted, not raised.
 
@@ -165,10 +164,6 @@ class BackendError(SeqlmError):
     """The backend cannot be reached, or can never run what was asked."""
 
     exit_code = 3
-
-
-class DeviceError(BackendError):
-    """The device of this machine cannot run it, while that of another machine may: a failure of kind ``node``."""
 
 
 _JOINERS = "\u200c\u200d"

@@ -48,8 +48,6 @@ from seqlm.reading import exists, listed, moment
 
 LOOK_SECONDS = 1.0
 """How often a lease is looked at that may be stale."""
-MISSED_BEATS = 3
-"""A lease is not stale before so many heartbeats of its owner are missing, whatever the stale time is."""
 LOOK_AROUND_SECONDS = 2.0
 """How often an owner looks whether somebody has cancelled its run."""
 
@@ -69,10 +67,13 @@ class Terms:
     def from_environment(cls, env: Mapping[str, str]) -> Terms:
         """``SEQLM_LEASE_SECONDS`` between two heartbeats, ``SEQLM_STALE_LEASE_MINUTES`` until a takeover.
 
+        A lease is not stale before three heartbeats are missing.
+
         Raises:
             UsageError: one of them is not a number above 0.
         """
-        return cls(heartbeat_seconds=LEASE_SECONDS.read(env), stale_seconds=60 * STALE_LEASE_MINUTES.read(env))
+        heartbeat, stale = LEASE_SECONDS.read(env), 60 * STALE_LEASE_MINUTES.read(env)
+        return cls(heartbeat_seconds=heartbeat, stale_seconds=max(stale, 3 * heartbeat))
 
 
 @final
@@ -142,7 +143,7 @@ def claim(
             owner = _read(folder / _name(newest))
             if newest and not _is_free(owner):
                 tell(f"{_who(owner)} has not released this run; watching for a sign of life")
-                seen = _watch(folder, newest, _patience(owner, terms), pause, clock)
+                seen = _watch(folder, newest, terms.stale_seconds, pause, clock)
                 match seen:
                     case "beat":
                         raise RunBusyError(f"{busy} ({_who(owner)})")
@@ -232,29 +233,17 @@ def live_owner(folder: Path, stale_seconds: float) -> dict[str, Any] | None:
 def has_live_worker(lock_file: Path, folder: Path, stale_seconds: float) -> bool:
     """Return whether a locked ``lock_file`` names a process that may hold it.
 
-    A process of another host counts if it has taken the lock, or renewed its lease in ``folder``, within
-    ``stale_seconds``.
+    A process of another host counts if the run has a lease in ``folder`` that was renewed within ``stale_seconds``.
     """
     for _ in range(LOOKS):
         holder = read_lock_holder(lock_file)
         alive = is_alive(holder) if holder else False
+        if alive is None:
+            return live_owner(folder, stale_seconds) is not None
         if alive:
             return True
-        if holder and alive is None:
-            owner = live_owner(folder, stale_seconds) or {}
-            is_owner = all(owner.get(key) == holder.get(key) for key in ("pid", "host"))
-            return is_owner or _is_younger(lock_file, stale_seconds)
         time.sleep(LOCK_SECONDS)  # a process that has just taken the lock has yet to write its name
     return False
-
-
-def _is_younger(path: Path, seconds: float) -> bool:
-    try:
-        return abs(time.time() - path.stat().st_mtime) < seconds
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise FileError.from_os_error("read", path, error) from None
 
 
 def newest_generation(folder: Path) -> int:
@@ -351,11 +340,6 @@ def _is_free(owner: Mapping[str, Any]) -> bool:
 
 def _who(owner: Mapping[str, Any]) -> str:
     return f"pid {owner.get('pid', '?')} on {owner.get('host', '?')}" if owner else "another worker"
-
-
-def _patience(owner: Mapping[str, Any], terms: Terms) -> float:
-    beat = owner.get("heartbeat_seconds")
-    return max(terms.stale_seconds, MISSED_BEATS * beat if isinstance(beat, int | float) else 0.0)
 
 
 def _watch(

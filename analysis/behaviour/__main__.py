@@ -21,7 +21,7 @@ from seqlm.errors import EXIT_USAGE, SeqlmError, UsageError
 from seqlm.files import Guard
 from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import StopSignal, attempt_number, make_attempt
-from seqlm.training.distributed import gpu_share, rank_from_environment, require_kernels
+from seqlm.training.distributed import gpu_share, rank_from_environment
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,7 +47,6 @@ def main(argv: list[str] | None = None) -> int:
     def work(guard: Guard) -> None:
         corpus = load_corpus(config.data, DATA.read(), job.tokenizer_file)
         stop.check()
-        require_kernels(rank)
         with gpu_share(rank, os.environ):
             record_behaviour(job, task, corpus, rank.device, stop.check, guard)
 

@@ -28,8 +28,8 @@ from torch.distributed import (  # type: ignore[attr-defined] # public, missing 
 )
 
 from seqlm.environment import COLLECTIVE_MINUTES, DEVICE, GPU_SHARE, RENDEZVOUS, RENDEZVOUS_HOST
-from seqlm.errors import EXIT_FAILED, EXIT_UNPRINTED, BackendError, DeviceError, FileError
-from seqlm.machine import CUDA_BYTES, cpu_model, lacking_code, own_card, short_name
+from seqlm.errors import EXIT_FAILED, EXIT_UNPRINTED, BackendError, FileError
+from seqlm.machine import CUDA_BYTES, cpu_model, own_card, short_name
 from seqlm.reading import parse_json, read_bytes
 from seqlm.training.failure import failed_allocation
 
@@ -87,10 +87,6 @@ class Rank:
         values[self.index] = value
         return int(self.sum(values).max())
 
-    def any(self, wish: bool) -> bool:
-        """Whether any rank wishes so; the same answer on every rank."""
-        return bool(self.highest(int(wish))) if self.world_size > 1 else wish
-
     def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """What each rank gives, in their order, on the CPU.
 
@@ -147,19 +143,6 @@ def rank_from_environment(env: Mapping[str, str]) -> Rank:
     else:
         device = torch.device("cpu")
     return Rank(index=int(env.get("RANK", "0")), world_size=int(env.get("WORLD_SIZE", "1")), device=device)
-
-
-def require_kernels(rank: Rank) -> None:
-    """Check that this build of PyTorch has code for the GPU of a rank. Without it, the first kernel fails.
-
-    Raises:
-        DeviceError: it has none.
-    """
-    if rank.device.type != "cuda":
-        return
-    found = [(rank.device_name, torch.cuda.get_device_capability(rank.device))]
-    if lacking := lacking_code(found, torch.cuda.get_arch_list()):
-        raise DeviceError(f"PyTorch {torch.__version__} {lacking}")
 
 
 @contextlib.contextmanager

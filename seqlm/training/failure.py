@@ -15,7 +15,7 @@ import torch
 
 from seqlm import machine
 from seqlm.environment import MICRO_BATCHES
-from seqlm.errors import DeviceError, DivergedError, ModelError, SeqlmError, is_storage_failure
+from seqlm.errors import DivergedError, ModelError, SeqlmError, is_storage_failure
 from seqlm.state import FailureKind
 
 _NO_MEMORY = (
@@ -43,7 +43,7 @@ _BROKEN_DEVICE = (
     "no cuda-capable device is detected",
     "cuda driver initialization failed",
     "system not yet initialized",
-    "no kernel image is available",  # of a library: for PyTorch itself, the worker has looked
+    "no kernel image is available",
     "mps client",  # "has been terminated by the server", "failed to connect"
     "mps server",  # "is not ready": it recovers from the fault of a client
 )
@@ -88,7 +88,7 @@ def failure_kind(error: BaseException) -> FailureKind:
         return "preempted"
     if failed_allocation(error) is not None:
         return "oom"
-    broken = isinstance(error, DeviceError) or _says(error, _BROKEN_DEVICE) or _may_be_of_a_neighbour(error)
+    broken = _says(error, _BROKEN_DEVICE) or _may_be_of_a_neighbour(error)
     return "node" if broken or is_storage_failure(error) or _is_peer_lost(error) else "code"
 
 

@@ -1,18 +1,15 @@
-"""The optimizers of the study, and what the number of a step decides: the learning rate and the step's masks."""
+"""Optimizers from their configurations, and the key of the masks of a step."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 from collections.abc import Iterable
-from typing import Any, final
+from typing import Any
 
 import torch
 
-from seqlm.config import RunConfig
 from seqlm.errors import CheckpointError
-from seqlm.models import LanguageModel
-from seqlm.models.language_model import OutputLayerModel
 from seqlm.optimizers import OptimConfig, SgdConfig
 
 
@@ -110,38 +107,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
             group["lr"].fill_(lr)
         else:
             group["lr"] = lr
-
-
-@final
-class StepNumber:
-    """What the number of a step decides, as pure functions of the configuration: the same after a resume.
-
-    Args:
-        config: of the run.
-        model: gets the key of the masks that a step shares over ranks and micro-batches, if it has such masks.
-        optimizer: gets the learning rate.
-        steps: steps of an epoch.
-    """
-
-    def __init__(self, config: RunConfig, model: LanguageModel, optimizer: torch.optim.Optimizer, steps: int) -> None:
-        self._config = config
-        self._optimizer = optimizer
-        self._steps = steps
-        self.lr = config.optim.lr
-        """Learning rate of the step."""
-        self._key: torch.Tensor | None = None
-        if isinstance(model, OutputLayerModel) and config.built_in.shares_masks:
-            self._key = model.mask_key = torch.zeros((), dtype=torch.int64, device=model.output.weight.device)
-
-    def set(self, epoch: int, step: int) -> float:
-        """Prepare the step of an epoch, both counted from 0; returns the learning rate. Nothing waits for a GPU."""
-        lr = self._config.optim.learning_rate(epoch, min(step, self._steps - 1), self._steps)
-        if lr != self.lr:
-            set_learning_rate(self._optimizer, lr)
-            self.lr = lr
-        if self._key is not None:
-            self._key.fill_(step_key(self._config.seed, epoch, step))
-        return lr
 
 
 def step_key(seed: int, epoch: int, step: int) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seqlm.config import RunConfig
 from seqlm.data.layout import own_columns
-from seqlm.errors import CheckpointError, FileError
+from seqlm.errors import CheckpointError, FileError, SeqlmError
 from seqlm.models.state import State, join_states, map_state, rebuilt, tensors_of
 from seqlm.rounding import differences
 from seqlm.training.checkpoint import Checkpoint, Position
@@ -34,38 +34,34 @@ def agreed_checkpoint(
         FileError: another rank does not see the file that the first one has read.
     """
     found: tuple[Path, Checkpoint] | None = None
-    error: CheckpointError | FileError | None = None
+    error = ""
+    kind: type[SeqlmError] = FileError
     if rank.is_first:
         try:
             found = load()
         except (CheckpointError, FileError) as caught:
-            error = caught
-    kind, *rest = rank.from_first(_summary(found, error))
-    if kind == "error":
-        raise error or (CheckpointError if rest[0] == "checkpoint" else FileError)(rest[1])
-    if kind == "nothing" or rank.is_first:
-        return found[1] if found else None
-    path = Path(rest[0])
+            error, kind = str(caught), type(caught)
+    is_checkpoint, error, path, mark = rank.from_first(
+        [issubclass(kind, CheckpointError), error, str(found[0]) if found else "", _mark(found[1]) if found else []]
+    )
+    if error:
+        raise (kind if rank.is_first else CheckpointError if is_checkpoint else FileError)(error)
     deadline = time.monotonic() + LAG_SECONDS
-    while True:
+    while path and not rank.is_first:
         with contextlib.suppress(CheckpointError):
-            checkpoint = files.load(path)
-            if _summary((path, checkpoint), None)[2:] == rest[1:]:
+            checkpoint = files.load(Path(path))
+            if _mark(checkpoint) == mark:
                 return checkpoint
         if time.monotonic() > deadline:
             raise FileError(f"{path}: rank {rank.index} does not see what the first rank has read there")
         time.sleep(1)
+    return found[1] if found else None
 
 
-def _summary(found: tuple[Path, Checkpoint] | None, error: CheckpointError | FileError | None) -> list[Any]:
-    """Return what the first rank sends to the others: plain data, enough to recognise the same checkpoint."""
-    if error is not None:
-        return ["error", "checkpoint" if isinstance(error, CheckpointError) else "file", str(error)]
-    if found is None:
-        return ["nothing"]
-    path, checkpoint = found
+def _mark(checkpoint: Checkpoint) -> list[Any]:
+    """Return what distinguishes a checkpoint from the others of its run, as plain data."""
     position = checkpoint.position
-    return ["checkpoint", str(path), len(checkpoint.history), position.epoch, position.step, position.loss_nats]
+    return [len(checkpoint.history), position.epoch, position.step, position.loss_nats]
 
 
 def restore_within_epoch(position: Position, rank: Rank, config: RunConfig, batch_axis: int) -> State:

@@ -13,19 +13,27 @@ from pathlib import Path
 from typing import Any, TypeAlias, final
 
 import torch
+from torch import Tensor
 
 from seqlm.config import RunConfig
 from seqlm.data.batches import columns, windows
 from seqlm.data.corpus import Corpus
 from seqlm.data.layout import number_of_windows, require_windows
 from seqlm.models import build_model
+from seqlm.models.language_model import OutputLayerModel
 from seqlm.models.state import State
 from seqlm.training import resume
 from seqlm.training.capture import Captured, is_captured
 from seqlm.training.checkpoint import Checkpoint, Position
 from seqlm.training.distributed import Rank
 from seqlm.training.evaluate import WindowLoss, evaluate, scored_columns
-from seqlm.training.optimizers import StepNumber, build_optimizer, can_be_captured, restore_optimizer
+from seqlm.training.optimizers import (
+    build_optimizer,
+    can_be_captured,
+    restore_optimizer,
+    set_learning_rate,
+    step_key,
+)
 from seqlm.training.perplexity import TokenLoss
 from seqlm.training.precision import use_precision
 from seqlm.training.records import epoch_record
@@ -101,7 +109,10 @@ class Trainer:
         self.model = build_model(config.model, len(corpus.vocabulary), train.seq_len, dtype, model_dir)
         self.model.to(rank.device)
         self.optimizer = build_optimizer(config.optim, self.model.parameters())
-        self.number = StepNumber(config, self.model, self.optimizer, self.steps)
+        self.lr = config.optim.lr
+        self._mask_key: Tensor | None = None
+        if isinstance(self.model, OutputLayerModel) and config.built_in.shares_masks:
+            self._mask_key = self.model.mask_key = torch.zeros((), dtype=torch.int64, device=rank.device)
         capture = is_captured(rank) and can_be_captured(self.optimizer)
         self.take_step = TrainingStep(
             self.model,
@@ -146,7 +157,7 @@ class Trainer:
             DivergedError: a loss or gradient norm is not finite.
         """
         while self.epoch < epochs:
-            self.number.set(self.epoch, self.step)
+            self.set_step(self.epoch, min(self.step, self.steps - 1))  # all of them may be done
             yield EpochBegins()
             if self.step == 0:
                 torch.manual_seed(resume.mask_seed(self.config.seed, self.epoch, self.rank.index))
@@ -158,7 +169,7 @@ class Trainer:
                 self.history,
                 train=self.total,
                 valid=valid,
-                lr=self.number.lr,
+                lr=self.lr,
                 train_seconds=self.seconds,
                 valid_seconds=time.perf_counter() - started,
                 peak_memory_bytes=self.rank.peak_memory_bytes(),
@@ -176,7 +187,7 @@ class Trainer:
         started, before = time.perf_counter(), self.seconds
         seq_len = self.config.train.seq_len
         for inputs, targets in windows(self.columns[self.step * seq_len :], seq_len):
-            self.number.set(self.epoch, self.step)
+            self.set_step(self.epoch, self.step)
             result = self.take_step(inputs, targets, self.state)
             self.state = result.state
             self.step += 1
@@ -188,6 +199,18 @@ class Trainer:
                     self.total.add(loss_nats, self.tokens_per_step)
                 self.seconds = before + time.perf_counter() - started
                 yield StepsDone(stop=stop, save=save)
+
+    def set_step(self, epoch: int, step: int) -> None:
+        """Set what the number of a step decides: the learning rate, and the key of masks that a step shares over ranks.
+
+        Both are pure functions of the configuration, so they are the same after a resume. Nothing waits for a GPU.
+        """
+        lr = self.config.optim.learning_rate(epoch, step, self.steps)
+        if lr != self.lr:
+            set_learning_rate(self.optimizer, lr)
+            self.lr = lr
+        if self._mask_key is not None:
+            self._mask_key.fill_(step_key(self.config.seed, epoch, step))
 
     def evaluate(
         self, split: str, before_window: Callable[[int], None] = lambda number: None, *, most: int | None = None

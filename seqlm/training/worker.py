@@ -28,7 +28,6 @@ from seqlm.training.distributed import (
     gpu_share,
     process_group,
     rank_from_environment,
-    require_kernels,
     run_program,
 )
 from seqlm.training.micro_batches import micro_batches_from
@@ -67,7 +66,6 @@ def main(argv: list[str] | None = None) -> int:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
     def work(guard: Guard) -> None:
-        require_kernels(rank)
         check_device(config, rank)
         corpus = load_corpus(config.data, DATA.read(), run.tokenizer_file)
         with gpu_share(rank, os.environ), process_group(rank):

@@ -50,7 +50,7 @@ def take_steps(folder: Path, text: Path, rank: Rank, micro_batches: int = 1) -> 
     reader = StepResults(rank)
     with mock.patch.object(nn.utils, "clip_grad_norm_", record):
         for number, (inputs, targets) in zip(range(STEPS), windows(trainer.columns, 5), strict=False):
-            trainer.number.set(0, number)
+            trainer.set_step(0, number)
             result = trainer.take_step(inputs, targets, state)
             state = result.state
             reader.add(result)

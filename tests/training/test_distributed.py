@@ -14,8 +14,8 @@ import torch
 from torch import distributed as dist
 
 from seqlm import machine
-from seqlm.errors import BackendError, DeviceError, UsageError
-from seqlm.training.distributed import Rank, process_group, rank_from_environment, require_cards_apart, require_kernels
+from seqlm.errors import BackendError, UsageError
+from seqlm.training.distributed import Rank, process_group, rank_from_environment, require_cards_apart
 from seqlm.training.failure import failure_kind
 from tests import commands
 from tests.check_model.faulty import write_model
@@ -56,18 +56,6 @@ def test_ranks_give_the_gradients_and_losses_of_one(tmp_path: Path, batch_size: 
             assert steps["gradients"].keys() == alone["gradients"].keys()
             for name, gradient in steps["gradients"].items():
                 torch.testing.assert_close(gradient, alone["gradients"][name], rtol=1e-10, atol=1e-14)
-
-
-def test_a_gpu_that_pytorch_has_no_code_for_is_refused_before_the_first_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80"])
-    rank = Rank(device=torch.device("cuda"))
-    with pytest.raises(DeviceError, match=r"has no code for Card \(compute capability 7\.0\), only for sm_75 sm_80"):
-        require_kernels(rank)
-    require_kernels(Rank())
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "compute_60"])
-    require_kernels(rank)
 
 
 MIG = """\

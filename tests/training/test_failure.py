@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seqlm.errors import CheckpointError, DeviceError, DivergedError, FileError
+from seqlm.errors import CheckpointError, DivergedError, FileError
 from seqlm.training.failure import describe_failure, failure_kind, failure_text
 
 NCCL_SAYS = "(run with NCCL_DEBUG=WARN for details), NCCL version 2.27.5\nncclInvalid"
@@ -55,7 +55,6 @@ NCCL_SAYS = "(run with NCCL_DEBUG=WARN for details), NCCL version 2.27.5\nncclIn
         (RuntimeError("CUDA error: no kernel image is available for execution on the device"), "node"),
         (RuntimeError("CUDA error: MPS client has been terminated by the server"), "node"),
         (RuntimeError("CUDA error: MPS server is not ready to accept new MPS client requests"), "node"),
-        (DeviceError("PyTorch 2.13 has no code for Tesla V100"), "node"),
         (KeyError("CUDA out of memory"), "code"),
         (KeyboardInterrupt(), "preempted"),
     ],

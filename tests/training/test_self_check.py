@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jobs.cli import doctor
@@ -51,13 +51,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """The checks that were computed, not found in the cache."""
     calls: list[tuple[Any, ...]] = []
-    real = self_check._largest_error
+    real = self_check.check_case
 
     def compute(*arguments: Any) -> float:
         calls.append(arguments)
         return real(*arguments)
 
-    monkeypatch.setattr(self_check, "_largest_error", compute)
+    monkeypatch.setattr(self_check, "check_case", compute)
     return calls
 
 
@@ -171,7 +171,7 @@ def test_a_fault_in_any_gradient_of_any_fused_operation_is_found(
     cache: Path, monkeypatch: pytest.MonkeyPatch, function: Any, arch: str, place: int, precision: Precision
 ) -> None:
     plant(monkeypatch, function, place, too_small)
-    with pytest.raises(SelfCheckError, match=f"{arch} backward, gradient of .* in {precision}: .*found an error of 0"):
+    with pytest.raises(SelfCheckError, match=f"{arch} backward, gradient of .* in {precision}: .*found 0"):
         check_case(cases(model_config(arch))[0], precision, Rank())
     assert not cache.exists(), "a check that has failed is not kept"
 
@@ -188,7 +188,7 @@ def test_a_single_wrong_entry_is_found(
     change: Callable[[Tensor], Tensor],
 ) -> None:
     plant(monkeypatch, function, place, change)
-    what = "an error of" if change is one_entry_off else "a value that is not finite"
+    what = "[0-9]" if change is one_entry_off else "(nan|inf)"
     with pytest.raises(SelfCheckError, match=f"{arch} backward.*found {what}"):
         check_case(cases(model_config(arch))[0], "fp32", Rank())
 
@@ -203,8 +203,8 @@ def test_the_line_names_device_operation_error_bound_and_the_way_out(
     error, bound = 0.15, 5.0 * (2 * 2 * 12) ** 0.5 * (1 + 1200**0.5) * 2**-24
     assert str(caught.value) == (
         f"self-check on Card X: gru backward, gradient of layers.0.U_h.weight, in fp32: expected an error of at most "
-        f'{bound:.2g} of the largest entry, found an error of {error:.2g}; set model.implementation = "reference" to '
-        f"train without fused operations"
+        f'{bound:.2g} of the largest entry, found {error:.2g}; use another device, train.precision = "fp32" or '
+        f'model.implementation = "reference"'
     )
 
 
@@ -218,7 +218,7 @@ def test_a_wrong_forward_pass_is_reported_before_the_gradients_that_it_ruins(
     real_loss = output_loss._OutputLoss.forward
     monkeypatch.setattr(recurrent, "fused_rnn", real)
     monkeypatch.setattr(output_loss._OutputLoss, "forward", staticmethod(lambda *given: math.nan * real_loss(*given)))
-    with pytest.raises(SelfCheckError, match=r"rnn forward, loss, in fp32: .* found a value that is not finite"):
+    with pytest.raises(SelfCheckError, match=r"rnn forward, loss, in fp32: .* found nan"):
         check_case(cases(model_config("rnn"))[0], "fp32", Rank())
 
 
@@ -257,26 +257,6 @@ def test_tf32_emulated_is_well_within_its_bounds_and_far_beyond_those_of_fp32(ca
             check_case(case, "fp32", Rank())
 
 
-@pytest.mark.usefixtures("no_gpu_needed")
-@pytest.mark.parametrize(
-    ("precision", "way_out"),
-    [("fp32", "use another device"), ("tf32", 'use another device or train.precision = "fp32"')],
-)
-def test_where_the_reference_is_as_wrong_it_is_not_recommended(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision, way_out: str
-) -> None:
-    real = nn.Linear.forward
-
-    def forward(self: nn.Linear, x: Tensor) -> Tensor:
-        return real(self, x) * (1 if x.dtype == torch.float64 else 1.2)
-
-    monkeypatch.setattr(nn.Linear, "forward", forward)
-    plant(monkeypatch, fused_recurrent._FusedRNN, 0, too_small)
-    with pytest.raises(SelfCheckError) as caught:
-        check_case(cases(model_config("rnn"))[0], precision, Rank())
-    assert str(caught.value).endswith(f"; the reference implementation is as wrong, {way_out}")
-
-
 class StandInForGraphs:
     """A training step whose second replay, here a step like all others, scales all gradients by ``FACTOR``."""
 
@@ -307,9 +287,7 @@ def test_the_captured_step_is_compared_too_after_a_second_replay(cache: Path, mo
     assert 0 < check_case(case, "fp32", Rank()) < 0.5
     assert StandInForGraphs.steps_taken == [*range(1, self_check.REPLAYS + 1)]
     monkeypatch.setattr(StandInForGraphs, "FACTOR", 0.5)
-    with pytest.raises(
-        SelfCheckError, match=r"gru backward as a CUDA graph, gradient of .* found an error of 0\.5; set"
-    ):
+    with pytest.raises(SelfCheckError, match=r"gru backward as a CUDA graph, gradient of .* found 0\.5; use"):
         check_case(case, "fp32", Rank())
 
 
@@ -448,27 +426,6 @@ def test_a_cache_that_cannot_be_written_costs_the_check_and_nothing_else(
     for _ in range(2):
         check_device(make_config("rnn"), Rank())
     assert len(computed) == 2
-
-
-def test_the_driver_of_a_gpu_is_that_of_the_kernel_and_of_the_library(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Library:
-        @staticmethod
-        def cuDriverGetVersion(number: Any) -> None:  # noqa: N802 -- CUDA's own name
-            number._obj.value = 12040
-
-    def missing(name: str) -> Library:
-        raise OSError(name)
-
-    file, gpu = tmp_path / "version", torch.device("cuda", 0)
-    monkeypatch.setattr(self_check, "DRIVER", file)
-    monkeypatch.setattr(self_check.ctypes, "CDLL", missing)
-    assert self_check._driver(gpu) == "CUDA 0, "
-    monkeypatch.setattr(self_check.ctypes, "CDLL", lambda name: Library())
-    file.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue\nGCC version: 12\n")
-    assert self_check._driver(gpu) == "CUDA 12040, NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue"
-    assert self_check._driver(torch.device("cpu")) == torch.backends.cpu.get_cpu_capability()
 
 
 def test_only_the_first_rank_checks_and_the_reference_has_nothing_to_check(cache: Path, computed: list[Any]) -> None:

@@ -232,7 +232,7 @@ def test_words_and_weights_that_are_dropped_change_from_step_to_step(tmp_path: P
     tokens = trainer.columns[:5]
     losses = []
     for number in (0, 1, 0):
-        trainer.number.set(1, number)
+        trainer.set_step(1, number)
         losses.append(trainer.model.loss(tokens, tokens, trainer.model.initial_state(8))[0].item())
     assert losses[0] == losses[2] != losses[1]
 
