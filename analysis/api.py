@@ -296,8 +296,7 @@ class Study(files.Study):
             if not runs:
                 return _empty(ax, "No behaviour has been computed")
             axes = _axes(ax, behaviour_figures.run_handles(runs))
-            states = [run.behaviour.carried_state if carried else run.behaviour.zero_state for run in runs]
-            behaviour_figures.draw_losses(axes, runs, states)
+            behaviour_figures.draw_losses(axes, runs, carried=carried)
             axes.set_ylabel("Mean validation loss (nats)")
         return axes
 
@@ -314,8 +313,7 @@ class Study(files.Study):
                 return _empty(ax, "No behaviour has been computed")
             pale = Line2D([], [], color=look.MUTED, alpha=0.5, linewidth=0.9, label="mean of the sequences' norms")
             axes = _axes(ax, [*behaviour_figures.run_handles(runs), pale])
-            with_gradients = [run for run in runs if run.behaviour.gradient_columns is not None]
-            behaviour_figures.draw_gradient_norms(axes, with_gradients)
+            behaviour_figures.draw_gradient_norms(axes, [run for run in runs if run.gradients])
         return axes
 
     def _look(self, ax: Axes | None) -> AbstractContextManager[None]:

@@ -136,13 +136,13 @@ class Run:
             FileError: a file of the run cannot be read.
         """
         from analysis.behaviour.sampling import draw_samples, prompt_ids
-        from analysis.behaviour.task import Settings
-        from analysis.sections.choosing import plain_text
+        from analysis.behaviour.task import settings_from
+        from analysis.study.wording import plain_text
         from seqlm.data.tokenizer import Tokenizer
 
         model, vocabulary, data = self.load_model(trust=trust), self.load_vocabulary(), self.config.data
         wanted = {"samples": 1, "lengths": [tokens], "temperature": temperature, "seed": seed}
-        settings = Settings.from_dict(wanted, self.config)
+        settings = settings_from(wanted, self.config)
         assert data.level is not None, "DataConfig fills it in"
         tokenizer = None
         if data.tokenizer is not None:

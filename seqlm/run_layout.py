@@ -12,6 +12,8 @@ CANARY_FOLDER = "canary"
 """Folder of a study with its canaries."""
 BEHAVIOUR_FOLDER = "behaviour"
 """Folder of a study with its behaviour jobs."""
+BEHAVIOUR_VERSION = 3
+"""Of ``behaviour.json`` and ``samples.jsonl``; rises when a key of them changes its meaning."""
 FINGERPRINT_DIGITS = 8
 """Digits of the fingerprint in a folder's name. No two runs of a study may have the same."""
 SAME_DIGITS = (

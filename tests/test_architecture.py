@@ -79,11 +79,12 @@ ALLOWED = {
     "analysis.discussion": (*BOTTOM, *REPORT_FLOORS[:-1], "analysis.discussion"),
     "analysis": (*BOTTOM, "analysis"),
     "analysis.run": (  # loads a trained model, and text from it
-        *(*BOTTOM, "analysis.study", "analysis.sections.choosing", "analysis.behaviour"),
+        *(*BOTTOM, "analysis.study", "analysis.behaviour"),
         *("seqlm.data", "seqlm.models", "seqlm.training.checkpoint"),
     ),
     "analysis.behaviour": (
         *BOTTOM,
+        "analysis.study",  # the records that the report reads
         "seqlm.models",
         "seqlm.data",
         "seqlm.training.checkpoint",  # the trained model

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,22 +11,10 @@ import torch.nn.functional as F  # noqa: N812 -- the field's own abbreviation
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from analysis.study.behaviour import GradientNorms
 from seqlm.models import LanguageModel
 from seqlm.models.language_model import hidden_states_of
 from seqlm.models.state import tensors_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class GradientNorms:
-    """Euclidean norms at each time step of the gradient of the last step's loss, over the sequences of a minibatch."""
-
-    overall: list[float]
-    """Norm of the mean over the sequences, of the gradients of all layers side by side. In it, gradients of different
-    sequences cancel, so it shrinks with their number."""
-    mean_of_norms: list[float]
-    """Mean over the sequences of the norm of each one's own gradient, of all layers side by side."""
-    layers: list[list[float]]
-    """As ``overall``, of each layer or block, the lowest first."""
 
 
 def gradient_norms(model: LanguageModel, tokens: Int[Tensor, "T B"], targets: Int[Tensor, "T B"]) -> GradientNorms:
@@ -63,7 +50,11 @@ def gradient_norms(model: LanguageModel, tokens: Int[Tensor, "T B"], targets: In
     per_layer = of_sequences.mean(dim=2).norm(dim=2)
     mean_of_norms = of_sequences.norm(dim=3).norm(dim=0).mean(dim=1)
     return GradientNorms(
-        overall=per_layer.norm(dim=0).tolist(), mean_of_norms=mean_of_norms.tolist(), layers=per_layer.tolist()
+        window=steps,
+        columns=tokens.shape[1],
+        overall=per_layer.norm(dim=0).cpu().numpy(),
+        mean_of_norms=mean_of_norms.cpu().numpy(),
+        layers=per_layer.cpu().numpy(),
     )
 
 

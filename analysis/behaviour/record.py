@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -13,10 +14,12 @@ from typing import Any, Literal
 import torch
 
 from analysis.behaviour.gradient_norms import gradient_norms
-from analysis.behaviour.measures import distinct, longest_copies, repetition, share
-from analysis.behaviour.sampling import Sample, draw_samples, prompt_ids, rate_samples
+from analysis.behaviour.measures import distinct, longest_copies, repetition
+from analysis.behaviour.sampling import Drawn, draw_samples, prompt_ids, rate_samples
 from analysis.behaviour.step_losses import step_losses
 from analysis.behaviour.task import Task
+from analysis.study.behaviour import Behaviour, GradientNorms, Judge, Measures, Sample, plain
+from analysis.study.values import Values
 from seqlm.config import RunConfig
 from seqlm.data.batches import columns, windows
 from seqlm.data.corpus import UNK, Corpus
@@ -26,12 +29,10 @@ from seqlm.files import Guard, file_sha256, unguarded, write_json, write_json_li
 from seqlm.models import LanguageModel
 from seqlm.models.language_model import hidden_states_of
 from seqlm.reading import is_folder
+from seqlm.run_layout import BEHAVIOUR_VERSION
 from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, trained_model
 from seqlm.training.perplexity import perplexity
-
-VERSION = 2
-"""Of ``behaviour.json`` and ``samples.jsonl``; raise it when a key changes its meaning."""
 
 
 def record_behaviour(
@@ -56,140 +57,116 @@ def record_behaviour(
     """
     started = time.perf_counter()
     study_dir = job.path.parent.parent
-    trained = load_trained(RunDirectory(study_dir / job.id))
+    trained = Trained.load(RunDirectory(study_dir / job.id))
     require_text(trained.run.best_checkpoint, trained.checkpoint, corpus.sha256)
     judge_run = None if task.judge is None else RunDirectory(study_dir / task.judge)
     judge = load_judge(judge_run, trained) if judge_run else None
-    config, settings = trained.config, task.settings
-    tokenizer = None
-    if config.data.tokenizer is not None:
-        tokenizer = Tokenizer(job.tokenizer_file, config.data.tokenizer_sha256)
-    level = config.data.level
-    assert level is not None, "DataConfig fills it in"
+    config, settings, data = trained.config, task.settings, trained.config.data
+    tokenizer = Tokenizer(job.tokenizer_file, data.tokenizer_sha256) if data.tokenizer is not None else None
+    assert data.level is not None, "DataConfig fills it in"
     prompt, unknown = None, list[str]()
     if settings.prompt is not None:
-        prompt, unknown = prompt_ids(settings.prompt, corpus.vocabulary, level, tokenizer)
+        prompt, unknown = prompt_ids(settings.prompt, corpus.vocabulary, data.level, tokenizer)
 
     model = trained.model("fused", device)
-    valid = columns(corpus.splits["valid"], config.train.batch_size, device=device)
+    valid = columns(corpus.splits["valid"], config.eval.batch_size or config.train.batch_size, device=device)
     losses = step_losses(model, valid, settings.window, between)
-    _say(f"loss per step: {losses.windows} windows of {settings.window} tokens in {losses.columns} columns", started)
-
     between()
-    samples = draw_samples(model, settings, prompt, between)
-    _say(f"{len(samples)} samples", started)
-    ratings: list[list[float]] | None = None
-    if judge is not None:
-        ratings = rate_samples(judge.model("fused", device), samples, between)
-        _say(f"judged by {judge.name}", started)
+    drawn = draw_samples(model, settings, prompt, between)
+    ratings = rate_samples(judge.model("fused", device), drawn, between) if judge else None
     between()
-    records = sample_records(samples, ratings, corpus, tokenizer)
-    _say("compared with the training text", started)
-
+    samples = sample_records(drawn, ratings, corpus, tokenizer, random_start=prompt is None)
     between()
-    seq_len, text = config.train.seq_len, corpus.splits["train"]
-    sequences = min(settings.gradient_columns, len(text) // (seq_len + 1))  # a short text has fewer
-    train = columns(text, sequences, device=device)
-    by_equations = trained.model("reference", device)
-    norms = None
-    if hidden_states_of(by_equations) is not None:
-        norms = gradient_norms(by_equations, *next(windows(train, seq_len)))
-        _say("gradient norms", started)
-
+    norms = _gradient_norms(trained.model("reference", device), config, corpus, settings.gradient_columns)
     between()
-    write_json_lines(trained.run.samples_file, records, guard=guard)
-    behaviour = {
-        "version": VERSION,
-        "checkpoint_sha256": trained.sha256,
-        "best_epoch": trained.best_epoch,
-        "judge": judge and {"id": judge.run.id, "name": judge.name, "checkpoint_sha256": judge.sha256},
-        "settings": dataclasses.asdict(settings),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "seconds": time.perf_counter() - started,
-        "seq_len": config.train.seq_len,
-        "level": level,
-        "corpus": corpus.name,
-        "loss_per_step": {"split": "valid", "window": settings.window, **dataclasses.asdict(losses)},
-        "gradient_norms": norms
-        and {"split": "train", "window": seq_len, "columns": sequences, **dataclasses.asdict(norms)},
-    }
-    write_json(trained.run.behaviour_file, behaviour, guard=guard)
+    write_json_lines(trained.run.samples_file, [plain(sample) for sample in samples], guard=guard)
+    behaviour = Behaviour(
+        checkpoint_sha256=trained.sha256,
+        best_epoch=int(trained.checkpoint.history[-1]["epoch"]),
+        judge=None
+        if judge is None
+        else Judge(
+            id=judge.run.id,
+            name=str(judge.run.read_provenance().get("name") or judge.run.id),
+            checkpoint_sha256=judge.sha256,
+        ),
+        settings=settings,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        seconds=time.perf_counter() - started,
+        seq_len=config.train.seq_len,
+        level=data.level,
+        corpus=corpus.name,
+        loss_per_step=losses,
+        gradient_norms=norms,
+    )
+    write_json(trained.run.behaviour_file, plain(behaviour), guard=guard)
     result = {
+        "version": BEHAVIOUR_VERSION,
         "checkpoint_sha256": trained.sha256,
         # Also of a judge that cannot be used: with the same file it will be of no more use.
         "judge_sha256": judge.sha256 if judge else judge_run and file_sha256(judge_run.best_checkpoint),
-        "settings": dataclasses.asdict(settings),
+        "settings": plain(settings),
         "unknown": unknown,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_json(job.result_file, result, guard=guard)
+    print(f"{len(samples)} samples, losses and gradients in {behaviour.seconds:.1f} s", flush=True)
     return result
 
 
-def load_judge(run: RunDirectory, trained: Trained) -> Trained | None:
-    """The run that rates the texts; none, with a line on stderr, where it cannot."""
-    try:
-        judge = load_trained(run)
-    except SeqlmError as error:
-        problem = str(error)
-    else:
-        if judge.checkpoint.vocabulary == trained.checkpoint.vocabulary:
-            return judge
-        problem = f"{run.id} has another vocabulary than {trained.run.id}"
-    print(f"warning: the samples have no judge: {problem}", file=sys.stderr, flush=True)
-    return None
+def _gradient_norms(model: LanguageModel, config: RunConfig, corpus: Corpus, sequences: int) -> GradientNorms | None:
+    """The norms over the first windows of ``sequences`` columns of the training text; ``None`` without hidden states.
+
+    A short text has fewer columns.
+    """
+    if hidden_states_of(model) is None:
+        return None
+    seq_len, text = config.train.seq_len, corpus.splits["train"]
+    train = columns(text, min(sequences, len(text) // (seq_len + 1)), device=model.device)
+    return gradient_norms(model, *next(windows(train, seq_len)))
 
 
 def sample_records(
-    samples: list[Sample], ratings: list[list[float]] | None, corpus: Corpus, tokenizer: Tokenizer | None = None
-) -> list[dict[str, Any]]:
-    """One record of ``samples.jsonl`` for each sample.
+    drawn: Sequence[Drawn],
+    ratings: Sequence[Values] | None,
+    corpus: Corpus,
+    tokenizer: Tokenizer | None,
+    *,
+    random_start: bool,
+) -> list[Sample]:
+    """The texts in words, with their measures.
 
     ``ratings`` are the judge's log-probabilities of the tokens of each. ``None``: there is no judge. The tokens of a
-    ``tokenizer`` are recorded as the pieces of text that they stand for.
+    ``tokenizer`` are recorded as the pieces of text that they stand for. With ``random_start`` the prompt is one random
+    token, which counts in the length.
     """
-
-    def words(ids: list[int]) -> list[str]:
-        return tokenizer.pieces(ids) if tokenizer else [corpus.vocabulary[number] for number in ids]
-
-    unknown = tokenizer.unknown_id if tokenizer else UNK
-    copies = longest_copies([sample.tokens for sample in samples], corpus.splits["train"])
-    records = []
-    for index, (sample, (first, length)) in enumerate(zip(samples, copies, strict=True)):
-        text = words([*sample.prompt, *sample.tokens])
-        prompt, tokens = text[: len(sample.prompt)], text[len(sample.prompt) :]
-        counted = sample.tokens if tokenizer else tokens
-        measures = {
-            "perplexity_own": _perplexity(sample.log_prob),
-            "perplexity_other": None if ratings is None else _perplexity(ratings[index]),
-            "repetition": repetition(counted),
-            "distinct_1": distinct(counted, 1),
-            "distinct_2": distinct(counted, 2),
-            "distinct_3": distinct(counted, 3),
-            "unk_share": share(counted, unknown),
-            "longest_copy": length,
-            "copied": tokens[first : first + length],
-        }
-        records.append(
-            {
-                "index": index,
-                "length": len(tokens),
-                "prompt": prompt,
-                "tokens": tokens,
-                "entropy": sample.entropy,
-                "log_prob": sample.log_prob,
-                "measures": measures,
-            }
+    unknown = tokenizer.unknown_id if tokenizer else {word: i for i, word in enumerate(corpus.vocabulary)}.get(UNK)
+    copies = longest_copies([text.tokens for text in drawn], corpus.splits["train"], unknown)
+    samples = []
+    for index, (text, (first, length)) in enumerate(zip(drawn, copies, strict=True)):
+        ids, given = [*text.prompt, *text.tokens], len(text.prompt)
+        words = tokenizer.pieces(ids) if tokenizer else [corpus.vocabulary[number] for number in ids]
+        sample = Sample(
+            index=index,
+            length=len(text.tokens) + random_start,
+            prompt=words[:given],
+            tokens=words[given:],
+            entropy=text.entropy,
+            log_prob=text.log_prob,
+            measures=Measures(
+                perplexity_own=perplexity(-text.log_prob.mean()),
+                perplexity_other=math.nan if ratings is None else perplexity(-ratings[index].mean()),
+                repetition=repetition(text.tokens),
+                distinct_1=distinct(text.tokens, 1),
+                distinct_2=distinct(text.tokens, 2),
+                distinct_3=distinct(text.tokens, 3),
+                unk_share=sum(token == unknown for token in text.tokens) / len(text.tokens),
+                longest_copy=length,
+                copied=words[given + first : given + first + length],
+            ),
         )
-    return records
-
-
-def _perplexity(log_probs: list[float]) -> float:
-    return perplexity(-sum(log_probs) / len(log_probs))
-
-
-def _say(text: str, started: float) -> None:
-    print(f"{text}  ({time.perf_counter() - started:.1f} s)", flush=True)
+        samples.append(sample)
+    return samples
 
 
 # -- the trained model ---------------------------------------------------------------------------------------------
@@ -205,15 +182,22 @@ class Trained:
     sha256: str
     """Digest of the file."""
 
-    @property
-    def name(self) -> str:
-        """What the manifest calls the run."""
-        return str(self.run.read_provenance().get("name") or self.run.id)
+    @classmethod
+    def load(cls, run: RunDirectory) -> Trained:
+        """Read the files of a finished run.
 
-    @property
-    def best_epoch(self) -> int:
-        """The epoch of these parameters, from 0."""
-        return int(self.checkpoint.history[-1]["epoch"])
+        Raises:
+            CheckpointError: the checkpoint is missing, damaged, or of another run.
+            FileError: a file of the run cannot be read.
+        """
+        if not is_folder(run.path):
+            raise CheckpointError(f"{run.path} does not exist; expected a finished run of this study")
+        config = run.read_config()
+        checkpoint = dataclasses.replace(load_checkpoint(run.best_checkpoint, config.fingerprint()), optimizer=None)
+        sha256 = file_sha256(run.best_checkpoint)
+        if sha256 is None:
+            raise CheckpointError(f"{run.best_checkpoint} has vanished while it was read")
+        return cls(run=run, config=config, checkpoint=checkpoint, sha256=sha256)
 
     def model(self, implementation: Literal["fused", "reference"], device: torch.device) -> LanguageModel:
         """The model, dropout off and products in float32, whatever precision it was trained in.
@@ -226,18 +210,14 @@ class Trained:
         return trained_model(path, self.checkpoint, config, seq_len, self.run.model_dir).to(device)
 
 
-def load_trained(run: RunDirectory) -> Trained:
-    """Read ``best.pt`` of a finished run.
-
-    Raises:
-        CheckpointError: it is missing, damaged, or of another run.
-        FileError: a file of the run cannot be read.
-    """
-    if not is_folder(run.path):
-        raise CheckpointError(f"{run.path} does not exist; expected a finished run of this study")
-    config = run.read_config()
-    checkpoint = load_checkpoint(run.best_checkpoint, config.fingerprint())
-    sha256 = file_sha256(run.best_checkpoint)
-    if sha256 is None:
-        raise CheckpointError(f"{run.best_checkpoint} has vanished while it was read")
-    return Trained(run=run, config=config, checkpoint=dataclasses.replace(checkpoint, optimizer=None), sha256=sha256)
+def load_judge(run: RunDirectory, trained: Trained) -> Trained | None:
+    """The run that rates the texts; none, with a line on stderr, where it cannot."""
+    try:
+        judge = Trained.load(run)
+        if judge.checkpoint.vocabulary == trained.checkpoint.vocabulary:
+            return judge
+        problem = f"{run.id} has another vocabulary than {trained.run.id}"
+    except SeqlmError as error:
+        problem = str(error)
+    print(f"warning: the samples have no judge: {problem}", file=sys.stderr, flush=True)
+    return None

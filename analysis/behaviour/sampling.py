@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analysis.behaviour.task import Settings
+from analysis.study.behaviour import Settings
+from analysis.study.values import Values
 from seqlm.data.corpus import UNK
 from seqlm.data.tokenizer import Tokenizer
 from seqlm.data.tokens import Level, tokens_of
@@ -24,17 +25,13 @@ BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One text."""
+class Drawn:
+    """One text by its ids; the fields are those of a :class:`analysis.study.behaviour.Sample`."""
 
     prompt: list[int]
-    """The ids that the model was given."""
     tokens: list[int]
-    """The ids that were drawn."""
-    entropy: list[float]
-    """Entropy in nats of the distribution that each was drawn from."""
-    log_prob: list[float]
-    """Natural logarithm of each one's probability, at temperature 1."""
+    entropy: Values
+    log_prob: Values
 
 
 def prompt_ids(
@@ -72,21 +69,22 @@ def prompt_ids(
 
 def draw_samples(
     model: LanguageModel, settings: Settings, prompt: list[int] | None, between: Callable[[], None] = lambda: None
-) -> list[Sample]:
+) -> list[Drawn]:
     """``settings.samples`` texts of each of ``settings.lengths``, state zero at the start of the prompt.
 
-    Without a ``prompt`` each text goes on from one token of its own, uniform over the vocabulary. All chance is in
-    numbers of [0, 1) that a CPU generator gives in the order of the texts: one for the first token (used or not), and
-    one for each drawn token, which is where the cumulative distribution passes that number (float64). So the texts
-    follow from the seed and the model alone, not from the device or from how many are drawn at a time, up to the
-    rounding of the logits. ``between`` is called between two batches.
+    Without a ``prompt`` the first token of each text is uniform over the vocabulary, and at least one more is drawn.
+    All chance is in numbers of [0, 1) that a CPU generator gives in the order of the texts: one for the first token
+    (used or not), and one for each further token, which is where the cumulative distribution passes that number
+    (float64). So the texts follow from the seed and the model alone, not from the device or from how many are drawn at
+    a time, up to the rounding of the logits. ``between`` is called between two batches.
 
     Raises:
         DivergedError: the model's predictions are not finite numbers.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    samples: list[Sample] = []
+    samples: list[Drawn] = []
     for length in settings.lengths:
+        drawn = length if prompt else max(1, length - 1)
         texts = [torch.rand(1 + length, generator=generator, dtype=torch.float64) for _ in range(settings.samples)]
         for batch in torch.stack(texts, dim=1).split(BATCH, dim=1):
             between()
@@ -95,13 +93,13 @@ def draw_samples(
                 if prompt is None
                 else torch.tensor(prompt).unsqueeze(1).expand(-1, batch.shape[1])
             )
-            samples += _draw_batch(model, starts, batch[1:], settings.temperature)
+            samples += _draw_batch(model, starts, batch[1 : drawn + 1], settings.temperature)
     return samples
 
 
 def _draw_batch(
     model: LanguageModel, prompt: Int[Tensor, "P B"], chances: Float[Tensor, "T B"], temperature: float
-) -> list[Sample]:
+) -> list[Drawn]:
     device = model.device
     steps = iter(chances.to(device))
     entropies: list[Tensor] = []
@@ -119,8 +117,11 @@ def _draw_batch(
     entropy, log_prob = torch.stack(entropies), torch.stack(log_probs)
     if not (entropy.isfinite().all() and log_prob.isfinite().all()):
         raise DivergedError("the predictions of the model are not finite numbers; no text can be drawn from them")
-    columns = (tensor.t().tolist() for tensor in (prompt, tokens, entropy, log_prob))
-    return [Sample(prompt=p, tokens=t, entropy=e, log_prob=log_p) for p, t, e, log_p in zip(*columns, strict=True)]
+    texts = (tensor.t().cpu() for tensor in (prompt, tokens, entropy, log_prob))
+    return [
+        Drawn(prompt=start.tolist(), tokens=drawn.tolist(), entropy=e.numpy(), log_prob=log_p.numpy())
+        for start, drawn, e, log_p in zip(*texts, strict=True)
+    ]
 
 
 def inverse_cumulative(probabilities: Float[Tensor, "B V"], chances: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
@@ -131,15 +132,15 @@ def inverse_cumulative(probabilities: Float[Tensor, "B V"], chances: Float[Tenso
 
 
 def rate_samples(
-    model: LanguageModel, samples: list[Sample], between: Callable[[], None] = lambda: None
-) -> list[list[float]]:
+    model: LanguageModel, samples: list[Drawn], between: Callable[[], None] = lambda: None
+) -> list[Values]:
     """Natural logarithm of the probability of each token of each text, given its prompt and the tokens before.
 
     State zero at the start of the prompt. The model reads a text as if it wrote it itself, one token at a time: the
     Transformer sees all of it while that fits into its ``seq_len``, and from then on the last ``seq_len`` tokens.
     ``between`` is called between two batches.
     """
-    log_probs: list[list[float]] = []
+    log_probs: list[Values] = []
     for _, alike in itertools.groupby(samples, key=lambda sample: (len(sample.prompt), len(sample.tokens))):
         texts = list(alike)
         for first in range(0, len(texts), BATCH):
@@ -148,11 +149,9 @@ def rate_samples(
     return log_probs
 
 
-def _rate_batch(model: LanguageModel, samples: list[Sample]) -> list[list[float]]:
-    device = model.device
-    prompt, tokens = (
-        torch.tensor(ids, device=device).t() for ids in ([s.prompt for s in samples], [s.tokens for s in samples])
-    )
+def _rate_batch(model: LanguageModel, samples: list[Drawn]) -> list[Values]:
+    texts = [s.prompt for s in samples], [s.tokens for s in samples]
+    prompt, tokens = (torch.tensor(ids, device=model.device).t() for ids in texts)
     steps = iter(tokens)
     log_probs: list[Tensor] = []
 
@@ -162,8 +161,7 @@ def _rate_batch(model: LanguageModel, samples: list[Sample]) -> list[list[float]
         return given
 
     model.sample(prompt, model.initial_state(len(samples)), len(tokens), draw)
-    rated: list[list[float]] = torch.stack(log_probs).t().tolist()
-    return rated
+    return list(torch.stack(log_probs).t().cpu().numpy())
 
 
 def _log_prob(logits: Float[Tensor, "B V"], tokens: Int[Tensor, " B"]) -> Float[Tensor, " B"]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from analysis.study.behaviour import StepLosses
 from seqlm.data.batches import number_of_windows, windows
 from seqlm.errors import DataError
 from seqlm.models import LanguageModel
@@ -16,19 +16,6 @@ from seqlm.models.state import tensors_of
 
 PARALLEL_COLUMNS = 128
 """Columns that are read at a time where windows are independent: few rows leave a processor waiting for weights."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepLosses:
-    """Mean of -log p(target) at each position of a window, in nats, over all windows and columns."""
-
-    windows: int
-    """Windows of each column."""
-    columns: int
-    zero_state: list[float]
-    """With the state zero at the start of each window."""
-    carried_state: list[float]
-    """With the state that the window before has left; zero before the first."""
 
 
 @torch.no_grad()
@@ -66,13 +53,8 @@ def step_losses(
             between()
             losses, state = model.token_losses(inputs, targets, state)
             carried += losses.sum(dim=1)
-    terms = count * batch
-    return StepLosses(
-        windows=count,
-        columns=batch,
-        zero_state=(zero / terms).tolist(),
-        carried_state=(carried / terms).tolist(),
-    )
+    means = [(total / (count * batch)).cpu().numpy() for total in (zero, carried)]
+    return StepLosses(window=window, windows=count, columns=batch, zero_state=means[0], carried_state=means[1])
 
 
 def _side_by_side(

@@ -59,31 +59,17 @@ class ShownSample:
     facts: list[str]
     tokens: list[Token]
     plain: str
-    """The text alone, the prompt in front of it."""
-    raw: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSamples:
-    """Samples of one run under titles of their own."""
-
-    number: RunNumber
-    name: str
-    about: str
-    """What they are drawn from."""
-    groups: list[tuple[str, list[ShownSample]]]
+    """The text alone, what the model was given in brackets."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """Samples of several runs; ``folded`` where a reader opens what to see."""
+    """Samples under titles of groups, and the scale of their shades."""
 
     kind: ClassVar[str] = "samples"
 
-    name: str
     legend: list[tuple[int, str]]
-    runs: list[RunSamples]
-    folded: bool
+    groups: list[tuple[str, list[ShownSample]]]
 
 
 @dataclass(frozen=True, kw_only=True)

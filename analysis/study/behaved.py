@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from analysis.study.behaviour import Behaviour
+from analysis.study.behaviour import Behaviour, GradientNorms, Sample, StepLosses
 from analysis.study.numbering import RunNumber
 from analysis.study.settings import best_runs, in_report_order, places_of
 from analysis.study.study import Study
+from seqlm.architectures import carries_state
 
 FACTS = ["number", "id", "name", "arch", "optimizer"]
 
@@ -35,6 +36,28 @@ class Behaved:
     def reference(self) -> str:
         """How a text refers to the run."""
         return f"{self.number} {self.name}"
+
+    @property
+    def carries_state(self) -> bool:
+        return carries_state(self.arch)
+
+    @property
+    def losses(self) -> StepLosses:
+        return self.behaviour.loss_per_step
+
+    @property
+    def gradients(self) -> GradientNorms | None:
+        """``None`` for a model that shows no hidden states."""
+        return self.behaviour.gradient_norms
+
+    @property
+    def samples(self) -> list[Sample]:
+        return self.behaviour.samples
+
+    @property
+    def reaches_back(self) -> bool:
+        """Whether the last step depends on earlier hidden states: not on those of one block without a state."""
+        return self.gradients is not None and (self.carries_state or len(self.gradients.layers) > 1)
 
 
 def behaved_runs(study: Study) -> list[Behaved]:

@@ -1,18 +1,22 @@
-"""What a run's ``behaviour.json`` and ``samples.jsonl`` hold. What cannot be used is left out, with a warning."""
+"""How the model of a run behaves: the records of ``behaviour.json`` and ``samples.jsonl``.
+
+:mod:`analysis.behaviour` makes and writes them, the report reads them. What cannot be used is left out, with a warning.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import (
     AfterValidator,
-    AliasPath,
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     PlainValidator,
     TypeAdapter,
     ValidationError,
@@ -21,11 +25,12 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 
 from analysis.study.values import Values, clean, tolerated
+from seqlm.config import LARGEST_SEED
 from seqlm.files import file_sha256, read_json
 from seqlm.reading import parse_json, read_bytes
+from seqlm.run_layout import BEHAVIOUR_VERSION
 from seqlm.rundir import RunDirectory
-
-VERSION = 2
+from seqlm.schema import show
 
 _STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
@@ -34,29 +39,105 @@ Count = Annotated[int, Field(ge=1)]
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """NaN for null."""
 Line = Annotated[str, AfterValidator(clean)]
-_NUMBERS = TypeAdapter(list[Number], config=ConfigDict(strict=True))
-Numbers = Annotated[Values, PlainValidator(lambda value: np.array(_NUMBERS.validate_python(value), dtype=np.float64))]
-
-_NOTHING: Values = np.empty(0)
-
-
-def _in(*path: str, default: Any = ...) -> Any:
-    """A field at a place further inside the file."""
-    return Field(default=default, validation_alias=AliasPath(*path))
+_LISTS = TypeAdapter(list[Number] | list[list[Number]], config=ConfigDict(strict=True))
+Numbers = Annotated[
+    Values,
+    PlainValidator(lambda found: found if isinstance(found, np.ndarray) else np.array(_LISTS.validate_python(found))),
+    PlainSerializer(np.ndarray.tolist),
+]
 
 
-def _require_length(length: int, *lists: Values) -> None:
-    for values in lists:
-        if len(values) != length:
-            raise ValueError(f"found {len(values)} values in place of {length}")
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid"))
+class Settings:
+    """How much is computed, and how the texts are drawn."""
+
+    window: Count
+    """Tokens of the windows over which the loss at each time step is averaged; default twice ``seq_len``."""
+    samples: Count = 10
+    """Texts of each length."""
+    lengths: Annotated[list[Count], Field(min_length=1)]
+    """Tokens of the texts, a random first one included and a prompt not; default ``seq_len`` and twice that."""
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """The logits are divided by it before a token is drawn; 1 is the model's own distribution."""
+    prompt: str | None = None
+    """The start of each text. ``None``: one random token for each."""
+    gradient_columns: Count = 20
+    """Sequences over which gradients are averaged: as many for every model, whatever its batch size."""
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+    """Decides every draw; default the seed of the run."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class _Curves:
+    @model_validator(mode="after")
+    def _equal_lengths(self) -> _Curves:
+        lengths = [value.shape[-1] for value in vars(self).values() if isinstance(value, np.ndarray)]
+        if len({*lengths, len(getattr(self, "tokens", range(lengths[0])))}) > 1:
+            raise ValueError(f"expected lists of one length, got {lengths}")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, config=_STRICT)
-class Sample:
+class StepLosses(_Curves):
+    """Mean of -log p(target) at each step of a window, in nats, over all windows and columns of the validation text."""
+
+    split: Literal["valid"] = "valid"
+    window: Count
+    """Tokens of a window."""
+    windows: Count
+    """Windows of each column."""
+    columns: Count
+    zero_state: Numbers
+    """With the state zero at the start of each window."""
+    carried_state: Numbers
+    """With the state that the window before has left; zero before the first."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, config=_STRICT)
+class GradientNorms(_Curves):
+    """Euclidean norms at each time step of the gradient of the last step's loss, over the sequences of a minibatch."""
+
+    split: Literal["train"] = "train"
+    window: Count
+    columns: Count
+    """Sequences of the minibatch."""
+    overall: Numbers
+    """Norm of the mean over the sequences, of the gradients of all layers side by side. In it, gradients of different
+    sequences cancel, so it shrinks with their number."""
+    mean_of_norms: Numbers
+    """Mean over the sequences of the norm of each one's own gradient, of all layers side by side."""
+    layers: Numbers
+    """As ``overall``, of each layer or block (the first axis), the lowest first."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Measures:
+    """What can be counted in the tokens that a model has drawn."""
+
+    perplexity_own: Number
+    perplexity_other: Number
+    """Under the judge; NaN without one."""
+    repetition: Number
+    """Share of the tokens that occur among the 16 before them."""
+    distinct_1: Number
+    """Distinct n-grams divided by n-grams, here for n = 1."""
+    distinct_2: Number
+    distinct_3: Number
+    unk_share: Number
+    longest_copy: Whole
+    """Tokens of the longest passage without ``<unk>`` that occurs in the training text."""
+    copied: list[str]
+    """That passage."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, config=_STRICT)
+class Sample(_Curves):
     """A text that a model has written."""
 
     index: Whole
     """Its place in ``samples.jsonl``, from 0."""
+    length: Count
+    """Tokens as asked for."""
     prompt: list[str]
     """The tokens that the model was given."""
     tokens: Annotated[list[str], Field(min_length=1)]
@@ -65,74 +146,60 @@ class Sample:
     """Of the distribution that each was drawn from, in nats."""
     log_prob: Numbers
     """Natural logarithm of each one's probability, at temperature 1."""
-    perplexity_own: Number = _in("measures", "perplexity_own")
-    perplexity_other: Number = _in("measures", "perplexity_other")
-    """Under the judge; NaN without one."""
-    repetition: Number = _in("measures", "repetition")
-    """Share of the tokens that occur among the 16 before them."""
-    distinct_1: Number = _in("measures", "distinct_1")
-    """Distinct n-grams divided by n-grams, here for n = 1."""
-    distinct_2: Number = _in("measures", "distinct_2")
-    distinct_3: Number = _in("measures", "distinct_3")
-    unk_share: Number = _in("measures", "unk_share")
-    copied: list[str] = _in("measures", "copied")
-    """The longest sequence of its tokens that occurs in the training text."""
+    measures: Measures
 
-    @model_validator(mode="after")
-    def _lengths(self) -> Sample:
-        _require_length(self.length, self.entropy, self.log_prob)
-        return self
 
-    @property
-    def length(self) -> int:
-        return len(self.tokens)
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Judge:
+    """The run whose model rates the samples."""
+
+    id: str
+    name: Line
+    checkpoint_sha256: str
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, config=_STRICT)
 class Behaviour:
     """How one run's model behaves."""
 
+    version: Annotated[int, Field(ge=BEHAVIOUR_VERSION, le=BEHAVIOUR_VERSION)] = BEHAVIOUR_VERSION
+    checkpoint_sha256: str
     best_epoch: Whole
     """Epoch of the parameters, from 0."""
-    judge: Line | None = Field(default=None, validation_alias=AliasPath("judge", "name"))
-    """Name of the run that rates the samples."""
-    temperature: Number = _in("settings", "temperature")
-    seed: Whole = _in("settings", "seed")
+    judge: Judge | None
+    settings: Settings
     device: Line
     seconds: Number
     seq_len: Count
     """Tokens of a window in training."""
     level: str
-    """``word`` or ``char``."""
+    """``word``, ``char`` or ``token``."""
     corpus: str
-    window: Count = _in("loss_per_step", "window")
-    windows: Count = _in("loss_per_step", "windows")
-    """Windows of each column of the validation text."""
-    columns: Count = _in("loss_per_step", "columns")
-    zero_state: Numbers = _in("loss_per_step", "zero_state")
-    """Mean loss in nats at each step of a window, the state zero at its start."""
-    carried_state: Numbers = _in("loss_per_step", "carried_state")
-    """The same with the state that the window before has left."""
-    gradient_window: Count | None = _in("gradient_norms", "window", default=None)
+    loss_per_step: StepLosses
+    gradient_norms: GradientNorms | None
     """``None``: the model shows no hidden states, so there are no gradients by them."""
-    gradient_columns: Count | None = _in("gradient_norms", "columns", default=None)
-    """Sequences in the minibatch of training data that the gradients are of."""
-    gradient: Numbers = _in("gradient_norms", "overall", default=_NOTHING)
-    """Norm of the last step's gradient with respect to the hidden state at each step, averaged over the sequences."""
-    gradient_mean_of_norms: Numbers = _in("gradient_norms", "mean_of_norms", default=_NOTHING)
-    """Mean over the sequences of the norm of each one's own gradient."""
-    layer_gradients: list[Numbers] = _in("gradient_norms", "layers", default=())
-    """As ``gradient``, for each layer, the lowest first."""
-    samples: list[Sample]
-    is_stale: bool
+    samples: Annotated[list[Sample], Field(exclude=True)] = dataclasses.field(default_factory=list)
+    is_stale: Annotated[bool, Field(exclude=True)] = False
     """Whether ``checkpoints/best.pt`` is another file by now."""
 
-    @model_validator(mode="after")
-    def _lengths(self) -> Behaviour:
-        _require_length(self.window, self.zero_state, self.carried_state)
-        length = self.gradient_window or 0
-        _require_length(length, self.gradient, self.gradient_mean_of_norms, *self.layer_gradients)
-        return self
+
+_BEHAVIOUR, _SAMPLE = TypeAdapter(Behaviour), TypeAdapter(Sample)
+
+
+def plain(record: Behaviour | Sample | Settings) -> dict[str, Any]:
+    """Return a record as plain data for a file."""
+    made: dict[str, Any] = TypeAdapter(type(record)).dump_python(record)
+    return made
+
+
+def problems_of(error: ValidationError) -> list[str]:
+    """Return a line for each value of a record that is not valid."""
+    lines = []
+    for found in error.errors(include_url=False):
+        place, words = ".".join(map(str, found["loc"])), found["msg"].removeprefix("Value error, ")
+        got = "" if found["type"] in ("missing", "value_error") else f", got {show(found['input'])}"
+        lines.append(f"{f'{place}: ' if place else ''}{words.replace('Input should be', 'expected')}{got}")
+    return lines
 
 
 def read_behaviour(run: RunDirectory) -> tuple[Behaviour | None, list[str]]:
@@ -141,39 +208,33 @@ def read_behaviour(run: RunDirectory) -> tuple[Behaviour | None, list[str]]:
     If only the samples or the checkpoint cannot be read, the behaviour has no samples, or counts as up to date.
     """
     warnings: list[str] = []
-    path = run.behaviour_file
-    raw = tolerated(lambda: read_json(path), None, warnings)
+    raw = tolerated(lambda: read_json(run.behaviour_file), None, warnings)
     if raw is None:
         return None, warnings
-    samples: list[Sample] = tolerated(lambda: _read_samples(run.samples_file, warnings), [], warnings)
+    samples: list[Sample] = tolerated(lambda: _read_samples(run, warnings), [], warnings)
     digest = tolerated(lambda: file_sha256(run.best_checkpoint), None, warnings)
-    stale = digest not in (None, raw.get("checkpoint_sha256"))
-    if stale:
-        warnings.append(
-            f"{path} was computed from an earlier checkpoint than checkpoints/best.pt; compute the behaviour again"
-        )
-    problem = f"version: expected {VERSION}, got {raw.get('version')!r}; compute the behaviour again"
-    if raw.get("version") == VERSION:
-        try:
-            return Behaviour(**{**raw, "samples": samples, "is_stale": stale}), warnings
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place, found = ".".join(map(str, first["loc"])), first.get("ctx", {}).get("error", first["msg"])
-            problem = f"{place}: {found}" if place else str(found)
-    return None, [f"{path} is damaged ({problem}); the run's behaviour was left out"]
-
-
-def _read_samples(path: Path, warnings: list[str]) -> list[Sample]:
-    """Return the samples of a file; add a warning for each line that is cut or damaged."""
+    is_stale = digest not in (None, raw.get("checkpoint_sha256"))
+    if is_stale:
+        warnings.append(f"{run.behaviour_file} was computed from an earlier checkpoint; compute the behaviour again")
     try:
-        lines = read_bytes(path).decode("utf-8", errors="replace").split("\n")
+        found = _BEHAVIOUR.validate_json(json.dumps(raw))
+        return dataclasses.replace(found, samples=samples, is_stale=is_stale), warnings
+    except ValidationError as error:
+        problem = problems_of(error)[0]
+    return None, [f"{run.behaviour_file} is damaged or of another version ({problem}); compute the behaviour again"]
+
+
+def _read_samples(run: RunDirectory, warnings: list[str]) -> list[Sample]:
+    """Return the samples of a run; add a warning for each line that is cut or damaged."""
+    try:
+        lines = read_bytes(run.samples_file).decode("utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         return []
     samples = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                samples.append(Sample(**parse_json(line)))
-            except (TypeError, ValueError):
-                warnings.append(f"{path}: line {number} is cut or damaged and was left out")
+                samples.append(_SAMPLE.validate_json(json.dumps(parse_json(line))))
+            except ValueError:
+                warnings.append(f"{run.samples_file}: line {number} is cut or damaged and was left out")
     return samples

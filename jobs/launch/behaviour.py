@@ -24,7 +24,7 @@ from seqlm.config import DataConfig, RunConfig
 from seqlm.errors import FileError, UsageError
 from seqlm.files import file_sha256, read_json
 from seqlm.reading import is_file
-from seqlm.run_layout import BEHAVIOUR_FOLDER, study_record_file
+from seqlm.run_layout import BEHAVIOUR_FOLDER, BEHAVIOUR_VERSION, study_record_file
 from seqlm.rundir import RunDirectory
 
 SETTINGS = ("window", "samples", "temperature", "prompt", "seed")
@@ -120,7 +120,8 @@ def is_current(
     """
     if result is None or checkpoint_sha256 is None:
         return False
-    if (result.get("checkpoint_sha256"), result.get("judge_sha256")) != (checkpoint_sha256, judge_sha256):
+    found = [result.get(key) for key in ("version", "checkpoint_sha256", "judge_sha256")]
+    if found != [BEHAVIOUR_VERSION, checkpoint_sha256, judge_sha256]:
         return False
     settings = result.get("settings")
     expected = {**default_settings(config), **given}

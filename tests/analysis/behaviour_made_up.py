@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from seqlm.files import write_json, write_json_lines
+from seqlm.run_layout import BEHAVIOUR_VERSION
 from seqlm.rundir import RunDirectory
 
 
 def add_behaviour(run: RunDirectory, **changes: Any) -> dict[str, Any]:
     """Write ``behaviour.json``; ``changes`` replace whole keys of it."""
     raw: dict[str, Any] = {
-        "version": 2,
+        "version": BEHAVIOUR_VERSION,
         "checkpoint_sha256": "ab" * 32,
         "best_epoch": 3,
         "judge": {"id": "other-1", "name": "the judge", "checkpoint_sha256": "cd" * 32},
@@ -67,7 +68,7 @@ def raw_sample(index: int, tokens: list[str], **measures: Any) -> dict[str, Any]
     }
     return {
         "index": index,
-        "length": len(tokens),
+        "length": len(tokens) + 1,
         "prompt": ["the"],
         "tokens": tokens,
         "entropy": entropy,

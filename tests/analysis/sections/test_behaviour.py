@@ -7,15 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.plots.behaviour import behaviour_charts, rescaled
+from analysis.plots.behaviour import gradient_chart, loss_chart, rescaled
 from analysis.report import report_files, write_report
-from analysis.sections.behaviour import behaviour_section, behaviour_table, samples_appendix
-from analysis.sections.behaviour_sentences import beyond, sentences, settles_at, vanishes_after
-from analysis.sections.choosing import choose, plain_text
-from analysis.sections.samples import shade
-from analysis.study.behaved import behaved_runs
-from analysis.study.behaviour import Sample, read_behaviour
+from analysis.sections.behaviour import (
+    about,
+    behaviour_section,
+    behaviour_table,
+    beyond,
+    judges,
+    samples_appendix,
+    settles_at,
+    vanishes_after,
+)
+from analysis.sections.samples import choose, chosen_samples, shade, texts_of
+from analysis.study.behaved import Behaved, behaved_runs
+from analysis.study.behaviour import read_behaviour
 from analysis.study.study import load_study
+from analysis.study.wording import plain_text
 from seqlm.files import write_text
 from seqlm.rundir import RunDirectory
 from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
@@ -29,16 +37,13 @@ def run(tmp_path: Path) -> RunDirectory:
     return make_run(tmp_path / "study", 0, epochs=2)
 
 
-def samples_of(run: RunDirectory) -> list[Sample]:
-    behaviour, warnings = read_behaviour(run)
-    assert behaviour is not None
-    assert warnings == []
-    return behaviour.samples
+def behaved(run: RunDirectory) -> list[Behaved]:
+    return behaved_runs(load_study(run.path.parent))
 
 
 def test_the_panels_hold_the_numbers_of_the_file(run: RunDirectory) -> None:
     add_behaviour(run)
-    loss, gradient, layers = behaviour_charts(behaved_runs(load_study(run.path.parent)))
+    loss, gradient = loss_chart(behaved(run)), gradient_chart(behaved(run))
     zero, carried = (panel.lines[0] for panel in loss.panels)
     assert zero.x.tolist() == [1, 2, 3, 4]
     assert zero.y.tolist() == [6.0, 5.0, 4.5, 4.25]
@@ -46,37 +51,54 @@ def test_the_panels_hold_the_numbers_of_the_file(run: RunDirectory) -> None:
     scaled, absolute = (panel.lines[0].y for panel in gradient.panels)
     assert scaled.tolist() == [0.0, 0.25, 1.0]
     np.testing.assert_equal(absolute, [math.nan, 0.25, 1.0])
-    np.testing.assert_equal(layers.panels[0].lines[1].y, [math.nan, math.nan, 0.5])
-    assert "training (2 tokens)" in loss.caption
     assert gradient.panels[1].lines[1].y.tolist() == [0.5, 1.0, 2.0], "the mean of norms beside the norm of the mean"
     assert "Exact zeros" in gradient.caption
 
 
-def test_the_table_says_how_far_back_and_the_perplexity_over_all_steps(run: RunDirectory) -> None:
+def test_the_page_says_which_steps_are_those_of_a_window_in_training(run: RunDirectory) -> None:
     add_behaviour(run)
-    table = behaviour_table(behaved_runs(load_study(run.path.parent)))
+    assert (
+        "window in training (2 tokens); the steps up to it are those of such a window"
+        in loss_chart(behaved(run)).caption
+    )
+
+
+def test_the_table_says_how_far_back_and_the_means_over_steps_and_samples(run: RunDirectory) -> None:
+    add_behaviour(run)
+    add_samples(
+        run, [raw_sample(i, ["a"], perplexity_other=v, repetition=r) for i, v, r in ((0, 10.0, 0.2), (1, 1000.0, 0.4))]
+    )
+    table = behaviour_table(behaved(run))
     cells = dict(zip((column.key for column in table.columns), table.rows[0].cells, strict=True))
-    assert cells["windows"].text == "5 × 20 × 4"
     assert cells["zero_state_ppl"].value == pytest.approx(math.exp(4.9375))
     assert cells["carried_state_ppl"].value == pytest.approx(math.exp(4.625))
     assert cells["steps_to_1_percent"].value == 2
     assert cells["mean_of_norms_steps_to_1_percent"].value is None
-    assert cells["judge"].value == "the judge"
+    assert cells["perplexity_other"].value == pytest.approx(100)
+    assert cells["repetition"].value == pytest.approx(0.3)
 
 
-def test_a_mean_gradient_that_cancels_is_not_called_vanished_alone(run: RunDirectory) -> None:
-    add_behaviour(run)
-    text = "\n".join(sentences(behaved_runs(load_study(run.path.parent))))
-    assert (
-        "the norm of the mean gradient falls below 1 % of its maximum (to exactly zero, 2 steps back; mean of the "
-        "sequences' norms: never) in 1 rnn-adam."
-    ) in text
+def test_each_judge_is_named_with_the_runs_that_it_rates(run: RunDirectory) -> None:
+    """One judge rates all others, and a second one the judge: a column of numbers must not hide that."""
+    add_behaviour(run, judge={"id": "b", "name": "the best", "checkpoint_sha256": "cd"})
+    best = make_run(run.path.parent, 3, epochs=2)
+    add_behaviour(best, judge={"id": "s", "name": "the second", "checkpoint_sha256": "cd"})
+    named = judges(behaved(run))
+    assert "the best (of 1)" in named
+    assert "the second (of 4)" in named
+    assert named in behaviour_table(behaved(run)).caption
 
 
-def test_the_behaviour_of_an_older_version_is_to_be_computed_again(run: RunDirectory) -> None:
-    add_behaviour(run, version=1)
-    (warning,) = load_study(run.path.parent).warnings
-    assert "version: expected 2, got 1; compute the behaviour again" in warning
+def test_a_gradient_that_is_zero_by_construction_is_not_called_vanished(run: RunDirectory) -> None:
+    norms = {"window": 3, "columns": 20, "overall": [0.0, 0.0, 1.0], "mean_of_norms": [0.0, 0.0, 2.0]}
+    for order in (0, 6):
+        add_behaviour(make_run(run.path.parent, order, epochs=2), gradient_norms={**norms, "layers": [[0.0, 0.0, 1.0]]})
+    rnn, transformer = behaved(run)
+    assert "below 1 % of its maximum 1 step back" in about(rnn)
+    assert "by construction" in about(transformer)
+    assert "below 1 %" not in about(transformer)
+    values = [row.cells[6].value for row in behaviour_table([rnn, transformer]).rows]
+    assert values == [1, None]
 
 
 def test_rescaling_is_exact_and_a_constant_curve_is_zero() -> None:
@@ -91,11 +113,12 @@ def test_a_gradient_that_never_vanishes_has_no_number_of_steps() -> None:
     assert vanishes_after(np.zeros(3)) is None
 
 
-def test_a_change_past_the_training_length_counts_from_two_standard_errors_on() -> None:
+def test_a_change_past_the_training_length_has_a_standard_error() -> None:
     inside = [4.0, 4.1, 3.9, 4.0, 4.1, 3.9]
     rise, same = ([value + by for value in inside] for by in (0.5, 0.01))
-    assert beyond(np.array(inside + rise), 6) == ("rises", "from 4.00 to 4.50 nats, +0.50 ± 0.07")
-    assert beyond(np.array(inside + same), 6) == ("does not clearly change", "from 4.00 to 4.01 nats, +0.01 ± 0.07")
+    # variances 0.01 of the three steps inside and 0.008 of the six after: sqrt(0.01 / 3 + 0.008 / 6)
+    assert beyond(np.array(inside + rise), 6) == pytest.approx((0.5, 0.0683), abs=1e-4)
+    assert beyond(np.array(inside + same), 6) == pytest.approx((0.01, 0.0683), abs=1e-4)
     assert beyond(np.array(inside), 6) is None
 
 
@@ -122,15 +145,32 @@ def test_best_leaves_out_heavy_repetition_and_the_reason_names_the_judge(run: Ru
             raw_sample(9, text, perplexity_other=92.0, unk_share=0.5),
         ],
     )
-    chosen = choose(samples_of(run), "the judge", "word")
-    groups = {group: [c.sample.index for c in chosen if c.group == group] for group in ("Best", "Worst", "Interesting")}
-    assert groups == {"Best": [2, 3, 1], "Worst": [5, 4, 6], "Interesting": [7, 0, 8]}
-    reasons = [choice.reason for choice in chosen]
-    assert reasons[0] == "lowest perplexity under the judge the judge: 20.0, without heavy repetition"
-    assert reasons[6:] == [
-        "longest passage copied from the training text: 2 tokens, “b c”",
-        "most repetition: 90 % of the tokens occur among the 16 before them",
-        "largest rise of entropy: by 2.00 nats from its first third to its last",
+    chosen = choose(texts_of(behaved(run)))
+    assert {group: [text.sample.index for text, _ in texts] for group, texts in chosen.items()} == {
+        "Best": [2, 3, 1],
+        "Worst": [5, 4, 6],
+        "Interesting": [7, 0, 8],
+    }
+    assert chosen["Best"][0][1] == "lowest perplexity 20.0 under the judge the judge"
+    reasons = [reason for _, reason in chosen["Interesting"]]
+    assert "2 tokens, “b c”" in reasons[0]
+    assert "90 % of the tokens" in reasons[1]
+    assert "by 2.00 nats" in reasons[2]
+
+
+def test_the_samples_of_all_models_are_chosen_together_and_name_their_run(run: RunDirectory) -> None:
+    other = make_run(run.path.parent, 3, epochs=2)
+    for one, values in ((run, (50.0, 10.0)), (other, (40.0, 5.0))):
+        add_behaviour(one)
+        add_samples(one, [raw_sample(i, ["a"], perplexity_other=v) for i, v in enumerate(values)])
+    (best, samples), *_ = chosen_samples(behaved(run)).groups
+    assert best == "Best"
+    labels = ["Sample 1 of 4 gru-adam", "Sample 1 of 1 rnn-adam", "Sample 0 of 4 gru-adam"]
+    assert [sample.label for sample in samples] == labels
+    appendix = samples_appendix(load_study(run.path.parent)).blocks
+    assert [block.title for block in appendix if block.kind == "folded"] == [
+        "Samples of 1 rnn-adam",
+        "Samples of 4 gru-adam",
     ]
 
 
@@ -138,9 +178,9 @@ def test_without_a_judge_the_models_own_perplexity_decides_and_that_is_said(run:
     add_behaviour(run, judge=None)
     values = enumerate((9.0, 5.0))
     add_samples(run, [raw_sample(i, ["a"], perplexity_own=v, perplexity_other=None) for i, v in values])
-    chosen = choose(samples_of(run), None, "word")
-    assert [choice.sample.index for choice in chosen] == [1, 0]
-    assert "under the model itself (there is no judge): 5.0" in chosen[0].reason
+    best = choose(texts_of(behaved(run)))["Best"]
+    assert [text.sample.index for text, _ in best] == [1, 0]
+    assert "5.0 under the model itself (there is no judge)" in best[0][1]
 
 
 def test_words_are_joined_as_one_reads_them() -> None:
@@ -163,9 +203,8 @@ def test_hostile_tokens_are_escaped_and_the_title_says_entropy_and_probability(r
     assert HOSTILE not in page
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; · entropy 1.00 nats · p 0.14" in page
     assert "Appendix: all samples" in page
-    appendix = files["report.md"].decode().partition("## Appendix: all samples")[2].partition("\n## ")[0]
-    assert "data/samples.csv" in appendix
-    assert "```" not in appendix, "the texts are in the table alone"
+    markdown = files["report.md"].decode()
+    assert f"[the] {HOSTILE}" in markdown, "the given first word is marked"
     assert "data/samples.csv" in files
     assert files["data/behaviour.csv"].decode().splitlines()[1].endswith("loss_zero_state,1,6.0")
 
@@ -178,14 +217,6 @@ def test_a_damaged_file_is_a_warning_and_the_run_stays_done(run: RunDirectory, d
     assert len(study.warnings) == 1
     assert "behaviour.json" in study.warnings[0]
     assert study.runs["state"].tolist() == ["done"]
-
-
-def test_a_curve_of_the_wrong_length_is_damage(run: RunDirectory) -> None:
-    norms = {"split": "train", "window": 3, "columns": 20, "overall": [1.0], "mean_of_norms": [1.0], "layers": [[1.0]]}
-    add_behaviour(run, gradient_norms=norms)
-    behaviour, warnings = read_behaviour(run)
-    assert behaviour is None
-    assert "found 1 values in place of 3" in warnings[0]
 
 
 def test_a_cut_line_of_samples_costs_that_sample_alone(run: RunDirectory) -> None:

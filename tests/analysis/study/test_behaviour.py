@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def test_samples_that_cannot_be_read_cost_the_samples_alone(run: RunDirectory, d
             run.samples_file.write_text('{"index": 0')
     behaviour, warnings = read_behaviour(run)
     assert behaviour is not None
-    assert behaviour.zero_state.tolist() == [6.0, 5.0, 4.5, 4.25]
+    assert behaviour.loss_per_step.zero_state.tolist() == [6.0, 5.0, 4.5, 4.25]
     assert behaviour.samples == []
     (warning,) = warnings
     assert "samples.jsonl" in warning
@@ -56,19 +57,33 @@ def test_a_checkpoint_that_cannot_be_read_is_a_warning_and_the_behaviour_stays(r
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "problem"),
+    ("key", "value", "named"),
     [
-        ("seconds", True, "seconds: Input should be a valid number"),
-        ("best_epoch", 1.0, "best_epoch: Input should be a valid integer"),
-        ("seq_len", 0, "seq_len: Input should be greater than or equal to 1"),
-        ("level", None, "level: Input should be a valid string"),
-        ("loss_per_step", [], "loss_per_step.window: Field required"),
+        ("version", 2, "version"),
+        ("seconds", True, "seconds"),
+        ("best_epoch", 1.0, "best_epoch"),
+        ("seq_len", 0, "seq_len"),
+        ("level", None, "level"),
+        ("loss_per_step", [], "loss_per_step"),
+        (
+            "gradient_norms",
+            {"window": 3, "columns": 20, "overall": [1.0], "mean_of_norms": [1.0, 2.0], "layers": [[1.0]]},
+            "gradient_norms",
+        ),
     ],
 )
-def test_a_value_of_another_type_is_damage_that_names_its_key(
-    run: RunDirectory, key: str, value: object, problem: str
+def test_a_value_that_is_not_valid_is_damage_that_names_its_key(
+    run: RunDirectory, key: str, value: object, named: str
 ) -> None:
     add_behaviour(run, **{key: value})
     behaviour, (warning,) = read_behaviour(run)
     assert behaviour is None
-    assert f"behaviour.json is damaged ({problem})" in warning
+    assert f"behaviour.json is damaged or of another version ({named}" in warning
+
+
+def test_a_missing_number_is_nan_and_not_damage(run: RunDirectory) -> None:
+    losses = {"window": 2, "windows": 5, "columns": 20, "zero_state": [None, 4.0], "carried_state": [5, 4.0]}
+    add_behaviour(run, loss_per_step=losses)
+    behaviour, warnings = read_behaviour(run)
+    assert behaviour is not None, warnings
+    assert math.isnan(behaviour.loss_per_step.zero_state[0])

@@ -11,7 +11,6 @@ import pytest
 
 from analysis import open_study
 from analysis.plots import look
-from analysis.plots.behaviour import behaviour_charts
 from analysis.sections.behaviour import behaviour_section, behaviour_table
 from analysis.study import units
 from analysis.study.behaved import behaved_runs
@@ -148,7 +147,7 @@ def test_a_model_without_hidden_states_has_no_gradients_and_the_report_says_so(t
     add_behaviour(run, gradient_norms=None)
     study = load_study(tmp_path / "study")
     runs = behaved_runs(study)
-    assert [chart.name for chart in behaviour_charts(runs)] == ["loss-per-step"]
+    assert [chart.name for chart in behaviour_section(study).charts] == ["loss-per-step"]
     assert behaviour_table(runs).records == runs
     texts = [block.text for block in behaviour_section(study).blocks if hasattr(block, "text")]
     assert any(text.startswith("No gradient norms: the model names no hidden_states") for text in texts), texts

@@ -17,6 +17,7 @@ from typing import Any
 from jobs.launch.behaviour import default_settings
 from seqlm.files import make_directory, read_json, write_json, write_json_lines
 from seqlm.locks import exclusive_lock
+from seqlm.run_layout import BEHAVIOUR_VERSION
 from seqlm.rundir import RunDirectory
 
 
@@ -40,6 +41,7 @@ def main() -> int:
         write_json(run.behaviour_file, {"by": "the stand-in", "data": os.environ.get("SEQLM_DATA")})
         write_json_lines(run.samples_file, [{"text": "the cat"}])
         result = {
+            "version": BEHAVIOUR_VERSION,
             "checkpoint_sha256": digest(run),
             "judge_sha256": None if judge is None else digest(judge),
             "settings": settings,

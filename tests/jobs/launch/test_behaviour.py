@@ -18,7 +18,7 @@ from jobs.study.folder import ObservedRun, find_study, is_behaviour_study, obser
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
 from seqlm.files import write_json, write_json_lines
-from seqlm.run_layout import study_record_file
+from seqlm.run_layout import BEHAVIOUR_VERSION, study_record_file
 from seqlm.rundir import RunDirectory
 from tests.training.studies import make_config, make_run, runs_in
 
@@ -134,7 +134,7 @@ def test_the_defaults_follow_from_the_run() -> None:
 
 def current(given: Mapping[str, Any], *, wrote: Mapping[str, Any] = DEFAULTS, **result: Any) -> bool:
     """Whether a result of ``wrote`` holds, with the checkpoints ``c`` and ``j`` and the flags ``given``."""
-    found = {"checkpoint_sha256": "c", "judge_sha256": "j", "settings": wrote, **result}
+    found = {"version": BEHAVIOUR_VERSION, "checkpoint_sha256": "c", "judge_sha256": "j", "settings": wrote, **result}
     return is_current(found, CONFIG, given, checkpoint_sha256="c", judge_sha256="j")
 
 
@@ -165,6 +165,7 @@ def test_a_result_holds_for_the_settings_that_it_was_made_with(
 @pytest.mark.parametrize(
     "result",
     [
+        {"version": BEHAVIOUR_VERSION - 1},
         {"checkpoint_sha256": "other"},
         {"judge_sha256": "other"},
         {"judge_sha256": None},
@@ -178,7 +179,7 @@ def test_a_result_of_other_checkpoints_or_of_unknown_settings_does_not_hold(resu
 
 def test_nothing_holds_without_a_result_or_without_a_checkpoint() -> None:
     assert not is_current(None, CONFIG, {}, checkpoint_sha256="c", judge_sha256=None)
-    result = {"checkpoint_sha256": None, "judge_sha256": None, "settings": DEFAULTS}
+    result = {"version": BEHAVIOUR_VERSION, "checkpoint_sha256": None, "judge_sha256": None, "settings": DEFAULTS}
     assert not is_current(result, CONFIG, {}, checkpoint_sha256=None, judge_sha256=None)
     result["checkpoint_sha256"] = "c"
     assert is_current(result, CONFIG, {}, checkpoint_sha256="c", judge_sha256=None)
@@ -191,6 +192,7 @@ def pretend_computed(study_dir: Path, given: Mapping[str, Any] | None = None) ->
         job.folder.create(job.run.config, {"name": job.name})
         write_task(job.folder, job.task(given or {}))
         result = {
+            "version": BEHAVIOUR_VERSION,
             "checkpoint_sha256": job.checkpoint_sha256,
             "judge_sha256": job.judge_sha256,
             "settings": {**default_settings(job.run.config), **(given or {})},
