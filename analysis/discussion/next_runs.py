@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,6 @@ import pandas as pd
 
 from analysis.blocks.section import Block, Points
 from analysis.blocks.sentences import sentences
-from analysis.blocks.texts import first_few
 from analysis.study import units
 from analysis.study.comparison import finished
 from analysis.study.settings import Setting, best_of
@@ -43,7 +41,6 @@ def next_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]:
     runs = study.runs.sort_values("number")
     runs = runs.assign(reference=runs["number"].astype(str) + " " + runs["name"])
     falling = falling_runs(study)
-    missing = combinations_never_run(study)
     again = runs[(runs["state"] == "failed") & runs["failure_kind"].isin(RETRIED_KINDS)]
     open_runs = runs.loc[runs["state"].isin(["pending", "queued", "running", "cancelled"]), "reference"].to_list()
     told = sentences(
@@ -51,7 +48,7 @@ def next_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]:
         question=_question(settings) if settings else None,
         done=len(finished(runs)),
         falling={kind: rows_of(falling[falling["proposal"] == kind]) for kind in dict.fromkeys(falling["proposal"])},
-        missing=[f"{what} ({why})" for what, why in missing],
+        missing=combinations_never_run(study),
         again={kind: found["reference"].to_list() for kind, found in again.groupby("failure_kind")},
         unfinished=[*open_runs, *(f"{run.number} {run.name}".strip() for run in study.absent)],
         stopped=runs.loc[runs["state"] == "stopped", "reference"].to_list(),
@@ -134,31 +131,22 @@ def _has_ended(run: dict[Any, Any]) -> bool:
     return bool(run["optim.decay"] ** -exponent < NO_RATE)
 
 
-# -- not yet, or again ---------------------------------------------------------------------------------------------
-
-
-def combinations_never_run(study: Study) -> list[tuple[str, str]]:
-    """Of the architectures and optimizers that the study names, the combinations without a finished run, and why."""
-    done = finished(study.runs)
-    there = set(zip(done["arch"], done["optimizer"], strict=True))
-    reasons: dict[tuple[Any, Any], list[str]] = defaultdict(list)
-    for run in rows_of(study.runs):
-        state = units.state_of(run.state, run.failure_kind)
-        reasons[run.arch, run.optimizer].append(f"{run.number} {run.name}: {state}")
-    for absent in study.absent:
-        reasons[absent.arch, absent.optimizer].append(f"{absent.number} {absent.name}: absent")
-    for excluded in study.excluded:
-        reasons[excluded].append("excluded by the manifest")
-    known = [key for key in reasons if isinstance(key[0], str) and isinstance(key[1], str)]
+def combinations_never_run(study: Study) -> list[str]:
+    """Of the architectures and optimizers that the study names, the combinations without a finished run."""
+    named = [*rows_of(study.runs), *study.absent]
+    known = [
+        k
+        for k in [*((one.arch, one.optimizer) for one in named), *study.excluded]
+        if all(isinstance(key, str) for key in k)
+    ]
     archs, optimizers = (
-        sorted({key[axis] for key in known}, key=lambda key: (units.rank(table, key), key))
+        sorted({kind[axis] for kind in known}, key=lambda key: (units.rank(table, key), key))
         for axis, table in enumerate((units.ARCHITECTURES, units.OPTIMIZERS))
     )
+    done = finished(study.runs)
+    there = set(zip(done["arch"], done["optimizer"], strict=True))
     return [
-        (
-            f"{units.architecture(arch)} with {units.optimizer(optimizer)}",
-            first_few(list(dict.fromkeys(reasons.get((arch, optimizer), ["in no run of the manifest"]))), 3),
-        )
+        f"{units.architecture(arch)} with {units.optimizer(optimizer)}"
         for arch, optimizer in itertools.product(archs, optimizers)
         if (arch, optimizer) not in there
     ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import replace
 
 import pandas as pd
 
@@ -17,16 +16,13 @@ from analysis.study.comparison import finished
 from analysis.study.settings import in_report_order
 from analysis.study.study import Study
 
-MAY_BE_SHARED = ("backend", "device", "ranks")
-"""Columns that the page leaves out where all runs agree; the caption then says so, and the CSV file has them."""
-
 
 def cost_section(study: Study) -> Section:
     """Time, memory and machines of every run, and of all together."""
     attempts = costs_of(study.attempts)
     blocks: list[Block] = [Prose(text="No run has been started yet, so nothing has been spent.")]
     if len(attempts):
-        table, chart = shortened(cost_table(study, attempts)), timeline_chart(study)
+        table, chart = cost_table(study, attempts), timeline_chart(study)
         blocks = [Points(items=totals(study, attempts)), table, *([chart] if chart else [])]
     return Section(name="cost", title="Cost", blocks=blocks)
 
@@ -56,11 +52,12 @@ def cost_table(study: Study, attempts: pd.DataFrame) -> Table:
     )
     runs = in_report_order(study.runs[study.runs["id"].isin(attempts["id"])]).set_index("id", drop=False)
     records = runs.assign(
-        **last[list(MAY_BE_SHARED)],
+        **last[["backend", "machine"]],
         ratio=(runs["wall_seconds"] / runs["estimated_seconds"]).where(runs["state"] == "done"),
         attempts=by_run.size(),
         **by_run[["lost_seconds", "gpu_hours", "core_hours"]].agg(math.fsum),
     ).join(measured)
+    hours = [("gpu_hours", "GPU h"), ("core_hours", "Core h")]
     return Table(
         name="cost",
         title="What each run has cost",
@@ -69,8 +66,7 @@ def cost_table(study: Study, attempts: pd.DataFrame) -> Table:
         columns=[
             *RUN_COLUMNS,
             Column("backend", "Backend", units.text),
-            Column("device", "Device", units.text),
-            number("ranks", "Ranks", units.whole),
+            Column("machine", "Machine", units.text),
             number("estimated_seconds", "Estimate", units.duration),
             number("wall_seconds", "Actual", units.duration),
             number("ratio", "Ratio", units.decimals(".2f")),
@@ -78,29 +74,10 @@ def cost_table(study: Study, attempts: pd.DataFrame) -> Table:
             number("peak_memory_bytes", "Memory", units.memory),
             number("attempts", "Attempts"),
             number("lost_seconds", "Outside epochs", units.duration),
-            number("gpu_hours", "GPU h", units.hours),
-            number("core_hours", "Core h", units.hours),
+            *(number(key, title, units.hours) for key, title in hours if records[key].notna().any()),
         ],
         records=records,
         run=lambda run: run["number"],
-    )
-
-
-def shortened(table: Table) -> Table:
-    """The table without the columns in which all runs agree or that are empty; its CSV file keeps them."""
-    shared: list[str] = []
-    kept = []
-    for place, column in enumerate(table.columns):
-        texts = {row.cells[place].text for row in table.rows}
-        if column.key in MAY_BE_SHARED and len(texts) == 1 and len(table.rows) > 1:
-            shared += [f"{column.title} = {text}" for text in texts if text != units.MISSING]
-        elif column.key not in ("gpu_hours", "core_hours") or texts != {units.MISSING}:
-            kept.append(column)
-    return replace(
-        table,
-        caption=f"{table.caption} The same in every run: {', '.join(shared)}." if shared else table.caption,
-        columns=kept,
-        full_csv=table.to_csv(),
     )
 
 

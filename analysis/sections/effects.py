@@ -29,7 +29,8 @@ def effects_section(study: Study) -> Section:
     pairs = pairs_of(settings)
     changes = changes_of(pairs)
     chart = slices_chart(one) if len(settings) > 1 else None
-    told = sentences("effects", settings=len(settings), pairs=len(pairs), changes=changes)
+    left_out = sorted({pair.key for pair in pairs} - {change["key"] for change in changes})
+    told = sentences("effects", settings=len(settings), pairs=len(pairs), left_out=left_out)
     blocks: list[Block] = [Prose(text=text) for text in [*text_sentences(study), *told]]
     blocks += [*([effects_table(changes, scope(one))] if changes else []), *([chart] if chart else [])]
     return Section(name="effects", title="Effects of single hyperparameters", short="Effects", blocks=blocks)

@@ -51,34 +51,10 @@ def test_hours_are_those_of_the_attempts_times_their_cores_and_gpus(tmp_path: Pa
     assert by_run[4]["gpu_hours"] == pytest.approx(860 * 2 / 3600)
     assert by_run[1]["lost_seconds"] == pytest.approx(70)
     assert by_run[4]["lost_seconds"] == pytest.approx(100)
-    assert (by_run[1]["attempts"], by_run[4]["ranks"]) == (2, 2)
+    assert (by_run[1]["attempts"], by_run[4]["machine"]) == (2, "AMD EPYC, 2 ranks")
     assert by_run[4]["ratio"] == pytest.approx(2.0)
     assert math.isnan(by_run[2]["ratio"]), "a run that failed has no duration to compare"
     assert by_run[1]["tokens_per_second"] == pytest.approx(929_589 / 95)
-
-
-def test_columns_in_which_all_runs_agree_stand_in_the_caption_and_in_the_csv_file(tmp_path: Path) -> None:
-    for order in range(2):
-        run = make_run(tmp_path, order, epochs=1)
-        write_attempt(run, 1, start=0, end=100)
-        write_job(run, 1)
-    study = load_study(tmp_path)
-    (table,) = cost_section(study).tables
-    keys = [column.key for column in table.columns]
-    assert not {"backend", "device", "ranks", "gpu_hours"} & set(keys)
-    assert "core_hours" in keys
-    assert table.caption.endswith("The same in every run: Backend = local, Device = AMD EPYC, Ranks = 1.")
-    assert all(len(row.cells) == len(keys) for row in table.rows)
-    header, first, _ = table.csv_file().splitlines()
-    assert dict(zip(header.split(","), first.split(","), strict=True))["device"] == "AMD EPYC"
-
-
-def test_what_no_run_has_recorded_is_no_value_that_all_share(tmp_path: Path) -> None:
-    for order in range(2):
-        write_attempt(make_run(tmp_path, order, epochs=1), 1, start=0, end=100)
-    (table,) = cost_section(load_study(tmp_path)).tables
-    assert "backend" not in [column.key for column in table.columns]
-    assert table.caption.endswith("The same in every run: Device = AMD EPYC, Ranks = 1.")
 
 
 def test_totals_name_failed_and_lost_hours_and_how_estimates_held(tmp_path: Path) -> None:
