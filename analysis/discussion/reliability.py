@@ -86,7 +86,7 @@ def _shares(row: dict[str, Any]) -> tuple[float, float]:
 def _order(ranked: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the most and the least reliable of the ranked architectures, by which share, and whether it is fragile."""
     if len(ranked) < 2:
-        return {"most": [], "least": [], "share": None, "fragile": False, "narrow": None}
+        return {"most": [], "least": [], "share": None, "fragile": False}
     most, least = ([row for row in ranked if _shares(row) == _shares(ranked[end])] for end in (0, -1))
     share, factor = (
         ("share_within_1_2", NEAR)
@@ -94,7 +94,6 @@ def _order(ranked: Sequence[dict[str, Any]]) -> dict[str, Any]:
         else ("share_within_1_5", FAIR)
     )
     count = {id(row): row[share] * row["settings"] for row in ranked}
-    spread = [row for row in ranked if units.is_number(row["quartile_range_nats"])]
     return {
         "most": most,
         "least": least if most[0] is not least[0] else [],
@@ -102,7 +101,6 @@ def _order(ranked: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "factor": factor,
         "fragile": min((count[id(row)] - 1) / row["settings"] for row in most) <= least[0][share]
         or max((count[id(row)] + 1) / row["settings"] for row in least) >= most[0][share],
-        "narrow": min(spread, key=lambda row: row["quartile_range_nats"]) if len(spread) > 1 else None,
     }
 
 

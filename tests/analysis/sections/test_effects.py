@@ -104,6 +104,14 @@ def test_a_change_has_a_row_for_each_optimizer_that_shows_it(tmp_path: Path) -> 
     }
 
 
+def test_a_key_of_very_many_values_is_in_the_figure_alone(tmp_path: Path) -> None:
+    study = load_study(make_grid(tmp_path, {"optim.lr": [0.1 * n for n in range(1, 23)]}, lambda v: 5 - v["optim.lr"]))
+    section = effects_section(study)
+    (prose,) = [block for block in section.blocks if isinstance(block, Prose)]
+    assert prose.text.endswith("Of more than 20 values, so in the figure alone: optim.lr.")
+    assert (section.tables, len(chart_of(section, "slices").figure.axes)) == ([], 1)
+
+
 def test_hyperparameters_are_not_ranked(factorial: Study) -> None:
     (prose,) = [block for block in effects_section(factorial).blocks if isinstance(block, Prose)]
     assert prose.text.endswith(
