@@ -162,11 +162,11 @@ def claim(
 
 
 @contextlib.contextmanager
-def kept(lease: Lease, terms: Terms, look_around: Callable[[], None] = lambda: None) -> Iterator[Lease]:
+def kept(lease: Lease, terms: Terms, poll: Callable[[], None] = lambda: None) -> Iterator[Lease]:
     """Keep the lease's heart beating while the block runs, then release it.
 
     A thread of its own beats, so that a long step does not look like death; it keeps no process alive. It also calls
-    ``look_around`` every two seconds. Errors of the world end neither.
+    ``poll`` every two seconds. Errors of the world end neither.
     """
     ended = threading.Event()
 
@@ -179,7 +179,7 @@ def kept(lease: Lease, terms: Terms, look_around: Callable[[], None] = lambda: N
                 due = now + terms.heartbeat_seconds - turn / 2
                 lease.beat()
             with contextlib.suppress(OSError, FileError):
-                look_around()
+                poll()
 
     thread = threading.Thread(target=live, name="lease", daemon=True)
     thread.start()

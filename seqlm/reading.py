@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from io import BufferedReader
 from pathlib import Path
-from types import NoneType
 from typing import Any, TypeVar
 
 from seqlm.errors import FileError, UnfitFileError
+from seqlm.schema import fits, show, words_of
 
 T = TypeVar("T")
 
@@ -33,23 +33,21 @@ LARGEST_WHOLE = 2**63 - 1
 MOST_EPOCHS = 10**6
 """Most epochs of a run."""
 
-FIELDS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
+FIELDS: Mapping[str, Mapping[str, Any]] = {
     "provenance.json": {
-        **dict.fromkeys(("name", "entry", "data", "study"), (str, NoneType)),
-        "order": (int, NoneType),
-        "command": (list,),
-        **dict.fromkeys(("resources", "code"), (dict,)),
+        **dict.fromkeys(("name", "entry", "data", "study"), str | None),
+        "order": int | None,
+        "command": list,
+        **dict.fromkeys(("resources", "code"), dict),
     },
-    "job.json": {"launcher": (dict, NoneType), "resources": (dict,), "backend": (str,), "attempt": (int,)},
-    "failure.json": {"kind": (str,), "attempt": (int, NoneType)},
-    "result.json": {"epochs": (int, NoneType)},
-    "launched.json": {"tokens": (list,)},
-    "queue.json": {"launcher": (dict,), "waiting": (dict,)},
-    "jobs.json": dict.fromkeys(("jobs", "submissions"), (dict,)),
+    "job.json": {"launcher": dict | None, "resources": dict, "backend": str, "attempt": int},
+    "failure.json": {"kind": str, "attempt": int | None},
+    "result.json": {"epochs": int | None},
+    "launched.json": {"tokens": list},
+    "queue.json": {"launcher": dict, "waiting": dict},
+    "jobs.json": dict.fromkeys(("jobs", "submissions"), dict),
 }
 """Name of a JSON file in a study -> its fields on whose type programs rely. A field of another type is damage."""
-
-_TYPES = {dict: "a table", list: "a list", str: "a text", int: "a whole number", NoneType: "null"}
 
 STALE_TRIES = 3
 """How often a file is opened that another host replaces meanwhile (``ESTALE`` on NFS)."""
@@ -241,9 +239,9 @@ def wrong_field(name: str, record: Mapping[str, Any]) -> str | None:
 
     ``name`` is that of the file.
     """
-    for key, types in FIELDS.get(name, {}).items():
-        if key in record and type(record[key]) not in types:
-            return f"{key}: expected {' or '.join(_TYPES[one] for one in types)}, got {json.dumps(record[key])[:40]}"
+    for key, kind in FIELDS.get(name, {}).items():
+        if key in record and not fits(kind, record[key]):
+            return f"{key}: expected {words_of(kind)}, got {show(record[key])}"
     return None
 
 

@@ -218,20 +218,24 @@ def _fields_of(kind: type) -> Mapping[str, Field]:
             test=_test_of(hint),
             default=field.default,
             required=field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
-            words=", or ".join(map(_words_of, written)),
+            words=words_of(hint),
             check=valid.check,
         )
     return found
 
 
-def _words_of(hint: Any) -> str:
+def words_of(hint: Any) -> str:
+    """Return a type in the words that follow "expected" in messages."""
     if typing.get_origin(hint) is Annotated:
         bare, *items = typing.get_args(hint)
-        return next((item.words for item in reversed(items) if isinstance(item, Valid) and item.words), _words_of(bare))
+        return next((item.words for item in reversed(items) if isinstance(item, Valid) and item.words), words_of(bare))
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
         return f"one of {listing(choices)}" if len(choices) > 1 else listing(choices)
-    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(hint, "a table")
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return ", or ".join(words_of(one) for one in typing.get_args(hint) if one is not type(None))
+    plain = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list"}
+    return plain.get(hint, "a table")
 
 
 class Table:
@@ -251,10 +255,10 @@ class Table:
         problems: list[str] = []
         for name, field in fields_of(type(self)).items():
             value = getattr(self, name)
-            if value is not field.default:
-                problems += field.problems(self.key(name), value)
-            if isinstance(value, list):
-                object.__setattr__(self, name, tuple(value))
+            lines = [] if value is field.default else [*field.problems(self.key(name), value)]
+            problems += lines
+            if not lines and (kept := self.kept(field, value)) is not value:
+                object.__setattr__(self, name, kept)
         problems += self._conditions()
         if problems:
             raise ConfigError(problems)
@@ -262,6 +266,11 @@ class Table:
     def _conditions(self) -> Iterator[str]:
         """Yield a line for each broken condition between fields."""
         return iter(())
+
+    @classmethod
+    def kept(cls, field: Field, value: Any) -> Any:
+        """Return a valid value as the table keeps it: a list as a tuple."""
+        return tuple(value) if isinstance(value, list) else value
 
     @classmethod
     def key(cls, name: str) -> str:
@@ -285,12 +294,11 @@ class Section(Table):
     """Name in print of each choice of the key that selects this table, and of each kind within one that reports keep
     apart. Empty: no key does."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, field in fields_of(type(self)).items():
-            value = getattr(self, name)
-            if field.kind in (float, Arguments) and value is not None:
-                object.__setattr__(self, name, field.kind(value))
+    @classmethod
+    def kept(cls, field: Field, value: Any) -> Any:
+        """Return a valid value as the table keeps it."""
+        converts = field.kind in (float, Arguments) and value is not None
+        return field.kind(value) if converts else super().kept(field, value)
 
     def values(self) -> dict[str, Any]:
         """Return the keys that apply with their values."""
@@ -336,7 +344,7 @@ def read(
     if missing or wrong.intersection(required):
         raise ConfigError(problems)
     try:
-        made = kind(**{key: value for key, value in raw.items() if key not in wrong})
+        made = kind(**{key: kind.kept(fields[key], value) for key, value in raw.items() if key not in wrong})
     except ConfigError as error:  # of the conditions; one on a value that is wrong itself says nothing new
         problems += [line for line in error.problems if not any(kind.key(key) in line for key in wrong)]
     if problems:

@@ -338,11 +338,11 @@ def test_a_heart_goes_on_after_beats_that_the_disk_refuses(
         refused.append(path)
         raise OSError(code, "no")
 
-    def refused_to_look_around() -> None:
+    def refused_to_poll() -> None:
         raise FileError("cannot read failure.json")
 
     monkeypatch.setattr(os, "utime", refuse)
-    with kept(lease, Terms(heartbeat_seconds=0.02), refused_to_look_around):
+    with kept(lease, Terms(heartbeat_seconds=0.02), refused_to_poll):
         wait_for(lambda: len(refused), "more than three refused beats", until=lambda count: count > 3)
         monkeypatch.setattr(os, "utime", utime)
         wait_for_a_beat(lease)
@@ -616,7 +616,7 @@ def test_an_owner_looks_around_more_often_than_it_beats_and_its_thread_ends_with
     lease, looks, beats = cluster.claim("a"), [], []
     enough = threading.Event()
 
-    def look_around() -> None:
+    def poll() -> None:
         looks.append(len(beats))
         if len(looks) == 5:
             enough.set()
@@ -625,7 +625,7 @@ def test_an_owner_looks_around_more_often_than_it_beats_and_its_thread_ends_with
     monkeypatch.setattr(leases, "LOOK_AROUND_SECONDS", 0.001)
     monkeypatch.setattr(os, "utime", beats.append)
     before = set(threading.enumerate())
-    with kept(lease, Terms(heartbeat_seconds=1000.0), look_around):
+    with kept(lease, Terms(heartbeat_seconds=1000.0), poll):
         wait_for(enough.is_set, "five looks")
         (thread,) = set(threading.enumerate()) - before
         assert (thread.name, thread.daemon) == ("lease", True)

@@ -96,7 +96,7 @@ class Report(Table):
     NAME = "report"
 
     behaviour: Annotated[_Names, Valid("a list of names of runs, at least one", check=_each_once)] = ()
-    """Runs whose trained models the report examines. A run of a grid or zip has its name with suffix, as in `plan`."""
+    """Runs whose trained models the report examines: names, with their suffixes as in `plan`, or patterns (`gru-*`)."""
     groups: Annotated[
         Mapping[Annotated[Line, Valid(most=_TITLE)], _Names],
         Valid(f"a table of titles of at most {_TITLE} characters, each with a list of names of runs, at least one"),
@@ -156,34 +156,21 @@ def expectations(
     return found, unmatched
 
 
-def absent(names: Sequence[str], specs: Sequence[RunSpec], excluded: Sequence[str]) -> list[str]:
-    """Return a line for each of the ``names`` in ``[report]`` that is not a run of the manifest."""
-    known = {spec.name for spec in specs}
-    return [
-        f"report.behaviour: an [[exclude]] drops {show(name)}"
-        if name in excluded
-        else f"report.behaviour: expected the name of a run, got {show(name)}{nearest(name, known)}"
-        for name in names
-        if name not in known
-    ]
+def runs_named(
+    key: str, patterns: Sequence[str], names: Sequence[str], excluded: Sequence[str] = ()
+) -> tuple[dict[str, None], list[str]]:
+    """Return the runs that have one of the names or match a pattern, and a line for each that no run has.
 
-
-def groups_of(
-    groups: Mapping[str, Sequence[str]], specs: Sequence[RunSpec]
-) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """Return the names of the runs of each group, and a line for each pattern that matches no run.
-
-    The runs of a group are in the order of the manifest.
+    ``key`` is that of the patterns, in full; ``excluded`` are names of runs that an ``[[exclude]]`` drops.
     """
-    names = [spec.name for spec in specs]
-    found, unmatched = {}, []
-    for title, patterns in groups.items():
-        members: set[str] = set()
-        for pattern in patterns:
-            hits = fnmatch.filter(names, pattern)
-            members.update(hits)
-            if not hits:
-                got = f"expected the name of a run or a pattern, got {show(pattern)}{nearest(pattern, names)}"
-                unmatched.append(f"report.groups.{show(title)}: {got}")
-        found[title] = tuple(name for name in names if name in members)
-    return found, unmatched
+    found: dict[str, None] = {}
+    lines = []
+    for pattern in patterns:
+        hits = fnmatch.filter(names, pattern)
+        found |= dict.fromkeys(hits)
+        if not hits and pattern in excluded:
+            lines.append(f"{key}: an [[exclude]] drops {show(pattern)}")
+        elif not hits:
+            got = f"got {show(pattern)}{nearest(pattern, names)}"
+            lines.append(f"{key}: expected the name of a run or a pattern, {got}")
+    return found, lines

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from jobs.manifests.claims import Expectation, Published, absent, expectations, groups_of
+from jobs.manifests.claims import Expectation, Published, expectations, runs_named
 from jobs.manifests.draws import Real, is_distribution
 from jobs.manifests.entries import ManifestFile
 from jobs.manifests.expand import (
@@ -117,10 +117,16 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
     as_written = [_as_written(run, file, models) for run in resolved]
     written = [found or spec for found, spec in zip(as_written, specs, strict=True)]
     expected, unfounded = expectations(file.claims, written, file.name, problems)
-    groups, empty = groups_of(file.report.groups, written)
-    missing = absent(file.report.behaviour, written, [run.name for run in excluded])
+    names = [spec.name for spec in written]
+    dropped = [run.name for run in excluded]
+    behaviour, missing = runs_named("report.behaviour", file.report.behaviour, names, dropped)
+    groups = {}
+    for title, patterns in file.report.groups.items():
+        members, lines = runs_named(f"report.groups.{show(title)}", patterns, names, dropped)
+        groups[title] = tuple(name for name in names if name in members)
+        missing += lines
     if None not in as_written:  # a run that is incomplete without --set may be the one that a condition is about
-        unmatched += [*unfounded, *((file.name, what) for what in [*missing, *empty])]
+        unmatched += [*unfounded, *((file.name, what) for what in missing)]
     if not problems.lines:  # another problem may be the reason that nothing matches
         for where, what in unmatched:
             problems.add(where, what)
@@ -131,7 +137,6 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
         problems.add(file.name, reason)
     if problems.lines or file.study is None or file.policy is None:
         raise ManifestError(problems.lines)
-    names = {spec.name for spec in written}
     data = file.study.data
     return Manifest(
         study=file.study.name,
@@ -151,7 +156,7 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
             if spec is not None and entry.published is not None
         },
         expectations=tuple(expected),
-        behaviour=tuple(name for name in file.report.behaviour if name in names),
+        behaviour=tuple(behaviour),
         groups=groups,
         notes={str(part): text for part, text in file.report.notes.items()},
         samples=tuple({**sample, "defaults": file.defaults} for sample in file.samples),

@@ -117,6 +117,7 @@ def test_an_expectation_about_what_only_set_gives_is_left_out(tmp_path: Path) ->
 def test_the_report_looks_into_the_runs_that_are_named(tmp_path: Path) -> None:
     text = BASE + '[[grid]]\nmodel.arch = ["rnn", "gru"]\n[report]\nbehaviour = ["gru-sgd", "rnn-sgd"]\n'
     assert load(tmp_path, text).behaviour == ("gru-sgd", "rnn-sgd")
+    assert load(tmp_path, text.replace('"gru-sgd", ', '"gru-*", ')).behaviour == ("gru-sgd", "rnn-sgd")
     assert load(tmp_path, BASE + RNN).behaviour == ()
 
 

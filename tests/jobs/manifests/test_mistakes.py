@@ -307,6 +307,8 @@ backend.slurm.mem_gb : 0 : 0.5
 backend.slurm.setup : ~["#SBATCH x"] | [""] : ["x y"]
 backend.slurm.mail_type : ~"ENDD" | ~"END,,FAIL" : "end,NONE"
 backend.slurm.sbatch : {gpus = 1} | ~{part = "x"} | {"a b" = 1} | ~{nice = 0.5} | {x = false} : {nice = 1, x = true}
+backend.slurm.sbatch : {"--hold" = true} | ~{comment = "a\n#SBATCH"} : {hold = true}
+backend.slurm.sbatch : ~{core_spec = 1, "core-spec" = 1} | ~{job_n = "x"} | ~{nice = "7"} : {core_spec = 1}
 run.0.model.num_layers : 0 : 1
 run.0.model.keep : 0 | 1.01 : 1
 run.0.model.tied : 1 : false
