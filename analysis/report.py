@@ -11,10 +11,10 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.blocks.latex import latex_table
-from analysis.blocks.section import Note, Prose, Section
-from analysis.discussion import discussion_section
+from analysis.blocks.section import Note, Prose, Section, with_details_folded
+from analysis.discussion import discussion_section, next_section
 from analysis.page import Page, render_html, render_markdown
-from analysis.plots.curve_figures import curve_blocks
+from analysis.plots.curve_figures import curve_charts
 from analysis.plots.files import FORMATS, figure_bytes, inline_svg
 from analysis.sections.behaviour import behaviour_data, behaviour_section, samples_appendix
 from analysis.sections.cost import cost_section
@@ -61,24 +61,35 @@ def write_report(*study_dirs: Path, output: Path | None = None, refresh_seconds:
     return folder / "index.html"
 
 
+SHOWN = ("results", "settings", "search-frontier", "published", "validation", "discussion-5-next")
+"""Tables and figures that the page shows at once."""
+
+
 def report_sections(study: Study) -> list[Section]:
-    """Everything below the report's header, in its order."""
+    """Everything below the report's header: what a reader asks first, then the rest, folded."""
     nothing = Prose(text="No epoch has been finished yet, so there are no curves.")
     unfinished = open_runs(study)
-    return [
-        Section(name="coverage", title="Coverage", blocks=[coverage_table(study)]),
+    opened = [
         Section(name="results", title="Results", blocks=results_blocks(study)),
         search_section(study),
-        groups_section(study),
         published_section(study),
-        Section(name="curves", title="Learning curves", blocks=curve_blocks(study) or [nothing]),
-        discussion_section(study),
+        Section(name="curves", title="Learning curves", blocks=[*curve_charts(study)] or [nothing]),
         cost_section(study),
+        next_section(study),
+        discussion_section(study),
+    ]
+    folded = [
+        groups_section(study),
         effects_section(study),
         behaviour_section(study),
         Section(name="open", title="Unfinished runs", blocks=[unfinished] if unfinished.runs else []),
+        Section(name="coverage", title="Coverage", blocks=[coverage_table(study)]),
         Section(name="hyperparameters", title="Hyperparameters", blocks=hyperparameter_blocks(study)),
         samples_appendix(study),
+    ]
+    return [
+        *(with_details_folded(section, SHOWN) for section in opened),
+        *(dataclasses.replace(section, folded=True) for section in folded),
     ]
 
 

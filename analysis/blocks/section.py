@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, replace
 from typing import ClassVar, TypeAlias
 
 from markdown_it import MarkdownIt
@@ -119,8 +120,7 @@ class Folded:
 
     kind: ClassVar[str] = "folded"
 
-    title: str
-    blocks: list[Block]
+    blocks: list[Table | Chart]
 
 
 Block: TypeAlias = Prose | Note | Points | Subheading | Table | Chart | OpenRuns | Samples | Folded
@@ -135,6 +135,8 @@ class Section:
     blocks: list[Block]
     short: str | None = None
     """Title in the page's list of sections, where it differs."""
+    folded: bool = False
+    """Whether the page shows the title alone, until a reader opens the section."""
 
     @property
     def tables(self) -> list[Table]:
@@ -147,7 +149,18 @@ class Section:
 
 def flat(blocks: Iterable[Block]) -> list[Block]:
     """The blocks, and in place of each folded one what it holds."""
-    return [part for block in blocks for part in (flat(block.blocks) if isinstance(block, Folded) else [block])]
+    return [part for block in blocks for part in (block.blocks if isinstance(block, Folded) else [block])]
+
+
+def with_details_folded(section: Section, shown: Container[str]) -> Section:
+    """Return the section with its tables and figures folded, but for those with a name in ``shown``."""
+    blocks: list[Block] = []
+    for folded, group in itertools.groupby(
+        section.blocks, key=lambda block: isinstance(block, Table | Chart) and block.name not in shown
+    ):
+        found = list(group)
+        blocks += [Folded(blocks=[b for b in found if isinstance(b, Table | Chart)])] if folded else found
+    return replace(section, blocks=blocks)
 
 
 def labels(sections: Iterable[Section]) -> dict[str, str]:

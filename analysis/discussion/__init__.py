@@ -1,4 +1,4 @@
-"""The discussion of a study: five questions, each answered from its data alone, with the numbers behind the answer."""
+"""The discussion of a study: four questions, each answered from its data alone, with the numbers behind the answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from analysis.study.study import Study
 
 
 def discussion_section(study: Study) -> Section:
-    """Return five parts; a question that the data cannot answer yet is answered by a sentence that says so."""
+    """Return four parts; a question that the data cannot answer yet is answered by a sentence that says so."""
     compared = study.compared
     one = on_one_text(compared)
     settings = timed_settings(one)
@@ -25,10 +25,15 @@ def discussion_section(study: Study) -> Section:
         ("optimizers", "The optimizers compared", optimizers_blocks(one, settings, pairs_of(settings))),
         ("picks", "The pick for time and the pick for generalisation", picks_blocks(one, settings)),
         ("reliability", "Reliability of the architectures", reliability_blocks(one, settings)),
-        ("next", "What to run next", next_blocks(study, settings)),
     ]
     blocks: list[Block] = [Prose(text=text) for text in [*text_sentences(study), *scope_sentences(compared)]]
     for name, title, answer in parts:
         notes = [Note(text=text) for part, text in study.notes if part == name]
         blocks += [Subheading(text=title), *answer, *notes]
     return Section(name="discussion", title="Discussion", blocks=blocks)
+
+
+def next_section(study: Study) -> Section:
+    """What to run next, from the data alone."""
+    settings = timed_settings(on_one_text(study.compared))
+    return Section(name="next", title="What to run next", blocks=next_blocks(study, settings))

@@ -9,7 +9,6 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from analysis.blocks.figure import Chart
-from analysis.blocks.section import Block, Folded
 from analysis.blocks.texts import first_few
 from analysis.plots import look
 from analysis.plots.axes import Progress, label_grid, panel_grid, panels_with_legend
@@ -40,23 +39,21 @@ MOST_NAMED = 3
 
 
 @look.applied()
-def curve_blocks(study: Study) -> list[Block]:
-    """Every figure that the study's epochs allow, all but the first folded; none while no epoch has been finished."""
+def curve_charts(study: Study) -> list[Chart]:
+    """Every figure that the study's epochs allow; none while no epoch has been finished."""
     curves = curves_of(study)
     validated = [curve for curve in curves if curve.is_validated]
-    blocks: list[Block] = []
-    folded: list[Block] = []
+    charts: list[Chart] = []
     if validated:
-        blocks = [runs_chart(study, study.runs, validated, "validation", "Validation perplexity")]
+        charts = [runs_chart(study, study.runs, validated, "validation", "Validation perplexity")]
         merged = setting_curves(study, validated)
         by = {"optimizer": units.OPTIMIZERS, "arch": units.ARCHITECTURES}
         for key, titles in by.items():
             rows = {title: [c for c in merged if getattr(c, key) == value] for value, title in titles.items()}
-            folded.append(rows_chart(study, {title: row for title, row in rows.items() if row}, key))
+            charts.append(rows_chart(study, {title: row for title, row in rows.items() if row}, key))
     if curves:
-        folded += [panels_chart(study, curves, progress) for progress in SPOKEN if progress in _progresses(curves)]
-        blocks.append(Folded(title="Curves by optimizer, by architecture, and of each run", blocks=folded))
-    return blocks
+        charts += [panels_chart(study, curves, progress) for progress in SPOKEN if progress in _progresses(curves)]
+    return charts
 
 
 @look.applied()

@@ -6,16 +6,16 @@ from collections.abc import Iterable
 from unittest import mock
 
 from analysis.blocks.figure import Chart
-from analysis.blocks.section import Block, Points, Prose, flat
+from analysis.blocks.section import Block, Points, Prose
 from analysis.blocks.table import Table
-from analysis.plots.curve_figures import curve_blocks
+from analysis.plots import curve_figures
 from analysis.study.study import Study
 
 
 def curve_charts(study: Study) -> dict[str, Chart]:
     """Return the figures of learning curves by name. Their layout, half of the time, is left to who draws them."""
     with mock.patch.object(Chart, "__post_init__", return_value=None):
-        return {block.name: block for block in flat(curve_blocks(study)) if isinstance(block, Chart)}
+        return {chart.name: chart for chart in curve_figures.curve_charts(study)}
 
 
 def said(blocks: Iterable[Block]) -> str:

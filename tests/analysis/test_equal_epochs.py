@@ -15,7 +15,7 @@ from analysis import open_study
 from analysis.discussion.expected import expected_blocks
 from analysis.discussion.next_runs import falling_runs
 from analysis.page import render_html, render_markdown
-from analysis.plots.curve_figures import curve_blocks
+from analysis.plots.curve_figures import curve_charts
 from analysis.report import report_page
 from analysis.sections.coverage import open_runs
 from analysis.sections.effects import effects_section
@@ -176,7 +176,7 @@ def test_expectations_effects_and_figures_rest_on_equal_epochs(tmp_path: Path) -
     captions = {block.name: block.caption for block in effects_section(study).blocks if hasattr(block, "caption")}
     assert set(captions) == {"slices", "effects"}
     assert all("First 2 epochs." in caption for caption in captions.values()), captions
-    lines = next(block for block in curve_blocks(study) if getattr(block, "name", "") == "validation")
+    lines = next(chart for chart in curve_charts(study) if chart.name == "validation")
     assert "Dotted line: runs are compared by 2 epochs." in lines.caption
     assert falling_runs(study)["epochs"].tolist() == [4, 2], "whether more would help shows at the end of all epochs"
 

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from analysis.blocks.section import Subheading
-from analysis.discussion import discussion_section
+from analysis.discussion import discussion_section, next_section
 from analysis.report import report_files
 from analysis.study.study import Study, load_study
 from jobs.manifests.claims import Part
@@ -19,7 +19,6 @@ QUESTIONS = [
     "The optimizers compared",
     "The pick for time and the pick for generalisation",
     "Reliability of the architectures",
-    "What to run next",
 ]
 
 
@@ -27,12 +26,11 @@ def titles(study: Study) -> list[str]:
     return [block.text for block in discussion_section(study).blocks if isinstance(block, Subheading)]
 
 
-def test_the_five_questions_are_answered_on_the_page_and_in_markdown(report: Path) -> None:
+def test_the_questions_are_answered_on_the_page_and_in_markdown(report: Path) -> None:
     page, markdown = (report / "index.html").read_text("utf-8"), (report / "report.md").read_text("utf-8")
     for question in QUESTIONS:
         assert f">{question}</h3>" in page
         assert f"### {question}" in markdown
-    assert page.index("Learning curves</h2>") < page.index("Discussion</h2>") < page.index("Hyperparameters</h2>")
     assert (report / "tables" / "discussion-3-picks.csv").is_file()
     assert (report / "figures" / "time-and-perplexity.svg").is_file()
 
@@ -42,7 +40,7 @@ def test_a_study_without_a_finished_run_answers_each_question_in_a_sentence(tmp_
     add_run(tmp_path, 0, "a", "rnn", "sgd", [100.0] * epochs, done=False)
     study = load_study(tmp_path)
     assert titles(study) == QUESTIONS
-    assert said(discussion_section(study).blocks).splitlines()[1:] == [
+    assert said([*discussion_section(study).blocks, *next_section(study).blocks]).splitlines()[1:] == [
         "No run has finished, so the optimizers cannot be compared.",
         "No run has finished, so there is nothing to pick.",
         "No run has finished or diverged, so nothing can be said about reliability.",
