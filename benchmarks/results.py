@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import platform
 import re
@@ -17,7 +18,7 @@ from benchmarks.device import device_name
 from benchmarks.measurement import Settings
 from benchmarks.memory_allocator import KEEP_MEMORY
 from benchmarks.names import LITERAL, builtin, ours
-from jobs import terminal
+from jobs.cli.tables import Column, lines_of
 from jobs.study.kept_code import live_code
 from seqlm import machine
 from seqlm.files import write_json, write_text
@@ -168,7 +169,10 @@ def notes(document: Mapping[str, Any]) -> list[str]:
 def as_text(document: Mapping[str, Any]) -> str:
     """The table with its notes, for a terminal."""
     header, rows = _table(document)
-    return "\n".join([terminal.table(header, rows, right=range(TEXT_COLUMNS, len(header))), "", *notes(document)])
+    columns = [
+        Column(title, operator.itemgetter(place), right=place >= TEXT_COLUMNS) for place, title in enumerate(header)
+    ]
+    return "\n".join([*lines_of(columns, rows), "", *notes(document)])
 
 
 def as_markdown(document: Mapping[str, Any]) -> str:

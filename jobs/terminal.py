@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TextIO, TypeAlias
@@ -57,38 +56,6 @@ def program() -> str:
     return "seqlm" if Path(sys.argv[0]).name == "seqlm" else "python launch.py"
 
 
-def table(
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    right: Sequence[int] = (),
-    colors: Mapping[int, Mapping[str, str]] | None = None,
-    spare: Sequence[int] = (),
-) -> str:
-    """Return columns aligned with spaces, those numbered in ``right`` to the right. Cells cannot break a line.
-
-    ``colors`` maps the number of a column to the color of each cell text, for :func:`results`. If that is a terminal
-    and too narrow, the columns ``spare`` are left out, the first of them first, until the rest fits.
-    """
-    lines = [list(header), *[[printable(cell) for cell in row] for row in rows]]
-    widths = {column: max(len(line[column]) for line in lines) for column in range(len(header))}
-    painted = colors if colors and has_color(results()) else {}
-    for column in spare if results().isatty() else ():
-        if sum(widths.values()) + 2 * len(widths) - 2 > shutil.get_terminal_size().columns:
-            del widths[column]
-
-    def render(line: Sequence[str]) -> str:
-        cells = []
-        for column, width in widths.items():
-            cell = line[column]
-            space = " " * (width - len(cell))
-            text = paint(cell, painted.get(column, {}).get(cell))
-            cells.append(space + text if column in right else text + space)
-        return "  ".join(cells).rstrip()
-
-    return "\n".join(render(line) for line in lines)
-
-
 def paint(text: str, color: str | None) -> str:
     """Return a text in a color of :data:`CODES`; as it is for ``None``."""
     return text if color is None else f"\x1b[{CODES[color]}m{text}\x1b[0m"
@@ -108,13 +75,13 @@ def results() -> TextIO:
 
 def say(text: str) -> None:
     """Print a result, with control characters as escapes."""
-    say_table("\n".join(map(printable, text.split("\n"))))
+    say_lines(map(printable, text.split("\n")))
 
 
-def say_table(text: str) -> None:
-    """Print what :func:`table` returned: control characters in its cells are escaped already."""
+def say_lines(lines: Iterable[str]) -> None:
+    """Print lines of a result, in which control characters are escaped already."""
     if _output.results:
-        print(text, file=results())
+        print(*lines, sep="\n", file=results())
 
 
 def quantity(value: float | None, units: Sequence[str], base: float) -> str:

@@ -33,7 +33,6 @@ FLOORS = (
     *(
         "jobs.spec",
         "jobs.terminal",
-        "jobs.search",
         "jobs.registry",
         "jobs.manifests",
         "jobs.attempt",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jobs.search import expected_share
+from jobs.plan.search import expected_share
 from jobs.spec import RunSpec
 from seqlm.errors import FileError, UsageError
 from seqlm.files import write_json, write_json_lines

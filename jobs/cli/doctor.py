@@ -18,10 +18,11 @@ from typing import Any
 from jobs.backends.base import Backend, BackendTable, Finding
 from jobs.backends.local import LocalBackend
 from jobs.cli.arguments import DoctorArguments, RunArguments, read
+from jobs.cli.tables import FINDINGS, show
 from jobs.launch.prepare import find_data
 from jobs.registry import BACKENDS, backend_class
 from jobs.study.provenance import versions
-from jobs.terminal import memory, program, say_table, table
+from jobs.terminal import memory, program
 from seqlm import machine
 from seqlm.config import DataConfig
 from seqlm.data.cache import cache_folder
@@ -34,7 +35,6 @@ CALIBRATION = ROOT / "jobs" / "manifests" / "calibration.toml"
 LOW_DISK_BYTES = 2 * 1024**3
 SELF_CHECK_SECONDS = 600
 LOW_INODES = 10_000
-LEVEL_COLORS = {"ok": "green", "note": "yellow", "bad": "red"}
 
 
 def doctor(arguments: DoctorArguments) -> tuple[Any, int]:
@@ -46,8 +46,7 @@ def doctor(arguments: DoctorArguments) -> tuple[Any, int]:
         findings += kind.doctor(runs_dir=arguments.runs_dir, is_asked=is_asked, wait_s=arguments.wait_s)
     if arguments.calibrate:
         findings += check_devices()
-    rows = [[finding.level, finding.subject, finding.text] for finding in findings]
-    say_table(table(["", "", ""], rows, colors={0: LEVEL_COLORS}).lstrip("\n"))
+    show(FINDINGS, findings)
     data = {"findings": [vars(finding) for finding in findings]}
     if any(finding.level == "bad" for finding in findings):
         return data, BackendError.exit_code

@@ -26,6 +26,7 @@ from jobs.cli.arguments import (
 from jobs.cli.naming import chosen_runs
 from jobs.cli.planning import open_manifest, plan
 from jobs.cli.request import attend, carry_out, choose, choose_again
+from jobs.cli.tables import STATE, Column, show
 from jobs.cli.view import say_status
 from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch
 from jobs.launch.changes import edited_models
@@ -127,8 +128,7 @@ def behaviour(arguments: BehaviourArguments) -> tuple[Any, int]:
         for found in missing:  # these will have none, however the jobs end
             terminal.tell(behaviour_line(found))
         return left, EXIT_RUN_FAILED if missing else 0
-    rows = [[found["name"], found["id"], found["state"], found["reason"] or ""] for found in outcomes]
-    terminal.say_table(terminal.table(["run", "id", "state", "reason"], rows, colors={2: terminal.STATE_COLORS}))
+    show((Column("run", "name"), Column("id"), STATE, Column("reason")), outcomes)
     for found in outcomes:
         if found["samples"] is not None:
             terminal.say(f"texts of {found['name']}: {found['samples']}")

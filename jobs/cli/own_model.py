@@ -8,8 +8,8 @@ from typing import Any
 
 from jobs import terminal
 from jobs.cli.arguments import CheckModelArguments
+from jobs.cli.tables import FINDINGS, show
 from jobs.launch.own_models import ask, is_bad
-from jobs.terminal import say_table, table
 from seqlm.architectures import CLASS_SEPARATOR, CustomConfig
 from seqlm.errors import ConfigError, ModelError, UsageError
 from seqlm.model_files import read_model_files
@@ -17,7 +17,6 @@ from seqlm.schema import read
 
 VOCAB_SIZE, SEQ_LEN = 10_000, 35
 """For the sizes: those of the Penn Treebank, and the default window."""
-LEVEL_COLORS = {"ok": "green", "note": "yellow", "bad": "red"}
 
 
 def check_model(arguments: CheckModelArguments) -> tuple[Any, int]:
@@ -36,8 +35,7 @@ def check_model(arguments: CheckModelArguments) -> tuple[Any, int]:
     files = read_model_files(config, path.parent)
     (answer,) = ask([(config, files, VOCAB_SIZE, SEQ_LEN)], ranks=True)
     findings = answer["findings"]
-    rows = [[finding["level"], finding["subject"], finding["text"]] for finding in findings]
-    say_table(table(["", "", ""], rows, colors={0: LEVEL_COLORS}).lstrip("\n"))
+    show(FINDINGS, findings)
     if (sizes := answer["sizes"]) is not None:
         words = f"{sizes['parameters']:,} parameters, {terminal.short_number(sizes['flops_per_token'])}FLOP per token"
         terminal.say(f"\nwith {VOCAB_SIZE:,} words and windows of {SEQ_LEN}: {words}")

@@ -11,6 +11,7 @@ from typing import Any, get_args
 from jobs import terminal
 from jobs.cli.arguments import PlanArguments
 from jobs.cli.request import choose
+from jobs.cli.tables import Column, show
 from jobs.launch.changes import changes
 from jobs.launch.job import LaunchOptions
 from jobs.launch.own_models import check_models
@@ -21,8 +22,8 @@ from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.reader import find_manifest
 from jobs.plan.estimate import earlier_throughput
 from jobs.plan.planned import Action, PlannedRun
+from jobs.plan.search import expected_share, search_line
 from jobs.plan.totals import BudgetPlan, totals
-from jobs.search import expected_share, search_line
 from jobs.spec import RunSpec
 from seqlm import machine
 from seqlm.data.corpus import corpus_facts
@@ -33,6 +34,31 @@ from seqlm.run_layout import study_record_file
 from seqlm.rundir import RunDirectory
 
 
+def _memory(record: Mapping[str, Any]) -> str:
+    """Return the peak memory as measured, or of the tensors alone as estimated, which a process on a CPU exceeds."""
+    if (measured := record["measured_memory_bytes"]) is not None:
+        return terminal.memory(measured)
+    return "-" if record["memory_bytes"] is None else f"{terminal.memory(record['memory_bytes'])} of tensors"
+
+
+def _ranks(record: Mapping[str, Any]) -> int | None:
+    ranks: int = record["resources"]["ranks"]
+    return ranks if ranks > 1 else None
+
+
+COLUMNS = (
+    Column("run", "name"),
+    Column("id"),
+    Column("action", lambda one: f"extend {one['reason']}" if one["action"] == "extend" else one["action"]),
+    Column("ranks", _ranks, lambda ranks: str(ranks or 1), right=True, optional=True),
+    Column("parameters", text=terminal.short_number, right=True),
+    Column("FLOPs/token", "flops_per_token", terminal.short_number, right=True),
+    Column("memory", _memory, right=True),
+    Column("time", "seconds", terminal.duration, right=True),
+    Column("", lambda one: None if one["action"] == "extend" else one["reason"]),
+)
+
+
 def plan(arguments: PlanArguments) -> tuple[Any, int]:
     """Print what ``run`` would do to each run, and the costs. Exit code 2 if ``run`` would refuse the data."""
     manifest, specs, study_dir = open_manifest(arguments)
@@ -41,23 +67,7 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     planned = _estimated(plan_runs(specs, study_dir), arguments.runs_dir, manifest)
     planned = resolve_resources(planned, backend, limit)
     records = [_plan_record(item) for item in planned]
-    ranks = ["ranks"] if any(record["resources"]["ranks"] > 1 for record in records) else []
-    header = ["run", "id", "action", *ranks, "parameters", "FLOPs/token", "memory", "time", ""]
-    rows = [
-        [
-            record["name"],
-            record["id"],
-            f"extend {record['reason']}" if record["action"] == "extend" else record["action"],
-            *(str(record["resources"][key]) for key in ranks),
-            terminal.short_number(record["parameters"]),
-            terminal.short_number(record["flops_per_token"]),
-            _memory(record),
-            terminal.duration(record["seconds"]),
-            "" if record["action"] == "extend" else record["reason"] or "",
-        ]
-        for record in records
-    ]
-    terminal.say_table(terminal.table(header, rows, right=tuple(range(3, len(header) - 1))))
+    show(COLUMNS, records)
     changed = changes(planned, study_dir)
     for line in changed:
         terminal.tell(f"warning: {line}")
@@ -107,13 +117,6 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
 def _needed_bytes(item: PlannedRun) -> int:
     """Return the memory of the tensors of all ranks; 0 if it is not known."""
     return ((item.estimate and item.estimate.memory_bytes) or 0) * item.spec.resources.ranks
-
-
-def _memory(record: Mapping[str, Any]) -> str:
-    """Return the peak memory as measured, or of the tensors alone as estimated, which a process on a CPU exceeds."""
-    if (measured := record["measured_memory_bytes"]) is not None:
-        return terminal.memory(measured)
-    return "-" if record["memory_bytes"] is None else f"{terminal.memory(record['memory_bytes'])} of tensors"
 
 
 def _plan_record(item: PlannedRun) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from jobs import terminal
 from jobs.cli.arguments import GenerateArguments, ResultsArguments
 from jobs.cli.naming import chosen_runs, named_runs, reported
+from jobs.cli.tables import Column, show
 from jobs.cli.view import what_differs
 from jobs.study.folder import find_study, observe_study
 from seqlm.errors import UsageError, nearest_key, printable
@@ -19,11 +21,22 @@ COLUMNS = (
     *("val_ppl", "best_epoch", "epochs_done", "test_ppl", "wall_seconds", "reason"),
 )
 """What ``results`` has of each run besides what differs, with the names of the report's columns."""
-TITLES = {
-    **{"number": "#", "name": "run", "val_ppl": "val ppl", "best_epoch": "epoch", "test_ppl": "test ppl"},
-    "wall_seconds": "time",
-}
-"""Column -> its title in the table."""
+
+
+def _epoch(record: Mapping[str, Any]) -> str:
+    return "-" if record["best_epoch"] is None else f"{record['best_epoch'] + 1} of {record['epochs_done']}"
+
+
+TABLE = (
+    Column("#", "number", right=True),
+    Column("run", "name"),
+    Column("val ppl", "val_ppl", terminal.perplexity, right=True),
+    Column("epoch", _epoch, right=True),
+    Column("test ppl", "test_ppl", terminal.perplexity, right=True),
+    Column("time", "wall_seconds", terminal.duration, right=True),
+    Column("", lambda one: None if one["state"] == "done" else one["state"], colors=terminal.STATE_COLORS),
+)
+"""The columns of the table; what differs comes after the second."""
 
 
 def results(arguments: ResultsArguments) -> tuple[dict[str, Any], int]:
@@ -59,7 +72,8 @@ def _sort_key(text: str, keys: Sequence[str]) -> str:
     whole = [key for key in (*COLUMNS, *keys) if text in (key, key.rpartition(".")[2])]
     if not whole:
         valid = [*COLUMNS, *keys]
-        column = next((key for key, title in TITLES.items() if title == text), None)
+        titles = {column.title: column.value for column in TABLE} | {"epoch": "best_epoch"}
+        column = titles.get(text)
         hint = f'; did you mean "{column}"?' if column else nearest_key(text, valid)
         raise UsageError(f'--sort: expected one of {", ".join(valid)}, got "{text}"{hint}')
     return whole[0]
@@ -75,26 +89,18 @@ def _order(value: Any) -> tuple[int, float, str]:
 def _say_table(records: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
     """Print a table. A narrow terminal shows the first keys only."""
     keys = [key for key in keys if not key.endswith("sha256")]  # the name of a run says which text or file it has
-    first, last_titles = list(TITLES.values())[:2], list(TITLES.values())[2:]
-    header = [*first, *(key.rpartition(".")[2] for key in keys), *last_titles, ""]
-    rows = [
-        [
-            record["number"],
-            record["name"],
-            *(_shown(record["differs"].get(key)) for key in keys),
-            terminal.perplexity(record["val_ppl"]),
-            "-" if record["best_epoch"] is None else f"{record['best_epoch'] + 1} of {record['epochs_done']}",
-            terminal.perplexity(record["test_ppl"]),
-            terminal.duration(record["wall_seconds"]),
-            "" if record["state"] == "done" else record["state"],
-        ]
-        for record in records
-    ]
-    last = len(header) - 1
-    numeric = [place for place in range(2, last - 4) if all(row[place][:1] in "-0123456789" for row in rows)]
-    right = [0, *numeric, *range(last - 4, last)]
-    spare = range(last - 5, 1, -1)
-    terminal.say_table(terminal.table(header, rows, right=right, colors={last: terminal.STATE_COLORS}, spare=spare))
+    columns = []
+    for place, key in enumerate(keys, start=1):
+        values = [_shown(record["differs"].get(key)) for record in records]
+        right = all(text[:1] in "-0123456789" for text in values)
+        title = key.rpartition(".")[2]
+        value = functools.partial(_differing, key)
+        columns.append(Column(title, value, _shown, right=right, spare=place))
+    show([*TABLE[:2], *columns, *TABLE[2:]], records)
+
+
+def _differing(key: str, record: Mapping[str, Any]) -> Any:
+    return record["differs"].get(key)
 
 
 def _shown(value: Any) -> str:

@@ -10,11 +10,12 @@ from typing import Any
 
 from jobs.cli.arguments import CleanArguments, ListArguments
 from jobs.cli.naming import chosen_runs
-from jobs.cli.view import COLUMNS, STATES, STATUS, RunView
+from jobs.cli.tables import Column, show
+from jobs.cli.view import STATES, STATUS, RunView
 from jobs.study.clean import KINDS, Found, Leftover, delete_leftovers, find_leftovers, require_no_launcher
 from jobs.study.folder import find_study, is_behaviour_study, study_name
 from jobs.study.studies import StudySummary, list_studies
-from jobs.terminal import confirm, memory, perplexity, say, say_table, table, tell
+from jobs.terminal import confirm, memory, perplexity, say, tell
 from seqlm.errors import UsageError, printable
 
 KEPT_LINES = 10
@@ -24,12 +25,7 @@ KEPT_LINES = 10
 def show_studies(arguments: ListArguments) -> tuple[dict[str, Any], int]:
     """Show the studies."""
     studies = list_studies(arguments.runs_dir, with_sizes=not arguments.no_sizes)
-    now = time.time()
-    rows = [
-        [one.name, state_text(one), age(one.changed_at, now), perplexity(one.best_val_ppl), memory(one.size_bytes)]
-        for one in studies
-    ]
-    say_table(table(["study", "state", "changed", "best val ppl", "size"], rows, right=(3, 4)))
+    show(COLUMNS, studies)
     if not studies:
         say(f"no study in {arguments.runs_dir}; `run` starts one")
     return {"runs_dir": str(arguments.runs_dir), "studies": [_record(study) for study in studies]}, 0
@@ -55,6 +51,15 @@ def age(changed_at: float | None, now: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds // length:.0f} {unit}s ago"
     return "just now" if seconds < 60 else "1 minute ago"
+
+
+COLUMNS = (
+    Column("study", "name"),
+    Column("state", state_text),
+    Column("changed", lambda one: age(one.changed_at, time.time())),
+    Column("best val ppl", "best_val_ppl", perplexity, right=True),
+    Column("size", "size_bytes", memory, right=True),
+)
 
 
 def _record(study: StudySummary) -> dict[str, Any]:
@@ -114,21 +119,28 @@ def _runs_to_delete(arguments: CleanArguments, study_dir: Path) -> list[str] | N
         if run.config is None:  # it may be done, and only look like a failed one
             tell(f"{run.name} stays: {run.observation.reason}")
     if runs:
-        say_table(table(STATUS, [[COLUMNS[title](RunView.of(run)) for title in STATUS] for run in runs], right=(3, 4)))
+        show(STATUS, [RunView.of(run) for run in runs])
     return [run.run.id for run in runs]
 
 
 def _show(study_dir: Path, found: Found) -> None:
     by_kind = {kind: [item.size_bytes for item in found.leftovers if item.kind == kind] for kind in KINDS}
-    rows = [[kind, str(len(sizes)), memory(sum(sizes)), KINDS[kind]] for kind, sizes in by_kind.items() if sizes]
-    if rows:
-        say_table(table(["kind", "number", "size", ""], rows, right=(1, 2)))
+    if found.leftovers:
+        show(KIND_COLUMNS, [(kind, sizes) for kind, sizes in by_kind.items() if sizes])
     else:
         say(f"nothing to delete in {printable(study_name(study_dir))}")
     for line in found.kept[:KEPT_LINES]:
         tell(line)
     if len(found.kept) > KEPT_LINES:
         tell(f"{len(found.kept) - KEPT_LINES} more stay; --json lists them")
+
+
+KIND_COLUMNS = (
+    Column("kind", lambda one: one[0]),
+    Column("number", lambda one: len(one[1]), right=True),
+    Column("size", lambda one: sum(one[1]), memory, right=True),
+    Column("", lambda one: KINDS[one[0]]),
+)
 
 
 def _what(items: Sequence[Leftover]) -> str:

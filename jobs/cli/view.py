@@ -8,12 +8,13 @@ import math
 import socket
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jobs import terminal
+from jobs.cli.tables import STATE, Column, show
 from jobs.study.budget import KeptBudget
 from jobs.study.folder import ObservedRun
 from jobs.study.origin import NOTES
@@ -194,7 +195,9 @@ def view_of(observed: ObservedRun, *, is_over: bool = False) -> RunView:
         phase=progress.get("phase"),
         train_ppl=_number(progress.get("train_ppl")) or _number(last.get("train_ppl")),
         val_ppl=_number(last.get("val_ppl")),
-        tokens_per_second=rate or _number(last.get("train_tokens_per_second")),
+        tokens_per_second=(rate or _number(last.get("train_tokens_per_second")))
+        if observed.observation.state == "running"
+        else None,
         expected_tokens_per_second=expected,
         host=str(worker["host"]) if worker.get("host") else None,
         device=" ".join(str(part) for part in (gpu, worker.get("device")) if part) or None,
@@ -252,52 +255,52 @@ def expected_seconds_per_epoch(runs: Sequence[RunView]) -> list[float | None]:
 
 # -- tables --------------------------------------------------------------------------------------------------------
 
-COLUMNS: dict[str, Callable[[RunView], str]] = {
-    "run": lambda run: run.name,
-    "id": lambda run: run.id,
-    "state": lambda run: run.state,
-    "epochs": lambda run: f"{run.epochs_done}/{run.epochs}" if run.epochs else "-",
-    "train ppl": lambda run: terminal.perplexity(run.train_ppl),
-    "val ppl": lambda run: terminal.perplexity(run.val_ppl),
-    "best val ppl": lambda run: terminal.perplexity(run.best_val_ppl),
-    "tok/s": lambda run: terminal.short_number(run.tokens_per_second),
-    "ETA": lambda run: terminal.duration(run.seconds_left) if run.state == "running" else "",
-    "device": lambda run: run.device or "",
-    "reason": lambda run: run.reason or "",
-}
-"""Columns of ``status`` and of the live table: title -> text of a run's cell."""
-STATUS = ("run", "id", "state", "epochs", "best val ppl", "reason")
-"""Columns of ``status``. While a run trains, speed and time left come before the last one."""
+
+def _epochs(run: RunView) -> str:
+    return f"{run.epochs_done}/{run.epochs}" if run.epochs else "-"
+
+
+def _seconds_left(run: RunView) -> float | None:
+    return run.seconds_left if run.state == "running" else None
+
+
+TRAIN_PPL = Column("train ppl", "train_ppl", terminal.perplexity, right=True, spare=3)
+VAL_PPL = Column("val ppl", "val_ppl", terminal.perplexity, right=True, spare=1)
+NUMBERS = (
+    Column("best val ppl", "best_val_ppl", terminal.perplexity, right=True),
+    Column("tok/s", "tokens_per_second", terminal.short_number, right=True, optional=True),
+    Column("ETA", _seconds_left, terminal.duration, right=True, optional=True),
+)
+"""Columns of ``status`` and of the live table."""
+STATUS = (
+    Column("run", "name"),
+    Column("id", spare=1),
+    STATE,
+    Column("epochs", _epochs, right=True),
+    *NUMBERS,
+    Column("reason"),
+)
+"""The columns of ``status``."""
+ESTIMATES = ("tokens_per_second", "seconds_left")
+"""What ``status --json`` has of a run besides what its folder says."""
 
 
 def say_status(runs: Sequence[ObservedRun], study_dir: Path) -> dict[str, Any]:
     """Print the table of ``status``, and what is spent of the study's budget. Return the data of ``--json``."""
     views = [RunView.of(run) for run in runs]
-    columns, right = [*STATUS], [3, 4]
     if any(view.state == "running" for view in views):
         views = compared([view_of(run) for run in runs], {}, socket.gethostname())
-        columns[-1:-1], right = ["tok/s", "ETA"], [3, 4, 5, 6]
-    rows = [[COLUMNS[title](view) for title in columns] for view in views]
-    terminal.say_table(terminal.table(columns, rows, right=right, colors={2: terminal.STATE_COLORS}, spare=(1,)))
-    study = StudyView(name=study_dir.name, runs=tuple(views))
-    if study.seconds_left is not None:
-        terminal.say(f"about {terminal.duration(study.seconds_left)} left")
-    if study.slow_line is not None:
-        terminal.say(study.slow_line)
-    budget = KeptBudget(study_dir)
-    if (line := budget.line()) is not None:
-        terminal.say(line)
-    differs = what_differs(runs)
+    show(STATUS, views)
+    study, budget = StudyView(name=study_dir.name, runs=tuple(views)), KeptBudget(study_dir)
+    left = study.seconds_left
+    for line in (None if left is None else f"about {terminal.duration(left)} left", study.slow_line, budget.line()):
+        if line is not None:
+            terminal.say(line)
     records = [
-        {
-            **run.to_dict(),
-            "tokens_per_second": view.tokens_per_second if view.state == "running" else None,
-            "seconds_left": view.seconds_left,
-            "differs": values,
-        }
-        for run, view, values in zip(runs, views, differs, strict=True)
+        {**run.to_dict(), **{key: getattr(view, key) for key in ESTIMATES}, "differs": differs}
+        for run, view, differs in zip(runs, views, what_differs(runs), strict=True)
     ]
-    return {"study": study.name, "runs": records, "seconds_left": study.seconds_left, "budget": budget.to_dict()}
+    return {"study": study.name, "runs": records, "seconds_left": left, "budget": budget.to_dict()}
 
 
 def what_differs(runs: Sequence[ObservedRun]) -> list[dict[str, Any]]:
@@ -322,7 +325,7 @@ def changes(before: StudyView | None, after: StudyView) -> Iterable[str]:
         name = run.name.ljust(width)
         best = f"best val ppl {terminal.perplexity(run.best_val_ppl)}"
         if run.epochs_done > (was.epochs_done if was else 0):
-            ppl = "  ".join(f"{title} {COLUMNS[title](run)}" for title in ("train ppl", "val ppl"))
+            ppl = "  ".join(f"{column.title} {column.text(column.of(run))}" for column in (TRAIN_PPL, VAL_PPL))
             yield f"{name}  epoch {run.epochs_done}/{run.epochs}  {ppl}  {best}"
         if was is None or run.state != was.state:
             yield "  ".join(

@@ -6,7 +6,7 @@ import pytest
 
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.plan.record import kept_search, record_of, write_record
-from jobs.search import search_line
+from jobs.plan.search import search_line
 from seqlm.errors import ManifestError
 from seqlm.search import Search
 
