@@ -261,7 +261,7 @@ def _(scene: Scene) -> str:
 
 @provokes("A run is slow")
 def _(scene: Scene) -> str:
-    run = RunView(name="gru-adam", id="", state="running", arch="gru", optimizer="adam", epochs=1)
+    run = RunView(name="gru-adam", id="", state="running", arch="gru", epochs=1)
     slow = replace(run, tokens_per_second=600.0, expected_tokens_per_second=40_000.0)
     return str(StudyView(name="first", runs=(slow,)).slow_line)
 

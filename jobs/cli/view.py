@@ -45,7 +45,6 @@ class RunView:
     reason: str | None = None
     """Why the run waits, has failed, or was stopped."""
     arch: str
-    optimizer: str
     epochs: int
     """Epochs in all; 0 if ``config.json`` is damaged, and for a behaviour job."""
     epochs_done: int = 0
@@ -86,7 +85,6 @@ class RunView:
             state=seen.state,
             reason="; ".join(filter(None, (seen.reason, NOTES.get(observed.origin)))) or None,
             arch=config.model.kind if config else "?",
-            optimizer=config.optim.optimizer if config else "?",
             epochs=observed.epochs_total or 0,
             epochs_done=observed.epochs_done,
             best_val_ppl=seen.best_val_ppl,

@@ -143,7 +143,7 @@ def test_a_log_that_grows_is_followed_by_whole_lines(run: RunDirectory, capsys: 
 
 
 def test_a_study_that_is_watched_in_lines_passes_on_no_escapes() -> None:
-    about: dict[str, Any] = {"name": f"rnn{HOSTILE}", "id": "rnn", "arch": "rnn", "optimizer": "sgd", "epochs": 2}
+    about: dict[str, Any] = {"name": f"rnn{HOSTILE}", "id": "rnn", "arch": "rnn", "epochs": 2}
     views = [
         StudyView(name="small", runs=(RunView(state="running", **about),)),
         StudyView(name="small", runs=(RunView(state="failed", reason=HOSTILE, is_over=True, **about),)),

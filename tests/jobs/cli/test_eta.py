@@ -6,9 +6,7 @@ from jobs.cli.view import RunView, StudyView, expected_seconds_per_epoch
 
 
 def pace(arch: str, shape: str, seconds: float | None = None) -> RunView:
-    return RunView(
-        name="", id="", state="running", arch=arch, optimizer="", epochs=1, shape=shape, seconds_per_epoch=seconds
-    )
+    return RunView(name="", id="", state="running", arch=arch, epochs=1, shape=shape, seconds_per_epoch=seconds)
 
 
 def study_seconds_left(running: list[float | None], waiting: list[float | None]) -> float | None:

@@ -23,7 +23,7 @@ from tests.training.studies import make_config, make_run
 
 
 def run(name: str, state: State = "queued", **changes: Any) -> RunView:
-    given = {"arch": "rnn", "optimizer": "adam", "epochs": 40, **changes}
+    given = {"arch": "rnn", "epochs": 40, **changes}
     return RunView(name=name, id=name, state=state, **given)
 
 
@@ -42,8 +42,8 @@ RUNNING = run(
     seconds_left=720.0,
 )
 FAILED = run("rnn-adam", "failed", epochs_done=1, best_val_ppl=150.0, reason="diverged: the loss\nof a step is nan")
-QUEUED = run("rnn-sgd", optimizer="sgd", reason="needs 2 cores, 1 free", queue_place=1)
-NEXT = run("rnn-sgd-2", optimizer="sgd", reason="gru-adam is to start first", queue_place=0)
+QUEUED = run("rnn-sgd", reason="needs 2 cores, 1 free", queue_place=1)
+NEXT = run("rnn-sgd-2", reason="gru-adam is to start first", queue_place=0)
 DONE = run("rnn-3", "done", epochs_done=40, train_ppl=90.0, val_ppl=101.5, best_val_ppl=100.25)
 
 
@@ -144,7 +144,7 @@ def test_the_time_left_is_told_only_where_it_is_known() -> None:
 
 
 def test_a_damaged_run_and_an_empty_study_are_shown() -> None:
-    damaged = run("broken", "failed", arch="?", optimizer="?", epochs=0, reason="config.json is damaged")
+    damaged = run("broken", "failed", arch="?", epochs=0, reason="config.json is damaged")
     assert line_of(shown(study(damaged), 80), "broken").endswith("config.json is damaged")
     assert shown(study(), 80)
 
