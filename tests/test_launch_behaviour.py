@@ -210,6 +210,17 @@ def test_a_study_without_a_finished_run_has_nothing_to_compute(study: Study) -> 
     assert "no run is done, so there is no behaviour to compute" in err
 
 
+@pytest.mark.slow
+def test_a_report_without_the_runs_that_the_manifest_asks_for_names_them(study: Study) -> None:
+    study.runs["gru"].result_file.unlink()
+    wanted = study.runs["gru"].read_config().fingerprint()
+    record = {"planned": [{"number": 3, "name": "gru", "fingerprint": wanted}], "behaviour": [wanted]}
+    write_json(study.path / "study.json", {"version": 2, "study": "small", **record})
+    code, _, err = study("report", "small")
+    assert code == 0
+    assert "none of the runs in [report] behaviour (gru) is done" in err
+
+
 @pytest.mark.process
 def test_ctrl_c_stops_the_workers_and_cancel_stops_one_of_them(study: Study) -> None:
     study.order(wait=True)

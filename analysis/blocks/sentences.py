@@ -50,6 +50,7 @@ def _environment() -> Environment:
     )
     found.filters |= {
         "ppl": units.rounded,
+        "exact": units.perplexity,
         "time": units.duration,
         "hours": units.hours,
         "nats": units.decimals(".3f"),

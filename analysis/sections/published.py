@@ -10,18 +10,17 @@ from typing import Any
 import pandas as pd
 
 from analysis.blocks.section import Block, Prose, Section
+from analysis.blocks.sentences import sentences
 from analysis.blocks.table import RUN_COLUMNS, Column, Table, number
-from analysis.blocks.texts import first_few
+from analysis.blocks.texts import first_few, median
 from analysis.plots.published import DRAWN_FROM, published_chart
 from analysis.study import units
 from analysis.study.settings import in_report_order
 from analysis.study.study import Study
 from analysis.study.values import rows_of
 
-WITHIN, BELOW, ABOVE = "within the replications' spread", "below it", "above it"
-NO_REPLICATIONS = "no replications published"
-IN_TABLE = {WITHIN: "within", BELOW: "below", ABOVE: "above", NO_REPLICATIONS: "no replications"}
-"""The verdicts where there is little room."""
+WITHIN, BELOW, ABOVE, NO_REPLICATIONS = "within", "below", "above", "no replications"
+"""Where a perplexity is by the replications' spread."""
 
 MOST_VARIANTS = 3
 """The caption names at most this many variants, and counts the others."""
@@ -35,7 +34,7 @@ def published_section(study: Study) -> Section:
     if published.any():
         compared = _compared(runs[published])
         drawn = compared[compared["difference_nats"].map(units.is_number)]
-        blocks = [Prose(text=_summary(compared)), published_table(compared)]
+        blocks = [*(Prose(text=text) for text in _summary(compared)), published_table(compared)]
         blocks += [published_chart(drawn)] if len(drawn) >= DRAWN_FROM else []
     return Section(name="published", title="Published against reproduced", short="Published", blocks=blocks)
 
@@ -74,34 +73,21 @@ def _verdict(run: Any) -> str:
     return BELOW if run.val_ppl < low else ABOVE if run.val_ppl > high else WITHIN
 
 
-def _summary(compared: pd.DataFrame) -> str:
+def _summary(compared: pd.DataFrame) -> list[str]:
     done = compared[compared["val_ppl"].map(units.is_number)]
-    of = "none of them has" if done.empty else f"{len(done)} of them {'has' if len(done) == 1 else 'have'}"
-    has = "has" if len(compared) == 1 else "have"
-    runs = units.count(len(compared), "run")
-    text = f"{runs} of this study {has} published numbers; {of} a result after as many epochs."
-    if done.empty:
-        return text
     verdicts = Counter(done["verdict"])
-    judged = len(done) - verdicts[NO_REPLICATIONS]
-    if judged:
-        text += (
-            f" Where there are independent replications ({units.count(judged, 'run')}), the validation perplexity "
-            f"is within their spread in {verdicts[WITHIN]}, below it in {verdicts[BELOW]} and above it in "
-            f"{verdicts[ABOVE]}."
-        )
-    else:
-        text += " No replications have been published for them."
-    measured = done[done["difference_percent"].notna()]
-    if len(measured):
-        median = measured["difference_percent"].abs().median()
-        most = max(rows_of(measured), key=lambda run: abs(run.difference_percent))
-        text += (
-            f" The median absolute difference in validation perplexity from the published is {median:.1f} % over "
-            f"{units.count(len(measured), 'run')}; the largest is {most.difference_percent:+.1f} % "
-            f"({most.number} {most.name})."
-        )
-    return text
+    measured = list(rows_of(done[done["difference_percent"].notna()]))
+    sizes = [abs(run.difference_percent) for run in measured]
+    return sentences(
+        "published",
+        compared=len(compared),
+        done=len(done),
+        judged=len(done) - verdicts[NO_REPLICATIONS],
+        **{name: verdicts[name] for name in (WITHIN, BELOW, ABOVE)},
+        measured=len(measured),
+        median=median(sizes),
+        most=max(measured, key=lambda run: abs(run.difference_percent), default=None),
+    )
 
 
 def published_table(compared: pd.DataFrame) -> Table:
@@ -128,7 +114,7 @@ def published_table(compared: pd.DataFrame) -> Table:
             number("difference", "Diff.", _signed(",.2f")),
             number("difference_percent", "%", _signed(",.1f")),
             number("difference_nats", "nats", _signed(".3f")),
-            Column("verdict", "Verdict", lambda verdict: IN_TABLE.get(verdict, verdict)),
+            Column("verdict", "Verdict"),
             number("replications", "Replications", units.text, _replications),
         ],
         records=compared,

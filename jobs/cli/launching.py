@@ -28,7 +28,7 @@ from jobs.cli.planning import open_manifest, plan
 from jobs.cli.request import attend, carry_out, choose, choose_again
 from jobs.cli.tables import STATE, Column, show
 from jobs.cli.view import say_status
-from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch
+from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch, named_runs
 from jobs.launch.changes import edited_models
 from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import find_data
@@ -232,7 +232,9 @@ def compute_missing_behaviour(study_dir: Path, *, asked: bool) -> list[dict[str,
         terminal.tell(f"behaviour is left as it is: {'; '.join(str(error).splitlines())}")
         return []
     if not outcomes:
-        terminal.tell("no run is done, so there is no behaviour to compute")
+        names = ", ".join(dict.fromkeys(named_runs(study_dir).values()))
+        what = f"none of the runs in [report] behaviour ({names})" if names else "no run"
+        terminal.tell(f"{what} is done, so there is no behaviour to compute")
     for found in outcomes:
         if found["state"] in (*FAILURES, "kept"):
             terminal.tell(behaviour_line(found))

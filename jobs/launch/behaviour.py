@@ -165,6 +165,18 @@ class BehaviourJob:
         return {"judge": self.judge_id, "settings": dict(given)}
 
 
+def named_runs(study_dir: Path) -> dict[str, str]:
+    """Return the name of each run that ``[report] behaviour`` of the manifest lists, by its fingerprint.
+
+    Raises:
+        FileError: ``study.json`` is damaged.
+    """
+    record = read_json(study_record_file(study_dir)) or {}
+    listed, planned = (found if isinstance(found := record.get(key), list) else [] for key in ("behaviour", "planned"))
+    names = {plan.get("fingerprint"): str(plan.get("name")) for plan in planned if isinstance(plan, dict)}
+    return {text: names.get(text, text) for text in listed if isinstance(text, str)}
+
+
 def find_jobs(study_dir: Path, *, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[BehaviourJob]:
     """Return the behaviour jobs of a study, whether or not they have run. Reads checkpoints, writes nothing.
 
@@ -172,9 +184,7 @@ def find_jobs(study_dir: Path, *, only: Sequence[str] = (), exclude: Sequence[st
         UsageError: a filter is wrong, or no run passes.
         FileError: ``study.json`` is damaged, or a checkpoint cannot be read.
     """
-    runs = observe_study(study_dir)
-    listed = (read_json(study_record_file(study_dir)) or {}).get("behaviour")
-    listed = [text for text in listed if isinstance(text, str)] if isinstance(listed, list) else []
+    runs, listed = observe_study(study_dir), named_runs(study_dir)
     checksum = functools.cache(file_sha256)  # a judge of several runs is read once
     jobs = []
     for run in choose(runs, listed=listed, only=only, exclude=exclude):
