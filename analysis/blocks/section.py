@@ -120,7 +120,9 @@ class Folded:
 
     kind: ClassVar[str] = "folded"
 
-    blocks: list[Table | Chart]
+    blocks: list[Block]
+    title: str = ""
+    """Empty: the titles of the tables and figures in it."""
 
 
 Block: TypeAlias = Prose | Note | Points | Subheading | Table | Chart | OpenRuns | Samples | Folded
@@ -159,7 +161,7 @@ def with_details_folded(section: Section, shown: Container[str]) -> Section:
         section.blocks, key=lambda block: isinstance(block, Table | Chart) and block.name not in shown
     ):
         found = list(group)
-        blocks += [Folded(blocks=[b for b in found if isinstance(b, Table | Chart)])] if folded else found
+        blocks += [Folded(blocks=found)] if folded else found
     return replace(section, blocks=blocks)
 
 
