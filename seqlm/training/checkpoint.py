@@ -8,9 +8,10 @@ are checked here, so that a flipped bit does not go unnoticed.
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,6 +23,8 @@ from seqlm.models.state import State
 from seqlm.reading import LARGEST_HASHED, open_regular
 
 FORMAT = "seqlm checkpoint 2"
+
+Part = TypeVar("Part", "Checkpoint", "Position")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +49,6 @@ class Position:
     """Number of ranks that wrote it; 0 where that is not known."""
     device: str = ""
     """Type of their devices, whose generators these are: cpu or cuda."""
-    threads: int = 0
-    """Threads of each rank: sums on a CPU are rounded in an order that follows from them."""
-    micro_batches: int = 0
-    """Parts of each rank's columns in a step."""
-    hardware: str = ""
-    """Model of the GPU or processor of the first rank."""
-    multiprocessors: int = 0
-    """Those of the first rank's GPU: dropout masks follow from them. 0: a CPU, or unknown."""
-    torch: str = ""
-    """Version of PyTorch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +118,8 @@ def load_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DamagedError(f'{path} is not a seqlm checkpoint of the format "{FORMAT}"; {advice}')
     try:
-        parts = {field.name: content[field.name] for field in fields(Checkpoint)}
-        checkpoint = Checkpoint(**{**parts, "position": Position(**parts["position"])})
+        position = _part(Position, content["position"])
+        checkpoint = _part(Checkpoint, {**content, "position": position})
     except (TypeError, KeyError):
         raise DamagedError(f"{path} lacks parts of a seqlm checkpoint; {advice}") from None
     if checkpoint.fingerprint != fingerprint:
@@ -135,6 +128,11 @@ def load_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
             f"{fingerprint[:8]}); {advice}"
         )
     return checkpoint
+
+
+def _part(kind: type[Part], content: Mapping[str, Any]) -> Part:
+    """Return a part of a checkpoint. What earlier versions have written as well is left out."""
+    return kind(**{field.name: content[field.name] for field in fields(kind)})
 
 
 def _is_whole(path: Path) -> bool:

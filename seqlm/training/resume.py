@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from seqlm.config import RunConfig
 from seqlm.data.layout import own_columns
 from seqlm.errors import CheckpointError, FileError, SeqlmError
 from seqlm.models.state import State, join_states, map_state, rebuilt, tensors_of
-from seqlm.rounding import differences
 from seqlm.training.checkpoint import Checkpoint, Position
 from seqlm.training.checkpoint_files import CheckpointFiles
 from seqlm.training.distributed import Rank
@@ -79,35 +78,6 @@ def restore_within_epoch(position: Position, rank: Rank, config: RunConfig, batc
         state = map_state(lambda tensor: tensor.narrow(batch_axis, own.start, len(own)), whole)
         torch.manual_seed(mask_seed(config.seed, position.epoch, rank.index) ^ position.step)
     return map_state(lambda tensor: tensor.to(rank.device).contiguous(), state)
-
-
-def circumstances(rank: Rank, micro_batches: int) -> dict[str, Any]:
-    """Return the fields of a :class:`Position` that say what affects rounding in this process."""
-    return {
-        "ranks": rank.world_size,
-        "device": rank.device.type,
-        "threads": torch.get_num_threads(),
-        "micro_batches": micro_batches,
-        "hardware": rank.device_name,
-        "multiprocessors": rank.multiprocessors,
-        "torch": str(torch.__version__),
-    }
-
-
-def changes(position: Position, now: Mapping[str, Any]) -> str:
-    """Return a line on what differs from the process that wrote a checkpoint and affects its numbers. Empty: nothing.
-
-    Masks stay if only the threads or the processor differ: another version of PyTorch may draw other numbers.
-    """
-    found = differences(_as_record(vars(position)), _as_record(now))
-    keeps_masks = {"threads", "device"} if position.device == now["device"] == "cpu" else {"threads"}
-    equal = f"up to rounding{'' if found.keys() <= keeps_masks else ' and dropout masks'}"
-    return f"now {', '.join(found.values())}: the result is equal to that of a quiet run {equal}" if found else ""
-
-
-def _as_record(circumstances: Mapping[str, Any]) -> dict[str, Any]:
-    """Return circumstances as ``worker.json`` has them."""
-    return {**circumstances, "device": circumstances["hardware"], "gpus": int(circumstances["device"] != "cpu")}
 
 
 def mask_seed(seed: int, epoch: int, rank: int) -> int:

@@ -96,8 +96,6 @@ def _resume(trainer: Trainer, run: RunDirectory, files: CheckpointFiles, progres
     position = checkpoint.position
     steps = f" and {position.step} of {trainer.steps} steps" if position.step else ""
     progress.say(f"resumed after {position.epoch} of {trainer.config.train.epochs} epochs{steps}")
-    if differences := resume.changes(position, trainer.circumstances):
-        progress.say(differences)
 
 
 def _finish(

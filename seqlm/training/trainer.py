@@ -124,7 +124,6 @@ class Trainer:
             micro_batches=micro_batches,
         )
         self.window_loss: WindowLoss = Captured(self.model.loss) if capture else self.model.loss
-        self.circumstances = resume.circumstances(rank, micro_batches)
         self.history: list[dict[str, Any]] = []
         self._begin_epoch(0)
 
@@ -230,7 +229,6 @@ class Trainer:
         """Return where the training stands, between two steps. Every rank gives its part."""
         within = self.step > 0
         return Position(
-            **self.circumstances,
             epoch=self.epoch,
             step=self.step,
             loss_nats=self.total.loss_nats,
@@ -238,6 +236,8 @@ class Trainer:
             seconds=self.seconds,
             states=resume.gather_states(self.state, self.rank) if within else [],
             generators=self.rank.gather(resume.generator_state(self.rank.device)) if within else [],
+            ranks=self.rank.world_size,
+            device=self.rank.device.type,
         )
 
     def checkpoint(self, position: Position, copy: Callable[[Any], Any] = lambda tree: tree) -> Checkpoint:

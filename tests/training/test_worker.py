@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -244,3 +245,12 @@ def test_a_folder_without_a_configuration_is_no_run(tmp_path: Path, capsys: pyte
     assert worker.main([str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "config.json is missing" in line
+
+
+def test_a_gpu_is_recorded_with_its_multiprocessors(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's generator gives its numbers to places in a tensor by them: a MIG instance has a part of the card's."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=14))
+    for rank, expected in ((Rank(device=torch.device("cuda")), 14), (Rank(), 0)):
+        with attempt.recorded(run, rank, 1):
+            assert record_of(run)["multiprocessors"] == expected
