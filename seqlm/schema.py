@@ -16,7 +16,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeAlias, TypeVar
 
@@ -163,6 +163,9 @@ def _is_finite(value: float) -> bool:
 # -- fields and tables -----------------------------------------------------------------------------------------------
 
 
+_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?", re.IGNORECASE)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Field:
     """What the annotation of a field says."""
@@ -185,17 +188,9 @@ class Field:
         """Return a line for each problem with a value."""
         if self.test(value):
             return self.check(key, value) if self.check and value is not None else ()
-        quoted = isinstance(value, str) and self.kind in (int, float) and _is_number(value)
+        quoted = isinstance(value, str) and self.kind in (int, float) and _NUMBER.fullmatch(value)
         hint = "; remove the quotes" if quoted else nearest(str(value), self.choices)
         return [f"{key}: expected {self.words}, got {show(value)}{hint}"]
-
-
-def _is_number(text: str) -> bool:
-    with_digit = any(map(str.isdigit, text))
-    try:
-        return with_digit and math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def fields_of(kind: type) -> Mapping[str, Field]:
@@ -355,19 +350,15 @@ def read(
 # -- messages --------------------------------------------------------------------------------------------------------
 
 
-def unknown_key(key: str, valid: Iterable[str], listed: Sequence[str] = (), hint: str = "") -> str:
-    """Return the line for an unknown dotted key.
+def unknown_key(key: str, valid: Iterable[str], hint: str = "") -> str:
+    """Return the line for an unknown dotted key, with the nearest of ``valid`` and the keys of its own section.
 
-    Args:
-        key: the key in full.
-        valid: keys in full, of which the nearest is named.
-        listed: the valid keys to list if the key is in no section. Empty: the sections of ``valid``.
-        hint: what the key is meant for. Empty: the nearest valid key.
+    ``hint`` says what the key is meant for, in place of the nearest one.
     """
     valid = list(valid)
     section = key.rpartition(".")[0]
     siblings = sorted({name.rpartition(".")[2] for name in valid if section and name.rpartition(".")[0] == section})
-    options = siblings or listed or dict.fromkeys(name.partition(".")[0] for name in valid)
+    options = siblings or dict.fromkeys(name.partition(".")[0] for name in valid)
     where = f"valid in {section}" if siblings else "valid"
     return f'unknown key "{key}"{hint or nearest_key(key, valid)} ({where}: {", ".join(options)})'
 

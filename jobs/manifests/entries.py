@@ -116,7 +116,7 @@ class ManifestFile:
         for key in raw:
             if key not in TOP_KEYS:
                 valid = [*TOP_KEYS, *(f"defaults.{one}" for one in (*SECTIONS, *CONFIG_KEYS))]
-                self.problems.add(self.name, unknown_key(key, valid, TOP_KEYS))
+                self.problems.add(self.name, unknown_key(key, valid))
         self.study = self._table(raw, StudyTable)
         self.defaults = self._flatten(raw.get("defaults", {}), CONFIG_KEYS, f"{self.name}: defaults")
         """Dotted key -> value; likewise ``resources``."""
@@ -270,7 +270,7 @@ class ManifestFile:
                 "published": "; published results belong in a [[run]]",
                 "resources": "; resources belong in [resources] or in an entry",
             }.get(section, hint)
-        self.problems.add(where, unknown_key(key, (*sections, *valid), hint=hint))
+        self.problems.add(where, unknown_key(key, (*sections, *valid), hint))
 
     def _override(self, text: str) -> None:
         """Read the text of a ``--set``."""

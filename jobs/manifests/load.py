@@ -324,15 +324,9 @@ def _check_distinct(resolved: Iterable[_Resolved], file: ManifestFile) -> None:
     firsts: dict[str, _Resolved] = {}
     reported: set[tuple[bool, str, str]] = set()
 
-    def describe(run: _Resolved, other: _Resolved) -> str:
-        """Return the entry of a run and its name in the manifest, before ``--set``; its values if both are the same."""
-        (label, values), (same, _) = map(facts, (run, other))
-        return f"{label}: {values})" if label == same and values else f"{label})"
-
-    def facts(run: _Resolved) -> tuple[str, str]:
-        entry, own, _ = run
-        values = (f"{key} = {show(own[key])}" for key in (*entry.lists, *(["seed"] if entry.seeds else [])))
-        return f'{entry.position} ("{run_name(entry, _merge(file, own))}"', ", ".join(values)
+    def describe(run: _Resolved) -> str:
+        """Return the entry of a run and its name in the manifest, before ``--set``."""
+        return f'{run[0].position} ("{run_name(run[0], _merge(file, run[1]))}")'
 
     for run in resolved:
         entry, own, spec = run
@@ -347,10 +341,11 @@ def _check_distinct(resolved: Iterable[_Resolved], file: ManifestFile) -> None:
             what = f'{first[0].position} and {entry.position} both make a run called "{spec.name}"'
             what += "; give them different names" if entry.name else "; add a name to either"
         elif epochs != others:
-            what = f"{describe(run, first)} and {describe(first, run)} differ in train.epochs alone ({epochs} and "
+            what = f"{describe(run)} and {describe(first)} differ in train.epochs alone ({epochs} and "
             what += f"{others}), which makes them one run; keep the one with more epochs: its metrics hold the others"
         else:
-            what = f"{describe(run, first)} is the same configuration as {describe(first, run)}"
+            what = f"{describe(run)} is the same configuration as {describe(first)}"
+            what += "; one of its lists has a value twice" if describe(run) == describe(first) else ""
             options = [file.options[key] for key in file.setting if own.get(key) != first[1].get(key)]
             what += f"; they differ only in what {' '.join(options)} sets" if options else ""
         file.problems.add(file.name, what)

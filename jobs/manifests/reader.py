@@ -80,7 +80,7 @@ def read_manifest_file(path: Path) -> dict[str, Any]:
         ManifestError: with one line; no such file, no TOML file, not UTF-8.
     """
     if path.suffix.lower() != ".toml" and exists(path) and not is_folder(path):
-        raise _refusal(f'{path}: expected a manifest in TOML (suffix .toml), got "{path.suffix}"')
+        raise ManifestError([one_line(f'{path}: expected a manifest in TOML (suffix .toml), got "{path.suffix}"')])
     return read_toml_file(path)
 
 
@@ -90,39 +90,35 @@ def read_toml_file(path: Path) -> dict[str, Any]:
     Raises:
         ManifestError: with one line.
     """
+    place = str(path)
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
-            raise _refusal(f"{path}: too large, expected at most {MAX_BYTES // 2**20} MiB")
+            raise ValueError(f"too large, expected at most {MAX_BYTES // 2**20} MiB")
         text = raw.decode("utf-8-sig")
+        place = path.name
+        data = _read_toml(text)
+        check_plain(data)
     except FileNotFoundError:
         # Hint at the manifest in the same folder whose name, without its suffix, is closest.
         there = listed(path.parent)
         by_stem = {one.stem: one for one in there if one.suffix.lower() == ".toml" and is_file(one)}
         stems = difflib.get_close_matches(path.stem, by_stem, n=1, cutoff=0.5)
-        hint = f'; did you mean "{by_stem[stems[0]]}"?' if stems else ""
-        raise _refusal(f"{path}: no such file{hint}") from None
+        what = "no such file" + (f'; did you mean "{by_stem[stems[0]]}"?' if stems else "")
     except IsADirectoryError:
-        raise _refusal(f"{path}: expected a manifest (.toml), got a folder") from None
+        what = "expected a manifest (.toml), got a folder"
     except OSError as error:
-        raise _refusal(f"{path}: cannot be read: {error.strerror or error}") from None
+        what = f"cannot be read: {error.strerror or error}"
     except UnicodeDecodeError as error:
-        raise _refusal(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except ValueError as error:  # a NUL in the path
-        raise _refusal(f"{path}: cannot be read: {error}") from None
-    try:
-        data = _read_toml(text)
-        check_plain(data)
+        what = f"not UTF-8 text (byte {error.start})"
     except RecursionError:
-        raise _refusal(f"{path.name}: nested too deeply") from None
-    except ValueError as error:
-        raise _refusal(f"{path.name}: {error}") from None
-    return data
-
-
-def _refusal(text: str) -> ManifestError:
-    return ManifestError([one_line(text)])
+        what = "nested too deeply"
+    except ValueError as error:  # of the text, or a NUL in the path
+        what = str(error)
+    else:
+        return data
+    raise ManifestError([one_line(f"{place}: {what}")])
 
 
 def check_plain(data: Any) -> None:

@@ -188,13 +188,8 @@ def test_a_zip_advances_its_lists_together_and_scalars_hold_for_all(tmp_path: Pa
 
 
 def test_a_name_carries_a_suffix_for_what_varies_and_nothing_else(tmp_path: Path) -> None:
-    text = (
-        BASE + '[[grid]]\nname = "g"\nmodel.arch = ["rnn", "gru"]\noptim.optimizer = ["sgd"]\ntrain.epochs = [3, 3.0]'
-    )
-    (line,) = problems(tmp_path, text.replace("3.0", "3"))
-    assert line.startswith('study.toml: grid 1 ("g-rnn": model.arch = "rnn", ')
-    assert line.count("train.epochs = 3") == 2, "both combinations"
-    assert names(load(tmp_path, text.replace(", 3.0", ""))) == ["g-rnn", "g-gru"]
+    text = BASE + '[[grid]]\nname = "g"\nmodel.arch = ["rnn", "gru"]\noptim.optimizer = ["sgd"]\ntrain.epochs = [3]'
+    assert names(load(tmp_path, text)) == ["g-rnn", "g-gru"]
 
 
 def test_seeds_make_a_copy_of_every_run_and_the_entrys_own_go_first(tmp_path: Path) -> None:
@@ -350,7 +345,7 @@ def test_a_file_that_cannot_be_read_gets_one_line(tmp_path: Path) -> None:
         assert caught.value.problems == [f"{tmp_path}/{line}"]
     with pytest.raises(ManifestError, match="got a folder"):
         load_manifest(tmp_path)
-    with pytest.raises(ManifestError, match=r"cannot be read: embedded null"):
+    with pytest.raises(ManifestError, match="embedded null"):
         load_manifest(tmp_path / "a\0.toml")
 
 
