@@ -19,8 +19,8 @@ from analysis.plots import look
 from analysis.plots.files import FORMATS as FIGURE_FORMATS
 from analysis.study import units
 from analysis.study.comparison import went_further
-from analysis.study.numbering import RunNumber, VariantNumber
-from analysis.study.settings import best_runs
+from analysis.study.numbering import VariantNumber
+from analysis.study.settings import best_settings
 from analysis.study.study import Study
 from analysis.study.values import rows_of
 
@@ -49,30 +49,30 @@ class Page:
         return [chart for section in self.sections for chart in section.charts]
 
     @property
-    def best(self) -> list[tuple[str, str, RunNumber, str, str]]:
-        """Architecture (and text, if there are several), perplexity, number, name and best epoch of each best run."""
+    def best(self) -> list[tuple[str, str, str, str]]:
+        """Of each best setting architecture (and text, if there are several), perplexity, name, and epoch or seeds."""
         return self._best(self.study.compared.runs)
 
     @property
-    def best_of_all(self) -> list[tuple[str, str, RunNumber, str, str]]:
+    def best_of_all(self) -> list[tuple[str, str, str, str]]:
         """The same over all epochs that the runs have gone; empty if that are the compared ones."""
         runs, whole = self.study.compared.runs, self.study.runs
         if not went_further(runs):
             return []
         return self._best(runs.assign(val_ppl=whole["val_ppl"], best_epoch=whole["best_epoch"]))
 
-    def _best(self, runs: pd.DataFrame) -> list[tuple[str, str, RunNumber, str, str]]:
-        texts, best = self.study.texts.index, best_runs(runs)
+    def _best(self, runs: pd.DataFrame) -> list[tuple[str, str, str, str]]:
+        texts, epochs = self.study.texts.index, dict(zip(runs["number"], runs["best_epoch"], strict=True))
         return [
             (
-                units.architecture(run.arch) + (f" on {text}" if len(texts) > 1 else ""),
-                units.perplexity(run.val_ppl),
-                run.number,
-                run.name,
-                units.whole(run.best_epoch + 1),
+                units.architecture(setting.arch) + (f" on {text}" if len(texts) > 1 else ""),
+                units.perplexity(setting.val_ppl),
+                setting.reference,
+                f"epoch {units.whole(epochs[setting.only_run] + 1)}"
+                if setting.only_run is not None
+                else f"mean of {setting.interval.n} seeds",
             )
-            for text in texts
-            for run in rows_of(best[best["text"] == text])
+            for text, setting in sorted(best_settings(runs), key=lambda one: list(texts).index(one[0]))
         ]
 
 

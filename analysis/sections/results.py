@@ -70,8 +70,8 @@ def groups_section(study: Study) -> Section:
 def results_table(study: Study, group: str | None = None) -> Table:
     """Perplexity of every run, or of those of a group, at its best epoch and after its last, at equal epochs.
 
-    The lowest validation perplexity of each architecture among the finished runs of the table is bold; on each text, if
-    the study has several.
+    The lowest run of the best setting of each architecture among those of the table is bold; on each text, if the study
+    has several.
     """
     all_runs = study.runs
     study, absent = study.compared, len(study.absent) if group is None else 0
@@ -96,7 +96,7 @@ def results_table(study: Study, group: str | None = None) -> Table:
     caption = (
         f"{at_best}; final: after the last. "
         f"{'Bits/byte: validation loss per byte of the text. ' if bits else ''}"
-        f"Bold: lowest of each architecture{' on its text' if len(texts) > 1 else ''}.{scope_of(runs, absent)}"
+        f"Bold: best setting of each architecture{' on its text' if len(texts) > 1 else ''}.{scope_of(runs, absent)}"
     )
     return Table(
         name="results" if group is None else f"group-{study.group_name(group)}",

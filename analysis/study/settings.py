@@ -261,17 +261,24 @@ def in_report_order(runs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def best_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the lowest run of the best setting of each architecture on each text.
+def best_settings(runs: pd.DataFrame) -> list[tuple[str, Setting]]:
+    """Return each text with the best setting of each architecture on it, in the report's order of architectures.
 
     Settings are ranked by their means over seeds, so more seeds have no more chances to be low.
     """
-    text_of = dict(zip(runs["number"], runs["text"], strict=True))
-    best: dict[Any, Setting] = {}
+    texts = dict(zip(runs["number"], runs["text"], strict=True))
+    best: dict[tuple[str, Any], Setting] = {}
     for setting in sorted(settings_of(runs), key=lambda one: (one.val_ppl, one.number)):
-        best.setdefault((text_of[setting.runs[0]], setting.arch), setting)
-    found = runs[runs["number"].isin([run for setting in best.values() for run in setting.runs])]
-    return in_report_order(found.sort_values(["val_ppl", "number"]).drop_duplicates("setting"))
+        best.setdefault((texts[setting.runs[0]], setting.arch), setting)
+    found = [(text, setting) for (text, _), setting in best.items()]
+    return sorted(found, key=lambda one: units.rank(units.ARCHITECTURES, one[1].arch))
+
+
+def best_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the lowest run of the best setting of each architecture on each text."""
+    numbers = [run for _, setting in best_settings(runs) for run in setting.runs]
+    found = runs[runs["number"].isin(numbers)].sort_values(["val_ppl", "number"])
+    return in_report_order(found.drop_duplicates("setting"))
 
 
 def places_of(runs: pd.DataFrame) -> dict[str, int]:

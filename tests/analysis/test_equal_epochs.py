@@ -83,7 +83,7 @@ def test_one_short_run_moves_nothing_and_is_said_not_to_be_compared(tmp_path: Pa
     assert study.runs["state"].tolist() == ["done"] * 4
     assert compared(study) == {"long0": 80.0, "long1": 80.0, "long2": 80.0}
     page = report_page(study)
-    assert page.best == [("GRU", "80.00", 1, "long0", "4")]
+    assert page.best == [("GRU", "80.00", "1 long0", "epoch 4")]
     text = said(block for section in page.sections for block in section.blocks)
     assert "Not compared with the others: 4 short (2 epochs), with fewer epochs than 4." in text
     assert "For generalisation: 80.0 (1 long0)" in text
@@ -137,8 +137,8 @@ def test_the_results_say_by_which_epochs_and_what_more_epochs_brought(mixed: Stu
     long = rows["long"]
     assert (long["epochs_to_best"], long["of_all"], long["at"], long["test_ppl"]) == ("2", "80.00", "4", "80.00")
     page = report_page(mixed)
-    assert ("RNN", "115.00", 2, "long", "2") in page.best
-    assert ("RNN", "80.00", 2, "long", "4") in page.best_of_all
+    assert ("RNN", "115.00", "2 long", "epoch 2") in page.best
+    assert ("RNN", "80.00", "2 long", "epoch 4") in page.best_of_all
     for text in (render_markdown(page), render_html(page, {chart.name: "" for chart in page.charts})):
         assert "First 2 epochs" in text.partition("Coverage")[0]
         assert "80.00" in text.partition("Coverage")[0]

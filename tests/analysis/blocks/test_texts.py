@@ -83,7 +83,7 @@ def test_results_are_ranked_within_each_text_and_the_page_says_so(tmp_path: Path
         ("1", "files sha256 cdcdcdcd"),
     ]
     assert [row.run for row in results.rows if row.cells[1].bold] == [2, 1]
-    assert "Bold: lowest of each architecture on its text." in results.caption
+    assert "Bold: best setting of each architecture on its text." in results.caption
     assert [(row["number"], row["p_value"]) for row in table([settings], "settings")] == [
         ("1", "best"),
         ("2", "best"),

@@ -51,8 +51,11 @@ def test_more_seeds_are_no_more_chances_to_be_the_best(tmp_path: Path) -> None:
     study = load_study(tmp_path)
     means = study.runs.assign(loss=np.log(study.runs["val_ppl"])).groupby("optim.lr")["loss"].mean()
     assert means.idxmin() == 2.0
-    assert report_page(study).best == [("GRU", "100.00", 6, "steady", "1")]
+    assert report_page(study).best == [("GRU", "100.00", "6 steady", "epoch 1")]
     assert bold_names(study) == ["steady"]
+    add_run(tmp_path, 6, "steady", "gru", "sgd", [102.0], lr=2.0, seed=2)
+    study = load_study(tmp_path)
+    assert report_page(study).best == [("GRU", f"{np.sqrt(100 * 102):.2f}", "6/7 steady", "mean of 2 seeds")]
 
 
 def test_a_run_that_ends_far_above_its_best_is_said_to_be_overfitted_and_shows_both(tmp_path: Path) -> None:
