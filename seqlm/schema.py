@@ -101,10 +101,10 @@ class Arguments(dict[str, Any]):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Callable[[Any], Any]) -> Any:
-        return handler(dict[str, _Argument | list[_Argument]])
+        return handler(dict[str, Value | list[Value]])
 
 
-_Argument: TypeAlias = bool | int | float | str
+Value: TypeAlias = bool | int | float | str
 
 
 def check_arguments(key: str, value: Any) -> Iterator[str]:
@@ -112,7 +112,7 @@ def check_arguments(key: str, value: Any) -> Iterator[str]:
     for name, argument in value.items():
         if not name.isidentifier():
             yield f"{key}.{name}: expected the name of an argument, got {show(name)}"
-        elif not fits(_Argument | list[_Argument], argument):
+        elif not fits(Value | list[Value], argument):
             what = "a number, a text, true or false, or a list of them"
             yield f"{key}.{name}: expected {what}, got {show(argument)}"
 
