@@ -152,27 +152,6 @@ PAPER_FINGERPRINTS = """
 """
 """As they were before manifests said anything for the report."""
 
-PAPER_RESULTS = """
-120 156 156.4-157.5
-3010 2210 2137-2255
-230 196 195.2-196.2
-60 111 107.8-113.5
-50 113 111.0-114.4
-66 103 101.7-103.6
-3 131 131.3-136.2
-24 167 156.9-162.3
-60 143 140.1-145.4
-113 159
-151 154
-109 145
-59 117
-44 112
-65 103
-60 119
-33 120
-9 121
-"""
-
 
 def paper() -> Manifest:
     return load_manifest(ROOT / "jobs" / "manifests" / "paper.toml")
@@ -180,27 +159,3 @@ def paper() -> Manifest:
 
 def test_what_the_paper_manifest_says_for_the_report_has_left_its_runs_what_they_were() -> None:
     assert [run.fingerprint[:8] for run in paper().runs] == PAPER_FINGERPRINTS.split()
-
-
-def test_the_paper_manifest_has_the_published_results() -> None:
-    manifest = paper()
-    rows = PAPER_RESULTS.strip().split("\n")
-    expected = []
-    for row in rows:
-        train, valid, *others = row.split()
-        low, _, high = others[0].partition("-") if others else ("", "", "")
-        replications = [float(low), float(high)] if others else None
-        expected.append(Published(train_ppl=float(train), val_ppl=float(valid), replications=replications))
-    assert [manifest.published[run.name] for run in manifest.runs[:18]] == expected
-    assert manifest.runs[18].name not in manifest.published
-    assert manifest.behaviour == tuple(manifest.runs[number - 1].name for number in (1, 6, 9))
-
-
-def test_the_paper_manifest_has_the_groups_of_the_assignment() -> None:
-    manifest = paper()
-    number = {run.name: run.order + 1 for run in manifest.runs}
-    assert {title: [number[name] for name in names] for title, names in manifest.groups.items()} == {
-        "Model comparison": [1, 6, 9],
-        "Optimizers": list(range(1, 10)),
-        "Hyperparameters": list(range(10, 20)),
-    }
