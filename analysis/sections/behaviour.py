@@ -49,11 +49,7 @@ def behaviour_section(study: Study) -> Section:
         COMMAND=COMMAND,
         runs=runs,
         shown=shown,
-        missing=[
-            f"{run.number} {run.name} ({units.architecture(run.arch)})"
-            for run in rows_of(best_runs(study.runs))
-            if run.id not in known
-        ],
+        missing=[run for run in rows_of(best_runs(study.runs)) if run.id not in known],
         without=[run.reference for run in shown if not run.gradients],
     )
     blocks: list[Block] = [Prose(text=text) for text in absence]
@@ -105,7 +101,7 @@ def behaviour_sentences(runs: Sequence[Behaved]) -> list[str]:
     judge = max(names, key=names.count, default="")
     compared: dict[str, tuple[Callable[[Any], str], Callable[[dict[str, Any]], float | None]]] = {
         "Perplexity in windows with a zero state": (units.perplexity, lambda f: f["zero"]),
-        "Steps back to a gradient below 1 % of its maximum": (units.whole, lambda f: f["back"]),
+        "Steps back with a gradient above 1 % of its maximum": (units.whole, lambda f: f["reach"]),
         f"Perplexity of the samples under {judge}": (
             units.rounded,
             lambda f: f["means"].get("perplexity_other") if f["judge"] == judge else None,
@@ -132,6 +128,7 @@ def facts_of(run: Behaved) -> dict[str, Any]:
         "beyond": beyond(losses, run.behaviour.seq_len),
         "back": vanishes_after(norms.overall) if norms else None,
         "single": vanishes_after(norms.mean_of_norms) if norms else None,
+        "reach": (vanishes_after(norms.overall) or norms.window) - 1 if norms else None,
         "left": norms.overall[0] / np.nanmax(norms.overall) if norms else None,
         "judge": run.behaviour.judge.name if run.behaviour.judge else None,
         "samples": run.samples,

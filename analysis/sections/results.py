@@ -253,7 +253,11 @@ def hyperparameter_blocks(study: Study) -> list[Block]:
         title="Hyperparameters and commands",
         caption="Below each run: the command that launches it alone. Hidden: units of a layer. Keep: probability of "
         f"keeping a unit (1 - dropout). Batch: columns of the global batch. {units.MISSING}: does not apply.",
-        columns=[*RUN_COLUMNS, *(number(key, ALWAYS_SHOWN.get(key, key), units.plain_value) for key in keys)],
+        columns=[
+            *RUN_COLUMNS,
+            number("parameters", "Parameters", units.decimals(",")),
+            *(number(key, ALWAYS_SHOWN.get(key, key), units.plain_value) for key in keys),
+        ],
         records=in_report_order(study.runs),
         run=lambda run: run["number"],
         code=lambda run: run["command"] if isinstance(run["command"], str) else None,

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.report import write_report
+from analysis.report import report_sections, write_report
 from analysis.study.study import Study
+from jobs.manifests.load import load_manifest
 from seqlm.errors import FileError, UsageError
 from seqlm.files import write_json
 from tests.analysis.synthetic import DIVERGED, fail, make_run
@@ -106,6 +107,13 @@ def test_ids_are_unique_and_every_link_leads_somewhere(report: Path) -> None:
         assert target[1:] in ids if target.startswith("#") else (report / target).is_file()
     for target in re.findall(r"\]\(([^)]+)\)", (report / "report.md").read_text("utf-8")):
         assert (report / target).is_file()
+
+
+def test_links_in_the_notes_of_the_paper_manifest_lead_to_sections(study: Study) -> None:
+    names = {section.name for section in report_sections(study)}
+    notes = " ".join(load_manifest(Path("jobs/manifests/paper.toml")).notes.values())
+    assert set(re.findall(r"#section-([a-z-]+)", notes)) <= names
+    assert "#section-behaviour" in notes
 
 
 def test_page_and_markdown_say_how_far_the_study_is_and_where_it_comes_from(report: Path) -> None:

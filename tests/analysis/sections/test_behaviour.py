@@ -254,7 +254,16 @@ def test_a_best_run_without_behaviour_is_named(run: RunDirectory) -> None:
     add_behaviour(run)
     first = behaviour_section(load_study(run.path.parent)).blocks[0]
     assert first.kind == "prose"
-    assert "gru-adam (GRU) is not here" in first.text
+    assert "4 gru-adam is not here" in first.text
+    assert "launch.py behaviour STUDY --only name=gru-adam" in first.text
+
+
+def test_a_gradient_that_never_vanishes_reaches_farther_than_one_that_does(run: RunDirectory) -> None:
+    norms = {"window": 3, "columns": 20, "mean_of_norms": [1.0, 1.0, 1.0], "layers": [[1.0, 1.0, 1.0]]}
+    add_behaviour(run, gradient_norms={**norms, "overall": [0.0, 0.0, 1.0]})
+    add_behaviour(make_run(run.path.parent, 3, epochs=2), gradient_norms={**norms, "overall": [0.5, 0.7, 1.0]})
+    (sentence,) = [text for text in behaviour_sentences(behaved(run)) if text.startswith("Steps back")]
+    assert sentence.endswith("lowest 0 (1 rnn-adam), highest 2 (4 gru-adam).")
 
 
 @pytest.mark.slow

@@ -154,6 +154,16 @@ def test_a_hyperparameter_that_differs_gets_a_column(tmp_path: Path) -> None:
     assert [row.cells[place].text for row in table.rows] == ["7", "1111"]
 
 
+def test_the_number_of_parameters_stands_with_the_hyperparameters(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 0, epochs=1)
+    write_json(run.result_file, {**(run.read_result() or {}), "parameters": 29_200_016})
+    table = hyperparameters_table(load_study(tmp_path))
+    assert (
+        dict(zip((column.key for column in table.columns), table.rows[0].cells, strict=True))["parameters"].text
+        == "29,200,016"
+    )
+
+
 def test_a_hyperparameter_that_does_not_apply_is_no_value(tmp_path: Path) -> None:
     for order in (0, 6, 7):
         run = make_run(tmp_path, order, epochs=1)
