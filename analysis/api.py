@@ -55,7 +55,7 @@ def open_study(paths: str | Path | Iterable[str | Path]) -> Study:
 
     Args:
         paths: the folder of the study, such as ``runs/paper``, or its name, or several. Runs of several studies are
-            numbered through, and their ids have the study's name in front.
+            numbered consecutively, and their ids have the study's name in front.
 
     >>> both = seqlm.open_study(["runs/optimizers", "runs/widths"])
     >>> both.name, len(both.runs)

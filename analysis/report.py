@@ -39,7 +39,7 @@ def write_report(*study_dirs: Path, output: Path | None = None, refresh_seconds:
     ``output`` (default: ``report`` in the study's folder, for several studies beside their folders) is replaced as a
     whole, with all files in it. The new report is built in a temporary folder and renamed into place, so a reader never
     sees half of one; if anything goes wrong, the old one stays. The same files give the same report, byte for byte.
-    With ``refresh_seconds`` an open page loads itself again after as many.
+    With ``refresh_seconds``, an open page reloads itself after that many seconds.
 
     Raises:
         UsageError: a folder holds no runs or is given twice, or ``output`` is a link or holds files that are no report.
@@ -61,7 +61,7 @@ def write_report(*study_dirs: Path, output: Path | None = None, refresh_seconds:
     return folder / "index.html"
 
 
-SHOWN = ("results", "settings", "search-frontier", "published", "validation", "discussion-5-next")
+SHOWN = ("results", "settings", "search-frontier", "published", "validation")
 """Tables and figures that the page shows at once."""
 
 

@@ -63,7 +63,6 @@ def _rows(study: Study, settings: Sequence[Setting], lowest: float) -> list[dict
             {
                 "architecture": units.architecture(arch),
                 "settings": tried,
-                "near": int((held <= NEAR * lowest).sum()),
                 "share_within_1_2": (held <= NEAR * lowest).sum() / tried,
                 "share_within_1_5": (held <= FAIR * lowest).sum() / tried,
                 "min_val_ppl": values.min() if members else math.nan,
@@ -86,21 +85,18 @@ def _shares(row: dict[str, Any]) -> tuple[float, float]:
 def _order(ranked: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the most and the least reliable of the ranked architectures, by which share, and whether it is fragile."""
     if len(ranked) < 2:
-        return {"most": [], "least": [], "share": None, "fragile": False}
+        return {"most": [], "least": []}
     most, least = ([row for row in ranked if _shares(row) == _shares(ranked[end])] for end in (0, -1))
-    share, factor = (
-        ("share_within_1_2", NEAR)
-        if most[0]["share_within_1_2"] > least[0]["share_within_1_2"]
-        else ("share_within_1_5", FAIR)
-    )
-    count = {id(row): row[share] * row["settings"] for row in ranked}
+    by_near = most[0]["share_within_1_2"] > least[0]["share_within_1_2"]
+    share, factor = ("share_within_1_2", NEAR) if by_near else ("share_within_1_5", FAIR)
+    high, low = most[0][share], least[0][share]
     return {
         "most": most,
-        "least": least if most[0] is not least[0] else [],
+        "least": least if most != least else [],
         "share": share,
         "factor": factor,
-        "fragile": min((count[id(row)] - 1) / row["settings"] for row in most) <= least[0][share]
-        or max((count[id(row)] + 1) / row["settings"] for row in least) >= most[0][share],
+        "fragile": any(high - 1 / row["settings"] <= low for row in most)
+        or any(low + 1 / row["settings"] >= high for row in least),
     }
 
 

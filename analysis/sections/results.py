@@ -15,7 +15,15 @@ from analysis.plots.curve_figures import named_group_charts
 from analysis.study import units
 from analysis.study.columns import HYPERPARAMETERS, SAME_TEXT
 from analysis.study.comparison import finished, went_further
-from analysis.study.settings import CONFIDENCE, Setting, best_of, best_runs, in_report_order, repeats_seeds, settings_of
+from analysis.study.settings import (
+    CONFIDENCE,
+    Setting,
+    best_runs,
+    best_settings,
+    in_report_order,
+    repeats_seeds,
+    settings_of,
+)
 from analysis.study.study import OVERFITTED_FROM, Study
 from analysis.study.values import rows_of
 from seqlm.config import LATER_KEYS
@@ -142,14 +150,11 @@ def settings_table(study: Study) -> Table:
     """Validation perplexity of each setting over its seeds, against the best setting of its architecture and text."""
     settings = settings_of(study.runs)
     texts, seeds = (dict(zip(study.runs["number"], study.runs[key], strict=True)) for key in ("text", "val_ppl"))
-    kinds = {setting.number: (setting.arch, texts[setting.runs[0]]) for setting in settings}
-    lowest = {kind: best_of([s for s in settings if kinds[s.number] == kind]) for kind in set(kinds.values())}
-
-    def is_best(setting: Setting) -> bool:
-        return setting.val_ppl == lowest[kinds[setting.number]].val_ppl
+    lowest = {(text, setting.arch): setting for text, setting in best_settings(study.runs)}
 
     def p_value(setting: Setting) -> float | None:
-        return None if is_best(setting) else setting.interval.p_value(lowest[kinds[setting.number]].interval)
+        best = lowest[texts[setting.runs[0]], setting.arch]
+        return None if setting.val_ppl == best.val_ppl else setting.interval.p_value(best.interval)
 
     on_text = " on its text" if len(study.texts) > 1 else ""
     return Table(
@@ -173,7 +178,7 @@ def settings_table(study: Study) -> Table:
             Column("runs", "Runs", of=lambda setting: " ".join(map(str, setting.runs))),
         ],
         records=sorted(settings, key=_place),
-        bold=is_best,
+        bold=lambda setting: p_value(setting) is None,
     )
 
 

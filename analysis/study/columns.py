@@ -58,7 +58,7 @@ RUNS = _meanings(
     ("variant", "", "what a further run of an entry varies; missing for the first"),
     _ID,
     ("study", "", "study that the run belongs to"),
-    ("arch", "", "architecture: rnn, gru, transformer, or file and class of an own model, such as lstm.py:LSTM"),
+    ("arch", "", "architecture: rnn, gru, transformer, or file and class of a user's own model, such as lstm.py:LSTM"),
     ("optimizer", "", "optimizer, such as adam; with momentum such as sgd_momentum or sgd_nesterov"),
     ("text", "", "what the run predicts: the corpus, and the other values in which the texts of the study differ"),
     ("setting", "", "number of the first run that differs in nothing but the seed and the number of epochs"),

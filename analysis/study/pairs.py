@@ -27,7 +27,7 @@ CHOICES = {ARCHITECTURE: units.ARCHITECTURES, OPTIMIZER: units.OPTIMIZERS, "opti
 """Keys whose value decides which other keys of their section there are, with the report's order of their values."""
 
 FOLLOWS = ("model.sha256",)
-"""Keys that differ whenever the architecture does: the digest of an own model's files."""
+"""Keys that differ whenever the architecture does: the digest of a user's own model's files."""
 
 ABSENT = "\0"
 """Stands for the value of a key that does not apply."""

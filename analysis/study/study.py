@@ -2,7 +2,7 @@
 
 A run that is damaged, absent or diverged stays in the table with its reason, and with NaN for what is not known. It is
 never shown as zero and never averaged in. Several studies become one: their runs follow each other and are numbered
-through.
+consecutively.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Study:
     warnings: list[str]
     """What could not be read, one line each."""
     own_models: dict[str, str]
-    """Each own model, such as ``lstm.py:LSTM``, with its name in print (:func:`units.set_own_models`)."""
+    """Each user's own model, such as ``lstm.py:LSTM``, with its name in print (:func:`units.set_own_models`)."""
 
     @property
     def size(self) -> int:

@@ -54,7 +54,7 @@ def names_in_print(archs: Iterable[str | None], labels: Mapping[str, str]) -> di
 
 
 def architecture(key: Any) -> str:
-    """An architecture's name in print. Of an own model of another study, that of its class."""
+    """An architecture's name in print. Of a user's own model of another study, the name of its class."""
     if key not in ARCHITECTURES and isinstance(key, str) and CLASS_SEPARATOR in key:
         return key.rpartition(CLASS_SEPARATOR)[2]
     return ARCHITECTURES.get(key, UNKNOWN)

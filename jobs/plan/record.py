@@ -117,7 +117,7 @@ def _without_secrets(table: Mapping[str, Any]) -> dict[str, Any]:
 def _with_other_manifests(record: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record with what ``before`` has of other manifests, the manifests in the order of their first launches.
 
-    A run that several manifests plan is an entry of the first. The runs are numbered through.
+    A run that several manifests plan is an entry of the first. The runs are numbered consecutively.
     """
 
     def earlier(section: str) -> list[Mapping[str, Any]]:

@@ -90,9 +90,9 @@ def test_results_are_ranked_within_each_text_and_the_page_says_so(tmp_path: Path
         ("4", "0.002"),
     ]
     best = report_page(study).best
-    assert [(arch, number) for arch, _, number, *_ in best] == [
-        ("GRU on files sha256 abababab", 2),
-        ("GRU on files sha256 cdcdcdcd", 1),
+    assert [(arch, name, of) for arch, _, name, of in best] == [
+        ("GRU on files sha256 abababab", "2/3 run1", "mean of 2 seeds"),
+        ("GRU on files sha256 cdcdcdcd", "1 run0", "epoch 1"),
     ]
 
 
