@@ -147,6 +147,13 @@ DEVICE: Variable[str | None] = Variable(
     "Device of a worker.",
     "set by the launcher, else cuda if PyTorch sees a GPU",
 )
+MATMUL: Variable[str | None] = Variable(
+    "SEQLM_MATMUL",
+    _one_of("onednn or blas", "onednn", "blas"),
+    None,
+    "Library for float32 matrix products on a processor. `blas` is the one that PyTorch was built with (MKL).",
+    "by the processor: `onednn` for AMD's with AVX-512, else `blas`",
+)
 DETERMINISTIC = Variable(
     "SEQLM_DETERMINISTIC",
     FLAG,

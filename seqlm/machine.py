@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from seqlm.environment import MATMUL
 from seqlm.errors import UsageError
 from seqlm.reading import exists
 
@@ -41,11 +42,7 @@ def memory_bytes() -> int:
 
 def cpu_model() -> str:
     """Name of the processor."""
-    with contextlib.suppress(OSError):
-        for line in CPUINFO.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return " ".join(_cpu_fields("model name")) or platform.processor() or platform.machine()
 
 
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
@@ -54,12 +51,33 @@ BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 
 def has_bf16() -> bool:
     """Whether the processor has instructions for products of bfloat16 numbers; false where it does not tell."""
+    return not {*BF16_FLAGS}.isdisjoint(_cpu_fields("flags", "Features"))
+
+
+AMD = ("AuthenticAMD", "HygonGenuine")
+
+
+def matmul_library() -> str:
+    """``onednn`` or ``blas``: the library for float32 products on this processor.
+
+    By vendor and instructions, not by timing: a run that is resumed multiplies as before. On AMD's processors with
+    AVX-512, MKL reaches half of what oneDNN does (benchmarks/results). ``SEQLM_MATMUL`` overrides it.
+
+    Raises:
+        UsageError: that variable has another value.
+    """
+    is_faster = not {*AMD}.isdisjoint(_cpu_fields("vendor_id")) and "avx512f" in _cpu_fields("flags")
+    return MATMUL.read() or ("onednn" if is_faster else "blas")
+
+
+def _cpu_fields(*names: str) -> list[str]:
+    """The words that /proc/cpuinfo has for the first processor in the first of these fields; empty if it has none."""
     with contextlib.suppress(OSError):
         for line in CPUINFO.read_text().splitlines():
-            name, _, flags = line.partition(":")
-            if name.strip() in ("flags", "Features"):
-                return not {*BF16_FLAGS}.isdisjoint(flags.split())
-    return False
+            name, _, words = line.partition(":")
+            if name.strip() in names:
+                return words.split()
+    return []
 
 
 class Gpu(NamedTuple):

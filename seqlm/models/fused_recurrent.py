@@ -28,7 +28,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from seqlm.models.function import apply
-from seqlm.models.products import RepeatedProduct, multiply, multiply_add, product, project
+from seqlm.models.products import RepeatedProduct, product
 
 
 def fused_rnn(
@@ -71,11 +71,11 @@ class _FusedRNN(Function):
         x_low = x.flatten(0, 1).to(dtype)
         h = _states(x, h_0)
         h_low = _rounded(h, dtype)
-        project(x_low, W_x, b, out=h[1:].flatten(0, 1))
+        from_x = product(x_low, W_x.to(dtype).t(), x.dtype, b).unflatten(0, x.shape[:2])
         recurrent = RepeatedProduct(W_h, dtype, rows=len(h_0), steps=len(x))
-        for previous_low, current, current_low in zip(h_low[:-1], h[1:], h_low[1:], strict=True):
-            torch.tanh(recurrent.plus(previous_low, current), out=current)
-            _round(current, current_low)
+        for t, inputs in enumerate(from_x):
+            torch.tanh(recurrent.plus(h_low[t], inputs), out=h[t + 1])
+            _round(h[t + 1], h_low[t + 1])
         ctx.save_for_backward(x_low, W_x, W_h, h, h_low)
         return h[1:]
 
@@ -88,6 +88,7 @@ class _FusedRNN(Function):
         d = torch.mul(h[1:], h[1:]).neg_().add_(1)
         d_low = _rounded(d, dtype)
         recurrent = RepeatedProduct(W_h.t(), dtype, rows=d.shape[1], steps=len(d))
+        d_out = d_out.clone() if recurrent.overwrites else d_out
         d_h = d_out[-1]
         for t in range(len(d) - 1, -1, -1):
             _round(d[t].mul_(d_h), d_low[t])
@@ -128,9 +129,9 @@ class _FusedGRU(Function):
         x_low = x.flatten(0, 1).to(dtype)
         h = _states(x, h_0)
         h_low = _rounded(h, dtype)
-        rz, c = x.new_empty(steps, batch, 2 * hidden), x.new_empty(steps, batch, hidden)
-        project(x_low, W[: 2 * hidden], b[: 2 * hidden], out=rz.flatten(0, 1))
-        project(x_low, W[2 * hidden :], b[2 * hidden :], out=c.flatten(0, 1))
+        W_low = W.to(dtype).t()
+        rz = product(x_low, W_low[:, : 2 * hidden], x.dtype, b[: 2 * hidden]).unflatten(0, (steps, batch))
+        c = product(x_low, W_low[:, 2 * hidden :], x.dtype, b[2 * hidden :]).unflatten(0, (steps, batch))
         rh_low = x.new_empty(steps, batch, hidden, dtype=dtype)
         gates = RepeatedProduct(U_rz, dtype, rows=batch, steps=steps)
         candidate = RepeatedProduct(U_h, dtype, rows=batch, steps=steps)
@@ -151,12 +152,14 @@ class _FusedGRU(Function):
         dtype = x_low.dtype
         steps, batch, hidden = c.shape
         r, z = rz.chunk(2, dim=2)
-        # Both hold factors at first, and step by step the gradients of the pre-activations.
-        d_rz = rz.new_empty(rz.shape)
+        # Holds factors at first, and step by step the gradients of the pre-activations.
+        d = c.new_empty(steps, batch, 3 * hidden)
+        d_rz, d_c = d.split((2 * hidden, hidden), dim=2)
         torch.mul(r, 1 - r, out=d_rz[..., :hidden]).mul_(h[:-1])
         torch.mul(z, 1 - z, out=d_rz[..., hidden:]).mul_(c - h[:-1])
-        d_c = torch.mul(c, c).neg_().add_(1).mul_(z)
-        d_rz_low, d_c_low = _rounded(d_rz, dtype), _rounded(d_c, dtype)
+        torch.mul(c, c, out=d_c).neg_().add_(1).mul_(z)
+        d_low = _rounded(d, dtype)
+        d_rz_low, d_c_low = d_low.split((2 * hidden, hidden), dim=2)
         keep = 1 - z
         gates = RepeatedProduct(U_rz.t(), dtype, rows=batch, steps=steps)
         candidate = RepeatedProduct(U_h.t(), dtype, rows=batch, steps=steps)
@@ -169,17 +172,12 @@ class _FusedGRU(Function):
             _round(d_rz[t], d_rz_low[t])
             rest = torch.addcmul(d_out[t - 1], d_h, keep[t]) if t else d_h * keep[t]
             d_h = gates.plus(d_rz_low[t], rest.addcmul_(d_rh, r[t]))
-        d_rz_low, d_c_low = d_rz_low.flatten(0, 1), d_c_low.flatten(0, 1)
-        W_low = W.to(dtype)
-        d_x = product(d_rz_low, W_low[: 2 * hidden], c.dtype)
-        multiply_add(d_c_low, W_low[2 * hidden :], out=d_x)
-        d_W = torch.empty_like(W)
-        multiply(d_rz_low.t(), x_low, out=d_W[: 2 * hidden])
-        multiply(d_c_low.t(), x_low, out=d_W[2 * hidden :])
-        d_U_rz = product(d_rz_low.t(), h_low[:-1].flatten(0, 1), c.dtype)
-        d_U_h = product(d_c_low.t(), rh_low.flatten(0, 1), c.dtype)
-        d_b = torch.cat((d_rz.sum(dim=(0, 1)), d_c.sum(dim=(0, 1))))
-        return d_x.unflatten(0, (steps, batch)), d_h, d_W, d_b, d_U_rz, d_U_h, None
+        d_low = d_low.flatten(0, 1)
+        d_x = product(d_low, W.to(dtype), c.dtype).unflatten(0, (steps, batch))
+        d_W = product(d_low.t(), x_low, c.dtype)
+        d_U_rz = product(d_low[:, : 2 * hidden].t(), h_low[:-1].flatten(0, 1), c.dtype)
+        d_U_h = product(d_low[:, 2 * hidden :].t(), rh_low.flatten(0, 1), c.dtype)
+        return d_x, d_h, d_W, d.sum(dim=(0, 1)), d_U_rz, d_U_h, None
 
 
 def _states(x: Float[Tensor, "T B D"], h_0: Float[Tensor, "B H"]) -> Float[Tensor, "T+1 B H"]:

@@ -26,7 +26,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from seqlm.models.function import apply
-from seqlm.models.products import multiply, product, project
+from seqlm.models.products import product
 
 NORM_EPSILON = 1e-6
 MASKED_SCORE = -1e9
@@ -115,8 +115,7 @@ class _NormLinear(Function):
     ) -> Float[Tensor, "I M"]:
         u, std = _normalise(x)
         u_low = u.to(dtype)
-        out = x.new_empty(len(x), len(W))
-        project(u_low, W * a, torch.addmv(c, W, b), out=out)
+        out = product(u_low, (W * a).to(dtype).t(), x.dtype, torch.addmv(c, W, b))
         if relu is not None:
             out.relu_()
             if relu.factors is not None:
@@ -135,7 +134,7 @@ class _NormLinear(Function):
                 d_out.mul_(ctx.scale)
         d_low = d_out.to(u_low.dtype)
         d_c = d_out.sum(dim=0)
-        d_scaled_W = product(d_low.t(), u_low, W.dtype)
+        d_scaled_W = product(d_low.t(), u_low, W.dtype).contiguous()
         d_a = (d_scaled_W * W).sum(dim=0)
         d_W = d_scaled_W.mul_(a).addr_(d_c, b)
         v = product(d_low, (W * a).to(d_low.dtype), W.dtype)
@@ -184,17 +183,15 @@ class _Attention(Function):
         q, k, v, w, factors = ctx.saved_tensors
         g = d_out.to(q.dtype).unflatten(2, (ctx.num_heads, -1)).permute(1, 2, 0, 3).flatten(0, 1)
         p = w if factors is None else w * factors
-        d_qkv = torch.empty(3, *q.shape, dtype=ctx.full, device=q.device)
-        multiply(p.to(q.dtype).transpose(1, 2), g, out=d_qkv[2])
+        d_v = product(p.to(q.dtype).transpose(1, 2), g, ctx.full)
         e = product(g, v.transpose(1, 2), ctx.full)
         if factors is not None:
             e.mul_(factors)
         e.mul_(w)
         d_s = torch.addcmul(e, w, e.sum(dim=-1, keepdim=True), value=-1).mul_(q.shape[-1] ** -0.5).to(q.dtype)
-        multiply(d_s, k, out=d_qkv[0])
-        multiply(d_s.transpose(1, 2), q, out=d_qkv[1])
-        d_qkv = d_qkv.unflatten(1, (-1, ctx.num_heads)).permute(3, 1, 0, 2, 4).flatten(2)
-        return d_qkv, None, None, None
+        d_q, d_k = product(d_s, k, ctx.full), product(d_s.transpose(1, 2), q, ctx.full)
+        by_position = [d.unflatten(0, (-1, ctx.num_heads)).permute(2, 0, 1, 3) for d in (d_q, d_k, d_v)]  # T, B, N, K
+        return torch.stack(by_position, dim=2).flatten(2), None, None, None
 
 
 @final
@@ -210,8 +207,7 @@ class _LinearResidual(Function):
         dtype: torch.dtype,
     ) -> Float[Tensor, "I H"]:
         y_low = y.to(dtype)
-        out = torch.empty_like(x)
-        project(y_low, W, c, out=out)
+        out = product(y_low, W.to(dtype).t(), x.dtype, c)
         if factors is not None:
             out.mul_(factors)
         ctx.save_for_backward(y_low, W, factors)

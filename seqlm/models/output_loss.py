@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from seqlm.models.function import apply
-from seqlm.models.products import LinearMap, linear, multiply, multiply_add, project
+from seqlm.models.products import LinearMap, accumulate, linear, product
 
 CHUNK_TOKENS = 1024
 """Tokens of a chunk. Two matrices of CHUNK_TOKENS x V are the most that the fused loss keeps at a time."""
@@ -64,32 +64,28 @@ class _OutputLoss(Function):
         chunk_tokens: int,
         with_gradients: bool,
     ) -> Float[Tensor, ""]:
-        tokens, vocab = len(hidden), len(weight)
         low_weight = weight.to(dtype)
-        chunk_tokens = min(chunk_tokens, tokens)
-        logits_buffer, p_buffer = (hidden.new_empty(chunk_tokens, vocab) for _ in range(2))
-        if with_gradients:
-            d_hidden, d_weight = torch.empty_like(hidden), torch.empty_like(weight)
-            d_bias = torch.zeros_like(bias)
+        d_hidden: list[Tensor] = []
+        d_weight, d_bias = None, torch.zeros_like(bias)
         loss = hidden.new_zeros(())
-        for start in range(0, tokens, chunk_tokens):
-            chunk = slice(start, min(start + chunk_tokens, tokens))
-            h = hidden[chunk].to(dtype)
-            target = targets[chunk].unsqueeze(1)
-            logits, p = logits_buffer[: len(h)], p_buffer[: len(h)]
-            project(h, low_weight, bias, out=logits)
-            torch.softmax(logits, dim=1, out=p)
+        for part, target in zip(hidden.split(chunk_tokens), targets.unsqueeze(1).split(chunk_tokens), strict=True):
+            h = part.to(dtype)
+            logits = product(h, low_weight.t(), hidden.dtype, bias)
+            largest, at_target = logits.amax(dim=1), logits.gather(1, target).squeeze(1)
+            p = torch.softmax(logits, dim=1, out=logits)
             # log sum exp, from the largest logit and its probability (at least 1 / V): two reductions, no exponential.
-            log_sum = logits.amax(dim=1) - p.amax(dim=1).log()
-            loss += (log_sum - logits.gather(1, target).squeeze(1)).sum()
+            loss += (largest - p.amax(dim=1).log() - at_target).sum()
             if with_gradients:
                 p.scatter_add_(1, target, p.new_full((), -1.0).expand(len(h), 1))
                 d_bias += p.sum(dim=0)
                 d_logits = p.to(dtype)
-                multiply(d_logits, low_weight, out=d_hidden[chunk])
-                (multiply if start == 0 else multiply_add)(d_logits.t(), h, out=d_weight)
+                d_hidden.append(product(d_logits, low_weight, hidden.dtype))
+                if d_weight is None:
+                    d_weight = product(d_logits.t(), h, weight.dtype)
+                else:
+                    accumulate(d_logits.t(), h, out=d_weight)
         if with_gradients:
-            ctx.gradients = (d_hidden, d_weight, d_bias)
+            ctx.gradients = (torch.cat(d_hidden), d_weight.contiguous(), d_bias)
         return loss
 
     @staticmethod
@@ -100,4 +96,6 @@ class _OutputLoss(Function):
                 "the fused loss keeps its gradients for one backward pass; use implementation = reference for more"
             )
         gradients, ctx.gradients = ctx.gradients, None
-        return *(gradient.mul_(d_loss) for gradient in gradients), None, None, None, None
+        if d_loss.device.type != "cpu" or d_loss != 1:  # a training step scales all gradients at once, in its update
+            gradients = tuple(gradient.mul_(d_loss) for gradient in gradients)
+        return *gradients, None, None, None, None

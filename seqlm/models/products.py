@@ -1,4 +1,4 @@
-"""Matrix products: in which precision they are computed, and the repeated one of a recurrent layer.
+"""The one place that multiplies matrices: in which precision and by which library.
 
 Products are the only operations that may run in a lower precision than the model's own (``train.precision``).
 Parameters, states and everything point-wise keep the type of the parameters. With bf16 products:
@@ -11,10 +11,14 @@ Parameters, states and everything point-wise keep the type of the parameters. Wi
 
 ``torch.addmm`` also takes ``out_dtype``, but some versions refuse a float32 matrix to add to. Additions to a bf16
 product are therefore operations of their own.
+
+On a CPU, float32 products of two matrices go through oneDNN where it is the faster library
+(:func:`seqlm.machine.matmul_library`), by the operator that ``torch.compile`` emits: ``torch.mm`` always takes BLAS.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any, TypeAlias, final
 
 import torch
@@ -23,12 +27,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from seqlm import machine
 from seqlm.models.function import apply
 
 MANY_STEPS = 8
 """Repetitions from which preparing a weight pays."""
 PACKED_SIZE = 1024
-"""Width and height from which oneDNN's packed form beats the plain product (benchmarks/results)."""
+"""Width and height from which oneDNN's packed form beats the product of any library (benchmarks/results)."""
 PACKED_ROWS = 64
 """Rows up to which it does."""
 
@@ -62,8 +67,12 @@ LinearMap: TypeAlias = nn.Linear | TiedOutput
 
 
 def linear(layer: LinearMap, x: Float[Tensor, "*shape D"], dtype: torch.dtype | None = None) -> Tensor:
-    """Return W x + b (*shape, H) in the type of ``x``, with the product in ``dtype`` (``None``: that of ``x``)."""
-    if dtype is None or dtype == x.dtype:
+    """Return W x + b (*shape, H) in the type of ``x``, with the product in ``dtype`` (``None``: that of ``x``).
+
+    Can be differentiated any number of times. A model of your own gets our products by it, in place of ``layer(x)``.
+    """
+    dtype = dtype or x.dtype
+    if dtype == x.dtype and not _by_onednn(x, dtype):
         result: Tensor = layer(x)
         return result
     multiplied = rounded_product(x.reshape(-1, x.shape[-1]), layer.weight.t(), dtype).view(*x.shape[:-1], -1)
@@ -77,7 +86,8 @@ def rounded_product(
 
     Can be differentiated any number of times. The products of its derivatives are rounded as this one is.
     """
-    return a @ b if dtype is None or dtype == a.dtype else apply(_RoundedProduct, a, b, dtype)
+    dtype = dtype or a.dtype
+    return a @ b if dtype == a.dtype and not _by_onednn(a, dtype) else apply(_RoundedProduct, a, b, dtype)
 
 
 @final
@@ -105,53 +115,62 @@ class _RoundedProduct(Function):
         return d_a, d_b, None
 
 
-def multiply(a: Float[Tensor, "*batch I K"], b: Float[Tensor, "*batch K J"], out: Float[Tensor, "*batch I J"]) -> None:
-    """``out`` <- a b, for matrices or batches of them; operands in their own type, result in that of ``out``."""
-    matmul = torch.mm if a.dim() == 2 else torch.bmm
-    if a.dtype != out.dtype:
-        if _stores_full_results(out.device):
-            matmul(a, b, out_dtype=out.dtype, out=out)
-        else:
-            out.copy_(matmul(a, b))
-    elif a.dim() == 3 or _rows_are_aligned(out):
-        matmul(a, b, out=out)
-    else:
-        out.copy_(torch.mm(a, b, out=_aligned_like(out)))
+def product(
+    a: Float[Tensor, "*batch I K"],
+    b: Float[Tensor, "*batch K J"],
+    dtype: torch.dtype,
+    added: Float[Tensor, "*rows J"] | None = None,
+) -> Float[Tensor, "*batch I J"]:
+    """Return a b + ``added``, of matrices or batches of them: operands in their own type, the sum in ``dtype``.
+
+    ``added`` is a bias (J,) or, of matrices alone, a matrix (I, J). The result of a transposed ``a`` may be a
+    transposed matrix itself. Autograd does not see the product: :func:`rounded_product` can be differentiated.
+    """
+    if a.dim() == 2 and _by_onednn(a, dtype):
+        if added is None and a.t().is_contiguous() and b.shape[1] < a.shape[0]:
+            return _onednn(b.t(), a).t()  # oneDNN copies its first operand if that is transposed: the smaller one
+        return _onednn(a, b.t(), added)
+    if a.dtype == dtype:
+        room = _aligned_room(a, b)
+        return (torch.matmul(a, b, out=room) if added is None else torch.addmm(added, a, b, out=room)).contiguous()
+    if _stores_full_results(a.device):
+        full: Tensor = (torch.mm if a.dim() == 2 else torch.bmm)(a, b, out_dtype=dtype)
+        return full if added is None else full.add_(added)
+    return (a @ b).to(dtype) if added is None else (a @ b) + added
 
 
-def multiply_add(a: Float[Tensor, "I K"], b: Float[Tensor, "K J"], out: Float[Tensor, "I J"]) -> None:
+def accumulate(a: Float[Tensor, "I K"], b: Float[Tensor, "K J"], out: Float[Tensor, "I J"]) -> None:
     """``out`` <- out + a b; operands in their own type, summed in that of ``out``."""
-    if a.dtype != out.dtype:
-        out.add_(torch.mm(a, b, out_dtype=out.dtype) if _stores_full_results(out.device) else a @ b)
-    elif _rows_are_aligned(out):
+    if a.dtype == out.dtype and not _by_onednn(a, out.dtype) and _aligned_room(a, b) is None:
         out.addmm_(a, b)
     else:
-        out.add_(torch.mm(a, b, out=_aligned_like(out)))
+        out.add_(product(a, b, out.dtype))
 
 
-def product(
-    a: Float[Tensor, "*batch I K"], b: Float[Tensor, "*batch K J"], dtype: torch.dtype
-) -> Float[Tensor, "*batch I J"]:
-    """The product a b of matrices or batches of them; operands in their own type, result in ``dtype``."""
-    out = torch.empty(*a.shape[:-1], b.shape[-1], dtype=dtype, device=a.device)
-    multiply(a, b, out=out)
-    return out
-
-
-def project(
-    x: Float[Tensor, "I D"], weight: Float[Tensor, "H D"], bias: Float[Tensor, " H"], out: Float[Tensor, "I H"]
-) -> None:
-    """``out`` <- x W^T + b; ``weight`` is rounded to the type of ``x``, the sum has that of ``out``."""
-    if x.dtype != out.dtype:
-        transposed = weight.to(x.dtype).t()
-        if _stores_full_results(out.device):
-            torch.mm(x, transposed, out_dtype=out.dtype, out=out).add_(bias)
-        else:
-            torch.add(x @ transposed, bias, out=out)
-    elif _rows_are_aligned(out):
-        torch.addmm(bias, x, weight.t(), out=out)
+def _onednn(x: Float[Tensor, "I K"], W: Tensor, added: Float[Tensor, "*rows J"] | None = None) -> Tensor:
+    """X W^T + ``added``. W (J, K) may be packed, or have any strides."""
+    linear = torch.ops.mkldnn._linear_pointwise
+    result: Tensor
+    if added is None or added.dim() == 1:
+        result = linear(x, W, added, "none", [], "")
     else:
-        out.copy_(torch.addmm(bias, x, weight.t(), out=_aligned_like(out)))
+        result = linear.binary(x, added, W, None, "add")
+    return result
+
+
+def _by_onednn(a: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a product with ``a`` and a result in ``dtype`` is one of float32 that oneDNN computes."""
+    return a.device.type == "cpu" and a.dtype == dtype == torch.float32 and fp32_library() == "onednn"
+
+
+@functools.cache
+def fp32_library() -> str:
+    """``onednn`` or ``blas``: the library of this process for float32 products on the CPU."""
+    return machine.matmul_library() if _has_onednn() else "blas"
+
+
+def _has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
 
 
 def _stores_full_results(device: torch.device) -> bool:
@@ -159,29 +178,26 @@ def _stores_full_results(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _rows_are_aligned(out: Tensor) -> bool:
-    """Whether each row of ``out`` begins where a cache line does, or it does not matter.
+def _aligned_room(a: Float[Tensor, "*batch I K"], b: Float[Tensor, "*batch K J"]) -> Tensor | None:
+    """Room for a b in which each row begins where a cache line does. ``None``: it does anyway, or does not matter.
 
     MKL is slow with a result of any other width: 107 instead of 148 GFLOP/s for 10,000 rows of 1,500 float32 numbers on
     an AVX2 processor (operands may be as they like). A product into aligned rows and a copy cost less.
     """
-    return out.device.type != "cpu" or out.shape[1] * out.element_size() % CACHE_LINE_BYTES == 0 or len(out) < MANY_ROWS
-
-
-def _aligned_like(out: Float[Tensor, "I J"]) -> Float[Tensor, "I J"]:
-    """Room for ``out`` with aligned rows."""
-    per_line = CACHE_LINE_BYTES // out.element_size()
-    width = -(-out.shape[1] // per_line) * per_line
-    return out.new_empty(len(out), width)[:, : out.shape[1]]
+    per_line = CACHE_LINE_BYTES // a.element_size()
+    rows, width = a.shape[-2], b.shape[-1]
+    if a.device.type != "cpu" or a.dim() != 2 or width % per_line == 0 or rows < MANY_ROWS:
+        return None
+    return a.new_empty(rows, -(-width // per_line) * per_line)[:, :width]
 
 
 @final
 class RepeatedProduct:
-    """The product of few rows with one large matrix, h W^T, done once for every time step of a window.
+    """The product of few rows with one matrix, h W^T, done once for every time step of a window.
 
     A general product rearranges W in memory each time it is called, which at 20 rows costs as much as the arithmetic.
-    W stays the same for a whole window, so it is prepared once: on a CPU, large matrices go into oneDNN's own layout
-    (operators that torch.compile emits too; there is no public call for them), small ones are transposed. The
+    W stays the same for a whole window, so it is prepared once: on a CPU, matrices go into oneDNN's own layout
+    (there is no public call for it) if they are large or if oneDNN multiplies anyway, others are transposed. The
     numbers are those of the plain product, up to the order of summation; no lower precision is involved.
 
     Args:
@@ -196,40 +212,33 @@ class RepeatedProduct:
         weight = weight.to(dtype)
         self._packed: Tensor | None = None
         if steps >= MANY_STEPS and rows <= PACKED_ROWS and _can_be_packed(weight):
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
         else:
             small = max(weight.shape) < PACKED_SIZE
             self._transposed = weight.t().contiguous() if small and steps >= MANY_STEPS else weight.t()
+        self.overwrites = self._packed is None and dtype == self._result_dtype
+        """Whether :meth:`plus` leaves its result in ``other``."""
 
     def times(self, h: Float[Tensor, "rows K"]) -> Float[Tensor, "rows H"]:
         """The product h W^T."""
-        return self._times(h).to(self._result_dtype)
+        if self._packed is not None:
+            return _onednn(h, self._packed).to(self._result_dtype)
+        return product(h, self._transposed, self._result_dtype)
 
     def plus(self, h: Float[Tensor, "rows K"], other: Float[Tensor, "rows H"]) -> Float[Tensor, "rows H"]:
-        """``other`` + h W^T, summed in the type of ``other``."""
-        if h.dtype != other.dtype:
-            return other + self._times(h)
+        """``other`` + h W^T, summed in the type of ``other``, and in its memory if that saves a copy."""
+        if self.overwrites:
+            return torch.addmm(other, h, self._transposed, out=other)
         if self._packed is None:
-            return torch.addmm(other, h, self._transposed)
-        result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(h, other, self._packed, None, "add")
-        return result
-
-    def _times(self, h: Float[Tensor, "rows K"]) -> Float[Tensor, "rows H"]:
-        """The product h W^T as the device stores it, in the type of the results or of ``h``."""
-        if self._packed is not None:
-            result: Tensor = torch.ops.mkldnn._linear_pointwise(h, self._packed, None, "none", [], "")
-            return result
-        if h.dtype != self._result_dtype and _stores_full_results(h.device):
-            return torch.mm(h, self._transposed, out_dtype=self._result_dtype)
-        return h @ self._transposed
+            return product(h, self._transposed, self._result_dtype, other)
+        return _onednn(h, self._packed, other) if h.dtype == other.dtype else _onednn(h, self._packed) + other
 
 
 def _can_be_packed(weight: Tensor) -> bool:
-    """Whether oneDNN has a packed product for it; float64 and other devices take the plain one."""
-    return bool(
+    """Whether oneDNN has a packed product for it that is the faster one; float64 and other devices have none."""
+    return (
         weight.device.type == "cpu"
         and weight.dtype in (torch.float32, torch.bfloat16)
-        and min(weight.shape) >= PACKED_SIZE
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
+        and (min(weight.shape) >= PACKED_SIZE or _by_onednn(weight, weight.dtype))
+        and _has_onednn()
     )

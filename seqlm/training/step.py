@@ -26,6 +26,9 @@ from seqlm.training.distributed import Rank
 from seqlm.training.micro_batches import split_columns
 from seqlm.training.resume import generator_state, set_generator_state
 
+CLIP_EPSILON = 1e-6
+"""Added to the norm by which clipped gradients are divided, as in ``torch.nn.utils.clip_grad_norm_``."""
+
 
 @final
 @dataclass(frozen=True)
@@ -44,9 +47,9 @@ class StepResult:
 class TrainingStep:
     """Takes one step on a window; all steps of a run have windows of one shape.
 
-    Gradients are those of the mean loss over ``tokens_per_step``, the tokens of the *global* window.
-    DistributedDataParallel averages over ranks; each rank's summed loss is therefore divided by the tokens of the whole
-    window and multiplied by the number of ranks, however unevenly the columns are shared.
+    The update is by the gradients of the mean loss over ``tokens_per_step``, the tokens of the *global* window. Each
+    rank computes those of its summed loss, and DistributedDataParallel averages them over ranks; the optimizer
+    multiplies them by the number of ranks over the tokens of the whole window, however unevenly the columns are shared.
 
     Args:
         model: trained in place.
@@ -116,13 +119,16 @@ class TrainingStep:
         for number, part in enumerate(columns, start=1):
             with self._reduction(is_last=number == self.micro_batches):
                 loss_nats, state = self._objective(*part)
-                (loss_nats * self.scale).backward()
+                loss_nats.backward()
             losses.append(loss_nats.detach())
             states.append(detached(state))
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm, foreach=True)
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients) * self.scale
         loss_nats = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
-        # Fused optimizers leave all parameters alone where this is 1; GradScaler of torch.amp uses it the same way.
         found_inf = ~torch.isfinite(loss_nats + norm) if moves else torch.ones_like(norm)
+        # Fused optimizers divide each gradient by grad_scale as they read it, and leave all parameters alone where
+        # found_inf is 1. GradScaler of torch.amp uses both the same way. Scale and clipping thus cost no pass.
+        self.optimizer.grad_scale = ((norm + CLIP_EPSILON) / self.clip_norm).clamp_(min=1).float() / self.scale  # type: ignore[attr-defined]
         self.optimizer.found_inf = found_inf.float()  # type: ignore[attr-defined]
         self.optimizer.step()
         return StepResult(loss_nats, norm, join_states(states, self.model.batch_axis))

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from seqlm import machine
 from seqlm.architectures import ModelConfig
-from seqlm.models import build_model
+from seqlm.errors import UsageError
+from seqlm.machine import matmul_library
+from seqlm.models import build_model, products
 from seqlm.models.products import (
     PACKED_SIZE,
     RepeatedProduct,
+    accumulate,
     linear,
-    multiply,
-    multiply_add,
     product,
-    project,
     rounded_product,
 )
 from seqlm.training.precision import set_switches
@@ -35,10 +39,11 @@ ROUNDED_TO_TF32 = 2.0**-10
 """Largest relative error of a number cut to TF32's 11 bits; 2^-11 if it is rounded to nearest."""
 
 NAMES = (
-    "multiply",
-    "multiply_add",
+    "product",
+    "accumulate",
     "product of batches",
-    "project",
+    "product and bias",
+    "product and matrix",
     "linear",
     "linear by x",
     "linear by W",
@@ -79,14 +84,16 @@ def computed(name: str, a: Tensor, b: Tensor, added: Tensor, dtype: torch.dtype)
     leaf, batch = a.clone().requires_grad_(), torch.stack((b, a))
     repeated = RepeatedProduct(b.t(), dtype, rows=len(a), steps=35)
     match name:
-        case "multiply":
-            multiply(a_low, b_low, out=out)
-        case "multiply_add":
-            multiply_add(a_low, b_low, out=out)
+        case "product":
+            out = product(a_low, b_low, a.dtype)
+        case "accumulate":
+            accumulate(a_low, b_low, out=out)
         case "product of batches":
             out = product(torch.stack((b_low, a_low)), torch.stack((a_low, b_low)), a.dtype)[1]
-        case "project":
-            project(a_low, b.t(), bias, out=out)
+        case "product and bias":
+            out = product(a_low, b_low, a.dtype, bias)
+        case "product and matrix":
+            out = product(a_low, b_low, a.dtype, added)
         case "linear":
             out = linear(layer, a.view(2, -1, SIZE), dtype).flatten(0, 1)
         case "linear by x":
@@ -104,7 +111,7 @@ def computed(name: str, a: Tensor, b: Tensor, added: Tensor, dtype: torch.dtype)
         case "repeated times":
             out = repeated.times(a_low)
         case "repeated plus":
-            out = repeated.plus(a_low, added)
+            out = repeated.plus(a_low, added.clone())
     return out, a, b
 
 
@@ -116,20 +123,101 @@ def gradient(leaf: Tensor) -> Tensor:
 def exact_and_magnitude(name: str, a: Tensor, b: Tensor, added: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The result in float64, the product in it, and the same with all terms positive: the most a partial sum can be."""
     exact, magnitude = a.double() @ b.double(), a.double().abs() @ b.double().abs()
-    if name in ("multiply_add", "repeated plus"):
+    if name in ("accumulate", "product and matrix", "repeated plus"):
         return exact + added, exact, magnitude + added.abs()
-    if name in ("project", "linear"):
+    if name in ("product and bias", "linear"):
         return exact + added[0], exact, magnitude + added[0].abs()
     return exact, exact, magnitude
 
 
+@pytest.fixture(params=["onednn", "blas"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Products of float32 by each of the libraries in turn."""
+    if request.param == "onednn" and not torch.backends.mkldnn.is_available():
+        pytest.skip("PyTorch has no oneDNN here")
+    monkeypatch.setattr(products, "fp32_library", lambda: request.param)
+    return str(request.param)
+
+
 @names
+@pytest.mark.usefixtures("library")
 def test_fp32_products_err_by_the_additions_alone(name: str) -> None:
     a, b, added = drawn(SIZE, bf16=False)
     found, *factors = computed(name, a, b, added, torch.float32)
     exact, _, magnitude = exact_and_magnitude(name, *factors, added)
     assert found.dtype == torch.float32
     assert ((found - exact).abs() <= (SIZE + 1) * ROUNDED_SUM * magnitude).all()
+
+
+@pytest.mark.usefixtures("library")
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    shape=st.tuples(*[st.integers(1, 200)] * 3),
+    layouts=st.tuples(*[st.sampled_from(["rows", "transposed", "part", "every other column"])] * 2),
+    addend=st.sampled_from(["none", "bias", "matrix", "transposed matrix"]),
+)
+def test_products_of_any_shape_and_layout_err_by_the_additions_alone(
+    shape: tuple[int, int, int], layouts: tuple[str, str], addend: str
+) -> None:
+    rows, terms, columns = shape
+    torch.manual_seed(1)
+    a, b = laid_out(rows, terms, layouts[0]), laid_out(terms, columns, layouts[1])
+    options = {
+        "none": None,
+        "bias": torch.randn(columns),
+        "matrix": torch.randn(rows, columns),
+        "transposed matrix": torch.randn(columns, rows).t(),
+    }
+    added = options[addend]
+    out = laid_out(rows, columns, layouts[0])
+    before = [tensor.clone() for tensor in (a, b, out)]
+    found = product(a, b, torch.float32, added)
+    accumulate(a, b, out=out)
+    assert torch.equal(a, before[0])
+    assert torch.equal(b, before[1])
+    exact = a.double() @ b.double()
+    for result, plus in ((found, torch.zeros(1) if added is None else added), (out, before[2])):
+        bound = (terms + 1) * ROUNDED_SUM * (a.double().abs() @ b.double().abs() + plus.abs())
+        assert ((result - (exact + plus)).abs() <= bound).all()
+
+
+def laid_out(rows: int, columns: int, layout: str) -> Tensor:
+    """A matrix of float32 numbers whose places in memory have these strides."""
+    match layout:
+        case "transposed":
+            return torch.randn(columns, rows).t()
+        case "part":
+            return torch.randn(rows + 2, columns + 3)[1:-1, 2:-1]
+        case "every other column":
+            return torch.randn(rows, 2 * columns)[:, ::2]
+    return torch.randn(rows, columns)
+
+
+def test_the_variable_overrides_the_library_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("onednn", "blas"):
+        monkeypatch.setenv("SEQLM_MATMUL", name)
+        assert matmul_library() == name
+    monkeypatch.setenv("SEQLM_MATMUL", "MKL")
+    with pytest.raises(UsageError, match=r'SEQLM_MATMUL: expected onednn or blas, got "MKL"'):
+        matmul_library()
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "library"),
+    [
+        ("AuthenticAMD", "fma avx2 avx512f", "onednn"),
+        ("AuthenticAMD", "fma avx2", "blas"),
+        ("GenuineIntel", "fma avx2 avx512f", "blas"),
+    ],
+)
+def test_the_library_follows_from_the_processor(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, vendor: str, flags: str, library: str
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(machine, "CPUINFO", cpuinfo)
+    monkeypatch.delenv("SEQLM_MATMUL", raising=False)
+    assert matmul_library() == library
 
 
 @names
