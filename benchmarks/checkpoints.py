@@ -24,7 +24,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.memory_allocator import KEEP_MEMORY, restart_with_kept_memory
 from benchmarks.shapes import Shape, select
 from seqlm.config import DataConfig, RunConfig
 from seqlm.environment import DATA
@@ -57,7 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON document to FILE too")
     parser.add_argument("--pauses", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    restart_with_kept_memory()
     if options.pauses is not None:
         print(json.dumps(pauses(options.pauses, options.steps)))
         return 0
@@ -140,7 +138,7 @@ def one_signal(run: RunDirectory, text: Path, draw: random.Random) -> dict[str, 
     """Let a worker take some steps, stop it at a random moment, and see when the checkpoint is there."""
     attempt = run.last_attempt() + 1
     before = run.last_checkpoint.stat().st_ino if run.last_checkpoint.exists() else None
-    env = {**os.environ, **KEEP_MEMORY, "SEQLM_DATA": str(text), "SEQLM_DEVICE": "cpu", "SEQLM_ATTEMPT": str(attempt)}
+    env = {**os.environ, "SEQLM_DATA": str(text), "SEQLM_DEVICE": "cpu", "SEQLM_ATTEMPT": str(attempt)}
     command = [sys.executable, "-m", "seqlm.training.worker", str(run.path)]
     run.attempt_dir(attempt).mkdir(parents=True)
     with run.stdout_log(attempt).open("wb") as log:

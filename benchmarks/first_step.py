@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.turns import ROOT
-from jobs.attempt.supervisor import KEEP_MEMORY, rank_variables
+from jobs.attempt.supervisor import rank_variables
 from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import resolve_specs
 from jobs.manifests.load import load_manifest
@@ -76,7 +76,7 @@ def tune_turn(manifest: Path, study: Path) -> dict[str, Any]:
         run_dir=run.path,
         attempt=1,
         argv=worker,
-        env={"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "SEQLM_ATTEMPT": "1", **KEEP_MEMORY},
+        env={"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "SEQLM_ATTEMPT": "1"},
         cwd=ROOT,
         resources=Resources(cpus=cores, gpus=0),
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.baselines.builtin import builtin_loss, builtin_model
 from benchmarks.baselines.literal import literal_loss, literal_model
 from benchmarks.baselines.step import BaselineStep, default_optimizer
-from benchmarks.names import LITERAL, ours, precision_of
+from benchmarks.names import LITERAL, compiled, ours, precision_of
 from benchmarks.ours import OurStep
 from benchmarks.shapes import Shape
 from seqlm.architectures import RecurrentConfig
@@ -63,6 +63,8 @@ def build_step(name: str, shape: Shape, device: torch.device, compiler: str | No
         state=_zero_state(shape, device),
         autocast=dtype,
     )
+    if name == compiled(precision):
+        compiler = "inductor"
     if compiler is not None:
         model.compile(backend=compiler)
     return InPrecision(step, precision)

@@ -17,7 +17,7 @@ from benchmarks.device import synchronize
 from benchmarks.gemm_peak import GemmPeak
 from benchmarks.implementations import Step, build_step, draw_windows
 from benchmarks.interleave import Rounds, Spread, Turn, interleave
-from benchmarks.names import LITERAL, PRECISIONS, builtin, compared_with, implementation_names, ours
+from benchmarks.names import LITERAL, PRECISIONS, builtin, compared_with, compiled, implementation_names, ours
 from benchmarks.peak_memory import measure_in_child
 from benchmarks.shapes import Shape
 from jobs.plan.estimate import flops_per_token
@@ -43,6 +43,7 @@ class Settings:
     threads: int
     device: torch.device
     peak_memory: bool
+    compiled: bool = False
 
 
 @final
@@ -113,7 +114,7 @@ def _facts(shape: Shape) -> dict[str, Any]:
 def _measure_times(shape: Shape, settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     windows = draw_windows(shape, settings.device, WINDOWS)
     steps: dict[str, StepTurn] = {}
-    names = implementation_names(settings.precisions)
+    names = implementation_names(settings.precisions, with_compiled=settings.compiled)
     for name in names:
         try:
             step = build_step(name, shape, settings.device)
@@ -121,6 +122,8 @@ def _measure_times(shape: Shape, settings: Settings, say: Callable[[str], None])
             say(f"{name}: {error}")
             continue
         steps[name] = StepTurn(step, windows, settings.device)
+    # The first step compiles; what it takes beside that is little.
+    compile_seconds = {name: _rounded(turn()) for name, turn in steps.items() if name.startswith("torch.compile")}
 
     peaks = {gemm(p): GemmPeak(shape, settings.device, p) for p in settings.precisions if ours(p) in steps}
     turns: dict[str, Turn] = {**steps, **peaks}
@@ -132,7 +135,8 @@ def _measure_times(shape: Shape, settings: Settings, say: Callable[[str], None])
         on_round=_round_speaker(settings.seconds, say),
     )
     losses = {name: turn.last_loss for name, turn in steps.items()}
-    return times_record(rounds, settings.precisions, shape) | {"last_loss": losses}
+    record = times_record(rounds, settings.precisions, shape) | {"last_loss": losses}
+    return record | ({"compile_seconds": compile_seconds} if settings.compiled else {})
 
 
 def _round_speaker(seconds: float, say: Callable[[str], None]) -> Callable[[int, float], None]:
@@ -171,7 +175,7 @@ def times_record(rounds: Rounds, precisions: Sequence[Precision], shape: Shape) 
         "rounds": rounds.count,
         "step_ms": {
             name: _plain(Spread.of([1000 * s for s in rounds.values[name]])) if name in measured else None
-            for name in implementation_names(precisions)
+            for name in implementation_names(precisions, with_compiled=compiled(precisions[0]) in measured)
         },
         "speedup": speedup,
         "gemm_peak_gflops": peak,

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.command_line import Parser, not_negative, positive
-from benchmarks.memory_allocator import restart_with_kept_memory
 from benchmarks.names import PRECISIONS, precision_of
 from benchmarks.shapes import GROUPS, Shape, by_name, select
 from seqlm.errors import FileError, SeqlmError, UsageError
@@ -85,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--threads", type=positive, help="of the processor; default: torch's own choice")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
+    parser.add_argument("--compiled", action="store_true", help="also torch.nn's model under torch.compile")
     parser.add_argument("--no-peak-memory", action="store_true", help="measure time alone")
     parser.add_argument("--json", action="store_true", help="print one JSON document in place of the table")
     parser.add_argument(
@@ -107,7 +107,9 @@ def _settings(options: argparse.Namespace) -> Settings:
 
     from benchmarks.device import choose_device
     from benchmarks.measurement import Settings
+    from seqlm.machine import keep_freed_memory
 
+    keep_freed_memory()  # torch.nn gets it too
     device = choose_device(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -119,6 +121,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         threads=torch.get_num_threads(),
         device=device,
         peak_memory=not options.no_peak_memory,
+        compiled=options.compiled,
     )
 
 
@@ -168,5 +171,4 @@ def _print(document: dict[str, Any], *, as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_kept_memory()
     sys.exit(main())

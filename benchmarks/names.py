@@ -17,6 +17,11 @@ def builtin(precision: str) -> str:
     return f"torch.nn-{precision}"
 
 
+def compiled(precision: str) -> str:
+    """Name of the same under ``torch.compile``."""
+    return f"torch.compile-{precision}"
+
+
 def ours(precision: str) -> str:
     """Name of our implementation in a precision."""
     return f"ours-{precision}"
@@ -29,7 +34,7 @@ def precision_of(name: str) -> Precision:
         UsageError: there is no implementation of that name.
     """
     for precision in PRECISIONS:
-        if name in (builtin(precision), ours(precision)):
+        if name in (builtin(precision), compiled(precision), ours(precision)):
             return precision
     if name == LITERAL:
         return "fp32"
@@ -37,12 +42,14 @@ def precision_of(name: str) -> Precision:
     raise UsageError(f'unknown implementation "{name}"{nearest(name, valid)} (valid: {", ".join(valid)})')
 
 
-def implementation_names(precisions: Sequence[Precision]) -> list[str]:
+def implementation_names(precisions: Sequence[Precision], *, with_compiled: bool = False) -> list[str]:
     """All that are compared in these precisions, in the order of their turns."""
-    pairs = [name for precision in precisions for name in (builtin(precision), ours(precision))]
+    kinds = (builtin, compiled, ours) if with_compiled else (builtin, ours)
+    pairs = [kind(precision) for precision in precisions for kind in kinds]
     return [LITERAL, *pairs] if "fp32" in precisions else pairs
 
 
 def compared_with(name: str) -> list[str]:
     """What our implementation called ``name`` is compared with: torch.nn in its precision, and what is fp32."""
-    return [LITERAL, builtin(precision_of(name)), *([ours("fp32")] if name != ours("fp32") else [])]
+    precision = precision_of(name)
+    return [LITERAL, builtin(precision), compiled(precision), *([ours("fp32")] if precision != "fp32" else [])]

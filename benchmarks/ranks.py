@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.memory_allocator import restart_with_kept_memory
 from benchmarks.shapes import Shape, select
 from seqlm.errors import SeqlmError, UsageError
 
@@ -168,5 +167,4 @@ def _document(shape: Shape, options: argparse.Namespace, measured: dict[str, Any
 
 
 if __name__ == "__main__":
-    restart_with_kept_memory()
     sys.exit(main())

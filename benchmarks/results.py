@@ -16,12 +16,12 @@ import torch
 
 from benchmarks.device import device_name
 from benchmarks.measurement import Settings
-from benchmarks.memory_allocator import KEEP_MEMORY
-from benchmarks.names import LITERAL, builtin, ours
+from benchmarks.names import LITERAL, builtin, compiled, ours
 from jobs.cli.tables import Column, lines_of
 from jobs.study.kept_code import live_code
 from seqlm import machine
 from seqlm.files import write_json, write_text
+from seqlm.models.products import fp32_library
 
 SCHEMA_VERSION = 2
 
@@ -56,7 +56,7 @@ def circumstances() -> dict[str, Any]:
         "processor": machine.cpu_model(),
         "cores": machine.cpu_count(),
         "versions": _versions(),
-        "environment": {name: os.environ.get(name) for name in KEEP_MEMORY},
+        "matmul": fp32_library(),
     }
 
 
@@ -102,6 +102,8 @@ def _table(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     with_memory = any("peak_memory_mb" in shape for shape in document["shapes"])
     header = ["shape", "runs", "precision", "literal ms", "torch.nn ms", "ours ms", "vs torch.nn", "vs literal"]
     header += ["vs fp32"] if precisions != ["fp32"] else []
+    is_compiled = any("compile_seconds" in shape for shape in document["shapes"])
+    header += ["compiled ms", "vs compiled", "compiled in s"] if is_compiled else []
     header += ["literal MB", "torch.nn MB", "ours MB", "of torch.nn's"] if with_memory else []
     rows = [_row(shape, precision, header) for shape in document["shapes"] for precision in precisions]
     return [*header, "of GEMM peak"], rows
@@ -119,6 +121,9 @@ def _row(shape: Mapping[str, Any], precision: str, header: Sequence[str]) -> lis
     row += [_times(faster.get(torch_nn), spread_too=True), _times(faster.get(LITERAL) if literal else None)]
     if "vs fp32" in header:
         row += [_times(faster.get(ours("fp32")))]
+    if "compiled ms" in header:
+        row += [_median(times[compiled(precision)]), _times(faster.get(compiled(precision)))]
+        row += [_number(shape["compile_seconds"].get(compiled(precision)))]
     if "ours MB" in header:
         row += [_number(megabytes.get(each)) for each in (literal, torch_nn, name)] + [_percent(ratios.get(torch_nn))]
     return [*row, _percent((shape["share_of_gemm_peak"][precision] or {}).get("median"))]
@@ -147,14 +152,13 @@ def _percent(value: float | None) -> str:
 
 def notes(document: Mapping[str, Any]) -> list[str]:
     """What a reader of the table has to know."""
-    versions, environment = document["versions"], document["environment"]
+    versions = document["versions"]
     libraries = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     code = (document["git"]["commit"] or "none")[:12] + (" with changes" if document["git"]["dirty"] else "")
     where = document["processor"] if document["device"] == "cpu" else f"{document['device']}, {document['processor']}"
-    allocator = " ".join(f"{name}={value}" for name, value in environment.items() if value is not None)
     lines = [
         f"{document['date']}, commit {code}, {where}, {document['threads']} threads; {libraries}",
-        f"memory allocator, the same for all as for a run's workers: {allocator or 'the system default'}",
+        f"float32 products of ours on a processor: {document['matmul']}",
         f"load average before: {document['load_average']}, with {document['cores']} cores",
         "literal and torch.nn: default optimizers; one training step, median",
         "precision: of ours and of torch.nn, with cuDNN's TF32 switch; torch.nn in bf16: torch.autocast",

@@ -80,6 +80,25 @@ def _cpu_fields(*names: str) -> list[str]:
     return []
 
 
+@functools.cache
+def keep_freed_memory() -> None:
+    """Have glibc keep the memory that this process frees, unless an environment variable has set how it does that.
+
+    Logits are allocated and freed in every step. Returning their pages to the system each time costs a small model a
+    sixth of its speed (docs/project/decisions/2026-11-24-freed-memory.md). Other C libraries are left alone.
+    """
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt and platform.libc_ver()[0] == "glibc" and not any(name.startswith("MALLOC_") for name in os.environ):
+        for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+            mallopt(parameter, 2**30)
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of ``mallopt`` (malloc.h of glibc)."""
+
+
 class Gpu(NamedTuple):
     """A GPU, or an instance of one that is divided by MIG, as a process is given it."""
 

@@ -10,7 +10,7 @@ from seqlm.errors import DamagedFileError
 from seqlm.files import read_json
 from seqlm.run_layout import RunLayout
 
-ROUNDING = ("ranks", "micro_batches", "threads", "device", "multiprocessors", "torch")
+ROUNDING = ("ranks", "micro_batches", "threads", "device", "multiprocessors", "matmul", "torch")
 """Fields of ``worker.json`` that decide how sums are rounded or which dropout masks are drawn."""
 
 

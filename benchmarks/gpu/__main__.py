@@ -27,7 +27,6 @@ from typing import Any
 
 from benchmarks.command_line import Parser, not_negative
 from benchmarks.gpu.folder import PARTS, Budget, Results
-from benchmarks.memory_allocator import restart_with_kept_memory
 from benchmarks.names import PRECISIONS
 from jobs.attempt.supervisor import start_rank
 from seqlm.errors import BackendError, FileError, SeqlmError, UsageError
@@ -344,5 +343,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_kept_memory()
     sys.exit(main())

@@ -20,7 +20,6 @@ import torch
 
 from benchmarks.checkpoints import WINDOWS, write_text
 from benchmarks.gpu.folder import Budget
-from benchmarks.memory_allocator import KEEP_MEMORY
 from benchmarks.shapes import Shape, by_name, tiny
 from jobs.attempt.supervisor import start_rank
 from seqlm.config import DataConfig
@@ -63,7 +62,7 @@ def start_worker(run: RunDirectory, text: Path, device: str, variables: Mapping[
     """Start the next attempt of a run with one thread, as backends do; its log is in the attempt's folder."""
     attempt = run.last_attempt() + 1
     run.attempt_dir(attempt).mkdir(parents=True)
-    env = {**KEEP_MEMORY, "OMP_NUM_THREADS": "1", "SEQLM_DATA": str(text), "SEQLM_DEVICE": device}
+    env = {"OMP_NUM_THREADS": "1", "SEQLM_DATA": str(text), "SEQLM_DEVICE": device}
     env |= {"SEQLM_ATTEMPT": str(attempt), **variables}
     argv = [sys.executable, "-m", "seqlm.training.worker", str(run.path)]
     with run.stdout_log(attempt).open("wb") as out, run.stderr_log(attempt).open("wb") as err:

@@ -42,11 +42,6 @@ LARGEST_LAST_LINE = 2**16
 INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"
 """Network interface on which Gloo meets the other ranks."""
 
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
-"""Variables of glibc. Logits are allocated and freed in every step, and returning their pages to the system each time
-cost a quarter of a small run's processor time (docs/project/decisions/2026-11-24-freed-memory.md).
-Other C libraries ignore them."""
-
 SHORT_SPIN = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 """Variables of the OpenMP libraries of GNU, and of Intel and LLVM (milliseconds): how long a thread that waits for work
 spins before it sleeps. By default it spins so long that another program on its core makes a run up to 200 times slower
@@ -59,7 +54,6 @@ spins before it sleeps. By default it spins so long that another program on its 
 def worker_variables(policy: Policy, search: Search | None = None) -> dict[str, str]:
     """Return the variables that every worker of a study gets, on every backend."""
     return {
-        **KEEP_MEMORY,
         environment.CHECKPOINT_MINUTES.name: f"{policy.checkpoint_min:g}",
         environment.KEEP_LAST.name: "1" if policy.keep_last else "0",
         **({} if search is None else {environment.SEARCH.name: search.to_text()}),

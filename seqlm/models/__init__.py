@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from seqlm.architectures import BuiltInConfig, CustomConfig, ModelConfig
+from seqlm.machine import keep_freed_memory
 from seqlm.models.custom import build_custom
 from seqlm.models.language_model import LanguageModel, OutputLayerModel
 
@@ -44,6 +45,7 @@ def build_model(
     for name, value in (("vocab_size", vocab_size), ("seq_len", seq_len)):
         if value < 1:
             raise ValueError(f"{name}: expected a whole number of at least 1, got {value}")
+    keep_freed_memory()
     if isinstance(config, CustomConfig):
         assert folder is not None, "the caller knows where the files are"
         built = build_custom(config, vocab_size, product_dtype, folder)

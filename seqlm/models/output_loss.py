@@ -66,7 +66,7 @@ class _OutputLoss(Function):
     ) -> Float[Tensor, ""]:
         low_weight = weight.to(dtype)
         d_hidden: list[Tensor] = []
-        d_weight, d_bias = None, torch.zeros_like(bias)
+        d_weight, d_bias = torch.empty(0), torch.zeros_like(bias)
         loss = hidden.new_zeros(())
         for part, target in zip(hidden.split(chunk_tokens), targets.unsqueeze(1).split(chunk_tokens), strict=True):
             h = part.to(dtype)
@@ -80,10 +80,10 @@ class _OutputLoss(Function):
                 d_bias += p.sum(dim=0)
                 d_logits = p.to(dtype)
                 d_hidden.append(product(d_logits, low_weight, hidden.dtype))
-                if d_weight is None:
-                    d_weight = product(d_logits.t(), h, weight.dtype)
-                else:
+                if d_weight.numel():
                     accumulate(d_logits.t(), h, out=d_weight)
+                else:
+                    d_weight = product(d_logits.t(), h, weight.dtype)
         if with_gradients:
             ctx.gradients = (torch.cat(d_hidden), d_weight.contiguous(), d_bias)
         return loss

@@ -170,7 +170,7 @@ def fp32_library() -> str:
 
 
 def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
 def _stores_full_results(device: torch.device) -> bool:

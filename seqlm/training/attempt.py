@@ -203,6 +203,7 @@ def recorded(run: RunDirectory, rank: Rank, attempt: int, guard: Guard = unguard
         "ranks": rank.world_size,
         "device": rank.device_name,
         "multiprocessors": rank.multiprocessors,
+        "matmul": rank.matmul,
         "gpu": os.environ.get("CUDA_VISIBLE_DEVICES") or None,
         # What the rank holds: a launcher sets the variable even if the rank computes on the processor.
         "gpus": GPU_SHARE.read() if GPU_SHARE.is_set() or rank.device.type == "cuda" else 0,

@@ -30,6 +30,7 @@ from torch.distributed import (  # type: ignore[attr-defined] # public, missing 
 from seqlm.environment import COLLECTIVE_MINUTES, DEVICE, GPU_SHARE, RENDEZVOUS, RENDEZVOUS_HOST
 from seqlm.errors import EXIT_FAILED, EXIT_UNPRINTED, BackendError, FileError
 from seqlm.machine import CUDA_BYTES, cpu_model, own_card, short_name
+from seqlm.models.products import fp32_library
 from seqlm.reading import parse_json, read_bytes
 from seqlm.training.failure import failed_allocation
 
@@ -67,6 +68,11 @@ class Rank:
         """
         on_gpu = self.device.type == "cuda"
         return torch.cuda.get_device_properties(self.device).multi_processor_count if on_gpu else 0
+
+    @property
+    def matmul(self) -> str:
+        """Library of float32 matrix products, ``onednn`` or ``blas``; empty on a GPU."""
+        return "" if self.device.type == "cuda" else fp32_library()
 
     def peak_memory_bytes(self) -> int:
         """Return the peak memory of this rank so far: allocated on the GPU, or resident in the process."""

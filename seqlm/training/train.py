@@ -54,6 +54,8 @@ def train(
     )
     saving = Saving(trainer, files)
     progress = Progress(trainer, run.progress_file(trainer.attempt), guard=guard)
+    if trainer.rank.matmul:
+        progress.say(f"float32 matrix products on {trainer.rank.device_name}: {trainer.rank.matmul}")
     try:
         _resume(trainer, run, files, progress)
         for event in trainer.events(

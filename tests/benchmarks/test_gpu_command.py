@@ -17,7 +17,6 @@ from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.folder import PARTS, Budget, Results
 from benchmarks.gpu.study import LEAST_SECONDS, Pace, study, tiny_text
 from benchmarks.gpu.summary import as_markdown
-from benchmarks.memory_allocator import KEEP_MEMORY
 from benchmarks.shapes import published, tiny
 from jobs.attempt.supervisor import start_rank
 from seqlm.rundir import RunDirectory
@@ -28,11 +27,6 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--out"]
 
 
-def environment() -> dict[str, str]:
-    """The variables that the command would give itself in an interpreter that it begins again (tests/warm.py)."""
-    return {**os.environ, **KEEP_MEMORY}
-
-
 def read(folder: Path, part: str) -> dict[str, Any]:
     return Results(folder).read(part)
 
@@ -41,7 +35,7 @@ def read(folder: Path, part: str) -> dict[str, Any]:
 def test_a_rehearsal_goes_through_all_parts_in_a_folder_that_has_never_seen_it(tmp_path: Path) -> None:
     out = tmp_path / "new" / "results"
     # The tests that it runs are a session of their own, which looks for what it leaves behind.
-    env = {name: value for name, value in environment().items() if name != SESSION_VARIABLE}
+    env = {name: value for name, value in os.environ.items() if name != SESSION_VARIABLE}
     answer = commands.run([*COMMAND, str(out)], cwd=ROOT, env=env, preexec_fn=blank.reports)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     found = {part: read(out, part) for part in PARTS}
@@ -73,7 +67,7 @@ def test_a_rehearsal_goes_through_all_parts_in_a_folder_that_has_never_seen_it(t
             assert str(folder) not in text
 
     times = {part: Results(out).file(part).stat().st_mtime_ns for part in PARTS}
-    again = commands.run([*COMMAND, str(out)], cwd=ROOT, env=environment())
+    again = commands.run([*COMMAND, str(out)], cwd=ROOT)
     assert again.returncode == 0, again.stderr
     assert again.stdout.splitlines() == [f"{part}: done before" for part in PARTS]
     assert {part: Results(out).file(part).stat().st_mtime_ns for part in PARTS} == times
@@ -83,7 +77,7 @@ def test_a_rehearsal_goes_through_all_parts_in_a_folder_that_has_never_seen_it(t
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_call_that_ends_early_loses_the_part_under_way_alone(tmp_path: Path, number: signal.Signals) -> None:
     argv = [*COMMAND, str(tmp_path), "--parts", "synchronisations", "resume"]
-    call = commands.start(argv, cwd=ROOT, env=environment())
+    call = commands.start(argv, cwd=ROOT)
     wait_for(lambda: Results(tmp_path).file("resume").exists(), "the second part has begun")
     call.send_signal(number)
     _, stderr = commands.finish(call)
@@ -95,7 +89,7 @@ def test_a_call_that_ends_early_loses_the_part_under_way_alone(tmp_path: Path, n
         assert "| synchronisations | complete |" in (tmp_path / "summary.md").read_text()
     assert read(tmp_path, "synchronisations")["complete"]
     assert not read(tmp_path, "resume")["complete"]
-    assert commands.run([*argv, "--minutes", "0"], cwd=ROOT, env=environment()).stdout.splitlines() == [
+    assert commands.run([*argv, "--minutes", "0"], cwd=ROOT).stdout.splitlines() == [
         "synchronisations: done before",
         "resume: no time left",
         "not complete: resume; the same command goes on from here",
@@ -137,7 +131,7 @@ def test_without_a_gpu_it_says_what_can_be_done(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_the_folder_of_another_device_is_refused(tmp_path: Path) -> None:
     Results(tmp_path).write("steps", {"device": {"name": "NVIDIA H100"}, "complete": True})
-    answer = commands.run([*COMMAND, str(tmp_path)], cwd=ROOT, env=environment())
+    answer = commands.run([*COMMAND, str(tmp_path)], cwd=ROOT)
     assert answer.returncode == 2
     assert answer.stderr.startswith(f"error: --out: {tmp_path} holds results of NVIDIA H100, this is rehearsal on ")
 
@@ -246,8 +240,6 @@ def test_a_case_whose_process_dies_ends_alone_and_is_measured_by_the_next_call(
         dies = len(started) == 2
         return start_rank([sys.executable, "-c", "import os; os.abort()"] if dies else argv, *words)
 
-    for name, value in KEEP_MEMORY.items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setattr(subprocess, "Popen", warm.Popen)
     monkeypatch.setattr("benchmarks.gpu.__main__.start_rank", start)
     argv = ["--rehearse", "--out", str(tmp_path), "--parts", "synchronisations"]

@@ -229,6 +229,7 @@ FIELDS: dict[str, Meanings] = {
         "ranks": "processes that train together",
         "device": "GPU or processor",
         "multiprocessors": ("number", "multiprocessors of the GPU; 0: a processor"),
+        "matmul": ("text", "library of float32 matrix products, `onednn` or `blas`; empty: a GPU"),
         "gpu": ("text or null", "UUID or index of the GPU"),
         "gpus": ("number", "GPUs of the rank, or its share of one"),
         "threads": "threads of the rank",

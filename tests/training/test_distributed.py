@@ -51,11 +51,11 @@ def test_ranks_give_the_gradients_and_losses_of_one(tmp_path: Path, batch_size: 
         for rank in range(ranks):
             steps = torch.load(steps_file(run.path, ranks, rank), weights_only=True)
             for found, wanted in zip(steps["results"], alone["results"], strict=True):  # loss, gradient norm
-                assert found == pytest.approx(wanted, rel=1e-12)
-            assert steps["valid"] == pytest.approx(alone["valid"], rel=1e-12)
+                assert found == pytest.approx(wanted, rel=1e-8)  # optimizers scale gradients by a float32 number
+            assert steps["valid"] == pytest.approx(alone["valid"], rel=1e-8)
             assert steps["gradients"].keys() == alone["gradients"].keys()
             for name, gradient in steps["gradients"].items():
-                torch.testing.assert_close(gradient, alone["gradients"][name], rtol=1e-10, atol=1e-14)
+                torch.testing.assert_close(gradient, alone["gradients"][name], rtol=1e-6, atol=1e-9)
 
 
 MIG = """\

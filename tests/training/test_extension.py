@@ -73,7 +73,7 @@ def test_steps_and_falls_of_a_schedule_are_those_of_the_epoch_whatever_was_reque
 
 @pytest.mark.slow
 def test_a_best_epoch_of_before_stays_the_best_checkpoint(tmp_path: Path, corpus: Corpus) -> None:
-    config = make_config("rnn", optimizer="sgd", lr=40.0)  # so high that it gets worse
+    config = make_config("rnn", optimizer="sgd", lr=80.0)  # so high that it gets worse
     run = train(tmp_path / "extended", config, corpus, 2)
     before, best = run.best_checkpoint.read_bytes(), (run.read_result() or {})["best_epoch"]
     train(tmp_path / "extended", config, corpus, 3)

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.graph_nodes import DTYPES, META, Nodes, like_a_gpu
+from seqlm.config import Precision
 from seqlm.models import LanguageModel, build_model
 from seqlm.optimizers import AdamWConfig, OptimConfig, SgdConfig
 from seqlm.training.distributed import Rank
@@ -25,22 +25,6 @@ OPTIMIZERS: tuple[OptimConfig, ...] = (
 everything = pytest.mark.parametrize(("arch", "optim"), list(itertools.product(ARCHITECTURES, OPTIMIZERS)))
 VOCAB, BATCH = 13, 4
 
-WAITING = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "unique"}
-"""Operations that read from the device, or whose result has a shape that depends on numbers."""
-
-
-class Recorder(TorchDispatchMode):
-    """Every operation with the shapes of its tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations: list[tuple[str, tuple[Any, ...]]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        tensors = [a for a in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
-        self.operations.append((func.overloadpacket.__name__, tuple(tuple(t.shape) for t in tensors)))
-        return func(*args, **(kwargs or {}))
-
 
 def make_step(
     arch: str,
@@ -50,9 +34,10 @@ def make_step(
     capture: bool = False,
     keep: float = 0.7,
     micro_batches: int = 1,
+    dtype: torch.dtype | None = None,
 ) -> tuple[TrainingStep, LanguageModel]:
     torch.manual_seed(1)
-    model = build_model(make_config(arch, keep=keep).model, VOCAB, 5).to(device)
+    model = build_model(make_config(arch, keep=keep).model, VOCAB, 5, dtype).to(device)
     step = TrainingStep(
         model,
         build_optimizer(optim, model.parameters()),
@@ -69,21 +54,39 @@ def windows(count: int, device: str = "cpu") -> list[tuple[Tensor, Tensor]]:
     return [(ids[5 * i : 5 * i + 5], ids[5 * i + 1 : 5 * i + 6]) for i in range(count)]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("micro_batches", [1, 3])
 @everything
-def test_a_step_reads_nothing_back_and_does_the_same_operations_on_the_same_shapes_each_time(
-    arch: str, optim: OptimConfig, micro_batches: int
+def test_a_step_on_a_gpu_reads_nothing_back_and_does_the_same_operations_each_time(
+    arch: str, optim: OptimConfig, micro_batches: int, precision: Precision
 ) -> None:
-    step, model = make_step(arch, optim, micro_batches=micro_batches)
-    state = model.initial_state(BATCH)
+    """Tensors without values stand in for those of a GPU: to read one back is an error."""
     seen = []
-    for inputs, targets in windows(3):
-        with Recorder() as recorder:
-            state = step(inputs, targets, state).state
-        seen.append(recorder.operations)
-    assert not {name for operations in seen for name, _ in operations} & WAITING
-    assert len(seen[1]) > 30
-    assert seen[1] == seen[2], "all but the first step, in which the optimizer makes its state, are one program"
+    with like_a_gpu(), META:
+        step, model = make_step(arch, optim, device="meta", micro_batches=micro_batches, dtype=DTYPES[precision])
+        state = model.initial_state(BATCH)
+        window = torch.zeros(5, BATCH, dtype=torch.int64)
+        for _ in range(3):
+            with Nodes() as nodes:
+                state = step(window, window, state).state
+            seen.append(nodes)
+    assert len(seen[1].operations) > 30
+    assert seen[1].operations == seen[2].operations, "after the first, in which the optimizer makes its state"
+    assert {*seen[0].devices, *seen[2].devices} == {"meta"}, "no tensor of the CPU"
+
+
+@pytest.mark.parametrize(("arch", "most"), [("rnn", 4), ("gru", 13)])
+def test_a_time_step_of_a_layer_adds_few_nodes_to_the_graph_of_a_step(arch: str, most: int) -> None:
+    """A product and what is point-wise, forward and backward; the GRU has two products."""
+    counts = []
+    with like_a_gpu(), META:
+        step, model = make_step(arch, OPTIMIZERS[1], device="meta")
+        for length in (12, 13):
+            window = torch.zeros(length, BATCH, dtype=torch.int64)
+            with Nodes() as nodes:
+                step(window, window, model.initial_state(BATCH))
+            counts.append(len(nodes.operations))
+    assert (counts[1] - counts[0]) / len(model.layers) <= most  # type: ignore[arg-type]
 
 
 @everything
