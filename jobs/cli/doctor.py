@@ -87,10 +87,11 @@ def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:
     cores, load = machine.cpu_count(), os.getloadavg()[0]
     is_busy = load > 1.5 * cores
     busy = f"; busy (load average {load:.0f}): runs may train several times slower than estimated" if is_busy else ""
+    processor = f"{machine.cpu_model()}, {cores} cores, {bf16}, fp32 products by {machine.matmul_library()}{busy}"
     return [
         Finding("ok", "versions", ", ".join(f"{name} {version}" for name, version in versions().items())),
         _torch(gpus),
-        Finding("note" if busy else "ok", "processor", f"{machine.cpu_model()}, {cores} cores, {bf16}{busy}"),
+        Finding("note" if busy else "ok", "processor", processor),
         *devices,
         _folder("runs", runs_dir),
         *_file_system(runs_dir),

@@ -18,8 +18,9 @@ from seqlm.architectures import BuiltInConfig, CustomConfig, ModelConfig
 from seqlm.machine import keep_freed_memory
 from seqlm.models.custom import build_custom
 from seqlm.models.language_model import LanguageModel, OutputLayerModel
+from seqlm.models.products import linear
 
-__all__ = ["LanguageModel", "build_model", "self_check_shapes"]
+__all__ = ["LanguageModel", "build_model", "linear", "self_check_shapes"]
 
 
 def build_model(

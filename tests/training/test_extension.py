@@ -10,6 +10,7 @@ import pytest
 from seqlm.config import RunConfig
 from seqlm.data.corpus import Corpus, load_corpus
 from seqlm.errors import CheckpointError
+from seqlm.models import products
 from seqlm.rundir import RunDirectory
 from seqlm.training import attempt
 from seqlm.training.attempt import StopRequested, StopSignal
@@ -45,9 +46,11 @@ def train(folder: Path, config: RunConfig, corpus: Corpus, *epochs: int) -> RunD
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["rnn", "gru", "transformer"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("library", ["onednn", "blas"])
 def test_a_run_that_is_extended_equals_one_that_went_so_far_at_once(
-    tmp_path: Path, corpus: Corpus, arch: str, optimizer: str
+    tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, arch: str, optimizer: str, library: str
 ) -> None:
+    monkeypatch.setattr(products, "fp32_library", lambda: library)
     config = make_config(arch, optimizer=optimizer, lr=OPTIMIZERS[optimizer], keep=0.7)
     short = train(tmp_path / "extended", config, corpus, SHORT)
     assert (short.read_result() or {})["epochs"] == SHORT
