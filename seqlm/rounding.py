@@ -26,6 +26,29 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
     }
 
 
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return a line on what differs from the worker that saved a checkpoint and affects its numbers. Empty: nothing.
+
+    Masks stay if only threads, library or processor differ: another version of PyTorch may draw other numbers.
+    """
+    found = differences(before, now)
+    keeps_masks = {"threads", "matmul"} | (set() if before.get("gpus") or now.get("gpus") else {"device"})
+    equal = f"up to rounding{'' if found.keys() <= keeps_masks else ' and dropout masks'}"
+    return f"now {', '.join(found.values())}: the result is equal to that of a quiet run {equal}" if found else ""
+
+
+def worker_of_checkpoint(run: RunLayout) -> dict[str, Any]:
+    """Return what ``worker.json`` says of the attempt that saved the last checkpoint of a run. Empty: unknown.
+
+    Raises:
+        FileError: a file that is there cannot be read.
+    """
+    with contextlib.suppress(DamagedFileError):  # by a crash of the machine: they are not flushed
+        saved_by = (read_json(run.position_file) or {}).get("attempt")
+        return (read_json(run.worker_file(saved_by)) if type(saved_by) is int else None) or {}
+    return {}
+
+
 def threads_of_checkpoint(run: RunLayout) -> int | None:
     """Return the threads of each rank of the attempt that saved the last checkpoint of a run.
 
@@ -34,9 +57,6 @@ def threads_of_checkpoint(run: RunLayout) -> int | None:
     Raises:
         FileError: a file that is there cannot be read.
     """
-    with contextlib.suppress(DamagedFileError):  # by a crash of the machine: they are not flushed
-        saved_by = (read_json(run.position_file) or {}).get("attempt")
-        worker = read_json(run.worker_file(saved_by)) if type(saved_by) is int else None
-        threads = worker.get("threads") if worker and worker.get("gpus") == 0 else None
-        return threads if type(threads) is int and threads > 0 else None
-    return None
+    worker = worker_of_checkpoint(run)
+    threads = worker.get("threads") if worker.get("gpus") == 0 else None
+    return threads if type(threads) is int and threads > 0 else None

@@ -8,7 +8,8 @@ from typing import Any
 
 from seqlm.environment import KEEP_LAST
 from seqlm.errors import CheckpointError
-from seqlm.files import Guard, unguarded, write_json
+from seqlm.files import Guard, read_json, unguarded, write_json
+from seqlm.rounding import changes, worker_of_checkpoint
 from seqlm.rundir import RunDirectory
 from seqlm.training import resume
 from seqlm.training.attempt import StopRequested, StopSignal
@@ -93,11 +94,13 @@ def _resume(trainer: Trainer, run: RunDirectory, files: CheckpointFiles, progres
     if checkpoint is None:
         return
     trainer.restore(checkpoint)
-    if trainer.rank.is_first:
-        files.write_metrics(trainer.history)  # the file may have been cut or lost
     position = checkpoint.position
     steps = f" and {position.step} of {trainer.steps} steps" if position.step else ""
     progress.say(f"resumed after {position.epoch} of {trainer.config.train.epochs} epochs{steps}")
+    if trainer.rank.is_first:
+        files.write_metrics(trainer.history)  # the file may have been cut or lost
+        if line := changes(worker_of_checkpoint(run), read_json(run.worker_file(trainer.attempt)) or {}):
+            progress.say(line)
 
 
 def _finish(

@@ -1,0 +1,37 @@
+"""What affects the rounding of a run, or its dropout masks, and has changed since its checkpoint, is one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from seqlm.rounding import changes
+
+HERE = {"ranks": 1, "micro_batches": 1, "threads": 2, "device": "Zen 4", "gpus": 0, "matmul": "onednn", "torch": "2.13"}
+CARD = {**HERE, "device": "NVIDIA H100", "gpus": 1, "threads": 16, "multiprocessors": 132, "matmul": ""}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "says", "masks"),
+    [
+        (HERE, {**HERE, "threads": 3}, "threads 3 instead of 2", False),
+        (HERE, {**HERE, "torch": "2.14"}, "torch 2.14 instead of 2.13", True),
+        (HERE, {**HERE, "device": "Zen 5"}, "device Zen 5 instead of Zen 4", False),
+        (HERE, {**HERE, "matmul": "blas"}, "matmul blas instead of onednn", False),
+        (HERE, CARD, "device NVIDIA H100 instead of Zen 4", True),
+        (CARD, {**CARD, "device": "NVIDIA A100"}, "device NVIDIA A100 instead of NVIDIA H100", True),
+        (CARD, {**CARD, "multiprocessors": 60}, "multiprocessors 60 instead of 132", True),
+        (HERE, {**HERE, "micro_batches": 2}, "micro-batches 2 instead of 1", True),
+    ],
+)
+def test_what_rounds_otherwise_is_one_line(before: dict[str, Any], now: dict[str, Any], says: str, masks: bool) -> None:
+    line = changes(before, now)
+    assert says in line
+    assert len(line.splitlines()) == 1
+    assert ("dropout masks" in line) == masks
+
+
+@pytest.mark.parametrize(("before", "now"), [(HERE, HERE), ({}, HERE), (CARD, {**CARD, "threads": 4})])
+def test_nothing_is_said_of_what_is_equal_or_unknown(before: dict[str, Any], now: dict[str, Any]) -> None:
+    assert changes(before, now) == ""
