@@ -18,8 +18,9 @@ import torch.distributed as dist
 from seqlm.errors import EXIT_BUSY, EXIT_FAILED, EXIT_RUNG, EXIT_STOPPED, EXIT_STORAGE, DivergedError, FileError
 from seqlm.files import Guard, read_json
 from seqlm.lease import newest_lease
+from seqlm.models import products
 from seqlm.rundir import RunDirectory
-from seqlm.training import attempt, worker
+from seqlm.training import attempt, distributed, worker
 from seqlm.training.distributed import Rank, process_group
 from seqlm.training.trainer import Trainer
 from tests.training.studies import make_config, make_run, write_text
@@ -254,3 +255,21 @@ def test_a_gpu_is_recorded_with_its_multiprocessors(run: RunDirectory, monkeypat
     for rank, expected in ((Rank(device=torch.device("cuda")), 14), (Rank(), 0)):
         with attempt.recorded(run, rank, 1):
             assert record_of(run)["multiprocessors"] == expected
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_resume_with_another_library_of_products_is_a_line_in_the_log(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], changed: bool
+) -> None:
+    monkeypatch.setattr(products, "fp32_library", lambda: "blas")
+    monkeypatch.setattr(distributed, "fp32_library", lambda: "blas")
+    assert worker.main([str(run.path)]) == 0
+    assert "float32 matrix products on" in capsys.readouterr().out
+    make_run(run.path, make_config(epochs=2))
+    if changed:
+        monkeypatch.setattr(products, "fp32_library", lambda: "onednn")
+        monkeypatch.setattr(distributed, "fp32_library", lambda: "onednn")
+    assert worker.main([str(run.path)]) == 0
+    log = capsys.readouterr().out
+    assert "resumed after 1 of 2 epochs" in log
+    assert ("now matmul onednn instead of blas: the result is equal" in log) == changed
