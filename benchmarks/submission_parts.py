@@ -36,10 +36,10 @@ def seqlm(manifest: Path, study_dir: Path) -> float:
     command = ["python", "launch.py", "run", manifest.name, "--only"]
     specs = [replace(spec, command=[*command, f"name={spec.name}"]) for spec in specs]
     options = LaunchOptions(study_dir=study_dir)
-    with preparing(specs, site, options) as (_, todo, code):
-        assert code is not None, "there is something to do"
+    with preparing(specs, site, options) as (_, prepared):
+        assert prepared is not None, "there is something to do"
         start = time.perf_counter()
-        site.submit(todo, options, code)
+        site.submit(prepared.todo, options, prepared.code, prepared.request)
         return time.perf_counter() - start
 
 

@@ -29,7 +29,10 @@ def default_backend() -> str:
 
 
 def scheduled_in(study_dir: Path) -> list[Any]:
-    """Return the classes of the backends that have submitted jobs of a study, and recorded them in their folders."""
+    """Return the classes of the backends that have submitted jobs of a study: their requests have a plan."""
     from seqlm.reading import exists  # not for `--help`
+    from seqlm.requests import Requests
 
-    return [backend_class(name) for name in BACKENDS if exists(study_dir / name / "jobs.json")]
+    planned = (request for request in Requests(study_dir).newest_first() if exists(request.folder / "plan.json"))
+    names = {request.record.get("backend") for request in planned}
+    return [backend_class(name) for name in BACKENDS if name in names]

@@ -45,7 +45,8 @@ FIELDS: Mapping[str, Mapping[str, Any]] = {
     "result.json": {"epochs": int | None},
     "launched.json": {"tokens": list},
     "queue.json": {"launcher": dict, "waiting": dict},
-    "jobs.json": dict.fromkeys(("jobs", "submissions"), dict),
+    "request.json": {"runs": dict},
+    "plan.json": {"arrays": list},
 }
 """Name of a JSON file in a study -> its fields on whose type programs rely. A field of another type is damage."""
 

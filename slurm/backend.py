@@ -1,6 +1,6 @@
 """Backend ``slurm``: submit runs as job arrays, which need no launcher.
 
-Inside each job, :func:`slurm.task.run_task` starts the workers. ``status`` reads the run directories, and queries
+Each job runs a dispatcher on its allocation (:mod:`slurm.job`). ``status`` reads the run directories, and queries
 squeue and sacct once for what these do not have (:mod:`jobs.study.squeue`).
 """
 
@@ -12,7 +12,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -26,18 +25,17 @@ from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places
 from jobs.spec import Resources, RunSpec
 from jobs.study.cancel import Cancelled, wait_for_locks
-from jobs.study.folder import read_jobs, write_jobs
+from jobs.study.folder import read_jobs
 from jobs.study.kept_code import Code, live_code
-from jobs.study.squeue import ask, parents
+from jobs.study.squeue import ask
 from seqlm.errors import BackendError
-from seqlm.files import make_directory
-from seqlm.reading import listed
+from seqlm.requests import Request, next_folder
 from seqlm.rundir import RunDirectory
 from slurm.doctor import examine
-from slurm.environment import batch_script, sbatch_environment, submit_script
+from slurm.environment import batch_script, require_plain_path, sbatch_environment, submit_script
 from slurm.settings import SlurmSettings, read_settings
 from slurm.site import PartitionFacts, controller_config, partition_facts
-from slurm.submission import Batch, Submitter, batches, record, require_plain_path
+from slurm.submission import Submission, batches
 
 REPORT_MINUTES = 30
 
@@ -92,38 +90,26 @@ class SlurmBackend(ScheduledBackend):
         require_plain_path(study_dir.absolute())
         sbatch_environment(self.settings, os.environ)
 
-    def submit(self, todo: Sequence[PlannedRun], options: LaunchOptions, code: Code) -> list[str]:
-        study_dir, settings = options.study_dir, self.settings
-        submitter = Submitter(options=options, settings=settings, code=code)
-        arrays = _arrays(todo, settings, study_dir)
-        make_directory(study_dir / "slurm")
-        ids: list[str] = []
-        started: set[str] = set()
-        for array in arrays:
-            items = [item for runs in array.batch.jobs for item in runs]
-            submission = array.folder.name
-            for item in items:
-                # Before the job can start, since it would take an old failure as the run's final state. A run that was
-                # cancelled since this launch began keeps its mark, and its job leaves it alone.
-                if not item.was_cancelled_since:
-                    put_failure_aside(item.run, by_hand=item.by_hand, seen=item.observation)
-            # Before the jobs can start, since each job checks that its runs belong to its submission.
-            write_jobs(study_dir, {}, dict.fromkeys((item.run.id for item in items), submission))
-            plans = submitter.plans(array.batch, submission)
-            after = None if array.batch.after is None else ids[array.batch.after]
-            try:
-                submitted = submitter.submit(array.batch, plans, array.folder, nice=array.nice, after=after)
-            except BackendError as error:
-                if not ids:
-                    raise
-                before = f"{len(started)} of {len(todo)} runs were submitted before and go on; `run` submits the others"
-                raise BackendError(f"{error}; {before}") from None
-            jobs = {item.run.id: job for job, runs in zip(submitted, array.batch.jobs, strict=True) for item in runs}
-            write_jobs(study_dir, jobs, {})
-            record(submitted, plans)
-            started |= jobs.keys()
-            ids += parents(submitted)
-        return ids
+    def submit(self, todo: Sequence[PlannedRun], options: LaunchOptions, code: Code, request: Request) -> list[str]:
+        arrays = self._arrays(todo, options, code, request.folder)
+        for item in todo:
+            # Before a job can start, since it would take an old failure as the run's final state. A run that was
+            # cancelled since this launch began keeps its mark, and its job leaves it alone.
+            if not item.was_cancelled_since:
+                put_failure_aside(item.run, by_hand=item.by_hand, seen=item.observation)
+        return arrays.submit(request)
+
+    def _arrays(self, todo: Sequence[PlannedRun], options: LaunchOptions, code: Code, folder: Path) -> Submission:
+        """Return the arrays of these runs in the order of the queue. ``folder`` is that of their request.
+
+        Raises:
+            BackendError: the controller does not answer, or takes no arrays.
+        """
+        place = places(todo)
+        # SLURM starts the jobs of an array in this order.
+        ordered = sorted(todo, key=lambda item: place[item.run.id])
+        found = batches(ordered, self.settings, controller_config().max_array_size)
+        return Submission(batches=found, options=options, settings=self.settings, code=code, folder=folder)
 
     def scripts(self, planned: Sequence[PlannedRun], options: LaunchOptions) -> list[str]:
         """Return the sbatch scripts that :meth:`submit` would submit, one for each array, with ``--live-code``.
@@ -134,20 +120,13 @@ class SlurmBackend(ScheduledBackend):
         todo = [item for item in planned if item.action != "skip"]
         if not todo or waiting_for_budget(options):
             return []
-        submitter = Submitter(options=options, settings=self.settings, code=live_code())
-        return [
-            submitter.script(
-                array.batch,
-                array.folder,
-                nice=array.nice,
-                after=None if array.batch.after is None else f"ARRAY_{array.batch.after + 1}",
-            )
-            for array in _arrays(todo, self.settings, options.study_dir)
-        ]
+        arrays = self._arrays(todo, options, live_code(), next_folder(options.study_dir))
+        return [arrays.script(n, after=f"ARRAY_{n}" if n else None) for n in range(len(arrays.batches))]
 
-    def submit_report(self, study_dir: Path, jobs: Sequence[str], code: Code, *, behaviour: bool | None = None) -> str:
-        settings, folder = self.settings, _folder(study_dir, _new_number(study_dir))
-        make_directory(folder)
+    def submit_report(
+        self, study_dir: Path, folder: Path, jobs: Sequence[str], code: Code, *, behaviour: bool | None = None
+    ) -> str:
+        settings = self.settings
         python = settings.python or shlex.quote(sys.executable)
         command = (
             f"{python} {shlex.quote(str(code.path / 'launch.py'))} report {shlex.quote(str(study_dir.absolute()))}"
@@ -178,44 +157,3 @@ class SlurmBackend(ScheduledBackend):
                 one.problem = one.problem or f"marked as cancelled, but its job runs until it sees the mark: {error}"
         wait_for_locks([one.run.worker_lock_file for one in mine if one.problem is None], seconds=30)
         return [one for one in marked if one.run.id not in jobs]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Array:
-    """An array as it is submitted."""
-
-    batch: Batch
-    folder: Path
-    """A new one, whose name is that of the submission."""
-    nice: int
-    """How much lower its priority is."""
-
-
-def _arrays(todo: Sequence[PlannedRun], settings: SlurmSettings, study_dir: Path) -> list[_Array]:
-    """Return the arrays of these runs in the order of their submission, which is that of the queue.
-
-    Raises:
-        BackendError: the controller does not answer, or takes no arrays.
-    """
-    place = places(todo)
-    # SLURM starts the jobs of an array in this order.
-    found = batches(sorted(todo, key=lambda item: place[item.run.id]), settings, controller_config().max_array_size)
-    highest = max(batch.resources.priority for batch in found)
-    first = _new_number(study_dir)
-    return [
-        _Array(batch=batch, folder=_folder(study_dir, number), nice=min(highest - batch.resources.priority, 10_000))
-        for number, batch in enumerate(found, start=first)
-    ]
-
-
-def _folder(study_dir: Path, number: int) -> Path:
-    return study_dir.absolute() / "slurm" / f"{number:04d}"
-
-
-def _new_number(study_dir: Path) -> int:
-    """Return the number of the next submission's folder.
-
-    Folders are not shared, because a cluster may reuse job ids and submitit would then read files of an older job.
-    """
-    numbers = [int(path.name) for path in listed(study_dir / "slurm", "[0-9]*") if path.name.isdecimal()]
-    return max(numbers, default=0) + 1

@@ -18,7 +18,8 @@ from typing import ParamSpec, TypeVar
 from jobs.attempt.retry import FIRST_DELAY_SECONDS, Decision
 from jobs.study.squeue import ask
 from seqlm.errors import BackendError, FileError, is_storage_failure
-from slurm.job import JobPlan, SlurmContext
+from slurm.allocation import SlurmContext
+from slurm.plan import JobPlan
 
 TRIES = 5
 AGAIN_SECONDS = 1.0

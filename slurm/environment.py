@@ -7,11 +7,10 @@ Nothing of it is written on the command line or into the script, not even the na
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import os
 import shlex
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +86,16 @@ def first_lines(settings: SlurmSettings) -> list[str]:
     return [f"unset {name}" for name in NEEDED_TO_SUBMIT if name not in settings.env_pass]
 
 
-def batch_script(settings: SlurmSettings, options: Mapping[str, Any], *commands: str) -> str:
-    """Return a script for sbatch with the placement of the settings. An option that is ``True`` takes no value."""
+def batch_script(settings: SlurmSettings, options: Mapping[str, Any], *commands: str, first: Sequence[str] = ()) -> str:
+    """Return a script for sbatch with the placement of the settings. An option that is ``True`` takes no value.
+
+    ``first``: lines before the ``setup`` of the settings.
+    """
     keys = ("partition", "account", "qos", "constraint", "reservation", "nodelist", "exclude")
     placement = {key: value for key in keys if (value := getattr(settings, key)) is not None}
     given = {**settings.sbatch, **placement, **options}.items()
     lines = [f"#SBATCH --{key}" + ("" if value is True else f"={shlex.quote(str(value))}") for key, value in given]
-    return "\n".join(["#!/bin/bash", *lines, "", *first_lines(settings), *settings.setup, *commands, ""])
+    return "\n".join(["#!/bin/bash", *lines, "", *first_lines(settings), *first, *settings.setup, *commands, ""])
 
 
 def submit_script(path: Path, script: str, settings: SlurmSettings) -> str:
@@ -123,14 +125,20 @@ def job_environment(environ: Mapping[str, str], passed: Collection[str] = ()) ->
     return {name: value for name, value in environ.items() if name in passed or is_passed(name)}
 
 
-@contextlib.contextmanager
-def only(environ: Mapping[str, str]) -> Iterator[None]:
-    """Replace this process's environment by ``environ`` meanwhile: submitit starts sbatch itself."""
-    before = dict(os.environ)
-    os.environ.clear()
-    os.environ.update(environ)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+def require_plain_path(path: Path) -> None:
+    """Check that SLURM can use a folder.
+
+    A directive of a script is one line. In names of log files SLURM expands ``%`` as a pattern and a backslash as an
+    escape, even within quotes. All other characters, including quotes and ``$(...)``, are taken literally.
+
+    Raises:
+        UsageError: the path has a control character, ``%`` or a backslash, or another name for a job, which reads and
+            writes paths as UTF-8.
+    """
+    if os.fsencode(path) != str(path).encode("utf-8", "surrogateescape"):
+        raise UsageError(f"{path}: jobs of SLURM look for it in UTF-8, which this locale is not; set LC_ALL=C.UTF-8")
+    if not str(path).isprintable() or set(str(path)) & set("%\\"):
+        raise UsageError(
+            f"{path}: SLURM accepts no folder with a control character, % or a backslash in its name; rename it, or "
+            "use another --runs-dir"
+        )

@@ -1,133 +1,264 @@
-"""What a job knows on its node: its plan, the variables that SLURM sets, and the signals that came."""
+"""A job on its allocation: a dispatcher over the job's runs, as on any machine, and what follows from their ends.
+
+``python -m slurm.job PLAN ARRAY`` runs once on each node. The first node's process dispatches the runs of the job.
+Those of the other nodes start their ranks of the one run that such a job has.
+
+    SIGUSR2           the time limit is near, or a preemption is announced: the workers save, the job is requeued
+    SIGTERM           scancel, a requeue from outside, a preemption: the workers stop between two steps
+    a lost rank       the job is requeued, within the study's policy (``jobs.manifests.policy``)
+    out of memory     on one node the run goes on in this job, with twice as many micro-batches
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
-import socket
+import sys
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import Any, final
 
-from jobs.manifests.policy import Policy
-from jobs.spec import Resources, Submission
+from jobs.attempt.memory_kills import MemoryKills
+from jobs.attempt.retry import Failed, decide, history, may_go_on, progress_of
+from jobs.attempt.supervisor import Supervisor, failure_record
+from jobs.launch.background import STOP_SECONDS, Interrupts
+from jobs.launch.dispatch import Dispatcher
+from jobs.launch.job import Again, Host, LaunchOptions, next_submission
+from jobs.plan.planned import PlannedRun
+from jobs.spec import RunSpec
+from jobs.study.budget import KeptBudget
+from jobs.study.kept_code import Code
+from jobs.study.squeue import ask
 from seqlm import machine
-from seqlm.errors import BackendError
+from seqlm.environment import ATTEMPT, MICRO_BATCHES
+from seqlm.errors import FileError, SeqlmError, is_storage_failure
 from seqlm.files import write_json
-from seqlm.reading import read_bytes
+from seqlm.reading import exists
+from seqlm.rundir import Observation, RunDirectory
+from seqlm.state import FailureKind
+from slurm.allocation import JobBackend, SlurmContext, end_file, variables
+from slurm.control import clock_ahead_s, job_words, look_again, requeue
+from slurm.plan import ArrayPlan, JobPlan
+
+POLL_SECONDS = 0.2
+LOOK_SECONDS = 2.0
+"""Time between two looks at the folder of the run from a node that is not the first."""
+LIMIT_SLACK_SECONDS = 75.0
+"""How much earlier than asked SLURM may announce a time limit: it looks once a minute (``man sbatch``, --signal)."""
+BUSY_TRIES = 3
+"""How often a run that another worker holds is tried on this allocation, such as one on a node that SLURM lost."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class JobPlan:
-    """What one job does, as its submission recorded it."""
+class Signals(Interrupts):
+    """The signals that SLURM sends to a job."""
 
-    submission: str
-    """The entry of each run in the study's record of jobs while the run belongs to this job."""
-    runs: tuple[Submission, ...]
-    """The attempt of each run at the first start of the job; each restart adds one. Several runs share a GPU.
-
-    Their command lines lack the interpreter. Code, command and resources are the same for all.
-    """
-    policy: Policy
-    timeout_min: int
-    signal_before_s: int
-    exclude: str | None
-    """Nodes that the job must not get, as a SLURM host list. ``None``: no node is excluded."""
-    must_have_nodes: bool
-    """Whether the settings name the nodes of the job, so that none can be excluded."""
-
-    @property
-    def resources(self) -> Resources:
-        """The resources of each run."""
-        return self.runs[0].resources
-
-    def write(self, path: Path) -> None:
-        """Write the plan for :meth:`read`."""
-        write_json(path, asdict(self), sync=False)
-
-    @classmethod
-    def read(cls, path: Path) -> JobPlan:
-        """Read a plan that :meth:`write` wrote.
-
-        Raises:
-            OSError: the file cannot be read.
-        """
-        from pydantic import TypeAdapter  # inside a job only
-
-        return TypeAdapter(cls).validate_json(read_bytes(path))
-
-
-@dataclass(frozen=True, kw_only=True)
-class SlurmContext:
-    """The rank and the job of this process, from the variables that SLURM sets."""
-
-    job: str
-    """The id that SLURM's commands accept: ``12`` or ``12_3``."""
-    number: int
-    """The number of this job alone: each task of an array has its own."""
-    rank: int
-    local_rank: int
-    restarts: int
-    end_time: float | None
-    """When the time limit ends, in seconds since 1970. ``None``: unknown."""
-    devices: tuple[str, ...]
-    """GPUs of this job on this node."""
-    first_host: str
-    host: str
-    nodes: int
-    """The number of nodes of the job."""
-    partition: str
-
-    def device(self) -> str:
-        """Return this rank's GPU, for CUDA_VISIBLE_DEVICES.
-
-        Raises:
-            BackendError: the job has no GPU.
-        """
-        if not self.devices:
-            raise BackendError("SLURM gave this job no GPU: CUDA_VISIBLE_DEVICES is empty; see gres.conf (File=)")
-        return machine.addressed(self.devices[self.local_rank % len(self.devices)])
-
-    @classmethod
-    def from_environment(cls, env: Mapping[str, str], first_host: str) -> SlurmContext:
-        """Read SLURM's variables."""
-        array, task = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
-        end = env.get("SLURM_JOB_END_TIME", "")
-        return cls(
-            job=f"{array}_{task}" if array else env["SLURM_JOB_ID"],
-            number=int(env["SLURM_JOB_ID"]),
-            rank=int(env.get("SLURM_PROCID", "0")),
-            local_rank=int(env.get("SLURM_LOCALID", "0")),
-            restarts=int(env.get("SLURM_RESTART_COUNT") or 0),
-            end_time=float(end) if end.isdigit() else None,
-            devices=tuple(device for device in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if device),
-            first_host=first_host,
-            host=env.get("SLURMD_NODENAME") or socket.gethostname(),
-            nodes=int(env.get("SLURM_JOB_NUM_NODES") or 1),
-            partition=env.get("SLURM_JOB_PARTITION", ""),
-        )
-
-
-@dataclass
-class Signals:
-    """The signals that have come. The task's loop acts on them between two rounds."""
-
+    signals = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
     warned_at: float | None = None
     """When SIGUSR2 came, in seconds since 1970. ``None``: it has not come."""
-    told: bool = False
-    """Whether SIGTERM or SIGINT came."""
-
-    def install(self) -> None:
-        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        self.stop = True
         if number == signal.SIGUSR2:
             self.warned_at = self.warned_at or time.time()
-        else:
-            self.told = True
 
-    @property
-    def stop(self) -> bool:
-        return self.told or self.warned_at is not None
+
+@final
+@dataclass
+class JobHost(Host):
+    """A job as the process of a dispatcher."""
+
+    plan: JobPlan
+    array: ArrayPlan
+    context: SlurmContext
+    signals: Signals
+    started: float
+
+    def __post_init__(self) -> None:
+        self.where = f"job {self.context.job} on {self.context.host}"
+        self.stop_seconds = max(STOP_SECONDS, self.plan.signal_before_s)
+
+    def tries_again(self, kind: str | None, number: int) -> bool:
+        """Return whether the run is tried again here. What another node may help with waits in the queue."""
+        if number:
+            return number <= BUSY_TRIES and self.context.nodes == 1
+        return kind == "oom" and self.context.nodes == 1
+
+    def stopped(self) -> tuple[str, str] | None:
+        if not self.signals.stop:
+            return None
+        warned_at = self.signals.warned_at
+        if warned_at is None:  # SLURM itself requeues the job or ends it, unless a user has cancelled it
+            is_cancelled = "CANCELLED" in job_words(self.context.number)
+            return ("cancelled", "cancelled by scancel") if is_cancelled else None
+        limit = self.context.end_time or self.started + 60 * self.array.timeout_min
+        if warned_at + clock_ahead_s() >= limit - self.plan.signal_before_s - LIMIT_SLACK_SECONDS:
+            return "timeout", f"the job's time limit of {self.array.timeout_min} min"
+        return "preempted", "preempted by another job"
+
+
+def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals, *, started: float) -> bool:
+    """Run a job of array ``number`` on its first node; return whether all is well, or the job was requeued."""
+    array = plan.arrays[number]
+    host = JobHost(plan, array, context, signals, started)
+    runs = [RunDirectory(plan.study_dir / run_id) for run_id in array.jobs[context.index]]
+    again: dict[str, Again] = {}
+    try:
+        backend = JobBackend(context, array.resources, len(runs))
+        code = Code(path=plan.code, commit=None, dirty=False, live=False)
+        dispatcher = Dispatcher(backend, code, _options(plan), writes_queue=False, host=host, interrupts=signals)
+        again = dispatcher.again
+        try:
+            items = [item for run in runs if (item := _to_do(plan, array, run)) is not None]
+            for kind, item, seen in dispatcher.dispatch(items):
+                if kind in ("ended", "retried"):
+                    print(f"{item.run.id} {seen.state}: {seen.reason or 'well'}", flush=True)
+        except KeyboardInterrupt:
+            print("stopped by a signal", flush=True)
+        finally:
+            backend.close()
+    except Exception as error:
+        if not _fail_all(plan, runs, error, host, again):
+            raise
+    left = {run_id: one for run_id, one in again.items() if not RunDirectory(plan.study_dir / run_id).is_cancelled()}
+    is_over = signals.stop and signals.warned_at is None  # SLURM itself requeues the job, or a user has cancelled it
+    if left and not is_over and _requeue(plan, host, left):
+        return True
+    return all(_is_well(run) for run in runs)
+
+
+def _options(plan: JobPlan) -> LaunchOptions:
+    """Return the options of the launch, with the budget that the study has now: it may have changed since."""
+    limits = KeptBudget(plan.study_dir, plan.policy).budget.limits
+    return LaunchOptions(
+        study_dir=plan.study_dir,
+        worker=plan.worker,
+        policy=replace(plan.policy, gpu_hours=limits.get("gpu_hours"), core_hours=limits.get("core_hours")),
+        search=plan.search,
+        env=plan.env,
+        request=plan.request,
+    )
+
+
+def _planned(plan: JobPlan, array: ArrayPlan, run: RunDirectory, seen: Observation) -> PlannedRun:
+    data = plan.data.get(run.id)
+    path = Path(data) if data else None
+    spec = RunSpec(name=run.id, config=run.read_config(), resources=array.resources, data_path=path)
+    return PlannedRun(spec=spec, run=run, observation=seen, action="resume", reason=None)
+
+
+def _to_do(plan: JobPlan, array: ArrayPlan, run: RunDirectory) -> PlannedRun | None:
+    """Return a run that this job is to train. ``None``: it is over, or its files cannot be read, as ``status`` says."""
+    try:
+        seen = look_again(run.observe)
+        if seen.state in ("done", "stopped", "cancelled") or (seen.state == "failed" and not may_go_on(run)):
+            return None
+        return look_again(_planned, plan, array, run, seen)
+    except FileError as error:
+        print(f"{run.id} is left alone: {error}", flush=True)
+        return None
+
+
+def _is_well(run: RunDirectory) -> bool:
+    """Return whether a run is done, was stopped by its search, or waits."""
+    try:
+        return run.observe().state not in ("failed", "cancelled")
+    except SeqlmError:
+        return False
+
+
+def _fail_all(
+    plan: JobPlan, runs: Sequence[RunDirectory], error: Exception, host: JobHost, again: dict[str, Again]
+) -> bool:
+    """Record an error of the job itself in its runs that are not over. Return whether the job is to be requeued."""
+    message = str(error) if isinstance(error, SeqlmError) else f"{type(error).__name__}: {error}"
+    kind: FailureKind = "node" if is_storage_failure(error) else "code"
+    for run in runs:
+        with contextlib.suppress(SeqlmError, OSError):
+            if run.observe().state == "pending":
+                run.write_failure_once(failure_record(kind, message, where=host.where, node=host.context.host))
+                failed = Failed(kind=kind, progress=progress_of(run))
+                decision = decide(plan.policy, history(run), failed, most_micro_batches=1)
+                if decision.delay is not None:
+                    again[run.id] = Again(kind=kind, message=message, decision=decision)
+    return bool(again)
+
+
+def _requeue(plan: JobPlan, host: JobHost, again: Mapping[str, Again]) -> bool:
+    """Requeue the job; if SLURM refuses, record that in the runs that were to be tried again."""
+    first = next(iter(again.values()))
+    problem = requeue(plan, host.context, f"{first.kind}: {first.message}", [one.decision for one in again.values()])
+    for run_id, one in again.items() if problem else ():
+        message = f"{one.message}; the job could not be requeued ({problem}); run again to resume"
+        with contextlib.suppress(FileError, OSError):
+            record = failure_record(one.kind, message, where=host.where)
+            RunDirectory(plan.study_dir / run_id).write_failure_once(record)
+    return problem is None
+
+
+# -- on the other nodes ------------------------------------------------------------------------------------------------
+
+
+def serve(plan: JobPlan, number: int, context: SlurmContext, signals: Interrupts) -> None:
+    """Start this node's ranks of the job's run once its first node has started its own, and record how they end.
+
+    Whatever else happens is decided on the first node. ``srun`` ends this process if that one ends without a start.
+    """
+    array = plan.arrays[number]
+    (run_id,) = array.jobs[context.index]
+    run, options = RunDirectory(plan.study_dir / run_id), _options(plan)
+    record = _started(run, context)
+    item = look_again(_planned, plan, array, run, Observation(state="pending"))
+    code = Code(path=plan.code, commit=None, dirty=False, live=False)
+    submission = look_again(next_submission, item, options, code)
+    env = {ATTEMPT.name: str(record["attempt"]), MICRO_BATCHES.name: str(record["micro_batches"])}
+    submission = replace(submission, attempt=record["attempt"], env={**submission.env, **env})
+    first_host = look_again(ask, "scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()[0]
+    each = array.resources.ranks // context.nodes
+    devices = [machine.addressed(device) for device in context.devices] if array.resources.gpus else []
+    ranks = Supervisor(submission, memory_kills=MemoryKills(), host=context.host)
+    for local in range(each):
+        rank = context.node_rank * each + local
+        device = devices[local % len(devices)] if devices else None
+        ranks.start(rank, variables(submission, context, rank, device, first_host))
+    asked, looked_at = False, 0.0
+    while (ended := ranks.poll()) is None:
+        time.sleep(POLL_SECONDS)
+        look = time.monotonic() - looked_at >= LOOK_SECONDS
+        looked_at = time.monotonic() if look else looked_at
+        if not asked and (signals.stop or (look and run.is_cancelled())):
+            asked = True
+            ranks.signal(signal.SIGTERM)
+        if look and exists(run.failure_file):
+            ranks.peer_failed()
+    look_again(write_json, end_file(submission, context.node_rank), vars(ended))
+
+
+def _started(run: RunDirectory, context: SlurmContext) -> dict[str, Any]:
+    """Wait for the attempt that this start of the job makes, and return its record."""
+    while True:
+        with contextlib.suppress(FileError):
+            record = run.read_job() or {}
+            if (record.get("job_id"), record.get("restart")) == (context.job, os.environ.get("SLURM_RESTART_COUNT")):
+                return record
+        time.sleep(POLL_SECONDS)
+
+
+def main() -> int:
+    """Run the part of a job that is on this node; return the exit code."""
+    started = time.time()
+    signals = Signals()
+    with signals.noted():
+        plan = look_again(JobPlan.read, Path(sys.argv[1]))
+        context, number = SlurmContext.from_environment(os.environ), int(sys.argv[2])
+        if context.node_rank:
+            serve(plan, number, context, signals)
+            return 0
+        return 0 if run_job(plan, number, context, signals, started=started) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

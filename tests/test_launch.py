@@ -21,7 +21,6 @@ from jobs.cli import doctor, request
 from jobs.cli.progress import Watcher
 from jobs.launch.job import LaunchOptions
 from jobs.spec import RunSpec
-from jobs.study.folder import write_jobs
 from seqlm import machine
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
@@ -30,6 +29,7 @@ from tests import commands, hostile
 from tests.chaos.disk import Disk, may_mount
 from tests.crawl import Crawl
 from tests.outcome import differences, outcome, quiet_outcomes
+from tests.slurm_jobs import write_jobs
 from tests.training.studies import make_config, runs_in, write_text
 from tests.waiting import wait_for
 
@@ -819,7 +819,7 @@ def test_a_study_on_slurm_is_looked_at_as_often_as_its_runs_write(
         assert launch.main(["status", "small", "--watch"]) == 0
 
     look()
-    write_jobs(folder, {run.id: "12"}, {})
+    write_jobs(folder, {run.id: "12_0"})
     look()
     site.write_text("progress_s = 30")
     look()

@@ -52,15 +52,14 @@ from seqlm.training.failure import describe_failure
 from seqlm.training.results import require_finite
 from seqlm.training.self_check import cases, check_case
 from slurm import site
-from slurm.job import SlurmContext
+from slurm.allocation import JobBackend, SlurmContext
 from slurm.settings import SlurmSettings
-from slurm.submission import batches
 from tests.analysis.behaviour.literal import make_model
 from tests.docs_blocks import ROOT
 from tests.fakes import FakeBackend
 from tests.jobs.launch.test_canary import check, diverges, trial
 from tests.slurm.test_site import SINFO
-from tests.slurm.test_submission import planned, submitter
+from tests.slurm.test_submission import planned, request, submission
 from tests.training.studies import make_config, make_run, write_text
 from tests.training.test_self_check import model_config, plant, too_small
 
@@ -499,16 +498,16 @@ def _(scene: Scene) -> str:
 def _(scene: Scene) -> str:
     scene.program("srun", "")
     scene.program("sbatch", 'echo "sbatch: error: Invalid account" >&2; exit 1')
-    by = submitter(scene.folder, SlurmSettings())
-    (batch,) = batches(planned(scene.folder, 1), SlurmSettings(), max_array_size=1000)
-    by.submit(batch, by.plans(batch, "0001"), scene.folder / "slurm" / "0001")
+    items = planned(scene.folder, 1)
+    made = submission(items, SlurmSettings())
+    made.submit(request(items))
     return "submitted"
 
 
 @provokes("The job got no GPU")
 def _(scene: Scene) -> str:
     variables = {"SLURM_JOB_ID": "1", "SLURM_JOB_PARTITION": "gpu", "SLURMD_NODENAME": "n1"}
-    SlurmContext.from_environment(variables, "n1").device()
+    JobBackend(SlurmContext.from_environment(variables), Resources(cpus=1, gpus=1), 1)
     return "found"
 
 

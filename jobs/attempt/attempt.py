@@ -97,12 +97,12 @@ class Attempt:
         record = failure_record(kind, message, where=where, attempt=self.number, micro_batches=self.micro_batches)
         return record if node is None else {**record, "node": node}
 
-    def record_exit(self, ended: Ended, *, was_asked: bool, where: str, node: str | None = None) -> None:
+    def record_exit(self, ended: Ended, *, was_asked: bool, where: str) -> None:
         """Write ``failure.json`` for a worker that failed without writing one.
 
         Nothing is written for an attempt that ended well, left at a rung of a search, stopped as asked (``was_asked``),
         or found another worker at the run. An existing failure stays, unless the system killed a rank for its memory:
-        the other ranks may have recorded only that they lost it. If a signal killed a rank, ``node`` has failed.
+        the other ranks may have recorded only that they lost it. If a signal killed a rank, its node has failed.
 
         Raises:
             FileError, OSError: the run's files cannot be read or written.
@@ -117,7 +117,7 @@ class Attempt:
         if was_asked and ended.exit_code in (*STOPPED_EXITS, EXIT_UNPRINTED):
             return
         kind, message = cause(ended, run.stderr_log(self.number))
-        failed_node = node if kind == "node" and ended.exit_code < 0 else None
+        failed_node = ended.node if kind == "node" and ended.exit_code < 0 else None
         failure = self.failure(kind, message, where=where, node=failed_node)
         if for_memory:
             write_json(run.failure_file, failure)

@@ -1,6 +1,6 @@
 """The ranks of one attempt on this node: their variables, their start, their signals and their end.
 
-The local backend supervises all ranks of a run, the actor of the Ray backend and the task of a SLURM job one each.
+The local backend supervises all ranks of a run, the actor of the Ray backend one, and a job of SLURM those of its node.
 """
 
 from __future__ import annotations
@@ -262,7 +262,7 @@ def start_rank(
     Raises:
         OSError: the process cannot be started.
     """
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SUBMITIT_"))}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     env.update(variables)
     searched = [str(Path(cwd).absolute()), variables.get("PYTHONPATH"), os.environ.get("PYTHONPATH")]
     env["PYTHONPATH"] = os.pathsep.join(filter(None, searched))
@@ -304,6 +304,20 @@ class Ended:
     """The same for a person, such as ``rank 1 was killed by SIGKILL``."""
     out_of_memory: bool = False
     """Whether the system killed a rank because it was out of memory, as counted on the machine of that rank."""
+    is_lost: bool = False
+    """Whether the rank has no exit code of its own: its node or its host process is gone."""
+    node: str | None = None
+    """The node of the rank. ``None``: not known."""
+
+
+def first_cause(ends: Sequence[Ended]) -> Ended:
+    """Return how an attempt ended, from how its ranks on each node did."""
+    return min(ends, key=lambda end: (not end.out_of_memory, *_rank_of_cause(end.exit_code)))
+
+
+def _rank_of_cause(code: int) -> tuple[bool, bool, bool]:
+    """Return the sort key of an exit code; the lowest explains the others best."""
+    return code == 0, code > 0, code not in EXPLAINING_EXITS
 
 
 def ended(
@@ -331,8 +345,8 @@ def ended(
         return Ended(exit_code=0, message="ended")
     if lost and not out_of_memory:
         rank, message = next(iter(lost.items()))
-        return Ended(exit_code=codes[rank], message=message)
-    by_cause = sorted(failed, key=lambda rank: (codes[rank] >= 0, codes[rank] not in EXPLAINING_EXITS, rank))
+        return Ended(exit_code=codes[rank], message=message, is_lost=True)
+    by_cause = sorted(failed, key=lambda rank: (*_rank_of_cause(codes[rank]), rank))
     rank = min(out_of_memory) if out_of_memory else by_cause[0]
     code = codes[rank]
     how = f"ended with exit code {code}"
@@ -342,7 +356,7 @@ def ended(
             how = f"was killed by {signal.Signals(-code).name}"
     who = f"rank {rank}" if ranks > 1 else "the worker"
     where = f" on {host}" if host else ""
-    return Ended(exit_code=code, message=f"{who} {how}{where}", out_of_memory=bool(out_of_memory))
+    return Ended(exit_code=code, message=f"{who} {how}{where}", out_of_memory=bool(out_of_memory), node=host)
 
 
 def failure_record(kind: str, message: str, *, where: str, **more: Any) -> dict[str, Any]:
@@ -363,6 +377,7 @@ def cause(ended: Ended, stderr_log: Path) -> tuple[FailureKind, str]:
     if ended.exit_code in STORAGE_EXITS:
         return "node", last_line or "its files could not be written (is the disk full, or a quota used up?)"
     if ended.exit_code < 0:
-        hint = " (by a person, or by the system when memory ran out)" if ended.message.endswith("SIGKILL") else ""
+        was_killed = ended.exit_code == -signal.SIGKILL and not ended.is_lost
+        hint = " (by a person, or by the system when memory ran out)" if was_killed else ""
         return "node", f"{ended.message}{hint}"
     return "code", f"{ended.message}: {last_line}" if last_line else ended.message

@@ -148,6 +148,10 @@ class Executor(ABC):
 
     name: ClassVar[str]
     """Name of the backend."""
+    job: str | None = None
+    """The scheduler's job in which all of it runs. ``None``: the ids that :meth:`submit` returns are of jobs."""
+    node: str | None = None
+    """The node to name if a run fails. ``None``: not known, or one of several."""
 
     @abstractmethod
     def open(self, code: Code) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 from jobs import terminal
 from jobs.attempt.memory_kills import MemoryKills
@@ -26,18 +26,23 @@ from seqlm.errors import BackendError, FileError, UsageError
 from seqlm.processes import is_alive, own_processes, process_start, this_process
 
 
-@final
 class LocalBackend(AttendedBackend, Executor):
     """Runs ranks on this machine. A slot is a GPU or a share of one, if the machine has any, and cores."""
 
     name = "local"
     is_here = True
 
-    def __init__(self, settings: BackendTable | None = None) -> None:
+    host: str | None = None
+    """Name of this node, for messages. ``None``: it needs none."""
+    outlives_launcher = True
+    """Whether the ranks go on if this process is killed."""
+
+    def __init__(self, settings: BackendTable | None = None, *, capacity: Capacity | None = None) -> None:
+        """``capacity``: what runs may use. ``None``: all of this machine."""
         super().__init__(settings)
         self._study_dir: Path | None = None
-        """Whose workers of other launchers hold what they have. ``None``: nothing is started here."""
-        self._capacity = this_machine()
+        """Whose workers of other launchers hold what they have. ``None``: there are none."""
+        self._capacity = capacity or this_machine()
         self._free = self._capacity.copy()
         self._jobs: dict[str, tuple[Supervisor, list[Allocation]]] = {}
         """Job id -> its ranks and what they hold."""
@@ -85,18 +90,15 @@ class LocalBackend(AttendedBackend, Executor):
         return self._jobs[job_id][1]
 
     def submit(self, submission: Submission) -> str:
-        resources = submission.resources
-        assert resources.cpus is not None, "resources are resolved before they are submitted"
-        allocations = self.free().place(resources)
+        assert submission.resources.cpus is not None, "resources are resolved before they are submitted"
+        allocations = self.free().place(submission.resources)
         assert allocations is not None, "asked whether there is room before"
-        ranks = Supervisor(submission, memory_kills=self._memory_kills, outlives_parent=True)
-        interface = os.environ.get(INTERFACE_VARIABLE, "lo0" if sys.platform == "darwin" else "lo")
+        ranks = Supervisor(
+            submission, memory_kills=self._memory_kills, host=self.host, outlives_parent=self.outlives_launcher
+        )
         try:
-            for rank, allocation in enumerate(allocations):
-                variables = rank_variables(submission, rank, allocation.device, interface=interface)
-                if allocation.device is not None:
-                    variables[machine.ORDER] = machine.PCI_ORDER  # a GPU without a UUID has nvidia-smi's number
-                ranks.start(rank, variables)
+            for rank, allocation in enumerate(self.here(allocations)):
+                ranks.start(rank, self.variables(submission, rank, allocation.device))
         except OSError as error:
             ranks.end()
             raise FileError.from_os_error("start a worker in", submission.run_dir, error) from None
@@ -104,6 +106,18 @@ class LocalBackend(AttendedBackend, Executor):
         self._jobs[job_id] = (ranks, allocations)
         self._free.take(allocations)
         return job_id
+
+    def here(self, allocations: Sequence[Allocation]) -> Sequence[Allocation]:
+        """Return what the ranks of a run that start on this node hold, from rank 0."""
+        return allocations
+
+    def variables(self, submission: Submission, rank: int, device: str | None) -> dict[str, str]:
+        """Return the variables of a rank."""
+        interface = os.environ.get(INTERFACE_VARIABLE, "lo0" if sys.platform == "darwin" else "lo")
+        variables = rank_variables(submission, rank, device, interface=interface)
+        if device is not None:
+            variables[machine.ORDER] = machine.PCI_ORDER  # a GPU without a UUID has nvidia-smi's number
+        return variables
 
     def poll(self, job_id: str) -> Ended | None:
         ranks, allocations = self._jobs[job_id]

@@ -29,6 +29,7 @@ from jobs.study.folder import ObservedRun, study_name
 from seqlm import machine
 from seqlm.environment import BACKEND, DEVICE
 from seqlm.errors import BackendError, UsageError, printable
+from seqlm.requests import Requests
 
 LAUNCH_FILE = Path(__file__).resolve().parents[2] / "launch.py"
 
@@ -84,7 +85,8 @@ def _settings_of(arguments: Placement, backend: str) -> dict[str, Any]:
 
 def choose_again(study_dir: Path, runs: Sequence[ObservedRun], arguments: Placement) -> Backend:
     """Return where runs of a study go again: to their last backend if it was the same for all, with its settings."""
-    names = {(one.run.read_job() or {}).get("backend") for one in runs}
+    newest = Requests(study_dir).by_run()
+    names = {newest[one.run.id].record.get("backend") if one.run.id in newest else None for one in runs}
     last = names.pop() if len(names) == 1 else None
     return choose(arguments, last=last, kept=kept_tables(study_dir, terminal.tell))
 
@@ -156,17 +158,19 @@ def _submit(
     if arguments.canary:
         raise UsageError(f"--canary: jobs of {backend.name} start without canaries so far; leave the flag out")
     backend.check(study_dir)
-    with preparing(specs, backend, options) as (planned, todo, code):
+    with preparing(specs, backend, options) as (planned, prepared):
         tell_skipped(planned)
         arrays: list[str] = []
         why = waiting_for_budget(options)
-        if why is not None and todo:
+        if why is not None and prepared is not None:
             terminal.tell(f"nothing starts: {why}")
-        elif code is not None:
-            arrays = backend.submit(todo, options, code)
+        elif prepared is not None:
+            code, request = prepared.code, prepared.request
+            arrays = backend.submit(prepared.todo, options, code, request)
             if arguments.then_report:
-                job = backend.submit_report(study_dir, arrays, code, behaviour=arguments.behaviour)
+                job = backend.submit_report(study_dir, request.folder, arrays, code, behaviour=arguments.behaviour)
                 terminal.tell(f"the report is written by job {job} after the last run")
+    todo = prepared.todo if prepared is not None else ()
     what = f"jobs {', '.join(arrays)}" if arrays else "nothing to submit"
     terminal.tell(f"{study_name(study_dir)}: {len(todo)} of {len(planned)} runs to do: {what}")
     ids = {item.run.id for item in planned}

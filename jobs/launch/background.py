@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import final
 
 from jobs import terminal
 from jobs.study.folder import launcher_of
@@ -25,9 +24,10 @@ START_SECONDS = 120.0
 """How long a background launcher may read data before the command returns without it."""
 
 
-@final
 class Interrupts:
     """The signals that ask a launcher to end: SIGINT (Ctrl-C), SIGTERM and SIGHUP. Its loop acts on them."""
+
+    signals: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.stop = False
@@ -44,8 +44,7 @@ class Interrupts:
     def noted(self) -> Iterator[None]:
         """Note signals while the block runs. No signal raises an exception in it."""
         # A signal that the caller has set to be ignored (nohup) stays ignored.
-        known = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        numbers = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
+        numbers = [number for number in self.signals if signal.getsignal(number) is not signal.SIG_IGN]
         before = {number: signal.signal(number, self._note) for number in numbers}
         try:
             yield

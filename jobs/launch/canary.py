@@ -102,7 +102,7 @@ def _run(chosen: Sequence[PlannedRun], executor: Executor, code: Code, options: 
             spec=item.spec, run=run, observation=run.observe(), action="start", reason=None, by_hand=True
         )
         canaries.append(canary)
-    options = replace(options, policy=POLICY, env={**options.env, CANARY.name: str(STEPS)})
+    options = replace(options, request=None, policy=POLICY, env={**options.env, CANARY.name: str(STEPS)})
     failed: list[str] = []
     kinds = set()
     with contextlib.closing(Dispatcher(executor, code, options, writes_queue=False).dispatch(canaries)) as events:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Sequence
@@ -15,11 +14,13 @@ from typing import Any, Literal, NamedTuple, TypeAlias, final
 from jobs import terminal
 from jobs.attempt.attempt import Attempt, hung_seconds
 from jobs.attempt.retry import Decision, Failed, decide, let_stand, progress_of, put_failure_aside
-from jobs.attempt.supervisor import KILL_SECONDS, failure_record, worker_variables
+from jobs.attempt.supervisor import KILL_SECONDS, failure_record
 from jobs.backends.base import Executor
 from jobs.launch.background import STOP_SECONDS, Interrupts
 from jobs.launch.job import (
     POLL_SECONDS,
+    Again,
+    Host,
     Job,
     LaunchOptions,
     files_of,
@@ -33,7 +34,8 @@ from jobs.plan.queue import Queue
 from jobs.study.budget import Budget, BudgetWatch
 from jobs.study.folder import write_queue
 from jobs.study.kept_code import Code
-from seqlm.errors import EXIT_BUSY, FileError
+from seqlm.errors import EXIT_BUSY, STOPPED_EXITS, FileError
+from seqlm.requests import Requests
 from seqlm.rundir import Observation
 from seqlm.state import View
 
@@ -41,6 +43,8 @@ LOOK_SECONDS = 0.5
 """Time between two looks at the files of live runs."""
 LOOKS = 3
 """Number of looks at the files of an ended run before an error in reading them becomes its failure."""
+GRACE_SECONDS = 1.0
+"""How much later than a worker this process may get a signal that was sent to both."""
 QUEUE_SECONDS = 1.0
 """Least time between two writings of the queue for ``status``."""
 
@@ -63,11 +67,21 @@ class Dispatcher:
     ``node``.
     """
 
-    def __init__(self, executor: Executor, code: Code, options: LaunchOptions, *, writes_queue: bool = True) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        code: Code,
+        options: LaunchOptions,
+        *,
+        writes_queue: bool = True,
+        host: Host | None = None,
+        interrupts: Interrupts | None = None,
+    ) -> None:
         """Start nothing yet. ``executor`` is open, and workers run ``code``.
 
         Variables that seqlm sets override those in the ``env`` of ``options``. With ``writes_queue``, which runs wait
-        and why is recorded for ``status`` whenever that changes.
+        and why is recorded for ``status`` whenever that changes. ``host``: the process; ``None``: a launcher.
+        ``interrupts``: the signals that end it; ``None``: those of a launcher.
 
         Raises:
             UsageError: ``SEQLM_HUNG_MINUTES`` is not a number above 0.
@@ -75,9 +89,7 @@ class Dispatcher:
         self._executor = executor
         self._code = code
         self._options = options
-        self._argv = (sys.executable, *options.worker)
-        self._env = {**options.env, **worker_variables(options.policy, options.search)}
-        hung_seconds({**os.environ, **self._env})  # a wrong value is an error before anything starts
+        hung_seconds({**os.environ, **options.env})  # a wrong value is an error before anything starts
         self._events: list[Event] = []
         self._queue = Queue(())
         self._live: list[Job] = []
@@ -100,7 +112,11 @@ class Dispatcher:
         self._writes_queue = writes_queue
         self._queue_written: dict[str, str] | None = None
         self._queue_tried_at = -math.inf
-        self._interrupts = Interrupts()
+        self._interrupts = interrupts or Interrupts()
+        self._host = host or Host()
+        self._requests = Requests(options.study_dir)
+        self.again: dict[str, Again] = {}
+        """By run id, the runs that failed and are to be tried again by another start of this process."""
 
     def dispatch(self, planned: Sequence[PlannedRun]) -> Generator[Event, None, None]:
         """Run everything that is to start or resume, until all of it has ended. Close the iterator to stop the workers.
@@ -131,7 +147,8 @@ class Dispatcher:
                     self._collect()
                     yield from self._new_events()
             except BaseException:
-                stop_all(self._live, self._executor, self._interrupts)
+                ended = stop_all(self._live, self._executor, self._interrupts, self._host.stop_seconds)
+                self._settle_stopped([*self._ended, *ended])
                 raise
             self._write_queue(at_once=True)
             self._write_failures()
@@ -161,10 +178,12 @@ class Dispatcher:
                 break
             try:
                 with files_of(item.run):
-                    self._put_aside(item)
+                    is_ours = self._is_ours(item)
+                    if is_ours:
+                        self._put_aside(item)
                     observation = item.run.observe()
-                    submission = next_submission(item, argv=self._argv, env=self._env, code=self._code)
-                if observation.state == "cancelled":  # from another terminal while it waited
+                    submission = next_submission(item, self._options, self._code)
+                if not is_ours or observation.state == "cancelled":  # from another terminal while it waited
                     self._events.append(Event("ended", item, observation))
                     continue
                 job_id = self._executor.submit(submission)
@@ -176,7 +195,7 @@ class Dispatcher:
                 break
             # Kept before anything else can fail, so that an error stops this worker too.
             attempt = Attempt(submission, self._options.policy)
-            record = job_record(self._executor.name, job_id, submission)
+            record = job_record(self._executor, job_id, submission)
             job = Job(id=job_id, planned=item, attempt=attempt, record=record)
             self._live.append(job)
             with self._warnings_for(item):
@@ -193,6 +212,8 @@ class Dispatcher:
             if job.ended is not None:
                 self._live.remove(job)
                 self._ended.append(job)
+                if job.ended.exit_code in STOPPED_EXITS and job.stop_asked is None:
+                    job.look_at = time.monotonic() + GRACE_SECONDS
             elif look:
                 self._look_at(job)
         now = time.monotonic()
@@ -230,7 +251,7 @@ class Dispatcher:
             is_hung = job.attempt.is_hung()
         if is_hung:
             with self._warnings_for(item):
-                job.attempt.record_hang("the launcher, which watches its files")
+                job.attempt.record_hang(self._host.where)
             self._executor.stop(job.id, force=True)
             job.killed = job.killed or now
         if job.killed is not None and now - job.killed > KILL_SECONDS:
@@ -248,8 +269,9 @@ class Dispatcher:
             job.write_record()
         try:
             with files_of(run):
-                observation = job.observe_end()
-                is_over = observation.state in ("done", "stopped", "cancelled")
+                is_ours = self._is_ours(item)
+                observation = job.observe_end(self._host.where) if is_ours else run.observe()
+                is_over = not is_ours or observation.state in ("done", "stopped", "cancelled")
                 decision = Decision() if is_over else self._decide(job, observation)
         except FileError as error:
             job.looks += 1
@@ -263,8 +285,8 @@ class Dispatcher:
         self._note_epoch(item, observation)
         self._look_at_budget(at_once=True)
         if decision.delay is not None:
-            self._to_put_aside[run.id] = {"micro_batches": job.attempt.micro_batches}
-            self._put_back(item, observation, decision.delay)
+            self._to_put_aside[run.id] = {"micro_batches": job.attempt.micro_batches, "node": self._executor.node}
+            self._retry(item, observation, decision)
             return
         if observation.state == "pending" and self._is_spent is not None:  # stopped for that: waits again
             self._queue.put_back(self._again(item, observation))
@@ -283,15 +305,27 @@ class Dispatcher:
         """
         is_busy = job.ended is not None and job.ended.exit_code == EXIT_BUSY
         busy = self._busy[job.planned.run.id]
-        decision = job.attempt.decide({"kind": "node" if is_busy else observation.kind}, busy)
+        kind = "node" if is_busy else observation.kind
+        decision = job.attempt.decide({"kind": kind, "node": self._executor.node}, busy)
         if is_busy:
             busy.append(Failed(kind="node", progress=progress_of(job.planned.run)))
         return decision
 
-    def _put_back(self, item: PlannedRun, observation: Observation, delay: float) -> None:
-        """Queue a failed run for its next attempt, in ``delay`` seconds."""
-        self._queue.put_back(self._again(item, observation), not_before=time.monotonic() + delay)
-        self._write_queue(at_once=True)
+    def _retry(self, item: PlannedRun, observation: Observation, decision: Decision) -> None:
+        """Queue a failed run for its next attempt, or leave it to the next start of this process."""
+        assert decision.delay is not None, "it is tried again"
+        item_again = self._again(item, observation)
+        if self._host.tries_again(observation.kind, len(self._busy[item.run.id])):
+            self._queue.put_back(item_again, not_before=time.monotonic() + decision.delay)
+            self._write_queue(at_once=True)
+        else:
+            message = (observation.reason or "").removeprefix(f"{observation.kind}: ")
+            if item.run.id in self._troubles:  # else the next start of this process would not count it
+                with self._warnings_for(item):
+                    record = failure_record(str(observation.kind), message, where=self._host.where)
+                    item.run.write_failure_once(record)
+                    put_failure_aside(item.run)
+            self.again[item.run.id] = Again(kind=observation.kind or "node", message=message, decision=decision)
         self._events.append(Event("retried", item, observation))
 
     def _again(self, item: PlannedRun, observation: Observation) -> PlannedRun:
@@ -302,6 +336,45 @@ class Dispatcher:
             action = "resume" if item.run.has_checkpoint() else "start"
         return replace(item, action=action, reason=None, observation=observation)
 
+    def _is_ours(self, item: PlannedRun) -> bool:
+        """Return whether no later request names the run.
+
+        Raises:
+            FileError: a request cannot be read.
+        """
+        if self._options.request is None:
+            return True
+        newest = self._requests.newest(item.run.id)
+        return newest is None or newest.number == self._options.request
+
+    def _settle_stopped(self, jobs: Sequence[Job]) -> None:
+        """Decide about the runs that were stopped together with this process, if its end is a failure of theirs."""
+        stopped = self._host.stopped()
+        if stopped is None:
+            return
+        for job in jobs:
+            run = job.planned.run
+            with self._warnings_for(job.planned):
+                seen = run.observe(View(stage="ended"))
+                if not self._is_ours(job.planned) or seen.state not in ("pending", "failed"):
+                    continue
+                failure = run.read_failure() or job.attempt.failure(*stopped, where=self._host.where)
+                decision = job.attempt.decide({**failure, "node": failure.get("node") or self._executor.node})
+                run.write_failure_once(failure)
+                if decision.delay is None:
+                    let_stand(run, decision)
+                    continue
+                put_failure_aside(run, micro_batches=job.attempt.micro_batches)
+                again = Again(kind=str(failure.get("kind")), message=str(failure.get("message")), decision=decision)
+                self.again[run.id] = again
+        kind, message = stopped
+        for item in self._queue.take_all():
+            if kind == "cancelled":
+                with self._warnings_for(item):
+                    item.run.write_failure_once(failure_record(kind, message, where=self._host.where))
+            else:
+                self.again[item.run.id] = Again(kind=kind, message=message, decision=Decision(delay=0.0))
+
     def _write_queue(self, *, at_once: bool = False) -> None:
         """Record which runs wait if that has changed. ``at_once``: even if the last record was a moment ago."""
         reasons, now = self._queue.reasons, time.monotonic()
@@ -310,7 +383,7 @@ class Dispatcher:
             return
         self._queue_tried_at = now
         try:
-            write_queue(self._options.study_dir, reasons)
+            write_queue(self._options.study_dir, reasons, self._options.request)
             self._queue_written = reasons
         except FileError as error:
             self._warn(f"{error}; status shows an older queue")
@@ -353,7 +426,7 @@ class Dispatcher:
         observation = replace(item.observation, state="failed", reason=f"node: {message}", kind="node")
         if decision.delay is not None:
             self._to_put_aside.setdefault(run.id, {})
-            self._put_back(item, observation, decision.delay)
+            self._retry(item, observation, decision)
             return
         self._unwritten.append((item, failure_record("node", message, where="its launcher", stands=True)))
         self._write_failures()

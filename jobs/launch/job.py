@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +14,8 @@ from typing import Any
 
 from jobs import terminal
 from jobs.attempt.attempt import Attempt, prepare
-from jobs.attempt.retry import timestamp
-from jobs.attempt.supervisor import KILL_SECONDS, Ended
+from jobs.attempt.retry import Decision, timestamp
+from jobs.attempt.supervisor import KILL_SECONDS, Ended, worker_variables
 from jobs.backends.base import Executor
 from jobs.launch.background import STOP_SECONDS, Interrupts
 from jobs.manifests.policy import Policy
@@ -62,6 +64,37 @@ class LaunchOptions:
     """Whether canaries run before the grid. ``None`` means that the number of runs decides."""
     record: Mapping[str, Any] | None = None
     """What to write about the manifest in ``study.json``. ``None`` means that no manifest is known."""
+    request: int | None = None
+    """The request that this launch serves. A run that a later one names is left to that. ``None``: there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Again:
+    """A run that has failed and is tried again after the dispatcher has ended, by a requeued job."""
+
+    kind: str
+    message: str
+    decision: Decision
+
+
+class Host:
+    """The process in which a dispatcher runs: a launcher, unless a subclass says otherwise."""
+
+    stop_seconds = STOP_SECONDS
+    """How long workers may take to stop before they are killed."""
+    where = "outside the worker's own code"
+    """Where a failure happened of which the worker wrote nothing."""
+
+    def tries_again(self, kind: str | None, number: int) -> bool:
+        """Return whether a run that failed with ``kind`` is tried again by this dispatcher.
+
+        ``number`` counts the attempts in a row that found another worker at the run.
+        """
+        return True
+
+    def stopped(self) -> tuple[str, str] | None:
+        """Return kind and message of the failure of runs that were stopped with this process. ``None``: no failure."""
+        return None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -103,8 +136,10 @@ class Job:
             write_json(self.planned.run.job_file, self.record)
             self.record = None
 
-    def observe_end(self) -> Observation:
+    def observe_end(self, where: str) -> Observation:
         """Return the state of the run whose ranks have ended. A worker that wrote no ``failure.json`` gets one.
+
+        ``where``: who finds that.
 
         A failure counts although ``worker.lock`` may still be held: if a node is lost, the backend reports it before
         the last process there is gone.
@@ -114,7 +149,7 @@ class Job:
         """
         assert self.ended is not None, "asked of ended jobs only"
         run, was_asked = self.planned.run, self.stop_asked is not None
-        self.attempt.record_exit(self.ended, was_asked=was_asked, where="outside the worker's own code")
+        self.attempt.record_exit(self.ended, was_asked=was_asked, where=where)
         return run.observe(View(stage="ended"))
 
 
@@ -131,10 +166,8 @@ def files_of(run: RunDirectory) -> Iterator[None]:
         raise FileError.from_os_error("read or write", error.filename or run.path, error) from None
 
 
-def next_submission(item: PlannedRun, *, argv: Sequence[str], env: Mapping[str, str], code: Code) -> Submission:
+def next_submission(item: PlannedRun, options: LaunchOptions, code: Code) -> Submission:
     """Return what starts the next attempt of a run.
-
-    ``argv`` is the worker's command without the folder, and ``env`` holds the variables of every worker of this launch.
 
     Raises:
         FileError: the earlier failures of the run cannot be read.
@@ -145,20 +178,21 @@ def next_submission(item: PlannedRun, *, argv: Sequence[str], env: Mapping[str, 
     return prepare(
         item.run,
         item.run.last_attempt() + 1,
-        argv=argv,
-        env={**env, "PYTHONUNBUFFERED": "1", **data},
+        argv=(sys.executable, *options.worker),
+        env={**options.env, **worker_variables(options.policy, options.search), "PYTHONUNBUFFERED": "1", **data},
         code=code.path,
         batch_size=spec.config.train.batch_size,
         resources=spec.resources,
     )
 
 
-def job_record(backend: str, job_id: str, submission: Submission, *, has_launcher: bool = True) -> dict[str, Any]:
-    """Return the content of ``job.json``. ``has_launcher``: whether this process goes on to watch the job."""
+def job_record(executor: Executor, job_id: str, submission: Submission) -> dict[str, Any]:
+    """Return the content of ``job.json``."""
     return {
-        "backend": backend,
-        "job_id": job_id,
-        "launcher": this_launcher() if has_launcher else None,
+        "backend": executor.name,
+        "job_id": executor.job or job_id,
+        "restart": os.environ.get("SLURM_RESTART_COUNT"),
+        "launcher": this_launcher(),
         "resources": submission.resources.to_dict(),
         "attempt": submission.attempt,
         "micro_batches": int(submission.env[MICRO_BATCHES.name]),
@@ -171,26 +205,28 @@ def job_record(backend: str, job_id: str, submission: Submission, *, has_launche
 # -- the end of a launch -------------------------------------------------------------------------------------------
 
 
-def stop_all(live: list[Job], executor: Executor, interrupts: Interrupts) -> None:
-    """Ask every worker to stop between two steps. One more Ctrl-C, or ``STOP_SECONDS``, kills them.
+def stop_all(live: list[Job], executor: Executor, interrupts: Interrupts, seconds: float) -> list[Job]:
+    """Ask every worker to stop between two steps. One more Ctrl-C, or ``seconds``, kills them.
 
-    The jobs that have ended are removed from ``live``.
+    The jobs that have ended are removed from ``live`` and returned.
     """
     if not live:
-        return
+        return []
+    before = list(live)
     interrupts.request()
     try:
         workers = f"{len(live)} run{'s' if len(live) > 1 else ''}"
         terminal.tell(f"stopping {workers} between two steps; once more ends them at once")
         for job in live:
             executor.stop(job.id, force=False)
-        _wait_for_ends(live, executor, STOP_SECONDS, lambda: interrupts.kill)
+        _wait_for_ends(live, executor, seconds, lambda: interrupts.kill)
     finally:
         for job in live:
             executor.stop(job.id, force=True)
         _wait_for_ends(live, executor, KILL_SECONDS)
         for job in live:
             terminal.tell(f"warning: {unkillable(job)}")
+    return [job for job in before if job not in live]
 
 
 def _wait_for_ends(
@@ -200,7 +236,8 @@ def _wait_for_ends(
     deadline = time.monotonic() + seconds
     while True:
         for job in list(live):
-            if executor.poll(job.id) is not None:
+            job.ended = executor.poll(job.id)
+            if job.ended is not None:
                 live.remove(job)
         if not live or is_enough() or time.monotonic() >= deadline:
             return

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jobs import terminal
-from jobs.attempt.retry import may_go_on, put_failure_aside
+from jobs.attempt.retry import may_go_on, put_failure_aside, timestamp
 from jobs.backends.base import AttendedBackend, Backend
 from jobs.launch import canary
 from jobs.launch.changes import changes
@@ -23,7 +23,7 @@ from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import write_record
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget, Ledger
-from jobs.study.folder import at_work, forget_jobs, launching, observe_run, study_name, this_launcher, write_queue
+from jobs.study.folder import at_work, launching, observe_run, study_name, this_launcher, write_queue
 from jobs.study.kept_code import Code, keep_code, live_code
 from jobs.study.provenance import launch_record, run_record
 from seqlm.architectures import CustomConfig
@@ -33,6 +33,7 @@ from seqlm.environment import DATA
 from seqlm.errors import BackendError, DamagedFileError, DataError, UsageError
 from seqlm.files import remove, write_json
 from seqlm.reading import below, exists
+from seqlm.requests import Request, file_request
 from seqlm.rounding import threads_of_checkpoint
 from seqlm.run_layout import FINGERPRINT_DIGITS, SAME_DIGITS
 from seqlm.rundir import Observation, RunDirectory, require_format
@@ -202,14 +203,26 @@ def estimated(
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A launch that is prepared."""
+
+    planned: list[PlannedRun]
+    """All runs."""
+    todo: list[PlannedRun]
+    """Those to start or resume, with a folder, resolved resources, facts and an estimate."""
+    code: Code
+    """That of their workers."""
+    request: Request
+
+
 @contextlib.contextmanager
 def preparing(
     specs: Sequence[RunSpec], target: Backend, options: LaunchOptions
-) -> Iterator[tuple[list[PlannedRun], list[PlannedRun], Code | None]]:
+) -> Iterator[tuple[list[PlannedRun], Prepared | None]]:
     """Hold the study's launch lock while the block runs. Plan and check everything before a file of a run is written.
 
-    Yields all runs, those of them to start or resume, and the code of their workers (``None``: nothing is to be done).
-    The runs to do have a folder, resolved resources, facts and an estimate.
+    Yields all runs, and the prepared launch (``None``: nothing is to be done).
 
     Raises:
         RunBusyError: another launcher is running on this study.
@@ -243,12 +256,19 @@ def preparing(
             models = {model.sha256 for spec in specs if isinstance(model := spec.config.model, CustomConfig)}
             record_launch(options.study_dir, models, terminal.tell)
         _write_record(options, todo)
-        yield planned, todo, _create(todo, specs, options) if todo else None
+        yield planned, _create(planned, todo, specs, target, options) if todo else None
 
 
-def _create(todo: Sequence[PlannedRun], specs: Sequence[RunSpec], options: LaunchOptions) -> Code:
-    """Keep the code and create the folder of each run; return the code."""
-    write_queue(options.study_dir, {item.run.id: "about to start" for item in todo})
+def _create(
+    planned: list[PlannedRun],
+    todo: list[PlannedRun],
+    specs: Sequence[RunSpec],
+    target: Backend,
+    options: LaunchOptions,
+) -> Prepared:
+    """File the request, keep the code and create the folder of each run."""
+    request = _file_request(todo, target, options)
+    write_queue(options.study_dir, {item.run.id: "about to start" for item in todo}, request.number)
     if options.live_code:
         code = live_code()
     else:
@@ -263,7 +283,20 @@ def _create(todo: Sequence[PlannedRun], specs: Sequence[RunSpec], options: Launc
         item.run.create(item.spec.config, provenance, item.spec.tokenizer, item.spec.model_files)
         if item.run.id in options.tasks:
             write_task(item.run, options.tasks[item.run.id])
-    return code
+    return Prepared(planned=planned, todo=todo, code=code, request=request)
+
+
+def _file_request(todo: Sequence[PlannedRun], target: Backend, options: LaunchOptions) -> Request:
+    runs = {
+        item.run.id: {
+            "epochs": None if item.run.id in options.tasks else item.spec.config.train.epochs,
+            "by_hand": item.by_hand,
+            "from_attempt": item.run.last_attempt() + 1,
+        }
+        for item in todo
+    }
+    record = {"kind": "run", "at": timestamp(), "launcher": this_launcher(), "backend": target.name, "runs": runs}
+    return file_request(options.study_dir, record)
 
 
 def waiting_for_budget(options: LaunchOptions) -> str | None:
@@ -305,17 +338,19 @@ def launched(
         CanaryError: a canary failed; nothing else has been started.
         KeyboardInterrupt: the workers have stopped, and their runs can be resumed.
     """
-    with preparing(specs, backend, options) as (planned, todo, code):
-        if code is None:
+    with preparing(specs, backend, options) as (planned, prepared):
+        if prepared is None:
             yield planned, iter(())
             return
-        forget_jobs(options.study_dir, [item.run.id for item in todo])
+        todo, code = prepared.todo, prepared.code
+        options = replace(options, request=prepared.request.number)
         executor = backend.executor(options.study_dir)
         try:
             executor.open(code)
             tried = [] if waiting_for_budget(options) else todo
             if canary.wanted(options.canary, tried):
-                write_queue(options.study_dir, {item.run.id: "waits for the canaries" for item in todo})
+                waiting = {item.run.id: "waits for the canaries" for item in todo}
+                write_queue(options.study_dir, waiting, prepared.request.number)
                 canary.check(tried, executor, code, options)
                 left = [item for item in todo if not item.was_cancelled_since]
                 todo = estimated(left, earlier_throughput(options.study_dir.parent))

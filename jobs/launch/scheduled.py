@@ -11,10 +11,11 @@ from jobs.launch.job import LaunchOptions
 from jobs.plan.planned import PlannedRun
 from jobs.study.cancel import Cancelled
 from jobs.study.kept_code import Code
+from seqlm.requests import Request
 
 
 class ScheduledBackend(Backend):
-    """Submits the jobs of a launch. It keeps the id of each run's job in ``STUDY/NAME/jobs.json``."""
+    """Submits the jobs of a launch. The ids of its jobs are in the folder of the request (:mod:`jobs.study.folder`)."""
 
     @abstractmethod
     def check(self, study_dir: Path) -> None:
@@ -25,7 +26,7 @@ class ScheduledBackend(Backend):
         """
 
     @abstractmethod
-    def submit(self, todo: Sequence[PlannedRun], options: LaunchOptions, code: Code) -> list[str]:
+    def submit(self, todo: Sequence[PlannedRun], options: LaunchOptions, code: Code, request: Request) -> list[str]:
         """Submit prepared runs, and return the ids of the jobs. The caller holds the study's lock.
 
         Raises:
@@ -37,11 +38,14 @@ class ScheduledBackend(Backend):
         """Return the scripts that :meth:`submit` would submit."""
 
     @abstractmethod
-    def submit_report(self, study_dir: Path, jobs: Sequence[str], code: Code, *, behaviour: bool | None = None) -> str:
+    def submit_report(
+        self, study_dir: Path, folder: Path, jobs: Sequence[str], code: Code, *, behaviour: bool | None = None
+    ) -> str:
         """Submit a job that writes the report once all of ``jobs`` have ended, however they ended. Return its id.
 
         Unless ``behaviour`` is false, the job then computes the behaviour of the models and writes the report again.
-        If it is true, it computes the behaviour in another user's study as well.
+        If it is true, it computes the behaviour in another user's study as well. Script and log go to ``folder``, that
+        of the request.
         """
 
     @classmethod

@@ -9,38 +9,31 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
 import shutil
 import stat
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, final
+from typing import Literal, TypeAlias, final
 
-from jobs.study.folder import at_work, launcher_of, launching, look_at, read_jobs, study_name, this_launcher
-from jobs.study.kept_code import ORIGIN, source_tree
+from jobs.study.folder import at_work, launcher_of, launching, look_at, read_jobs, study_name
 from jobs.study.squeue import Scheduler
 from jobs.study.studies import stats_below, total_bytes
 from seqlm.errors import FileError, RunBusyError, UsageError
-from seqlm.files import read_json
 from seqlm.lease import Terms, live_owner
 from seqlm.locks import is_locked
-from seqlm.reading import exists, is_file, is_folder, is_link, listed, read_bytes
+from seqlm.reading import exists, is_file, is_folder, is_link
 from seqlm.run_layout import BEHAVIOUR_FOLDER, CANARY_FOLDER
 from seqlm.rundir import RunDirectory
 
-Kind: TypeAlias = Literal["run", "last checkpoint", "unused code", "temporary file"]
+Kind: TypeAlias = Literal["run", "last checkpoint"]
 
 KINDS: dict[Kind, str] = {
     "run": "chosen with --runs, with their results, behaviour jobs and canaries",
     "last checkpoint": "of runs that are done; their best.pt stays, and they cannot go on to more epochs",
-    "unused code": "copies that no run, no attempt and no job refers to",
-    "temporary file": "begun by processes that have ended",
 }
 """Each kind, in the order in which it is shown, with a note for a person."""
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8,16}\.tmp|\.previous\.pt\.tmp")
-_SUBMITTED = re.compile(r"(\d+(?:_\d+)?)_submitted\.pkl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,25 +155,13 @@ class _Search:
         has_behaviour = is_folder(behaviour) and not is_link(behaviour)
         self._folders = [study_dir, behaviour] if has_behaviour else [study_dir]
         """Of the runs, and of the behaviour jobs."""
-        self._submissions: dict[Path, set[str]] = {}
-        """Folder of a submission to SLURM -> its jobs, by the files that submitit names after them."""
-        for path in (path for one in self._folders for path in listed(one / "slurm", "[0-9]*")):
-            self._submissions[path] = {m[1] for file in listed(path) if (m := _SUBMITTED.fullmatch(file.name))}
         self._scheduler = Scheduler()
-        jobs = {job for one in self._folders for job in read_jobs(one).values()}.union(*self._submissions.values())
-        states = self._scheduler.states(jobs)  # one query
+        states = self._scheduler.states({job for one in self._folders for job in read_jobs(one).values()})  # one query
         self._alive = {job for job, state in states.items() if state.may_run}
 
     def found(self) -> Found:
         for folder in self._folders:
             self._add_runs(folder)
-        launchers = [launcher.identity for folder in self._folders if (launcher := launcher_of(folder)) is not None]
-        if any(launcher != this_launcher() for launcher in launchers):
-            self._found.kept.append("code and the study's own temporary files stay: it is being launched")
-            return self._found
-        for folder in self._folders:
-            self._add_temporary(folder)
-        self._add_code()
         return self._found
 
     def chosen(self, run_ids: Collection[str]) -> Found:
@@ -204,53 +185,6 @@ class _Search:
             if state == "done" and is_file(run.best_checkpoint) and run.best_checkpoint.stat().st_size > 0:
                 self._add("last checkpoint", run.last_checkpoint)
                 self._add("last checkpoint", run.previous_checkpoint)
-            if state not in ("running", "queued"):
-                attempts = map(run.attempt_dir, run.attempts())
-                for place in (run.path, run.model_dir, run.best_checkpoint.parent, run.lease_dir, *attempts):
-                    self._add_temporary(place)
-
-    def _add_temporary(self, folder: Path) -> None:
-        for path in listed(folder, ".*.tmp"):
-            if _TEMPORARY.fullmatch(path.name):
-                self._add("temporary file", path)
-
-    def _add_code(self) -> None:
-        place = self._study_dir / "code"
-        if is_link(place) or not is_folder(place):
-            return
-        self._add_temporary(place)
-        copies = [copy for copy in listed(place) if not _TEMPORARY.fullmatch(copy.name) and is_file(copy / ORIGIN)]
-        try:
-            used = set(self._used_code([copy.name for copy in copies]))
-        except FileError as error:
-            self._found.kept.append(f"{place} stays: which code is in use is not known ({error})")
-            return
-        for folder in copies:
-            if folder.name not in used:
-                self._add("unused code", folder)
-
-    def _used_code(self, names: Sequence[str]) -> Iterator[str]:
-        """Those names of copies that runs, behaviour jobs, jobs of SLURM and this process refer to.
-
-        Raises:
-            FileError: a file that may name one cannot be read.
-        """
-        paths: list[Any] = [str(source_tree())]
-        for run in (run for folder in self._folders for run in RunDirectory.unordered_in(folder)):
-            launched = run.read_provenance().get("code")
-            paths += [(run.read_job() or {}).get("code"), launched.get("path") if isinstance(launched, dict) else None]
-            # A later launch replaces both records. Those of the attempts name the code that trained the epochs so far.
-            workers = (file for attempt in run.attempts() for file in listed(run.attempt_dir(attempt), "worker*.json"))
-            paths += [(read_json(file) or {}).get("code") for file in workers]
-        # By its name: the study may have been moved since the path was written.
-        yield from (Path(path).name for path in paths if isinstance(path, str))
-        for folder, jobs in self._submissions.items():
-            # No job is known of a report, nor of a submission to which sbatch has not answered yet.
-            if jobs and jobs.isdisjoint(self._alive):
-                continue
-            for path in [*listed(folder, "*.json"), *listed(folder, "*.sh")]:
-                text = read_bytes(path).decode("utf-8", "replace")
-                yield from (name for name in names if name in text)
 
     def _add(self, kind: Kind, path: Path) -> None:
         """Add a file or folder, if it exists and nothing forbids its deletion."""

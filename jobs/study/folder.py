@@ -25,6 +25,7 @@ from seqlm.locks import exclusive_lock, is_locked, read_lock_holder
 from seqlm.model_files import read_model_files
 from seqlm.processes import is_alive
 from seqlm.reading import exists, is_file, is_folder, listed
+from seqlm.requests import Request, Requests
 from seqlm.run_layout import BEHAVIOUR_FOLDER, CANARY_FOLDER, slugify, study_record_file
 from seqlm.rundir import Observation, RunDirectory, require_format
 from seqlm.schema import read
@@ -228,7 +229,7 @@ def launching(study_dir: Path) -> Iterator[None]:
     busy = f"study {study_name(study_dir)} is already being launched; `status` shows it, `cancel` stops its runs"
     with exclusive_lock(launch_lock_file(study_dir), busy):
         kept_code = study_dir / "code" / "*"
-        sweep_beside(queue_file(study_dir), study_record_file(study_dir), jobs_file(study_dir), kept_code)
+        sweep_beside(queue_file(study_dir), study_record_file(study_dir), kept_code)
         yield
 
 
@@ -240,6 +241,8 @@ class Launcher:
     host: str
     waiting: Mapping[str, str]
     """Run id -> why the run has not started, for the runs in its queue."""
+    request: int | None = None
+    """The request that it serves."""
     has_listed: bool = True
     """Whether it has written its queue, which it does before it makes the folder of a run."""
 
@@ -263,7 +266,9 @@ def launcher_of(study_dir: Path) -> Launcher | None:
     identity = {"pid": holder["pid"], "host": holder["host"]}
     queue = read_json(queue_file(study_dir)) or {}
     has_listed = queue.get("launcher") == identity
-    return Launcher(**identity, waiting=queue.get("waiting", {}) if has_listed else {}, has_listed=has_listed)
+    if not has_listed:
+        return Launcher(**identity, waiting={}, has_listed=False)
+    return Launcher(**identity, waiting=queue.get("waiting", {}), request=queue.get("request"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,55 +307,38 @@ def at_work(study_dir: Path, scheduler: Scheduler | None = None, ids: Collection
 # -- records of launches: each written while its writer holds the study's lock -------------------------------------
 
 
-def jobs_file(study_dir: Path) -> Path:
-    """Return the file that records each run's scheduler job."""
-    return study_dir / "slurm" / "jobs.json"
-
-
-_JOB = re.compile(r"[0-9]{1,18}(_[0-9]{1,18})?")
+PLAN_FILE = "plan.json"
+"""What the jobs of a scheduler do, in the folder of their request."""
+ARRAY_FILE = "array-{}.json"
+"""The id of a job array, in the folder of its request."""
+_JOB = re.compile(r"[0-9]{1,18}")
 
 
 def read_jobs(study_dir: Path) -> dict[str, str]:
-    """Return the job id of each run whose last launch was on a scheduler, by run id."""
-    return _read_tables(study_dir)["jobs"]
+    """Return the job id of each run whose newest request went to a scheduler, by run id."""
+    newest = Requests(study_dir).by_run()
+    found: dict[str, str] = {}
+    for request in {request.number: request for request in newest.values()}.values():
+        if request.record.get("backend") == "slurm":
+            jobs = _jobs_of(request)
+            found |= {run_id: job for run_id, job in jobs.items() if newest[run_id] is request}
+    return found
 
 
-def submission_of(run: RunDirectory) -> str | None:
-    """Return the submission that a run belongs to, or ``None`` if its last launch was elsewhere."""
-    return _read_tables(run.path.parent)["submissions"].get(run.id)
-
-
-def _read_tables(study_dir: Path) -> dict[str, dict[str, Any]]:
-    """Return the record of a study's jobs, two tables by run id: ``jobs`` and ``submissions``."""
-    path = jobs_file(study_dir)
-    tables = {"jobs": {}, "submissions": {}, **(read_json(path) or {})}
-    for job in tables["jobs"].values():
+def _jobs_of(request: Request) -> dict[str, str]:
+    """Return the job id of each run of a request, as far as arrays have been submitted."""
+    found: dict[str, str] = {}
+    arrays = (read_json(request.folder / PLAN_FILE) or {}).get("arrays")
+    for number, array in enumerate(arrays if isinstance(arrays, list) else ()):
+        path = request.folder / ARRAY_FILE.format(number)
+        job = (read_json(path) or {}).get("id")
+        if job is None:
+            continue
         if not (isinstance(job, str) and _JOB.fullmatch(job)):
             raise DamagedFileError(f"{path} is damaged (expected the id of a job, got {str(job)[:40]!r}); move it away")
-    return tables
-
-
-def write_jobs(study_dir: Path, jobs: Mapping[str, str], submissions: Mapping[str, str]) -> None:
-    """Add to the record of a study's jobs: run id -> job id, and run id -> submission.
-
-    The old jobs of a run that gets a new submission are dropped; a new job is added once its id is known.
-    """
-    before = _read_tables(study_dir)
-    kept = {run_id: job for run_id, job in before["jobs"].items() if run_id not in submissions}
-    make_directory(jobs_file(study_dir).parent)
-    record = {
-        "jobs": {**kept, **jobs},
-        "submissions": {**before["submissions"], **submissions},
-    }
-    write_json(jobs_file(study_dir), record)
-
-
-def forget_jobs(study_dir: Path, run_ids: Collection[str]) -> None:
-    """Remove runs that now run elsewhere from the record. Their jobs no longer affect their state or start them."""
-    before = _read_tables(study_dir)
-    if not before["submissions"].keys().isdisjoint(run_ids):
-        kept = {name: {r: v for r, v in table.items() if r not in run_ids} for name, table in before.items()}
-        write_json(jobs_file(study_dir), kept)
+        for index, runs in enumerate(array["jobs"]):
+            found |= {run_id: f"{job}_{index}" for run_id in runs if run_id in request.runs}
+    return found
 
 
 def queue_file(study_dir: Path) -> Path:
@@ -358,6 +346,6 @@ def queue_file(study_dir: Path) -> Path:
     return study_dir / "queue.json"
 
 
-def write_queue(study_dir: Path, waiting: Mapping[str, str]) -> None:
-    """Record for ``status`` which runs wait, in queue order: run id -> why the run has not started."""
-    write_json(queue_file(study_dir), {"launcher": this_launcher(), "waiting": waiting})
+def write_queue(study_dir: Path, waiting: Mapping[str, str], request: int | None = None) -> None:
+    """Record for ``status`` which runs of a request wait, in queue order: run id -> why the run has not started."""
+    write_json(queue_file(study_dir), {"launcher": this_launcher(), "request": request, "waiting": waiting})

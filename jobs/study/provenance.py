@@ -16,7 +16,7 @@ from jobs.spec import RunSpec
 from jobs.study.kept_code import Code
 from seqlm import machine
 
-PACKAGES = ("torch", "pandas", "matplotlib", "ray", "submitit", "tokenizers")
+PACKAGES = ("torch", "pandas", "matplotlib", "ray", "tokenizers")
 """Packages whose versions are recorded if they are installed."""
 
 ENVIRONMENT = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "SLURM_CLUSTER_NAME", "SLURM_JOB_PARTITION")

@@ -129,9 +129,6 @@ def _become_a_stand_in() -> None:
 if "SEQLM_TEST_SPAWNER" in os.environ and "torch" not in sys.modules:
     _become_a_stand_in()
 
-if sys.orig_argv[1:4] == ["-u", "-m", "submitit.core._submit"] and "SEQLM_TEST_COLD" not in os.environ:
-    sys.modules["numpy"] = None  # type: ignore[assignment]  # submitit imports it if it can, half of a task's start
-
 if "torch" not in sys.modules and "SEQLM_TEST_COLD" not in os.environ:
     sys.meta_path.insert(0, _Light())
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from analysis.study.columns import EPOCHS
-from jobs.study.folder import jobs_file, launch_lock_file, queue_file
+from jobs.study.folder import launch_lock_file, queue_file
 from seqlm.run_layout import RunLayout, study_record_file
 from seqlm.state import FailureKind
 from seqlm.trust import LAUNCHED
@@ -64,7 +64,11 @@ STUDY_FILES = [
     (Path(LAUNCHED), "A random token of each user who has launched it ([Trust](../explanation/trust.md))."),
     (queue_file(Path()), "The runs that wait for the launcher, with reasons."),
     (launch_lock_file(Path()), "Locked while a launcher works on the study. It names the process."),
-    (jobs_file(Path()), "On SLURM: the job of each run."),
+    (
+        Path("launches"),
+        "A folder for each request, with `request.json`: which runs, when, where. On SLURM also the plan, the scripts, "
+        "the ids and the logs of its jobs.",
+    ),
     (
         Path("code"),
         "The code that the workers run, a folder for each version, with its commit in `code-origin.json`. "
@@ -72,7 +76,6 @@ STUDY_FILES = [
     ),
     (Path("canary"), "The canaries, each a folder like that of a run."),
     (Path("behaviour"), "The behaviour jobs, each a folder like that of a run."),
-    (Path("slurm"), "On SLURM: plans, scripts and logs of the jobs."),
     (Path("report"), "The report. `seqlm report` replaces it."),
 ]
 

@@ -16,10 +16,11 @@ from jobs.study.kept_code import live_code
 from seqlm.files import write_json
 from seqlm.run_layout import study_record_file
 from seqlm.rundir import RunDirectory
+from slurm.allocation import SlurmContext
 from slurm.backend import SlurmBackend
-from slurm.job import JobPlan, Signals, SlurmContext
+from slurm.job import Signals, run_job
+from slurm.plan import JobPlan
 from slurm.settings import SlurmSettings
-from slurm.task import Task
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
 from tests.fake_slurm import FakeSlurm
@@ -56,17 +57,18 @@ def test_an_array_of_behaviour_jobs_runs_their_module_and_is_submitted_once(
     assert first.options["chdir"].startswith(f"{study_dir}/code/")
 
     jobs = [RunDirectory(study_dir / "behaviour" / runs[name].id) for name in ("rnn-b", "gru")]
-    plans = [JobPlan.read(path) for path in sorted((study_dir / "behaviour/slurm/0001").glob("job-*.json"))]
-    assert {run.argv for plan in plans for run in plan.runs} == {("-m", STAND_IN, str(job.path)) for job in jobs}
-    assert {tuple(run.run_dir for run in plan.runs) for plan in plans} == {(job.path,) for job in jobs}
-    assert (jobs[0].read_job() or {})["argv"] == ["-m", STAND_IN, str(jobs[0].path)]
+    plan = JobPlan.read(study_dir / "behaviour/launches/000001/plan.json")
+    assert plan.worker == ("-m", STAND_IN)
+    assert sorted(plan.arrays[0].jobs) == sorted((job.id,) for job in jobs)
     assert launch.main(words) == 0
     assert "nothing to submit" in capsys.readouterr().err
     assert len(fake.calls("sbatch")) == 1
 
-    for plan in plans:
-        place = SlurmContext.from_environment({"SLURM_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": "0"}, "n0")
-        assert Task(plan, place, Signals(), started=time.time()).run()
+    for index in range(2):
+        env = {"SLURM_JOB_ID": "1", "SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": str(index)}
+        place = SlurmContext.from_environment({**env, "CUDA_VISIBLE_DEVICES": "0"})
+        assert run_job(plan, 0, place, Signals(), started=time.time())
+    capsys.readouterr()
     assert all(job.observe().state == "done" for job in jobs)
     assert all(runs[name].behaviour_file.exists() for name in ("rnn-b", "gru"))
     assert launch.main(words) == 0
@@ -79,14 +81,14 @@ def test_the_reports_job_writes_it_before_it_computes_what_may_take_too_long(
 ) -> None:
     (tmp_path / "small").mkdir()
     code, settings = live_code(), SlurmSettings(timeout_min=90)
-    SlurmBackend(settings).submit_report(tmp_path / "small", ["7"], code, behaviour=behaviour)
-    script = (tmp_path / "small/slurm/0001/report.sh").read_text().splitlines()
+    SlurmBackend(settings).submit_report(tmp_path / "small", tmp_path / "small", ["7"], code, behaviour=behaviour)
+    script = (tmp_path / "small/report.sh").read_text().splitlines()
     command = f"{sys.executable} {code.path / 'launch.py'} report {tmp_path / 'small'}"
     assert script == [
         "#!/bin/bash",
         "#SBATCH --dependency=afterany:7",
         "#SBATCH --job-name=seqlm-small-report",
-        f"#SBATCH --output={tmp_path / 'small/slurm/0001/report.log'}",
+        f"#SBATCH --output={tmp_path / 'small/report.log'}",
         f"#SBATCH --time={90 if second else 30}",
         "",
         "unset SLURM_JWT",

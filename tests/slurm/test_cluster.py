@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from jobs.study.folder import read_jobs
 from seqlm.files import read_json
 from seqlm.model_files import ModelFiles
 from seqlm.rundir import RunDirectory
@@ -109,8 +110,7 @@ class Study:
 
     def jobs(self) -> dict[str, str]:
         """Run id -> job id."""
-        found: dict[str, str] = json.loads((self.folder / "runs/small/slurm/jobs.json").read_text())["jobs"]
-        return found
+        return read_jobs(self.folder / "runs/small")
 
     def until_they_train(self, epochs: int = 1) -> None:
         wait_for(
@@ -174,8 +174,7 @@ def test_the_quickstarts_grid_is_one_array_whose_runs_have_gpus_of_their_own(
     assert answer.returncode == 0, answer.stderr
     (array,) = json.loads(answer.stdout)["data"]["jobs"]
     study_dir = tmp_path / "runs/quickstart"
-    jobs = json.loads((study_dir / "slurm/jobs.json").read_text())["jobs"]
-    assert sorted(jobs.values()) == [f"{array}_{number}" for number in range(7)]
+    assert sorted(read_jobs(study_dir).values()) == [f"{array}_{number}" for number in range(7)]
 
     def workers() -> list[dict[str, Any]]:
         return [read_json(path) or {} for path in study_dir.glob("*/attempts/0001/worker.json")]

@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import submitit
 
 import launch
 from analysis.study.study import load_study
-from jobs.attempt.retry import history
+from jobs.attempt.retry import history, micro_batches
 from jobs.cli.arguments import EXIT_RUN_FAILED
 from jobs.cli.progress import Watcher
 from jobs.manifests.policy import Policy
@@ -22,7 +21,7 @@ from jobs.study.budget import Hours, Ledger
 from jobs.study.squeue import Scheduler
 from seqlm.files import read_json, write_json
 from seqlm.rundir import RunDirectory
-from slurm.job import JobPlan
+from slurm.plan import JobPlan
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
 from tests.analysis.attempt_files import ORIGIN, at, write_attempt
@@ -173,16 +172,6 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     return made
 
 
-def test_submitit_submits_an_array_to_it(fake: FakeSlurm, tmp_path: Path) -> None:
-    executor = submitit.SlurmExecutor(folder=tmp_path / "log")
-    executor.update_parameters(time=7, array_parallelism=2)
-    jobs = executor.map_array(abs, [1, 2, 3])
-    assert [job.job_id for job in jobs] == list(fake.states()) == ["1_0", "1_1", "1_2"]
-    task = fake.jobs()["1_1"]
-    assert (task.options["time"], task.limit) == ("7", 2)
-    assert "submitit.core._submit" in task.script
-
-
 def test_a_launch_on_slurm_leaves_what_the_manifest_says_with_the_study(fake: FakeSlurm, tmp_path: Path) -> None:
     manifest = tmp_path / "m.toml"
     manifest.write_text(
@@ -191,7 +180,7 @@ def test_a_launch_on_slurm_leaves_what_the_manifest_says_with_the_study(fake: Fa
     )
     words = ["run", str(manifest), "--backend", "slurm", "--no-wait", "--live-code", "--runs-dir", str(tmp_path)]
     assert launch.main([*words, "--only", "arch=rnn"]) == 0
-    assert list(fake.states()) == ["1"]
+    assert list(fake.states()) == ["1_0"]
     record = json.loads((tmp_path / "s" / "study.json").read_text())
     rnn, gru = (run["fingerprint"] for run in record["planned"])
     assert (list(record["estimates"]), record["behaviour"]) == ([rnn], [gru])
@@ -209,15 +198,15 @@ def test_retry_goes_by_the_policy_of_the_manifest_and_by_what_the_run_needed(fak
     run.attempt_dir(1).mkdir(parents=True)
     run.write_failure_once({"kind": "oom", "message": "no memory", "attempt": 1, "stands": True})
     assert launch.main(["run", str(manifest), *more]) == 0
-    assert list(fake.states()) == ["1"], "a failure that stands is for a person to retry"
+    assert list(fake.states()) == ["1_0"], "a failure that stands is for a person to retry"
     assert launch.main(["run", str(manifest), *more, "--set", "policy.timeout=2"]) == 0
     assert launch.main(["retry", "s", *more, "--kind", "code", "--kind", "diverged"]) == 0
-    assert list(fake.states()) == ["1"]
+    assert list(fake.states()) == ["1_0"]
     assert launch.main(["retry", "s", *more, "--kind", "code", "--kind", "oom", "--retries", "4"]) == 0
-    assert list(fake.states()) == ["1", "2"]
-    told = JobPlan.read(tmp_path / "s" / "slurm" / "0002" / "job-0.json")
+    assert list(fake.states()) == ["1_0", "2_0"]
+    told = JobPlan.read(tmp_path / "s" / "launches" / "000002" / "plan.json")
     assert told.policy == Policy(oom=1, checkpoint_min=3, timeout=2, max_stalled_retries=4)
-    assert (run.read_job() or {})["micro_batches"] == 2
+    assert micro_batches(run, batch_size=20, ranks=1) == 2
     assert [failed.by_hand for failed in history(run)] == [True]
 
 
@@ -256,7 +245,7 @@ def test_a_failure_that_only_slurm_knows_of_ends_the_attempt_at_its_last_sign_of
     fake.start("1")
     fake.finish("1", "OUT_OF_MEMORY")  # 63 hours ago, as it were: the attempt's times are of March
     assert launch.main(words) == 0
-    assert list(fake.states()) == ["1", "2"], "the budget is not spent"
+    assert list(fake.states()) == ["1_0", "2_0"], "the budget is not spent"
     record = read_json(run.attempt_dir(1) / "failure.json") or {}
     assert (record["kind"], record["failed_at"]) == ("oom", at(3606))
     assert Ledger(tmp_path / "s").spent() == Hours(core_hours=2 * 2 * 3606 / 3600)
@@ -283,17 +272,15 @@ def test_several_arrays_together_keep_to_the_limit_of_the_site_and_plan_says_so(
     said = capsys.readouterr().out
     limits = re.findall(r"^#SBATCH --array=.*%(\d+)$", said, flags=re.MULTILINE)
     waits = re.findall(r"^#SBATCH --dependency=(.*)$", said, flags=re.MULTILINE)
-    assert (limits, waits) == (["1"] * 5, ["afterany:ARRAY_1", "afterany:ARRAY_2", "afterany:ARRAY_3"])
+    assert (limits, waits) == (["2"] * 5, [f"afterany:ARRAY_{number}" for number in range(1, 5)])
     assert launch.main(["plan", *words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["data"]["totals"]["max_parallel"] == 2
     assert launch.main(["plan", *words, "--json", "--max-parallel", "40"]) == 0
     assert json.loads(capsys.readouterr().out)["data"]["totals"]["max_parallel"] == 40
     assert launch.main(["run", *words, "--no-wait", "--live-code"]) == 0
     jobs = fake.jobs().values()
-    free = {job.parent: job.limit for job in jobs if "dependency" not in job.options}
-    assert sum(free.values()) <= 2
-    chained = {job.parent: job.options["dependency"] for job in jobs if job.parent not in free}
-    assert sorted(chained.values()) == ["afterany:1", "afterany:2", "afterany:3"]
+    waits_for = {job.parent: job.options.get("dependency") for job in jobs}
+    assert waits_for == {1: None, **{number: f"afterany:{number - 1}" for number in range(2, 6)}}
 
 
 def test_what_sbatch_refuses_after_the_first_array_is_submitted_by_the_next_run(
@@ -352,8 +339,8 @@ def test_plan_prints_the_scripts_that_run_submits(
     submitted = {job.parent: job for job in fake.jobs().values()}
     assert [re.sub(r"ARRAY_(\d+)", r"\1", script) for script in planned] == [job.script for job in submitted.values()]
     assert [job.options["nice"] for job in submitted.values()] == ["7", "12"], "the urgent run goes first"
-    first = RunDirectory(JobPlan.read(tmp_path / "runs/s/slurm/0002/job-0.json").runs[0].run_dir)
-    assert first.read_provenance()["name"] == "long"
+    told = JobPlan.read(tmp_path / "runs/s/launches/000001/plan.json")
+    assert RunDirectory(told.study_dir / told.arrays[1].jobs[0][0]).read_provenance()["name"] == "long"
 
 
 def test_the_report_job_is_submitted_with_the_settings_of_the_runs(

@@ -15,14 +15,16 @@ from jobs.launch.job import LaunchOptions
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun, plan
 from jobs.spec import Resources, RunSpec
+from jobs.study.folder import read_jobs
 from jobs.study.kept_code import Code
 from seqlm.errors import BackendError
+from seqlm.requests import Request, file_request, next_folder
 from seqlm.rundir import RunDirectory
 from slurm import backend
 from slurm.environment import batch_script, submit_script
-from slurm.job import JobPlan
+from slurm.plan import JobPlan
 from slurm.settings import SlurmSettings, read_settings
-from slurm.submission import UNLIMITED, Batch, Submitter, batches, record, take_turns
+from slurm.submission import Submission, batches
 from tests.analysis.attempt_files import write_attempt
 from tests.fakes import make_estimate
 from tests.training.studies import make_config
@@ -41,21 +43,30 @@ def planned(folder: Path, count: int, resources: Resources = WHOLE) -> list[Plan
     return items
 
 
-def submitter(folder: Path, settings: SlurmSettings, policy: Policy | None = None) -> Submitter:
-    return Submitter(options=LaunchOptions(study_dir=folder, policy=policy or Policy()), settings=settings, code=CODE)
+def submission(items: list[PlannedRun], settings: SlurmSettings, policy: Policy | None = None) -> Submission:
+    study_dir = items[0].run.path.parent
+    return Submission(
+        batches=batches(items, settings, max_array_size=1000),
+        options=LaunchOptions(study_dir=study_dir, policy=policy or Policy()),
+        settings=settings,
+        code=CODE,
+        folder=next_folder(study_dir),
+    )
 
 
-def submit(batch: Batch, folder: Path, by: Submitter) -> list[str]:
-    return by.submit(batch, by.plans(batch, folder.name), folder)
+def request(items: list[PlannedRun]) -> Request:
+    return file_request(
+        items[0].run.path.parent, {"kind": "run", "backend": "slurm", "runs": {item.run.id: {} for item in items}}
+    )
 
 
 @pytest.fixture
-def srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in front of PATH with an srun, by which submitit knows a cluster."""
+def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in front of PATH with an sbatch, which counts its calls."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    (folder / "srun").write_text("#!/bin/sh\n")
-    (folder / "srun").chmod(0o755)
+    (folder / "sbatch").write_text(f"#!/bin/sh\necho x >> {tmp_path}/calls\nwc -l < {tmp_path}/calls\n")
+    (folder / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     return folder
 
@@ -80,17 +91,17 @@ def test_a_cluster_that_takes_no_arrays_is_told_in_one_line(tmp_path: Path) -> N
 
 
 @pytest.mark.process
+@pytest.mark.usefixtures("sbatch")
 def test_a_run_that_is_cancelled_while_others_are_submitted_stays_cancelled(
-    tmp_path: Path, srun: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (srun / "sbatch").write_text('#!/bin/sh\necho "Submitted batch job 77"\n')
-    (srun / "sbatch").chmod(0o755)
     monkeypatch.setattr(backend, "controller_config", lambda: SimpleNamespace(max_array_size=1000))
-    before, after = planned(tmp_path, 2)
+    before, after = planned(tmp_path / "s", 2)
     before.run.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
     before = replace(before, observation=before.run.observe(), by_hand=True)
     after.run.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
-    backend.SlurmBackend().submit([before, after], LaunchOptions(study_dir=tmp_path), CODE)
+    items = [before, after]
+    backend.SlurmBackend().submit(items, LaunchOptions(study_dir=tmp_path / "s"), CODE, request(items))
     assert not before.run.is_cancelled(), "this launch takes it up again"
     assert after.run.is_cancelled(), "its job finds that and does not train it"
 
@@ -104,50 +115,13 @@ def test_runs_that_share_a_gpu_are_one_job(tmp_path: Path) -> None:
     ]
 
 
-def array(items: list[PlannedRun], jobs: int, runs: int = 1) -> Batch:
-    """An array of ``jobs`` jobs with ``runs`` runs each."""
-    return Batch(jobs=(tuple(items[:1]) * runs,) * jobs)
-
-
-@pytest.mark.parametrize(
-    ("limit", "expected"),
-    [
-        (None, [(UNLIMITED, None), (UNLIMITED, None)]),
-        (8, [(6, None), (2, None)]),
-        (3, [(2, None), (1, None)]),
-        (1, [(1, None), (1, 0)]),
-    ],
-)
-def test_a_limit_is_shared_among_the_arrays(
-    tmp_path: Path, limit: int | None, expected: list[tuple[int, int | None]]
-) -> None:
-    items = planned(tmp_path, 1)
-    found = take_turns([array(items, 6), array(items, 2)], limit)
-    assert [(turn.parallelism, turn.after) for turn in found] == expected
-
-
-@pytest.mark.parametrize("limit", range(4, 30))
-@pytest.mark.parametrize(
-    "sizes", [[(5, 1)] * 5, [(3, 1), (9, 4), (2, 1), (1, 2)], [(1, 4)] * 3, [(7, 3), (100, 1), (2, 4)], [(40, 4)]]
-)
-def test_never_more_runs_go_at_once_than_the_limit_and_every_array_has_its_turn(
-    tmp_path: Path, limit: int, sizes: list[tuple[int, int]]
-) -> None:
-    """``sizes``: the jobs of each array, and the runs of each of its jobs."""
-    items = planned(tmp_path, 1)
-    found = take_turns([array(items, jobs, runs) for jobs, runs in sizes], limit)
-    at_once: dict[int, int] = {}
-    for number, (turn, (_, runs)) in enumerate(zip(found, sizes, strict=True)):
-        assert turn.parallelism >= 1
-        first = number
-        while (before := found[first].after) is not None:
-            assert before < first, "it waits for one that is submitted earlier"
-            first = before
-        at_once[first] = max(at_once.get(first, 0), turn.parallelism * runs)
-    assert sum(at_once.values()) <= limit
-    assert len({turn.after for turn in found if turn.after is not None}) == len(found) - len(at_once), (
-        "one after another"
-    )
+def test_with_a_limit_the_arrays_run_one_after_another(tmp_path: Path) -> None:
+    items = planned(tmp_path, 8)
+    items[4:] = [replace(item, spec=replace(item.spec, resources=Resources(cpus=1, gpus=0.5))) for item in items[4:]]
+    free, limited = (submission(items, SlurmSettings(max_parallel=limit)) for limit in (None, 3))
+    assert "dependency" not in free.script(1, after="7")
+    assert re.findall(r"--(?:array|dependency)=(.*)", limited.script(1, after="7")) == ["0-1%1", "afterany:7"]
+    assert re.findall(r"--(?:array|dependency)=(.*)", limited.script(0)) == ["0-3%3"]
 
 
 def test_a_job_holds_no_more_runs_than_may_go_at_once(tmp_path: Path) -> None:
@@ -155,10 +129,8 @@ def test_a_job_holds_no_more_runs_than_may_go_at_once(tmp_path: Path) -> None:
     settings = SlurmSettings(max_parallel=3)
     (batch,) = batches(items, settings, max_array_size=1000)
     assert [len(runs) for runs in batch.jobs] == [3, 3]
-    assert [batch.parallelism] == [1]
 
 
-@pytest.mark.usefixtures("srun")
 def test_the_script_says_what_the_settings_say(tmp_path: Path) -> None:
     settings = SlurmSettings(
         partition="gpu",
@@ -174,10 +146,10 @@ def test_the_script_says_what_the_settings_say(tmp_path: Path) -> None:
         setup=("module load cuda",),
         srun_args=("--cpu-bind=none",),
         sbatch={"exclusive": True, "comment": "a grid"},
+        max_parallel=2,
     )
     items = planned(tmp_path, 3, Resources(ranks=4, cpus=3, gpus=1))
-    (batch,) = batches(items, settings, max_array_size=1000)
-    text = submitter(tmp_path, settings).script(replace(batch, parallelism=2), tmp_path / "slurm" / "0001")
+    text = submission(items, settings).script(0)
     options = set(re.findall(r"^#SBATCH --(.*)$", text, flags=re.MULTILINE))
     assert {
         "array=0-2%2",
@@ -185,7 +157,7 @@ def test_the_script_says_what_the_settings_say(tmp_path: Path) -> None:
         "chdir=/code",
         "comment='a grid'",
         "constraint=a100",
-        "cpus-per-task=3",
+        "cpus-per-task=6",
         "exclusive",
         "gpus-per-node=2",
         f"job-name=seqlm-{tmp_path.name}",
@@ -193,7 +165,7 @@ def test_the_script_says_what_the_settings_say(tmp_path: Path) -> None:
         "mail-user=me",
         "mem=32768M",
         "nodes=2",
-        "ntasks-per-node=2",
+        "ntasks-per-node=1",
         "partition=gpu",
         "qos=high",
         "requeue",
@@ -204,16 +176,13 @@ def test_the_script_says_what_the_settings_say(tmp_path: Path) -> None:
     assert "export PYTHONPATH=/code${PYTHONPATH:+:$PYTHONPATH}" in lines
     assert lines.index("module load cuda") < next(n for n, line in enumerate(lines) if line.startswith("srun "))
     assert "--cpu-bind=none" in text
-    assert "--kill-on-bad-exit=1" in text, "a rank whose process cannot even start ends the others"
-    assert "submitit.core._submit" in text
+    assert "-m slurm.job" in text
 
 
-@pytest.mark.usefixtures("srun")
 def test_options_of_plugins_and_of_later_versions_are_in_the_script(tmp_path: Path) -> None:
     options = {"container-image": "nvcr.io#nvidia/pytorch:25.01", "container_mount_home": True, "of-2031": 3}
     settings = read_settings({"sbatch": options}, where="m", environ={})
-    (batch,) = batches(planned(tmp_path, 1), settings, max_array_size=1000)
-    lines = submitter(tmp_path, settings).script(batch, tmp_path / "s").splitlines()
+    lines = submission(planned(tmp_path, 1), settings).script(0).splitlines()
     assert {
         "#SBATCH --container-image='nvcr.io#nvidia/pytorch:25.01'",
         "#SBATCH --container-mount-home",
@@ -229,25 +198,29 @@ def test_an_option_that_sbatch_does_not_know_is_refused_by_it_in_one_line(
     (tmp_path / "slurm.conf").write_text("ClusterName=x\nSlurmctldHost=localhost\nNodeName=n CPUs=1\n")
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
     settings = SlurmSettings(sbatch={"licences": "a"})
-    (batch,) = batches(planned(tmp_path, 1), settings, max_array_size=1000)
+    items = planned(tmp_path / "s", 1)
+    asked = request(items)
     with pytest.raises(BackendError, match=r"^sbatch rejected the job: .*unrecognized option '--licences=a'$"):
-        submit(batch, tmp_path / "slurm" / "0001", submitter(tmp_path, settings))
+        replace(submission(items, settings), folder=asked.folder).submit(asked)
     with pytest.raises(BackendError, match=r"^sbatch: unrecognized option '--licences=a'$"):
         submit_script(tmp_path / "report.sh", batch_script(settings, {}, "true"), settings)
 
 
-@pytest.mark.usefixtures("srun")
 def test_runs_that_share_a_gpu_get_one_and_the_cores_of_all(tmp_path: Path) -> None:
     items = planned(tmp_path, 4, Resources(cpus=2, gpus=0.25))
-    (batch,) = batches(items, SlurmSettings(), max_array_size=1000)
-    text = submitter(tmp_path, SlurmSettings()).script(batch, tmp_path / "s")
+    text = submission(items, SlurmSettings()).script(0)
     assert "--gpus-per-node=1" in text
     assert "--cpus-per-task=8" in text
-    assert "--array" not in text, "one job is no array"
 
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "slurm.md"
-NOT_IN_THE_SCRIPT = ("--export=HF_TOKEN", "export NCCL_SOCKET_IFNAME=ib0", "sbatch script.sh", "squeue --me")
+NOT_IN_THE_SCRIPT = (
+    "--nodes=2",
+    "--export=HF_TOKEN",
+    "export NCCL_SOCKET_IFNAME=ib0",
+    "sbatch script.sh",
+    "squeue --me",
+)
 """Rows of the guide's table, by their first words, that are not about the script: sbatch's own environment, the job's
 variables, and commands."""
 SPELLINGS = {"time=02:00:00": "time=120", "mem=32G": "mem=32768M", "gres=gpu:1": "gpus-per-node=1"}
@@ -264,7 +237,6 @@ def rows_of_the_guide() -> list[tuple[list[str], list[str], str]]:
     return [row for row in code if row[0] and row[0][0] not in NOT_IN_THE_SCRIPT]
 
 
-@pytest.mark.usefixtures("srun")
 @pytest.mark.parametrize("row", rows_of_the_guide(), ids=lambda row: row[0][0])
 def test_the_script_has_what_the_table_of_the_guide_says(tmp_path: Path, row: tuple[list[str], list[str], str]) -> None:
     left, right, where = row
@@ -282,9 +254,10 @@ def test_the_script_has_what_the_table_of_the_guide_says(tmp_path: Path, row: tu
     resources = Resources(
         **{"cpus": 1, **{key: value for key, value in keys.items() if key in ("ranks", "cpus", "gpus")}}
     )
+    settings = replace(settings, max_parallel=settings.max_parallel or 16)
     (batch,) = batches(planned(tmp_path, 1, resources), settings, max_array_size=1000)
-    batch = replace(batch, jobs=batch.jobs * 100, parallelism=keys.get("max_parallel", 16))
-    script = submitter(tmp_path, settings).script(batch, tmp_path / "s", after="123")
+    made = submission(planned(tmp_path, 1, resources), settings)
+    script = replace(made, batches=[replace(batch, jobs=batch.jobs * 100)]).script(0, after="123")
     options = re.findall(r"^#SBATCH --(.*)$", script, flags=re.MULTILINE)
     for option in wanted:
         name, equals, _ = option.partition("=")
@@ -302,17 +275,13 @@ def test_the_script_has_what_the_table_of_the_guide_says(tmp_path: Path, row: tu
     assert left[0].startswith("--") or any(told), f"no key of {right} is in the script"
 
 
-@pytest.mark.usefixtures("srun")
 def test_the_time_limit_is_cut_to_what_the_budget_has_left(tmp_path: Path) -> None:
     items = planned(tmp_path, 4, Resources(cpus=2, gpus=0.25))
-    (batch,) = batches(items, SlurmSettings(), max_array_size=1000)
     write_attempt(RunDirectory(tmp_path / "other-1"), 1, start=0, end=3600, gpus=("GPU-1",))
 
     def minutes(settings: SlurmSettings, **policy: float) -> int:
-        by = submitter(tmp_path, settings, Policy(**policy))
-        (plan,) = by.plans(batch, "0001")
-        assert f"--time={plan.timeout_min}\n" in by.script(batch, tmp_path / "s")
-        return plan.timeout_min
+        (found,) = re.findall("--time=([0-9]+)\n", submission(items, settings, Policy(**policy)).script(0))
+        return int(found)
 
     settings = SlurmSettings(timeout_min=600, signal_before_s=60)
     assert minutes(settings) == 600
@@ -322,7 +291,6 @@ def test_the_time_limit_is_cut_to_what_the_budget_has_left(tmp_path: Path) -> No
     assert minutes(settings, gpu_hours=1) == 2, "nothing is left; the job ends by itself"
 
 
-@pytest.mark.usefixtures("srun")
 def test_nothing_is_submitted_once_the_budget_is_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "controller_config", lambda: SimpleNamespace(max_array_size=1000))
     monkeypatch.setattr(backend, "live_code", lambda: CODE)
@@ -334,61 +302,37 @@ def test_nothing_is_submitted_once_the_budget_is_spent(tmp_path: Path, monkeypat
     assert backend.SlurmBackend().scripts(items, options) == [], "every run waits"
 
 
-@pytest.mark.usefixtures("srun")
 def test_runs_without_gpus_ask_for_none(tmp_path: Path) -> None:
     items = planned(tmp_path, 1, Resources(cpus=2, gpus=0))
-    (batch,) = batches(items, SlurmSettings(), max_array_size=1000)
-    assert "--gpus" not in submitter(tmp_path, SlurmSettings()).script(batch, tmp_path / "s")
+    assert "--gpus" not in submission(items, SlurmSettings()).script(0)
 
 
 @pytest.mark.process
-def test_what_sbatch_says_is_told_in_one_line(tmp_path: Path, srun: Path) -> None:
-    (srun / "sbatch").write_text('#!/bin/sh\necho "sbatch: error: Invalid account" >&2\nexit 1\n')
-    (srun / "sbatch").chmod(0o755)
-    items = planned(tmp_path, 2)
-    (batch,) = batches(items, SlurmSettings(), max_array_size=1000)
+def test_what_sbatch_says_is_told_in_one_line(tmp_path: Path, sbatch: Path) -> None:
+    (sbatch / "sbatch").write_text('#!/bin/sh\necho "sbatch: error: Invalid account" >&2\nexit 1\n')
+    items = planned(tmp_path / "s", 2)
     with pytest.raises(BackendError, match=r"^sbatch rejected the job: .*Invalid account$"):
-        submit(batch, tmp_path / "slurm" / "0001", submitter(tmp_path, SlurmSettings()))
-
-
-def test_a_machine_without_srun_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    items = planned(tmp_path, 1)
-    (batch,) = batches(items, SlurmSettings(), max_array_size=1000)
-    with pytest.raises(BackendError, match="srun is not on PATH"):
-        submitter(tmp_path, SlurmSettings()).script(batch, tmp_path / "s")
+        submission(items, SlurmSettings()).submit(request(items))
 
 
 @pytest.mark.process
-def test_a_submitted_array_is_one_sbatch_and_each_job_gets_a_path_and_nothing_else(tmp_path: Path, srun: Path) -> None:
-    (srun / "sbatch").write_text(f'#!/bin/sh\necho x >> {tmp_path}/calls\necho "Submitted batch job 77"\n')
-    (srun / "sbatch").chmod(0o755)
-    items = planned(tmp_path, 3)
-    (batch,) = batches(items, SlurmSettings(), max_array_size=1000)
-    folder = tmp_path / "slurm" / "0001"
+@pytest.mark.usefixtures("sbatch")
+@pytest.mark.parametrize("number", [3, 30])
+def test_a_submission_writes_as_many_files_for_many_runs_as_for_few(tmp_path: Path, number: int) -> None:
+    items = planned(tmp_path / "s", number)
     policy = Policy(oom=1, timeout=None, checkpoint_min=2.5, keep_last=False)
-    jobs = submit(batch, folder, submitter(tmp_path, SlurmSettings(), policy))
-    assert jobs == ["77_0", "77_1", "77_2"]
-    assert (tmp_path / "calls").read_text() == "x\n"
-    pickled = (folder / "77_1_submitted.pkl").read_bytes()
-    assert b"slurm.task" in pickled
-    assert b"run_task" in pickled
-    assert str(folder / "job-1.json").encode() in pickled
-    assert len(pickled) < 1500, "a function by its name, and a path"
-    told = JobPlan.read(folder / "job-1.json")
-    (run,) = told.runs
-    assert run.run_dir == items[1].run.path
-    assert run.argv == ("-m", "seqlm.training.worker", str(items[1].run.path))
-    assert (run.attempt, told.policy, told.submission, run.cwd) == (1, policy, "0001", Path("/code"))
-    assert run.env["SEQLM_CHECKPOINT_MINUTES"] == "2.5"
-    assert run.env["SEQLM_KEEP_LAST"] == "0"
-    assert run.env["SEQLM_PROGRESS_SECONDS"] == "10"
-
-
-def test_a_run_knows_its_job(tmp_path: Path) -> None:
-    items = planned(tmp_path, 2)
-    (batch,) = batches(items, SlurmSettings(), max_array_size=1000)
-    items[1].run.attempt_dir(2).mkdir(parents=True)
-    record(["77_0", "77_1"], submitter(tmp_path, SlurmSettings()).plans(batch, "0001"))
-    job = items[1].run.read_job() or {}
-    assert (job["backend"], job["job_id"], job["attempt"], job["launcher"]) == ("slurm", "77_1", 3, None)
+    made, asked = submission(items, SlurmSettings(), policy), request(items)
+    assert made.submit(asked) == ["1"]
+    assert (tmp_path / "calls").read_text() == "x\n", "one call of sbatch"
+    files = {path.name for path in asked.folder.iterdir()}
+    assert files == {"request.json", "plan.json", "array-0.sh", "array-0.json"}
+    told = JobPlan.read(asked.folder / "plan.json")
+    assert told.arrays[0].jobs == tuple((item.run.id,) for item in items)
+    assert (told.worker, told.policy, told.request, told.code) == (
+        ("-m", "seqlm.training.worker"),
+        policy,
+        asked.number,
+        Path("/code"),
+    )
+    assert told.env["SEQLM_PROGRESS_SECONDS"] == "10"
+    assert read_jobs(tmp_path / "s") == {item.run.id: f"1_{place}" for place, item in enumerate(items)}

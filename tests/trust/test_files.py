@@ -154,7 +154,6 @@ def test_no_link_that_waits_where_the_script_of_the_report_is_written_is_followe
     target.write_text("precious")
     (tmp_path / "0002").mkdir()
     (tmp_path / "0002" / "report.sh").symlink_to(target)
-    monkeypatch.setattr(backend, "_folder", lambda *_: tmp_path / "0002")
-    backend.SlurmBackend().submit_report(tmp_path / "study", ["1"], live_code())
+    backend.SlurmBackend().submit_report(tmp_path / "study", tmp_path / "0002", ["1"], live_code())
     assert target.read_text() == "precious"
     assert "launch.py report" in slurm.jobs()["1"].script

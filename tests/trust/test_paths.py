@@ -125,7 +125,7 @@ def test_bash_reads_the_scripts_for_sbatch_as_they_are_meant(
         done = commands.run(["bash", script], cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
     words = record.read_bytes().decode().split("\0")
-    assert str(folder / "slurm" / "0001") in words  # of the run, for submitit
+    assert str(folder / "launches" / "000001" / "plan.json") in words
     assert words.count(str(folder)) == 2  # of the report, without and with behaviour
     assert slurm.jobs()["1"].options["chdir"].startswith(f"{folder}/code/")
     assert marks(tmp_path, tmp_path / name, folder) == []
@@ -181,7 +181,7 @@ def test_a_real_slurm_runs_a_study_in_a_folder_with_a_name_like_a_program(
     assert done.returncode == 0, done.stdout + done.stderr
     assert [run.result_file.exists() for run in study.runs()] == [True]
     wait_for((folder / "runs/small/report/index.html").exists, "the report")
-    logs = [path.name for path in (folder / "runs/small/slurm").rglob("*.out")]
-    assert logs, "submitit's logs lie where they are looked for"
+    logs = [path.name for path in (folder / "runs/small/launches").rglob("*.out")]
+    assert logs, "the logs of jobs lie where they are looked for"
     assert marks(tmp_path, folder, folder / "runs" / "small") == []
     assert not (Path(os.environ["HOME"]) / "x").exists()

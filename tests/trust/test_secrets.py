@@ -17,7 +17,7 @@ from seqlm.errors import UsageError
 from seqlm.training.failure import describe_failure, failure_text
 from slurm import probe
 from slurm.environment import job_environment
-from slurm.job import JobPlan
+from slurm.plan import JobPlan
 from slurm.settings import read_settings
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands, warm
@@ -251,8 +251,8 @@ def test_a_secret_in_env_stands_in_no_file_of_the_study_and_reaches_the_job(
     assert launch.main(["run", "small.toml", "--backend", "slurm", "--no-wait"]) == 0
     assert files_with(tmp_path / "runs") == []
     assert slurm.environment(1)["HF_TOKEN"] == PASSED["HF_TOKEN"]
-    told = JobPlan.read(tmp_path / "runs/small/slurm/0001/job-0.json")
-    assert told.runs[0].env["NCCL_DEBUG"] == "INFO"
+    told = JobPlan.read(tmp_path / "runs/small/launches/000001/plan.json")
+    assert told.env["NCCL_DEBUG"] == "INFO"
 
 
 @pytest.mark.process

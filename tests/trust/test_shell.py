@@ -15,7 +15,7 @@ SOURCES = [
 ]
 
 WRITES_SHELL = {
-    "slurm/submission.py": "the script of a job array, through submitit: paths are quoted, setup and python are shell",
+    "slurm/submission.py": "the script of a job array: paths are quoted, setup and python are shell",
     "slurm/environment.py": "the options of sbatch in a script: values are quoted, setup is shell",
     "slurm/backend.py": "the command of the report's job: paths are quoted, python is shell",
     "slurm/probe.py": "the command of the doctor's trial job, the same",

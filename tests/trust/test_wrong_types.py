@@ -154,9 +154,13 @@ def study_files(digits: list[str]) -> dict[str, Any]:
         "backend": {"local": {"env": {"A": "b"}}},
         "estimates": {digits[0]: {"seconds": 1.0, "epochs": 3}},
     }
-    jobs = {"jobs": {"a": "1"}, "submissions": {"a": "s"}}
+    request = {"kind": "run", "backend": "slurm", "launcher": {"pid": 1, "host": "x"}, "runs": {"a": {"epochs": 3}}}
+    plan, array = {"arrays": [{"jobs": [["a"]]}]}, {"id": "1"}
     queue = {"launcher": {"pid": os.getpid(), "host": "x"}, "waiting": {"a": "x"}}
-    return {"study.json": record, "slurm/jobs.json": jobs, "queue.json": queue}
+    return {"study.json": record, "queue.json": queue} | {
+        f"launches/000001/{name}.json": found
+        for name, found in (("request", request), ("plan", plan), ("array-0", array))
+    }
 
 
 @pytest.mark.process
@@ -169,7 +173,7 @@ def test_no_field_of_a_studys_own_files_is_a_traceback(
     monkeypatch.setattr(os, "fsync", lambda handle: None)
     study_dir = tmp_path / "runs" / "small"
     runs = [whole_run(study_dir, seed, kind) for seed, kind in enumerate(FILES)]
-    (study_dir / "slurm").mkdir()
+    (study_dir / "launches" / "000001").mkdir(parents=True)
     for file, document in study_files([run.id.rpartition("-")[2] for run in runs]).items():
         for found in changed(document, value):
             (study_dir / file).write_text(json.dumps(found))

@@ -158,7 +158,6 @@ def test_a_launcher_kills_a_run_that_hangs_and_tries_it_again(tmp_path: Path) ->
     assert failure is not None
     assert (failure["kind"], failure["attempt"]) == ("node", 1)
     assert failure["kind"] in retry.RETRIED
-    assert failure["where"] == "the launcher, which watches its files"
     assert failure["message"].startswith("no step for 0.002 min")
     assert item.run.observe().state == "done"
     assert item.run.attempts() == [1, 2]

@@ -11,13 +11,13 @@ import pytest
 
 import launch
 from jobs.cli.studies import age
-from jobs.study.folder import write_jobs
 from jobs.study.studies import folder_bytes, list_studies
 from seqlm.files import write_json
 from seqlm.locks import exclusive_lock
 from seqlm.rundir import RunDirectory
 from tests.fake_slurm.control import FakeSlurm
 from tests.jobs.launch.test_behaviour import done_run
+from tests.slurm_jobs import write_jobs
 from tests.training.studies import make_config, make_run, runs_in
 
 DAY = 86400
@@ -107,8 +107,8 @@ def test_damaged_and_foreign_folders_are_a_line_each_and_hide_no_study(
     for name in ("jobs", "record", "result", "config", "provenance"):
         done_run(runs_dir / name, "run", 5.0, seed=0)
     unfinished_run(runs_dir / "jobs", "other", 1)
-    (runs_dir / "jobs" / "slurm").mkdir()
-    (runs_dir / "jobs" / "slurm" / "jobs.json").write_text("{")
+    request = write_jobs(runs_dir / "jobs", {})
+    (request.folder / "request.json").write_text("{")
     (runs_dir / "record" / "study.json").write_text("{")
     runs_in(runs_dir / "result")[0].result_file.write_text("{")
     runs_in(runs_dir / "config")[0].config_file.write_text("{")
@@ -117,7 +117,7 @@ def test_damaged_and_foreign_folders_are_a_line_each_and_hide_no_study(
     assert set(studies) == {"new", "old", "foreign", "jobs", "record", "result", "config", "provenance"}
     assert list(studies)[-1] == "foreign"
     assert studies["foreign"]["problem"] == "holds no runs"
-    for name, file in (("jobs", "slurm/jobs.json"), ("record", "study.json")):
+    for name, file in (("jobs", "launches/000001/request.json"), ("record", "study.json")):
         assert studies[name]["problem"].startswith(f"{runs_dir / name / file} is damaged (not JSON: ")
     assert studies["record"]["states"] == {"done": 1}
     for name in ("result", "config", "provenance"):
@@ -168,7 +168,7 @@ def test_slurm_is_asked_once_about_all_studies(tmp_path: Path, monkeypatch: pyte
     slurm.on_path(monkeypatch)
     for number in range(3):
         run = make_run(tmp_path / "runs" / f"s{number}" / "run-00000001", make_config())
-        write_jobs(run.path.parent, {run.id: f"{number + 1}"}, {})
+        write_jobs(run.path.parent, {run.id: f"{number + 1}_0"})
     studies = list_studies(tmp_path / "runs")
     assert [study.states["pending"] for study in studies] == [1, 1, 1]
     assert len(slurm.calls("squeue")) == 1

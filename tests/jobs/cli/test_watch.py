@@ -18,12 +18,13 @@ from jobs.cli.live_table import table_lines
 from jobs.cli.progress import Watcher, watch_in_lines
 from jobs.cli.view import StudyView, changes
 from jobs.spec import RunSpec
-from jobs.study.folder import find_study, launching, write_jobs, write_queue
+from jobs.study.folder import find_study, launching, write_queue
 from jobs.study.squeue import Scheduler
 from seqlm.files import write_json, write_json_lines
 from seqlm.locks import exclusive_lock
 from seqlm.rundir import RunDirectory
 from tests.commands import ask
+from tests.slurm_jobs import write_jobs
 from tests.training.studies import make_config
 from tests.waiting import wait_for
 
@@ -250,7 +251,7 @@ class Touched:
 
 def test_what_is_not_watched_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [add(tmp_path / "s", name, order=order) for order, name in enumerate("abc")]
-    write_jobs(tmp_path / "s", {run.id: f"12_{number}" for number, run in enumerate(runs)}, {})
+    write_jobs(tmp_path / "s", {run.id: f"12_{number}" for number, run in enumerate(runs)})
     queue = "12_0|RUNNING|\n12_1|RUNNING|\n12_2|RUNNING|"
     monkeypatch.setattr(Scheduler, "_call", lambda self, *command: queue)
     watcher = Watcher(tmp_path / "s", [runs[0].id])
@@ -265,8 +266,8 @@ def test_a_run_that_is_done_costs_one_call_at_each_look(tmp_path: Path, monkeypa
     done, failed, other = (add(tmp_path / "s", name, order=order) for order, name in enumerate("abc"))
     write_json(done.result_file, {})
     failed.write_failure_once({"kind": "diverged", "message": "nan"})
-    write_jobs(tmp_path / "s", {run.id: "12" for run in (done, failed, other)}, {})
-    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: "12|RUNNING|")
+    write_jobs(tmp_path / "s", {run.id: "12_0" for run in (done, failed, other)})
+    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: "12_0|RUNNING|")
     watcher = Watcher(tmp_path / "s")
     before = [run.state for run in watcher.look().runs]
     touched = Touched(monkeypatch)
@@ -293,8 +294,8 @@ def test_a_run_that_is_submitted_again_is_not_over(tmp_path: Path, monkeypatch: 
     watcher = Watcher(tmp_path / "s")
     assert watcher.look().is_over
     run.failure_file.unlink()
-    write_jobs(tmp_path / "s", {run.id: "12"}, {})
-    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: "12|PENDING|Priority")
+    write_jobs(tmp_path / "s", {run.id: "12_0"})
+    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: "12_0|PENDING|Priority")
     again = watcher.look()
     assert ([seen.state for seen in again.runs], again.is_over) == (["queued"], False)
 

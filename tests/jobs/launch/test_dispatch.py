@@ -399,7 +399,7 @@ def test_the_queue_is_told_with_the_reason_of_each_run_and_empty_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Mapping[str, str]] = []
-    monkeypatch.setattr(dispatch, "write_queue", lambda study_dir, waiting: told.append(waiting))
+    monkeypatch.setattr(dispatch, "write_queue", lambda study_dir, waiting, request: told.append(waiting))
     items = todo(tmp_path, 3)
     run_all(FakeBackend(finish, slots=1), items, writes_queue=True, max_parallel=2)
     assert told[0] == {item.run.id: "needs 1 core, 0 free" for item in items[1:]}

@@ -134,7 +134,7 @@ def test_a_queue_that_cannot_be_written_ends_nothing_and_is_written_later(
     told: list[Mapping[str, str]] = []
     refused = []
 
-    def write_queue(study_dir: Path, waiting: Mapping[str, str]) -> None:
+    def write_queue(study_dir: Path, waiting: Mapping[str, str], request: int | None) -> None:
         if len(refused) < 2:
             refused.append(waiting)
             raise FileError.from_os_error("write", "queue.json", OSError(number, os.strerror(number)))

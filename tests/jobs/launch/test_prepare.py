@@ -31,7 +31,7 @@ def spec(tmp_path: Path) -> RunSpec:
 def actions(spec: RunSpec, study_dir: Path) -> list[str]:
     """What a launch does with its runs."""
     options = LaunchOptions(study_dir=study_dir, live_code=True)
-    with preparing([spec], FakeBackend(lambda submission: 0), options) as (planned, _, _):
+    with preparing([spec], FakeBackend(lambda submission: 0), options) as (planned, _):
         return [item.action for item in planned]
 
 

@@ -150,7 +150,7 @@ def test_a_launch_writes_down_how_far_its_runs_go_and_never_back(
 
     def launched(epochs: int) -> tuple[str, int]:
         options = LaunchOptions(study_dir=tmp_path / "s", live_code=True)
-        with preparing([longer(spec, epochs)], FakeBackend(lambda submission: 0), options) as (planned, _, _):
+        with preparing([longer(spec, epochs)], FakeBackend(lambda submission: 0), options) as (planned, _):
             return planned[0].action, run.read_config().train.epochs
 
     assert launched(2) == ("skip", 2)
@@ -171,7 +171,7 @@ def test_a_stopped_run_that_is_extended_is_taken_up_by_the_next_launch_if_this_o
     write_json(run.stopped_file, {"rung": 1, "epochs": 2, "reason": "stopped at epoch 1: 2nd of 2, keeps 1"})
     assert run.observe().state == "stopped"
     for _ in range(2):  # the first launch ends before it starts anything
-        with preparing([spec], FakeBackend(lambda submission: 0), options) as (planned, _, _):
+        with preparing([spec], FakeBackend(lambda submission: 0), options) as (planned, _):
             assert planned[0].action == "resume"
 
 

@@ -250,8 +250,8 @@ def launched(folder: Path, chosen: slice, *, recorded: bool = True) -> list[RunD
         live_code=True,
         record=record_of(manifest, specs, text) if recorded else None,
     )
-    with preparing(specs, FakeBackend(lambda submission: 0), options) as (_, todo, _):
-        return [item.run for item in todo]
+    with preparing(specs, FakeBackend(lambda submission: 0), options) as (_, prepared):
+        return [item.run for item in prepared.todo] if prepared is not None else []
 
 
 @pytest.mark.process

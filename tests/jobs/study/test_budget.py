@@ -9,12 +9,13 @@ import pytest
 from jobs.manifests.policy import Policy
 from jobs.spec import Resources
 from jobs.study.budget import Budget, BudgetWatch, Hours, Ledger, hours_of
-from jobs.study.folder import ObservedRun, observe_study, write_jobs
+from jobs.study.folder import ObservedRun, observe_study
 from jobs.study.squeue import Scheduler
 from seqlm.files import write_json
 from seqlm.run_layout import BEHAVIOUR_FOLDER, study_record_file
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import at, write_attempt
+from tests.slurm_jobs import write_jobs
 from tests.training.studies import make_config, make_run
 
 HOUR = 3600.0
@@ -131,8 +132,8 @@ def test_a_run_that_the_budget_keeps_from_starting_says_so(tmp_path: Path, monke
     record(7)
     assert observed(study).observation.reason is None, "an hour is left"
     record(6)
-    write_jobs(study, {run.id: "12"}, {run.id: "0001"})
-    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: "12|COMPLETED|")
+    write_jobs(study, {run.id: "12_0"})
+    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: "12_0|COMPLETED|")
     assert observed(study).observation.state == "pending", "its job of SLURM has seen that and has ended"
     record("unlimited")
     seen = observed(study).observation

@@ -17,7 +17,7 @@ import pytest
 import launch
 from jobs.study import cancel
 from jobs.study.cancel import group_to_signal, mark, wait_until_stopped
-from jobs.study.folder import observe_study, write_jobs
+from jobs.study.folder import observe_study
 from jobs.study.squeue import Scheduler
 from seqlm import lease, processes
 from seqlm.errors import BackendError, FileError
@@ -28,6 +28,7 @@ from seqlm.state import View
 from slurm import backend as slurm_backend
 from tests import commands
 from tests.jobs.study.test_study import make_study
+from tests.slurm_jobs import write_jobs
 from tests.waiting import wait_for
 
 
@@ -168,11 +169,11 @@ def test_a_controller_that_does_not_answer_is_the_problem_of_runs_with_jobs_alon
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*words: str) -> None:
-        assert words[-1] == "7"
+        assert words[-1] == "7_0"
         raise BackendError("scancel does not answer")
 
     runs = make_study(tmp_path / "s", 1, 2)
-    write_jobs(tmp_path / "s", {runs[1].id: "7"}, {})
+    write_jobs(tmp_path / "s", {runs[1].id: "7_0"})
     monkeypatch.setattr(slurm_backend, "ask", refuse)
     monkeypatch.setattr(Scheduler, "states", lambda self, jobs: {job: View(stage="queued") for job in jobs})
     assert launch.main(["cancel", str(tmp_path / "s"), "--all"]) == 1

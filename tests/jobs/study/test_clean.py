@@ -18,13 +18,13 @@ import pytest
 import launch
 from jobs.study import clean
 from jobs.study.clean import delete_leftovers, find_leftovers
-from jobs.study.folder import launching, write_jobs
+from jobs.study.folder import launching
 from seqlm.errors import FileError
 from seqlm.files import write_json
 from seqlm.locks import exclusive_lock
+from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from tests import commands
-from tests.fake_slurm.control import FakeSlurm
 from tests.jobs.launch.test_behaviour import done_run
 from tests.test_launch import ROOT
 from tests.training.studies import runs_in
@@ -38,13 +38,6 @@ def fill(path: Path, size: int) -> Path:
     return path
 
 
-def copy_of_code(study_dir: Path, name: str) -> Path:
-    folder = study_dir / "code" / name
-    fill(folder / "seqlm" / "__init__.py", 50)
-    write_json(folder / "code-origin.json", {"name": name, "commit": None, "dirty": False})
-    return folder
-
-
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
     """Two runs that are done and one that is not, with leftovers of every kind."""
@@ -52,25 +45,14 @@ def study(tmp_path: Path) -> Path:
     for seed, name in enumerate(("first", "second", "open")):
         run = done_run(study_dir, name, 20.0, seed=seed)
         fill(run.last_checkpoint, 1000)
-        write_json(run.job_file, {"code": f"/moved/since/code/used-{seed % 2}"})
         write_json(run.position_file, {"epoch": 2, "step": 0})
     run_of(study_dir, "open").result_file.unlink()
     write_json(run_of(study_dir, "open").provenance_file, {"name": "open", "code": {"path": "/x/code/launched"}})
-    for name in ("used-0", "used-1", "launched", "old"):
-        copy_of_code(study_dir, name)
-    fill(study_dir / "code" / f".old.{HEX}.tmp" / "half", 20)
-    fill(study_dir / f".study.json.{HEX}.tmp", 7)
     first = run_of(study_dir, "first")
-    fill(first.path / f".metrics.jsonl.{HEX}.tmp", 7)
-    fill(first.attempt_dir(1) / f".worker.json.{HEX}.tmp", 7)
-    fill(first.lease_dir / f".000001.json.{HEX[:8]}.tmp", 7)
-    fill(first.last_checkpoint.with_name(".previous.pt.tmp"), 7)
     canary = RunDirectory.canary(study_dir, first.id)
     canary.create(first.read_config(), {})
     fill(canary.canary_file, 100)
     done_run(study_dir / "behaviour", "first", None, checkpoint=False)
-    write_json(next(RunDirectory.unordered_in(study_dir / "behaviour")).job_file, {"code": "/x/code/judge"})
-    copy_of_code(study_dir, "judge")
     return study_dir
 
 
@@ -108,32 +90,11 @@ def kept(study_dir: Path) -> list[str]:
 # -- what goes -----------------------------------------------------------------------------------------------------
 
 
-def test_what_nothing_needs_is_found_by_its_kind(study: Path) -> None:
+def test_the_last_checkpoints_of_finished_runs_are_found(study: Path) -> None:
     first, second = (run_of(study, name) for name in ("first", "second"))
     assert paths(study, "last checkpoint") == sorted([first.last_checkpoint, second.last_checkpoint])
-    assert paths(study, "unused code") == [study / "code" / "old"]
-    assert [path.name for path in paths(study, "temporary file")] == sorted(
-        [
-            f".study.json.{HEX}.tmp",
-            f".old.{HEX}.tmp",
-            f".metrics.jsonl.{HEX}.tmp",
-            f".worker.json.{HEX}.tmp",
-            ".previous.pt.tmp",
-            f".000001.json.{HEX[:8]}.tmp",
-        ],
-        key=lambda name: str(next(study.rglob(name))),
-    )
-    sizes = {item.kind: item.size_bytes for item in find_leftovers(study).leftovers}
-    assert sizes["last checkpoint"] == 1000
+    assert {item.size_bytes for item in find_leftovers(study).leftovers} == {1000}
     assert kept(study) == []
-
-
-def test_the_code_of_an_earlier_attempt_stays_after_a_launch_with_newer_code(study: Path) -> None:
-    run = run_of(study, "first")
-    write_json(run.worker_file(1), {"code": "/elsewhere/code/old"})
-    run.attempt_dir(2).mkdir(parents=True)
-    write_json(run.worker_file(2, 1), {"code": str(copy_of_code(study, "of-the-second-rank"))})
-    assert paths(study, "unused code") == []
 
 
 def test_a_dry_run_shows_and_deletes_nothing(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -292,6 +253,7 @@ def test_nothing_of_a_run_goes_while_its_worker_lives(study: Path) -> None:
 
 def test_a_worker_of_another_host_counts_by_its_lease(study: Path) -> None:
     run = run_of(study, "first")
+    run.lease_dir.mkdir()
     write_json(run.lease_dir / "000001.json", {"host": "elsewhere", "pid": 1, "attempt": 1})
     assert run.last_checkpoint not in paths(study, "last checkpoint")
     write_json(run.lease_dir / "000001.json", {"host": "elsewhere", "pid": 1, "attempt": 1, "released": True})
@@ -309,7 +271,7 @@ def test_a_study_that_is_being_launched_is_not_cleaned(study: Path, folder: str)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "locked\n"
     before = files(study)
-    assert set(found(study)) == {"last checkpoint", "temporary file"}
+    assert set(found(study)) == {"last checkpoint"}
     answer = commands.run([sys.executable, str(ROOT / "launch.py"), "clean", str(study), "--yes"])
     commands.finish(holder)
     name = f"small/{folder}" if folder else "small"
@@ -335,76 +297,13 @@ def test_the_locks_are_held_while_it_deletes(study: Path, monkeypatch: pytest.Mo
 def test_what_has_come_into_use_since_it_was_shown_stays(study: Path) -> None:
     shown = find_leftovers(study).leftovers
     run = run_of(study, "first")
-    write_json(run.job_file, {"code": str(study / "code" / "old")})
+    run.create(run.read_config().with_epochs(50), run.read_provenance())
+    run.result_file.unlink()
     outcome = {item.path: item.problem for item in delete_leftovers(study, shown)}
-    old = Path("code/old")
-    assert outcome.pop(old) == f"{study / old} stays: it has come into use meanwhile"
-    assert (study / old).is_dir()
+    last = run.last_checkpoint.relative_to(study)
+    assert outcome.pop(last) == f"{study / last} stays: it has come into use meanwhile"
+    assert run.last_checkpoint.is_file()
     assert set(outcome.values()) == {None}
-
-
-@pytest.mark.process
-def test_the_code_of_a_job_in_the_queue_stays_until_the_job_is_gone(
-    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    slurm = FakeSlurm(tmp_path / "slurm")
-    slurm.on_path(monkeypatch)
-    number = int(
-        commands.run(["sbatch", "--parsable", str(script(tmp_path))], cwd=tmp_path).stdout.strip().partition(";")[0]
-    )
-    submission = study / "slurm" / "0001"
-    write_json(fill(submission / "job-0.json", 1), {"code": str(study / "code" / "old"), "runs": []})
-    fill(submission / f"{number}_submitted.pkl", 1)
-    assert slurm.states()[str(number)] == "PENDING"
-    assert paths(study, "unused code") == []
-    slurm.finish(str(number))
-    slurm.purge(str(number))
-    assert paths(study, "unused code") == [study / "code" / "old"]
-    slurm.controller(up=False)
-    assert paths(study, "unused code") == [], "a controller that does not answer may have the job"
-
-
-def script(folder: Path) -> Path:
-    path = folder / "job.sh"
-    path.write_text("#!/bin/sh\ntrue\n")
-    return path
-
-
-@pytest.mark.process
-def test_the_temporary_files_of_a_run_stay_while_its_job_waits(
-    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    slurm = FakeSlurm(tmp_path / "slurm")
-    slurm.on_path(monkeypatch)
-    answer = commands.run(["sbatch", "--parsable", str(script(tmp_path))], cwd=tmp_path)
-    run = run_of(study, "open")
-    write_json(run.failure_file, {"kind": "node", "message": "lost"})  # its job goes on by itself
-    temporary = fill(run.path / f".result.json.{HEX}.tmp", 9)
-    assert temporary in paths(study, "temporary file")
-    write_jobs(study, {run.id: answer.stdout.strip().partition(";")[0]}, {})
-    assert temporary not in paths(study, "temporary file")
-
-
-def test_the_code_of_a_report_that_waits_stays(study: Path) -> None:
-    report = fill(study / "slurm" / "0001" / "report.sh", 1)
-    report.write_text(f"python {study}/code/old/launch.py report {study}\n")
-    assert paths(study, "unused code") == []
-
-
-def test_while_a_record_of_a_run_is_damaged_all_code_stays(study: Path) -> None:
-    run_of(study, "open").job_file.write_text("{")
-    assert paths(study, "unused code") == []
-    (line,) = kept(study)
-    assert line.startswith(f"{study / 'code'} stays: which code is in use is not known (")
-    assert "job.json is damaged" in line
-
-
-def test_a_foreign_folder_among_the_code_stays_and_so_does_a_link(study: Path, tmp_path: Path) -> None:
-    fill(study / "code" / "notes" / "mine.txt", 5)
-    shutil.move(study / "code" / "old", tmp_path / "old")
-    (study / "code" / "old").symlink_to(tmp_path / "old")
-    assert paths(study, "unused code") == []
-    assert kept(study) == [f"{study / 'code' / 'old'} stays: it is a link"]
 
 
 def test_a_link_that_takes_the_place_of_a_folder_is_not_followed(study: Path, tmp_path: Path) -> None:
@@ -420,10 +319,11 @@ def test_a_link_that_takes_the_place_of_a_folder_is_not_followed(study: Path, tm
 
 
 def test_a_link_inside_a_deleted_folder_goes_and_what_it_names_stays(study: Path, tmp_path: Path) -> None:
-    precious = fill(tmp_path / "outside" / "data", 5)
-    (study / "code" / "old" / "data").symlink_to(precious.parent)
-    assert all(item.problem is None for item in delete_leftovers(study, find_leftovers(study).leftovers))
-    assert not (study / "code" / "old").exists()
+    run, precious = run_of(study, "first"), fill(tmp_path / "outside" / "data", 5)
+    (run.path / "data").symlink_to(precious.parent)
+    found_here = find_leftovers(study, [run.id]).leftovers
+    assert all(item.problem is None for item in delete_leftovers(study, found_here, [run.id]))
+    assert not run.path.exists()
     assert precious.exists()
 
 
@@ -467,13 +367,9 @@ def test_another_users_study_is_refused(
 @pytest.mark.skipif(os.geteuid() != 0, reason="root alone can give a file to somebody else")
 def test_what_another_user_has_in_ones_study_stays(study: Path) -> None:
     run = run_of(study, "first")
-    old = study / "code" / "old"
     os.chown(run.last_checkpoint, 64711, -1)
-    os.chown(old / "seqlm" / "__init__.py", 64711, -1)
     assert run.last_checkpoint not in paths(study, "last checkpoint")
-    assert old not in paths(study, "unused code")
-    expected = [f"{path} stays: it belongs to another user" for path in (run.last_checkpoint, old)]
-    assert sorted(kept(study)) == sorted(expected)
+    assert kept(study) == [f"{run.last_checkpoint} stays: it belongs to another user"]
 
 
 # -- asking --------------------------------------------------------------------------------------------------------
@@ -492,7 +388,7 @@ def test_without_a_terminal_it_takes_yes(
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
     assert launch.main(["clean", str(study)]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("error: clean would delete 9 files and folders (2.1 KiB)")
+    assert line.startswith("error: clean would delete 2 files and folders (2.0 KiB)")
     assert line.endswith("of small; add --yes to delete, or --dry-run to look")
     assert files(study) == before
 
@@ -504,9 +400,9 @@ def test_it_asks_on_a_terminal(
     monkeypatch.setattr(sys, "stdin", Terminal(answer))
     assert launch.main(["clean", str(study)]) == code
     said = capsys.readouterr()
-    assert "delete 9 files and folders (2.1 KiB)" in said.err
+    assert "delete 2 files and folders (2.0 KiB)" in said.err
     assert run_of(study, "first").has_checkpoint() == (code == 2)
-    assert ("deleted 9 files and folders" in said.out) == (code == 0)
+    assert ("deleted 2 files and folders" in said.out) == (code == 0)
 
 
 def test_a_folder_of_behaviour_jobs_or_no_study_gets_one_line(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -514,7 +410,6 @@ def test_a_folder_of_behaviour_jobs_or_no_study_gets_one_line(study: Path, capsy
         assert launch.main(["clean", str(folder), "--yes"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert re.search(r"holds behaviour jobs; expected their study|expected a study's folder", line)
-    (study / "slurm").mkdir()
-    (study / "slurm" / "jobs.json").write_text("{")
-    with pytest.raises(FileError, match=r"jobs\.json is damaged"):
+    (file_request(study, {"runs": {}}).folder / "request.json").write_text("{")
+    with pytest.raises(FileError, match=r"request\.json is damaged"):
         find_leftovers(study)

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 from jobs.study import squeue
-from jobs.study.folder import AtWork, at_work, forget_jobs, observe_run, read_jobs, submission_of, write_jobs
+from jobs.study.folder import AtWork, at_work, observe_run, read_jobs
 from jobs.study.squeue import Scheduler, job_state, parents, read_sacct, read_squeue
 from seqlm.files import write_json
+from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from seqlm.state import View
+from tests.slurm_jobs import write_jobs
 from tests.training.studies import make_config, make_run
 
 
@@ -207,21 +209,20 @@ def test_only_runs_that_have_not_spoken_are_asked_about(room: Path) -> None:
     runs = [make_run(study / name, make_config(seed=seed)) for seed, name in enumerate(("a-1", "b-2", "c-3"))]
     write_json(runs[0].result_file, {})
     runs[1].write_failure_once({"kind": "diverged", "message": "nan"})
-    write_jobs(study, {run.id: f"7_{number}" for number, run in enumerate(runs)}, {})
+    write_jobs(study, {run.id: f"7_{number}" for number, run in enumerate(runs)})
     program(room, "squeue", says="7_2|PENDING|Resources\n")
     assert list(at_work(study).jobs) == ["c-3"]
 
 
-def test_a_run_that_goes_elsewhere_is_no_longer_its_jobs(tmp_path: Path) -> None:
+def test_the_newest_request_that_names_a_run_says_whose_it_is(tmp_path: Path) -> None:
     study = tmp_path / "study"
     one, other = (make_run(study / name, make_config(seed=seed)) for seed, name in enumerate(("a-1", "b-2")))
-    write_jobs(study, {}, {one.id: "0001", other.id: "0001"})
-    write_jobs(study, {one.id: "7_0", other.id: "7_1"}, {})
-    assert (submission_of(one), read_jobs(study)) == ("0001", {one.id: "7_0", other.id: "7_1"})
-    write_jobs(study, {}, {one.id: "0002"})
-    assert (submission_of(one), read_jobs(study)) == ("0002", {other.id: "7_1"}), "its new job is not known yet"
-    forget_jobs(study, [other.id])
-    assert (submission_of(other), read_jobs(study)) == (None, {})
+    write_jobs(study, {one.id: "7_0", other.id: "7_1"})
+    assert read_jobs(study) == {one.id: "7_0", other.id: "7_1"}
+    file_request(study, {"kind": "run", "backend": "slurm", "runs": {one.id: {}}})
+    assert read_jobs(study) == {other.id: "7_1"}, "its new job is not known yet"
+    file_request(study, {"kind": "run", "backend": "local", "runs": {other.id: {}}})
+    assert read_jobs(study) == {}
 
 
 def test_a_study_without_jobs_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

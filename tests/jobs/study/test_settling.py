@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from jobs.study.finality import SETTLE_SECONDS, FinalityTracker
-from jobs.study.folder import AtWork, Launcher, launching, look_at, write_jobs, write_queue
+from jobs.study.folder import AtWork, Launcher, launching, look_at, write_queue
 from jobs.study.logs import follow_logs
 from jobs.study.squeue import Scheduler
 from seqlm.files import write_json
@@ -19,6 +19,7 @@ from seqlm.locks import exclusive_lock
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind, State
 from tests.jobs.cli.test_watch import Touched
+from tests.slurm_jobs import write_jobs
 from tests.training.studies import make_config, make_run
 from tests.waiting import wait_for
 
@@ -143,7 +144,7 @@ def test_followed_logs_end_when_a_failure_stands(tmp_path: Path, monkeypatch: py
 def test_following_the_logs_of_a_run_touches_no_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = tmp_path / "study"
     run, other = (make_run(study / f"run-0000000{number}", make_config(seed=number)) for number in (1, 2))
-    write_jobs(study, {run.id: "12_0", other.id: "12_1"}, {})
+    write_jobs(study, {run.id: "12_0", other.id: "12_1"})
     queue = "12_0|RUNNING|\n12_1|RUNNING|"
     monkeypatch.setattr(Scheduler, "_call", lambda self, *command: queue)
     pauses: list[float] = []

@@ -159,7 +159,6 @@ def test_who_owns_the_launch_sweeps_what_a_dead_launcher_has_begun(tmp_path: Pat
     begun = [
         tmp_path / ".queue.json.abc.tmp",
         tmp_path / ".study.json.abc.tmp",
-        tmp_path / "slurm" / ".jobs.json.abc.tmp",
     ]
     for path in begun:
         path.parent.mkdir(exist_ok=True)

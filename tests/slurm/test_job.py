@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import errno
-import functools
 import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
+from jobs.attempt import retry
 from jobs.attempt.retry import history
+from jobs.launch import dispatch
+from jobs.launch.dispatch import Dispatcher
 from jobs.manifests.policy import Policy
-from jobs.spec import Resources, Submission
+from jobs.spec import Resources
 from jobs.study import budget
-from jobs.study.folder import submission_of, write_jobs
 from seqlm.errors import BackendError
 from seqlm.files import write_json, write_json_lines
+from seqlm.requests import Request, Requests, file_request
 from seqlm.rundir import RunDirectory
-from slurm import control, task
-from slurm.job import JobPlan, Signals, SlurmContext
-from slurm.task import Task
+from slurm import allocation, control, job
+from slurm.allocation import SlurmContext
+from slurm.job import Signals, run_job, serve
+from slurm.plan import ArrayPlan, JobPlan
 from tests.analysis.attempt_files import write_attempt
 from tests.slurm.programs import answering, program
 from tests.training.studies import make_config, make_run
@@ -38,7 +40,7 @@ TELL = """
 import json, os, sys
 names = "RANK WORLD_SIZE SEQLM_DEVICE CUDA_VISIBLE_DEVICES SEQLM_ATTEMPT SEQLM_NODE".split()
 names += ["SEQLM_RENDEZVOUS", "SEQLM_RENDEZVOUS_HOST", "SEQLM_GPU_SHARE", "OMP_NUM_THREADS"]
-json.dump({n: os.environ.get(n) for n in names}, open(os.path.join(sys.argv[1], "told"), "w"))
+json.dump({n: os.environ.get(n) for n in names}, open(os.path.join(sys.argv[1], "told-" + os.environ["RANK"]), "w"))
 open(os.path.join(sys.argv[1], "result.json"), "w").write("{}")
 """
 STOPPABLE = """
@@ -47,7 +49,7 @@ signal.signal(signal.SIGTERM, lambda *a: sys.exit(143))
 open(os.path.join(sys.argv[1], "ready"), "w")
 while True: time.sleep(0.02)  # a signal right before one long sleep would be heard after it
 """
-ENV = {"SLURM_JOB_ID": "78", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "1", "SLURMD_NODENAME": "n1"}
+ENV = {"SLURM_JOB_ID": "78", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "0", "SLURMD_NODENAME": "n1"}
 
 
 @pytest.fixture(autouse=True)
@@ -71,11 +73,10 @@ esac
 [ ! -e {folder}/down ]""",
     )
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    monkeypatch.setattr(task, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(task, "LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(task, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(dispatch, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(dispatch, "GRACE_SECONDS", 0.05)
     monkeypatch.setattr(control, "TRIES", 1)
-    monkeypatch.setattr(task, "GRACE_SECONDS", 0.05)
     return folder
 
 
@@ -86,29 +87,25 @@ def calls(room: Path) -> list[str]:
 
 
 def make(folder: Path, name: str = "run") -> RunDirectory:
-    run = make_run(folder / name, make_config())
-    write_jobs(folder, {}, {run.id: "0001"})
-    return run
+    return make_run(folder / name, make_config())
 
 
-def plan(*runs: RunDirectory, program: str = TELL, attempt: int = 1, **changes: object) -> JobPlan:
+def plan(*runs: RunDirectory, program: str = TELL, **changes: object) -> JobPlan:
+    """A submission of one job with these runs."""
+    study_dir = runs[0].path.parent
+    request = file_request(study_dir, {"kind": "run", "backend": "slurm", "runs": {run.id: {} for run in runs}})
     resources = changes.pop("resources", None) or Resources(cpus=1, gpus=0)
-    env = changes.pop("env", None) or {}
+    jobs = (tuple(run.id for run in runs),)
     known: dict[str, object] = {
-        "submission": "0001",
-        "runs": tuple(
-            Submission(
-                run_dir=run.path,
-                attempt=attempt,
-                argv=("-S", "-c", program, str(run.path)),
-                env=env,
-                cwd=Path.cwd(),
-                resources=resources,
-            )
-            for run in runs
-        ),
+        "study_dir": study_dir,
+        "request": request.number,
+        "arrays": (ArrayPlan(jobs=jobs, resources=resources, timeout_min=changes.pop("timeout_min", 10)),),  # type: ignore[arg-type]
+        "worker": ("-S", "-c", program),
+        "env": {},
+        "code": Path.cwd(),
+        "data": {},
         "policy": Policy(max_stalled_retries=2),
-        "timeout_min": 10,
+        "search": None,
         "signal_before_s": 60,
         "exclude": None,
         "must_have_nodes": False,
@@ -117,39 +114,37 @@ def plan(*runs: RunDirectory, program: str = TELL, attempt: int = 1, **changes: 
 
 
 def place(**env: str) -> SlurmContext:
-    return SlurmContext.from_environment({**ENV, **env}, "n0")
+    return SlurmContext.from_environment({**ENV, **env})
 
 
 def work(
     told: JobPlan, where: SlurmContext | None = None, signals: Signals | None = None, *, started: float = 0
 ) -> bool:
-    return Task(told, where or place(), signals or Signals(), started=started or time.time()).run()
+    return run_job(told, 0, where or place(), signals or Signals(), started=started or time.time())
 
 
 def stop_when_ready(run: RunDirectory, signals: Signals, *, warn: bool) -> threading.Thread:
     def wait() -> None:
         wait_for((run.path / "ready").exists, "the worker to be ready")
-        if warn:
-            signals.warned_at = time.time()
-        else:
-            signals.told = True
+        signals.warned_at = time.time() if warn else None
+        signals.stop = True
 
     thread = threading.Thread(target=wait)
     thread.start()
     return thread
 
 
-def test_the_worker_learns_its_place_and_its_attempt(tmp_path: Path) -> None:
+def test_the_ranks_of_a_node_learn_their_places_and_their_attempt(tmp_path: Path) -> None:
     run = make(tmp_path)
-    gpus = {"SLURM_PROCID": "1", "SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "4,6", "SLURM_RESTART_COUNT": "2"}
-    assert work(plan(run, attempt=3, resources=Resources(ranks=2, cpus=1, gpus=1)), place(**gpus))
-    told = json.loads((run.path / "told").read_text())
-    assert (told["RANK"], told["WORLD_SIZE"]) == ("1", "2")
-    assert (told["SEQLM_DEVICE"], told["CUDA_VISIBLE_DEVICES"]) == ("cuda", "6"), "of the job's GPUs its own"
-    assert told["SEQLM_ATTEMPT"] == "5", "the third, restarted twice"
-    assert told["SEQLM_RENDEZVOUS"] == (run.attempt_dir(5) / "rendezvous").as_uri()
-    assert told["SEQLM_RENDEZVOUS_HOST"] == "n0", "at a port that the system chooses there"
-    assert told["SEQLM_NODE"] == "n1"
+    run.attempt_dir(2).mkdir(parents=True)
+    assert work(plan(run, resources=Resources(ranks=2, cpus=1, gpus=1)), place(CUDA_VISIBLE_DEVICES="4,6"))
+    first, second = (json.loads((run.path / f"told-{rank}").read_text()) for rank in (0, 1))
+    assert (second["RANK"], second["WORLD_SIZE"]) == ("1", "2")
+    assert (second["SEQLM_DEVICE"], second["CUDA_VISIBLE_DEVICES"]) == ("cuda", "6"), "of the job's GPUs its own"
+    assert second["SEQLM_ATTEMPT"] == "3", "the next one, whatever job or launcher has made the others"
+    assert second["SEQLM_RENDEZVOUS"] == (run.attempt_dir(3) / "rendezvous").as_uri()
+    assert second["SEQLM_RENDEZVOUS_HOST"] == "n1", "at a port that the system chooses there"
+    assert (first["CUDA_VISIBLE_DEVICES"], first["SEQLM_NODE"], second["SEQLM_NODE"]) == ("4", "n1", "n1")
 
 
 def test_the_index_that_slurm_gives_becomes_the_uuid_of_the_card_and_the_share_is_told(
@@ -158,7 +153,7 @@ def test_the_index_that_slurm_gives_becomes_the_uuid_of_the_card_and_the_share_i
     answering(room, "nvidia-smi", "".join(f"GPU {n}: Tesla V100-SXM2-16GB (UUID: GPU-{n}{n})\n" for n in range(8)))
     run = make(tmp_path)
     assert work(plan(run, resources=Resources(cpus=1, gpus=0.25)), place(CUDA_VISIBLE_DEVICES="6"))
-    told = json.loads((run.path / "told").read_text())
+    told = json.loads((run.path / "told-0").read_text())
     assert (told["CUDA_VISIBLE_DEVICES"], told["SEQLM_GPU_SHARE"]) == ("GPU-66", "0.25")
 
 
@@ -169,7 +164,7 @@ def test_a_worker_has_no_more_threads_than_its_node_has_cores(
     monkeypatch.setattr("seqlm.machine.cpu_count", lambda: 3)
     run = make(tmp_path)
     assert work(plan(run, resources=Resources(cpus=cpus, gpus=0)))
-    assert json.loads((run.path / "told").read_text())["OMP_NUM_THREADS"] == threads
+    assert json.loads((run.path / "told-0").read_text())["OMP_NUM_THREADS"] == threads
 
 
 def test_a_module_path_of_the_manifest_reaches_the_worker_behind_the_code(tmp_path: Path) -> None:
@@ -180,20 +175,48 @@ def test_a_module_path_of_the_manifest_reaches_the_worker_behind_the_code(tmp_pa
 
 
 def test_a_job_without_the_gpu_it_asked_for_says_so(tmp_path: Path) -> None:
-    told = plan(make(tmp_path), resources=Resources(cpus=1, gpus=1))
+    run = make(tmp_path)
     with pytest.raises(BackendError, match="SLURM gave this job no GPU"):
-        work(told)
-    assert not Task(told, place(), Signals(), started=0).give_up(BackendError("no GPU"))
-    assert RunDirectory(told.runs[0].run_dir).observe().reason == "code: no GPU"
+        work(plan(run, resources=Resources(cpus=1, gpus=1)))
+    assert (run.observe().reason or "").startswith("code: SLURM gave this job no GPU")
 
 
-def test_runs_that_have_spoken_or_belong_to_another_job_are_left_alone(tmp_path: Path) -> None:
+def test_runs_that_are_over_or_that_a_later_request_names_are_left_alone(tmp_path: Path) -> None:
     done, failed, taken, own = (make(tmp_path, name) for name in "abcd")
     write_json(done.result_file, {})
     failed.write_failure_once({"kind": "diverged", "message": "nan"})
-    write_jobs(tmp_path, {}, {taken.id: "0002"})
-    work(plan(done, failed, taken, own))
-    assert [run.id for run in (done, failed, taken, own) if (run.path / "told").exists()] == ["d"]
+    told = plan(done, failed, taken, own)
+    plan(taken)
+    work(told)
+    assert [run.id for run in (done, failed, taken, own) if (run.path / "told-0").exists()] == ["d"]
+
+
+def test_a_run_whose_configuration_is_damaged_costs_the_others_of_its_job_nothing(tmp_path: Path) -> None:
+    damaged, other = make(tmp_path, "a"), make(tmp_path, "b")
+    damaged.config_file.write_text("{")
+    work(plan(damaged, other))
+    assert other.is_done()
+    assert not damaged.failure_file.exists(), "with its file written again, the run can start"
+
+
+def test_a_failed_run_is_settled_and_can_be_cancelled_while_others_of_its_job_go_on(tmp_path: Path, room: Path) -> None:
+    lost, other = make(tmp_path, "a"), make(tmp_path, "b")
+    program = "import os, sys\nif sys.argv[1].endswith('a'): os.kill(os.getpid(), 9)\n" + STOPPABLE
+    seen: list[str] = []
+
+    def cancel_both() -> None:
+        wait_for((other.path / "ready").exists, "the other worker to be ready")
+        wait_for((lost.attempt_dir(1) / "failure.json").exists, "the failure to be settled")
+        seen.append(lost.observe().state)
+        for run in (lost, other):
+            run.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
+
+    thread = threading.Thread(target=cancel_both)
+    thread.start()
+    work(plan(lost, other, program=program))
+    thread.join()
+    assert seen == ["pending"], "it waits for the next start of the job"
+    assert calls(room) == [], "nothing of the job is left to do"
 
 
 def test_a_run_with_the_result_of_fewer_epochs_is_worked_at_until_it_has_one_of_all(tmp_path: Path, room: Path) -> None:
@@ -214,7 +237,7 @@ def test_before_a_time_limit_the_run_is_saved_and_the_job_put_back(tmp_path: Pat
     end = {"SLURM_JOB_END_TIME": str(int(time.time()) + 60)}
     assert work(plan(run, program=STOPPABLE), place(**end), signals)
     thread.join()
-    assert calls(room) == ["requeue 77_1"]
+    assert calls(room) == ["requeue 77_0"]
     assert not run.failure_file.exists(), "the run itself has not failed"
     record = json.loads((run.attempt_dir(1) / "failure.json").read_text())
     assert (record["kind"], record["message"]) == ("timeout", "the job's time limit of 10 min")
@@ -239,7 +262,7 @@ def test_limits_without_an_epoch_in_between_come_to_an_end(tmp_path: Path, room:
         well = work(plan(run, program=STOPPABLE), place(**env), signals)
         thread.join()
         assert well == (restarts < 2)
-    assert calls(room) == ["requeue 77_1", "requeue 77_1", "update JobId=77_1 StartTime=now+5"]
+    assert calls(room) == ["requeue 77_0", "requeue 77_0", "update JobId=77_0 StartTime=now+5"]
     failure = run.read_failure() or {}
     assert failure["kind"] == "timeout"
     assert failure["message"].endswith("after 2 retries in a row without progress")
@@ -286,7 +309,7 @@ def test_scancel_is_told_from_a_requeue_by_what_the_controller_says(
     work(plan(run, program=STOPPABLE), signals=signals)
     thread.join()
     assert run.is_cancelled() == cancelled
-    assert "requeue 77_1" not in calls(room), "SLURM does that itself"
+    assert "requeue 77_0" not in calls(room), "SLURM does that itself"
 
 
 def test_a_run_cancelled_from_its_folder_is_stopped_and_others_of_the_job_go_on(tmp_path: Path) -> None:
@@ -330,12 +353,10 @@ def test_a_job_looks_at_the_budget_before_it_trains_and_while_it_does(
     thread.join()
     assert calls(room) == [], "the job is not put back"
     assert not run.failure_file.exists()
-    assert capsys.readouterr().out == "run waits: budget of 4 core hours is spent\n"
+    assert capsys.readouterr().out == "run pending: waits: budget of 4 core hours is spent\n"
     (run.path / "ready").unlink()
     assert work(told)
-    assert not (run.path / "ready").exists(), "the next job does not start it"
-    both = Resources(ranks=2, cpus=1, gpus=0)
-    assert not work(plan(run, program=STOPPABLE, policy=Policy(core_hours=4), resources=both)), "ends the other ranks"
+    assert not (run.path / "ready").exists(), "the next start does not start it"
     write_json(tmp_path / "study.json", {"policy": {"core_hours": 5}})
     assert work(plan(run, policy=Policy(core_hours=4))), "the budget has been raised since the job was submitted"
     assert run.result_file.exists()
@@ -345,21 +366,15 @@ def test_a_job_looks_at_the_budget_before_it_trains_and_while_it_does(
     assert run.result_file.exists()
 
 
-def test_another_rank_that_stops_with_the_first_for_the_budget_has_not_failed(tmp_path: Path, room: Path) -> None:
-    run, two = make(tmp_path), Resources(ranks=2, cpus=1, gpus=0)
-    stopped = functools.partial(plan, run, program="raise SystemExit(143)", resources=two)
-    work(stopped(policy=Policy(core_hours=4)), place(SLURM_PROCID="1"))
-    assert not run.failure_file.exists(), "the first rank's task has asked all of them"
-    work(stopped(), place(SLURM_PROCID="1"))
-    assert (run.read_failure() or {})["kind"] == "preempted", "nobody of this job has asked it"
-
-
 def test_a_worker_killed_by_a_signal_is_tried_again_in_a_new_job(tmp_path: Path, room: Path) -> None:
     run = make(tmp_path)
     assert work(plan(run, program="import os; os.kill(os.getpid(), 9)"))
-    assert calls(room) == ["requeue 77_1"]
+    assert calls(room) == ["requeue 77_0"]
     record = json.loads((run.attempt_dir(1) / "failure.json").read_text())
-    assert (record["kind"], record["message"]) == ("node", "the worker was killed by SIGKILL on n1")
+    assert (record["kind"], record["message"]) == (
+        "node",
+        "the worker was killed by SIGKILL on n1 (by a person, or by the system when memory ran out)",
+    )
     assert not run.failure_file.exists()
 
 
@@ -369,8 +384,8 @@ KILLED = "import os; os.kill(os.getpid(), 9)"
 def test_a_retry_waits_in_the_queue_as_long_as_the_policy_says(tmp_path: Path, room: Path) -> None:
     told = plan(make(tmp_path), program=KILLED, policy=Policy(), must_have_nodes=True)
     assert all(start_again(told, restarts) for restarts in range(3))
-    waits = ["update JobId=77_1 StartTime=now+5", "update JobId=77_1 StartTime=now+25"]
-    assert calls(room) == ["requeue 77_1", "requeue 77_1", waits[0], "requeue 77_1", waits[1]]
+    waits = ["update JobId=77_0 StartTime=now+5", "update JobId=77_0 StartTime=now+25"]
+    assert calls(room) == ["requeue 77_0", "requeue 77_0", waits[0], "requeue 77_0", waits[1]]
 
 
 def test_the_wait_is_asked_for_although_slurm_ends_the_job_meanwhile(tmp_path: Path, room: Path) -> None:
@@ -379,7 +394,7 @@ def test_the_wait_is_asked_for_although_slurm_ends_the_job_meanwhile(tmp_path: P
     (room / "scontrol").write_text(text)
     told = plan(make(tmp_path), program=KILLED, policy=Policy(), must_have_nodes=True)
     assert all(start_again(told, restarts) for restarts in range(2))
-    assert calls(room)[-1] == "update JobId=77_1 StartTime=now+5"
+    assert calls(room)[-1] == "update JobId=77_0 StartTime=now+5"
 
 
 @pytest.mark.parametrize(
@@ -400,7 +415,7 @@ def test_a_node_that_fails_twice_in_a_row_is_excluded_if_another_like_it_is_left
     told = plan(make(tmp_path), program=KILLED, policy=Policy(), **changes)
     for restarts, node in enumerate(nodes):
         assert start_again(told, restarts, SLURMD_NODENAME=node)
-    assert calls(room)[-1] == f"update JobId=77_1 {options}"
+    assert calls(room)[-1] == f"update JobId=77_0 {options}"
 
 
 @pytest.mark.parametrize("line", ["n2|down*|4|2000|(null)|(null)", "n2|idle|8|2000|(null)|(null)", ""])
@@ -410,39 +425,18 @@ def test_the_last_node_that_fits_a_job_is_not_excluded(
     (room / "nodes").write_text(f"n1|mix|4|2000|(null)|(null)\n{line}\n")
     told = plan(make(tmp_path), program=KILLED, policy=Policy())
     assert all(start_again(told, restarts) for restarts in range(2))
-    assert calls(room)[-1] == "update JobId=77_1 StartTime=now+5"
+    assert calls(room)[-1] == "update JobId=77_0 StartTime=now+5"
     assert "n1 has failed twice in a row" in capsys.readouterr().out
 
 
-def test_of_several_nodes_only_one_that_lost_a_rank_is_to_blame(tmp_path: Path, room: Path) -> None:
-    run = make(tmp_path)
-    program = (
-        "import os, sys, time\nif os.environ['RANK'] == '1':\n    os.kill(os.getpid(), 9)\n"
-        "while not os.path.exists(sys.argv[1] + '/failure.json'): time.sleep(0.02)\nsys.exit(1)"
-    )
-    two = Resources(ranks=2, cpus=1, gpus=0)
-    for restarts, node in enumerate(("n2", "n2")):
-        told = plan(run, program=program, resources=two, policy=Policy())
-        env = {"SLURM_RESTART_COUNT": str(restarts), "SLURM_JOB_NUM_NODES": "2"}
-        second = threading.Thread(target=work, args=(told, place(**env, SLURM_PROCID="1", SLURMD_NODENAME=node)))
-        second.start()
-        assert work(told, place(**env))
-        second.join()
-    assert [failed.node for failed in history(run)] == ["n2", "n2"]
-    assert calls(room)[-1] == "update JobId=77_1 StartTime=now+5", "of two nodes none can be spared"
-
-
-@pytest.mark.parametrize(("nodes", "blamed"), [("1", "n1"), ("2", None)])
-def test_a_failure_that_the_worker_tells_is_its_nodes_if_there_is_one_node(
-    tmp_path: Path, nodes: str, blamed: str | None
-) -> None:
+def test_a_failure_that_the_worker_tells_is_its_nodes(tmp_path: Path) -> None:
     run = make(tmp_path)
     program = (
         "import json, sys; json.dump({'kind': 'node', 'message': 'lost another rank'}, "
         "open(sys.argv[1] + '/failure.json', 'w')); sys.exit(1)"
     )
-    assert start_again(plan(run, program=program), 0, SLURM_JOB_NUM_NODES=nodes)
-    assert [failed.node for failed in history(run)] == [blamed]
+    assert work(plan(run, program=program))
+    assert [failed.node for failed in history(run)] == ["n1"]
 
 
 # -- the job's own files ---------------------------------------------------------------------------------------------
@@ -458,50 +452,58 @@ def test_a_file_that_another_host_replaces_is_looked_at_again(
     """NFS answers ESTALE for a moment: at the start, while the worker trains, and when the run is settled."""
     monkeypatch.setattr(control, "TRIES", 3)
     monkeypatch.setattr(control, "AGAIN_SECONDS", 0.01)
-    answers: list[str] = []
+    calls_of_newest: list[None] = []
+    newest = Requests.newest
 
-    def submission(run: RunDirectory) -> str | None:
-        answers.append("stale" if len(answers) in (0, 3) else "read")
-        return submission_of(run) if answers[-1] == "read" else stale()
+    def sometimes(self: Requests, run_id: str) -> Request | None:
+        calls_of_newest.append(None)
+        if len(calls_of_newest) == 2:
+            stale()
+        return newest(self, run_id)
 
-    monkeypatch.setattr(task, "submission_of", submission)
-    monkeypatch.setattr(RunDirectory, "is_cancelled", stale)
+    monkeypatch.setattr(Requests, "newest", sometimes)
+    monkeypatch.setattr(RunDirectory, "is_cancelled", lambda self: False)
     run = make(tmp_path)
-    program = "import os, time; time.sleep(0.3); os.kill(os.getpid(), 9)"
-    assert work(plan(run, program=program))
-    assert answers[:5] == ["stale", "read", "read", "stale", "read"]
+    assert work(plan(run, program="import os, time; time.sleep(0.3); os.kill(os.getpid(), 9)"))
     assert [failed.kind for failed in history(run)] == ["node"]
-    assert calls(room) == ["requeue 77_1"]
+    assert calls(room) == ["requeue 77_0"]
 
 
 def test_files_that_stay_unreadable_are_a_failure_of_the_node_and_tried_again(
     tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make(tmp_path)
-    plan(run).write(tmp_path / "job.json")
-    for name, value in ENV.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("submitit.JobEnvironment", lambda: SimpleNamespace(hostnames=["n1"]))
-    monkeypatch.setattr(Signals, "install", lambda self: None)
     monkeypatch.setattr("jobs.attempt.supervisor.append_to", stale)
-    task.run_task(str(tmp_path / "job.json"))
-    assert calls(room) == ["requeue 77_1"]
-    assert [(failed.kind, failed.node) for failed in history(run)] == [("node", "n1")]
+    assert work(plan(run))
+    assert calls(room) == ["requeue 77_0"]
+    assert [failed.kind for failed in history(run)] == ["node"], "the next start of the job counts it"
     record = json.loads((run.attempt_dir(1) / "failure.json").read_text())
     assert "Stale file handle" in record["message"]
 
 
+def test_a_request_that_stays_unreadable_is_a_failure_of_the_node(
+    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make(tmp_path)
+    told = plan(run)
+    monkeypatch.setattr(Requests, "newest", stale)
+    assert work(told)
+    assert [failed.kind for failed in history(run)] == ["node"]
+    assert calls(room) == ["requeue 77_0"]
+
+
 def test_a_fault_of_the_job_ends_its_workers(tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(tmp_path)
-    job = Task(plan(run, program=STOPPABLE), place(), Signals(), started=time.time())
-    job._start(job._workers[0])
-    rank = job._workers[0].rank
-    assert rank is not None
-    wait_for((run.path / "ready").exists, "the worker to be ready")
-    assert not job.give_up(ValueError("a fault"))
-    ended = rank.poll()
-    assert ended is not None
-    assert ended.exit_code == 143
+
+    def fail(self: object, job: object) -> None:
+        wait_for((run.path / "ready").exists, "the worker to be ready")
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(Dispatcher, "_look_at", fail)
+    program = STOPPABLE.replace("sys.exit(143)", "(open(os.path.join(sys.argv[1], 'asked'), 'w'), sys.exit(143))")
+    with pytest.raises(ValueError, match="a fault"):
+        work(plan(run, program=program))
+    assert (run.path / "asked").exists()
     assert (run.read_failure() or {})["kind"] == "code"
 
 
@@ -511,49 +513,11 @@ def test_a_worker_that_hangs_is_killed_and_tried_again_in_a_new_job(
     monkeypatch.setenv("SEQLM_HUNG_MINUTES", "0.01")
     run = make(tmp_path)
     assert work(plan(run, program="import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"))
-    assert calls(room) == ["requeue 77_1"]
+    assert calls(room) == ["requeue 77_0"]
     record = json.loads((run.attempt_dir(1) / "failure.json").read_text())
     assert record["kind"] == "node"
     assert record["message"].startswith("no step for 0.01 min")
     assert not run.failure_file.exists()
-
-
-def test_every_task_of_a_run_that_hangs_kills_its_rank(
-    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SEQLM_HUNG_MINUTES", "0.01")
-    run = make(tmp_path)
-    assert work(plan(run, program=STOPPABLE, resources=Resources(ranks=2, cpus=1, gpus=0)), place(SLURM_PROCID="1"))
-    failure = run.read_failure() or {}
-    assert failure["kind"] == "node"
-    assert failure["message"].startswith("no step for 0.01 min")
-    assert calls(room) == [], "the first rank's task puts the job back"
-
-
-def test_a_rank_that_does_not_notice_that_another_has_failed_is_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("jobs.attempt.supervisor.PEER_GRACE_SECONDS", 0.1)
-    run = make(tmp_path)
-    program = (
-        "import sys, time; open(sys.argv[1] + '/ready', 'w')\n"
-        "for _ in range(3000): time.sleep(0.02)"  # then it ends well, and the test fails
-    )
-
-    def fail() -> None:
-        wait_for((run.path / "ready").exists, "the worker to be ready")
-        run.write_failure_once({"kind": "node", "message": "rank 0 is lost", "attempt": 1})
-
-    thread = threading.Thread(target=fail)
-    thread.start()
-    two = Resources(ranks=2, cpus=1, gpus=0)
-    job = Task(plan(run, program=program, resources=two), place(SLURM_PROCID="1"), Signals(), started=time.time())
-    assert job.run()
-    thread.join()
-    ended = job._workers[0].ended
-    assert ended is not None
-    assert ended.exit_code == -9
-    assert (run.read_failure() or {})["message"] == "rank 0 is lost", "the cause stays"
 
 
 def test_a_failure_of_the_runs_own_stays(tmp_path: Path, room: Path) -> None:
@@ -567,15 +531,24 @@ def test_a_failure_of_the_runs_own_stays(tmp_path: Path, room: Path) -> None:
     assert calls(room) == []
 
 
-def test_a_run_that_another_worker_still_holds_is_waited_for(tmp_path: Path) -> None:
+BUSY = (
+    "import os, sys; path = os.path.join(sys.argv[1], 'tries'); tries = os.path.getsize(path) if "
+    "os.path.exists(path) else 0; open(path, 'a').write('x'); tries < {busy} and sys.exit(75); "
+    "open(os.path.join(sys.argv[1], 'result.json'), 'w').write('{{}}')"
+)
+"""A worker that finds another one at the run, so many times."""
+
+
+@pytest.mark.parametrize(("busy", "starts", "told"), [(2, 3, []), (100, 4, ["requeue 77_0"])])
+def test_a_run_that_another_worker_holds_is_tried_a_few_times_then_it_holds_no_allocation(
+    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch, busy: int, starts: int, told: list[str]
+) -> None:
+    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.0)
     run = make(tmp_path)
-    program = (
-        "import os, sys; path = os.path.join(sys.argv[1], 'tries'); tries = os.path.getsize(path) if "
-        "os.path.exists(path) else 0; open(path, 'a').write('x'); tries < 2 and sys.exit(75); "
-        "open(os.path.join(sys.argv[1], 'result.json'), 'w').write('{}')"
-    )
-    assert work(plan(run, program=program))
-    assert (run.path / "tries").read_text() == "xxx"
+    assert work(plan(run, program=BUSY.format(busy=busy), policy=Policy()))
+    assert (run.path / "tries").read_text() == starts * "x"
+    assert calls(room)[:1] == told
+    assert not run.failure_file.exists()
 
 
 def test_where_requeueing_fails_the_run_says_so_and_can_be_resumed(tmp_path: Path, room: Path) -> None:
@@ -585,14 +558,6 @@ def test_where_requeueing_fails_the_run_says_so_and_can_be_resumed(tmp_path: Pat
     failure = run.read_failure() or {}
     assert failure["kind"] == "node"
     assert "could not be requeued" in failure["message"]
-
-
-def test_other_ranks_leave_the_settling_to_the_first(tmp_path: Path, room: Path) -> None:
-    run = make(tmp_path)
-    two = Resources(ranks=2, cpus=1, gpus=0)
-    assert work(plan(run, program="import os; os.kill(os.getpid(), 9)", resources=two), place(SLURM_PROCID="1"))
-    assert calls(room) == []
-    assert (run.read_failure() or {})["message"] == "rank 1 was killed by SIGKILL on n1"
 
 
 def test_the_interpreter_is_the_jobs_own(tmp_path: Path) -> None:
@@ -616,22 +581,27 @@ def start_again(told: JobPlan, restarts: int, signals: Signals | None = None, **
     return work(told, place(SLURM_RESTART_COUNT=str(restarts), **env), signals)
 
 
-def test_a_run_short_of_memory_is_requeued_with_smaller_micro_batches_until_it_fits(tmp_path: Path, room: Path) -> None:
+def test_a_run_short_of_memory_goes_on_in_its_job_with_smaller_micro_batches_until_it_fits(
+    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.0)
     run = make(tmp_path)
-    told = plan(run, program=SHORT_OF_MEMORY, policy=Policy())
-    assert [start_again(told, restarts) for restarts in range(3)] == [True] * 3
+    assert work(plan(run, program=SHORT_OF_MEMORY, policy=Policy()))
     assert run.read_result() == {"micro_batches": 4}
-    assert calls(room) == ["requeue 77_1"] * 2
+    assert calls(room) == []
     assert [failed.micro_batches for failed in history(run)] == [1, 2]
 
 
-def test_a_run_that_never_fits_stands_as_failed_and_says_why(tmp_path: Path, room: Path) -> None:
+def test_a_run_that_never_fits_stands_as_failed_and_says_why(
+    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.0)
     run = make(tmp_path)
     told = plan(run, program=SHORT_OF_MEMORY, policy=Policy(oom=1))
-    assert [start_again(told, restarts) for restarts in range(2)] == [True, False]
+    assert not work(told)
     assert run.observe().reason == "oom: no memory, after 1 retry with ever smaller micro-batches"
-    assert calls(room) == ["requeue 77_1"]
-    assert not start_again(told, 2), "an operator's requeue does not start it"
+    assert calls(room) == []
+    assert not start_again(told, 1), "an operator's requeue does not start it"
     assert run.attempts() == [1, 2]
 
 
@@ -665,7 +635,7 @@ def test_a_signal_does_not_make_a_failure_that_is_tried_again_the_last_word(tmp_
     assert [failed.kind for failed in history(lost)] == ["node"]
     assert start_again(plan(lost, other), 1), "both runs are done in the job's next start"
     assert lost.result_file.exists()
-    assert "requeue 77_1" not in calls(room), "SLURM itself puts the job back"
+    assert "requeue 77_0" not in calls(room), "SLURM itself puts the job back"
 
 
 @pytest.mark.parametrize("code", [74, 120])
@@ -673,18 +643,17 @@ def test_a_worker_that_could_not_write_its_files_or_its_log_is_requeued(tmp_path
     run = make(tmp_path)
     assert work(plan(run, program=f"import sys; sys.exit({code})"))
     assert json.loads((run.attempt_dir(1) / "failure.json").read_text())["kind"] == "node"
-    assert calls(room)[-1] == "requeue 77_1"
+    assert calls(room)[-1] == "requeue 77_0"
 
 
 def test_a_failure_that_a_lost_job_could_not_settle_is_taken_up_by_the_next_start(tmp_path: Path) -> None:
-    run, mine, stands = make(tmp_path, "a"), make(tmp_path, "b"), make(tmp_path, "c")
-    for made, record in ((run, {"attempt": 1}), (mine, {"attempt": 2}), (stands, {"attempt": 1, "stands": True})):
+    run, stands = make(tmp_path, "a"), make(tmp_path, "b")
+    for made, record in ((run, {"attempt": 1}), (stands, {"attempt": 1, "stands": True})):
         made.write_failure_once({"kind": "node", "message": "lost", **record})
-    start_again(plan(run, mine, stands), 1)
+    start_again(plan(run, stands), 1)
     assert run.result_file.exists()
     assert [failed.kind for failed in history(run)] == ["node"]
     assert not run.failure_file.exists()
-    assert not mine.result_file.exists(), "a rank of this very attempt has said it"
     assert not stands.result_file.exists()
 
 
@@ -695,20 +664,18 @@ def test_a_worker_that_somebody_else_has_stopped_is_requeued(tmp_path: Path, roo
     record = json.loads((run.attempt_dir(1) / "failure.json").read_text())
     assert record["kind"] == "preempted"
     assert "another process stopped it" in record["message"]
-    assert calls(room) == ["requeue 77_1"]
+    assert calls(room) == ["requeue 77_0"]
 
 
-def test_a_signal_to_the_whole_job_that_reaches_its_worker_first_is_the_jobs(tmp_path: Path, room: Path) -> None:
+def test_a_signal_to_the_whole_job_that_reaches_its_worker_first_is_the_jobs(
+    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "GRACE_SECONDS", 5.0)
     run, signals = make(tmp_path), Signals()
-
-    def late(seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
-        signals.told = signals.told or seconds == task.GRACE_SECONDS
-        sleep(seconds)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task.time, "sleep", late)
-        work(plan(run, program="import sys; sys.exit(143)"), signals=signals)
-    assert signals.told
+    program = "import sys; open(sys.argv[1] + '/ready', 'w'); sys.exit(143)"
+    thread = stop_when_ready(run, signals, warn=False)
+    work(plan(run, program=program), signals=signals)
+    thread.join()
     assert history(run) == []
     assert not run.failure_file.exists()
 
@@ -725,24 +692,103 @@ def test_a_worker_killed_for_its_memory_gets_smaller_micro_batches(
     assert [failed.kind for failed in history(run)] == ["oom"]
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("victim", ["0", "1"])
 def test_a_rank_killed_for_its_memory_explains_the_ranks_that_lost_it(
-    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch, rank: str
+    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch, victim: str
 ) -> None:
-    """The other rank may notice the loss, and write its failure, before the task of the killed one does."""
+    """The other rank may notice the loss, and write its failure, first."""
     monkeypatch.setattr("jobs.attempt.memory_kills.MemoryKills.explain_one", lambda *_: True)
     run = make(tmp_path)
     program = (
-        "import json, os, sys; json.dump({'kind': 'node', 'message': 'lost another rank', 'attempt': 1}, "
-        "open(sys.argv[1] + '/failure.json', 'w')); os.kill(os.getpid(), 9)"
+        f"import json, os, sys\nif os.environ['RANK'] == '{victim}': os.kill(os.getpid(), 9)\n"
+        "json.dump({'kind': 'node', 'message': 'lost another rank', 'attempt': 1}, "
+        "open(sys.argv[1] + '/failure.json', 'w'))\nsys.exit(1)"
     )
-    two = Resources(ranks=2, cpus=1, gpus=0)
-    work(plan(run, program=program, resources=two), place(SLURM_PROCID=rank))
-    failure = run.read_failure() or json.loads((run.attempt_dir(1) / "failure.json").read_text())
-    assert failure["kind"] == "oom"
+    work(plan(run, program=program, resources=Resources(ranks=2, cpus=1, gpus=0), policy=Policy(oom=0)))
+    assert (run.read_failure() or {})["kind"] == "oom"
 
 
 def test_a_worker_that_wrote_no_failure_is_explained_by_the_last_line_of_its_log(tmp_path: Path) -> None:
     run = make(tmp_path)
     assert not work(plan(run, program="import sys; print('no such device', file=sys.stderr); sys.exit(3)"))
     assert run.observe().reason == "code: the worker ended with exit code 3 on n1: no such device"
+
+
+# -- several nodes ---------------------------------------------------------------------------------------------------
+
+TWO = Resources(ranks=2, cpus=1, gpus=1)
+
+
+def work_on_two(told: JobPlan, room: Path, *, restarts: int = 0, second: str = "n2") -> bool:
+    """A job on two nodes with a rank on each."""
+    env = {"SLURM_JOB_NUM_NODES": "2", "SLURM_RESTART_COUNT": str(restarts), "CUDA_VISIBLE_DEVICES": "0"}
+    other = place(**env, SLURM_NODEID="1", SLURMD_NODENAME=second)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_RESTART_COUNT", str(restarts))
+        patch.setenv("SLURM_JOB_NODELIST", f"n1,{second}")
+        patch.setattr(job, "LOOK_SECONDS", 0.05)
+        thread = threading.Thread(target=serve, args=(told, 0, other, Signals()), daemon=True)
+        thread.start()
+        well = work(told, place(**env))
+        thread.join(5)
+    return well
+
+
+def test_each_node_starts_its_own_ranks_of_the_same_attempt(tmp_path: Path, room: Path) -> None:
+    run = make(tmp_path)
+    assert work_on_two(plan(run, resources=TWO), room)
+    first, second = (json.loads((run.path / f"told-{rank}").read_text()) for rank in (0, 1))
+    assert (first["SEQLM_NODE"], second["SEQLM_NODE"]) == ("n1", "n2")
+    assert first["SEQLM_RENDEZVOUS_HOST"] == second["SEQLM_RENDEZVOUS_HOST"] == "n1"
+    assert first["SEQLM_RENDEZVOUS"] == second["SEQLM_RENDEZVOUS"]
+    assert (first["SEQLM_ATTEMPT"], second["SEQLM_ATTEMPT"]) == ("1", "1")
+
+
+def test_of_several_nodes_only_one_that_lost_a_rank_is_to_blame(tmp_path: Path, room: Path) -> None:
+    run = make(tmp_path)
+    program = "import os, sys, time\nif os.environ['RANK'] == '1':\n    os.kill(os.getpid(), 9)\nsys.exit(1)"
+    told = plan(run, program=program, resources=TWO, policy=Policy())
+    for restarts in range(2):
+        assert work_on_two(told, room, restarts=restarts)
+    assert [failed.node for failed in history(run)] == ["n2", "n2"]
+    assert calls(room)[-1] == "update JobId=77_0 StartTime=now+5", "of two nodes none can be spared"
+    record = json.loads((run.attempt_dir(1) / "failure.json").read_text())
+    assert record["message"].startswith("rank 1 was killed by SIGKILL on n2")
+
+
+def test_a_failure_that_a_rank_tells_on_several_nodes_blames_none(tmp_path: Path, room: Path) -> None:
+    run = make(tmp_path)
+    program = (
+        "import json, sys; json.dump({'kind': 'node', 'message': 'lost another rank'}, "
+        "open(sys.argv[1] + '/failure.json', 'w')); sys.exit(1)"
+    )
+    assert work_on_two(plan(run, program=program, resources=TWO), room)
+    assert [failed.node for failed in history(run)] == [None]
+
+
+def test_a_rank_on_another_node_that_does_not_notice_a_failure_is_killed(
+    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.attempt.supervisor.PEER_GRACE_SECONDS", 0.1)
+    run = make(tmp_path)
+    program = (
+        "import json, os, sys, time\nif os.environ['RANK'] == '0':\n"
+        "    json.dump({'kind': 'diverged', 'message': 'nan'}, open(sys.argv[1] + '/failure.json', 'w'))\n"
+        "    sys.exit(1)\n"
+        "for _ in range(3000): time.sleep(0.02)"  # then it ends well, and the test fails
+    )
+    assert not work_on_two(plan(run, program=program, resources=TWO), room)
+    assert json.loads((run.attempt_dir(1) / "exit-1.json").read_text())["exit_code"] == -9
+    assert (run.read_failure() or {})["kind"] == "diverged", "the cause stays"
+
+
+def test_a_node_that_does_not_answer_is_a_failure_of_the_node(
+    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(allocation, "LOST_SECONDS", 0.1)
+    run = make(tmp_path)
+    assert work(
+        plan(run, program="import sys; sys.exit(1)", resources=TWO),
+        place(SLURM_JOB_NUM_NODES="2", CUDA_VISIBLE_DEVICES="0"),
+    )
+    assert [failed.kind for failed in history(run)] == ["node"]

@@ -1,0 +1,114 @@
+"""The requests of a study: who wanted which runs, when and where. Each is a file that is written once.
+
+    <study>/launches/<number>/request.json    runs to train, or to cancel
+
+The newest request that names a run counts. The number is claimed by making the folder. Standard library alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from seqlm.errors import DamagedFileError, FileError
+from seqlm.files import make_directory, read_json, write_json
+from seqlm.reading import listed
+
+REQUEST = "request.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One request."""
+
+    folder: Path
+    record: Mapping[str, Any]
+
+    @property
+    def number(self) -> int:
+        return int(self.folder.name)
+
+    @property
+    def runs(self) -> Mapping[str, Mapping[str, Any]]:
+        """Run id -> what is wanted of the run."""
+        found: Mapping[str, Mapping[str, Any]] = self.record["runs"]
+        return found
+
+
+@final
+class Requests:
+    """The requests of a study. Each file is read once, since it never changes."""
+
+    def __init__(self, study_dir: Path) -> None:
+        self._folder = study_dir / "launches"
+        self._read: dict[Path, Request] = {}
+
+    def newest_first(self) -> Iterator[Request]:
+        """Every request, the newest first.
+
+        Raises:
+            FileError: a request cannot be read, or is damaged.
+        """
+        for path in reversed(listed(self._folder, "[0-9]*")):
+            request = self._read.get(path) or _read(path)
+            if request is not None:
+                self._read[path] = request
+                yield request
+
+    def newest(self, run_id: str) -> Request | None:
+        """Return the newest request that names a run. ``None``: there is none.
+
+        Raises:
+            FileError: a request cannot be read, or is damaged.
+        """
+        return next((request for request in self.newest_first() if run_id in request.runs), None)
+
+    def by_run(self) -> dict[str, Request]:
+        """Return the newest request of each run that any names, by run id.
+
+        Raises:
+            FileError: a request cannot be read, or is damaged.
+        """
+        found: dict[str, Request] = {}
+        for request in self.newest_first():
+            found = {**dict.fromkeys(request.runs, request), **found}
+        return found
+
+
+def _read(folder: Path) -> Request | None:
+    """Return a request. ``None``: whoever claimed the number has not written it yet, or was killed before."""
+    record = read_json(folder / REQUEST)
+    if record is None or not folder.name.isdecimal():
+        return None
+    runs = record.get("runs")
+    if not (isinstance(runs, dict) and all(isinstance(wanted, dict) for wanted in runs.values())):
+        raise DamagedFileError(f"{folder / REQUEST} is damaged (expected a table of runs); move it away")
+    return Request(folder=folder, record=record)
+
+
+def next_folder(study_dir: Path) -> Path:
+    """Return the folder that the next request gets."""
+    place = study_dir.absolute() / "launches"
+    numbers = (int(path.name) for path in listed(place, "[0-9]*") if path.name.isdecimal())
+    return place / f"{max(numbers, default=0) + 1:06d}"
+
+
+def file_request(study_dir: Path, record: Mapping[str, Any]) -> Request:
+    """Claim the next number and write a request, which counts from then on.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    make_directory(study_dir / "launches")
+    while True:
+        folder = next_folder(study_dir)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise FileError.from_os_error("write", folder, error) from None
+        write_json(folder / REQUEST, record)
+        return Request(folder=folder, record=record)

@@ -1,0 +1,149 @@
+"""What a job has: the variables that SLURM sets, and its cores and GPUs as a backend."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from jobs.attempt.supervisor import Ended, first_cause, interface_of, rank_variables
+from jobs.backends.local import LocalBackend
+from jobs.plan.capacity import Allocation, Capacity, Node
+from jobs.spec import Resources, Submission
+from seqlm import machine
+from seqlm.errors import EXIT_LOST, BackendError, FileError
+from seqlm.files import read_json
+from seqlm.rundir import RunDirectory
+
+LOST_SECONDS = 120.0
+"""How long after its ranks on the first node a run waits for those on the others. A lost node ends the whole job."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmContext:
+    """The job and the node of this process, from the variables that SLURM sets."""
+
+    job: str
+    """The id that SLURM's commands accept: ``12`` or ``12_3``."""
+    number: int
+    """The number of this job alone: each task of an array has its own."""
+    index: int
+    """The place of this job in its array."""
+    restarts: int
+    end_time: float | None
+    """When the time limit ends, in seconds since 1970. ``None``: unknown."""
+    devices: tuple[str, ...]
+    """GPUs of this job on this node."""
+    host: str
+    nodes: int
+    """The number of nodes of the job."""
+    node_rank: int
+    """The place of this node among them."""
+    partition: str
+
+    @classmethod
+    def from_environment(cls, env: Mapping[str, str]) -> SlurmContext:
+        """Read SLURM's variables."""
+        array, task = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
+        end = env.get("SLURM_JOB_END_TIME", "")
+        return cls(
+            job=f"{array}_{task}" if array else env["SLURM_JOB_ID"],
+            number=int(env["SLURM_JOB_ID"]),
+            index=int(task or 0),
+            restarts=int(env.get("SLURM_RESTART_COUNT") or 0),
+            end_time=float(end) if end.isdigit() else None,
+            devices=tuple(device for device in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if device),
+            host=env.get("SLURMD_NODENAME") or socket.gethostname(),
+            nodes=int(env.get("SLURM_JOB_NUM_NODES") or 1),
+            node_rank=int(env.get("SLURM_NODEID") or 0),
+            partition=env.get("SLURM_JOB_PARTITION", ""),
+        )
+
+
+def variables(
+    submission: Submission, context: SlurmContext, rank: int, device: str | None, first_host: str
+) -> dict[str, str]:
+    """Return the variables of a rank on this node."""
+    return rank_variables(
+        submission,
+        rank,
+        device,
+        node=context.host,
+        first_host=first_host,
+        interface=interface_of(context.host) if submission.resources.ranks > 1 else None,
+        cores=machine.cpu_count(),  # a test cluster has more cores than its machine
+    )
+
+
+@final
+class JobBackend(LocalBackend):
+    """The cores and GPUs of a job on its first node. :func:`slurm.job.serve` starts the ranks on its other nodes."""
+
+    name = "slurm"
+    outlives_launcher = False
+
+    def __init__(self, context: SlurmContext, resources: Resources, runs: int) -> None:
+        """``resources`` are those of each of the job's ``runs``.
+
+        Raises:
+            BackendError: SLURM gave the job fewer GPUs than it needs.
+        """
+        self.job, self.host = context.job, context.host
+        self.node = context.host if context.nodes == 1 else None
+        self._context = context
+        gpus = {machine.addressed(device): 1.0 for device in context.devices} if resources.gpus else {}
+        cpus = (resources.cpus or 1) * (resources.ranks // context.nodes) * runs
+        names = [context.host, *map(str, range(1, context.nodes))]  # the nodes of a job are alike
+        nodes = [Node(name=name, cpus=cpus, gpus=dict(gpus)) for name in names]
+        super().__init__(capacity=Capacity(nodes, where=f"job {context.job}"))
+        if self.capacity().place(resources) is None:
+            has = f"{len(gpus)} GPU{'s' if len(gpus) > 1 else ''}" if gpus else "no GPU"
+            variable = f"is {','.join(context.devices)}" if context.devices else "is empty"
+            raise BackendError(f"SLURM gave this job {has}: CUDA_VISIBLE_DEVICES {variable}; see gres.conf (File=)")
+        self._others: dict[str, tuple[Ended, float]] = {}
+        """Job id -> how its ranks on this node ended, and when, while those on others have not."""
+        self._submissions: dict[str, Submission] = {}
+
+    def here(self, allocations: Sequence[Allocation]) -> Sequence[Allocation]:
+        return [allocation for allocation in allocations if allocation.node == self._context.host]
+
+    def variables(self, submission: Submission, rank: int, device: str | None) -> dict[str, str]:
+        return variables(submission, self._context, rank, device, self._context.host)
+
+    def held(self, job_id: str) -> Sequence[Allocation]:
+        return () if job_id in self._others else super().held(job_id)
+
+    def submit(self, submission: Submission) -> str:
+        job_id = super().submit(submission)
+        self._submissions[job_id] = submission
+        return job_id
+
+    def poll(self, job_id: str) -> Ended | None:
+        ended, since = self._others.get(job_id, (None, 0.0))
+        if ended is None:
+            ended, since = super().poll(job_id), time.monotonic()
+        if ended is None:
+            return None
+        submission, ends = self._submissions[job_id], [ended]
+        for node in range(1, self._context.nodes):
+            record = None
+            with contextlib.suppress(FileError):  # the next look is soon
+                record = read_json(end_file(submission, node))
+            if record is not None:
+                ends.append(Ended(**record))
+            elif time.monotonic() - since < LOST_SECONDS:
+                self._others[job_id] = ended, since
+                return None
+            else:
+                ends.append(Ended(exit_code=EXIT_LOST, message=f"node {node} of the job does not answer", is_lost=True))
+        self._others.pop(job_id, None)
+        return first_cause(ends)
+
+
+def end_file(submission: Submission, node: int) -> Path:
+    """Return the file in which a node that is not the first records how its ranks of an attempt ended."""
+    return RunDirectory(submission.run_dir).attempt_dir(submission.attempt) / f"exit-{node}.json"
