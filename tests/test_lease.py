@@ -572,11 +572,6 @@ def test_leases_that_a_listing_does_not_show_yet_are_asked_for_by_name(
     assert newest_generation(cluster.folder) == 5
 
 
-def test_a_heartbeat_far_in_the_future_is_no_sign_of_life_from_outside(cluster: Cluster) -> None:
-    set_back(cluster.claim("a").file, hours=-5.0)
-    assert cluster.look("b") is None
-
-
 def test_a_lease_is_written_whole_to_the_disk_beside_its_place_under_a_name_that_is_swept(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -610,29 +605,6 @@ def test_a_full_disk_at_the_claim_is_one_line_and_leaves_nothing(
     assert cluster.names() == []
 
 
-def test_an_owner_looks_around_more_often_than_it_beats_and_its_thread_ends_with_the_block(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lease, looks, beats = cluster.claim("a"), [], []
-    enough = threading.Event()
-
-    def poll() -> None:
-        looks.append(len(beats))
-        if len(looks) == 5:
-            enough.set()
-            threading.Event().wait(0.05)  # the block is over while somebody still looks
-
-    monkeypatch.setattr(leases, "LOOK_AROUND_SECONDS", 0.001)
-    monkeypatch.setattr(os, "utime", beats.append)
-    before = set(threading.enumerate())
-    with kept(lease, Terms(heartbeat_seconds=1000.0), poll):
-        wait_for(enough.is_set, "five looks")
-        (thread,) = set(threading.enumerate()) - before
-        assert (thread.name, thread.daemon) == ("lease", True)
-    assert set(threading.enumerate()) == before
-    assert looks == [1] * len(looks), "one beat at the beginning, and the next after a thousand seconds"
-
-
 def test_a_lease_that_a_file_server_loses_for_a_moment_gives_no_sign_of_life(cluster: Cluster) -> None:
     first = cluster.claim("a")
     aside = cluster.folder / "aside"
@@ -647,19 +619,6 @@ def test_a_lease_that_a_file_server_loses_for_a_moment_gives_no_sign_of_life(clu
 
     assert cluster.claim("b", while_waiting=lost_for_two_looks).generation == 2
     assert cluster.now >= TERMS.stale_seconds
-
-
-def test_the_time_of_a_stop_counts_as_two_looks(cluster: Cluster) -> None:
-    cluster.claim("a")
-    looks: list[float] = []
-
-    def stopped_once() -> None:
-        looks.append(cluster.now)
-        if len(looks) == 2:
-            cluster.now += 3600
-
-    assert cluster.claim("b", while_waiting=stopped_once).generation == 2
-    assert len(looks) == TERMS.stale_seconds / leases.LOOK_SECONDS - 1
 
 
 def test_a_disk_that_fails_while_a_lease_is_watched_is_one_line(

@@ -21,7 +21,6 @@ ALLOWED = {
     ("crawl/sitecustomize.py", "sleep"): "imitates slow steps and slow renaming",
     ("training/elsewhere.py", "sleep"): "imitates slow steps",
     ("jobs/launch/stand_in_behaviour.py", "sleep"): "imitates work that ends at a signal",
-    ("test_lease.py", "limit"): "imitates a slow look",
     ("chaos/test_disk.py", "sleep"): "imitates a writer that keeps its file open",
     ("chaos/disk.py", "sleep"): "a program: the pause between two tries",
     ("chaos/disk.py", "process"): "a program, and a helper that lives as long as its disk",

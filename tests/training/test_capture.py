@@ -19,7 +19,7 @@ from seqlm.training.capture import WARM_UP_CALLS, Captured, is_captured
 from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.distributed import Rank
 from seqlm.training.evaluate import evaluate
-from seqlm.training.optimizers import StepNumber, build_optimizer, set_learning_rate
+from seqlm.training.optimizers import build_optimizer, set_learning_rate, step_key
 from seqlm.training.step import TrainingStep
 from tests.check_model.faulty import COUNTS, write_model
 from tests.training.graphs import Calls
@@ -81,12 +81,13 @@ def test_replays_follow_the_rate_and_the_masks_of_each_step(arch: str) -> None:
         model = build_model(config.model, VOCAB, 5)
         optimizer = build_optimizer(config.optim, model.parameters())
         optimizer.param_groups[0]["lr"] = torch.tensor(config.optim.lr)  # as on a GPU
-        number = StepNumber(config, model, optimizer, steps=4)
+        model.mask_key = torch.zeros((), dtype=torch.int64)
         step = TrainingStep(model, optimizer, clip_norm=0.1, tokens_per_step=5 * BATCH, capture=capture)
         state, seen, losses = model.initial_state(BATCH), [], []
         inputs, targets = windows(1)[0]
         for taken in range(8):
-            number.set(taken // 4, taken % 4)
+            set_learning_rate(optimizer, config.optim.learning_rate(taken // 4, taken % 4, 4))
+            model.mask_key.fill_(step_key(config.seed, taken // 4, taken % 4))
             result = step(inputs, targets, state)
             losses.append(result.loss_nats.item())
             seen += [result.loss_nats.clone(), *state_of(step)]
