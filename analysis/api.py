@@ -27,7 +27,7 @@ from analysis.discussion.picks import pareto_front
 from analysis.plots import behaviour as behaviour_figures
 from analysis.plots import look, scatter, slices, timeline
 from analysis.plots.axes import Progress
-from analysis.plots.curves import curves_of, draw_curves, prominent, setting_curves, styles_of, unit_for
+from analysis.plots.curves import curves_of, draw_curves, legend_entries, setting_curves, unit_for
 from analysis.run import Run
 from analysis.sections.behaviour import behaviour_data
 from analysis.study import columns, units
@@ -219,8 +219,7 @@ class Study(files.Study):
             if not curves:
                 return _empty(ax, "No epoch has been finished")
             curves = setting_curves(self, curves) if mean_of_seeds else curves
-            styles = styles_of(named := prominent(curves))
-            axes = _axes(ax, [look.run_entry(curve.number, curve.label, styles[curve.number]) for curve in named])
+            axes = _axes(ax, legend_entries(curves))
             siblings = axes.get_shared_y_axes().get_siblings(axes)
             limits = [other.get_ylim() for other in siblings if other.has_data()]
             draw_curves(axes, curves, progress, unit_for(self.epochs["elapsed_seconds"].max())[0])

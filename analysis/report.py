@@ -18,7 +18,7 @@ from analysis.plots.curve_figures import curve_charts
 from analysis.plots.files import FORMATS, figure_bytes, inline_svg
 from analysis.sections.behaviour import behaviour_data, behaviour_section, samples_appendix
 from analysis.sections.cost import cost_section
-from analysis.sections.coverage import coverage_table, open_runs
+from analysis.sections.coverage import coverage_table, open_runs_table
 from analysis.sections.effects import effects_section
 from analysis.sections.published import published_section
 from analysis.sections.results import groups_section, hyperparameter_blocks, results_blocks
@@ -68,7 +68,7 @@ SHOWN = ("results", "settings", "search-frontier", "published", "validation")
 def report_sections(study: Study) -> list[Section]:
     """Everything below the report's header: what a reader asks first, then the rest, folded."""
     nothing = Prose(text="No epoch has been finished yet, so there are no curves.")
-    unfinished = open_runs(study)
+    unfinished = open_runs_table(study)
     opened = [
         Section(name="results", title="Results", blocks=results_blocks(study)),
         search_section(study),
@@ -82,7 +82,7 @@ def report_sections(study: Study) -> list[Section]:
         groups_section(study),
         effects_section(study),
         behaviour_section(study),
-        Section(name="open", title="Unfinished runs", blocks=[unfinished] if unfinished.runs else []),
+        Section(name="open", title="Unfinished runs", blocks=[unfinished] if unfinished.rows else []),
         Section(name="coverage", title="Coverage", blocks=[coverage_table(study)]),
         Section(name="hyperparameters", title="Hyperparameters", blocks=hyperparameter_blocks(study)),
         samples_appendix(study),

@@ -13,30 +13,6 @@ from markupsafe import Markup
 
 from analysis.blocks.figure import Chart
 from analysis.blocks.table import Table
-from analysis.study.numbering import RunNumber
-from analysis.study.run import LogTail
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpenRun:
-    """A run that has no result, and why."""
-
-    number: RunNumber
-    name: str
-    state: str
-    reason: str
-    facts: list[tuple[str, str]]
-    """What more is known: place of the failure, epochs finished, best perplexity so far."""
-    log_tail: LogTail | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpenRuns:
-    """All of them, by number."""
-
-    kind: ClassVar[str] = "open_runs"
-
-    runs: list[OpenRun]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +101,7 @@ class Folded:
     """Empty: the titles of the tables and figures in it."""
 
 
-Block: TypeAlias = Prose | Note | Points | Subheading | Table | Chart | OpenRuns | Samples | Folded
+Block: TypeAlias = Prose | Note | Points | Subheading | Table | Chart | Samples | Folded
 
 
 @dataclass(frozen=True, kw_only=True)

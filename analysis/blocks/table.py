@@ -104,7 +104,7 @@ class Table:
     bold: Callable[[Any], bool] = lambda record: False
     """Whether a record stands out."""
     code: Callable[[Any], str | None] = lambda record: None
-    """Line of code beneath a record."""
+    """Lines of code beneath a record."""
     code_title: str | None = None
     """What the lines of code are, for a table that has them."""
     anchored: bool = False
@@ -144,7 +144,7 @@ class Table:
         ]
         for row in self.rows:
             cells = [f"**{escape_markdown(c.text)}**" if c.bold else escape_markdown(c.text) for c in row.cells]
-            shown = markdown_code(row.code).replace("|", "\\|") if row.code else "–"
+            shown = markdown_code(" ⏎ ".join(row.code.splitlines())).replace("|", "\\|") if row.code else "–"
             rows.append([*cells, *(shown for _ in code)])
         caption = f"**{label}{escape_markdown(self.title)}.** {escape_markdown(self.caption)}"
         return "\n".join([caption, "", *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"

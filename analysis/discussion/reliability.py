@@ -16,7 +16,6 @@ from analysis.blocks.section import Block, Prose
 from analysis.blocks.sentences import sentences
 from analysis.blocks.table import Column, Table, number
 from analysis.blocks.texts import scope
-from analysis.plots.scatter import spread_chart
 from analysis.study import units
 from analysis.study.settings import Setting
 from analysis.study.study import Study
@@ -38,9 +37,6 @@ def reliability_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]
     blocks: list[Block] = [Prose(text=text) for text in told]
     if rows:
         blocks.append(_table(rows, scope(study)))
-    if len(settings) >= ENOUGH:
-        groups = [(_label(row), row["members"]) for row in rows if row["members"]]
-        blocks.append(spread_chart(groups, scope(study)))
     return blocks
 
 
@@ -48,7 +44,7 @@ def _rows(study: Study, settings: Sequence[Setting], lowest: float) -> list[dict
     """Return one row for each architecture with a run that finished or diverged, in the report's order.
 
     A setting with a diverged run counts as tried (``settings``) and as not within any factor, even if it has finished
-    with another seed. ``members`` are the finished settings, of which the perplexities are.
+    with another seed.
     """
     diverged = study.runs[(study.runs["state"] == "failed") & (study.runs["failure_kind"] == "diverged")]
     failed = set(diverged["setting"])
@@ -72,7 +68,6 @@ def _rows(study: Study, settings: Sequence[Setting], lowest: float) -> list[dict
                 if members[1:]
                 else math.nan,
                 "diverged": int((diverged["arch"] == arch).sum()),
-                "members": members,
             }
         )
     return rows
@@ -100,12 +95,7 @@ def _order(ranked: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-# -- table and figure ----------------------------------------------------------------------------------------------
-
-
-def _label(row: dict[str, Any]) -> str:
-    diverged = f", {row['diverged']} diverged" if row["diverged"] else ""
-    return f"{row['architecture']}\n{units.count(len(row['members']), 'setting')}{diverged}"
+# -- table --------------------------------------------------------------------------------------------------------
 
 
 def _table(rows: Sequence[dict[str, Any]], of: str) -> Table:

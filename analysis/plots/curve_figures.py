@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
 from analysis.blocks.figure import Chart
-from analysis.blocks.texts import first_few
+from analysis.blocks.sentences import sentences
 from analysis.plots import look
 from analysis.plots.axes import Progress, label_grid, panel_grid, panels_with_legend
 from analysis.plots.curves import (
@@ -18,7 +19,7 @@ from analysis.plots.curves import (
     curves_of,
     draw_curves,
     draw_run,
-    legend_columns,
+    legend_entries,
     prominent,
     setting_curves,
     unit_for,
@@ -27,15 +28,13 @@ from analysis.study import units
 from analysis.study.comparison import finished
 from analysis.study.numbering import RunNumber
 from analysis.study.study import Study
+from analysis.study.values import Values
 
 SPOKEN: dict[Progress, str] = {"epochs": "epochs", "time": "wall-clock time"}
 """What the horizontal axis counts, in words."""
 
 MOST_PANELS = 24
 """With more runs than this, the best of each setting has a panel, and of the settings the best."""
-
-MOST_NAMED = 3
-"""Runs that a sentence names; the rest are counted."""
 
 
 @look.applied()
@@ -78,24 +77,22 @@ def _progresses(curves: Sequence[Curve]) -> list[Progress]:
 
 def runs_chart(study: Study, runs: pd.DataFrame, curves: Sequence[Curve], name: str, title: str) -> Chart:
     """The curves of some runs over epochs and over time, with a legend of their names."""
-    entries, columns = legend_columns(prominent(curves))
-    chart = _chart({"": curves}, study, name, title, entries, columns)
-    sizes = sorted({len(curve.runs) for curve in curves if len(curve.runs) > 1})
-    sentences = [chart.caption]
+    chart = _chart({"": curves}, study, name, title, legend_entries(curves), 3)
     done = finished(runs)
     longer = done[done["epochs_done"] > done["compared_epochs"]]
-    if limits := sorted(set(longer["compared_epochs"].astype(int))):
-        for limit in limits:
-            chart.figure.axes[0].axvline(limit, color=look.MUTED, linestyle=(0, (1, 2)), linewidth=1.2, zorder=1)
-        sentences.append(f"Dotted line: runs are compared by {units.listing([str(limit) for limit in limits])} epochs.")
-    if len(named := prominent(curves)) < len(curves):
-        sentences.append(f"Coloured: the {len(named)} best of {len(curves):,} {'lines' if sizes else 'runs'}.")
-    if sizes:
-        n = f"n = {sizes[0]}" if len(sizes) == 1 else f"n = {sizes[0]} to {sizes[-1]}"
-        sentences.append(f"Several seeds ({n}): geometric mean, and a band from the lowest to the highest.")
+    limits = sorted(set(longer["compared_epochs"].astype(int)))
+    for limit in limits:
+        chart.figure.axes[0].axvline(limit, color=look.MUTED, linestyle=(0, (1, 2)), linewidth=1.2, zorder=1)
     top = chart.figure.axes[0].get_ylim()[1]
-    sentences += _ends(runs, curves, [top] * len(curves), [curve.drawn for curve in curves])
-    return Chart(name=name, title=chart.title, caption=" ".join(sentences), figure=chart.figure)
+    caption = sentences(
+        "curves",
+        named=len(prominent(curves)),
+        curves=len(curves),
+        sizes=sorted({len(curve.runs) for curve in curves if len(curve.runs) > 1}),
+        limits=[str(limit) for limit in limits],
+        **_ends(runs, curves, [top] * len(curves), [curve.drawn for curve in curves]),
+    )
+    return Chart(name=name, title=chart.title, caption=" ".join(caption), figure=chart.figure)
 
 
 def rows_chart(study: Study, rows: Mapping[str, Sequence[Curve]], key: str) -> Chart:
@@ -133,9 +130,10 @@ def _chart(
                 place.set_title(heading, loc="left", fontweight="bold")
             else:
                 place.set_ylabel("")
-    caption = "Number: run. Colour: architecture; line and marker: optimizer."
-    if len(rows) > 1:
-        caption += " ▲: leaves the axis; ×: ended early; band: lowest to highest of several seeds."
+    caption = (
+        "Number: run. Colour: architecture; line and marker: optimizer. ▲: leaves the axis; ×: ended early; "
+        "band: lowest to highest of several seeds."
+    )
     spoken = " and ".join(SPOKEN[progress] for progress in progresses)
     return Chart(name=name, title=f"{title} over {spoken}", caption=caption, figure=figure)
 
@@ -160,18 +158,20 @@ def panels_chart(study: Study, curves: Sequence[Curve], progress: Progress) -> C
         Line2D([], [], color=look.MUTED, label="training", **TRAINING),
     ]
     look.add_legend(figure, entries, top=True)
-    sentences = ["Solid: validation; dashed: training. Each panel has its own vertical axis."]
-    if len(curves) > len(shown):
-        settings = len({curve.setting for curve in curves})
-        sentences.insert(0, f"The best runs of {min(len(shown), settings)} of {settings:,} settings.")
     left_out = study.runs[~study.runs["number"].isin([curve.number for curve in curves])]
     values = [np.concatenate([curve.train_ppl, curve.val_ppl]) for curve in shown]
-    sentences += _ends(left_out, shown, [axes.get_ylim()[1] for axes in grid], values)
+    caption = sentences(
+        "curves_of_runs",
+        left_out=len(curves) - len(shown),
+        settings=len({curve.setting for curve in curves}),
+        shown=len(shown),
+        **_ends(left_out, shown, [axes.get_ylim()[1] for axes in grid], values),
+    )
     what = "each run" if len(shown) == len(curves) else "the best runs"
     return Chart(
         name=f"runs-{progress}",
         title=f"Training and validation perplexity of {what} over {SPOKEN[progress]}",
-        caption=" ".join(sentences),
+        caption=" ".join(caption),
         figure=figure,
     )
 
@@ -186,22 +186,17 @@ def choose_panels(curves: Sequence[Curve]) -> list[Curve]:
     return sorted(list(best.values())[:MOST_PANELS], key=lambda curve: curve.number)
 
 
-def _ends(runs: pd.DataFrame, drawn: Sequence[Curve], tops: Sequence[float], values: Sequence[object]) -> list[str]:
-    """Name the curves that ended early or leave their axis at its top, and those of ``runs`` without a curve."""
+def _ends(
+    runs: pd.DataFrame, drawn: Sequence[Curve], tops: Sequence[float], values: Sequence[Values]
+) -> dict[str, Any]:
+    """What a caption names: curves that ended early or leave their axis at its top, and ``runs`` without a curve."""
     shown = {number for curve in drawn for number in curve.runs}
-    stopped = sum(curve.state == "stopped" for curve in drawn)
-    highest = [float(np.nanmax(np.asarray(value, float))) for value in values]
-    above = [
-        f"{curve.reference} (up to {units.rounded(high)})"
-        for curve, top, high in zip(drawn, tops, highest, strict=True)
-        if high > top
-    ]
-    at = f" at {units.rounded(tops[0])}" if len(set(tops)) == 1 else ""
+    highest = [float(np.nanmax(value)) for value in values]
     facts = zip(runs["number"], runs["name"], strict=True)
-    named = {
-        "Ended early (×)": [c.reference for c in drawn if c.ended_early and c.state != "stopped"],
-        f"Cut off{at} (▲)": above,
-        "Without a finished epoch": [f"{number} {name}" for number, name in facts if number not in shown],
+    return {
+        "stopped": sum(curve.state == "stopped" for curve in drawn),
+        "early": [c.reference for c in drawn if c.ended_early and c.state != "stopped"],
+        "at": tops[0] if len(set(tops)) == 1 else None,
+        "above": [(c.reference, high) for c, top, high in zip(drawn, tops, highest, strict=True) if high > top],
+        "empty": [f"{number} {name}" for number, name in facts if number not in shown],
     }
-    sentences = [f"Stopped by the search (×): {units.count(stopped, 'run')}."] if stopped else []
-    return sentences + [f"{what}: {first_few(names, MOST_NAMED)}." for what, names in named.items() if names]

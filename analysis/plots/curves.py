@@ -201,21 +201,12 @@ def _turns(curves: Iterable[Curve], kind: Callable[[Curve], Any]) -> list[int]:
     return turns
 
 
-def legend_columns(curves: Sequence[Curve]) -> tuple[list[Line2D], int]:
-    """Return legend entries, and the number of their columns: one with a title for each architecture, or three."""
-    styles = styles_of(curves)
-    members: dict[str, list[Line2D]] = {title: [] for title in [*units.ARCHITECTURES.values(), units.UNKNOWN]}
-    for curve in curves:
-        entry = look.run_entry(curve.number, curve.label, styles[curve.number])
-        members[units.ARCHITECTURES.get(curve.arch or "", units.UNKNOWN)].append(entry)
-    columns = [[look.text_entry(title), *entries] for title, entries in members.items() if entries]
-    if len(columns) == 1:
-        return columns[0], 3
-    for entry in (entry for column in columns for entry in column[1:]):  # as wide as three columns of whole labels
-        entry.set_label(units.shortened(str(entry.get_label()), max(3 * LABEL_LENGTH // len(columns) - 3, 6)))
-    longest = max(map(len, columns))
-    filled = [entry for column in columns for entry in [*column, *[look.text_entry(" ")] * (longest - len(column))]]
-    return filled, len(columns)
+def legend_entries(curves: Iterable[Curve]) -> list[Line2D]:
+    """Return the legend entries of the prominent ones, by architecture."""
+    named = prominent(list(curves))
+    styles = styles_of(named)
+    ordered = sorted(named, key=lambda curve: units.rank(units.ARCHITECTURES, curve.arch))
+    return [look.run_entry(curve.number, curve.label, styles[curve.number]) for curve in ordered]
 
 
 # -- drawing -------------------------------------------------------------------------------------------------------

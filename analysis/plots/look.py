@@ -176,15 +176,10 @@ def run_entry(number: RunNumber, label: str, style: LineStyle, *, marker: bool =
     return Line2D([], [], marker=style.marker if marker else "", label=label, gid=key_mark(number), **style.line)
 
 
-def text_entry(label: str) -> Line2D:
-    """Return a legend entry of text alone, such as a title."""
-    return Line2D([], [], linestyle="", label=label)
-
-
 def add_legend(figure: Figure, entries: Sequence[Artist], columns: int | None = None, *, top: bool = False) -> None:
     """Draw a legend beneath or above the axes, in ``columns``. ``None``: in one line.
 
-    An entry without line and marker is a title. The parts of an entry have its ``gid``.
+    The parts of an entry have its ``gid``.
     """
     legend = figure.legend(
         handles=list(entries),
@@ -198,5 +193,3 @@ def add_legend(figure: Figure, entries: Sequence[Artist], columns: int | None = 
         assert handle is not None, "matplotlib draws lines and patches"
         handle.set_gid(entry.get_gid())
         text.set_gid(entry.get_gid())
-        if isinstance(entry, Line2D) and entry.get_linestyle() == entry.get_marker() == "None":
-            text.set_fontweight("bold")

@@ -1,4 +1,4 @@
-"""Settings as points: perplexity against time, the spread of each architecture, and the frontier of a search."""
+"""Settings as points: perplexity against time, and the frontier of a search."""
 
 from __future__ import annotations
 
@@ -22,12 +22,6 @@ from analysis.study.study import Study
 
 MOST_NUMBERS = 40
 """Of more points, only those on the front carry their numbers, and all are smaller."""
-
-FEW = 3
-"""Largest number of points of a column that are drawn above one another."""
-
-GOLDEN = 0.618034
-"""Its multiples, less their whole part, are as far apart as those of any number."""
 
 ROOM = 0.08
 """Of the vertical axis at each end, for whole markers."""
@@ -75,48 +69,6 @@ def draw_times(axes: Axes, settings: Sequence[Setting], front: Sequence[Setting]
     place_numbers(axes, [mark for mark, setting in zip(marks, settings, strict=True) if setting.number in numbered])
     name_values(axes, unit)
     return axes
-
-
-@look.applied()
-def spread_chart(groups: Sequence[tuple[str, Sequence[Setting]]], of: str = "") -> Chart:
-    """Best validation perplexity of every setting, a column for each architecture: label beneath it, settings."""
-    everything = [setting for _, members in groups for setting in members]
-    figure, (axes,) = panels_with_legend(3.6, look.kind_handles(set(), {setting.optimizer for setting in everything}))
-    _fit_perplexities(axes, everything)
-    marks: list[Mark] = []
-    for column, (_, members) in enumerate(groups):
-        values = [setting.val_ppl for setting in members]
-        sides = [column - 0.3, column + 0.3]
-        if len(values) > 2:
-            axes.fill_between(sides, *np.percentile(values, [25, 75]), color=look.GRID, alpha=0.7, lw=0, zorder=1)
-        if len(values) > 1:
-            above = 3.5 if len(everything) > MOST_NUMBERS else 2
-            axes.plot(sides, [np.median(values)] * 2, color=look.INK, linewidth=1.3, zorder=above)
-        marks += _points(axes, [column + offset for offset in swarm(values)], members, len(everything))
-    axes.set_ylabel("Best validation perplexity")
-    axes.set_xlim(-0.5, len(groups) - 0.5)
-    axes.set_xticks(range(len(groups)), [label for label, _ in groups])
-    axes.tick_params(axis="x", length=0, labelcolor=look.INK)
-    axes.grid(axis="x", visible=False)
-    if len(marks) <= MOST_NUMBERS:
-        place_numbers(axes, marks)
-    name_values(axes, "")
-    caption = "Numbers: runs; marker: optimizer; black line: median; grey box: interquartile range."
-    return Chart(
-        name="reliability",
-        title="Spread over settings for each architecture",
-        caption=caption + of + _cut_sentence(axes, everything),
-        figure=figure,
-    )
-
-
-def swarm(values: Sequence[float]) -> list[float]:
-    """Sideways offsets, up to 0.24, that keep points alike in value apart: spread by their rank."""
-    order = sorted(range(len(values)), key=lambda place: values[place])
-    offsets = [0.0] * len(values)
-    for rank, place in enumerate(order if len(values) > FEW else []):
-        offsets[place] = 0.48 * (rank * GOLDEN % 1.0) - 0.24
-    return offsets
 
 
 # -- the frontier of a search ---------------------------------------------------------------------------------------

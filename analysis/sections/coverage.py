@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from analysis.blocks.section import OpenRun, OpenRuns
-from analysis.blocks.table import Column, Table
+from analysis.blocks.table import Column, Table, number
 from analysis.blocks.texts import on_one_text, scope
 from analysis.study import units
 from analysis.study.settings import Setting, settings_of
@@ -30,7 +29,7 @@ def coverage_table(study: Study) -> Table:
 
     def cell(arch: Any, optimizer: Any) -> str:
         found = best.get((arch, optimizer))
-        of = [f"{number} {state}" for (*kind, state), number in counts.items() if kind == [arch, optimizer]]
+        of = [f"{count} {state}" for (*kind, state), count in counts.items() if kind == [arch, optimizer]]
         value = [f"{units.perplexity(found.val_ppl)} ({'/'.join(map(str, found.runs))})"] if found else []
         return "; ".join([*value, *([", ".join(of)] if of else [])]) or units.MISSING
 
@@ -54,42 +53,43 @@ def coverage_table(study: Study) -> Table:
     )
 
 
-def open_runs(study: Study) -> OpenRuns:
-    """The runs that are not done, by number, those of the manifest without a directory too.
+def open_runs_table(study: Study) -> Table:
+    """The runs that are not done, by number, those of the manifest without a directory too, with the end of their logs.
 
     Those that a search has stopped are in its section.
     """
-    found = [
-        OpenRun(
-            number=run.number,
-            name=run.name,
-            state=run.state,
-            reason=_reason(run),
-            facts=_facts(run),
-            log_tail=study.log_tails.get(run.id),
-        )
-        for run in rows_of(study.runs)
-        if run.state not in ("done", "stopped")
+    runs = study.runs[~study.runs["state"].isin(["done", "stopped"])]
+    records: list[dict[str, Any]] = [
+        {**facts, "reason": _reason(facts), "log": study.log_tails.get(facts["id"])}
+        for facts in ({str(key): value for key, value in run.items()} for run in runs.to_dict("records"))
     ]
     reason = "The manifest has a run at this place, but there is no run directory for it here."
-    absent = [
-        OpenRun(number=run.number, name=run.name, state="absent", reason=reason, facts=[], log_tail=None)
-        for run in study.absent
-    ]
-    return OpenRuns(runs=sorted([*found, *absent], key=lambda run: run.number))
+    records += [{"number": run.number, "name": run.name, "state": "absent", "reason": reason} for run in study.absent]
+    return Table(
+        name="open",
+        title="Unfinished runs",
+        caption="Best: lowest validation perplexity so far. Where: place of the failure. Below: the end of its log.",
+        columns=[
+            number("number", "No."),
+            Column("name", "Run"),
+            Column("state", "State", kind="state"),
+            Column("reason", "Reason"),
+            Column("epochs_done", "Epochs", of=lambda run: run.get("epochs_done"), shown=_epochs, numeric=True),
+            number("val_ppl", "Best", units.perplexity, lambda run: run.get("val_ppl")),
+            Column("failure_where", "Where", units.text, lambda run: run.get("failure_where")),
+        ],
+        records=sorted(records, key=lambda run: run["number"]),
+        run=lambda run: run["number"],
+        code=lambda run: "\n".join(run["log"].lines) if run.get("log") else None,
+        code_title="Log",
+    )
 
 
-def _reason(run: Any) -> str:
-    if isinstance(run.reason, str) and run.reason:
-        return run.reason
-    return REASONS.get(run.state, "Not started yet." if run.epochs_done == 0 else "No reason recorded.")
+def _epochs(run: dict[str, Any]) -> str:
+    return units.epochs(run["epochs_done"], run["epochs_asked"]) if "epochs_done" in run else units.MISSING
 
 
-def _facts(run: Any) -> list[tuple[str, str]]:
-    facts = [("Epochs finished", units.epochs(run.epochs_done, run.epochs_asked))]
-    if units.is_number(run.val_ppl):
-        best = f"{units.perplexity(run.val_ppl)} (epoch {run.best_epoch + 1})"
-        facts.append(("Best validation perplexity so far", best))
-    if isinstance(run.failure_where, str):
-        facts.append(("Where", run.failure_where))
-    return facts
+def _reason(run: dict[str, Any]) -> str:
+    if isinstance(run["reason"], str) and run["reason"]:
+        return run["reason"]
+    return REASONS.get(run["state"], "Not started yet." if run["epochs_done"] == 0 else "No reason recorded.")

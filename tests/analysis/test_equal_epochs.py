@@ -17,7 +17,7 @@ from analysis.discussion.next_runs import falling_runs
 from analysis.page import render_html, render_markdown
 from analysis.plots.curve_figures import curve_charts
 from analysis.report import report_page
-from analysis.sections.coverage import open_runs
+from analysis.sections.coverage import open_runs_table
 from analysis.sections.effects import effects_section
 from analysis.sections.published import published_section
 from analysis.sections.results import results_blocks
@@ -191,8 +191,8 @@ def test_a_run_that_is_asked_for_more_takes_part_by_what_it_had_finished(tmp_pat
     assert (row["val_ppl"], row["best_epoch"]) == (90.0, 2), "of what it has"
     assert pd.isna(row["test_ppl"]), "the best checkpoint is newer than the one that was tested"
     assert compared(study) == {"done": 110.0, "extended": 115.0}
-    (open_run,) = open_runs(study).runs
-    assert open_run.facts[0] == ("Epochs finished", "3 of 4")
+    (open_run,) = open_runs_table(study).rows
+    assert "3 of 4" in [cell.text for cell in open_run.cells]
 
 
 def test_a_trial_that_is_asked_for_more_lowers_nothing(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_the_report_holds_every_promised_file_and_no_other(report: Path) -> None
     tables = re.findall(r"<figure class=\"table\" id=\"([^\"]+)\"", page)
     figures = re.findall(r"<figure class=\"chart\" id=\"([^\"]+)\"", page)
     assert {"results", "hyperparameters", "cost", "discussion-3-picks"} <= set(tables)
-    assert {"validation", "runs-time", "reliability", "by-optimizer", "by-architecture", "slices"} <= set(figures)
+    assert {"validation", "runs-time", "by-optimizer", "by-architecture", "slices"} <= set(figures)
     expected = {"index.html", "report.md"}
     expected |= {f"data/{name}.{kind}" for name in ("runs", "epochs", "attempts") for kind in ("csv", "json")}
     expected |= {f"tables/{name}.{kind}" for name in tables for kind in ("csv", "tex", "md")}
@@ -96,7 +96,7 @@ def test_the_page_loads_nothing_from_anywhere(report: Path) -> None:
     elements = outline(page).elements
     assert not [tag for tag, _ in elements if tag in ("link", "iframe", "object", "embed", "img", "image")]
     assert not [tag for tag, attributes in elements if tag == "script" and "src" in attributes]
-    assert len([tag for tag, _ in elements if tag == "svg"]) >= 8
+    assert len([tag for tag, _ in elements if tag == "svg"]) == len(list((report / "figures").glob("*.svg")))
 
 
 def test_ids_are_unique_and_every_link_leads_somewhere(report: Path) -> None:
@@ -157,7 +157,7 @@ def test_cancelled_and_absent_runs_are_told_with_their_reason(tmp_path: Path) ->
     assert "0 of 3 done" in page
     assert "2 absent" in page
     assert "cancelled by its owner" in page
-    assert page.count("there is no run directory for it") == 2
+    assert page.count("there is no run directory for it here.</td>") == 2
 
 
 def test_data_files_equal_the_tables(study: Study, report: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_study_whose_every_run_failed_gives_a_whole_report(tmp_path: Path) -> 
     page = page_of(tmp_path)
     outline(page)
     assert "0 of 3 done" in page
-    assert page.count("<p>oom: out of memory</p>") == 3
+    assert page.count("oom: out of memory</td>") == 3
 
 
 @pytest.mark.slow
@@ -229,7 +229,6 @@ def test_hostile_names_are_shown_and_do_nothing(tmp_path: Path) -> None:
     markdown = (folder / "report.md").read_text("utf-8")
     outside_code = re.sub(r"^(`{3,}).*?^\1$", "", markdown, flags=re.DOTALL | re.MULTILINE)
     assert "<script" not in re.sub(r"(`+).*?\1", "", outside_code.replace("\\`", ""))
-    assert "````text" in markdown
     for name in ("results", "hyperparameters"):
         body = (folder / f"tables/{name}.tex").read_text("utf-8").partition(r"\begin")[2]
         assert r"\input{" not in body

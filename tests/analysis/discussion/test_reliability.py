@@ -3,12 +3,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
-
-from analysis.blocks.figure import Chart
 from analysis.blocks.section import Block
 from analysis.discussion.reliability import reliability_blocks
-from analysis.plots.scatter import swarm
 from analysis.study.settings import timed_settings
 from analysis.study.study import load_study
 from tests.analysis.contents import said, table
@@ -112,35 +108,6 @@ def test_seeds_are_one_setting(tmp_path: Path) -> None:
     assert (row["settings"], row["median_val_ppl"]) == ("1", "100.00")
 
 
-def test_the_figure_says_under_each_architecture_how_many_diverged(tmp_path: Path) -> None:
-    add_settings(tmp_path, 0, "rnn", [100.0, 120.0], diverged=1)
-    add_settings(tmp_path, 10, "gru", [110.0])
-    (chart,) = [block for block in judged(tmp_path) if isinstance(block, Chart)]
-    labels = [label.get_text() for label in chart.figure.axes[0].get_xticklabels()]
-    assert labels == ["RNN\n2 settings, 1 diverged", "GRU\n1 setting"]
-    points = [line for line in chart.figure.axes[0].lines if line.get_marker() == "s"]
-    assert [line.get_gid() for line in points] == ["run-1", "run-2", "run-11"]
-
-
-def test_few_points_stand_in_line_and_many_beside_one_another() -> None:
-    assert swarm([1.0, 2.0, 3.0]) == [0.0, 0.0, 0.0]
-    offsets = swarm([float(value) for value in range(50)])
-    assert len({round(offset, 3) for offset in offsets}) == 50
-    assert max(map(abs, offsets)) == pytest.approx(0.24, abs=0.01)
-
-
 def test_of_nothing_nothing_is_said(tmp_path: Path) -> None:
     add_run(tmp_path, 0, "a", "gru", "sgd", [], done=False)
     assert said(judged(tmp_path)) == "No run has finished or diverged, so nothing can be said about reliability."
-
-
-@pytest.mark.slow
-def test_of_more_than_forty_points_none_carries_its_number(tmp_path: Path) -> None:
-    def numbers() -> list[str]:
-        (chart,) = [block for block in judged(tmp_path) if isinstance(block, Chart)]
-        return [text.get_text() for text in chart.figure.axes[0].texts if text.get_text().isdigit()]
-
-    add_settings(tmp_path, 0, "rnn", [100.0 + place for place in range(3)])
-    assert sorted(numbers()) == ["1", "2", "3"]
-    add_settings(tmp_path, 3, "gru", [100.0 + place for place in range(38)])
-    assert numbers() == []

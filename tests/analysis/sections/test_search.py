@@ -6,7 +6,7 @@ import pytest
 
 from analysis.blocks.figure import Chart
 from analysis.report import report_page
-from analysis.sections.coverage import coverage_table, open_runs
+from analysis.sections.coverage import coverage_table, open_runs_table
 from analysis.sections.search import search_section
 from analysis.study.settings import settings_of
 from analysis.study.study import Study, load_study
@@ -41,7 +41,7 @@ def test_stopped_runs_are_in_no_conclusion_and_no_list_of_troubles(searched: Stu
     assert searched.runs["state"].tolist() == ["done", "done", "done", "stopped", "stopped"]
     assert searched.runs["reason"].tolist()[3] == "stopped at epoch 1: 4th of 4, keeps 2"
     assert [setting.name for setting in settings_of(searched.compared.runs)] == ["a", "b", "c"]
-    assert open_runs(searched).runs == []
+    assert open_runs_table(searched).rows == []
     (row,) = table([coverage_table(searched)], "coverage")
     assert row["adam"] == "50.00 (3); 3 done, 2 stopped"
     assert searched.runs["compared_epochs"].tolist() == [3] * 5
