@@ -71,10 +71,6 @@ class RayCluster:
     def is_embedded(self) -> bool:
         return self._address is None
 
-    def describe(self) -> str:
-        """Return a few words about the cluster."""
-        return "Ray on this machine" if self.is_embedded else f"the Ray cluster at {self._address}"
-
     def open(self, code: Code) -> None:
         """Start or join the cluster, with ``code`` for the actors.
 

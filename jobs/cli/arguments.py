@@ -63,14 +63,14 @@ class Arguments:
     )
     quiet: bool = option("print only warnings, errors and what a query asks for", "-q", exclusive="level")
     verbose: bool = option("print the settings in use too, and the traceback of an error", "-v", exclusive="level")
-    runs_dir: Path = option("folder of the studies (default: SEQLM_RUNS, else runs)", metavar="DIR")
+    runs_dir: Path = option("folder of the studies (default: SEQLM_RUNS, else runs)", completes="folder", metavar="DIR")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusArguments(Arguments):
     """Where the corpus is."""
 
-    data: Path | None = option("folder or zip of the corpus (default: SEQLM_DATA)", metavar="PATH")
+    data: Path | None = option("folder or zip of the corpus (default: SEQLM_DATA)", completes="file", metavar="PATH")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class Filters(Arguments):
 class StudyArguments(Filters):
     """A study and some of its runs."""
 
-    study: str = positional(STUDY)
+    study: str = positional(STUDY, completes="study")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,9 @@ class TrainArguments(LaunchArguments):
 class PlanArguments(Placement, Filters):
     """Show what run would do, and its costs."""
 
-    manifest: str = positional("the study: a TOML file; quickstart, search, ablation, strong and paper come with seqlm")
+    manifest: str = positional(
+        "the study: a TOML file; quickstart, search, ablation, strong and paper come with seqlm", completes="manifest"
+    )
     changes: tuple[str, ...] = option("such as train.epochs=2", flag="set", metavar="KEY=VALUE")
 
 
@@ -212,7 +214,7 @@ class ResultsArguments(StudyArguments):
 class GenerateArguments(Arguments):
     """Print text that a trained model writes after a prompt."""
 
-    study: str = positional(STUDY)
+    study: str = positional(STUDY, completes="study")
     run: str = positional(RUN)
     prompt: str = positional("how the text begins, one word or several")
     tokens: int = option("tokens to write (default: 50)", default=50)
@@ -239,10 +241,11 @@ class BehaviourArguments(LaunchArguments, StudyArguments):
 class ReportArguments(Arguments):
     """Write the report of one study, or of several together."""
 
-    studies: tuple[str, ...] = positional(STUDY, nargs="+", metavar="study")
+    studies: tuple[str, ...] = positional(STUDY, completes="study", nargs="+", metavar="study")
     behaviour: bool | None = option(MISSING_BEHAVIOUR)
     output: Path | None = option(
         "where to write (default: report in the study's folder; of several studies: next to their folders)",
+        completes="folder",
         metavar="DIR",
     )
     watch: bool = option("write the report at each change until every run is over")
@@ -252,7 +255,7 @@ class ReportArguments(Arguments):
 class ProposeArguments(Arguments):
     """Propose settings for the next runs of a study."""
 
-    study: str = positional(STUDY)
+    study: str = positional(STUDY, completes="study")
     count: int = option("how many (default: 9)", default=9)
     seed: int = option("seed of the sampler (default: 0)", type=seed, default=0)
 
@@ -285,7 +288,7 @@ class CheckModelArguments(Arguments):
 class SchemaArguments(Arguments):
     """Print the JSON Schema of manifests, with which editors complete and check them."""
 
-    output: Path | None = option("write it to this file instead", metavar="FILE")
+    output: Path | None = option("write it to this file instead", completes="file", metavar="FILE")
 
 
 @command("this machine", "jobs.cli.studying.data", "data ptb")
@@ -293,7 +296,7 @@ class DataArguments(Arguments):
     """Download a corpus."""
 
     corpus: str = positional("ptb: Penn Treebank", choices=("ptb",))
-    to: Path | None = option("default: the folder in which runs look for it", metavar="DIR")
+    to: Path | None = option("default: the folder in which runs look for it", completes="folder", metavar="DIR")
 
 
 @command(

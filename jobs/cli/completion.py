@@ -54,11 +54,10 @@ def completion(arguments: CompletionArguments) -> tuple[Any, int]:
         if isinstance(action, argparse._SubParsersAction):
             action.help = None  # the help lists the commands itself; shtab leaves out what is suppressed
             found += [inner for command in action.choices.values() for inner in command._actions]
-    how = {"study": STUDIES, "studies": STUDIES, "manifest": MANIFESTS, "data": shtab.FILE}
-    how |= dict.fromkeys(("runs_dir", "output", "to"), shtab.DIRECTORY)
+    how = {"study": STUDIES, "manifest": MANIFESTS, "file": shtab.FILE, "folder": shtab.DIRECTORY}
     for action in found:
-        if action.dest in how:
-            action.complete = how[action.dest]  # type: ignore[attr-defined]
+        if kind := getattr(action, "completes", ""):
+            action.complete = how[kind]  # type: ignore[attr-defined]
     script = shtab.complete(top, arguments.shell, None, PREAMBLE.get(arguments.shell, ""))
     print(script, file=terminal.results())
     return {"shell": arguments.shell, "script": script}, 0
