@@ -62,8 +62,8 @@ def _columns(width: int, ascii_only: bool) -> Sequence[Column]:
     return (
         Column("run", "name", lambda name: shortened(printable(name), most)),
         STATE,
-        Column("epoch", bar, spare=2),
-        Column("", _epoch),
+        Column("", bar, spare=2),
+        Column("epoch", _epoch),
         TRAIN_PPL,
         VAL_PPL,
         *NUMBERS,
