@@ -15,11 +15,10 @@ import torch
 
 from analysis.behaviour.gradient_norms import gradient_norms
 from analysis.behaviour.measures import distinct, longest_copies, repetition
-from analysis.behaviour.sampling import Drawn, draw_samples, prompt_ids, rate_samples
+from analysis.behaviour.sampling import Drawn, draw_samples, prompt_ids
 from analysis.behaviour.step_losses import step_losses
 from analysis.behaviour.task import Task
 from analysis.study.behaviour import Behaviour, GradientNorms, Judge, Measures, Sample, plain
-from analysis.study.values import Values
 from seqlm.config import RunConfig
 from seqlm.data.batches import columns, windows
 from seqlm.data.corpus import UNK, Corpus
@@ -72,10 +71,9 @@ def record_behaviour(
     valid = columns(corpus.splits["valid"], config.eval.batch_size or config.train.batch_size, device=device)
     losses = step_losses(model, valid, settings.window, between)
     between()
-    drawn = draw_samples(model, settings, prompt, between)
-    ratings = rate_samples(judge.model("fused", device), drawn, between) if judge else None
+    drawn = draw_samples(model, settings, prompt, between, judge.model("fused", device) if judge else None)
     between()
-    samples = sample_records(drawn, ratings, corpus, tokenizer, random_start=prompt is None)
+    samples = sample_records(drawn, corpus, tokenizer, random_start=prompt is None)
     between()
     norms = _gradient_norms(trained.model("reference", device), config, corpus, settings.gradient_columns)
     between()
@@ -127,18 +125,12 @@ def _gradient_norms(model: LanguageModel, config: RunConfig, corpus: Corpus, seq
 
 
 def sample_records(
-    drawn: Sequence[Drawn],
-    ratings: Sequence[Values] | None,
-    corpus: Corpus,
-    tokenizer: Tokenizer | None,
-    *,
-    random_start: bool,
+    drawn: Sequence[Drawn], corpus: Corpus, tokenizer: Tokenizer | None, *, random_start: bool
 ) -> list[Sample]:
     """The texts in words, with their measures.
 
-    ``ratings`` are the judge's log-probabilities of the tokens of each. ``None``: there is no judge. The tokens of a
-    ``tokenizer`` are recorded as the pieces of text that they stand for. With ``random_start`` the prompt is one random
-    token, which counts in the length.
+    The tokens of a ``tokenizer`` are recorded as the pieces of text that they stand for. With ``random_start`` the
+    prompt is one random token, which counts in the length.
     """
     unknown = tokenizer.unknown_id if tokenizer else {word: i for i, word in enumerate(corpus.vocabulary)}.get(UNK)
     copies = longest_copies([text.tokens for text in drawn], corpus.splits["train"], unknown)
@@ -155,7 +147,7 @@ def sample_records(
             log_prob=text.log_prob,
             measures=Measures(
                 perplexity_own=perplexity(-text.log_prob.mean()),
-                perplexity_other=math.nan if ratings is None else perplexity(-ratings[index].mean()),
+                perplexity_other=math.nan if text.rating is None else perplexity(-text.rating.mean()),
                 repetition=repetition(text.tokens),
                 distinct_1=distinct(text.tokens, 1),
                 distinct_2=distinct(text.tokens, 2),

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from analysis.study.behaviour import Settings
@@ -24,14 +22,15 @@ BATCH = 64
 """Texts that are drawn at a time."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Drawn:
+class Drawn(NamedTuple):
     """One text by its ids; the fields are those of a :class:`analysis.study.behaviour.Sample`."""
 
     prompt: list[int]
     tokens: list[int]
     entropy: Values
     log_prob: Values
+    rating: Values | None = None
+    """Log-probabilities under the judge."""
 
 
 def prompt_ids(
@@ -68,7 +67,11 @@ def prompt_ids(
 
 
 def draw_samples(
-    model: LanguageModel, settings: Settings, prompt: list[int] | None, between: Callable[[], None] = lambda: None
+    model: LanguageModel,
+    settings: Settings,
+    prompt: list[int] | None,
+    between: Callable[[], None] = lambda: None,
+    judge: LanguageModel | None = None,
 ) -> list[Drawn]:
     """``settings.samples`` texts of each of ``settings.lengths``, state zero at the start of the prompt.
 
@@ -76,7 +79,8 @@ def draw_samples(
     All chance is in numbers of [0, 1) that a CPU generator gives in the order of the texts: one for the first token
     (used or not), and one for each further token, which is where the cumulative distribution passes that number
     (float64). So the texts follow from the seed and the model alone, not from the device or from how many are drawn at
-    a time, up to the rounding of the logits. ``between`` is called between two batches.
+    a time, up to the rounding of the logits. ``between`` is called between two batches. ``judge`` reads each text as if
+    it wrote it itself, one token at a time: a Transformer sees at most the last ``seq_len`` tokens.
 
     Raises:
         DivergedError: the model's predictions are not finite numbers.
@@ -93,35 +97,39 @@ def draw_samples(
                 if prompt is None
                 else torch.tensor(prompt).unsqueeze(1).expand(-1, batch.shape[1])
             )
-            samples += _draw_batch(model, starts, batch[1 : drawn + 1], settings.temperature)
+            tokens, *found = _walk(model, starts, batch[1 : drawn + 1], settings.temperature)
+            if not all(tensor.isfinite().all() for tensor in found):
+                raise DivergedError("the predictions of the model are not finite numbers; no text can be drawn")
+            if judge is not None:
+                found.append(_walk(judge, starts, tokens)[2])
+            columns = zip(*(tensor.t().tolist() for tensor in (starts, tokens)), strict=True)
+            curves = zip(*(tensor.t().cpu().numpy() for tensor in found), strict=True)
+            samples += [Drawn(*ids, *values) for ids, values in zip(columns, curves, strict=True)]
     return samples
 
 
-def _draw_batch(
-    model: LanguageModel, prompt: Int[Tensor, "P B"], chances: Float[Tensor, "T B"], temperature: float
-) -> list[Drawn]:
-    device = model.device
-    steps = iter(chances.to(device))
+def _walk(
+    model: LanguageModel, prompt: Int[Tensor, "P B"], steps: Num[Tensor, "T B"], temperature: float = 1.0
+) -> tuple[Int[Tensor, "T B"], Float[Tensor, "T B"], Float[Tensor, "T B"]]:
+    """The tokens after a prompt, the entropies of the distributions that they come from, and their log-probabilities.
+
+    ``steps`` has the chance of each token, or the token itself as an integer.
+    """
+    rows = iter(steps.to(model.device))
     entropies: list[Tensor] = []
     log_probs: list[Tensor] = []
 
     def draw(logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
         logits = logits.double()
         probabilities = scaled(logits, temperature).softmax(dim=-1)
-        tokens = inverse_cumulative(probabilities, next(steps))
+        step = next(rows)
+        tokens = inverse_cumulative(probabilities, step) if step.is_floating_point() else step
         entropies.append(torch.special.entr(probabilities).sum(dim=-1))
-        log_probs.append(_log_prob(logits, tokens))
+        log_probs.append(logits.log_softmax(dim=-1).gather(1, tokens.unsqueeze(1)).squeeze(1))
         return tokens
 
-    tokens = model.sample(prompt.to(device), model.initial_state(prompt.shape[1]), len(chances), draw)
-    entropy, log_prob = torch.stack(entropies), torch.stack(log_probs)
-    if not (entropy.isfinite().all() and log_prob.isfinite().all()):
-        raise DivergedError("the predictions of the model are not finite numbers; no text can be drawn from them")
-    texts = (tensor.t().cpu() for tensor in (prompt, tokens, entropy, log_prob))
-    return [
-        Drawn(prompt=start.tolist(), tokens=drawn.tolist(), entropy=e.numpy(), log_prob=log_p.numpy())
-        for start, drawn, e, log_p in zip(*texts, strict=True)
-    ]
+    tokens = model.sample(prompt.to(model.device), model.initial_state(prompt.shape[1]), len(steps), draw)
+    return tokens, torch.stack(entropies), torch.stack(log_probs)
 
 
 def inverse_cumulative(probabilities: Float[Tensor, "B V"], chances: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
@@ -129,41 +137,3 @@ def inverse_cumulative(probabilities: Float[Tensor, "B V"], chances: Float[Tenso
     cumulative = probabilities.cumsum(dim=-1)
     tokens = torch.searchsorted(cumulative, chances.unsqueeze(1) * cumulative[:, -1:], right=True).squeeze(1)
     return tokens.clamp(max=probabilities.shape[1] - 1)  # a chance next to 1 may be rounded up to it
-
-
-def rate_samples(
-    model: LanguageModel, samples: list[Drawn], between: Callable[[], None] = lambda: None
-) -> list[Values]:
-    """Natural logarithm of the probability of each token of each text, given its prompt and the tokens before.
-
-    State zero at the start of the prompt. The model reads a text as if it wrote it itself, one token at a time: the
-    Transformer sees all of it while that fits into its ``seq_len``, and from then on the last ``seq_len`` tokens.
-    ``between`` is called between two batches.
-    """
-    log_probs: list[Values] = []
-    for _, alike in itertools.groupby(samples, key=lambda sample: (len(sample.prompt), len(sample.tokens))):
-        texts = list(alike)
-        for first in range(0, len(texts), BATCH):
-            between()
-            log_probs += _rate_batch(model, texts[first : first + BATCH])
-    return log_probs
-
-
-def _rate_batch(model: LanguageModel, samples: list[Drawn]) -> list[Values]:
-    texts = [s.prompt for s in samples], [s.tokens for s in samples]
-    prompt, tokens = (torch.tensor(ids, device=model.device).t() for ids in texts)
-    steps = iter(tokens)
-    log_probs: list[Tensor] = []
-
-    def draw(logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
-        given: Tensor = next(steps)
-        log_probs.append(_log_prob(logits.double(), given))
-        return given
-
-    model.sample(prompt, model.initial_state(len(samples)), len(tokens), draw)
-    return list(torch.stack(log_probs).t().cpu().numpy())
-
-
-def _log_prob(logits: Float[Tensor, "B V"], tokens: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
-    chosen: Tensor = logits.log_softmax(dim=-1).gather(1, tokens.unsqueeze(1)).squeeze(1)
-    return chosen

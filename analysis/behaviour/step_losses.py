@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Int
@@ -41,9 +41,10 @@ def step_losses(
             f"{window + 1:,}; lower the window, as with `behaviour --window {max(1, length - 1)}`"
         )
     zero = torch.zeros(window, dtype=torch.float64, device=columns.device)
-    for inputs, targets in _side_by_side(columns, window, count):
+    each = columns[: count * window + 1].unfold(0, window + 1, window)  # windows, B, window + 1
+    for texts in each.flatten(0, 1).t().split(PARALLEL_COLUMNS, dim=1):
         between()
-        losses, _ = model.token_losses(inputs, targets, model.initial_state(inputs.shape[1]))
+        losses, _ = model.token_losses(texts[:-1], texts[1:], model.initial_state(texts.shape[1]))
         zero += losses.sum(dim=1)
     state = model.initial_state(batch)
     carried = zero
@@ -55,16 +56,3 @@ def step_losses(
             carried += losses.sum(dim=1)
     means = [(total / (count * batch)).cpu().numpy() for total in (zero, carried)]
     return StepLosses(window=window, windows=count, columns=batch, zero_state=means[0], carried_state=means[1])
-
-
-def _side_by_side(
-    columns: Int[Tensor, "length B"], window: int, count: int
-) -> Iterator[tuple[Int[Tensor, "T C"], Int[Tensor, "T C"]]]:
-    """Inputs and targets of the ``count`` windows, several windows of all columns beside each other."""
-    at_once = max(1, PARALLEL_COLUMNS // columns.shape[1])
-    for first in range(0, count, at_once):
-        chosen = range(first, min(first + at_once, count))
-        yield tuple(  # type: ignore[misc]
-            torch.cat([columns[k * window + shift : (k + 1) * window + shift] for k in chosen], dim=1)
-            for shift in (0, 1)
-        )

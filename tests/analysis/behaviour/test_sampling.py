@@ -11,7 +11,7 @@ import torch
 from scipy.stats import chisquare
 
 from analysis.behaviour import sampling
-from analysis.behaviour.sampling import draw_samples, inverse_cumulative, prompt_ids, rate_samples
+from analysis.behaviour.sampling import draw_samples, inverse_cumulative, prompt_ids
 from analysis.study.behaviour import Settings
 from seqlm.errors import DataError, DivergedError
 from tests.analysis.behaviour.literal import SEQ_LEN, VOCAB_SIZE, Array, Literal, make_model, softmax
@@ -142,13 +142,12 @@ def test_predictions_that_are_no_numbers_are_not_drawn_from() -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_another_model_rates_a_text_given_its_prompt(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "BATCH", 3)
-    samples = draw_samples(make_model("rnn"), SETTINGS, [1, 4])
     judge = make_model(arch, "fused", seed=2)
     literal = Literal(judge, arch)
-    rated = rate_samples(judge, samples)
-    for sample, log_probs in zip(samples, rated, strict=True):
+    for sample in draw_samples(make_model("rnn"), SETTINGS, [1, 4], judge=judge):
         context = list(sample.prompt)
-        for token, log_prob in zip(sample.tokens, log_probs, strict=True):
+        assert sample.rating is not None
+        for token, log_prob in zip(sample.tokens, sample.rating, strict=True):
             assert log_prob == pytest.approx(math.log(softmax(literal.last_logits(context))[token]), abs=1e-9)
             context.append(token)
 
@@ -156,9 +155,8 @@ def test_another_model_rates_a_text_given_its_prompt(arch: str, monkeypatch: pyt
 @pytest.mark.parametrize("arch", ARCHS)
 def test_a_model_rates_its_own_text_as_it_drew_it(arch: str) -> None:
     model = make_model(arch, "fused")
-    samples = draw_samples(model, SETTINGS, None)
-    for sample, log_probs in zip(samples, rate_samples(model, samples), strict=True):
-        assert log_probs == pytest.approx(sample.log_prob, abs=1e-10)
+    for sample in draw_samples(model, SETTINGS, None, judge=model):
+        assert sample.rating == pytest.approx(sample.log_prob, abs=1e-10)
 
 
 @pytest.mark.parametrize(
