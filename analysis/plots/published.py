@@ -26,9 +26,10 @@ LINEAR_UP_TO = 50.0
 def published_chart(compared: pd.DataFrame) -> Chart:
     """A line for each run: where the published value would be, where ours is, and the replications' range.
 
-    ``compared``: runs with ``published_val_ppl``, what they have reached of it (``val_ppl``) and ``difference_nats``.
+    ``compared``: runs with ``published_val_ppl``, what they have reached of it (``val_ppl``) and the difference in
+    ``percent``.
     """
-    sizes = compared["difference_nats"].abs().sort_values(ascending=False, kind="stable")
+    sizes = compared["percent"].abs().sort_values(ascending=False, kind="stable")
     shown = compared[compared.index.isin(sizes.index[:MOST_DRAWN])]
     columns = ["val_ppl", "replications_low", "replications_high"]
     ratios = shown[columns].div(shown["published_val_ppl"], axis=0).to_numpy(float)

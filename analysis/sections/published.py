@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -12,7 +11,7 @@ import pandas as pd
 from analysis.blocks.section import Block, Prose, Section
 from analysis.blocks.sentences import sentences
 from analysis.blocks.table import RUN_COLUMNS, Column, Table, number
-from analysis.blocks.texts import first_few, median
+from analysis.blocks.texts import first_few
 from analysis.plots.published import DRAWN_FROM, published_chart
 from analysis.study import units
 from analysis.study.settings import in_report_order
@@ -33,7 +32,7 @@ def published_section(study: Study) -> Section:
     blocks: list[Block] = []
     if published.any():
         compared = _compared(runs[published])
-        drawn = compared[compared["difference_nats"].map(units.is_number)]
+        drawn = compared[compared["percent"].notna()]
         blocks = [*(Prose(text=text) for text in _summary(compared)), published_table(compared)]
         blocks += [published_chart(drawn)] if len(drawn) >= DRAWN_FROM else []
     return Section(name="published", title="Published against reproduced", short="Published", blocks=blocks)
@@ -43,8 +42,8 @@ def _compared(runs: pd.DataFrame) -> pd.DataFrame:
     """Return runs, as they were after ``published_epochs``, with what they have reached of the published numbers.
 
     ``val_ppl`` is of the best epoch, ``best_epoch`` counts from 1, and ``train_ppl`` is of the last epoch, as published
-    ones are. They are missing for a run without a result or with fewer epochs than published, as are the differences:
-    reproduced less published, in validation perplexity, in per cent, and in nats per predicted token.
+    ones are. They are missing for a run without a result or with fewer epochs than published, as is ``percent``: the
+    reproduced validation perplexity against the published.
     """
     is_short = runs["epochs_done"].astype(float) < runs["published_epochs"].astype(float)
     comparable = (runs["state"] == "done") & ~is_short
@@ -54,9 +53,7 @@ def _compared(runs: pd.DataFrame) -> pd.DataFrame:
         val_ppl=reproduced,
         train_ppl=runs["final_train_ppl"].where(comparable),
         best_epoch=(runs["best_epoch"] + 1).where(reproduced.notna()),
-        difference=reproduced - published,
-        difference_percent=100 * (ratio - 1),
-        difference_nats=ratio.map(math.log),
+        percent=100 * (ratio - 1),
         is_short=is_short,
     )
     return compared.assign(verdict=[_verdict(run) for run in rows_of(compared)])
@@ -76,8 +73,7 @@ def _verdict(run: Any) -> str:
 def _summary(compared: pd.DataFrame) -> list[str]:
     done = compared[compared["val_ppl"].map(units.is_number)]
     verdicts = Counter(done["verdict"])
-    measured = list(rows_of(done[done["difference_percent"].notna()]))
-    sizes = [abs(run.difference_percent) for run in measured]
+    measured = list(rows_of(done[done["percent"].notna()]))
     return sentences(
         "published",
         compared=len(compared),
@@ -85,8 +81,8 @@ def _summary(compared: pd.DataFrame) -> list[str]:
         judged=len(done) - verdicts[NO_REPLICATIONS],
         **{name: verdicts[name] for name in (WITHIN, BELOW, ABOVE)},
         measured=len(measured),
-        median=median(sizes),
-        most=max(measured, key=lambda run: abs(run.difference_percent), default=None),
+        median=done["percent"].abs().median(),
+        most=max(measured, key=lambda run: abs(run.percent), default=None),
     )
 
 
@@ -111,9 +107,7 @@ def published_table(compared: pd.DataFrame) -> Table:
             number("published_val_ppl", "Valid. publ.", _published),
             number("val_ppl", "Valid. repr.", units.perplexity),
             number("best_epoch", "Best epoch", units.whole),
-            number("difference", "Diff.", _signed(",.2f")),
-            number("difference_percent", "%", _signed(",.1f")),
-            number("difference_nats", "nats", _signed(".3f")),
+            number("percent", "Diff. (%)", _signed),
             Column("verdict", "Verdict"),
             number("replications", "Replications", units.text, _replications),
         ],
@@ -132,7 +126,7 @@ def _published(value: Any) -> str:
     return units.plain_value(value) if units.is_number(value) else units.MISSING
 
 
-def _signed(digits: str) -> Callable[[Any], str]:
-    """How to write differences; one that is rounded to 0 has no sign."""
-    write = units.decimals(f"+{digits}")
-    return lambda value: text if (text := write(value)).strip("+-0.") else text.lstrip("+-")
+def _signed(percent: Any) -> str:
+    """A difference in per cent; one that is rounded to 0 has no sign."""
+    text = units.decimals("+,.1f")(percent)
+    return text if text.strip("+-0.") else text.lstrip("+-")

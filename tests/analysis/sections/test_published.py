@@ -58,15 +58,13 @@ def test_each_run_stands_beside_its_published_numbers_with_a_verdict(tmp_path: P
         "published_val_ppl": "100",
         "val_ppl": "102.00",
         "best_epoch": "2",
-        "difference": "+2.00",
-        "difference_percent": "+2.0",
-        "difference_nats": "+0.020",
+        "percent": "+2.0",
         "verdict": "within",
         "replications": "95.5–105",
     }
     by_name = {row["name"]: row for row in rows}
-    assert by_name["open"]["val_ppl"] == by_name["open"]["difference"] == by_name["gone"]["train_ppl"] == "–"
-    assert by_name["alone"]["difference"] == "0.00"
+    assert by_name["open"]["val_ppl"] == by_name["open"]["percent"] == by_name["gone"]["train_ppl"] == "–"
+    assert by_name["alone"]["percent"] == "0.0"
     assert said(blocks) == (
         "6 runs of this study have published numbers; 4 of them have a result after as many epochs. Where there are "
         "independent replications (3 runs), the validation perplexity is within their spread in 1, below it in 1 and "
@@ -90,14 +88,14 @@ def test_a_published_study_of_which_nothing_is_done_says_so(tmp_path: Path) -> N
 def test_seeds_are_compared_one_by_one(tmp_path: Path) -> None:
     runs = [add_run(tmp_path, seed, "a", "rnn", "sgd", [100.0 + seed], seed=seed) for seed in range(2)]
     blocks = compared(tmp_path, {run: {"val_ppl": 100, "train_ppl": 50} for run in runs})
-    assert [row["difference"] for row in table(blocks, "published")] == ["0.00", "+1.00"]
+    assert [row["percent"] for row in table(blocks, "published")] == ["0.0", "+1.0"]
 
 
 @pytest.mark.parametrize("published", [0, -5, None, "x"])
 def test_a_published_number_that_is_no_perplexity_gives_no_ratio(tmp_path: Path, published: Any) -> None:
     run = add_run(tmp_path, 0, "a", "rnn", "sgd", [100.0])
     (row,) = table(compared(tmp_path, {run: {"val_ppl": published, "train_ppl": 50}}), "published")
-    assert (row["difference_percent"], row["difference_nats"]) == ("–", "–")
+    assert row["percent"] == "–"
 
 
 def chart_of(blocks: list[Block]) -> Chart | None:
