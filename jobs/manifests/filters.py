@@ -144,6 +144,8 @@ class Condition:
         if isinstance(fact, str):
             return fnmatch.fnmatchcase(fact, value) or (key == "fingerprint" and fact.startswith(value))
         if isinstance(fact, bool):
+            if value not in ("true", "false"):
+                raise self._mistake(f'{key}: expected true or false, got "{value}"')
             return fact == (value == "true")
         try:
             return bool(float(value) == fact)

@@ -58,6 +58,7 @@ def chosen(*only: str, exclude: tuple[str, ...] = ()) -> list[str]:
         ("vocab_size!=none", ["rnn-large"]),
         ("vocab_size<1000", ["rnn-large"]),
         ("lr=none", []),
+        ("tied!=true arch=gru", ["gru-slow", "gru-fast"]),
         (f"fingerprint={SPECS[3].fingerprint[:8]}", ["gru-fast"]),
         (f"id=gru-fast-{SPECS[3].fingerprint[:8]}", ["gru-fast"]),
         (" arch=gru \t lr>1 ", ["gru-fast"]),
@@ -112,6 +113,7 @@ FORM = "expected conditions KEY=VALUE (or != > >= < <=) with spaces between, for
         ("arch<1", 'filter "arch<1": model.arch is a text, < compares numbers; use = or !='),
         ("lr>1,2", 'filter "lr>1,2": expected a number after >, got "1,2"'),
         ("lr=fast", 'filter "lr=fast": optim.lr: expected a number, got "fast"'),
+        ("tied=1", 'filter "tied=1": model.tied: expected true or false, got "1"'),
     ],
 )
 def test_a_filter_without_sense_gets_one_line(text: str, line: str) -> None:
