@@ -341,7 +341,8 @@ def read(
     try:
         made = kind(**{key: kind.kept(fields[key], value) for key, value in raw.items() if key not in wrong})
     except ConfigError as error:  # of the conditions; one on a value that is wrong itself says nothing new
-        problems += [line for line in error.problems if not any(kind.key(key) in line for key in wrong)]
+        about_wrong = re.compile("|".join(rf"\b{re.escape(kind.key(key))}\b" for key in wrong) or "(?!)")
+        problems += [line for line in error.problems if not about_wrong.search(line)]
     if problems:
         raise ConfigError(problems)
     return made

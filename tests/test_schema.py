@@ -60,6 +60,7 @@ def test_all_that_is_wrong_comes_at_once_and_a_condition_only_if_its_values_are_
         'unknown key "pair.hihg"; did you mean "pair.high"? (valid in pair: high, low, steps)',
         "pair.low: expected at most pair.high = 2.0, got 3.0",
     ]
+    assert len(problems({"low": 3, "hig": 1})) == 2, "a name within that of another key hides nothing about it"
     assert problems({"low": 3, "high": "1"}) == [
         'pair.high: expected a positive finite number, got "1"; remove the quotes'
     ]
