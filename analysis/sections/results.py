@@ -260,7 +260,7 @@ def hyperparameter_blocks(study: Study) -> list[Block]:
         f"keeping a unit (1 - dropout). Batch: columns of the global batch. {units.MISSING}: does not apply.",
         columns=[
             *RUN_COLUMNS,
-            number("parameters", "Parameters", units.decimals(",")),
+            number("parameters", "Parameters", units.decimals(",.0f")),
             *(number(key, ALWAYS_SHOWN.get(key, key), units.plain_value) for key in keys),
         ],
         records=in_report_order(study.runs),
@@ -274,5 +274,5 @@ def hyperparameter_blocks(study: Study) -> list[Block]:
 
 def hyperparameters_csv(study: Study) -> str:
     """All hyperparameters as columns, the shared ones too, for a program to read."""
-    keys = ["number", "name", "id", *HYPERPARAMETERS, "command"]
+    keys = ["number", "name", "id", "parameters", *HYPERPARAMETERS, "command"]
     return csv_text(keys, rows_of(in_report_order(study.runs)[keys]))

@@ -179,6 +179,7 @@ def test_every_text_of_every_table_is_its_csv_value_as_it_is_printed(study_dir: 
         "wall_seconds": units.duration,
         "architecture": units.architecture,
         "optimizer": units.optimizer,
+        "parameters": units.decimals(",.0f"),
     }
     checked = 0
     for table in (results_table(study), only_table(hyperparameter_blocks(study))):
