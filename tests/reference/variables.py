@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from seqlm.environment import VARIABLES
+from typing import Any
+
+from jobs.registry import BACKENDS
+from seqlm.environment import BACKEND, VARIABLES, Variable
 from tests.reference.markdown import table
 
 
@@ -13,8 +16,12 @@ def parts() -> dict[str, str]:
 
 def _table(*, is_internal: bool) -> str:
     rows = [
-        [f"`{variable.name}`", variable.kind.expected, variable.default_words, variable.meaning]
+        [f"`{variable.name}`", _expected(variable), variable.default_words, variable.meaning]
         for variable in VARIABLES
         if variable.is_internal == is_internal
     ]
     return table(["variable", "value", "default", "meaning"], rows)
+
+
+def _expected(variable: Variable[Any]) -> str:
+    return ", ".join(BACKENDS) if variable is BACKEND else variable.kind.expected
