@@ -127,8 +127,10 @@ def product(
     transposed matrix itself. Autograd does not see the product: :func:`rounded_product` can be differentiated.
     """
     if a.dim() == 2 and _by_onednn(a, dtype):
-        if added is None and a.t().is_contiguous() and b.shape[1] < a.shape[0]:
-            return _onednn(b.t(), a).t()  # oneDNN copies its first operand if that is transposed: the smaller one
+        # oneDNN copies a first operand that is transposed. The product of the transposed matrices in reverse order copies
+        # the other operand, and whoever needs rows the result.
+        if added is None and a.t().is_contiguous() and b.numel() + a.shape[0] * b.shape[1] < a.numel():
+            return _onednn(b.t(), a).t()
         return _onednn(a, b.t(), added)
     if a.dtype == dtype:
         room = _aligned_room(a, b)
