@@ -168,13 +168,17 @@ def corpus_facts(config: DataConfig, path: Path | None, tokenizer: Path | None =
             tokens=_PTB_TOKENS[config.level],
             sha256=combined_sha256(PTB_SHA256[split] for split in SPLITS),
         )
-    known = dataclasses.replace(_with_tokenizer(config, tokenizer), sha256=_read(config, path).sha256())
-    return cached_facts(known) or load_corpus(config, path, tokenizer).facts
+    known = _cached_facts_of(_with_tokenizer(config, tokenizer), _read(config, path).sha256())
+    return known or load_corpus(config, path, tokenizer).facts
 
 
 def cached_facts(config: DataConfig) -> CorpusFacts | None:
     """The size of the corpus whose digests ``config`` has, if it is in the cache."""
-    entry = cache.find("corpora", _key(config, config.sha256), verify=False)
+    return _cached_facts_of(config, config.sha256)
+
+
+def _cached_facts_of(config: DataConfig, sha256: str | None) -> CorpusFacts | None:
+    entry = cache.find("corpora", _key(config, sha256), verify=False)
     if entry is None:
         return None
     facts = entry[1]

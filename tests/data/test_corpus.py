@@ -225,6 +225,16 @@ def test_ptb_facts_need_no_files():
     assert corpus_facts(DataConfig(corpus="ptb", vocab_size=20_000), None).vocab_size == 10_000
 
 
+def test_ptb_facts_of_files_are_those_of_the_loaded_corpus(write_texts, monkeypatch):
+    folder = write_texts(prefix="ptb.")
+    for split in ("train", "valid", "test"):
+        found = hashlib.sha256((folder / f"ptb.{split}.txt").read_bytes()).hexdigest()
+        monkeypatch.setitem(PTB_SHA256, split, found)
+    config = DataConfig(corpus="ptb")
+    for _ in range(2):  # the second time from the cache
+        assert corpus_facts(config, folder) == load_corpus(config, folder).facts
+
+
 def test_a_downloaded_ptb_is_found_without_a_path_and_verified_like_any_other(write_texts, cache_folder):
     assert downloaded_ptb() == cache_folder / "ptb"
     cache_folder.mkdir()
