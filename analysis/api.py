@@ -306,13 +306,13 @@ class Study(files.Study):
         >>> axes.get_yscale()
         'log'
         """
-        runs = [run for run in behaved_runs(self) if run.is_shown]
+        runs = [run for run in behaved_runs(self) if run.is_shown and run.gradients]
         with self._look(ax):
             if not runs:
                 return _empty(ax, "No behaviour has been computed")
             pale = Line2D([], [], color=look.MUTED, alpha=0.5, linewidth=0.9, label="mean of the sequences' norms")
             axes = _axes(ax, [*behaviour_figures.run_handles(runs), pale])
-            behaviour_figures.draw_gradient_norms(axes, [run for run in runs if run.gradients])
+            behaviour_figures.draw_gradient_norms(axes, runs)
         return axes
 
     def _look(self, ax: Axes | None) -> AbstractContextManager[None]:

@@ -8,9 +8,8 @@ from analysis.study.behaviour import Behaviour, GradientNorms, Sample, StepLosse
 from analysis.study.numbering import RunNumber
 from analysis.study.settings import best_runs, in_report_order, places_of
 from analysis.study.study import Study
+from analysis.study.values import rows_of
 from seqlm.architectures import carries_state
-
-FACTS = ["number", "id", "name", "arch", "optimizer"]
 
 MOST_RUNS = 12
 """Runs in the figures, sentences and samples; more would make a page that nobody reads."""
@@ -71,10 +70,14 @@ def behaved_runs(study: Study) -> list[Behaved]:
     shown = set(ranked["id"].head(MOST_RUNS))
     return [
         Behaved(
-            **{str(key): value for key, value in run.items()},
-            place=places[run["id"]],
-            is_shown=run["id"] in shown,
-            behaviour=study.behaviours[run["id"]],
+            number=run.number,
+            id=run.id,
+            name=run.name,
+            arch=run.arch,
+            optimizer=run.optimizer,
+            place=places[run.id],
+            is_shown=run.id in shown,
+            behaviour=study.behaviours[run.id],
         )
-        for run in known[FACTS].to_dict("records")
+        for run in rows_of(known)
     ]

@@ -149,5 +149,6 @@ def test_a_model_without_hidden_states_has_no_gradients_and_the_report_says_so(t
     runs = behaved_runs(study)
     assert [chart.name for chart in behaviour_section(study).charts] == ["loss-per-step"]
     assert len(behaviour_table(runs).rows) == len(runs) == 1
+    assert not open_study(tmp_path / "study").plot_gradient_norms().get_lines()
     texts = [block.text for block in behaviour_section(study).blocks if hasattr(block, "text")]
     assert any(text.startswith("No gradient norms: the model names no hidden_states") for text in texts), texts
