@@ -130,12 +130,20 @@ def flat(blocks: Iterable[Block]) -> list[Block]:
     return [part for block in blocks for part in (block.blocks if isinstance(block, Folded) else [block])]
 
 
+MOST_ROWS = 60
+"""A longer table is always folded."""
+
+
 def with_details_folded(section: Section, shown: Container[str]) -> Section:
     """Return the section with its tables and figures folded, but for those with a name in ``shown``."""
+
+    def is_detail(block: Block) -> bool:
+        if isinstance(block, Table) and len(block.rows) > MOST_ROWS:
+            return True
+        return isinstance(block, Table | Chart) and block.name not in shown
+
     blocks: list[Block] = []
-    for folded, group in itertools.groupby(
-        section.blocks, key=lambda block: isinstance(block, Table | Chart) and block.name not in shown
-    ):
+    for folded, group in itertools.groupby(section.blocks, key=is_detail):
         found = list(group)
         blocks += [Folded(blocks=found)] if folded else found
     return replace(section, blocks=blocks)

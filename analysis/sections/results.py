@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,7 +11,7 @@ import pandas as pd
 from analysis.blocks.section import Block, Prose, Section, Subheading
 from analysis.blocks.sentences import scope_sentences, sentences
 from analysis.blocks.table import RUN_COLUMNS, Column, Table, csv_text, number
-from analysis.blocks.texts import scope, scope_of, scoring_sentences, text_sentences
+from analysis.blocks.texts import on_one_text, scope, scope_of, scoring_sentences, text_sentences
 from analysis.plots.curve_figures import named_group_charts
 from analysis.study import units
 from analysis.study.columns import HYPERPARAMETERS, SAME_TEXT
@@ -50,16 +51,26 @@ BITS = number("val_bits_per_byte", "Bits/byte", units.decimals(".3f"))
 
 
 def results_blocks(study: Study) -> list[Block]:
-    """Tables of the runs and of the settings, and which runs became worse by their end."""
+    """Which setting is best and how sure that is, tables of runs and settings, and runs that ended worse."""
     compared = study.compared
     return [
         *(Prose(text=text) for text in text_sentences(study, "Each table compares runs on the same text only.")),
         *(Prose(text=text) for text in [*scoring_sentences(study), *scope_sentences(compared)]),
+        *(Prose(text=text) for text in best_sentences(settings_of(on_one_text(compared).runs))),
         results_table(study),
         *bits_blocks(compared),
         *([settings_table(compared)] if repeats_seeds(compared.runs) else []),
         *(Prose(text=text) for text in overfitting(finished(compared.runs))),
     ]
+
+
+def best_sentences(settings: Sequence[Setting]) -> list[str]:
+    """Say which setting is best, by how much, and how sure that is; nothing of a single one."""
+    ranked = sorted(settings, key=lambda setting: (setting.val_ppl, setting.number))
+    if len(ranked) < 2:
+        return []
+    best, second, *_ = ranked
+    return sentences("best", best=best, next=second, difference=math.log(second.val_ppl / best.val_ppl))
 
 
 def groups_section(study: Study) -> Section:

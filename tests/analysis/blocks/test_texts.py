@@ -73,7 +73,7 @@ def test_results_are_ranked_within_each_text_and_the_page_says_so(tmp_path: Path
     for order, (ppl, seed) in enumerate([(200.0, 1), (202.0, 2)], start=3):
         add_text_run(tmp_path, order, ppl, ONE, seed=seed, lr=2.0)
     study = load_study(tmp_path)
-    warning, results, settings = results_blocks(study)
+    warning, _, results, settings = results_blocks(study)
     assert isinstance(results, Table)
     assert isinstance(settings, Table)
     assert said([warning]).endswith("Each table compares runs on the same text only.")
