@@ -165,7 +165,7 @@ def percent(share: Any) -> str:
 
 def text(value: Any) -> str:
     """A text that may be missing."""
-    return str(value) if value else MISSING
+    return value if isinstance(value, str) and value else MISSING
 
 
 def shortened(text: str, most: int) -> str:

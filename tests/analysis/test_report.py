@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.report import report_sections, write_report
+from analysis.report import report_page, report_sections, write_report
 from analysis.study.study import Study
 from jobs.manifests.load import load_manifest
 from seqlm.errors import FileError, UsageError
@@ -158,6 +158,11 @@ def test_cancelled_and_absent_runs_are_told_with_their_reason(tmp_path: Path) ->
     assert "2 absent" in page
     assert "cancelled by its owner" in page
     assert page.count("there is no run directory for it here.</td>") == 2
+
+
+def test_a_missing_value_is_a_dash_in_every_table(study: Study) -> None:
+    cells = [cell.text for table in report_page(study).tables for row in table.rows for cell in row.cells]
+    assert not {"nan", "NaN", "None", "<NA>"} & set(cells)
 
 
 def test_data_files_equal_the_tables(study: Study, report: Path) -> None:
