@@ -59,6 +59,7 @@ def behaviour_section(study: Study) -> Section:
             samples=texts_of(shown),
             random_start=all(run.behaviour.settings.prompt is None for run in runs),
             judges=judges(shown),
+            several=len({run.behaviour.judge.name for run in shown if run.behaviour.judge}) > 1,
             repeated=MOST_REPEATED,
             distinct=LEAST_DISTINCT,
             unknown=MOST_UNKNOWN,

@@ -27,6 +27,7 @@ from analysis.study.wording import plain_text
 from seqlm.files import write_text
 from seqlm.rundir import RunDirectory
 from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
+from tests.analysis.contents import said
 from tests.analysis.synthetic import make_run
 
 HOSTILE = "<script>alert('x')</script>"
@@ -87,6 +88,9 @@ def test_each_judge_is_named_with_the_runs_that_it_rates(run: RunDirectory) -> N
     assert "the best (of 1)" in named
     assert "the second (of 4)" in named
     assert named in behaviour_table(behaved(run)).caption
+    for one in (run, best):
+        add_samples(one, [raw_sample(0, ["a"])])
+    assert "under different judges compare only roughly" in said(behaviour_section(load_study(run.path.parent)).blocks)
 
 
 def test_a_gradient_that_is_zero_by_construction_is_not_called_vanished(run: RunDirectory) -> None:
