@@ -13,7 +13,7 @@ import pytest
 import launch
 from benchmarks.toml_text import toml_text
 from seqlm.errors import UsageError
-from slurm.submission import require_plain_path
+from slurm.environment import require_plain_path
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import blank, commands, warm
 from tests.fake_slurm import FakeSlurm
