@@ -216,7 +216,7 @@ def test_the_bottom_needs_the_standard_library_alone() -> None:
 def test_the_launcher_starts_without_torch_or_pandas() -> None:
     program = (
         "import sys, launch\n"
-        "heavy = {'torch', 'pandas', 'matplotlib', 'numpy', 'jaxtyping', 'yaml', 'rich', 'pydantic'}\n"
+        "heavy = {'torch', 'pandas', 'matplotlib', 'numpy', 'jaxtyping', 'yaml', 'rich', 'tqdm', 'pydantic'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     commands.run([sys.executable, "-c", program], cold=True, cwd=ROOT, check=True)

@@ -59,7 +59,7 @@ print("\\n" + json.dumps(sorted(sys.modules)))
     loaded = set(json.loads(answer.stdout.splitlines()[-1]))
     others = ("jobs.launch", "jobs.backends", "slurm", "analysis", "seqlm.models", "seqlm.training")
     assert not [name for name in loaded if name.startswith(others)]
-    heavy = {"torch", "numpy", "pandas", "ray", "rich", "yaml", "submitit", "shtab", "asyncio"}
+    heavy = {"torch", "numpy", "pandas", "ray", "rich", "tqdm", "yaml", "submitit", "shtab", "asyncio"}
     assert not heavy & loaded
     if words[-1] == "--help":
         assert "pydantic" not in loaded

@@ -12,10 +12,6 @@ README = PAGE.read_text("utf-8")
 TUTORIAL = ROOT / "docs" / "start" / "first-study.md"
 
 
-def test_it_has_at_most_120_lines() -> None:
-    assert len(README.splitlines()) <= 120
-
-
 def test_the_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     targets = set(re.findall(r"\bmake (\w+)", README))

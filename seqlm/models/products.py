@@ -127,8 +127,8 @@ def product(
     transposed matrix itself. Autograd does not see the product: :func:`rounded_product` can be differentiated.
     """
     if a.dim() == 2 and _by_onednn(a, dtype):
-        # oneDNN copies a first operand that is transposed. The product of the transposed matrices in reverse order copies
-        # the other operand, and whoever needs rows the result.
+        # oneDNN copies a first operand that is transposed. In reverse order, the product of the transposed matrices
+        # copies the other operand, and who needs the result in rows copies that.
         if added is None and a.t().is_contiguous() and b.numel() + a.shape[0] * b.shape[1] < a.numel():
             return _onednn(b.t(), a).t()
         return _onednn(a, b.t(), added)

@@ -1,13 +1,16 @@
-"""The progress of a training: lines in its log, and ``progress.json`` for other processes."""
+"""The progress of a training: a bar on a terminal or lines in a log, and ``progress.json`` for other processes."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
+
+from tqdm import tqdm
 
 from seqlm.environment import PROGRESS_SECONDS
 from seqlm.errors import FileError
@@ -34,12 +37,20 @@ class Progress:
         self._guard = guard
         self._every_seconds = PROGRESS_SECONDS.read()
         self._written = -math.inf
+        self._bar: tqdm[Any] | None = None
         self._update(math.nan)
 
     def say(self, text: str) -> None:
         """Print a line."""
         if self._trainer.rank.is_first:
+            self.close()
             print(text, flush=True)
+
+    def close(self) -> None:
+        """Take the bar off the terminal."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
     def show(self, event: Event) -> None:
         """Show an event of the training.
@@ -51,12 +62,24 @@ class Progress:
         match event:
             case EpochBegins():
                 self._update(math.nan)
+                if trainer.rank.is_first and sys.stdout.isatty():
+                    self._bar = tqdm(
+                        desc=self._name(trainer.epoch),
+                        total=trainer.steps,
+                        initial=trainer.step,
+                        unit="step",
+                        leave=False,
+                        file=sys.stdout,
+                    )
             case StepsDone():
                 before, loss, rate = self._state["step"], trainer.total.mean, trainer.total.tokens / trainer.seconds
                 self._update(rate)
                 self._write("train")
                 every = math.ceil(trainer.steps / LINES_PER_EPOCH)
-                if trainer.step // every > before // every:
+                if self._bar is not None:
+                    self._bar.update(trainer.step - before)
+                    self._bar.set_postfix_str(f"loss {loss:.3f} ppl {perplexity(loss):.1f}", refresh=False)
+                elif trainer.step // every > before // every:
                     self.say(
                         f"{self._name(trainer.epoch)}  step {trainer.step}/{trainer.steps}  loss {loss:.4f}  "
                         f"ppl {perplexity(loss):.2f}  {rate:,.0f} tokens/s"

@@ -79,6 +79,7 @@ def train(
         saving.wait()
         return _finish(trainer, run, files, progress, guard)
     finally:
+        progress.close()
         saving.close()
 
 

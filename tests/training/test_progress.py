@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -42,6 +43,20 @@ def test_the_file_is_written_at_intervals_however_many_steps_go_by(
             break
     assert len(seen) == written
     assert [entry.name for entry in path.parent.iterdir()] == ["progress.json"]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_gets_a_bar_and_a_log_gets_lines(
+    attempt: Attempt, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_terminal: bool
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    progress = Progress(attempt.trainer, attempt.run.progress_file(3))
+    for event in attempt.trainer.events(2):
+        progress.show(event)
+    shown = capsys.readouterr().out
+    assert ("step/s" in shown) == is_terminal
+    assert (f"/{attempt.trainer.steps}  loss" in shown) != is_terminal
+    assert [line for line in shown.replace("\r", "\n").splitlines() if line.startswith("epoch 2/2 done")]
 
 
 def test_a_folder_that_cannot_be_written_stops_no_run(attempt: Attempt, tmp_path: Path) -> None:
