@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import cache
 from typing import cast
 
 import pandas as pd
@@ -90,6 +91,7 @@ _LATEX = str.maketrans(
 )
 
 
+@cache
 def latex_text(text: str) -> str:
     """Text that LaTeX prints as it is, its lines broken at spaces and at the separators of names."""
     text = re.sub(r"\s+", " ", unicodedata.normalize("NFC", text))
