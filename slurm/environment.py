@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fnmatch
 import os
-import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,15 +86,29 @@ def first_lines(settings: SlurmSettings) -> list[str]:
 
 
 def batch_script(settings: SlurmSettings, options: Mapping[str, Any], *commands: str, first: Sequence[str] = ()) -> str:
-    """Return a script for sbatch with the placement of the settings. An option that is ``True`` takes no value.
+    """Return a script for sbatch, by submitit, with the placement of the settings.
 
-    ``first``: lines before the ``setup`` of the settings.
+    An option that is ``True`` takes no value. ``first``: lines before the ``setup`` of the settings.
+
+    Raises:
+        BackendError: this is no machine of a cluster.
     """
+    import submitit  # here, since it takes half a second
+
     keys = ("partition", "account", "qos", "constraint", "reservation", "nodelist", "exclude")
     placement = {key: value for key in keys if (value := getattr(settings, key)) is not None}
-    given = {**settings.sbatch, **placement, **options}.items()
-    lines = [f"#SBATCH --{key}" + ("" if value is True else f"={shlex.quote(str(value))}") for key, value in given]
-    return "\n".join(["#!/bin/bash", *lines, "", *first_lines(settings), *first, *settings.setup, *commands, ""])
+    given = {**settings.sbatch, **placement, **options}
+    try:
+        executor = submitit.SlurmExecutor(folder=Path(given.get("output", "log")).parent)
+    except RuntimeError:
+        raise BackendError("srun is not on PATH; run this on a login node of the cluster") from None
+    executor.update_parameters(
+        additional_parameters={key.replace("-", "_"): value for key, value in given.items()},
+        setup=[*first_lines(settings), *first, *settings.setup],
+        stderr_to_stdout=True,
+        use_srun=False,
+    )
+    return str(executor._make_submission_file_text("\n".join(commands), "seqlm"))
 
 
 def submit_script(path: Path, script: str, settings: SlurmSettings) -> str:

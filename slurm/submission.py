@@ -174,7 +174,6 @@ class Submission:
             "requeue": True,
             "chdir": self.code.path,
             "output": self.folder / f"array-{number}_%a.out",
-            "open-mode": "append",
             "nice": self._nice(batch),
             "dependency": f"afterany:{after}" if after is not None and limit is not None else None,
             "mail-user": settings.mail_user,
