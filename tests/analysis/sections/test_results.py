@@ -83,6 +83,14 @@ def test_a_run_that_ends_far_above_its_best_is_said_to_be_overfitted_and_shows_b
     ]
 
 
+def test_of_many_runs_that_got_worse_five_are_named_and_the_others_counted(tmp_path: Path) -> None:
+    for order in range(7):
+        add_run(tmp_path, order, f"r{order}", "gru", "sgd", [100.0, 150.0], train=[90.0, 50.0], lr=1.0 + order)
+    (sentence,) = overfitting(finished(load_study(tmp_path).runs))
+    assert sentence.count("), ") == 4
+    assert sentence.endswith(") and 2 more.")
+
+
 def test_without_a_run_that_got_worse_nothing_is_said_of_overfitting(tmp_path: Path) -> None:
     add_run(tmp_path, 0, "good", "gru", "adam", [300.0, 110.0, 112.0], train=[300.0, 90.0, 60.0])
     add_run(tmp_path, 1, "stopped", "gru", "sgd", [110.0, 500.0], train=[90.0, 60.0], done=False)
