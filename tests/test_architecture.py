@@ -62,7 +62,7 @@ ALLOWED = {
     "seqlm.processes": (),
     "seqlm.rounding": ("seqlm.errors", "seqlm.files", "seqlm.run_layout"),
     "seqlm.run_layout": ("seqlm.reading",),
-    "seqlm.reading": ("seqlm.errors",),
+    "seqlm.reading": ("seqlm.errors", "seqlm.schema"),
     "seqlm.machine": ("seqlm.environment", "seqlm.errors", "seqlm.reading"),
     "seqlm.environment": ("seqlm.errors",),
     "seqlm.files": ("seqlm.errors", "seqlm.reading"),
