@@ -154,7 +154,8 @@ def _require_room(todo: Iterable[PlannedRun], passed: Iterable[dict[str, Any]]) 
         if card is None or not gpus or gpus == 1:
             continue
         held = canary.get("reserved_memory_bytes") or canary["peak_memory_bytes"]
-        needs = held * (_memory(item) / canary["estimate"]) + CUDA_BYTES
+        graphs = canary.get("graph_memory_bytes") or 0
+        needs = held * (_memory(item) / canary["estimate"]) + graphs + CUDA_BYTES
         if needs > gpus * card:
             lacking.append((needs - gpus * card, needs, item, canary))
     if not lacking:

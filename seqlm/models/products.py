@@ -8,9 +8,8 @@ Parameters, states and everything point-wise keep the type of the parameters. Wi
 - On a GPU the result is float32 (``out_dtype`` of ``torch.mm`` and ``torch.bmm``, from PyTorch 2.8 on).
 - On a CPU the finished float32 sum is rounded to bf16 once, and then stored as float32. PyTorch has no bf16 product
   with a float32 result on a CPU. docs/project/decisions/2026-11-26-bf16-products.md has the measurements.
-
-``torch.addmm`` also takes ``out_dtype``, but some versions refuse a float32 matrix to add to. Additions to a bf16
-product are therefore operations of their own.
+- Additions are operations of their own: some versions of ``torch.addmm`` refuse to add a float32 matrix to such a
+  product.
 
 On a CPU, float32 products of two matrices go through oneDNN where it is the faster library
 (:func:`seqlm.machine.matmul_library`), by the operator that ``torch.compile`` emits: ``torch.mm`` always takes BLAS.
@@ -33,7 +32,7 @@ from seqlm.models.function import apply
 MANY_STEPS = 8
 """Repetitions from which preparing a weight pays."""
 PACKED_SIZE = 1024
-"""Width and height from which oneDNN's packed form beats the product of any library (benchmarks/results)."""
+"""Width and height from which oneDNN's packed form beats any library's product (benchmarks/results)."""
 PACKED_ROWS = 64
 """Rows up to which it does."""
 
@@ -123,8 +122,8 @@ def product(
 ) -> Float[Tensor, "*batch I J"]:
     """Return a b + ``added``, of matrices or batches of them: operands in their own type, the sum in ``dtype``.
 
-    ``added`` is a bias (J,) or, of matrices alone, a matrix (I, J). The result of a transposed ``a`` may be a
-    transposed matrix itself. Autograd does not see the product: :func:`rounded_product` can be differentiated.
+    ``added`` is a bias (J,) or, of matrices alone, a matrix (I, J). The result of a transposed ``a`` may be transposed
+    itself. Autograd does not see the product (see :func:`rounded_product`).
     """
     if a.dim() == 2 and _by_onednn(a, dtype):
         # oneDNN copies a first operand that is transposed. In reverse order, the product of the transposed matrices
@@ -152,9 +151,8 @@ def accumulate(a: Float[Tensor, "I K"], b: Float[Tensor, "K J"], out: Float[Tens
 def _onednn(x: Float[Tensor, "I K"], W: Tensor, added: Float[Tensor, "*rows J"] | None = None) -> Tensor:
     """X W^T + ``added``. W (J, K) may be packed, or have any strides."""
     linear = torch.ops.mkldnn._linear_pointwise
-    result: Tensor
     if added is None or added.dim() == 1:
-        result = linear(x, W, added, "none", [], "")
+        result: Tensor = linear(x, W, added, "none", [], "")
     else:
         result = linear.binary(x, added, W, None, "add")
     return result
@@ -198,9 +196,8 @@ class RepeatedProduct:
     """The product of few rows with one matrix, h W^T, done once for every time step of a window.
 
     A general product rearranges W in memory each time it is called, which at 20 rows costs as much as the arithmetic.
-    W stays the same for a whole window, so it is prepared once: on a CPU, matrices go into oneDNN's own layout
-    (there is no public call for it) if they are large or if oneDNN multiplies anyway, others are transposed. The
-    numbers are those of the plain product, up to the order of summation; no lower precision is involved.
+    W stays the same for a whole window, so it is prepared once: on a CPU, matrices that are large, or that oneDNN
+    multiplies anyway, go into its own layout (no public call does that); others are transposed.
 
     Args:
         weight: W (H, K), in the type of the results.

@@ -43,7 +43,8 @@ def run_canary(
     """Train ``steps`` steps and write ``canary.json``; returns what it holds.
 
     Memory is that of the rank that needs most. On a GPU ``reserved_memory_bytes`` is what the process holds of it for
-    tensors, a little more than their peak; what CUDA itself takes comes on top.
+    tensors, a little more than their peak, and ``graph_memory_bytes`` what the steps took besides: recorded graphs and
+    libraries' workspaces (too much if another process took memory meanwhile). CUDA's own context comes on top.
 
     Raises:
         DivergedError: a loss or gradient norm is not finite.
@@ -51,14 +52,16 @@ def run_canary(
         FileError: the file cannot be written.
     """
     rank = trainer.rank
-    step_seconds = statistics.median(_try_steps(trainer, steps, stop)[UNTIMED_STEPS:])
     on_gpu = rank.device.type == "cuda"
+    before = _besides_tensors(rank.device) if on_gpu else 0
+    step_seconds = statistics.median(_try_steps(trainer, steps, stop)[UNTIMED_STEPS:])
     record = {
         "steps": steps,
         "step_seconds": step_seconds,
         "train_tokens_per_second": trainer.tokens_per_step / step_seconds,
         "peak_memory_bytes": rank.highest(rank.peak_memory_bytes()),
         "reserved_memory_bytes": rank.highest(torch.cuda.max_memory_reserved(rank.device)) if on_gpu else None,
+        "graph_memory_bytes": rank.highest(max(0, _besides_tensors(rank.device) - before)) if on_gpu else None,
         "device": rank.device_name,
         "device_memory_bytes": torch.cuda.get_device_properties(rank.device).total_memory if on_gpu else None,
         "ranks": rank.world_size,
@@ -70,6 +73,12 @@ def run_canary(
         write_json(run.canary_file, record, guard=guard)
         print(f"canary: {steps} steps, {step_seconds:.3g} s each; it fits and trains", flush=True)
     return record
+
+
+def _besides_tensors(device: torch.device) -> int:
+    """Return the memory of the GPU that is taken, by any process, less what this one holds for tensors."""
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free - torch.cuda.memory_reserved(device)
 
 
 def _try_steps(trainer: Trainer, steps: int, stop: StopSignal) -> list[float]:

@@ -201,6 +201,7 @@ FIELDS: dict[str, Meanings] = {
         "train_tokens_per_second": ("number", "training speed"),
         "peak_memory_bytes": ("number", "peak memory of the rank that needs most"),
         "reserved_memory_bytes": ("number or null", "on a GPU, what the process held for tensors"),
+        "graph_memory_bytes": ("number or null", "on a GPU, what the steps took besides: graphs, workspaces"),
         "device": ("text", "GPU or processor"),
         "device_memory_bytes": ("number or null", "memory of the GPU"),
         "ranks": ("number", "processes that trained together"),

@@ -22,7 +22,8 @@ from tests import commands
 from tests.training.studies import Attempt, make_config, make_run, write_text
 
 KEYS = {
-    *("steps", "step_seconds", "train_tokens_per_second", "peak_memory_bytes", "reserved_memory_bytes", "device"),
+    *("steps", "step_seconds", "train_tokens_per_second", "peak_memory_bytes", "reserved_memory_bytes"),
+    *("graph_memory_bytes", "device"),
     *("device_memory_bytes", "ranks", "threads", "attempt", "finished_at"),
 }
 

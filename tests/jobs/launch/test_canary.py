@@ -291,6 +291,12 @@ def test_what_the_process_has_reserved_counts_rather_than_the_peak_of_its_tensor
         shares(tmp_path, {64: 0.1}, work)
 
 
+def test_the_memory_of_recorded_graphs_comes_on_top(tmp_path: Path) -> None:
+    memory = {"peak_memory_bytes": 9 * GIB, "graph_memory_bytes": 2 * GIB, "device_memory_bytes": 80 * GIB}
+    with pytest.raises(BackendError, match=r"needs 11\.5 GiB"):
+        shares(tmp_path, {64: 0.1}, lambda submission: passes(submission, device="H100", **memory))
+
+
 def test_whole_gpus_and_processors_are_not_shared_out(tmp_path: Path) -> None:
     shares(tmp_path, {64: 1, 16: 0})
     shares(tmp_path / "cpu", {64: 0.001}, passes)
