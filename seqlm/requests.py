@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from seqlm.errors import DamagedFileError, FileError
 from seqlm.files import make_directory, read_json, write_json
@@ -31,6 +31,11 @@ class Request:
         return int(self.folder.name)
 
     @property
+    def is_cancel(self) -> bool:
+        """Whether its runs are to stop."""
+        return self.record.get("kind") == "cancel"
+
+    @property
     def runs(self) -> Mapping[str, Mapping[str, Any]]:
         """Run id -> what is wanted of the run."""
         found: Mapping[str, Mapping[str, Any]] = self.record["runs"]
@@ -41,9 +46,10 @@ class Request:
 class Requests:
     """The requests of a study. Each file is read once, since it never changes."""
 
+    _read: ClassVar[dict[Path, Request]] = {}
+
     def __init__(self, study_dir: Path) -> None:
         self._folder = study_dir / "launches"
-        self._read: dict[Path, Request] = {}
 
     def newest_first(self) -> Iterator[Request]:
         """Every request, the newest first.
@@ -66,14 +72,14 @@ class Requests:
         return next((request for request in self.newest_first() if run_id in request.runs), None)
 
     def by_run(self) -> dict[str, Request]:
-        """Return the newest request of each run that any names, by run id.
+        """Return the newest request to train each run that any names, by run id.
 
         Raises:
             FileError: a request cannot be read, or is damaged.
         """
         found: dict[str, Request] = {}
         for request in self.newest_first():
-            found = {**dict.fromkeys(request.runs, request), **found}
+            found = found if request.is_cancel else {**dict.fromkeys(request.runs, request), **found}
         return found
 
 

@@ -42,6 +42,7 @@ from seqlm.lease import Terms, has_live_worker, live_owner
 from seqlm.locks import held_by_a_stranger, is_locked
 from seqlm.model_files import ModelFiles, keep_tokenizer
 from seqlm.reading import MOST_EPOCHS, below, exists, is_folder, listed
+from seqlm.requests import Requests
 from seqlm.run_layout import (
     CANARY_FOLDER,
     FINGERPRINT_DIGITS,
@@ -238,8 +239,8 @@ class RunDirectory(RunLayout):
         return result is not None and reaches(result, self.read_config())
 
     def has_ended(self) -> bool:
-        """Whether the run is done, was stopped by a search, has a failure that may yet be retried, or damaged files."""
-        if exists(self.failure_file) or exists(self.stopped_file):
+        """Whether the run is done, cancelled, stopped by a search, or has a failure or damaged files."""
+        if exists(self.failure_file) or exists(self.stopped_file) or self.is_cancelled():
             return True
         try:
             return self.is_done()
@@ -308,10 +309,13 @@ class RunDirectory(RunLayout):
         write_once(self.failure_file, json_text(failure).encode(), guard=guard)
 
     def is_cancelled(self) -> bool:
-        """Whether the run has been cancelled."""
-        with contextlib.suppress(FileError):
-            return (self.read_failure() or {}).get("kind") == "cancelled"
-        return False
+        """Return whether the newest request that names the run cancels it.
+
+        Raises:
+            FileError: a request cannot be read.
+        """
+        newest = Requests(self.path.parent).newest(self.id)
+        return newest is not None and newest.is_cancel
 
     def facts(self, epochs: int, result: Mapping[str, Any] | None) -> Facts:
         """Read what decides the state of the run. ``epochs`` and ``result`` are those of its files.
@@ -333,6 +337,7 @@ class RunDirectory(RunLayout):
             has_owner = live_owner(self.lease_dir, stale_seconds) is not None
         return Facts(
             has_owner=has_owner,
+            is_cancelled=self.is_cancelled(),
             stopped=stopped,
             failure=Failure(kind=failure.get("kind", "code"), message=str(failure.get("message"))) if failure else None,
             stranger=stranger,

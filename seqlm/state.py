@@ -33,6 +33,8 @@ class Facts:
     """Whether there is a result for as many epochs as are requested."""
     has_owner: bool = False
     """Whether a worker that may live owns the run."""
+    is_cancelled: bool = False
+    """Whether the newest request that names the run cancels it."""
     stopped: str | None = None
     """Why a search stopped the run. ``None``: none did."""
     failure: Failure | None = None
@@ -110,6 +112,13 @@ def _of_failure(case: Case) -> RunState:
     return _failed(failure.kind, failure.message)
 
 
+def _cancelled(case: Case) -> RunState:
+    return _of_failure(case) if case.facts.failure and not case.facts.is_cancelled else CANCELLED
+
+
+CANCELLED = RunState(state="cancelled", reason="cancelled by the user", kind="cancelled")
+
+
 def _interrupted(case: Case) -> RunState:
     epochs = case.facts.epochs
     after = f"after {epochs} epoch{'s' if epochs > 1 else ''}" if epochs else "before the first epoch ended"
@@ -139,18 +148,18 @@ ROWS = (
         lambda case: RunState(state="running", reason=(case.view.stage == "running" and case.view.reason) or None),
     ),
     Row(
+        "the newest request that names the run cancels it, or its job has recorded a `scancel`",
+        "cancelled",
+        "by whom",
+        lambda case: case.facts.is_cancelled or (case.facts.failure and case.facts.failure.kind == "cancelled"),
+        _cancelled,
+    ),
+    Row(
         "a search stopped the run",
         "stopped",
         "its place at the rung",
         lambda case: case.facts.stopped,
         lambda case: RunState(state="stopped", reason=case.facts.stopped),
-    ),
-    Row(
-        "the run was cancelled",
-        "cancelled",
-        "by whom",
-        lambda case: case.facts.failure and case.facts.failure.kind == "cancelled",
-        _of_failure,
     ),
     Row("the last attempt failed", "failed", "kind and message", lambda case: case.facts.failure, _of_failure),
     Row(

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
-from jobs.attempt.retry import put_failure_aside
 from jobs.backends.base import Finding
 from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import waiting_for_budget
@@ -91,13 +90,7 @@ class SlurmBackend(ScheduledBackend):
         sbatch_environment(self.settings, os.environ)
 
     def submit(self, todo: Sequence[PlannedRun], options: LaunchOptions, code: Code, request: Request) -> list[str]:
-        arrays = self._arrays(todo, options, code, request.folder)
-        for item in todo:
-            # Before a job can start, since it would take an old failure as the run's final state. A run that was
-            # cancelled since this launch began keeps its mark, and its job leaves it alone.
-            if not item.was_cancelled_since:
-                put_failure_aside(item.run, by_hand=item.by_hand, seen=item.observation)
-        return arrays.submit(request)
+        return self._arrays(todo, options, code, request.folder).submit(request)
 
     def _arrays(self, todo: Sequence[PlannedRun], options: LaunchOptions, code: Code, folder: Path) -> Submission:
         """Return the arrays of these runs in the order of the queue. ``folder`` is that of their request.

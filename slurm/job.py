@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -35,9 +35,10 @@ from jobs.study.kept_code import Code
 from jobs.study.squeue import ask
 from seqlm import machine
 from seqlm.environment import ATTEMPT, MICRO_BATCHES
-from seqlm.errors import FileError, SeqlmError, is_storage_failure
+from seqlm.errors import DamagedFileError, FileError, SeqlmError, is_storage_failure
 from seqlm.files import write_json
 from seqlm.reading import exists
+from seqlm.requests import Requests
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind
 from slurm.allocation import JobBackend, SlurmContext, end_file, variables
@@ -112,7 +113,7 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals,
         dispatcher = Dispatcher(backend, code, _options(plan), writes_queue=False, host=host, interrupts=signals)
         again = dispatcher.again
         try:
-            items = [item for run in runs if (item := _to_do(plan, array, run)) is not None]
+            items = [item for run in runs if (item := _to_do(plan, array, run, host, again)) is not None]
             for kind, item, seen in dispatcher.dispatch(items):
                 if kind in ("ended", "retried"):
                     print(f"{item.run.id} {seen.state}: {seen.reason or 'well'}", flush=True)
@@ -121,9 +122,12 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals,
         finally:
             backend.close()
     except Exception as error:
-        if not _fail_all(plan, runs, error, host, again):
+        for run in runs:
+            _fail(plan, run, error, host, again)
+        if not again:
             raise
-    left = {run_id: one for run_id, one in again.items() if not RunDirectory(plan.study_dir / run_id).is_cancelled()}
+    requests = Requests(plan.study_dir)
+    left = {run_id: one for run_id, one in again.items() if _is_ours(requests, plan, run_id)}
     is_over = signals.stop and signals.warned_at is None  # SLURM itself requeues the job, or a user has cancelled it
     if left and not is_over and _requeue(plan, host, left):
         return True
@@ -150,16 +154,28 @@ def _planned(plan: JobPlan, array: ArrayPlan, run: RunDirectory, seen: Observati
     return PlannedRun(spec=spec, run=run, observation=seen, action="resume", reason=None)
 
 
-def _to_do(plan: JobPlan, array: ArrayPlan, run: RunDirectory) -> PlannedRun | None:
-    """Return a run that this job is to train. ``None``: it is over, or its files cannot be read, as ``status`` says."""
+def _to_do(
+    plan: JobPlan, array: ArrayPlan, run: RunDirectory, host: JobHost, again: dict[str, Again]
+) -> PlannedRun | None:
+    """Return a run that this job is to train. ``None``: it is over, a file of it is damaged, or cannot be read."""
     try:
         seen = look_again(run.observe)
         if seen.state in ("done", "stopped", "cancelled") or (seen.state == "failed" and not may_go_on(run)):
             return None
         return look_again(_planned, plan, array, run, seen)
-    except FileError as error:
+    except DamagedFileError as error:  # `status` says the same
         print(f"{run.id} is left alone: {error}", flush=True)
-        return None
+    except (FileError, OSError) as error:
+        _fail(plan, run, error, host, again)
+    return None
+
+
+def _is_ours(requests: Requests, plan: JobPlan, run_id: str) -> bool:
+    """Return whether no later request names a run, as far as is known."""
+    with contextlib.suppress(FileError, OSError):
+        newest = requests.newest(run_id)
+        return newest is None or newest.number == plan.request
+    return True
 
 
 def _is_well(run: RunDirectory) -> bool:
@@ -170,21 +186,20 @@ def _is_well(run: RunDirectory) -> bool:
         return False
 
 
-def _fail_all(
-    plan: JobPlan, runs: Sequence[RunDirectory], error: Exception, host: JobHost, again: dict[str, Again]
-) -> bool:
-    """Record an error of the job itself in its runs that are not over. Return whether the job is to be requeued."""
+def _fail(plan: JobPlan, run: RunDirectory, error: Exception, host: JobHost, again: dict[str, Again]) -> None:
+    """Record an error of the job itself in a run that is not over, and note whether the run is to be tried again."""
     message = str(error) if isinstance(error, SeqlmError) else f"{type(error).__name__}: {error}"
     kind: FailureKind = "node" if is_storage_failure(error) else "code"
-    for run in runs:
-        with contextlib.suppress(SeqlmError, OSError):
-            if run.observe().state == "pending":
-                run.write_failure_once(failure_record(kind, message, where=host.where, node=host.context.host))
-                failed = Failed(kind=kind, progress=progress_of(run))
-                decision = decide(plan.policy, history(run), failed, most_micro_batches=1)
-                if decision.delay is not None:
-                    again[run.id] = Again(kind=kind, message=message, decision=decision)
-    return bool(again)
+    state = "pending"
+    with contextlib.suppress(SeqlmError, OSError):
+        state = run.observe().state
+    with contextlib.suppress(SeqlmError, OSError):
+        if state == "pending":
+            run.write_failure_once(failure_record(kind, message, where=host.where, node=host.context.host))
+            failed = Failed(kind=kind, progress=progress_of(run))
+            decision = decide(plan.policy, history(run), failed, most_micro_batches=1)
+            if decision.delay is not None:
+                again[run.id] = Again(kind=kind, message=message, decision=decision)
 
 
 def _requeue(plan: JobPlan, host: JobHost, again: Mapping[str, Again]) -> bool:
@@ -229,11 +244,12 @@ def serve(plan: JobPlan, number: int, context: SlurmContext, signals: Interrupts
         time.sleep(POLL_SECONDS)
         look = time.monotonic() - looked_at >= LOOK_SECONDS
         looked_at = time.monotonic() if look else looked_at
-        if not asked and (signals.stop or (look and run.is_cancelled())):
-            asked = True
-            ranks.signal(signal.SIGTERM)
-        if look and exists(run.failure_file):
-            ranks.peer_failed()
+        with contextlib.suppress(FileError):  # the next look is soon
+            if not asked and (signals.stop or (look and run.is_cancelled())):
+                asked = True
+                ranks.signal(signal.SIGTERM)
+            if look and exists(run.failure_file):
+                ranks.peer_failed()
     look_again(write_json, end_file(submission, context.node_rank), vars(ended))
 
 

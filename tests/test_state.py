@@ -13,14 +13,15 @@ def cases() -> Iterator[Case]:
     failures = [None, *(Failure(kind=kind, message="why") for kind in get_args(FailureKind))]
     views = [View(stage=stage, reason=reason) for stage in get_args(Stage) for reason in ("", "so it says")]
     views += [View(stage="ended", reason="it ended", kind=kind) for kind in get_args(FailureKind)]
-    flags = list(itertools.product([False, True], repeat=3))
+    flags = list(itertools.product([False, True], repeat=4))
     texts = itertools.product([None, "damage"], [None, "stopped"], [None, "stranger"], [None, "spent"])
-    for (damage, stopped, stranger, spent), (done, owner, attempt) in itertools.product(texts, flags):
+    for (damage, stopped, stranger, spent), (done, owner, attempt, cancelled) in itertools.product(texts, flags):
         for failure, view in itertools.product(failures, views):
             facts = Facts(
                 damage=damage,
                 is_done=done,
                 has_owner=owner,
+                is_cancelled=cancelled,
                 stopped=stopped,
                 failure=failure,
                 stranger=stranger,
@@ -52,7 +53,7 @@ def test_a_row_gives_the_state_that_its_documentation_names() -> None:
 
 def test_a_scheduler_that_does_not_answer_makes_no_run_failed() -> None:
     for case in cases():
-        if case.view.stage == "unknown" and not (case.facts.failure or case.facts.damage):
+        if case.view.stage == "unknown" and not (case.facts.failure or case.facts.damage or case.facts.is_cancelled):
             assert state_of(case).state not in ("failed", "cancelled")
 
 

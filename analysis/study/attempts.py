@@ -76,6 +76,8 @@ def read_attempts(
             found = own_failure or failure
             kind = as_text(found.get("kind")) or "code"
             outcome = "cancelled" if kind == "cancelled" else "failed"
+        elif is_last and state == "cancelled":
+            outcome, kind = "cancelled", "cancelled"
         else:
             outcome = "interrupted" if workers or progress or kept else "not started"
         ends = [first.get("ended_at"), result.get("finished_at") if outcome == "done" else None]

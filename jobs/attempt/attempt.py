@@ -110,6 +110,8 @@ class Attempt:
         run = self.run
         if ended.exit_code in (0, EXIT_BUSY, EXIT_RUNG) or run.is_done() or exists(run.stopped_file):
             return
+        if run.is_cancelled():
+            return
         earlier = run.read_failure()
         for_memory = ended.out_of_memory and (earlier is None or earlier.get("kind") == "node")
         if earlier is not None and not for_memory:

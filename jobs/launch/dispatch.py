@@ -239,7 +239,9 @@ class Dispatcher:
         with self._warnings_for(item):
             job.write_record()
         now = time.monotonic()
-        is_cancelled, is_asked = item.run.is_cancelled(), job.stop_asked is not None
+        is_cancelled, is_asked = False, job.stop_asked is not None
+        with self._warnings_for(item):
+            is_cancelled = item.run.is_cancelled()
         # A run that stops for the budget has all the time that it needs to save.
         is_late = is_cancelled and job.stop_asked is not None and now - job.stop_asked > STOP_SECONDS
         if is_late or (not is_asked and (is_cancelled or self._is_spent is not None)):
@@ -405,13 +407,11 @@ class Dispatcher:
             self._warn(f"{item.spec.name}: {error}")
 
     def _put_aside(self, item: PlannedRun) -> None:
-        """Put the failure of the previous attempt aside, unless that is done or the run was cancelled meanwhile."""
+        """Put the failure of the previous attempt aside, unless that is done."""
         how = self._to_put_aside.get(item.run.id)
-        if how is None:
-            return
-        if how.get("by_hand") or (item.run.read_failure() or {}).get("kind") != "cancelled":
+        if how is not None:
             put_failure_aside(item.run, **how)
-        del self._to_put_aside[item.run.id]
+            del self._to_put_aside[item.run.id]
 
     def _have_trouble(self, item: PlannedRun, error: FileError) -> None:
         """Count an error in the files of a run as a failure of kind ``node``, which only this launcher knows.

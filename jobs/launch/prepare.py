@@ -30,7 +30,7 @@ from seqlm.architectures import CustomConfig
 from seqlm.data.corpus import load_corpus, resolve_data
 from seqlm.data.layout import require_windows
 from seqlm.environment import DATA
-from seqlm.errors import BackendError, DamagedFileError, DataError, UsageError
+from seqlm.errors import BackendError, DamagedFileError, DataError, FileError, UsageError
 from seqlm.files import remove, write_json
 from seqlm.reading import below, exists
 from seqlm.requests import Request, file_request
@@ -280,6 +280,8 @@ def _create(
         provenance = {**record, **run_record(requested[item.spec.fingerprint]), **_label(item)}
         if item.by_hand:  # before it is to train more epochs, for which no later launch would take it up
             let_go_on(item.run)
+        with contextlib.suppress(FileError):  # the dispatcher tries again, and names the run
+            put_failure_aside(item.run, by_hand=item.by_hand, seen=item.observation)
         item.run.create(item.spec.config, provenance, item.spec.tokenizer, item.spec.model_files)
         if item.run.id in options.tasks:
             write_task(item.run, options.tasks[item.run.id])
@@ -352,7 +354,7 @@ def launched(
                 waiting = {item.run.id: "waits for the canaries" for item in todo}
                 write_queue(options.study_dir, waiting, prepared.request.number)
                 canary.check(tried, executor, code, options)
-                left = [item for item in todo if not item.was_cancelled_since]
+                left = [item for item in todo if not item.run.is_cancelled()]
                 todo = estimated(left, earlier_throughput(options.study_dir.parent))
                 _write_record(options, todo)
             with contextlib.closing(Dispatcher(executor, code, options).dispatch(todo)) as events:

@@ -34,11 +34,6 @@ class PlannedRun:
     """``None``: nothing has been estimated, as for a canary."""
 
     @property
-    def was_cancelled_since(self) -> bool:
-        """Whether the run has been cancelled since it was planned. One that was cancelled before is taken up again."""
-        return self.observation.state != "cancelled" and self.run.is_cancelled()
-
-    @property
     def epochs_done(self) -> int:
         """Finished epochs that the run does not repeat."""
         return self.observation.epochs_done if self.action in ("resume", "extend") else 0

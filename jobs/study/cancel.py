@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from jobs.study.folder import ObservedRun, launcher_of
+from jobs.study.folder import ObservedRun, launcher_of, this_launcher
 from seqlm.errors import FileError
 from seqlm.lease import Terms, live_owner, newest_lease
 from seqlm.locks import is_locked, read_lock_holder
 from seqlm.processes import is_alive
+from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 
 STOP_SECONDS = 20.0
@@ -46,27 +47,17 @@ class Cancelled:
 def mark(runs: Iterable[ObservedRun]) -> list[Cancelled]:
     """Mark every run that has not ended as cancelled, and return these runs in the order of ``runs``.
 
-    The mark is ``failure.json``. A launcher on any machine skips a marked run in its queue and stops a marked run that
-    is running. Workers check the mark as well. A run that finishes at the same moment stays done.
+    The mark is one request that names all of them. A launcher or a job on any machine skips a marked run in its queue
+    and stops one that is running. Workers check for it as well. A run that finishes at the same moment stays done.
 
-    Waiting runs are marked first, from the end of the queue, so that none of them starts when a running one stops. If
-    a mark cannot be written, the run's ``problem`` says so.
+    Raises:
+        FileError: the request cannot be written; nothing is cancelled.
     """
     found = [Cancelled(observed=run) for run in runs if run.observation.state in ("pending", "queued", "running")]
-    running_first = sorted(found, key=lambda one: one.observed.observation.state != "running")
-    for one in reversed(running_first):
-        failure = {  # jobs.attempt, which makes the other records, would be imported for this alone
-            "kind": "cancelled",
-            "message": "cancelled by the user",
-            "where": "launch.py cancel",
-            "failed_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        try:
-            one.run.write_failure_once(failure)
-            if not one.run.is_cancelled() and not one.run.is_done():
-                one.problem = "not marked as cancelled: it has just failed and may be retried; cancel it again"
-        except (FileError, OSError) as error:
-            one.problem = f"not marked as cancelled: {error}"
+    if found:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        record = {"kind": "cancel", "at": now, "launcher": this_launcher(), "runs": {one.run.id: {} for one in found}}
+        file_request(found[0].run.path.parent, record)
     return found
 
 

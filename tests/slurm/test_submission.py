@@ -90,22 +90,6 @@ def test_a_cluster_that_takes_no_arrays_is_told_in_one_line(tmp_path: Path) -> N
         batches(planned(tmp_path, 1), SlurmSettings(), max_array_size=0)
 
 
-@pytest.mark.process
-@pytest.mark.usefixtures("sbatch")
-def test_a_run_that_is_cancelled_while_others_are_submitted_stays_cancelled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(backend, "controller_config", lambda: SimpleNamespace(max_array_size=1000))
-    before, after = planned(tmp_path / "s", 2)
-    before.run.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
-    before = replace(before, observation=before.run.observe(), by_hand=True)
-    after.run.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
-    items = [before, after]
-    backend.SlurmBackend().submit(items, LaunchOptions(study_dir=tmp_path / "s"), CODE, request(items))
-    assert not before.run.is_cancelled(), "this launch takes it up again"
-    assert after.run.is_cancelled(), "its job finds that and does not train it"
-
-
 def test_runs_that_share_a_gpu_are_one_job(tmp_path: Path) -> None:
     items = planned(tmp_path, 6, Resources(cpus=1, gpus=0.25))
     (batch,) = batches(items, SlurmSettings(), max_array_size=1000)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from seqlm.files import read_json
 from seqlm.rundir import RunDirectory
 from tests import commands
+from tests.cancelling import cancel
 from tests.training.studies import make_config, make_run, write_text
 from tests.waiting import wait_for
 
@@ -194,8 +194,8 @@ def test_two_ranks_that_were_taken_over_both_end_and_neither_leaves_a_failure(ho
 def test_a_worker_that_somebody_cancels_from_another_host_stops_by_the_mark_alone(hosts: Hosts) -> None:
     worker = hosts.start("a", "seconds=0.01", attempt=1)
     wait_for(lambda: epochs(hosts.run), "an epoch of the run")
-    hosts.run.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
+    cancel(hosts.run)
     _, said = commands.finish(worker)
     assert worker.returncode == STOPPED, said
-    assert read_json(hosts.run.failure_file) == {"kind": "cancelled", "message": "cancelled by the user"}
+    assert not hosts.run.failure_file.exists()
     assert hosts.run.observe().state == "cancelled"

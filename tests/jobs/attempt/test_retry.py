@@ -282,18 +282,6 @@ def test_the_record_of_a_failure_that_was_put_aside_has_what_was_given_and_no_mo
     assert record == {"progress": [0, 0], "kind": "oom", "message": reason, "attempt": 1}, "when it failed is unknown"
 
 
-def test_a_cancellation_while_a_run_waits_for_its_next_attempt_does_not_replace_the_failure_before_it(
-    tmp_path: Path,
-) -> None:
-    run = made(tmp_path)
-    write_json(run.failure_file, {"kind": "oom", "message": "too large", "attempt": 1, "micro_batches": 2})
-    put_failure_aside(run)
-    write_json(run.failure_file, {"kind": "cancelled", "message": "cancelled by the user"})
-    put_failure_aside(run, by_hand=True)
-    assert not run.failure_file.exists()
-    assert [(failed.kind, failed.micro_batches) for failed in history(run)] == [("oom", 2)]
-
-
 def test_a_failure_whose_own_record_has_its_progress_keeps_it(tmp_path: Path) -> None:
     run = made(tmp_path)
     position(run, epoch=2, step=0)

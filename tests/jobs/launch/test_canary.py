@@ -29,6 +29,7 @@ from seqlm.data.corpus import CorpusFacts, load_corpus
 from seqlm.errors import BackendError, CanaryError
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
+from tests.cancelling import cancel
 from tests.fakes import FakeBackend
 from tests.training.studies import make_config, runs_in, write_text
 
@@ -396,7 +397,7 @@ def test_a_run_cancelled_during_the_canaries_does_not_start(tmp_path: Path) -> N
     def cancel_one(submission: Submission) -> int:
         if submission.run_dir.parent.name == "canary":
             (run,) = [found for found in runs_in(tmp_path / "runs" / "study") if "rnn3" in found.id]
-            run.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
+            cancel(run)
         return passes(submission)
 
     names = submitted(tmp_path, FakeBackend(cancel_one))

@@ -27,6 +27,7 @@ from seqlm.files import write_json, write_json_lines
 from seqlm.locks import exclusive_lock
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind, State
+from tests.cancelling import cancel
 from tests.fakes import FakeBackend, make_estimate
 from tests.training.studies import make_config
 
@@ -215,7 +216,7 @@ def test_a_run_cancelled_while_it_waits_is_passed_over(tmp_path: Path) -> None:
 
     def cancel_the_second(submission: Submission) -> int:
         if submission.run_dir == first.run.path:
-            second.run.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
+            cancel(second.run)
         return finish(submission)
 
     backend = FakeBackend(cancel_the_second, slots=1)
@@ -387,7 +388,7 @@ def test_a_run_cancelled_while_it_runs_is_stopped_by_its_launcher(tmp_path: Path
 
     def cancel_it(event: Event) -> None:
         if event.kind == "started":
-            item.run.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
+            cancel(item.run)
 
     backend = FakeBackend(finish, ends=False)
     run_all(backend, [item], cancel_it)

@@ -20,6 +20,7 @@ from seqlm import rundir
 from seqlm.errors import FileError
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
+from tests.cancelling import cancel
 from tests.fakes import FakeBackend
 from tests.jobs.launch.test_dispatch import finish, run_all, todo
 
@@ -268,7 +269,7 @@ def test_a_run_cancelled_while_its_files_give_trouble_does_not_start(
     def full(submission: Submission) -> str:
         tried.append(submission.run_dir)
         if submission.run_dir == first.run.path:
-            first.run.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
+            cancel(first.run)
             raise FileError("cannot make folder attempts/0001: No space left on device")
         return submit(submission)
 

@@ -17,6 +17,7 @@ from jobs.study.folder import launching
 from seqlm.errors import DataError, RunBusyError
 from seqlm.locks import exclusive_lock
 from seqlm.rundir import RunDirectory
+from tests.cancelling import cancel
 from tests.fakes import FakeBackend
 from tests.training.studies import make_config, write_text
 
@@ -74,7 +75,7 @@ def test_a_new_study_that_another_launcher_has_begun_meanwhile_is_planned_again(
     def launching_after_another(study_dir: Path) -> Iterator[None]:
         run = RunDirectory.locate(study_dir, spec.name, spec.fingerprint)
         run.create(spec.config, {"name": "a"})
-        run.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
+        cancel(run)
         with launching(study_dir):
             yield
 

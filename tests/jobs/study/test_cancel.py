@@ -8,21 +8,23 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, final
 
 import pytest
 
 import launch
+from jobs.attempt.retry import put_failure_aside
 from jobs.study import cancel
 from jobs.study.cancel import group_to_signal, mark, wait_until_stopped
-from jobs.study.folder import observe_study
+from jobs.study.folder import launching, observe_study, write_queue
 from jobs.study.squeue import Scheduler
 from seqlm import lease, processes
 from seqlm.errors import BackendError, FileError
 from seqlm.files import write_json
 from seqlm.locks import exclusive_lock
+from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from seqlm.state import View
 from slurm import backend as slurm_backend
@@ -91,45 +93,38 @@ def test_every_run_is_marked_before_any_is_waited_for_and_all_are_waited_for_tog
     assert clock.now == pytest.approx(cancel.LAUNCHER_SECONDS, abs=1), "once, not for each"
 
 
-def test_a_run_that_cannot_be_marked_is_reported_and_the_others_are_marked(
+def test_a_request_that_cannot_be_written_is_one_line_and_cancels_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs = make_study(tmp_path / "runs" / "s", 1, 2, 3)
-    write = RunDirectory.write_failure_once
+    (run,) = make_study(tmp_path / "runs" / "s", 1)
 
-    def refuse(run: RunDirectory, failure: Mapping[str, Any], **options: Any) -> None:
-        if run == runs[2]:
-            raise FileError("cannot write failure.json: No space left on device")
-        write(run, failure, **options)
+    def refuse(*_: object) -> None:
+        raise FileError("cannot write request.json: No space left on device")
 
-    monkeypatch.setattr(RunDirectory, "write_failure_once", refuse)
-    assert launch.main(["cancel", str(tmp_path / "runs" / "s"), "--all", "--json"]) == 1
-    said = capsys.readouterr()
-    assert [run.is_cancelled() for run in runs] == [True, True, False]
-    line = "not marked as cancelled: cannot write failure.json: No space left on device"
-    assert [run["problem"] for run in json.loads(said.out)["data"]["runs"]] == [None, None, line]
-    assert said.err.splitlines() == ["cancelled run1", "cancelled run2", f"error: run3: {line}"]
+    monkeypatch.setattr(cancel, "file_request", refuse)
+    assert launch.main(["cancel", str(tmp_path / "runs" / "s"), "--all"]) == 1
+    assert capsys.readouterr().err == "error: cannot write request.json: No space left on device\n"
+    assert not run.is_cancelled()
 
 
-def test_a_run_that_has_just_failed_is_not_said_to_be_cancelled(tmp_path: Path, clock: Clock) -> None:
+def test_a_run_that_has_just_failed_and_may_be_tried_again_is_cancelled(tmp_path: Path) -> None:
     (run,) = make_study(tmp_path / "s", 1)
-    claim_elsewhere(run)
     runs = observe_study(tmp_path / "s")
     run.write_failure_once({"kind": "node", "message": "lost"})
-    (one,) = mark(runs)
-    assert one.problem == "not marked as cancelled: it has just failed and may be retried; cancel it again"
+    mark(runs)
+    put_failure_aside(run)  # as whoever was about to try it again does
+    assert run.observe().state == "cancelled"
 
 
-def test_waiting_runs_are_marked_before_running_ones_from_the_end_of_the_queue(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runs = make_study(tmp_path / "s", 1, 2, 3, 4)
-    claim_elsewhere(runs[0])
-    claim_elsewhere(runs[3])
-    order: list[RunDirectory] = []
-    monkeypatch.setattr(RunDirectory, "write_failure_once", lambda run, failure: order.append(run))
-    mark(observe_study(tmp_path / "s"))
-    assert order == [runs[2], runs[1], runs[3], runs[0]]
+def test_a_run_whose_retry_waits_for_its_canaries_can_be_cancelled(tmp_path: Path) -> None:
+    (run,) = make_study(tmp_path / "s", 1)
+    assert cancel_all(tmp_path / "s") == {"run1": None}
+    with launching(tmp_path / "s"):
+        request = file_request(tmp_path / "s", {"kind": "run", "backend": "local", "runs": {run.id: {}}})
+        write_queue(tmp_path / "s", {run.id: "waits for the canaries"}, request.number)
+        assert [one.observation.state for one in observe_study(tmp_path / "s")] == ["queued"]
+        assert [one.run for one in mark(observe_study(tmp_path / "s"))] == [run]
+        assert [one.observation.state for one in observe_study(tmp_path / "s")] == ["cancelled"]
 
 
 def test_a_worker_whose_lock_is_not_seen_is_cancelled_by_the_mark_and_waited_for(
@@ -191,6 +186,7 @@ import os, signal, sys
 from pathlib import Path
 from seqlm.lease import Terms, claim
 from seqlm.locks import exclusive_lock
+from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 run = RunDirectory(Path(sys.argv[1]))
 if sys.argv[2] == "deaf":

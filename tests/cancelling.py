@@ -1,0 +1,11 @@
+"""A run is cancelled, as ``seqlm cancel`` does it."""
+
+from __future__ import annotations
+
+from seqlm.requests import file_request
+from seqlm.rundir import RunDirectory
+
+
+def cancel(*runs: RunDirectory) -> None:
+    """File the request that cancels runs of one study."""
+    file_request(runs[0].path.parent, {"kind": "cancel", "runs": {run.id: {} for run in runs}})
