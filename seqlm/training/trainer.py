@@ -184,6 +184,8 @@ class Trainer:
         self.model.train()
         results = StepResults(self.rank, read_each=read_each)
         started, before = time.perf_counter(), self.seconds
+        if self.step == self.steps:
+            return  # it was stopped after the last step, before the validation
         seq_len = self.config.train.seq_len
         for inputs, targets in windows(self.columns[self.step * seq_len :], seq_len):
             self.set_step(self.epoch, self.step)
