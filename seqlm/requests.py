@@ -44,9 +44,12 @@ class Request:
 
 @final
 class Requests:
-    """The requests of a study. Each file is read once, since it never changes."""
+    """The requests of a study. Each file is read once, since it never changes.
 
-    _read: ClassVar[dict[Path, Request]] = {}
+    A study of the same name in the same place, after the first was deleted, has other files.
+    """
+
+    _read: ClassVar[dict[tuple[Path, object], Request]] = {}
 
     def __init__(self, study_dir: Path) -> None:
         self._folder = study_dir / "launches"
@@ -58,9 +61,10 @@ class Requests:
             FileError: a request cannot be read, or is damaged.
         """
         for path in reversed(listed(self._folder, "[0-9]*")):
-            request = self._read.get(path) or _read(path)
+            key = (path.absolute(), _stamp(path / REQUEST))
+            request = self._read.get(key) or _read(path)
             if request is not None:
-                self._read[path] = request
+                self._read[key] = request
                 yield request
 
     def newest(self, run_id: str) -> Request | None:
@@ -81,6 +85,15 @@ class Requests:
         for request in self.newest_first():
             found = found if request.is_cancel else {**dict.fromkeys(request.runs, request), **found}
         return found
+
+
+def _stamp(file: Path) -> object:
+    """Return what tells a file from another one that has its place later. A new object: it cannot be looked at."""
+    try:
+        found = file.stat()
+    except OSError:
+        return object()
+    return found.st_ino, found.st_mtime_ns
 
 
 def _read(folder: Path) -> Request | None:

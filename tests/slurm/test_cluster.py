@@ -304,6 +304,11 @@ def test_a_job_that_is_held_or_suspended_goes_on_where_it_was(cluster: LoopbackC
     cluster.run("scontrol", "requeuehold", job)
     wait_for(study.states, "the job to wait again", until=lambda states: states == ["queued"])
     assert "held" in study.states("reason")[0]
+    wait_for(  # SLURM holds a job at the end of its completion, after a release that comes before
+        lambda: cluster.run("scontrol", "show", "job", job).stdout,
+        "it to be held",
+        until=lambda shown: "=PENDING" in shown,
+    )
     cluster.run("scontrol", "release", job)
     wait_for(lambda: read_json(run.worker_file(2)), "the second attempt", until=bool)
     cluster.run("scontrol", "suspend", job)
