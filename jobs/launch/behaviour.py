@@ -173,7 +173,7 @@ def named_runs(study_dir: Path) -> dict[str, str]:
     """
     record = read_json(study_record_file(study_dir)) or {}
     listed, planned = (found if isinstance(found := record.get(key), list) else [] for key in ("behaviour", "planned"))
-    names = {plan.get("fingerprint"): str(plan.get("name")) for plan in planned if isinstance(plan, dict)}
+    names = {str(plan.get("fingerprint")): str(plan.get("name")) for plan in planned if isinstance(plan, dict)}
     return {text: names.get(text, text) for text in listed if isinstance(text, str)}
 
 

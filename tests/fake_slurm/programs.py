@@ -1,6 +1,6 @@
 """sbatch, squeue, sacct, scancel, scontrol, sinfo: ``python programs.py NAME FOLDER WORD...``.
 
-They know what seqlm asks, and answer in the words of SLURM 24.11; a test holds them to a real one. What
+They know what submitit and seqlm ask, and answer in the words of SLURM 24.11; a test holds them to a real one. What
 they do not know they refuse, with exit code 70.
 """
 
