@@ -731,7 +731,7 @@ def work_on_two(told: JobPlan, room: Path, *, restarts: int = 0, second: str = "
         thread = threading.Thread(target=serve, args=(told, 0, other, Signals()), daemon=True)
         thread.start()
         well = work(told, place(**env))
-        thread.join(5)
+        wait_for(lambda: not thread.is_alive(), "the end of the other node's process")
     return well
 
 
