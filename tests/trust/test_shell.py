@@ -16,7 +16,6 @@ SOURCES = [
 
 WRITES_SHELL = {
     "slurm/submission.py": "the script of a job array: paths are quoted, setup and python are shell",
-    "slurm/environment.py": "the options of sbatch in a script: values are quoted, setup is shell",
     "slurm/backend.py": "the command of the report's job: paths are quoted, python is shell",
     "slurm/probe.py": "the command of the doctor's trial job, the same",
     "analysis/study/run.py": "the command that a report shows of a run, to copy; it runs nothing",
