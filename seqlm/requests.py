@@ -97,7 +97,7 @@ def _stamp(file: Path) -> object:
 
 
 def _read(folder: Path) -> Request | None:
-    """Return a request. ``None``: whoever claimed the number has not written it yet, or was killed before."""
+    """Return a request. ``None``: the process that claimed the number has not written it, or was killed first."""
     record = read_json(folder / REQUEST)
     if record is None or not folder.name.isdecimal():
         return None

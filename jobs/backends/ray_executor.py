@@ -148,7 +148,7 @@ class RayExecutor(Executor):
             name: (node.cpus - free.nodes[name].cpus, node.free_gpus - free.nodes[name].free_gpus)
             for name, node in others.nodes.items()
         }
-        # What we gave back a moment ago is not free yet: only what is missing twice in a row is held by others.
+        # Resources that were just released are not free yet: only those missing twice in a row are held by others.
         before = foreign if self._foreign_before is None else self._foreign_before
         self._foreign = {
             name: (min(cpus, before[name][0]), min(gpus, before[name][1]))

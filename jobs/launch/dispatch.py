@@ -225,7 +225,7 @@ class Dispatcher:
             self._has_ended(job)
 
     def _look_at_budget(self, *, at_once: bool = False) -> None:
-        """Read what is spent, unless that was done a moment ago."""
+        """Read what is spent, unless it was read recently."""
         before, self._is_spent = self._is_spent, self._budget.look(at_once=at_once)
         if self._is_spent is not None and before is None and self._live:
             runs = "1 run stops" if len(self._live) == 1 else f"{len(self._live)} runs stop"

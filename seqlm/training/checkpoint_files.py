@@ -150,7 +150,7 @@ class CheckpointFiles:
         write_json_lines(self._run.metrics_file, history, guard=self._guard)
 
     def finish(self, *, keep_last: bool) -> None:
-        """Delete the checkpoints of a run that is done which nobody needs."""
+        """Delete the checkpoints that a finished run no longer needs."""
         self._guard()
         self._run.previous_checkpoint.unlink(missing_ok=True)
         if not keep_last:
@@ -160,7 +160,7 @@ class CheckpointFiles:
         save_checkpoint(self._run.best_checkpoint, replace(checkpoint, optimizer=None), guard=self._guard)
 
     def _make_room(self) -> None:
-        """The new checkpoint lies beside ``last.pt``, complete: the present one gets another name."""
+        """Rename the present ``last.pt``. The new checkpoint is complete, in a file of the same folder."""
         self._guard()
         self._run.previous_checkpoint.unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError, FileExistsError):  # a client of NFS may repeat what it has done

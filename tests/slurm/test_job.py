@@ -537,7 +537,7 @@ BUSY = (
     "os.path.exists(path) else 0; open(path, 'a').write('x'); tries < {busy} and sys.exit(75); "
     "open(os.path.join(sys.argv[1], 'result.json'), 'w').write('{{}}')"
 )
-"""A worker that finds another one at the run, so many times."""
+"""A worker that finds another worker at the run, this number of times."""
 
 
 @pytest.mark.parametrize(("busy", "starts", "told"), [(2, 3, []), (100, 4, ["requeue 77_0"])])
