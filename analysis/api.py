@@ -33,7 +33,7 @@ from analysis.sections.behaviour import behaviour_data
 from analysis.study import columns, units
 from analysis.study import study as files
 from analysis.study.behaved import behaved_runs
-from analysis.study.settings import interval, on_one_machine, settings_of, timed_settings
+from analysis.study.settings import interval, on_one_machine
 from seqlm.environment import RUNS
 from seqlm.errors import UsageError, nearest
 from seqlm.reading import exists
@@ -117,7 +117,7 @@ class Study(files.Study):
                 "val_ppl_high": setting.interval.high,
                 **setting.config,
             }
-            for setting in timed_settings(self.compared)
+            for setting in self.compared.settings
         ]
         return pd.DataFrame(rows, columns=list(columns.RESULTS))
 
@@ -234,7 +234,7 @@ class Study(files.Study):
 
         >>> axes = study.plot_pareto()
         """
-        settings = [one for one in timed_settings(self.compared) if units.is_number(one.seconds_to_best)]
+        settings = [one for one in self.compared.settings if units.is_number(one.seconds_to_best)]
         with self._look(ax):
             if not settings:
                 return _empty(ax, "No run has finished")
@@ -260,7 +260,7 @@ class Study(files.Study):
         Raises:
             UsageError: the key does not vary between finished runs.
         """
-        settings = settings_of(self.compared.runs)
+        settings = self.compared.settings
         if key not in (found := slices.slice_keys(settings)):
             varying = ", ".join(found) or "here none does"
             raise UsageError(f"key: expected one that varies between finished runs ({varying}), got {key!r}")

@@ -20,7 +20,7 @@ from analysis.plots.files import FORMATS as FIGURE_FORMATS
 from analysis.study import units
 from analysis.study.comparison import went_further
 from analysis.study.numbering import VariantNumber
-from analysis.study.settings import best_settings
+from analysis.study.settings import Setting, best_settings, settings_of
 from analysis.study.study import Study
 from analysis.study.values import rows_of
 
@@ -51,7 +51,8 @@ class Page:
     @property
     def best(self) -> list[tuple[str, str, str, str]]:
         """Of each best setting architecture (and text, if there are several), perplexity, name, and epoch or seeds."""
-        return self._best(self.study.compared.runs)
+        compared = self.study.compared
+        return self._best(compared.runs, compared.settings)
 
     @property
     def best_of_all(self) -> list[tuple[str, str, str, str]]:
@@ -59,20 +60,21 @@ class Page:
         runs, whole = self.study.compared.runs, self.study.runs
         if not went_further(runs):
             return []
-        return self._best(runs.assign(val_ppl=whole["val_ppl"], best_epoch=whole["best_epoch"]))
+        runs = runs.assign(val_ppl=whole["val_ppl"], best_epoch=whole["best_epoch"])
+        return self._best(runs, settings_of(runs))
 
-    def _best(self, runs: pd.DataFrame) -> list[tuple[str, str, str, str]]:
+    def _best(self, runs: pd.DataFrame, settings: list[Setting]) -> list[tuple[str, str, str, str]]:
         texts, epochs = self.study.texts.index, dict(zip(runs["number"], runs["best_epoch"], strict=True))
         return [
             (
-                units.architecture(setting.arch) + (f" on {text}" if len(texts) > 1 else ""),
+                units.architecture(setting.arch) + (f" on {setting.text}" if len(texts) > 1 else ""),
                 units.perplexity(setting.val_ppl),
                 setting.reference,
                 f"epoch {units.whole(epochs[setting.only_run] + 1)}"
                 if setting.only_run is not None
                 else f"mean of {setting.interval.n} seeds",
             )
-            for text, setting in sorted(best_settings(runs), key=lambda one: list(texts).index(one[0]))
+            for setting in sorted(best_settings(settings), key=lambda one: list(texts).index(one.text))
         ]
 
 

@@ -131,8 +131,8 @@ def _with_notes(section: Section, notes: Iterable[tuple[str, str]]) -> Section:
 def _json(data: pd.DataFrame) -> str:
     """A list of objects, one a line; null for every missing or infinite number."""
     plain = data.astype(object).where(data.notna() & ~data.isin([math.inf, -math.inf]), None)
-    lines = (json.dumps(record, ensure_ascii=False, default=str) for record in plain.to_dict("records"))
-    return "[\n" + ",\n".join(lines) + "\n]\n"
+    encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
+    return "[\n" + ",\n".join(map(encode, plain.to_dict("records"))) + "\n]\n"
 
 
 # -- files ---------------------------------------------------------------------------------------------------------

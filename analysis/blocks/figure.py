@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -49,7 +50,7 @@ class Chart:
                 for tick in ticks:
                     tick.label1.set_in_layout(False)
 
-    @property
+    @cached_property
     def panels(self) -> list[Panel]:
         """The axes that have lines or bars with labels."""
         panels = [Panel(axes, _labelled([*axes.lines, *axes.patches])) for axes in self.figure.axes]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.study import units
-from analysis.study.columns import SAME_TEXT, TEXT_KEYS
+from analysis.study.columns import SAME_TEXT
 from analysis.study.comparison import finished, went_further
 from analysis.study.settings import Setting
 from analysis.study.study import Study
@@ -60,27 +59,10 @@ def first_few(items: Sequence[str], most: int) -> str:
 # -- one text or several, how many runs, and how many epochs of each -----------------------------------------------
 
 
-def on_one_text(study: Study) -> Study:
-    """Return the study with the runs alone that predict the text of the most finished runs.
-
-    If all finished runs predict one text, a run that does not record its own stays.
-    """
-    runs = study.runs
-    if study.texts.empty or runs["text"].nunique() < 2:
-        return study
-    is_on_it = runs["text"] == study.texts.index[0]
-    if len(study.texts) == 1:
-        keys = runs[TEXT_KEYS].map(units.plain_value)
-        agrees = keys == keys[is_on_it].iloc[0]
-        agrees["data.sha256"] |= runs["data.sha256"].isna()
-        is_on_it |= agrees.all(axis=1) | runs["data.corpus"].isna()
-    return study if is_on_it.all() else dataclasses.replace(study, runs=runs[is_on_it])
-
-
 def text_sentences(study: Study, closing: str = "This section is about the first text alone.") -> list[str]:
     """Return a warning, which ends with ``closing``, if the runs predict different texts; nothing else."""
     if len(study.texts) < 2:
-        others = len(study.runs) - len(on_one_text(study).runs)
+        others = len(study.runs) - len(study.on_one_text.runs)
         if not others:
             return []
         return [

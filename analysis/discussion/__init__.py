@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from analysis.blocks.section import Block, Note, Prose, Section, Subheading
 from analysis.blocks.sentences import scope_sentences
-from analysis.blocks.texts import on_one_text, text_sentences
+from analysis.blocks.texts import text_sentences
 from analysis.discussion.expected import expected_blocks
 from analysis.discussion.next_runs import next_blocks
 from analysis.discussion.optimizers import optimizers_blocks
 from analysis.discussion.picks import picks_blocks
 from analysis.discussion.reliability import reliability_blocks
 from analysis.study.pairs import pairs_of
-from analysis.study.settings import timed_settings
 from analysis.study.study import Study
 
 
 def discussion_section(study: Study) -> Section:
     """Return four parts; a question that the data cannot answer yet is answered by a sentence that says so."""
     compared = study.compared
-    one = on_one_text(compared)
-    settings = timed_settings(one)
+    one = compared.on_one_text
+    settings = one.settings
     parts: list[tuple[str, str, list[Block]]] = [
         ("expected", "Expected against observed", expected_blocks(compared)),
         ("optimizers", "The optimizers compared", optimizers_blocks(one, settings, pairs_of(settings))),
@@ -35,5 +34,5 @@ def discussion_section(study: Study) -> Section:
 
 def next_section(study: Study) -> Section:
     """What to run next, from the data alone."""
-    settings = timed_settings(on_one_text(study.compared))
+    settings = study.compared.on_one_text.settings
     return Section(name="next", title="What to run next", blocks=next_blocks(study, settings))

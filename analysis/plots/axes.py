@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -169,6 +169,12 @@ class Mark(NamedTuple):
 MARK_POINTS = 9.5
 """Height of a number."""
 
+LEADER: dict[str, Any] = {
+    **{"arrowstyle": "-", "linewidth": 0.6, "relpos": (0, 0.5)},
+    **{"patchA": None, "shrinkA": 0, "shrinkB": 0},  # to shorten it by a patch or a distance is slow
+}
+"""From the left of a number to its point."""
+
 
 def place_numbers(axes: Axes, marks: Iterable[Mark]) -> None:
     """Write each number right of its point, the lowest first; one that would cover others goes above them.
@@ -198,7 +204,7 @@ def place_numbers(axes: Axes, marks: Iterable[Mark]) -> None:
             color=mark.colour,
             annotation_clip=False,
             bbox={"boxstyle": "round,pad=0.1", "facecolor": look.PAPER, "edgecolor": "none", "alpha": 0.8},
-            arrowprops={"arrowstyle": "-", "color": mark.colour, "linewidth": 0.6, "shrinkB": 2} if moved else None,
+            arrowprops=LEADER | {"color": mark.colour} if moved else None,
             zorder=4,
             gid=gid,
         )

@@ -33,8 +33,8 @@ from analysis.study.values import Values
 SPOKEN: dict[Progress, str] = {"epochs": "epochs", "time": "wall-clock time"}
 """What the horizontal axis counts, in words."""
 
-MOST_PANELS = 24
-"""With more runs than this, the best of each setting has a panel, and of the settings the best."""
+MOST_PANELS, BEST_PANELS = 24, 12
+"""With more runs than the first, the best of each setting has a panel, and of the settings this many of the best."""
 
 
 @look.applied()
@@ -177,13 +177,13 @@ def panels_chart(study: Study, curves: Sequence[Curve], progress: Progress) -> C
 
 
 def choose_panels(curves: Sequence[Curve]) -> list[Curve]:
-    """All runs; of more than ``MOST_PANELS`` the best of each setting, and of more settings the best, by number."""
+    """All runs; of more than ``MOST_PANELS`` the best of each of the ``BEST_PANELS`` best settings, by number."""
     if len(curves) <= MOST_PANELS:
         return list(curves)
     best: dict[RunNumber, Curve] = {}
     for curve in sorted(curves, key=lambda curve: (curve.best, curve.number)):
         best.setdefault(curve.setting, curve)
-    return sorted(list(best.values())[:MOST_PANELS], key=lambda curve: curve.number)
+    return sorted(list(best.values())[:BEST_PANELS], key=lambda curve: curve.number)
 
 
 def _ends(

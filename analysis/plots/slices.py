@@ -16,7 +16,7 @@ from analysis.plots import look
 from analysis.plots.axes import fit, label_grid, panel_grid
 from analysis.study import units
 from analysis.study.pairs import CHOICES, chains, is_numeric, printed, sorted_values
-from analysis.study.settings import Setting, settings_of
+from analysis.study.settings import Setting
 from analysis.study.study import Study
 from seqlm.config import varying_keys
 
@@ -32,7 +32,7 @@ FEW_VALUES = 8
 @look.applied()
 def slices_chart(study: Study) -> Chart | None:
     """A panel for each key that varies; none where none does."""
-    settings = settings_of(study.runs)
+    settings = study.settings
     keys = slice_keys(settings)
     if not keys:
         return None

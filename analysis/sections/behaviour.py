@@ -49,7 +49,7 @@ def behaviour_section(study: Study) -> Section:
         COMMAND=COMMAND,
         runs=runs,
         shown=shown,
-        missing=[run for run in rows_of(best_runs(study.runs)) if run.id not in known],
+        missing=[run for run in rows_of(best_runs(study.runs, study.settings)) if run.id not in known],
         without=[run.reference for run in shown if not run.gradients],
     )
     blocks: list[Block] = [Prose(text=text) for text in absence]

@@ -6,9 +6,9 @@ from collections import Counter
 from typing import Any
 
 from analysis.blocks.table import Column, Table, number
-from analysis.blocks.texts import on_one_text, scope
+from analysis.blocks.texts import scope
 from analysis.study import units
-from analysis.study.settings import Setting, settings_of
+from analysis.study.settings import Setting, by_perplexity
 from analysis.study.study import Study
 from analysis.study.values import rows_of
 
@@ -18,9 +18,9 @@ REASONS = {"running": "At work while this report was written.", "queued": "Waits
 
 def coverage_table(study: Study) -> Table:
     """A row for each architecture, with the best setting and the states of its runs with each optimizer."""
-    one = on_one_text(study).compared
+    one = study.on_one_text.compared
     best: dict[tuple[Any, Any], Setting] = {}
-    for setting in sorted(settings_of(one.runs), key=lambda one: (one.val_ppl, one.number)):
+    for setting in by_perplexity(one.settings):
         best.setdefault((setting.arch, setting.optimizer), setting)
     states = [(run.arch, run.optimizer, units.state_of(run.state, run.failure_kind)) for run in rows_of(study.runs)]
     states += [(run.arch, run.optimizer, "absent") for run in study.absent if run.arch is not None]

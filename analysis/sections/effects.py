@@ -11,11 +11,10 @@ from typing import Any
 from analysis.blocks.section import Block, Prose, Section
 from analysis.blocks.sentences import sentences
 from analysis.blocks.table import Column, Table, number
-from analysis.blocks.texts import on_one_text, scope, text_sentences
+from analysis.blocks.texts import scope, text_sentences
 from analysis.plots.slices import slices_chart
 from analysis.study import units
 from analysis.study.pairs import changes_of, pairs_of
-from analysis.study.settings import settings_of
 from analysis.study.study import Study
 
 SIGNED = units.decimals("+.3f")
@@ -24,8 +23,8 @@ SIGNED = units.decimals("+.3f")
 
 def effects_section(study: Study) -> Section:
     """Every setting over the values of each hyperparameter, and the changes between those alike in all others."""
-    one = on_one_text(study).compared
-    settings = settings_of(one.runs)
+    one = study.on_one_text.compared
+    settings = one.settings
     pairs = pairs_of(settings)
     changes = changes_of(pairs)
     chart = slices_chart(one) if len(settings) > 1 else None

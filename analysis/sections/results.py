@@ -11,7 +11,7 @@ import pandas as pd
 from analysis.blocks.section import Block, Prose, Section, Subheading
 from analysis.blocks.sentences import scope_sentences, sentences
 from analysis.blocks.table import RUN_COLUMNS, Column, Table, csv_text, number
-from analysis.blocks.texts import on_one_text, scope, scope_of, scoring_sentences, text_sentences
+from analysis.blocks.texts import scope, scope_of, scoring_sentences, text_sentences
 from analysis.plots.curve_figures import named_group_charts
 from analysis.study import units
 from analysis.study.columns import HYPERPARAMETERS, SAME_TEXT
@@ -21,6 +21,7 @@ from analysis.study.settings import (
     Setting,
     best_runs,
     best_settings,
+    by_perplexity,
     in_report_order,
     repeats_seeds,
     settings_of,
@@ -56,7 +57,7 @@ def results_blocks(study: Study) -> list[Block]:
     return [
         *(Prose(text=text) for text in text_sentences(study, "Each table compares runs on the same text only.")),
         *(Prose(text=text) for text in [*scoring_sentences(study), *scope_sentences(compared)]),
-        *(Prose(text=text) for text in best_sentences(settings_of(on_one_text(compared).runs))),
+        *(Prose(text=text) for text in best_sentences(compared.on_one_text.settings)),
         results_table(study),
         *bits_blocks(compared),
         *([settings_table(compared)] if repeats_seeds(compared.runs) else []),
@@ -66,7 +67,7 @@ def results_blocks(study: Study) -> list[Block]:
 
 def best_sentences(settings: Sequence[Setting]) -> list[str]:
     """Say which setting is best, by how much, and how sure that is; nothing of a single one."""
-    ranked = sorted(settings, key=lambda setting: (setting.val_ppl, setting.number))
+    ranked = by_perplexity(settings)
     if len(ranked) < 2:
         return []
     best, second, *_ = ranked
@@ -103,7 +104,7 @@ def results_table(study: Study, group: str | None = None) -> Table:
     if len(texts) > 1:
         place = {name: number for number, name in enumerate(texts)}
         runs = runs.sort_values("text", key=lambda names: names.map(place), kind="stable")
-    best = set(best_runs(runs)["id"])
+    best = set(best_runs(runs, study.settings if group is None else settings_of(runs))["id"])
     of_all = [number("of_all", "Of all", units.perplexity), number("at", "Its epoch", units.whole)]
     bits = [BITS] if runs["val_bits_per_byte"].map(units.is_number).any() else []
     seeds = "Seeds: next table" if repeats_seeds(study.runs) else "One seed each: n = 1"
@@ -159,12 +160,11 @@ def overfitting(done: pd.DataFrame) -> list[str]:
 
 def settings_table(study: Study) -> Table:
     """Validation perplexity of each setting over its seeds, against the best setting of its architecture and text."""
-    settings = settings_of(study.runs)
-    texts, seeds = (dict(zip(study.runs["number"], study.runs[key], strict=True)) for key in ("text", "val_ppl"))
-    lowest = {(text, setting.arch): setting for text, setting in best_settings(study.runs)}
+    seeds = dict(zip(study.runs["number"], study.runs["val_ppl"], strict=True))
+    lowest = {(setting.text, setting.arch): setting for setting in best_settings(study.settings)}
 
     def p_value(setting: Setting) -> float | None:
-        best = lowest[texts[setting.runs[0]], setting.arch]
+        best = lowest[setting.text, setting.arch]
         return None if setting.val_ppl == best.val_ppl else setting.interval.p_value(best.interval)
 
     on_text = " on its text" if len(study.texts) > 1 else ""
@@ -188,7 +188,7 @@ def settings_table(study: Study) -> Table:
             number("p_value", "p", _tie, p_value),
             Column("runs", "Runs", of=lambda setting: " ".join(map(str, setting.runs))),
         ],
-        records=sorted(settings, key=_place),
+        records=sorted(study.settings, key=_place),
         bold=lambda setting: p_value(setting) is None,
     )
 

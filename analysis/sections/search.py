@@ -15,7 +15,7 @@ from analysis.blocks.figure import Chart
 from analysis.blocks.section import Block, Points, Prose, Section
 from analysis.blocks.sentences import sentences
 from analysis.blocks.table import RUN_COLUMNS, Column, Table, number
-from analysis.blocks.texts import first_few, on_one_text, text_sentences
+from analysis.blocks.texts import first_few, text_sentences
 from analysis.plots.scatter import frontier_chart
 from analysis.plots.slices import slices_chart
 from analysis.sections.results import epochs_of_run
@@ -34,7 +34,7 @@ def search_section(study: Study) -> Section:
     stopped = study.runs[study.runs["state"] == "stopped"].sort_values(["rung", "rung_value", "number"])
     if study.searches or len(stopped):
         rungs = [rung_of(study, epochs) for epochs in rungs_of(study)]
-        one = on_one_text(study)
+        one = study.on_one_text
         epochs, hours = spent_hours(one)
         drawn = bool(epochs["best"].notna().any())
         blocks = [

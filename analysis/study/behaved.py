@@ -61,10 +61,12 @@ class Behaved:
 
 def behaved_runs(study: Study) -> list[Behaved]:
     """All of them, in the report's order."""
+    if not study.behaviours:
+        return []
     places = places_of(study.runs)
     known = in_report_order(study.runs[study.runs["id"].isin(study.behaviours)])
     ranked = known.assign(
-        is_best=known["id"].isin(best_runs(study.runs)["id"]),
+        is_best=known["id"].isin(best_runs(study.runs, study.settings)["id"]),
         place_on_text=known.groupby("text")["val_ppl"].rank(method="min"),
     ).sort_values(["is_best", "place_on_text"], ascending=[False, True])
     shown = set(ranked["id"].head(MOST_RUNS))

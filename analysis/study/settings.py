@@ -13,7 +13,7 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,10 +21,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.study import units
-from analysis.study.columns import SETTING_KEYS, TEXT_KEYS
+from analysis.study.columns import SETTING_KEYS
 from analysis.study.comparison import WITHIN, finished, nats_between
 from analysis.study.numbering import RunNumber
-from analysis.study.study import Study
 
 CONFIDENCE = 0.95
 
@@ -119,6 +118,8 @@ class Setting:
     """Name of its first finished run, without the seed where it has several."""
     arch: str | None
     optimizer: str | None
+    text: str
+    """What its runs predict; see :func:`analysis.study.comparison.text_names`."""
     runs: list[RunNumber]
     """Numbers of the finished runs."""
     config: Mapping[str, Any]
@@ -160,7 +161,7 @@ class Setting:
 
 def settings_of(runs: pd.DataFrame) -> list[Setting]:
     """Return the settings that have a finished run with a validation perplexity, by number."""
-    columns = ["setting", "number", "name", "arch", "optimizer", "val_ppl", "test_ppl", "gap", "final_val_ppl"]
+    columns = ["setting", "number", "name", "arch", "optimizer", "text", "val_ppl", "test_ppl", "gap", "final_val_ppl"]
     columns += ["machine", "epoch_scatter"]
     done = finished(runs)
     final_gap = nats_between(done["final_val_ppl"], done["final_train_ppl"])
@@ -175,6 +176,7 @@ def settings_of(runs: pd.DataFrame) -> list[Setting]:
                 name=re.sub(r"-seed\d+$", "", name) or name if others else name,
                 arch=first["arch"],
                 optimizer=first["optimizer"],
+                text=first["text"],
                 runs=[run["number"] for run in rows],
                 config=config_of(first),
                 interval=interval([run["val_ppl"] for run in rows]),
@@ -189,17 +191,15 @@ def settings_of(runs: pd.DataFrame) -> list[Setting]:
     return settings
 
 
-def timed_settings(study: Study) -> list[Setting]:
+def timed_settings(runs: pd.DataFrame, epochs: pd.DataFrame) -> list[Setting]:
     """Return every setting with a finished run, by number, with the times that follow from its epochs."""
-    settings = settings_of(study.runs)
+    settings = settings_of(runs)
     if not settings:
         return []
-    epochs = study.epochs
-    best = dict(zip(study.runs["id"], study.runs["best_epoch"].astype(float), strict=True))
+    best = dict(zip(runs["id"], runs["best_epoch"].astype(float), strict=True))
     at_best = epochs[epochs["epoch"].astype(float) == epochs["id"].map(best).astype(float)]
-    texts = {setting.number: tuple(setting.config.get(key) for key in TEXT_KEYS) for setting in settings}
-    lowest = {text: min(s.val_ppl for s in settings if texts[s.number] == text) for text in set(texts.values())}
-    limits = {run: WITHIN * lowest[texts[setting.number]] for setting in settings for run in setting.runs}
+    lowest = {setting.text: setting.val_ppl for setting in reversed(by_perplexity(settings))}
+    limits = {run: WITHIN * lowest[setting.text] for setting in settings for run in setting.runs}
     at_study_best = epochs[epochs["val_ppl"] <= epochs["number"].map(limits).astype(float)].drop_duplicates("id")
     to_best, to_study_best = (
         dict(zip(e["number"], e["elapsed_seconds"], strict=True)) for e in (at_best, at_study_best)
@@ -219,9 +219,25 @@ def config_of(run: Mapping[Any, Any]) -> dict[str, Any]:
     return {key: value for key in SETTING_KEYS if not (isinstance(value := run[key], float) and math.isnan(value))}
 
 
-def best_of(settings: Sequence[Setting]) -> Setting:
+def by_perplexity(settings: Iterable[Setting]) -> list[Setting]:
+    """Return settings by validation perplexity, the lowest first; of several alike the first by number."""
+    return sorted(settings, key=lambda setting: (setting.val_ppl, setting.number))
+
+
+def best_of(settings: Iterable[Setting]) -> Setting:
     """Return the setting with the lowest validation perplexity; the first of several alike."""
-    return min(settings, key=lambda setting: (setting.val_ppl, setting.number))
+    return by_perplexity(settings)[0]
+
+
+def best_settings(settings: Iterable[Setting]) -> list[Setting]:
+    """Return the best of each architecture on each text, in the report's order of architectures.
+
+    Settings are ranked by their means over seeds, so more seeds have no more chances to be low.
+    """
+    best: dict[tuple[str, Any], Setting] = {}
+    for setting in by_perplexity(settings):
+        best.setdefault((setting.text, setting.arch), setting)
+    return sorted(best.values(), key=lambda setting: units.rank(units.ARCHITECTURES, setting.arch))
 
 
 def differ(deviation: float, other_deviation: float, seconds: float, other: float) -> bool:
@@ -261,22 +277,9 @@ def in_report_order(runs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def best_settings(runs: pd.DataFrame) -> list[tuple[str, Setting]]:
-    """Return each text with the best setting of each architecture on it, in the report's order of architectures.
-
-    Settings are ranked by their means over seeds, so more seeds have no more chances to be low.
-    """
-    texts = dict(zip(runs["number"], runs["text"], strict=True))
-    best: dict[tuple[str, Any], Setting] = {}
-    for setting in sorted(settings_of(runs), key=lambda one: (one.val_ppl, one.number)):
-        best.setdefault((texts[setting.runs[0]], setting.arch), setting)
-    found = [(text, setting) for (text, _), setting in best.items()]
-    return sorted(found, key=lambda one: units.rank(units.ARCHITECTURES, one[1].arch))
-
-
-def best_runs(runs: pd.DataFrame) -> pd.DataFrame:
+def best_runs(runs: pd.DataFrame, settings: Iterable[Setting]) -> pd.DataFrame:
     """Return the lowest run of the best setting of each architecture on each text."""
-    numbers = [run for _, setting in best_settings(runs) for run in setting.runs]
+    numbers = [run for setting in best_settings(settings) for run in setting.runs]
     found = runs[runs["number"].isin(numbers)].sort_values(["val_ppl", "number"])
     return in_report_order(found.drop_duplicates("setting"))
 

@@ -19,11 +19,12 @@ import pandas as pd
 
 from analysis.study import units
 from analysis.study.behaviour import Behaviour
-from analysis.study.columns import EPOCHS, FREE_KEYS, forget_single_digests, table_of, told_apart
+from analysis.study.columns import EPOCHS, FREE_KEYS, TEXT_KEYS, forget_single_digests, table_of, told_apart
 from analysis.study.comparison import APART, compared_epochs, cut, finished, text_names, with_times
 from analysis.study.numbering import RunNumber, number_runs
 from analysis.study.record import Expectation, PlannedRun, SearchRule, StudyRecord, read_study_record
 from analysis.study.run import LoadedRun, LogTail, origin_of, read_run
+from analysis.study.settings import Setting, timed_settings
 from analysis.study.values import clean
 from seqlm.errors import UsageError
 from seqlm.run_layout import slugify
@@ -89,6 +90,28 @@ class Study:
         """The number of finished runs on each text by its name, the commonest text first."""
         names = finished(self.runs).sort_values("number")["text"]
         return names.groupby(names, sort=False).size().sort_values(ascending=False, kind="stable")
+
+    @functools.cached_property
+    def settings(self) -> list[Setting]:
+        """Every setting with a finished run, by number."""
+        return timed_settings(self.runs, self.epochs)
+
+    @functools.cached_property
+    def on_one_text(self) -> Self:
+        """The study with the runs alone that predict the text of the most finished runs.
+
+        If all finished runs predict one text, a run that does not record its own stays.
+        """
+        runs = self.runs
+        if self.texts.empty or runs["text"].nunique() < 2:
+            return self
+        is_on_it = runs["text"] == self.texts.index[0]
+        if len(self.texts) == 1:
+            keys = runs[TEXT_KEYS].map(units.plain_value)
+            agrees = keys == keys[is_on_it].iloc[0]
+            agrees["data.sha256"] |= runs["data.sha256"].isna()
+            is_on_it |= agrees.all(axis=1) | runs["data.corpus"].isna()
+        return self if is_on_it.all() else dataclasses.replace(self, runs=runs[is_on_it])
 
     @functools.cached_property
     def compared(self) -> Self:

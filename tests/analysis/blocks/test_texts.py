@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from analysis.blocks.table import Table
-from analysis.blocks.texts import on_one_text, scoring_sentences, text_sentences
+from analysis.blocks.texts import scoring_sentences, text_sentences
 from analysis.discussion import discussion_section
 from analysis.report import report_page
 from analysis.sections.effects import effects_section
 from analysis.sections.results import results_blocks
-from analysis.study.settings import settings_of, timed_settings
+from analysis.study.settings import settings_of
 from analysis.study.study import load_study
 from seqlm.files import read_json, write_json
 from seqlm.rundir import RunDirectory
@@ -110,7 +110,7 @@ def test_a_study_on_one_text_has_no_column_of_texts(tmp_path: Path) -> None:
 def test_times_to_the_best_of_a_study_are_those_to_the_best_on_the_same_text(tmp_path: Path) -> None:
     add_text_run(tmp_path, 0, 20.0, OTHER)
     add_text_run(tmp_path, 1, 100.0, ONE, seed=2)
-    assert [s.seconds_to_study_best for s in timed_settings(load_study(tmp_path))] == [10.0, 10.0]
+    assert [s.seconds_to_study_best for s in load_study(tmp_path).settings] == [10.0, 10.0]
 
 
 def test_a_text_is_no_hyperparameter(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_study_on_one_text_is_itself(tmp_path: Path) -> None:
     add_run(tmp_path, 1, "open", "gru", "sgd", [90.0], done=False, seed=2, data={"corpus": "files", "sha256": ONE})
     study = load_study(tmp_path)
     assert text_sentences(study) == []
-    assert on_one_text(study) is study
+    assert study.on_one_text is study
     assert study.runs.set_index("number").loc[1, "data.sha256"] == ONE
 
 
@@ -174,5 +174,5 @@ def test_a_run_whose_text_is_not_recorded_is_not_left_out(tmp_path: Path) -> Non
     damaged = add_run(tmp_path, 2, "damaged", "gru", "sgd", [900.0], lr=2.0)
     damaged.config_file.write_text("{")
     study = load_study(tmp_path)
-    assert on_one_text(study) is study
+    assert study.on_one_text is study
     assert text_sentences(study) == []

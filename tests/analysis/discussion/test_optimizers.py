@@ -11,7 +11,6 @@ from analysis.blocks.section import Block
 from analysis.discussion.optimizers import optimizers_blocks
 from analysis.sections.effects import effects_section
 from analysis.study.pairs import pairs_of
-from analysis.study.settings import timed_settings
 from analysis.study.study import load_study
 from seqlm.files import write_json
 from tests.analysis.contents import said, table
@@ -20,7 +19,7 @@ from tests.analysis.hand_made import add_run
 
 def compared(study_dir: Path) -> list[Block]:
     study = load_study(study_dir)
-    settings = timed_settings(study)
+    settings = study.settings
     return optimizers_blocks(study, settings, pairs_of(settings))
 
 

@@ -9,7 +9,6 @@ import pytest
 from analysis.blocks.figure import Chart
 from analysis.blocks.section import Block
 from analysis.discussion.picks import pareto_front, picks_blocks
-from analysis.study.settings import timed_settings
 from analysis.study.study import load_study
 from seqlm.files import write_json_lines
 from tests.analysis.contents import said, table
@@ -20,11 +19,11 @@ pytestmark = pytest.mark.usefixtures("blank_figures")
 
 def picked(study_dir: Path) -> list[Block]:
     study = load_study(study_dir)
-    return picks_blocks(study, timed_settings(study))
+    return picks_blocks(study, study.settings)
 
 
 def front_of(study_dir: Path) -> list[int]:
-    return [setting.number for setting in pareto_front(timed_settings(load_study(study_dir)))]
+    return [setting.number for setting in pareto_front(load_study(study_dir).settings)]
 
 
 def test_the_picks_have_their_test_perplexity_gaps_in_nats_and_costs(tmp_path: Path) -> None:
@@ -113,7 +112,7 @@ def test_seeds_are_one_point_and_may_not_separate_the_best(tmp_path: Path) -> No
     for seed, ppl in enumerate([80.0, 125.0]):
         add_run(tmp_path, seed, "a", "gru", "sgd", [ppl] * 2, seconds=10.0 + 20 * seed, seed=seed)
     add_run(tmp_path, 2, "b", "rnn", "sgd", [101.0] * 2, seconds=5.0)
-    settings = timed_settings(load_study(tmp_path))
+    settings = load_study(tmp_path).settings
     assert [(round(c.val_ppl, 6), c.seconds_to_best, c.only_run) for c in settings] == [(100, 20, None), (101, 5, 3)]
     assert "seeds do not separate it from 1 other setting" in said(picked(tmp_path))
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from analysis.blocks.section import Block
 from analysis.discussion.reliability import reliability_blocks
-from analysis.study.settings import timed_settings
 from analysis.study.study import load_study
 from tests.analysis.contents import said, table
 from tests.analysis.hand_made import add_run
@@ -13,7 +12,7 @@ from tests.analysis.hand_made import add_run
 
 def judged(study_dir: Path) -> list[Block]:
     study = load_study(study_dir)
-    return reliability_blocks(study, timed_settings(study))
+    return reliability_blocks(study, study.settings)
 
 
 def add_settings(study_dir: Path, first: int, arch: str, values: Sequence[float], diverged: int = 0) -> None:

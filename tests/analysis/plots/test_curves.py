@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from analysis.blocks.figure import Chart
 from analysis.plots import look
 from analysis.plots.axes import Mark, fit, place_numbers, shared_cut
-from analysis.plots.curve_figures import MOST_PANELS
+from analysis.plots.curve_figures import BEST_PANELS
 from analysis.plots.curves import LABEL_LENGTH, MOST_LINES, STANDING_OUT, curves_of, prominent, styles_of
 from analysis.plots.files import FORMATS, figure_bytes, inline_svg
 from analysis.study import units
@@ -187,7 +187,7 @@ def test_of_many_runs_the_best_of_each_kind_stand_out_and_no_legend_grows(tmp_pa
         assert min(members, key=lambda curve: curve.best) in named
     charts = curve_charts(study)
     assert runs_of(charts["validation"])[0] == {str(curve.number) for curve in named}
-    assert len(charts["runs-epochs"].panels) == MOST_PANELS
+    assert len(charts["runs-epochs"].panels) == BEST_PANELS
     for chart in charts.values():
         for legend in chart.figure.legends:
             assert len(legend.get_texts()) <= 3 * (MOST_LINES + 1)

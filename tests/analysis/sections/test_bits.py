@@ -74,7 +74,7 @@ def test_runs_on_one_text_with_several_vocabularies_are_ranked_by_bits_per_byte(
 
 def test_no_perplexity_is_best_among_several_vocabularies(study_dir: Path) -> None:
     study = load_study(study_dir)
-    assert set(best_runs(study.runs)["name"]) == {"char", "small", "large", "words", "elsewhere"}
+    assert set(best_runs(study.runs, study.settings)["name"]) == {"char", "small", "large", "words", "elsewhere"}
     rows = results_table(study).rows
     assert [row.cells[1].bold for row in rows if row.cells[1].text == "old"] == [False], "the one with a rival"
 

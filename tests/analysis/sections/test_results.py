@@ -110,7 +110,7 @@ def test_a_nan_is_never_the_best_nor_a_number_in_a_table(tmp_path: Path) -> None
     result = run.read_result() or {}
     write_json(run.result_file, {**result, "best_val_ppl": None, "best_train_ppl": None, "best_epoch": None})
     study = load_study(tmp_path)
-    assert best_runs(study.runs).empty
+    assert best_runs(study.runs, study.settings).empty
     table = results_table(study)
     shown = {column.key: cell.text for column, cell in zip(table.columns, table.rows[0].cells, strict=True)}
     assert (shown["train_ppl"], shown["val_ppl"], shown["epochs_to_best"]) == ("–", "–", "–")
