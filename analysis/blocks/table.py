@@ -186,4 +186,4 @@ def _csv_value(value: Any) -> str:
     if isinstance(value, str):
         text = value.replace("\r", " ")  # the csv module does not quote it, and spreadsheets begin a row with it
         return f"'{text}" if text.lstrip().startswith(FORMULA_STARTS) else text
-    return repr(value) if isinstance(value, float) else str(value)
+    return repr(float(value)) if isinstance(value, float) else str(value)

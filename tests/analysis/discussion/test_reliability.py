@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import csv
+import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from analysis.blocks.section import Block
+from analysis.blocks.table import Table
 from analysis.discussion.reliability import reliability_blocks
 from analysis.study.study import load_study
 from tests.analysis.contents import said, table
@@ -29,6 +35,16 @@ def test_settings_that_are_all_equally_bad_are_not_the_most_reliable(tmp_path: P
         "GRU is the most reliable (75 % of settings within 1.2 times the study's lowest perplexity, 100) and RNN the "
         "least (0 %)."
     ) in sentences
+
+
+def test_the_numbers_of_the_csv_file_are_plain(tmp_path: Path) -> None:
+    add_settings(tmp_path, 0, "rnn", [100.0, 110.0])
+    (found,) = [block for block in judged(tmp_path) if isinstance(block, Table)]
+    (row,) = csv.DictReader(io.StringIO(found.to_csv()))
+    assert {key: float(value) for key, value in row.items() if key != "architecture"} == {
+        **{"settings": 2, "share_within_1_2": 1, "share_within_1_5": 1, "min_val_ppl": 100, "median_val_ppl": 105},
+        **{"max_val_ppl": 110, "quartile_range_nats": pytest.approx(math.log(1.1) / 2), "diverged": 0},
+    }
 
 
 def test_a_diverged_setting_is_a_failure_of_its_architecture(tmp_path: Path) -> None:
