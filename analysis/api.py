@@ -8,10 +8,9 @@ Study 'optimizers': 5 of 7 runs done, 1 failed, 1 pending
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -212,20 +211,19 @@ class Study(files.Study):
             UsageError: no run is called so, or several are.
         """
         kept = None if runs is None else {self.run(which).number for which in runs}
-        with self._look(ax):
-            curves = [curve for curve in curves_of(self) if curve.is_validated]
-            curves = [curve for curve in curves if progress == "epochs" or curve.is_timed]
-            curves = [curve for curve in curves if kept is None or curve.number in kept]
-            if not curves:
-                return _empty(ax, "No epoch has been finished")
-            curves = setting_curves(self, curves) if mean_of_seeds else curves
-            axes = _axes(ax, legend_entries(curves))
+        curves = [curve for curve in curves_of(self) if curve.is_validated]
+        curves = [curve for curve in curves if progress == "epochs" or curve.is_timed]
+        curves = [curve for curve in curves if kept is None or curve.number in kept]
+        curves = setting_curves(self, curves) if mean_of_seeds else curves
+
+        def draw(axes: Axes) -> None:
             siblings = axes.get_shared_y_axes().get_siblings(axes)
             limits = [other.get_ylim() for other in siblings if other.has_data()]
             draw_curves(axes, curves, progress, unit_for(self.epochs["elapsed_seconds"].max())[0])
             limits.append(axes.get_ylim())
             axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-        return axes
+
+        return self._drawn(ax, draw, curves, legend_entries, "No epoch has been finished")
 
     def plot_pareto(self, ax: Axes | None = None) -> Axes:
         """Draw the best validation perplexity of each setting against the time to it, with the Pareto front.
@@ -235,14 +233,13 @@ class Study(files.Study):
         >>> axes = study.plot_pareto()
         """
         settings = [one for one in self.compared.settings if units.is_number(one.seconds_to_best)]
-        with self._look(ax):
-            if not settings:
-                return _empty(ax, "No run has finished")
-            settings = on_one_machine(settings)
-            front = pareto_front(settings)
-            axes = _axes(ax, scatter.time_handles(settings, front))
-            scatter.draw_times(axes, settings, front)
-        return axes
+        settings = on_one_machine(settings)
+        front = pareto_front(settings)
+        handles, draw = (
+            partial(scatter.time_handles, front=front),
+            partial(scatter.draw_times, settings=settings, front=front),
+        )
+        return self._drawn(ax, draw, settings, handles, "No run has finished")
 
     def plot_effects(self, key: str, ax: Axes | None = None) -> Axes:
         """Draw the best validation perplexity of settings with finished runs over the values of one hyperparameter.
@@ -264,8 +261,8 @@ class Study(files.Study):
         if key not in (found := slices.slice_keys(settings)):
             varying = ", ".join(found) or "here none does"
             raise UsageError(f"key: expected one that varies between finished runs ({varying}), got {key!r}")
-        with self._look(ax):
-            return slices.draw_slice(_axes(ax, slices.kind_handles(settings)), key, settings)
+        draw = partial(slices.draw_slice, key=key, settings=settings)
+        return self._drawn(ax, draw, settings, slices.kind_handles)
 
     def plot_timeline(self, ax: Axes | None = None) -> Axes:
         """Draw a bar for each attempt in the lane of its GPU or host, over the time since the first start.
@@ -273,13 +270,9 @@ class Study(files.Study):
         >>> axes = study.plot_timeline()
         """
         lanes = timeline.lanes_of(self)
-        with self._look(ax):
-            if not lanes:
-                return _empty(ax, "No attempt has a recorded start and end")
-            shown = lanes[: timeline.MOST_LANES]
-            axes = _axes(ax, timeline.bar_handles(shown), height=1.0 + 0.24 * len(shown))
-            timeline.draw_lanes(axes, lanes)
-        return axes
+        shown, draw = lanes[: timeline.MOST_LANES], partial(timeline.draw_lanes, lanes=lanes)
+        missing = "No attempt has a recorded start and end"
+        return self._drawn(ax, draw, shown, timeline.bar_handles, missing, height=1.0 + 0.24 * len(shown))
 
     def plot_step_losses(self, ax: Axes | None = None, *, carried: bool = True) -> Axes:
         """Draw the mean validation loss at each time step of a window, in nats.
@@ -291,13 +284,11 @@ class Study(files.Study):
         >>> axes = study.plot_step_losses(carried=False)
         """
         runs = [run for run in behaved_runs(self) if run.is_shown]
-        with self._look(ax):
-            if not runs:
-                return _empty(ax, "No behaviour has been computed")
-            axes = _axes(ax, behaviour_figures.run_handles(runs))
-            behaviour_figures.draw_losses(axes, runs, carried=carried)
-            axes.set_ylabel("Mean validation loss (nats)")
-        return axes
+
+        def draw(axes: Axes) -> None:
+            behaviour_figures.draw_losses(axes, runs, carried=carried).set_ylabel("Mean validation loss (nats)")
+
+        return self._drawn(ax, draw, runs, behaviour_figures.run_handles, "No behaviour has been computed")
 
     def plot_gradient_norms(self, ax: Axes | None = None) -> Axes:
         """Draw the norm of the gradient of the last step's loss with respect to the hidden states at each step.
@@ -307,23 +298,38 @@ class Study(files.Study):
         'log'
         """
         runs = [run for run in behaved_runs(self) if run.is_shown and run.gradients]
-        with self._look(ax):
-            if not runs:
-                return _empty(ax, "No behaviour has been computed")
-            pale = Line2D([], [], color=look.MUTED, alpha=0.5, linewidth=0.9, label="mean of the sequences' norms")
-            axes = _axes(ax, [*behaviour_figures.run_handles(runs), pale])
-            behaviour_figures.draw_gradient_norms(axes, runs)
-        return axes
+        draw = partial(behaviour_figures.draw_gradient_norms, runs=runs)
+        pale = Line2D([], [], color=look.MUTED, alpha=0.5, linewidth=0.9, label="mean of the sequences' norms")
+        return self._drawn(
+            ax, draw, runs, lambda runs: [*behaviour_figures.run_handles(runs), pale], "No behaviour has been computed"
+        )
 
-    def _look(self, ax: Axes | None) -> AbstractContextManager[None]:
-        """Return the look of the report, with the study's own models. Load the backend first to show a new figure.
+    def _drawn(
+        self,
+        ax: Axes | None,
+        draw: Callable[[Axes], object],
+        shown: list[Any],
+        handles: Callable[[list[Any]], Iterable[Artist]],
+        missing: str = "",
+        *,
+        height: float = 3.9,
+    ) -> Axes:
+        """Draw what is shown in the look of the report, with its legend; of nothing say what is missing.
 
-        A notebook's backend changes settings when it is loaded, and the end of the look would reset them.
+        A notebook's backend changes settings when it is loaded, and the end of the look would reset them, so it is
+        loaded first if a new figure is to be shown.
         """
         units.set_own_models(self.own_models)
         if ax is None:
             pyplot.draw_if_interactive()  # type: ignore[no-untyped-call]
-        return look.applied()
+        with look.applied():
+            axes = _axes(ax, handles(shown) if shown else (), height=height)
+            if shown:
+                draw(axes)
+            else:
+                axes.text(0.5, 0.5, missing, transform=axes.transAxes, ha="center", va="center", color=look.MUTED)
+                axes.set(xticks=[], yticks=[])
+        return axes
 
     # -- in a notebook -------------------------------------------------------------------------------------------------
 
@@ -356,7 +362,7 @@ def _mean(perplexities: pd.Series[float]) -> float:
     return interval(values).centre if all(units.is_number(value) and value > 0 for value in values) else float("nan")
 
 
-def _axes(ax: Axes | None, handles: Iterable[Artist] = (), *, height: float = 3.9) -> Axes:
+def _axes(ax: Axes | None, handles: Iterable[Artist], *, height: float) -> Axes:
     """Return ``ax``, or the Axes of a new figure, with a legend on its right and in its final size.
 
     ``ax`` was made with other settings, so it is given the report's grid and open frame.
@@ -375,12 +381,3 @@ def _axes(ax: Axes | None, handles: Iterable[Artist] = (), *, height: float = 3.
     assert figure is not None, "axes belong to a figure"
     figure.draw_without_rendering()
     return ax
-
-
-def _empty(ax: Axes | None, text: str) -> Axes:
-    """Return Axes that say why there is nothing to draw."""
-    axes = _axes(ax)
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=look.MUTED)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    return axes

@@ -11,16 +11,12 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from analysis.study.numbering import RunNumber
 from analysis.study.values import Values
-
-LAYOUT_DPI = 160
-"""As in the PNG; with fewer dots, hinting makes small type narrower than it is in print."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +32,7 @@ class Chart:
     figure: Figure
 
     def __post_init__(self) -> None:
-        """Fix the layout, which the page needs to know and drawing in each format would work out again."""
-        FigureCanvasAgg(self.figure)
-        self.figure.set_dpi(LAYOUT_DPI)
-        engine = self.figure.get_layout_engine()
-        if engine is not None:
-            engine.execute(self.figure)
-            self.figure.set_layout_engine("none")
+        """Make what drawing in each format would make again."""
         for axis in (axis for axes in self.figure.axes for axis in (axes.xaxis, axes.yaxis)):
             ticks = axis.get_major_ticks(len(axis.get_majorticklocs()))  # slow to make: once for all formats
             if not axis.get_label_text():  # else each drawing measures all tick labels to find the place of no text

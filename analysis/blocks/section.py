@@ -6,7 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from markdown_it import MarkdownIt
 from markupsafe import Markup
@@ -16,37 +16,13 @@ from analysis.blocks.table import Table
 
 
 @dataclass(frozen=True, kw_only=True)
-class Token:
-    """A token on the page."""
-
-    text: str
-    """Empty for a line's end."""
-    gap: str
-    title: str
-    shade: int | None
-    """None for what the model was given."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShownSample:
-    """A sample with what is said of it."""
-
-    label: str
-    reason: str | None
-    facts: list[str]
-    tokens: list[Token]
-    plain: str
-    """The text alone, what the model was given in brackets."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Samples:
-    """Samples under titles of groups, and the scale of their shades."""
+    """Samples under titles of groups, and the scale of their shades. A sample is what the template shows of it."""
 
     kind: ClassVar[str] = "samples"
 
     legend: list[tuple[int, str]]
-    groups: list[tuple[str, list[ShownSample]]]
+    groups: list[tuple[str, list[dict[str, Any]]]]
 
 
 @dataclass(frozen=True, kw_only=True)

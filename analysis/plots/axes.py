@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 
@@ -45,25 +44,35 @@ def panels_with_legend(
     rows: int = 1,
     panels: int = 1,
     share: bool = False,
+    titled: bool = False,
+    left: float = 0.72,
 ) -> tuple[Figure, list[Axes]]:
     """Return a new figure: in each of ``rows`` panels side by side, and beneath them a legend of ``columns``.
 
-    ``columns=None``: the legend is one line. ``share``: the panels of a row have one vertical axis. Room for numbers is
-    on the right of each panel.
+    ``columns=None``: the legend is one line. ``share``: the panels of a row have one vertical axis. ``left``: inches
+    for the labels of that axis. Room for numbers is on the right of each panel. Margins are fixed, so that axes have
+    their place before anything is drawn.
     """
-    lines = math.ceil(len(entries) / columns) if columns else 1
-    height = (row_inches + 0.6) * rows + 0.19 * lines
-    layout = ConstrainedLayoutEngine(rect=(0, 0, 0.955, 1 - 0.06 / height), wspace=0.11)
-    figure = Figure(figsize=(look.WIDTH_INCHES, height), layout=layout)
+    top, below, right = 0.3 if titled else 0.1, 0.46, 0.36
+    legend = 0.1 + 0.15 * (math.ceil(len(entries) / columns) if columns else 1)
+    height, gap = (row_inches + top + below) * rows + legend, right if share else right + left
+    width = (look.WIDTH_INCHES - left - right - gap * (panels - 1)) / panels
+    figure = Figure(figsize=(look.WIDTH_INCHES, height))
+    grid = figure.subplots(rows, panels, squeeze=False, sharey="row" if share else False)
+    figure.subplots_adjust(
+        left=left / look.WIDTH_INCHES,
+        right=1 - right / look.WIDTH_INCHES,
+        top=1 - top / height,
+        bottom=(below + legend) / height,
+        wspace=gap / width,
+        hspace=(top + below) / row_inches,
+    )
     look.add_legend(figure, entries, columns)
-    return figure, list(figure.subplots(rows, panels, squeeze=False, sharey="row" if share else False).flat)
+    return figure, list(grid.flat)
 
 
 def panel_grid(count: int, panel_inches: float, *, top_inches: float) -> tuple[Figure, list[Axes]]:
-    """Return a new figure of ``count`` small panels in rows, with room above for a legend.
-
-    Its margins are fixed: a constrained layout of many panels takes longer than drawing them.
-    """
+    """Return a new figure of ``count`` small panels in rows, with room above for a legend."""
     columns = min(PANEL_COLUMNS, count)
     rows = math.ceil(count / columns)
     height = panel_inches * rows + top_inches + 0.3

@@ -116,7 +116,13 @@ def _chart(
     progresses = _progresses(curves)
     unit = unit_for(study.epochs["elapsed_seconds"].max())[0]
     figure, axes = panels_with_legend(
-        2.8 if len(rows) == 1 else 2.0, entries, columns, rows=len(rows), panels=len(progresses), share=True
+        2.8 if len(rows) == 1 else 2.0,
+        entries,
+        columns,
+        rows=len(rows),
+        panels=len(progresses),
+        share=True,
+        titled="" not in rows,
     )
     places = iter(axes)
     for heading, row in rows.items():

@@ -34,7 +34,7 @@ PAGE_COLOURS = {
 def figure_bytes(figure: Figure, file_format: str) -> bytes:
     """The content of a figure's file in one of ``FORMATS``.
 
-    The layout is fixed already, so the canvas draws directly: ``savefig`` would draw once more to work it out.
+    The canvas draws directly: ``savefig`` would draw once more to work out a layout, which is fixed.
     """
     buffer = io.BytesIO()
     with look.applied():

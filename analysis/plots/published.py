@@ -41,7 +41,9 @@ def published_chart(compared: pd.DataFrame) -> Chart:
     grey: dict[str, Any] = {"color": look.MUTED, "alpha": 0.45, "linewidth": 7}
     if shown["replications_low"].notna().any():
         entries.append(Line2D([], [], label="replications", **grey))
-    figure, (axes,) = panels_with_legend(0.24 * len(shown) + 0.35, entries)
+    labels = [f"{r.number} {units.short_name(r.name, 29, r.arch, r.optimizer)}" for r in rows_of(shown)]
+    left = 0.2 + 0.077 * max(map(len, labels))
+    figure, (axes,) = panels_with_legend(0.24 * len(shown) + 0.35, entries, left=left)
     axes.axvline(1.0 if logarithmic else 0.0, color=look.INK, linewidth=1.0, zorder=1.5)
     for row, (run, (ours, *ends)) in enumerate(zip(rows_of(shown), ratios, strict=True)):
         gid = run_mark(run.number)
@@ -49,7 +51,6 @@ def published_chart(compared: pd.DataFrame) -> Chart:
             axes.plot(sorted(ends), [row, row], solid_capstyle="butt", gid=gid, zorder=2, **grey)
         style: dict[str, Any] = {"color": look.colour_of(run.arch), "marker": look.marker_of(run.optimizer)}
         axes.plot([ours], [row], markersize=6.5, markeredgecolor=look.PAPER, gid=gid, zorder=3, **style)
-    labels = [f"{r.number} {units.short_name(r.name, 29, r.arch, r.optimizer)}" for r in rows_of(shown)]
     axes.set_yticks(range(len(shown)), labels)
     axes.tick_params(axis="y", length=0, labelcolor=look.INK)
     axes.set_ylim(len(shown) - 0.4, -0.6)

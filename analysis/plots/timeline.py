@@ -102,7 +102,8 @@ def timeline_chart(study: Study) -> Chart | None:
         return None
     shown = lanes[:MOST_LANES]
     inches = max((0.24 if len(shown) <= NUMBERED_LANES else 0.11) * len(shown), 0.3)
-    figure, (axes,) = panels_with_legend(inches, bar_handles(shown))
+    left = 0.2 + 0.066 * max(len(_shortened(lane.label)) for lane in shown)
+    figure, (axes,) = panels_with_legend(inches, bar_handles(shown), left=left)
     draw_lanes(axes, lanes)
     return Chart(name="timeline", title="What ran where", caption=_caption(study, lanes, shown), figure=figure)
 

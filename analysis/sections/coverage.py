@@ -80,7 +80,7 @@ def open_runs_table(study: Study) -> Table:
         ],
         records=sorted(records, key=lambda run: run["number"]),
         run=lambda run: run["number"],
-        code=lambda run: "\n".join(run["log"].lines) if run.get("log") else None,
+        code=lambda run: "\n".join(run["log"]) if run.get("log") else None,
         code_title="Log",
     )
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from analysis.blocks.section import Block, Folded, Prose, Samples, ShownSample, Token
+from analysis.blocks.section import Block, Folded, Prose, Samples
 from analysis.study import units
 from analysis.study.behaved import Behaved
 from analysis.study.behaviour import Sample
@@ -162,18 +162,18 @@ def _shown(groups: dict[str, list[tuple[Text, str]]], width: float, *, with_run:
     return Samples(legend=legend, groups=shown)
 
 
-def _sample(text: Text, reason: str, width: float, *, with_run: bool) -> ShownSample:
+def _sample(text: Text, reason: str, width: float, *, with_run: bool) -> dict[str, Any]:
     run, sample, measures = text.run, text.sample, text.sample.measures
     level, given = run.behaviour.level, len(sample.prompt)
     words = [*sample.prompt, *sample.tokens]
-    tokens = []
+    tokens: list[dict[str, Any]] = []
     for place, (word, (gap, shown)) in enumerate(zip(words, pieces(words, level), strict=True), start=-given):
         if place < 0:
-            tokens.append(Token(text=shown, gap=gap, title=f"{word} · given to the model", shade=None))
+            tokens.append({"text": shown, "gap": gap, "title": f"{word} · given to the model", "shade": None})
             continue
         entropy, log_prob = float(sample.entropy[place]), float(sample.log_prob[place])
         title = f"{word} · entropy {_nats(entropy)} · p {units.decimals('.2g')(math.exp(min(log_prob, 0.0)))}"
-        tokens.append(Token(text=shown, gap=gap, title=title, shade=shade(entropy, width)))
+        tokens.append({"text": shown, "gap": gap, "title": title, "shade": shade(entropy, width)})
     judge = run.behaviour.judge
     facts = [
         units.count(sample.length, "token"),
@@ -185,13 +185,9 @@ def _sample(text: Text, reason: str, width: float, *, with_run: bool) -> ShownSa
         f"longest copy {units.count(measures.longest_copy, 'token')}",
     ]
     prompt, whole = plain_text(sample.prompt, level), plain_text(words, level)
-    return ShownSample(
-        label=f"Sample {sample.index}{f' of {run.reference}' if with_run else ''}",
-        reason=reason or None,
-        facts=facts,
-        tokens=tokens,
-        plain=f"[{prompt}]{whole.removeprefix(prompt)}",
-    )
+    label = f"Sample {sample.index}{f' of {run.reference}' if with_run else ''}"
+    plain = f"[{prompt}]{whole.removeprefix(prompt)}"
+    return {"label": label, "reason": reason, "facts": facts, "tokens": tokens, "plain": plain}
 
 
 def _nats(value: float) -> str:

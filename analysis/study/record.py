@@ -10,16 +10,16 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from analysis.study.columns import as_columns
 from analysis.study.values import as_list, as_mapping, as_number, as_text, clean, tolerated
+from seqlm.errors import ConfigError
 from seqlm.files import read_json
 from seqlm.run_layout import FINGERPRINT_DIGITS, MAX_RUNS, study_record_file
+from seqlm.schema import read
+from seqlm.search import Search
 
 Metric: TypeAlias = Literal[
     "val_ppl", "train_ppl", "test_ppl", "gap", "wall_seconds", "epoch_seconds", "seconds_to_5pct"
 ]
 """What an expectation compares: columns of the runs table."""
-
-SearchMetric: TypeAlias = Literal["val_ppl", "train_ppl", "val_loss"]
-"""What a search compares: columns of the epochs table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,22 +52,6 @@ class Expectation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchRule:
-    """The ``[search]`` of a manifest: when runs are compared and stopped."""
-
-    metric: str
-    """Column of the epochs table; lower is better."""
-    rungs: tuple[int, ...]
-    """Epochs after which runs are compared, ascending."""
-    keep: float
-    """Share that goes on; NaN if it is not recorded, like ``min_runs``."""
-    min_runs: float
-    """Least number of runs that have reached a rung before one of them is stopped."""
-    within: tuple[str, ...]
-    """Keys of the configuration: runs are compared with those that have the same values."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class StudyRecord:
     """``study.json``, keyed by the first digits of fingerprints; empty for a study that has none."""
 
@@ -79,7 +63,7 @@ class StudyRecord:
     notes: list[tuple[str, str]] = field(default_factory=list)
     """Part of the report and the author's text for it, in Markdown."""
     expectations: list[Expectation] = field(default_factory=list)
-    search: SearchRule | None = None
+    search: Search | None = None
     estimated_seconds: dict[str, float] = field(default_factory=dict)
     """What ``plan`` would have said of each run when it was first launched."""
 
@@ -125,7 +109,7 @@ def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
             for entry in _tables(raw.get("expectations"))
             if entry.get("metric") in get_args(Metric)
         ],
-        search=_search(as_mapping(raw.get("search"))),
+        search=_search(raw.get("search"), file, warnings),
         estimated_seconds={key: seconds for key, seconds in estimates.items() if math.isfinite(seconds)},
     )
     return record, warnings
@@ -153,19 +137,13 @@ def _published(raw: Any) -> dict[str, float]:
     }
 
 
-def _search(table: Mapping[str, Any]) -> SearchRule | None:
-    """Return the rule of a search; ``None`` without one, or without a rung."""
-    rungs = sorted(rung for rung in as_list(table.get("rungs")) if type(rung) is int and rung >= 1)
-    metric = as_text(table.get("metric")) or "val_ppl"
-    if not rungs or metric not in get_args(SearchMetric):
+def _search(raw: Any, file: Path, warnings: list[str]) -> Search | None:
+    """Return the rule of a search; ``None`` without one, and with a warning if it is damaged."""
+    try:
+        return read(Search, raw) if raw else None
+    except ConfigError as error:
+        warnings.append(f"{file}: {error.problems[0]}")
         return None
-    return SearchRule(
-        metric=metric,
-        rungs=tuple(rungs),
-        keep=as_number(table.get("keep")),
-        min_runs=as_number(table.get("min_runs")),
-        within=tuple(filter(None, map(as_text, as_list(table.get("within"))))),
-    )
 
 
 def _tables(value: Any) -> list[Mapping[str, Any]]:

@@ -35,15 +35,6 @@ RUNG_KEYS = ("value", "rank", "of", "goes_on", "cut")
 """What ``stopped.json`` says of a rung, besides its epochs."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LogTail:
-    """The last lines of a log file."""
-
-    file: str
-    """The file, from the study's folder on."""
-    lines: list[str]
-
-
 @dataclass(kw_only=True)
 class LoadedRun:
     """What the files of a run hold."""
@@ -59,7 +50,7 @@ class LoadedRun:
     attempts: list[dict[str, Any]]
     """Of the attempts table, without the run's number and id."""
     provenance: dict[str, Any]
-    log_tail: LogTail | None
+    log_tail: list[str]
     behaviour: Behaviour | None
     warnings: list[str]
 
@@ -114,9 +105,9 @@ def read_run(run: RunDirectory) -> LoadedRun:
     if state == "stopped":
         stop = as_mapping(tolerated(run.read_stopped, None, warnings))
         row |= {"rung": stop.get("rung")} | {f"rung_{key}": stop.get(key) for key in RUNG_KEYS}
-    tail = None
+    tail: list[str] = []
     if state in ("failed", "cancelled"):
-        tail = tolerated(lambda: _log_tail(run), None, warnings)
+        tail = tolerated(lambda: _log_tail(run), [], warnings)
         row |= {
             "failure_kind": kind,
             "failure_message": clean(str(failure.get("message") or "")) or reason,
@@ -172,23 +163,22 @@ def _outcome(epochs: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, 
     }
 
 
-def _log_tail(run: RunDirectory) -> LogTail | None:
+def _log_tail(run: RunDirectory) -> list[str]:
     """The last lines of the newest attempt's ``stderr.log``."""
     attempts = run.attempts()
     if not attempts:
-        return None
+        return []
     path = run.stderr_log(attempts[-1])
     try:
         with open_regular(path, largest=sys.maxsize, below=run.path) as log:
             log.seek(max(0, os.fstat(log.fileno()).st_size - 16_384))
             text = log.read(16_384).decode("utf-8", errors="replace")
     except FileNotFoundError:
-        return None
+        return []
     except OSError as error:
         raise FileError.from_os_error("read", path, error) from None
     lines = ["".join(c for c in line.expandtabs(4) if c.isprintable())[:300] for line in text.splitlines()]
-    lines = [line for line in lines if line.strip()][-LOG_LINES:]
-    return LogTail(file=path.relative_to(run.path.parent).as_posix(), lines=lines) if lines else None
+    return [line for line in lines if line.strip()][-LOG_LINES:]
 
 
 # -- origin --------------------------------------------------------------------------------------------------------

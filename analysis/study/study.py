@@ -22,13 +22,14 @@ from analysis.study.behaviour import Behaviour
 from analysis.study.columns import EPOCHS, FREE_KEYS, TEXT_KEYS, forget_single_digests, table_of, told_apart
 from analysis.study.comparison import APART, compared_epochs, cut, finished, text_names, with_times
 from analysis.study.numbering import RunNumber, number_runs
-from analysis.study.record import Expectation, PlannedRun, SearchRule, StudyRecord, read_study_record
-from analysis.study.run import LoadedRun, LogTail, origin_of, read_run
+from analysis.study.record import Expectation, PlannedRun, StudyRecord, read_study_record
+from analysis.study.run import LoadedRun, origin_of, read_run
 from analysis.study.settings import Setting, timed_settings
 from analysis.study.values import clean
 from seqlm.errors import UsageError
 from seqlm.run_layout import slugify
 from seqlm.rundir import RunDirectory, require_format
+from seqlm.search import Search
 
 OVERFITTED_FROM = 1.05
 """A run whose last validation perplexity is above this multiple of its best has become worse by the end."""
@@ -58,10 +59,10 @@ class Study:
     """Architecture and optimizer of the runs that the manifest leaves out."""
     expectations: list[Expectation]
     """With the ids of runs in place of fingerprints; an entry that has no run directory is left out."""
-    searches: dict[str, SearchRule]
+    searches: dict[str, Search]
     """The rule of each search by the name of its study; without the studies that are none."""
-    log_tails: dict[str, LogTail]
-    """The end of the newest log of each failed or cancelled run that has one, by run id."""
+    log_tails: dict[str, list[str]]
+    """The last lines of the newest log of each failed or cancelled run that has one, by run id."""
     behaviours: dict[str, Behaviour]
     """How the trained models of the runs behave for which that has been computed, by run id."""
     origin: dict[str, list[str]]
@@ -161,7 +162,7 @@ def load_study(*study_dirs: Path) -> Study:
     notes: list[tuple[str, str]] = []
     excluded: list[tuple[str | None, str | None]] = []
     expectations: list[Expectation] = []
-    searches: dict[str, SearchRule] = {}
+    searches: dict[str, Search] = {}
     warnings: list[str] = []
     size = 0
     read: list[_Read] = []

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from analysis.blocks.figure import Chart
 from analysis.plots import look
-from analysis.plots.axes import Mark, fit, place_numbers, shared_cut
+from analysis.plots.axes import MARK_POINTS, Mark, fit, place_numbers, shared_cut
 from analysis.plots.curve_figures import BEST_PANELS
 from analysis.plots.curves import LABEL_LENGTH, MOST_LINES, STANDING_OUT, curves_of, prominent, styles_of
 from analysis.plots.files import FORMATS, figure_bytes, inline_svg
@@ -25,6 +25,7 @@ from benchmarks.report_study import make_study as make_large_study
 from seqlm.config import RunConfig
 from seqlm.files import write_json_lines
 from tests.analysis.contents import curve_charts
+from tests.analysis.hand_made import add_run
 from tests.analysis.synthetic import DIVERGED, EXPLODING, fail, make_run
 
 
@@ -192,6 +193,18 @@ def test_of_many_runs_the_best_of_each_kind_stand_out_and_no_legend_grows(tmp_pa
         for legend in chart.figure.legends:
             assert len(legend.get_texts()) <= 3 * (MOST_LINES + 1)
             assert all(len(text.get_text()) <= LABEL_LENGTH for text in legend.get_texts())
+
+
+def test_numbers_keep_their_distance_in_the_finished_figure(tmp_path: Path) -> None:
+    for n in range(12):
+        add_run(tmp_path, n, f"r{n}", "gru", "adam", [300.0, 100.0 + n], lr=0.1 * (n + 1))
+    figure = curve_charts(load_study(tmp_path))["validation"].figure
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    points = axes.transData.transform([text.xy for text in axes.texts])[:, 1] * 72 / figure.dpi
+    heights = sorted(points + [text.xyann[1] for text in axes.texts])
+    assert len(heights) == 12
+    assert min(np.diff(heights)) > MARK_POINTS - 0.1
 
 
 def test_numbers_cover_no_other_and_stay_beside_their_points() -> None:

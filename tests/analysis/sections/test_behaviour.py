@@ -171,7 +171,7 @@ def test_the_samples_of_all_models_are_chosen_together_and_name_their_run(run: R
     (best, samples), *_ = chosen_samples(behaved(run)).groups
     assert best == "Best"
     labels = ["Sample 1 of 4 gru-adam", "Sample 1 of 1 rnn-adam", "Sample 0 of 4 gru-adam"]
-    assert [sample.label for sample in samples] == labels
+    assert [sample["label"] for sample in samples] == labels
     appendix = samples_appendix(load_study(run.path.parent)).blocks
     assert [block.title for block in appendix if block.kind == "folded"] == [
         "Samples of 1 rnn-adam",

@@ -84,9 +84,8 @@ def test_states_and_reasons_are_those_of_the_files(study: Study) -> None:
     assert (diverged["state"], diverged["failure_kind"]) == ("failed", "diverged")
     assert "not a finite number" in diverged["failure_message"]
     tail = study.log_tails[diverged["id"]]
-    assert len(tail.lines) == 12
-    assert tail.lines[-1].startswith("error: the loss of step 4,711")
-    assert tail.file == f"{diverged['id']}/attempts/0001/stderr.log"
+    assert len(tail) == 12
+    assert tail[-1].startswith("error: the loss of step 4,711")
 
 
 def test_a_run_at_work_is_running(tmp_path: Path) -> None:
