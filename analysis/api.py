@@ -32,7 +32,7 @@ from analysis.sections.behaviour import behaviour_data
 from analysis.study import columns, units
 from analysis.study import study as files
 from analysis.study.behaved import behaved_runs
-from analysis.study.settings import interval, on_one_machine
+from analysis.study.settings import geometric_mean, on_one_machine
 from seqlm.environment import RUNS
 from seqlm.errors import UsageError, nearest
 from seqlm.reading import exists
@@ -106,7 +106,7 @@ class Study(files.Study):
         rows = [
             {
                 **vars(setting),
-                **{key: _mean(runs.loc[setting.runs][key]) for key in perplexities},
+                **{key: geometric_mean(runs.loc[setting.runs][key].to_list()) for key in perplexities},
                 **{key: runs.loc[list(setting.runs)][key].mean(skipna=False) for key in bits},
                 "runs": tuple(setting.runs),
                 "seeds": len(setting.runs),
@@ -354,12 +354,6 @@ class Study(files.Study):
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------
-
-
-def _mean(perplexities: pd.Series[float]) -> float:
-    """Return the geometric mean over seeds; NaN if one is missing or not finite."""
-    values = perplexities.to_list()
-    return interval(values).centre if all(units.is_number(value) and value > 0 for value in values) else float("nan")
 
 
 def _axes(ax: Axes | None, handles: Iterable[Artist], *, height: float) -> Axes:

@@ -78,28 +78,6 @@ class Page:
         ]
 
 
-def _header(page: Page) -> dict[str, Any]:
-    """Return what the templates show above the sections."""
-    study = page.study
-    states = [(run.number, run.name, run.state) for run in rows_of(study.runs)]
-    states = sorted([*states, *((run.number, run.name or "no run directory", "absent") for run in study.absent)])
-    counted = Counter(state for number, _, state in states if isinstance(number, int))
-    variants = [state for number, _, state in states if isinstance(number, VariantNumber)]
-    drawn = {line.run for chart in page.charts for panel in chart.panels for line in panel.lines}
-    return {
-        "states": states,
-        "done": counted["done"],
-        "counts": [(state, counted[state]) for state in STATES if counted[state]],
-        "variants": f"{units.count(len(variants), 'variant')} ({variants.count('done')} done)" if variants else "",
-        "scope": scope_of(study.compared.runs, len(study.absent)).strip(),
-        "shown_runs": [
-            (run.number, run.name, units.architecture(run.arch), units.optimizer(run.optimizer))
-            for run in rows_of(study.runs)
-            if str(run.number) in drawn
-        ],
-    }
-
-
 # -- templates -----------------------------------------------------------------------------------------------------
 
 
@@ -133,14 +111,29 @@ def _environment(*, html: bool) -> Environment:
 
 
 def _variables(page: Page) -> dict[str, Any]:
+    study = page.study
+    states = [(run.number, run.name, run.state) for run in rows_of(study.runs)]
+    states = sorted([*states, *((run.number, run.name or "no run directory", "absent") for run in study.absent)])
+    counted = Counter(state for number, _, state in states if isinstance(number, int))
+    variants = [state for number, _, state in states if isinstance(number, VariantNumber)]
+    drawn = {line.run for chart in page.charts for panel in chart.panels for line in panel.lines}
     return {
         "page": page,
-        "study": page.study,
+        "study": study,
         "figure_formats": FIGURE_FORMATS,
         "table_formats": TABLE_FORMATS,
         "line_colours": look.line_colours(),
         "labels": labels(page.sections),
-        **_header(page),
+        "states": states,
+        "done": counted["done"],
+        "counts": [(state, counted[state]) for state in STATES if counted[state]],
+        "variants": f"{units.count(len(variants), 'variant')} ({variants.count('done')} done)" if variants else "",
+        "scope": scope_of(study.compared.runs, len(study.absent)).strip(),
+        "shown_runs": [
+            (run.number, run.name, units.architecture(run.arch), units.optimizer(run.optimizer))
+            for run in rows_of(study.runs)
+            if str(run.number) in drawn
+        ],
     }
 
 

@@ -54,7 +54,7 @@ def _environment() -> Environment:
         "time": units.duration,
         "hours": units.hours,
         "nats": units.decimals(".3f"),
-        "signed": units.decimals("+.3f"),
+        "signed": units.signed,
         "percent": units.percent,
         "few": first_few,
         "all": lambda items: units.listing(list(items)),

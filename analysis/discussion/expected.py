@@ -20,8 +20,8 @@ from analysis.study.pairs import (
     ARCHITECTURE,
     FOLLOWS,
     OPTIMIZER,
-    alike,
     differing_keys,
+    grouped_by,
     printed,
     tuned_keys,
     value_of,
@@ -156,7 +156,7 @@ def _cases(metric: str, sides: Sequence[Sequence[Reached]]) -> tuple[list[Case],
             machine = one.setting.machine if metric in TIMES else None
             cells[(*(value_of(one.setting, key) for key in shared), machine)][place].append(one)
     pairs = [[min(side, key=lambda one: one.mean(metric)) for side in cell] for cell in cells.values() if all(cell)]
-    kinds = alike([*settings[0], *settings[1]], [ARCHITECTURE, OPTIMIZER])  # such keys follow from these
+    kinds = grouped_by([*settings[0], *settings[1]], [ARCHITECTURE, OPTIMIZER])  # such keys follow from these
     named = [key for key in shared if key in (ARCHITECTURE, OPTIMIZER) or any(differing_keys(k, [key]) for k in kinds)]
     also = [key for key in about if key not in free and ABSENT not in found[key][0] | found[key][1]]
     return [_case(metric, named, lower, higher) for lower, higher in pairs], also if len(also) > 1 else []

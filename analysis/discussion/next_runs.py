@@ -134,15 +134,10 @@ def _has_ended(run: dict[Any, Any]) -> bool:
 def combinations_never_run(study: Study) -> list[str]:
     """Of the architectures and optimizers that the study names, the combinations without a finished run."""
     named = [*rows_of(study.runs), *study.absent]
-    known = [
-        k
-        for k in [*((one.arch, one.optimizer) for one in named), *study.excluded]
-        if all(isinstance(key, str) for key in k)
-    ]
-    archs, optimizers = (
-        sorted({kind[axis] for kind in known}, key=lambda key: (units.rank(table, key), key))
-        for axis, table in enumerate((units.ARCHITECTURES, units.OPTIMIZERS))
-    )
+    kinds = [*((one.arch, one.optimizer) for one in named), *study.excluded]
+    known = [kind for kind in kinds if all(isinstance(key, str) for key in kind)]
+    archs = units.in_order(units.ARCHITECTURES, (arch for arch, _ in known))
+    optimizers = units.in_order(units.OPTIMIZERS, (optimizer for _, optimizer in known))
     done = finished(study.runs)
     there = set(zip(done["arch"], done["optimizer"], strict=True))
     return [

@@ -17,9 +17,6 @@ from analysis.study.pairs import ARCHITECTURE, OPTIMIZER, Pair, changes_of
 from analysis.study.settings import Setting, best_of, on_one_machine
 from analysis.study.study import Study
 
-SIGNED = units.decimals("+.3f")
-"""Differences of losses."""
-
 
 def optimizers_blocks(study: Study, settings: Sequence[Setting], pairs: Sequence[Pair]) -> list[Block]:
     """The comparison over all settings, then in pairs. ``pairs``: of :func:`analysis.study.pairs.pairs_of`."""
@@ -47,9 +44,8 @@ def _rows(study: Study, settings: Sequence[Setting]) -> list[dict[str, Any]]:
     done = finished(study.runs)
     timed = {run for setting in on_one_machine(settings) for run in setting.runs}
     diverged = study.runs[(study.runs["state"] == "failed") & (study.runs["failure_kind"] == "diverged")]
-    kinds = {setting.optimizer for setting in settings}
     rows = []
-    for kind in sorted(kinds, key=lambda kind: (units.rank(units.OPTIMIZERS, kind), str(kind))):
+    for kind in units.in_order(units.OPTIMIZERS, (setting.optimizer for setting in settings)):
         members = [setting for setting in settings if setting.optimizer == kind]
         runs = done[done["number"].isin(timed & {run for setting in members for run in setting.runs})]
         best_of_arch = [best_of([s for s in members if s.arch == arch]) for arch in {s.arch for s in members}]
@@ -134,8 +130,8 @@ def _table(rows: Sequence[dict[str, Any]], of: str) -> Table:
             number("test_ppl", "Test", units.perplexity),
             Column("run", "Run"),
             number("seconds", "Time to 5 %", units.duration),
-            number("median_gap", "Median gap (nats)", SIGNED),
-            number("median_final_gap", "Median final gap (nats)", SIGNED),
+            number("median_gap", "Median gap (nats)", units.signed),
+            number("median_final_gap", "Median final gap (nats)", units.signed),
         ],
         records=rows,
     )
@@ -153,7 +149,7 @@ def _duel_table(duels: Sequence[dict[str, Any]], of: str) -> Table:
             number("pairs", "Pairs"),
             number("first_wins", "First lower"),
             number("second_wins", "Second lower"),
-            number("median_difference_nats", "Median difference (nats)", SIGNED),
+            number("median_difference_nats", "Median difference (nats)", units.signed),
             number("first_tried", "First tried"),
             number("second_tried", "Second tried"),
         ],

@@ -14,8 +14,6 @@ from analysis.study.comparison import WITHIN
 from analysis.study.settings import Setting, best_of, is_longer, on_one_machine
 from analysis.study.study import OVERFITTED_FROM, Study
 
-SIGNED = units.decimals("+.3f")
-
 
 def picks_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]:
     """The picks in sentences, as a table, and in a figure. Times are those on one machine."""
@@ -81,8 +79,8 @@ def _table(best: Setting, pick: Setting | None, front: Sequence[Setting], of: st
             Column("optimizer", "Optimizer", of=lambda s: units.optimizer(s.optimizer)),
             number("val_ppl", "Valid.", units.perplexity, lambda setting: setting.val_ppl),
             number("test_ppl", "Test", units.perplexity, lambda setting: setting.test_ppl),
-            number("gap", "Gap (nats)", SIGNED, lambda setting: setting.gap),
-            number("final_gap", "Final gap (nats)", SIGNED, lambda setting: setting.final_gap),
+            number("gap", "Gap (nats)", units.signed, lambda setting: setting.gap),
+            number("final_gap", "Final gap (nats)", units.signed, lambda setting: setting.final_gap),
             number("seconds_to_best", "Time to best", units.duration, lambda setting: setting.seconds_to_best),
             number("seconds_to_study_best", "Time to 5 %", units.duration, lambda s: s.seconds_to_study_best),
             Column("picked_for", "Picked for", of=lambda setting: picked.get(setting.number, units.MISSING)),

@@ -50,7 +50,7 @@ def _rows(study: Study, settings: Sequence[Setting], lowest: float) -> list[dict
     failed = set(diverged["setting"])
     archs = {*(setting.arch for setting in settings), *diverged["arch"].dropna()} - {None}
     rows = []
-    for arch in sorted(archs, key=lambda arch: (units.rank(units.ARCHITECTURES, arch), str(arch))):
+    for arch in units.in_order(units.ARCHITECTURES, archs):
         members = [setting for setting in settings if setting.arch == arch]
         values = np.array([setting.val_ppl for setting in members])
         held = np.array([setting.val_ppl for setting in members if setting.number not in failed])

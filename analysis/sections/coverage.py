@@ -33,10 +33,8 @@ def coverage_table(study: Study) -> Table:
         value = [f"{units.perplexity(found.val_ppl)} ({'/'.join(map(str, found.runs))})"] if found else []
         return "; ".join([*value, *([", ".join(of)] if of else [])]) or units.MISSING
 
-    archs, optimizers = (
-        sorted({state[axis] for state in states}, key=lambda key: (units.rank(table, key), str(key)))
-        for axis, table in enumerate((units.ARCHITECTURES, units.OPTIMIZERS))
-    )
+    archs = units.in_order(units.ARCHITECTURES, (arch for arch, _, _ in states))
+    optimizers = units.in_order(units.OPTIMIZERS, (kind for _, kind, _ in states))
     return Table(
         name="coverage",
         title="Each optimizer with each architecture",

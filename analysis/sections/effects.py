@@ -17,9 +17,6 @@ from analysis.study import units
 from analysis.study.pairs import changes_of, pairs_of
 from analysis.study.study import Study
 
-SIGNED = units.decimals("+.3f")
-"""Differences of losses."""
-
 
 def effects_section(study: Study) -> Section:
     """Every setting over the values of each hyperparameter, and the changes between those alike in all others."""
@@ -48,10 +45,10 @@ def effects_table(changes: Sequence[dict[str, Any]], of: str = "") -> Table:
             Column("lower", "From", shown=lambda change: change["texts"][0], numeric=True),
             Column("higher", "To", shown=lambda change: change["texts"][1], numeric=True),
             number("pairs", "Pairs"),
-            number("mean_change_nats", "Change (nats)", SIGNED),
+            number("mean_change_nats", "Change (nats)", units.signed),
             number("perplexity_ratio", "Perplexity ratio", units.decimals(".3f")),
-            number("lowest_change_nats", "Lowest", SIGNED),
-            number("highest_change_nats", "Highest", SIGNED),
+            number("lowest_change_nats", "Lowest", units.signed),
+            number("highest_change_nats", "Highest", units.signed),
         ],
         records=changes,
     )

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePath
 from typing import Any
 
-from analysis.study.values import as_mapping, as_number, as_text, tolerated
+from analysis.study.values import as_mapping, as_number, as_text, read_or_warn
 from seqlm.files import read_json
 from seqlm.lease import last_sign_of
 from seqlm.machine import short_name
@@ -40,7 +40,7 @@ def read_attempts(
     ``epoch_seconds``. What exceeds its own time was spent by the earlier attempts, and is not lost.
     """
     attempts = run.attempts()
-    job: dict[str, Any] = tolerated(run.read_job, {}, [])  # it only says where a run was
+    job: dict[str, Any] = read_or_warn(run.read_job, {}, [])  # it only says where a run was
     seconds_of: dict[float, list[float]] = defaultdict(list)
     for epoch in epochs:
         seconds_of[as_number(epoch.get("attempt"))].append(as_number(epoch.get("epoch_seconds")))
@@ -48,7 +48,7 @@ def read_attempts(
     circumstances: list[Mapping[str, Any]] = []  # what the first rank of each attempt so far has recorded
 
     def read(path: Path) -> dict[str, Any]:
-        return tolerated(lambda: read_json(path), {}, warnings)
+        return read_or_warn(lambda: read_json(path), {}, warnings)
 
     def row(attempt: int) -> dict[str, Any]:
         is_last = attempt == attempts[-1]

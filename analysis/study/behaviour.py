@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
-from analysis.study.values import Values, clean, tolerated
+from analysis.study.values import Values, clean, read_or_warn
 from seqlm.config import LARGEST_SEED
 from seqlm.files import file_sha256, read_json
 from seqlm.reading import parse_json, read_bytes
@@ -208,11 +208,11 @@ def read_behaviour(run: RunDirectory) -> tuple[Behaviour | None, list[str]]:
     If only the samples or the checkpoint cannot be read, the behaviour has no samples, or counts as up to date.
     """
     warnings: list[str] = []
-    raw = tolerated(lambda: read_json(run.behaviour_file), None, warnings)
+    raw = read_or_warn(lambda: read_json(run.behaviour_file), None, warnings)
     if raw is None:
         return None, warnings
-    samples: list[Sample] = tolerated(lambda: _read_samples(run, warnings), [], warnings)
-    digest = tolerated(lambda: file_sha256(run.best_checkpoint), None, warnings)
+    samples: list[Sample] = read_or_warn(lambda: _read_samples(run, warnings), [], warnings)
+    digest = read_or_warn(lambda: file_sha256(run.best_checkpoint), None, warnings)
     is_stale = digest not in (None, raw.get("checkpoint_sha256"))
     if is_stale:
         warnings.append(f"{run.behaviour_file} was computed from an earlier checkpoint; compute the behaviour again")

@@ -275,16 +275,16 @@ def forget_single_digests(configs: Iterable[dict[str, Any]]) -> None:
             config.pop("model.sha256", None)
 
 
-def told_apart(studies: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[tuple[str, str], str]:
+def new_model_names(studies: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[tuple[str, str], str]:
     """Return new names for own models of several studies that share a name, such as ``lstm.py:LSTM``, and no version.
 
     They are different models. ``studies`` are configurations by name of the study; the keys of the answer are the
     name of the study and of the model.
 
     >>> one, other = ({"model.arch": "m.py:M", "model.sha256": digest} for digest in ("1", "2"))
-    >>> told_apart({"a": [one], "b": [other]})
+    >>> new_model_names({"a": [one], "b": [other]})
     {('a', 'm.py:M'): 'a/m.py:M', ('b', 'm.py:M'): 'b/m.py:M'}
-    >>> told_apart({"a": [one], "b": [one, other]})
+    >>> new_model_names({"a": [one], "b": [one, other]})
     {}
     """
     versions: dict[str, dict[str, set[str]]] = {}

@@ -89,11 +89,11 @@ def pairs_of(settings: Sequence[Setting]) -> list[Pair]:
 def chains(settings: Iterable[Setting], key: str, keys: Sequence[str] = SETTING_KEYS) -> list[list[Setting]]:
     """The settings that agree in all of ``keys`` but one, two or more, by its value."""
     there = [setting for setting in settings if key in setting.config]
-    groups = alike(there, [other for other in keys if other != key])
+    groups = grouped_by(there, [other for other in keys if other != key])
     return [sorted(group, key=lambda setting: _order(key, setting.config[key])) for group in groups if len(group) > 1]
 
 
-def alike(settings: Iterable[Setting], keys: Sequence[str]) -> list[list[Setting]]:
+def grouped_by(settings: Iterable[Setting], keys: Sequence[str]) -> list[list[Setting]]:
     """Settings in groups that agree in ``keys``: each is missing in all of a group, or has one value."""
     groups: dict[tuple[Hashable, ...], list[Setting]] = defaultdict(list)
     for setting in settings:
@@ -120,7 +120,7 @@ def _pairs_of_choices(settings: Iterable[Setting], key: str, keys: Sequence[str]
     for sides in itertools.combinations(sorted(chosen, key=lambda value: _order(key, value)), 2):
         both = known[sides[0]] & known[sides[1]]
         shared = [other for other in keys if other in both and other not in left_out]
-        for group in alike([one for value in sides for one in chosen[value]], shared):
+        for group in grouped_by([one for value in sides for one in chosen[value]], shared):
             first, second = ([one for one in group if value_of(one, key) == value] for value in sides)
             if is_tuned and first and second:
                 yield Pair(key=key, a=best_of(first), b=best_of(second), a_tried=len(first), b_tried=len(second))

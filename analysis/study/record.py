@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from analysis.study.columns import as_columns
-from analysis.study.values import as_list, as_mapping, as_number, as_text, clean, tolerated
+from analysis.study.values import as_list, as_mapping, as_number, as_text, clean, read_or_warn
 from seqlm.errors import ConfigError
 from seqlm.files import read_json
 from seqlm.run_layout import FINGERPRINT_DIGITS, MAX_RUNS, study_record_file
@@ -72,7 +72,7 @@ def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
     """Return the record, and a warning if it is damaged; whatever can be read of it is kept."""
     file = study_record_file(study_dir)
     warnings: list[str] = []
-    raw: dict[str, Any] = tolerated(lambda: read_json(file), {}, warnings)
+    raw: dict[str, Any] = read_or_warn(lambda: read_json(file), {}, warnings)
     numbered = [entry for entry in _tables(raw.get("planned")) if isinstance(entry.get("number"), int)]
     entries = [entry for entry in numbered if 1 <= entry["number"] <= MAX_RUNS]
     if len(entries) < len(numbered):

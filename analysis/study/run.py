@@ -20,7 +20,7 @@ from analysis.study import units
 from analysis.study.attempts import read_attempts
 from analysis.study.behaviour import Behaviour, read_behaviour
 from analysis.study.columns import as_columns
-from analysis.study.values import as_list, as_mapping, as_number, as_text, clean, tolerated
+from analysis.study.values import as_list, as_mapping, as_number, as_text, clean, read_or_warn
 from seqlm.errors import FileError
 from seqlm.files import read_json
 from seqlm.reading import open_regular
@@ -58,17 +58,17 @@ class LoadedRun:
 def read_run(run: RunDirectory) -> LoadedRun:
     """Read every file of a run."""
     warnings: list[str] = []
-    read = tolerated(run.read_config, None, warnings)
+    read = read_or_warn(run.read_config, None, warnings)
     config = as_columns(read.by_key()) if read else {}
-    recorded_result = tolerated(run.read_result, None, warnings)
+    recorded_result = read_or_warn(run.read_result, None, warnings)
     damage = list(warnings)
     result = recorded_result or {}
-    epochs, cut_lines = tolerated(run.read_metrics, None, warnings) or ([], [])
+    epochs, cut_lines = read_or_warn(run.read_metrics, None, warnings) or ([], [])
     finished = math.nan if damage else finished_epochs(result)
     facts = (
         None
         if damage
-        else tolerated(lambda: run.facts(epochs[-1]["epoch"] + 1 if epochs else 0, recorded_result), None, warnings)
+        else read_or_warn(lambda: run.facts(epochs[-1]["epoch"] + 1 if epochs else 0, recorded_result), None, warnings)
     )
     if facts is None:
         facts = Facts(damage=warnings[0].replace(f"{run.path.parent}/", ""))
@@ -79,8 +79,8 @@ def read_run(run: RunDirectory) -> LoadedRun:
     if config and config["data.sha256"] is None and config["data.corpus"] != "ptb":
         config["data.sha256"] = as_text(result.get("corpus_sha256"))
     # From here on, damage costs details, not the state.
-    provenance: dict[str, Any] = tolerated(run.read_provenance, {}, warnings)
-    failure: dict[str, Any] = tolerated(lambda: read_json(run.failure_file), {}, warnings)
+    provenance: dict[str, Any] = read_or_warn(run.read_provenance, {}, warnings)
+    failure: dict[str, Any] = read_or_warn(lambda: read_json(run.failure_file), {}, warnings)
     order = provenance.get("order")
     if order is not None and (not isinstance(order, int) or isinstance(order, bool) or not 0 <= order < MAX_RUNS):
         warnings.append(
@@ -103,11 +103,11 @@ def read_run(run: RunDirectory) -> LoadedRun:
         "command": shlex.join(map(str, command)) if command else None,
     }
     if state == "stopped":
-        stop = as_mapping(tolerated(run.read_stopped, None, warnings))
+        stop = as_mapping(read_or_warn(run.read_stopped, None, warnings))
         row |= {"rung": stop.get("rung")} | {f"rung_{key}": stop.get(key) for key in RUNG_KEYS}
     tail: list[str] = []
     if state in ("failed", "cancelled"):
-        tail = tolerated(lambda: _log_tail(run), [], warnings)
+        tail = read_or_warn(lambda: _log_tail(run), [], warnings)
         row |= {
             "failure_kind": kind,
             "failure_message": clean(str(failure.get("message") or "")) or reason,

@@ -99,13 +99,10 @@ def _perplexity(loss: float) -> float:
         return math.inf
 
 
-def _geometric_mean(perplexities: Sequence[float]) -> float:
-    """Return the geometric mean; NaN if one is missing or not above 0."""
-    if not all(value > 0 for value in perplexities):
-        return math.nan
-    if len(perplexities) == 1:
-        return perplexities[0]
-    return _perplexity(statistics.fmean(map(math.log, perplexities)))
+def geometric_mean(perplexities: Sequence[Any]) -> float:
+    """Return the geometric mean over seeds; NaN if one is missing or not above 0."""
+    is_known = all(units.is_number(value) and value > 0 for value in perplexities)
+    return interval(perplexities).centre if is_known else math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,8 +179,8 @@ def settings_of(runs: pd.DataFrame) -> list[Setting]:
                 interval=interval([run["val_ppl"] for run in rows]),
                 gap=statistics.fmean(run["gap"] for run in rows),
                 final_gap=statistics.fmean(run["final_gap"] for run in rows),
-                final_val_ppl=_geometric_mean([run["final_val_ppl"] for run in rows]),
-                test_ppl=_geometric_mean([run["test_ppl"] for run in rows]),
+                final_val_ppl=geometric_mean([run["final_val_ppl"] for run in rows]),
+                test_ppl=geometric_mean([run["test_ppl"] for run in rows]),
                 machine=" and ".join(dict.fromkeys(run["machine"] or "not recorded" for run in rows)),
                 scatter=statistics.fmean(run["epoch_scatter"] for run in rows),
             )

@@ -19,7 +19,7 @@ import pandas as pd
 
 from analysis.study import units
 from analysis.study.behaviour import Behaviour
-from analysis.study.columns import EPOCHS, FREE_KEYS, TEXT_KEYS, forget_single_digests, table_of, told_apart
+from analysis.study.columns import EPOCHS, FREE_KEYS, TEXT_KEYS, forget_single_digests, new_model_names, table_of
 from analysis.study.comparison import APART, compared_epochs, cut, finished, text_names, with_times
 from analysis.study.numbering import RunNumber, number_runs
 from analysis.study.record import Expectation, PlannedRun, StudyRecord, read_study_record
@@ -155,62 +155,51 @@ def load_study(*study_dirs: Path) -> Study:
     Raises:
         UsageError: a folder holds neither runs nor the plan of any, is given twice, or is of another version.
     """
-    directories: dict[str, Path] = {}
-    runs: list[LoadedRun] = []
-    absent: list[PlannedRun] = []
-    groups: dict[str, list[str]] = {}
-    notes: list[tuple[str, str]] = []
-    excluded: list[tuple[str | None, str | None]] = []
-    expectations: list[Expectation] = []
-    searches: dict[str, Search] = {}
-    warnings: list[str] = []
-    size = 0
-    read: list[_Read] = []
+    read: dict[str, _Read] = {}
     for study_dir in study_dirs:
         require_format(study_dir)
         found = [read_run(run) for run in RunDirectory.unordered_in(study_dir)]
         record, damage = read_study_record(study_dir)
         if not found and not record.planned:
             raise UsageError(f"{study_dir} holds no runs, so there is nothing to report; `run` a manifest first")
-        if study_dir.resolve() in map(Path.resolve, directories.values()):
+        if study_dir.resolve() in (one.folder.resolve() for one in read.values()):
             raise UsageError(f"{study_dir} is given twice; name each study once")
         found.sort(key=lambda run: (math.inf if run.order is None else run.order, run.row["id"]))
-        name = _free_name(found, study_dir, directories)
-        directories[name] = study_dir
-        read.append(_Read(name=name, runs=found, record=record, lines=damage))
-    names = told_apart({one.name: one.configs for one in read})
-    read = [one.renamed({arch: new for (study, arch), new in names.items() if study == one.name}) for one in read]
-    forget_single_digests(config for one in read for config in one.configs)
-    for one, study_dir in zip(read, study_dirs, strict=True):
-        name, found, record = one.name, one.runs, one.record
-        without_run, members, places = number_runs(found, record.planned, first=size)
+        read[_free_name(found, study_dir, read)] = _Read(folder=study_dir, runs=found, record=record, lines=damage)
+    names = new_model_names({name: one.configs for name, one in read.items()})
+    read = {name: one.renamed({a: new for (of, a), new in names.items() if of == name}) for name, one in read.items()}
+    forget_single_digests(config for one in read.values() for config in one.configs)
+    absent: list[PlannedRun] = []
+    groups: dict[str, list[str]] = {}
+    expectations: list[Expectation] = []
+    warnings: list[str] = []
+    size = 0
+    for name, one in read.items():
+        without_run, members, places = number_runs(one.runs, one.record.planned, first=size)
         absent += without_run
         size += places
-        found.sort(key=lambda run: run.row["number"])
-        for run in found:
-            run.row |= {"study": name, "estimated_seconds": record.estimated_seconds.get(run.digits)}
+        one.runs.sort(key=lambda run: run.row["number"])
+        for run in one.runs:
+            run.row |= {"study": name, "estimated_seconds": one.record.estimated_seconds.get(run.digits)}
             if len(study_dirs) > 1:
                 run.row["id"] = f"{name}/{run.row['id']}"
-        for title, digits in record.groups.items():
+        for title, digits in one.record.groups.items():
             groups[f"{name}: {title}" if len(study_dirs) > 1 else title] = _ids(members, digits)
-        for expectation in record.expectations:
+        for expectation in one.record.expectations:
             lower, higher = (tuple(_ids(members, side, most=1)) for side in (expectation.lower, expectation.higher))
             expectations.append(dataclasses.replace(expectation, lower=lower, higher=higher))
-        if record.search is not None:
-            searches[name] = record.search
-        runs += found
-        excluded += record.excluded
-        notes += record.notes
-        lines = [*one.lines, *(line for run in found for line in run.warnings)]
-        warnings += [clean(line.replace(f"{study_dir}/", "")) for line in lines]
+        lines = [*one.lines, *(line for run in one.runs for line in run.warnings)]
+        warnings += [clean(line.replace(f"{one.folder}/", "")) for line in lines]
+    runs = [run for one in read.values() for run in one.runs]
+    excluded = [entry for one in read.values() for entry in one.record.excluded]
     archs = [*(r.row["arch"] for r in runs), *(plan.arch for plan in absent), *(arch for arch, _ in excluded)]
     own = {run.row["arch"]: clean(str(label)) for run in runs if (label := run.provenance.get("label"))}
     own_models = units.names_in_print(archs, own)
     units.set_own_models(own_models)
     epochs = _epochs_table(runs)
     return Study(
-        name=" + ".join(directories),
-        directories=directories,
+        name=" + ".join(read),
+        directories={name: one.folder for name, one in read.items()},
         runs=_runs_table(runs, epochs),
         epochs=epochs,
         attempts=table_of(
@@ -218,10 +207,10 @@ def load_study(*study_dirs: Path) -> Study:
         ),
         absent=absent,
         groups=groups,
-        notes=notes,
+        notes=[note for one in read.values() for note in one.record.notes],
         excluded=excluded,
         expectations=expectations,
-        searches=searches,
+        searches={name: rule for name, one in read.items() if (rule := one.record.search)},
         log_tails={run.row["id"]: run.log_tail for run in runs if run.log_tail},
         behaviours={run.row["id"]: run.behaviour for run in runs if run.behaviour},
         origin=origin_of(runs),
@@ -234,7 +223,7 @@ def load_study(*study_dirs: Path) -> Study:
 class _Read:
     """What has been read of one study."""
 
-    name: str
+    folder: Path
     runs: list[LoadedRun]
     record: StudyRecord
     lines: list[str]

@@ -65,9 +65,18 @@ def optimizer(key: Any) -> str:
     return OPTIMIZERS.get(key, UNKNOWN)
 
 
-def rank(table: dict[str, str], key: Any) -> int:
+def rank(table: Mapping[str, str], key: Any) -> int:
     """Place of a key in the report's order; unknown ones come last."""
     return list(table).index(key) if key in table else len(table)
+
+
+def in_order(table: Mapping[str, str], keys: Iterable[Any]) -> list[Any]:
+    """Return some keys, each once, in the report's order; unknown ones come last.
+
+    >>> in_order(OPTIMIZERS, ["x", "sgd", "adam", "sgd"])
+    ['adam', 'sgd', 'x']
+    """
+    return sorted(set(keys), key=lambda key: (rank(table, key), str(key)))
 
 
 def names_of(table: Mapping[str, str], keys: Iterable[Any]) -> list[str]:
@@ -156,6 +165,10 @@ def ordinal(number: Any) -> str:
 def decimals(digits: str) -> Callable[[Any], str]:
     """How to write numbers by a format such as ``.3f``."""
     return lambda value: f"{value:{digits}}" if is_number(value) else MISSING
+
+
+signed = decimals("+.3f")
+"""How to write a difference of losses, in nats."""
 
 
 def percent(share: Any) -> str:

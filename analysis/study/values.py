@@ -18,7 +18,7 @@ Values: TypeAlias = NDArray[np.float64]
 """One number for each epoch, time step or token; NaN if it is missing."""
 
 
-def tolerated(read: Callable[[], T | None], otherwise: T, warnings: list[str]) -> T:
+def read_or_warn(read: Callable[[], T | None], otherwise: T, warnings: list[str]) -> T:
     """Return what ``read`` returns, ``otherwise`` for ``None``. If a file cannot be read, also add a warning."""
     try:
         found = read()
