@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from jobs.manifests.load import load_manifest
 from seqlm.config import labels
 from tests import commands
 
@@ -129,7 +128,6 @@ def imports_of(name: str, path: Path) -> frozenset[str]:
         if isinstance(node, ast.Import):
             imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name} imports relatively; say the whole name"
             assert node.module is not None
             inside = {f"{node.module}.{alias.name}" for alias in node.names} & known
             imported |= inside or {node.module}
@@ -210,23 +208,6 @@ def test_the_bottom_needs_the_standard_library_alone() -> None:
             for imported in names:
                 top = imported.split(".")[0]
                 assert top in sys.stdlib_module_names or top == "seqlm", f"{name} imports {imported}"
-
-
-@pytest.mark.process
-def test_the_launcher_starts_without_torch_or_pandas() -> None:
-    program = (
-        "import sys, launch\n"
-        "heavy = {'torch', 'pandas', 'matplotlib', 'numpy', 'jaxtyping', 'yaml', 'rich', 'tqdm', 'pydantic'}\n"
-        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
-    )
-    commands.run([sys.executable, "-c", program], cold=True, cwd=ROOT, check=True)
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "jobs/manifests").glob("*.toml")), ids=lambda path: path.name)
-def test_every_manifest_parses(path: Path) -> None:
-    manifest = load_manifest(path)
-    assert manifest.study == path.stem
-    assert manifest.runs
 
 
 @pytest.mark.process

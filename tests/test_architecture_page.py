@@ -1,51 +1,9 @@
-"""What docs/explanation/architecture.md says of the code is true, and its picture has every folder."""
+"""The picture of the folders on docs/explanation/architecture.md has every folder, and its arrows point down."""
 
 from __future__ import annotations
 
-import ast
-import re
-from pathlib import Path
-
-import pytest
-
 from tests.reference import folders
-from tests.test_architecture import FLOORS, modules, tree_of
-
-ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "explanation" / "architecture.md").read_text("utf-8")
-STEPS = re.findall(r"^\| (\d+) \| .* \| `([\w.]+)` \| `([\w/.]+)` \|$", PAGE, flags=re.MULTILINE)
-NAMED = re.findall(r"`(\w+)` in `([\w/.]+\.py)`", PAGE)
-
-
-def definitions(path: Path) -> set[str]:
-    """Return the functions and classes of a module, and methods as ``Class.method``."""
-    found = set()
-    for node in tree_of(path).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found.add(node.name)
-        if isinstance(node, ast.ClassDef):
-            found |= {f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)}
-    return found
-
-
-def test_the_path_of_a_run_has_ten_steps() -> None:
-    assert [int(number) for number, *_ in STEPS] == list(range(1, 11))
-
-
-@pytest.mark.parametrize(("name", "file"), [(name, file) for _, name, file in STEPS] + NAMED)
-def test_every_function_that_the_page_names_is_there(name: str, file: str) -> None:
-    assert name in definitions(ROOT / file), f"docs/explanation/architecture.md: expected {name} in {file}"
-
-
-def test_every_file_and_folder_that_the_page_names_is_there() -> None:
-    for name in re.findall(r"`([\w/]+(?:/|\.py))(?: [^`]*)?`", PAGE):
-        assert (ROOT / name).exists(), name
-
-
-def test_the_questions_are_answered() -> None:
-    assert len(NAMED) >= 9
-    for question in ("a retry decided", "sbatch's options", "column of `status`"):
-        assert len(re.findall(rf"^\| .*{question}.*\| `.*` \| .*`\w+` in `", PAGE, flags=re.MULTILINE)) == 1
+from tests.test_architecture import FLOORS, modules
 
 
 def test_the_picture_has_every_folder_of_the_launcher_the_trainer_and_the_report() -> None:

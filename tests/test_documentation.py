@@ -16,6 +16,11 @@ from tests.reference import decisions, markdown, pages
 ROOT = pages.ROOT
 OUTSIDE = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
 """Pages in Markdown that are not part of the site."""
+PAGES = [*OUTSIDE, *(ROOT / "docs").rglob("*.md")]
+PAGES = [page for page in PAGES if not {"CHANGELOG.md", "decisions", "_build"} & {*page.parts}]
+"""All pages but those that tell of earlier times."""
+MADE = re.compile("/_build/|/YYYY-|slurm/cluster.toml")
+"""What a user makes."""
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +67,15 @@ def test_a_superseded_decision_names_the_later_one() -> None:
 def test_links_of_pages_outside_the_site_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8")):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_files_that_a_page_names_are_there_and_have_what_it_says_is_in_them(page: Path) -> None:
+    text = page.read_text("utf-8")
+    for name in re.findall(r"`((?:seqlm|jobs|slurm|analysis|benchmarks|examples|tests|docs)/[\w./-]+)`", text):
+        assert MADE.search(name) or (ROOT / name).exists(), name
+    for name, file in re.findall(r"`(\w+)(?:\.\w+)*` (?:in|\|) `([\w/.]+\.py)`", text):
+        assert re.search(rf"\b{name}\b", (ROOT / file).read_text("utf-8")), f"{name} in {file}"
 
 
 def test_every_page_that_the_code_names_is_there() -> None:

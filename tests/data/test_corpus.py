@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import sys
 import zipfile
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from seqlm.data.corpus import PTB_SHA256, Corpus, corpus_facts, downloaded_ptb, 
 from seqlm.data.source import Texts
 from seqlm.data.tokens import tokens_of
 from seqlm.errors import DataError
-from tests import commands
 
 WORDS = DataConfig(corpus="files")
 CHARS = DataConfig(corpus="files", level="char")
@@ -258,16 +256,3 @@ def test_the_real_ptb_is_what_is_known_by_heart(level):
     if level == "word":
         assert corpus.vocabulary[:6] == ("the", "<unk>", "<eos>", "N", "of", "to")
         assert list(corpus.splits["train"][:4]) == [9970, 9971, 9972, 9974]  # aer banknote berlitz calloway
-
-
-@pytest.mark.process
-def test_planning_with_a_corpus_imports_neither_torch_nor_numpy(write_texts):
-    script = (
-        "import sys, pathlib, seqlm.data.corpus as c, seqlm.data.layout, seqlm.data.pydoc_corpus\n"
-        "import seqlm.data.ptb_download\n"
-        "from seqlm.config import DataConfig, RunConfig\n"
-        "c.corpus_facts(DataConfig(corpus='files'), pathlib.Path(sys.argv[1]))\n"
-        "print(sorted({'torch', 'numpy', 'pandas'} & set(sys.modules)))"
-    )
-    done = commands.run([sys.executable, "-c", script, write_texts()], cold=True, check=True)
-    assert done.stdout == "[]\n"

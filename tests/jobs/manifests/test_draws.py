@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ import pytest
 from jobs.manifests.draws import Choice, Distribution, Real, Whole, draw, number_of_settings
 from jobs.manifests.filters import facts_of_spec, select
 from jobs.manifests.load import Manifest
-from tests import commands
 from tests.jobs.manifests.test_manifest import BASE, RUN, load, names, names_of_excluded
 
 SAMPLE = """
@@ -156,14 +154,3 @@ def test_set_overrides_a_key_that_is_drawn(tmp_path: Path) -> None:
 
 
 # -- the lines for wrong entries -----------------------------------------------------------------------------------
-
-
-@pytest.mark.process
-def test_a_manifest_without_a_sample_is_loaded_without_scipy(tmp_path: Path) -> None:
-    (tmp_path / "study.toml").write_text(BASE + RUN, "utf-8")
-    program = (
-        "import sys; from pathlib import Path; from jobs.manifests.load import load_manifest\n"
-        "load_manifest(Path(sys.argv[1]))\nassert not {'scipy', 'numpy', 'optuna'} & set(sys.modules)"
-    )
-    argv = [sys.executable, "-c", program, str(tmp_path / "study.toml")]
-    commands.run(argv, cold=True, cwd=Path(__file__).parents[3], check=True)

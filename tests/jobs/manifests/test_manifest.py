@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,8 @@ from jobs.spec import Resources
 from seqlm.config import valid_keys, varying_keys
 from seqlm.errors import OTHER_WORDS, ManifestError, UsageError, same_key
 from seqlm.schema import fields_of
-from tests import commands
 
 ROOT = Path(__file__).parents[3]
-MANIFESTS = sorted((ROOT / "jobs" / "manifests").glob("*.toml"))
 
 HEAD = '[study]\nname = "s"\n'
 DEFAULTS = """
@@ -396,18 +393,6 @@ def test_the_reference_mentions_every_valid_key() -> None:
 
 def examples() -> list[str]:
     return re.findall(r"```toml\n(.*?)```", REFERENCE.read_text("utf-8"), re.DOTALL)
-
-
-@pytest.mark.process
-def test_loading_a_manifest_imports_neither_torch_nor_numpy() -> None:
-    program = (
-        "import sys; from pathlib import Path; from jobs.manifests.load import load_manifest\n"
-        "import jobs.manifests.filters, jobs.plan.estimate\n"
-        f"load_manifest(Path({str(MANIFESTS[0])!r}))\n"
-        "print([name for name in ('torch', 'numpy', 'pandas') if name in sys.modules])"
-    )
-    done = commands.run([sys.executable, "-c", program], cold=True, cwd=ROOT, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_a_file_that_is_too_large_or_refused_by_the_disk_gets_one_line(

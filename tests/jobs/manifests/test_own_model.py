@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from jobs.manifests.filters import facts_of_spec, select
-from jobs.manifests.load import Manifest, load_manifest
+from jobs.manifests.load import Manifest
 from jobs.plan.proposals import Space
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from tests.check_model.faulty import write_model
 from tests.jobs.manifests.test_json_schema import errors, read
-from tests.jobs.manifests.test_manifest import BASE, ROOT, load, names, problems
+from tests.jobs.manifests.test_manifest import BASE, load, names, problems
 
 OWN = """
 [[grid]]
@@ -111,8 +111,3 @@ def test_keys_of_an_own_model_do_not_apply_to_others(tmp_path: Path) -> None:
     assert problems(tmp_path, BASE + RNN + "model.arguments.leak = 1\n") == [
         'study.toml: run 1: model.arguments: applies to custom only, got arch = "rnn"'
     ]
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*/*.toml")), ids=lambda path: path.name)
-def test_the_manifests_of_the_examples_are_right(path: Path) -> None:
-    assert any(models(load_manifest(path)))

@@ -91,9 +91,6 @@ def test_the_record_of_a_run_counts_its_epochs(tmp_path: Path) -> None:
     assert counted == {"epoch": [1, None, None], "epochs_done": [2, 0, None]}
     total = begun.read_config().train.epochs
     assert [records[run.id]["epochs_total"] for run in (begun, fresh, broken)] == [total, total, None]
-    assert list(records[begun.id]) == [
-        *("name", "id", "state", "epoch", "epochs_done", "epochs_total", "best_val_ppl", "reason", "origin")
-    ]
 
 
 def test_a_behaviour_job_has_no_epochs(tmp_path: Path) -> None:
