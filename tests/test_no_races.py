@@ -19,6 +19,7 @@ ALLOWED = {
     ("ray_nodes.py", "process"): "a program, and the workers of its nodes",
     ("warm.py", "sleep"): "until a process that has ended is seen to have",
     ("crawl/sitecustomize.py", "sleep"): "imitates slow steps and slow renaming",
+    ("tools/stub_worker.py", "sleep"): "imitates slow epochs",
     ("training/elsewhere.py", "sleep"): "imitates slow steps",
     ("jobs/launch/stand_in_behaviour.py", "sleep"): "imitates work that ends at a signal",
     ("chaos/test_disk.py", "sleep"): "imitates a writer that keeps its file open",

@@ -1,0 +1,172 @@
+"""A worker that trains nothing: ``stub_worker.py RUN_DIR``, with the variables of :mod:`seqlm.training.worker`.
+
+It owns its run, keeps its records, saves and resumes, obeys signals and ends as the real worker does, through the same
+code. Only what needs torch is replaced: the process group, the tensors of a checkpoint, and the losses, which follow
+from the configuration. ``SEQLM_TEST_CRAWL`` (:mod:`tests.crawl`) holds it as it holds a real worker.
+``SEQLM_TEST_STUB`` says what happens in which attempt after how many epochs, such as ``{"1/3": "oom"}``: an error of
+that kind, or the signal of that name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+SECONDS = 0.02
+"""Of an epoch."""
+
+
+def substitute(name: str, **content: Any) -> None:
+    """Put a module in the place of one that needs torch."""
+    sys.modules[name] = module = ModuleType(name)
+    vars(module).update(content)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a run stands between two steps."""
+
+    epoch: int
+    step: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The state of a run between two steps."""
+
+    fingerprint: str
+    history: list[dict[str, Any]]
+    position: Position
+    optimizer: dict[str, Any] | None = field(default_factory=dict)
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint, *, guard: Any) -> None:
+    write_text(path, json.dumps({**vars(checkpoint), "position": vars(checkpoint.position)}), guard=guard)
+
+
+def load_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
+    try:
+        content = read_json(path)
+    except DamagedFileError as error:
+        raise DamagedError(str(error)) from None
+    if content is None or content["fingerprint"] != fingerprint:
+        raise CheckpointError(f"{path} is missing, or of another run")
+    return Checkpoint(**{**content, "position": Position(**content["position"])})
+
+
+def nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    cuda = SimpleNamespace(OutOfMemoryError=MemoryError)
+    distributed = SimpleNamespace(DistError=ConnectionError)
+    substitute("torch", __version__="none", get_num_threads=lambda: 1, cuda=cuda, distributed=distributed)
+    substitute("seqlm.training.distributed", Rank=SimpleNamespace, abort_group=nothing, leave_group=nothing)
+    parts = {"Checkpoint": Checkpoint, "load_checkpoint": load_checkpoint, "save_checkpoint": save_checkpoint}
+    substitute("seqlm.training.checkpoint", **parts, require_text=nothing)
+
+from seqlm.environment import KEEP_LAST  # noqa: E402 -- after the substitutes
+from seqlm.errors import CheckpointError, DamagedError, DamagedFileError, DivergedError  # noqa: E402
+from seqlm.files import Guard, read_json, write_json, write_text  # noqa: E402
+from seqlm.rundir import RunDirectory  # noqa: E402
+from seqlm.training.attempt import StopRequested, StopSignal, attempt_number, make_attempt  # noqa: E402
+from seqlm.training.checkpoint_files import CheckpointFiles  # noqa: E402
+from seqlm.training.perplexity import TokenLoss  # noqa: E402
+from seqlm.training.records import epoch_record, result_record  # noqa: E402
+
+ERRORS = {
+    "oom": MemoryError("no memory"),
+    "node": OSError(5, "Input/output error"),
+    "diverged": DivergedError("the loss of a step is nan"),
+    "code": ValueError("an error of the model"),
+}
+RANK: Any = SimpleNamespace(
+    index=int(os.environ.get("RANK", "0")),
+    world_size=int(os.environ.get("WORLD_SIZE", "1")),
+    is_first=os.environ.get("RANK", "0") == "0",
+    device=SimpleNamespace(type="cpu"),
+    device_name="no device",
+    multiprocessors=0,
+    matmul="",
+)
+CORPUS: Any = SimpleNamespace(sha256="0" * 64, lossless=True, bits_per_byte=lambda split, loss: loss)
+
+
+def attend(run: RunDirectory, attempt: int, stop: StopSignal) -> int:
+    """Make an attempt at a run; return the exit code."""
+    config = run.read_config()
+
+    def work(guard: Guard) -> None:
+        fingerprint = config.fingerprint()
+        files = CheckpointFiles(run, fingerprint=fingerprint, corpus_sha256=CORPUS.sha256, attempt=attempt, guard=guard)
+        if reason := run.cannot_go_on(config.train.epochs):
+            raise CheckpointError(f"this run cannot go on: {reason}")
+        found = files.load_last()
+        history, step = (found[1].history, found[1].position.step) if found else ([], 0)
+        if found and RANK.is_first:
+            files.write_metrics(history)
+
+        def save(step: int = 0) -> None:
+            if RANK.is_first:
+                position = Position(epoch=len(history), step=step)
+                files.save(Checkpoint(fingerprint=fingerprint, history=[*history], position=position))
+
+        while len(history) < config.train.epochs:
+            happen(len(history), attempt)
+            if not wait(len(history), stop):
+                save(step + 1)
+                raise StopRequested
+            loss = int(hashlib.sha256(fingerprint.encode()).hexdigest()[:4], 16) / 2**16 + 4 / (1 + len(history))
+            times = {"train_seconds": SECONDS, "valid_seconds": 0.0, "peak_memory_bytes": 2**20, "attempt": attempt}
+            of_epoch = {"train": TokenLoss(loss, 1), "valid": TokenLoss(loss, 1), "lr": config.optim.lr}
+            step = 0
+            history.append(epoch_record(history, **of_epoch, **times, corpus=CORPUS))
+            save()
+            print(f"epoch {len(history)}/{config.train.epochs} done", flush=True)
+        if RANK.is_first:
+            test = TokenLoss(history[-1]["val_loss"], 1)
+            of_run = {"parameters": 1, "attempt": attempt, "micro_batches": 1, "corpus": CORPUS}
+            write_json(run.result_file, result_record(history, test=test, **of_run), guard=guard)
+            files.finish(keep_last=KEEP_LAST.read())
+
+    return make_attempt(run, RANK, attempt, stop, work)
+
+
+def happen(epochs: int, attempt: int) -> None:
+    """Do what the test says."""
+    what = json.loads(os.environ.get("SEQLM_TEST_STUB", "{}")).get(f"{attempt}/{epochs}")
+    if what in ERRORS:
+        raise ERRORS[what]
+    if what is not None:
+        os.kill(os.getpid(), getattr(signal, what))
+
+
+def wait(epochs: int, stop: StopSignal) -> bool:
+    """Wait for the end of an epoch; return whether it comes before a request to stop."""
+    slow, _, ended = os.environ.get("SEQLM_TEST_CRAWL", f"{sys.maxsize}::").split(":", 2)
+    held = epochs >= int(slow)
+    due = time.monotonic() + SECONDS
+    while time.monotonic() < due or (held and not os.path.exists(ended)):  # noqa: PTH110 -- as little as possible
+        if stop.received:
+            return False
+        time.sleep(SECONDS)
+    return not stop.received
+
+
+def main() -> int:
+    run, stop = RunDirectory(Path(sys.argv[1]).absolute()), StopSignal()
+    stop.install()
+    return attend(run, attempt_number(run, os.environ), stop)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
