@@ -87,7 +87,7 @@ def _twin(token: str) -> Path | None:
 
 
 def _other_model(study_dir: Path, models: Collection[str | None]) -> str | None:
-    """Return a file of an own model that a study keeps and that is of none of these models."""
+    """Return a file of a user's own model that a study keeps and that is of none of these models."""
     for run in RunDirectory.unordered_in(study_dir):
         model = run.read_config().model
         named = {run.model_dir / name for name in (model.file, *model.files)} if isinstance(model, CustomConfig) else ()

@@ -78,9 +78,10 @@ BREAK = "\N{ZERO WIDTH SPACE}"
 _BREAKS = re.compile(
     r"^(?=[\[*])"  # else an argument of the line end before
     r"|(?<=-)(?=-)|(?<=')(?=')|(?<=,)(?=,)|(?<=<)(?=<)|(?<=>)(?=>)"  # else one character of another kind
-    r"|(?<=[_.:;=/,-])(?<!\d[.,])(?=[^\W_])"  # names may be broken at their separators, numbers not
-    r"|(?<=[^\W_]{20})(?=[^\W_])|(?<=\])(?=\[)"  # ... and what has none, anywhere
+    r"|(?<=[_.:;=/,-])(?<!\d[.,])(?=[^\W_])|(?<=\])(?=\[)"  # names may be broken at their separators, numbers not
 )
+_LONG = re.compile(rf"[^\s{BREAK}]{{21,}}")
+"""What has no such place and may be wider than a column, which is as wide as 12 capital Ws, 11 bold ones."""
 _MATH = {"≈": r"\approx", "≤": r"\leq", "≥": r"\geq", "−": "-", "→": r"\rightarrow", "β": r"\beta", "γ": r"\gamma"}
 _COMMANDS = {"\\": "textbackslash", "^": "textasciicircum", "~": "textasciitilde", "`": "textasciigrave"}
 _LATEX = str.maketrans(
@@ -96,7 +97,8 @@ def latex_text(text: str) -> str:
     """Text that LaTeX prints as it is, its lines broken at spaces and at the separators of names."""
     text = re.sub(r"\s+", " ", unicodedata.normalize("NFC", text))
     known = [character if _is_known(character) else f"[U+{ord(character):04X}]" for character in text]
-    return _BREAKS.sub(BREAK, "".join(known)).translate(_LATEX)
+    text = _BREAKS.sub(BREAK, "".join(known))
+    return _LONG.sub(lambda long: re.sub(r".{11}(?=.)", rf"\g<0>{BREAK}", long[0]), text).translate(_LATEX)
 
 
 def _is_known(character: str) -> bool:

@@ -89,8 +89,8 @@ def scoring_sentences(study: Study) -> list[str]:
     sentences = []
     for text, runs in done.groupby("text", sort=False):
         parts = [
-            f"{units.decimals(',')(alike['val_tokens'].max())} tokens in {columns:,} columns and windows of {window:,} "
-            f"({units.count(len(alike), 'run')})"
+            f"{f'{tokens:,.0f} tokens in ' if units.is_number(tokens := alike['val_tokens'].max()) else ''}"
+            f"{columns:,} columns and windows of {window:,} ({units.count(len(alike), 'run')})"
             for (columns, window, _), alike in runs.astype(dict.fromkeys(ways, int)).groupby([*ways, "whole"])
         ]
         if len(parts) > 1:

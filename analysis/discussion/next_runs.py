@@ -79,7 +79,7 @@ def _question(settings: Sequence[Setting]) -> dict[str, Any]:
     return {
         "best": best,
         "rates": rates,
-        "untried": [f"{10 ** (half / 2):.1g}" for half in untried],
+        "untried": [units.plain_value(float(f"{10 ** (half / 2):.1g}")) for half in untried],
         "rivals": unclear[:1],
     }
 

@@ -17,7 +17,7 @@ from analysis.plots.behaviour import gradient_chart, loss_chart
 from analysis.sections.samples import LEAST_DISTINCT, MOST_REPEATED, MOST_UNKNOWN, all_samples, chosen_samples, texts_of
 from analysis.study import units
 from analysis.study.behaved import Behaved, behaved_runs
-from analysis.study.settings import best_runs
+from analysis.study.settings import best_runs, in_report_order
 from analysis.study.study import Study
 from analysis.study.values import Values, rows_of
 from analysis.study.wording import plain_text
@@ -44,12 +44,17 @@ def behaviour_section(study: Study) -> Section:
     shown = [run for run in runs if run.is_shown]
     with_gradients = [run for run in shown if run.gradients]
     known = {run.id for run in runs}
+    asked = study.runs[study.runs["id"].isin(study.behaviour_of)]
+    wanted = asked if study.behaviour_of else best_runs(study.runs, study.settings)
+    without = [run for run in rows_of(in_report_order(wanted)) if run.id not in known]
+    absent = [run for run in study.absent if run.digits in study.behaviour_of]
     absence = sentences(
         "behaviour_absence",
         COMMAND=COMMAND,
         runs=runs,
         shown=shown,
-        missing=[run for run in rows_of(best_runs(study.runs, study.settings)) if run.id not in known],
+        missing=[run for run in without if run.state == "done"],
+        waiting=[f"{run.number} {run.name}" for run in [*(run for run in without if run.state != "done"), *absent]],
         without=[run.reference for run in shown if not run.gradients],
     )
     blocks: list[Block] = [Prose(text=text) for text in absence]
@@ -122,7 +127,8 @@ def facts_of(run: Behaved) -> dict[str, Any]:
     losses, norms = run.losses.zero_state, run.gradients if run.reaches_back else None
     return {
         **{name: getattr(run, name) for name in ("reference", "losses", "carries_state", "gradients", "reaches_back")},
-        "last": float(losses[max(1, len(losses) - STRETCH) :].mean()) if len(losses) > 1 else math.nan,
+        "stretch": (stretch := max(1, min(STRETCH, len(losses) - 1))),
+        "last": float(losses[-stretch:].mean()),
         "settles": settles_at(losses),
         "zero": mean_perplexity(losses),
         "carried": mean_perplexity(run.losses.carried_state),

@@ -21,6 +21,9 @@ from analysis.study.values import rows_of
 WITHIN, BELOW, ABOVE, NO_REPLICATIONS = "within", "below", "above", "no replications"
 """Where a perplexity is by the replications' spread."""
 
+PUBLISHED = ["published_val_ppl", "published_train_ppl"]
+"""Columns of the runs table; a run that has one of them is compared."""
+
 MOST_VARIANTS = 3
 """The caption names at most this many variants, and counts the others."""
 
@@ -28,12 +31,13 @@ MOST_VARIANTS = 3
 def published_section(study: Study) -> Section:
     """How close the runs come to what has been published of them; no block where nothing has been."""
     runs = in_report_order(study.after(study.runs["published_epochs"]).runs)
-    published = runs[["published_val_ppl", "published_train_ppl"]].map(units.is_number).any(axis=1)
+    published = runs[PUBLISHED].map(units.is_number).any(axis=1)
     blocks: list[Block] = []
     if published.any():
         compared = _compared(runs[published])
         drawn = compared[compared["percent"].notna()]
-        blocks = [*(Prose(text=text) for text in _summary(compared)), published_table(compared)]
+        absent = sum(any(units.is_number(run.published.get(key)) for key in PUBLISHED) for run in study.absent)
+        blocks = [*(Prose(text=text) for text in _summary(compared, absent)), published_table(compared)]
         blocks += [published_chart(drawn)] if len(drawn) >= DRAWN_FROM else []
     return Section(name="published", title="Published against reproduced", short="Published", blocks=blocks)
 
@@ -70,13 +74,13 @@ def _verdict(run: Any) -> str:
     return BELOW if run.val_ppl < low else ABOVE if run.val_ppl > high else WITHIN
 
 
-def _summary(compared: pd.DataFrame) -> list[str]:
+def _summary(compared: pd.DataFrame, absent: int) -> list[str]:
     done = compared[compared["val_ppl"].map(units.is_number)]
     verdicts = Counter(done["verdict"])
     measured = list(rows_of(done[done["percent"].notna()]))
     return sentences(
         "published",
-        compared=len(compared),
+        compared=len(compared) + absent,
         done=len(done),
         judged=len(done) - verdicts[NO_REPLICATIONS],
         **{name: verdicts[name] for name in (WITHIN, BELOW, ABOVE)},
@@ -107,7 +111,7 @@ def published_table(compared: pd.DataFrame) -> Table:
             number("published_val_ppl", "Valid. publ.", _published),
             number("val_ppl", "Valid. repr.", units.perplexity),
             number("best_epoch", "Best epoch", units.whole),
-            number("percent", "Diff. (%)", _signed),
+            number("percent", "Diff. (%)", units.decimals("+,.1f")),
             Column("verdict", "Verdict"),
             number("replications", "Replications", units.text, _replications),
         ],
@@ -124,9 +128,3 @@ def _replications(run: Any) -> str | None:
 def _published(value: Any) -> str:
     """A published number with the digits that were published."""
     return units.plain_value(value) if units.is_number(value) else units.MISSING
-
-
-def _signed(percent: Any) -> str:
-    """A difference in per cent; one that is rounded to 0 has no sign."""
-    text = units.decimals("+,.1f")(percent)
-    return text if text.strip("+-0.") else text.lstrip("+-")

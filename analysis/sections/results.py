@@ -71,7 +71,9 @@ def best_sentences(settings: Sequence[Setting]) -> list[str]:
     if len(ranked) < 2:
         return []
     best, second, *_ = ranked
-    return sentences("best", best=best, next=second, difference=math.log(second.val_ppl / best.val_ppl))
+    equal = [setting.reference for setting in ranked[1:] if setting.val_ppl == best.val_ppl]
+    difference = math.log(second.val_ppl / best.val_ppl)
+    return sentences("best", best=best, next=second, equal=equal, difference=difference)
 
 
 def groups_section(study: Study) -> Section:
@@ -94,7 +96,7 @@ def results_table(study: Study, group: str | None = None) -> Table:
     has several.
     """
     all_runs = study.runs
-    study, absent = study.compared, len(study.absent) if group is None else 0
+    study, absent = study.compared, len(study.absent) if group is None else study.absent_of_groups[group]
     texts = list(study.texts.index)
     whole = {"of_all": all_runs["val_ppl"], "at": all_runs["best_epoch"] + 1, "whole_state": all_runs["state"]}
     runs = in_report_order(study.runs.assign(**whole, test_ppl=all_runs["test_ppl"]))

@@ -60,6 +60,8 @@ class StudyRecord:
     """Architecture and optimizer of each run that the manifest leaves out on purpose."""
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Title -> runs that have curves and a table of their own."""
+    behaviour: tuple[str, ...] = ()
+    """Runs whose trained models the manifest asks about."""
     notes: list[tuple[str, str]] = field(default_factory=list)
     """Part of the report and the author's text for it, in Markdown."""
     expectations: list[Expectation] = field(default_factory=list)
@@ -97,6 +99,7 @@ def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
         groups={
             clean(str(entry.get("title", ""))): _all_digits(entry.get("runs")) for entry in _tables(raw.get("groups"))
         },
+        behaviour=_all_digits(raw.get("behaviour")),
         notes=[(str(entry.get("part")), _lines(entry.get("text"))) for entry in _tables(raw.get("notes"))],
         expectations=[
             Expectation(

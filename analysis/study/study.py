@@ -53,6 +53,10 @@ class Study:
     """Entries of the manifests that have no run directory."""
     groups: dict[str, list[str]]
     """Title of each group of ``[report] groups`` -> ids of its runs."""
+    absent_of_groups: dict[str, int]
+    """Title of each group -> how many of its runs have no run directory."""
+    behaviour_of: list[str]
+    """Ids of the runs whose trained models the manifest asks about; without a run directory, its first digits."""
     notes: list[tuple[str, str]]
     """Part of the report and the author's text for it, in Markdown."""
     excluded: list[tuple[str | None, str | None]]
@@ -171,6 +175,8 @@ def load_study(*study_dirs: Path) -> Study:
     forget_single_digests(config for one in read.values() for config in one.configs)
     absent: list[PlannedRun] = []
     groups: dict[str, list[str]] = {}
+    absent_of_groups: dict[str, int] = {}
+    behaviour_of: list[str] = []
     expectations: list[Expectation] = []
     warnings: list[str] = []
     size = 0
@@ -184,7 +190,10 @@ def load_study(*study_dirs: Path) -> Study:
             if len(study_dirs) > 1:
                 run.row["id"] = f"{name}/{run.row['id']}"
         for title, digits in one.record.groups.items():
-            groups[f"{name}: {title}" if len(study_dirs) > 1 else title] = _ids(members, digits)
+            title = f"{name}: {title}" if len(study_dirs) > 1 else title
+            groups[title] = _ids(members, digits)
+            absent_of_groups[title] = len(set(digits) - members.keys())
+        behaviour_of += [*_ids(members, one.record.behaviour, most=1), *(set(one.record.behaviour) - members.keys())]
         for expectation in one.record.expectations:
             lower, higher = (tuple(_ids(members, side, most=1)) for side in (expectation.lower, expectation.higher))
             expectations.append(dataclasses.replace(expectation, lower=lower, higher=higher))
@@ -207,6 +216,8 @@ def load_study(*study_dirs: Path) -> Study:
         ),
         absent=absent,
         groups=groups,
+        absent_of_groups=absent_of_groups,
+        behaviour_of=behaviour_of,
         notes=[note for one in read.values() for note in one.record.notes],
         excluded=excluded,
         expectations=expectations,

@@ -43,7 +43,7 @@ def set_own_models(names: Mapping[str, str]) -> None:
 
 
 def names_in_print(archs: Iterable[str | None], labels: Mapping[str, str]) -> dict[str, str]:
-    """Return the name of each own model among ``archs``, in their order: its label, else its class.
+    """Return the name of each of a user's own models among ``archs``, in their order: its label, else its class.
 
     ``labels`` are those that models give themselves. If two models have one name, their files are added.
     """
@@ -163,8 +163,13 @@ def ordinal(number: Any) -> str:
 
 
 def decimals(digits: str) -> Callable[[Any], str]:
-    """How to write numbers by a format such as ``.3f``."""
-    return lambda value: f"{value:{digits}}" if is_number(value) else MISSING
+    """How to write numbers by a format such as ``.3f``; one that is rounded to 0 has no sign."""
+
+    def write(value: Any) -> str:
+        text = f"{value:{digits}}" if is_number(value) else MISSING
+        return text if text.strip("+-0.") else text.lstrip("+-")
+
+    return write
 
 
 signed = decimals("+.3f")

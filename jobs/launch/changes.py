@@ -20,7 +20,7 @@ from seqlm.rundir import RunDirectory
 
 
 def changes(planned: Sequence[PlannedRun], study_dir: Path) -> list[str]:
-    """Return a line for each text, tokenizer and own model that runs to start have in another version than others."""
+    """Return a line for each text, tokenizer and model of yours that runs to start have in another version."""
     starting = [item for item in planned if item.action == "start" and any(_digests(item.spec.config).values())]
     by_rest = {_without_digests(item.spec.config): item for item in starting}
     found: Counter[str] = Counter()
@@ -51,7 +51,7 @@ def _without_digests(config: RunConfig) -> RunConfig:
 
 
 def _sizes(before: RunConfig, run: RunDirectory, item: PlannedRun) -> Iterable[str]:
-    """Return how many tokens each split has then and now, and how many lines of the own model differ."""
+    """Return how many tokens each split has then and now, and how many lines of the user's own model differ."""
     then, now = cached_facts(before.data), item.facts
     if then and now:
         yield from (
@@ -71,7 +71,7 @@ def _lines(files: ModelFiles) -> list[str]:
 
 
 def edited_models(specs: Iterable[RunSpec], manifest: Path) -> list[str]:
-    """Return a line for each own model of runs to retry whose files beside ``manifest`` are not those of the runs."""
+    """Return a line for each of your own models of runs to retry whose files beside ``manifest`` are not theirs."""
     models = dict.fromkeys(model for spec in specs if isinstance(model := spec.config.model, CustomConfig))
     found = []
     for model in models:

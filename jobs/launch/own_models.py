@@ -28,7 +28,7 @@ LOG = "model-check.log"
 
 
 def check_models(planned: Iterable[PlannedRun], study_dir: Path | None = None) -> None:
-    """Test each own model of the runs to do that has not passed here, and measure its sizes.
+    """Test each of the user's own models of the runs to do that has not passed here, and measure its sizes.
 
     Needs the facts of the runs' corpora. With a ``study_dir``, the traceback of an error goes to a log there.
 
@@ -45,12 +45,12 @@ def check_models(planned: Iterable[PlannedRun], study_dir: Path | None = None) -
     if not todo:
         return
     if torch_version() is None:
-        terminal.tell("warning: own models are not tested before they start, since torch is not installed here")
+        terminal.tell("warning: your own models are not tested before they start, since torch is not installed here")
         return
     terminal.tell(f"testing {', '.join(dict.fromkeys(model.source for model, _, _ in todo))} first")
     requests = []
     for (model, vocab_size, seq_len), item in todo.items():
-        assert item.spec.model_files is not None, "a run with an own model has its files"
+        assert item.spec.model_files is not None, "a run with the user's own model has its files"
         requests.append((model, item.spec.model_files, vocab_size, seq_len))
     answers = ask(requests, ranks=False)
     problems: dict[str, list[str]] = {}

@@ -120,7 +120,7 @@ class Condition:
         if self.key in known or base_key(self.key) in OPEN_TABLES:
             return self.key
         candidates = [key for key in known if key.rpartition(".")[2] == self.key]
-        if len(candidates) > 1:  # hidden_size of seqlm's architectures, and an argument of an own model
+        if len(candidates) > 1:  # hidden_size of seqlm's architectures, and an argument of your own model
             candidates = [key for key in candidates if key in facts] or candidates
         if len(candidates) > 1:
             raise self._mistake(f'"{self.key}" could be {" or ".join(candidates)}; write it in full')

@@ -66,7 +66,8 @@ def make_search(study_dir: Path, *, each: int = 9, epochs: int = 12, rule: dict[
         if stopped:
             rung, value, rank, of, cut = stopped
             stop(run, rung, value, rank=rank, of=of, cut=cut)
-        write_attempt(run, 1, start=clock, end=clock + gone * seconds + 5, gpus=("0",), device="NVIDIA H100 80GB HBM3")
+        ran = {"start": clock, "end": clock + gone * seconds + 5, "outcome": "rung" if stopped else "done"}
+        write_attempt(run, 1, **ran, gpus=("0",), device="NVIDIA H100 80GB HBM3")
         write_job(run, 1, gpus=1.0)
         clock += 0.5 * gone * seconds
     write_json(study_dir / "study.json", {"planned": [], "search": rule or RULE})

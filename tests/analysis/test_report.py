@@ -110,10 +110,15 @@ def test_ids_are_unique_and_every_link_leads_somewhere(report: Path) -> None:
 
 
 def test_links_in_the_notes_of_the_paper_manifest_lead_to_sections(study: Study) -> None:
-    names = {section.name for section in report_sections(study)}
-    notes = " ".join(load_manifest(Path("jobs/manifests/paper.toml")).notes.values())
-    assert set(re.findall(r"#section-([a-z-]+)", notes)) <= names
-    assert "#section-behaviour" in notes
+    sections = report_sections(study)
+    there = {f"section-{section.name}" for section in sections}
+    there |= {block.name for section in sections for block in [*section.tables, *section.charts]}
+    notes = load_manifest(Path("jobs/manifests/paper.toml")).notes
+    links = re.findall(r"\]\(#([a-z-]+)\)", " ".join(notes.values()))
+    assert set(links) <= there
+    numbers = re.findall(r"^(\d)\. .*", notes["results"], re.MULTILINE)
+    assert numbers == [*"123456", *"123"], "the questions of problems 4 and 5 in the assignment's order"
+    assert all("](#" in item for item in re.split(r"^\d\. ", notes["results"], flags=re.MULTILINE)[1:])
 
 
 def test_page_and_markdown_say_how_far_the_study_is_and_where_it_comes_from(report: Path) -> None:

@@ -71,7 +71,10 @@ DATA: dict[str, Meanings] = {
             "`gpu_hours` and `core_hours` of `[policy]`, each with `limit`, `spent` and `needs` of the runs to do "
             "(null: unknown)",
         ),
-        "changes": ("list", "a line for each text and own model that has changed since runs were launched with it"),
+        "changes": (
+            "list",
+            "a line for each text and model of yours that has changed since runs were launched with it",
+        ),
         "refused": ("text or null", "why `run` would refuse the text; the exit code is 2"),
         "scripts": ("list", "on SLURM: the scripts that would be submitted"),
     },

@@ -58,6 +58,14 @@ def test_the_page_says_when_runs_are_scored_on_different_tokens(tmp_path: Path) 
     assert sentence in said(results_blocks(load_study(tmp_path)))
 
 
+def test_runs_that_do_not_record_their_tokens_are_said_to_be_scored_differently_all_the_same(tmp_path: Path) -> None:
+    for order, columns in enumerate((20, 128)):
+        add_run(tmp_path, order, f"run{columns}", "rnn", "sgd", [100.0], batch_size=columns)
+    (sentence,) = scoring_sentences(load_study(tmp_path))
+    assert "20 columns and windows of 35 (1 run) and 128 columns and windows of 35 (1 run)" in sentence
+    assert "tokens in" not in sentence
+
+
 def test_runs_with_equal_evaluation_compare_whatever_their_batch(tmp_path: Path) -> None:
     for order, columns in enumerate((20, 128)):
         alike = {"batch_size": 10, "seq_len": 35}

@@ -53,6 +53,14 @@ def test_the_picks_have_their_test_perplexity_gaps_in_nats_and_costs(tmp_path: P
     ]
 
 
+def test_one_setting_is_picked_from_no_others(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "alone", "gru", "sgd", [104.0, 100.0], seconds=90.0)
+    sentences = said(picked(tmp_path)).splitlines()
+    assert sentences[0].startswith("For generalisation: 100 (1 alone), the only finished setting, test 100, reached")
+    assert sentences[1].endswith("after 2 min."), "104 is within 5 % of 100"
+    assert "other" not in sentences[1]
+
+
 def test_a_pick_that_overfits_by_its_end_says_so(tmp_path: Path) -> None:
     add_run(tmp_path, 0, "seven", "transformer", "adam", [190.0, 131.0, 5012.0], train=[200.0, 120.0, 3.0])
     assert (

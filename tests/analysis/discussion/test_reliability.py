@@ -83,6 +83,12 @@ def test_an_order_that_hangs_on_one_setting_says_so(tmp_path: Path) -> None:
     assert "A single setting" not in said(judged(tmp_path)), "2 of 3 would still be below 10 of 10"
 
 
+def test_architectures_with_the_same_settings_are_not_said_to_have_others(tmp_path: Path) -> None:
+    add_settings(tmp_path, 0, "rnn", [100.0, 300.0, 400.0])
+    add_settings(tmp_path, 10, "gru", [100.0, 110.0, 400.0])
+    assert "not tried with the same" not in said(judged(tmp_path))
+
+
 def test_equal_shares_name_nobody(tmp_path: Path) -> None:
     add_settings(tmp_path, 0, "rnn", [100.0, 110.0, 400.0])
     add_settings(tmp_path, 10, "gru", [105.0, 118.0, 900.0])

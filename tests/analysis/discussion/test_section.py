@@ -45,7 +45,7 @@ def test_a_study_without_a_finished_run_answers_each_question_in_a_sentence(tmp_
         "No run has finished, so there is nothing to pick.",
         "No run has finished or diverged, so nothing can be said about reliability.",
         "Combinations without a finished run: RNN with SGD.",
-        "To be finished: 1 run has not ended (1 a).",
+        "To be finished: 1 run (1 a).",
     ]
 
 

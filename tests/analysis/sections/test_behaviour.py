@@ -24,7 +24,7 @@ from analysis.study.behaved import Behaved, behaved_runs
 from analysis.study.behaviour import read_behaviour
 from analysis.study.study import load_study
 from analysis.study.wording import plain_text
-from seqlm.files import write_text
+from seqlm.files import write_json, write_text
 from seqlm.rundir import RunDirectory
 from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
 from tests.analysis.contents import said
@@ -258,8 +258,28 @@ def test_a_best_run_without_behaviour_is_named(run: RunDirectory) -> None:
     add_behaviour(run)
     first = behaviour_section(load_study(run.path.parent)).blocks[0]
     assert first.kind == "prose"
-    assert "4 gru-adam is not here" in first.text
+    assert "4 gru-adam. " in first.text
     assert "launch.py behaviour STUDY --only name=gru-adam" in first.text
+
+
+def test_the_runs_that_the_manifest_asks_about_are_named_and_not_the_best_ones(run: RunDirectory) -> None:
+    folder = run.path.parent
+    asked = make_run(folder, 3, epochs=2, done=False)
+    planned = {"number": 5, "name": "gru-sgd", "fingerprint": "5" * 64}
+    names = ["5" * 64, *(one.path.name.rpartition("-")[2] for one in (run, asked))]
+    make_run(folder, 6, epochs=2)  # the best Transformer, which is not asked about
+    write_json(folder / "study.json", {"planned": [planned], "behaviour": names})
+    text = said(behaviour_section(load_study(folder)).blocks)
+    assert "4 gru-adam and 5 gru-sgd" in text
+    assert "launch.py behaviour STUDY --only name=rnn-adam”" in text
+    assert "transformer" not in text
+
+
+def test_a_loss_of_a_short_window_is_averaged_over_the_steps_there_are(run: RunDirectory) -> None:
+    add_behaviour(run)
+    assert f"6.00 nats at the first step to {(5.0 + 4.5 + 4.25) / 3:.2f} in the last 3 steps" in said(
+        behaviour_section(load_study(run.path.parent)).blocks
+    )
 
 
 def test_a_gradient_that_never_vanishes_reaches_farther_than_one_that_does(run: RunDirectory) -> None:

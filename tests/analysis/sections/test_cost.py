@@ -65,7 +65,7 @@ def test_totals_name_failed_and_lost_hours_and_how_estimates_held(tmp_path: Path
         "0.60 GPU hours, in 2 attempts (hours times GPUs).",
         "0.25 core hours, in 2 attempts on processors (hours times cores).",
         "0.25 of these run hours went into 1 run that failed or was cancelled.",
-        "1 attempt was interrupted and had to be repeated or resumed: 0.017 hours outside finished epochs were lost.",
+        "1 attempt ended early (interrupted, or failed and repeated): 1 min outside finished epochs is lost.",
         "Actual time over estimate: median 2.00 (n = 1 finished run).",
     ]
 
@@ -165,5 +165,5 @@ def test_an_attempt_that_saved_its_state_within_an_epoch_has_lost_little(tmp_pat
     write_attempt(run, 2, start=6000, end=6000 + 5436)
     said = sentences(cost_section(load_study(tmp_path)))
     assert (
-        "1 attempt was interrupted and had to be repeated or resumed: 0.01 hours outside finished epochs were lost."
+        "1 attempt ended early (interrupted, or failed and repeated): 36 s outside finished epochs is lost."
     ) in said

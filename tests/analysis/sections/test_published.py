@@ -85,6 +85,19 @@ def test_a_published_study_of_which_nothing_is_done_says_so(tmp_path: Path) -> N
     assert [block.kind for block in blocks] == ["prose", "table"]
 
 
+def test_published_runs_that_were_never_launched_are_counted_and_one_result_has_no_median(tmp_path: Path) -> None:
+    run = add_run(tmp_path, 0, "a", "rnn", "sgd", [104.0])
+    planned = [
+        {"number": n, "fingerprint": digits(run) if n == 1 else f"{n:064}", "published": {"val_ppl": 100}}
+        for n in range(1, 5)
+    ]
+    (tmp_path / "study.json").write_text(json.dumps({"planned": planned}), encoding="utf-8")
+    text = said(published_section(load_study(tmp_path)).blocks)
+    assert text.startswith("4 runs of this study have published numbers; 1 of them has a result")
+    assert text.endswith("differs from the published by +4.0 % (1 a).")
+    assert "median" not in text
+
+
 def test_seeds_are_compared_one_by_one(tmp_path: Path) -> None:
     runs = [add_run(tmp_path, seed, "a", "rnn", "sgd", [100.0 + seed], seed=seed) for seed in range(2)]
     blocks = compared(tmp_path, {run: {"val_ppl": 100, "train_ppl": 50} for run in runs})

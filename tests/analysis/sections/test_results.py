@@ -255,5 +255,10 @@ def test_the_best_setting_is_named_with_its_lead_and_how_sure_that_is(tmp_path: 
     assert told(("a", 100.0, 1)) == ""
     single = told(("a", 100.0, 1), ("b", 110.0, 1))
     assert "100 (1 a). Next is 110 (2 b), 0.095 nats higher. Each has one seed" in single, "ln 1.1 = 0.0953"
+    assert math.log(102.85 / 102.81) < 0.0005
+    near = told(("a", 102.81, 1), ("b", 102.85, 1), ("c", 110.0, 1))
+    assert "103 (1 a). Next is 103 (2 b), less than 0.001 nats higher (102.85 against 102.81)." in near
+    equal = told(("a", 100.0, 1), ("b", 100.0, 1), ("c", 110.0, 1), ("d", 100.0, 1), ("e", 101.0, 1))
+    assert equal == "Lowest validation perplexity: 100 (1 a). 2 b and 4 d reach the same."
     close = told(("a", 100.0, 1), ("a", 120.0, 2), ("b", 105.0, 1), ("b", 121.0, 2))
     assert "Their order is not clear (Welch's t test over seeds: p = 0.83)" in close

@@ -65,14 +65,14 @@ def test_the_rungs_are_held_against_the_end(searched: Study) -> None:
     ]
     assert said(blocks).splitlines() == [
         "Runs were compared by validation perplexity after 1 and 2 epochs. Of those that had reached a rung, the "
-        "lowest 34 % went on; none was stopped before 3 had. Each run decided for itself when it came to a rung, "
-        "against those that had come there by then.",
+        "lowest 34 %, rounded up, went on; none was stopped before 3 had. Each run decided for itself when it came to "
+        "a rung, against those that had come there by then.",
         "Of 5 runs: 3 done, 2 stopped (1 at epoch 1 and 1 at epoch 2).",
-        "Epochs: 12 of the 15 of the whole grid (80 %).",
+        "Epochs: 12 of the 15 of all runs (80 %).",
         "Core hours of finished epochs: 0.033 (80 % of the 0.042 that the started runs would have taken for all their "
         "epochs, at the hours per epoch of each).",
-        "The order at the rungs was that at the end in 2 of 3 pairs at epoch 1 (67 %) and 1 of 3 pairs at epoch 2 "
-        "(33 %). This is known of finished runs alone: how the stopped ones would have ended is not.",
+        "The order at the rungs was the order at the end in 2 of 3 pairs at epoch 1 (67 %) and 1 of 3 pairs at epoch 2 "
+        "(33 %). How the stopped runs would have ended is not known.",
     ]
 
 

@@ -16,5 +16,16 @@ def test_a_duration_is_rounded_before_its_unit_is_chosen(seconds: float, text: s
     assert units.duration(seconds) == text
 
 
+def test_a_number_that_is_rounded_to_0_has_no_sign() -> None:
+    write = units.decimals("+.3f")
+    assert [write(value) for value in (-0.0004, 0.0004, 0.0, -0.0006, 12.0)] == [
+        "0.000",
+        "0.000",
+        "0.000",
+        "-0.001",
+        "+12.000",
+    ]
+
+
 def test_memory_is_rounded_before_its_unit_is_chosen() -> None:
     assert (units.memory(1023.4 * 2**20), units.memory(1023.6 * 2**20)) == ("1023 MiB", "1.00 GiB")
