@@ -57,7 +57,7 @@ def handler(command: str) -> Callable[[Any], tuple[Any, int]]:
     Every such function raises SeqlmError with a message that says what to do, and KeyboardInterrupt.
     """
     module, _, function = COMMANDS[command].handler.rpartition(".")
-    found: Callable[[Any], tuple[Any, int]] = getattr(importlib.import_module(module), function)
+    found: Callable[[Any], tuple[Any, int]] = getattr(importlib.import_module(f"jobs.cli.{module}"), function)
     return found
 
 

@@ -65,12 +65,11 @@ def examples() -> list[list[str]]:
 
 
 @pytest.mark.parametrize("words", examples(), ids=lambda words: words[0])
-def test_the_example_of_a_command_becomes_its_frozen_record(words: list[str]) -> None:
+def test_the_example_of_a_command_becomes_a_frozen_record(words: list[str]) -> None:
     found = arguments.read(words)
     assert found is not None
     assert (found.command, found.argv) == (words[0], tuple(words))
     assert callable(launch.handler(found.command))
-    assert type(found).__name__.lower() == f"{found.command.replace('-', '')}arguments"
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.json = True  # type: ignore[misc]
     hash(found)  # no list, no dictionary
@@ -78,9 +77,6 @@ def test_the_example_of_a_command_becomes_its_frozen_record(words: list[str]) ->
 
 def test_each_command_has_one_example_one_group_and_one_handler(capsys: pytest.CaptureFixture[str]) -> None:
     assert [words[0] for words in examples()] == COMMANDS
-    assert {command.record.__name__.lower() for command in arguments.COMMANDS.values()} == {
-        f"{name.replace('-', '')}arguments" for name in COMMANDS
-    }
     for name in COMMANDS:
         with pytest.raises(SystemExit):
             launch.main([name, "--help"])
@@ -89,7 +85,7 @@ def test_each_command_has_one_example_one_group_and_one_handler(capsys: pytest.C
 
 def test_a_value_that_may_be_missing_is_none() -> None:
     found = arguments.read(["run", "a.toml"])
-    assert isinstance(found, arguments.RunArguments)
+    assert found is not None
     assert (found.canary, found.behaviour, found.max_stalled_retries, found.data) == (None, None, None, None)
     assert found.only == ()
 
@@ -97,7 +93,7 @@ def test_a_value_that_may_be_missing_is_none() -> None:
 @pytest.mark.parametrize("flag", ["--max-stalled-retries", "--retries"])
 def test_the_limit_of_retries_without_progress_has_its_earlier_flag_too(flag: str) -> None:
     found = arguments.read(["run", "a.toml", flag, "3"])
-    assert isinstance(found, arguments.RunArguments)
+    assert found is not None
     assert found.max_stalled_retries == 3
 
 

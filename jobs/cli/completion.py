@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from jobs import terminal
-from jobs.cli.arguments import CompletionArguments, parser
+from jobs.cli.arguments import Arguments, parser
 from seqlm.errors import UsageError
 from seqlm.reading import is_folder, listed
 
@@ -37,7 +37,7 @@ _seqlm_studies() {
 }
 
 
-def completion(arguments: CompletionArguments) -> tuple[Any, int]:
+def completion(arguments: Arguments) -> tuple[Any, int]:
     """Print the completion script of a shell, or the names of the studies."""
     if arguments.shell == "studies":
         names = [path.name for path in listed(arguments.runs_dir, "[!.]*") if is_folder(path)]

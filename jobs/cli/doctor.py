@@ -17,7 +17,7 @@ from typing import Any
 
 from jobs.backends.base import Backend, BackendTable, Finding
 from jobs.backends.local import LocalBackend
-from jobs.cli.arguments import DoctorArguments, RunArguments, read
+from jobs.cli.arguments import Arguments, read
 from jobs.cli.tables import FINDINGS, show
 from jobs.launch.prepare import find_data
 from jobs.registry import BACKENDS, backend_class
@@ -33,11 +33,10 @@ from seqlm.reading import exists
 ROOT = Path(__file__).resolve().parents[2]
 CALIBRATION = ROOT / "jobs" / "manifests" / "calibration.toml"
 LOW_DISK_BYTES = 2 * 1024**3
-SELF_CHECK_SECONDS = 600
 LOW_INODES = 10_000
 
 
-def doctor(arguments: DoctorArguments) -> tuple[Any, int]:
+def doctor(arguments: Arguments) -> tuple[Any, int]:
     """Print findings about this machine, and the cluster with ``--backend slurm``. Exit code 3: runs would fail."""
     findings = examine(arguments.runs_dir, find_data(arguments.data, None))
     for name in BACKENDS:
@@ -53,7 +52,7 @@ def doctor(arguments: DoctorArguments) -> tuple[Any, int]:
     return data, calibrate(arguments) if arguments.calibrate else 0
 
 
-def calibrate(arguments: DoctorArguments) -> int:
+def calibrate(arguments: Arguments) -> int:
     """Train one small run of each architecture on the whole machine, one by one; ``plan`` takes its speeds from them.
 
     Returns the exit code.
@@ -66,7 +65,7 @@ def calibrate(arguments: DoctorArguments) -> int:
     manifest = load_manifest(CALIBRATION)
     words = ["run", str(CALIBRATION), "--runs-dir", str(arguments.runs_dir), *(["--json"] if arguments.json else [])]
     arguments_of_run = read(words)
-    assert isinstance(arguments_of_run, RunArguments)
+    assert arguments_of_run is not None
     specs = [replace(spec, command=[*program().split(), "doctor", "--calibrate"]) for spec in manifest.runs]
     record = record_of(manifest, manifest.runs, None)
     options = LaunchOptions(study_dir=arguments.runs_dir / manifest.study, record=record)
@@ -75,30 +74,45 @@ def calibrate(arguments: DoctorArguments) -> int:
 
 def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:
     """Check everything that a launch on this machine needs."""
+    gpus: Sequence[machine.Gpu] = ()
     try:
         gpus = machine.gpus()
         devices = list(_devices(gpus))
     except UsageError as error:
-        gpus, devices = [], [Finding("bad", "GPU", str(error))]
-    bf16 = "bf16" if machine.has_bf16() else "no bf16"
-    git = Finding("ok", "git", "found; runs record their commit")
-    if shutil.which("git") is None:
-        git = Finding("note", "git", "not found; runs will record no commit")
+        devices = [Finding("bad", "GPU", str(error))]
+    has_git = shutil.which("git") is not None
     cores, load = machine.cpu_count(), os.getloadavg()[0]
     is_busy = load > 1.5 * cores
     busy = f"; busy (load average {load:.0f}): runs may train several times slower than estimated" if is_busy else ""
+    bf16 = "bf16" if machine.has_bf16() else "no bf16"
     processor = f"{machine.cpu_model()}, {cores} cores, {bf16}, fp32 products by {machine.matmul_library()}{busy}"
     return [
         Finding("ok", "versions", ", ".join(f"{name} {version}" for name, version in versions().items())),
         _torch(gpus),
-        Finding("note" if busy else "ok", "processor", processor),
+        Finding("note" if is_busy else "ok", "processor", processor),
         *devices,
         _folder("runs", runs_dir),
         *_file_system(runs_dir),
         _folder("cache", cache_folder()),
-        git,
+        Finding("ok", "git", "found; runs record their commit")
+        if has_git
+        else Finding("note", "git", "not found; runs will record no commit"),
         _penn_treebank(data_path),
     ]
+
+
+def _answer(subject: str, fails: str, seconds: int, *words: str) -> Any:
+    """Return what a Python program prints as JSON; a finding, which begins with ``fails``, if it does not."""
+    try:
+        command = [sys.executable, *words]
+        return json.loads(
+            subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=True).stdout
+        )
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip().splitlines() or ["no output"])[-1]
+        return Finding("bad", subject, f"{fails} ({last})")
+    except subprocess.TimeoutExpired:
+        return Finding("bad", subject, f"took more than {seconds // 60} minutes")
 
 
 def _torch(gpus: Sequence[machine.Gpu]) -> Finding:
@@ -108,22 +122,22 @@ def _torch(gpus: Sequence[machine.Gpu]) -> Finding:
         "found = [[card.name, (card.major, card.minor)] for card in cards]; "
         "print(json.dumps([torch.__version__, found, torch.cuda.get_arch_list()]))"
     )
-    try:
-        answer = subprocess.run(
-            [sys.executable, "-P", "-c", program], capture_output=True, text=True, timeout=120, check=True
-        )
-    except subprocess.CalledProcessError as error:
-        last = (error.stderr.strip().splitlines() or ["no output"])[-1]
-        return Finding("bad", "torch", f"cannot be imported ({last}); install seqlm's requirements")
-    except subprocess.TimeoutExpired:
-        return Finding("bad", "torch", "importing it took more than two minutes")
-    version, found, built_for = json.loads(answer.stdout)
+    answer = _answer("torch", "cannot be imported; install seqlm's requirements", 120, "-P", "-c", program)
+    if isinstance(answer, Finding):
+        return answer
+    version, found, built_for = answer
     if gpus and not found:
         text = f"{version} sees no CUDA device, yet the machine has {len(gpus)}; install a CUDA build of torch"
         return Finding("bad", "torch", text)
     if lacking := machine.lacking_code(found, built_for):
         return Finding("bad", "torch", f"{version} {lacking}")
     return Finding("ok", "torch", f"{version}, {len(found)} CUDA devices")
+
+
+def check_devices() -> list[Finding]:
+    """Compare fused operations with their equations on this machine's devices; takes half a minute on a CPU."""
+    answer = _answer("self-check", "cannot be computed", 600, "-m", "seqlm.training.self_check")
+    return [answer] if isinstance(answer, Finding) else [Finding(**finding) for finding in answer]
 
 
 def _devices(gpus: Sequence[machine.Gpu]) -> Iterator[Finding]:
@@ -140,15 +154,13 @@ def _devices(gpus: Sequence[machine.Gpu]) -> Iterator[Finding]:
     if note := machine.order_note():
         yield Finding("note", "GPU", note)
     folder = machine.mps_directory(os.environ)
-    if folder is None and (exclusive := machine.exclusive_gpus()):
-        names = ", ".join(machine.short_name(device) for device, _ in exclusive)
-        yield Finding(
-            "note", "shares of a GPU", f"refused without an MPS daemon: one process at a time may use {names}"
-        )
-        return
-    text = "no MPS daemon: runs that share a GPU take turns; docs/guides/ray.md says how to start one"
     if folder is not None:
         text = f"the MPS daemon of {folder} lets runs that share a GPU compute at the same time"
+    elif exclusive := machine.exclusive_gpus():
+        names = ", ".join(machine.short_name(device) for device, _ in exclusive)
+        text = f"refused without an MPS daemon: one process at a time may use {names}"
+    else:
+        text = "no MPS daemon: runs that share a GPU take turns; docs/guides/ray.md says how to start one"
     yield Finding("note" if folder is None else "ok", "shares of a GPU", text)
 
 
@@ -169,12 +181,11 @@ def _existing(path: Path) -> Path:
 
 def _file_system(runs_dir: Path) -> list[Finding]:
     """Return what is not protected on the file system of the runs."""
+    works = Finding("ok", "file system", "locks, links, renaming and flushing of folders work on this host")
     try:
-        lines = unprotected(_existing(runs_dir))
+        return [Finding("note", "file system", line) for line in unprotected(_existing(runs_dir))] or [works]
     except OSError:  # _folder has reported it
         return []
-    works = Finding("ok", "file system", "locks, links, renaming and flushing of folders work on this host")
-    return [Finding("note", "file system", line) for line in lines] or [works]
 
 
 def _penn_treebank(data_path: Path | None) -> Finding:
@@ -183,19 +194,6 @@ def _penn_treebank(data_path: Path | None) -> Finding:
     except SeqlmError as error:
         return Finding("note", "Penn Treebank", str(error).splitlines()[0])
     return Finding("ok", "Penn Treebank", f"found, {sum(tokens.values()):,} tokens, verified")
-
-
-def check_devices() -> list[Finding]:
-    """Compare fused operations with their equations on this machine's devices; takes half a minute on a CPU."""
-    command = [sys.executable, "-m", "seqlm.training.self_check"]
-    try:
-        answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SELF_CHECK_SECONDS)
-    except subprocess.TimeoutExpired:
-        return [Finding("bad", "self-check", f"took more than {SELF_CHECK_SECONDS // 60} minutes")]
-    if answer.returncode:
-        last = (answer.stderr.strip().splitlines() or ["no output"])[-1]
-        return [Finding("bad", "self-check", f"cannot be computed ({last})")]
-    return [Finding(**finding) for finding in json.loads(answer.stdout)]
 
 
 # -- what the file system of the runs supports ----------------------------------------------------------------------

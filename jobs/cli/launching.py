@@ -14,15 +14,7 @@ from typing import Any
 from jobs import terminal
 from jobs.backends.base import Backend
 from jobs.backends.local import LocalBackend
-from jobs.cli.arguments import (
-    EXIT_RUN_FAILED,
-    BehaviourArguments,
-    LaunchArguments,
-    ReportArguments,
-    RetryArguments,
-    RunArguments,
-    StudyArguments,
-)
+from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments
 from jobs.cli.naming import chosen_runs
 from jobs.cli.planning import open_manifest, plan
 from jobs.cli.request import attend, carry_out, choose, choose_again
@@ -46,7 +38,7 @@ REPORT_SECONDS = 10
 # -- run, retry, behaviour -----------------------------------------------------------------------------------------
 
 
-def run(arguments: RunArguments) -> tuple[Any, int]:
+def run(arguments: Arguments) -> tuple[Any, int]:
     """Launch what is not done yet and print how it ended. Exit code 1 if a run failed."""
     if arguments.dry_run:
         return plan(arguments)
@@ -67,7 +59,7 @@ def run(arguments: RunArguments) -> tuple[Any, int]:
     return train(arguments, specs, options, choose(arguments, manifest))
 
 
-def retry(arguments: RetryArguments) -> tuple[Any, int]:
+def retry(arguments: Arguments) -> tuple[Any, int]:
     """Launch failed and cancelled runs again and print how they ended. Exit code 1 if a run failed.
 
     Runs that a search stopped go on only with ``--kind stopped``.
@@ -104,7 +96,7 @@ def _is_to_retry(seen: Observation, kinds: Sequence[str]) -> bool:
     return seen.state in ("failed", "cancelled") and (not kinds or seen.kind in kinds)
 
 
-def behaviour(arguments: BehaviourArguments) -> tuple[Any, int]:
+def behaviour(arguments: Arguments) -> tuple[Any, int]:
     """Compute what trained models do and print what became of each. Exit code 1 if one failed or has no checkpoint."""
     study_dir = _find_trained(arguments)
     wanted = BehaviourLaunch(
@@ -136,9 +128,7 @@ def behaviour(arguments: BehaviourArguments) -> tuple[Any, int]:
     return data, _exit_code([found for found in outcomes if found["state"] in FAILURES])
 
 
-def train(
-    arguments: LaunchArguments, specs: Sequence[RunSpec], options: LaunchOptions, backend: Backend
-) -> tuple[Any, int]:
+def train(arguments: Arguments, specs: Sequence[RunSpec], options: LaunchOptions, backend: Backend) -> tuple[Any, int]:
     """Launch runs as :func:`jobs.cli.request.carry_out` does, print how they ended, and write a report if wanted."""
     study_dir = options.study_dir
     left, ids = carry_out(arguments, specs, options, backend)
@@ -165,7 +155,7 @@ def _exit_code(failed: Sequence[dict[str, Any]]) -> int:
 # -- report -----------------------------------------------------------------------------------------------------------
 
 
-def report(arguments: ReportArguments) -> tuple[Any, int]:
+def report(arguments: Arguments) -> tuple[Any, int]:
     """Write the report, with the behaviour of trained models that is missing."""
     if arguments.watch and arguments.json:
         raise UsageError("--watch writes the report at each change, --json prints one document; use one of them")
@@ -249,7 +239,7 @@ def behaviour_line(found: Mapping[str, Any]) -> str:
 # -- which runs ---------------------------------------------------------------------------------------------------
 
 
-def _find_trained(arguments: StudyArguments) -> Path:
+def _find_trained(arguments: Arguments) -> Path:
     """Return the folder of a study of runs that train."""
     study_dir = find_study(arguments.study, arguments.runs_dir)
     if is_behaviour_study(study_dir):

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from jobs import terminal
-from jobs.cli.arguments import StudyArguments
+from jobs.cli.arguments import Arguments
 from jobs.manifests.filters import select, whole_id
 from jobs.study.folder import ObservedRun, observe_study
 from seqlm.errors import UsageError, nearest
 
 
-def chosen_runs(arguments: StudyArguments, study_dir: Path, *, with_gone: bool = False) -> list[ObservedRun]:
+def chosen_runs(arguments: Arguments, study_dir: Path, *, with_gone: bool = False) -> list[ObservedRun]:
     """Return the runs of a study that pass the filters. If there are none, a line says why; that is no error."""
     found = observe_study(study_dir, with_gone=with_gone)
     runs, why = select(found, arguments.only, arguments.exclude, ObservedRun.facts)

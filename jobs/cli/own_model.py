@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import terminal
-from jobs.cli.arguments import CheckModelArguments
+from jobs.cli.arguments import Arguments
 from jobs.cli.tables import FINDINGS, show
 from jobs.launch.own_models import ask, is_bad
 from seqlm.architectures import CLASS_SEPARATOR, CustomConfig
@@ -19,7 +19,7 @@ VOCAB_SIZE, SEQ_LEN = 10_000, 35
 """For the sizes: those of the Penn Treebank, and the default window."""
 
 
-def check_model(arguments: CheckModelArguments) -> tuple[Any, int]:
+def check_model(arguments: Arguments) -> tuple[Any, int]:
     """Print what each check found. Exit code 2: the model breaks the contract."""
     file, _, name = arguments.source.rpartition(CLASS_SEPARATOR)
     path = Path(file)

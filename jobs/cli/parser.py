@@ -1,6 +1,6 @@
-"""Build the parser of the command line from the records of its commands.
+"""Build the parser of the command line from the record of the arguments and from the commands.
 
-A field of a record that is made by :func:`option` is a flag, and one made by :func:`positional` an argument without
+A field of the record that is made by :func:`option` is a flag, and one made by :func:`positional` an argument without
 one. The name of the field is that of the flag, and its annotation says how it is read.
 """
 
@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -31,15 +31,14 @@ def option(
     says what a shell offers: a ``file``, a ``folder``, a ``study`` or a ``manifest``. ``how`` goes to
     :meth:`argparse.ArgumentParser.add_argument` and overrides :data:`BY_TYPE`.
     """
-    how["help"] = text
-    given = {"flags": flags, "exclusive": exclusive, "sets": sets, "completes": completes, "how": how}
-    return dataclasses.field(metadata=given)
+    given = {"flags": flags, "exclusive": exclusive, "sets": sets, "completes": completes, "how": {"help": text, **how}}
+    return dataclasses.field(default=how.get("default"), metadata=given)
 
 
 def positional(text: str, *, completes: str = "", **how: Any) -> Any:
     """Return a field that an argument without a flag sets; otherwise as :func:`option`."""
-    how["help"] = text
-    return dataclasses.field(metadata={"flags": None, "exclusive": None, "completes": completes, "how": how})
+    given = {"flags": None, "exclusive": None, "completes": completes, "how": {"help": text, **how}}
+    return dataclasses.field(default="", metadata=given)
 
 
 def flag_of(field: dataclasses.Field[Any]) -> str:
@@ -95,18 +94,18 @@ class Command(NamedTuple):
 
     group: str
     """Heading of the help that lists it."""
-    record: type[Any]
-    """Dataclass of its arguments. The first line of its docstring says what the command does."""
     handler: str
-    """Module and name of the function that runs it; imported when it runs."""
-    example: str
-    """A command line without the program's name."""
-
-    @property
-    def text(self) -> str:
-        """What the command does, as the help says it."""
-        line = (self.record.__doc__ or "").partition("\n")[0]
-        return f"{line[:1].lower()}{line[1:]}".rstrip(".")
+    """Module in ``jobs.cli`` and name of the function that runs it; imported when it runs."""
+    words: str
+    """An example of what follows its name."""
+    text: str
+    """What it does, as the help says it."""
+    takes: tuple[str, ...]
+    """The arguments that it takes besides those of all commands."""
+    acts: bool = False
+    """``--quiet`` hides what it prints."""
+    own: Mapping[str, Any] = {}
+    """The arguments that mean something else here."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -118,8 +117,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
 
-    def add_commands(self, commands: Mapping[str, Command], common: type[Any]) -> None:
-        """Add a parser for each command. ``common`` is the record of what all take, which the help shows last."""
+    def add_commands(
+        self, commands: Mapping[str, Command], arguments: Mapping[str, dataclasses.Field[Any]], common: Sequence[str]
+    ) -> None:
+        """Add a parser for each command. ``common`` names the ``arguments`` of all, which the help shows last."""
         self.commands = commands
         width = max(map(len, commands))
         groups: defaultdict[str, list[str]] = defaultdict(list)
@@ -127,33 +128,29 @@ class Parser(argparse.ArgumentParser):
             groups[command.group].append(f"  {name:{width}}  {command.text}")
         lists = (f"{heading}:\n" + "\n".join(lines) for heading, lines in groups.items())
         self.description = "\n\n".join([self.description or "", *lists])
-        examples = "\n".join(f"  {self.prog} {command.example}" for command in commands.values())
+        examples = {name: f"  {self.prog} {name} {command.words}" for name, command in commands.items()}
         more = f"{self.prog} {COMMAND} --help lists the options of a command."
-        self.epilog = f"examples:\n{examples}\n\n{more}"
+        self.epilog = "\n".join(["examples:", *examples.values(), "", more])
         self.usage = f"{self.prog} [-h] [--version] {COMMAND} ..."
         below = self.add_subparsers(
             metavar=COMMAND, dest="command", parser_class=Parser, prog=self.prog, help=argparse.SUPPRESS
         )
-        last = {field.name for field in dataclasses.fields(common)}
         for name, command in commands.items():
-            epilog = f"example:\n  {self.prog} {command.example}"
+            epilog = f"example:\n{examples[name]}"
             made = below.add_parser(name, help=command.text, description=command.text, epilog=epilog)
-            fields = sorted(dataclasses.fields(command.record), key=lambda field: field.name in last)
-            made._add_fields([field for field in fields if field.metadata])
-
-    def _add_fields(self, fields: list[dataclasses.Field[Any]]) -> None:
-        sets = defaultdict[str, argparse._MutuallyExclusiveGroup](self.add_mutually_exclusive_group)
-        for field in fields:
-            flags, exclusive, how = (field.metadata[key] for key in ("flags", "exclusive", "how"))
-            if flags is None:
-                action = self.add_argument(field.name, **how)
-            else:
-                where = self if exclusive is None else sets[exclusive]
-                short = [flag for flag in flags if not flag.startswith("--")]
-                names = [*short, flag_of(field), *(flag for flag in flags if flag not in short)]
-                how = {key: value for key, value in how.items() if key != "flag"}
-                action = where.add_argument(*names, dest=field.name, **{**BY_TYPE.get(str(field.type), {}), **how})
-            action.completes = field.metadata["completes"]  # type: ignore[attr-defined]
+            sets = defaultdict[str, argparse._MutuallyExclusiveGroup](made.add_mutually_exclusive_group)
+            for key in (*command.takes, *common):
+                field = command.own.get(key, arguments[key])
+                flags, exclusive, how = (field.metadata[part] for part in ("flags", "exclusive", "how"))
+                if flags is None:
+                    action = made.add_argument(key, **how)
+                else:
+                    short = [flag for flag in flags if not flag.startswith("--")]
+                    names = [*short, flag_of(arguments[key]), *(flag for flag in flags if flag not in short)]
+                    how = {**BY_TYPE.get(str(arguments[key].type), {}), **how, "dest": key}
+                    how.pop("flag", None)
+                    action = (sets[exclusive] if exclusive else made).add_argument(*names, **how)
+                action.completes = field.metadata["completes"]  # type: ignore[attr-defined]
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from jobs import terminal
-from jobs.cli.arguments import PlanArguments
+from jobs.cli.arguments import Arguments
 from jobs.cli.request import choose
 from jobs.cli.tables import Column, show
 from jobs.launch.changes import changes
@@ -59,20 +60,26 @@ COLUMNS = (
 )
 
 
-def plan(arguments: PlanArguments) -> tuple[Any, int]:
+def plan(arguments: Arguments) -> tuple[Any, int]:
     """Print what ``run`` would do to each run, and the costs. Exit code 2 if ``run`` would refuse the data."""
     manifest, specs, study_dir = open_manifest(arguments)
     backend = choose(arguments, manifest)
-    limit = backend.settings.max_parallel
-    planned = _estimated(plan_runs(specs, study_dir), arguments.runs_dir, manifest)
+    limit, keep_last = backend.settings.max_parallel, manifest.policy.keep_last
+    facts = functools.cache(corpus_facts)
+    planned = [
+        replace(item, facts=facts(item.spec.config.data, item.spec.data_path, item.spec.tokenizer))
+        for item in plan_runs(specs, study_dir)
+    ]
+    check_models(planned)
+    planned = estimated(planned, earlier_throughput(arguments.runs_dir), keep_last=keep_last)
     planned = resolve_resources(planned, backend, limit)
-    records = [_plan_record(item) for item in planned]
+    records = [_record(item) for item in planned]
     show(COLUMNS, records)
     changed = changes(planned, study_dir)
     for line in changed:
         terminal.tell(f"warning: {line}")
-    counts = {action: sum(item.action == action for item in planned) for action in get_args(Action)}
-    summary = ", ".join(f"{number} {action}" for action, number in counts.items() if number)
+    counts = Counter(item.action for item in planned)
+    summary = ", ".join(f"{counts[action]} {action}" for action in get_args(Action) if counts[action])
     terminal.say(f"\n{manifest.study}: {len(planned)} runs ({summary}) in {printable(str(study_dir))}")
     if manifest.excluded:
         terminal.say(f"excluded by the manifest: {', '.join(run.name for run in manifest.excluded)}")
@@ -91,11 +98,8 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     budget = BudgetPlan.of(planned, manifest.policy, study_dir, share)
     if budget is not None:
         terminal.say(budget.line())
-    on_cpus = [item for item in planned if backend.is_here and item.action != "skip" and not item.spec.resources.gpus]
-    largest = max(on_cpus, key=_needed_bytes, default=None)
-    if largest is not None and _needed_bytes(largest) > (has := machine.memory_bytes()):
-        what = f"{largest.spec.name} needs more than {terminal.memory(_needed_bytes(largest))} of memory"
-        terminal.tell(f"warning: {what}, this machine has {terminal.memory(has)}")
+    if backend.is_here:
+        _warn_of_memory(planned)
     scripts: list[str] = []
     if isinstance(backend, ScheduledBackend) and any(item.action != "skip" for item in planned):
         scripts = backend.scripts(planned, LaunchOptions(study_dir=study_dir, policy=manifest.policy))
@@ -107,21 +111,34 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     except DataError as error:
         refused = str(error)
         terminal.tell(f"error: run would refuse this: {refused}")
-    total = {"backend": backend.name, "max_parallel": limit, **asdict(costs)}
-    limits = None if budget is None else budget.to_dict()
-    data: dict[str, Any] = {"study": manifest.study, "runs": records, "search": search, "totals": total}
-    data |= {"budget": limits, "refused": refused, "changes": changed}
+    data = {
+        "study": manifest.study,
+        "runs": records,
+        "search": search,
+        "totals": {"backend": backend.name, "max_parallel": limit, **asdict(costs)},
+        "budget": None if budget is None else budget.to_dict(),
+        "refused": refused,
+        "changes": changed,
+    }
     return ({**data, "scripts": scripts} if scripts else data), 0 if refused is None else UsageError.exit_code
 
 
-def _needed_bytes(item: PlannedRun) -> int:
-    """Return the memory of the tensors of all ranks; 0 if it is not known."""
-    return ((item.estimate and item.estimate.memory_bytes) or 0) * item.spec.resources.ranks
+def _warn_of_memory(planned: Sequence[PlannedRun]) -> None:
+    """Warn of the run that needs most on the processor, if that is more than this machine has."""
+    needs = {
+        item.spec.name: (item.estimate.memory_bytes or 0) * item.spec.resources.ranks
+        for item in planned
+        if item.action != "skip" and not item.spec.resources.gpus and item.estimate is not None
+    }
+    name = max(needs, key=lambda name: needs[name], default=None)
+    if name is not None and needs[name] > (has := machine.memory_bytes()):
+        what = f"{name} needs more than {terminal.memory(needs[name])} of memory"
+        terminal.tell(f"warning: {what}, this machine has {terminal.memory(has)}")
 
 
-def _plan_record(item: PlannedRun) -> dict[str, Any]:
-    found = item.estimate
-    assert found is not None, "plan estimates every run"
+def _record(item: PlannedRun) -> dict[str, Any]:
+    assert item.estimate is not None, "plan estimates every run"
+    measures = ("parameters", "flops_per_token", "memory_bytes", "measured_memory_bytes", "seconds")
     return {
         "name": item.spec.name,
         "id": item.run.id,
@@ -132,25 +149,11 @@ def _plan_record(item: PlannedRun) -> dict[str, Any]:
         "epochs_done": item.observation.epochs_done,
         "config": item.spec.config.to_dict(),
         "resources": item.spec.resources.to_dict(),
-        "parameters": found.parameters,
-        "flops_per_token": found.flops_per_token,
-        "memory_bytes": found.memory_bytes,
-        "measured_memory_bytes": found.measured_memory_bytes,
-        "seconds": found.seconds,
+        **{key: getattr(item.estimate, key) for key in measures},
     }
 
 
-def _estimated(planned: Sequence[PlannedRun], runs_dir: Path, manifest: Manifest) -> list[PlannedRun]:
-    facts = functools.cache(corpus_facts)
-    specs = [item.spec for item in planned]
-    known = [facts(spec.config.data, spec.data_path, spec.tokenizer) for spec in specs]
-    planned = [replace(item, facts=found) for item, found in zip(planned, known, strict=True)]
-    check_models(planned)
-    throughput, keep_last = earlier_throughput(runs_dir), manifest.policy.keep_last
-    return estimated(planned, throughput, keep_last=keep_last)
-
-
-def open_manifest(arguments: PlanArguments) -> tuple[Manifest, list[RunSpec], Path]:
+def open_manifest(arguments: Arguments) -> tuple[Manifest, list[RunSpec], Path]:
     """Return the manifest, its runs that pass the filters with the identity of their text, and the study's folder."""
     manifest = load_manifest(find_manifest(arguments.manifest), arguments.changes)
     data = find_data(arguments.data, manifest.data_path)

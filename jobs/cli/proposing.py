@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jobs import terminal
-from jobs.cli.arguments import ProposeArguments
+from jobs.cli.arguments import Arguments
 from jobs.manifests.load import load_manifest
-from jobs.plan.proposals import NEIGHBOURS, Proposal, Space, Trained, propose, setting_of, spaces_of_runs
+from jobs.plan.proposals import NEIGHBOURS, Space, Trained, propose, setting_of, spaces_of_runs
 from jobs.plan.record import kept_search
 from jobs.study.folder import ObservedRun, find_study, observe_study
 from seqlm.errors import DamagedFileError, UsageError
@@ -26,7 +27,7 @@ PREDICTED_BY = (
 )
 
 
-def propose_runs(arguments: ProposeArguments) -> tuple[dict[str, Any], int]:
+def propose_runs(arguments: Arguments) -> tuple[dict[str, Any], int]:
     """Print a ``[[run]]`` for each proposal, with its reason as a comment."""
     study_dir = find_study(arguments.study, arguments.runs_dir)
     record: Mapping[str, Any] = read_json(study_record_file(study_dir)) or {}
@@ -68,22 +69,31 @@ def propose_runs(arguments: ProposeArguments) -> tuple[dict[str, Any], int]:
         terminal.tell(
             f"found only {len(proposals)} of {arguments.count} settings that are not in the study already, or nearly"
         )
-    states = list(map(state_of, trained))
-    counts = {state: states.count(state) for state in ("finished", "stopped", "diverged")}
+    states = Counter(map(state_of, trained))
+    counts = {state: states[state] for state in ("finished", "stopped", "diverged")}
     basis = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
     terminal.say(f"# {len(proposals)} proposals of {SAMPLER}, fitted to {basis} runs of {study_dir.name}")
     terminal.say(f"# predicted: {PREDICTED_BY}")
     terminal.say("# distance: share of the ranges, from 0 to 1")
+    records = []
     for number, proposal in enumerate(proposals, start=1):
-        terminal.say(f"\n# {number}: {reason(proposal, metric)}\n{run_table(proposal)}")
-    document = {
-        "study": study_dir.name,
-        "metric": metric,
-        "sampler": SAMPLER,
-        **counts,
-        "proposals": [_record(proposal) for proposal in proposals],
-    }
-    return document, 0
+        nearest = proposal.nearest
+        value = "" if nearest.value is None else f" with {metric} {nearest.value:.5g}"
+        near = f"nearest run {nearest.name} ({state_of(nearest)}{value}, distance {proposal.distance:.2f})"
+        table = {"name": proposal.name, **proposal.values}
+        lines = [f"{key} = {json.dumps(one, ensure_ascii=False)}" for key, one in table.items()]
+        said = [f"\n# {number}: predicted {metric} {proposal.predicted:.5g}; {near}", "[[run]]", *lines]
+        terminal.say("\n".join(said))
+        records.append(
+            {
+                "name": proposal.name,
+                "values": dict(proposal.values),
+                "nearest": {"name": nearest.name, "value": nearest.value, "distance": proposal.distance},
+                "predicted": proposal.predicted,
+                "predicted_by": PREDICTED_BY,
+            }
+        )
+    return {"study": study_dir.name, "metric": metric, "sampler": SAMPLER, **counts, "proposals": records}, 0
 
 
 def trained_run(run: ObservedRun, metric: str) -> Trained | None:
@@ -94,15 +104,9 @@ def trained_run(run: ObservedRun, metric: str) -> Trained | None:
     assert run.config is not None
     epochs, _ = run.run.read_metrics()
     values = [one[metric] for one in epochs if isinstance(one.get(metric), int | float) and math.isfinite(one[metric])]
-    state, kind = run.observation.state, run.observation.kind
-    value: float | None
-    if state == "done" and values:
-        value = min(values)
-    elif state == "stopped" and values:
-        value = values[-1]
-    elif kind == "diverged":
-        value = None
-    else:
+    state = run.observation.state
+    value = None if not values else min(values) if state == "done" else values[-1] if state == "stopped" else None
+    if value is None and run.observation.kind != "diverged":
         return None
     return Trained(name=run.name, config=run.config, value=value, epochs=len(epochs), finished=state == "done")
 
@@ -110,29 +114,3 @@ def trained_run(run: ObservedRun, metric: str) -> Trained | None:
 def state_of(run: Trained) -> str:
     """Return whether a run has finished, was stopped, or has diverged."""
     return "finished" if run.finished else "diverged" if run.value is None else "stopped"
-
-
-def reason(proposal: Proposal, metric: str) -> str:
-    """Return why a setting is proposed: the nearest trained run, and the predicted value."""
-    nearest = proposal.nearest
-    value = "" if nearest.value is None else f" with {metric} {nearest.value:.5g}"
-    found = f"nearest run {nearest.name} ({state_of(nearest)}{value}, distance {proposal.distance:.2f})"
-    return f"predicted {metric} {proposal.predicted:.5g}; {found}"
-
-
-def run_table(proposal: Proposal) -> str:
-    """Return a proposal as a ``[[run]]`` in TOML."""
-    values = {"name": proposal.name, **proposal.values}
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
-    return "\n".join(["[[run]]", *lines])
-
-
-def _record(proposal: Proposal) -> dict[str, Any]:
-    nearest = proposal.nearest
-    return {
-        "name": proposal.name,
-        "values": dict(proposal.values),
-        "nearest": {"name": nearest.name, "value": nearest.value, "distance": proposal.distance},
-        "predicted": proposal.predicted,
-        "predicted_by": PREDICTED_BY,
-    }

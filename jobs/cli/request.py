@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,9 +11,9 @@ from typing import Any
 from jobs import terminal
 from jobs.attempt.supervisor import progress_variables
 from jobs.backends.base import AttendedBackend, Backend
-from jobs.cli.arguments import LaunchArguments, Placement
+from jobs.cli.arguments import Arguments
 from jobs.cli.parser import flag_of
-from jobs.cli.progress import LaunchProgress, Watcher, tell_skipped, watch, watch_in_lines
+from jobs.cli.progress import Watcher, follow_launch, tell_skipped, watch
 from jobs.launch.background import detach
 from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import launched, preparing, waiting_for_budget
@@ -37,7 +35,7 @@ LAUNCH_FILE = Path(__file__).resolve().parents[2] / "launch.py"
 
 
 def choose(
-    arguments: Placement,
+    arguments: Arguments,
     manifest: Manifest | None = None,
     *,
     last: str | None = None,
@@ -69,7 +67,7 @@ def choose(
     return kind(replace(backend.settings, env={DEVICE.name: device, **backend.settings.env}))
 
 
-def _settings_of(arguments: Placement, backend: str) -> dict[str, Any]:
+def _settings_of(arguments: Arguments, backend: str) -> dict[str, Any]:
     """Return the settings of a backend that flags give."""
     found = {}
     for field in fields(arguments):
@@ -83,7 +81,7 @@ def _settings_of(arguments: Placement, backend: str) -> dict[str, Any]:
     return found
 
 
-def choose_again(study_dir: Path, runs: Sequence[ObservedRun], arguments: Placement) -> Backend:
+def choose_again(study_dir: Path, runs: Sequence[ObservedRun], arguments: Arguments) -> Backend:
     """Return where runs of a study go again: to their last backend if it was the same for all, with its settings."""
     newest = Requests(study_dir).by_run()
     names = {newest[one.run.id].record.get("backend") if one.run.id in newest else None for one in runs}
@@ -95,7 +93,7 @@ def choose_again(study_dir: Path, runs: Sequence[ObservedRun], arguments: Placem
 
 
 def carry_out(
-    arguments: LaunchArguments, specs: Sequence[RunSpec], options: LaunchOptions, backend: Backend
+    arguments: Arguments, specs: Sequence[RunSpec], options: LaunchOptions, backend: Backend
 ) -> tuple[dict[str, Any] | None, Collection[str]]:
     """Launch ``specs`` on a backend, and wait unless ``--no-wait`` says otherwise.
 
@@ -114,7 +112,8 @@ def carry_out(
         return _submit(arguments, specs, options, backend)
     assert isinstance(backend, AttendedBackend), "every backend is one of the two"
     if not arguments.no_wait:
-        return None, attend(specs, replace(options, canary=arguments.canary), backend)
+        canary = arguments.canary if options.canary is None else options.canary
+        return None, attend(specs, replace(options, canary=canary), backend)
     secrets.passed(settings.env_pass, os.environ, name)  # an error now, not in the background
     argv = [word for word in arguments.argv if word not in ("--no-wait", "--json")]
     pid = detach([str(LAUNCH_FILE), *argv], options.study_dir)
@@ -138,12 +137,8 @@ def attend(specs: Sequence[RunSpec], options: LaunchOptions, backend: AttendedBa
     options = replace(options, max_parallel=settings.max_parallel, env=env)
     where = backend.where()
     try:
-        with (
-            launched(specs, backend, options) as (planned, events),
-            contextlib.closing(LaunchProgress(options.study_dir, where, planned)) as progress,
-        ):
-            for event in events:
-                progress.show(event)
+        with launched(specs, backend, options) as (planned, events):
+            follow_launch(options.study_dir, where, planned, events)
     except KeyboardInterrupt:
         terminal.tell("the workers have stopped; the same command goes on from here")
         raise
@@ -151,7 +146,7 @@ def attend(specs: Sequence[RunSpec], options: LaunchOptions, backend: AttendedBa
 
 
 def _submit(
-    arguments: LaunchArguments, specs: Sequence[RunSpec], options: LaunchOptions, backend: ScheduledBackend
+    arguments: Arguments, specs: Sequence[RunSpec], options: LaunchOptions, backend: ScheduledBackend
 ) -> tuple[dict[str, Any] | None, Collection[str]]:
     """Submit to a scheduler, and watch the jobs unless ``--no-wait`` says otherwise; they need no launcher."""
     study_dir = options.study_dir
@@ -160,31 +155,23 @@ def _submit(
     backend.check(study_dir)
     with preparing(specs, backend, options) as (planned, prepared):
         tell_skipped(planned)
-        arrays: list[str] = []
-        why = waiting_for_budget(options)
-        if why is not None and prepared is not None:
+        jobs: list[str] = []
+        if prepared is not None and (why := waiting_for_budget(options)) is not None:
             terminal.tell(f"nothing starts: {why}")
         elif prepared is not None:
             code, request = prepared.code, prepared.request
-            arrays = backend.submit(prepared.todo, options, code, request)
+            jobs = backend.submit(prepared.todo, options, code, request)
             if arguments.then_report:
-                job = backend.submit_report(study_dir, request.folder, arrays, code, behaviour=arguments.behaviour)
+                job = backend.submit_report(study_dir, request.folder, jobs, code, behaviour=arguments.behaviour)
                 terminal.tell(f"the report is written by job {job} after the last run")
-    todo = prepared.todo if prepared is not None else ()
-    what = f"jobs {', '.join(arrays)}" if arrays else "nothing to submit"
-    terminal.tell(f"{study_name(study_dir)}: {len(todo)} of {len(planned)} runs to do: {what}")
+    todo = 0 if prepared is None else len(prepared.todo)
+    what = f"jobs {', '.join(jobs)}" if jobs else "nothing to submit"
+    terminal.tell(f"{study_name(study_dir)}: {todo} of {len(planned)} runs to do: {what}")
     ids = {item.run.id for item in planned}
     if arguments.no_wait:
-        return {"study": study_name(study_dir), "jobs": arrays}, ids
-    watcher = Watcher(study_dir, ids, every_seconds=backend.settings.progress_s)
+        return {"study": study_name(study_dir), "jobs": jobs}, ids
     try:
-        if arguments.quiet:
-            for _ in watcher.looks():
-                pass
-        elif arguments.json:
-            watch_in_lines(watcher, sys.stderr)
-        else:
-            watch(watcher)
+        watch(Watcher(study_dir, ids, every_seconds=backend.settings.progress_s))
     except KeyboardInterrupt:
         terminal.tell("the jobs go on without this terminal; `cancel` stops them")
         raise

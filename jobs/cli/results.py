@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs import terminal
-from jobs.cli.arguments import GenerateArguments, ResultsArguments
+from jobs.cli.arguments import Arguments
 from jobs.cli.naming import chosen_runs, named_runs, reported
 from jobs.cli.tables import Column, show
 from jobs.cli.view import what_differs
@@ -39,7 +39,7 @@ TABLE = (
 """The columns of the table; what differs comes after the second."""
 
 
-def results(arguments: ResultsArguments) -> tuple[dict[str, Any], int]:
+def results(arguments: Arguments) -> tuple[dict[str, Any], int]:
     """Print the runs of a study, the best first: what differs between them, and what came of each."""
     if arguments.csv and arguments.json:
         raise UsageError("--csv prints a table, --json one document; use one of them")
@@ -91,11 +91,9 @@ def _say_table(records: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Non
     keys = [key for key in keys if not key.endswith("sha256")]  # the name of a run says which text or file it has
     columns = []
     for place, key in enumerate(keys, start=1):
-        values = [_shown(record["differs"].get(key)) for record in records]
-        right = all(text[:1] in "-0123456789" for text in values)
-        title = key.rpartition(".")[2]
+        are_numbers = all(_shown(record["differs"].get(key))[:1] in "-0123456789" for record in records)
         value = functools.partial(_differing, key)
-        columns.append(Column(title, value, _shown, right=right, spare=place))
+        columns.append(Column(key.rpartition(".")[2], value, _shown, right=are_numbers, spare=place))
     show([*TABLE[:2], *columns, *TABLE[2:]], records)
 
 
@@ -110,7 +108,7 @@ def _shown(value: Any) -> str:
 # -- generate ------------------------------------------------------------------------------------------------------
 
 
-def generate(arguments: GenerateArguments) -> tuple[dict[str, Any], int]:
+def generate(arguments: Arguments) -> tuple[dict[str, Any], int]:
     """Print a prompt and the text that a run's model writes after it. Words that the model does not know are named."""
     study_dir = find_study(arguments.study, arguments.runs_dir)
     named = named_runs(observe_study(study_dir), arguments.run, study_dir)
@@ -121,7 +119,7 @@ def generate(arguments: GenerateArguments) -> tuple[dict[str, Any], int]:
 
     run = open_study(study_dir).run(named[0].run.id)
     text = run.generate(
-        arguments.prompt, tokens=arguments.tokens, temperature=arguments.temperature, seed=arguments.seed
+        arguments.prompt or "", tokens=arguments.tokens, temperature=arguments.temperature, seed=arguments.seed
     )
     if text.unknown:
         words = ", ".join(f'"{word}"' for word in text.unknown)

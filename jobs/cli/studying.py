@@ -11,14 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs import terminal
-from jobs.cli.arguments import (
-    EXIT_RUN_FAILED,
-    CancelArguments,
-    DataArguments,
-    LogsArguments,
-    SchemaArguments,
-    StatusArguments,
-)
+from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments
 from jobs.cli.naming import chosen_runs, named_runs
 from jobs.cli.view import say_status
 from jobs.registry import scheduled_in
@@ -33,7 +26,7 @@ if TYPE_CHECKING:
 # -- status --------------------------------------------------------------------------------------------------------
 
 
-def status(arguments: StatusArguments) -> tuple[Any, int]:
+def status(arguments: Arguments) -> tuple[Any, int]:
     """Print the state of each run, once or at each change."""
     if arguments.watch and arguments.json:
         raise UsageError("--watch shows changes as they come, --json prints one document; use one of them")
@@ -65,7 +58,7 @@ def _watcher(study_dir: Path, ids: Collection[str] | None) -> Watcher:
 # -- logs ----------------------------------------------------------------------------------------------------------
 
 
-def logs(arguments: LogsArguments) -> tuple[Any, int]:
+def logs(arguments: Arguments) -> tuple[Any, int]:
     """Print the last lines of each run's latest attempt, or follow one run."""
     from jobs.study.logs import follow_logs, print_log
 
@@ -87,7 +80,7 @@ def logs(arguments: LogsArguments) -> tuple[Any, int]:
 # -- cancel --------------------------------------------------------------------------------------------------------
 
 
-def cancel(arguments: CancelArguments) -> tuple[Any, int]:
+def cancel(arguments: Arguments) -> tuple[Any, int]:
     """Stop runs that are not over, and wait until they have stopped. Exit code 1 if one has not."""
     from jobs.study.cancel import mark, wait_for_locks, wait_until_stopped
 
@@ -127,7 +120,7 @@ def cancel(arguments: CancelArguments) -> tuple[Any, int]:
 # -- schema, data -------------------------------------------------------------------------------------------------
 
 
-def schema(arguments: SchemaArguments) -> tuple[Any, int]:
+def schema(arguments: Arguments) -> tuple[Any, int]:
     """Print the JSON Schema of manifests, or write it to a file."""
     from jobs.manifests.json_schema import manifest_schema
 
@@ -141,7 +134,7 @@ def schema(arguments: SchemaArguments) -> tuple[Any, int]:
     return found, 0
 
 
-def data(arguments: DataArguments) -> tuple[Any, int]:
+def data(arguments: Arguments) -> tuple[Any, int]:
     """Download a corpus and verify it."""
     from seqlm.data.corpus import downloaded_ptb
     from seqlm.data.ptb_download import download_ptb

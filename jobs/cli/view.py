@@ -8,7 +8,7 @@ import math
 import socket
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,6 @@ from seqlm.state import State
 
 STATES: tuple[State, ...] = ("running", "failed", "cancelled", "queued", "done", "stopped", "pending")
 """Most urgent first, the order of display."""
-
-
 WARM_STEPS = 5
 """Steps of an epoch after which its speed is compared with the estimate: the first of a process are slower."""
 SLOW_SHARE = 1 / 3
@@ -37,7 +35,7 @@ SLOW_SHARE = 1 / 3
 
 @dataclass(frozen=True, kw_only=True)
 class RunView:
-    """What a person is shown of one run. :meth:`of` sets the fields before ``share``; a watcher sets the others too."""
+    """What a person is shown of one run."""
 
     name: str
     id: str
@@ -49,10 +47,12 @@ class RunView:
     """Epochs in all; 0 if ``config.json`` is damaged, and for a behaviour job."""
     epochs_done: int = 0
     best_val_ppl: float | None = None
+    order: tuple[float, str] = (math.inf, "")
+    """Sort key of the runs of a study: the order of the manifest."""
+    is_over: bool = False
+    """The run cannot change state without a new launch."""
     share: float | None = None
-    """Share of the running epoch's training steps that is done, from 0 to 1."""
-    phase: str | None = None
-    """``train`` or ``valid`` while the run trains."""
+    """Share of the running epoch's training steps that is done, from 0 to 1. This and what follows may not be read."""
     train_ppl: float | None = None
     """Perplexity of the running epoch so far, else of the last epoch."""
     val_ppl: float | None = None
@@ -60,37 +60,14 @@ class RunView:
     tokens_per_second: float | None = None
     expected_tokens_per_second: float | None = None
     """Of a running run: the speed that its launch estimated from measured ones. ``None``: none was measured."""
-    host: str | None = None
-    """Host of the latest attempt."""
     device: str | None = None
-    """Device of the latest attempt: GPU or processor, with the host if runs are not all on this host."""
+    """Device of the latest attempt: GPU or processor, after the host if that is another one than this."""
     shape: Hashable = None
     """All that an epoch's time depends on: runs of the same shape take the same time."""
     seconds_per_epoch: float | None = None
     """Measured on this run. ``None``: not measured yet."""
     seconds_left: float | None = None
     queue_place: int | None = None
-    order: tuple[float, str] = (math.inf, "")
-    """Sort key of the runs of a study: the order of the manifest."""
-    is_over: bool = False
-    """The run cannot change state without a new launch."""
-
-    @classmethod
-    def of(cls, observed: ObservedRun, **more: Any) -> RunView:
-        """Return the view of a run as its folder describes it. ``more`` are further fields."""
-        config, seen = observed.config, observed.observation
-        return cls(
-            name=observed.name,
-            id=observed.run.id,
-            state=seen.state,
-            reason="; ".join(filter(None, (seen.reason, NOTES.get(observed.origin)))) or None,
-            arch=config.model.kind if config else "?",
-            epochs=observed.epochs_total or 0,
-            epochs_done=observed.epochs_done,
-            best_val_ppl=seen.best_val_ppl,
-            order=observed.run.place(observed.provenance),
-            **more,
-        )
 
     @property
     def speed_share(self) -> float:
@@ -125,27 +102,34 @@ class StudyView:
 
         ``None`` if nothing runs, or the time of any run is not known.
         """
-        running = [run.seconds_left for run in self.runs if run.state == "running"]
-        ends = [seconds for seconds in running if seconds is not None]
-        if not ends or len(ends) < len(running):
+        ends = [run.seconds_left for run in self.runs if run.state == "running"]
+        waiting = sorted((run for run in self.runs if run.state == "queued"), key=place_in_queue)
+        known = [seconds for seconds in [*ends, *(run.seconds_left for run in waiting)] if seconds is not None]
+        if not ends or len(known) < len(ends) + len(waiting):
             return None
-        heapq.heapify(ends)
-        for run in sorted((run for run in self.runs if run.state == "queued"), key=place_in_queue):
-            if run.seconds_left is None:
-                return None
-            heapq.heapreplace(ends, ends[0] + run.seconds_left)
-        return max(ends)
+        heap = known[: len(ends)]
+        heapq.heapify(heap)
+        for seconds in known[len(ends) :]:
+            heapq.heapreplace(heap, heap[0] + seconds)
+        return max(heap)
 
     @property
     def slow_line(self) -> str | None:
         """A line about the running runs that are several times slower than estimated. ``None``: there are none."""
-        slow = sorted((run for run in self.runs if run.speed_share < SLOW_SHARE), key=lambda run: run.speed_share)
+        slow = [run for run in self.runs if run.speed_share < SLOW_SHARE]
         if not slow:
             return None
-        run = slow[0]
+        run = min(slow, key=lambda run: run.speed_share)
         who = run.name if len(slow) == 1 else f"{run.name} and {len(slow) - 1} more"
         speeds = (terminal.short_number(speed) for speed in (run.tokens_per_second, run.expected_tokens_per_second))
         return f"{who}: several times slower than estimated ({' of '.join(speeds)} tok/s); is this machine busy?"
+
+    @property
+    def summary(self) -> str:
+        """The study in one line."""
+        counts = "  ".join(f"{number} {state}" for state, number in self.counts().items()) or "no runs"
+        left = f"  about {terminal.duration(self.seconds_left)} left" if self.seconds_left is not None else ""
+        return f"{self.name}: {counts}{left}"
 
 
 def place_in_queue(run: RunView) -> float:
@@ -153,67 +137,74 @@ def place_in_queue(run: RunView) -> float:
     return -1 if run.queue_place is None else run.queue_place
 
 
-# -- speed and time left ----------------------------------------------------------------------------------------------
+# -- reading a run ----------------------------------------------------------------------------------------------------
 
 
-def view_of(observed: ObservedRun, *, is_over: bool = False) -> RunView:
-    """Read the progress, the speed and the device of a run."""
-    run, config = observed.run, observed.config
+def view_of(observed: ObservedRun, *, is_over: bool = False, measured: bool = True) -> RunView:
+    """Return what is shown of a run. ``measured``: read its progress, its speed and its device too."""
+    config, seen = observed.config, observed.observation
+    view = RunView(
+        name=observed.name,
+        id=observed.run.id,
+        state=seen.state,
+        reason="; ".join(filter(None, (seen.reason, NOTES.get(observed.origin)))) or None,
+        arch=config.model.kind if config else "?",
+        epochs=observed.epochs_total or 0,
+        epochs_done=observed.epochs_done,
+        best_val_ppl=seen.best_val_ppl,
+        order=observed.run.place(observed.provenance),
+        is_over=is_over,
+    )
+    return replace(view, **_measured(observed)) if measured else view
+
+
+def _measured(observed: ObservedRun) -> dict[str, Any]:
+    run, config, state = observed.run, observed.config, observed.observation.state
     epochs: Sequence[Mapping[str, Any]] = []
     progress: dict[str, Any] = {}
     worker: dict[str, Any] = {}
     with contextlib.suppress(SeqlmError):  # the observation's reason names the file if it matters
         epochs, _ = run.read_metrics()
-        attempt = run.last_attempt() if observed.observation.state not in ("queued", "pending") else 0
-        if attempt:
+        if state not in ("queued", "pending") and (attempt := run.last_attempt()):
             worker = read_json(run.attempt_dir(attempt) / "worker.json") or {}
-        if attempt and observed.observation.state == "running":
-            progress = read_json(run.progress_file(attempt)) or {}
+            progress = (state == "running" and read_json(run.progress_file(attempt))) or {}
     if progress.get("epoch") != observed.epochs_done:
         progress = {}  # of an epoch that is over
     last = epochs[-1] if epochs else {}
-    step, steps = _number(progress.get("step")), _number(progress.get("steps"))
-    rate = _number(progress.get("train_tokens_per_second"))
-    expected = None
+    step, steps, rate = (_number(progress.get(key)) for key in ("step", "steps", "train_tokens_per_second"))
     durations = [number for epoch in epochs if (number := _number(epoch.get("epoch_seconds"))) is not None]
-    shape, seconds = None, None
+    seconds = statistics.median(durations) if durations else None
+    shape, expected = None, None
     if config is not None:
         train = config.train
         shape = (config.model, config.data, train.batch_size, train.seq_len, train.precision)
-        if durations:
-            seconds = statistics.median(durations)
-        elif rate and steps:
-            seconds = steps * train.batch_size * train.seq_len / rate
-        if steps and step and step >= WARM_STEPS and (estimated := _estimated_seconds_per_epoch(observed)):
-            expected = steps * train.batch_size * train.seq_len / estimated
-    gpu = machine.short_name(str(worker["gpu"])) if worker.get("gpu") else None
-    return RunView.of(
-        observed,
-        share=min(1.0, step / steps) if step is not None and steps else None,
-        phase=progress.get("phase"),
-        train_ppl=_number(progress.get("train_ppl")) or _number(last.get("train_ppl")),
-        val_ppl=_number(last.get("val_ppl")),
-        tokens_per_second=(rate or _number(last.get("train_tokens_per_second")))
-        if observed.observation.state == "running"
-        else None,
-        expected_tokens_per_second=expected,
-        host=str(worker["host"]) if worker.get("host") else None,
-        device=" ".join(str(part) for part in (gpu, worker.get("device")) if part) or None,
-        shape=shape,
-        seconds_per_epoch=seconds,
-        is_over=is_over,
-    )
+        tokens = (steps or 0) * train.batch_size * train.seq_len
+        if seconds is None and rate and tokens:
+            seconds = tokens / rate
+        if tokens and (step or 0) >= WARM_STEPS and (estimated := _estimated_seconds_per_epoch(observed)):
+            expected = tokens / estimated
+    host, gpu = worker.get("host"), worker.get("gpu")
+    where = (host != socket.gethostname() and host, gpu and machine.short_name(str(gpu)), worker.get("device"))
+    return {
+        "share": min(1.0, step / steps) if step is not None and steps else None,
+        "train_ppl": _number(progress.get("train_ppl")) or _number(last.get("train_ppl")),
+        "val_ppl": _number(last.get("val_ppl")),
+        "tokens_per_second": (rate or _number(last.get("train_tokens_per_second"))) if state == "running" else None,
+        "expected_tokens_per_second": expected,
+        "device": " ".join(str(part) for part in where if part) or None,
+        "shape": shape,
+        "seconds_per_epoch": seconds,
+    }
 
 
 def _estimated_seconds_per_epoch(observed: ObservedRun) -> float | None:
     """Return what the launch of a run has estimated, from measured speeds. ``None``: none was measured."""
     assert observed.config is not None
-    with contextlib.suppress(SeqlmError):
-        estimates = (read_json(study_record_file(observed.run.path.parent)) or {}).get("estimates")
-        estimate = estimates.get(observed.config.fingerprint()) if isinstance(estimates, dict) else None
-        if isinstance(estimate, dict):
-            seconds, epochs = _number(estimate.get("seconds")), _number(estimate.get("epochs"))
-            return seconds / epochs if seconds and epochs else None
+    with contextlib.suppress(SeqlmError, AttributeError):  # another user's file must not break the view
+        estimates = (read_json(study_record_file(observed.run.path.parent)) or {}).get("estimates", {})
+        estimate = estimates.get(observed.config.fingerprint(), {})
+        seconds, epochs = _number(estimate.get("seconds")), _number(estimate.get("epochs"))
+        return seconds / epochs if seconds and epochs else None
     return None
 
 
@@ -222,81 +213,79 @@ def _number(value: Any) -> float | None:
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def compared(runs: Sequence[RunView], places: Mapping[str, int], host: str) -> list[RunView]:
-    """Set expected times, places in the queue (by run id) and, if runs are not all on this ``host``, their hosts."""
-    show_host = bool({run.host for run in runs} - {host, None})
-    made = []
-    for run, seconds in zip(runs, expected_seconds_per_epoch(runs), strict=True):
+def compared(runs: Sequence[RunView], queue: Sequence[str] = ()) -> list[RunView]:
+    """Return the runs with their place in the queue, of ids, and the time that each still takes.
+
+    An epoch takes as long as those of the run itself, else as the median of its shape, else of its architecture.
+    """
+    paces: defaultdict[Hashable, list[float]] = defaultdict(list)
+    for run in runs:
+        for key in (run.shape, run.arch) if run.seconds_per_epoch is not None else ():
+            paces[key].append(run.seconds_per_epoch or 0.0)
+    typical = {key: statistics.median(seconds) for key, seconds in paces.items()}
+    places = {run_id: place for place, run_id in enumerate(queue)}
+    found = []
+    for run in runs:
+        seconds = run.seconds_per_epoch
+        if seconds is None:
+            seconds = typical.get(run.shape, typical.get(run.arch))
         left = None
         if seconds is not None and run.state in ("running", "queued"):
             left = seconds * max(0.0, run.epochs - run.epochs_done - (run.share or 0.0))
-        device = " ".join(filter(None, (run.host, run.device))) if show_host else run.device
-        made.append(replace(run, seconds_left=left, queue_place=places.get(run.id), device=device))
-    return made
+        found.append(replace(run, seconds_left=left, queue_place=places.get(run.id)))
+    return found
 
 
-def expected_seconds_per_epoch(runs: Sequence[RunView]) -> list[float | None]:
-    """Return the time of each run's epoch: its own, else the median of its shape, of its architecture, or ``None``."""
-    measured: defaultdict[Hashable, list[float]] = defaultdict(list)
-    for run in runs:
-        if run.seconds_per_epoch is not None:
-            measured["shape", run.shape].append(run.seconds_per_epoch)
-            measured["arch", run.arch].append(run.seconds_per_epoch)
-    typical = {key: statistics.median(seconds) for key, seconds in measured.items()}
-    return [
-        typical.get(("shape", run.shape), typical.get(("arch", run.arch)))
-        if run.seconds_per_epoch is None
-        else run.seconds_per_epoch
-        for run in runs
-    ]
+# -- tables and lines -------------------------------------------------------------------------------------------------
 
 
-# -- tables --------------------------------------------------------------------------------------------------------
+def epochs_of(run: RunView) -> str:
+    """Return the finished epochs of all, and how far the running one is: ``2/40 45%``."""
+    share = f" {run.share:.0%}" if run.share is not None and run.state == "running" else ""
+    return f"{run.epochs_done}/{run.epochs}{share}" if run.epochs else "-"
 
 
-def _epochs(run: RunView) -> str:
-    return f"{run.epochs_done}/{run.epochs}" if run.epochs else "-"
+def _ppl(title: str, value: str, **how: Any) -> Column:
+    return Column(title, value, terminal.perplexity, right=True, **how)
 
 
-def _seconds_left(run: RunView) -> float | None:
-    return run.seconds_left if run.state == "running" else None
-
-
-TRAIN_PPL = Column("train ppl", "train_ppl", terminal.perplexity, right=True, spare=3)
-VAL_PPL = Column("val ppl", "val_ppl", terminal.perplexity, right=True, spare=1)
-NUMBERS = (
-    Column("best val ppl", "best_val_ppl", terminal.perplexity, right=True),
-    Column("tok/s", "tokens_per_second", terminal.short_number, right=True, optional=True),
-    Column("ETA", _seconds_left, terminal.duration, right=True, optional=True),
-)
-"""Columns of ``status`` and of the live table."""
 STATUS = (
     Column("run", "name"),
-    Column("id", spare=1),
+    Column("id", spare=5),
     STATE,
-    Column("epochs", _epochs, right=True),
-    *NUMBERS,
+    Column("epochs", epochs_of, right=True),
+    _ppl("train ppl", "train_ppl", spare=3, optional=True),
+    _ppl("val ppl", "val_ppl", spare=1, optional=True),
+    _ppl("best val ppl", "best_val_ppl"),
+    Column("tok/s", "tokens_per_second", terminal.short_number, right=True, optional=True),
+    Column(
+        "ETA",
+        lambda run: run.seconds_left if run.state == "running" else None,
+        terminal.duration,
+        right=True,
+        optional=True,
+    ),
+    Column("device", spare=4, optional=True),
     Column("reason"),
 )
-"""The columns of ``status``."""
+"""The columns of ``status`` and of the live table. Those that are optional are read only while a run is running."""
 ESTIMATES = ("tokens_per_second", "seconds_left")
 """What ``status --json`` has of a run besides what its folder says."""
 
 
 def say_status(runs: Sequence[ObservedRun], study_dir: Path) -> dict[str, Any]:
     """Print the table of ``status``, and what is spent of the study's budget. Return the data of ``--json``."""
-    views = [RunView.of(run) for run in runs]
-    if any(view.state == "running" for view in views):
-        views = compared([view_of(run) for run in runs], {}, socket.gethostname())
-    show(STATUS, views)
-    study, budget = StudyView(name=study_dir.name, runs=tuple(views)), KeptBudget(study_dir)
-    left = study.seconds_left
+    is_live = any(run.observation.state == "running" for run in runs)
+    views = [view_of(run, measured=is_live) for run in runs]
+    study = StudyView(name=study_dir.name, runs=tuple(compared(views) if is_live else views))
+    budget, left = KeptBudget(study_dir), study.seconds_left
+    show(STATUS, study.runs)
     for line in (None if left is None else f"about {terminal.duration(left)} left", study.slow_line, budget.line()):
         if line is not None:
             terminal.say(line)
     records = [
         {**run.to_dict(), **{key: getattr(view, key) for key in ESTIMATES}, "differs": differs}
-        for run, view, differs in zip(runs, views, what_differs(runs), strict=True)
+        for run, view, differs in zip(runs, study.runs, what_differs(runs), strict=True)
     ]
     return {"study": study.name, "runs": records, "seconds_left": left, "budget": budget.to_dict()}
 
@@ -308,36 +297,17 @@ def what_differs(runs: Sequence[ObservedRun]) -> list[dict[str, Any]]:
     return [{key: config[key] for key in keys if key in config} for config in configs]
 
 
-# -- lines, for a pipe ---------------------------------------------------------------------------------------------
-
-
-def changes(before: StudyView | None, after: StudyView) -> Iterable[str]:
+def changes(before: StudyView | None, after: StudyView) -> list[str]:
     """Return a line for each run whose state or epoch has changed. Without ``before``: one line about the study."""
     if before is None:
-        yield summary(after)
-        return
+        return [after.summary]
     width = max((len(run.name) for run in after.runs), default=0)
-    earlier = {run.id: run for run in before.runs}
-    for run in after.runs:
-        was = earlier.get(run.id)
-        name = run.name.ljust(width)
-        best = f"best val ppl {terminal.perplexity(run.best_val_ppl)}"
-        if run.epochs_done > (was.epochs_done if was else 0):
-            ppl = "  ".join(f"{column.title} {column.text(column.of(run))}" for column in (TRAIN_PPL, VAL_PPL))
-            yield f"{name}  epoch {run.epochs_done}/{run.epochs}  {ppl}  {best}"
-        if was is None or run.state != was.state:
-            yield "  ".join(
-                filter(None, (name, *outcome(run.state, run.reason), best if run.state == "done" else None))
-            )
+    known = {run.id: (run.state, run.epochs_done) for run in before.runs}
+    return [_line(run, width) for run in after.runs if known.get(run.id) != (run.state, run.epochs_done)]
 
 
-def outcome(state: State, reason: str | None) -> tuple[str, ...]:
-    """Return a state and its reason as the words of a line. The reason of a stopped run begins with its state."""
-    return tuple(filter(None, (None if state == "stopped" else state, reason)))
-
-
-def summary(study: StudyView) -> str:
-    """Return the study in one line."""
-    counts = "  ".join(f"{number} {state}" for state, number in study.counts().items()) or "no runs"
-    left = f"  about {terminal.duration(study.seconds_left)} left" if study.seconds_left is not None else ""
-    return f"{study.name}: {counts}{left}"
+def _line(run: RunView, width: int) -> str:
+    epochs = f"epoch {run.epochs_done}/{run.epochs}" if run.epochs_done else None
+    known = {"val ppl": run.val_ppl, "best val ppl": run.best_val_ppl}
+    ppl = [f"{title} {terminal.perplexity(value)}" for title, value in known.items() if value is not None]
+    return "  ".join(filter(None, (run.name.ljust(width), run.state, epochs, *ppl, run.reason)))

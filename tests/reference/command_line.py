@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 
-from jobs.cli.arguments import COMMANDS, Arguments, parser
+from jobs.cli.arguments import COMMANDS, COMMON, parser
 from tests.reference.markdown import table
 
 PROGRAM = "seqlm"
@@ -14,7 +13,7 @@ PROGRAM = "seqlm"
 def parts() -> dict[str, str]:
     """Return the options that all commands take, and all commands in the order of the help."""
     below = _commands()
-    common = {field.name for field in dataclasses.fields(Arguments)} | {"help"}
+    common = {*COMMON, "help"}
     shared = [action for action in below["plan"]._actions if action.dest in common]
     groups = dict.fromkeys(command.group for command in COMMANDS.values())
     sections = []
@@ -23,7 +22,7 @@ def parts() -> dict[str, str]:
         for name, command in COMMANDS.items():
             if command.group == group:
                 own = [action for action in below[name]._actions if action.dest not in common]
-                sections.append(_command(name, command.text, command.example, own))
+                sections.append(_command(name, command.text, f"{name} {command.words}", own))
     return {"common-options": _options(shared), "commands": "\n\n".join(sections)}
 
 

@@ -14,8 +14,7 @@ from rich.console import Console
 
 import launch
 from jobs import terminal
-from jobs.cli.live_table import StudyTable
-from jobs.cli.progress import Watcher, watch_in_lines
+from jobs.cli.progress import StudyTable, Watcher, watch
 from jobs.cli.view import RunView, StudyView
 from seqlm.errors import printable
 from seqlm.files import write_json
@@ -142,7 +141,7 @@ def test_a_log_that_grows_is_followed_by_whole_lines(run: RunDirectory, capsys: 
     assert capsys.readouterr().out == "\\x1b[2J half\n"
 
 
-def test_a_study_that_is_watched_in_lines_passes_on_no_escapes() -> None:
+def test_a_study_that_is_watched_in_lines_passes_on_no_escapes(capsys: pytest.CaptureFixture[str]) -> None:
     about: dict[str, Any] = {"name": f"rnn{HOSTILE}", "id": "rnn", "arch": "rnn", "epochs": 2}
     views = [
         StudyView(name="small", runs=(RunView(state="running", **about),)),
@@ -153,7 +152,7 @@ def test_a_study_that_is_watched_in_lines_passes_on_no_escapes() -> None:
         def looks(self) -> Iterator[StudyView]:
             return iter(views)
 
-    stream = io.StringIO()
-    watch_in_lines(Seen(), stream)  # type: ignore[arg-type]
-    assert harmless(stream.getvalue())
-    assert stream.getvalue().count(SHOWN) == 2
+    watch(Seen())  # type: ignore[arg-type]
+    said = capsys.readouterr().out
+    assert harmless(said)
+    assert said.count(SHOWN) == 2

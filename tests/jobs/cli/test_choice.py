@@ -9,7 +9,7 @@ import pytest
 
 from jobs.backends.base import Backend
 from jobs.cli import request
-from jobs.cli.arguments import RunArguments, read
+from jobs.cli.arguments import read
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.registry import default_backend
 from seqlm.errors import UsageError
@@ -33,7 +33,7 @@ def choose(
 ) -> Backend:
     words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
     found = read(["run", "m.toml", *words])
-    assert isinstance(found, RunArguments)
+    assert found is not None
     return request.choose(found, given, last=last, kept=kept)
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from jobs.cli.view import RunView, StudyView, expected_seconds_per_epoch
+from jobs.cli.view import RunView, StudyView, compared
 
 
 def pace(arch: str, shape: str, seconds: float | None = None) -> RunView:
@@ -27,7 +27,7 @@ def test_a_run_goes_by_its_own_pace_else_its_shapes_else_its_architectures() -> 
         pace("rnn", "other"),
         pace("gru", "gru"),
     ]
-    assert expected_seconds_per_epoch(paces) == [10, 14, 100, 100, 14, None]
+    assert [run.seconds_left for run in compared(paces)] == [10, 14, 100, 100, 14, None], "of one epoch"
 
 
 def test_waiting_runs_start_where_one_ends_and_as_many_go_at_once_as_now() -> None:

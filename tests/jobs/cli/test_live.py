@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,7 @@ import pytest
 from rich.console import Console
 
 from jobs import terminal
-from jobs.cli.live_table import StudyTable, shortened, table_lines
-from jobs.cli.progress import LaunchProgress, Watcher
+from jobs.cli.progress import StudyTable, Watcher, follow_launch, shortened
 from jobs.cli.view import RunView, StudyView
 from jobs.launch.dispatch import Event
 from jobs.plan.planned import PlannedRun
@@ -20,6 +20,7 @@ from seqlm.errors import FileError
 from seqlm.rundir import Observation
 from seqlm.state import State
 from tests.training.studies import make_config, make_run
+from tests.waiting import wait_for
 
 
 def run(name: str, state: State = "queued", **changes: Any) -> RunView:
@@ -33,7 +34,6 @@ RUNNING = run(
     arch="gru",
     epochs_done=2,
     share=0.45,
-    phase="train",
     train_ppl=149.8,
     val_ppl=138.46,
     best_val_ppl=131.2,
@@ -51,11 +51,10 @@ def study(*runs: RunView) -> StudyView:
     return StudyView(name="mine", runs=runs)
 
 
-def shown(view: StudyView, width: int, height: int | None = None, *, ascii_only: bool = False) -> list[str]:
+def shown(view: StudyView, width: int, height: int = 60) -> list[str]:
+    """The lines on a terminal, whose last one is for the cursor."""
     stream = io.StringIO()
-    console = Console(file=stream, width=width)
-    for part in table_lines(view, width, height, ascii_only=ascii_only):
-        console.print(part)
+    Console(file=stream, width=width, height=height + 1).print(StudyTable(view))
     return [line.rstrip() for line in stream.getvalue().splitlines()]
 
 
@@ -77,16 +76,9 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
 @pytest.mark.parametrize("width", [80, 140])
 def test_a_running_run_shows_all_of_its_numbers(width: int) -> None:
     line = line_of(shown(study(RUNNING, QUEUED), width), "gru-adam")
-    for text in ("running", " 3/40  45% ", "138.46", "131.20", "31.5k", "12 min"):
+    for text in ("running", " 2/40 45% ", "138.46", "131.20", "31.5k", "12 min"):
         assert text in line
-    assert ("149.80" in line) == ("GPU 3 NVIDIA H100" in line) == (width == 140)
-
-
-def test_the_bar_grows_with_the_share_of_the_epoch() -> None:
-    half = replace(RUNNING, epochs=2, epochs_done=0, share=0.0)
-    bars = [line_of(shown(study(replace(half, share=s)), 80), "gru-adam").count("━") for s in (0.0, 0.5, 1.0)]
-    assert bars == [0, 2, 4], "of eight"
-    assert line_of(shown(study(replace(half, epochs_done=2)), 80), "gru-adam").count("━") == 8
+    assert ("GPU 3 NVIDIA H100" in line) == (width == 140)
 
 
 def test_a_name_is_cut_in_the_middle_and_only_where_it_must() -> None:
@@ -100,15 +92,10 @@ def test_long_names_of_a_grid_can_be_told_apart() -> None:
     assert len({line.split()[0] for line in lines[1:21]}) == 20
 
 
-def test_validation_and_test_have_their_words() -> None:
-    assert " 3/40  val " in line_of(shown(study(replace(RUNNING, phase="valid")), 80), "gru-adam")
-    assert " 40/40 test " in line_of(shown(study(replace(RUNNING, epochs_done=40)), 80), "gru-adam")
-
-
 def test_waiting_and_failed_runs_say_why_on_one_line() -> None:
     lines = shown(study(RUNNING, FAILED, QUEUED), 100)
     assert "needs 2 cores, 1 free" in line_of(lines, "rnn-sgd")
-    assert "best 150.00  diverged: the loss of a step is nan" in line_of(lines, "rnn-adam")
+    assert "1/40  best 150.00  diverged: the loss of a step is nan" in line_of(lines, "rnn-adam")
 
 
 def test_running_runs_stand_first_and_queued_ones_in_the_order_of_the_queue() -> None:
@@ -125,9 +112,9 @@ def test_a_thousand_runs_fit_the_screen_and_the_rest_is_counted(height: int) -> 
     assert len(lines) <= height
     for name in ("r0", "r1", "r2"):
         line_of(lines, name)
-    (rest,) = [line for line in lines if line.startswith("… and") and "queued" in line]
+    (rest,) = [line for line in lines if line.startswith("... and") and "queued" in line]
     visible = sum(line.startswith("q") for line in lines)
-    assert rest == f"… and {950 - visible} queued, 46 done"
+    assert rest == f"... and {950 - visible} queued, 46 done"
     assert any("3 running  1 failed  950 queued  46 done" in line for line in lines)
     line_of(lines, "rnn-adam")
 
@@ -135,7 +122,7 @@ def test_a_thousand_runs_fit_the_screen_and_the_rest_is_counted(height: int) -> 
 def test_more_running_runs_than_lines_are_counted_too() -> None:
     lines = shown(study(*[replace(RUNNING, name=f"r{n}", id=f"r{n}") for n in range(200)], QUEUED), 140, 30)
     assert len(lines) <= 30
-    assert any(re.fullmatch(r"… and 1\d\d running, 1 queued", line) for line in lines)
+    assert any(re.fullmatch(r"\.\.\. and 1\d\d running, 1 queued", line) for line in lines)
 
 
 def test_the_time_left_is_told_only_where_it_is_known() -> None:
@@ -147,11 +134,6 @@ def test_a_damaged_run_and_an_empty_study_are_shown() -> None:
     damaged = run("broken", "failed", arch="?", epochs=0, reason="config.json is damaged")
     assert line_of(shown(study(damaged), 80), "broken").endswith("config.json is damaged")
     assert shown(study(), 80)
-
-
-def test_an_ascii_terminal_gets_ascii() -> None:
-    lines = shown(study(RUNNING, *[replace(QUEUED, id=str(n)) for n in range(99)]), 80, 20, ascii_only=True)
-    assert all(line.isascii() for line in lines)
 
 
 def test_without_colours_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,20 +170,21 @@ def planned_in(study_dir: Path) -> PlannedRun:
 LOST = Observation(state="failed", epoch=1, best_val_ppl=100.0, reason="node: killed by SIGKILL", kind="node")
 
 
+def followed(study_dir: Path, *events: Event) -> None:
+    follow_launch(study_dir, "this machine", [events[0].planned], iter(events))
+
+
 @pytest.mark.parametrize(
     ("observation", "line"),
     [
-        (LOST, "one  lost its node, tried again: node: killed by SIGKILL"),
-        (replace(LOST, kind="timeout", reason="timeout: 1 h"), "one  ran out of time, tried again: timeout: 1 h"),
-        (replace(LOST, kind=None, reason=None), "one  had another worker at it, tried again"),
+        (LOST, "one  tried again: node: killed by SIGKILL"),
+        (replace(LOST, kind=None, reason=None), "one  tried again: another worker had the run"),
     ],
 )
 def test_a_retry_is_told_with_its_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], observation: Observation, line: str
 ) -> None:
-    item = planned_in(tmp_path / "s")
-    progress = LaunchProgress(tmp_path / "s", "this machine", [item])
-    progress.show(Event(kind="retried", planned=item, observation=observation))
+    followed(tmp_path / "s", Event("retried", planned_in(tmp_path / "s"), observation))
     assert capsys.readouterr().err == f"s: 1 of 1 runs to do on this machine\n{line}\n"
 
 
@@ -211,26 +194,18 @@ def test_on_a_terminal_events_stand_above_the_table(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("sys.stderr", stream)
     item = planned_in(tmp_path / "s")
-    progress = LaunchProgress(tmp_path / "s", "this machine", [item])
-    progress.show(Event(kind="retried", planned=item, observation=LOST))
-    progress.show(Event(kind="epoch", planned=item, observation=LOST))
-    progress.close()
-    progress.close()
+    followed(tmp_path / "s", Event("retried", item, LOST), Event("epoch", item, LOST))
     text = stream.getvalue()
-    assert text.count("lost its node") == 1
+    assert text.count("killed by SIGKILL") == 1
     assert "epoch 2/2" not in text
-    assert text.index("lost its node") < text.rindex("1 pending")
-    assert text.endswith("\x1b[?25h") or "\x1b[?25h" in text, "the cursor is back"
+    assert text.index("killed by SIGKILL") < text.rindex("1 pending")
+    assert "\x1b[?25h" in text, "the cursor is back"
 
 
-def test_elsewhere_events_are_plain_lines(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_elsewhere_events_are_plain_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     item = planned_in(tmp_path / "s")
-    progress = LaunchProgress(tmp_path / "s", "this machine", [item])
-    for kind in ("started", "epoch", "ended"):
-        progress.show(Event(kind=kind, planned=item, observation=replace(LOST, state="done", reason=None)))
-    progress.close()
+    done = replace(LOST, state="done", reason=None)
+    followed(tmp_path / "s", *(Event(kind, item, done) for kind in ("started", "epoch", "ended")))
     assert capsys.readouterr().err.splitlines() == [
         "s: 1 of 1 runs to do on this machine",
         "one  starts",
@@ -242,15 +217,22 @@ def test_elsewhere_events_are_plain_lines(
 def test_a_file_that_cannot_be_read_for_a_moment_leaves_the_table_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned_in(tmp_path / "s")
-    watcher = Watcher(tmp_path / "s")
-    first = watcher.latest()
-    assert first is not None
+    stream, look, looks = _Terminal(), Watcher.look, list[StudyView | None]()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", stream)
 
-    def fail(self: Watcher) -> StudyView:
-        raise FileError("gone")
+    def fails_at_last(self: Watcher) -> StudyView:
+        looks.append(None if looks else look(self))
+        if looks[-1] is None:
+            raise FileError("gone")
+        return looks[-1]
 
-    monkeypatch.setattr(Watcher, "look", fail)
-    monkeypatch.setattr(watcher, "_next", 0.0)
-    assert watcher.latest() is first
-    assert watcher._next > 0, "it has tried"
+    def events() -> Iterator[Event]:
+        yield Event("started", item, LOST)
+        wait_for(lambda: len(looks), "another look at the study", until=lambda count: count >= 2)
+
+    monkeypatch.setattr(Watcher, "look", fails_at_last)
+    item = planned_in(tmp_path / "s")
+    follow_launch(tmp_path / "s", "this machine", [item], events())
+    assert "s: 1 pending" in stream.getvalue().rpartition("one  starts")[2]
+    assert "gone" not in stream.getvalue()
