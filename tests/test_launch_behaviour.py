@@ -186,9 +186,8 @@ def test_status_and_logs_take_the_folder_for_a_study_and_retry_does_not(study: S
     for command in ("retry", "behaviour"):
         code, _, err = study(command, "runs/small/behaviour")
         assert code == 2
-        assert err == (
-            "error: runs/small/behaviour holds behaviour jobs, not runs; use: python launch.py behaviour runs/small\n"
-        )
+        assert "runs/small/behaviour holds behaviour jobs" in err
+        assert err.endswith(": python launch.py behaviour runs/small\n")
     assert len(json.loads(study("status", "small", "--json")[1])["data"]["runs"]) == 3
 
 

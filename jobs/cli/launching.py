@@ -15,7 +15,7 @@ from jobs import terminal
 from jobs.backends.base import Backend
 from jobs.backends.local import LocalBackend
 from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments
-from jobs.cli.naming import chosen_runs
+from jobs.cli.naming import chosen_runs, find_trained
 from jobs.cli.planning import open_manifest, plan
 from jobs.cli.request import attend, carry_out, choose, choose_again
 from jobs.cli.tables import STATE, Column, show
@@ -64,7 +64,7 @@ def retry(arguments: Arguments) -> tuple[Any, int]:
 
     Runs that a search stopped go on only with ``--kind stopped``.
     """
-    study_dir = _find_trained(arguments)
+    study_dir = find_trained(arguments)
     runs = chosen_runs(arguments, study_dir)
     chosen = [one for one in runs if one.config is not None and _is_to_retry(one.observation, arguments.kind)]
     for one in runs:
@@ -98,7 +98,7 @@ def _is_to_retry(seen: Observation, kinds: Sequence[str]) -> bool:
 
 def behaviour(arguments: Arguments) -> tuple[Any, int]:
     """Compute what trained models do and print what became of each. Exit code 1 if one failed or has no checkpoint."""
-    study_dir = _find_trained(arguments)
+    study_dir = find_trained(arguments)
     wanted = BehaviourLaunch(
         study_dir,
         only=arguments.only,
@@ -165,10 +165,9 @@ def report(arguments: Arguments) -> tuple[Any, int]:
     from analysis.report import folder_of  # pandas and matplotlib, which the report needs anyway
 
     folder_of(*study_dirs, output=arguments.output)  # refused before anything is computed
-    behaviour = []
-    if arguments.behaviour is not False:
-        asked = arguments.behaviour is True
-        behaviour = [found for study_dir in study_dirs for found in compute_missing_behaviour(study_dir, asked=asked)]
+    wanted = study_dirs if arguments.behaviour is not False else ()
+    asked = arguments.behaviour is True
+    behaviour = [found for study_dir in wanted for found in compute_missing_behaviour(study_dir, asked=asked)]
     page = write_report(study_dirs, arguments.output)
     terminal.say(str(page))
     names = [study_dir.name for study_dir in study_dirs]
@@ -202,15 +201,14 @@ def compute_missing_behaviour(study_dir: Path, *, asked: bool) -> list[dict[str,
     """Compute on this machine the behaviour that a report lacks. Problems go to stderr and do not stop the report.
 
     Unless ``asked`` for by a flag, nothing is computed in a study that this user has not launched, or that holds
-    another user's code. A result is kept as
-    long as its checkpoints are unchanged, whatever its settings. If nothing is missing, only checkpoints are read.
+    another user's code. A result is kept as long as its checkpoints are unchanged, whatever its settings.
     """
     if is_behaviour_study(study_dir):
         return []
     try:
         problem = None if asked else distrusted(study_dir)
-        if problem is None and not asked:
-            problem = distrust(study_dir, untracked=kept_untracked(study_dir, terminal.tell))
+        if not asked:
+            problem = problem or distrust(study_dir, untracked=kept_untracked(study_dir, terminal.tell))
         if problem is not None:
             terminal.tell(f"behaviour is left as it is: {problem}; --behaviour computes what is missing")
             return []
@@ -234,15 +232,3 @@ def compute_missing_behaviour(study_dir: Path, *, asked: bool) -> list[dict[str,
 def behaviour_line(found: Mapping[str, Any]) -> str:
     """Return one line about the behaviour of a run."""
     return f"behaviour of {found['name']}: {found['state']}: {found['reason'] or 'no reason is known'}"
-
-
-# -- which runs ---------------------------------------------------------------------------------------------------
-
-
-def _find_trained(arguments: Arguments) -> Path:
-    """Return the folder of a study of runs that train."""
-    study_dir = find_study(arguments.study, arguments.runs_dir)
-    if is_behaviour_study(study_dir):
-        hint = f"{terminal.program()} behaviour {study_dir.parent}"
-        raise UsageError(f"{study_dir} holds behaviour jobs, not runs; use: {hint}")
-    return study_dir

@@ -11,8 +11,18 @@ from typing import Any
 from jobs import terminal
 from jobs.cli.arguments import Arguments
 from jobs.manifests.filters import select, whole_id
-from jobs.study.folder import ObservedRun, observe_study
+from jobs.study.folder import ObservedRun, find_study, is_behaviour_study, observe_study
 from seqlm.errors import UsageError, nearest
+
+
+def find_trained(arguments: Arguments) -> Path:
+    """Return the folder of a study of runs that train."""
+    study_dir = find_study(arguments.study, arguments.runs_dir)
+    if is_behaviour_study(study_dir):
+        command = "clean" if arguments.command == "clean" else "behaviour"
+        hint = f"{terminal.program()} {command} {study_dir.parent}"
+        raise UsageError(f"{study_dir} holds behaviour jobs; expected their study: {hint}")
+    return study_dir
 
 
 def chosen_runs(arguments: Arguments, study_dir: Path, *, with_gone: bool = False) -> list[ObservedRun]:

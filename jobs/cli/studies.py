@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cli.arguments import Arguments
-from jobs.cli.naming import chosen_runs
+from jobs.cli.naming import chosen_runs, find_trained
 from jobs.cli.tables import Column, show
 from jobs.cli.view import STATES, STATUS, view_of
 from jobs.study.clean import KINDS, Leftover, delete_leftovers, find_leftovers, require_no_launcher
-from jobs.study.folder import find_study, is_behaviour_study, study_name
+from jobs.study.folder import study_name
 from jobs.study.studies import StudySummary, list_studies
 from jobs.terminal import confirm, memory, perplexity, say, tell
 from seqlm.errors import UsageError, printable
@@ -78,9 +78,7 @@ COLUMNS = (
 
 def clean_study(arguments: Arguments) -> tuple[dict[str, Any], int]:
     """Show what may be deleted, ask, and delete it."""
-    study_dir = find_study(arguments.study, arguments.runs_dir)
-    if is_behaviour_study(study_dir):
-        raise UsageError(f"{study_dir} holds behaviour jobs; expected their study: clean {study_dir.parent}")
+    study_dir = find_trained(arguments)
     run_ids = _runs_to_delete(arguments, study_dir)
     found = find_leftovers(study_dir, run_ids)
     items, only_shows = found.leftovers, arguments.dry_run or not found.leftovers

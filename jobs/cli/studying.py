@@ -5,10 +5,10 @@ Each command imports what only it needs inside its function, so that ``status``,
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jobs import terminal
 from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments
@@ -18,10 +18,6 @@ from jobs.registry import scheduled_in
 from jobs.study.folder import find_study, launch_lock_file, observe_study, read_jobs, study_name
 from seqlm.errors import ManifestError, UsageError, printable
 from seqlm.files import write_text
-
-if TYPE_CHECKING:
-    from jobs.cli.progress import Watcher
-
 
 # -- status --------------------------------------------------------------------------------------------------------
 
@@ -33,26 +29,24 @@ def status(arguments: Arguments) -> tuple[Any, int]:
     study_dir = find_study(arguments.study, arguments.runs_dir)
     runs = chosen_runs(arguments, study_dir, with_gone=not arguments.watch)
     if arguments.watch:
-        from jobs.cli.progress import watch
+        from jobs.cli import progress
 
-        watch(_watcher(study_dir, {run.run.id for run in runs} if arguments.only or arguments.exclude else None))
+        ids = {run.run.id for run in runs} if arguments.only or arguments.exclude else None
+        progress.watch(progress.Watcher(study_dir, ids, every_seconds=_progress_seconds(study_dir)))
         return None, 0
     return say_status(runs, study_dir), 0
 
 
-def _watcher(study_dir: Path, ids: Collection[str] | None) -> Watcher:
-    """Return a watcher of these runs, or of all for ``None``. It polls jobs as often as they write progress."""
-    from jobs.cli.progress import Watcher
+def _progress_seconds(study_dir: Path) -> float | None:
+    """Return how often the jobs of a study write progress. ``None``: it has no jobs."""
     from jobs.plan.record import kept_tables
 
     for kind in scheduled_in(study_dir) if read_jobs(study_dir) else ():
-        try:
-            table = kept_tables(study_dir, terminal.tell).get(kind.name, {})
-            settings = kind.read(table, where="study.json")
-        except ManifestError:  # a mistake in the site file must not stop a reader
-            settings = kind.TABLE()
-        return Watcher(study_dir, ids, every_seconds=settings.progress_s)
-    return Watcher(study_dir, ids)
+        table: Any = kind.TABLE()
+        with contextlib.suppress(ManifestError):  # a mistake in the site file must not stop a reader
+            table = kind.read(kept_tables(study_dir, terminal.tell).get(kind.name, {}), where="study.json")
+        return float(table.progress_s)
+    return None
 
 
 # -- logs ----------------------------------------------------------------------------------------------------------
