@@ -188,6 +188,9 @@ def test_of_many_runs_the_best_of_each_kind_stand_out_and_no_legend_grows(tmp_pa
         assert min(members, key=lambda curve: curve.best) in named
     charts = curve_charts(study)
     assert runs_of(charts["validation"])[0] == {str(curve.number) for curve in named}
+    assert named != sorted(sorted(curves, key=lambda curve: curve.best)[:STANDING_OUT], key=lambda curve: curve.number)
+    assert f" {STANDING_OUT} of {len(curves)} " in charts["validation"].caption, "and not the ten best"
+    assert "best of each architecture" in charts["validation"].caption
     assert len(charts["runs-epochs"].panels) == BEST_PANELS
     for chart in charts.values():
         for legend in chart.figure.legends:
