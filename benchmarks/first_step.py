@@ -123,7 +123,7 @@ def first_start(argv: Sequence[str], study: Path) -> dict[str, float]:
     start = time.perf_counter()
     process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0)
     try:
-        while not any(study.glob("*/job.json")):
+        while not any(study.glob("*/attempts/*/start.json")):
             if process.poll() is not None:
                 raise BackendError(f"{argv[1]} ended with {process.returncode} before a run had started")
             time.sleep(LOOK_SECONDS)

@@ -65,11 +65,11 @@ def _make_run(study: Path, order: int, config: RunConfig, epochs: int) -> None:
     records = _epochs(rng, config, done, explodes=place == EXPLODING)
     if failure == "diverged" and records:
         records[-1] |= dict.fromkeys(("train_ppl", "val_ppl", "train_loss", "val_loss"))
-    write_json(run.job_file, {"backend": "slurm", "job_id": f"{order}", "attempt": 1}, sync=False)
+    write_json(run.start_file(1), {"backend": "slurm", "job_id": f"{order}"}, sync=False)
     write_json(run.worker_file(1), _worker(order, records), sync=False)
     write_text(run.metrics_file, "".join(json.dumps(record) + "\n" for record in records), sync=False)
     if failure:
-        write_json(run.failure_file, {"kind": failure, "message": f"{failure} in epoch {done}"}, sync=False)
+        write_json(run.end_file(1), {"kind": failure, "message": f"{failure} in epoch {done}"}, sync=False)
         lines = [f"epoch {done}/{epochs}  step {step}  ppl {300 + step}" for step in range(20)]
         write_text(run.stderr_log(1), "\n".join([*lines, f"error: {failure}"]) + "\n", sync=False)
     elif place != WAITING:

@@ -122,7 +122,7 @@ def make_done(study: Path, runs: list[RunDirectory]) -> Iterator[None]:
     ]
     for run in runs:
         run.attempt_dir(1).mkdir(parents=True)
-        write_json(run.job_file, {"backend": "local", "job_id": "1", "attempt": 1})
+        write_json(run.start_file(1), {"backend": "local"})
         run.worker_lock_file.write_text("{}")
         write_json_lines(run.metrics_file, epochs)
         write_json(run.result_file, {"best_epoch": EPOCHS - 1})

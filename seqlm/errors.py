@@ -36,7 +36,7 @@ from collections.abc import Iterable
 # Exit codes of a worker. A negative code is the signal that killed it, as in subprocess.
 
 EXIT_FAILED = 1
-"""The run failed; ``failure.json`` holds the reason."""
+"""The run failed; ``end.json`` of the attempt has the reason."""
 EXIT_USAGE = 2
 """The folder is not a run directory, or a variable is wrong."""
 EXIT_STORAGE = 74

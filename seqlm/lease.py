@@ -268,14 +268,13 @@ def last_beat(folder: Path, attempt: int) -> float | None:
     return None
 
 
-def last_sign_of(attempt: int, progress: Mapping[str, Any], *failures: Mapping[str, Any]) -> float | None:
-    """Return when an attempt was last known to live, in seconds since 1970: the end of a rank that recorded none.
+def last_sign_of(*records: Mapping[str, Any]) -> float | None:
+    """Return when an attempt was last known to live, in seconds since 1970, for a rank that recorded no end.
 
-    A failure counts only if it names the attempt. Any other one, such as a cancellation, was recorded by somebody who
-    did not follow the attempt, maybe long after its end. ``None``: unknown.
+    ``records`` are its progress and its exit. ``None``: unknown.
     """
-    times = [progress.get("updated_at"), *(one.get("failed_at") for one in failures if one.get("attempt") == attempt)]
-    return max((time for text in times if (time := moment(text)) is not None), default=None)
+    times = [moment(record.get(key)) for record in records for key in ("updated_at", "ended_at")]
+    return max((time for time in times if time is not None), default=None)
 
 
 def newest_lease(folder: Path) -> dict[str, Any]:

@@ -41,6 +41,17 @@ class Request:
         found: Mapping[str, Mapping[str, Any]] = self.record["runs"]
         return found
 
+    @property
+    def policy(self) -> Mapping[str, Any]:
+        """The policy with which its runs are tried again, as a manifest has it."""
+        policy = self.record.get("policy")
+        return policy if isinstance(policy, dict) else {}
+
+    def first_attempt(self, run_id: str) -> int:
+        """Return the first attempt of a run that it is about: what happened before is history."""
+        first = self.runs[run_id].get("from_attempt")
+        return first if type(first) is int else 1
+
 
 @final
 class Requests:

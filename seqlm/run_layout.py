@@ -52,10 +52,6 @@ class RunLayout:
         return self.path / "provenance.json"
 
     @property
-    def job_file(self) -> Path:
-        return self.path / "job.json"
-
-    @property
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
 
@@ -83,19 +79,9 @@ class RunLayout:
         """Texts that the trained model has written, one on each line, beside :attr:`behaviour_file`."""
         return self.path / "samples.jsonl"
 
-    @property
-    def failure_file(self) -> Path:
-        return self.path / "failure.json"
-
-    @property
-    def rungs_file(self) -> Path:
-        """What has been decided about the run at the rungs of its study's search (:mod:`seqlm.search`)."""
-        return self.path / "rungs.json"
-
-    @property
-    def stopped_file(self) -> Path:
-        """Why the search stopped the run. It is removed if a user lets the run go on."""
-        return self.path / "stopped.json"
+    def rung_file(self, rung: int) -> Path:
+        """What has been decided about the run at a rung of its study's search (:mod:`seqlm.search`)."""
+        return self.path / f"rung-{rung}.json"
 
     @property
     def last_checkpoint(self) -> Path:
@@ -138,6 +124,18 @@ class RunLayout:
 
     def stderr_log(self, attempt: int) -> Path:
         return self.attempt_dir(attempt) / "stderr.log"
+
+    def start_file(self, attempt: int) -> Path:
+        """Who follows an attempt, and with what it starts. An attempt that a user started has none."""
+        return self.attempt_dir(attempt) / "start.json"
+
+    def end_file(self, attempt: int, rank: int = 0) -> Path:
+        """How a rank of an attempt ended, in its own words: ``end.json``, ``end-1.json``, ..."""
+        return self.attempt_dir(attempt) / (f"end-{rank}.json" if rank else "end.json")
+
+    def exit_file(self, attempt: int) -> Path:
+        """How an attempt ended, as seen from outside, if that adds something."""
+        return self.attempt_dir(attempt) / "exit.json"
 
     def worker_file(self, attempt: int, rank: int = 0) -> Path:
         """Host, devices and versions of a rank of an attempt: ``worker.json``, ``worker-1.json``, ..."""

@@ -2,8 +2,8 @@
 
 Launching, training and reporting share nothing but run directories. Standard library alone.
 
-Each file has one writer. The launcher writes ``config.json``, ``provenance.json`` and ``job.json``; the worker writes
-the others. The launcher writes ``failure.json`` only for a cancelled run, or a worker that exited without writing one.
+Each file has one writer. The launcher writes ``config.json`` and ``provenance.json``, and whoever follows an attempt
+writes its ``start.json`` and ``exit.json``; workers write the others. What happened is written once and never edited.
 
 A canary is a short trial of a run before its grid starts. Its folder ``runs/<study>/canary/<run id>/`` is like that of
 a run, one level deeper, so that no list of the study's runs holds it. It trains a few steps and writes ``canary.json``
@@ -19,12 +19,13 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from seqlm.config import RunConfig
+from seqlm.ends import End, Limits, Progress, Verdict, end_of, most_micro_batches, timestamp, verdict
 from seqlm.errors import ConfigError, DamagedFileError, FileError, UsageError, printable
 from seqlm.files import (
     Guard,
@@ -42,7 +43,7 @@ from seqlm.lease import Terms, has_live_worker, live_owner
 from seqlm.locks import held_by_a_stranger, is_locked
 from seqlm.model_files import ModelFiles, keep_tokenizer
 from seqlm.reading import MOST_EPOCHS, below, exists, is_folder, listed
-from seqlm.requests import Requests
+from seqlm.requests import Request, Requests
 from seqlm.run_layout import (
     CANARY_FOLDER,
     FINGERPRINT_DIGITS,
@@ -160,22 +161,20 @@ class RunDirectory(RunLayout):
         in place after this.
         """
         begun = [*listed(self.path / "checkpoints", ".*.tmp"), *listed(self.lease_dir, ".*.tmp")]
-        begun += temporaries_of(
-            self.metrics_file, self.result_file, self.canary_file, self.rungs_file, self.stopped_file
-        )
+        begun += [
+            *temporaries_of(self.metrics_file, self.result_file, self.canary_file),
+            *listed(self.path, ".rung-*.tmp"),
+        ]
         for earlier in self.attempts():
             if earlier != attempt:
-                begun += [path for kind in ("worker", "progress") for path in self._begun_in(earlier, kind)]
+                begun += [path for kind in ("worker", "progress", "end") for path in self._begun_in(earlier, kind)]
         remove(begun)
 
     def sweep_launch(self) -> None:
-        """Remove the temporary files of former launchers. Called by the launcher that holds the launch lock.
-
-        The run has no live worker, so the temporary files of ``failure.json``, which workers also write, go too.
-        """
-        files = (self.config_file, self.tokenizer_file, self.provenance_file, self.job_file, self.failure_file)
-        begun = temporaries_of(*files)
-        begun += [path for attempt in self.attempts() for path in self._begun_in(attempt, "failure.json")]
+        """Remove the temporary files of former launchers. Called by the launcher that holds the launch lock."""
+        begun = temporaries_of(self.config_file, self.tokenizer_file, self.provenance_file)
+        for attempt in self.attempts():
+            begun += [path for kind in ("start", "exit") for path in self._begun_in(attempt, kind)]
         remove([*begun, *below(self.model_dir, ".*.tmp")])
 
     def _begun_in(self, attempt: int, kind: str) -> list[Path]:
@@ -220,9 +219,6 @@ class RunDirectory(RunLayout):
     def read_provenance(self) -> dict[str, Any]:
         return read_json(self.provenance_file) or {}
 
-    def read_job(self) -> dict[str, Any] | None:
-        return read_json(self.job_file)
-
     def read_result(self) -> dict[str, Any] | None:
         return read_json(self.result_file)
 
@@ -233,19 +229,29 @@ class RunDirectory(RunLayout):
         """Whether the run has a result, for as many epochs as ``config.json`` requests.
 
         Raises:
-            FileError: one of the two files is damaged or cannot be read.
+            FileError: a file that says so is damaged or cannot be read.
         """
         result = self.read_result()
-        return result is not None and reaches(result, self.read_config())
+        return result is not None and self._covers(result, self.first_attempt())
+
+    def _covers(self, result: Mapping[str, Any], first: int) -> bool:
+        """Whether a result is what was asked: its epochs, or an attempt from ``first`` on if it has none."""
+        if epochs_of(result) is None and isinstance(attempt := result.get("attempt"), int):
+            return attempt >= first
+        return reaches(result, self.read_config())
+
+    def _has_passed(self, first: int) -> bool:
+        """Whether it is a canary that has passed in an attempt from ``first`` on."""
+        attempt = (self.read_canary() or {}).get("attempt", 0)
+        return isinstance(attempt, int) and attempt >= first
 
     def has_ended(self) -> bool:
-        """Whether the run is done, cancelled, stopped by a search, or has a failure or damaged files."""
-        if exists(self.failure_file) or exists(self.stopped_file) or self.is_cancelled():
-            return True
+        """Whether the run is done, cancelled or stopped by a search, has damaged files, or has failed for good."""
         try:
-            return self.is_done()
+            found = state_of(Case(facts=self.facts(0, self.read_result())))
         except FileError:
             return exists(self.result_file)
+        return found.state in ("done", "cancelled", "stopped") or (found.state == "failed" and found.is_final)
 
     def has_checkpoint(self) -> bool:
         """Whether there is something to go on from. Raises ``FileError`` if that is unknown."""
@@ -266,47 +272,148 @@ class RunDirectory(RunLayout):
             return None
         return f"its last.pt was deleted after the training had ended; move {self.path} away to train it again"
 
-    def read_failure(self) -> dict[str, Any] | None:
-        """Return the run's failure, or ``None``. A damaged record counts as kind ``node``, so that the run is retried.
-
-        The file is flushed before it is put in place, so only a failing machine or disk damages it.
+    def end(self, attempt: int) -> End:
+        """Return how an attempt ended, as far as it has.
 
         Raises:
-            FileError: the file cannot be read.
+            FileError: a record cannot be read.
         """
-        try:
-            return read_json(self.failure_file)
-        except DamagedFileError:
-            message = f"{self.failure_file.name} is damaged: the machine may have crashed while it was written"
-            return {"kind": "node", "message": message}
+        end = end_of(attempt, *self._witnesses(attempt))
+        if end.kind != "node" or end.node is not None:
+            return end
+        node = (read_json(self.start_file(attempt)) or {}).get("node")  # the only one that it had
+        return replace(end, node=node if isinstance(node, str) else None)
 
-    def read_stopped(self) -> dict[str, Any] | None:
-        """Return why the search stopped the run; ``None``: it has not.
+    def _witnesses(self, attempt: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Return what the ranks of an attempt have recorded of its end, and those who waited for them.
+
+        A damaged record counts as a failure of kind ``node``: the machine may have crashed while it was written.
+        """
+        ranks: list[dict[str, Any]] = []
+        exits: list[dict[str, Any]] = []
+        for path in listed(self.attempt_dir(attempt), "e*.json"):
+            try:
+                record = read_json(path) or {}
+            except DamagedFileError:
+                message = f"{path.name} is damaged: the machine may have crashed while it was written"
+                exits.append({"kind": "node", "message": message})
+                continue
+            (exits if path.name == "exit.json" else ranks).append(record)
+        return ranks, exits
+
+    def failures(self, first: int = 1) -> list[End]:
+        """Return how the attempts from number ``first`` on failed that did.
+
+        An attempt that was stopped, or killed together with its launcher, is no failure.
 
         Raises:
-            FileError: the record cannot be read.
+            FileError: a record cannot be read.
         """
-        return read_json(self.stopped_file)
+        return [end for number in self.attempts() if number >= first and (end := self.end(number)).kind is not None]
 
-    def read_rungs(self) -> dict[str, dict[str, Any]]:
-        """Return the decisions of the search, by rung. Those of a damaged record are made again.
+    def verdict(self, limits: Limits, failures: Sequence[End]) -> Verdict:
+        """Say whether the run is tried again after the last of these failures.
 
         Raises:
-            FileError: the record cannot be read.
+            FileError: the configuration cannot be read.
         """
-        try:
-            found = read_json(self.rungs_file) or {}
-        except DamagedFileError:
-            return {}
-        return {rung: entry for rung, entry in found.items() if rung.isdecimal() and isinstance(entry, dict)}
+        most = 1
+        if failures[-1].kind == "oom":
+            start = read_json(self.start_file(failures[-1].attempt)) or {}
+            match start.get("resources"):
+                case {"ranks": int(ranks)} if ranks > 0:
+                    most = most_micro_batches(self.read_config().train.batch_size, ranks)
+        return verdict(limits, failures, most_micro_batches=most)
+
+    def write_end(self, attempt: int, rank: int, record: Mapping[str, Any], *, guard: Guard = unguarded) -> None:
+        """Write how a rank ended, as the rank says.
+
+        Raises:
+            FileError: it cannot be written.
+            LeaseLostError: ``guard`` says that the run belongs to another worker by now.
+        """
+        make_directory(self.attempt_dir(attempt))
+        known: dict[str, Any] = {"rank": rank, "ended_at": timestamp()}
+        with contextlib.suppress(FileError):
+            known["progress"] = self.progress()
+        write_once(self.end_file(attempt, rank), json_text({**known, **record}).encode(), guard=guard)
+
+    def write_exit(self, attempt: int, record: Mapping[str, Any]) -> None:
+        """Write how an attempt ended, as seen from outside, if that adds something to what its ranks say.
+
+        Raises:
+            FileError: a record cannot be read or written.
+        """
+        known = {} if "progress" in record else {"progress": self.progress()}
+        record = {"ended_at": timestamp(), **known, **record}
+        ranks, exits = self._witnesses(attempt)
+        if end_of(attempt, ranks, [*exits, record]) != end_of(attempt, ranks, exits):
+            make_directory(self.attempt_dir(attempt))
+            write_once(self.exit_file(attempt), json_text(record).encode())
+
+    def progress(self) -> Progress:
+        """Return what is saved of the run, from its metrics and the position of its last checkpoint.
+
+        Raises:
+            FileError: the metrics cannot be read.
+        """
+        records, _ = self.read_metrics()
+        saved = (int(records[-1]["epoch"]) + 1 if records else 0, 0)
+        with contextlib.suppress(FileError):
+            match read_json(self.position_file):
+                case {"epoch": int(epoch), "step": int(step)}:
+                    return max(saved, (epoch, step))
+        return saved
+
+    def request(self) -> Request | None:
+        """Return the newest request that names the run.
+
+        Raises:
+            FileError: a request cannot be read.
+        """
+        return Requests(self.path.parent).newest(self.id)
+
+    def first_attempt(self) -> int:
+        """Return the first attempt that the newest request is about.
+
+        Raises:
+            FileError: a request cannot be read.
+        """
+        newest = self.request()
+        return 1 if newest is None else newest.first_attempt(self.id)
+
+    def read_rungs(self) -> dict[int, dict[str, Any]]:
+        """Return what the search has decided about the run, by rung. A damaged decision is made again.
+
+        Raises:
+            FileError: a decision cannot be read.
+        """
+        found = {}
+        for path in listed(self.path, "rung-*.json"):
+            rung = path.stem.removeprefix("rung-")
+            with contextlib.suppress(DamagedFileError):
+                if rung.isdecimal() and (record := read_json(path)):
+                    found[int(rung)] = record
+        return found
+
+    def read_stopped(self, first: int | None = None) -> dict[str, Any] | None:
+        """Return why the search stopped the run; ``None``: it has not, or a later request lets the run go on.
+
+        ``first``: the first attempt that the newest request is about, if it is known.
+
+        Raises:
+            FileError: a record cannot be read.
+        """
+        rungs = self.read_rungs()
+        newest = rungs[max(rungs)] if rungs else {}
+        if newest.get("decision") != "stopped":
+            return None
+        attempt = newest.get("attempt")
+        return newest if not isinstance(attempt, int) or attempt >= (first or self.first_attempt()) else None
 
     def read_metrics(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Return the epochs of ``metrics.jsonl``, and one warning for each line that is no complete record."""
         return read_json_lines(self.metrics_file, _is_epoch)
-
-    def write_failure_once(self, failure: Mapping[str, Any], *, guard: Guard = unguarded) -> None:
-        """Write ``failure.json`` unless it exists: the first cause matters, not the errors that follow from it."""
-        write_once(self.failure_file, json_text(failure).encode(), guard=guard)
 
     def is_cancelled(self) -> bool:
         """Return whether the newest request that names the run cancels it.
@@ -314,7 +421,7 @@ class RunDirectory(RunLayout):
         Raises:
             FileError: a request cannot be read.
         """
-        newest = Requests(self.path.parent).newest(self.id)
+        newest = self.request()
         return newest is not None and newest.is_cancel
 
     def facts(self, epochs: int, result: Mapping[str, Any] | None) -> Facts:
@@ -322,28 +429,42 @@ class RunDirectory(RunLayout):
 
         The state of a worker on this machine is certain. A worker of another host counts as alive if its heartbeat is
         recent: if its machine has crashed, the run stays "running" for some minutes (``SEQLM_STALE_LEASE_MINUTES``)
-        unless a launcher has recorded a failure. A locked ``worker.lock`` that names no live process does not count.
+        unless somebody has recorded an exit. A locked ``worker.lock`` that names no live process does not count.
         """
-        if (result is not None and reaches(result, self.read_config())) or self.read_canary() is not None:
+        newest = self.request()
+        first = 1 if newest is None else newest.first_attempt(self.id)
+        if (result is not None and self._covers(result, first)) or self._has_passed(first):
             return Facts(is_done=True)
-        has_owner, stranger, stopped, failure = False, None, None, self.read_failure()
+        attempts = self.attempts()
+        end = self.end(attempts[-1]) if attempts else None
+        has_ended = end is not None and end.has_ended
+        has_owner, stranger = False, None
         stale_seconds = Terms.from_environment(os.environ).stale_seconds
         if is_locked(self.worker_lock_file):
             has_owner = has_live_worker(self.worker_lock_file, self.lease_dir, stale_seconds)
             stranger = None if has_owner else held_by_a_stranger(self.worker_lock_file)
-        if not has_owner and (record := self.read_stopped()) is not None:
-            stopped = stopped_reason(record)
-        if not (has_owner or stopped or failure):
+        if not (has_owner or has_ended):
             has_owner = live_owner(self.lease_dir, stale_seconds) is not None
+        has_owner = has_owner and not has_ended
+        stopped = None if has_owner else self.read_stopped(first)
         return Facts(
             has_owner=has_owner,
-            is_cancelled=self.is_cancelled(),
-            stopped=stopped,
-            failure=Failure(kind=failure.get("kind", "code"), message=str(failure.get("message"))) if failure else None,
+            is_cancelled=newest is not None and newest.is_cancel,
+            stopped=stopped_reason(stopped) if stopped else None,
+            failure=self._failure(end, newest, first) if end and not has_owner else None,
             stranger=stranger,
-            has_attempt=bool(self.attempts()),
+            has_attempt=bool(attempts),
             epochs=epochs,
         )
+
+    def _failure(self, end: End, request: Request | None, first: int) -> Failure | None:
+        """Return the failure of the newest attempt, if it counts, and whether it is final."""
+        if end.kind is None or end.attempt < first:
+            return None
+        if request is None:  # nobody tries it again
+            return Failure(kind=end.kind, message=end.message)
+        found = self.verdict(Limits.of(request.policy), self.failures(first))
+        return Failure(kind=end.kind, message=f"{end.message}{found.why}", is_final=found.delay is None)
 
     def observe(self, view: View | None = None, spent: Callable[[], str | None] = lambda: None) -> Observation:
         """Return the state of the run and how far it is.
@@ -396,7 +517,7 @@ def reaches(result: Mapping[str, Any], config: RunConfig) -> bool:
 
 
 def stopped_reason(stopped: Mapping[str, Any]) -> str:
-    """Return the content of ``stopped.json`` in one line, such as ``stopped at epoch 9: 5th of 12, keeps 4``."""
+    """Return the decision that stopped a run in one line, such as ``stopped at epoch 9: 5th of 12, keeps 4``."""
     rank = stopped.get("rank")
     place = ordinal(rank) if isinstance(rank, int) else "?"
     return f"stopped at epoch {stopped.get('rung')}: {place} of {stopped.get('of')}, keeps {stopped.get('goes_on')}"

@@ -4,7 +4,8 @@ A rung is a number of finished epochs at which runs are compared. The worker of 
 successive halving in its stopping form, as in Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys
 2020, and in Klein et al., Model-based Asynchronous Hyperparameter and Neural Architecture Search, 2020.
 
-Each decision is made once and kept in the run's folder: in ``rungs.json``, or in ``stopped.json`` if the run stops.
+Each decision is made once and kept in a file of its own in the run's folder, ``rung-9.json``. If the run was stopped, a
+later request for it lets it go on.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import json
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from seqlm.config import valid_keys
+from seqlm.ends import timestamp
 from seqlm.errors import ConfigError, FileError, UsageError, nearest_key
 from seqlm.files import Guard, unguarded, write_json
 from seqlm.rundir import RunDirectory
@@ -172,13 +173,13 @@ def decision_at(run: RunDirectory, rung: int) -> Decision | None:
     """
     if (run.read_stopped() or {}).get("rung") == rung:
         return "stopped"
-    return "goes on" if str(rung) in run.read_rungs() else None
+    return "goes on" if rung in run.read_rungs() else None
 
 
-def decide(run: RunDirectory, search: Search, rung: int, *, guard: Guard = unguarded) -> Decision:
+def decide(run: RunDirectory, search: Search, rung: int, attempt: int, *, guard: Guard = unguarded) -> Decision:
     """Return the decision about a run that has finished ``rung`` epochs.
 
-    Unless that is done, it is made and recorded with its evidence.
+    Unless that is done, it is made and recorded with its evidence, and with the ``attempt`` that makes it.
 
     Raises:
         FileError: the run's files cannot be read or written.
@@ -190,7 +191,10 @@ def decide(run: RunDirectory, search: Search, rung: int, *, guard: Guard = ungua
     values = values_at(run, search, rung)
     value, reached = values[run.id], list(values.values())
     going_on = places(len(reached), search.keep)
+    is_good = goes_on(value, reached, keep=search.keep, min_runs=search.min_runs)
+    decision: Decision = "goes on" if is_good else "stopped"
     evidence = {
+        "decision": decision,
         "metric": search.metric,
         "rung": rung,
         "value": value,
@@ -200,47 +204,8 @@ def decide(run: RunDirectory, search: Search, rung: int, *, guard: Guard = ungua
         "goes_on": going_on,
         "cut": sorted(reached)[going_on - 1],
         "min_runs": search.min_runs,
-        "at": _now(),
+        "attempt": attempt,
+        "at": timestamp(),
     }
-    if goes_on(value, reached, keep=search.keep, min_runs=search.min_runs):
-        _write_entry(run, rung, {"decision": "goes on", **evidence}, guard)
-        return "goes on"
-    write_json(run.stopped_file, evidence, guard=guard)
-    return "stopped"
-
-
-def epochs_finished(run: RunDirectory) -> int:
-    """Return the number of epochs in a run's metrics.
-
-    Raises:
-        FileError: they cannot be read.
-    """
-    records, _ = run.read_metrics()
-    return int(records[-1]["epoch"]) + 1 if records else 0
-
-
-def let_go_on(run: RunDirectory) -> None:
-    """Let a stopped run go on because a user wants it: it is not stopped again at the rung where it stopped.
-
-    Raises:
-        FileError: the record cannot be read, written or removed.
-    """
-    stopped = run.read_stopped()
-    if stopped is None:
-        return
-    rung = stopped.get("rung")
-    if isinstance(rung, int):  # else somebody has edited the file, and there is no rung to pass
-        _write_entry(run, rung, {"decision": "by hand", **stopped}, unguarded)
-    try:
-        run.stopped_file.unlink(missing_ok=True)
-    except OSError as error:
-        raise FileError.from_os_error("remove", run.stopped_file, error) from None
-
-
-def _write_entry(run: RunDirectory, rung: int, entry: Mapping[str, Any], guard: Guard) -> None:
-    entries = {**run.read_rungs(), str(rung): entry}
-    write_json(run.rungs_file, dict(sorted(entries.items(), key=lambda item: int(item[0]))), guard=guard)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(run.rung_file(rung), evidence, guard=guard)
+    return decision

@@ -14,6 +14,12 @@ State: TypeAlias = Literal["pending", "queued", "running", "done", "stopped", "f
 FailureKind: TypeAlias = Literal["oom", "diverged", "node", "preempted", "timeout", "code", "cancelled"]
 Stage: TypeAlias = Literal["none", "queued", "running", "ended", "gone", "unknown"]
 
+FREE: frozenset[FailureKind] = frozenset({"node", "preempted", "timeout"})
+"""Failures that the run did not cause. Every launch resumes such a run from its last checkpoint."""
+
+RETRIED: frozenset[FailureKind] = FREE | {"oom"}
+"""Failures that may be tried again within the policy."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
@@ -21,6 +27,8 @@ class Failure:
 
     kind: FailureKind
     message: str
+    is_final: bool = True
+    """Whether nobody tries the run again by himself, as the policy of its newest request says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +40,13 @@ class Facts:
     is_done: bool = False
     """Whether there is a result for as many epochs as are requested."""
     has_owner: bool = False
-    """Whether a worker that may live owns the run."""
+    """Whether a worker that may live owns the run, whose attempt has not recorded its end."""
     is_cancelled: bool = False
     """Whether the newest request that names the run cancels it."""
     stopped: str | None = None
-    """Why a search stopped the run. ``None``: none did."""
+    """Why a search stopped the run. ``None``: none did, or a later request lets the run go on."""
     failure: Failure | None = None
-    """``None``: the run has not failed since it was last launched."""
+    """``None``: the newest attempt has not failed, or it is older than the newest request that names the run."""
     stranger: str | None = None
     """Why no worker can start: a process that is no worker holds the lock."""
     has_attempt: bool = False
@@ -73,6 +81,8 @@ class RunState:
     """Why the run is in this state, for a person."""
     kind: FailureKind | None = None
     """Kind of failure. ``None``: the run has not failed."""
+    is_final: bool = True
+    """Whether nobody tries a failed run again by himself. Of no meaning for other states."""
     waits_for_budget: bool = False
     """Whether the run waits because the budget of its study is spent."""
 
@@ -100,20 +110,33 @@ class Row:
     found: Callable[[Case], RunState]
 
 
-def _failed(kind: FailureKind, message: str) -> RunState:
-    return RunState(state="failed", reason=f"{kind}: {message}", kind=kind)
+def _failed(kind: FailureKind, message: str, *, is_final: bool = True) -> RunState:
+    return RunState(state="failed", reason=f"{kind}: {message}", kind=kind, is_final=is_final)
+
+
+def _failure(case: Case) -> Failure:
+    assert case.facts.failure is not None, "only of runs that failed"
+    return case.facts.failure
 
 
 def _of_failure(case: Case) -> RunState:
-    failure = case.facts.failure
-    assert failure is not None, "only of runs that failed"
-    if failure.kind == "cancelled":
-        return RunState(state="cancelled", reason=failure.message, kind="cancelled")
-    return _failed(failure.kind, failure.message)
+    found = _failure(case)
+    return _failed(found.kind, found.message, is_final=found.is_final)
 
 
 def _cancelled(case: Case) -> RunState:
-    return _of_failure(case) if case.facts.failure and not case.facts.is_cancelled else CANCELLED
+    if case.facts.is_cancelled:
+        return CANCELLED
+    return RunState(state="cancelled", reason=_failure(case).message, kind="cancelled")
+
+
+def _is_tried_again(case: Case) -> bool:
+    return case.facts.failure is not None and not case.facts.failure.is_final and case.view.may_run
+
+
+def _tried_again(case: Case) -> RunState:
+    found = _failure(case)
+    return RunState(state="queued", reason=f"tried again after {found.kind}: {found.message}")
 
 
 CANCELLED = RunState(state="cancelled", reason="cancelled by the user", kind="cancelled")
@@ -141,10 +164,10 @@ ROWS = (
         lambda case: RunState(state="done"),
     ),
     Row(
-        "a worker that may live owns the run, and it is not known that it has failed and ended",
+        "a worker that may live owns the run, and its attempt has not recorded its end",
         "running",
         "",
-        lambda case: case.facts.has_owner and not (case.facts.failure and case.view.stage == "ended"),
+        lambda case: case.facts.has_owner,
         lambda case: RunState(state="running", reason=(case.view.stage == "running" and case.view.reason) or None),
     ),
     Row(
@@ -161,7 +184,14 @@ ROWS = (
         lambda case: case.facts.stopped,
         lambda case: RunState(state="stopped", reason=case.facts.stopped),
     ),
-    Row("the last attempt failed", "failed", "kind and message", lambda case: case.facts.failure, _of_failure),
+    Row(
+        "its attempt failed, the policy has it tried again, and a launcher or a job is there for that",
+        "queued",
+        "kind and message",
+        _is_tried_again,
+        _tried_again,
+    ),
+    Row("its attempt failed", "failed", "kind and message", lambda case: case.facts.failure, _of_failure),
     Row(
         "a launcher or a job will start the run, or the scheduler does not answer",
         "queued",
@@ -195,7 +225,7 @@ ROWS = (
         "failed",
         "what the scheduler reports",
         lambda case: case.view.kind,
-        lambda case: _failed(case.view.kind or "code", case.view.reason),
+        lambda case: _failed(case.view.kind or "code", case.view.reason, is_final=case.view.kind not in RETRIED),
     ),
     Row(
         "a process that is no worker holds its lock",

@@ -132,7 +132,7 @@ class JobBackend(LocalBackend):
         for node in range(1, self._context.nodes):
             record = None
             with contextlib.suppress(FileError):  # the next look is soon
-                record = read_json(end_file(submission, node))
+                record = read_json(node_file(submission, node))
             if record is not None:
                 ends.append(Ended(**record))
             elif time.monotonic() - since < LOST_SECONDS:
@@ -144,6 +144,6 @@ class JobBackend(LocalBackend):
         return first_cause(ends)
 
 
-def end_file(submission: Submission, node: int) -> Path:
+def node_file(submission: Submission, node: int) -> Path:
     """Return the file in which a node that is not the first records how its ranks of an attempt ended."""
-    return RunDirectory(submission.run_dir).attempt_dir(submission.attempt) / f"exit-{node}.json"
+    return RunDirectory(submission.run_dir).attempt_dir(submission.attempt) / f"node-{node}.json"

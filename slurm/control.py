@@ -15,8 +15,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime
 from typing import ParamSpec, TypeVar
 
-from jobs.attempt.retry import FIRST_DELAY_SECONDS, Decision
 from jobs.study.squeue import ask
+from seqlm.ends import FIRST_DELAY_SECONDS, Verdict
 from seqlm.errors import BackendError, FileError, is_storage_failure
 from slurm.allocation import SlurmContext
 from slurm.plan import JobPlan
@@ -78,14 +78,14 @@ def clock_ahead_s() -> float:
 # -- back into the queue ---------------------------------------------------------------------------------------------
 
 
-def requeue(plan: JobPlan, context: SlurmContext, reason: str, decisions: Sequence[Decision]) -> str | None:
+def requeue(plan: JobPlan, context: SlurmContext, reason: str, verdicts: Sequence[Verdict]) -> str | None:
     """Put the running job back into the queue, after which SLURM kills its processes; return why that was refused.
 
     It waits as long as the run with the longest delay, and is kept off the nodes that any of its runs found sick.
-    ``decisions`` are those of the runs to try again, and ``reason`` is the failure of the first.
+    ``verdicts`` are those of the runs to try again, and ``reason`` is the failure of the first.
     """
-    delay = max(found.delay or 0.0 for found in decisions)
-    exclude = _excluded(plan, context, list(dict.fromkeys(node for found in decisions for node in found.sick_nodes)))
+    delay = max(found.delay or 0.0 for found in verdicts)
+    exclude = _excluded(plan, context, list(dict.fromkeys(node for found in verdicts for node in found.sick_nodes)))
     with _undisturbed():
         try:
             look_again(ask, "scontrol", "requeue", context.job)

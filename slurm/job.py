@@ -23,8 +23,7 @@ from types import FrameType
 from typing import Any, final
 
 from jobs.attempt.memory_kills import MemoryKills
-from jobs.attempt.retry import Failed, decide, history, may_go_on, progress_of
-from jobs.attempt.supervisor import Supervisor, failure_record
+from jobs.attempt.supervisor import Supervisor
 from jobs.launch.background import STOP_SECONDS, Interrupts
 from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import Again, Host, LaunchOptions, next_submission
@@ -36,12 +35,11 @@ from jobs.study.squeue import ask
 from seqlm import machine
 from seqlm.environment import ATTEMPT, MICRO_BATCHES
 from seqlm.errors import DamagedFileError, FileError, SeqlmError, is_storage_failure
-from seqlm.files import write_json
-from seqlm.reading import exists
+from seqlm.files import read_json, write_json
 from seqlm.requests import Requests
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind
-from slurm.allocation import JobBackend, SlurmContext, end_file, variables
+from slurm.allocation import JobBackend, SlurmContext, node_file, variables
 from slurm.control import clock_ahead_s, job_words, look_again, requeue
 from slurm.plan import ArrayPlan, JobPlan
 
@@ -88,7 +86,7 @@ class JobHost(Host):
             return number <= BUSY_TRIES and self.context.nodes == 1
         return kind == "oom" and self.context.nodes == 1
 
-    def stopped(self) -> tuple[str, str] | None:
+    def stopped(self) -> tuple[FailureKind, str] | None:
         if not self.signals.stop:
             return None
         warned_at = self.signals.warned_at
@@ -160,7 +158,7 @@ def _to_do(
     """Return a run that this job is to train. ``None``: it is over, a file of it is damaged, or cannot be read."""
     try:
         seen = look_again(run.observe)
-        if seen.state in ("done", "stopped", "cancelled") or (seen.state == "failed" and not may_go_on(run)):
+        if seen.state in ("done", "stopped", "cancelled") or (seen.state == "failed" and seen.is_final):
             return None
         return look_again(_planned, plan, array, run, seen)
     except DamagedFileError as error:  # `status` says the same
@@ -182,7 +180,7 @@ def _is_well(run: RunDirectory) -> bool:
     """Return whether a run is done, was stopped by its search, or waits."""
     try:
         return run.observe().state not in ("failed", "cancelled")
-    except SeqlmError:
+    except (SeqlmError, OSError):
         return False
 
 
@@ -190,27 +188,31 @@ def _fail(plan: JobPlan, run: RunDirectory, error: Exception, host: JobHost, aga
     """Record an error of the job itself in a run that is not over, and note whether the run is to be tried again."""
     message = str(error) if isinstance(error, SeqlmError) else f"{type(error).__name__}: {error}"
     kind: FailureKind = "node" if is_storage_failure(error) else "code"
-    state = "pending"
+    state, first = "pending", 1
     with contextlib.suppress(SeqlmError, OSError):
-        state = run.observe().state
+        state, first = run.observe().state, run.first_attempt()
     with contextlib.suppress(SeqlmError, OSError):
         if state == "pending":
-            run.write_failure_once(failure_record(kind, message, where=host.where, node=host.context.host))
-            failed = Failed(kind=kind, progress=progress_of(run))
-            decision = decide(plan.policy, history(run), failed, most_micro_batches=1)
-            if decision.delay is not None:
-                again[run.id] = Again(kind=kind, message=message, decision=decision)
+            _record(run, kind, message, host)
+        failures = run.failures(first) if state == "pending" else []
+        if failures and (found := run.verdict(plan.policy.limits, failures)).delay is not None:
+            again[run.id] = Again(kind=kind, message=message, verdict=found)
+
+
+def _record(run: RunDirectory, kind: FailureKind, message: str, host: JobHost, **more: Any) -> None:
+    """Record how an attempt failed that could not even be started."""
+    record = {"kind": kind, "message": message, "where": host.where, "node": host.context.host, **more}
+    run.write_exit(run.last_attempt() + 1, record)
 
 
 def _requeue(plan: JobPlan, host: JobHost, again: Mapping[str, Again]) -> bool:
     """Requeue the job; if SLURM refuses, record that in the runs that were to be tried again."""
     first = next(iter(again.values()))
-    problem = requeue(plan, host.context, f"{first.kind}: {first.message}", [one.decision for one in again.values()])
+    problem = requeue(plan, host.context, f"{first.kind}: {first.message}", [one.verdict for one in again.values()])
     for run_id, one in again.items() if problem else ():
         message = f"{one.message}; the job could not be requeued ({problem}); run again to resume"
         with contextlib.suppress(FileError, OSError):
-            record = failure_record(one.kind, message, where=host.where)
-            RunDirectory(plan.study_dir / run_id).write_failure_once(record)
+            _record(RunDirectory(plan.study_dir / run_id), one.kind, message, host, stands=True)
     return problem is None
 
 
@@ -225,12 +227,12 @@ def serve(plan: JobPlan, number: int, context: SlurmContext, signals: Interrupts
     array = plan.arrays[number]
     (run_id,) = array.jobs[context.index]
     run, options = RunDirectory(plan.study_dir / run_id), _options(plan)
-    record = _started(run, context)
+    attempt, record = _started(run, context)
     item = look_again(_planned, plan, array, run, Observation(state="pending"))
     code = Code(path=plan.code, commit=None, dirty=False, live=False)
     submission = look_again(next_submission, item, options, code)
-    env = {ATTEMPT.name: str(record["attempt"]), MICRO_BATCHES.name: str(record["micro_batches"])}
-    submission = replace(submission, attempt=record["attempt"], env={**submission.env, **env})
+    env = {ATTEMPT.name: str(attempt), MICRO_BATCHES.name: str(record["micro_batches"])}
+    submission = replace(submission, attempt=attempt, env={**submission.env, **env})
     first_host = look_again(ask, "scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()[0]
     each = array.resources.ranks // context.nodes
     devices = [machine.addressed(device) for device in context.devices] if array.resources.gpus else []
@@ -248,18 +250,19 @@ def serve(plan: JobPlan, number: int, context: SlurmContext, signals: Interrupts
             if not asked and (signals.stop or (look and run.is_cancelled())):
                 asked = True
                 ranks.signal(signal.SIGTERM)
-            if look and exists(run.failure_file):
+            if look and run.end(submission.attempt).kind is not None:
                 ranks.peer_failed()
-    look_again(write_json, end_file(submission, context.node_rank), vars(ended))
+    look_again(write_json, node_file(submission, context.node_rank), vars(ended))
 
 
-def _started(run: RunDirectory, context: SlurmContext) -> dict[str, Any]:
-    """Wait for the attempt that this start of the job makes, and return its record."""
+def _started(run: RunDirectory, context: SlurmContext) -> tuple[int, dict[str, Any]]:
+    """Wait for the attempt that this start of the job makes, and return its number and the record of its start."""
     while True:
         with contextlib.suppress(FileError):
-            record = run.read_job() or {}
+            attempt = run.last_attempt()
+            record = read_json(run.start_file(attempt)) or {} if attempt else {}
             if (record.get("job_id"), record.get("restart")) == (context.job, os.environ.get("SLURM_RESTART_COUNT")):
-                return record
+                return attempt, record
         time.sleep(POLL_SECONDS)
 
 

@@ -105,7 +105,7 @@ class FakeBackend(AttendedBackend, Executor):
             self.refuses -= 1
             return None
         self.submissions.append(submission)
-        (submission.run_dir / "attempts" / f"{submission.attempt:04d}").mkdir(parents=True)
+        (submission.run_dir / "attempts" / f"{submission.attempt:04d}").mkdir(parents=True, exist_ok=True)
         job_id = str(len(self.submissions))
         self._live[job_id] = (submission, 0)
         self.most_at_once = max(self.most_at_once, len(self._live))

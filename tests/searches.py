@@ -13,6 +13,7 @@ from seqlm.environment import SEARCH
 from seqlm.files import read_json
 from seqlm.rundir import RunDirectory
 from seqlm.training import attempt, worker
+from tests.facts import failure_of
 from tests.outcome import Outcome, outcome
 from tests.test_launch import epochs_of, read_soon
 from tests.training.studies import make_run
@@ -66,5 +67,5 @@ def ends_of(runs: Sequence[RunDirectory]) -> dict[str, int]:
         done = epochs_of(run)
         assert done == list(range(len(done)))
         assert run.observe().state == ("done" if len(done) == EPOCHS else "stopped")
-        assert run.read_failure() is None
+        assert failure_of(run) is None
     return {run.id: len(epochs_of(run)) for run in runs}

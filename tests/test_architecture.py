@@ -21,7 +21,7 @@ BOTTOM = (
     *("seqlm.config", "seqlm.schema", "seqlm.rundir", "seqlm.reading", "seqlm.errors", "seqlm.machine", "seqlm.lease"),
     *("seqlm.environment", "seqlm.files", "seqlm.locks", "seqlm.processes", "seqlm.run_layout"),
     *("seqlm.architectures", "seqlm.model_files", "seqlm.optimizers", "seqlm.search", "seqlm.rounding"),
-    *("seqlm.trust", "seqlm.state", "seqlm.requests"),
+    *("seqlm.trust", "seqlm.state", "seqlm.ends", "seqlm.requests"),
 )
 """What everybody may import; these import nothing but each other and the standard library."""
 
@@ -57,6 +57,7 @@ ALLOWED = {
     "seqlm.model_files": ("seqlm.architectures", "seqlm.errors", "seqlm.files", "seqlm.reading"),
     "seqlm.errors": (),
     "seqlm.state": (),
+    "seqlm.ends": ("seqlm.state",),
     "seqlm.requests": ("seqlm.errors", "seqlm.files", "seqlm.reading"),
     "seqlm.processes": (),
     "seqlm.rounding": ("seqlm.errors", "seqlm.files", "seqlm.run_layout"),

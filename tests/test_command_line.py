@@ -23,6 +23,7 @@ from jobs.spec import RunSpec
 from seqlm.errors import UsageError
 from slurm import settings
 from tests import commands
+from tests.facts import fail
 from tests.test_launch import ROOT, Study, launched
 from tests.training.studies import runs_in
 
@@ -230,7 +231,7 @@ def test_quiet_leaves_warnings_errors_and_the_answer_of_a_query(
         terminal.tell("warning: low on disk")
         for item in planned:
             item.run.create(item.spec.config, {"name": item.spec.name})
-            item.run.write_failure_once({"kind": "diverged", "message": "nan"})
+            fail(item.run, {"kind": "diverged", "message": "nan"})
         yield planned, ()
 
     monkeypatch.setattr("jobs.cli.request.launched", train_badly)

@@ -57,8 +57,8 @@ def test_a_guard_is_asked_when_all_is_written_and_keeps_the_old_file_where_it_re
     with pytest.raises(LeaseLostError):
         write_json_lines(run.metrics_file, [], guard=refuse)
     with pytest.raises(LeaseLostError):
-        run.write_failure_once({"kind": "code"}, guard=refuse)
-    assert beside == [len('{\n "a": 2\n}\n'), 0, len('{\n "kind": "code"\n}\n')]
+        write_once(run.config_file, b"{}", guard=refuse)
+    assert beside == [len('{\n "a": 2\n}\n'), 0, 2]
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

@@ -28,6 +28,7 @@ from seqlm.rundir import RunDirectory
 from tests import commands, hostile
 from tests.chaos.disk import Disk, may_mount
 from tests.crawl import Crawl
+from tests.facts import fail, failure_of
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.slurm_jobs import write_jobs
 from tests.training.studies import make_config, runs_in, write_text
@@ -189,7 +190,7 @@ def test_a_run_whose_worker_is_killed_goes_on_by_itself_with_each_epoch_once(
     (run,) = study.runs()
     assert [record["attempt"] for record in run.read_metrics()[0]] == [1] * 2 + [2] * 10
     assert epochs_of(run) == list(range(12))
-    assert json.loads((run.attempt_dir(1) / "failure.json").read_text())["kind"] == "node"
+    assert run.end(1).kind == "node"
 
 
 @pytest.mark.process
@@ -278,6 +279,7 @@ if "seqlm.training.worker" in sys.orig_argv and not pathlib.Path({gate!r}).exist
 sys.path.remove({folder!r})
 del sys.modules["torch"]
 import torch
+from tests.facts import fail, failure_of
 """
 
 
@@ -703,7 +705,7 @@ def test_a_truncated_checkpoint_fails_its_run_with_one_line_and_is_left_alone(tm
     run.last_checkpoint.write_bytes(damaged)
     answer = study("run", "small.toml")
     assert answer.returncode == 1
-    failure = run.read_failure()
+    failure = failure_of(run)
     assert failure is not None
     assert "last.pt is truncated" in failure["message"]
     assert "Traceback" not in run.stderr_log(2).read_text()
@@ -767,7 +769,7 @@ def launched(study: Study, *states: str) -> list[RunDirectory]:
         if state == "done":
             run.result_file.write_text("{}")
         elif state == "failed":
-            run.write_failure_once({"kind": "diverged", "message": "nan"})
+            fail(run, {"kind": "diverged", "message": "nan"})
         runs.append(run)
     return runs
 

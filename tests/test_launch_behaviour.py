@@ -22,6 +22,7 @@ from seqlm.locks import is_locked
 from seqlm.rundir import RunDirectory
 from seqlm.trust import distrusted, record_launch
 from tests import commands
+from tests.facts import start_of
 from tests.jobs.launch.test_behaviour import done_run
 from tests.test_launch import ROOT
 from tests.training.studies import write_text
@@ -111,7 +112,7 @@ def test_what_is_chosen_is_computed_once_and_anew_only_when_its_checkpoint_chang
     assert json.loads(study.runs["gru"].behaviour_file.read_text())["data"] == str(study.folder / "text")
     task = json.loads(study.job("gru").task_file.read_text())
     assert task == {"judge": study.runs["rnn-b"].id, "settings": {}}
-    job = study.job("gru").read_job() or {}
+    job = start_of(study.job("gru"))
     assert job["argv"][1:] == ["-m", STAND_IN, str(study.job("gru").path)]
     assert (job["backend"], job["resources"]["ranks"]) == ("local", 1)
     provenance = study.job("gru").read_provenance()

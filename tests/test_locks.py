@@ -20,6 +20,7 @@ from seqlm.locks import exclusive_lock, is_locked, read_lock_holder
 from seqlm.rundir import RunDirectory
 from seqlm.state import View
 from tests import commands
+from tests.facts import fail
 from tests.full_disk import full_disk
 from tests.training.studies import make_config, make_run
 
@@ -79,9 +80,10 @@ def test_a_lock_that_its_file_does_not_explain_is_reported_and_makes_no_run_look
         with pytest.raises(RunBusyError) as caught, exclusive_lock(path, "the run has a worker"):
             pass
         assert str(caught.value) == said
-        run.write_failure_once({"kind": "oom", "message": "too large"})
+        fail(run, {"kind": "oom", "message": "too large"})
         assert run.observe().reason == "oom: too large"
         path.rename(path.with_name("moved-away"))
+        run.attempt_dir(2).mkdir()
         with exclusive_lock(path, "the run has a worker"):
             assert run.observe().state == "running"
 

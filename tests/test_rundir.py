@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import os
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from seqlm.run_layout import slugify
 from seqlm.rundir import RunDirectory
 from seqlm.state import View
 from tests.cancelling import cancel
+from tests.facts import fail
 from tests.training.studies import make_config, make_run
 
 
@@ -46,7 +46,7 @@ def test_the_state_is_read_from_the_files(run: RunDirectory) -> None:
     observation = run.observe()
     assert (observation.state, observation.epoch, observation.best_val_ppl) == ("pending", 2, 90.0)
     assert observation.reason == "interrupted after 3 epochs; run again to resume"
-    run.write_failure_once({"kind": "diverged", "message": "the loss is nan"})
+    fail(run, {"kind": "diverged", "message": "the loss is nan"})
     assert run.observe().state == "failed"
     assert run.observe().reason == "diverged: the loss is nan"
     write_json(run.result_file, {})
@@ -71,7 +71,7 @@ def test_a_live_lease_of_another_host_says_running_until_it_is_stale_released_or
     second = lease.claim(run.lease_dir, attempt=2, busy="busy", terms=lease.Terms())
     monkeypatch.setattr(processes, "this_host", lambda: processes.Host(name="other", machine="other"))
     assert run.observe().state == "running"
-    run.write_failure_once({"kind": "node", "message": "its machine is gone"})
+    run.write_exit(2, {"kind": "node", "message": "its machine is gone"})
     assert run.observe().state == "failed", "a launcher knows better than a heartbeat of a minute ago"
     second.beat()
     write_json(run.result_file, {})
@@ -88,6 +88,8 @@ def test_a_new_owner_sweeps_what_dead_owners_have_begun_and_nothing_else(run: Ru
         run.lease_dir / ".000001.json.abc.tmp",
         run.attempt_dir(1) / ".worker.json.abc.tmp",
         run.attempt_dir(1) / ".worker-1.json.abc.tmp",
+        run.attempt_dir(1) / ".end-1.json.abc.tmp",
+        run.path / ".rung-3.json.abc.tmp",
         run.attempt_dir(1) / ".progress.json.tmp",
     ]
     kept = [
@@ -95,8 +97,7 @@ def test_a_new_owner_sweeps_what_dead_owners_have_begun_and_nothing_else(run: Ru
         run.best_checkpoint,
         run.metrics_file,
         run.lease_dir / "000001.json",
-        run.path / ".job.json.abc.tmp",  # a launcher may be about to put it in place
-        run.path / ".failure.json.abc.tmp",
+        run.attempt_dir(1) / ".exit.json.abc.tmp",  # a launcher may be about to put it in place
         run.attempt_dir(2) / ".worker-1.json.abc.tmp",  # another rank of the new owner's attempt
         run.attempt_dir(1) / "worker.json",
     ]
@@ -112,11 +113,10 @@ def test_a_launcher_sweeps_what_dead_launchers_have_begun_and_nothing_of_a_worke
     begun = [
         run.path / ".config.json.abc.tmp",
         run.path / ".provenance.json.abc.tmp",
-        run.path / ".job.json.abc.tmp",
-        run.path / ".failure.json.abc.tmp",
-        run.attempt_dir(1) / ".failure.json.abc.tmp",
+        run.attempt_dir(1) / ".start.json.abc.tmp",
+        run.attempt_dir(1) / ".exit.json.abc.tmp",
     ]
-    kept = [run.last_checkpoint.with_name(".last.pt.abc.tmp"), run.path / ".metrics.jsonl.abc.tmp", run.job_file]
+    kept = [run.last_checkpoint.with_name(".last.pt.abc.tmp"), run.path / ".metrics.jsonl.abc.tmp"]
     for path in (*begun, *kept):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
@@ -128,59 +128,6 @@ def test_a_launcher_sweeps_what_dead_launchers_have_begun_and_nothing_of_a_worke
 def test_a_cancelled_run_is_not_a_failed_one(run: RunDirectory) -> None:
     cancel(run)
     assert (run.observe().state, run.observe().kind) == ("cancelled", "cancelled")
-
-
-def test_the_first_failure_stands(run: RunDirectory) -> None:
-    run.write_failure_once({"kind": "oom", "message": "first"})
-    run.write_failure_once({"kind": "node", "message": "what followed"})
-    failure = run.read_failure()
-    assert failure is not None
-    assert failure["message"] == "first"
-    assert not list(run.path.glob(".*.tmp"))
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"\0" * 40, b"[]", b"\xff"])
-def test_a_damaged_failure_is_one_of_kind_node_and_stops_nothing(run: RunDirectory, content: bytes) -> None:
-    run.failure_file.write_bytes(content)
-    seen = run.observe()
-    assert (seen.state, seen.kind) == ("failed", "node")
-    assert seen.reason == "node: failure.json is damaged: the machine may have crashed while it was written"
-
-
-def test_a_failure_that_the_disk_does_not_read_is_an_error(run: RunDirectory) -> None:
-    run.failure_file.mkdir()
-    with pytest.raises(FileError, match=r"cannot read .*failure\.json: expected a regular file, found a folder"):
-        run.observe()
-
-
-def test_a_failure_is_on_the_disk_before_it_is_in_its_place_and_so_is_its_name(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    synced: list[tuple[str, bool]] = []
-    fsync = os.fsync
-
-    def record(handle: int) -> None:
-        content = Path(f"/proc/self/fd/{handle}").readlink()
-        synced.append((content.name if content.is_dir() else content.read_text(), run.failure_file.exists()))
-        fsync(handle)
-
-    monkeypatch.setattr(os, "fsync", record)
-    run.write_failure_once({"kind": "node"})
-    assert synced == [('{\n "kind": "node"\n}\n', False), (run.path.name, True)]
-
-
-@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_without_links_the_first_failure_stands_too(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
-    def refuse(source: Path, target: Path) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(os, "link", refuse)
-    run.write_failure_once({"kind": "oom", "message": "first"})
-    run.write_failure_once({"kind": "node", "message": "what followed"})
-    assert run.read_failure() == {"kind": "oom", "message": "first"}
-    assert not list(run.path.glob(".*.tmp"))
 
 
 def test_a_run_is_found_again_whatever_its_name_is_now(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import pytest
 from jobs.plan.search import expected_share
 from jobs.spec import RunSpec
 from seqlm.errors import FileError, UsageError
-from seqlm.files import write_json, write_json_lines
+from seqlm.files import write_json_lines
 from seqlm.rundir import RunDirectory
-from seqlm.search import Search, decide, decision_at, goes_on, let_go_on, values_at
+from seqlm.search import Search, decide, decision_at, goes_on, values_at
+from tests.facts import launch_again
 from tests.training.studies import make_config, make_run
 
 NAN, INF = math.nan, math.inf
@@ -110,7 +111,7 @@ def test_decisions_on_files_are_those_of_a_replay_in_whatever_order_runs_arrive(
             if ends[name] < rung:
                 continue
             write_epochs(runs[name], curves[name][:rung])
-            if decide(runs[name], search, rung) == "stopped":
+            if decide(runs[name], search, rung, 1) == "stopped":
                 ends[name] = rung
     assert ends == replay(curves, groups, arrivals, search)
     assert 0 < sum(end < 8 for end in ends.values()) < 24
@@ -192,16 +193,13 @@ def test_a_decision_is_made_once(tmp_path: Path) -> None:
     search = Search(rungs=(3, 5))
     good, _, _, bad = study(tmp_path, [5.0, 6.0, 7.0, 8.0])
     assert decision_at(good, 3) is None
-    assert [decide(run, search, 3) for run in (good, bad)] == ["goes on", "stopped"]
-    evidence = good.read_rungs()["3"]
-    assert evidence.pop("decision") == "goes on"
-    stopped = bad.read_stopped() or {}
-    assert stopped == {**evidence, "value": 8.0, "rank": 4, "at": stopped["at"]}
-    assert evidence.keys() == {*("metric", "rung", "value", "rank", "of", "keep", "goes_on", "cut", "min_runs", "at")}
+    assert [decide(run, search, 3, 1) for run in (good, bad)] == ["goes on", "stopped"]
+    evidence, stopped = good.read_rungs()[3], bad.read_stopped() or {}
+    assert stopped == {**evidence, "decision": "stopped", "value": 8.0, "rank": 4, "at": stopped["at"]}
     assert (evidence["rank"], evidence["of"], evidence["goes_on"], evidence["cut"]) == (1, 4, 2, 6.0)
     for run in study(tmp_path, [9.0, 6.0, 7.0, 1.0]):  # others are better by now
         run.read_metrics()
-    assert [decide(run, search, 3) for run in (good, bad)] == ["goes on", "stopped"]
+    assert [decide(run, search, 3, 1) for run in (good, bad)] == ["goes on", "stopped"]
     assert bad.observe().state == "stopped"
     assert bad.observe().reason == "stopped at epoch 3: 4th of 4, keeps 2"
     assert (good.observe().state, bad.observe().epoch, bad.observe().kind) == ("pending", 2, None)
@@ -211,21 +209,14 @@ def test_a_run_that_a_user_lets_go_on_is_not_stopped_there_again(tmp_path: Path)
     search = Search(rungs=(3, 5))
     runs = study(tmp_path, [5.0, 6.0, 7.0, 8.0])
     bad = runs[3]
-    let_go_on(bad)  # it was not stopped: nothing happens
-    write_json(bad.stopped_file, {"by": "hand"})
-    assert bad.observe().reason == "stopped at epoch None: ? of None, keeps None"
-    let_go_on(bad)
-    assert (bad.observe().state, bad.read_rungs()) == ("pending", {})
-    assert decide(bad, search, 3) == "stopped"
-    let_go_on(bad)
-    assert (bad.observe().state, decide(bad, search, 3)) == ("pending", "goes on")
-    assert bad.read_rungs()["3"] | {"at": ""} == {
-        **{"decision": "by hand", "metric": "val_ppl", "rung": 3, "value": 8.0, "rank": 4, "of": 4, "keep": 0.34},
-        **{"goes_on": 2, "cut": 6.0, "min_runs": 3, "at": ""},
-    }
+    assert decide(bad, search, 3, 1) == "stopped"
+    bad.attempt_dir(1).mkdir(parents=True)
+    launch_again(bad)
+    assert (bad.observe().state, decide(bad, search, 3, 2)) == ("pending", "goes on")
+    assert bad.read_rungs()[3]["decision"] == "stopped", "what was decided stays on record"
     for run in runs:
         write_epochs(run, [9.0, 8.0, 7.0, 6.0, float(run.id[-1])])
-    assert decide(bad, search, 5) == "stopped", "at the next rung it is compared like any other"
+    assert decide(bad, search, 5, 2) == "stopped", "at the next rung it is compared like any other"
 
 
 def test_the_rule_goes_through_an_environment_variable() -> None:

@@ -10,6 +10,7 @@ import pytest
 from seqlm.files import write_json_lines
 from tests import commands, searches
 from tests.crawl import Crawl
+from tests.facts import failure_of
 from tests.outcome import outcome
 from tests.test_launch import Study, read_soon
 from tests.training.studies import make_config, make_run
@@ -74,7 +75,7 @@ def test_all_ranks_of_a_run_leave_at_its_rung_and_go_on_together(tmp_path: Path)
     assert "stopped at epoch 1: 3rd of 3, keeps 2  (1/1)" in first.stderr
     (run,) = [run for run in study.runs() if run.id.startswith("rnn")]
     assert all("ended_at" in read_soon(run.worker_file(1, rank)) for rank in (0, 1))
-    assert not run.failure_file.exists()
+    assert failure_of(run) is None
     skipped = study("run", "small.toml")
     assert "`retry --kind stopped` lets it go on" in skipped.stderr
     assert "nothing to retry" in study("retry", "small.toml").stdout

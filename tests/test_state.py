@@ -10,7 +10,8 @@ from seqlm.state import ROWS, Case, Facts, Failure, FailureKind, Stage, State, V
 
 
 def cases() -> Iterator[Case]:
-    failures = [None, *(Failure(kind=kind, message="why") for kind in get_args(FailureKind))]
+    ends = itertools.product(get_args(FailureKind), [False, True])
+    failures = [None, *(Failure(kind=kind, message="why", is_final=is_final) for kind, is_final in ends)]
     views = [View(stage=stage, reason=reason) for stage in get_args(Stage) for reason in ("", "so it says")]
     views += [View(stage="ended", reason="it ended", kind=kind) for kind in get_args(FailureKind)]
     flags = list(itertools.product([False, True], repeat=4))

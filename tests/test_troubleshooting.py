@@ -21,7 +21,6 @@ import torch
 import launch
 from analysis.behaviour.step_losses import step_losses
 from analysis.report import write_report
-from jobs.attempt.retry import Failed, decide
 from jobs.attempt.supervisor import cause, ended
 from jobs.backends import ray_cluster
 from jobs.backends.local import LocalBackend
@@ -41,6 +40,7 @@ from seqlm import files, machine
 from seqlm.data import pydoc_corpus
 from seqlm.data.corpus import resolve_data
 from seqlm.data.source import read_texts
+from seqlm.ends import End, verdict
 from seqlm.errors import BackendError, SeqlmError
 from seqlm.files import write_json
 from seqlm.locks import exclusive_lock, open_lock
@@ -56,6 +56,7 @@ from slurm.allocation import JobBackend, SlurmContext
 from slurm.settings import SlurmSettings
 from tests.analysis.behaviour.literal import make_model
 from tests.docs_blocks import ROOT
+from tests.facts import fail
 from tests.fakes import FakeBackend
 from tests.jobs.launch.test_canary import check, diverges, trial
 from tests.slurm.test_site import SINFO
@@ -246,7 +247,7 @@ def _(scene: Scene) -> str:
 def reason(scene: Scene, error: BaseException) -> str:
     """Return the reason of a run whose worker ended with an error."""
     run = make_run(scene.folder / "run", make_config())
-    run.write_failure_once(describe_failure(error, rank=0, attempt=1))
+    fail(run, describe_failure(error, rank=0))
     return str(run.observe().reason)
 
 
@@ -284,8 +285,8 @@ def _(scene: Scene) -> str:
 
 @provokes("A run is out of memory to the end")
 def _(scene: Scene) -> str:
-    before = [Failed(kind="oom", micro_batches=parts) for parts in (1, 2, 4)]
-    why = decide(Policy(), before, Failed(kind="oom", micro_batches=8), most_micro_batches=20).why
+    ends = [End(attempt=1, kind="oom", micro_batches=parts) for parts in (1, 2, 4, 8)]
+    why = verdict(Policy().limits, ends, most_micro_batches=20).why
     return f"{reason(scene, MemoryError())}{why}"
 
 

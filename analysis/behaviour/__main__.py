@@ -4,7 +4,7 @@ The job's folder is ``runs/<study>/behaviour/<run id>/``, with the ``config.json
 run is ``runs/<study>/<run id>/``; its folder gets ``behaviour.json`` and ``samples.jsonl``. The job's own
 ``result.json`` says that it is done. Variables: those of :mod:`seqlm.environment` for a worker of one rank.
 
-One process. Exit codes: 0 done, else those of :mod:`seqlm.errors`; ``failure.json`` is in the job's folder.
+One process. Exit codes: 0 done, else those of :mod:`seqlm.errors`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         corpus = load_corpus(config.data, DATA.read(), job.tokenizer_file)
         stop.check()
         with gpu_share(rank, os.environ):
-            record_behaviour(job, task, corpus, rank.device, stop.check, guard)
+            record_behaviour(job, task, corpus, rank.device, stop.check, guard, attempt)
 
     return make_attempt(job, rank, attempt, stop, work)
 

@@ -41,6 +41,7 @@ def record_behaviour(
     device: torch.device,
     between: Callable[[], None] = lambda: None,
     guard: Guard = unguarded,
+    attempt: int = 1,
 ) -> dict[str, Any]:
     """Compute the behaviour of the run that ``job`` belongs to; returns what the job's ``result.json`` holds.
 
@@ -105,6 +106,7 @@ def record_behaviour(
         "judge_sha256": judge.sha256 if judge else judge_run and file_sha256(judge_run.best_checkpoint),
         "settings": plain(settings),
         "unknown": unknown,
+        "attempt": attempt,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_json(job.result_file, result, guard=guard)

@@ -13,6 +13,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from analysis.study.values import as_mapping, as_number, as_text, read_or_warn
+from seqlm.ends import End
 from seqlm.files import read_json
 from seqlm.lease import last_sign_of
 from seqlm.machine import short_name
@@ -29,18 +30,16 @@ def read_attempts(
     state: str,
     epochs: Sequence[Mapping[str, Any]],
     result: Mapping[str, Any],
-    failure: Mapping[str, Any],
     warnings: list[str],
 ) -> list[dict[str, Any]]:
     """Return a row of the attempts table for each attempt, and add a warning for each file that is damaged.
 
-    The rows lack ``number`` and ``id``. ``epochs``, ``result`` and ``failure`` are what the run's own files hold.
+    The rows lack ``number`` and ``id``. ``epochs`` and ``result`` are what the run's own files hold.
 
     If an attempt went on with an epoch that earlier ones began, all of the epoch's seconds are in its
     ``epoch_seconds``. What exceeds its own time was spent by the earlier attempts, and is not lost.
     """
     attempts = run.attempts()
-    job: dict[str, Any] = read_or_warn(run.read_job, {}, [])  # it only says where a run was
     seconds_of: dict[float, list[float]] = defaultdict(list)
     for epoch in epochs:
         seconds_of[as_number(epoch.get("attempt"))].append(as_number(epoch.get("epoch_seconds")))
@@ -59,7 +58,10 @@ def read_attempts(
 
         files = listed(run.attempt_dir(attempt), "worker*.json")
         workers = sorted(filter(None, map(read, files)), key=lambda worker: as_number(worker.get("rank")))
-        progress, own_failure = read(run.progress_file(attempt)), read(run.attempt_dir(attempt) / "failure.json")
+        start, progress, last = (
+            read(path) for path in (run.start_file(attempt), run.progress_file(attempt), run.end_file(attempt))
+        )
+        end = read_or_warn(lambda: run.end(attempt), End(attempt=attempt), warnings)
         kept, kind = seconds_of[attempt], None
         first = workers[0] if workers else {}
         changes: dict[str, str] = {}
@@ -68,27 +70,27 @@ def read_attempts(
             changes = differences(*circumstances[-2:]) if len(circumstances) > 1 else {}
         if is_of_it(result) and (state == "done" or "attempt" in result):
             outcome = "done"
-        elif first.get("outcome") in ("done", "rung"):  # the result is of a later attempt, which went further, or none
-            outcome = first["outcome"]
+        elif end.outcome in ("done", "rung"):  # the result is of a later attempt, which went further, or none
+            outcome = end.outcome
         elif is_last and state == "running":
             outcome = "running"
-        elif own_failure or is_of_it(failure):
-            found = own_failure or failure
-            kind = as_text(found.get("kind")) or "code"
+        elif end.kind is not None:
+            kind = end.kind
             outcome = "cancelled" if kind == "cancelled" else "failed"
         elif is_last and state == "cancelled":
             outcome, kind = "cancelled", "cancelled"
         else:
             outcome = "interrupted" if workers or progress or kept else "not started"
-        ends = [first.get("ended_at"), result.get("finished_at") if outcome == "done" else None]
-        ended_at = next(filter(None, map(moment, ends)), last_sign_of(attempt, progress, own_failure, failure))
+        ends = [last.get("ended_at"), result.get("finished_at") if outcome == "done" else None]
+        signs = (progress, read(run.exit_file(attempt)))
+        ended_at = next(filter(None, map(moment, ends)), last_sign_of(*signs))
         started_at = moment(first.get("started_at"))
         seconds = ended_at - started_at if started_at is not None and ended_at is not None else math.nan
         if seconds < 0:  # two clocks that disagree
             ended_at, seconds = None, math.nan
         return {
             "attempt": attempt,
-            **_place(workers, job if attempt >= as_number(job.get("attempt")) else {}),
+            **_place(workers, start),
             "code": PurePath(as_text(first.get("code")) or "").name or None,
             "started_at": _iso(started_at),
             "ended_at": _iso(ended_at),
@@ -114,17 +116,17 @@ def _iso(seconds: float | None) -> str | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
-def _place(workers: Sequence[Mapping[str, Any]], job: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the attempt ran and with what. What the launcher gave is known of its newest job alone."""
+def _place(workers: Sequence[Mapping[str, Any]], start: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the attempt ran and with what. An attempt that a user started has no ``start``."""
     first: Mapping[str, Any] = workers[0] if workers else {}
-    given = as_mapping(job.get("resources"))
+    given = as_mapping(start.get("resources"))
     ranks = next((n for n in (as_number(first.get("ranks")), as_number(given.get("ranks"))) if n >= 1), math.nan)
     gpus, cores = as_number(given.get("gpus")) * ranks, as_number(given.get("cpus"))
     on_gpus = sum(bool(worker.get("gpu")) for worker in workers)
     gpus = gpus if not math.isnan(gpus) else float(on_gpus) if workers else math.nan
     cores = (as_number(first.get("threads")) if math.isnan(cores) else cores) * ranks
     return {
-        **{key: as_text(job.get(key)) for key in ("backend", "job_id")},
+        **{key: as_text(start.get(key)) for key in ("backend", "job_id")},
         **{key: as_text(first.get(key)) for key in ("host", "node", "device")},
         "ranks": ranks,
         "micro_batches": as_number(first.get("micro_batches")),

@@ -22,7 +22,6 @@ from analysis.study.behaviour import Behaviour, read_behaviour
 from analysis.study.columns import as_columns
 from analysis.study.values import as_list, as_mapping, as_number, as_text, clean, read_or_warn
 from seqlm.errors import FileError
-from seqlm.files import read_json
 from seqlm.reading import open_regular
 from seqlm.run_layout import MAX_RUNS
 from seqlm.rundir import RunDirectory, epochs_of
@@ -32,7 +31,7 @@ LOG_LINES = 12
 """Last lines of the log that are shown for a run that failed."""
 
 RUNG_KEYS = ("value", "rank", "of", "goes_on", "cut")
-"""What ``stopped.json`` says of a rung, besides its epochs."""
+"""What the decision at a rung says of a rung, besides its epochs."""
 
 
 @dataclass(kw_only=True)
@@ -80,7 +79,6 @@ def read_run(run: RunDirectory) -> LoadedRun:
         config["data.sha256"] = as_text(result.get("corpus_sha256"))
     # From here on, damage costs details, not the state.
     provenance: dict[str, Any] = read_or_warn(run.read_provenance, {}, warnings)
-    failure: dict[str, Any] = read_or_warn(lambda: read_json(run.failure_file), {}, warnings)
     order = provenance.get("order")
     if order is not None and (not isinstance(order, int) or isinstance(order, bool) or not 0 <= order < MAX_RUNS):
         warnings.append(
@@ -108,12 +106,13 @@ def read_run(run: RunDirectory) -> LoadedRun:
     tail: list[str] = []
     if state in ("failed", "cancelled"):
         tail = read_or_warn(lambda: _log_tail(run), [], warnings)
+        end = read_or_warn(lambda: run.end(run.last_attempt()), None, [])
         row |= {
             "failure_kind": kind,
-            "failure_message": clean(str(failure.get("message") or "")) or reason,
-            "failure_where": clean(str(failure.get("where") or "")) or None,
+            "failure_message": (reason or "").removeprefix(f"{kind}: ") or None,
+            "failure_where": clean(end.where or "") or None if end else None,
         }
-    attempts = read_attempts(run, state=state, epochs=epochs, result=result, failure=failure, warnings=warnings)
+    attempts = read_attempts(run, state=state, epochs=epochs, result=result, warnings=warnings)
     machines = [attempt["machine"] or "not recorded" for attempt in attempts if attempt["epochs"]]
     row["machine"] = ", then ".join(dict.fromkeys(machines)) or None
     behaviour, behaviour_warnings = read_behaviour(run)

@@ -86,9 +86,9 @@ def _finish(run: RunDirectory, worker: subprocess.Popen[bytes]) -> None:
 
 
 def _failed(run: RunDirectory, code: int) -> BackendError:
-    failure = run.read_failure() or {}
-    log = run.stderr_log(run.last_attempt()).read_text("utf-8", "replace").strip().splitlines() or ["no output"]
-    return BackendError(f"{run.id}: a worker ended with exit code {code}: {failure.get('message') or log[-1]}")
+    attempt = run.last_attempt()
+    log = run.stderr_log(attempt).read_text("utf-8", "replace").strip().splitlines() or ["no output"]
+    return BackendError(f"{run.id}: a worker ended with exit code {code}: {run.end(attempt).message or log[-1]}")
 
 
 def _new_run(folder: Path, shape: Shape, *, epochs: int, seed: int = 1111) -> RunDirectory:

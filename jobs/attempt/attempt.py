@@ -7,19 +7,18 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
-from jobs.attempt import retry
-from jobs.attempt.supervisor import Ended, cause, failure_record
-from jobs.manifests.policy import Policy
+from jobs.attempt.supervisor import Ended, cause
 from jobs.spec import Resources, Submission
+from seqlm.ends import most_micro_batches, timestamp
 from seqlm.environment import ATTEMPT, HUNG_MINUTES, MICRO_BATCHES, PROGRESS_SECONDS
 from seqlm.errors import EXIT_BUSY, EXIT_RUNG, EXIT_UNPRINTED, STOPPED_EXITS
-from seqlm.files import write_json
+from seqlm.files import json_text, make_directory, write_once
 from seqlm.reading import exists
 from seqlm.rundir import RunDirectory
+from seqlm.state import FailureKind
 
 LOOKS = 40
 """Number of looks at the files of a worker in the time after which it counts as hung."""
@@ -49,7 +48,7 @@ def prepare(
     """
     hung_seconds({**os.environ, **env})
     run_dir = run.path.absolute()
-    parts = retry.micro_batches(run, batch_size, resources.ranks)
+    parts = micro_batches(run, batch_size, resources.ranks)
     return Submission(
         run_dir=run_dir,
         attempt=number,
@@ -60,17 +59,33 @@ def prepare(
     )
 
 
+def micro_batches(run: RunDirectory, batch_size: int, ranks: int) -> int:
+    """Return the number for the next attempt. It doubles after each attempt that ran out of memory.
+
+    A run that needed four keeps them for the rest of its life, in every launch. A canary gets the number of its run. A
+    behaviour job takes no steps and gets one.
+
+    Raises:
+        FileError: the run's earlier failures cannot be read.
+    """
+    if exists(run.task_file):
+        return 1
+    if run.is_canary:
+        run = RunDirectory(run.path.parents[1] / run.id)
+    doubled = (2 * failed.micro_batches for failed in reversed(run.failures()) if failed.kind == "oom")
+    return min(next(doubled, 1), most_micro_batches(batch_size, ranks))
+
+
 @final
 class Attempt:
     """An attempt that its launcher or its job follows."""
 
-    def __init__(self, submission: Submission, policy: Policy) -> None:
+    def __init__(self, submission: Submission, where: str) -> None:
+        """``where``: who follows it, for the records of failures of which the worker writes nothing."""
         self.run = RunDirectory(submission.run_dir)
         self.number = submission.attempt
-        self.micro_batches = MICRO_BATCHES.read(submission.env)
-        """Parts in which its workers take a step."""
         self._submission = submission
-        self._policy = policy
+        self._where = where
 
     @functools.cached_property
     def _heartbeat(self) -> Heartbeat:
@@ -84,63 +99,59 @@ class Attempt:
         """
         return self._heartbeat.is_hung()
 
-    def record_hang(self, where: str) -> None:
-        """Write ``failure.json`` for a worker that hangs, before it is killed: the kill is not the cause.
+    def record_start(self, launch: Mapping[str, Any]) -> None:
+        """Write ``start.json`` before the ranks are started. ``launch``: who starts them.
 
         Raises:
-            FileError, OSError: it cannot be written.
+            FileError: it cannot be written.
         """
-        self.run.write_failure_once(self.failure("node", self._heartbeat.message, where=where))
+        submission = self._submission
+        record = {
+            **launch,
+            "resources": submission.resources.to_dict(),
+            "micro_batches": MICRO_BATCHES.read(submission.env),
+            "argv": list(submission.argv),
+            "code": str(submission.cwd),
+            "started_at": timestamp(),
+        }
+        make_directory(self.run.attempt_dir(self.number))
+        write_once(self.run.start_file(self.number), json_text(record).encode())
 
-    def failure(self, kind: str, message: str, *, where: str, node: str | None = None) -> dict[str, Any]:
-        """Return the content of a ``failure.json`` that is not the worker's own. ``node``: the one that failed."""
-        record = failure_record(kind, message, where=where, attempt=self.number, micro_batches=self.micro_batches)
-        return record if node is None else {**record, "node": node}
-
-    def record_exit(self, ended: Ended, *, was_asked: bool, where: str) -> None:
-        """Write ``failure.json`` for a worker that failed without writing one.
-
-        Nothing is written for an attempt that ended well, left at a rung of a search, stopped as asked (``was_asked``),
-        or found another worker at the run. An existing failure stays, unless the system killed a rank for its memory:
-        the other ranks may have recorded only that they lost it. If a signal killed a rank, its node has failed.
+    def record_hang(self) -> None:
+        """Record that the worker hangs, before it is killed: the kill is not the cause.
 
         Raises:
-            FileError, OSError: the run's files cannot be read or written.
+            FileError: it cannot be written.
         """
-        run = self.run
-        if ended.exit_code in (0, EXIT_BUSY, EXIT_RUNG) or run.is_done() or exists(run.stopped_file):
-            return
-        if run.is_cancelled():
-            return
-        earlier = run.read_failure()
-        for_memory = ended.out_of_memory and (earlier is None or earlier.get("kind") == "node")
-        if earlier is not None and not for_memory:
-            return
-        if was_asked and ended.exit_code in (*STOPPED_EXITS, EXIT_UNPRINTED):
+        self.record("node", self._heartbeat.message)
+
+    def record(self, kind: FailureKind | None, message: str, **more: Any) -> None:
+        """Record how the attempt ended, if that adds something to what its ranks have recorded.
+
+        Raises:
+            FileError: a file of the run cannot be read or written.
+        """
+        parts = MICRO_BATCHES.read(self._submission.env)
+        known = {"kind": kind, "message": message, "where": self._where, "micro_batches": parts}
+        self.run.write_exit(self.number, {**known, **more})
+
+    def record_exit(self, ended: Ended, *, was_asked: bool) -> None:
+        """Record how the ranks ended, if that adds something to what they have recorded.
+
+        Nothing is recorded of an attempt that ended well, left at a rung of a search, or found another worker at the
+        run. One that stopped as asked (``was_asked``) has not failed. If a signal killed a rank, its node has failed.
+
+        Raises:
+            FileError: the run's files cannot be read or written.
+        """
+        run, code = self.run, ended.exit_code
+        if code in (0, EXIT_BUSY, EXIT_RUNG) or run.is_done():
             return
         kind, message = cause(ended, run.stderr_log(self.number))
-        failed_node = ended.node if kind == "node" and ended.exit_code < 0 else None
-        failure = self.failure(kind, message, where=where, node=failed_node)
-        if for_memory:
-            write_json(run.failure_file, failure)
+        if run.is_cancelled() or (was_asked and code in (*STOPPED_EXITS, EXIT_UNPRINTED)):
+            self.record(None, ended.message, exit_code=code)
         else:
-            run.write_failure_once(failure)
-
-    def decide(self, failure: Mapping[str, Any], uncounted: Sequence[retry.Failed] = ()) -> retry.Decision:
-        """Decide whether the run is tried again after this attempt has failed.
-
-        ``failure`` is the record of the failure, or only its ``kind``; ``uncounted`` are failures of earlier attempts
-        that the run's files do not record.
-
-        Raises:
-            FileError: the run's files cannot be read.
-        """
-        if failure.get("kind") not in retry.RETRIED:
-            return retry.Decision()  # even if the run's files cannot be read
-        failed = replace(retry.failed_of(failure, retry.progress_of(self.run)), micro_batches=self.micro_batches)
-        batch_size = self.run.read_config().train.batch_size
-        most = retry.most_micro_batches(batch_size, self._submission.resources.ranks)
-        return retry.decide(self._policy, [*retry.history(self.run), *uncounted], failed, most_micro_batches=most)
+            self.record(kind, message, exit_code=code, node=ended.node if code < 0 else None)
 
 
 # -- hangs ---------------------------------------------------------------------------------------------------------

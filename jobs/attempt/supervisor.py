@@ -16,14 +16,13 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, final
+from typing import IO, final
 
 from jobs.attempt.memory_kills import MemoryKills, own_kill_count
-from jobs.attempt.retry import timestamp
 from jobs.manifests.policy import Policy
 from jobs.spec import Submission
 from seqlm import environment, machine
-from seqlm.errors import EXPLAINING_EXITS, STOPPED_EXITS, STORAGE_EXITS, FileError
+from seqlm.errors import EXIT_FAILED, EXPLAINING_EXITS, STOPPED_EXITS, STORAGE_EXITS, FileError
 from seqlm.files import append_to, make_directory
 from seqlm.reading import read_tail
 from seqlm.rundir import RunDirectory
@@ -170,6 +169,8 @@ class Supervisor:
         self._host = host
         self._outlives_parent = outlives_parent
         self._grace = PeerGrace()
+        self._left_behind: set[int] = set()
+        """Ranks that were killed here, since they had not noticed that another one failed."""
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     @property
@@ -207,10 +208,12 @@ class Supervisor:
         """Return how the ranks here ended; ``None`` while one lives. Ranks that outlive a failed one are killed."""
         polled = {rank: process.poll() for rank, process in self._processes.items()}
         if self._grace.is_over(has_failed=any(polled.values())):
+            self._left_behind |= {rank for rank, code in polled.items() if code is None}
             self.signal(signal.SIGKILL)
         codes = {rank: code for rank, code in polled.items() if code is not None}
         if len(codes) < len(polled):
             return None
+        codes |= dict.fromkeys(self._left_behind, EXIT_FAILED)  # what killed them explains nothing
         killed = [rank for rank, code in codes.items() if code == -signal.SIGKILL]
         kills, host, before = self._memory_kills, self._host, self._kills_before
         if not (killed and kills is not None and kills.explain_one(host or "", before, own_kill_count())):
@@ -331,7 +334,7 @@ def ended(
     """Return how an attempt of ``ranks`` ranks ended, from the exit codes of all ranks, or of those on this node.
 
     A rank that a signal killed explains the others best, then one whose exit code names a cause. A rank with exit code
-    1 may only have lost another rank; on a full disk the one that met it first could not write ``failure.json``.
+    1 may only have lost another rank; on a full disk the one that met it first could not write why.
 
     Args:
         codes: by rank.
@@ -357,11 +360,6 @@ def ended(
     who = f"rank {rank}" if ranks > 1 else "the worker"
     where = f" on {host}" if host else ""
     return Ended(exit_code=code, message=f"{who} {how}{where}", out_of_memory=bool(out_of_memory), node=host)
-
-
-def failure_record(kind: str, message: str, *, where: str, **more: Any) -> dict[str, Any]:
-    """Return the content of a ``failure.json`` that is not the worker's own. ``where``: its author."""
-    return {"kind": kind, "message": message, "where": where, **more, "failed_at": timestamp()}
 
 
 def cause(ended: Ended, stderr_log: Path) -> tuple[FailureKind, str]:

@@ -30,7 +30,7 @@ from jobs.backends.ray_groups import IDLE_SECONDS, Group, RankLocation, choose_i
 from jobs.plan.capacity import Allocation, Capacity
 from jobs.spec import Submission
 from jobs.study.kept_code import Code
-from seqlm.errors import EXIT_LOST, EXIT_STOPPED, BackendError
+from seqlm.errors import EXIT_FAILED, EXIT_LOST, EXIT_STOPPED, BackendError
 from seqlm.files import make_directory
 from seqlm.rundir import RunDirectory
 
@@ -55,6 +55,8 @@ class _Job:
     locations: dict[int, RankLocation] = field(default_factory=dict)
     codes: dict[int, int] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
+    left_behind: set[int] = field(default_factory=set)
+    """Ranks that were killed here, since they had not noticed that another one failed."""
     out_of_memory: set[int] = field(default_factory=set)
     """Ranks that their node killed because it was out of memory."""
     runs: bool = False
@@ -221,7 +223,7 @@ class RayExecutor(Executor):
             self._end_those_left_behind(job)
             return None
         del self._jobs[job_id]
-        if job.lost:
+        if job.lost or job.left_behind:
             self._release(*job.groups)
         else:
             for group in job.groups:
@@ -282,6 +284,9 @@ class RayExecutor(Executor):
         try:
             answer = ray.get(reference)
         except ray.exceptions.RayError as error:
+            if rank in job.left_behind:
+                job.codes[rank] = EXIT_FAILED
+                return
             job.codes[rank] = EXIT_LOST
             if isinstance(error, ray.exceptions.OutOfMemoryError):  # Ray itself kills before the system has to
                 job.out_of_memory.add(rank)
@@ -362,7 +367,7 @@ class RayExecutor(Executor):
         has_failed = any(job.codes.values())
         if job.grace.is_over(has_failed=has_failed) or (has_failed and not job.runs):
             for rank in job.pending.values():
-                job.lost.setdefault(rank, "ended after another rank had failed")
+                job.left_behind.add(rank)
                 with contextlib.suppress(ray.exceptions.RayError):
                     ray.kill(job.hosts[rank])
 

@@ -17,11 +17,10 @@ from jobs.cli.tables import lines_of
 from jobs.cli.view import STATES, STATUS, RunView, StudyView, changes, compared, epochs_of, place_in_queue, view_of
 from jobs.launch.dispatch import Event
 from jobs.plan.planned import PlannedRun
-from jobs.study.finality import FinalityTracker
-from jobs.study.folder import at_work, look_at, study_name
+from jobs.study.folder import at_work, is_over, look_at, study_name
 from jobs.study.squeue import Scheduler
 from seqlm.errors import SeqlmError, printable
-from seqlm.reading import exists, listed
+from seqlm.reading import listed
 from seqlm.rundir import RunDirectory
 
 if TYPE_CHECKING:
@@ -46,24 +45,26 @@ class Watcher:
         self._study_dir = study_dir
         self._every_seconds = every_seconds
         self._ids = None if ids is None else frozenset(ids)
-        self._finality = FinalityTracker()
         self._scheduler = Scheduler()
-        self._over: dict[str, tuple[float, RunView]] = {}
-        """Run id -> the time at which a file was last put into its folder, and the run's view."""
+        self._over: dict[str, tuple[tuple[float, ...], RunView]] = {}
+        """Run id -> when something last came to the run: a file, an attempt, a request; and the run's view."""
 
     def look(self) -> StudyView:
         """Return the study as it is now."""
         folders = listed(self._study_dir, "[!.]*") if self._ids is None else map(self._study_dir.joinpath, self._ids)
-        runs = {path.name: (_written(path), RunDirectory(path)) for path in folders}
+        requests = _written(self._study_dir / "launches")
+        runs = {
+            path.name: ((_written(path), _written(path / "attempts"), requests), RunDirectory(path)) for path in folders
+        }
         over = {run_id: known for run_id, known in self._over.items() if runs.get(run_id, ())[:1] == known[:1]}
         rest = {run_id: run for run_id, (_, run) in runs.items() if run_id not in over and run.is_there()}
         work = at_work(self._study_dir, self._scheduler, rest)
         views = [view for _, view in over.values()]
         for run_id, run in rest.items():
             seen = look_at(run, work)
-            view = view_of(seen, is_over=self._finality.is_over(run_id, seen.observation, work))
+            view = view_of(seen, is_over=is_over(seen.observation, work))
             views.append(view)
-            if view.is_over and any(map(exists, (run.result_file, run.failure_file, run.stopped_file))):
+            if view.is_over and seen.observation.state != "pending":
                 over[run_id] = (runs[run_id][0], view)
         self._over = over
         launcher = work.launcher

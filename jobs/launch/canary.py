@@ -18,10 +18,13 @@ from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources
 from jobs.study.kept_code import Code
 from seqlm.config import RunConfig
+from seqlm.ends import timestamp
 from seqlm.environment import CANARY
 from seqlm.errors import BackendError, CanaryError, FileError
+from seqlm.files import read_json
 from seqlm.machine import CUDA_BYTES
 from seqlm.reading import listed
+from seqlm.requests import file_request
 from seqlm.run_layout import CANARY_FOLDER
 from seqlm.rundir import RunDirectory
 from seqlm.schema import read
@@ -96,12 +99,10 @@ def _run(chosen: Sequence[PlannedRun], executor: Executor, code: Code, options: 
         run = RunDirectory.canary(options.study_dir, item.run.id)
         provenance = {**item.run.read_provenance(), "memory_estimate_bytes": _memory(item)}
         run.create(item.spec.config, provenance, item.spec.tokenizer, item.spec.model_files)
-        run.canary_file.unlink(missing_ok=True)  # of an earlier canary
-        # by_hand: failures of an earlier launch do not count.
-        canary = PlannedRun(
-            spec=item.spec, run=run, observation=run.observe(), action="start", reason=None, by_hand=True
-        )
-        canaries.append(canary)
+        canaries.append(PlannedRun(spec=item.spec, run=run, observation=run.observe(), action="start", reason=None))
+    wanted = {item.run.id: {"from_attempt": item.run.last_attempt() + 1} for item in canaries}
+    request = {"kind": "run", "at": timestamp(), "policy": POLICY.to_dict(), "runs": wanted}
+    file_request(options.study_dir / CANARY_FOLDER, request)
     options = replace(options, request=None, policy=POLICY, env={**options.env, CANARY.name: str(STEPS)})
     failed: list[str] = []
     kinds = set()
@@ -110,7 +111,7 @@ def _run(chosen: Sequence[PlannedRun], executor: Executor, code: Code, options: 
             if kind != "ended":
                 continue
             pair, record = _pair(item.spec.config), item.run.read_canary()
-            if record is not None:
+            if seen.state == "done" and record is not None:
                 figures = f"{record['step_seconds']:.2g} s a step, {terminal.memory(record['peak_memory_bytes'])}"
                 terminal.tell(f"canary {pair} passes: {figures}")
             else:
@@ -133,10 +134,10 @@ def _passed(study_dir: Path, backend: str) -> list[dict[str, Any]]:
     found = []
     for run in map(RunDirectory, listed(study_dir / CANARY_FOLDER)):
         with contextlib.suppress(FileError):
-            record, job = run.read_canary(), run.read_job()
-            estimate = run.read_provenance().get("memory_estimate_bytes")
-            if record and job and job["backend"] == backend and estimate is not None:
-                resources = replace(read(Resources, job["resources"]), priority=0)
+            record, estimate = run.read_canary(), run.read_provenance().get("memory_estimate_bytes")
+            start = read_json(run.start_file(record["attempt"])) if record else None
+            if record and start and start["backend"] == backend and estimate is not None:
+                resources = replace(read(Resources, start["resources"]), priority=0)
                 found.append({**record, "pair": _pair(run.read_config()), "resources": resources, "estimate": estimate})
     return sorted(found, key=lambda canary: canary["estimate"])
 

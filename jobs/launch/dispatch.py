@@ -13,8 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, final
 
 from jobs import terminal
 from jobs.attempt.attempt import Attempt, hung_seconds
-from jobs.attempt.retry import Decision, Failed, decide, let_stand, progress_of, put_failure_aside
-from jobs.attempt.supervisor import KILL_SECONDS, failure_record
+from jobs.attempt.supervisor import KILL_SECONDS
 from jobs.backends.base import Executor
 from jobs.launch.background import STOP_SECONDS, Interrupts
 from jobs.launch.job import (
@@ -24,20 +23,22 @@ from jobs.launch.job import (
     Job,
     LaunchOptions,
     files_of,
-    job_record,
+    launch_of,
     next_submission,
     stop_all,
     unkillable,
 )
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import Queue
+from jobs.spec import Submission
 from jobs.study.budget import Budget, BudgetWatch
 from jobs.study.folder import write_queue
 from jobs.study.kept_code import Code
+from seqlm.ends import End, Progress, Verdict, verdict
 from seqlm.errors import EXIT_BUSY, STOPPED_EXITS, FileError
 from seqlm.requests import Requests
 from seqlm.rundir import Observation
-from seqlm.state import View
+from seqlm.state import FailureKind
 
 LOOK_SECONDS = 0.5
 """Time between two looks at the files of live runs."""
@@ -97,14 +98,14 @@ class Dispatcher:
         """Ended jobs whose runs' files have not been read and written yet."""
         self._epochs: dict[str, int | None] = {}
         self._looked_at = -math.inf
-        self._busy: defaultdict[str, list[Failed]] = defaultdict(list)
+        self._busy: defaultdict[str, list[End]] = defaultdict(list)
         """By run id, the attempts that found another worker at the run."""
-        self._troubles: defaultdict[str, list[Failed]] = defaultdict(list)
+        self._troubles: defaultdict[str, list[End]] = defaultdict(list)
         """By run id, the times in a row that its files could not be read or written."""
-        self._to_put_aside: dict[str, dict[str, Any]] = {}
-        """By run id, how to put the failure of the previous attempt aside, until that is done."""
-        self._unwritten: list[tuple[PlannedRun, dict[str, Any]]] = []
-        """Final failures that could not be written yet."""
+        self._unplaced: dict[str, Submission] = {}
+        """By run id, an attempt for which there was no room after all."""
+        self._unwritten: list[tuple[PlannedRun, str, End]] = []
+        """Final failures that could not be written yet, with what to say of each."""
         self._warnings: set[str] = set()
         self._budget = BudgetWatch(options.study_dir, Budget.of(options.policy))
         self._is_spent: str | None = None
@@ -124,16 +125,13 @@ class Dispatcher:
         Resources are resolved. A run with an estimate takes its place in the queue by that.
 
         Raises:
-            FileError: everything has ended, and the ``failure.json`` of a run cannot be written.
+            FileError: everything has ended, and the failure of a run cannot be written.
             KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP; the workers have stopped and can be resumed.
         """
         todo = [item for item in planned if item.action != "skip"]
         self._queue = Queue(todo, max_parallel=self._options.max_parallel)
         for item in todo:
             self._epochs[item.run.id] = item.observation.epoch
-            self._to_put_aside[item.run.id] = {"by_hand": item.by_hand, "seen": item.observation}
-            with self._warnings_for(item):
-                self._put_aside(item)
         self._look_at_budget(at_once=True)
         with self._interrupts.noted():
             try:
@@ -153,8 +151,8 @@ class Dispatcher:
             self._write_queue(at_once=True)
             self._write_failures()
         if self._unwritten:
-            names = ", ".join(item.spec.name for item, _ in self._unwritten)
-            raise FileError(f"{names}: failed, but failure.json cannot be written; the warnings above say why")
+            names = ", ".join(item.spec.name for item, _, _ in self._unwritten)
+            raise FileError(f"{names}: failed, but that cannot be written; the warnings above say why")
 
     def _new_events(self) -> list[Event]:
         events, self._events = self._events, []
@@ -176,30 +174,28 @@ class Dispatcher:
             item = self._queue.take(self._executor.free(), live, time.monotonic())
             if item is None:
                 break
+            attempt: Attempt | None = None
             try:
                 with files_of(item.run):
                     is_ours = self._is_ours(item)
-                    if is_ours:
-                        self._put_aside(item)
                     observation = item.run.observe()
-                    submission = next_submission(item, self._options, self._code)
+                    submission = self._unplaced.pop(item.run.id, None)
+                    submission = submission or next_submission(item, self._options, self._code)
                 if not is_ours or observation.state == "cancelled":  # from another terminal while it waited
                     self._events.append(Event("ended", item, observation))
                     continue
+                attempt = Attempt(submission, self._host.where)
+                attempt.record_start(launch_of(self._executor, self._options.request))
                 job_id = self._executor.submit(submission)
             except FileError as error:
-                self._have_trouble(item, error)
+                self._have_trouble(item, error, attempt.number if attempt else None)
                 continue
             if job_id is None:
+                self._unplaced[item.run.id] = submission
                 self._queue.put_back(item)
                 break
             # Kept before anything else can fail, so that an error stops this worker too.
-            attempt = Attempt(submission, self._options.policy)
-            record = job_record(self._executor, job_id, submission)
-            job = Job(id=job_id, planned=item, attempt=attempt, record=record)
-            self._live.append(job)
-            with self._warnings_for(item):
-                job.write_record()
+            self._live.append(Job(id=job_id, planned=item, attempt=attempt))
             self._budget.started()
             self._events.append(Event("started", item, item.observation))
 
@@ -235,9 +231,7 @@ class Dispatcher:
         """Note the progress of a live run, and stop it if it was cancelled, the budget is spent, or it hangs."""
         item = job.planned
         with self._warnings_for(item):
-            self._note_epoch(item, item.run.observe(View(stage="queued")))
-        with self._warnings_for(item):
-            job.write_record()
+            self._note_epoch(item, item.run.observe())
         now = time.monotonic()
         is_cancelled, is_asked = False, job.stop_asked is not None
         with self._warnings_for(item):
@@ -253,7 +247,7 @@ class Dispatcher:
             is_hung = job.attempt.is_hung()
         if is_hung:
             with self._warnings_for(item):
-                job.attempt.record_hang(self._host.where)
+                job.attempt.record_hang()
             self._executor.stop(job.id, force=True)
             job.killed = job.killed or now
         if job.killed is not None and now - job.killed > KILL_SECONDS:
@@ -266,19 +260,19 @@ class Dispatcher:
 
     def _has_ended(self, job: Job) -> None:
         """Read how the run of an ended job is, and queue it again if the policy retries its failure."""
+        assert job.ended is not None, "asked of ended jobs only"
         item, run = job.planned, job.planned.run
-        with self._warnings_for(item):
-            job.write_record()
         try:
             with files_of(run):
                 is_ours = self._is_ours(item)
-                observation = job.observe_end(self._host.where) if is_ours else run.observe()
-                is_over = not is_ours or observation.state in ("done", "stopped", "cancelled")
-                decision = Decision() if is_over else self._decide(job, observation)
+                if is_ours:
+                    job.attempt.record_exit(job.ended, was_asked=job.stop_asked is not None)
+                observation = run.observe()
+                found = self._verdict(job, observation) if is_ours else Verdict()
         except FileError as error:
             job.looks += 1
             if job.looks >= LOOKS:
-                self._have_trouble(item, error)
+                self._have_trouble(item, error, job.attempt.number)
                 return
             job.look_at = time.monotonic() + LOOK_SECONDS
             self._ended.append(job)
@@ -286,55 +280,63 @@ class Dispatcher:
         self._troubles.pop(run.id, None)
         self._note_epoch(item, observation)
         self._look_at_budget(at_once=True)
-        if decision.delay is not None:
-            self._to_put_aside[run.id] = {"micro_batches": job.attempt.micro_batches, "node": self._executor.node}
-            self._retry(item, observation, decision)
-            return
-        if observation.state == "pending" and self._is_spent is not None:  # stopped for that: waits again
+        if found.delay is not None:
+            self._retry(item, observation, found)
+        elif observation.state == "pending" and self._is_spent is not None:  # stopped for that: waits again
             self._queue.put_back(self._again(item, observation))
-            return
-        if decision.why:
-            with self._warnings_for(item):
-                let_stand(run, decision)
-                observation = run.observe()
-        self._events.append(Event("ended", item, observation))
+        else:
+            self._events.append(Event("ended", item, observation))
 
-    def _decide(self, job: Job, observation: Observation) -> Decision:
-        """Decide whether the run of an ended job is tried again.
+    def _verdict(self, job: Job, observation: Observation) -> Verdict:
+        """Say whether the run of an ended job is tried again.
 
         An attempt that found another worker at the run writes nothing, since that worker may. Only this launcher
         counts it, as a failure of kind ``node``.
-        """
-        is_busy = job.ended is not None and job.ended.exit_code == EXIT_BUSY
-        busy = self._busy[job.planned.run.id]
-        kind = "node" if is_busy else observation.kind
-        decision = job.attempt.decide({"kind": kind, "node": self._executor.node}, busy)
-        if is_busy:
-            busy.append(Failed(kind="node", progress=progress_of(job.planned.run)))
-        return decision
 
-    def _retry(self, item: PlannedRun, observation: Observation, decision: Decision) -> None:
+        Raises:
+            FileError: the run's files cannot be read.
+        """
+        run, busy = job.planned.run, self._busy[job.planned.run.id]
+        if observation.state in ("done", "stopped", "cancelled"):
+            return Verdict()
+        failures = run.failures(run.first_attempt())
+        if job.ended is not None and job.ended.exit_code == EXIT_BUSY:
+            busy.append(self._failed(job.attempt.number, run.progress()))
+            failures = [*failures, *busy]
+        elif observation.state == "failed" and failures:
+            failures = [*failures[:-1], *busy, failures[-1]]
+        else:
+            return Verdict()
+        return run.verdict(self._options.policy.limits, failures)
+
+    def _failed(self, attempt: int, progress: Progress) -> End:
+        """Return a failure of kind ``node`` that only this launcher knows. ``attempt`` 0: none was started."""
+        return End(attempt=attempt, kind="node", progress=progress, node=self._executor.node)
+
+    def _retry(self, item: PlannedRun, observation: Observation, found: Verdict) -> None:
         """Queue a failed run for its next attempt, or leave it to the next start of this process."""
-        assert decision.delay is not None, "it is tried again"
+        assert found.delay is not None, "it is tried again"
         item_again = self._again(item, observation)
         if self._host.tries_again(observation.kind, len(self._busy[item.run.id])):
-            self._queue.put_back(item_again, not_before=time.monotonic() + decision.delay)
+            self._queue.put_back(item_again, not_before=time.monotonic() + found.delay)
             self._write_queue(at_once=True)
         else:
             message = (observation.reason or "").removeprefix(f"{observation.kind}: ")
-            if item.run.id in self._troubles:  # else the next start of this process would not count it
+            if troubles := self._troubles.get(item.run.id):  # else the next start of this process would not count it
                 with self._warnings_for(item):
-                    record = failure_record(str(observation.kind), message, where=self._host.where)
-                    item.run.write_failure_once(record)
-                    put_failure_aside(item.run)
-            self.again[item.run.id] = Again(kind=observation.kind or "node", message=message, decision=decision)
+                    self._record(item, "node", message, troubles[-1].attempt)
+            self.again[item.run.id] = Again(kind=observation.kind or "node", message=message, verdict=found)
         self._events.append(Event("retried", item, observation))
 
+    def _record(self, item: PlannedRun, kind: FailureKind, message: str, attempt: int = 0, **more: Any) -> None:
+        """Record how an attempt failed. 0: it could not even be started."""
+        record = {"kind": kind, "message": message, "where": self._host.where, **more}
+        item.run.write_exit(attempt or item.run.last_attempt() + 1, record)
+
     def _again(self, item: PlannedRun, observation: Observation) -> PlannedRun:
-        """Return what a run needs after an attempt has ended, whose failure is put aside."""
+        """Return what a run needs after an attempt has ended."""
         action = item.action
         with self._warnings_for(item):
-            self._put_aside(item)
             action = "resume" if item.run.has_checkpoint() else "start"
         return replace(item, action=action, reason=None, observation=observation)
 
@@ -357,25 +359,21 @@ class Dispatcher:
         for job in jobs:
             run = job.planned.run
             with self._warnings_for(job.planned):
-                seen = run.observe(View(stage="ended"))
-                if not self._is_ours(job.planned) or seen.state not in ("pending", "failed"):
+                if not self._is_ours(job.planned) or run.observe().state not in ("pending", "failed"):
                     continue
-                failure = run.read_failure() or job.attempt.failure(*stopped, where=self._host.where)
-                decision = job.attempt.decide({**failure, "node": failure.get("node") or self._executor.node})
-                run.write_failure_once(failure)
-                if decision.delay is None:
-                    let_stand(run, decision)
-                    continue
-                put_failure_aside(run, micro_batches=job.attempt.micro_batches)
-                again = Again(kind=str(failure.get("kind")), message=str(failure.get("message")), decision=decision)
-                self.again[run.id] = again
+                job.attempt.record(*stopped)
+                failures = run.failures(run.first_attempt())
+                found = run.verdict(self._options.policy.limits, failures)
+                if found.delay is not None:
+                    last = failures[-1]
+                    self.again[run.id] = Again(kind=last.kind or "node", message=last.message, verdict=found)
         kind, message = stopped
         for item in self._queue.take_all():
             if kind == "cancelled":
                 with self._warnings_for(item):
-                    item.run.write_failure_once(failure_record(kind, message, where=self._host.where))
+                    self._record(item, kind, message)
             else:
-                self.again[item.run.id] = Again(kind=kind, message=message, decision=Decision(delay=0.0))
+                self.again[item.run.id] = Again(kind=kind, message=message, verdict=Verdict(delay=0.0))
 
     def _write_queue(self, *, at_once: bool = False) -> None:
         """Record which runs wait if that has changed. ``at_once``: even if the last record was a moment ago."""
@@ -406,35 +404,28 @@ class Dispatcher:
         except FileError as error:
             self._warn(f"{item.spec.name}: {error}")
 
-    def _put_aside(self, item: PlannedRun) -> None:
-        """Put the failure of the previous attempt aside, unless that is done."""
-        how = self._to_put_aside.get(item.run.id)
-        if how is not None:
-            put_failure_aside(item.run, **how)
-            del self._to_put_aside[item.run.id]
-
-    def _have_trouble(self, item: PlannedRun, error: FileError) -> None:
+    def _have_trouble(self, item: PlannedRun, error: FileError, attempt: int | None = None) -> None:
         """Count an error in the files of a run as a failure of kind ``node``, which only this launcher knows.
 
         What the worker has written meanwhile stays in place until it can be read.
         """
         run, epoch = item.run, self._epochs[item.run.id]
-        failed = Failed(kind="node", progress=(0 if epoch is None else epoch + 1, 0))
-        decision = decide(self._options.policy, self._troubles[run.id], failed, most_micro_batches=1)
-        self._troubles[run.id].append(failed)
-        message = f"{error}{decision.why}"
+        troubles = self._troubles[run.id]
+        progress = (0 if epoch is None else epoch + 1, 0)
+        troubles.append(self._failed(attempt or 0, progress))
+        found = verdict(self._options.policy.limits, troubles, most_micro_batches=1)
+        message = f"{error}{found.why}"
         observation = replace(item.observation, state="failed", reason=f"node: {message}", kind="node")
-        if decision.delay is not None:
-            self._to_put_aside.setdefault(run.id, {})
-            self._retry(item, observation, decision)
+        if found.delay is not None:
+            self._retry(item, observation, found)
             return
-        self._unwritten.append((item, failure_record("node", message, where="its launcher", stands=True)))
+        self._unwritten.append((item, message, troubles[-1]))
         self._write_failures()
         self._events.append(Event("ended", item, observation))
 
     def _write_failures(self) -> None:
         """Write the final failures that could not be written before; keep those that still cannot."""
-        for item, failure in list(self._unwritten):
+        for item, message, end in list(self._unwritten):
             with self._warnings_for(item):
-                item.run.write_failure_once(failure)
-                self._unwritten.remove((item, failure))
+                self._record(item, "node", message, end.attempt, stands=True, progress=end.progress)
+                self._unwritten.remove((item, message, end))

@@ -14,7 +14,6 @@ from typing import Any
 
 from jobs import terminal
 from jobs.attempt.attempt import Attempt, prepare
-from jobs.attempt.retry import Decision, timestamp
 from jobs.attempt.supervisor import KILL_SECONDS, Ended, worker_variables
 from jobs.backends.base import Executor
 from jobs.launch.background import STOP_SECONDS, Interrupts
@@ -23,12 +22,12 @@ from jobs.plan.planned import PlannedRun
 from jobs.spec import Submission
 from jobs.study.folder import this_launcher
 from jobs.study.kept_code import Code
-from seqlm.environment import DATA, MICRO_BATCHES
+from seqlm.ends import Verdict
+from seqlm.environment import DATA
 from seqlm.errors import FileError
-from seqlm.files import write_json
-from seqlm.rundir import Observation, RunDirectory
+from seqlm.rundir import RunDirectory
 from seqlm.search import Search
-from seqlm.state import View
+from seqlm.state import FailureKind
 
 POLL_SECONDS = 0.1
 """Time between two polls of the backend."""
@@ -72,9 +71,9 @@ class LaunchOptions:
 class Again:
     """A run that has failed and is tried again after the dispatcher has ended, by a requeued job."""
 
-    kind: str
+    kind: FailureKind
     message: str
-    decision: Decision
+    verdict: Verdict
 
 
 class Host:
@@ -92,7 +91,7 @@ class Host:
         """
         return True
 
-    def stopped(self) -> tuple[str, str] | None:
+    def stopped(self) -> tuple[FailureKind, str] | None:
         """Return kind and message of the failure of runs that were stopped with this process. ``None``: no failure."""
         return None
 
@@ -105,8 +104,6 @@ class Job:
     """The backend's id."""
     planned: PlannedRun
     attempt: Attempt
-    record: dict[str, Any] | None
-    """The content of ``job.json`` until it is written."""
     started: float = field(default_factory=time.monotonic)
     """When it was submitted. This and the other times are on the monotonic clock."""
     stop_asked: float | None = None
@@ -125,32 +122,6 @@ class Job:
         """Expected end. ``None``: unknown."""
         seconds = self.planned.seconds
         return None if seconds is None else self.started + seconds
-
-    def write_record(self) -> None:
-        """Write ``job.json`` unless it is written.
-
-        Raises:
-            FileError, OSError: it cannot be written; the next call tries again.
-        """
-        if self.record is not None:
-            write_json(self.planned.run.job_file, self.record)
-            self.record = None
-
-    def observe_end(self, where: str) -> Observation:
-        """Return the state of the run whose ranks have ended. A worker that wrote no ``failure.json`` gets one.
-
-        ``where``: who finds that.
-
-        A failure counts although ``worker.lock`` may still be held: if a node is lost, the backend reports it before
-        the last process there is gone.
-
-        Raises:
-            FileError, OSError: the run's files cannot be read or written.
-        """
-        assert self.ended is not None, "asked of ended jobs only"
-        run, was_asked = self.planned.run, self.stop_asked is not None
-        self.attempt.record_exit(self.ended, was_asked=was_asked, where=where)
-        return run.observe(View(stage="ended"))
 
 
 @contextlib.contextmanager
@@ -186,19 +157,15 @@ def next_submission(item: PlannedRun, options: LaunchOptions, code: Code) -> Sub
     )
 
 
-def job_record(executor: Executor, job_id: str, submission: Submission) -> dict[str, Any]:
-    """Return the content of ``job.json``."""
+def launch_of(executor: Executor, request: int | None) -> dict[str, Any]:
+    """Return what the record of an attempt's start says of the launch that makes it."""
     return {
+        "request": request,
         "backend": executor.name,
-        "job_id": executor.job or job_id,
+        "job_id": executor.job,
+        "node": executor.node,
         "restart": os.environ.get("SLURM_RESTART_COUNT"),
         "launcher": this_launcher(),
-        "resources": submission.resources.to_dict(),
-        "attempt": submission.attempt,
-        "micro_batches": int(submission.env[MICRO_BATCHES.name]),
-        "argv": list(submission.argv),
-        "code": str(submission.cwd),
-        "submitted_at": timestamp(),
     }
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from jobs import terminal
-from jobs.attempt.retry import may_go_on, put_failure_aside, timestamp
 from jobs.backends.base import AttendedBackend, Backend
 from jobs.launch import canary
 from jobs.launch.changes import changes
@@ -29,15 +28,16 @@ from jobs.study.provenance import launch_record, run_record
 from seqlm.architectures import CustomConfig
 from seqlm.data.corpus import load_corpus, resolve_data
 from seqlm.data.layout import require_windows
+from seqlm.ends import timestamp
 from seqlm.environment import DATA
 from seqlm.errors import BackendError, DamagedFileError, DataError, FileError, UsageError
-from seqlm.files import remove, write_json
+from seqlm.files import read_json, remove, write_json
+from seqlm.lease import last_beat
 from seqlm.reading import below, exists
 from seqlm.requests import Request, file_request
 from seqlm.rounding import threads_of_checkpoint
 from seqlm.run_layout import FINGERPRINT_DIGITS, SAME_DIGITS
 from seqlm.rundir import Observation, RunDirectory, require_format
-from seqlm.search import let_go_on
 from seqlm.trust import distrusted, record_launch
 
 
@@ -113,12 +113,10 @@ def plan_runs(
 def _plan_run(spec: RunSpec, run: RunDirectory, observation: Observation, *, is_task: bool, retry: bool) -> PlannedRun:
     if is_task and observation.state in ("done", "failed", "cancelled"):
         observation = replace(observation, state="pending", reason=None, kind=None)
-    # Without a failure.json, the scheduler reported the kill: the job could not write the file itself.
-    undecided = observation.kind == "oom" and (may_go_on(run) or not exists(run.failure_file))
     is_new = is_task or not run.is_there()
     before = (spec.config if is_new else run.read_config_of(spec.fingerprint)).train.epochs
     saved = run.has_checkpoint()
-    item = plan(spec, run, observation, has_checkpoint=saved, retry=retry, undecided=undecided, before=before)
+    item = plan(spec, run, observation, has_checkpoint=saved, retry=retry, before=before)
     if item.action == "start" and (reason := run.cannot_go_on(before)):
         item = replace(item, action="skip", reason=reason)
     return item
@@ -277,14 +275,12 @@ def _create(
     requested = {spec.fingerprint: spec for spec in specs}
     for item in todo:
         item.run.sweep_launch()
+        with contextlib.suppress(FileError):  # its hours then count as those of an interrupted attempt
+            record_what_scheduler_knows(item)
         provenance = {**record, **run_record(requested[item.spec.fingerprint]), **_label(item)}
-        if item.by_hand:  # before it is to train more epochs, for which no later launch would take it up
-            let_go_on(item.run)
-        with contextlib.suppress(FileError):  # the dispatcher tries again, and names the run
-            put_failure_aside(item.run, by_hand=item.by_hand, seen=item.observation)
         item.run.create(item.spec.config, provenance, item.spec.tokenizer, item.spec.model_files)
         if item.run.id in options.tasks:
-            write_task(item.run, options.tasks[item.run.id])
+            write_json(item.run.task_file, options.tasks[item.run.id])
     return Prepared(planned=planned, todo=todo, code=code, request=request)
 
 
@@ -292,13 +288,36 @@ def _file_request(todo: Sequence[PlannedRun], target: Backend, options: LaunchOp
     runs = {
         item.run.id: {
             "epochs": None if item.run.id in options.tasks else item.spec.config.train.epochs,
-            "by_hand": item.by_hand,
             "from_attempt": item.run.last_attempt() + 1,
         }
         for item in todo
     }
-    record = {"kind": "run", "at": timestamp(), "launcher": this_launcher(), "backend": target.name, "runs": runs}
+    record = {
+        "kind": "run",
+        "at": timestamp(),
+        "launcher": this_launcher(),
+        "backend": target.name,
+        "policy": options.policy.to_dict(),
+        "runs": runs,
+    }
     return file_request(options.study_dir, record)
+
+
+def record_what_scheduler_knows(item: PlannedRun) -> None:
+    """Record how the last attempt of a run ended that was killed with its whole job, maybe days ago.
+
+    It failed when its lease was last renewed.
+
+    Raises:
+        FileError: a file cannot be read or written.
+    """
+    run, seen, attempt = item.run, item.observation, item.run.last_attempt()
+    if seen.state != "failed" or not attempt or run.end(attempt).has_ended:
+        return
+    beat = last_beat(run.lease_dir, attempt)
+    parts = (read_json(run.start_file(attempt)) or {}).get("micro_batches", 1)
+    known = {"kind": seen.kind, "message": (seen.reason or "").removeprefix(f"{seen.kind}: "), "micro_batches": parts}
+    run.write_exit(attempt, known if beat is None else {**known, "ended_at": timestamp(beat)})
 
 
 def waiting_for_budget(options: LaunchOptions) -> str | None:
@@ -319,13 +338,6 @@ def _label(item: PlannedRun) -> dict[str, str]:
 def _write_record(options: LaunchOptions, todo: Sequence[PlannedRun]) -> None:
     if options.record is not None:
         write_record(options.study_dir, options.record, todo, terminal.tell)
-
-
-def write_task(run: RunDirectory, task: Mapping[str, Any]) -> None:
-    """Write a job's task file, after removing the result and failure of an earlier attempt."""
-    run.result_file.unlink(missing_ok=True)
-    put_failure_aside(run, by_hand=True)
-    write_json(run.task_file, task)
 
 
 @contextlib.contextmanager

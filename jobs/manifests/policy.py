@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
+from seqlm.ends import Limits
 from seqlm.schema import NotNegative, Table, Valid
-from seqlm.state import FailureKind
 
 UNLIMITED = "unlimited"
 
@@ -56,10 +56,10 @@ class Policy(Table):
         for name, value in vars(self).items():
             object.__setattr__(self, name, None if value == UNLIMITED else value)
 
-    def retries(self, kind: FailureKind | None) -> int | None:
-        """Return the retries allowed after failures of this kind: 0 if never retried, ``None`` if unlimited."""
-        limit: int | None = getattr(self, kind) if kind in ("oom", "timeout", "node", "preempted") else 0
-        return limit
+    @property
+    def limits(self) -> Limits:
+        """How often failed runs are tried again."""
+        return Limits.of(self.to_dict())
 
     def with_retries(self, retries: int | None) -> Policy:
         """Return the policy with this value of ``max_stalled_retries``. ``None``: no override."""

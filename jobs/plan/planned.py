@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from jobs.attempt.retry import FREE
 from jobs.plan.estimate import Estimate
 from jobs.spec import RunSpec
 from seqlm.data.corpus import CorpusFacts
 from seqlm.rundir import Observation, RunDirectory
+from seqlm.state import FREE
 
 Action: TypeAlias = Literal["start", "resume", "extend", "skip"]
 """``extend``: the run is done, and this launch requests more epochs."""
@@ -26,8 +26,6 @@ class PlannedRun:
     action: Action
     reason: str | None
     """Why the run is skipped, after which epoch it resumes, or ``40 -> 60`` for the epochs of a run to extend."""
-    by_hand: bool = False
-    """Whether a user takes up a run that failed, was cancelled, or was stopped by a search."""
     facts: CorpusFacts | None = None
     """``None``: its corpus has not been read."""
     estimate: Estimate | None = None
@@ -56,16 +54,14 @@ def plan(
     *,
     has_checkpoint: bool,
     retry: bool,
-    undecided: bool = False,
     before: int | None = None,
 ) -> PlannedRun:
     """Decide what to do with one run, from its observed state. Pure: nothing is read or written.
 
     A run that is running or queued is skipped. A run that is done is extended if more epochs are requested, else
     skipped. A run that a search stopped is skipped, unless ``retry`` is set or more epochs are requested. A run that
-    was cancelled or failed is skipped, unless ``retry`` or ``undecided`` is set or the failure was not the run's own
-    fault (``FREE``). Every other run resumes from its checkpoint, or starts if it has none. ``undecided`` means that
-    the failure may be retried but the launcher exited before it did so.
+    was cancelled or failed is skipped, unless ``retry`` is set, the failure is not final, or it was not the run's own
+    fault (``FREE``). Every other run resumes from its checkpoint, or starts if it has none.
 
     ``before`` is the number of epochs that the latest launch requested; ``None``: there was none. This launch replaces
     it, so a run may also end earlier than planned. A run that has trained more epochs than requested ends where it is.
@@ -91,7 +87,7 @@ def plan(
         elif epochs > gone:
             reason += f" after {gone} epochs; it cannot go on to {epochs}, because its last.pt was deleted"
             reason += f"; move {run.path} away to train it again"
-    elif has_failed and not (retry or undecided or ends_here) and observation.kind not in FREE:
+    elif has_failed and observation.is_final and not (retry or ends_here) and observation.kind not in FREE:
         reason = f"{observation.reason or observation.state}; `retry` starts it again"
     elif was_stopped and not retry and epochs <= before:
         reason = f"{observation.reason}; `retry --kind stopped` lets it go on"
@@ -105,5 +101,4 @@ def plan(
             spec = replace(spec, config=spec.config.with_epochs(max(epochs, gone)))
         elif epochs != before:
             reason = f"{reason or 'in the first epoch'}, for {epochs} epochs instead of {before}"
-    by_hand = was_stopped or (has_failed and (retry or ends_here))
-    return PlannedRun(spec=spec, run=run, observation=observation, action=action, reason=reason, by_hand=by_hand)
+    return PlannedRun(spec=spec, run=run, observation=observation, action=action, reason=reason)

@@ -85,27 +85,22 @@ class Ledger:
 
     def _read(self, folder: Path) -> Hours:
         """Return what one attempt has used. A worker that recorded no end counts until its last sign of life."""
-        workers = [_record(path) for path in listed(folder, "worker*.json")]
-        has_ended = len(workers) >= max((_number(worker.get("ranks")) for worker in workers), default=1)
-        used, signs = [], None
-        for worker in workers:
+        workers = {path.stem.removeprefix("worker"): _record(path) for path in listed(folder, "worker*.json")}
+        has_ended = len(workers) >= max((_number(worker.get("ranks")) for worker in workers.values()), default=1)
+        used, sign = [], None
+        for rank, worker in workers.items():
             hour = Hours(gpu_hours=_number(worker.get("gpus")), core_hours=_number(worker.get("threads"), 1.0))
-            start, end = moment(worker.get("started_at")), moment(worker.get("ended_at"))
+            start, end = moment(worker.get("started_at")), moment(_record(folder / f"end{rank}.json").get("ended_at"))
             if end is None:
                 has_ended, self.rate = False, self.rate + hour
-                signs = signs or [_record(path) for path in _signs_of(folder)]
-                end = last_sign_of(int(folder.name), *signs)
+                sign = sign or last_sign_of(_record(folder / "progress.json"), _record(folder / "exit.json"))
+                end = sign
             if start is not None and end is not None:
                 used.append(hour * (max(0.0, end - start) / 3600))
         amount = total(used)
         if has_ended:
             self._ended[folder] = amount
         return amount
-
-
-def _signs_of(folder: Path) -> tuple[Path, Path, Path]:
-    """Return the files that say when an attempt last lived. Its failure is in the run's folder or in its own."""
-    return folder / "progress.json", folder / "failure.json", folder.parents[1] / "failure.json"
 
 
 def _record(path: Path) -> Mapping[str, Any]:

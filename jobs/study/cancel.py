@@ -91,9 +91,9 @@ def _is_over(one: Cancelled, deadline: float) -> bool:
         one.problem = "marked as cancelled, but its worker has not ended even after SIGKILL"
         return True
     has_launcher = False
-    with contextlib.suppress(FileError):  # then no launcher counts as the one of the run's last job
+    with contextlib.suppress(FileError):  # then no launcher counts as the one that follows the run
         launcher = launcher_of(run.path.parent)
-        has_launcher = launcher is not None and (run.read_job() or {}).get("launcher") == launcher.identity
+        has_launcher = launcher is not None and launcher.serves(run)
     group = group_to_signal(run) if is_locked_here and not has_launcher else None
     if group is not None:
         one.sent.append(SIGNALS[len(one.sent)])

@@ -24,7 +24,7 @@ from seqlm.files import make_directory, read_json, sweep_beside, write_json
 from seqlm.locks import exclusive_lock, is_locked, read_lock_holder
 from seqlm.model_files import read_model_files
 from seqlm.processes import is_alive
-from seqlm.reading import exists, is_file, is_folder, listed
+from seqlm.reading import is_file, is_folder, listed
 from seqlm.requests import Request, Requests
 from seqlm.run_layout import BEHAVIOUR_FOLDER, CANARY_FOLDER, slugify, study_record_file
 from seqlm.rundir import Observation, RunDirectory, require_format
@@ -175,9 +175,9 @@ def _gone_runs(study_dir: Path, plan: StudyPlan, there: Sequence[ObservedRun]) -
 
 def _with_canaries(study_dir: Path, observed: Sequence[ObservedRun]) -> list[ObservedRun]:
     """Return the runs with a failed canary, if there is one, as the reason of those that wait for nothing else."""
-    ended = [run for run in RunDirectory.unordered_in(study_dir / CANARY_FOLDER) if exists(run.failure_file)]
+    canaries = (look_at(run, AtWork()) for run in RunDirectory.unordered_in(study_dir / CANARY_FOLDER))
     found = list(observed)
-    for failed in [one for one in (look_at(run, AtWork()) for run in ended) if one.observation.state == "failed"][:1]:
+    for failed in [one for one in canaries if one.observation.state == "failed"][:1]:
         log = failed.run.stderr_log(max(1, failed.run.last_attempt()))
         reason = f"not started: the canary of {failed.name} failed ({failed.observation.reason}); see {log}"
         for place, one in enumerate(found):
@@ -190,9 +190,15 @@ def observe_run(run: RunDirectory, work: AtWork) -> Observation:
     """Return the state of one run. ``work`` is the result of :func:`at_work` for its study."""
     view, launcher = work.jobs.get(run.id), work.launcher
     if view is None and launcher is not None:
-        is_its = run.id in launcher.waiting or (run.read_job() or {}).get("launcher") == launcher.identity
+        is_its = run.id in launcher.waiting or launcher.serves(run)
         view = View(stage="queued", reason=launcher.waiting.get(run.id, "")) if is_its else None
     return run.observe(view) if work.budget is None else run.observe(view, work.budget.is_spent)
+
+
+def is_over(observation: Observation, work: AtWork) -> bool:
+    """Return whether nobody is known who changes the state of a run. ``work`` is as in :func:`observe_run`."""
+    is_starting = work.launcher is not None and not work.launcher.has_listed
+    return observation.state not in ("queued", "running") and not (is_starting and observation.state == "pending")
 
 
 def look_at(run: RunDirectory, work: AtWork) -> ObservedRun:
@@ -248,8 +254,17 @@ class Launcher:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The launcher as recorded in the ``job.json`` of its runs."""
+        """The launcher as the records of a study name it."""
         return {"pid": self.pid, "host": self.host}
+
+    def serves(self, run: RunDirectory) -> bool:
+        """Return whether it follows the newest attempt of a run.
+
+        Raises:
+            FileError: the record of the attempt cannot be read.
+        """
+        start = read_json(run.start_file(attempt)) if (attempt := run.last_attempt()) else None
+        return (start or {}).get("launcher") == self.identity
 
 
 def this_launcher() -> dict[str, Any]:
@@ -280,10 +295,6 @@ class AtWork:
     """Run id -> its job, for the runs that have a job and neither a result nor a failure."""
     budget: KeptBudget | None = field(default=None, compare=False)
     """The study's budget, read when it is needed. ``None``: no run waits for it."""
-
-    def may_change(self, run_id: str) -> bool:
-        """Return whether a launcher or a scheduler may still start or retry a run."""
-        return self.launcher is not None or (run_id in self.jobs and self.jobs[run_id].may_run)
 
 
 def at_work(study_dir: Path, scheduler: Scheduler | None = None, ids: Collection[str] | None = None) -> AtWork:

@@ -14,8 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from jobs.study.finality import FinalityTracker
-from jobs.study.folder import ObservedRun, at_work, observe_run
+from jobs.study.folder import ObservedRun, at_work, is_over, observe_run
 from jobs.study.squeue import Scheduler
 from seqlm.errors import printable
 from seqlm.reading import LARGEST_HASHED, open_regular
@@ -57,12 +56,11 @@ def follow_logs(run: ObservedRun, lines: int) -> None:
     """Print the log of a run as it grows, across attempts, until the state of the run is final."""
     attempt = 0
     positions: dict[Path, int] = {}
-    finality = FinalityTracker()
     scheduler = Scheduler()
     while True:
         newest = run.run.last_attempt()
         work = at_work(run.run.path.parent, scheduler, [run.run.id])
-        over = finality.is_over(run.run.id, observe_run(run.run, work), work)
+        over = is_over(observe_run(run.run, work), work)
         if newest > attempt:
             attempt = newest
             _, positions = _print_tails(run, attempt, lines, sys.stdout)

@@ -11,10 +11,10 @@ import socket
 from typing import Any
 
 import seqlm
-from jobs.attempt.retry import timestamp
 from jobs.spec import RunSpec
 from jobs.study.kept_code import Code
 from seqlm import machine
+from seqlm.ends import timestamp
 
 PACKAGES = ("torch", "pandas", "matplotlib", "ray", "tokenizers")
 """Packages whose versions are recorded if they are installed."""

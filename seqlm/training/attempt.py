@@ -13,13 +13,13 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any, final
 
 import torch
 
+from seqlm.ends import timestamp
 from seqlm.environment import ATTEMPT, GPU_SHARE, MICRO_BATCHES, NODE
 from seqlm.errors import (
     EXIT_BUSY,
@@ -30,7 +30,6 @@ from seqlm.errors import (
     FileError,
     LeaseLostError,
     RunBusyError,
-    SeqlmError,
     is_storage_failure,
 )
 from seqlm.files import Guard, make_directory, unguarded, write_json
@@ -92,10 +91,10 @@ def attempt_number(run: RunDirectory, env: Mapping[str, str]) -> int:
 def make_attempt(run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal, work: Callable[[Guard], object]) -> int:
     """Own the folder, record where this runs, do ``work``; returns the exit code and raises nothing.
 
-    ``work`` is given a guard, to be called before each file is put in place. In a folder that is done there is no work,
-    code 0. Errors are reported on stderr and in ``failure.json``, except for a signal, for a cancellation, and for a
-    folder that another worker owns. Only then is a process group left that ``work`` has
-    joined: other ranks that notice it find the failure written.
+    ``work`` is given a guard, to be called before each file that is put in place. In a folder that is done there is no
+    work, code 0. How this rank ended is in ``end.json`` of the attempt, except where another worker owns the folder;
+    errors are reported on stderr as well. Only then is a process group left that ``work`` has joined: other ranks that
+    notice it find the record written.
     """
     try:
         return _make_attempt(run, rank, attempt, stop, work)
@@ -114,44 +113,71 @@ def _leave(leave: Callable[[], None]) -> None:
 def _make_attempt(
     run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal, work: Callable[[Guard], object]
 ) -> int:
-    guard = unguarded
     try:
         with _ownership(run, rank, attempt, stop) as guard:
-            if run.is_done():
-                print("this run is done; nothing to do")
-                return 0
-            if (stopped := run.read_stopped()) is not None:
-                print(stopped_reason(stopped))
-                return EXIT_RUNG
-            with recorded(run, rank, attempt, guard):
-                work(guard)
+            return _as_owner(run, rank, attempt, stop, work, guard)
     except (RunBusyError, LeaseLostError) as error:
         tell(f"error: {error}")
         return EXIT_BUSY
     except StopRequested:
-        _leave(leave_group)  # all ranks stop after the same step; an abort could break the last gathering of another
         tell(STOPPED)
         return EXIT_STOPPED
+    except Exception as error:
+        return _failed(run, rank, attempt, error, unguarded)
+
+
+def _as_owner(
+    run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal, work: Callable[[Guard], object], guard: Guard
+) -> int:
+    if run.is_done():
+        print("this run is done; nothing to do")
+        return 0
+    if (stopped := run.read_stopped()) is not None:
+        print(stopped_reason(stopped))
+        return EXIT_RUNG
+    record_start(run, rank, attempt, guard)
+    try:
+        work(guard)
+    except LeaseLostError:
+        raise
     except LeftAtRungError as left:
         _leave(leave_group)  # all ranks leave after the same collective operation
         print(left)
+        _write_end(run, rank, attempt, {"outcome": "rung"}, guard)
         return EXIT_RUNG
     except Exception as error:
-        if stop.received and not is_storage_failure(
-            error
-        ):  # the other ranks left first, so that a collective operation of this one failed
-            tell(STOPPED)
-            return EXIT_STOPPED
-        tell(failure_text(error))
-        try:
-            run.write_failure_once(describe_failure(error, rank=rank.index, attempt=attempt), guard=guard)
-        except LeaseLostError as lost:
-            tell(f"error: {lost}")
-            return EXIT_BUSY
-        except SeqlmError as unwritable:
-            tell(f"error: {unwritable}")
-        return EXIT_STORAGE if is_storage_failure(error) else EXIT_FAILED
+        # The other ranks may have left first, so that a collective operation of this one failed.
+        if not isinstance(error, StopRequested) and (not stop.received or is_storage_failure(error)):
+            return _failed(run, rank, attempt, error, guard)
+        if isinstance(error, StopRequested):
+            _leave(
+                leave_group
+            )  # all ranks stop after the same step; an abort could break the last gathering of another
+        tell(STOPPED)
+        _write_end(run, rank, attempt, {"outcome": "interrupted"}, guard)
+        return EXIT_STOPPED
+    _write_end(run, rank, attempt, {"outcome": "done"}, guard)
     return 0
+
+
+def _failed(run: RunDirectory, rank: Rank, attempt: int, error: Exception, guard: Guard) -> int:
+    tell(failure_text(error))
+    is_told = _write_end(run, rank, attempt, describe_failure(error, rank=rank.index), guard)
+    return EXIT_FAILED if is_told and not is_storage_failure(error) else EXIT_STORAGE
+
+
+def _write_end(run: RunDirectory, rank: Rank, attempt: int, record: Mapping[str, Any], guard: Guard) -> bool:
+    """Write how this rank ended, and return whether that is written. Whoever waits for it sees at least its exit code.
+
+    Raises:
+        LeaseLostError: the run belongs to another worker by now.
+    """
+    try:
+        run.write_end(attempt, rank.index, record, guard=guard)
+    except FileError as unwritable:
+        tell(f"error: {unwritable}")
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -186,13 +212,12 @@ def _ownership(run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal) ->
             yield lease.check
 
 
-@contextlib.contextmanager
-def recorded(run: RunDirectory, rank: Rank, attempt: int, guard: Guard = unguarded) -> Iterator[None]:
-    """Keep the record of this rank while the block runs; at the end it gets ``ended_at``, and ``outcome``.
+def record_start(run: RunDirectory, rank: Rank, attempt: int, guard: Guard = unguarded) -> None:
+    """Write where and with what this rank runs: ``worker.json`` in the attempt's folder, of others ``worker-N.json``.
 
-    It says where and with what the rank runs: ``worker.json`` in the attempt's folder, of other ranks
-    ``worker-N.json``. A worker that is killed leaves no ``ended_at``: its launcher then writes ``failure.json``, which
-    has a time.
+    Raises:
+        FileError: it cannot be written.
+        LeaseLostError: ``guard`` says that the run belongs to another worker by now.
     """
     make_directory(run.attempt_dir(attempt))
     record: dict[str, Any] = {
@@ -212,25 +237,6 @@ def recorded(run: RunDirectory, rank: Rank, attempt: int, guard: Guard = unguard
         "code": str(Path(__file__).parents[2]),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "started_at": _now(),
+        "started_at": timestamp(),
     }
-    file = run.worker_file(attempt, rank.index)
-    write_json(file, record, guard=guard)
-    outcome = "failed"
-    try:
-        yield
-        outcome = "done"
-    except StopRequested:
-        outcome = "interrupted"
-        raise
-    except LeftAtRungError:
-        outcome = "rung"
-        raise
-    finally:
-        # An earlier write has reported a full disk; a worker that has lost its run writes nothing.
-        with contextlib.suppress(FileError, LeaseLostError):
-            write_json(file, {**record, "ended_at": _now(), "outcome": outcome}, sync=False, guard=guard)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(run.worker_file(attempt, rank.index), record, guard=guard)

@@ -1,4 +1,4 @@
-"""What went wrong, as ``failure.json`` tells it. Classified inside the worker, since schedulers cannot tell."""
+"""What went wrong, as a rank records it at its end. Classified inside the worker, since schedulers cannot tell."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import errno
 import os
 import sys
 import traceback
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from seqlm import machine
-from seqlm.environment import MICRO_BATCHES
+from seqlm.environment import MICRO_BATCHES, NODE
 from seqlm.errors import DivergedError, ModelError, SeqlmError, is_storage_failure
 from seqlm.state import FailureKind
 
@@ -129,8 +128,8 @@ def _says(error: BaseException, signs: tuple[str, ...]) -> bool:
     return any(sign in text for sign in signs)
 
 
-def describe_failure(error: BaseException, *, rank: int, attempt: int) -> dict[str, Any]:
-    """The content of ``failure.json``: kind, a line for a person, where it happened, in how small parts of a step."""
+def describe_failure(error: BaseException, *, rank: int) -> dict[str, Any]:
+    """Return what a rank records of its failure: kind, a line for a person, where it happened, ..."""
     kind = failure_kind(error)
     error = failed_allocation(error) or error
     frames = traceback.extract_tb(error.__traceback__)
@@ -138,18 +137,19 @@ def describe_failure(error: BaseException, *, rank: int, attempt: int) -> dict[s
     message = str(error).strip() or type(error).__name__
     if not isinstance(error, SeqlmError):
         message = f"{type(error).__name__}: {message}"
-    if kind != "oom" and _is_peer_lost(error):
+    peer_lost = kind != "oom" and _is_peer_lost(error)
+    if peer_lost:
         message = f"rank {rank} lost another rank of the run, which ended or whose machine is gone ({message})"
     if kind == "node" and _may_be_of_a_neighbour(error):
         message = f"this run, or another one on its GPU under MPS, had a fault ({message})"
     return {
+        "outcome": "failed",
         "kind": kind,
         "message": message.splitlines()[0][:300],
         "where": where,
-        "rank": rank,
-        "attempt": attempt,
+        "peer_lost": peer_lost,
+        "node": (NODE.read() or None) if kind == "node" and not peer_lost else None,
         "micro_batches": MICRO_BATCHES.read(),
-        "failed_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 

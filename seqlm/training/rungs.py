@@ -20,7 +20,7 @@ def always_goes_on(finished: int, until_written: Callable[[], None]) -> None:
     """Let a run go on that belongs to no search."""
 
 
-def at_rungs(search: Search | None, run: RunDirectory, rank: Rank, guard: Guard) -> BeforeEpoch:
+def at_rungs(search: Search | None, run: RunDirectory, rank: Rank, attempt: int, guard: Guard) -> BeforeEpoch:
     """Return what ends a training at a rung with :class:`LeftAtRungError` unless the run is to go on.
 
     A run whose decision is recorded does what the record says. Else the first rank decides.
@@ -34,7 +34,7 @@ def at_rungs(search: Search | None, run: RunDirectory, rank: Rank, guard: Guard)
         reason = None
         if rank.is_first:
             until_written()
-            if decide(run, search, finished, guard=guard) == "stopped":
+            if decide(run, search, finished, attempt, guard=guard) == "stopped":
                 reason = stopped_reason(run.read_stopped() or {})
         reason = rank.from_first(reason)
         if reason is not None:

@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         with gpu_share(rank, os.environ), process_group(rank):
             trainer = Trainer(config, corpus, rank=rank, attempt=attempt, micro_batches=parts, model_dir=run.model_dir)
             if steps is None:
-                train(trainer, run, stop=stop, before_epoch=at_rungs(search, run, rank, guard), guard=guard)
+                train(trainer, run, stop=stop, before_epoch=at_rungs(search, run, rank, attempt, guard), guard=guard)
             else:
                 run_canary(trainer, run, steps, stop=stop, guard=guard)
 

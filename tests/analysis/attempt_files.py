@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from seqlm.files import write_json
+from seqlm.files import make_directory, read_json, write_json
 from seqlm.rundir import RunDirectory
 
 ORIGIN = datetime(2026, 3, 1, 9, 0, tzinfo=UTC).timestamp()
@@ -43,11 +43,12 @@ def write_attempt(
         }
         if start is not None:
             record["started_at"] = at(start)
-        if end is not None:
-            record["ended_at"] = at(end)
-        if outcome is not None:
-            record["outcome"] = outcome
         write_json(run.worker_file(attempt, rank), record)
+        before = read_json(run.end_file(attempt, rank)) or {}
+        run.end_file(attempt, rank).unlink(missing_ok=True)
+        if end is not None:
+            how = before if before.get("kind") else {"outcome": outcome}
+            write_json(run.end_file(attempt, rank), {"rank": rank, **how, "ended_at": at(end)})
     if alive is not None:
         write_json(run.progress_file(attempt), {"epoch": 0, "updated_at": at(alive)})
 
@@ -55,6 +56,7 @@ def write_attempt(
 def write_job(
     run: RunDirectory, attempt: int, *, backend: str = "local", ranks: int = 1, cpus: int = 2, gpus: float = 0.0
 ) -> None:
-    """``job.json`` of the newest launch; cores and GPUs are those of a rank."""
+    """``start.json`` of an attempt; cores and GPUs are those of a rank."""
     resources = {"ranks": ranks, "cpus": cpus, "gpus": gpus, "priority": 0}
-    write_json(run.job_file, {"backend": backend, "job_id": "4711", "resources": resources, "attempt": attempt})
+    make_directory(run.attempt_dir(attempt))
+    write_json(run.start_file(attempt), {"backend": backend, "job_id": "4711", "resources": resources})

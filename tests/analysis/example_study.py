@@ -65,9 +65,9 @@ def _add_attempt(run: RunDirectory, place: int) -> None:
         "device": "NVIDIA H100 80GB HBM3",
         "gpu": str(place % 2),
         "started_at": started.isoformat(),
-        "ended_at": (started + timedelta(seconds=45)).isoformat(),
     }
     write_json(run.worker_file(1), worker)
+    write_json(run.end_file(1), {"rank": 0, "ended_at": (started + timedelta(seconds=45)).isoformat()})
 
 
 def _add_checkpoint(run: RunDirectory) -> None:

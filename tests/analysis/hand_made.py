@@ -11,6 +11,7 @@ from seqlm.config import RunConfig
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
 from tests.analysis.synthetic import make_provenance, make_result
+from tests.facts import fail
 
 OPTIM_KEYS = "lr schedule decay flat_epochs decay_epochs warmup_steps weight_decay momentum nesterov"
 
@@ -72,7 +73,7 @@ def add_run(
         run.attempt_dir(1).mkdir(parents=True)
         write_json(run.worker_file(1), {"rank": 0, "ranks": 1, "device": device, "gpu": None, "threads": 2})
     if failure is not None:
-        write_json(run.failure_file, {"kind": failure, "message": f"it ended by {failure}", "where": "worker.py:1"})
+        fail(run, {"kind": failure, "message": f"it ended by {failure}", "where": "worker.py:1"})
     elif done:
         write_json(run.result_file, {**result_of(records), **(result or {})})
     return run

@@ -9,6 +9,7 @@ from typing import Any
 
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
+from tests import facts
 from tests.analysis.attempt_files import at, write_attempt, write_job
 from tests.analysis.hand_made import add_run
 
@@ -20,7 +21,7 @@ def stop(run: RunDirectory, rung: int, value: float, *, rank: int, of: int, cut:
     """Stop a run as the worker does."""
     goes_on = math.ceil(0.34 * of)
     evidence = {"metric": "val_ppl", "rung": rung, "value": value, "rank": rank, "of": of, "keep": 0.34}
-    write_json(run.stopped_file, {**evidence, "goes_on": goes_on, "cut": cut, "min_runs": 3, "at": at(0)})
+    facts.stop(run, {**evidence, "goes_on": goes_on, "cut": cut, "min_runs": 3, "at": at(0)})
 
 
 def make_search(study_dir: Path, *, each: int = 9, epochs: int = 12, rule: dict[str, Any] | None = None) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 from seqlm.config import RunConfig
 from seqlm.files import write_json, write_json_lines, write_text
 from seqlm.rundir import RunDirectory
+from tests import facts
 
 PUBLISHED = [
     # name, arch, optimizer, lr, batch, hidden, layers, keep, first val_ppl, best val_ppl, best train_ppl, s/epoch
@@ -79,8 +80,8 @@ def make_run(
 
 
 def fail(run: RunDirectory, kind: str, message: str) -> None:
-    """End a run with ``failure.json`` and a log."""
-    write_json(run.failure_file, {"kind": kind, "message": message, "where": "trainer.py:163 in train_epoch"})
+    """End a run with a failure and a log."""
+    facts.fail(run, {"kind": kind, "message": message, "where": "trainer.py:163 in train_epoch"})
     lines = [f"epoch 7/40  step {100 * step}/1327  ppl {300 + step * step:.2f}" for step in range(1, 20)]
     write_text(run.stderr_log(1), "\n".join([*lines, f"error: {message}"]) + "\n")
 

@@ -255,5 +255,3 @@ def test_each_end_of_an_extended_run_is_an_attempt_that_is_done(tmp_path: Path) 
     rows = load_study(tmp_path).attempts
     assert rows["outcome"].tolist() == ["done", "done"]
     assert rows["epochs"].tolist() == [2, 2]
-    write_attempt(run, 1, start=0, end=30)  # of an earlier version, whose records do not say
-    assert load_study(tmp_path).attempts["outcome"].tolist() == ["interrupted", "done"]

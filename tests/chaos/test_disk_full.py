@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from seqlm.training.failure import failure_kind
 from tests import commands
 from tests.chaos.disk import Disk, may_mount
 from tests.crawl import Crawl
+from tests.facts import failure_of
 from tests.outcome import Outcome, outcome
 from tests.test_launch import epochs_of
 from tests.training.studies import Attempt, make_config, make_run, write_text
@@ -103,7 +103,7 @@ def test_a_full_disk_stops_a_run_which_goes_on_bit_for_bit_when_there_is_room(
     assert line.startswith("error: cannot write"), stderr
     assert "No space left on device" in line or "the disk is full" in line
     try:
-        failure = json.loads(run.failure_file.read_text())
+        failure = failure_of(run) or {}
     except FileNotFoundError:
         pass  # there is no room for it: the line has to do
     else:
@@ -128,7 +128,7 @@ def test_a_folder_that_becomes_read_only_stops_a_run_which_goes_on_bit_for_bit_w
     stderr = break_while_it_trains(run, text, lambda: disk.make_read_only(run.path))
     assert "Read-only file system" in stderr
     assert "Traceback" not in stderr
-    assert not run.failure_file.exists(), "it cannot be written, so that stderr has to say it"
+    assert failure_of(run) is None, "it cannot be written, so that stderr has to say it"
     again = start(run, text)
     _, stderr = commands.finish(again)
     assert again.returncode == EXIT_STORAGE

@@ -27,18 +27,9 @@ RUN_FILES = {
     "config_file": ("launcher", "The resolved configuration: the run's identity, and how far it is to go."),
     "tokenizer_file": ("launcher", "The tokenizer that the run was launched with. Only runs with `data.tokenizer`."),
     "provenance_file": ("launcher", "Commit, versions, host, devices, and the command that launches this run."),
-    "job_file": ("launcher", "Backend, job and command line of the latest attempt."),
     "metrics_file": ("worker", "One object for each finished epoch."),
     "result_file": ("worker", "The numbers of a run that has gone as far as it was asked to."),
-    "failure_file": ("worker or launcher", "How the run failed: kind and message."),
-    "rungs_file": (
-        "worker, launcher or job",
-        "What a search has decided about the run at each rung, with the evidence.",
-    ),
-    "stopped_file": (
-        "worker, launcher or job",
-        "Why a search stopped the run. `retry --kind stopped` moves its content to `rungs.json`.",
-    ),
+    "rung_file": ("worker", "What a search has decided about the run at a rung, with the evidence."),
     "model_dir": ("launcher", "The files of the user's own model, as they were at the launch. Other runs have none."),
     "canary_file": ("worker", "What a canary has measured. Only folders in `canary/` have it."),
     "task_file": ("launcher", "What a behaviour job has to compute. Only folders in `behaviour/` have it."),
@@ -51,6 +42,9 @@ RUN_FILES = {
     "worker_lock_file": ("worker", "Locked while a worker trains the run. It names the process."),
     "lease_dir": ("worker", "One file for each worker that owned the run; the highest number is the owner."),
     "attempt_dir": ("worker", "Folder of an attempt, numbered from 1."),
+    "start_file": ("launcher or job", "Who follows the attempt, and with what it starts."),
+    "end_file": ("worker", "How a rank ended, in its own words; `end-1.json` is that of the second."),
+    "exit_file": ("launcher or job", "How the attempt ended, as seen from outside, if that adds something."),
     "stdout_log": ("worker", "What the ranks of the attempt print. `logs` shows it."),
     "stderr_log": ("worker", "What they print on stderr."),
     "worker_file": ("worker", "Host, devices and versions of a rank; `worker-1.json` is that of the second."),
@@ -100,6 +94,15 @@ STOPPED: Meanings = {
     "min_runs": ("number", "no run is stopped before this number of runs has reached the rung"),
     "at": ("text", "time of the decision, ISO 8601"),
 }
+ENDED: Meanings = {
+    "ended_at": ("text", "time, ISO 8601"),
+    "kind": ("text or null", f"of a failure: one of {_KINDS} ([failures](../explanation/failures.md))"),
+    "message": ("text", "one line for a person"),
+    "where": ("text", "place in the code, or who wrote the record"),
+    "micro_batches": ("number", "parts of a step in that attempt"),
+    "node": ("text or null", "node that failed, if that is known"),
+    "progress": ("list", "finished epochs, and steps of the next one, that were saved"),
+}
 POLICY = "[`[policy]`](manifest.md#policy) of the manifest"
 FIELDS: dict[str, Meanings] = {
     "study.json": {
@@ -136,17 +139,6 @@ FIELDS: dict[str, Meanings] = {
         "resources": "the run's `[resources]`",
         "data": "path of the text",
     },
-    "job.json": {
-        "backend": "`local`, `ray` or `slurm`",
-        "job_id": "process, Ray placement group, or SLURM job",
-        "launcher": "process and host of the launcher",
-        "resources": "what the attempt was given: ranks, cores, GPUs",
-        "attempt": "number of the attempt, from 1",
-        "micro_batches": "parts of a step, more than 1 after the run was short of memory",
-        "argv": "command line of the worker",
-        "code": "folder of its code",
-        "submitted_at": "time of the start or submission",
-    },
     "metrics.jsonl": {
         name: meaning.text + (f" ({meaning.unit})" if meaning.unit else "")
         for name, meaning in EPOCHS.items()
@@ -177,23 +169,34 @@ FIELDS: dict[str, Meanings] = {
         "corpus_sha256": "digest of the text",
         "finished_at": "end of the run, ISO 8601",
     },
-    "failure.json": {
-        "kind": ("text", f"one of {_KINDS} ([failures](../explanation/failures.md))"),
-        "message": ("text", "one line for a person"),
-        "where": ("text", "place in the code, or who wrote the record"),
-        "rank": ("number", "rank that failed; in a worker's own record"),
-        "attempt": ("number", "attempt that failed"),
-        "micro_batches": ("number", "parts of a step in that attempt"),
-        "node": ("text", "node that failed, if that is known"),
-        "failed_at": ("text", "time of the failure, ISO 8601; missing if nobody saw it"),
-        "stands": ("boolean", "true: the run is not retried by itself"),
-        "retried": ("text", "in `attempts/N/failure.json`: how the run was retried"),
-        "progress": ("list", "in `attempts/N/failure.json`: epoch and step that the run had reached"),
+    "attempts/0001/start.json": {
+        "request": ("number or null", "request of the study that the attempt serves"),
+        "backend": ("text", "`local`, `ray` or `slurm`"),
+        "job_id": ("text or null", "SLURM job"),
+        "node": ("text or null", "node of all ranks, if a scheduler gave one"),
+        "restart": ("text or null", "how often SLURM has restarted the job"),
+        "launcher": ("object", "process and host of who follows the attempt"),
+        "resources": ("object", "what the attempt was given: ranks, cores, GPUs"),
+        "micro_batches": ("number", "parts of a step, more than 1 after the run was short of memory"),
+        "argv": ("list", "command line of the worker"),
+        "code": ("text", "folder of its code"),
+        "started_at": ("text", "time, ISO 8601"),
     },
-    "stopped.json": STOPPED,
-    "rungs.json": {
-        "*.decision": ("text", "the keys are rungs: `goes on`, `waits`, or `by hand` for a run that a user let go on"),
-        **{f"*.{name}": meaning for name, meaning in STOPPED.items()},
+    "attempts/0001/end.json": {
+        "rank": ("number", "number of the rank, from 0"),
+        "outcome": ("text", "`done`, `rung` (left at a rung of a search), `interrupted` (asked to stop) or `failed`"),
+        **ENDED,
+        "peer_lost": ("boolean", "of a failure: whether the rank only lost another one"),
+    },
+    "attempts/0001/exit.json": {
+        **ENDED,
+        "exit_code": ("number", "exit code of the rank that explains the others; negative: the signal that killed it"),
+        "stands": ("boolean", "true: whoever followed the attempt has given the run up"),
+    },
+    "rung-3.json": {
+        "decision": ("text", "`goes on` or `stopped`; a later request lets a stopped run go on"),
+        **STOPPED,
+        "attempt": ("number", "attempt that decided"),
     },
     "canary.json": {
         "steps": ("number", "training steps"),
@@ -242,8 +245,6 @@ FIELDS: dict[str, Meanings] = {
         "python": "version of Python",
         "torch": "version of PyTorch",
         "started_at": "start, ISO 8601",
-        "ended_at": "end, ISO 8601; missing if the attempt was cut off",
-        "outcome": ("text", "`done`, `rung` (left at a rung of a search), `interrupted` (asked to stop) or `failed`"),
     },
     "lease/000001.json": {
         "generation": "number of the owner; the highest owns the run",

@@ -23,6 +23,7 @@ from tests import commands, hostile, searches, warm
 from tests.chaos.study import processes
 from tests.check_model.faulty import use_own_model
 from tests.crawl import Crawl
+from tests.facts import start_of
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.slurm.real import require_slurm
 from tests.test_launch import epochs_of, read_soon, worker_pid
@@ -291,7 +292,7 @@ def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change
     again = study("retry", "small", "--kind", "cancelled", "--json")
     assert again.returncode == 0, again.stderr
     assert epochs_of(cancelled) == list(range(12))
-    assert (cancelled.read_job() or {})["backend"] == "slurm", "where it was before, without a manifest"
+    assert start_of(cancelled)["backend"] == "slurm", "where it was before, without a manifest"
 
 
 def test_a_job_that_is_held_or_suspended_goes_on_where_it_was(cluster: LoopbackCluster, tmp_path: Path) -> None:
@@ -416,7 +417,7 @@ def test_a_study_stops_at_its_budget_then_goes_from_slurm_to_this_machine_and_ba
     there = study("retry", "small", "--backend", "slurm")
     assert there.returncode == 0, there.stderr
     assert {run.id for run in study.runs()} == ids
-    assert [(run.read_job() or {})["backend"] for run in study.runs()] == ["local", "slurm"]
+    assert [start_of(run)["backend"] for run in study.runs()] == ["local", "slurm"]
     for run, before in zip((first, second), attempts, strict=True):
         assert epochs_of(run) == list(range(12))
         assert run.last_attempt() == before + 2

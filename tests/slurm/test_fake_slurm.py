@@ -13,18 +13,19 @@ import pytest
 
 import launch
 from analysis.study.study import load_study
-from jobs.attempt.retry import history, micro_batches
+from jobs.attempt.attempt import micro_batches
 from jobs.cli.arguments import EXIT_RUN_FAILED
 from jobs.cli.progress import Watcher
 from jobs.manifests.policy import Policy
 from jobs.study.budget import Hours, Ledger
 from jobs.study.squeue import Scheduler
-from seqlm.files import read_json, write_json
+from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
 from slurm.plan import JobPlan
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
 from tests.analysis.attempt_files import ORIGIN, at, write_attempt
+from tests.facts import fail
 from tests.fake_slurm import FakeSlurm
 from tests.fake_slurm.room import NODES
 from tests.slurm.real import require_slurm
@@ -195,8 +196,7 @@ def test_retry_goes_by_the_policy_of_the_manifest_and_by_what_the_run_needed(fak
     more = ["--backend", "slurm", "--no-wait", "--live-code", "--runs-dir", str(tmp_path)]
     assert launch.main(["run", str(manifest), *more, "--set", "policy.timeout=2"]) == 0
     (run,) = runs_in(tmp_path / "s")
-    run.attempt_dir(1).mkdir(parents=True)
-    run.write_failure_once({"kind": "oom", "message": "no memory", "attempt": 1, "stands": True})
+    fail(run, {"kind": "oom", "message": "no memory", "stands": True})
     assert launch.main(["run", str(manifest), *more]) == 0
     assert list(fake.states()) == ["1_0"], "a failure that stands is for a person to retry"
     assert launch.main(["run", str(manifest), *more, "--set", "policy.timeout=2"]) == 0
@@ -207,7 +207,7 @@ def test_retry_goes_by_the_policy_of_the_manifest_and_by_what_the_run_needed(fak
     told = JobPlan.read(tmp_path / "s" / "launches" / "000002" / "plan.json")
     assert told.policy == Policy(oom=1, checkpoint_min=3, timeout=2, max_stalled_retries=4)
     assert micro_batches(run, batch_size=20, ranks=1) == 2
-    assert [failed.by_hand for failed in history(run)] == [True]
+    assert run.first_attempt() == 2
 
 
 def test_the_state_of_1000_runs_takes_at_most_two_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,8 +246,7 @@ def test_a_failure_that_only_slurm_knows_of_ends_the_attempt_at_its_last_sign_of
     fake.finish("1", "OUT_OF_MEMORY")  # 63 hours ago, as it were: the attempt's times are of March
     assert launch.main(words) == 0
     assert list(fake.states()) == ["1_0", "2_0"], "the budget is not spent"
-    record = read_json(run.attempt_dir(1) / "failure.json") or {}
-    assert (record["kind"], record["failed_at"]) == ("oom", at(3606))
+    assert (run.end(1).kind, run.end(1).at) == ("oom", at(3606))
     assert Ledger(tmp_path / "s").spent() == Hours(core_hours=2 * 2 * 3606 / 3600)
     assert load_study(tmp_path / "s").attempts["seconds"].tolist() == [3606]
 

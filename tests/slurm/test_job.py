@@ -14,13 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.attempt import retry
-from jobs.attempt.retry import history
 from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher
 from jobs.manifests.policy import Policy
 from jobs.spec import Resources
 from jobs.study import budget
+from seqlm import ends
 from seqlm.errors import BackendError
 from seqlm.files import write_json, write_json_lines
 from seqlm.requests import Request, Requests, file_request
@@ -31,6 +30,7 @@ from slurm.job import Signals, run_job, serve
 from slurm.plan import ArrayPlan, JobPlan
 from tests.analysis.attempt_files import write_attempt
 from tests.cancelling import cancel
+from tests.facts import fail
 from tests.slurm.programs import answering, program
 from tests.training.studies import make_config, make_run
 from tests.waiting import wait_for
@@ -50,6 +50,14 @@ signal.signal(signal.SIGTERM, lambda *a: sys.exit(143))
 open(os.path.join(sys.argv[1], "ready"), "w")
 while True: time.sleep(0.02)  # a signal right before one long sleep would be heard after it
 """
+SAY = """
+import json, os, sys
+def say(**record):
+    name = "end.json" if os.environ["RANK"] == "0" else "end-" + os.environ["RANK"] + ".json"
+    path = os.path.join(sys.argv[1], "attempts", os.environ["SEQLM_ATTEMPT"].zfill(4), name)
+    json.dump({"rank": int(os.environ["RANK"]), **record}, open(path, "w"))
+"""
+"""How a rank records its end."""
 ENV = {"SLURM_JOB_ID": "78", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "0", "SLURMD_NODENAME": "n1"}
 
 
@@ -94,7 +102,9 @@ def make(folder: Path, name: str = "run") -> RunDirectory:
 def plan(*runs: RunDirectory, program: str = TELL, **changes: object) -> JobPlan:
     """A submission of one job with these runs."""
     study_dir = runs[0].path.parent
-    request = file_request(study_dir, {"kind": "run", "backend": "slurm", "runs": {run.id: {} for run in runs}})
+    policy = changes.setdefault("policy", Policy(max_stalled_retries=2)).to_dict()  # type: ignore[attr-defined]
+    wanted = {run.id: {"from_attempt": changes.pop("first", 1)} for run in runs}
+    request = file_request(study_dir, {"kind": "run", "backend": "slurm", "policy": policy, "runs": wanted})
     resources = changes.pop("resources", None) or Resources(cpus=1, gpus=0)
     jobs = (tuple(run.id for run in runs),)
     known: dict[str, object] = {
@@ -105,7 +115,6 @@ def plan(*runs: RunDirectory, program: str = TELL, **changes: object) -> JobPlan
         "env": {},
         "code": Path.cwd(),
         "data": {},
-        "policy": Policy(max_stalled_retries=2),
         "search": None,
         "signal_before_s": 60,
         "exclude": None,
@@ -185,7 +194,7 @@ def test_a_job_without_the_gpu_it_asked_for_says_so(tmp_path: Path) -> None:
 def test_runs_that_are_over_or_that_a_later_request_names_are_left_alone(tmp_path: Path) -> None:
     done, failed, taken, own = (make(tmp_path, name) for name in "abcd")
     write_json(done.result_file, {})
-    failed.write_failure_once({"kind": "diverged", "message": "nan"})
+    fail(failed, {"kind": "diverged", "message": "nan"})
     told = plan(done, failed, taken, own)
     plan(taken)
     work(told)
@@ -197,25 +206,25 @@ def test_a_run_whose_configuration_is_damaged_costs_the_others_of_its_job_nothin
     damaged.config_file.write_text("{")
     work(plan(damaged, other))
     assert other.is_done()
-    assert not damaged.failure_file.exists(), "with its file written again, the run can start"
+    assert damaged.attempts() == [], "with its file written again, the run can start"
 
 
 def test_a_failed_run_is_settled_and_can_be_cancelled_while_others_of_its_job_go_on(tmp_path: Path, room: Path) -> None:
     lost, other = make(tmp_path, "a"), make(tmp_path, "b")
     program = "import os, sys\nif sys.argv[1].endswith('a'): os.kill(os.getpid(), 9)\n" + STOPPABLE
-    seen: list[str] = []
+    seen: list[bool] = []
 
     def cancel_both() -> None:
         wait_for((other.path / "ready").exists, "the other worker to be ready")
-        wait_for((lost.attempt_dir(1) / "failure.json").exists, "the failure to be settled")
-        seen.append(lost.observe().state)
+        wait_for(lost.exit_file(1).exists, "the failure to be settled")
+        seen.append(lost.has_ended())
         cancel(lost, other)
 
     thread = threading.Thread(target=cancel_both)
     thread.start()
     work(plan(lost, other, program=program))
     thread.join()
-    assert seen == ["pending"], "it waits for the next start of the job"
+    assert seen == [False], "it waits for the next start of the job"
     assert calls(room) == [], "nothing of the job is left to do"
 
 
@@ -224,10 +233,10 @@ def test_a_run_with_the_result_of_fewer_epochs_is_worked_at_until_it_has_one_of_
     epochs = run.read_config().train.epochs
     write_json(run.result_file, {"epochs": epochs - 1})
     assert not work(plan(run, program="import sys; sys.exit(1)", policy=Policy(max_stalled_retries=0)))
-    assert (run.read_failure() or {})["kind"] == "code", "its earlier result does not hide that"
-    run.failure_file.unlink()
+    assert run.observe().kind == "code", "its earlier result does not hide that"
     result = f"""'{{"epochs": {epochs}}}'"""
-    assert work(plan(run, program=f"import sys; open(sys.argv[1] + '/result.json', 'w').write({result})"))
+    program = f"import sys; open(sys.argv[1] + '/result.json', 'w').write({result})"
+    assert work(plan(run, program=program, first=2))
     assert run.is_done()
 
 
@@ -238,9 +247,9 @@ def test_before_a_time_limit_the_run_is_saved_and_the_job_put_back(tmp_path: Pat
     assert work(plan(run, program=STOPPABLE), place(**end), signals)
     thread.join()
     assert calls(room) == ["requeue 77_0"]
-    assert not run.failure_file.exists(), "the run itself has not failed"
-    record = json.loads((run.attempt_dir(1) / "failure.json").read_text())
-    assert (record["kind"], record["message"]) == ("timeout", "the job's time limit of 10 min")
+    assert not run.observe().is_final
+    end = run.end(1)
+    assert (end.kind, end.message) == ("timeout", "the job's time limit of 10 min")
 
 
 def test_the_same_signal_long_before_the_limit_is_a_preemption_also_in_a_short_job(tmp_path: Path) -> None:
@@ -249,7 +258,7 @@ def test_the_same_signal_long_before_the_limit_is_a_preemption_also_in_a_short_j
     end = {"SLURM_JOB_END_TIME": str(int(time.time()) + 300)}
     assert work(plan(run, program=STOPPABLE, timeout_min=5), place(**end), signals)
     thread.join()
-    assert json.loads((run.attempt_dir(1) / "failure.json").read_text())["kind"] == "preempted"
+    assert run.end(1).kind == "preempted"
 
 
 def test_limits_without_an_epoch_in_between_come_to_an_end(tmp_path: Path, room: Path) -> None:
@@ -263,9 +272,8 @@ def test_limits_without_an_epoch_in_between_come_to_an_end(tmp_path: Path, room:
         thread.join()
         assert well == (restarts < 2)
     assert calls(room) == ["requeue 77_0", "requeue 77_0", "update JobId=77_0 StartTime=now+5"]
-    failure = run.read_failure() or {}
-    assert failure["kind"] == "timeout"
-    assert failure["message"].endswith("after 2 retries in a row without progress")
+    assert run.observe().kind == "timeout"
+    assert (run.observe().reason or "").endswith("after 2 retries in a row without progress")
 
 
 @pytest.mark.parametrize("clock_behind_s", [300, -300])
@@ -280,7 +288,7 @@ def test_a_time_limit_is_told_from_a_preemption_whatever_the_nodes_clock_says(
     end = {"SLURM_JOB_END_TIME": str(int(now) + left_s)}
     assert work(plan(run, program=STOPPABLE), place(**end), signals)
     thread.join()
-    assert [failed.kind for failed in history(run)] == [kind]
+    assert [failed.kind for failed in run.failures()] == [kind]
 
 
 def test_an_epoch_in_between_counts_as_progress(tmp_path: Path, room: Path) -> None:
@@ -352,7 +360,7 @@ def test_a_job_looks_at_the_budget_before_it_trains_and_while_it_does(
     assert work(told), "nothing has failed"
     thread.join()
     assert calls(room) == [], "the job is not put back"
-    assert not run.failure_file.exists()
+    assert run.observe().state == "pending"
     assert capsys.readouterr().out == "run pending: waits: budget of 4 core hours is spent\n"
     (run.path / "ready").unlink()
     assert work(told)
@@ -370,12 +378,12 @@ def test_a_worker_killed_by_a_signal_is_tried_again_in_a_new_job(tmp_path: Path,
     run = make(tmp_path)
     assert work(plan(run, program="import os; os.kill(os.getpid(), 9)"))
     assert calls(room) == ["requeue 77_0"]
-    record = json.loads((run.attempt_dir(1) / "failure.json").read_text())
-    assert (record["kind"], record["message"]) == (
+    end = run.end(1)
+    assert (end.kind, end.message) == (
         "node",
         "the worker was killed by SIGKILL on n1 (by a person, or by the system when memory ran out)",
     )
-    assert not run.failure_file.exists()
+    assert not run.observe().is_final
 
 
 KILLED = "import os; os.kill(os.getpid(), 9)"
@@ -431,12 +439,9 @@ def test_the_last_node_that_fits_a_job_is_not_excluded(
 
 def test_a_failure_that_the_worker_tells_is_its_nodes(tmp_path: Path) -> None:
     run = make(tmp_path)
-    program = (
-        "import json, sys; json.dump({'kind': 'node', 'message': 'lost another rank'}, "
-        "open(sys.argv[1] + '/failure.json', 'w')); sys.exit(1)"
-    )
+    program = SAY + "say(kind='node', message='lost another rank', peer_lost=True); sys.exit(1)"
     assert work(plan(run, program=program))
-    assert [failed.node for failed in history(run)] == ["n1"]
+    assert [failed.node for failed in run.failures()] == ["n1"]
 
 
 # -- the job's own files ---------------------------------------------------------------------------------------------
@@ -465,7 +470,7 @@ def test_a_file_that_another_host_replaces_is_looked_at_again(
     monkeypatch.setattr(RunDirectory, "is_cancelled", lambda self: False)
     run = make(tmp_path)
     assert work(plan(run, program="import os, time; time.sleep(0.3); os.kill(os.getpid(), 9)"))
-    assert [failed.kind for failed in history(run)] == ["node"]
+    assert [failed.kind for failed in run.failures()] == ["node"]
     assert calls(room) == ["requeue 77_0"]
 
 
@@ -476,9 +481,9 @@ def test_files_that_stay_unreadable_are_a_failure_of_the_node_and_tried_again(
     monkeypatch.setattr("jobs.attempt.supervisor.append_to", stale)
     assert work(plan(run))
     assert calls(room) == ["requeue 77_0"]
-    assert [failed.kind for failed in history(run)] == ["node"], "the next start of the job counts it"
-    record = json.loads((run.attempt_dir(1) / "failure.json").read_text())
-    assert "Stale file handle" in record["message"]
+    assert [failed.kind for failed in run.failures()] == ["node"], "the next start of the job counts it"
+    end = run.end(1)
+    assert "Stale file handle" in end.message
 
 
 def test_a_request_that_stays_unreadable_is_a_failure_of_the_node(
@@ -505,7 +510,7 @@ def test_a_fault_of_the_job_ends_its_workers(tmp_path: Path, room: Path, monkeyp
     with pytest.raises(ValueError, match="a fault"):
         work(plan(run, program=program))
     assert (run.path / "asked").exists()
-    assert (run.read_failure() or {})["kind"] == "code"
+    assert run.observe().kind == "code"
 
 
 def test_a_worker_that_hangs_is_killed_and_tried_again_in_a_new_job(
@@ -515,19 +520,15 @@ def test_a_worker_that_hangs_is_killed_and_tried_again_in_a_new_job(
     run = make(tmp_path)
     assert work(plan(run, program="import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"))
     assert calls(room) == ["requeue 77_0"]
-    record = json.loads((run.attempt_dir(1) / "failure.json").read_text())
-    assert record["kind"] == "node"
-    assert record["message"].startswith("no step for 0.01 min")
-    assert not run.failure_file.exists()
+    end = run.end(1)
+    assert end.kind == "node"
+    assert end.message.startswith("no step for 0.01 min")
+    assert not run.observe().is_final
 
 
 def test_a_failure_of_the_runs_own_stays(tmp_path: Path, room: Path) -> None:
     run = make(tmp_path)
-    program = (
-        "import json, os, sys; json.dump({'kind': 'diverged', 'message': 'nan'}, "
-        "open(os.path.join(sys.argv[1], 'failure.json'), 'w')); sys.exit(1)"
-    )
-    assert not work(plan(run, program=program))
+    assert not work(plan(run, program=SAY + "say(kind='diverged', message='nan'); sys.exit(1)"))
     assert run.observe().kind == "diverged"
     assert calls(room) == []
 
@@ -544,21 +545,21 @@ BUSY = (
 def test_a_run_that_another_worker_holds_is_tried_a_few_times_then_it_holds_no_allocation(
     tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch, busy: int, starts: int, told: list[str]
 ) -> None:
-    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(ends, "FIRST_DELAY_SECONDS", 0.0)
     run = make(tmp_path)
     assert work(plan(run, program=BUSY.format(busy=busy), policy=Policy()))
     assert (run.path / "tries").read_text() == starts * "x"
     assert calls(room)[:1] == told
-    assert not run.failure_file.exists()
+    assert run.failures() == []
 
 
 def test_where_requeueing_fails_the_run_says_so_and_can_be_resumed(tmp_path: Path, room: Path) -> None:
     (room / "down").touch()
     run = make(tmp_path)
     assert not work(plan(run, program="import os; os.kill(os.getpid(), 9)"))
-    failure = run.read_failure() or {}
-    assert failure["kind"] == "node"
-    assert "could not be requeued" in failure["message"]
+    seen = run.observe()
+    assert (seen.kind, seen.is_final) == ("node", True)
+    assert "could not be requeued" in (seen.reason or "")
 
 
 def test_the_interpreter_is_the_jobs_own(tmp_path: Path) -> None:
@@ -568,13 +569,12 @@ def test_the_interpreter_is_the_jobs_own(tmp_path: Path) -> None:
     assert (run.path / "who").read_text() == sys.executable
 
 
-SHORT_OF_MEMORY = """
-import json, os, sys
+SHORT_OF_MEMORY = f"""{SAY}
 parts = int(os.environ["SEQLM_MICRO_BATCHES"])
-failure = {"kind": "oom", "message": "no memory", "attempt": int(os.environ["SEQLM_ATTEMPT"])}
-name, content = ("failure.json", failure) if parts < 4 else ("result.json", {"micro_batches": parts})
-json.dump(content, open(os.path.join(sys.argv[1], name), "w"))
-sys.exit(parts < 4)
+if parts < 4:
+    say(kind="oom", message="no memory", micro_batches=parts)
+    sys.exit(1)
+json.dump({{"micro_batches": parts}}, open(os.path.join(sys.argv[1], "result.json"), "w"))
 """
 
 
@@ -585,18 +585,18 @@ def start_again(told: JobPlan, restarts: int, signals: Signals | None = None, **
 def test_a_run_short_of_memory_goes_on_in_its_job_with_smaller_micro_batches_until_it_fits(
     tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(ends, "FIRST_DELAY_SECONDS", 0.0)
     run = make(tmp_path)
     assert work(plan(run, program=SHORT_OF_MEMORY, policy=Policy()))
     assert run.read_result() == {"micro_batches": 4}
     assert calls(room) == []
-    assert [failed.micro_batches for failed in history(run)] == [1, 2]
+    assert [failed.micro_batches for failed in run.failures()] == [1, 2]
 
 
 def test_a_run_that_never_fits_stands_as_failed_and_says_why(
     tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(ends, "FIRST_DELAY_SECONDS", 0.0)
     run = make(tmp_path)
     told = plan(run, program=SHORT_OF_MEMORY, policy=Policy(oom=1))
     assert not work(told)
@@ -617,23 +617,20 @@ def test_time_limits_are_counted_over_the_life_of_a_run_whatever_was_gained(tmp_
         told = plan(run, program=STOPPABLE, policy=Policy(timeout=1))
         assert start_again(told, restarts, signals, SLURM_JOB_END_TIME=end) == (restarts == 0)
         thread.join()
-    assert (run.read_failure() or {})["message"] == "the job's time limit of 10 min, after 1 retry of this kind"
+    assert run.observe().reason == "timeout: the job's time limit of 10 min, after 1 retry of this kind"
 
 
 def test_a_signal_does_not_make_a_failure_that_is_tried_again_the_last_word(tmp_path: Path, room: Path) -> None:
     """One run of a job has lost its disk while the other goes on, when the whole job is requeued from outside."""
     lost, other = make(tmp_path, "a"), make(tmp_path, "b")
     program = (
-        "import json, os, sys\nif sys.argv[1].endswith('a'):\n    json.dump({'kind': 'node', 'message': 'disk', "
-        "'attempt': int(os.environ['SEQLM_ATTEMPT'])}, open(os.path.join(sys.argv[1], 'failure.json'), 'w'))\n"
-        "    sys.exit(74)\n" + STOPPABLE
+        SAY + "if sys.argv[1].endswith('a'):\n    say(kind='node', message='disk')\n    sys.exit(74)\n" + STOPPABLE
     )
     signals = Signals()
     thread = stop_when_ready(other, signals, warn=False)
     work(plan(lost, other, program=program), signals=signals)
     thread.join()
-    assert not lost.failure_file.exists()
-    assert [failed.kind for failed in history(lost)] == ["node"]
+    assert [failed.kind for failed in lost.failures()] == ["node"]
     assert start_again(plan(lost, other), 1), "both runs are done in the job's next start"
     assert lost.result_file.exists()
     assert "requeue 77_0" not in calls(room), "SLURM itself puts the job back"
@@ -643,18 +640,17 @@ def test_a_signal_does_not_make_a_failure_that_is_tried_again_the_last_word(tmp_
 def test_a_worker_that_could_not_write_its_files_or_its_log_is_requeued(tmp_path: Path, room: Path, code: int) -> None:
     run = make(tmp_path)
     assert work(plan(run, program=f"import sys; sys.exit({code})"))
-    assert json.loads((run.attempt_dir(1) / "failure.json").read_text())["kind"] == "node"
+    assert run.end(1).kind == "node"
     assert calls(room)[-1] == "requeue 77_0"
 
 
 def test_a_failure_that_a_lost_job_could_not_settle_is_taken_up_by_the_next_start(tmp_path: Path) -> None:
     run, stands = make(tmp_path, "a"), make(tmp_path, "b")
-    for made, record in ((run, {"attempt": 1}), (stands, {"attempt": 1, "stands": True})):
-        made.write_failure_once({"kind": "node", "message": "lost", **record})
+    for made, record in ((run, {}), (stands, {"stands": True})):
+        fail(made, {"kind": "node", "message": "lost", **record})
     start_again(plan(run, stands), 1)
     assert run.result_file.exists()
-    assert [failed.kind for failed in history(run)] == ["node"]
-    assert not run.failure_file.exists()
+    assert [failed.kind for failed in run.failures()] == ["node"]
     assert not stands.result_file.exists()
 
 
@@ -662,9 +658,9 @@ def test_a_failure_that_a_lost_job_could_not_settle_is_taken_up_by_the_next_star
 def test_a_worker_that_somebody_else_has_stopped_is_requeued(tmp_path: Path, room: Path, ending: str) -> None:
     run = make(tmp_path)
     assert work(plan(run, program=f"import os, sys; {ending}"))
-    record = json.loads((run.attempt_dir(1) / "failure.json").read_text())
-    assert record["kind"] == "preempted"
-    assert "another process stopped it" in record["message"]
+    end = run.end(1)
+    assert end.kind == "preempted"
+    assert "another process stopped it" in end.message
     assert calls(room) == ["requeue 77_0"]
 
 
@@ -677,8 +673,7 @@ def test_a_signal_to_the_whole_job_that_reaches_its_worker_first_is_the_jobs(
     thread = stop_when_ready(run, signals, warn=False)
     work(plan(run, program=program), signals=signals)
     thread.join()
-    assert history(run) == []
-    assert not run.failure_file.exists()
+    assert run.failures() == []
 
 
 def test_a_worker_killed_for_its_memory_gets_smaller_micro_batches(
@@ -690,7 +685,7 @@ def test_a_worker_killed_for_its_memory_gets_smaller_micro_batches(
     assert start_again(plan(run, program=program), 0)
     assert start_again(plan(run, program=program), 1)
     assert run.result_file.exists()
-    assert [failed.kind for failed in history(run)] == ["oom"]
+    assert [failed.kind for failed in run.failures()] == ["oom"]
 
 
 @pytest.mark.parametrize("victim", ["0", "1"])
@@ -701,12 +696,11 @@ def test_a_rank_killed_for_its_memory_explains_the_ranks_that_lost_it(
     monkeypatch.setattr("jobs.attempt.memory_kills.MemoryKills.explain_one", lambda *_: True)
     run = make(tmp_path)
     program = (
-        f"import json, os, sys\nif os.environ['RANK'] == '{victim}': os.kill(os.getpid(), 9)\n"
-        "json.dump({'kind': 'node', 'message': 'lost another rank', 'attempt': 1}, "
-        "open(sys.argv[1] + '/failure.json', 'w'))\nsys.exit(1)"
+        f"{SAY}\nif os.environ['RANK'] == '{victim}': os.kill(os.getpid(), 9)\n"
+        "say(kind='node', message='lost another rank', peer_lost=True)\nsys.exit(1)"
     )
     work(plan(run, program=program, resources=Resources(ranks=2, cpus=1, gpus=0), policy=Policy(oom=0)))
-    assert (run.read_failure() or {})["kind"] == "oom"
+    assert run.end(1).kind == "oom"
 
 
 def test_a_worker_that_wrote_no_failure_is_explained_by_the_last_line_of_its_log(tmp_path: Path) -> None:
@@ -751,20 +745,17 @@ def test_of_several_nodes_only_one_that_lost_a_rank_is_to_blame(tmp_path: Path, 
     told = plan(run, program=program, resources=TWO, policy=Policy())
     for restarts in range(2):
         assert work_on_two(told, room, restarts=restarts)
-    assert [failed.node for failed in history(run)] == ["n2", "n2"]
+    assert [failed.node for failed in run.failures()] == ["n2", "n2"]
     assert calls(room)[-1] == "update JobId=77_0 StartTime=now+5", "of two nodes none can be spared"
-    record = json.loads((run.attempt_dir(1) / "failure.json").read_text())
-    assert record["message"].startswith("rank 1 was killed by SIGKILL on n2")
+    end = run.end(1)
+    assert end.message.startswith("rank 1 was killed by SIGKILL on n2")
 
 
 def test_a_failure_that_a_rank_tells_on_several_nodes_blames_none(tmp_path: Path, room: Path) -> None:
     run = make(tmp_path)
-    program = (
-        "import json, sys; json.dump({'kind': 'node', 'message': 'lost another rank'}, "
-        "open(sys.argv[1] + '/failure.json', 'w')); sys.exit(1)"
-    )
+    program = SAY + "say(kind='node', message='lost another rank', peer_lost=True); sys.exit(1)"
     assert work_on_two(plan(run, program=program, resources=TWO), room)
-    assert [failed.node for failed in history(run)] == [None]
+    assert [failed.node for failed in run.failures()] == [None]
 
 
 def test_a_rank_on_another_node_that_does_not_notice_a_failure_is_killed(
@@ -773,14 +764,11 @@ def test_a_rank_on_another_node_that_does_not_notice_a_failure_is_killed(
     monkeypatch.setattr("jobs.attempt.supervisor.PEER_GRACE_SECONDS", 0.1)
     run = make(tmp_path)
     program = (
-        "import json, os, sys, time\nif os.environ['RANK'] == '0':\n"
-        "    json.dump({'kind': 'diverged', 'message': 'nan'}, open(sys.argv[1] + '/failure.json', 'w'))\n"
-        "    sys.exit(1)\n"
+        f"{SAY}\nimport time\nif os.environ['RANK'] == '0':\n    say(kind='diverged', message='nan')\n    sys.exit(1)\n"
         "for _ in range(3000): time.sleep(0.02)"  # then it ends well, and the test fails
     )
     assert not work_on_two(plan(run, program=program, resources=TWO), room)
-    assert json.loads((run.attempt_dir(1) / "exit-1.json").read_text())["exit_code"] == -9
-    assert (run.read_failure() or {})["kind"] == "diverged", "the cause stays"
+    assert run.end(1).kind == "diverged", "the cause stays"
 
 
 def test_a_node_that_does_not_answer_is_a_failure_of_the_node(
@@ -792,4 +780,4 @@ def test_a_node_that_does_not_answer_is_a_failure_of_the_node(
         plan(run, program="import sys; sys.exit(1)", resources=TWO),
         place(SLURM_JOB_NUM_NODES="2", CUDA_VISIBLE_DEVICES="0"),
     )
-    assert [failed.kind for failed in history(run)] == ["node"]
+    assert [failed.kind for failed in run.failures()] == ["node"]

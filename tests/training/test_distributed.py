@@ -19,6 +19,7 @@ from seqlm.training.distributed import Rank, process_group, rank_from_environmen
 from seqlm.training.failure import failure_kind
 from tests import commands
 from tests.check_model.faulty import write_model
+from tests.facts import failure_of
 from tests.training.ranks import steps_file, take_steps
 from tests.training.studies import make_config, make_run, write_text
 from tests.waiting import wait_for
@@ -139,7 +140,7 @@ def test_a_rank_whose_peer_does_not_answer_gives_up_after_the_collective_time_li
         for rank in ranks:
             rank.kill()
             commands.finish(rank)
-    failure = run.read_failure()
+    failure = failure_of(run)
     assert failure is not None
     assert failure["kind"] == "node", failure
     assert failure["message"].startswith("rank 0 lost another rank of the run")
@@ -199,7 +200,7 @@ def test_a_rank_that_fails_leaves_at_once_and_its_peer_does_not_wait_for_it(
     ]
     said = [commands.finish(rank)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [1, 1], said
-    failure = run.read_failure()
+    failure = failure_of(run)
     assert failure is not None
     assert (failure["kind"], failure["rank"]) == ("oom", failing), "the peer's words came second"
     assert "Connection closed by peer" in said[1 - failing] or "Connection reset by peer" in said[1 - failing]
@@ -336,6 +337,7 @@ import os, sys, threading, time
 import torch
 import torch.distributed as dist
 from seqlm.training import distributed
+from tests.facts import failure_of
 
 leave, begun, may_end = distributed.leave_group, threading.Event(), threading.Lock()
 may_end.acquire()

@@ -71,7 +71,7 @@ def test_under_mps_a_fault_may_be_that_of_another_run(
     error = RuntimeError(f"CUDA error: {says}")
     assert failure_kind(error) == "code", "no daemon is there"
     (tmp_path / "control").touch()
-    failure = describe_failure(error, rank=0, attempt=1)
+    failure = describe_failure(error, rank=0)
     assert failure["kind"] == "node"
     assert says in failure["message"]
     assert "MPS" in failure["message"]
@@ -79,26 +79,26 @@ def test_under_mps_a_fault_may_be_that_of_another_run(
 
 
 def test_a_failure_tells_in_how_small_parts_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert describe_failure(MemoryError(), rank=0, attempt=1)["micro_batches"] == 1
+    assert describe_failure(MemoryError(), rank=0)["micro_batches"] == 1
     monkeypatch.setenv("SEQLM_MICRO_BATCHES", "4")
-    assert describe_failure(MemoryError(), rank=0, attempt=1)["micro_batches"] == 4
+    assert describe_failure(MemoryError(), rank=0)["micro_batches"] == 4
 
 
 def test_a_failure_is_one_line_with_its_place() -> None:
     try:
         raise ValueError("first line\nsecond line")
     except ValueError as error:
-        failure = describe_failure(error, rank=1, attempt=2)
+        failure = describe_failure(error, rank=1)
         text = failure_text(error)
     assert failure["message"] == "ValueError: first line"
     assert failure["where"].startswith("test_failure.py:")
-    assert (failure["rank"], failure["attempt"]) == (1, 2)
+    assert failure["outcome"] == "failed"
     assert "Traceback" in text, "a fault of the code shows where it lies"
     assert failure_text(DivergedError("the loss is nan")) == "error: the loss is nan"
 
 
 def test_a_lost_rank_is_named_before_the_words_of_the_library() -> None:
-    failure = describe_failure(RuntimeError("Connection reset by peer. GLHF!"), rank=0, attempt=1)
+    failure = describe_failure(RuntimeError("Connection reset by peer. GLHF!"), rank=0)
     assert failure["message"].startswith("rank 0 lost another rank of the run, which ended or whose machine is gone")
 
 
@@ -122,7 +122,7 @@ INVALIDATED = "CUDA error: operation failed due to a previous error during captu
 @pytest.mark.parametrize("how", ["while handling", "from"])
 def test_memory_that_runs_out_in_a_capture_is_named_not_the_capture(how: str) -> None:
     error = raised(NO_MEMORY, RuntimeError(INVALIDATED), how=how)
-    failure = describe_failure(error, rank=0, attempt=1)
+    failure = describe_failure(error, rank=0)
     assert failure["kind"] == "oom"
     assert failure["message"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
     assert failure["where"].endswith(" in raised")
@@ -143,4 +143,4 @@ def test_a_cause_that_is_its_own_cause_has_an_end() -> None:
 
 def test_what_nccl_was_asked_wrongly_is_no_lost_rank() -> None:
     error = torch.distributed.DistBackendError(f"NCCL error in: x.cpp:1, invalid usage {NCCL_SAYS}Usage: duplicate GPU")
-    assert describe_failure(error, rank=0, attempt=1)["message"].startswith("DistBackendError: NCCL error in: x.cpp:1")
+    assert describe_failure(error, rank=0)["message"].startswith("DistBackendError: NCCL error in: x.cpp:1")

@@ -43,7 +43,7 @@ def test_a_whole_card_and_a_processor_have_no_limit(
 def test_a_run_over_its_share_is_short_of_memory_and_names_the_share(limits: list[object]) -> None:
     with pytest.raises(torch.OutOfMemoryError) as caught, gpu_share(ON_GPU, {"SEQLM_GPU_SHARE": "0.25"}):
         raise torch.OutOfMemoryError(NO_MEMORY)
-    failure = describe_failure(caught.value, rank=0, attempt=1)
+    failure = describe_failure(caught.value, rank=0)
     share = "out of memory with its share of 0.25 of NVIDIA H100 80GB HBM3, 20.0 GiB"
     assert failure["kind"] == "oom"
     assert failure["message"] == f"OutOfMemoryError: {share}: {NO_MEMORY}"
@@ -61,7 +61,7 @@ def capture_without_memory() -> None:
 def test_the_share_is_named_when_a_capture_ends_on_a_lack_of_memory(limits: list[object]) -> None:
     with pytest.raises(RuntimeError) as caught, gpu_share(ON_GPU, {"SEQLM_GPU_SHARE": "0.25"}):
         capture_without_memory()
-    failure = describe_failure(caught.value, rank=0, attempt=1)
+    failure = describe_failure(caught.value, rank=0)
     share = "out of memory with its share of 0.25 of NVIDIA H100 80GB HBM3, 20.0 GiB"
     assert (failure["kind"], failure["message"]) == ("oom", f"OutOfMemoryError: {share}: {NO_MEMORY}")
 

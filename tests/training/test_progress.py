@@ -11,7 +11,7 @@ from seqlm.data.corpus import load_corpus
 from seqlm.errors import EXIT_USAGE
 from seqlm.files import read_json
 from seqlm.training import worker
-from seqlm.training.attempt import recorded
+from seqlm.training.attempt import record_start
 from seqlm.training.distributed import Rank
 from seqlm.training.progress import Progress
 from tests.training.studies import Attempt, make_config, make_run, write_text
@@ -112,8 +112,7 @@ def test_the_worker_records_which_gpu_it_sees(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
     monkeypatch.setenv("SEQLM_DEVICE", "cpu")
     run = make_run(tmp_path / "run", make_config())
-    with recorded(run, Rank(), 1):
-        pass
+    record_start(run, Rank(), 1)
     record = read_json(run.attempt_dir(1) / "worker.json") or {}
     assert record["gpu"] == gpu
     assert record["device"]

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from seqlm.errors import EXIT_FAILED, EXIT_RUNG, EXIT_STORAGE, EXIT_USAGE, FileError
+from seqlm.errors import EXIT_RUNG, EXIT_STORAGE, EXIT_USAGE, FileError
 from seqlm.files import write_json_lines
 from seqlm.rundir import RunDirectory
-from seqlm.search import Search, let_go_on
+from seqlm.search import Search
 from seqlm.training import attempt, rungs, worker
+from tests.facts import failure_of, launch_again
 from tests.outcome import outcome
 from tests.training.studies import make_config, make_run, write_text
 
@@ -53,16 +54,16 @@ def test_a_run_that_is_stopped_ends_at_its_rung_and_goes_on_exactly_when_a_user_
     assert train(run, search, monkeypatch) == EXIT_RUNG
     assert "stopped at epoch 1: 3rd of 3, keeps 2" in capsys.readouterr().out
     assert (epochs_of(run), run.observe().state, run.has_checkpoint()) == ([0], "stopped", True)
-    assert not run.failure_file.exists()
+    assert failure_of(run) is None
     assert train(run, search, monkeypatch) == EXIT_RUNG, "it stays stopped if its worker is started again"
     assert epochs_of(run) == [0]
-    let_go_on(run)
+    launch_again(run)
     assert train(run, search, monkeypatch) == EXIT_RUNG
     assert (epochs_of(run), run.observe().reason) == ([0, 1], "stopped at epoch 2: 3rd of 3, keeps 2")
-    let_go_on(run)
+    launch_again(run)
     run.create(more, {})  # as a launch does that asks for more epochs
     assert train(run, search, monkeypatch) == 0
-    assert [entry["decision"] for entry in run.read_rungs().values()] == ["by hand", "by hand"]
+    assert [entry["decision"] for entry in run.read_rungs().values()] == ["stopped", "stopped"]
     assert outcome(run) == outcome(alone)
 
 
@@ -72,7 +73,7 @@ def test_a_run_that_goes_on_ends_as_it_does_alone(study: Path, monkeypatch: pyte
     assert train(run, Search(rungs=(1, 2), min_runs=4), monkeypatch) == 0
     assert train(alone, None, monkeypatch) == 0
     assert outcome(run) == outcome(alone)
-    assert {rung: entry["decision"] for rung, entry in run.read_rungs().items()} == {"1": "goes on", "2": "goes on"}
+    assert {rung: entry["decision"] for rung, entry in run.read_rungs().items()} == {1: "goes on", 2: "goes on"}
 
 
 def test_a_decision_that_could_not_be_made_is_made_by_the_next_attempt_and_no_epoch_is_done_again(
@@ -80,13 +81,12 @@ def test_a_decision_that_could_not_be_made_is_made_by_the_next_attempt_and_no_ep
 ) -> None:
     search, run = Search(rungs=(1, 3)), own(study)
 
-    def fail(*_: object, **__: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise FileError("cannot read the study: Stale file handle")
 
     with monkeypatch.context() as patch:
-        patch.setattr(rungs, "decide", fail)
+        patch.setattr(rungs, "decide", refuse)
         assert train(run, search, monkeypatch) == EXIT_STORAGE
-    run.failure_file.unlink()
     assert epochs_of(run) == [0], "it was saved before"
     before = run.last_checkpoint.read_bytes()
     assert train(run, search, monkeypatch) == EXIT_RUNG
@@ -94,16 +94,12 @@ def test_a_decision_that_could_not_be_made_is_made_by_the_next_attempt_and_no_ep
 
 
 @pytest.mark.slow
-def test_a_wrong_rule_is_an_error_of_its_launcher_and_damage_to_the_records_one_of_the_disk(
+def test_a_wrong_rule_is_an_error_of_its_launcher_and_a_damaged_record_is_made_again(
     study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = own(study)
     monkeypatch.setenv("SEQLM_SEARCH", "[3]")
     assert worker.main([str(run.path)]) == EXIT_USAGE
-    run.stopped_file.write_text("{")
-    assert train(run, Search(rungs=(1,)), monkeypatch) in (EXIT_FAILED, EXIT_STORAGE)
-    assert "stopped.json is damaged" in (run.read_failure() or {})["message"]
-    run.stopped_file.unlink()
-    run.failure_file.unlink()
-    run.rungs_file.write_text("{")
+    run.rung_file(1).write_text("{")
     assert train(run, Search(rungs=(1,), min_runs=4), monkeypatch) == 0, "a lost record of a rung is made again"
+    assert run.read_rungs()[1]["decision"] == "goes on"

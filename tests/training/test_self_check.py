@@ -19,7 +19,6 @@ from seqlm import machine
 from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
 from seqlm.config import Precision, RunConfig
 from seqlm.errors import EXIT_FAILED, BackendError, SelfCheckError
-from seqlm.files import read_json
 from seqlm.models import LanguageModel, fused_recurrent, fused_transformer, output_loss, products, recurrent
 from seqlm.rundir import RunDirectory
 from seqlm.training import self_check, worker
@@ -27,6 +26,7 @@ from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.distributed import Rank
 from seqlm.training.self_check import Case, cases, check_case, check_device
 from seqlm.training.step import TrainingStep
+from tests.facts import failure_of
 from tests.training.graphs import Calls
 from tests.training.studies import make_config, make_run, write_text
 
@@ -440,7 +440,7 @@ def test_a_run_on_a_device_that_computes_wrongly_fails_as_code_with_one_line_and
     plant(monkeypatch, fused_recurrent._FusedGRU, 5, too_small)
     run, code = worker_run(tmp_path, make_config("gru"), monkeypatch)
     assert code == EXIT_FAILED
-    failure = read_json(run.failure_file)
+    failure = failure_of(run)
     assert failure is not None
     assert failure["kind"] == "code"
     assert capsys.readouterr().err == f"error: {failure['message']}\n"

@@ -14,6 +14,7 @@ import pytest
 from seqlm.rundir import RunDirectory
 from tests import commands
 from tests.cancelling import cancel
+from tests.facts import failure_of
 from tests.training.studies import make_config, make_run, write_text
 from tests.waiting import wait_for
 
@@ -109,7 +110,7 @@ def test_a_stopped_worker_is_taken_over_and_once_it_wakes_it_ends_without_changi
     assert said.splitlines()[-1].startswith("error: this run was taken over by pid ")
     assert " on b " in said
     assert hosts.files() == before
-    assert not hosts.run.failure_file.exists()
+    assert failure_of(hosts.run) is None
 
 
 @pytest.mark.parametrize("file", ["best.pt", "last.pt", "metrics.jsonl", "result.json"])
@@ -197,5 +198,5 @@ def test_a_worker_that_somebody_cancels_from_another_host_stops_by_the_mark_alon
     cancel(hosts.run)
     _, said = commands.finish(worker)
     assert worker.returncode == STOPPED, said
-    assert not hosts.run.failure_file.exists()
+    assert failure_of(hosts.run) is None
     assert hosts.run.observe().state == "cancelled"

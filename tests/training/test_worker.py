@@ -23,6 +23,7 @@ from seqlm.rundir import RunDirectory
 from seqlm.training import attempt, distributed, worker
 from seqlm.training.distributed import Rank, process_group
 from seqlm.training.trainer import Trainer
+from tests.facts import failure_of
 from tests.training.studies import make_config, make_run, write_text
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
@@ -42,7 +43,7 @@ def record_of(run: RunDirectory) -> dict[str, Any]:
 
 def ended_by(monkeypatch: pytest.MonkeyPatch, end: Callable[[], None]) -> None:
     def train(trainer: Trainer, run: RunDirectory, **_: Any) -> None:
-        assert "ended_at" not in record_of(run), "not before the end"
+        assert not run.end(1).has_ended, "not before the end"
         end()
 
     monkeypatch.setattr(worker, "train", train)
@@ -83,12 +84,12 @@ def test_however_an_attempt_ends_its_worker_leaves_when_it_began_and_when_that_w
 ) -> None:
     ended_by(monkeypatch, end)
     assert worker.main([str(run.path)]) == code
-    record = record_of(run)
-    assert record["outcome"] == outcome
-    assert TIME.fullmatch(record["started_at"])
-    assert TIME.fullmatch(record["ended_at"])
-    assert record["started_at"] <= record["ended_at"]
-    assert record["pid"] == os.getpid(), "the rest of the record stands"
+    start, end_record = record_of(run), read_json(run.end_file(1)) or {}
+    assert end_record["outcome"] == outcome
+    assert TIME.fullmatch(start["started_at"])
+    assert TIME.fullmatch(end_record["ended_at"])
+    assert start["started_at"] <= end_record["ended_at"]
+    assert start["pid"] == os.getpid()
 
 
 class Group:
@@ -112,7 +113,7 @@ class Group:
 
     def _end(self, how: str) -> None:
         self._is_joined = False
-        failure = self._run.read_failure()
+        failure = failure_of(self._run)
         self.ends.append((how, failure["kind"] if failure else None))
 
 
@@ -156,7 +157,7 @@ def test_a_group_that_cannot_be_left_changes_nothing_about_the_end(
     assert attempt.make_attempt(run, Rank(world_size=2), 1, attempt.StopSignal(), work) == EXIT_FAILED
     said = capsys.readouterr().err.splitlines()
     assert said[-1] == "warning: could not leave the process group: NCCL error: unhandled system error"
-    assert (run.read_failure() or {})["kind"] == "diverged"
+    assert (failure_of(run) or {})["kind"] == "diverged"
 
 
 def test_nccl_knows_its_device_before_the_first_collective_and_gloo_has_none(
@@ -253,8 +254,8 @@ def test_a_gpu_is_recorded_with_its_multiprocessors(run: RunDirectory, monkeypat
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=14))
     for rank, expected in ((Rank(device=torch.device("cuda")), 14), (Rank(), 0)):
-        with attempt.recorded(run, rank, 1):
-            assert record_of(run)["multiprocessors"] == expected
+        attempt.record_start(run, rank, 1)
+        assert record_of(run)["multiprocessors"] == expected
 
 
 @pytest.mark.parametrize("changed", [True, False])

@@ -27,6 +27,7 @@ from seqlm.training.checkpoint import load_checkpoint
 from tests.analysis.attempt_files import write_attempt
 from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
 from tests.analysis.synthetic import fail, make_run
+from tests.facts import failure_of
 
 SECRET = "of-my-own-file"
 
@@ -38,16 +39,16 @@ def run(tmp_path: Path) -> RunDirectory:
     fail(run, "code", "it broke")
     write_attempt(run, 1, start=0.0, end=9.0, alive=8.0)
     run.stderr_log(1).write_text("the last line\n")
-    write_json(run.attempt_dir(1) / "failure.json", {"kind": "code"})
+    write_json(run.exit_file(1), {"kind": "code"})
     add_behaviour(run)
     add_samples(run, [raw_sample(0, ["the", "cat"])])
     return run
 
 
 JSON = [
-    *("config.json", "provenance.json", "metrics.jsonl", "result.json", "failure.json", "behaviour.json"),
+    *("config.json", "provenance.json", "metrics.jsonl", "result.json", "attempts/0001/end.json", "behaviour.json"),
     *("samples.jsonl", "../study.json", "attempts/0001/worker.json", "attempts/0001/progress.json"),
-    "attempts/0001/failure.json",
+    "attempts/0001/exit.json",
 ]
 LOG = "attempts/0001/stderr.log"
 FILES = [*JSON, LOG, "checkpoints/best.pt"]
@@ -84,8 +85,9 @@ def test_no_log_is_read_from_a_folder_behind_a_link(run: RunDirectory, tmp_path:
 
 
 def test_a_link_to_nothing_is_no_file(run: RunDirectory, tmp_path: Path) -> None:
-    vacate(run, "failure.json")[0].symlink_to(tmp_path / "nowhere")
-    assert run.read_failure() is None
+    for file in ("end.json", "exit.json"):
+        vacate(run, f"attempts/0001/{file}")[0].symlink_to(tmp_path / "nowhere")
+    assert failure_of(run) is None
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -115,7 +117,7 @@ def test_a_log_that_is_none_is_neither_shown_nor_told_as_the_cause_of_a_failure(
 
 
 def test_pipes_in_place_of_a_lock_and_a_lease_keep_nobody_waiting(run: RunDirectory, tmp_path: Path) -> None:
-    run.failure_file.unlink()
+    run.end_file(1).unlink()
     run.lease_dir.mkdir()
     os.mkfifo(run.lease_dir / "000001.json")
     os.mkfifo(run.worker_lock_file)

@@ -15,6 +15,7 @@ from analysis.report import write_report
 from analysis.sections.results import hyperparameters_csv
 from analysis.study.study import load_study
 from seqlm.files import write_json
+from tests.facts import fail
 from tests.training.studies import make_config, make_run
 
 SCRIPT = "</td><script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -31,7 +32,7 @@ class Seen(HTMLParser):
 
 def test_a_failure_message_is_text_on_the_page(tmp_path: Path) -> None:
     run = make_run(tmp_path / "small" / "rnn-00000000", make_config())
-    write_json(run.failure_file, {"kind": "code", "message": f"ValueError: {SCRIPT}", "attempt": 1})
+    fail(run, {"kind": "code", "message": f"ValueError: {SCRIPT}", "attempt": 1})
     page = write_report(tmp_path / "small").read_text("utf-8")
     assert "&lt;script&gt;alert(1)" in page
     seen = Seen()

@@ -186,7 +186,7 @@ def test_a_failure_tells_its_place_and_no_values_of_variables() -> None:
 
     with pytest.raises(RuntimeError) as caught:
         fail()
-    told = [failure_text(caught.value), json.dumps(describe_failure(caught.value, rank=0, attempt=1))]
+    told = [failure_text(caught.value), json.dumps(describe_failure(caught.value, rank=0))]
     assert "in fail" in told[0]
     assert told_in(told) == []
 

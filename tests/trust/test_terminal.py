@@ -19,6 +19,7 @@ from jobs.cli.view import RunView, StudyView
 from seqlm.errors import printable
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
+from tests.facts import fail
 from tests.training.studies import make_config, make_run
 
 ESCAPES = {
@@ -58,8 +59,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
     monkeypatch.chdir(tmp_path)
     run = make_run(tmp_path / "runs" / "small" / "rnn-00000000", make_config())
     write_json(run.provenance_file, {"name": f"rnn{HOSTILE}", "resources": {}})
-    write_json(run.failure_file, {"kind": "code", "message": f"ValueError: {HOSTILE}", "attempt": 1})
-    run.attempt_dir(1).mkdir(parents=True)
+    fail(run, {"kind": "code", "message": f"ValueError: {HOSTILE}", "attempt": 1})
     bar = "\r".join(f"{share}%|{'█' * share}" for share in (1, 2, 3))
     run.stdout_log(1).write_bytes(f"first {HOSTILE}\r\n{bar}\n".encode())
     run.stderr_log(1).write_bytes(b"bytes \xff\xfe\n")

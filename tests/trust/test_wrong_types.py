@@ -23,6 +23,7 @@ from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import write_attempt
 from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
 from tests.analysis.synthetic import fail, make_run
+from tests.facts import stop
 
 T = TypeVar("T")
 
@@ -50,15 +51,15 @@ def whole_run(study_dir: Path, seed: int, kind: str) -> RunDirectory:
     resources = {"ranks": 1, "cpus": 2, "gpus": 0, "priority": 0}
     more = {"resources": resources, "entry": "rnn-adam", "data": "text", "code": {"path": "/x/code/y", "live": False}}
     write_json(run.provenance_file, {**provenance, **more, "order": seed % 1000})
-    job = {"backend": "local", "job_id": "1", "attempt": 1, "resources": resources, "code": "/x/code/y"}
-    write_json(run.job_file, {**job, "launcher": {"pid": 1, "host": "x"}})
     write_attempt(run, 1, start=0.0, end=9.0, alive=8.0)
-    write_json(run.attempt_dir(1) / "failure.json", {"kind": "node", "message": "lost", "failed_at": "2026-01-01"})
+    start = {"backend": "local", "job_id": "1", "resources": resources, "code": "/x/code/y"}
+    write_json(run.start_file(1), {**start, "launcher": {"pid": 1, "host": "x"}})
+    write_json(run.exit_file(1), {"kind": "node", "message": "lost", "ended_at": "2026-01-01"})
     run.position_file.parent.mkdir(exist_ok=True)
     write_json(run.position_file, {"epoch": 3, "step": 0})
     run.worker_lock_file.write_text(json.dumps({"pid": 1, "host": "x", "process_start": 1}))
     evidence = {"metric": "val_ppl", "rung": 2, "value": 5.0, "rank": 2, "of": 3, "goes_on": 1, "cut": 4.0, "at": "x"}
-    write_json(run.rungs_file, {"1": {"decision": "goes on", **evidence}})
+    write_json(run.rung_file(1), {"decision": "goes on", **evidence})
     run.lease_dir.mkdir()
     write_json(run.lease_dir / "000001.json", {"pid": 1, "host": "x", "attempt": 1, "released": False})
     if kind == "done":
@@ -67,18 +68,25 @@ def whole_run(study_dir: Path, seed: int, kind: str) -> RunDirectory:
     elif kind == "failed":
         fail(run, "oom", "no memory")
     elif kind == "stopped":
-        write_json(run.stopped_file, evidence)
+        stop(run, evidence)
     return run
 
 
 FILES = {
     "done": [
-        *("config.json", "provenance.json", "result.json", "job.json", "metrics.jsonl", "behaviour.json"),
-        *("samples.jsonl", "attempts/0001/worker.json", "attempts/0001/progress.json", "attempts/0001/failure.json"),
+        *(
+            "config.json",
+            "provenance.json",
+            "result.json",
+            "attempts/0001/start.json",
+            "metrics.jsonl",
+            "behaviour.json",
+        ),
+        *("samples.jsonl", "attempts/0001/worker.json", "attempts/0001/progress.json", "attempts/0001/exit.json"),
     ],
-    "failed": ["failure.json", "provenance.json", "checkpoints/position.json"],
-    "stopped": ["stopped.json"],
-    "interrupted": ["rungs.json", "worker.lock", "lease/000001.json", "job.json", "metrics.jsonl"],
+    "failed": ["attempts/0001/end.json", "provenance.json", "checkpoints/position.json"],
+    "stopped": ["rung-2.json"],
+    "interrupted": ["rung-1.json", "worker.lock", "lease/000001.json", "attempts/0001/start.json", "metrics.jsonl"],
 }
 
 

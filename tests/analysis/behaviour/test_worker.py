@@ -25,6 +25,7 @@ from seqlm.run_layout import BEHAVIOUR_VERSION
 from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import load_checkpoint
 from tests import commands
+from tests.facts import failure_of
 from tests.training.studies import Attempt, make_config, make_run, write_text
 from tests.waiting import wait_for
 
@@ -140,7 +141,7 @@ def test_a_job_writes_what_the_model_does_into_the_folder_of_its_run(
     assert result == {"version": BEHAVIOUR_VERSION, **digests, "settings": settings, "unknown": []}
     worker = read_json(job.worker_file(1)) or {}
     assert (worker["pid"], worker["rank"], worker["ranks"]) == (os.getpid(), 0, 1)
-    assert not job.failure_file.exists()
+    assert failure_of(job) is None
 
     stamp = run.behaviour_file.stat().st_mtime_ns
     assert main([str(job.path)]) == 0
@@ -192,7 +193,7 @@ def test_a_checkpoint_that_cannot_be_used_is_a_failure_in_one_line(
         best.write_bytes(lab.run("gru-3").best_checkpoint.read_bytes())
     job = lab.job("rnn-1")
     assert main([str(job.path)]) == 1
-    failure = read_json(job.failure_file) or {}
+    failure = failure_of(job) or {}
     words = {"missing": "is missing", "cut": "is truncated", "foreign": "belongs to another run"}
     assert (failure["kind"], failure["attempt"]) == ("code", 1)
     assert words[damage] in failure["message"]
@@ -207,7 +208,7 @@ def test_a_run_trained_on_another_text_is_a_failure(lab: Lab, monkeypatch: pytes
     monkeypatch.setenv("SEQLM_DATA", str(write_text(tmp_path / "other", seed=9)))
     job = lab.job("rnn-1")
     assert main([str(job.path)]) == 1
-    assert "was trained on another text" in (read_json(job.failure_file) or {})["message"]
+    assert "was trained on another text" in (failure_of(job) or {})["message"]
 
 
 @pytest.mark.parametrize("judge", ["other-vocabulary", "missing"])
@@ -241,7 +242,7 @@ def test_a_second_worker_refuses(lab: Lab, capsys: pytest.CaptureFixture[str]) -
     with exclusive_lock(job.worker_lock_file, "busy"):
         assert main([str(job.path)]) == 75
     assert "rnn-1 already has a live worker (pid" in capsys.readouterr().err
-    assert not job.failure_file.exists()
+    assert failure_of(job) is None
 
 
 def test_what_is_no_job_is_refused_before_anything_is_written(
@@ -278,6 +279,6 @@ def test_sigterm_stops_between_two_pieces_of_work(lab: Lab) -> None:
         commands.finish(process)
     assert process.returncode == 143
     assert error == "stopped; run again to resume\n"
-    assert not job.failure_file.exists()
+    assert failure_of(job) is None
     assert not job.result_file.exists()
     assert not lab.run("rnn-1").samples_file.exists()

@@ -14,7 +14,6 @@ from analysis.blocks.section import Points
 from analysis.sections.cost import cost_section
 from analysis.study.columns import ATTEMPTS
 from analysis.study.study import Study, load_study
-from jobs.attempt.retry import put_failure_aside
 from jobs.study.budget import Ledger
 from seqlm.files import read_json, write_json, write_json_lines
 from seqlm.reading import moment
@@ -22,6 +21,7 @@ from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import at, write_attempt, write_job
 from tests.analysis.hand_made import add_run
 from tests.analysis.synthetic import make_run
+from tests.cancelling import cancel
 
 
 def attempt_of(study: Study, number: int, attempt: int) -> dict[str, Any]:
@@ -39,7 +39,6 @@ def resumed_run(study_dir: Path) -> RunDirectory:
     write_json(run.result_file, {**result, "attempt": 2, "finished_at": at(999)})
     write_attempt(run, 1, start=0, alive=250)
     write_attempt(run, 2, start=300, end=500)
-    write_job(run, 1)
     return run
 
 
@@ -136,30 +135,26 @@ def test_an_end_before_the_start_is_not_believed(tmp_path: Path) -> None:
     assert math.isnan(first["seconds"])
 
 
-@pytest.mark.parametrize(
-    ("failure", "alive", "outcome", "kind", "seconds"),
-    [
-        ({"kind": "oom", "attempt": 1, "failed_at": at(130)}, 120, "failed", "oom", 130),
-        ({"kind": "cancelled", "failed_at": at(9000)}, 120, "cancelled", "cancelled", 120),
-    ],
-)
-def test_a_failed_attempt_has_its_kind_and_ends_with_the_failure(
-    tmp_path: Path, failure: dict[str, Any], alive: float | None, outcome: str, kind: str, seconds: float
-) -> None:
+def test_a_failed_attempt_has_its_kind_and_ends_when_that_was_recorded(tmp_path: Path) -> None:
     run = make_run(tmp_path, 0, epochs=1, done=False)
-    write_attempt(run, 1, start=0, alive=alive)
-    write_json(run.failure_file, {"message": "m", **failure})
+    write_attempt(run, 1, start=0, alive=120)
+    run.write_exit(1, {"kind": "oom", "message": "m", "ended_at": at(130)})
     row = attempt_of(load_study(tmp_path), 1, 1)
-    assert (row["outcome"], row["failure_kind"], row["seconds"]) == (outcome, kind, seconds)
-    assert Ledger(tmp_path).spent().core_hours == 2 * seconds / 3600, "the budget counts the same"
-    put_failure_aside(run)
+    assert (row["outcome"], row["failure_kind"], row["seconds"]) == ("failed", "oom", 130)
+    assert Ledger(tmp_path).spent().core_hours == 2 * 130 / 3600, "the budget counts the same"
+
+
+def test_a_cancelled_attempt_ends_with_its_last_sign_of_life(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 0, epochs=1, done=False)
+    write_attempt(run, 1, start=0, alive=120)
+    cancel(run)
     row = attempt_of(load_study(tmp_path), 1, 1)
-    assert (row["outcome"], row["failure_kind"], row["seconds"]) == (outcome, kind, seconds)
+    assert (row["outcome"], row["failure_kind"], row["seconds"]) == ("cancelled", "cancelled", 120)
 
 
 def test_an_attempt_that_its_job_repeated_tells_its_own_failure(tmp_path: Path) -> None:
     run = resumed_run(tmp_path)
-    write_json(run.attempt_dir(1) / "failure.json", {"kind": "preempted", "attempt": 1, "failed_at": at(260)})
+    run.write_exit(1, {"kind": "preempted", "message": "m", "ended_at": at(260)})
     row = attempt_of(load_study(tmp_path), 1, 1)
     assert (row["outcome"], row["failure_kind"], row["seconds"]) == ("failed", "preempted", 260)
 
@@ -176,7 +171,7 @@ def test_gpus_of_all_ranks_count_and_shares_of_one_too(tmp_path: Path) -> None:
     assert (second["gpus"], second["places"], second["backend"]) == (0.25, "a GPU 0", "local")
 
 
-def test_what_the_newest_job_was_given_is_not_said_of_earlier_attempts(tmp_path: Path) -> None:
+def test_each_attempt_has_what_its_launcher_gave_it(tmp_path: Path) -> None:
     run = resumed_run(tmp_path)
     write_job(run, 2, backend="ray", cpus=7)
     study = load_study(tmp_path)
@@ -209,7 +204,7 @@ def test_records_of_the_wrong_shape_stop_nothing(tmp_path: Path) -> None:
     write_json_lines(run.metrics_file, [{**records[0], "attempt": [1], "epoch_seconds": "long"}, *records[1:]])
     write_json(run.worker_file(1), {"host": ["a"], "rank": "first", "ranks": None, "gpu": {}, "started_at": 7})
     write_json(run.progress_file(1), {"updated_at": "0001-01-01T00:00:00+14:00"})
-    write_json(run.job_file, {"resources": [1], "attempt": "one", "backend": 3})
+    write_json(run.start_file(1), {"resources": [1], "backend": 3})
     first = attempt_of(load_study(tmp_path), 1, 1)
     assert (first["host"], first["started_at"], first["ended_at"]) == (None, None, None)
     assert first["places"] == "unknown host"

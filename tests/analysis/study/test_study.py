@@ -163,7 +163,7 @@ def test_one_damaged_file_leaves_the_other_runs_alone(tmp_path: Path, file: str,
         assert "config.json" in str(runs.loc[damaged.id, "reason"])
 
 
-@pytest.mark.parametrize("file", ["provenance.json", "failure.json"])
+@pytest.mark.parametrize("file", ["provenance.json", "attempts/0001/exit.json"])
 @pytest.mark.parametrize("content", ["", "{", "[]"])
 def test_a_damaged_side_file_is_a_warning_and_the_run_stays_done(tmp_path: Path, file: str, content: str) -> None:
     run = make_run(tmp_path, 0, epochs=3)
@@ -180,8 +180,16 @@ def test_a_damaged_side_file_is_a_warning_and_the_run_stays_done(tmp_path: Path,
 
 
 SIDE_FILES = (
-    *("metrics.jsonl", "provenance.json", "failure.json", "job.json", "canary.json", "behaviour.json", "samples.jsonl"),
-    *("attempts/0001/worker.json", "attempts/0001/progress.json", "attempts/0001/failure.json"),
+    *(
+        "metrics.jsonl",
+        "provenance.json",
+        "attempts/0001/end.json",
+        "attempts/0001/start.json",
+        "canary.json",
+        "behaviour.json",
+        "samples.jsonl",
+    ),
+    *("attempts/0001/worker.json", "attempts/0001/progress.json", "attempts/0001/exit.json"),
 )
 
 
@@ -195,16 +203,16 @@ def test_a_side_file_that_cannot_be_read_leaves_a_finished_run_done(tmp_path: Pa
     only = study.runs.iloc[0]
     assert (only["state"], only["val_ppl"], only["test_ppl"]) == ("done", expected["val_ppl"], expected["test_ppl"])
     assert pd.isna(only["reason"])
-    if file not in ("job.json", "canary.json", "samples.jsonl"):  # of no use to the report of this run
+    if file not in ("canary.json", "samples.jsonl"):  # of no use to the report of this run
         (warning,) = study.warnings
         assert f"{file}: expected a regular file, found a folder" in warning
 
 
 def test_a_damaged_failure_without_a_result_is_told_once(tmp_path: Path) -> None:
     run = make_run(tmp_path, 0, epochs=3, done=False)
-    write_text(run.failure_file, "")
+    write_text(run.end_file(1), "")
     (warning,) = load_study(tmp_path).warnings
-    assert "failure.json is damaged" in warning
+    assert "end.json is damaged" in warning
 
 
 def test_missing_keys_are_tolerated(tmp_path: Path) -> None:

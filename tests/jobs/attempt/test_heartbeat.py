@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from jobs.attempt import retry
 from jobs.attempt.attempt import Heartbeat, hung_seconds
 from jobs.backends.local import LocalBackend
 from jobs.launch import dispatch
@@ -20,6 +19,7 @@ from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import LaunchOptions
 from jobs.spec import Submission
 from jobs.study.kept_code import Code
+from seqlm import ends
 from seqlm.errors import UsageError
 from seqlm.files import read_json, write_json
 from seqlm.rundir import RunDirectory
@@ -133,7 +133,7 @@ def test_the_limit_comes_from_the_environment() -> None:
 
 @pytest.fixture
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(ends, "FIRST_DELAY_SECONDS", 0.0)
     monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.0)
 
 
@@ -154,11 +154,9 @@ def test_a_launcher_kills_a_run_that_hangs_and_tries_it_again(tmp_path: Path) ->
     (item,) = todo(tmp_path, 1)
     run_all(backend, [item], env={"SEQLM_HUNG_MINUTES": "0.002"})
     assert ("1", True) in backend.stopped
-    failure = read_json(item.run.attempt_dir(1) / "failure.json")
-    assert failure is not None
-    assert (failure["kind"], failure["attempt"]) == ("node", 1)
-    assert failure["kind"] in retry.RETRIED
-    assert failure["message"].startswith("no step for 0.002 min")
+    end = item.run.end(1)
+    assert end.kind == "node"
+    assert end.message.startswith("no step for 0.002 min")
     assert item.run.observe().state == "done"
     assert item.run.attempts() == [1, 2]
 
@@ -199,7 +197,6 @@ def test_a_stopped_rank_and_its_peer_are_killed_and_the_run_ends_well(
         stop_a_rank(event)
     assert ranks, "one was stopped"
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
-    failures = [read_json(run.attempt_dir(attempt) / "failure.json") or {} for attempt in run.attempts()]
-    assert "no step for 10 min" in " ".join(str(failure.get("message")) for failure in failures)
+    assert "no step for 10 min" in " ".join(end.message for end in run.failures())
     assert run.observe().state == "done"
     assert [record["epoch"] for record in run.read_metrics()[0]] == [0, 1]

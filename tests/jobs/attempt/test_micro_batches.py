@@ -4,17 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from jobs.attempt.retry import Failed, after, micro_batches, most_micro_batches, put_failure_aside
+from jobs.attempt.attempt import micro_batches
 from seqlm.data.layout import own_columns
-from seqlm.files import write_json
-from seqlm.rundir import Observation, RunDirectory
+from seqlm.ends import most_micro_batches
+from seqlm.rundir import RunDirectory
 from tests.training.studies import make_config, make_run
 
 
-def fail(run: RunDirectory, attempt: int, kind: str, parts: int) -> None:
-    run.attempt_dir(attempt).mkdir(parents=True)
-    run.write_failure_once({"kind": kind, "message": "x", "attempt": attempt})
-    put_failure_aside(run, micro_batches=parts)
+def end(run: RunDirectory, attempt: int, kind: str, parts: int) -> None:
+    run.write_exit(attempt, {"kind": kind, "message": "x", "micro_batches": parts})
 
 
 @pytest.mark.parametrize(("batch_size", "ranks", "most"), [(8, 1, 8), (20, 1, 16), (20, 3, 4), (20, 20, 1), (7, 2, 2)])
@@ -26,44 +24,27 @@ def test_every_part_of_every_rank_has_a_column(batch_size: int, ranks: int, most
 def test_a_run_keeps_its_number_and_doubles_it_where_memory_was_short(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", make_config())
     assert micro_batches(run, 8, 1) == 1
-    fail(run, 1, "oom", 1)
+    end(run, 1, "oom", 1)
     assert micro_batches(run, 8, 1) == 2
-    fail(run, 2, "node", 2)
+    end(run, 2, "node", 2)
     assert micro_batches(run, 8, 1) == 2, "a lost node says nothing about memory"
-    fail(run, 3, "oom", 2)
+    end(run, 3, "oom", 2)
     assert micro_batches(run, 8, 1) == 4
     assert micro_batches(run, 8, 4) == 2, "no more than a rank has columns"
     assert micro_batches(run, 8, 1) == 4
 
 
-def test_a_run_that_slurm_ended_for_its_memory_goes_on_from_the_number_that_it_had(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", make_config())
-    seen = Observation(state="failed", epoch=None, best_val_ppl=None, reason="OUT_OF_MEMORY", kind="oom")
-    for attempt, parts in ((1, 2), (2, 4)):
-        run.attempt_dir(attempt).mkdir(parents=True)
-        write_json(run.worker_file(attempt), {"micro_batches": parts})
-        put_failure_aside(run, seen=seen)
-        assert micro_batches(run, 8, 1) == 2 * parts
-    run.attempt_dir(3).mkdir()
-    put_failure_aside(run, seen=seen)
-    assert micro_batches(run, 8, 1) == 2, "killed before it wrote how many it had"
-
-
 def test_a_canary_has_the_number_of_the_run_that_it_stands_for(tmp_path: Path) -> None:
     """So that `retry --kind oom` of many runs is not stopped by a canary that fails as they did."""
     run, canary = make_run(tmp_path / "run", make_config()), make_run(tmp_path / "canary" / "run", make_config())
-    fail(canary, 1, "oom", 1)
+    end(canary, 1, "oom", 1)
     assert micro_batches(canary, 8, 1) == 1, "its own failures count for nothing"
-    run.write_failure_once({"kind": "oom", "message": "x", "attempt": 1, "micro_batches": 2, "stands": True})
+    end(run, 1, "oom", 2)
     assert micro_batches(canary, 8, 1) == 4, "though the run is not launched yet"
 
 
 def test_a_behaviour_job_takes_no_steps_and_has_one(tmp_path: Path) -> None:
     behaviour = make_run(tmp_path / "behaviour" / "run", make_config())
     behaviour.task_file.write_text("{}")
-    fail(behaviour, 1, "oom", 1)
+    end(behaviour, 1, "oom", 1)
     assert micro_batches(behaviour, 8, 1) == 1
-
-
-def test_failures_without_a_number_count_as_whole_batches() -> None:
-    assert after([Failed(kind="oom"), Failed(kind="preempted")]) == 2

@@ -6,7 +6,6 @@ import pytest
 
 from jobs.attempt.attempt import Attempt
 from jobs.attempt.supervisor import Ended, ended
-from jobs.manifests.policy import Policy
 from jobs.spec import Resources, Submission
 from seqlm.state import FailureKind
 from tests.training.studies import make_config, make_run
@@ -66,5 +65,5 @@ def test_an_exit_without_a_failure_is_recorded_unless_it_was_asked_for(
     run = make_run(tmp_path / "run", make_config())
     end = Ended(exit_code=code, message="ended")
     submission = Submission(run_dir=run.path, attempt=1, argv=(), env={}, cwd=tmp_path, resources=Resources())
-    Attempt(submission, Policy()).record_exit(end, was_asked=was_asked, where="here")
-    assert (run.read_failure() or {}).get("kind") == kind
+    Attempt(submission, "here").record_exit(end, was_asked=was_asked)
+    assert run.end(1).kind == kind

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from seqlm.rundir import RunDirectory
+from tests.facts import start_of
 from tests.ray_lab import ROOT, RayLab
 from tests.test_launch_behaviour import LAUNCHER, STAND_IN, finished_runs
 
@@ -26,7 +27,7 @@ def test_a_node_of_a_cluster_computes_the_behaviour_of_a_model(
     found = {run["name"]: run["state"] for run in json.loads(answer.stdout)["data"]["runs"]}
     assert found == {"rnn-b": "done", "gru": "done"}
     job = RunDirectory(tmp_path / "runs/small/behaviour" / runs["gru"].id)
-    record = job.read_job() or {}
+    record = start_of(job)
     assert (record["backend"], record["argv"][1:3]) == ("ray", ["-m", STAND_IN])
     assert (job.read_result() or {})["settings"]["samples"] == 3
     assert runs["gru"].behaviour_file.exists()

@@ -19,6 +19,7 @@ from tests import commands, hostile, searches, warm
 from tests.chaos.disk import may_mount
 from tests.check_model.faulty import use_own_model
 from tests.crawl import Crawl
+from tests.facts import start_of
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.ray_lab import ROOT, RayLab
 from tests.test_launch import epochs_of, read_soon, worker_pid
@@ -153,7 +154,7 @@ def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_as_it_would_have_undi
     assert all(epochs_of(run) == [0, 1, 2, 3] for run in runs)
     again = [run for run in runs if len(run.attempts()) > 2]
     assert again, "the killed node had no run"
-    assert {json.loads((run.attempt_dir(2) / "failure.json").read_text())["kind"] for run in again} == {"node"}
+    assert {run.end(2).kind for run in again} == {"node"}
     workers = [worker_of(run) for run in runs]
     assert sorted(worker["ranks"] for worker in workers) == [1] * 4 + [2]
     assert {worker["threads"] for worker in workers} == {1}, (
@@ -375,7 +376,7 @@ def test_a_study_begun_locally_is_finished_on_ray(ray_cluster: RayLab, tmp_path:
     assert all(epochs_of(run) == list(range(6)) for run in study.runs())
     assert {path: path.stat().st_mtime_ns for run in done for path in run.path.rglob("*")} == before
     assert "resumes" in answer.stderr
-    backends = {(run.read_job() or {})["backend"] for run in study.runs()}
+    backends = {start_of(run)["backend"] for run in study.runs()}
     assert backends == {"local", "ray"}
 
 
@@ -496,6 +497,7 @@ from jobs.study.kept_code import live_code
 from jobs.backends.ray_executor import RayExecutor
 from jobs.spec import Resources, Submission
 from seqlm.rundir import RunDirectory
+from tests.facts import start_of
 
 backend = RayExecutor(address=os.environ.get("RAY_ADDRESS"))
 print(backend.capacity().gpus)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 import launch
-from jobs.attempt.retry import progress_of
 from seqlm.config import RunConfig
 from seqlm.files import write_json_lines
 from seqlm.rundir import RunDirectory
@@ -71,9 +70,9 @@ def test_a_launch_stops_when_the_budget_is_spent_and_goes_on_when_it_is_raised(t
     assert "budget of 0.0003 core hours is spent; 1 run stops at a checkpoint" in done.stderr
     assert done.stdout.count("waits: budget of 0.0003 core hours is spent") == 2, "in the table at the end"
     started = next(run for run in study.runs() if run.attempts())
-    assert not any(run.failure_file.exists() for run in study.runs())
+    assert not any(run.failures() for run in study.runs())
     assert [run.attempts() for run in study.runs()].count([]) == 1, "the other run has not started"
-    saved = progress_of(started)
+    saved = started.progress()
     assert saved > (0, 0)
     data = commands.ask(["status", "small"], folder=tmp_path, env=os.environ)
     assert {run["state"] for run in data["runs"]} == {"pending"}
@@ -83,4 +82,4 @@ def test_a_launch_stops_when_the_budget_is_spent_and_goes_on_when_it_is_raised(t
     done = study(*words, f"policy.core_hours={spent + 0.0003}", "--only", f"id={started.id}")
     assert done.returncode == 1
     assert started.attempts() == [1, 2]
-    assert progress_of(started) > saved, "a higher budget lets it go on"
+    assert started.progress() > saved, "a higher budget lets it go on"

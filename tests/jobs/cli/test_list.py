@@ -15,6 +15,7 @@ from jobs.study.studies import folder_bytes, list_studies
 from seqlm.files import write_json
 from seqlm.locks import exclusive_lock
 from seqlm.rundir import RunDirectory
+from tests.facts import fail
 from tests.fake_slurm.control import FakeSlurm
 from tests.jobs.launch.test_behaviour import done_run
 from tests.slurm_jobs import write_jobs
@@ -33,7 +34,7 @@ def unfinished_run(study_dir: Path, name: str, seed: int, failure: str | None = 
     run = done_run(study_dir, name, 50.0, seed=seed)
     run.result_file.unlink()
     if failure:
-        write_json(run.failure_file, {"kind": failure, "message": "bad"})
+        fail(run, {"kind": failure, "message": "bad"})
     return run
 
 

@@ -21,6 +21,7 @@ from jobs.spec import RunSpec
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
 from tests.analysis.synthetic import make_result
+from tests.facts import fail, stop
 
 MANIFEST = """
 [study]
@@ -97,9 +98,9 @@ class Study:
         if ended == "done":
             write_json(run.result_file, make_result([{**one, "elapsed_seconds": 1.0} for one in records]))
         elif ended == "stopped":
-            write_json(run.stopped_file, {"metric": "val_ppl", "rung": 3, "value": best + 6, "rank": 9, "of": 9})
+            stop(run, {"metric": "val_ppl", "rung": 3, "value": best + 6, "rank": 9, "of": 9})
         elif ended == "diverged":
-            write_json(run.failure_file, {"kind": "diverged", "message": "bad"})
+            fail(run, {"kind": "diverged", "message": "bad"})
         return run
 
     def train_all(self) -> Study:

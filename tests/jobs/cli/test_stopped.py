@@ -14,10 +14,10 @@ from jobs.cli.view import STATES, changes
 from jobs.launch.dispatch import Event
 from jobs.spec import RunSpec
 from jobs.study.studies import list_studies
-from seqlm.files import write_json
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import State
 from tests.commands import ask
+from tests.facts import launch_again, stop
 from tests.fakes import make_planned
 from tests.jobs.cli.test_live import shown
 from tests.jobs.cli.test_watch import add, trained
@@ -29,7 +29,7 @@ REASON = "stopped at epoch 2: 5th of 12, keeps 4"
 def stopped(tmp_path: Path) -> RunDirectory:
     run = add(tmp_path / "s", "one")
     trained(run, 2)
-    write_json(run.stopped_file, {"rung": 2, "rank": 5, "of": 12, "goes_on": 4})
+    stop(run, {"rung": 2, "rank": 5, "of": 12, "goes_on": 4})
     return run
 
 
@@ -57,7 +57,7 @@ def test_status_watcher_list_and_live_table_show_it_as_over(tmp_path: Path) -> N
 def test_a_run_that_goes_on_after_all_is_read_again(tmp_path: Path, stopped: RunDirectory) -> None:
     watcher = Watcher(tmp_path / "s")
     assert watcher.look().counts() == {"stopped": 1}
-    stopped.stopped_file.unlink()
+    launch_again(stopped)
     assert watcher.look().counts() == {"pending": 1}
 
 

@@ -23,6 +23,7 @@ from seqlm.files import write_json, write_json_lines
 from seqlm.locks import exclusive_lock
 from seqlm.rundir import RunDirectory
 from tests.commands import ask
+from tests.facts import fail
 from tests.slurm_jobs import write_jobs
 from tests.training.studies import make_config
 from tests.waiting import wait_for
@@ -210,7 +211,8 @@ def test_a_damaged_run_hides_no_other_and_a_run_that_vanishes_is_gone(tmp_path: 
     broken, good = add(tmp_path / "s", "a"), add(tmp_path / "s", "b", order=1)
     watcher = Watcher(tmp_path / "s")
     assert [run.state for run in watcher.look().runs] == ["pending", "pending"]
-    broken.failure_file.write_text("{")
+    broken.attempt_dir(1).mkdir(parents=True)
+    broken.end_file(1).write_text("{")
     states = {run.id: run.state for run in watcher.look().runs}
     assert states == {broken.id: "failed", good.id: "pending"}
     broken.config_file.write_text("{")
@@ -264,15 +266,15 @@ def test_what_is_not_watched_is_not_touched(tmp_path: Path, monkeypatch: pytest.
 def test_a_run_that_is_done_costs_one_call_at_each_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done, failed, other = (add(tmp_path / "s", name, order=order) for order, name in enumerate("abc"))
     write_json(done.result_file, {})
-    failed.write_failure_once({"kind": "diverged", "message": "nan"})
     write_jobs(tmp_path / "s", {run.id: "12_0" for run in (done, failed, other)})
+    fail(failed, {"kind": "diverged", "message": "nan"})
     monkeypatch.setattr(Scheduler, "_call", lambda self, *command: "12_0|RUNNING|")
     watcher = Watcher(tmp_path / "s")
     before = [run.state for run in watcher.look().runs]
     touched = Touched(monkeypatch)
     assert [run.state for run in watcher.look().runs] == before == ["done", "failed", "running"]
-    assert touched.below(done.path) == [done.path]
-    assert touched.below(failed.path) == [failed.path]
+    for over in (done, failed):
+        assert set(touched.below(over.path)) <= {over.path, over.path / "attempts"}, "no file of it"
 
 
 def test_a_run_that_is_asked_for_more_epochs_is_not_over(tmp_path: Path) -> None:
@@ -289,10 +291,9 @@ def test_a_run_that_is_asked_for_more_epochs_is_not_over(tmp_path: Path) -> None
 
 def test_a_run_that_is_submitted_again_is_not_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = add(tmp_path / "s", "a")
-    run.write_failure_once({"kind": "diverged", "message": "nan"})
+    fail(run, {"kind": "diverged", "message": "nan"})
     watcher = Watcher(tmp_path / "s")
     assert watcher.look().is_over
-    run.failure_file.unlink()
     write_jobs(tmp_path / "s", {run.id: "12_0"})
     monkeypatch.setattr(Scheduler, "_call", lambda self, *command: "12_0|PENDING|Priority")
     again = watcher.look()
@@ -322,7 +323,7 @@ def test_changes_are_states_and_epochs_each_once(tmp_path: Path) -> None:
         looks.append(watcher.look())
     trained(first, 4)
     write_json(first.result_file, {})
-    second.write_failure_once({"kind": "diverged", "message": "the loss is nan"})
+    fail(second, {"kind": "diverged", "message": "the loss is nan"})
     looks.append(watcher.look())
     lines = [list(changes(before, after)) for before, after in zip([None, *looks], looks, strict=False)]
     assert lines == [
@@ -394,7 +395,7 @@ def test_watching_waits_for_runs_that_a_live_launcher_has_not_made_yet(
 
 def test_watching_waits_for_the_queue_of_a_launcher_that_tries_runs_again(tmp_path: Path) -> None:
     run = add(tmp_path / "s", "a")
-    run.write_failure_once({"kind": "diverged", "message": "nan"})
+    fail(run, {"kind": "diverged", "message": "nan"})
     write_queue(tmp_path / "s", {})  # of this process
     with launching(tmp_path / "s"):
         assert Watcher(tmp_path / "s").look().is_over

@@ -19,6 +19,7 @@ from seqlm.files import make_directory, read_json, write_json, write_json_lines
 from seqlm.locks import exclusive_lock
 from seqlm.run_layout import BEHAVIOUR_VERSION
 from seqlm.rundir import RunDirectory
+from tests.facts import fail
 
 
 def main() -> int:
@@ -32,7 +33,7 @@ def main() -> int:
         while orders.get("wait"):
             time.sleep(0.02)
         if job.id in orders.get("fail", []):
-            job.write_failure_once({"kind": "code", "message": "as it was told"})
+            fail(job, {"kind": "code", "message": "as it was told"})
             return 1
         task = read_json(job.task_file)
         assert task is not None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobs.launch.behaviour import BehaviourLaunch, choose, default_settings, find_jobs, is_current, judge_of
-from jobs.launch.prepare import plan_runs, write_task
+from jobs.launch.prepare import plan_runs
 from jobs.manifests.policy import Policy
 from jobs.plan.estimate import earlier_throughput
 from jobs.spec import Resources
@@ -20,6 +20,7 @@ from seqlm.errors import UsageError
 from seqlm.files import write_json, write_json_lines
 from seqlm.run_layout import BEHAVIOUR_VERSION, study_record_file
 from seqlm.rundir import RunDirectory
+from tests.facts import launch_again
 from tests.training.studies import make_config, make_run, runs_in
 
 
@@ -190,7 +191,7 @@ def pretend_computed(study_dir: Path, given: Mapping[str, Any] | None = None) ->
     for job in BehaviourLaunch(study_dir, given=given or {}).jobs:
         assert job.run.config is not None
         job.folder.create(job.run.config, {"name": job.name})
-        write_task(job.folder, job.task(given or {}))
+        write_json(job.folder.task_file, job.task(given or {}))
         result = {
             "version": BEHAVIOUR_VERSION,
             "checkpoint_sha256": job.checkpoint_sha256,
@@ -289,18 +290,16 @@ def test_a_renamed_run_keeps_its_folders_name(tmp_path: Path) -> None:
     assert planned.run.path == tmp_path / "behaviour" / run.id
 
 
-def test_what_an_earlier_job_has_said_is_put_away(tmp_path: Path) -> None:
+def test_the_result_of_an_earlier_request_is_none_of_a_later_one(tmp_path: Path) -> None:
     done_run(tmp_path, "rnn-a", 30.0)
     done_run(tmp_path, "rnn-b", 40.0, seed=1)
     pretend_computed(tmp_path)
     (job,) = BehaviourLaunch(tmp_path).jobs
-    write_json(job.folder.failure_file, {"kind": "code"})
-    write_task(job.folder, job.task({"samples": 3}))
-    assert not job.folder.result_file.exists()
-    assert not job.folder.failure_file.exists()
-    assert (job.folder.attempt_dir(1) / "failure.json").exists()
-    judge = observed(tmp_path, "rnn-b").run.id
-    assert job.folder.task_file.read_text() == (f'{{\n "judge": "{judge}",\n "settings": {{\n  "samples": 3\n }}\n}}\n')
+    write_json(job.folder.result_file, {**(job.folder.read_result() or {}), "attempt": 1})
+    assert job.folder.observe().state == "done"
+    job.folder.attempt_dir(1).mkdir(parents=True, exist_ok=True)
+    launch_again(job.folder)
+    assert job.folder.observe().state == "pending"
 
 
 def test_nothing_takes_behaviour_jobs_for_runs(grid: Path) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from analysis.study.study import load_study
-from jobs.attempt import retry
 from jobs.launch import canary, dispatch
 from jobs.launch.canary import CANARY_ABOVE, STEPS, choose, wanted
 from jobs.launch.job import LaunchOptions
@@ -24,12 +23,14 @@ from jobs.plan.planned import PlannedRun, plan
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.folder import observe_study
 from jobs.study.kept_code import Code
+from seqlm import ends
 from seqlm.config import RunConfig
 from seqlm.data.corpus import CorpusFacts, load_corpus
 from seqlm.errors import BackendError, CanaryError
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
 from tests.cancelling import cancel
+from tests.facts import fail
 from tests.fakes import FakeBackend
 from tests.training.studies import make_config, runs_in, write_text
 
@@ -41,7 +42,7 @@ GIB = 2**30
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(ends, "FIRST_DELAY_SECONDS", 0.0)
 
 
 def measured(**changes: Any) -> dict[str, Any]:
@@ -60,13 +61,17 @@ def measured(**changes: Any) -> dict[str, Any]:
 def passes(submission: Submission, **changes: Any) -> int:
     """What a worker does: a canary measures, every other run is done."""
     is_canary = submission.run_dir.parent.name == "canary"
-    name, content = ("canary.json", measured(**changes)) if is_canary else ("result.json", {"best_val_ppl": 1.0})
+    name, content = (
+        ("canary.json", measured(attempt=submission.attempt, **changes))
+        if is_canary
+        else ("result.json", {"best_val_ppl": 1.0})
+    )
     write_json(submission.run_dir / name, content)
     return 0
 
 
 def diverges(submission: Submission) -> int:
-    write_json(submission.run_dir / "failure.json", {"kind": "diverged", "message": "the loss is nan"})
+    fail(RunDirectory(submission.run_dir), {"kind": "diverged", "message": "the loss is nan"})
     return 1
 
 
@@ -174,7 +179,7 @@ def test_starting_the_grid_all_the_same_is_not_offered_for_a_failure_that_every_
     def work(submission: Submission) -> int:
         if not submission.run_dir.name.startswith("rnn"):
             return diverges(submission)
-        write_json(submission.run_dir / "failure.json", {"kind": "code", "message": "self-check on X: ..."})
+        fail(RunDirectory(submission.run_dir), {"kind": "code", "message": "self-check on X: ..."})
         return 1
 
     trials = [trial(tmp_path, make_config(arch), name=arch) for arch in ("rnn", "gru")]
@@ -232,7 +237,7 @@ def test_a_canary_that_loses_its_node_is_tried_once_more(tmp_path: Path) -> None
 
 def test_a_canary_short_of_memory_is_told_of_and_not_made_to_fit(tmp_path: Path) -> None:
     def too_small(submission: Submission) -> int:
-        write_json(submission.run_dir / "failure.json", {"kind": "oom", "message": "no memory"})
+        fail(RunDirectory(submission.run_dir), {"kind": "oom", "message": "no memory"})
         return 1
 
     for launches in (1, 2):

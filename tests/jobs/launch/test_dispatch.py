@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from jobs.attempt import retry
 from jobs.attempt.attempt import Attempt
 from jobs.attempt.supervisor import Ended
 from jobs.launch import dispatch, job
@@ -22,12 +20,14 @@ from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun, plan
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
+from seqlm import ends
 from seqlm.errors import BackendError
 from seqlm.files import write_json, write_json_lines
 from seqlm.locks import exclusive_lock
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind, State
 from tests.cancelling import cancel
+from tests.facts import fail, failure_of, launch_again, start_of
 from tests.fakes import FakeBackend, make_estimate
 from tests.training.studies import make_config
 
@@ -36,8 +36,8 @@ from tests.training.studies import make_config
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(job, "STOP_SECONDS", 0.05)
-    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(job.Host, "stop_seconds", 0.05)
+    monkeypatch.setattr(ends, "FIRST_DELAY_SECONDS", 0.0)
 
 
 def observed(state: State, kind: FailureKind | None = None) -> Observation:
@@ -103,6 +103,8 @@ def run_all(
     """Dispatch ``items`` to their end, and hand each event to ``on_event``."""
     code = Code(path=Path("/code"), commit=None, dirty=False, live=False)
     settings = LaunchOptions(study_dir=Path(), worker=("worker",), **options)
+    for item in items:
+        launch_again(item.run, settings.policy.to_dict())
     dispatcher = Dispatcher(backend, code, settings, writes_queue=writes_queue)
     with contextlib.closing(dispatcher.dispatch(items)) as events:
         for event in events:
@@ -136,9 +138,7 @@ def test_the_command_line_is_the_worker_and_one_path(tmp_path: Path) -> None:
     assert submission.argv == (sys.executable, "worker", str(item.run.path))
     assert submission.env["SEQLM_ATTEMPT"] == "1"
     assert submission.cwd == Path("/code")
-    job = item.run.read_job()
-    assert job is not None
-    assert (job["backend"], job["job_id"], job["attempt"]) == ("fake", "1", 1)
+    assert start_of(item.run)["backend"] == "fake"
 
 
 def test_a_run_that_can_never_fit_is_told_before_anything_starts(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_run_whose_lost_worker_still_has_its_lock_is_tried_again(tmp_path: Pat
     run_all(backend, [item], events.append)
     assert [event.kind for event in events] == ["started", "retried", "started", "ended"]
     assert item.run.observe().state == "done"
-    assert json.loads((item.run.attempt_dir(1) / "failure.json").read_text())["kind"] == "node"
+    assert item.run.end(1).kind == "node"
 
 
 def test_a_worker_that_dies_without_a_word_gets_its_failure_written(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_worker_that_dies_without_a_word_gets_its_failure_written(tmp_path: Pa
 
     (item,) = todo(tmp_path, 1)
     run_all(FakeBackend(crash), [item])
-    failure = item.run.read_failure()
+    failure = failure_of(item.run)
     assert failure is not None
     assert failure["kind"] == "code"
     assert failure["message"] == "ended with 3: Segmentation fault"
@@ -193,7 +193,7 @@ def test_a_worker_killed_by_a_signal_is_a_node_failure_that_the_next_launch_resu
 
 def test_the_workers_own_word_about_its_failure_stands(tmp_path: Path) -> None:
     def diverge(submission: Submission) -> int:
-        write_json(submission.run_dir / "failure.json", {"kind": "diverged", "message": "the loss is nan"})
+        fail(RunDirectory(submission.run_dir), {"kind": "diverged", "message": "the loss is nan"})
         return 1
 
     (item,) = todo(tmp_path, 1)
@@ -208,7 +208,7 @@ def test_the_failure_of_the_attempt_before_stays_on_record(tmp_path: Path) -> No
     run_all(backend, [item])
     assert item.run.observe().state == "done"
     assert backend.submissions[0].attempt == 2
-    assert json.loads((item.run.attempt_dir(1) / "failure.json").read_text())["kind"] == "code"
+    assert item.run.end(1).kind == "code"
 
 
 def test_a_run_cancelled_while_it_waits_is_passed_over(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_a_second_ctrl_c_ends_the_workers_at_once_and_a_closed_terminal_does_not
     then: signal.Signals,
     is_killed: bool,
 ) -> None:
-    monkeypatch.setattr(job, "STOP_SECONDS", 3600.0)
+    monkeypatch.setattr(job.Host, "stop_seconds", 3600.0)
     backend = FakeBackend(finish, ends=False)
     backend.obeys = False
     looks = 0
@@ -343,7 +343,7 @@ def test_a_run_that_lost_its_node_is_tried_again_by_itself_and_the_failure_stays
     assert [event.kind for event in events] == ["started", "retried", "started", "ended"]
     assert events[1].observation.kind == "node"
     assert item.run.observe().state == "done"
-    assert json.loads((item.run.attempt_dir(1) / "failure.json").read_text())["kind"] == "node"
+    assert item.run.end(1).kind == "node"
 
 
 def test_retries_without_an_epoch_in_between_come_to_an_end(tmp_path: Path) -> None:
@@ -372,11 +372,11 @@ def test_an_epoch_in_between_counts_as_progress(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["diverged", "code"])
 def test_a_failure_of_the_runs_own_is_not_tried_again(tmp_path: Path, kind: str) -> None:
-    def fail(submission: Submission) -> int:
-        write_json(submission.run_dir / "failure.json", {"kind": kind, "message": "its own"})
+    def end(submission: Submission) -> int:
+        fail(RunDirectory(submission.run_dir), {"kind": kind, "message": "its own"})
         return 1
 
-    backend = FakeBackend(fail)
+    backend = FakeBackend(end)
     (item,) = todo(tmp_path, 1)
     run_all(backend, [item])
     assert len(backend.submissions) == 1
@@ -437,9 +437,8 @@ def test_a_worker_that_somebody_else_has_stopped_was_preempted_and_goes_on(tmp_p
     backend = FakeBackend(lambda submission: code if submission.attempt == 1 else finish(submission))
     run_all(backend, [item])
     assert item.run.observe().state == "done"
-    failure = json.loads((item.run.attempt_dir(1) / "failure.json").read_text())
-    assert failure["kind"] == "preempted"
-    assert "another process stopped it" in failure["message"]
+    assert item.run.end(1).kind == "preempted"
+    assert "another process stopped it" in item.run.end(1).message
 
 
 @pytest.mark.parametrize("another_rank_speaks", [False, True])
@@ -452,13 +451,13 @@ def test_a_worker_that_the_system_has_killed_for_its_memory_is_short_of_memory(
         if submission.attempt > 1:
             return finish(submission)
         if another_rank_speaks:
-            item.run.write_failure_once({"kind": "node", "message": "lost rank 1", "attempt": 1})
+            fail(item.run, {"kind": "node", "message": "lost rank 1", "attempt": 1})
         return -9
 
     backend = FakeBackend(be_killed)
     backend.out_of_memory = True
     run_all(backend, [item])
-    assert json.loads((item.run.attempt_dir(1) / "failure.json").read_text())["kind"] == "oom"
+    assert item.run.end(1).kind == "oom"
     assert backend.submissions[1].env["SEQLM_MICRO_BATCHES"] == "2"
 
 
@@ -476,7 +475,7 @@ def test_a_kill_in_the_launchers_own_group_explains_no_death_on_another_node(
 
     backend = FakeBackend(be_killed)
     run_all(backend, [item])
-    assert json.loads((item.run.attempt_dir(1) / "failure.json").read_text())["kind"] == "node"
+    assert item.run.end(1).kind == "node"
     assert backend.submissions[1].env["SEQLM_MICRO_BATCHES"] == "1"
 
 
@@ -485,39 +484,38 @@ def test_a_worker_that_could_not_write_out_what_it_printed_is_tried_again(tmp_pa
     (item,) = todo(tmp_path, 1)
     backend = FakeBackend(lambda submission: 120 if submission.attempt == 1 else finish(submission))
     run_all(backend, [item])
-    assert json.loads((item.run.attempt_dir(1) / "failure.json").read_text())["kind"] == "node"
+    assert item.run.end(1).kind == "node"
     assert item.run.result_file.exists()
 
 
-def test_counts_go_on_in_the_next_launch_until_a_person_has_it_tried_again(tmp_path: Path) -> None:
+def test_each_launch_counts_its_own_failures(tmp_path: Path) -> None:
     (item,) = todo(tmp_path, 1)
     policy = Policy(timeout=1)
 
     def run_out_of_time(submission: Submission) -> int:
-        failure = {"kind": "timeout", "message": "time", "attempt": submission.attempt}
-        write_json(submission.run_dir / "failure.json", failure)
+        fail(item.run, {"kind": "timeout", "message": "time"})
         return 1
 
-    def launch(*, retry: bool) -> int:
+    for _ in range(2):
         backend = FakeBackend(run_out_of_time)
-        again = plan(item.spec, item.run, item.run.observe(), has_checkpoint=False, retry=retry)
+        again = plan(item.spec, item.run, item.run.observe(), has_checkpoint=False, retry=False)
         run_all(backend, [again], policy=policy)
         assert item.run.observe().reason == "timeout: time, after 1 retry of this kind"
-        return len(backend.submissions)
-
-    assert launch(retry=False) == 2
-    assert launch(retry=False) == 1, "the one of before counts"
-    assert launch(retry=True) == 2
+        assert len(backend.submissions) == 2
 
 
 def test_a_run_that_failed_when_its_launcher_was_gone_is_taken_up_by_the_next_launch(tmp_path: Path) -> None:
-    spec = RunSpec(name="a", config=make_config())
+    spec = RunSpec(name="a", config=make_config(batch_size=8))
     run = RunDirectory.locate(tmp_path, spec.name, spec.fingerprint)
     run.create(spec.config, {"name": "a"})
-    run.write_failure_once({"kind": "oom", "message": "no memory"})
-    assert [item.action for item in plan_runs([spec], tmp_path)] == ["start"]
-    retry.let_stand(run, retry.Decision(why=", after 3 retries"))
-    assert [item.action for item in plan_runs([spec], tmp_path)] == ["skip"]
+    launch_again(run, Policy(oom=1).to_dict())
+    actions = []
+    for attempt in (1, 2):
+        run.attempt_dir(attempt).mkdir(parents=True)
+        write_json(run.start_file(attempt), {"resources": {"ranks": 1}})
+        fail(run, {"kind": "oom", "message": "no memory"})
+        actions += [item.action for item in plan_runs([spec], tmp_path)]
+    assert actions == ["start", "skip"]
 
 
 def test_a_study_with_a_damaged_failure_is_launched_and_its_run_goes_on(tmp_path: Path) -> None:
@@ -525,7 +523,8 @@ def test_a_study_with_a_damaged_failure_is_launched_and_its_run_goes_on(tmp_path
     for spec in specs:
         RunDirectory.locate(tmp_path, spec.name, spec.fingerprint).create(spec.config, {"name": spec.name})
     damaged = RunDirectory.locate(tmp_path, specs[0].name, specs[0].fingerprint)
-    damaged.failure_file.touch()
+    damaged.attempt_dir(1).mkdir(parents=True)
+    damaged.end_file(1).touch()
     backend = FakeBackend(finish)
     planned = resolve_resources(plan_runs(specs, tmp_path), backend, None)
     assert [item.action for item in planned] == ["start", "start"]
@@ -538,4 +537,4 @@ def test_a_run_that_another_worker_has_is_tried_later_and_nothing_is_written_for
     backend = FakeBackend(lambda submission: 75)
     run_all(backend, [item], policy=Policy(max_stalled_retries=3))
     assert len(backend.submissions) == 4
-    assert not item.run.failure_file.exists()
+    assert failure_of(item.run) is None

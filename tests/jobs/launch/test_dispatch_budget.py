@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from jobs.attempt import retry
 from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher, Event
 from jobs.launch.job import LaunchOptions
@@ -19,9 +18,11 @@ from jobs.plan.planned import PlannedRun, plan
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study import budget
 from jobs.study.kept_code import Code
+from seqlm import ends
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import write_attempt
+from tests.facts import fail
 from tests.fakes import FakeBackend, make_estimate
 from tests.training.studies import make_config
 
@@ -34,7 +35,7 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(dispatch, "STOP_SECONDS", 0.05)
-    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(ends, "FIRST_DELAY_SECONDS", 0.0)
     monkeypatch.setattr(budget, "MOST_SECONDS", 0.0)
     monkeypatch.setattr(budget, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(budget, "LOOK_SHARE", 1e9)
@@ -110,6 +111,8 @@ def test_live_runs_stop_when_the_budget_is_spent_and_go_on_when_it_is_raised(
         now = time.monotonic()
         if backend.stopped and now - first_asked.setdefault("at", now) > 0.1:
             backend.obeys = True
+            for item in items[:2]:
+                write_attempt(item.run, 1, start=0, end=3 * HOUR)
 
     first_asked: dict[str, float] = {}
     monkeypatch.setattr(backend, "wait", saves_at_last)
@@ -119,7 +122,7 @@ def test_live_runs_stop_when_the_budget_is_spent_and_go_on_when_it_is_raised(
     assert backend.stopped == [("1", False), ("2", False)], "asked, and not killed"
     assert sorted(ended) == [(f"run{number}", "pending", SPENT) for number in range(3)]
     assert capsys.readouterr().err == "budget of 10 core hours is spent; 2 runs stop at a checkpoint\n"
-    assert [item.run.failure_file.exists() for item in items] == [False] * 3, "no failure, no cancellation"
+    assert [item.run.failures() for item in items] == [[]] * 3, "no failure, no cancellation"
 
     backend = FakeBackend(uses(1), slots=2)
     ended = launch(tmp_path, items, backend, core_hours=20)
@@ -131,13 +134,13 @@ def test_a_failed_attempt_has_used_its_hours_and_is_not_tried_again_beyond_the_b
     def fails(submission: Submission) -> int:
         run = RunDirectory(submission.run_dir)
         write_attempt(run, submission.attempt, start=0, end=3 * HOUR)
-        run.write_failure_once({"kind": "node", "message": "lost", "attempt": submission.attempt})
+        fail(run, {"kind": "node", "message": "lost", "attempt": submission.attempt})
         return 1
 
     backend = FakeBackend(fails, slots=1)
     ended = launch(tmp_path, runs(tmp_path, None), backend, core_hours=10)
     assert [submission.attempt for submission in backend.submissions] == [1, 2]
-    assert ended == [("run0", "pending", SPENT)]
+    assert ended == [("run0", "failed", "node: lost")]
 
 
 def test_a_study_whose_budget_is_spent_starts_nothing(tmp_path: Path) -> None:

@@ -10,15 +10,14 @@ from typing import Any, final
 
 import pytest
 
-from jobs.attempt import retry
 from jobs.attempt.attempt import Attempt
-from jobs.launch import dispatch, job
+from jobs.launch import dispatch
 from jobs.launch.dispatch import Event
 from jobs.manifests.policy import Policy
 from jobs.spec import Submission
-from seqlm import rundir
+from seqlm import ends, rundir
 from seqlm.errors import FileError
-from seqlm.files import write_json, write_json_lines
+from seqlm.files import write_json_lines
 from seqlm.rundir import RunDirectory
 from tests.cancelling import cancel
 from tests.fakes import FakeBackend
@@ -32,7 +31,7 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(dispatch, "QUEUE_SECONDS", 0.0)
-    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(ends, "FIRST_DELAY_SECONDS", 0.0)
 
 
 @final
@@ -107,7 +106,6 @@ def test_a_run_that_stays_unreadable_fails_alone_with_the_kind_node(tmp_path: Pa
     line = f"cannot read {first.run.metrics_file}: Input/output error, after 2 retries in a row without progress"
     assert seen.reason == f"node: {line}"
     assert {ended[item.run.id].observation.state for item in (second, third)} == {"done"}
-    assert (first.run.read_failure() or {})["kind"] == "code", "the record of its end stays until it can be read"
 
 
 def test_a_failure_that_nothing_can_be_written_about_is_told_once_the_others_are_done(
@@ -116,15 +114,15 @@ def test_a_failure_that_nothing_can_be_written_about_is_told_once_the_others_are
     first, second = todo(tmp_path, 2)
     disk.refuse("read", lambda path: path.parent == first.run.path, errno.EIO, times=float("inf"))
 
-    def refuse(run: RunDirectory, failure: Mapping[str, Any], **options: Any) -> None:
-        raise FileError("cannot write failure.json: No space left on device")
+    def refuse(run: RunDirectory, attempt: int, record: Mapping[str, Any]) -> None:
+        raise FileError("cannot write exit.json: No space left on device")
 
     backend = FakeBackend(lambda submission: -9 if submission.run_dir == first.run.path else finish(submission))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunDirectory, "write_failure_once", refuse)
-        with pytest.raises(FileError, match=r"^run0: failed, but failure.json cannot be written"):
+        patch.setattr(RunDirectory, "write_exit", refuse)
+        with pytest.raises(FileError, match=r"^run0: failed, but that cannot be written"):
             run_all(backend, [first, second], policy=Policy(max_stalled_retries=0))
-    assert "warning: run0: cannot write failure.json: No space left on device\n" in capsys.readouterr().err
+    assert "warning: run0: cannot write exit.json: No space left on device\n" in capsys.readouterr().err
     assert second.run.observe().state == "done"
 
 
@@ -174,7 +172,7 @@ def test_a_run_that_gets_no_folder_for_its_attempt_is_tried_again_and_others_go_
         events.append((event.planned.spec.name, event.kind))
 
     run_all(backend, [first, second], hear)
-    assert refused == [1, 1]
+    assert refused == [1, 2]
     assert not backend.stopped
     assert [item.run.observe().state for item in (first, second)] == ["done", "done"]
     assert [kind for name, kind in events if name == "run0"] == ["retried", "retried", "started", "ended"]
@@ -201,48 +199,16 @@ def test_a_run_that_never_gets_a_folder_fails_with_the_kind_node(
     assert second.run.observe().state == "done"
 
 
-def test_a_worker_whose_job_file_cannot_be_written_goes_on_and_it_is_written_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    backend = FakeBackend(finish)
-    (item,) = todo(tmp_path, 1)
-    refused: list[Path] = []
-
-    def full(path: Path, data: object) -> None:
-        if path == item.run.job_file and not refused:
-            refused.append(path)
-            raise FileError(f"cannot write {path}: No space left on device")
-        write_json(path, data)
-
-    monkeypatch.setattr(job, "write_json", full)
-    run_all(backend, [item])
-    assert refused
-    assert not backend.stopped
-    assert item.run.observe().state == "done"
-    assert (item.run.read_job() or {})["attempt"] == 1
-
-
-def test_a_failure_that_cannot_be_put_aside_holds_up_its_own_run_alone(tmp_path: Path, disk: Disk) -> None:
-    first, second = todo(tmp_path, 2)
-    first.run.write_failure_once({"kind": "node", "message": "lost", "attempt": 1})
-    disk.refuse("unlink", lambda path: path == first.run.failure_file, errno.EIO, times=3)
-    backend = FakeBackend(finish)
-    run_all(backend, [first, second])
-    assert disk.refused == 3
-    assert [item.run.observe().state for item in (first, second)] == ["done", "done"]
-    assert not first.run.failure_file.exists()
-
-
 def test_a_worker_is_ended_as_hung_though_its_failure_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = todo(tmp_path, 2)
     monkeypatch.setattr(Attempt, "is_hung", lambda self: self.number == 1)
 
-    def full(run: RunDirectory, failure: Mapping[str, Any], **options: Any) -> None:
-        raise FileError("cannot write failure.json: No space left on device")
+    def full(run: RunDirectory, attempt: int, record: Mapping[str, Any]) -> None:
+        raise FileError("cannot write exit.json: No space left on device")
 
-    monkeypatch.setattr(RunDirectory, "write_failure_once", full)
+    monkeypatch.setattr(RunDirectory, "write_exit", full)
     backend = FakeBackend(finish)
     run_all(backend, [first, second])
     assert backend.stopped == [("1", True), ("2", True)]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from jobs.attempt import retry
 from jobs.launch import dispatch
 from jobs.launch.dispatch import Event
 from jobs.launch.prepare import plan_runs
@@ -18,6 +17,7 @@ from jobs.plan.planned import plan
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.budget import Ledger
 from jobs.study.folder import observe_study
+from seqlm import ends
 from seqlm.environment import MICRO_BATCHES
 from seqlm.errors import FileError
 from seqlm.files import write_json, write_json_lines
@@ -35,7 +35,7 @@ SPEC = RunSpec(name="run", config=make_config(epochs=4), resources=Resources(ran
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(ends, "FIRST_DELAY_SECONDS", 0.0)
 
 
 def interrupted(study: Path) -> RunDirectory:
@@ -43,7 +43,7 @@ def interrupted(study: Path) -> RunDirectory:
     run = RunDirectory.locate(study, SPEC.name, SPEC.fingerprint)
     run.create(SPEC.config, {"name": SPEC.name})
     run.attempt_dir(1).mkdir(parents=True)
-    write_json(run.attempt_dir(1) / "failure.json", {"kind": "oom", "attempt": 1})
+    run.write_exit(1, {"kind": "oom", "message": "no memory"})
     write_attempt(run, 2, start=0, end=3600)
     write_json_lines(run.metrics_file, [{"epoch": epoch, "val_ppl": 9.0} for epoch in range(2)])
     run.last_checkpoint.touch()

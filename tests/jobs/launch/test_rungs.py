@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from jobs.attempt import retry
 from jobs.launch import dispatch
 from jobs.launch.dispatch import Event
 from jobs.launch.prepare import plan_runs
 from jobs.plan.planned import PlannedRun, plan
 from jobs.spec import Resources, RunSpec, Submission
+from seqlm import ends
 from seqlm.errors import EXIT_RUNG
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
@@ -32,7 +32,7 @@ EPOCHS = 6
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(ends, "FIRST_DELAY_SECONDS", 0.0)
 
 
 def make_items(study_dir: Path, count: int, archs: Sequence[str] = ("rnn",)) -> list[PlannedRun]:
@@ -59,7 +59,7 @@ def climb(submission: Submission) -> int:
     assert search is not None
     finished = len(run.read_metrics()[0])
     while finished < EPOCHS:
-        if finished in search.rungs and decide(run, search, finished) == "stopped":
+        if finished in search.rungs and decide(run, search, finished, submission.attempt) == "stopped":
             return EXIT_RUNG
         finished += 1
         write_json_lines(run.metrics_file, [{"epoch": e, "val_ppl": value_of(run, e)} for e in range(finished)])
@@ -97,23 +97,22 @@ def test_a_stopped_run_is_left_alone_by_run_and_goes_on_with_retry(tmp_path: Pat
     assert all(item.reason == f"{item.observation.reason}; `retry --kind stopped` lets it go on" for item in stopped)
     by_hand = [item for item in observe_again(tmp_path, items, retry=True) if item.action != "skip"]
     assert [item.run.id for item in by_hand] == [item.run.id for item in stopped]
-    assert all(item.by_hand for item in by_hand)
     run_all(FakeBackend(climb), by_hand, search=search)
     assert set(ends_of(items).values()) == {("done", EPOCHS)}
-    assert all(item.run.read_rungs()["2"]["decision"] == "by hand" for item in stopped)
+    assert all(item.run.read_rungs()[2]["decision"] == "stopped" for item in stopped)
 
 
 def test_a_stopped_run_goes_on_if_it_is_asked_for_more_epochs(tmp_path: Path) -> None:
     items = make_items(tmp_path, 4)
     search = Search(rungs=(2,), keep=0.25, min_runs=1)
     run_all(FakeBackend(climb, slots=1), items, search=search)
-    stopped = [item for item in items if item.run.stopped_file.exists()]
+    stopped = [item for item in items if item.run.read_stopped()]
     for item in stopped:  # what a launch plans from
         item.run.last_checkpoint.write_bytes(b"")
     fewer = [replace(item.spec, config=item.spec.config.with_epochs(EPOCHS - 1)) for item in stopped]
     assert {item.action for item in plan_runs(fewer, tmp_path)} == {"skip"}
     more = [replace(item.spec, config=item.spec.config.with_epochs(EPOCHS + 2)) for item in stopped]
     planned = plan_runs(more, tmp_path)
-    assert {(item.action, item.reason, item.by_hand) for item in planned} == {
-        ("resume", f"after 2 epochs, for {EPOCHS + 2} epochs instead of {EPOCHS}", True)
+    assert {(item.action, item.reason) for item in planned} == {
+        ("resume", f"after 2 epochs, for {EPOCHS + 2} epochs instead of {EPOCHS}")
     }

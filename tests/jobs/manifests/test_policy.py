@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from jobs.attempt.retry import history
 from jobs.backends.local import LocalBackend
 from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import LaunchOptions
@@ -16,6 +15,7 @@ from jobs.spec import Resources, RunSpec
 from jobs.study.kept_code import Code
 from seqlm.rundir import RunDirectory
 from seqlm.schema import read
+from tests.facts import launch_again, start_of
 from tests.training.studies import make_config, write_text
 
 ROOT = Path(__file__).parents[3]
@@ -66,8 +66,8 @@ PROGRAM = """
 import json, os, sys
 folder, parts = sys.argv[1], int(os.environ["SEQLM_MICRO_BATCHES"])
 if parts < 4:
-    failure = {"kind": "oom", "message": "no memory", "attempt": int(os.environ["SEQLM_ATTEMPT"])}
-    json.dump(failure, open(os.path.join(folder, "failure.json"), "w"))
+    failure = {"kind": "oom", "message": "no memory", "micro_batches": parts}
+    json.dump(failure, open(os.path.join(folder, "attempts", os.environ["SEQLM_ATTEMPT"].zfill(4), "end.json"), "w"))
     sys.exit(1)
 told = {"minutes": os.environ["SEQLM_CHECKPOINT_MINUTES"], "keep_last": os.environ["SEQLM_KEEP_LAST"]}
 json.dump(told, open(os.path.join(folder, "result.json"), "w"))
@@ -92,6 +92,7 @@ def launch_locally(folder: Path, worker: tuple[str, str], policy: Policy, *, bat
     try:
         options = LaunchOptions(study_dir=folder, worker=worker, policy=policy)
         planned = plan(spec, run, run.observe(), has_checkpoint=False, retry=True)
+        launch_again(run, policy.to_dict())
         for _ in Dispatcher(backend, code, options, writes_queue=False).dispatch([planned]):
             pass
     finally:
@@ -101,7 +102,7 @@ def launch_locally(folder: Path, worker: tuple[str, str], policy: Policy, *, bat
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.attempt.retry.FIRST_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr("seqlm.ends.FIRST_DELAY_SECONDS", 0.0)
 
 
 @pytest.mark.process
@@ -109,8 +110,8 @@ def test_a_run_short_of_memory_goes_on_in_halves_until_it_fits(tmp_path: Path) -
     run = launch_locally(tmp_path, STAND_IN, Policy(checkpoint_min=2.5, keep_last=False))
     assert run.read_result() == {"minutes": "2.5", "keep_last": "0"}
     assert run.attempts() == [1, 2, 3]
-    assert [failed.micro_batches for failed in history(run)] == [1, 2]
-    assert (run.read_job() or {})["micro_batches"] == 4
+    assert [failed.micro_batches for failed in run.failures()] == [1, 2]
+    assert start_of(run)["micro_batches"] == 4
     run.result_file.unlink()
     launch_locally(tmp_path, STAND_IN, Policy())
     assert (run.read_result() or {})["keep_last"] == "1"
@@ -123,7 +124,7 @@ def test_the_real_trainer_short_of_memory_ends_done_with_four_micro_batches(tmp_
     assert (run.read_result() or {})["micro_batches"] == 4
     records = [json.loads(run.worker_file(attempt).read_text())["micro_batches"] for attempt in (1, 2, 3)]
     assert records == [1, 2, 4]
-    assert {failed.kind for failed in history(run)} == {"oom"}
+    assert {failed.kind for failed in run.failures()} == {"oom"}
 
 
 @pytest.mark.process
@@ -146,9 +147,8 @@ def test_a_run_with_too_few_columns_for_smaller_micro_batches_fails(tmp_path: Pa
 
 def test_each_kind_of_failure_has_its_own_retries_and_others_none() -> None:
     policy = Policy(oom=1, timeout=2, node=3, preempted=4)
-    assert [policy.retries(kind) for kind in ("oom", "timeout", "node", "preempted")] == [1, 2, 3, 4]
-    assert [policy.retries(kind) for kind in ("code", "diverged", "cancelled", None)] == [0, 0, 0, 0]
-    assert Policy(oom=None).retries("oom") is None
+    assert policy.limits.retries == {"oom": 1, "timeout": 2, "node": 3, "preempted": 4}
+    assert Policy(oom=None).limits.retries["oom"] is None
 
 
 def test_a_policy_survives_the_trip_through_its_table() -> None:

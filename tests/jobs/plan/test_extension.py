@@ -19,6 +19,7 @@ from seqlm.errors import FileError
 from seqlm.files import read_json, write_json, write_json_lines
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind, State
+from tests.facts import stop
 from tests.fakes import FakeBackend, make_planned
 from tests.training.studies import make_config, write_text
 
@@ -80,17 +81,6 @@ def test_the_latest_launch_says_how_far_a_run_goes_and_nothing_is_repeated(
     seen: Observation, before: int, epochs: int, expected: tuple[str, str, int]
 ) -> None:
     assert planned(seen, before=before, epochs=epochs) == expected
-
-
-@pytest.mark.parametrize(("state", "kind"), [("failed", "code"), ("cancelled", "cancelled")])
-def test_a_run_that_ends_where_it_is_leaves_its_failure_behind(state: State, kind: FailureKind) -> None:
-    def by_hand(epochs: int) -> bool:
-        spec = RunSpec(name="a", config=make_config(epochs=epochs))
-        seen = observed(state, 45, 40, kind)
-        return plan(spec, RunDirectory(Path("a")), seen, has_checkpoint=True, retry=False, before=60).by_hand
-
-    assert by_hand(40)
-    assert not by_hand(60), "this one is skipped"
 
 
 def test_a_done_run_without_its_last_checkpoint_is_skipped_with_the_reason() -> None:
@@ -168,7 +158,7 @@ def test_a_stopped_run_that_is_extended_is_taken_up_by_the_next_launch_if_this_o
     spec = replace(longer(spec, 9), data_path=write_text(tmp_path / "text"))
     options = LaunchOptions(study_dir=tmp_path / "s", live_code=True)
     run.result_file.unlink()
-    write_json(run.stopped_file, {"rung": 1, "epochs": 2, "reason": "stopped at epoch 1: 2nd of 2, keeps 1"})
+    stop(run, {"rung": 1, "epochs": 2, "reason": "stopped at epoch 1: 2nd of 2, keeps 1"})
     assert run.observe().state == "stopped"
     for _ in range(2):  # the first launch ends before it starts anything
         with preparing([spec], FakeBackend(lambda submission: 0), options) as (planned, _):

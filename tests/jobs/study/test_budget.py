@@ -15,6 +15,7 @@ from seqlm.files import write_json
 from seqlm.run_layout import BEHAVIOUR_FOLDER, study_record_file
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import at, write_attempt
+from tests.facts import fail, launch_again
 from tests.slurm_jobs import write_jobs
 from tests.training.studies import make_config, make_run
 
@@ -52,29 +53,29 @@ def test_an_attempt_without_an_end_counts_until_its_last_sign_of_life(tmp_path: 
     assert spent(tmp_path) == Hours(), "nothing is known of it yet"
     write_attempt(run, 1, start=0, alive=HOUR)
     assert spent(tmp_path).core_hours == 2
-    write_json(run.failure_file, {"kind": "node", "attempt": 1, "failed_at": at(2 * HOUR)})
+    run.write_exit(1, {"kind": "node", "message": "lost", "ended_at": at(2 * HOUR)})
     assert spent(tmp_path).core_hours == 4, "its launcher has seen it die"
-    run.failure_file.rename(run.attempt_dir(1) / "failure.json")
-    assert spent(tmp_path).core_hours == 4, "put aside by the next attempt"
     write_attempt(run, 2, start=5 * HOUR, alive=6 * HOUR)
-    write_json(run.failure_file, {"kind": "cancelled", "failed_at": at(900 * HOUR)})
-    assert spent(tmp_path).core_hours == 6, "a cancellation may come long after"
+    assert spent(tmp_path).core_hours == 6
 
 
 @pytest.mark.parametrize(
-    "record",
+    ("record", "end"),
     [
-        {"started_at": at(0), "ended_at": at(-HOUR)},
-        {"started_at": "soon", "ended_at": at(0)},
-        {"started_at": at(0), "ended_at": at(HOUR), "gpu": "x", "gpus": float("1e400"), "threads": "many"},
-        {"started_at": at(0), "ended_at": at(HOUR), "gpus": -3, "threads": True, "ranks": "two"},
+        ({"started_at": at(0)}, at(-HOUR)),
+        ({"started_at": "soon"}, at(0)),
+        ({"started_at": at(0), "gpu": "x", "gpus": float("1e400"), "threads": "many"}, at(HOUR)),
+        ({"started_at": at(0), "gpus": -3, "threads": True, "ranks": "two"}, at(HOUR)),
     ],
 )
-def test_a_strange_record_breaks_nothing_and_gives_nothing_back(tmp_path: Path, record: dict[str, object]) -> None:
+def test_a_strange_record_breaks_nothing_and_gives_nothing_back(
+    tmp_path: Path, record: dict[str, object], end: str
+) -> None:
     run = make_run(tmp_path / "a-1", make_config())
     run.attempt_dir(1).mkdir(parents=True)
     run.worker_file(1).write_text(json.dumps(record).replace("Infinity", "1e400"))
-    run.worker_file(1, 1).parent.joinpath("worker-1.json").write_text("{")
+    run.worker_file(1, 1).write_text("{")
+    write_json(run.end_file(1), {"ended_at": end})
     found = spent(tmp_path)
     assert found.gpu_hours in (0, 1)
     assert found.core_hours in (0, 1)
@@ -142,7 +143,8 @@ def test_a_run_that_the_budget_keeps_from_starting_says_so(tmp_path: Path, monke
         study_record_file(study).write_text(json.dumps({"policy": policy}))
         assert observed(study).observation.reason == seen.reason
     record(6)
-    run.write_failure_once({"kind": "diverged", "message": "nan"})
+    launch_again(run)
+    fail(run, {"kind": "diverged", "message": "nan"})
     assert observed(study).observation.state == "failed", "the run itself has failed"
 
 

@@ -15,7 +15,6 @@ from typing import Any, final
 import pytest
 
 import launch
-from jobs.attempt.retry import put_failure_aside
 from jobs.study import cancel
 from jobs.study.cancel import group_to_signal, mark, wait_until_stopped
 from jobs.study.folder import launching, observe_study, write_queue
@@ -29,6 +28,7 @@ from seqlm.rundir import RunDirectory
 from seqlm.state import View
 from slurm import backend as slurm_backend
 from tests import commands
+from tests.facts import fail, failure_of
 from tests.jobs.study.test_study import make_study
 from tests.slurm_jobs import write_jobs
 from tests.waiting import wait_for
@@ -76,7 +76,7 @@ def test_finished_runs_are_left_alone_and_waiting_ones_are_marked(tmp_path: Path
     done, waiting = make_study(tmp_path / "s", 1, 2)
     write_json(done.result_file, {})
     assert cancel_all(tmp_path / "s") == {"run2": None}
-    assert not done.failure_file.exists()
+    assert failure_of(done) is None
     assert waiting.observe().state == "cancelled"
 
 
@@ -110,9 +110,8 @@ def test_a_request_that_cannot_be_written_is_one_line_and_cancels_nothing(
 def test_a_run_that_has_just_failed_and_may_be_tried_again_is_cancelled(tmp_path: Path) -> None:
     (run,) = make_study(tmp_path / "s", 1)
     runs = observe_study(tmp_path / "s")
-    run.write_failure_once({"kind": "node", "message": "lost"})
+    fail(run, {"kind": "node", "message": "lost"})
     mark(runs)
-    put_failure_aside(run)  # as whoever was about to try it again does
     assert run.observe().state == "cancelled"
 
 
@@ -188,6 +187,7 @@ from seqlm.lease import Terms, claim
 from seqlm.locks import exclusive_lock
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
+from tests.facts import fail, failure_of
 run = RunDirectory(Path(sys.argv[1]))
 if sys.argv[2] == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -25,6 +25,7 @@ from seqlm.locks import exclusive_lock
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from tests import commands
+from tests.facts import fail
 from tests.jobs.launch.test_behaviour import done_run
 from tests.test_launch import ROOT
 from tests.training.studies import runs_in
@@ -144,7 +145,7 @@ def test_chosen_runs_go_with_their_results_and_all_else_stays(study: Path, capsy
 
     first, second = (run_of(study, name) for name in ("first", "second"))
     config = second.config_file.read_text()
-    write_json(first.failure_file, {"kind": "code", "message": "it fails"})
+    fail(first, {"kind": "code", "message": "it fails"})
     first.result_file.unlink()
     own = (first.path, study / "behaviour" / first.id, study / "canary" / first.id)
     before = there()

@@ -12,6 +12,7 @@ from seqlm.files import write_json
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from seqlm.state import View
+from tests.facts import fail
 from tests.slurm_jobs import write_jobs
 from tests.training.studies import make_config, make_run
 
@@ -208,8 +209,8 @@ def test_only_runs_that_have_not_spoken_are_asked_about(room: Path) -> None:
     study = room / "study"
     runs = [make_run(study / name, make_config(seed=seed)) for seed, name in enumerate(("a-1", "b-2", "c-3"))]
     write_json(runs[0].result_file, {})
-    runs[1].write_failure_once({"kind": "diverged", "message": "nan"})
     write_jobs(study, {run.id: f"7_{number}" for number, run in enumerate(runs)})
+    fail(runs[1], {"kind": "diverged", "message": "nan"})
     program(room, "squeue", says="7_2|PENDING|Resources\n")
     assert list(at_work(study).jobs) == ["c-3"]
 

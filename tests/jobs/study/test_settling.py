@@ -6,59 +6,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from jobs.study.finality import SETTLE_SECONDS, FinalityTracker
-from jobs.study.folder import AtWork, Launcher, launching, look_at, write_queue
+from jobs.manifests.policy import Policy
+from jobs.study.folder import AtWork, launching, look_at, write_queue
 from jobs.study.logs import follow_logs
 from jobs.study.squeue import Scheduler
 from seqlm.files import write_json
 from seqlm.locks import exclusive_lock
-from seqlm.rundir import Observation, RunDirectory
-from seqlm.state import FailureKind, State
+from seqlm.rundir import RunDirectory
+from tests.facts import fail, launch_again
 from tests.jobs.cli.test_watch import Touched
 from tests.slurm_jobs import write_jobs
 from tests.training.studies import make_config, make_run
 from tests.waiting import wait_for
-
-LAUNCHER = AtWork(launcher=Launcher(pid=1, host="here", waiting={}))
-
-
-def seen(state: State, kind: FailureKind | None = None) -> Observation:
-    return Observation(state=state, epoch=None, best_val_ppl=None, reason=None, kind=kind)
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_a_run_that_lost_its_node_is_over_only_when_no_launcher_has_taken_it_up_again() -> None:
-    clock = Clock()
-    settling = FinalityTracker(clock)
-    assert not settling.is_over("run", seen("failed", "node"), LAUNCHER)
-    clock.now += SETTLE_SECONDS / 2
-    assert not settling.is_over("run", seen("failed", "node"), LAUNCHER)
-    assert not settling.is_over("run", seen("queued"), LAUNCHER)
-    clock.now += SETTLE_SECONDS
-    assert not settling.is_over("run", seen("failed", "node"), LAUNCHER), "the waiting starts again"
-    clock.now += SETTLE_SECONDS
-    assert settling.is_over("run", seen("failed", "node"), LAUNCHER)
-
-
-@pytest.mark.parametrize("observation", [seen("done"), seen("cancelled", "cancelled"), seen("failed", "diverged")])
-def test_what_no_launcher_changes_is_over_at_once(observation: Observation) -> None:
-    assert FinalityTracker(Clock()).is_over("run", observation, LAUNCHER)
-
-
-def test_without_a_launcher_nothing_is_tried_again() -> None:
-    assert FinalityTracker(Clock()).is_over("run", seen("failed", "node"), AtWork())
-    assert FinalityTracker(Clock()).is_over("run", seen("pending"), AtWork())
-    assert not FinalityTracker(Clock()).is_over("run", seen("running"), AtWork()), "a worker may outlive its launcher"
 
 
 @contextmanager
@@ -70,12 +32,10 @@ def worker(run: RunDirectory, attempt: int) -> Iterator[None]:
 
 
 class Following:
-    """``follow_logs`` in a thread, which looks at the run when the test says so, on a clock of its own."""
+    """``follow_logs`` in a thread, which looks at the run when the test says so."""
 
     def __init__(self, run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._clock = Clock()
         self._looks = self._wanted = 0
-        monkeypatch.setattr("jobs.study.logs.FinalityTracker", lambda: FinalityTracker(self._clock))
         monkeypatch.setattr("jobs.study.logs.time", SimpleNamespace(sleep=self._pause))
         self._thread = threading.Thread(target=lambda: follow_logs(look_at(run, AtWork()), 20), daemon=True)
 
@@ -87,9 +47,8 @@ class Following:
         self._thread.start()
         self.look()
 
-    def look(self, *, seconds: float = 0.0) -> None:
-        """Have it look once more, ``seconds`` later, and go on."""
-        self._clock.now += seconds
+    def look(self) -> None:
+        """Have it look once more, and go on."""
         self._wanted += 1
         wait_for(lambda: self._looks == self._wanted or not self._thread.is_alive(), "a look at the run")
         assert self._thread.is_alive()
@@ -100,45 +59,26 @@ class Following:
         wait_for(lambda: not self._thread.is_alive(), "the end of following")
 
 
-def test_followed_logs_go_on_when_a_failed_run_is_tried_again(
+def test_followed_logs_go_on_while_a_failed_run_is_tried_again_and_end_with_a_final_failure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = make_run(tmp_path / "study" / "run-00000001", make_config())
-    failure: dict[str, Any] = {"kind": "node", "message": "killed by SIGKILL"}
+    study = tmp_path / "study"
+    run = make_run(study / "run-00000001", make_config())
     following = Following(run, monkeypatch)
-    with launching(tmp_path / "study"):
+    with launching(study):
+        launch_again(run, Policy(node=1).to_dict())
+        write_queue(study, {run.id: "about to start"})
         with worker(run, 1):
             following.start()
             following.look()
-        run.write_failure_once(failure)
-        following.look()  # failed, as far as its files tell, until the launcher has seen it
-        following.look(seconds=SETTLE_SECONDS / 2)
-        run.failure_file.unlink()
-        write_queue(tmp_path / "study", {run.id: "tried again in a moment"})
-        following.look(seconds=SETTLE_SECONDS)
-        write_queue(tmp_path / "study", {})
+        fail(run, {"kind": "node", "message": "killed by SIGKILL"})
+        following.look()
         with worker(run, 2):
-            following.look(seconds=SETTLE_SECONDS)
-        write_json(run.result_file, {})
+            following.look()
+        fail(run, {"kind": "node", "message": "killed by SIGKILL"})
         following.end()  # with the run, not with the launcher
     printed = capsys.readouterr().out
     assert printed.index("attempt 1 was here") < printed.index("attempt 2 was here")
-
-
-def test_followed_logs_end_when_a_failure_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-
-    def pause(seconds: float) -> None:
-        clock.now += seconds
-
-    monkeypatch.setattr("jobs.study.logs.FinalityTracker", lambda: FinalityTracker(clock))
-    monkeypatch.setattr("jobs.study.logs.time", SimpleNamespace(sleep=pause))
-    run = make_run(tmp_path / "study" / "run-00000001", make_config())
-    run.write_failure_once({"kind": "node", "message": "killed by SIGKILL"})
-    with launching(tmp_path / "study"):  # at work on others
-        started = clock.now
-        follow_logs(look_at(run, AtWork()), 20)
-        assert SETTLE_SECONDS <= clock.now - started < 2 * SETTLE_SECONDS
 
 
 def test_following_the_logs_of_a_run_touches_no_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from seqlm import processes
 from seqlm.errors import FileError, UsageError
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
+from tests.facts import fail
 from tests.training.studies import make_config
 
 
@@ -103,7 +104,7 @@ def test_a_behaviour_job_has_no_epochs(tmp_path: Path) -> None:
 def test_runs_are_chosen_by_state_and_kind(tmp_path: Path) -> None:
     done, diverged, _ = make_study(tmp_path / "s", 1, 2, 3)
     write_json(done.result_file, {})
-    diverged.write_failure_once({"kind": "diverged", "message": "nan"})
+    fail(diverged, {"kind": "diverged", "message": "nan"})
     runs = observe_study(tmp_path / "s")
     assert [run.name for run in select(runs, ["state=done"], [], ObservedRun.facts)[0]] == ["run1"]
     assert [run.name for run in select(runs, [], ["kind=diverged"], ObservedRun.facts)[0]] == ["run1", "run3"]

@@ -1,0 +1,193 @@
+"""How an attempt of a run ended, told from what its witnesses wrote, and whether a failure is final.
+
+Each witness writes one file in the folder of the attempt, once:
+
+    end.json, end-1.json, ...   a rank, at its end
+    exit.json                   whoever waited for the ranks, or was told by the scheduler, if that adds something
+
+Nobody has to be first, since the order of the files does not matter. Whether a failure is final is not stored:
+:func:`verdict` says it to everybody from the same facts. Standard library alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, TypeAlias, get_args
+
+from seqlm.state import RETRIED, FailureKind
+
+FIRST_DELAY_SECONDS = 1.0
+DELAY_FACTOR = 5.0
+"""Factor by which each further retry in a row waits longer: a full disk or a sick node needs time."""
+LONGEST_DELAY_SECONDS = 300.0
+
+Progress: TypeAlias = tuple[int, int]
+"""What is saved of a run: finished epochs, then steps of the next one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """How an attempt ended, as far as it has."""
+
+    attempt: int
+    kind: FailureKind | None = None
+    """``None``: it has not failed."""
+    message: str = ""
+    where: str | None = None
+    """Where in the code it failed, or who found that."""
+    outcome: str | None = None
+    """What the first rank says: ``done``, ``rung``, ``interrupted`` or ``failed``. ``None``: nothing."""
+    has_ended: bool = False
+    """Whether the first rank has recorded its end, or somebody its exit."""
+    at: str | None = None
+    """When the failure was recorded."""
+    progress: Progress | None = None
+    """What was saved at that time. ``None``: unknown."""
+    micro_batches: int = 1
+    node: str | None = None
+    """The node that failed. ``None``: not recorded, or one of several."""
+    stands: bool = False
+    """Whether whoever recorded the failure has given the run up."""
+
+
+def end_of(attempt: int, ranks: Iterable[Mapping[str, Any]], exits: Iterable[Mapping[str, Any]]) -> End:
+    """Return how an attempt ended, from the records of its ranks and of those who waited for them, in any order.
+
+    A kill by the system for want of memory explains all others, then comes a rank that diverged or ran out of memory,
+    then a lost node or a signal that nobody here sent. A rank's own word is stronger than that it lost another one,
+    which is stronger than what was seen from outside.
+    """
+    ends, seen = list(ranks), list(exits)
+    causes = [(_weight_of_rank(record), record) for record in ends if record.get("kind")]
+    causes += [(_weight_of_exit(record), record) for record in seen if record.get("kind")]
+    first = next((record for record in ends if record.get("rank", 0) == 0), None)
+    cause = min(causes, key=lambda found: (found[0], _text(found[1].get("ended_at")) or ""), default=(0, {}))[1]
+    kind, parts = cause.get("kind"), cause.get("micro_batches")
+    return End(
+        attempt=attempt,
+        kind=None if kind is None else kind if kind in get_args(FailureKind) else "code",
+        message=str(cause.get("message") or ""),
+        where=_text(cause.get("where")),
+        outcome=None if first is None else _text(first.get("outcome")),
+        has_ended=first is not None or bool(seen),
+        at=_text(cause.get("ended_at")),
+        progress=progress_in(cause),
+        micro_batches=parts if type(parts) is int and parts > 0 else 1,
+        node=_text(cause.get("node")),
+        stands=cause.get("stands") is True,
+    )
+
+
+def _weight_of_rank(record: Mapping[str, Any]) -> int:
+    return 1 if record.get("kind") in ("diverged", "oom") else 4 if record.get("peer_lost") else 3
+
+
+def _weight_of_exit(record: Mapping[str, Any]) -> int:
+    if record.get("kind") == "oom":
+        return 0
+    code = record.get("exit_code")
+    return 2 if isinstance(code, int) and code < 0 else 5
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def progress_in(record: Mapping[str, Any]) -> Progress | None:
+    """Return what a record says was saved."""
+    match record.get("progress"):
+        case [int(epochs), int(steps)]:
+            return epochs, steps
+    return None
+
+
+def timestamp(seconds: float | None = None) -> str:
+    """Return a time, in seconds since 1970, in the format of the records. ``None``: the current time."""
+    now = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return now.isoformat(timespec="seconds")
+
+
+# -- whether a failure is final ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How often failed attempts are tried again: what a policy says of that."""
+
+    retries: Mapping[str, int | None] = field(default_factory=dict)
+    """Kind -> retries after failures of this kind, for those that are retried at all. ``None``: unlimited."""
+    max_stalled_retries: int = 0
+    """Consecutive retries, of any kind, without progress."""
+
+    @classmethod
+    def of(cls, policy: Mapping[str, Any]) -> Limits:
+        """Return those of a policy as a manifest or a request has it. What is missing or damaged allows no retry."""
+
+        def number(key: str) -> int:
+            value = policy.get(key)
+            return value if type(value) is int else 0
+
+        retries = {str(kind): None if policy.get(kind) == "unlimited" else number(kind) for kind in RETRIED}
+        return cls(retries=retries, max_stalled_retries=number("max_stalled_retries"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether a failed run is tried again."""
+
+    delay: float | None = None
+    """Seconds to wait before the next attempt. ``None``: the failure is final."""
+    why: str = ""
+    """Why the failure is final, to append to its message. Empty: its kind is never retried."""
+    sick_nodes: tuple[str, ...] = ()
+    """Nodes that failed twice in a row, which the next attempt should avoid."""
+
+
+def verdict(limits: Limits, failures: Sequence[End], *, most_micro_batches: int) -> Verdict:
+    """Say whether a run is tried again after the last of its ``failures``, which are those since it was launched.
+
+    ``most_micro_batches``: the most parts into which the columns of a rank can be cut.
+    """
+    failed = failures[-1]
+    kind = failed.kind
+    if kind not in RETRIED or failed.stands:
+        return Verdict()
+    used: Counter[FailureKind | None] = Counter(one.kind for one in failures[:-1])
+    in_a_row, best = -1, (0, 0)
+    for one in failures:
+        in_a_row += 1
+        if one.progress is not None and one.progress > best:
+            in_a_row, best = 0, one.progress
+    limit = limits.retries.get(kind, 0)
+    if limit is not None and used[kind] >= limit:
+        return _after(limit, "with ever smaller micro-batches" if kind == "oom" else "of this kind", kind)
+    if kind == "oom" and 2 * failed.micro_batches > most_micro_batches:
+        parts = f"{failed.micro_batches} micro-batch{'' if failed.micro_batches == 1 else 'es'}"
+        return Verdict(why=f", with {parts} a step; its ranks have too few columns for smaller ones")
+    if in_a_row >= limits.max_stalled_retries:
+        return _after(in_a_row, "in a row without progress", "max_stalled_retries")
+    grown = FIRST_DELAY_SECONDS * DELAY_FACTOR ** min(in_a_row, 10)  # beyond any limit, and far from overflow
+    waits = FIRST_DELAY_SECONDS if kind == "oom" else min(grown, LONGEST_DELAY_SECONDS)
+    sick = [
+        second.node
+        for first, second in itertools.pairwise(failures)
+        if first.kind == second.kind == "node" and first.node == second.node and second.node is not None
+    ]
+    return Verdict(delay=waits, sick_nodes=tuple(dict.fromkeys(sick)))
+
+
+def most_micro_batches(batch_size: int, ranks: int) -> int:
+    """Return the largest of 1, 2, 4, ... that gives each part of each rank a column."""
+    columns = max(1, batch_size // ranks)  # of the rank with the fewest
+    return 1 << (columns.bit_length() - 1)
+
+
+def _after(retries: int, cause: str, key: str) -> Verdict:
+    """Return that a failure is final, after these retries. ``key``: the one of the policy that allows no more."""
+    if not retries:
+        return Verdict(why=f"; not tried again, since policy.{key} is 0")
+    return Verdict(why=f", after {retries} {'retry' if retries == 1 else 'retries'} {cause}")
