@@ -50,7 +50,7 @@ def kill_between_rungs(runs: Callable[[], Sequence[RunDirectory]]) -> RunDirecto
     def training() -> list[tuple[RunDirectory, int]]:
         found = []
         for run in runs():
-            if run.read_rungs().get("1", {}).get("decision") == "goes on":
+            if run.read_rungs().get(1, {}).get("decision") == "goes on":
                 progress = read_json(run.progress_file(run.last_attempt())) or {}
                 if progress.get("epoch") == 1:
                     found.append((run, read_soon(run.worker_file(run.last_attempt()))["pid"]))

@@ -37,7 +37,7 @@ def test_a_search_stops_what_is_behind_although_a_worker_is_killed_and_what_goes
     study = make_study(tmp_path)
     launcher = study.start("run", "small.toml")
     victim = searches.kill_between_rungs(study.runs)
-    before = victim.rungs_file.read_text()
+    before = victim.rung_file(1).read_text()
     crawl.end()
     _, stderr = commands.finish(launcher)
     assert launcher.returncode == 0, stderr
@@ -46,7 +46,7 @@ def test_a_search_stops_what_is_behind_although_a_worker_is_killed_and_what_goes
     ends = searches.ends_of(runs)
     stopped = [run for run in runs if ends[run.id] < searches.EPOCHS]
     assert stopped
-    assert json.loads(victim.rungs_file.read_text())["1"] == json.loads(before)["1"], "decided once"
+    assert victim.rung_file(1).read_text() == before, "decided once"
     for run in stopped:
         found = run.read_stopped() or {}
         assert (found["value"], found["rank"] > found["goes_on"]) == (run.read_metrics()[0][-1]["val_ppl"], True)
@@ -74,7 +74,7 @@ def test_all_ranks_of_a_run_leave_at_its_rung_and_go_on_together(tmp_path: Path)
     assert first.returncode == 0, first.stderr
     assert "stopped at epoch 1: 3rd of 3, keeps 2  (1/1)" in first.stderr
     (run,) = [run for run in study.runs() if run.id.startswith("rnn")]
-    assert all("ended_at" in read_soon(run.worker_file(1, rank)) for rank in (0, 1))
+    assert all("ended_at" in read_soon(run.end_file(1, rank)) for rank in (0, 1))
     assert failure_of(run) is None
     skipped = study("run", "small.toml")
     assert "`retry --kind stopped` lets it go on" in skipped.stderr

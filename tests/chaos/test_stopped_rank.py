@@ -6,7 +6,6 @@ for a sign of life).
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -83,8 +82,7 @@ def test_a_rank_that_is_stopped_for_good_is_found_and_the_run_ends_as_the_quiet_
     (run,) = study.runs()
     assert epochs_of(run) == list(range(EPOCHS))
     assert run.attempts() == [1, 2]
-    failure = json.loads((run.attempt_dir(1) / "failure.json").read_text())
-    assert failure["kind"] == "node"
-    assert says in failure["message"]
+    assert run.end(1).kind == "node"
+    assert says in run.end(1).message
     assert differences(outcomes(study.study_dir), quiet) == []
     assert not Path(f"/proc/{victim.pid}/cmdline").exists()

@@ -138,8 +138,7 @@ def test_a_time_limit_that_strikes_three_times_costs_no_epoch(cluster: LoopbackC
     assert study("run", "small.toml", "--no-wait").returncode == 0
 
     def strikes() -> list[str]:
-        files = sorted((tmp_path / "runs/small").glob("*/attempts/*/failure.json"))
-        return [json.loads(file.read_text())["kind"] for file in files]
+        return [str(end.kind) for run in study.runs() for end in run.failures()]
 
     def writers() -> list[int]:
         return [record["attempt"] for run in study.runs() for record in run.read_metrics()[0]]
@@ -258,9 +257,9 @@ def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change
     cluster.run("scancel", study.jobs()[cancelled.id])
     wait_for(study.states, "the run to be cancelled", until=lambda states: states[1] == "cancelled")
     wait_for(  # a worker that still imports torch when SLURM kills it does not write its end
-        lambda: (read_json(requeued.worker_file(further[requeued.id])) or {}, requeued.last_attempt()),
+        lambda: (requeued.end(further[requeued.id]), requeued.last_attempt()),
         "the first worker of the requeued run to end",
-        until=lambda seen: "ended_at" in seen[0] or seen[1] > further[requeued.id],
+        until=lambda seen: seen[0].has_ended or seen[1] > further[requeued.id],
     )
     until_it_is_saved(cluster, study.jobs()[untouched.id])
     cluster.restart_controller(kill=True)
@@ -385,8 +384,7 @@ def test_a_node_on_which_a_worker_dies_twice_is_not_used_again(cluster: Loopback
         if attempt < 3:
             os.kill(read_soon(record)["pid"], signal.SIGKILL)
     assert nodes[0] == nodes[1] != nodes[2], "SLURM takes the first free node, until it may not"
-    first, second = (json.loads((run.attempt_dir(n) / "failure.json").read_text()) for n in (1, 2))
-    assert (first["node"], second["node"]) == (nodes[0], nodes[0])
+    assert [run.end(attempt).node for attempt in (1, 2)] == [nodes[0], nodes[0]]
     assert study("cancel", "small", "--all").returncode == 0
 
 
@@ -399,7 +397,7 @@ def test_a_study_stops_at_its_budget_then_goes_from_slurm_to_this_machine_and_ba
     spent = {"waits: budget of 0.0003 core hours is spent"}
     wait_for(lambda: set(study.states("reason")), "both jobs to stop", until=lambda reasons: reasons == spent)
     assert study.states() == ["pending"] * 2, "with nobody waiting"
-    assert not any(run.failure_file.exists() for run in study.runs())
+    assert not any(run.failures() for run in study.runs())
     attempts = [run.last_attempt() for run in study.runs()]
     assert study("run", "small.toml", "--no-wait").returncode == 0
     wait_for(
@@ -511,9 +509,8 @@ def test_a_preempted_run_is_saved_requeued_and_goes_on(tmp_path: Path) -> None:
         study.until_they_train()
         (run,) = study.runs()
         cluster.run("sbatch", "-p", "urgent", "--wrap", "sleep 5")
-        failure = run.attempt_dir(1) / "failure.json"
-        wait_for(failure.exists, "the record of the preemption")
-        assert json.loads(failure.read_text())["kind"] == "preempted"
+        wait_for(run.exit_file(1).exists, "the record of the preemption")
+        assert run.end(1).kind == "preempted"
         seen = len(epochs_of(run))
         wait_for(
             lambda: (run.attempts(), len(epochs_of(run))),

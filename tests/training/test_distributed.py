@@ -337,7 +337,6 @@ import os, sys, threading, time
 import torch
 import torch.distributed as dist
 from seqlm.training import distributed
-from tests.facts import failure_of
 
 leave, begun, may_end = distributed.leave_group, threading.Event(), threading.Lock()
 may_end.acquire()

@@ -449,7 +449,7 @@ def test_a_run_on_a_device_that_computes_wrongly_fails_as_code_with_one_line_and
     assert worker_run(tmp_path / "other", other, monkeypatch)[1] == 0
 
 
-def test_the_longest_line_fits_into_failure_json(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_longest_line_fits_into_the_record_of_an_end(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Rank, "device_name", "NVIDIA A100-SXM4-80GB MIG 1g.10gb+me")
     monkeypatch.setattr(self_check, "_worst", lambda errors, bound: max(errors, key=len))
     with pytest.raises(SelfCheckError) as caught:

@@ -304,7 +304,7 @@ for seed in range(4):
 options = LaunchOptions(study_dir=study, worker=("-c", worker))
 ends = [event.observation.state for event in Dispatcher(backend, live_code(), options).dispatch(items)
         if event.kind == "ended"]
-lost = [path.read_text() for path in study.glob("*/attempts/*/failure.json")]
+lost = [path.read_text() for path in study.glob("*/attempts/*/exit.json")]
 print(ends, len(lost), all('"kind": "node"' in text and "does not see" in text for text in lost))
 backend.close()
 """
@@ -497,7 +497,6 @@ from jobs.study.kept_code import live_code
 from jobs.backends.ray_executor import RayExecutor
 from jobs.spec import Resources, Submission
 from seqlm.rundir import RunDirectory
-from tests.facts import start_of
 
 backend = RayExecutor(address=os.environ.get("RAY_ADDRESS"))
 print(backend.capacity().gpus)

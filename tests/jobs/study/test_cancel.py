@@ -187,7 +187,6 @@ from seqlm.lease import Terms, claim
 from seqlm.locks import exclusive_lock
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
-from tests.facts import fail, failure_of
 run = RunDirectory(Path(sys.argv[1]))
 if sys.argv[2] == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
