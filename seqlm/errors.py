@@ -135,10 +135,15 @@ class LeaseLostError(RunError):
 class FileError(SeqlmError):
     """A file cannot be read or written."""
 
+    errno: int | None = None
+    """What the system reported."""
+
     @classmethod
     def from_os_error(cls, verb: str, path: object, error: OSError) -> FileError:
         """One line from an ``OSError``, for example ``cannot write x/y: No space left on device``."""
-        return cls(f"cannot {verb} {path}: {error.strerror or error}")
+        found = cls(f"cannot {verb} {path}: {error.strerror or error}")
+        found.errno = error.errno
+        return found
 
 
 class DamagedFileError(FileError):

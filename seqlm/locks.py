@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from seqlm.errors import FileError, RunBusyError
+from seqlm.errors import FileError, RunBusyError, UnfitFileError
 from seqlm.processes import is_alive, this_process
 from seqlm.reading import LARGEST_HASHED, open_regular, parse_json, read_bytes
 
@@ -116,14 +116,19 @@ def _flock(handle: int, kind: int) -> bool | None:
 def is_locked(path: Path) -> bool:
     """Whether a live process holds the lock on ``path``. Leaves no file behind and takes no exclusive lock.
 
-    Without locks: whether the file names a live process of this host. What is no regular file is nobody's lock.
+    Without locks: whether the file names a live process of this host. What is no regular file is nobody's lock, and a
+    file that this user may not open counts as free.
 
     Raises:
         FileError: the lock cannot be asked for.
     """
     try:
         file = open_regular(path, largest=LARGEST_HASHED)
-    except (FileError, OSError):
+    except (FileNotFoundError, UnfitFileError):
+        return False
+    except FileError as error:
+        if error.errno != errno.EACCES:
+            raise
         return False
     with file:
         try:
@@ -137,10 +142,13 @@ def read_lock_holder(path: Path) -> dict[str, Any] | None:
     """Return the record of the process that wrote the lock file last. Trust it only while the lock is held.
 
     It has ``pid`` and ``host``. ``None``: the file names no process.
+
+    Raises:
+        FileError: the file cannot be read.
     """
     try:
         data = parse_json(read_bytes(path).decode("utf-8"))
-    except (FileError, OSError, ValueError):
+    except (FileNotFoundError, UnfitFileError, ValueError):
         return None
     is_holder = isinstance(data, dict) and isinstance(data.get("pid"), int) and isinstance(data.get("host"), str)
     return data if is_holder else None

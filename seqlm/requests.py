@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
 
-from seqlm.errors import DamagedFileError, FileError
+from seqlm.errors import FileError
 from seqlm.files import make_directory, read_json, write_json
 from seqlm.reading import listed
 
@@ -38,7 +38,7 @@ class Request:
     @property
     def runs(self) -> Mapping[str, Mapping[str, Any]]:
         """Run id -> what is wanted of the run."""
-        found: Mapping[str, Mapping[str, Any]] = self.record["runs"]
+        found: Mapping[str, Mapping[str, Any]] = self.record.get("runs", {})
         return found
 
     @property
@@ -112,9 +112,6 @@ def _read(folder: Path) -> Request | None:
     record = read_json(folder / REQUEST)
     if record is None or not folder.name.isdecimal():
         return None
-    runs = record.get("runs")
-    if not (isinstance(runs, dict) and all(isinstance(wanted, dict) for wanted in runs.values())):
-        raise DamagedFileError(f"{folder / REQUEST} is damaged (expected a table of runs); move it away")
     return Request(folder=folder, record=record)
 
 

@@ -230,7 +230,7 @@ def words_of(hint: Any) -> str:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return ", or ".join(words_of(one) for one in typing.get_args(hint) if one is not type(None))
     plain = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list"}
-    return plain.get(hint, "a table")
+    return plain.get(typing.get_origin(hint) or hint, "a table")
 
 
 class Table:

@@ -28,7 +28,7 @@ from seqlm.reading import is_file, is_folder, listed
 from seqlm.requests import Request, Requests
 from seqlm.run_layout import BEHAVIOUR_FOLDER, CANARY_FOLDER, slugify, study_record_file
 from seqlm.rundir import Observation, RunDirectory, require_format
-from seqlm.schema import read
+from seqlm.schema import fits, read
 from seqlm.state import View
 
 
@@ -339,15 +339,17 @@ def read_jobs(study_dir: Path) -> dict[str, str]:
 def _jobs_of(request: Request) -> dict[str, str]:
     """Return the job id of each run of a request, as far as arrays have been submitted."""
     found: dict[str, str] = {}
-    arrays = (read_json(request.folder / PLAN_FILE) or {}).get("arrays")
-    for number, array in enumerate(arrays if isinstance(arrays, list) else ()):
+    plan_file = request.folder / PLAN_FILE
+    for number, array in enumerate((read_json(plan_file) or {}).get("arrays", [])):
         path = request.folder / ARRAY_FILE.format(number)
         job = (read_json(path) or {}).get("id")
         if job is None:
             continue
         if not (isinstance(job, str) and _JOB.fullmatch(job)):
             raise DamagedFileError(f"{path} is damaged (expected the id of a job, got {str(job)[:40]!r}); move it away")
-        for index, runs in enumerate(array["jobs"]):
+        if not fits(list[list[str]], jobs := array.get("jobs")):
+            raise DamagedFileError(f"{plan_file} is damaged (expected the runs of each job); move it away")
+        for index, runs in enumerate(jobs):
             found |= {run_id: f"{job}_{index}" for run_id in runs if run_id in request.runs}
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import json
@@ -16,7 +17,7 @@ import launch
 from analysis.study.study import load_study
 from jobs.launch.behaviour import BehaviourLaunch
 from jobs.launch.prepare import plan_runs
-from jobs.study.folder import observe_study
+from jobs.study.folder import launching, observe_study, this_launcher
 from seqlm.errors import SeqlmError
 from seqlm.files import json_text, write_json, write_json_lines
 from seqlm.rundir import RunDirectory
@@ -143,8 +144,9 @@ def test_no_field_of_a_runs_files_is_a_traceback(
     commands(study_dir, capsys)
 
 
-def study_files(digits: list[str]) -> dict[str, Any]:
+def study_files(ids: list[str]) -> dict[str, Any]:
     """The files of a study with these runs."""
+    digits = [run_id.rpartition("-")[2] for run_id in ids]
     config = {"model.arch": "rnn", "model.sha256": "x", "train.epochs": 3, "data.tokenizer": "t"}
     planned = {"name": "rnn-adam", "arch": "rnn", "optimizer": "adam", "config": config, "manifest": "o.toml"}
     published = {"epochs": 3, "val_ppl": 1.0, "replications": [1.0, 2.0]}
@@ -162,9 +164,9 @@ def study_files(digits: list[str]) -> dict[str, Any]:
         "backend": {"local": {"env": {"A": "b"}}},
         "estimates": {digits[0]: {"seconds": 1.0, "epochs": 3}},
     }
-    request = {"kind": "run", "backend": "slurm", "launcher": {"pid": 1, "host": "x"}, "runs": {"a": {"epochs": 3}}}
-    plan, array = {"arrays": [{"jobs": [["a"]]}]}, {"id": "1"}
-    queue = {"launcher": {"pid": os.getpid(), "host": "x"}, "waiting": {"a": "x"}}
+    request = {"kind": "run", "backend": "slurm", "launcher": {"pid": 1, "host": "x"}, "runs": {ids[-1]: {"epochs": 3}}}
+    plan, array = {"arrays": [{"jobs": [[ids[-1]]]}]}, {"id": "1"}
+    queue = {"launcher": this_launcher(), "waiting": {ids[-1]: "x"}}
     return {"study.json": record, "queue.json": queue} | {
         f"launches/000001/{name}.json": found
         for name, found in (("request", request), ("plan", plan), ("array-0", array))
@@ -182,8 +184,11 @@ def test_no_field_of_a_studys_own_files_is_a_traceback(
     study_dir = tmp_path / "runs" / "small"
     runs = [whole_run(study_dir, seed, kind) for seed, kind in enumerate(FILES)]
     (study_dir / "launches" / "000001").mkdir(parents=True)
-    for file, document in study_files([run.id.rpartition("-")[2] for run in runs]).items():
+    files = study_files([run.id for run in runs])
+    for file, document in files.items():
         for found in changed(document, value):
             (study_dir / file).write_text(json.dumps(found))
-            commands(study_dir, capsys)
-        (study_dir / file).unlink()
+            with launching(study_dir) if file == "queue.json" else contextlib.nullcontext():
+                commands(study_dir, capsys)
+        for name, whole in files.items():  # a plan is read only if its request and the ids of its arrays are there
+            (study_dir / name).write_text(json.dumps(whole))

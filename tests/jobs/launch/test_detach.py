@@ -50,6 +50,19 @@ def test_ctrl_c_before_a_background_launcher_has_prepared_ends_it(
     del interrupted  # its traceback held the `Popen`, which would have collected the exit code when it was deleted
 
 
+def test_a_log_never_goes_to_the_file_of_an_earlier_launcher(tmp_path: Path) -> None:
+    """Although earlier logs were deleted, and somebody has put other files there."""
+    for name in ("launch-0002.log", "launch-0007.log", "launch-0008.log.txt", "launch-new.log"):
+        (tmp_path / name).write_text("earlier")
+    background.detach(["-S", "-c", "print('later')"], tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.glob("launch-*.log")} == {
+        "launch-0002.log": "earlier",
+        "launch-0007.log": "earlier",
+        "launch-0008.log": "later\n",
+        "launch-new.log": "earlier",
+    }
+
+
 def children() -> set[int]:
     """The processes that this one has started."""
     return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}

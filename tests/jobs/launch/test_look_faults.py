@@ -16,13 +16,15 @@ from jobs.manifests.policy import Policy
 from jobs.plan.planned import plan
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.budget import Ledger
-from jobs.study.folder import observe_study
+from jobs.study.folder import at_work, launching, observe_study
 from seqlm import ends
 from seqlm.environment import MICRO_BATCHES
 from seqlm.errors import FileError
 from seqlm.files import write_json, write_json_lines
+from seqlm.locks import exclusive_lock
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import write_attempt
+from tests.cancelling import cancel
 from tests.fakes import FakeBackend
 from tests.faults import LookFaults
 from tests.jobs.launch.test_dispatch import finish, run_all
@@ -51,12 +53,17 @@ def interrupted(study: Path) -> RunDirectory:
     return run
 
 
-def require_right_or_an_error(folder: Path, look: Callable[[Path], object], right: object) -> None:
+def require_right_or_an_error(
+    folder: Path,
+    look: Callable[[Path], object],
+    right: object,
+    study_of: Callable[[Path], RunDirectory] = interrupted,
+) -> None:
     """Call ``look`` on the study of an interrupted run, once for each of its looks at a file, which fails."""
     found: list[object] = []
     for number in itertools.count(1):
         study = folder / f"{number:04d}"
-        interrupted(study)
+        study_of(study)
         with pytest.MonkeyPatch.context() as patch:
             faults = LookFaults(patch, study, number)
             with contextlib.suppress(FileError):
@@ -90,6 +97,30 @@ def test_the_state_of_a_run_is_right_or_an_error(tmp_path: Path) -> None:
         return states
 
     require_right_or_an_error(tmp_path, look, [("pending", 2)])
+
+
+@pytest.mark.slow
+def test_a_cancellation_is_right_or_an_error(tmp_path: Path) -> None:
+    def look(study: Path) -> str:
+        (run,) = RunDirectory.unordered_in(study)
+        return run.observe().state
+
+    def cancelled(study: Path) -> RunDirectory:
+        run = interrupted(study)
+        cancel(run)
+        return run
+
+    require_right_or_an_error(tmp_path, look, "cancelled", study_of=cancelled)
+
+
+@pytest.mark.slow
+def test_a_live_launcher_and_a_live_worker_are_seen_or_an_error(tmp_path: Path) -> None:
+    def look(study: Path) -> tuple[bool, str]:
+        (run,) = RunDirectory.unordered_in(study)
+        with launching(study), exclusive_lock(run.worker_lock_file, "busy"):
+            return at_work(study).launcher is not None, run.observe().state
+
+    require_right_or_an_error(tmp_path, look, (True, "running"))
 
 
 @pytest.mark.slow
