@@ -11,6 +11,14 @@ from pathlib import Path
 from typing import Any
 
 __version__ = "0.3.0.dev0"
+_PLACE = str(Path(__file__).parent.parent)
+"""The folder of this package and of those next to it."""
+
+
+def command() -> Any:
+    """Run the installed command ``seqlm``; ``PYTHONPATH`` may have modules with the names of ours."""
+    sys.path.insert(0, _PLACE)
+    return importlib.import_module("launch").main()
 
 
 def __dir__() -> list[str]:
@@ -28,12 +36,11 @@ def __getattr__(name: str) -> Any:
     """
     if name != "open_study":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    place = Path(__file__).parent.parent
-    sys.path.insert(0, str(place))
+    sys.path.insert(0, _PLACE)
     try:
         package = importlib.import_module("analysis")
     finally:
-        sys.path.remove(str(place))
-    if package.__file__ != str(place / "analysis" / "__init__.py"):
+        sys.path.remove(_PLACE)
+    if package.__file__ != str(Path(_PLACE, "analysis", "__init__.py")):
         raise ImportError(f"open_study is in seqlm's package analysis, but {package.__file__} has that name; rename it")
     return package.open_study

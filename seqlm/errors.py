@@ -218,12 +218,13 @@ OTHER_WORDS = {
     "cpus": "threads num_threads num_workers cpus_per_task",
     "embedding_keep = 1 - dropout": "embedding_dropout emb_dropout embd_pdrop dropouti",
     "embedding_size": "embedding_dim embed_dim emb_dim emb_size emsize ninp",
-    "epochs": "epoch max_epochs num_epochs n_epochs num_train_epochs",
+    "epochs": "epoch max_epochs num_epochs n_epochs num_train_epochs steps max_steps num_steps total_steps",
     "gpus": "gpu num_gpus n_gpus devices gres",
     "hidden_size": "hidden hidden_dim nhid d_model n_embd units",
     "keep = 1 - dropout": "dropout drop_rate dropout_rate drop_prob p_drop pdrop resid_pdrop",
     "lr": "learning_rate eta step_size",
     "max_parallel": "jobs n_jobs max_workers",
+    "max_stalled_retries": "retries max_retries n_retries",
     "mlp_size": "ff_dim ffn_dim d_ff dim_feedforward intermediate_size",
     "num_heads": "heads nhead n_head n_heads num_attention_heads",
     "num_layers": "layers nlayers n_layer n_layers num_hidden_layers depth",
@@ -271,8 +272,9 @@ def same_key(key: str, valid: Iterable[str]) -> tuple[str, str]:
     last = _last_word(key)
     for ours in (last, _OURS.get(last, "")):
         word, _, how = ours.partition(" = ")
-        if found := _closest(key, [name for name in valid if _last_word(name) == word]):
-            return found, how
+        names = [name for name in valid if _last_word(name) == word]
+        if names:  # "batch_size" is that of train, which stands before eval
+            return _closest(key, names) if "." in key else names[0], how
     return "", ""
 
 

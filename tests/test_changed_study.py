@@ -93,6 +93,7 @@ def test_a_changed_text_is_named_before_anything_starts(study: Study, ask: Ask) 
     before, after = map(int, re.findall(r"train ([\d,]+) -> ([\d,]+) tokens", line)[0])
     assert before < after
     assert "valid" not in line
+    assert plan["totals"]["unknown"] is None, "the runs on the text of before have been timed"
     assert line.partition(" since")[0] in ask("run", "small.toml", "--only", "arch=gru")[2]
     assert ask("plan", "small.toml", "--only", "arch=gru")[1]["changes"] == [], "it has run with this text"
 

@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from jobs.launch.job import LaunchOptions
 from jobs.spec import RunSpec
 from seqlm.errors import UsageError
 from slurm import settings
-from tests import commands
+from tests import commands, hostile
 from tests.facts import fail
 from tests.test_launch import ROOT, Study, launched
 from tests.training.studies import runs_in
@@ -138,6 +139,16 @@ def test_it_is_installed_as_seqlm() -> None:
     out = commands.run([program], cold=True, cwd=ROOT, check=True).stdout
     assert out.startswith("usage: seqlm ")
     assert "\n  seqlm run first.toml --report\n" in out
+
+
+@pytest.mark.process
+def test_the_installed_command_takes_its_own_modules_before_those_of_pythonpath(tmp_path: Path) -> None:
+    hostile.put_modules(tmp_path, hostile.OURS)
+    installed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["seqlm"]
+    module, _, function = installed.partition(":")
+    script = f"import sys; sys.path.append({str(ROOT)!r}); from {module} import {function}; sys.exit({function}())"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    commands.run([sys.executable, "-P", "-c", script, "--help"], cold=True, env=environment, cwd=tmp_path, check=True)
 
 
 # -- one command, one look at things -------------------------------------------------------------------------------

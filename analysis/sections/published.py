@@ -45,9 +45,9 @@ def published_section(study: Study) -> Section:
 def _compared(runs: pd.DataFrame) -> pd.DataFrame:
     """Return runs, as they were after ``published_epochs``, with what they have reached of the published numbers.
 
-    ``val_ppl`` is of the best epoch, ``best_epoch`` counts from 1, and ``train_ppl`` is of the last epoch, as published
-    ones are. They are missing for a run without a result or with fewer epochs than published, as is ``percent``: the
-    reproduced validation perplexity against the published.
+    ``val_ppl`` is of the best epoch, number ``epochs_to_best`` from 1, and ``train_ppl`` of the last epoch, as
+    published ones are. They are missing for a run without a result or with fewer epochs than published, as is
+    ``percent``: the reproduced validation perplexity against the published.
     """
     is_short = runs["epochs_done"].astype(float) < runs["published_epochs"].astype(float)
     comparable = (runs["state"] == "done") & ~is_short
@@ -56,7 +56,7 @@ def _compared(runs: pd.DataFrame) -> pd.DataFrame:
     compared = runs.assign(
         val_ppl=reproduced,
         train_ppl=runs["final_train_ppl"].where(comparable),
-        best_epoch=(runs["best_epoch"] + 1).where(reproduced.notna()),
+        epochs_to_best=(runs["best_epoch"] + 1).where(reproduced.notna()),
         percent=100 * (ratio - 1),
         is_short=is_short,
     )
@@ -110,7 +110,7 @@ def published_table(compared: pd.DataFrame) -> Table:
             number("published_epochs", "Epochs", units.whole),
             number("published_val_ppl", "Valid. publ.", _published),
             number("val_ppl", "Valid. repr.", units.perplexity),
-            number("best_epoch", "Best epoch", units.whole),
+            number("epochs_to_best", "Best epoch", units.whole),
             number("percent", "Diff. (%)", units.decimals("+,.1f")),
             Column("verdict", "Verdict"),
             number("replications", "Replications", units.text, _replications),

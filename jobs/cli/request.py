@@ -136,12 +136,12 @@ def attend(specs: Sequence[RunSpec], options: LaunchOptions, backend: AttendedBa
     env = {**settings.env, **passed, **progress_variables(settings.progress_s)}
     options = replace(options, max_parallel=settings.max_parallel, env=env)
     where = backend.where()
-    try:
-        with launched(specs, backend, options) as (planned, events):
+    with launched(specs, backend, options) as (planned, events):
+        try:
             follow_launch(options.study_dir, where, planned, events)
-    except KeyboardInterrupt:
-        terminal.tell("the workers have stopped; the same command goes on from here")
-        raise
+        except KeyboardInterrupt:
+            terminal.tell("the workers have stopped; the same command goes on from here")
+            raise
     return {item.run.id for item in planned}
 
 

@@ -11,7 +11,7 @@ import contextlib
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,11 @@ class Throughput:
         if key not in self._relatives:
             slowest: dict[int, float] = {}
             for config, speed in self.by_arch.get(arch, ()):
-                # The vocabulary size of another text is known only if its configuration has it.
-                vocab = vocab_size if config.data == data else config.data.vocab_size
+                # The vocabulary size of another text is known only if its configuration has it; an edited text has
+                # about as many words as before.
+                other = config.data
+                is_same = other.corpus == data.corpus and replace(other, sha256=data.sha256) == data
+                vocab = vocab_size if is_same else other.vocab_size
                 if vocab is not None:
                     flops = flops_per_token(config, vocab)
                     if flops is None:

@@ -57,7 +57,7 @@ def test_each_run_stands_beside_its_published_numbers_with_a_verdict(tmp_path: P
         "published_epochs": "–",
         "published_val_ppl": "100",
         "val_ppl": "102.00",
-        "best_epoch": "2",
+        "epochs_to_best": "2",
         "percent": "+2.0",
         "verdict": "within",
         "replications": "95.5–105",

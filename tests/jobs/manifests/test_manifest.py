@@ -374,6 +374,14 @@ def test_every_word_of_another_tool_means_a_key_of_ours() -> None:
         assert same_key(key.partition(" ")[0], [*SET_KEYS, "sample.count", "--max-parallel"])[0], key
 
 
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [("batch_size", "train.batch_size"), ("max_steps", "train.epochs"), ("retries", "policy.max_stalled_retries")],
+)
+def test_a_key_without_its_table_is_the_one_that_most_mean(key: str, meant: str) -> None:
+    assert same_key(key, SET_KEYS)[0] == meant
+
+
 # -- the reference for users ---------------------------------------------------------------------------------------
 
 REFERENCE = ROOT / "docs" / "reference" / "manifest.md"
