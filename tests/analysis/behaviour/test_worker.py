@@ -138,7 +138,7 @@ def test_a_job_writes_what_the_model_does_into_the_folder_of_its_run(
     result = read_json(job.result_file) or {}
     assert result.pop("finished_at").endswith("+00:00")
     digests = {"checkpoint_sha256": sha256, "judge_sha256": judge_sha256}
-    assert result == {"version": BEHAVIOUR_VERSION, **digests, "settings": settings, "unknown": []}
+    assert result == {"version": BEHAVIOUR_VERSION, **digests, "settings": settings, "unknown": [], "attempt": 1}
     worker = read_json(job.worker_file(1)) or {}
     assert (worker["pid"], worker["rank"], worker["ranks"]) == (os.getpid(), 0, 1)
     assert failure_of(job) is None
