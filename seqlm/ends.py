@@ -3,7 +3,7 @@
 Each witness writes one file in the folder of the attempt, once:
 
     end.json, end-1.json, ...   a rank, at its end
-    exit.json                   whoever waited for the ranks, or was told by the scheduler, if that adds something
+    exit.json                   the launcher or job that waited for the ranks, if that adds something
 
 Nobody has to be first, since the order of the files does not matter. Whether a failure is final is not stored:
 :func:`verdict` says it to everybody from the same facts. Standard library alone.
@@ -51,15 +51,15 @@ class End:
     node: str | None = None
     """The node that failed. ``None``: not recorded, or one of several."""
     stands: bool = False
-    """Whether whoever recorded the failure has given the run up."""
+    """Whether its launcher or job has given the run up."""
 
 
 def end_of(attempt: int, ranks: Iterable[Mapping[str, Any]], exits: Iterable[Mapping[str, Any]]) -> End:
     """Return how an attempt ended, from the records of its ranks and of those who waited for them, in any order.
 
-    A kill by the system for want of memory explains all others, then comes a rank that diverged or ran out of memory,
-    then a lost node or a signal that nobody here sent. A rank's own word is stronger than that it lost another one,
-    which is stronger than what was seen from outside.
+    A kill by the system, which was out of memory, explains all others. Then comes a rank that diverged or ran out of
+    memory, then a lost node or a signal that was not sent from here. A rank's own word is stronger than that it lost
+    another one, which is stronger than what was seen from outside.
     """
     ends, seen = list(ranks), list(exits)
     causes = [(_weight_of_rank(record), record) for record in ends if record.get("kind")]

@@ -2,8 +2,9 @@
 
 Launching, training and reporting share nothing but run directories. Standard library alone.
 
-Each file has one writer. The launcher writes ``config.json`` and ``provenance.json``, and whoever follows an attempt
-writes its ``start.json`` and ``exit.json``; workers write the others. What happened is written once and never edited.
+Each file has one writer. The launcher writes ``config.json`` and ``provenance.json``, and the launcher or job that
+follows an attempt its ``start.json`` and ``exit.json``; workers write the others. What happened is written once and
+never edited.
 
 A canary is a short trial of a run before its grid starts. Its folder ``runs/<study>/canary/<run id>/`` is like that of
 a run, one level deeper, so that no list of the study's runs holds it. It trains a few steps and writes ``canary.json``

@@ -167,7 +167,7 @@ def _failed(run: RunDirectory, rank: Rank, attempt: int, error: Exception, guard
 
 
 def _write_end(run: RunDirectory, rank: Rank, attempt: int, record: Mapping[str, Any], guard: Guard) -> bool:
-    """Write how this rank ended, and return whether that is written. Whoever waits for it sees at least its exit code.
+    """Write how this rank ended, and return whether that is written. Its launcher sees at least the exit code.
 
     Raises:
         LeaseLostError: the run belongs to another worker by now.

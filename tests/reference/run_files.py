@@ -191,7 +191,7 @@ FIELDS: dict[str, Meanings] = {
     "attempts/0001/exit.json": {
         **ENDED,
         "exit_code": ("number", "exit code of the rank that explains the others; negative: the signal that killed it"),
-        "stands": ("boolean", "true: whoever followed the attempt has given the run up"),
+        "stands": ("boolean", "true: the launcher or job has given the run up"),
     },
     "rung-3.json": {
         "decision": ("text", "`goes on` or `stopped`; a later request lets a stopped run go on"),
