@@ -72,7 +72,7 @@ def test_links_in_a_runs_folder_are_replaced_and_their_targets_are_not_written(t
     outside.mkdir()
     (folder.path / "checkpoints").mkdir(parents=True)
     planted = [folder.last_checkpoint, folder.best_checkpoint, folder.metrics_file, folder.result_file]
-    planted += [folder.config_file, folder.provenance_file, folder.job_file]
+    planted += [folder.config_file, folder.provenance_file]
     for path in planted:
         path.symlink_to(outside / path.name)
     done = study("run", "small.toml")
