@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from seqlm.files import file_sha256, write_json
+from seqlm.files import file_sha256, read_json, write_json
 from seqlm.models import build_model
 from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import Checkpoint, Position, save_checkpoint
@@ -67,7 +67,8 @@ def _add_attempt(run: RunDirectory, place: int) -> None:
         "started_at": started.isoformat(),
     }
     write_json(run.worker_file(1), worker)
-    write_json(run.end_file(1), {"rank": 0, "ended_at": (started + timedelta(seconds=45)).isoformat()})
+    before = read_json(run.end_file(1)) or {}
+    write_json(run.end_file(1), {**before, "rank": 0, "ended_at": (started + timedelta(seconds=45)).isoformat()})
 
 
 def _add_checkpoint(run: RunDirectory) -> None:
