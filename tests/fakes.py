@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -105,7 +106,8 @@ class FakeBackend(AttendedBackend, Executor):
             self.refuses -= 1
             return None
         self.submissions.append(submission)
-        (submission.run_dir / "attempts" / f"{submission.attempt:04d}").mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # its launcher has made it
+            (submission.run_dir / "attempts" / f"{submission.attempt:04d}").mkdir(parents=True)
         job_id = str(len(self.submissions))
         self._live[job_id] = (submission, 0)
         self.most_at_once = max(self.most_at_once, len(self._live))

@@ -98,12 +98,13 @@ def run_all(
     on_event: Callable[[Event], None] = lambda event: None,
     *,
     writes_queue: bool = False,
+    is_requested: bool = False,
     **options: Any,
 ) -> None:
-    """Dispatch ``items`` to their end, and hand each event to ``on_event``."""
+    """Request ``items`` unless that is done, dispatch them to their end, and hand each event to ``on_event``."""
     code = Code(path=Path("/code"), commit=None, dirty=False, live=False)
     settings = LaunchOptions(study_dir=Path(), worker=("worker",), **options)
-    for item in items:
+    for item in [] if is_requested else items:
         launch_again(item.run, settings.policy.to_dict())
     dispatcher = Dispatcher(backend, code, settings, writes_queue=writes_queue)
     with contextlib.closing(dispatcher.dispatch(items)) as events:

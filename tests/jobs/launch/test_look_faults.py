@@ -25,6 +25,7 @@ from seqlm.locks import exclusive_lock
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import write_attempt
 from tests.cancelling import cancel
+from tests.facts import launch_again
 from tests.fakes import FakeBackend
 from tests.faults import LookFaults
 from tests.jobs.launch.test_dispatch import finish, run_all
@@ -120,12 +121,17 @@ def test_a_live_launcher_and_a_live_worker_are_seen_or_an_error(tmp_path: Path) 
         with launching(study), exclusive_lock(run.worker_lock_file, "busy"):
             return at_work(study).launcher is not None, run.observe().state
 
-    require_right_or_an_error(tmp_path, look, (True, "running"))
+    def started_again(study: Path) -> RunDirectory:
+        run = interrupted(study)
+        run.attempt_dir(3).mkdir()
+        return run
+
+    require_right_or_an_error(tmp_path, look, (True, "running"), study_of=started_again)
 
 
 @pytest.mark.slow
 def test_a_launch_goes_on_after_the_last_attempt_and_remembers_what_failed_before(tmp_path: Path) -> None:
-    def launch(study: Path) -> tuple[str, list[int], set[str], set[str]]:
+    def launch(study: Path) -> tuple[str, bool, set[str], set[str]]:
         run = RunDirectory.locate(study, SPEC.name, SPEC.fingerprint)
         item = plan(SPEC, run, run.observe(), has_checkpoint=True, retry=False)
 
@@ -137,11 +143,19 @@ def test_a_launch_goes_on_after_the_last_attempt_and_remembers_what_failed_befor
         backend = FakeBackend(work)
         events: list[Event] = []
         try:
-            run_all(backend, [item], events.append, policy=Policy(max_stalled_retries=5))
+            run_all(backend, [item], events.append, is_requested=True, policy=policy)
         except FileError as error:
             raise AssertionError("one file of one run ends the launch") from error
         parts = {submission.env[MICRO_BATCHES.name] for submission in backend.submissions}
         actions = {event.planned.action for event in events}
-        return events[-1].observation.state, [one.attempt for one in backend.submissions], parts, actions
+        numbers = [one.attempt for one in backend.submissions]
+        is_new = numbers[0] > 2 and numbers == sorted(set(numbers))
+        return events[-1].observation.state, is_new, parts, actions
 
-    require_right_or_an_error(tmp_path, launch, ("done", [3, 4], {"2"}, {"resume"}))
+    def requested(study: Path) -> RunDirectory:
+        run = interrupted(study)
+        launch_again(run, policy.to_dict())
+        return run
+
+    policy = Policy(max_stalled_retries=5)
+    require_right_or_an_error(tmp_path, launch, ("done", True, {"2"}, {"resume"}), study_of=requested)
