@@ -92,6 +92,17 @@ def test_however_an_attempt_ends_its_worker_leaves_when_it_began_and_when_that_w
     assert start["pid"] == os.getpid()
 
 
+def test_a_worker_that_cannot_record_its_failure_ends_as_one_whose_disk_failed(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise FileError("cannot write end.json: Input/output error")
+
+    ended_by(monkeypatch, diverge)
+    monkeypatch.setattr(RunDirectory, "write_end", refuse)
+    assert worker.main([str(run.path)]) == EXIT_STORAGE
+
+
 class Group:
     """A process group of another rank that never answers: nothing but the calls that begin and end it."""
 
