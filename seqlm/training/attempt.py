@@ -145,19 +145,22 @@ def _as_owner(
         print(left)
         _write_end(run, rank, attempt, {"outcome": "rung"}, guard)
         return EXIT_RUNG
+    except StopRequested:
+        _leave(leave_group)  # all ranks stop after the same step; an abort could break a gathering of another
+        return _stopped(run, rank, attempt, guard)
     except Exception as error:
-        # The other ranks may have left first, so that a collective operation of this one failed.
-        if not isinstance(error, StopRequested) and (not stop.received or is_storage_failure(error)):
-            return _failed(run, rank, attempt, error, guard)
-        if isinstance(error, StopRequested):
-            _leave(
-                leave_group
-            )  # all ranks stop after the same step; an abort could break the last gathering of another
-        tell(STOPPED)
-        _write_end(run, rank, attempt, {"outcome": "interrupted"}, guard)
-        return EXIT_STOPPED
+        if stop.received and not is_storage_failure(error):
+            # The other ranks left first, so that a collective operation of this one failed.
+            return _stopped(run, rank, attempt, guard)
+        return _failed(run, rank, attempt, error, guard)
     _write_end(run, rank, attempt, {"outcome": "done"}, guard)
     return 0
+
+
+def _stopped(run: RunDirectory, rank: Rank, attempt: int, guard: Guard) -> int:
+    tell(STOPPED)
+    _write_end(run, rank, attempt, {"outcome": "interrupted"}, guard)
+    return EXIT_STOPPED
 
 
 def _failed(run: RunDirectory, rank: Rank, attempt: int, error: Exception, guard: Guard) -> int:
