@@ -50,6 +50,7 @@ def study(runs_dir: Path) -> Study:
 @pytest.fixture(autouse=True)
 def _close_figures() -> Iterator[None]:
     pyplot.switch_backend("agg")
+    pyplot.close("all")  # of other tests of this process
     yield
     pyplot.close("all")
 
