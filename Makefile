@@ -4,7 +4,7 @@
 #   make coverage     report the branch coverage of config, manifest, queue, discussion, ... by tests that start no process
 #   make docs         build the documentation into docs/_build/html; broken links, missing anchors and stale references are errors
 #   make package      build wheel and source archive into dist, install each into an empty environment, and run the quickstart from there
-#   make soak         run all tests N=10 times, quiet and under load, in random orders, and show what failed
+#   make soak         rehearse benchmarks.gpu, then run all tests N=10 times, quiet and under load, in random orders, and show what failed
 #                     (RENAME=0.05: with a planted race, every renaming waits so many seconds)
 #   make cold         run all tests with new interpreters in place of warm forks, two threads each; then some in a Latin-1 locale
 #   make versions     quickstart and the tests that start no process with Python 3.13, and with the lowest versions that pyproject.toml allows
@@ -48,6 +48,7 @@ package: $(VENV)/installed-docs
 	  && (cd build/try && venv/bin/seqlm run quickstart --set train.epochs=1 --report) || exit 1; done
 
 soak: $(VENV)/installed-test
+	rm -rf build/rehearsal && $(BIN)/python -m benchmarks.gpu --rehearse --out build/rehearsal
 	$(BIN)/python -m tests.soak $(N) $(if $(RENAME),--rename-seconds $(RENAME)) -- -n $(TEST_PROCESSES) --dist loadgroup
 
 LATIN_1 := build/locale/en_US.ISO-8859-1

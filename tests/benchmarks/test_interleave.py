@@ -50,12 +50,6 @@ def test_rounds_go_on_until_the_seconds_are_used_and_the_last_is_finished() -> N
     assert told == [(-1, 0), (0, 0), (1, 3), (2, 6), (3, 9), (4, 12)]
 
 
-def test_the_least_rounds_are_done_however_long_they_take() -> None:
-    clock = FakeClock()
-    rounds = interleave({"a": clock.turn("a", 100)}, seconds=10, least_rounds=3, warmup_rounds=1, clock=clock)
-    assert rounds.count == 3
-
-
 def test_a_ratio_is_taken_within_each_round_before_the_median() -> None:
     # The machine is three times as slow in the second round; the ratio of the medians would be 6 / 2.
     rounds = Rounds({"slow": [4, 18, 6], "fast": [2, 6, 1]})
@@ -64,13 +58,3 @@ def test_a_ratio_is_taken_within_each_round_before_the_median() -> None:
     assert rounds.ratio("slow", "fast").median == pytest.approx(2.5)  # of 2, 3, 2.5; the medians have 20 / 8 too
     rounds = Rounds({"slow": [1, 10, 3], "fast": [1, 2, 6]})
     assert rounds.ratio("slow", "fast").median == 1  # of 1, 5, 0.5; the ratio of the medians is 3 / 2
-
-
-def test_the_spread_of_an_even_number_of_rounds_has_the_middle_of_two() -> None:
-    assert Rounds({"a": [4, 1, 2, 8]}).spread("a") == Spread(median=3, least=1, most=8)
-
-
-def test_any_function_of_several_turns_is_taken_within_each_round() -> None:
-    rounds = Rounds({"seconds": [2, 4, 5], "peak": [10, 5, 1]})
-    found = rounds.combined(lambda seconds, peak: 100 / seconds / peak, "seconds", "peak")
-    assert found == Spread(median=5, least=5, most=20)

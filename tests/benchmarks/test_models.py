@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 import benchmarks.measurement
 from benchmarks.implementations import build_step
 from benchmarks.models import main
-from tests import commands
 
 pytestmark = pytest.mark.process
 
@@ -57,25 +55,6 @@ def test_json_is_one_document_with_everything(tmp_path: Path, capsys: pytest.Cap
         assert all(map(is_spread, [*spreads, *of_peak]))
         assert all(2 < loss < 6 for loss in shape["last_loss"].values())
     assert "[3/3] transformer-2x16-b4: " in printed.err
-
-
-def test_results_name_no_folder_of_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "result.json"
-    main(["--shapes", "rnn-2x16-b4", "--precision", "fp32", *TIMES_ALONE, f"--out={out}"])
-    for text in (out.read_text(), out.with_suffix(".md").read_text(), capsys.readouterr().out):
-        for folder in (ROOT, tmp_path, Path.home(), Path(sys.prefix)):
-            assert str(folder) not in text
-
-
-def test_the_table_on_stdout_is_the_one_beside_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "result.json"
-    assert main(["--shapes", "gru-2x16-b4", "--precision", "fp32", *TIMES_ALONE, "--out", str(out)]) == 0
-    printed = capsys.readouterr().out.splitlines()
-    written = out.with_suffix(".md").read_text().splitlines()
-    cells = [cell.strip() for cell in written[4].strip("|").split("|")]
-    assert cells[0] == "gru-2x16-b4"
-    assert printed[1].split() == " ".join(cells).split()
-    assert [line.removeprefix("- ") for line in written[6:]] == printed[3:]
 
 
 def test_a_precision_that_the_processor_lacks_is_null_and_said_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,8 +129,3 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert printed.out == ""
     assert len(printed.err.splitlines()) == 1
     assert printed.err.startswith(f"error: {line}")
-
-
-def test_help_and_mistakes_need_no_torch() -> None:
-    program = "import sys, benchmarks.models; assert 'torch' not in sys.modules"
-    commands.run([sys.executable, "-c", program], cold=True, cwd=ROOT, check=True)

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import slurm_submission
 from benchmarks.scheduler_calls import CallCounter
-from benchmarks.slurm_submission import Measured, as_markdown, summary
+from benchmarks.slurm_submission import Measured, summary
 from tests import commands
 
 
@@ -30,21 +29,6 @@ def test_ratios_are_taken_within_the_rounds_that_count() -> None:
     assert found["ratios"]["the loop in those of seqlm's command"]["median"] == 2
 
 
-def test_the_table_tells_calls_and_leaves_out_what_was_not_measured() -> None:
-    document = {
-        "command": "python -m benchmarks.slurm_submission",
-        "git": {"commit": "abc", "dirty": False},
-        "date": "today",
-        "processor": "P",
-        "cores": 2,
-        "load_average_before": [1.0],
-        "load_average_after": [2.0],
-        "versions": {"slurm": "24", "cuda": None},
-        **summary(measured(), rounds=2),
-    }
-    assert "| seqlm | 7 (6-8) | - | 40 (40-40) | 2: 1 sbatch, 1 sinfo |" in as_markdown(document)
-
-
 @pytest.mark.process
 def test_calls_are_counted_and_made(tmp_path: Path) -> None:
     real = tmp_path / "real"
@@ -57,9 +41,3 @@ def test_calls_are_counted_and_made(tmp_path: Path) -> None:
         assert done.stdout == f"submitted {word}\n"
     assert counter.take() == {"sbatch": 2}
     assert counter.take() == {}
-
-
-def test_a_wrong_command_line_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert slurm_submission.main(["--runs", "1001"]) == 2
-    assert slurm_submission.main(["--repeats", "0"]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 2
