@@ -394,19 +394,3 @@ def test_a_run_whose_job_is_gone_without_a_result_is_a_failure_of_the_launch_tha
     monkeypatch.setattr("jobs.cli.request.watch", lose)
     words = ["run", str(manifest), "--backend", "slurm", "--live-code", "--runs-dir", str(tmp_path)]
     assert launch.main(words) == EXIT_RUN_FAILED
-
-
-def test_a_requeued_task_knows_it_and_a_signal_is_remembered(fake: FakeSlurm, tmp_path: Path) -> None:
-    (tmp_path / "job.sh").write_text("#!/bin/sh\n")
-    commands.run(["sbatch", tmp_path / "job.sh"], check=True)
-    fake.start("1")
-    commands.run(["scancel", "--signal=USR2", "1"], check=True)
-    commands.run(["scontrol", "requeue", "1"], check=True)
-    told = commands.run(["scontrol", "--json", "show", "job", "1"], check=True).stdout
-    (job,) = json.loads(told)["jobs"]
-    assert (job["job_state"], job["restart_cnt"], fake.jobs()["1"].signals) == (["PENDING"], 1, ["USR2"])
-
-
-def test_what_it_does_not_know_it_refuses(fake: FakeSlurm) -> None:
-    done = commands.run(["squeue", "--steps"])
-    assert (done.returncode, done.stderr) == (70, "the fake SLURM does not know: --steps\n")

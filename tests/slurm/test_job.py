@@ -21,7 +21,7 @@ from jobs.spec import Resources
 from jobs.study import budget
 from seqlm import ends
 from seqlm.errors import BackendError
-from seqlm.files import write_json, write_json_lines
+from seqlm.files import write_json
 from seqlm.requests import Request, Requests, file_request
 from seqlm.rundir import RunDirectory
 from slurm import allocation, control, job
@@ -228,18 +228,6 @@ def test_a_failed_run_is_settled_and_can_be_cancelled_while_others_of_its_job_go
     assert calls(room) == [], "nothing of the job is left to do"
 
 
-def test_a_run_with_the_result_of_fewer_epochs_is_worked_at_until_it_has_one_of_all(tmp_path: Path, room: Path) -> None:
-    run = make(tmp_path)
-    epochs = run.read_config().train.epochs
-    write_json(run.result_file, {"epochs": epochs - 1})
-    assert not work(plan(run, program="import sys; sys.exit(1)", policy=Policy(max_stalled_retries=0)))
-    assert run.observe().kind == "code", "its earlier result does not hide that"
-    result = f"""'{{"epochs": {epochs}}}'"""
-    program = f"import sys; open(sys.argv[1] + '/result.json', 'w').write({result})"
-    assert work(plan(run, program=program, first=2))
-    assert run.is_done()
-
-
 def test_before_a_time_limit_the_run_is_saved_and_the_job_put_back(tmp_path: Path, room: Path) -> None:
     run, signals = make(tmp_path), Signals()
     thread = stop_when_ready(run, signals, warn=True)
@@ -250,15 +238,6 @@ def test_before_a_time_limit_the_run_is_saved_and_the_job_put_back(tmp_path: Pat
     assert not run.observe().is_final
     end = run.end(1)
     assert (end.kind, end.message) == ("timeout", "the job's time limit of 10 min")
-
-
-def test_the_same_signal_long_before_the_limit_is_a_preemption_also_in_a_short_job(tmp_path: Path) -> None:
-    run, signals = make(tmp_path), Signals()
-    thread = stop_when_ready(run, signals, warn=True)
-    end = {"SLURM_JOB_END_TIME": str(int(time.time()) + 300)}
-    assert work(plan(run, program=STOPPABLE, timeout_min=5), place(**end), signals)
-    thread.join()
-    assert run.end(1).kind == "preempted"
 
 
 def test_limits_without_an_epoch_in_between_come_to_an_end(tmp_path: Path, room: Path) -> None:
@@ -291,19 +270,6 @@ def test_a_time_limit_is_told_from_a_preemption_whatever_the_nodes_clock_says(
     assert [failed.kind for failed in run.failures()] == [kind]
 
 
-def test_an_epoch_in_between_counts_as_progress(tmp_path: Path, room: Path) -> None:
-    run = make(tmp_path)
-    for restarts in range(4):
-        (run.path / "ready").unlink(missing_ok=True)
-        write_json_lines(run.metrics_file, [{"epoch": epoch, "val_ppl": 9.0} for epoch in range(restarts + 1)])
-        signals = Signals()
-        thread = stop_when_ready(run, signals, warn=True)
-        env = {"SLURM_JOB_END_TIME": str(int(time.time()) + 60), "SLURM_RESTART_COUNT": str(restarts)}
-        assert work(plan(run, program=STOPPABLE), place(**env), signals)
-        thread.join()
-    assert len(calls(room)) == 4
-
-
 @pytest.mark.parametrize(
     ("words", "cancelled"), [(["CANCELLED", "COMPLETING"], True), (["PENDING", "COMPLETING"], False)]
 )
@@ -318,27 +284,6 @@ def test_scancel_is_told_from_a_requeue_by_what_the_controller_says(
     thread.join()
     assert (run.observe().state == "cancelled") == cancelled
     assert "requeue 77_0" not in calls(room), "SLURM does that itself"
-
-
-def test_a_run_cancelled_from_its_folder_is_stopped_and_others_of_the_job_go_on(tmp_path: Path) -> None:
-    stopped, other = make(tmp_path, "a"), make(tmp_path, "b")
-    asked = stopped.path / "asked"
-    program = STOPPABLE.replace("sys.exit(143)", f"(open({str(asked)!r}, 'w'), sys.exit(143))").replace(
-        "while True: time.sleep(0.02)",
-        f"while sys.argv[1].endswith('a') or not os.path.exists({str(asked)!r}): time.sleep(0.02)",
-    )
-    program += "\nopen(os.path.join(sys.argv[1], 'result.json'), 'w').write('{}')\n"
-
-    def cancel_one() -> None:
-        wait_for((stopped.path / "ready").exists, "the worker to be ready")
-        cancel(stopped)
-
-    thread = threading.Thread(target=cancel_one)
-    thread.start()
-    work(plan(stopped, other, program=program))
-    thread.join()
-    assert stopped.is_cancelled()
-    assert other.result_file.exists()
 
 
 def test_a_job_looks_at_the_budget_before_it_trains_and_while_it_does(
@@ -486,18 +431,6 @@ def test_files_that_stay_unreadable_are_a_failure_of_the_node_and_tried_again(
     assert "Stale file handle" in end.message
 
 
-def test_a_request_that_stays_unreadable_is_a_failure_of_the_node(
-    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = make(tmp_path)
-    told = plan(run)
-    with monkeypatch.context() as patch:
-        patch.setattr(Requests, "newest", stale)
-        assert work(told)
-    assert run.observe().kind == "node"
-    assert calls(room) == ["requeue 77_0"]
-
-
 def test_a_fault_of_the_job_ends_its_workers(tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(tmp_path)
 
@@ -511,26 +444,6 @@ def test_a_fault_of_the_job_ends_its_workers(tmp_path: Path, room: Path, monkeyp
         work(plan(run, program=program))
     assert (run.path / "asked").exists()
     assert run.observe().kind == "code"
-
-
-def test_a_worker_that_hangs_is_killed_and_tried_again_in_a_new_job(
-    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SEQLM_HUNG_MINUTES", "0.01")
-    run = make(tmp_path)
-    assert work(plan(run, program="import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"))
-    assert calls(room) == ["requeue 77_0"]
-    end = run.end(1)
-    assert end.kind == "node"
-    assert end.message.startswith("no step for 0.01 min")
-    assert not run.observe().is_final
-
-
-def test_a_failure_of_the_runs_own_stays(tmp_path: Path, room: Path) -> None:
-    run = make(tmp_path)
-    assert not work(plan(run, program=SAY + "say(kind='diverged', message='nan'); sys.exit(1)"))
-    assert run.observe().kind == "diverged"
-    assert calls(room) == []
 
 
 BUSY = (
@@ -593,33 +506,6 @@ def test_a_run_short_of_memory_goes_on_in_its_job_with_smaller_micro_batches_unt
     assert [failed.micro_batches for failed in run.failures()] == [1, 2]
 
 
-def test_a_run_that_never_fits_stands_as_failed_and_says_why(
-    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ends, "FIRST_DELAY_SECONDS", 0.0)
-    run = make(tmp_path)
-    told = plan(run, program=SHORT_OF_MEMORY, policy=Policy(oom=1))
-    assert not work(told)
-    assert run.observe().reason == "oom: no memory, after 1 retry with ever smaller micro-batches"
-    assert calls(room) == []
-    assert not start_again(told, 1), "an operator's requeue does not start it"
-    assert run.attempts() == [1, 2]
-
-
-def test_time_limits_are_counted_over_the_life_of_a_run_whatever_was_gained(tmp_path: Path, room: Path) -> None:
-    run = make(tmp_path)
-    for restarts in range(2):
-        (run.path / "ready").unlink(missing_ok=True)
-        write_json_lines(run.metrics_file, [{"epoch": epoch, "val_ppl": 9.0} for epoch in range(restarts + 1)])
-        signals = Signals()
-        thread = stop_when_ready(run, signals, warn=True)
-        end = str(int(time.time()) + 60)
-        told = plan(run, program=STOPPABLE, policy=Policy(timeout=1))
-        assert start_again(told, restarts, signals, SLURM_JOB_END_TIME=end) == (restarts == 0)
-        thread.join()
-    assert run.observe().reason == "timeout: the job's time limit of 10 min, after 1 retry of this kind"
-
-
 def test_a_signal_does_not_make_a_failure_that_is_tried_again_the_last_word(tmp_path: Path, room: Path) -> None:
     """One run of a job has lost its disk while the other goes on, when the whole job is requeued from outside."""
     lost, other = make(tmp_path, "a"), make(tmp_path, "b")
@@ -634,14 +520,6 @@ def test_a_signal_does_not_make_a_failure_that_is_tried_again_the_last_word(tmp_
     assert start_again(plan(lost, other), 1), "both runs are done in the job's next start"
     assert lost.result_file.exists()
     assert "requeue 77_0" not in calls(room), "SLURM itself puts the job back"
-
-
-@pytest.mark.parametrize("code", [74, 120])
-def test_a_worker_that_could_not_write_its_files_or_its_log_is_requeued(tmp_path: Path, room: Path, code: int) -> None:
-    run = make(tmp_path)
-    assert work(plan(run, program=f"import sys; sys.exit({code})"))
-    assert run.end(1).kind == "node"
-    assert calls(room)[-1] == "requeue 77_0"
 
 
 def test_a_failure_that_a_lost_job_could_not_settle_is_taken_up_by_the_next_start(tmp_path: Path) -> None:
@@ -674,39 +552,6 @@ def test_a_signal_to_the_whole_job_that_reaches_its_worker_first_is_the_jobs(
     work(plan(run, program=program), signals=signals)
     thread.join()
     assert run.failures() == []
-
-
-def test_a_worker_killed_for_its_memory_gets_smaller_micro_batches(
-    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("jobs.attempt.memory_kills.MemoryKills.explain_one", lambda *_: True)
-    run = make(tmp_path)
-    program = "import os, sys; int(os.environ['SEQLM_MICRO_BATCHES']) < 2 and os.kill(os.getpid(), 9);" + TELL
-    assert start_again(plan(run, program=program), 0)
-    assert start_again(plan(run, program=program), 1)
-    assert run.result_file.exists()
-    assert [failed.kind for failed in run.failures()] == ["oom"]
-
-
-@pytest.mark.parametrize("victim", ["0", "1"])
-def test_a_rank_killed_for_its_memory_explains_the_ranks_that_lost_it(
-    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch, victim: str
-) -> None:
-    """The other rank may notice the loss, and write its failure, first."""
-    monkeypatch.setattr("jobs.attempt.memory_kills.MemoryKills.explain_one", lambda *_: True)
-    run = make(tmp_path)
-    program = (
-        f"{SAY}\nif os.environ['RANK'] == '{victim}': os.kill(os.getpid(), 9)\n"
-        "say(kind='node', message='lost another rank', peer_lost=True)\nsys.exit(1)"
-    )
-    work(plan(run, program=program, resources=Resources(ranks=2, cpus=1, gpus=0), policy=Policy(oom=0)))
-    assert run.end(1).kind == "oom"
-
-
-def test_a_worker_that_wrote_no_failure_is_explained_by_the_last_line_of_its_log(tmp_path: Path) -> None:
-    run = make(tmp_path)
-    assert not work(plan(run, program="import sys; print('no such device', file=sys.stderr); sys.exit(3)"))
-    assert run.observe().reason == "code: the worker ended with exit code 3 on n1: no such device"
 
 
 # -- several nodes ---------------------------------------------------------------------------------------------------

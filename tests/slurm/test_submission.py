@@ -3,11 +3,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tomllib
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -197,68 +195,6 @@ def test_runs_that_share_a_gpu_get_one_and_the_cores_of_all(tmp_path: Path) -> N
     assert "--cpus-per-task=8" in text
 
 
-GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "slurm.md"
-NOT_IN_THE_SCRIPT = (
-    "--nodes=2",
-    "--export=HF_TOKEN",
-    "export NCCL_SOCKET_IFNAME=ib0",
-    "sbatch script.sh",
-    "squeue --me",
-)
-"""Rows of the guide's table, by their first words, that are not about the script: sbatch's own environment, the job's
-variables, and commands."""
-SPELLINGS = {"time=02:00:00": "time=120", "mem=32G": "mem=32768M", "gres=gpu:1": "gpus-per-node=1"}
-"""An option of the guide -> the same as the script has it."""
-
-
-def rows_of_the_guide() -> list[tuple[list[str], list[str], str]]:
-    """The code of the first two columns of the table, and its third column."""
-    table = GUIDE.read_text("utf-8").split("## From your sbatch script to seqlm")[1].split("\n## ")[0]
-    lines = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| ")]
-    code = [
-        (re.findall(r"`([^`]+)`", left), re.findall(r"`([^`]+)`", right), where) for left, right, where in lines[1:]
-    ]
-    return [row for row in code if row[0] and row[0][0] not in NOT_IN_THE_SCRIPT]
-
-
-@pytest.mark.parametrize("row", rows_of_the_guide(), ids=lambda row: row[0][0])
-def test_the_script_has_what_the_table_of_the_guide_says(tmp_path: Path, row: tuple[list[str], list[str], str]) -> None:
-    left, right, where = row
-    wanted = [option for code in left for option in code.split(" --")] if left[0].startswith("--") else left
-    wanted = [option.removeprefix("--") for option in wanted]
-    if not right:  # keys of the same names
-        right, wanted = [f'{name} = "x"' for name in wanted], [f"{name}=x" for name in wanted]
-    keys: dict[str, Any] = {}
-    for code in right:
-        if " = " in code:
-            keys |= tomllib.loads(code)
-    names = {field.name for field in fields(SlurmSettings)}
-    values = {"mail_user": "me", "mail_type": "END"} if "mail_user" in right else {}
-    settings = SlurmSettings(**{key: value for key, value in keys.items() if key in names}, **values)
-    resources = Resources(
-        **{"cpus": 1, **{key: value for key, value in keys.items() if key in ("ranks", "cpus", "gpus")}}
-    )
-    settings = replace(settings, max_parallel=settings.max_parallel or 16)
-    (batch,) = batches(planned(tmp_path, 1, resources), settings, max_array_size=1000)
-    made = submission(planned(tmp_path, 1, resources), settings)
-    script = replace(made, batches=[replace(batch, jobs=batch.jobs * 100)]).script(0, after="123")
-    options = re.findall(r"^#SBATCH --(.*)$", script, flags=re.MULTILINE)
-    for option in wanted:
-        name, equals, _ = option.partition("=")
-        if where.strip() == "command line" and name == "output":
-            equals = ""  # seqlm has a place of its own for it
-        if left[0].startswith("--"):
-            found = (
-                SPELLINGS.get(option, option) in options
-                if equals
-                else any(o.partition("=")[0] == name for o in options)
-            )
-            assert found, f"{option} is not in {options}"
-    told = [text for value in (settings.setup, settings.srun_args, [settings.python or ""]) for text in value]
-    assert all(text in script for text in told)
-    assert left[0].startswith("--") or any(told), f"no key of {right} is in the script"
-
-
 def test_the_time_limit_is_cut_to_what_the_budget_has_left(tmp_path: Path) -> None:
     items = planned(tmp_path, 4, Resources(cpus=2, gpus=0.25))
     write_attempt(RunDirectory(tmp_path / "other-1"), 1, start=0, end=3600, gpus=("GPU-1",))
@@ -289,14 +225,6 @@ def test_nothing_is_submitted_once_the_budget_is_spent(tmp_path: Path, monkeypat
 def test_runs_without_gpus_ask_for_none(tmp_path: Path) -> None:
     items = planned(tmp_path, 1, Resources(cpus=2, gpus=0))
     assert "--gpus" not in submission(items, SlurmSettings()).script(0)
-
-
-@pytest.mark.process
-def test_what_sbatch_says_is_told_in_one_line(tmp_path: Path, sbatch: Path) -> None:
-    (sbatch / "sbatch").write_text('#!/bin/sh\necho "sbatch: error: Invalid account" >&2\nexit 1\n')
-    items = planned(tmp_path / "s", 2)
-    with pytest.raises(BackendError, match=r"^sbatch rejected the job: .*Invalid account$"):
-        submission(items, SlurmSettings()).submit(request(items))
 
 
 @pytest.mark.process

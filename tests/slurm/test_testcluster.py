@@ -81,100 +81,10 @@ def is_gone(pid: int) -> bool:
 # -- jobs ------------------------------------------------------------------------------------------------------------
 
 
-def test_jobs_on_one_node_have_gpus_of_their_own(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    node = cluster.node_names[0]
-    script = f"srun bash -c 'echo $CUDA_VISIBLE_DEVICES $SLURMD_NODENAME >> {tmp_path}/$SLURM_JOB_ID.seen'"
-    script += f"\nuntil [ $(ls {tmp_path}/*.seen | wc -l) = 2 ]; do sleep 0.1; done"  # both hold their GPU until then
-    for _ in range(2):
-        submit(cluster, tmp_path, script, "--gpus-per-node=1", f"--nodelist={node}")
-    seen = wait_for(
-        lambda: sorted(path.read_text() for path in tmp_path.glob("*.seen")),
-        "a line from each of two jobs",
-        until=lambda texts: len(texts) == 2 and all(texts),
-    )
-    assert seen == [f"0 {node}\n", f"1 {node}\n"]
-
-
-def test_an_array_runs_at_most_so_many_tasks_at_once(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    script = f"echo begin >> {tmp_path}/log; sleep 0.3; echo end >> {tmp_path}/log"
-    submit(cluster, tmp_path, script, "--array=0-3%1")
-    wait_for(lambda: text_of(tmp_path / "log"), "the ends of four tasks", until=lambda log: log.count("end\n") == 4)
-    assert (tmp_path / "log").read_text() == "begin\nend\n" * 4
-
-
-def test_a_requeued_job_starts_again_within_seconds_and_knows_it(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    job = submit(cluster, tmp_path, f"echo again=$SLURM_RESTART_COUNT >> {tmp_path}/log; sleep 100")
-    wait_for(lambda: text_of(tmp_path / "log"), "the first start of the job")
-    cluster.run("scontrol", "requeue", job)
-    both = "again=\nagain=1\n"
-    wait_for(lambda: text_of(tmp_path / "log"), "the second start of the job", until=lambda log: log == both)
-
-
-def test_a_preempted_job_is_signalled_and_runs_again_later(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    program = tmp_path / "job.py"
-    program.write_text(
-        "import os, signal, sys, time\n"
-        "signal.signal(signal.SIGUSR2, lambda *_: (print('saved', flush=True), os._exit(1)))\n"
-        "print('start', os.environ.get('SLURM_RESTART_COUNT', '0'), flush=True)\n"
-        "while True: time.sleep(0.02)\n"  # a signal right before one long sleep would be heard after it
-    )
-    where = ["--exclusive", f"--nodelist={cluster.node_names[1]}"]
-    low = submit(cluster, tmp_path, f"srun {sys.executable} {program}", "--signal=USR2@30", *where)
-    output = tmp_path / f"0.sh.{low}.4294967294.out"
-    wait_for(
-        lambda: [path.read_text() for path in tmp_path.glob("*.out")],
-        "the first start of the job",
-        until=lambda texts: any("start 0" in text for text in texts),
-    )
-    (output,) = tmp_path.glob("*.out")
-    submit(cluster, tmp_path, "sleep 2", "--partition=urgent", *where)
-    wait_for(output.read_text, "the second start of the job", until=lambda text: "start 1" in text)
-    assert output.read_text().index("saved") < output.read_text().index("start 1")
-
-
 # -- accidents -------------------------------------------------------------------------------------------------------
 
 
-def test_a_restarted_controller_keeps_its_jobs(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    job = submit(cluster, tmp_path, f"until [ -e {tmp_path}/go ]; do sleep 0.1; done; echo done > {tmp_path}/log")
-    wait_for(lambda: state(cluster, job), "the job to run", until=lambda state: state == "RUNNING")
-    cluster.stop_controller()
-    with pytest.raises(BackendError, match="Unable to contact slurm controller"):
-        cluster.run("squeue")
-    cluster.start_controller()
-    assert state(cluster, job) == "RUNNING"
-    (tmp_path / "go").touch()
-    wait_for((tmp_path / "log").exists, "the job to end")
-    assert int(submit(cluster, tmp_path, "true")) > int(job)
-
-
-def test_a_killed_node_is_noticed_and_comes_back(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    node = cluster.node_names[2]
-    script = f"echo $BASHPID > {tmp_path}/pid; exec sleep 300"
-    job = submit(cluster, tmp_path, script, "--no-requeue", f"--nodelist={node}")
-    pid = int(wait_for(lambda: text_of(tmp_path / "pid"), "the pid of the job", until=lambda text: "\n" in text))
-    cluster.kill_node(2, with_jobs=True)
-    assert is_gone(pid)
-    wait_for(cluster.node_states, f"{node} to be down", until=lambda states: states[node].startswith("down"))
-    assert state(cluster, job) in ("NODE_FAIL", "gone")
-    cluster.start_node(2)
-    cluster.wait_for_nodes()
-    assert cluster.run("srun", f"--nodelist={node}", "echo", "back").stdout == "back\n"
-
-
-def test_the_queue_soon_forgets_what_has_ended(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    job = submit(cluster, tmp_path, "true")
-    wait_for(lambda: state(cluster, job), "the queue to forget the job", until=lambda state: state == "gone")
-    done = cluster.run("squeue", "-h", "-j", job, check=False)
-    assert "Invalid job id specified" in done.stderr
-
-
 # -- several, and accounting -----------------------------------------------------------------------------------------
-
-
-def test_without_accounting_sacct_refuses(cluster: LoopbackCluster) -> None:
-    with pytest.raises(BackendError, match="Slurm accounting storage is disabled"):
-        cluster.run("sacct", "-j", "1")
 
 
 def test_a_second_cluster_with_accounting_lives_beside_the_first(cluster: LoopbackCluster, tmp_path: Path) -> None:
