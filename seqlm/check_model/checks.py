@@ -220,7 +220,7 @@ def check_resume(subject: Subject) -> str:
     steps += [quiet.step(number) for number in range(2, 4)]
     saved.seek(0)
     resumed = _Training(subject, subject.build())
-    resumed.restore(torch.load(saved, weights_only=True))
+    resumed.restore(torch.load(saved, weights_only=True))  # noqa: TID251
     again = [resumed.step(number) for number in range(2, 4)]
     repeated = _Training(subject, subject.build())
     if [repeated.step(number) for number in range(2)] != steps[:2]:
