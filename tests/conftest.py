@@ -40,6 +40,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of what a shell runs in the background; commands inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # of nohup, which commands heed
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 if "SEQLM_TEST_RENAME_SECONDS" in os.environ:  # a planted race: `make soak RENAME=0.05`
     from tests.crawl import sitecustomize

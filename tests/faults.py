@@ -1,7 +1,8 @@
-"""A file system that fails once, under a Python whose ``pathlib`` takes that for "there is no such file"."""
+"""A file system whose N-th call fails, under a Python whose ``pathlib`` takes that for "there is no such file"."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any, final
 import pytest
 
 LOOKS = ("stat", "lstat", "scandir", "listdir", "open")
+CHANGES = ("open", "fsync", "rename", "replace", "link", "mkdir", "utime")
 
 
 @final
@@ -60,3 +62,55 @@ def _swallowing(real: Callable[..., Iterator[Path]]) -> Callable[..., Iterator[P
                 return
 
     return glob
+
+
+@final
+class ChangeFaults:
+    """Lets calls that change a folder fail: the ``number``-th of :data:`CHANGES`, and with ``lasting`` all
+    that follow.
+    """
+
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        folder: Path,
+        number: int,
+        *,
+        lasting: bool = False,
+        code: int = errno.ENOSPC,
+    ) -> None:
+        self._folder = str(folder)
+        self._left = number
+        self._lasting = lasting
+        self._code = code
+        self._is_held = False
+        for name in CHANGES:
+            monkeypatch.setattr(os, name, self._failing(getattr(os, name)))
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether there were so many changes."""
+        return self._left <= 0
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Let no call fail, and count none: for what another process does."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+
+    def _failing(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        reads = os.open
+
+        def change(what: Any, *arguments: Any, **options: Any) -> Any:
+            is_look = real is reads and not arguments[0] & (os.O_WRONLY | os.O_RDWR)
+            path = os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else os.fspath(what)  # noqa: PTH115
+            if not self._is_held and not is_look and path.startswith(self._folder):
+                self._left -= 1
+                if self._left == 0 or (self._lasting and self._left < 0):
+                    raise OSError(self._code, os.strerror(self._code), path)
+            return real(what, *arguments, **options)
+
+        return change

@@ -22,7 +22,6 @@ from jobs.cli import arguments, planning
 from jobs.launch.job import LaunchOptions
 from jobs.spec import RunSpec
 from seqlm.errors import UsageError
-from slurm import settings
 from tests import commands, hostile
 from tests.facts import fail
 from tests.test_launch import ROOT, Study, launched
@@ -85,33 +84,7 @@ def test_each_command_has_one_example_one_group_and_one_handler(capsys: pytest.C
         assert f"example:\n  python launch.py {name} " in capsys.readouterr().out
 
 
-def test_a_value_that_may_be_missing_is_none() -> None:
-    found = arguments.read(["run", "a.toml"])
-    assert found is not None
-    assert (found.canary, found.behaviour, found.max_stalled_retries, found.data) == (None, None, None, None)
-    assert found.only == ()
-
-
-@pytest.mark.parametrize("flag", ["--max-stalled-retries", "--retries"])
-def test_the_limit_of_retries_without_progress_has_its_earlier_flag_too(flag: str) -> None:
-    found = arguments.read(["run", "a.toml", flag, "3"])
-    assert found is not None
-    assert found.max_stalled_retries == 3
-
-
 # -- help and the program's name -----------------------------------------------------------------------------------
-
-
-def test_without_words_it_prints_the_help_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
-    assert launch.main([]) == 0
-    out, err = capsys.readouterr()
-    assert err == ""
-    assert out.startswith("usage: python launch.py [-h] [--version] COMMAND ...\n")
-    places = [
-        out.index(f"\n{group}:\n") for group in dict.fromkeys(command.group for command in arguments.COMMANDS.values())
-    ]
-    assert places == sorted(places)
-    assert launch.main(["plam"]) == 2
 
 
 def test_it_calls_itself_what_the_user_typed(
@@ -129,16 +102,6 @@ def test_it_calls_itself_what_the_user_typed(
         assert capsys.readouterr().err.endswith(f"(see {name} status --help)\n")
         assert launch.main(["run", "small.toml", "--backend", "local", "--no-wait"]) == 0
         assert capsys.readouterr().out == f"launched by process 4711; see: {name} status runs/small\n"
-
-
-@pytest.mark.process
-def test_it_is_installed_as_seqlm() -> None:
-    program = Path(sys.executable).with_name("seqlm")
-    if not program.exists():
-        pytest.skip("the package is not installed")
-    out = commands.run([program], cold=True, cwd=ROOT, check=True).stdout
-    assert out.startswith("usage: seqlm ")
-    assert "\n  seqlm run first.toml --report\n" in out
 
 
 @pytest.mark.process
@@ -161,30 +124,6 @@ def test_a_dry_run_is_the_plan_and_starts_nothing(study: Study, capsys: pytest.C
     assert launch.main(["run", "small.toml", "--json", "--report", flag]) == 0
     assert capsys.readouterr().out == plan
     assert not (study.folder / "runs").exists()
-
-
-@pytest.mark.parametrize("words", [["plan"], ["run", "--no-wait"]])
-def test_the_site_file_of_a_cluster_is_read_once(
-    study: Study, monkeypatch: pytest.MonkeyPatch, words: list[str]
-) -> None:
-    read: list[Path] = []
-    read_file = settings.read_toml_file
-
-    def counted(path: Path) -> Any:
-        read.append(path)
-        return read_file(path)
-
-    def stop(*_: Any, **__: Any) -> None:
-        raise UsageError("no further")
-
-    site = study.folder / "site.toml"
-    site.write_text("max_parallel = 3\n")
-    monkeypatch.setenv("SEQLM_SLURM_CONFIG", str(site))
-    monkeypatch.setattr(settings, "read_toml_file", counted)
-    monkeypatch.setattr("slurm.backend.partition_facts", stop)  # what comes after the choice of plan
-    monkeypatch.setattr("jobs.cli.request.preparing", stop)  # and of run
-    assert launch.main([words[0], "small.toml", "--backend", "slurm", *words[1:]]) == 2
-    assert read == [site]
 
 
 # -- color, quiet and verbose --------------------------------------------------------------------------------------
@@ -224,13 +163,6 @@ def test_color_follows_the_flag_then_no_color_then_the_terminal(
     plain = out.replace("\x1b[32m", "").replace("\x1b[31m", "").replace("\x1b[0m", "").splitlines()
     column = plain[0].index("state")
     assert [line[column:].split()[0] for line in plain[1:]] == ["done", "failed"], "colors take no room"
-
-
-def test_color_of_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.configure(terminal.Output(color="always"))
-    terminal.tell("error: a\x1b[31m")
-    terminal.configure(terminal.Output())
-    assert capsys.readouterr().err == "\x1b[31merror:\x1b[0m a\\x1b[31m\n"
 
 
 def test_quiet_leaves_warnings_errors_and_the_answer_of_a_query(
@@ -286,28 +218,6 @@ def test_verbose_adds_the_settings_and_the_traceback_of_an_error(
 # -- completion ----------------------------------------------------------------------------------------------------
 
 
-def test_the_names_of_studies_are_what_completes_a_study(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
-    assert launch.main(["completion", "studies"]) == 0
-    assert capsys.readouterr().out == "", "no runs folder yet"
-    for name in ("b", "a", ".hidden"):
-        (study.folder / "runs" / name).mkdir(parents=True)
-    assert launch.main(["completion", "studies"]) == 0
-    assert capsys.readouterr().out == "a\nb\n"
-
-
-@pytest.mark.parametrize("shell", arguments.SHELLS)
-def test_the_script_of_each_shell_knows_commands_studies_and_manifests(
-    shell: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("shtab")
-    assert launch.main(["completion", shell]) == 0
-    script = capsys.readouterr().out
-    for word in (*COMMANDS, "seqlm completion studies", "toml", "max-parallel", "diverged"):
-        assert word in script, word
-    assert "launch.py" not in script
-    assert launch.main(["completion", "fish"]) == 2
-
-
 @pytest.mark.process
 def test_bash_completes_commands_studies_manifests_and_choices(study: Study) -> None:
     pytest.importorskip("shtab")
@@ -352,19 +262,6 @@ def test_zsh_and_tcsh_take_their_scripts(study: Study, shell: str, check: list[s
     script.write_text(commands.run(study.command("completion", shell), check=True).stdout)
     answer = commands.run([program, *check, script], cwd=study.folder)
     assert (answer.returncode, answer.stderr) == (0, "")
-
-
-def test_without_shtab_it_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "shtab", None)
-    assert launch.main(["completion", "bash"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert 'pip install "shtab>=1.10,<2"' in line
-
-
-def test_the_range_of_shtab_is_that_of_the_package() -> None:
-    assert '"shtab>=1.10,<2"' in (ROOT / "pyproject.toml").read_text("utf-8")
 
 
 # -- retry ---------------------------------------------------------------------------------------------------------

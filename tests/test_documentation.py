@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.reference import decisions, markdown, pages
+from tests.reference import decisions, pages
 
 ROOT = pages.ROOT
 OUTSIDE = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
@@ -38,19 +38,6 @@ def test_nothing_generated_is_stale(wanted: dict[Path, str]) -> None:
 def test_every_part_that_is_made_is_on_a_page(wanted: dict[Path, str]) -> None:
     used = {found[2] for text in wanted.values() for found in pages.PART.finditer(text)}
     assert used == pages.parts().keys()
-
-
-def test_a_document_whose_fields_are_not_those_described_is_refused() -> None:
-    meanings: markdown.Meanings = {"runs[].name": "name", "reason": ("text or null", "why")}
-    assert "| `runs[].name` | text or null |" in markdown.fields_table(
-        meanings, {"runs": [{"name": "a"}, {"name": None}]}
-    )
-    with pytest.raises(ValueError, match=r"without a description: runs\[\]\.id"):
-        markdown.fields_table(meanings, {"runs": [{"name": "a", "id": 1}]})
-    with pytest.raises(ValueError, match=r"reason: described as text or null, and a sample has number"):
-        markdown.fields_table(meanings, {"runs": [{"name": "a"}], "reason": 1})
-    with pytest.raises(ValueError, match=r"no sample has the field runs\[\]\.name"):
-        markdown.fields_table(meanings, {"reason": None})
 
 
 def test_a_superseded_decision_names_the_later_one() -> None:

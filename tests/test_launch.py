@@ -19,7 +19,6 @@ import launch
 from jobs.backends.base import Finding
 from jobs.backends.local import LocalBackend
 from jobs.cli import doctor, request
-from jobs.cli.progress import Watcher
 from jobs.launch.job import LaunchOptions
 from jobs.spec import RunSpec
 from seqlm import machine
@@ -31,7 +30,6 @@ from tests.chaos.disk import Disk, may_mount
 from tests.crawl import Crawl
 from tests.facts import fail, failure_of
 from tests.outcome import differences, outcome, quiet_outcomes
-from tests.slurm_jobs import write_jobs
 from tests.training.studies import make_config, runs_in, write_text
 from tests.waiting import wait_for
 
@@ -502,16 +500,6 @@ def test_plan_adds_up_time_on_the_clock_and_disk(study: Study, capsys: pytest.Ca
     assert "3.0 GiB" in capsys.readouterr().out
 
 
-def test_plan_for_a_ray_of_this_machine_does_not_import_ray(
-    study: Study, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pretend_earlier_run(study, plan_of(capsys), train_tokens_per_second=100.0)
-    monkeypatch.setitem(sys.modules, "ray", None)  # importing it would be an error
-    monkeypatch.delitem(sys.modules, "jobs.backends.ray_executor", raising=False)
-    assert launch.main(["plan", "small.toml", "--backend", "ray"]) == 0
-    assert " on Ray on this machine (" in capsys.readouterr().out
-
-
 def test_plan_takes_the_time_on_the_clock_from_how_many_runs_go_at_once(
     study: Study, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -655,15 +643,6 @@ def test_the_variable_of_the_device_is_read_before_anything_starts(
     assert ("SEQLM_DEVICE" in capsys.readouterr().err) == (code != 0)
 
 
-@pytest.mark.process
-@pytest.mark.parametrize("words", [["--backend", "slurm"], ["--set", "resources.cpus=4000"]])
-def test_what_no_backend_can_do_is_exit_code_3(
-    study: Study, capsys: pytest.CaptureFixture[str], words: list[str]
-) -> None:
-    code, _ = answer_of(capsys, "run", "small.toml", *words)
-    assert code == 3
-
-
 def test_doctor_measures_no_speed_on_a_device_that_computes_wrongly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -688,15 +667,6 @@ def test_a_reader_that_has_left_is_no_error(form: list[str]) -> None:
     os.close(writer)
     assert answer.returncode == 0
     assert "BrokenPipe" not in answer.stderr
-
-
-def test_errors_are_a_json_document_too(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
-    assert launch.main(["plan", "none.toml", "--json"]) == 2
-    document = json.loads(capsys.readouterr().out)
-    assert document["ok"] is False
-    assert document["data"] is None
-    assert document["error"]["code"] == 2
-    assert "none.toml" in document["error"]["message"]
 
 
 def test_a_word_outside_the_vocabulary_is_named_before_anything_starts(
@@ -748,28 +718,6 @@ def test_a_finished_run_without_its_last_checkpoint_is_done_and_cannot_go_on(tmp
     (line,) = [line for line in answer.stderr.splitlines() if "skipped" in line]
     reason = f"its last.pt was deleted after the training had ended; move {run.path.relative_to(tmp_path)} away"
     assert line == f"skipped rnn-adam: {reason} to train it again"
-
-
-@pytest.mark.parametrize("key", ["id", "fingerprint"])
-def test_a_run_is_chosen_by_what_plan_shows_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], key: str
-) -> None:
-    Study(tmp_path, archs=("rnn", "gru"))
-    monkeypatch.chdir(tmp_path)
-
-    def plan(*words: str) -> list[dict[str, Any]]:
-        assert launch.main(["plan", "small.toml", "--json", *words]) == 0
-        runs: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["data"]["runs"]
-        return runs
-
-    first, second = plan()
-    assert [run["name"] for run in plan("--only", f"{key}={second[key]}")] == [second["name"]]
-    assert [run["name"] for run in plan("--exclude", f"{key}={second[key]}")] == [first["name"]]
-
-
-def test_a_manifest_may_follow_a_filter(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
-    assert launch.main(["plan", "--only", "arch=rnn", "small.toml"]) == 0
-    assert launch.main(["plan", "--only", "arch=gru", "--only", "lr<1", "small.toml"]) == 0, "either filter will do"
 
 
 def launched(study: Study, *states: str) -> list[RunDirectory]:
@@ -824,37 +772,6 @@ def test_an_id_is_the_same_in_plan_status_filters_and_logs(study: Study, capsys:
     assert (code, error) == (2, 'error: small has no run "rnn-adma"; did you mean "rnn-adam"?; `status` lists them')
 
 
-def test_a_study_on_slurm_is_looked_at_as_often_as_its_runs_write(
-    study: Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[float | None] = []
-
-    def made(folder: Path, ids: Any, *, every_seconds: float | None = None) -> Watcher:
-        asked.append(every_seconds)
-        return Watcher(folder, ids, every_seconds=every_seconds)
-
-    monkeypatch.setattr("jobs.cli.progress.Watcher", made)
-    site = study.folder / "site.toml"
-    monkeypatch.setenv("SEQLM_SLURM_CONFIG", str(site))
-    site.write_text("")
-    (run,) = launched(study, "done")
-    folder = run.path.parent
-
-    def look() -> None:
-        assert launch.main(["status", "small", "--watch"]) == 0
-
-    look()
-    write_jobs(folder, {run.id: "12_0"})
-    look()
-    site.write_text("progress_s = 30")
-    look()
-    (folder / "study.json").write_text(json.dumps({"backend": {"slurm": {"progress_s": 20}}}))
-    look()
-    site.write_text("progress_s = 0")
-    look()
-    assert asked == [None, 10, 30, 20, 10], "a site file that is wrong keeps nobody from looking"
-
-
 def test_workers_here_write_as_often_as_the_manifest_says(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[str | None] = []
 
@@ -868,32 +785,6 @@ def test_workers_here_write_as_often_as_the_manifest_says(study: Study, monkeypa
         manifest.write("[backend.local]\nprogress_s = 2.5\n")
     assert launch.main(["run", "small.toml", "--backend", "local"]) == 2
     assert given == [None, "2.5"]
-
-
-def test_run_says_which_card_an_index_means_and_refuses_one_that_is_not_there(
-    study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def stop(specs: Any, backend: Any, settings: LaunchOptions, **rest: Any) -> None:
-        raise UsageError("no further")
-
-    cards = [machine.Card(index=n, whole=machine.Gpu(f"GPU-{n}{n}", name)) for n, name in enumerate(("Small", "Big"))]
-    monkeypatch.setattr(machine, "cards", lambda: cards)
-    monkeypatch.setattr(request, "launched", stop)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert launch.main(["run", "small.toml", "--backend", "local"]) == 2
-    told = "warning: CUDA_VISIBLE_DEVICES=1 is taken by nvidia-smi's numbers: 0 is Small, 1 is Big; CUDA's own may"
-    assert told in capsys.readouterr().err
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
-    assert launch.main(["run", "small.toml", "--backend", "local"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith('error: CUDA_VISIBLE_DEVICES: found "2", and 2 names no GPU of this machine')
-
-
-def test_the_help_says_what_repeated_filters_mean(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("plan", "run", "status", "logs", "cancel", "retry", "behaviour"):
-        with pytest.raises(SystemExit):
-            launch.main([command, "--help"])
-        assert "repeat --only for runs that meet these or those" in " ".join(capsys.readouterr().out.split()), command
 
 
 @pytest.mark.process
@@ -980,11 +871,3 @@ def test_plan_refuses_a_text_that_is_too_short_as_run_does(study: Study, capsys:
     assert error.splitlines()[-1] == "error: run would refuse this: " + answer_of(capsys, "run", *large)[1][7:]
     assert launch.main(["plan", "small.toml", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["data"]["refused"] is None
-
-
-def test_plan_shows_the_ranks_of_runs_with_several(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
-    assert launch.main(["plan", "small.toml"]) == 0
-    assert "ranks" not in capsys.readouterr().out
-    assert launch.main(["plan", "small.toml", "--set", "resources.ranks=2", "--set", "resources.gpus=0"]) == 0
-    head, row, *_ = capsys.readouterr().out.splitlines()
-    assert row[: head.index("ranks") + len("ranks")].endswith(" 2")

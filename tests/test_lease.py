@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from seqlm.errors import FileError, LeaseLostError, RunBusyError, UsageError
 from seqlm.lease import Lease, Terms, claim, kept, live_owner, newest_generation, newest_lease, require_attempt
 from seqlm.processes import Host
 from tests import commands
+from tests.faults import ChangeFaults, LookFaults
 from tests.waiting import wait_for
 
 TERMS = Terms(heartbeat_seconds=10.0, stale_seconds=180.0)
@@ -282,18 +284,6 @@ def test_where_links_are_refused_a_lease_is_made_by_exclusive_creation(
     assert cluster.names() == ["000001.json", "000002.json", "000003.json"]
 
 
-def test_a_link_refused_for_any_other_reason_is_an_error(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse_links(monkeypatch, errno.EIO)
-    with pytest.raises(FileError, match=r"cannot take the lease in .*: Input/output error"):
-        cluster.claim("a")
-
-
-def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path, cluster: Cluster) -> None:
-    cluster.folder.write_text("a file where a folder should be")
-    with pytest.raises(FileError, match=r"cannot take the lease in .*lease: File exists"):
-        cluster.claim("a")
-
-
 @pytest.mark.parametrize("content", ["", "{", "[]", "\0"])
 def test_a_lease_that_cannot_be_read_is_watched_like_that_of_a_stranger(cluster: Cluster, content: str) -> None:
     first = cluster.claim("a")
@@ -346,21 +336,6 @@ def test_a_heart_goes_on_after_beats_that_the_disk_refuses(
         wait_for(lambda: len(refused), "more than three refused beats", until=lambda count: count > 3)
         monkeypatch.setattr(os, "utime", utime)
         wait_for_a_beat(lease)
-
-
-def test_a_full_disk_at_the_release_leaves_the_lease_as_it_was(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lease = cluster.claim("a")
-    before = lease.file.read_bytes()
-
-    def full(handle: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    lease.release()
-    assert lease.file.read_bytes() == before
-    assert cluster.names() == ["000001.json"], "and nothing else"
 
 
 HELD = """
@@ -572,37 +547,29 @@ def test_leases_that_a_listing_does_not_show_yet_are_asked_for_by_name(
     assert newest_generation(cluster.folder) == 5
 
 
-def test_a_lease_is_written_whole_to_the_disk_beside_its_place_under_a_name_that_is_swept(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", [LookFaults, ChangeFaults])
+def test_a_claim_whose_nth_call_fails_is_one_line_and_the_next_claimant_gets_the_run(
+    tmp_path: Path, cluster: Cluster, kind: type[LookFaults] | type[ChangeFaults]
 ) -> None:
-    link, fsync, seen, sizes = os.link, os.fsync, [], []
-
-    def watched(source: Path, target: Path) -> None:
-        seen.extend(cluster.names())
-        link(source, target)
-
-    def sized(handle: int) -> None:
-        sizes.append(os.fstat(handle).st_size)
-        fsync(handle)
-
-    monkeypatch.setattr(os, "link", watched)
-    monkeypatch.setattr(os, "fsync", sized)
-    lease = cluster.claim("a")
-    (name,) = seen
-    assert re.fullmatch(r"\.000001\.json\.[0-9a-f]{16}\.tmp", name)
-    assert sizes == [lease.file.stat().st_size]
-
-
-def test_a_full_disk_at_the_claim_is_one_line_and_leaves_nothing(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(handle: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(FileError, match="No space left on device"):
-        cluster.claim("a")
-    assert cluster.names() == []
+    for number in itertools.count(1):
+        cluster.folder = tmp_path / str(number)
+        cluster.claim("a").release()
+        said: list[str] = []
+        with pytest.MonkeyPatch.context() as patch:
+            faults = kind(patch, cluster.folder, number)
+            try:
+                lease = cluster.claim("b")
+                lease.release()
+            except FileError as error:
+                said.append(str(error))
+        assert all(line.startswith("cannot ") and line.isprintable() for line in said)
+        assert all(re.fullmatch(r"\d{6}\.json", name) for name in cluster.names())
+        after = cluster.claim("c")
+        after.check()
+        assert after.generation > 1
+        if not faults.has_failed:
+            break
+    assert number > 3
 
 
 def test_a_lease_that_a_file_server_loses_for_a_moment_gives_no_sign_of_life(cluster: Cluster) -> None:
@@ -619,20 +586,6 @@ def test_a_lease_that_a_file_server_loses_for_a_moment_gives_no_sign_of_life(clu
 
     assert cluster.claim("b", while_waiting=lost_for_two_looks).generation == 2
     assert cluster.now >= TERMS.stale_seconds
-
-
-def test_a_disk_that_fails_while_a_lease_is_watched_is_one_line(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, opened = cluster.claim("a"), os.open
-
-    def fail(path: Any, *arguments: Any, **options: Any) -> Any:
-        if path == first.file:
-            raise OSError(errno.EIO, "Input/output error")
-        return opened(path, *arguments, **options)
-
-    with pytest.raises(FileError, match=r"cannot take the lease in .*: Input/output error"):
-        cluster.claim("b", while_waiting=lambda: monkeypatch.setattr(os, "open", fail))
 
 
 def test_a_claimant_whose_file_was_swept_away_by_the_new_owner_claims_the_next_number(

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from seqlm import machine
 from seqlm.errors import UsageError
 from seqlm.machine import Card, Gpu, parse_listing, visible
-from tests import conftest
 
 H100_MIG = """\
 GPU 0: NVIDIA H100 NVL (UUID: GPU-81495ec7-da36-8ea5-9f7d-5804aa3fef20)
@@ -166,10 +163,6 @@ def test_the_old_name_of_an_instance_is_kept() -> None:
 def test_a_choice_of_which_cuda_would_ignore_a_part_is_refused(variable: str, what: str) -> None:
     with pytest.raises(UsageError, match=f'^CUDA_VISIBLE_DEVICES: .*"{variable}", {what}'):
         ids(V100, variable)
-
-
-def test_without_gpus_any_choice_is_none() -> None:
-    assert visible([], "2,3") == []
 
 
 # -- asking nvidia-smi -----------------------------------------------------------------------------------------------
@@ -340,19 +333,3 @@ def test_mps_is_there_where_its_daemon_has_its_socket(tmp_path: Path) -> None:
 
 
 # -- tests on a machine with GPUs ------------------------------------------------------------------------------------
-
-
-@pytest.mark.process
-@pytest.mark.parametrize(
-    ("marks", "seen"),
-    [("", []), ("not process", []), ("not gpu", []), ("gpu", V100_UUIDS[2:]), ("gpu and not process", V100_UUIDS[2:])],
-)
-def test_tests_see_the_machines_gpus_only_with_m_gpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marks: str, seen: list[str]
-) -> None:
-    fake(tmp_path, monkeypatch, V100)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    config: Any = SimpleNamespace(option=SimpleNamespace(markexpr=marks))
-    conftest.pytest_configure(config)
-    assert [gpu.id for gpu in machine.gpus()] == seen
-    assert bool(machine.cards()) is bool(seen), "also for a test that sets the variable itself"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 import tarfile
@@ -13,7 +12,6 @@ import pytest
 
 from jobs.manifests.load import load_manifest
 from jobs.manifests.reader import find_manifest
-from seqlm import __version__
 from tests import commands
 
 ROOT = Path(__file__).parent.parent
@@ -69,11 +67,3 @@ def test_the_source_archive_has_the_packages_and_no_part_of_the_tests(tmp_path: 
         assert model.read() == (ROOT / "examples/lstm/lstm.py").read_bytes()
     assert {"launch.py", "seqlm/config.py", "jobs/manifests/paper.toml"} <= names.keys()
     assert not [name for name in names if name.startswith("tests")]
-
-
-def test_a_released_version_has_the_first_dated_section_of_the_changelog() -> None:
-    sections = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), flags=re.MULTILINE)
-    assert sections[0] == "Unreleased"
-    released, _, date = sections[1].partition(" ")
-    assert re.fullmatch(r"\(\d{4}-\d\d-\d\d\)", date)
-    assert released == __version__ or __version__.endswith(".dev0"), "between two releases"

@@ -6,9 +6,7 @@ import importlib.util
 import json
 import os
 import re
-import tomllib
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,9 @@ from jobs.cli.arguments import read
 from jobs.manifests.json_schema import manifest_schema
 from jobs.manifests.load import load_manifest
 from jobs.manifests.reader import read_manifest_file
-from jobs.spec import Resources
 from slurm.settings import read_settings
 from tests import docs_blocks
-from tests.docs_blocks import PLACES, ROOT, Block, Session, command_words, is_output, pages, place_of, read_blocks
+from tests.docs_blocks import PLACES, ROOT, Block, Session, command_words, pages, place_of, read_blocks
 
 BLOCKS = [block for page in pages() for block in read_blocks(page)]
 MANIFESTS = [block for block in BLOCKS if block.language == "toml"]
@@ -90,26 +87,10 @@ def test_a_manifest_is_accepted_by_loader_and_schema(block: Block, tmp_path: Pat
     assert [error.message for error in VALIDATOR.iter_errors(json.loads(json.dumps(data)))] == []
 
 
-def test_the_table_for_users_of_sbatch_names_keys_that_exist() -> None:
-    text = (ROOT / "docs" / "guides" / "slurm.md").read_text("utf-8")
-    rows = re.findall(r"^\| .* \| (.*) \| (?:site file|`\[resources\]`|manifest) \|$", text, re.M)
-    keys = [tomllib.loads(code) for row in rows for code in re.findall(r"`([^`]+ = [^`]+)`", row)]
-    assert len(keys) > 15
-    for key in keys:
-        if not key.keys() <= {field.name for field in fields(Resources)}:
-            assert read_settings(key, where="the table", environ={})
-
-
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested tables with the values of both; those of ``over`` hold."""
     both = {key: merged(base[key], over[key]) for key in base.keys() & over.keys() if isinstance(over[key], dict)}
     return {**base, **over, **both}
-
-
-def test_output_is_compared_apart_from_numbers() -> None:
-    assert is_output("run      time\n...\ndone: 2 of 2", "run  time\n1    3.5 s\n2  4 min\ndone: 9 of 9\n")
-    assert not is_output("run time", "run time\nwarning: full disk")
-    assert not is_output("done: 2 of 2", "failed: 2 of 2")
 
 
 def test_python_of_a_page_leaves_nothing_of_matplotlib_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,12 +80,6 @@ def test_each_rank_is_a_process_that_knows_its_place(tmp_path: Path) -> None:
     assert (attempt / "stderr.log").read_text() == "err\n" * 2
 
 
-@pytest.mark.usefixtures("_four_cores")
-@pytest.mark.parametrize(("runs", "cpus"), [(1, 4), (2, 2), (3, 1), (100, 1)])
-def test_cores_are_shared_equally_among_the_runs_that_go_at_once(runs: int, cpus: int) -> None:
-    assert LocalBackend().resolve(wanting(Resources()), runs).cpus == cpus
-
-
 @pytest.mark.process
 @pytest.mark.usefixtures("_four_cores")
 def test_what_a_run_holds_is_not_free_until_it_ends(tmp_path: Path) -> None:
@@ -133,19 +127,6 @@ def test_each_rank_sees_its_own_gpu_and_gives_it_back(tmp_path: Path, monkeypatc
     assert {rank["CUDA_MPS_PIPE_DIRECTORY"] for rank in seen} == {"/run/mps"}
     assert {rank["SEQLM_DEVICE"] for rank in seen} == {"cuda"}
     assert has_room(backend, backend.resolve(wanting(Resources(ranks=2)), at_most=1))
-
-
-@pytest.mark.usefixtures("_two_gpus")
-@pytest.mark.parametrize(
-    ("resources", "message"),
-    [
-        (Resources(ranks=3), "never fits: needs 3 GPUs, this machine has 2"),
-        (Resources(ranks=2, cpus=5, gpus=0), r"never fits: needs 10 cores \(2 ranks of 5\), this machine has 8"),
-    ],
-)
-def test_what_can_never_fit_is_said_at_once(resources: Resources, message: str) -> None:
-    with pytest.raises(BackendError, match=message):
-        LocalBackend().resolve(wanting(resources), at_most=1)
 
 
 def test_ranks_on_instances_of_mig_are_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,21 +225,6 @@ def test_waiting_threads_spin_for_a_short_time_unless_the_user_says_how_they_wai
     job = backend.submit(replace(submission(tmp_path / "run", program, Resources(cpus=1, gpus=0)), env=manifest))
     assert wait(backend, job).exit_code == 0
     assert json.loads((tmp_path / "run" / "had").read_text()) == expected
-
-
-@pytest.mark.process
-@pytest.mark.usefixtures("_four_cores")
-def test_a_module_path_of_the_manifest_is_searched_after_the_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    program = "import os, sys; open(sys.argv[1] + '/path', 'w').write(os.environ['PYTHONPATH'])"
-    wanted = submission(tmp_path / "run", program, Resources(cpus=1, gpus=0))
-    wanted = replace(wanted, env={"PYTHONPATH": "/of/the/user"}, cwd=Path("run"))
-    backend = LocalBackend()
-    assert wait(backend, backend.submit(wanted)).exit_code == 0
-    searched = (tmp_path / "run" / "path").read_text().split(":")
-    assert searched[:2] == [str(tmp_path / "run"), "/of/the/user"]
 
 
 @pytest.mark.process

@@ -10,18 +10,15 @@ from typing import Any
 import pytest
 
 from jobs.launch.behaviour import BehaviourLaunch, choose, default_settings, find_jobs, is_current, judge_of
-from jobs.launch.prepare import plan_runs
 from jobs.manifests.policy import Policy
-from jobs.plan.estimate import earlier_throughput
-from jobs.spec import Resources
-from jobs.study.folder import ObservedRun, find_study, is_behaviour_study, observe_study, study_name
+from jobs.study.folder import ObservedRun, is_behaviour_study, observe_study, study_name
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
 from seqlm.files import write_json, write_json_lines
 from seqlm.run_layout import BEHAVIOUR_VERSION, study_record_file
 from seqlm.rundir import RunDirectory
 from tests.facts import launch_again
-from tests.training.studies import make_config, make_run, runs_in
+from tests.training.studies import make_config, make_run
 
 
 def done_run(
@@ -129,10 +126,6 @@ DEFAULTS = {
 }
 
 
-def test_the_defaults_follow_from_the_run() -> None:
-    assert default_settings(CONFIG) == DEFAULTS
-
-
 def current(given: Mapping[str, Any], *, wrote: Mapping[str, Any] = DEFAULTS, **result: Any) -> bool:
     """Whether a result of ``wrote`` holds, with the checkpoints ``c`` and ``j`` and the flags ``given``."""
     found = {"version": BEHAVIOUR_VERSION, "checkpoint_sha256": "c", "judge_sha256": "j", "settings": wrote, **result}
@@ -207,21 +200,6 @@ def todo(study_dir: Path, **asked: Any) -> list[str]:
     return [spec.name for spec in BehaviourLaunch(study_dir, **asked).specs]
 
 
-def test_it_is_computed_anew_only_when_a_checkpoint_has_changed(grid: Path) -> None:
-    assert todo(grid) == ["rnn-b", "gru-a"]
-    pretend_computed(grid)
-    assert todo(grid) == []
-    touched = observed(grid, "rnn-b").run.best_checkpoint
-    touched.write_bytes(touched.read_bytes())
-    assert todo(grid) == [], "the same parameters, written again"
-    touched.write_bytes(b"others")
-    assert todo(grid) == ["rnn-b"]
-    pretend_computed(grid)
-    observed(grid, "gru-b").run.best_checkpoint.write_bytes(b"another judge of gru-a")
-    assert todo(grid) == ["gru-a"]
-    assert todo(grid, force=True) == ["rnn-b", "gru-a"]
-
-
 def test_after_an_extension_it_is_computed_anew_if_a_later_epoch_is_better(grid: Path) -> None:
     pretend_computed(grid)
     runs = [observed(grid, name).run for name in ("rnn-b", "gru-a")]
@@ -240,54 +218,13 @@ def test_after_an_extension_it_is_computed_anew_if_a_later_epoch_is_better(grid:
     assert RunDirectory(grid / "behaviour" / runs[0].id).read_config().train.epochs == epochs
 
 
-@pytest.mark.parametrize("lost", ["behaviour.json", "samples.jsonl"])
-def test_it_is_computed_anew_when_its_files_are_gone_or_its_result_is_damaged(grid: Path, lost: str) -> None:
-    pretend_computed(grid)
-    (observed(grid, "gru-a").run.path / lost).unlink()
-    assert todo(grid) == ["gru-a"]
-    pretend_computed(grid)
-    (grid / "behaviour" / observed(grid, "rnn-b").run.id / "result.json").write_text("{")
-    assert todo(grid) == ["rnn-b"]
-
-
-def test_other_flags_compute_it_anew_and_without_any_word_it_stays_as_it_was_asked_for(grid: Path) -> None:
-    pretend_computed(grid, {"window": 4})
-    assert todo(grid, given={"window": 4}) == []
-    assert todo(grid, given={}) == ["rnn-b", "gru-a"], "the default window is another one"
-    assert todo(grid, given=None) == [], "a report takes what is there"
-    observed(grid, "rnn-b").run.best_checkpoint.write_bytes(b"others")
-    launch = BehaviourLaunch(grid)
-    assert [spec.name for spec in launch.specs] == ["rnn-b"]
-    assert launch.specs[0].command[-1] == "--window=4", "with the settings it had"
-
-
 # -- as a launcher takes them --------------------------------------------------------------------------------------
-
-
-def test_a_job_is_its_run_on_one_rank_whatever_the_run_had(tmp_path: Path) -> None:
-    run = done_run(tmp_path, "rnn-a", 30.0)
-    wanted = Resources(ranks=4, cpus=2, priority=3)
-    write_json(run.provenance_file, {"name": "rnn-a", "resources": wanted.to_dict(), "data": "/text"})
-    launch = BehaviourLaunch(tmp_path)
-    (spec,) = launch.specs
-    assert spec.resources == Resources(ranks=1, cpus=2, priority=3)
-    assert spec.fingerprint == run.read_config().fingerprint()
-    assert spec.data_path == Path("/text")
-    assert BehaviourLaunch(tmp_path, data=Path("/other")).specs[0].data_path == Path("/other")
 
 
 def test_a_job_goes_by_the_policy_of_its_study_but_takes_no_micro_batches(tmp_path: Path) -> None:
     done_run(tmp_path, "rnn-a", 30.0)
     write_json(study_record_file(tmp_path), {"policy": {"oom": 5, "timeout": 7}})
     assert BehaviourLaunch(tmp_path).options().policy == Policy(oom=0, timeout=7)
-
-
-def test_a_renamed_run_keeps_its_folders_name(tmp_path: Path) -> None:
-    run = done_run(tmp_path, "rnn-a", 30.0)
-    write_json(run.provenance_file, {"name": "renamed"})
-    launch = BehaviourLaunch(tmp_path)
-    (planned,) = plan_runs(launch.specs, tmp_path / "behaviour", tasks=launch.tasks)
-    assert planned.run.path == tmp_path / "behaviour" / run.id
 
 
 def test_the_result_of_an_earlier_request_is_none_of_a_later_one(tmp_path: Path) -> None:
@@ -300,22 +237,6 @@ def test_the_result_of_an_earlier_request_is_none_of_a_later_one(tmp_path: Path)
     job.folder.attempt_dir(1).mkdir(parents=True, exist_ok=True)
     launch_again(job.folder)
     assert job.folder.observe().state == "pending"
-
-
-def test_nothing_takes_behaviour_jobs_for_runs(grid: Path) -> None:
-    before = [run.run.id for run in observe_study(grid)]
-    speeds = earlier_throughput(grid.parent)
-    pretend_computed(grid)
-    folder = grid / "behaviour"
-    for job in runs_in(folder):
-        write_json_lines(job.metrics_file, [{"epoch": 0, "val_ppl": 1.0, "train_tokens_per_second": 1e9}])
-    assert [run.run.id for run in observe_study(grid)] == before
-    assert sorted(RunDirectory.folders(grid)) == sorted(name.rpartition("-")[2] for name in before)
-    assert earlier_throughput(grid.parent) == speeds
-    assert find_study(str(folder), grid.parent) == folder
-    assert find_study("small/behaviour", grid.parent) == grid.parent / "small/behaviour"
-    with pytest.raises(UsageError, match=r"\(found: small\)"):
-        find_study("behaviour", grid.parent)
 
 
 def test_a_folder_is_one_of_behaviour_jobs_by_the_runs_around_it(grid: Path, tmp_path: Path) -> None:

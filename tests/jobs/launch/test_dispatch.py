@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +21,13 @@ from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
 from seqlm import ends
 from seqlm.errors import BackendError
-from seqlm.files import write_json, write_json_lines
+from seqlm.files import write_json
 from seqlm.locks import exclusive_lock
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind, State
 from tests.cancelling import cancel
-from tests.facts import fail, failure_of, launch_again, start_of
-from tests.fakes import FakeBackend, make_estimate
+from tests.facts import fail, failure_of, launch_again
+from tests.fakes import FakeBackend
 from tests.training.studies import make_config
 
 
@@ -131,17 +130,6 @@ def test_every_run_is_submitted_once_in_order_and_no_more_than_the_slots_at_a_ti
     assert all(item.run.observe().state == "done" for item in items)
 
 
-def test_the_command_line_is_the_worker_and_one_path(tmp_path: Path) -> None:
-    backend = FakeBackend(finish)
-    (item,) = todo(tmp_path, 1)
-    run_all(backend, [item])
-    (submission,) = backend.submissions
-    assert submission.argv == (sys.executable, "worker", str(item.run.path))
-    assert submission.env["SEQLM_ATTEMPT"] == "1"
-    assert submission.cwd == Path("/code")
-    assert start_of(item.run)["backend"] == "fake"
-
-
 def test_a_run_that_can_never_fit_is_told_before_anything_starts(tmp_path: Path) -> None:
     wide = todo(tmp_path / "b", 1, ranks=3)
     with pytest.raises(BackendError, match="never fits"):
@@ -182,16 +170,6 @@ def test_a_worker_that_dies_without_a_word_gets_its_failure_written(tmp_path: Pa
     assert failure["message"] == "ended with 3: Segmentation fault"
 
 
-def test_a_worker_killed_by_a_signal_is_a_node_failure_that_the_next_launch_resumes(tmp_path: Path) -> None:
-    (item,) = todo(tmp_path, 1)
-    backend = FakeBackend(lambda submission: -9)
-    run_all(backend, [item], policy=Policy(max_stalled_retries=0))
-    observation = item.run.observe()
-    assert (observation.state, observation.kind) == ("failed", "node")
-    assert len(backend.submissions) == 1
-    assert plan(item.spec, item.run, observation, has_checkpoint=False, retry=False).action == "start"
-
-
 def test_the_workers_own_word_about_its_failure_stands(tmp_path: Path) -> None:
     def diverge(submission: Submission) -> int:
         fail(RunDirectory(submission.run_dir), {"kind": "diverged", "message": "the loss is nan"})
@@ -200,16 +178,6 @@ def test_the_workers_own_word_about_its_failure_stands(tmp_path: Path) -> None:
     (item,) = todo(tmp_path, 1)
     run_all(FakeBackend(diverge), [item])
     assert item.run.observe().reason == "diverged: the loss is nan"
-
-
-def test_the_failure_of_the_attempt_before_stays_on_record(tmp_path: Path) -> None:
-    (item,) = todo(tmp_path, 1)
-    run_all(FakeBackend(lambda submission: 3), [item])
-    backend = FakeBackend(finish)
-    run_all(backend, [item])
-    assert item.run.observe().state == "done"
-    assert backend.submissions[0].attempt == 2
-    assert item.run.end(1).kind == "code"
 
 
 def test_a_run_cancelled_while_it_waits_is_passed_over(tmp_path: Path) -> None:
@@ -355,22 +323,6 @@ def test_retries_without_an_epoch_in_between_come_to_an_end(tmp_path: Path) -> N
     assert item.run.observe().state == "failed"
 
 
-def test_an_epoch_in_between_counts_as_progress(tmp_path: Path) -> None:
-    (item,) = todo(tmp_path, 1)
-
-    def one_more_epoch(submission: Submission) -> int:
-        if submission.attempt == 8:
-            return finish(submission)
-        lines = [{"epoch": epoch, "val_ppl": 9.0} for epoch in range(submission.attempt)]
-        write_json_lines(item.run.metrics_file, lines)
-        return -9
-
-    backend = FakeBackend(one_more_epoch)
-    run_all(backend, [item], policy=Policy(max_stalled_retries=1))
-    assert len(backend.submissions) == 8
-    assert item.run.observe().state == "done"
-
-
 @pytest.mark.parametrize("kind", ["diverged", "code"])
 def test_a_failure_of_the_runs_own_is_not_tried_again(tmp_path: Path, kind: str) -> None:
     def end(submission: Submission) -> int:
@@ -412,15 +364,6 @@ def test_no_more_than_max_parallel_go_at_once(tmp_path: Path) -> None:
     backend = FakeBackend(finish, slots=4)
     run_all(backend, todo(tmp_path, 5), max_parallel=2)
     assert backend.most_at_once == 2
-
-
-def test_the_longest_goes_first_and_a_higher_priority_before_it(tmp_path: Path) -> None:
-    short, long, urgent = todo(tmp_path, 3)
-    urgent = replace(urgent, spec=replace(urgent.spec, resources=Resources(cpus=1, gpus=0, priority=1)))
-    backend = FakeBackend(finish, slots=1)
-    seconds = ((short, 1.0), (long, 9.0), (urgent, 0.5))
-    run_all(backend, [replace(item, estimate=make_estimate(time)) for item, time in seconds])
-    assert [s.run_dir for s in backend.submissions] == [urgent.run.path, long.run.path, short.run.path]
 
 
 def test_the_variables_of_the_manifest_reach_the_worker_and_hide_none_of_ours(tmp_path: Path) -> None:

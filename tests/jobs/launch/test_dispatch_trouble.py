@@ -10,7 +10,6 @@ from typing import Any, final
 
 import pytest
 
-from jobs.attempt.attempt import Attempt
 from jobs.launch import dispatch
 from jobs.launch.dispatch import Event
 from jobs.manifests.policy import Policy
@@ -18,7 +17,6 @@ from jobs.spec import Submission
 from seqlm import ends, rundir
 from seqlm.errors import FileError
 from seqlm.files import write_json_lines
-from seqlm.rundir import RunDirectory
 from tests.cancelling import cancel
 from tests.fakes import FakeBackend
 from tests.jobs.launch.test_dispatch import finish, run_all, todo
@@ -63,26 +61,6 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     return Disk(monkeypatch)
 
 
-def epoch_then_finish(submission: Submission) -> int:
-    write_json_lines(submission.run_dir / "metrics.jsonl", METRICS)
-    return finish(submission)
-
-
-@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
-@pytest.mark.parametrize("times", [1, 4, 9])
-def test_a_run_whose_metrics_cannot_be_read_for_a_while_is_looked_at_again(
-    tmp_path: Path, disk: Disk, number: int, times: int
-) -> None:
-    first, second = todo(tmp_path, 2)
-    write_json_lines(first.run.metrics_file, METRICS)
-    disk.refuse("read", lambda path: path == first.run.metrics_file, number, times=times)
-    backend = FakeBackend(epoch_then_finish, slots=2)
-    run_all(backend, [first, second])
-    assert disk.refused == times
-    assert not backend.stopped
-    assert [item.run.observe().state for item in (first, second)] == ["done", "done"]
-
-
 def test_a_run_that_stays_unreadable_fails_alone_with_the_kind_node(tmp_path: Path, disk: Disk) -> None:
     first, second, third = todo(tmp_path, 3)
     failed: list[Path] = []
@@ -108,24 +86,6 @@ def test_a_run_that_stays_unreadable_fails_alone_with_the_kind_node(tmp_path: Pa
     assert {ended[item.run.id].observation.state for item in (second, third)} == {"done"}
 
 
-def test_a_failure_that_nothing_can_be_written_about_is_told_once_the_others_are_done(
-    tmp_path: Path, disk: Disk, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first, second = todo(tmp_path, 2)
-    disk.refuse("read", lambda path: path.parent == first.run.path, errno.EIO, times=float("inf"))
-
-    def refuse(run: RunDirectory, attempt: int, record: Mapping[str, Any]) -> None:
-        raise FileError("cannot write exit.json: No space left on device")
-
-    backend = FakeBackend(lambda submission: -9 if submission.run_dir == first.run.path else finish(submission))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunDirectory, "write_exit", refuse)
-        with pytest.raises(FileError, match=r"^run0: failed, but that cannot be written"):
-            run_all(backend, [first, second], policy=Policy(max_stalled_retries=0))
-    assert "warning: run0: cannot write exit.json: No space left on device\n" in capsys.readouterr().err
-    assert second.run.observe().state == "done"
-
-
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_queue_that_cannot_be_written_ends_nothing_and_is_written_later(
     tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -149,70 +109,6 @@ def test_a_queue_that_cannot_be_written_ends_nothing_and_is_written_later(
     assert told[-1] == {}
     line = f"warning: cannot write queue.json: {os.strerror(number)}; status shows an older queue\n"
     assert capsys.readouterr().err == line
-
-
-def test_a_run_that_gets_no_folder_for_its_attempt_is_tried_again_and_others_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second = todo(tmp_path, 2)
-    backend = FakeBackend(finish, slots=2)
-    events: list[tuple[str, str]] = []
-    submit = backend.submit
-    refused: list[int] = []
-
-    def full(submission: Submission) -> str:
-        if submission.run_dir == first.run.path and len(refused) < 2:
-            refused.append(submission.attempt)
-            raise FileError("cannot make folder attempts/0001: Disk quota exceeded")
-        return submit(submission)
-
-    monkeypatch.setattr(backend, "submit", full)
-
-    def hear(event: Event) -> None:
-        events.append((event.planned.spec.name, event.kind))
-
-    run_all(backend, [first, second], hear)
-    assert refused == [1, 2]
-    assert not backend.stopped
-    assert [item.run.observe().state for item in (first, second)] == ["done", "done"]
-    assert [kind for name, kind in events if name == "run0"] == ["retried", "retried", "started", "ended"]
-
-
-def test_a_run_that_never_gets_a_folder_fails_with_the_kind_node(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second = todo(tmp_path, 2)
-    backend = FakeBackend(finish)
-    submit = backend.submit
-
-    def full(submission: Submission) -> str:
-        if submission.run_dir == first.run.path:
-            raise FileError("cannot make folder attempts/0001: No space left on device")
-        return submit(submission)
-
-    monkeypatch.setattr(backend, "submit", full)
-    run_all(backend, [first, second], policy=Policy(max_stalled_retries=1))
-    seen = first.run.observe()
-    assert (seen.state, seen.kind) == ("failed", "node")
-    assert seen.reason is not None
-    assert seen.reason.endswith("No space left on device, after 1 retry in a row without progress")
-    assert second.run.observe().state == "done"
-
-
-def test_a_worker_is_ended_as_hung_though_its_failure_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second = todo(tmp_path, 2)
-    monkeypatch.setattr(Attempt, "is_hung", lambda self: self.number == 1)
-
-    def full(run: RunDirectory, attempt: int, record: Mapping[str, Any]) -> None:
-        raise FileError("cannot write exit.json: No space left on device")
-
-    monkeypatch.setattr(RunDirectory, "write_exit", full)
-    backend = FakeBackend(finish)
-    run_all(backend, [first, second])
-    assert backend.stopped == [("1", True), ("2", True)]
-    assert [item.run.observe().state for item in (first, second)] == ["done", "done"]
 
 
 def test_a_file_replaced_by_another_host_while_it_is_read_is_opened_again(tmp_path: Path, disk: Disk) -> None:

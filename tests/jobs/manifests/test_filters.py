@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -97,30 +98,27 @@ def test_facts_are_flat_and_dotted() -> None:
     assert (facts["model.arch"], facts["optim.lr"], facts["seed"], facts["resources.ranks"]) == ("rnn", 0.1, 1, 3)
 
 
-FORM = "expected conditions KEY=VALUE (or != > >= < <=) with spaces between, for example 'arch=gru lr>1'"
-
-
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ("", f'filter "": is empty; {FORM}'),
-        ("gru", f'filter "gru": cannot read "gru"; {FORM}'),
-        ("arch= gru", f'filter "arch= gru": cannot read "arch="; {FORM}'),
-        ("arch==gru", f'filter "arch==gru": cannot read "arch==gru"; {FORM}'),
-        ("lr=>1", f'filter "lr=>1": cannot read "lr=>1"; {FORM}'),
-        ("arch=gru,", f'filter "arch=gru,": cannot read "arch=gru,"; {FORM}'),
-        ("arch<gru", 'filter "arch<gru": expected a number after <, got "gru"'),
-        ("arch<1", 'filter "arch<1": model.arch is a text, < compares numbers; use = or !='),
-        ("lr>1,2", 'filter "lr>1,2": expected a number after >, got "1,2"'),
-        ("lr=fast", 'filter "lr=fast": optim.lr: expected a number, got "fast"'),
-        ("tied=1", 'filter "tied=1": model.tied: expected true or false, got "1"'),
-    ],
+WITHOUT_SENSE = (
+    "",
+    "gru",
+    "arch= gru",
+    "arch==gru",
+    "lr=>1",
+    "arch=gru,",
+    "arch<gru",
+    "arch<1",
+    "lr>1,2",
+    "lr=fast",
+    "tied=1",
 )
-def test_a_filter_without_sense_gets_one_line(text: str, line: str) -> None:
+
+
+@pytest.mark.parametrize("text", WITHOUT_SENSE)
+def test_a_filter_without_sense_gets_one_line_that_names_it_and_what_is_expected(text: str) -> None:
     for only, exclude in (([text], []), ([], ["arch=gru", text]), (["arch=gru", text], [])):
-        with pytest.raises(UsageError) as caught:
+        with pytest.raises(UsageError, match=rf'^filter "{re.escape(text)}": .*(expected|use = or !=)') as caught:
             select(SPECS, only, exclude, facts_of_spec)
-        assert str(caught.value) == line
+        assert str(caught.value).isprintable()
 
 
 def test_an_unknown_key_is_told_with_the_nearest_and_all_valid_ones() -> None:
@@ -159,42 +157,23 @@ def test_a_run_that_was_launched_under_another_name_keeps_its_id() -> None:
 @pytest.mark.parametrize(
     ("only", "exclude", "why"),
     [
-        (["arch=gru lr=3"], [], 'no run passes --only "arch=gru lr=3": the runs have optim.lr 0.1, 0.5, 10.0, 1.0'),
-        (["num_heads=3"], [], 'no run passes --only "num_heads=3": the runs have model.num_heads 2'),
-        (
-            ["name=gru_slow"],
-            [],
-            'no run passes --only "name=gru_slow": the runs have name rnn-small, rnn-large, gru-slow, gru-fast, '
-            'transformer; did you mean "gru-slow"?',
-        ),
-        (
-            ["arch=gru lr=1"],
-            [],
-            'no run passes --only "arch=gru lr=1": each condition fits some run, but no run meets all of them',
-        ),
+        (["name=gru_slow"], [], ['--only "name=gru_slow"', "name rnn-small, rnn-large", 'did you mean "gru-slow"?']),
+        (["arch=gru lr=1"], [], ["each condition fits some run, but no run meets all of them"]),
         (
             ["seed=7", "lr<0"],
             ["arch=rnn"],
-            'no run passes --only "seed=7" --only "lr<0" --exclude "arch=rnn": '
-            "the runs have seed 1, 4294967295; the runs have optim.lr 0.1, 0.5, 10.0, 1.0",
+            ['--only "seed=7" --only "lr<0" --exclude "arch=rnn": ', "seed 1, 4294967295"],
         ),
-        ([], ["lr>0"], 'no run passes --exclude "lr>0": --exclude drops every run'),
-        (
-            ["arch=gru"],
-            ["lr>0"],
-            'no run passes --only "arch=gru" --exclude "lr>0": --exclude drops every run that --only chooses',
-        ),
-        (
-            ["schedule=per_epoch"],
-            [],
-            'no run passes --only "schedule=per_epoch": the runs have optim.schedule constant',
-        ),
+        (["arch=gru"], ["lr>0"], ["--exclude drops every run that --only chooses"]),
     ],
 )
 def test_filters_that_no_run_passes_are_told_with_the_values_that_there_are(
-    only: list[str], exclude: list[str], why: str
+    only: list[str], exclude: list[str], why: list[str]
 ) -> None:
-    assert select(SPECS, only, exclude, facts_of_spec) == ([], why)
+    found, told = select(SPECS, only, exclude, facts_of_spec)
+    assert found == []
+    assert told is not None
+    assert [part for part in ("no run passes ", *why) if part not in told] == []
 
 
 def test_filters_that_some_run_passes_need_no_explanation() -> None:
@@ -208,18 +187,11 @@ def test_a_long_list_of_values_is_cut() -> None:
     assert select(specs, ["seed=99"], [], facts_of_spec) == ([], why)
 
 
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ("arch=gur", 'model.arch: expected one of rnn, gru, transformer, custom, got "gur"; did you mean "gru"?'),
-        ("arch=gru,x*", 'model.arch: expected one of rnn, gru, transformer, custom, got "x*"'),
-        ("precision!=bf61", 'train.precision: expected one of fp32, tf32, bf16, got "bf61"; did you mean "bf16"?'),
-    ],
-)
-def test_a_value_that_its_key_never_has_is_a_mistake(text: str, line: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        chosen(text)
-    assert str(caught.value) == f'filter "{text}": {line}'
+def test_a_value_that_its_key_never_has_is_a_mistake() -> None:
+    with pytest.raises(
+        UsageError, match=r'^filter "arch=gru,gur": model.arch: expected one of .*; did you mean "gru"\?$'
+    ):
+        chosen("arch=gru,gur")
 
 
 def test_a_short_key_that_fits_two_keys_must_be_written_in_full() -> None:

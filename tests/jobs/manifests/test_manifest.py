@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.manifests.backends import table_of
-from jobs.manifests.claims import Claim, Published, Report
-from jobs.manifests.entries import SET_KEYS, StudyTable
+from jobs.manifests.entries import SET_KEYS
 from jobs.manifests.filters import facts_of_spec, select
 from jobs.manifests.load import Manifest, load_manifest
-from jobs.manifests.policy import Policy
-from jobs.registry import BACKENDS
-from jobs.spec import Resources
-from seqlm.config import valid_keys, varying_keys
 from seqlm.errors import OTHER_WORDS, ManifestError, UsageError, same_key
-from seqlm.schema import fields_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -60,31 +52,6 @@ def names_of_excluded(manifest: Manifest) -> tuple[str, ...]:
 # -- what a right manifest means -----------------------------------------------------------------------------------
 
 
-def test_the_quickstart_has_each_architecture_with_each_optimizer() -> None:
-    runs = load_manifest(ROOT / "jobs" / "manifests" / "quickstart.toml").runs
-    assert max(run.resources.ranks for run in runs) == 2, "a user of the default sees DistributedDataParallel at work"
-    pairs = {(run.config.model.arch, run.config.optim.optimizer) for run in runs}
-    assert len(runs) == len(pairs) == 9
-    assert all(run.config.data.corpus == "pydoc" for run in runs)
-    assert all(run.config.train.epochs >= 8 for run in runs), "its figures show learning curves, not two points each"
-    schedules = [run.config.optim for run in runs if run.config.optim.schedule != "constant"]
-    assert len(schedules) == 3
-    assert all(optim.flat_epochs is not None and optim.flat_epochs < 8 for optim in schedules), "the rate falls"
-
-
-def test_what_the_paper_manifest_expects_compares_like_with_like() -> None:
-    """Each run of a lower side has one of the other side that differs in one key, or in the keys of the optimizer."""
-    manifest = load_manifest(ROOT / "jobs" / "manifests" / "paper.toml")
-    runs = {run.name: run.config for run in manifest.runs}
-    for claim in manifest.expectations:
-        if claim.metric == "epoch_seconds":  # of architectures, whose keys differ
-            continue
-        for name in claim.lower:
-            pairs = [varying_keys([runs[name].by_key(), runs[other].by_key()]) for other in claim.higher]
-            fair = [keys for keys in pairs if len(keys) == 1 or all(key.startswith("optim.") for key in keys)]
-            assert fair, (claim.text, pairs)
-
-
 TOML = """
 seeds = [1, 2]
 [study]
@@ -111,11 +78,6 @@ def test_a_path_is_relative_to_the_manifest_and_a_run_may_be_excluded_by_its_set
     manifest = load(tmp_path, TOML)
     assert manifest.data_path == tmp_path / "texts"
     assert names_of_excluded(manifest) == ("g-rnn-lr0.0001-seed1", "g-rnn-lr0.0001-seed2")
-
-
-@pytest.mark.parametrize("number", ["1e-4", "1E-4", "1.0e-4", "0.0001"])
-def test_1e_4_is_a_number(tmp_path: Path, number: str) -> None:
-    assert load(tmp_path, GOOD + f"optim.lr = {number}").runs[0].config.optim.lr == 1e-4
 
 
 def test_a_grid_multiplies_its_lists_the_last_one_turning_fastest(tmp_path: Path) -> None:
@@ -380,27 +342,6 @@ def test_every_word_of_another_tool_means_a_key_of_ours() -> None:
 )
 def test_a_key_without_its_table_is_the_one_that_most_mean(key: str, meant: str) -> None:
     assert same_key(key, SET_KEYS)[0] == meant
-
-
-# -- the reference for users ---------------------------------------------------------------------------------------
-
-REFERENCE = ROOT / "docs" / "reference" / "manifest.md"
-
-
-def test_the_reference_mentions_every_valid_key() -> None:
-    text = REFERENCE.read_text("utf-8")
-    study = [*StudyTable.full_keys(), *Policy.full_keys()]
-    backends = [f"[backend.{name}]" for name in BACKENDS]
-    tables = ["[[run]]", "[[grid]]", "[[zip]]", "[[exclude]]", "[[expect]]", "[report]", "seeds"]
-    report = [*Published.full_keys(), *Report.full_keys(), *fields_of(Claim)["metric"].choices]
-    keys = [*valid_keys(), *Resources.full_keys(), *study, *backends, *tables, *report]
-    assert [key for key in keys if f"`{key}`" not in text] == []
-    settings = {*fields_of(Claim), *(key for name in BACKENDS for key in fields_of(table_of(name)))}
-    assert [key for key in settings if f"\n| `{key}` |" not in text] == []
-
-
-def examples() -> list[str]:
-    return re.findall(r"```toml\n(.*?)```", REFERENCE.read_text("utf-8"), re.DOTALL)
 
 
 def test_a_file_that_is_too_large_or_refused_by_the_disk_gets_one_line(

@@ -151,11 +151,3 @@ PAPER_FINGERPRINTS = """
 775e72e8 88cd2b1b 4caae230 e5565e1d e04101d5 0c8fe01e 09a10507 c4b372d0 3f9f3ce0
 """
 """As they were before manifests said anything for the report."""
-
-
-def paper() -> Manifest:
-    return load_manifest(ROOT / "jobs" / "manifests" / "paper.toml")
-
-
-def test_what_the_paper_manifest_says_for_the_report_has_left_its_runs_what_they_were() -> None:
-    assert [run.fingerprint[:8] for run in paper().runs] == PAPER_FINGERPRINTS.split()

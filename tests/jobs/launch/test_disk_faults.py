@@ -1,4 +1,4 @@
-"""Every look at a study's files fails once: nothing that a run has is taken for missing."""
+"""Every call at a study's files fails once: nothing that a run has is taken for missing, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from jobs.launch import dispatch
 from jobs.launch.dispatch import Event
 from jobs.launch.prepare import plan_runs
 from jobs.manifests.policy import Policy
-from jobs.plan.planned import plan
+from jobs.plan.planned import PlannedRun, plan
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.budget import Ledger
 from jobs.study.folder import at_work, launching, observe_study
@@ -27,8 +28,8 @@ from tests.analysis.attempt_files import write_attempt
 from tests.cancelling import cancel
 from tests.facts import launch_again
 from tests.fakes import FakeBackend
-from tests.faults import LookFaults
-from tests.jobs.launch.test_dispatch import finish, run_all
+from tests.faults import ChangeFaults, LookFaults
+from tests.jobs.launch.test_dispatch import finish, run_all, todo
 from tests.training.studies import make_config
 
 SPEC = RunSpec(name="run", config=make_config(epochs=4), resources=Resources(ranks=1, cpus=1, gpus=0))
@@ -159,3 +160,45 @@ def test_a_launch_goes_on_after_the_last_attempt_and_remembers_what_failed_befor
 
     policy = Policy(max_stalled_retries=5)
     require_right_or_an_error(tmp_path, launch, ("done", True, {"2"}, {"resume"}), study_of=requested)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lasting", [False, True], ids=["one call", "all calls from then on"])
+def test_a_launch_on_a_full_disk_loses_nothing_and_the_next_one_goes_on(tmp_path: Path, lasting: bool) -> None:
+    policy = Policy(max_stalled_retries=2)
+    for number in itertools.count(1):
+        study = tmp_path / f"{number:04d}"
+        first, second = todo(study, 2)
+        write_json_lines(first.run.metrics_file, METRICS)
+        backend = FakeBackend(finish, slots=2)
+        with pytest.MonkeyPatch.context() as patch:
+            faults = ChangeFaults(patch, first.run.path, number, lasting=lasting)
+            for name in ("submit", "poll"):
+                patch.setattr(backend, name, in_another_process(faults, getattr(backend, name)))
+            with contextlib.suppress(FileError):
+                run_all(backend, [first, second], policy=policy)
+        assert second.run.observe().state == "done"
+        assert not backend.stopped
+        assert first.run.read_metrics() == (METRICS, [])
+        seen = first.run.observe()
+        assert (seen.state, seen.kind) in (("done", None), ("failed", "node"), ("pending", None)), seen.reason
+        run_all(FakeBackend(finish), [replan(first)], policy=policy)
+        assert first.run.observe().state == "done"
+        if not faults.has_failed:
+            break
+    assert number > 3
+
+
+METRICS = [{"epoch": 0, "val_ppl": 9.0}]
+
+
+def replan(item: PlannedRun) -> PlannedRun:
+    return plan(item.spec, item.run, item.run.observe(), has_checkpoint=False, retry=False)
+
+
+def in_another_process(faults: ChangeFaults, call: Callable[..., Any]) -> Callable[..., Any]:
+    def held(*arguments: Any) -> Any:
+        with faults.held():
+            return call(*arguments)
+
+    return held
