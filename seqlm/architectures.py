@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
@@ -24,17 +24,11 @@ class _BuiltIn:
     """What the configurations of seqlm's own models derive from their keys alike."""
 
     arch: str
-    implementation: str
 
     @property
     def kind(self) -> str:
         """The architecture's key in tables and figures."""
         return self.arch
-
-    @property
-    def is_fused(self) -> bool:
-        """Whether training uses hand-written operations, which a device has to be checked for."""
-        return self.implementation == "fused"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +61,6 @@ class RecurrentConfig(_BuiltIn, Section):
     tied: bool = False
     """Whether the output layer has the embedding's matrix (Press and Wolf, 2017; Inan et al., 2017). Needs
     ``embedding_size`` = ``hidden_size``."""
-    implementation: Literal["fused", "reference"] = "fused"
-    """``fused``: hand-written gradients, fast (docs/explanation/performance.md). ``reference``: the same function by
-    plain autograd, to check it."""
 
     def _conditions(self) -> Iterator[str]:
         if self.tied and self.embedding_size != self.hidden_size:
@@ -111,7 +102,7 @@ class RecurrentConfig(_BuiltIn, Section):
         """
         return self._gates * self._weights
 
-    def fused_activations(self, tokens: int, seq_len: int) -> int:
+    def activations(self, tokens: int, seq_len: int) -> int:
         """Return the values that the fused operations keep for the backward pass of I = ``tokens``, with its buffers.
 
         The terms after the sum over layers are buffers, which hold one layer at a time::
@@ -126,14 +117,6 @@ class RecurrentConfig(_BuiltIn, Section):
         values = tokens * (2 * self.embedding_size + kept * self.num_layers * h + passing * h) + self._gates * h * h
         return values + self._shared(tokens)
 
-    def reference_activations(self, tokens: int, seq_len: int) -> int:
-        """Return the values that autograd keeps: I (2 E + n L H), with n = 4 for the RNN and 10 for the GRU.
-
-        Masks of a whole step add to them (:meth:`_shared`).
-        """
-        kept = {"rnn": 4, "gru": 10}[self.arch]
-        return tokens * (2 * self.embedding_size + self.num_layers * self.hidden_size * kept) + self._shared(tokens)
-
     def _shared(self, tokens: int) -> int:
         """Return the values that masks of a whole step add: I (E + 1) with dropped words, 2 g L H^2 with weights."""
         words = tokens * (self.embedding_size + 1) if self.embedding_keep < 1 else 0
@@ -143,10 +126,6 @@ class RecurrentConfig(_BuiltIn, Section):
     def products_in_a_row(self, seq_len: int) -> int:
         """Return the number of products in one layer each of which depends on the one before."""
         return seq_len
-
-    def reference(self) -> RecurrentConfig:
-        """Return the configuration of the same function by its equations."""
-        return replace(self, implementation="reference")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,11 +157,6 @@ class TransformerConfig(_BuiltIn, Section):
     positions are added (Gal and Ghahramani, 2016; Merity et al., 2018)."""
     tied: bool = False
     """Whether the output layer has the embedding's matrix (Press and Wolf, 2017; Inan et al., 2017)."""
-    attention: Literal["own", "sdpa"] = "own"
-    """``own``: the equations. ``sdpa``: ``F.scaled_dot_product_attention``, the same function, other dropout draws."""
-    implementation: Literal["fused", "reference"] = "fused"
-    """``fused``: hand-written gradients, fast (docs/explanation/performance.md). ``reference``: the same function by
-    plain autograd, to check it."""
 
     @property
     def shares_masks(self) -> bool:
@@ -214,7 +188,7 @@ class TransformerConfig(_BuiltIn, Section):
         h = self.hidden_size
         return self.num_layers * (4 * h * h + 2 * h * self.mlp_size + 2 * seq_len * h)
 
-    def fused_activations(self, tokens: int, seq_len: int) -> int:
+    def activations(self, tokens: int, seq_len: int) -> int:
         """Return the values that the fused operations keep: I (4 H + L (8 H + M + 2 A T) + 3 M) for I = ``tokens``.
 
         I (H + 1) more with dropped words.
@@ -223,22 +197,12 @@ class TransformerConfig(_BuiltIn, Section):
         values = tokens * (4 * h + self.num_layers * (8 * h + m + 2 * self.num_heads * seq_len) + 3 * m)
         return values + self._shared(tokens)
 
-    def reference_activations(self, tokens: int, seq_len: int) -> int:
-        """Return the values that autograd keeps: I (2 H + L (14 H + 3 M + 3 A T)), and I (H + 1) with dropped words."""
-        h = self.hidden_size
-        values = tokens * (2 * h + self.num_layers * (14 * h + 3 * self.mlp_size + 3 * self.num_heads * seq_len))
-        return values + self._shared(tokens)
-
     def _shared(self, tokens: int) -> int:
         return tokens * (self.hidden_size + 1) if self.embedding_keep < 1 else 0
 
     def products_in_a_row(self, seq_len: int) -> int:
         """Return 6, for queries, scores, the weighted sum, W_o, W_1 and W_2 of a block."""
         return 6
-
-    def reference(self) -> TransformerConfig:
-        """Return the configuration of the same function by its equations."""
-        return replace(self, implementation="reference", attention="own")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,15 +251,6 @@ class CustomConfig(Section):
     def kind(self) -> str:
         """The architecture's key in tables and figures: each file and class is an architecture of its own."""
         return self.source
-
-    @property
-    def is_fused(self) -> bool:
-        """Whether training uses hand-written operations of seqlm's: never."""
-        return False
-
-    def reference(self) -> CustomConfig:
-        """Return this configuration: the model has one implementation."""
-        return self
 
 
 def _outside(name: str) -> str | None:

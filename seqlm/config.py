@@ -170,6 +170,8 @@ class RunConfig(Table):
             elif not isinstance(value, Mapping):
                 problems.append(f"{key}: expected a table, got {show(value)}")
             else:
+                if key == "model":
+                    value = {name: one for name, one in value.items() if FORMER_KEYS.get(name, ...) != one}
                 try:
                     parts[key] = _read_section(key, value)
                 except ConfigError as error:
@@ -214,8 +216,6 @@ class RunConfig(Table):
 
 
 LATER_KEYS: tuple[tuple[str, str, Any], ...] = (
-    ("model", "implementation", "fused"),
-    ("model", "attention", "own"),
     ("model", "tied", False),
     ("model", "embedding_keep", 1.0),
     ("model", "weight_keep", 1.0),
@@ -234,6 +234,9 @@ LATER_KEYS: tuple[tuple[str, str, Any], ...] = (
     ("data", "tokenizer_sha256", None),
 )
 """Section, key and neutral value of what was added after the first runs: their fingerprints must stay as they were."""
+
+FORMER_KEYS = {"implementation": "fused", "attention": "own"}
+"""Keys of ``model`` that earlier versions wrote, each with the only value that is still read."""
 
 VARIANTS: dict[str, tuple[str, tuple[type, ...]]] = {
     "model": ("arch", ARCHITECTURES),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from seqlm.models.output_loss import reference_output_loss
+from seqlm.models.output_loss import fused_output_loss
 from tests import shapes
 
 pytestmark = pytest.mark.skipif(not shapes.AVAILABLE, reason="beartype is not installed")
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not shapes.AVAILABLE, reason="beartype is not in
 def test_what_does_not_fit_is_found_after_calls_that_do(hidden: torch.Tensor, targets: torch.Tensor) -> None:
     output = nn.Linear(4, 5)
     for _ in range(2):
-        reference_output_loss(output, torch.zeros(3, 2, 4), torch.zeros(3, 2, dtype=torch.int64))
+        fused_output_loss(output, torch.zeros(3, 2, 4), torch.zeros(3, 2, dtype=torch.int64))
     for _ in range(2):
         with pytest.raises(Exception, match="Type-check error whilst checking the parameters of"):
-            reference_output_loss(output, hidden, targets)
+            fused_output_loss(output, hidden, targets)

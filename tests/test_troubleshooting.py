@@ -44,12 +44,12 @@ from seqlm.ends import End, verdict
 from seqlm.errors import BackendError, SeqlmError
 from seqlm.files import write_json
 from seqlm.locks import exclusive_lock, open_lock
-from seqlm.models import fused_recurrent
+from seqlm.models import recurrent
 from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import load_checkpoint, require_text
 from seqlm.training.distributed import Rank, gpu_share, rank_from_environment
 from seqlm.training.failure import describe_failure
-from seqlm.training.results import require_finite
+from seqlm.training.perplexity import require_finite
 from seqlm.training.self_check import cases, check_case
 from slurm import site
 from slurm.allocation import JobBackend, SlurmContext
@@ -429,7 +429,7 @@ def _(scene: Scene) -> str:
 @provokes("The self-check failed")
 def _(scene: Scene) -> str:
     scene.patch.setenv("SEQLM_CACHE", str(scene.folder / "cache"))
-    plant(scene.patch, fused_recurrent._FusedGRU, 5, too_small)
+    plant(scene.patch, recurrent.FusedGRU, 5, too_small)
     check_case(cases(model_config("gru", num_layers=1))[0], "fp32", Rank())
     return "passed"
 

@@ -31,13 +31,13 @@ def gradient_norms(model: LanguageModel, tokens: Int[Tensor, "T B"], targets: In
     on the top block).
 
     Args:
-        model: with hidden states, in evaluation mode; one of seqlm's in the implementation ``reference``.
+        model: with hidden states, in evaluation mode; of a model of seqlm's the reference.
         tokens: a window.
         targets: their successors; the last row alone is used.
     """
     layers = hidden_states_of(model)
-    if layers is None or getattr(model, "fused", False) or model.training:
-        raise ValueError("gradient norms need hidden states, the reference implementation and evaluation mode")
+    if layers is None or model.training:
+        raise ValueError("gradient norms need hidden states (seqlm.models.reference has them) and evaluation mode")
     with _outputs_of(layers) as outputs, torch.enable_grad():
         loss = F.cross_entropy(_last_logits(model, tokens), targets[-1], reduction="sum")
         states = [state for layer in outputs for state in layer]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -25,7 +25,7 @@ from seqlm.data.corpus import UNK, Corpus
 from seqlm.data.tokenizer import Tokenizer
 from seqlm.errors import CheckpointError, SeqlmError
 from seqlm.files import Guard, file_sha256, unguarded, write_json, write_json_lines
-from seqlm.models import LanguageModel
+from seqlm.models import LanguageModel, build_reference
 from seqlm.models.language_model import hidden_states_of
 from seqlm.reading import is_folder
 from seqlm.run_layout import BEHAVIOUR_VERSION
@@ -68,15 +68,15 @@ def record_behaviour(
     if settings.prompt is not None:
         prompt, unknown = prompt_ids(settings.prompt, corpus.vocabulary, data.level, tokenizer)
 
-    model = trained.model("fused", device)
+    model = trained.model(device)
     valid = columns(corpus.splits["valid"], config.eval.batch_size or config.train.batch_size, device=device)
     losses = step_losses(model, valid, settings.window, between)
     between()
-    drawn = draw_samples(model, settings, prompt, between, judge.model("fused", device) if judge else None)
+    drawn = draw_samples(model, settings, prompt, between, judge.model(device) if judge else None)
     between()
     samples = sample_records(drawn, corpus, tokenizer, random_start=prompt is None)
     between()
-    norms = _gradient_norms(trained.model("reference", device), config, corpus, settings.gradient_columns)
+    norms = _gradient_norms(build_reference(model, config.model), config, corpus, settings.gradient_columns)
     between()
     write_json_lines(trained.run.samples_file, [plain(sample) for sample in samples], guard=guard)
     behaviour = Behaviour(
@@ -193,15 +193,14 @@ class Trained:
             raise CheckpointError(f"{run.best_checkpoint} has vanished while it was read")
         return cls(run=run, config=config, checkpoint=checkpoint, sha256=sha256)
 
-    def model(self, implementation: Literal["fused", "reference"], device: torch.device) -> LanguageModel:
+    def model(self, device: torch.device) -> LanguageModel:
         """The model, dropout off and products in float32, whatever precision it was trained in.
 
         Raises:
             CheckpointError: the checkpoint's parameters are not those of this model.
         """
-        config = self.config.model if implementation == "fused" else self.config.model.reference()
-        path, seq_len = self.run.best_checkpoint, self.config.train.seq_len
-        return trained_model(path, self.checkpoint, config, seq_len, self.run.model_dir).to(device)
+        path, config = self.run.best_checkpoint, self.config
+        return trained_model(path, self.checkpoint, config.model, config.train.seq_len, self.run.model_dir).to(device)
 
 
 def load_judge(run: RunDirectory, trained: Trained) -> Trained | None:

@@ -21,7 +21,7 @@ from analysis.study.values import clean
 MOST_DIFFERENCES = 3
 """A variant's name lists at most this many differences from its entry."""
 
-REPLICABLE = frozenset({"train.precision", "model.implementation", "model.attention", "seed"})
+REPLICABLE = frozenset({"train.precision", "seed"})
 """Keys that may differ between a run and the entry whose published results the run is compared with."""
 
 

@@ -18,7 +18,7 @@ PARTS = {
     "steps": "step time, kernels and memory at the published shapes, beside torch.nn; the card's peaks",
     "resume": "runs killed in mid-epoch and resumed, compared bit for bit",
     "sharing": "several small runs on one card, with and without MPS",
-    "variants": "torch.compile of torch.nn's models, and our Transformer with sdpa",
+    "variants": "torch.compile of torch.nn's models",
     "study": "the published runs on the Penn Treebank, shortest first",
 }
 """Part -> what it measures, in order of value."""

@@ -11,7 +11,7 @@ import itertools
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from benchmarks.names import LITERAL, PRECISIONS, builtin, ours
 from benchmarks.peak_memory import measure_peak_memory
 from benchmarks.shapes import Shape, published, select, tiny
 from jobs.plan.estimate import flops_per_token
-from seqlm.architectures import TransformerConfig
 from seqlm.config import Precision
 from seqlm.models import build_model
 from seqlm.training.optimizers import build_optimizer
@@ -97,9 +96,8 @@ def _synchronisation_cases(
     """
     on_gpu = device.type == "cuda"
     shapes = select(STUDIED[:3]) if on_gpu else list(tiny())
-    shapes += [_with_sdpa(shape) for shape in shapes if isinstance(shape.config.model, TransformerConfig)]
     for shape, precision, capture in itertools.product(shapes, precisions, (True, False) if on_gpu else (False,)):
-        name = f"{shape.name}{_attention(shape)} {precision} {'captured' if capture else 'eager'}"
+        name = f"{shape.name} {precision} {'captured' if capture else 'eager'}"
         yield name, functools.partial(_synchronises, name, shape, precision, device, capture)
 
 
@@ -226,7 +224,7 @@ def _line(error: BaseException) -> str:
 
 
 def _measure_variants(shape: Shape, settings: Settings) -> dict[str, Any]:
-    """Time ``torch.compile`` of torch.nn's models and our Transformer with sdpa, beside the same without.
+    """Time ``torch.compile`` of torch.nn's models, and those without it.
 
     On a CPU the models go through TorchDynamo alone (``backend="eager"``): there is no need for a compiler.
     """
@@ -251,7 +249,7 @@ def _measure_variants(shape: Shape, settings: Settings) -> dict[str, Any]:
         least_rounds=settings.least_rounds,
         warmup_rounds=settings.warmup_rounds,
     )
-    pairs = [(fast, plain) for plain in turns for fast in (f"{plain} compiled", f"{plain} sdpa")]
+    pairs = [(f"{plain} compiled", plain) for plain in turns]
     pairs += [(ours(p), f"{builtin(p)} compiled") for p in settings.precisions]
     return {
         "name": shape.name,
@@ -275,17 +273,4 @@ def _variants_of(shape: Shape, settings: Settings, backend: str) -> dict[str, Ca
         found[f"{builtin(precision)} compiled"] = functools.partial(
             build_step, builtin(precision), shape, device, backend
         )
-        if isinstance(shape.config.model, TransformerConfig):
-            found[f"{ours(precision)} sdpa"] = functools.partial(build_step, ours(precision), _with_sdpa(shape), device)
     return found
-
-
-def _with_sdpa(shape: Shape) -> Shape:
-    model = shape.config.model
-    assert isinstance(model, TransformerConfig)
-    return replace(shape, config=replace(shape.config, model=replace(model, attention="sdpa")))
-
-
-def _attention(shape: Shape) -> str:
-    model = shape.config.model
-    return " sdpa" if isinstance(model, TransformerConfig) and model.attention == "sdpa" else ""

@@ -148,7 +148,7 @@ def memory_bytes(config: RunConfig, vocab_size: int, ranks: int = 1) -> int | No
 
         parameters, gradients       2 P
         optimizer                   its moments, P each; and P for the buckets of several ranks
-        logits                      fused: 2 min(I, 1024) V         reference: 3 I V
+        logits                      2 min(I, 1024) V
         activations                 by architecture (:mod:`seqlm.architectures`)
 
     Of a user's own model, logits and activations are what autograd keeps, as measured, and I V for the gradient of the
@@ -165,10 +165,7 @@ def memory_bytes(config: RunConfig, vocab_size: int, ranks: int = 1) -> int | No
         sizes = model_sizes(config, vocab_size)
         assert sizes is not None, "its parameters are known"
         return FLOAT_BYTES * (values + tokens * vocab_size) + sizes.saved_bytes + sizes.saved_bytes_per_column * columns
-    if model.is_fused:
-        values += 2 * min(tokens, CHUNK_TOKENS) * vocab_size + model.fused_activations(tokens, train.seq_len)
-    else:
-        values += 3 * tokens * vocab_size + model.reference_activations(tokens, train.seq_len)
+    values += 2 * min(tokens, CHUNK_TOKENS) * vocab_size + model.activations(tokens, train.seq_len)
     return FLOAT_BYTES * values
 
 

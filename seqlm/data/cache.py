@@ -21,7 +21,7 @@ from typing import Any
 
 from seqlm.environment import CACHE
 from seqlm.errors import FileError
-from seqlm.files import folder_beside, json_text, make_directory, replace_folder
+from seqlm.files import file_sha256, folder_beside, json_text, make_directory, replace_folder
 from seqlm.locks import open_lock
 from seqlm.reading import exists
 
@@ -64,7 +64,7 @@ def find(kind: str, key: str, *, verify: bool = True) -> tuple[Path, dict[str, A
             file = folder / name
             if file.stat().st_size != expected["bytes"]:
                 return None
-            if verify and _file_sha256(file) != expected["sha256"]:
+            if verify and file_sha256(file) != expected["sha256"]:
                 return None
         facts = index["facts"]
     except (OSError, FileError, ValueError, KeyError, TypeError, AttributeError):
@@ -107,11 +107,6 @@ def one_at_a_time(kind: str, key: str) -> Iterator[None]:
             stack.callback(os.close, handle)
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @cache

@@ -1,5 +1,8 @@
 """The language models of the study, written from tensor operations and linear layers.
 
+:mod:`seqlm.models.reference` has them by their equations, which is what to read first. Training uses those of
+:mod:`seqlm.models.recurrent` and :mod:`seqlm.models.transformer`, which are the same functions, faster.
+
 Notation, the same in all signatures and equations: B batch, T time (positions of a window), V vocabulary, H hidden
 units, L layers; where needed, D width of a layer's input, N attention heads of width K = H / N, S positions that can be
 attended to. Tokens are (T, B), hidden states (T, B, H), logits (T, B, V), a carried state (L, B, H). Products are
@@ -9,18 +12,20 @@ written for column vectors, W x; ``torch.nn.Linear`` applies the same W to the l
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
+from torch import Tensor, nn
 
 from seqlm.architectures import BuiltInConfig, CustomConfig, ModelConfig
 from seqlm.machine import keep_freed_memory
 from seqlm.models.custom import build_custom
-from seqlm.models.language_model import LanguageModel, OutputLayerModel
+from seqlm.models.language_model import FusedModel, LanguageModel
 from seqlm.models.products import linear
 
-__all__ = ["LanguageModel", "build_model", "linear", "self_check_shapes"]
+__all__ = ["LanguageModel", "build_model", "build_reference", "linear", "self_check_shapes"]
 
 
 def build_model(
@@ -56,13 +61,46 @@ def build_model(
     return built
 
 
-def build_built_in(
-    config: BuiltInConfig, vocab_size: int, seq_len: int, product_dtype: torch.dtype | None = None
-) -> OutputLayerModel:
-    """As :func:`build_model`, of an architecture that comes with seqlm."""
-    model = build_model(config, vocab_size, seq_len, product_dtype)
-    assert isinstance(model, OutputLayerModel), "all of them are"
-    return model
+def build_reference(
+    model: LanguageModel, config: ModelConfig, masks: Iterable[Tensor | None] | None = None
+) -> LanguageModel:
+    """Return ``model`` by its equations, with the same parameters, which can be differentiated any number of times.
+
+    The dropouts of a whole step (``embedding_keep``, ``weight_keep``) are off. A model without hand-written gradients
+    is its own reference.
+
+    Args:
+        model: built from ``config``.
+        config: its configuration.
+        masks: those of its dropouts, one after the other (:meth:`FusedModel.masks`). ``None``: ``nn.Dropout`` draws.
+    """
+    if not isinstance(model, FusedModel):
+        return model
+    parameters = model.state_dict()
+    with torch.device("meta"):  # draws nothing
+        reference = model.by_equations(config, model.vocab_size)
+    # A tied model has the matrix of its output layer in its embedding.
+    reference.load_state_dict({"output.weight": parameters["embedding.weight"], **parameters}, assign=True)
+    reference.vocab_size, reference.seq_len = model.vocab_size, model.seq_len
+    if masks is not None:
+        given = _GivenMasks(iter(masks))
+        for module in reference.modules():
+            if isinstance(getattr(module, "dropout", None), nn.Dropout):
+                module.dropout = given
+    return reference.train(model.training)
+
+
+@final
+class _GivenMasks(nn.Module):
+    """A dropout with given masks, one for each call."""
+
+    def __init__(self, masks: Iterator[Tensor | None]) -> None:
+        super().__init__()
+        self.masks = masks
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = next(self.masks)
+        return x if mask is None else x * mask.view(x.shape).to(x)
 
 
 def self_check_shapes(config: BuiltInConfig) -> list[tuple[BuiltInConfig, int, int]]:
@@ -70,7 +108,8 @@ def self_check_shapes(config: BuiltInConfig) -> list[tuple[BuiltInConfig, int, i
 
     Widths leave the same remainder by 8: kernels of products depend on the alignment of rows.
     """
-    return [*_class_of(config).self_check_shapes(config)]
+    found = _class_of(config)
+    return [*found.self_check_shapes(config)] if issubclass(found, FusedModel) else []
 
 
 def _class_of(config: BuiltInConfig) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812 -- the field's own abbreviation
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seqlm.models.dropout import step_masks
-from seqlm.models.output_loss import fused_output_loss, reference_output_loss
+from seqlm.models.output_loss import fused_output_loss
 from seqlm.models.products import LinearMap, linear
 from seqlm.models.state import State, tensors_of
 
@@ -178,32 +178,15 @@ def hidden_states_of(model: LanguageModel) -> list[nn.Module] | None:
 
 
 class OutputLayerModel(LanguageModel):
-    """A model whose logits are a linear layer of its features, in two implementations of the same function.
-
-    ``fused`` is for training. ``reference`` is plain autograd over the equations, which can also be differentiated
-    several times. A model has one of them, by its configuration.
-    """
+    """A model whose logits are a linear layer of its features."""
 
     output: LinearMap
     """The output layer, H -> V."""
-    mask_key: Tensor | None = None
-    """Decides which word types and weights are dropped (:func:`seqlm.models.dropout.step_masks`), () int64 on the
-    device of the parameters. ``None``: each forward pass draws its own from the device's generator."""
 
-    def __init__(self, implementation: Literal["fused", "reference"], dtype: torch.dtype | None) -> None:
+    def __init__(self, dtype: torch.dtype | None) -> None:
         super().__init__()
-        self.fused = implementation == "fused"
         self.dtype = dtype
         """Type in which products are computed. ``None``: that of the parameters."""
-
-    def _step_masks(self, wanted: Sequence[tuple[Sequence[int], float]]) -> list[Tensor | None]:
-        """Return a mask for each (shape, keep) of what a whole step shares; ``None``: nothing is dropped."""
-        if not self.training or all(keep == 1 for _, keep in wanted):
-            return [None] * len(wanted)
-        weight, key = self.output.weight, self.mask_key
-        if key is None:
-            key = torch.empty((), dtype=torch.int64, device=weight.device).random_(-(2**63), None)
-        return step_masks(key, wanted, weight)
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> Float[Tensor, "L B H"]:
@@ -229,10 +212,9 @@ class OutputLayerModel(LanguageModel):
     def loss(
         self, tokens: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: Float[Tensor, "L B H"]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "L B H"]]:
-        """The sum of the losses. Fused, without all logits in memory at once."""
+        """The sum of the losses, without all logits in memory at once."""
         hidden, state = self.features(tokens, state)
-        output_loss = fused_output_loss if self.fused else reference_output_loss
-        return output_loss(self.output, hidden, targets, self.dtype), state
+        return fused_output_loss(self.output, hidden, targets, self.dtype), state
 
     def token_losses(
         self, tokens: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: Float[Tensor, "L B H"]
@@ -242,6 +224,43 @@ class OutputLayerModel(LanguageModel):
         slices = zip(hidden.flatten(0, 1).split(LOGIT_ROWS), targets.flatten().split(LOGIT_ROWS), strict=True)
         losses = [F.cross_entropy(self.output(h), target, reduction="none").double() for h, target in slices]
         return torch.cat(losses).view(targets.shape), state
+
+
+class FusedModel(OutputLayerModel):
+    """A model with hand-written gradients, of which :mod:`seqlm.models.reference` has the equations.
+
+    Parameters have the names and values that they have there.
+    """
+
+    mask_key: Tensor | None = None
+    """Decides which word types and weights are dropped (:func:`seqlm.models.dropout.step_masks`), () int64 on the
+    device of the parameters. ``None``: each forward pass draws its own from the device's generator."""
+
+    @staticmethod
+    @abstractmethod
+    def by_equations(config: Any, vocab_size: int) -> LanguageModel:
+        """Return the model of ``config`` by its equations, without the dropouts of a whole step and tied matrices."""
+
+    @staticmethod
+    @abstractmethod
+    def self_check_shapes(config: Any) -> Iterator[tuple[Any, int, int]]:
+        """Yield small configurations whose operations are like those of ``config``, each with T and B of a window."""
+
+    @abstractmethod
+    def masks(self, steps: int, columns: int) -> Iterator[Tensor | None]:
+        """Yield the mask of each dropout of a window, in the order of the reference's. ``None``: nothing is dropped.
+
+        Each is drawn at its ``next``, so that no mask is in memory before its operation.
+        """
+
+    def _step_masks(self, wanted: Sequence[tuple[Sequence[int], float]]) -> list[Tensor | None]:
+        """Return a mask for each (shape, keep) of what a whole step shares; ``None``: nothing is dropped."""
+        if not self.training or all(keep == 1 for _, keep in wanted):
+            return [None] * len(wanted)
+        weight, key = self.output.weight, self.mask_key
+        if key is None:
+            key = torch.empty((), dtype=torch.int64, device=weight.device).random_(-(2**63), None)
+        return step_masks(key, wanted, weight)
 
 
 def scaled(logits: Float[Tensor, "B V"], temperature: float) -> Float[Tensor, "B V"]:

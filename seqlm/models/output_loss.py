@@ -5,25 +5,15 @@ from __future__ import annotations
 from typing import Any, final
 
 import torch
-import torch.nn.functional as F  # noqa: N812 -- the field's own abbreviation
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from seqlm.models.function import apply
-from seqlm.models.products import LinearMap, accumulate, linear, product
+from seqlm.models.products import LinearMap, accumulate, apply, product
 
 CHUNK_TOKENS = 1024
 """Tokens of a chunk. Two matrices of CHUNK_TOKENS x V are the most that the fused loss keeps at a time."""
-
-
-def reference_output_loss(
-    output: LinearMap, hidden: Float[Tensor, "T B H"], targets: Int[Tensor, "T B"], dtype: torch.dtype | None = None
-) -> Float[Tensor, ""]:
-    """Sum over the window of -log softmax(W_y h + b_y)[target], in nats; every logit is kept for the gradient."""
-    logits = linear(output, hidden, dtype)
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 
 
 def fused_output_loss(
@@ -33,7 +23,7 @@ def fused_output_loss(
     dtype: torch.dtype | None = None,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> Float[Tensor, ""]:
-    """The same number and gradients as :func:`reference_output_loss`, in the memory of one chunk.
+    """Sum over the window of -log softmax(W_y h + b_y)[target], in nats, in the memory of one chunk.
 
     The gradients are computed together with the loss, chunk by chunk, so that no logit outlives its chunk; ``backward``
     only multiplies them by the incoming gradient, and works once. There is no second derivative.
@@ -93,7 +83,7 @@ class _OutputLoss(Function):
     def backward(ctx: Any, d_loss: Float[Tensor, ""]) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError(
-                "the fused loss keeps its gradients for one backward pass; use implementation = reference for more"
+                "the fused loss keeps its gradients for one backward pass; use seqlm.models.reference for more"
             )
         gradients, ctx.gradients = ctx.gradients, None
         if d_loss.device.type != "cpu" or d_loss != 1:  # a training step scales all gradients at once, in its update

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from seqlm import machine
-from seqlm.models.function import apply
 
 MANY_STEPS = 8
 """Repetitions from which preparing a weight pays."""
@@ -39,6 +38,12 @@ PACKED_ROWS = 64
 CACHE_LINE_BYTES = 64
 MANY_ROWS = 128
 """Rows of a result from which the alignment of each pays for a copy."""
+
+
+def apply(function: type[Function], *arguments: Any) -> Tensor:
+    """``function.apply(*arguments)`` with a type: torch annotates neither the call nor its result."""
+    result: Tensor = function.apply(*arguments)
+    return result
 
 
 @final
@@ -53,10 +58,6 @@ class TiedOutput(nn.Module):
     @property
     def weight(self) -> Tensor:
         return self._embedding[0].weight
-
-    @property
-    def out_features(self) -> int:
-        return len(self.bias)
 
     def forward(self, x: Float[Tensor, "*shape H"]) -> Float[Tensor, "*shape V"]:
         return F.linear(x, self.weight, self.bias)
@@ -78,14 +79,11 @@ def linear(layer: LinearMap, x: Float[Tensor, "*shape D"], dtype: torch.dtype | 
     return multiplied if layer.bias is None else multiplied + layer.bias
 
 
-def rounded_product(
-    a: Float[Tensor, "*batch I K"], b: Float[Tensor, "*batch K J"], dtype: torch.dtype | None = None
-) -> Float[Tensor, "*batch I J"]:
-    """Return a b in the type of ``a``, with the product in ``dtype`` (``None``: that of ``a``).
+def rounded_product(a: Float[Tensor, "I K"], b: Float[Tensor, "K J"], dtype: torch.dtype) -> Float[Tensor, "I J"]:
+    """Return a b in the type of ``a``, with the product in ``dtype``.
 
     Can be differentiated any number of times. The products of its derivatives are rounded as this one is.
     """
-    dtype = dtype or a.dtype
     return a @ b if dtype == a.dtype and not _by_onednn(a, dtype) else apply(_RoundedProduct, a, b, dtype)
 
 
@@ -94,23 +92,17 @@ class _RoundedProduct(Function):
     """With the gradient g of a b: the gradient of a is g b^T, that of b is a^T g."""
 
     @staticmethod
-    def forward(
-        ctx: Any, a: Float[Tensor, "*batch I K"], b: Float[Tensor, "*batch K J"], dtype: torch.dtype
-    ) -> Float[Tensor, "*batch I J"]:
+    def forward(ctx: Any, a: Float[Tensor, "I K"], b: Float[Tensor, "K J"], dtype: torch.dtype) -> Float[Tensor, "I J"]:
         ctx.save_for_backward(a, b)
         ctx.dtype = dtype
-        if a.dim() == 2:
-            return product(a.to(dtype), b.to(dtype), a.dtype)
-        flat = product(a.to(dtype).flatten(0, -3), b.to(dtype).flatten(0, -3), a.dtype)
-        batched: Tensor = flat.unflatten(0, a.shape[:-2])
-        return batched
+        return product(a.to(dtype), b.to(dtype), a.dtype)
 
     @staticmethod
-    def backward(ctx: Any, g: Float[Tensor, "*batch I J"]) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Float[Tensor, "I J"]) -> tuple[Tensor | None, ...]:
         a, b = ctx.saved_tensors
         for_a, for_b, _ = ctx.needs_input_grad
-        d_a = rounded_product(g, b.transpose(-2, -1), ctx.dtype) if for_a else None
-        d_b = rounded_product(a.transpose(-2, -1), g, ctx.dtype) if for_b else None
+        d_a = rounded_product(g, b.t(), ctx.dtype) if for_a else None
+        d_b = rounded_product(a.t(), g, ctx.dtype) if for_b else None
         return d_a, d_b, None
 
 

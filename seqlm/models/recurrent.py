@@ -1,165 +1,72 @@
-"""The stacked tanh RNN and the stacked GRU.
+"""The RNN and the GRU for training: a whole layer over a whole window is one differentiable operation.
 
-A layer takes all products with its input out of the time loop: they do not depend on the hidden state, so one product
-serves the whole window. Only the products with the hidden state are left inside.
+Autograd over the time loop of :mod:`seqlm.models.reference` records a handful of small operations for each time step,
+and in the backward pass adds every step's weight gradient to the sum of the others: for H = 1500, a read and a write of
+9 MB for each product of 20 rows. Written by hand,
+
+- the products with the inputs of all time steps are one product,
+- the loop holds the product with the hidden state and what is point-wise, in place,
+- the backward pass first computes, for all steps at once, the factors that do not depend on the gradient, and its loop
+  holds again one product (two for the GRU) and the point-wise rest,
+- each weight gradient is one product over all time steps.
+
+Both operations can be differentiated once, not twice.
+
+Products are computed in ``dtype``; states, pre-activations and sums keep the type of the inputs. Where a name ends in
+``_low``, it is rounded to ``dtype`` (the same tensor if the types agree).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import cast, final
+from typing import Any, cast, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from seqlm.architectures import RecurrentConfig
+from seqlm.models import reference
 from seqlm.models.dropout import Dropout, drop, drop_words
-from seqlm.models.fused_recurrent import fused_gru, fused_rnn
-from seqlm.models.language_model import OutputLayerModel
-from seqlm.models.products import PACKED_SIZE, TiedOutput, linear, rounded_product
+from seqlm.models.language_model import FusedModel
+from seqlm.models.products import PACKED_SIZE, RepeatedProduct, TiedOutput, apply, product
+
+_REFERENCES: dict[str, type[reference.RecurrentModel]] = {"rnn": reference.RNN, "gru": reference.GRU}
 
 
 @final
-class RNNLayer(nn.Module):
-    """A layer of the tanh RNN (Elman, 1990).
-
-    From inputs x_t of width D to hidden states h_t of H units::
-
-        h_t = tanh(W_x x_t + W_h h_{t-1} + b)
-
-    ``W_x`` holds b as its bias. A layer takes the masks of its recurrent weights, W_h, which are multiplied by them.
-    """
-
-    def __init__(
-        self, input_size: int, hidden_size: int, *, fused: bool = True, dtype: torch.dtype | None = None
-    ) -> None:
-        super().__init__()
-        self.fused = fused
-        self.dtype = dtype
-        self.W_x = nn.Linear(input_size, hidden_size)
-        self.W_h = nn.Linear(hidden_size, hidden_size, bias=False)
-
-    @property
-    def recurrent(self) -> list[Tensor]:
-        """The recurrent weights."""
-        return [self.W_h.weight]
-
-    def forward(
-        self, x: Float[Tensor, "T B D"], h: Float[Tensor, "B H"], masks: Sequence[Tensor | None] = (None,)
-    ) -> Float[Tensor, "T B H"]:
-        """All h_1 .. h_T from the inputs and h_0."""
-        (W_h,) = map(drop, self.recurrent, masks)
-        if self.fused:
-            return fused_rnn(x, h, self.W_x.weight, self.W_x.bias, W_h, self.dtype)
-        outputs = []
-        for from_x in linear(self.W_x, x, self.dtype).unbind(0):
-            h = torch.tanh(from_x + rounded_product(h, W_h.t(), self.dtype))
-            outputs.append(h)
-        return torch.stack(outputs)
-
-
-@final
-class GRULayer(nn.Module):
-    """A layer of gated recurrent units (Cho et al., 2014).
-
-    From inputs x of width D, and the hidden state h of H units, to the next hidden state h'::
-
-        r = sigmoid(W_r x + U_r h + b_r)
-        z = sigmoid(W_z x + U_z h + b_z)
-        c = tanh(W_h x + U_h (r * h) + b_h)
-        h' = (1 - z) * h + z * c
-
-    The reset gate r acts on h *before* the product with U_h, as in the paper. ``torch.nn.GRU`` and cuDNN apply it to
-    the product instead, and let z keep the old state: another function.
-
-    ``W`` holds W_r, W_z, W_h stacked along its outputs, and as its bias b_r, b_z, b_h; ``U_rz`` holds U_r and U_z.
-    """
-
-    def __init__(
-        self, input_size: int, hidden_size: int, *, fused: bool = True, dtype: torch.dtype | None = None
-    ) -> None:
-        super().__init__()
-        self.fused = fused
-        self.dtype = dtype
-        self.hidden_size = hidden_size
-        self.W = nn.Linear(input_size, 3 * hidden_size)
-        self.U_rz = nn.Linear(hidden_size, 2 * hidden_size, bias=False)
-        self.U_h = nn.Linear(hidden_size, hidden_size, bias=False)
-
-    @property
-    def recurrent(self) -> list[Tensor]:
-        """The recurrent weights."""
-        return [self.U_rz.weight, self.U_h.weight]
-
-    def forward(
-        self, x: Float[Tensor, "T B D"], h: Float[Tensor, "B H"], masks: Sequence[Tensor | None] = (None, None)
-    ) -> Float[Tensor, "T B H"]:
-        """All h_1 .. h_T from the inputs and h_0."""
-        U_rz, U_h = map(drop, self.recurrent, masks)
-        if self.fused:
-            return fused_gru(x, h, self.W.weight, self.W.bias, U_rz, U_h, self.dtype)
-        from_x = linear(self.W, x, self.dtype).split([2 * self.hidden_size, self.hidden_size], dim=-1)
-        outputs = []
-        for rz_from_x, c_from_x in zip(*(part.unbind(0) for part in from_x), strict=True):
-            r, z = torch.sigmoid(rz_from_x + rounded_product(h, U_rz.t(), self.dtype)).chunk(2, dim=-1)
-            c = torch.tanh(c_from_x + rounded_product(r * h, U_h.t(), self.dtype))
-            h = (1 - z) * h + z * c
-            outputs.append(h)
-        return torch.stack(outputs)
-
-
-_LAYERS: dict[str, type[RNNLayer | GRULayer]] = {"rnn": RNNLayer, "gru": GRULayer}
-
-
-@final
-class RecurrentModel(OutputLayerModel):
-    """L recurrent layers between an embedding and a linear output layer.
-
-    From the tokens of a window to the logits at each time step::
-
-        x^0_t = dropout(embedding(token_t))
-        h^l_t = layer_l(x^{l-1}_t, h^l_{t-1})        l = 1 .. L
-        x^l_t = dropout(h^l_t)
-        logits_t = W_y x^L_t + b_y
-
-    Dropout lies between layers, never on the path from h^l_{t-1} to h^l_t, and draws a fresh mask at each time step
-    (Zaremba et al., 2014). The state is h^1 .. h^L at the end of a window, without dropout, and the next window
-    continues from it.
+class RecurrentModel(FusedModel):
+    """The function of :class:`seqlm.models.reference.RecurrentModel`.
 
     Two more dropouts, both off by default, have one mask for a whole step (:func:`seqlm.models.dropout.step_masks`):
     of word types, so that all occurrences of a word have embedding(token_t) = 0, and of recurrent weights, so that a
     layer computes every time step with W_h * mask. Kept ones are divided by the probability of keeping them. ``tied``:
     W_y is the embedding's matrix.
-
-    Initial values: embedding and W_y uniform in [-0.1, 0.1], b_y zero, everything else, biases too, uniform in
-    [-1/sqrt(H), 1/sqrt(H)].
     """
 
     def __init__(
         self, config: RecurrentConfig, vocab_size: int, seq_len: int = 35, dtype: torch.dtype | None = None
     ) -> None:
-        super().__init__(config.implementation, dtype)
-        layer_type = _LAYERS[config.arch]
+        super().__init__(dtype)
+        layer_type = _REFERENCES[config.arch].layer
         widths = [config.embedding_size] + [config.hidden_size] * (config.num_layers - 1)
         self.hidden_size = config.hidden_size
         self.embedding = nn.Embedding(vocab_size, config.embedding_size)
-        self.layers = nn.ModuleList(
-            layer_type(width, config.hidden_size, fused=self.fused, dtype=dtype) for width in widths
-        )
+        self.layers = nn.ModuleList(layer_type(width, config.hidden_size) for width in widths)
         self.output = TiedOutput(self.embedding) if config.tied else nn.Linear(config.hidden_size, vocab_size)
         self.dropout = Dropout(config.keep)
         self.embedding_keep, self.weight_keep = config.embedding_keep, config.weight_keep
-        self._draw_initial_values()
+        reference.draw_recurrent(self.embedding, self.layers, self.output, config.hidden_size)
 
-    def _draw_initial_values(self) -> None:
-        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        nn.init.uniform_(self.output.weight, -0.1, 0.1)
-        nn.init.zeros_(self.output.bias)
-        k = self.hidden_size**-0.5
-        for parameter in self.layers.parameters():
-            nn.init.uniform_(parameter, -k, k)
+    @staticmethod
+    def by_equations(config: RecurrentConfig, vocab_size: int) -> reference.RecurrentModel:
+        """Return the model of ``config`` by its equations, with fresh initial values."""
+        return _REFERENCES[config.arch](
+            vocab_size, config.hidden_size, config.num_layers, config.embedding_size, config.keep
+        )
 
     @staticmethod
     def self_check_shapes(config: RecurrentConfig) -> Iterator[tuple[RecurrentConfig, int, int]]:
@@ -168,40 +75,178 @@ class RecurrentModel(OutputLayerModel):
         That product is :class:`seqlm.models.products.RepeatedProduct`.
         """
         remainder = config.hidden_size % 8
-
-        def small(hidden: int, layers: int) -> RecurrentConfig:
-            embedding = hidden if config.tied else 48
-            return replace(config, hidden_size=hidden, num_layers=layers, embedding_size=embedding, keep=0.5)
-
-        yield small(64 + remainder, 2), 12, 100
+        small = RecurrentConfig(arch=config.arch, hidden_size=64 + remainder, embedding_size=48, keep=0.5)
+        yield small, 12, 100
         if config.hidden_size >= PACKED_SIZE:
-            yield small(PACKED_SIZE + remainder, 1), 9, 4
-
-    @property
-    def hidden_states(self) -> nn.ModuleList:
-        return self.layers
+            yield replace(small, hidden_size=PACKED_SIZE + remainder, num_layers=1), 9, 4
 
     def initial_state(self, batch_size: int) -> Float[Tensor, "L B H"]:
         """Zeros."""
         return self.output.weight.new_zeros(len(self.layers), batch_size, self.hidden_size)
 
+    def masks(self, steps: int, columns: int) -> Iterator[Tensor | None]:
+        """Yield those of the embedding and of each layer's outputs, with their own values at every time step."""
+        widths = [self.embedding.embedding_dim] + [self.hidden_size] * len(self.layers)
+        yield from self.dropout.masks([(steps, columns, width) for width in widths], self.output.weight)
+
     def features(
         self, tokens: Int[Tensor, "T B"], state: Float[Tensor, "L B H"]
     ) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "L B H"]]:
         """The dropped-out outputs of the top layer, x^L, and the state h^1 .. h^L after the window."""
-        layers = cast("list[RNNLayer | GRULayer]", list(self.layers))
-        weights = [(weight.shape, self.weight_keep) for layer in layers for weight in layer.recurrent]
+        # Of each layer: the map of its inputs, then those of its hidden state.
+        maps = [cast("list[nn.Linear]", list(layer.children())) for layer in self.layers]
+        weights = [(linear.weight.shape, self.weight_keep) for _, *recurrent in maps for linear in recurrent]
         words, *drawn = self._step_masks([((self.embedding.num_embeddings,), self.embedding_keep), *weights])
-        rest = iter(drawn)
-        by_layer = [[next(rest) for _ in layer.recurrent] for layer in layers]
-        embedded = drop_words(self.embedding(tokens), tokens, words)
-        # A mask over (T, B, H) has its own values at every time step, hence "fresh" without a loop.
-        outputs_shape = (*tokens.shape, self.hidden_size)
-        mask, *layer_masks = self.dropout.masks([embedded.shape] + [outputs_shape] * len(self.layers), embedded)
-        x = drop(embedded, mask)
+        rest, masks = iter(drawn), self.masks(*tokens.shape)
+        x = drop(drop_words(self.embedding(tokens), tokens, words), next(masks))
         last = []
-        for layer, h, mask, masks in zip(layers, state.unbind(0), layer_masks, by_layer, strict=True):
-            outputs = layer(x, h, masks)
-            x = drop(outputs, mask)
+        for layer, (inputs, *recurrent), h in zip(self.layers, maps, state.unbind(0), strict=True):
+            kept = [drop(linear.weight, next(rest)) for linear in recurrent]
+            function = FusedRNN if isinstance(layer, reference.RNNLayer) else FusedGRU
+            outputs = apply(function, x, h, inputs.weight, inputs.bias, *kept, self.dtype or x.dtype)
             last.append(outputs[-1])
+            x = drop(outputs, next(masks))
         return x, torch.stack(last)
+
+
+@final
+class FusedRNN(Function):
+    """h_1 .. h_T of :class:`seqlm.models.reference.RNNLayer`, with its products in ``dtype``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Float[Tensor, "T B D"],
+        h_0: Float[Tensor, "B H"],
+        W_x: Float[Tensor, "H D"],
+        b: Float[Tensor, " H"],
+        W_h: Float[Tensor, "H H"],
+        dtype: torch.dtype,
+    ) -> Float[Tensor, "T B H"]:
+        x_low = x.flatten(0, 1).to(dtype)
+        h = _states(x, h_0)
+        h_low = _rounded(h, dtype)
+        from_x = product(x_low, W_x.to(dtype).t(), x.dtype, b).unflatten(0, x.shape[:2])
+        recurrent = RepeatedProduct(W_h, dtype, rows=len(h_0), steps=len(x))
+        for t, inputs in enumerate(from_x):
+            torch.tanh(recurrent.plus(h_low[t], inputs), out=h[t + 1])
+            _round(h[t + 1], h_low[t + 1])
+        ctx.save_for_backward(x_low, W_x, W_h, h, h_low)
+        return h[1:]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Float[Tensor, "T B H"]) -> tuple[Tensor | None, ...]:
+        x_low, W_x, W_h, h, h_low = ctx.saved_tensors
+        dtype = x_low.dtype
+        # d holds the factors 1 - h^2 at first, and step by step the gradient of the pre-activations.
+        d = torch.mul(h[1:], h[1:]).neg_().add_(1)
+        d_low = _rounded(d, dtype)
+        recurrent = RepeatedProduct(W_h.t(), dtype, rows=d.shape[1], steps=len(d))
+        d_out = d_out.clone() if recurrent.overwrites else d_out
+        d_h = d_out[-1]
+        for t in range(len(d) - 1, -1, -1):
+            _round(d[t].mul_(d_h), d_low[t])
+            d_h = recurrent.plus(d_low[t], d_out[t - 1]) if t else recurrent.times(d_low[t])
+        d_low = d_low.flatten(0, 1)
+        d_x = product(d_low, W_x.to(dtype), d.dtype).unflatten(0, d.shape[:2])
+        d_W_x = product(d_low.t(), x_low, d.dtype)
+        d_W_h = product(d_low.t(), h_low[:-1].flatten(0, 1), d.dtype)
+        return d_x, d_h, d_W_x, d.sum(dim=(0, 1)), d_W_h, None
+
+
+@final
+class FusedGRU(Function):
+    """h_1 .. h_T of :class:`seqlm.models.reference.GRULayer`, with its products in ``dtype``.
+
+    With the gradient g of h_t = h + z (c - h), where h = h_{t-1}, the gradients of the pre-activations are::
+
+        candidate   g z (1 - c^2)
+        update      g (c - h) z (1 - z)
+        reset       (U_h^T candidate) h r (1 - r)
+
+    and h_{t-1} receives g (1 - z) + (U_h^T candidate) r + U_rz^T [reset, update].
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Float[Tensor, "T B D"],
+        h_0: Float[Tensor, "B H"],
+        W: Float[Tensor, "3*H D"],
+        b: Float[Tensor, " 3*H"],
+        U_rz: Float[Tensor, "2*H H"],
+        U_h: Float[Tensor, "H H"],
+        dtype: torch.dtype,
+    ) -> Float[Tensor, "T B H"]:
+        steps, batch, _ = x.shape
+        hidden = h_0.shape[1]
+        x_low = x.flatten(0, 1).to(dtype)
+        h = _states(x, h_0)
+        h_low = _rounded(h, dtype)
+        W_low = W.to(dtype).t()
+        rz = product(x_low, W_low[:, : 2 * hidden], x.dtype, b[: 2 * hidden]).unflatten(0, (steps, batch))
+        c = product(x_low, W_low[:, 2 * hidden :], x.dtype, b[2 * hidden :]).unflatten(0, (steps, batch))
+        rh_low = x.new_empty(steps, batch, hidden, dtype=dtype)
+        gates = RepeatedProduct(U_rz, dtype, rows=batch, steps=steps)
+        candidate = RepeatedProduct(U_h, dtype, rows=batch, steps=steps)
+        for t in range(steps):
+            torch.sigmoid(gates.plus(h_low[t], rz[t]), out=rz[t])
+            r, z = rz[t].chunk(2, dim=1)
+            torch.mul(r, h[t], out=rh_low[t])
+            torch.tanh(candidate.plus(rh_low[t], c[t]), out=c[t])
+            torch.lerp(h[t], c[t], z, out=h[t + 1])
+            _round(h[t + 1], h_low[t + 1])
+        ctx.save_for_backward(x_low, W, U_rz, U_h, h, h_low, rz, c, rh_low)
+        return h[1:]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Float[Tensor, "T B H"]) -> tuple[Tensor | None, ...]:
+        x_low, W, U_rz, U_h, h, h_low, rz, c, rh_low = ctx.saved_tensors
+        dtype = x_low.dtype
+        steps, batch, hidden = c.shape
+        r, z = rz.chunk(2, dim=2)
+        # Holds factors at first, and step by step the gradients of the pre-activations.
+        d = c.new_empty(steps, batch, 3 * hidden)
+        d_rz, d_c = d.split((2 * hidden, hidden), dim=2)
+        torch.mul(r, 1 - r, out=d_rz[..., :hidden]).mul_(h[:-1])
+        torch.mul(z, 1 - z, out=d_rz[..., hidden:]).mul_(c - h[:-1])
+        torch.mul(c, c, out=d_c).neg_().add_(1).mul_(z)
+        d_low = _rounded(d, dtype)
+        d_rz_low, d_c_low = d_low.split((2 * hidden, hidden), dim=2)
+        keep = 1 - z
+        gates = RepeatedProduct(U_rz.t(), dtype, rows=batch, steps=steps)
+        candidate = RepeatedProduct(U_h.t(), dtype, rows=batch, steps=steps)
+        d_h = d_out[-1]
+        for t in range(steps - 1, -1, -1):
+            _round(d_c[t].mul_(d_h), d_c_low[t])
+            d_rh = candidate.times(d_c_low[t])
+            d_rz[t, :, :hidden].mul_(d_rh)
+            d_rz[t, :, hidden:].mul_(d_h)
+            _round(d_rz[t], d_rz_low[t])
+            rest = torch.addcmul(d_out[t - 1], d_h, keep[t]) if t else d_h * keep[t]
+            d_h = gates.plus(d_rz_low[t], rest.addcmul_(d_rh, r[t]))
+        d_low = d_low.flatten(0, 1)
+        d_x = product(d_low, W.to(dtype), c.dtype).unflatten(0, (steps, batch))
+        d_W = product(d_low.t(), x_low, c.dtype)
+        d_U_rz = product(d_low[:, : 2 * hidden].t(), h_low[:-1].flatten(0, 1), c.dtype)
+        d_U_h = product(d_low[:, 2 * hidden :].t(), rh_low.flatten(0, 1), c.dtype)
+        return d_x, d_h, d_W, d.sum(dim=(0, 1)), d_U_rz, d_U_h, None
+
+
+def _states(x: Float[Tensor, "T B D"], h_0: Float[Tensor, "B H"]) -> Float[Tensor, "T+1 B H"]:
+    """Room for h_0 .. h_T, with h_0 in its place."""
+    h = x.new_empty(len(x) + 1, *h_0.shape)
+    h[0] = h_0
+    return h
+
+
+def _rounded(full: Tensor, dtype: torch.dtype) -> Tensor:
+    """``full`` in ``dtype``: itself, or room of the same shape where :func:`_round` keeps its rounded rows."""
+    return full if full.dtype == dtype else full.to(dtype)
+
+
+def _round(full: Tensor, low: Tensor) -> None:
+    if low.dtype != full.dtype:
+        low.copy_(full)

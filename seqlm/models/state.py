@@ -47,8 +47,8 @@ def join_states(states: Sequence[State], axis: int) -> State:
     """The states of neighbouring columns as one."""
     if len(states) == 1:
         return states[0]
-    alike = zip(*map(tensors_of, states), strict=True)
-    return rebuilt(states[0], iter([torch.cat(tensors, dim=axis) for tensors in alike]))
+    groups = zip(*map(tensors_of, states), strict=True)
+    return rebuilt(states[0], iter([torch.cat(tensors, dim=axis) for tensors in groups]))
 
 
 def detached(state: State) -> State:

@@ -1,182 +1,96 @@
-"""The decoder-only Transformer, pre-norm."""
+"""The Transformer for training: the parts of a block as differentiable operations that keep little for backward.
+
+Plain autograd keeps, for each block and token, the inputs and outputs of every small step: twice the normalised input,
+the queries, keys and values in two layouts, the scores before and after the softmax, each dropout's factors. These
+operations keep what the gradients need and recompute what is cheap:
+
+- :func:`norm_linear` keeps the normalised input. The gain and shift of the norm go into the weights, which are small
+  beside the activations;
+- :func:`attention` keeps queries, keys, values and attention weights;
+- :func:`linear_residual` keeps its input and the dropout's factors.
+
+All can be differentiated once, not twice. :mod:`seqlm.models.reference` has the equations. I = T B counts the positions
+of all windows. Products are computed in ``dtype``; names that end in ``_low`` are rounded to it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import final
+from dataclasses import dataclass
+from typing import Any, cast, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from seqlm.architectures import TransformerConfig
-from seqlm.models.attention import KeyValueCache, MultiHeadAttention
-from seqlm.models.dropout import Dropout, drop_words
-from seqlm.models.fused_transformer import NORM_EPSILON, ReluDropout, linear_residual, norm_linear
-from seqlm.models.language_model import OutputLayerModel, Predictor
-from seqlm.models.products import TiedOutput, linear
+from seqlm.models import reference
+from seqlm.models.dropout import Dropout, drop, drop_words
+from seqlm.models.language_model import FusedModel, Predictor
+from seqlm.models.products import TiedOutput, apply, linear, product
 from seqlm.models.state import State
 
-
-def sinusoids(positions: Float[Tensor, " T"], width: int) -> Float[Tensor, "T H"]:
-    """Fixed position vectors of ``width`` H (Vaswani et al., 2017, section 3.5).
-
-    One row for each position t::
-
-        p[t, 2i] = sin(t / 10000^(2i/H))        p[t, 2i+1] = cos(t / 10000^(2i/H))
-    """
-    even = torch.arange(0, width, 2, dtype=positions.dtype, device=positions.device)
-    angles = positions.unsqueeze(1) * 10_000 ** (-even / width)
-    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(start_dim=1)[:, :width]
+NORM_EPSILON = 1e-6
+MASKED_SCORE = -1e9
 
 
 @final
-class LayerNorm(nn.Module):
-    """Layer normalisation as the assignment defines it.
+class Transformer(FusedModel):
+    """The function of :class:`seqlm.models.reference.Transformer`.
 
-    Over the H units of each position x::
-
-        a * (x - mean) / (std + 1e-6) + b
-
-    with the unbiased standard deviation, so H must be at least 2. ``torch.nn.LayerNorm`` uses the biased one and
-    adds its epsilon to the variance (Ba et al., 2016): another function. Starts at a = 1, b = 0.
-    """
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.a = nn.Parameter(torch.ones(hidden_size))
-        self.b = nn.Parameter(torch.zeros(hidden_size))
-
-    def forward(self, x: Float[Tensor, "*shape H"]) -> Float[Tensor, "*shape H"]:
-        std, mean = torch.std_mean(x, dim=-1, correction=1, keepdim=True)
-        return self.a * (x - mean) / (std + NORM_EPSILON) + self.b
-
-
-@final
-class MLP(nn.Module):
-    """W_2 dropout(relu(W_1 x + b_1)) + b_2, the same for each position, with an inner width M."""
-
-    def __init__(self, hidden_size: int, inner_size: int, keep: float, *, dtype: torch.dtype | None = None) -> None:
-        super().__init__()
-        self.dtype = dtype
-        self.W_1 = nn.Linear(hidden_size, inner_size)
-        self.W_2 = nn.Linear(inner_size, hidden_size)
-        self.dropout = Dropout(keep)
-
-    def forward(self, x: Float[Tensor, "*shape H"]) -> Float[Tensor, "*shape H"]:
-        inner = torch.relu(linear(self.W_1, x, self.dtype))
-        return linear(self.W_2, self.dropout(inner), self.dtype)
-
-
-@final
-class Block(nn.Module):
-    """A pre-norm block (Xiong et al., 2020).
-
-    Two residual steps::
-
-        x <- x + dropout(attention(norm(x)))
-        x <- x + dropout(mlp(norm(x)))
-    """
-
-    def __init__(self, config: TransformerConfig, dtype: torch.dtype | None = None) -> None:
-        super().__init__()
-        hidden = config.hidden_size
-        self.fused = config.implementation == "fused"
-        self.dtype = dtype
-        self.attention_norm = LayerNorm(hidden)
-        self.attention = MultiHeadAttention(
-            hidden, config.num_heads, config.attention_keep, kernel=config.attention, dtype=dtype
-        )
-        self.mlp_norm = LayerNorm(hidden)
-        self.mlp = MLP(hidden, config.mlp_size, config.keep, dtype=dtype)
-        self.dropout = Dropout(config.keep)
-
-    def forward(self, x: Float[Tensor, "T B H"], cache: KeyValueCache | None = None) -> Float[Tensor, "T B H"]:
-        """The block's output; with a ``cache`` (sampling, one position at a time) always by the equations."""
-        if self.fused and cache is None:
-            return self._fused(x)
-        x = x + self.dropout(self.attention(self.attention_norm(x), cache))
-        mapped: Float[Tensor, "T B H"] = x + self.dropout(self.mlp(self.mlp_norm(x)))
-        return mapped
-
-    def _fused(self, x: Float[Tensor, "T B H"]) -> Float[Tensor, "T B H"]:
-        flat = x.flatten(0, 1)
-        norm, maps = self.attention_norm, (self.attention.W_q, self.attention.W_k, self.attention.W_v)
-        W, c = torch.cat([linear_map.weight for linear_map in maps]), torch.cat([m.bias for m in maps])
-        qkv = norm_linear(flat, norm.a, norm.b, W, c, dtype=self.dtype).unflatten(0, x.shape[:2])
-        flat = self._residual(flat, self.attention.fused_core(qkv).flatten(0, 1), self.attention.W_o)
-        norm, W_1 = self.mlp_norm, self.mlp.W_1
-        relu = ReluDropout(self.mlp.dropout.mask((len(flat), W_1.out_features), flat), self.mlp.dropout.scale)
-        inner = norm_linear(flat, norm.a, norm.b, W_1.weight, W_1.bias, relu, self.dtype)
-        mapped: Tensor = self._residual(flat, inner, self.mlp.W_2).unflatten(0, x.shape[:2])
-        return mapped
-
-    def _residual(
-        self, x: Float[Tensor, "I H"], y: Float[Tensor, "I M"], linear_map: nn.Linear
-    ) -> Float[Tensor, "I H"]:
-        factors = self.dropout.mask(x.shape, x)
-        return linear_residual(x, y, linear_map.weight, linear_map.bias, factors, self.dtype)
-
-
-@final
-class Transformer(OutputLayerModel):
-    """L blocks between an embedding with positions and a linear output layer.
-
-    From the tokens of a window to the logits at each position::
-
-        x_t = dropout(sqrt(H) embedding(token_t) + p_t)        p: sinusoids, t = 0 .. T - 1
-        x   = block_L( .. block_1(x))
-        logits = W_y norm(x) + b_y
-
-    Each window is seen alone, so the state is empty: a (0, B, H) tensor, returned as it came. ``seq_len`` is the
-    length of the training windows; only :meth:`generate` uses it, :meth:`forward` takes windows of any length.
+    ``seq_len`` is the length of the training windows; only :meth:`predictor` uses it, :meth:`forward` takes windows of
+    any length.
 
     Word types can be dropped, so that all occurrences of a word in a step have embedding(token_t) = 0, and the
     embedding's matrix can be ``tied`` to W_y. Both are off by default.
-
-    Initial values: every parameter with more than one axis Xavier-uniform (Glorot and Bengio, 2010); biases as in
-    ``MultiHeadAttention``, ``LayerNorm`` and ``torch.nn.Linear``.
     """
 
     def __init__(
         self, config: TransformerConfig, vocab_size: int, seq_len: int, dtype: torch.dtype | None = None
     ) -> None:
-        super().__init__(config.implementation, dtype)
-        self.hidden_size = config.hidden_size
+        super().__init__(dtype)
+        hidden = config.hidden_size
+        self.hidden_size, self.num_heads, self.mlp_size = hidden, config.num_heads, config.mlp_size
         self.seq_len = seq_len
-        self.embedding = nn.Embedding(vocab_size, config.hidden_size)
+        self.embedding = nn.Embedding(vocab_size, hidden)
         self.embedding_keep = config.embedding_keep
-        self.dropout = Dropout(config.keep)
-        self.blocks = nn.ModuleList(Block(config, dtype) for _ in range(config.num_layers))
-        self.norm = LayerNorm(config.hidden_size)
-        self.output = TiedOutput(self.embedding) if config.tied else nn.Linear(config.hidden_size, vocab_size)
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
+        self.dropout, self.attention_dropout = Dropout(config.keep), Dropout(config.attention_keep)
+        self.blocks = nn.ModuleList(
+            reference.Block(hidden, config.num_heads, config.mlp_size, config.keep, config.attention_keep)
+            for _ in range(config.num_layers)
+        )
+        self.norm = reference.LayerNorm(hidden)
+        self.output = TiedOutput(self.embedding) if config.tied else nn.Linear(hidden, vocab_size)
+        reference.draw_transformer(self)
+
+    @staticmethod
+    def by_equations(config: TransformerConfig, vocab_size: int) -> reference.Transformer:
+        """Return the model of ``config`` by its equations, with fresh initial values."""
+        sizes = config.hidden_size, config.num_layers, config.num_heads, config.mlp_size
+        return reference.Transformer(vocab_size, *sizes, config.keep, config.attention_keep)
 
     @staticmethod
     def self_check_shapes(config: TransformerConfig) -> Iterator[tuple[TransformerConfig, int, int]]:
-        """Yield a narrow model. scaled_dot_product_attention draws its own dropout, so it is checked without."""
-        keep = 1.0 if config.attention == "sdpa" else 0.5
-        small = replace(
-            config,
-            hidden_size=64,
-            num_heads=4,
-            mlp_size=96 + config.mlp_size % 8,
-            num_layers=2,
-            keep=0.5,
-            attention_keep=keep,
-        )
+        """Yield a narrow model."""
+        inner = 96 + config.mlp_size % 8
+        small = TransformerConfig(arch="transformer", hidden_size=64, num_heads=4, mlp_size=inner, keep=0.5)
         yield small, 12, 100
-
-    @property
-    def hidden_states(self) -> nn.ModuleList:
-        return self.blocks
 
     def initial_state(self, batch_size: int) -> Float[Tensor, "0 B H"]:
         """Nothing."""
         return self.output.weight.new_zeros(0, batch_size, self.hidden_size)
+
+    def masks(self, steps: int, columns: int) -> Iterator[Tensor | None]:
+        """Yield that of the embedding, and for each block those of the weights, the step, the MLP and the step."""
+        like, tokens = self.output.weight, steps * columns
+        yield self.dropout.mask((steps, columns, self.hidden_size), like)
+        for _ in self.blocks:
+            yield self.attention_dropout.mask((columns, self.num_heads, steps, steps), like)
+            yield self.dropout.mask((tokens, self.hidden_size), like)
+            yield self.dropout.mask((tokens, self.mlp_size), like)
+            yield self.dropout.mask((tokens, self.hidden_size), like)
 
     def features(
         self, tokens: Int[Tensor, "T B"], state: Float[Tensor, "0 B H"]
@@ -185,22 +99,44 @@ class Transformer(OutputLayerModel):
         return self._features(tokens, [None] * len(self.blocks), first_position=0), state
 
     def _features(
-        self, tokens: Int[Tensor, "T B"], caches: list[KeyValueCache | None], first_position: int
+        self, tokens: Int[Tensor, "T B"], earlier: list[list[Tensor] | None], first_position: int
     ) -> Float[Tensor, "T B H"]:
         (words,) = self._step_masks([((self.embedding.num_embeddings,), self.embedding_keep)])
+        masks = self.masks(*tokens.shape)
         embedded = drop_words(self.embedding(tokens) * self.hidden_size**0.5, tokens, words)
-        x = self.dropout(embedded + self._positions(first_position, len(tokens)).unsqueeze(1))
-        for block, cache in zip(self.blocks, caches, strict=True):
-            x = block(x, cache)
+        x = drop(embedded + self._positions(first_position, len(tokens)).unsqueeze(1), next(masks))
+        for block, kept in zip(cast("list[reference.Block]", list(self.blocks)), earlier, strict=True):
+            x = self._block(block, x, masks, kept)
         normalised: Float[Tensor, "T B H"] = self.norm(x)
         return normalised
+
+    def _block(
+        self,
+        block: reference.Block,
+        x: Float[Tensor, "T B H"],
+        masks: Iterator[Tensor | None],
+        kept: list[Tensor] | None,
+    ) -> Float[Tensor, "T B H"]:
+        """The block's output. ``kept`` holds queries, keys and values of the positions before ``x``, and gets its."""
+        maps, mlp, norm, flat = block.attention, block.mlp, block.attention_norm, x.flatten(0, 1)
+        stacked = (maps.W_q, maps.W_k, maps.W_v)
+        W, c = torch.cat([one.weight for one in stacked]), torch.cat([one.bias for one in stacked])
+        qkv = norm_linear(flat, norm.a, norm.b, W, c, dtype=self.dtype).unflatten(0, x.shape[:2])
+        if kept is not None:
+            kept[:] = [torch.cat((*kept, qkv))]
+            (qkv,) = kept
+        heads = attention(qkv, next(masks), self.num_heads, self.dtype, queries=len(x)).flatten(0, 1)
+        flat = linear_residual(flat, heads, maps.W_o.weight, maps.W_o.bias, next(masks), self.dtype)
+        norm, relu = block.mlp_norm, ReluDropout(next(masks), self.dropout.scale)
+        inner = norm_linear(flat, norm.a, norm.b, mlp.W_1.weight, mlp.W_1.bias, relu, self.dtype)
+        return linear_residual(flat, inner, mlp.W_2.weight, mlp.W_2.bias, next(masks), self.dtype).view_as(x)
 
     def _positions(self, first: int, count: int) -> Float[Tensor, "T H"]:
         weight = self.embedding.weight
         # Computed at least in float32: bfloat16 cannot tell position 256 from 257.
         precise = torch.promote_types(weight.dtype, torch.float32)
         positions = torch.arange(first, first + count, dtype=precise, device=weight.device)
-        return sinusoids(positions, self.hidden_size).to(weight.dtype)
+        return reference.sinusoids(positions, self.hidden_size).to(weight.dtype)
 
     def predictor(self, state: State) -> Predictor:
         """One position per token while all tokens so far fit into ``seq_len``, then the last ``seq_len`` anew.
@@ -209,12 +145,12 @@ class Transformer(OutputLayerModel):
         the kept keys and values is right any more.
         """
         window: list[Tensor] = []
-        caches: list[KeyValueCache | None] = [KeyValueCache() for _ in self.blocks]
+        earlier: list[list[Tensor] | None] = [[] for _ in self.blocks]
 
         def predict(tokens: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
             window.append(tokens)
             if len(window) <= self.seq_len:
-                hidden = self._features(tokens.unsqueeze(0), caches, first_position=len(window) - 1)
+                hidden = self._features(tokens.unsqueeze(0), earlier, first_position=len(window) - 1)
             else:
                 del window[0]
                 # The window stays full from here on, so this branch is taken for every later token.
@@ -222,3 +158,223 @@ class Transformer(OutputLayerModel):
             return linear(self.output, hidden[-1], self.dtype)
 
         return predict
+
+
+@final
+@dataclass(frozen=True)
+class ReluDropout:
+    """A relu and the dropout after it."""
+
+    factors: Float[Tensor, "I M"] | None
+    """The dropout's, 0 or ``scale``. ``None``: no dropout."""
+    scale: float
+    """What kept units are multiplied by; 1 without dropout."""
+
+
+def norm_linear(
+    x: Float[Tensor, "I H"],
+    a: Float[Tensor, " H"],
+    b: Float[Tensor, " H"],
+    W: Float[Tensor, "M H"],
+    c: Float[Tensor, " M"],
+    relu: ReluDropout | None = None,
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "I M"]:
+    """W norm(x) + c, where norm is ``reference.LayerNorm`` with gain ``a`` and shift ``b``; then ``relu``."""
+    return apply(_NormLinear, x, a, b, W, c, relu, dtype or x.dtype)
+
+
+def attention(
+    qkv: Float[Tensor, "S B QKV"],
+    factors: Float[Tensor, "B N S S"] | None,
+    num_heads: int,
+    dtype: torch.dtype | None = None,
+    queries: int | None = None,
+) -> Float[Tensor, "T B H"]:
+    """Causal attention, dropout(softmax(s)) v for all N heads.
+
+    Args:
+        qkv: queries, keys and values of all heads side by side, QKV = 3 H.
+        factors: the dropout's on the attention weights. ``None``: no dropout.
+        num_heads: N.
+        dtype: type of the products. ``None``: that of ``qkv``.
+        queries: the last T of the S positions attend. Less than S when sampling: that cannot be differentiated.
+    """
+    return apply(_Attention, qkv, factors, num_heads, queries or len(qkv), dtype or qkv.dtype)
+
+
+def linear_residual(
+    x: Float[Tensor, "I H"],
+    y: Float[Tensor, "I M"],
+    W: Float[Tensor, "H M"],
+    c: Float[Tensor, " H"],
+    factors: Float[Tensor, "I H"] | None,
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "I H"]:
+    """A residual step with its dropout, x + factors (W y + c). ``factors`` = ``None``: no dropout."""
+    return apply(_LinearResidual, x, y, W, c, factors, dtype or x.dtype)
+
+
+@final
+class _NormLinear(Function):
+    """With u = (x - mean) / (std + eps), norm(x) = a u + b, so that W norm(x) + c = (W diag(a)) u + (c + W b).
+
+    From the gradient g of that sum::
+
+        W    (g^T u) diag(a) + (sum g) b^T        c    sum g
+        a    column sums of (g^T u) W             b    W^T sum g
+
+    and for x, with v = diag(a) W^T g, std = s and means over the H units::
+
+        (v - mean(v) - u (u . v) (s + eps) / ((H - 1) s)) / (s + eps)
+
+    Where the result after relu and dropout is positive, relu let its input through and dropout kept it; nothing else
+    has to be remembered of either.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Float[Tensor, "I H"],
+        a: Float[Tensor, " H"],
+        b: Float[Tensor, " H"],
+        W: Float[Tensor, "M H"],
+        c: Float[Tensor, " M"],
+        relu: ReluDropout | None,
+        dtype: torch.dtype,
+    ) -> Float[Tensor, "I M"]:
+        u, std = _normalise(x)
+        u_low = u.to(dtype)
+        out = product(u_low, (W * a).to(dtype).t(), x.dtype, torch.addmv(c, W, b))
+        if relu is not None:
+            out.relu_()
+            if relu.factors is not None:
+                out.mul_(relu.factors)
+            ctx.scale = relu.scale
+        ctx.save_for_backward(u_low, std, a, b, W, None if relu is None else out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Float[Tensor, "I M"]) -> tuple[Tensor | None, ...]:
+        u_low, std, a, b, W, out = ctx.saved_tensors
+        if out is not None:
+            d_out = torch.ops.aten.threshold_backward(d_out, out, 0.0)
+            if ctx.scale != 1:
+                d_out.mul_(ctx.scale)
+        d_low = d_out.to(u_low.dtype)
+        d_c = d_out.sum(dim=0)
+        d_scaled_W = product(d_low.t(), u_low, W.dtype).contiguous()
+        d_a = (d_scaled_W * W).sum(dim=0)
+        d_W = d_scaled_W.mul_(a).addr_(d_c, b)
+        v = product(d_low, (W * a).to(d_low.dtype), W.dtype)
+        d_x = _normalise_backward(v, u_low.to(v.dtype), std)
+        return d_x, d_a, W.t() @ d_c, d_W, d_c, None, None
+
+
+@final
+class _Attention(Function):
+    """Forward and backward.
+
+    With w = softmax(s), p = factors w, and g the gradient of the output, the gradients are::
+
+        v    p^T g
+        s    d = w (e - row sums of e w), where e = factors (g v^T)
+        q    d k / sqrt(K)
+        k    d^T q / sqrt(K)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        qkv: Float[Tensor, "S B QKV"],
+        factors: Float[Tensor, "B N S S"] | None,
+        num_heads: int,
+        queries: int,
+        dtype: torch.dtype,
+    ) -> Float[Tensor, "T B H"]:
+        _, batch, _ = qkv.shape
+        heads = qkv.unflatten(2, (3, num_heads, -1)).permute(2, 1, 3, 0, 4)  # 3, B, N, S, K
+        q, k, v = heads.to(dtype).flatten(1, 2).contiguous()
+        q = q[:, -queries:]
+        s = product(q, k.transpose(1, 2), qkv.dtype).mul_(q.shape[-1] ** -0.5)
+        s.masked_fill_(is_later(s), MASKED_SCORE)
+        w = s.softmax(dim=-1)
+        if factors is not None:
+            factors = factors.flatten(0, 1)
+        attended = product((w if factors is None else w * factors).to(dtype), v, qkv.dtype)
+        ctx.save_for_backward(q, k, v, w, factors)
+        ctx.num_heads = num_heads
+        ctx.full = qkv.dtype
+        merged: Tensor = attended.unflatten(0, (batch, num_heads)).permute(2, 0, 1, 3).flatten(2)
+        return merged
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Float[Tensor, "T B H"]) -> tuple[Tensor | None, ...]:
+        q, k, v, w, factors = ctx.saved_tensors
+        g = d_out.to(q.dtype).unflatten(2, (ctx.num_heads, -1)).permute(1, 2, 0, 3).flatten(0, 1)
+        p = w if factors is None else w * factors
+        d_v = product(p.to(q.dtype).transpose(1, 2), g, ctx.full)
+        e = product(g, v.transpose(1, 2), ctx.full)
+        if factors is not None:
+            e.mul_(factors)
+        e.mul_(w)
+        d_s = torch.addcmul(e, w, e.sum(dim=-1, keepdim=True), value=-1).mul_(q.shape[-1] ** -0.5).to(q.dtype)
+        d_q, d_k = product(d_s, k, ctx.full), product(d_s.transpose(1, 2), q, ctx.full)
+        by_position = [d.unflatten(0, (-1, ctx.num_heads)).permute(2, 0, 1, 3) for d in (d_q, d_k, d_v)]  # T, B, N, K
+        return torch.stack(by_position, dim=2).flatten(2), None, None, None, None
+
+
+@final
+class _LinearResidual(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Float[Tensor, "I H"],
+        y: Float[Tensor, "I M"],
+        W: Float[Tensor, "H M"],
+        c: Float[Tensor, " H"],
+        factors: Float[Tensor, "I H"] | None,
+        dtype: torch.dtype,
+    ) -> Float[Tensor, "I H"]:
+        y_low = y.to(dtype)
+        out = product(y_low, W.to(dtype).t(), x.dtype, c)
+        if factors is not None:
+            out.mul_(factors)
+        ctx.save_for_backward(y_low, W, factors)
+        return out.add_(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Float[Tensor, "I H"]) -> tuple[Tensor | None, ...]:
+        y_low, W, factors = ctx.saved_tensors
+        d = d_out if factors is None else d_out * factors
+        d_low = d.to(y_low.dtype)
+        d_y = product(d_low, W.to(d_low.dtype), W.dtype)
+        d_W = product(d_low.t(), y_low, W.dtype)
+        return d_out, d_y, d_W, d.sum(dim=0), None, None
+
+
+def is_later(scores: Float[Tensor, "*heads T S"]) -> Bool[Tensor, "T S"]:
+    """True where the key is later than the query; the queries are the last T of the S positions."""
+    queries, keys = scores.shape[-2:]
+    return torch.ones(queries, keys, dtype=torch.bool, device=scores.device).triu(keys - queries + 1)
+
+
+def _normalise(x: Float[Tensor, "I H"]) -> tuple[Float[Tensor, "I H"], Float[Tensor, "I 1"]]:
+    """The normalised (x - mean) / (std + eps), and the unbiased std; ``torch.std_mean`` is several times slower."""
+    u = x - x.mean(dim=1, keepdim=True)
+    std = torch.linalg.vector_norm(u, dim=1, keepdim=True) / (x.shape[1] - 1) ** 0.5
+    return u.div_(std + NORM_EPSILON), std
+
+
+def _normalise_backward(
+    v: Float[Tensor, "I H"], u: Float[Tensor, "I H"], std: Float[Tensor, "I 1"]
+) -> Float[Tensor, "I H"]:
+    """The gradient of x from that of u, which may be overwritten; zero through the std where all units are equal."""
+    shifted = std + NORM_EPSILON
+    smallest = torch.finfo(std.dtype).tiny
+    along_u = (u * v).sum(dim=1, keepdim=True).mul_(shifted / ((u.shape[1] - 1) * std.clamp_min(smallest)))
+    mean = v.mean(dim=1, keepdim=True)
+    return v.sub_(mean).addcmul_(u, along_u, value=-1).div_(shifted)

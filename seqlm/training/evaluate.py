@@ -14,8 +14,8 @@ from seqlm.data.batches import columns, number_of_windows, whole_text, windows
 from seqlm.models import LanguageModel
 from seqlm.models.state import State
 from seqlm.training.distributed import Rank
-from seqlm.training.micro_batches import split_columns
 from seqlm.training.perplexity import TokenLoss
+from seqlm.training.step import split_columns
 
 WindowLoss: TypeAlias = Callable[[Tensor, Tensor, State], tuple[Tensor, State]]
 """Takes inputs, targets and state, and gives what :meth:`LanguageModel.loss` gives."""

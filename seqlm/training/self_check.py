@@ -1,9 +1,9 @@
 """Check that the fused operations compute on this device what their equations say.
 
 The fused operations compute one small window, and on a GPU so does a training step that is captured as a CUDA graph.
-Loss, state and gradients are compared with those of the equations under plain autograd (``model.implementation =
-"reference"``) in float64 on the same device, with the same parameters and dropout masks. A check that has passed is
-kept in the cache folder. It is repeated for another device, driver, version of torch, precision or version of the code.
+Loss, state and gradients are compared with those of the equations (:mod:`seqlm.models.reference`) in float64 on the
+same device, with the same parameters and dropout masks. A check that has passed is kept in the cache folder. It is
+repeated for another device, driver, version of torch, precision or version of the code.
 
 The error of a tensor is the largest deviation of any entry, relative to the largest entry of the exact tensor. Its
 bound is :data:`HEADROOM` times::
@@ -42,8 +42,8 @@ from seqlm.architectures import BuiltInConfig, CustomConfig
 from seqlm.config import Precision, RunConfig
 from seqlm.data.cache import digest_key, find, store
 from seqlm.errors import EXIT_FAILED, BackendError, SelfCheckError, SeqlmError
-from seqlm.models import build_built_in, self_check_shapes
-from seqlm.models.language_model import OutputLayerModel
+from seqlm.models import LanguageModel, build_model, build_reference, self_check_shapes
+from seqlm.models.language_model import FusedModel
 from seqlm.models.products import PACKED_SIZE
 from seqlm.reading import listed
 from seqlm.training.capture import is_captured
@@ -95,15 +95,15 @@ def cases(config: BuiltInConfig) -> list[Case]:
 def check_device(config: RunConfig, rank: Rank) -> None:
     """Check what the run of ``config`` uses, unless that has passed on this kind of device before.
 
-    Only the first rank checks. A run with the reference implementation has nothing to be checked. Random generators are
-    left as they were, and on a GPU no memory stays reserved.
+    Only the first rank checks, and of a user's own model nothing. Random generators are left as they were, and on a GPU
+    no memory stays reserved.
 
     Raises:
         SelfCheckError: a tensor is further off than its bound.
         BackendError: the device does not have the precision of the run.
     """
     model, precision = config.model, config.train.precision
-    if not rank.is_first or isinstance(model, CustomConfig) or not model.is_fused:
+    if not rank.is_first or isinstance(model, CustomConfig):
         return
     for case in cases(model):
         if find(KIND, digest_key(_identity(case, precision, rank))) is None:
@@ -122,7 +122,9 @@ def check_case(case: Case, precision: Precision, rank: Rank) -> float:
         dtype = use_precision(precision, rank.device)
         torch.manual_seed(SEED)
         fused = _draw_model(case, dtype).to(rank.device)
-        exact = _compute(_reference(fused, case), case, captured=False)
+        torch.manual_seed(SEED)
+        masks = list(fused.masks(case.steps, case.columns))
+        exact = _compute(build_reference(fused, case.model, masks).double(), case, captured=False)
         for captured in (False, True) if is_captured(rank) else (False,):
             errors = _errors(_compute(fused, case, captured=captured), exact)
             if found := _worst(errors, bound):
@@ -131,7 +133,7 @@ def check_case(case: Case, precision: Precision, rank: Rank) -> float:
                     f"self-check on {rank.device_name}: {case.model.arch} {direction}{' as a CUDA graph' * captured}, "
                     f"{tensor}, in {precision}: expected an error of at most {bound:.2g} of the largest entry, found "
                     f'{errors[found]:.2g}; use another device, train.precision = "fp32" or '
-                    'model.implementation = "reference"'
+                    "seqlm/models/reference.py"
                 )
             largest = max(largest, *errors.values())
     identity = _identity(case, precision, rank)
@@ -139,9 +141,10 @@ def check_case(case: Case, precision: Precision, rank: Rank) -> float:
     return largest / bound
 
 
-def _draw_model(case: Case, dtype: torch.dtype | None) -> OutputLayerModel:
+def _draw_model(case: Case, dtype: torch.dtype | None) -> FusedModel:
     """A model with random parameters, none of which is at a neutral value."""
-    model = build_built_in(case.model, VOCAB, case.steps, dtype)
+    model = build_model(case.model, VOCAB, case.steps, dtype)
+    assert isinstance(model, FusedModel), "it has shapes for the self-check"
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("mlp.W_1.bias"):
@@ -152,17 +155,9 @@ def _draw_model(case: Case, dtype: torch.dtype | None) -> OutputLayerModel:
     return model
 
 
-def _reference(model: OutputLayerModel, case: Case) -> OutputLayerModel:
-    """The same model by its equations, in float64."""
-    with torch.device("meta"):  # draws nothing
-        reference = build_built_in(case.model.reference(), VOCAB, case.steps, None)
-    reference.load_state_dict({name: value.double() for name, value in model.state_dict().items()}, assign=True)
-    return reference
-
-
-def _compute(model: OutputLayerModel, case: Case, *, captured: bool) -> dict[str, Tensor]:
+def _compute(model: LanguageModel, case: Case, *, captured: bool) -> dict[str, Tensor]:
     """Loss, state after the window, and gradient of the mean loss by each parameter; captured, by the training step."""
-    device, tokens = model.output.weight.device, case.steps * case.columns
+    device, tokens = model.device, case.steps * case.columns
     draw = torch.Generator().manual_seed(SEED)
     inputs, targets = torch.randint(VOCAB, (2, case.steps, case.columns), generator=draw).to(device)
     start = model.initial_state(case.columns)

@@ -7,27 +7,35 @@ launch; on a CPU or with several ranks the same lines run each time.
 Every step of a captured run is a replay, the first one too: what PyTorch asks to run before a capture runs with the
 update switched off. So a run that is resumed computes its steps as one that was not. For the same reason, several ranks
 that resume a run take a step with the update switched off before their first one (:meth:`TrainingStep.resume`).
+
+Micro-batches are a rank's columns in several parts, one after the other, so that a step needs less memory. A part is
+whole columns with their carried state, since columns are independent texts. Losses and gradients are added up, so the
+result is the same up to rounding. Dropout masks are drawn part by part: they differ from those of an undivided step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
+from seqlm.data.layout import own_columns
+from seqlm.environment import MICRO_BATCHES
 from seqlm.models import LanguageModel
 from seqlm.models.state import State, detached, join_states, split_state
 from seqlm.training.capture import Captured
 from seqlm.training.distributed import Rank
-from seqlm.training.micro_batches import split_columns
 from seqlm.training.resume import generator_state, set_generator_state
 
 CLIP_EPSILON = 1e-6
 """Added to the norm by which clipped gradients are divided, as in ``torch.nn.utils.clip_grad_norm_``."""
+GPU_STEPS = 32
+"""Steps between two readings on a GPU, which has to finish all of them first; on a CPU each step is read."""
 
 
 @final
@@ -171,3 +179,59 @@ class _Objective(nn.Module):
         self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: State
     ) -> tuple[Float[Tensor, ""], State]:
         return self.model.loss(inputs, targets, state)
+
+
+@final
+class StepResults:
+    """What the steps since the last reading gave, in float64. With ``read_each``, full after one step on a GPU, too."""
+
+    def __init__(self, rank: Rank, *, read_each: bool = False) -> None:
+        self._rank = rank
+        capacity = GPU_STEPS if rank.device.type == "cuda" and not read_each else 1
+        self._kept = torch.zeros(capacity, 2, dtype=torch.float64, device=rank.device)
+        self._count = 0
+
+    def add(self, result: StepResult) -> None:
+        """Copy a step's numbers, on the device."""
+        self._kept[self._count, 0] = result.loss_nats
+        self._kept[self._count, 1] = result.grad_norm
+        self._count += 1
+
+    @property
+    def are_full(self) -> bool:
+        return self._count == len(self._kept)
+
+    def read(self, *flags: bool) -> tuple[list[tuple[float, float]], list[bool]]:
+        """(loss in nats summed over the ranks, gradient norm) of each step since the last reading.
+
+        Also return for each of ``flags`` whether any rank has it set, so ranks agree without an extra collective. Every
+        rank must read after the same steps, with as many flags; all get the same answer.
+        """
+        kept = self._kept[: self._count].clone()
+        kept[:, 1] /= self._rank.world_size  # the norm is the same on every rank, the loss is a share
+        self._count = 0
+        if self._rank.world_size == 1:
+            return [(loss_nats, norm) for loss_nats, norm in kept.tolist()], list(flags)
+        own = torch.tensor([float(flag) for flag in flags], dtype=kept.dtype, device=kept.device)
+        numbers = self._rank.sum(torch.cat([kept.flatten(), own])).tolist()
+        end = len(numbers) - len(flags)
+        return list(zip(numbers[:end:2], numbers[1:end:2], strict=True)), [count > 0 for count in numbers[end:]]
+
+
+# -- micro-batches -------------------------------------------------------------------------------------------------
+
+
+def micro_batches_from(env: Mapping[str, str], batch_size: int, world_size: int) -> int:
+    """Return the number of parts from ``SEQLM_MICRO_BATCHES``.
+
+    Raises:
+        UsageError: it is not a whole number above 0, or some rank has fewer columns.
+    """
+    most = len(own_columns(batch_size, world_size - 1, world_size))  # the last rank has the fewest
+    expected = f"a whole number from 1 to {most}, the columns of a rank"
+    return MICRO_BATCHES.read(env, is_valid=lambda parts: parts <= most, expected=expected)
+
+
+def split_columns(tensor: Num[Tensor, "A B *rest"], parts: int) -> tuple[Num[Tensor, "A b *rest"], ...]:
+    """The tensor cut along its batch, the second dimension, into ``parts`` views; their sizes differ by one at most."""
+    return tensor.tensor_split(parts, dim=1) if parts > 1 else (tensor,)

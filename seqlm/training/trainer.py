@@ -20,7 +20,7 @@ from seqlm.data.batches import columns, windows
 from seqlm.data.corpus import Corpus
 from seqlm.data.layout import number_of_windows, require_windows
 from seqlm.models import build_model
-from seqlm.models.language_model import OutputLayerModel
+from seqlm.models.language_model import FusedModel
 from seqlm.models.state import State
 from seqlm.training import resume
 from seqlm.training.capture import Captured, is_captured
@@ -34,11 +34,10 @@ from seqlm.training.optimizers import (
     set_learning_rate,
     step_key,
 )
-from seqlm.training.perplexity import TokenLoss
+from seqlm.training.perplexity import TokenLoss, require_finite, require_perplexity
 from seqlm.training.precision import use_precision
 from seqlm.training.records import epoch_record
-from seqlm.training.results import StepResults, require_finite, require_perplexity
-from seqlm.training.step import TrainingStep
+from seqlm.training.step import StepResults, TrainingStep
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class Trainer:
         self.optimizer = build_optimizer(config.optim, self.model.parameters())
         self.lr = config.optim.lr
         self._mask_key: Tensor | None = None
-        if isinstance(self.model, OutputLayerModel) and config.built_in.shares_masks:
+        if isinstance(self.model, FusedModel) and config.built_in.shares_masks:
             self._mask_key = self.model.mask_key = torch.zeros((), dtype=torch.int64, device=rank.device)
         capture = is_captured(rank) and can_be_captured(self.optimizer)
         self.take_step = TrainingStep(

@@ -30,9 +30,9 @@ from seqlm.training.distributed import (
     rank_from_environment,
     run_program,
 )
-from seqlm.training.micro_batches import micro_batches_from
 from seqlm.training.rungs import at_rungs
 from seqlm.training.self_check import check_device
+from seqlm.training.step import micro_batches_from
 from seqlm.training.train import train
 from seqlm.training.trainer import Trainer
 

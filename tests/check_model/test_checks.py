@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from seqlm.architectures import CustomConfig
 from seqlm.check_model.__main__ import Examination, answers, examine
+from seqlm.models import reference
 from tests.check_model.faulty import FAULTS, write_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -103,6 +105,15 @@ def test_models_that_differ_in_a_probability_are_tested_once(tmp_path: Path, mon
     assert tested == [alike[0]["config"]["arguments"], *(other["config"]["arguments"] for other in others)]
     assert found[0] == found[1] == found[2]
     assert [one["sizes"] and one["sizes"]["parameters"] for one in found[2:]] == [986, 986, 1121, 986, None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["RNN", "GRU", "Transformer"])
+def test_the_reference_is_a_model_of_ones_own(tmp_path: Path, name: str) -> None:
+    shutil.copy(reference.__file__, tmp_path / "model.py")
+    sizes = {"hidden_size": 8, **({"num_heads": 2, "mlp_size": 6} if name == "Transformer" else {"embedding_size": 4})}
+    found = answer(tmp_path, f"model.py:{name}", arguments=sizes)
+    assert {finding["level"] for finding in found["findings"]} == {"ok"}, found["findings"]
 
 
 @pytest.mark.process

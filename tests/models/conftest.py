@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 
 from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
-from seqlm.models import LanguageModel, build_model
+from seqlm.models import LanguageModel, build_model, build_reference
 from seqlm.models.dropout import Dropout
 
 VOCAB_SIZE = 11
@@ -36,18 +34,30 @@ def implementation(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def config(arch: str, implementation: Literal["fused", "reference"]) -> ModelConfig:
-    return dataclasses.replace(CONFIGS[arch], implementation=implementation)
+def config(arch: str) -> ModelConfig:
+    return CONFIGS[arch]
 
 
 @pytest.fixture
-def model(config: ModelConfig) -> LanguageModel:
+def fused(config: ModelConfig) -> LanguageModel:
     """In float64 and in training mode; predictions sharpened, so that a wrong logit shows in the samples too."""
     torch.manual_seed(1111)
     model = build_model(config, VOCAB_SIZE, SEQ_LEN).double()
     with torch.no_grad():
         model.output.weight.mul_(10)
     return model
+
+
+@pytest.fixture
+def reference(config: ModelConfig, fused: LanguageModel) -> LanguageModel:
+    """The reference with the parameters of ``fused``."""
+    return build_reference(fused, config)
+
+
+@pytest.fixture
+def model(implementation: str, fused: LanguageModel, reference: LanguageModel) -> LanguageModel:
+    """Each of both."""
+    return fused if implementation == "fused" else reference
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import torch.nn.functional as F  # noqa: N812
 from comparison import assert_same_values_and_gradients
 from torch import Tensor
 
-from seqlm.models.attention import KeyValueCache, MultiHeadAttention
+from seqlm.models.reference import MultiHeadAttention
+from seqlm.models.transformer import attention as fused_attention
 
 
 @pytest.fixture
@@ -59,27 +60,23 @@ def test_attention_equals_torchs_causal_scaled_dot_product_attention(attention: 
     assert_same_values_and_gradients([attention(x)], [wanted], [x, *attention.parameters()])
 
 
-@pytest.mark.parametrize("sizes", [[1, 1, 1, 1, 1], [2, 3], [3, 1, 1], [5]], ids=str)
-def test_positions_attended_to_piece_by_piece_through_a_cache_equal_all_at_once(
-    attention: MultiHeadAttention, x: Tensor, sizes: list[int]
-) -> None:
-    cache = KeyValueCache()
-    pieces = torch.cat([attention(piece, cache) for piece in x.split(sizes)])
-    torch.testing.assert_close(pieces, attention(x), rtol=0, atol=1e-10)
+@pytest.mark.parametrize("queries", [1, 2, 5])
+def test_the_last_positions_attend_as_they_do_among_all(attention: MultiHeadAttention, x: Tensor, queries: int) -> None:
+    qkv = torch.cat([linear(x) for linear in (attention.W_q, attention.W_k, attention.W_v)], dim=-1)
+    found = attention.W_o(fused_attention(qkv, None, 2, queries=queries))
+    torch.testing.assert_close(found, attention(x)[-queries:], rtol=0, atol=1e-10)
 
 
-def test_dropout_acts_on_the_attention_weights_after_the_softmax(
-    attention: MultiHeadAttention, x: Tensor, dropout_record
-) -> None:
-    attention.dropout.keep = 0.6
-    weights = []
-    attention.dropout.register_forward_hook(lambda _module, inputs, _output: weights.append(inputs[0]))
+def test_dropout_acts_on_the_attention_weights_after_the_softmax(attention: MultiHeadAttention, x: Tensor) -> None:
+    attention.dropout.p = 0.4
+    seen = []
+    attention.dropout.register_forward_hook(lambda _module, inputs, output: seen.append((inputs[0], output)))
     found = attention(x)
-    (weight,), (mask,) = weights, dropout_record.masks
+    ((weight, dropped),) = seen
     torch.testing.assert_close(weight.sum(-1), torch.ones(3, 2, 5, dtype=torch.float64), rtol=0, atol=1e-12)
     assert weight.triu(1).abs().max() == 0
     v = attention.W_v(x).view(5, 3, 2, 3)
-    wanted = torch.einsum("bnts,sbnk->tbnk", mask * weight, v).reshape(5, 3, 6)
+    wanted = torch.einsum("bnts,sbnk->tbnk", dropped, v).reshape(5, 3, 6)
     torch.testing.assert_close(found, attention.W_o(wanted), rtol=0, atol=1e-10)
 
 

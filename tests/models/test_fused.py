@@ -1,4 +1,4 @@
-"""The fused implementation is the reference: values and gradients at random shapes."""
+"""The models that train are those of seqlm.models.reference: values and gradients at random shapes."""
 
 from __future__ import annotations
 
@@ -12,29 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
-from seqlm.models import LanguageModel, build_model, products
-from seqlm.models.fused_recurrent import fused_gru, fused_rnn
-from seqlm.models.fused_transformer import attention, linear_residual, norm_linear
-from seqlm.models.products import PACKED_SIZE, RepeatedProduct
-from seqlm.models.transformer import LayerNorm
-
-Implementation = Literal["fused", "reference"]
+from seqlm.architectures import RecurrentConfig, TransformerConfig
+from seqlm.models import LanguageModel, build_model, build_reference, products
+from seqlm.models.products import PACKED_SIZE, RepeatedProduct, apply
+from seqlm.models.recurrent import FusedGRU, FusedRNN
+from seqlm.models.reference import LayerNorm
+from seqlm.models.transformer import attention, linear_residual, norm_linear
 
 
 @st.composite
 def recurrent_shapes(draw: st.DrawFn, arch: Literal["rnn", "gru"]) -> dict[str, Any]:
     small = st.integers(1, 7)
-    tied, hidden_size = draw(st.booleans()), draw(small)
     return {
         "arch": arch,
-        "hidden_size": hidden_size,
+        "hidden_size": draw(small),
         "num_layers": draw(st.integers(1, 3)),
-        "embedding_size": hidden_size if tied else draw(small),
+        "embedding_size": draw(small),
         "keep": draw(st.sampled_from([1.0, 0.6])),
-        "embedding_keep": draw(st.sampled_from([1.0, 0.7])),
-        "weight_keep": draw(st.sampled_from([1.0, 0.7])),
-        "tied": tied,
     }
 
 
@@ -49,8 +43,6 @@ def transformer_shapes(draw: st.DrawFn) -> dict[str, Any]:
         "mlp_size": draw(st.integers(1, 9)),
         "keep": draw(st.sampled_from([1.0, 0.6])),
         "attention_keep": draw(st.sampled_from([1.0, 0.7])),
-        "embedding_keep": draw(st.sampled_from([1.0, 0.7])),
-        "tied": draw(st.booleans()),
     }
 
 
@@ -58,18 +50,22 @@ shapes = st.one_of(recurrent_shapes("rnn"), recurrent_shapes("gru"), transformer
 windows = st.tuples(st.integers(1, 9), st.integers(1, 4), st.integers(1, 12))
 
 
-def both(shape: dict[str, Any], vocab: int, dtype: torch.dtype, **options: Any) -> list[LanguageModel]:
-    """The fused model and its reference, with the same parameters, none of them at a neutral value."""
+def both(
+    shape: dict[str, Any], vocab: int, dtype: torch.dtype, window: tuple[int, int] = (1, 1)
+) -> list[LanguageModel]:
+    """The fused model and its reference, with the same parameters, none of them at a neutral value.
+
+    For a window (T, B) the reference has the dropout masks that the fused model draws in :func:`loss_and_gradients`.
+    """
     kind = TransformerConfig if shape["arch"] == "transformer" else RecurrentConfig
-    models = []
-    for implementation in ("fused", "reference"):
-        torch.manual_seed(1)
-        model = build_model(kind(**shape, implementation=implementation), vocab, 35, **options).to(dtype)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-        models.append(model)
-    return models
+    torch.manual_seed(1)
+    config = kind(**shape)
+    model = build_model(config, vocab, 35).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    torch.manual_seed(2)
+    return [model, build_reference(model, config, list(model.masks(*window)))]
 
 
 def loss_and_gradients(
@@ -96,7 +92,7 @@ def random_window(model: LanguageModel, window: tuple[int, int, int]) -> tuple[T
 @settings(max_examples=75, deadline=None, derandomize=True)
 @given(shape=shapes, window=windows)
 def test_fused_equals_reference_in_float64_at_any_shape(shape: dict[str, Any], window: tuple[int, int, int]) -> None:
-    fused, reference = both(shape, window[2], torch.float64)
+    fused, reference = both(shape, window[2], torch.float64, window[:2])
     arguments = random_window(fused, window)
     found, wanted = loss_and_gradients(fused, *arguments), loss_and_gradients(reference, *arguments)
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
@@ -107,8 +103,8 @@ def test_fused_equals_reference_in_float64_at_any_shape(shape: dict[str, Any], w
 @given(shape=shapes, window=windows)
 def test_fused_rounds_in_float32_as_the_reference_does(shape: dict[str, Any], window: tuple[int, int, int]) -> None:
     """Both against float64: a norm over three nearly equal units magnifies rounding, and does so in either."""
-    models = both(shape, window[2], torch.float32)
-    exact = both(shape, window[2], torch.float64)[1]
+    models = both(shape, window[2], torch.float32, window[:2])
+    exact = both(shape, window[2], torch.float64, window[:2])[1]
     exact.load_state_dict(models[1].state_dict())
     tokens, targets, state = random_window(models[0], window)
     wanted = as_vector(loss_and_gradients(exact, tokens, targets, state.double()))
@@ -156,37 +152,6 @@ def test_fused_layers_of_packed_size_equal_the_reference_in_float32(arch: str) -
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("implementation", ["fused", "reference"])
-def test_attention_by_torchs_kernel_gives_the_same_numbers(implementation: Implementation) -> None:
-    results = []
-    for kernel in ("own", "sdpa"):
-        torch.manual_seed(1)
-        config = TransformerConfig(
-            arch="transformer",
-            hidden_size=12,
-            num_heads=3,
-            mlp_size=7,
-            keep=1.0,
-            attention_keep=1.0,
-            attention=kernel,  # type: ignore[arg-type]
-            implementation=implementation,
-        )
-        model = build_model(config, 9).double()
-        results.append(loss_and_gradients(model, *random_window(model, (8, 3, 9))))
-    torch.testing.assert_close(*results, rtol=0, atol=1e-10)
-
-
-def test_attention_by_torchs_kernel_drops_attention_weights_while_training() -> None:
-    config = TransformerConfig(
-        arch="transformer", hidden_size=8, num_heads=2, keep=1.0, attention_keep=0.5, attention="sdpa"
-    )
-    model = build_model(config, 9).double()
-    window = random_window(model, (8, 3, 9))
-    first, second = model.loss(*window)[0], model.loss(*window)[0]
-    assert first != second
-    assert model.eval().loss(*window)[0] == model.loss(*window)[0]
-
-
 def test_the_norm_of_equal_units_has_finite_gradients_and_those_of_the_reference() -> None:
     torch.manual_seed(1)
     norm, linear = LayerNorm(6).double(), nn.Linear(6, 4).double()
@@ -209,8 +174,8 @@ def first_derivatives() -> list[tuple[Tensor, Tensor]]:
 
     torch.manual_seed(1)
     x, y, qkv = leaf(4, 2, 3), leaf(8, 3), leaf(4, 2, 6)
-    rnn = fused_rnn(x, leaf(2, 5), leaf(5, 3), leaf(5), leaf(5, 5))
-    gru = fused_gru(x, leaf(2, 5), leaf(15, 3), leaf(15), leaf(10, 5), leaf(5, 5))
+    rnn = apply(FusedRNN, x, leaf(2, 5), leaf(5, 3), leaf(5), leaf(5, 5), torch.float64)
+    gru = apply(FusedGRU, x, leaf(2, 5), leaf(15, 3), leaf(15), leaf(10, 5), leaf(5, 5), torch.float64)
     return [
         (rnn, x),
         (gru, x),
@@ -248,10 +213,3 @@ def test_the_loss_is_the_cross_entropy_of_the_logits(model: LanguageModel, token
     found, found_after = model.loss(tokens, targets, state)
     wanted = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
     torch.testing.assert_close((found, found_after), (wanted, after), rtol=0, atol=1e-10)
-
-
-def test_the_implementation_is_that_of_the_configuration(config: ModelConfig, implementation: Implementation) -> None:
-    model = build_model(config, 5)
-    assert model.fused == (implementation == "fused")
-    parts = getattr(model, "layers", None) or model.blocks
-    assert {part.fused for part in parts} == {model.fused}

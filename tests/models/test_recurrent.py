@@ -72,9 +72,9 @@ def test_a_recurrent_model_equals_its_equations_in_values_and_gradients(
 
 @recurrent_only
 def test_dropout_in_training_is_on_the_embedding_and_each_output_and_nowhere_else(
-    arch: str, model: LanguageModel, tokens: Tensor, dropout_record
+    arch: str, fused: LanguageModel, tokens: Tensor, dropout_record
 ) -> None:
-    state = random_state(model, tokens.shape[1])
+    model, state = fused, random_state(fused, tokens.shape[1])
     found = model(tokens, state)
     assert [mask.shape[-1] for mask in dropout_record.masks] == [5, 6, 6, 6]
     assert dropout_record.keeps == [0.5] * 4
@@ -83,8 +83,8 @@ def test_dropout_in_training_is_on_the_embedding_and_each_output_and_nowhere_els
 
 
 @pytest.mark.parametrize("arch", ["rnn"])
-def test_the_rnn_equals_torch_nn_rnn_in_values_and_gradients(arch: str, model: LanguageModel, tokens: Tensor) -> None:
-    model.eval()
+def test_the_rnn_equals_torch_nn_rnn_in_values_and_gradients(arch: str, fused: LanguageModel, tokens: Tensor) -> None:
+    model = fused.eval()
     reference = nn.RNN(5, 6, num_layers=3, dtype=torch.float64)
     ours, theirs = [], []
     with torch.no_grad():
@@ -117,9 +117,9 @@ def as_torch_gru(model: LanguageModel) -> nn.GRU:
 
 @pytest.mark.parametrize("arch", ["gru"])
 def test_the_gru_resets_before_the_product_where_torch_nn_gru_resets_after(
-    arch: str, model: LanguageModel, tokens: Tensor
+    arch: str, fused: LanguageModel, tokens: Tensor
 ) -> None:
-    model.eval()
+    model = fused.eval()
     state = random_state(model, tokens.shape[1])
     ours, theirs = model.features(tokens, state), as_torch_gru(model)(model.embedding(tokens), state)
     assert (ours[0] - theirs[0]).abs().max() > 1e-3
@@ -176,9 +176,9 @@ def test_two_windows_with_the_state_carried_equal_one_long_window(
 
 @recurrent_only
 def test_a_window_taken_in_steps_gives_the_gradient_of_the_last_loss_at_each_hidden_state(
-    arch: str, model: LanguageModel, tokens: Tensor
+    arch: str, fused: LanguageModel, tokens: Tensor
 ) -> None:
-    model.eval()
+    model = fused.eval()
     state = model.initial_state(tokens.shape[1])
     hidden_states = []
     for step in tokens:

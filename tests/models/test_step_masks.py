@@ -16,7 +16,6 @@ from seqlm.models import LanguageModel, build_model
 from seqlm.models.dropout import STEPS, step_masks
 
 RECURRENT = pytest.mark.parametrize("arch", ["rnn", "gru"])
-IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["fused", "reference"])
 KEY = torch.tensor(-(2**62) + 5)
 
 
@@ -101,13 +100,10 @@ def test_nothing_more_is_drawn_where_nothing_is_dropped(arch: str, tokens: Tenso
 # -- what is dropped -----------------------------------------------------------------------------------------------
 
 
-@IMPLEMENTATIONS
 @pytest.mark.parametrize("arch", list(CONFIGS))
-def test_dropped_words_are_rows_of_the_embedding_matrix_that_are_zero(
-    arch: str, implementation: Any, tokens: Tensor
-) -> None:
-    model = build(config_of(arch, embedding_keep=0.5, implementation=implementation))
-    plain = build(config_of(arch, implementation=implementation))
+def test_dropped_words_are_rows_of_the_embedding_matrix_that_are_zero(arch: str, tokens: Tensor) -> None:
+    model = build(config_of(arch, embedding_keep=0.5))
+    plain = build(config_of(arch))
     (mask,) = step_masks(KEY, [((VOCAB_SIZE,), 0.5)], model.output.weight)
     assert mask is not None
     assert 0 < int((mask[tokens.unique()] == 0).sum()) < len(tokens.unique())
@@ -124,13 +120,10 @@ def test_dropped_words_are_rows_of_the_embedding_matrix_that_are_zero(
         torch.testing.assert_close(gradient, by_row, rtol=0, atol=1e-10)
 
 
-@IMPLEMENTATIONS
 @RECURRENT
-def test_dropped_weights_are_zero_in_every_time_step_and_get_no_gradient(
-    arch: str, implementation: Any, tokens: Tensor
-) -> None:
-    model = build(config_of(arch, weight_keep=0.5, implementation=implementation))
-    plain = build(config_of(arch, implementation=implementation))
+def test_dropped_weights_are_zero_in_every_time_step_and_get_no_gradient(arch: str, tokens: Tensor) -> None:
+    model = build(config_of(arch, weight_keep=0.5))
+    plain = build(config_of(arch))
     names = {"rnn": ["W_h"], "gru": ["U_rz", "U_h"]}[arch]
     weights = {
         f"layers.{n}.{name}.weight": plain.get_parameter(f"layers.{n}.{name}.weight")
@@ -155,13 +148,12 @@ def test_dropped_weights_are_zero_in_every_time_step_and_get_no_gradient(
 # -- tied embeddings -----------------------------------------------------------------------------------------------
 
 
-@IMPLEMENTATIONS
 @pytest.mark.parametrize("arch", list(CONFIGS))
 def test_a_tied_model_is_one_whose_two_matrices_are_equal_and_its_gradient_is_their_sum(
-    arch: str, implementation: Any, tokens: Tensor
+    arch: str, tokens: Tensor
 ) -> None:
-    tied = build(config_of(arch, tied=True, implementation=implementation))
-    free = build(dataclasses.replace(config_of(arch, tied=True, implementation=implementation), tied=False))
+    tied = build(config_of(arch, tied=True))
+    free = build(dataclasses.replace(config_of(arch, tied=True), tied=False))
     free.load_state_dict({**tied.state_dict(), "output.weight": tied.embedding.weight})
     arguments = window(tied, tokens)
     found, wanted = tied.loss(*arguments), free.loss(*arguments)

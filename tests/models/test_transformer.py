@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from seqlm.architectures import TransformerConfig
 from seqlm.models import LanguageModel, build_model
-from seqlm.models.transformer import LayerNorm, sinusoids
+from seqlm.models.reference import LayerNorm, sinusoids
 
 transformer_only = pytest.mark.parametrize("arch", ["transformer"])
 ROOT_2 = math.sqrt(2)
@@ -116,9 +116,9 @@ def test_the_transformer_equals_its_equations_in_values_and_gradients(
 
 @transformer_only
 def test_dropout_in_training_is_in_the_places_of_the_reference_with_their_rates(
-    arch: str, model: LanguageModel, tokens: Tensor, dropout_record
+    arch: str, fused: LanguageModel, tokens: Tensor, dropout_record
 ) -> None:
-    shake(model)
+    shake(model := fused)
     logits, _ = model(tokens, model.initial_state(4))
     in_a_block = [(4, 2, 7, 7), (7, 4, 8), (7, 4, 12), (7, 4, 8)]
     masks = [m.view(s) for m, s in zip(dropout_record.masks, [(7, 4, 8), *in_a_block, *in_a_block], strict=True)]
@@ -142,10 +142,10 @@ def test_the_transformer_has_an_empty_state_and_sees_each_window_alone(
 
 @transformer_only
 def test_the_gradient_of_the_last_loss_reaches_the_blocks_outputs_at_earlier_positions(
-    arch: str, model: LanguageModel, tokens: Tensor
+    arch: str, reference: LanguageModel, tokens: Tensor
 ) -> None:
-    outputs = []
-    for block in model.eval().blocks:
+    outputs, model = [], reference.eval()
+    for block in model.blocks:
         block.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     logits, _ = model(tokens, model.initial_state(4))
     lower, top = torch.autograd.grad(logits[-1].logsumexp(-1).sum(), outputs)
@@ -154,8 +154,8 @@ def test_the_gradient_of_the_last_loss_reaches_the_blocks_outputs_at_earlier_pos
 
 
 @transformer_only
-def test_positions_stay_apart_in_bfloat16(arch: str, model: LanguageModel) -> None:
-    table = model.bfloat16()._positions(256, 2)
+def test_positions_stay_apart_in_bfloat16(arch: str, fused: LanguageModel) -> None:
+    table = fused.bfloat16()._positions(256, 2)
     assert table.dtype == torch.bfloat16
     assert not torch.equal(table[0], table[1])
     assert table[1, 0].item() == pytest.approx(math.sin(257), abs=0.004)

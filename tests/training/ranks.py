@@ -19,7 +19,7 @@ from seqlm.data.batches import windows
 from seqlm.data.corpus import load_corpus
 from seqlm.rundir import RunDirectory
 from seqlm.training.distributed import Rank, process_group, rank_from_environment, run_program
-from seqlm.training.results import StepResults
+from seqlm.training.step import StepResults
 from seqlm.training.trainer import Trainer
 
 STEPS = 3

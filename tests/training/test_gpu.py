@@ -17,9 +17,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from seqlm.architectures import ModelConfig
 from seqlm.config import RunConfig
 from seqlm.data.corpus import Corpus, load_corpus
-from seqlm.models import LanguageModel, build_model
+from seqlm.models import LanguageModel, build_model, build_reference
 from seqlm.optimizers import AdamConfig, OptimConfig, SgdConfig
 from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import StopRequested, StopSignal
@@ -277,33 +278,6 @@ def test_loss_and_gradients_are_near_those_of_float64(device: str, arch: str, pr
     assert LEAST_ERROR[precision] < relative(gradients, expected) < LARGEST_ERROR[precision]
 
 
-@on_each_device
-def test_sdpa_gives_what_the_equations_give(device: str) -> None:
-    found = []
-    for attention in ("own", "sdpa"):
-        config = config_for("transformer", attention=attention, seq_len=40)
-        torch.manual_seed(4)
-        model = build_model(config.model, VOCAB, 40).to(device)
-        (window,) = windows(1, device, 40)
-        found.append(loss_and_gradients(model, window))
-    assert relative(found[1][0], found[0][0]) < 5e-6
-    assert relative(found[1][1], found[0][1]) < 5e-5
-
-
-@pytest.mark.slow
-@on_each_device
-@pytest.mark.parametrize("keep", [1.0, 0.7])
-def test_a_step_with_sdpa_learns_under_replay(device: str, keep: float) -> None:
-    config = config_for("transformer", attention="sdpa", keep=keep, attention_keep=keep)
-    stepper = Stepper(device, config, ADAM)
-    (window,) = windows(1, device)
-    losses = [stepper.take(window) for _ in range(80)]
-    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
-    if keep == 1.0:
-        plain = Stepper(device, config, ADAM, capture=False)
-        assert losses[:10] == pytest.approx([plain.take(window) for _ in range(10)], rel=1e-4)
-
-
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 
@@ -366,11 +340,17 @@ def test_a_canary_holds_little_more_memory_than_its_tensors_need(device: str, tm
 @pytest.mark.slow
 @on_each_device
 @each_arch
-def test_a_run_ends_like_the_equations_on_a_cpu(device: str, arch: str, tmp_path: Path, corpus: Corpus) -> None:
+def test_a_run_ends_like_the_equations_on_a_cpu(
+    device: str, arch: str, tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def by_equations(config: ModelConfig, *sizes: Any, **options: Any) -> LanguageModel:
+        return build_reference(build_model(config, *sizes, **options), config)
+
     histories = []
-    for place, implementation in (("cpu", "reference"), (device, "fused")):
-        config = make_config(arch, optimizer="adam", lr=0.003, implementation=implementation)
-        attempt = attempt_at(make_run(tmp_path / implementation, config), corpus, place)
+    config = make_config(arch, optimizer="adam", lr=0.003)
+    for place, build in (("cpu", by_equations), (device, build_model)):
+        monkeypatch.setattr("seqlm.training.trainer.build_model", build)
+        attempt = attempt_at(make_run(tmp_path / build.__name__, config), corpus, place)
         result = attempt.train()
         assert attempt.run.read_result() is not None
         histories.append(

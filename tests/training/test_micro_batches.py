@@ -15,9 +15,8 @@ from seqlm.errors import UsageError
 from seqlm.models import build_model
 from seqlm.optimizers import SgdConfig
 from seqlm.training.distributed import Rank
-from seqlm.training.micro_batches import micro_batches_from, split_columns
 from seqlm.training.optimizers import build_optimizer
-from seqlm.training.step import TrainingStep
+from seqlm.training.step import TrainingStep, micro_batches_from, split_columns
 from tests import commands
 from tests.training.ranks import steps_file, take_steps
 from tests.training.studies import make_config, make_run, write_text
@@ -58,10 +57,9 @@ def test_parts_of_a_batch_have_the_same_words_and_weights_dropped(tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("implementation", ["fused", "reference"])
-def test_parts_of_a_batch_give_its_losses_gradients_and_state(tmp_path: Path, arch: str, implementation: str) -> None:
+def test_parts_of_a_batch_give_its_losses_gradients_and_state(tmp_path: Path, arch: str) -> None:
     text = write_text(tmp_path / "text")
-    run = make_run(tmp_path / arch, make_config(arch, implementation=implementation))
+    run = make_run(tmp_path / arch, make_config(arch))
     whole = take_steps(run.path, text, Rank())
     assert all(gradient.abs().sum() > 0 for gradient in whole["gradients"].values())
     for parts in PARTS:

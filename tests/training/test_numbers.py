@@ -16,7 +16,6 @@ import statistics
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
 
 import pytest
 import torch
@@ -35,7 +34,6 @@ LR = 1.0
 SEEDS = range(5)
 
 archs = pytest.mark.parametrize("arch", ["rnn", "gru", "transformer"])
-implementations = pytest.mark.parametrize("implementation", ["fused", "reference"])
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def _switches_restored() -> Iterator[None]:
     set_switches("fp32")
 
 
-def make_config(arch: str, implementation: Literal["fused", "reference"]) -> ModelConfig:
+def make_config(arch: str) -> ModelConfig:
     if arch == "transformer":
         return TransformerConfig(
             arch="transformer",
@@ -79,14 +77,12 @@ def make_config(arch: str, implementation: Literal["fused", "reference"]) -> Mod
             mlp_size=96,
             keep=1.0,
             attention_keep=1.0,
-            implementation=implementation,
         )
     return RecurrentConfig(
         arch=arch,  # type: ignore[arg-type]
         hidden_size=64,
         embedding_size=48,
         keep=1.0,
-        implementation=implementation,
     )
 
 
@@ -138,19 +134,15 @@ def bf16_bound(arch: str) -> float:
 
 
 @archs
-@implementations
-def test_an_fp32_step_errs_by_float32_roundings(arch: str, implementation: Literal["fused", "reference"]) -> None:
-    config = make_config(arch, implementation)
+def test_an_fp32_step_errs_by_float32_roundings(arch: str) -> None:
+    config = make_config(arch)
     check(one_step(config, 1).error(one_step(config, 1, torch.float64)), loss=1e-6, gradients=2e-6)
 
 
 @archs
-@implementations
 @pytest.mark.parametrize("full", [False, True], ids=["results rounded", "results in full"])
-def test_a_bf16_step_errs_by_the_rounding_of_operands(
-    arch: str, implementation: Literal["fused", "reference"], full: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = make_config(arch, implementation)
+def test_a_bf16_step_errs_by_the_rounding_of_operands(arch: str, full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(arch)
     exact = one_step(config, 1, torch.float64)
     with full_results_on_the_cpu(monkeypatch) if full else nullcontext():
         error = one_step(config, 1, product_dtype=torch.bfloat16).error(exact)
@@ -160,11 +152,10 @@ def test_a_bf16_step_errs_by_the_rounding_of_operands(
 
 @pytest.mark.slow
 @archs
-@implementations
 def test_in_a_bf16_step_only_operands_are_rounded_where_results_are_stored_in_full(
-    arch: str, implementation: Literal["fused", "reference"], monkeypatch: pytest.MonkeyPatch
+    arch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config(arch, implementation)
+    config = make_config(arch)
     with full_results_on_the_cpu(monkeypatch):
         found = [one_step(config, seed, product_dtype=torch.bfloat16) for seed in SEEDS]
     check_that_only_operands_are_rounded(config, found, monkeypatch)
@@ -190,25 +181,19 @@ def check_that_only_operands_are_rounded(
 
 
 @archs
-@implementations
 @pytest.mark.gpu
-def test_a_bf16_step_of_a_gpu_rounds_operands_alone(
-    arch: str, implementation: Literal["fused", "reference"], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bf16_step_of_a_gpu_rounds_operands_alone(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     set_switches("bf16")
-    config = make_config(arch, implementation)
+    config = make_config(arch)
     found = [one_step(config, seed, product_dtype=torch.bfloat16, device="cuda") for seed in SEEDS]
     check(found[1].error(one_step(config, 1, torch.float64)), loss=1e-3, gradients=bf16_bound(arch))
     check_that_only_operands_are_rounded(config, found, monkeypatch)
 
 
 @archs
-@implementations
 @pytest.mark.gpu
-def test_fp32_and_tf32_steps_of_a_gpu_err_by_the_rounding_of_operands(
-    arch: str, implementation: Literal["fused", "reference"]
-) -> None:
-    config = make_config(arch, implementation)
+def test_fp32_and_tf32_steps_of_a_gpu_err_by_the_rounding_of_operands(arch: str) -> None:
+    config = make_config(arch)
     exact = one_step(config, 1, torch.float64)
     set_switches("fp32")
     check(one_step(config, 1, device="cuda").error(exact), loss=1e-6, gradients=4e-6)

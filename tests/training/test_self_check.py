@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -19,7 +18,8 @@ from seqlm import machine
 from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
 from seqlm.config import Precision, RunConfig
 from seqlm.errors import EXIT_FAILED, BackendError, SelfCheckError
-from seqlm.models import LanguageModel, fused_recurrent, fused_transformer, output_loss, products, recurrent
+from seqlm.models import LanguageModel, output_loss, products, recurrent, transformer
+from seqlm.models.language_model import FusedModel
 from seqlm.rundir import RunDirectory
 from seqlm.training import self_check, worker
 from seqlm.training.checkpoint import load_checkpoint
@@ -64,27 +64,20 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 @pytest.fixture
 def equations_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute what the equations give once for all tests whose faults are in fused operations."""
-    make, compute = self_check._reference, self_check._compute
-
-    def reference(model: LanguageModel, *of: Any) -> LanguageModel:
-        if of not in _references:
-            _references[of] = make(model, *of)
-        return _references[of]
+    compute = self_check._compute
 
     def compute_once(model: LanguageModel, case: Case, *, captured: bool) -> dict[str, Tensor]:
-        if model.fused:
+        if isinstance(model, FusedModel):
             return compute(model, case, captured=captured)
-        if model not in _by_equations:
-            _by_equations[model] = compute(model, case, captured=captured)
-        return _by_equations[model]
+        if case not in _by_equations:
+            _by_equations[case] = compute(model, case, captured=captured)
+        return _by_equations[case]
 
-    monkeypatch.setattr(self_check, "_reference", reference)
     monkeypatch.setattr(self_check, "_compute", compute_once)
 
 
-_references: dict[tuple[Any, ...], LanguageModel] = {}
-"""(case, type of the parameters, type of products) -> the model; its parameters are drawn with the same seed always."""
-_by_equations: dict[LanguageModel, dict[str, Tensor]] = {}
+_by_equations: dict[Case, dict[str, Tensor]] = {}
+"""The parameters and masks of a case are drawn with the same seed always."""
 
 
 # -- what it finds -------------------------------------------------------------------------------------------------
@@ -92,9 +85,7 @@ _by_equations: dict[LanguageModel, dict[str, Tensor]] = {}
 EVERY = [
     *(("rnn", size, {}) for size in (64, 500, 1500)),
     *(("gru", size, {}) for size in (64, 501, 1500)),
-    *(("transformer", 512, options) for options in ({}, {"attention": "sdpa"}, {"mlp_size": 7})),
-    ("gru", 64, {"tied": True, "embedding_size": 64, "embedding_keep": 0.7, "weight_keep": 0.7}),
-    ("transformer", 64, {"tied": True, "embedding_keep": 0.7}),
+    *(("transformer", 512, options) for options in ({}, {"mlp_size": 7})),
 ]
 
 
@@ -124,11 +115,11 @@ def test_the_window_has_several_chunks_of_the_output_loss(arch: str) -> None:
 
 
 FAULTS = [
-    *((fused_recurrent._FusedRNN, "rnn", place) for place in (0, 2, 3, 4)),
-    *((fused_recurrent._FusedGRU, "gru", place) for place in (0, 2, 3, 4, 5)),
-    *((fused_transformer._NormLinear, "transformer", place) for place in (0, 1, 2, 3, 4)),
-    (fused_transformer._Attention, "transformer", 0),
-    *((fused_transformer._LinearResidual, "transformer", place) for place in (0, 1, 2, 3)),
+    *((recurrent.FusedRNN, "rnn", place) for place in (0, 2, 3, 4)),
+    *((recurrent.FusedGRU, "gru", place) for place in (0, 2, 3, 4, 5)),
+    *((transformer._NormLinear, "transformer", place) for place in (0, 1, 2, 3, 4)),
+    (transformer._Attention, "transformer", 0),
+    *((transformer._LinearResidual, "transformer", place) for place in (0, 1, 2, 3)),
     *((output_loss._OutputLoss, arch, place) for arch in ("rnn", "gru", "transformer") for place in (0, 1, 2)),
 ]
 """Each fused operation, and the place of each gradient that it returns to the training step."""
@@ -196,7 +187,7 @@ def test_a_single_wrong_entry_is_found(
 def test_the_line_names_device_operation_error_bound_and_the_way_out(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plant(monkeypatch, fused_recurrent._FusedGRU, 5, too_small)
+    plant(monkeypatch, recurrent.FusedGRU, 5, too_small)
     monkeypatch.setattr(Rank, "device_name", "Card X")
     with pytest.raises(SelfCheckError) as caught:
         check_case(cases(model_config("gru", num_layers=1))[0], "fp32", Rank())
@@ -205,19 +196,19 @@ def test_the_line_names_device_operation_error_bound_and_the_way_out(
     assert found == (
         f"self-check on Card X: gru backward, gradient of layers.0.U_h.weight, in fp32: expected an error of at most "
         f'{bound:.2g} of the largest entry, found {error:.2g}; use another device, train.precision = "fp32" or '
-        f'model.implementation = "reference"'
+        "seqlm/models/reference.py"
     )
 
 
 def test_a_wrong_forward_pass_is_reported_before_the_gradients_that_it_ruins(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = recurrent.fused_rnn
-    monkeypatch.setattr(recurrent, "fused_rnn", lambda *arguments: 1.2 * real(*arguments))
+    real = recurrent.FusedRNN.forward
+    monkeypatch.setattr(recurrent.FusedRNN, "forward", staticmethod(lambda *given: 1.2 * real(*given)))
     with pytest.raises(SelfCheckError, match="rnn forward, state after the window, in fp32"):
         check_case(cases(model_config("rnn"))[0], "fp32", Rank())
     real_loss = output_loss._OutputLoss.forward
-    monkeypatch.setattr(recurrent, "fused_rnn", real)
+    monkeypatch.setattr(recurrent.FusedRNN, "forward", staticmethod(real))
     monkeypatch.setattr(output_loss._OutputLoss, "forward", staticmethod(lambda *given: math.nan * real_loss(*given)))
     with pytest.raises(SelfCheckError, match=r"rnn forward, loss, in fp32: .* found nan"):
         check_case(cases(model_config("rnn"))[0], "fp32", Rank())
@@ -275,7 +266,7 @@ class StandInForGraphs:
         result = self.step(*arguments)
         self.number += 1
         self.steps_taken.append(self.number)
-        if self.model.fused and self.number == self_check.REPLAYS:
+        if isinstance(self.model, FusedModel) and self.number == self_check.REPLAYS:
             for parameter in self.model.parameters():
                 assert parameter.grad is not None
                 parameter.grad.mul_(self.FACTOR)
@@ -326,7 +317,7 @@ def test_a_gpu_computes_what_the_equations_say_captured_too_and_keeps_no_memory(
 
 @pytest.mark.gpu
 def test_a_fault_on_a_gpu_is_found_too(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch, fused_recurrent._FusedGRU, 5, too_small)
+    plant(monkeypatch, recurrent.FusedGRU, 5, too_small)
     with pytest.raises(SelfCheckError, match="gru backward, gradient of"):
         check_case(cases(model_config("gru"))[0], "fp32", Rank(device=torch.device("cuda", 0)))
 
@@ -386,9 +377,8 @@ def test_a_cache_that_cannot_be_written_costs_the_check_and_nothing_else(
     assert len(computed) == 2
 
 
-def test_only_the_first_rank_checks_and_the_reference_has_nothing_to_check(cache: Path, computed: list[Any]) -> None:
+def test_only_the_first_rank_checks(cache: Path, computed: list[Any]) -> None:
     check_device(make_config("rnn"), Rank(index=1, world_size=2))
-    check_device(make_config("rnn", implementation="reference"), Rank())
     assert computed == []
     check_device(make_config("rnn"), Rank(index=0, world_size=2))
     assert len(computed) == 1
@@ -437,7 +427,7 @@ def test_a_run_is_bit_equal_with_and_without_the_check(
 def test_a_run_on_a_device_that_computes_wrongly_fails_as_code_with_one_line_and_trains_nothing(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plant(monkeypatch, fused_recurrent._FusedGRU, 5, too_small)
+    plant(monkeypatch, recurrent.FusedGRU, 5, too_small)
     run, code = worker_run(tmp_path, make_config("gru"), monkeypatch)
     assert code == EXIT_FAILED
     failure = failure_of(run)
@@ -445,8 +435,7 @@ def test_a_run_on_a_device_that_computes_wrongly_fails_as_code_with_one_line_and
     assert failure["kind"] == "code"
     assert capsys.readouterr().err == f"error: {failure['message']}\n"
     assert not run.metrics_file.exists()
-    other = dataclasses.replace(make_config("gru"), model=model_config("gru", 16, implementation="reference"))
-    assert worker_run(tmp_path / "other", other, monkeypatch)[1] == 0
+    assert worker_run(tmp_path / "other", make_config("rnn"), monkeypatch)[1] == 0
 
 
 def test_the_longest_line_fits_into_the_record_of_an_end(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -471,10 +460,10 @@ def test_a_precision_that_the_device_lacks_is_left_out(cache: Path, monkeypatch:
     assert (finding["level"], finding["subject"]) == ("ok", "self-check")
     assert "fp32" in finding["text"]
     assert "tf32" not in finding["text"]
-    plant(monkeypatch, fused_transformer._Attention, 0, too_small)
+    plant(monkeypatch, transformer._Attention, 0, too_small)
     finding = self_check.examine(Rank())
     assert finding["level"] == "bad"
-    assert 'model.implementation = "reference"' in finding["text"]
+    assert "use another device" in finding["text"]
 
 
 @pytest.mark.process

@@ -12,8 +12,7 @@ from seqlm.models import LanguageModel, build_model
 from seqlm.optimizers import AdamWConfig, OptimConfig, SgdConfig
 from seqlm.training.distributed import Rank
 from seqlm.training.optimizers import build_optimizer, set_learning_rate
-from seqlm.training.results import GPU_STEPS, StepResults
-from seqlm.training.step import StepResult, TrainingStep
+from seqlm.training.step import GPU_STEPS, StepResult, StepResults, TrainingStep
 from tests.training.studies import make_config
 
 ARCHITECTURES = ("rnn", "gru", "transformer")

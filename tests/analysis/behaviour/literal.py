@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
-from seqlm.models import LanguageModel, build_model
+from seqlm.models import LanguageModel, build_model, build_reference
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -26,11 +26,12 @@ CONFIGS: dict[str, ModelConfig] = {
 }
 
 
-def make_model(arch: str, implementation: str = "reference", seed: int = 1) -> LanguageModel:
+def make_model(arch: str, kind: str = "reference", seed: int = 1) -> LanguageModel:
     """In float64 and evaluation mode, its predictions far from uniform."""
-    config = CONFIGS[arch]
     torch.manual_seed(seed)
-    built = build_model(type(config)(**{**vars(config), "implementation": implementation}), VOCAB_SIZE, SEQ_LEN)
+    built = build_model(CONFIGS[arch], VOCAB_SIZE, SEQ_LEN)
+    if kind == "reference":
+        built = build_reference(built, CONFIGS[arch])
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.mul_(1.5)

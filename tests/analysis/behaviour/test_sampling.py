@@ -31,12 +31,10 @@ def cumulative_draw(probabilities: Array, chance: float) -> int:
 
 
 @pytest.mark.parametrize("prompt", [None, [3], [3, 0, 6], [1, 2, 3, 4, 5, 6, 0, 1]], ids=str)
-@pytest.mark.parametrize("implementation", ["fused", "reference"])
+@pytest.mark.parametrize("kind", ["fused", "reference"])
 @pytest.mark.parametrize("arch", ARCHS)
-def test_a_sample_equals_one_that_computes_every_token_anew(
-    arch: str, implementation: str, prompt: list[int] | None
-) -> None:
-    model = make_model(arch, implementation)
+def test_a_sample_equals_one_that_computes_every_token_anew(arch: str, kind: str, prompt: list[int] | None) -> None:
+    model = make_model(arch, kind)
     literal = Literal(model, arch)
     found = draw_samples(model, SETTINGS, prompt)
     generator = torch.Generator().manual_seed(5)

@@ -32,14 +32,14 @@ def literal_losses(literal: Literal, columns: list[list[int]], window: int, carr
 
 
 @pytest.mark.parametrize("window", [1, 4, 9])
-@pytest.mark.parametrize("implementation", ["fused", "reference"])
+@pytest.mark.parametrize("kind", ["fused", "reference"])
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_loss_at_each_step_is_the_mean_over_windows_and_columns(
-    arch: str, implementation: str, window: int, monkeypatch: pytest.MonkeyPatch
+    arch: str, kind: str, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PARALLEL_COLUMNS", 6)  # two windows of three columns at a time
     monkeypatch.setattr(language_model, "LOGIT_ROWS", 5)
-    model = make_model(arch, implementation)
+    model = make_model(arch, kind)
     columns = torch.randint(VOCAB_SIZE, (30, 3), generator=torch.Generator().manual_seed(3))
     found = step_losses(model, columns, window)
     literal = Literal(model, arch)

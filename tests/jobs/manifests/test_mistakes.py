@@ -52,7 +52,7 @@ EVERY_KEY: dict[str, Any] = {
             "eval": {"batch_size": 10, "seq_len": 20},
             "model": {
                 **{"arch": "rnn", "hidden_size": 8, "num_layers": 1, "embedding_size": 8, "keep": 0.5, "tied": True},
-                **{"embedding_keep": 0.9, "weight_keep": 0.8, "implementation": "reference"},
+                **{"embedding_keep": 0.9, "weight_keep": 0.8},
             },
             "optim": {"optimizer": "sgd", "momentum": 0.5, "nesterov": True, **OPTIM},
             "published": {"train_ppl": 120, "val_ppl": 150.5, "replications": [150, 157.5], "epochs": 20},
@@ -72,7 +72,7 @@ EVERY_KEY: dict[str, Any] = {
         {
             "model": {
                 **{"arch": "transformer", "hidden_size": [8, 16], "num_layers": 1, "num_heads": 2, "mlp_size": [4, 8]},
-                **{"keep": 0.9, "attention_keep": 0.8, "attention": "sdpa"},
+                **{"keep": 0.9, "attention_keep": 0.8},
             },
             "optim": {"optimizer": "sgd", "lr": 1},
         }

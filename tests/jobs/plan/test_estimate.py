@@ -93,10 +93,8 @@ def test_memory_grows_with_what_has_to_be_kept() -> None:
     assert memory_bytes(config(batch_size=8), VOCAB) > memory_bytes(config(), VOCAB)
     assert memory_bytes(config(seq_len=10), VOCAB) > memory_bytes(config(), VOCAB)
     # A vocabulary entry more: its parameters with gradient and moments, and the planes of T x B of its logits.
-    for implementation, planes in (("fused", 2), ("reference", 3)):
-        one = config({**MODELS[0], "implementation": implementation})
-        grown = 4 * 4 * (one.model.parameter_count(VOCAB + 1) - parameters) + 4 * planes * 5 * 4
-        assert memory_bytes(one, VOCAB + 1) - memory_bytes(one, VOCAB) == grown
+    grown = 4 * 4 * (config().model.parameter_count(VOCAB + 1) - parameters) + 4 * 2 * 5 * 4
+    assert memory_bytes(config(), VOCAB + 1) - memory_bytes(config(), VOCAB) == grown
     # A batch of more than a chunk of tokens has no more logits than a chunk.
     large = config(batch_size=1024)
     growth = memory_bytes(large, VOCAB + 1) - memory_bytes(large, VOCAB)
@@ -108,9 +106,7 @@ def test_memory_has_the_masks_of_a_whole_step_and_a_tied_matrix_once(model: dict
     plain = {key: value for key, value in model.items() if not key.endswith("_keep") and key != "tied"}
     gates = {"rnn": 1, "gru": 3, "transformer": 0}[model["arch"]]
     values = 5 * 4 * (6 + 1) + 2 * gates * model["num_layers"] * 6 * 6 - 4 * VOCAB * 6
-    for implementation in ("fused", "reference"):
-        runs = [config({**keys, "implementation": implementation}) for keys in (model, plain)]
-        assert memory_bytes(runs[0], VOCAB) - memory_bytes(runs[1], VOCAB) == 4 * values
+    assert memory_bytes(config(model), VOCAB) - memory_bytes(config(plain), VOCAB) == 4 * values
 
 
 def test_memory_and_checkpoints_have_the_moments_of_the_optimizer() -> None:
@@ -291,18 +287,3 @@ def test_an_estimate_gathers_all_of_them() -> None:
     assert found.flops_per_token == flops_per_token(config(), VOCAB)
     assert found.memory_bytes == memory_bytes(config(), VOCAB)
     assert found.seconds == 4.0
-
-
-@pytest.mark.parametrize(
-    ("model", "per_token"),
-    [
-        (MODELS[1], 2 * 5 + 4 * 3 * 6),  # 2 E + 4 L H
-        (MODELS[3], 2 * 5 + 10 * 3 * 6),  # 2 E + 10 L H
-        (MODELS[5], 2 * 6 + 3 * (14 * 6 + 3 * 7 + 3 * 3 * 5)),  # 2 H + L (14 H + 3 M + 3 A T)
-    ],
-    ids=["rnn", "gru", "transformer"],
-)
-def test_the_memory_of_a_reference_model_follows_its_equation(model: dict[str, Any], per_token: int) -> None:
-    run = config({**model, "implementation": "reference"}, optimizer="sgd")
-    tokens = 5 * 4  # I = T B
-    assert memory_bytes(run, VOCAB) == 4 * (2 * run.model.parameter_count(VOCAB) + tokens * (3 * VOCAB + per_token))
