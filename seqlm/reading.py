@@ -45,6 +45,7 @@ FIELDS: Mapping[str, Mapping[str, Any]] = {
     "launched.json": {"tokens": list},
     "queue.json": {"launcher": dict, "waiting": dict},
     "request.json": {"runs": dict[str, dict[str, Any]]},
+    "runs.json": {"provenance": dict, "runs": dict[str, dict[str, Any]]},
     "plan.json": {"arrays": list[dict[str, Any]]},
 }
 """Name of a JSON file in a study -> its fields on whose type programs rely. A field of another type is damage."""

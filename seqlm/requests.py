@@ -1,22 +1,30 @@
 """The requests of a study: who wanted which runs, when and where. Each is a file that is written once.
 
-    <study>/launches/<number>/request.json    runs to train, or to cancel
+    <study>/launches/<number>/request.json    runs to train, to cancel, or to list no more
+    <study>/launches/<number>/runs.json       what the folder of each run to train gets at its first attempt
 
 The newest request that names a run counts. The number is claimed by making the folder. Standard library alone.
 """
 
 from __future__ import annotations
 
+import functools
+import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
 
-from seqlm.errors import FileError
-from seqlm.files import make_directory, read_json, write_json
-from seqlm.reading import listed
+from seqlm.errors import DamagedFileError, FileError
+from seqlm.files import make_directory, read_json, write_json, write_text
+from seqlm.reading import exists, listed
+from seqlm.schema import show
 
 REQUEST = "request.json"
+RUNS = "runs.json"
+_RUN_ID = re.compile(r"[a-z0-9_][a-z0-9_.-]*")
+"""A run's id is the name of its folder (:func:`seqlm.run_layout.slugify`), and leads nowhere else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +42,27 @@ class Request:
     def is_cancel(self) -> bool:
         """Whether its runs are to stop."""
         return self.record.get("kind") == "cancel"
+
+    @property
+    def is_removal(self) -> bool:
+        """Whether its runs were deleted, and are listed no more."""
+        return self.record.get("kind") == "remove"
+
+    @functools.cached_property
+    def has_plan(self) -> bool:
+        """Whether it has what the folders of its runs get."""
+        return exists(self.folder / RUNS)
+
+    @functools.cached_property
+    def plan(self) -> Mapping[str, Any]:
+        """What the folders of its runs get: ``provenance``, common to all, and ``runs``, by id.
+
+        Each of the runs has its ``config`` and its own part of the ``provenance``; a behaviour job its ``task``.
+
+        Raises:
+            FileError: it cannot be read, or is damaged.
+        """
+        return read_json(self.folder / RUNS) or {}
 
     @property
     def runs(self) -> Mapping[str, Mapping[str, Any]]:
@@ -86,8 +115,18 @@ class Requests:
         """
         return next((request for request in self.newest_first() if run_id in request.runs), None)
 
+    def to_train(self, run_id: str) -> Request | None:
+        """Return the newest request to train a run. ``None``: there is none, or the run was removed since.
+
+        Raises:
+            FileError: a request cannot be read, or is damaged.
+        """
+        named = (request for request in self.newest_first() if not request.is_cancel and run_id in request.runs)
+        found = next(named, None)
+        return None if found is None or found.is_removal else found
+
     def by_run(self) -> dict[str, Request]:
-        """Return the newest request to train each run that any names, by run id.
+        """Return :meth:`to_train` of each run that has one, by run id.
 
         Raises:
             FileError: a request cannot be read, or is damaged.
@@ -95,7 +134,7 @@ class Requests:
         found: dict[str, Request] = {}
         for request in self.newest_first():
             found = found if request.is_cancel else {**dict.fromkeys(request.runs, request), **found}
-        return found
+        return {run_id: request for run_id, request in found.items() if not request.is_removal}
 
 
 def _stamp(file: Path) -> object:
@@ -112,6 +151,10 @@ def _read(folder: Path) -> Request | None:
     record = read_json(folder / REQUEST)
     if record is None or not folder.name.isdecimal():
         return None
+    if strange := next((name for name in record.get("runs", {}) if not _RUN_ID.fullmatch(name)), None):
+        raise DamagedFileError(
+            f"{folder / REQUEST} is damaged (expected ids of runs, got {show(strange)}); move it away"
+        )
     return Request(folder=folder, record=record)
 
 
@@ -122,8 +165,10 @@ def next_folder(study_dir: Path) -> Path:
     return place / f"{max(numbers, default=0) + 1:06d}"
 
 
-def file_request(study_dir: Path, record: Mapping[str, Any]) -> Request:
+def file_request(study_dir: Path, record: Mapping[str, Any], plan: Mapping[str, Any] | None = None) -> Request:
     """Claim the next number and write a request, which counts from then on.
+
+    ``plan`` is that of runs to train (:attr:`Request.plan`).
 
     Raises:
         FileError: it cannot be written.
@@ -137,5 +182,7 @@ def file_request(study_dir: Path, record: Mapping[str, Any]) -> Request:
             continue
         except OSError as error:
             raise FileError.from_os_error("write", folder, error) from None
+        if plan is not None:
+            write_text(folder / RUNS, json.dumps(plan, ensure_ascii=False, allow_nan=False))
         write_json(folder / REQUEST, record)
         return Request(folder=folder, record=record)

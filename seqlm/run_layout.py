@@ -79,6 +79,10 @@ class RunLayout:
         """Texts that the trained model has written, one on each line, beside :attr:`behaviour_file`."""
         return self.path / "samples.jsonl"
 
+    def kept_dir(self, sha256: str) -> Path:
+        """What a launch keeps of the files with this digest until the run's first attempt copies them."""
+        return self.path.parents[1 if self.is_canary else 0] / "kept" / sha256
+
     def rung_file(self, rung: int) -> Path:
         """What has been decided about the run at a rung of its study's search (:mod:`seqlm.search`)."""
         return self.path / f"rung-{rung}.json"

@@ -2,9 +2,9 @@
 
 Launching, training and reporting share nothing but run directories. Standard library alone.
 
-Each file has one writer. The launcher writes ``config.json`` and ``provenance.json``, and the launcher or job that
-follows an attempt its ``start.json`` and ``exit.json``; workers write the others. What happened is written once and
-never edited.
+Each file has one writer. The launcher or job that follows an attempt writes ``config.json``, ``provenance.json`` and
+the attempt's ``start.json`` and ``exit.json``; workers write the others. What happened is written once and never
+edited. A launch makes no folder of a run: until the first attempt, the run is as :mod:`seqlm.requests` has it.
 
 A canary is a short trial of a run before its grid starts. Its folder ``runs/<study>/canary/<run id>/`` is like that of
 a run, one level deeper, so that no list of the study's runs holds it. It trains a few steps and writes ``canary.json``
@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from seqlm.ends import End, Limits, Progress, Verdict, end_of, most_micro_batches, timestamp, verdict
 from seqlm.errors import ConfigError, DamagedFileError, FileError, UsageError, printable
@@ -39,11 +40,12 @@ from seqlm.files import (
     unguarded,
     write_json,
     write_once,
+    write_text,
 )
 from seqlm.lease import Terms, has_live_worker, live_owner
 from seqlm.locks import held_by_a_stranger, is_locked
-from seqlm.model_files import ModelFiles, keep_tokenizer
-from seqlm.reading import MOST_EPOCHS, below, exists, is_folder, listed
+from seqlm.model_files import ModelFiles, keep_tokenizer, read_model_files
+from seqlm.reading import MOST_EPOCHS, below, exists, is_folder, listed, read_bytes, wrong_field
 from seqlm.requests import Request, Requests
 from seqlm.run_layout import (
     CANARY_FOLDER,
@@ -92,8 +94,9 @@ class RunDirectory(RunLayout):
 
     @classmethod
     def folders(cls, study_dir: Path) -> dict[str, Path]:
-        """The folders of a study's runs by the digits of their fingerprints."""
-        found = sorted((path for path in listed(study_dir, "*-*") if is_folder(path)), reverse=True)
+        """The folders of a study's runs by the digits of their fingerprints, those that are yet to make among them."""
+        there = sorted((path for path in listed(study_dir, "*-*") if is_folder(path)), reverse=True)
+        found = [*(study_dir / run_id for run_id in _launched(study_dir)), *there]
         return {path.name.rpartition("-")[2]: path for path in found}
 
     @classmethod
@@ -116,8 +119,17 @@ class RunDirectory(RunLayout):
 
     @classmethod
     def unordered_in(cls, study_dir: Path) -> Iterator[RunDirectory]:
-        """Every run directory of a study, in no particular order, without reading a file."""
-        return (run for run in map(cls, listed(study_dir, "[!.]*")) if run.is_there())
+        """Every run of a study in no particular order, those that wait for their first attempt among them.
+
+        Raises:
+            FileError: the folder or a request cannot be read.
+        """
+        there = set()
+        for run in map(cls, listed(study_dir, "[!.]*")):
+            if run.is_there():
+                there.add(run.id)
+                yield run
+        yield from (cls(study_dir / run_id) for run_id in _launched(study_dir) if run_id not in there)
 
     def is_there(self) -> bool:
         """Whether the folder is that of a run: it has one of the first two files, of which the other may be lost."""
@@ -127,6 +139,47 @@ class RunDirectory(RunLayout):
         """Return the sort key of a run in its study: its place in the manifest, then its id."""
         order = provenance.get("order")
         return (order if isinstance(order, int) else math.inf, self.id)
+
+    def launched(self) -> tuple[Request, Mapping[str, Any]] | None:
+        """Return the newest request to train the run, and what the run's folder gets. ``None``: there is none.
+
+        Raises:
+            FileError: a request cannot be read, or is damaged.
+        """
+        request = Requests(self.path.parent).to_train(self.id)
+        found = None if request is None else request.plan.get("runs", {}).get(self.id)
+        return None if request is None or found is None else (request, found)
+
+    def model_source(self, model: CustomConfig) -> Path:
+        """Return the folder with the files of the user's own model: what the launch has kept, or the run has copied."""
+        kept = self.kept_dir(str(model.sha256))
+        return kept if exists(kept) else self.model_dir
+
+    def tokenizer_source(self, sha256: str) -> Path:
+        """Return the tokenizer file with this digest: what the launch has kept, or the run has copied."""
+        kept = self.kept_dir(sha256) / self.tokenizer_file.name
+        return kept if exists(kept) else self.tokenizer_file
+
+    def create_as_launched(self) -> None:
+        """Make or bring up to date what the newest request to train the run says of its folder (:meth:`create`).
+
+        A run without a request was made by other means, and stays as it is.
+
+        Raises:
+            FileError, UsageError, ModelError: as :meth:`create`.
+        """
+        if (found := self.launched()) is None:
+            return
+        config, task = self._config(found[1].get("config"), found[0].folder), found[1].get("task")
+        model, data = config.model, config.data
+        files = tokenizer = None
+        if isinstance(model, CustomConfig):
+            files = read_model_files(model, self.model_source(model))
+        if data.tokenizer_sha256 is not None:
+            tokenizer = self.tokenizer_source(data.tokenizer_sha256)
+        self.create(config, self._provenance(*found), tokenizer, files)
+        if task is not None:
+            write_json(self.task_file, task)
 
     def create(
         self,
@@ -138,7 +191,7 @@ class RunDirectory(RunLayout):
         """Make the folder, ``config.json`` and ``provenance.json``, and copy the files of the user that the run needs.
 
         Of a ``config.json`` that exists only ``train.epochs`` changes: the latest launch says how far the run is to go.
-        The copies never change. The caller holds the launch lock, and no worker is at the run.
+        The copies never change. No worker is at the run.
 
         Raises:
             FileError: the folder cannot be written, or holds another configuration.
@@ -150,10 +203,12 @@ class RunDirectory(RunLayout):
             keep_tokenizer(tokenizer, self.tokenizer_file, config.data.tokenizer_sha256)
         if model_files is not None:
             model_files.keep(self.model_dir)
-        before = self.read_config_of(config.fingerprint()) if exists(self.config_file) else None
-        if before is None or before.train.epochs != config.train.epochs:
-            write_json(self.config_file, config.to_dict())
-        write_json(self.provenance_file, provenance)
+        if exists(self.config_file):
+            config = self.read_config_of(config.fingerprint()).with_epochs(config.train.epochs)
+        for file, content in ((self.config_file, config.to_dict()), (self.provenance_file, provenance)):
+            text = json_text(content)
+            if not exists(file) or read_bytes(file) != text.encode():
+                write_text(file, text)
 
     def sweep(self, attempt: int) -> None:
         """Remove the temporary files of the run's former owners. Called by a new owner.
@@ -184,24 +239,38 @@ class RunDirectory(RunLayout):
     # -- reading -------------------------------------------------------------------------------------------------
 
     def read_config(self) -> RunConfig:
-        """The resolved configuration.
+        """The resolved configuration, with as many epochs as the newest launch requests.
 
         Raises:
-            FileError: the file is missing or damaged.
+            FileError: the file is damaged, or there is neither a file nor a request.
         """
         mends = "`run` with its manifest writes it again"
         try:
             raw = read_json(self.config_file)
         except DamagedFileError as error:
             raise DamagedFileError(f"{error}; then {mends}") from None
+        request = Requests(self.path.parent).to_train(self.id)
+        file = self.config_file
+        if raw is None and request is not None:
+            raw, file = request.plan.get("runs", {}).get(self.id, {}).get("config"), request.folder
         if raw is None:
             raise DamagedFileError(f"{self.config_file} is missing; {mends}")
+        config = self._config(raw, file)
+        epochs = None if request is None else request.runs[self.id].get("epochs")
+        return config.with_epochs(epochs) if type(epochs) is int and 0 < epochs <= MOST_EPOCHS else config
+
+    def _config(self, raw: Any, source: Path) -> RunConfig:
         try:
-            return RunConfig.from_dict(raw)
+            return RunConfig.from_dict(raw if isinstance(raw, dict) else {})
         except ConfigError as error:
-            raise DamagedFileError(
-                f"{self.config_file} is not a configuration of this version: {error.problems[0]}"
-            ) from None
+            raise DamagedFileError(f"{source} has no configuration of this version: {error.problems[0]}") from None
+
+    def _provenance(self, request: Request, planned: Mapping[str, Any]) -> dict[str, Any]:
+        own = planned.get("provenance")
+        found = {**request.plan.get("provenance", {}), **(own if isinstance(own, dict) else {})}
+        if problem := wrong_field(self.provenance_file.name, found):
+            raise DamagedFileError(f"{request.folder} is damaged ({problem}); move it away")
+        return found
 
     def read_config_of(self, fingerprint: str) -> RunConfig:
         """The resolved configuration of the run with ``fingerprint``, whose digits name the folder.
@@ -218,7 +287,11 @@ class RunDirectory(RunLayout):
         raise DamagedFileError(f"{self.config_file} holds another configuration than the manifest; move it away")
 
     def read_provenance(self) -> dict[str, Any]:
-        return read_json(self.provenance_file) or {}
+        """Who launched the code that has trained the run, and what is to train it if nothing has."""
+        found = read_json(self.provenance_file)
+        if found is None and (launched := self.launched()) is not None:
+            found = self._provenance(*launched)
+        return found or {}
 
     def read_result(self) -> dict[str, Any] | None:
         return read_json(self.result_file)
@@ -482,6 +555,11 @@ class RunDirectory(RunLayout):
         found = state_of(Case(facts=facts, view=view or View(), spent=spent))
         best, of_result = min(finite, default=None), epochs_of(result or {}) or 0
         return Observation(**vars(found), epoch=epoch, best_val_ppl=best, result_epochs=of_result)
+
+
+def _launched(study_dir: Path) -> Iterator[str]:
+    """Return the ids of the runs that launches have requested, whether or not anything has begun."""
+    return (run_id for run_id, request in Requests(study_dir).by_run().items() if request.has_plan)
 
 
 def require_format(study_dir: Path) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from seqlm.architectures import CustomConfig
 from seqlm.errors import FileError, printable
 from seqlm.files import read_json, write_json, write_text
-from seqlm.reading import below, is_file, is_link, read_bytes
+from seqlm.reading import below, exists, is_file, is_link, read_bytes
 from seqlm.rundir import RunDirectory
 
 LAUNCHED = "launched.json"
@@ -90,6 +90,8 @@ def _other_model(study_dir: Path, models: Collection[str | None]) -> str | None:
     """Return a file of a user's own model that a study keeps and that is of none of these models."""
     for run in RunDirectory.unordered_in(study_dir):
         model = run.read_config().model
+        if isinstance(model, CustomConfig) and model.sha256 not in models and exists(run.model_source(model)):
+            return printable(str(run.model_source(model)))
         named = {run.model_dir / name for name in (model.file, *model.files)} if isinstance(model, CustomConfig) else ()
         is_known = isinstance(model, CustomConfig) and model.sha256 in models
         for path in below(run.model_dir):

@@ -25,9 +25,9 @@ def find_trained(arguments: Arguments) -> Path:
     return study_dir
 
 
-def chosen_runs(arguments: Arguments, study_dir: Path, *, with_gone: bool = False) -> list[ObservedRun]:
+def chosen_runs(arguments: Arguments, study_dir: Path) -> list[ObservedRun]:
     """Return the runs of a study that pass the filters. If there are none, a line says why; that is no error."""
-    found = observe_study(study_dir, with_gone=with_gone)
+    found = observe_study(study_dir)
     runs, why = select(found, arguments.only, arguments.exclude, ObservedRun.facts)
     if why is not None:
         terminal.tell(why)

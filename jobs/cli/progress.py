@@ -20,7 +20,6 @@ from jobs.plan.planned import PlannedRun
 from jobs.study.folder import at_work, is_over, look_at, study_name
 from jobs.study.squeue import Scheduler
 from seqlm.errors import SeqlmError, printable
-from seqlm.reading import listed
 from seqlm.rundir import RunDirectory
 
 if TYPE_CHECKING:
@@ -51,13 +50,14 @@ class Watcher:
 
     def look(self) -> StudyView:
         """Return the study as it is now."""
-        folders = listed(self._study_dir, "[!.]*") if self._ids is None else map(self._study_dir.joinpath, self._ids)
         requests = _written(self._study_dir / "launches")
         runs = {
-            path.name: ((_written(path), _written(path / "attempts"), requests), RunDirectory(path)) for path in folders
+            run.id: ((_written(run.path), _written(run.path / "attempts"), requests), run)
+            for run in RunDirectory.unordered_in(self._study_dir)
+            if self._ids is None or run.id in self._ids
         }
         over = {run_id: known for run_id, known in self._over.items() if runs.get(run_id, ())[:1] == known[:1]}
-        rest = {run_id: run for run_id, (_, run) in runs.items() if run_id not in over and run.is_there()}
+        rest = {run_id: run for run_id, (_, run) in runs.items() if run_id not in over}
         work = at_work(self._study_dir, self._scheduler, rest)
         views = [view for _, view in over.values()]
         for run_id, run in rest.items():

@@ -27,7 +27,7 @@ def status(arguments: Arguments) -> tuple[Any, int]:
     if arguments.watch and arguments.json:
         raise UsageError("--watch shows changes as they come, --json prints one document; use one of them")
     study_dir = find_study(arguments.study, arguments.runs_dir)
-    runs = chosen_runs(arguments, study_dir, with_gone=not arguments.watch)
+    runs = chosen_runs(arguments, study_dir)
     if arguments.watch:
         from jobs.cli import progress
 

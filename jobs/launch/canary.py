@@ -94,15 +94,15 @@ def _pair(config: RunConfig) -> str:
 def _run(chosen: Sequence[PlannedRun], executor: Executor, code: Code, options: LaunchOptions) -> None:
     pairs = ", ".join(_pair(item.spec.config) for item in chosen)
     terminal.tell(f"canaries first, {STEPS} steps each: {pairs} (--no-canary starts without them)")
-    canaries = []
+    canaries, plan = [], {}
     for item in chosen:
         run = RunDirectory.canary(options.study_dir, item.run.id)
         provenance = {**item.run.read_provenance(), "memory_estimate_bytes": _memory(item)}
-        run.create(item.spec.config, provenance, item.spec.tokenizer, item.spec.model_files)
+        plan[run.id] = {"config": item.spec.config.to_dict(), "provenance": provenance}
         canaries.append(PlannedRun(spec=item.spec, run=run, observation=run.observe(), action="start", reason=None))
     wanted = {item.run.id: {"from_attempt": item.run.last_attempt() + 1} for item in canaries}
     request = {"kind": "run", "at": timestamp(), "policy": POLICY.to_dict(), "runs": wanted}
-    file_request(options.study_dir / CANARY_FOLDER, request)
+    file_request(options.study_dir / CANARY_FOLDER, request, {"runs": plan})
     options = replace(options, request=None, policy=POLICY, env={**options.env, CANARY.name: str(STEPS)})
     failed: list[str] = []
     kinds = set()

@@ -61,7 +61,7 @@ def _sizes(before: RunConfig, run: RunDirectory, item: PlannedRun) -> Iterable[s
         )
     files, model = item.spec.model_files, before.model
     if isinstance(model, CustomConfig) and files is not None and files.sha256 != model.sha256:
-        old, new = (_lines(one) for one in (read_model_files(model, run.model_dir), files))
+        old, new = (_lines(one) for one in (read_model_files(model, run.model_source(model)), files))
         marks = Counter(line[0] for line in difflib.ndiff(old, new))
         yield f"+{marks['+']} -{marks['-']} lines"
 

@@ -179,11 +179,13 @@ class Dispatcher:
                 with files_of(item.run):
                     is_ours = self._is_ours(item)
                     observation = item.run.observe()
+                    if not is_ours or observation.state == "cancelled":  # from another terminal while it waited
+                        self._events.append(Event("ended", item, observation))
+                        continue
                     submission = self._unplaced.pop(item.run.id, None)
-                    submission = submission or next_submission(item, self._options, self._code)
-                if not is_ours or observation.state == "cancelled":  # from another terminal while it waited
-                    self._events.append(Event("ended", item, observation))
-                    continue
+                    if submission is None:
+                        item.run.create_as_launched()
+                        submission = next_submission(item, self._options, self._code)
                 attempt = Attempt(submission, self._host.where)
                 attempt.record_start(launch_of(self._executor, self._options.request))
                 job_id = self._executor.submit(submission)

@@ -1,10 +1,10 @@
-"""One launch of a study: find its data, plan its runs, create their folders, keep the code, dispatch."""
+"""One launch of a study: find its data, plan its runs, keep the code and their files, request them, dispatch."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,9 @@ from seqlm.data.layout import require_windows
 from seqlm.ends import timestamp
 from seqlm.environment import DATA
 from seqlm.errors import BackendError, DamagedFileError, DataError, FileError, UsageError
-from seqlm.files import read_json, remove, write_json
+from seqlm.files import make_directory, read_json, remove
 from seqlm.lease import last_beat
+from seqlm.model_files import keep_tokenizer
 from seqlm.reading import below, exists
 from seqlm.requests import Request, file_request
 from seqlm.rounding import threads_of_checkpoint
@@ -113,23 +114,13 @@ def plan_runs(
 def _plan_run(spec: RunSpec, run: RunDirectory, observation: Observation, *, is_task: bool, retry: bool) -> PlannedRun:
     if is_task and observation.state in ("done", "failed", "cancelled"):
         observation = replace(observation, state="pending", reason=None, kind=None)
-    is_new = is_task or not run.is_there()
+    is_new = is_task or not (run.is_there() or run.launched())
     before = (spec.config if is_new else run.read_config_of(spec.fingerprint)).train.epochs
     saved = run.has_checkpoint()
     item = plan(spec, run, observation, has_checkpoint=saved, retry=retry, before=before)
     if item.action == "start" and (reason := run.cannot_go_on(before)):
         item = replace(item, action="skip", reason=reason)
     return item
-
-
-def mend(specs: Sequence[RunSpec], study_dir: Path) -> None:
-    """Write the ``config.json`` that a run has lost. The caller holds the study's launch lock."""
-    folders = RunDirectory.folders(study_dir)
-    for spec in specs:
-        run = RunDirectory.locate(study_dir, spec.name, spec.fingerprint, folders)
-        if run.is_there() and not exists(run.config_file):
-            write_json(run.config_file, spec.config.to_dict())
-            terminal.tell(f"{run.config_file} was missing and has been written again")
 
 
 def check_data(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
@@ -208,7 +199,7 @@ class Prepared:
     planned: list[PlannedRun]
     """All runs."""
     todo: list[PlannedRun]
-    """Those to start or resume, with a folder, resolved resources, facts and an estimate."""
+    """Those to start or resume, with resolved resources, facts and an estimate."""
     code: Code
     """That of their workers."""
     request: Request
@@ -240,7 +231,6 @@ def preparing(
         unlocked = look()
         planned = check(unlocked)
     with launching(options.study_dir):
-        mend(specs, options.study_dir)
         found = look()
         if found != unlocked:
             planned = check(found)
@@ -254,41 +244,33 @@ def preparing(
             models = {model.sha256 for spec in specs if isinstance(model := spec.config.model, CustomConfig)}
             record_launch(options.study_dir, models, terminal.tell)
         _write_record(options, todo)
-        yield planned, _create(planned, todo, specs, target, options) if todo else None
+        yield planned, _request(planned, todo, specs, target, options) if todo else None
 
 
-def _create(
+def _request(
     planned: list[PlannedRun],
     todo: list[PlannedRun],
     specs: Sequence[RunSpec],
     target: Backend,
     options: LaunchOptions,
 ) -> Prepared:
-    """File the request, keep the code and create the folder of each run."""
-    request = _file_request(todo, target, options)
-    write_queue(options.study_dir, {item.run.id: "about to start" for item in todo}, request.number)
-    if options.live_code:
-        code = live_code()
-    else:
-        code = keep_code(options.code_dir or options.study_dir, untracked=options.untracked, tell=terminal.tell)
-    record = launch_record(study_name(options.study_dir), code)
-    requested = {spec.fingerprint: spec for spec in specs}
+    """Keep the code and the files of the user that the runs need, and file the request."""
+    study_dir = options.study_dir
     for item in todo:
         item.run.sweep_launch()
         with contextlib.suppress(FileError):  # its hours then count as those of an interrupted attempt
             record_what_scheduler_knows(item)
-        provenance = {**record, **run_record(requested[item.spec.fingerprint]), **_label(item)}
-        item.run.create(item.spec.config, provenance, item.spec.tokenizer, item.spec.model_files)
-        if item.run.id in options.tasks:
-            write_json(item.run.task_file, options.tasks[item.run.id])
-    return Prepared(planned=planned, todo=todo, code=code, request=request)
-
-
-def _file_request(todo: Sequence[PlannedRun], target: Backend, options: LaunchOptions) -> Request:
-    runs = {
+    keep_files([item.spec for item in todo], study_dir)
+    if options.live_code:
+        code = live_code()
+    else:
+        code = keep_code(options.code_dir or study_dir, untracked=options.untracked, tell=terminal.tell)
+    requested = {spec.fingerprint: spec for spec in specs}
+    plan = {
         item.run.id: {
-            "epochs": None if item.run.id in options.tasks else item.spec.config.train.epochs,
-            "from_attempt": item.run.last_attempt() + 1,
+            "config": item.spec.config.to_dict(),
+            "provenance": {**run_record(requested[item.spec.fingerprint]), **_label(item)},
+            "task": options.tasks.get(item.run.id),
         }
         for item in todo
     }
@@ -298,9 +280,35 @@ def _file_request(todo: Sequence[PlannedRun], target: Backend, options: LaunchOp
         "launcher": this_launcher(),
         "backend": target.name,
         "policy": options.policy.to_dict(),
-        "runs": runs,
+        "runs": {
+            item.run.id: {
+                "epochs": None if item.run.id in options.tasks else item.spec.config.train.epochs,
+                "from_attempt": item.run.last_attempt() + 1,
+            }
+            for item in todo
+        },
     }
-    return file_request(options.study_dir, record)
+    request = file_request(study_dir, record, {"provenance": launch_record(study_name(study_dir), code), "runs": plan})
+    write_queue(study_dir, {item.run.id: "about to start" for item in todo}, request.number)
+    return Prepared(planned=planned, todo=todo, code=code, request=request)
+
+
+def keep_files(specs: Iterable[RunSpec], study_dir: Path) -> None:
+    """Keep the models and tokenizers of the user that runs need, each once: an edit changes nothing from now on.
+
+    Raises:
+        FileError: a file cannot be read or written.
+        UsageError: a tokenizer file has another digest than the configuration.
+        ModelError: another file was kept in the place of one.
+    """
+    run = RunDirectory(study_dir / "run")
+    for spec in specs:
+        if spec.tokenizer is not None and (sha256 := spec.config.data.tokenizer_sha256) is not None:
+            kept = run.kept_dir(sha256) / run.tokenizer_file.name
+            make_directory(kept.parent)
+            keep_tokenizer(spec.tokenizer, kept, sha256)
+        if spec.model_files is not None:
+            spec.model_files.keep(run.kept_dir(spec.model_files.sha256))
 
 
 def record_what_scheduler_knows(item: PlannedRun) -> None:

@@ -15,15 +15,17 @@ import stat
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final
 
 from jobs.study.folder import at_work, launcher_of, launching, look_at, read_jobs, study_name
 from jobs.study.squeue import Scheduler
 from jobs.study.studies import stats_below, total_bytes
+from seqlm.ends import timestamp
 from seqlm.errors import FileError, RunBusyError, UsageError
 from seqlm.lease import Terms, live_owner
 from seqlm.locks import is_locked
 from seqlm.reading import exists, is_file, is_folder, is_link
+from seqlm.requests import Requests, file_request
 from seqlm.run_layout import BEHAVIOUR_FOLDER, CANARY_FOLDER
 from seqlm.rundir import RunDirectory
 
@@ -112,7 +114,17 @@ def delete_leftovers(
             elif exists(study_dir / item.path):  # else the launch lock's new owner has removed it
                 problem = f"{study_dir / item.path} stays: it has come into use meanwhile"
             deleted.append(replace(item, problem=problem))
+        _list_no_more(study_dir, [item.path for item in deleted if item.kind == "run" and item.problem is None])
         return deleted
+
+
+def _list_no_more(study_dir: Path, deleted: Sequence[Path]) -> None:
+    """Request that these runs, relative to the study's folder, are listed no more as runs to train."""
+    for folder in dict.fromkeys(path.parent for path in deleted):
+        launched = Requests(study_dir / folder).by_run().keys()
+        if ids := launched & {path.name for path in deleted if path.parent == folder}:
+            runs: dict[str, Any] = {run_id: {} for run_id in sorted(ids)}
+            file_request(study_dir / folder, {"kind": "remove", "at": timestamp(), "runs": runs})
 
 
 def _delete(study_dir: Path, path: Path) -> str | None:
@@ -192,6 +204,8 @@ class _Search:
         try:
             status = path.lstat()
         except FileNotFoundError:
+            if kind == "run" and RunDirectory(path).launched():
+                self._found.leftovers.append(Leftover(kind=kind, path=relative, size_bytes=0))
             return
         parts, reason = [status], None
         steps = [self._study_dir / step for step in (*reversed(relative.parents), relative)]

@@ -26,7 +26,7 @@ from seqlm.model_files import read_model_files
 from seqlm.processes import is_alive
 from seqlm.reading import is_file, is_folder, listed
 from seqlm.requests import Request, Requests
-from seqlm.run_layout import BEHAVIOUR_FOLDER, CANARY_FOLDER, slugify, study_record_file
+from seqlm.run_layout import BEHAVIOUR_FOLDER, CANARY_FOLDER, study_record_file
 from seqlm.rundir import Observation, RunDirectory, require_format
 from seqlm.schema import fits, read
 from seqlm.state import View
@@ -85,17 +85,19 @@ class ObservedRun:
             ModelError: the files of its model have changed.
         """
         assert self.config is not None, "damaged runs are not launched"
-        recorded, data, model = self.provenance, self.provenance.get("data"), self.config.model
+        recorded, data, model = self.provenance, self.config.data, self.config.model
         return RunSpec(
             name=self.name,
             config=self.config,
             resources=read(Resources, recorded.get("resources", {})),
             order=recorded.get("order", 0),
-            data_path=Path(data) if data else None,
-            tokenizer=None if self.config.data.tokenizer is None else self.run.tokenizer_file,
+            data_path=Path(recorded["data"]) if recorded.get("data") else None,
+            tokenizer=None if data.tokenizer_sha256 is None else self.run.tokenizer_source(data.tokenizer_sha256),
             command=recorded.get("command", []),
             entry=recorded.get("entry", ""),
-            model_files=read_model_files(model, self.run.model_dir) if isinstance(model, CustomConfig) else None,
+            model_files=(
+                read_model_files(model, self.run.model_source(model)) if isinstance(model, CustomConfig) else None
+            ),
         )
 
 
@@ -145,32 +147,16 @@ def study_name(study_dir: Path) -> str:
     return f"{folder.parent.name}/{folder.name}" if is_behaviour_study(folder) else folder.name
 
 
-def observe_study(study_dir: Path, *, with_gone: bool = False) -> list[ObservedRun]:
-    """Return every run of the study with its state, in manifest order. A damaged run has the damage as its reason.
-
-    ``with_gone``: also the runs of the plan that were launched and whose folders have been deleted since.
-    """
+def observe_study(study_dir: Path) -> list[ObservedRun]:
+    """Return every run of the study with its state, in manifest order. A damaged run has the damage as its reason."""
     work, plan = at_work(study_dir), StudyPlan()
     with contextlib.suppress(FileError):  # the next launch warns of a damaged record
         plan = StudyPlan.of(study_dir)
     seen = (look_at(run, work) for run in RunDirectory.unordered_in(study_dir))
     observed = [replace(one, origin=plan.origin(one.run.id, one.config, one.provenance)) for one in seen]
-    if with_gone and work.launcher is None:  # a launcher makes the folders of its runs
-        observed += _gone_runs(study_dir, plan, observed)
     if any(one.observation.state == "pending" and one.observation.reason is None for one in observed):
         observed = _with_canaries(study_dir, observed)
     return sorted(observed, key=lambda seen: seen.run.place(seen.provenance))
-
-
-def _gone_runs(study_dir: Path, plan: StudyPlan, there: Sequence[ObservedRun]) -> Iterator[ObservedRun]:
-    reason = "it has no folder; `run` with the manifest starts it"
-    gone = Observation(state="pending", epoch=None, best_val_ppl=None, reason=reason)
-    for digits, entry in plan.absent(one.run.id for one in there).items():
-        if digits in plan.launched:
-            name = str(entry.get("name"))
-            run, number = RunDirectory(study_dir / f"{slugify(name)}-{slugify(digits)}"), entry.get("number")
-            provenance = {"order": number - 1 if isinstance(number, int) else None}
-            yield ObservedRun(name=name, run=run, observation=gone, config=None, provenance=provenance)
 
 
 def _with_canaries(study_dir: Path, observed: Sequence[ObservedRun]) -> list[ObservedRun]:

@@ -16,7 +16,7 @@ from jobs.study.folder import at_work, look_at, read_jobs
 from jobs.study.origin import StudyPlan
 from jobs.study.squeue import Scheduler
 from seqlm.errors import FileError, SeqlmError
-from seqlm.reading import is_file, is_folder, listed
+from seqlm.reading import exists, is_file, is_folder, listed
 from seqlm.run_layout import study_record_file
 from seqlm.rundir import RunDirectory, reaches
 from seqlm.state import State
@@ -87,7 +87,8 @@ def summarize(study_dir: Path, scheduler: Scheduler) -> StudySummary:
         record = study_record_file(study_dir)
         if not runs and not is_file(record):
             return replace(found, problem="holds no runs")
-        found = replace(found, changed_at=max(path.stat().st_mtime for path in [run.path for run in runs] or [record]))
+        changed = [path.stat().st_mtime for path in (record, *(run.path for run in runs)) if exists(path)]
+        found = replace(found, changed_at=max(changed, default=None))
         best = {run.id: ppl for run in runs if (ppl := _result_of(run)) is not None}
         states: Counter[State] = Counter("done" for _ in best)
         rest = [run for run in runs if run.id not in best]
