@@ -124,12 +124,20 @@ class RunDirectory(RunLayout):
         Raises:
             FileError: the folder or a request cannot be read.
         """
-        there = set()
-        for run in map(cls, listed(study_dir, "[!.]*")):
-            if run.is_there():
-                there.add(run.id)
-                yield run
-        yield from (cls(study_dir / run_id) for run_id in _launched(study_dir) if run_id not in there)
+        return (run for run in map(cls, map(study_dir.joinpath, cls.ids_in(study_dir))) if run.is_known())
+
+    @classmethod
+    def ids_in(cls, study_dir: Path) -> set[str]:
+        """The names of all folders that may be a run's.
+
+        Raises:
+            FileError: the folder or a request cannot be read.
+        """
+        return {*(path.name for path in listed(study_dir, "[!.]*")), *_launched(study_dir)}
+
+    def is_known(self) -> bool:
+        """Whether a launch has requested the run, or it has a folder."""
+        return self.is_there() or self.launched() is not None
 
     def is_there(self) -> bool:
         """Whether the folder is that of a run: it has one of the first two files, of which the other may be lost."""

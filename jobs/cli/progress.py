@@ -51,13 +51,13 @@ class Watcher:
     def look(self) -> StudyView:
         """Return the study as it is now."""
         requests = _written(self._study_dir / "launches")
+        ids = RunDirectory.ids_in(self._study_dir) if self._ids is None else self._ids
+        paths = map(self._study_dir.joinpath, ids)
         runs = {
-            run.id: ((_written(run.path), _written(run.path / "attempts"), requests), run)
-            for run in RunDirectory.unordered_in(self._study_dir)
-            if self._ids is None or run.id in self._ids
+            path.name: ((_written(path), _written(path / "attempts"), requests), RunDirectory(path)) for path in paths
         }
         over = {run_id: known for run_id, known in self._over.items() if runs.get(run_id, ())[:1] == known[:1]}
-        rest = {run_id: run for run_id, (_, run) in runs.items() if run_id not in over}
+        rest = {run_id: run for run_id, (_, run) in runs.items() if run_id not in over and run.is_known()}
         work = at_work(self._study_dir, self._scheduler, rest)
         views = [view for _, view in over.values()]
         for run_id, run in rest.items():

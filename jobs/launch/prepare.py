@@ -114,7 +114,7 @@ def plan_runs(
 def _plan_run(spec: RunSpec, run: RunDirectory, observation: Observation, *, is_task: bool, retry: bool) -> PlannedRun:
     if is_task and observation.state in ("done", "failed", "cancelled"):
         observation = replace(observation, state="pending", reason=None, kind=None)
-    is_new = is_task or not (run.is_there() or run.launched())
+    is_new = is_task or not run.is_known()
     before = (spec.config if is_new else run.read_config_of(spec.fingerprint)).train.epochs
     saved = run.has_checkpoint()
     item = plan(spec, run, observation, has_checkpoint=saved, retry=retry, before=before)

@@ -87,8 +87,8 @@ def summarize(study_dir: Path, scheduler: Scheduler) -> StudySummary:
         record = study_record_file(study_dir)
         if not runs and not is_file(record):
             return replace(found, problem="holds no runs")
-        changed = [path.stat().st_mtime for path in (record, *(run.path for run in runs)) if exists(path)]
-        found = replace(found, changed_at=max(changed, default=None))
+        there = [run.path for run in runs if exists(run.path)] or [record if is_file(record) else study_dir]
+        found = replace(found, changed_at=max(path.stat().st_mtime for path in there))
         best = {run.id: ppl for run in runs if (ppl := _result_of(run)) is not None}
         states: Counter[State] = Counter("done" for _ in best)
         rest = [run for run in runs if run.id not in best]

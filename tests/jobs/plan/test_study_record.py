@@ -275,6 +275,7 @@ def test_a_launch_writes_what_plan_would_have_said_of_its_runs(tmp_path: Path) -
     assert record["estimates"] == {}
 
     epoch = {"epoch": 0, "val_ppl": 9.0, "train_tokens_per_second": 10.0}
+    second.create_as_launched()
     write_json_lines(second.metrics_file, [epoch])
     second.last_checkpoint.write_bytes(b"")
     second.attempt_dir(1).mkdir(parents=True)
