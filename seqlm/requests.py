@@ -151,10 +151,9 @@ def _read(folder: Path) -> Request | None:
     record = read_json(folder / REQUEST)
     if record is None or not folder.name.isdecimal():
         return None
-    if strange := next((name for name in record.get("runs", {}) if not _RUN_ID.fullmatch(name)), None):
-        raise DamagedFileError(
-            f"{folder / REQUEST} is damaged (expected ids of runs, got {show(strange)}); move it away"
-        )
+    if strange := [name for name in record.get("runs", {}) if not _RUN_ID.fullmatch(name)]:
+        got = show(strange[0])
+        raise DamagedFileError(f"{folder / REQUEST} is damaged (expected ids of runs, got {got}); move it away")
     return Request(folder=folder, record=record)
 
 

@@ -24,15 +24,15 @@ RUN = RunLayout(Path("RUN"))
 _KINDS = ", ".join(f"`{kind}`" for kind in get_args(FailureKind))
 
 RUN_FILES = {
-    "config_file": ("launcher", "The resolved configuration: the run's identity, and how far it is to go."),
-    "tokenizer_file": ("launcher", "The tokenizer that the run was launched with. Only runs with `data.tokenizer`."),
-    "provenance_file": ("launcher", "Commit, versions, host, devices, and the command that launches this run."),
+    "config_file": ("launcher or job", "The resolved configuration: the run's identity, and how far it is to go."),
+    "tokenizer_file": ("launcher or job", "The tokenizer that the run was launched with, if it has one."),
+    "provenance_file": ("launcher or job", "Commit, versions, host, devices, and the command that launches this run."),
     "metrics_file": ("worker", "One object for each finished epoch."),
     "result_file": ("worker", "The numbers of a run that has gone as far as it was asked to."),
     "rung_file": ("worker", "What a search has decided about the run at a rung, with the evidence."),
-    "model_dir": ("launcher", "The files of the user's own model, as they were at the launch. Other runs have none."),
+    "model_dir": ("launcher or job", "The files of the user's own model, as they were at the launch."),
     "canary_file": ("worker", "What a canary has measured. Only folders in `canary/` have it."),
-    "task_file": ("launcher", "What a behaviour job has to compute. Only folders in `behaviour/` have it."),
+    "task_file": ("launcher or job", "What a behaviour job has to compute. Only folders in `behaviour/` have it."),
     "behaviour_file": ("behaviour job", "What the trained model does: loss at each time step, gradient norms."),
     "samples_file": ("behaviour job", "Texts that the trained model has written, one object a line."),
     "last_checkpoint": ("worker", "All that is needed to resume. `clean` deletes that of a finished run."),
@@ -51,7 +51,7 @@ RUN_FILES = {
     "progress_file": ("worker", "How far the attempt is within its epoch, written about once a second."),
 }  # fmt: skip
 """Name in :class:`RunLayout` -> who writes the file, and what it holds."""
-NO_FILES = {"id", "is_canary", "attempts", "last_attempt"}
+NO_FILES = {"id", "is_canary", "kept_dir", "attempts", "last_attempt"}
 
 STUDY_FILES = [
     (study_record_file(Path()), "What the report needs of the manifest, and the estimates of the first launch."),
@@ -60,8 +60,13 @@ STUDY_FILES = [
     (launch_lock_file(Path()), "Locked while a launcher works on the study. It names the process."),
     (
         Path("launches"),
-        "A folder for each request, with `request.json`: which runs, when, where. On SLURM also the plan, the scripts, "
-        "the ids and the logs of its jobs.",
+        "A folder for each request, with `request.json`: which runs, when, where; and `runs.json`: what the folder of "
+        "each run gets at its first attempt. On SLURM also the plan, the scripts, the ids and the logs of its jobs.",
+    ),
+    (
+        Path("kept"),
+        "The user's own models and tokenizers as they were at each launch, a folder for each digest. A run copies its "
+        "own at its first attempt.",
     ),
     (
         Path("code"),

@@ -13,13 +13,19 @@ from jobs.launch import prepare
 from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import preparing
 from jobs.spec import RunSpec
-from jobs.study.folder import launching
-from seqlm.errors import DataError, RunBusyError
+from jobs.study.folder import launching, observe_study
+from seqlm.architectures import CustomConfig
+from seqlm.config import RunConfig
+from seqlm.errors import DamagedFileError, DataError, RunBusyError
+from seqlm.files import read_json, write_json
 from seqlm.locks import exclusive_lock
+from seqlm.model_files import read_model_files
+from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from tests.cancelling import cancel
+from tests.check_model.faulty import write_model
 from tests.fakes import FakeBackend
-from tests.training.studies import make_config, write_text
+from tests.training.studies import make_config, runs_in, write_text
 
 pytestmark = pytest.mark.process
 
@@ -81,3 +87,62 @@ def test_a_new_study_that_another_launcher_has_begun_meanwhile_is_planned_again(
 
     monkeypatch.setattr(prepare, "launching", launching_after_another)
     assert actions(spec, tmp_path / "s") == ["skip"]
+
+
+def launch(specs: list[RunSpec], study_dir: Path) -> None:
+    """Request these runs, and start none."""
+    options = LaunchOptions(study_dir=study_dir, live_code=True)
+    with preparing(specs, FakeBackend(lambda submission: 0), options) as (_, prepared):
+        assert prepared is not None, "there is something to do"
+
+
+def test_a_launch_of_many_runs_writes_as_many_files_as_one_of_a_few(tmp_path: Path, spec: RunSpec) -> None:
+    def files(number: int) -> set[str]:
+        specs = [replace(spec, name=f"r{seed}", config=make_config(seed=seed)) for seed in range(number)]
+        launch(specs, study_dir := tmp_path / str(number))
+        assert [run.observation.state for run in observe_study(study_dir)] == ["pending"] * number
+        return {str(path.relative_to(study_dir)) for path in study_dir.rglob("*")}
+
+    assert files(2) == files(20)
+
+
+def test_a_run_that_waits_is_as_it_was_launched_and_its_first_attempt_makes_its_folder(
+    tmp_path: Path, spec: RunSpec
+) -> None:
+    write_model(tmp_path)
+    model = CustomConfig(arch="custom", source="model.py:Model")
+    model = replace(model, sha256=read_model_files(model, tmp_path).sha256)
+    config = replace(make_config(), model=model)
+    spec = replace(spec, config=config, model_files=read_model_files(model, tmp_path))
+    launch([spec], tmp_path / "s")
+    (tmp_path / "model.py").write_text("edited = True\n")
+    (waiting,) = observe_study(tmp_path / "s")
+    run = waiting.run
+    assert (waiting.name, waiting.config, run.path.exists()) == ("a", config, False)
+    assert waiting.to_spec().model_files == spec.model_files, "what `retry` launches"
+    for _ in range(2):
+        run.create_as_launched()
+    assert RunConfig.from_dict(read_json(run.config_file) or {}) == config
+    assert read_json(run.provenance_file) == waiting.provenance
+    assert read_model_files(model, run.model_dir) == spec.model_files
+    run.config_file.unlink()
+    assert run.read_config() == config, "the request has it as well"
+
+
+def test_a_run_that_is_done_is_no_longer_once_more_epochs_are_requested(tmp_path: Path, spec: RunSpec) -> None:
+    launch([spec], tmp_path / "s")
+    (run,) = runs_in(tmp_path / "s")
+    run.create_as_launched()
+    write_json(run.result_file, {"epochs": spec.config.train.epochs})
+    run.last_checkpoint.write_bytes(b"")
+    assert run.observe().state == "done"
+    launch([replace(spec, config=spec.config.with_epochs(9))], tmp_path / "s")
+    assert (run.observe().state, run.read_config().train.epochs) == ("pending", 9)
+    assert RunConfig.from_dict(read_json(run.config_file) or {}).train.epochs != 9, "until its attempt starts"
+
+
+@pytest.mark.parametrize("run_id", ["../elsewhere-12345678", "/etc-12345678", ".hidden-12345678", ""])
+def test_a_request_leads_to_no_other_folder(tmp_path: Path, run_id: str) -> None:
+    file_request(tmp_path / "s", {"kind": "run", "runs": {run_id: {}}}, {"runs": {run_id: {"config": {}}}})
+    with pytest.raises(DamagedFileError, match=r"request\.json is damaged"):
+        observe_study(tmp_path / "s")

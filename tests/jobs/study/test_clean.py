@@ -18,7 +18,7 @@ import pytest
 import launch
 from jobs.study import clean
 from jobs.study.clean import delete_leftovers, find_leftovers
-from jobs.study.folder import launching
+from jobs.study.folder import launching, observe_study
 from seqlm.errors import FileError
 from seqlm.files import write_json
 from seqlm.locks import exclusive_lock
@@ -167,6 +167,21 @@ def test_chosen_runs_go_with_their_results_and_all_else_stays(study: Path, capsy
         assert launch.main(["clean", str(study), "--runs", "--only", "name=*", "--yes"]) != 0
     assert f"{second.path} is running" in capsys.readouterr().err
     assert there() - {second.worker_lock_file} == before - gone
+
+
+def test_a_chosen_run_that_waits_for_its_first_attempt_is_listed_no_more(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run,) = (run for run in runs_in(study) if run.read_provenance()["name"] == "open")
+    planned = {"config": run.read_config().to_dict(), "provenance": {"name": "waits"}}
+    waits = RunDirectory(study / "waits-12345678")
+    file_request(study, {"kind": "run", "runs": {waits.id: {}, run.id: {}}}, {"runs": {waits.id: planned}})
+    chosen = ("--runs", "--only", "name=*[ns]")
+    assert len(cleaned(study, capsys, *chosen, "--dry-run")[1]["items"]) == 2
+    assert cleaned(study, capsys, *chosen, "--yes")[0] == 0
+    assert {seen.name for seen in observe_study(study)} == {"first", "second"}
+    file_request(study, {"kind": "run", "runs": {waits.id: {}}}, {"runs": {waits.id: planned}})
+    assert {seen.name for seen in observe_study(study)} == {"first", "second", "waits"}, "launched again"
 
 
 # -- what stays ----------------------------------------------------------------------------------------------------
