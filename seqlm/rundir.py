@@ -252,17 +252,15 @@ class RunDirectory(RunLayout):
         Raises:
             FileError: the file is damaged, or there is neither a file nor a request.
         """
-        mends = "`run` with its manifest writes it again"
-        try:
-            raw = read_json(self.config_file)
-        except DamagedFileError as error:
-            raise DamagedFileError(f"{error}; then {mends}") from None
+        raw = read_json(self.config_file)
         request = Requests(self.path.parent).to_train(self.id)
         file = self.config_file
         if raw is None and request is not None:
             raw, file = request.plan.get("runs", {}).get(self.id, {}).get("config"), request.folder
         if raw is None:
-            raise DamagedFileError(f"{self.config_file} is missing; {mends}")
+            raise DamagedFileError(
+                f"{self.config_file} is missing, and so is the launch of its run; move the folder away"
+            )
         config = self._config(raw, file)
         epochs = None if request is None else request.runs[self.id].get("epochs")
         return config.with_epochs(epochs) if type(epochs) is int and 0 < epochs <= MOST_EPOCHS else config
