@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
 
-from seqlm.errors import DamagedFileError, FileError
+from seqlm.errors import DamagedFileError, FileError, printable
 from seqlm.files import make_directory, read_json, write_json, write_text
 from seqlm.reading import exists, listed
-from seqlm.schema import show
 
 REQUEST = "request.json"
 RUNS = "runs.json"
@@ -152,7 +151,7 @@ def _read(folder: Path) -> Request | None:
     if record is None or not folder.name.isdecimal():
         return None
     if strange := [name for name in record.get("runs", {}) if not _RUN_ID.fullmatch(name)]:
-        got = show(strange[0])
+        got = printable(strange[0])[:40]
         raise DamagedFileError(f"{folder / REQUEST} is damaged (expected ids of runs, got {got}); move it away")
     return Request(folder=folder, record=record)
 

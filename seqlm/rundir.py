@@ -269,7 +269,7 @@ class RunDirectory(RunLayout):
         try:
             return RunConfig.from_dict(raw if isinstance(raw, dict) else {})
         except ConfigError as error:
-            raise DamagedFileError(f"{source} has no configuration of this version: {error.problems[0]}") from None
+            raise DamagedFileError(f"{source} is not a configuration of this version: {error.problems[0]}") from None
 
     def _provenance(self, request: Request, planned: Mapping[str, Any]) -> dict[str, Any]:
         own = planned.get("provenance")

@@ -109,6 +109,14 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["XDG_CONFIG_HOME"] = str(shared / "config")
 
 
+@pytest.fixture(autouse=True)
+def _plain_output() -> Generator[None]:
+    """Print as a new process does: commands of earlier tests have set how this one prints."""
+    yield
+    if terminal := sys.modules.get("jobs.terminal"):
+        terminal.configure(terminal.Output())
+
+
 @pytest.fixture
 def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the figures of reports blank: for tests of a report that are about other things."""

@@ -16,6 +16,7 @@ from seqlm.check_model.subject import (
     BrokenContractError,
     Subject,
     difference,
+    differing,
     shape,
     without_dropout,
 )
@@ -272,12 +273,11 @@ def _differ(one: LanguageModel, other: LanguageModel) -> bool:
 def check_micro_batches(subject: Subject) -> str:
     """A step in several parts is the step of the whole batch."""
     whole, parts = (gradients_of(subject, subject.build(), parts=parts) for parts in (1, PARTS))
-    for what, tensor in whole.items():
-        if difference(parts[what], tensor) > TOLERANCE:
-            raise BrokenContractError(
-                f"a batch in {PARTS} parts is not the whole batch: {what} differs; the model may use statistics over "
-                "the batch, or count its calls"
-            )
+    if wrong := differing(parts, whole):
+        raise BrokenContractError(
+            f"a batch in {PARTS} parts is not the whole batch: {wrong[0]} differs; the model may use statistics over "
+            "the batch, or count its calls"
+        )
     return f"a batch in {PARTS} parts is the whole batch{_where(_is_deterministic(subject))}"
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from seqlm.architectures import CustomConfig
 from seqlm.check_model.checks import gradients_of
-from seqlm.check_model.subject import COLUMNS, TOLERANCE, BrokenContractError, Subject, difference
+from seqlm.check_model.subject import COLUMNS, BrokenContractError, Subject, differing
 from seqlm.data.layout import own_columns
 from seqlm.environment import COLLECTIVE_MINUTES, RENDEZVOUS
 from seqlm.training.distributed import Rank, process_group, run_program
@@ -51,7 +51,7 @@ def check_ranks(subject: Subject) -> str:
         raise BrokenContractError(
             f"the second rank fails: {(errors.strip().splitlines() or ['without a message'])[-1]}"
         )
-    wrong = [what for what, tensor in whole.items() if what in found and difference(found[what], tensor) > TOLERANCE]
+    wrong = differing(found, whole)
     if wrong:
         raise BrokenContractError(
             f"two ranks are not one: {wrong[0]} differs; the model may use statistics over the batch"

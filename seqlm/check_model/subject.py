@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
@@ -96,12 +96,27 @@ class _KeepAll(TorchFunctionMode):
         return func(*args, **options)
 
 
-def difference(found: State, wanted: State) -> float:
-    """The largest deviation of any entry, relative to the largest entry wanted of its tensor; infinite for NaN."""
+def differing(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """The names whose tensors differ by more than rounding, of those that both have.
+
+    A gradient that is zero by construction, such as that by the bias of a Transformer's keys, is nothing but rounding:
+    tensors are compared on a scale of at least 1 % of the largest entry of any gradient.
+    """
+    gradients = [tensor for name, tensor in wanted.items() if name.startswith("the gradient") and tensor.numel()]
+    least = 0.01 * max((float(tensor.abs().max()) for tensor in gradients), default=0) + 1e-12
+    both = (name for name in wanted if name in found)
+    return [name for name in both if difference(found[name], wanted[name], least=least) > TOLERANCE]
+
+
+def difference(found: State, wanted: State, *, least: float = 1e-12) -> float:
+    """The largest deviation of any entry, relative to the largest entry wanted of its tensor; infinite for NaN.
+
+    ``least``: the smallest number that deviations are relative to.
+    """
     worst = 0.0
     for one, other in zip(tensors_of(found), tensors_of(wanted), strict=True):
         if one.numel():
-            scale = max(float(other.detach().abs().max()), 1e-12)
+            scale = max(float(other.detach().abs().max()), least)
             error = float((one.detach() - other.detach()).abs().max()) / scale
             worst = max(worst, error if error == error else float("inf"))
     return worst

@@ -13,7 +13,7 @@ from benchmarks.baselines.positions import position_table
 from benchmarks.baselines.step import BaselineStep, default_optimizer
 from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
 from seqlm.models import LanguageModel, build_model
-from seqlm.models.transformer import sinusoids
+from seqlm.models.reference import sinusoids
 from seqlm.optimizers import AdamConfig, SgdConfig
 from tests.benchmarks.conftest import BATCH_SIZE, SEQ_LEN, VOCAB_SIZE
 
