@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from analysis.blocks.texts import described, distinct, first_few, interval_phrase, times
+from analysis.blocks.texts import described, first_few, interval_phrase, times
 from analysis.study import units
 from analysis.study.comparison import APART, finished
 from analysis.study.study import Study
@@ -49,8 +49,7 @@ def _environment() -> Environment:
         autoescape=False,  # plain text, which the templates of the page escape
     )
     found.filters |= {
-        "ppl": units.rounded,
-        "exact": units.perplexity,
+        "ppl": units.perplexity,
         "time": units.duration,
         "hours": units.hours,
         "nats": units.decimals(".3f"),
@@ -63,5 +62,4 @@ def _environment() -> Environment:
         "described": described,
         "seeds": interval_phrase,
     }
-    found.globals |= {"distinct": distinct}
     return found

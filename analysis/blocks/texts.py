@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -17,25 +16,17 @@ from analysis.study.study import Study
 
 
 def described(setting: Setting) -> str:
-    """``103 (6 gru-sgd)``; with several seeds also the interval over them."""
-    return f"{units.rounded(setting.val_ppl)} ({setting.reference}{interval_phrase(setting)})"
+    """``103.41 (6 gru-sgd)``; with several seeds also the interval over them."""
+    return f"{units.perplexity(setting.val_ppl)} ({setting.reference}{interval_phrase(setting)})"
 
 
 def interval_phrase(setting: Setting) -> str:
-    """``, mean of 3 seeds, 97.5 to 102``; nothing for a single one."""
+    """``, mean of 3 seeds, 97.53 to 102.10``; nothing for a single one."""
     found = setting.interval
     if found.n == 1:
         return ""
-    low, high = distinct(found.low, found.high)
+    low, high = map(units.perplexity, (found.low, found.high))
     return f", mean of {found.n} seeds, 95 % interval {low} to {high}"
-
-
-def distinct(one: float, other: float, write: Callable[[Any], str] = units.rounded) -> tuple[str, str]:
-    """Two perplexities as text, with more digits where rounding would hide which is lower."""
-    texts = write(one), write(other)
-    if texts[0] != texts[1] or one == other or write is not units.rounded:
-        return texts
-    return units.perplexity(one), units.perplexity(other)
 
 
 def times(factor: float) -> str:

@@ -100,13 +100,13 @@ def expected_blocks(study: Study) -> list[Block]:
             also=also,
             metric=METRICS[metric],
             is_time=metric in TIMES,
-            write=_write(metric, units.rounded),
+            write=_write(metric),
         )
         rows += [
             {
                 "number": place,
                 "metric": SHORT.get(metric, METRICS[metric]),
-                "write": _write(metric, units.perplexity),
+                "write": _write(metric),
                 "where": case.where or "all",
                 "lower": case.values[0],
                 "lower_run": case.settings[0].reference,
@@ -208,8 +208,8 @@ def _missing(study: Study, expectation: Expectation, sides: Sequence[Sequence[Re
 # -- table ---------------------------------------------------------------------------------------------------------
 
 
-def _write(metric: str, otherwise: Callable[[Any], str]) -> Callable[[Any], str]:
-    return units.duration if metric in TIMES else units.decimals(".3f") if metric == "gap" else otherwise
+def _write(metric: str) -> Callable[[Any], str]:
+    return units.duration if metric in TIMES else units.decimals(".3f") if metric == "gap" else units.perplexity
 
 
 def _table(rows: Sequence[dict[str, Any]], of: str) -> Table:

@@ -59,7 +59,7 @@ def _rows(study: Study, settings: Sequence[Setting]) -> list[dict[str, Any]]:
                 "test_ppl": best.test_ppl,
                 "run": best.reference,
                 "architectures": [
-                    f"{units.architecture(one.arch)} ({units.rounded(one.val_ppl)})"
+                    f"{units.architecture(one.arch)} ({units.perplexity(one.val_ppl)})"
                     for one in sorted(best_of_arch, key=lambda one: (one.val_ppl, one.number))
                 ],
                 "seconds": median(runs["seconds_to_5pct"]),

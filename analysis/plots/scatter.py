@@ -131,8 +131,8 @@ def _fit_perplexities(axes: Axes, settings: Sequence[Setting]) -> None:
 def _cut_sentence(axes: Axes, settings: Sequence[Setting]) -> str:
     """Names those that lie above the axis."""
     top = axes.get_ylim()[1]
-    above = [f"{c.reference} ({units.rounded(c.val_ppl)})" for c in settings if c.val_ppl > top]
-    return f" The vertical axis ends at {units.rounded(top)}; above it (↑): {first_few(above, 2)}." if above else ""
+    above = [f"{c.reference} ({units.perplexity(c.val_ppl)})" for c in settings if c.val_ppl > top]
+    return f" The vertical axis ends at {units.perplexity(top)}; above it (↑): {first_few(above, 2)}." if above else ""
 
 
 def _points(axes: Axes, x: Sequence[float], settings: Sequence[Setting], of: int | None = None) -> list[Mark]:

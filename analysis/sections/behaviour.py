@@ -109,7 +109,7 @@ def behaviour_sentences(runs: Sequence[Behaved]) -> list[str]:
         "Perplexity in windows with a zero state": (units.perplexity, lambda f: f["zero"]),
         "Steps back with a gradient above 1 % of its maximum": (units.whole, lambda f: f["reach"]),
         f"Perplexity of the samples under {judge}": (
-            units.rounded,
+            units.perplexity,
             lambda f: f["means"].get("perplexity_other") if f["judge"] == judge else None,
         ),
         "Tokens of the samples that occur among the 16 before": (units.percent, lambda f: f["means"].get("repetition")),

@@ -59,7 +59,7 @@ class Text(NamedTuple):
         """Its perplexity, and whose it is."""
         judge = self.run.behaviour.judge
         whose = f"the judge {judge.name}" if judge else "the model itself (there is no judge)"
-        return f"perplexity {units.rounded(self.perplexity)} under {whose}"
+        return f"perplexity {units.perplexity(self.perplexity)} under {whose}"
 
 
 def texts_of(runs: Sequence[Behaved]) -> list[Text]:
@@ -177,8 +177,8 @@ def _sample(text: Text, reason: str, width: float, *, with_run: bool) -> dict[st
     judge = run.behaviour.judge
     facts = [
         units.count(sample.length, "token"),
-        *([f"perplexity {units.rounded(measures.perplexity_other)} under the judge"] if judge else []),
-        f"perplexity {units.rounded(measures.perplexity_own)} under the model itself",
+        *([f"perplexity {units.perplexity(measures.perplexity_other)} under the judge"] if judge else []),
+        f"perplexity {units.perplexity(measures.perplexity_own)} under the model itself",
         f"mean entropy {_nats(float(sample.entropy.mean()))}",
         f"repetition {units.percent(measures.repetition)}",
         f"<unk> {units.percent(measures.unk_share)}",

@@ -97,13 +97,6 @@ def perplexity(value: Any) -> str:
     return f"{value:,.2f}" if abs(value) < 1e6 else f"{value:.2e}"
 
 
-def rounded(value: Any) -> str:
-    """A perplexity in running text: ``98.4`` or ``5,012``."""
-    if not is_number(value):
-        return MISSING
-    return f"{value:.1f}" if abs(value) < 100 else f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.1e}"
-
-
 def duration(seconds: Any) -> str:
     """Return ``4.8 s``, ``48 s``, ``12 min``, ``3 h 05 min`` or ``2 d 04 h``, rounded to the unit that matters.
 

@@ -86,7 +86,7 @@ def test_one_short_run_moves_nothing_and_is_said_not_to_be_compared(tmp_path: Pa
     assert page.best == [("GRU", "80.00", "1 long0", "epoch 4")]
     text = said(block for section in page.sections for block in section.blocks)
     assert "Not compared with the others: 4 short (2 epochs), with fewer epochs than 4." in text
-    assert "For generalisation: 80.0 (1 long0)" in text
+    assert "For generalisation: 80.00 (1 long0)" in text
     assert "no run on one side has finished with this number (4 short: apart)" in text
 
 

@@ -70,7 +70,7 @@ def test_the_question_is_about_the_learning_rate_if_none_was_tried_next_to_that_
     add_run(tmp_path, 0, "only", "gru", "adam", [100.0], lr=0.003)
     assert (
         "A question worth asking: is the only learning rate tried the best one for 1 only, the setting with the lowest "
-        "perplexity (100)? Runs like it with optim.lr = 0.001 and 0.01 would answer it."
+        "perplexity (100.00)? Runs like it with optim.lr = 0.001 and 0.01 would answer it."
     ) in proposed(tmp_path)
     add_run(tmp_path, 1, "higher", "gru", "adam", [110.0], lr=0.01)
     assert "is the lowest learning rate tried the best one for 1 only" in proposed(tmp_path)
@@ -84,8 +84,8 @@ def test_the_question_is_about_seeds_if_the_learning_rate_is_known(tmp_path: Pat
     for order, (lr, ppl) in enumerate([(0.1, 110.0), (0.3, 100.0), (1.0, 120.0)]):
         add_run(tmp_path, order, f"lr{lr:g}", "gru", "adam", [ppl], lr=lr)
     assert (
-        "A question worth asking: is 2 lr0.3 (100) better than 1 lr0.1 (110)? Both with further seeds, such as seeds = "
-        "[1, 2, 3], would answer it."
+        "A question worth asking: is 2 lr0.3 (100.00) better than 1 lr0.1 (110.00)? Both with further seeds, such as "
+        "seeds = [1, 2, 3], would answer it."
     ) in proposed(tmp_path)
 
 

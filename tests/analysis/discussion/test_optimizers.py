@@ -102,8 +102,8 @@ def test_each_optimizer_has_its_best_setting_its_test_perplexity_time_and_gaps(t
     assert list(adam.values()) == ["Adam", "2", "0", "100.00", "100.00", "2 gru-adam", "15 s", *[f"{gap:+.3f}"] * 2]
     assert list(sgd.values()) == ["SGD", "1", "1", "90.00", "93.00", "3 rnn-sgd", "30 s", *["-0.054"] * 2]
     text = said(blocks)
-    assert "Adam does best with GRU (100), then RNN (200)." in text
-    assert "SGD has finished with one architecture only: RNN (90.0)." in text
+    assert "Adam does best with GRU (100.00), then RNN (200.00)." in text
+    assert "SGD has finished with one architecture only: RNN (90.00)." in text
     assert "own best validation perplexity: 15 s with Adam, 30 s with SGD." in text
     assert "in nats: SGD -0.054 and -0.054, Adam +0.255 and +0.255. Training loss is measured with dropout on" in text
 

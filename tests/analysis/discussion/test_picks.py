@@ -35,15 +35,16 @@ def test_the_picks_have_their_test_perplexity_gaps_in_nats_and_costs(tmp_path: P
     gap = f"{math.log(100 / 60):+.3f}"
     blocks = picked(tmp_path)
     assert said(blocks).splitlines() == [
-        "For generalisation: 100 (1 best), the lowest validation perplexity, test 97.0, reached after 5 min. Every "
+        "For generalisation: 100.00 (1 best), the lowest validation perplexity, test 97.00, reached after 5 min. Every "
         "setting has one seed, so how much of its lead is chance is not known. Its validation loss less its training "
         f"loss is {gap} nats at the best epoch and {gap} after the last.",
-        "For wall-clock time: 2 near, within 5 % of that perplexity after 30 s (best 103, test 106, after 1 min). Of 2 "
-        "settings that come that near, it is the first. It has 1.03 times the perplexity (103 against 100); to its own "
-        "best epoch it takes 1 min, the pick for generalisation 5 min.",
+        "For wall-clock time: 2 near, within 5 % of that perplexity after 30 s (best 103.00, test 106.00, after 1 "
+        "min). Of 2 settings that come that near, it is the first. It has 1.03 times the perplexity (103.00 against "
+        "100.00); to its own best epoch it takes 1 min, the pick for generalisation 5 min.",
         "3 of 3 settings are on the Pareto front: no other setting has a lower perplexity without a longer time. Times "
         "that differ by less than two standard deviations of the epoch times within the runs count as equal. The "
-        "fastest on it is 3 quick: its best epoch ends after 10 s, with 1.90 times the perplexity (190 against 100).",
+        "fastest on it is 3 quick: its best epoch ends after 10 s, with 1.90 times the perplexity "
+        "(190.00 against 100.00).",
     ]
     rows = table(blocks, "discussion-3-picks")
     assert [(row["setting"], row["test_ppl"], row["gap"], row["picked_for"]) for row in rows] == [
@@ -56,7 +57,9 @@ def test_the_picks_have_their_test_perplexity_gaps_in_nats_and_costs(tmp_path: P
 def test_one_setting_is_picked_from_no_others(tmp_path: Path) -> None:
     add_run(tmp_path, 0, "alone", "gru", "sgd", [104.0, 100.0], seconds=90.0)
     sentences = said(picked(tmp_path)).splitlines()
-    assert sentences[0].startswith("For generalisation: 100 (1 alone), the only finished setting, test 100, reached")
+    assert sentences[0].startswith(
+        "For generalisation: 100.00 (1 alone), the only finished setting, test 100.00, reached"
+    )
     assert sentences[1].endswith("after 2 min."), "104 is within 5 % of 100"
     assert "other" not in sentences[1]
 
@@ -64,7 +67,7 @@ def test_one_setting_is_picked_from_no_others(tmp_path: Path) -> None:
 def test_a_pick_that_overfits_by_its_end_says_so(tmp_path: Path) -> None:
     add_run(tmp_path, 0, "seven", "transformer", "adam", [190.0, 131.0, 5012.0], train=[200.0, 120.0, 3.0])
     assert (
-        "By its last epoch its validation perplexity is 5,012, so take the parameters of its best epoch. Its "
+        "By its last epoch its validation perplexity is 5,012.00, so take the parameters of its best epoch. Its "
         f"validation loss less its training loss is {math.log(131 / 120):+.3f} nats at the best epoch and "
         f"{math.log(5012 / 3):+.3f} after the last."
     ) in said(picked(tmp_path))
@@ -89,9 +92,9 @@ def test_of_settings_that_are_equally_early_the_lowest_is_picked(tmp_path: Path)
     for order, (ppl, seconds) in enumerate([(100.0, [40.0, 41.0]), (104.0, [9.0, 11.0]), (103.0, [10.0, 12.0])]):
         add_run(tmp_path, order, f"r{order}", "gru", "sgd", [ppl, ppl], lr=1.0 + order, seconds=seconds)
     assert (
-        "For wall-clock time: 3 r2, within 5 % of that perplexity after 10 s (best 103, test 103, after 10 s). Of 3 "
-        "settings that come that near, 2 r1 and 3 r2 are the first, as their times differ by less than the epochs of a "
-        "run do; it has the lowest perplexity of them."
+        "For wall-clock time: 3 r2, within 5 % of that perplexity after 10 s (best 103.00, test 103.00, after 10 "
+        "s). Of 3 settings that come that near, 2 r1 and 3 r2 are the first, as their times differ by less than the "
+        "epochs of a run do; it has the lowest perplexity of them."
     ) in said(picked(tmp_path))
 
 
@@ -148,4 +151,4 @@ def test_a_run_that_exploded_does_not_flatten_the_figure(tmp_path: Path) -> None
         add_run(tmp_path, order, f"run{order}", "gru", "sgd", [ppl], lr=order + 1.0)
     (chart,) = [block for block in picked(tmp_path) if isinstance(block, Chart)]
     assert chart.figure.axes[0].get_ylim()[1] < 200
-    assert "above it (↑): 4 run3 (9,000)." in chart.caption
+    assert "above it (↑): 4 run3 (9,000.00)." in chart.caption

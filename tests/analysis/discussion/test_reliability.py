@@ -32,8 +32,8 @@ def test_settings_that_are_all_equally_bad_are_not_the_most_reliable(tmp_path: P
     add_settings(tmp_path, 10, "gru", [100.0, 112.0, 119.0, 145.0])
     sentences = said(judged(tmp_path))
     assert (
-        "GRU is the most reliable (75 % of settings within 1.2 times the study's lowest perplexity, 100) and RNN the "
-        "least (0 %)."
+        "GRU is the most reliable (75 % of settings within 1.2 times the study's lowest perplexity, 100.00) and RNN "
+        "the least (0 %)."
     ) in sentences
 
 
@@ -70,8 +70,8 @@ def test_equal_shares_within_the_near_factor_are_decided_by_the_wide_one(tmp_pat
     add_settings(tmp_path, 0, "rnn", [100.0, 300.0, 400.0, 500.0])
     add_settings(tmp_path, 10, "gru", [101.0, 130.0, 140.0, 149.0])
     assert (
-        "GRU is the most reliable (100 % of settings within 1.5 times the study's lowest perplexity, 100) and RNN the "
-        "least (25 %). Within 1.2 times, their shares are equal."
+        "GRU is the most reliable (100 % of settings within 1.5 times the study's lowest perplexity, 100.00) and RNN "
+        "the least (25 %). Within 1.2 times, their shares are equal."
     ) in said(judged(tmp_path))
 
 

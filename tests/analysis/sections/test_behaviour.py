@@ -156,7 +156,7 @@ def test_best_leaves_out_heavy_repetition_and_the_reason_names_the_judge(run: Ru
         "Worst": [5, 4, 6],
         "Interesting": [7, 0, 8],
     }
-    assert chosen["Best"][0][1] == "lowest perplexity 20.0 under the judge the judge"
+    assert chosen["Best"][0][1] == "lowest perplexity 20.00 under the judge the judge"
     reasons = [reason for _, reason in chosen["Interesting"]]
     assert "2 tokens, “b c”" in reasons[0]
     assert "90 % of the tokens" in reasons[1]
@@ -185,7 +185,7 @@ def test_without_a_judge_the_models_own_perplexity_decides_and_that_is_said(run:
     add_samples(run, [raw_sample(i, ["a"], perplexity_own=v, perplexity_other=None) for i, v in values])
     best = choose(texts_of(behaved(run)))["Best"]
     assert [text.sample.index for text, _ in best] == [1, 0]
-    assert "5.0 under the model itself (there is no judge)" in best[0][1]
+    assert "5.00 under the model itself (there is no judge)" in best[0][1]
 
 
 def test_words_are_joined_as_one_reads_them() -> None:

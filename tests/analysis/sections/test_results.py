@@ -71,8 +71,8 @@ def test_a_run_that_ends_far_above_its_best_is_said_to_be_overfitted_and_shows_b
     study = load_study(tmp_path)
     assert overfitting(finished(study.runs)) == [
         "Overfitted by the last epoch (training perplexity fell on, validation perplexity rose): 2 seven (validation "
-        "131 at epoch 2, 5,012 at epoch 3; training 90.2, then 3.0). Worse at the last epoch in training and "
-        "validation: 3 wild (validation 180 at epoch 2, 900 at epoch 3; training 170, then 800)."
+        "131.00 at epoch 2, 5,012.00 at epoch 3; training 90.20, then 3.00). Worse at the last epoch in training and "
+        "validation: 3 wild (validation 180.00 at epoch 2, 900.00 at epoch 3; training 170.00, then 800.00)."
     ]
     rows = {row["name"]: row for row in read(results_table(study).to_csv())}
     assert [rows["seven"][key] for key in ("train_ppl", "val_ppl", "final_train_ppl", "final_val_ppl")] == [
@@ -254,11 +254,11 @@ def test_the_best_setting_is_named_with_its_lead_and_how_sure_that_is(tmp_path: 
 
     assert told(("a", 100.0, 1)) == ""
     single = told(("a", 100.0, 1), ("b", 110.0, 1))
-    assert "100 (1 a). Next is 110 (2 b), 0.095 nats higher. Each has one seed" in single, "ln 1.1 = 0.0953"
+    assert "100.00 (1 a). Next is 110.00 (2 b), 0.095 nats higher. Each has one seed" in single, "ln 1.1 = 0.0953"
     assert math.log(102.85 / 102.81) < 0.0005
     near = told(("a", 102.81, 1), ("b", 102.85, 1), ("c", 110.0, 1))
-    assert "103 (1 a). Next is 103 (2 b), less than 0.001 nats higher (102.85 against 102.81)." in near
+    assert "102.81 (1 a). Next is 102.85 (2 b), less than 0.001 nats higher." in near
     equal = told(("a", 100.0, 1), ("b", 100.0, 1), ("c", 110.0, 1), ("d", 100.0, 1), ("e", 101.0, 1))
-    assert equal == "Lowest validation perplexity: 100 (1 a). 2 b and 4 d reach the same."
+    assert equal == "Lowest validation perplexity: 100.00 (1 a). 2 b and 4 d reach the same."
     close = told(("a", 100.0, 1), ("a", 120.0, 2), ("b", 105.0, 1), ("b", 121.0, 2))
     assert "Their order is not clear (Welch's t test over seeds: p = 0.83)" in close
