@@ -214,7 +214,7 @@ def read_settings(manifest_table: Mapping[str, Any], *, where: str, environ: Map
     if named or exists(path):
         try:
             site = read_toml_file(path)
-            check_table("slurm", site, path.name, problems, prefix="")
+            check_table("slurm", site, str(path), problems, prefix="")
         except ManifestError as error:
             for line in error.problems:
                 problems.add(SLURM_CONFIG.name if named else "slurm site file", line)
@@ -230,7 +230,7 @@ def read_settings(manifest_table: Mapping[str, Any], *, where: str, environ: Map
         merged[key] = tuple(merged.get(key, ()))
     settings = SlurmSettings(**merged)
     # Problems that arise only from two keys together, which may be in different files.
-    places = {**{key: f"{path.name}: {key}" for key in site}, **{k: f"{where}: {_PREFIX}{k}" for k in manifest_table}}
+    places = {**{key: f"{path}: {key}" for key in site}, **{k: f"{where}: {_PREFIX}{k}" for k in manifest_table}}
     if settings.signal_before_s >= settings.timeout_min * 60:
         key = "signal_before_s" if "signal_before_s" in places else "timeout_min"
         expected = f"signal_before_s ({settings.signal_before_s}) below timeout_min ({settings.timeout_min * 60} s)"

@@ -56,7 +56,7 @@ def choose(
     name = wanted if wanted in BACKENDS else default_backend()
     kind: type[Backend] = backend_class(name)
     table = (manifest.backend if manifest else kept or {}).get(name, {})
-    where = manifest.path.name if manifest else "study.json"
+    where = str(manifest.path) if manifest else "study.json"
     # The names of the keys alone: values of env and setup may be secrets, and a launcher's output goes to a log.
     terminal.detail(f"backend: {name}; set in {where}: {', '.join(table) or 'nothing'}")
     backend = kind(replace(kind.read(table, where=where), **_settings_of(arguments, name)))

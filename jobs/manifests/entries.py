@@ -105,7 +105,7 @@ class ManifestFile:
 
     def __init__(self, raw: Mapping[str, Any], path: Path, overrides: Sequence[str]) -> None:
         """Read the plain data of the file ``path``."""
-        self.name, self.folder = path.name, path.parent
+        self.name, self.folder = str(path), path.parent
         self.problems = Problems()
         self.setting: dict[str, Any] = {}
         """Dotted key -> value that ``--set`` gives to runs. Of two overrides of one key, the later one is used."""
@@ -283,6 +283,8 @@ class ManifestFile:
             return
         if not equals or not key:
             self.problems.add(where, "expected KEY=VALUE, for example --set train.epochs=2")
+        elif inner := [one for one in SET_KEYS if one.startswith(f"{key}.")]:
+            self.problems.add(where, f'"{key}" is a table, expected one of its keys: {", ".join(inner)}')
         elif base_key(key) not in SET_KEYS and not key.startswith(("policy.", "search.")):
             self._unknown(where, key, SET_KEYS)
         else:

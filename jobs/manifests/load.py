@@ -224,8 +224,8 @@ def _resolve_all(runs: Sequence[_Run], file: ManifestFile, models: _Models) -> l
         except ConfigError as error:
             for line in error.problems:
                 key = key_of(line)
-                if entry.lists.get(key) == [] or (entry.position, key) in refused:
-                    continue  # its list is empty, which is reported already; or another draw was wrong
+                if entry.lists.get(key) == [] or (entry.position, key) in refused or _is_meant(key, entry, file):
+                    continue  # its list is empty or its name is wrong, which is reported; or another draw was wrong
                 refused |= {(entry.position, key)} if entry.kind == "sample" else set()
                 if entry.kind == "run" and has_several(key, own.get(key)):
                     line += "; lists multiply in [[grid]] and advance together in [[zip]]"
@@ -293,6 +293,12 @@ def _place(key: str, entry: Entry, own: Values, file: ManifestFile) -> str:
     if key not in own and key in file.defaults:
         return f"{file.name}: defaults"
     return f"{file.name}: {entry.label}"
+
+
+def _is_meant(key: str, entry: Entry, file: ManifestFile) -> bool:
+    """Whether a line about an unknown key of this entry, or of the defaults, suggests ``key``."""
+    places = tuple(f"{file.name}: {where}: unknown key" for where in (entry.label, "defaults"))
+    return any(line.startswith(places) and f'did you mean "{key}"' in line for line in file.problems.lines)
 
 
 def _as_written(run: _Resolved, file: ManifestFile, models: _Models) -> RunSpec | None:

@@ -90,14 +90,12 @@ def read_toml_file(path: Path) -> dict[str, Any]:
     Raises:
         ManifestError: with one line.
     """
-    place = str(path)
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
             raise ValueError(f"too large, expected at most {MAX_BYTES // 2**20} MiB")
         text = raw.decode("utf-8-sig")
-        place = path.name
         data = _read_toml(text)
         check_plain(data)
     except FileNotFoundError:
@@ -118,7 +116,7 @@ def read_toml_file(path: Path) -> dict[str, Any]:
         what = str(error)
     else:
         return data
-    raise ManifestError([one_line(f"{place}: {what}")])
+    raise ManifestError([one_line(f"{path}: {what}")])
 
 
 def check_plain(data: Any) -> None:

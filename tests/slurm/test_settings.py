@@ -37,7 +37,7 @@ def problems(folder: Path, site: str | None = None, **table: Any) -> list[str]:
         read(folder, site, **table)
     assert caught.value.exit_code == 2
     assert all(line.isprintable() for line in caught.value.problems), "each problem is one line"
-    return caught.value.problems
+    return [line.replace(f"{folder}/", "") for line in caught.value.problems]
 
 
 # -- where settings come from --------------------------------------------------------------------------------------
@@ -134,9 +134,9 @@ def test_a_manifests_table_is_checked_when_the_manifest_is_loaded(tmp_path: Path
         load_manifest(path)
     starts = [line.partition("; ")[0].partition(",")[0] for line in caught.value.problems]
     assert starts == [
-        "m.toml: backend.slurm.timeout_min: expected a positive whole number",
-        "m.toml: backend.slurm.sbatch.time: seqlm sets --time itself",
-        'm.toml: run 1: unknown key "bad" (valid: name',
+        f"{path}: backend.slurm.timeout_min: expected a positive whole number",
+        f"{path}: backend.slurm.sbatch.time: seqlm sets --time itself",
+        f'{path}: run 1: unknown key "bad" (valid: name',
     ]
 
 

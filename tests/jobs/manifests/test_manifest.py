@@ -38,7 +38,7 @@ def problems(folder: Path, text: str, *overrides: str) -> list[str]:
     with pytest.raises(ManifestError) as caught:
         load(folder, text, *overrides)
     assert all(line.isprintable() for line in caught.value.problems), "each problem is one line"
-    return caught.value.problems
+    return [line.replace(f"{folder}/", "") for line in caught.value.problems]
 
 
 def names(manifest: Manifest) -> list[str]:
@@ -86,6 +86,16 @@ def test_a_grid_multiplies_its_lists_the_last_one_turning_fastest(tmp_path: Path
     manifest = load(tmp_path, text)
     assert names(manifest)[:3] == ["g-hidden4-lr0.1-seed1", "g-hidden4-lr0.1-seed2", "g-hidden4-lr1e-5-seed1"]
     assert len(manifest.runs) == 8
+
+
+def test_a_problem_names_the_file_as_it_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    for text in (BASE + "x = 1\n", "x"):
+        (tmp_path / "sub" / "study.toml").write_text(text)
+        with pytest.raises(ManifestError) as caught:
+            load_manifest(Path("sub/study.toml"))
+        assert all(line.startswith("sub/study.toml: ") for line in caught.value.problems)
 
 
 def test_a_zip_advances_its_lists_together_and_scalars_hold_for_all(tmp_path: Path) -> None:
@@ -350,7 +360,7 @@ def test_a_file_that_is_too_large_or_refused_by_the_disk_gets_one_line(
     monkeypatch.setattr("jobs.manifests.reader.MAX_BYTES", 2**20)
     load(tmp_path, GOOD + "#" * (2**20 - len(GOOD)))
     path = tmp_path / "study.toml"
-    expected = f"{path}: too large, expected at most 1 MiB"
+    expected = "study.toml: too large, expected at most 1 MiB"
     assert problems(tmp_path, GOOD + "#" * (2**20 - len(GOOD) + 1)) == [expected]
 
     def refuse(path: Path, mode: str) -> None:

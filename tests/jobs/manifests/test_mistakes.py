@@ -127,7 +127,7 @@ def problems(folder: Path, data: Mapping[str, Any] | str, *overrides: str) -> li
     try:
         load_manifest(folder / "study.toml", overrides)
     except ManifestError as error:
-        return error.problems
+        return [line.replace(f"{folder}/", "") for line in error.problems]
     return []
 
 
@@ -391,6 +391,15 @@ BLOCKS = SENTENCES.read_text("utf-8").strip().split("\n\n")
 def test_whole_sentences(folder: Path, block: str) -> None:
     assert MARK in block
     assert sentences_of(folder, block) == block
+
+
+def test_a_key_that_is_missing_since_its_name_is_misspelt_is_no_second_mistake(folder: Path) -> None:
+    base, entry = BASE.replace(", lr = 1.0", ""), '[[run]]\nmodel.arch = "rnn"\n'
+    (line,) = problems(folder, f"{base}{entry}optim.lrate = 1\n")
+    assert 'did you mean "optim.lr"?' in line
+    (line,) = problems(folder, BASE.replace("lr = 1.0", "lrate = 1.0") + entry)
+    assert 'did you mean "optim.lr"?' in line
+    assert len(problems(folder, f"{base}{entry}optim.lrate = 1\n{entry}")) == 2, "of another run, it is"
 
 
 def test_all_mistakes_are_told_at_once_however_many(folder: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_sample_draws_arguments_and_has_one_list_of_files(tmp_path: Path) -> N
 
 def test_a_model_without_its_file_or_of_another_digest_gets_one_line(tmp_path: Path) -> None:
     assert problems(tmp_path, BASE + OWN) == [
-        f"study.toml: grid 1: model.source: {tmp_path}/model.py does not exist",
+        "study.toml: grid 1: model.source: model.py does not exist",
     ]
     write_model(tmp_path)
     (found,) = problems(tmp_path, BASE + OWN + 'model.sha256 = "00"\n')
