@@ -21,6 +21,7 @@ from jobs.launch.scheduled import ScheduledBackend
 from jobs.manifests.filters import asks_for_identity, facts_of_spec, select
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.reader import find_manifest
+from jobs.plan.capacity import with_noun
 from jobs.plan.estimate import earlier_throughput
 from jobs.plan.planned import Action, PlannedRun
 from jobs.plan.search import expected_share, search_line
@@ -34,12 +35,19 @@ from seqlm.reading import exists, is_file
 from seqlm.run_layout import study_record_file
 from seqlm.rundir import RunDirectory
 
+REFUSED = "refused"
+"""Shown in place of the action of each run of a plan that ``run`` refuses."""
+
 
 def _memory(record: Mapping[str, Any]) -> str:
     """Return the peak memory as measured, or of the tensors alone as estimated, which a process on a CPU exceeds."""
     if (measured := record["measured_memory_bytes"]) is not None:
         return terminal.memory(measured)
     return "-" if record["memory_bytes"] is None else f"{terminal.memory(record['memory_bytes'])} of tensors"
+
+
+def _shown(action: str, refused: str | None) -> str:
+    return action if action == "skip" or refused is None else REFUSED
 
 
 def _ranks(record: Mapping[str, Any]) -> int | None:
@@ -73,14 +81,20 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
     check_models(planned)
     planned = estimated(planned, earlier_throughput(arguments.runs_dir), keep_last=keep_last)
     planned = resolve_resources(planned, backend, limit)
+    refused = None
+    try:
+        check_data(planned)  # plan knows the size of a corpus that run has to read
+    except DataError as error:
+        refused = str(error)
     records = [_record(item) for item in planned]
-    show(COLUMNS, records)
+    shown = [{**one, "action": _shown(one["action"], refused)} for one in records]
+    show(COLUMNS, shown)
     changed = changes(planned, study_dir)
     for line in changed:
         terminal.tell(f"warning: {line}")
-    counts = Counter(item.action for item in planned)
-    summary = ", ".join(f"{counts[action]} {action}" for action in get_args(Action) if counts[action])
-    terminal.say(f"\n{manifest.study}: {len(planned)} runs ({summary}) in {printable(str(study_dir))}")
+    counts = Counter(one["action"] for one in shown)
+    summary = ", ".join(f"{counts[action]} {action}" for action in (*get_args(Action), REFUSED) if counts[action])
+    terminal.say(f"\n{manifest.study}: {with_noun(len(planned), 'run')} ({summary}) in {printable(str(study_dir))}")
     if manifest.excluded:
         terminal.say(f"excluded by the manifest: {', '.join(run.name for run in manifest.excluded)}")
     search, share = None, 1.0
@@ -90,7 +104,9 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
         terminal.say(search_line(manifest.search, share))
     costs = totals(planned, backend.capacity, max_parallel=limit)
     disk = f"disk {terminal.memory(costs.disk_bytes)} for checkpoints"
-    if costs.gpu_hours is None:
+    if set(counts) == {"skip"}:
+        terminal.say(f"nothing to start; {disk}")
+    elif costs.gpu_hours is None:
         terminal.say(f"{disk}; GPU hours and time are not known: {costs.unknown}")
     else:
         wall = f"{terminal.duration(costs.wall_seconds)} on {backend.where()}"
@@ -105,11 +121,7 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
         scripts = backend.scripts(planned, LaunchOptions(study_dir=study_dir, policy=manifest.policy))
         for script in scripts:
             terminal.say(f"\nwould submit:\n{script}")
-    refused = None
-    try:
-        check_data(planned)  # plan knows the size of a corpus that run has to read
-    except DataError as error:
-        refused = str(error)
+    if refused is not None:
         terminal.tell(f"error: run would refuse this: {refused}")
     data = {
         "study": manifest.study,

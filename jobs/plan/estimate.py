@@ -32,6 +32,8 @@ CHUNK_TOKENS = 1024
 needs torch and is not imported here."""
 CHECKPOINT_BYTES_PER_WORD = 18
 """Bytes per word of the vocabulary in a checkpoint: a word of 8 letters and the file format's overhead."""
+MOST_APART = 100
+"""Highest ratio of work per time step at which the FLOP/s of one run are used for another. A toy's are far lower."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,8 +190,8 @@ def seconds_estimate(config: RunConfig, vocab_size: int, tokens: int, throughput
     """Estimate the seconds of training all epochs on ``tokens`` training tokens, without validation and start-up.
 
     Uses the measured tokens per second of this configuration if it has been trained before. Else uses the FLOP/s of the
-    earlier run of this architecture whose work per time step (FLOPs per token times batch) is closest. Returns ``None``
-    if there is neither.
+    earlier run of this architecture whose work per time step (FLOPs per token times batch) is closest, at most
+    ``MOST_APART`` times as much or as little. Returns ``None`` if there is neither.
     """
     train, speed = config.train, throughput.by_fingerprint.get(config.fingerprint())
     relatives = [] if speed else throughput.relatives(config.model.kind, config.data, vocab_size)
@@ -198,7 +200,8 @@ def seconds_estimate(config: RunConfig, vocab_size: int, tokens: int, throughput
         work = flops * train.batch_size
         place = bisect.bisect_left(relatives, (work, 0.0))
         neighbours = relatives[max(0, place - 1) : place + 1]
-        speed = min((abs(math.log(other / work)), per_second) for other, per_second in neighbours)[1] / flops
+        apart, per_second = min((abs(math.log(other / work)), per_second) for other, per_second in neighbours)
+        speed = per_second / flops if apart <= math.log(MOST_APART) else None
     if not speed:
         return None
     return train.epochs * training_tokens_per_epoch(tokens, train.batch_size, train.seq_len) / speed

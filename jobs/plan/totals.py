@@ -39,7 +39,7 @@ def totals(planned: Sequence[PlannedRun], capacity: Callable[[], Capacity], *, m
     reason = None
     if unknown:
         archs = " or ".join(dict.fromkeys(spec.config.model.kind for spec in unknown))
-        reason = f"no {archs} on such a text has been trained here yet"
+        reason = f"no {archs} of about this size has been trained here on such a text yet"
         if not all(isinstance(spec.config.model, CustomConfig) for spec in unknown):
             reason += "; `doctor --calibrate` measures its speed"
     gpu_seconds = sum(

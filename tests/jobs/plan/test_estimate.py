@@ -183,6 +183,13 @@ def test_of_many_relatives_the_closest_is_asked_and_of_equals_the_slowest() -> N
         assert seconds_estimate(wanted, VOCAB, 24, known) == pytest.approx(40 * flops / min(candidates)[1])
 
 
+def test_a_toy_says_nothing_of_a_model_with_a_thousand_times_its_work() -> None:
+    known = Throughput(by_arch={"rnn": ((config(), 10.0),)})
+    large = config({**MODELS[0], "hidden_size": 300, "embedding_size": 300})
+    assert flops_per_token(large, VOCAB) > 1000 * flops_per_token(config(), VOCAB)
+    assert seconds_estimate(large, VOCAB, 24, known) is None
+
+
 def test_the_vocabulary_of_a_relative_on_another_text_is_its_own() -> None:
     other = config(corpus={"corpus": "pydoc", "vocab_size": 500})
     known = Throughput(by_arch={"rnn": ((other, 10.0),)})
