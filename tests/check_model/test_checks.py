@@ -134,6 +134,13 @@ def test_the_examples_pass_on_two_ranks_too(folder: str, source: str, config: di
     assert "two ranks: two ranks take the step of one" in lines(found, "ok")
 
 
+@pytest.mark.process
+def test_a_model_whose_step_differs_on_two_ranks_alone_is_refused(tmp_path: Path) -> None:
+    write_model(tmp_path, ("# hidden", "h = h * (1 + torch.distributed.is_initialized())"))
+    (found,) = lines(answer(tmp_path, ranks=True))
+    assert found.startswith("two ranks: two ranks are not one: the gradient by ")
+
+
 BROKEN = {
     "missing file": (None, {}, "import: model.source: {folder}/model.py does not exist"),
     "syntax": (

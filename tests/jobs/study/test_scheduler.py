@@ -47,6 +47,8 @@ NO_ACCOUNTING = "Slurm accounting storage is disabled"
         ("PENDING", "ReqNodeNotAvail", "queued", None, "SLURM reports ReqNodeNotAvail"),
         ("RUNNING", "None", "running", None, ""),
         ("COMPLETING", "None", "running", None, ""),
+        ("REQUEUE_HOLD", "JobHeldUser", "queued", None, "held by its user"),
+        ("SUSPENDED", "None", "running", None, "suspended: SLURM has stopped its processes for a while"),
         ("CANCELLED by 1000", "", "ended", "cancelled", "cancelled by scancel"),
         ("CANCELLED+", "", "ended", "cancelled", "cancelled by scancel"),
         ("TIMEOUT", "", "ended", "timeout", "SLURM reports TIMEOUT"),
