@@ -10,12 +10,13 @@ runs the files. Standard library alone.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from seqlm.architectures import CustomConfig
-from seqlm.errors import FileError, ModelError, UsageError
+from seqlm.errors import FileError, ModelError, UsageError, nearest
 from seqlm.files import file_sha256, make_directory, remove, replacing
 from seqlm.reading import below, is_file, is_link, read_bytes
 
@@ -63,7 +64,8 @@ def read_model_files(config: CustomConfig, folder: Path) -> ModelFiles:
     """Read the files of a model below ``folder``: that of the manifest, or the one that a run keeps.
 
     Raises:
-        ModelError: a file does not exist, is too large, or the files are not those of ``config.sha256``.
+        ModelError: a file does not exist or is too large, the first one does not mention the class, or the files are
+            not those of ``config.sha256``.
         FileError: a file cannot be read.
     """
     contents = {}
@@ -80,6 +82,10 @@ def read_model_files(config: CustomConfig, folder: Path) -> ModelFiles:
         except OSError as error:
             raise FileError.from_os_error("read", path, error) from None
     files = ModelFiles(contents=contents)
+    text = contents[config.file].decode("utf-8", "replace")
+    if not re.search(rf"\b{config.class_name}\b|\bimport \*", text):  # the file itself is not run here
+        hint = nearest(config.class_name, re.findall(r"^class (\w+)", text, re.M))
+        raise ModelError(f"model.source: {config.file} has no class {config.class_name}{hint}")
     if config.sha256 not in (None, files.sha256):
         names = ", ".join(contents)
         raise ModelError(

@@ -164,7 +164,9 @@ def test_a_run_whose_folder_was_deleted_is_pending_until_it_runs_again(study: St
     assert states(ask)[gru.id] == ("done", None)
 
 
-def test_a_failed_canary_is_the_reason_of_the_runs_that_wait_and_logs_show_its_log(study: Study, ask: Ask) -> None:
+def test_a_failed_canary_is_the_reason_of_the_runs_that_wait_and_logs_show_its_log(
+    study: Study, ask: Ask, capsys: pytest.CaptureFixture[str]
+) -> None:
     manifest = use_broken_model(study)
     gru = """
 [[run]]
@@ -178,6 +180,8 @@ model = { arch = "gru", hidden_size = 8, num_layers = 1, embedding_size = 8 }
         assert state == "pending"
         assert "canary" in str(reason)
         assert "broken" in str(reason)
+    assert launch.main(["status", "small"]) == 0
+    assert re.findall("broken|as above", capsys.readouterr().out) == ["broken", "as above"], "said once"
     records = ask("logs", "small")[1]["runs"]
     assert any("broken" in line for line in records[0]["stderr"]), "of its canary"
     assert ask("run", "small.toml", "--no-canary", "--only", "arch=gru")[0] == 0

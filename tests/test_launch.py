@@ -203,7 +203,7 @@ def test_a_run_killed_while_it_is_extended_and_launched_again_ends_as_if_trained
     assert trial.returncode == 0, trial.stderr
     (run,) = study.runs()
     assert (epochs_of(run), study.states()) == ([0], {"rnn-adam": "done"})
-    assert re.search(r"extend 1 -> 12 .*\n\nsmall: 1 runs \(1 extend\)", study("plan", "small.toml").stdout)
+    assert re.search(r"extend 1 -> 12 .*\n\nsmall: 1 run \(1 extend\)", study("plan", "small.toml").stdout)
     launcher = study.start("run", "small.toml", "--retries", "0")
     wait_for(study.epochs, "two epochs of the run", until=lambda epochs: epochs and len(epochs[0]) >= 2)
     os.kill(worker_pid(run), signal.SIGKILL)
@@ -476,11 +476,20 @@ def pretend_earlier_run(study: Study, data: dict[str, Any], **record: Any) -> No
     run.metrics_file.write_text(json.dumps({"epoch": 0, "val_ppl": 1.0, **record}) + "\n")
 
 
+def test_plan_of_a_study_with_nothing_to_start_claims_no_time(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    (planned,) = plan_of(capsys)["runs"]
+    run = RunDirectory(Path(planned["directory"]))
+    run.create(RunConfig.from_dict(planned["config"]), {})
+    run.result_file.write_text("{}")
+    assert launch.main(["plan", "small.toml"]) == 0
+    assert re.search(r"1 run \(1 skip\) in .*\nnothing to start; disk .* for checkpoints\n$", capsys.readouterr().out)
+
+
 def test_plan_adds_up_time_on_the_clock_and_disk(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     unknown = plan_of(capsys)
     assert unknown["totals"]["wall_seconds"] is None
     assert unknown["totals"]["gpu_hours"] is None
-    assert "no rnn on such a text has been trained here yet" in unknown["totals"]["unknown"]
+    assert "no rnn of about this size has been trained here on such a text yet" in unknown["totals"]["unknown"]
     pretend_earlier_run(study, unknown, train_tokens_per_second=100.0, peak_memory_bytes=3 * 2**30)
     found = plan_of(capsys)
     (run,) = found["runs"]
@@ -551,6 +560,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         (["run", "none.toml"], "none.toml: no such file"),
         (["run", "text"], "text"),
         (["run", "small.toml", "--set", "optim.lrate=1"], "did you mean"),
+        (["run", "small.toml", "--set", "optim=3"], '"optim" is a table, expected one of its keys: optim.optimizer, '),
         (["run", "small.toml", "--set", "optim.lr=-1"], "optim.lr: expected a positive finite number, got -1"),
         (["run", "small.toml", "--set", "model.arch=lstm"], "lstm"),
         (
@@ -869,5 +879,9 @@ def test_plan_refuses_a_text_that_is_too_short_as_run_does(study: Study, capsys:
     code, error = answer_of(capsys, "plan", *large)
     assert code == 2
     assert error.splitlines()[-1] == "error: run would refuse this: " + answer_of(capsys, "run", *large)[1][7:]
+    assert launch.main(["plan", *large]) == 2
+    printed = capsys.readouterr().out
+    assert "small: 1 run (1 refused)" in printed
+    assert "start" not in printed, "its table looks like no good plan"
     assert launch.main(["plan", "small.toml", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["data"]["refused"] is None

@@ -103,6 +103,27 @@ def test_the_examples_train_and_stand_in_the_report(folder: Path, capsys: pytest
     assert len(runs_in(folder / "runs" / "own")) == 4, "the first one keeps its file"
 
 
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ("none.py:LSTM", "model.source: none.py does not exist"),
+        ("lstm.py:Lstm2", 'model.source: lstm.py has no class Lstm2; did you mean "LSTM"?'),
+    ],
+)
+def test_a_file_or_class_that_is_not_there_is_refused_at_once(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, source: str, line: str
+) -> None:
+    monkeypatch.setattr("jobs.launch.own_models.subprocess.run", lambda *_, **__: pytest.fail("starts a process"))
+    code, error, _ = ask(capsys, "check-model", source)
+    assert (code, error["message"]) == (2, line)
+    text = (folder / "own.toml").read_text().replace("lstm.py:LSTM", source)
+    (folder / "own.toml").write_text(text)
+    code, error, _ = ask(capsys, "run", "own.toml", "--backend", "local")
+    assert code == 2
+    assert line.rpartition("none.py")[2] in error["message"]
+    assert not (folder / "runs").exists()
+
+
 def test_a_model_that_breaks_the_contract_starts_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_model(folder, ("# hidden", "h = h + h.flip(0)"), name="lstm.py")
     (folder / "lstm.py").write_text((folder / "lstm.py").read_text().replace("class Model", "class LSTM"))
@@ -111,7 +132,8 @@ def test_a_model_that_breaks_the_contract_starts_nothing(folder: Path, capsys: p
     line = error["message"].splitlines()[0]
     assert code == 2
     assert line.startswith("LSTM-adam: model.arguments: LSTM cannot be made with"), line
-    code, error, _ = ask(capsys, "check-model", "lstm.py:LSTM")
+    code, error, err = ask(capsys, "check-model", "lstm.py:LSTM")
     assert code == 2
+    assert err.splitlines()[0].startswith("testing lstm.py:LSTM ")
     assert "causality" in [one["subject"] for one in error["findings"] if one["level"] == "bad"]
     assert not list(folder.glob("runs/own/*/config.json"))

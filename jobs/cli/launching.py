@@ -26,7 +26,7 @@ from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import find_data
 from jobs.plan.record import kept_manifest, kept_policy, kept_search, kept_untracked, record_of
 from jobs.spec import RunSpec
-from jobs.study.folder import find_study, is_behaviour_study, observe_study
+from jobs.study.folder import find_study, is_behaviour_study, observe_study, study_name
 from jobs.study.kept_code import distrust
 from seqlm.errors import SeqlmError, UsageError
 from seqlm.rundir import Observation
@@ -74,7 +74,8 @@ def retry(arguments: Arguments) -> tuple[Any, int]:
         what = "was stopped" if arguments.kind == ("stopped",) else "has failed or was cancelled"
         stopped = "stopped" not in arguments.kind and any(one.observation.state == "stopped" for one in runs)
         hint = "; --kind stopped lets runs go on that a search stopped" if stopped else ""
-        terminal.say(f"nothing to retry: no such run {what}{hint}")
+        such = " such" if arguments.only or arguments.exclude else ""
+        terminal.say(f"nothing to retry: no{such} run {what}{hint}")
         return {"study": study_dir.name, "runs": [one.to_dict() for one in runs]}, 0
     specs = [one.to_spec() for one in chosen]
     for line in edited_models(specs, kept_manifest(study_dir)):
@@ -139,6 +140,7 @@ def train(arguments: Arguments, specs: Sequence[RunSpec], options: LaunchOptions
     if arguments.report:
         if arguments.behaviour is not False:
             compute_missing_behaviour(study_dir, asked=arguments.behaviour is True)
+        _tell_report([study_dir])
         terminal.say(f"report: {write_report([study_dir], None)}")
     bad = ("failed", "cancelled", "pending")  # pending: its job is gone, or it waits for the budget
     return data, _exit_code([one for one in data["runs"] if one["state"] in bad])
@@ -162,6 +164,7 @@ def report(arguments: Arguments) -> tuple[Any, int]:
     study_dirs = [find_study(name, arguments.runs_dir) for name in arguments.studies]
     if arguments.watch:
         _watch_report(study_dirs, arguments.output)
+    _tell_report(study_dirs)
     from analysis.report import folder_of  # pandas and matplotlib, which the report needs anyway
 
     folder_of(*study_dirs, output=arguments.output)  # refused before anything is computed
@@ -172,6 +175,11 @@ def report(arguments: Arguments) -> tuple[Any, int]:
     terminal.say(str(page))
     names = [study_dir.name for study_dir in study_dirs]
     return {"study": names[0], "studies": names, "report": str(page), "behaviour": behaviour}, 0
+
+
+def _tell_report(study_dirs: Sequence[Path]) -> None:
+    """Say what is written, before the seconds that the report's libraries take to load."""
+    terminal.tell(f"writing the report of {', '.join(map(study_name, study_dirs))}")
 
 
 def _watch_report(study_dirs: Sequence[Path], output: Path | None) -> None:

@@ -101,7 +101,8 @@ def cancel(arguments: Arguments) -> tuple[Any, int]:
         else:
             terminal.tell(f"error: {one.observed.name}: {one.problem}")
     if not marked:
-        terminal.say("nothing to cancel: every such run is over")
+        such = " such" if arguments.only or arguments.exclude else ""
+        terminal.say(f"nothing to cancel: every{such} run is over")
     after = observe_study(study_dir)
     if marked and not any(run.observation.state in ("queued", "running") for run in after):
         # Its launcher is about to exit; a `retry` now must not find the study locked.

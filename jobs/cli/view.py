@@ -29,6 +29,8 @@ STATES: tuple[State, ...] = ("running", "failed", "cancelled", "queued", "done",
 """Most urgent first, the order of display."""
 WARM_STEPS = 5
 """Steps of an epoch after which its speed is compared with the estimate: the first of a process are slower."""
+LONG_REASON = 60
+"""Letters above which a reason that several runs share is shown once."""
 SLOW_SHARE = 1 / 3
 """Share of its estimated speed below which a run counts as several times slower."""
 
@@ -279,7 +281,7 @@ def say_status(runs: Sequence[ObservedRun], study_dir: Path) -> dict[str, Any]:
     views = [view_of(run, measured=is_live) for run in runs]
     study = StudyView(name=study_dir.name, runs=tuple(compared(views) if is_live else views))
     budget, left = KeptBudget(study_dir), study.seconds_left
-    show(STATUS, study.runs)
+    show(STATUS, _each_reason_once(study.runs))
     for line in (None if left is None else f"about {terminal.duration(left)} left", study.slow_line, budget.line()):
         if line is not None:
             terminal.say(line)
@@ -288,6 +290,15 @@ def say_status(runs: Sequence[ObservedRun], study_dir: Path) -> dict[str, Any]:
         for run, view, differs in zip(runs, study.runs, what_differs(runs), strict=True)
     ]
     return {"study": study.name, "runs": records, "seconds_left": left, "budget": budget.to_dict()}
+
+
+def _each_reason_once(runs: Sequence[RunView]) -> list[RunView]:
+    """Return the runs with "as above" for a long reason that the run before has too, such as that of a canary."""
+    reasons = [run.reason for run in runs]
+    return [
+        replace(run, reason="as above") if run.reason == before and len(before or "") > LONG_REASON else run
+        for run, before in zip(runs, [None, *reasons], strict=False)
+    ]
 
 
 def what_differs(runs: Sequence[ObservedRun]) -> list[dict[str, Any]]:

@@ -47,7 +47,6 @@ def check_models(planned: Iterable[PlannedRun], study_dir: Path | None = None) -
     if torch_version() is None:
         terminal.tell("warning: your own models are not tested before they start, since torch is not installed here")
         return
-    terminal.tell(f"testing {', '.join(dict.fromkeys(model.source for model, _, _ in todo))} first")
     requests = []
     for (model, vocab_size, seq_len), item in todo.items():
         assert item.spec.model_files is not None, "a run with the user's own model has its files"
@@ -93,6 +92,8 @@ def ask(requests: Sequence[tuple[CustomConfig, ModelFiles, int, int]], *, ranks:
     Raises:
         ModelError: the process ended without an answer, as a file does that exits when it is imported.
     """
+    names = ", ".join(dict.fromkeys(config.source for config, *_ in requests))
+    terminal.tell(f"testing {names} on small windows; on a busy machine this takes a minute")
     with tempfile.TemporaryDirectory(prefix="seqlm-models-") as name:
         folder = Path(name)
         models = []

@@ -40,6 +40,7 @@ from seqlm.training.distributed import Rank, abort_group, leave_group
 from seqlm.training.failure import describe_failure, failure_text, tell
 
 STOPPED = "stopped; run again to resume"
+CANCELLED = "cancelled; `retry` resumes it"
 
 
 class StopRequested(Exception):  # noqa: N818 -- not an error: somebody asked this run to stop
@@ -158,7 +159,10 @@ def _as_owner(
 
 
 def _stopped(run: RunDirectory, rank: Rank, attempt: int, guard: Guard) -> int:
-    tell(STOPPED)
+    is_cancelled = False
+    with contextlib.suppress(FileError):
+        is_cancelled = run.is_cancelled()
+    tell(CANCELLED if is_cancelled else STOPPED)
     _write_end(run, rank, attempt, {"outcome": "interrupted"}, guard)
     return EXIT_STOPPED
 

@@ -23,6 +23,7 @@ from seqlm.rundir import RunDirectory
 from seqlm.training import attempt, distributed, worker
 from seqlm.training.distributed import Rank, process_group
 from seqlm.training.trainer import Trainer
+from tests.cancelling import cancel
 from tests.facts import failure_of
 from tests.training.studies import make_config, make_run, write_text
 
@@ -90,6 +91,24 @@ def test_however_an_attempt_ends_its_worker_leaves_when_it_began_and_when_that_w
     assert TIME.fullmatch(end_record["ended_at"])
     assert start["started_at"] <= end_record["ended_at"]
     assert start["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize(("is_cancelled", "line"), [(False, attempt.STOPPED), (True, attempt.CANCELLED)])
+def test_the_log_of_a_stopped_run_says_whether_it_was_cancelled(
+    run: RunDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    is_cancelled: bool,
+    line: str,
+) -> None:
+    def stop_as_asked() -> None:
+        if is_cancelled:
+            cancel(run)
+        stop()
+
+    ended_by(monkeypatch, stop_as_asked)
+    assert worker.main([str(run.path)]) == EXIT_STOPPED
+    assert capsys.readouterr().err.splitlines()[-1] == line
 
 
 def test_a_worker_that_cannot_record_its_failure_ends_as_one_whose_disk_failed(

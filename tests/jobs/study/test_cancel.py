@@ -80,6 +80,16 @@ def test_finished_runs_are_left_alone_and_waiting_ones_are_marked(tmp_path: Path
     assert waiting.observe().state == "cancelled"
 
 
+@pytest.mark.parametrize(("words", "which"), [((), "run"), (("--only", "name=run1"), "such run")])
+def test_of_finished_runs_there_is_nothing_to_cancel(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], which: str
+) -> None:
+    for run in make_study(tmp_path / "s", 1, 2):
+        write_json(run.result_file, {})
+    assert launch.main(["cancel", str(tmp_path / "s"), *words]) == 0
+    assert capsys.readouterr().out == f"nothing to cancel: every {which} is over\n"
+
+
 def test_every_run_is_marked_before_any_is_waited_for_and_all_are_waited_for_together(
     tmp_path: Path, clock: Clock
 ) -> None:
