@@ -534,6 +534,7 @@ class RunDirectory(RunLayout):
             failure=self._failure(end, newest, first) if end and not has_owner else None,
             stranger=stranger,
             has_attempt=bool(attempts),
+            has_begun=bool(attempts) and attempts[-1] >= first,
             epochs=epochs,
         )
 

@@ -50,6 +50,8 @@ class Facts:
     stranger: str | None = None
     """Why no worker can start: a process that is no worker holds the lock."""
     has_attempt: bool = False
+    has_begun: bool = False
+    """Whether an attempt has begun that the newest request is about."""
     epochs: int = 0
     """Finished epochs, as the metrics have them."""
 
@@ -122,6 +124,13 @@ def _failure(case: Case) -> Failure:
 def _of_failure(case: Case) -> RunState:
     found = _failure(case)
     return _failed(found.kind, found.message, is_final=found.is_final)
+
+
+def _ended(case: Case) -> RunState:
+    """A job that had begun to follow its workers records what goes wrong, unless it is killed or cannot write."""
+    kind = case.view.kind or "code"
+    kind = "node" if kind == "code" and case.facts.has_begun else kind
+    return _failed(kind, case.view.reason, is_final=kind not in RETRIED)
 
 
 def _cancelled(case: Case) -> RunState:
@@ -223,9 +232,9 @@ ROWS = (
     Row(
         "its job ended in another way than well, and wrote nothing",
         "failed",
-        "what the scheduler reports",
+        "what the scheduler reports; `node` if an attempt had begun",
         lambda case: case.view.kind,
-        lambda case: _failed(case.view.kind or "code", case.view.reason, is_final=case.view.kind not in RETRIED),
+        _ended,
     ),
     Row(
         "a process that is no worker holds its lock",

@@ -157,9 +157,8 @@ def read_sacct(text: str) -> dict[str, View]:
 
 def job_state(state: str, reason: str = "") -> View:
     """Return a job's state from SLURM's state and reason, such as ``PENDING`` and ``Resources``."""
-    word = state.split()[0].rstrip("+") if state else "UNKNOWN"
+    word, plain = state.split()[0].rstrip("+") if state else "UNKNOWN", reason.strip("() ")
     if word in _QUEUED:
-        plain = reason.strip("() ")
         known = _REASONS.get(plain, f"SLURM reports {plain}" if plain not in ("", "None") else "about to start")
         return View(stage="queued", reason=known)
     if word in _RUNNING:
@@ -167,8 +166,11 @@ def job_state(state: str, reason: str = "") -> View:
         return View(stage="running", reason=suspended if word in _SUSPENDED else "")
     if word == "COMPLETED":
         return View(stage="ended", reason="its job ended without writing a result; see its logs")
-    kind = _KINDS.get(word, "code")
-    text = "cancelled by scancel" if kind == "cancelled" else f"SLURM reports {word}"
+    text, kind = f"SLURM reports {word}", _KINDS.get(word, "code")
+    if kind == "cancelled":
+        text = "cancelled by scancel"
+    elif plain.startswith("RaisedSignal"):  # 53: the node could not write the job's log
+        text, kind = f"{text} ({plain.partition('(')[0]})", _KINDS.get(word, "node")
     return View(stage="ended", reason=text, kind=kind)
 
 

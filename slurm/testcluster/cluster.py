@@ -127,11 +127,6 @@ class LoopbackCluster:
             raise BackendError(f"{' '.join(argv)}: {(done.stderr or done.stdout).strip()}")
         return done
 
-    def node_states(self) -> dict[str, str]:
-        """Return the state of each node, such as idle, mixed, allocated or down*."""
-        lines = self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T").stdout.split("\n")
-        return dict(line.split(maxsplit=1) for line in lines if line.strip())
-
     # -- failures ------------------------------------------------------------------------------------------------
 
     def kill_node(self, index: int, *, with_jobs: bool = False) -> None:

@@ -20,8 +20,9 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests.chaos.disk import Disk, may_mount
-from tests.chaos.faults import ALL, NEED_ROOT
+from tests.chaos.faults import ALL, NEED_ROOT, ON_SLURM
 from tests.chaos.loop import Loop, Outcome
 from tests.chaos.quiet import quiet_study
 from tests.chaos.study import Lab
@@ -36,7 +37,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of an earlier run")
     parser.add_argument("--faults", type=int, metavar="N", help="stop after N accidents instead")
     parser.add_argument("--every", type=float, default=6, metavar="SECONDS", help="mean time between two (default: 6)")
-    kinds = [kind.__name__ for kind in ALL]
+    parser.add_argument(
+        "--backend", choices=("local", "ray", "slurm"), default="local", help="slurm: a test cluster (default: local)"
+    )
+    kinds = list(dict.fromkeys(kind.__name__ for kind in (*ALL, *ON_SLURM)))
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, metavar="KIND", help="these alone")
     parser.add_argument("--short", action="store_true", help="three small runs instead of twelve")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found there")
@@ -47,7 +51,32 @@ def main(argv: list[str]) -> int:
     print(f"seed {options.seed}, in {folder}", flush=True)
     started = time.monotonic()
     epochs, lines, step_seconds = (3, 400, 0.04) if options.short else (8, 2000, 0.0)  # the short one waits for faults
-    lab = Lab.create(folder, few=options.short, epochs=epochs, lines=lines)
+    cluster = LoopbackCluster(ClusterOptions(nodes=2, cpus=4, gpus=0)) if options.backend == "slurm" else None
+    if cluster is not None:
+        cluster.start()
+    try:
+        return _disturb(options, folder, started, (epochs, lines, step_seconds), cluster)
+    finally:
+        if cluster is not None:
+            cluster.close()
+
+
+def _disturb(
+    options: argparse.Namespace,
+    folder: Path,
+    started: float,
+    sizes: tuple[int, int, float],
+    cluster: LoopbackCluster | None,
+) -> int:
+    epochs, lines, step_seconds = sizes
+    lab = Lab.create(
+        folder,
+        few=options.short,
+        epochs=epochs,
+        lines=lines,
+        backend=options.backend,
+        variables={} if cluster is None else cluster.env,
+    )
     quiet = quiet_study(lab, epochs)
     quiet_seconds = time.monotonic() - started
     print(
@@ -60,7 +89,11 @@ def main(argv: list[str]) -> int:
         lab,
         quiet,
         disk,
-        kinds=tuple(kind for kind in ALL if kind.__name__ in options.kinds and (disk or kind not in NEED_ROOT)),
+        kinds=tuple(
+            kind
+            for kind in (ALL if cluster is None else ON_SLURM)
+            if kind.__name__ in options.kinds and (disk or kind not in NEED_ROOT)
+        ),
         seed=options.seed,
         minutes=options.minutes,
         mean_seconds=options.every,

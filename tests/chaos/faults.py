@@ -331,9 +331,44 @@ class FailingRun(Fault):
         return {"failing": self._failing}
 
 
+@final
+class KillJob(Fault):
+    """SIGKILL of the process of a SLURM job that follows the job's workers."""
+
+    def happen(self, scene: Scene) -> str | None:
+        jobs = [process for process in processes(scene.study.folder) if process.is_job]
+        if not jobs:
+            return None
+        job = jobs[int(scene.draw() * len(jobs))]
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(job.pid, signal.SIGKILL)
+        return f"pid {job.pid}"
+
+
+@final
+class Requeue(Fault):
+    """``scontrol requeue`` of a job that runs, as by an administrator."""
+
+    def happen(self, scene: Scene) -> str | None:
+        def ask(*argv: str) -> list[str]:
+            env = scene.study.lab.env()
+            return subprocess.run(argv, env=env, capture_output=True, text=True, check=False).stdout.split()
+
+        if not (jobs := ask("squeue", "-h", "-t", "R", "-o", "%i")):
+            return None
+        job = jobs[int(scene.draw() * len(jobs))]
+        ask("scontrol", "requeue", job)
+        return f"job {job}"
+
+
 ALL: tuple[type[Fault], ...] = (
     *(KillWorker, KillRank, TerminateWorker, KillLauncher, InterruptLauncher, StopRank),
     *(PowerCut, DiskFull, ReadOnly, ClockBack, LateListing),
     *(LateRename, SlowFiles, StaleFiles, QuotaAtClose, FailingRun),
 )
+ON_SLURM: tuple[type[Fault], ...] = (
+    *(KillWorker, KillRank, TerminateWorker, KillLauncher, InterruptLauncher, StopRank),
+    *(DiskFull, ReadOnly, SlowFiles, StaleFiles, QuotaAtClose, FailingRun, KillJob, Requeue),
+)
+"""After a power cut, other jobs start while files are torn: no file of theirs would be safe from that."""
 NEED_ROOT: tuple[type[Fault], ...] = (DiskFull, ReadOnly)

@@ -7,8 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -90,7 +90,8 @@ class Study:
 
     def start(self, output: IO[bytes], *words: str, **variables: str) -> subprocess.Popen[bytes]:
         """``launch.py run``, with more words and variables; it waits for the runs, as one in a terminal does."""
-        options = ["--backend", "local", "--no-canary", "--runs-dir", str(self.runs_dir)]
+        options = ["--backend", self.lab.backend, "--runs-dir", str(self.runs_dir)]
+        options += [] if self.lab.backend == "slurm" else ["--no-canary"]  # there are none there
         argv = [sys.executable, str(ROOT / "launch.py"), "run", str(self.lab.manifest), *options, *words]
         env = {**self.lab.env(), **variables}
         return warm.Popen(argv, cwd=self.lab.folder, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
@@ -101,10 +102,22 @@ class Lab:
     """A folder with the manifest, its text, and what every process of the studies in it loads (``shim``)."""
 
     folder: Path
+    backend: str = "local"
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Those by which SLURM's commands find the test cluster."""
 
     @classmethod
-    def create(cls, folder: Path, *, few: bool, epochs: int, lines: int) -> Lab:
-        lab = cls(folder)
+    def create(
+        cls,
+        folder: Path,
+        *,
+        few: bool,
+        epochs: int,
+        lines: int,
+        backend: str = "local",
+        variables: Mapping[str, str] | None = None,
+    ) -> Lab:
+        lab = cls(folder, backend, variables or {})
         write_text(folder / "text", train_lines=lines)
         runs = [
             RUN.format(arch=arch, optimizer=optimizer, seed=seed, ranks=ranks, lr=LR[optimizer])
@@ -126,7 +139,8 @@ class Lab:
 
     def env(self) -> dict[str, str]:
         """Of launchers, and so of their workers."""
-        env = {name: value for name, value in os.environ.items() if not name.startswith("SEQLM_")}
+        found = {**os.environ, **self.variables}
+        env = {name: value for name, value in found.items() if not name.startswith("SEQLM_")}
         # A rank whose launcher and whose peer are gone waits so long for the peer, and nobody else ends it.
         waits = {"SEQLM_COLLECTIVE_MINUTES": "0.5"}
         path = os.pathsep.join([str(self.shim), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -160,6 +174,11 @@ class Process:
     @property
     def is_worker(self) -> bool:
         return "seqlm.training.worker" in self.words
+
+    @property
+    def is_job(self) -> bool:
+        """Whether it is a job of SLURM that follows workers."""
+        return "slurm.job" in self.words and "srun" not in Path(self.words[0]).name
 
     @property
     def run_dir(self) -> Path:

@@ -55,7 +55,8 @@ NO_ACCOUNTING = "Slurm accounting storage is disabled"
         ("NODE_FAIL", "", "ended", "node", "SLURM reports NODE_FAIL"),
         ("OUT_OF_MEMORY", "", "ended", "oom", "SLURM reports OUT_OF_MEMORY"),
         ("PREEMPTED", "", "ended", "preempted", "SLURM reports PREEMPTED"),
-        ("FAILED", "", "ended", "code", "SLURM reports FAILED"),
+        ("FAILED", "NonZeroExitCode", "ended", "code", "SLURM reports FAILED"),
+        ("FAILED", "RaisedSignal:53(Real-time_signal_19)", "ended", "node", "SLURM reports FAILED (RaisedSignal:53)"),
         ("COMPLETED", "", "ended", None, "its job ended without writing a result; see its logs"),
     ],
 )
