@@ -29,65 +29,57 @@ def refusal(path: Path) -> str:
     return message
 
 
-def test_a_path_that_is_not_there(tmp_path):
+def folder_of(path: Path, *names: str) -> Path:
+    path.mkdir()
+    for name in names:
+        if name.endswith("/"):
+            (path / name).mkdir()
+        elif name.endswith("|"):
+            os.mkfifo(path / name[:-1])
+        else:
+            (path / name).write_text("a b\n")
+    return path
+
+
+PTB = tuple(f"ptb.{name}" for name in FILES)
+FOLDERS = {  # what lies in a folder; a name may end with / for a folder and | for a pipe
+    (): "holds no text of a corpus; expected ptb.train.txt",
+    ("train.txt",): "has no valid.txt and no test.txt beside train.txt",
+    (*PTB, *FILES): "files of two namings (ptb.train.txt, ptb.valid.txt, ptb.test.txt, train.txt, valid.txt, test.txt)",
+    ("ptb.train.txt/", *PTB[1:]): "ptb.train.txt is a folder; expected a text file",
+    ("train.txt|", "valid.txt", "test.txt"): "train.txt is no regular file; expected a text file",
+}
+ZIPS: list[tuple[dict[str, str], str]] = [
+    (
+        FILES | {f"copy/{name}": "a" for name in FILES},
+        "holds train.txt more than once (copy/train.txt, train.txt)",
+    ),
+    (FILES | {f"copy/ptb.{name}": "a" for name in FILES}, "files of two namings"),
+    ({"train.txt/": "", "valid.txt": "a\n", "test.txt": "b\n"}, "is a folder"),
+]
+
+
+@pytest.mark.parametrize(("names", "line"), FOLDERS.items())
+def test_a_folder_that_is_no_corpus(tmp_path, names, line):
+    assert line in refusal(folder_of(tmp_path / "corpus", *names))
+
+
+@pytest.mark.parametrize(("files", "line"), ZIPS)
+def test_a_zip_that_is_no_corpus(tmp_path, files, line):
+    assert line in refusal(zip_of(tmp_path / "c.zip", files))
+
+
+def test_what_is_neither_a_folder_nor_a_zip(tmp_path):
+    folder = folder_of(tmp_path / "corpus", "train.txt", "pipe|")
     assert "nowhere does not exist; expected a folder or a zip file with ptb.train.txt" in refusal(tmp_path / "nowhere")
-    (tmp_path / "file").touch()
-    assert "does not exist" in refusal(tmp_path / "file" / "below")
-
-
-def test_a_text_file_in_place_of_its_folder(tmp_path):
-    (tmp_path / "train.txt").write_text("a b\n")
-    assert "train.txt is no zip file, or a damaged one; expected a folder or a zip" in refusal(tmp_path / "train.txt")
-
-
-def test_something_that_is_neither_file_nor_folder(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    assert "is neither a folder nor a zip file" in refusal(tmp_path / "pipe")
-
-
-def test_a_folder_without_any_of_the_files(tmp_path):
-    assert "holds no text of a corpus; expected ptb.train.txt" in refusal(tmp_path)
+    assert "does not exist" in refusal(folder / "train.txt" / "below")
+    assert "train.txt is no zip file, or a damaged one; expected a folder or a zip" in refusal(folder / "train.txt")
+    assert "is neither a folder nor a zip file" in refusal(folder / "pipe")
 
 
 def test_a_folder_that_holds_only_the_zip_file_names_it(tmp_path):
     path = zip_of(tmp_path / "ptb.zip", FILES)
     assert refusal(tmp_path).endswith(f"pass {path} itself")
-
-
-def test_a_missing_split_is_named_beside_what_was_found(write_texts):
-    assert "has no valid.txt and no test.txt beside train.txt" in refusal(write_texts(valid=None, test=None))
-
-
-def test_both_namings_at_once(write_texts):
-    write_texts()
-    assert "files of two namings (ptb.train.txt, ptb.valid.txt, ptb.test.txt, train.txt, valid.txt, test.txt)" in (
-        refusal(write_texts(prefix="ptb."))
-    )
-
-
-def test_a_folder_in_place_of_a_file(write_texts):
-    folder = write_texts(prefix="ptb.", train=None)
-    (folder / "ptb.train.txt").mkdir()
-    assert "ptb.train.txt is a folder; expected a text file" in refusal(folder)
-
-
-def test_a_pipe_in_place_of_a_file_is_not_waited_for(write_texts):
-    folder = write_texts(train=None)
-    os.mkfifo(folder / "train.txt")
-    assert "train.txt is no regular file; expected a text file" in refusal(folder)
-
-
-def test_two_sets_in_one_zip(tmp_path):
-    path = zip_of(tmp_path / "c.zip", FILES | {f"copy/{name}": text for name, text in FILES.items()})
-    assert "holds train.txt more than once (copy/train.txt, train.txt); leave only one" in refusal(path)
-    path = zip_of(tmp_path / "d.zip", FILES | {f"copy/ptb.{name}": text for name, text in FILES.items()})
-    assert "files of two namings" in refusal(path)
-
-
-def test_a_folder_in_place_of_a_file_in_a_zip(tmp_path):
-    path = zip_of(tmp_path / "c.zip", {"train.txt/": "", "valid.txt": "a\n", "test.txt": "b\n"})
-    assert "train.txt/ in" in refusal(path)
-    assert "is a folder" in refusal(path)
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.9])

@@ -17,7 +17,7 @@ from seqlm.errors import BackendError
 from slurm import probe, settings
 from slurm.backend import SlurmBackend
 from slurm.doctor import examine
-from slurm.probe import Outcome, findings, script
+from slurm.probe import Outcome, findings
 from slurm.settings import SlurmSettings
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
@@ -96,40 +96,6 @@ def test_a_healthy_cluster_is_described_from_the_login_node_and_from_a_compute_n
     assert list((tmp_path / "runs").iterdir()) == [], "the trial leaves nothing behind"
 
 
-def test_the_trial_job_is_submitted_with_the_settings(cluster: Path, tmp_path: Path) -> None:
-    given = SlurmSettings(
-        partition="gpu",
-        account="a",
-        qos="q",
-        constraint="a100|h100",
-        setup=("module load x",),
-        srun_args=("--cpu-bind=cores",),
-        python="apptainer exec image.sif python",
-        sbatch={"exclusive": True, "core-spec": 1},
-    )
-    lines = script(given, Path("/a b/%x"), gpu="real", wait_s=150).splitlines()
-    assert {
-        "#SBATCH --exclusive",
-        "#SBATCH --core-spec=1",
-        "#SBATCH --partition=gpu",
-        "#SBATCH --account=a",
-        "#SBATCH --qos=q",
-        "#SBATCH --constraint='a100|h100'",
-        "#SBATCH --job-name=seqlm-doctor",
-        "#SBATCH --time=3",
-        "#SBATCH --ntasks=1",
-        "#SBATCH --output='/a b/%%x/log'",
-        "#SBATCH --gpus-per-node=1",
-    } <= {*lines}
-    body = [line for line in lines if line and not line.startswith(("#", "export"))]
-    assert body == [
-        "unset SLURM_JWT",
-        "module load x",
-        "srun --cpu-bind=cores apptainer exec image.sif python '/a b/%x/node_probe.py'",
-    ]
-    assert "gpus" not in script(SlurmSettings(), Path("/f"), gpu=None, wait_s=60)
-
-
 @pytest.mark.process
 def test_without_sbatch_or_a_controller_nothing_more_is_asked(cluster: Path, tmp_path: Path) -> None:
     answering(cluster, "scontrol", "Slurmctld(primary) at ctl is DOWN\n*****\n** RESTORE **\n*****\n", code=1)
@@ -143,29 +109,6 @@ def test_without_sbatch_or_a_controller_nothing_more_is_asked(cluster: Path, tmp
     (only,) = look(tmp_path, SlurmSettings()).values()
     assert only.level == "bad"
     assert only.text.startswith("sbatch: fatal: Could not establish a configuration source; launch from a login node")
-
-
-WRONG: dict[str, tuple[SlurmSettings, str, str]] = {
-    "partition": (SlurmSettings(partition="cpus"), "SLURM", 'no partition cpus; did you mean "cpu"?'),
-    "time": (SlurmSettings(timeout_min=6000), "settings", "the limit of partition cpu, got 6000"),
-    "GPUs": (
-        SlurmSettings(partition="gpu", ranks_per_node=4, timeout_min=9),
-        "settings",
-        "needs 4 GPUs on one node, partition gpu has 2",
-    ),
-    "memory": (SlurmSettings(mem_gb=64), "settings", "needs 64 GB of memory on one node"),
-}
-
-
-@pytest.mark.process
-@pytest.mark.parametrize(("given", "subject", "text"), WRONG.values(), ids=WRONG.keys())
-def test_settings_that_no_run_could_start_with_are_bad_and_send_no_job(
-    cluster: Path, tmp_path: Path, given: SlurmSettings, subject: str, text: str
-) -> None:
-    found = look(tmp_path, given)
-    assert found[subject].level == "bad"
-    assert text in found[subject].text
-    assert not (cluster / "submitted").exists()
 
 
 @pytest.mark.process
@@ -223,25 +166,6 @@ def test_a_torch_that_is_broken_or_sees_no_gpu_is_bad(cluster: Path, tmp_path: P
     torch = look(tmp_path, given)["torch on node"]
     assert torch.level == "bad"
     assert "cannot be imported (OSError: libcudart.so.12: no such file)" in torch.text
-
-
-@pytest.mark.process
-def test_a_torch_without_code_for_the_gpu_is_bad(cluster: Path, tmp_path: Path) -> None:
-    torch = look(tmp_path, with_torch(cluster, gpus=1, major=7, partition="gpu", timeout_min=9))["torch on node"]
-    assert torch.level == "bad"
-    assert "9.9 has no code for A100 (compute capability 7.0), only for sm_80 sm_90" in torch.text
-
-
-@pytest.mark.process
-def test_gpus_of_a_test_cluster_are_a_note_that_says_how_to_train_there(cluster: Path, tmp_path: Path) -> None:
-    given = with_torch(cluster, partition="gpu", timeout_min=9)
-    answering(cluster, "sinfo", SINFO.replace("gpu:a100:2", "gpu:fake:2"))
-    torch = look(tmp_path, given)["torch on node"]
-    assert torch.level == "note"
-    assert torch.text == (
-        "9.9 sees no CUDA device: the GPUs of this test cluster are fake; train on the CPU with "
-        'resources.gpus = 0 or env = {SEQLM_DEVICE = "cpu"}'
-    )
 
 
 @pytest.mark.process

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from jobs.manifests.load import load_manifest
 from jobs.spec import Resources
 from seqlm.errors import BackendError, ManifestError
 from slurm import settings as module
@@ -127,19 +126,6 @@ def test_what_only_another_file_makes_impossible_names_the_place_to_change(tmp_p
     ]
 
 
-def test_a_manifests_table_is_checked_when_the_manifest_is_loaded(tmp_path: Path) -> None:
-    path = tmp_path / "m.toml"
-    path.write_text('[study]\nname = "m"\n[backend.slurm]\ntimeout_min = 0\nsbatch.time = 1\n' + RUN + "bad = 1\n")
-    with pytest.raises(ManifestError) as caught:
-        load_manifest(path)
-    starts = [line.partition("; ")[0].partition(",")[0] for line in caught.value.problems]
-    assert starts == [
-        f"{path}: backend.slurm.timeout_min: expected a positive whole number",
-        f"{path}: backend.slurm.sbatch.time: seqlm sets --time itself",
-        f'{path}: run 1: unknown key "bad" (valid: name',
-    ]
-
-
 # -- nodes and jobs ------------------------------------------------------------------------------------------------
 
 
@@ -169,35 +155,3 @@ def test_ranks_that_do_not_divide_are_an_error() -> None:
 )
 def test_runs_of_a_share_of_a_gpu_go_into_one_job(gpus: float | None, runs: int) -> None:
     assert SlurmSettings().runs_per_job(Resources(gpus=gpus)) == runs
-
-
-@pytest.mark.parametrize(
-    ("table", "line"),
-    [
-        ({"env": "A=x"}, 'env: expected a table of texts, such as {NCCL_SOCKET_IFNAME = "eth0"}, got "A=x"'),
-        (
-            {"env": {"A": "x", "B": 1}},
-            'env: expected a table of texts, such as {NCCL_SOCKET_IFNAME = "eth0"}, got {"A": "x", "B": 1}',
-        ),
-        (
-            {"env_pass": ["A", "B C"]},
-            'env_pass: expected a list of names of variables, such as ["HF_TOKEN"], got ["A", "B C"]',
-        ),
-        ({"env": {"A-B": "x"}}, 'env: expected names of letters, digits and underscores, got "A-B"'),
-        ({"env": {"A": "x\0"}}, 'env.A: expected a text without NUL, got "x\\u0000"'),
-        (
-            {"env_pass": ["HF TOKEN"]},
-            'env_pass: expected a list of names of variables, such as ["HF_TOKEN"], got ["HF TOKEN"]',
-        ),
-        (
-            {"env_pass": "HF_TOKEN"},
-            'env_pass: expected a list of names of variables, such as ["HF_TOKEN"], got "HF_TOKEN"',
-        ),
-        ({"mail_type": "END, FAIL"}, 'mail_type: expected a text such as "END,FAIL", got "END, FAIL"'),
-    ],
-)
-def test_wrong_variables_and_a_wrong_list_of_mails_get_one_line(
-    tmp_path: Path, table: dict[str, Any], line: str
-) -> None:
-    (found,) = problems(tmp_path, **table)
-    assert found.startswith(f"study.toml: backend.slurm.{line}")

@@ -145,9 +145,3 @@ def test_another_mistake_is_not_told_as_an_expectation_without_runs(tmp_path: Pa
 
 
 # -- the manifests of the project --------------------------------------------------------------------------------------
-
-PAPER_FINGERPRINTS = """
-2693b049 3c604fa5 d131736a c48fa381 5dc09b19 905298ca 5898cba1 00a9c3ac 626362bc 0e9db9c9
-775e72e8 88cd2b1b 4caae230 e5565e1d e04101d5 0c8fe01e 09a10507 c4b372d0 3f9f3ce0
-"""
-"""As they were before manifests said anything for the report."""

@@ -30,8 +30,6 @@ from tests.jobs.launch.test_behaviour import done_run
 from tests.test_launch import ROOT
 from tests.training.studies import runs_in
 
-HEX = "0123456789abcdef"
-
 
 def fill(path: Path, size: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
