@@ -26,7 +26,7 @@ from tests.crawl import Crawl
 from tests.facts import start_of
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.slurm.real import require_slurm
-from tests.test_launch import epochs_of, read_soon, worker_pid
+from tests.test_launch import STUB_LAUNCH, epochs_of, read_soon, worker_pid
 from tests.training.studies import runs_in, write_text
 from tests.waiting import wait_for
 
@@ -80,14 +80,16 @@ class Study:
         cluster: LoopbackCluster,
         folder: Path,
         *,
-        lines: int = 220,
+        trains: bool = False,
         env: dict[str, str] | None = None,
         **values: Any,
     ) -> None:
+        """``trains``: with real workers, not the stub (:mod:`tests.tools.stub_worker`)."""
+        self._program = ROOT / "launch.py" if trains else STUB_LAUNCH
         self.cluster = cluster
         self.folder = folder
         folder.mkdir(exist_ok=True)
-        write_text(folder / "text", train_lines=lines)
+        write_text(folder / "text")
         hostile.put_modules(folder)
         self.env = {**self.cluster.env, **warm.env(), "SEQLM_BACKEND": ""}
         env = {"SEQLM_DEVICE": "cpu", **(env or {})}  # the GPUs are fake
@@ -97,7 +99,7 @@ class Study:
         (folder / "small.toml").write_text(text)
 
     def argv(self, *words: str) -> list[str]:
-        return [sys.executable, str(ROOT / "launch.py"), *words]
+        return [sys.executable, str(self._program), *words]
 
     def __call__(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
         return commands.run(self.argv(*words), cwd=self.folder, env={**self.env, **env})
@@ -133,8 +135,7 @@ def worker_of(run: RunDirectory, rank: int = 0) -> dict[str, Any]:
 
 
 def test_a_time_limit_that_strikes_three_times_costs_no_epoch(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    crawl = Crawl(tmp_path, epochs=1)  # to the end: it wants time, not a processor
-    study = Study(cluster, tmp_path, epochs=100_000, timeout_min=1, env=crawl.env)
+    study = Study(cluster, tmp_path, epochs=100_000, timeout_min=1, env={"SEQLM_TEST_STUB_SECONDS": "2"})
     assert study("run", "small.toml", "--no-wait").returncode == 0
 
     def strikes() -> list[str]:
@@ -165,7 +166,7 @@ def test_the_quickstarts_grid_is_one_array_whose_runs_have_gpus_of_their_own(
     (tmp_path / "site.toml").write_text("".join(["[env]\n", *lines]))
     changes = ["data.corpus=files", "train.epochs=1", "train.batch_size=4", "train.seq_len=10", "model.hidden_size=16"]
     changes += ["resources.cpus=1", "resources.gpus=1"]
-    argv = [sys.executable, str(ROOT / "launch.py"), "run", str(ROOT / "jobs/manifests/quickstart.toml")]
+    argv = [sys.executable, str(STUB_LAUNCH), "run", str(ROOT / "jobs/manifests/quickstart.toml")]
     argv += ["--backend", "slurm", "--json", *(word for change in changes for word in ("--set", change))]
     argv += ["--only", "arch=rnn,gru", "--only", "optimizer=adam"]
     of_jobs_too = {**warm.env(), "SEQLM_TEST_BLANK_FIGURES": "1", "SEQLM_SLURM_CONFIG": str(tmp_path / "site.toml")}
@@ -192,8 +193,8 @@ def test_the_quickstarts_grid_is_one_array_whose_runs_have_gpus_of_their_own(
 
 
 def test_two_ranks_on_two_nodes_have_the_losses_of_one(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    two = Study(cluster, tmp_path / "two", ranks=2, keep=1.0)
-    one = Study(cluster, tmp_path / "one", ranks=1, keep=1.0)
+    two = Study(cluster, tmp_path / "two", trains=True, ranks=2, keep=1.0)
+    one = Study(cluster, tmp_path / "one", trains=True, ranks=1, keep=1.0)
     assert two("run", "small.toml", "--no-wait").returncode == 0
     assert one("run", "small.toml", "--backend", "local", "--set", "resources.gpus=0").returncode == 0
     wait_for(two.states, "the run of two ranks to end", until=lambda states: states == ["done"])
@@ -207,7 +208,7 @@ def test_two_ranks_on_two_nodes_have_the_losses_of_one(cluster: LoopbackCluster,
 def test_a_job_trains_the_own_model_that_was_submitted_whatever_becomes_of_its_file(
     cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
-    study = Study(cluster, tmp_path, epochs=1, gpus=0)
+    study = Study(cluster, tmp_path, trains=True, epochs=1, gpus=0)
     file = use_own_model(tmp_path / "small.toml")
     submitted = file.read_bytes()
     assert study("run", "small.toml", "--no-wait").returncode == 0
@@ -240,7 +241,7 @@ def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change
     cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
     crawl = Crawl(tmp_path, epochs=1, step_seconds=1)
-    study = Study(cluster, tmp_path, archs=["rnn", "gru"], rates=[0.01, 0.02], epochs=12, env=crawl.env)
+    study = Study(cluster, tmp_path, trains=True, archs=["rnn", "gru"], rates=[0.01, 0.02], epochs=12, env=crawl.env)
     trial = study("run", "small.toml", "--set", "train.epochs=1")
     assert trial.returncode == 0, trial.stderr
     assert [epochs_of(run) for run in study.runs()] == [[0]] * 4
@@ -326,7 +327,7 @@ def test_a_search_ends_with_nobody_waiting_although_a_worker_is_killed(
     cluster: LoopbackCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crawl = Crawl(tmp_path, epochs=1)
-    study = Study(cluster, tmp_path, rates=searches.RATES, epochs=searches.EPOCHS, gpus=0, env=crawl.env)
+    study = Study(cluster, tmp_path, trains=True, rates=searches.RATES, epochs=searches.EPOCHS, gpus=0, env=crawl.env)
     with (tmp_path / "small.toml").open("a") as manifest:
         manifest.write(searches.TABLE)
     answer = study("run", "small.toml", "--no-wait", "--json")
@@ -353,7 +354,7 @@ def test_a_node_that_lost_only_its_daemon_leaves_no_second_copy_writing(
     index = cluster.node_names.index(worker_of(run)["node"])
     cluster.kill_node(index)  # the worker goes on, unknown to SLURM, which starts the job once more elsewhere
     wait_for(
-        lambda: [process.pid for process in processes(run.path.parent) if process.is_worker],
+        lambda: [process.pid for process in processes(run.path.parent) if "stub_worker.py" in process.words[1]],
         "a worker of the second copy",
         until=lambda workers: len(workers) == 2,
     )
@@ -420,8 +421,8 @@ def test_a_study_stops_at_its_budget_then_goes_from_slurm_to_this_machine_and_ba
         assert epochs_of(run) == list(range(12))
         assert run.last_attempt() == before + 2
 
-    crawl = Crawl(tmp_path / "back", epochs=1)
-    begun = Study(cluster, tmp_path / "back", rates=[0.03], epochs=400, gpus=0, env=crawl.env)
+    slow = {"SEQLM_TEST_STUB_SECONDS": "0.5"}
+    begun = Study(cluster, tmp_path / "back", rates=[0.03], epochs=4000, gpus=0, env=slow)
     launcher = commands.start(
         begun.argv("run", "small.toml", "--backend", "local"),
         cwd=begun.folder,
@@ -504,7 +505,7 @@ def test_with_accounting_a_job_that_the_queue_has_forgotten_is_still_known(tmp_p
 def test_a_preempted_run_is_saved_requeued_and_goes_on(tmp_path: Path) -> None:
     require_slurm()
     with LoopbackCluster(ClusterOptions(nodes=1, cpus=1, gpus=0, preemption=True, grace_seconds=20)) as cluster:
-        study = Study(cluster, tmp_path, gpus=0, epochs=100_000, env=Crawl(tmp_path, epochs=1).env)
+        study = Study(cluster, tmp_path, gpus=0, epochs=100_000, env={"SEQLM_TEST_STUB_SECONDS": "0.5"})
         assert study("run", "small.toml", "--no-wait").returncode == 0
         study.until_they_train()
         (run,) = study.runs()

@@ -3,8 +3,8 @@
 It owns its run, keeps its records, saves and resumes, obeys signals and ends as the real worker does, through the same
 code. Only what needs torch is replaced: the process group, the tensors of a checkpoint, and the losses, which follow
 from the configuration. ``SEQLM_TEST_CRAWL`` (:mod:`tests.crawl`) holds it as it holds a real worker.
-``SEQLM_TEST_STUB`` says what happens in which attempt after how many epochs, such as ``{"1/3": "oom"}``: an error of
-that kind, or the signal of that name.
+``SEQLM_TEST_STUB_SECONDS`` is how long an epoch takes. ``SEQLM_TEST_STUB`` says what happens in which attempt after how
+many epochs, such as ``{"1/3": "oom"}``: an error of that kind, or the signal of that name.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ import signal
 import sys
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-SECONDS = 0.02
+SECONDS = float(os.environ.get("SEQLM_TEST_STUB_SECONDS", "0.02"))
 """Of an epoch."""
+LOOK_SECONDS = 0.02
+PROGRESS_SECONDS = 0.5
 
 
 def substitute(name: str, **content: Any) -> None:
@@ -122,7 +125,7 @@ def attend(run: RunDirectory, attempt: int, stop: StopSignal) -> int:
 
         while len(history) < config.train.epochs:
             happen(len(history), attempt)
-            if not wait(len(history), stop):
+            if not wait(run, attempt, len(history), stop):
                 save(step + 1)
                 raise StopRequested
             loss = int(hashlib.sha256(fingerprint.encode()).hexdigest()[:4], 16) / 2**16 + 4 / (1 + len(history))
@@ -150,15 +153,20 @@ def happen(epochs: int, attempt: int) -> None:
         os.kill(os.getpid(), getattr(signal, what))
 
 
-def wait(epochs: int, stop: StopSignal) -> bool:
-    """Wait for the end of an epoch; return whether it comes before a request to stop."""
+def wait(run: RunDirectory, attempt: int, epochs: int, stop: StopSignal) -> bool:
+    """Wait for the end of an epoch, with signs of life; return whether it comes before a request to stop."""
     slow, _, ended = os.environ.get("SEQLM_TEST_CRAWL", f"{sys.maxsize}::").split(":", 2)
     held = epochs >= int(slow)
-    due = time.monotonic() + SECONDS
+    due, alive = time.monotonic() + SECONDS, -PROGRESS_SECONDS
     while time.monotonic() < due or (held and not os.path.exists(ended)):  # noqa: PTH110 -- as little as possible
         if stop.received:
             return False
-        time.sleep(SECONDS)
+        if RANK.is_first and time.monotonic() - alive > PROGRESS_SECONDS:
+            alive = time.monotonic()
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            progress = {"epoch": epochs, "step": 1, "steps": 2, "phase": "train", "updated_at": now}
+            write_json(run.progress_file(attempt), progress, sync=False)
+        time.sleep(LOOK_SECONDS)
     return not stop.received
 
 

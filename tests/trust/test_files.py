@@ -29,7 +29,7 @@ def modes(folder: Path) -> dict[Path, int]:
 @pytest.mark.process
 @pytest.mark.parametrize(("umask", "words"), [(0o077, ["--report", "--no-behaviour"]), (0o022, [])], ids=["077", "022"])
 def test_a_study_is_as_closed_to_others_as_the_umask_says(tmp_path: Path, umask: int, words: list[str]) -> None:
-    study = Study(tmp_path, epochs=1)
+    study = Study(tmp_path, epochs=1, stub=True)
     argv = study.command("run", "small.toml", *words)
     done = commands.run(argv, cwd=tmp_path, umask=umask, preexec_fn=blank.figures if words else None)
     assert done.returncode == 0, done.stderr
@@ -65,7 +65,7 @@ def test_a_default_acl_of_the_folder_decides_over_the_umask(tmp_path: Path) -> N
 
 @pytest.mark.process
 def test_links_in_a_runs_folder_are_replaced_and_their_targets_are_not_written(tmp_path: Path) -> None:
-    study = Study(tmp_path, epochs=1)
+    study = Study(tmp_path, epochs=1, stub=True)
     assert study("plan", "small.toml").returncode == 0
     folder = next(iter(_planned(study)))
     outside = tmp_path / "outside"
@@ -125,7 +125,7 @@ def test_a_lock_that_is_a_link_is_refused_and_its_target_is_not_emptied(tmp_path
 
 @pytest.mark.process
 def test_a_study_may_lie_behind_a_link(tmp_path: Path) -> None:
-    study = Study(tmp_path, epochs=1)
+    study = Study(tmp_path, epochs=1, stub=True)
     (tmp_path / "scratch").mkdir()
     (tmp_path / "runs").symlink_to(tmp_path / "scratch")
     assert study("run", "small.toml").returncode == 0

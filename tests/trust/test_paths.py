@@ -172,7 +172,7 @@ def test_a_real_slurm_runs_a_study_in_a_folder_with_a_name_like_a_program(
     cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
     folder = tmp_path / ON_ONE_LINE
-    study = Study(folder, epochs=1)
+    study = Study(folder, epochs=1, stub=True)
     manifest = folder / "small.toml"
     manifest.write_text(f"{manifest.read_text()}resources.gpus = 0\nresources.cpus = 1\n")
     argv = study.command("run", "small.toml", "--backend", "slurm", "--then-report", "--no-behaviour")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from tests.crawl import Crawl
 from tests.fake_slurm import FakeSlurm
 from tests.ray_lab import RayLab
 from tests.slurm.real import require_slurm
-from tests.test_launch import ROOT, Study, read_soon
+from tests.test_launch import Study, read_soon
 from tests.trust.canaries import OWN, PASSED, SHELL, environment_of, files_with, told_in
 from tests.waiting import wait_for
 
@@ -34,7 +33,7 @@ LONG = 4000
 
 
 def study_on(folder: Path, backend: str, table: str = 'env_pass = ["HF_TOKEN"]') -> Study:
-    study = Study(folder, epochs=LONG)
+    study = Study(folder, epochs=LONG, stub=True)
     manifest = folder / "small.toml"
     manifest.write_text(
         f"{manifest.read_text()}resources.gpus = 0\nresources.cpus = 1\n\n[backend.{backend}]\n{table}\n"
@@ -299,8 +298,7 @@ def test_a_job_of_slurm_has_the_named_secret_and_no_other_and_the_spool_has_no_m
     env = {**cluster.env, **SHELL, **warm.env(), "SEQLM_BACKEND": "slurm", "SEQLM_TEST_BLANK_FIGURES": "1"}
 
     def command(*words: str) -> subprocess.CompletedProcess[str]:
-        argv = [sys.executable, str(ROOT / "launch.py"), *words]
-        return commands.run(argv, cwd=tmp_path, env=env)
+        return study(*words, env=env)
 
     said = [command("run", "small.toml", "--no-wait", "--then-report", "--json")]
     assert said[0].returncode == 0, said[0].stderr
@@ -326,7 +324,7 @@ def test_a_rank_on_a_ray_cluster_has_the_named_secret_and_no_other_and_no_log_of
     study = slow_study_on_ray(tmp_path)
     for name, value in SHELL.items():  # of the launcher, not of the nodes
         monkeypatch.setitem(ray_cluster.env, name, value)
-    argv = [sys.executable, str(ROOT / "launch.py")]
+    argv = study.command()
     launcher = ray_cluster.start([*argv, "run", "small.toml", "--json"], cwd=tmp_path)
     found = environment_of(worker_of(study))
     assert found["HF_TOKEN"] == PASSED["HF_TOKEN"]
@@ -352,7 +350,7 @@ def test_a_rank_on_a_ray_cluster_has_the_named_secret_and_no_other_and_no_log_of
 def test_a_ray_of_the_launch_itself_writes_nothing_of_the_shell(lab: RayLab, tmp_path: Path) -> None:
     lab.env |= SHELL
     study = slow_study_on_ray(tmp_path)
-    argv = [sys.executable, str(ROOT / "launch.py")]
+    argv = study.command()
     launcher = lab.start([*argv, "run", "small.toml", "--json"], cwd=tmp_path)
     worker_of(study)
     assert files_with(lab.folder) == []  # while its Ray is there: its files go with it

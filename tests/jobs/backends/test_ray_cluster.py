@@ -22,7 +22,7 @@ from tests.crawl import Crawl
 from tests.facts import start_of
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.ray_lab import ROOT, RayLab
-from tests.test_launch import epochs_of, read_soon, worker_pid
+from tests.test_launch import STUB_LAUNCH, epochs_of, read_soon, worker_pid
 from tests.training.studies import runs_in, write_text
 from tests.waiting import wait_for
 
@@ -73,13 +73,15 @@ class Study:
         lab: RayLab,
         folder: Path,
         *grids: dict[str, Any],
+        trains: bool = False,
         epochs: int = 2,
-        lines: int = 220,
         env: dict[str, str] | None = None,
     ) -> None:
+        """``trains``: with real workers, not the stub (:mod:`tests.tools.stub_worker`)."""
+        self._program = ROOT / "launch.py" if trains else STUB_LAUNCH
         self.lab = lab
         self.folder = folder
-        write_text(folder / "text", train_lines=lines)
+        write_text(folder / "text")
         hostile.put_modules(folder)
         # What never ends by itself leaves the processor to others from its second epoch on.
         crawl = Crawl(folder, epochs=1).env if epochs >= 1000 else {}
@@ -92,7 +94,7 @@ class Study:
         (folder / "small.toml").write_text(text)
 
     def argv(self, *words: str) -> list[str]:
-        return [sys.executable, str(ROOT / "launch.py"), *words]
+        return [sys.executable, str(self._program), *words]
 
     def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
         return self.lab.run(self.argv(*words), cwd=self.folder)
@@ -129,7 +131,7 @@ def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_as_it_would_have_undi
     ray_cluster.tell_cluster("add 4 1")  # a third node with a GPU, until one is killed
     grids = ({"archs": ["rnn", "gru"], "rates": [0.01, 0.02]}, {"rates": [0.1], "ranks": 2})
     crawl = Crawl(tmp_path, epochs=1, step_seconds=1)
-    study = Study(ray_cluster, tmp_path, *grids, epochs=4, env=crawl.env)
+    study = Study(ray_cluster, tmp_path, *grids, trains=True, epochs=4, env=crawl.env)
     trial = study("run", "small.toml", "--set", "train.epochs=1")
     assert trial.returncode == 0, trial.stderr
     assert study.epochs() == [[0]] * 5
@@ -169,7 +171,8 @@ def test_a_search_stops_what_is_behind_although_a_worker_is_killed(
     ray_cluster: RayLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crawl = Crawl(tmp_path, epochs=1)
-    study = Study(ray_cluster, tmp_path, {"rates": searches.RATES, "gpus": 0}, epochs=searches.EPOCHS, env=crawl.env)
+    grid = {"rates": searches.RATES, "gpus": 0}
+    study = Study(ray_cluster, tmp_path, grid, trains=True, epochs=searches.EPOCHS, env=crawl.env)
     with (tmp_path / "small.toml").open("a") as manifest:
         manifest.write(searches.TABLE)
     launcher = study.start("run", "small.toml", "--json")
@@ -187,7 +190,7 @@ def test_a_search_stops_what_is_behind_although_a_worker_is_killed(
 
 
 def test_two_ranks_meet_on_two_nodes_and_give_the_losses_of_one(ray_cluster: RayLab, tmp_path: Path) -> None:
-    study = Study(ray_cluster, tmp_path, {"ranks": 2})
+    study = Study(ray_cluster, tmp_path, {"ranks": 2}, trains=True)
     plain = ("--set", "model.keep=1.0")
     assert study("run", "small.toml", *plain).returncode == 0
     (run,) = study.runs()
@@ -205,7 +208,7 @@ def test_two_ranks_meet_on_two_nodes_and_give_the_losses_of_one(ray_cluster: Ray
 def test_two_ranks_train_the_own_model_that_was_launched_whatever_becomes_of_its_file(
     ray_cluster: RayLab, tmp_path: Path
 ) -> None:
-    study = Study(ray_cluster, tmp_path, {"ranks": 2}, epochs=1)
+    study = Study(ray_cluster, tmp_path, {"ranks": 2}, trains=True, epochs=1)
     file = use_own_model(tmp_path / "small.toml")
     launched = file.read_bytes()
     assert study("run", "small.toml", "--no-wait").returncode == 0
@@ -354,7 +357,7 @@ def test_a_node_that_does_not_see_the_runs_folder_fails_one_run_and_is_avoided(
 
 
 def test_a_study_begun_locally_is_finished_on_ray(ray_cluster: RayLab, tmp_path: Path) -> None:
-    study = Study(ray_cluster, tmp_path, {"rates": [0.01, 0.02, 0.03], "gpus": 0}, epochs=6, lines=300)
+    study = Study(ray_cluster, tmp_path, {"rates": [0.01, 0.02, 0.03], "gpus": 0}, epochs=100)
     words = ("run", "small.toml", "--backend", "local", "--max-parallel", "1")
     launcher = commands.start(study.argv(*words), cwd=tmp_path)
     wait_for(
@@ -373,7 +376,7 @@ def test_a_study_begun_locally_is_finished_on_ray(ray_cluster: RayLab, tmp_path:
     answer = study("run", "small.toml", "--backend", "ray")
     assert answer.returncode == 0, answer.stderr
     assert {run.id for run in study.runs()} == half.keys()
-    assert all(epochs_of(run) == list(range(6)) for run in study.runs())
+    assert all(epochs_of(run) == list(range(100)) for run in study.runs())
     assert {path: path.stat().st_mtime_ns for run in done for path in run.path.rglob("*")} == before
     assert "resumes" in answer.stderr
     backends = {start_of(run)["backend"] for run in study.runs()}
@@ -401,7 +404,7 @@ def test_waiting_runs_say_why_and_runs_are_cancelled_from_the_folder_alone(ray_c
     assert study("cancel", "small", "--all").returncode == 0
     assert study.states() == ["cancelled"] * 2
     wait_for(
-        lambda: [words for words in ray_cluster.processes() if "seqlm.training.worker" in words],
+        lambda: [words for words in ray_cluster.processes() if "stub_worker.py" in words],
         "the workers to end",
         until=lambda workers: not workers,
     )

@@ -15,6 +15,7 @@ from seqlm.files import write_json_lines
 from seqlm.rundir import RunDirectory
 from tests import commands
 from tests.analysis.attempt_files import write_attempt
+from tests.crawl import Crawl
 from tests.test_launch import Study
 
 SIZES = 'model.hidden_size = [16, 32, 64]\nmodel.arch = ["rnn"]'
@@ -62,8 +63,12 @@ def test_plan_says_what_is_spent_and_what_the_rest_needs(study: Study, capsys: p
 
 
 @pytest.mark.process
-def test_a_launch_stops_when_the_budget_is_spent_and_goes_on_when_it_is_raised(tmp_path: Path) -> None:
-    study = Study(tmp_path, archs=("rnn", "gru"), lines=30_000)  # no epoch ends, so that no time is expected
+def test_a_launch_stops_when_the_budget_is_spent_and_goes_on_when_it_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in Crawl(tmp_path, epochs=0).env.items():  # no epoch ends, so that no time is expected
+        monkeypatch.setenv(name, value)
+    study = Study(tmp_path, archs=("rnn", "gru"), stub=True)
     words = ("run", "small.toml", "--max-parallel", "1", "--set", "resources.cpus=1", "--set")
     done = study(*words, "policy.core_hours=0.0003")  # about a second
     assert done.returncode == 1, done.stderr
