@@ -56,6 +56,7 @@ def results_blocks(study: Study) -> list[Block]:
     compared = study.compared
     return [
         *(Prose(text=text) for text in text_sentences(study, "Each table compares runs on the same text only.")),
+        *(Prose(text=text) for text in only_text(study)),
         *(Prose(text=text) for text in [*scoring_sentences(study), *scope_sentences(compared)]),
         *(Prose(text=text) for text in best_sentences(compared.on_one_text.settings)),
         results_table(study),
@@ -63,6 +64,15 @@ def results_blocks(study: Study) -> list[Block]:
         *([settings_table(compared)] if repeats_seeds(compared.runs) else []),
         *(Prose(text=text) for text in overfitting(finished(compared.runs))),
     ]
+
+
+def only_text(study: Study) -> list[str]:
+    """Name what all finished runs predict; nothing if that is several texts, or no run has finished."""
+    if len(study.texts) != 1:
+        return []
+    run = finished(study.runs).iloc[0]
+    facts = {"corpus": "corpus", "digest": "sha256", "level": "level", "vocabulary": "vocab_size"}
+    return sentences("text", **{name: run[f"data.{key}"] for name, key in facts.items()})
 
 
 def best_sentences(settings: Sequence[Setting]) -> list[str]:

@@ -49,6 +49,22 @@ def test_seeds_on_different_texts_are_not_pooled_and_the_page_says_so(tmp_path: 
     assert "3 run2" not in said(discussion_section(study).blocks)
 
 
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ({}, "the corpus ptb, per word."),
+        ({"level": "char"}, "the corpus ptb, per character."),
+        ({"corpus": "files", "sha256": ONE}, "the corpus files (digest abababab), per word."),
+        ({"corpus": "pydoc"}, "the corpus pydoc, per word (the 10,000 most frequent; all others are <unk>)."),
+    ],
+)
+def test_the_results_name_the_text_that_all_runs_predict(tmp_path: Path, data: dict[str, Any], named: str) -> None:
+    add_run(tmp_path, 0, "one", "rnn", "sgd", [100.0], data=data)
+    assert f"All perplexities are of {named}" in said(results_blocks(load_study(tmp_path)))
+    add_run(tmp_path, 1, "other", "rnn", "sgd", [50.0], data={"level": "char", "vocab_size": 30})
+    assert "All perplexities are of" not in said(results_blocks(load_study(tmp_path)))
+
+
 def test_the_page_says_when_runs_are_scored_on_different_tokens(tmp_path: Path) -> None:
     add_run(tmp_path, 0, "small", "rnn", "sgd", [100.0], batch_size=20, result={"val_tokens": 13_300})
     add_run(tmp_path, 1, "large", "rnn", "adam", [90.0], batch_size=128, seq_len=70, result={"val_tokens": 8_960})
