@@ -103,7 +103,7 @@ def report_files(study: Study, refresh_seconds: int | None = None) -> dict[str, 
         texts[f"data/{name}.csv"] = data.to_csv(index=False, lineterminator="\n")
         texts[f"data/{name}.json"] = _json(data)
     for table in page.tables:
-        texts[f"tables/{table.name}.csv"] = table.csv_file()
+        texts[f"tables/{table.name}.csv"] = table.to_csv()
         texts[f"tables/{table.name}.tex"] = latex_table(table)
         texts[f"tables/{table.name}.md"] = table.to_markdown()
     files = {path: text.encode("utf-8", errors="replace") for path, text in texts.items()}

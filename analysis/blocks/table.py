@@ -81,8 +81,6 @@ class Row:
     code: str | None
     run: RunNumber | None
     """Number of the run that the row is about."""
-    anchor: str | None
-    """Id of the row on the page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +105,6 @@ class Table:
     """Lines of code beneath a record."""
     code_title: str | None = None
     """What the lines of code are, for a table that has them."""
-    anchored: bool = False
-    """Whether the page's links to runs lead to these rows."""
-    full_csv: str | None = None
-    """The content of the CSV file, for a table whose page leaves out or sums up some of its columns."""
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -121,14 +115,9 @@ class Table:
                 cells=[column.cell(record, bold=self.bold(record)) for column in self.columns],
                 code=self.code(record),
                 run=self.run(record),
-                anchor=f"run-{self.run(record)}" if self.anchored else None,
             )
             for record in records
         ]
-
-    def csv_file(self) -> str:
-        """What the table's CSV file holds."""
-        return self.to_csv() if self.full_csv is None else self.full_csv
 
     def to_csv(self) -> str:
         """Full precision, empty cells for missing values, no lines of code."""

@@ -73,7 +73,7 @@ def _rows(study: Study, settings: Sequence[Setting]) -> list[dict[str, Any]]:
 def _duels(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     """Return a row for each two optimizers that have a pair. Differences are those of the second to the first."""
     rows = []
-    for values, found in itertools.groupby(sorted(pairs, key=_place), key=lambda pair: pair.values):
+    for values, found in itertools.groupby(pairs, key=lambda pair: pair.values):
         members = list(found)
         nats = [pair.difference_nats for pair in members]
         rows.append(
@@ -89,10 +89,6 @@ def _duels(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _place(pair: Pair) -> list[tuple[int, str]]:
-    return [(units.rank(units.OPTIMIZERS, value), str(value)) for value in pair.values]
 
 
 def _relations(pairs: Sequence[Pair]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:

@@ -57,7 +57,8 @@ def draw_times(axes: Axes, settings: Sequence[Setting], front: Sequence[Setting]
     """Draw perplexity against the time to it, and the front as a step line. Each setting has a finite time."""
     seconds, unit = unit_for(max(setting.seconds_to_best for setting in settings))
     x = [setting.seconds_to_best / seconds for setting in settings]
-    _fit_perplexities(axes, settings)
+    values = [np.array([setting.val_ppl]) for setting in settings]
+    fit(axes, "y", values, cut_at=shared_cut(values), room=ROOM)
     fit(axes, "x", x, room=0.09)
     if len(front) > 1:
         corners = [(setting.seconds_to_best / seconds, setting.val_ppl) for setting in front]
@@ -122,12 +123,6 @@ def frontier_chart(study: Study, epochs: pd.DataFrame, hours: str) -> Chart:
 # -- shared --------------------------------------------------------------------------------------------------------
 
 
-def _fit_perplexities(axes: Axes, settings: Sequence[Setting]) -> None:
-    """Set up the vertical axis, cut where a few would flatten the rest."""
-    values = [np.array([setting.val_ppl]) for setting in settings]
-    fit(axes, "y", values, cut_at=shared_cut(values), room=ROOM)
-
-
 def _cut_sentence(axes: Axes, settings: Sequence[Setting]) -> str:
     """Names those that lie above the axis."""
     top = axes.get_ylim()[1]
@@ -135,9 +130,9 @@ def _cut_sentence(axes: Axes, settings: Sequence[Setting]) -> str:
     return f" The vertical axis ends at {units.perplexity(top)}; above it (↑): {first_few(above, 2)}." if above else ""
 
 
-def _points(axes: Axes, x: Sequence[float], settings: Sequence[Setting], of: int | None = None) -> list[Mark]:
-    """Draw a point for each setting, of a number ``of`` in the figure; return their numbers, of seeds the first's."""
-    size = 6.5 if (of or len(settings)) <= MOST_NUMBERS else 4.5
+def _points(axes: Axes, x: Sequence[float], settings: Sequence[Setting]) -> list[Mark]:
+    """Draw a point for each setting; return their numbers, of seeds the first's."""
+    size = 6.5 if len(settings) <= MOST_NUMBERS else 4.5
     marks = []
     for place, setting in zip(x, settings, strict=True):
         run, colour = setting.only_run, look.colour_of(setting.arch)

@@ -22,8 +22,8 @@ from seqlm.config import varying_keys
 
 MOST_SLICES = 12
 MOST_MARKED = 300
-"""With more settings their points are drawn together, so that the page cannot hide single ones, and of those alike in
-value, architecture and optimizer only the lowest, the middle and the highest."""
+"""With more settings, those alike in architecture and optimizer are drawn together, so that the page cannot hide single
+ones."""
 
 FEW_VALUES = 8
 """Up to this many numbers within a decade are drawn side by side, evenly spaced; more are drawn on a scale."""
@@ -42,8 +42,6 @@ def slices_chart(study: Study) -> Chart | None:
     label_grid(grid, "Validation perplexity")
     look.add_legend(figure, kind_handles(settings), top=True)
     caption = "Colour: architecture; marker: optimizer. Lines join settings that agree in every other key."
-    if len(settings) > MOST_MARKED:
-        caption += " Of settings alike in these, the lowest, the middle and the highest."
     if left_out := keys[MOST_SLICES:]:
         caption += f" Left out: {first_few(left_out, 2)}."
     return Chart(
@@ -86,7 +84,7 @@ def draw_slice(axes: Axes, key: str, settings: Sequence[Setting]) -> Axes:
         label = f"{setting.reference}, {key} {printed(key, setting.config[key])}"
         _draw_points(axes, [point], setting.arch, setting.optimizer, gid=gid, label=label)
     for (arch, optimizer), points in sorted(groups.items(), key=lambda item: str(item[0])):
-        _draw_points(axes, extremes(points), arch, optimizer)
+        _draw_points(axes, points, arch, optimizer)
     name_values(axes, "")
     return axes
 
@@ -124,15 +122,3 @@ def _draw_points(axes: Axes, points: Sequence[tuple[float, float]], arch: Any, o
         markeredgewidth=0.4,
         **tags,
     )
-
-
-def extremes(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of the points over each value the lowest, the middle and the highest.
-
-    >>> extremes([(1, 9), (1, 5), (1, 6), (1, 7), (1, 8), (2, 3)])
-    [(1, 5), (1, 7), (1, 9), (2, 3)]
-    """
-    over: dict[float, list[float]] = defaultdict(list)
-    for x, y in sorted(points):
-        over[x].append(y)
-    return [(x, y) for x, found in over.items() for y in sorted({found[0], found[len(found) // 2], found[-1]})]

@@ -22,9 +22,7 @@ from analysis.study.numbering import RunNumber
 from analysis.study.study import Study
 from seqlm.reading import moment
 
-MOST_LANES = 64
-NUMBERED_LANES = 32
-"""With more lanes than that, bars are thin and without numbers."""
+MOST_LANES = 40
 LABEL_LENGTH = 24
 
 HATCHES = {"failed": "/////", "cancelled": "/////", "interrupted": "|||||", "rung": "....."}
@@ -101,9 +99,8 @@ def timeline_chart(study: Study) -> Chart | None:
     if not lanes:
         return None
     shown = lanes[:MOST_LANES]
-    inches = max((0.24 if len(shown) <= NUMBERED_LANES else 0.11) * len(shown), 0.3)
     left = 0.2 + 0.066 * max(len(_shortened(lane.label)) for lane in shown)
-    figure, (axes,) = panels_with_legend(inches, bar_handles(shown), left=left)
+    figure, (axes,) = panels_with_legend(max(0.24 * len(shown), 0.3), bar_handles(shown), left=left)
     draw_lanes(axes, lanes)
     return Chart(name="timeline", title="What ran where", caption=_caption(study, lanes, shown), figure=figure)
 
@@ -114,11 +111,10 @@ def draw_lanes(axes: Axes, lanes: Sequence[Lane]) -> Axes:
     origin = min(bar.start for lane in lanes for bar in lane.bars)
     last = max(bar.end for lane in lanes for bar in lane.bars) - origin
     seconds, unit = unit_for(last)
-    numbered = len(shown) <= NUMBERED_LANES
     span = (last or 1.0) / seconds * 1.01
     axes.set(xlim=(0, span), ylim=(len(shown) + 0.5, 0.5), xlabel=f"Time since the first start ({unit})")
     names = [_shortened(lane.label) for lane in shown]
-    axes.set_yticks(range(1, len(shown) + 1), names, fontsize=7.5 if numbered else 6)
+    axes.set_yticks(range(1, len(shown) + 1), names, fontsize=7.5)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
@@ -126,16 +122,16 @@ def draw_lanes(axes: Axes, lanes: Sequence[Lane]) -> Axes:
     for place, lane in enumerate(shown, start=1):
         for bar in lane.bars:
             start, end = (bar.start - origin) / seconds, (bar.end - origin) / seconds
-            _draw_bar(axes, bar, place, start, end, room=(end - start) * points if numbered else 0.0)
+            _draw_bar(axes, bar, place, start, end, room=(end - start) * points)
     name_values(axes, unit, "")
     return axes
 
 
 def _draw_bar(axes: Axes, bar: Bar, place: int, start: float, end: float, *, room: float) -> None:
-    """Draw a bar, and the run's number in it if ``room`` (points) is enough; no room: many thin lanes."""
+    """Draw a bar, and the run's number in it if ``room`` (points) is enough."""
     colour, hatch, gid = look.colour_of(bar.arch), HATCHES.get(bar.outcome), run_mark(bar.run)
     label = f"{bar.run} {bar.name}, attempt {bar.attempt}, {bar.outcome}, {units.duration(bar.end - bar.start)}"
-    edge: dict[str, Any] = {"facecolor": colour, "edgecolor": look.PAPER, "linewidth": 0.5 if room else 0.2}
+    edge: dict[str, Any] = {"facecolor": colour, "edgecolor": look.PAPER, "linewidth": 0.5}
     # Not `add_patch`, and not in the layout: both would measure each of a thousand bars, for limits that are set
     box = Rectangle((start, place - 0.4), end - start, 0.8, hatch=hatch, gid=gid, in_layout=False, label=label, **edge)
     axes.add_artist(box)
@@ -158,10 +154,9 @@ def _draw_bar(axes: Axes, bar: Bar, place: int, start: float, end: float, *, roo
 def bar_handles(lanes: Sequence[Lane]) -> list[Patch]:
     """Return the legend entries of the architectures and outcomes that the lanes hold."""
     bars = [bar for lane in lanes for bar in lane.bars]
-    archs = {units.architecture(bar.arch): look.colour_of(bar.arch) for bar in bars}
-    names = units.names_of(units.ARCHITECTURES, (bar.arch for bar in bars))
+    archs = units.in_order(units.ARCHITECTURES, (bar.arch for bar in bars))
     hatches = {HATCHES[bar.outcome] for bar in bars if bar.outcome in HATCHES}
-    return [Patch(facecolor=archs[name], label=name) for name in names] + [
+    return [Patch(facecolor=look.colour_of(arch), label=units.architecture(arch)) for arch in archs] + [
         Patch(facecolor=look.MUTED, edgecolor=look.PAPER, linewidth=0, hatch=HATCHES[outcome], label=label)
         for outcome, label in KEYS.items()
         if HATCHES[outcome] in hatches

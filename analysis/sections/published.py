@@ -12,7 +12,6 @@ from analysis.blocks.section import Block, Prose, Section
 from analysis.blocks.sentences import sentences
 from analysis.blocks.table import RUN_COLUMNS, Column, Table, number
 from analysis.blocks.texts import first_few
-from analysis.plots.published import DRAWN_FROM, published_chart
 from analysis.study import units
 from analysis.study.settings import in_report_order
 from analysis.study.study import Study
@@ -35,10 +34,8 @@ def published_section(study: Study) -> Section:
     blocks: list[Block] = []
     if published.any():
         compared = _compared(runs[published])
-        drawn = compared[compared["percent"].notna()]
         absent = sum(any(units.is_number(run.published.get(key)) for key in PUBLISHED) for run in study.absent)
         blocks = [*(Prose(text=text) for text in _summary(compared, absent)), published_table(compared)]
-        blocks += [published_chart(drawn)] if len(drawn) >= DRAWN_FROM else []
     return Section(name="published", title="Published against reproduced", short="Published", blocks=blocks)
 
 

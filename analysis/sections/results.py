@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.blocks.section import Block, Prose, Section, Subheading
 from analysis.blocks.sentences import scope_sentences, sentences
-from analysis.blocks.table import RUN_COLUMNS, Column, Table, csv_text, number
+from analysis.blocks.table import RUN_COLUMNS, Column, Table, number
 from analysis.blocks.texts import scope, scope_of, scoring_sentences, text_sentences
 from analysis.plots.curve_figures import named_group_charts
 from analysis.study import units
@@ -152,7 +152,6 @@ def results_table(study: Study, group: str | None = None) -> Table:
         records=runs.assign(epochs_to_best=runs["best_epoch"] + 1),
         run=lambda run: run["number"],
         bold=lambda run: run["id"] in best,
-        anchored=group is None,
     )
 
 
@@ -290,12 +289,5 @@ def hyperparameter_blocks(study: Study) -> list[Block]:
         run=lambda run: run["number"],
         code=lambda run: run["command"] if isinstance(run["command"], str) else None,
         code_title="Command",
-        full_csv=hyperparameters_csv(study),
     )
     return [*prose, table]
-
-
-def hyperparameters_csv(study: Study) -> str:
-    """All hyperparameters as columns, the shared ones too, for a program to read."""
-    keys = ["number", "name", "id", "parameters", *HYPERPARAMETERS, "command"]
-    return csv_text(keys, rows_of(in_report_order(study.runs)[keys]))

@@ -79,12 +79,6 @@ def in_order(table: Mapping[str, str], keys: Iterable[Any]) -> list[Any]:
     return sorted(set(keys), key=lambda key: (rank(table, key), str(key)))
 
 
-def names_of(table: Mapping[str, str], keys: Iterable[Any]) -> list[str]:
-    """Return the names in print of some keys, each once, in the report's order."""
-    found = {table.get(key, UNKNOWN) for key in keys}
-    return [name for name in [*table.values(), UNKNOWN] if name in found]
-
-
 def is_number(value: Any) -> bool:
     """Whether there is a finite number to show."""
     return not isinstance(value, str) and value is not None and not pd.isna(value) and math.isfinite(value)

@@ -36,7 +36,7 @@ def _report() -> str:
     sections = []
     for found in tables():
         titles = {column.key: column.title for column in found.columns}
-        keys = found.csv_file().partition("\n")[0].strip().split(",")
+        keys = found.to_csv().partition("\n")[0].strip().split(",")
         rows = [[f"`{key}`", titles.get(key, "")] for key in keys if key not in valid_keys()]
         if len(rows) < len(keys):
             rows.append(["one for each key of the configuration that varies", ""])

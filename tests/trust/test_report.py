@@ -12,9 +12,6 @@ import pytest
 
 from analysis.blocks.table import Column, Table
 from analysis.report import write_report
-from analysis.sections.results import hyperparameters_csv
-from analysis.study.study import load_study
-from seqlm.files import write_json
 from tests.facts import fail
 from tests.training.studies import make_config, make_run
 
@@ -51,13 +48,4 @@ def test_a_text_in_the_csv_of_a_table_starts_no_formula(text: str) -> None:
         columns=[Column("name", ""), Column("loss", "")],
         records=[{"name": text, "loss": -0.5}],
     )
-    assert list(csv.reader(io.StringIO(table.csv_file(), newline="")))[1:] == [[f"'{text}".replace("\r", " "), "-0.5"]]
-
-
-def test_a_name_in_the_csv_of_hyperparameters_starts_no_formula(tmp_path: Path) -> None:
-    formula = "=cmd|' /C calc'!A0"
-    run = make_run(tmp_path / "small" / "rnn-00000000", make_config())
-    write_json(run.provenance_file, {"name": formula, "command": ["=1+1"], "order": 0})
-    (row,) = csv.DictReader(io.StringIO(hyperparameters_csv(load_study(tmp_path / "small"))))
-    assert (row["name"], row["command"]) == (f"'{formula}", "'=1+1")
-    assert row["optim.lr"] == "0.5"
+    assert list(csv.reader(io.StringIO(table.to_csv(), newline="")))[1:] == [[f"'{text}".replace("\r", " "), "-0.5"]]

@@ -154,7 +154,7 @@ def test_slices_have_a_point_for_each_setting_and_lines_through_those_alike_in_a
     assert [len(line) for line in segments] == [3] * 6, "of each architecture and width through three rates"
 
 
-def test_of_very_many_settings_three_of_those_alike_are_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_very_many_settings_are_drawn_together(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("analysis.plots.slices.MOST_SLICES", 1)
     monkeypatch.setattr("analysis.plots.slices.MOST_MARKED", 5)
     axes = {"optim.lr": [0.1, 1.0, 10.0, 100.0], "model.hidden_size": [64, 128]}
@@ -162,7 +162,7 @@ def test_of_very_many_settings_three_of_those_alike_are_drawn(monkeypatch: pytes
     chart = slices_chart(study)
     assert chart is not None
     (points,) = chart.figure.axes[0].lines
-    assert (len(points.get_xdata()), points.get_gid()) == (6, None)
+    assert (len(points.get_xdata()), points.get_gid()) == (8, None)
     assert "Left out: optim.lr." in chart.caption
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from analysis.blocks.figure import Chart
 from analysis.blocks.section import Block
 from analysis.sections.published import published_section
 from analysis.study.study import load_study
@@ -109,38 +108,3 @@ def test_a_published_number_that_is_no_perplexity_gives_no_ratio(tmp_path: Path,
     run = add_run(tmp_path, 0, "a", "rnn", "sgd", [100.0])
     (row,) = table(compared(tmp_path, {run: {"val_ppl": published, "train_ppl": 50}}), "published")
     assert row["percent"] == "–"
-
-
-def chart_of(blocks: list[Block]) -> Chart | None:
-    return next((block for block in blocks if isinstance(block, Chart)), None)
-
-
-def test_the_figure_shows_differences_from_three_done_runs_on(tmp_path: Path) -> None:
-    numbers = {"val_ppl": 100, "train_ppl": 50, "replications": [95, 110]}
-    runs = {add_run(tmp_path, i, f"run{i}", "rnn", "sgd", [100.0 + i], lr=1.0 + i): numbers for i in range(2)}
-    assert chart_of(compared(tmp_path, runs)) is None
-    runs[add_run(tmp_path, 2, "run2", "gru", "sgd", [90.0])] = numbers
-    chart = chart_of(compared(tmp_path, runs))
-    assert chart is not None
-    axes = chart.figure.axes[0]
-    points = [line for line in axes.lines if line.get_marker() == "s"]
-    assert [float(line.get_xdata()[0]) for line in points] == pytest.approx([0, 1, -10])
-    bars = [line for line in axes.lines if line.get_linewidth() == 7]
-    assert [[float(x) for x in line.get_xdata()] for line in bars] == [pytest.approx([-5, 10])] * 3
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["1 run0", "2 run1", "3 run2"]
-    assert "(%)" in axes.get_xlabel()
-
-
-def test_far_from_the_published_the_axis_is_logarithmic(tmp_path: Path) -> None:
-    numbers = {"val_ppl": 100, "train_ppl": 50}
-    runs = {
-        add_run(tmp_path, i, f"run{i}", "rnn", "sgd", [ppl], lr=1.0 + i): numbers
-        for i, ppl in enumerate([100.0, 50.0, 800.0])
-    }
-    chart = chart_of(compared(tmp_path, runs))
-    assert chart is not None
-    axes = chart.figure.axes[0]
-    assert axes.get_xscale() == "log"
-    points = [line for line in axes.lines if line.get_marker() == "s"]
-    assert [float(line.get_xdata()[0]) for line in points] == pytest.approx([1.0, 0.5, 8.0])
-    assert "logarithmic" in chart.caption
