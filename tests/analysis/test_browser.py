@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from analysis.report import write_report
 from tests import commands
+from tests.analysis.hand_made import add_run
 from tests.browser import DESKTOP, PHONE, Browser, Page, Screen, open_browser
 from tests.waiting import wait_for
 
@@ -147,12 +149,16 @@ def test_a_table_is_sorted_from_the_keyboard_alone(page: Page) -> None:
 
 
 @pytest.mark.process
-def test_on_a_phone_only_tables_and_figures_scroll_sideways(browser: Browser, report: Path) -> None:
-    page = browser.open(report / "index.html", PHONE)
-    for _ in range(2):
-        assert page.script("return document.documentElement.scrollWidth") <= PHONE.width
-        page.script(OPEN)
-    assert page.script("return window.innerWidth") == PHONE.width
+@pytest.mark.usefixtures("svg_only")
+def test_on_a_phone_only_tables_and_figures_scroll_sideways(browser: Browser, report: Path, tmp_path: Path) -> None:
+    text = {"corpus": "files", "sha256": "ab" * 32}  # one long word in a sentence
+    add_run(tmp_path, 0, "own-text", "gru", "adam", [90.0], data=text)
+    for file in (report / "index.html", write_report(tmp_path)):
+        page = browser.open(file, PHONE)
+        for _ in range(2):
+            assert page.script("return document.documentElement.scrollWidth") <= PHONE.width
+            page.script(OPEN)
+        assert page.script("return window.innerWidth") == PHONE.width
 
 
 @pytest.mark.process
