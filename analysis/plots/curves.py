@@ -219,14 +219,16 @@ def draw_curves(axes: Axes, curves: Sequence[Curve], progress: Progress = "epoch
     """
     named, styles = prominent(curves), styles_of(prominent(curves))
     crowd = [curve for curve in curves if curve.number not in styles]
+    axes.set_autoscale_on(False)  # else each line looks for the limits, which are set below
     gap = [math.nan]
     for start in range(0, len(crowd), CHUNK):
         chunk = crowd[start : start + CHUNK]
         x = np.concatenate([part for curve in chunk for part in (_along(curve, progress, unit), gap)])
         y = np.concatenate([part for curve in chunk for part in (curve.val_ppl, gap)])
         axes.plot(x, y, color=look.CROWD[0], linewidth=0.5, alpha=0.6, zorder=1.5)
-    for curve in crowd:
-        _mark_end(axes, curve, progress, unit, color=look.CROWD[0], markersize=4, mew=1, zorder=1.5)
+    ends = [end for curve in crowd if (end := _early_end(curve, progress, unit))]
+    if ends:
+        axes.plot(*zip(*ends, strict=True), "x", color=look.CROWD[0], markersize=4, mew=1, zorder=1.5)
     for curve in named:
         style, gid, x = styles[curve.number], run_mark(curve.number), _along(curve, progress, unit)
         if curve.low is not None and curve.high is not None:
@@ -250,6 +252,7 @@ def draw_curves(axes: Axes, curves: Sequence[Curve], progress: Progress = "epoch
 def draw_run(axes: Axes, curve: Curve, progress: Progress = "epochs", unit: float = 1.0) -> Axes:
     """Draw the training and validation perplexity of a run."""
     gid, x, colour = run_mark(curve.number), _along(curve, progress, unit), look.colour_of(curve.arch)
+    axes.set_autoscale_on(False)
     axes.plot(x, curve.train_ppl, color=colour, gid=gid, label=f"{curve.reference}, training", **TRAINING)
     lone = "o" if len(x) == 1 else ""
     axes.plot(x, curve.val_ppl, color=colour, marker=lone, gid=gid, label=f"{curve.reference}, validation")
@@ -265,12 +268,17 @@ def _along(curve: Curve, progress: Progress, unit: float) -> Values:
     return curve.epochs if progress == "epochs" else curve.seconds / unit
 
 
-def _mark_end(axes: Axes, curve: Curve, progress: Progress, unit: float, **style: Any) -> None:
-    """A cross on the last validation perplexity of a run that ended early."""
+def _early_end(curve: Curve, progress: Progress, unit: float) -> tuple[float, float] | None:
+    """The last validation perplexity of a run that ended early."""
     x = _along(curve, progress, unit)
     there = np.flatnonzero(np.isfinite(curve.val_ppl) & np.isfinite(x))
-    if curve.ended_early and len(there):
-        axes.plot(x[there[-1]], curve.val_ppl[there[-1]], "x", gid=run_mark(curve.number), **style)
+    return (x[there[-1]], curve.val_ppl[there[-1]]) if curve.ended_early and len(there) else None
+
+
+def _mark_end(axes: Axes, curve: Curve, progress: Progress, unit: float, **style: Any) -> None:
+    """A cross where a run ended early."""
+    if end := _early_end(curve, progress, unit):
+        axes.plot(*end, "x", gid=run_mark(curve.number), **style)
 
 
 def _number(curve: Curve, colour: str, axes: Axes, progress: Progress, unit: float) -> Mark | None:
