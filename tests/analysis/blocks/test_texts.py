@@ -124,7 +124,7 @@ def test_results_are_ranked_within_each_text_and_the_page_says_so(tmp_path: Path
 def test_a_study_on_one_text_has_no_column_of_texts(tmp_path: Path) -> None:
     add_text_run(tmp_path, 0, 100.0, ONE)
     study = load_study(tmp_path)
-    (results,) = results_blocks(study)
+    _, results = results_blocks(study)
     assert isinstance(results, Table)
     assert "text" not in [column.key for column in results.columns]
     assert "on its text" not in results.caption
