@@ -144,9 +144,8 @@ def test_the_results_say_by_which_epochs_and_what_more_epochs_brought(mixed: Stu
         assert "80.00" in text.partition("Coverage")[0]
     (caption,) = [block.caption for block in blocks if getattr(block, "name", "") == "results"]
     assert "First 2 epochs; 2 of 4 runs (1 stopped)." in caption
-    assert said(blocks).startswith(
-        "Runs are compared by their first 2 epochs, the median of the finished runs; 1 run went further, up to 4."
-    )
+    told = "Runs are compared by their first 2 epochs, the median of the finished runs; 1 run went further, up to 4."
+    assert told in said(blocks).splitlines()
 
 
 def test_runs_of_the_same_epochs_are_compared_by_all_of_them(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_epochs_on_the_axis_are_whole_numbers(tmp_path: Path) -> None:
 def test_runs_that_leave_the_axis_or_end_early_are_named_and_flatten_no_other(charts: dict[str, Chart]) -> None:
     chart = charts["validation"]
     assert all(axes.get_ylim()[1] < 1000 for axes in chart.figure.axes)
-    assert f"2 rnn-sgd (up to 8,600) and 7 {EXPLODING} (up to 6,067)" in chart.caption
+    assert f"2 rnn-sgd (up to 8,600.00) and 7 {EXPLODING} (up to 6,067.40)" in chart.caption
     assert f"Ended early (×): 3 {DIVERGED}." in chart.caption
     assert [line.get_marker() for line in chart.figure.axes[0].lines].count("x") == 1
     assert any("▲" in text.get_text() for text in chart.figure.axes[0].texts)
