@@ -47,7 +47,6 @@ def test_each_group_has_a_table_and_curves_of_its_own(tmp_path: Path) -> None:
     ], "bold: the lowest of the group"
     scopes = [table.caption.partition("Bold: best setting of each architecture.")[2] for table in tables]
     assert scopes == ["", " 1 of 3 runs.", " 0 of 1 run."], "run 5 of the rest has no run directory"
-    assert len({row.anchor for table in tables for row in table.rows}) == 1, "links to runs lead to the whole table"
     charts = [block for block in blocks if isinstance(block, Chart)]
     assert [[line.run for line in chart.panels[0].lines] for chart in charts] == [["1", "3"], ["2"]]
     assert "Without a finished epoch: 4 d." in charts[1].caption
