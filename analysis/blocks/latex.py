@@ -1,4 +1,4 @@
-"""A table as LaTeX: a longtable in small type, its columns in parts that fit the page.
+"""A table as LaTeX, by pandas' Styler: a longtable in small type, its columns in parts that fit the page.
 
 Whatever a text holds, the result prints it and does nothing else. It compiles with pdfLaTeX, XeLaTeX and LuaLaTeX. A
 character that pdfLaTeX lacks is printed as its number, such as ``[U+4E2D]``.
@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
+from typing import cast
 
-from analysis.blocks.table import Cell, Table
+import pandas as pd
+
+from analysis.blocks.table import Table
 
 HEAD = r"""
 % For \input. The preamble needs \usepackage{array,booktabs,longtable}, for pdfLaTeX also \usepackage[T1]{fontenc}.
@@ -26,6 +29,8 @@ besides its text, and the longest line of a cell."""
 
 def latex_table(table: Table) -> str:
     """The table without its lines of code; columns that do not fit side by side follow in further parts."""
+    cells = pd.DataFrame([[latex_text(cell.text) for cell in row.cells] for row in table.rows])
+    bold = pd.DataFrame([["textbf:--rwrap;" if cell.bold else "" for cell in row.cells] for row in table.rows])
     widths = [
         max(
             [min(len(word), LONGEST) for word in re.split(r"[ .]", column.title)]
@@ -33,38 +38,28 @@ def latex_table(table: Table) -> str:
         )
         for place, column in enumerate(table.columns)
     ]
-    title, caption = latex_text(table.title), latex_text(table.caption)
-    cells = [[_cell(cell) for cell in row.cells] for row in table.rows]
     parts = _parts(widths, next((n + 1 for n, column in enumerate(table.columns[:3]) if not column.numeric), 1))
     tex = []
     for number, part in enumerate(parts, start=1):
-        full = f"{title}. {caption}{f' Part 1 of {len(parts)}.' if len(parts) > 1 else ''}"
-        again = full if number == 1 else f"{title}, part {number} of {len(parts)}"
-        first = rf"\caption[{title}]{{{full}}} \label{{tab:{table.name}}}" if number == 1 else rf"\caption[]{{{again}}}"
-        sides = ["left" if table.columns[place].numeric else "right" for place in part]
-        form = "".join(
-            rf">{{\ragged{side}\arraybackslash}}p{{{0.45 * (widths[place] + 1.5):.2f}em}}"
-            for side, place in zip(sides, part, strict=True)
+        title, of = latex_text(table.title), f"part {number} of {len(parts)}"
+        full = rf"{title}. {latex_text(table.caption)}{f' P{of[1:]}.' if len(parts) > 1 else ''}"
+        shown = cells.reindex(columns=part).style.hide(axis="index")
+        shown.apply(lambda frame: bold[frame.columns], axis=None)
+        shown.format_index(lambda place: latex_text(table.columns[cast(int, place)].title), axis="columns")
+        sides = {place: "left" if table.columns[place].numeric else "right" for place in part}
+        tex.append(
+            shown.to_latex(
+                environment="longtable",
+                hrules=True,
+                column_format="".join(
+                    rf">{{\ragged{sides[place]}\arraybackslash}}p{{{0.45 * (widths[place] + 1.5):.2f}em}}"
+                    for place in part
+                ),
+                caption=(full, title) if number == 1 else (f"{title}, {of}", ""),
+                label=f"tab:{table.name}" if number == 1 else None,
+            )
         )
-        head = "\n".join([r"\toprule", _line(latex_text(table.columns[place].title) for place in part), r"\midrule"])
-        tex += [
-            rf"\begin{{longtable}}{{{form}}}",
-            *(rf"{first} \\", head, r"\endfirsthead", rf"\caption[]{{{again}}} \\", head, r"\endhead"),
-            *(r"\midrule", rf"\multicolumn{{{len(part)}}}{{r}}{{Continued on next page}} \\", r"\midrule", r"\endfoot"),
-            *(r"\bottomrule", r"\endlastfoot"),
-            *(_line(row[place] for place in part) for row in cells),
-            r"\end{longtable}",
-            *([r"\addtocounter{table}{-1}"] if number < len(parts) else []),  # longtable counts each part
-        ]
-    return HEAD.lstrip() + "\n".join([*tex, r"\endgroup"]) + "\n"
-
-
-def _cell(cell: Cell) -> str:
-    return rf"\textbf{{{latex_text(cell.text)}}}" if cell.bold else latex_text(cell.text)
-
-
-def _line(cells: Iterable[str]) -> str:
-    return " & ".join(cells) + r" \\"
+    return HEAD.lstrip() + "\\addtocounter{table}{-1}\n".join(tex) + "\\endgroup\n"  # longtable counts each part
 
 
 def _parts(widths: Sequence[int], keys: int) -> list[list[int]]:
