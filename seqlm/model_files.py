@@ -64,8 +64,7 @@ def read_model_files(config: CustomConfig, folder: Path) -> ModelFiles:
     """Read the files of a model below ``folder``: that of the manifest, or the one that a run keeps.
 
     Raises:
-        ModelError: a file does not exist or is too large, the first one does not mention the class, or the files are
-            not those of ``config.sha256``.
+        ModelError: a file does not exist, is too large, or the files are not those of ``config.sha256``.
         FileError: a file cannot be read.
     """
     contents = {}
@@ -82,16 +81,24 @@ def read_model_files(config: CustomConfig, folder: Path) -> ModelFiles:
         except OSError as error:
             raise FileError.from_os_error("read", path, error) from None
     files = ModelFiles(contents=contents)
-    text = contents[config.file].decode("utf-8", "replace")
-    if not re.search(rf"\b{config.class_name}\b|\bimport \*", text):  # the file itself is not run here
-        hint = nearest(config.class_name, re.findall(r"^class (\w+)", text, re.M))
-        raise ModelError(f"model.source: {config.file} has no class {config.class_name}{hint}")
     if config.sha256 not in (None, files.sha256):
         names = ", ".join(contents)
         raise ModelError(
             f"model.sha256: {names} in {folder} changed: expected sha256 {config.sha256}, found {files.sha256}"
         )
     return files
+
+
+def require_class(config: CustomConfig, files: ModelFiles) -> None:
+    """Refuse a file that does not mention the class, without running it: its test would take seconds to say so.
+
+    Raises:
+        ModelError: it does not.
+    """
+    text = files.contents[config.file].decode("utf-8", "replace")
+    if not re.search(rf"\b{config.class_name}\b|\bimport \*", text):
+        hint = nearest(config.class_name, re.findall(r"^class (\w+)", text, re.M))
+        raise ModelError(f"model.source: {config.file} has no class {config.class_name}{hint}")
 
 
 def keep_tokenizer(source: Path, kept: Path, sha256: str) -> None:

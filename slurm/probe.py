@@ -79,10 +79,15 @@ def probe(settings: SlurmSettings, *, runs_dir: Path, gpu: Gpu, wait_s: float) -
 
 
 def script(settings: SlurmSettings, folder: Path, *, gpu: Gpu, wait_s: float) -> str:
-    """Return the batch script of a probe in ``folder``. Its time limit is no shorter than the wait for it."""
+    """Return the batch script of a probe in ``folder``.
+
+    Its time limit is a minute longer than the wait for it: SLURM may announce the limit so much earlier than asked, and
+    the signal ends the probe.
+    """
     options = {
         "job-name": "seqlm-doctor",
-        "time": math.ceil(wait_s / 60),
+        "time": math.ceil(wait_s / 60) + 1,
+        "signal": "USR2@1",
         "ntasks": 1,
         "output": str(folder / "log").replace("%", "%%"),
     }

@@ -64,10 +64,12 @@ class Study:
         record_launch(self.path, (), pytest.fail)
 
     def __call__(self, *words: str) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr."""
+        """Exit code, stdout, and stderr but for the line that each report begins with."""
         self._capsys.readouterr()
         code = launch.main(list(words))
-        return code, *self._capsys.readouterr()
+        out, err = self._capsys.readouterr()
+        lines = err.splitlines(keepends=True)
+        return code, out, "".join(line for line in lines if not line.startswith("writing the report of "))
 
     def behaviour(self, *words: str) -> tuple[int, dict[str, tuple[str, str | None]], str]:
         """Exit code, state and reason of each run by name, and stderr."""

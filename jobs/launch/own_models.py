@@ -18,7 +18,7 @@ from jobs.study.kept_code import source_tree
 from seqlm.architectures import CustomConfig
 from seqlm.errors import FileError, ModelError
 from seqlm.files import make_directory, write_text
-from seqlm.model_files import ModelFiles
+from seqlm.model_files import ModelFiles, require_class
 from seqlm.reading import exists
 
 PROGRAM = "seqlm.check_model"
@@ -90,8 +90,11 @@ def ask(requests: Sequence[tuple[CustomConfig, ModelFiles, int, int]], *, ranks:
     """Return the answer of :mod:`seqlm.check_model` about each model: (configuration, files, V, T).
 
     Raises:
-        ModelError: the process ended without an answer, as a file does that exits when it is imported.
+        ModelError: a file does not mention its class; or the process ended without an answer, as a file does that exits
+            when it is imported.
     """
+    for config, files, *_ in requests:
+        require_class(config, files)
     names = ", ".join(dict.fromkeys(config.source for config, *_ in requests))
     terminal.tell(f"testing {names} on small windows; on a busy machine this takes a minute")
     with tempfile.TemporaryDirectory(prefix="seqlm-models-") as name:
