@@ -7,7 +7,6 @@ import errno
 import itertools
 import os
 import shutil
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,11 @@ from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import StopRequested, StopSignal, attempt_number, make_attempt
 from seqlm.training.checkpoint_files import CheckpointFiles
 from seqlm.training.distributed import Rank
+from seqlm.training.saving import Saving
 from tests.faults import LookFaults
 from tests.outcome import Outcome, outcome
 from tests.training.studies import Attempt, make_config, make_run, write_text
+from tests.waiting import wait_for
 
 CONFIG = make_config("gru", optimizer="adam", lr=0.01, epochs=3, keep=0.7)
 EPOCH = 17
@@ -132,15 +133,24 @@ def test_a_disk_that_takes_no_more_ends_the_run_at_the_next_step_with_the_last_g
     run = stopped(tmp_path / "run", corpus, after=EPOCH + 5)
     before = run.last_checkpoint.read_bytes()
 
-    failed = threading.Event()
+    savings: list[Saving] = []
+    save = Saving.save
+
+    def noted(saving: Saving) -> None:
+        savings.append(saving)
+        save(saving)
 
     def full(*_: Any, **__: Any) -> None:
-        failed.set()
         raise OSError(code, os.strerror(code))
 
+    def wait(_: int) -> None:
+        if attempt.trainer.epoch == 2:
+            wait_for(lambda: not savings[-1].is_writing, "the writer to fail")
+
+    monkeypatch.setattr(Saving, "save", noted)
     monkeypatch.setattr(torch, "save", full)
     attempt = attempt_at(run.path, corpus)
-    attempt.before_each_step(lambda number: attempt.trainer.epoch < 2 or failed.wait())
+    attempt.before_each_step(wait)
     with pytest.raises(FileError, match=os.strerror(code)):
         attempt.train()
     assert attempt.trainer.epoch == 2, "while the next epoch was under way"
