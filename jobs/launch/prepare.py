@@ -22,7 +22,7 @@ from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import write_record
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget, Ledger
-from jobs.study.folder import at_work, launching, observe_run, study_name, this_launcher, write_queue
+from jobs.study.folder import at_work, launch_lock_file, launching, observe_run, study_name, this_launcher, write_queue
 from jobs.study.kept_code import Code, keep_code, live_code
 from jobs.study.provenance import launch_record, run_record
 from seqlm.architectures import CustomConfig
@@ -34,7 +34,7 @@ from seqlm.errors import BackendError, DamagedFileError, DataError, FileError, U
 from seqlm.files import make_directory, read_json, remove
 from seqlm.lease import last_beat
 from seqlm.model_files import keep_tokenizer
-from seqlm.reading import below, exists
+from seqlm.reading import below, exists, listed
 from seqlm.requests import Request, file_request
 from seqlm.rounding import threads_of_checkpoint
 from seqlm.run_layout import FINGERPRINT_DIGITS, SAME_DIGITS
@@ -231,7 +231,8 @@ def preparing(
         unlocked = look()
         planned = check(unlocked)
     with launching(options.study_dir):
-        found = look()
+        is_empty = {path.name for path in listed(options.study_dir)} <= {launch_lock_file(options.study_dir).name}
+        found = unlocked if unlocked is not None and is_empty else look()
         if found != unlocked:
             planned = check(found)
         if any(item.action != "skip" for item in planned):
