@@ -75,6 +75,15 @@ class Request:
         policy = self.record.get("policy")
         return policy if isinstance(policy, dict) else {}
 
+    def planned(self, run_id: str) -> Mapping[str, Any] | None:
+        """Return what the folder of a run gets. ``None``: the request does not say.
+
+        Raises:
+            FileError: as :attr:`plan`.
+        """
+        found: Mapping[str, Any] | None = self.plan.get("runs", {}).get(run_id)
+        return found
+
     def first_attempt(self, run_id: str) -> int:
         """Return the first attempt of a run that it is about: what happened before is history."""
         first = self.runs[run_id].get("from_attempt")

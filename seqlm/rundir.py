@@ -155,7 +155,7 @@ class RunDirectory(RunLayout):
             FileError: a request cannot be read, or is damaged.
         """
         request = Requests(self.path.parent).to_train(self.id)
-        found = None if request is None else request.plan.get("runs", {}).get(self.id)
+        found = None if request is None else request.planned(self.id)
         return None if request is None or found is None else (request, found)
 
     def model_source(self, model: CustomConfig) -> Path:
@@ -199,7 +199,7 @@ class RunDirectory(RunLayout):
         """Make the folder, ``config.json`` and ``provenance.json``, and copy the files of the user that the run needs.
 
         Of a ``config.json`` that exists only ``train.epochs`` changes: the latest launch says how far the run is to go.
-        The copies never change. No worker is at the run.
+        The copies never change. No worker owns the run.
 
         Raises:
             FileError: the folder cannot be written, or holds another configuration.
@@ -256,7 +256,7 @@ class RunDirectory(RunLayout):
         request = Requests(self.path.parent).to_train(self.id)
         file = self.config_file
         if raw is None and request is not None:
-            raw, file = request.plan.get("runs", {}).get(self.id, {}).get("config"), request.folder
+            raw, file = (request.planned(self.id) or {}).get("config"), request.folder
         if raw is None:
             raise DamagedFileError(
                 f"{self.config_file} is missing, and so is the launch of its run; move the folder away"

@@ -89,12 +89,12 @@ class ChangeFaults:
 
     @property
     def has_failed(self) -> bool:
-        """Whether there were so many changes."""
+        """Whether the call that was to fail has been made."""
         return self._left <= 0
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Let no call fail, and count none: for what another process does."""
+        """Let no call fail and count none, as for what another process does."""
         self._is_held = True
         try:
             yield

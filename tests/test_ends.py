@@ -203,6 +203,13 @@ def test_an_exit_is_written_only_if_it_adds_something(run: RunDirectory) -> None
     assert run.end(2).has_ended
 
 
+def test_a_job_that_ends_badly_is_no_fault_of_a_run_whose_attempt_it_had_begun(run: RunDirectory) -> None:
+    view = View(stage="ended", reason="SLURM reports FAILED", kind="code")
+    assert run.observe(view).kind == "node", "its process was killed, or could not write"
+    launch_again(run)
+    assert run.observe(view).kind == "code", "it has not come to an attempt"
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\0" * 40, b"[]", b"\xff"])
 def test_a_damaged_record_is_a_failure_of_kind_node_and_stops_nothing(run: RunDirectory, content: bytes) -> None:
     run.end_file(1).write_bytes(content)

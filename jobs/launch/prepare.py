@@ -303,13 +303,18 @@ def keep_files(specs: Iterable[RunSpec], study_dir: Path) -> None:
         ModelError: another file was kept in the place of one.
     """
     run = RunDirectory(study_dir / "run")
-    for spec in specs:
-        if spec.tokenizer is not None and (sha256 := spec.config.data.tokenizer_sha256) is not None:
+    tokenizers = {spec.config.data.tokenizer_sha256: spec.tokenizer for spec in specs}
+    for sha256, source in tokenizers.items():
+        if source is not None and sha256 is not None:
             kept = run.kept_dir(sha256) / run.tokenizer_file.name
             make_directory(kept.parent)
-            keep_tokenizer(spec.tokenizer, kept, sha256)
-        if spec.model_files is not None:
-            spec.model_files.keep(run.kept_dir(spec.model_files.sha256))
+            keep_tokenizer(source, kept, sha256)
+    models = {
+        spec.config.model.sha256: spec.model_files for spec in specs if isinstance(spec.config.model, CustomConfig)
+    }
+    for files in models.values():
+        if files is not None:
+            files.keep(run.kept_dir(files.sha256))
 
 
 def record_what_scheduler_knows(item: PlannedRun) -> None:

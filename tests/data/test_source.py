@@ -42,7 +42,7 @@ def folder_of(path: Path, *names: str) -> Path:
 
 
 PTB = tuple(f"ptb.{name}" for name in FILES)
-FOLDERS = {  # what lies in a folder; a name may end with / for a folder and | for a pipe
+FOLDERS = {  # what a folder holds; a name may end with / for a folder and | for a pipe
     (): "holds no text of a corpus; expected ptb.train.txt",
     ("train.txt",): "has no valid.txt and no test.txt beside train.txt",
     (*PTB, *FILES): "files of two namings (ptb.train.txt, ptb.valid.txt, ptb.test.txt, train.txt, valid.txt, test.txt)",

@@ -1,4 +1,4 @@
-"""How often Ray is asked about the answers of many runs; without a Ray that runs."""
+"""How often a launch of many runs calls `ray.wait`, with a stand-in for Ray."""
 
 from __future__ import annotations
 
