@@ -29,7 +29,7 @@ from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import Again, Host, LaunchOptions, next_submission
 from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
-from jobs.study.budget import KeptBudget
+from jobs.study.budget import Budget
 from jobs.study.kept_code import Code
 from jobs.study.squeue import ask
 from seqlm import machine
@@ -134,7 +134,7 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals,
 
 def _options(plan: JobPlan) -> LaunchOptions:
     """Return the options of the launch, with the budget that the study has now: it may have changed since."""
-    limits = KeptBudget(plan.study_dir, plan.policy).budget.limits
+    limits = Budget.kept(plan.study_dir, plan.policy).limits
     return LaunchOptions(
         study_dir=plan.study_dir,
         worker=plan.worker,

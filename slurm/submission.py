@@ -15,7 +15,7 @@ from jobs.attempt.supervisor import progress_variables
 from jobs.launch.job import LaunchOptions
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources
-from jobs.study.budget import Budget, Hours, Ledger, hours_of
+from jobs.study.budget import Budget, hours_of
 from jobs.study.folder import ARRAY_FILE, PLAN_FILE, study_name
 from jobs.study.kept_code import Code
 from seqlm.errors import BackendError
@@ -134,19 +134,16 @@ class Submission:
         )
 
     @functools.cached_property
-    def _spent(self) -> Hours:
-        return Ledger(self.options.study_dir).spent()
+    def _budget(self) -> Budget:
+        return Budget(self.options.study_dir, self.options.policy)
 
     def _timeout_min(self, batch: Batch) -> int:
         """Return the time limit of the jobs of an array in minutes: that of the settings, cut to what is left.
 
         A job that uses up the study's budget alone still has the time to save before its limit.
         """
-        budget, limit = Budget.of(self.options.policy), self.settings.timeout_min
-        if not budget:
-            return limit
-        rate = hours_of(batch.resources, 3600) * batch.runs_per_job
-        seconds = 3600 * budget.times_left(self._spent, rate) + self.settings.signal_before_s
+        limit, in_an_hour = self.settings.timeout_min, hours_of(batch.resources, 3600 * batch.runs_per_job)
+        seconds = 3600 * self._budget.times_left(in_an_hour) + self.settings.signal_before_s
         return limit if math.isinf(seconds) else min(limit, 1 + math.ceil(seconds / 60))
 
     def script(self, number: int, *, after: str | None = None) -> str:

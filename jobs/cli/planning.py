@@ -25,7 +25,7 @@ from jobs.plan.capacity import with_noun
 from jobs.plan.estimate import earlier_throughput
 from jobs.plan.planned import Action, PlannedRun
 from jobs.plan.search import expected_share, search_line
-from jobs.plan.totals import BudgetPlan, totals
+from jobs.plan.totals import budget_of, totals
 from jobs.spec import RunSpec
 from seqlm import machine
 from seqlm.data.corpus import corpus_facts
@@ -111,9 +111,9 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
     else:
         wall = f"{terminal.duration(costs.wall_seconds)} on {backend.where()}"
         terminal.say(f"{wall}; {costs.gpu_hours:.3g} GPU hours; {disk}")
-    budget = BudgetPlan.of(planned, manifest.policy, study_dir, share)
+    budget = budget_of(planned, manifest.policy, study_dir, share)
     if budget is not None:
-        terminal.say(budget.line())
+        terminal.say(budget[0])
     if backend.is_here:
         _warn_of_memory(planned)
     scripts: list[str] = []
@@ -128,7 +128,7 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
         "runs": records,
         "search": search,
         "totals": {"backend": backend.name, "max_parallel": limit, **asdict(costs)},
-        "budget": None if budget is None else budget.to_dict(),
+        "budget": None if budget is None else budget[1],
         "refused": refused,
         "changes": changed,
     }

@@ -15,7 +15,7 @@ from typing import Any
 
 from jobs import terminal
 from jobs.cli.tables import STATE, Column, show
-from jobs.study.budget import KeptBudget
+from jobs.study.budget import Budget
 from jobs.study.folder import ObservedRun
 from jobs.study.origin import NOTES
 from seqlm import machine
@@ -280,7 +280,7 @@ def say_status(runs: Sequence[ObservedRun], study_dir: Path) -> dict[str, Any]:
     is_live = any(run.observation.state == "running" for run in runs)
     views = [view_of(run, measured=is_live) for run in runs]
     study = StudyView(name=study_dir.name, runs=tuple(compared(views) if is_live else views))
-    budget, left = KeptBudget(study_dir), study.seconds_left
+    budget, left = Budget.kept(study_dir), study.seconds_left
     show(STATUS, _each_reason_once(study.runs))
     for line in (None if left is None else f"about {terminal.duration(left)} left", study.slow_line, budget.line()):
         if line is not None:

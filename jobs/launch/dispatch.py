@@ -31,7 +31,7 @@ from jobs.launch.job import (
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import Queue
 from jobs.spec import Submission
-from jobs.study.budget import Budget, BudgetWatch
+from jobs.study.budget import Budget
 from jobs.study.folder import write_queue
 from jobs.study.kept_code import Code
 from seqlm.ends import End, Progress, Verdict, verdict
@@ -107,7 +107,7 @@ class Dispatcher:
         self._unwritten: list[tuple[PlannedRun, str, End]] = []
         """Final failures that could not be written yet, with what to say of each."""
         self._warnings: set[str] = set()
-        self._budget = BudgetWatch(options.study_dir, Budget.of(options.policy))
+        self._budget = Budget(options.study_dir, options.policy)
         self._is_spent: str | None = None
         """Why no run goes on: the budget is spent. ``None``: it is not."""
         self._writes_queue = writes_queue
@@ -198,7 +198,6 @@ class Dispatcher:
                 break
             # Kept before anything else can fail, so that an error stops this worker too.
             self._live.append(Job(id=job_id, planned=item, attempt=attempt))
-            self._budget.started()
             self._events.append(Event("started", item, item.observation))
 
     def _collect(self) -> None:
@@ -224,7 +223,9 @@ class Dispatcher:
 
     def _look_at_budget(self, *, at_once: bool = False) -> None:
         """Read what is spent, unless it was read recently."""
-        before, self._is_spent = self._is_spent, self._budget.look(at_once=at_once)
+        before = self._is_spent
+        with contextlib.suppress(FileError):  # what was spent before still counts; the next look is soon
+            self._is_spent = self._budget.is_spent(at_once=at_once)
         if self._is_spent is not None and before is None and self._live:
             runs = "1 run stops" if len(self._live) == 1 else f"{len(self._live)} runs stop"
             terminal.tell(f"{self._is_spent}; {runs} at a checkpoint")

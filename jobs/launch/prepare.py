@@ -21,7 +21,7 @@ from jobs.plan.own_models import model_sizes
 from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import write_record
 from jobs.spec import RunSpec
-from jobs.study.budget import Budget, Ledger
+from jobs.study.budget import Budget
 from jobs.study.folder import at_work, launch_lock_file, launching, observe_run, study_name, this_launcher, write_queue
 from jobs.study.kept_code import Code, keep_code, live_code
 from jobs.study.provenance import launch_record, run_record
@@ -336,8 +336,7 @@ def record_what_scheduler_knows(item: PlannedRun) -> None:
 
 def waiting_for_budget(options: LaunchOptions) -> str | None:
     """Return why no run starts: the study's budget is spent. ``None``: it is not, or there is none."""
-    budget = Budget.of(options.policy)
-    return budget.is_spent(Ledger(options.study_dir).spent()) if budget else None
+    return Budget(options.study_dir, options.policy).is_spent()
 
 
 def _label(item: PlannedRun) -> dict[str, str]:

@@ -14,7 +14,7 @@ from jobs.plan.capacity import Allocation, Capacity
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places
 from jobs.spec import Resources
-from jobs.study.budget import UNITS, Budget, Hours, Ledger, hours_of, total
+from jobs.study.budget import UNITS, Budget, hours_of, total
 from seqlm.architectures import CustomConfig
 
 
@@ -93,40 +93,19 @@ def makespan(runs: Sequence[PlannedRun], capacity: Capacity, *, max_parallel: in
 # -- the budget ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class BudgetPlan:
-    """The budget of a study, what is spent of it, and what the runs of a plan are expected to use."""
+def budget_of(
+    planned: Sequence[PlannedRun], policy: Policy, study_dir: Path, share: float
+) -> tuple[str, dict[str, Any]] | None:
+    """Return what ``plan`` says of the study's budget, and its entry of ``--json``. ``None``: the policy has none.
 
-    budget: Budget
-    spent: Hours
-    needs: Hours | None
-    """``None``: unknown."""
-
-    @classmethod
-    def of(cls, planned: Sequence[PlannedRun], policy: Policy, study_dir: Path, share: float) -> BudgetPlan | None:
-        """Return that of a plan, of whose epochs a search trains this share. ``None``: the policy has no budget."""
-        budget, todo = Budget.of(policy), [item for item in planned if item.action != "skip"]
-        if not budget:
-            return None
-        known = [hours_of(item.spec.resources, item.seconds) for item in todo if item.seconds is not None]
-        needs = total(known) * share if len(known) == len(todo) else None
-        return cls(budget=budget, spent=Ledger(study_dir).spent(), needs=needs)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the entry of ``plan --json``. ``needs`` is ``None`` if unknown."""
-        return {
-            key: {
-                "limit": limit,
-                "spent": getattr(self.spent, key),
-                "needs": None if self.needs is None else getattr(self.needs, key),
-            }
-            for key, limit in self.budget.limits.items()
-        }
-
-    def line(self) -> str:
-        """Return what ``plan`` prints."""
-        what = "it is not known what the rest needs"
-        if self.needs is not None:
-            amounts = [f"{getattr(self.needs, key):.3g} {UNITS[key]}" for key in self.budget.limits]
-            what = f"the rest needs about {' and '.join(amounts)}"
-        return f"budget: {self.budget.words(self.spent)} spent; {what}"
+    ``share`` is that of the epochs which a search trains. What the runs to do need is ``None`` if it is not known.
+    """
+    budget, todo = Budget(study_dir, policy), [item for item in planned if item.action != "skip"]
+    data = budget.to_dict()
+    if data is None:
+        return None
+    known = [hours_of(item.spec.resources, item.seconds) for item in todo if item.seconds is not None]
+    needs = {key: hours * share for key, hours in total(known).items()} if len(known) == len(todo) else {}
+    amounts = [f"{needs[key]:.3g} {UNITS[key]}" for key in data if key in needs]
+    what = f"the rest needs about {' and '.join(amounts)}" if amounts else "it is not known what the rest needs"
+    return f"{budget.line()}; {what}", {key: {**found, "needs": needs.get(key)} for key, found in data.items()}

@@ -1,4 +1,4 @@
-"""The budget of a study, ``policy.gpu_hours`` and ``policy.core_hours``: what is spent, what may start, what must stop.
+"""The budget of a study, ``policy.gpu_hours`` and ``policy.core_hours``: its limits, and what the attempts have used.
 
 All attempts of runs and canaries count, those that failed too. Behaviour jobs do not count. The times of an
 attempt are those that its workers recorded, so that the clocks of other nodes do not matter.
@@ -7,17 +7,15 @@ attempt are those that its workers recorded, so that the clocks of other nodes d
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 from jobs.manifests.policy import Policy
 from jobs.spec import Resources
-from seqlm.errors import DamagedFileError, FileError, UnfitFileError
+from seqlm.errors import DamagedFileError, UnfitFileError
 from seqlm.files import read_json
 from seqlm.lease import last_sign_of
 from seqlm.reading import listed, moment
@@ -26,81 +24,104 @@ from seqlm.rundir import RunDirectory
 
 UNITS = {"gpu_hours": "GPU hours", "core_hours": "core hours"}
 """Key of the policy -> its unit in messages."""
-LOOK_SECONDS = 2.0
-"""Least time between two readings of the attempts."""
-MOST_SECONDS = 60.0
-"""Longest time between two readings."""
-LOOK_SHARE = 0.05
-"""Largest share of the time that reading may take."""
+READ_SECONDS = 5.0
+"""Time between two readings of the attempts while runs are live."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Hours:
-    """An amount of computing."""
-
-    gpu_hours: float = 0.0
-    core_hours: float = 0.0
-
-    def __add__(self, other: Hours) -> Hours:
-        return Hours(gpu_hours=self.gpu_hours + other.gpu_hours, core_hours=self.core_hours + other.core_hours)
-
-    def __mul__(self, factor: float) -> Hours:
-        return Hours(gpu_hours=self.gpu_hours * factor, core_hours=self.core_hours * factor)
+Hours: TypeAlias = Mapping[str, float]
+"""An amount of computing: hours of each of :data:`UNITS`."""
 
 
 def hours_of(resources: Resources, seconds: float) -> Hours:
     """Return what a run with these resources, which are resolved, uses in some seconds."""
     hours = resources.ranks * seconds / 3600
-    return Hours(gpu_hours=hours * (resources.gpus or 0), core_hours=hours * (resources.cpus or 1))
+    return {"gpu_hours": hours * (resources.gpus or 0), "core_hours": hours * (resources.cpus or 1)}
 
 
 def total(amounts: Iterable[Hours]) -> Hours:
     """Return the sum of some amounts."""
-    return sum(amounts, Hours())
-
-
-# -- what is spent -------------------------------------------------------------------------------------------------
+    amounts = list(amounts)
+    return {key: sum(amount[key] for amount in amounts) for key in UNITS}
 
 
 @final
-class Ledger:
-    """What the attempts of a study have used. An attempt that has ended is read once."""
+class Budget:
+    """The budget of a study. Falsy if it has no limits."""
 
-    def __init__(self, study_dir: Path) -> None:
+    def __init__(self, study_dir: Path, policy: Policy) -> None:
+        """The limits are those of ``policy``. Nothing is read yet."""
         self._study_dir = study_dir
+        self.limits = {key: float(limit) for key in UNITS if (limit := getattr(policy, key)) is not None}
+        """Key of :data:`UNITS` -> the limit in hours, for those that are limited."""
         self._ended: dict[Path, Hours] = {}
-        self.rate = Hours()
-        """What the attempts that have not ended use in an hour, as of the last :meth:`spent`."""
+        """What the attempts have used that have ended."""
+        self._spent: Hours = {}
+        self._next = -math.inf
 
-    def spent(self) -> Hours:
-        """Read the attempts, and return what all of them have used so far.
+    @classmethod
+    def kept(cls, study_dir: Path, default: Policy | None = None) -> Budget:
+        """Return the budget that ``study.json`` has now. ``default`` counts if that says nothing of a budget."""
+        policy = _record(study_record_file(study_dir)).get("policy")
+        found = cls(study_dir, default or Policy())
+        if isinstance(policy, dict) and not UNITS.keys().isdisjoint(policy):
+            found.limits = {key: limit for key in UNITS if (limit := _number(policy.get(key)))}
+        return found
+
+    def __bool__(self) -> bool:
+        return bool(self.limits)
+
+    def spent(self, *, at_once: bool = False) -> Hours:
+        """Return what all attempts have used so far. They are read, unless that was done ``READ_SECONDS`` ago.
+
+        ``at_once``: read them in any case.
 
         Raises:
             FileError: a file cannot be read. A damaged one counts as missing.
         """
-        self.rate = Hours()
-        runs = map(RunDirectory, (*listed(self._study_dir), *listed(self._study_dir / CANARY_FOLDER)))
-        folders = (run.attempt_dir(attempt) for run in runs for attempt in run.attempts())
-        return total(self._ended.get(folder) or self._read(folder) for folder in folders)
+        if at_once or time.monotonic() >= self._next:
+            runs = map(RunDirectory, (*listed(self._study_dir), *listed(self._study_dir / CANARY_FOLDER)))
+            folders = (run.attempt_dir(attempt) for run in runs for attempt in run.attempts())
+            self._spent = total(self._ended.get(folder) or self._used(folder) for folder in folders)
+            self._next = time.monotonic() + READ_SECONDS
+        return self._spent
 
-    def _read(self, folder: Path) -> Hours:
+    def _used(self, folder: Path) -> Hours:
         """Return what one attempt has used. A worker that recorded no end counts until its last sign of life."""
         workers = {path.stem.removeprefix("worker"): _record(path) for path in listed(folder, "worker*.json")}
         has_ended = len(workers) >= max((_number(worker.get("ranks")) for worker in workers.values()), default=1)
-        used, sign = [], None
+        used = []
         for rank, worker in workers.items():
-            hour = Hours(gpu_hours=_number(worker.get("gpus")), core_hours=_number(worker.get("threads"), 1.0))
             start, end = moment(worker.get("started_at")), moment(_record(folder / f"end{rank}.json").get("ended_at"))
             if end is None:
-                has_ended, self.rate = False, self.rate + hour
-                sign = sign or last_sign_of(_record(folder / "progress.json"), _record(folder / "exit.json"))
-                end = sign
+                has_ended = False
+                end = last_sign_of(_record(folder / "progress.json"), _record(folder / "exit.json"))
             if start is not None and end is not None:
-                used.append(hour * (max(0.0, end - start) / 3600))
+                hours = max(0.0, end - start) / 3600
+                gpus, cores = _number(worker.get("gpus")), _number(worker.get("threads"), 1.0)
+                used.append({"gpu_hours": gpus * hours, "core_hours": cores * hours})
         amount = total(used)
         if has_ended:
             self._ended[folder] = amount
         return amount
+
+    def is_spent(self, *, at_once: bool = False) -> str | None:
+        """Return why no run goes on: which limit is reached. ``None``: none is. Arguments and errors as of `spent`."""
+        spent = self.spent(at_once=at_once) if self.limits else {}
+        reached = (key for key, limit in self.limits.items() if spent[key] >= limit)
+        return next((f"budget of {self.limits[key]:g} {UNITS[key]} is spent" for key in reached), None)
+
+    def times_left(self, amount: Hours) -> float:
+        """Return how many times ``amount`` fits into what is left. Infinity: it uses nothing that is limited."""
+        left = {key: max(0.0, limit - self.spent()[key]) for key, limit in self.limits.items() if amount[key] > 0}
+        return min((left[key] / amount[key] for key in left), default=math.inf)
+
+    def line(self) -> str | None:
+        """Return what is spent, as ``status`` prints it. ``None``: there is no limit."""
+        spent = (f"{self.spent()[key]:.3g} of {limit:g} {UNITS[key]}" for key, limit in self.limits.items())
+        return f"budget: {', '.join(spent)} spent" if self.limits else None
+
+    def to_dict(self) -> dict[str, dict[str, float | None]] | None:
+        """Return the limits and what is spent of them, as JSON outputs have it. ``None``: there is no limit."""
+        return {key: {"limit": limit, "spent": self.spent()[key]} for key, limit in self.limits.items()} or None
 
 
 def _record(path: Path) -> Mapping[str, Any]:
@@ -112,114 +133,3 @@ def _record(path: Path) -> Mapping[str, Any]:
 def _number(value: Any, otherwise: float = 0.0) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
     return float(value) if is_number else otherwise
-
-
-# -- what may start ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """The limits of a study. Falsy if it has none."""
-
-    limits: Mapping[str, float] = field(default_factory=dict)
-    """Key of :data:`UNITS` -> the limit in hours, for those that are limited."""
-
-    @classmethod
-    def of(cls, policy: Policy) -> Budget:
-        """Return the budget of a policy."""
-        limits = {key: getattr(policy, key) for key in UNITS}
-        return cls(limits={key: limit for key, limit in limits.items() if limit is not None})
-
-    def __bool__(self) -> bool:
-        return bool(self.limits)
-
-    def is_spent(self, spent: Hours) -> str | None:
-        """Return why no run goes on: which limit is reached. ``None``: none is."""
-        for key, limit in self.limits.items():
-            if getattr(spent, key) >= limit:
-                return f"budget of {limit:g} {UNITS[key]} is spent"
-        return None
-
-    def times_left(self, spent: Hours, amount: Hours) -> float:
-        """Return how many times ``amount`` fits into what is left. Infinity: it uses nothing that is limited."""
-        times = [
-            max(0.0, limit - getattr(spent, key)) / used
-            for key, limit in self.limits.items()
-            if (used := getattr(amount, key)) > 0
-        ]
-        return min(times, default=math.inf)
-
-    def words(self, spent: Hours) -> str:
-        """Return what is spent, such as ``12.3 of 50 GPU hours``."""
-        return ", ".join(f"{getattr(spent, key):.3g} of {limit:g} {UNITS[key]}" for key, limit in self.limits.items())
-
-
-@final
-class KeptBudget:
-    """The budget of a study for readers that have only its folder. Its files are read when they are first needed."""
-
-    def __init__(self, study_dir: Path, default: Policy | None = None) -> None:
-        """``default`` is the policy that counts if ``study.json`` says nothing of a budget."""
-        self._study_dir = study_dir
-        self._default = default
-
-    @functools.cached_property
-    def budget(self) -> Budget:
-        policy = _record(study_record_file(self._study_dir)).get("policy")
-        if not isinstance(policy, dict) or UNITS.keys().isdisjoint(policy):
-            return Budget.of(self._default or Policy())
-        limits = {key: _number(policy.get(key)) for key in UNITS}
-        return Budget(limits={key: limit for key, limit in limits.items() if limit})
-
-    @functools.cached_property
-    def spent(self) -> Hours:
-        return Ledger(self._study_dir).spent()
-
-    def to_dict(self) -> dict[str, dict[str, float]] | None:
-        """Return the limits and what is spent of them, as JSON outputs have it. ``None``: there is no limit."""
-        if not self.budget:
-            return None
-        return {key: {"limit": limit, "spent": getattr(self.spent, key)} for key, limit in self.budget.limits.items()}
-
-    def line(self) -> str | None:
-        """Return what is spent, as ``status`` prints it. ``None``: there is no limit."""
-        return f"budget: {self.budget.words(self.spent)} spent" if self.budget else None
-
-    def is_spent(self) -> str | None:
-        """Return why no run goes on, as :meth:`Budget.is_spent`."""
-        return self.budget.is_spent(self.spent) if self.budget else None
-
-
-# -- while runs are live -------------------------------------------------------------------------------------------
-
-
-@final
-class BudgetWatch:
-    """Follows what is spent while runs are live. The attempts are read more often the less is left.
-
-    The pause between two readings at most doubles: a run that has just started has no record yet.
-    """
-
-    def __init__(self, study_dir: Path, budget: Budget, clock: Callable[[], float] = time.monotonic) -> None:
-        self._budget = budget
-        self._clock = clock
-        self._ledger = Ledger(study_dir)
-        self._spent = Hours()
-        self._pause = 0.0
-        self._next = -math.inf
-
-    def started(self) -> None:
-        """Note that a run has just been started: the next reading is soon."""
-        self._pause, self._next = 0.0, -math.inf
-
-    def look(self, *, at_once: bool = False) -> str | None:
-        """Return why no run goes on, as :meth:`Budget.is_spent`. ``at_once``: read the attempts in any case."""
-        started = self._clock()
-        if self._budget and (at_once or started >= self._next):
-            with contextlib.suppress(FileError):  # what was spent before still counts; the next look is soon
-                self._spent = self._ledger.spent()
-            took = self._clock() - started
-            half = 1800 * self._budget.times_left(self._spent, self._ledger.rate)  # seconds until half of it is used
-            self._pause = max(LOOK_SECONDS, took / LOOK_SHARE, min(half, MOST_SECONDS, 2 * self._pause))
-            self._next = self._clock() + self._pause
-        return self._budget.is_spent(self._spent)

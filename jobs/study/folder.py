@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import socket
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from jobs.manifests.filters import Origin, facts_of
 from jobs.manifests.load import load_manifest
 from jobs.spec import Resources, RunSpec
-from jobs.study.budget import KeptBudget
+from jobs.study.budget import Budget
 from jobs.study.origin import StudyPlan
 from jobs.study.squeue import Scheduler
 from seqlm.architectures import CustomConfig
@@ -178,7 +179,7 @@ def observe_run(run: RunDirectory, work: AtWork) -> Observation:
     if view is None and launcher is not None:
         is_its = run.id in launcher.waiting or launcher.serves(run)
         view = View(stage="queued", reason=launcher.waiting.get(run.id, "")) if is_its else None
-    return run.observe(view) if work.budget is None else run.observe(view, work.budget.is_spent)
+    return run.observe(view, work.is_spent)
 
 
 def is_over(observation: Observation, work: AtWork) -> bool:
@@ -279,8 +280,8 @@ class AtWork:
     launcher: Launcher | None = None
     jobs: Mapping[str, View] = field(default_factory=dict)
     """Run id -> its job, for the runs that have a job and neither a result nor a failure."""
-    budget: KeptBudget | None = field(default=None, compare=False)
-    """The study's budget, read when it is needed. ``None``: no run waits for it."""
+    is_spent: Callable[[], str | None] = field(default=lambda: None, compare=False)
+    """Returns why no run goes on: the study's budget is spent. It is read when that is first asked."""
 
 
 def at_work(study_dir: Path, scheduler: Scheduler | None = None, ids: Collection[str] | None = None) -> AtWork:
@@ -297,7 +298,7 @@ def at_work(study_dir: Path, scheduler: Scheduler | None = None, ids: Collection
     return AtWork(
         launcher=launcher_of(study_dir),
         jobs={run_id: states[job] for run_id, job in jobs.items()},
-        budget=KeptBudget(study_dir),
+        is_spent=functools.cache(lambda: Budget.kept(study_dir).is_spent()),
     )
 
 

@@ -17,7 +17,7 @@ from jobs.attempt.attempt import micro_batches
 from jobs.cli.arguments import EXIT_RUN_FAILED
 from jobs.cli.progress import Watcher
 from jobs.manifests.policy import Policy
-from jobs.study.budget import Hours, Ledger
+from jobs.study.budget import Budget
 from jobs.study.squeue import Scheduler
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
@@ -247,7 +247,7 @@ def test_a_failure_that_only_slurm_knows_of_ends_the_attempt_at_its_last_sign_of
     assert launch.main(words) == 0
     assert list(fake.states()) == ["1_0", "2_0"], "the budget is not spent"
     assert (run.end(1).kind, run.end(1).at) == ("oom", at(3606))
-    assert Ledger(tmp_path / "s").spent() == Hours(core_hours=2 * 2 * 3606 / 3600)
+    assert Budget(tmp_path / "s", Policy()).spent()["core_hours"] == 2 * 2 * 3606 / 3600
     assert load_study(tmp_path / "s").attempts["seconds"].tolist() == [3606]
 
 

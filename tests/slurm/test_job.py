@@ -289,9 +289,7 @@ def test_scancel_is_told_from_a_requeue_by_what_the_controller_says(
 def test_a_job_looks_at_the_budget_before_it_trains_and_while_it_does(
     tmp_path: Path, room: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budget, "LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(budget, "LOOK_SHARE", 1.0)
-    monkeypatch.setattr(budget, "MOST_SECONDS", 0.0)
+    monkeypatch.setattr(budget, "READ_SECONDS", 0.05)
     run, other = make(tmp_path), make_run(tmp_path / "other", make_config(seed=1))
     told = plan(run, program=STOPPABLE, policy=Policy(core_hours=4))
     write_attempt(other, 1, start=0, alive=3600)  # of another job: two cores for an hour

@@ -14,7 +14,8 @@ from analysis.blocks.section import Points
 from analysis.sections.cost import cost_section
 from analysis.study.columns import ATTEMPTS
 from analysis.study.study import Study, load_study
-from jobs.study.budget import Ledger
+from jobs.manifests.policy import Policy
+from jobs.study.budget import Budget
 from seqlm.files import read_json, write_json, write_json_lines
 from seqlm.reading import moment
 from seqlm.rundir import RunDirectory
@@ -141,7 +142,7 @@ def test_a_failed_attempt_has_its_kind_and_ends_when_that_was_recorded(tmp_path:
     run.write_exit(1, {"kind": "oom", "message": "m", "ended_at": at(130)})
     row = attempt_of(load_study(tmp_path), 1, 1)
     assert (row["outcome"], row["failure_kind"], row["seconds"]) == ("failed", "oom", 130)
-    assert Ledger(tmp_path).spent().core_hours == 2 * 130 / 3600, "the budget counts the same"
+    assert Budget(tmp_path, Policy()).spent()["core_hours"] == 2 * 130 / 3600, "the budget counts the same"
 
 
 def test_a_cancelled_attempt_ends_with_its_last_sign_of_life(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from jobs.launch.prepare import plan_runs
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun, plan
 from jobs.spec import Resources, RunSpec, Submission
-from jobs.study.budget import Ledger
+from jobs.study.budget import Budget
 from jobs.study.folder import at_work, launching, observe_study
 from seqlm import ends
 from seqlm.environment import MICRO_BATCHES
@@ -87,7 +87,7 @@ def test_a_plan_is_right_or_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_hours_spent_are_right_or_an_error(tmp_path: Path) -> None:
-    require_right_or_an_error(tmp_path, lambda study: Ledger(study).spent().core_hours, 2.0)
+    require_right_or_an_error(tmp_path, lambda study: Budget(study, Policy()).spent()["core_hours"], 2.0)
 
 
 @pytest.mark.slow

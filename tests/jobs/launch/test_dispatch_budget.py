@@ -36,9 +36,7 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(dispatch, "STOP_SECONDS", 0.05)
     monkeypatch.setattr(ends, "FIRST_DELAY_SECONDS", 0.0)
-    monkeypatch.setattr(budget, "MOST_SECONDS", 0.0)
-    monkeypatch.setattr(budget, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(budget, "LOOK_SHARE", 1e9)
+    monkeypatch.setattr(budget, "READ_SECONDS", 0.0)
 
 
 def runs(study: Path, *hours: float | None, epochs: int = 4) -> list[PlannedRun]:

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.manifests.policy import Policy
 from jobs.spec import Resources
-from jobs.study.budget import Budget, BudgetWatch, Hours, Ledger, hours_of
+from jobs.study.budget import Budget, Hours, hours_of
 from jobs.study.folder import ObservedRun, observe_study
 from jobs.study.squeue import Scheduler
 from seqlm.files import write_json
@@ -23,7 +23,7 @@ HOUR = 3600.0
 
 
 def spent(study: Path) -> Hours:
-    return Ledger(study).spent()
+    return Budget(study, Policy()).spent()
 
 
 def test_hours_of_all_attempts_count_gpus_and_cores_of_every_rank(tmp_path: Path) -> None:
@@ -31,12 +31,12 @@ def test_hours_of_all_attempts_count_gpus_and_cores_of_every_rank(tmp_path: Path
     write_attempt(first, 1, start=0, end=HOUR, gpus=("GPU-1", "GPU-2"), hosts=("n1", "n2"))
     write_attempt(second, 1, start=0, end=HOUR)
     write_attempt(second, 2, start=2 * HOUR, end=3 * HOUR)
-    assert spent(tmp_path) == Hours(gpu_hours=2, core_hours=2 * 2 + 2 + 2)
+    assert spent(tmp_path) == {"gpu_hours": 2, "core_hours": 2 * 2 + 2 + 2}
     canary = RunDirectory.canary(tmp_path, first.id)
     write_attempt(canary, 1, start=0, end=HOUR, gpus=("GPU-1",))
-    assert spent(tmp_path).gpu_hours == 3, "canaries count"
+    assert spent(tmp_path)["gpu_hours"] == 3, "canaries count"
     write_attempt(RunDirectory(tmp_path / BEHAVIOUR_FOLDER / first.id), 1, start=0, end=HOUR, gpus=("GPU-1",))
-    assert spent(tmp_path).gpu_hours == 3, "behaviour jobs do not"
+    assert spent(tmp_path)["gpu_hours"] == 3, "behaviour jobs do not"
 
 
 def test_a_share_of_a_gpu_counts_as_that(tmp_path: Path) -> None:
@@ -44,19 +44,19 @@ def test_a_share_of_a_gpu_counts_as_that(tmp_path: Path) -> None:
     write_attempt(run, 1, start=0, end=HOUR, gpus=("GPU-1",))
     record = json.loads(run.worker_file(1).read_text())
     write_json(run.worker_file(1), {**record, "gpus": 0.25})
-    assert spent(tmp_path) == Hours(gpu_hours=0.25, core_hours=2)
+    assert spent(tmp_path) == {"gpu_hours": 0.25, "core_hours": 2}
 
 
 def test_an_attempt_without_an_end_counts_until_its_last_sign_of_life(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a-1", make_config())
     write_attempt(run, 1, start=0)
-    assert spent(tmp_path) == Hours(), "nothing is known of it yet"
+    assert not any(spent(tmp_path).values()), "nothing is known of it yet"
     write_attempt(run, 1, start=0, alive=HOUR)
-    assert spent(tmp_path).core_hours == 2
+    assert spent(tmp_path)["core_hours"] == 2
     run.write_exit(1, {"kind": "node", "message": "lost", "ended_at": at(2 * HOUR)})
-    assert spent(tmp_path).core_hours == 4, "its launcher has seen it die"
+    assert spent(tmp_path)["core_hours"] == 4, "its launcher has seen it die"
     write_attempt(run, 2, start=5 * HOUR, alive=6 * HOUR)
-    assert spent(tmp_path).core_hours == 6
+    assert spent(tmp_path)["core_hours"] == 6
 
 
 @pytest.mark.parametrize(
@@ -77,35 +77,34 @@ def test_a_strange_record_breaks_nothing_and_gives_nothing_back(
     run.worker_file(1, 1).write_text("{")
     write_json(run.end_file(1), {"ended_at": end})
     found = spent(tmp_path)
-    assert found.gpu_hours in (0, 1)
-    assert found.core_hours in (0, 1)
+    assert found["gpu_hours"] in (0, 1)
+    assert found["core_hours"] in (0, 1)
 
 
 def test_an_attempt_that_has_ended_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path / "a-1", make_config())
     write_attempt(run, 1, start=0, end=HOUR)
     write_attempt(run, 2, start=HOUR, alive=2 * HOUR)
-    ledger = Ledger(tmp_path)
-    assert ledger.spent().core_hours == 4
-    assert ledger.rate == Hours(core_hours=2), "of the live attempt"
+    budget = Budget(tmp_path, Policy())
+    assert budget.spent()["core_hours"] == 4
     run.worker_file(1).unlink()
     write_attempt(run, 2, start=HOUR, alive=4 * HOUR)
-    assert ledger.spent().core_hours == 2 + 6
+    assert budget.spent()["core_hours"] == 4, "all were read a moment ago"
+    assert budget.spent(at_once=True)["core_hours"] == 2 + 6
 
 
-def test_a_budget_is_spent_once_one_limit_is_reached() -> None:
-    budget = Budget.of(Policy(gpu_hours=50, core_hours=400))
-    used = Hours(gpu_hours=40, core_hours=100)
-    assert budget.is_spent(used) is None
-    assert budget.is_spent(Hours(gpu_hours=50)) == "budget of 50 GPU hours is spent"
-    assert budget.is_spent(Hours(core_hours=401)) == "budget of 400 core hours is spent"
-    assert not Budget.of(Policy())
-    assert Budget.of(Policy()).is_spent(Hours(gpu_hours=1e9)) is None
+def test_a_budget_is_spent_once_one_limit_is_reached(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a-1", make_config())
+    write_attempt(run, 1, start=0, end=40 * HOUR, gpus=("GPU-1",))
+    assert Budget(tmp_path, Policy(gpu_hours=50, core_hours=400)).is_spent() is None
+    assert Budget(tmp_path, Policy(gpu_hours=40)).is_spent() == "budget of 40 GPU hours is spent"
+    assert Budget(tmp_path, Policy(gpu_hours=50, core_hours=79)).is_spent() == "budget of 79 core hours is spent"
+    assert Budget(tmp_path, Policy()).is_spent() is None
 
 
 def test_hours_follow_from_resources() -> None:
-    assert hours_of(Resources(ranks=2, cpus=4, gpus=1), 1800) == Hours(gpu_hours=1, core_hours=4)
-    assert hours_of(Resources(cpus=2, gpus=0.5), 3600) == Hours(gpu_hours=0.5, core_hours=2)
+    assert hours_of(Resources(ranks=2, cpus=4, gpus=1), 1800) == {"gpu_hours": 1, "core_hours": 4}
+    assert hours_of(Resources(cpus=2, gpus=0.5), 3600) == {"gpu_hours": 0.5, "core_hours": 2}
 
 
 # -- what status says ----------------------------------------------------------------------------------------------
@@ -148,30 +147,8 @@ def test_a_run_that_the_budget_keeps_from_starting_says_so(tmp_path: Path, monke
     assert observed(study).observation.state == "failed", "the run itself has failed"
 
 
-def test_the_attempts_are_read_more_often_the_less_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now, reads = [0.0], list[float]()
-
-    def two_cores(self: Ledger) -> Hours:
-        reads.append(now[0])
-        self.rate = Hours(core_hours=2)
-        return self.rate * (now[0] / HOUR)
-
-    monkeypatch.setattr(Ledger, "spent", two_cores)
-    watch = BudgetWatch(tmp_path, Budget.of(Policy(core_hours=4)), clock=lambda: now[0])
-    while watch.look() is None:
-        now[0] += 1
-    assert 2 * HOUR <= now[0] <= 2 * HOUR + 2
-    assert len(reads) < 2 * HOUR / 60 + 20, "every minute, and closer together at the start and the end"
-    watch.started()
-    before = len(reads)
-    watch.look()
-    assert len(reads) == before + 1, "a run that has just started is looked at soon"
-    assert BudgetWatch(tmp_path, Budget.of(Policy())).look(at_once=True) is None
-    assert len(reads) == before + 1, "without a budget nothing is read"
-
-
 def test_a_stray_folder_among_the_attempts_is_no_attempt(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a-1", make_config())
     write_attempt(run, 1, start=0, alive=HOUR)
     shutil.copytree(run.attempt_dir(1), run.path / "attempts" / "0001-copy")
-    assert spent(tmp_path).core_hours == 2
+    assert spent(tmp_path)["core_hours"] == 2
