@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs.backends.base import Backend, BackendTable, Finding
+from jobs.backends.base import PROGRAM, Backend, BackendTable, Finding, torch_finding
 from jobs.backends.local import LocalBackend
 from jobs.cli.arguments import Arguments, read
 from jobs.cli.tables import FINDINGS, show
@@ -102,12 +102,11 @@ def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:
 
 
 def _answer(subject: str, fails: str, seconds: int, *words: str) -> Any:
-    """Return what a Python program prints as JSON; a finding, which begins with ``fails``, if it does not."""
+    """Return the JSON in the last line that a program prints; a finding, which begins with ``fails``, if it fails."""
+    command = [sys.executable, *words]
     try:
-        command = [sys.executable, *words]
-        return json.loads(
-            subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=True).stdout
-        )
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=True)
+        return json.loads(done.stdout.splitlines()[-1])
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["no output"])[-1]
         return Finding("bad", subject, f"{fails} ({last})")
@@ -116,22 +115,10 @@ def _answer(subject: str, fails: str, seconds: int, *words: str) -> Any:
 
 
 def _torch(gpus: Sequence[machine.Gpu]) -> Finding:
-    program = (
-        "import json, torch; "
-        "cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]; "
-        "found = [[card.name, (card.major, card.minor)] for card in cards]; "
-        "print(json.dumps([torch.__version__, found, torch.cuda.get_arch_list()]))"
-    )
-    answer = _answer("torch", "cannot be imported; install seqlm's requirements", 120, "-P", "-c", program)
-    if isinstance(answer, Finding):
-        return answer
-    version, found, built_for = answer
-    if gpus and not found:
-        text = f"{version} sees no CUDA device, yet the machine has {len(gpus)}; install a CUDA build of torch"
-        return Finding("bad", "torch", text)
-    if lacking := machine.lacking_code(found, built_for):
-        return Finding("bad", "torch", f"{version} {lacking}")
-    return Finding("ok", "torch", f"{version}, {len(found)} CUDA devices")
+    advice = "install seqlm's requirements"
+    answer = _answer("torch", f"cannot be imported; {advice}", 120, "-P", "-c", PROGRAM)
+    has = f"the machine has {len(gpus)}" if gpus else None
+    return answer if isinstance(answer, Finding) else torch_finding("torch", answer[1:], gpus=has, advice=advice)
 
 
 def check_devices() -> list[Finding]:

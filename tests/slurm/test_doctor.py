@@ -14,10 +14,9 @@ import launch
 from jobs.backends.base import Finding
 from jobs.cli import doctor as machine_doctor
 from seqlm.errors import BackendError
-from slurm import probe, settings
+from slurm import doctor, settings
 from slurm.backend import SlurmBackend
-from slurm.doctor import examine
-from slurm.probe import Outcome, findings
+from slurm.doctor import Outcome, examine, findings
 from slurm.settings import SlurmSettings
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
@@ -54,8 +53,8 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/bin{os.pathsep}/usr/bin")
-    monkeypatch.setattr(probe, "LOOK_EVERY_S", 0.2)
-    monkeypatch.setattr(probe, "VISIBLE_WITHIN_S", 1.0)
+    monkeypatch.setattr(doctor, "LOOK_EVERY_S", 0.2)
+    monkeypatch.setattr(doctor, "VISIBLE_WITHIN_S", 1.0)
     (folder / "config").write_text(CONFIG)
     program(folder, "scontrol", f'[ "$1" = ping ] && printf "{UP}" || cat "{folder}/config"')
     answering(folder, "sinfo", SINFO)
@@ -199,7 +198,7 @@ def test_a_job_is_cancelled_when_the_user_loses_patience(
         raise KeyboardInterrupt
 
     program(cluster, "sbatch", '[ "$1" = --version ] && echo slurm 24 || echo 42')
-    monkeypatch.setattr(probe, "_look", interrupted)
+    monkeypatch.setattr(doctor, "_look", interrupted)
     with pytest.raises(KeyboardInterrupt):
         examine(SlurmSettings(), runs_dir=tmp_path)
     assert (cluster / "scancel.asked").read_text() == "42\n"
@@ -219,17 +218,15 @@ def test_a_job_is_cancelled_when_the_user_loses_patience(
 def test_a_torch_that_is_not_imported_in_time_says_what_was_waited_for(
     tmp_path: Path, state: str, level: str, text: str
 ) -> None:
-    answer = {"host": "n1", "python": "3.11.2", "executable": "/p", "torch": None}
     log = "slurmstepd: error: Exceeded job memory limit\n\n"
-    seen = Outcome(answer=answer, log=log, state=state, reason="")
+    seen = Outcome(answers=[["n1", "3.11.2", "/p"]], log=log, state=state, reason="")
     torch = findings(seen, runs_dir=tmp_path, gpu=None, wait_s=90)[2]
     assert (torch.subject, torch.level) == ("torch on node", level)
     assert torch.text.startswith(text)
 
 
 def test_a_python_that_is_too_old_is_named(tmp_path: Path) -> None:
-    answer = {"host": "n1", "python": "3.9.2", "executable": "/p", "torch": None}
-    seen = Outcome(answer=answer, log="", state="over", reason="")
+    seen = Outcome(answers=[["n1", "3.9.2", "/p"]], log="", state="over", reason="")
     found = findings(seen, runs_dir=tmp_path, gpu=None, wait_s=1)
     levels = {finding.subject: finding.level for finding in found}
     assert levels == {"shared folder": "ok", "Python on node": "bad", "torch on node": "bad"}

@@ -14,7 +14,7 @@ import launch
 from jobs.manifests.secrets import looks_secret, passed
 from seqlm.errors import UsageError
 from seqlm.training.failure import describe_failure, failure_text
-from slurm import probe
+from slurm import doctor
 from slurm.environment import job_environment
 from slurm.plan import JobPlan
 from slurm.settings import read_settings
@@ -228,7 +228,7 @@ def test_the_token_with_which_sbatch_submits_reaches_no_command_of_a_job(
     (slurm.bin / "srun").write_text("#!/bin/sh\nprintenv SLURM_JWT\n")
     settings = read_settings({"python": "printenv SLURM_JWT #"}, where="", environ={})
     scripts = {name: job.script for name, job in slurm.jobs().items()}
-    scripts |= {} if more else {"doctor": probe.script(settings, tmp_path, gpu=None, wait_s=60)}
+    scripts |= {} if more else {"doctor": doctor.script(settings, tmp_path, gpu=None, wait_s=60)}
     for number, script in scripts.items():
         environ = slurm.environment(int(number)) if number.isdigit() else {**os.environ}
         assert environ["SLURM_JWT"] == "token", "sbatch needs it"

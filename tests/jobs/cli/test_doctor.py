@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from jobs.backends.base import MARK
 from jobs.cli.doctor import _devices, _torch, examine
 from seqlm import machine
 from seqlm.machine import Card, Gpu
@@ -54,7 +55,7 @@ def test_doctor_says_what_an_index_means_on_a_machine_of_several_kinds(monkeypat
 def test_doctor_compares_the_gpus_with_what_torch_is_built_for(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], level: str
 ) -> None:
-    answer = json.dumps(["2.13", [["Tesla V100", capability]], ["sm_80", "sm_90"]])
+    answer = json.dumps([MARK, "2.13", [["Tesla V100", capability]], ["sm_80", "sm_90"]])
     monkeypatch.setattr(subprocess, "run", lambda *words, **options: SimpleNamespace(stdout=answer))
     found = _torch(machine.gpus())
     assert found.level == level
