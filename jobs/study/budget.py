@@ -25,7 +25,9 @@ from seqlm.rundir import RunDirectory
 UNITS = {"gpu_hours": "GPU hours", "core_hours": "core hours"}
 """Key of the policy -> its unit in messages."""
 READ_SECONDS = 5.0
-"""Time between two readings of the attempts while runs are live."""
+"""Least time between two readings of the attempts while runs are live."""
+READ_SHARE = 0.05
+"""Largest share of the time that reading may take: a shared disk needs seconds to list a large study."""
 
 Hours: TypeAlias = Mapping[str, float]
 """An amount of computing: hours of each of :data:`UNITS`."""
@@ -77,11 +79,13 @@ class Budget:
         Raises:
             FileError: a file cannot be read. A damaged one counts as missing.
         """
-        if at_once or time.monotonic() >= self._next:
+        started = time.monotonic()
+        if at_once or started >= self._next:
             runs = map(RunDirectory, (*listed(self._study_dir), *listed(self._study_dir / CANARY_FOLDER)))
             folders = (run.attempt_dir(attempt) for run in runs for attempt in run.attempts())
             self._spent = total(self._ended.get(folder) or self._used(folder) for folder in folders)
-            self._next = time.monotonic() + READ_SECONDS
+            took = time.monotonic() - started
+            self._next = started + max(READ_SECONDS, took / READ_SHARE)
         return self._spent
 
     def _used(self, folder: Path) -> Hours:
