@@ -49,7 +49,7 @@ def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
         holder = read_lock_holder(path)
         alive = is_alive(holder) if holder else False
         if is_locked is False and (holder is None or alive is False):
-            raise RunBusyError(held_by_a_stranger(path))
+            raise RunBusyError(held_by_other_program(path))
         if holder and (is_locked is False or (is_locked is None and alive)):
             raise RunBusyError(f"{busy} (pid {holder.get('pid')} on {holder.get('host')})")
         try:
@@ -84,7 +84,7 @@ def open_lock(path: Path) -> int:
     return handle
 
 
-def held_by_a_stranger(path: Path) -> str:
+def held_by_other_program(path: Path) -> str:
     """Return the message for a lock that is held while its file names no live process."""
     advice = f"`fuser {path}` lists the holder: end it, or move the file away"
     return f"{path} is locked, but names no live process; {advice}"

@@ -43,7 +43,7 @@ from seqlm.files import (
     write_text,
 )
 from seqlm.lease import Terms, has_live_worker, live_owner
-from seqlm.locks import held_by_a_stranger, is_locked
+from seqlm.locks import held_by_other_program, is_locked
 from seqlm.model_files import ModelFiles, keep_tokenizer, read_model_files
 from seqlm.reading import MOST_EPOCHS, below, exists, is_folder, listed, read_bytes, wrong_field
 from seqlm.requests import Request, Requests
@@ -518,11 +518,11 @@ class RunDirectory(RunLayout):
         attempts = self.attempts()
         end = self.end(attempts[-1]) if attempts else None
         has_ended = end is not None and end.has_ended
-        has_owner, stranger = False, None
+        has_owner, lock_problem = False, None
         stale_seconds = Terms.from_environment(os.environ).stale_seconds
         if is_locked(self.worker_lock_file):
             has_owner = has_live_worker(self.worker_lock_file, self.lease_dir, stale_seconds)
-            stranger = None if has_owner else held_by_a_stranger(self.worker_lock_file)
+            lock_problem = None if has_owner else held_by_other_program(self.worker_lock_file)
         if not (has_owner or has_ended):
             has_owner = live_owner(self.lease_dir, stale_seconds) is not None
         has_owner = has_owner and not has_ended
@@ -532,7 +532,7 @@ class RunDirectory(RunLayout):
             is_cancelled=newest is not None and newest.is_cancel,
             stopped=stopped_reason(stopped) if stopped else None,
             failure=self._failure(end, newest, first) if end and not has_owner else None,
-            stranger=stranger,
+            lock_problem=lock_problem,
             has_attempt=bool(attempts),
             has_begun=bool(attempts) and attempts[-1] >= first,
             epochs=epochs,

@@ -47,7 +47,7 @@ class Facts:
     """Why a search stopped the run. ``None``: none did, or a later request lets the run go on."""
     failure: Failure | None = None
     """``None``: the newest attempt has not failed, or it is older than the newest request that names the run."""
-    stranger: str | None = None
+    lock_problem: str | None = None
     """Why no worker can start: a process that is no worker holds the lock."""
     has_attempt: bool = False
     has_begun: bool = False
@@ -206,7 +206,7 @@ ROWS = (
         "queued",
         "what it waits for",
         lambda case: case.view.stage in ("queued", "unknown"),
-        lambda case: RunState(state="queued", reason=case.facts.stranger or case.view.reason or None),
+        lambda case: RunState(state="queued", reason=case.facts.lock_problem or case.view.reason or None),
     ),
     Row(
         "its job runs, and its worker has not reported yet",
@@ -240,8 +240,8 @@ ROWS = (
         "a process that is no worker holds its lock",
         "pending",
         "the file that is locked",
-        lambda case: case.facts.stranger,
-        lambda case: RunState(state="pending", reason=case.facts.stranger),
+        lambda case: case.facts.lock_problem,
+        lambda case: RunState(state="pending", reason=case.facts.lock_problem),
     ),
     Row(
         "it has an attempt, or had a job that is no longer listed",

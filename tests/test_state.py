@@ -15,8 +15,8 @@ def cases() -> Iterator[Case]:
     views = [View(stage=stage, reason=reason) for stage in get_args(Stage) for reason in ("", "so it says")]
     views += [View(stage="ended", reason="it ended", kind=kind) for kind in get_args(FailureKind)]
     flags = list(itertools.product([False, True], repeat=4))
-    texts = itertools.product([None, "damage"], [None, "stopped"], [None, "stranger"], [None, "spent"])
-    for (damage, stopped, stranger, spent), (done, owner, attempt, cancelled) in itertools.product(texts, flags):
+    texts = itertools.product([None, "damage"], [None, "stopped"], [None, "lock_problem"], [None, "spent"])
+    for (damage, stopped, lock_problem, spent), (done, owner, attempt, cancelled) in itertools.product(texts, flags):
         for failure, view in itertools.product(failures, views):
             facts = Facts(
                 damage=damage,
@@ -25,7 +25,7 @@ def cases() -> Iterator[Case]:
                 is_cancelled=cancelled,
                 stopped=stopped,
                 failure=failure,
-                stranger=stranger,
+                lock_problem=lock_problem,
                 has_attempt=attempt,
                 epochs=2 if attempt else 0,
             )
