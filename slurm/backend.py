@@ -34,7 +34,7 @@ from slurm.doctor import examine
 from slurm.environment import batch_script, require_plain_path, sbatch_environment, submit_script
 from slurm.settings import SlurmSettings, read_settings
 from slurm.site import PartitionFacts, controller_config, partition_facts
-from slurm.submission import Submission, batches
+from slurm.submission import JobPlan, plan_jobs, script, submit
 
 REPORT_MINUTES = 30
 
@@ -90,10 +90,10 @@ class SlurmBackend(ScheduledBackend):
         sbatch_environment(self.settings, os.environ)
 
     def submit(self, todo: Sequence[PlannedRun], options: LaunchOptions, code: Code, request: Request) -> list[str]:
-        return self._arrays(todo, options, code, request.folder).submit(request)
+        return submit(self._plan(todo, options, code, request.number), self.settings, request)
 
-    def _arrays(self, todo: Sequence[PlannedRun], options: LaunchOptions, code: Code, folder: Path) -> Submission:
-        """Return the arrays of these runs in the order of the queue. ``folder`` is that of their request.
+    def _plan(self, todo: Sequence[PlannedRun], options: LaunchOptions, code: Code, request: int) -> JobPlan:
+        """Return what the jobs of these runs do.
 
         Raises:
             BackendError: the controller does not answer, or takes no arrays.
@@ -101,8 +101,8 @@ class SlurmBackend(ScheduledBackend):
         place = places(todo)
         # SLURM starts the jobs of an array in this order.
         ordered = sorted(todo, key=lambda item: place[item.run.id])
-        found = batches(ordered, self.settings, controller_config().max_array_size)
-        return Submission(batches=found, options=options, settings=self.settings, code=code, folder=folder)
+        most = controller_config().max_array_size
+        return plan_jobs(ordered, options, self.settings, code, request=request, most=most)
 
     def scripts(self, planned: Sequence[PlannedRun], options: LaunchOptions) -> list[str]:
         """Return the sbatch scripts that :meth:`submit` would submit, one for each array, with ``--live-code``.
@@ -113,8 +113,12 @@ class SlurmBackend(ScheduledBackend):
         todo = [item for item in planned if item.action != "skip"]
         if not todo or waiting_for_budget(options):
             return []
-        arrays = self._arrays(todo, options, live_code(), next_folder(options.study_dir))
-        return [arrays.script(n, after=f"ARRAY_{n}" if n else None) for n in range(len(arrays.batches))]
+        folder = next_folder(options.study_dir)
+        plan = self._plan(todo, options, live_code(), int(folder.name))
+        return [
+            script(plan, number, self.settings, folder, after=f"ARRAY_{number}" if number else None)
+            for number in range(len(plan.arrays))
+        ]
 
     def submit_report(
         self, study_dir: Path, folder: Path, jobs: Sequence[str], code: Code, *, behaviour: bool | None = None

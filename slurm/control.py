@@ -19,7 +19,7 @@ from jobs.study.squeue import ask
 from seqlm.ends import FIRST_DELAY_SECONDS, Verdict
 from seqlm.errors import BackendError, FileError, is_storage_failure
 from slurm.allocation import SlurmContext
-from slurm.plan import JobPlan
+from slurm.submission import JobPlan
 
 TRIES = 5
 AGAIN_SECONDS = 1.0

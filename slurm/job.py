@@ -41,7 +41,7 @@ from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind
 from slurm.allocation import JobBackend, SlurmContext, node_file, variables
 from slurm.control import clock_ahead_s, job_words, look_again, requeue
-from slurm.plan import ArrayPlan, JobPlan
+from slurm.submission import ArrayPlan, JobPlan
 
 POLL_SECONDS = 0.2
 LOOK_SECONDS = 2.0

@@ -19,8 +19,8 @@ from seqlm.rundir import RunDirectory
 from slurm.allocation import SlurmContext
 from slurm.backend import SlurmBackend
 from slurm.job import Signals, run_job
-from slurm.plan import JobPlan
 from slurm.settings import SlurmSettings
+from slurm.submission import JobPlan
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
 from tests.fake_slurm import FakeSlurm

@@ -21,7 +21,7 @@ from jobs.study.budget import Budget
 from jobs.study.squeue import Scheduler
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
-from slurm.plan import JobPlan
+from slurm.submission import JobPlan
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
 from tests.analysis.attempt_files import ORIGIN, at, write_attempt

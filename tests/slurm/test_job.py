@@ -27,7 +27,7 @@ from seqlm.rundir import RunDirectory
 from slurm import allocation, control, job
 from slurm.allocation import SlurmContext
 from slurm.job import Signals, run_job, serve
-from slurm.plan import ArrayPlan, JobPlan
+from slurm.submission import ArrayPlan, JobPlan
 from tests.analysis.attempt_files import write_attempt
 from tests.cancelling import cancel
 from tests.facts import fail

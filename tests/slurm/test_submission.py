@@ -20,9 +20,8 @@ from seqlm.requests import Request, file_request, next_folder
 from seqlm.rundir import RunDirectory
 from slurm import backend
 from slurm.environment import batch_script, submit_script
-from slurm.plan import JobPlan
 from slurm.settings import SlurmSettings, read_settings
-from slurm.submission import Submission, batches
+from slurm.submission import JobPlan, plan_jobs, script, submit
 from tests.analysis.attempt_files import write_attempt
 from tests.fakes import make_estimate
 from tests.training.studies import make_config
@@ -41,15 +40,24 @@ def planned(folder: Path, count: int, resources: Resources = WHOLE) -> list[Plan
     return items
 
 
-def submission(items: list[PlannedRun], settings: SlurmSettings, policy: Policy | None = None) -> Submission:
-    study_dir = items[0].run.path.parent
-    return Submission(
-        batches=batches(items, settings, max_array_size=1000),
-        options=LaunchOptions(study_dir=study_dir, policy=policy or Policy()),
-        settings=settings,
-        code=CODE,
-        folder=next_folder(study_dir),
-    )
+def jobs(
+    items: list[PlannedRun], settings: SlurmSettings, policy: Policy | None = None, most: int = 1000, request: int = 1
+) -> JobPlan:
+    options = LaunchOptions(study_dir=items[0].run.path.parent, policy=policy or Policy())
+    return plan_jobs(items, options, settings, CODE, request=request, most=most)
+
+
+def text(
+    items: list[PlannedRun], settings: SlurmSettings, policy: Policy | None = None, number: int = 0, after: str = ""
+) -> str:
+    folder = next_folder(items[0].run.path.parent)
+    return script(jobs(items, settings, policy), number, settings, folder, after=after or None)
+
+
+def names(plan: JobPlan, items: list[PlannedRun]) -> list[list[list[str]]]:
+    """The names of the runs of each job of each array."""
+    by_id = {item.run.id: item.spec.name for item in items}
+    return [[[by_id[run_id] for run_id in runs] for runs in array.jobs] for array in plan.arrays]
 
 
 def request(items: list[PlannedRun]) -> Request:
@@ -72,45 +80,39 @@ def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_runs_of_equal_resources_are_one_array_in_the_order_of_the_queue(tmp_path: Path) -> None:
     items = planned(tmp_path, 5)
     items[2] = replace(items[2], spec=replace(items[2].spec, resources=Resources(ranks=2, cpus=1, gpus=1)))
-    first, second = batches(items, SlurmSettings(), max_array_size=1000)
-    assert [runs[0].spec.name for runs in first.jobs] == ["run0", "run1", "run3", "run4"]
-    assert [runs[0].spec.name for runs in second.jobs] == ["run2"]
+    first, second = names(jobs(items, SlurmSettings()), items)
+    assert (first, second) == ([["run0"], ["run1"], ["run3"], ["run4"]], [["run2"]])
 
 
 def test_an_array_has_no_more_jobs_than_the_cluster_takes(tmp_path: Path) -> None:
-    items = planned(tmp_path, 5)
-    found = batches(items, SlurmSettings(), max_array_size=2)
-    assert [len(batch.jobs) for batch in found] == [2, 2, 1]
+    found = jobs(planned(tmp_path, 5), SlurmSettings(), most=2)
+    assert [len(array.jobs) for array in found.arrays] == [2, 2, 1]
 
 
 def test_a_cluster_that_takes_no_arrays_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="this cluster takes no job arrays"):
-        batches(planned(tmp_path, 1), SlurmSettings(), max_array_size=0)
+        jobs(planned(tmp_path, 1), SlurmSettings(), most=0)
 
 
 def test_runs_that_share_a_gpu_are_one_job(tmp_path: Path) -> None:
     items = planned(tmp_path, 6, Resources(cpus=1, gpus=0.25))
-    (batch,) = batches(items, SlurmSettings(), max_array_size=1000)
-    assert [[item.spec.name for item in runs] for runs in batch.jobs] == [
-        ["run0", "run1", "run2", "run3"],
-        ["run4", "run5"],
-    ]
+    assert names(jobs(items, SlurmSettings()), items) == [[["run0", "run1", "run2", "run3"], ["run4", "run5"]]]
 
 
 def test_with_a_limit_the_arrays_run_one_after_another(tmp_path: Path) -> None:
     items = planned(tmp_path, 8)
     items[4:] = [replace(item, spec=replace(item.spec, resources=Resources(cpus=1, gpus=0.5))) for item in items[4:]]
-    free, limited = (submission(items, SlurmSettings(max_parallel=limit)) for limit in (None, 3))
-    assert "dependency" not in free.script(1, after="7")
-    assert re.findall(r"--(?:array|dependency)=(.*)", limited.script(1, after="7")) == ["0-1%1", "afterany:7"]
-    assert re.findall(r"--(?:array|dependency)=(.*)", limited.script(0)) == ["0-3%3"]
+    limited = SlurmSettings(max_parallel=3)
+    assert "dependency" not in text(items, SlurmSettings(), number=1, after="7")
+    options = r"--(?:array|dependency)=(.*)"
+    assert re.findall(options, text(items, limited, number=1, after="7")) == ["0-1%1", "afterany:7"]
+    assert re.findall(options, text(items, limited)) == ["0-3%3"]
 
 
 def test_a_job_holds_no_more_runs_than_may_go_at_once(tmp_path: Path) -> None:
     items = planned(tmp_path, 6, Resources(cpus=1, gpus=0.25))
-    settings = SlurmSettings(max_parallel=3)
-    (batch,) = batches(items, settings, max_array_size=1000)
-    assert [len(runs) for runs in batch.jobs] == [3, 3]
+    (array,) = jobs(items, SlurmSettings(max_parallel=3)).arrays
+    assert [len(runs) for runs in array.jobs] == [3, 3]
 
 
 def test_the_script_says_what_the_settings_say(tmp_path: Path) -> None:
@@ -131,8 +133,8 @@ def test_the_script_says_what_the_settings_say(tmp_path: Path) -> None:
         max_parallel=2,
     )
     items = planned(tmp_path, 3, Resources(ranks=4, cpus=3, gpus=1))
-    text = submission(items, settings).script(0)
-    options = set(re.findall(r"^#SBATCH --(.*)$", text, flags=re.MULTILINE))
+    found = text(items, settings)
+    options = set(re.findall(r"^#SBATCH --(.*)$", found, flags=re.MULTILINE))
     assert {
         "array=0-2%2",
         "account=lab",
@@ -154,17 +156,17 @@ def test_the_script_says_what_the_settings_say(tmp_path: Path) -> None:
         "signal=USR2@60",
         "time=90",
     } <= options
-    lines = text.splitlines()
+    lines = found.splitlines()
     assert "export PYTHONPATH=/code${PYTHONPATH:+:$PYTHONPATH}" in lines
     assert lines.index("module load cuda") < next(n for n, line in enumerate(lines) if line.startswith("srun "))
-    assert "--cpu-bind=none" in text
-    assert "-m slurm.job" in text
+    assert "--cpu-bind=none" in found
+    assert "-m slurm.job" in found
 
 
 def test_options_of_plugins_and_of_later_versions_are_in_the_script(tmp_path: Path) -> None:
     options = {"container-image": "nvcr.io#nvidia/pytorch:25.01", "container_mount_home": True, "of-2031": 3}
     settings = read_settings({"sbatch": options}, where="m", environ={})
-    lines = submission(planned(tmp_path, 1), settings).script(0).splitlines()
+    lines = text(planned(tmp_path, 1), settings).splitlines()
     assert {
         "#SBATCH --container-image='nvcr.io#nvidia/pytorch:25.01'",
         "#SBATCH --container-mount-home",
@@ -183,16 +185,16 @@ def test_an_option_that_sbatch_does_not_know_is_refused_by_it_in_one_line(
     items = planned(tmp_path / "s", 1)
     asked = request(items)
     with pytest.raises(BackendError, match=r"^sbatch rejected the job: .*unrecognized option '--licences=a'$"):
-        replace(submission(items, settings), folder=asked.folder).submit(asked)
+        submit(jobs(items, settings), settings, asked)
     with pytest.raises(BackendError, match=r"^sbatch: unrecognized option '--licences=a'$"):
         submit_script(tmp_path / "report.sh", batch_script(settings, {}, "true"), settings)
 
 
 def test_runs_that_share_a_gpu_get_one_and_the_cores_of_all(tmp_path: Path) -> None:
     items = planned(tmp_path, 4, Resources(cpus=2, gpus=0.25))
-    text = submission(items, SlurmSettings()).script(0)
-    assert "--gpus-per-node=1" in text
-    assert "--cpus-per-task=8" in text
+    found = text(items, SlurmSettings())
+    assert "--gpus-per-node=1" in found
+    assert "--cpus-per-task=8" in found
 
 
 def test_the_time_limit_is_cut_to_what_the_budget_has_left(tmp_path: Path) -> None:
@@ -200,7 +202,7 @@ def test_the_time_limit_is_cut_to_what_the_budget_has_left(tmp_path: Path) -> No
     write_attempt(RunDirectory(tmp_path / "other-1"), 1, start=0, end=3600, gpus=("GPU-1",))
 
     def minutes(settings: SlurmSettings, **policy: float) -> int:
-        (found,) = re.findall("--time=([0-9]+)\n", submission(items, settings, Policy(**policy)).script(0))
+        (found,) = re.findall("--time=([0-9]+)\n", text(items, settings, Policy(**policy)))
         return int(found)
 
     settings = SlurmSettings(timeout_min=600, signal_before_s=60)
@@ -215,8 +217,8 @@ def test_nothing_is_submitted_once_the_budget_is_spent(tmp_path: Path, monkeypat
     monkeypatch.setattr(backend, "controller_config", lambda: SimpleNamespace(max_array_size=1000))
     monkeypatch.setattr(backend, "live_code", lambda: CODE)
     items = [replace(item, estimate=make_estimate(3600)) for item in planned(tmp_path, 3)]
-    (text,) = backend.SlurmBackend().scripts(items, LaunchOptions(study_dir=tmp_path, policy=Policy(gpu_hours=2)))
-    assert re.findall(r"--array=([0-9-]+)", text) == ["0-2"]
+    (found,) = backend.SlurmBackend().scripts(items, LaunchOptions(study_dir=tmp_path, policy=Policy(gpu_hours=2)))
+    assert re.findall(r"--array=([0-9-]+)", found) == ["0-2"]
     write_attempt(RunDirectory(tmp_path / "other-1"), 1, start=0, end=3600, gpus=("GPU-1",))
     options = LaunchOptions(study_dir=tmp_path, policy=Policy(gpu_hours=0.5))
     assert backend.SlurmBackend().scripts(items, options) == [], "every run waits"
@@ -224,7 +226,7 @@ def test_nothing_is_submitted_once_the_budget_is_spent(tmp_path: Path, monkeypat
 
 def test_runs_without_gpus_ask_for_none(tmp_path: Path) -> None:
     items = planned(tmp_path, 1, Resources(cpus=2, gpus=0))
-    assert "--gpus" not in submission(items, SlurmSettings()).script(0)
+    assert "--gpus" not in text(items, SlurmSettings())
 
 
 @pytest.mark.process
@@ -233,8 +235,8 @@ def test_runs_without_gpus_ask_for_none(tmp_path: Path) -> None:
 def test_a_submission_writes_as_many_files_for_many_runs_as_for_few(tmp_path: Path, number: int) -> None:
     items = planned(tmp_path / "s", number)
     policy = Policy(oom=1, timeout=None, checkpoint_min=2.5, keep_last=False)
-    made, asked = submission(items, SlurmSettings(), policy), request(items)
-    assert made.submit(asked) == ["1"]
+    asked = request(items)
+    assert submit(jobs(items, SlurmSettings(), policy, request=asked.number), SlurmSettings(), asked) == ["1"]
     assert (tmp_path / "calls").read_text() == "x\n", "one call of sbatch"
     files = {path.name for path in asked.folder.iterdir()}
     assert files == {"request.json", "plan.json", "array-0.sh", "array-0.json"}

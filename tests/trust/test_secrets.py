@@ -16,8 +16,8 @@ from seqlm.errors import UsageError
 from seqlm.training.failure import describe_failure, failure_text
 from slurm import doctor
 from slurm.environment import job_environment
-from slurm.plan import JobPlan
 from slurm.settings import read_settings
+from slurm.submission import JobPlan
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands, warm
 from tests.crawl import Crawl
