@@ -14,7 +14,7 @@ from typing import cast
 
 import pandas as pd
 
-from analysis.blocks.table import Table
+from analysis.blocks.table import Cell, Table
 
 HEAD = r"""
 % For \input. The preamble needs \usepackage{array,booktabs,longtable}, for pdfLaTeX also \usepackage[T1]{fontenc}.
@@ -29,8 +29,7 @@ besides its text, and the longest line of a cell."""
 
 def latex_table(table: Table) -> str:
     """The table without its lines of code; columns that do not fit side by side follow in further parts."""
-    cells = pd.DataFrame([[latex_text(cell.text) for cell in row.cells] for row in table.rows])
-    bold = pd.DataFrame([["textbf:--rwrap;" if cell.bold else "" for cell in row.cells] for row in table.rows])
+    cells = pd.DataFrame([[_cell(cell) for cell in row.cells] for row in table.rows])
     widths = [
         max(
             [min(len(word), LONGEST) for word in re.split(r"[ .]", column.title)]
@@ -44,7 +43,6 @@ def latex_table(table: Table) -> str:
         title, of = latex_text(table.title), f"part {number} of {len(parts)}"
         full = rf"{title}. {latex_text(table.caption)}{f' P{of[1:]}.' if len(parts) > 1 else ''}"
         shown = cells.reindex(columns=part).style.hide(axis="index")
-        shown.apply(lambda frame: bold[frame.columns], axis=None)
         shown.format_index(lambda place: latex_text(table.columns[cast(int, place)].title), axis="columns")
         sides = {place: "left" if table.columns[place].numeric else "right" for place in part}
         tex.append(
@@ -70,6 +68,11 @@ def _parts(widths: Sequence[int], keys: int) -> list[list[int]]:
             parts.append(list(range(keys)))
         parts[-1].append(place)
     return parts
+
+
+def _cell(cell: Cell) -> str:
+    text = latex_text(cell.text)
+    return rf"\textbf{{{text}}}" if cell.bold else text
 
 
 # -- text ----------------------------------------------------------------------------------------------------------

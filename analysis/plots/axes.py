@@ -106,7 +106,7 @@ def fit(
     cut_at: float = math.inf,
     log: bool | None = None,
     room: float = 0.06,
-    ticks: int = 9,
+    ticks: int = 6,
 ) -> None:
     """Set the scale of an axis, limits around all finite values up to ``cut_at``, and at most ``ticks`` round ticks.
 

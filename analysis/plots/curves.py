@@ -299,12 +299,13 @@ def _label_progress(axes: Axes, curves: Sequence[Curve], progress: Progress, uni
     """Set up the horizontal axis: whole epochs from 1, or wall-clock time from 0."""
     last = max(float(np.nanmax(x)) for curve in curves if np.isfinite(x := _along(curve, progress, unit)).any())
     if progress == "epochs":
-        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
         axes.set_xlim(1 - 0.015 * last, last + max(0.015 * last, 0.05))
         axes.set_xlabel("Epoch (1 = after the first pass)")
         name_values(axes, "epoch")
     else:
         name = {1.0: "seconds", 60.0: "minutes", 3600.0: "hours"}[unit]
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlim(0, last * 1.015 or 1.0)
         axes.set_xlabel(f"Wall-clock time ({name})")
         name_values(axes, name)

@@ -64,7 +64,7 @@ def kind_handles(settings: Sequence[Setting]) -> list[Any]:
 
 def draw_slice(axes: Axes, key: str, settings: Sequence[Setting]) -> Axes:
     """Draw one panel, with the range of all settings on the vertical axis, also of those without the key."""
-    fit(axes, "y", [setting.val_ppl for setting in settings], room=0.1, ticks=6)
+    fit(axes, "y", [setting.val_ppl for setting in settings], room=0.1)
     axes.set_ylabel("Validation perplexity", fontsize=8)
     there = [setting for setting in settings if key in setting.config]
     place = _places(axes, key, there)
