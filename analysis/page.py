@@ -81,14 +81,14 @@ class Page:
 # -- templates -----------------------------------------------------------------------------------------------------
 
 
-def render_html(page: Page, inline_figures: dict[str, str], refresh_seconds: int | None = None) -> str:
+def render_html(page: Page, inline_figures: dict[str, str]) -> str:
     """The page as one file. ``inline_figures``: the SVG element of each chart by its name."""
     figures = {name: Markup(svg) for name, svg in inline_figures.items()}  # made by matplotlib, which escapes text
     environment = _environment(html=True)
     environment.filters.update(sortable=_sortable)
     pointers = {c.name: [panel.pointer_data() for panel in c.panels] for c in page.charts if c.panels}
     return environment.get_template("index.html.j2").render(
-        _variables(page), figures=figures, pointers=_script_json(pointers), refresh_seconds=refresh_seconds
+        _variables(page), figures=figures, pointers=_script_json(pointers)
     )
 
 

@@ -33,13 +33,12 @@ SIGNATURE = ("index.html", "report.md", "data/runs.json")
 """Files by which a folder is known to be a report."""
 
 
-def write_report(*study_dirs: Path, output: Path | None = None, refresh_seconds: int | None = None) -> Path:
+def write_report(*study_dirs: Path, output: Path | None = None) -> Path:
     """Write the report of the runs below each of ``study_dirs`` and return the path of its page.
 
     ``output`` (default: ``report`` in the study's folder, for several studies beside their folders) is replaced as a
     whole, with all files in it. The new report is built in a temporary folder and renamed into place, so a reader never
     sees half of one; if anything goes wrong, the old one stays. The same files give the same report, byte for byte.
-    With ``refresh_seconds``, an open page reloads itself after that many seconds.
 
     Raises:
         UsageError: a folder holds no runs or is given twice, or ``output`` is a link or holds files that are no report.
@@ -47,7 +46,7 @@ def write_report(*study_dirs: Path, output: Path | None = None, refresh_seconds:
     """
     folder, target = folder_of(*study_dirs, output=output)
     study = load_study(*study_dirs)
-    files = report_files(study, refresh_seconds)
+    files = report_files(study)
     make_directory(target.parent)
     try:
         with folder_beside(target) as new:
@@ -93,12 +92,12 @@ def report_sections(study: Study) -> list[Section]:
     ]
 
 
-def report_files(study: Study, refresh_seconds: int | None = None) -> dict[str, bytes]:
+def report_files(study: Study) -> dict[str, bytes]:
     """Every file of the report by its path in the report's folder."""
     page = report_page(study)
     drawn = {f"{chart.name}.{kind}": figure_bytes(chart.figure, kind) for chart in page.charts for kind in FORMATS}
     inline = {chart.name: inline_svg(drawn[f"{chart.name}.svg"], chart.name) for chart in page.charts}
-    texts = {"index.html": render_html(page, inline, refresh_seconds), "report.md": render_markdown(page)}
+    texts = {"index.html": render_html(page, inline), "report.md": render_markdown(page)}
     for name, data in page.data.items():
         texts[f"data/{name}.csv"] = data.to_csv(index=False, lineterminator="\n")
         texts[f"data/{name}.json"] = _json(data)

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 from jobs.backends.base import MARK, PROGRAM, Finding, Level, torch_finding
 from jobs.plan.capacity import with_noun
 from jobs.spec import Resources
-from jobs.study.squeue import CALL_SECONDS, ask
+from jobs.study.squeue import ask
 from seqlm.errors import BackendError, FileError
 from seqlm.reading import listed
 from slurm.environment import batch_script, submit_script
@@ -41,9 +41,6 @@ def examine(settings: SlurmSettings, *, runs_dir: Path, wait_s: float = WAIT_S) 
     found: list[Finding] = []
     try:
         found.append(Finding("ok", "sbatch", ask("sbatch", "--version").strip()))
-        found.append(_slurmctld())
-        if found[-1].level == "bad":
-            return found
         found += _limits(settings)
         facts = partition_facts(settings.partition)
     except BackendError as error:
@@ -58,20 +55,6 @@ def examine(settings: SlurmSettings, *, runs_dir: Path, wait_s: float = WAIT_S) 
         return [*found, *_try(settings, runs_dir=runs_dir, gpu=gpu, wait_s=wait_s)]
     except (BackendError, FileError) as error:
         return [*found, Finding("bad", "compute node", str(error))]
-
-
-def _slurmctld() -> Finding:
-    """Return whether a controller is up. Read from the output: ``ping`` exits with 1 if only a backup is down."""
-    try:
-        answer = ask("scontrol", "ping", check=False)
-    except BackendError:
-        return Finding("bad", "slurmctld", f"`scontrol ping` gave no answer within {CALL_SECONDS:g} s")
-    lines = [line for line in answer.splitlines() if line.startswith("Slurmctld(")]
-    up = [line for line in lines if line.endswith(" is UP")]
-    if up:
-        return Finding("ok", "slurmctld", up[0])
-    nothing = "`scontrol ping` found no controller; is SLURM configured here?"
-    return Finding("bad", "slurmctld", lines[0] if lines else nothing)
 
 
 def _limits(settings: SlurmSettings) -> list[Finding]:

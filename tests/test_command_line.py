@@ -1,4 +1,4 @@
-"""The command line itself: its records, what a command imports, help, completion, color and quiet."""
+"""The command line itself: its records, what a command imports, help, color and quiet."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import shlex
-import shutil
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -213,55 +212,6 @@ def test_verbose_adds_the_settings_and_the_traceback_of_an_error(
     assert "Traceback" in capsys.readouterr().err
     assert launch.main(["status", "none", "-q", "-v"]) == 2
     assert "not allowed with" in capsys.readouterr().err
-
-
-# -- completion ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.process
-def test_bash_completes_commands_studies_manifests_and_choices(study: Study) -> None:
-    pytest.importorskip("shtab")
-    bash = shutil.which("bash")
-    if bash is None:
-        pytest.skip("no bash here")
-    for name in ("first", "second"):
-        (study.folder / "runs" / name).mkdir(parents=True)
-    (study.folder / "other.txt").write_text("")
-    tool = study.folder / "bin" / "seqlm"
-    tool.parent.mkdir()
-    tool.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT / "launch.py"} "$@"\n')
-    tool.chmod(0o755)
-    script = """
-source <(seqlm completion bash)
-complete -p seqlm
-for line in "$@"; do
-  COMP_WORDS=(seqlm $line); [ "${line% }" = "$line" ] || COMP_WORDS+=("")
-  COMP_CWORD=$(( ${#COMP_WORDS[@]} - 1 ))
-  _shtab_seqlm
-  echo "${COMPREPLY[*]}"
-done
-"""
-    lines = ["ca", "status ", "report first s", "plan ", "run --backend ", "logs first --fo"]
-    env = {**os.environ, "PATH": f"{tool.parent}:{os.environ['PATH']}"}
-    answer = commands.run([bash, "-c", script, "bash", *lines], cwd=study.folder, env=env)
-    assert answer.stderr == ""
-    registered, *found = answer.stdout.splitlines()
-    assert registered.endswith(" seqlm")
-    wanted = ["cancel", "first second", "second", "small.toml bin/ runs/ text/", "local ray slurm", "--follow"]
-    assert [sorted(line.split()) for line in found] == [sorted(line.split()) for line in wanted]
-
-
-@pytest.mark.process
-@pytest.mark.parametrize(("shell", "check"), [("zsh", ["-n"]), ("tcsh", ["-f"])])
-def test_zsh_and_tcsh_take_their_scripts(study: Study, shell: str, check: list[str]) -> None:
-    pytest.importorskip("shtab")
-    program = shutil.which(shell)
-    if program is None:
-        pytest.skip(f"no {shell} here")
-    script = study.folder / f"completion.{shell}"
-    script.write_text(commands.run(study.command("completion", shell), check=True).stdout)
-    answer = commands.run([program, *check, script], cwd=study.folder)
-    assert (answer.returncode, answer.stderr) == (0, "")
 
 
 # -- retry ---------------------------------------------------------------------------------------------------------

@@ -598,7 +598,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         (
             ["sttaus", "small"],
             'unknown command "sttaus"; did you mean "status"? (valid: plan, run, status, list, logs, cancel, retry, '
-            "clean, results, generate, behaviour, report, propose, doctor, check-model, schema, data, completion; see "
+            "clean, results, generate, behaviour, report, propose, doctor, check-model, schema, data; see "
             "python launch.py --help)",
         ),
         (["status", "other"], "other: expected a study's folder, a manifest, or a study in runs"),

@@ -54,13 +54,14 @@ from seqlm.training.self_check import cases, check_case
 from slurm import site
 from slurm.allocation import JobBackend, SlurmContext
 from slurm.settings import SlurmSettings
+from slurm.submission import submit
 from tests.analysis.behaviour.literal import make_model
 from tests.docs_blocks import ROOT
 from tests.facts import fail
 from tests.fakes import FakeBackend
 from tests.jobs.launch.test_canary import check, diverges, trial
 from tests.slurm.test_site import SINFO
-from tests.slurm.test_submission import planned, request, submission
+from tests.slurm.test_submission import jobs, planned, request
 from tests.training.studies import make_config, make_run, write_text
 from tests.training.test_self_check import model_config, plant, too_small
 
@@ -459,7 +460,9 @@ def _(scene: Scene) -> str:
     (node,) = backend.capacity().nodes
     group = SimpleNamespace(hosts=["a"], allocations=[Allocation(node=node, cpus=1, device=None, gpus=0)])
     submission = SimpleNamespace(run_dir=scene.folder / "run", resources=Resources(cpus=1, gpus=0))
-    job = SimpleNamespace(locations={}, pending={}, codes={}, submission=submission, groups=[group])
+    job = SimpleNamespace(
+        locations={}, pending={}, codes={}, submission=submission, group=group, allocations=group.allocations
+    )
     blind = RankLocation(node=node, address="10.0.0.2", interface=None, device=None, sees_run=False)
     backend._arrived(job, 0, blind)  # type: ignore[arg-type]
     return "started"
@@ -500,8 +503,7 @@ def _(scene: Scene) -> str:
     scene.program("srun", "")
     scene.program("sbatch", 'echo "sbatch: error: Invalid account" >&2; exit 1')
     items = planned(scene.folder, 1)
-    made = submission(items, SlurmSettings())
-    made.submit(request(items))
+    submit(jobs(items, SlurmSettings()), SlurmSettings(), request(items))
     return "submitted"
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, final
 from unittest import mock
 
-from jobs.backends import ray_watchdog
 from jobs.backends.local import this_machine
 from jobs.plan.capacity import Capacity, Node
 from jobs.study.kept_code import Code, source_tree
@@ -222,12 +221,26 @@ def _read_environment_again() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
+WATCHDOG = """
+cat > /dev/null
+folder=$1 tries=0
+shift
+kill -KILL -- "$@" 2> /dev/null
+until rm -rf "$folder" 2> /dev/null || [ $((tries += 1)) -gt 100 ]; do sleep 0.1; done
+"""
+"""Waits until the launcher has ended, then kills what it has left of its Ray: servers end alone, agents do not.
+
+Its arguments are Ray's folder, and its process groups after a hyphen. They still write while the folder is removed.
+"""
+
+
 def _watch(folder: Path) -> subprocess.Popen[bytes]:
     """Start a process that ends the embedded Ray's processes if this one is killed."""
     import psutil  # only for an embedded Ray
 
-    named = filter(None, (ray_watchdog.identity(child.pid) for child in psutil.Process().children(recursive=True)))
-    argv = [sys.executable, "-S", ray_watchdog.__file__, str(folder), *named]
+    # Each server leads a group (see _init), in which the processes are that it has started.
+    leaders = [child.pid for child in psutil.Process().children() if os.getpgid(child.pid) == child.pid]
+    argv = ["sh", "-c", WATCHDOG, "sh", str(folder), *(f"-{pid}" for pid in leaders)]
     # A session of its own: a signal to the launcher's process group must not end it.
     return subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True)
 

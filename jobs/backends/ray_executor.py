@@ -26,7 +26,7 @@ from jobs.attempt.memory_kills import MemoryKills
 from jobs.attempt.supervisor import Ended, PeerGrace, ended, rank_variables
 from jobs.backends.base import Executor
 from jobs.backends.ray_cluster import RayCluster, node_address
-from jobs.backends.ray_groups import IDLE_SECONDS, Group, RankLocation, choose_idle, new_group, release
+from jobs.backends.ray_groups import IDLE_SECONDS, Group, RankLocation, new_group, release
 from jobs.plan.capacity import Allocation, Capacity
 from jobs.spec import Submission
 from jobs.study.kept_code import Code
@@ -47,8 +47,7 @@ START_SECONDS = 600.0
 @dataclass(kw_only=True)
 class _Job:
     submission: Submission
-    groups: list[Group]
-    """One with all ranks, or one for each rank."""
+    group: Group
     pending: dict[Any, int]
     """Outstanding answers: object reference -> rank. First the ranks' locations, then their exit codes."""
     since: float
@@ -67,11 +66,11 @@ class _Job:
 
     @property
     def hosts(self) -> list[Any]:
-        return [host for group in self.groups for host in group.hosts]
+        return self.group.hosts
 
     @property
     def allocations(self) -> list[Allocation]:
-        return [allocation for group in self.groups for allocation in group.allocations]
+        return self.group.allocations
 
 
 @final
@@ -143,7 +142,7 @@ class RayExecutor(Executor):
         self._refreshed_at = time.monotonic()
         self._total = total = self._cluster.capacity()
         others = total.copy()
-        for group in (*(group for job in self._jobs.values() for group in job.groups), *self._idle):
+        for group in (*(job.group for job in self._jobs.values()), *self._idle):
             others.take(group.allocations)
         free = self._cluster.free(total)
         foreign = {
@@ -162,7 +161,7 @@ class RayExecutor(Executor):
         for job in self._jobs.values():
             if job.runs or not job.pending:
                 continue
-            if any(map(self._is_lost, job.groups)):  # Ray would wait for the node forever
+            if self._is_lost(job.group):  # Ray would wait for the node forever
                 self._abandon(job, EXIT_LOST, "its node was lost before it had started")
             elif _waits_long(job):
                 self._look_after(job, free)
@@ -170,7 +169,7 @@ class RayExecutor(Executor):
     def _look_after(self, job: _Job, free: Capacity) -> None:
         """Move a run that Ray keeps waiting to where there is room, or give it up. ``free``: what nobody holds."""
         now = time.monotonic()
-        if any(group.is_placed for group in job.groups):
+        if job.group.is_placed:
             job.placed_at = job.placed_at or now
             if now - job.placed_at > START_SECONDS:
                 where = ", ".join({node_address(allocation.node): None for allocation in job.allocations})
@@ -181,8 +180,8 @@ class RayExecutor(Executor):
         allocations = free.place(job.submission.resources)
         if allocations is not None:
             free.take(allocations)
-            self._release(*job.groups)
-            job.groups = [new_group(job.submission.resources, allocations)]
+            self._release(job.group)
+            job.group = new_group(job.submission.resources, allocations)
             self._look_around(job)
 
     def _is_lost(self, group: Group) -> bool:
@@ -198,14 +197,13 @@ class RayExecutor(Executor):
         if allocations is None:  # a node was lost since, or another user has taken it
             return None
         make_directory(run.attempt_dir(submission.attempt))
-        most_nodes = len({allocation.node for allocation in allocations})
-        groups = choose_idle(self._idle, resources, most_nodes=most_nodes)
-        if groups:
-            self._idle = [group for group in self._idle if group not in groups]
+        group = next((group for group in self._idle if group.fits(resources)), None)
+        if group is not None:
+            self._idle.remove(group)
         else:
             self._release(*self._idle)
-            groups = [new_group(resources, allocations)]
-        job = _Job(submission=submission, groups=groups, pending={}, since=0.0)
+            group = new_group(resources, allocations)
+        job = _Job(submission=submission, group=group, pending={}, since=0.0)
         self._look_around(job)
         job_id = f"{run.id}/{submission.attempt}-{next(self._numbers)}"
         self._jobs[job_id] = job
@@ -224,11 +222,10 @@ class RayExecutor(Executor):
             return None
         del self._jobs[job_id]
         if job.lost or job.left_behind:
-            self._release(*job.groups)
+            self._release(job.group)
         else:
-            for group in job.groups:
-                group.idle_since = time.monotonic()
-            self._idle += job.groups
+            job.group.idle_since = time.monotonic()
+            self._idle.append(job.group)
         return ended(job.codes, len(job.hosts), lost=job.lost, out_of_memory=job.out_of_memory)
 
     def stop(self, job_id: str, *, force: bool) -> None:
@@ -236,7 +233,7 @@ class RayExecutor(Executor):
         if job is None:
             return
         if not job.runs:  # perhaps not even placed
-            self._release(*job.groups)
+            self._release(job.group)
             self._abandon(job, EXIT_STOPPED, "stopped before it had started")
             return
         for host in job.hosts:
@@ -304,10 +301,9 @@ class RayExecutor(Executor):
 
     def _arrived(self, job: _Job, rank: int, location: RankLocation) -> None:
         job.locations[rank] = location
-        group, index = [(group, index) for group in job.groups for index in range(len(group.hosts))][rank]
-        allocation = group.allocations[index]
+        allocation = job.allocations[rank]
         device = allocation.device if location.device is None else self._card(location.node, location.device)
-        group.allocations[index] = replace(allocation, node=location.node, device=device)
+        job.allocations[rank] = replace(allocation, node=location.node, device=device)
         if job.pending or job.codes:
             return
         blind = [other for other in job.locations.values() if not other.sees_run]

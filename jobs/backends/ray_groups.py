@@ -1,7 +1,7 @@
 """Placement groups of the Ray backend: one actor for each rank, kept for the next run of the same resources.
 
 A new group takes about a second to place, which short runs would notice. So the group of a run that has ended waits a
-few seconds for another run. Groups of one rank also join for a run of several ranks.
+few seconds for another run.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import signal
 import socket
 import sys
 import threading
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -30,7 +29,7 @@ from seqlm.errors import EXIT_LOST, EXIT_STOPPED, FileError
 from seqlm.reading import is_folder
 
 IDLE_SECONDS = 5.0
-"""How long an idle group waits for a run. A run of several ranks collects its groups one after the other."""
+"""How long an idle group waits for a run."""
 
 
 # -- the actor of a rank: only its class, its two records and a Submission are pickled -------------------------------
@@ -147,6 +146,11 @@ class Group:
     """
     idle_since: float = 0.0
 
+    def fits(self, resources: Resources) -> bool:
+        """Return whether it has what a run needs."""
+        kept = self.resources
+        return (kept.ranks, kept.cpus, kept.gpus) == (resources.ranks, resources.cpus, resources.gpus)
+
     @property
     def is_placed(self) -> bool:
         """Whether Ray has found room for it."""
@@ -181,21 +185,3 @@ def release(group: Group) -> None:
             ray.kill(host)
     with contextlib.suppress(ray.exceptions.RayError, ValueError):
         remove_placement_group(group.group)
-
-
-def choose_idle(idle: Sequence[Group], resources: Resources, *, most_nodes: int) -> list[Group]:
-    """Return idle groups for a run: one with all its ranks, or one for each rank. Empty: there are not enough.
-
-    ``most_nodes``: on how many nodes the run would be in a new group. Idle groups do not scatter its ranks over more.
-    """
-    fitting = [g for g in idle if (g.resources.cpus, g.resources.gpus) == (resources.cpus, resources.gpus)]
-    for group in fitting:
-        if group.resources.ranks == resources.ranks:
-            return [group]
-    by_node: defaultdict[str, list[Group]] = defaultdict(list)
-    for group in fitting:
-        if group.resources.ranks == 1:
-            by_node[group.allocations[0].node].append(group)
-    fullest = sorted(by_node.values(), key=len, reverse=True)[:most_nodes]
-    chosen = [group for groups in fullest for group in groups][: resources.ranks]
-    return chosen if len(chosen) == resources.ranks else []

@@ -19,7 +19,6 @@ from seqlm.state import FailureKind
 
 EXIT_RUN_FAILED = 1
 """Exit code of a command one of whose runs failed or was cancelled."""
-SHELLS = ("bash", "zsh", "tcsh")
 STUDY = "a study's folder, its manifest, or its name"
 RUN = "one run: its name, its number in the report, its id, or a unique beginning of its id"
 
@@ -41,19 +40,14 @@ class Arguments:
     )
     quiet: bool = option("print only warnings, errors and what a query asks for", "-q", exclusive="level")
     verbose: bool = option("print the settings in use too, and the traceback of an error", "-v", exclusive="level")
-    runs_dir: Path = option("folder of the studies (default: SEQLM_RUNS, else runs)", completes="folder", metavar="DIR")
+    runs_dir: Path = option("folder of the studies (default: SEQLM_RUNS, else runs)", metavar="DIR")
     # What a command is about:
-    manifest: str = positional(
-        "the study: a TOML file; quickstart, search, ablation, strong and paper come with seqlm", completes="manifest"
-    )
-    study: str = positional(STUDY, completes="study")
-    studies: tuple[str, ...] = positional(STUDY, completes="study", nargs="+", metavar="study")
+    manifest: str = positional("the study: a TOML file; quickstart, search, ablation, strong and paper come with seqlm")
+    study: str = positional(STUDY)
+    studies: tuple[str, ...] = positional(STUDY, nargs="+", metavar="study")
     run: str = positional(RUN)
     source: str = positional("the class, as in model.source", metavar="FILE.py:CLASS")
     corpus: str = positional("ptb: Penn Treebank", choices=("ptb",))
-    shell: str = positional(
-        "a shell; studies: print the names of the studies, for the scripts", choices=(*SHELLS, "studies")
-    )
     only: tuple[str, ...] = option(
         "runs that meet all conditions: 'arch=gru lr>1'; repeat --only for runs that meet these or those",
         metavar="CONDITIONS",
@@ -66,7 +60,7 @@ class Arguments:
         choices=(*get_args(FailureKind), "stopped"),
     )
     # Where runs go, and how they are launched:
-    data: Path | None = option("folder or zip of the corpus (default: SEQLM_DATA)", completes="file", metavar="PATH")
+    data: Path | None = option("folder or zip of the corpus (default: SEQLM_DATA)", metavar="PATH")
     backend: str | None = option(
         "where runs go (default: SEQLM_BACKEND, the manifest's, ray, local)", choices=tuple(BACKENDS)
     )
@@ -112,7 +106,6 @@ class Arguments:
     force: bool = option("compute it again, even if nothing has changed")
     output: Path | None = option(
         "where to write (default: report in the study's folder; of several studies: next to their folders)",
-        completes="folder",
         metavar="DIR",
     )
     count: int = option("how many (default: 9)", default=9)
@@ -126,7 +119,7 @@ class Arguments:
     files: tuple[str, ...] = option(
         "a further file that it imports, as in model.files; repeat --files for more", metavar="FILE"
     )
-    to: Path | None = option("default: the folder in which runs look for it", completes="folder", metavar="DIR")
+    to: Path | None = option("default: the folder in which runs look for it", metavar="DIR")
 
 
 COMMON = ("json", "color", "quiet", "verbose", "runs_dir")
@@ -193,8 +186,7 @@ COMMANDS = {
     ),
     "report": Command(
         "results", "launching.report", "first second", "write the report of one study, or of several together",
-        ("studies", "behaviour", "output", "watch"),
-        own={"watch": option("write the report at each change until every run is over")},
+        ("studies", "behaviour", "output"),
     ),
     "propose": Command(
         "results", "proposing.propose_runs", "first --count 9", "propose settings for the next runs of a study",
@@ -213,13 +205,9 @@ COMMANDS = {
     "schema": Command(
         "this machine", "studying.schema", "--output manifest.schema.json",
         "print the JSON Schema of manifests, with which editors complete and check them",
-        ("output",), own={"output": option("write it to this file instead", completes="file", metavar="FILE")},
+        ("output",), own={"output": option("write it to this file instead", metavar="FILE")},
     ),
     "data": Command("this machine", "studying.data", "ptb", "download a corpus", ("corpus", "to")),
-    "completion": Command(
-        "this machine", "completion.completion", "bash > ~/.local/share/bash-completion/completions/seqlm",
-        "print the completion script of a shell", ("shell",),
-    ),
 }  # fmt: skip
 """The commands, by name, in the order of the help."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
@@ -11,18 +10,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs.backends.base import PROGRAM, Backend, BackendTable, Finding, torch_finding
-from jobs.backends.local import LocalBackend
+from jobs.backends.base import PROGRAM, Backend, Finding, torch_finding
 from jobs.cli.arguments import Arguments, read
 from jobs.cli.tables import FINDINGS, show
 from jobs.launch.prepare import find_data
 from jobs.registry import BACKENDS, backend_class
 from jobs.study.provenance import versions
-from jobs.terminal import memory, program
+from jobs.terminal import memory
 from seqlm import machine
 from seqlm.config import DataConfig
 from seqlm.data.cache import cache_folder
@@ -33,7 +30,6 @@ from seqlm.reading import exists
 ROOT = Path(__file__).resolve().parents[2]
 CALIBRATION = ROOT / "jobs" / "manifests" / "calibration.toml"
 LOW_DISK_BYTES = 2 * 1024**3
-LOW_INODES = 10_000
 
 
 def doctor(arguments: Arguments) -> tuple[Any, int]:
@@ -57,19 +53,12 @@ def calibrate(arguments: Arguments) -> int:
 
     Returns the exit code.
     """
-    from jobs.cli.launching import train  # only this option launches
-    from jobs.launch.job import LaunchOptions
-    from jobs.manifests.load import load_manifest
-    from jobs.plan.record import record_of
+    from jobs.cli.launching import run  # only this option launches
 
-    manifest = load_manifest(CALIBRATION)
-    words = ["run", str(CALIBRATION), "--runs-dir", str(arguments.runs_dir), *(["--json"] if arguments.json else [])]
-    arguments_of_run = read(words)
+    words = ["run", str(CALIBRATION), "--backend", "local", "--runs-dir", str(arguments.runs_dir)]
+    arguments_of_run = read([*words, *(["--json"] if arguments.json else [])])
     assert arguments_of_run is not None
-    specs = [replace(spec, command=[*program().split(), "doctor", "--calibrate"]) for spec in manifest.runs]
-    record = record_of(manifest, manifest.runs, None)
-    options = LaunchOptions(study_dir=arguments.runs_dir / manifest.study, record=record)
-    return train(arguments_of_run, specs, options, LocalBackend(BackendTable(max_parallel=1)))[1]
+    return run(arguments_of_run)[1]
 
 
 def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:
@@ -167,12 +156,28 @@ def _existing(path: Path) -> Path:
 
 
 def _file_system(runs_dir: Path) -> list[Finding]:
-    """Return what is not protected on the file system of the runs."""
-    works = Finding("ok", "file system", "locks, links, renaming and flushing of folders work on this host")
+    """Return whether the file system of the runs has locks. Whether other hosts see them is not tested."""
     try:
-        return [Finding("note", "file system", line) for line in unprotected(_existing(runs_dir))] or [works]
+        with tempfile.NamedTemporaryFile(prefix=".seqlm-doctor-", dir=_existing(runs_dir)) as file:
+            problem = _lock_problem(Path(file.name))
     except OSError:  # _folder has reported it
         return []
+    if problem is None:
+        return [Finding("ok", "file system", "locks work on this host")]
+    text = "only leases keep two workers from one run, and two launchers of a study may both submit"
+    return [Finding("note", "file system", f"locks (flock): {problem}; {text}")]
+
+
+def _lock_problem(path: Path) -> str | None:
+    with path.open() as first, path.open() as second:
+        try:
+            fcntl.flock(first, fcntl.LOCK_EX)
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            return error.strerror or str(error)
+        return "two at the same time"
 
 
 def _penn_treebank(data_path: Path | None) -> Finding:
@@ -181,51 +186,3 @@ def _penn_treebank(data_path: Path | None) -> Finding:
     except SeqlmError as error:
         return Finding("note", "Penn Treebank", str(error).splitlines()[0])
     return Finding("ok", "Penn Treebank", f"found, {sum(tokens.values()):,} tokens, verified")
-
-
-# -- what the file system of the runs supports ----------------------------------------------------------------------
-
-
-def unprotected(folder: Path) -> list[str]:
-    """Return a line for each feature that the file system of ``folder`` lacks, with the consequence.
-
-    Whether other hosts see the locks of this host is not tested.
-
-    Raises:
-        OSError: nothing can be written in ``folder``.
-    """
-    lines = []
-
-    @contextlib.contextmanager
-    def trial(what: str, consequence: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            lines.append(f"{what}: {error.strerror or error}; {consequence}")
-
-    with tempfile.TemporaryDirectory(prefix=".seqlm-doctor-", dir=folder) as name:
-        file, link, other = (Path(name) / part for part in ("file", "link", "other"))
-        file.write_text("new")
-        other.write_text("old")
-        only_leases = "only leases keep two workers from one run, and two launchers of a study may both submit"
-        with trial("locks (flock)", only_leases), file.open() as first, file.open() as second:
-            fcntl.flock(first, fcntl.LOCK_EX)
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                raise OSError("two at the same time")
-        with trial("hard links", "last.pt is missing for an instant whenever a checkpoint is written"):
-            os.link(file, link)
-        with trial("renaming over a file", "no run can be saved"):
-            file.replace(other)
-            if other.read_text() != "new":
-                raise OSError("the old file stays")
-        with trial("flushing a folder (fsync)", "a crash of the machine may undo the files written last"):
-            handle = os.open(name, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-    state = os.statvfs(folder)
-    if state.f_files and state.f_favail < LOW_INODES:  # some file systems do not count them
-        lines.append(f"free inodes: {state.f_favail:,} left; a run needs one for each of its files, some 30")
-    return lines

@@ -5,7 +5,6 @@ Each finds its runs and where they go. :func:`jobs.cli.request.carry_out` launch
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,12 +27,9 @@ from jobs.plan.record import kept_manifest, kept_policy, kept_search, kept_untra
 from jobs.spec import RunSpec
 from jobs.study.folder import find_study, is_behaviour_study, observe_study, study_name
 from jobs.study.kept_code import distrust
-from seqlm.errors import SeqlmError, UsageError
+from seqlm.errors import SeqlmError
 from seqlm.rundir import Observation
 from seqlm.trust import distrusted
-
-REPORT_SECONDS = 10
-"""How often ``report --watch`` checks for changes, and its page reloads."""
 
 # -- run, retry, behaviour -----------------------------------------------------------------------------------------
 
@@ -141,7 +137,9 @@ def train(arguments: Arguments, specs: Sequence[RunSpec], options: LaunchOptions
         if arguments.behaviour is not False:
             compute_missing_behaviour(study_dir, asked=arguments.behaviour is True)
         _tell_report([study_dir])
-        terminal.say(f"report: {write_report([study_dir], None)}")
+        from analysis.report import write_report
+
+        terminal.say(f"report: {write_report(study_dir)}")
     bad = ("failed", "cancelled", "pending")  # pending: its job is gone, or it waits for the budget
     return data, _exit_code([one for one in data["runs"] if one["state"] in bad])
 
@@ -159,19 +157,15 @@ def _exit_code(failed: Sequence[dict[str, Any]]) -> int:
 
 def report(arguments: Arguments) -> tuple[Any, int]:
     """Write the report, with the behaviour of trained models that is missing."""
-    if arguments.watch and arguments.json:
-        raise UsageError("--watch writes the report at each change, --json prints one document; use one of them")
     study_dirs = [find_study(name, arguments.runs_dir) for name in arguments.studies]
-    if arguments.watch:
-        _watch_report(study_dirs, arguments.output)
     _tell_report(study_dirs)
-    from analysis.report import folder_of  # pandas and matplotlib, which the report needs anyway
+    from analysis.report import folder_of, write_report  # pandas and matplotlib: a second that only the report needs
 
     folder_of(*study_dirs, output=arguments.output)  # refused before anything is computed
     wanted = study_dirs if arguments.behaviour is not False else ()
     asked = arguments.behaviour is True
     behaviour = [found for study_dir in wanted for found in compute_missing_behaviour(study_dir, asked=asked)]
-    page = write_report(study_dirs, arguments.output)
+    page = write_report(*study_dirs, output=arguments.output)
     terminal.say(str(page))
     names = [study_dir.name for study_dir in study_dirs]
     return {"study": names[0], "studies": names, "report": str(page), "behaviour": behaviour}, 0
@@ -180,29 +174,6 @@ def report(arguments: Arguments) -> tuple[Any, int]:
 def _tell_report(study_dirs: Sequence[Path]) -> None:
     """Say what is written, before the seconds that the report's libraries take to load."""
     terminal.tell(f"writing the report of {', '.join(map(study_name, study_dirs))}")
-
-
-def _watch_report(study_dirs: Sequence[Path], output: Path | None) -> None:
-    """Write the report now and at each finished epoch or changed state, until every run is over."""
-    written = None
-    while True:
-        runs = [run for study_dir in study_dirs for run in observe_study(study_dir)]
-        seen = [(run.run.path, run.observation.state, run.observation.epoch) for run in runs]
-        if not any(run.observation.state in ("queued", "running") for run in runs):
-            return
-        if seen != written:
-            page = write_report(study_dirs, output, refresh_seconds=REPORT_SECONDS)
-            done = sum(run.observation.state == "done" for run in runs)
-            terminal.tell(f"{page}: {done} of {len(runs)} runs done")
-            written = seen
-        time.sleep(REPORT_SECONDS)
-
-
-def write_report(study_dirs: Sequence[Path], output: Path | None, *, refresh_seconds: int | None = None) -> Path:
-    """Write the report of these studies and return its page, which reloads every ``refresh_seconds``."""
-    from analysis.report import write_report as write  # pandas and matplotlib: a second that only the report needs
-
-    return write(*study_dirs, output=output, refresh_seconds=refresh_seconds)
 
 
 def compute_missing_behaviour(study_dir: Path, *, asked: bool) -> list[dict[str, Any]]:

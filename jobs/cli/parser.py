@@ -21,23 +21,20 @@ COMMAND = "COMMAND"
 """What the command is called in usage texts."""
 
 
-def option(
-    text: str, *flags: str, exclusive: str | None = None, sets: str = "", completes: str = "", **how: Any
-) -> Any:
+def option(text: str, *flags: str, exclusive: str | None = None, sets: str = "", **how: Any) -> Any:
     """Return a field that an option sets. ``text`` is its help, ``flags`` its names besides that of the field.
 
     ``exclusive`` is the name of a set of options of which a command line has one at most. ``sets`` names the setting of
-    the chosen backend that the option overrides, such as ``ray.address`` for one of a single backend. ``completes``
-    says what a shell offers: a ``file``, a ``folder``, a ``study`` or a ``manifest``. ``how`` goes to
+    the chosen backend that the option overrides, such as ``ray.address`` for one of a single backend. ``how`` goes to
     :meth:`argparse.ArgumentParser.add_argument` and overrides :data:`BY_TYPE`.
     """
-    given = {"flags": flags, "exclusive": exclusive, "sets": sets, "completes": completes, "how": {"help": text, **how}}
+    given = {"flags": flags, "exclusive": exclusive, "sets": sets, "how": {"help": text, **how}}
     return dataclasses.field(default=how.get("default"), metadata=given)
 
 
-def positional(text: str, *, completes: str = "", **how: Any) -> Any:
+def positional(text: str, **how: Any) -> Any:
     """Return a field that an argument without a flag sets; otherwise as :func:`option`."""
-    given = {"flags": None, "exclusive": None, "completes": completes, "how": {"help": text, **how}}
+    given = {"flags": None, "exclusive": None, "how": {"help": text, **how}}
     return dataclasses.field(default="", metadata=given)
 
 
@@ -143,14 +140,13 @@ class Parser(argparse.ArgumentParser):
                 field = command.own.get(key, arguments[key])
                 flags, exclusive, how = (field.metadata[part] for part in ("flags", "exclusive", "how"))
                 if flags is None:
-                    action = made.add_argument(key, **how)
+                    made.add_argument(key, **how)
                 else:
                     short = [flag for flag in flags if not flag.startswith("--")]
                     names = [*short, flag_of(arguments[key]), *(flag for flag in flags if flag not in short)]
                     how = {**BY_TYPE.get(str(arguments[key].type), {}), **how, "dest": key}
                     how.pop("flag", None)
-                    action = (sets[exclusive] if exclusive else made).add_argument(*names, **how)
-                action.completes = field.metadata["completes"]  # type: ignore[attr-defined]
+                    (sets[exclusive] if exclusive else made).add_argument(*names, **how)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")

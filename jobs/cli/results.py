@@ -10,16 +10,13 @@ from typing import Any
 
 from jobs import terminal
 from jobs.cli.arguments import Arguments
-from jobs.cli.naming import chosen_runs, named_runs, reported
+from jobs.cli.naming import REPORTED, chosen_runs, named_runs, reported
 from jobs.cli.tables import Column, show
 from jobs.cli.view import what_differs
 from jobs.study.folder import find_study, observe_study
 from seqlm.errors import UsageError, nearest_key, printable
 
-COLUMNS = (
-    *("number", "name", "id", "state"),
-    *("val_ppl", "best_epoch", "epochs_done", "test_ppl", "wall_seconds", "reason"),
-)
+COLUMNS = (*REPORTED[:3], "state", *REPORTED[3:], "reason")
 """What ``results`` has of each run besides what differs, with the names of the report's columns."""
 
 

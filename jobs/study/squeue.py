@@ -52,11 +52,11 @@ _REASONS = {
 }
 
 
-def ask(*command: str, environ: Mapping[str, str] | None = None, check: bool = True) -> str:
+def ask(*command: str, environ: Mapping[str, str] | None = None) -> str:
     """Run a SLURM command and return its output.
 
     It runs with ``environ``, or by default with this process's environment. ``SINFO_*`` variables are removed, since
-    they would change the output of sinfo. Without ``check`` the exit code does not matter.
+    they would change the output of sinfo.
 
     Raises:
         BackendError: the command is missing, does not answer in time, or fails.
@@ -64,7 +64,7 @@ def ask(*command: str, environ: Mapping[str, str] | None = None, check: bool = T
     given = os.environ if environ is None else environ
     environ = {name: value for name, value in given.items() if not name.startswith("SINFO_")}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=CALL_SECONDS, env=environ, check=check)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=CALL_SECONDS, env=environ, check=True)
     except FileNotFoundError:
         raise BackendError(f"{command[0]} is not on PATH; {_LOGIN_NODE}") from None
     except OSError as error:

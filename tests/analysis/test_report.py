@@ -342,14 +342,6 @@ def test_a_study_of_which_nothing_but_the_plan_is_there_gives_a_report_that_says
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("blank_figures")
-def test_a_page_that_is_watched_loads_itself_again(tmp_path: Path) -> None:
-    make_run(tmp_path, 0, epochs=2)
-    assert 'http-equiv="refresh"' not in page_of(tmp_path)
-    assert '<meta http-equiv="refresh" content="10">' in write_report(tmp_path, refresh_seconds=10).read_text("utf-8")
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("blank_figures")
 def test_a_report_of_two_studies_lies_beside_them(tmp_path: Path) -> None:
     for name in ("one", "two"):
         make_run(tmp_path / name, 0, epochs=2, provenance={"study": name})

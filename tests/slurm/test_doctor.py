@@ -26,7 +26,6 @@ from tests.slurm.test_site import CONFIG
 
 ROOT = Path(__file__).parent.parent.parent
 SINFO = "cpu*|up|2-00:00:00|0/2/0/2|8|3000|(null)|1-infinite\ngpu|up|30:00|0/1/0/1|8|3000|gpu:a100:2|1-infinite\n"
-UP = "Slurmctld(primary) at ctl is UP\n"
 GONE = "slurm_load_jobs error: Invalid job id specified\n"
 SBATCH = """
 if [ "$1" = --version ]; then echo slurm-wlm 24.11.5; exit; fi
@@ -56,7 +55,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(doctor, "LOOK_EVERY_S", 0.2)
     monkeypatch.setattr(doctor, "VISIBLE_WITHIN_S", 1.0)
     (folder / "config").write_text(CONFIG)
-    program(folder, "scontrol", f'[ "$1" = ping ] && printf "{UP}" || cat "{folder}/config"')
+    program(folder, "scontrol", f'cat "{folder}/config"')
     answering(folder, "sinfo", SINFO)
     program(folder, "sbatch", SBATCH.format(folder=folder))
     program(folder, "srun", 'exec "$@"')
@@ -84,7 +83,6 @@ def test_a_healthy_cluster_is_described_from_the_login_node_and_from_a_compute_n
     found = look(tmp_path / "runs", with_torch(cluster, gpus=1, partition="gpu", timeout_min=20, mem_gb=2))
     texts = {subject: finding.text for subject, finding in found.items()}
     assert texts["sbatch"] == "slurm-wlm 24.11.5"
-    assert texts["slurmctld"] == "Slurmctld(primary) at ctl is UP"
     assert texts["job arrays"].startswith("up to 1,001 tasks in an array (MaxArraySize)")
     assert texts["partition"] == "gpu: 1 of 1 nodes usable, up to 2 GPUs and 8 cores on a node, jobs of up to 30 min"
     assert texts["settings"] == "1 rank on a node, 1 GPU and 4 cores each, 2 GB of memory, 20 min"
@@ -97,13 +95,11 @@ def test_a_healthy_cluster_is_described_from_the_login_node_and_from_a_compute_n
 
 @pytest.mark.process
 def test_without_sbatch_or_a_controller_nothing_more_is_asked(cluster: Path, tmp_path: Path) -> None:
-    answering(cluster, "scontrol", "Slurmctld(primary) at ctl is DOWN\n*****\n** RESTORE **\n*****\n", code=1)
+    problem = "slurm_load_ctl_conf error: Unable to contact slurm controller (connect failure)"
+    answering(cluster, "scontrol", f"{problem}\n", code=1, to="stderr")
     found = look(tmp_path, SlurmSettings())
-    assert list(found) == ["sbatch", "slurmctld"]
-    assert (found["slurmctld"].level, found["slurmctld"].text) == ("bad", "Slurmctld(primary) at ctl is DOWN")
-    backup = "Slurmctld(primary) at a is DOWN\nSlurmctld(backup) at b is UP\n"
-    answering(cluster, "scontrol", backup, code=1)
-    assert look(tmp_path, SlurmSettings())["slurmctld"].text == "Slurmctld(backup) at b is UP"
+    assert list(found) == ["sbatch", "SLURM"]
+    assert (found["SLURM"].level, found["SLURM"].text) == ("bad", f"scontrol: {problem}")
     answering(cluster, "sbatch", "sbatch: fatal: Could not establish a configuration source\n", code=1, to="stderr")
     (only,) = look(tmp_path, SlurmSettings()).values()
     assert only.level == "bad"

@@ -42,7 +42,7 @@ def end(monkeypatch: pytest.MonkeyPatch, backend: RayExecutor, *answers: Any) ->
         rank: RankLocation(node=f"n{rank}", address="", interface=None, device=None, sees_run=True)
         for rank in range(len(answers))
     }
-    job = _Job(submission=submission, groups=[group], pending={}, since=0.0, locations=locations)
+    job = _Job(submission=submission, group=group, pending={}, since=0.0, locations=locations)
     job.pending = {str(rank): rank for rank in range(len(answers))}
 
     def get(reference: str) -> Any:
@@ -81,9 +81,10 @@ def test_a_rank_whose_host_ray_has_killed_for_memory_is_short_of_memory(monkeypa
 
 def test_ray_is_asked_as_often_for_a_hundred_live_runs_as_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     backend, asked = RayExecutor(address="x"), []
+    nothing: Any = None
     submission = Submission(run_dir=Path("/run"), attempt=1, argv=(), env={}, cwd=Path("/"), resources=ONE)
     for number in range(100):
-        job = _Job(submission=submission, groups=[], pending={f"job {number}": 0}, since=0.0, runs=True)
+        job = _Job(submission=submission, group=nothing, pending={f"job {number}": 0}, since=0.0, runs=True)
         backend._jobs[str(number)] = job
 
     def wait(references: list[str], **options: Any) -> tuple[list[str], list[str]]:
