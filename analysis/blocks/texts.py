@@ -108,7 +108,7 @@ def scope_of(runs: pd.DataFrame, absent: int = 0) -> str:
     parts = []
     if went_further(runs):
         limits = sorted(set(done["compared_epochs"].dropna().astype(int)))
-        parts.append(f"first {units.listing([str(limit) for limit in limits])} epochs")
+        parts.append(f"first {units.listing([str(limit) for limit in limits])} epoch{'' if limits == [1] else 's'}")
     of = len(runs) + absent
     if len(done) < of:
         stopped = int((runs["state"] == "stopped").sum())

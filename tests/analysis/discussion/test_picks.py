@@ -34,18 +34,6 @@ def test_the_picks_have_their_test_perplexity_gaps_in_nats_and_costs(tmp_path: P
     add_run(tmp_path, 2, "quick", "rnn", "adam", [200.0, 190.0], seconds=5.0)
     gap = f"{math.log(100 / 60):+.3f}"
     blocks = picked(tmp_path)
-    assert said(blocks).splitlines() == [
-        "For generalisation: 100.00 (1 best), the lowest validation perplexity, test 97.00, reached after 5 min. Every "
-        "setting has one seed, so how much of its lead is chance is not known. Its validation loss less its training "
-        f"loss is {gap} nats at the best epoch and {gap} after the last.",
-        "For wall-clock time: 2 near, within 5 % of that perplexity after 30 s (best 103.00, test 106.00, after 1 "
-        "min). Of 2 settings that come that near, it is the first. It has 1.03 times the perplexity (103.00 against "
-        "100.00); to its own best epoch it takes 1 min, the pick for generalisation 5 min.",
-        "3 of 3 settings are on the Pareto front: no other setting has a lower perplexity without a longer time. Times "
-        "that differ by less than two standard deviations of the epoch times within the runs count as equal. The "
-        "fastest on it is 3 quick: its best epoch ends after 10 s, with 1.90 times the perplexity "
-        "(190.00 against 100.00).",
-    ]
     rows = table(blocks, "discussion-3-picks")
     assert [(row["setting"], row["test_ppl"], row["gap"], row["picked_for"]) for row in rows] == [
         ("3 quick", "190.00", "+1.335", "–"),

@@ -1,0 +1,89 @@
+"""Whole reports of small made-up studies: ``tests/golden/report`` has the Markdown and the tables of each.
+
+``python -m tests.analysis.test_golden`` writes them again; read their diff. Other tests compute the numbers.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from analysis.page import render_markdown
+from analysis.report import report_page
+from analysis.study.study import load_study
+from seqlm.files import write_json
+from tests.analysis.discussion.test_next_runs import make_unfinished
+from tests.analysis.discussion.test_optimizers import add_quickstart
+from tests.analysis.hand_made import add_run, digits
+from tests.analysis.sections.test_bits import make_bits
+from tests.analysis.sections.test_cost import make_costs
+from tests.analysis.sections.test_published import make_published
+from tests.analysis.sections.test_search import make_searched
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "report"
+
+
+def make_quickstart(folder: Path) -> None:
+    """Nine runs with an expectation, a group and notes."""
+    add_quickstart(folder)
+    runs = {run.name.rpartition("-")[0]: run.name.rpartition("-")[2] for run in folder.iterdir()}
+    sides = {f"{side}er": [runs[f"{arch}-{kind}"] for arch in ("rnn", "gru", "transformer")] for side, kind in SIDES}
+    claim = {"text": "Adam beats SGD.", "why": "It scales each step.", "metric": "val_ppl", **sides}
+    record = {"groups": [{"title": "Adam", "runs": sides["lower"]}], "expectations": [claim]}
+    write_json(folder / "study.json", {**record, "notes": [{"part": "optimizers", "text": "Stated *before*."}]})
+
+
+SIDES = (("low", "adam"), ("high", "sgd"))
+
+
+def make_seeds(folder: Path) -> None:
+    """Three settings of two or three seeds, one of one; the best ends above its best epoch."""
+    settings = [("gru", "sgd", [100.0, 101.0, 103.0]), ("gru", "adam", [104.0, 99.0]), ("rnn", "sgd", [150.0, 149.0])]
+    order = 0
+    for arch, optimizer, values in settings:
+        for seed, ppl in enumerate(values, start=1):
+            name, val, train = f"{arch}-{optimizer}-seed{seed}", [2 * ppl, ppl, 1.2 * ppl], [200.0, 80.0, 40.0]
+            run = add_run(folder, order, name, arch, optimizer, val, train=train, seconds=10.0 + order, seed=seed)
+            order += 1
+    quick = add_run(folder, order, "quick", "rnn", "adam", [170.0, 160.0], seconds=1.0, epochs=3, done=False)
+    claim = {"text": "Less gap.", "metric": "gap", "lower": [digits(run)], "higher": [digits(quick)]}
+    write_json(folder / "study.json", {"expectations": [claim]})
+
+
+STUDIES: dict[str, Callable[[Path], object]] = {
+    "quickstart": make_quickstart,
+    "seeds": make_seeds,
+    "cost": make_costs,
+    "search": make_searched,
+    "published": make_published,
+    "unfinished": make_unfinished,
+    "bits": make_bits,
+}
+
+
+def report_of(name: str, folder: Path) -> dict[str, str]:
+    """The files of a study's report by their ending; numbers of the tables have six digits."""
+    STUDIES[name](folder)
+    page = report_page(load_study(folder))
+    tables = "\n".join(f"{table.name}\n{table.to_csv()}" for table in page.tables)
+    rounded = re.sub(r"\d+\.\d+(e[+-]\d+)?", lambda number: f"{float(number[0]):.6g}", tables)
+    return {"md": render_markdown(page), "csv": rounded}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_report_of_a_made_up_study_is_the_golden_one(tmp_path: Path, name: str) -> None:
+    for ending, text in report_of(name, tmp_path / name).items():
+        assert text == (GOLDEN / f"{name}.{ending}").read_text("utf-8")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch:
+        for study in STUDIES:
+            for kind, content in report_of(study, Path(scratch) / study).items():
+                (GOLDEN / f"{study}.{kind}").write_text(content, "utf-8")
