@@ -228,9 +228,10 @@ shift
 kill -KILL -- "$@" 2> /dev/null
 until rm -rf "$folder" 2> /dev/null || [ $((tries += 1)) -gt 100 ]; do sleep 0.1; done
 """
-"""Waits until the launcher has ended, then kills what it has left of its Ray: servers end alone, agents do not.
+"""Wait for the end of the launcher, then kill Ray's process groups and remove its folder.
 
-Its arguments are Ray's folder, and its process groups after a hyphen. They still write while the folder is removed.
+Ray's servers end with a killed launcher; the agents that they have started do not. The arguments are the folder and the
+groups, each with a hyphen before it. A process that is ending may still write to the folder while it is removed.
 """
 
 
