@@ -43,8 +43,7 @@ def dispatch(study: Path, wanted: Sequence[StandIn], name: str, address: str | N
     memory = _MemorySamples()
     processor = time.process_time()
     try:
-        for _ in dispatcher.dispatch(planned):
-            pass
+        dispatcher.dispatch(planned)
         end = time.time()
         processor = time.process_time() - processor
     finally:

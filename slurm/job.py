@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -26,17 +26,17 @@ from jobs.attempt.memory_kills import MemoryKills
 from jobs.attempt.supervisor import Supervisor
 from jobs.launch.background import STOP_SECONDS, Interrupts
 from jobs.launch.dispatch import Dispatcher
-from jobs.launch.job import Again, Host, LaunchOptions, next_submission
+from jobs.launch.job import Host, LaunchOptions, next_submission
 from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget
 from jobs.study.kept_code import Code
 from jobs.study.squeue import ask
 from seqlm import machine
+from seqlm.ends import End, Verdict
 from seqlm.environment import ATTEMPT, MICRO_BATCHES
 from seqlm.errors import DamagedFileError, FileError, SeqlmError, is_storage_failure
 from seqlm.files import read_json, write_json
-from seqlm.requests import Requests
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind
 from slurm.allocation import JobBackend, SlurmContext, node_file, variables
@@ -50,6 +50,10 @@ LIMIT_SLACK_SECONDS = 75.0
 """How much earlier than asked SLURM may announce a time limit: it looks once a minute (``man sbatch``, --signal)."""
 BUSY_TRIES = 3
 """How often a run that another worker holds is tried on this allocation, such as one on a node that SLURM lost."""
+BUSY_STARTS = 10
+"""In how many starts of the job such a run is tried. Then it is left to that worker."""
+BUSY_SECONDS = 120.0
+"""How long such a run waits in the queue."""
 
 
 class Signals(Interrupts):
@@ -80,11 +84,9 @@ class JobHost(Host):
         self.where = f"job {self.context.job} on {self.context.host}"
         self.stop_seconds = max(STOP_SECONDS, self.plan.signal_before_s)
 
-    def tries_again(self, kind: str | None, number: int) -> bool:
+    def tries_again(self, kind: FailureKind | None, number: int) -> bool:
         """Return whether the run is tried again here. What another node may help with waits in the queue."""
-        if number:
-            return number <= BUSY_TRIES and self.context.nodes == 1
-        return kind == "oom" and self.context.nodes == 1
+        return (kind == "oom" or (kind is None and number <= BUSY_TRIES)) and self.context.nodes == 1
 
     def stopped(self) -> tuple[FailureKind, str] | None:
         if not self.signals.stop:
@@ -104,32 +106,36 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals,
     array = plan.arrays[number]
     host = JobHost(plan, array, context, signals, started)
     runs = [RunDirectory(plan.study_dir / run_id) for run_id in array.jobs[context.index]]
-    again: dict[str, Again] = {}
+    busy: set[str] = set()
+    fault: Exception | None = None
     try:
         backend = JobBackend(context, array.resources, len(runs))
         code = Code(path=plan.code, commit=None, dirty=False, live=False)
         dispatcher = Dispatcher(backend, code, _options(plan), writes_queue=False, host=host, interrupts=signals)
-        again = dispatcher.again
+        busy = dispatcher.busy
         try:
-            items = [item for run in runs if (item := _to_do(plan, array, run, host, again)) is not None]
-            for kind, item, seen in dispatcher.dispatch(items):
-                if kind in ("ended", "retried"):
-                    print(f"{item.run.id} {seen.state}: {seen.reason or 'well'}", flush=True)
+            items = [item for run in runs if (item := _to_do(plan, array, run, host)) is not None]
+            dispatcher.dispatch(items, _tell)
         except KeyboardInterrupt:
             print("stopped by a signal", flush=True)
         finally:
             backend.close()
     except Exception as error:
+        fault = error
         for run in runs:
-            _fail(plan, run, error, host, again)
-        if not again:
-            raise
-    requests = Requests(plan.study_dir)
-    left = {run_id: one for run_id, one in again.items() if _is_ours(requests, plan, run_id)}
+            _fail(run, error, host)
+    left = {run: one for run in runs if (one := _again(plan, run, host, busy)) is not None}
+    if fault is not None and not left:
+        raise fault
     is_over = signals.stop and signals.warned_at is None  # SLURM itself requeues the job, or a user has cancelled it
     if left and not is_over and _requeue(plan, host, left):
         return True
     return all(_is_well(run) for run in runs)
+
+
+def _tell(happening: str, item: PlannedRun, seen: Observation) -> None:
+    if happening in ("ended", "retried"):
+        print(f"{item.run.id} {seen.state}: {seen.reason or 'well'}", flush=True)
 
 
 def _options(plan: JobPlan) -> LaunchOptions:
@@ -152,9 +158,7 @@ def _planned(plan: JobPlan, array: ArrayPlan, run: RunDirectory, seen: Observati
     return PlannedRun(spec=spec, run=run, observation=seen, action="resume", reason=None)
 
 
-def _to_do(
-    plan: JobPlan, array: ArrayPlan, run: RunDirectory, host: JobHost, again: dict[str, Again]
-) -> PlannedRun | None:
+def _to_do(plan: JobPlan, array: ArrayPlan, run: RunDirectory, host: JobHost) -> PlannedRun | None:
     """Return a run that this job is to train. ``None``: it is over, a file of it is damaged, or cannot be read."""
     try:
         seen = look_again(run.observe)
@@ -164,16 +168,30 @@ def _to_do(
     except DamagedFileError as error:  # `status` says the same
         print(f"{run.id} is left alone: {error}", flush=True)
     except (FileError, OSError) as error:
-        _fail(plan, run, error, host, again)
+        _fail(run, error, host)
     return None
 
 
-def _is_ours(requests: Requests, plan: JobPlan, run_id: str) -> bool:
-    """Return whether no later request names a run, as far as is known."""
-    with contextlib.suppress(FileError, OSError):
-        newest = requests.newest(run_id)
-        return newest is None or newest.number == plan.request
-    return True
+def _again(plan: JobPlan, run: RunDirectory, host: JobHost, busy: Collection[str]) -> tuple[End, Verdict] | None:
+    """Return why and when a run is to be tried again. ``None``: it is not, or a later request names it.
+
+    A run that has not failed is tried again if the job was told that its time is up, or if the run is one of ``busy``.
+    """
+    try:
+        request, seen = look_again(run.request), look_again(run.observe)
+        if request is not None and request.number != plan.request:
+            return None
+        if seen.state == "failed" and not seen.is_final:
+            failures = run.failures(run.first_attempt())
+            return failures[-1], run.verdict(plan.policy.limits, failures)
+    except (FileError, OSError) as error:
+        unread = End(attempt=0, kind="node", message=str(error))
+        return (unread, Verdict(delay=0.0)) if is_storage_failure(error) else None
+    if run.id in busy and host.context.restarts + 1 < BUSY_STARTS:
+        return End(attempt=0, kind="node", message="another worker has the run"), Verdict(delay=BUSY_SECONDS)
+    if seen.state == "pending" and host.signals.warned_at is not None:
+        return End(attempt=0, kind="preempted", message="the job's time is up"), Verdict(delay=0.0)
+    return None
 
 
 def _is_well(run: RunDirectory) -> bool:
@@ -184,19 +202,15 @@ def _is_well(run: RunDirectory) -> bool:
         return False
 
 
-def _fail(plan: JobPlan, run: RunDirectory, error: Exception, host: JobHost, again: dict[str, Again]) -> None:
-    """Record an error of the job itself in a run that is not over, and note whether the run is to be tried again."""
+def _fail(run: RunDirectory, error: Exception, host: JobHost) -> None:
+    """Record an error of the job itself in a run that is not over."""
     message = str(error) if isinstance(error, SeqlmError) else f"{type(error).__name__}: {error}"
-    kind: FailureKind = "node" if is_storage_failure(error) else "code"
-    state, first = "pending", 1
+    state = "pending"
     with contextlib.suppress(SeqlmError, OSError):
-        state, first = run.observe().state, run.first_attempt()
+        state = run.observe().state
     with contextlib.suppress(SeqlmError, OSError):
         if state == "pending":
-            _record(run, kind, message, host)
-        failures = run.failures(first) if state == "pending" else []
-        if failures and (found := run.verdict(plan.policy.limits, failures)).delay is not None:
-            again[run.id] = Again(kind=kind, message=message, verdict=found)
+            _record(run, "node" if is_storage_failure(error) else "code", message, host)
 
 
 def _record(run: RunDirectory, kind: FailureKind, message: str, host: JobHost, **more: Any) -> None:
@@ -205,14 +219,14 @@ def _record(run: RunDirectory, kind: FailureKind, message: str, host: JobHost, *
     run.write_exit(run.last_attempt() + 1, record)
 
 
-def _requeue(plan: JobPlan, host: JobHost, again: Mapping[str, Again]) -> bool:
+def _requeue(plan: JobPlan, host: JobHost, left: Mapping[RunDirectory, tuple[End, Verdict]]) -> bool:
     """Requeue the job; if SLURM refuses, record that in the runs that were to be tried again."""
-    first = next(iter(again.values()))
-    problem = requeue(plan, host.context, f"{first.kind}: {first.message}", [one.verdict for one in again.values()])
-    for run_id, one in again.items() if problem else ():
-        message = f"{one.message}; the job could not be requeued ({problem}); run again to resume"
+    first, _ = next(iter(left.values()))
+    problem = requeue(plan, host.context, f"{first.kind}: {first.message}", [found for _, found in left.values()])
+    for run, (end, _) in left.items() if problem else ():
+        message = f"{end.message}; the job could not be requeued ({problem}); run again to resume"
         with contextlib.suppress(FileError, OSError):
-            _record(RunDirectory(plan.study_dir / run_id), one.kind, message, host, stands=True)
+            _record(run, end.kind or "node", message, host, stands=True)
     return problem is None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,6 @@ from jobs.launch.job import LaunchOptions
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources
-from jobs.study.budget import Budget, hours_of
 from jobs.study.folder import ARRAY_FILE, PLAN_FILE, study_name
 from jobs.study.kept_code import Code
 from seqlm.errors import BackendError, FileError
@@ -120,15 +118,11 @@ def plan_jobs(
     groups: dict[Resources, list[str]] = {}
     for item in todo:
         groups.setdefault(item.spec.resources, []).append(item.run.id)
-    budget = Budget(options.study_dir, options.policy)
-    arrays = []
-    for wanted, ids in groups.items():
-        for jobs in _chunks(_chunks(ids, settings.runs_per_job(wanted)), most):
-            # A job that uses up the study's budget alone still has the time to save before its limit.
-            hours = budget.times_left(hours_of(wanted, 3600 * max(map(len, jobs))))
-            left = math.inf if math.isinf(hours) else 1 + math.ceil((3600 * hours + settings.signal_before_s) / 60)
-            timeout_min = int(min(settings.timeout_min, left))
-            arrays.append(ArrayPlan(jobs=jobs, resources=wanted, timeout_min=timeout_min))
+    arrays = [
+        ArrayPlan(jobs=jobs, resources=wanted, timeout_min=settings.timeout_min)
+        for wanted, ids in groups.items()
+        for jobs in _chunks(_chunks(ids, settings.runs_per_job(wanted)), most)
+    ]
     return JobPlan(
         study_dir=options.study_dir.absolute(),
         request=request,

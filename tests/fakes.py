@@ -6,16 +6,26 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import final
+from typing import NamedTuple, final
 
 from jobs.attempt.supervisor import Ended
 from jobs.backends.base import AttendedBackend, Executor
+from jobs.launch.dispatch import Happening
 from jobs.plan.capacity import Allocation, Capacity, Node
 from jobs.plan.estimate import Estimate
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
 from seqlm.rundir import Observation, RunDirectory
+
+
+class Event(NamedTuple):
+    """What a dispatcher has told of a run."""
+
+    kind: Happening
+    planned: PlannedRun
+    observation: Observation
+
 
 Work = Callable[[Submission], int]
 """What a job does when it ends; returns its exit code."""

@@ -10,16 +10,17 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from jobs.attempt.attempt import Attempt, prepare
+from jobs.attempt.attempt import Attempt, micro_batches
 from jobs.attempt.supervisor import Ended, first_cause
 from jobs.manifests.policy import Policy
-from jobs.spec import Resources
+from jobs.spec import Resources, Submission
 from seqlm.ends import timestamp
+from seqlm.environment import MICRO_BATCHES
 from seqlm.errors import EXIT_BUSY, EXIT_FAILED, EXIT_LOST, EXIT_STOPPED, RunBusyError
 from seqlm.files import read_json, write_json, write_json_lines
 from seqlm.locks import exclusive_lock
@@ -92,10 +93,11 @@ class World:
         self.requested_at = self.run.last_attempt()
         yield
 
-    def submission(self) -> Any:
+    def submission(self) -> Submission:
         resources = Resources(ranks=2, cpus=1, gpus=0)
+        env = {MICRO_BATCHES.name: str(micro_batches(self.run, 8, resources.ranks))}
         number = self.run.last_attempt() + 1
-        return prepare(self.run, number, argv=(), env={}, code=Path(), batch_size=8, resources=resources)
+        return Submission(run_dir=self.run.path, attempt=number, argv=(), env=env, cwd=Path(), resources=resources)
 
     def rank(self, rank: int, attempt: int) -> Steps:
         """Train; the first rank owns the run and writes. The second ends as soon as the first one is gone."""

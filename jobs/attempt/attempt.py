@@ -1,4 +1,4 @@
-"""One attempt of a run, from its submission to the decision about its failure: the same on every backend."""
+"""One attempt of a run, as its launcher or job follows it: the same on every backend."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import functools
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, final
 
 from jobs.attempt.supervisor import Ended, cause
-from jobs.spec import Resources, Submission
+from jobs.spec import Submission
 from seqlm.ends import most_micro_batches, timestamp
-from seqlm.environment import ATTEMPT, HUNG_MINUTES, MICRO_BATCHES, PROGRESS_SECONDS
+from seqlm.environment import HUNG_MINUTES, MICRO_BATCHES, PROGRESS_SECONDS
 from seqlm.errors import EXIT_BUSY, EXIT_RUNG, EXIT_UNPRINTED, STOPPED_EXITS
 from seqlm.files import json_text, make_directory, write_once
 from seqlm.reading import exists
@@ -26,37 +26,6 @@ MOST_SECONDS = 15.0
 """Longest time between two looks."""
 MISSING = (math.inf, math.inf, math.inf)
 """The state of a file that does not exist or cannot be read."""
-
-
-def prepare(
-    run: RunDirectory,
-    number: int,
-    *,
-    argv: Sequence[str],
-    env: Mapping[str, str],
-    code: Path,
-    batch_size: int,
-    resources: Resources,
-) -> Submission:
-    """Return what starts attempt ``number`` (from 1) of a run.
-
-    ``argv`` is the worker's command line without the folder, and ``code`` the folder of the code that it runs.
-
-    Raises:
-        FileError: the run's earlier failures cannot be read.
-        UsageError: ``SEQLM_HUNG_MINUTES`` is not a number above 0.
-    """
-    hung_seconds({**os.environ, **env})
-    run_dir = run.path.absolute()
-    parts = micro_batches(run, batch_size, resources.ranks)
-    return Submission(
-        run_dir=run_dir,
-        attempt=number,
-        argv=(*argv, str(run_dir)),
-        env={**env, ATTEMPT.name: str(number), MICRO_BATCHES.name: str(parts)},
-        cwd=code,
-        resources=resources,
-    )
 
 
 def micro_batches(run: RunDirectory, batch_size: int, ranks: int) -> int:

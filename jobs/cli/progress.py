@@ -7,7 +7,7 @@ import itertools
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, assert_never, final
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, TextIO, assert_never, final
 from jobs import terminal
 from jobs.cli.tables import lines_of
 from jobs.cli.view import STATES, STATUS, RunView, StudyView, changes, compared, epochs_of, place_in_queue, view_of
-from jobs.launch.dispatch import Event
+from jobs.launch.dispatch import Happening, Tell
 from jobs.plan.planned import PlannedRun
-from jobs.study.folder import at_work, is_over, look_at, study_name
+from jobs.study.folder import Observer, study_name
 from jobs.study.squeue import Scheduler
 from seqlm.errors import SeqlmError, printable
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import Observation, RunDirectory
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -58,16 +58,16 @@ class Watcher:
         }
         over = {run_id: known for run_id, known in self._over.items() if runs.get(run_id, ())[:1] == known[:1]}
         rest = {run_id: run for run_id, (_, run) in runs.items() if run_id not in over and run.is_known()}
-        work = at_work(self._study_dir, self._scheduler, rest)
+        observer = Observer(self._study_dir, self._scheduler, rest)
         views = [view for _, view in over.values()]
         for run_id, run in rest.items():
-            seen = look_at(run, work)
-            view = view_of(seen, is_over=is_over(seen.observation, work))
+            seen = observer.look_at(run)
+            view = view_of(seen, is_over=observer.is_over(seen.observation))
             views.append(view)
             if view.is_over and seen.observation.state != "pending":
                 over[run_id] = (runs[run_id][0], view)
         self._over = over
-        launcher = work.launcher
+        launcher = observer.launcher
         places = list(launcher.waiting) if launcher is not None else []
         watched = set(places) if self._ids is None else self._ids.intersection(places)
         has_listed = launcher is None or launcher.has_listed
@@ -196,33 +196,39 @@ def tell_skipped(planned: Sequence[PlannedRun]) -> None:
             terminal.tell(f"{line}; and {more} more {state} (--verbose names them)" if more else line)
 
 
-def follow_launch(study_dir: Path, where: str, planned: Sequence[PlannedRun], events: Iterable[Event]) -> None:
-    """Show a launch on stderr until it ends: a line for each event, and on a terminal the table of the study below."""
+def follow_launch(study_dir: Path, where: str, planned: Sequence[PlannedRun], dispatch: Callable[[Tell], None]) -> None:
+    """Show a launch on stderr, which ``dispatch`` runs to its end: what happens, and on a terminal the study's table.
+
+    ``dispatch`` is given what tells of a run.
+    """
     todo = [item for item in planned if item.action != "skip"]
     terminal.tell(f"{study_name(study_dir)}: {len(todo)} of {len(planned)} runs to do on {where}")
     tell_skipped(planned)
     width = max((len(item.spec.name) for item in todo), default=0)
     ended = itertools.count(1)
     has_table = bool(todo) and not terminal.is_quiet() and terminal.can_redraw(sys.stderr)
+
+    def tell(happening: Happening, item: PlannedRun, seen: Observation) -> None:
+        best = f"best val ppl {terminal.perplexity(seen.best_val_ppl)}"
+        match happening:
+            case "started":
+                verb = {"resume": "resumes", "extend": "extends"}.get(item.action, "starts")
+                words = [f"{verb} {item.reason or ''}".rstrip()]
+            case "epoch" if has_table:  # it shows epochs, which would fill the screen
+                return
+            case "epoch":
+                words = [f"epoch {seen.epochs_done}/{item.spec.config.train.epochs}", best]
+            case "retried":  # without a reason, the worker found another one at the run and wrote no failure
+                words = [f"tried again: {seen.reason or 'another worker had the run'}"]
+            case "ended":
+                detail = seen.reason or (best if seen.best_val_ppl is not None else "")
+                words = [seen.state, detail, f"({next(ended)}/{len(todo)})"]
+            case _:
+                assert_never(happening)
+        terminal.tell("  ".join(filter(None, [item.spec.name.ljust(width), *words])))
+
     with _table_below(Watcher(study_dir, [item.run.id for item in planned])) if has_table else contextlib.nullcontext():
-        for kind, item, seen in events:
-            best = f"best val ppl {terminal.perplexity(seen.best_val_ppl)}"
-            match kind:
-                case "started":
-                    verb = {"resume": "resumes", "extend": "extends"}.get(item.action, "starts")
-                    words = [f"{verb} {item.reason or ''}".rstrip()]
-                case "epoch" if has_table:  # it shows epochs, which would fill the screen
-                    continue
-                case "epoch":
-                    words = [f"epoch {seen.epochs_done}/{item.spec.config.train.epochs}", best]
-                case "retried":  # without a reason, the worker found another one at the run and wrote no failure
-                    words = [f"tried again: {seen.reason or 'another worker had the run'}"]
-                case "ended":
-                    detail = seen.reason or (best if seen.best_val_ppl is not None else "")
-                    words = [seen.state, detail, f"({next(ended)}/{len(todo)})"]
-                case _:
-                    assert_never(kind)
-            terminal.tell("  ".join(filter(None, [item.spec.name.ljust(width), *words])))
+        dispatch(tell)
 
 
 @contextlib.contextmanager

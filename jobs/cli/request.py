@@ -136,9 +136,9 @@ def attend(specs: Sequence[RunSpec], options: LaunchOptions, backend: AttendedBa
     env = {**settings.env, **passed, **progress_variables(settings.progress_s)}
     options = replace(options, max_parallel=settings.max_parallel, env=env)
     where = backend.where()
-    with launched(specs, backend, options) as (planned, events):
+    with launched(specs, backend, options) as (planned, dispatch):
         try:
-            follow_launch(options.study_dir, where, planned, events)
+            follow_launch(options.study_dir, where, planned, dispatch)
         except KeyboardInterrupt:
             terminal.tell("the workers have stopped; the same command goes on from here")
             raise

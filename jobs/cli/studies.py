@@ -12,7 +12,7 @@ from jobs.cli.arguments import Arguments
 from jobs.cli.naming import chosen_runs, find_trained
 from jobs.cli.tables import Column, show
 from jobs.cli.view import STATES, STATUS, view_of
-from jobs.study.clean import KINDS, Leftover, delete_leftovers, find_leftovers, require_no_launcher
+from jobs.study.clean import KINDS, Leftover, delete_leftovers, find_leftovers
 from jobs.study.folder import study_name
 from jobs.study.studies import StudySummary, list_studies
 from jobs.terminal import confirm, memory, perplexity, say, tell
@@ -82,8 +82,6 @@ def clean_study(arguments: Arguments) -> tuple[dict[str, Any], int]:
     run_ids = _runs_to_delete(arguments, study_dir)
     found = find_leftovers(study_dir, run_ids)
     items, only_shows = found.leftovers, arguments.dry_run or not found.leftovers
-    if not only_shows:
-        require_no_launcher(study_dir)
     name = printable(study_name(study_dir))
     by_kind = {kind: [item.size_bytes for item in items if item.kind == kind] for kind in KINDS}
     if items:

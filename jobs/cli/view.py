@@ -152,7 +152,7 @@ def view_of(observed: ObservedRun, *, is_over: bool = False, measured: bool = Tr
         reason="; ".join(filter(None, (seen.reason, NOTES.get(observed.origin)))) or None,
         arch=config.model.kind if config else "?",
         epochs=observed.epochs_total or 0,
-        epochs_done=observed.epochs_done,
+        epochs_done=observed.observation.epochs_done,
         best_val_ppl=seen.best_val_ppl,
         order=observed.run.place(observed.provenance),
         is_over=is_over,
@@ -170,7 +170,7 @@ def _measured(observed: ObservedRun) -> dict[str, Any]:
         if state not in ("queued", "pending") and (attempt := run.last_attempt()):
             worker = read_json(run.attempt_dir(attempt) / "worker.json") or {}
             progress = (state == "running" and read_json(run.progress_file(attempt))) or {}
-    if progress.get("epoch") != observed.epochs_done:
+    if progress.get("epoch") != observed.observation.epochs_done:
         progress = {}  # of an epoch that is over
     last = epochs[-1] if epochs else {}
     step, steps, rate = (_number(progress.get(key)) for key in ("step", "steps", "train_tokens_per_second"))

@@ -19,7 +19,7 @@ from jobs.launch.prepare import find_data
 from jobs.manifests.filters import select
 from jobs.plan.record import kept_policy, kept_untracked
 from jobs.spec import RunSpec
-from jobs.study.folder import ObservedRun, at_work, observe_run, observe_study
+from jobs.study.folder import ObservedRun, Observer, observe_study
 from seqlm.config import DataConfig, RunConfig
 from seqlm.errors import FileError, UsageError
 from seqlm.files import file_sha256, read_json
@@ -263,11 +263,11 @@ class BehaviourLaunch:
         The state is that of a run, or ``missing`` (no checkpoint, nothing computed), or ``kept`` (no checkpoint any
         more, but an earlier result).
         """
-        work = at_work(self.study_dir / BEHAVIOUR_FOLDER)
+        observer = Observer(self.study_dir / BEHAVIOUR_FOLDER)
         found = []
         for job in self.jobs:
             if job.checkpoint_sha256 is not None:
-                seen = observe_run(job.folder, work)
+                seen = observer.observe(job.folder)
                 state, reason = str(seen.state), seen.reason
                 if state == "done":
                     reason = "computed" if job.folder.id in self.tasks else "up to date"

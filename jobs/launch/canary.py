@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +19,12 @@ from jobs.study.kept_code import Code
 from seqlm.config import RunConfig
 from seqlm.ends import timestamp
 from seqlm.environment import CANARY
-from seqlm.errors import BackendError, CanaryError, FileError
+from seqlm.errors import CanaryError, FileError
 from seqlm.files import read_json
-from seqlm.machine import CUDA_BYTES
 from seqlm.reading import listed
 from seqlm.requests import file_request
 from seqlm.run_layout import CANARY_FOLDER
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import Observation, RunDirectory
 from seqlm.schema import read
 
 CANARY_ABOVE = 10
@@ -54,7 +52,6 @@ def check(todo: Sequence[PlannedRun], executor: Executor, code: Code, options: L
 
     Raises:
         CanaryError: a canary failed.
-        BackendError: a run needs more memory than its share of a GPU has, as measured by the canaries.
     """
     passed = _passed(options.study_dir, executor.name)
 
@@ -65,8 +62,6 @@ def check(todo: Sequence[PlannedRun], executor: Executor, code: Code, options: L
     chosen = [item for item in choose(one for one in todo if one.action == "start") if not has_passed(item)]
     if chosen:
         _run(chosen, executor, code, options)
-        passed = _passed(options.study_dir, executor.name)
-    _require_room(todo, passed)
 
 
 def choose(items: Iterable[PlannedRun]) -> list[PlannedRun]:
@@ -106,19 +101,21 @@ def _run(chosen: Sequence[PlannedRun], executor: Executor, code: Code, options: 
     options = replace(options, request=None, policy=POLICY, env={**options.env, CANARY.name: str(STEPS)})
     failed: list[str] = []
     kinds = set()
-    with contextlib.closing(Dispatcher(executor, code, options, writes_queue=False).dispatch(canaries)) as events:
-        for kind, item, seen in events:
-            if kind != "ended":
-                continue
-            pair, record = _pair(item.spec.config), item.run.read_canary()
-            if seen.state == "done" and record is not None:
-                figures = f"{record['step_seconds']:.2g} s a step, {terminal.memory(record['peak_memory_bytes'])}"
-                terminal.tell(f"canary {pair} passes: {figures}")
-            else:
-                terminal.tell(f"canary {pair} fails")
-                kinds.add(seen.kind)
-                log = item.run.stderr_log(max(1, item.run.last_attempt()))
-                failed.append(f"canary {pair} ({item.spec.name}): {seen.reason}; see {log}")
+
+    def tell(happening: str, item: PlannedRun, seen: Observation) -> None:
+        if happening != "ended":
+            return
+        pair, record = _pair(item.spec.config), item.run.read_canary()
+        if seen.state == "done" and record is not None:
+            figures = f"{record['step_seconds']:.2g} s a step, {terminal.memory(record['peak_memory_bytes'])}"
+            terminal.tell(f"canary {pair} passes: {figures}")
+        else:
+            terminal.tell(f"canary {pair} fails")
+            kinds.add(seen.kind)
+            log = item.run.stderr_log(max(1, item.run.last_attempt()))
+            failed.append(f"canary {pair} ({item.spec.name}): {seen.reason}; see {log}")
+
+    Dispatcher(executor, code, options, writes_queue=False).dispatch(canaries, tell)
     if failed:
         # A failure of kind `code`, such as a wrong device, would fail every run.
         hint = "" if kinds == {"code"} else "; --no-canary starts it without canaries"
@@ -140,32 +137,3 @@ def _passed(study_dir: Path, backend: str) -> list[dict[str, Any]]:
                 resources = replace(read(Resources, start["resources"]), priority=0)
                 found.append({**record, "pair": _pair(run.read_config()), "resources": resources, "estimate": estimate})
     return sorted(found, key=lambda canary: canary["estimate"])
-
-
-def _require_room(todo: Iterable[PlannedRun], passed: Iterable[dict[str, Any]]) -> None:
-    """Check that runs which share a GPU fit together, so that none runs out of memory hours later.
-
-    What a run needs is what the largest passed canary of its pair held, scaled by the estimates.
-    """
-    largest = {canary["pair"]: canary for canary in passed}
-    lacking: list[tuple[float, float, PlannedRun, dict[str, Any]]] = []  # bytes that it lacks, and that it needs
-    for item in todo:
-        canary, gpus = largest.get(_pair(item.spec.config), {}), item.spec.resources.gpus
-        card = canary.get("device_memory_bytes")
-        if card is None or not gpus or gpus == 1:
-            continue
-        held = canary.get("reserved_memory_bytes") or canary["peak_memory_bytes"]
-        graphs = canary.get("graph_memory_bytes") or 0
-        needs = held * (_memory(item) / canary["estimate"]) + graphs + CUDA_BYTES
-        if needs > gpus * card:
-            lacking.append((needs - gpus * card, needs, item, canary))
-    if not lacking:
-        return
-    _, needs, item, canary = max(lacking, key=lambda found: found[0])
-    gpus, card = item.spec.resources.gpus or 0, canary["device_memory_bytes"]
-    share = math.ceil(100 * needs / card) / 100
-    others = f"; {len(lacking) - 1} more need more than their share" if len(lacking) > 1 else ""
-    raise BackendError(
-        f"{item.spec.name} needs {terminal.memory(needs)}, but its share of {canary['device']} is {gpus:g}, "
-        f"{terminal.memory(gpus * card)}; use resources.gpus = {min(share, 1):g} or more{others}"
-    )

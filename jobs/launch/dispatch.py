@@ -7,39 +7,30 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
-from typing import Any, Literal, NamedTuple, TypeAlias, final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias, final
 
 from jobs import terminal
 from jobs.attempt.attempt import Attempt, hung_seconds
-from jobs.attempt.supervisor import KILL_SECONDS
+from jobs.attempt.supervisor import KILL_SECONDS, Ended
 from jobs.backends.base import Executor
 from jobs.launch.background import STOP_SECONDS, Interrupts
-from jobs.launch.job import (
-    POLL_SECONDS,
-    Again,
-    Host,
-    Job,
-    LaunchOptions,
-    files_of,
-    launch_of,
-    next_submission,
-    stop_all,
-    unkillable,
-)
+from jobs.launch.job import Host, LaunchOptions, next_submission
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import Queue
 from jobs.spec import Submission
 from jobs.study.budget import Budget
-from jobs.study.folder import write_queue
+from jobs.study.folder import this_launcher, write_queue
 from jobs.study.kept_code import Code
-from seqlm.ends import End, Progress, Verdict, verdict
+from seqlm.ends import End, Verdict, verdict
 from seqlm.errors import EXIT_BUSY, STOPPED_EXITS, FileError
 from seqlm.requests import Requests
 from seqlm.rundir import Observation
 from seqlm.state import FailureKind
 
+POLL_SECONDS = 0.1
+"""Time between two polls of the backend."""
 LOOK_SECONDS = 0.5
 """Time between two looks at the files of live runs."""
 LOOKS = 3
@@ -49,15 +40,46 @@ GRACE_SECONDS = 1.0
 QUEUE_SECONDS = 1.0
 """Least time between two writings of the queue for ``status``."""
 
-EventKind: TypeAlias = Literal["started", "epoch", "retried", "ended"]
+Happening: TypeAlias = Literal["started", "epoch", "retried", "ended"]
+Tell: TypeAlias = Callable[[Happening, PlannedRun, Observation], object]
+"""Called when something has happened to a run, for progress displays."""
 
 
-class Event(NamedTuple):
-    """Something that happened to a run, for progress displays."""
+@dataclass(kw_only=True, eq=False)
+class _Live:
+    """An attempt that the backend has taken, until its end has been recorded."""
 
-    kind: EventKind
-    planned: PlannedRun
-    observation: Observation
+    id: str
+    """The backend's id."""
+    item: PlannedRun
+    """Its run, as it was last told."""
+    attempt: Attempt
+    started: float = field(default_factory=time.monotonic)
+    """When it was submitted. This and the other times are on the monotonic clock."""
+    stop_asked: float | None = None
+    """When it was asked to stop because the run was cancelled or the budget is spent."""
+    killed: float | None = None
+    """When it was killed."""
+    ended: Ended | None = None
+    """``None``: it is queued or running."""
+    looks: int = 0
+    """How often reading or writing the run's files has failed since it ended."""
+    look_at: float = -math.inf
+    """When to look at the files of an attempt that has ended."""
+
+    @property
+    def expected_end(self) -> float | None:
+        """Expected end. ``None``: unknown."""
+        seconds = self.item.seconds
+        return None if seconds is None else self.started + seconds
+
+    @property
+    def unkillable(self) -> str:
+        """A line about a worker that has not ended ``KILL_SECONDS`` after it was killed."""
+        return (
+            f"{self.item.spec.name}: its worker (job {self.id}) has not ended {KILL_SECONDS:g} s after SIGKILL; "
+            "it may wait for a device or a file system that does not answer"
+        )
 
 
 @final
@@ -91,36 +113,32 @@ class Dispatcher:
         self._code = code
         self._options = options
         hung_seconds({**os.environ, **options.env})  # a wrong value is an error before anything starts
-        self._events: list[Event] = []
+        self._tell: Tell = lambda happening, item, seen: None
         self._queue = Queue(())
-        self._live: list[Job] = []
-        self._ended: list[Job] = []
-        """Ended jobs whose runs' files have not been read and written yet."""
-        self._epochs: dict[str, int | None] = {}
+        self._live: list[_Live] = []
         self._looked_at = -math.inf
-        self._busy: defaultdict[str, list[End]] = defaultdict(list)
-        """By run id, the attempts that found another worker at the run."""
-        self._troubles: defaultdict[str, list[End]] = defaultdict(list)
-        """By run id, the times in a row that its files could not be read or written."""
+        self._unseen: defaultdict[str, list[End]] = defaultdict(list)
+        """By run id, failures in a row of which the run's files say nothing: they cannot be read or written, or belong
+        to another worker."""
         self._unplaced: dict[str, Submission] = {}
         """By run id, an attempt for which there was no room after all."""
-        self._unwritten: list[tuple[PlannedRun, str, End]] = []
-        """Final failures that could not be written yet, with what to say of each."""
+        self._unwritten: list[str] = []
+        """The names of runs whose failures could not be written."""
         self._warnings: set[str] = set()
         self._budget = Budget(options.study_dir, options.policy)
         self._is_spent: str | None = None
         """Why no run goes on: the budget is spent. ``None``: it is not."""
         self._writes_queue = writes_queue
-        self._queue_written: dict[str, str] | None = None
+        self._queue_written: Mapping[str, str] | None = None
         self._queue_tried_at = -math.inf
         self._interrupts = interrupts or Interrupts()
         self._host = host or Host()
         self._requests = Requests(options.study_dir)
-        self.again: dict[str, Again] = {}
-        """By run id, the runs that failed and are to be tried again by another start of this process."""
+        self.busy: set[str] = set()
+        """The ids of runs that another worker had and that this process leaves to its next start."""
 
-    def dispatch(self, planned: Sequence[PlannedRun]) -> Generator[Event, None, None]:
-        """Run everything that is to start or resume, until all of it has ended. Close the iterator to stop the workers.
+    def dispatch(self, planned: Sequence[PlannedRun], tell: Tell | None = None) -> None:
+        """Run everything that is to start or resume, until all of it has ended. An error of ``tell`` stops the workers.
 
         Resources are resolved. A run with an estimate takes its place in the queue by that.
 
@@ -130,218 +148,77 @@ class Dispatcher:
         """
         todo = [item for item in planned if item.action != "skip"]
         self._queue = Queue(todo, max_parallel=self._options.max_parallel)
-        for item in todo:
-            self._epochs[item.run.id] = item.observation.epoch
+        self._tell = tell or self._tell
         self._look_at_budget(at_once=True)
         with self._interrupts.noted():
             try:
-                while self._queue or self._live or self._ended:
+                while self._queue or self._live:
                     if self._interrupts.stop:
                         raise KeyboardInterrupt
                     self._start_what_fits()
-                    yield from self._new_events()
                     self._write_queue()
                     self._executor.wait(POLL_SECONDS)
                     self._collect()
-                    yield from self._new_events()
             except BaseException:
-                ended = stop_all(self._live, self._executor, self._interrupts, self._host.stop_seconds)
-                self._settle_stopped([*self._ended, *ended])
+                self._stop_all()
+                self._settle_stopped()
                 raise
-            self._write_queue(at_once=True)
-            self._write_failures()
+            self._write_queue()
         if self._unwritten:
-            names = ", ".join(item.spec.name for item, _, _ in self._unwritten)
+            names = ", ".join(self._unwritten)
             raise FileError(f"{names}: failed, but that cannot be written; the warnings above say why")
 
-    def _new_events(self) -> list[Event]:
-        events, self._events = self._events, []
-        return events
-
-    # -- one round -----------------------------------------------------------------------------------------------
+    # -- starting ------------------------------------------------------------------------------------------------
 
     def _start_what_fits(self) -> None:
         if (why := self._is_spent) is not None:
             self._queue.hold(f"waits: {why}")
-            for left in [] if self._live or self._ended else self._queue.take_all():
+            for left in [] if self._live else self._queue.take_all():
                 with self._warnings_for(left):
-                    self._events.append(Event("ended", left, left.run.observe(spent=lambda: why)))
+                    self._tell("ended", left, left.run.observe(spent=lambda: why))
             return
-        while True:
-            if self._interrupts.stop:
-                return
-            live = [(job.expected_end, self._executor.held(job.id)) for job in self._live]
+        while not self._interrupts.stop:
+            live = [(one.expected_end, self._executor.held(one.id)) for one in self._alive]
             item = self._queue.take(self._executor.free(), live, time.monotonic())
-            if item is None:
-                break
-            attempt: Attempt | None = None
-            try:
-                with files_of(item.run):
-                    is_ours = self._is_ours(item)
-                    observation = item.run.observe()
-                    if not is_ours or observation.state == "cancelled":  # from another terminal while it waited
-                        self._events.append(Event("ended", item, observation))
-                        continue
-                    submission = self._unplaced.pop(item.run.id, None)
-                    if submission is None:
-                        item.run.create_as_launched()
-                        submission = next_submission(item, self._options, self._code)
-                attempt = Attempt(submission, self._host.where)
-                attempt.record_start(launch_of(self._executor, self._options.request))
-                job_id = self._executor.submit(submission)
-            except FileError as error:
-                self._have_trouble(item, error, attempt.number if attempt else None)
-                continue
-            if job_id is None:
-                self._unplaced[item.run.id] = submission
-                self._queue.put_back(item)
-                break
-            # Kept before anything else can fail, so that an error stops this worker too.
-            self._live.append(Job(id=job_id, planned=item, attempt=attempt))
-            self._events.append(Event("started", item, item.observation))
-
-    def _collect(self) -> None:
-        look = time.monotonic() - self._looked_at >= LOOK_SECONDS
-        if look:
-            self._look_at_budget()
-        for job in list(self._live):
-            job.ended = self._executor.poll(job.id)
-            if job.ended is not None:
-                self._live.remove(job)
-                self._ended.append(job)
-                if job.ended.exit_code in STOPPED_EXITS and job.stop_asked is None:
-                    job.look_at = time.monotonic() + GRACE_SECONDS
-            elif look:
-                self._look_at(job)
-        now = time.monotonic()
-        if look:
-            self._looked_at = now
-        due = [job for job in self._ended if job.look_at <= now]
-        self._ended = [job for job in self._ended if job.look_at > now]
-        for job in due:
-            self._has_ended(job)
-
-    def _look_at_budget(self, *, at_once: bool = False) -> None:
-        """Read what is spent, unless it was read recently."""
-        before = self._is_spent
-        with contextlib.suppress(FileError):  # what was spent before still counts; the next look is soon
-            self._is_spent = self._budget.is_spent(at_once=at_once)
-        if self._is_spent is not None and before is None and self._live:
-            runs = "1 run stops" if len(self._live) == 1 else f"{len(self._live)} runs stop"
-            terminal.tell(f"{self._is_spent}; {runs} at a checkpoint")
-
-    def _look_at(self, job: Job) -> None:
-        """Note the progress of a live run, and stop it if it was cancelled, the budget is spent, or it hangs."""
-        item = job.planned
-        with self._warnings_for(item):
-            self._note_epoch(item, item.run.observe())
-        now = time.monotonic()
-        is_cancelled, is_asked = False, job.stop_asked is not None
-        with self._warnings_for(item):
-            is_cancelled = item.run.is_cancelled()
-        # A run that stops for the budget has all the time that it needs to save.
-        is_late = is_cancelled and job.stop_asked is not None and now - job.stop_asked > STOP_SECONDS
-        if is_late or (not is_asked and (is_cancelled or self._is_spent is not None)):
-            self._executor.stop(job.id, force=is_asked)
-            job.stop_asked = now
-            job.killed = job.killed or (now if is_asked else None)
-        is_hung = False
-        with self._warnings_for(item):
-            is_hung = job.attempt.is_hung()
-        if is_hung:
-            with self._warnings_for(item):
-                job.attempt.record_hang()
-            self._executor.stop(job.id, force=True)
-            job.killed = job.killed or now
-        if job.killed is not None and now - job.killed > KILL_SECONDS:
-            self._warn(unkillable(job))
-
-    def _note_epoch(self, item: PlannedRun, observation: Observation) -> None:
-        if observation.epoch != self._epochs[item.run.id]:
-            self._epochs[item.run.id] = observation.epoch
-            self._events.append(Event("epoch", item, observation))
-
-    def _has_ended(self, job: Job) -> None:
-        """Read how the run of an ended job is, and queue it again if the policy retries its failure."""
-        assert job.ended is not None, "asked of ended jobs only"
-        item, run = job.planned, job.planned.run
-        try:
-            with files_of(run):
-                is_ours = self._is_ours(item)
-                if is_ours:
-                    job.attempt.record_exit(job.ended, was_asked=job.stop_asked is not None)
-                observation = run.observe()
-                found = self._verdict(job, observation) if is_ours else Verdict()
-        except FileError as error:
-            job.looks += 1
-            if job.looks >= LOOKS:
-                self._have_trouble(item, error, job.attempt.number)
+            if item is None or not self._start(item):
                 return
-            job.look_at = time.monotonic() + LOOK_SECONDS
-            self._ended.append(job)
-            return
-        self._troubles.pop(run.id, None)
-        self._note_epoch(item, observation)
-        self._look_at_budget(at_once=True)
-        if found.delay is not None:
-            self._retry(item, observation, found)
-        elif observation.state == "pending" and self._is_spent is not None:  # stopped for that: waits again
-            self._queue.put_back(self._again(item, observation))
-        else:
-            self._events.append(Event("ended", item, observation))
 
-    def _verdict(self, job: Job, observation: Observation) -> Verdict:
-        """Say whether the run of an ended job is tried again.
-
-        An attempt that found another worker at the run writes nothing, since that worker may. Only this launcher
-        counts it, as a failure of kind ``node``.
-
-        Raises:
-            FileError: the run's files cannot be read.
-        """
-        run, busy = job.planned.run, self._busy[job.planned.run.id]
-        if observation.state in ("done", "stopped", "cancelled"):
-            return Verdict()
-        failures = run.failures(run.first_attempt())
-        if job.ended is not None and job.ended.exit_code == EXIT_BUSY:
-            busy.append(self._failed(job.attempt.number, run.progress()))
-            failures = [*failures, *busy]
-        elif observation.state == "failed" and failures:
-            failures = [*failures[:-1], *busy, failures[-1]]
-        else:
-            return Verdict()
-        return run.verdict(self._options.policy.limits, failures)
-
-    def _failed(self, attempt: int, progress: Progress) -> End:
-        """Return a failure of kind ``node`` that only this launcher knows. ``attempt`` 0: none was started."""
-        return End(attempt=attempt, kind="node", progress=progress, node=self._executor.node)
-
-    def _retry(self, item: PlannedRun, observation: Observation, found: Verdict) -> None:
-        """Queue a failed run for its next attempt, or leave it to the next start of this process."""
-        assert found.delay is not None, "it is tried again"
-        item_again = self._again(item, observation)
-        if self._host.tries_again(observation.kind, len(self._busy[item.run.id])):
-            self._queue.put_back(item_again, not_before=time.monotonic() + found.delay)
-            self._write_queue(at_once=True)
-        else:
-            message = (observation.reason or "").removeprefix(f"{observation.kind}: ")
-            if troubles := self._troubles.get(item.run.id):  # else the next start of this process would not count it
-                with self._warnings_for(item):
-                    self._record(item, "node", message, troubles[-1].attempt)
-            self.again[item.run.id] = Again(kind=observation.kind or "node", message=message, verdict=found)
-        self._events.append(Event("retried", item, observation))
-
-    def _record(self, item: PlannedRun, kind: FailureKind, message: str, attempt: int = 0, **more: Any) -> None:
-        """Record how an attempt failed. 0: it could not even be started."""
-        record = {"kind": kind, "message": message, "where": self._host.where, **more}
-        item.run.write_exit(attempt or item.run.last_attempt() + 1, record)
-
-    def _again(self, item: PlannedRun, observation: Observation) -> PlannedRun:
-        """Return what a run needs after an attempt has ended."""
-        action = item.action
-        with self._warnings_for(item):
-            action = "resume" if item.run.has_checkpoint() else "start"
-        return replace(item, action=action, reason=None, observation=observation)
+    def _start(self, item: PlannedRun) -> bool:
+        """Start an attempt of a run, unless it was cancelled while it waited. Return whether there was room for it."""
+        run, attempt, submission = item.run, None, None
+        try:
+            with self._files_of(item):
+                item = replace(item, observation=run.observe())
+                is_wanted = self._is_ours(item) and item.observation.state != "cancelled"
+                if is_wanted and (submission := self._unplaced.pop(run.id, None)) is None:
+                    run.create_as_launched()
+                    submission = next_submission(item, self._options, self._code)
+            if submission is None:
+                self._tell("ended", item, item.observation)
+                return True
+            attempt = Attempt(submission, self._host.where)
+            attempt.record_start(
+                {
+                    "request": self._options.request,
+                    "backend": self._executor.name,
+                    "job_id": self._executor.job,
+                    "node": self._executor.node,
+                    "restart": os.environ.get("SLURM_RESTART_COUNT"),
+                    "launcher": this_launcher(),
+                }
+            )
+            job_id = self._executor.submit(submission)
+        except FileError as error:
+            self._have_trouble(item, error, attempt.number if attempt else 0)
+            return True
+        if job_id is None:
+            self._unplaced[run.id] = submission
+            self._queue.put_back(item)
+            return False
+        # Kept before anything else can fail, so that an error stops this worker too.
+        self._live.append(_Live(id=job_id, item=item, attempt=attempt))
+        self._tell("started", item, item.observation)
+        return True
 
     def _is_ours(self, item: PlannedRun) -> bool:
         """Return whether no later request names the run.
@@ -349,39 +226,193 @@ class Dispatcher:
         Raises:
             FileError: a request cannot be read.
         """
-        if self._options.request is None:
-            return True
-        newest = self._requests.newest(item.run.id)
+        newest = None if self._options.request is None else self._requests.newest(item.run.id)
         return newest is None or newest.number == self._options.request
 
-    def _settle_stopped(self, jobs: Sequence[Job]) -> None:
-        """Decide about the runs that were stopped together with this process, if its end is a failure of theirs."""
-        stopped = self._host.stopped()
-        if stopped is None:
-            return
-        for job in jobs:
-            run = job.planned.run
-            with self._warnings_for(job.planned):
-                if not self._is_ours(job.planned) or run.observe().state not in ("pending", "failed"):
-                    continue
-                job.attempt.record(*stopped)
-                failures = run.failures(run.first_attempt())
-                found = run.verdict(self._options.policy.limits, failures)
-                if found.delay is not None:
-                    last = failures[-1]
-                    self.again[run.id] = Again(kind=last.kind or "node", message=last.message, verdict=found)
-        kind, message = stopped
-        for item in self._queue.take_all():
-            if kind == "cancelled":
-                with self._warnings_for(item):
-                    self._record(item, kind, message)
-            else:
-                self.again[item.run.id] = Again(kind=kind, message=message, verdict=Verdict(delay=0.0))
+    # -- watching ------------------------------------------------------------------------------------------------
 
-    def _write_queue(self, *, at_once: bool = False) -> None:
-        """Record which runs wait if that has changed. ``at_once``: even if the last record was a moment ago."""
+    @property
+    def _alive(self) -> list[_Live]:
+        return [one for one in self._live if one.ended is None]
+
+    def _collect(self) -> None:
+        now = time.monotonic()
+        if look := now - self._looked_at >= LOOK_SECONDS:
+            self._looked_at = now
+            self._look_at_budget()
+        for one in list(self._live):
+            if one.ended is None:
+                one.ended = self._executor.poll(one.id)
+                if one.ended is not None and one.ended.exit_code in STOPPED_EXITS and one.stop_asked is None:
+                    one.look_at = now + GRACE_SECONDS
+                elif one.ended is None and look:
+                    self._look_at(one)
+            if one.ended is not None and one.look_at <= now:
+                self._settle(one, one.ended)
+
+    def _look_at_budget(self, *, at_once: bool = False) -> None:
+        """Read what is spent, unless it was read recently."""
+        before = self._is_spent
+        with contextlib.suppress(FileError):  # what was spent before still counts; the next look is soon
+            self._is_spent = self._budget.is_spent(at_once=at_once)
+        if self._is_spent is not None and before is None and (number := len(self._alive)):
+            runs = "1 run stops" if number == 1 else f"{number} runs stop"
+            terminal.tell(f"{self._is_spent}; {runs} at a checkpoint")
+
+    def _look_at(self, one: _Live) -> None:
+        """Note the progress of a live run, and stop it if it was cancelled, the budget is spent, or it hangs."""
+        run, now, is_hung, is_cancelled = one.item.run, time.monotonic(), False, False
+        with self._warnings_for(one.item):
+            is_cancelled = run.is_cancelled()
+            if is_hung := one.attempt.is_hung():
+                one.attempt.record_hang()
+            self._note_epoch(one, run.observe())
+        # A run that stops for the budget has all the time that it needs to save.
+        is_late = is_cancelled and one.stop_asked is not None and now - one.stop_asked > STOP_SECONDS
+        if one.killed is None and (is_hung or is_late):
+            one.killed = now
+            self._executor.stop(one.id, force=True)
+        elif one.stop_asked is None and (is_cancelled or self._is_spent is not None):
+            one.stop_asked = now
+            self._executor.stop(one.id, force=False)
+        if one.killed is not None and now - one.killed > KILL_SECONDS:
+            self._warn(one.unkillable)
+
+    def _note_epoch(self, one: _Live, seen: Observation) -> None:
+        before, one.item = one.item.observation, replace(one.item, observation=seen)
+        if seen.epoch != before.epoch:
+            self._tell("epoch", one.item, seen)
+
+    def _settle(self, one: _Live, ended: Ended) -> None:
+        """Record how an attempt ended, and queue its run again if the policy retries its failure."""
+        item, run = one.item, one.item.run
+        try:
+            with self._files_of(item):
+                is_ours = self._is_ours(item)
+                if is_ours:
+                    one.attempt.record_exit(ended, was_asked=one.stop_asked is not None)
+                seen = run.observe()
+                failures = run.failures(run.first_attempt()) if is_ours and seen.state == "failed" else []
+                delay = run.verdict(self._options.policy.limits, failures).delay if failures else None
+        except FileError as error:
+            one.looks += 1
+            one.look_at = time.monotonic() + LOOK_SECONDS
+            if one.looks >= LOOKS:
+                self._live.remove(one)
+                self._have_trouble(item, error, one.attempt.number)
+            return
+        self._live.remove(one)
+        self._note_epoch(one, seen)
+        self._look_at_budget(at_once=True)
+        if is_ours and ended.exit_code == EXIT_BUSY and seen.state not in ("done", "stopped", "cancelled"):
+            # The attempt has written nothing, since the other worker may.
+            delay = self._count_unseen(one.item, one.attempt.number).delay
+        else:
+            self._unseen.pop(run.id, None)
+        if delay is not None:
+            self._retry(one.item, seen, delay)
+        elif seen.state == "pending" and self._is_spent is not None:  # stopped for that: waits again
+            self._queue.put_back(self._again(one.item))
+        else:
+            self._tell("ended", one.item, seen)
+
+    # -- trying again --------------------------------------------------------------------------------------------
+
+    def _retry(self, item: PlannedRun, seen: Observation, delay: float) -> None:
+        """Queue a failed run for its next attempt in ``delay`` seconds, or leave it to this process's next start."""
+        if self._host.tries_again(seen.kind, len(self._unseen[item.run.id])):
+            self._queue.put_back(self._again(item), not_before=time.monotonic() + delay)
+        elif seen.kind is None:
+            self.busy.add(item.run.id)
+        self._tell("retried", item, seen)
+
+    def _again(self, item: PlannedRun) -> PlannedRun:
+        """Return what a run needs after an attempt has ended."""
+        action = item.action
+        with self._warnings_for(item):
+            action = "resume" if item.run.has_checkpoint() else "start"
+        return replace(item, action=action, reason=None)
+
+    def _count_unseen(self, item: PlannedRun, attempt: int) -> Verdict:
+        """Count a failure of kind ``node`` that only this process knows. ``attempt`` 0: none was started."""
+        failures = self._unseen[item.run.id]
+        progress = (item.observation.epochs_done, 0)
+        failures.append(End(attempt=attempt, kind="node", progress=progress, node=self._executor.node))
+        return verdict(self._options.policy.limits, failures, most_micro_batches=1)
+
+    def _have_trouble(self, item: PlannedRun, error: FileError, attempt: int) -> None:
+        """Count an error in the files of a run. What the worker has written stays in place until it can be read."""
+        found = self._count_unseen(item, attempt)
+        message, is_final = f"{error}{found.why}", found.delay is None
+        seen = replace(item.observation, state="failed", reason=f"node: {message}", kind="node")
+        if is_final or not self._host.tries_again("node", 0):
+            progress = self._unseen[item.run.id][-1].progress
+            if not self._record(item, attempt, "node", message, stands=is_final, progress=progress):
+                self._unwritten.append(item.spec.name)
+        if found.delay is not None:
+            self._retry(item, seen, found.delay)
+        else:
+            self._tell("ended", item, seen)
+
+    def _record(self, item: PlannedRun, attempt: int, kind: FailureKind, message: str, **more: Any) -> bool:
+        """Record how an attempt failed (0: it was not even started). Return whether that could be written."""
+        record = {"kind": kind, "message": message, "where": self._host.where, **more}
+        try:
+            with self._files_of(item):
+                item.run.write_exit(attempt or item.run.last_attempt() + 1, record)
+        except FileError as error:
+            self._warn(f"{item.spec.name}: {error}")
+            return False
+        return True
+
+    # -- the end of the launch -----------------------------------------------------------------------------------
+
+    def _stop_all(self) -> None:
+        """Ask every worker to stop between two steps. One more Ctrl-C, or the time of the host, kills them."""
+        if not self._alive:
+            return
+        self._interrupts.request()
+        try:
+            workers = f"{len(self._alive)} run{'s' if len(self._alive) > 1 else ''}"
+            terminal.tell(f"stopping {workers} between two steps; once more ends them at once")
+            for one in self._alive:
+                self._executor.stop(one.id, force=False)
+            self._wait_for_ends(self._host.stop_seconds, lambda: self._interrupts.kill)
+        finally:
+            for one in self._alive:
+                self._executor.stop(one.id, force=True)
+            self._wait_for_ends(KILL_SECONDS, lambda: False)
+            for one in self._alive:
+                terminal.tell(f"warning: {one.unkillable}")
+
+    def _wait_for_ends(self, seconds: float, is_enough: Callable[[], bool]) -> None:
+        """Wait until no worker lives, at most ``seconds``, and no longer than until ``is_enough``."""
+        deadline = time.monotonic() + seconds
+        while True:
+            for one in self._alive:
+                one.ended = self._executor.poll(one.id)
+            if not self._alive or is_enough() or time.monotonic() >= deadline:
+                return
+            self._executor.wait(POLL_SECONDS)
+
+    def _settle_stopped(self) -> None:
+        """Record why runs were stopped together with this process, if its end is a failure of theirs."""
+        if (stopped := self._host.stopped()) is None:
+            return
+        kind, message = stopped
+        for one in self._live:
+            with self._warnings_for(one.item):
+                if one.ended and self._is_ours(one.item) and one.item.run.observe().state in ("pending", "failed"):
+                    one.attempt.record(kind, message)
+        for item in self._queue.take_all() if kind == "cancelled" else ():
+            self._record(item, 0, kind, message)
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    def _write_queue(self) -> None:
+        """Record which runs wait if that has changed, now and then, and once none does."""
         reasons, now = self._queue.reasons, time.monotonic()
-        is_due = at_once or not self._queue or now - self._queue_tried_at >= QUEUE_SECONDS
+        is_due = not self._queue or now - self._queue_tried_at >= QUEUE_SECONDS
         if not self._writes_queue or not is_due or reasons == self._queue_written:
             return
         self._queue_tried_at = now
@@ -391,44 +422,28 @@ class Dispatcher:
         except FileError as error:
             self._warn(f"{error}; status shows an older queue")
 
-    # -- files of one run that cannot be read or written -----------------------------------------------------------
+    @contextlib.contextmanager
+    def _files_of(self, item: PlannedRun) -> Iterator[None]:
+        """Turn an ``OSError`` in the block into one line about the run.
 
-    def _warn(self, line: str) -> None:
-        if line not in self._warnings:
-            self._warnings.add(line)
-            terminal.tell(f"warning: {line}")
+        Raises:
+            FileError: the block raised an ``OSError``.
+        """
+        try:
+            yield
+        except OSError as error:
+            raise FileError.from_os_error("read or write", error.filename or item.run.path, error) from None
 
     @contextlib.contextmanager
     def _warnings_for(self, item: PlannedRun) -> Iterator[None]:
         """Warn of an error in reading or writing the files of a run, and go on. The caller does the block again."""
         try:
-            with files_of(item.run):
+            with self._files_of(item):
                 yield
         except FileError as error:
             self._warn(f"{item.spec.name}: {error}")
 
-    def _have_trouble(self, item: PlannedRun, error: FileError, attempt: int | None = None) -> None:
-        """Count an error in the files of a run as a failure of kind ``node``, which only this launcher knows.
-
-        What the worker has written meanwhile stays in place until it can be read.
-        """
-        run, epoch = item.run, self._epochs[item.run.id]
-        troubles = self._troubles[run.id]
-        progress = (0 if epoch is None else epoch + 1, 0)
-        troubles.append(self._failed(attempt or 0, progress))
-        found = verdict(self._options.policy.limits, troubles, most_micro_batches=1)
-        message = f"{error}{found.why}"
-        observation = replace(item.observation, state="failed", reason=f"node: {message}", kind="node")
-        if found.delay is not None:
-            self._retry(item, observation, found)
-            return
-        self._unwritten.append((item, message, troubles[-1]))
-        self._write_failures()
-        self._events.append(Event("ended", item, observation))
-
-    def _write_failures(self) -> None:
-        """Write the final failures that could not be written before; keep those that still cannot."""
-        for item, message, end in list(self._unwritten):
-            with self._warnings_for(item):
-                self._record(item, "node", message, end.attempt, stands=True, progress=end.progress)
-                self._unwritten.remove((item, message, end))
+    def _warn(self, line: str) -> None:
+        if line not in self._warnings:
+            self._warnings.add(line)
+            terminal.tell(f"warning: {line}")

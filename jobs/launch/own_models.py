@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 import sys
@@ -16,21 +15,18 @@ from jobs.plan.own_models import has_passed, keep, torch_version
 from jobs.plan.planned import PlannedRun
 from jobs.study.kept_code import source_tree
 from seqlm.architectures import CustomConfig
-from seqlm.errors import FileError, ModelError
-from seqlm.files import make_directory, write_text
+from seqlm.errors import ModelError
 from seqlm.model_files import ModelFiles, require_class
 from seqlm.reading import exists
 
 PROGRAM = "seqlm.check_model"
 LONGEST_SECONDS = 600
-LOG = "model-check.log"
-"""File of a study with the traceback of a model that does not work."""
 
 
-def check_models(planned: Iterable[PlannedRun], study_dir: Path | None = None) -> None:
+def check_models(planned: Iterable[PlannedRun]) -> None:
     """Test each of the user's own models of the runs to do that has not passed here, and measure its sizes.
 
-    Needs the facts of the runs' corpora. With a ``study_dir``, the traceback of an error goes to a log there.
+    Needs the facts of the runs' corpora.
 
     Raises:
         ModelError: a model does not keep the contract, one line for each problem.
@@ -53,37 +49,23 @@ def check_models(planned: Iterable[PlannedRun], study_dir: Path | None = None) -
         requests.append((model, item.spec.model_files, vocab_size, seq_len))
     answers = ask(requests, ranks=False)
     problems: dict[str, list[str]] = {}
-    tracebacks = []
     for ((model, vocab_size, seq_len), item), answer in zip(todo.items(), answers, strict=True):
         lines = [f"{finding['subject']}: {finding['text']}" for finding in answer["findings"] if is_bad(finding)]
         for line in lines:
             problems.setdefault(line.removeprefix("import: "), []).append(item.spec.name)
-        tracebacks += [answer["traceback"]] if answer["traceback"] else []
+        terminal.detail(answer["traceback"] or "")
         if not lines:
             keep(model, vocab_size, seq_len, answer["sizes"])
     if problems:
         who = [runs[0] if len(runs) == 1 else f"{runs[0]} and {len(runs) - 1} more" for runs in problems.values()]
         lines = [f"{name}: {text}" for name, text in zip(who, problems, strict=True)]
-        raise ModelError("\n".join([*lines, *_logged(tracebacks, study_dir)]))
+        hint = ["--verbose shows the traceback"] if any(answer["traceback"] for answer in answers) else []
+        raise ModelError("\n".join([*lines, *hint]))
 
 
 def is_bad(finding: Mapping[str, str]) -> bool:
     """Whether a finding says that the model breaks the contract."""
     return finding["level"] == "bad"
-
-
-def _logged(tracebacks: Sequence[str], study_dir: Path | None) -> list[str]:
-    """Write the first traceback to the study's log; returns a line that says where it is."""
-    if not tracebacks:
-        return []
-    if study_dir is None:
-        terminal.detail(tracebacks[0])
-        return []
-    with contextlib.suppress(FileError):
-        make_directory(study_dir)
-        write_text(study_dir / LOG, tracebacks[0])
-        return [f"no run was started; the traceback is in {study_dir / LOG}"]
-    return []
 
 
 def ask(requests: Sequence[tuple[CustomConfig, ModelFiles, int, int]], *, ranks: bool) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from jobs import terminal
 from jobs.backends.base import AttendedBackend, Backend
 from jobs.launch import canary
 from jobs.launch.changes import changes
-from jobs.launch.dispatch import Dispatcher, Event
+from jobs.launch.dispatch import Dispatcher, Tell
 from jobs.launch.job import LaunchOptions
 from jobs.launch.own_models import check_models
 from jobs.plan.estimate import Throughput, earlier_throughput, estimate
@@ -22,11 +22,11 @@ from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import write_record
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget
-from jobs.study.folder import at_work, launch_lock_file, launching, observe_run, study_name, this_launcher, write_queue
+from jobs.study.folder import Observer, launch_lock_file, launching, study_name, this_launcher, write_queue
 from jobs.study.kept_code import Code, keep_code, live_code
 from jobs.study.provenance import launch_record, run_record
 from seqlm.architectures import CustomConfig
-from seqlm.data.corpus import load_corpus, resolve_data
+from seqlm.data.corpus import CorpusFacts, load_corpus, resolve_data
 from seqlm.data.layout import require_windows
 from seqlm.ends import timestamp
 from seqlm.environment import DATA
@@ -89,19 +89,27 @@ def plan_runs(
         FileError: a file cannot be read, or a record of the study is damaged. A run with a damaged file is skipped.
     """
     require_format(study_dir)
-    work, tasks = at_work(study_dir), tasks or {}
-    if work.launcher is not None and work.launcher.identity == this_launcher():
+    observer, tasks = Observer(study_dir), tasks or {}
+    if observer.launcher is not None and observer.launcher.identity == this_launcher():
         # This process has the lock and has started nothing yet. A queue under its name is that of an earlier launch,
         # by the same process or, in a container, by another one with the same number.
-        work = replace(work, launcher=None)
+        observer.launcher = None
     # The folder of a task has the name of its run's folder, which may be older than the name of the run.
     of_tasks = {run_id.rpartition("-")[2]: study_dir / run_id for run_id in tasks}
     folders = {**RunDirectory.folders(study_dir), **of_tasks}
 
     def planned(spec: RunSpec) -> PlannedRun:
         run = RunDirectory.locate(study_dir, spec.name, spec.fingerprint, folders)
+        is_task = run.id in tasks
         try:
-            return _plan_run(spec, run, observe_run(run, work), is_task=run.id in tasks, retry=retry)
+            seen = observer.observe(run)
+            if is_task and seen.state in ("done", "failed", "cancelled"):
+                seen = replace(seen, state="pending", reason=None, kind=None)
+            is_new = is_task or not run.is_known()
+            before = (spec.config if is_new else run.read_config_of(spec.fingerprint)).train.epochs
+            item = plan(spec, run, seen, has_checkpoint=run.has_checkpoint(), retry=retry, before=before)
+            reason = run.cannot_go_on(before) if item.action == "start" else None
+            return item if reason is None else replace(item, action="skip", reason=reason)
         except UsageError as error:
             raise UsageError(f"{spec.name}: {error}") from None
         except DamagedFileError as error:
@@ -109,18 +117,6 @@ def plan_runs(
             return PlannedRun(spec=spec, run=run, observation=damaged, action="skip", reason=damaged.reason)
 
     return [planned(spec) for spec in specs]
-
-
-def _plan_run(spec: RunSpec, run: RunDirectory, observation: Observation, *, is_task: bool, retry: bool) -> PlannedRun:
-    if is_task and observation.state in ("done", "failed", "cancelled"):
-        observation = replace(observation, state="pending", reason=None, kind=None)
-    is_new = is_task or not run.is_known()
-    before = (spec.config if is_new else run.read_config_of(spec.fingerprint)).train.epochs
-    saved = run.has_checkpoint()
-    item = plan(spec, run, observation, has_checkpoint=saved, retry=retry, before=before)
-    if item.action == "start" and (reason := run.cannot_go_on(before)):
-        item = replace(item, action="skip", reason=reason)
-    return item
 
 
 def check_data(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
@@ -182,24 +178,20 @@ def estimated(
 
     ``keep_last`` is that of the study's policy.
     """
-    found = []
-    for item in planned:
-        if item.facts is not None:
-            config, ranks = item.spec.config, item.spec.resources.ranks
-            made = estimate(config, item.facts, throughput, ranks, item.epochs_done, keep_last)
-            item = replace(item, estimate=made)
-        found.append(item)
-    return found
+
+    def made(item: PlannedRun, facts: CorpusFacts) -> PlannedRun:
+        config, ranks = item.spec.config, item.spec.resources.ranks
+        return replace(item, estimate=estimate(config, facts, throughput, ranks, item.epochs_done, keep_last))
+
+    return [item if item.facts is None else made(item, item.facts) for item in planned]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """A launch that is prepared."""
 
-    planned: list[PlannedRun]
-    """All runs."""
     todo: list[PlannedRun]
-    """Those to start or resume, with resolved resources, facts and an estimate."""
+    """The runs to start or resume, with resolved resources, facts and an estimate."""
     code: Code
     """That of their workers."""
     request: Request
@@ -221,7 +213,7 @@ def preparing(
 
     def check(found: list[PlannedRun]) -> list[PlannedRun]:
         checked = resolve_resources(check_data(found), target, options.max_parallel)
-        check_models(checked, options.study_dir)
+        check_models(checked)
         for line in changes(checked, options.study_dir):
             terminal.tell(f"warning: {line}")
         return checked
@@ -245,16 +237,10 @@ def preparing(
             models = {model.sha256 for spec in specs if isinstance(model := spec.config.model, CustomConfig)}
             record_launch(options.study_dir, models, terminal.tell)
         _write_record(options, todo)
-        yield planned, _request(planned, todo, specs, target, options) if todo else None
+        yield planned, _request(todo, specs, target, options) if todo else None
 
 
-def _request(
-    planned: list[PlannedRun],
-    todo: list[PlannedRun],
-    specs: Sequence[RunSpec],
-    target: Backend,
-    options: LaunchOptions,
-) -> Prepared:
+def _request(todo: list[PlannedRun], specs: Sequence[RunSpec], target: Backend, options: LaunchOptions) -> Prepared:
     """Keep the code and the files of the user that the runs need, and file the request."""
     study_dir = options.study_dir
     for item in todo:
@@ -291,10 +277,10 @@ def _request(
     }
     request = file_request(study_dir, record, {"provenance": launch_record(study_name(study_dir), code), "runs": plan})
     write_queue(study_dir, {item.run.id: "about to start" for item in todo}, request.number)
-    return Prepared(planned=planned, todo=todo, code=code, request=request)
+    return Prepared(todo=todo, code=code, request=request)
 
 
-def keep_files(specs: Iterable[RunSpec], study_dir: Path) -> None:
+def keep_files(specs: Sequence[RunSpec], study_dir: Path) -> None:
     """Keep the models and tokenizers of the user that runs need, each once: an edit changes nothing from now on.
 
     Raises:
@@ -303,18 +289,13 @@ def keep_files(specs: Iterable[RunSpec], study_dir: Path) -> None:
         ModelError: another file was kept in the place of one.
     """
     run = RunDirectory(study_dir / "run")
-    tokenizers = {spec.config.data.tokenizer_sha256: spec.tokenizer for spec in specs}
-    for sha256, source in tokenizers.items():
+    for sha256, source in {spec.config.data.tokenizer_sha256: spec.tokenizer for spec in specs}.items():
         if source is not None and sha256 is not None:
             kept = run.kept_dir(sha256) / run.tokenizer_file.name
             make_directory(kept.parent)
             keep_tokenizer(source, kept, sha256)
-    models = {
-        spec.config.model.sha256: spec.model_files for spec in specs if isinstance(spec.config.model, CustomConfig)
-    }
-    for files in models.values():
-        if files is not None:
-            files.keep(run.kept_dir(files.sha256))
+    for files in {files.sha256: files for spec in specs if (files := spec.model_files) is not None}.values():
+        files.keep(run.kept_dir(files.sha256))
 
 
 def record_what_scheduler_knows(item: PlannedRun) -> None:
@@ -356,8 +337,8 @@ def _write_record(options: LaunchOptions, todo: Sequence[PlannedRun]) -> None:
 @contextlib.contextmanager
 def launched(
     specs: Sequence[RunSpec], backend: AttendedBackend, options: LaunchOptions
-) -> Iterator[tuple[list[PlannedRun], Iterator[Event]]]:
-    """Prepare a launch and run its canaries. Yields the plan, and the events of its runs, which go on as they are read.
+) -> Iterator[tuple[list[PlannedRun], Callable[[Tell], None]]]:
+    """Prepare a launch and run its canaries. Yields the plan, and what runs it to its end.
 
     Raises:
         RunBusyError: another launcher is running on this study.
@@ -367,7 +348,7 @@ def launched(
     """
     with preparing(specs, backend, options) as (planned, prepared):
         if prepared is None:
-            yield planned, iter(())
+            yield planned, lambda tell: None
             return
         todo, code = prepared.todo, prepared.code
         options = replace(options, request=prepared.request.number)
@@ -382,7 +363,6 @@ def launched(
                 left = [item for item in todo if not item.run.is_cancelled()]
                 todo = estimated(left, earlier_throughput(options.study_dir.parent))
                 _write_record(options, todo)
-            with contextlib.closing(Dispatcher(executor, code, options).dispatch(todo)) as events:
-                yield planned, events
+            yield planned, functools.partial(Dispatcher(executor, code, options).dispatch, todo)
         finally:
             executor.close()

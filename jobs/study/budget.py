@@ -113,11 +113,6 @@ class Budget:
         reached = (key for key, limit in self.limits.items() if spent[key] >= limit)
         return next((f"budget of {self.limits[key]:g} {UNITS[key]} is spent" for key in reached), None)
 
-    def times_left(self, amount: Hours) -> float:
-        """Return how many times ``amount`` fits into what is left. Infinity: it uses nothing that is limited."""
-        left = {key: max(0.0, limit - self.spent()[key]) for key, limit in self.limits.items() if amount[key] > 0}
-        return min((left[key] / amount[key] for key in left), default=math.inf)
-
     def line(self) -> str | None:
         """Return what is spent, as ``status`` prints it. ``None``: there is no limit."""
         spent = (f"{self.spent()[key]:.3g} of {limit:g} {UNITS[key]}" for key, limit in self.limits.items())

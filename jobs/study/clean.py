@@ -12,12 +12,12 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias
 
-from jobs.study.folder import at_work, launcher_of, launching, look_at, read_jobs, study_name
+from jobs.study.folder import ObservedRun, Observer, launching
 from jobs.study.squeue import Scheduler
 from jobs.study.studies import stats_below, total_bytes
 from seqlm.ends import timestamp
@@ -69,25 +69,64 @@ def find_leftovers(study_dir: Path, run_ids: Collection[str] | None = None) -> F
         UsageError: the study belongs to another user.
         FileError: a folder or a record of the study's jobs cannot be read.
     """
+    found, counted, scheduler = Found(), set[tuple[int, int]](), Scheduler()
     try:
         if study_dir.stat().st_uid != os.geteuid():
             raise UsageError(f"{study_dir} belongs to another user; clean deletes only in your own studies")
-        search = _Search(study_dir)
-        return search.found() if run_ids is None else search.chosen(run_ids)
+        for folder in (study_dir, study_dir / BEHAVIOUR_FOLDER, study_dir / CANARY_FOLDER):
+            if is_link(folder) and folder != study_dir:
+                continue
+            observer = Observer(folder, scheduler)
+            for run in map(RunDirectory, map(folder.joinpath, run_ids or ())):
+                if _is_busy(run, observer.look_at(run)):
+                    raise RunBusyError(f"{run.path} is running or queued; `cancel` stops it; nothing was deleted")
+                _add(found, "run", study_dir, run.path, counted)
+            for run in RunDirectory.unordered_in(folder) if run_ids is None else ():
+                seen = observer.look_at(run)  # "failed" if a file of it is damaged
+                has_best = is_file(run.best_checkpoint) and run.best_checkpoint.stat().st_size > 0
+                if seen.observation.state == "done" and has_best and not _is_busy(run, seen):
+                    for path in (run.last_checkpoint, run.previous_checkpoint):
+                        _add(found, "last checkpoint", study_dir, path, counted)
     except OSError as error:
         raise FileError.from_os_error("read", error.filename or study_dir, error) from None
+    return found
 
 
-def require_no_launcher(study_dir: Path) -> None:
-    """Refuse a study that is being launched.
+def _is_busy(run: RunDirectory, seen: ObservedRun) -> bool:
+    """Return whether a run is running or queued, or a worker may be at it whatever its files say of its state."""
+    terms = Terms.from_environment(os.environ)
+    has_worker = is_locked(run.worker_lock_file) or live_owner(run.lease_dir, terms.stale_seconds) is not None
+    return has_worker or seen.observation.state in ("running", "queued")
 
-    Raises:
-        RunBusyError: a launcher is at work on the study or on its behaviour jobs.
+
+def _add(found: Found, kind: Kind, study_dir: Path, path: Path, counted: set[tuple[int, int]]) -> None:
+    """Add a file or folder to ``found``, if it exists and nothing forbids its deletion.
+
+    ``counted``: the files (device and inode) whose sizes are counted.
     """
-    for folder in (study_dir, study_dir / BEHAVIOUR_FOLDER):
-        if (launcher := launcher_of(folder)) is not None:
-            who = f"pid {launcher.pid} on {launcher.host}"
-            raise RunBusyError(f"study {study_name(folder)} is being launched ({who}); clean it when that has ended")
+    relative = path.relative_to(study_dir)
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        if kind == "run" and RunDirectory(path).launched():
+            found.leftovers.append(Leftover(kind=kind, path=relative, size_bytes=0))
+        return
+    parts, reason = [status], None
+    steps = [study_dir / step for step in (*reversed(relative.parents), relative)]
+    if link := next((step for step in steps[1:] if is_link(step)), None):
+        reason = f"{link} is a link" if link != path else "it is a link"
+    elif not status.st_mode & stat.S_IWUSR:
+        reason = "it is write-protected"
+    elif not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        reason = "it is no regular file"
+    else:
+        parts += stats_below(path) if stat.S_ISDIR(status.st_mode) else []
+        if any(one.st_uid != os.geteuid() for one in parts):
+            reason = "it belongs to another user"
+    if reason:
+        found.kept.append(f"{path} stays: {reason}")
+    else:
+        found.leftovers.append(Leftover(kind=kind, path=relative, size_bytes=total_bytes(parts, counted)))
 
 
 def delete_leftovers(
@@ -110,7 +149,7 @@ def delete_leftovers(
         for item in shown:
             problem = None
             if item.path in now:
-                problem = _delete(study_dir, item.path)
+                problem = _delete(study_dir / item.path)
             elif exists(study_dir / item.path):  # else the launch lock's new owner has removed it
                 problem = f"{study_dir / item.path} stays: it has come into use meanwhile"
             deleted.append(replace(item, problem=problem))
@@ -127,106 +166,15 @@ def _list_no_more(study_dir: Path, deleted: Sequence[Path]) -> None:
             file_request(study_dir / folder, {"kind": "remove", "at": timestamp(), "runs": runs})
 
 
-def _delete(study_dir: Path, path: Path) -> str | None:
-    """Delete a file or folder below a study; return what went wrong. No component below the study may be a link.
-
-    Folders are opened one inside the other, so that no link which somebody puts in place meanwhile is followed.
-    """
-    handle = os.open(study_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _delete(path: Path) -> str | None:
+    """Delete a file or folder; return what went wrong. A link inside a folder goes, and what it names stays."""
     try:
-        for part in path.parts[:-1]:
-            inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=handle)
-            os.close(handle)
-            handle = inner
-        if stat.S_ISDIR(os.stat(path.name, dir_fd=handle, follow_symlinks=False).st_mode):
+        if is_folder(path):
             # Under a temporary file's name first: a run of which half is deleted must not look like a run.
-            doomed = f".{path.name}.{secrets.token_hex(8)}.tmp"
-            os.rename(path.name, doomed, src_dir_fd=handle, dst_dir_fd=handle)
-            shutil.rmtree(doomed, dir_fd=handle)
+            path = path.rename(path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp"))
+            shutil.rmtree(path)
         else:
-            os.unlink(path.name, dir_fd=handle)
-    except FileNotFoundError:
-        return None
+            path.unlink(missing_ok=True)
     except OSError as error:
-        return str(FileError.from_os_error("delete", study_dir / path, error))
-    finally:
-        os.close(handle)
+        return str(FileError.from_os_error("delete", path, error))
     return None
-
-
-@final
-class _Search:
-    """One look at a study's folder."""
-
-    def __init__(self, study_dir: Path) -> None:
-        self._study_dir = study_dir
-        self._found = Found()
-        self._counted: set[tuple[int, int]] = set()
-        """Files (device and inode) whose sizes are counted."""
-        behaviour = study_dir / BEHAVIOUR_FOLDER
-        has_behaviour = is_folder(behaviour) and not is_link(behaviour)
-        self._folders = [study_dir, behaviour] if has_behaviour else [study_dir]
-        """Of the runs, and of the behaviour jobs."""
-        self._scheduler = Scheduler()
-        states = self._scheduler.states({job for one in self._folders for job in read_jobs(one).values()})  # one query
-        self._alive = {job for job, state in states.items() if state.may_run}
-
-    def found(self) -> Found:
-        for folder in self._folders:
-            self._add_runs(folder)
-        return self._found
-
-    def chosen(self, run_ids: Collection[str]) -> Found:
-        for run_id in run_ids:
-            for folder in (*self._folders, self._study_dir / CANARY_FOLDER):
-                run = RunDirectory(folder / run_id)
-                if self._is_busy(run, read_jobs(folder)):
-                    raise RunBusyError(f"{run.path} is running or queued; `cancel` stops it; nothing was deleted")
-                self._add("run", run.path)
-        return self._found
-
-    def _is_busy(self, run: RunDirectory, jobs: Mapping[str, str]) -> bool:
-        return _has_worker(run) or jobs.get(run.id) in self._alive
-
-    def _add_runs(self, folder: Path) -> None:
-        work, jobs = at_work(folder, self._scheduler), read_jobs(folder)
-        for run in RunDirectory.unordered_in(folder):
-            if self._is_busy(run, jobs):
-                continue
-            state = look_at(run, work).observation.state  # "failed" if a file of it is damaged
-            if state == "done" and is_file(run.best_checkpoint) and run.best_checkpoint.stat().st_size > 0:
-                self._add("last checkpoint", run.last_checkpoint)
-                self._add("last checkpoint", run.previous_checkpoint)
-
-    def _add(self, kind: Kind, path: Path) -> None:
-        """Add a file or folder, if it exists and nothing forbids its deletion."""
-        relative = path.relative_to(self._study_dir)
-        try:
-            status = path.lstat()
-        except FileNotFoundError:
-            if kind == "run" and RunDirectory(path).launched():
-                self._found.leftovers.append(Leftover(kind=kind, path=relative, size_bytes=0))
-            return
-        parts, reason = [status], None
-        steps = [self._study_dir / step for step in (*reversed(relative.parents), relative)]
-        if link := next((step for step in steps[1:] if is_link(step)), None):
-            reason = f"{link} is a link" if link != path else "it is a link"
-        elif not status.st_mode & stat.S_IWUSR:
-            reason = "it is write-protected"
-        elif not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-            reason = "it is no regular file"
-        else:
-            parts += stats_below(path) if stat.S_ISDIR(status.st_mode) else []
-            if any(one.st_uid != os.geteuid() for one in parts):
-                reason = "it belongs to another user"
-        if reason:
-            self._found.kept.append(f"{path} stays: {reason}")
-        else:
-            size = total_bytes(parts, self._counted)
-            self._found.leftovers.append(Leftover(kind=kind, path=relative, size_bytes=size))
-
-
-def _has_worker(run: RunDirectory) -> bool:
-    """Whether a worker may be at the run, whatever its files say of its state."""
-    terms = Terms.from_environment(os.environ)
-    return is_locked(run.worker_lock_file) or live_owner(run.lease_dir, terms.stale_seconds) is not None

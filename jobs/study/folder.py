@@ -7,10 +7,10 @@ import functools
 import os
 import re
 import socket
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from jobs.manifests.filters import Origin, facts_of
 from jobs.manifests.load import load_manifest
@@ -60,9 +60,9 @@ class ObservedRun:
         return self.config.train.epochs
 
     @property
-    def epochs_done(self) -> int:
-        """Number of finished epochs."""
-        return self.observation.epochs_done
+    def waits_for_nothing(self) -> bool:
+        """Whether it is pending without a reason."""
+        return self.observation.state == "pending" and self.observation.reason is None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the run's entry in ``status --json``. ``epoch`` is the last finished epoch, counted from 0."""
@@ -72,7 +72,7 @@ class ObservedRun:
             "id": self.run.id,
             "state": seen.state,
             "epoch": seen.epoch,
-            "epochs_done": None if total is None else self.epochs_done,
+            "epochs_done": None if total is None else seen.epochs_done,
             "epochs_total": total,
             "best_val_ppl": seen.best_val_ppl,
             "reason": seen.reason,
@@ -109,13 +109,6 @@ def find_study(argument: str, runs_dir: Path) -> Path:
         UsageError: there is no such study. The message lists the existing studies.
         FileError: the folder cannot be read.
     """
-    try:
-        return _find_study(argument, runs_dir)
-    except OSError as error:
-        raise FileError.from_os_error("read", argument, error) from None
-
-
-def _find_study(argument: str, runs_dir: Path) -> Path:
     path = Path(argument)
     folders = [folder for folder in (path, runs_dir / argument) if is_folder(folder)]
     for folder in folders:
@@ -148,59 +141,80 @@ def study_name(study_dir: Path) -> str:
     return f"{folder.parent.name}/{folder.name}" if is_behaviour_study(folder) else folder.name
 
 
-def observe_study(study_dir: Path) -> list[ObservedRun]:
-    """Return every run of the study with its state, in manifest order. A damaged run has the damage as its reason."""
-    work, plan = at_work(study_dir), StudyPlan()
+def observe_study(study_dir: Path, scheduler: Scheduler | None = None) -> list[ObservedRun]:
+    """Return every run of the study with its state, in manifest order. A damaged run has the damage as its reason.
+
+    ``scheduler`` is as in :class:`Observer`.
+    """
+    observer, plan = Observer(study_dir, scheduler), StudyPlan()
     with contextlib.suppress(FileError):  # the next launch warns of a damaged record
         plan = StudyPlan.of(study_dir)
-    seen = (look_at(run, work) for run in RunDirectory.unordered_in(study_dir))
+    seen = (observer.look_at(run) for run in RunDirectory.unordered_in(study_dir))
     observed = [replace(one, origin=plan.origin(one.run.id, one.config, one.provenance)) for one in seen]
-    if any(one.observation.state == "pending" and one.observation.reason is None for one in observed):
-        observed = _with_canaries(study_dir, observed)
+    if any(one.waits_for_nothing for one in observed) and (reason := _failed_canary(study_dir)):
+        observed = [
+            replace(one, observation=replace(one.observation, reason=reason)) if one.waits_for_nothing else one
+            for one in observed
+        ]
     return sorted(observed, key=lambda seen: seen.run.place(seen.provenance))
 
 
-def _with_canaries(study_dir: Path, observed: Sequence[ObservedRun]) -> list[ObservedRun]:
-    """Return the runs with a failed canary, if there is one, as the reason of those that wait for nothing else."""
-    canaries = (look_at(run, AtWork()) for run in RunDirectory.unordered_in(study_dir / CANARY_FOLDER))
-    found = list(observed)
-    for failed in [one for one in canaries if one.observation.state == "failed"][:1]:
-        log = failed.run.stderr_log(max(1, failed.run.last_attempt()))
-        reason = f"not started: the canary of {failed.name} failed ({failed.observation.reason}); see {log}"
-        for place, one in enumerate(found):
-            if one.observation.state == "pending" and one.observation.reason is None:
-                found[place] = replace(one, observation=replace(one.observation, reason=reason))
-    return found
+def _failed_canary(study_dir: Path) -> str | None:
+    """Return why runs were not started that wait for nothing else: a canary failed. ``None``: none has."""
+    observer = Observer(study_dir / CANARY_FOLDER)
+    canaries = (observer.look_at(run) for run in RunDirectory.unordered_in(study_dir / CANARY_FOLDER))
+    for one in canaries:
+        if one.observation.state == "failed":
+            log = one.run.stderr_log(max(1, one.run.last_attempt()))
+            return f"not started: the canary of {one.name} failed ({one.observation.reason}); see {log}"
+    return None
 
 
-def observe_run(run: RunDirectory, work: AtWork) -> Observation:
-    """Return the state of one run. ``work`` is the result of :func:`at_work` for its study."""
-    view, launcher = work.jobs.get(run.id), work.launcher
-    if view is None and launcher is not None:
-        is_its = run.id in launcher.waiting or launcher.serves(run)
-        view = View(stage="queued", reason=launcher.waiting.get(run.id, "")) if is_its else None
-    return run.observe(view, work.is_spent)
+@final
+class Observer:
+    """Observes runs of a study, with what its launcher, its jobs and its budget say at one moment."""
 
+    def __init__(self, study_dir: Path, scheduler: Scheduler | None = None, ids: Collection[str] | None = None) -> None:
+        """Query SLURM about the jobs of these runs. ``ids`` ``None``: of all runs.
 
-def is_over(observation: Observation, work: AtWork) -> bool:
-    """Return whether nobody is known who changes the state of a run. ``work`` is as in :func:`observe_run`."""
-    is_starting = work.launcher is not None and not work.launcher.has_listed
-    return observation.state not in ("queued", "running") and not (is_starting and observation.state == "pending")
+        Callers that poll keep one ``scheduler``, which queries SLURM less often.
+        """
+        jobs = open_jobs(study_dir, ids)
+        states = (scheduler or Scheduler()).states(jobs.values())
+        self.jobs: Mapping[str, View] = {run_id: states[job] for run_id, job in jobs.items()}
+        """Run id -> its job, for the runs whose job matters."""
+        self.launcher = launcher_of(study_dir)
+        self._is_spent = functools.cache(lambda: Budget.kept(study_dir).is_spent())  # read when it is first needed
 
+    def observe(self, run: RunDirectory) -> Observation:
+        """Return the state of a run.
 
-def look_at(run: RunDirectory, work: AtWork) -> ObservedRun:
-    """Return one run, as read from its folder. A damaged run has the damage as its reason, and its id as its name."""
-    provenance: dict[str, Any] = {}
-    config: RunConfig | None = None
-    try:
-        provenance = run.read_provenance()
-        config = run.read_config()
-        observation = observe_run(run, work)
-    except SeqlmError as error:
-        config = None
-        observation = Observation.damaged(error)
-    name = run.id if config is None else str(provenance.get("name") or run.id)
-    return ObservedRun(name=name, run=run, observation=observation, config=config, provenance=provenance)
+        Raises:
+            FileError: a file of it cannot be read, or is damaged.
+        """
+        view, launcher = self.jobs.get(run.id), self.launcher
+        if view is None and launcher is not None and (run.id in launcher.waiting or launcher.serves(run)):
+            view = View(stage="queued", reason=launcher.waiting.get(run.id, ""))
+        return run.observe(view, self._is_spent)
+
+    def look_at(self, run: RunDirectory) -> ObservedRun:
+        """Return a run, as read from its folder. A damaged run has the damage as its reason, and its id as its name."""
+        provenance: dict[str, Any] = {}
+        config: RunConfig | None = None
+        try:
+            provenance = run.read_provenance()
+            config = run.read_config()
+            observation = self.observe(run)
+        except SeqlmError as error:
+            config = None
+            observation = Observation.damaged(error)
+        name = run.id if config is None else str(provenance.get("name") or run.id)
+        return ObservedRun(name=name, run=run, observation=observation, config=config, provenance=provenance)
+
+    def is_over(self, observation: Observation) -> bool:
+        """Return whether nobody is known who changes the state of a run."""
+        is_starting = self.launcher is not None and not self.launcher.has_listed
+        return observation.state not in ("queued", "running") and not (is_starting and observation.state == "pending")
 
 
 # -- launching -----------------------------------------------------------------------------------------------------
@@ -234,9 +248,7 @@ class Launcher:
     host: str
     waiting: Mapping[str, str]
     """Run id -> why the run has not started, for the runs in its queue."""
-    request: int | None = None
-    """The request that it serves."""
-    has_listed: bool = True
+    has_listed: bool
     """Whether it has written its queue, which it does before it makes the folder of a run."""
 
     @property
@@ -268,38 +280,7 @@ def launcher_of(study_dir: Path) -> Launcher | None:
     identity = {"pid": holder["pid"], "host": holder["host"]}
     queue = read_json(queue_file(study_dir)) or {}
     has_listed = queue.get("launcher") == identity
-    if not has_listed:
-        return Launcher(**identity, waiting={}, has_listed=False)
-    return Launcher(**identity, waiting=queue.get("waiting", {}), request=queue.get("request"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class AtWork:
-    """What is active on a study: a launcher, and jobs submitted to a scheduler."""
-
-    launcher: Launcher | None = None
-    jobs: Mapping[str, View] = field(default_factory=dict)
-    """Run id -> its job, for the runs that have a job and neither a result nor a failure."""
-    is_spent: Callable[[], str | None] = field(default=lambda: None, compare=False)
-    """Returns why no run goes on: the study's budget is spent. It is read when that is first asked."""
-
-
-def at_work(study_dir: Path, scheduler: Scheduler | None = None, ids: Collection[str] | None = None) -> AtWork:
-    """Return what is active on this study. Callers that poll keep one ``scheduler``, which queries SLURM less often.
-
-    ``ids`` limits the lookup of jobs to these runs. ``None`` means all runs.
-    """
-    jobs = {
-        run_id: job
-        for run_id, job in read_jobs(study_dir).items()
-        if (ids is None or run_id in ids) and not RunDirectory(study_dir / run_id).has_ended()
-    }
-    states = (scheduler or Scheduler()).states(jobs.values())
-    return AtWork(
-        launcher=launcher_of(study_dir),
-        jobs={run_id: states[job] for run_id, job in jobs.items()},
-        is_spent=functools.cache(lambda: Budget.kept(study_dir).is_spent()),
-    )
+    return Launcher(**identity, waiting=queue.get("waiting", {}) if has_listed else {}, has_listed=has_listed)
 
 
 # -- records of launches: each written while its writer holds the study's lock -------------------------------------
@@ -321,6 +302,15 @@ def read_jobs(study_dir: Path) -> dict[str, str]:
             jobs = _jobs_of(request)
             found |= {run_id: job for run_id, job in jobs.items() if newest[run_id] is request}
     return found
+
+
+def open_jobs(study_dir: Path, ids: Collection[str] | None = None) -> dict[str, str]:
+    """Return the jobs of :func:`read_jobs` of these runs that have not ended. ``None``: of all runs."""
+    return {
+        run_id: job
+        for run_id, job in read_jobs(study_dir).items()
+        if (ids is None or run_id in ids) and not RunDirectory(study_dir / run_id).has_ended()
+    }
 
 
 def _jobs_of(request: Request) -> dict[str, str]:

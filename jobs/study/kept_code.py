@@ -193,32 +193,32 @@ def _difference(kept: Path, origin: Mapping[str, Any], *, strict: bool = False) 
     """
     if is_link(kept):
         return "it is a link"
-    found = {path.relative_to(kept): path.lstat() for path in below(kept)}
+    modes = {path.relative_to(kept): path.lstat().st_mode for path in below(kept)}
     expected = {Path(ORIGIN), *map(Path, origin["files"])}
-    for file in sorted({*expected, *found}):
-        status = found.get(file)
-        if "__pycache__" in file.parts or (file not in expected and status and stat.S_ISDIR(status.st_mode)):
+    for file in sorted({*expected, *modes}):
+        mode, is_expected = modes.get(file, 0), file in expected
+        if "__pycache__" in file.parts or (stat.S_ISDIR(mode) and not is_expected):
             continue
-        if status is None:
+        if mode == 0:
             return f"{file} is missing"
-        if stat.S_ISLNK(status.st_mode):
+        if stat.S_ISLNK(mode):
             return f"{file} is a link"
-        if file not in expected:
-            if strict or file.suffix in IMPORTABLE:
-                return f"{file} is not part of it"
-            continue
-        if not stat.S_ISREG(status.st_mode):
+        if not is_expected and (strict or file.suffix in IMPORTABLE):
+            return f"{file} is not part of it"
+        if is_expected and not stat.S_ISREG(mode):
             return f"{file} is not a regular file"
-        if file == Path(ORIGIN):
-            is_right = False
-            with contextlib.suppress(DamagedFileError):
-                record = read_json(kept / file) or {}
-                is_right = all(record.get(key) == origin[key] for key in ("name", "commit", "dirty"))
-        else:
-            is_right = _sha256(read_bytes(kept / file)) == origin["files"][str(file)]
-        if not is_right:
+        if is_expected and not _is_right(kept, file, origin):
             return f"{file} has changed"
     return None
+
+
+def _is_right(kept: Path, file: Path, origin: Mapping[str, Any]) -> bool:
+    if file != Path(ORIGIN):
+        return bool(_sha256(read_bytes(kept / file)) == origin["files"][str(file)])
+    with contextlib.suppress(DamagedFileError):
+        record = read_json(kept / file) or {}
+        return all(record.get(key) == origin[key] for key in ("name", "commit", "dirty"))
+    return False
 
 
 def _sha256(content: bytes) -> str:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from jobs.study.folder import ObservedRun, at_work, is_over, observe_run
+from jobs.study.folder import ObservedRun, Observer
 from jobs.study.squeue import Scheduler
 from seqlm.errors import printable
 from seqlm.reading import LARGEST_HASHED, open_regular
@@ -59,8 +59,8 @@ def follow_logs(run: ObservedRun, lines: int) -> None:
     scheduler = Scheduler()
     while True:
         newest = run.run.last_attempt()
-        work = at_work(run.run.path.parent, scheduler, [run.run.id])
-        over = is_over(observe_run(run.run, work), work)
+        observer = Observer(run.run.path.parent, scheduler, [run.run.id])
+        over = observer.is_over(observer.observe(run.run))
         if newest > attempt:
             attempt = newest
             _, positions = _print_tails(run, attempt, lines, sys.stdout)

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from jobs.study.folder import at_work, look_at, read_jobs
+from jobs.study.folder import observe_study, open_jobs
 from jobs.study.origin import StudyPlan
 from jobs.study.squeue import Scheduler
 from seqlm.errors import FileError, SeqlmError
 from seqlm.reading import exists, is_file, is_folder, listed
 from seqlm.run_layout import study_record_file
-from seqlm.rundir import RunDirectory, reaches
 from seqlm.state import State
-
-THREADS = 8
-"""Folders whose sizes are read at the same time: on a network file system each call waits for an answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,58 +59,36 @@ def list_studies(runs_dir: Path, *, with_sizes: bool = True) -> list[StudySummar
     folders = [path for path in listed(runs_dir, "[!.]*") if is_folder(path) and not is_file(path / "report.md")]
     scheduler = Scheduler()
     scheduler.states({job for folder in folders for job in _open_jobs(folder)})  # one query for all studies
-    with ThreadPoolExecutor(THREADS) as pool:
-        sizes = pool.map(folder_bytes, folders) if with_sizes else [None] * len(folders)
-        found = [summarize(folder, scheduler) for folder in folders]
-        found = [replace(one, size_bytes=size) for one, size in zip(found, sizes, strict=True)]
+    found = [summarize(folder, scheduler) for folder in folders]
+    found = [replace(one, size_bytes=folder_bytes(one.path)) if with_sizes else one for one in found]
     return sorted(found, key=lambda study: (-(study.changed_at or 0.0), study.name))
 
 
 def _open_jobs(study_dir: Path) -> Iterable[str]:
     with contextlib.suppress(SeqlmError, OSError):  # the summary of this study says what is wrong
-        for run_id, job in read_jobs(study_dir).items():
-            if not RunDirectory(study_dir / run_id).is_done():
-                yield job
+        return open_jobs(study_dir).values()
+    return ()
 
 
 def summarize(study_dir: Path, scheduler: Scheduler) -> StudySummary:
-    """Summarize one folder. Of a run that is done, neither metrics nor leases are read, which ``status`` reads."""
+    """Summarize one folder."""
     found = StudySummary(path=study_dir)
     try:
-        runs = list(RunDirectory.unordered_in(study_dir))
+        runs = observe_study(study_dir, scheduler)
         record = study_record_file(study_dir)
         if not runs and not is_file(record):
             return replace(found, problem="holds no runs")
-        there = [run.path for run in runs if exists(run.path)] or [record if is_file(record) else study_dir]
-        found = replace(found, changed_at=max(path.stat().st_mtime for path in there))
-        best = {run.id: ppl for run in runs if (ppl := _result_of(run)) is not None}
-        states: Counter[State] = Counter("done" for _ in best)
-        rest = [run for run in runs if run.id not in best]
-        if rest:
-            work = at_work(study_dir, scheduler, {run.id for run in rest})
-            for run in rest:
-                seen = look_at(run, work).observation
-                states[seen.state] += 1
-                best[run.id] = math.inf if seen.best_val_ppl is None else seen.best_val_ppl
-        finite = [ppl for ppl in best.values() if math.isfinite(ppl)]
-        found = replace(found, states=states, best_val_ppl=min(finite, default=None))
-        states["pending"] += len(StudyPlan.of(study_dir).absent(run.id for run in runs))
+        there = [one.run.path for one in runs if exists(one.run.path)] or [record if is_file(record) else study_dir]
+        states: Counter[State] = Counter(one.observation.state for one in runs)
+        best = [one.observation.best_val_ppl for one in runs if one.observation.best_val_ppl is not None]
+        changed_at = max(path.stat().st_mtime for path in there)
+        found = replace(found, changed_at=changed_at, states=states, best_val_ppl=min(best, default=None))
+        states["pending"] += len(StudyPlan.of(study_dir).absent(one.run.id for one in runs))
     except SeqlmError as error:
         return replace(found, problem=str(error))
     except OSError as error:
         return replace(found, problem=str(FileError.from_os_error("read", error.filename or study_dir, error)))
     return found
-
-
-def _result_of(run: RunDirectory) -> float | None:
-    """Return the best perplexity of a run that is done, NaN if it has none. ``None``: another state, or damaged."""
-    with contextlib.suppress(FileError, OSError):  # the observation of the run says what is wrong
-        result = run.read_result()
-        if result is not None and reaches(result, run.read_config()):
-            run.read_provenance()
-            ppl = result.get("best_val_ppl")
-            return ppl if isinstance(ppl, int | float) else math.nan
-    return None
 
 
 def folder_bytes(folder: Path) -> int | None:

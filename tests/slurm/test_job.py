@@ -452,13 +452,16 @@ BUSY = (
 """A worker that finds another worker at the run, this number of times."""
 
 
-@pytest.mark.parametrize(("busy", "starts", "told"), [(2, 3, []), (100, 4, ["requeue 77_0"])])
+@pytest.mark.parametrize(
+    ("busy", "restarts", "starts", "told"),
+    [(2, 0, 3, []), (100, 0, 4, ["requeue 77_0"]), (100, 8, 4, ["requeue 77_0"]), (100, 9, 4, [])],
+)
 def test_a_run_that_another_worker_holds_is_tried_a_few_times_then_it_holds_no_allocation(
-    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch, busy: int, starts: int, told: list[str]
+    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch, busy: int, restarts: int, starts: int, told: list[str]
 ) -> None:
     monkeypatch.setattr(ends, "FIRST_DELAY_SECONDS", 0.0)
     run = make(tmp_path)
-    assert work(plan(run, program=BUSY.format(busy=busy), policy=Policy()))
+    assert start_again(plan(run, program=BUSY.format(busy=busy), policy=Policy()), restarts)
     assert (run.path / "tries").read_text() == starts * "x"
     assert calls(room)[:1] == told
     assert run.failures() == []

@@ -197,22 +197,6 @@ def test_runs_that_share_a_gpu_get_one_and_the_cores_of_all(tmp_path: Path) -> N
     assert "--cpus-per-task=8" in found
 
 
-def test_the_time_limit_is_cut_to_what_the_budget_has_left(tmp_path: Path) -> None:
-    items = planned(tmp_path, 4, Resources(cpus=2, gpus=0.25))
-    write_attempt(RunDirectory(tmp_path / "other-1"), 1, start=0, end=3600, gpus=("GPU-1",))
-
-    def minutes(settings: SlurmSettings, **policy: float) -> int:
-        (found,) = re.findall("--time=([0-9]+)\n", text(items, settings, Policy(**policy)))
-        return int(found)
-
-    settings = SlurmSettings(timeout_min=600, signal_before_s=60)
-    assert minutes(settings) == 600
-    assert minutes(settings, gpu_hours=3) == 122, "two hours for four runs on one GPU, and a minute to save"
-    assert minutes(settings, gpu_hours=100) == 600
-    assert minutes(settings, core_hours=10) == 62, "8 hours are left for 8 cores"
-    assert minutes(settings, gpu_hours=1) == 2, "nothing is left; the job ends by itself"
-
-
 def test_nothing_is_submitted_once_the_budget_is_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "controller_config", lambda: SimpleNamespace(max_array_size=1000))
     monkeypatch.setattr(backend, "live_code", lambda: CODE)

@@ -179,8 +179,8 @@ def test_a_stopped_rank_and_its_peer_are_killed_and_the_run_ends_well(
 
     monkeypatch.setattr("jobs.attempt.attempt.Heartbeat", watch)
 
-    def stop_a_rank(event: dispatch.Event) -> None:
-        if event.kind == "epoch" and not ranks:
+    def stop_a_rank(happening: str, *_: object) -> None:
+        if happening == "epoch" and not ranks:
             attempt = run.last_attempt()
             ranks.extend((read_json(run.worker_file(attempt, rank)) or {})["pid"] for rank in (0, 1))
             os.kill(ranks[stopped], signal.SIGSTOP)
@@ -193,8 +193,7 @@ def test_a_stopped_rank_and_its_peer_are_killed_and_the_run_ends_well(
         env={"SEQLM_HUNG_MINUTES": "10", "OMP_NUM_THREADS": "1"},
     )
     code = Code(path=Path(__file__).parents[3], commit=None, dirty=False, live=True)
-    for event in Dispatcher(LocalBackend(), code, options).dispatch([item]):
-        stop_a_rank(event)
+    Dispatcher(LocalBackend(), code, options).dispatch([item], stop_a_rank)
     assert ranks, "one was stopped"
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
     assert "no step for 10 min" in " ".join(end.message for end in run.failures())

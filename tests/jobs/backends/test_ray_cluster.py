@@ -305,8 +305,9 @@ for seed in range(4):
     run.create(spec.config, {"name": spec.name})
     items.append(plan(spec, run, run.observe(), has_checkpoint=False, retry=False))
 options = LaunchOptions(study_dir=study, worker=("-c", worker))
-ends = [event.observation.state for event in Dispatcher(backend, live_code(), options).dispatch(items)
-        if event.kind == "ended"]
+ends = []
+tell = lambda kind, item, seen: ends.append(seen.state) if kind == "ended" else None
+Dispatcher(backend, live_code(), options).dispatch(items, tell)
 lost = [path.read_text() for path in study.glob("*/attempts/*/exit.json")]
 print(ends, len(lost), all('"kind": "node"' in text and "does not see" in text for text in lost))
 backend.close()

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,13 @@ from rich.console import Console
 from jobs import terminal
 from jobs.cli.progress import StudyTable, Watcher, follow_launch, shortened
 from jobs.cli.view import RunView, StudyView
-from jobs.launch.dispatch import Event
+from jobs.launch.dispatch import Tell
 from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
 from seqlm.errors import FileError
 from seqlm.rundir import Observation
 from seqlm.state import State
+from tests.fakes import Event
 from tests.training.studies import make_config, make_run
 from tests.waiting import wait_for
 
@@ -171,7 +171,11 @@ LOST = Observation(state="failed", epoch=1, best_val_ppl=100.0, reason="node: ki
 
 
 def followed(study_dir: Path, *events: Event) -> None:
-    follow_launch(study_dir, "this machine", [events[0].planned], iter(events))
+    def dispatch(tell: Tell) -> None:
+        for event in events:
+            tell(*event)
+
+    follow_launch(study_dir, "this machine", [events[0].planned], dispatch)
 
 
 @pytest.mark.parametrize(
@@ -227,12 +231,12 @@ def test_a_file_that_cannot_be_read_for_a_moment_leaves_the_table_as_it_was(
             raise FileError("gone")
         return looks[-1]
 
-    def events() -> Iterator[Event]:
-        yield Event("started", item, LOST)
+    def dispatch(tell: Tell) -> None:
+        tell("started", item, LOST)
         wait_for(lambda: len(looks), "another look at the study", until=lambda count: count >= 2)
 
     monkeypatch.setattr(Watcher, "look", fails_at_last)
     item = planned_in(tmp_path / "s")
-    follow_launch(tmp_path / "s", "this machine", [item], events())
+    follow_launch(tmp_path / "s", "this machine", [item], dispatch)
     assert "s: 1 pending" in stream.getvalue().rpartition("one  starts")[2]
     assert "gone" not in stream.getvalue()

@@ -11,7 +11,6 @@ import pytest
 from jobs import terminal
 from jobs.cli.progress import Watcher, follow_launch, tell_skipped
 from jobs.cli.view import STATES, changes
-from jobs.launch.dispatch import Event
 from jobs.spec import RunSpec
 from jobs.study.studies import list_studies
 from seqlm.rundir import Observation, RunDirectory
@@ -88,6 +87,6 @@ def test_a_launch_names_the_first_run_in_each_state_that_it_skips(
 
 def test_the_lines_of_a_launch_say_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     item = make_planned(RunSpec(name="one", config=add(tmp_path / "s", "one").read_config()))
-    ended = Event("ended", item, Observation(state="stopped", epoch=1, best_val_ppl=180.0, reason=REASON))
-    follow_launch(tmp_path / "s", "here", [item], [ended])
+    seen = Observation(state="stopped", epoch=1, best_val_ppl=180.0, reason=REASON)
+    follow_launch(tmp_path / "s", "here", [item], lambda tell: tell("ended", item, seen))
     assert f"{REASON}  (1/1)" in capsys.readouterr().err.splitlines()[1]

@@ -26,7 +26,7 @@ from jobs.study.kept_code import Code
 from seqlm import ends
 from seqlm.config import RunConfig
 from seqlm.data.corpus import CorpusFacts, load_corpus
-from seqlm.errors import BackendError, CanaryError
+from seqlm.errors import CanaryError
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
 from tests.cancelling import cancel
@@ -232,9 +232,6 @@ def test_a_canary_that_loses_its_node_is_tried_once_more(tmp_path: Path) -> None
     assert len(hopeless.submissions) == 2
 
 
-# -- shares of a GPU -----------------------------------------------------------------------------------------------
-
-
 def test_a_canary_short_of_memory_is_told_of_and_not_made_to_fit(tmp_path: Path) -> None:
     def too_small(submission: Submission) -> int:
         fail(RunDirectory(submission.run_dir), {"kind": "oom", "message": "no memory"})
@@ -246,66 +243,6 @@ def test_a_canary_short_of_memory_is_told_of_and_not_made_to_fit(tmp_path: Path)
             check([trial(tmp_path, make_config())], tmp_path, backend)
         (submission,) = backend.submissions
         assert (submission.attempt, submission.env["SEQLM_MICRO_BATCHES"]) == (launches, "1")
-
-
-def card(submission: Submission) -> int:
-    return passes(submission, peak_memory_bytes=9 * GIB, device="H100", device_memory_bytes=80 * GIB)
-
-
-def shares(tmp_path: Path, sizes: dict[int, float | None], work: Any = card) -> list[str]:
-    """The packing of a pair whose canary is its largest run; on a fake without GPUs the shares are wishes alone."""
-    large = max(sizes)
-    first = trial(tmp_path, make_config(hidden_size=large), name="first")
-    check([first], tmp_path, FakeBackend(work))
-    wishes = [
-        trial(tmp_path, make_config(hidden_size=size), name=f"hidden{size}", gpus=share)
-        for size, share in sizes.items()
-    ]
-    resuming = [replace(item, action="resume") for item in wishes]
-    return check(resuming, tmp_path, FakeBackend(work))
-
-
-def test_a_run_that_needs_more_than_its_share_of_a_gpu_stops_the_launch_with_the_share_that_holds_it(
-    tmp_path: Path,
-) -> None:
-    with pytest.raises(BackendError) as caught:
-        shares(tmp_path, {64: 0.1})
-    assert str(caught.value) == (
-        "hidden64 needs 9.5 GiB, but its share of H100 is 0.1, 8.0 GiB; use resources.gpus = 0.12 or more"
-    )
-    shares(tmp_path, {64: 0.12})
-
-
-def test_the_need_of_a_smaller_run_is_scaled_by_the_estimates(tmp_path: Path) -> None:
-    shares(tmp_path, {64: 1, 16: 0.1})
-    with pytest.raises(BackendError, match=r"hidden16 needs .* is 0.01, 819.2 MiB"):
-        shares(tmp_path, {64: 1, 16: 0.01})
-
-
-def test_of_several_runs_the_one_that_lacks_most_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match=r"^hidden64 needs .*; 1 more need more than their share$"):
-        shares(tmp_path, {16: 0.01, 64: 0.05})
-
-
-def test_what_the_process_has_reserved_counts_rather_than_the_peak_of_its_tensors(tmp_path: Path) -> None:
-    def work(submission: Submission) -> int:
-        return passes(
-            submission, peak_memory_bytes=1, reserved_memory_bytes=9 * GIB, device="H100", device_memory_bytes=80 * GIB
-        )
-
-    with pytest.raises(BackendError, match=r"needs 9\.5 GiB"):
-        shares(tmp_path, {64: 0.1}, work)
-
-
-def test_the_memory_of_recorded_graphs_comes_on_top(tmp_path: Path) -> None:
-    memory = {"peak_memory_bytes": 9 * GIB, "graph_memory_bytes": 2 * GIB, "device_memory_bytes": 80 * GIB}
-    with pytest.raises(BackendError, match=r"needs 11\.5 GiB"):
-        shares(tmp_path, {64: 0.1}, lambda submission: passes(submission, device="H100", **memory))
-
-
-def test_whole_gpus_and_processors_are_not_shared_out(tmp_path: Path) -> None:
-    shares(tmp_path, {64: 1, 16: 0})
-    shares(tmp_path / "cpu", {64: 0.001}, passes)
 
 
 # -- in a launch ---------------------------------------------------------------------------------------------------
@@ -335,8 +272,8 @@ def submitted(
         policy=Policy(max_stalled_retries=0),
     )
     try:
-        with launched(specs, backend, options) as (_, events):
-            list(events)
+        with launched(specs, backend, options) as (_, dispatch):
+            dispatch(lambda *told: None)
     finally:
         names = [str(submission.run_dir.relative_to(study_dir)) for submission in backend.submissions]
     return [name.rpartition("-")[0] for name in names]

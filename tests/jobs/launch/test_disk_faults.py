@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 
 from jobs.launch import dispatch
-from jobs.launch.dispatch import Event
 from jobs.launch.prepare import plan_runs
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun, plan
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.budget import Budget
-from jobs.study.folder import at_work, launching, observe_study
+from jobs.study.folder import Observer, launching, observe_study
 from seqlm import ends
 from seqlm.environment import MICRO_BATCHES
 from seqlm.errors import FileError
@@ -27,7 +26,7 @@ from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import write_attempt
 from tests.cancelling import cancel
 from tests.facts import launch_again
-from tests.fakes import FakeBackend
+from tests.fakes import Event, FakeBackend
 from tests.faults import ChangeFaults, LookFaults
 from tests.jobs.launch.test_dispatch import finish, run_all, todo
 from tests.training.studies import make_config
@@ -120,7 +119,7 @@ def test_a_live_launcher_and_a_live_worker_are_seen_or_an_error(tmp_path: Path) 
     def look(study: Path) -> tuple[bool, str]:
         (run,) = RunDirectory.unordered_in(study)
         with launching(study), exclusive_lock(run.worker_lock_file, "busy"):
-            return at_work(study).launcher is not None, run.observe().state
+            return Observer(study).launcher is not None, run.observe().state
 
     def started_again(study: Path) -> RunDirectory:
         run = interrupted(study)

@@ -12,7 +12,7 @@ import pytest
 from jobs.attempt.attempt import Attempt
 from jobs.attempt.supervisor import Ended
 from jobs.launch import dispatch, job
-from jobs.launch.dispatch import Dispatcher, Event
+from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import plan_runs, resolve_resources
 from jobs.manifests.policy import Policy
@@ -27,7 +27,7 @@ from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind, State
 from tests.cancelling import cancel
 from tests.facts import fail, failure_of, launch_again
-from tests.fakes import FakeBackend
+from tests.fakes import Event, FakeBackend
 from tests.training.studies import make_config
 
 
@@ -106,9 +106,7 @@ def run_all(
     for item in [] if is_requested else items:
         launch_again(item.run, settings.policy.to_dict())
     dispatcher = Dispatcher(backend, code, settings, writes_queue=writes_queue)
-    with contextlib.closing(dispatcher.dispatch(items)) as events:
-        for event in events:
-            on_event(event)
+    dispatcher.dispatch(items, lambda *told: on_event(Event(*told)))
 
 
 def test_a_run_whose_room_is_gone_when_it_is_submitted_waits_in_its_place(tmp_path: Path) -> None:
@@ -275,7 +273,7 @@ def test_an_error_of_the_backend_while_workers_stop_leaves_none_unasked(
 def test_a_worker_that_cannot_be_killed_is_one_line_and_holds_nobody_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(job, "KILL_SECONDS", 0.05)
+    monkeypatch.setattr(dispatch, "KILL_SECONDS", 0.05)
     backend = FakeBackend(finish, ends=False)
     backend.can_be_killed = False
     with pytest.raises(KeyboardInterrupt):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs.launch import dispatch
-from jobs.launch.dispatch import Dispatcher, Event
+from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import LaunchOptions
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun, plan
@@ -23,7 +23,7 @@ from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import write_attempt
 from tests.facts import fail
-from tests.fakes import FakeBackend, make_estimate
+from tests.fakes import Event, FakeBackend, make_estimate
 from tests.training.studies import make_config
 
 HOUR = 3600.0
@@ -75,11 +75,14 @@ def launch(
     code = Code(path=Path("/code"), commit=None, dirty=False, live=False)
     options = LaunchOptions(study_dir=study, worker=("worker",), policy=Policy(**limits))
     found = []
-    with contextlib.closing(Dispatcher(backend, code, options).dispatch(items)) as events:
-        for event in events:
-            on_event(event)
-            if event.kind == "ended":
-                found.append((event.planned.spec.name, event.observation.state, event.observation.reason))
+
+    def tell(*told: Any) -> None:
+        event = Event(*told)
+        on_event(event)
+        if event.kind == "ended":
+            found.append((event.planned.spec.name, event.observation.state, event.observation.reason))
+
+    Dispatcher(backend, code, options).dispatch(items, tell)
     return found
 
 

@@ -11,14 +11,13 @@ from typing import Any, final
 import pytest
 
 from jobs.launch import dispatch
-from jobs.launch.dispatch import Event
 from jobs.manifests.policy import Policy
 from jobs.spec import Submission
 from seqlm import ends, rundir
 from seqlm.errors import FileError
 from seqlm.files import write_json_lines
 from tests.cancelling import cancel
-from tests.fakes import FakeBackend
+from tests.fakes import Event, FakeBackend
 from tests.jobs.launch.test_dispatch import finish, run_all, todo
 
 METRICS = [{"epoch": 0, "val_ppl": 9.0}]

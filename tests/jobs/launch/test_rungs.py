@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from jobs.launch import dispatch
-from jobs.launch.dispatch import Event
 from jobs.launch.prepare import plan_runs
 from jobs.plan.planned import PlannedRun, plan
 from jobs.spec import Resources, RunSpec, Submission
@@ -21,7 +20,7 @@ from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
 from seqlm.search import Search, decide
 from seqlm.state import State
-from tests.fakes import FakeBackend
+from tests.fakes import Event, FakeBackend
 from tests.jobs.launch.test_dispatch import run_all
 from tests.training.studies import make_config
 

@@ -93,8 +93,7 @@ def launch_locally(folder: Path, worker: tuple[str, str], policy: Policy, *, bat
         options = LaunchOptions(study_dir=folder, worker=worker, policy=policy)
         planned = plan(spec, run, run.observe(), has_checkpoint=False, retry=True)
         launch_again(run, policy.to_dict())
-        for _ in Dispatcher(backend, code, options, writes_queue=False).dispatch([planned]):
-            pass
+        Dispatcher(backend, code, options, writes_queue=False).dispatch([planned])
     finally:
         backend.close()
     return run

@@ -1,22 +1,18 @@
 from __future__ import annotations
 
 import io
-import json
 import os
-import signal
 import socket
-import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import pytest
 
 import launch
 from jobs.study import cancel
-from jobs.study.cancel import group_to_signal, mark, wait_until_stopped
+from jobs.study.cancel import mark, wait_until_stopped
 from jobs.study.folder import launching, observe_study, write_queue
 from jobs.study.squeue import Scheduler
 from seqlm import lease, processes
@@ -27,7 +23,6 @@ from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from seqlm.state import View
 from slurm import backend as slurm_backend
-from tests import commands
 from tests.facts import fail, failure_of
 from tests.jobs.study.test_study import make_study
 from tests.slurm_jobs import write_jobs
@@ -69,6 +64,11 @@ def cancel_all(study_dir: Path) -> dict[str, str | None]:
     return {one.observed.name: one.problem for one in marked}
 
 
+def stays(host: str, pid: int) -> str:
+    who = f"its worker on {host} (process {pid})"
+    return f"marked as cancelled, but {who} has not stopped yet; see status, and end it there if it hangs"
+
+
 # -- marks, and waiting ------------------------------------------------------------------------------------------------
 
 
@@ -97,10 +97,9 @@ def test_every_run_is_marked_before_any_is_waited_for_and_all_are_waited_for_tog
     for run in runs:
         claim_elsewhere(run)
     problems = cancel_all(tmp_path / "s")
-    line = "marked as cancelled, but its worker on elsewhere has not stopped yet; see status"
-    assert problems == dict.fromkeys(("run1", "run2", "run3"), line)
+    assert problems == dict.fromkeys(("run1", "run2", "run3"), stays("elsewhere", os.getpid()))
     assert all(run.is_cancelled() for run in runs), "which those workers will see"
-    assert clock.now == pytest.approx(cancel.LAUNCHER_SECONDS, abs=1), "once, not for each"
+    assert clock.now == pytest.approx(cancel.STOP_SECONDS, abs=1), "once, not for each"
 
 
 def test_a_request_that_cannot_be_written_is_one_line_and_cancels_nothing(
@@ -159,16 +158,6 @@ def test_a_worker_whose_lock_is_not_seen_is_cancelled_by_the_mark_and_waited_for
     assert run.observe().state == "cancelled"
 
 
-def test_a_lease_of_a_host_with_this_name_has_no_process_group_and_gets_no_signal(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (run,) = make_study(tmp_path / "s", 1)
-    claim_elsewhere(run, name=socket.gethostname())
-    monkeypatch.setattr(os, "killpg", lambda group, number: pytest.fail("a signal"))
-    line = f"marked as cancelled, but its worker on {socket.gethostname()} has not stopped yet; see status"
-    assert cancel_all(tmp_path / "s") == {"run1": line}
-
-
 def test_a_controller_that_does_not_answer_is_the_problem_of_runs_with_jobs_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,135 +177,18 @@ def test_a_controller_that_does_not_answer_is_the_problem_of_runs_with_jobs_alon
     assert all(run.is_cancelled() for run in runs)
 
 
-# -- signals -----------------------------------------------------------------------------------------------------------
-
-WORK = """
-import os, signal, sys
-from pathlib import Path
-from seqlm.lease import Terms, claim
-from seqlm.locks import exclusive_lock
-from seqlm.requests import file_request
-from seqlm.rundir import RunDirectory
-run = RunDirectory(Path(sys.argv[1]))
-if sys.argv[2] == "deaf":
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-user = int(sys.argv[3])
-with exclusive_lock(run.worker_lock_file, "busy"):
-    claim(run.lease_dir, attempt=1, busy="busy", terms=Terms())
-    if user:
-        os.setresuid(user, user, user)
-    print("works", flush=True)
-    sys.stdin.read()
-"""
-
-
-def start_worker(run: RunDirectory, *, user: int = 0, how: str = "obeys") -> subprocess.Popen[str]:
-    argv = [sys.executable, "-c", WORK, str(run.path), how, str(user)]
-    worker = commands.start(argv, stdin=subprocess.PIPE, process_group=0)
-    assert commands.next_line(worker) == "works\n", commands.finish(worker)[1]
-    return worker
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
     return make_study(tmp_path / "s", 1)[0]
 
 
-@pytest.mark.process
-@pytest.mark.parametrize(("how", "ends_by"), [("obeys", signal.SIGTERM), ("deaf", signal.SIGKILL)])
-def test_a_worker_without_a_launcher_is_stopped_and_one_that_does_not_obey_is_killed(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, how: str, ends_by: signal.Signals
+def test_a_process_that_keeps_the_lock_is_named_and_gets_no_signal(
+    run: RunDirectory, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cancel, "STOP_SECONDS", 1.0)
-    worker = start_worker(run, how=how)
-    assert cancel_all(run.path.parent) == {"run1": None}
-    commands.finish(worker)
-    assert worker.returncode == -ends_by
-    assert run.observe().state == "cancelled"
-
-
-@pytest.fixture
-def worker(run: RunDirectory) -> Iterator[subprocess.Popen[str]]:
-    """A worker that holds the lock of the run, and whose group is found until something about it is wrong."""
-    worker = start_worker(run)
-    assert group_to_signal(run) == worker.pid
-    yield worker
-    worker.kill()
-    commands.finish(worker)
-
-
-@pytest.mark.process
-@pytest.mark.parametrize("group", [1, 0, -1, True, None, "7", 2**40, 2])
-def test_no_signal_goes_to_another_group_than_that_of_the_worker(
-    run: RunDirectory, worker: subprocess.Popen[str], group: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    record = {"pid": worker.pid, "process_group": group, "host": socket.gethostname()}
-    run.worker_lock_file.write_text(json.dumps(record))
-    monkeypatch.setattr(os, "killpg", lambda group, number: pytest.fail(f"signal {number} to group {group}"))
-    line = f"marked as cancelled, but its worker on {socket.gethostname()} has not stopped yet; see status"
-    assert cancel_all(run.path.parent) == {"run1": line}
-
-
-@pytest.mark.process
-@pytest.mark.parametrize("pid", [1, 0, -1, 2**40, "1", None])
-def test_no_signal_goes_to_a_process_that_does_not_hold_the_lock(
-    run: RunDirectory, worker: subprocess.Popen[str], pid: Any
-) -> None:
-    record = {"pid": pid, "process_group": worker.pid, "host": socket.gethostname()}
-    run.worker_lock_file.write_text(json.dumps(record))
-    assert group_to_signal(run) is None
-    other = commands.start([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, process_group=0)
-    run.worker_lock_file.write_text(json.dumps({**record, "pid": other.pid, "process_group": other.pid}))
-    assert group_to_signal(run) is None
-
-
-@pytest.mark.process
-def test_no_signal_goes_to_a_process_that_only_reads_the_lock_file(
-    run: RunDirectory, worker: subprocess.Popen[str]
-) -> None:
-    code = "import sys; f = open(sys.argv[1]); print('reads', flush=True); input()"
-    reader = commands.start([sys.executable, "-c", code, run.worker_lock_file], stdin=subprocess.PIPE, process_group=0)
-    assert commands.next_line(reader) == "reads\n"
-    record = {"pid": reader.pid, "process_group": reader.pid, "host": socket.gethostname()}
-    run.worker_lock_file.write_text(json.dumps(record))
-    assert group_to_signal(run) is None
-
-
-@pytest.mark.process
-@pytest.mark.parametrize("key", ["boot_id", "process_start", "host"])
-@pytest.mark.parametrize("where", ["lock", "lease"])
-def test_no_signal_goes_to_a_process_of_which_a_record_says_something_untrue(
-    run: RunDirectory, worker: subprocess.Popen[str], key: str, where: str
-) -> None:
-    file = run.worker_lock_file if where == "lock" else run.lease_dir / "000001.json"
-    record = json.loads(file.read_text())
-    file.write_text(json.dumps({**record, key: "another"}))
-    assert group_to_signal(run) is None
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    start = int(Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[19])
-    truth = {"boot_id": boot, "process_start": start, "host": socket.gethostname()}
-    file.write_text(json.dumps({**record, **truth}))
-    assert group_to_signal(run) == worker.pid
-
-
-@pytest.mark.process
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may play two users")
-@pytest.mark.parametrize("theirs", ["file", "process", "both"])
-def test_root_sends_no_signal_to_the_worker_of_somebody_else(tmp_path: Path, theirs: str) -> None:
-    nobody = 65534
-    (run,) = make_study(tmp_path / "s", 1)
-    worker = start_worker(run, user=0 if theirs == "file" else nobody)
-    if theirs != "process":
-        os.chown(run.worker_lock_file, nobody, nobody)
-    assert group_to_signal(run) is None
-    if theirs == "file":
-        os.chown(run.worker_lock_file, 0, 0)
-        assert group_to_signal(run) == worker.pid
-
-
-def test_no_signal_goes_to_the_callers_own_group(run: RunDirectory) -> None:
+    for name in ("kill", "killpg"):
+        monkeypatch.setattr(os, name, lambda number, signal: pytest.fail("a signal") if signal else None)
     with exclusive_lock(run.worker_lock_file, "busy"):
-        assert group_to_signal(run) is None
+        assert cancel_all(run.path.parent) == {"run1": stays(socket.gethostname(), os.getpid())}
 
 
 # -- asking ------------------------------------------------------------------------------------------------------------

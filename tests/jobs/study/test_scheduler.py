@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.study import squeue
-from jobs.study.folder import AtWork, at_work, observe_run, read_jobs
+from jobs.study.folder import Observer, read_jobs
 from jobs.study.squeue import Scheduler, job_state, parents, read_sacct, read_squeue
 from seqlm.files import write_json
 from seqlm.requests import file_request
@@ -201,10 +201,12 @@ def test_the_arrays_of_jobs_are_named_once() -> None:
 )
 def test_a_job_tells_what_its_run_does_not(tmp_path: Path, job: View, state: str, reason: str | None) -> None:
     run = make_run(tmp_path / "run", make_config())
-    seen = observe_run(run, AtWork(jobs={run.id: job}))
+    observer = Observer(tmp_path)
+    observer.jobs = {run.id: job}
+    seen = observer.observe(run)
     assert (seen.state, seen.reason) == (state, reason)
     write_json(run.result_file, {})
-    assert observe_run(run, AtWork(jobs={run.id: job})).state == "done", "its own word goes first"
+    assert observer.observe(run).state == "done", "its own word goes first"
 
 
 @pytest.mark.process
@@ -215,7 +217,7 @@ def test_only_runs_that_have_not_spoken_are_asked_about(room: Path) -> None:
     write_jobs(study, {run.id: f"7_{number}" for number, run in enumerate(runs)})
     fail(runs[1], {"kind": "diverged", "message": "nan"})
     program(room, "squeue", says="7_2|PENDING|Resources\n")
-    assert list(at_work(study).jobs) == ["c-3"]
+    assert list(Observer(study).jobs) == ["c-3"]
 
 
 def test_the_newest_request_that_names_a_run_says_whose_it_is(tmp_path: Path) -> None:
@@ -232,5 +234,5 @@ def test_the_newest_request_that_names_a_run_says_whose_it_is(tmp_path: Path) ->
 def test_a_study_without_jobs_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Scheduler, "_call", lambda *_: pytest.fail("asked"))
     make_run(tmp_path / "s" / "a-1", make_config())
-    assert at_work(tmp_path / "s") == AtWork()
+    assert not Observer(tmp_path / "s").jobs
     assert RunDirectory(tmp_path / "s" / "a-1").observe().state == "pending"

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from jobs.manifests.policy import Policy
-from jobs.study.folder import AtWork, launching, look_at, write_queue
+from jobs.study.folder import Observer, launching, write_queue
 from jobs.study.logs import follow_logs
 from jobs.study.squeue import Scheduler
 from seqlm.files import write_json
@@ -37,7 +37,9 @@ class Following:
     def __init__(self, run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
         self._looks = self._wanted = 0
         monkeypatch.setattr("jobs.study.logs.time", SimpleNamespace(sleep=self._pause))
-        self._thread = threading.Thread(target=lambda: follow_logs(look_at(run, AtWork()), 20), daemon=True)
+        self._thread = threading.Thread(
+            target=lambda: follow_logs(Observer(run.path.parent).look_at(run), 20), daemon=True
+        )
 
     def _pause(self, _: float) -> None:
         self._looks += 1
@@ -95,8 +97,9 @@ def test_following_the_logs_of_a_run_touches_no_other_run(tmp_path: Path, monkey
             write_json(run.result_file, {})
 
     monkeypatch.setattr("jobs.study.logs.time", SimpleNamespace(sleep=pause))
+    seen = Observer(study).look_at(run)
     touched = Touched(monkeypatch)
-    follow_logs(look_at(run, AtWork()), 20)
+    follow_logs(seen, 20)
     assert pauses == [1.0] * 3
     assert touched.below(run.path)
     assert touched.below(other.path) == []
@@ -118,5 +121,5 @@ def test_followed_logs_hold_what_was_written_while_their_end_was_printed(
 
     monkeypatch.setattr(sys.stdout, "write", write)
     monkeypatch.setattr("jobs.study.logs.time", SimpleNamespace(sleep=lambda seconds: write_json(run.result_file, {})))
-    follow_logs(look_at(run, AtWork()), 20)
+    follow_logs(Observer(run.path.parent).look_at(run), 20)
     assert capsys.readouterr().out.splitlines()[1:] == ["before", "meanwhile"]
