@@ -67,7 +67,7 @@ def logs(arguments: Arguments) -> tuple[Any, int]:
             raise UsageError(f"--follow: expected one run, got {len(runs)}; name it: logs {arguments.study} RUN -f")
         follow_logs(runs[0], arguments.lines)
         return None, 0
-    records = [print_log(run, arguments.lines, terminal.results()) for run in runs]
+    records = [print_log(run, arguments.lines, terminal.results())[0] for run in runs]
     return {"study": study_dir.name, "runs": records}, 0
 
 

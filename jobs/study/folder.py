@@ -296,12 +296,9 @@ _JOB = re.compile(r"[0-9]{1,18}")
 def read_jobs(study_dir: Path) -> dict[str, str]:
     """Return the job id of each run whose newest request went to a scheduler, by run id."""
     newest = Requests(study_dir).by_run()
-    found: dict[str, str] = {}
-    for request in {request.number: request for request in newest.values()}.values():
-        if request.record.get("backend") == "slurm":
-            jobs = _jobs_of(request)
-            found |= {run_id: job for run_id, job in jobs.items() if newest[run_id] is request}
-    return found
+    requests = {request.number: request for request in newest.values() if request.record.get("backend") == "slurm"}
+    jobs = ((request, run_id, job) for request in requests.values() for run_id, job in _jobs_of(request))
+    return {run_id: job for request, run_id, job in jobs if newest.get(run_id) is request}
 
 
 def open_jobs(study_dir: Path, ids: Collection[str] | None = None) -> dict[str, str]:
@@ -313,9 +310,8 @@ def open_jobs(study_dir: Path, ids: Collection[str] | None = None) -> dict[str, 
     }
 
 
-def _jobs_of(request: Request) -> dict[str, str]:
-    """Return the job id of each run of a request, as far as arrays have been submitted."""
-    found: dict[str, str] = {}
+def _jobs_of(request: Request) -> Iterator[tuple[str, str]]:
+    """Yield each run of a request and its job, as far as arrays have been submitted."""
     plan_file = request.folder / PLAN_FILE
     for number, array in enumerate((read_json(plan_file) or {}).get("arrays", [])):
         path = request.folder / ARRAY_FILE.format(number)
@@ -326,9 +322,7 @@ def _jobs_of(request: Request) -> dict[str, str]:
             raise DamagedFileError(f"{path} is damaged (expected the id of a job, got {str(job)[:40]!r}); move it away")
         if not fits(list[list[str]], jobs := array.get("jobs")):
             raise DamagedFileError(f"{plan_file} is damaged (expected the runs of each job); move it away")
-        for index, runs in enumerate(jobs):
-            found |= {run_id: f"{job}_{index}" for run_id in runs if run_id in request.runs}
-    return found
+        yield from ((run_id, f"{job}_{index}") for index, runs in enumerate(jobs) for run_id in runs)
 
 
 def queue_file(study_dir: Path) -> Path:

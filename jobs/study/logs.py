@@ -10,7 +10,6 @@ import contextlib
 import os
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,29 +25,27 @@ LARGEST_TAIL = 4 * 2**20
 """Bytes read from the end of a log to find its last lines. Longer lines are cut."""
 
 
-def print_log(run: ObservedRun, lines: int, stream: TextIO) -> dict[str, Any]:
-    """Print the last ``lines`` lines that the latest attempt wrote to stdout and stderr, and return them as data."""
-    if not run.run.last_attempt():
-        canary = RunDirectory.canary(run.run.path.parent, run.run.id)
-        if canary.last_attempt():
-            run = replace(run, run=canary, name=f"{run.name}, canary")
-    return _print_tails(run, run.run.last_attempt(), lines, stream)[0]
+def print_log(run: ObservedRun, lines: int, stream: TextIO) -> tuple[dict[str, Any], dict[Path, int]]:
+    """Print the last ``lines`` lines that the latest attempt wrote to stdout and stderr.
 
-
-def _print_tails(run: ObservedRun, attempt: int, lines: int, stream: TextIO) -> tuple[dict[str, Any], dict[Path, int]]:
-    """Print the last lines of an attempt's logs; return them as data, and the positions up to which they were read."""
-    record: dict[str, Any] = {"name": run.name, "id": run.run.id, "attempt": None, "stdout": [], "stderr": []}
+    Returns them as data, and the positions up to which the logs were read.
+    """
+    folder, name = run.run, run.name
+    if not folder.last_attempt():
+        canary = RunDirectory.canary(folder.path.parent, folder.id)
+        folder, name = (canary, f"{name}, canary") if canary.last_attempt() else (folder, name)
+    attempt, positions = folder.last_attempt(), dict[Path, int]()
+    record: dict[str, Any] = {"name": name, "id": folder.id, "attempt": attempt or None, "stdout": [], "stderr": []}
     if not attempt:
         why = run.observation.reason
-        print(printable(f"== {run.name}: no attempt yet{f': {why}' if why else ''}"), file=stream)
-        return record, {}
-    record["attempt"], positions = attempt, {}
-    print(printable(f"== {run.name}, attempt {attempt}: {run.run.attempt_dir(attempt)}"), file=stream)
-    for name, path in (("stdout", run.run.stdout_log(attempt)), ("stderr", run.run.stderr_log(attempt))):
+        print(printable(f"== {name}: no attempt yet{f': {why}' if why else ''}"), file=stream)
+        return record, positions
+    print(printable(f"== {name}, attempt {attempt}: {folder.attempt_dir(attempt)}"), file=stream)
+    for output, path in (("stdout", folder.stdout_log(attempt)), ("stderr", folder.stderr_log(attempt))):
         raw, positions[path] = _tail(path)
-        record[name] = _lines(raw)[-lines:]
-        for line in record[name]:
-            print(printable(line if name == "stdout" else f"stderr: {line}"), file=stream)
+        record[output] = _lines(raw)[-lines:]
+        for line in record[output]:
+            print(printable(line if output == "stdout" else f"stderr: {line}"), file=stream)
     return record, positions
 
 
@@ -62,8 +59,8 @@ def follow_logs(run: ObservedRun, lines: int) -> None:
         observer = Observer(run.run.path.parent, scheduler, [run.run.id])
         over = observer.is_over(observer.observe(run.run))
         if newest > attempt:
-            attempt = newest
-            _, positions = _print_tails(run, attempt, lines, sys.stdout)
+            record, positions = print_log(run, lines, sys.stdout)
+            attempt = record["attempt"]
         for path, position in positions.items():
             positions[path] = _print_from(path, position, rest=over)
         if over:

@@ -187,12 +187,12 @@ def test_logs_are_those_of_the_latest_attempt(tmp_path: Path) -> None:
     (run,) = make_study(tmp_path / "s", 1)
     (observed,) = observe_study(tmp_path / "s")
     stream = io.StringIO()
-    assert print_log(observed, 2, stream)["attempt"] is None
+    assert print_log(observed, 2, stream)[0]["attempt"] is None
     for attempt in (1, 2):
         run.attempt_dir(attempt).mkdir(parents=True)
         run.stdout_log(attempt).write_text("".join(f"attempt {attempt} line {n}\n" for n in range(5)))
     run.stderr_log(2).write_text("a warning\n")
-    record = print_log(observed, 2, stream)
+    record, _ = print_log(observed, 2, stream)
     assert record["stdout"] == ["attempt 2 line 3", "attempt 2 line 4"]
     assert record["stderr"] == ["a warning"]
     assert "stderr: a warning" in stream.getvalue()
