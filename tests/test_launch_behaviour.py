@@ -296,11 +296,8 @@ def test_a_report_on_another_users_study_computes_only_if_asked(study: Study, mo
 
 
 @pytest.mark.process
-def test_a_report_on_an_unpacked_study_runs_nothing_and_keeps_no_file_of_the_checkout(
-    study: Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_on_an_unpacked_study_runs_nothing(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(study.folder / "of-another-user"))
-    write_json(study.path / "study.json", {"untracked": [".gitignore"]})
     code, out, err = study("report", "small")
     assert (code, out) == (0, "runs/small/report/index.html\n"), err
     assert len(err.splitlines()) == 1
@@ -308,7 +305,6 @@ def test_a_report_on_an_unpacked_study_runs_nothing_and_keeps_no_file_of_the_che
     assert not (study.path / "behaviour").exists()
     code, _, err = study("report", "small", "--behaviour")
     assert (code, study.attempts()) == (0, {"rnn-a": 0, "rnn-b": 1, "gru": 1}), err
-    assert "study.untracked" in err
     assert distrusted(study.path) is not None
 
 

@@ -23,7 +23,7 @@ from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch, named_run
 from jobs.launch.changes import edited_models
 from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import find_data
-from jobs.plan.record import kept_manifest, kept_policy, kept_search, kept_untracked, record_of
+from jobs.plan.record import kept_manifest, kept_policy, kept_search, record_of
 from jobs.spec import RunSpec
 from jobs.study.folder import find_study, is_behaviour_study, observe_study, study_name
 from jobs.study.kept_code import distrust
@@ -49,7 +49,6 @@ def run(arguments: Arguments) -> tuple[Any, int]:
         record=record_of(manifest, specs, data),
         policy=manifest.policy,
         search=manifest.search,
-        untracked=manifest.untracked,
     )
     specs = [replace(spec, command=[*alone, f"name={spec.name}", *changes, *paths]) for spec in specs]
     return train(arguments, specs, options, choose(arguments, manifest))
@@ -82,7 +81,6 @@ def retry(arguments: Arguments) -> tuple[Any, int]:
         retry=True,
         policy=kept_policy(study_dir, terminal.tell),
         search=kept_search(study_dir, terminal.tell),
-        untracked=kept_untracked(study_dir, terminal.tell),
     )
     return train(arguments, specs, options, choose_again(study_dir, chosen, arguments))
 
@@ -185,9 +183,7 @@ def compute_missing_behaviour(study_dir: Path, *, asked: bool) -> list[dict[str,
     if is_behaviour_study(study_dir):
         return []
     try:
-        problem = None if asked else distrusted(study_dir)
-        if not asked:
-            problem = problem or distrust(study_dir, untracked=kept_untracked(study_dir, terminal.tell))
+        problem = None if asked else distrusted(study_dir) or distrust(study_dir)
         if problem is not None:
             terminal.tell(f"behaviour is left as it is: {problem}; --behaviour computes what is missing")
             return []

@@ -17,7 +17,7 @@ from jobs import terminal
 from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import find_data
 from jobs.manifests.filters import select
-from jobs.plan.record import kept_policy, kept_untracked
+from jobs.plan.record import kept_policy
 from jobs.spec import RunSpec
 from jobs.study.folder import ObservedRun, Observer, observe_study
 from seqlm.config import DataConfig, RunConfig
@@ -250,7 +250,6 @@ class BehaviourLaunch:
             study_dir=self.study_dir / BEHAVIOUR_FOLDER,
             worker=("-m", WORKER),
             code_dir=self.study_dir,
-            untracked=kept_untracked(self.study_dir, terminal.tell),
             tasks=self.tasks,
             canary=False,
             # It has no micro-batches, and the budget is for training.

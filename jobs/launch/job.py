@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,6 @@ class LaunchOptions:
     """Run id -> content of ``task.json``, for jobs that do not train. They run again, however they ended before."""
     live_code: bool = False
     """Run workers from the working tree instead of the copy kept with the study."""
-    untracked: Sequence[str] = ()
-    """Files to keep with the code although git does not track them."""
     retry: bool = False
     """Also launch runs that failed, were cancelled, or were stopped by a search."""
     max_parallel: int | None = None

@@ -248,10 +248,7 @@ def _request(todo: list[PlannedRun], specs: Sequence[RunSpec], target: Backend, 
         with contextlib.suppress(FileError):  # its hours then count as those of an interrupted attempt
             record_what_scheduler_knows(item)
     keep_files([item.spec for item in todo], study_dir)
-    if options.live_code:
-        code = live_code()
-    else:
-        code = keep_code(options.code_dir or study_dir, untracked=options.untracked, tell=terminal.tell)
+    code = live_code() if options.live_code else keep_code(options.code_dir or study_dir, tell=terminal.tell)
     requested = {spec.fingerprint: spec for spec in specs}
     plan = {
         item.run.id: {

@@ -49,7 +49,10 @@ class StudyTable(Table):
     """``[study]``."""
 
     NAME = "study"
-    NO_KEYS: ClassVar[Mapping[str, str]] = {"seeds": f'unknown key "{{name}}"{_SEEDS}'}
+    NO_KEYS: ClassVar[Mapping[str, str]] = {
+        "seeds": f'unknown key "{{name}}"{_SEEDS}',
+        "untracked": "{name}: no such key any more; `git add` the files, and the study keeps them",
+    }
 
     name: Name
     """Name of the study and of its folder `runs/<name>/`: up to 80 letters, digits, `.`, `_` and `-`, not starting with
@@ -60,9 +63,6 @@ class StudyTable(Table):
     backend: _Backend | None = None
     """Where runs are sent; without it, Ray if it is installed, else local processes. `--backend` and `SEQLM_BACKEND`
     override it."""
-    untracked: Annotated[tuple[Annotated[str, Valid(least=1)], ...], Valid("a list of files")] = ()
-    """Files of the code that git does not track and runs need, such as `["seqlm/new.py"]`, relative to the folder of
-    `launch.py`. They are kept in `code/` and sent to Ray."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,8 +64,6 @@ class Manifest:
     """The manifest's file."""
     data_path: Path | None
     """Absolute path of the corpus (``[study] data``). ``None``: the manifest gives no path."""
-    untracked: tuple[str, ...]
-    """Files to keep with the code although git does not track them (``[study] untracked``)."""
     backend_name: str | None
     """Name of the backend (``[study] backend``). ``None``: the manifest names no backend."""
     backend: Mapping[str, Mapping[str, Any]]
@@ -142,7 +140,6 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
         study=file.study.name,
         path=path,
         data_path=(file.folder / Path(data).expanduser()).resolve() if data else None,
-        untracked=file.study.untracked,
         backend_name=file.study.backend,
         backend=file.backend,
         policy=file.policy,

@@ -29,7 +29,6 @@ from seqlm.files import read_json, write_json
 from seqlm.run_layout import STUDY_FORMAT, study_record_file
 from seqlm.schema import read
 from seqlm.search import Search
-from seqlm.trust import distrusted
 
 PLAN = ("planned", "excluded", "expectations", "groups", "notes", "samples")
 """Sections whose entries belong to a manifest each."""
@@ -98,7 +97,6 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
         "notes": [{"part": part, "text": text, **named} for part, text in manifest.notes.items()],
         "samples": [{**sample, **named} for sample in manifest.samples],
         "behaviour": list(dict.fromkeys(known[name] for name in manifest.behaviour for known in (prints, launched))),
-        "untracked": list(manifest.untracked),
         "policy": manifest.policy.to_dict(),
         "search": None if manifest.search is None else manifest.search.to_dict(),
         "backend": {name: _without_secrets(table) for name, table in manifest.backend.items()},
@@ -218,22 +216,6 @@ def kept_manifest(study_dir: Path) -> Path:
     with contextlib.suppress(FileError):
         found = read_json(study_record_file(study_dir)) or {}
     return Path(str(found.get("folder", "")), str(found.get("manifest", "")))
-
-
-def kept_untracked(study_dir: Path, tell: Callable[[str], None]) -> tuple[str, ...]:
-    """Return ``study.untracked`` of a study's last launch from a manifest; empty if the record is damaged.
-
-    That of a study which this user has not launched is not used: it names files of this checkout. This function does
-    not warn of damage, since :func:`kept_policy` reads the same file and does.
-    """
-    found = None
-    with contextlib.suppress(FileError):
-        found = (read_json(study_record_file(study_dir)) or {}).get("untracked")
-    files = tuple(file for file in found if isinstance(file, str)) if isinstance(found, list) else ()
-    if files and (why := distrusted(study_dir)):
-        tell(f"warning: {why}; the files of study.untracked are not kept with its code; `run` its manifest for that")
-        return ()
-    return files
 
 
 def _kept(study_dir: Path, section: str, tell: Callable[[str], None]) -> Mapping[str, Any]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import seqlm
-from seqlm.errors import DamagedFileError, FileError, UsageError
+from seqlm.errors import DamagedFileError, FileError
 from seqlm.files import flush, folder_beside, make_directory, read_json, write_json
 from seqlm.reading import below, exists, is_file, is_folder, is_link, listed, read_bytes
 
@@ -45,7 +45,7 @@ class Code:
     commit: str | None
     """Git commit. ``None`` outside a git checkout."""
     dirty: bool
-    """Whether files of the code differ from the commit, or untracked files are kept as well."""
+    """Whether files of the code differ from the commit."""
     live: bool
     """Whether workers run from the working tree itself."""
 
@@ -65,9 +65,7 @@ def live_code() -> Code:
     return Code(path=root, commit=origin["commit"], dirty=origin["dirty"], live=True)
 
 
-def keep_code(
-    study_dir: Path, *, untracked: Sequence[str] = (), tell: Callable[[str], None] = lambda line: None
-) -> Code:
+def keep_code(study_dir: Path, *, tell: Callable[[str], None] = lambda line: None) -> Code:
     """Copy the code into ``<study>/code/<commit>`` unless the same code is already there, and return the copy.
 
     From a git checkout, copies the tracked files of ``KEPT`` with their uncommitted changes. Files that git does not
@@ -75,14 +73,12 @@ def keep_code(
     A modified tree gets a separate folder, named by the commit and a digest of the content. If the running code is
     itself a copy, as on a cluster, the name of that copy is kept.
 
-    ``untracked`` are files to keep that git does not track, relative to the checkout. ``tell`` is called with a warning
-    if modules are left out, or if an existing copy has other content.
+    ``tell`` is called with a warning if modules are left out, or if an existing copy has other content.
 
     Raises:
-        UsageError: a file of ``untracked`` does not exist.
         FileError: the copy cannot be read or written.
     """
-    root, origin = _to_keep(untracked, tell)
+    root, origin = _to_keep(tell)
     target = study_dir.absolute() / "code" / origin["name"]
     try:
         wrong = _difference(target, origin) if exists(target) or is_link(target) else None
@@ -100,7 +96,7 @@ def keep_code(
     return Code(path=target, commit=origin["commit"], dirty=origin["dirty"], live=False)
 
 
-def distrust(study_dir: Path, *, untracked: Sequence[str] = ()) -> str | None:
+def distrust(study_dir: Path) -> str | None:
     """Return why the kept code of a study cannot be trusted, or ``None`` if it can.
 
     Folders and files must belong to this user, and the files must equal the running code. So must the files of users'
@@ -123,7 +119,7 @@ def distrust(study_dir: Path, *, untracked: Sequence[str] = ()) -> str | None:
                     return f"{path} is no source of a model"
         if not exists(folder):
             return None
-        _, origin = _to_keep(untracked, lambda line: None)
+        _, origin = _to_keep(lambda line: None)
         target = folder / origin["name"]
         if not exists(target) and not is_link(target):
             return None
@@ -139,7 +135,7 @@ def distrust(study_dir: Path, *, untracked: Sequence[str] = ()) -> str | None:
     return None
 
 
-def _to_keep(untracked: Sequence[str], tell: Callable[[str], None]) -> tuple[Path, Mapping[str, Any]]:
+def _to_keep(tell: Callable[[str], None]) -> tuple[Path, Mapping[str, Any]]:
     """Return the source tree, and the contents of ``code-origin.json``: files with their digests among them."""
     root = source_tree()
     origin = read_json(root / ORIGIN)
@@ -151,13 +147,8 @@ def _to_keep(untracked: Sequence[str], tell: Callable[[str], None]) -> tuple[Pat
         files += [path.relative_to(root) for path in listed(root, COMMAND_LINE)]
     else:
         files = [Path(name) for name in _listed(root, *KEPT) if is_file(root / name)]
-    for name in untracked:
-        path = Path(name)
-        if path.is_absolute() or ".." in path.parts or not is_file(root / path):
-            raise UsageError(f'study.untracked: expected a file of {root}, such as "seqlm/new.py", got "{name}"')
-    added = [Path(name) for name in untracked if Path(name) not in files]
-    contents = _contents(root, [*files, *added])
-    dirty = bool(commit and (_changes(root, *KEPT) or added))
+    contents = _contents(root, files)
+    dirty = bool(commit and _changes(root, *KEPT))
     name = commit[:12] if commit else "no-commit"
     if dirty or not commit:
         name += f"-{hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:8]}"
@@ -167,7 +158,7 @@ def _to_keep(untracked: Sequence[str], tell: Callable[[str], None]) -> tuple[Pat
     if left_out := [other for other in others if other not in contents]:
         tell(
             f"warning: not kept with the study, since git does not track it: {', '.join(left_out)}; `git add` what "
-            "the runs need, or name it in study.untracked"
+            "the runs need"
         )
     return root, {"name": name, "commit": commit, "dirty": dirty, "files": contents}
 

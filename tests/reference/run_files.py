@@ -121,7 +121,7 @@ FIELDS: dict[str, Meanings] = {
         "notes": ("list", "the texts of `[report.notes]`, each with the part of the report that it is for"),
         "samples": ("list", "the `[[sample]]` entries as written, and the `[defaults]`, for `seqlm propose`"),
         "behaviour": "fingerprints of the runs that `[report] behaviour` names",
-        "untracked": "`study.untracked` of the manifest",
+        "untracked": "in studies of before 2026-11-29; not read any more",
         "policy": POLICY,
         "search": ("object or null", "[`[search]`](manifest.md#search) of the manifest"),
         "backend": "the `[backend.*]` tables, without values that look like secrets",

@@ -10,7 +10,6 @@ import pytest
 
 from analysis.run import Run
 from analysis.study.study import load_study
-from jobs.plan.record import kept_untracked
 from seqlm.architectures import CustomConfig
 from seqlm.errors import ModelError, UsageError
 from seqlm.files import read_json, write_json
@@ -126,17 +125,6 @@ def test_no_file_is_kept_with_a_model_that_is_not_of_it(study: Path) -> None:
     (run.model_dir / "numpy.py").touch()
     with pytest.raises(ModelError, match=r"numpy\.py is no file of the model"):
         files.keep(run.model_dir)
-
-
-def test_files_of_the_checkout_that_a_stranger_names_are_not_kept(study: Path, user: Callable[[str], None]) -> None:
-    told: list[str] = []
-    launch(study)
-    write_json(study / "study.json", {"untracked": ["secret.py"]})
-    assert kept_untracked(study, told.append) == ("secret.py",)
-    assert told == []
-    user("eve")
-    assert kept_untracked(study, told.append) == ()
-    assert len(told) == 1
 
 
 def test_an_own_model_of_a_stranger_is_loaded_only_if_asked(study: Path, user: Callable[[str], None]) -> None:

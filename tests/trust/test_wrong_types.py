@@ -158,7 +158,6 @@ def study_files(ids: list[str]) -> dict[str, Any]:
         "notes": [{"part": "results", "text": "n", "manifest": "o.toml"}],
         "samples": [{"name": "s", "values": {"optim.lr": {"uniform": [0.1, 0.2]}}, "defaults": {}, "seeds": [1]}],
         "behaviour": digits[:1],
-        "untracked": ["a.py"],
         "policy": {"gpu_hours": 1.0},
         "search": {"rungs": [1, 2], "metric": "val_ppl", "keep": 0.5, "min_runs": 2, "within": []},
         "backend": {"local": {"env": {"A": "b"}}},

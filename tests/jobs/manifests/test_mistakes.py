@@ -35,7 +35,7 @@ TRAIN = {"epochs": 30, "batch_size": 20, "seq_len": 35, "clip_norm": 0.25, "prec
 OPTIM = {"lr": 0.5, "schedule": "per_epoch", "decay": 2.0, "flat_epochs": 3, "warmup_steps": 5, "weight_decay": 0.1}
 EVERY_KEY: dict[str, Any] = {
     "seeds": [5, 6],
-    "study": {"name": "s", "data": "texts", "backend": "local", "untracked": ["new.py"]},
+    "study": {"name": "s", "data": "texts", "backend": "local"},
     "defaults": {"data": {"corpus": "pydoc", "level": "word", "vocab_size": 100}, "train": TRAIN},
     "resources": {"ranks": 2, "cpus": 3, "gpus": 1, "priority": -1},
     "policy": {

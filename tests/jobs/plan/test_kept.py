@@ -8,10 +8,9 @@ import pytest
 
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.policy import Policy
-from jobs.plan.record import kept_policy, kept_tables, kept_untracked, record_of
+from jobs.plan.record import kept_policy, kept_tables, record_of
 from seqlm.files import write_json
 from seqlm.run_layout import study_record_file
-from seqlm.trust import record_launch
 
 RUN = '[[run]]\nmodel.arch = "rnn"\nmodel.hidden_size = 4\noptim.optimizer = "sgd"\noptim.lr = 1\n'
 
@@ -42,18 +41,6 @@ def test_the_tables_of_all_backends_are_kept(tmp_path: Path) -> None:
     assert kept_tables(tmp_path, told.append) == manifest.backend
     assert kept_tables(tmp_path / "older", told.append) == {}
     assert told == []
-
-
-def test_the_untracked_files_to_keep_are_kept_by_name(tmp_path: Path) -> None:
-    keep_in = tmp_path / "m.toml"
-    keep_in.write_text(f'[study]\nname = "m"\nuntracked = ["seqlm/new.py"]\n{RUN}')
-    manifest = load_manifest(keep_in)
-    write_json(study_record_file(tmp_path), record_of(manifest, manifest.runs, None))
-    record_launch(tmp_path, (), pytest.fail)
-    assert kept_untracked(tmp_path, pytest.fail) == manifest.untracked == ("seqlm/new.py",)
-    assert kept_untracked(tmp_path / "older", pytest.fail) == ()
-    study_record_file(tmp_path).write_text('{"untracked": 3}')
-    assert kept_untracked(tmp_path, pytest.fail) == ()
 
 
 def test_of_what_looks_like_a_secret_the_name_is_kept(tmp_path: Path) -> None:

@@ -113,7 +113,6 @@ def test_the_record_has_all_runs_of_the_manifest_by_the_fingerprints_of_their_fo
         "notes": [{"part": "effects", "text": "Width first.", "manifest": "my.toml"}],
         "samples": [],
         "behaviour": [prints["known"]],
-        "untracked": [],
         "policy": Policy().to_dict(),
         "search": None,
         "backend": {},

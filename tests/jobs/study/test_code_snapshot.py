@@ -13,7 +13,7 @@ import pytest
 from jobs.study import kept_code
 from jobs.study.folder import launching
 from jobs.study.kept_code import distrust, keep_code, live_code
-from seqlm.errors import FileError, UsageError
+from seqlm.errors import FileError
 from tests import commands
 
 pytestmark = pytest.mark.process
@@ -62,9 +62,6 @@ def test_what_no_run_needs_is_not_kept_and_a_change_of_it_is_no_other_code(
     path.write_text("version = 2\n")
     assert keep_code(tmp_path / "study") == kept
     assert live_code().dirty  # benchmarks record it
-    asked = keep_code(tmp_path / "study", untracked=[f"{folder}/seqlm/other.py"])
-    assert (asked.path / folder / "seqlm" / "other.py").read_text() == "version = 2\n"
-    assert asked.path != kept.path
 
 
 def test_what_a_killed_launcher_had_copied_is_gone_with_the_next_one(tree: Path, tmp_path: Path) -> None:
@@ -101,27 +98,19 @@ def test_what_git_does_not_track_stays_out_and_a_module_among_it_is_named(tree: 
     assert files(kept.path) == [".gitignore", "code-origin.json", "seqlm/__init__.py"]
     assert (kept.dirty, kept.path.name) == (False, str(kept.commit)[:12])
     assert said == [
-        "warning: not kept with the study, since git does not track it: local_secrets.py; `git add` what the runs "
-        "need, or name it in study.untracked"
+        "warning: not kept with the study, since git does not track it: local_secrets.py; `git add` what the runs need"
     ]
 
 
-def test_untracked_files_that_are_named_are_kept_under_a_name_of_their_own(tree: Path, tmp_path: Path) -> None:
+def test_files_that_were_added_are_kept_under_a_name_of_their_own(tree: Path, tmp_path: Path) -> None:
     (tree / "seqlm" / "new.py").write_text("first")
+    git(tree, "add", "seqlm/new.py")
     said: list[str] = []
-    first = keep_code(tmp_path / "study", untracked=["seqlm/new.py"], tell=said.append)
+    first = keep_code(tmp_path / "study", tell=said.append)
     assert files(first.path) == [".gitignore", "code-origin.json", "seqlm/__init__.py", "seqlm/new.py"]
     assert (first.dirty, said) == (True, [])
     (tree / "seqlm" / "new.py").write_text("second")
-    assert keep_code(tmp_path / "study", untracked=["seqlm/new.py"]).path != first.path
-
-
-@pytest.mark.parametrize("name", ["seqlm/absent.py", "../outside.py", "/etc/passwd", "seqlm"])
-def test_an_untracked_file_that_is_not_in_the_checkout_is_refused(tree: Path, tmp_path: Path, name: str) -> None:
-    (tmp_path / "outside.py").write_text("")
-    with pytest.raises(UsageError, match=r'^study\.untracked: expected a file of .*, such as .*, got "'):
-        keep_code(tmp_path / "study", untracked=[name])
-    assert not (tmp_path / "study").exists()
+    assert keep_code(tmp_path / "study").path != first.path
 
 
 def change(file: Path) -> None:
@@ -252,7 +241,8 @@ def test_a_copy_of_the_code_knows_its_commit_and_is_kept_under_its_name(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tree / "seqlm" / "new.py").write_text("")
-    first = keep_code(tmp_path / "study", untracked=["seqlm/new.py"])
+    git(tree, "add", "seqlm/new.py")
+    first = keep_code(tmp_path / "study")
     (first.path / "sent-along.toml").write_text("")
     monkeypatch.setattr(kept_code, "source_tree", lambda: first.path)
     assert keep_code(tmp_path / "study") == first
