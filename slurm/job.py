@@ -50,9 +50,9 @@ LIMIT_SLACK_SECONDS = 75.0
 """How much earlier than asked SLURM may announce a time limit: it looks once a minute (``man sbatch``, --signal)."""
 BUSY_TRIES = 3
 """How often a run that another worker holds is tried on this allocation, such as one on a node that SLURM lost."""
-BUSY_STARTS = 10
-"""In how many starts of the job such a run is tried. Then it is left to that worker."""
-BUSY_SECONDS = 120.0
+MOST_STARTS = 10
+"""In how many starts of the job such a run is tried, and one whose files cannot be read."""
+WAIT_SECONDS = 120.0
 """How long such a run waits in the queue."""
 
 
@@ -175,22 +175,25 @@ def _to_do(plan: JobPlan, array: ArrayPlan, run: RunDirectory, host: JobHost) ->
 def _again(plan: JobPlan, run: RunDirectory, host: JobHost, busy: Collection[str]) -> tuple[End, Verdict] | None:
     """Return why and when a run is to be tried again. ``None``: it is not, or a later request names it.
 
-    A run that has not failed is tried again if the job was told that its time is up, or if the run is one of ``busy``.
+    A run that has not failed is tried again if the job was told that its time is up, if the run is one of ``busy``, or
+    if its files cannot be read.
     """
+    is_busy, message = run.id in busy, "another worker has the run"
     try:
         request, seen = look_again(run.request), look_again(run.observe)
         if request is not None and request.number != plan.request:
             return None
-        if seen.state == "failed" and not seen.is_final:
-            failures = run.failures(run.first_attempt())
+        failures = run.failures(run.first_attempt()) if seen.state == "failed" and not seen.is_final else []
+        if failures:
             return failures[-1], run.verdict(plan.policy.limits, failures)
+        if seen.state == "pending" and host.signals.warned_at is not None:
+            return End(attempt=0, kind="preempted", message="the job's time is up"), Verdict(delay=0.0)
+    except DamagedFileError:
+        return None
     except (FileError, OSError) as error:
-        unread = End(attempt=0, kind="node", message=str(error))
-        return (unread, Verdict(delay=0.0)) if is_storage_failure(error) else None
-    if run.id in busy and host.context.restarts + 1 < BUSY_STARTS:
-        return End(attempt=0, kind="node", message="another worker has the run"), Verdict(delay=BUSY_SECONDS)
-    if seen.state == "pending" and host.signals.warned_at is not None:
-        return End(attempt=0, kind="preempted", message="the job's time is up"), Verdict(delay=0.0)
+        is_busy, message = True, str(error)
+    if is_busy and host.context.restarts + 1 < MOST_STARTS:
+        return End(attempt=0, kind="node", message=message), Verdict(delay=WAIT_SECONDS)
     return None
 
 

@@ -201,12 +201,13 @@ def test_runs_that_are_over_or_that_a_later_request_names_are_left_alone(tmp_pat
     assert [run.id for run in (done, failed, taken, own) if (run.path / "told-0").exists()] == ["d"]
 
 
-def test_a_run_whose_configuration_is_damaged_costs_the_others_of_its_job_nothing(tmp_path: Path) -> None:
+def test_a_run_whose_configuration_is_damaged_costs_the_others_of_its_job_nothing(tmp_path: Path, room: Path) -> None:
     damaged, other = make(tmp_path, "a"), make(tmp_path, "b")
     damaged.config_file.write_text("{")
     work(plan(damaged, other))
     assert other.is_done()
     assert damaged.attempts() == [], "with its file written again, the run can start"
+    assert calls(room) == [], "nothing is tried again"
 
 
 def test_a_failed_run_is_settled_and_can_be_cancelled_while_others_of_its_job_go_on(tmp_path: Path, room: Path) -> None:
