@@ -160,8 +160,8 @@ class Supervisor:
         """Start nothing yet.
 
         ``memory_kills`` are the kills of this node, shared by all attempts on it; ``None``: the caller counts them.
-        ``host`` is this node's name, for messages. If ``outlives_parent``, ranks go on if this process is killed, and
-        are in one process group, which ``cancel`` signals. Otherwise they end with this process.
+        ``host`` is this node's name, for messages. If ``outlives_parent``, ranks go on if this process is killed.
+        Otherwise they end with this process.
         """
         self._submission = submission
         self._memory_kills = memory_kills
@@ -175,7 +175,7 @@ class Supervisor:
 
     @property
     def pid(self) -> int:
-        """Process id of the first rank on this node, which is also that of their process group if they share one."""
+        """Process id of the first rank on this node."""
         return next(iter(self._processes.values())).pid
 
     def start(self, rank: int, variables: Mapping[str, str]) -> None:
@@ -196,7 +196,6 @@ class Supervisor:
                 str(submission.cwd),
                 stdout,
                 stderr,
-                process_group=self.pid if self._outlives_parent and self._processes else 0,
                 outlives_parent=self._outlives_parent,
             )
 
@@ -253,14 +252,13 @@ def start_rank(
     stdout: IO[bytes],
     stderr: IO[bytes],
     *,
-    process_group: int = 0,
     outlives_parent: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Start ``argv`` in ``cwd``, which holds the code, in a process group that Ctrl-C of this terminal does not reach.
 
     Modules are searched in ``cwd`` first, then in the ``PYTHONPATH`` of ``variables``, then in that of this process.
     Threads that wait spin for a short time only, unless the user has set how they wait.
-    ``process_group``: an existing one; 0: a new one. Unless ``outlives_parent``, the process ends with this one.
+    Unless ``outlives_parent``, the process ends with this one.
 
     Raises:
         OSError: the process cannot be started.
@@ -278,7 +276,7 @@ def start_rank(
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=stderr,
-        process_group=process_group,
+        process_group=0,
         preexec_fn=None if outlives_parent else _die_with_the_parent,
     )
 
