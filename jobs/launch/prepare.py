@@ -230,7 +230,7 @@ def preparing(
         if any(item.action != "skip" for item in planned):
             planned = estimated(planned, earlier_throughput(options.study_dir.parent))
         todo = [item for item in planned if item.action != "skip"]
-        if distrusted(options.code_dir or options.study_dir) is not None:
+        if options.code_dir is not None or distrusted(options.study_dir) is not None:
             # Python runs these in place of the sources, which are verified.
             remove(below((options.code_dir or options.study_dir) / "code", "__pycache__"))
         if options.record is not None:

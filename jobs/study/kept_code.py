@@ -30,7 +30,7 @@ PACKAGES = ("analysis", "jobs", "seqlm", "slurm")
 COMMAND_LINE = "launch.py"
 KEPT = ("--", ".", ":(exclude)benchmarks", ":(exclude)docs", ":(exclude)tests")
 """What is kept of a checkout, in git's terms: everything that runs and reports may need."""
-IMPORTABLE = (".py", ".so")
+IMPORTABLE = (".py", ".pyc", ".so")
 """Suffixes of foreign files that Python could import from a copy."""
 ORIGIN = "code-origin.json"
 """The file in a copy that records its commit, since a copy has no git repository."""
@@ -97,41 +97,20 @@ def keep_code(study_dir: Path, *, tell: Callable[[str], None] = lambda line: Non
 
 
 def distrust(study_dir: Path) -> str | None:
-    """Return why the kept code of a study cannot be trusted, or ``None`` if it can.
+    """Return why what a study keeps is not run without being asked: some of it belongs to another user. Else ``None``.
 
-    Folders and files must belong to this user, and the files must equal the running code. So must the files of users'
-    own models in the folders of runs. Compiled files in the copy (``__pycache__``) are removed, since Python runs them
-    in place of the sources.
+    That is its folder, its code, and users' own models in the folders of runs.
 
     Raises:
-        FileError: the copy cannot be read, or a compiled file cannot be removed.
+        FileError: a folder cannot be read.
     """
-    folder = study_dir / "code"
+    kept = [study_dir / "code", *(run / "model" for run in listed(study_dir))]
     try:
-        for place in (study_dir, folder):
-            if exists(place) and place.stat().st_uid != os.geteuid():
-                return f"{place} belongs to another user"
-        for model in (run / "model" for run in listed(study_dir) if exists(run / "model")):
-            for path in (model.parent, model, *below(model)):
-                if path.lstat().st_uid != os.geteuid():
-                    return f"{path} belongs to another user"
-                if path.suffix in (".pyc", ".so"):
-                    return f"{path} is no source of a model"
-        if not exists(folder):
-            return None
-        _, origin = _to_keep(lambda line: None)
-        target = folder / origin["name"]
-        if not exists(target) and not is_link(target):
-            return None
-        if wrong := _difference(target, origin, strict=True):
-            return f"{target} is not the expected code ({wrong})"
-        for path in (target, *below(target)):
+        for path in (study_dir, *(path for folder in kept if exists(folder) for path in (folder, *below(folder)))):
             if path.lstat().st_uid != os.geteuid():
                 return f"{path} belongs to another user"
-        for compiled in below(target, "__pycache__"):
-            shutil.rmtree(compiled)
     except OSError as error:
-        raise FileError.from_os_error("check", folder, error) from None
+        raise FileError.from_os_error("check", error.filename or study_dir, error) from None
     return None
 
 
@@ -177,10 +156,10 @@ def _contents(root: Path, files: Sequence[Path]) -> dict[str, str]:
         raise FileError.from_os_error("read", error.filename or root, error) from None
 
 
-def _difference(kept: Path, origin: Mapping[str, Any], *, strict: bool = False) -> str | None:
-    """Return the first difference of a copy from the files of ``origin``, or ``None``. Ignores compiled files.
+def _difference(kept: Path, origin: Mapping[str, Any]) -> str | None:
+    """Return the first difference of a copy from the files of ``origin``, or ``None``. Ignores ``__pycache__``.
 
-    A foreign file counts if Python could import it, or with ``strict`` in any case.
+    A foreign file counts if Python could import it.
     """
     if is_link(kept):
         return "it is a link"
@@ -194,7 +173,7 @@ def _difference(kept: Path, origin: Mapping[str, Any], *, strict: bool = False) 
             return f"{file} is missing"
         if stat.S_ISLNK(mode):
             return f"{file} is a link"
-        if not is_expected and (strict or file.suffix in IMPORTABLE):
+        if not is_expected and file.suffix in IMPORTABLE:
             return f"{file} is not part of it"
         if is_expected and not stat.S_ISREG(mode):
             return f"{file} is not a regular file"
