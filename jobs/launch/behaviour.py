@@ -177,29 +177,6 @@ def named_runs(study_dir: Path) -> dict[str, str]:
     return {text: names.get(text, text) for text in listed if isinstance(text, str)}
 
 
-def find_jobs(study_dir: Path, *, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[BehaviourJob]:
-    """Return the behaviour jobs of a study, whether or not they have run. Reads checkpoints, writes nothing.
-
-    Raises:
-        UsageError: a filter is wrong, or no run passes.
-        FileError: ``study.json`` is damaged, or a checkpoint cannot be read.
-    """
-    runs, listed = observe_study(study_dir), named_runs(study_dir)
-    checksum = functools.cache(file_sha256)  # a judge of several runs is read once
-    jobs = []
-    for run in choose(runs, listed=listed, only=only, exclude=exclude):
-        judge = judge_of(run, runs)
-        job = BehaviourJob(
-            run=run,
-            judge_id=judge.run.id if judge else None,
-            folder=RunDirectory(study_dir / BEHAVIOUR_FOLDER / run.run.id),
-            checkpoint_sha256=checksum(run.run.best_checkpoint),
-            judge_sha256=checksum(judge.run.best_checkpoint) if judge else None,
-        )
-        jobs.append(job)
-    return jobs
-
-
 # -- as a launch ---------------------------------------------------------------------------------------------------
 
 
@@ -227,8 +204,20 @@ class BehaviourLaunch:
             FileError: a file cannot be read.
         """
         self.study_dir = study_dir
-        self.jobs = find_jobs(study_dir, only=only, exclude=exclude)
+        runs, listed = observe_study(study_dir), named_runs(study_dir)
+        checksum = functools.cache(file_sha256)  # a judge of several runs is read once
+        self.jobs: list[BehaviourJob] = []
         """Every chosen job, whether or not it needs computing."""
+        for run in choose(runs, listed=listed, only=only, exclude=exclude):
+            judge = judge_of(run, runs)
+            job = BehaviourJob(
+                run=run,
+                judge_id=judge.run.id if judge else None,
+                folder=RunDirectory(study_dir / BEHAVIOUR_FOLDER / run.run.id),
+                checkpoint_sha256=checksum(run.run.best_checkpoint),
+                judge_sha256=checksum(judge.run.best_checkpoint) if judge else None,
+            )
+            self.jobs.append(job)
         self.specs: list[RunSpec] = []
         """The runs to launch: the configuration of each run whose job needs computing, on one rank."""
         self.tasks: dict[str, dict[str, Any]] = {}

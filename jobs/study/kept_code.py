@@ -7,7 +7,6 @@ A copy is verified by its content, never by its name. A copy with other content 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -21,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import seqlm
-from seqlm.errors import DamagedFileError, FileError
-from seqlm.files import flush, folder_beside, make_directory, read_json, write_json
+from seqlm.errors import FileError
+from seqlm.files import flush, folder_beside, json_text, make_directory, read_json, write_json
 from seqlm.reading import below, exists, is_file, is_folder, is_link, listed, read_bytes
 
 PACKAGES = ("analysis", "jobs", "seqlm", "slurm")
@@ -164,7 +163,8 @@ def _difference(kept: Path, origin: Mapping[str, Any]) -> str | None:
     if is_link(kept):
         return "it is a link"
     modes = {path.relative_to(kept): path.lstat().st_mode for path in below(kept)}
-    expected = {Path(ORIGIN), *map(Path, origin["files"])}
+    files = {**origin["files"], ORIGIN: _sha256(json_text(origin).encode())}
+    expected = {Path(name): sha256 for name, sha256 in files.items()}
     for file in sorted({*expected, *modes}):
         mode, is_expected = modes.get(file, 0), file in expected
         if "__pycache__" in file.parts or (stat.S_ISDIR(mode) and not is_expected):
@@ -177,18 +177,9 @@ def _difference(kept: Path, origin: Mapping[str, Any]) -> str | None:
             return f"{file} is not part of it"
         if is_expected and not stat.S_ISREG(mode):
             return f"{file} is not a regular file"
-        if is_expected and not _is_right(kept, file, origin):
+        if is_expected and _sha256(read_bytes(kept / file)) != expected[file]:
             return f"{file} has changed"
     return None
-
-
-def _is_right(kept: Path, file: Path, origin: Mapping[str, Any]) -> bool:
-    if file != Path(ORIGIN):
-        return bool(_sha256(read_bytes(kept / file)) == origin["files"][str(file)])
-    with contextlib.suppress(DamagedFileError):
-        record = read_json(kept / file) or {}
-        return all(record.get(key) == origin[key] for key in ("name", "commit", "dirty"))
-    return False
 
 
 def _sha256(content: bytes) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs.launch.behaviour import BehaviourLaunch, choose, default_settings, find_jobs, is_current, judge_of
+from jobs.launch.behaviour import BehaviourLaunch, choose, default_settings, is_current, judge_of
 from jobs.manifests.policy import Policy
 from jobs.study.folder import ObservedRun, is_behaviour_study, observe_study, study_name
 from seqlm.config import RunConfig
@@ -74,13 +74,13 @@ def test_a_run_without_a_finite_perplexity_is_no_best_run(tmp_path: Path) -> Non
 def test_the_record_of_the_study_says_which_and_filters_say_it_over_the_record(grid: Path) -> None:
     wanted = [observed(grid, name).run.read_config().fingerprint() for name in ("rnn-a", "transformer")]
     write_json(grid / "study.json", {"behaviour": wanted})
-    assert [job.name for job in find_jobs(grid)] == ["rnn-a"], "what is not done has no behaviour yet"
-    assert [job.name for job in find_jobs(grid, only=["arch=gru"])] == ["gru-a", "gru-b"]
-    assert [job.name for job in find_jobs(grid, exclude=["name=rnn-b"])] == ["rnn-a", "gru-a", "gru-b"]
+    assert [job.name for job in BehaviourLaunch(grid).jobs] == ["rnn-a"], "what is not done has no behaviour yet"
+    assert [job.name for job in BehaviourLaunch(grid, only=["arch=gru"]).jobs] == ["gru-a", "gru-b"]
+    assert [job.name for job in BehaviourLaunch(grid, exclude=["name=rnn-b"]).jobs] == ["rnn-a", "gru-a", "gru-b"]
     with pytest.raises(UsageError, match="no run passes"):
-        find_jobs(grid, only=["arch=rnn lr>9"])
+        BehaviourLaunch(grid, only=["arch=rnn lr>9"])
     (grid / "study.json").write_text('{"behaviour": []}')
-    assert [job.name for job in find_jobs(grid)] == ["rnn-b", "gru-a"]
+    assert [job.name for job in BehaviourLaunch(grid).jobs] == ["rnn-b", "gru-a"]
 
 
 def test_the_judge_is_the_best_other_model_of_the_same_text_that_is_still_there(grid: Path) -> None:
@@ -248,6 +248,6 @@ def test_a_folder_is_one_of_behaviour_jobs_by_the_runs_around_it(grid: Path, tmp
 
 
 def test_a_checkpoint_is_known_by_its_bytes(grid: Path) -> None:
-    job = find_jobs(grid)[0]
+    job = BehaviourLaunch(grid).jobs[0]
     assert job.checkpoint_sha256 == hashlib.sha256(b"the parameters of rnn-b").hexdigest()
     assert job.judge_sha256 == hashlib.sha256(b"the parameters of gru-a").hexdigest()
