@@ -125,7 +125,7 @@ def test_a_done_run_is_not_done_once_more_is_requested(tmp_path: Path, run: RunD
     assert not run.is_done()
     assert not run.has_ended()
     (seen,) = observe_study(tmp_path / "s")
-    assert (seen.observation.state, seen.epochs_done, seen.epochs_total) == ("pending", 2, 3)
+    assert (seen.observation.state, seen.observation.epochs_done, seen.epochs_total) == ("pending", 2, 3)
     assert (seen.to_dict()["epochs_done"], seen.to_dict()["epochs_total"]) == (2, 3)
     assert summarize(tmp_path / "s", Scheduler()).states["pending"] == 1
     (item,) = plan_runs([longer(spec, 3)], tmp_path / "s")
