@@ -33,6 +33,7 @@ class SlurmContext:
     """The number of this job alone: each task of an array has its own."""
     index: int
     """The place of this job in its array."""
+    restarts: int
     end_time: float | None
     """When the time limit ends, in seconds since 1970. ``None``: unknown."""
     devices: tuple[str, ...]
@@ -53,6 +54,7 @@ class SlurmContext:
             job=f"{array}_{task}" if array else env["SLURM_JOB_ID"],
             number=int(env["SLURM_JOB_ID"]),
             index=int(task or 0),
+            restarts=int(env.get("SLURM_RESTART_COUNT") or 0),
             end_time=float(end) if end.isdigit() else None,
             devices=tuple(device for device in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if device),
             host=env.get("SLURMD_NODENAME") or socket.gethostname(),
