@@ -174,7 +174,7 @@ def test_quiet_leaves_warnings_errors_and_the_answer_of_a_query(
         for item in planned:
             item.run.create(item.spec.config, {"name": item.spec.name})
             fail(item.run, {"kind": "diverged", "message": "nan"})
-        yield planned, ()
+        yield planned, lambda tell: None
 
     monkeypatch.setattr("jobs.cli.request.launched", train_badly)
     words = ["run", "small.toml", "--backend", "local"]
