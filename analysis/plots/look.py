@@ -10,14 +10,12 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib.style
 from matplotlib.artist import Artist
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.font_manager import fontManager
 from matplotlib.lines import Line2D
 
 from analysis.blocks.figure import key_mark
@@ -57,14 +55,9 @@ of each pair is for white paper, the second for a dark page."""
 CROWD = ("#c3c9ce", "#49525a")
 """Lines of a crowd from which no single one is to stand out: on white paper, and on a dark page."""
 
-FONTS = ["Seqlm Sans", "DejaVu Sans"]
-"""The first is in analysis/fonts, the second comes with matplotlib: every machine draws the same bytes."""
-
-for file in ("SeqlmSans.ttf", "SeqlmSans-Bold.ttf"):
-    fontManager.addfont(Path(__file__).parents[1] / "fonts" / file)
-
 RC_PARAMS: dict[str, Any] = {
-    "font.family": FONTS,
+    "font.family": ["sans-serif"],
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib, so that every machine draws the same bytes
     "font.size": 9,
     "text.color": INK,
     "text.parse_math": False,  # a run may be called $x$
