@@ -31,7 +31,7 @@ from analysis.run import Run
 from analysis.sections.behaviour import behaviour_data
 from analysis.study import columns, units
 from analysis.study import study as files
-from analysis.study.behaved import behaved_runs
+from analysis.study.examined import examined_runs
 from analysis.study.settings import geometric_mean, on_one_machine
 from seqlm.environment import RUNS
 from seqlm.errors import UsageError, nearest
@@ -143,7 +143,7 @@ class Study(files.Study):
         return self._of_behaviour("samples")
 
     def _of_behaviour(self, name: str) -> pd.DataFrame:
-        return behaviour_data(behaved_runs(self)).get(name, pd.DataFrame(columns=list(columns.TABLES[name])))
+        return behaviour_data(examined_runs(self)).get(name, pd.DataFrame(columns=list(columns.TABLES[name])))
 
     def columns(self, table: str) -> pd.DataFrame:
         """Describe the columns of ``runs``, ``epochs``, ``attempts``, ``results``, ``behaviour`` or ``samples``.
@@ -283,7 +283,7 @@ class Study(files.Study):
 
         >>> axes = study.plot_step_losses(carried=False)
         """
-        runs = [run for run in behaved_runs(self) if run.is_shown]
+        runs = [run for run in examined_runs(self) if run.is_shown]
 
         def draw(axes: Axes) -> None:
             behaviour_figures.draw_losses(axes, runs, carried=carried).set_ylabel("Mean validation loss (nats)")
@@ -297,7 +297,7 @@ class Study(files.Study):
         >>> axes.get_yscale()
         'log'
         """
-        runs = [run for run in behaved_runs(self) if run.is_shown and run.gradients]
+        runs = [run for run in examined_runs(self) if run.is_shown and run.gradients]
         draw = partial(behaviour_figures.draw_gradient_norms, runs=runs)
         pale = Line2D([], [], color=look.MUTED, alpha=0.5, linewidth=0.9, label="mean of the sequences' norms")
         return self._drawn(

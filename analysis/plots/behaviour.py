@@ -17,14 +17,14 @@ from analysis.plots import look
 from analysis.plots.axes import Mark, fit, panels_with_legend, place_numbers
 from analysis.plots.curves import LABEL_LENGTH
 from analysis.study import units
-from analysis.study.behaved import Behaved
+from analysis.study.examined import ExaminedRun
 from analysis.study.values import Values
 
 STYLES_CAPTION = "Colour: architecture; line: optimizer."
 
 
 @look.applied()
-def loss_chart(runs: Sequence[Behaved]) -> Chart:
+def loss_chart(runs: Sequence[ExaminedRun]) -> Chart:
     """Mean validation loss at each step, from a zero state and from a carried one, on a shared vertical axis."""
     figure, (left, right) = panels_with_legend(3.2, run_handles(runs), 3, panels=2, share=True, titled=True)
     left.set_title("State zero at the start of each window", loc="left", fontweight="bold")
@@ -45,7 +45,7 @@ def loss_chart(runs: Sequence[Behaved]) -> Chart:
     return Chart(name="loss-per-step", title=title, caption=caption, figure=figure)
 
 
-def draw_losses(axes: Axes, runs: Sequence[Behaved], *, carried: bool) -> Axes:
+def draw_losses(axes: Axes, runs: Sequence[ExaminedRun], *, carried: bool) -> Axes:
     """Draw a curve of losses (nats) for each run, with the length of a window in training."""
     for place, length in enumerate(_training_lengths(runs)):
         axes.axvline(length, color=look.MUTED, linestyle=(0, (1, 2)), linewidth=1.2, zorder=1)
@@ -63,13 +63,13 @@ def draw_losses(axes: Axes, runs: Sequence[Behaved], *, carried: bool) -> Axes:
     return _draw_curves(axes, runs, curves, "loss (nats)")
 
 
-def _training_lengths(runs: Sequence[Behaved]) -> list[int]:
+def _training_lengths(runs: Sequence[ExaminedRun]) -> list[int]:
     """The lengths of windows in training that are shorter than the curve."""
     return sorted({run.behaviour.seq_len for run in runs if run.losses.window > run.behaviour.seq_len})
 
 
 @look.applied()
-def gradient_chart(runs: Sequence[Behaved]) -> Chart:
+def gradient_chart(runs: Sequence[ExaminedRun]) -> Chart:
     """Norm of the last step's gradient at each step: rescaled to [0, 1], and as it is with the mean of the norms."""
     figure, (left, right) = panels_with_legend(3.2, run_handles(runs), 3, panels=2, titled=True)
     left.set_title("Each curve rescaled to [0, 1]", loc="left", fontweight="bold")
@@ -89,7 +89,7 @@ def gradient_chart(runs: Sequence[Behaved]) -> Chart:
     return Chart(name="gradient-norms", title=title, caption=caption, figure=figure)
 
 
-def draw_gradient_norms(axes: Axes, runs: Sequence[Behaved]) -> Axes:
+def draw_gradient_norms(axes: Axes, runs: Sequence[ExaminedRun]) -> Axes:
     """Draw the gradient norms of runs that have them on a logarithmic axis, the mean of norms pale."""
     curves = [_positive(run.gradients.overall) for run in runs if run.gradients]
     means = [_positive(run.gradients.mean_of_norms) for run in runs if run.gradients]
@@ -117,17 +117,17 @@ def rescaled(values: Values) -> Values:
 # -- parts of figures ----------------------------------------------------------------------------------------------
 
 
-def run_handles(runs: Sequence[Behaved]) -> list[Line2D]:
+def run_handles(runs: Sequence[ExaminedRun]) -> list[Line2D]:
     """Return a legend entry for each run."""
     names = {run.id: units.short_name(run.name, LABEL_LENGTH, run.arch, run.optimizer) for run in runs}
     return [look.run_entry(run.number, f"{run.number}  {names[run.id]}", _style(run), marker=False) for run in runs]
 
 
-def _style(run: Behaved) -> look.LineStyle:
+def _style(run: ExaminedRun) -> look.LineStyle:
     return look.line_style(run.arch, run.optimizer, run.place)
 
 
-def _draw_curves(axes: Axes, runs: Sequence[Behaved], curves: Sequence[Values], y_name: str) -> Axes:
+def _draw_curves(axes: Axes, runs: Sequence[ExaminedRun], curves: Sequence[Values], y_name: str) -> Axes:
     """A curve for each run with its number at the end."""
     marks = []
     for run, values in zip(runs, curves, strict=True):
@@ -143,7 +143,7 @@ def _draw_curves(axes: Axes, runs: Sequence[Behaved], curves: Sequence[Values], 
     return axes
 
 
-def _plot(axes: Axes, values: Values, run: Behaved, of: str = "", **style: Any) -> None:
+def _plot(axes: Axes, values: Values, run: ExaminedRun, of: str = "", **style: Any) -> None:
     """Draw a curve over the steps from 1."""
     steps = np.arange(1, len(values) + 1, dtype=np.float64)
     lone = "o" if np.isfinite(values).sum() == 1 else ""

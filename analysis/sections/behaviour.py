@@ -16,7 +16,7 @@ from analysis.blocks.texts import first_few
 from analysis.plots.behaviour import gradient_chart, loss_chart
 from analysis.sections.samples import LEAST_DISTINCT, MOST_REPEATED, MOST_UNKNOWN, all_samples, chosen_samples, texts_of
 from analysis.study import units
-from analysis.study.behaved import Behaved, behaved_runs
+from analysis.study.examined import ExaminedRun, examined_runs
 from analysis.study.settings import best_runs, in_report_order
 from analysis.study.study import Study
 from analysis.study.values import Values, rows_of
@@ -40,7 +40,7 @@ TWO_DECIMALS = units.decimals(".2f")
 
 def behaviour_section(study: Study) -> Section:
     """Loss at each time step, gradients back in time, and samples."""
-    runs = behaved_runs(study)
+    runs = examined_runs(study)
     shown = [run for run in runs if run.is_shown]
     with_gradients = [run for run in shown if run.gradients]
     known = {run.id for run in runs}
@@ -83,11 +83,11 @@ def behaviour_section(study: Study) -> Section:
 
 def samples_appendix(study: Study) -> Section:
     """All samples of the runs that the section shows; without a block where there are none."""
-    blocks = all_samples([run for run in behaved_runs(study) if run.is_shown])
+    blocks = all_samples([run for run in examined_runs(study) if run.is_shown])
     return Section(name="all-samples", title="Appendix: all samples", short="All samples", blocks=blocks)
 
 
-def judges(runs: Sequence[Behaved]) -> str:
+def judges(runs: Sequence[ExaminedRun]) -> str:
     """Name the runs whose models rate the samples, and of which runs: a judge is rated by another one."""
     rated: dict[str, list[str]] = {}
     for run in runs:
@@ -100,7 +100,7 @@ def judges(runs: Sequence[Behaved]) -> str:
 # -- what the curves and samples come to ---------------------------------------------------------------------------
 
 
-def behaviour_sentences(runs: Sequence[Behaved]) -> list[str]:
+def behaviour_sentences(runs: Sequence[ExaminedRun]) -> list[str]:
     """Compare the runs, then say of each what its curves and samples show."""
     facts = [facts_of(run) for run in runs]
     names = [run.behaviour.judge.name for run in runs if run.behaviour.judge]
@@ -122,7 +122,7 @@ def behaviour_sentences(runs: Sequence[Behaved]) -> list[str]:
     return sentences("behaviour", extremes=extremes, runs=facts, STRETCH=STRETCH, CLEAR=CLEAR)
 
 
-def facts_of(run: Behaved) -> dict[str, Any]:
+def facts_of(run: ExaminedRun) -> dict[str, Any]:
     """What the curves and samples of a run come to, in numbers."""
     losses, norms = run.losses.zero_state, run.gradients if run.reaches_back else None
     return {
@@ -187,7 +187,7 @@ def vanishes_after(norms: Values) -> int | None:
     return int(below[0]) if top > 0 and len(below) else None
 
 
-def behaviour_table(runs: Sequence[Behaved]) -> Table:
+def behaviour_table(runs: Sequence[ExaminedRun]) -> Table:
     """What the curves and samples come to, one row for each run."""
 
     def mean(key: str, title: str, text: Callable[[Any], str]) -> Column:
@@ -225,7 +225,7 @@ def behaviour_table(runs: Sequence[Behaved]) -> Table:
     )
 
 
-def samples_means(run: Behaved) -> pd.Series[Any]:
+def samples_means(run: ExaminedRun) -> pd.Series[Any]:
     """Means over the samples of a run; geometric ones of perplexities, NaN if one is missing."""
     samples = behaviour_data([run])["samples"]
     losses = ["perplexity_own", "perplexity_other"]
@@ -238,7 +238,7 @@ def samples_means(run: Behaved) -> pd.Series[Any]:
 # -- data files ----------------------------------------------------------------------------------------------------
 
 
-def behaviour_data(runs: Sequence[Behaved]) -> dict[str, pd.DataFrame]:
+def behaviour_data(runs: Sequence[ExaminedRun]) -> dict[str, pd.DataFrame]:
     """Tables of every curve's points and of every sample, at full precision; empty without any."""
     points: list[dict[str, Any]] = []
     samples: list[dict[str, Any]] = []

@@ -15,8 +15,8 @@ import numpy as np
 
 from analysis.blocks.section import Block, Folded, Prose, Samples
 from analysis.study import units
-from analysis.study.behaved import Behaved
 from analysis.study.behaviour import Sample
+from analysis.study.examined import ExaminedRun
 from analysis.study.wording import pieces, plain_text
 
 EACH = 3
@@ -37,7 +37,7 @@ SHADES = 8
 class Text(NamedTuple):
     """A sample with the run whose model wrote it."""
 
-    run: Behaved
+    run: ExaminedRun
     sample: Sample
 
     @property
@@ -62,17 +62,17 @@ class Text(NamedTuple):
         return f"perplexity {units.perplexity(self.perplexity)} under {whose}"
 
 
-def texts_of(runs: Sequence[Behaved]) -> list[Text]:
+def texts_of(runs: Sequence[ExaminedRun]) -> list[Text]:
     """Every text of the runs."""
     return [Text(run, sample) for run in runs for sample in run.samples]
 
 
-def chosen_samples(runs: Sequence[Behaved]) -> Samples:
+def chosen_samples(runs: Sequence[ExaminedRun]) -> Samples:
     """Return what to read first of all models together."""
     return _shown(choose(texts_of(runs)), shade_width(runs), with_run=len(runs) > 1)
 
 
-def all_samples(runs: Sequence[Behaved]) -> list[Block]:
+def all_samples(runs: Sequence[ExaminedRun]) -> list[Block]:
     """Return every sample of each run, first what to read of it."""
     width = shade_width(runs)
     blocks: list[Block] = []
@@ -85,7 +85,7 @@ def all_samples(runs: Sequence[Behaved]) -> list[Block]:
     return blocks
 
 
-def _about(run: Behaved) -> Prose:
+def _about(run: ExaminedRun) -> Prose:
     of, judge = run.behaviour, run.behaviour.judge
     return Prose(
         text=f"{units.count(len(run.samples), 'sample')}; parameters of epoch {of.best_epoch + 1}, temperature "
@@ -140,7 +140,7 @@ def _entropy_rise(text: Text) -> tuple[float, str]:
 # -- as the page shows them ----------------------------------------------------------------------------------------
 
 
-def shade_width(runs: Sequence[Behaved]) -> float:
+def shade_width(runs: Sequence[ExaminedRun]) -> float:
     """The width of a step of the scale for all samples, a tenth of a nat or a multiple of it."""
     values = [sample.entropy[np.isfinite(sample.entropy)] for run in runs for sample in run.samples]
     highest = max((float(v.max()) for v in values if len(v)), default=0.0)

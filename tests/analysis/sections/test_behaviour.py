@@ -20,8 +20,8 @@ from analysis.sections.behaviour import (
     vanishes_after,
 )
 from analysis.sections.samples import choose, chosen_samples, shade, texts_of
-from analysis.study.behaved import Behaved, behaved_runs
 from analysis.study.behaviour import read_behaviour
+from analysis.study.examined import ExaminedRun, examined_runs
 from analysis.study.study import load_study
 from analysis.study.wording import plain_text
 from seqlm.files import write_json, write_text
@@ -38,8 +38,8 @@ def run(tmp_path: Path) -> RunDirectory:
     return make_run(tmp_path / "study", 0, epochs=2)
 
 
-def behaved(run: RunDirectory) -> list[Behaved]:
-    return behaved_runs(load_study(run.path.parent))
+def behaved(run: RunDirectory) -> list[ExaminedRun]:
+    return examined_runs(load_study(run.path.parent))
 
 
 def test_the_panels_hold_the_numbers_of_the_file(run: RunDirectory) -> None:
@@ -242,7 +242,7 @@ def test_an_earlier_checkpoint_is_told(run: RunDirectory) -> None:
     run.best_checkpoint.write_bytes(b"other parameters")
     study = load_study(run.path.parent)
     assert "computed from an earlier checkpoint" in study.warnings[0]
-    assert "Computed from an earlier checkpoint" in behaviour_table(behaved_runs(study)).caption
+    assert "Computed from an earlier checkpoint" in behaviour_table(examined_runs(study)).caption
 
 
 def test_a_study_without_behaviour_says_the_command(run: RunDirectory) -> None:

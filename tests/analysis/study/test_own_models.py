@@ -13,8 +13,8 @@ from analysis import open_study
 from analysis.plots import look
 from analysis.sections.behaviour import behaviour_section, behaviour_table
 from analysis.study import units
-from analysis.study.behaved import behaved_runs
 from analysis.study.columns import as_columns, forget_single_digests
+from analysis.study.examined import examined_runs
 from analysis.study.pairs import pairs_of
 from analysis.study.settings import settings_of
 from analysis.study.study import load_study
@@ -146,7 +146,7 @@ def test_a_model_without_hidden_states_has_no_gradients_and_the_report_says_so(t
     run = own_run(tmp_path / "study", 0, "m.py:M", hidden_size=8)
     add_behaviour(run, gradient_norms=None)
     study = load_study(tmp_path / "study")
-    runs = behaved_runs(study)
+    runs = examined_runs(study)
     assert [chart.name for chart in behaviour_section(study).charts] == ["loss-per-step"]
     assert len(behaviour_table(runs).rows) == len(runs) == 1
     assert not open_study(tmp_path / "study").plot_gradient_norms().get_lines()

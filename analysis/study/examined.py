@@ -16,7 +16,7 @@ MOST_RUNS = 12
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Behaved:
+class ExaminedRun:
     """A run whose behaviour is known."""
 
     number: RunNumber
@@ -59,7 +59,7 @@ class Behaved:
         return self.gradients is not None and (self.carries_state or len(self.gradients.layers) > 1)
 
 
-def behaved_runs(study: Study) -> list[Behaved]:
+def examined_runs(study: Study) -> list[ExaminedRun]:
     """All of them, in the report's order."""
     if not study.behaviours:
         return []
@@ -71,7 +71,7 @@ def behaved_runs(study: Study) -> list[Behaved]:
     ).sort_values(["is_best", "place_on_text"], ascending=[False, True])
     shown = set(ranked["id"].head(MOST_RUNS))
     return [
-        Behaved(
+        ExaminedRun(
             number=run.number,
             id=run.id,
             name=run.name,
