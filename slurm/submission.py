@@ -205,6 +205,8 @@ def script(plan: JobPlan, number: int, settings: SlurmSettings, folder: Path, *,
     python = settings.python or shlex.quote(sys.executable)
     srun = shlex.join(["srun", f"--cpus-per-task={cpus}", f"--wait={END_SECONDS}", *settings.srun_args])
     command = f"{srun} {python} -u -m slurm.job {shlex.quote(str(folder / PLAN_FILE))} {number}"
+    # Killed before it has begun an attempt, the job's program leaves no word: the script ends by the same signal.
+    command += " || { code=$?; [ $code -le 128 ] || kill -$((code - 128)) $$; exit $code; }"
     given = {key: value for key, value in options.items() if value is not None}
     return batch_script(settings, given, command, first=[path])
 

@@ -108,7 +108,8 @@ class Scheduler:
         missing = wanted - found.keys()
         if not missing:
             return found
-        account = self._call("sacct", "-n", "-P", "-X", "-D", "-o", "JobID,State", "-j", ",".join(parents(missing)))
+        flags = ("-n", "-P", "-X", "-D", "-o", "JobID,State,ExitCode")
+        account = self._call("sacct", *flags, "-j", ",".join(parents(missing)))
         accounted = {} if account is None else read_sacct(account)
         reason = "SLURM no longer lists its job and no result was written; `run` resumes it"
         lost = View(stage="gone", reason=reason)
@@ -136,16 +137,17 @@ def read_squeue(text: str) -> dict[str, View]:
 
 
 def read_sacct(text: str) -> dict[str, View]:
-    """Parse the output of ``sacct -n -P -X -D -o JobID,State``. The last line of a requeued job counts.
+    """Parse the output of ``sacct -n -P -X -D -o JobID,State,ExitCode``. The last line of a requeued job counts.
 
     A line is about ``12``, ``12_3``, or all tasks of ``12_[0-3,8-16:4%2]``. Lines about steps are ignored.
     """
     found: dict[str, View] = {}
     waiting: dict[str, View] = {}
     for row in (line.strip().split("|") for line in text.splitlines()):
-        if len(row) != 2:
+        if len(row) != 3:
             continue
-        name, state = row[0], job_state(row[1])
+        name, signal = row[0], row[2].partition(":")[2]
+        state = job_state(row[1], f"RaisedSignal:{signal}" if signal.strip("0") else "")
         if re.fullmatch(r"\d+(_\d+)?", name):
             found[name] = state
         elif match := re.fullmatch(r"(\d+)_\[([^]%]*)(?:%\d+)?\]", name):
@@ -169,7 +171,7 @@ def job_state(state: str, reason: str = "") -> View:
     text, kind = f"SLURM reports {word}", _KINDS.get(word, "code")
     if kind == "cancelled":
         text = "cancelled by scancel"
-    elif plain.startswith("RaisedSignal"):  # 53: the node could not write the job's log
+    elif plain.startswith("RaisedSignal"):  # of 53: the node could not write the job's log
         text, kind = f"{text} ({plain.partition('(')[0]})", _KINDS.get(word, "node")
     return View(stage="ended", reason=text, kind=kind)
 

@@ -22,6 +22,7 @@ from slurm import backend
 from slurm.environment import batch_script, submit_script
 from slurm.settings import SlurmSettings, read_settings
 from slurm.submission import JobPlan, plan_jobs, script, submit
+from tests import commands
 from tests.analysis.attempt_files import write_attempt
 from tests.fakes import make_estimate
 from tests.training.studies import make_config
@@ -188,6 +189,20 @@ def test_an_option_that_sbatch_does_not_know_is_refused_by_it_in_one_line(
         submit(jobs(items, settings), settings, asked)
     with pytest.raises(BackendError, match=r"^sbatch: unrecognized option '--licences=a'$"):
         submit_script(tmp_path / "report.sh", batch_script(settings, {}, "true"), settings)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("srun", "code"), [("kill -9 $$", -9), ("exit 137", -9), ("exit 1", 1), ("exit 0", 0)])
+def test_a_job_whose_program_is_killed_ends_by_the_same_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, srun: str, code: int
+) -> None:
+    file, program = tmp_path / "array.sh", tmp_path / "bin" / "srun"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n{srun}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    file.write_text(text(planned(tmp_path / "study", 1), SlurmSettings()))
+    assert commands.run(["bash", str(file)], cwd=tmp_path).returncode == code
 
 
 def test_runs_that_share_a_gpu_get_one_and_the_cores_of_all(tmp_path: Path) -> None:

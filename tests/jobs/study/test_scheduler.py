@@ -72,8 +72,9 @@ def test_the_answers_of_squeue_and_sacct_are_read_by_job() -> None:
         "7_0": "running",
         "7_1": "queued",
     }
-    text = "7_0|REQUEUED\n7_0|TIMEOUT\n7_0.batch|CANCELLED\n7_0.0|COMPLETED\n"
-    assert {job: state.kind for job, state in read_sacct(text).items()} == {"7_0": "timeout"}
+    text = "7_0|REQUEUED|0:0\n7_0|TIMEOUT|0:0\n7_0.batch|CANCELLED|0:0\n7_1|FAILED|0:9\n7_2|FAILED|1:0\n"
+    kinds = {"7_0": "timeout", "7_1": "node", "7_2": "code"}
+    assert {job: state.kind for job, state in read_sacct(text).items()} == kinds
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_the_answers_of_squeue_and_sacct_are_read_by_job() -> None:
     ],
 )
 def test_waiting_tasks_of_an_array_are_read_one_by_one(tasks: str, expected: list[int]) -> None:
-    found = read_sacct(f"12_[{tasks}]|PENDING\n12_7|TIMEOUT\n")
+    found = read_sacct(f"12_[{tasks}]|PENDING|0:0\n12_7|TIMEOUT|0:0\n")
     assert found.pop("12_7").kind == "timeout"
     assert list(found) == [f"12_{task}" for task in expected]
     assert {state.stage for state in found.values()} == {"queued"}
@@ -96,7 +97,7 @@ def test_waiting_tasks_of_an_array_are_read_one_by_one(tasks: str, expected: lis
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_tasks_own_line_goes_before_a_range_of_waiting_ones_that_still_has_it(order: int) -> None:
     """Seen with SLURM 24.11: the range follows a moment later."""
-    lines = ["1_0|RUNNING\n", "1_[0-2%2]|PENDING\n"][::order]
+    lines = ["1_0|RUNNING|0:0\n", "1_[0-2%2]|PENDING|0:0\n"][::order]
     assert {job: state.stage for job, state in read_sacct("".join(lines)).items()} == {
         "1_0": "running", "1_1": "queued", "1_2": "queued",
     }  # fmt: skip
@@ -105,7 +106,7 @@ def test_a_tasks_own_line_goes_before_a_range_of_waiting_ones_that_still_has_it(
 @pytest.mark.process
 def test_a_thousand_runs_take_two_calls_at_most(room: Path) -> None:
     program(room, "squeue", says="".join(f"7_{number}|PENDING|Priority|\n" for number in range(900)))
-    program(room, "sacct", says="".join(f"7_{number}|COMPLETED\n" for number in range(900, 1000)))
+    program(room, "sacct", says="".join(f"7_{number}|COMPLETED|0:0\n" for number in range(900, 1000)))
     asker = Scheduler()
     states = asker.states([f"7_{number}" for number in range(1000)])
     assert len(states) == 1000
@@ -142,7 +143,7 @@ def test_a_controller_that_does_not_answer_leaves_the_state_unknown(room: Path) 
 @pytest.mark.process
 def test_accounting_answers_while_the_controller_does_not(room: Path) -> None:
     program(room, "squeue", error=DOWN, code=1)
-    program(room, "sacct", says="7_1|TIMEOUT\n7_[2-3]|PENDING\n")
+    program(room, "sacct", says="7_1|TIMEOUT|0:0\n7_[2-3]|PENDING|0:0\n")
     found = Scheduler().states(["7_1", "7_2", "7_3", "8"])
     assert found["7_1"].kind == "timeout"
     assert [found[job].stage for job in ("7_2", "7_3", "8")] == ["queued", "queued", "unknown"]
@@ -162,7 +163,7 @@ def test_a_job_is_gone_only_if_the_queue_and_the_accounting_have_answered(room: 
 @pytest.mark.process
 def test_the_names_of_many_waiting_tasks_are_asked_for_in_full(room: Path) -> None:
     program(room, "squeue", error=DOWN, code=1)
-    (room / "sacct").write_text('#!/bin/sh\n[ "$SLURM_BITSTR_LEN" = 0 ] && echo "7_[0-900:2]|PENDING"\n')
+    (room / "sacct").write_text('#!/bin/sh\n[ "$SLURM_BITSTR_LEN" = 0 ] && echo "7_[0-900:2]|PENDING|0:0"\n')
     (room / "sacct").chmod(0o755)
     assert Scheduler().states(["7_900"])["7_900"].stage == "queued"
 
