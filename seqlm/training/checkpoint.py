@@ -113,6 +113,8 @@ def load_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
         raise FileError.from_os_error("read", path, error) from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
+    except OSError as error:  # of a shared disk that does not answer: the file may be sound
+        raise FileError.from_os_error("read", path, error) from None
     except Exception:  # many kinds for a malicious file; none says more to a person
         raise DamagedError(f"{path} is not a seqlm checkpoint; {advice}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -151,6 +151,20 @@ def test_a_checkpoint_that_cannot_be_read_just_now_is_not_called_damaged(
     assert opened
 
 
+def test_a_disk_that_fails_after_the_first_look_does_not_damage_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, make())
+
+    def fails(*arguments: Any, **options: Any) -> Any:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(torch, "load", fails)
+    with pytest.raises(FileError, match=r"^cannot read .*last\.pt: Stale"):
+        load_checkpoint(path, "f" * 64)
+
+
 def test_a_changed_bit_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     save_checkpoint(path, make())
