@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -51,7 +51,7 @@ LIMIT_SLACK_SECONDS = 75.0
 BUSY_TRIES = 3
 """How often a run that another worker holds is tried on this allocation, such as one on a node that SLURM lost."""
 MOST_STARTS = 10
-"""In how many starts of the job such a run is tried, and one whose files cannot be read."""
+"""In how many starts of the job such a run is tried, and one whose files cannot be read or written."""
 WAIT_SECONDS = 120.0
 """How long such a run waits in the queue."""
 
@@ -106,13 +106,13 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals,
     array = plan.arrays[number]
     host = JobHost(plan, array, context, signals, started)
     runs = [RunDirectory(plan.study_dir / run_id) for run_id in array.jobs[context.index]]
-    busy: set[str] = set()
+    untold: dict[str, str] = {}
     fault: Exception | None = None
     try:
         backend = JobBackend(context, array.resources, len(runs))
         code = Code(path=plan.code, commit=None, dirty=False, live=False)
         dispatcher = Dispatcher(backend, code, _options(plan), writes_queue=False, host=host, interrupts=signals)
-        busy = dispatcher.busy
+        untold = dispatcher.left
         try:
             items = [item for run in runs if (item := _to_do(plan, array, run, host)) is not None]
             dispatcher.dispatch(items, _tell)
@@ -124,7 +124,7 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals,
         fault = error
         for run in runs:
             _fail(run, error, host)
-    left = {run: one for run in runs if (one := _again(plan, run, host, busy)) is not None}
+    left = {run: one for run in runs if (one := _again(plan, run, host, untold.get(run.id))) is not None}
     if fault is not None and not left:
         raise fault
     is_over = signals.stop and signals.warned_at is None  # SLURM itself requeues the job, or a user has cancelled it
@@ -172,13 +172,12 @@ def _to_do(plan: JobPlan, array: ArrayPlan, run: RunDirectory, host: JobHost) ->
     return None
 
 
-def _again(plan: JobPlan, run: RunDirectory, host: JobHost, busy: Collection[str]) -> tuple[End, Verdict] | None:
+def _again(plan: JobPlan, run: RunDirectory, host: JobHost, why: str | None) -> tuple[End, Verdict] | None:
     """Return why and when a run is to be tried again. ``None``: it is not, or a later request names it.
 
-    A run that has not failed is tried again if the job was told that its time is up, if the run is one of ``busy``, or
+    A run that has not failed is tried again if the job was told that its time is up, if the dispatcher says ``why``, or
     if its files cannot be read.
     """
-    is_busy, message = run.id in busy, "another worker has the run"
     try:
         request, seen = look_again(run.request), look_again(run.observe)
         if request is not None and request.number != plan.request:
@@ -191,9 +190,9 @@ def _again(plan: JobPlan, run: RunDirectory, host: JobHost, busy: Collection[str
     except DamagedFileError:
         return None
     except (FileError, OSError) as error:
-        is_busy, message = True, str(error)
-    if is_busy and host.context.restarts + 1 < MOST_STARTS:
-        return End(attempt=0, kind="node", message=message), Verdict(delay=WAIT_SECONDS)
+        why = str(error)
+    if why is not None and host.context.restarts + 1 < MOST_STARTS:
+        return End(attempt=0, kind="node", message=why), Verdict(delay=WAIT_SECONDS)
     return None
 
 

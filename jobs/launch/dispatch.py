@@ -134,8 +134,9 @@ class Dispatcher:
         self._interrupts = interrupts or Interrupts()
         self._host = host or Host()
         self._requests = Requests(options.study_dir)
-        self.busy: set[str] = set()
-        """The ids of runs that another worker had and that this process leaves to its next start."""
+        self.left: dict[str, str] = {}
+        """Run id -> why a run is left to the next start of this process, where the run's files cannot say it: another
+        worker has the run, or nothing can be written."""
 
     def dispatch(self, planned: Sequence[PlannedRun], tell: Tell | None = None) -> None:
         """Run everything that is to start or resume, until all of it has ended. An error of ``tell`` stops the workers.
@@ -323,7 +324,7 @@ class Dispatcher:
         if self._host.tries_again(seen.kind, len(self._unseen[item.run.id])):
             self._queue.put_back(self._again(item), not_before=time.monotonic() + delay)
         elif seen.kind is None:
-            self.busy.add(item.run.id)
+            self.left[item.run.id] = "another worker has the run"
         self._tell("retried", item, seen)
 
     def _again(self, item: PlannedRun) -> PlannedRun:
@@ -347,8 +348,11 @@ class Dispatcher:
         seen = replace(item.observation, state="failed", reason=f"node: {message}", kind="node")
         if is_final or not self._host.tries_again("node", 0):
             progress = self._unseen[item.run.id][-1].progress
-            if not self._record(item, attempt, "node", message, stands=is_final, progress=progress):
+            is_written = self._record(item, attempt, "node", message, stands=is_final, progress=progress)
+            if not is_written and is_final:
                 self._unwritten.append(item.spec.name)
+            elif not is_written:
+                self.left[item.run.id] = message
         if found.delay is not None:
             self._retry(item, seen, found.delay)
         else:

@@ -20,7 +20,7 @@ from jobs.manifests.policy import Policy
 from jobs.spec import Resources
 from jobs.study import budget
 from seqlm import ends
-from seqlm.errors import BackendError
+from seqlm.errors import BackendError, FileError
 from seqlm.files import write_json
 from seqlm.requests import Request, Requests, file_request
 from seqlm.rundir import RunDirectory
@@ -428,6 +428,23 @@ def test_files_that_stay_unreadable_are_a_failure_of_the_node_and_tried_again(
     assert [failed.kind for failed in run.failures()] == ["node"], "the next start of the job counts it"
     end = run.end(1)
     assert "Stale file handle" in end.message
+
+
+def test_a_run_of_which_nothing_can_be_written_is_tried_again_in_a_later_start(
+    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make(tmp_path)
+
+    def full(*arguments: object, **options: object) -> None:
+        raise FileError.from_os_error("write", run.path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+    monkeypatch.setattr(RunDirectory, "create_as_launched", full)
+    monkeypatch.setattr(RunDirectory, "write_exit", full)
+    told = plan(run)
+    assert work(told)
+    assert calls(room)[0] == "requeue 77_0"
+    assert work(told, place(SLURM_RESTART_COUNT="9")), "the run still waits, and is not failed"
+    assert len([call for call in calls(room) if call.startswith("requeue")]) == 1, "not without end"
 
 
 def test_a_fault_of_the_job_ends_its_workers(tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
