@@ -199,7 +199,7 @@ def tell_skipped(planned: Sequence[PlannedRun]) -> None:
 def follow_launch(study_dir: Path, where: str, planned: Sequence[PlannedRun], dispatch: Callable[[Tell], None]) -> None:
     """Show a launch on stderr, which ``dispatch`` runs to its end: what happens, and on a terminal the study's table.
 
-    ``dispatch`` is given what tells of a run.
+    ``dispatch`` gets the function to call when something happens to a run.
     """
     todo = [item for item in planned if item.action != "skip"]
     terminal.tell(f"{study_name(study_dir)}: {len(todo)} of {len(planned)} runs to do on {where}")

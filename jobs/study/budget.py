@@ -92,12 +92,13 @@ class Budget:
         """Return what one attempt has used. A worker that recorded no end counts until its last sign of life."""
         workers = {path.stem.removeprefix("worker"): _record(path) for path in listed(folder, "worker*.json")}
         has_ended = len(workers) >= max((_number(worker.get("ranks")) for worker in workers.values()), default=1)
-        used = []
+        used, sign = [], None
         for rank, worker in workers.items():
             start, end = moment(worker.get("started_at")), moment(_record(folder / f"end{rank}.json").get("ended_at"))
             if end is None:
                 has_ended = False
-                end = last_sign_of(_record(folder / "progress.json"), _record(folder / "exit.json"))
+                sign = sign or last_sign_of(_record(folder / "progress.json"), _record(folder / "exit.json"))
+                end = sign
             if start is not None and end is not None:
                 hours = max(0.0, end - start) / 3600
                 gpus, cores = _number(worker.get("gpus")), _number(worker.get("threads"), 1.0)

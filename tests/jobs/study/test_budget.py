@@ -89,7 +89,7 @@ def test_an_attempt_that_has_ended_is_read_once(tmp_path: Path, monkeypatch: pyt
     assert budget.spent()["core_hours"] == 4
     run.worker_file(1).unlink()
     write_attempt(run, 2, start=HOUR, alive=4 * HOUR)
-    assert budget.spent()["core_hours"] == 4, "all were read a moment ago"
+    assert budget.spent()["core_hours"] == 4, "not read again within seconds"
     assert budget.spent(at_once=True)["core_hours"] == 2 + 6
 
 
