@@ -16,7 +16,7 @@ from seqlm.files import write_json
 from seqlm.locks import exclusive_lock
 from seqlm.rundir import RunDirectory
 from tests.facts import fail
-from tests.fake_slurm.control import FakeSlurm
+from tests.fake_slurm import FakeSlurm
 from tests.jobs.launch.test_behaviour import done_run
 from tests.slurm_jobs import write_jobs
 from tests.training.studies import make_config, make_run, runs_in

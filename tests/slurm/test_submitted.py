@@ -1,4 +1,4 @@
-"""The fake SLURM says what the real one says, to the same questions in the same situation."""
+"""What a launch on SLURM submits, asks and leaves with the study, with programs that run no job."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,148 +21,12 @@ from jobs.study.squeue import Scheduler
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
 from slurm.submission import JobPlan
-from slurm.testcluster import ClusterOptions, LoopbackCluster
-from tests import commands
 from tests.analysis.attempt_files import ORIGIN, at, write_attempt
 from tests.facts import fail
-from tests.fake_slurm import FakeSlurm
-from tests.fake_slurm.room import NODES
-from tests.slurm.real import require_slurm
+from tests.fake_slurm import FakeSlurm, Job
 from tests.training.studies import runs_in
-from tests.waiting import wait_for
 
-pytestmark = [pytest.mark.process, pytest.mark.xdist_group("fake-slurm")]  # its fixtures take long to make
-
-FORMAT = "%i|%A|%T|%N|%r"
-SCRIPT = "#!/bin/bash\n#SBATCH --array=0-5%2\n#SBATCH --output=/dev/null\n#SBATCH --exclusive --nodes=1\nsleep 300\n"
-
-QUESTIONS = (
-    "squeue -h -r -t all -o {format}",
-    "squeue -h -t all -o {format}",
-    "squeue -h -r -t all -o {format} -j 1",
-    "squeue -h -r -t all -o {format} -j 1_1",
-    "squeue -h -r -t all -o {format} -j 1,999",
-    "squeue -h -o {format} -j 999",
-    "squeue -h -r -t all -o %i|%T|%r -j 1,1",
-    "sacct -o JobID,State --parsable2 -j 1",
-    "sacct -n -P -X -D -o JobID,State,ExitCode -j 1",
-    "sacct -n -P -X -D -o JobID,State,ExitCode -j 1_1",
-    "sacct -o JobID,State --parsable2 -j 77 -j 78",
-    "sinfo -h -a -e -o %P|%a|%l|%F|%c|%m|%G|%s",
-    "sbatch {script} --partition=nope",  # behind the script: an argument of it, which changes nothing
-    "sbatch -p nope {script}",
-    "sbatch --array=0-5000 {script}",
-    "sbatch /nonexistent",
-    "sbatch --version",
-    "scontrol requeue 1_5",
-    "scontrol requeue 999",
-    "scontrol requeue 1_77",
-    "scancel 999",
-    "scancel --quiet 999",
-    "scancel abc",
-    "scancel 1_1",
-    "squeue -h -r -t all -o %i|%T|%r -j 1_1",
-    "sacct -n -P -X -D -o JobID,State,ExitCode -j 1_1",
-    "scancel 1_[4-5] 2",
-    "squeue -h -r -o %i|%T -j 1_5",
-    "scontrol requeue 1_0",
-    "squeue -h -r -o %i|%T -j 1_0",
-)
-"""In this order; orders are among them. The array 1 has two tasks running, four waiting."""
-
-WITHOUT_CONTROLLER = (
-    "squeue -h -o %i",
-    "sbatch {script}",
-    "scancel 1",
-    "scontrol requeue 1",
-    "sinfo -h -o %P",
-)
-
-Ask = Callable[[str], tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[LoopbackCluster]:
-    require_slurm(accounting=True)
-    options = ClusterOptions(nodes=2, accounting=True, extra_lines=["MessageTimeout=2"])
-    with LoopbackCluster(options) as cluster:
-        yield cluster
-
-
-def asker(env: dict[str, str], script: Path) -> Ask:
-    def ask(question: str) -> tuple[int, str, str]:
-        words = [word.format(format=FORMAT, script=script) for word in question.split(" ")]
-        done = commands.run(words, env=env)
-        text = re.sub(r"127\.\d+\.\d+\.\d+", "NODE", done.stdout)
-        return done.returncode, "".join(sorted(text.splitlines(keepends=True))), done.stderr
-
-    return ask
-
-
-def compared(real: str, question: str) -> str:
-    """Without what is chance: the own ids of running tasks, why a task waits, whether a task is ending still."""
-    if "{format}" in question:
-        real = re.sub(r"\|\d+\|(\w+)\|", r"|N|\1|", real)
-    real = re.sub(r"COMPLETING", "CANCELLED" if "1_1" in question else "PENDING", real)
-    return re.sub(r"\|(JobArrayTaskLimit|Resources|Priority|None|BeginTime)(?=\n)", "|WHY", real)
-
-
-@pytest.fixture(scope="module")
-def answers(
-    cluster: LoopbackCluster, tmp_path_factory: pytest.TempPathFactory
-) -> dict[tuple[int, str], tuple[tuple[int, str, str], tuple[int, str, str]]]:
-    """What both say, in the same order of questions."""
-    folder = tmp_path_factory.mktemp("fake")
-    script = folder / "job.sh"
-    script.write_text(SCRIPT)
-    fake = FakeSlurm(folder / "fake", accounting=True)
-    real_ask = asker(cluster.env, script)
-    fake_ask = asker({**os.environ, "PATH": f"{fake.bin}{os.pathsep}{os.environ['PATH']}"}, script)
-    found = {(-1, "sbatch {script}"): (real_ask("sbatch {script}"), fake_ask("sbatch {script}"))}
-
-    def wait_for_answer(question: str, what: str, until: Callable[[str], object]) -> None:
-        wait_for(lambda: real_ask(question), what, until=lambda answer: until(answer[1]))
-
-    wait_for_answer("squeue -h -t running -o %i", "two tasks to run", lambda told: told == "1_0\n1_1\n")
-    accounted = "sacct -n -P -X -o JobID,State -j 1"
-    seen = ["1_0|RUNNING", "1_1|RUNNING", "1_[2-5%2]|PENDING"]  # the range may be the last to change
-    wait_for_answer(accounted, "the accounting to see two tasks run", lambda told: told.splitlines() == seen)
-    fake.start("1_0")
-    fake.start("1_1", NODES[1])
-    for number, question in enumerate(QUESTIONS):
-        found[number, question] = real_ask(question), fake_ask(question)
-        if question == "scancel 1_1":  # it takes a moment; the next task then starts
-            for program in ("squeue -h -r -t all -o %T", "sacct -n -P -X -o State"):
-                wait_for_answer(f"{program} -j 1_1", "the task to be cancelled", lambda told: "CANCELLED" in told)
-    cluster.stop_controller()
-    fake.controller(up=False)
-    for number, question in enumerate(WITHOUT_CONTROLLER):
-        found[100 + number, question] = real_ask(question), fake_ask(question)
-    cluster.start_controller()
-    return found
-
-
-@pytest.mark.parametrize(
-    ("number", "question"),
-    [(-1, "sbatch {script}"), *enumerate(QUESTIONS), *((100 + n, q) for n, q in enumerate(WITHOUT_CONTROLLER))],
-)
-def test_the_fake_answers_as_the_real_one(
-    answers: dict[tuple[int, str], tuple[tuple[int, str, str], tuple[int, str, str]]], number: int, question: str
-) -> None:
-    real, fake = answers[number, question]
-    assert (fake[0], compared(fake[1], question), fake[2]) == (real[0], compared(real[1], question), real[2])
-
-
-def test_without_accounting_both_refuse_alike(tmp_path: Path) -> None:
-    require_slurm()
-    fake = FakeSlurm(tmp_path / "fake")
-    question = "sacct -o JobID,State --parsable2 -j 1"
-    with LoopbackCluster(ClusterOptions(nodes=1)) as off:
-        real = asker(off.env, tmp_path)(question)
-    assert real == asker({**os.environ, "PATH": f"{fake.bin}{os.pathsep}{os.environ['PATH']}"}, tmp_path)(question)
-
-
-# -- without a real one ----------------------------------------------------------------------------------------------
+pytestmark = pytest.mark.process
 
 
 @pytest.fixture
@@ -181,7 +44,7 @@ def test_a_launch_on_slurm_leaves_what_the_manifest_says_with_the_study(fake: Fa
     )
     words = ["run", str(manifest), "--backend", "slurm", "--no-wait", "--live-code", "--runs-dir", str(tmp_path)]
     assert launch.main([*words, "--only", "arch=rnn"]) == 0
-    assert list(fake.states()) == ["1_0"]
+    assert list(fake.jobs()) == ["1_0"]
     record = json.loads((tmp_path / "s" / "study.json").read_text())
     rnn, gru = (run["fingerprint"] for run in record["planned"])
     assert (list(record["estimates"]), record["behaviour"]) == ([rnn], [gru])
@@ -198,12 +61,12 @@ def test_retry_goes_by_the_policy_of_the_manifest_and_by_what_the_run_needed(fak
     (run,) = runs_in(tmp_path / "s")
     fail(run, {"kind": "oom", "message": "no memory", "stands": True})
     assert launch.main(["run", str(manifest), *more]) == 0
-    assert list(fake.states()) == ["1_0"], "a failure that stands is for a person to retry"
+    assert list(fake.jobs()) == ["1_0"], "a failure that stands is for a person to retry"
     assert launch.main(["run", str(manifest), *more, "--set", "policy.timeout=2"]) == 0
     assert launch.main(["retry", "s", *more, "--kind", "code", "--kind", "diverged"]) == 0
-    assert list(fake.states()) == ["1_0"]
+    assert list(fake.jobs()) == ["1_0"]
     assert launch.main(["retry", "s", *more, "--kind", "code", "--kind", "oom", "--retries", "4"]) == 0
-    assert list(fake.states()) == ["1_0", "2_0"]
+    assert list(fake.jobs()) == ["1_0", "2_0"]
     told = JobPlan.read(tmp_path / "s" / "launches" / "000002" / "plan.json")
     assert told.policy == Policy(oom=1, checkpoint_min=3, timeout=2, max_stalled_retries=4)
     assert micro_batches(run, batch_size=20, ranks=1) == 2
@@ -213,13 +76,10 @@ def test_retry_goes_by_the_policy_of_the_manifest_and_by_what_the_run_needed(fak
 def test_the_state_of_1000_runs_takes_at_most_two_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeSlurm(tmp_path / "fake", accounting=True)
     fake.on_path(monkeypatch)
-    (tmp_path / "job.sh").write_text("#!/bin/sh\n#SBATCH --array=0-499%3\n")
-    for _ in range(2):
-        commands.run(["sbatch", tmp_path / "job.sh"], check=True)
-    fake.start("1_0")
-    fake.finish("1_1", "TIMEOUT")
-    fake.purge("1_1")
-    fake.forget_calls()
+    with fake.opened() as room:
+        room.jobs = [Job(id=f"{array}_{task}") for array in (1, 2) for task in range(500)]
+    fake.end("1_0", "RUNNING")
+    fake.end("1_1", "TIMEOUT", purged=True)
     found = Scheduler().states([f"{array}_{task}" for array in (1, 2) for task in range(500)])
     assert [call[0] for call in fake.calls()] == ["squeue", "sacct"]
     assert (found["1_0"].stage, found["1_1"].kind, found["2_499"].stage) == ("running", "timeout", "queued")
@@ -242,10 +102,9 @@ def test_a_failure_that_only_slurm_knows_of_ends_the_attempt_at_its_last_sign_of
     run.lease_dir.mkdir()
     write_json(run.lease_dir / "000001.json", {"attempt": 1, "released": False, "host": "n1", "pid": 1})
     os.utime(run.lease_dir / "000001.json", (ORIGIN + 3606, ORIGIN + 3606))
-    fake.start("1")
-    fake.finish("1", "OUT_OF_MEMORY")  # 63 hours ago, as it were: the attempt's times are of March
+    fake.end("1", "OUT_OF_MEMORY")  # 63 hours ago, as it were: the attempt's times are of March
     assert launch.main(words) == 0
-    assert list(fake.states()) == ["1_0", "2_0"], "the budget is not spent"
+    assert list(fake.jobs()) == ["1_0", "2_0"], "the budget is not spent"
     assert (run.end(1).kind, run.end(1).at) == ("oom", at(3606))
     assert Budget(tmp_path / "s", Policy()).spent()["core_hours"] == 2 * 2 * 3606 / 3600
     assert load_study(tmp_path / "s").attempts["seconds"].tolist() == [3606]
@@ -287,16 +146,18 @@ def test_what_sbatch_refuses_after_the_first_array_is_submitted_by_the_next_run(
 ) -> None:
     (tmp_path / "m.toml").write_text(FIVE)
     words = [str(tmp_path / "m.toml"), "--backend", "slurm", "--runs-dir", str(tmp_path / "runs"), "--no-wait"]
-    fake.limit_jobs(3)
+    with fake.opened() as room:
+        room.most_jobs = 3
     assert launch.main(["run", *words, "--live-code", "--json"]) == 3
     refused = json.loads(capsys.readouterr().out)["error"]["message"]
-    assert list(fake.states()) == ["1_0", "1_1"]
+    assert list(fake.jobs()) == ["1_0", "1_1"]
     assert refused.startswith("sbatch rejected the job: sbatch: error: Batch job submission failed: ")
     assert "2 of 10 runs" in refused, "what was submitted goes on"
     assert launch.main(["status", "s", "--runs-dir", str(tmp_path / "runs"), "--json"]) == 0
     runs = json.loads(capsys.readouterr().out)["data"]["runs"]
     assert Counter(run["state"] for run in runs) == {"queued": 2, "pending": 8}
-    fake.limit_jobs(100)
+    with fake.opened() as room:
+        room.most_jobs = 100
     assert launch.main(["run", *words, "--live-code"]) == 0
     assert Counter(job.parent for job in fake.jobs().values()) == dict.fromkeys(range(1, 6), 2)
 
@@ -370,7 +231,8 @@ def test_runs_wait_on_while_only_the_accounting_answers(
     more = ["--runs-dir", str(tmp_path)]
     assert launch.main(["run", str(manifest), "--backend", "slurm", "--no-wait", "--live-code", *more]) == 0
     assert list(fake.jobs()) == ["1_0", "1_1", "1_2"]
-    fake.controller(up=False)
+    with fake.opened() as room:
+        room.has_controller = False
     capsys.readouterr()
     assert launch.main(["status", "s", "--json", *more]) == 0
     runs = json.loads(capsys.readouterr().out)["data"]["runs"]
@@ -388,8 +250,7 @@ def test_a_run_whose_job_is_gone_without_a_result_is_a_failure_of_the_launch_tha
     )
 
     def lose(*_: object) -> None:
-        fake.finish("1")
-        fake.purge("1")
+        fake.end("1", purged=True)
 
     monkeypatch.setattr("jobs.cli.request.watch", lose)
     words = ["run", str(manifest), "--backend", "slurm", "--live-code", "--runs-dir", str(tmp_path)]

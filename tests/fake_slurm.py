@@ -1,0 +1,172 @@
+"""SLURM's programs, which keep a list of jobs and run none: for tests of what is submitted and what is asked.
+
+``slurm/testcluster`` is a real SLURM. Here a test says what becomes of a job. A program, ``python fake_slurm.py NAME
+FOLDER WORD...``, answers what seqlm and submitit ask of it, and needs the standard library alone.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+NAMES = ("sbatch", "squeue", "sacct", "scancel", "scontrol", "sinfo")
+DOWN = "Unable to contact slurm controller (connect failure)"
+CONFIG = {"AccountingStorageType": "(null)", "MaxArraySize": 1001, "MaxJobCount": 10000, "SLURM_VERSION": "24.11.5"}
+
+
+@dataclass(kw_only=True)
+class Job:
+    """A job, or one task of an array."""
+
+    id: str
+    """``7`` or ``7_2``."""
+    state: str = "PENDING"
+    script: str = ""
+    options: dict[str, str] = field(default_factory=dict)
+    """Those of the script: ``{"time": "5"}``."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """That of sbatch."""
+    is_known: bool = True
+    """Whether the controller still has a record of it."""
+
+    @property
+    def parent(self) -> int:
+        return int(self.id.partition("_")[0])
+
+
+@dataclass(kw_only=True)
+class Room:
+    """All there is, in one JSON file that one program has at a time."""
+
+    has_controller: bool = True
+    has_accounting: bool = False
+    most_jobs: int = 10_000
+    """Jobs that may wait or run at once."""
+    calls: list[list[str]] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
+
+    def found(self, words: str) -> list[Job]:
+        """Return the jobs of ``7,8_2``; ``7`` stands for all tasks of the array."""
+        ids = words.split(",")
+        return [job for job in self.jobs if job.id in ids or str(job.parent) in ids]
+
+
+@contextlib.contextmanager
+def opened(folder: Path) -> Iterator[Room]:
+    """Have the room; what is done to it is kept."""
+    path = folder / "room.json"
+    with (folder / "room.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stored: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        room = Room(**{**stored, "jobs": [Job(**job) for job in stored.get("jobs", [])]})
+        yield room
+        path.write_text(json.dumps(asdict(room)), "utf-8")
+
+
+@final
+class FakeSlurm:
+    """A folder with the programs (``bin``) and the state of their jobs."""
+
+    def __init__(self, folder: Path, *, accounting: bool = False) -> None:
+        self.folder, self.bin = folder, folder / "bin"
+        self.bin.mkdir(parents=True)
+        for name in NAMES:
+            self.program(name, f'exec {shlex.join([sys.executable, "-S", "-E", __file__, name, str(folder)])} "$@"')
+        self.program("srun", "exit 1")  # by which submitit knows a cluster
+        with self.opened() as room:
+            room.has_accounting = accounting
+
+    def program(self, name: str, body: str) -> None:
+        (self.bin / name).write_text(f"#!/bin/sh\n{body}\n", "utf-8")
+        (self.bin / name).chmod(0o755)
+
+    def on_path(self, monkeypatch: Any) -> None:
+        """Have this process and its children find these programs before any others."""
+        monkeypatch.setenv("PATH", f"{self.bin}{os.pathsep}{os.environ['PATH']}")
+
+    def opened(self) -> contextlib.AbstractContextManager[Room]:
+        return opened(self.folder)
+
+    def end(self, job: str, state: str = "COMPLETED", *, purged: bool = False) -> None:
+        """A job comes to a state. ``purged``: the controller forgets it; accounting, if there is any, does not."""
+        with self.opened() as room:
+            for one in room.found(job):
+                one.state, one.is_known = state, not purged
+
+    def calls(self, *names: str) -> list[list[str]]:
+        """Return the command lines so far, of these programs or all."""
+        with self.opened() as room:
+            return [call for call in room.calls if not names or call[0] in names]
+
+    def environment(self, number: int) -> dict[str, str]:
+        """Return the environment in which sbatch was called for a submission."""
+        return next(job.environment for job in self.jobs().values() if job.parent == number)
+
+    def jobs(self) -> dict[str, Job]:
+        """Return every job ever submitted, by its id."""
+        with self.opened() as room:
+            return {job.id: job for job in room.jobs}
+
+
+# -- the programs ----------------------------------------------------------------------------------------------------
+
+
+def sbatch(room: Room, words: list[str]) -> str:
+    script = Path(words[-1]).read_text("utf-8")
+    lines = [line for line in script.splitlines() if line.startswith("#SBATCH")]
+    pairs = [shlex.split(line)[1].removeprefix("--").partition("=") for line in lines]
+    options = {name: value for name, _, value in pairs}
+    last = re.search(r"-(\d+)", options.get("array", ""))
+    numbers = [f"_{index}" for index in range(int(last[1]) + 1)] if last else ["_0"] if "array" in options else [""]
+    if len(room.jobs) + len(numbers) > room.most_jobs:
+        sys.exit("sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit)")
+    job = max((job.parent for job in room.jobs), default=0) + 1
+    room.jobs += [Job(id=f"{job}{n}", script=script, options=options, environment={**os.environ}) for n in numbers]
+    return f"{job}"
+
+
+def squeue(room: Room, words: list[str]) -> str:
+    found = room.found(words[words.index("-j") + 1])
+    return "\n".join(f"{job.id}|{job.state}|None" for job in found if job.is_known)
+
+
+def sacct(room: Room, words: list[str]) -> str:
+    if not room.has_accounting:
+        sys.exit("Slurm accounting storage is disabled")
+    return "\n".join(f"{job.id}|{job.state}|0:0" for job in room.found(words[words.index("-j") + 1]))
+
+
+def scancel(room: Room, words: list[str]) -> str:
+    for job in room.found(",".join(words)):
+        job.state = "CANCELLED"
+    return ""
+
+
+def scontrol(room: Room, words: list[str]) -> str:
+    return "\n".join(f"{key} = {value}" for key, value in CONFIG.items())
+
+
+def sinfo(room: Room, words: list[str]) -> str:
+    values = {"P": "main*", "a": "up", "l": "infinite", "F": "0/2/0/2", "c": 4, "m": 2000, "G": "gpu:fake:2"}
+    values |= {"s": "1-infinite", "D": 2}
+    return re.sub(r"%(\w)", lambda letter: str(values[letter[1]]), words[words.index("-o") + 1])
+
+
+def main() -> None:
+    name, folder, *words = sys.argv[1:]
+    with opened(Path(folder)) as room:
+        room.calls.append([name, *words])
+        if not room.has_controller and name != "sacct":
+            sys.exit(f"{name}: error: {DOWN}")
+        print(globals()[name](room, words))
+
+
+if __name__ == "__main__":
+    main()
