@@ -6,6 +6,7 @@ On the page, ``<word>``, numbers, quoted texts, and words with a dot, a slash, a
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from collections.abc import Iterator
 
@@ -20,7 +21,7 @@ ENTRY = re.compile(
 MESSAGES = dict(ENTRY.findall(PAGE))
 """Heading -> message."""
 EXAMPLE = re.compile(r"<\w+>|\"[^\"]*\"|`[^`]*`|--?[\w-]+|\w*[\w)](?:[./_\-]\w+)+/?|\b\d[\w.]*")
-NAMES = frozenset("first second gru rnn gpus cpu bf16 SIGKILL SIGTERM nan OutOfMemoryError".split())
+NAMES = ("first", "second", "gru", "rnn", "gpus", "cpu", "bf16", "SIGKILL", "SIGTERM", "nan", "OutOfMemoryError")
 """Words that an example has for the name of a study, a run, a partition, a precision, a signal, an error."""
 
 
@@ -40,10 +41,10 @@ def _texts_of_the_code() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def said() -> set[tuple[str, ...]]:
-    """Words that follow each other in a text of the code, two and two; texts of one word; and each word, with ``""``."""
+    """Words that follow each other in a text of the code, by two; texts of one word; and each word with ``""``."""
     found: set[tuple[str, ...]] = set()
     for words in map(_words, _texts_of_the_code()):
-        found.update(zip(words, words[1:], strict=False), ((word, "") for word in words), [tuple(words)])
+        found.update(itertools.pairwise(words), ((word, "") for word in words), [tuple(words)])
     return found
 
 
@@ -52,7 +53,7 @@ def unsaid(message: str, said: set[tuple[str, ...]]) -> list[str]:
     found = []
     for part in EXAMPLE.sub("\0", message).split("\0"):
         words = _words(part)
-        pairs = [pair in said for pair in zip(words, words[1:], strict=False)]
+        pairs = [pair in said for pair in itertools.pairwise(words)]
         for place, word in enumerate(words):
             is_next_to_it = any(pairs[max(0, place - 1) : place + 1]) if pairs else (word, "") in said
             if not (is_next_to_it or (word,) in said or word in NAMES):
