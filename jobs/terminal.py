@@ -8,12 +8,10 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TextIO, TypeAlias
+from typing import TextIO
 
 from seqlm.errors import UsageError, printable
 
-Color: TypeAlias = Literal["auto", "always", "never"]
-COLORS: tuple[Color, ...] = ("auto", "always", "never")
 CODES = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "cyan": 36}
 """Color -> its ANSI code."""
 STATE_COLORS = {"running": "cyan", "failed": "red", "cancelled": "yellow", "done": "green", "stopped": "blue"}
@@ -26,8 +24,6 @@ LEVELS = {"error:": "red", "warning:": "yellow"}
 class Output:
     """How a command prints."""
 
-    color: Color = "auto"
-    """``auto``: on a terminal, unless ``NO_COLOR`` is set (no-color.org)."""
     quiet: bool = False
     """On stderr, print warnings and errors alone."""
     verbose: bool = False
@@ -62,9 +58,7 @@ def paint(text: str, color: str | None) -> str:
 
 
 def has_color(stream: TextIO) -> bool:
-    """Whether text on ``stream`` may be colored: ``--color``, else ``NO_COLOR`` and whether it is a terminal."""
-    if _output.color != "auto":
-        return _output.color == "always"
+    """Whether text on ``stream`` may be colored: it is a terminal, and ``NO_COLOR`` is not set (no-color.org)."""
     return can_redraw(stream) and not os.environ.get("NO_COLOR")
 
 

@@ -129,22 +129,19 @@ def test_a_dry_run_is_the_plan_and_starts_nothing(study: Study, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    ("words", "variables", "on_terminal", "expected"),
+    ("variables", "on_terminal", "expected"),
     [
-        ([], {}, True, True),
-        ([], {}, False, False),
-        ([], {"NO_COLOR": "1"}, True, False),
-        ([], {"NO_COLOR": ""}, True, True),
-        ([], {"TERM": "dumb"}, True, False),
-        (["--color", "always"], {"NO_COLOR": "1"}, False, True),
-        (["--color", "never"], {}, True, False),
+        ({}, True, True),
+        ({}, False, False),
+        ({"NO_COLOR": "1"}, True, False),
+        ({"NO_COLOR": ""}, True, True),
+        ({"TERM": "dumb"}, True, False),
     ],
 )
-def test_color_follows_the_flag_then_no_color_then_the_terminal(
+def test_color_follows_no_color_then_the_terminal(
     study: Study,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    words: list[str],
     variables: dict[str, str],
     on_terminal: bool,
     expected: bool,
@@ -155,7 +152,7 @@ def test_color_follows_the_flag_then_no_color_then_the_terminal(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: on_terminal)
-    assert launch.main(["status", "small", *words]) == 0
+    assert launch.main(["status", "small"]) == 0
     out = capsys.readouterr().out
     assert ("\x1b[32mdone\x1b[0m" in out) == ("\x1b[31mfailed\x1b[0m" in out) == expected
     assert ("\x1b" in out) == expected

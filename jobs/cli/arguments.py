@@ -35,9 +35,6 @@ class Arguments:
     """The words of the command line as typed, without the program's name."""
     # Every command:
     json: bool = option("print one JSON document on stdout, all else on stderr")
-    color: terminal.Color = option(
-        "default: auto, on a terminal without NO_COLOR", choices=terminal.COLORS, default="auto"
-    )
     quiet: bool = option("print only warnings, errors and what a query asks for", "-q", exclusive="level")
     verbose: bool = option("print the settings in use too, and the traceback of an error", "-v", exclusive="level")
     runs_dir: Path = option("folder of the studies (default: SEQLM_RUNS, else runs)", metavar="DIR")
@@ -89,7 +86,6 @@ class Arguments:
     dry_run: bool = option("do what plan does, and start nothing", "-n")
     # What one command takes:
     watch: bool = option("show changes until every run is over")
-    no_sizes: bool = option("leave out sizes, which take longest on a slow disk")
     follow: bool = option("print new lines until the run is over", "-f")
     lines: int = option("last lines of each log (default: 20)", "-n", default=20)
     all: bool = option("stop every run, without a question")
@@ -122,7 +118,7 @@ class Arguments:
     to: Path | None = option("default: the folder in which runs look for it", metavar="DIR")
 
 
-COMMON = ("json", "color", "quiet", "verbose", "runs_dir")
+COMMON = ("json", "quiet", "verbose", "runs_dir")
 """What every command takes; the help shows it last."""
 FILTERS = ("only", "exclude")
 PLACEMENT = ("data", "backend", "ray_address", "max_parallel")
@@ -141,9 +137,7 @@ COMMANDS = {
         "follow a study", "studying.status", "first --watch", "show the state of each run",
         ("study", *FILTERS, "watch"),
     ),
-    "list": Command(
-        "follow a study", "studies.show_studies", "--no-sizes", "show the studies in the runs folder", ("no_sizes",)
-    ),
+    "list": Command("follow a study", "studies.show_studies", "--json", "show the studies in the runs folder", ()),
     "logs": Command(
         "follow a study", "studying.logs", "first rnn-adam-lr0.001 -f", "print the logs of the latest attempts",
         ("study", "run", *FILTERS, "follow", "lines"), own={"run": positional(RUN, nargs="?")},
@@ -203,9 +197,8 @@ COMMANDS = {
         "test your own model in seconds", ("source", "arguments", "files"),
     ),
     "schema": Command(
-        "this machine", "studying.schema", "--output manifest.schema.json",
-        "print the JSON Schema of manifests, with which editors complete and check them",
-        ("output",), own={"output": option("write it to this file instead", metavar="FILE")},
+        "this machine", "studying.schema", "> manifest.schema.json",
+        "print the JSON Schema of manifests, with which editors complete and check them", (),
     ),
     "data": Command("this machine", "studying.data", "ptb", "download a corpus", ("corpus", "to")),
 }  # fmt: skip
@@ -238,7 +231,6 @@ def output_of(arguments: Arguments) -> terminal.Output:
     """Return how a command prints. ``--quiet`` hides what a command has done, not the answer of a query."""
     hides = arguments.quiet and COMMANDS[arguments.command].acts and not arguments.dry_run
     return terminal.Output(
-        color=arguments.color,
         quiet=arguments.quiet,
         verbose=arguments.verbose,
         json=arguments.json,

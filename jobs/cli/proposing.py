@@ -1,34 +1,106 @@
-"""``propose``: settings for the next runs of a study, as tables to add to its manifest."""
+"""``propose``: settings for the next runs of a study, as tables to add to its manifest.
+
+The settings come from Optuna's TPE (Bergstra et al., 2011; multivariate after Falkner et al., 2018), fitted to the runs
+of ``[[sample]]`` entries that have finished, were stopped or have diverged. Optuna is imported when it is used.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
-import math
+import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs import terminal
 from jobs.cli.arguments import Arguments
+from jobs.cli.view import finite
+from jobs.manifests.draws import Choice, Distribution, Real, Whole, read_distribution
+from jobs.manifests.expand import Entry, config_of, has_several, run_name
 from jobs.manifests.load import load_manifest
-from jobs.plan.proposals import NEIGHBOURS, Space, Trained, propose, setting_of, spaces_of_runs
 from jobs.plan.record import kept_search
 from jobs.study.folder import ObservedRun, find_study, observe_study
-from seqlm.errors import DamagedFileError, UsageError
+from seqlm.config import RunConfig
+from seqlm.errors import ConfigError, DamagedFileError, UsageError
 from seqlm.files import read_json
 from seqlm.reading import is_file
 from seqlm.run_layout import study_record_file
 from seqlm.search import Search
 
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+
 SAMPLER = "Optuna's TPE"
-PREDICTED_BY = (
-    f"mean of the {NEIGHBOURS} nearest runs, weighted by 1/distance; a diverged run has the worst value of all"
-)
+NOT_A_SETTING = ("seed", "train.epochs", "data.sha256", "data.tokenizer_sha256", "model.sha256")
+"""Keys in which runs of one setting may differ: seeds copy it, runs go on, and digests are filled in at the launch."""
+TRIES = 20
+"""Settings asked of Optuna for each one that is wanted. The others were in the study already or are no valid runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """The settings of a ``[[sample]]``, which is as :attr:`Manifest.samples` and ``study.json`` have it."""
+
+    name: str | None
+    written: Mapping[str, Any]
+    """Dotted key -> value, list or distribution."""
+    drawn: Mapping[str, Distribution]
+    """Dotted key -> distribution of each key that varies."""
+    defaults: Mapping[str, Any]
+    seeds: list[Any]
+
+    @classmethod
+    def of(cls, sample: Mapping[str, Any]) -> Space:
+        written, name = dict(sample["values"]), sample["name"]
+        drawn = {key: value for key, value in written.items() if isinstance(value, dict) or has_several(key, value)}
+        return cls(
+            name=None if name is None else str(name),
+            written=written,
+            drawn={key: read_distribution(key, value) for key, value in drawn.items()},
+            defaults=dict(sample["defaults"]),
+            seeds=list(sample["seeds"]),
+        )
+
+    def config(self, drawn: Mapping[str, Any]) -> RunConfig | None:
+        """Return the configuration of a run. ``None``: the settings are no valid run."""
+        with contextlib.suppress(ConfigError):
+            return config_of({**self.written, **drawn}, self.defaults)
+        return None
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Return Optuna's distributions of the keys that are drawn."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        found: dict[str, BaseDistribution] = {}
+        for key, distribution in self.drawn.items():
+            match distribution:
+                case Choice(values):
+                    found[key] = CategoricalDistribution(list(dict.fromkeys(values)))
+                case Real(low, high, log):
+                    found[key] = FloatDistribution(low, high, log=log)
+                case Whole(low, high, step):
+                    found[key] = IntDistribution(low, high - (high - low) % step, step=step)
+        return found
+
+    def ask(self, study: Study) -> dict[str, Any]:
+        """Return settings that Optuna asks for."""
+        params = study.ask(self.distributions()).params
+        return {key: d.rounded(params[key]) if isinstance(d, Real) else params[key] for key, d in self.drawn.items()}
+
+    def run_name(self, drawn: Mapping[str, Any], config: RunConfig) -> str:
+        """Return the name of a run: that of the entry, with a suffix for each key that is drawn."""
+        lists = {key: [value] for key, value in drawn.items()}
+        entry = Entry(kind="sample", number=1, name=self.name, values=lists, space=self.drawn)
+        return run_name(entry, config.by_key())
 
 
 def propose_runs(arguments: Arguments) -> tuple[dict[str, Any], int]:
-    """Print a ``[[run]]`` for each proposal, with its reason as a comment."""
+    """Print a ``[[run]]`` for each proposal."""
     study_dir = find_study(arguments.study, arguments.runs_dir)
     record: Mapping[str, Any] = read_json(study_record_file(study_dir)) or {}
     path = Path(arguments.study)
@@ -36,81 +108,108 @@ def propose_runs(arguments: Arguments) -> tuple[dict[str, Any], int]:
     search = kept_search(study_dir, terminal.tell) if manifest is None else manifest.search
     metric = Search.metric if search is None else search.metric
     observed = [run for run in observe_study(study_dir) if run.config is not None]
-    trained = [found for run in observed if (found := trained_run(run, metric)) is not None]
-    if not any(run.finished for run in trained):
-        raise UsageError(f"{study_dir.name}: expected at least one finished run to learn from, found none")
-    has = [(run.name, run.config.by_key()) for run in observed if run.config is not None]
     try:
+        spaces = [Space.of(one) for one in (record.get("samples", []) if manifest is None else manifest.samples)]
+        has = [(run.name, run.config.by_key()) for run in observed if run.config is not None]
         has += [(str(one["name"]), dict(one["config"])) for one in record.get("planned", []) if "config" in one]
         has += [(spec.name, spec.config.by_key()) for spec in manifest.runs] if manifest else []
-        samples = record.get("samples", []) if manifest is None else manifest.samples
-        known = [values for _, values in has]
-        spaces = [Space.of_sample(sample) for sample in samples] or spaces_of_runs(trained, known)
     except (AttributeError, LookupError, TypeError, ValueError):
         raise DamagedFileError(f"{study_record_file(study_dir)} is damaged; launch the manifest again") from None
     if not spaces:
-        raise UsageError(
-            f"{study_dir.name}: no [[sample]], and its trained runs of one architecture and optimizer differ in no "
-            "number; add a [[sample]] with ranges to the manifest"
-        )
-    proposals = propose(
-        spaces,
-        trained,
-        arguments.count,
-        arguments.seed,
-        taken={setting_of(values) for _, values in has},
-        names={name for name, _ in has},
-    )
-    if not proposals:
-        raise UsageError(
-            f"{study_dir.name}: every setting in its ranges is in the study already, or nearly; widen a range"
-        )
-    if len(proposals) < arguments.count:
-        terminal.tell(
-            f"found only {len(proposals)} of {arguments.count} settings that are not in the study already, or nearly"
-        )
-    states = Counter(map(state_of, trained))
-    counts = {state: states[state] for state in ("finished", "stopped", "diverged")}
-    basis = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
-    terminal.say(f"# {len(proposals)} proposals of {SAMPLER}, fitted to {basis} runs of {study_dir.name}")
-    terminal.say(f"# predicted: {PREDICTED_BY}")
-    terminal.say("# distance: share of the ranges, from 0 to 1")
-    records = []
-    for number, proposal in enumerate(proposals, start=1):
-        nearest = proposal.nearest
-        value = "" if nearest.value is None else f" with {metric} {nearest.value:.5g}"
-        near = f"nearest run {nearest.name} ({state_of(nearest)}{value}, distance {proposal.distance:.2f})"
-        table = {"name": proposal.name, **proposal.values}
-        lines = [f"{key} = {json.dumps(one, ensure_ascii=False)}" for key, one in table.items()]
-        said = [f"\n# {number}: predicted {metric} {proposal.predicted:.5g}; {near}", "[[run]]", *lines]
-        terminal.say("\n".join(said))
-        records.append(
-            {
-                "name": proposal.name,
-                "values": dict(proposal.values),
-                "nearest": {"name": nearest.name, "value": nearest.value, "distance": proposal.distance},
-                "predicted": proposal.predicted,
-                "predicted_by": PREDICTED_BY,
-            }
-        )
-    return {"study": study_dir.name, "metric": metric, "sampler": SAMPLER, **counts, "proposals": records}, 0
+        raise UsageError(f"{study_dir.name}: no [[sample]] to propose from; add one with ranges to the manifest")
+    fitted, counts = _fitted(spaces, observed, metric, arguments.seed)
+    if not fitted:
+        raise UsageError(f"{study_dir.name}: expected at least one finished run of a [[sample]], found none")
+    taken, names = {setting_of(values) for _, values in has}, {name for name, _ in has}
+    records: list[dict[str, Any]] = []
+    for space, study in itertools.islice(itertools.cycle(fitted), TRIES * arguments.count):
+        if len(records) == arguments.count:
+            break
+        drawn = space.ask(study)
+        config = space.config(drawn)
+        if config is None or (setting := setting_of(config.by_key())) in taken:
+            continue
+        name = space.run_name(drawn, config)
+        while name in names:
+            name += "-2"
+        taken.add(setting)
+        names.add(name)
+        seeds = {"seeds": space.seeds} if space.seeds else {}
+        records.append({"name": name, "values": {**space.written, **drawn, **seeds}})
+    if not records:
+        raise UsageError(f"{study_dir.name}: every setting in its ranges is in the study already; widen a range")
+    if len(records) < arguments.count:
+        terminal.tell(f"found only {len(records)} of {arguments.count} settings that are not in the study already")
+    ends = {ended: counts[ended] for ended in ("finished", "stopped", "diverged")}
+    basis = ", ".join(f"{number} {ended}" for ended, number in ends.items() if number)
+    terminal.say(f"# {len(records)} proposals of {SAMPLER}, fitted to {basis} runs of {study_dir.name}")
+    for one in records:
+        table = {"name": one["name"], **one["values"]}
+        lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items()]
+        terminal.say("\n".join(["\n[[run]]", *lines]))
+    return {"study": study_dir.name, "metric": metric, "sampler": SAMPLER, **ends, "proposals": records}, 0
 
 
-def trained_run(run: ObservedRun, metric: str) -> Trained | None:
-    """Return what a run shows of its settings: its best value, or its last one if it was stopped.
+def setting_of(values: Mapping[str, Any]) -> str:
+    """Return what distinguishes settings of a study, from the values of a run by dotted key."""
+    return json.dumps({key: value for key, value in values.items() if key not in NOT_A_SETTING}, sort_keys=True)
 
-    ``None``: it has neither finished nor been stopped nor diverged.
+
+# -- Optuna ------------------------------------------------------------------------------------------------------------
+
+
+def _fitted(
+    spaces: Sequence[Space], runs: Sequence[ObservedRun], metric: str, seed: int
+) -> tuple[list[tuple[Space, Study]], Counter[str]]:
+    """Return Optuna's study of each space with a finished run, and the number of runs in them by how they ended.
+
+    A finished run counts with its best value, a stopped one as pruned with its last, and a diverged one as worse.
     """
-    assert run.config is not None
-    epochs, _ = run.run.read_metrics()
-    values = [one[metric] for one in epochs if isinstance(one.get(metric), int | float) and math.isfinite(one[metric])]
-    state = run.observation.state
-    value = None if not values else min(values) if state == "done" else values[-1] if state == "stopped" else None
-    if value is None and run.observation.kind != "diverged":
-        return None
-    return Trained(name=run.name, config=run.config, value=value, epochs=len(epochs), finished=state == "done")
+    try:
+        import optuna
+    except ImportError:
+        raise UsageError('propose: the package optuna is not installed; use: pip install "optuna>=4.1,<6"') from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    fitted: list[tuple[Space, Study]] = []
+    results = [(run, found) for run in runs if (found := _result_of(run, metric)) is not None]
+    used: dict[str, str] = {}
+    for space in spaces:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.TPESampler(
+                n_startup_trials=1,  # the runs of the study are the start
+                multivariate=True,
+                constant_liar=True,  # settings that were asked for have no value, and are avoided
+                seed=seed,
+            )
+        study = optuna.create_study(sampler=sampler)
+        for run, (ended, values) in results:
+            assert run.config is not None, "those without were left out"
+            config = run.config.by_key()
+            drawn = {key: config.get(key) for key in space.drawn}
+            same = space.config(drawn)
+            if same is None or setting_of(same.by_key()) != setting_of(config):
+                continue
+            is_done = ended == "finished"
+            with contextlib.suppress(ValueError):  # a value is outside its range
+                trial = optuna.trial.create_trial(
+                    state=optuna.trial.TrialState.COMPLETE if is_done else optuna.trial.TrialState.PRUNED,
+                    value=min(values) if is_done else None,
+                    intermediate_values={} if is_done or not values else {len(values): values[-1]},
+                    params=drawn,
+                    distributions=space.distributions(),
+                )
+                study.add_trial(trial)
+                used[run.run.id] = ended
+        if any(trial.state.name == "COMPLETE" for trial in study.trials):
+            fitted.append((space, study))
+    return fitted, Counter(used.values())
 
 
-def state_of(run: Trained) -> str:
-    """Return whether a run has finished, was stopped, or has diverged."""
-    return "finished" if run.finished else "diverged" if run.value is None else "stopped"
+def _result_of(run: ObservedRun, metric: str) -> tuple[str, list[float]] | None:
+    """Return how a run ended, and its finite values of the metric. ``None``: it says nothing of its settings."""
+    if run.observation.kind == "diverged":
+        return "diverged", []
+    ended = {"done": "finished", "stopped": "stopped"}.get(run.observation.state)
+    values = [value for one in run.run.read_metrics()[0] if (value := finite(one.get(metric))) is not None]
+    return (ended, values) if ended and values else None

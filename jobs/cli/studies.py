@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,63 +14,86 @@ from jobs.cli.naming import chosen_runs, find_trained
 from jobs.cli.tables import Column, show
 from jobs.cli.view import STATES, STATUS, view_of
 from jobs.study.clean import KINDS, Leftover, delete_leftovers, find_leftovers
-from jobs.study.folder import study_name
-from jobs.study.studies import StudySummary, list_studies
+from jobs.study.folder import observe_study, open_jobs, study_name
+from jobs.study.origin import StudyPlan
+from jobs.study.squeue import Scheduler
 from jobs.terminal import confirm, memory, perplexity, say, tell
-from seqlm.errors import UsageError, printable
+from seqlm.errors import FileError, SeqlmError, UsageError, printable
+from seqlm.reading import exists, is_file, is_folder, listed
+from seqlm.run_layout import study_record_file
+from seqlm.state import State
 
 KEPT_LINES = 10
 """Most lines about files that stay; ``--json`` has all."""
 
 
 def show_studies(arguments: Arguments) -> tuple[dict[str, Any], int]:
-    """Show the studies."""
-    studies = list_studies(arguments.runs_dir, with_sizes=not arguments.no_sizes)
-    show(COLUMNS, studies)
-    if not studies:
-        say(f"no study in {arguments.runs_dir}; `run` starts one")
-    records = [
-        {
-            "study": one.name,
-            "path": str(one.path),
-            "runs": one.runs,
-            "states": {state: number for state in STATES if (number := one.states.get(state))},
-            "changed_at": one.changed_at and datetime.fromtimestamp(one.changed_at, UTC).isoformat(timespec="seconds"),
-            **{key: getattr(one, key) for key in ("best_val_ppl", "size_bytes", "problem")},
-        }
-        for one in studies
-    ]
-    return {"runs_dir": str(arguments.runs_dir), "studies": records}, 0
+    """Show every folder of the runs folder, the last changed first; folders without a run come last.
 
-
-def state_text(study: StudySummary) -> str:
-    """Such as ``5 of 12 done, 1 running, 2 failed``; what is wrong with the folder, if anything is."""
-    others = [f"{study.states[state]} {state}" for state in STATES if state != "done" and study.states.get(state)]
-    counts = [f"{study.states.get('done', 0)} of {study.runs} done", *others] if study.runs else []
-    return "; ".join(filter(None, (", ".join(counts), study.problem)))
-
-
-def age(changed_at: float | None, now: float) -> str:
-    """Time since a change, such as ``3 days ago``; a dash for none.
-
-    >>> age(1000.0, 1000.0 + 3 * 86400)
-    '3 days ago'
+    Hidden folders and reports are left out. SLURM is queried once.
     """
-    if changed_at is None:
-        return "-"
-    seconds = max(0.0, now - changed_at)
-    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds // length:.0f} {unit}s ago"
-    return "just now" if seconds < 60 else "1 minute ago"
+    runs_dir = arguments.runs_dir
+    if is_file(runs_dir):
+        raise FileError(f"cannot read {runs_dir}: Not a directory")
+    folders = [path for path in listed(runs_dir, "[!.]*") if is_folder(path) and not is_file(path / "report.md")]
+    scheduler = Scheduler()
+    scheduler.states({job for folder in folders for job in _open_jobs(folder)})
+    records = [summary(folder, scheduler) for folder in folders]
+    records.sort(key=lambda one: one["changed_at"] or "", reverse=True)
+    show(COLUMNS, records)
+    if not records:
+        say(f"no study in {runs_dir}; `run` starts one")
+    return {"runs_dir": str(runs_dir), "studies": records}, 0
+
+
+def _open_jobs(study_dir: Path) -> Iterable[str]:
+    with contextlib.suppress(SeqlmError, OSError):  # the summary of this study says what is wrong
+        return open_jobs(study_dir).values()
+    return ()
+
+
+def summary(study_dir: Path, scheduler: Scheduler) -> dict[str, Any]:
+    """Return what ``list`` has of one folder. A damaged one has a ``problem``.
+
+    A run of the manifest that has no folder yet is pending.
+    """
+    record: dict[str, Any] = {"study": study_dir.name, "path": str(study_dir), "runs": 0, "states": {}}
+    record |= {"changed_at": None, "best_val_ppl": None, "problem": None}
+    states: Counter[State] = Counter()
+    try:
+        runs, file = observe_study(study_dir, scheduler), study_record_file(study_dir)
+        if not runs and not is_file(file):
+            return {**record, "problem": "holds no runs"}
+        there = [one.run.path for one in runs if exists(one.run.path)] or [file if is_file(file) else study_dir]
+        changed_at = datetime.fromtimestamp(max(path.stat().st_mtime for path in there), UTC)
+        best = [one.observation.best_val_ppl for one in runs if one.observation.best_val_ppl is not None]
+        record |= {"changed_at": changed_at.isoformat(timespec="seconds"), "best_val_ppl": min(best, default=None)}
+        states.update(one.observation.state for one in runs)
+        states["pending"] += len(StudyPlan.of(study_dir).absent(one.run.id for one in runs))
+    except SeqlmError as error:
+        record["problem"] = str(error)
+    except OSError as error:
+        record["problem"] = str(FileError.from_os_error("read", error.filename or study_dir, error))
+    return {**record, "runs": states.total(), "states": {state: states[state] for state in STATES if states[state]}}
+
+
+def _state(record: Mapping[str, Any]) -> str:
+    """Such as ``5 of 12 done, 1 running, 2 failed``; what is wrong with the folder, if anything is."""
+    states = record["states"]
+    others = [f"{number} {state}" for state, number in states.items() if state != "done"]
+    counts = [f"{states.get('done', 0)} of {record['runs']} done", *others] if record["runs"] else []
+    return "; ".join(filter(None, (", ".join(counts), record["problem"])))
+
+
+def _local_time(changed_at: str | None) -> str:
+    return datetime.fromisoformat(changed_at).astimezone().strftime("%Y-%m-%d %H:%M") if changed_at else "-"
 
 
 COLUMNS = (
-    Column("study", "name"),
-    Column("state", state_text),
-    Column("changed", lambda one: age(one.changed_at, time.time())),
+    Column("study"),
+    Column("state", _state),
+    Column("changed", "changed_at", _local_time),
     Column("best val ppl", "best_val_ppl", perplexity, right=True),
-    Column("size", "size_bytes", memory, right=True),
 )
 
 

@@ -17,7 +17,6 @@ from jobs.cli.view import say_status
 from jobs.registry import scheduled_in
 from jobs.study.folder import find_study, launch_lock_file, observe_study, read_jobs, study_name
 from seqlm.errors import ManifestError, UsageError, printable
-from seqlm.files import write_text
 
 # -- status --------------------------------------------------------------------------------------------------------
 
@@ -116,16 +115,12 @@ def cancel(arguments: Arguments) -> tuple[Any, int]:
 
 
 def schema(arguments: Arguments) -> tuple[Any, int]:
-    """Print the JSON Schema of manifests, or write it to a file."""
+    """Print the JSON Schema of manifests."""
     from jobs.manifests.json_schema import manifest_schema
 
     found = manifest_schema()
-    text = json.dumps(found, indent=1)
-    if arguments.output is not None:
-        write_text(arguments.output, f"{text}\n")
-        terminal.say(f"wrote {arguments.output}")
-    elif not arguments.json:
-        terminal.say(text)
+    if not arguments.json:
+        terminal.say(json.dumps(found, indent=1))
     return found, 0
 
 

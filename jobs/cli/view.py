@@ -173,8 +173,8 @@ def _measured(observed: ObservedRun) -> dict[str, Any]:
     if progress.get("epoch") != observed.observation.epochs_done:
         progress = {}  # of an epoch that is over
     last = epochs[-1] if epochs else {}
-    step, steps, rate = (_number(progress.get(key)) for key in ("step", "steps", "train_tokens_per_second"))
-    durations = [number for epoch in epochs if (number := _number(epoch.get("epoch_seconds"))) is not None]
+    step, steps, rate = (finite(progress.get(key)) for key in ("step", "steps", "train_tokens_per_second"))
+    durations = [number for epoch in epochs if (number := finite(epoch.get("epoch_seconds"))) is not None]
     seconds = statistics.median(durations) if durations else None
     shape, expected = None, None
     if config is not None:
@@ -189,9 +189,9 @@ def _measured(observed: ObservedRun) -> dict[str, Any]:
     where = (host != socket.gethostname() and host, gpu and machine.short_name(str(gpu)), worker.get("device"))
     return {
         "share": min(1.0, step / steps) if step is not None and steps else None,
-        "train_ppl": _number(progress.get("train_ppl")) or _number(last.get("train_ppl")),
-        "val_ppl": _number(last.get("val_ppl")),
-        "tokens_per_second": (rate or _number(last.get("train_tokens_per_second"))) if state == "running" else None,
+        "train_ppl": finite(progress.get("train_ppl")) or finite(last.get("train_ppl")),
+        "val_ppl": finite(last.get("val_ppl")),
+        "tokens_per_second": (rate or finite(last.get("train_tokens_per_second"))) if state == "running" else None,
         "expected_tokens_per_second": expected,
         "device": " ".join(str(part) for part in where if part) or None,
         "shape": shape,
@@ -205,12 +205,12 @@ def _estimated_seconds_per_epoch(observed: ObservedRun) -> float | None:
     with contextlib.suppress(SeqlmError, AttributeError):  # another user's file must not break the view
         estimates = (read_json(study_record_file(observed.run.path.parent)) or {}).get("estimates", {})
         estimate = estimates.get(observed.config.fingerprint(), {})
-        seconds, epochs = _number(estimate.get("seconds")), _number(estimate.get("epochs"))
+        seconds, epochs = finite(estimate.get("seconds")), finite(estimate.get("epochs"))
         return seconds / epochs if seconds and epochs else None
     return None
 
 
-def _number(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
     """Return a finite number from a file, else ``None``: another user's file must not break the view."""
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 

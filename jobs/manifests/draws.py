@@ -38,12 +38,6 @@ class Choice:
     def at(self, point: float) -> Any:
         return self.values[int(point * len(self.values))]
 
-    def find(self, value: Any) -> Any:
-        return next((one for one in self.values if one == value), None)
-
-    def distance(self, one: Any, other: Any) -> float:
-        return float(one != other)
-
 
 @final
 @dataclass(frozen=True)
@@ -74,14 +68,6 @@ class Real:
             value = round(value, SIGNIFICANT_DIGITS - 1 - math.floor(math.log10(finest)))
         return min(max(value, self.low), self.high)
 
-    def find(self, value: Any) -> float | None:
-        return value if isinstance(value, int | float) and self.low <= value <= self.high else None
-
-    def distance(self, one: float, other: float) -> float:
-        if self.log:
-            return abs(math.log(one / other)) / math.log(self.high / self.low)
-        return abs(one - other) / (self.high - self.low)
-
 
 @final
 @dataclass(frozen=True)
@@ -99,26 +85,12 @@ class Whole:
     def at(self, point: float) -> int:
         return self.low + self.step * min(int(point * self.size), self.size - 1)
 
-    @property
-    def last(self) -> int:
-        """The highest value."""
-        return self.low + self.step * (self.size - 1)
-
-    def find(self, value: Any) -> int | None:
-        fits = isinstance(value, int) and self.low <= value <= self.high and (value - self.low) % self.step == 0
-        return value if fits else None
-
-    def distance(self, one: int, other: int) -> float:
-        return abs(one - other) / (self.high - self.low)
-
 
 Distribution: TypeAlias = Choice | Real | Whole
 """Each has these members.
 
-    size                    number of different values; ``None``: not counted
-    at(point)               the value at a point of [0, 1)
-    find(value)             the value of a run if it can be drawn, else ``None``
-    distance(one, other)    share of the range between two values, from 0 to 1; of a choice 0 or 1
+    size         number of different values; ``None``: not counted
+    at(point)    the value at a point of [0, 1)
 """
 
 

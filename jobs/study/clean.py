@@ -12,14 +12,13 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from jobs.study.folder import ObservedRun, Observer, launching
 from jobs.study.squeue import Scheduler
-from jobs.study.studies import stats_below, total_bytes
 from seqlm.ends import timestamp
 from seqlm.errors import FileError, RunBusyError, UsageError
 from seqlm.lease import Terms, live_owner
@@ -120,13 +119,41 @@ def _add(found: Found, kind: Kind, study_dir: Path, path: Path, counted: set[tup
     elif not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         reason = "it is no regular file"
     else:
-        parts += stats_below(path) if stat.S_ISDIR(status.st_mode) else []
+        parts += _stats_below(path) if stat.S_ISDIR(status.st_mode) else []
         if any(one.st_uid != os.geteuid() for one in parts):
             reason = "it belongs to another user"
     if reason:
         found.kept.append(f"{path} stays: {reason}")
     else:
-        found.leftovers.append(Leftover(kind=kind, path=relative, size_bytes=total_bytes(parts, counted)))
+        found.leftovers.append(Leftover(kind=kind, path=relative, size_bytes=_total_bytes(parts, counted)))
+
+
+def _total_bytes(parts: Iterable[os.stat_result], known: set[tuple[int, int]]) -> int:
+    """Bytes of files, without those of ``known`` (device and inode), to which the files are added."""
+    total = 0
+    for status in parts:
+        file = (status.st_dev, status.st_ino)
+        if not stat.S_ISDIR(status.st_mode) and file not in known:
+            known.add(file)
+            total += status.st_size
+    return total
+
+
+def _stats_below(folder: Path) -> Iterator[os.stat_result]:
+    """The status of everything below a folder. Links are not followed.
+
+    Raises:
+        OSError: a folder cannot be read. What is gone by the time it is read is left out.
+    """
+    waiting = [str(folder)]
+    while waiting:
+        with contextlib.suppress(FileNotFoundError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # a live run has just replaced it
+                    status = entry.stat(follow_symlinks=False)
+                    yield status
+                    if stat.S_ISDIR(status.st_mode):
+                        waiting.append(entry.path)
 
 
 def delete_leftovers(

@@ -23,7 +23,7 @@ SCHEMA = Path(__file__).parents[2] / "docs" / "reference" / "manifest.schema.jso
 
 
 def schema_text() -> str:
-    """Return what `seqlm schema --output` writes."""
+    """Return what `seqlm schema` prints."""
     return f"{json.dumps(manifest_schema(), indent=1)}\n"
 
 

@@ -117,7 +117,6 @@ DATA: dict[str, Meanings] = {
         "studies[].states": "state -> number of runs in it",
         "studies[].changed_at": ("text or null", "last change, ISO 8601"),
         "studies[].best_val_ppl": ("number or null", "lowest validation perplexity"),
-        "studies[].size_bytes": ("number or null", "size on disk; null with `--no-sizes`"),
         "studies[].problem": ("text or null", "what is wrong with the folder"),
     },
     "logs": {
@@ -165,19 +164,13 @@ DATA: dict[str, Meanings] = {
     },
     "propose": {
         "study": ("text", "name of the study"),
-        "metric": ("text", "what is predicted; lower is better"),
+        "metric": ("text", "by which runs are compared; lower is better"),
         "sampler": ("text", "what proposes"),
         "finished": ("number", "runs that have finished and count"),
         "stopped": ("number", "runs that were stopped and count"),
         "diverged": ("number", "runs that have diverged and count"),
         "proposals[].name": ("text", "name of the run"),
         "proposals[].values": ("object", "its keys, as in a `[[run]]`"),
-        "proposals[].nearest": (
-            "object",
-            "trained run with the nearest setting: `name`, `value` (null: diverged) and `distance`, from 0 to 1",
-        ),
-        "proposals[].predicted": ("number", "predicted value"),
-        "proposals[].predicted_by": ("text", "how it is predicted"),
     },
     "doctor": {
         "findings[].level": ("text", "`ok`, `note` or `bad`; with one `bad` the exit code is 3"),

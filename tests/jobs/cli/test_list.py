@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import launch
-from jobs.cli.studies import age
-from jobs.study.studies import folder_bytes, list_studies
+from jobs.cli.studies import summary
+from jobs.study.squeue import Scheduler
 from seqlm.files import write_json
 from seqlm.locks import exclusive_lock
 from seqlm.rundir import RunDirectory
@@ -55,13 +55,13 @@ def runs_dir(tmp_path: Path) -> Path:
     return folder
 
 
-def listed(capsys: pytest.CaptureFixture[str], runs_dir: Path, *words: str) -> dict[str, dict[str, Any]]:
-    assert launch.main(["list", "--runs-dir", str(runs_dir), "--json", *words]) == 0
+def listed(capsys: pytest.CaptureFixture[str], runs_dir: Path) -> dict[str, dict[str, Any]]:
+    assert launch.main(["list", "--runs-dir", str(runs_dir), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     return {study["study"]: study for study in document["data"]["studies"]}
 
 
-def test_studies_are_listed_by_their_last_change_with_state_perplexity_and_size(
+def test_studies_are_listed_by_their_last_change_with_state_and_perplexity(
     runs_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     studies = listed(capsys, runs_dir)
@@ -70,9 +70,6 @@ def test_studies_are_listed_by_their_last_change_with_state_perplexity_and_size(
     assert (studies["new"]["runs"], studies["new"]["best_val_ppl"], studies["new"]["problem"]) == (5, 20.0, None)
     assert studies["new"]["changed_at"] == "2023-11-13T22:13:20+00:00"
     assert (studies["old"]["states"], studies["old"]["best_val_ppl"]) == ({"done": 2}, 30.0)
-    sizes = [path.stat().st_size for path in (runs_dir / "old").rglob("*") if path.is_file()]
-    assert studies["old"]["size_bytes"] == sum(sizes)
-    assert listed(capsys, runs_dir, "--no-sizes")["old"]["size_bytes"] is None
     change(runs_dir / "old", 0)
     assert list(listed(capsys, runs_dir)) == ["old", "new"]
 
@@ -86,9 +83,9 @@ def test_the_report_of_several_studies_is_no_study(runs_dir: Path, capsys: pytes
 def test_the_table_says_it_in_words(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.main(["list", "--runs-dir", str(runs_dir)]) == 0
     header, new, old = capsys.readouterr().out.splitlines()
-    assert header.split() == ["study", "state", "changed", "best", "val", "ppl", "size"]
+    assert header.split() == ["study", "state", "changed", "best", "val", "ppl"]
     assert "1 of 5 done, 1 failed, 1 cancelled, 2 pending" in new
-    assert " days ago" in old
+    assert "2023-11-" in old
     assert "30.00" in old
 
 
@@ -137,9 +134,8 @@ def test_a_folder_that_cannot_be_read_is_a_line(runs_dir: Path, monkeypatch: pyt
         return listdir(path)
 
     monkeypatch.setattr(os, "listdir", refuse)
-    found = {study.name: study for study in list_studies(runs_dir)}
-    assert found["locked"].problem == f"cannot read {runs_dir / 'locked'}: Permission denied"
-    assert found["old"].problem is None
+    found = summary(runs_dir / "locked", Scheduler())
+    assert found["problem"] == f"cannot read {runs_dir / 'locked'}: Permission denied"
 
 
 def test_without_a_study_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,42 +147,23 @@ def test_without_a_study_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == f"error: cannot read {tmp_path / 'file'}: Not a directory\n"
 
 
-def test_the_size_counts_a_file_once_and_follows_no_link(tmp_path: Path) -> None:
-    study = tmp_path / "study"
-    (study / "run").mkdir(parents=True)
-    (study / "run" / "last.pt").write_bytes(b"x" * 1000)
-    (study / "run" / "previous.pt").hardlink_to(study / "run" / "last.pt")
-    (tmp_path / "outside").mkdir()
-    (tmp_path / "outside" / "big").write_bytes(b"x" * 5000)
-    (study / "link").symlink_to(tmp_path / "outside")
-    assert folder_bytes(study) == 1000 + (study / "link").lstat().st_size
-    assert folder_bytes(tmp_path / "missing") == 0
-
-
 @pytest.mark.process
-def test_slurm_is_asked_once_about_all_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_is_asked_once_about_all_studies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     slurm = FakeSlurm(tmp_path / "slurm")
     slurm.on_path(monkeypatch)
     for number in range(3):
         run = make_run(tmp_path / "runs" / f"s{number}" / "run-00000001", make_config())
         write_jobs(run.path.parent, {run.id: f"{number + 1}_0"})
-    studies = list_studies(tmp_path / "runs")
-    assert [study.states["pending"] for study in studies] == [1, 1, 1]
+    assert [one["states"] for one in listed(capsys, tmp_path / "runs").values()] == [{"pending": 1}] * 3
     assert len(slurm.calls("squeue")) == 1
-
-
-def test_the_age_is_rounded_down() -> None:
-    seconds = [0, 59, 60, 119, 120, 2 * 3600 - 1, 2 * 3600, 2 * DAY - 1, 2 * DAY, 400 * DAY]
-    ages = [age(NOW - past, NOW) for past in seconds]
-    assert ages[:5] == ["just now", "just now", "1 minute ago", "1 minute ago", "2 minutes ago"]
-    assert ages[5:] == ["119 minutes ago", "2 hours ago", "47 hours ago", "2 days ago", "400 days ago"]
-    assert age(None, NOW) == "-"
-    assert age(NOW + 60, NOW) == "just now"
 
 
 def test_a_study_without_a_folder_of_a_run_has_the_age_of_its_record(tmp_path: Path) -> None:
     (tmp_path / "planned").mkdir()
     write_json(tmp_path / "planned" / "study.json", {"planned": [{"fingerprint": "a" * 64}]})
-    (study,) = list_studies(tmp_path)
-    assert (dict(study.states), study.runs) == ({"pending": 1}, 1)
-    assert study.changed_at == (tmp_path / "planned" / "study.json").stat().st_mtime
+    os.utime(tmp_path / "planned" / "study.json", (NOW, NOW))
+    found = summary(tmp_path / "planned", Scheduler())
+    assert (found["states"], found["runs"]) == ({"pending": 1}, 1)
+    assert found["changed_at"] == "2023-11-14T22:13:20+00:00"

@@ -10,9 +10,10 @@ import pytest
 
 from jobs import terminal
 from jobs.cli.progress import Watcher, follow_launch, tell_skipped
+from jobs.cli.studies import summary
 from jobs.cli.view import STATES, changes
 from jobs.spec import RunSpec
-from jobs.study.studies import list_studies
+from jobs.study.squeue import Scheduler
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import State
 from tests.commands import ask
@@ -46,7 +47,7 @@ def test_status_watcher_list_and_live_table_show_it_as_over(tmp_path: Path) -> N
     assert study.is_over
     assert watcher.look() == study, "from what it knows"
     assert study.counts() == {"stopped": 1}
-    assert list_studies(tmp_path)[0].states == {"stopped": 1, "pending": 0}
+    assert summary(tmp_path / "s", Scheduler())["states"] == {"stopped": 1}
     assert any("stopped" in line and "180.00" in line for line in shown(study, 120))
     before = study.runs[0].__class__(**{**vars(study.runs[0]), "state": "running", "reason": None})
     (line,) = changes(type(study)(name="s", runs=(before,)), study)

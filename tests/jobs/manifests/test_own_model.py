@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.cli.proposing import Space, setting_of
 from jobs.manifests.filters import facts_of_spec, select
 from jobs.manifests.load import Manifest
-from jobs.plan.proposals import Space
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from tests.check_model.faulty import write_model
@@ -91,8 +91,11 @@ def test_a_sample_draws_arguments_and_has_one_list_of_files(tmp_path: Path) -> N
     manifest = load(tmp_path, BASE + text + 'model.files = ["cells.py"]\n')
     assert [model.files for model in models(manifest)] == [("cells.py",)] * 3
     assert len({model.arguments["leak"] for model in models(manifest)}) == 3
-    space = Space.of_sample(manifest.samples[0])
-    assert [len(space.settings_of(run.config) or ()) for run in manifest.runs] == [2, 2, 2], "each is one of the space"
+    space = Space.of(manifest.samples[0])
+    for run in manifest.runs:
+        values = run.config.by_key()
+        assert space.drawn.keys() == {"model.arguments.hidden_size", "model.arguments.leak"}
+        assert setting_of(space.config({key: values[key] for key in space.drawn}).by_key()) == setting_of(values)
     assert errors(read(tmp_path, BASE + text + 'model.files = ["cells.py"]\n', "study.toml")) == []
     (found,) = problems(tmp_path, BASE + text + 'model.files = [["cells.py"], []]\n')
     assert found.endswith('model.files: expected single values in the list, got [["cells.py"], []]')

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.cli.studies import summary
 from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import plan_runs, preparing
 from jobs.plan.planned import Action, plan
@@ -14,7 +15,6 @@ from jobs.plan.record import write_record
 from jobs.spec import RunSpec
 from jobs.study.folder import observe_study
 from jobs.study.squeue import Scheduler
-from jobs.study.studies import summarize
 from seqlm.errors import FileError
 from seqlm.files import read_json, write_json, write_json_lines
 from seqlm.rundir import Observation, RunDirectory
@@ -127,7 +127,7 @@ def test_a_done_run_is_not_done_once_more_is_requested(tmp_path: Path, run: RunD
     (seen,) = observe_study(tmp_path / "s")
     assert (seen.observation.state, seen.observation.epochs_done, seen.epochs_total) == ("pending", 2, 3)
     assert (seen.to_dict()["epochs_done"], seen.to_dict()["epochs_total"]) == (2, 3)
-    assert summarize(tmp_path / "s", Scheduler()).states["pending"] == 1
+    assert summary(tmp_path / "s", Scheduler())["states"] == {"pending": 1}
     (item,) = plan_runs([longer(spec, 3)], tmp_path / "s")
     assert (item.action, item.reason) == ("resume", "after 2 epochs")
 
