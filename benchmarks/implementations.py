@@ -6,16 +6,16 @@ from collections.abc import Callable
 from typing import TypeAlias, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from benchmarks.baselines.builtin import builtin_loss, builtin_model
-from benchmarks.baselines.literal import literal_loss, literal_model
+from benchmarks.baselines.builtin import builtin_model
 from benchmarks.baselines.step import BaselineStep, default_optimizer
-from benchmarks.names import LITERAL, compiled, ours, precision_of
+from benchmarks.names import REFERENCE, compiled, ours, precision_of
 from benchmarks.ours import OurStep
 from benchmarks.shapes import Shape
 from seqlm.architectures import RecurrentConfig
 from seqlm.config import Precision
+from seqlm.models import build_model, build_reference
 from seqlm.training.precision import set_switches, use_precision
 
 Step: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -39,7 +39,7 @@ class InPrecision:
 
 
 def build_step(name: str, shape: Shape, device: torch.device, compiler: str | None = None) -> Step:
-    """A fresh model with its optimizer, ready to train in the precision that its name ends in (``literal``: fp32).
+    """A fresh model with its optimizer, ready to train in the precision that its name ends in (``reference``: fp32).
 
     ``compiler``: the backend with which ``torch.compile`` compiles a baseline's model at its first step.
 
@@ -53,11 +53,12 @@ def build_step(name: str, shape: Shape, device: torch.device, compiler: str | No
     if name == ours(precision):
         return InPrecision(OurStep(shape, dtype, device), precision)
     config = shape.config
-    make, loss = (literal_model, literal_loss) if name == LITERAL else (builtin_model, builtin_loss)
-    model = make(config.built_in, shape.vocab_size, config.train.seq_len).to(device)
+    size = (config.built_in, shape.vocab_size, config.train.seq_len)
+    model: nn.Module
+    model = build_reference(build_model(*size), size[0]) if name == REFERENCE else builtin_model(*size)
+    model.to(device)
     step = BaselineStep(
         model,
-        loss,
         default_optimizer(config.optim, model),
         clip_norm=config.train.clip_norm,
         state=_zero_state(shape, device),

@@ -17,7 +17,7 @@ from benchmarks.device import synchronize
 from benchmarks.gemm_peak import GemmPeak
 from benchmarks.implementations import Step, build_step, draw_windows
 from benchmarks.interleave import Rounds, Spread, Turn, interleave
-from benchmarks.names import LITERAL, PRECISIONS, builtin, compared_with, compiled, implementation_names, ours
+from benchmarks.names import PRECISIONS, REFERENCE, builtin, compared_with, compiled, implementation_names, ours
 from benchmarks.peak_memory import measure_in_child
 from benchmarks.shapes import Shape
 from jobs.plan.estimate import flops_per_token
@@ -218,9 +218,9 @@ def _measure_memory(
 
 
 def memory_ratios(megabytes: Mapping[str, float | None]) -> dict[str, dict[str, float]]:
-    """Ours over the literal implementation's and over torch.nn's in the same precision, where both are known."""
+    """Ours over the reference's and over torch.nn's in the same precision, where both are known."""
     return {
-        name: {b: _rounded(of_ours / theirs) for b in (LITERAL, builtin(precision)) if (theirs := megabytes.get(b))}
+        name: {b: _rounded(of_ours / theirs) for b in (REFERENCE, builtin(precision)) if (theirs := megabytes.get(b))}
         for precision in PRECISIONS
         if (of_ours := megabytes.get(name := ours(precision))) is not None
     }

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     groups = "\n".join(f"  {name:11}{text}" for name, text in GROUPS.items())
     parser = Parser(
         prog="python -m benchmarks.models",
-        description="Time one training step of our models, of torch.nn's and of a literal implementation, in turns.",
+        description="Time one training step of our models, of torch.nn's and of the reference, in turns.",
         epilog=f"shapes: any of these groups, or names such as {next(iter(by_name()))}\n{groups}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -8,8 +8,8 @@ from seqlm.config import Precision
 from seqlm.errors import UsageError, nearest
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "tf32")
-LITERAL = "literal"
-"""The literal implementation, in fp32 only."""
+REFERENCE = "reference"
+"""The models by their equations, in fp32 only."""
 
 
 def builtin(precision: str) -> str:
@@ -36,7 +36,7 @@ def precision_of(name: str) -> Precision:
     for precision in PRECISIONS:
         if name in (builtin(precision), compiled(precision), ours(precision)):
             return precision
-    if name == LITERAL:
+    if name == REFERENCE:
         return "fp32"
     valid = implementation_names(PRECISIONS)
     raise UsageError(f'unknown implementation "{name}"{nearest(name, valid)} (valid: {", ".join(valid)})')
@@ -46,10 +46,10 @@ def implementation_names(precisions: Sequence[Precision], *, with_compiled: bool
     """All that are compared in these precisions, in the order of their turns."""
     kinds = (builtin, compiled, ours) if with_compiled else (builtin, ours)
     pairs = [kind(precision) for precision in precisions for kind in kinds]
-    return [LITERAL, *pairs] if "fp32" in precisions else pairs
+    return [REFERENCE, *pairs] if "fp32" in precisions else pairs
 
 
 def compared_with(name: str) -> list[str]:
     """What our implementation called ``name`` is compared with: torch.nn in its precision, and what is fp32."""
     precision = precision_of(name)
-    return [LITERAL, builtin(precision), compiled(precision), *([ours("fp32")] if precision != "fp32" else [])]
+    return [REFERENCE, builtin(precision), compiled(precision), *([ours("fp32")] if precision != "fp32" else [])]

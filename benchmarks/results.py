@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.device import device_name
 from benchmarks.measurement import Settings
-from benchmarks.names import LITERAL, builtin, compiled, ours
+from benchmarks.names import REFERENCE, builtin, compiled, ours
 from jobs.cli.tables import Column, lines_of
 from jobs.study.kept_code import live_code
 from seqlm import machine
@@ -100,32 +100,32 @@ TEXT_COLUMNS = 3
 def _table(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     precisions = document["settings"]["precisions"]
     with_memory = any("peak_memory_mb" in shape for shape in document["shapes"])
-    header = ["shape", "runs", "precision", "literal ms", "torch.nn ms", "ours ms", "vs torch.nn", "vs literal"]
+    header = ["shape", "runs", "precision", "reference ms", "torch.nn ms", "ours ms", "vs torch.nn", "vs reference"]
     header += ["vs fp32"] if precisions != ["fp32"] else []
     is_compiled = any("compile_seconds" in shape for shape in document["shapes"])
     header += ["compiled ms", "vs compiled", "compiled in s"] if is_compiled else []
-    header += ["literal MB", "torch.nn MB", "ours MB", "of torch.nn's"] if with_memory else []
+    header += ["reference MB", "torch.nn MB", "ours MB", "of torch.nn's"] if with_memory else []
     rows = [_row(shape, precision, header) for shape in document["shapes"] for precision in precisions]
     return [*header, "of GEMM peak"], rows
 
 
 def _row(shape: Mapping[str, Any], precision: str, header: Sequence[str]) -> list[str]:
-    """One shape in one precision. The literal implementation, which is fp32, has its own figures in that row only."""
+    """One shape in one precision. The reference, which is fp32, has its own figures in that row only."""
     name, torch_nn = ours(precision), builtin(precision)
-    literal = LITERAL if precision == "fp32" else ""
+    reference = REFERENCE if precision == "fp32" else ""
     times, megabytes = shape["step_ms"], shape.get("peak_memory_mb", {})
     faster, ratios = shape["speedup"][name] or {}, shape.get("memory_ratio", {}).get(name, {})
     row = [shape["name"], " ".join(map(str, shape["runs"])) or "-", precision]
-    row += [_median(times.get(literal)), _median(times[torch_nn])]
+    row += [_median(times.get(reference)), _median(times[torch_nn])]
     row += [_median(times[name]) if times[name] else f"no {precision} here"]
-    row += [_times(faster.get(torch_nn), spread_too=True), _times(faster.get(LITERAL) if literal else None)]
+    row += [_times(faster.get(torch_nn), spread_too=True), _times(faster.get(REFERENCE) if reference else None)]
     if "vs fp32" in header:
         row += [_times(faster.get(ours("fp32")))]
     if "compiled ms" in header:
         row += [_median(times[compiled(precision)]), _times(faster.get(compiled(precision)))]
         row += [_number(shape["compile_seconds"].get(compiled(precision)))]
     if "ours MB" in header:
-        row += [_number(megabytes.get(each)) for each in (literal, torch_nn, name)] + [_percent(ratios.get(torch_nn))]
+        row += [_number(megabytes.get(each)) for each in (reference, torch_nn, name)] + [_percent(ratios.get(torch_nn))]
     return [*row, _percent((shape["share_of_gemm_peak"][precision] or {}).get("median"))]
 
 
@@ -160,7 +160,7 @@ def notes(document: Mapping[str, Any]) -> list[str]:
         f"{document['date']}, commit {code}, {where}, {document['threads']} threads; {libraries}",
         f"float32 products of ours on a processor: {document['matmul']}",
         f"load average before: {document['load_average']}, with {document['cores']} cores",
-        "literal and torch.nn: default optimizers; one training step, median",
+        "reference and torch.nn: default optimizers; one training step, median",
         "precision: of ours and of torch.nn, with cuDNN's TF32 switch; torch.nn in bf16: torch.autocast",
         "vs: how many times as fast, median of the ratios within each round (least-most)",
     ]

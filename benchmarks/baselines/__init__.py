@@ -1,4 +1,4 @@
-"""What users would write themselves: from the equations, and with the layers of ``torch.nn``.
+"""What users would write themselves: a plain training step, and the models with the layers of ``torch.nn``.
 
-Both take tokens (T, B) and a state, and give logits (T, B, V) and the next state, as our models do.
+A model takes tokens (T, B) and a state, and gives logits (T, B, V) and the next state, as ours do.
 """

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import final
 
-import torch.nn.functional as F  # noqa: N812 -- the field's own abbreviation
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from benchmarks.baselines.positions import position_table
 from seqlm.architectures import BuiltInConfig, RecurrentConfig, TransformerConfig
+from seqlm.models.reference import sinusoids
 
 
 def builtin_model(config: BuiltInConfig, vocab_size: int, seq_len: int) -> nn.Module:
@@ -25,11 +25,6 @@ def builtin_model(config: BuiltInConfig, vocab_size: int, seq_len: int) -> nn.Mo
             return BuiltinTransformer(config, vocab_size, seq_len)
         case _:
             raise ValueError(f"{config.arch} is no architecture of the published study")
-
-
-def builtin_loss(logits: Float[Tensor, "T B V"], targets: Int[Tensor, "T B"]) -> Float[Tensor, ""]:
-    """Mean over the tokens."""
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 @final
@@ -80,7 +75,7 @@ class BuiltinTransformer(nn.Module):
             layer, config.num_layers, norm=nn.LayerNorm(config.hidden_size), enable_nested_tensor=False
         )
         self.output = nn.Linear(config.hidden_size, vocab_size)
-        self.register_buffer("positions", position_table(seq_len, config.hidden_size).unsqueeze(1))
+        self.register_buffer("positions", sinusoids(torch.arange(float(seq_len)), config.hidden_size)[:, None])
         self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(seq_len))
 
     def forward(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import final
 
 import torch
+import torch.nn.functional as F  # noqa: N812 -- the field's own abbreviation
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -35,7 +35,6 @@ class BaselineStep:
 
     Args:
         model: from tokens and a state to logits and the next state.
-        loss: the mean cross-entropy of logits and targets.
         optimizer: of the model's parameters.
         clip_norm: largest gradient norm over all parameters.
         state: the first one.
@@ -45,7 +44,6 @@ class BaselineStep:
     def __init__(
         self,
         model: nn.Module,
-        loss: Callable[[Tensor, Tensor], Tensor],
         optimizer: torch.optim.Optimizer,
         *,
         clip_norm: float,
@@ -54,7 +52,6 @@ class BaselineStep:
     ) -> None:
         self._autocast = nullcontext() if autocast is None else torch.autocast(state.device.type, dtype=autocast)
         self._model = model
-        self._loss = loss
         self._optimizer = optimizer
         self._clip_norm = clip_norm
         self._state = state
@@ -64,7 +61,7 @@ class BaselineStep:
         self._optimizer.zero_grad()
         with self._autocast:
             logits, state = self._model(inputs, self._state)
-            loss = self._loss(logits, targets)
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         loss.backward()
         nn.utils.clip_grad_norm_(self._model.parameters(), self._clip_norm)
         self._optimizer.step()

@@ -23,7 +23,7 @@ from benchmarks.implementations import Step, build_step, draw_windows
 from benchmarks.interleave import interleave
 from benchmarks.measurement import Settings, StepTurn, measure_shape
 from benchmarks.models import WARMUP_ROUNDS
-from benchmarks.names import LITERAL, PRECISIONS, builtin, ours
+from benchmarks.names import PRECISIONS, REFERENCE, builtin, ours
 from benchmarks.peak_memory import measure_peak_memory
 from benchmarks.shapes import Shape, published, select, tiny
 from jobs.plan.estimate import flops_per_token
@@ -181,7 +181,7 @@ def _measure(shape: Shape, settings: Settings, document: dict[str, Any]) -> dict
     profiles, megabytes, of_device = {}, {}, {}
     for name in measured:
         _say(f"{shape.name}: kernels and memory of {name}")
-        if name != LITERAL:  # thousands of kernels, which say nothing new
+        if name != REFERENCE:  # thousands of kernels, which say nothing new
             profiles[name] = card.profile(_repeated(build_step(name, shape, device), shape, settings), device)
         _release()
         peak = measure_peak_memory(name, shape, device)
