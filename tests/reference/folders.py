@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from graphlib import TopologicalSorter
 from html import escape
 
-from tests.test_architecture import imports_of, modules
+import grimp
 
 FOLDERS = {
     "launch": (2, "launch.py", "parser and exit codes"),
@@ -55,12 +55,15 @@ def folder_imports() -> dict[str, set[str]]:
     """Return the folders that each folder imports, itself excluded.
 
     Raises:
-        CycleError: folders import each other in a circle.
+        CycleError: modules or folders import each other in a circle.
     """
     graph: dict[str, set[str]] = {folder: set() for folder in FOLDERS}
-    for name, path in modules():
+    graph["launch"] = {"jobs", "jobs.cli", "seqlm"}  # a module outside of all packages
+    found = grimp.build_graph("seqlm", "jobs", "slurm", "analysis", cache_dir=None)
+    TopologicalSorter({name: found.find_modules_directly_imported_by(name) for name in found.modules}).prepare()
+    for name in found.modules:
         if (folder := folder_of(name)) is not None:
-            imported = {folder_of(module) for module in imports_of(name, path)}
+            imported = {folder_of(module) for module in found.find_modules_directly_imported_by(name)}
             graph[folder] |= {other for other in imported if other is not None and other != folder}
     TopologicalSorter(graph).prepare()
     return graph
