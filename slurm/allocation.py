@@ -114,9 +114,6 @@ class JobBackend(LocalBackend):
     def variables(self, submission: Submission, rank: int, device: str | None) -> dict[str, str]:
         return variables(submission, self._context, rank, device, self._context.host)
 
-    def held(self, job_id: str) -> Sequence[Allocation]:
-        return () if job_id in self._others else super().held(job_id)
-
     def submit(self, submission: Submission) -> str:
         job_id = super().submit(submission)
         self._submissions[job_id] = submission

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, final
@@ -11,7 +11,7 @@ from typing import NamedTuple, final
 from jobs.attempt.supervisor import Ended
 from jobs.backends.base import AttendedBackend, Executor
 from jobs.launch.dispatch import Happening
-from jobs.plan.capacity import Allocation, Capacity, Node
+from jobs.plan.capacity import Capacity, Node
 from jobs.plan.estimate import Estimate
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources, RunSpec, Submission
@@ -104,9 +104,6 @@ class FakeBackend(AttendedBackend, Executor):
         for submission, _ in self._live.values():
             free.take(free.place(submission.resources) or [])
         return free
-
-    def held(self, job_id: str) -> Sequence[Allocation]:
-        return self.capacity().place(self._live[job_id][0].resources) or []
 
     def wait(self, seconds: float) -> None:
         pass

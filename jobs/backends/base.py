@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from jobs.attempt.supervisor import Ended
-from jobs.plan.capacity import Allocation, Capacity
+from jobs.plan.capacity import Capacity
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
 from seqlm import machine
@@ -201,10 +201,6 @@ class Executor(ABC):
     @abstractmethod
     def free(self) -> Capacity:
         """Return what is free now, as a copy. A submission that fits into it starts."""
-
-    @abstractmethod
-    def held(self, job_id: str) -> Sequence[Allocation]:
-        """Return what a live job holds."""
 
     @abstractmethod
     def submit(self, submission: Submission) -> str | None:

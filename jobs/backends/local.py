@@ -86,9 +86,6 @@ class LocalBackend(AttendedBackend, Executor):
                     node.gpus[orphan.device] = max(0.0, node.gpus[orphan.device] - orphan.gpus)
         return free
 
-    def held(self, job_id: str) -> Sequence[Allocation]:
-        return self._jobs[job_id][1]
-
     def submit(self, submission: Submission) -> str:
         assert submission.resources.cpus is not None, "resources are resolved before they are submitted"
         allocations = self.free().place(submission.resources)

@@ -15,7 +15,6 @@ import math
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -129,9 +128,6 @@ class RayExecutor(Executor):
             is_out = stuck or node in self._avoided
             free.withhold(node, *((math.inf, math.inf) if is_out else self._foreign.get(node, (0.0, 0.0))))
         return free
-
-    def held(self, job_id: str) -> Sequence[Allocation]:
-        return self._jobs[job_id].allocations
 
     def _refresh_if_due(self) -> None:
         if time.monotonic() - self._refreshed_at > REFRESH_SECONDS:

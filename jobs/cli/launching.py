@@ -19,14 +19,16 @@ from jobs.cli.planning import open_manifest, plan
 from jobs.cli.request import attend, carry_out, choose, choose_again
 from jobs.cli.tables import STATE, Column, show
 from jobs.cli.view import say_status
-from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch, named_runs
+from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch
 from jobs.launch.changes import edited_models
 from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import find_data
-from jobs.plan.record import kept_manifest, kept_policy, kept_search, record_of
+from jobs.manifests.policy import Policy
+from jobs.plan.record import record_of
 from jobs.spec import RunSpec
 from jobs.study.folder import find_study, is_behaviour_study, observe_study, study_name
 from jobs.study.kept_code import distrust
+from jobs.study.record import StudyRecord
 from seqlm.errors import SeqlmError
 from seqlm.rundir import Observation
 from seqlm.trust import distrusted
@@ -73,14 +75,15 @@ def retry(arguments: Arguments) -> tuple[Any, int]:
         terminal.say(f"nothing to retry: no{such} run {what}{hint}")
         return {"study": study_dir.name, "runs": [one.to_dict() for one in runs]}, 0
     specs = [one.to_spec() for one in chosen]
-    for line in edited_models(specs, kept_manifest(study_dir)):
+    record = StudyRecord(study_dir, terminal.tell)
+    for line in edited_models(specs, record.manifest):
         terminal.tell(f"warning: {line}")
     specs = [replace(spec, data_path=find_data(arguments.data, spec.data_path)) for spec in specs]
     options = LaunchOptions(
         study_dir=study_dir,
         retry=True,
-        policy=kept_policy(study_dir, terminal.tell),
-        search=kept_search(study_dir, terminal.tell),
+        policy=record.policy or Policy(),
+        search=record.search,
     )
     return train(arguments, specs, options, choose_again(study_dir, chosen, arguments))
 
@@ -195,7 +198,7 @@ def compute_missing_behaviour(study_dir: Path, *, asked: bool) -> list[dict[str,
         terminal.tell(f"behaviour is left as it is: {'; '.join(str(error).splitlines())}")
         return []
     if not outcomes:
-        names = ", ".join(dict.fromkeys(named_runs(study_dir).values()))
+        names = ", ".join(dict.fromkeys(StudyRecord(study_dir).behaviour.values()))
         what = f"none of the runs in [report] behaviour ({names})" if names else "no run"
         terminal.tell(f"{what} is done, so there is no behaviour to compute")
     for found in outcomes:

@@ -22,11 +22,10 @@ from jobs.cli.view import finite
 from jobs.manifests.draws import Choice, Distribution, Real, Whole, read_distribution
 from jobs.manifests.expand import Entry, config_of, has_several, run_name
 from jobs.manifests.load import load_manifest
-from jobs.plan.record import kept_search
 from jobs.study.folder import ObservedRun, find_study, observe_study
+from jobs.study.record import StudyRecord
 from seqlm.config import RunConfig
 from seqlm.errors import ConfigError, DamagedFileError, UsageError
-from seqlm.files import read_json
 from seqlm.reading import is_file
 from seqlm.run_layout import study_record_file
 from seqlm.search import Search
@@ -102,16 +101,16 @@ class Space:
 def propose_runs(arguments: Arguments) -> tuple[dict[str, Any], int]:
     """Print a ``[[run]]`` for each proposal."""
     study_dir = find_study(arguments.study, arguments.runs_dir)
-    record: Mapping[str, Any] = read_json(study_record_file(study_dir)) or {}
+    record = StudyRecord(study_dir, terminal.tell)
     path = Path(arguments.study)
     manifest = load_manifest(path) if path.suffix == ".toml" and is_file(path) else None
-    search = kept_search(study_dir, terminal.tell) if manifest is None else manifest.search
+    search = record.search if manifest is None else manifest.search
     metric = Search.metric if search is None else search.metric
     observed = [run for run in observe_study(study_dir) if run.config is not None]
     try:
-        spaces = [Space.of(one) for one in (record.get("samples", []) if manifest is None else manifest.samples)]
+        spaces = [Space.of(one) for one in (record.raw.get("samples", []) if manifest is None else manifest.samples)]
         has = [(run.name, run.config.by_key()) for run in observed if run.config is not None]
-        has += [(str(one["name"]), dict(one["config"])) for one in record.get("planned", []) if "config" in one]
+        has += [(str(one["name"]), dict(one["config"])) for one in record.planned if "config" in one]
         has += [(spec.name, spec.config.by_key()) for spec in manifest.runs] if manifest else []
     except (AttributeError, LookupError, TypeError, ValueError):
         raise DamagedFileError(f"{study_record_file(study_dir)} is damaged; launch the manifest again") from None

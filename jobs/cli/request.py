@@ -20,10 +20,10 @@ from jobs.launch.prepare import launched, preparing, waiting_for_budget
 from jobs.launch.scheduled import ScheduledBackend
 from jobs.manifests import secrets
 from jobs.manifests.load import Manifest
-from jobs.plan.record import kept_tables
 from jobs.registry import BACKENDS, backend_class, default_backend
 from jobs.spec import RunSpec
 from jobs.study.folder import ObservedRun, study_name
+from jobs.study.record import StudyRecord
 from seqlm import machine
 from seqlm.environment import BACKEND, DEVICE
 from seqlm.errors import BackendError, UsageError, printable
@@ -86,7 +86,7 @@ def choose_again(study_dir: Path, runs: Sequence[ObservedRun], arguments: Argume
     newest = Requests(study_dir).by_run()
     names = {newest[one.run.id].record.get("backend") if one.run.id in newest else None for one in runs}
     last = names.pop() if len(names) == 1 else None
-    return choose(arguments, last=last, kept=kept_tables(study_dir, terminal.tell))
+    return choose(arguments, last=last, kept=StudyRecord(study_dir, terminal.tell).backends)
 
 
 # -- the ways to launch --------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from jobs.cli.tables import Column, show
 from jobs.cli.view import STATES, STATUS, view_of
 from jobs.study.clean import KINDS, Leftover, delete_leftovers, find_leftovers
 from jobs.study.folder import observe_study, open_jobs, study_name
-from jobs.study.origin import StudyPlan
+from jobs.study.record import StudyRecord
 from jobs.study.squeue import Scheduler
 from jobs.terminal import confirm, memory, perplexity, say, tell
 from seqlm.errors import FileError, SeqlmError, UsageError, printable
@@ -69,7 +69,9 @@ def summary(study_dir: Path, scheduler: Scheduler) -> dict[str, Any]:
         best = [one.observation.best_val_ppl for one in runs if one.observation.best_val_ppl is not None]
         record |= {"changed_at": changed_at.isoformat(timespec="seconds"), "best_val_ppl": min(best, default=None)}
         states.update(one.observation.state for one in runs)
-        states["pending"] += len(StudyPlan.of(study_dir).absent(one.run.id for one in runs))
+        problems: list[str] = []
+        states["pending"] += len(StudyRecord(study_dir, problems.append).absent(one.run.id for one in runs))
+        record["problem"] = next((line.removeprefix("warning: ") for line in problems), None)
     except SeqlmError as error:
         record["problem"] = str(error)
     except OSError as error:

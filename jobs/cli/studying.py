@@ -38,12 +38,12 @@ def status(arguments: Arguments) -> tuple[Any, int]:
 
 def _progress_seconds(study_dir: Path) -> float | None:
     """Return how often the jobs of a study write progress. ``None``: it has no jobs."""
-    from jobs.plan.record import kept_tables
+    from jobs.study.record import StudyRecord
 
     for kind in scheduled_in(study_dir) if read_jobs(study_dir) else ():
         table: Any = kind.TABLE()
         with contextlib.suppress(ManifestError):  # a mistake in the site file must not stop a reader
-            table = kind.read(kept_tables(study_dir, terminal.tell).get(kind.name, {}), where="study.json")
+            table = kind.read(StudyRecord(study_dir, terminal.tell).backends.get(kind.name, {}), where="study.json")
         return float(table.progress_s)
     return None
 

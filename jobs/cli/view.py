@@ -17,12 +17,11 @@ from jobs import terminal
 from jobs.cli.tables import STATE, Column, show
 from jobs.study.budget import Budget
 from jobs.study.folder import ObservedRun
-from jobs.study.origin import NOTES
+from jobs.study.record import NOTES, StudyRecord
 from seqlm import machine
 from seqlm.config import varying_keys
 from seqlm.errors import SeqlmError
 from seqlm.files import read_json
-from seqlm.run_layout import study_record_file
 from seqlm.state import State
 
 STATES: tuple[State, ...] = ("running", "failed", "cancelled", "queued", "done", "stopped", "pending")
@@ -183,8 +182,9 @@ def _measured(observed: ObservedRun) -> dict[str, Any]:
         tokens = (steps or 0) * train.batch_size * train.seq_len
         if seconds is None and rate and tokens:
             seconds = tokens / rate
-        if tokens and (step or 0) >= WARM_STEPS and (estimated := _estimated_seconds_per_epoch(observed)):
-            expected = tokens / estimated
+        if tokens and (step or 0) >= WARM_STEPS:
+            estimate = StudyRecord(run.path.parent).estimate(config.fingerprint())
+            expected = tokens / (estimate[0] / estimate[1]) if estimate else None
     host, gpu = worker.get("host"), worker.get("gpu")
     where = (host != socket.gethostname() and host, gpu and machine.short_name(str(gpu)), worker.get("device"))
     return {
@@ -197,17 +197,6 @@ def _measured(observed: ObservedRun) -> dict[str, Any]:
         "shape": shape,
         "seconds_per_epoch": seconds,
     }
-
-
-def _estimated_seconds_per_epoch(observed: ObservedRun) -> float | None:
-    """Return what the launch of a run has estimated, from measured speeds. ``None``: none was measured."""
-    assert observed.config is not None
-    with contextlib.suppress(SeqlmError, AttributeError):  # another user's file must not break the view
-        estimates = (read_json(study_record_file(observed.run.path.parent)) or {}).get("estimates", {})
-        estimate = estimates.get(observed.config.fingerprint(), {})
-        seconds, epochs = finite(estimate.get("seconds")), finite(estimate.get("epochs"))
-        return seconds / epochs if seconds and epochs else None
-    return None
 
 
 def finite(value: Any) -> float | None:

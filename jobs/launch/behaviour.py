@@ -17,14 +17,15 @@ from jobs import terminal
 from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import find_data
 from jobs.manifests.filters import select
-from jobs.plan.record import kept_policy
+from jobs.manifests.policy import Policy
 from jobs.spec import RunSpec
 from jobs.study.folder import ObservedRun, Observer, observe_study
+from jobs.study.record import StudyRecord
 from seqlm.config import DataConfig, RunConfig
 from seqlm.errors import FileError, UsageError
 from seqlm.files import file_sha256, read_json
 from seqlm.reading import is_file
-from seqlm.run_layout import BEHAVIOUR_FOLDER, BEHAVIOUR_VERSION, study_record_file
+from seqlm.run_layout import BEHAVIOUR_FOLDER, BEHAVIOUR_VERSION
 from seqlm.rundir import RunDirectory
 
 SETTINGS = ("window", "samples", "temperature", "prompt", "seed")
@@ -165,18 +166,6 @@ class BehaviourJob:
         return {"judge": self.judge_id, "settings": dict(given)}
 
 
-def named_runs(study_dir: Path) -> dict[str, str]:
-    """Return the name of each run that ``[report] behaviour`` of the manifest lists, by its fingerprint.
-
-    Raises:
-        FileError: ``study.json`` is damaged.
-    """
-    record = read_json(study_record_file(study_dir)) or {}
-    listed, planned = (found if isinstance(found := record.get(key), list) else [] for key in ("behaviour", "planned"))
-    names = {str(plan.get("fingerprint")): str(plan.get("name")) for plan in planned if isinstance(plan, dict)}
-    return {text: names.get(text, text) for text in listed if isinstance(text, str)}
-
-
 # -- as a launch ---------------------------------------------------------------------------------------------------
 
 
@@ -204,7 +193,7 @@ class BehaviourLaunch:
             FileError: a file cannot be read.
         """
         self.study_dir = study_dir
-        runs, listed = observe_study(study_dir), named_runs(study_dir)
+        runs, listed = observe_study(study_dir), StudyRecord(study_dir).behaviour
         checksum = functools.cache(file_sha256)  # a judge of several runs is read once
         self.jobs: list[BehaviourJob] = []
         """Every chosen job, whether or not it needs computing."""
@@ -235,6 +224,7 @@ class BehaviourLaunch:
 
     def options(self) -> LaunchOptions:
         """Return the options by which a launch of these jobs differs from a launch of runs."""
+        policy = StudyRecord(self.study_dir, terminal.tell).policy
         return LaunchOptions(
             study_dir=self.study_dir / BEHAVIOUR_FOLDER,
             worker=("-m", WORKER),
@@ -242,7 +232,7 @@ class BehaviourLaunch:
             tasks=self.tasks,
             canary=False,
             # It has no micro-batches, and the budget is for training.
-            policy=replace(kept_policy(self.study_dir, terminal.tell), oom=0, gpu_hours=None, core_hours=None),
+            policy=replace(policy or Policy(), oom=0, gpu_hours=None, core_hours=None),
         )
 
     def outcomes(self) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, final
 
 from jobs import terminal
@@ -54,10 +54,8 @@ class _Live:
     item: PlannedRun
     """Its run, as it was last told."""
     attempt: Attempt
-    started: float = field(default_factory=time.monotonic)
-    """When it was submitted. This and the other times are on the monotonic clock."""
     stop_asked: float | None = None
-    """When it was asked to stop because the run was cancelled or the budget is spent."""
+    """When it was asked to stop because the run was cancelled or the budget is spent, on the monotonic clock."""
     killed: float | None = None
     """When it was killed."""
     ended: Ended | None = None
@@ -66,12 +64,6 @@ class _Live:
     """How often reading or writing the run's files has failed since it ended."""
     look_at: float = -math.inf
     """When to look at the files of an attempt that has ended."""
-
-    @property
-    def expected_end(self) -> float | None:
-        """Expected end. ``None``: unknown."""
-        seconds = self.item.seconds
-        return None if seconds is None else self.started + seconds
 
     @property
     def unkillable(self) -> str:
@@ -179,8 +171,7 @@ class Dispatcher:
                     self._tell("ended", left, left.run.observe(spent=lambda: why))
             return
         while not self._interrupts.stop:
-            live = [(one.expected_end, self._executor.held(one.id)) for one in self._alive]
-            item = self._queue.take(self._executor.free(), live, time.monotonic())
+            item = self._queue.take(self._executor.free(), len(self._alive), time.monotonic())
             if item is None or not self._start(item):
                 return
 

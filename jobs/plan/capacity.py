@@ -9,7 +9,7 @@ from typing import final
 from jobs.spec import Resources
 from seqlm.errors import BackendError
 
-_TINY = 1e-6
+TINY = 1e-6
 """Tolerance for rounding: GPU shares are added in floating point."""
 
 
@@ -30,8 +30,8 @@ class Node:
 
     def holds(self, cpus: float, gpus: float) -> int:
         """Return how many ranks fit here now, each with ``cpus`` cores and ``gpus`` of a GPU."""
-        by_cores = int((self.cpus + _TINY) / cpus)
-        return min(by_cores, sum(int((free + _TINY) / gpus) for free in self.gpus.values())) if gpus else by_cores
+        by_cores = int((self.cpus + TINY) / cpus)
+        return min(by_cores, sum(int((free + TINY) / gpus) for free in self.gpus.values())) if gpus else by_cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,17 +92,17 @@ class Capacity:
         gpus = resources.gpus if resources.gpus is not None else float(self.gpus > 0)
         resolved = replace(resources, cpus=resources.cpus or 1, gpus=gpus)
         demanded = resources.ranks * resources.cpus if resources.cpus else 0
-        if demanded > self.total_cpus + _TINY or self.place(resolved) is None:
+        if demanded > self.total_cpus + TINY or self.place(resolved) is None:
             raise BackendError(f"never fits: {self._lack(resolved, f'{self.where} has {{}}')}")
         if resources.cpus:
             return resolved
-        at_once = self._how_many(resolved, at_most)
+        at_once = self.how_many(resolved, at_most)
         cpus = max(1, int(self.total_cpus // (at_once * resources.ranks)))
-        while cpus > 1 and self._how_many(replace(resolved, cpus=cpus), at_once) < at_once:
+        while cpus > 1 and self.how_many(replace(resolved, cpus=cpus), at_once) < at_once:
             cpus -= 1
         return replace(resolved, cpus=cpus)
 
-    def _how_many(self, resources: Resources, at_most: int) -> int:
+    def how_many(self, resources: Resources, at_most: int) -> int:
         """Return how many runs with these resources fit at once, at least 1 and at most ``at_most``."""
         trial, placed = self.copy(), 0
         while placed < at_most and (allocations := trial.place(resources)) is not None:
@@ -139,7 +139,7 @@ class Capacity:
             for _ in range(min(room.pop(best), left)):
                 device = None
                 if gpus:
-                    device = min((one for one in free if free[one] + _TINY >= gpus), key=lambda one: free[one])
+                    device = min((one for one in free if free[one] + TINY >= gpus), key=lambda one: free[one])
                     free[device] -= gpus
                 allocations.append(Allocation(node=best, cpus=cpus, device=device, gpus=gpus))
                 left -= 1
@@ -180,9 +180,9 @@ class Capacity:
 
     def _lack(self, resources: Resources, has: str) -> str:
         ranks, gpus, cpus = resources.ranks, resources.gpus or 0, resources.cpus or 1
-        if ranks * gpus > self.gpus + _TINY:
+        if ranks * gpus > self.gpus + TINY:
             return f"needs {with_noun(ranks * gpus, 'GPU')}, {has.format(f'{round(self.gpus, 4):g}')}"
-        if min(ranks * cpus, self.total_cpus) > self.cpus + _TINY or ranks * cpus > self.total_cpus + _TINY:
+        if min(ranks * cpus, self.total_cpus) > self.cpus + TINY or ranks * cpus > self.total_cpus + TINY:
             of = f" ({ranks} ranks of {cpus})" if ranks > 1 else ""
             return f"needs {with_noun(ranks * cpus, 'core')}{of}, {has.format(f'{round(self.cpus, 4):g}')}"
         wanted = f"{with_noun(gpus, 'GPU')} and {with_noun(cpus, 'core')}" if gpus else with_noun(cpus, "core")

@@ -1,4 +1,4 @@
-"""The queue of a launch: the order in which runs start, backfilling, and the reason why each run waits."""
+"""The queue of a launch: the order in which runs start, and the reason why each run waits."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias, final
 
-from jobs.plan.capacity import Allocation, Capacity
+from jobs.plan.capacity import Capacity
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources
 
 SortKey: TypeAlias = tuple[float, float, int]
 """A run's sort key in the queue; the lowest starts first."""
-
-Live: TypeAlias = Sequence[tuple[float | None, Sequence[Allocation]]]
-"""Of each live run: its expected end on the caller's clock (``None``: unknown), and what it holds."""
 
 
 def places(items: Iterable[PlannedRun]) -> dict[str, SortKey]:
@@ -32,8 +29,7 @@ def places(items: Iterable[PlannedRun]) -> dict[str, SortKey]:
 class Queue:
     """Waiting runs: higher priority first, then longer ones first, so that the last runs to end are short.
 
-    The first run starts as soon as it fits. A later run overtakes it only if, by the expected times, this does not
-    delay the first run ("EASY" backfilling: Lifka, The ANL/IBM SP scheduling system, 1995).
+    The first run that fits starts. None overtakes a run of higher priority.
     """
 
     def __init__(self, items: Sequence[PlannedRun], *, max_parallel: int | None = None) -> None:
@@ -67,15 +63,15 @@ class Queue:
         items, self._items, self.reasons = self._items, [], {}
         return items
 
-    def take(self, free: Capacity, live: Live, now: float) -> PlannedRun | None:
+    def take(self, free: Capacity, live: int, now: float) -> PlannedRun | None:
         """Remove and return the next run that can start at ``now``, on the caller's clock; ``None`` if there is none.
 
-        The caller starts it, and counts it in ``free`` and ``live``, before it takes the next one.
+        ``live`` runs are there already. The caller starts the run, and counts it in ``free`` and ``live``, before it
+        takes the next one.
         """
-        full = self._max_parallel is not None and len(live) >= self._max_parallel
+        full = self._max_parallel is not None and live >= self._max_parallel
         lacks: dict[Resources, str | None] = {}
         front: PlannedRun | None = None
-        reservation: _Reservation | None = None
         reasons: dict[str, str] = {}
         for position, item in enumerate(self._items):
             resources = item.spec.resources
@@ -88,9 +84,7 @@ class Queue:
             if resources not in lacks:
                 lacks[resources] = None if free.place(resources) is not None else free.why_not(resources)
             lack = lacks[resources]
-            if lack is None and front is not None and reservation is None:
-                reservation = _Reservation(front, free, live)
-            if lack is None and (reservation is None or reservation.lets(item, now)):
+            if lack is None and (front is None or front.spec.resources.priority == resources.priority):
                 del self._items[position]
                 self.reasons.pop(item.run.id, None)
                 return item
@@ -98,40 +92,3 @@ class Queue:
             reasons[item.run.id] = lack or f"{front.spec.name} is to start first"
         self.reasons = reasons
         return None
-
-
-@final
-class _Reservation:
-    """The reservation of the first run, which does not fit now: when it can start, and what is free then.
-
-    Computed once per pass through the queue rather than for each later run, since it does not change during a pass.
-    """
-
-    def __init__(self, front: PlannedRun, free: Capacity, live: Live) -> None:
-        self._needs = front.spec.resources
-        self._free = free
-        self._later = free.copy()
-        self._fits_alongside: dict[Resources, bool] = {}
-        self._start: float | None = None
-        """When the first run can start. ``None``: unknown."""
-        ends = [(end, allocations) for end, allocations in live if end is not None]
-        for end, allocations in sorted(ends, key=lambda pair: pair[0]):
-            self._later.give_back(allocations)
-            if self._later.place(self._needs) is not None:
-                self._start = end
-                break
-
-    def lets(self, item: PlannedRun, now: float) -> bool:
-        """Return whether ``item``, which fits now, can start without delaying the first run."""
-        if self._start is None or item.seconds is None:
-            return False
-        if now + item.seconds <= max(self._start, now):
-            return True
-        resources = item.spec.resources
-        if resources not in self._fits_alongside:
-            own = self._free.place(resources)
-            assert own is not None, "only runs that fit now are checked"
-            trial = self._later.copy()
-            trial.take(own)
-            self._fits_alongside[resources] = trial.place(self._needs) is not None
-        return self._fits_alongside[resources]

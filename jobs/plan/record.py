@@ -1,9 +1,8 @@
 """``study.json`` in a study's folder: facts of the manifest and estimates, for readers that have only the folder.
 
 Every launch records the whole manifest as written, whatever ``--only`` selects and ``--set`` changes, so that the
-report can list runs that were never launched. What other manifests planned for the study is kept. The estimate of a
-run is kept from its first launch, since a later one would cover only the epochs left. Epochs that are requested later
-are added.
+report can list runs that were never launched. What other manifests planned for the study is kept.
+:class:`jobs.study.record.StudyRecord` reads it.
 """
 
 from __future__ import annotations
@@ -11,14 +10,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jobs.manifests.backends import check_tables
 from jobs.manifests.load import Manifest
-from jobs.manifests.policy import Policy
-from jobs.manifests.reader import Problems
 from jobs.manifests.secrets import looks_secret
 from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
@@ -27,8 +22,6 @@ from seqlm.data.corpus import resolve_data
 from seqlm.errors import FileError, SeqlmError
 from seqlm.files import read_json, write_json
 from seqlm.run_layout import STUDY_FORMAT, study_record_file
-from seqlm.schema import read
-from seqlm.search import Search
 
 PLAN = ("planned", "excluded", "expectations", "groups", "notes", "samples")
 """Sections whose entries belong to a manifest each."""
@@ -53,9 +46,6 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
 
     written = {spec.name: resolve(spec) for spec in manifest.written}
     prints = {name: config.fingerprint() for name, config in written.items()}
-    launched = {
-        plan.name: resolve(run).fingerprint() for plan, run in zip(manifest.written, manifest.runs, strict=True)
-    }
     epochs = {spec.name: {"epochs": spec.config.train.epochs} for spec in manifest.written}
     published = {
         name: epochs[name] | {key: value for key, value in found.to_dict().items() if value is not None}
@@ -96,7 +86,14 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
         ],
         "notes": [{"part": part, "text": text, **named} for part, text in manifest.notes.items()],
         "samples": [{**sample, **named} for sample in manifest.samples],
-        "behaviour": list(dict.fromkeys(known[name] for name in manifest.behaviour for known in (prints, launched))),
+        "behaviour": list(
+            dict.fromkeys(
+                fingerprint
+                for spec in manifest.runs
+                if spec.entry in manifest.behaviour
+                for fingerprint in (prints[spec.entry], resolve(spec).fingerprint())
+            )
+        ),
         "policy": manifest.policy.to_dict(),
         "search": None if manifest.search is None else manifest.search.to_dict(),
         "backend": {name: _without_secrets(table) for name, table in manifest.backend.items()},
@@ -149,26 +146,13 @@ def write_record(
     before: Mapping[str, Any] = {}
     try:
         before = read_json(path) or {}
-        damaged = bool(before) and not isinstance(before.get("estimates"), dict)
-    except FileError:
-        damaged = True
-    if damaged:
-        tell(f"warning: {path} is damaged and is replaced; the estimates and plans of earlier launches are lost")
-    estimates = {} if damaged else dict(before.get("estimates", {}))
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    except FileError as error:
+        tell(f"warning: {error}; it is replaced, and the estimates and plans of earlier launches are lost")
+    kept = before.get("estimates")
+    estimates = dict(kept) if isinstance(kept, dict) else {}
     for item in todo:
-        # An estimate without a time gives way to one with a time while the run has not started: canaries and other
-        # runs may have measured the speed since.
-        earlier, made = estimates.get(item.spec.fingerprint), item.estimate
-        timeless = isinstance(earlier, dict) and earlier.get("seconds") is None and item.action == "start"
-        if made is None:
-            continue
-        if isinstance(earlier, dict) and not (timeless and made.seconds is not None):
-            estimates[item.spec.fingerprint] = _for_its_epochs(earlier, item)
-            continue
-        keys = ("seconds", "parameters", "flops_per_token", "memory_bytes")
-        found = {key: getattr(made, key) for key in keys}
-        estimates[item.spec.fingerprint] = {**found, "epochs": item.spec.config.train.epochs, "at": now}
+        if item.estimate is not None:
+            estimates[item.spec.fingerprint] = _estimate(item, estimates.get(item.spec.fingerprint))
     after = {**_with_other_manifests(record, before), "estimates": estimates}
     if after == before:
         return
@@ -178,60 +162,13 @@ def write_record(
         tell(f"warning: {error}; the report will lack the facts of the manifest")
 
 
-def _for_its_epochs(earlier: Mapping[str, Any], item: PlannedRun) -> Mapping[str, Any]:
-    """Return the estimate of a run from an earlier launch, for the epochs that this launch requests.
-
-    What it lacks for more epochs is estimated now.
-    """
-    epochs, covered, seconds = item.spec.config.train.epochs, earlier.get("epochs"), earlier.get("seconds")
-    if not isinstance(covered, int) or covered == epochs:
-        return earlier
-    if seconds is not None and epochs < covered:
-        seconds *= epochs / covered
-    elif seconds is not None:
-        left = max(1, epochs - item.epochs_done)  # which the estimate of now is about
-        seconds = None if item.seconds is None else seconds + item.seconds * (epochs - covered) / left
-    return {**earlier, "seconds": seconds, "epochs": epochs}
-
-
-def kept_policy(study_dir: Path, tell: Callable[[str], None]) -> Policy:
-    """Return the policy of a study's last launch from a manifest; the defaults if none was kept."""
-    return read(Policy, _kept(study_dir, "policy", tell))
-
-
-def kept_search(study_dir: Path, tell: Callable[[str], None]) -> Search | None:
-    """Return the search of a study's last launch from a manifest; ``None`` if it is no search."""
-    kept = _kept(study_dir, "search", tell)
-    return read(Search, kept) if kept else None
-
-
-def kept_tables(study_dir: Path, tell: Callable[[str], None]) -> Mapping[str, Mapping[str, Any]]:
-    """Return the ``[backend.*]`` tables of a study's last launch from a manifest, by backend; empty if none."""
-    return _kept(study_dir, "backend", tell)
-
-
-def kept_manifest(study_dir: Path) -> Path:
-    """Return where the manifest of a study's last launch was: beside this process if that was not kept."""
-    found: Mapping[str, Any] = {}
-    with contextlib.suppress(FileError):
-        found = read_json(study_record_file(study_dir)) or {}
-    return Path(str(found.get("folder", "")), str(found.get("manifest", "")))
-
-
-def _kept(study_dir: Path, section: str, tell: Callable[[str], None]) -> Mapping[str, Any]:
-    """Return ``policy``, ``search`` or ``backend`` of the record; empty if it was not kept or is damaged."""
-    path = study_record_file(study_dir)
-    problems = Problems()
-    without = "no run is stopped" if section == "search" else f"the defaults of [{section}] apply"
-    try:
-        kept: Mapping[str, Any] = (read_json(path) or {}).get(section) or {}
-        if kept and section == "backend":
-            check_tables(kept, str(path), problems)
-        elif kept:
-            problems.read(Policy if section == "policy" else Search, kept, str(path))
-        if problems.lines:
-            raise FileError(problems.lines[0])
-    except FileError as error:
-        tell(f"warning: {error}; {without}")
-        return {}
-    return kept
+def _estimate(item: PlannedRun, earlier: Any) -> dict[str, Any]:
+    """Return the seconds that a run takes for all its epochs, by an epoch as it was estimated before the run began."""
+    epochs = item.spec.config.train.epochs
+    each = None if item.seconds is None else item.seconds / max(1, epochs - item.epochs_done)
+    match earlier:
+        case {"seconds": int() | float() as seconds, "epochs": int(covered)} if covered > 0:
+            each = seconds / covered
+        case {"seconds": None} if item.action != "start":  # the run itself has shown its speed since
+            each = None
+    return {"seconds": None if each is None else each * epochs, "epochs": epochs}

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jobs.manifests.policy import Policy
-from jobs.plan.capacity import Allocation, Capacity
+from jobs.plan.capacity import TINY, Capacity
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places
-from jobs.spec import Resources
 from jobs.study.budget import UNITS, Budget, hours_of, total
 from seqlm.architectures import CustomConfig
 
@@ -47,47 +46,32 @@ def totals(planned: Sequence[PlannedRun], capacity: Callable[[], Capacity], *, m
     )
     return Totals(
         gpu_hours=None if unknown else gpu_seconds / 3600,
-        wall_seconds=None if unknown else makespan(todo, capacity(), max_parallel=max_parallel),
+        wall_seconds=None if unknown else wall_seconds(todo, capacity(), max_parallel=max_parallel),
         disk_bytes=sum(item.estimate.disk_bytes or 0 for item in planned if item.estimate),
         unknown=reason,
     )
 
 
-def makespan(runs: Sequence[PlannedRun], capacity: Capacity, *, max_parallel: int | None = None) -> float | None:
-    """Return the seconds until all runs have ended, or ``None`` if the time of a run is unknown.
+def wall_seconds(runs: Sequence[PlannedRun], capacity: Capacity, *, max_parallel: int | None = None) -> float | None:
+    """Return about how many seconds pass until all runs have ended; ``None`` if the time of a run is unknown.
 
-    List scheduling (Graham, Bounds on multiprocessing timing anomalies, 1969): whenever resources are free, the first
-    run of the queue that fits starts. Reservations of the real queue and start-up times are ignored. Pure; ``runs``
-    have resolved resources, and each fits into ``capacity``.
+    The queue is played through with each run taking 1/n of the machine, if n such runs fit at once. Start-up times are
+    ignored. Pure; ``runs`` have resolved resources, and each fits into ``capacity``.
     """
-    place = places(runs)
-    lanes: dict[Resources, deque[PlannedRun]] = {}  # runs with equal needs: if the first does not fit, none does
+    if any(run.seconds is None for run in runs):
+        return None
+    place, most = places(runs), min(len(runs), max_parallel or len(runs))
+    share = functools.cache(lambda resources: 1 / capacity.how_many(resources, most))
+    ends: list[tuple[float, float]] = []
+    now, taken = 0.0, 0.0
     for run in sorted(runs, key=lambda run: place[run.run.id]):
-        lanes.setdefault(replace(run.spec.resources, priority=0), deque()).append(run)
-    free = capacity.copy()
-    ends: list[tuple[float, int, list[Allocation]]] = []
-    now, started = 0.0, 0
-    while True:
-        while max_parallel is None or len(ends) < max_parallel:
-            found = [(place[lane[0].run.id], need) for need, lane in lanes.items() if free.place(need) is not None]
-            if not found:
-                break
-            need = min(found, key=lambda pair: pair[0])[1]
-            run = lanes[need].popleft()
-            if not lanes[need]:
-                del lanes[need]
-            allocations = free.place(need)
-            if run.seconds is None:
-                return None
-            assert allocations is not None, "it was placed a moment ago"
-            free.take(allocations)
-            started += 1
-            heapq.heappush(ends, (now + run.seconds, started, allocations))
-        if not ends:
-            assert not lanes, "every run fits when all is free"
-            return now
-        now, _, allocations = heapq.heappop(ends)
-        free.give_back(allocations)
+        own = share(run.spec.resources)
+        while taken + own > 1 + TINY:
+            now, freed = heapq.heappop(ends)
+            taken -= freed
+        heapq.heappush(ends, (now + (run.seconds or 0.0), own))
+        taken += own
+    return max((end for end, _ in ends), default=0.0)
 
 
 # -- the budget ------------------------------------------------------------------------------------------------------

@@ -15,11 +15,12 @@ from typing import Any, TypeAlias, final
 
 from jobs.manifests.policy import Policy
 from jobs.spec import Resources
+from jobs.study.record import StudyRecord
 from seqlm.errors import DamagedFileError, UnfitFileError
 from seqlm.files import read_json
 from seqlm.lease import last_sign_of
 from seqlm.reading import listed, moment
-from seqlm.run_layout import CANARY_FOLDER, study_record_file
+from seqlm.run_layout import CANARY_FOLDER
 from seqlm.rundir import RunDirectory
 
 UNITS = {"gpu_hours": "GPU hours", "core_hours": "core hours"}
@@ -61,12 +62,8 @@ class Budget:
 
     @classmethod
     def kept(cls, study_dir: Path, default: Policy | None = None) -> Budget:
-        """Return the budget that ``study.json`` has now. ``default`` counts if that says nothing of a budget."""
-        policy = _record(study_record_file(study_dir)).get("policy")
-        found = cls(study_dir, default or Policy())
-        if isinstance(policy, dict) and not UNITS.keys().isdisjoint(policy):
-            found.limits = {key: limit for key in UNITS if (limit := _number(policy.get(key)))}
-        return found
+        """Return the budget that ``study.json`` has now. ``default`` counts if that has no policy."""
+        return cls(study_dir, StudyRecord(study_dir).policy or default or Policy())
 
     def __bool__(self) -> bool:
         return bool(self.limits)

@@ -16,11 +16,11 @@ from jobs.manifests.filters import Origin, facts_of
 from jobs.manifests.load import load_manifest
 from jobs.spec import Resources, RunSpec
 from jobs.study.budget import Budget
-from jobs.study.origin import StudyPlan
+from jobs.study.record import StudyRecord
 from jobs.study.squeue import Scheduler
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
-from seqlm.errors import DamagedFileError, FileError, SeqlmError, UsageError
+from seqlm.errors import DamagedFileError, SeqlmError, UsageError
 from seqlm.files import make_directory, read_json, sweep_beside, write_json
 from seqlm.locks import exclusive_lock, is_locked, read_lock_holder
 from seqlm.model_files import read_model_files
@@ -146,9 +146,7 @@ def observe_study(study_dir: Path, scheduler: Scheduler | None = None) -> list[O
 
     ``scheduler`` is as in :class:`Observer`.
     """
-    observer, plan = Observer(study_dir, scheduler), StudyPlan()
-    with contextlib.suppress(FileError):  # the next launch warns of a damaged record
-        plan = StudyPlan.of(study_dir)
+    observer, plan = Observer(study_dir, scheduler), StudyRecord(study_dir)
     seen = (observer.look_at(run) for run in RunDirectory.unordered_in(study_dir))
     observed = [replace(one, origin=plan.origin(one.run.id, one.config, one.provenance)) for one in seen]
     if any(one.waits_for_nothing for one in observed) and (reason := _failed_canary(study_dir)):

@@ -125,7 +125,7 @@ FIELDS: dict[str, Meanings] = {
         "policy": POLICY,
         "search": ("object or null", "[`[search]`](manifest.md#search) of the manifest"),
         "backend": "the `[backend.*]` tables, without values that look like secrets",
-        "estimates": "fingerprint of each run -> estimate: seconds for its epochs, parameters, FLOPs, memory",
+        "estimates": "fingerprint of each run -> estimate: seconds, and for how many epochs",
     },
     "provenance.json": {
         "study": "name of the study",

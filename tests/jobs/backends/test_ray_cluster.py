@@ -264,9 +264,9 @@ program = "import pathlib, time\\nwhile not pathlib.Path('seen').exists(): time.
 job = backend.submit(
     Submission(run_dir=folder, attempt=1, argv=("python", "-c", program), env={}, cwd=folder, resources=resources)
 )
-assert [share.node for share in backend.held(job)] == [wanted.node]
+assert [share.node for share in backend._jobs[job].allocations] == [wanted.node]
 while not (ended := backend.poll(job)):
-    (last,) = backend.held(job)
+    (last,) = backend._jobs[job].allocations
     if sys.argv[1] != "overtaken" or last.node != wanted.node:
         (folder / "seen").touch()
     backend.wait(0.5)

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from jobs.manifests.load import Manifest, load_manifest
-from jobs.plan.record import kept_search, record_of, write_record
+from jobs.plan.record import record_of, write_record
 from jobs.plan.search import search_line
+from jobs.study.record import StudyRecord
 from seqlm.errors import ManifestError
 from seqlm.search import Search
 
@@ -59,13 +60,13 @@ def test_a_study_keeps_its_search_for_launches_without_the_manifest(tmp_path: Pa
     ):
         manifest = load(tmp_path, text)
         write_record(tmp_path, record_of(manifest, manifest.runs, None), [], lines.append)
-        assert kept_search(tmp_path, lines.append) == expected
+        assert StudyRecord(tmp_path, lines.append).search == expected
     record = tmp_path / "study.json"
     record.write_text(record.read_text().replace('"val_ppl"', '"val_pll"'))
-    assert kept_search(tmp_path, lines.append) is None
+    assert StudyRecord(tmp_path, lines.append).search is None
     (warning,) = lines
     assert 'search.metric: expected one of "val_ppl"' in warning
-    assert warning.endswith("; no run is stopped")
+    assert warning.endswith("; [search] is as if it were not given")
 
 
 def test_the_plan_says_what_a_search_takes(tmp_path: Path) -> None:

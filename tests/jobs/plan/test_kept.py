@@ -8,7 +8,8 @@ import pytest
 
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.policy import Policy
-from jobs.plan.record import kept_policy, kept_tables, record_of
+from jobs.plan.record import record_of
+from jobs.study.record import StudyRecord
 from seqlm.files import write_json
 from seqlm.run_layout import study_record_file
 
@@ -24,53 +25,41 @@ def keep(folder: Path, text: str) -> Manifest:
     return manifest
 
 
-def test_the_policy_is_kept(tmp_path: Path) -> None:
-    manifest = keep(tmp_path, '[policy]\noom = 7\npreempted = 2\ntimeout = "unlimited"')
-    told: list[str] = []
-    assert kept_policy(tmp_path, told.append) == manifest.policy == Policy(oom=7, preempted=2, timeout=None)
-    assert kept_policy(tmp_path / "older", told.append) == Policy()
-    assert told == []
-
-
-def test_the_tables_of_all_backends_are_kept(tmp_path: Path) -> None:
+def test_the_policy_and_the_tables_of_all_backends_are_kept(tmp_path: Path) -> None:
     manifest = keep(
         tmp_path,
-        '[backend.ray]\nmax_parallel = 3\nenv = {A = "b"}\nenv_pass = ["HF_TOKEN"]\n[backend.slurm]\ntimeout_min = 7',
+        '[policy]\noom = 7\npreempted = 2\ntimeout = "unlimited"\n[backend.ray]\nmax_parallel = 3\nenv = {A = "b"}\n'
+        'env_pass = ["HF_TOKEN"]\n[backend.slurm]\ntimeout_min = 7',
     )
-    told: list[str] = []
-    assert kept_tables(tmp_path, told.append) == manifest.backend
-    assert kept_tables(tmp_path / "older", told.append) == {}
-    assert told == []
+    found, none = (StudyRecord(folder, pytest.fail) for folder in (tmp_path, tmp_path / "older"))
+    assert found.policy == manifest.policy == Policy(oom=7, preempted=2, timeout=None)
+    assert (found.backends, found.manifest) == (manifest.backend, manifest.path)
+    assert (none.policy, none.search, none.backends, none.planned) == (None, None, {}, [])
 
 
 def test_of_what_looks_like_a_secret_the_name_is_kept(tmp_path: Path) -> None:
     keep(tmp_path, '[backend.ray]\nenv = {A = "b", HF_TOKEN = "oops"}\nenv_pass = ["PIN"]')
-    assert kept_tables(tmp_path, print) == {"ray": {"env": {"A": "b"}, "env_pass": ["PIN", "HF_TOKEN"]}}
+    assert StudyRecord(tmp_path).backends == {"ray": {"env": {"A": "b"}, "env_pass": ["PIN", "HF_TOKEN"]}}
     assert "oops" not in study_record_file(tmp_path).read_text()
-
-
-@pytest.mark.parametrize("content", ['{"policy": ', '{"policy": 3}', '{"policy": {"oom": -1}}', '{"policy": {"x": 1}}'])
-def test_a_damaged_policy_is_told_and_the_defaults_hold(tmp_path: Path, content: str) -> None:
-    study_record_file(tmp_path).write_text(content)
-    told: list[str] = []
-    assert kept_policy(tmp_path, told.append) == Policy()
-    assert len(told) == 1
-    assert told[0].startswith("warning: ")
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        '{"backend": ',
+        '{"policy": ',
+        '{"policy": 3}',
+        '{"policy": {"oom": -1}}',
+        '{"search": {"x": 1}}',
         '{"backend": 3}',
         '{"backend": {"ray": 3}}',
         '{"backend": {"rya": {}}}',
         '{"backend": {"ray": {"max_parallel": 0}}}',
     ],
 )
-def test_damaged_tables_are_told_and_left_out(tmp_path: Path, content: str) -> None:
+def test_what_is_damaged_is_told_once_and_is_as_if_it_were_not_given(tmp_path: Path, content: str) -> None:
     study_record_file(tmp_path).write_text(content)
     told: list[str] = []
-    assert kept_tables(tmp_path, told.append) == {}
+    found = StudyRecord(tmp_path, told.append)
+    assert (found.policy, found.search, found.backends) == (None, None, {})
     assert len(told) == 1
     assert told[0].startswith("warning: ")

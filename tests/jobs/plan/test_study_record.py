@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +14,9 @@ from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import preparing, resolve_specs
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.policy import Policy
-from jobs.plan.estimate import Throughput, estimate
 from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import record_of, write_record
-from seqlm.data.corpus import corpus_facts
-from seqlm.files import write_json, write_json_lines
+from seqlm.files import write_json_lines
 from seqlm.run_layout import study_record_file
 from seqlm.rundir import RunDirectory
 from tests.fakes import FakeBackend, make_estimate
@@ -165,67 +162,50 @@ def items(folder: Path, count: int = 2) -> list[PlannedRun]:
     return made
 
 
-def written(folder: Path, todo: Sequence[PlannedRun], seconds: float | None) -> dict[str, Any]:
-    """What ``study.json`` holds of estimates after a launch that does ``todo``, without the times of writing."""
-    told: list[str] = []
+def written(folder: Path, todo: Sequence[PlannedRun], seconds: float | None) -> list[float | None]:
+    """What ``study.json`` holds of estimates after a launch that does ``todo``."""
     folder.mkdir(exist_ok=True)
-    estimated = [replace(item, estimate=make_estimate(seconds)) for item in todo]
-    write_record(folder, {"version": 2}, estimated, told.append)
-    assert not told
-    estimates: dict[str, Any] = json.loads(study_record_file(folder).read_text())["estimates"]
-    assert all(found.pop("at").endswith("+00:00") for found in estimates.values())
-    return estimates
-
-
-NUMBERS = {"parameters": 7, "flops_per_token": 6, "memory_bytes": 5, "epochs": 4}
+    write_record(folder, {"version": 2}, [replace(item, estimate=make_estimate(seconds)) for item in todo], pytest.fail)
+    estimates = json.loads(study_record_file(folder).read_text())["estimates"]
+    assert all(found["epochs"] == 4 for found in estimates.values())
+    return [found["seconds"] for found in estimates.values()]
 
 
 def test_the_estimate_of_a_runs_first_launch_stands(tmp_path: Path) -> None:
     first, second = items(tmp_path)
-    one = {first.spec.fingerprint: {"seconds": 3.5, **NUMBERS}}
-    assert written(tmp_path / "s", [first], 3.5) == one
-    both = {**one, second.spec.fingerprint: {"seconds": 1.0, **NUMBERS}}
-    assert written(tmp_path / "s", [first, second], 1.0) == both
-    assert written(tmp_path / "s", [], 2.0) == both, "a launch that has nothing to do keeps them"
+    assert written(tmp_path / "s", [first], 3.5) == [3.5]
+    assert written(tmp_path / "s", [first, second], 1.0) == [3.5, 1.0]
+    before = study_record_file(tmp_path / "s").stat()
+    assert written(tmp_path / "s", [], 2.0) == [3.5, 1.0], "a launch that has nothing to do keeps them"
+    assert written(tmp_path / "s", [second], 2.0) == [3.5, 1.0]
+    after = study_record_file(tmp_path / "s").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def test_an_estimate_without_a_time_gives_way_to_one_with_a_time_before_anything_is_done(tmp_path: Path) -> None:
     first, second = items(tmp_path)
     written(tmp_path / "s", [first, second], None)
-    half_done = replace(second, action="resume")
-    found = written(tmp_path / "s", [first, half_done], 3.5)
-    assert [found[item.spec.fingerprint]["seconds"] for item in (first, second)] == [3.5, None]
+    assert written(tmp_path / "s", [first, replace(second, action="resume")], 3.5) == [3.5, None]
 
 
-def test_where_nothing_has_changed_nothing_is_written(tmp_path: Path) -> None:
-    todo = items(tmp_path)
-    file = study_record_file(tmp_path / "s")
-    written(tmp_path / "s", todo, None)
-    file.write_text(re.sub(r'"at": "\d+', '"at": "1999', file.read_text()))
-    before = file.stat()
-    written(tmp_path / "s", todo, None)
-    after = file.stat()
-    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-
-
-@pytest.mark.parametrize(
-    "content", ['{"version": ', "[]", '{"estimates": []}', '{"version": 2}', "\x00"], ids=lambda text: repr(text)
-)
+@pytest.mark.parametrize("content", ['{"version": ', "[]", "\x00"], ids=lambda text: repr(text))
 def test_a_damaged_file_is_written_anew_with_a_warning(tmp_path: Path, content: str) -> None:
-    todo = [replace(item, estimate=make_estimate(1.0)) for item in items(tmp_path)]
     study_record_file(tmp_path).write_text(content)
     told: list[str] = []
+    todo = [replace(item, estimate=make_estimate(1.0)) for item in items(tmp_path)]
     write_record(tmp_path, {"version": 2}, todo, told.append)
-    path = study_record_file(tmp_path)
-    assert told == [f"warning: {path} is damaged and is replaced; the estimates and plans of earlier launches are lost"]
-    assert len(json.loads(path.read_text())["estimates"]) == 2
+    assert len(told) == 1
+    assert told[0].endswith("; it is replaced, and the estimates and plans of earlier launches are lost")
+    assert len(json.loads(study_record_file(tmp_path).read_text())["estimates"]) == 2
 
 
-def test_an_estimate_that_is_damaged_is_made_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("estimates", [[], {"DIGITS": 3}, {"DIGITS": {"seconds": 2.0, "epochs": 0}}])
+def test_an_estimate_that_is_damaged_is_made_anew(tmp_path: Path, estimates: Any) -> None:
     (item,) = items(tmp_path, 1)
+    text = json.dumps({"version": 2, "estimates": estimates}).replace("DIGITS", item.spec.fingerprint)
     (tmp_path / "s").mkdir()
-    write_json(study_record_file(tmp_path / "s"), {"version": 2, "estimates": {item.spec.fingerprint: 3}})
-    assert written(tmp_path / "s", [item], 1.0) == {item.spec.fingerprint: {"seconds": 1.0, **NUMBERS}}
+    study_record_file(tmp_path / "s").write_text(text)
+    assert written(tmp_path / "s", [item], 1.0) == [1.0]
 
 
 def test_a_file_that_cannot_be_written_stops_no_launch(tmp_path: Path) -> None:
@@ -259,19 +239,8 @@ def test_a_launch_writes_what_plan_would_have_said_of_its_runs(tmp_path: Path) -
     file = study_record_file(tmp_path / "runs" / "s")
     record = json.loads(file.read_text())
     assert len(record["planned"]) == 4
-    facts = corpus_facts(first.read_config().data, tmp_path / "text")
-    for run in (first, second):
-        expected = estimate(run.read_config(), facts, Throughput())
-        found = record["estimates"].pop(run.read_config().fingerprint())
-        assert found.pop("at")
-        assert found == {
-            "seconds": None,
-            "epochs": 4,
-            "parameters": expected.parameters,
-            "flops_per_token": expected.flops_per_token,
-            "memory_bytes": expected.memory_bytes,
-        }
-    assert record["estimates"] == {}
+    prints = [run.read_config().fingerprint() for run in (first, second)]
+    assert record["estimates"] == {key: {"seconds": None, "epochs": 4} for key in prints}
 
     epoch = {"epoch": 0, "val_ppl": 9.0, "train_tokens_per_second": 10.0}
     second.create_as_launched()

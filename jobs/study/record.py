@@ -1,0 +1,147 @@
+"""``study.json`` as launches from manifests have written it: the plan, the policy, the search and the backends.
+
+:mod:`jobs.plan.record` writes it. No command needs it: what is damaged counts as not kept.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, final
+
+from jobs.manifests.backends import check_tables
+from jobs.manifests.filters import Origin
+from jobs.manifests.policy import Policy
+from jobs.manifests.reader import Problems
+from seqlm.config import RunConfig
+from seqlm.errors import FileError
+from seqlm.files import read_json
+from seqlm.requests import Requests
+from seqlm.run_layout import FINGERPRINT_DIGITS, slugify, study_record_file
+from seqlm.schema import TableT
+from seqlm.search import Search
+
+NOTES: Mapping[Origin | None, str] = {
+    "text": "of another text or tokenizer",
+    "model": "of another version of its model",
+    "manifest": "of another manifest",
+    "orphaned": "of no entry of the manifest",
+}
+
+
+@final
+class StudyRecord:
+    """The record of a study, read once. Empty if there is none."""
+
+    def __init__(self, study_dir: Path, tell: Callable[[str], None] = lambda line: None) -> None:
+        """``tell`` is called with a warning for a damaged file, and for a damaged part of it when that is read."""
+        self._study_dir, self._tell = study_dir, tell
+        self.raw: Mapping[str, Any] = {}
+        try:
+            self.raw = read_json(study_record_file(study_dir)) or {}
+        except FileError as error:
+            tell(f"warning: {error}; what it says of the manifest is left out")
+
+    # -- for launches without the manifest -------------------------------------------------------------------------
+
+    @property
+    def policy(self) -> Policy | None:
+        """The policy of the last launch from a manifest. ``None``: it was not kept."""
+        return self._table(Policy)
+
+    @property
+    def search(self) -> Search | None:
+        """The search of the last launch from a manifest. ``None``: it was no search."""
+        return self._table(Search)
+
+    @property
+    def backends(self) -> Mapping[str, Mapping[str, Any]]:
+        """The ``[backend.*]`` tables of the last launch from a manifest, by backend; empty if none."""
+        problems = Problems()
+        found = check_tables(self.raw.get("backend", {}), str(study_record_file(self._study_dir)), problems)
+        return {} if self._warn(problems, "backend") else found
+
+    @property
+    def manifest(self) -> Path:
+        """Where the manifest of the last launch was: beside this process if that was not kept."""
+        return Path(str(self.raw.get("folder", "")), str(self.raw.get("manifest", "")))
+
+    def _table(self, kind: type[TableT]) -> TableT | None:
+        problems, raw = Problems(), self.raw.get(kind.NAME)
+        found = problems.read(kind, raw, str(study_record_file(self._study_dir))) if raw else None
+        self._warn(problems, kind.NAME)
+        return found
+
+    def _warn(self, problems: Problems, section: str) -> bool:
+        if problems.lines:
+            self._tell(f"warning: {problems.lines[0]}; [{section}] is as if it were not given")
+        return bool(problems.lines)
+
+    # -- runs ------------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def planned(self) -> list[Mapping[str, Any]]:
+        """The entries of all manifests, those of the latest launch last."""
+        planned, latest = self.raw.get("planned"), self.raw.get("manifest")
+        entries = [entry for entry in planned if isinstance(entry, dict)] if isinstance(planned, list) else []
+        return sorted(entries, key=lambda entry: entry.get("manifest") == latest)
+
+    @functools.cached_property
+    def _by_digits(self) -> Mapping[str, Mapping[str, Any]]:
+        return {str(entry.get("fingerprint"))[:FINGERPRINT_DIGITS]: entry for entry in self.planned}
+
+    @functools.cached_property
+    def _by_name(self) -> Mapping[str, Mapping[str, Any]]:
+        return {str(entry.get("name")): entry for entry in self.planned}
+
+    @property
+    def behaviour(self) -> dict[str, str]:
+        """Fingerprint -> name, of each run whose behaviour the manifest asks for."""
+        listed = self.raw.get("behaviour")
+        prints = [text for text in listed if isinstance(text, str)] if isinstance(listed, list) else []
+        names = {str(entry.get("fingerprint")): str(entry.get("name")) for entry in self.planned}
+        return {text: names.get(text, text) for text in prints}
+
+    def estimate(self, fingerprint: str) -> tuple[float, int] | None:
+        """Return the estimated seconds of a run, and for how many epochs. ``None``: nothing was estimated."""
+        estimates = self.raw.get("estimates")
+        match estimates.get(fingerprint) if isinstance(estimates, dict) else None:
+            case {"seconds": int() | float() as seconds, "epochs": int(epochs)} if seconds > 0 < epochs:
+                return seconds, epochs
+        return None
+
+    def origin(self, run_id: str, config: RunConfig | None, provenance: Mapping[str, Any]) -> Origin | None:
+        """Return how a run belongs to the plan. ``None``: unknown."""
+        entry = self._by_digits.get(run_id.rpartition("-")[2])
+        if entry is not None:
+            latest = self.raw.get("manifest")
+            has_own = self.planned[-1].get("manifest") == latest  # else it plans what others do
+            return "manifest" if has_own and entry.get("manifest") != latest else "planned"
+        if config is None or not self.planned:
+            return None
+        plan = self._by_name.get(str(provenance.get("entry") or provenance.get("name")), {}).get("config")
+        if not isinstance(plan, dict):
+            return "orphaned"
+        differs = {key for key, value in config.by_key().items() if plan.get(key, value) != value} - {"train.epochs"}
+        if plan.get("data.sha256") is None:  # the launch did not find the text of this entry
+            differs -= {"data.sha256"}
+        if differs & {"data.sha256", "data.tokenizer_sha256"}:
+            return "text"
+        if "model.sha256" in differs:
+            return "model"
+        return "orphaned" if differs and "--set" not in provenance.get("command", ()) else "planned"
+
+    def absent(self, run_ids: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+        """Return the entries without a folder, by digits. One of which only variants (``--set``) ran is not absent.
+
+        Raises:
+            FileError: a request of the study cannot be read.
+        """
+        known = {part for run_id in run_ids for part in run_id.rpartition("-")[::2]}
+        launched = {run_id.rpartition("-")[2] for run_id in Requests(self._study_dir).by_run()}
+        return {
+            digits: entry
+            for digits, entry in self._by_digits.items()
+            if digits not in known and (digits in launched or slugify(str(entry.get("name"))) not in known)
+        }
