@@ -38,6 +38,7 @@ MAX_CODE_BYTES = 100 * 2**20
 for _name, _value in (
     ("RAY_USAGE_STATS_ENABLED", "0"),
     ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0"),
+    ("RAY_worker_niceness", "0"),  # by default 15: beside any other program a run would starve
     ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),  # the coming default, and a warning without it
 ):
     os.environ.setdefault(_name, _value)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from seqlm.files import read_json
 from seqlm.locks import is_locked
 from seqlm.model_files import ModelFiles
 from seqlm.rundir import RunDirectory
@@ -455,9 +456,13 @@ def test_a_cluster_that_is_not_there_is_one_clear_line(lab: RayLab, tmp_path: Pa
 def test_a_signal_to_the_launchers_group_stops_the_workers_and_leaves_nothing_running(
     lab: RayLab, tmp_path: Path, number: signal.Signals
 ) -> None:
+    del lab.env["RAY_worker_niceness"]
     study = Study(lab, tmp_path, {"archs": ["rnn", "gru"], "gpus": 0}, epochs=5000)
     launcher = study.start("run", "small.toml")
     wait_for(study.epochs, "an epoch of one of the two runs", until=lambda epochs: len(epochs) == 2 and any(epochs))
+    begun = [read_json(run.worker_file(1)) for run in study.runs()]
+    niceness = {os.getpriority(os.PRIO_PROCESS, worker["pid"]) for worker in begun if worker}
+    assert niceness == {os.getpriority(os.PRIO_PROCESS, 0)}, "as on the backend local"
     os.killpg(launcher.pid, number)  # to all that the launcher has started in its group
     _, stderr = commands.finish(launcher)
     assert launcher.returncode == 130, stderr
