@@ -1,8 +1,8 @@
 """Test user's own models: ``python -m seqlm.check_model REQUEST ANSWER``, two JSON files.
 
-The request has ``ranks`` (whether to test two ranks as well) and ``models``, each with ``folder``, ``config``,
-``vocab_size`` and ``seq_len``. The answer has an object for each model: ``findings``, ``sizes`` (``None`` if they
-cannot be measured) and ``traceback`` (of the first error of the user's code, or ``None``).
+The request is a list of models, each with ``folder``, ``config``, ``vocab_size`` and ``seq_len``. The answer has an
+object for each model: ``findings`` (``level`` is ``ok``, ``bad``, or ``note`` for what could not be tested),
+``sizes`` (``None`` if they cannot be measured) and ``traceback`` (of the first error of the user's code, or ``None``).
 
 A program of its own: a launcher does not import torch, and code of a user's cannot disturb it.
 """
@@ -13,16 +13,15 @@ import contextlib
 import json
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
 
 from seqlm.architectures import CustomConfig
-from seqlm.check_model.capture import check_capture
 from seqlm.check_model.checks import (
+    check_capture,
     check_carried_state,
     check_causality,
     check_evaluation,
@@ -32,13 +31,20 @@ from seqlm.check_model.checks import (
     check_resume,
     check_shapes,
 )
-from seqlm.check_model.ranks import check_ranks
 from seqlm.check_model.sizes import sizes_of
-from seqlm.check_model.subject import BrokenContractError, Check, Finding, Subject
+from seqlm.check_model.subject import BrokenContractError, Subject
 from seqlm.errors import SeqlmError
-from seqlm.training.distributed import run_program
+from seqlm.models.custom import described
 
-CHECKS: dict[str, Check] = {
+
+def _build(subject: Subject) -> str:
+    subject.build()
+    arguments = ", ".join(f"{name}={value!r}" for name, value in subject.config.arguments.items())
+    return f"{subject.config.class_name}({arguments}) can be made"
+
+
+CHECKS: dict[str, Callable[[Subject], str]] = {
+    "import": _build,
     "shapes": check_shapes,
     "causality": check_causality,
     "evaluation": check_evaluation,
@@ -49,65 +55,19 @@ CHECKS: dict[str, Check] = {
     "micro-batches": check_micro_batches,
     "GPU recording": check_capture,
 }
-RANKS = "two ranks"
+"""Each returns what it found to be right. It raises BrokenContractError, or whatever the model's code raises."""
 LARGEST = 500_000_000
 """Parameters of a model that is tried on this machine. Of a larger one only the sizes are measured."""
 
 
-@final
-class Examination:
-    """The findings about one model."""
-
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
-        self.findings: list[Finding] = []
-        self.traceback: str | None = None
-
-    def run(self, *, ranks: bool) -> None:
-        """Test everything. Without a model of the right shapes, nothing else is tested."""
-        if not self._has_passed("import", self._build):
-            return
-        checks = {**CHECKS, **({RANKS: check_ranks} if ranks else {})}
-        for name, check in checks.items():
-            if name == RANKS and any(finding.level == "bad" for finding in self.findings):
-                self.findings.append(Finding(level="note", subject=name, text="not tested, since another check fails"))
-            elif not self._has_passed(name, check) and check is check_shapes:
-                return
-
-    def _build(self, subject: Subject) -> str:
-        subject.build()
-        arguments = ", ".join(f"{name}={value!r}" for name, value in subject.config.arguments.items())
-        return f"{subject.config.class_name}({arguments}) can be made"
-
-    def _has_passed(self, name: str, check: Check) -> bool:
-        try:
-            self.findings.append(Finding(level="ok", subject=name, text=check(self.subject)))
-        except (SeqlmError, BrokenContractError) as error:
-            self._failed(name, str(error), error.__cause__)
-        except Exception as error:  # of the user's code
-            self._failed(name, f"fails: {self.subject.place(error)}", error)
-        return self.findings[-1].level == "ok"
-
-    def _failed(self, name: str, text: str, cause: BaseException | None) -> None:
-        self.findings.append(Finding(level="bad", subject=name, text=text))
-        if cause is not None and self.traceback is None:
-            self.traceback = "".join(traceback.format_exception(cause))
-
-
-def examine(request: dict[str, Any], *, ranks: bool) -> dict[str, Any]:
-    """Return the answer about one model of a request."""
-    (found,) = answers([request], ranks=ranks)
-    return found
-
-
-def answers(requests: Iterable[dict[str, Any]], *, ranks: bool) -> Iterator[dict[str, Any]]:
+def answers(requests: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield the answer about each model. Of those that are alike only the first is tested and measured."""
     known: dict[str, dict[str, Any]] = {}
     for request in requests:
         subject = Subject(CustomConfig(**request["config"]), Path(request["folder"]))
         kind = _kind(subject, request["vocab_size"], request["seq_len"])
         if kind not in known:
-            known[kind] = _answer(subject, request["vocab_size"], request["seq_len"], ranks=ranks)
+            known[kind] = _answer(subject, request["vocab_size"], request["seq_len"])
         yield known[kind]
 
 
@@ -127,16 +87,31 @@ def _kind(subject: Subject, vocab_size: int, seq_len: int) -> str:
     return repr([vocab_size, seq_len, {**vars(subject.config), "arguments": arguments}, built])
 
 
-def _answer(subject: Subject, vocab_size: int, seq_len: int, *, ranks: bool) -> dict[str, Any]:
+def _answer(subject: Subject, vocab_size: int, seq_len: int) -> dict[str, Any]:
     sizes = _sizes(subject, vocab_size, seq_len)
-    examination = Examination(subject)
     if sizes is not None and sizes["parameters"] > LARGEST:
         text = f"{sizes['parameters']:,} parameters are too many to try here"
-        examination.findings.append(Finding(level="note", subject="import", text=text))
-    else:
-        examination.run(ranks=ranks)
-    findings = [asdict(finding) for finding in examination.findings]
-    return {"findings": findings, "sizes": sizes, "traceback": examination.traceback}
+        return {"findings": [{"level": "note", "subject": "import", "text": text}], "sizes": sizes, "traceback": None}
+    return {**examine(subject), "sizes": sizes}
+
+
+def examine(subject: Subject) -> dict[str, Any]:
+    """Test everything and return the findings. Without a model of the right shapes, nothing else is tested."""
+    findings: list[dict[str, str]] = []
+    first: str | None = None
+    for name, check in CHECKS.items():
+        cause: BaseException | None = None
+        try:
+            level, text = "ok", check(subject)
+        except (SeqlmError, BrokenContractError) as error:
+            level, text, cause = "bad", str(error), error.__cause__
+        except Exception as error:  # of the user's code
+            level, text, cause = "bad", f"fails: {described(error, subject.config.file)}", error
+        findings.append({"level": level, "subject": name, "text": text})
+        first = first or (None if cause is None else "".join(traceback.format_exception(cause)))
+        if level == "bad" and name in ("import", "shapes"):
+            break
+    return {"findings": findings, "traceback": first}
 
 
 def _sizes(subject: Subject, vocab_size: int, seq_len: int) -> dict[str, Any] | None:
@@ -155,9 +130,9 @@ def main() -> int:
     request_file, answer = map(Path, sys.argv[1:])
     torch.set_num_threads(1)  # small windows
     request = json.loads(request_file.read_text("utf-8"))
-    answer.write_text(json.dumps([*answers(request["models"], ranks=request["ranks"])]), "utf-8")
+    answer.write_text(json.dumps([*answers(request)]), "utf-8")
     return 0
 
 
 if __name__ == "__main__":
-    run_program(main)
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from typing import Any
 
@@ -21,6 +22,7 @@ from seqlm.check_model.subject import (
     without_dropout,
 )
 from seqlm.models import LanguageModel
+from seqlm.models.custom import described
 from seqlm.models.language_model import hidden_states_of
 from seqlm.models.state import State, map_state, tensors_of
 from seqlm.training.optimizers import restore_optimizer
@@ -28,6 +30,14 @@ from seqlm.training.step import TrainingStep
 
 PARTS = 3
 """Micro-batches: the columns do not divide evenly."""
+READS = (
+    *("item()", "_local_scalar_dense", "nonzero", "copy out of meta", "meta tensors", "meta tensor"),
+    *("tolist", "data-dependent", "numpy", "masked_select", "unique"),
+)
+"""Signs in PyTorch's message that a value of a tensor was asked for, or a shape that depends on values."""
+ELSEWHERE = (
+    *("expected all tensors to be on the same device", "expected device", "on different devices", "found at least"),
+)
 
 
 def check_shapes(subject: Subject) -> str:
@@ -272,7 +282,7 @@ def _differ(one: LanguageModel, other: LanguageModel) -> bool:
 
 def check_micro_batches(subject: Subject) -> str:
     """A step in several parts is the step of the whole batch."""
-    whole, parts = (gradients_of(subject, subject.build(), parts=parts) for parts in (1, PARTS))
+    whole, parts = (_gradients_of(subject, parts) for parts in (1, PARTS))
     if wrong := differing(parts, whole):
         raise BrokenContractError(
             f"a batch in {PARTS} parts is not the whole batch: {wrong[0]} differs; the model may use statistics over "
@@ -281,17 +291,13 @@ def check_micro_batches(subject: Subject) -> str:
     return f"a batch in {PARTS} parts is the whole batch{_where(_is_deterministic(subject))}"
 
 
-def gradients_of(subject: Subject, model: LanguageModel, *, parts: int = 1, **options: Any) -> dict[str, Tensor]:
-    """What a step on the first window gives: loss, state and gradients, without dropout."""
-    columns = options.pop("columns", slice(0, COLUMNS))
-    model.train(mode=_is_deterministic(subject))
+def _gradients_of(subject: Subject, parts: int) -> dict[str, Tensor]:
+    """What a step on the first window in ``parts`` micro-batches gives: loss, state and gradients, without dropout."""
+    model = subject.build().train(mode=_is_deterministic(subject))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, fused=True)
-    step = TrainingStep(
-        model, optimizer, clip_norm=1e9, tokens_per_step=STEPS * COLUMNS, micro_batches=parts, **options
-    )
-    tokens, targets = subject.tokens[:STEPS, columns], subject.targets[:STEPS, columns]
+    step = TrainingStep(model, optimizer, clip_norm=1e9, tokens_per_step=STEPS * COLUMNS, micro_batches=parts)
     with without_dropout(model):
-        result = step(tokens, targets, model.initial_state(tokens.shape[1]))
+        result = step(subject.tokens[:STEPS], subject.targets[:STEPS], model.initial_state(COLUMNS))
     found = {"the loss": result.loss_nats}
     found |= {f"the state ({number})": tensor for number, tensor in enumerate(tensors_of(result.state), start=1)}
     named = ((name.removeprefix("module."), p.grad) for name, p in model.named_parameters())
@@ -307,3 +313,37 @@ def _is_deterministic(subject: Subject) -> bool:
         torch.manual_seed(seed)
         found.append(_logits(model, subject.tokens[:STEPS]))
     return torch.equal(*found)
+
+
+def check_capture(subject: Subject) -> str:
+    """A step runs on tensors without values, so that a GPU can record it: no numbers read back, and fixed shapes.
+
+    Tensors of the device ``meta`` have shapes and no values. Whatever needs a value fails on them, as it would stop a
+    GPU; so does a tensor that does not move with the model.
+    """
+    model = copy.deepcopy(subject.build().train()).to("meta")
+    tokens, targets = (text[:STEPS].to("meta") for text in (subject.tokens, subject.targets))
+    try:
+        state = model.initial_state(COLUMNS)
+        for tensor in tensors_of(state):
+            if tensor.device.type != "meta":
+                raise BrokenContractError(
+                    "initial_state makes tensors on the CPU wherever the model is; use the device of a parameter, as "
+                    "weight.new_zeros does"
+                )
+        loss, _ = model.loss(tokens, targets, state)
+        loss.backward()
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        text, place = str(error).lower(), described(error, subject.config.file)
+        if any(sign in text for sign in ELSEWHERE):
+            raise BrokenContractError(
+                "a tensor stays on the CPU when the model moves to a GPU; register it as a buffer, or make it on the "
+                f"device of its neighbours: {place}"
+            ) from error
+        if any(sign in text for sign in READS) or isinstance(error, NotImplementedError):
+            raise BrokenContractError(
+                "the step reads a number back from the device, or has a shape that depends on values; a GPU would have "
+                f"to wait there: {place}"
+            ) from error
+        raise BrokenContractError(f"the step fails on tensors without values: {place}") from error
+    return "reads no number back, and its shapes are fixed"

@@ -1,13 +1,11 @@
-"""The model under test, what a check reports, and the small window that all checks use."""
+"""The model under test, and the small window that all checks use."""
 
 from __future__ import annotations
 
 import contextlib
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +13,6 @@ from torch.overrides import TorchFunctionMode
 
 from seqlm.architectures import CustomConfig
 from seqlm.models import LanguageModel, build_model
-from seqlm.models.custom import described
 from seqlm.models.dropout import Dropout
 from seqlm.models.state import State, tensors_of
 
@@ -24,16 +21,6 @@ STEPS, COLUMNS, VOCAB = 7, 4, 41
 """T, B and V of the window. All differ, so that an exchanged axis shows."""
 TOLERANCE = 1e-4
 """Largest difference, relative to the largest entry, that counts as rounding in float32."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """What one check found."""
-
-    level: Literal["ok", "note", "bad"]
-    """``note``: something could not be tested."""
-    subject: str
-    text: str
 
 
 class BrokenContractError(Exception):
@@ -55,16 +42,6 @@ class Subject:
         """A new model with the same initial values each time."""
         torch.manual_seed(SEED)
         return build_model(self.config, vocab_size, seq_len, folder=self.folder)
-
-    def place(self, error: BaseException) -> str:
-        """An error of the model's code in one line."""
-        return described(error, self.config.file)
-
-    def line(self, error: BaseException) -> str:
-        """Where in the model's own files an error was raised: `` (lstm.py line 12)``, or nothing."""
-        names = {Path(name).name for name in (self.config.file, *self.config.files)}
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name in names]
-        return f" ({Path(frames[-1].filename).name} line {frames[-1].lineno})" if frames else ""
 
 
 @contextlib.contextmanager
@@ -125,7 +102,3 @@ def difference(found: State, wanted: State, *, least: float = 1e-12) -> float:
 def shape(tensor: Tensor) -> str:
     """``(7, 4, 41)``."""
     return f"({', '.join(map(str, tensor.shape))})"
-
-
-Check = Callable[[Subject], str]
-"""Returns what it found to be right. Raises BrokenContractError, or whatever the model's code raises."""

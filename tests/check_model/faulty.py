@@ -113,7 +113,7 @@ FAULTS: dict[str, tuple[list[tuple[str, str]], str, str]] = {
     "reads a number back": (
         [(HIDDEN, "h = h / max(1.0, h.abs().max().item())if self.training else h")],
         "GPU recording",
-        "the step reads a number back from the device, or has a shape that depends on values (model.py line ",
+        "the step reads a number back from the device, or has a shape that depends on values; a GPU would have",
     ),
     "a tensor that stays behind": (
         [(INIT, "self.scale = torch.full((hidden_size,), 2.0)"), (HIDDEN, "h = h * self.scale")],

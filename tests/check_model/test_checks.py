@@ -9,16 +9,18 @@ from typing import Any
 import pytest
 
 from seqlm.architectures import CustomConfig
-from seqlm.check_model.__main__ import Examination, answers, examine
+from seqlm.check_model import __main__
+from seqlm.check_model.__main__ import answers
 from seqlm.models import reference
 from tests.check_model.faulty import FAULTS, write_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def answer(folder: Path, source: str = "model.py:Model", *, ranks: bool = False, **config: Any) -> dict[str, Any]:
+def answer(folder: Path, source: str = "model.py:Model", **config: Any) -> dict[str, Any]:
     raw = {"arch": "custom", "source": source, **config}
-    return examine({"folder": str(folder), "config": raw, "vocab_size": 50, "seq_len": 9}, ranks=ranks)
+    (found,) = answers([{"folder": str(folder), "config": raw, "vocab_size": 50, "seq_len": 9}])
+    return found
 
 
 def lines(found: dict[str, Any], level: str = "bad") -> list[str]:
@@ -93,7 +95,12 @@ def test_models_that_differ_in_a_probability_are_tested_once(tmp_path: Path, mon
         ("# hidden", "h = h.clone() if self.keep == 1 else nn.functional.dropout(h, 1 - self.keep, self.training)"),
     )
     tested = []
-    monkeypatch.setattr(Examination, "run", lambda self, ranks: tested.append(dict(self.subject.config.arguments)))
+
+    def examine(subject: Any) -> dict[str, Any]:
+        tested.append(dict(subject.config.arguments))
+        return {}
+
+    monkeypatch.setattr(__main__, "examine", examine)
 
     def request(**arguments: Any) -> dict[str, Any]:
         config = {"arch": "custom", "source": "model.py:Model", "arguments": arguments, "sha256": None}
@@ -101,7 +108,7 @@ def test_models_that_differ_in_a_probability_are_tested_once(tmp_path: Path, mon
 
     alike = [request(keep=keep) for keep in (0.25, 0.5, 0.75)]
     others = [request(keep=1.0), request(keep=0.5, hidden_size=9), request(keep=0.5, keeps="x"), request(keep=1.5)]
-    found = list(answers([*alike, *others], ranks=False))
+    found = list(answers([*alike, *others]))
     assert tested == [alike[0]["config"]["arguments"], *(other["config"]["arguments"] for other in others)]
     assert found[0] == found[1] == found[2]
     assert [one["sizes"] and one["sizes"]["parameters"] for one in found[2:]] == [986, 986, 1121, 986, None]
@@ -116,7 +123,6 @@ def test_the_reference_is_a_model_of_ones_own(tmp_path: Path, name: str) -> None
     assert {finding["level"] for finding in found["findings"]} == {"ok"}, found["findings"]
 
 
-@pytest.mark.process
 @pytest.mark.parametrize(
     ("folder", "source", "config"),
     [
@@ -128,17 +134,9 @@ def test_the_reference_is_a_model_of_ones_own(tmp_path: Path, name: str) -> None
         ("min_gru", "min_gru.py:MinGRU", {"arguments": {"hidden_size": 12, "num_layers": 1}, "files": ["causal.py"]}),
     ],
 )
-def test_the_examples_pass_on_two_ranks_too(folder: str, source: str, config: dict[str, Any]) -> None:
-    found = answer(EXAMPLES / folder, source, ranks=True, **config)
+def test_the_examples_pass(folder: str, source: str, config: dict[str, Any]) -> None:
+    found = answer(EXAMPLES / folder, source, **config)
     assert not lines(found)
-    assert "two ranks: two ranks take the step of one" in lines(found, "ok")
-
-
-@pytest.mark.process
-def test_a_model_whose_step_differs_on_two_ranks_alone_is_refused(tmp_path: Path) -> None:
-    write_model(tmp_path, ("# hidden", "h = h * (1 + torch.distributed.is_initialized())"))
-    (found,) = lines(answer(tmp_path, ranks=True))
-    assert found.startswith("two ranks: two ranks are not one: the gradient by ")
 
 
 BROKEN = {
@@ -164,17 +162,6 @@ BROKEN = {
         "class Model: pass\n",
         {},
         "import: model.source: model.py has not a subclass of torch.nn.Module: Model",
-    ),
-    "prints": ("print('hello')\n", {}, 'import: model.source: model.py prints "hello" when it is imported; remove the'),
-    "forks": (
-        "import os\nif not os.fork(): os._exit(0)\n",
-        {},
-        "import: model.source: model.py starts a process when it is imported; move that into a function",
-    ),
-    "starts a program": (
-        "import subprocess\nsubprocess.run(['true'])\n",
-        {},
-        "import: model.source: model.py starts a process when it is imported; move that into a function",
     ),
     "exits": (
         "raise SystemExit(3)\n",
@@ -204,16 +191,7 @@ BROKEN = {
 }
 
 
-STARTS_A_PROCESS = ("forks", "starts a program")
-
-
-@pytest.mark.parametrize(
-    ("text", "config", "line"),
-    [
-        pytest.param(*case, id=name, marks=[pytest.mark.process] if name in STARTS_A_PROCESS else [])
-        for name, case in BROKEN.items()
-    ],
-)
+@pytest.mark.parametrize(("text", "config", "line"), BROKEN.values(), ids=BROKEN.keys())
 def test_a_model_that_cannot_be_used_gets_one_line(
     tmp_path: Path, text: str | None, config: dict[str, Any], line: str
 ) -> None:
