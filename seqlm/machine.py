@@ -10,13 +10,14 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from seqlm.environment import MATMUL
 from seqlm.errors import UsageError
+from seqlm.reading import exists
 
 CPUINFO = Path("/proc/cpuinfo")
 CUDA_BYTES = 512 * 2**20
@@ -114,13 +115,14 @@ class Card:
     index: int
     """By PCI address, from 0. CUDA counts in this order only if CUDA_DEVICE_ORDER is PCI_BUS_ID."""
     whole: Gpu
+    has_mig: bool = False
     instances: tuple[Gpu, ...] = ()
-    """Its MIG instances. If there are any, only these can be used."""
+    """Its MIG instances. With MIG on, only these can be used."""
 
     @property
     def gpus(self) -> tuple[Gpu, ...]:
         """What processes can be given of it."""
-        return self.instances or (self.whole,)
+        return self.instances if self.has_mig else (self.whole,)
 
 
 _ITEM = re.compile(r"\+?(\d+)|GPU-|MIG-")
@@ -137,13 +139,47 @@ def parse_listing(text: str) -> list[Card]:
             cards.append(Card(index=int(index), whole=Gpu(uuid if uuid and uuid != "N/A" else index, name)))
         elif (found := _INSTANCE.match(line)) and cards:
             instance = Gpu(found[2], f"{cards[-1].whole.name} {found[1]}")
-            cards[-1] = replace(cards[-1], instances=(*cards[-1].instances, instance))
+            cards[-1] = replace(cards[-1], has_mig=True, instances=(*cards[-1].instances, instance))
     return cards
 
 
 def cards() -> list[Card]:
     """The GPUs that nvidia-smi lists, whatever CUDA_VISIBLE_DEVICES says; empty if there is no nvidia-smi."""
-    return parse_listing(_nvidia_smi("-L"))
+    found = parse_listing(_nvidia_smi("-L"))
+    if all(card.instances for card in found):
+        return found
+    # -L does not distinguish a card with MIG on and no instance, which CUDA cannot use, from one with MIG off.
+    modes = _queried("mig.mode.current")
+    return [replace(card, has_mig=card.has_mig or modes.get(card.whole.id) == "Enabled") for card in found]
+
+
+def exclusive_gpus() -> list[Gpu]:
+    """Those of :func:`gpus` whose card takes one process at a time (compute mode Exclusive_Process).
+
+    Raises:
+        UsageError: as :func:`gpus`.
+    """
+    modes, chosen = _queried("compute_mode"), gpus()
+    owners = [card for card in cards() if modes.get(card.whole.id, "").startswith("Exclusive")]
+    return [gpu for card in owners for gpu in card.gpus if gpu in chosen]
+
+
+def own_card() -> str | None:
+    """UUID of the card of the only GPU of this process. ``None``: unknown.
+
+    MIG instances have UUIDs of their own, but the libraries of several ranks count cards.
+    """
+    with contextlib.suppress(UsageError):
+        chosen = gpus()
+        owners = [card.whole.id for card in cards() if {*card.gpus} & {*chosen}]
+        return owners[0] if len(chosen) == 1 and owners and owners[0].startswith("GPU-") else None
+    return None
+
+
+def _queried(field: str) -> dict[str, str]:
+    """What nvidia-smi says of each card, by UUID."""
+    lines = _nvidia_smi(f"--query-gpu=uuid,{field}", "--format=csv,noheader").splitlines()
+    return {uuid: value.strip() for uuid, _, value in (line.partition(", ") for line in lines)}
 
 
 def _nvidia_smi(*options: str) -> str:
@@ -207,18 +243,95 @@ def _named(cards: Sequence[Card], item: str, variable: str) -> tuple[Gpu, ...]:
     number = _ITEM.match(item)
     if number and number[1]:  # CUDA ignores what follows the digits
         found = [card.gpus for card in cards if card.index == int(number[1])]
+    elif item.startswith("MIG-GPU-") and "/" in item:  # MIG-GPU-<uuid>/<GPU instance>/<compute instance>
+        # Drivers since R470 list other names of instances, and still take these.
+        owners = [card for card in cards if item.startswith(f"MIG-{card.whole.id}/")]
+        listed = {gpu.id: gpu for card in owners for gpu in card.instances}
+        found = [(listed.get(item, Gpu(item, f"{card.whole.name} MIG")),) for card in owners]
     else:
         found = [card.gpus for card in cards if card.whole.id.startswith(item)]
         found += [(gpu,) for card in cards for gpu in card.instances if gpu.id.startswith(item)]
     if len(found) != 1:
         what = f"names {len(found)} GPUs; write more of it" if found else "names no GPU of this machine"
         raise UsageError(f'{VISIBLE}: found "{variable}", and {item} {what} (`nvidia-smi -L` lists them)')
+    if not found[0]:
+        raise UsageError(f'{VISIBLE}: found "{variable}", and {item} has MIG on and no instance to compute on')
     return found[0]
+
+
+def is_mixed(cards: Sequence[Card]) -> bool:
+    """Whether the GPUs are of several kinds: then CUDA's indices, fastest first, may differ from nvidia-smi's."""
+    return len({card.whole.name for card in cards}) > 1
+
+
+def order_note() -> str | None:
+    """A line on what an index in CUDA_VISIBLE_DEVICES means. ``None``: it can only mean one GPU."""
+    variable = os.environ.get(VISIBLE, "")
+    has_index = any(not item.startswith(("GPU-", "MIG-")) for item in _items(variable))
+    if not has_index or os.environ.get(ORDER) == PCI_ORDER:
+        return None
+    found = cards()
+    if not is_mixed(found):
+        return None
+    listed = ", ".join(f"{card.index} is {card.whole.name}" for card in found)
+    return (
+        f"{VISIBLE}={variable} is taken by nvidia-smi's numbers: {listed}; CUDA's own may differ, "
+        f"so name UUIDs or set {ORDER}={PCI_ORDER}"
+    )
+
+
+def addressed(device: str) -> str:
+    """The UUID of a GPU that a scheduler has named by its index, if CUDA would take the index for the same GPU.
+
+    Other names, and an index that may mean another GPU, are returned as they are, for CUDA to interpret as it does for
+    the other jobs of that scheduler.
+    """
+    if not device.isdecimal():
+        return device
+    found = cards()
+    if is_mixed(found) and os.environ.get(ORDER) != PCI_ORDER:
+        return device
+    return next((card.whole.id for card in found if card.index == int(device) and not card.has_mig), device)
 
 
 def short_name(device: str) -> str:
     """A GPU's identifier for a person: ``GPU 3``, or a UUID's beginning, ``GPU-5d5ba0d6``, ``MIG-c6d4f1ef``."""
     return f"GPU {device}" if device[:1].isdigit() else re.sub(r"(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "", device)
+
+
+_BUILT_FOR = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")
+
+
+def runs_on(capability: Sequence[int], built_for: Sequence[str]) -> bool:
+    """Whether code that was compiled for some targets runs on a GPU of a compute capability, such as ``(7, 0)``.
+
+    Machine code (``sm_86``) runs on GPUs of its major version, from its minor version on; PTX (``compute_86``) on any
+    later one, since the driver compiles it. With the suffix ``a`` both are bound to their very version, with ``f`` to
+    the major one. True if no target is known: a build for other devices than NVIDIA's has other names.
+    """
+    major, minor = capability
+    matches = filter(None, map(_BUILT_FOR.fullmatch, built_for))
+    targets = [((int(found[2]), int(found[3])), found[1], found[4]) for found in matches]
+    return not targets or any(
+        target == (major, minor)
+        or (target < (major, minor) and suffix != "a" and (target[0] == major or (kind, suffix) == ("compute", "")))
+        for target, kind, suffix in targets
+    )
+
+
+def lacking_code(found: Iterable[tuple[str, Sequence[int]]], built_for: Sequence[str]) -> str | None:
+    """A line on the GPUs for which a build of PyTorch has no code, from names and capabilities; ``None``: on none."""
+    lacking = [
+        f"{name} (compute capability {'.'.join(map(str, of))})" for name, of in found if not runs_on(of, built_for)
+    ]
+    names = ", ".join(dict.fromkeys(lacking))
+    return f"has no code for {names}, only for {' '.join(built_for)}; install a build that has" if lacking else None
+
+
+def mps_directory(env: Mapping[str, str]) -> Path | None:
+    """The folder in which a daemon of NVIDIA's MPS has its control socket. ``None``: no daemon is there."""
+    folder = Path(env.get("CUDA_MPS_PIPE_DIRECTORY") or "/tmp/nvidia-mps")
+    return folder if exists(folder / "control") else None
 
 
 def devices() -> list[str]:

@@ -95,7 +95,7 @@ class JobBackend(LocalBackend):
         self.job, self.host = context.job, context.host
         self.node = context.host if context.nodes == 1 else None
         self._context = context
-        gpus = dict.fromkeys(context.devices, 1.0) if resources.gpus else {}
+        gpus = {machine.addressed(device): 1.0 for device in context.devices} if resources.gpus else {}
         cpus = (resources.cpus or 1) * (resources.ranks // context.nodes) * runs
         names = [context.host, *map(str, range(1, context.nodes))]  # the nodes of a job are alike
         nodes = [Node(name=name, cpus=cpus, gpus=dict(gpus)) for name in names]

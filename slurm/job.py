@@ -32,6 +32,7 @@ from jobs.spec import RunSpec
 from jobs.study.budget import Budget
 from jobs.study.kept_code import Code
 from jobs.study.squeue import ask
+from seqlm import machine
 from seqlm.ends import End, Verdict
 from seqlm.environment import ATTEMPT, MICRO_BATCHES
 from seqlm.errors import DamagedFileError, FileError, SeqlmError, is_storage_failure
@@ -250,7 +251,7 @@ def serve(plan: JobPlan, number: int, context: SlurmContext, signals: Interrupts
     submission = replace(submission, attempt=attempt, env={**submission.env, **env})
     first_host = look_again(ask, "scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()[0]
     each = array.resources.ranks // context.nodes
-    devices = context.devices if array.resources.gpus else ()
+    devices = [machine.addressed(device) for device in context.devices] if array.resources.gpus else []
     ranks = Supervisor(submission, memory_kills=MemoryKills(), host=context.host)
     for local in range(each):
         rank = context.node_rank * each + local

@@ -524,6 +524,7 @@ def test_gpu_hours_count_the_share_of_each_rank(
     study: Study, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "gpus", lambda: [machine.Gpu("0", "a card"), machine.Gpu("1", "a card")])
+    monkeypatch.setattr(machine, "exclusive_gpus", list)
     monkeypatch.setattr(machine, "cpu_count", lambda: 8)
     pretend_earlier_run(study, plan_of(capsys), train_tokens_per_second=0.01)
     for words, gpus in ((), 1.0), (("--set", "resources.gpus=0.25"), 0.25), (("--set", "resources.ranks=2"), 2.0):

@@ -13,6 +13,7 @@ from jobs.attempt.supervisor import Ended
 from jobs.plan.capacity import Capacity
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
+from seqlm import machine
 from seqlm.schema import Count, NotNegative, Table, Valid, read, show
 
 # -- settings ----------------------------------------------------------------------------------------------------------
@@ -81,10 +82,8 @@ def tell(*found):
 tell(socket.gethostname(), platform.python_version(), sys.executable)
 try:
     import torch
-    cards = [f"cuda:{{number}}" for number in range(torch.cuda.device_count())]
-    for card in cards:
-        torch.ones(1, device=card).add_(1).cpu()
-    tell(torch.__version__, [torch.cuda.get_device_name(card) for card in cards])
+    cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+    tell(torch.__version__, [(card.name, (card.major, card.minor)) for card in cards], torch.cuda.get_arch_list())
 except Exception as error:
     tell(f"{{type(error).__name__}}: {{error}}".splitlines()[0])
 """
@@ -97,11 +96,13 @@ Both begin with :data:`MARK`. The first says where it runs, the second is for :f
 def torch_finding(subject: str, found: Sequence[Any], *, gpus: str | None, advice: str) -> Finding:
     """Return what the second line of :data:`PROGRAM` means. ``gpus`` says that it should see some, ``None``: none."""
     if len(found) == 1:
-        return Finding("bad", subject, f"cannot be used ({found[0]}); {advice}")
-    version, devices = found
+        return Finding("bad", subject, f"cannot be imported ({found[0]}); {advice}")
+    version, devices, built_for = found
     if gpus and not devices:
         return Finding("bad", subject, f"{version} sees no CUDA device, yet {gpus}; install a CUDA build of torch")
-    sees = ", ".join(dict.fromkeys(devices)) or "no CUDA device"
+    if lacking := machine.lacking_code(devices, built_for):
+        return Finding("bad", subject, f"{version} {lacking}")
+    sees = ", ".join(dict.fromkeys(name for name, _ in devices)) or "no CUDA device"
     return Finding("ok", subject, f"{version}, sees {sees}")
 
 

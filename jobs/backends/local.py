@@ -183,8 +183,8 @@ def require_device(spec: RunSpec, resources: Resources) -> None:
     """Refuse what this machine's devices can never do, as far as that is known without torch. The worker checks more.
 
     Raises:
-        BackendError: the run would use the processor, which lacks its precision; or it has several ranks, and too
-            few of the GPUs are whole cards.
+        BackendError: the run would use the processor, which lacks its precision; it has several ranks, and too few of
+            the GPUs are whole cards; or it has a share of a GPU, and one of them takes one process at a time.
     """
     gpus = resources.gpus or 0
     whole = [gpu for gpu in machine.gpus() if not gpu.id.startswith("MIG-")] if gpus else []
@@ -192,6 +192,12 @@ def require_device(spec: RunSpec, resources: Resources) -> None:
         raise BackendError(
             f"{spec.name}: needs a whole GPU for each of {resources.ranks} ranks, since NCCL refuses ranks on MIG "
             f"instances of one card; this machine has {with_noun(len(whole), 'whole GPU')}"
+        )
+    if 0 < gpus < 1 and machine.mps_directory(os.environ) is None and (exclusive := machine.exclusive_gpus()):
+        device, name = exclusive[0]
+        raise BackendError(
+            f"{spec.name}: resources.gpus = {gpus:g} needs GPUs for several processes, and the compute mode of "
+            f"{machine.short_name(device)} ({name}) is Exclusive_Process; start an MPS daemon, or hide this GPU"
         )
     precision = spec.config.train.precision
     if not resources.gpus and (precision == "tf32" or (precision == "bf16" and not machine.has_bf16())):

@@ -24,6 +24,7 @@ from jobs.attempt.memory_kills import own_kill_count
 from jobs.attempt.supervisor import Supervisor, interface_of
 from jobs.plan.capacity import Allocation
 from jobs.spec import Resources, Submission
+from seqlm import machine
 from seqlm.errors import EXIT_LOST, EXIT_STOPPED, FileError
 from seqlm.reading import is_folder
 
@@ -85,7 +86,7 @@ class RankHost:
             node=context.get_node_id(),
             address=address,
             interface=interface_of(address),
-            device=devices[0] if devices else None,
+            device=machine.addressed(devices[0]) if devices else None,
             sees_run=_sees(Path(run_dir)),
         )
 

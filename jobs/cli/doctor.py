@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +116,28 @@ def check_devices() -> list[Finding]:
     return [answer] if isinstance(answer, Finding) else [Finding(**finding) for finding in answer]
 
 
-def _devices(gpus: Sequence[machine.Gpu]) -> list[Finding]:
-    """Return the GPUs for runs."""
-    none = Finding("note", "GPU", "none; runs will train on the CPU")
-    return [Finding("ok", machine.short_name(gpu.id), gpu.name) for gpu in gpus] or [none]
+def _devices(gpus: Sequence[machine.Gpu]) -> Iterator[Finding]:
+    """Yield the GPUs for runs, what an index means, and whether runs that share a GPU compute at the same time."""
+    for gpu in gpus:
+        yield Finding("ok", machine.short_name(gpu.id), gpu.name)
+    for card in machine.cards():
+        if card.has_mig and not card.instances:
+            text = f"{card.whole.name} has MIG on and no instance; `nvidia-smi mig -cgi PROFILE -C` makes one"
+            yield Finding("note", f"GPU {card.index}", text)
+    if not gpus:
+        yield Finding("note", "GPU", "none; runs will train on the CPU")
+        return
+    if note := machine.order_note():
+        yield Finding("note", "GPU", note)
+    folder = machine.mps_directory(os.environ)
+    if folder is not None:
+        text = f"the MPS daemon of {folder} lets runs that share a GPU compute at the same time"
+    elif exclusive := machine.exclusive_gpus():
+        names = ", ".join(machine.short_name(device) for device, _ in exclusive)
+        text = f"refused without an MPS daemon: one process at a time may use {names}"
+    else:
+        text = "no MPS daemon: runs that share a GPU take turns; docs/guides/ray.md says how to start one"
+    yield Finding("note" if folder is None else "ok", "shares of a GPU", text)
 
 
 def _folder(subject: str, path: Path) -> Finding:

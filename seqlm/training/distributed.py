@@ -12,6 +12,7 @@ import secrets
 import socket
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from torch.distributed import (  # type: ignore[attr-defined] # public, missing 
 
 from seqlm.environment import COLLECTIVE_MINUTES, DEVICE, GPU_SHARE, RENDEZVOUS, RENDEZVOUS_HOST
 from seqlm.errors import EXIT_FAILED, EXIT_UNPRINTED, BackendError, FileError
-from seqlm.machine import CUDA_BYTES, cpu_model
+from seqlm.machine import CUDA_BYTES, cpu_model, own_card, short_name
 from seqlm.models.products import fp32_library
 from seqlm.reading import parse_json, read_bytes
 from seqlm.training.failure import failed_allocation
@@ -239,6 +240,28 @@ def _find_port(path: Path, host: str, limit: datetime.timedelta) -> Store:
         return PrefixStore(offer["secret"], store)
 
 
+def require_cards_apart(rank: Rank, store: Store) -> None:
+    """Check that no two ranks are on one card, which NCCL refuses even for different MIG instances of it.
+
+    Every rank raises if two are. A card that nvidia-smi does not tell counts as one of its own.
+
+    Raises:
+        BackendError: two ranks are on one card.
+    """
+    if os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1":
+        return
+    store.set(f"card {rank.index}", own_card() or f"of rank {rank.index}")
+    ranks_of = defaultdict(list)
+    for index in range(rank.world_size):
+        ranks_of[store.get(f"card {index}").decode()].append(str(index))
+    for card, ranks in ranks_of.items():
+        if len(ranks) > 1:
+            raise BackendError(
+                f"ranks {' and '.join(ranks)} are on one card, {short_name(card)}, and NCCL needs one for each rank: "
+                "MIG instances of a card are not enough; use resources.ranks = 1"
+            )
+
+
 def _keep_for_ever(group: Any) -> None:
     """Give an object a reference that is never taken back.
 
@@ -264,6 +287,7 @@ def process_group(rank: Rank) -> Iterator[None]:
 
     Raises:
         UsageError: ``SEQLM_COLLECTIVE_MINUTES`` is not a number above 0.
+        BackendError: two ranks are on one GPU.
         FileError: the file cannot be written.
     """
     if rank.world_size == 1:
@@ -273,9 +297,12 @@ def process_group(rank: Rank) -> Iterator[None]:
     if rank.device.type == "cuda":
         torch.cuda.set_device(rank.device)
     limit = datetime.timedelta(minutes=minutes)
+    meeting = _meeting_point(rank, limit)
+    if rank.device.type == "cuda" and "store" in meeting:
+        require_cards_apart(rank, meeting["store"])
     dist.init_process_group(
         backend="nccl" if rank.device.type == "cuda" else "gloo",
-        **_meeting_point(rank, limit),
+        **meeting,
         rank=rank.index,
         world_size=rank.world_size,
         timeout=limit,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from seqlm import machine
 from seqlm.environment import MICRO_BATCHES, NODE
 from seqlm.errors import DivergedError, ModelError, SeqlmError, is_storage_failure
 from seqlm.state import FailureKind
@@ -46,6 +48,17 @@ _BROKEN_DEVICE = (
 )
 """What CUDA says of a GPU that is broken or gone, or that another process has taken down."""
 
+_FAULTS = (
+    "device-side assert",
+    "illegal memory access",
+    "illegal instruction",
+    "misaligned address",
+    "invalid program counter",
+    "unspecified launch failure",
+)
+"""What CUDA says of a fault in a kernel. Under MPS all processes on the GPU get it, whichever of them caused it
+(https://docs.nvidia.com/deploy/mps, error containment)."""
+
 _PEER_LOST = (
     "connection closed by peer",
     "connection reset by peer",
@@ -64,8 +77,9 @@ _NCCL_MISUSED = ("ncclinvalidusage", "ncclinvalidargument")
 def failure_kind(error: BaseException) -> FailureKind:
     """The kind of a failure: ``diverged``, ``oom``, ``node``, ``preempted`` or ``code``.
 
-    ``node`` is what the run is not to blame for: its disk or GPU failed, or it lost its other ranks. Words are looked
-    for in what libraries say, never in an error of ours, nor in one such as a KeyError, whose text may be anything.
+    ``node`` is what the run may not be to blame for: its disk or GPU failed, it lost its other ranks, or a run that
+    shares its GPU under MPS had a fault. Words are looked for in what libraries say, never in an error of ours, nor in
+    one such as a KeyError, whose text may be anything.
     """
     if isinstance(error, DivergedError):
         return "diverged"
@@ -73,8 +87,12 @@ def failure_kind(error: BaseException) -> FailureKind:
         return "preempted"
     if failed_allocation(error) is not None:
         return "oom"
-    lost = _says(error, _BROKEN_DEVICE) or _is_peer_lost(error)
-    return "node" if lost or is_storage_failure(error) else "code"
+    broken = _says(error, _BROKEN_DEVICE) or _may_be_of_a_neighbour(error)
+    return "node" if broken or is_storage_failure(error) or _is_peer_lost(error) else "code"
+
+
+def _may_be_of_a_neighbour(error: BaseException) -> bool:
+    return machine.mps_directory(os.environ) is not None and _says(error, _FAULTS)
 
 
 def failed_allocation(error: BaseException) -> BaseException | None:
@@ -122,6 +140,8 @@ def describe_failure(error: BaseException, *, rank: int) -> dict[str, Any]:
     peer_lost = kind != "oom" and _is_peer_lost(error)
     if peer_lost:
         message = f"rank {rank} lost another rank of the run, which ended or whose machine is gone ({message})"
+    if kind == "node" and _may_be_of_a_neighbour(error):
+        message = f"this run, or another one on its GPU under MPS, had a fault ({message})"
     return {
         "outcome": "failed",
         "kind": kind,

@@ -38,10 +38,11 @@ FAKE_TORCH = """
 __version__ = "9.9"
 class cuda:
     device_count = staticmethod(lambda: {gpus})
-    get_device_name = staticmethod(lambda device: "A100")
-class ones:
-    def __init__(self, size, device):
-        self.add_ = self.cpu = lambda *rest: self
+    get_arch_list = staticmethod(lambda: ["sm_80", "sm_90"])
+    class get_device_properties:
+        name, major, minor = "A100", {major}, 0
+        def __init__(self, number):
+            pass
 """
 
 
@@ -63,9 +64,9 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def with_torch(folder: Path, gpus: int = 0, **more: Any) -> SlurmSettings:
+def with_torch(folder: Path, gpus: int = 0, major: int = 8, **more: Any) -> SlurmSettings:
     """Settings whose setup puts a small torch where the job's Python finds it."""
-    (folder / "torch.py").write_text(FAKE_TORCH.format(gpus=gpus))
+    (folder / "torch.py").write_text(FAKE_TORCH.format(gpus=gpus, major=major))
     return SlurmSettings(setup=(f"export PYTHONPATH={folder}",), **more)
 
 
@@ -159,7 +160,7 @@ def test_a_torch_that_is_broken_or_sees_no_gpu_is_bad(cluster: Path, tmp_path: P
     (cluster / "torch.py").write_text("raise OSError('libcudart.so.12: no such file\\nmore')")
     torch = look(tmp_path, given)["torch on node"]
     assert torch.level == "bad"
-    assert "cannot be used (OSError: libcudart.so.12: no such file)" in torch.text
+    assert "cannot be imported (OSError: libcudart.so.12: no such file)" in torch.text
 
 
 @pytest.mark.process

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,6 +61,21 @@ NCCL_SAYS = "(run with NCCL_DEBUG=WARN for details), NCCL version 2.27.5\nncclIn
 )
 def test_a_failure_has_the_kind_that_its_policy_needs(error: BaseException, kind: str) -> None:
     assert failure_kind(error) == kind
+
+
+@pytest.mark.parametrize("says", ["device-side assert triggered", "an illegal memory access was encountered"])
+def test_under_mps_a_fault_may_be_that_of_another_run(
+    says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    error = RuntimeError(f"CUDA error: {says}")
+    assert failure_kind(error) == "code", "no daemon is there"
+    (tmp_path / "control").touch()
+    failure = describe_failure(error, rank=0)
+    assert failure["kind"] == "node"
+    assert says in failure["message"]
+    assert "MPS" in failure["message"]
+    assert failure_kind(ValueError(says)) == "code"
 
 
 def test_a_failure_tells_in_how_small_parts_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,6 +139,20 @@ def test_ranks_on_instances_of_mig_are_refused_before_anything_starts(monkeypatc
     assert LocalBackend().resolve(wanting(Resources()), at_most=1).gpus == 1
 
 
+@pytest.mark.usefixtures("_two_gpus")
+def test_a_share_of_a_card_for_one_process_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "exclusive_gpus", lambda: [Gpu("GPU-bb", "Card")])
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    half = wanting(Resources(gpus=0.5))
+    with pytest.raises(BackendError, match=r"^rnn: resources.gpus = 0.5 .* GPU-bb .* Exclusive_Process"):
+        LocalBackend().resolve(half, at_most=1)
+    assert LocalBackend().resolve(wanting(Resources()), at_most=1).gpus == 1, "a whole one is no share"
+    (tmp_path / "control").touch()
+    assert LocalBackend().resolve(half, at_most=1).gpus == 0.5, "MPS is the one process"
+
+
 @pytest.mark.usefixtures("_four_cores")
 @pytest.mark.parametrize(
     ("precision", "flags", "message"),

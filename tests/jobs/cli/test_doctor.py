@@ -12,39 +12,63 @@ from jobs.cli.doctor import _devices, _torch, examine
 from seqlm import machine
 from seqlm.machine import Card, Gpu
 
-GPUS = [
-    Gpu("GPU-082b5928-f417-d18b-2e66-7ac8725d2eef", "Quadro P1000"),
-    Gpu("MIG-7839bf6f-ba33-59f0-89eb-01c8d8c4134d", "NVIDIA H100 NVL MIG 2g.24gb"),
+CARDS = [
+    Card(index=0, whole=Gpu("GPU-082b5928-f417-d18b-2e66-7ac8725d2eef", "Quadro P1000")),
+    Card(index=1, whole=Gpu("GPU-513536b6-7d19-9063-b049-1e69664bb298", "NVIDIA A100-SXM4-80GB"), has_mig=True),
 ]
 
 
-def test_doctor_lists_the_gpus_for_runs() -> None:
-    found = [f"{finding.level} {finding.subject}: {finding.text}" for finding in _devices(GPUS)]
-    assert found == ["ok GPU-082b5928: Quadro P1000", "ok MIG-7839bf6f: NVIDIA H100 NVL MIG 2g.24gb"]
-    assert [finding.text for finding in _devices([])] == ["none; runs will train on the CPU"]
+@pytest.fixture(autouse=True)
+def _two_cards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "cards", lambda: CARDS)
+    monkeypatch.setattr(machine, "exclusive_gpus", list)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path / "mps"))
 
 
-@pytest.mark.parametrize(
-    ("answer", "level", "text"),
-    [
-        (["2.13", ["Tesla V100"]], "ok", "2.13, sees Tesla V100"),
-        (["2.13", []], "bad", "2.13 sees no CUDA device, yet the machine has 2; install a CUDA build of torch"),
-        (["RuntimeError: no kernel image"], "bad", "cannot be used (RuntimeError: no kernel image); install"),
-    ],
-)
-def test_doctor_tries_torch_on_each_gpu(
-    monkeypatch: pytest.MonkeyPatch, answer: list[object], level: str, text: str
+def lines(gpus: list[Gpu]) -> list[str]:
+    return [f"{finding.level} {finding.subject}: {finding.text}" for finding in _devices(gpus)]
+
+
+def test_a_card_with_mig_and_no_instance_is_named() -> None:
+    found = lines(machine.gpus())
+    assert found[0] == "ok GPU-082b5928: Quadro P1000"
+    assert found[1].startswith("note GPU 1: NVIDIA A100-SXM4-80GB has MIG on and no instance; `nvidia-smi mig")
+
+
+def test_doctor_tells_whether_shares_take_turns(tmp_path: Path) -> None:
+    assert lines(machine.gpus())[-1].startswith("note shares of a GPU: no MPS daemon: runs that share a GPU take turns")
+    (tmp_path / "mps").mkdir()
+    (tmp_path / "mps" / "control").touch()
+    assert lines(machine.gpus())[-1] == (
+        f"ok shares of a GPU: the MPS daemon of {tmp_path / 'mps'} lets runs that share a GPU compute at the same time"
+    )
+    assert lines([])[-1] == "note GPU: none; runs will train on the CPU"
+
+
+def test_doctor_says_what_an_index_means_on_a_machine_of_several_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert any("0 is Quadro P1000, 1 is NVIDIA A100-SXM4-80GB" in line for line in lines(machine.gpus()))
+
+
+@pytest.mark.parametrize(("capability", "level"), [((7, 0), "bad"), ((8, 6), "ok")])
+def test_doctor_compares_the_gpus_with_what_torch_is_built_for(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], level: str
 ) -> None:
-    printed = json.dumps([MARK, *answer])
-    monkeypatch.setattr(subprocess, "run", lambda *words, **options: SimpleNamespace(stdout=printed))
-    found = _torch(GPUS)
+    answer = json.dumps([MARK, "2.13", [["Tesla V100", capability]], ["sm_80", "sm_90"]])
+    monkeypatch.setattr(subprocess, "run", lambda *words, **options: SimpleNamespace(stdout=answer))
+    found = _torch(machine.gpus())
     assert found.level == level
-    assert found.text.startswith(text)
+    assert ("has no code for Tesla V100 (compute capability 7.0)" in found.text) == (level == "bad")
+
+
+def test_doctor_says_that_shares_of_an_exclusive_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "exclusive_gpus", lambda: [CARDS[0].whole])
+    assert lines(machine.gpus())[-1].startswith("note shares of a GPU: refused without an MPS daemon: ")
 
 
 @pytest.mark.process
 def test_a_wrong_choice_of_gpus_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(machine, "cards", lambda: [Card(index=0, whole=GPUS[0])])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     (found,) = [finding for finding in examine(tmp_path, None) if finding.subject == "GPU"]
     assert found.level == "bad"
