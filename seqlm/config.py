@@ -44,6 +44,8 @@ class DataConfig(Section):
     of ``pydoc``. A tokenizer has its own vocabulary."""
     sha256: str | None = None
     """Digest of the text of a ``files`` or ``pydoc`` corpus; filled in when the text is found."""
+    column: str | None = None
+    """Column with the text of a data set. Without it ``text``, or the only column of texts."""
     tokenizer: str | None = None
     """Tokenizer file (``tokenizer.json``) of the ``tokenizers`` library, relative to the manifest."""
     tokenizer_sha256: str | None = None
@@ -59,6 +61,8 @@ class DataConfig(Section):
     def _conditions(self) -> Iterator[str]:
         if self.sha256 is not None and self.corpus == "ptb":
             yield 'data.sha256: applies to corpus = "files" and "pydoc" only, got corpus = "ptb"'
+        if self.column is not None and self.corpus != "files":
+            yield f'data.column: applies to corpus = "files" only, got corpus = "{self.corpus}"'
         if self.tokenizer is None:
             if self.level == "token":
                 yield 'data.tokenizer: missing, expected a tokenizer file beside level = "token"'
@@ -166,7 +170,8 @@ class RunConfig(Table):
             elif not isinstance(value, Mapping):
                 problems.append(f"{key}: expected a table, got {show(value)}")
             else:
-                value = {name: one for name, one in value.items() if FORMER_KEYS.get(f"{key}.{name}", ...) != one}
+                if key == "model":
+                    value = {name: one for name, one in value.items() if FORMER_KEYS.get(name, ...) != one}
                 try:
                     parts[key] = _read_section(key, value)
                 except ConfigError as error:
@@ -224,13 +229,14 @@ LATER_KEYS: tuple[tuple[str, str, Any], ...] = (
     ("train", "precision", "fp32"),
     ("eval", "batch_size", None),
     ("eval", "seq_len", None),
+    ("data", "column", None),
     ("data", "tokenizer", None),
     ("data", "tokenizer_sha256", None),
 )
 """Section, key and neutral value of what was added after the first runs: their fingerprints must stay as they were."""
 
-FORMER_KEYS = {"model.implementation": "fused", "model.attention": "own", "data.column": None}
-"""Keys that earlier versions wrote, each with the only value that is still read."""
+FORMER_KEYS = {"implementation": "fused", "attention": "own"}
+"""Keys of ``model`` that earlier versions wrote, each with the only value that is still read."""
 
 VARIANTS: dict[str, tuple[str, tuple[type, ...]]] = {
     "model": ("arch", ARCHITECTURES),

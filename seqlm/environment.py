@@ -117,7 +117,7 @@ DATA: Variable[Path | None] = Variable(
     "SEQLM_DATA",
     PATH,
     None,
-    "Folder of the corpus. `--data` overrides it.",
+    "Folder or zip file of the corpus. `--data` overrides it.",
     "the manifest's path, else the corpus's own place",
 )
 CACHE: Variable[Path | None] = Variable(

@@ -424,7 +424,7 @@ if __name__ == "__main__":
     sys.modules["pyarrow"] = None  # type: ignore[assignment]  # pandas would import it, and it starts a thread
     for module in IMPORTED:
         __import__(module)
-    del sys.modules["pyarrow"]
+    del sys.modules["pyarrow"]  # a fork that reads a data set imports it
     compile_own()
     gc.freeze()  # forks share these pages
     use_huge_pages()

@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("gpu-results"), help="default: gpu-results")
     parser.add_argument("--minutes", type=not_negative, metavar="N", help="end within N minutes; default: no limit")
     parser.add_argument("--parts", nargs="+", metavar="PART", choices=PARTS, default=list(PARTS), help="default: all")
-    parser.add_argument("--ptb", type=Path, metavar="PATH", help="folder of the Penn Treebank (else SEQLM_DATA)")
+    parser.add_argument("--ptb", type=Path, metavar="PATH", help="zip or folder of the Penn Treebank (else SEQLM_DATA)")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the published runs; fp32")
     parser.add_argument("--rehearse", action="store_true", help="go through all parts on the CPU, at tiny sizes")
     parser.add_argument("--child", choices=IN_CHILDREN, help=argparse.SUPPRESS)

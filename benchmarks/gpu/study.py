@@ -38,7 +38,7 @@ STOP_SECONDS = 90.0
 """How long the launcher may take to save the runs under way; it gives its workers a minute."""
 CHECKPOINT_MINUTES = 1
 """Between two checkpoints within an epoch: the machine may be gone at once."""
-NEEDS = "the Penn Treebank: --ptb FOLDER, or SEQLM_DATA, with ptb.train.txt, ptb.valid.txt and ptb.test.txt"
+NEEDS = "the Penn Treebank: --ptb FILE.zip or FOLDER, or SEQLM_DATA, with ptb.train.txt, ptb.valid.txt and ptb.test.txt"
 
 
 def find_ptb(option: Path | None) -> Path | None:

@@ -57,7 +57,7 @@ class Arguments:
         choices=(*get_args(FailureKind), "stopped"),
     )
     # Where runs go, and how they are launched:
-    data: Path | None = option("folder of the corpus (default: SEQLM_DATA)", metavar="PATH")
+    data: Path | None = option("folder or zip of the corpus (default: SEQLM_DATA)", metavar="PATH")
     backend: str | None = option(
         "where runs go (default: SEQLM_BACKEND, the manifest's, ray, local)", choices=tuple(BACKENDS)
     )

@@ -20,6 +20,7 @@ from typing import Any, assert_never
 
 from seqlm.config import DataConfig
 from seqlm.data import cache
+from seqlm.data.dataset import is_dataset, read_dataset
 from seqlm.data.source import SPLITS, WANTED, Texts, combined_sha256, read_texts
 from seqlm.data.tokenizer import Tokenizer, tokenizer_sha256
 from seqlm.data.tokens import EOS, UNK, encode
@@ -106,7 +107,7 @@ class Corpus:
 def load_corpus(config: DataConfig, path: Path | None, tokenizer: Path | None = None) -> Corpus:
     """Read, check and tokenise a corpus.
 
-    ``path`` is the folder of its texts; ``pydoc`` needs none and ignores it. ``tokenizer`` is the file that
+    ``path`` is the folder or zip file of its texts; ``pydoc`` needs none and ignores it. ``tokenizer`` is the file that
     ``config.tokenizer`` means; it is not read if the corpus is in the cache.
 
     Raises:
@@ -229,7 +230,7 @@ def _read(config: DataConfig, path: Path | None) -> Texts:
                 path = downloaded_ptb()
             if path is None:
                 raise DataError(
-                    "the Penn Treebank's files are not given; pass --data or set SEQLM_DATA to a folder "
+                    "the Penn Treebank's files are not given; pass --data or set SEQLM_DATA to a folder or zip file "
                     f'with {WANTED}; "seqlm data ptb" fetches them; corpus = "pydoc" needs no files'
                 )
             texts = read_texts(path)
@@ -245,11 +246,22 @@ def _read(config: DataConfig, path: Path | None) -> Texts:
             if path is None:
                 raise DataError(
                     'the files of corpus = "files" are not given; set study.data in the manifest, pass --data or set '
-                    f"SEQLM_DATA to a folder with {WANTED}"
+                    f"SEQLM_DATA to a folder or zip file with {WANTED}"
                 )
-            return _as_configured(config, read_texts(path), f"{path} holds another text", "pass the right files")
+            return _as_configured(
+                config, _read_files(path, config.column), f"{path} holds another text", "pass the right files"
+            )
         case _:
             assert_never(config.corpus)
+
+
+def _read_files(path: Path, column: str | None) -> Texts:
+    if is_dataset(path):
+        return read_dataset(path, column)
+    texts = read_texts(path)
+    if column is not None:
+        raise DataError(f'data.column: expected no column beside text files ({path}), got "{column}"; remove it')
+    return texts
 
 
 def _as_configured(config: DataConfig, texts: Texts, problem: str, advice: str) -> Texts:

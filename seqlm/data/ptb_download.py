@@ -127,6 +127,6 @@ class _LimitedFile:
 def _by_hand() -> str:
     listing = "\n".join(f"{digest}  ptb.{split}.txt" for split, digest in PTB_SHA256.items())
     return (
-        "Get the three files on a machine with network, put them in one folder, and pass --data FOLDER "
+        "Get the three files on a machine with network, put them in one folder (or zip file), and pass --data FOLDER "
         f"or set SEQLM_DATA to it. The sha256 of each must be\n{listing}"
     )

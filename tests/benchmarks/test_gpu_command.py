@@ -30,7 +30,7 @@ def read(folder: Path, part: str) -> dict[str, Any]:
         (["--minutes", "soon"], "argument --minutes: expected a number of at least 0, got soon"),
         (["--parts", "stepps"], "argument --parts: invalid choice: 'stepps'"),
         (["--reherse"], "unrecognized arguments: --reherse"),
-        (["--ptb", "nowhere"], "nowhere does not exist; expected a folder with"),
+        (["--ptb", "nowhere.zip"], "nowhere.zip does not exist; expected a folder or a zip file with"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -113,12 +114,14 @@ def test_an_empty_split_is_refused(write_texts, content):
         load_corpus(WORDS, write_texts(test=content))
 
 
-def test_both_namings_give_the_same_corpus(write_texts):
+def test_folder_and_zip_and_both_namings_give_the_same_corpus(write_texts, tmp_path):
     folder = write_texts()
-    plain = load_corpus(WORDS, folder)
-    for path in list(folder.iterdir()):
-        path.rename(folder / f"ptb.{path.name}")
-    assert load_corpus(WORDS, folder) == plain
+    archive = tmp_path / "corpus.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for split in ("test", "train", "valid"):
+            file.write(folder / f"{split}.txt", f"deep/down/ptb.{split}.txt")
+            file.writestr(f"__MACOSX/deep/down/._ptb.{split}.txt", b"\x00")
+    assert load_corpus(WORDS, folder) == load_corpus(WORDS, archive)
 
 
 def test_the_data_folder_stays_untouched(write_texts):
@@ -240,7 +243,7 @@ def test_a_downloaded_ptb_is_found_without_a_path_and_verified_like_any_other(wr
 
 @pytest.mark.parametrize("corpus", ["ptb", "files"])
 def test_a_corpus_without_its_files_says_how_to_name_them(corpus):
-    with pytest.raises(DataError, match=r"--data or set SEQLM_DATA to a folder\s+with ptb\.train\.txt"):
+    with pytest.raises(DataError, match=r"--data or set SEQLM_DATA to a folder or zip file\s+with ptb\.train\.txt"):
         load_corpus(DataConfig(corpus=corpus), None)
 
 

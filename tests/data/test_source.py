@@ -1,14 +1,46 @@
 from __future__ import annotations
 
 import os
+import struct
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from seqlm.data.source import read_texts
+from seqlm.data.source import LARGEST_TOTAL, read_texts
 from seqlm.errors import DataError
 
-FILES = ("train.txt", "valid.txt", "test.txt")
+FILES = {"train.txt": "a b\n", "valid.txt": "a\n", "test.txt": "b\n"}
+
+
+def zip_of(path: Path, files: dict[str, str]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        read_texts(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert ";" in message  # the part that says what would be right
+    return message
+
+
+def folder_of(path: Path, *names: str) -> Path:
+    path.mkdir()
+    for name in names:
+        if name.endswith("/"):
+            (path / name).mkdir()
+        elif name.endswith("|"):
+            os.mkfifo(path / name[:-1])
+        else:
+            (path / name).write_text("a b\n")
+    return path
+
+
 PTB = tuple(f"ptb.{name}" for name in FILES)
 FOLDERS = {  # what a folder holds; a name may end with / for a folder and | for a pipe
     (): "holds no text of a corpus; expected ptb.train.txt",
@@ -17,27 +49,82 @@ FOLDERS = {  # what a folder holds; a name may end with / for a folder and | for
     ("ptb.train.txt/", *PTB[1:]): "ptb.train.txt is a folder; expected a text file",
     ("train.txt|", "valid.txt", "test.txt"): "train.txt is no regular file; expected a text file",
 }
+ZIPS: list[tuple[dict[str, str], str]] = [
+    (
+        FILES | {f"copy/{name}": "a" for name in FILES},
+        "holds train.txt more than once (copy/train.txt, train.txt)",
+    ),
+    (FILES | {f"copy/ptb.{name}": "a" for name in FILES}, "files of two namings"),
+    ({"train.txt/": "", "valid.txt": "a\n", "test.txt": "b\n"}, "is a folder"),
+]
 
 
 @pytest.mark.parametrize(("names", "line"), FOLDERS.items())
-def test_a_folder_that_is_no_corpus(tmp_path: Path, names: tuple[str, ...], line: str) -> None:
-    for name in names:
-        path = tmp_path / name.rstrip("/|")
-        path.mkdir() if name.endswith("/") else os.mkfifo(path) if name.endswith("|") else path.write_text("a b\n")
-    assert line in refusal(tmp_path)
+def test_a_folder_that_is_no_corpus(tmp_path, names, line):
+    assert line in refusal(folder_of(tmp_path / "corpus", *names))
 
 
-def test_what_is_no_folder(tmp_path: Path) -> None:
-    (tmp_path / "text.zip").write_text("a b\n")
-    assert "nowhere does not exist; expected a folder with ptb.train.txt" in refusal(tmp_path / "nowhere")
-    assert "text.zip is no folder; expected a folder with ptb.train.txt" in refusal(tmp_path / "text.zip")
-    assert "does not exist" in refusal(tmp_path / "text.zip" / "below")
+@pytest.mark.parametrize(("files", "line"), ZIPS)
+def test_a_zip_that_is_no_corpus(tmp_path, files, line):
+    assert line in refusal(zip_of(tmp_path / "c.zip", files))
 
 
-def refusal(path: Path) -> str:
-    with pytest.raises(DataError) as caught:
-        read_texts(path)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert ";" in message, "the part that says what would be right"
-    return message
+def test_what_is_neither_a_folder_nor_a_zip(tmp_path):
+    folder = folder_of(tmp_path / "corpus", "train.txt", "pipe|")
+    assert "nowhere does not exist; expected a folder or a zip file with ptb.train.txt" in refusal(tmp_path / "nowhere")
+    assert "does not exist" in refusal(folder / "train.txt" / "below")
+    assert "train.txt is no zip file, or a damaged one; expected a folder or a zip" in refusal(folder / "train.txt")
+    assert "is neither a folder nor a zip file" in refusal(folder / "pipe")
+
+
+def test_a_folder_that_holds_only_the_zip_file_names_it(tmp_path):
+    path = zip_of(tmp_path / "ptb.zip", FILES)
+    assert refusal(tmp_path).endswith(f"pass {path} itself")
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.9])
+def test_a_truncated_zip(tmp_path, keep):
+    whole = zip_of(tmp_path / "c.zip", FILES).read_bytes()
+    (tmp_path / "c.zip").write_bytes(whole[: int(len(whole) * keep)])
+    assert "is no zip file, or a damaged one" in refusal(tmp_path / "c.zip")
+
+
+def test_a_zip_with_flipped_bytes(tmp_path):
+    path = zip_of(tmp_path / "c.zip", {**FILES, "train.txt": "many words of text\n" * 50})
+    content = bytearray(path.read_bytes())
+    start = content.index(b"train.txt") + len("train.txt")
+    content[start + 2 : start + 12] = b"\xff" * 10
+    path.write_bytes(content)
+    assert "is a damaged zip file" in refusal(path)
+
+
+def test_an_encrypted_zip(tmp_path):
+    path = zip_of(tmp_path / "c.zip", FILES)
+    content = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        start = content.index(signature)
+        content[start + offset] |= 1
+    path.write_bytes(content)
+    assert "train.txt in" in refusal(path)
+    assert "is encrypted; unpack it and pass the folder" in refusal(path)
+
+
+def test_a_zip_packed_in_a_way_python_cannot_read(tmp_path):
+    path = zip_of(tmp_path / "c.zip", FILES)
+    content = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        start = content.index(signature)
+        content[start + offset : start + offset + 2] = struct.pack("<H", 97)
+    path.write_bytes(content)
+    assert "pack it again as an ordinary zip file" in refusal(path)
+
+
+def test_a_zip_that_declares_an_absurd_size_is_not_unpacked(tmp_path):
+    path = zip_of(tmp_path / "c.zip", FILES)
+    content = bytearray(path.read_bytes())
+    start = 0
+    for _ in FILES:  # two gigabytes each, in the central directory
+        start = content.index(b"PK\x01\x02", start + 1)
+        content[start + 24 : start + 28] = struct.pack("<I", LARGEST_TOTAL // 2)
+    path.write_bytes(content)
+    assert "unpacks to 6.0 GiB of text; expected at most 4 GiB" in refusal(path)

@@ -1,8 +1,13 @@
-"""Texts and manifests that mean harm: no text, or far larger or deeper than any real one."""
+"""Files that mean harm: zip files, texts and manifests that are far larger, or far deeper, than they look."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+import sys
+import tracemalloc
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +15,15 @@ import pytest
 
 from jobs.manifests.load import load_manifest
 from seqlm.config import DataConfig
+from seqlm.data import source
 from seqlm.data.corpus import load_corpus
+from seqlm.data.source import read_texts
 from seqlm.errors import DataError, ManifestError, SeqlmError
+from tests import commands
+from tests.test_launch import ROOT, Study
 
 MIB = 2**20
+SMALL = {"valid.txt": b"a\n", "test.txt": b"b\n"}
 
 
 def refusal(action: Callable[[], Any], kind: type[SeqlmError] = DataError) -> str:
@@ -23,6 +33,185 @@ def refusal(action: Callable[[], Any], kind: type[SeqlmError] = DataError) -> st
     assert "\n" not in message
     assert len(message) < 600
     return message
+
+
+def zip_by_hand(path: Path, name: bytes, stream: bytes, crc: int, declared: int) -> Path:
+    """A zip file whose entry ``name`` has this deflate stream and says that it unpacks to ``declared`` bytes."""
+    local = struct.pack("<IHHHHHIIIHH", 0x04034B50, 20, 0, 8, 0, 0, crc, len(stream), declared, len(name), 0)
+    body = local + name + stream
+    with zipfile.ZipFile(path, "w") as archive:
+        for other, text in SMALL.items():
+            archive.writestr(other, text)
+    raw = path.read_bytes()
+    start = raw.index(b"PK\x01\x02")
+    end = raw.index(b"PK\x05\x06")
+    entry = struct.pack(
+        "<IHHHHHHIIIHHHHHII",
+        0x02014B50,
+        20,
+        20,
+        0,
+        8,
+        0,
+        0,
+        crc,
+        len(stream),
+        declared,
+        len(name),
+        0,
+        0,
+        0,
+        0,
+        0,
+        start,
+    )
+    directory = raw[start:end] + entry + name
+    tail = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 3, 3, len(directory), start + len(body), 0)
+    path.write_bytes(raw[:start] + body + directory + tail)
+    return path
+
+
+@pytest.fixture
+def peak() -> Iterator[Callable[[], int]]:
+    tracemalloc.start()
+    yield lambda: tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+
+# -- zip files ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ten_gibibytes() -> tuple[bytes, int]:
+    """Ten million bytes that unpack to 10 GiB: one deflated stream of 128 MiB, repeated 80 times."""
+    packer, crc, piece = zlib.compressobj(9, zlib.DEFLATED, -15), 0, bytes(16 * MIB)
+    once = b"".join([packer.compress(piece) for _ in range(8)]) + packer.flush(zlib.Z_FULL_FLUSH)
+    for _ in range(8):
+        crc = zlib.crc32(piece, crc)
+    return once * 80 + zlib.compressobj(9, zlib.DEFLATED, -15).flush(), crc
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("declared", [2**32 - 2, 2**31, 100 * MIB, 10], ids=["4 GiB", "2 GiB", "100 MiB", "10 bytes"])
+def test_a_zip_of_ten_megabytes_that_unpacks_to_ten_gibibytes_takes_a_hundredth_of_that(
+    tmp_path: Path, ten_gibibytes: tuple[bytes, int], declared: int, peak: Callable[[], int]
+) -> None:
+    stream, crc = ten_gibibytes
+    assert 9 * MIB < len(stream) < 14 * MIB
+    path = zip_by_hand(tmp_path / "bomb.zip", b"train.txt", stream, crc, declared)
+    message = refusal(lambda: read_texts(path))
+    assert any(told in message for told in ("which no text does", "expected at most 4 GiB", "is a damaged zip file"))
+    assert peak() < 250 * MIB
+
+
+@pytest.mark.process
+def test_the_refusal_of_a_bomb_is_what_the_command_line_prints_within_little_memory(
+    tmp_path: Path, ten_gibibytes: tuple[bytes, int]
+) -> None:
+    path = zip_by_hand(tmp_path / "bomb.zip", b"train.txt", *ten_gibibytes, declared=2**31)
+    Study(tmp_path)
+    limited = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30)); sys.argv = sys.argv[1:]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    argv = [
+        sys.executable,
+        "-c",
+        limited,
+        str(ROOT / "launch.py"),
+        "plan",
+        str(tmp_path / "small.toml"),
+        "--data",
+        str(path),
+    ]
+    done = commands.run([*argv, "--backend", "local"])
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: zip file ")
+    assert "which no text does" in line
+
+
+@pytest.mark.slow
+def test_a_zip_packed_with_bzip2_is_unpacked_in_small_pieces(tmp_path: Path, peak: Callable[[], int]) -> None:
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
+        for name, text in SMALL.items():
+            archive.writestr(name, text)
+        with archive.open("train.txt", "w") as file:
+            for _ in range(60):
+                file.write(bytes(MIB))
+    tracemalloc.reset_peak()
+    assert len(read_texts(path).contents["train"]) == 60 * MIB
+    assert peak() < 250 * MIB  # the text, and what 4 KiB of bzip2 can hold
+
+
+def test_a_text_that_packs_well_is_no_bomb(tmp_path: Path) -> None:
+    path = tmp_path / "c.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in {**SMALL, "train.txt": b"the same line again\n" * 100_000}.items():
+            archive.writestr(name, text)
+    assert len(read_texts(path).contents["train"]) == 2_000_000
+
+
+def test_a_zip_with_endless_entries_is_refused_by_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "MOST_ENTRIES", 50)
+    path = tmp_path / "many.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in {**SMALL, "train.txt": b"a b\n", **{f"n{n}": b"" for n in range(60)}}.items():
+            archive.writestr(name, text)
+    assert "lists 63 files; expected at most 50" in refusal(lambda: read_texts(path))
+    monkeypatch.setattr(source, "LARGEST_DIRECTORY", 1000)
+    assert "lists too many files" in refusal(lambda: read_texts(path))
+
+
+def test_entries_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("train.txt", bytes(range(256)) * 40)
+        for name in SMALL:
+            archive.writestr(name, b"a\n")
+    raw = bytearray(path.read_bytes())
+    first = raw.index(b"PK\x01\x02")
+    entry = raw[first : first + 46]
+    for start in (first, raw.index(b"PK\x01\x02", first + 1), raw.rindex(b"PK\x01\x02")):
+        raw[start + 16 : start + 28] = entry[16:24] + struct.pack("<I", 10_240)
+        raw[start + 20 : start + 24] = struct.pack("<I", 9000)
+        raw[start + 42 : start + 46] = entry[42:46]
+    path.write_bytes(raw)
+    assert "overlap, or are cut" in refusal(lambda: read_texts(path))
+
+
+def test_a_symbolic_link_in_a_zip_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        link = zipfile.ZipInfo("train.txt")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+        for name, text in SMALL.items():
+            archive.writestr(name, text)
+    assert "train.txt in" in (message := refusal(lambda: read_texts(path)))
+    assert "is a symbolic link; pack the text itself" in message
+
+
+@pytest.mark.parametrize("folder", ["../../", "/etc/", "a/../../b/", "C:\\", "$(touch x)/", "\x1b[2J/"])
+def test_paths_in_a_zip_lead_nowhere(tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = tmp_path / "deep" / "er"
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside)
+    with zipfile.ZipFile("c.zip", "w") as archive:
+        for name, text in {**SMALL, "train.txt": b"a b\n"}.items():
+            archive.writestr(f"{'' if chr(92) in folder else folder}{name}", text)
+    assert read_texts(Path("c.zip")).contents["train"] == b"a b\n"
+    assert [path.name for path in tmp_path.rglob("*")] == ["deep", "er", "c.zip"]
+
+
+def test_a_name_with_a_nul_in_a_zip_does_not_hide_a_second_text(tmp_path: Path) -> None:
+    path = tmp_path / "c.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in {**SMALL, "train.txt": b"a b\n", "train.txt_hidden": b"other\n"}.items():
+            archive.writestr(name, text)
+    path.write_bytes(path.read_bytes().replace(b"train.txt_hidden", b"train.txt\0hidden"))
+    assert "holds train.txt more than once" in refusal(lambda: read_texts(path))
 
 
 # -- texts -------------------------------------------------------------------------------------------------------------
