@@ -6,25 +6,24 @@ import contextlib
 import itertools
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, assert_never, final
+from typing import TYPE_CHECKING, TextIO, assert_never, final
 
 from jobs import terminal
 from jobs.cli.tables import lines_of
-from jobs.cli.view import STATES, STATUS, RunView, StudyView, changes, compared, epochs_of, place_in_queue, view_of
+from jobs.cli.view import STATES, STATUS, StudyView, changes, records_of
 from jobs.launch.dispatch import Happening, Tell
 from jobs.plan.planned import PlannedRun
-from jobs.study.folder import Observer, study_name
+from jobs.study.folder import launcher_of, observe_study, study_name
 from jobs.study.squeue import Scheduler
 from seqlm.errors import SeqlmError, printable
-from seqlm.rundir import Observation, RunDirectory
+from seqlm.rundir import Observation
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
-    from rich.live import Live
+    from rich.console import Console, Group
 
 LOOK_SECONDS = 0.5
 """Time between two polls of a study."""
@@ -35,46 +34,22 @@ LEAST_NAME_WIDTH, MOST_NAME_WIDTH = 12, 36
 
 @final
 class Watcher:
-    """Polls a study. A run that is over is read once; runs that are not watched are not read."""
+    """Polls a study."""
 
     def __init__(
         self, study_dir: Path, ids: Collection[str] | None = None, *, every_seconds: float | None = None
     ) -> None:
         """``ids`` are the runs to watch; ``None``: all. ``every_seconds`` is the time between two polls."""
-        self._study_dir = study_dir
-        self._every_seconds = every_seconds
-        self._ids = None if ids is None else frozenset(ids)
+        self._study_dir, self._ids, self._every_seconds = study_dir, ids, every_seconds
         self._scheduler = Scheduler()
-        self._over: dict[str, tuple[tuple[float, ...], RunView]] = {}
-        """Run id -> when something last came to the run: a file, an attempt, a request; and the run's view."""
 
     def look(self) -> StudyView:
         """Return the study as it is now."""
-        requests = _written(self._study_dir / "launches")
-        ids = RunDirectory.ids_in(self._study_dir) if self._ids is None else self._ids
-        paths = map(self._study_dir.joinpath, ids)
-        runs = {
-            path.name: ((_written(path), _written(path / "attempts"), requests), RunDirectory(path)) for path in paths
-        }
-        over = {run_id: known for run_id, known in self._over.items() if runs.get(run_id, ())[:1] == known[:1]}
-        rest = {run_id: run for run_id, (_, run) in runs.items() if run_id not in over and run.is_known()}
-        observer = Observer(self._study_dir, self._scheduler, rest)
-        views = [view for _, view in over.values()]
-        for run_id, run in rest.items():
-            seen = observer.look_at(run)
-            view = view_of(seen, is_over=observer.is_over(seen.observation))
-            views.append(view)
-            if view.is_over and seen.observation.state != "pending":
-                over[run_id] = (runs[run_id][0], view)
-        self._over = over
-        launcher = observer.launcher
-        places = list(launcher.waiting) if launcher is not None else []
-        watched = set(places) if self._ids is None else self._ids.intersection(places)
-        has_listed = launcher is None or launcher.has_listed
+        launcher = launcher_of(self._study_dir)
         return StudyView(
             name=self._study_dir.name,
-            runs=tuple(compared(sorted(views, key=lambda view: view.order), places)),
-            is_starting=not (has_listed and watched <= runs.keys() & {view.id for view in views}),
+            runs=records_of(observe_study(self._study_dir, self._scheduler, self._ids)),
+            is_starting=launcher is not None and not launcher.has_listed,
         )
 
     def looks(self) -> Iterator[StudyView]:
@@ -92,31 +67,7 @@ class Watcher:
         return max(self._every_seconds or LOOK_SECONDS, took_seconds / LOOK_SHARE)
 
 
-def _written(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
 # -- the live table ---------------------------------------------------------------------------------------------------
-
-
-@final
-class StudyTable:
-    """A study as a table that fits the console. rich draws it; importing rich is left to who shows it."""
-
-    def __init__(self, study: StudyView) -> None:
-        self._study = study
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.text import Text
-
-        height = options.max_height - 1  # the cursor needs the line after the last
-        for line in table_lines(self._study, options.max_width, height):
-            text = Text.from_ansi(line, no_wrap=True)
-            text.truncate(options.max_width)
-            yield text
 
 
 def table_lines(study: StudyView, width: int, height: int) -> list[str]:
@@ -124,24 +75,16 @@ def table_lines(study: StudyView, width: int, height: int) -> list[str]:
 
     The runs are in the order of ``STATES``, so that running and failed ones are hidden last.
     """
-    runs = sorted(study.runs, key=lambda run: (STATES.index(run.state), place_in_queue(run)))
+    runs = sorted(study.runs, key=lambda run: STATES.index(run["state"]))
     below = ["", study.summary, *filter(None, [study.slow_line])]
     rows = max(1, height - 1 - len(below))
     shown = runs if len(runs) <= rows else runs[: rows - 1]
     most = max(LEAST_NAME_WIDTH, min(MOST_NAME_WIDTH, width // 4))
-    columns = [replace(STATUS[0], text=lambda name: shortened(printable(name), most)), *STATUS[1:-1]]
-    lines = lines_of(columns, shown, width=width, colored=True, note=_note)
-    if hidden := Counter(run.state for run in runs[len(shown) :]):
+    columns = [replace(STATUS[0], text=lambda name: shortened(printable(name), most)), *STATUS[1:]]
+    lines = lines_of(columns, shown, width=width, colored=True)
+    if hidden := Counter(run["state"] for run in runs[len(shown) :]):
         lines.append(f"... and {', '.join(f'{count} {state}' for state, count in hidden.items())}")
     return [*lines, *map(printable, below)][:height]
-
-
-def _note(run: RunView) -> str | None:
-    """Return what a run that neither runs nor is done has in place of numbers."""
-    if run.state in ("running", "done"):
-        return None
-    best = f"best {terminal.perplexity(run.best_val_ppl)}" if run.best_val_ppl is not None else ""
-    return "  ".join(filter(None, [epochs_of(run), best, " ".join((run.reason or "").split())]))
 
 
 def shortened(name: str, width: int) -> str:
@@ -154,12 +97,19 @@ def shortened(name: str, width: int) -> str:
     return name if len(name) <= width else f"{name[: width - 1 - tail]}~{name[-tail:]}"
 
 
-def _table(stream: TextIO, **how: Any) -> Live:
-    """Return a place on a terminal for the table, which rich redraws."""
-    from rich.console import Console
-    from rich.live import Live
+def drawn(study: StudyView, console: Console) -> Group:
+    """Return a study as a table that fits the console. The cursor needs the line after the last."""
+    from rich.console import Group
+    from rich.text import Text
 
-    return Live(console=Console(file=stream, no_color=not terminal.has_color(stream)), **how)
+    width, height = console.size
+    return Group(Text.from_ansi("\n".join(table_lines(study, width, height - 1)), no_wrap=True, overflow="crop"))
+
+
+def _console(stream: TextIO) -> Console:
+    from rich.console import Console
+
+    return Console(file=stream, no_color=not terminal.has_color(stream))
 
 
 # -- ways to follow ---------------------------------------------------------------------------------------------------
@@ -169,9 +119,11 @@ def watch(watcher: Watcher) -> None:
     """Show a study as a result until every run is over: a table on a terminal, else a line for each change."""
     stream = terminal.results()
     if terminal.can_redraw(stream) and not terminal.is_quiet():
-        with _table(stream, auto_refresh=False) as table:
+        from rich.live import Live
+
+        with Live(console=(console := _console(stream)), auto_refresh=False) as table:
             for study in watcher.looks():
-                table.update(StudyTable(study), refresh=True)
+                table.update(drawn(study, console), refresh=True)
         return
     before: StudyView | None = None
     for study in watcher.looks():
@@ -185,15 +137,15 @@ def watch(watcher: Watcher) -> None:
 
 def tell_skipped(planned: Sequence[PlannedRun]) -> None:
     """Print which runs a launch leaves alone, and why: the first in each state. ``--verbose`` prints all."""
-    skipped = [item for item in planned if item.action == "skip"]
-    told = Counter(item.observation.state for item in skipped if item.reason != "done")
-    for item in skipped:
-        line, state = f"skipped {item.spec.name}: {item.reason}", item.observation.state
-        if item.reason == "done" or state not in told:
-            terminal.detail(line)
-        else:
-            more = told.pop(state) - 1
-            terminal.tell(f"{line}; and {more} more {state} (--verbose names them)" if more else line)
+    by_state = defaultdict[str, list[str]](list)
+    for item in planned:
+        if item.action == "skip":
+            state = "done" if item.reason == "done" else f"more {item.observation.state}"
+            by_state[state].append(f"skipped {item.spec.name}: {item.reason}")
+    terminal.detail("\n".join(by_state.pop("done", [])))
+    for state, (first, *others) in by_state.items():
+        terminal.tell(f"{first}; and {len(others)} {state} (--verbose names them)" if others else first)
+        terminal.detail("\n".join(others))
 
 
 def follow_launch(study_dir: Path, where: str, planned: Sequence[PlannedRun], dispatch: Callable[[Tell], None]) -> None:
@@ -234,21 +186,23 @@ def follow_launch(study_dir: Path, where: str, planned: Sequence[PlannedRun], di
 @contextlib.contextmanager
 def _table_below(watcher: Watcher) -> Iterator[None]:
     """Show the table of a study below all that the block prints on stderr, and remove it at its end."""
-    due, latest, stream = 0.0, StudyTable(StudyView(name="", runs=())), sys.stderr
+    from rich.live import Live
 
-    def drawn() -> StudyTable:
+    console, due, latest = _console(sys.stderr), 0.0, StudyView(name="", runs=())
+
+    def seen() -> Group:
         nonlocal due, latest
         started = time.monotonic()
         if started >= due:
             with contextlib.suppress(SeqlmError, OSError):  # a file that cannot be read for a moment ends no table
-                latest = StudyTable(watcher.look())
+                latest = watcher.look()
             due = time.monotonic() + watcher.pause(time.monotonic() - started)
-        return latest
+        return drawn(latest, console)
 
-    table = _table(stream, get_renderable=drawn, refresh_per_second=2, transient=True)
+    table = Live(console=console, get_renderable=seen, refresh_per_second=2, transient=True)
     table.start()
     try:
         yield
     finally:
-        with terminal.survives(stream):
+        with terminal.survives(sys.stderr):
             table.stop()

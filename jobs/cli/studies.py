@@ -12,7 +12,7 @@ from typing import Any
 from jobs.cli.arguments import Arguments
 from jobs.cli.naming import chosen_runs, find_trained
 from jobs.cli.tables import Column, show
-from jobs.cli.view import STATES, STATUS, view_of
+from jobs.cli.view import STATES, STATUS, records_of
 from jobs.study.clean import KINDS, Leftover, delete_leftovers, find_leftovers
 from jobs.study.folder import observe_study, open_jobs, study_name
 from jobs.study.record import StudyRecord
@@ -149,7 +149,7 @@ def _runs_to_delete(arguments: Arguments, study_dir: Path) -> list[str] | None:
         if run.config is None:  # it may be done, and only look like a failed one
             tell(f"{run.name} stays: {run.observation.reason}")
     if runs:
-        show(STATUS, [view_of(run, measured=False) for run in runs])
+        show(STATUS, records_of(runs))
     return [run.run.id for run in runs]
 
 

@@ -42,12 +42,10 @@ def lines_of(
     *,
     width: int | None = None,
     colored: bool = False,
-    note: Callable[[Any], str | None] = lambda record: None,
 ) -> list[str]:
     """Return a table as lines: titles, if there are any, and a line for each record. Cells cannot break a line.
 
-    If it is wider than ``width``, spare columns are left out. A record with a ``note`` has that in place of its cells
-    from the first column on that is aligned to the right.
+    If it is wider than ``width``, spare columns are left out.
     """
     columns = [one for one in columns if not one.optional or any(one.of(record) is not None for record in records)]
     cells = [[printable(column.text(column.of(record))) for record in records] for column in columns]
@@ -56,7 +54,6 @@ def lines_of(
         if width is not None and columns[place].spare and sum(wide) + 2 * len([*filter(None, wide)]) - 2 > width:
             wide[place] = 0
     places = [place for place in range(len(columns)) if wide[place]]
-    numbers = next((count for count, place in enumerate(places) if columns[place].right), len(places))
 
     def aligned(place: int, text: str) -> str:
         return text.rjust(wide[place]) if columns[place].right else text.ljust(wide[place])
@@ -68,8 +65,7 @@ def lines_of(
             cell = aligned(place, text := cells[place][number])
             color = (columns[place].colors or {}).get(columns[place].of(record)) if colored else None
             found.append(cell.replace(text, terminal.paint(text, color)) if color else cell)
-        words = note(record)
-        lines.append("  ".join(found if words is None else [*found[:numbers], printable(words)]))
+        lines.append("  ".join(found))
     return [line.rstrip() for line in lines[0 if lines[0].strip() else 1 :]]
 
 

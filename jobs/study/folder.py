@@ -141,13 +141,16 @@ def study_name(study_dir: Path) -> str:
     return f"{folder.parent.name}/{folder.name}" if is_behaviour_study(folder) else folder.name
 
 
-def observe_study(study_dir: Path, scheduler: Scheduler | None = None) -> list[ObservedRun]:
+def observe_study(
+    study_dir: Path, scheduler: Scheduler | None = None, ids: Collection[str] | None = None
+) -> list[ObservedRun]:
     """Return every run of the study with its state, in manifest order. A damaged run has the damage as its reason.
 
-    ``scheduler`` is as in :class:`Observer`.
+    ``scheduler`` and ``ids`` are as in :class:`Observer`.
     """
-    observer, plan = Observer(study_dir, scheduler), StudyRecord(study_dir)
-    seen = (observer.look_at(run) for run in RunDirectory.unordered_in(study_dir))
+    observer, plan = Observer(study_dir, scheduler, ids), StudyRecord(study_dir)
+    runs = (run for run in RunDirectory.unordered_in(study_dir) if ids is None or run.id in ids)
+    seen = map(observer.look_at, runs)
     observed = [replace(one, origin=plan.origin(one.run.id, one.config, one.provenance)) for one in seen]
     if any(one.waits_for_nothing for one in observed) and (reason := _failed_canary(study_dir)):
         observed = [

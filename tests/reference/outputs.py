@@ -81,7 +81,17 @@ DATA: dict[str, Meanings] = {
     "status": {
         **STUDY,
         **RUN_STATE,
+        "runs[].share": (
+            "number or null",
+            "share of the running epoch that is done, from 0 to 1; this and what follows only while a run is running",
+        ),
+        "runs[].train_ppl": ("number or null", "perplexity of the running epoch so far, else of the last one"),
+        "runs[].val_ppl": ("number or null", "perplexity of the last epoch"),
         "runs[].tokens_per_second": ("number or null", "training speed of a running run"),
+        "runs[].expected_tokens_per_second": (
+            "number or null",
+            "speed that its launch has estimated from measured ones",
+        ),
         "runs[].seconds_left": ("number or null", "expected time of the epochs that a running or queued run lacks"),
         **DIFFERS,
         "seconds_left": ("number or null", "expected time until the last run ends; null if a time is not known"),

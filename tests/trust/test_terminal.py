@@ -14,8 +14,8 @@ from rich.console import Console
 
 import launch
 from jobs import terminal
-from jobs.cli.progress import StudyTable, Watcher, watch
-from jobs.cli.view import RunView, StudyView
+from jobs.cli.progress import Watcher, drawn, watch
+from jobs.cli.view import MEASURES, StudyView
 from seqlm.errors import printable
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
@@ -112,10 +112,10 @@ def test_an_error_does_not_pass_on_the_escapes_of_an_argument(
 
 def test_the_live_table_draws_no_escapes_of_a_run(run: RunDirectory) -> None:
     console = Console(file=io.StringIO(), width=200, height=40, color_system=None)
-    console.print(StudyTable(Watcher(run.path.parent).look()))
-    drawn = console.file.getvalue()  # type: ignore[attr-defined]
-    assert harmless(drawn)
-    assert "\\x1b]0;owned" in drawn
+    console.print(drawn(Watcher(run.path.parent).look(), console))
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert harmless(said)
+    assert "\\x1b]0;owned" in said
 
 
 def test_a_line_for_a_person_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,11 +142,10 @@ def test_a_log_that_grows_is_followed_by_whole_lines(run: RunDirectory, capsys: 
 
 
 def test_a_study_that_is_watched_in_lines_passes_on_no_escapes(capsys: pytest.CaptureFixture[str]) -> None:
-    about: dict[str, Any] = {"name": f"rnn{HOSTILE}", "id": "rnn", "arch": "rnn", "epochs": 2}
-    views = [
-        StudyView(name="small", runs=(RunView(state="running", **about),)),
-        StudyView(name="small", runs=(RunView(state="failed", reason=HOSTILE, is_over=True, **about),)),
-    ]
+    about = {"name": f"rnn{HOSTILE}", "id": "rnn", "epochs_done": 0, "epochs_total": 2, "best_val_ppl": None}
+    about |= {**dict.fromkeys(MEASURES), "origin": None}
+    ends = [{**about, "state": "running", "reason": None}, {**about, "state": "failed", "reason": HOSTILE}]
+    views = [StudyView(name="small", runs=[end]) for end in ends]
 
     class Seen:
         def looks(self) -> Iterator[StudyView]:

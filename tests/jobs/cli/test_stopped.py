@@ -11,7 +11,7 @@ import pytest
 from jobs import terminal
 from jobs.cli.progress import Watcher, follow_launch, tell_skipped
 from jobs.cli.studies import summary
-from jobs.cli.view import STATES, changes
+from jobs.cli.view import STATES, StudyView, changes
 from jobs.spec import RunSpec
 from jobs.study.squeue import Scheduler
 from seqlm.rundir import Observation, RunDirectory
@@ -42,23 +42,20 @@ def test_every_state_has_its_place_and_its_color() -> None:
 def test_status_watcher_list_and_live_table_show_it_as_over(tmp_path: Path) -> None:
     (run,) = ask(["status", "s", "--runs-dir", "."], folder=tmp_path, env={})["runs"]
     assert (run["state"], run["epochs_done"], run["epochs_total"], run["reason"]) == ("stopped", 2, 4, REASON)
-    watcher = Watcher(tmp_path / "s")
-    study = watcher.look()
+    study = Watcher(tmp_path / "s").look()
     assert study.is_over
-    assert watcher.look() == study, "from what it knows"
-    assert study.counts() == {"stopped": 1}
+    assert study.summary == "s: 1 stopped"
     assert summary(tmp_path / "s", Scheduler())["states"] == {"stopped": 1}
     assert any("stopped" in line and "180.00" in line for line in shown(study, 120))
-    before = study.runs[0].__class__(**{**vars(study.runs[0]), "state": "running", "reason": None})
-    (line,) = changes(type(study)(name="s", runs=(before,)), study)
+    (line,) = changes(StudyView(name="s", runs=[{**study.runs[0], "state": "running"}]), study)
     assert line.endswith(REASON)
 
 
 def test_a_run_that_goes_on_after_all_is_read_again(tmp_path: Path, stopped: RunDirectory) -> None:
     watcher = Watcher(tmp_path / "s")
-    assert watcher.look().counts() == {"stopped": 1}
+    assert watcher.look().summary == "s: 1 stopped"
     launch_again(stopped)
-    assert watcher.look().counts() == {"pending": 1}
+    assert watcher.look().summary == "s: 1 pending"
 
 
 def test_a_launch_names_the_first_run_in_each_state_that_it_skips(
@@ -77,9 +74,8 @@ def test_a_launch_names_the_first_run_in_each_state_that_it_skips(
     ]
     tell_skipped(planned)
     failed, stopped = capsys.readouterr().err.splitlines()
-    assert "run0: because 0" in failed
-    assert "2 more failed" in failed
-    assert "run2: because 2" in stopped
+    assert failed == "skipped run0: because 0; and 2 more failed (--verbose names them)"
+    assert stopped == "skipped run2: because 2"
     terminal.configure(terminal.Output(verbose=True))
     tell_skipped(planned)
     terminal.configure(terminal.Output())

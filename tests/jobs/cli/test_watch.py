@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
-import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -54,9 +52,8 @@ def trained(run: RunDirectory, epochs: int, *, seconds: float = 10.0) -> None:
 
 
 @contextlib.contextmanager
-def running(run: RunDirectory, *, attempt: int = 1, host: str = "here", gpu: str | None = None) -> Iterator[None]:
+def running(run: RunDirectory, *, attempt: int = 1) -> Iterator[None]:
     run.attempt_dir(attempt).mkdir(parents=True, exist_ok=True)
-    write_json(run.attempt_dir(attempt) / "worker.json", {"host": host, "device": "A GPU", "gpu": gpu})
     with exclusive_lock(run.worker_lock_file, "busy"):
         yield
 
@@ -74,22 +71,18 @@ def at_step(run: RunDirectory, epoch: int, step: int, attempt: int = 1) -> None:
     write_json(run.progress_file(attempt), record)
 
 
-@pytest.fixture(autouse=True)
-def this_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.cli.view.socket.gethostname", lambda: "here")
+def seen(study: Path, *keys: str) -> list[tuple[Any, ...]]:
+    return [tuple(run[key] for key in keys) for run in Watcher(study).look().runs]
 
 
 def test_a_running_run_is_seen_within_its_epoch(tmp_path: Path) -> None:
     run = add(tmp_path / "s", "one")
     trained(run, 2)
-    with running(run, gpu="GPU-ccf578c6-5369-9ff4-e1c2-d4c0c9d4d338"):
+    with running(run):
         at_step(run, epoch=2, step=25)
-        (seen,) = Watcher(tmp_path / "s").look().runs
-    assert (seen.state, seen.epochs_done, seen.share) == ("running", 2, 0.5)
-    assert (seen.train_ppl, seen.val_ppl, seen.best_val_ppl) == (148.4, 180, 180)
-    assert seen.tokens_per_second == 500
-    assert seen.device == "GPU-ccf578c6 A GPU"
-    assert seen.seconds_left == 15, "one and a half epochs of 10 s"
+        assert seen(tmp_path / "s", "state", "epochs_done", "share") == [("running", 2, 0.5)]
+        assert seen(tmp_path / "s", "train_ppl", "val_ppl", "best_val_ppl") == [(148.4, 180, 180)]
+        assert seen(tmp_path / "s", "tokens_per_second", "seconds_left") == [(500, 15)], "one and a half epochs of 10 s"
 
 
 def test_progress_of_an_epoch_that_is_over_or_of_an_earlier_attempt_is_not_shown(tmp_path: Path) -> None:
@@ -97,12 +90,10 @@ def test_progress_of_an_epoch_that_is_over_or_of_an_earlier_attempt_is_not_shown
     trained(run, 2)
     with running(run):
         at_step(run, epoch=1, step=50)
-        (seen,) = Watcher(tmp_path / "s").look().runs
-        assert (seen.share, seen.train_ppl, seen.tokens_per_second) == (None, 199, 1000)
+        assert seen(tmp_path / "s", "share", "train_ppl", "tokens_per_second") == [(None, 199, 1000)]
     at_step(run, epoch=2, step=40)
     with running(run, attempt=2):
-        (seen,) = Watcher(tmp_path / "s").look().runs
-        assert seen.share is None
+        assert seen(tmp_path / "s", "share") == [(None,)]
 
 
 def test_status_has_the_speed_the_time_left_and_what_differs(
@@ -151,145 +142,45 @@ def test_before_the_first_epoch_ends_the_time_left_comes_from_tokens_per_second(
         at_step(run, epoch=0, step=25)
         study = Watcher(tmp_path / "s").look()
     seconds_per_epoch = STEPS * 8 * 5 / 500  # windows of 5 tokens in 8 columns
-    assert study.runs[0].seconds_left == pytest.approx(3.5 * seconds_per_epoch)
-    assert study.seconds_left == study.runs[0].seconds_left
+    assert study.runs[0]["seconds_left"] == pytest.approx(3.5 * seconds_per_epoch)
+    assert study.seconds_left == study.runs[0]["seconds_left"]
 
 
-def test_waiting_runs_have_their_reason_their_place_and_the_time_of_runs_like_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("arch", "seconds", "total"), [("rnn", 40, 15 + 40 + 40), ("gru", None, None)])
+def test_waiting_runs_have_their_reason_and_the_time_of_runs_like_them(
+    tmp_path: Path, arch: str, seconds: float | None, total: float | None
+) -> None:
     study_dir = tmp_path / "s"
-    first, second, third = (add(study_dir, f"run{order}", order=order) for order in range(3))
+    first, second, third = (add(study_dir, f"run{order}", arch if order else "rnn", order) for order in range(3))
     trained(first, 2)
     with launching(study_dir), running(first):
         at_step(first, epoch=2, step=25)
         write_queue(study_dir, {third.id: "needs 1 GPU, 0 free", second.id: "run2 is to start first"})
         study = Watcher(study_dir).look()
-    assert [run.state for run in study.runs] == ["running", "queued", "queued"]
-    assert [run.queue_place for run in study.runs] == [None, 1, 0]
-    assert study.runs[2].reason == "needs 1 GPU, 0 free"
-    assert study.seconds_left == 15 + 40 + 40
-
-
-def test_an_architecture_without_a_figure_leaves_the_study_without_an_estimate(tmp_path: Path) -> None:
-    study_dir = tmp_path / "s"
-    first, second = add(study_dir, "a"), add(study_dir, "b", "gru", order=1)
-    trained(first, 2)
-    with launching(study_dir), running(first):
-        write_queue(study_dir, {second.id: "waits"})
-        study = Watcher(study_dir).look()
-    assert study.runs[0].seconds_left == 20
-    assert study.runs[1].seconds_left is None
-    assert study.seconds_left is None
-
-
-def test_the_host_is_named_where_it_is_not_this_one(tmp_path: Path) -> None:
-    first, second = add(tmp_path / "s", "a"), add(tmp_path / "s", "b", order=1)
-    with running(first), running(second):
-        assert [run.device for run in Watcher(tmp_path / "s").look().runs] == ["A GPU", "A GPU"]
-    with running(first), running(second, host="node7", gpu="0"):
-        devices = [run.device for run in Watcher(tmp_path / "s").look().runs]
-    assert devices == ["A GPU", "node7 GPU 0 A GPU"]
-
-
-def test_a_run_that_is_over_is_read_once_until_it_is_launched_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = add(tmp_path / "s", "one")
-    trained(run, 4)
-    write_json(run.result_file, {})
-    watcher = Watcher(tmp_path / "s")
-    before = watcher.look()
-    assert before.is_over
-    with monkeypatch.context() as patch:
-        patch.setattr(RunDirectory, "read_metrics", lambda self: pytest.fail("read again"))
-        assert watcher.look() == before
-    run.result_file.unlink()
-    with running(run):
-        assert watcher.look().runs[0].state == "running"
+    assert [run["state"] for run in study.runs] == ["running", "queued", "queued"]
+    assert study.runs[2]["reason"] == "needs 1 GPU, 0 free"
+    assert [run["seconds_left"] for run in study.runs] == [15, seconds, seconds]
+    assert study.seconds_left == total
 
 
 def test_a_damaged_run_hides_no_other_and_a_run_that_vanishes_is_gone(tmp_path: Path) -> None:
     broken, good = add(tmp_path / "s", "a"), add(tmp_path / "s", "b", order=1)
-    watcher = Watcher(tmp_path / "s")
-    assert [run.state for run in watcher.look().runs] == ["pending", "pending"]
-    broken.attempt_dir(1).mkdir(parents=True)
-    broken.end_file(1).write_text("{")
-    states = {run.id: run.state for run in watcher.look().runs}
-    assert states == {broken.id: "failed", good.id: "pending"}
     broken.config_file.write_text("{")
-    assert "damaged" in (next(run for run in Watcher(tmp_path / "s").look().runs if run.id == broken.id).reason or "")
     good.progress_file(1).parent.mkdir(parents=True)
     good.progress_file(1).write_text('{"epoch": 0, "step": "x", "steps": 0, "train_ppl": "y"}')
     with running(good):
-        assert next(run for run in watcher.look().runs if run.id == good.id).share is None
+        states = {run["id"]: (run["state"], run["share"]) for run in Watcher(tmp_path / "s").look().runs}
+    assert states == {broken.id: ("failed", None), good.id: ("running", None)}
     shutil.rmtree(broken.path)
-    assert [run.id for run in watcher.look().runs] == [good.id]
+    assert seen(tmp_path / "s", "id") == [(good.id,)]
 
 
 def test_only_the_chosen_runs_are_watched(tmp_path: Path) -> None:
     first, _ = add(tmp_path / "s", "a"), add(tmp_path / "s", "b", order=1)
-    assert [run.id for run in Watcher(tmp_path / "s", [first.id]).look().runs] == [first.id]
+    assert [run["id"] for run in Watcher(tmp_path / "s", [first.id]).look().runs] == [first.id]
 
 
-class Touched:
-    """The paths that calls of the file system name."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.paths: list[Path] = []
-        for module, name in ((os, "stat"), (os, "open"), (os, "listdir"), (os, "scandir"), (io, "open")):
-            monkeypatch.setattr(module, name, self._counted(getattr(module, name)))
-
-    def _counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(path: Any, *args: Any, **kwargs: Any) -> Any:
-            if isinstance(path, str | Path):
-                self.paths.append(Path(path))
-            return call(path, *args, **kwargs)
-
-        return counted
-
-    def below(self, folder: Path) -> list[Path]:
-        return [path for path in self.paths if path.is_relative_to(folder)]
-
-
-def test_what_is_not_watched_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = [add(tmp_path / "s", name, order=order) for order, name in enumerate("abc")]
-    write_jobs(tmp_path / "s", {run.id: f"12_{number}" for number, run in enumerate(runs)})
-    queue = "12_0|RUNNING|\n12_1|RUNNING|\n12_2|RUNNING|"
-    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: queue)
-    watcher = Watcher(tmp_path / "s", [runs[0].id])
-    touched = Touched(monkeypatch)
-    for _ in range(2):
-        assert [run.state for run in watcher.look().runs] == ["running"]
-    assert touched.below(runs[0].path)
-    assert touched.below(runs[1].path) == touched.below(runs[2].path) == []
-
-
-def test_a_run_that_is_done_costs_one_call_at_each_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done, failed, other = (add(tmp_path / "s", name, order=order) for order, name in enumerate("abc"))
-    write_json(done.result_file, {})
-    write_jobs(tmp_path / "s", {run.id: "12_0" for run in (done, failed, other)})
-    fail(failed, {"kind": "diverged", "message": "nan"})
-    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: "12_0|RUNNING|")
-    watcher = Watcher(tmp_path / "s")
-    before = [run.state for run in watcher.look().runs]
-    touched = Touched(monkeypatch)
-    assert [run.state for run in watcher.look().runs] == before == ["done", "failed", "running"]
-    for over in (done, failed):
-        assert set(touched.below(over.path)) <= {over.path, over.path / "attempts"}, "no file of it"
-
-
-def test_a_run_that_is_asked_for_more_epochs_is_not_over(tmp_path: Path) -> None:
-    run = add(tmp_path / "s", "one")
-    epochs = run.read_config().train.epochs
-    write_json(run.result_file, {"epochs": epochs})
-    watcher = Watcher(tmp_path / "s")
-    assert watcher.look().is_over
-    run.create(run.read_config().with_epochs(epochs + 3), run.read_provenance())
-    with running(run):
-        (seen,) = watcher.look().runs
-    assert (seen.state, seen.epochs_done, seen.epochs) == ("running", epochs, epochs + 3)
-
-
-def test_a_run_that_is_submitted_again_is_not_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_launched_again_is_not_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = add(tmp_path / "s", "a")
     fail(run, {"kind": "diverged", "message": "nan"})
     watcher = Watcher(tmp_path / "s")
@@ -297,19 +188,14 @@ def test_a_run_that_is_submitted_again_is_not_over(tmp_path: Path, monkeypatch: 
     write_jobs(tmp_path / "s", {run.id: "12_0"})
     monkeypatch.setattr(Scheduler, "_call", lambda self, *command: "12_0|PENDING|Priority")
     again = watcher.look()
-    assert ([seen.state for seen in again.runs], again.is_over) == (["queued"], False)
+    assert ([one["state"] for one in again.runs], again.is_over) == (["queued"], False)
 
 
-def test_a_study_is_looked_at_as_often_as_its_runs_write(tmp_path: Path) -> None:
-    watcher = Watcher(tmp_path, every_seconds=10)
-    assert watcher.pause(0.01) == 10
-    assert watcher.pause(4.0) == 20
-
-
-def test_a_large_study_is_looked_at_less_often(tmp_path: Path) -> None:
-    watcher = Watcher(tmp_path)
-    assert watcher.pause(0.01) == 0.5
-    assert watcher.pause(1.0) == 5.0
+@pytest.mark.parametrize(("every", "took", "pause"), [(10, 0.01, 10), (10, 4, 20), (None, 0.01, 0.5), (None, 1, 5)])
+def test_a_study_is_looked_at_as_often_as_its_runs_write_and_a_large_one_less_often(
+    tmp_path: Path, every: float | None, took: float, pause: float
+) -> None:
+    assert Watcher(tmp_path, every_seconds=every).pause(took) == pause
 
 
 def test_changes_are_states_and_epochs_each_once(tmp_path: Path) -> None:
@@ -328,10 +214,10 @@ def test_changes_are_states_and_epochs_each_once(tmp_path: Path) -> None:
     lines = [list(changes(before, after)) for before, after in zip([None, *looks], looks, strict=False)]
     assert lines == [
         ["s: 2 pending"],
-        ["a       running  epoch 1/4  val ppl 181.00  best val ppl 181.00"],
+        ["a       running  epoch 1/4  best val ppl 181.00"],
         [],
         [
-            "a       done  epoch 4/4  val ppl 184.00  best val ppl 180.00",
+            "a       done  epoch 4/4  best val ppl 180.00",
             "longer  failed  diverged: the loss is nan",
         ],
     ]
@@ -360,36 +246,37 @@ def test_watching_in_lines_ends_when_every_run_is_over(
     assert json.loads(run.result_file.read_text()) == {}
 
 
-def test_watching_waits_for_runs_that_a_live_launcher_has_not_made_yet(
+def test_watching_waits_for_runs_that_a_live_launcher_has_not_requested_yet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As after `run --no-wait`, which returns when the launcher has locked the study."""
-    study_dir, kept = tmp_path / "s", tmp_path / "kept"
+    study_dir = tmp_path / "s"
     monkeypatch.setattr(jobs.cli.progress, "LOOK_SECONDS", 0.01)
-    first, second = (RunDirectory(study_dir / add(kept, name, order=order).id) for order, name in enumerate("ab"))
+    made = add(tmp_path / "kept", "b")
+    run = RunDirectory(study_dir / made.id)
+
+    def requested() -> None:
+        shutil.copytree(made.path, run.path)
+        write_queue(study_dir, {run.id: "about to start"})
+
     steps: Iterator[Callable[[], object]] = iter(
         [
             lambda: None,
-            lambda: write_queue(study_dir, {second.id: "about to start"}),
-            lambda: shutil.copytree(kept / first.id, first.path),
-            lambda: shutil.copytree(kept / second.id, second.path),
-            lambda: write_json(second.result_file, {}),
-            lambda: write_queue(study_dir, {}),
+            requested,
+            lambda: write_json(run.result_file, {}),
             lambda: pytest.fail("watched on, though every run was over"),
         ]
     )
-    look, looks = Watcher.look, list[StudyView]()
+    look = Watcher.look
 
     def stepped(self: Watcher) -> StudyView:
         next(steps)()
-        looks.append(look(self))
-        return looks[-1]
+        return look(self)
 
     monkeypatch.setattr(Watcher, "look", stepped)
     with launching(study_dir):
         assert find_study("s", tmp_path) == study_dir, "status finds it before its first file"
-        watch(Watcher(study_dir, [second.id]))
-    assert [[run.state for run in study.runs] for study in looks] == [[], [], [], ["queued"], ["done"]]
+        watch(Watcher(study_dir, [run.id]))
     assert capsys.readouterr().out.splitlines() == ["s: 1 queued", "b  done", "s: 1 done"]
 
 
