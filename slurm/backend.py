@@ -33,7 +33,7 @@ from seqlm.rundir import RunDirectory
 from slurm.doctor import examine
 from slurm.environment import batch_script, require_plain_path, sbatch_environment, submit_script
 from slurm.settings import SlurmSettings, read_settings
-from slurm.site import PartitionFacts, controller_config, partition_facts
+from slurm.site import PartitionFacts, max_array_size, partition_facts
 from slurm.submission import JobPlan, plan_jobs, script, submit
 
 REPORT_MINUTES = 30
@@ -101,7 +101,7 @@ class SlurmBackend(ScheduledBackend):
         place = places(todo)
         # SLURM starts the jobs of an array in this order.
         ordered = sorted(todo, key=lambda item: place[item.run.id])
-        most = controller_config().max_array_size
+        most = max_array_size()
         return plan_jobs(ordered, options, self.settings, code, request=request, most=most)
 
     def scripts(self, planned: Sequence[PlannedRun], options: LaunchOptions) -> list[str]:

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import re
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from datetime import datetime
 from typing import ParamSpec, TypeVar
 
 from jobs.study.squeue import ask
@@ -60,19 +57,6 @@ def job_words(number: int) -> list[str]:
     except (BackendError, ValueError, KeyError, TypeError):
         return []
     return [words] if isinstance(words, str) else list(words)
-
-
-def clock_ahead_s() -> float:
-    """Return the seconds by which the controller's clock is ahead of this machine's; 0 if it does not answer."""
-    asked_at = time.time()
-    try:
-        answer = ask("scontrol", "show", "config", environ={**os.environ, "SLURM_TIME_FORMAT": "standard"})
-    except BackendError:
-        return 0.0
-    found = re.match(r"Configuration data as of (\S+)", answer)  # the time of the answer, in this machine's time zone
-    if found is None:
-        return 0.0
-    return datetime.fromisoformat(found[1]).timestamp() - (asked_at + time.time()) / 2
 
 
 # -- back into the queue ---------------------------------------------------------------------------------------------

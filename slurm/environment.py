@@ -48,25 +48,13 @@ def sbatch_environment(settings: SlurmSettings, environ: Mapping[str, str]) -> d
     """Return the environment in which to call sbatch.
 
     It includes the variables of ``env`` whose names look like secrets, because these are written to no file of a job.
-    If the manifest or the site file sets sbatch's option ``export``, it includes all of ``environ``, and that option
-    selects what jobs get.
 
     Raises:
-        UsageError: a variable named by ``env_pass`` is not set, or ``export`` keeps a secret of ``env`` from jobs.
+        UsageError: a variable named by ``env_pass`` is not set.
     """
     passed = secrets.passed(settings.env_pass, environ, "backend.slurm")
     secret = {name: value for name, value in settings.env.items() if secrets.looks_secret(name)}
-    if "export" not in settings.sbatch:
-        return {**job_environment(environ, passed), **secret}
-    export = str(settings.sbatch["export"])
-    kept = [] if "ALL" in export.split(",") else [name for name in secret if name not in export.split(",")]
-    if kept:
-        names = ", ".join(kept)
-        raise UsageError(
-            f'backend.slurm.sbatch.export: expected it to name {names} (set in env), got "{export}"; '
-            "add the name, or remove it from env"
-        )
-    return {**environ, **secret}
+    return {**job_environment(environ, passed), **secret}
 
 
 def plain_env(settings: SlurmSettings) -> dict[str, str]:
@@ -80,8 +68,6 @@ def first_lines(settings: SlurmSettings) -> list[str]:
     SLURM passes every ``SLURM_*`` variable to the job, whatever ``--export`` says. Also, a token that expires while
     the job waits would make the job's own ``scontrol`` fail.
     """
-    if "export" in settings.sbatch:
-        return []
     return [f"unset {name}" for name in NEEDED_TO_SUBMIT if name not in settings.env_pass]
 
 

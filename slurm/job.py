@@ -40,7 +40,7 @@ from seqlm.files import read_json, write_json
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind
 from slurm.allocation import JobBackend, SlurmContext, node_file, variables
-from slurm.control import clock_ahead_s, job_words, look_again, requeue
+from slurm.control import job_words, look_again, requeue
 from slurm.submission import ArrayPlan, JobPlan
 
 POLL_SECONDS = 0.2
@@ -96,7 +96,7 @@ class JobHost(Host):
             is_cancelled = "CANCELLED" in job_words(self.context.number)
             return ("cancelled", "cancelled by scancel") if is_cancelled else None
         limit = self.context.end_time or self.started + 60 * self.array.timeout_min
-        if warned_at + clock_ahead_s() >= limit - self.plan.signal_before_s - LIMIT_SLACK_SECONDS:
+        if warned_at >= limit - self.plan.signal_before_s - LIMIT_SLACK_SECONDS:
             return "timeout", f"the job's time limit of {self.array.timeout_min} min"
         return "preempted", "preempted by another job"
 

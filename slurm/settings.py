@@ -18,7 +18,7 @@ from jobs.manifests.backends import check_table
 from jobs.manifests.reader import Problems, read_toml_file
 from jobs.spec import Resources
 from seqlm.environment import SLURM_CONFIG
-from seqlm.errors import BackendError, ManifestError, nearest
+from seqlm.errors import BackendError, ManifestError
 from seqlm.reading import exists
 from seqlm.schema import Count, Line, Valid, Word, show
 
@@ -33,53 +33,29 @@ _TINY = 1e-6
 MAX_SIGNAL_S = 65_535
 """The longest warning that SLURM can give."""
 
-MAIL_TYPES = (
-    *("NONE", "BEGIN", "END", "FAIL", "REQUEUE", "ALL", "INVALID_DEPEND", "STAGE_OUT", "ARRAY_TASKS"),
-    *("TIME_LIMIT", "TIME_LIMIT_90", "TIME_LIMIT_80", "TIME_LIMIT_50"),
-)
-
-
 OPTION = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 """The name of an option of sbatch. Which ones there are depends on SLURM's version and on the plugins of the site."""
 
-_RANKS = "set resources.ranks and ranks_per_node instead"
-_SUBMITTING = "it would change the output of sbatch that seqlm reads"
-
 OURS: dict[str, str] = {
-    **{key: f"set {key} instead" for key in ("partition", "account", "qos", "constraint", "reservation", "nodelist")},
-    "exclude": "set exclude instead",
-    "mail-user": "set mail_user instead",
-    "mail-type": "set mail_type instead",
-    "time": "set timeout_min instead",
-    "mem": "set mem_gb instead",
-    "signal": "set signal_before_s instead",
-    "wrap": "set setup instead",
-    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node"), _RANKS),
-    **dict.fromkeys(("ntasks-per-core", "ntasks-per-gpu", "ntasks-per-socket"), _RANKS),
-    **dict.fromkeys(("cpus-per-task", "cpus-per-gpu"), "set resources.cpus instead"),
-    **dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task"), "set resources.gpus instead"),
-    **dict.fromkeys(("output", "error", "open-mode", "chdir", "input"), "logs and work are in the run's folder"),
-    "job-name": "jobs are named after the study",
-    "array": "the runs make the array, max_parallel limits it",
-    "dependency": "seqlm orders its jobs itself",
-    "clusters": "seqlm uses the default cluster",
-    **dict.fromkeys(("requeue", "no-requeue"), "set retries instead"),
-    **dict.fromkeys(("wait", "parsable", "test-only", "quiet", "verbose", "help", "usage", "version"), _SUBMITTING),
+    **{
+        key: f"set {key}" for key in ("partition", "account", "qos", "constraint", "reservation", "nodelist", "exclude")
+    },
+    **{"time": "set timeout_min", "mem": "set mem_gb", "signal": "set signal_before_s", "wrap": "set setup"},
+    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node"), "set resources.ranks and ranks_per_node"),
+    **dict.fromkeys(("ntasks-per-core", "ntasks-per-gpu", "ntasks-per-socket"), "set ranks_per_node"),
+    **dict.fromkeys(("cpus-per-task", "cpus-per-gpu"), "set resources.cpus"),
+    **dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task"), "set resources.gpus"),
+    **{"export": "set env_pass", "array": "set max_parallel", "requeue": "set retries", "no-requeue": "set retries"},
+    **dict.fromkeys(("output", "error", "open-mode", "chdir", "input", "job-name", "dependency", "clusters"), ""),
+    **dict.fromkeys(("wait", "parsable", "test-only", "quiet", "verbose", "help", "usage", "version"), ""),
 }
-"""Option of sbatch that seqlm sets, or that undoes one -> what to set instead, or why it cannot be set."""
+"""Option of sbatch that seqlm sets, or that undoes one -> what to set instead, if there is something."""
 
 
 def _setup(name: str, value: Any) -> Iterator[str]:
     for line in value:
         if line.lstrip().startswith("#SBATCH"):
             yield f"{name}: expected shell commands, got {show(line)}; options of sbatch belong in the table sbatch"
-
-
-def _mail_type(name: str, value: Any) -> Iterator[str]:
-    for word in value.split(","):
-        if word.upper() not in MAIL_TYPES:
-            hint = nearest(word.upper(), MAIL_TYPES)
-            yield f"{name}: expected one or more of {', '.join(MAIL_TYPES)}, got {show(word)}{hint}"
 
 
 def _sbatch(name: str, value: Any) -> Iterator[str]:
@@ -95,7 +71,7 @@ def _sbatch(name: str, value: Any) -> Iterator[str]:
         if not re.fullmatch(OPTION, key):
             yield f"{name}: expected names of letters, digits and hyphens, got {show(key)}"
         elif ours is not None:  # sbatch takes the beginning of a name for the name
-            yield f"{place}: seqlm sets --{ours} itself; {OURS[ours]}"
+            yield f"{place}: seqlm sets --{ours} itself; {OURS[ours] or 'leave it out'}"
         elif option == "nice" and type(found) is not int and found is not True:
             yield f"{place}: expected true or a whole number, got {show(found)}"  # priorities of runs are added to it
         elif not is_value and found is not True:
@@ -120,12 +96,6 @@ class SlurmSettings(BackendTable):
             "additionalProperties": {"anyOf": [{"const": True}, {"type": ["string", "number"]}]},
         },
     }
-    NO_KEYS: ClassVar[Mapping[str, str]] = {
-        key: f'unknown key "{{name}}": an option of sbatch; {instead}'
-        for option, instead in OURS.items()
-        for key in (option, option.replace("-", "_"))
-    }
-
     progress_s: Seconds = 10.0
     """Seconds between two updates of `progress.json`, which says where a run is within its epoch, and between two
     looks of `--watch`. A higher number means less load on shared file systems (Lustre, NFS)."""
@@ -146,8 +116,8 @@ class SlurmSettings(BackendTable):
     timeout_min: Count = 60
     """Time limit of a job in minutes. A run that needs longer is saved and resumed in another job."""
     signal_before_s: Annotated[int, Valid(f"a whole number from 1 to {MAX_SIGNAL_S}", least=1, most=MAX_SIGNAL_S)] = 120
-    """Seconds before the time limit, or a preemption, at which a run gets the signal to save. It is less than the time
-    limit."""
+    """Seconds before the time limit, or a preemption, at which a run gets the signal to save. At most half the time
+    limit counts."""
     mem_gb: Annotated[float, Valid("a number above 0", above=0)] | None = None
     """Memory of each node in GB; without it, the cluster's default."""
     ranks_per_node: Count | None = None
@@ -162,15 +132,16 @@ class SlurmSettings(BackendTable):
     that launches."""
     srun_args: _Lines = ()
     """Further arguments of the `srun` that starts the ranks."""
-    mail_user: Annotated[Word, Valid("a mail address or a user's name")] | None = None
-    """Recipient of SLURM's mails; without it, you."""
-    mail_type: Annotated[Word, Valid('a text such as "END,FAIL"', check=_mail_type)] | None = None
-    """Events that SLURM sends mails about, such as `"END,FAIL"`."""
     sbatch: Annotated[Mapping[str, Any], Valid("a table of options of sbatch", check=_sbatch)] = field(
         default_factory=dict
     )
     """Any other long option of `sbatch`, also of the site's plugins, without the leading hyphens: a text, a number, or
     `true` for an option without a value. `gres_flags` and `gres-flags` are the same."""
+
+    @property
+    def warning_s(self) -> int:
+        """Seconds before the time limit at which a run gets the signal."""
+        return min(self.signal_before_s, 30 * self.timeout_min)
 
     def nodes(self, resources: Resources) -> tuple[int, int]:
         """Return a run's number of nodes, and its number of ranks on each node.
@@ -228,16 +199,4 @@ def read_settings(manifest_table: Mapping[str, Any], *, where: str, environ: Map
     merged["env_pass"] = dict.fromkeys([*site.get("env_pass", ()), *manifest_table.get("env_pass", ())])
     for key in ("setup", "srun_args", "env_pass"):
         merged[key] = tuple(merged.get(key, ()))
-    settings = SlurmSettings(**merged)
-    # Problems that arise only from two keys together, which may be in different files.
-    places = {**{key: f"{path}: {key}" for key in site}, **{k: f"{where}: {_PREFIX}{k}" for k in manifest_table}}
-    if settings.signal_before_s >= settings.timeout_min * 60:
-        key = "signal_before_s" if "signal_before_s" in places else "timeout_min"
-        expected = f"signal_before_s ({settings.signal_before_s}) below timeout_min ({settings.timeout_min * 60} s)"
-        problems.add(places[key], f"expected {expected}, got {getattr(settings, key)}")
-    for option in ("mem-per-cpu", "mem-per-gpu"):
-        if settings.mem_gb is not None and option in settings.sbatch:
-            problems.add(places["mem_gb"], f'expected either this key or the option "{option}" of sbatch, got both')
-    if problems.lines:
-        raise ManifestError(problems.lines)
-    return settings
+    return SlurmSettings(**merged)

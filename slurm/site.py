@@ -20,46 +20,19 @@ from slurm.settings import SlurmSettings
 FAKE_GPU = "fake"
 """The type of the GPUs of a test cluster."""
 
-_PARTITION_FORMAT = "%P|%a|%l|%F|%c|%m|%G|%s"
+_PARTITION_FORMAT = "%P|%l|%D|%c|%m|%G|%s"
 
 
-# -- the controller --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class ControllerConfig:
-    """The parts of a controller's configuration that matter to users."""
-
-    max_array_size: int
-    """Maximum number of tasks of an array; the highest index is one less. 0 means that arrays are disabled."""
-    max_job_count: int
-    """Maximum number of jobs that the controller keeps, over all users."""
-    accounting: bool
-    """Whether ended jobs are kept in a database, which ``sacct`` queries."""
-
-
-def controller_config() -> ControllerConfig:
-    """Return the controller's configuration.
+def max_array_size() -> int:
+    """Return the maximum number of tasks of an array; the highest index is one less. 0 means that arrays are disabled.
 
     Raises:
         BackendError: no answer, or one that cannot be parsed.
     """
-    return read_config(ask("scontrol", "show", "config"))
-
-
-def read_config(text: str) -> ControllerConfig:
-    """Parse the output of ``scontrol show config``."""
-    found = dict(re.findall(r"^(\w+)\s*= (.*)$", text, flags=re.MULTILINE))
-    try:
-        return ControllerConfig(
-            max_array_size=int(found["MaxArraySize"]),
-            max_job_count=int(found["MaxJobCount"]),
-            accounting=found["AccountingStorageType"].strip() not in ("(null)", "accounting_storage/none"),
-        )
-    except (KeyError, ValueError) as error:
-        raise BackendError(
-            f"scontrol show config: expected SLURM's configuration, got other output ({error})"
-        ) from None
+    found = re.search(r"^MaxArraySize\s*= (\d+)$", ask("scontrol", "show", "config"), flags=re.MULTILINE)
+    if found is None:
+        raise BackendError("scontrol show config: expected SLURM's configuration with MaxArraySize, got other output")
+    return int(found[1])
 
 
 # -- partitions ------------------------------------------------------------------------------------------------------
@@ -70,8 +43,6 @@ class NodeKind:
     """A group of equal nodes of a partition."""
 
     count: int
-    usable: int
-    """Number of nodes that are neither down nor drained."""
     cpus: int
     gpus: int
     memory_mb: int
@@ -84,8 +55,6 @@ class PartitionFacts:
     """A partition, or several partitions that a job may use, combined."""
 
     name: str
-    up: bool
-    """Whether the partition starts jobs now."""
     time_limit_min: int | None
     """Maximum time limit of a job. ``None`` means no limit."""
     max_nodes: int | None
@@ -97,8 +66,9 @@ class PartitionFacts:
         return sum(kind.count for kind in self.kinds)
 
     @property
-    def usable_nodes(self) -> int:
-        return sum(kind.usable for kind in self.kinds)
+    def has_gpus(self) -> bool:
+        """Whether nodes have GPUs that programs can use. Those of a test cluster are none."""
+        return any(kind.gpus and not kind.fakes for kind in self.kinds)
 
     @property
     def gpus_per_node(self) -> int:
@@ -130,28 +100,17 @@ class PartitionFacts:
         runs, each = settings.runs_per_job(resolved), resources.cpus or 1
         gpus, cpus = math.ceil(ranks * each_gpus), ranks * runs * each  # of a node
         memory_mb = math.ceil((settings.mem_gb or 0) * 1024)
-        most_mb = max((kind.memory_mb for kind in self.kinds), default=0)
         fitting = [k for k in self.kinds if k.gpus >= gpus and k.cpus >= cpus and k.memory_mb >= memory_mb]
         enough = sum(kind.count for kind in fitting)
-        needs, memory, has = with_noun(cpus, "core"), f"{memory_mb / 1024:g} GB", f"partition {self.name} has"
-        if gpus > self.gpus_per_node:
-            problem = f"{with_noun(gpus, 'GPU')} on one node, {has} {self.gpus_per_node}"
-        elif cpus > self.cpus_per_node:
-            shared_by = with_noun(ranks, "rank") if ranks > 1 else with_noun(runs, "run")
-            parts = f" ({shared_by} of {each})" if ranks * runs > 1 else ""
-            problem = f"{needs}{parts} on one node, {has} {self.cpus_per_node}"
-        elif memory_mb > most_mb:
-            problem = f"{memory} of memory on one node, {has} {math.floor(most_mb / 1024 * 10) / 10:g}"
-        elif enough < nodes:
-            needs = f"{with_noun(gpus, 'GPU')} and {needs}" if gpus else needs
-            needs += f" and {memory}" if memory_mb else ""
-            problem = f"{with_noun(nodes, 'node')} with {needs}, {has} {enough} of these"
-        elif self.max_nodes is not None and nodes > self.max_nodes:
-            problem = f"{with_noun(nodes, 'node')}, partition {self.name} allows {self.max_nodes} per job"
-        else:
-            shares = [kind.cpus // kind.gpus // runs for kind in fitting] if each_gpus else [1]
-            return replace(resolved, cpus=resources.cpus or max(1, min(shares)))
-        raise BackendError(f"never fits: needs {problem}")
+        if enough < nodes or (self.max_nodes is not None and nodes > self.max_nodes):
+            each_has = [with_noun(gpus, "GPU")] if gpus else []
+            each_has.append(with_noun(cpus, "core"))
+            each_has += [f"{memory_mb / 1024:g} GB of memory"] if memory_mb else []
+            has = f"has {enough} of these" if enough < nodes else f"allows {self.max_nodes} per job"
+            needs = f"{with_noun(nodes, 'node')} with {' and '.join(each_has)}"
+            raise BackendError(f"never fits: needs {needs}, partition {self.name} {has}")
+        shares = [kind.cpus // kind.gpus // runs for kind in fitting] if each_gpus else [1]
+        return replace(resolved, cpus=resources.cpus or max(1, min(shares)))
 
 
 def partition_facts(partition: str | None) -> PartitionFacts:
@@ -174,7 +133,6 @@ def partition_facts(partition: str | None) -> PartitionFacts:
     found = [partitions[name] for name in names]
     return PartitionFacts(
         name=",".join(names),
-        up=any(one.up for one in found),
         time_limit_min=_widest(one.time_limit_min for one in found),
         max_nodes=_widest(one.max_nodes for one in found),
         kinds=tuple(kind for one in found for kind in one.kinds),
@@ -195,15 +153,13 @@ def read_partitions(text: str) -> tuple[dict[str, PartitionFacts], str | None]:
     default = None
     for line in text.splitlines():
         parts = line.strip().split("|")
-        if len(parts) != 8:
-            raise BackendError(f'sinfo: expected 8 fields separated by "|", got "{line.strip()}"')
-        name, state, limit, by_state, cpus, memory, gres, size = parts
+        if len(parts) != 7:
+            raise BackendError(f'sinfo: expected 7 fields separated by "|", got "{line.strip()}"')
+        name, limit, nodes, cpus, memory, gres, size = parts
         if name.endswith("*"):
             name = default = name.removesuffix("*")
-        _, _, other, every = (_number(number) for number in by_state.split("/"))
         kind = NodeKind(
-            count=every,
-            usable=every - other,
+            count=_number(nodes),
             cpus=_number(cpus),
             gpus=count_gpus(gres),
             memory_mb=_number(memory),
@@ -213,10 +169,9 @@ def read_partitions(text: str) -> tuple[dict[str, PartitionFacts], str | None]:
         largest = size.rpartition("-")[2]  # of "1-infinite", "1-4" or "1"
         partitions[name] = PartitionFacts(
             name=name,
-            up=state == "up",
             time_limit_min=read_minutes(limit),
             max_nodes=int(largest) if largest.isdigit() else None,
-            kinds=(*before, kind) if every else before,
+            kinds=(*before, kind) if kind.count else before,
         )
     return partitions, default
 

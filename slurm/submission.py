@@ -133,7 +133,7 @@ def plan_jobs(
         data={item.run.id: str(path.absolute()) for item in todo if (path := item.spec.data_path) is not None},
         policy=options.policy,
         search=options.search,
-        signal_before_s=settings.signal_before_s,
+        signal_before_s=settings.warning_s,
         exclude=settings.exclude,
         must_have_nodes=bool(settings.nodelist or settings.reservation or "nodefile" in settings.sbatch),
     )
@@ -192,14 +192,12 @@ def script(plan: JobPlan, number: int, settings: SlurmSettings, folder: Path, *,
         "cpus-per-task": cpus,
         "gpus-per-node": gpus if resources.gpus else None,
         "mem": None if settings.mem_gb is None else f"{round(settings.mem_gb * 1024)}M",
-        "signal": f"USR2@{settings.signal_before_s}",
+        "signal": f"USR2@{settings.warning_s}",
         "requeue": True,
         "chdir": plan.code,
         "output": folder / f"array-{number}_%a.out",
         "nice": _nice(plan, array, settings),
         "dependency": f"afterany:{after}" if after is not None and limit is not None else None,
-        "mail-user": settings.mail_user,
-        "mail-type": settings.mail_type,
     }
     path = f"export PYTHONPATH={shlex.quote(str(plan.code))}${{PYTHONPATH:+:$PYTHONPATH}}"
     python = settings.python or shlex.quote(sys.executable)

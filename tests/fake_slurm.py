@@ -154,8 +154,7 @@ def scontrol(room: Room, words: list[str]) -> str:
 
 
 def sinfo(room: Room, words: list[str]) -> str:
-    values = {"P": "main*", "a": "up", "l": "infinite", "F": "0/2/0/2", "c": 4, "m": 2000, "G": "gpu:fake:2"}
-    values |= {"s": "1-infinite", "D": 2}
+    values = {"P": "main*", "l": "infinite", "D": 2, "c": 4, "m": 2000, "G": "gpu:fake:2", "s": "1-infinite"}
     return re.sub(r"%(\w)", lambda letter: str(values[letter[1]]), words[words.index("-o") + 1])
 
 

@@ -48,18 +48,18 @@ def own_kill_count() -> int:
 
 @final
 class MemoryKills:
-    """The kills on each node, as counted there. Each explains one killed rank."""
+    """The kills on this node. Each explains one killed rank of those that this process has started."""
 
     def __init__(self) -> None:
-        self._explained: dict[str, int] = {}
+        self._explained = 0
 
-    def explain_one(self, node: str, before: int, after: int) -> bool:
-        """Return whether a process ended by SIGKILL because ``node`` was out of memory. Uses up one kill.
+    def explain_one(self, before: int) -> bool:
+        """Return whether a process ended by SIGKILL because the node was out of memory. Uses up one kill.
 
-        ``before``, ``after``: the kills that ``node`` had counted when the process started and when it ended.
+        ``before``: the kills that had been counted when the process started.
         """
-        explained = max(self._explained.get(node, 0), before)
-        if after <= explained:
+        explained = max(self._explained, before)
+        if own_kill_count() <= explained:
             return False
-        self._explained[node] = explained + 1
+        self._explained = explained + 1
         return True

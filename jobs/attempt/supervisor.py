@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, final
@@ -132,20 +132,6 @@ _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 @final
-class PeerGrace:
-    """The time that ranks have to notice that another rank of their run has failed."""
-
-    def __init__(self) -> None:
-        self._failed_at: float | None = None
-
-    def is_over(self, *, has_failed: bool) -> bool:
-        """Return whether a rank failed so long ago that the others will not notice. Call it repeatedly."""
-        if has_failed and self._failed_at is None:
-            self._failed_at = time.monotonic()
-        return self._failed_at is not None and time.monotonic() - self._failed_at > PEER_GRACE_SECONDS
-
-
-@final
 class Supervisor:
     """The processes of the ranks of one attempt that run on this node."""
 
@@ -153,13 +139,13 @@ class Supervisor:
         self,
         submission: Submission,
         *,
-        memory_kills: MemoryKills | None = None,
+        memory_kills: MemoryKills,
         host: str | None = None,
         outlives_parent: bool = False,
     ) -> None:
         """Start nothing yet.
 
-        ``memory_kills`` are the kills of this node, shared by all attempts on it; ``None``: the caller counts them.
+        ``memory_kills`` are the kills of this node, shared by all attempts that this process starts.
         ``host`` is this node's name, for messages. If ``outlives_parent``, ranks go on if this process is killed.
         Otherwise they end with this process.
         """
@@ -168,7 +154,8 @@ class Supervisor:
         self._kills_before = own_kill_count()
         self._host = host
         self._outlives_parent = outlives_parent
-        self._grace = PeerGrace()
+        self._failed_at: float | None = None
+        """When a rank was first seen to have failed, here or on another node, on the monotonic clock."""
         self._left_behind: set[int] = set()
         """Ranks that were killed here, since they had not noticed that another one failed."""
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -200,29 +187,25 @@ class Supervisor:
             )
 
     def peer_failed(self) -> None:
-        """Note that a rank on another node has failed: the ranks here have ``PEER_GRACE_SECONDS`` to notice."""
-        self._grace.is_over(has_failed=True)
+        """Note that a rank has failed: the others have ``PEER_GRACE_SECONDS`` to notice."""
+        self._failed_at = self._failed_at or time.monotonic()
 
     def poll(self) -> Ended | None:
         """Return how the ranks here ended; ``None`` while one lives. Ranks that outlive a failed one are killed."""
         polled = {rank: process.poll() for rank, process in self._processes.items()}
-        if self._grace.is_over(has_failed=any(polled.values())):
+        if any(polled.values()):
+            self.peer_failed()
+        if self._failed_at is not None and time.monotonic() - self._failed_at > PEER_GRACE_SECONDS:
             self._left_behind |= {rank for rank, code in polled.items() if code is None}
             self.signal(signal.SIGKILL)
         codes = {rank: code for rank, code in polled.items() if code is not None}
         if len(codes) < len(polled):
             return None
         codes |= dict.fromkeys(self._left_behind, EXIT_FAILED)  # what killed them explains nothing
-        killed = [rank for rank, code in codes.items() if code == -signal.SIGKILL]
-        kills, host, before = self._memory_kills, self._host, self._kills_before
-        if not (killed and kills is not None and kills.explain_one(host or "", before, own_kill_count())):
-            killed = []
-        return ended(codes, self._submission.resources.ranks, out_of_memory=killed[:1], host=host)
-
-    def wait(self) -> int:
-        """Wait for the only rank here; returns its exit code."""
-        (process,) = self._processes.values()
-        return process.wait()
+        killed = next((rank for rank, code in codes.items() if code == -signal.SIGKILL), None)
+        if killed is not None and not self._memory_kills.explain_one(self._kills_before):
+            killed = None
+        return ended(codes, self._submission.resources.ranks, out_of_memory=killed, host=self._host)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to every rank that lives."""
@@ -321,15 +304,8 @@ def _rank_of_cause(code: int) -> tuple[bool, bool, bool]:
     return code == 0, code > 0, code not in EXPLAINING_EXITS
 
 
-def ended(
-    codes: Mapping[int, int],
-    ranks: int,
-    *,
-    lost: Mapping[int, str] | None = None,
-    out_of_memory: Collection[int] = (),
-    host: str | None = None,
-) -> Ended:
-    """Return how an attempt of ``ranks`` ranks ended, from the exit codes of all ranks, or of those on this node.
+def ended(codes: Mapping[int, int], ranks: int, *, out_of_memory: int | None = None, host: str | None = None) -> Ended:
+    """Return how an attempt of ``ranks`` ranks ended, from the exit codes by rank of those on this node.
 
     A rank that a signal killed explains the others best, then one whose exit code names a cause. A rank with exit code
     1 may only have lost another rank; on a full disk the one that met it first could not write why.
@@ -337,18 +313,14 @@ def ended(
     Args:
         codes: by rank.
         ranks: of the run.
-        lost: why a rank has no exit code of its own, such as a lost node; the first entry was lost first.
-        out_of_memory: ranks that the system killed because it was out of memory. They explain all others.
+        out_of_memory: a rank that the system killed because it was out of memory. It explains all others.
         host: the node to name in the message. ``None``: name none.
     """
-    failed = [rank for rank, code in codes.items() if code]
-    if not failed:
+    if not any(codes.values()):
         return Ended(exit_code=0, message="ended")
-    if lost and not out_of_memory:
-        rank, message = next(iter(lost.items()))
-        return Ended(exit_code=codes[rank], message=message, is_lost=True)
-    by_cause = sorted(failed, key=lambda rank: (*_rank_of_cause(codes[rank]), rank))
-    rank = min(out_of_memory) if out_of_memory else by_cause[0]
+    rank = out_of_memory
+    if rank is None:
+        rank = min(codes, key=lambda one: (*_rank_of_cause(codes[one]), one))
     code = codes[rank]
     how = f"ended with exit code {code}"
     if code < 0:
@@ -357,7 +329,7 @@ def ended(
             how = f"was killed by {signal.Signals(-code).name}"
     who = f"rank {rank}" if ranks > 1 else "the worker"
     where = f" on {host}" if host else ""
-    return Ended(exit_code=code, message=f"{who} {how}{where}", out_of_memory=bool(out_of_memory), node=host)
+    return Ended(exit_code=code, message=f"{who} {how}{where}", out_of_memory=out_of_memory is not None, node=host)
 
 
 def cause(ended: Ended, stderr_log: Path) -> tuple[FailureKind, str]:

@@ -22,7 +22,6 @@ from jobs.plan.capacity import Capacity, Node
 from jobs.study.kept_code import Code, source_tree
 from seqlm import machine
 from seqlm.errors import BackendError
-from seqlm.reading import below, is_file
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """Object store of an embedded Ray: near Ray's minimum, since no large object goes through it."""
@@ -32,8 +31,6 @@ KNOCK_SECONDS = 10.0
 """Time that a cluster has to accept a connection."""
 CONNECT_TRIES = 3
 """Number of tries to join a cluster that does not answer within Ray's own timeout."""
-MAX_CODE_BYTES = 100 * 2**20
-"""Most code to send to a cluster. Ray refuses 512 MiB, and keeps it in the memory of the head node."""
 
 for _name, _value in (
     ("RAY_USAGE_STATS_ENABLED", "0"),
@@ -75,7 +72,7 @@ class RayCluster:
         """Start or join the cluster, with ``code`` for the actors.
 
         Raises:
-            BackendError: Ray cannot be started, or there is no such cluster; the code is too large to be sent.
+            BackendError: Ray cannot be started, or there is no such cluster.
         """
         self._connect(None if self.is_embedded else _runtime_env(code))
 
@@ -269,14 +266,6 @@ def _runtime_env(code: Code) -> dict[str, Any]:
     """
     if code.live:
         return {"env_vars": {"PYTHONPATH": str(code.path)}}
-    sizes = {path: path.stat().st_size for path in below(code.path) if is_file(path)}
-    if sum(sizes.values()) > MAX_CODE_BYTES:
-        largest = sorted(sizes, key=lambda path: sizes[path], reverse=True)[:3]
-        named = ", ".join(f"{path.relative_to(code.path)} ({sizes[path] / 2**20:.0f} MiB)" for path in largest)
-        raise BackendError(
-            f"the code to send to the cluster has {sum(sizes.values()) / 2**20:.0f} MiB, expected at most "
-            f"{MAX_CODE_BYTES / 2**20:.0f}; the largest files that git tracks are {named}"
-        )
     return {"working_dir": str(code.path)}
 
 

@@ -114,16 +114,8 @@ def test_keys_of_a_site_file_are_called_as_they_stand_there(tmp_path: Path) -> N
     assert problems(tmp_path, "sbatch.output = 'x'")[0].startswith("site.toml: sbatch.output: seqlm sets --output ")
 
 
-def test_what_only_another_file_makes_impossible_names_the_place_to_change(tmp_path: Path) -> None:
-    expected = "expected signal_before_s (120) below timeout_min (120 s)"
-    assert problems(tmp_path, timeout_min=2) == [f"study.toml: backend.slurm.timeout_min: {expected}, got 2"]
-    assert problems(tmp_path, "signal_before_s = 120", timeout_min=2) == [
-        f"site.toml: signal_before_s: {expected}, got 120"
-    ]
-    assert read(tmp_path, "signal_before_s = 119", timeout_min=2).timeout_min == 2
-    assert problems(tmp_path, "mem_gb = 1", sbatch={"mem_per_gpu": "4G"}) == [
-        'site.toml: mem_gb: expected either this key or the option "mem-per-gpu" of sbatch, got both'
-    ]
+def test_the_warning_leaves_half_of_a_short_job() -> None:
+    assert [SlurmSettings(timeout_min=minutes).warning_s for minutes in (1, 4, 60)] == [30, 120, 120]
 
 
 # -- nodes and jobs ------------------------------------------------------------------------------------------------

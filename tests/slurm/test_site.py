@@ -19,10 +19,9 @@ from slurm.settings import SlurmSettings
 from slurm.site import (
     NodeKind,
     PartitionFacts,
-    controller_config,
     count_gpus,
+    max_array_size,
     partition_facts,
-    read_config,
     read_minutes,
     read_partitions,
 )
@@ -50,13 +49,13 @@ Slurmctld(primary) at ctl is UP
 """
 
 SINFO = """\
-main*|up|infinite|0/1/0/1|4|2000|gpu:fake:2|1-infinite
-main*|up|infinite|0/2/1/3|8|3000|(null)|1-infinite
-gpu|up|2-00:00:00|2/1/1/4|64|515000|gpu:a100:4(S:0-1),nvme:1|1-infinite
-gpu|up|2-00:00:00|0/2/0/2|32|257000|gpu:h100:8(S:0-1)|1-infinite
-cpu|up|30:00|0/2/0/2|8|3000|(null)|1
-old|down|infinite|0/0/1/1|8|3000|(null)|1-2
-empty|up|infinite|0/0/0/0|0|0|(null)|1-infinite
+main*|infinite|1|4|2000|gpu:fake:2|1-infinite
+main*|infinite|3|8|3000|(null)|1-infinite
+gpu|2-00:00:00|4|64|515000|gpu:a100:4(S:0-1),nvme:1|1-infinite
+gpu|2-00:00:00|2|32|257000|gpu:h100:8(S:0-1)|1-infinite
+cpu|30:00|2|8|3000|(null)|1
+old|infinite|1|8|3000|(null)|1-2
+empty|infinite|0|0|0|(null)|1-infinite
 """
 
 
@@ -71,33 +70,22 @@ def on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # -- texts ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_configuration_of_a_controller_is_read() -> None:
-    config = read_config(CONFIG)
-    assert (config.max_array_size, config.max_job_count) == (1001, 10_000)
-    assert not config.accounting
-    assert not read_config(CONFIG.replace("(null)\nClus", "accounting_storage/none\nClus")).accounting
-    assert read_config(CONFIG.replace("(null)\nClus", "accounting_storage/slurmdbd\nClus")).accounting
-    with pytest.raises(BackendError, match=r"scontrol show config.*MaxArraySize"):
-        read_config(CONFIG.replace("MaxArraySize", "MaxAray"))
-
-
 def test_partitions_are_read_with_the_kinds_of_their_nodes() -> None:
     partitions, default = read_partitions(SINFO)
     assert default == "main"
     assert list(partitions) == ["main", "gpu", "cpu", "old", "empty"]
     assert partitions["gpu"] == PartitionFacts(
         name="gpu",
-        up=True,
         time_limit_min=2880,
         max_nodes=None,
         kinds=(
-            NodeKind(count=4, usable=3, cpus=64, gpus=4, memory_mb=515_000),
-            NodeKind(count=2, usable=2, cpus=32, gpus=8, memory_mb=257_000),
+            NodeKind(count=4, cpus=64, gpus=4, memory_mb=515_000),
+            NodeKind(count=2, cpus=32, gpus=8, memory_mb=257_000),
         ),
     )
-    assert (partitions["main"].nodes, partitions["main"].usable_nodes) == (4, 3)
+    assert (partitions["main"].nodes, partitions["main"].has_gpus, partitions["gpu"].has_gpus) == (4, False, True)
     assert (partitions["cpu"].time_limit_min, partitions["cpu"].max_nodes) == (30, 1)
-    assert (partitions["old"].up, partitions["old"].max_nodes) == (False, 2)
+    assert partitions["old"].max_nodes == 2
     assert partitions["empty"].kinds == ()
     with pytest.raises(BackendError, match='"slurm_load_partitions'):
         read_partitions("slurm_load_partitions: nothing\n")
@@ -138,10 +126,10 @@ def test_times_are_read_as_slurm_writes_them(text: str, minutes: int | None) -> 
 def test_each_question_is_one_call(on_path: Path) -> None:
     answering(on_path, "scontrol", CONFIG)
     answering(on_path, "sinfo", SINFO)
-    assert controller_config().max_array_size == 1001
+    assert max_array_size() == 1001
     assert (on_path / "scontrol.asked").read_text() == "show config\n"
     assert partition_facts("cpu").name == "cpu"
-    assert (on_path / "sinfo.asked").read_text() == "-h -a -e -o %P|%a|%l|%F|%c|%m|%G|%s\n"
+    assert (on_path / "sinfo.asked").read_text() == "-h -a -e -o %P|%l|%D|%c|%m|%G|%s\n"
 
 
 @pytest.mark.process
@@ -164,7 +152,7 @@ def test_an_unknown_partition_gets_the_nearest_one(on_path: Path) -> None:
 
 @pytest.mark.process
 def test_a_variable_for_sinfo_does_not_narrow_its_answer(on_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program(on_path, "sinfo", 'echo "${SINFO_PARTITION-main*}|up|infinite|0/1/0/1|4|2000|(null)|1-infinite"')
+    program(on_path, "sinfo", 'echo "${SINFO_PARTITION-main*}|infinite|1|4|2000|(null)|1-infinite"')
     monkeypatch.setenv("SINFO_PARTITION", "cpu")
     assert partition_facts(None).name == "main"
 
@@ -179,7 +167,7 @@ def test_a_machine_without_a_cluster_is_not_the_fault_of_a_run(on_path: Path) ->
     assert str(caught.value) == f"sinfo: fatal: Could not establish a configuration source; {where}"
     answering(on_path, "sinfo", SINFO)
     too_large = replace(spec, resources=Resources(cpus=4000))
-    with pytest.raises(BackendError, match=r"^rnn-adam: never fits: needs 4000 cores"):
+    with pytest.raises(BackendError, match=r"^rnn-adam: never fits: needs 1 node with 1 GPU and 4000 cores"):
         SlurmBackend(SlurmSettings()).resolve(too_large, 1)
 
 
@@ -237,17 +225,16 @@ def test_cores_left_open_are_shared_by_the_nodes_that_hold_the_run_alone() -> No
 
 EMPTY = read_partitions(SINFO)[0]["empty"]
 NEVER: list[tuple[PartitionFacts, dict[str, Any], dict[str, Any], str]] = [
-    (MAIN, {"ranks": 8}, {}, "never fits: needs 8 GPUs on one node, partition main has 2"),
-    (CPU, {"gpus": 0.5}, {}, "needs 1 GPU on one node, partition cpu has 0"),
-    (CPU, {"ranks": 3, "cpus": 3}, {}, "never fits: needs 9 cores (3 ranks of 3) on one node, partition cpu has 8"),
-    (MAIN, {"gpus": 0.1, "cpus": 1}, {}, "needs 10 cores (10 runs of 1) on one node, partition main has 8"),
-    (CPU, {}, {"mem_gb": 4}, "never fits: needs 4 GB of memory on one node, partition cpu has 2.9"),
+    (MAIN, {"ranks": 8}, {}, "never fits: needs 1 node with 8 GPUs and 8 cores, partition main has 0 of these"),
+    (CPU, {"gpus": 0.5}, {}, "needs 1 node with 1 GPU and 2 cores, partition cpu has 0 of these"),
+    (MAIN, {"gpus": 0.1, "cpus": 1}, {}, "needs 1 node with 1 GPU and 10 cores, partition main has 0 of these"),
+    (CPU, {}, {"mem_gb": 4}, "needs 1 node with 1 core and 4 GB of memory, partition cpu has 0 of these"),
     (MAIN, {"cpus": 3, "ranks": 2}, {}, "needs 1 node with 2 GPUs and 6 cores, partition main has 0 of these"),
     (MAIN, {"ranks": 4}, {"ranks_per_node": 2}, "2 nodes with 2 GPUs and 2 cores, partition main has 1 of these"),
-    (CPU, {"ranks": 2}, {"ranks_per_node": 1}, "never fits: needs 2 nodes, partition cpu allows 1 per job"),
+    (CPU, {"ranks": 2}, {"ranks_per_node": 1}, "never fits: needs 2 nodes with 1 core, partition cpu allows 1 per job"),
     (GPU, {"ranks": 3}, {"ranks_per_node": 2}, "expected a multiple of ranks_per_node = 2, such as 2 or 4, got 3"),
     (GPU, {}, {"timeout_min": 6000}, "timeout_min: expected at most 2880, the limit of partition gpu, got 6000"),
-    (EMPTY, {}, {}, "never fits: needs 1 core on one node, partition empty has 0"),
+    (EMPTY, {}, {}, "never fits: needs 1 node with 1 core, partition empty has 0 of these"),
 ]
 
 

@@ -5,7 +5,6 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -126,8 +125,6 @@ def test_the_script_says_what_the_settings_say(tmp_path: Path) -> None:
         mem_gb=32,
         ranks_per_node=2,
         signal_before_s=60,
-        mail_user="me",
-        mail_type="END",
         setup=("module load cuda",),
         srun_args=("--cpu-bind=none",),
         sbatch={"exclusive": True, "comment": "a grid"},
@@ -146,8 +143,6 @@ def test_the_script_says_what_the_settings_say(tmp_path: Path) -> None:
         "exclusive",
         "gpus-per-node=2",
         f"job-name=seqlm-{tmp_path.name}",
-        "mail-type=END",
-        "mail-user=me",
         "mem=32768M",
         "nodes=2",
         "ntasks-per-node=1",
@@ -213,7 +208,7 @@ def test_runs_that_share_a_gpu_get_one_and_the_cores_of_all(tmp_path: Path) -> N
 
 
 def test_nothing_is_submitted_once_the_budget_is_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "controller_config", lambda: SimpleNamespace(max_array_size=1000))
+    monkeypatch.setattr(backend, "max_array_size", lambda: 1000)
     monkeypatch.setattr(backend, "live_code", lambda: CODE)
     items = [replace(item, estimate=make_estimate(3600)) for item in planned(tmp_path, 3)]
     (found,) = backend.SlurmBackend().scripts(items, LaunchOptions(study_dir=tmp_path, policy=Policy(gpu_hours=2)))

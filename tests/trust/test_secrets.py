@@ -213,9 +213,7 @@ def test_sbatch_is_called_without_the_secrets_of_the_shell(tmp_path: Path, monke
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(
-    ("more", "arrives"), [("", False), ('env_pass = ["SLURM_JWT"]', True), ('sbatch.export = "ALL"', True)]
-)
+@pytest.mark.parametrize(("more", "arrives"), [("", False), ('env_pass = ["SLURM_JWT"]', True)])
 def test_the_token_with_which_sbatch_submits_reaches_no_command_of_a_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str, arrives: bool
 ) -> None:
@@ -228,7 +226,7 @@ def test_the_token_with_which_sbatch_submits_reaches_no_command_of_a_job(
     (slurm.bin / "srun").write_text("#!/bin/sh\nprintenv SLURM_JWT\n")
     settings = read_settings({"python": "printenv SLURM_JWT #"}, where="", environ={})
     scripts = {name: job.script for name, job in slurm.jobs().items()}
-    scripts |= {} if more else {"doctor": doctor.script(settings, tmp_path, gpu=None, wait_s=60)}
+    scripts |= {} if more else {"doctor": doctor.script(settings, tmp_path, has_gpus=False, wait_s=60)}
     for number, script in scripts.items():
         environ = slurm.environment(int(number)) if number.isdigit() else {**os.environ}
         assert environ["SLURM_JWT"] == "token", "sbatch needs it"
@@ -252,35 +250,6 @@ def test_a_secret_in_env_stands_in_no_file_of_the_study_and_reaches_the_job(
     assert slurm.environment(1)["HF_TOKEN"] == PASSED["HF_TOKEN"]
     told = JobPlan.read(tmp_path / "runs/small/launches/000001/plan.json")
     assert told.env["NCCL_DEBUG"] == "INFO"
-
-
-@pytest.mark.process
-@pytest.mark.parametrize(
-    ("export", "code"), [("ALL", 0), ("ALL,A=b", 0), ("PATH,HF_TOKEN", 0), ("NONE", 2), ("PATH", 2)]
-)
-def test_a_secret_in_env_that_the_option_export_keeps_from_jobs_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], export: str, code: int
-) -> None:
-    FakeSlurm(tmp_path / "slurm").on_path(monkeypatch)
-    study_on(tmp_path, "slurm", f'{SECRET_ENV}\nsbatch.export = "{export}"')
-    monkeypatch.chdir(tmp_path)
-    assert launch.main(["run", "small.toml", "--backend", "slurm", "--no-wait"]) == code
-    line = (
-        f'error: backend.slurm.sbatch.export: expected it to name HF_TOKEN (set in env), got "{export}"; '
-        "add the name, or remove it from env\n"
-    )
-    assert (line in capsys.readouterr().err) == (code == 2)
-
-
-@pytest.mark.process
-@pytest.mark.usefixtures("shell")
-def test_the_option_export_of_sbatch_goes_before_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slurm = FakeSlurm(tmp_path / "slurm")
-    slurm.on_path(monkeypatch)
-    study_on(tmp_path, "slurm", 'sbatch.export = "ALL"')
-    monkeypatch.chdir(tmp_path)
-    assert launch.main(["run", "small.toml", "--backend", "slurm", "--no-wait"]) == 0
-    assert {name: slurm.environment(1)[name] for name in SHELL} == SHELL
 
 
 @pytest.fixture

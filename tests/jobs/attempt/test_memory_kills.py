@@ -24,18 +24,14 @@ def test_the_count_of_kills_is_read_from_the_first_file_that_tells(tmp_path: Pat
     assert kill_count([tmp_path / "absent"]) == 0
 
 
-def test_each_kill_since_then_explains_one_death() -> None:
+def test_each_kill_since_then_explains_one_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = [0]
+    monkeypatch.setattr("jobs.attempt.memory_kills.own_kill_count", lambda: counted[0])
     kills = MemoryKills()
-    assert not kills.explain_one("", 5, 5), "those of before are others'"
-    assert [kills.explain_one("", 5, 7) for _ in range(3)] == [True, True, False]
-
-
-def test_each_kill_on_a_node_explains_one_death_there() -> None:
-    kills = MemoryKills()
-    assert not kills.explain_one("a", 5, 5)
-    assert kills.explain_one("a", 5, 6)
-    assert not kills.explain_one("a", 5, 6), "of two that lived at the same time one was killed for its memory"
-    assert not kills.explain_one("b", 0, 0), "another node"
-    assert kills.explain_one("b", 0, 1)
-    assert not kills.explain_one("a", 8, 8), "those before its life were others'"
-    assert kills.explain_one("a", 6, 9)
+    counted[0] = 5
+    assert not kills.explain_one(5), "those before its life were others'"
+    counted[0] = 7
+    assert [kills.explain_one(5) for _ in range(3)] == [True, True, False]
+    counted[0] = 8
+    assert not kills.explain_one(8)
+    assert kills.explain_one(6)

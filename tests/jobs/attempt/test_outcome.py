@@ -34,13 +34,12 @@ def test_ranks_that_are_all_well_are_no_failure() -> None:
     assert ended({0: 0, 1: 0}, 2).exit_code == 0
 
 
-@pytest.mark.parametrize("lost", [{}, {0: "rank 0 lost its actor"}])
-def test_a_rank_that_was_killed_for_its_memory_explains_the_others(lost: dict[int, str]) -> None:
+def test_a_rank_that_was_killed_for_its_memory_explains_the_others() -> None:
     codes = {0: -9, 1: -9, 2: 1}
-    found = ended(codes, 3, lost=lost, out_of_memory={1})
+    found = ended(codes, 3, out_of_memory=1)
     assert found.out_of_memory
     assert (found.exit_code, found.message) == (-9, "rank 1 was killed by SIGKILL")
-    assert not ended(codes, 3, lost=lost).out_of_memory
+    assert not ended(codes, 3).out_of_memory
 
 
 @pytest.mark.parametrize(

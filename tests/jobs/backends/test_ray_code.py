@@ -14,9 +14,6 @@ from seqlm.errors import BackendError
 
 
 def code(folder: Path, *, live: bool = False) -> Code:
-    (folder / "seqlm").mkdir()
-    (folder / "seqlm" / "large.bin").write_bytes(b"x" * 3000)
-    (folder / "seqlm" / "small.py").write_bytes(b"x" * 10)
     return Code(path=folder, commit=None, dirty=False, live=live)
 
 
@@ -27,16 +24,6 @@ def test_the_kept_code_travels_and_no_variable(tmp_path: Path, monkeypatch: pyte
 
 def test_a_live_tree_stays_where_it_is(tmp_path: Path) -> None:
     assert ray_cluster._runtime_env(code(tmp_path, live=True)) == {"env_vars": {"PYTHONPATH": str(tmp_path)}}
-
-
-def test_code_that_is_too_large_is_refused_with_the_files_to_look_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ray_cluster, "MAX_CODE_BYTES", 3000)
-    with pytest.raises(
-        BackendError, match=r"expected at most .*; the largest files that git tracks are seqlm/large.bin"
-    ):
-        ray_cluster._runtime_env(code(tmp_path))
 
 
 def test_a_job_server_is_no_cluster_to_join() -> None:

@@ -89,8 +89,7 @@ EVERY_KEY: dict[str, Any] = {
         "slurm": {
             **{"partition": "p", "account": "a", "qos": "q", "constraint": "c d", "reservation": "r", "nodelist": "n"},
             **{"exclude": "e", "timeout_min": 5, "signal_before_s": 9, "mem_gb": 1.5, "ranks_per_node": 2},
-            **{"setup": ["module load x"], "python": "python3 -u", "srun_args": ["--x"], "mail_user": "m"},
-            **{"mail_type": "END,FAIL", "sbatch": {"gres": "x"}},
+            **{"setup": ["module load x"], "python": "python3 -u", "srun_args": ["--x"], "sbatch": {"gres": "x"}},
         },
     },
 }
@@ -305,7 +304,6 @@ backend.slurm.constraint : " " | "a\nb" : "a b"
 backend.slurm.signal_before_s : 0 | 65536 : 65535
 backend.slurm.mem_gb : 0 : 0.5
 backend.slurm.setup : ~["#SBATCH x"] | [""] : ["x y"]
-backend.slurm.mail_type : ~"ENDD" | ~"END,,FAIL" : "end,NONE"
 backend.slurm.sbatch : {gpus = 1} | ~{part = "x"} | {"a b" = 1} | ~{nice = 0.5} | {x = false} : {nice = 1, x = true}
 backend.slurm.sbatch : {"--hold" = true} | ~{comment = "a\n#SBATCH"} : {hold = true}
 backend.slurm.sbatch : ~{core_spec = 1, "core-spec" = 1} | ~{job_n = "x"} | ~{nice = "7"} : {core_spec = 1}

@@ -1,0 +1,95 @@
+"""The actor of one rank on Ray, which holds its cores and GPU and runs its process."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import final
+
+import ray
+
+from jobs.attempt.memory_kills import MemoryKills
+from jobs.attempt.supervisor import Ended, Supervisor, interface_of, rank_variables
+from jobs.spec import Submission
+from seqlm import machine
+from seqlm.errors import EXIT_LOST, EXIT_STOPPED, FileError
+from seqlm.reading import is_folder
+
+POLL_SECONDS = 0.05
+
+
+@final
+class RankHost:
+    """The actor of one rank.
+
+    The process has the same command line as on every backend. So Ray's processes hold no GPU and no threads, and a
+    crash of the rank is an exit code. ``run`` takes as long as the rank does; Ray calls the others in further threads.
+    """
+
+    def __init__(self) -> None:
+        self._is_stopped = threading.Event()
+        self._has_peer_failed = threading.Event()
+
+    def run(
+        self, submission: Submission, rank: int, *, node: str, first_host: str, kept_code: Path | None
+    ) -> Ended | None:
+        """Run a rank's process to its end. ``None``: this node does not see the run's folder.
+
+        Args:
+            submission: the attempt. The interpreter is that of this actor, whatever its ``argv`` names.
+            rank: from 0.
+            node: Ray's id of this node.
+            first_host: the address of the first rank's node.
+            kept_code: the folder of the code to run. ``None``: the one that came with the actor.
+        """
+        if not _sees(submission.run_dir):
+            return None
+        address = ray.util.get_node_ip_address()
+        gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+        variables = rank_variables(
+            submission,
+            rank,
+            machine.addressed(gpus[0]) if gpus else None,
+            node=node,
+            first_host=first_host,
+            interface=interface_of(address) if submission.resources.ranks > 1 else None,
+        )
+        argv = (sys.executable, *submission.argv[1:])
+        ranks = Supervisor(replace(submission, argv=argv, cwd=kept_code or Path.cwd()), memory_kills=MemoryKills())
+        if self._is_stopped.is_set():
+            return Ended(exit_code=EXIT_STOPPED, message="stopped before it had started")
+        try:
+            ranks.start(rank, variables)
+        except (OSError, FileError) as error:
+            problem = f"cannot start the worker on {socket.gethostname()}: {error}"
+            return Ended(exit_code=EXIT_LOST, message=problem, is_lost=True)
+        was_told = False
+        while (ended := ranks.poll()) is None:
+            if self._is_stopped.is_set() and not was_told:
+                was_told = True
+                ranks.signal(signal.SIGTERM)
+            if self._has_peer_failed.is_set():
+                ranks.peer_failed()
+            time.sleep(POLL_SECONDS)
+        return ended
+
+    def stop(self) -> None:
+        """Ask the rank to stop between two steps. A rank that has not started yet does not start."""
+        self._is_stopped.set()
+
+    def peer_failed(self) -> None:
+        """Note that another rank has failed: if this one does not notice in time, it is killed."""
+        self._has_peer_failed.set()
+
+
+def _sees(folder: Path) -> bool:
+    """Return whether a folder can be seen on this node; false if its file system fails."""
+    try:
+        return is_folder(folder)
+    except FileError:
+        return False
