@@ -1,8 +1,9 @@
 """Test user's own models: ``python -m seqlm.check_model REQUEST ANSWER``, two JSON files.
 
-The request is a list of models, each with ``folder``, ``config``, ``vocab_size`` and ``seq_len``. The answer has an
-object for each model: ``findings`` (``level`` is ``ok``, ``bad``, or ``note`` for what could not be tested),
-``sizes`` (``None`` if they cannot be measured) and ``traceback`` (of the first error of the user's code, or ``None``).
+The request is a list of models, each with ``folder``, ``config``, ``vocab_size``, ``seq_len`` and ``ranks`` (whether to
+test two ranks as well). The answer has an object for each model: ``findings``, each with a ``level`` (``ok``, ``bad``,
+or ``note`` for what could not be tested), ``sizes`` (``None`` if they cannot be measured) and ``traceback`` (of the
+first error of the user's code, or ``None``).
 
 A program of its own: a launcher does not import torch, and code of a user's cannot disturb it.
 """
@@ -31,10 +32,12 @@ from seqlm.check_model.checks import (
     check_resume,
     check_shapes,
 )
+from seqlm.check_model.ranks import check_ranks
 from seqlm.check_model.sizes import sizes_of
 from seqlm.check_model.subject import BrokenContractError, Subject
 from seqlm.errors import SeqlmError
 from seqlm.models.custom import described
+from seqlm.training.distributed import run_program
 
 
 def _build(subject: Subject) -> str:
@@ -67,7 +70,7 @@ def answers(requests: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         subject = Subject(CustomConfig(**request["config"]), Path(request["folder"]))
         kind = _kind(subject, request["vocab_size"], request["seq_len"])
         if kind not in known:
-            known[kind] = _answer(subject, request["vocab_size"], request["seq_len"])
+            known[kind] = _answer(subject, request["vocab_size"], request["seq_len"], ranks=request["ranks"])
         yield known[kind]
 
 
@@ -87,19 +90,19 @@ def _kind(subject: Subject, vocab_size: int, seq_len: int) -> str:
     return repr([vocab_size, seq_len, {**vars(subject.config), "arguments": arguments}, built])
 
 
-def _answer(subject: Subject, vocab_size: int, seq_len: int) -> dict[str, Any]:
+def _answer(subject: Subject, vocab_size: int, seq_len: int, *, ranks: bool) -> dict[str, Any]:
     sizes = _sizes(subject, vocab_size, seq_len)
     if sizes is not None and sizes["parameters"] > LARGEST:
         text = f"{sizes['parameters']:,} parameters are too many to try here"
         return {"findings": [{"level": "note", "subject": "import", "text": text}], "sizes": sizes, "traceback": None}
-    return {**examine(subject), "sizes": sizes}
+    return {**examine(subject, ranks=ranks), "sizes": sizes}
 
 
-def examine(subject: Subject) -> dict[str, Any]:
+def examine(subject: Subject, *, ranks: bool) -> dict[str, Any]:
     """Test everything and return the findings. Without a model of the right shapes, nothing else is tested."""
     findings: list[dict[str, str]] = []
     first: str | None = None
-    for name, check in CHECKS.items():
+    for name, check in {**CHECKS, **({"two ranks": check_ranks} if ranks else {})}.items():
         cause: BaseException | None = None
         try:
             level, text = "ok", check(subject)
@@ -135,4 +138,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

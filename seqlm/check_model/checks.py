@@ -25,6 +25,7 @@ from seqlm.models import LanguageModel
 from seqlm.models.custom import described
 from seqlm.models.language_model import hidden_states_of
 from seqlm.models.state import State, map_state, tensors_of
+from seqlm.training.distributed import Rank
 from seqlm.training.optimizers import restore_optimizer
 from seqlm.training.step import TrainingStep
 
@@ -282,7 +283,7 @@ def _differ(one: LanguageModel, other: LanguageModel) -> bool:
 
 def check_micro_batches(subject: Subject) -> str:
     """A step in several parts is the step of the whole batch."""
-    whole, parts = (_gradients_of(subject, parts) for parts in (1, PARTS))
+    whole, parts = (gradients_of(subject, parts=parts) for parts in (1, PARTS))
     if wrong := differing(parts, whole):
         raise BrokenContractError(
             f"a batch in {PARTS} parts is not the whole batch: {wrong[0]} differs; the model may use statistics over "
@@ -291,13 +292,30 @@ def check_micro_batches(subject: Subject) -> str:
     return f"a batch in {PARTS} parts is the whole batch{_where(_is_deterministic(subject))}"
 
 
-def _gradients_of(subject: Subject, parts: int) -> dict[str, Tensor]:
-    """What a step on the first window in ``parts`` micro-batches gives: loss, state and gradients, without dropout."""
+def gradients_of(
+    subject: Subject, *, parts: int = 1, columns: slice = slice(0, COLUMNS), rank: Rank | None = None
+) -> dict[str, Tensor]:
+    """What a step on these columns of the first window gives: loss, state and gradients, without dropout.
+
+    Args:
+        subject: the model.
+        parts: micro-batches.
+        columns: those of ``rank``.
+        rank: one of several that take the step together. ``None``: the only one.
+    """
     model = subject.build().train(mode=_is_deterministic(subject))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, fused=True)
-    step = TrainingStep(model, optimizer, clip_norm=1e9, tokens_per_step=STEPS * COLUMNS, micro_batches=parts)
+    step = TrainingStep(
+        model,
+        optimizer,
+        clip_norm=1e9,
+        tokens_per_step=STEPS * COLUMNS,
+        micro_batches=parts,
+        rank=rank or Rank(),
+    )
+    tokens, targets = subject.tokens[:STEPS, columns], subject.targets[:STEPS, columns]
     with without_dropout(model):
-        result = step(subject.tokens[:STEPS], subject.targets[:STEPS], model.initial_state(COLUMNS))
+        result = step(tokens, targets, model.initial_state(tokens.shape[1]))
     found = {"the loss": result.loss_nats}
     found |= {f"the state ({number})": tensor for number, tensor in enumerate(tensors_of(result.state), start=1)}
     named = ((name.removeprefix("module."), p.grad) for name, p in model.named_parameters())

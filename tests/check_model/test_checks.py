@@ -17,9 +17,9 @@ from tests.check_model.faulty import FAULTS, write_model
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def answer(folder: Path, source: str = "model.py:Model", **config: Any) -> dict[str, Any]:
+def answer(folder: Path, source: str = "model.py:Model", *, ranks: bool = False, **config: Any) -> dict[str, Any]:
     raw = {"arch": "custom", "source": source, **config}
-    (found,) = answers([{"folder": str(folder), "config": raw, "vocab_size": 50, "seq_len": 9}])
+    (found,) = answers([{"folder": str(folder), "config": raw, "vocab_size": 50, "seq_len": 9, "ranks": ranks}])
     return found
 
 
@@ -96,7 +96,7 @@ def test_models_that_differ_in_a_probability_are_tested_once(tmp_path: Path, mon
     )
     tested = []
 
-    def examine(subject: Any) -> dict[str, Any]:
+    def examine(subject: Any, *, ranks: bool) -> dict[str, Any]:
         tested.append(dict(subject.config.arguments))
         return {}
 
@@ -104,7 +104,7 @@ def test_models_that_differ_in_a_probability_are_tested_once(tmp_path: Path, mon
 
     def request(**arguments: Any) -> dict[str, Any]:
         config = {"arch": "custom", "source": "model.py:Model", "arguments": arguments, "sha256": None}
-        return {"folder": str(tmp_path), "config": config, "vocab_size": 50, "seq_len": 9}
+        return {"folder": str(tmp_path), "config": config, "vocab_size": 50, "seq_len": 9, "ranks": False}
 
     alike = [request(keep=keep) for keep in (0.25, 0.5, 0.75)]
     others = [request(keep=1.0), request(keep=0.5, hidden_size=9), request(keep=0.5, keeps="x"), request(keep=1.5)]
@@ -123,6 +123,7 @@ def test_the_reference_is_a_model_of_ones_own(tmp_path: Path, name: str) -> None
     assert {finding["level"] for finding in found["findings"]} == {"ok"}, found["findings"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("folder", "source", "config"),
     [
@@ -134,9 +135,17 @@ def test_the_reference_is_a_model_of_ones_own(tmp_path: Path, name: str) -> None
         ("min_gru", "min_gru.py:MinGRU", {"arguments": {"hidden_size": 12, "num_layers": 1}, "files": ["causal.py"]}),
     ],
 )
-def test_the_examples_pass(folder: str, source: str, config: dict[str, Any]) -> None:
-    found = answer(EXAMPLES / folder, source, **config)
+def test_the_examples_pass_on_two_ranks_too(folder: str, source: str, config: dict[str, Any]) -> None:
+    found = answer(EXAMPLES / folder, source, ranks=True, **config)
     assert not lines(found)
+    assert "two ranks: two ranks take the step of one" in lines(found, "ok")
+
+
+@pytest.mark.process
+def test_a_model_whose_step_differs_on_two_ranks_alone_is_refused(tmp_path: Path) -> None:
+    write_model(tmp_path, ("# hidden", "h = h * (1 + torch.distributed.is_initialized())"))
+    (found,) = lines(answer(tmp_path, ranks=True))
+    assert found.startswith("two ranks: two ranks are not one: the gradient by ")
 
 
 BROKEN = {
