@@ -23,9 +23,6 @@ from seqlm.reading import exists, is_file, is_folder, listed
 from seqlm.run_layout import study_record_file
 from seqlm.state import State
 
-KEPT_LINES = 10
-"""Most lines about files that stay; ``--json`` has all."""
-
 
 def show_studies(arguments: Arguments) -> tuple[dict[str, Any], int]:
     """Show every folder of the runs folder, the last changed first; folders without a run come last.
@@ -106,18 +103,14 @@ def clean_study(arguments: Arguments) -> tuple[dict[str, Any], int]:
     """Show what may be deleted, ask, and delete it."""
     study_dir = find_trained(arguments)
     run_ids = _runs_to_delete(arguments, study_dir)
-    found = find_leftovers(study_dir, run_ids)
-    items, only_shows = found.leftovers, arguments.dry_run or not found.leftovers
+    items = find_leftovers(study_dir, run_ids)
+    only_shows = arguments.dry_run or not items
     name = printable(study_name(study_dir))
     by_kind = {kind: [item.size_bytes for item in items if item.kind == kind] for kind in KINDS}
     if items:
         show(KIND_COLUMNS, [(kind, sizes) for kind, sizes in by_kind.items() if sizes])
     else:
         say(f"nothing to delete in {name}")
-    for line in found.kept[:KEPT_LINES]:
-        tell(line)
-    if len(found.kept) > KEPT_LINES:
-        tell(f"{len(found.kept) - KEPT_LINES} more stay; --json lists them")
     if not only_shows:
         what = f"{_what(items)} of {name}"
         if not arguments.yes:
@@ -134,7 +127,7 @@ def clean_study(arguments: Arguments) -> tuple[dict[str, Any], int]:
     freed = 0 if only_shows else sum(item.size_bytes for item in items if item.problem is None)
     records = [{**vars(item), "path": str(item.path)} for item in items]
     document = {"study": study_dir.name, "dry_run": arguments.dry_run, "freed_bytes": freed}
-    return {**document, "items": records, "kept": found.kept}, int(any(item.problem for item in items))
+    return {**document, "items": records}, int(any(item.problem for item in items))
 
 
 def _runs_to_delete(arguments: Arguments, study_dir: Path) -> list[str] | None:

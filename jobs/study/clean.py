@@ -1,8 +1,7 @@
 """What may be deleted from a study's folder, and its deletion.
 
 A finished run keeps all that a report, a behaviour job or a reader needs: only its last checkpoint goes, which serves
-nothing but going on. Whole runs go only if a user has chosen them. Whatever belongs to another user, is
-write-protected or is reached through a link stays.
+nothing but going on. Whole runs go only if a user has chosen them. What is a link, or is reached through one, stays.
 """
 
 from __future__ import annotations
@@ -11,19 +10,18 @@ import contextlib
 import os
 import secrets
 import shutil
-import stat
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from jobs.study.folder import ObservedRun, Observer, launching
+from jobs.study.folder import Observer, launching
 from jobs.study.squeue import Scheduler
 from seqlm.ends import timestamp
 from seqlm.errors import FileError, RunBusyError, UsageError
 from seqlm.lease import Terms, live_owner
 from seqlm.locks import is_locked
-from seqlm.reading import exists, is_file, is_folder, is_link
+from seqlm.reading import below, exists, is_file, is_folder, is_link
 from seqlm.requests import Requests, file_request
 from seqlm.run_layout import BEHAVIOUR_FOLDER, CANARY_FOLDER
 from seqlm.rundir import RunDirectory
@@ -49,16 +47,7 @@ class Leftover:
     """Why it was not deleted; `None`: it was, or nothing has been tried."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """What may be deleted from a study, and what looks like it and stays."""
-
-    leftovers: list[Leftover] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)
-    """A line for each file or folder that stays although it is of one of the kinds."""
-
-
-def find_leftovers(study_dir: Path, run_ids: Collection[str] | None = None) -> Found:
+def find_leftovers(study_dir: Path, run_ids: Collection[str] | None = None) -> list[Leftover]:
     """List what may be deleted from a study. Writes nothing.
 
     With ``run_ids``, it lists the folders of these runs, and nothing else.
@@ -68,92 +57,38 @@ def find_leftovers(study_dir: Path, run_ids: Collection[str] | None = None) -> F
         UsageError: the study belongs to another user.
         FileError: a folder or a record of the study's jobs cannot be read.
     """
-    found, counted, scheduler = Found(), set[tuple[int, int]](), Scheduler()
+    found: list[Leftover] = []
+    scheduler, terms = Scheduler(), Terms.from_environment(os.environ)
+
+    def add(kind: Kind, path: Path) -> None:
+        relative = path.relative_to(study_dir)
+        if not any(is_link(study_dir / step) for step in (relative, *relative.parents[:-1])):
+            files = [one for one in (path, *below(path)) if exists(one) and not is_folder(one)]
+            found.append(Leftover(kind=kind, path=relative, size_bytes=sum(one.lstat().st_size for one in files)))
+
     try:
         if study_dir.stat().st_uid != os.geteuid():
             raise UsageError(f"{study_dir} belongs to another user; clean deletes only in your own studies")
         for folder in (study_dir, study_dir / BEHAVIOUR_FOLDER, study_dir / CANARY_FOLDER):
-            if is_link(folder) and folder != study_dir:
-                continue
             observer = Observer(folder, scheduler)
-            for run in map(RunDirectory, map(folder.joinpath, run_ids or ())):
-                if _is_busy(run, observer.look_at(run)):
+            chosen = [RunDirectory(folder / run_id) for run_id in run_ids or ()]
+            for run in RunDirectory.unordered_in(folder) if run_ids is None else chosen:
+                state = observer.look_at(run).observation.state  # "failed" if a file of it is damaged
+                # A worker may be at it whatever its files say of its state.
+                has_worker = is_locked(run.worker_lock_file) or live_owner(run.lease_dir, terms.stale_seconds)
+                is_busy = bool(has_worker) or state in ("running", "queued")
+                if run_ids is not None and is_busy:
                     raise RunBusyError(f"{run.path} is running or queued; `cancel` stops it; nothing was deleted")
-                _add(found, "run", study_dir, run.path, counted)
-            for run in RunDirectory.unordered_in(folder) if run_ids is None else ():
-                seen = observer.look_at(run)  # "failed" if a file of it is damaged
-                has_best = is_file(run.best_checkpoint) and run.best_checkpoint.stat().st_size > 0
-                if seen.observation.state == "done" and has_best and not _is_busy(run, seen):
-                    for path in (run.last_checkpoint, run.previous_checkpoint):
-                        _add(found, "last checkpoint", study_dir, path, counted)
+                if run_ids is not None and (exists(run.path) or run.launched()):
+                    add("run", run.path)
+                elif run_ids is None and state == "done" and not is_busy:
+                    has_best = is_file(run.best_checkpoint) and run.best_checkpoint.stat().st_size > 0
+                    for path in (run.last_checkpoint, run.previous_checkpoint) if has_best else ():
+                        if exists(path):
+                            add("last checkpoint", path)
     except OSError as error:
         raise FileError.from_os_error("read", error.filename or study_dir, error) from None
     return found
-
-
-def _is_busy(run: RunDirectory, seen: ObservedRun) -> bool:
-    """Return whether a run is running or queued, or a worker may be at it whatever its files say of its state."""
-    terms = Terms.from_environment(os.environ)
-    has_worker = is_locked(run.worker_lock_file) or live_owner(run.lease_dir, terms.stale_seconds) is not None
-    return has_worker or seen.observation.state in ("running", "queued")
-
-
-def _add(found: Found, kind: Kind, study_dir: Path, path: Path, counted: set[tuple[int, int]]) -> None:
-    """Add a file or folder to ``found``, if it exists and nothing forbids its deletion.
-
-    ``counted``: the files (device and inode) whose sizes are counted.
-    """
-    relative = path.relative_to(study_dir)
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        if kind == "run" and RunDirectory(path).launched():
-            found.leftovers.append(Leftover(kind=kind, path=relative, size_bytes=0))
-        return
-    parts, reason = [status], None
-    steps = [study_dir / step for step in (*reversed(relative.parents), relative)]
-    if link := next((step for step in steps[1:] if is_link(step)), None):
-        reason = f"{link} is a link" if link != path else "it is a link"
-    elif not status.st_mode & stat.S_IWUSR:
-        reason = "it is write-protected"
-    elif not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-        reason = "it is no regular file"
-    else:
-        parts += _stats_below(path) if stat.S_ISDIR(status.st_mode) else []
-        if any(one.st_uid != os.geteuid() for one in parts):
-            reason = "it belongs to another user"
-    if reason:
-        found.kept.append(f"{path} stays: {reason}")
-    else:
-        found.leftovers.append(Leftover(kind=kind, path=relative, size_bytes=_total_bytes(parts, counted)))
-
-
-def _total_bytes(parts: Iterable[os.stat_result], known: set[tuple[int, int]]) -> int:
-    """Bytes of files, without those of ``known`` (device and inode), to which the files are added."""
-    total = 0
-    for status in parts:
-        file = (status.st_dev, status.st_ino)
-        if not stat.S_ISDIR(status.st_mode) and file not in known:
-            known.add(file)
-            total += status.st_size
-    return total
-
-
-def _stats_below(folder: Path) -> Iterator[os.stat_result]:
-    """The status of everything below a folder. Links are not followed.
-
-    Raises:
-        OSError: a folder cannot be read. What is gone by the time it is read is left out.
-    """
-    waiting = [str(folder)]
-    while waiting:
-        with contextlib.suppress(FileNotFoundError), os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # a live run has just replaced it
-                    status = entry.stat(follow_symlinks=False)
-                    yield status
-                    if stat.S_ISDIR(status.st_mode):
-                        waiting.append(entry.path)
 
 
 def delete_leftovers(
@@ -171,26 +106,19 @@ def delete_leftovers(
         locks.enter_context(launching(study_dir))
         if is_folder(study_dir / BEHAVIOUR_FOLDER):
             locks.enter_context(launching(study_dir / BEHAVIOUR_FOLDER))
-        now = {item.path for item in find_leftovers(study_dir, run_ids).leftovers}
-        deleted = []
-        for item in shown:
-            problem = None
-            if item.path in now:
-                problem = _delete(study_dir / item.path)
-            elif exists(study_dir / item.path):  # else the launch lock's new owner has removed it
-                problem = f"{study_dir / item.path} stays: it has come into use meanwhile"
-            deleted.append(replace(item, problem=problem))
-        _list_no_more(study_dir, [item.path for item in deleted if item.kind == "run" and item.problem is None])
+        now = {item.path for item in find_leftovers(study_dir, run_ids)}
+        in_use = "stays: it has come into use meanwhile"
+        deleted = [
+            replace(item, problem=_delete(study_dir / item.path) if item.path in now else f"{item.path} {in_use}")
+            for item in shown
+        ]
+        gone = [item.path for item in deleted if item.kind == "run" and item.problem is None]
+        for folder in dict.fromkeys(path.parent for path in gone):  # their runs are listed no more as runs to train
+            names = {path.name for path in gone if path.parent == folder}
+            if ids := sorted(names & Requests(study_dir / folder).by_run().keys()):
+                runs: dict[str, Any] = {run_id: {} for run_id in ids}
+                file_request(study_dir / folder, {"kind": "remove", "at": timestamp(), "runs": runs})
         return deleted
-
-
-def _list_no_more(study_dir: Path, deleted: Sequence[Path]) -> None:
-    """Request that these runs, relative to the study's folder, are listed no more as runs to train."""
-    for folder in dict.fromkeys(path.parent for path in deleted):
-        launched = Requests(study_dir / folder).by_run().keys()
-        if ids := launched & {path.name for path in deleted if path.parent == folder}:
-            runs: dict[str, Any] = {run_id: {} for run_id in sorted(ids)}
-            file_request(study_dir / folder, {"kind": "remove", "at": timestamp(), "runs": runs})
 
 
 def _delete(path: Path) -> str | None:

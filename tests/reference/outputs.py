@@ -150,7 +150,6 @@ DATA: dict[str, Meanings] = {
         "items[].path": "path in the study's folder",
         "items[].size_bytes": "its size",
         "items[].problem": ("text or null", "why it could not be deleted; the exit code is 1"),
-        "kept": "lines about files that stay",
     },
     "run --no-wait": {
         "study": ("text", "name of the study"),
