@@ -141,7 +141,7 @@ ATTEMPTS = _meanings(
     ("machine", "", "device, ranks, and cores or share of a GPU; times compare only between equal ones"),
     ("places", "", "hosts and GPUs of all ranks, joined by ' + '"),
     ("micro_batches", "", "parts of each rank's batch; more than 1 if memory was short"),
-    ("code", "", "folder of its code: a copy's name is the commit, and a digest if files were changed"),
+    ("code", "", "folder of its code: a copy's name is the commit and a digest of the files"),
     ("started_at", "", "start, ISO 8601"),
     ("ended_at", "", "end, ISO 8601; of an attempt that was cut off, its last heartbeat"),
     ("seconds", "s", "from started_at to ended_at"),

@@ -1,8 +1,8 @@
 """The code a study was launched with, copied into its folder, so that later edits do not affect waiting jobs.
 
-    <study>/code/<commit>[-<digest>]/    the files, and code-origin.json with their commit and SHA-256 digests
+    <study>/code/<commit>-<digest>/    the files, and code-origin.json with their commit and SHA-256 digests
 
-A copy is verified by its content, never by its name. A copy with other content is moved aside and made again.
+A copy is verified by its content, never by its name.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import shutil
-import stat
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,33 +63,36 @@ def live_code() -> Code:
 
 
 def keep_code(study_dir: Path, *, tell: Callable[[str], None] = lambda line: None) -> Code:
-    """Copy the code into ``<study>/code/<commit>`` unless the same code is already there, and return the copy.
+    """Copy the code into ``<study>/code/<commit>-<digest>`` unless it is already there, and return the copy.
 
     From a git checkout, copies the tracked files of ``KEPT`` with their uncommitted changes. Files that git does not
-    track are not copied, since they might be secrets. Outside a checkout, copies seqlm's packages and the command line.
-    A modified tree gets a separate folder, named by the commit and a digest of the content. If the running code is
-    itself a copy, as on a cluster, the name of that copy is kept.
-
-    ``tell`` is called with a warning if modules are left out, or if an existing copy has other content.
+    track are not copied, since they might be secrets; ``tell`` is called with a warning if modules are left out.
+    Outside a checkout, copies seqlm's packages and the command line. If the running code is itself a copy, as on a
+    cluster, the name of that copy is kept.
 
     Raises:
-        FileError: the copy cannot be read or written.
+        FileError: the copy cannot be read or written, or has other content than its name says.
     """
-    root, origin = _to_keep(tell)
-    target = study_dir.absolute() / "code" / origin["name"]
+    root = source_tree()
+    origin = read_json(root / ORIGIN)
+    commit = _commit(root) if origin is None else None
+    names = _names(root, commit) if origin is None else origin["files"]
     try:
-        wrong = _difference(target, origin) if exists(target) or is_link(target) else None
+        contents = {name: (root / name).read_bytes() for name in sorted(names)}
     except OSError as error:
-        raise FileError.from_os_error("read", target, error) from None
-    if wrong:
-        aside = target.with_name(f"{target.name}.damaged-{secrets.token_hex(4)}")
-        tell(f"warning: {target} is not the expected code ({wrong}); moved to {aside.name} and copied again")
-        try:
-            target.rename(aside)
-        except OSError as error:
-            raise FileError.from_os_error("move away", target, error) from None
-    if not exists(target):
-        _copy(root, target, origin)
+        raise FileError.from_os_error("read", error.filename or root, error) from None
+    files = {name: _sha256(content) for name, content in contents.items()}
+    if origin is None:
+        digest = _sha256(json.dumps(files).encode())[:8]
+        _warn_of_untracked(root, commit, files, tell)
+        name = f"{commit[:12] if commit else 'no-commit'}-{digest}"
+        dirty = bool(commit and _changes(root, *KEPT))
+        origin = {"name": name, "commit": commit, "dirty": dirty, "files": files}
+    target = study_dir.absolute() / "code" / origin["name"]
+    if not (exists(target) or is_link(target)):
+        _copy(contents, target, origin)
+    elif (wrong := _difference(target, {**files, ORIGIN: _sha256(json_text(origin).encode())})) is not None:
+        raise FileError(f"{target} is not the code that its name says ({wrong}); move it away and launch again")
     return Code(path=target, commit=origin["commit"], dirty=origin["dirty"], live=False)
 
 
@@ -113,72 +114,44 @@ def distrust(study_dir: Path) -> str | None:
     return None
 
 
-def _to_keep(tell: Callable[[str], None]) -> tuple[Path, Mapping[str, Any]]:
-    """Return the source tree, and the contents of ``code-origin.json``: files with their digests among them."""
-    root = source_tree()
-    origin = read_json(root / ORIGIN)
-    if origin is not None:
-        return root, {**origin, "files": origin.get("files") or _contents(root, _files_below(root))}
-    commit = _commit(root)
-    if commit is None:
-        files = [file for package in PACKAGES for file in _files_below(root, package)]
-        files += [path.relative_to(root) for path in listed(root, COMMAND_LINE)]
-    else:
-        files = [Path(name) for name in _listed(root, *KEPT) if is_file(root / name)]
-    contents = _contents(root, files)
-    dirty = bool(commit and _changes(root, *KEPT))
-    name = commit[:12] if commit else "no-commit"
-    if dirty or not commit:
-        name += f"-{hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:8]}"
-    # The Python files, at the top and in seqlm's packages, that git neither tracks nor ignores.
+def _names(root: Path, commit: str | None) -> list[str]:
+    """Return the paths of the files to keep, relative to ``root``."""
+    if commit is not None:
+        return [name for name in _listed(root, *KEPT) if is_file(root / name)]
+    found = [*(path for package in PACKAGES for path in below(root / package)), *listed(root, COMMAND_LINE)]
+    return [str(path.relative_to(root)) for path in found if is_file(path) and path.suffix != ".pyc"]
+
+
+def _warn_of_untracked(root: Path, commit: str | None, files: Collection[str], tell: Callable[[str], None]) -> None:
+    """Warn of the Python files, at the top and in seqlm's packages, that git neither tracks nor ignores."""
     where = [":(glob)*.py", *(f"{package}/*.py" for package in PACKAGES)]
     others = _listed(root, "--others", "--exclude-standard", "--", *where) if commit else []
-    if left_out := [other for other in others if other not in contents]:
+    if left_out := [other for other in others if other not in files]:
         tell(
             f"warning: not kept with the study, since git does not track it: {', '.join(left_out)}; `git add` what "
             "the runs need"
         )
-    return root, {"name": name, "commit": commit, "dirty": dirty, "files": contents}
 
 
-def _files_below(root: Path, folder: str = "") -> list[Path]:
-    """Return the files below a folder, relative to ``root``, without compiled files and ``code-origin.json``."""
-    found = [path.relative_to(root) for path in below(root / folder) if is_file(path)]
-    return [path for path in found if path.suffix != ".pyc" and path != Path(ORIGIN)]
+def _difference(kept: Path, files: Mapping[str, str]) -> str | None:
+    """Return the first difference of a copy from the digests of its files, or ``None``.
 
-
-def _contents(root: Path, files: Sequence[Path]) -> dict[str, str]:
-    """Return the SHA-256 of each file, by its path relative to ``root``, sorted by path."""
-    try:
-        return {str(file): _sha256((root / file).read_bytes()) for file in sorted(set(files))}
-    except OSError as error:
-        raise FileError.from_os_error("read", error.filename or root, error) from None
-
-
-def _difference(kept: Path, origin: Mapping[str, Any]) -> str | None:
-    """Return the first difference of a copy from the files of ``origin``, or ``None``. Ignores ``__pycache__``.
-
-    A foreign file counts if Python could import it.
+    A link is a difference, and so is a foreign file that Python could import.
     """
     if is_link(kept):
         return "it is a link"
-    modes = {path.relative_to(kept): path.lstat().st_mode for path in below(kept)}
-    files = {**origin["files"], ORIGIN: _sha256(json_text(origin).encode())}
-    expected = {Path(name): sha256 for name, sha256 in files.items()}
-    for file in sorted({*expected, *modes}):
-        mode, is_expected = modes.get(file, 0), file in expected
-        if "__pycache__" in file.parts or (stat.S_ISDIR(mode) and not is_expected):
-            continue
-        if mode == 0:
-            return f"{file} is missing"
-        if stat.S_ISLNK(mode):
-            return f"{file} is a link"
-        if not is_expected and file.suffix in IMPORTABLE:
-            return f"{file} is not part of it"
-        if is_expected and not stat.S_ISREG(mode):
-            return f"{file} is not a regular file"
-        if is_expected and _sha256(read_bytes(kept / file)) != expected[file]:
-            return f"{file} has changed"
+    for path in below(kept):
+        name = str(path.relative_to(kept))
+        if is_link(path):
+            return f"{name} is a link"
+        if name not in files and path.suffix in IMPORTABLE and "__pycache__" not in path.parts:
+            return f"{name} is not part of it"
+    for name, sha256 in files.items():
+        try:
+            if _sha256(read_bytes(kept / name)) != sha256:
+                return f"{name} has changed"
+        except FileNotFoundError:
+            return f"{name} is missing"
     return None
 
 
@@ -186,16 +159,13 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _copy(root: Path, target: Path, origin: Mapping[str, Any]) -> None:
+def _copy(contents: Mapping[str, bytes], target: Path, origin: Mapping[str, Any]) -> None:
     """Write the copy to a temporary folder, flush it, and rename it into place."""
     make_directory(target.parent)
     try:
         with folder_beside(target) as building:
-            for file, expected in origin["files"].items():
-                content = (root / file).read_bytes()
-                if _sha256(content) != expected:
-                    raise FileError(f"{root / file} has changed since the launch began; launch again")
-                place = building / file
+            for name, content in contents.items():
+                place = building / name
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.write_bytes(content)
             write_json(building / ORIGIN, origin)
