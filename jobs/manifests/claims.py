@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
-from jobs.manifests.filters import facts_of_spec, meets, parse, resolved
+from jobs.manifests.filters import facts_of_spec, meets, parse
 from jobs.manifests.reader import Problems
 from jobs.spec import RunSpec
 from seqlm.errors import UsageError, nearest
@@ -140,7 +140,7 @@ def expectations(
         sides: dict[str, tuple[str, ...]] = {}
         for side, text in (("lower", claim.lower), ("higher", claim.higher)):
             try:
-                conditions = resolved(parse(text), facts)
+                conditions = parse(text)
                 sides[side] = tuple(known["name"] for known in facts if meets(known, conditions))
             except UsageError as error:
                 problems.add(where, f"{side}: {error}")

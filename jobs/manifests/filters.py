@@ -15,7 +15,7 @@ import itertools
 import operator
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
@@ -88,40 +88,14 @@ class Condition:
         hint = nearest(",".join(self.values), found) if key in ("name", "id") else ""
         return f"the runs have {key} {listing(found)}{hint}"
 
-    def with_whole_ids(self, ids: Collection[str]) -> Condition:
-        """Return the condition with each unique prefix of an id completed.
-
-        Raises:
-            UsageError: a value is a prefix of several ids.
-        """
-        if self.key != "id":
-            return self
-        try:
-            return replace(self, values=tuple(whole_id(value, ids) or value for value in self.values))
-        except UsageError as error:
-            raise self._mistake(str(error)) from None
-
-    def with_whole_key(self, arguments: Collection[str]) -> Condition:
-        """Return the condition with the dotted key of an argument in place of its last word.
-
-        ``arguments`` are the dotted keys of the arguments that some run has. A word that is the last one of another key
-        stays: whether it means the argument depends on the run.
-        """
-        if any(self.key in (key, key.rpartition(".")[2]) for key in _KEYS):
-            return self
-        found = [key for key in arguments if key.rpartition(".")[2] == self.key]
-        return replace(self, key=found[0]) if len(found) == 1 else self
-
     def _mistake(self, what: str) -> UsageError:
         return UsageError(f'filter "{self.text}": {what}' if self.text else what)
 
     def _full_key(self, facts: Mapping[str, Any]) -> str:
-        known = list(dict.fromkeys([*_KEYS, *facts]))
-        if self.key in known or base_key(self.key) in OPEN_TABLES:
+        if base_key(self.key) in OPEN_TABLES:
             return self.key
-        candidates = [key for key in known if key.rpartition(".")[2] == self.key]
-        if len(candidates) > 1:  # hidden_size of seqlm's architectures, and an argument of your own model
-            candidates = [key for key in candidates if key in facts] or candidates
+        known = [key for key in dict.fromkeys([*_KEYS, *facts]) if base_key(key) not in OPEN_TABLES]
+        candidates = [key for key in known if self.key in (key, key.rpartition(".")[2])]
         if len(candidates) > 1:
             raise self._mistake(f'"{self.key}" could be {" or ".join(candidates)}; write it in full')
         if not candidates:
@@ -142,7 +116,7 @@ class Condition:
         if fact is None or value == "none":
             return fact is None and value == "none"
         if isinstance(fact, str):
-            return fnmatch.fnmatchcase(fact, value) or (key == "fingerprint" and fact.startswith(value))
+            return fnmatch.fnmatchcase(fact, value) or (key in ("id", "fingerprint") and fact.startswith(value))
         if isinstance(fact, bool):
             if value not in ("true", "false"):
                 raise self._mistake(f'{key}: expected true or false, got "{value}"')
@@ -181,12 +155,6 @@ def meets(facts: Mapping[str, Any], conditions: Iterable[Condition]) -> bool:
     return all(met)
 
 
-def resolved(conditions: Iterable[Condition], runs: Iterable[Mapping[str, Any]]) -> list[Condition]:
-    """Return conditions with the whole keys of arguments of the user's own models, given the facts of all runs."""
-    arguments = {key for facts in runs for key in facts if base_key(key) in OPEN_TABLES}
-    return [condition.with_whole_key(arguments) for condition in conditions]
-
-
 def facts_of(
     name: str,
     id: str,  # noqa: A002 - the name of the key in filters
@@ -216,17 +184,13 @@ def select(
     ``facts`` returns what filters use of a run. The second value is one line that says why none of the runs passes.
 
     Raises:
-        UsageError: a filter cannot be read, has an unknown key, compares a text with a number, has a value
-            that is not valid for its key, or has a prefix of several ids.
+        UsageError: a filter cannot be read, has an unknown key, compares a text with a number, or has a value
+            that is not valid for its key.
     """
     if not only and not exclude:
         return list(runs), None  # computing the facts of a thousand runs (fingerprints) takes longer than all the rest
     known = [facts(run) for run in runs]
-    ids = [str(one["id"]) for one in known]
-    wanted, unwanted = (
-        [[condition.with_whole_ids(ids) for condition in resolved(parse(text), known)] for text in texts]
-        for texts in (only, exclude)
-    )
+    wanted, unwanted = ([parse(text) for text in texts] for texts in (only, exclude))
     met = [[meets(one, conditions) for conditions in wanted] for one in known]
     missed = [[meets(one, conditions) for conditions in unwanted] for one in known]
     passes = [(any(hits) or not only) and not any(cuts) for hits, cuts in zip(met, missed, strict=True)]

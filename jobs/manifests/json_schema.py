@@ -1,17 +1,13 @@
 """The JSON Schema (draft 2020-12) of a manifest, with which editors complete and check manifests.
 
-It is made from the dataclasses of the tables and of :mod:`seqlm.config`. In an entry the keys of a section may be
-nested, as TOML's own dotted keys are, or dotted within quotes (``"model.arch" = "rnn"``).
-
-A schema sees one value or one table at a time. Conditions across tables, such as names that must differ, are checked
-only when the manifest is loaded.
+It is made from the dataclasses of the tables and of :mod:`seqlm.config`. It sees one value at a time: conditions across
+keys, such as those that not every architecture has, are checked only when the manifest is loaded.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -21,10 +17,11 @@ from jobs.manifests.backends import table_of
 from jobs.manifests.claims import Claim, Published, Report
 from jobs.manifests.draws import DISTRIBUTIONS
 from jobs.manifests.entries import ENTRY_KINDS, TOP_KEYS, EntryTable, SampleTable, StudyTable
+from jobs.manifests.expand import SECTIONS
 from jobs.manifests.policy import Policy
 from jobs.registry import BACKENDS
 from jobs.spec import Resources
-from seqlm.config import OPEN_TABLES, VARIANTS, RunConfig, choices_of, valid_keys
+from seqlm.config import OPEN_TABLES, VARIANTS, RunConfig, choices_of, nested, valid_keys
 from seqlm.schema import fields_of
 from seqlm.search import Search
 
@@ -38,12 +35,12 @@ def manifest_schema() -> Schema:
     pattern: Schema = {"type": "string", "description": "Name of a run, or a shell-style pattern such as `rnn-*`."}
     tables: dict[str, Schema] = {
         "study": _table(table_keys(StudyTable), required=["name"]),
-        "defaults": _table(_both_ways(config_keys()), patternProperties=_arguments()),
+        "defaults": _table(_nested(config_keys())),
         **{kind: {"type": "array", "items": _entry(kind)} for kind in ENTRY_KINDS if kind != "sample"},
         "sample": {"type": "array", "items": _sample()},
         "exclude": {
             "type": "array",
-            "items": _table(_both_ways(_or_lists({"name": pattern, **config_keys()})), minProperties=1),
+            "items": _table(_nested(_or_lists({"name": pattern, **config_keys()})), minProperties=1),
         },
         "expect": {"type": "array", "items": _table(table_keys(Claim), required=["text", "lower", "higher"])},
         "report": _table(
@@ -142,20 +139,10 @@ def _table(keys: Mapping[str, Schema], **more: Any) -> Schema:
     return {"type": "object", "properties": dict(keys), "additionalProperties": False, **more}
 
 
-def _both_ways(keys: Mapping[str, Schema]) -> dict[str, Schema]:
-    """Dotted keys as they are, and nested in a table for each section."""
-    sections: dict[str, dict[str, Schema]] = {}
-    for key, schema in keys.items():
-        section, _, name = key.rpartition(".")
-        if section:
-            sections.setdefault(section, {})[name] = schema
-    return {**{section: _table(inner) for section, inner in sections.items()}, **keys}
-
-
-def _arguments(keys: Mapping[str, Schema] | None = None) -> dict[str, Schema]:
-    """The dotted keys inside an open table, such as ``model.arguments.depth``; by default as in a ``[[run]]``."""
-    keys = config_keys() if keys is None else keys
-    return {f"^{re.escape(table)}\\.": keys[table]["additionalProperties"] for table in OPEN_TABLES}
+def _nested(keys: Mapping[str, Schema]) -> dict[str, Schema]:
+    """Dotted keys in a table for each section."""
+    tables = (*SECTIONS, "published")
+    return {name: _table(found) if name in tables else found for name, found in nested(keys).items()}
 
 
 def _or_lists(keys: Mapping[str, Schema]) -> dict[str, Schema]:
@@ -179,11 +166,9 @@ def _entry(kind: str) -> Schema:
     else:
         keys = _or_lists(keys)
         resources = _or_lists(resources) if kind == "zip" else resources
-    return {
-        **_table({**table_keys(EntryTable), **_both_ways({**keys, **resources})}, patternProperties=_arguments()),
-        "not": {"required": ["seed", "seeds"]},
-        "allOf": _applicability(),
-    }
+    return _table(
+        {**table_keys(EntryTable), **_nested({**keys, **resources})}, **{"not": {"required": ["seed", "seeds"]}}
+    )
 
 
 def _sample() -> Schema:
@@ -199,11 +184,8 @@ def _sample() -> Schema:
         names = {name for kind in kinds for name in references.get(str(kind), ())}
         schema["anyOf"] += [{"$ref": f"#/$defs/{name}"} for name in sorted(names)]
     resources = _dotted("resources", table_keys(Resources))
-    properties = {**table_keys(SampleTable), **_both_ways({**keys, **resources})}
-    return {
-        **_table(properties, required=["count"], patternProperties=_arguments(single)),
-        "allOf": _applicability(),
-    }
+    properties = {**table_keys(SampleTable), **_nested({**keys, **resources})}
+    return _table(properties, required=["count"])
 
 
 def _distributions() -> dict[str, Schema]:
@@ -219,24 +201,3 @@ def _distributions() -> dict[str, Schema]:
         keys |= {"step": {"type": "integer", "minimum": 1}} if name == "int" else {}
         found[name] = {**_table(keys, required=[name]), "description": description}
     return found
-
-
-def _applicability() -> list[Schema]:
-    """For each architecture and optimizer that an entry names: the keys that it may not have."""
-    rules: list[Schema] = []
-    for section, (selector, variants) in VARIANTS.items():
-        names = {name for variant in variants for name in table_keys(variant)}
-        for variant in variants:
-            absent = dict.fromkeys(sorted(names - table_keys(variant).keys()), False)
-            if not absent:
-                continue
-            chosen: Schema = {"enum": list(choices(variant, selector))}
-            nested: Schema = {"required": [selector], "properties": {selector: chosen}}
-            dotted = f"{section}.{selector}"
-            either = [
-                {"required": [section], "properties": {section: nested}},
-                {"required": [dotted], "properties": {dotted: chosen}},
-            ]
-            forbidden = {section: {"properties": absent}, **{f"{section}.{name}": False for name in absent}}
-            rules.append({"if": {"anyOf": either}, "then": {"properties": forbidden}})
-    return rules

@@ -76,17 +76,6 @@ def test_what_the_loader_accepts_is_valid(tmp_path: Path, text: str) -> None:
     assert errors(data) == []
 
 
-def test_dotted_keys_in_quotes_are_checked_as_nested_ones_are() -> None:
-    def entry(**values: Any) -> Any:
-        return {"study": {"name": "s"}, "run": [{"model.arch": "rnn", **values}]}
-
-    assert errors(entry(**{"model.keep": 0.5, "model": {"num_layers": 1}})) == []
-    assert len(errors(entry(**{"model.keep": 2}))) == 1
-    assert len(errors(entry(model={"keep": 2}))) == 1
-    assert len(errors(entry(**{"model.mlp_size": 8}))) == 1
-    assert len(errors(entry(model={"mlp_size": 8}))) == 1
-
-
 # -- the command ---------------------------------------------------------------------------------------------------
 
 
