@@ -102,7 +102,7 @@ def replacing(path: Path, *, sync: bool = True, guard: Guard = unguarded) -> Ite
 def write_once(path: Path, content: bytes, *, guard: Guard = unguarded) -> bool:
     """Write a file in one step unless it exists. Return whether this call has written it.
 
-    On a file system without hard links, the second of two writers at the same moment wins.
+    On a file system without hard links, readers may see the file empty for an instant, and after a crash for ever.
 
     Raises:
         FileError: the file cannot be written.
@@ -114,11 +114,10 @@ def write_once(path: Path, content: bytes, *, guard: Guard = unguarded) -> bool:
             guard()
             try:
                 if not hard_link(temporary, path):
-                    if exists(path):
-                        return False
-                    temporary.replace(path)
+                    write_new(path, content)
             except FileExistsError:
-                return False
+                # A client of NFS repeats a request whose answer was lost, and then finds its own link (man 2 open).
+                return temporary.stat().st_nlink == 2
             flush(path.parent)
     except OSError as error:
         raise FileError.from_os_error("write", path, error) from None

@@ -40,7 +40,7 @@ from typing import Any, Literal, assert_never, final
 
 from seqlm.environment import LEASE_SECONDS, STALE_LEASE_MINUTES
 from seqlm.errors import FileError, LeaseLostError, RunBusyError
-from seqlm.files import file_beside, flush, hard_link, json_text, read_json, write_json, write_new
+from seqlm.files import json_text, read_json, write_json, write_once
 from seqlm.locks import LOOK_SECONDS as LOCK_SECONDS
 from seqlm.locks import LOOKS, read_lock_holder
 from seqlm.processes import is_alive, this_process
@@ -311,22 +311,13 @@ def _take(folder: Path, generation: int, attempt: int, terms: Terms) -> Lease | 
         "taken_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "released": False,
     }
-    path = folder / _name(generation)
-    with file_beside(path) as beside:
-        beside.write_text(json_text(record), "utf-8")
-        flush(beside)
-        try:
-            if not hard_link(beside, path):
-                # Others may see the file empty for an instant, and after a crash for ever. They then watch it like the
-                # lease of an unknown owner.
-                write_new(path, beside.read_bytes())
-        except FileExistsError:
-            # The client repeats a request whose answer was lost, and then finds its own link (man 2 open).
-            if beside.stat().st_nlink != 2:
-                return None
-        except FileNotFoundError:
-            return None  # removed by a process that became the owner at this instant
-    return Lease(folder, generation, record)
+    try:
+        if write_once(folder / _name(generation), json_text(record).encode()):
+            return Lease(folder, generation, record)
+    except FileError as error:
+        if error.errno != errno.ENOENT or not exists(folder):
+            raise  # else a process that became the owner at this instant has removed the temporary file
+    return None
 
 
 # -- owners --------------------------------------------------------------------------------------------------------

@@ -10,13 +10,12 @@ runs the files. Standard library alone.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from seqlm.architectures import CustomConfig
-from seqlm.errors import FileError, ModelError, UsageError, nearest
+from seqlm.errors import FileError, ModelError, UsageError
 from seqlm.files import file_sha256, make_directory, remove, replacing
 from seqlm.reading import below, is_file, is_link, read_bytes
 
@@ -87,18 +86,6 @@ def read_model_files(config: CustomConfig, folder: Path) -> ModelFiles:
             f"model.sha256: {names} in {folder} changed: expected sha256 {config.sha256}, found {files.sha256}"
         )
     return files
-
-
-def require_class(config: CustomConfig, files: ModelFiles) -> None:
-    """Refuse a file that does not mention the class, without running it: its test would take seconds to say so.
-
-    Raises:
-        ModelError: it does not.
-    """
-    text = files.contents[config.file].decode("utf-8", "replace")
-    if not re.search(rf"\b{config.class_name}\b|\bimport \*", text):
-        hint = nearest(config.class_name, re.findall(r"^class (\w+)", text, re.M))
-        raise ModelError(f"model.source: {config.file} has no class {config.class_name}{hint}")
 
 
 def keep_tokenizer(source: Path, kept: Path, sha256: str) -> None:

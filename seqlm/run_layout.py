@@ -27,6 +27,16 @@ MAX_RUNS = 10_000
 """Most runs of a study."""
 
 
+class _Below:
+    """The path of a file or folder of a run."""
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
+
+    def __get__(self, run: RunLayout, kind: type | None = None) -> Path:
+        return run.path.joinpath(*self._names)
+
+
 @dataclass(frozen=True)
 class RunLayout:
     """The names of the files in one run's folder."""
@@ -38,46 +48,20 @@ class RunLayout:
         """The run's own id: the name of its folder."""
         return self.path.name
 
-    @property
-    def config_file(self) -> Path:
-        return self.path / "config.json"
-
-    @property
-    def tokenizer_file(self) -> Path:
-        """The tokenizer that the run was launched with; only runs with ``data.tokenizer`` have one."""
-        return self.path / "tokenizer.json"
-
-    @property
-    def provenance_file(self) -> Path:
-        return self.path / "provenance.json"
-
-    @property
-    def metrics_file(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def result_file(self) -> Path:
-        return self.path / "result.json"
-
-    @property
-    def model_dir(self) -> Path:
-        """The files of the user's own model, kept when the run was launched. Other runs have no such folder."""
-        return self.path / "model"
-
-    @property
-    def canary_file(self) -> Path:
-        """What a canary has measured; no other run has one."""
-        return self.path / "canary.json"
-
-    @property
-    def behaviour_file(self) -> Path:
-        """How the trained model behaves, written after training by :mod:`analysis.behaviour`."""
-        return self.path / "behaviour.json"
-
-    @property
-    def samples_file(self) -> Path:
-        """Texts that the trained model has written, one on each line, beside :attr:`behaviour_file`."""
-        return self.path / "samples.jsonl"
+    config_file = _Below("config.json")
+    tokenizer_file = _Below("tokenizer.json")
+    """The tokenizer that the run was launched with; only runs with ``data.tokenizer`` have one."""
+    provenance_file = _Below("provenance.json")
+    metrics_file = _Below("metrics.jsonl")
+    result_file = _Below("result.json")
+    model_dir = _Below("model")
+    """The files of the user's own model, kept when the run was launched. Other runs have no such folder."""
+    canary_file = _Below("canary.json")
+    """What a canary has measured; no other run has one."""
+    behaviour_file = _Below("behaviour.json")
+    """How the trained model behaves, written after training by :mod:`analysis.behaviour`."""
+    samples_file = _Below("samples.jsonl")
+    """Texts that the trained model has written, one on each line, beside :attr:`behaviour_file`."""
 
     def kept_dir(self, sha256: str) -> Path:
         """What a launch keeps of the files with this digest until the run's first attempt copies them."""
@@ -87,37 +71,17 @@ class RunLayout:
         """What has been decided about the run at a rung of its study's search (:mod:`seqlm.search`)."""
         return self.path / f"rung-{rung}.json"
 
-    @property
-    def last_checkpoint(self) -> Path:
-        return self.path / "checkpoints" / "last.pt"
-
-    @property
-    def previous_checkpoint(self) -> Path:
-        """The checkpoint before :attr:`last_checkpoint`, for when that one turns out to be damaged."""
-        return self.path / "checkpoints" / "previous.pt"
-
-    @property
-    def position_file(self) -> Path:
-        """Epoch and step of :attr:`last_checkpoint`, readable without PyTorch."""
-        return self.path / "checkpoints" / "position.json"
-
-    @property
-    def best_checkpoint(self) -> Path:
-        return self.path / "checkpoints" / "best.pt"
-
-    @property
-    def worker_lock_file(self) -> Path:
-        return self.path / "worker.lock"
-
-    @property
-    def lease_dir(self) -> Path:
-        """The owners of the run, for hosts that do not see each other's locks (:mod:`seqlm.lease`)."""
-        return self.path / "lease"
-
-    @property
-    def task_file(self) -> Path:
-        """What a behaviour job has to compute. A run has no such file."""
-        return self.path / "task.json"
+    last_checkpoint = _Below("checkpoints", "last.pt")
+    previous_checkpoint = _Below("checkpoints", "previous.pt")
+    """The checkpoint before :attr:`last_checkpoint`, for when that one turns out to be damaged."""
+    position_file = _Below("checkpoints", "position.json")
+    """Epoch and step of :attr:`last_checkpoint`, readable without PyTorch."""
+    best_checkpoint = _Below("checkpoints", "best.pt")
+    worker_lock_file = _Below("worker.lock")
+    lease_dir = _Below("lease")
+    """The owners of the run, for hosts that do not see each other's locks (:mod:`seqlm.lease`)."""
+    task_file = _Below("task.json")
+    """What a behaviour job has to compute. A run has no such file."""
 
     def attempt_dir(self, attempt: int) -> Path:
         """Folder of one attempt, counted from 1: ``attempts/0001``."""

@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 
 import launch
-from jobs.backends.base import Finding
 from jobs.backends.local import LocalBackend
-from jobs.cli import doctor, request
+from jobs.cli import request
 from jobs.launch.job import LaunchOptions
 from jobs.spec import RunSpec
 from seqlm import machine
@@ -651,20 +650,6 @@ def test_the_variable_of_the_device_is_read_before_anything_starts(
     monkeypatch.setattr("seqlm.machine.gpus", list)
     assert launch.main(["plan", "small.toml", "--backend", "local"]) == code
     assert ("SEQLM_DEVICE" in capsys.readouterr().err) == (code != 0)
-
-
-def test_doctor_measures_no_speed_on_a_device_that_computes_wrongly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    wrong = Finding(level="bad", subject="self-check", text="self-check on X: gru backward")
-    monkeypatch.setattr(doctor, "examine", lambda *_: [])
-    monkeypatch.setattr(doctor, "check_devices", lambda: [wrong])
-    monkeypatch.setattr(doctor, "calibrate", lambda arguments: pytest.fail("measured all the same"))
-    words = ["doctor", "--json", "--runs-dir", str(tmp_path)]
-    assert launch.main([*words, "--calibrate"]) == 3
-    assert vars(wrong) in json.loads(capsys.readouterr().out)["data"]["findings"]
-    assert launch.main(words) == 0
-    assert vars(wrong) not in json.loads(capsys.readouterr().out)["data"]["findings"]
 
 
 @pytest.mark.process

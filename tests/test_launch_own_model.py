@@ -107,7 +107,6 @@ def test_the_examples_train_and_stand_in_the_report(folder: Path, capsys: pytest
     ("source", "line"),
     [
         ("none.py:LSTM", "model.source: none.py does not exist"),
-        ("lstm.py:Lstm2", 'model.source: lstm.py has no class Lstm2; did you mean "LSTM"?'),
     ],
 )
 def test_a_file_or_class_that_is_not_there_is_refused_at_once(

@@ -106,9 +106,7 @@ class Arguments:
     )
     count: int = option("how many (default: 9)", default=9)
     wait_s: int = option("longest wait for the trial job (default: 120)", metavar="S", default=120)
-    calibrate: bool = option(
-        "check fused operations on this device, then measure training speed, for the times of plan"
-    )
+    calibrate: bool = option("measure training speed on this machine, for the times of plan")
     arguments: str | None = option(
         "its arguments, as in model.arguments: 'hidden_size = 64, keep = 0.5'", metavar="TABLE"
     )

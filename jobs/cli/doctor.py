@@ -39,8 +39,6 @@ def doctor(arguments: Arguments) -> tuple[Any, int]:
         kind: type[Backend] = backend_class(name)
         is_asked = name == arguments.backend
         findings += kind.doctor(runs_dir=arguments.runs_dir, is_asked=is_asked, wait_s=arguments.wait_s)
-    if arguments.calibrate:
-        findings += check_devices()
     show(FINDINGS, findings)
     data = {"findings": [vars(finding) for finding in findings]}
     if any(finding.level == "bad" for finding in findings):
@@ -108,12 +106,6 @@ def _torch(gpus: Sequence[machine.Gpu]) -> Finding:
     answer = _answer("torch", f"cannot be imported; {advice}", 120, "-P", "-c", PROGRAM)
     has = f"the machine has {len(gpus)}" if gpus else None
     return answer if isinstance(answer, Finding) else torch_finding("torch", answer[1:], gpus=has, advice=advice)
-
-
-def check_devices() -> list[Finding]:
-    """Compare fused operations with their equations on this machine's devices; takes half a minute on a CPU."""
-    answer = _answer("self-check", "cannot be computed", 600, "-m", "seqlm.training.self_check")
-    return [answer] if isinstance(answer, Finding) else [Finding(**finding) for finding in answer]
 
 
 def _devices(gpus: Sequence[machine.Gpu]) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from jobs.plan.planned import PlannedRun
 from jobs.study.kept_code import source_tree
 from seqlm.architectures import CustomConfig
 from seqlm.errors import ModelError
-from seqlm.model_files import ModelFiles, require_class
+from seqlm.model_files import ModelFiles
 from seqlm.reading import exists
 
 PROGRAM = "seqlm.check_model"
@@ -74,11 +74,8 @@ def ask(requests: Sequence[tuple[CustomConfig, ModelFiles, int, int]], *, ranks:
     With ``ranks``, two ranks are tested as well.
 
     Raises:
-        ModelError: a file does not mention its class; or the process ended without an answer, as a file does that exits
-            when it is imported.
+        ModelError: the process ended without an answer, as a file does that exits when it is imported.
     """
-    for config, files, *_ in requests:
-        require_class(config, files)
     names = ", ".join(dict.fromkeys(config.source for config, *_ in requests))
     terminal.tell(f"testing {names} on small windows; on a busy machine this takes a minute")
     with tempfile.TemporaryDirectory(prefix="seqlm-models-") as name:

@@ -11,7 +11,6 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, final
 
 import pooch
 
@@ -25,9 +24,6 @@ BASE_URLS = (
     "https://raw.githubusercontent.com/tomsercu/lstm/master/data",
 )
 """Folders of ``ptb.<split>.txt``: the repository of Zaremba, Sutskever and Vinyals (2014), then its fork."""
-
-LARGEST_FILE = 16 * 2**20
-"""A download that has more bytes is not a file of the corpus (the largest has 5 MB)."""
 
 
 def download_ptb(target: Path, base_urls: Sequence[str] = BASE_URLS, *, timeout_seconds: float = 30) -> list[Path]:
@@ -80,9 +76,9 @@ def _is_there(path: Path, expected: str) -> bool:
 def _fetch(name: str, expected: str, base_urls: Sequence[str], timeout_seconds: float, scratch: Path) -> bytes:
     """Return the verified content of one file, from the first address that has it. ``scratch`` is an empty folder."""
     problems = []
+    download = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=timeout_seconds)
     for base_url in base_urls:
         url = f"{base_url.rstrip('/')}/{name}"
-        download = _Download(timeout_seconds)
         try:
             return Path(pooch.retrieve(url, expected, fname=name, path=scratch, downloader=download)).read_bytes()
         except (OSError, ValueError) as error:
@@ -90,38 +86,6 @@ def _fetch(name: str, expected: str, base_urls: Sequence[str], timeout_seconds: 
                 raise
             problems.append(f"{url}: {error}")
     raise DownloadError(f"cannot fetch {name} ({' | '.join(problems)})\n{_by_hand()}")
-
-
-@final
-class _Download:
-    """Pooch's download by HTTP, up to ``LARGEST_FILE`` bytes."""
-
-    def __init__(self, timeout_seconds: float) -> None:
-        self._download = pooch.HTTPDownloader(
-            progressbar=sys.stderr.isatty(),
-            timeout=timeout_seconds,
-            headers={"Accept-Encoding": "identity"},  # so that no small answer unpacks to a large one
-        )
-
-    def __call__(self, url: str, output_file: str, registry: object) -> None:
-        with Path(output_file).open("wb") as file:
-            self._download(url, _LimitedFile(file), registry)
-
-
-@final
-class _LimitedFile:
-    """A file that refuses more than ``LARGEST_FILE`` bytes."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def write(self, content: bytes) -> int:
-        if self._file.tell() + len(content) > LARGEST_FILE:
-            raise ValueError(f"more than {LARGEST_FILE:,} bytes; nothing was kept")
-        return self._file.write(content)
-
-    def flush(self) -> None:
-        self._file.flush()
 
 
 def _by_hand() -> str:

@@ -21,7 +21,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from seqlm.architectures import CustomConfig
-from seqlm.errors import ModelError
+from seqlm.errors import ModelError, nearest
 from seqlm.model_files import read_model_files
 from seqlm.models.language_model import LanguageModel
 from seqlm.models.state import State
@@ -70,10 +70,12 @@ def load_class(config: CustomConfig, folder: Path) -> Callable[..., Any]:
     """
     read_model_files(config, folder)
     path = (folder / config.file).resolve()
-    found = getattr(_import(config, path), config.class_name, None)
+    module = _import(config, path)
+    found = getattr(module, config.class_name, None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         what = "no class" if found is None else "not a subclass of torch.nn.Module:"
-        raise ModelError(f"model.source: {config.file} has {what} {config.class_name}")
+        hint = nearest(config.class_name, [name for name, one in vars(module).items() if isinstance(one, type)])
+        raise ModelError(f"model.source: {config.file} has {what} {config.class_name}{hint}")
     return found
 
 

@@ -16,9 +16,6 @@ Mary, SIAM J. Sci. Comput. 41, 2019). The errors of d products in a row add up i
 
 The largest errors over 20 seeds, measured on a processor with AVX-512 bf16, were 2 % of their bounds in fp32, 25 % in
 TF32 (emulated by truncated operands) and 33 % in bf16.
-
-``python -m seqlm.training.self_check`` checks every architecture in every precision of this machine's devices, whatever
-the cache says, and prints a JSON list of findings for ``doctor --calibrate``.
 """
 
 from __future__ import annotations
@@ -26,14 +23,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
-import json
 import math
-import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, final, get_args
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -41,13 +35,12 @@ from torch import Tensor
 from seqlm.architectures import BuiltInConfig, CustomConfig
 from seqlm.config import Precision, RunConfig
 from seqlm.data.cache import digest_key, find, store
-from seqlm.errors import EXIT_FAILED, BackendError, SelfCheckError, SeqlmError
+from seqlm.errors import SelfCheckError
 from seqlm.models import LanguageModel, build_model, build_reference, self_check_shapes
 from seqlm.models.language_model import FusedModel
-from seqlm.models.products import PACKED_SIZE
 from seqlm.reading import listed
 from seqlm.training.capture import is_captured
-from seqlm.training.distributed import Rank, rank_from_environment
+from seqlm.training.distributed import Rank
 from seqlm.training.precision import use_precision
 from seqlm.training.step import TrainingStep
 
@@ -259,45 +252,3 @@ def _code_digest() -> str:
     for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
-
-
-# -- as a program --------------------------------------------------------------------------------------------------
-
-
-ALL: tuple[BuiltInConfig, ...] = tuple(
-    variant(arch=arch, hidden_size=PACKED_SIZE) for variant in get_args(BuiltInConfig) for arch in variant.LABELS
-)
-
-
-def examine(rank: Rank) -> dict[str, str]:
-    """Check every architecture in each precision of a device; returns a finding of ``doctor``."""
-    shares: list[str] = []
-    try:
-        for precision in ROUNDOFF:
-            try:
-                largest = max(check_case(case, precision, rank) for config in ALL for case in cases(config))
-            except BackendError:  # the device does not have this precision
-                continue
-            shares.append(f"{precision} {largest:.0%}")
-    except SelfCheckError as error:
-        return {"level": "bad", "subject": KIND, "text": str(error)}
-    text = f"{rank.device_name}: fused operations are right, with errors in shares of their bounds: {', '.join(shares)}"
-    return {"level": "ok", "subject": KIND, "text": text}
-
-
-def main() -> int:
-    """Print the findings of each kind of GPU, or of the processor, as JSON; returns the exit code."""
-    try:
-        ranks = [rank_from_environment(os.environ)]
-    except SeqlmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    if ranks[0].device.type == "cuda":
-        ranks = [Rank(device=torch.device("cuda", number)) for number in range(torch.cuda.device_count())]
-    kinds = {rank.device_name: rank for rank in ranks}
-    print(json.dumps([examine(rank) for rank in kinds.values()]))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,14 +10,14 @@ from seqlm.environment import KEEP_LAST
 from seqlm.errors import CheckpointError
 from seqlm.files import Guard, read_json, unguarded, write_json
 from seqlm.rounding import changes, worker_of_checkpoint
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import RunDirectory, stopped_reason
+from seqlm.search import Search, decide
 from seqlm.training import resume
-from seqlm.training.attempt import StopRequested, StopSignal
+from seqlm.training.attempt import LeftAtRungError, StopRequested, StopSignal
 from seqlm.training.checkpoint import Checkpoint
 from seqlm.training.checkpoint_files import CheckpointFiles
 from seqlm.training.progress import Progress
 from seqlm.training.records import result_record
-from seqlm.training.rungs import BeforeEpoch, always_goes_on
 from seqlm.training.saving import Saving
 from seqlm.training.trainer import EpochBegins, EpochEnded, StepsDone, Trainer
 
@@ -27,7 +27,7 @@ def train(
     run: RunDirectory,
     *,
     stop: StopSignal,
-    before_epoch: BeforeEpoch = always_goes_on,
+    search: Search | None = None,
     guard: Guard = unguarded,
 ) -> dict[str, Any]:
     """Train to ``train.epochs``, or end at the last checkpoint if that is further. Return the result.
@@ -36,7 +36,7 @@ def train(
         trainer: of this rank.
         run: its folder. Only the first rank writes files.
         stop: asked after each step. Several ranks stop after the same step.
-        before_epoch: may end the training between two epochs.
+        search: may end the training at one of its rungs, between two epochs.
         guard: called before a file of the run is put in place. Raises if this process no longer owns the run.
 
     Raises:
@@ -64,8 +64,8 @@ def train(
             asks=lambda: (stop.received, saving.is_due()),
             before_window=progress.before_window,
         ):
-            if isinstance(event, EpochBegins) and trainer.step == 0:
-                before_epoch(trainer.epoch, saving.wait)
+            if isinstance(event, EpochBegins) and trainer.step == 0 and search and trainer.epoch in search.rungs:
+                _decide(trainer, run, search, saving, guard)
             progress.show(event)
             saving.raise_error()
             if isinstance(event, StepsDone) and event.stop:
@@ -81,6 +81,18 @@ def train(
     finally:
         progress.close()
         saving.close()
+
+
+def _decide(trainer: Trainer, run: RunDirectory, search: Search, saving: Saving, guard: Guard) -> None:
+    """Leave at a rung unless the run is to go on. The first rank decides, once the files of its epochs are written."""
+    reason = None
+    if trainer.rank.is_first:
+        saving.wait()
+        if decide(run, search, trainer.epoch, trainer.attempt, guard=guard) == "stopped":
+            reason = stopped_reason(run.read_stopped() or {})
+    reason = trainer.rank.from_first(reason)
+    if reason is not None:
+        raise LeftAtRungError(reason)
 
 
 def _resume(trainer: Trainer, run: RunDirectory, files: CheckpointFiles, progress: Progress) -> None:

@@ -30,7 +30,6 @@ from seqlm.training.distributed import (
     rank_from_environment,
     run_program,
 )
-from seqlm.training.rungs import at_rungs
 from seqlm.training.self_check import check_device
 from seqlm.training.step import micro_batches_from
 from seqlm.training.train import train
@@ -71,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         with gpu_share(rank, os.environ), process_group(rank):
             trainer = Trainer(config, corpus, rank=rank, attempt=attempt, micro_batches=parts, model_dir=run.model_dir)
             if steps is None:
-                train(trainer, run, stop=stop, before_epoch=at_rungs(search, run, rank, attempt, guard), guard=guard)
+                train(trainer, run, stop=stop, search=search, guard=guard)
             else:
                 run_canary(trainer, run, steps, stop=stop, guard=guard)
 

@@ -69,14 +69,6 @@ def test_a_wrong_checksum_names_both_and_keeps_nothing_of_the_file(served, tmp_p
     assert [path.name for path in (tmp_path / "data").iterdir()] == [NAMES[0]]
 
 
-def test_an_endless_answer_is_cut_off(served, tmp_path, monkeypatch):
-    _, url = served
-    monkeypatch.setattr(ptb_download, "LARGEST_FILE", 10)
-    with pytest.raises(DataError, match="more than 10 bytes; nothing was kept"):
-        download_ptb(tmp_path / "data", [url])
-    assert list((tmp_path / "data").iterdir()) == []
-
-
 def test_the_next_address_is_tried_when_one_has_nothing(served, tmp_path):
     _, url = served
     assert len(download_ptb(tmp_path / "data", [f"{url}/gone", url])) == 3

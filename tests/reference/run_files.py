@@ -287,7 +287,7 @@ def _run_files() -> list[list[str]]:
     rows = []
     for name, (writer, meaning) in RUN_FILES.items():
         static = inspect.getattr_static(RunLayout, name)
-        path: Path = getattr(RUN, name) if isinstance(static, property) else getattr(RUN, name)(1)
+        path: Path = getattr(RUN, name) if not callable(static) else getattr(RUN, name)(1)
         shown = path.relative_to("RUN").as_posix()
         rows.append([f"`{shown}{'' if '.' in path.name else '/'}`", writer, meaning])
     return rows

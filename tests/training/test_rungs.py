@@ -10,7 +10,7 @@ from seqlm.errors import EXIT_RUNG, EXIT_STORAGE, EXIT_USAGE, FileError
 from seqlm.files import write_json_lines
 from seqlm.rundir import RunDirectory
 from seqlm.search import Search
-from seqlm.training import attempt, rungs, worker
+from seqlm.training import attempt, worker
 from tests.facts import failure_of, launch_again
 from tests.outcome import outcome
 from tests.training.studies import make_config, make_run, write_text
@@ -85,7 +85,7 @@ def test_a_decision_that_could_not_be_made_is_made_by_the_next_attempt_and_no_ep
         raise FileError("cannot read the study: Stale file handle")
 
     with monkeypatch.context() as patch:
-        patch.setattr(rungs, "decide", refuse)
+        patch.setattr("seqlm.training.train.decide", refuse)
         assert train(run, search, monkeypatch) == EXIT_STORAGE
     assert epochs_of(run) == [0], "it was saved before"
     before = run.last_checkpoint.read_bytes()

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from jobs.cli import doctor
 from seqlm import machine
 from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
 from seqlm.config import Precision, RunConfig
-from seqlm.errors import EXIT_FAILED, BackendError, SelfCheckError
+from seqlm.errors import EXIT_FAILED, SelfCheckError
 from seqlm.models import LanguageModel, output_loss, products, recurrent, transformer
 from seqlm.models.language_model import FusedModel
 from seqlm.rundir import RunDirectory
@@ -444,41 +443,3 @@ def test_the_longest_line_fits_into_the_record_of_an_end(cache: Path, monkeypatc
     with pytest.raises(SelfCheckError) as caught:
         check_case(cases(model_config("transformer"))[0], "fp32", Rank())
     assert len(str(caught.value)) + len(" as a CUDA graph") <= 300
-
-
-# -- doctor --------------------------------------------------------------------------------------------------------
-
-
-def test_a_precision_that_the_device_lacks_is_left_out(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(precision: Precision, device: torch.device) -> None:
-        if precision != "fp32":
-            raise BackendError(f"no {precision}")
-
-    monkeypatch.setattr(self_check, "use_precision", refuse)
-    monkeypatch.setattr(self_check, "ALL", self_check.ALL[2:])
-    finding = self_check.examine(Rank())
-    assert (finding["level"], finding["subject"]) == ("ok", "self-check")
-    assert "fp32" in finding["text"]
-    assert "tf32" not in finding["text"]
-    plant(monkeypatch, transformer._Attention, 0, too_small)
-    finding = self_check.examine(Rank())
-    assert finding["level"] == "bad"
-    assert "use another device" in finding["text"]
-
-
-@pytest.mark.process
-def test_doctor_shows_what_was_found_and_runs_do_not_repeat_it(cache: Path, computed: list[Any]) -> None:
-    (finding,) = doctor.check_devices()
-    assert (finding.level, finding.subject) == ("ok", "self-check")
-    assert finding.text.startswith(f"{Rank().device_name}: ")
-    for arch in ("rnn", "gru", "transformer"):
-        check_device(make_config(arch), Rank())
-    assert computed == []
-
-
-@pytest.mark.process
-def test_doctor_gives_the_reason_of_a_check_that_cannot_be_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SEQLM_DEVICE", "tpu")
-    (finding,) = doctor.check_devices()
-    text = 'cannot be computed (error: SEQLM_DEVICE: expected cpu or cuda, got "tpu")'
-    assert (finding.level, finding.text) == ("bad", text)
