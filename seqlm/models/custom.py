@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import inspect
+import io
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, final
-from unittest.mock import patch
 
 import torch
 from jaxtyping import Int
@@ -26,11 +26,14 @@ from seqlm.model_files import read_model_files
 from seqlm.models.language_model import LanguageModel
 from seqlm.models.state import State
 
+STARTS = frozenset({"os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "subprocess.Popen"})
+"""Audit events of a process that starts another one (docs.python.org, "Audit events table")."""
 MODULE_PREFIX = "seqlm_own_model_"
 """Of the name under which a file is imported, so that a file called ``random.py`` hides no module of Python's."""
 
 _folders: list[Path] = []
 """The folder whose files this process has imported, if any."""
+_is_importing = _has_hook = False
 
 
 def build_custom(
@@ -66,7 +69,8 @@ def load_class(config: CustomConfig, folder: Path) -> Callable[..., Any]:
     """Import the class of ``config`` from its file below ``folder``.
 
     Raises:
-        ModelError: a file is missing or has changed, does not import, or has no such class.
+        ModelError: a file is missing or has changed, does not import, prints or starts a process while it is imported,
+            or has no such class.
     """
     read_model_files(config, folder)
     path = (folder / config.file).resolve()
@@ -87,16 +91,17 @@ def _import(config: CustomConfig, path: Path) -> Any:
     assert spec.loader is not None, "it is a file"
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    printed = io.StringIO()
     try:
-        # No compiled files next to the sources.
-        with (
-            _reported(config, f"model.source: {config.file} does not import"),
-            patch.object(sys, "dont_write_bytecode", True),
-        ):
+        problem = f"model.source: {config.file} does not import"
+        with _reported(config, problem), _watched(), contextlib.redirect_stdout(printed):
             spec.loader.exec_module(module)
     except ModelError:
         sys.modules.pop(name, None)
         raise
+    if text := printed.getvalue().strip():
+        first = text.splitlines()[0][:60]
+        raise ModelError(f'model.source: {config.file} prints "{first}" when it is imported; remove the print')
     return module
 
 
@@ -114,12 +119,44 @@ def _forget_others(folder: Path) -> None:
 
 
 @contextlib.contextmanager
+def _watched() -> Iterator[None]:
+    """Refuse to start processes while the block runs, and leave no compiled files next to the sources."""
+    global _is_importing
+    _add_hook()
+    _is_importing, before = True, sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        _is_importing, sys.dont_write_bytecode = False, before
+
+
+def _add_hook() -> None:
+    global _has_hook
+    if not _has_hook:
+        _has_hook = True
+        sys.addaudithook(_refuse_processes)
+
+
+def _refuse_processes(event: str, arguments: Any) -> None:
+    if _is_importing and event in STARTS:
+        raise _StartsProcessError(event)
+
+
+class _StartsProcessError(Exception):
+    """A file starts a process while it is imported."""
+
+
+@contextlib.contextmanager
 def _reported(config: CustomConfig, problem: str) -> Iterator[None]:
     """Turn an error of the user's code in the block into one line, with the error as its cause."""
     try:
         yield
     except ModelError:
         raise
+    except _StartsProcessError:
+        line = f"model.source: {config.file} starts a process when it is imported; move that into a function"
+        raise ModelError(line) from None
     except (Exception, SystemExit) as error:
         raise ModelError(f"{problem}: {described(error, config.file)}") from error
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, cast, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -28,8 +28,9 @@ from torch.autograd.function import once_differentiable
 from seqlm.architectures import TransformerConfig
 from seqlm.models import reference
 from seqlm.models.dropout import Dropout, drop, drop_words
-from seqlm.models.language_model import FusedModel
-from seqlm.models.products import TiedOutput, apply, product
+from seqlm.models.language_model import FusedModel, Predictor
+from seqlm.models.products import TiedOutput, apply, linear, product
+from seqlm.models.state import State
 
 NORM_EPSILON = 1e-6
 MASKED_SCORE = -1e9
@@ -39,14 +40,20 @@ MASKED_SCORE = -1e9
 class Transformer(FusedModel):
     """The function of :class:`seqlm.models.reference.Transformer`.
 
+    ``seq_len`` is the length of the training windows; only :meth:`predictor` uses it, :meth:`forward` takes windows of
+    any length.
+
     Word types can be dropped, so that all occurrences of a word in a step have embedding(token_t) = 0, and the
     embedding's matrix can be ``tied`` to W_y. Both are off by default.
     """
 
-    def __init__(self, config: TransformerConfig, vocab_size: int, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, config: TransformerConfig, vocab_size: int, seq_len: int, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__(dtype)
         hidden = config.hidden_size
         self.hidden_size, self.num_heads, self.mlp_size = hidden, config.num_heads, config.mlp_size
+        self.seq_len = seq_len
         self.embedding = nn.Embedding(vocab_size, hidden)
         self.embedding_keep = config.embedding_keep
         self.dropout, self.attention_dropout = Dropout(config.keep), Dropout(config.attention_keep)
@@ -89,33 +96,68 @@ class Transformer(FusedModel):
         self, tokens: Int[Tensor, "T B"], state: Float[Tensor, "0 B H"]
     ) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "0 B H"]]:
         """The normalised outputs of the top block, and ``state`` itself."""
+        return self._features(tokens, [None] * len(self.blocks), first_position=0), state
+
+    def _features(
+        self, tokens: Int[Tensor, "T B"], earlier: list[list[Tensor] | None], first_position: int
+    ) -> Float[Tensor, "T B H"]:
         (words,) = self._step_masks([((self.embedding.num_embeddings,), self.embedding_keep)])
         masks = self.masks(*tokens.shape)
         embedded = drop_words(self.embedding(tokens) * self.hidden_size**0.5, tokens, words)
-        x = drop(embedded + self._positions(len(tokens)).unsqueeze(1), next(masks))
-        for block in cast("list[reference.Block]", list(self.blocks)):
-            x = self._block(block, x, masks)
-        return self.norm(x), state
+        x = drop(embedded + self._positions(first_position, len(tokens)).unsqueeze(1), next(masks))
+        for block, kept in zip(cast("list[reference.Block]", list(self.blocks)), earlier, strict=True):
+            x = self._block(block, x, masks, kept)
+        normalised: Float[Tensor, "T B H"] = self.norm(x)
+        return normalised
 
     def _block(
-        self, block: reference.Block, x: Float[Tensor, "T B H"], masks: Iterator[Tensor | None]
+        self,
+        block: reference.Block,
+        x: Float[Tensor, "T B H"],
+        masks: Iterator[Tensor | None],
+        kept: list[Tensor] | None,
     ) -> Float[Tensor, "T B H"]:
+        """The block's output. ``kept`` holds queries, keys and values of the positions before ``x``, and gets its."""
         maps, mlp, norm, flat = block.attention, block.mlp, block.attention_norm, x.flatten(0, 1)
         stacked = (maps.W_q, maps.W_k, maps.W_v)
         W, c = torch.cat([one.weight for one in stacked]), torch.cat([one.bias for one in stacked])
         qkv = norm_linear(flat, norm.a, norm.b, W, c, dtype=self.dtype).unflatten(0, x.shape[:2])
-        heads = attention(qkv, next(masks), self.num_heads, self.dtype).flatten(0, 1)
+        if kept is not None:
+            kept[:] = [torch.cat((*kept, qkv))]
+            (qkv,) = kept
+        heads = attention(qkv, next(masks), self.num_heads, self.dtype, queries=len(x)).flatten(0, 1)
         flat = linear_residual(flat, heads, maps.W_o.weight, maps.W_o.bias, next(masks), self.dtype)
         norm, relu = block.mlp_norm, ReluDropout(next(masks), self.dropout.scale)
         inner = norm_linear(flat, norm.a, norm.b, mlp.W_1.weight, mlp.W_1.bias, relu, self.dtype)
         return linear_residual(flat, inner, mlp.W_2.weight, mlp.W_2.bias, next(masks), self.dtype).view_as(x)
 
-    def _positions(self, count: int) -> Float[Tensor, "T H"]:
+    def _positions(self, first: int, count: int) -> Float[Tensor, "T H"]:
         weight = self.embedding.weight
         # Computed at least in float32: bfloat16 cannot tell position 256 from 257.
         precise = torch.promote_types(weight.dtype, torch.float32)
-        positions = torch.arange(count, dtype=precise, device=weight.device)
+        positions = torch.arange(first, first + count, dtype=precise, device=weight.device)
         return reference.sinusoids(positions, self.hidden_size).to(weight.dtype)
+
+    def predictor(self, state: State) -> Predictor:
+        """One position per token while all tokens so far fit into ``seq_len``, then the last ``seq_len`` anew.
+
+        The recomputation is needed: once the window slides, each token in it stands at another position, so none of
+        the kept keys and values is right any more.
+        """
+        window: list[Tensor] = []
+        earlier: list[list[Tensor] | None] = [[] for _ in self.blocks]
+
+        def predict(tokens: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
+            window.append(tokens)
+            if len(window) <= self.seq_len:
+                hidden = self._features(tokens.unsqueeze(0), earlier, first_position=len(window) - 1)
+            else:
+                del window[0]
+                # The window stays full from here on, so this branch is taken for every later token.
+                hidden, _ = self.features(torch.stack(window), state)
+            return linear(self.output, hidden[-1], self.dtype)
+
+        return predict
 
 
 @final
@@ -143,10 +185,11 @@ def norm_linear(
 
 
 def attention(
-    qkv: Float[Tensor, "T B QKV"],
-    factors: Float[Tensor, "B N T T"] | None,
+    qkv: Float[Tensor, "S B QKV"],
+    factors: Float[Tensor, "B N S S"] | None,
     num_heads: int,
     dtype: torch.dtype | None = None,
+    queries: int | None = None,
 ) -> Float[Tensor, "T B H"]:
     """Causal attention, dropout(softmax(s)) v for all N heads.
 
@@ -155,8 +198,9 @@ def attention(
         factors: the dropout's on the attention weights. ``None``: no dropout.
         num_heads: N.
         dtype: type of the products. ``None``: that of ``qkv``.
+        queries: the last T of the S positions attend. Less than S when sampling: that cannot be differentiated.
     """
-    return apply(_Attention, qkv, factors, num_heads, dtype or qkv.dtype)
+    return apply(_Attention, qkv, factors, num_heads, queries or len(qkv), dtype or qkv.dtype)
 
 
 def linear_residual(
@@ -243,16 +287,18 @@ class _Attention(Function):
     @staticmethod
     def forward(
         ctx: Any,
-        qkv: Float[Tensor, "T B QKV"],
-        factors: Float[Tensor, "B N T T"] | None,
+        qkv: Float[Tensor, "S B QKV"],
+        factors: Float[Tensor, "B N S S"] | None,
         num_heads: int,
+        queries: int,
         dtype: torch.dtype,
     ) -> Float[Tensor, "T B H"]:
         _, batch, _ = qkv.shape
-        heads = qkv.unflatten(2, (3, num_heads, -1)).permute(2, 1, 3, 0, 4)  # 3, B, N, T, K
+        heads = qkv.unflatten(2, (3, num_heads, -1)).permute(2, 1, 3, 0, 4)  # 3, B, N, S, K
         q, k, v = heads.to(dtype).flatten(1, 2).contiguous()
+        q = q[:, -queries:]
         s = product(q, k.transpose(1, 2), qkv.dtype).mul_(q.shape[-1] ** -0.5)
-        s.masked_fill_(torch.ones(s.shape[1:], dtype=torch.bool, device=s.device).triu(1), MASKED_SCORE)
+        s.masked_fill_(is_later(s), MASKED_SCORE)
         w = s.softmax(dim=-1)
         if factors is not None:
             factors = factors.flatten(0, 1)
@@ -277,7 +323,7 @@ class _Attention(Function):
         d_s = torch.addcmul(e, w, e.sum(dim=-1, keepdim=True), value=-1).mul_(q.shape[-1] ** -0.5).to(q.dtype)
         d_q, d_k = product(d_s, k, ctx.full), product(d_s.transpose(1, 2), q, ctx.full)
         by_position = [d.unflatten(0, (-1, ctx.num_heads)).permute(2, 0, 1, 3) for d in (d_q, d_k, d_v)]  # T, B, N, K
-        return torch.stack(by_position, dim=2).flatten(2), None, None, None
+        return torch.stack(by_position, dim=2).flatten(2), None, None, None, None
 
 
 @final
@@ -308,6 +354,12 @@ class _LinearResidual(Function):
         d_y = product(d_low, W.to(d_low.dtype), W.dtype)
         d_W = product(d_low.t(), y_low, W.dtype)
         return d_out, d_y, d_W, d.sum(dim=0), None, None
+
+
+def is_later(scores: Float[Tensor, "*heads T S"]) -> Bool[Tensor, "T S"]:
+    """True where the key is later than the query; the queries are the last T of the S positions."""
+    queries, keys = scores.shape[-2:]
+    return torch.ones(queries, keys, dtype=torch.bool, device=scores.device).triu(keys - queries + 1)
 
 
 def _normalise(x: Float[Tensor, "I H"]) -> tuple[Float[Tensor, "I H"], Float[Tensor, "I 1"]]:

@@ -172,6 +172,12 @@ BROKEN = {
         {},
         "import: model.source: model.py has not a subclass of torch.nn.Module: Model",
     ),
+    "prints": ("print('hello')\n", {}, 'import: model.source: model.py prints "hello" when it is imported; remove the'),
+    "forks": (
+        "import os\nif not os.fork(): os._exit(0)\n",
+        {},
+        "import: model.source: model.py starts a process when it is imported; move that into a function",
+    ),
     "exits": (
         "raise SystemExit(3)\n",
         {},
@@ -200,7 +206,13 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize(("text", "config", "line"), BROKEN.values(), ids=BROKEN.keys())
+@pytest.mark.parametrize(
+    ("text", "config", "line"),
+    [
+        pytest.param(*case, id=name, marks=[pytest.mark.process] if name == "forks" else [])
+        for name, case in BROKEN.items()
+    ],
+)
 def test_a_model_that_cannot_be_used_gets_one_line(
     tmp_path: Path, text: str | None, config: dict[str, Any], line: str
 ) -> None:

@@ -60,9 +60,11 @@ def test_attention_equals_torchs_causal_scaled_dot_product_attention(attention: 
     assert_same_values_and_gradients([attention(x)], [wanted], [x, *attention.parameters()])
 
 
-def test_the_fused_attention_is_that_of_the_equations(attention: MultiHeadAttention, x: Tensor) -> None:
+@pytest.mark.parametrize("queries", [1, 2, 5])
+def test_the_last_positions_attend_as_they_do_among_all(attention: MultiHeadAttention, x: Tensor, queries: int) -> None:
     qkv = torch.cat([linear(x) for linear in (attention.W_q, attention.W_k, attention.W_v)], dim=-1)
-    torch.testing.assert_close(attention.W_o(fused_attention(qkv, None, 2)), attention(x), rtol=0, atol=1e-10)
+    found = attention.W_o(fused_attention(qkv, None, 2, queries=queries))
+    torch.testing.assert_close(found, attention(x)[-queries:], rtol=0, atol=1e-10)
 
 
 def test_dropout_acts_on_the_attention_weights_after_the_softmax(attention: MultiHeadAttention, x: Tensor) -> None:
