@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -144,8 +145,16 @@ def _with_notes(section: Section, notes: Iterable[tuple[str, str]]) -> Section:
 def _json(data: pd.DataFrame) -> str:
     """A list of objects, one a line; null for every missing or infinite number."""
     plain = data.astype(object).where(data.notna() & ~data.isin([math.inf, -math.inf]), None)
-    encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
-    return "[\n" + ",\n".join(map(encode, plain.to_dict("records"))) + "\n]\n"
+    row = f"{{{', '.join(f'{json.dumps(name)}: %s' for name in data)}}}"
+    cells = zip(*(_json_texts(plain[name].to_list()) for name in data), strict=True)
+    return "[\n" + ",\n".join(row % texts for texts in cells) + "\n]\n"
+
+
+def _json_texts(values: list[Any]) -> list[str]:
+    """Each value as JSON: all at once, which is many times as fast, unless some are lists or objects."""
+    encode = json.JSONEncoder(ensure_ascii=False, default=str, separators=("\n", ": ")).encode
+    found = encode(values)[1:-1].split("\n")
+    return found if len(found) == len(values) else [json.dumps(v, ensure_ascii=False, default=str) for v in values]
 
 
 # -- files ---------------------------------------------------------------------------------------------------------

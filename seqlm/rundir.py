@@ -314,11 +314,11 @@ class RunDirectory(RunLayout):
         result = self.read_result()
         return result is not None and self._covers(result, self.first_attempt())
 
-    def _covers(self, result: Mapping[str, Any], first: int) -> bool:
+    def _covers(self, result: Mapping[str, Any], first: int, config: RunConfig | None = None) -> bool:
         """Whether a result is what was asked: its epochs, or an attempt from ``first`` on if it has none."""
         if epochs_of(result) is None and isinstance(attempt := result.get("attempt"), int):
             return attempt >= first
-        return reaches(result, self.read_config())
+        return reaches(result, config or self.read_config())
 
     def _has_passed(self, first: int) -> bool:
         """Whether it is a canary that has passed in an attempt from ``first`` on."""
@@ -504,8 +504,8 @@ class RunDirectory(RunLayout):
         newest = self.request()
         return newest is not None and newest.is_cancel
 
-    def facts(self, epochs: int, result: Mapping[str, Any] | None) -> Facts:
-        """Read what decides the state of the run. ``epochs`` and ``result`` are those of its files.
+    def facts(self, epochs: int, result: Mapping[str, Any] | None, config: RunConfig | None = None) -> Facts:
+        """Read what decides the state of the run. ``epochs``, ``result`` and ``config`` are those of its files.
 
         The state of a worker on this machine is certain. A worker of another host counts as alive if its heartbeat is
         recent: if its machine has crashed, the run stays "running" for some minutes (``SEQLM_STALE_LEASE_MINUTES``)
@@ -513,7 +513,7 @@ class RunDirectory(RunLayout):
         """
         newest = self.request()
         first = 1 if newest is None else newest.first_attempt(self.id)
-        if (result is not None and self._covers(result, first)) or self._has_passed(first):
+        if (result is not None and self._covers(result, first, config)) or self._has_passed(first):
             return Facts(is_done=True)
         attempts = self.attempts()
         end = self.end(attempts[-1]) if attempts else None

@@ -10,7 +10,6 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
-from typing import cast
 
 import pandas as pd
 
@@ -29,7 +28,6 @@ besides its text, and the longest line of a cell."""
 
 def latex_table(table: Table) -> str:
     """The table without its lines of code; columns that do not fit side by side follow in further parts."""
-    cells = pd.DataFrame([[_cell(cell) for cell in row.cells] for row in table.rows])
     widths = [
         max(
             [min(len(word), LONGEST) for word in re.split(r"[ .]", column.title)]
@@ -42,11 +40,13 @@ def latex_table(table: Table) -> str:
     for number, part in enumerate(parts, start=1):
         title, of = latex_text(table.title), f"part {number} of {len(parts)}"
         full = rf"{title}. {latex_text(table.caption)}{f' P{of[1:]}.' if len(parts) > 1 else ''}"
-        shown = cells.reindex(columns=part).style.hide(axis="index")
-        shown.format_index(lambda place: latex_text(table.columns[cast(int, place)].title), axis="columns")
+        head = " & ".join(latex_text(table.columns[place].title) for place in part)
+        lines = [" & ".join(_cell(row.cells[place]) for place in part) for row in table.rows]
         sides = {place: "left" if table.columns[place].numeric else "right" for place in part}
-        tex.append(
-            shown.to_latex(
+        longtable = (
+            pd.DataFrame({head: lines})
+            .style.hide(axis="index")
+            .to_latex(  # a cell of each takes far longer
                 environment="longtable",
                 hrules=True,
                 column_format="".join(
@@ -57,6 +57,7 @@ def latex_table(table: Table) -> str:
                 label=f"tab:{table.name}" if number == 1 else None,
             )
         )
+        tex.append(longtable.replace(r"\multicolumn{1}{r}", rf"\multicolumn{{{len(part)}}}{{r}}"))
     return HEAD.lstrip() + "\\addtocounter{table}{-1}\n".join(tex) + "\\endgroup\n"  # longtable counts each part
 
 

@@ -109,7 +109,9 @@ class Table:
     @cached_property
     def rows(self) -> list[Row]:
         """The records as they are shown."""
-        records = self.records.to_dict("records") if isinstance(self.records, pd.DataFrame) else self.records
+        records = self.records
+        if isinstance(records, pd.DataFrame):
+            records = [dict(zip(records, row, strict=True)) for row in records.itertuples(index=False, name=None)]
         return [
             Row(
                 cells=[column.cell(record, bold=self.bold(record)) for column in self.columns],

@@ -161,6 +161,22 @@ def tick_text(value: float, _: object = None) -> str:
     return power if float(mantissa) == 1 else f"{float(mantissa):g}·{power}"
 
 
+# -- points --------------------------------------------------------------------------------------------------------
+
+MOST_MARKED = 300
+"""With more settings, those alike in architecture and optimizer are drawn together, so that the page cannot hide single
+ones."""
+
+
+def draw_points(
+    axes: Axes, points: Sequence[tuple[float, float]], arch: str | None, optimizer: str | None, **style: Any
+) -> None:
+    """Draw points in the colour of an architecture, with the marker of an optimizer."""
+    own = {"color": look.colour_of(arch), "marker": look.marker_of(optimizer), "linestyle": "", "markersize": 4.5}
+    edge = {} if style.get("marker") == "x" else {"markeredgecolor": look.PAPER, "markeredgewidth": 0.5}
+    axes.plot(*zip(*points, strict=True), **{**own, **edge, **style})
+
+
 # -- numbers -------------------------------------------------------------------------------------------------------
 
 
@@ -209,7 +225,6 @@ def place_numbers(axes: Axes, marks: Iterable[Mark]) -> None:
             textcoords="offset points",
             va="center",
             fontsize=7.5,
-            fontweight="bold",
             color=mark.colour,
             annotation_clip=False,
             bbox={"boxstyle": "round,pad=0.1", "facecolor": look.PAPER, "edgecolor": "none", "alpha": 0.8},

@@ -27,8 +27,8 @@ STYLES_CAPTION = "Colour: architecture; line: optimizer."
 def loss_chart(runs: Sequence[ExaminedRun]) -> Chart:
     """Mean validation loss at each step, from a zero state and from a carried one, on a shared vertical axis."""
     figure, (left, right) = panels_with_legend(3.2, run_handles(runs), 3, panels=2, share=True, titled=True)
-    left.set_title("State zero at the start of each window", loc="left", fontweight="bold")
-    right.set_title("State carried from the window before", loc="left", fontweight="bold")
+    left.set_title("State zero at the start of each window", loc="left")
+    right.set_title("State carried from the window before", loc="left")
     draw_losses(left, runs, carried=False)
     draw_losses(right, runs, carried=True)
     left.set_ylabel("Mean validation loss (nats)")
@@ -72,8 +72,8 @@ def _training_lengths(runs: Sequence[ExaminedRun]) -> list[int]:
 def gradient_chart(runs: Sequence[ExaminedRun]) -> Chart:
     """Norm of the last step's gradient at each step: rescaled to [0, 1], and as it is with the mean of the norms."""
     figure, (left, right) = panels_with_legend(3.2, run_handles(runs), 3, panels=2, titled=True)
-    left.set_title("Each curve rescaled to [0, 1]", loc="left", fontweight="bold")
-    right.set_title("As it is, logarithmic", loc="left", fontweight="bold")
+    left.set_title("Each curve rescaled to [0, 1]", loc="left")
+    right.set_title("As it is, logarithmic", loc="left")
     left.set_ylim(-0.03, 1.05)
     _draw_curves(left, runs, [rescaled(run.gradients.overall) for run in runs if run.gradients], "rescaled norm")
     draw_gradient_norms(right, runs)

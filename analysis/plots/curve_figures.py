@@ -14,6 +14,10 @@ from analysis.blocks.sentences import sentences
 from analysis.plots import look
 from analysis.plots.axes import Progress, label_grid, panel_grid, panels_with_legend
 from analysis.plots.curves import (
+    MOST_GREY,
+    MOST_LINES,
+    STANDING_OUT,
+    STANDING_OUT_OF_KIND,
     TRAINING,
     Curve,
     curves_of,
@@ -33,13 +37,16 @@ from analysis.study.values import Values
 SPOKEN: dict[Progress, str] = {"epochs": "epochs", "time": "wall-clock time"}
 """What the horizontal axis counts, in words."""
 
-MOST_PANELS, BEST_PANELS = 24, 12
-"""With more runs than the first, the best of each setting has a panel, and of the settings this many of the best."""
+BEST_PANELS = 6
+"""Of more runs than ``MOST_LINES``, the best of each of this many settings have a panel."""
 
 
 @look.applied()
 def curve_charts(study: Study) -> list[Chart]:
-    """Every figure that the study's epochs allow; none while no epoch has been finished."""
+    """Every figure that the study's epochs allow; none while no epoch has been finished.
+
+    Of more than ``MOST_LINES`` curves, only the first figure has panels over time.
+    """
     curves = curves_of(study)
     validated = [curve for curve in curves if curve.is_validated]
     charts: list[Chart] = []
@@ -51,7 +58,8 @@ def curve_charts(study: Study) -> list[Chart]:
             rows = {title: [c for c in merged if getattr(c, key) == value] for value, title in titles.items()}
             charts.append(rows_chart(study, {title: row for title, row in rows.items() if row}, key))
     if curves:
-        charts += [panels_chart(study, curves, progress) for progress in SPOKEN if progress in _progresses(curves)]
+        progresses = _progresses(curves)[: 1 if len(curves) > MOST_LINES else 2]
+        charts += [panels_chart(study, curves, progress) for progress in progresses]
     return charts
 
 
@@ -88,6 +96,7 @@ def runs_chart(study: Study, runs: pd.DataFrame, curves: Sequence[Curve], name: 
         "curves",
         named=len(prominent(curves)),
         curves=len(curves),
+        most_grey=MOST_GREY,
         sizes=sorted({len(curve.runs) for curve in curves if len(curve.runs) > 1}),
         limits=[str(limit) for limit in limits],
         **_ends(runs, curves, [top] * len(curves), [curve.drawn for curve in curves]),
@@ -113,7 +122,7 @@ def _chart(
 ) -> Chart:
     """Each row of curves under its title, a panel for each progress."""
     curves = [curve for row in rows.values() for curve in row]
-    progresses = _progresses(curves)
+    progresses = _progresses(curves)[: 1 if len(rows) > 1 and len(curves) > MOST_LINES else 2]
     unit = unit_for(study.epochs["elapsed_seconds"].max())[0]
     figure, axes = panels_with_legend(
         2.8 if len(rows) == 1 else 2.0,
@@ -129,11 +138,11 @@ def _chart(
         for progress in progresses:
             place = next(places)
             if progress in _progresses(row):
-                draw_curves(place, row, progress, unit)
+                draw_curves(place, row, progress, unit, STANDING_OUT if len(rows) == 1 else STANDING_OUT_OF_KIND)
             else:
                 place.set_axis_off()
             if progress == "epochs":
-                place.set_title(heading, loc="left", fontweight="bold")
+                place.set_title(heading, loc="left")
             else:
                 place.set_ylabel("")
     caption = (
@@ -183,8 +192,8 @@ def panels_chart(study: Study, curves: Sequence[Curve], progress: Progress) -> C
 
 
 def choose_panels(curves: Sequence[Curve]) -> list[Curve]:
-    """All runs; of more than ``MOST_PANELS`` the best of each of the ``BEST_PANELS`` best settings, by number."""
-    if len(curves) <= MOST_PANELS:
+    """All runs; of more than ``MOST_LINES`` the best of each of the ``BEST_PANELS`` best settings, by number."""
+    if len(curves) <= MOST_LINES:
         return list(curves)
     best: dict[RunNumber, Curve] = {}
     for curve in sorted(curves, key=lambda curve: (curve.best, curve.number)):

@@ -32,11 +32,11 @@ NUMBERS_SHOWN = 4
 MOST_LINES = 24
 """From more curves than this in one pair of axes, only the best stand out."""
 
-STANDING_OUT = 10
-"""How many stand out then."""
+STANDING_OUT, STANDING_OUT_OF_KIND = 10, 4
+"""How many stand out then: of all, and of an architecture or an optimizer."""
 
-CHUNK = 50
-"""Curves of the crowd in one path: few elements for the page, and short enough for the rasteriser."""
+MOST_GREY = 50
+"""Of the others at most this many are drawn, evenly by perplexity."""
 
 SINGLE_CUT_FACTOR = 100.0
 """An axis of one run ends at this many times its best perplexity."""
@@ -174,13 +174,13 @@ def unit_for(longest: float) -> tuple[float, str]:
 # -- which stand out, and how they look ----------------------------------------------------------------------------
 
 
-def prominent(curves: Sequence[Curve]) -> list[Curve]:
+def prominent(curves: Sequence[Curve], most: int = STANDING_OUT) -> list[Curve]:
     """All curves where they are few; else, in turn, the best of each architecture with each optimizer on each text."""
     if len(curves) <= MOST_LINES:
         return list(curves)
     ordered = sorted(curves, key=lambda curve: (curve.best, curve.number))
     turns = _turns(ordered, lambda curve: (curve.arch, curve.optimizer, curve.text))
-    best = [place for _, place in sorted(zip(turns, range(len(ordered)), strict=True))[:STANDING_OUT]]
+    best = [place for _, place in sorted(zip(turns, range(len(ordered)), strict=True))[:most]]
     return sorted((ordered[place] for place in best), key=lambda curve: curve.number)
 
 
@@ -212,19 +212,25 @@ def legend_entries(curves: Iterable[Curve]) -> list[Line2D]:
 # -- drawing -------------------------------------------------------------------------------------------------------
 
 
-def draw_curves(axes: Axes, curves: Sequence[Curve], progress: Progress = "epochs", unit: float = 1.0) -> Axes:
+def draw_curves(
+    axes: Axes,
+    curves: Sequence[Curve],
+    progress: Progress = "epochs",
+    unit: float = 1.0,
+    most: int = STANDING_OUT,
+) -> Axes:
     """Draw validation curves: the prominent ones with their numbers, the others in grey. ``unit``: seconds in it.
 
     The vertical axis fits all ``curves``, also those without a time.
     """
-    named, styles = prominent(curves), styles_of(prominent(curves))
-    crowd = [curve for curve in curves if curve.number not in styles]
+    named = prominent(curves, most)
+    styles = styles_of(named)
+    others = sorted((c for c in curves if c.number not in styles), key=lambda curve: (curve.best, curve.number))
+    crowd = others[:: math.ceil(len(others) / MOST_GREY) or 1]
     axes.set_autoscale_on(False)  # else each line looks for the limits, which are set below
-    gap = [math.nan]
-    for start in range(0, len(crowd), CHUNK):
-        chunk = crowd[start : start + CHUNK]
-        x = np.concatenate([part for curve in chunk for part in (_along(curve, progress, unit), gap)])
-        y = np.concatenate([part for curve in chunk for part in (curve.val_ppl, gap)])
+    if crowd:
+        x = np.concatenate([part for curve in crowd for part in (_along(curve, progress, unit), [math.nan])])
+        y = np.concatenate([part for curve in crowd for part in (curve.val_ppl, [math.nan])])
         axes.plot(x, y, color=look.CROWD[0], linewidth=0.5, alpha=0.6, zorder=1.5)
     ends = [end for curve in crowd if (end := _early_end(curve, progress, unit))]
     if ends:
@@ -259,7 +265,7 @@ def draw_run(axes: Axes, curve: Curve, progress: Progress = "epochs", unit: floa
     _mark_end(axes, curve, progress, unit, color=colour, markersize=7, mew=2)
     both = [curve.train_ppl, curve.val_ppl]
     fit(axes, "y", both, cut_at=max(SINGLE_CUT_FACTOR * curve.best, np.nanmin(np.concatenate(both))), ticks=5)
-    axes.set_title(curve.label, loc="left", fontweight="bold", fontsize=8)
+    axes.set_title(curve.label, loc="left", fontsize=8)
     _label_progress(axes, [curve], progress, unit)
     return axes
 

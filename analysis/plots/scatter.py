@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from matplotlib.lines import Line2D
 from analysis.blocks.figure import Chart, name_values, run_mark
 from analysis.blocks.texts import first_few
 from analysis.plots import look
-from analysis.plots.axes import Mark, fit, panels_with_legend, place_numbers, shared_cut
+from analysis.plots.axes import MOST_MARKED, Mark, draw_points, fit, panels_with_legend, place_numbers, shared_cut
 from analysis.plots.curves import unit_for
 from analysis.study import units
 from analysis.study.comparison import finished
@@ -63,18 +64,29 @@ def draw_times(axes: Axes, settings: Sequence[Setting], front: Sequence[Setting]
     if len(front) > 1:
         corners = [(setting.seconds_to_best / seconds, setting.val_ppl) for setting in front]
         axes.step(*zip(*corners, strict=True), where="post", zorder=2, **FRONT | {"label": "_"})
-    marks = _points(axes, x, settings)
     axes.set_xlabel(f"Wall-clock time to the best epoch ({unit})")
     axes.set_ylabel("Best validation perplexity")
     numbered = {setting.number for setting in (settings if len(settings) <= MOST_NUMBERS else front)}
-    place_numbers(axes, [mark for mark, setting in zip(marks, settings, strict=True) if setting.number in numbered])
+    marks: list[Mark] = []
+    alike: dict[tuple[Any, Any], list[tuple[float, float]]] = defaultdict(list)
+    for place, one in zip(x, settings, strict=True):
+        if len(settings) > MOST_MARKED and one.number not in numbered:
+            alike[one.arch, one.optimizer].append((place, min(one.val_ppl, axes.get_ylim()[1])))
+            continue
+        mark = Mark(place, one.val_ppl, str(one.runs[0]), look.colour_of(one.arch), one.only_run)
+        size = 6.5 if len(settings) <= MOST_NUMBERS else 4.5
+        shown = _draw_point(axes, mark, one.arch, one.optimizer, markersize=size, label=one.reference, zorder=4.5)
+        marks += [shown] if one.number in numbered else []
+    for kind, points in sorted(alike.items(), key=lambda item: str(item[0])):
+        draw_points(axes, points, *kind, clip_on=False, in_layout=False)
+    place_numbers(axes, marks)
     name_values(axes, unit)
     return axes
 
 
 # -- the frontier of a search ---------------------------------------------------------------------------------------
 
-STOPPED: dict[str, Any] = {"marker": "x", "markersize": 5, "markeredgewidth": 1.2, "linestyle": ""}
+STOPPED: dict[str, Any] = {"marker": "x", "markersize": 5, "markeredgewidth": 1.2}
 """Of the last epoch of a run that was stopped."""
 
 
@@ -86,7 +98,7 @@ def frontier_chart(study: Study, epochs: pd.DataFrame, hours: str) -> Chart:
     stopped = found[found["state"] == "stopped"].drop_duplicates("id", keep="last")
     bests = found[found["id"].isin(done)].sort_values("val_ppl", kind="stable").drop_duplicates("id")
     handles = look.kind_handles(set(found["arch"]), set(bests["optimizer"]))
-    crosses = [Line2D([], [], color=look.MUTED, label="stopped", **STOPPED)] if len(stopped) else []
+    crosses = [Line2D([], [], color=look.MUTED, label="stopped", linestyle="", **STOPPED)] if len(stopped) else []
     figure, (axes,) = panels_with_legend(3.8, [*handles, *crosses])
     lines = {arch: found[found["arch"] == arch] for arch in look.architecture_colours() if arch in set(found["arch"])}
     ends = [np.array([value]) for value in [*stopped["val_ppl"], *bests["val_ppl"]]]
@@ -97,16 +109,16 @@ def frontier_chart(study: Study, epochs: pd.DataFrame, hours: str) -> Chart:
         label, colour = units.architecture(arch), look.colour_of(arch)
         axes.step(x, y, where="post", color=colour, linewidth=1.4, zorder=2, label=label)
     marks = []
-    for rows, style in ((stopped, STOPPED), (bests, {"markersize": 6.0, "markeredgecolor": look.PAPER})):
+    for rows, style in ((stopped, STOPPED), (bests, {"markersize": 6.0})):
         for run in rows.to_dict("records"):
             mark = Mark(run["hours"], run["val_ppl"], str(run["number"]), look.colour_of(run["arch"]), run["number"])
-            kind = {"marker": look.marker_of(run["optimizer"]), "label": f"{run['number']} {run['name']}", **style}
-            _draw_point(axes, mark, **kind)
-            marks += [mark] if style is not STOPPED else []
+            label = f"{run['number']} {run['name']}"
+            shown = _draw_point(axes, mark, run["arch"], run["optimizer"], label=label, **style)
+            marks += [shown] if style is not STOPPED else []
     axes.set_xlabel(f"{hours[0].upper()}{hours[1:]} spent by all runs")
     axes.set_ylabel("Best validation perplexity so far")
     axes.set_xlim(0, float(found["hours"].max()) * 1.015)
-    place_numbers(axes, [mark._replace(y=min(mark.y, axes.get_ylim()[1])) for mark in marks])
+    place_numbers(axes, marks)
     name_values(axes, hours)
     caption = (
         "Line: lowest by then of each architecture. Points with numbers: best epochs of finished runs, when they "
@@ -130,26 +142,13 @@ def _cut_sentence(axes: Axes, settings: Sequence[Setting]) -> str:
     return f" The vertical axis ends at {units.perplexity(top)}; above it (↑): {first_few(above, 2)}." if above else ""
 
 
-def _points(axes: Axes, x: Sequence[float], settings: Sequence[Setting]) -> list[Mark]:
-    """Draw a point for each setting; return their numbers, of seeds the first's."""
-    size = 6.5 if len(settings) <= MOST_NUMBERS else 4.5
-    marks = []
-    for place, setting in zip(x, settings, strict=True):
-        run, colour = setting.only_run, look.colour_of(setting.arch)
-        mark = Mark(place, setting.val_ppl, str(setting.runs[0]), colour, run)
-        marker = look.marker_of(setting.optimizer)
-        _draw_point(
-            axes, mark, marker=marker, markersize=size, markeredgecolor=look.PAPER, label=setting.reference, zorder=4.5
-        )
-        top = axes.get_ylim()[1]
-        marks.append(mark if mark.y <= top else mark._replace(y=top, text=f"{mark.text} ↑"))
-    return marks
-
-
-def _draw_point(axes: Axes, mark: Mark, *, zorder: float = 3.0, **style: Any) -> None:
-    """Draw a point; one above the axis at its top, without a value for the page's pointer."""
-    y = min(mark.y, axes.get_ylim()[1])
-    style |= {"label": "_"} if y < mark.y else {}
+def _draw_point(axes: Axes, mark: Mark, arch: str | None, optimizer: str | None, **style: Any) -> Mark:
+    """Draw a point and return its number. One above the axis is at its top, without a value for the page's pointer."""
+    top = axes.get_ylim()[1]
+    if mark.y > top:
+        mark = mark._replace(y=top, text=f"{mark.text} ↑")
+        style["label"] = "_"
     gid = None if mark.run is None else run_mark(mark.run)
-    place: dict[str, Any] = {"gid": gid, "zorder": zorder, "clip_on": False, "in_layout": False}
-    axes.plot([mark.x], [y], color=mark.colour, **place, **style)
+    style = {"gid": gid, "zorder": 3.0, "clip_on": False, "in_layout": False, **style}
+    draw_points(axes, [(mark.x, mark.y)], arch, optimizer, **style)
+    return mark

@@ -13,7 +13,7 @@ from matplotlib.collections import LineCollection
 from analysis.blocks.figure import Chart, name_values, run_mark
 from analysis.blocks.texts import first_few, scope
 from analysis.plots import look
-from analysis.plots.axes import fit, label_grid, panel_grid
+from analysis.plots.axes import MOST_MARKED, draw_points, fit, label_grid, panel_grid
 from analysis.study import units
 from analysis.study.pairs import CHOICES, chains, is_numeric, printed, sorted_values
 from analysis.study.settings import Setting
@@ -21,10 +21,6 @@ from analysis.study.study import Study
 from seqlm.config import varying_keys
 
 MOST_SLICES = 12
-MOST_MARKED = 300
-"""With more settings, those alike in architecture and optimizer are drawn together, so that the page cannot hide single
-ones."""
-
 FEW_VALUES = 8
 """Up to this many numbers within a decade are drawn side by side, evenly spaced; more are drawn on a scale."""
 
@@ -82,9 +78,9 @@ def draw_slice(axes: Axes, key: str, settings: Sequence[Setting]) -> Axes:
             continue
         gid = None if setting.only_run is None else run_mark(setting.only_run)
         label = f"{setting.reference}, {key} {printed(key, setting.config[key])}"
-        _draw_points(axes, [point], setting.arch, setting.optimizer, gid=gid, label=label)
+        draw_points(axes, [point], setting.arch, setting.optimizer, gid=gid, label=label)
     for (arch, optimizer), points in sorted(groups.items(), key=lambda item: str(item[0])):
-        _draw_points(axes, points, arch, optimizer)
+        draw_points(axes, points, arch, optimizer)
     name_values(axes, "")
     return axes
 
@@ -109,16 +105,3 @@ def _places(axes: Axes, key: str, settings: Sequence[Setting]) -> Callable[[Sett
     place = {value: number for number, value in enumerate(values)}
     middle = (len(units.ARCHITECTURES) - 1) / 2
     return lambda one: place[one.config[key]] + 0.1 * (units.rank(units.ARCHITECTURES, one.arch) - middle)
-
-
-def _draw_points(axes: Axes, points: Sequence[tuple[float, float]], arch: Any, optimizer: Any, **tags: Any) -> None:
-    axes.plot(
-        *zip(*points, strict=True),
-        color=look.colour_of(arch),
-        marker=look.marker_of(optimizer),
-        markersize=4.5,
-        linestyle="",
-        markeredgecolor=look.PAPER,
-        markeredgewidth=0.4,
-        **tags,
-    )

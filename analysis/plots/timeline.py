@@ -143,7 +143,6 @@ def _draw_bar(axes: Axes, bar: Bar, place: int, start: float, end: float, *, roo
             ha="center",
             va="center_baseline",
             fontsize=7.5,
-            fontweight="bold",
             color=look.ink_on(colour),
             bbox={"boxstyle": "round,pad=0.15", "facecolor": colour, "edgecolor": "none"} if hatch else None,
             gid=gid,

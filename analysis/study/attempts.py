@@ -56,11 +56,13 @@ def read_attempts(
             recorded = record.get("attempt")
             return bool(record) and (is_last if recorded is None else recorded == attempt)
 
-        files = listed(run.attempt_dir(attempt), "worker*.json")
-        workers = sorted(filter(None, map(read, files)), key=lambda worker: as_number(worker.get("rank")))
-        start, progress, last = (
-            read(path) for path in (run.start_file(attempt), run.progress_file(attempt), run.end_file(attempt))
+        found = {path.name: read(path) for path in listed(run.attempt_dir(attempt), "*.json")}
+        start, progress, last, exit_ = (
+            found.get(path(attempt).name, {})
+            for path in (run.start_file, run.progress_file, run.end_file, run.exit_file)
         )
+        of_ranks = [record for name, record in found.items() if name.startswith("worker") and record]
+        workers = sorted(of_ranks, key=lambda worker: as_number(worker.get("rank")))
         end = read_or_warn(lambda: run.end(attempt), End(attempt=attempt), warnings)
         kept, kind = seconds_of[attempt], None
         first = workers[0] if workers else {}
@@ -82,8 +84,7 @@ def read_attempts(
         else:
             outcome = "interrupted" if workers or progress or kept else "not started"
         ends = [last.get("ended_at"), result.get("finished_at") if outcome == "done" else None]
-        signs = (progress, read(run.exit_file(attempt)))
-        ended_at = next(filter(None, map(moment, ends)), last_sign_of(*signs))
+        ended_at = next(filter(None, map(moment, ends)), last_sign_of(progress, exit_))
         started_at = moment(first.get("started_at"))
         seconds = ended_at - started_at if started_at is not None and ended_at is not None else math.nan
         if seconds < 0:  # two clocks that disagree

@@ -64,11 +64,8 @@ def read_run(run: RunDirectory) -> LoadedRun:
     result = recorded_result or {}
     epochs, cut_lines = read_or_warn(run.read_metrics, None, warnings) or ([], [])
     finished = math.nan if damage else finished_epochs(result)
-    facts = (
-        None
-        if damage
-        else read_or_warn(lambda: run.facts(epochs[-1]["epoch"] + 1 if epochs else 0, recorded_result), None, warnings)
-    )
+    gone = epochs[-1]["epoch"] + 1 if epochs else 0
+    facts = None if damage else read_or_warn(lambda: run.facts(gone, recorded_result, read), None, warnings)
     if facts is None:
         facts = Facts(damage=warnings[0].replace(f"{run.path.parent}/", ""))
     observed = state_of(Case(facts=facts))
