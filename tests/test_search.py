@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-from jobs.plan.search import expected_share
-from jobs.spec import RunSpec
 from seqlm.errors import FileError, UsageError
 from seqlm.files import write_json_lines
 from seqlm.rundir import RunDirectory
@@ -51,13 +49,6 @@ def test_the_share_that_goes_on_is_exact(number: int) -> None:
         rule = {"keep": hundredths / 100, "min_runs": 1}
         going_on = [goes_on(value, reached, **rule) for value in (float(places), places + 1.0) if value <= number]
         assert going_on == [True, False][: len(going_on)], f"{places} of {number} with keep = {hundredths / 100}"
-
-
-def test_the_epochs_of_a_search_are_expected_with_exact_shares() -> None:
-    runs = [RunSpec(name=str(n), config=make_config(seed=n, epochs=11)) for n in range(25)]
-    going_on = sum(math.ceil(Fraction(28 * place, 100)) / Fraction(place) for place in range(1, 26))
-    search = Search(rungs=(1,), keep=0.28, min_runs=1)
-    assert expected_share(search, runs) == pytest.approx(float((25 + going_on * 10) / (25 * 11)), rel=1e-12)
 
 
 # -- a replay ------------------------------------------------------------------------------------------------------
@@ -121,28 +112,6 @@ def test_decisions_on_files_are_those_of_a_replay_in_whatever_order_runs_arrive(
         if stopped:
             assert stopped["rank"] > stopped["goes_on"] == math.ceil(stopped["of"] * Fraction(str(search.keep)))
             assert stopped["value"] is None or stopped["value"] > stopped["cut"]
-
-
-def test_the_whole_of_a_search_costs_what_the_plan_expects() -> None:
-    search = Search(rungs=(3, 9, 27), keep=0.34)
-    runs = [RunSpec(name=str(n), config=make_config(seed=n, epochs=40)) for n in range(89)]
-    assert expected_share(search, runs) == pytest.approx(0.23, abs=0.01)
-    draw, spent = random.Random(1), []
-    for _ in range(30):
-        curves = {run.name: [draw.random() for _ in range(40)] for run in runs}
-        arrivals = draw.sample(sorted(curves), len(curves))
-        ends = replay(curves, dict.fromkeys(curves, ""), arrivals, search)
-        spent.append(sum(ends.values()) / (40 * 89))
-    assert sum(spent) / 30 == pytest.approx(expected_share(search, runs), abs=0.02)
-
-
-def test_a_group_is_expected_to_cost_more_than_a_share_of_the_whole_and_short_runs_their_epochs() -> None:
-    runs = [RunSpec(name=str(n), config=make_config(("rnn", "gru")[n % 2], seed=n, epochs=12)) for n in range(12)]
-    whole = Search(rungs=(3, 9), keep=0.34)
-    grouped = Search(rungs=(3, 9), keep=0.34, within=("model.arch",))
-    assert expected_share(grouped, runs) == pytest.approx(expected_share(whole, runs[::2]))
-    assert expected_share(grouped, runs) > expected_share(whole, runs)
-    assert expected_share(Search(rungs=(20,)), runs) == 1.0
 
 
 # -- the files of a study ------------------------------------------------------------------------------------------

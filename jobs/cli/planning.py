@@ -24,8 +24,7 @@ from jobs.manifests.reader import find_manifest
 from jobs.plan.capacity import with_noun
 from jobs.plan.estimate import earlier_throughput
 from jobs.plan.planned import Action, PlannedRun
-from jobs.plan.search import expected_share, search_line
-from jobs.plan.totals import budget_of, totals
+from jobs.plan.totals import budget_of, search_line, totals
 from jobs.spec import RunSpec
 from seqlm import machine
 from seqlm.data.corpus import corpus_facts
@@ -97,11 +96,9 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
     terminal.say(f"\n{manifest.study}: {with_noun(len(planned), 'run')} ({summary}) in {printable(str(study_dir))}")
     if manifest.excluded:
         terminal.say(f"excluded by the manifest: {', '.join(run.name for run in manifest.excluded)}")
-    search, share = None, 1.0
-    if manifest.search is not None:
-        share = expected_share(manifest.search, specs)
-        search = {**manifest.search.to_dict(), "expected_share": share}
-        terminal.say(search_line(manifest.search, share))
+    search = manifest.search
+    if search is not None:
+        terminal.say(search_line(search))
     costs = totals(planned, backend.capacity, max_parallel=limit)
     disk = f"disk {terminal.memory(costs.disk_bytes)} for checkpoints"
     if set(counts) == {"skip"}:
@@ -111,7 +108,7 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
     else:
         wall = f"{terminal.duration(costs.wall_seconds)} on {backend.where()}"
         terminal.say(f"{wall}; {costs.gpu_hours:.3g} GPU hours; {disk}")
-    budget = budget_of(planned, manifest.policy, study_dir, share)
+    budget = budget_of(planned, manifest.policy, study_dir)
     if budget is not None:
         terminal.say(budget[0])
     if backend.is_here:
@@ -126,7 +123,7 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
     data = {
         "study": manifest.study,
         "runs": records,
-        "search": search,
+        "search": None if search is None else search.to_dict(),
         "totals": {"backend": backend.name, "max_parallel": limit, **asdict(costs)},
         "budget": None if budget is None else budget[1],
         "refused": refused,

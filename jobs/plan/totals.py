@@ -1,4 +1,4 @@
-"""The total cost of a launch (GPU hours, wall time, disk), and beside it the study's budget."""
+"""The total cost of a launch (GPU hours, wall time, disk), the study's budget, and its search."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places
 from jobs.study.budget import UNITS, Budget, hours_of, total
 from seqlm.architectures import CustomConfig
+from seqlm.search import Search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,19 +78,24 @@ def wall_seconds(runs: Sequence[PlannedRun], capacity: Capacity, *, max_parallel
 # -- the budget ------------------------------------------------------------------------------------------------------
 
 
-def budget_of(
-    planned: Sequence[PlannedRun], policy: Policy, study_dir: Path, share: float
-) -> tuple[str, dict[str, Any]] | None:
+def budget_of(planned: Sequence[PlannedRun], policy: Policy, study_dir: Path) -> tuple[str, dict[str, Any]] | None:
     """Return what ``plan`` says of the study's budget, and its entry of ``--json``. ``None``: the policy has none.
 
-    ``share`` is that of the epochs which a search trains. What the runs to do need is ``None`` if it is not known.
+    What the runs to do need is ``None`` if it is not known. The runs that a search will stop are counted in full.
     """
     budget, todo = Budget(study_dir, policy), [item for item in planned if item.action != "skip"]
     data = budget.to_dict()
     if data is None:
         return None
     known = [hours_of(item.spec.resources, item.seconds) for item in todo if item.seconds is not None]
-    needs = {key: hours * share for key, hours in total(known).items()} if len(known) == len(todo) else {}
+    needs = total(known) if len(known) == len(todo) else {}
     amounts = [f"{needs[key]:.3g} {UNITS[key]}" for key in data if key in needs]
-    what = f"the rest needs about {' and '.join(amounts)}" if amounts else "it is not known what the rest needs"
+    what = f"the rest needs at most about {' and '.join(amounts)}" if amounts else "it is not known what the rest needs"
     return f"{budget.line()}; {what}", {key: {**found, "needs": needs.get(key)} for key, found in data.items()}
+
+
+def search_line(search: Search) -> str:
+    """Return one line about a search: its rungs, and what it compares."""
+    rungs = ", ".join(map(str, search.rungs))
+    among = f" among runs of equal {', '.join(search.within)}" if search.within else ""
+    return f"search: {search.keep:.3g} of the runs go on after epochs {rungs} by {search.metric}{among}"

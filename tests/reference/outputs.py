@@ -59,7 +59,7 @@ DATA: dict[str, Meanings] = {
             "memory that a run or canary of the same configuration has measured",
         ),
         "runs[].seconds": ("number or null", "estimated time; null if no speed is known"),
-        "search": ("object or null", "the `[search]` table, and `expected_share`: that of all epochs"),
+        "search": ("object or null", "the `[search]` table"),
         "totals.backend": "where the runs would go",
         "totals.max_parallel": ("number or null", "most runs at once"),
         "totals.gpu_hours": ("number or null", "sum of hours times GPUs over the runs to do"),

@@ -55,7 +55,7 @@ def test_plan_says_what_is_spent_and_what_the_rest_needs(study: Study, capsys: p
     write_attempt(first, 1, start=0, end=1800)
     needs = sum(run["seconds"] for run in ask(capsys, "plan", "small.toml")["runs"]) / 3600
     limit = ("--set", "policy.core_hours=5")
-    assert f"budget: 1 of 5 core hours spent; the rest needs about {needs:.3g} core hours" in says(
+    assert f"budget: 1 of 5 core hours spent; the rest needs at most about {needs:.3g} core hours" in says(
         capsys, "plan", "small.toml", *limit
     )
     budget = ask(capsys, "plan", "small.toml", *limit)["budget"]
