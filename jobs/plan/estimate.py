@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import functools
 import math
 import statistics
 from collections.abc import Mapping
@@ -40,38 +41,34 @@ MOST_APART = 100
 class Throughput:
     """Speed and peak memory of earlier runs and canaries."""
 
-    by_fingerprint: Mapping[str, float] = field(default_factory=dict)
-    """Fingerprint -> training tokens per second of that configuration."""
-    by_arch: Mapping[str, tuple[tuple[RunConfig, float], ...]] = field(default_factory=dict)
-    """Architecture -> the same speeds with their configurations."""
+    speeds: Mapping[RunConfig, float] = field(default_factory=dict)
+    """Configuration -> training tokens per second."""
     peak_memory_bytes: Mapping[str, int] = field(default_factory=dict)
     """Fingerprint -> peak memory of one rank of that configuration."""
     _relatives: dict[tuple[str, DataConfig, int], list[tuple[int, float]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def relatives(self, arch: str, data: DataConfig, vocab_size: int) -> list[tuple[int, float]]:
-        """Return (work per time step, FLOP/s) of the earlier runs of an architecture, sorted by work.
+    @functools.cached_property
+    def by_fingerprint(self) -> Mapping[str, float]:
+        """Fingerprint -> training tokens per second of that configuration."""
+        return {config.fingerprint(): speed for config, speed in self.speeds.items()}
 
-        Work per time step is FLOPs per token times batch. Of runs with equal work only the slowest is kept.
-        ``vocab_size`` is the vocabulary size of ``data``. The result is cached, since planning calls this for each run.
+    def relatives(self, arch: str, data: DataConfig, vocab_size: int) -> list[tuple[int, float]]:
+        """Return (work per time step, FLOP/s) of the earlier runs of an architecture, sorted.
+
+        Work per time step is FLOPs per token times batch. ``vocab_size`` is the vocabulary size of ``data``. The result
+        is cached, since planning calls this for each run.
         """
-        key = (arch, data, vocab_size)
+        key = (arch, replace(data, sha256=None), vocab_size)
         if key not in self._relatives:
-            slowest: dict[int, float] = {}
-            for config, speed in self.by_arch.get(arch, ()):
-                # The vocabulary size of another text is known only if its configuration has it; an edited text has
-                # about as many words as before.
-                other = config.data
-                is_same = other.corpus == data.corpus and replace(other, sha256=data.sha256) == data
-                vocab = vocab_size if is_same else other.vocab_size
-                if vocab is not None:
-                    flops = flops_per_token(config, vocab)
-                    if flops is None:
-                        continue
-                    work = flops * config.train.batch_size
-                    slowest[work] = min(flops * speed, slowest.get(work, math.inf))
-            self._relatives[key] = sorted(slowest.items())
+            found = []
+            for config, speed in self.speeds.items():
+                # An edited text has about as many words as before. Of another text only a configured size is known.
+                vocab = vocab_size if replace(config.data, sha256=None) == key[1] else config.data.vocab_size
+                if config.model.kind == arch and vocab is not None and (flops := flops_per_token(config, vocab)):
+                    found.append((flops * config.train.batch_size, flops * speed))
+            self._relatives[key] = sorted(found)
         return self._relatives[key]
 
 
@@ -156,19 +153,18 @@ def memory_bytes(config: RunConfig, vocab_size: int, ranks: int = 1) -> int | No
     Of a user's own model, logits and activations are what autograd keeps, as measured, and I V for the gradient of the
     logits. ``None``: it has not been measured here.
     """
-    model, train = config.model, config.train
-    parameters = parameter_count(config, vocab_size)
-    if parameters is None:
-        return None
-    columns = math.ceil(train.batch_size / ranks)
-    tokens = train.seq_len * columns
-    values = (2 + config.optim.moments + (1 if ranks > 1 else 0)) * parameters
-    if isinstance(model, CustomConfig):
+    columns = math.ceil(config.train.batch_size / ranks)
+    tokens = config.train.seq_len * columns
+    if isinstance(config.model, CustomConfig):
         sizes = model_sizes(config, vocab_size)
-        assert sizes is not None, "its parameters are known"
-        return FLOAT_BYTES * (values + tokens * vocab_size) + sizes.saved_bytes + sizes.saved_bytes_per_column * columns
-    values += 2 * min(tokens, CHUNK_TOKENS) * vocab_size + model.activations(tokens, train.seq_len)
-    return FLOAT_BYTES * values
+        if sizes is None:
+            return None
+        kept = FLOAT_BYTES * tokens * vocab_size + sizes.saved_bytes + sizes.saved_bytes_per_column * columns
+    else:
+        activations = config.model.activations(tokens, config.train.seq_len)
+        kept = FLOAT_BYTES * (2 * min(tokens, CHUNK_TOKENS) * vocab_size + activations)
+    copies = 2 + config.optim.moments + (1 if ranks > 1 else 0)
+    return FLOAT_BYTES * copies * (parameter_count(config, vocab_size) or 0) + kept
 
 
 def checkpoint_bytes(config: RunConfig, vocab_size: int, *, to_resume: bool) -> int | None:
@@ -194,16 +190,19 @@ def seconds_estimate(config: RunConfig, vocab_size: int, tokens: int, throughput
     ``MOST_APART`` times as much or as little. Returns ``None`` if there is neither.
     """
     train, speed = config.train, throughput.by_fingerprint.get(config.fingerprint())
-    relatives = [] if speed else throughput.relatives(config.model.kind, config.data, vocab_size)
-    flops = flops_per_token(config, vocab_size) if relatives else None
-    if flops is not None:
+    if speed is None:
+        relatives = throughput.relatives(config.model.kind, config.data, vocab_size)
+        flops = flops_per_token(config, vocab_size)
+        if not relatives or flops is None:
+            return None
         work = flops * train.batch_size
         place = bisect.bisect_left(relatives, (work, 0.0))
-        neighbours = relatives[max(0, place - 1) : place + 1]
-        apart, per_second = min((abs(math.log(other / work)), per_second) for other, per_second in neighbours)
-        speed = per_second / flops if apart <= math.log(MOST_APART) else None
-    if not speed:
-        return None
+        apart, per_second = min(
+            (abs(math.log(other / work)), per_second) for other, per_second in relatives[max(0, place - 1) : place + 1]
+        )
+        if apart > math.log(MOST_APART):
+            return None
+        speed = per_second / flops
     return train.epochs * training_tokens_per_epoch(tokens, train.batch_size, train.seq_len) / speed
 
 
@@ -214,34 +213,24 @@ def earlier_throughput(runs_root: Path) -> Throughput:
     Device and number of ranks of the runs are ignored.
     """
     speeds: dict[RunConfig, list[float]] = {}
-    peaks: dict[RunConfig, list[float]] = {}
-    canaries: dict[RunConfig, list[float]] = {}
+    tried: dict[RunConfig, list[float]] = {}
+    peaks: dict[str, int] = {}
+    for study in _within(runs_root):
+        for folder, found in ((study, speeds), (study / CANARY_FOLDER, tried)):
+            for run in map(RunDirectory, _within(folder)):
+                with contextlib.suppress(FileError):
+                    config = run.read_config()
+                    for record in [*run.read_metrics()[0], run.read_canary() or {}]:
+                        if (speed := _positive(record.get("train_tokens_per_second"))) is not None:
+                            found.setdefault(config, []).append(speed)
+                        if (peak := _positive(record.get("peak_memory_bytes"))) is not None:
+                            peaks[config.fingerprint()] = max(int(peak), peaks.get(config.fingerprint(), 0))
+    medians = {config: statistics.median(found) for config, found in {**tried, **speeds}.items()}
+    return Throughput(speeds=medians, peak_memory_bytes=peaks)
 
-    def note(config: RunConfig, record: Mapping[str, Any], speeds: dict[RunConfig, list[float]]) -> None:
-        for key, found in (("train_tokens_per_second", speeds), ("peak_memory_bytes", peaks)):
-            value = record.get(key)
-            if isinstance(value, int | float) and math.isfinite(value) and value > 0:
-                found.setdefault(config, []).append(value)
 
-    for folder in (found for study in _within(runs_root) for found in _within(study)):
-        with contextlib.suppress(FileError):
-            run = RunDirectory(folder)
-            config, (epochs, _) = run.read_config(), run.read_metrics()
-            for epoch in epochs:
-                note(config, epoch, speeds)
-    for folder in (found for study in _within(runs_root) for found in _within(study / CANARY_FOLDER)):
-        with contextlib.suppress(FileError):
-            run = RunDirectory(folder)
-            note(run.read_config(), run.read_canary() or {}, canaries)
-    medians = {config: statistics.median(found) for config, found in {**canaries, **speeds}.items()}
-    by_arch: dict[str, list[tuple[RunConfig, float]]] = {}
-    for config, speed in medians.items():
-        by_arch.setdefault(config.model.kind, []).append((config, speed))
-    return Throughput(
-        by_fingerprint={config.fingerprint(): speed for config, speed in medians.items()},
-        by_arch={arch: tuple(found) for arch, found in by_arch.items()},
-        peak_memory_bytes={config.fingerprint(): int(max(found)) for config, found in peaks.items()},
-    )
+def _positive(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and math.isfinite(value) and value > 0 else None
 
 
 def _within(folder: Path) -> list[Path]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import random
 from pathlib import Path
 from typing import Any
 
@@ -143,13 +141,13 @@ def test_an_epoch_has_whole_windows_of_whole_columns(tokens: int, batch_size: in
 
 
 def test_the_time_of_the_same_configuration_follows_from_its_speed() -> None:
-    known = Throughput(by_fingerprint={config().fingerprint(): 10.0})
+    known = Throughput(speeds={config(): 10.0})
     assert seconds_estimate(config(), VOCAB, 24, known) == 2 * 20 / 10
 
 
 def test_the_time_of_a_relative_follows_from_its_operations_per_second() -> None:
     large = config({**MODELS[0], "hidden_size": 60})
-    known = Throughput(by_arch={"rnn": ((config(), 10.0),)})
+    known = Throughput(speeds={config(): 10.0})
     ratio = flops_per_token(large, VOCAB) / flops_per_token(config(), VOCAB)
     assert seconds_estimate(large, VOCAB, 24, known) == pytest.approx(4 * ratio)
 
@@ -158,33 +156,13 @@ def test_of_two_relatives_the_one_with_closer_work_is_asked() -> None:
     wanted = config({**MODELS[0], "hidden_size": 50})
     near, far = config({**MODELS[0], "hidden_size": 60}), config({**MODELS[0], "hidden_size": 6})
     for order in ((near, far), (far, near)):
-        known = Throughput(by_arch={"rnn": tuple((run, 10.0 if run is near else 1e6) for run in order)})
+        known = Throughput(speeds={run: 10.0 if run is near else 1e6 for run in order})
         ratio = flops_per_token(wanted, VOCAB) / flops_per_token(near, VOCAB)
         assert seconds_estimate(wanted, VOCAB, 24, known) == pytest.approx(4 * ratio)
 
 
-def test_of_many_relatives_the_closest_is_asked_and_of_equals_the_slowest() -> None:
-    draw = random.Random(3)
-    runs = [
-        (config({**MODELS[0], "hidden_size": draw.randint(4, 40)}, batch_size=draw.choice([2, 4, 8])), draw.random())
-        for _ in range(60)
-    ]
-    known = Throughput(by_arch={"rnn": tuple(runs)})
-    for hidden_size in range(2, 50):
-        wanted = config({**MODELS[0], "hidden_size": hidden_size})
-        flops = flops_per_token(wanted, VOCAB)
-        candidates = [
-            (
-                abs(math.log(flops_per_token(run, VOCAB) * run.train.batch_size / (flops * 4))),
-                flops_per_token(run, VOCAB) * speed,
-            )
-            for run, speed in runs
-        ]
-        assert seconds_estimate(wanted, VOCAB, 24, known) == pytest.approx(40 * flops / min(candidates)[1])
-
-
 def test_a_toy_says_nothing_of_a_model_with_a_thousand_times_its_work() -> None:
-    known = Throughput(by_arch={"rnn": ((config(), 10.0),)})
+    known = Throughput(speeds={config(): 10.0})
     large = config({**MODELS[0], "hidden_size": 300, "embedding_size": 300})
     assert flops_per_token(large, VOCAB) > 1000 * flops_per_token(config(), VOCAB)
     assert seconds_estimate(large, VOCAB, 24, known) is None
@@ -192,7 +170,7 @@ def test_a_toy_says_nothing_of_a_model_with_a_thousand_times_its_work() -> None:
 
 def test_the_vocabulary_of_a_relative_on_another_text_is_its_own() -> None:
     other = config(corpus={"corpus": "pydoc", "vocab_size": 500})
-    known = Throughput(by_arch={"rnn": ((other, 10.0),)})
+    known = Throughput(speeds={other: 10.0})
     ratio = flops_per_token(config(), VOCAB) / flops_per_token(other, 500)
     assert seconds_estimate(config(), VOCAB, 24, known) == pytest.approx(4 * ratio)
 
@@ -200,8 +178,8 @@ def test_the_vocabulary_of_a_relative_on_another_text_is_its_own() -> None:
 def test_nothing_known_is_no_time_at_all() -> None:
     unknown_vocabulary = config(corpus={"corpus": "pydoc", "level": "char"})
     assert seconds_estimate(config(), VOCAB, 24, Throughput()) is None
-    assert seconds_estimate(config(), VOCAB, 24, Throughput(by_arch={"gru": ((config(MODELS[2]), 1.0),)})) is None
-    assert seconds_estimate(config(), VOCAB, 24, Throughput(by_arch={"rnn": ((unknown_vocabulary, 1.0),)})) is None
+    assert seconds_estimate(config(), VOCAB, 24, Throughput(speeds={config(MODELS[2]): 1.0})) is None
+    assert seconds_estimate(config(), VOCAB, 24, Throughput(speeds={unknown_vocabulary: 1.0})) is None
 
 
 def make_run(root: Path, study: str, run_config: RunConfig, speeds: list[float | None]) -> RunDirectory:
@@ -218,8 +196,7 @@ def test_earlier_speeds_are_the_median_over_the_epochs_of_all_studies(tmp_path: 
     make_run(tmp_path, "b", config(MODELS[2]), [7.0])
     make_run(tmp_path, "b", config(MODELS[3]), [])
     found = earlier_throughput(tmp_path)
-    assert found.by_fingerprint == {config().fingerprint(): 10.0, config(MODELS[2]).fingerprint(): 7.0}
-    assert found.by_arch == {"rnn": ((config(), 10.0),), "gru": ((config(MODELS[2]), 7.0),)}
+    assert found.speeds == {config(): 10.0, config(MODELS[2]): 7.0}
 
 
 def make_canary(root: Path, study: str, run_config: RunConfig, **record: Any) -> RunDirectory:
@@ -236,8 +213,7 @@ def test_a_canary_tells_the_speed_where_no_epoch_of_its_configuration_does(tmp_p
     make_canary(tmp_path, "b", config(MODELS[3]), train_tokens_per_second=None)
     make_canary(tmp_path, "b", config(MODELS[4]), train_tokens_per_second=1.0).canary_file.write_text("{")
     found = earlier_throughput(tmp_path)
-    assert found.by_fingerprint == {config().fingerprint(): 10.0, config(MODELS[2]).fingerprint(): 7.0}
-    assert found.by_arch["gru"] == ((config(MODELS[2]), 7.0),)
+    assert found.speeds == {config(): 10.0, config(MODELS[2]): 7.0}
 
 
 def test_the_memory_of_a_configuration_is_the_highest_that_any_run_or_canary_of_it_has_measured(tmp_path: Path) -> None:
@@ -283,13 +259,13 @@ def test_damaged_runs_and_lines_and_absent_folders_are_passed_over(tmp_path: Pat
     nonsense.metrics_file.write_text(
         nonsense.metrics_file.read_text() + '{"epoch": 2, "val_ppl": 1, "train_tokens_per_second": "x"}\n'
     )
-    assert earlier_throughput(tmp_path).by_fingerprint == {config(MODELS[2]).fingerprint(): 4.0}
+    assert earlier_throughput(tmp_path).speeds == {config(MODELS[2]): 4.0}
     assert earlier_throughput(tmp_path / "absent") == Throughput()
 
 
 def test_an_estimate_gathers_all_of_them() -> None:
     facts = CorpusFacts(vocab_size=VOCAB, tokens={"train": 24, "valid": 9, "test": 9}, sha256="")
-    found = estimate(config(), facts, Throughput(by_fingerprint={config().fingerprint(): 10.0}))
+    found = estimate(config(), facts, Throughput(speeds={config(): 10.0}))
     assert found.parameters == config().model.parameter_count(VOCAB)
     assert found.flops_per_token == flops_per_token(config(), VOCAB)
     assert found.memory_bytes == memory_bytes(config(), VOCAB)
