@@ -8,7 +8,6 @@ while the controller does not answer, and after the controller has purged a job.
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
@@ -37,19 +36,6 @@ _KINDS: Mapping[str, FailureKind] = {
 }
 """SLURM's job states (``man squeue``, JOB STATE CODES) -> kinds of failure; all others are of kind ``code``."""
 _NOTHING_TO_LEARN = ("Invalid job id", "accounting storage is disabled", "sacct is not on PATH")
-_REASONS = {
-    "Priority": "other jobs have priority",
-    "Resources": "waiting for resources",
-    "JobArrayTaskLimit": "its array's limit of running jobs is reached",
-    "BeginTime": "restarts in a moment",
-    "Dependency": "waiting for another job",
-    "DependencyNeverSatisfied": "the job it depends on has failed",
-    "JobHeldUser": "held by its user",
-    "JobHeldAdmin": "held by an administrator",
-    "job requeued in held state": "held after a requeue, until `scontrol release`",
-    "QOSMaxJobsPerUserLimit": "your limit of running jobs is reached",
-    "AssocGrpGRES": "your account's GPUs are in use",
-}
 
 
 def ask(*command: str, environ: Mapping[str, str] | None = None) -> str:
@@ -139,30 +125,21 @@ def read_squeue(text: str) -> dict[str, View]:
 def read_sacct(text: str) -> dict[str, View]:
     """Parse the output of ``sacct -n -P -X -D -o JobID,State,ExitCode``. The last line of a requeued job counts.
 
-    A line is about ``12``, ``12_3``, or all tasks of ``12_[0-3,8-16:4%2]``. Lines about steps are ignored.
+    Lines about several waiting tasks (``12_[0-3%2]``) are no job's: squeue lists each task.
     """
     found: dict[str, View] = {}
-    waiting: dict[str, View] = {}
-    for row in (line.strip().split("|") for line in text.splitlines()):
-        if len(row) != 3:
-            continue
-        name, signal = row[0], row[2].partition(":")[2]
-        state = job_state(row[1], f"RaisedSignal:{signal}" if signal.strip("0") else "")
-        if re.fullmatch(r"\d+(_\d+)?", name):
-            found[name] = state
-        elif match := re.fullmatch(r"(\d+)_\[([^]%]*)(?:%\d+)?\]", name):
-            for low, high, step in re.findall(r"(?:^|,)(\d+)(?:-(\d+))?(?::(\d+))?(?=,|$)", match[2]):
-                tasks = range(int(low), int(high or low) + 1, int(step or 1))
-                waiting.update({f"{match[1]}_{task}": state for task in tasks})
-    return {**waiting, **found}  # a task may be in a range of waiting tasks and also have a line of its own
+    for name, state, code in (row for line in text.splitlines() if len(row := line.strip().split("|")) == 3):
+        signal = code.partition(":")[2]
+        found[name] = job_state(state, f"RaisedSignal:{signal}" if signal.strip("0") else "")
+    return found
 
 
 def job_state(state: str, reason: str = "") -> View:
     """Return a job's state from SLURM's state and reason, such as ``PENDING`` and ``Resources``."""
     word, plain = state.split()[0].rstrip("+") if state else "UNKNOWN", reason.strip("() ")
     if word in _QUEUED:
-        known = _REASONS.get(plain, f"SLURM reports {plain}" if plain not in ("", "None") else "about to start")
-        return View(stage="queued", reason=known)
+        known = plain not in ("", "None")
+        return View(stage="queued", reason=f"SLURM reports {plain}" if known else "about to start")
     if word in _RUNNING:
         suspended = "suspended: SLURM has stopped its processes for a while"
         return View(stage="running", reason=suspended if word in _SUSPENDED else "")

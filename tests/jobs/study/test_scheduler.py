@@ -42,12 +42,12 @@ NO_ACCOUNTING = "Slurm accounting storage is disabled"
 @pytest.mark.parametrize(
     ("state", "reason", "stage", "kind", "text"),
     [
-        ("PENDING", "Resources", "queued", None, "waiting for resources"),
+        ("PENDING", "Resources", "queued", None, "SLURM reports Resources"),
         ("PENDING", "None", "queued", None, "about to start"),
         ("PENDING", "ReqNodeNotAvail", "queued", None, "SLURM reports ReqNodeNotAvail"),
         ("RUNNING", "None", "running", None, ""),
         ("COMPLETING", "None", "running", None, ""),
-        ("REQUEUE_HOLD", "JobHeldUser", "queued", None, "held by its user"),
+        ("REQUEUE_HOLD", "JobHeldUser", "queued", None, "SLURM reports JobHeldUser"),
         ("SUSPENDED", "None", "running", None, "suspended: SLURM has stopped its processes for a while"),
         ("CANCELLED by 1000", "", "ended", "cancelled", "cancelled by scancel"),
         ("CANCELLED+", "", "ended", "cancelled", "cancelled by scancel"),
@@ -75,32 +75,6 @@ def test_the_answers_of_squeue_and_sacct_are_read_by_job() -> None:
     text = "7_0|REQUEUED|0:0\n7_0|TIMEOUT|0:0\n7_0.batch|CANCELLED|0:0\n7_1|FAILED|0:9\n7_2|FAILED|1:0\n"
     kinds = {"7_0": "timeout", "7_1": "node", "7_2": "code"}
     assert {job: state.kind for job, state in read_sacct(text).items()} == kinds
-
-
-@pytest.mark.parametrize(
-    ("tasks", "expected"),
-    [
-        ("0-3", [0, 1, 2, 3]),
-        ("0-3%2", [0, 1, 2, 3]),
-        ("1,4-5,9%100000", [1, 4, 5, 9]),
-        ("0-8:4", [0, 4, 8]),
-        ("0-1,...", [0, 1]),
-    ],
-)
-def test_waiting_tasks_of_an_array_are_read_one_by_one(tasks: str, expected: list[int]) -> None:
-    found = read_sacct(f"12_[{tasks}]|PENDING|0:0\n12_7|TIMEOUT|0:0\n")
-    assert found.pop("12_7").kind == "timeout"
-    assert list(found) == [f"12_{task}" for task in expected]
-    assert {state.stage for state in found.values()} == {"queued"}
-
-
-@pytest.mark.parametrize("order", [1, -1])
-def test_a_tasks_own_line_goes_before_a_range_of_waiting_ones_that_still_has_it(order: int) -> None:
-    """Seen with SLURM 24.11: the range follows a moment later."""
-    lines = ["1_0|RUNNING|0:0\n", "1_[0-2%2]|PENDING|0:0\n"][::order]
-    assert {job: state.stage for job, state in read_sacct("".join(lines)).items()} == {
-        "1_0": "running", "1_1": "queued", "1_2": "queued",
-    }  # fmt: skip
 
 
 @pytest.mark.process

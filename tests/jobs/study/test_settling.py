@@ -12,13 +12,10 @@ import pytest
 from jobs.manifests.policy import Policy
 from jobs.study.folder import Observer, launching, write_queue
 from jobs.study.logs import follow_logs
-from jobs.study.squeue import Scheduler
 from seqlm.files import write_json
 from seqlm.locks import exclusive_lock
 from seqlm.rundir import RunDirectory
 from tests.facts import fail, launch_again
-from tests.jobs.cli.test_watch import Touched
-from tests.slurm_jobs import write_jobs
 from tests.training.studies import make_config, make_run
 from tests.waiting import wait_for
 
@@ -81,28 +78,6 @@ def test_followed_logs_go_on_while_a_failed_run_is_tried_again_and_end_with_a_fi
         following.end()  # with the run, not with the launcher
     printed = capsys.readouterr().out
     assert printed.index("attempt 1 was here") < printed.index("attempt 2 was here")
-
-
-def test_following_the_logs_of_a_run_touches_no_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = tmp_path / "study"
-    run, other = (make_run(study / f"run-0000000{number}", make_config(seed=number)) for number in (1, 2))
-    write_jobs(study, {run.id: "12_0", other.id: "12_1"})
-    queue = "12_0|RUNNING|\n12_1|RUNNING|"
-    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: queue)
-    pauses: list[float] = []
-
-    def pause(seconds: float) -> None:
-        pauses.append(seconds)
-        if len(pauses) == 3:
-            write_json(run.result_file, {})
-
-    monkeypatch.setattr("jobs.study.logs.time", SimpleNamespace(sleep=pause))
-    seen = Observer(study).look_at(run)
-    touched = Touched(monkeypatch)
-    follow_logs(seen, 20)
-    assert pauses == [1.0] * 3
-    assert touched.below(run.path)
-    assert touched.below(other.path) == []
 
 
 def test_followed_logs_hold_what_was_written_while_their_end_was_printed(
