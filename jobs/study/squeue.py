@@ -109,9 +109,8 @@ class Scheduler:
 
         "No such job" and "no accounting" count as answers, since another query would add nothing.
         """
-        environ = {**os.environ, "SLURM_BITSTR_LEN": "0"}  # otherwise lists of tasks are truncated to 64 characters
         try:
-            return ask(*command, environ=environ)
+            return ask(*command)
         except BackendError as error:
             return "" if any(text in str(error) for text in _NOTHING_TO_LEARN) else None
 
