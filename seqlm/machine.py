@@ -115,14 +115,13 @@ class Card:
     index: int
     """By PCI address, from 0. CUDA counts in this order only if CUDA_DEVICE_ORDER is PCI_BUS_ID."""
     whole: Gpu
-    has_mig: bool = False
     instances: tuple[Gpu, ...] = ()
-    """Its MIG instances. With MIG on, only these can be used."""
+    """Its MIG instances. If there are any, only these can be used."""
 
     @property
     def gpus(self) -> tuple[Gpu, ...]:
         """What processes can be given of it."""
-        return self.instances if self.has_mig else (self.whole,)
+        return self.instances or (self.whole,)
 
 
 _ITEM = re.compile(r"\+?(\d+)|GPU-|MIG-")
@@ -139,18 +138,13 @@ def parse_listing(text: str) -> list[Card]:
             cards.append(Card(index=int(index), whole=Gpu(uuid if uuid and uuid != "N/A" else index, name)))
         elif (found := _INSTANCE.match(line)) and cards:
             instance = Gpu(found[2], f"{cards[-1].whole.name} {found[1]}")
-            cards[-1] = replace(cards[-1], has_mig=True, instances=(*cards[-1].instances, instance))
+            cards[-1] = replace(cards[-1], instances=(*cards[-1].instances, instance))
     return cards
 
 
 def cards() -> list[Card]:
     """The GPUs that nvidia-smi lists, whatever CUDA_VISIBLE_DEVICES says; empty if there is no nvidia-smi."""
-    found = parse_listing(_nvidia_smi("-L"))
-    if all(card.instances for card in found):
-        return found
-    # -L does not distinguish a card with MIG on and no instance, which CUDA cannot use, from one with MIG off.
-    modes = _queried("mig.mode.current")
-    return [replace(card, has_mig=card.has_mig or modes.get(card.whole.id) == "Enabled") for card in found]
+    return parse_listing(_nvidia_smi("-L"))
 
 
 def exclusive_gpus() -> list[Gpu]:
@@ -243,55 +237,19 @@ def _named(cards: Sequence[Card], item: str, variable: str) -> tuple[Gpu, ...]:
     number = _ITEM.match(item)
     if number and number[1]:  # CUDA ignores what follows the digits
         found = [card.gpus for card in cards if card.index == int(number[1])]
-    elif item.startswith("MIG-GPU-") and "/" in item:  # MIG-GPU-<uuid>/<GPU instance>/<compute instance>
-        # Drivers since R470 list other names of instances, and still take these.
-        owners = [card for card in cards if item.startswith(f"MIG-{card.whole.id}/")]
-        listed = {gpu.id: gpu for card in owners for gpu in card.instances}
-        found = [(listed.get(item, Gpu(item, f"{card.whole.name} MIG")),) for card in owners]
     else:
         found = [card.gpus for card in cards if card.whole.id.startswith(item)]
         found += [(gpu,) for card in cards for gpu in card.instances if gpu.id.startswith(item)]
     if len(found) != 1:
         what = f"names {len(found)} GPUs; write more of it" if found else "names no GPU of this machine"
         raise UsageError(f'{VISIBLE}: found "{variable}", and {item} {what} (`nvidia-smi -L` lists them)')
-    if not found[0]:
-        raise UsageError(f'{VISIBLE}: found "{variable}", and {item} has MIG on and no instance to compute on')
     return found[0]
 
 
-def is_mixed(cards: Sequence[Card]) -> bool:
-    """Whether the GPUs are of several kinds: then CUDA's indices, fastest first, may differ from nvidia-smi's."""
-    return len({card.whole.name for card in cards}) > 1
-
-
-def order_note() -> str | None:
-    """A line on what an index in CUDA_VISIBLE_DEVICES means. ``None``: it can only mean one GPU."""
-    variable = os.environ.get(VISIBLE, "")
-    has_index = any(not item.startswith(("GPU-", "MIG-")) for item in _items(variable))
-    if not has_index or os.environ.get(ORDER) == PCI_ORDER:
-        return None
-    found = cards()
-    if not is_mixed(found):
-        return None
-    listed = ", ".join(f"{card.index} is {card.whole.name}" for card in found)
-    return (
-        f"{VISIBLE}={variable} is taken by nvidia-smi's numbers: {listed}; CUDA's own may differ, "
-        f"so name UUIDs or set {ORDER}={PCI_ORDER}"
-    )
-
-
 def addressed(device: str) -> str:
-    """The UUID of a GPU that a scheduler has named by its index, if CUDA would take the index for the same GPU.
-
-    Other names, and an index that may mean another GPU, are returned as they are, for CUDA to interpret as it does for
-    the other jobs of that scheduler.
-    """
-    if not device.isdecimal():
-        return device
-    found = cards()
-    if is_mixed(found) and os.environ.get(ORDER) != PCI_ORDER:
-        return device
-    return next((card.whole.id for card in found if card.index == int(device) and not card.has_mig), device)
+    """The UUID of a GPU that a scheduler has named by its index, which is taken for nvidia-smi's."""
+    found = (card.whole.id for card in cards() if str(card.index) == device and not card.instances)
+    return next(found, device)
 
 
 def short_name(device: str) -> str:
@@ -299,23 +257,19 @@ def short_name(device: str) -> str:
     return f"GPU {device}" if device[:1].isdigit() else re.sub(r"(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "", device)
 
 
-_BUILT_FOR = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")
+_BUILT_FOR = re.compile(r"(sm|compute)_(\d+)(\d)[af]?")
 
 
 def runs_on(capability: Sequence[int], built_for: Sequence[str]) -> bool:
     """Whether code that was compiled for some targets runs on a GPU of a compute capability, such as ``(7, 0)``.
 
     Machine code (``sm_86``) runs on GPUs of its major version, from its minor version on; PTX (``compute_86``) on any
-    later one, since the driver compiles it. With the suffix ``a`` both are bound to their very version, with ``f`` to
-    the major one. True if no target is known: a build for other devices than NVIDIA's has other names.
+    later one, since the driver compiles it. True if no target is known, as in a build for another maker's devices.
     """
     major, minor = capability
-    matches = filter(None, map(_BUILT_FOR.fullmatch, built_for))
-    targets = [((int(found[2]), int(found[3])), found[1], found[4]) for found in matches]
+    targets = [(found[1], int(found[2]), int(found[3])) for found in map(_BUILT_FOR.fullmatch, built_for) if found]
     return not targets or any(
-        target == (major, minor)
-        or (target < (major, minor) and suffix != "a" and (target[0] == major or (kind, suffix) == ("compute", "")))
-        for target, kind, suffix in targets
+        (of, least) <= (major, minor) and (of == major or kind == "compute") for kind, of, least in targets
     )
 
 

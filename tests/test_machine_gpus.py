@@ -25,11 +25,6 @@ GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-513536b6-7d19-9063-b049-1e69664bb298)
 GPU 1: NVIDIA A100-SXM4-80GB (UUID: GPU-d8594bd4-0fc3-8595-e355-7c98138f3b95)
 GPU 2: NVIDIA A100-SXM4-80GB (UUID: GPU-5e375e7e-b41f-155b-dcdc-534524c356fc)
 """
-A100_OLD_DRIVER = """\
-GPU 0: A100-PCIE-40GB (UUID: GPU-9de3d0e8-33f5-10dc-0c79-2c88a7ab0a23)
-  MIG 4g.20gb Device 0: (UUID: MIG-GPU-9de3d0e8-33f5-10dc-0c79-2c88a7ab0a23/2/0)
-  MIG 2g.10gb Device 1: (UUID: MIG-GPU-9de3d0e8-33f5-10dc-0c79-2c88a7ab0a23/3/0)
-"""
 V100 = """\
 GPU 0: Tesla V100-SXM2-16GB (UUID: GPU-ccf578c6-5369-9ff4-e1c2-d4c0c9d4d338)
 GPU 1: Tesla V100-SXM2-16GB (UUID: GPU-7bbcd9e7-b1e2-5e53-fb9a-6d27e364dd40)
@@ -42,10 +37,6 @@ V100_UUIDS = [
     "GPU-0b610645-cc68-d906-0b75-f88e8d241313",
     "GPU-362ffce9-16cd-679a-9e46-0da23373846d",
 ]
-WORKSTATION = """\
-GPU 0: Quadro P1000 (UUID: GPU-082b5928-f417-d18b-2e66-7ac8725d2eef)
-GPU 1: NVIDIA GeForce RTX 3090 (UUID: GPU-d4beb8f8-57b9-9e30-757d-dace8ba58a6d)
-"""
 LOST_CARD = "Unable to determine the device handle for GPU1: 0000:44:00.0: Unknown Error\n"
 ERRORS = [
     "",
@@ -87,13 +78,6 @@ def test_a_card_with_mig_stands_for_its_instances() -> None:
         "MIG-a45882f0-9215-5733-a0c1-49286ab31cb5",
         "GPU-d8594bd4-0fc3-8595-e355-7c98138f3b95",
         "GPU-5e375e7e-b41f-155b-dcdc-534524c356fc",
-    ]
-
-
-def test_instances_of_drivers_before_r470_are_named_by_their_card() -> None:
-    assert ids(A100_OLD_DRIVER) == [
-        "MIG-GPU-9de3d0e8-33f5-10dc-0c79-2c88a7ab0a23/2/0",
-        "MIG-GPU-9de3d0e8-33f5-10dc-0c79-2c88a7ab0a23/3/0",
     ]
 
 
@@ -141,13 +125,6 @@ def test_a_card_with_mig_may_be_named_by_itself_or_by_its_instances(variable: st
     assert found == ["MIG-ce861fb0-a248-58ce-a9a8-f9adbc22a66a", "MIG-a45882f0-9215-5733-a0c1-49286ab31cb5"]
 
 
-def test_the_old_name_of_an_instance_is_kept() -> None:
-    old = "MIG-GPU-513536b6-7d19-9063-b049-1e69664bb298/7/0"
-    assert visible(parse_listing(A100_ONE_WITH_MIG), old) == [Gpu(old, "NVIDIA A100-SXM4-80GB MIG")]
-    listed = "MIG-GPU-9de3d0e8-33f5-10dc-0c79-2c88a7ab0a23/3/0"
-    assert visible(parse_listing(A100_OLD_DRIVER), listed) == [Gpu(listed, "A100-PCIE-40GB MIG 2g.10gb")]
-
-
 @pytest.mark.parametrize(
     ("variable", "what"),
     [
@@ -156,7 +133,6 @@ def test_the_old_name_of_an_instance_is_kept() -> None:
         ("0,4", r"and 4 names no GPU of this machine \(`nvidia-smi -L` lists them\)"),
         ("GPU-ffff", "and GPU-ffff names no GPU of this machine"),
         ("MIG-7839bf6f", "and MIG-7839bf6f names no GPU of this machine"),
-        ("MIG-GPU-ffff/1/0", "and MIG-GPU-ffff/1/0 names no GPU of this machine"),
         ("GPU-", "and GPU- names 4 GPUs; write more of it"),
     ],
 )
@@ -168,20 +144,14 @@ def test_a_choice_of_which_cuda_would_ignore_a_part_is_refused(variable: str, wh
 # -- asking nvidia-smi -----------------------------------------------------------------------------------------------
 
 
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listing: str, modes: str = "", code: int = 0) -> None:
-    """Put an nvidia-smi in front of PATH that prints ``listing`` for -L, and ``modes`` for a query."""
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listing: str, code: int = 0) -> None:
+    """Put an nvidia-smi in front of PATH that prints ``listing``."""
     (tmp_path / "listing").write_text(listing)
-    (tmp_path / "modes").write_text(modes)
     program = tmp_path / "nvidia-smi"
-    program.write_text(
-        f'#!/bin/sh\nif [ "$1" = -L ]; then cat {tmp_path}/listing; exit {code}; fi\n'
-        f'[ "$1" = --query-gpu=uuid,mig.mode.current ] && [ -s {tmp_path}/modes ] && exec cat {tmp_path}/modes\n'
-        "echo 'Field \"mig.mode.current\" is not a valid field to query.'; exit 2\n"
-    )
+    program.write_text(f"#!/bin/sh\ncat {tmp_path}/listing; exit {code}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
 
 
 @pytest.mark.process
@@ -201,18 +171,8 @@ def test_the_other_cards_are_found_when_one_is_lost(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.process
-def test_a_card_with_mig_on_and_no_instance_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    modes = f"{V100_UUIDS[0]}, [N/A]\n{V100_UUIDS[1]}, Enabled\n{V100_UUIDS[2]}, Disabled\n{V100_UUIDS[3]}, [N/A]\n"
-    fake(tmp_path, monkeypatch, V100, modes)
-    assert [gpu.id for gpu in machine.gpus()] == [V100_UUIDS[0], *V100_UUIDS[2:]]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    with pytest.raises(UsageError, match=r'found "1", and 1 has MIG on and no instance to compute on$'):
-        machine.gpus()
-
-
-@pytest.mark.process
 def test_a_gpu_whose_card_takes_one_process_is_exclusive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake(tmp_path, monkeypatch, A100_ONE_WITH_MIG, modes="")
+    fake(tmp_path, monkeypatch, A100_ONE_WITH_MIG)
     modes = "GPU-513536b6-7d19-9063-b049-1e69664bb298, Exclusive_Process\\nGPU-d8594bd4, Prohibited\\n"
     program = tmp_path / "nvidia-smi"
     asked = f'[ "$1" = --query-gpu=uuid,compute_mode ] && printf "{modes}" && exit'
@@ -244,9 +204,6 @@ NEW = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
         ((11, 0), [*NEW, "compute_90"], True),  # PTX
         ((8, 9), ["compute_90"], False),
         ((9, 0), ["sm_90a"], True),
-        ((10, 0), ["sm_90a", "compute_90a"], False),
-        ((10, 3), ["sm_100f"], True),
-        ((10, 3), ["sm_100a"], False),
         ((7, 0), [], True),
         ((9, 0), ["gfx90a", "gfx942"], True),  # nothing is known of other makers' devices
     ],
@@ -257,58 +214,21 @@ def test_code_runs_on_later_cards_of_its_major_version_and_ptx_on_any_later_one(
     assert machine.runs_on(capability, built_for) == runs
 
 
-# -- what an index means ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
-    ("listing", "variable", "order", "noted"),
+    ("listing", "device", "address"),
     [
-        (WORKSTATION, "1", None, True),
-        (WORKSTATION, "GPU-082b5928,1", "FASTEST_FIRST", True),
-        (WORKSTATION, "1", "PCI_BUS_ID", False),
-        (WORKSTATION, "GPU-d4beb8f8", None, False),
-        (WORKSTATION, None, None, False),
-        (V100, "2,3", None, False),
+        (V100, "2", V100_UUIDS[2]),
+        (V100, "9", "9"),
+        (V100, "GPU-7bb", "GPU-7bb"),
+        (A100_ONE_WITH_MIG, "1", "GPU-d8594bd4-0fc3-8595-e355-7c98138f3b95"),
+        (A100_ONE_WITH_MIG, "0", "0"),
+        ("", "0", "0"),
     ],
 )
-def test_an_index_that_cuda_may_take_for_another_card_is_explained(
-    monkeypatch: pytest.MonkeyPatch, listing: str, variable: str | None, order: str | None, noted: bool
+def test_a_schedulers_index_becomes_a_uuid_if_it_means_a_whole_card(
+    monkeypatch: pytest.MonkeyPatch, listing: str, device: str, address: str
 ) -> None:
     monkeypatch.setattr(machine, "cards", lambda: parse_listing(listing))
-    for name, value in (("CUDA_VISIBLE_DEVICES", variable), ("CUDA_DEVICE_ORDER", order)):
-        monkeypatch.delenv(name, raising=False)
-        if value is not None:
-            monkeypatch.setenv(name, value)
-    note = machine.order_note()
-    assert (note is not None) == noted
-    if note is not None:
-        assert note == (
-            f"CUDA_VISIBLE_DEVICES={variable} is taken by nvidia-smi's numbers: 0 is Quadro P1000, "
-            "1 is NVIDIA GeForce RTX 3090; CUDA's own may differ, so name UUIDs or set CUDA_DEVICE_ORDER=PCI_BUS_ID"
-        )
-
-
-@pytest.mark.parametrize(
-    ("listing", "order", "device", "address"),
-    [
-        (V100, None, "2", V100_UUIDS[2]),
-        (V100, None, "9", "9"),
-        (V100, None, "GPU-7bb", "GPU-7bb"),
-        (WORKSTATION, None, "1", "1"),
-        (WORKSTATION, "FASTEST_FIRST", "1", "1"),
-        (WORKSTATION, "PCI_BUS_ID", "1", "GPU-d4beb8f8-57b9-9e30-757d-dace8ba58a6d"),
-        (A100_ONE_WITH_MIG, None, "1", "GPU-d8594bd4-0fc3-8595-e355-7c98138f3b95"),
-        (A100_ONE_WITH_MIG, None, "0", "0"),
-        ("", None, "0", "0"),
-    ],
-)
-def test_a_schedulers_index_becomes_a_uuid_only_if_it_can_mean_one_card(
-    monkeypatch: pytest.MonkeyPatch, listing: str, order: str | None, device: str, address: str
-) -> None:
-    monkeypatch.setattr(machine, "cards", lambda: parse_listing(listing))
-    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
-    if order is not None:
-        monkeypatch.setenv("CUDA_DEVICE_ORDER", order)
     assert machine.addressed(device) == address
 
 

@@ -109,18 +109,12 @@ def _torch(gpus: Sequence[machine.Gpu]) -> Finding:
 
 
 def _devices(gpus: Sequence[machine.Gpu]) -> Iterator[Finding]:
-    """Yield the GPUs for runs, what an index means, and whether runs that share a GPU compute at the same time."""
+    """Yield the GPUs for runs, and whether runs that share a GPU compute at the same time."""
     for gpu in gpus:
         yield Finding("ok", machine.short_name(gpu.id), gpu.name)
-    for card in machine.cards():
-        if card.has_mig and not card.instances:
-            text = f"{card.whole.name} has MIG on and no instance; `nvidia-smi mig -cgi PROFILE -C` makes one"
-            yield Finding("note", f"GPU {card.index}", text)
     if not gpus:
         yield Finding("note", "GPU", "none; runs will train on the CPU")
         return
-    if note := machine.order_note():
-        yield Finding("note", "GPU", note)
     folder = machine.mps_directory(os.environ)
     if folder is not None:
         text = f"the MPS daemon of {folder} lets runs that share a GPU compute at the same time"

@@ -131,8 +131,6 @@ def attend(specs: Sequence[RunSpec], options: LaunchOptions, backend: AttendedBa
     """
     settings = backend.settings
     passed = secrets.passed(settings.env_pass, os.environ, f"backend.{backend.name}")
-    if backend.is_here and (note := machine.order_note()):
-        terminal.tell(f"warning: {note}")
     env = {**settings.env, **passed, **progress_variables(settings.progress_s)}
     options = replace(options, max_parallel=settings.max_parallel, env=env)
     where = backend.where()

@@ -1,20 +1,18 @@
 """The three texts of a corpus, found in a folder or in a zip file, which are only ever read.
 
 A zip file may come from anywhere. Nothing of it is written to disk, so that the paths in it do no harm. It says of
-itself how large it is, and may lie: what is believed is the size of the file, and what has been unpacked so far.
+itself how large its texts are, and may lie: no more than that is unpacked, and no more than text packs to is believed.
 """
 
 from __future__ import annotations
 
 import codecs
 import hashlib
-import io
-import lzma
 import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -26,24 +24,13 @@ SPLITS = ("train", "valid", "test")
 NAMINGS = (tuple(f"ptb.{split}.txt" for split in SPLITS), tuple(f"{split}.txt" for split in SPLITS))
 """File names of the three splits: the two schemes that are read."""
 WANTED = "ptb.train.txt, ptb.valid.txt and ptb.test.txt (or train.txt, valid.txt and test.txt)"
-LARGEST_TOTAL = 4 * 2**30
-"""Bytes of text that a zip file may declare, in all."""
 LARGEST_RATIO = 200
-"""Bytes of text for each packed byte, above :data:`HARMLESS_TOTAL`. Text of people packs to a third or a tenth."""
+"""Bytes of text for each byte of a zip file, above :data:`HARMLESS_TOTAL`. Text of people packs to a third or a
+tenth."""
 HARMLESS_TOTAL = 64 * 2**20
 """Bytes of text that may be packed as tightly as they like."""
-MOST_ENTRIES = 10_000
-"""Files in a zip file."""
-LARGEST_DIRECTORY = 8 * 2**20
-"""Bytes of a zip file's list of its files, which Python reads as a whole and turns into objects."""
-
-_DATA_SET = (".parquet", ".arrow")
-_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, struct.error, ValueError, OSError)
 _ENCRYPTED = 0x1
 """Bit of a zip entry's flags."""
-_CHUNK = 2**20
-_SMALL_CHUNK = 2**12
-"""For methods other than deflate: Python unpacks at once whatever was read, and a megabyte may hold gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -118,122 +105,68 @@ def read_texts(path: Path) -> Texts:
     return _read_zip(path)
 
 
-def _choose(where: str, found: Mapping[str, list[str]]) -> dict[str, str]:
-    """Split -> place, from file name -> places. Exactly one complete set may be there."""
-    used = [naming for naming in NAMINGS if any(name in found for name in naming)]
+def _choose(where: str, found: Sequence[str]) -> dict[str, str]:
+    """Return split -> place, from the places of all files. Exactly one complete set may be there."""
+    by_name: dict[str, list[str]] = {}
+    for place in found:
+        by_name.setdefault(PurePosixPath(place).name, []).append(place)
+    used = [naming for naming in NAMINGS if not by_name.keys().isdisjoint(naming)]
     if not used:
         raise DataError(f"{where} holds no text of a corpus; expected {WANTED}")
+    there = [name for naming in used for name in naming if name in by_name]
     if len(used) > 1:
-        names = ", ".join(name for naming in used for name in naming if name in found)
-        raise DataError(f"{where} holds files of two namings ({names}); leave only one set of three")
-    naming = used[0]
-    for name in naming:
-        if len(found.get(name, ())) > 1:
+        raise DataError(f"{where} holds files of two namings ({', '.join(there)}); leave only one set of three")
+    for name in there:
+        if len(same := by_name[name]) > 1:
             raise DataError(
-                f"{where} holds {name} more than once ({', '.join(sorted(found[name]))}); leave only one set of three"
+                f"{where} holds {name} more than once ({', '.join(sorted(same))}); leave only one set of three"
             )
-    missing = [name for name in naming if name not in found]
-    if missing:
-        there = ", ".join(name for name in naming if name in found)
-        raise DataError(f"{where} has no {' and no '.join(missing)} beside {there}; expected {WANTED}")
-    return {split: found[name][0] for split, name in zip(SPLITS, naming, strict=True)}
+    if missing := [name for name in used[0] if name not in by_name]:
+        raise DataError(f"{where} has no {' and no '.join(missing)} beside {', '.join(there)}; expected {WANTED}")
+    return {split: by_name[name][0] for split, name in zip(SPLITS, used[0], strict=True)}
 
 
 def _read_folder(folder: Path) -> Texts:
+    places = _choose(f"folder {folder}", [path.name for path in listed(folder)])
+    for path in (folder / name for name in places.values()):
+        if not is_file(path):
+            kind = "a folder" if is_folder(path) else "no regular file"
+            raise DataError(f"{path} is {kind}; expected a text file with one sentence per line")
     try:
-        entries = {entry.name: entry for entry in listed(folder)}
-        found = {name: [name] for naming in NAMINGS for name in naming if name in entries}
-        zips = sorted(name for name in entries if name.endswith(".zip"))
-        if not found and zips:
-            raise DataError(f"folder {folder} holds no text of a corpus, but {zips[0]}; pass {folder / zips[0]} itself")
-        places = _choose(f"folder {folder}", found)
-        for name in places.values():
-            if not is_file(entries[name]):
-                kind = "a folder" if is_folder(entries[name]) else "no regular file"
-                raise DataError(f"{entries[name]} is {kind}; expected a text file with one sentence per line")
-        contents = {split: entries[name].read_bytes() for split, name in places.items()}
+        return Texts({split: (folder / name).read_bytes() for split, name in places.items()}, places)
     except OSError as error:
         raise FileError.from_os_error("read", error.filename or folder, error) from None
-    return Texts(contents, places)
-
-
-class _ZipFile(io.FileIO):
-    """The bytes of a zip file, of which nobody gets more at once than a list of files may have."""
-
-    def read(self, size: int | None = -1) -> bytes:
-        if size is not None and size > LARGEST_DIRECTORY:
-            raise DataError(f"zip file {self.name} lists too many files; expected at most {MOST_ENTRIES:,}")
-        return super().read(-1 if size is None else size)
 
 
 def _read_zip(path: Path) -> Texts:
     try:
-        with path.open("rb") as file:
-            if not zipfile.is_zipfile(file):
-                raise DataError(
-                    f"{path} is no zip file, or a damaged one; expected a folder or a zip file with {WANTED}"
-                )
-    except OSError as error:
-        raise FileError.from_os_error("read", path, error) from None
-    try:
-        with _ZipFile(path) as bounded, zipfile.ZipFile(bounded) as archive:
+        if not zipfile.is_zipfile(path):
+            raise DataError(f"{path} is no zip file, or a damaged one; expected a folder or a zip file with {WANTED}")
+        with zipfile.ZipFile(path) as archive:
             return _read_archive(path, archive)
+    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, ValueError) as error:
+        raise DataError(f"{path} is a damaged zip file ({error}); copy or fetch it again") from None
     except NotImplementedError as error:
         raise DataError(f"{path} cannot be read ({error}); pack it again as an ordinary zip file") from None
-    except _DAMAGE as error:
-        raise DataError(f"{path} is a damaged zip file ({error}); copy or fetch it again") from None
+    except OSError as error:
+        raise FileError.from_os_error("read", path, error) from None
 
 
 def _read_archive(path: Path, archive: zipfile.ZipFile) -> Texts:
-    entries = archive.infolist()
-    if len(entries) > MOST_ENTRIES:
-        raise DataError(f"zip file {path} lists {len(entries):,} files; expected at most {MOST_ENTRIES:,}")
-    known = {name for naming in NAMINGS for name in naming}
-    found: dict[str, list[zipfile.ZipInfo]] = {}
-    for entry in entries:
-        name = PurePosixPath(entry.filename).name
-        if name in known:
-            found.setdefault(name, []).append(entry)
-    if not found and (data_set := next((e.filename for e in entries if e.filename.endswith(_DATA_SET)), None)):
-        raise DataError(f"zip file {path} holds a data set ({data_set}); unpack it and pass the folder")
-    names = {name: [entry.filename for entry in same] for name, same in found.items()}
-    places = {split: PurePosixPath(place).name for split, place in _choose(f"zip file {path}", names).items()}
-    infos = {split: found[name][0] for split, name in places.items()}
-    for info in infos.values():
-        if info.filename.endswith("/"):
-            raise DataError(f"{info.filename} in {path} is a folder; expected a text file with one sentence per line")
-        if stat.S_ISLNK(info.external_attr >> 16):
-            raise DataError(f"{info.filename} in {path} is a symbolic link; pack the text itself")
-        if info.flag_bits & _ENCRYPTED:
-            raise DataError(f"{info.filename} in {path} is encrypted; unpack it and pass the folder")
-    _require_reasonable_size(path, infos.values())
-    contents = {split: _unpack(archive, info) for split, info in infos.items()}
-    return Texts(contents, places)
-
-
-def _require_reasonable_size(path: Path, infos: Iterable[zipfile.ZipInfo]) -> None:
-    total = sum(info.file_size for info in infos)
-    packed = sum(info.compress_size for info in infos)
-    if total > LARGEST_TOTAL:
-        raise DataError(
-            f"zip file {path} says that it unpacks to {total / 2**30:,.1f} GiB of text; "
-            f"expected at most {LARGEST_TOTAL // 2**30} GiB (larger texts: pass a folder)"
-        )
-    there = path.stat().st_size
-    if packed > there:
-        raise DataError(f"{path} is a damaged zip file (its texts overlap, or are cut); copy or fetch it again")
-    if total > HARMLESS_TOTAL and total > LARGEST_RATIO * packed:
+    entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+    places = _choose(f"zip file {path}", [entry.filename for entry in entries])
+    infos = {split: archive.getinfo(place) for split, place in places.items()}
+    total, packed = sum(info.file_size for info in infos.values()), path.stat().st_size
+    if total > max(HARMLESS_TOTAL, LARGEST_RATIO * packed):
         raise DataError(
             f"zip file {path} says that {packed:,} bytes unpack to {total / 2**20:,.0f} MiB, which no text does; valid "
             f"are at most {LARGEST_RATIO} for each (if it is meant: unpack it and pass the folder)"
         )
-
-
-def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    """The bytes of one text, in pieces: no more than it says of itself, and a little, is ever in memory."""
-    size = _CHUNK if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) else _SMALL_CHUNK
-    content = io.BytesIO()
-    with archive.open(info) as file:
-        while piece := file.read(size):
-            content.write(piece)
-    return content.getvalue()
+    contents = {}
+    for split, info in infos.items():
+        if info.flag_bits & _ENCRYPTED or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            # Of other methods than these, Python unpacks a piece whatever its size.
+            raise NotImplementedError(f"{info.filename} is encrypted, or not packed by deflate")
+        with archive.open(info) as file:
+            contents[split] = file.read(info.file_size)  # unpacks no more than that
+    return Texts(contents, {split: PurePosixPath(place).name for split, place in places.items()})

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,16 +27,14 @@ def save_parquet(path: Path, **columns: Any) -> None:
 
 
 def save_arrow(folder: Path, splits: dict[str, list[pa.Table]]) -> Path:
-    """What ``DatasetDict.save_to_disk`` writes: Arrow streams, and two JSON files that name them."""
+    """The Arrow streams that ``DatasetDict.save_to_disk`` writes, and a file of its cache."""
     for split, shards in splits.items():
         (folder / split).mkdir(parents=True)
         names = [f"data-{number:05d}-of-{len(shards):05d}.arrow" for number in range(len(shards))]
         for name, table in zip(names, shards, strict=True):
             with pa.OSFile(str(folder / split / name), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
                 writer.write_table(table)
-        state = {"_data_files": [{"filename": name} for name in names], "_split": split}
-        (folder / split / "state.json").write_text(json.dumps(state))
-    (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(splits)}))
+        (folder / split / "cache-0.arrow").touch()
     return folder
 
 
@@ -103,18 +100,10 @@ def test_a_named_column_is_read_and_the_only_column_of_texts_needs_no_name(tmp_p
 @pytest.mark.parametrize(
     ("columns", "column", "problem"),
     [
-        (
-            {"text": ["a"]},
-            "txt",
-            'has no column "txt"; did you mean "text"?; expected one of its columns of texts: text',
-        ),
-        ({"text": ["a"], "n": [1]}, "n", 'data.column: "n" of '),
-        (
-            {"question": ["a"], "answer": ["b"]},
-            None,
-            "several columns of texts; set data.column to one of question, answer",
-        ),
-        ({"n": [1]}, None, "has no column of texts; its columns are n"),
+        ({"text": ["a"]}, "txt", 'has no text in "txt"; did you mean "text"?; expected one of its columns of texts: t'),
+        ({"text": ["a"], "n": [1]}, "n", 'has no text in "n"; expected one of its columns of texts: text'),
+        ({"question": ["a"], "answer": ["b"]}, None, "expected one of its columns of texts: question, answer"),
+        ({"n": [1]}, None, "expected one of its columns of texts: none"),
     ],
 )
 def test_a_wrong_column_is_one_line(tmp_path, columns, column, problem):
@@ -142,10 +131,10 @@ def test_a_split_that_is_missing_or_there_twice_or_of_two_data_sets(parquet, tmp
 
 
 def test_a_split_saved_alone_and_a_damaged_save(tmp_path):
-    folder = save_arrow(tmp_path / "saved", {split: [pa.table({"text": ["a"]})] for split in ROWS})
-    assert "is one split that was saved alone; expected a data set with the splits train, " in refusal(folder / "train")
-    (folder / "test/data-00000-of-00001.arrow").unlink()
-    assert "(data-00000-of-00001.arrow is missing); save the data set again" in refusal(folder)
+    folder = save_arrow(tmp_path / "saved", {split: [pa.table({"text": ["a"]})] * 2 for split in ROWS})
+    assert "has no train split; expected train, " in refusal(folder / "train")
+    (folder / "test/data-00000-of-00002.arrow").unlink()
+    assert "is damaged (expected 2 files of the split test, found 1); fetch or save" in refusal(folder)
 
 
 def test_a_damaged_file_is_one_line(parquet):
@@ -154,11 +143,6 @@ def test_a_damaged_file_is_one_line(parquet):
     assert "test-00000-of-00001.parquet is damaged (" in refusal(parquet)
 
 
-def test_a_data_set_in_a_zip_and_a_missing_library(parquet, tmp_path, monkeypatch):
-    import zipfile
-
-    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
-        archive.write(parquet / "data/test-00000-of-00001.parquet", "test.parquet")
-    assert "holds a data set (test.parquet); unpack it and pass the folder" in refusal(tmp_path / "set.zip")
+def test_a_missing_library_is_one_line(parquet, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "is a data set, which needs the package pyarrow; install it (pip install pyarrow), or" in refusal(parquet)

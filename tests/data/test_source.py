@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from seqlm.data.source import LARGEST_TOTAL, read_texts
+from seqlm.data.source import read_texts
 from seqlm.errors import DataError
 
 FILES = {"train.txt": "a b\n", "valid.txt": "a\n", "test.txt": "b\n"}
@@ -55,7 +55,7 @@ ZIPS: list[tuple[dict[str, str], str]] = [
         "holds train.txt more than once (copy/train.txt, train.txt)",
     ),
     (FILES | {f"copy/ptb.{name}": "a" for name in FILES}, "files of two namings"),
-    ({"train.txt/": "", "valid.txt": "a\n", "test.txt": "b\n"}, "is a folder"),
+    ({"train.txt/": "", "valid.txt": "a\n", "test.txt": "b\n"}, "has no train.txt beside valid.txt, test.txt"),
 ]
 
 
@@ -75,11 +75,6 @@ def test_what_is_neither_a_folder_nor_a_zip(tmp_path):
     assert "does not exist" in refusal(folder / "train.txt" / "below")
     assert "train.txt is no zip file, or a damaged one; expected a folder or a zip" in refusal(folder / "train.txt")
     assert "is neither a folder nor a zip file" in refusal(folder / "pipe")
-
-
-def test_a_folder_that_holds_only_the_zip_file_names_it(tmp_path):
-    path = zip_of(tmp_path / "ptb.zip", FILES)
-    assert refusal(tmp_path).endswith(f"pass {path} itself")
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.9])
@@ -105,8 +100,7 @@ def test_an_encrypted_zip(tmp_path):
         start = content.index(signature)
         content[start + offset] |= 1
     path.write_bytes(content)
-    assert "train.txt in" in refusal(path)
-    assert "is encrypted; unpack it and pass the folder" in refusal(path)
+    assert "(train.txt is encrypted, or not packed by deflate); pack it again as an ordinary zip file" in refusal(path)
 
 
 def test_a_zip_packed_in_a_way_python_cannot_read(tmp_path):
@@ -117,14 +111,3 @@ def test_a_zip_packed_in_a_way_python_cannot_read(tmp_path):
         content[start + offset : start + offset + 2] = struct.pack("<H", 97)
     path.write_bytes(content)
     assert "pack it again as an ordinary zip file" in refusal(path)
-
-
-def test_a_zip_that_declares_an_absurd_size_is_not_unpacked(tmp_path):
-    path = zip_of(tmp_path / "c.zip", FILES)
-    content = bytearray(path.read_bytes())
-    start = 0
-    for _ in FILES:  # two gigabytes each, in the central directory
-        start = content.index(b"PK\x01\x02", start + 1)
-        content[start + 24 : start + 28] = struct.pack("<I", LARGEST_TOTAL // 2)
-    path.write_bytes(content)
-    assert "unpacks to 6.0 GiB of text; expected at most 4 GiB" in refusal(path)

@@ -15,7 +15,6 @@ import pytest
 
 from jobs.manifests.load import load_manifest
 from seqlm.config import DataConfig
-from seqlm.data import source
 from seqlm.data.corpus import load_corpus
 from seqlm.data.source import read_texts
 from seqlm.errors import DataError, ManifestError, SeqlmError
@@ -100,7 +99,7 @@ def test_a_zip_of_ten_megabytes_that_unpacks_to_ten_gibibytes_takes_a_hundredth_
     assert 9 * MIB < len(stream) < 14 * MIB
     path = zip_by_hand(tmp_path / "bomb.zip", b"train.txt", stream, crc, declared)
     message = refusal(lambda: read_texts(path))
-    assert any(told in message for told in ("which no text does", "expected at most 4 GiB", "is a damaged zip file"))
+    assert any(told in message for told in ("which no text does", "is a damaged zip file"))
     assert peak() < 250 * MIB
 
 
@@ -131,18 +130,12 @@ def test_the_refusal_of_a_bomb_is_what_the_command_line_prints_within_little_mem
     assert "which no text does" in line
 
 
-@pytest.mark.slow
-def test_a_zip_packed_with_bzip2_is_unpacked_in_small_pieces(tmp_path: Path, peak: Callable[[], int]) -> None:
+def test_a_zip_that_is_not_packed_by_deflate_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bomb.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
-        for name, text in SMALL.items():
+        for name, text in {**SMALL, "train.txt": b"a b\n"}.items():
             archive.writestr(name, text)
-        with archive.open("train.txt", "w") as file:
-            for _ in range(60):
-                file.write(bytes(MIB))
-    tracemalloc.reset_peak()
-    assert len(read_texts(path).contents["train"]) == 60 * MIB
-    assert peak() < 250 * MIB  # the text, and what 4 KiB of bzip2 can hold
+    assert "train.txt is encrypted, or not packed by deflate); pack it again" in refusal(lambda: read_texts(path))
 
 
 def test_a_text_that_packs_well_is_no_bomb(tmp_path: Path) -> None:
@@ -151,46 +144,6 @@ def test_a_text_that_packs_well_is_no_bomb(tmp_path: Path) -> None:
         for name, text in {**SMALL, "train.txt": b"the same line again\n" * 100_000}.items():
             archive.writestr(name, text)
     assert len(read_texts(path).contents["train"]) == 2_000_000
-
-
-def test_a_zip_with_endless_entries_is_refused_by_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "MOST_ENTRIES", 50)
-    path = tmp_path / "many.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, text in {**SMALL, "train.txt": b"a b\n", **{f"n{n}": b"" for n in range(60)}}.items():
-            archive.writestr(name, text)
-    assert "lists 63 files; expected at most 50" in refusal(lambda: read_texts(path))
-    monkeypatch.setattr(source, "LARGEST_DIRECTORY", 1000)
-    assert "lists too many files" in refusal(lambda: read_texts(path))
-
-
-def test_entries_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "c.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("train.txt", bytes(range(256)) * 40)
-        for name in SMALL:
-            archive.writestr(name, b"a\n")
-    raw = bytearray(path.read_bytes())
-    first = raw.index(b"PK\x01\x02")
-    entry = raw[first : first + 46]
-    for start in (first, raw.index(b"PK\x01\x02", first + 1), raw.rindex(b"PK\x01\x02")):
-        raw[start + 16 : start + 28] = entry[16:24] + struct.pack("<I", 10_240)
-        raw[start + 20 : start + 24] = struct.pack("<I", 9000)
-        raw[start + 42 : start + 46] = entry[42:46]
-    path.write_bytes(raw)
-    assert "overlap, or are cut" in refusal(lambda: read_texts(path))
-
-
-def test_a_symbolic_link_in_a_zip_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "c.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        link = zipfile.ZipInfo("train.txt")
-        link.external_attr = 0o120777 << 16
-        archive.writestr(link, "/etc/passwd")
-        for name, text in SMALL.items():
-            archive.writestr(name, text)
-    assert "train.txt in" in (message := refusal(lambda: read_texts(path)))
-    assert "is a symbolic link; pack the text itself" in message
 
 
 @pytest.mark.parametrize("folder", ["../../", "/etc/", "a/../../b/", "C:\\", "$(touch x)/", "\x1b[2J/"])
