@@ -95,7 +95,7 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
     summary = ", ".join(f"{counts[action]} {action}" for action in (*get_args(Action), REFUSED) if counts[action])
     terminal.say(f"\n{manifest.study}: {with_noun(len(planned), 'run')} ({summary}) in {printable(str(study_dir))}")
     if manifest.excluded:
-        terminal.say(f"excluded by the manifest: {', '.join(run.name for run in manifest.excluded)}")
+        terminal.say(f"excluded by the manifest: {', '.join(run['name'] for run in manifest.excluded)}")
     search = manifest.search
     if search is not None:
         terminal.say(search_line(search))

@@ -109,68 +109,51 @@ class Report(Table):
     """Your own text for a part of the report, in Markdown. It is printed below the computed one, marked as yours."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Expectation:
-    """A claim with the runs that it is about: the lowest value among ``lower`` is below the lowest among ``higher``."""
-
-    text: str
-    metric: str
-    lower: tuple[str, ...]
-    """Names of runs, at least one."""
-    higher: tuple[str, ...]
-    """Names of other runs, at least one."""
-    why: str | None = None
-
-
 # -- with the runs ---------------------------------------------------------------------------------------------------
 
 
 def expectations(
     claims: Mapping[int, Claim], specs: Sequence[RunSpec], file: str, problems: Problems
-) -> tuple[list[Expectation], list[tuple[str, str]]]:
-    """Return the claims with their runs, and a problem for each claim without different runs on both sides.
+) -> list[dict[str, Any]]:
+    """Return the claims with the names of their runs in ``lower`` and ``higher``, in place of conditions.
 
-    ``claims`` are those of the manifest by number, from 1. Conditions that cannot be evaluated go to ``problems``.
+    ``claims`` are those of the manifest by number, from 1.
     """
-    found: list[Expectation] = []
-    unmatched: list[tuple[str, str]] = []
+    found = []
     facts = [facts_of_spec(spec) for spec in specs] if claims else []
     for number, claim in claims.items():
         where = f"{file}: expect {number}"
-        sides: dict[str, tuple[str, ...]] = {}
+        sides: dict[str, list[str]] = {}
         for side, text in (("lower", claim.lower), ("higher", claim.higher)):
             try:
                 conditions = parse(text)
-                sides[side] = tuple(known["name"] for known in facts if meets(known, conditions))
+                sides[side] = [known["name"] for known in facts if meets(known, conditions)]
             except UsageError as error:
                 problems.add(where, f"{side}: {error}")
-        if len(sides) < 2:
-            continue
         wrong = [f"{side}: no run matches {show(getattr(claim, side))}" for side in sides if not sides[side]]
-        both = [name for name in sides["lower"] if name in set(sides["higher"])]
-        if both:
+        if both := [name for name in sides.get("lower", ()) if name in set(sides.get("higher", ()))]:
             wrong.append(f"expected different runs in lower and higher, got {show(both[0])} in both")
-        unmatched += [(where, what) for what in wrong]
-        if not wrong:
-            found.append(Expectation(text=claim.text, metric=claim.metric, why=claim.why, **sides))
-    return found, unmatched
+        for what in wrong:
+            problems.add_unmatched(where, what)
+        if len(sides) == 2 and not wrong:
+            found.append({**vars(claim), **sides})
+    return found
 
 
 def runs_named(
-    key: str, patterns: Sequence[str], names: Sequence[str], excluded: Sequence[str] = ()
-) -> tuple[dict[str, None], list[str]]:
-    """Return the runs that have one of the names or match a pattern, and a line for each that no run has.
+    where: str, patterns: Sequence[str], names: Sequence[str], excluded: Sequence[str], problems: Problems
+) -> tuple[str, ...]:
+    """Return those of ``names`` that are one of the patterns or match one; each pattern is to match one.
 
-    ``key`` is that of the patterns, in full; ``excluded`` are names of runs that an ``[[exclude]]`` drops.
+    ``where`` ends with the key of the patterns; ``excluded`` are names of runs that an ``[[exclude]]`` drops.
     """
-    found: dict[str, None] = {}
-    lines = []
+    found: set[str] = set()
     for pattern in patterns:
         hits = fnmatch.filter(names, pattern)
-        found |= dict.fromkeys(hits)
+        found.update(hits)
         if not hits and pattern in excluded:
-            lines.append(f"{key}: an [[exclude]] drops {show(pattern)}")
+            problems.add_unmatched(where, f"an [[exclude]] drops {show(pattern)}")
         elif not hits:
             got = f"got {show(pattern)}{nearest(pattern, names)}"
-            lines.append(f"{key}: expected the name of a run or a pattern, {got}")
-    return found, lines
+            problems.add_unmatched(where, f"expected the name of a run or a pattern, {got}")
+    return tuple(name for name in names if name in found)

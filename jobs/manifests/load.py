@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from jobs.manifests.claims import Expectation, Published, expectations, runs_named
+from jobs.manifests.claims import Published, expectations, runs_named
 from jobs.manifests.draws import Real, is_distribution
 from jobs.manifests.entries import ManifestFile
 from jobs.manifests.expand import (
@@ -46,15 +46,6 @@ _Models: TypeAlias = Callable[[CustomConfig], ModelFiles]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Excluded:
-    """A run that an ``[[exclude]]`` dropped. Its configuration may be invalid."""
-
-    name: str
-    arch: str | None
-    optimizer: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """A manifest, expanded to single runs."""
 
@@ -73,15 +64,15 @@ class Manifest:
     search: Search | None
     """When the runs are compared and stopped (``[search]`` and ``--set search.KEY``). ``None``: no run is stopped."""
     runs: tuple[RunSpec, ...]
-    excluded: tuple[Excluded, ...]
-    """The runs that an ``[[exclude]]`` dropped."""
+    excluded: tuple[Mapping[str, Any], ...]
+    """Name, architecture and optimizer of each run that an ``[[exclude]]`` dropped, as far as they are texts."""
     written: tuple[RunSpec, ...]
     """The runs as the file has them, before ``--set``, in the order of ``runs``. A run that is incomplete without
     ``--set`` is as in ``runs``."""
     published: Mapping[str, Published]
     """Name of a run, as in ``written`` -> its published results."""
-    expectations: tuple[Expectation, ...]
-    """What the report is to check, with names as in ``written``."""
+    expectations: tuple[Mapping[str, Any], ...]
+    """The keys of each ``[[expect]]``, with names as in ``written`` in place of conditions."""
     behaviour: tuple[str, ...]
     """Names, as in ``written``, of the runs whose trained models the report examines."""
     groups: Mapping[str, tuple[str, ...]]
@@ -108,26 +99,22 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
         largest = file.entries[counts.index(max(counts))]
         what = f"makes {max(counts):,} of {sum(counts):,} runs, expected at most {MAX_RUNS:,} in a study"
         problems.add(f"{file.name}: {largest.label}", what)
-    kept, excluded, unmatched = _exclude(runs, file)
+    kept, excluded = _exclude(runs, file)
     models = functools.cache(lambda config: read_model_files(config, file.folder))
     resolved = _resolve_all(kept, file, models)
     specs = [spec for _, _, spec in resolved]
     as_written = [_as_written(run, file, models) for run in resolved]
     written = [found or spec for found, spec in zip(as_written, specs, strict=True)]
-    expected, unfounded = expectations(file.claims, written, file.name, problems)
-    names = [spec.name for spec in written]
-    dropped = [run.name for run in excluded]
-    behaviour, missing = runs_named("report.behaviour", file.report.behaviour, names, dropped)
-    groups = {}
-    for title, patterns in file.report.groups.items():
-        members, lines = runs_named(f"report.groups.{show(title)}", patterns, names, dropped)
-        groups[title] = tuple(name for name in names if name in members)
-        missing += lines
-    if None not in as_written:  # a run that is incomplete without --set may be the one that a condition is about
-        unmatched += [*unfounded, *((file.name, what) for what in missing)]
-    if not problems.lines:  # another problem may be the reason that nothing matches
-        for where, what in unmatched:
-            problems.add(where, what)
+    unmatched = len(problems.unmatched)
+    expected = expectations(file.claims, written, file.name, problems)
+    names, dropped = [spec.name for spec in written], [run["name"] for run in excluded]
+    behaviour = runs_named(f"{file.name}: report.behaviour", file.report.behaviour, names, dropped, problems)
+    groups = {
+        title: runs_named(f"{file.name}: report.groups.{show(title)}", patterns, names, dropped, problems)
+        for title, patterns in file.report.groups.items()
+    }
+    if None in as_written:  # a run that is incomplete without --set may be the one that a condition is about
+        del problems.unmatched[unmatched:]
     if file.search:
         _check_rungs(file.search, zip(written, specs, strict=True), file)
     if not problems.lines and not specs:
@@ -153,7 +140,7 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
             if spec is not None and entry.published is not None
         },
         expectations=tuple(expected),
-        behaviour=tuple(behaviour),
+        behaviour=behaviour,
         groups=groups,
         notes={str(part): text for part, text in file.report.notes.items()},
         samples=tuple({**sample, "defaults": file.defaults} for sample in file.samples),
@@ -163,16 +150,13 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
 # -- runs ------------------------------------------------------------------------------------------------------------
 
 
-def _exclude(runs: list[_Run], file: ManifestFile) -> tuple[list[_Run], list[Excluded], list[tuple[str, str]]]:
-    """Return the runs to keep, the dropped ones, and a problem for each ``[[exclude]]`` without a match.
+def _exclude(runs: list[_Run], file: ManifestFile) -> tuple[list[_Run], list[dict[str, Any]]]:
+    """Return the runs to keep, and of those that an ``[[exclude]]`` drops what :attr:`Manifest.excluded` has.
 
     Conditions apply to the manifest as written, before ``--set``, so a shorter trial drops the same runs.
     """
-    kept: list[_Run] = []
-    dropped: list[Excluded] = []
     facts = [_facts(run, file) for run in runs] if file.excludes else []
     hits: set[int] = set()
-    problems: list[tuple[str, str]] = []
     for number, cut in file.excludes.items():
         where = f"{file.name}: exclude {number}"
         try:
@@ -182,16 +166,18 @@ def _exclude(runs: list[_Run], file: ManifestFile) -> tuple[list[_Run], list[Exc
             file.problems.add(where, str(error))
             continue
         if not found:
-            problems.append((where, f"matches no run; {reasons[0] if reasons else NO_SINGLE_RUN}"))
+            file.problems.add_unmatched(where, f"matches no run; {reasons[0] if reasons else NO_SINGLE_RUN}")
         hits |= found
-    for place, run in enumerate(runs):
-        if place not in hits:
-            kept.append(run)
-            continue
-        known = facts[place]
-        arch = text_of(known.get("model.source")) or text_of(known.get("model.arch"))
-        dropped.append(Excluded(name=known["name"], arch=arch, optimizer=text_of(known.get("optim.optimizer"))))
-    return kept, dropped, problems
+    dropped = [
+        {
+            "name": known["name"],
+            "arch": text_of(known.get("model.source")) or text_of(known.get("model.arch")),
+            "optimizer": text_of(known.get("optim.optimizer")),
+        }
+        for place, known in enumerate(facts)
+        if place in hits
+    ]
+    return [run for place, run in enumerate(runs) if place not in hits], dropped
 
 
 def _facts(run: _Run, file: ManifestFile) -> dict[str, Any]:
@@ -325,7 +311,7 @@ def _check_rungs(search: Search, runs: Iterable[tuple[RunSpec, RunSpec]], file: 
 def _check_distinct(resolved: Iterable[_Resolved], file: ManifestFile) -> None:
     """Report configurations and names that occur twice: the first such pair of each two entries."""
     firsts: dict[str, _Resolved] = {}
-    reported: set[tuple[bool, str, str]] = set()
+    reported: set[tuple[str, ...]] = set()
 
     def describe(run: _Resolved) -> str:
         """Return the entry of a run and its name in the manifest, before ``--set``."""
@@ -335,8 +321,7 @@ def _check_distinct(resolved: Iterable[_Resolved], file: ManifestFile) -> None:
         entry, own, spec = run
         twin, namesake = (firsts.setdefault(key, run) for key in (f"={spec.fingerprint}", spec.name))
         first = namesake if twin is run else twin
-        pair = (twin is run, first[0].position, entry.position)
-        if first is run or pair in reported:
+        if first is run or (pair := (str(twin is run), first[0].position, entry.position)) in reported:
             continue
         reported.add(pair)
         epochs, others = spec.config.train.epochs, first[2].config.train.epochs

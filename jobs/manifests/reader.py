@@ -15,7 +15,6 @@ from seqlm.reading import exists, is_file, is_folder, listed
 from seqlm.schema import TableT, one_line, read, show
 
 MAX_DEPTH = 20
-MAX_VALUES = 1_000_000
 MAX_WHOLE_NUMBER = 10**300
 MAX_BYTES = 16 * 2**20
 
@@ -25,10 +24,12 @@ class Problems:
 
     def __init__(self) -> None:
         self._lines: dict[str, None] = {}
+        self.unmatched: list[str] = []
+        """Lines about what matches no run. They count only without other problems, which may be the reason."""
 
     @property
     def lines(self) -> list[str]:
-        return list(self._lines)
+        return list(self._lines) or list(dict.fromkeys(self.unmatched))
 
     def about(self, where: str) -> bool:
         """Whether there is a line about one place."""
@@ -36,6 +37,9 @@ class Problems:
 
     def add(self, where: str, what: str) -> None:
         self._lines[one_line(f"{where}: {what}")] = None
+
+    def add_unmatched(self, where: str, what: str) -> None:
+        self.unmatched.append(one_line(f"{where}: {what}"))
 
     def table(self, value: Any, where: str) -> Mapping[str, Any]:
         """Return a value that is a table; else add a line, and return an empty table."""
@@ -119,33 +123,21 @@ def read_toml_file(path: Path) -> dict[str, Any]:
     raise ManifestError([one_line(f"{path}: {what}")])
 
 
-def check_plain(data: Any) -> None:
+def check_plain(data: Any, depth: int = 0) -> None:
     """Check that data is safe to process further.
 
     Raises:
-        ValueError: a key is not printable, data is nested too deeply or too large, a number exceeds
-            a float, or a text has a lone surrogate.
+        ValueError: it is nested too deeply, a number exceeds a float, or a text has a lone surrogate.
     """
-    seen = 0
-    pending: list[tuple[Any, int]] = [(data, 0)]
-    while pending:
-        value, depth = pending.pop()
-        seen += 1
-        if depth > MAX_DEPTH:
-            raise ValueError(f"nested too deeply, expected at most {MAX_DEPTH} levels")
-        if seen > MAX_VALUES:
-            raise ValueError(f"too large, expected at most {MAX_VALUES:,} values")
-        if isinstance(value, Mapping):
-            for key, inner in value.items():
-                if not key.isprintable():
-                    raise ValueError(f"expected keys without control characters, got {json.dumps(key)}")
-                pending.append((inner, depth + 1))
-        elif isinstance(value, list | tuple):
-            pending.extend((inner, depth + 1) for inner in value)
-        elif isinstance(value, int) and abs(value) > MAX_WHOLE_NUMBER:
-            raise ValueError("expected numbers of at most 300 digits, got a longer one")
-        elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise ValueError(f"expected text without lone surrogates, got {json.dumps(value)}")
+    if depth > MAX_DEPTH:
+        raise ValueError(f"nested too deeply, expected at most {MAX_DEPTH} levels")
+    if isinstance(data, Mapping | list):
+        for inner in data.values() if isinstance(data, Mapping) else data:
+            check_plain(inner, depth + 1)
+    elif isinstance(data, int) and abs(data) > MAX_WHOLE_NUMBER:
+        raise ValueError("expected numbers of at most 300 digits, got a longer one")
+    elif isinstance(data, str) and any("\ud800" <= letter <= "\udfff" for letter in data):
+        raise ValueError(f"expected text without lone surrogates, got {json.dumps(data)}")
 
 
 def _read_toml(text: str) -> dict[str, Any]:

@@ -70,12 +70,12 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
             }
             for spec in manifest.written
         ],
-        "excluded": [{**vars(run), **named} for run in manifest.excluded],
+        "excluded": [{**run, **named} for run in manifest.excluded],
         "expectations": [
             {
-                **vars(claim),
-                "lower": [prints[name] for name in claim.lower],
-                "higher": [prints[name] for name in claim.higher],
+                **claim,
+                "lower": [prints[name] for name in claim["lower"]],
+                "higher": [prints[name] for name in claim["higher"]],
                 **named,
             }
             for claim in manifest.expectations

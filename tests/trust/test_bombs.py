@@ -207,10 +207,9 @@ def test_an_unknown_word_of_megabytes_makes_no_message_of_megabytes(tmp_path: Pa
     ("text", "told"),
     [
         ("a = " + "[" * 5000 + "]" * 5000, "nested too deeply"),
-        (f"a = [{'1, ' * 1_000_001}]", "too large, expected at most 1,000,000 values"),
         (f'a = "{"x" * 17 * MIB}"', "too large, expected at most 16 MiB"),
     ],
-    ids=["deep", "many values", "many bytes"],
+    ids=["deep", "many bytes"],
 )
 def test_a_manifest_that_means_harm_gets_one_line(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "m.toml").write_text(text)

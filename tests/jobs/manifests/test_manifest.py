@@ -46,7 +46,7 @@ def names(manifest: Manifest) -> list[str]:
 
 
 def names_of_excluded(manifest: Manifest) -> tuple[str, ...]:
-    return tuple(run.name for run in manifest.excluded)
+    return tuple(run["name"] for run in manifest.excluded)
 
 
 # -- what a right manifest means -----------------------------------------------------------------------------------
