@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jobs import terminal
-from jobs.cli.arguments import COMMANDS, output_of, parser, read
+from jobs.cli.arguments import COMMANDS, parser, read
 from seqlm.errors import SeqlmError, error_text
 
 SCHEMA_VERSION = 1
@@ -25,14 +25,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1, 2, 3 or 130 (docs/reference/exit-codes.md)."""
     words = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in words
-    terminal.configure(terminal.Output(json=as_json))
+    terminal.configure(json=as_json)
     arguments = None
     try:
         arguments = read(words)
         if arguments is None:
             print(parser().format_help(), end="")
             return 0
-        terminal.configure(output_of(arguments))
+        terminal.configure(json=as_json, verbose=arguments.verbose)
         data, code = handler(arguments.command)(arguments)
         if as_json:
             _print_document(data, None, ok=code == 0)

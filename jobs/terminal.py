@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -17,34 +16,16 @@ CODES = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "cyan": 36}
 STATE_COLORS = {"running": "cyan", "failed": "red", "cancelled": "yellow", "done": "green", "stopped": "blue"}
 """State of a run -> color; the other states have none."""
 LEVELS = {"error:": "red", "warning:": "yellow"}
-"""What a line begins with that ``--quiet`` does not hide -> color of that word."""
+"""First word of a line on stderr -> its color."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Output:
-    """How a command prints."""
-
-    quiet: bool = False
-    """On stderr, print warnings and errors alone."""
-    verbose: bool = False
-    json: bool = False
-    """Results go to stderr, since stdout holds one JSON document."""
-    results: bool = True
-    """Print results."""
+_json = _verbose = False
 
 
-_output = Output()
-
-
-def configure(output: Output) -> None:
-    """Set how this process prints. The command line calls it once."""
-    global _output
-    _output = output
-
-
-def is_quiet() -> bool:
-    """Whether only warnings and errors are wanted on stderr."""
-    return _output.quiet
+def configure(*, json: bool = False, verbose: bool = False) -> None:
+    """Set how this process prints. ``json``: results go to stderr, since stdout holds one JSON document."""
+    global _json, _verbose
+    _json, _verbose = json, verbose
 
 
 def program() -> str:
@@ -64,18 +45,12 @@ def has_color(stream: TextIO) -> bool:
 
 def results() -> TextIO:
     """Return the stream on which a person reads the result of a command."""
-    return sys.stderr if _output.json else sys.stdout
+    return sys.stderr if _json else sys.stdout
 
 
 def say(text: str) -> None:
     """Print a result, with control characters as escapes."""
-    say_lines(map(printable, text.split("\n")))
-
-
-def say_lines(lines: Iterable[str]) -> None:
-    """Print lines of a result, in which control characters are escaped already."""
-    if _output.results:
-        print(*lines, sep="\n", file=results())
+    print(*map(printable, text.split("\n")), sep="\n", file=results())
 
 
 def quantity(value: float | None, units: Sequence[str], base: float) -> str:
@@ -122,12 +97,9 @@ def perplexity(value: float | None) -> str:
 
 
 def tell(line: str) -> None:
-    """Print a line on stderr, with control characters as escapes. ``--quiet`` hides all but warnings and errors."""
+    """Print a line on stderr, with control characters as escapes."""
     level, text = line.partition(" ")[0], printable(line)
-    if level not in LEVELS:
-        if _output.quiet:
-            return
-    elif has_color(sys.stderr):
+    if level in LEVELS and has_color(sys.stderr):
         text = paint(level, LEVELS[level]) + text.removeprefix(level)
     with survives(sys.stderr):
         print(text, file=sys.stderr, flush=True)
@@ -158,7 +130,7 @@ def confirm(question: str, *, without_terminal: str, refused: str) -> None:
 
 def detail(text: str) -> None:
     """Print lines on stderr that only ``--verbose`` shows."""
-    for line in text.splitlines() if _output.verbose else ():
+    for line in text.splitlines() if _verbose else ():
         tell(line)
 
 

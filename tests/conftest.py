@@ -114,7 +114,7 @@ def _plain_output() -> Generator[None]:
     """Print as a new process does: commands of earlier tests have set how this one prints."""
     yield
     if terminal := sys.modules.get("jobs.terminal"):
-        terminal.configure(terminal.Output())
+        terminal.configure()
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
-"""The command line itself: its records, what a command imports, help, color and quiet."""
+"""The command line itself: its records, what a command imports, help and color."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -16,13 +15,10 @@ from typing import Any
 import pytest
 
 import launch
-from jobs import terminal
-from jobs.cli import arguments, planning
-from jobs.launch.job import LaunchOptions
+from jobs.cli import arguments
 from jobs.spec import RunSpec
 from seqlm.errors import UsageError
 from tests import commands, hostile
-from tests.facts import fail
 from tests.test_launch import ROOT, Study, launched
 from tests.training.studies import runs_in
 
@@ -125,7 +121,7 @@ def test_a_dry_run_is_the_plan_and_starts_nothing(study: Study, capsys: pytest.C
     assert not (study.folder / "runs").exists()
 
 
-# -- color, quiet and verbose --------------------------------------------------------------------------------------
+# -- color and verbose ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -161,37 +157,6 @@ def test_color_follows_no_color_then_the_terminal(
     assert [line[column:].split()[0] for line in plain[1:]] == ["done", "failed"], "colors take no room"
 
 
-def test_quiet_leaves_warnings_errors_and_the_answer_of_a_query(
-    study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    @contextlib.contextmanager
-    def train_badly(specs: Any, backend: Any, settings: LaunchOptions) -> Any:
-        planned = planning.plan_runs(specs, settings.study_dir)
-        terminal.tell("warning: low on disk")
-        for item in planned:
-            item.run.create(item.spec.config, {"name": item.spec.name})
-            fail(item.run, {"kind": "diverged", "message": "nan"})
-        yield planned, lambda tell: None
-
-    monkeypatch.setattr("jobs.cli.request.launched", train_badly)
-    words = ["run", "small.toml", "--backend", "local"]
-    assert launch.main([*words, "-q"]) == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err == "warning: low on disk\nerror: rnn-adam: failed: diverged: nan\n"
-    assert launch.main(["status", "small", "-q"]) == 0
-    assert "rnn-adam" in capsys.readouterr().out
-    assert launch.main(["plan", "small.toml", "--quiet"]) == 0
-    assert "rnn-adam" in capsys.readouterr().out
-    assert launch.main(["cancel", "small", "--all", "-q"]) == 0
-    assert capsys.readouterr() == ("", "")
-    assert launch.main(words) == 1
-    out, err = capsys.readouterr()
-    assert "rnn-adam" in out
-    assert "1 runs to do" in err
-    assert "error:" not in err
-
-
 def test_verbose_adds_the_settings_and_the_traceback_of_an_error(
     study: Study, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,8 +172,6 @@ def test_verbose_adds_the_settings_and_the_traceback_of_an_error(
     assert "backend:" not in capsys.readouterr().err
     assert launch.main(["status", "none", "-v"]) == 2
     assert "Traceback" in capsys.readouterr().err
-    assert launch.main(["status", "none", "-q", "-v"]) == 2
-    assert "not allowed with" in capsys.readouterr().err
 
 
 # -- retry ---------------------------------------------------------------------------------------------------------

@@ -35,14 +35,15 @@ class Arguments:
     """The words of the command line as typed, without the program's name."""
     # Every command:
     json: bool = option("print one JSON document on stdout, all else on stderr")
-    quiet: bool = option("print only warnings, errors and what a query asks for", "-q", exclusive="level")
-    verbose: bool = option("print the settings in use too, and the traceback of an error", "-v", exclusive="level")
+    verbose: bool = option("print the settings in use too, and the traceback of an error", "-v")
     runs_dir: Path = option("folder of the studies (default: SEQLM_RUNS, else runs)", metavar="DIR")
     # What a command is about:
     manifest: str = positional("the study: a TOML file; quickstart, search, ablation, strong and paper come with seqlm")
     study: str = positional(STUDY)
     studies: tuple[str, ...] = positional(STUDY, nargs="+", metavar="study")
     run: str = positional(RUN)
+    one_run: str = positional(RUN, nargs="?", metavar="run")
+    beginning: str = positional("how the text begins, one word or several", metavar="prompt")
     source: str = positional("the class, as in model.source", metavar="FILE.py:CLASS")
     corpus: str = positional("ptb: Penn Treebank", choices=("ptb",))
     only: tuple[str, ...] = option(
@@ -66,12 +67,9 @@ class Arguments:
     )
     max_parallel: int | None = option("run at most N runs at once", sets="max_parallel")
     max_stalled_retries: int | None = option(
-        "retries in a row without progress (default: policy.max_stalled_retries, 10); --retries: its earlier name",
-        "--retries",
-        sets="retries",
-        type=whole,
+        "retries in a row without progress (default: policy.max_stalled_retries, 10)", sets="retries", type=whole
     )
-    changes: tuple[str, ...] = option("such as train.epochs=2", flag="set", metavar="KEY=VALUE")
+    changes: tuple[str, ...] = option("such as train.epochs=2", "--set", metavar="KEY=VALUE")
     no_wait: bool = option("launch in the background")
     live_code: bool = option("run the working tree, not the copy kept with the study")
     canary: bool | None = option(
@@ -83,7 +81,7 @@ class Arguments:
     )
     then_report: bool = option("submit a job that writes the report after the last run (slurm)")
     report: bool = option("write the report at the end")
-    dry_run: bool = option("do what plan does, and start nothing", "-n")
+    dry_run: bool = option("show what would be done, and do nothing", "-n")
     # What one command takes:
     watch: bool = option("show changes until every run is over")
     follow: bool = option("print new lines until the run is over", "-f")
@@ -96,9 +94,13 @@ class Arguments:
     tokens: int = option("tokens to write (default: 50)", default=50)
     window: int | None = option("tokens of context (default: 2 seq_len)")
     samples: int | None = option("texts of each length (default: 10)")
-    temperature: Any = option("temperature of the sampling (default: 1)", type=above_zero, metavar="X")
+    temperature: Any = option(
+        "temperature of the sampling (default: 1, the model's own distribution); below 1: likelier tokens",
+        type=above_zero,
+        metavar="X",
+    )
     prompt: str | None = option("how the texts begin (default: nothing)", metavar="TEXT")
-    seed: Any = option("seed of the sampling (default: the run's)", type=seed, metavar="N")
+    seed: Any = option("seed of the sampling (behaviour: default that of the run)", type=seed, metavar="N")
     force: bool = option("compute it again, even if nothing has changed")
     output: Path | None = option(
         "where to write (default: report in the study's folder; of several studies: next to their folders)",
@@ -116,7 +118,7 @@ class Arguments:
     to: Path | None = option("default: the folder in which runs look for it", metavar="DIR")
 
 
-COMMON = ("json", "quiet", "verbose", "runs_dir")
+COMMON = ("json", "verbose", "runs_dir")
 """What every command takes; the help shows it last."""
 FILTERS = ("only", "exclude")
 PLACEMENT = ("data", "backend", "ray_address", "max_parallel")
@@ -129,7 +131,7 @@ COMMANDS = {
     ),
     "run": Command(
         "launch", "launching.run", "first.toml --report", "launch every run that is not done yet, and wait",
-        ("manifest", *TRAIN, "changes", "dry_run"), acts=True,
+        ("manifest", *TRAIN, "changes", "dry_run"),
     ),
     "status": Command(
         "follow a study", "studying.status", "first --watch", "show the state of each run",
@@ -138,21 +140,20 @@ COMMANDS = {
     "list": Command("follow a study", "studies.show_studies", "--json", "show the studies in the runs folder", ()),
     "logs": Command(
         "follow a study", "studying.logs", "first rnn-adam-lr0.001 -f", "print the logs of the latest attempts",
-        ("study", "run", *FILTERS, "follow", "lines"), own={"run": positional(RUN, nargs="?")},
+        ("study", "one_run", *FILTERS, "follow", "lines"),
     ),
     "cancel": Command(
         "follow a study", "studying.cancel", "first --only 'arch=gru lr>0.001'", "stop runs that are not over",
-        ("study", *FILTERS, "all"), acts=True,
+        ("study", *FILTERS, "all"),
     ),
     "retry": Command(
         "launch", "launching.retry", "first --kind oom", "launch failed and cancelled runs again",
-        ("study", *TRAIN, "kind"), acts=True,
+        ("study", *TRAIN, "kind"),
     ),
     "clean": Command(
         "follow a study", "studies.clean_study", "first --dry-run",
         "delete from a study what no report and no run needs any more, or runs",
         ("study", *FILTERS, "runs", "dry_run", "yes"),
-        own={"dry_run": option("show what would be deleted, and delete nothing", "-n")},
     ),
     "results": Command(
         "results", "results.results", "first --sort test_ppl",
@@ -162,19 +163,11 @@ COMMANDS = {
     "generate": Command(
         "results", "results.generate", "first gru-adam-lr0.01 'the first' --temperature 0.8",
         "print text that a trained model writes after a prompt",
-        ("study", "run", "prompt", "tokens", "temperature", "seed"),
-        own={
-            "prompt": positional("how the text begins, one word or several"),
-            "temperature": option(
-                "below 1: likelier tokens (default: 1, the model's own distribution)",
-                type=above_zero, metavar="X", default=1.0,
-            ),
-            "seed": option("another seed, another text (default: 1)", type=whole, metavar="N", default=1),
-        },
+        ("study", "run", "beginning", "tokens", "temperature", "seed"),
     ),
     "behaviour": Command(
         "results", "launching.behaviour", "first --prompt 'the'", "compute what trained models do",
-        ("study", *LAUNCH, "window", "samples", "temperature", "prompt", "seed", "force"), acts=True,
+        ("study", *LAUNCH, "window", "samples", "temperature", "prompt", "seed", "force"),
     ),
     "report": Command(
         "results", "launching.report", "first second", "write the report of one study, or of several together",
@@ -183,12 +176,11 @@ COMMANDS = {
     "propose": Command(
         "results", "proposing.propose_runs", "first --count 9", "propose settings for the next runs of a study",
         ("study", "count", "seed"),
-        own={"seed": option("seed of the sampler (default: 0)", type=seed, metavar="N", default=0)},
     ),
     "doctor": Command(
-        "this machine", "doctor.doctor", "--calibrate", "check this machine, or a cluster",
+        "this machine", "doctor.doctor", "--calibrate",
+        "check this machine, and with --backend slurm the cluster, with a trial job",
         ("data", "backend", "wait_s", "calibrate"),
-        own={"backend": option("slurm: also check the cluster, with a trial job", choices=tuple(BACKENDS))},
     ),
     "check-model": Command(
         "launch", "own_model.check_model", "lstm.py:LSTM --arguments 'hidden_size = 64'",
@@ -223,14 +215,3 @@ def read(words: Sequence[str]) -> Arguments | None:
         return None
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
     return Arguments(argv=tuple(words), **{**values, "runs_dir": values["runs_dir"] or RUNS.read()})
-
-
-def output_of(arguments: Arguments) -> terminal.Output:
-    """Return how a command prints. ``--quiet`` hides what a command has done, not the answer of a query."""
-    hides = arguments.quiet and COMMANDS[arguments.command].acts and not arguments.dry_run
-    return terminal.Output(
-        quiet=arguments.quiet,
-        verbose=arguments.verbose,
-        json=arguments.json,
-        results=not hides,
-    )

@@ -79,7 +79,6 @@ def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:
         Finding("note" if is_busy else "ok", "processor", processor),
         *devices,
         _folder("runs", runs_dir),
-        *_file_system(runs_dir),
         _folder("cache", cache_folder()),
         Finding("ok", "git", "found; runs record their commit")
         if has_git
@@ -127,43 +126,33 @@ def _devices(gpus: Sequence[machine.Gpu]) -> Iterator[Finding]:
 
 
 def _folder(subject: str, path: Path) -> Finding:
-    """Check that files can be created in ``path``, or in its nearest existing parent folder."""
-    existing = _existing(path)
+    """Check that ``path``, or its nearest existing parent, takes files and has locks on this host."""
+    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if exists(folder))
     try:
-        tempfile.TemporaryFile(dir=existing).close()
+        with (
+            tempfile.NamedTemporaryFile(prefix=".seqlm-doctor-", dir=existing) as first,
+            Path(first.name).open() as second,
+        ):
+            problem = _lock_problem(first.fileno(), second.fileno())
     except OSError as error:
         return Finding("bad", subject, f"cannot write in {existing}: {error.strerror or error}")
     free = shutil.disk_usage(existing).free
-    return Finding("note" if free < LOW_DISK_BYTES else "ok", subject, f"{path} is writable, {memory(free)} free")
+    text = f"{path} is writable, {memory(free)} free"
+    if problem is not None:
+        text += f"; locks (flock): {problem}: leases alone keep two workers from one run, and nothing two launchers"
+    return Finding("note" if problem or free < LOW_DISK_BYTES else "ok", subject, text)
 
 
-def _existing(path: Path) -> Path:
-    return next(folder for folder in (path.absolute(), *path.absolute().parents) if exists(folder))
-
-
-def _file_system(runs_dir: Path) -> list[Finding]:
-    """Return whether the file system of the runs has locks. Whether other hosts see them is not tested."""
+def _lock_problem(first: int, second: int) -> str | None:
+    """Return what is wrong with the locks of a file that is open twice."""
     try:
-        with tempfile.NamedTemporaryFile(prefix=".seqlm-doctor-", dir=_existing(runs_dir)) as file:
-            problem = _lock_problem(Path(file.name))
-    except OSError:  # _folder has reported it
-        return []
-    if problem is None:
-        return [Finding("ok", "file system", "locks work on this host")]
-    text = "only leases keep two workers from one run, and two launchers of a study may both submit"
-    return [Finding("note", "file system", f"locks (flock): {problem}; {text}")]
-
-
-def _lock_problem(path: Path) -> str | None:
-    with path.open() as first, path.open() as second:
-        try:
-            fcntl.flock(first, fcntl.LOCK_EX)
-            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            return error.strerror or str(error)
-        return "two at the same time"
+        fcntl.flock(first, fcntl.LOCK_EX)
+        fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        return error.strerror or str(error)
+    return "two at the same time"
 
 
 def _penn_treebank(data_path: Path | None) -> Finding:

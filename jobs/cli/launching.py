@@ -123,7 +123,7 @@ def behaviour(arguments: Arguments) -> tuple[Any, int]:
         if found["samples"] is not None:
             terminal.say(f"texts of {found['name']}: {found['samples']}")
     data = {"study": study_dir.name, "runs": outcomes}
-    return data, _exit_code([found for found in outcomes if found["state"] in FAILURES])
+    return data, EXIT_RUN_FAILED if any(found["state"] in FAILURES for found in outcomes) else 0
 
 
 def train(arguments: Arguments, specs: Sequence[RunSpec], options: LaunchOptions, backend: Backend) -> tuple[Any, int]:
@@ -142,15 +142,7 @@ def train(arguments: Arguments, specs: Sequence[RunSpec], options: LaunchOptions
 
         terminal.say(f"report: {write_report(study_dir)}")
     bad = ("failed", "cancelled", "pending")  # pending: its job is gone, or it waits for the budget
-    return data, _exit_code([one for one in data["runs"] if one["state"] in bad])
-
-
-def _exit_code(failed: Sequence[dict[str, Any]]) -> int:
-    """Return the exit code, and name the runs that failed if ``--quiet`` hides the table that does."""
-    if terminal.is_quiet():
-        for one in failed:
-            terminal.tell(": ".join(filter(None, ("error", one["name"], one["state"], one["reason"]))))
-    return EXIT_RUN_FAILED if failed else 0
+    return data, EXIT_RUN_FAILED if any(one["state"] in bad for one in data["runs"]) else 0
 
 
 # -- report -----------------------------------------------------------------------------------------------------------

@@ -21,29 +21,26 @@ COMMAND = "COMMAND"
 """What the command is called in usage texts."""
 
 
-def option(text: str, *flags: str, exclusive: str | None = None, sets: str = "", **how: Any) -> Any:
-    """Return a field that an option sets. ``text`` is its help, ``flags`` its names besides that of the field.
+def option(text: str, *flags: str, sets: str = "", **how: Any) -> Any:
+    """Return a field that an option sets. ``text`` is its help.
 
-    ``exclusive`` is the name of a set of options of which a command line has one at most. ``sets`` names the setting of
-    the chosen backend that the option overrides, such as ``ray.address`` for one of a single backend. ``how`` goes to
+    ``flags`` may have a short name, and a long one in place of the field's. ``sets`` names the setting of the chosen
+    backend that the option overrides, such as ``ray.address`` for one of a single backend. ``how`` goes to
     :meth:`argparse.ArgumentParser.add_argument` and overrides :data:`BY_TYPE`.
     """
-    given = {"flags": flags, "exclusive": exclusive, "sets": sets, "how": {"help": text, **how}}
+    given = {"flags": flags, "sets": sets, "how": {"help": text, **how}}
     return dataclasses.field(default=how.get("default"), metadata=given)
 
 
 def positional(text: str, **how: Any) -> Any:
     """Return a field that an argument without a flag sets; otherwise as :func:`option`."""
-    given = {"flags": None, "exclusive": None, "how": {"help": text, **how}}
-    return dataclasses.field(default="", metadata=given)
+    return dataclasses.field(default="", metadata={"flags": None, "how": {"help": text, **how}})
 
 
 def flag_of(field: dataclasses.Field[Any]) -> str:
-    """Return the flag that is named after a field."""
-    return f"--{field.metadata['how'].get('flag', field.name).replace('_', '-')}"
-
-
-# -- numbers -----------------------------------------------------------------------------------------------------------
+    """Return the long name of an option."""
+    long = (flag for flag in field.metadata["flags"] if flag.startswith("--"))
+    return next(long, f"--{field.name.replace('_', '-')}")
 
 
 def _number(kind: Callable[[str], float], is_valid: Callable[[float], bool], valid: str) -> Callable[[str], float]:
@@ -58,15 +55,9 @@ def _number(kind: Callable[[str], float], is_valid: Callable[[float], bool], val
     return read
 
 
-def seed(text: str) -> float:
-    """Read a seed."""
-    from seqlm.config import LARGEST_SEED, SEEDS  # a tenth of what `--help` takes
-
-    return _number(int, lambda number: 0 <= number <= LARGEST_SEED, SEEDS)(text)
-
-
 whole = _number(int, lambda number: number >= 0, "a whole number, 0 or more")
 positive = _number(int, lambda number: number >= 1, "a whole number, 1 or more")
+seed = _number(int, lambda number: 0 <= number < 2**32, "a whole number from 0 to 2^32 - 1")
 above_zero = _number(float, lambda number: 0 < number < math.inf, "a number above 0")
 
 BY_TYPE: dict[str, dict[str, Any]] = {
@@ -77,8 +68,6 @@ BY_TYPE: dict[str, dict[str, Any]] = {
     "Path | None": {"type": Path},
     "int": {"type": positive, "metavar": "N"},
     "int | None": {"type": positive, "metavar": "N"},
-    "float": {"type": above_zero, "metavar": "X"},
-    "float | None": {"type": above_zero, "metavar": "X"},
 }
 """Annotation of a field -> how its option is read. Fields of other types are texts."""
 
@@ -99,10 +88,6 @@ class Command(NamedTuple):
     """What it does, as the help says it."""
     takes: tuple[str, ...]
     """The arguments that it takes besides those of all commands."""
-    acts: bool = False
-    """``--quiet`` hides what it prints."""
-    own: Mapping[str, Any] = {}
-    """The arguments that mean something else here."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -135,18 +120,13 @@ class Parser(argparse.ArgumentParser):
         for name, command in commands.items():
             epilog = f"example:\n{examples[name]}"
             made = below.add_parser(name, help=command.text, description=command.text, epilog=epilog)
-            sets = defaultdict[str, argparse._MutuallyExclusiveGroup](made.add_mutually_exclusive_group)
             for key in (*command.takes, *common):
-                field = command.own.get(key, arguments[key])
-                flags, exclusive, how = (field.metadata[part] for part in ("flags", "exclusive", "how"))
+                flags, how = arguments[key].metadata["flags"], arguments[key].metadata["how"]
                 if flags is None:
                     made.add_argument(key, **how)
                 else:
-                    short = [flag for flag in flags if not flag.startswith("--")]
-                    names = [*short, flag_of(arguments[key]), *(flag for flag in flags if flag not in short)]
-                    how = {**BY_TYPE.get(str(arguments[key].type), {}), **how, "dest": key}
-                    how.pop("flag", None)
-                    (sets[exclusive] if exclusive else made).add_argument(*names, **how)
+                    names = [*(flag for flag in flags if not flag.startswith("--")), flag_of(arguments[key])]
+                    made.add_argument(*names, **{**BY_TYPE.get(str(arguments[key].type), {}), **how, "dest": key})
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")

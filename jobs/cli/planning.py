@@ -34,19 +34,12 @@ from seqlm.reading import exists, is_file
 from seqlm.run_layout import study_record_file
 from seqlm.rundir import RunDirectory
 
-REFUSED = "refused"
-"""Shown in place of the action of each run of a plan that ``run`` refuses."""
-
 
 def _memory(record: Mapping[str, Any]) -> str:
     """Return the peak memory as measured, or of the tensors alone as estimated, which a process on a CPU exceeds."""
     if (measured := record["measured_memory_bytes"]) is not None:
         return terminal.memory(measured)
     return "-" if record["memory_bytes"] is None else f"{terminal.memory(record['memory_bytes'])} of tensors"
-
-
-def _shown(action: str, refused: str | None) -> str:
-    return action if action == "skip" or refused is None else REFUSED
 
 
 def _ranks(record: Mapping[str, Any]) -> int | None:
@@ -86,13 +79,12 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
     except DataError as error:
         refused = str(error)
     records = [_record(item) for item in planned]
-    shown = [{**one, "action": _shown(one["action"], refused)} for one in records]
-    show(COLUMNS, shown)
+    show(COLUMNS, records)
     changed = changes(planned, study_dir)
     for line in changed:
         terminal.tell(f"warning: {line}")
-    counts = Counter(one["action"] for one in shown)
-    summary = ", ".join(f"{counts[action]} {action}" for action in (*get_args(Action), REFUSED) if counts[action])
+    counts = Counter(item.action for item in planned)
+    summary = ", ".join(f"{counts[action]} {action}" for action in get_args(Action) if counts[action])
     terminal.say(f"\n{manifest.study}: {with_noun(len(planned), 'run')} ({summary}) in {printable(str(study_dir))}")
     if manifest.excluded:
         terminal.say(f"excluded by the manifest: {', '.join(run['name'] for run in manifest.excluded)}")

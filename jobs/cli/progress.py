@@ -8,7 +8,6 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, assert_never, final
 
@@ -29,7 +28,6 @@ LOOK_SECONDS = 0.5
 """Time between two polls of a study."""
 LOOK_SHARE = 0.2
 """Largest share of the time that polling may take: a study of thousands of runs is polled less often."""
-LEAST_NAME_WIDTH, MOST_NAME_WIDTH = 12, 36
 
 
 @final
@@ -79,22 +77,10 @@ def table_lines(study: StudyView, width: int, height: int) -> list[str]:
     below = ["", study.summary, *filter(None, [study.slow_line])]
     rows = max(1, height - 1 - len(below))
     shown = runs if len(runs) <= rows else runs[: rows - 1]
-    most = max(LEAST_NAME_WIDTH, min(MOST_NAME_WIDTH, width // 4))
-    columns = [replace(STATUS[0], text=lambda name: shortened(printable(name), most)), *STATUS[1:]]
-    lines = lines_of(columns, shown, width=width, colored=True)
+    lines = lines_of(STATUS, shown, width=width, colored=True)
     if hidden := Counter(run["state"] for run in runs[len(shown) :]):
         lines.append(f"... and {', '.join(f'{count} {state}' for state, count in hidden.items())}")
     return [*lines, *map(printable, below)][:height]
-
-
-def shortened(name: str, width: int) -> str:
-    """A name cut in the middle where it is too long: those of a grid differ at their end.
-
-    >>> shortened("transformer-adam-lr0.001-seed17", 21)
-    'transforme~001-seed17'
-    """
-    tail = (width - 1) // 2
-    return name if len(name) <= width else f"{name[: width - 1 - tail]}~{name[-tail:]}"
 
 
 def drawn(study: StudyView, console: Console) -> Group:
@@ -118,7 +104,7 @@ def _console(stream: TextIO) -> Console:
 def watch(watcher: Watcher) -> None:
     """Show a study as a result until every run is over: a table on a terminal, else a line for each change."""
     stream = terminal.results()
-    if terminal.can_redraw(stream) and not terminal.is_quiet():
+    if terminal.can_redraw(stream):
         from rich.live import Live
 
         with Live(console=(console := _console(stream)), auto_refresh=False) as table:
@@ -158,7 +144,7 @@ def follow_launch(study_dir: Path, where: str, planned: Sequence[PlannedRun], di
     tell_skipped(planned)
     width = max((len(item.spec.name) for item in todo), default=0)
     ended = itertools.count(1)
-    has_table = bool(todo) and not terminal.is_quiet() and terminal.can_redraw(sys.stderr)
+    has_table = bool(todo) and terminal.can_redraw(sys.stderr)
 
     def tell(happening: Happening, item: PlannedRun, seen: Observation) -> None:
         best = f"best val ppl {terminal.perplexity(seen.best_val_ppl)}"

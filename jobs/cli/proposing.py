@@ -116,7 +116,7 @@ def propose_runs(arguments: Arguments) -> tuple[dict[str, Any], int]:
         raise DamagedFileError(f"{study_record_file(study_dir)} is damaged; launch the manifest again") from None
     if not spaces:
         raise UsageError(f"{study_dir.name}: no [[sample]] to propose from; add one with ranges to the manifest")
-    fitted, counts = _fitted(spaces, observed, metric, arguments.seed)
+    fitted, counts = _fitted(spaces, observed, metric, arguments.seed or 0)
     if not fitted:
         raise UsageError(f"{study_dir.name}: expected at least one finished run of a [[sample]], found none")
     taken, names = {setting_of(values) for _, values in has}, {name for name, _ in has}

@@ -116,7 +116,10 @@ def generate(arguments: Arguments) -> tuple[dict[str, Any], int]:
 
     run = open_study(study_dir).run(named[0].run.id)
     text = run.generate(
-        arguments.prompt or "", tokens=arguments.tokens, temperature=arguments.temperature, seed=arguments.seed
+        arguments.beginning,
+        tokens=arguments.tokens,
+        temperature=arguments.temperature or 1.0,
+        seed=1 if arguments.seed is None else arguments.seed,
     )
     if text.unknown:
         words = ", ".join(f'"{word}"' for word in text.unknown)

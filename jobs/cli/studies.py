@@ -106,9 +106,10 @@ def clean_study(arguments: Arguments) -> tuple[dict[str, Any], int]:
     items = find_leftovers(study_dir, run_ids)
     only_shows = arguments.dry_run or not items
     name = printable(study_name(study_dir))
-    by_kind = {kind: [item.size_bytes for item in items if item.kind == kind] for kind in KINDS}
     if items:
-        show(KIND_COLUMNS, [(kind, sizes) for kind, sizes in by_kind.items() if sizes])
+        show(LEFTOVERS, items)
+        for kind in dict.fromkeys(item.kind for item in items):
+            say(f"{kind}: {KINDS[kind]}")
     else:
         say(f"nothing to delete in {name}")
     if not only_shows:
@@ -146,12 +147,7 @@ def _runs_to_delete(arguments: Arguments, study_dir: Path) -> list[str] | None:
     return [run.run.id for run in runs]
 
 
-KIND_COLUMNS = (
-    Column("kind", lambda one: one[0]),
-    Column("number", lambda one: len(one[1]), right=True),
-    Column("size", lambda one: sum(one[1]), memory, right=True),
-    Column("", lambda one: KINDS[one[0]]),
-)
+LEFTOVERS = (Column("kind"), Column("path"), Column("size", "size_bytes", memory, right=True))
 
 
 def _what(items: Sequence[Leftover]) -> str:

@@ -57,8 +57,8 @@ def logs(arguments: Arguments) -> tuple[Any, int]:
 
     study_dir = find_study(arguments.study, arguments.runs_dir)
     runs = chosen_runs(arguments, study_dir)
-    if arguments.run:
-        runs = named_runs(runs, arguments.run, study_dir)
+    if arguments.one_run:
+        runs = named_runs(runs, arguments.one_run, study_dir)
     if arguments.follow:
         if arguments.json:
             raise UsageError("--follow prints lines as they come, --json one document at the end; use one of them")

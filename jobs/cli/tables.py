@@ -73,7 +73,7 @@ def show(columns: Sequence[Column], records: Sequence[Any]) -> None:
     """Print a table as a result. A terminal that is too narrow for all of its columns gets fewer."""
     stream = terminal.results()
     width = shutil.get_terminal_size().columns if stream.isatty() else None
-    terminal.say_lines(lines_of(columns, records, width=width, colored=terminal.has_color(stream)))
+    print(*lines_of(columns, records, width=width, colored=terminal.has_color(stream)), sep="\n", file=stream)
 
 
 STATE = Column("state", colors=terminal.STATE_COLORS)

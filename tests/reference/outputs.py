@@ -218,7 +218,7 @@ def answers() -> dict[str, Any]:
             stored.extractall()
         write_text(Path("text"), train_lines=220)
         found = {command: _answer(words) for command, words in COMMANDS.items()}
-    terminal.configure(terminal.Output())
+    terminal.configure()
     return found
 
 

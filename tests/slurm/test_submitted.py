@@ -65,7 +65,7 @@ def test_retry_goes_by_the_policy_of_the_manifest_and_by_what_the_run_needed(fak
     assert launch.main(["run", str(manifest), *more, "--set", "policy.timeout=2"]) == 0
     assert launch.main(["retry", "s", *more, "--kind", "code", "--kind", "diverged"]) == 0
     assert list(fake.jobs()) == ["1_0"]
-    assert launch.main(["retry", "s", *more, "--kind", "code", "--kind", "oom", "--retries", "4"]) == 0
+    assert launch.main(["retry", "s", *more, "--kind", "code", "--kind", "oom", "--max-stalled-retries", "4"]) == 0
     assert list(fake.jobs()) == ["1_0", "2_0"]
     told = JobPlan.read(tmp_path / "s" / "launches" / "000002" / "plan.json")
     assert told.policy == Policy(oom=1, checkpoint_min=3, timeout=2, max_stalled_retries=4)

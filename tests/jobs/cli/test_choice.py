@@ -62,7 +62,7 @@ def test_flag_goes_over_variable_over_manifest(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("RAY_ADDRESS", "mine:2")
     assert choose(given).settings.address == "mine:2"
     assert choose(given, ray_address="flag:3").settings.address == "flag:3"
-    flags = choose(given, backend="local", max_parallel=1, retries=0)
+    flags = choose(given, backend="local", max_parallel=1, max_stalled_retries=0)
     assert (flags.name, flags.settings.max_parallel, flags.settings.retries) == ("local", 1, 0)
 
 

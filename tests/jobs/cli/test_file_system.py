@@ -1,4 +1,4 @@
-"""What ``doctor`` says of file systems without locks."""
+"""What ``doctor`` says of folders and of file systems without locks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jobs.cli import doctor
+from jobs.cli.doctor import _folder
 
 
 def refuse(code: int) -> Callable[..., None]:
@@ -21,9 +21,8 @@ def refuse(code: int) -> Callable[..., None]:
     return refused
 
 
-def test_a_file_system_with_locks_gets_one_good_line_and_nothing_is_left_there(tmp_path: Path) -> None:
-    (finding,) = doctor._file_system(tmp_path / "not" / "yet")
-    assert (finding.level, finding.subject) == ("ok", "file system")
+def test_a_folder_with_locks_gets_one_good_line_and_nothing_is_left_there(tmp_path: Path) -> None:
+    assert _folder("runs", tmp_path / "not" / "yet").level == "ok"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -31,17 +30,15 @@ def test_a_file_system_with_locks_gets_one_good_line_and_nothing_is_left_there(t
     ("flock", "problem"),
     [(refuse(errno.ENOSYS), "Function not implemented"), (lambda handle, kind: None, "two at the same time")],
 )
-def test_locks_that_are_missing_or_keep_nobody_out_are_named_with_what_follows(
+def test_locks_that_are_missing_or_keep_nobody_out_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flock: Callable[..., None], problem: str
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", flock)
-    (finding,) = doctor._file_system(tmp_path)
-    consequence = "only leases keep two workers from one run, and two launchers of a study may both submit"
-    assert (finding.level, finding.text) == ("note", f"locks (flock): {problem}; {consequence}")
+    finding = _folder("runs", tmp_path)
+    assert finding.level == "note"
+    assert f"locks (flock): {problem}: leases alone" in finding.text
 
 
-def test_a_folder_that_cannot_be_written_has_one_line_that_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_cannot_be_written_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse(errno.EROFS))
-    assert doctor._file_system(tmp_path) == []
+    assert _folder("runs", tmp_path).level == "bad"

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from jobs import terminal
-from jobs.cli.progress import Watcher, drawn, follow_launch, shortened
+from jobs.cli.progress import Watcher, drawn, follow_launch
 from jobs.cli.view import MEASURES, Record, StudyView
 from jobs.launch.dispatch import Tell
 from jobs.plan.planned import PlannedRun
@@ -77,17 +77,6 @@ def test_a_running_run_shows_all_of_its_numbers(width: int) -> None:
     for text in ("running", " 2/40 45% ", "138.46", "131.20", "31.5k", "12 min"):
         assert text in line
     assert ("149.80" in line) == (width == 140)
-
-
-def test_a_name_is_cut_in_the_middle_and_only_where_it_must() -> None:
-    assert shortened("gru-adam", 8) == "gru-adam"
-    assert shortened("transformer-adam-lr0.001-seed17", 21) == "transforme~001-seed17"
-
-
-def test_long_names_of_a_grid_can_be_told_apart() -> None:
-    names = [f"transformer-sgd_schedule-hidden_size512-lr0.001-seed{n}" for n in range(20)]
-    lines = shown(study(*[named(RUNNING, name) for name in names]), 80)
-    assert len({line.split()[0] for line in lines[1:21]}) == 20
 
 
 def test_runs_stand_in_the_order_of_their_states_with_their_reasons() -> None:

@@ -76,9 +76,9 @@ def test_a_launch_names_the_first_run_in_each_state_that_it_skips(
     failed, stopped = capsys.readouterr().err.splitlines()
     assert failed == "skipped run0: because 0; and 2 more failed (--verbose names them)"
     assert stopped == "skipped run2: because 2"
-    terminal.configure(terminal.Output(verbose=True))
+    terminal.configure(verbose=True)
     tell_skipped(planned)
-    terminal.configure(terminal.Output())
+    terminal.configure()
     assert len(capsys.readouterr().err.splitlines()) == 4
 
 
