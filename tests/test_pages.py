@@ -18,7 +18,7 @@ from benchmarks.toml_text import toml_text
 from jobs.cli.arguments import read
 from jobs.manifests.json_schema import manifest_schema
 from jobs.manifests.load import load_manifest
-from jobs.manifests.reader import read_manifest_file
+from jobs.manifests.reader import read_toml_file
 from slurm.settings import read_settings
 from tests import docs_blocks
 from tests.docs_blocks import PLACES, ROOT, Block, Session, command_words, pages, place_of, read_blocks
@@ -75,7 +75,7 @@ def test_a_manifest_is_accepted_by_loader_and_schema(block: Block, tmp_path: Pat
             (tmp_path / other.argument).write_text(other.text, "utf-8")
     file = tmp_path / f"manifest.{block.language}"
     file.write_text(block.text, "utf-8")
-    data = read_manifest_file(file)
+    data = read_toml_file(file)
     if not data.keys() & VALIDATOR.schema["properties"].keys():
         read_settings(data, where=block.place, environ={})  # of a cluster's site file
         return

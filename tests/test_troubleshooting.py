@@ -6,7 +6,9 @@ On the page, ``<word>``, numbers, quoted texts, and words with a dot, a slash, a
 from __future__ import annotations
 
 import ast
+import errno
 import itertools
+import os
 import re
 from collections.abc import Iterator
 
@@ -43,7 +45,7 @@ def _texts_of_the_code() -> Iterator[str]:
 def said() -> set[tuple[str, ...]]:
     """Words that follow each other in a text of the code, by two; texts of one word; and each word with ``""``."""
     found: set[tuple[str, ...]] = set()
-    for words in map(_words, _texts_of_the_code()):
+    for words in map(_words, [*_texts_of_the_code(), os.strerror(errno.ENOSPC)]):
         found.update(itertools.pairwise(words), ((word, "") for word in words), [tuple(words)])
     return found
 

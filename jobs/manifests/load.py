@@ -28,7 +28,7 @@ from jobs.manifests.expand import (
 )
 from jobs.manifests.filters import NO_SINGLE_RUN, meets
 from jobs.manifests.policy import Policy
-from jobs.manifests.reader import key_of, read_manifest_file
+from jobs.manifests.reader import key_of, read_toml_file
 from jobs.spec import Resources, RunSpec
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
@@ -89,7 +89,7 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
     Raises:
         ManifestError: with one line for each problem of the file and of the overrides.
     """
-    file = ManifestFile(read_manifest_file(path), path, overrides)
+    file = ManifestFile(read_toml_file(path), path, overrides)
     problems = file.problems
     counts = [number_of_runs(entry) for entry in file.entries]
     runs: list[_Run] = []

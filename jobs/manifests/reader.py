@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from seqlm.errors import ConfigError, ManifestError
-from seqlm.reading import exists, is_file, is_folder, listed
+from seqlm.reading import exists, is_file, listed
 from seqlm.schema import TableT, one_line, read, show
 
 MAX_DEPTH = 20
@@ -77,30 +76,18 @@ def find_manifest(argument: str) -> Path:
     return Path(argument)
 
 
-def read_manifest_file(path: Path) -> dict[str, Any]:
-    """Return the manifest's top-level table as plain data.
+def read_toml_file(path: Path) -> dict[str, Any]:
+    """Return the top-level table of a manifest, or of another TOML file, as plain data.
 
     Raises:
         ManifestError: with one line; no such file, no TOML file, not UTF-8.
-    """
-    if path.suffix.lower() != ".toml" and exists(path) and not is_folder(path):
-        raise ManifestError([one_line(f'{path}: expected a manifest in TOML (suffix .toml), got "{path.suffix}"')])
-    return read_toml_file(path)
-
-
-def read_toml_file(path: Path) -> dict[str, Any]:
-    """Read another TOML file, with any suffix, as strictly as a manifest.
-
-    Raises:
-        ManifestError: with one line.
     """
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
             raise ValueError(f"too large, expected at most {MAX_BYTES // 2**20} MiB")
-        text = raw.decode("utf-8-sig")
-        data = _read_toml(text)
+        data = tomllib.loads(raw.decode("utf-8-sig"))
         check_plain(data)
     except FileNotFoundError:
         # Hint at the manifest in the same folder whose name, without its suffix, is closest.
@@ -112,6 +99,8 @@ def read_toml_file(path: Path) -> dict[str, Any]:
         what = "expected a manifest (.toml), got a folder"
     except OSError as error:
         what = f"cannot be read: {error.strerror or error}"
+    except tomllib.TOMLDecodeError as error:
+        what = f"not TOML: {error}"
     except UnicodeDecodeError as error:
         what = f"not UTF-8 text (byte {error.start})"
     except RecursionError:
@@ -138,15 +127,3 @@ def check_plain(data: Any, depth: int = 0) -> None:
         raise ValueError("expected numbers of at most 300 digits, got a longer one")
     elif isinstance(data, str) and any("\ud800" <= letter <= "\udfff" for letter in data):
         raise ValueError(f"expected text without lone surrogates, got {json.dumps(data)}")
-
-
-def _read_toml(text: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except ValueError as error:
-        # The parser does not name a duplicate key, so show the line.
-        place = re.search(r"line (\d+)", str(error))
-        lines = text.splitlines()
-        number = int(place[1]) if place else len(lines)
-        line = lines[number - 1].strip() if 0 < number <= len(lines) else ""
-        raise ValueError(f"not TOML: {error}: {line}" if line else f"not TOML: {error}") from None

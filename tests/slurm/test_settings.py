@@ -95,7 +95,7 @@ def test_a_site_file_that_is_not_there_or_no_toml_is_an_error(tmp_path: Path) ->
     with pytest.raises(ManifestError, match="got a folder"):
         read_settings({}, where="m", environ={"SEQLM_SLURM_CONFIG": str(tmp_path)})
     assert problems(tmp_path, "partition = ") == [
-        "SEQLM_SLURM_CONFIG: site.toml: not TOML: Invalid value (at end of document): partition ="
+        "SEQLM_SLURM_CONFIG: site.toml: not TOML: Invalid value (at end of document)"
     ]
 
 

@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 
 from jobs.manifests.json_schema import config_keys, manifest_schema
 from jobs.manifests.load import load_manifest
-from jobs.manifests.reader import read_manifest_file
+from jobs.manifests.reader import read_toml_file
 from seqlm.config import valid_keys
 from tests import commands
 from tests.jobs.manifests import test_draws, test_manifest
@@ -27,7 +27,7 @@ def read(folder: Path, text: str, name: str) -> Any:
     """The manifest as an editor sees it: plain JSON data."""
     path = folder / name
     path.write_text(text, "utf-8")
-    return json.loads(json.dumps(read_manifest_file(path), default=str))
+    return json.loads(json.dumps(read_toml_file(path), default=str))
 
 
 def errors(data: Any) -> list[str]:
@@ -63,7 +63,7 @@ FILES = [path for path in FILES if re.search(r"^\[study\]", path.read_text("utf-
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_the_manifests_of_the_project_are_right(path: Path) -> None:
     load_manifest(path)
-    assert errors(json.loads(json.dumps(read_manifest_file(path), default=str))) == []
+    assert errors(json.loads(json.dumps(read_toml_file(path), default=str))) == []
 
 
 GOOD = (test_manifest.TOML, test_draws.GOOD)
