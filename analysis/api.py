@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 
 from analysis.discussion.picks import pareto_front
 from analysis.plots import behaviour as behaviour_figures
-from analysis.plots import look, scatter, slices, timeline
+from analysis.plots import look, scatter, slices
 from analysis.plots.axes import Progress
 from analysis.plots.curves import curves_of, draw_curves, legend_entries, setting_curves, unit_for
 from analysis.run import Run
@@ -212,7 +212,6 @@ class Study(files.Study):
         """
         kept = None if runs is None else {self.run(which).number for which in runs}
         curves = [curve for curve in curves_of(self) if curve.is_validated]
-        curves = [curve for curve in curves if progress == "epochs" or curve.is_timed]
         curves = [curve for curve in curves if kept is None or curve.number in kept]
         curves = setting_curves(self, curves) if mean_of_seeds else curves
 
@@ -264,16 +263,6 @@ class Study(files.Study):
         draw = partial(slices.draw_slice, key=key, settings=settings)
         return self._drawn(ax, draw, settings, slices.kind_handles)
 
-    def plot_timeline(self, ax: Axes | None = None) -> Axes:
-        """Draw a bar for each attempt in the lane of its GPU or host, over the time since the first start.
-
-        >>> axes = study.plot_timeline()
-        """
-        lanes = timeline.lanes_of(self)
-        shown, draw = lanes[: timeline.MOST_LANES], partial(timeline.draw_lanes, lanes=lanes)
-        missing = "No attempt has a recorded start and end"
-        return self._drawn(ax, draw, shown, timeline.bar_handles, missing, height=1.0 + 0.24 * len(shown))
-
     def plot_step_losses(self, ax: Axes | None = None, *, carried: bool = True) -> Axes:
         """Draw the mean validation loss at each time step of a window, in nats.
 
@@ -311,8 +300,6 @@ class Study(files.Study):
         shown: list[Any],
         handles: Callable[[list[Any]], Iterable[Artist]],
         missing: str = "",
-        *,
-        height: float = 3.9,
     ) -> Axes:
         """Draw what is shown in the look of the report, with its legend; of nothing say what is missing.
 
@@ -323,7 +310,7 @@ class Study(files.Study):
         if ax is None:
             pyplot.draw_if_interactive()  # type: ignore[no-untyped-call]
         with look.applied():
-            axes = _axes(ax, handles(shown) if shown else (), height=height)
+            axes = _axes(ax, handles(shown) if shown else ())
             if shown:
                 draw(axes)
             else:
@@ -356,14 +343,14 @@ class Study(files.Study):
 # -- parts -------------------------------------------------------------------------------------------------------------
 
 
-def _axes(ax: Axes | None, handles: Iterable[Artist], *, height: float) -> Axes:
+def _axes(ax: Axes | None, handles: Iterable[Artist]) -> Axes:
     """Return ``ax``, or the Axes of a new figure, with a legend on its right and in its final size.
 
     ``ax`` was made with other settings, so it is given the report's grid and open frame.
     """
     if ax is None:
         layout = ConstrainedLayoutEngine(h_pad=0.08)  # room for half a number at the top of the axes
-        ax = pyplot.subplots(figsize=(look.WIDTH_INCHES + 1.4, height), layout=layout)[1]
+        ax = pyplot.subplots(figsize=(look.WIDTH_INCHES + 1.4, 3.9), layout=layout)[1]
     else:
         ax.set_axisbelow(True)
         ax.grid(visible=True, color=look.GRID, linewidth=0.7)

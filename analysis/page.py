@@ -18,9 +18,8 @@ from analysis.blocks.texts import scope_of
 from analysis.plots import look
 from analysis.plots.files import FORMATS as FIGURE_FORMATS
 from analysis.study import units
-from analysis.study.comparison import went_further
 from analysis.study.numbering import VariantNumber
-from analysis.study.settings import Setting, best_settings, settings_of
+from analysis.study.settings import best_settings
 from analysis.study.study import Study
 from analysis.study.values import rows_of
 
@@ -51,20 +50,8 @@ class Page:
     @property
     def best(self) -> list[tuple[str, str, str, str]]:
         """Of each best setting architecture (and text, if there are several), perplexity, name, and epoch or seeds."""
-        compared = self.study.compared
-        return self._best(compared.runs, compared.settings)
-
-    @property
-    def best_of_all(self) -> list[tuple[str, str, str, str]]:
-        """The same over all epochs that the runs have gone; empty if that are the compared ones."""
-        runs, whole = self.study.compared.runs, self.study.runs
-        if not went_further(runs):
-            return []
-        runs = runs.assign(val_ppl=whole["val_ppl"], best_epoch=whole["best_epoch"])
-        return self._best(runs, settings_of(runs))
-
-    def _best(self, runs: pd.DataFrame, settings: list[Setting]) -> list[tuple[str, str, str, str]]:
-        texts, epochs = self.study.texts.index, dict(zip(runs["number"], runs["best_epoch"], strict=True))
+        compared, texts = self.study.compared, self.study.texts.index
+        epochs = dict(zip(compared.runs["number"], compared.runs["best_epoch"], strict=True))
         return [
             (
                 units.architecture(setting.arch) + (f" on {setting.text}" if len(texts) > 1 else ""),
@@ -74,7 +61,7 @@ class Page:
                 if setting.only_run is not None
                 else f"mean of {setting.interval.n} seeds",
             )
-            for setting in sorted(best_settings(settings), key=lambda one: list(texts).index(one.text))
+            for setting in sorted(best_settings(compared.settings), key=lambda one: list(texts).index(one.text))
         ]
 
 

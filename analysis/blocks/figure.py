@@ -9,11 +9,9 @@ from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 
 from analysis.study.numbering import RunNumber
 from analysis.study.values import Values
@@ -42,13 +40,13 @@ class Chart:
 
     @cached_property
     def panels(self) -> list[Panel]:
-        """The axes that have lines or bars with labels."""
-        panels = [Panel(axes, _labelled([*axes.lines, *axes.patches])) for axes in self.figure.axes]
+        """The axes that have lines with labels."""
+        panels = [Panel(axes, _labelled(axes.lines)) for axes in self.figure.axes]
         return [panel for panel in panels if panel.lines]
 
 
 class Line(NamedTuple):
-    """What a line or bar with a label shows under the pointer."""
+    """What a line with a label shows under the pointer."""
 
     run: str | None
     """Number of the run that it is drawn for; it hides with the run."""
@@ -94,19 +92,14 @@ def key_mark(run: RunNumber) -> str:
     return f"key-{run}"
 
 
-def _labelled(artists: Iterable[Artist]) -> list[Line]:
-    """The lines and bars that have a label of their own; along a bar some points of its middle."""
+def _labelled(lines: Iterable[Line2D]) -> list[Line]:
+    """The lines that have a label of their own."""
     found = []
-    for artist in artists:
+    for artist in lines:
         label, (word, _, number) = str(artist.get_label()), (artist.get_gid() or "").partition("-")
         if not label or label.startswith("_"):
             continue
-        if isinstance(artist, Rectangle):
-            x = np.linspace(artist.get_x(), artist.get_x() + artist.get_width(), 5)
-            y = np.full(5, artist.get_y() + artist.get_height() / 2)
-        else:
-            assert isinstance(artist, Line2D), "only lines and bars have labels"
-            x, y = (np.asarray(values, dtype=np.float64) for values in artist.get_data())
+        x, y = (np.asarray(values, dtype=np.float64) for values in artist.get_data())
         found.append(Line(number if word == "run" else None, label, x, y))
     return found
 

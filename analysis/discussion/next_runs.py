@@ -1,11 +1,10 @@
-"""What to run next: a question worth asking, longer runs, combinations not run yet, and runs to try again.
+"""What to run next: a question worth asking, longer runs, and runs to try again.
 
 The best epoch of a run that improved up to its end is its last, and its perplexity fell by more than 0.1 % an epoch.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -48,7 +47,6 @@ def next_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]:
         question=_question(settings) if settings else None,
         done=len(finished(runs)),
         falling={kind: rows_of(falling[falling["proposal"] == kind]) for kind in dict.fromkeys(falling["proposal"])},
-        missing=combinations_never_run(study),
         again={kind: found["reference"].to_list() for kind, found in again.groupby("failure_kind")},
         unfinished=[*open_runs, *(f"{run.number} {run.name}".strip() for run in study.absent)],
         stopped=runs.loc[runs["state"] == "stopped", "reference"].to_list(),
@@ -129,19 +127,3 @@ def _has_ended(run: dict[Any, Any]) -> bool:
     falls = max(0, gone - (run["optim.flat_epochs"] - 1))
     exponent = falls * (falls + 1) / 2 if schedule == "compounding" else falls
     return bool(run["optim.decay"] ** -exponent < NO_RATE)
-
-
-def combinations_never_run(study: Study) -> list[str]:
-    """Of the architectures and optimizers that the study names, the combinations without a finished run."""
-    named = [*rows_of(study.runs), *study.absent]
-    kinds = [*((one.arch, one.optimizer) for one in named), *study.excluded]
-    known = [kind for kind in kinds if all(isinstance(key, str) for key in kind)]
-    archs = units.in_order(units.ARCHITECTURES, (arch for arch, _ in known))
-    optimizers = units.in_order(units.OPTIMIZERS, (optimizer for _, optimizer in known))
-    done = finished(study.runs)
-    there = set(zip(done["arch"], done["optimizer"], strict=True))
-    return [
-        f"{units.architecture(arch)} with {units.optimizer(optimizer)}"
-        for arch, optimizer in itertools.product(archs, optimizers)
-        if (arch, optimizer) not in there
-    ]

@@ -33,10 +33,7 @@ def optimizers_blocks(study: Study, settings: Sequence[Setting], pairs: Sequence
         duels=duels,
         relations=_relations(pairs),
     )
-    tables = [_table(rows, scope(study))] if rows else []
-    if duels:
-        tables.append(_duel_table(duels, scope(study)))
-    return [Points(items=said) if rows else Prose(text=said[0]), *tables]
+    return [Points(items=said), _table(rows, scope(study))] if rows else [Prose(text=said[0])]
 
 
 def _rows(study: Study, settings: Sequence[Setting]) -> list[dict[str, Any]]:
@@ -130,24 +127,4 @@ def _table(rows: Sequence[dict[str, Any]], of: str) -> Table:
             number("median_final_gap", "Median final gap (nats)", units.signed),
         ],
         records=rows,
-    )
-
-
-def _duel_table(duels: Sequence[dict[str, Any]], of: str) -> Table:
-    return Table(
-        name="discussion-2-pairs",
-        title="Optimizers where model, data and training agree",
-        caption="Each optimizer by the best of its settings. Tried: such settings, of all learning rates; more "
-        f"favour a side. Difference: loss of the second less that of the first.{of}",
-        columns=[
-            Column("first", "First"),
-            Column("second", "Second"),
-            number("pairs", "Pairs"),
-            number("first_wins", "First lower"),
-            number("second_wins", "Second lower"),
-            number("median_difference_nats", "Median difference (nats)", units.signed),
-            number("first_tried", "First tried"),
-            number("second_tried", "Second tried"),
-        ],
-        records=duels,
     )

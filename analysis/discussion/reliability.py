@@ -23,17 +23,16 @@ from analysis.study.study import Study
 ENOUGH = 3
 """Settings, finished or diverged, that an architecture needs to be ranked."""
 
-NEAR, FAIR = 1.2, 1.5
-"""Multiples of the study's lowest perplexity within which settings are counted; the first ranks, the second breaks
-ties."""
+NEAR = 1.2
+"""Multiple of the study's lowest perplexity within which settings are counted."""
 
 
 def reliability_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]:
     """Return the verdict if there are enough settings, and the numbers of each architecture."""
     lowest = min((setting.val_ppl for setting in settings), default=math.nan)
     rows = _rows(study, settings, lowest)
-    ranked = sorted((row for row in rows if row["settings"] >= ENOUGH), key=_shares, reverse=True)
-    told = sentences("reliability", rows=rows, lowest=lowest, NEAR=NEAR, FAIR=FAIR, ENOUGH=ENOUGH, **_order(ranked))
+    ranked = sorted((row for row in rows if row["settings"] >= ENOUGH), key=_share, reverse=True)
+    told = sentences("reliability", rows=rows, lowest=lowest, NEAR=NEAR, ENOUGH=ENOUGH, **_order(ranked))
     blocks: list[Block] = [Prose(text=text) for text in told]
     if rows:
         blocks.append(_table(rows, scope(study)))
@@ -60,7 +59,6 @@ def _rows(study: Study, settings: Sequence[Setting], lowest: float) -> list[dict
                 "architecture": units.architecture(arch),
                 "settings": tried,
                 "share_within_1_2": (held <= NEAR * lowest).sum() / tried,
-                "share_within_1_5": (held <= FAIR * lowest).sum() / tried,
                 "min_val_ppl": values.min() if members else math.nan,
                 "median_val_ppl": np.median(values) if members else math.nan,
                 "max_val_ppl": values.max() if members else math.nan,
@@ -73,23 +71,19 @@ def _rows(study: Study, settings: Sequence[Setting], lowest: float) -> list[dict
     return rows
 
 
-def _shares(row: dict[str, Any]) -> tuple[float, float]:
-    return row["share_within_1_2"], row["share_within_1_5"]
+def _share(row: dict[str, Any]) -> float:
+    return float(row["share_within_1_2"])
 
 
 def _order(ranked: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the most and the least reliable of the ranked architectures, by which share, and whether it is fragile."""
+    """Return the most and the least reliable of the ranked architectures, and whether one setting might turn that."""
     if len(ranked) < 2:
         return {"most": [], "least": []}
-    most, least = ([row for row in ranked if _shares(row) == _shares(ranked[end])] for end in (0, -1))
-    by_near = most[0]["share_within_1_2"] > least[0]["share_within_1_2"]
-    share, factor = ("share_within_1_2", NEAR) if by_near else ("share_within_1_5", FAIR)
-    high, low = most[0][share], least[0][share]
+    high, low = _share(ranked[0]), _share(ranked[-1])
+    most, least = ([row for row in ranked if _share(row) == share] for share in (high, low))
     return {
         "most": most,
-        "least": least if most != least else [],
-        "share": share,
-        "factor": factor,
+        "least": least if high > low else [],
         "fragile": any(high - 1 / row["settings"] <= low for row in most)
         or any(low + 1 / row["settings"] >= high for row in least),
     }
@@ -108,7 +102,6 @@ def _table(rows: Sequence[dict[str, Any]], of: str) -> Table:
             Column("architecture", "Architecture"),
             number("settings", "Settings"),
             number("share_within_1_2", f"Within {NEAR:g} ×", units.percent),
-            number("share_within_1_5", f"Within {FAIR:g} ×", units.percent),
             number("min_val_ppl", "Lowest", units.perplexity),
             number("median_val_ppl", "Median", units.perplexity),
             number("max_val_ppl", "Highest", units.perplexity),

@@ -71,17 +71,16 @@ def panels_with_legend(
     return figure, list(grid.flat)
 
 
-def panel_grid(count: int, panel_inches: float, *, top_inches: float) -> tuple[Figure, list[Axes]]:
-    """Return a new figure of ``count`` small panels in rows, with room above for a legend."""
+def panel_grid(count: int, panel_inches: float, entries: Sequence[Artist]) -> tuple[Figure, list[Axes]]:
+    """Return a new figure of ``count`` small panels in rows, and beneath them a legend."""
     columns = min(PANEL_COLUMNS, count)
     rows = math.ceil(count / columns)
-    height = panel_inches * rows + top_inches + 0.3
-    figure = Figure(figsize=(look.WIDTH_INCHES, height))
-    figure.subplots_adjust(0.085, 0.5 / height, 0.965, 1 - top_inches / height, wspace=0.32, hspace=0.5)
-    panels = [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
+    figure, panels = panels_with_legend(panel_inches, entries, rows=rows, panels=columns, titled=True, left=0.66)
+    for axes in panels[count:]:
+        axes.remove()
     for axes in panels:
         axes.tick_params(labelsize=7.5)
-    return figure, panels
+    return figure, panels[:count]
 
 
 def label_grid(panels: Sequence[Axes], y: str, x: str | None = None) -> None:

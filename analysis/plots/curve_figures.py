@@ -58,7 +58,7 @@ def curve_charts(study: Study) -> list[Chart]:
             rows = {title: [c for c in merged if getattr(c, key) == value] for value, title in titles.items()}
             charts.append(rows_chart(study, {title: row for title, row in rows.items() if row}, key))
     if curves:
-        progresses = _progresses(curves)[: 1 if len(curves) > MOST_LINES else 2]
+        progresses = list(SPOKEN)[: 1 if len(curves) > MOST_LINES else 2]
         charts += [panels_chart(study, curves, progress) for progress in progresses]
     return charts
 
@@ -74,10 +74,6 @@ def named_group_charts(study: Study) -> dict[str, Chart]:
             name = f"curves-{study.group_name(title)}"
             charts[title] = runs_chart(study, runs, members, name, f"{title}: validation perplexity")
     return charts
-
-
-def _progresses(curves: Sequence[Curve]) -> list[Progress]:
-    return ["epochs", "time"] if any(np.isfinite(curve.seconds).any() for curve in curves) else ["epochs"]
 
 
 # -- validation ----------------------------------------------------------------------------------------------------
@@ -122,7 +118,7 @@ def _chart(
 ) -> Chart:
     """Each row of curves under its title, a panel for each progress."""
     curves = [curve for row in rows.values() for curve in row]
-    progresses = _progresses(curves)[: 1 if len(rows) > 1 and len(curves) > MOST_LINES else 2]
+    progresses = list(SPOKEN)[: 1 if len(rows) > 1 and len(curves) > MOST_LINES else 2]
     unit = unit_for(study.epochs["elapsed_seconds"].max())[0]
     figure, axes = panels_with_legend(
         2.8 if len(rows) == 1 else 2.0,
@@ -137,10 +133,7 @@ def _chart(
     for heading, row in rows.items():
         for progress in progresses:
             place = next(places)
-            if progress in _progresses(row):
-                draw_curves(place, row, progress, unit, STANDING_OUT if len(rows) == 1 else STANDING_OUT_OF_KIND)
-            else:
-                place.set_axis_off()
+            draw_curves(place, row, progress, unit, STANDING_OUT if len(rows) == 1 else STANDING_OUT_OF_KIND)
             if progress == "epochs":
                 place.set_title(heading, loc="left")
             else:
@@ -158,9 +151,12 @@ def _chart(
 
 def panels_chart(study: Study, curves: Sequence[Curve], progress: Progress) -> Chart:
     """Training and validation perplexity of each run in a panel of its own."""
-    curves = [curve for curve in curves if progress in _progresses([curve])]
     shown = choose_panels(curves)
-    figure, grid = panel_grid(len(shown), 1.75, top_inches=0.55)
+    entries = [
+        Line2D([], [], color=look.MUTED, label="validation"),
+        Line2D([], [], color=look.MUTED, label="training", **TRAINING),
+    ]
+    figure, grid = panel_grid(len(shown), 1.1, entries)
     for axes, curve in zip(grid, shown, strict=True):
         draw_run(axes, curve, progress, unit_for(study.epochs["elapsed_seconds"].max())[0])
     if progress == "epochs":
@@ -168,11 +164,6 @@ def panels_chart(study: Study, curves: Sequence[Curve], progress: Progress) -> C
         for axes in grid:
             axes.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
     label_grid(grid, "Perplexity", grid[0].get_xlabel())
-    entries = [
-        Line2D([], [], color=look.MUTED, label="validation"),
-        Line2D([], [], color=look.MUTED, label="training", **TRAINING),
-    ]
-    look.add_legend(figure, entries, top=True)
     left_out = study.runs[~study.runs["number"].isin([curve.number for curve in curves])]
     values = [np.concatenate([curve.train_ppl, curve.val_ppl]) for curve in shown]
     caption = sentences(

@@ -101,11 +101,6 @@ class Curve:
         return bool(np.isfinite(self.val_ppl).any())
 
     @property
-    def is_timed(self) -> bool:
-        """Whether there is a validation perplexity at a known time."""
-        return bool((np.isfinite(self.val_ppl) & np.isfinite(self.seconds)).any())
-
-    @property
     def drawn(self) -> Values:
         """Everything of the validation that needs room on the vertical axis."""
         return np.concatenate([values for values in (self.val_ppl, self.low, self.high) if values is not None])
@@ -221,7 +216,7 @@ def draw_curves(
 ) -> Axes:
     """Draw validation curves: the prominent ones with their numbers, the others in grey. ``unit``: seconds in it.
 
-    The vertical axis fits all ``curves``, also those without a time.
+    The vertical axis fits all ``curves``.
     """
     named = prominent(curves, most)
     styles = styles_of(named)
@@ -303,7 +298,8 @@ def _number(curve: Curve, colour: str, axes: Axes, progress: Progress, unit: flo
 
 def _label_progress(axes: Axes, curves: Sequence[Curve], progress: Progress, unit: float) -> None:
     """Set up the horizontal axis: whole epochs from 1, or wall-clock time from 0."""
-    last = max(float(np.nanmax(x)) for curve in curves if np.isfinite(x := _along(curve, progress, unit)).any())
+    ends = [x for curve in curves for x in _along(curve, progress, unit) if math.isfinite(x)]
+    last = max(ends, default=1.0)
     if progress == "epochs":
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
         axes.set_xlim(1 - 0.015 * last, last + max(0.015 * last, 0.05))

@@ -149,13 +149,6 @@ def shade(colour: str, amount: float) -> str:
     return to_hex((red, green, blue))
 
 
-def ink_on(colour: str) -> str:
-    """Black or white, whichever is more legible on a colour (contrast as in WCAG 2); never a colour of the page."""
-    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour))
-    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
-    return "#000000" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "#ffffff"
-
-
 # -- legend --------------------------------------------------------------------------------------------------------
 
 
@@ -179,15 +172,15 @@ def run_entry(number: RunNumber, label: str, style: LineStyle, *, marker: bool =
     return Line2D([], [], marker=style.marker if marker else "", label=label, gid=key_mark(number), **style.line)
 
 
-def add_legend(figure: Figure, entries: Sequence[Artist], columns: int | None = None, *, top: bool = False) -> None:
-    """Draw a legend beneath or above the axes, in ``columns``. ``None``: in one line.
+def add_legend(figure: Figure, entries: Sequence[Artist], columns: int | None = None) -> None:
+    """Draw a legend beneath the axes, in ``columns``. ``None``: in one line.
 
     The parts of an entry have its ``gid``.
     """
     legend = figure.legend(
         handles=list(entries),
         ncols=columns or len(entries),
-        loc="outside upper left" if top else "outside lower left",
+        loc="outside lower left",
         fontsize=8,
         handlelength=3.4 if columns else 2.0,
         labelspacing=0.3,

@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.blocks.figure import Chart, name_values, run_mark
-from analysis.blocks.texts import first_few
 from analysis.plots import look
 from analysis.plots.axes import MOST_MARKED, Mark, draw_points, fit, panels_with_legend, place_numbers, shared_cut
 from analysis.plots.curves import unit_for
@@ -39,11 +38,11 @@ def time_chart(settings: Sequence[Setting], front: Sequence[Setting], of: str = 
     figure, (axes,) = panels_with_legend(3.8, time_handles(settings, front))
     draw_times(axes, settings, front)
     numbered = "numbers: runs" if len(settings) <= MOST_NUMBERS else "numbers: runs of the front"
-    caption = f"Colour: architecture; marker: optimizer; {numbered}. Grey line: the Pareto front."
+    caption = f"Colour: architecture; marker: optimizer; {numbered}. Grey line: the Pareto front. ↑: above the axis."
     return Chart(
         name="time-and-perplexity",
         title="Best validation perplexity against the time to it",
-        caption=caption + of + _cut_sentence(axes, settings),
+        caption=caption + of,
         figure=figure,
     )
 
@@ -133,13 +132,6 @@ def frontier_chart(study: Study, epochs: pd.DataFrame, hours: str) -> Chart:
 
 
 # -- shared --------------------------------------------------------------------------------------------------------
-
-
-def _cut_sentence(axes: Axes, settings: Sequence[Setting]) -> str:
-    """Names those that lie above the axis."""
-    top = axes.get_ylim()[1]
-    above = [f"{c.reference} ({units.perplexity(c.val_ppl)})" for c in settings if c.val_ppl > top]
-    return f" The vertical axis ends at {units.perplexity(top)}; above it (↑): {first_few(above, 2)}." if above else ""
 
 
 def _draw_point(axes: Axes, mark: Mark, arch: str | None, optimizer: str | None, **style: Any) -> Mark:

@@ -32,11 +32,10 @@ def slices_chart(study: Study) -> Chart | None:
     keys = slice_keys(settings)
     if not keys:
         return None
-    figure, grid = panel_grid(len(keys[:MOST_SLICES]), 2.05, top_inches=0.4)
+    figure, grid = panel_grid(len(keys[:MOST_SLICES]), 1.35, kind_handles(settings))
     for axes, key in zip(grid, keys, strict=False):
         draw_slice(axes, key, settings)
     label_grid(grid, "Validation perplexity")
-    look.add_legend(figure, kind_handles(settings), top=True)
     caption = "Colour: architecture; marker: optimizer. Lines join settings that agree in every other key."
     if left_out := keys[MOST_SLICES:]:
         caption += f" Left out: {first_few(left_out, 2)}."

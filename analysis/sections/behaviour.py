@@ -22,8 +22,6 @@ from analysis.study.study import Study
 from analysis.study.values import Values, rows_of
 from analysis.study.wording import plain_text
 
-COMMAND = "launch.py behaviour STUDY"
-
 STRETCH = 10
 """Steps over which losses are averaged where a single step's would say too little."""
 NEAR = 1.02
@@ -50,7 +48,7 @@ def behaviour_section(study: Study) -> Section:
     absent = [run for run in study.absent if run.digits in study.behaviour_of]
     absence = sentences(
         "behaviour_absence",
-        COMMAND=COMMAND,
+        command=f"launch.py behaviour {next(iter(study.directories))}",
         runs=runs,
         shown=shown,
         missing=[run for run in without if run.state == "done"],

@@ -11,7 +11,6 @@ import pandas as pd
 from analysis.blocks.section import Block, Prose, Section
 from analysis.blocks.sentences import sentences
 from analysis.blocks.table import RUN_COLUMNS, Column, Table, number
-from analysis.blocks.texts import first_few
 from analysis.study import units
 from analysis.study.settings import in_report_order
 from analysis.study.study import Study
@@ -22,9 +21,6 @@ WITHIN, BELOW, ABOVE, NO_REPLICATIONS = "within", "below", "above", "no replicat
 
 PUBLISHED = ["published_val_ppl", "published_train_ppl"]
 """Columns of the runs table; a run that has one of them is compared."""
-
-MOST_VARIANTS = 3
-"""The caption names at most this many variants, and counts the others."""
 
 
 def published_section(study: Study) -> Section:
@@ -89,17 +85,11 @@ def _summary(compared: pd.DataFrame, absent: int) -> list[str]:
 
 def published_table(compared: pd.DataFrame) -> Table:
     """A row for each run that has published numbers, each seed by itself."""
-    variants = [f"{run.number} ({run.variant})" for run in rows_of(compared) if run.variant]
-    caption = (
-        "Train: perplexity after the published number of epochs. Valid.: at the best of them. Later epochs do not "
-        "count. Diff.: of validation."
-    )
-    if variants:
-        caption += f" Not run as planned: {first_few(variants, MOST_VARIANTS)}."
     return Table(
         name="published",
         title="Published and reproduced perplexity",
-        caption=caption,
+        caption="Train: perplexity after the published number of epochs. Valid.: at the best of them. Later epochs do "
+        "not count. Diff.: of validation.",
         columns=[
             *RUN_COLUMNS,
             number("published_train_ppl", "Train publ.", _published),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,13 +15,12 @@ from analysis.blocks.figure import Chart
 from analysis.blocks.section import Block, Points, Prose, Section
 from analysis.blocks.sentences import sentences
 from analysis.blocks.table import RUN_COLUMNS, Column, Table, number
-from analysis.blocks.texts import first_few, text_sentences
+from analysis.blocks.texts import text_sentences
 from analysis.plots.scatter import frontier_chart
 from analysis.plots.slices import slices_chart
 from analysis.sections.results import epochs_of_run
 from analysis.study import units
 from analysis.study.comparison import finished
-from analysis.study.numbering import RunNumber
 from analysis.study.study import Study
 from seqlm.reading import moment
 
@@ -96,7 +95,7 @@ def _rungs_table(rungs: Sequence[dict[str, Any]]) -> Table:
         name="search-rungs",
         title="Rungs of the search",
         caption="Pairs: of finished runs that are compared with each other; agree: with the same order here as at the "
-        "end, by best validation perplexity at equal epochs. Place here of the run that is best at the end.",
+        "end, by best validation perplexity at equal epochs.",
         columns=[
             number("epochs", "Epochs"),
             number("reached", "Reached"),
@@ -105,14 +104,9 @@ def _rungs_table(rungs: Sequence[dict[str, Any]]) -> Table:
             number("pairs", "Pairs"),
             number("agreeing", "Agree"),
             number("share", "Share", units.percent),
-            Column("winners", "Place of the best", units.text, _winners),
         ],
         records=rungs,
     )
-
-
-def _winners(rung: dict[str, Any]) -> str:
-    return first_few([f"{number}: {units.ordinal(place)} of {of}" for number, place, of in rung["winners"]], 4)
 
 
 def _stopped_table(study: Study, stopped: pd.DataFrame) -> Table:
@@ -158,29 +152,23 @@ def rung_of(study: Study, epochs: int) -> dict[str, Any]:
 
     ``pairs``: of finished runs that the search compares with each other, without ties; ``agreeing``, ``share``: those
     with the same order here as at the end. The order here is that of the metric after ``epochs`` epochs, the order at
-    the end that of the best validation perplexity at equal epochs. ``winners``: of each group that the search
-    compares, the number of the best run at the end, its place here, and how many of the group came here.
+    the end that of the best validation perplexity at equal epochs.
     """
     here = study.epochs[study.epochs["epoch"] == epochs - 1].drop_duplicates("id", keep="last").set_index("id")
     runs = study.runs[study.runs["id"].isin(here.index)]
     ends = finished(study.compared.runs).set_index("id")["val_ppl"]
-    places: dict[tuple[Any, ...], list[tuple[float, float, RunNumber]]] = {}
+    ended: dict[tuple[Any, ...], list[tuple[float, float]]] = defaultdict(list)
     for run in runs.to_dict("records"):
         rule = study.searches.get(run["study"])
         value = float(here.loc[run["id"], rule.metric if rule else "val_ppl"])
         group = (run["study"], run["text"], *(str(run.get(key)) for key in (rule.within if rule else ())))
-        end = float(ends.get(run["id"], math.nan))
-        places.setdefault(group, []).append((value if math.isfinite(value) else math.inf, end, run["number"]))
+        if run["id"] in ends.index:
+            ended[group].append((value if math.isfinite(value) else math.inf, ends[run["id"]]))
     pairs = agreeing = 0
-    winners = []
-    for members in places.values():
-        ended = [member for member in members if not math.isnan(member[1])]
-        for (a, a_end, _), (b, b_end, _) in itertools.combinations(ended, 2):
+    for members in ended.values():
+        for (a, a_end), (b, b_end) in itertools.combinations(members, 2):
             pairs += a != b and a_end != b_end
             agreeing += (a - b) * (a_end - b_end) > 0
-        if ended:
-            value, _, number = min(ended, key=lambda member: member[1])
-            winners.append((number, 1 + sum(other < value for other, _, _ in members), len(members)))
     return {
         "epochs": epochs,
         "reached": len(runs),
@@ -189,7 +177,6 @@ def rung_of(study: Study, epochs: int) -> dict[str, Any]:
         "pairs": pairs,
         "agreeing": agreeing,
         "share": agreeing / pairs if pairs else math.nan,
-        "winners": sorted(winners),
     }
 
 

@@ -21,8 +21,6 @@ from seqlm.reading import listed, moment
 from seqlm.rounding import ROUNDING, differences
 from seqlm.rundir import RunDirectory
 
-PLACE_JOINT = " + "
-
 
 def read_attempts(
     run: RunDirectory,
@@ -134,7 +132,7 @@ def _place(workers: Sequence[Mapping[str, Any]], start: Mapping[str, Any]) -> di
         "gpus": gpus,
         "cores": cores,
         "machine": _machine(as_text(first.get("device")), ranks, gpus, cores),
-        "places": PLACE_JOINT.join(dict.fromkeys(_place_name(worker, gpus) for worker in workers)) or None,
+        "places": " + ".join(dict.fromkeys(_place_name(worker, gpus) for worker in workers)) or None,
     }
 
 

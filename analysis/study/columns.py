@@ -275,32 +275,6 @@ def forget_single_digests(configs: Iterable[dict[str, Any]]) -> None:
             config.pop("model.sha256", None)
 
 
-def new_model_names(studies: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[tuple[str, str], str]:
-    """Return new names for own models of several studies that share a name, such as ``lstm.py:LSTM``, and no version.
-
-    They are different models. ``studies`` are configurations by name of the study; the keys of the answer are the
-    name of the study and of the model.
-
-    >>> one, other = ({"model.arch": "m.py:M", "model.sha256": digest} for digest in ("1", "2"))
-    >>> new_model_names({"a": [one], "b": [other]})
-    {('a', 'm.py:M'): 'a/m.py:M', ('b', 'm.py:M'): 'b/m.py:M'}
-    >>> new_model_names({"a": [one], "b": [one, other]})
-    {}
-    """
-    versions: dict[str, dict[str, set[str]]] = {}
-    for study, configs in studies.items():
-        for config in configs:
-            arch, digest = config.get("model.arch"), config.get("model.sha256")
-            if isinstance(arch, str) and isinstance(digest, str):
-                versions.setdefault(arch, {}).setdefault(study, set()).add(digest)
-    names: dict[tuple[str, str], str] = {}
-    for arch, found in versions.items():
-        first = {study: next(other for other in found if found[other] & found[study]) for study in found}
-        if len(set(first.values())) > 1:
-            names |= {(study, arch): f"{other}/{arch}" for study, other in first.items()}
-    return names
-
-
 def table_of(
     name: str, rows: Iterable[Mapping[str, Any]], more: Sequence[str] = (), dtype: type | None = None
 ) -> pd.DataFrame:

@@ -19,7 +19,7 @@ import pandas as pd
 
 from analysis.study import units
 from analysis.study.behaviour import Behaviour
-from analysis.study.columns import EPOCHS, FREE_KEYS, TEXT_KEYS, forget_single_digests, new_model_names, table_of
+from analysis.study.columns import EPOCHS, FREE_KEYS, forget_single_digests, table_of
 from analysis.study.comparison import APART, compared_epochs, cut, finished, text_names, with_times
 from analysis.study.numbering import RunNumber, number_runs
 from analysis.study.record import Expectation, PlannedRun, StudyRecord, read_study_record
@@ -103,19 +103,11 @@ class Study:
 
     @functools.cached_property
     def on_one_text(self) -> Self:
-        """The study with the runs alone that predict the text of the most finished runs.
-
-        If all finished runs predict one text, a run that does not record its own stays.
-        """
+        """The study with the runs alone that predict the text of the most finished runs."""
         runs = self.runs
         if self.texts.empty or runs["text"].nunique() < 2:
             return self
-        is_on_it = runs["text"] == self.texts.index[0]
-        if len(self.texts) == 1:
-            keys = runs[TEXT_KEYS].map(units.plain_value)
-            agrees = keys == keys[is_on_it].iloc[0]
-            agrees["data.sha256"] |= runs["data.sha256"].isna()
-            is_on_it |= agrees.all(axis=1) | runs["data.corpus"].isna()
+        is_on_it = (runs["text"] == self.texts.index[0]) | runs["data.corpus"].isna()
         return self if is_on_it.all() else dataclasses.replace(self, runs=runs[is_on_it])
 
     @functools.cached_property
@@ -170,8 +162,6 @@ def load_study(*study_dirs: Path) -> Study:
             raise UsageError(f"{study_dir} is given twice; name each study once")
         found.sort(key=lambda run: (math.inf if run.order is None else run.order, run.row["id"]))
         read[_free_name(found, study_dir, read)] = _Read(folder=study_dir, runs=found, record=record, lines=damage)
-    names = new_model_names({name: one.configs for name, one in read.items()})
-    read = {name: one.renamed({a: new for (of, a), new in names.items() if of == name}) for name, one in read.items()}
     forget_single_digests(config for one in read.values() for config in one.configs)
     absent: list[PlannedRun] = []
     groups: dict[str, list[str]] = {}
@@ -244,18 +234,6 @@ class _Read:
     def configs(self) -> list[dict[str, Any]]:
         """The configurations, by column, of its runs and of its plan."""
         return [*(one for run in self.runs for one in (run.config, run.row)), *(e.config for e in self.record.planned)]
-
-    def renamed(self, names: Mapping[str, str]) -> _Read:
-        """Return the study with other names for some of its own models."""
-        if not names:
-            return self
-        for config in self.configs:
-            for key in ("model.arch", "arch"):
-                if isinstance(arch := config.get(key), str):
-                    config[key] = names.get(arch, arch)
-        planned = [dataclasses.replace(one, arch=names.get(one.arch or "", one.arch)) for one in self.record.planned]
-        excluded = [(names.get(arch or "", arch), optimizer) for arch, optimizer in self.record.excluded]
-        return dataclasses.replace(self, record=dataclasses.replace(self.record, planned=planned, excluded=excluded))
 
 
 def _free_name(runs: Sequence[LoadedRun], study_dir: Path, taken: Collection[str]) -> str:

@@ -42,7 +42,7 @@ def nine_runs(tmp_path_factory: pytest.TempPathFactory) -> Study:
 @pytest.mark.slow
 def test_captions_of_nine_runs_are_two_lines_at_most(nine_runs: Study) -> None:
     page = report_page(nine_runs)
-    names = {"cost", "validation", "gradient-norms", "behaviour", "discussion-2-pairs"}
+    names = {"cost", "validation", "gradient-norms", "behaviour"}
     assert names <= set(captions(page))
     assert too_long(page) == {}
 

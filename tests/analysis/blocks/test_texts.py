@@ -190,7 +190,6 @@ def test_runs_that_diverged_on_another_text_are_left_out_and_the_page_says_so(tm
 
 def test_a_run_whose_text_is_not_recorded_is_not_left_out(tmp_path: Path) -> None:
     add_text_run(tmp_path, 0, 100.0, ONE)
-    add_run(tmp_path, 1, "bad", "gru", "sgd", [900.0], lr=1.0, failure="diverged", data={"corpus": "files"})
     damaged = add_run(tmp_path, 2, "damaged", "gru", "sgd", [900.0], lr=2.0)
     damaged.config_file.write_text("{")
     study = load_study(tmp_path)

@@ -45,12 +45,10 @@ def test_optimizers_are_compared_at_their_own_rates_and_each_part_of_the_report_
         pair: [math.log(val[arch, pair[1]] / val[arch, pair[0]]) for arch in ("rnn", "gru", "transformer")]
         for pair in [("adam", "sgd"), ("adam", "sgd_schedule"), ("sgd", "sgd_schedule")]
     }
-    rows = table(blocks, "discussion-2-pairs")
-    assert [row["median_difference_nats"] for row in rows] == [
-        f"{statistics.median(nats):+.3f}" for nats in difference.values()
-    ]
+    medians = [abs(statistics.median(nats)) for nats in difference.values()]
     assert (
-        "Adam has a lower loss than SGD in 2 of 3 (by 0.091 nats in the median; 3 against 3 settings tried in all);"
+        f"Adam has a lower loss than SGD in 2 of 3 (by {medians[0]:.3f} nats in the median; 3 against 3 settings tried "
+        f"in all); Adam has a lower loss than SGD schedule in 2 of 3 (by {medians[1]:.3f} nats"
     ) in said(blocks)
     effects = {
         (row["lower"], row["higher"]): row["mean_change_nats"]
@@ -81,8 +79,6 @@ def test_a_side_with_more_learning_rates_is_named(tmp_path: Path) -> None:
         add_run(tmp_path, order, f"sgd{order}", "rnn", "sgd", [ppl], lr=float(order))
     add_run(tmp_path, 5, "wide", "rnn", "adam", [50.0], hidden_size=128)  # alone
     blocks = compared(tmp_path)
-    (row,) = table(blocks, "discussion-2-pairs")
-    assert list(row.values()) == ["Adam", "SGD", "1", "0", "1", f"{math.log(100 / 110):+.3f}", "1", "3"]
     assert "SGD has a lower loss than Adam in 1 of 1 (by 0.095 nats; 3 against 1 settings tried in all)." in said(
         blocks
     )

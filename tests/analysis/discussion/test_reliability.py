@@ -42,7 +42,7 @@ def test_the_numbers_of_the_csv_file_are_plain(tmp_path: Path) -> None:
     (found,) = [block for block in judged(tmp_path) if isinstance(block, Table)]
     (row,) = csv.DictReader(io.StringIO(found.to_csv()))
     assert {key: float(value) for key, value in row.items() if key != "architecture"} == {
-        **{"settings": 2, "share_within_1_2": 1, "share_within_1_5": 1, "min_val_ppl": 100, "median_val_ppl": 105},
+        **{"settings": 2, "share_within_1_2": 1, "min_val_ppl": 100, "median_val_ppl": 105},
         **{"max_val_ppl": 110, "quartile_range_nats": pytest.approx(math.log(1.1) / 2), "diverged": 0},
     }
 
@@ -55,8 +55,8 @@ def test_a_diverged_setting_is_a_failure_of_its_architecture(tmp_path: Path) -> 
     assert "and RNN the least (50 %)." in said(blocks)
     rnn, gru = table(blocks, "discussion-4-reliability")
     # the GRU's quartiles: 3/4 of the way from ln 100 to ln 110, 1/4 of the way from ln 119 to ln 150
-    assert list(rnn.values()) == ["RNN", "6", "50 %", "50 %", "100.00", "100.50", "101.00", "0.005", "3"]
-    assert list(gru.values()) == ["GRU", "4", "75 %", "100 %", "100.00", "114.50", "150.00", "0.160", "0"]
+    assert list(rnn.values()) == ["RNN", "6", "50 %", "100.00", "100.50", "101.00", "0.005", "3"]
+    assert list(gru.values()) == ["GRU", "4", "75 %", "100.00", "114.50", "150.00", "0.160", "0"]
 
 
 def test_a_setting_of_which_one_seed_diverged_is_one_setting_that_failed(tmp_path: Path) -> None:
@@ -66,27 +66,12 @@ def test_a_setting_of_which_one_seed_diverged_is_one_setting_that_failed(tmp_pat
     assert (row["settings"], row["share_within_1_2"], row["diverged"]) == ("1", "0 %", "1")
 
 
-def test_equal_shares_within_the_near_factor_are_decided_by_the_wide_one(tmp_path: Path) -> None:
-    add_settings(tmp_path, 0, "rnn", [100.0, 300.0, 400.0, 500.0])
-    add_settings(tmp_path, 10, "gru", [101.0, 130.0, 140.0, 149.0])
-    assert (
-        "GRU is the most reliable (100 % of settings within 1.5 times the study's lowest perplexity, 100.00) and RNN "
-        "the least (25 %). Within 1.2 times, their shares are equal."
-    ) in said(judged(tmp_path))
-
-
 def test_an_order_that_hangs_on_one_setting_says_so(tmp_path: Path) -> None:
     add_settings(tmp_path, 0, "rnn", [100.0, 300.0, 400.0])
     add_settings(tmp_path, 10, "gru", [100.0, 110.0, 400.0])
     assert "A single setting more or fewer would change this order." in said(judged(tmp_path))
     add_settings(tmp_path, 20, "gru", [100.0 + place for place in range(10)])
     assert "A single setting" not in said(judged(tmp_path)), "2 of 3 would still be below 10 of 10"
-
-
-def test_architectures_with_the_same_settings_are_not_said_to_have_others(tmp_path: Path) -> None:
-    add_settings(tmp_path, 0, "rnn", [100.0, 300.0, 400.0])
-    add_settings(tmp_path, 10, "gru", [100.0, 110.0, 400.0])
-    assert "not tried with the same" not in said(judged(tmp_path))
 
 
 def test_equal_shares_name_nobody(tmp_path: Path) -> None:
@@ -102,7 +87,7 @@ def test_too_few_settings_are_not_ranked(tmp_path: Path) -> None:
     add_settings(tmp_path, 0, "rnn", [], diverged=2)
     add_settings(tmp_path, 10, "gru", [100.0])
     rnn, gru = table(judged(tmp_path), "discussion-4-reliability")
-    assert list(rnn.values()) == ["RNN", "2", "0 %", "0 %", "–", "–", "–", "–", "2"]
+    assert list(rnn.values()) == ["RNN", "2", "0 %", "–", "–", "–", "–", "2"]
     assert (gru["median_val_ppl"], gru["share_within_1_2"]) == ("100.00", "100 %")
     sentences = said(judged(tmp_path))
     assert "No architecture can be called the most or the least reliable" in sentences

@@ -44,7 +44,7 @@ def test_a_study_without_a_finished_run_answers_each_question_in_a_sentence(tmp_
         "No run has finished, so the optimizers cannot be compared.",
         "No run has finished, so there is nothing to pick.",
         "No run has finished or diverged, so nothing can be said about reliability.",
-        "Combinations without a finished run: RNN with SGD.",
+        "No run has finished, so there is nothing to propose.",
         "To be finished: 1 run (1 a).",
     ]
 

@@ -122,15 +122,6 @@ def test_runs_without_an_epoch_are_named_and_not_drawn(tmp_path: Path) -> None:
         assert runs_of(charts[name])[0] == {"1"}
 
 
-def test_epochs_without_times_are_drawn_over_epochs_alone(tmp_path: Path) -> None:
-    run = make_run(tmp_path, 0, epochs=2, done=False)
-    records, _ = run.read_metrics()
-    write_json_lines(run.metrics_file, [{**record, "elapsed_seconds": None} for record in records])
-    charts = curve_charts(load_study(tmp_path))
-    assert list(charts) == ["validation", "by-optimizer", "by-architecture", "runs-epochs"]
-    assert all(len(chart.panels) == 1 for chart in charts.values())
-
-
 def test_colour_tells_the_architecture_and_dashes_the_optimizer(study: Study) -> None:
     curves = curves_of(study)
     styles = {curve.name: styles_of(curves)[curve.number] for curve in curves}

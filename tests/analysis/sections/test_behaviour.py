@@ -249,7 +249,7 @@ def test_a_study_without_behaviour_says_the_command(run: RunDirectory) -> None:
     study = load_study(run.path.parent)
     (block,) = behaviour_section(study).blocks
     assert block.kind == "prose"
-    assert "launch.py behaviour STUDY" in block.text
+    assert "launch.py behaviour optimizers" in block.text
     assert samples_appendix(study).blocks == []
 
 
@@ -259,7 +259,7 @@ def test_a_best_run_without_behaviour_is_named(run: RunDirectory) -> None:
     first = behaviour_section(load_study(run.path.parent)).blocks[0]
     assert first.kind == "prose"
     assert "4 gru-adam. " in first.text
-    assert "launch.py behaviour STUDY --only name=gru-adam" in first.text
+    assert "launch.py behaviour optimizers --only name=gru-adam" in first.text
 
 
 def test_the_runs_that_the_manifest_asks_about_are_named_and_not_the_best_ones(run: RunDirectory) -> None:
@@ -271,7 +271,7 @@ def test_the_runs_that_the_manifest_asks_about_are_named_and_not_the_best_ones(r
     write_json(folder / "study.json", {"planned": [planned], "behaviour": names})
     text = said(behaviour_section(load_study(folder)).blocks)
     assert "4 gru-adam and 5 gru-sgd" in text
-    assert "launch.py behaviour STUDY --only name=rnn-adam”" in text
+    assert "launch.py behaviour optimizers --only name=rnn-adam”" in text
     assert "transformer" not in text
 
 

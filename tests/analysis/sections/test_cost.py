@@ -4,15 +4,12 @@ import math
 from pathlib import Path
 
 import pytest
-from matplotlib.patches import Rectangle
 
-from analysis.blocks.figure import Chart
 from analysis.blocks.section import Points, Prose, Section
-from analysis.plots.timeline import Bar, lanes_of, pack, timeline_chart, utilisation
 from analysis.sections.cost import cost_section
 from analysis.study.study import load_study
 from seqlm.files import write_json, write_json_lines
-from tests.analysis.attempt_files import at, write_attempt, write_job
+from tests.analysis.attempt_files import write_attempt, write_job
 from tests.analysis.study.test_attempts import resumed_run
 from tests.analysis.synthetic import fail, make_run
 
@@ -72,9 +69,6 @@ def test_an_attempt_without_its_times_counts_with_its_epochs_and_is_counted_up(t
     assert said[-1] == (
         "Not recorded: the start of 1 attempt and the end of 0. Of these attempts only the finished epochs are counted."
     )
-    chart = timeline_chart(load_study(tmp_path))
-    assert chart is not None
-    assert "Not shown: 1 attempt without a recorded start or end." in chart.caption
 
 
 def test_a_study_that_has_not_begun_has_cost_nothing(tmp_path: Path) -> None:
@@ -83,71 +77,6 @@ def test_a_study_that_has_not_begun_has_cost_nothing(tmp_path: Path) -> None:
     (block,) = cost_section(load_study(tmp_path)).blocks
     assert isinstance(block, Prose)
     assert "nothing has been spent" in block.text
-
-
-def bar(run: int, start: float, end: float) -> Bar:
-    return Bar(run=run, attempt=1, outcome="done", arch="gru", name="x", start=start, end=end)
-
-
-def test_bars_that_overlap_lie_in_lanes_of_their_own_and_a_free_lane_is_used_again() -> None:
-    packed = pack([bar(4, 10, 12), bar(1, 0, 10), bar(2, 1, 5), bar(3, 5, 9)])
-    assert [[b.run for b in lane] for lane in packed] == [[1, 4], [2, 3]]
-
-
-def test_a_lane_for_each_gpu_and_an_attempt_of_two_ranks_on_both(tmp_path: Path) -> None:
-    lanes = lanes_of(load_study(make_costs(tmp_path)))
-    assert {lane.label: [(b.run, b.attempt) for b in lane.bars] for lane in lanes} == {
-        "node07": [(1, 1), (1, 2)],
-        "node07 GPU 0": [(2, 1), (4, 1)],
-        "node08 GPU 0": [(4, 1)],
-    }
-    assert utilisation(lanes) == pytest.approx((450 + 900 + 2 * 860) / (3 * 1860))
-
-
-def test_the_timeline_draws_each_attempt_and_hatches_those_that_failed(tmp_path: Path) -> None:
-    chart = timeline_chart(load_study(make_costs(tmp_path)))
-    assert isinstance(chart, Chart)
-    (axes,) = chart.figure.axes
-    assert axes.get_xlabel() == "Time since the first start (minutes)"
-    bars = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
-    assert [(b.get_gid(), b.get_x(), b.get_width(), bool(b.get_hatch())) for b in bars] == [
-        ("run-1", 0, pytest.approx(250 / 60), True),
-        ("run-1", 5, pytest.approx(200 / 60), False),
-        ("run-2", pytest.approx(100 / 60), pytest.approx(15), True),
-        ("run-4", pytest.approx(1000 / 60), pytest.approx(860 / 60), False),
-        ("run-4", pytest.approx(1000 / 60), pytest.approx(860 / 60), False),
-    ]
-    assert "The 3 lanes were busy 55 % of the time." in chart.caption
-
-
-def test_one_lane_was_busy_and_several_were(tmp_path: Path) -> None:
-    write_attempt(make_run(tmp_path, 0, epochs=1), 1, start=0, end=60)
-    chart = timeline_chart(load_study(tmp_path))
-    assert chart is not None
-    assert "The lane was busy 100 % of the time." in chart.caption
-
-
-def test_many_lanes_are_cut_and_the_caption_says_so(tmp_path: Path) -> None:
-    for order in range(3):
-        run = make_run(tmp_path, order, epochs=1)
-        write_attempt(run, 1, start=0, end=60, hosts=tuple(f"node{n}" for n in range(30)), gpus=(str(order),) * 30)
-    chart = timeline_chart(load_study(tmp_path))
-    assert chart is not None
-    (axes,) = chart.figure.axes
-    labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert len(labels) == 40
-    assert labels.index("node9 GPU 0") < labels.index("node10 GPU 0")
-    assert "Shown are the first 40 of 90 lanes." in chart.caption
-    assert len(axes.texts) == 40, "each bar has the number of its run"
-
-
-def test_times_are_counted_from_the_first_start_in_any_zone(tmp_path: Path) -> None:
-    run = make_run(tmp_path, 0, epochs=1)
-    write_attempt(run, 1, start=0, end=60)
-    record = {"host": "b", "started_at": at(0).replace("09:00:00+00:00", "10:00:30+01:00"), "ended_at": at(60)}
-    write_json(run.worker_file(1), record)
-    (lane,) = lanes_of(load_study(tmp_path))
-    assert lane.bars[0].end - lane.bars[0].start == 30
 
 
 def test_an_attempt_that_saved_its_state_within_an_epoch_has_lost_little(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_runs_that_the_search_does_not_compare_make_no_pair(tmp_path: Path) -> N
     write_json(tmp_path / "study.json", {"search": {**RULE, "rungs": [1]}})
     blocks = search_section(load_study(tmp_path)).blocks
     (row,) = table(blocks, "search-rungs")
-    assert (row["pairs"], row["share"], row["winners"]) == ("0", "–", "1: 1st of 1 and 2: 1st of 1")
+    assert (row["pairs"], row["share"]) == ("0", "–")
     assert "so the rungs cannot be judged" in said(blocks)
 
 
@@ -116,4 +116,4 @@ def test_of_an_epoch_on_two_lines_the_last_counts_at_a_rung(tmp_path: Path) -> N
     write_json_lines(run.metrics_file, [{**first, "val_ppl": 80.0}, first, second])
     write_json(tmp_path / "study.json", {"search": {**RULE, "rungs": [1]}})
     (row,) = table(search_section(load_study(tmp_path)).blocks, "search-rungs")
-    assert (row["reached"], row["pairs"], row["agreeing"], row["winners"]) == ("2", "1", "0", "1: 2nd of 2")
+    assert (row["reached"], row["pairs"], row["agreeing"]) == ("2", "1", "0")

@@ -215,6 +215,5 @@ def test_the_whole_report_shows_variants_by_their_numbers(seen: Study) -> None:
     assert numbers == [3, "3b", 6]
     epochs = json.loads((report / "data" / "epochs.json").read_text("utf-8"))
     assert [epoch["number"] for epoch in epochs].count("3b") == 40
-    assert "Not run as planned: 3b (bf16)." in page
     for title in ("Optimizers", "Model comparison"):
         assert f">{title}<" in page, title

@@ -97,27 +97,6 @@ def test_each_own_model_has_a_colour_until_the_palette_ends(tmp_path: Path) -> N
     assert set(study.runs["model.hidden_size"]) == {8}
 
 
-def test_models_of_two_studies_that_share_a_file_name_are_two_architectures(tmp_path: Path) -> None:
-    for name, sha256 in (("one", "a"), ("two", "b")):
-        own_run(tmp_path / name, 0, "m.py:M", sha256=sha256 * 64)
-        own_run(tmp_path / name, 1, "same.py:S", sha256="c" * 64)
-    study = load_study(tmp_path / "one", tmp_path / "two")
-    names = study.runs["arch"].map(units.architecture).tolist()
-    assert names == ["M (optimizers/m.py:M)", "S", "M (optimizers (2)/m.py:M)", "S"]
-    assert len(set(map(look.colour_of, study.runs["arch"]))) == 3
-    assert study.runs["setting"].nunique() == 3, "M of one study, M of the other, and S of both"
-    assert load_study(tmp_path / "two").runs["arch"].tolist() == ["m.py:M", "same.py:S"]
-
-
-def test_an_edited_file_has_a_version_in_common_with_the_study_before(tmp_path: Path) -> None:
-    for name, versions in (("one", "a"), ("two", "ab")):
-        for order, sha256 in enumerate(versions):
-            own_run(tmp_path / name, order, "m.py:M", sha256=sha256 * 64)
-    study = load_study(tmp_path / "one", tmp_path / "two")
-    assert set(study.runs["arch"]) == {"m.py:M"}
-    assert [sha256[0] for sha256 in study.runs["model.sha256"]] == ["a", "a", "b"], "two versions: it is shown"
-
-
 @pytest.mark.slow
 def test_each_study_of_a_notebook_has_its_own_names_and_colours(tmp_path: Path) -> None:
     for name in ("one", "two"):
