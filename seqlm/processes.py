@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,24 +92,6 @@ def is_alive(owner: Mapping[str, Any]) -> bool | None:
         return False
     fields = _process_fields(pid)
     return not fields or (fields[0] not in "ZX" and started in (None, int(fields[19])))
-
-
-def own_processes() -> Iterator[tuple[int, list[str], dict[str, str]]]:
-    """Yield the id, command line and initial variables of each process of this host that this user may inspect.
-
-    Nothing on systems without ``/proc``.
-    """
-    try:
-        names = os.listdir("/proc")  # noqa: PTH208 -- names alone
-    except OSError:
-        return
-    for folder in (Path("/proc", name) for name in names if name.isdigit()):
-        try:
-            texts = [os.fsdecode((folder / name).read_bytes()) for name in ("cmdline", "environ")]
-        except OSError:  # it has ended, or belongs to another user
-            continue
-        words, variables = (text.rstrip("\0").split("\0") for text in texts)
-        yield int(folder.name), words, dict(text.split("=", 1) for text in variables if "=" in text)
 
 
 def _first_line(path: str) -> str:

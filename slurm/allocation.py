@@ -84,7 +84,6 @@ class JobBackend(LocalBackend):
     """The cores and GPUs of a job on its first node. :func:`slurm.job.serve` starts the ranks on its other nodes."""
 
     name = "slurm"
-    outlives_launcher = False
 
     def __init__(self, context: SlurmContext, resources: Resources, runs: int) -> None:
         """``resources`` are those of each of the job's ``runs``.

@@ -15,10 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
-from jobs.backends.base import Finding
+from jobs.backends.base import Backend, Finding
 from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import waiting_for_budget
-from jobs.launch.scheduled import ScheduledBackend
 from jobs.plan.capacity import Capacity, Node
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places
@@ -40,11 +39,12 @@ REPORT_MINUTES = 30
 
 
 @final
-class SlurmBackend(ScheduledBackend):
+class SlurmBackend(Backend):
     """A partition of a cluster."""
 
     name = "slurm"
     TABLE = SlurmSettings
+    is_scheduled = True
 
     @classmethod
     def read(cls, table: Mapping[str, Any], *, where: str) -> SlurmSettings:
@@ -86,10 +86,20 @@ class SlurmBackend(ScheduledBackend):
             raise BackendError(f"{spec.name}: {error}") from None
 
     def check(self, study_dir: Path) -> None:
+        """Check what would make a submission impossible, before the first file is written.
+
+        Raises:
+            UsageError: the study's folder cannot be used, or a variable named by ``env_pass`` is not set.
+        """
         require_plain_path(study_dir.absolute())
         sbatch_environment(self.settings, os.environ)
 
     def submit(self, todo: Sequence[PlannedRun], options: LaunchOptions, code: Code, request: Request) -> list[str]:
+        """Submit prepared runs, and return the ids of the jobs. The caller holds the study's lock.
+
+        Raises:
+            BackendError: a job was rejected. Those before it are submitted and recorded; the message says so.
+        """
         return submit(self._plan(todo, options, code, request.number), self.settings, request)
 
     def _plan(self, todo: Sequence[PlannedRun], options: LaunchOptions, code: Code, request: int) -> JobPlan:
@@ -123,6 +133,11 @@ class SlurmBackend(ScheduledBackend):
     def submit_report(
         self, study_dir: Path, folder: Path, jobs: Sequence[str], code: Code, *, behaviour: bool | None = None
     ) -> str:
+        """Submit a job that writes the report once all of ``jobs`` have ended, however they ended. Return its id.
+
+        Unless ``behaviour`` is false, the job then computes the behaviour of the models and writes the report again.
+        If it is true, it computes the behaviour in another user's study as well. ``folder``: of the request.
+        """
         settings = self.settings
         python = settings.python or shlex.quote(sys.executable)
         command = (
@@ -141,7 +156,10 @@ class SlurmBackend(ScheduledBackend):
 
     @classmethod
     def cancel(cls, study_dir: Path, marked: Sequence[Cancelled]) -> list[Cancelled]:
-        """Cancel the jobs of these runs in one call. A job that has other live runs is kept."""
+        """Cancel the jobs of runs that were marked as cancelled, and return the runs that have none.
+
+        A job that has other live runs is kept. If SLURM does not answer, the ``problem`` of a run says so.
+        """
         jobs = read_jobs(study_dir)
         mine = [one for one in marked if one.run.id in jobs]
         wanted = {jobs[one.run.id] for one in mine}

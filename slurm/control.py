@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from datetime import datetime
 from typing import ParamSpec, TypeVar
 
 from jobs.study.squeue import ask
@@ -57,6 +59,16 @@ def job_words(number: int) -> list[str]:
     except (BackendError, ValueError, KeyError, TypeError):
         return []
     return [words] if isinstance(words, str) else list(words)
+
+
+def clock_ahead_s() -> float:
+    """Return the seconds by which the controller's clock is ahead of this machine's; 0 if it does not answer."""
+    asked_at = time.time()
+    with contextlib.suppress(BackendError, ValueError, IndexError):
+        answer = ask("scontrol", "show", "config", environ={**os.environ, "SLURM_TIME_FORMAT": "standard"})
+        at = datetime.fromisoformat(answer.removeprefix("Configuration data as of ").split()[0])  # in our time zone
+        return at.timestamp() - (asked_at + time.time()) / 2
+    return 0.0
 
 
 # -- back into the queue ---------------------------------------------------------------------------------------------

@@ -36,7 +36,8 @@ def examine(settings: SlurmSettings, *, runs_dir: Path, wait_s: float = WAIT_S) 
     found: list[Finding] = []
     try:
         found.append(Finding("ok", "sbatch", ask("sbatch", "--version").strip()))
-        found.append(_arrays(settings))
+        size = max_array_size()
+        found.append(Finding("ok" if size else "bad", "job arrays", f"up to {size:,} tasks in an array (MaxArraySize)"))
         facts = partition_facts(settings.partition)
         found += _partition(facts, settings)
     except BackendError as error:
@@ -45,16 +46,6 @@ def examine(settings: SlurmSettings, *, runs_dir: Path, wait_s: float = WAIT_S) 
         return [*found, *_try(settings, runs_dir=runs_dir, has_gpus=facts.has_gpus, wait_s=wait_s)]
     except (BackendError, FileError) as error:
         return [*found, Finding("bad", "compute node", str(error))]
-
-
-def _arrays(settings: SlurmSettings) -> Finding:
-    size = max_array_size()
-    if size == 0:
-        return Finding("bad", "job arrays", "the cluster takes no job arrays (MaxArraySize is 0)")
-    text = f"up to {size:,} tasks in an array (MaxArraySize)"
-    if settings.max_parallel is not None and settings.max_parallel > size:
-        return Finding("note", "job arrays", f"{text}; max_parallel {settings.max_parallel} is more than that")
-    return Finding("ok", "job arrays", text)
 
 
 def _partition(facts: PartitionFacts, settings: SlurmSettings) -> list[Finding]:

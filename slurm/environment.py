@@ -40,8 +40,8 @@ PASSED = (
 )
 """Patterns of the names that jobs inherit. A name that looks like a secret is never inherited by pattern."""
 
-NEEDED_TO_SUBMIT = ("SLURM_JWT",)
-"""Secrets that sbatch itself may need to submit."""
+TOKEN = "SLURM_JWT"
+"""A secret that sbatch itself may need to submit. Scripts unset it: SLURM passes every ``SLURM_*`` to the job."""
 
 
 def sbatch_environment(settings: SlurmSettings, environ: Mapping[str, str]) -> dict[str, str]:
@@ -60,15 +60,6 @@ def sbatch_environment(settings: SlurmSettings, environ: Mapping[str, str]) -> d
 def plain_env(settings: SlurmSettings) -> dict[str, str]:
     """Return the variables of ``env`` that may be written to a file."""
     return {name: value for name, value in settings.env.items() if not secrets.looks_secret(name)}
-
-
-def first_lines(settings: SlurmSettings) -> list[str]:
-    """Return the first lines of every script: unset the secrets that only sbatch needs.
-
-    SLURM passes every ``SLURM_*`` variable to the job, whatever ``--export`` says. Also, a token that expires while
-    the job waits would make the job's own ``scontrol`` fail.
-    """
-    return [f"unset {name}" for name in NEEDED_TO_SUBMIT if name not in settings.env_pass]
 
 
 def batch_script(settings: SlurmSettings, options: Mapping[str, Any], *commands: str, first: Sequence[str] = ()) -> str:
@@ -90,7 +81,7 @@ def batch_script(settings: SlurmSettings, options: Mapping[str, Any], *commands:
         raise BackendError("srun is not on PATH; run this on a login node of the cluster") from None
     executor.update_parameters(
         additional_parameters={key.replace("-", "_"): value for key, value in given.items()},
-        setup=[*first_lines(settings), *first, *settings.setup],
+        setup=[*([] if TOKEN in settings.env_pass else [f"unset {TOKEN}"]), *first, *settings.setup],
         stderr_to_stdout=True,
         use_srun=False,
     )
@@ -117,9 +108,8 @@ def job_environment(environ: Mapping[str, str], passed: Collection[str] = ()) ->
     """Return the variables of ``environ`` that sbatch and jobs get. ``passed`` are additional names (``env_pass``)."""
 
     def is_passed(name: str) -> bool:
-        if secrets.looks_secret(name):
-            return name in NEEDED_TO_SUBMIT
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in PASSED)
+        is_secret = secrets.looks_secret(name) and name != TOKEN
+        return not is_secret and any(fnmatch.fnmatchcase(name, pattern) for pattern in PASSED)
 
     return {name: value for name, value in environ.items() if name in passed or is_passed(name)}
 

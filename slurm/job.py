@@ -16,8 +16,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, final
@@ -40,11 +40,10 @@ from seqlm.files import read_json, write_json
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind
 from slurm.allocation import JobBackend, SlurmContext, node_file, variables
-from slurm.control import job_words, look_again, requeue
+from slurm.control import clock_ahead_s, job_words, look_again, requeue
 from slurm.submission import ArrayPlan, JobPlan
 
-POLL_SECONDS = 0.2
-LOOK_SECONDS = 2.0
+POLL_SECONDS = 0.5
 """Time between two looks at the folder of the run from a node that is not the first."""
 LIMIT_SLACK_SECONDS = 75.0
 """How much earlier than asked SLURM may announce a time limit: it looks once a minute (``man sbatch``, --signal)."""
@@ -77,8 +76,8 @@ class JobHost(Host):
     plan: JobPlan
     array: ArrayPlan
     context: SlurmContext
-    signals: Signals
-    started: float
+    interrupts: Signals
+    started: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
         self.where = f"job {self.context.job} on {self.context.host}"
@@ -89,29 +88,29 @@ class JobHost(Host):
         return (kind == "oom" or (kind is None and number <= BUSY_TRIES)) and self.context.nodes == 1
 
     def stopped(self) -> tuple[FailureKind, str] | None:
-        if not self.signals.stop:
+        if not self.interrupts.stop:
             return None
-        warned_at = self.signals.warned_at
+        warned_at = self.interrupts.warned_at
         if warned_at is None:  # SLURM itself requeues the job or ends it, unless a user has cancelled it
             is_cancelled = "CANCELLED" in job_words(self.context.number)
             return ("cancelled", "cancelled by scancel") if is_cancelled else None
         limit = self.context.end_time or self.started + 60 * self.array.timeout_min
-        if warned_at >= limit - self.plan.signal_before_s - LIMIT_SLACK_SECONDS:
+        if warned_at + clock_ahead_s() >= limit - self.plan.signal_before_s - LIMIT_SLACK_SECONDS:
             return "timeout", f"the job's time limit of {self.array.timeout_min} min"
         return "preempted", "preempted by another job"
 
 
-def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals, *, started: float) -> bool:
+def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals) -> bool:
     """Run a job of array ``number`` on its first node; return whether all is well, or the job was requeued."""
     array = plan.arrays[number]
-    host = JobHost(plan, array, context, signals, started)
-    runs = [RunDirectory(plan.study_dir / run_id) for run_id in array.jobs[context.index]]
+    host = JobHost(plan, array, context, signals)
+    runs = [RunDirectory(plan.options.study_dir / run_id) for run_id in array.jobs[context.index]]
     untold: dict[str, str] = {}
     fault: Exception | None = None
     try:
         backend = JobBackend(context, array.resources, len(runs))
         code = Code(path=plan.code, commit=None, dirty=False, live=False)
-        dispatcher = Dispatcher(backend, code, _options(plan), writes_queue=False, host=host, interrupts=signals)
+        dispatcher = Dispatcher(backend, code, _options(plan), writes_queue=False, host=host)
         untold = dispatcher.left
         try:
             items = [item for run in runs if (item := _to_do(plan, array, run, host)) is not None]
@@ -140,15 +139,10 @@ def _tell(happening: str, item: PlannedRun, seen: Observation) -> None:
 
 def _options(plan: JobPlan) -> LaunchOptions:
     """Return the options of the launch, with the budget that the study has now: it may have changed since."""
-    limits = Budget.kept(plan.study_dir, plan.policy).limits
-    return LaunchOptions(
-        study_dir=plan.study_dir,
-        worker=plan.worker,
-        policy=replace(plan.policy, gpu_hours=limits.get("gpu_hours"), core_hours=limits.get("core_hours")),
-        search=plan.search,
-        env=plan.env,
-        request=plan.request,
-    )
+    options = plan.options
+    limits = Budget.kept(options.study_dir, options.policy).limits
+    policy = replace(options.policy, gpu_hours=limits.get("gpu_hours"), core_hours=limits.get("core_hours"))
+    return replace(options, policy=policy)
 
 
 def _planned(plan: JobPlan, array: ArrayPlan, run: RunDirectory, seen: Observation) -> PlannedRun:
@@ -180,12 +174,12 @@ def _again(plan: JobPlan, run: RunDirectory, host: JobHost, why: str | None) -> 
     """
     try:
         request, seen = look_again(run.request), look_again(run.observe)
-        if request is not None and request.number != plan.request:
+        if request is not None and request.number != plan.options.request:
             return None
         failures = run.failures(run.first_attempt()) if seen.state == "failed" and not seen.is_final else []
         if failures:
-            return failures[-1], run.verdict(plan.policy.limits, failures)
-        if seen.state == "pending" and host.signals.warned_at is not None:
+            return failures[-1], run.verdict(plan.options.policy.limits, failures)
+        if seen.state == "pending" and host.interrupts.warned_at is not None:
             return End(attempt=0, kind="preempted", message="the job's time is up"), Verdict(delay=0.0)
     except DamagedFileError:
         return None
@@ -242,7 +236,7 @@ def serve(plan: JobPlan, number: int, context: SlurmContext, signals: Interrupts
     """
     array = plan.arrays[number]
     (run_id,) = array.jobs[context.index]
-    run, options = RunDirectory(plan.study_dir / run_id), _options(plan)
+    run, options = RunDirectory(plan.options.study_dir / run_id), _options(plan)
     attempt, record = _started(run, context)
     item = look_again(_planned, plan, array, run, Observation(state="pending"))
     code = Code(path=plan.code, commit=None, dirty=False, live=False)
@@ -257,18 +251,21 @@ def serve(plan: JobPlan, number: int, context: SlurmContext, signals: Interrupts
         rank = context.node_rank * each + local
         device = devices[local % len(devices)] if devices else None
         ranks.start(rank, variables(submission, context, rank, device, first_host))
-    asked, looked_at = False, 0.0
-    while (ended := ranks.poll()) is None:
-        time.sleep(POLL_SECONDS)
-        look = time.monotonic() - looked_at >= LOOK_SECONDS
-        looked_at = time.monotonic() if look else looked_at
-        with contextlib.suppress(FileError):  # the next look is soon
-            if not asked and (signals.stop or (look and run.is_cancelled())):
-                asked = True
-                ranks.signal(signal.SIGTERM)
-            if look and run.end(submission.attempt).kind is not None:
-                ranks.peer_failed()
+
+    def is_stopped() -> bool:
+        return signals.stop or _now_true(run.is_cancelled)
+
+    def has_peer_failed() -> bool:
+        return _now_true(lambda: run.end(attempt).kind is not None)
+
+    ended = ranks.follow(POLL_SECONDS, is_stopped=is_stopped, has_peer_failed=has_peer_failed)
     look_again(write_json, node_file(submission, context.node_rank), vars(ended))
+
+
+def _now_true(look: Callable[[], bool]) -> bool:
+    with contextlib.suppress(FileError):  # the next look is soon
+        return look()
+    return False
 
 
 def _started(run: RunDirectory, context: SlurmContext) -> tuple[int, dict[str, Any]]:
@@ -284,7 +281,6 @@ def _started(run: RunDirectory, context: SlurmContext) -> tuple[int, dict[str, A
 
 def main() -> int:
     """Run the part of a job that is on this node; return the exit code."""
-    started = time.time()
     signals = Signals()
     with signals.noted():
         plan = look_again(JobPlan.read, Path(sys.argv[1]))
@@ -292,7 +288,7 @@ def main() -> int:
         if context.node_rank:
             serve(plan, number, context, signals)
             return 0
-        return 0 if run_job(plan, number, context, signals, started=started) else 1
+        return 0 if run_job(plan, number, context, signals) else 1
 
 
 if __name__ == "__main__":

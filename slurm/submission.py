@@ -5,13 +5,12 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jobs.attempt.supervisor import progress_variables
 from jobs.launch.job import LaunchOptions
-from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources
 from jobs.study.folder import ARRAY_FILE, PLAN_FILE, study_name
@@ -19,8 +18,6 @@ from jobs.study.kept_code import Code
 from seqlm.errors import BackendError, FileError
 from seqlm.files import read_json, write_json
 from seqlm.requests import Request
-from seqlm.schema import read
-from seqlm.search import Search
 from slurm.environment import batch_script, plain_env, submit_script
 from slurm.settings import SlurmSettings
 
@@ -51,28 +48,27 @@ class ArrayPlan:
 class JobPlan:
     """What the jobs of a submission do."""
 
-    study_dir: Path
-    request: int
-    """A run that a later request names is left alone."""
+    options: LaunchOptions
+    """Those of the launch, with the variables of the workers and the request. No ``tasks`` and no ``record``."""
     arrays: tuple[ArrayPlan, ...]
-    worker: tuple[str, ...]
-    """The worker's command line, without the interpreter and the run's folder."""
-    env: Mapping[str, str]
     code: Path
     data: Mapping[str, str]
     """Run id -> the path of its corpus, for runs that have one."""
-    policy: Policy
-    search: Search | None
     signal_before_s: int
     exclude: str | None
     """Nodes that the jobs must not get, as a SLURM host list. ``None``: no node is excluded."""
     must_have_nodes: bool
     """Whether the settings name the nodes of the jobs, so that none can be excluded."""
 
+    @classmethod
+    def _plain(cls) -> Any:
+        from pydantic import TypeAdapter  # a launcher of other backends does without
+
+        return TypeAdapter(cls)
+
     def write(self, path: Path) -> None:
         """Write the plan for :meth:`read`."""
-        search = None if self.search is None else self.search.to_dict()
-        write_json(path, {**asdict(self), "policy": self.policy.to_dict(), "search": search})
+        write_json(path, self._plain().dump_python(self, mode="json", warnings=False))
 
     @classmethod
     def read(cls, path: Path) -> JobPlan:
@@ -81,25 +77,10 @@ class JobPlan:
         Raises:
             FileError: it cannot be read.
         """
-        raw = read_json(path)
-        if raw is None:
+        if (raw := read_json(path)) is None:
             raise FileError(f"cannot read {path}: No such file or directory")
-        known = {
-            "study_dir": Path(raw["study_dir"]),
-            "arrays": tuple(
-                ArrayPlan(
-                    jobs=tuple(map(tuple, array["jobs"])),
-                    resources=read(Resources, array["resources"]),
-                    timeout_min=array["timeout_min"],
-                )
-                for array in raw["arrays"]
-            ),
-            "worker": tuple(raw["worker"]),
-            "code": Path(raw["code"]),
-            "policy": read(Policy, raw["policy"]),
-            "search": read(Search, raw["search"]) if raw["search"] is not None else None,
-        }
-        return cls(**{**raw, **known})
+        plan: JobPlan = cls._plain().validate_python(raw)
+        return plan
 
 
 def plan_jobs(
@@ -123,16 +104,13 @@ def plan_jobs(
         for wanted, ids in groups.items()
         for jobs in _chunks(_chunks(ids, settings.runs_per_job(wanted)), most)
     ]
+    env = {**plain_env(settings), **progress_variables(settings.progress_s)}
+    study_dir = options.study_dir.absolute()
     return JobPlan(
-        study_dir=options.study_dir.absolute(),
-        request=request,
+        options=replace(options, study_dir=study_dir, env=env, request=request, tasks={}, record=None),
         arrays=tuple(arrays),
-        worker=options.worker,
-        env={**plain_env(settings), **progress_variables(settings.progress_s)},
         code=code.path,
         data={item.run.id: str(path.absolute()) for item in todo if (path := item.spec.data_path) is not None},
-        policy=options.policy,
-        search=options.search,
         signal_before_s=settings.warning_s,
         exclude=settings.exclude,
         must_have_nodes=bool(settings.nodelist or settings.reservation or "nodefile" in settings.sbatch),
@@ -185,7 +163,7 @@ def script(plan: JobPlan, number: int, settings: SlurmSettings, folder: Path, *,
     at_once = f"%{max(1, limit // runs)}" if limit is not None else ""
     options: dict[str, Any] = {
         "array": f"0-{len(array.jobs) - 1}{at_once}",
-        "job-name": f"seqlm-{study_name(plan.study_dir).replace('/', '-')}",
+        "job-name": f"seqlm-{study_name(plan.options.study_dir).replace('/', '-')}",
         "time": array.timeout_min,
         "nodes": nodes,
         "ntasks-per-node": 1,

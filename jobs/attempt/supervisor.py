@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, final
@@ -80,14 +80,9 @@ def rank_variables(
     manifest may set ``SEQLM_DEVICE`` or ``GLOO_SOCKET_IFNAME``. The first rank listens on a free port of
     ``first_host`` and writes it into a file of the attempt (:mod:`seqlm.training.distributed`).
 
-    Args:
-        submission: the attempt.
-        rank: from 0.
-        device: the GPU of the rank, or the GPU that it has a share of. ``None``: the processor.
-        node: the name of the rank's node, for the record. ``None``: the worker's host name.
-        first_host: address of the first rank's node.
-        interface: network interface of the rank's node that has its address. ``None``: Gloo chooses.
-        cores: cores of the rank's node that it may use, the most threads that it gets. ``None``: not known.
+    ``device`` is the GPU of the rank (``None``: the processor), ``node`` the name of its node for the record,
+    ``first_host`` the address of the first rank's node, ``interface`` the network interface with the node's own
+    address, and ``cores`` the most threads that the rank gets.
     """
     resources = submission.resources
     threads = str(resources.cpus if cores is None else min(resources.cpus or 1, cores))
@@ -141,19 +136,16 @@ class Supervisor:
         *,
         memory_kills: MemoryKills,
         host: str | None = None,
-        outlives_parent: bool = False,
     ) -> None:
         """Start nothing yet.
 
         ``memory_kills`` are the kills of this node, shared by all attempts that this process starts.
-        ``host`` is this node's name, for messages. If ``outlives_parent``, ranks go on if this process is killed.
-        Otherwise they end with this process.
+        ``host`` is this node's name, for messages.
         """
         self._submission = submission
         self._memory_kills = memory_kills
         self._kills_before = own_kill_count()
         self._host = host
-        self._outlives_parent = outlives_parent
         self._failed_at: float | None = None
         """When a rank was first seen to have failed, here or on another node, on the monotonic clock."""
         self._left_behind: set[int] = set()
@@ -177,14 +169,7 @@ class Supervisor:
         if not self._processes:
             make_directory(run.attempt_dir(number))
         with append_to(run.stdout_log(number)) as stdout, append_to(run.stderr_log(number)) as stderr:
-            self._processes[rank] = start_rank(
-                submission.argv,
-                variables,
-                str(submission.cwd),
-                stdout,
-                stderr,
-                outlives_parent=self._outlives_parent,
-            )
+            self._processes[rank] = start_rank(submission.argv, variables, str(submission.cwd), stdout, stderr)
 
     def peer_failed(self) -> None:
         """Note that a rank has failed: the others have ``PEER_GRACE_SECONDS`` to notice."""
@@ -207,41 +192,46 @@ class Supervisor:
             killed = None
         return ended(codes, self._submission.resources.ranks, out_of_memory=killed, host=self._host)
 
+    def follow(
+        self, poll_seconds: float, *, is_stopped: Callable[[], bool], has_peer_failed: Callable[[], bool]
+    ) -> Ended:
+        """Wait for the ranks here, and return how they ended. Both conditions are about the other nodes and the user.
+
+        If the run ``is_stopped``, they are asked to stop between two steps.
+        """
+        was_asked = False
+        while (ended := self.poll()) is None:
+            if not was_asked and is_stopped():
+                was_asked = True
+                self.signal(signal.SIGTERM)
+            if has_peer_failed():
+                self.peer_failed()
+            time.sleep(poll_seconds)
+        return ended
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to every rank that lives."""
         for process in self._processes.values():
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
 
-    def end(self, seconds: float = 0.0) -> None:
-        """Kill every rank and wait at most ``KILL_SECONDS``. ``seconds``: time to stop by SIGTERM before that."""
-        if seconds:
-            self.signal(signal.SIGTERM)
-            self._wait(seconds)
+    def end(self) -> None:
+        """Kill every rank and wait at most ``KILL_SECONDS``."""
         self.signal(signal.SIGKILL)
-        self._wait(KILL_SECONDS)
-
-    def _wait(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + KILL_SECONDS
         for process in self._processes.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
 
 
 def start_rank(
-    argv: Sequence[str],
-    variables: Mapping[str, str],
-    cwd: str,
-    stdout: IO[bytes],
-    stderr: IO[bytes],
-    *,
-    outlives_parent: bool = False,
+    argv: Sequence[str], variables: Mapping[str, str], cwd: str, stdout: IO[bytes], stderr: IO[bytes]
 ) -> subprocess.Popen[bytes]:
     """Start ``argv`` in ``cwd``, which holds the code, in a process group that Ctrl-C of this terminal does not reach.
 
     Modules are searched in ``cwd`` first, then in the ``PYTHONPATH`` of ``variables``, then in that of this process.
     Threads that wait spin for a short time only, unless the user has set how they wait.
-    Unless ``outlives_parent``, the process ends with this one.
+    On Linux the process ends with this one.
 
     Raises:
         OSError: the process cannot be started.
@@ -260,7 +250,7 @@ def start_rank(
         stdout=stdout,
         stderr=stderr,
         process_group=0,
-        preexec_fn=None if outlives_parent else _die_with_the_parent,
+        preexec_fn=_die_with_the_parent,
     )
 
 
@@ -310,11 +300,8 @@ def ended(codes: Mapping[int, int], ranks: int, *, out_of_memory: int | None = N
     A rank that a signal killed explains the others best, then one whose exit code names a cause. A rank with exit code
     1 may only have lost another rank; on a full disk the one that met it first could not write why.
 
-    Args:
-        codes: by rank.
-        ranks: of the run.
-        out_of_memory: a rank that the system killed because it was out of memory. It explains all others.
-        host: the node to name in the message. ``None``: name none.
+    ``out_of_memory`` is a rank that the system killed for its memory, which explains all others. The message names
+    the node ``host``.
     """
     if not any(codes.values()):
         return Ended(exit_code=0, message="ended")

@@ -109,13 +109,16 @@ def torch_finding(subject: str, found: Sequence[Any], *, gpus: str | None, advic
 class Backend(ABC):
     """Where runs go: its settings, what it has, and what runs would get there. Its methods start nothing.
 
-    A backend whose jobs need a launcher is an :class:`AttendedBackend`, else a
-    :class:`jobs.launch.scheduled.ScheduledBackend`. :data:`jobs.registry.BACKENDS` names each class.
+    A launcher starts the runs of a backend through its :meth:`executor`. A scheduler that queues jobs itself is
+    ``is_scheduled``, and has the methods ``check``, ``submit``, ``submit_report`` and ``cancel`` of
+    :class:`slurm.backend.SlurmBackend` in place of that. :data:`jobs.registry.BACKENDS` names each class.
     """
 
     name: ClassVar[str]
     TABLE: ClassVar[type[Any]] = BackendTable
     """Dataclass of its ``[backend.*]`` table, with at least the keys of :class:`BackendTable`."""
+    is_scheduled: ClassVar[bool] = False
+    """Whether its jobs need no launcher."""
     is_here: bool = False
     """Whether its runs use this machine alone."""
 
@@ -159,18 +162,18 @@ class Backend(ABC):
             BackendError: the run can never fit here, or its precision does not exist here.
         """
 
+    def executor(self, study_dir: Path) -> Executor:
+        """Return what starts the runs of a study. Nothing is started yet."""
+        raise NotImplementedError
+
+    def scripts(self, planned: Any, options: Any) -> list[str]:
+        """Return the scripts that a launch of these runs would submit to a scheduler."""
+        return []
+
     def where(self) -> str:
         """Return a few words about where runs go and how many at once."""
         limit = self.settings.max_parallel
         return f"{self.describe()}{f', at most {limit} at once' if limit else ''}"
-
-
-class AttendedBackend(Backend):
-    """A backend whose jobs a launcher starts and follows."""
-
-    @abstractmethod
-    def executor(self, study_dir: Path) -> Executor:
-        """Return what starts the runs of a study. Nothing is started yet."""
 
 
 class Executor(ABC):
@@ -203,8 +206,8 @@ class Executor(ABC):
         """Return what is free now, as a copy. A submission that fits into it starts."""
 
     @abstractmethod
-    def submit(self, submission: Submission) -> str | None:
-        """Start or queue an attempt; return the backend's job id. ``None``: the room that :meth:`free` showed is gone.
+    def submit(self, submission: Submission) -> str:
+        """Start or queue an attempt that fits into what :meth:`free` has just shown; return the backend's job id.
 
         Raises:
             BackendError, FileError: it cannot be started.

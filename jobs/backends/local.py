@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from jobs import terminal
 from jobs.attempt.memory_kills import MemoryKills
 from jobs.attempt.supervisor import INTERFACE_VARIABLE, Ended, Supervisor, rank_variables
-from jobs.backends.base import AttendedBackend, BackendTable, Executor
+from jobs.backends.base import Backend, BackendTable, Executor
 from jobs.plan.capacity import Allocation, Capacity, Node, with_noun
 from jobs.spec import Resources, RunSpec, Submission
-from jobs.study.folder import is_behaviour_study
 from jobs.study.kept_code import Code
 from seqlm import machine
-from seqlm.environment import ATTEMPT, GPU_SHARE
-from seqlm.errors import BackendError, FileError, UsageError
-from seqlm.processes import is_alive, own_processes, process_start, this_process
+from seqlm.errors import BackendError, FileError
 
 
-class LocalBackend(AttendedBackend, Executor):
+class LocalBackend(Backend, Executor):
     """Runs ranks on this machine. A slot is a GPU or a share of one, if the machine has any, and cores."""
 
     name = "local"
@@ -34,19 +27,14 @@ class LocalBackend(AttendedBackend, Executor):
 
     host: str | None = None
     """Name of this node, for messages. ``None``: it needs none."""
-    outlives_launcher = True
-    """Whether the ranks go on if this process is killed."""
 
     def __init__(self, settings: BackendTable | None = None, *, capacity: Capacity | None = None) -> None:
         """``capacity``: what runs may use. ``None``: all of this machine."""
         super().__init__(settings)
-        self._study_dir: Path | None = None
-        """Whose workers of other launchers hold what they have. ``None``: there are none."""
         self._capacity = capacity or this_machine()
         self._free = self._capacity.copy()
         self._jobs: dict[str, tuple[Supervisor, list[Allocation]]] = {}
         """Job id -> its ranks and what they hold."""
-        self._orphans: list[_Orphan] = []
         self._memory_kills = MemoryKills()
 
     def describe(self) -> str:
@@ -61,38 +49,23 @@ class LocalBackend(AttendedBackend, Executor):
         return resources
 
     def executor(self, study_dir: Path) -> Executor:
-        self._study_dir = study_dir
         return self
 
     def open(self, code: Code) -> None:
-        """Find the workers of other launchers: those of one that was killed go on."""
-        if self._study_dir is not None:
-            self._orphans = _orphans(self._study_dir, self._capacity.total_cpus)
-        if self._orphans:
-            ranks = f"{len(self._orphans)} process{'' if len(self._orphans) == 1 else 'es'}"
-            terminal.tell(f"{ranks} of an earlier launcher still train here; what they hold is free when they end")
+        """Do nothing: there is nothing to prepare."""
 
     def close(self) -> None:
         for ranks, _ in self._jobs.values():
             ranks.signal(signal.SIGKILL)
 
     def free(self) -> Capacity:
-        free = self._free.copy()
-        self._orphans = [orphan for orphan in self._orphans if is_alive(orphan.owner)]
-        for node in free.nodes.values():
-            for orphan in self._orphans:
-                node.cpus = max(0.0, node.cpus - orphan.cpus)
-                if orphan.device in node.gpus:
-                    node.gpus[orphan.device] = max(0.0, node.gpus[orphan.device] - orphan.gpus)
-        return free
+        return self._free.copy()
 
     def submit(self, submission: Submission) -> str:
         assert submission.resources.cpus is not None, "resources are resolved before they are submitted"
         allocations = self.free().place(submission.resources)
         assert allocations is not None, "asked whether there is room before"
-        ranks = Supervisor(
-            submission, memory_kills=self._memory_kills, host=self.host, outlives_parent=self.outlives_launcher
-        )
+        ranks = Supervisor(submission, memory_kills=self._memory_kills, host=self.host)
         try:
             for rank, allocation in enumerate(self.here(allocations)):
                 ranks.start(rank, self.variables(submission, rank, allocation.device))
@@ -131,42 +104,6 @@ class LocalBackend(AttendedBackend, Executor):
 
     def wait(self, seconds: float) -> None:
         time.sleep(seconds)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Orphan:
-    """A rank on this machine that another launcher has started."""
-
-    owner: Mapping[str, Any]
-    """Its process, as in a lock file."""
-    cpus: float
-    device: str
-    """Its GPU. Empty: none."""
-    gpus: float
-
-
-def _orphans(study_dir: Path, total_cpus: float) -> list[_Orphan]:
-    """Return the ranks of a study, of its canaries and of its behaviour jobs that run here, with what they hold.
-
-    Their variables say that, from the moment at which they start.
-    """
-    folder = (study_dir.parent if is_behaviour_study(study_dir) else study_dir).resolve()
-    found: dict[tuple[str, str], _Orphan] = {}
-    for pid, words, variables in own_processes():
-        if ATTEMPT.name not in variables:
-            continue
-        # Another program may have a variable of that name, and anything as its last word.
-        with contextlib.suppress(KeyError, ValueError, OSError, RuntimeError, UsageError):
-            if not Path(words[-1]).resolve().is_relative_to(folder):
-                continue
-            held = _Orphan(
-                owner={**this_process(), "pid": pid, "process_start": process_start(pid)},
-                cpus=min(float(variables.get("OMP_NUM_THREADS", "1")), total_cpus / int(variables["WORLD_SIZE"])),
-                device=variables.get(machine.VISIBLE, ""),
-                gpus=GPU_SHARE.read(variables),
-            )
-            found[words[-1], variables["RANK"]] = held  # a process that the rank has forked looks like it
-    return list(found.values())
 
 
 def this_machine() -> Capacity:

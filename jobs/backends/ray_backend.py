@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, final
 
-from jobs.backends.base import AttendedBackend, BackendTable, Executor, Finding
+from jobs.backends.base import Backend, BackendTable, Executor, Finding
 from jobs.backends.local import require_device, this_machine
 from jobs.plan.capacity import Capacity
 from jobs.registry import default_backend
@@ -32,7 +32,7 @@ class RayTable(BackendTable):
 
 
 @final
-class RayBackend(AttendedBackend):
+class RayBackend(Backend):
     """Placement groups of a Ray cluster; without an address, of a Ray on this machine, which has what that has."""
 
     name = "ray"

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, final
 from unittest import mock
@@ -133,7 +133,7 @@ class RayCluster:
         try:
             _knock(self._address)
             # Ray has its workers import from the folder in which it is initialised.
-            with _variables(names), contextlib.chdir(source_tree()):
+            with mock.patch.dict(os.environ, names), contextlib.chdir(source_tree()):
                 _init(options)
         except Exception as error:  # Ray raises what its layers raise: ConnectionError, RuntimeError, ValueError, ...
             self._private.close()
@@ -179,36 +179,19 @@ def _private() -> Iterator[Path]:
         raise BackendError(
             f"Ray {ray.__version__} lets other users of this machine in; install ray>={oldest}, or use --backend local"
         )
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_AUTH_TOKEN_PATH": None}
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     is_cluster = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False  # what Ray does on macOS and Windows: every address is 127.0.0.1
     folder = Path(tempfile.mkdtemp(prefix="seqlm-ray-", dir=os.environ.get("RAY_TMPDIR")))
     try:
-        with _variables(token):
+        with mock.patch.dict(os.environ, token):
+            os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
             _read_environment_again()
             yield folder
     finally:
         _read_environment_again()
         ray_constants.ENABLE_RAY_CLUSTER = is_cluster
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _variables(values: Mapping[str, str | None]) -> Iterator[None]:
-    """Set variables while the block runs. ``None``: unset."""
-
-    def put(these: Mapping[str, str | None]) -> None:
-        for name, value in these.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-    before = {name: os.environ.get(name) for name in values}
-    put(values)
-    try:
-        yield
-    finally:
-        put(before)
 
 
 def _read_environment_again() -> None:

@@ -10,6 +10,7 @@ import itertools
 import math
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, final
 
 import ray
@@ -25,6 +26,7 @@ from jobs.plan.capacity import Allocation, Capacity
 from jobs.spec import Submission
 from jobs.study.kept_code import Code
 from seqlm.errors import EXIT_LOST, EXIT_STOPPED, BackendError
+from seqlm.rundir import RunDirectory
 
 REFRESH_SECONDS = 2.0
 """Time between two queries of the cluster for its nodes and for what other users hold."""
@@ -32,6 +34,8 @@ PATIENCE_SECONDS = 5.0
 """How long Ray may take to place a run that should fit, before no further run is submitted."""
 AVOID_SECONDS = 600.0
 """How long no run is submitted to a node that does not see the runs folder."""
+IDLE_SECONDS = 5.0
+"""How long the group and actors of a run that has ended wait for one of the same resources: new ones take a second."""
 
 
 @dataclass(kw_only=True)
@@ -52,6 +56,16 @@ class _Job:
     """How its ranks ended, the first one first."""
 
     @property
+    def needs(self) -> tuple[object, ...]:
+        """What a run must need to get the group of this one."""
+        wanted = self.submission.resources
+        return wanted.ranks, wanted.cpus, wanted.gpus
+
+    @property
+    def attempt(self) -> Path:
+        return RunDirectory(self.submission.run_dir).attempt_dir(self.submission.attempt)
+
+    @property
     def waits_long(self) -> bool:
         return not self.is_placed and time.monotonic() - self.since > PATIENCE_SECONDS
 
@@ -70,6 +84,8 @@ class RayExecutor(Executor):
         self._foreign: dict[str, tuple[float, float]] = {}
         """Node -> cores and GPUs that other users hold."""
         self._jobs: dict[str, _Job] = {}
+        self._idle: list[tuple[float, _Job]] = []
+        """Runs that have ended whose groups wait for another one, and when they ended."""
         self._avoided: dict[str, float] = {}
         """Node -> until when no run is submitted there, on the monotonic clock."""
         self._numbers = itertools.count(1)
@@ -88,12 +104,16 @@ class RayExecutor(Executor):
 
     def close(self) -> None:
         self._jobs.clear()
+        self._idle.clear()
         self._cluster.close()
 
     # -- what is free ----------------------------------------------------------------------------------------------
 
     def free(self) -> Capacity:
         self._refresh_if_due()
+        return self._free()
+
+    def _free(self) -> Capacity:
         free, now = self.capacity(), time.monotonic()
         for job in self._jobs.values():
             free.take(job.allocations)
@@ -110,7 +130,7 @@ class RayExecutor(Executor):
         self._refreshed_at = time.monotonic()
         self._total = self._cluster.capacity()
         free, others = self._cluster.free(self._total), self._total.copy()
-        for job in self._jobs.values():
+        for job in (*self._jobs.values(), *(one for _, one in self._idle)):
             others.take(job.allocations)
         if not self._cluster.is_embedded:
             self._foreign = {
@@ -119,7 +139,7 @@ class RayExecutor(Executor):
             }
         for job in self._jobs.values():
             job.is_placed = job.is_placed or placement_group_table(job.group)["state"] == "CREATED"
-            if any(one.node not in self._total.nodes for one in job.allocations):
+            if self._is_lost(job):
                 self._release(job)  # Ray would wait for a lost node forever
             elif job.waits_long and (allocations := free.place(job.submission.resources)) is not None:
                 free.take(allocations)  # another user took the node first
@@ -127,51 +147,68 @@ class RayExecutor(Executor):
                 job.allocations = allocations
                 self._start(job)
 
+    def _is_lost(self, job: _Job) -> bool:
+        return any(one.node not in self.capacity().nodes for one in job.allocations)
+
     # -- a run -----------------------------------------------------------------------------------------------------
 
-    def submit(self, submission: Submission) -> str | None:
-        allocations = self.free().place(submission.resources)
-        if allocations is None:  # a node was lost since, or another user has taken it
-            return None
+    def submit(self, submission: Submission) -> str:
+        allocations = self._free().place(submission.resources)
+        assert allocations is not None, "asked whether there is room before"
         job = _Job(submission=submission, allocations=allocations)
-        self._start(job)
+        same = next((one for one in self._idle if one[1].needs == job.needs and not self._is_lost(one[1])), None)
+        if same is not None:
+            self._idle.remove(same)
+            job.group, job.hosts, job.allocations = same[1].group, same[1].hosts, same[1].allocations
+            job.is_placed = True
+            self._run(job)
+        else:
+            self._end_idle(0.0)
+            self._start(job)
         job_id = f"{submission.run_dir.name}/{submission.attempt}-{next(self._numbers)}"
         self._jobs[job_id] = job
         return job_id
 
     def _start(self, job: _Job) -> None:
-        """Ask Ray for a group on the nodes that were chosen, and its actors to run their ranks once it is placed.
-
-        Ray itself would spread shares of GPUs over many cards.
-        """
-        assert self._code is not None, "open before anything is submitted"
-        submission, gpus = job.submission, job.submission.resources.gpus or 0
+        """Ask Ray for a group on the nodes that were chosen. Ray itself would spread shares of GPUs over many cards."""
+        gpus = job.submission.resources.gpus or 0
         bundle = {"CPU": job.allocations[0].cpus, **({"GPU": gpus} if gpus else {})}
         nodes = [{"ray.io/node-id": one.node} for one in job.allocations]
         job.group = placement_group([dict(bundle) for _ in nodes], strategy="PACK", bundle_label_selector=nodes)
-        # Ray unpacks the kept code where the actors of a cluster run.
-        is_kept_here = self._cluster.is_embedded or self._code.live
-        job.since, job.hosts, job.pending = time.monotonic(), [], {}
         actor: Any = ray.remote(RankHost)
-        for rank, allocation in enumerate(job.allocations):
+        job.hosts = []
+        for rank in range(len(nodes)):
             place = PlacementGroupSchedulingStrategy(job.group, placement_group_bundle_index=rank)
             options = {"num_cpus": bundle["CPU"], "num_gpus": gpus, "scheduling_strategy": place}
-            job.hosts.append(host := actor.options(max_concurrency=3, **options).remote())
-            answer = host.run.remote(
-                submission,
+            job.hosts.append(actor.options(max_concurrency=3, **options).remote())
+        self._run(job)
+
+    def _run(self, job: _Job) -> None:
+        """Have the actors run their ranks once they are placed."""
+        assert self._code is not None, "open before anything is submitted"
+        # Ray unpacks the kept code where the actors of a cluster run.
+        is_kept_here = self._cluster.is_embedded or self._code.live
+        job.since, first_host = time.monotonic(), node_address(job.allocations[0].node)
+        job.pending = {
+            host.run.remote(
+                job.submission,
                 rank,
                 node=allocation.node,
-                first_host=node_address(job.allocations[0].node),
-                kept_code=submission.cwd if is_kept_here else None,
-            )
-            job.pending[answer] = rank
+                first_host=first_host,
+                kept_code=job.submission.cwd if is_kept_here else None,
+            ): rank
+            for rank, (host, allocation) in enumerate(zip(job.hosts, job.allocations, strict=True))
+        }
 
     def poll(self, job_id: str) -> Ended | None:
         job = self._jobs[job_id]
         if job.pending:
             return None
         del self._jobs[job_id]
-        self._release(job)
+        if any(end.is_lost for end in job.ends) or job.is_stopped:
+            self._release(job)
+        else:
+            self._idle.append((time.monotonic(), job))
         return first_cause(job.ends)
 
     def stop(self, job_id: str, *, force: bool) -> None:
@@ -183,7 +220,7 @@ class RayExecutor(Executor):
             self._release(job)
             return
         for host in job.hosts:
-            host.stop.remote()
+            host.stop.remote(job.attempt)
 
     @staticmethod
     def _release(job: _Job) -> None:
@@ -194,9 +231,18 @@ class RayExecutor(Executor):
         with contextlib.suppress(ray.exceptions.RayError, ValueError):
             remove_placement_group(job.group)
 
+    def _end_idle(self, seconds: float) -> None:
+        """Release the groups that have waited longer than ``seconds``."""
+        now = time.monotonic()
+        for since, job in self._idle:
+            if now - since > seconds:
+                self._release(job)
+        self._idle = [(since, job) for since, job in self._idle if now - since <= seconds]
+
     def wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         self._refresh_if_due()
+        self._end_idle(IDLE_SECONDS)
         while not self._advance(max(0.0, left := deadline - time.monotonic())) and left > 0:
             if not any(job.pending for job in self._jobs.values()):
                 time.sleep(min(left, seconds))
@@ -227,7 +273,7 @@ class RayExecutor(Executor):
         job.ends.append(end or lost)
         if job.ends[-1].exit_code:
             for other in job.pending.values():
-                job.hosts[other].peer_failed.remote()
+                job.hosts[other].peer_failed.remote(job.attempt)
         if problem:
             self._avoid(node, job.submission, problem)
 
@@ -237,6 +283,7 @@ class RayExecutor(Executor):
         Raises:
             BackendError: no node is left to try.
         """
+        self._end_idle(0.0)
         now, left = time.monotonic(), self.capacity()
         self._avoided = {node: now + AVOID_SECONDS, **{one: end for one, end in self._avoided.items() if end > now}}
         for avoided in self._avoided:

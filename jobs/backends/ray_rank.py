@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 import sys
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import final
@@ -19,6 +16,7 @@ from jobs.spec import Submission
 from seqlm import machine
 from seqlm.errors import EXIT_LOST, EXIT_STOPPED, FileError
 from seqlm.reading import is_folder
+from seqlm.rundir import RunDirectory
 
 POLL_SECONDS = 0.05
 
@@ -32,20 +30,18 @@ class RankHost:
     """
 
     def __init__(self) -> None:
-        self._is_stopped = threading.Event()
-        self._has_peer_failed = threading.Event()
+        self._stopped: set[Path] = set()
+        """The folders of the attempts that were asked to stop."""
+        self._failed: set[Path] = set()
+        """The folders of the attempts of which another rank has failed."""
 
     def run(
         self, submission: Submission, rank: int, *, node: str, first_host: str, kept_code: Path | None
     ) -> Ended | None:
         """Run a rank's process to its end. ``None``: this node does not see the run's folder.
 
-        Args:
-            submission: the attempt. The interpreter is that of this actor, whatever its ``argv`` names.
-            rank: from 0.
-            node: Ray's id of this node.
-            first_host: the address of the first rank's node.
-            kept_code: the folder of the code to run. ``None``: the one that came with the actor.
+        The interpreter is that of this actor, whatever ``argv`` names. ``node`` is Ray's id of this node, and
+        ``first_host`` the address of the first rank's. ``kept_code``: ``None`` means the code that came with the actor.
         """
         if not _sees(submission.run_dir):
             return None
@@ -61,30 +57,27 @@ class RankHost:
         )
         argv = (sys.executable, *submission.argv[1:])
         ranks = Supervisor(replace(submission, argv=argv, cwd=kept_code or Path.cwd()), memory_kills=MemoryKills())
-        if self._is_stopped.is_set():
+        attempt = RunDirectory(submission.run_dir).attempt_dir(submission.attempt)
+        if attempt in self._stopped:
             return Ended(exit_code=EXIT_STOPPED, message="stopped before it had started")
         try:
             ranks.start(rank, variables)
         except (OSError, FileError) as error:
             problem = f"cannot start the worker on {socket.gethostname()}: {error}"
             return Ended(exit_code=EXIT_LOST, message=problem, is_lost=True)
-        was_told = False
-        while (ended := ranks.poll()) is None:
-            if self._is_stopped.is_set() and not was_told:
-                was_told = True
-                ranks.signal(signal.SIGTERM)
-            if self._has_peer_failed.is_set():
-                ranks.peer_failed()
-            time.sleep(POLL_SECONDS)
-        return ended
+        return ranks.follow(
+            POLL_SECONDS,
+            is_stopped=lambda: attempt in self._stopped,
+            has_peer_failed=lambda: attempt in self._failed,
+        )
 
-    def stop(self) -> None:
+    def stop(self, attempt: Path) -> None:
         """Ask the rank to stop between two steps. A rank that has not started yet does not start."""
-        self._is_stopped.set()
+        self._stopped.add(attempt)
 
-    def peer_failed(self) -> None:
+    def peer_failed(self, attempt: Path) -> None:
         """Note that another rank has failed: if this one does not notice in time, it is killed."""
-        self._has_peer_failed.set()
+        self._failed.add(attempt)
 
 
 def _sees(folder: Path) -> bool:

@@ -17,7 +17,6 @@ from jobs.launch.changes import changes
 from jobs.launch.job import LaunchOptions
 from jobs.launch.own_models import check_models
 from jobs.launch.prepare import check_data, estimated, find_data, plan_runs, resolve_resources, resolve_specs
-from jobs.launch.scheduled import ScheduledBackend
 from jobs.manifests.filters import asks_for_identity, facts_of_spec, select
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.reader import find_manifest
@@ -105,11 +104,9 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
         terminal.say(budget[0])
     if backend.is_here:
         _warn_of_memory(planned)
-    scripts: list[str] = []
-    if isinstance(backend, ScheduledBackend) and any(item.action != "skip" for item in planned):
-        scripts = backend.scripts(planned, LaunchOptions(study_dir=study_dir, policy=manifest.policy))
-        for script in scripts:
-            terminal.say(f"\nwould submit:\n{script}")
+    scripts = backend.scripts(planned, LaunchOptions(study_dir=study_dir, policy=manifest.policy))
+    for script in scripts:
+        terminal.say(f"\nwould submit:\n{script}")
     if refused is not None:
         terminal.tell(f"error: run would refuse this: {refused}")
     data = {

@@ -10,14 +10,13 @@ from typing import Any
 
 from jobs import terminal
 from jobs.attempt.supervisor import progress_variables
-from jobs.backends.base import AttendedBackend, Backend
+from jobs.backends.base import Backend
 from jobs.cli.arguments import Arguments
 from jobs.cli.parser import flag_of
 from jobs.cli.progress import Watcher, follow_launch, tell_skipped, watch
 from jobs.launch.background import detach
 from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import launched, preparing, waiting_for_budget
-from jobs.launch.scheduled import ScheduledBackend
 from jobs.manifests import secrets
 from jobs.manifests.load import Manifest
 from jobs.registry import BACKENDS, backend_class, default_backend
@@ -108,9 +107,8 @@ def carry_out(
     for line in secrets.advice(settings.env, f"{name}.env"):
         terminal.tell(f"warning: {line}")
     options = replace(options, live_code=arguments.live_code, policy=options.policy.with_retries(settings.retries))
-    if isinstance(backend, ScheduledBackend):
+    if backend.is_scheduled:
         return _submit(arguments, specs, options, backend)
-    assert isinstance(backend, AttendedBackend), "every backend is one of the two"
     if not arguments.no_wait:
         canary = arguments.canary if options.canary is None else options.canary
         return None, attend(specs, replace(options, canary=canary), backend)
@@ -122,7 +120,7 @@ def carry_out(
     return {"study": study_name(options.study_dir), "launcher_pid": pid}, ()
 
 
-def attend(specs: Sequence[RunSpec], options: LaunchOptions, backend: AttendedBackend) -> Collection[str]:
+def attend(specs: Sequence[RunSpec], options: LaunchOptions, backend: Backend) -> Collection[str]:
     """Launch from this process, wait, and return the ids of the runs. Progress goes to stderr.
 
     Raises:
@@ -144,7 +142,7 @@ def attend(specs: Sequence[RunSpec], options: LaunchOptions, backend: AttendedBa
 
 
 def _submit(
-    arguments: Arguments, specs: Sequence[RunSpec], options: LaunchOptions, backend: ScheduledBackend
+    arguments: Arguments, specs: Sequence[RunSpec], options: LaunchOptions, backend: Any
 ) -> tuple[dict[str, Any] | None, Collection[str]]:
     """Submit to a scheduler, and watch the jobs unless ``--no-wait`` says otherwise; they need no launcher."""
     study_dir = options.study_dir

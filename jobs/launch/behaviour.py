@@ -11,6 +11,7 @@ import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jobs import terminal
@@ -90,43 +91,7 @@ def _best_first(runs: Iterable[ObservedRun]) -> list[ObservedRun]:
     return [run for _, run in sorted(found, key=lambda pair: pair[0])]
 
 
-# -- whether a result still holds ----------------------------------------------------------------------------------
-
-
-def default_settings(config: RunConfig) -> dict[str, Any]:
-    """Return the settings that apply without flags, in the form in which a worker writes them to ``result.json``."""
-    seq_len = config.train.seq_len
-    return {
-        "window": 2 * seq_len,
-        "samples": 10,
-        "lengths": [seq_len, 2 * seq_len],
-        "temperature": 1.0,
-        "prompt": None,
-        "gradient_columns": 20,
-        "seed": config.seed,
-    }
-
-
-def is_current(
-    result: Mapping[str, Any] | None,
-    config: RunConfig,
-    given: Mapping[str, Any],
-    *,
-    checkpoint_sha256: str | None,
-    judge_sha256: str | None,
-) -> bool:
-    """Return whether a job's ``result.json`` equals what the job would write now. Pure.
-
-    ``given`` holds the settings set by flags. Every other setting must have its default.
-    """
-    if result is None or checkpoint_sha256 is None:
-        return False
-    found = [result.get(key) for key in ("version", "checkpoint_sha256", "judge_sha256")]
-    if found != [BEHAVIOUR_VERSION, checkpoint_sha256, judge_sha256]:
-        return False
-    settings = result.get("settings")
-    expected = {**default_settings(config), **given}
-    return isinstance(settings, Mapping) and expected == {key: settings[key] for key in expected if key in settings}
+# -- the job of a run ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,29 +106,36 @@ class BehaviourJob:
     checkpoint_sha256: str | None
     """Digest of the run's ``best.pt``. ``None`` means that this file no longer exists."""
     judge_sha256: str | None
+    settings: Mapping[str, Any]
+    """The settings set by flags, now or at an earlier launch."""
 
     @property
     def name(self) -> str:
         return self.run.name
 
-    def is_current(self, given: Mapping[str, Any]) -> bool:
-        """Return whether the stored result equals what would be computed now. A damaged result counts as none."""
-        run, digests = self.run.run, {"checkpoint_sha256": self.checkpoint_sha256, "judge_sha256": self.judge_sha256}
+    def is_current(self) -> bool:
+        """Return whether the stored result has these checkpoints and settings. A damaged result counts as none."""
+        run = self.run.run
         with contextlib.suppress(FileError):
-            has_files = is_file(run.behaviour_file) and is_file(run.samples_file)
-            return has_files and is_current(self.folder.read_result(), _config(self.run), given, **digests)
+            result = self.folder.read_result() or {}
+            made = result.get("settings")
+            found = [result.get(key) for key in ("version", "checkpoint_sha256", "judge_sha256")]
+            return (
+                is_file(run.behaviour_file)
+                and is_file(run.samples_file)
+                and found == [BEHAVIOUR_VERSION, self.checkpoint_sha256, self.judge_sha256]
+                and isinstance(made, dict)
+                and self.settings.items() <= made.items()
+            )
         return False
 
-    def last_settings(self) -> dict[str, Any]:
-        """Return the settings that flags set at the job's last launch; empty if it was never launched."""
-        with contextlib.suppress(FileError):
-            settings = (read_json(self.folder.task_file) or {}).get("settings")
-            return {key: settings[key] for key in SETTINGS if key in settings} if isinstance(settings, dict) else {}
-        return {}
 
-    def task(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the content of the job's task file."""
-        return {"judge": self.judge_id, "settings": dict(given)}
+def _last_settings(folder: RunDirectory) -> dict[str, Any]:
+    """Return the settings that flags set at a job's last launch; empty if it was never launched."""
+    with contextlib.suppress(FileError):
+        settings = (read_json(folder.task_file) or {}).get("settings")
+        return {key: settings[key] for key in SETTINGS if key in settings} if isinstance(settings, dict) else {}
+    return {}
 
 
 # -- as a launch ---------------------------------------------------------------------------------------------------
@@ -178,13 +150,13 @@ class BehaviourLaunch:
         *,
         only: Sequence[str] = (),
         exclude: Sequence[str] = (),
-        given: Mapping[str, Any] | None = None,
+        given: Mapping[str, Any] = MappingProxyType({}),
         force: bool = False,
         data: Path | None = None,
     ) -> None:
         """Find the jobs and those that need computing. Reads checkpoints, writes nothing.
 
-        ``given`` are the settings set by flags; ``None`` means that each job keeps the settings of its last launch.
+        ``given`` are the settings set by flags. Each job keeps the others that its last launch was given.
         With ``force``, jobs that are up to date are computed too. ``data`` is the path of the corpus; ``None``:
         ``SEQLM_DATA``, else the path that the run trained with.
 
@@ -199,12 +171,14 @@ class BehaviourLaunch:
         """Every chosen job, whether or not it needs computing."""
         for run in choose(runs, listed=listed, only=only, exclude=exclude):
             judge = judge_of(run, runs)
+            folder = RunDirectory(study_dir / BEHAVIOUR_FOLDER / run.run.id)
             job = BehaviourJob(
                 run=run,
                 judge_id=judge.run.id if judge else None,
-                folder=RunDirectory(study_dir / BEHAVIOUR_FOLDER / run.run.id),
+                folder=folder,
                 checkpoint_sha256=checksum(run.run.best_checkpoint),
                 judge_sha256=checksum(judge.run.best_checkpoint) if judge else None,
+                settings={**_last_settings(folder), **given},
             )
             self.jobs.append(job)
         self.specs: list[RunSpec] = []
@@ -212,15 +186,14 @@ class BehaviourLaunch:
         self.tasks: dict[str, dict[str, Any]] = {}
         """Run id of each job that needs computing -> content of its task file."""
         for job in self.jobs:
-            settings = job.last_settings() if given is None else given
-            if job.checkpoint_sha256 is None or (job.is_current(settings) and not force):
+            if job.checkpoint_sha256 is None or (job.is_current() and not force):
                 continue
             spec, run_id = job.run.to_spec(), job.run.run.id
-            flags = [f"--{key}={value}" for key, value in settings.items()]
+            flags = [f"--{key}={value}" for key, value in job.settings.items()]
             command = ["python", "launch.py", "behaviour", str(study_dir), "--only", f"id={run_id}", *flags]
             resources, path = replace(spec.resources, ranks=1), find_data(data, spec.data_path)
             self.specs.append(replace(spec, resources=resources, data_path=path, command=command))
-            self.tasks[run_id] = job.task(settings)
+            self.tasks[run_id] = {"judge": job.judge_id, "settings": dict(job.settings)}
 
     def options(self) -> LaunchOptions:
         """Return the options by which a launch of these jobs differs from a launch of runs."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from jobs import terminal
 from jobs.backends.base import Executor
@@ -14,18 +11,14 @@ from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import LaunchOptions
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun
-from jobs.spec import Resources
 from jobs.study.kept_code import Code
 from seqlm.config import RunConfig
 from seqlm.ends import timestamp
 from seqlm.environment import CANARY
-from seqlm.errors import CanaryError, FileError
-from seqlm.files import read_json
-from seqlm.reading import listed
+from seqlm.errors import CanaryError
 from seqlm.requests import file_request
 from seqlm.run_layout import CANARY_FOLDER
 from seqlm.rundir import Observation, RunDirectory
-from seqlm.schema import read
 
 CANARY_ABOVE = 10
 """Up to this many runs start without canaries. A user watches a few runs; a large grid fails overnight."""
@@ -44,23 +37,14 @@ def wanted(choice: bool | None, todo: Iterable[PlannedRun]) -> bool:
 
 
 def check(todo: Sequence[PlannedRun], executor: Executor, code: Code, options: LaunchOptions) -> None:
-    """Run a canary for each architecture-optimizer pair that has no passed canary yet, and return if all pass.
+    """Run a canary for each architecture-optimizer pair of runs that start, and return if all pass.
 
-    A canary that failed in an earlier launch runs again. A canary that passed stands for runs of its pair that have
-    the same resources and need no more memory. ``todo`` are the runs about to start or resume, as prepared, and
-    ``executor`` is open.
+    ``todo`` are the runs about to start or resume, as prepared, and ``executor`` is open.
 
     Raises:
         CanaryError: a canary failed.
     """
-    passed = _passed(options.study_dir, executor.name)
-
-    def has_passed(item: PlannedRun) -> bool:
-        kind = (_pair(item.spec.config), replace(item.spec.resources, priority=0))
-        return any((one["pair"], one["resources"]) == kind and one["estimate"] >= _memory(item) for one in passed)
-
-    chosen = [item for item in choose(one for one in todo if one.action == "start") if not has_passed(item)]
-    if chosen:
+    if chosen := choose(item for item in todo if item.action == "start"):
         _run(chosen, executor, code, options)
 
 
@@ -92,8 +76,7 @@ def _run(chosen: Sequence[PlannedRun], executor: Executor, code: Code, options: 
     canaries, plan = [], {}
     for item in chosen:
         run = RunDirectory.canary(options.study_dir, item.run.id)
-        provenance = {**item.run.read_provenance(), "memory_estimate_bytes": _memory(item)}
-        plan[run.id] = {"config": item.spec.config.to_dict(), "provenance": provenance}
+        plan[run.id] = {"config": item.spec.config.to_dict(), "provenance": item.run.read_provenance()}
         canaries.append(PlannedRun(spec=item.spec, run=run, observation=run.observe(), action="start", reason=None))
     wanted = {item.run.id: {"from_attempt": item.run.last_attempt() + 1} for item in canaries}
     request = {"kind": "run", "at": timestamp(), "policy": POLICY.to_dict(), "runs": wanted}
@@ -120,20 +103,3 @@ def _run(chosen: Sequence[PlannedRun], executor: Executor, code: Code, options: 
         # A failure of kind `code`, such as a wrong device, would fail every run.
         hint = "" if kinds == {"code"} else "; --no-canary starts it without canaries"
         raise CanaryError("\n".join([*failed, f"no run of the grid was started{hint}"]))
-
-
-def _passed(study_dir: Path, backend: str) -> list[dict[str, Any]]:
-    """Return the canaries of a study that passed on a backend, the smallest first. An unreadable one has not passed.
-
-    Each is its ``canary.json`` with its pair, its resources without the priority, which does not affect whether a run
-    fits, and the estimated bytes of one rank of its run.
-    """
-    found = []
-    for run in map(RunDirectory, listed(study_dir / CANARY_FOLDER)):
-        with contextlib.suppress(FileError):
-            record, estimate = run.read_canary(), run.read_provenance().get("memory_estimate_bytes")
-            start = read_json(run.start_file(record["attempt"])) if record else None
-            if record and start and start["backend"] == backend and estimate is not None:
-                resources = replace(read(Resources, start["resources"]), priority=0)
-                found.append({**record, "pair": _pair(run.read_config()), "resources": resources, "estimate": estimate})
-    return sorted(found, key=lambda canary: canary["estimate"])

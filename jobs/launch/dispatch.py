@@ -15,11 +15,10 @@ from jobs import terminal
 from jobs.attempt.attempt import Attempt, hung_seconds
 from jobs.attempt.supervisor import KILL_SECONDS, Ended
 from jobs.backends.base import Executor
-from jobs.launch.background import STOP_SECONDS, Interrupts
+from jobs.launch.background import STOP_SECONDS
 from jobs.launch.job import Host, LaunchOptions, next_submission
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import Queue
-from jobs.spec import Submission
 from jobs.study.budget import Budget
 from jobs.study.folder import this_launcher, write_queue
 from jobs.study.kept_code import Code
@@ -90,13 +89,11 @@ class Dispatcher:
         *,
         writes_queue: bool = True,
         host: Host | None = None,
-        interrupts: Interrupts | None = None,
     ) -> None:
         """Start nothing yet. ``executor`` is open, and workers run ``code``.
 
         Variables that seqlm sets override those in the ``env`` of ``options``. With ``writes_queue``, which runs wait
         and why is recorded for ``status`` whenever that changes. ``host``: the process; ``None``: a launcher.
-        ``interrupts``: the signals that end it; ``None``: those of a launcher.
 
         Raises:
             UsageError: ``SEQLM_HUNG_MINUTES`` is not a number above 0.
@@ -112,8 +109,6 @@ class Dispatcher:
         self._unseen: defaultdict[str, list[End]] = defaultdict(list)
         """By run id, failures in a row of which the run's files say nothing: they cannot be read or written, or belong
         to another worker."""
-        self._unplaced: dict[str, Submission] = {}
-        """By run id, an attempt for which there was no room after all."""
         self._unwritten: list[str] = []
         """The names of runs whose failures could not be written."""
         self._warnings: set[str] = set()
@@ -123,8 +118,8 @@ class Dispatcher:
         self._writes_queue = writes_queue
         self._queue_written: Mapping[str, str] | None = None
         self._queue_tried_at = -math.inf
-        self._interrupts = interrupts or Interrupts()
         self._host = host or Host()
+        self._interrupts = self._host.interrupts
         self._requests = Requests(options.study_dir)
         self.left: dict[str, str] = {}
         """Run id -> why a run is left to the next start of this process, where the run's files cannot say it: another
@@ -172,22 +167,21 @@ class Dispatcher:
             return
         while not self._interrupts.stop:
             item = self._queue.take(self._executor.free(), len(self._alive), time.monotonic())
-            if item is None or not self._start(item):
+            if item is None:
                 return
+            self._start(item)
 
-    def _start(self, item: PlannedRun) -> bool:
-        """Start an attempt of a run, unless it was cancelled while it waited. Return whether there was room for it."""
-        run, attempt, submission = item.run, None, None
+    def _start(self, item: PlannedRun) -> None:
+        """Start an attempt of a run, unless it was cancelled while it waited."""
+        run, attempt = item.run, None
         try:
             with self._files_of(item):
                 item = replace(item, observation=run.observe())
-                is_wanted = self._is_ours(item) and item.observation.state != "cancelled"
-                if is_wanted and (submission := self._unplaced.pop(run.id, None)) is None:
-                    run.create_as_launched()
-                    submission = next_submission(item, self._options, self._code)
-            if submission is None:
-                self._tell("ended", item, item.observation)
-                return True
+                if not self._is_ours(item) or item.observation.state == "cancelled":
+                    self._tell("ended", item, item.observation)
+                    return
+                run.create_as_launched()
+                submission = next_submission(item, self._options, self._code)
             attempt = Attempt(submission, self._host.where)
             attempt.record_start(
                 {
@@ -202,15 +196,10 @@ class Dispatcher:
             job_id = self._executor.submit(submission)
         except FileError as error:
             self._have_trouble(item, error, attempt.number if attempt else 0)
-            return True
-        if job_id is None:
-            self._unplaced[run.id] = submission
-            self._queue.put_back(item)
-            return False
+            return
         # Kept before anything else can fail, so that an error stops this worker too.
         self._live.append(_Live(id=job_id, item=item, attempt=attempt))
         self._tell("started", item, item.observation)
-        return True
 
     def _is_ours(self, item: PlannedRun) -> bool:
         """Return whether no later request names the run.

@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs.attempt.attempt import micro_batches
 from jobs.attempt.supervisor import worker_variables
-from jobs.launch.background import STOP_SECONDS
+from jobs.launch.background import STOP_SECONDS, Interrupts
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Submission
@@ -55,10 +55,15 @@ class LaunchOptions:
 class Host:
     """The process in which a dispatcher runs: a launcher, unless a subclass says otherwise."""
 
+    interrupts: Interrupts
+    """The signals that end it."""
     stop_seconds = STOP_SECONDS
     """How long workers may take to stop before they are killed."""
     where = "outside the worker's own code"
     """Where a failure happened of which the worker wrote nothing."""
+
+    def __init__(self) -> None:
+        self.interrupts = Interrupts()
 
     def tries_again(self, kind: FailureKind | None, number: int) -> bool:
         """Return whether a run that failed with ``kind`` is tried again by this dispatcher.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import terminal
-from jobs.backends.base import AttendedBackend, Backend
+from jobs.backends.base import Backend
 from jobs.launch import canary
 from jobs.launch.changes import changes
 from jobs.launch.dispatch import Dispatcher, Tell
@@ -236,7 +236,7 @@ def preparing(
         if options.record is not None:
             models = {model.sha256 for spec in specs if isinstance(model := spec.config.model, CustomConfig)}
             record_launch(options.study_dir, models, terminal.tell)
-        _write_record(options, todo)
+            write_record(options.study_dir, options.record, todo, terminal.tell)
         yield planned, _request(todo, specs, target, options) if todo else None
 
 
@@ -326,14 +326,9 @@ def _label(item: PlannedRun) -> dict[str, str]:
     return {"label": sizes.label} if sizes is not None and sizes.label else {}
 
 
-def _write_record(options: LaunchOptions, todo: Sequence[PlannedRun]) -> None:
-    if options.record is not None:
-        write_record(options.study_dir, options.record, todo, terminal.tell)
-
-
 @contextlib.contextmanager
 def launched(
-    specs: Sequence[RunSpec], backend: AttendedBackend, options: LaunchOptions
+    specs: Sequence[RunSpec], backend: Backend, options: LaunchOptions
 ) -> Iterator[tuple[list[PlannedRun], Callable[[Tell], None]]]:
     """Prepare a launch and run its canaries. Yields the plan, and what runs it to its end.
 
@@ -359,7 +354,8 @@ def launched(
                 canary.check(tried, executor, code, options)
                 left = [item for item in todo if not item.run.is_cancelled()]
                 todo = estimated(left, earlier_throughput(options.study_dir.parent))
-                _write_record(options, todo)
+                if options.record is not None:
+                    write_record(options.study_dir, options.record, todo, terminal.tell)
             yield planned, functools.partial(Dispatcher(executor, code, options).dispatch, todo)
         finally:
             executor.close()

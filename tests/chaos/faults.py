@@ -108,7 +108,7 @@ class TerminateWorker(Fault):
 
 @final
 class KillLauncher(Fault):
-    """SIGKILL of the launcher; its workers go on alone, and another launcher comes."""
+    """SIGKILL of the launcher, with which its workers end; another launcher comes."""
 
     def happen(self, scene: Scene) -> str | None:
         if scene.launcher.poll() is not None:

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -58,7 +57,7 @@ def test_an_array_of_behaviour_jobs_runs_their_module_and_is_submitted_once(
 
     jobs = [RunDirectory(study_dir / "behaviour" / runs[name].id) for name in ("rnn-b", "gru")]
     plan = JobPlan.read(study_dir / "behaviour/launches/000001/plan.json")
-    assert plan.worker == ("-m", STAND_IN)
+    assert plan.options.worker == ("-m", STAND_IN)
     assert sorted(plan.arrays[0].jobs) == sorted((job.id,) for job in jobs)
     assert launch.main(words) == 0
     assert "nothing to submit" in capsys.readouterr().err
@@ -67,7 +66,7 @@ def test_an_array_of_behaviour_jobs_runs_their_module_and_is_submitted_once(
     for index in range(2):
         env = {"SLURM_JOB_ID": "1", "SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": str(index)}
         place = SlurmContext.from_environment({**env, "CUDA_VISIBLE_DEVICES": "0"})
-        assert run_job(plan, 0, place, Signals(), started=time.time())
+        assert run_job(plan, 0, place, Signals())
     capsys.readouterr()
     assert all(job.observe().state == "done" for job in jobs)
     assert all(runs[name].behaviour_file.exists() for name in ("rnn-b", "gru"))

@@ -9,12 +9,15 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher
+from jobs.launch.job import LaunchOptions
 from jobs.manifests.policy import Policy
 from jobs.spec import Resources
 from jobs.study import budget
@@ -66,6 +69,7 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "state").write_text("[]")
+    (folder / "config").write_text("")
     (folder / "nodes").write_text("n1|mix|4|2000|(null)|(null)\nn2|idle|4|2000|(null)|(null)\n")
     program(folder, "sinfo", f"cat {folder}/nodes")
     program(
@@ -74,6 +78,7 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         f"""echo "$*" >> {folder}/calls
 case "$*" in
     --json*) cat {folder}/state;;
+    "show config") cat {folder}/config;;
     "show hostnames"*) echo "$3" | tr , "\\n";;
 esac
 [ ! -e {folder}/down ]""",
@@ -104,15 +109,13 @@ def plan(*runs: RunDirectory, program: str = TELL, **changes: object) -> JobPlan
     request = file_request(study_dir, {"kind": "run", "backend": "slurm", "policy": policy, "runs": wanted})
     resources = changes.pop("resources", None) or Resources(cpus=1, gpus=0)
     jobs = (tuple(run.id for run in runs),)
+    given: dict[str, Any] = {key: changes.pop(key) for key in ("policy", "search", "env") if key in changes}
+    options = LaunchOptions(study_dir=study_dir, request=request.number, worker=("-S", "-c", program), **given)
     known: dict[str, object] = {
-        "study_dir": study_dir,
-        "request": request.number,
+        "options": options,
         "arrays": (ArrayPlan(jobs=jobs, resources=resources, timeout_min=changes.pop("timeout_min", 10)),),  # type: ignore[arg-type]
-        "worker": ("-S", "-c", program),
-        "env": {},
         "code": Path.cwd(),
         "data": {},
-        "search": None,
         "signal_before_s": 60,
         "exclude": None,
         "must_have_nodes": False,
@@ -124,10 +127,8 @@ def place(**env: str) -> SlurmContext:
     return SlurmContext.from_environment({**ENV, **env})
 
 
-def work(
-    told: JobPlan, where: SlurmContext | None = None, signals: Signals | None = None, *, started: float = 0
-) -> bool:
-    return run_job(told, 0, where or place(), signals or Signals(), started=started or time.time())
+def work(told: JobPlan, where: SlurmContext | None = None, signals: Signals | None = None) -> bool:
+    return run_job(told, 0, where or place(), signals or Signals())
 
 
 def stop_when_ready(run: RunDirectory, signals: Signals, *, warn: bool) -> threading.Thread:
@@ -253,11 +254,16 @@ def test_limits_without_an_epoch_in_between_come_to_an_end(tmp_path: Path, room:
     assert (run.observe().reason or "").endswith("after 2 retries in a row without progress")
 
 
+@pytest.mark.parametrize("clock_behind_s", [300, -300])
 @pytest.mark.parametrize(("left_s", "kind"), [(60, "timeout"), (200, "preempted")])
-def test_a_time_limit_is_told_from_a_preemption(tmp_path: Path, left_s: int, kind: str) -> None:
+def test_a_time_limit_is_told_from_a_preemption_whatever_the_nodes_clock_says(
+    tmp_path: Path, room: Path, clock_behind_s: int, left_s: int, kind: str
+) -> None:
     run, signals = make(tmp_path), Signals()
     thread = stop_when_ready(run, signals, warn=True)
-    end = {"SLURM_JOB_END_TIME": str(int(time.time()) + left_s)}
+    now = time.time() + clock_behind_s  # by the controller's clock
+    (room / "config").write_text(f"Configuration data as of {datetime.fromtimestamp(now):%Y-%m-%dT%H:%M:%S}\nx = y\n")
+    end = {"SLURM_JOB_END_TIME": str(int(now) + left_s)}
     assert work(plan(run, program=STOPPABLE), place(**end), signals)
     thread.join()
     assert [failed.kind for failed in run.failures()] == [kind]
@@ -577,7 +583,7 @@ def work_on_two(told: JobPlan, room: Path, *, restarts: int = 0, second: str = "
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_RESTART_COUNT", str(restarts))
         patch.setenv("SLURM_JOB_NODELIST", f"n1,{second}")
-        patch.setattr(job, "LOOK_SECONDS", 0.05)
+        patch.setattr(job, "POLL_SECONDS", 0.05)
         thread = threading.Thread(target=serve, args=(told, 0, other, Signals()), daemon=True)
         thread.start()
         well = work(told, place(**env))

@@ -236,11 +236,11 @@ def test_a_submission_writes_as_many_files_for_many_runs_as_for_few(tmp_path: Pa
     assert files == {"request.json", "plan.json", "array-0.sh", "array-0.json"}
     told = JobPlan.read(asked.folder / "plan.json")
     assert told.arrays[0].jobs == tuple((item.run.id,) for item in items)
-    assert (told.worker, told.policy, told.request, told.code) == (
+    assert (told.options.worker, told.options.policy, told.options.request, told.code) == (
         ("-m", "seqlm.training.worker"),
         policy,
         asked.number,
         Path("/code"),
     )
-    assert told.env["SEQLM_PROGRESS_SECONDS"] == "10"
+    assert told.options.env["SEQLM_PROGRESS_SECONDS"] == "10"
     assert read_jobs(tmp_path / "s") == {item.run.id: f"1_{place}" for place, item in enumerate(items)}

@@ -68,7 +68,7 @@ def test_retry_goes_by_the_policy_of_the_manifest_and_by_what_the_run_needed(fak
     assert launch.main(["retry", "s", *more, "--kind", "code", "--kind", "oom", "--max-stalled-retries", "4"]) == 0
     assert list(fake.jobs()) == ["1_0", "2_0"]
     told = JobPlan.read(tmp_path / "s" / "launches" / "000002" / "plan.json")
-    assert told.policy == Policy(oom=1, checkpoint_min=3, timeout=2, max_stalled_retries=4)
+    assert told.options.policy == Policy(oom=1, checkpoint_min=3, timeout=2, max_stalled_retries=4)
     assert micro_batches(run, batch_size=20, ranks=1) == 2
     assert run.first_attempt() == 2
 
@@ -200,7 +200,7 @@ def test_plan_prints_the_scripts_that_run_submits(
     assert [re.sub(r"ARRAY_(\d+)", r"\1", script) for script in planned] == [job.script for job in submitted.values()]
     assert [job.options["nice"] for job in submitted.values()] == ["7", "12"], "the urgent run goes first"
     told = JobPlan.read(tmp_path / "runs/s/launches/000001/plan.json")
-    assert RunDirectory(told.study_dir / told.arrays[1].jobs[0][0]).read_provenance()["name"] == "long"
+    assert RunDirectory(told.options.study_dir / told.arrays[1].jobs[0][0]).read_provenance()["name"] == "long"
 
 
 def test_the_report_job_is_submitted_with_the_settings_of_the_runs(

@@ -249,7 +249,7 @@ def test_a_secret_in_env_stands_in_no_file_of_the_study_and_reaches_the_job(
     assert files_with(tmp_path / "runs") == []
     assert slurm.environment(1)["HF_TOKEN"] == PASSED["HF_TOKEN"]
     told = JobPlan.read(tmp_path / "runs/small/launches/000001/plan.json")
-    assert told.env["NCCL_DEBUG"] == "INFO"
+    assert told.options.env["NCCL_DEBUG"] == "INFO"
 
 
 @pytest.fixture

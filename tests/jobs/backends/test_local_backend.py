@@ -173,33 +173,6 @@ def test_a_precision_that_the_processor_lacks_is_refused_before_anything_starts(
 
 
 @pytest.mark.process
-@pytest.mark.usefixtures("_two_gpus")
-def test_what_the_workers_of_a_killed_launcher_hold_is_free_when_they_end(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    program = "import os, time\nwhile not os.path.exists('gate'): time.sleep(0.05)"
-    killed, study = LocalBackend(), tmp_path / "study"
-    ranks = killed.resolve(wanting(Resources(cpus=3, gpus=1)), at_most=1)
-    left = [killed.submit(submission(study / name, program, ranks)) for name in ("a", "canary/b")]
-    of_another_study = killed.submit(submission(tmp_path / "other" / "a", program, Resources(cpus=1, gpus=0)))
-    (study / "a" / "gate").touch()
-    wait(killed, left[0])
-    backend = LocalBackend()
-    backend.executor(study)
-    backend.open(Code(path=tmp_path, commit=None, dirty=False, live=True))
-    assert "1 process of an earlier launcher" in capsys.readouterr().err
-    assert (backend.free().cpus, backend.free().nodes["this machine"].gpus) == (5.0, {"GPU-aa": 1.0, "GPU-bb": 0.0})
-    own = backend.submit(submission(study / "c", TELL, Resources(cpus=5, gpus=1)))
-    wait(backend, own)
-    assert json.loads((study / "c" / "rank0").read_text())["CUDA_VISIBLE_DEVICES"] == "GPU-aa"
-    for folder in (study / "canary" / "b", tmp_path / "other" / "a"):
-        (folder / "gate").touch()
-    wait(killed, left[1])
-    wait(killed, of_another_study)
-    assert backend.free().nodes == backend.capacity().nodes
-
-
-@pytest.mark.process
 @pytest.mark.usefixtures("_four_cores")
 @pytest.mark.parametrize(
     ("manifest", "shell", "expected"),

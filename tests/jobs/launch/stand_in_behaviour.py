@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jobs.launch.behaviour import default_settings
 from seqlm.files import make_directory, read_json, write_json, write_json_lines
 from seqlm.locks import exclusive_lock
 from seqlm.run_layout import BEHAVIOUR_VERSION
@@ -37,7 +36,6 @@ def main() -> int:
             return 1
         task = read_json(job.task_file)
         assert task is not None
-        settings = {**default_settings(job.read_config()), **task["settings"]}
         judge = RunDirectory(study_dir / task["judge"]) if task["judge"] else None
         write_json(run.behaviour_file, {"by": "the stand-in", "data": os.environ.get("SEQLM_DATA")})
         write_json_lines(run.samples_file, [{"text": "the cat"}])
@@ -45,7 +43,7 @@ def main() -> int:
             "version": BEHAVIOUR_VERSION,
             "checkpoint_sha256": digest(run),
             "judge_sha256": None if judge is None else digest(judge),
-            "settings": settings,
+            "settings": task["settings"],
         }
         write_json(job.result_file, result)
     return 0

@@ -189,37 +189,11 @@ def test_starting_the_grid_all_the_same_is_not_offered_for_a_failure_that_every_
         check(trials, tmp_path, FakeBackend(work))
 
 
-def test_a_canary_that_has_passed_is_not_repeated_and_one_that_failed_is(tmp_path: Path) -> None:
-    trials = [trial(tmp_path, make_config(arch), name=arch) for arch in ("rnn", "gru")]
+def test_every_launch_runs_its_canaries(tmp_path: Path) -> None:
+    trials = [trial(tmp_path, make_config())]
+    check(trials, tmp_path, FakeBackend(passes))
     with pytest.raises(CanaryError):
-        check(trials, tmp_path, FakeBackend(lambda s: passes(s) if "rnn" in s.run_dir.name else diverges(s)))
-    again = FakeBackend(passes)
-    check(trials, tmp_path, again)
-    assert [(s.run_dir.name, s.attempt) for s in again.submissions] == [(trials[1].run.id, 2)]
-    never = FakeBackend(diverges)
-    assert check(trials, tmp_path, never) == []
-    assert never.submissions == []
-
-
-def test_a_passed_canary_stands_for_smaller_runs_on_the_same_resources_alone(tmp_path: Path) -> None:
-    check([trial(tmp_path, make_config(hidden_size=32))], tmp_path, FakeBackend(passes))
-    cases = [
-        (make_config(hidden_size=16), {}, 0),
-        (make_config(hidden_size=16), {"priority": 3}, 0),
-        (make_config(hidden_size=64), {}, 1),
-        (make_config(hidden_size=16), {"ranks": 2}, 1),
-    ]
-    for config, resources, submitted in cases:
-        backend = FakeBackend(passes)
-        check([trial(tmp_path, config, **resources)], tmp_path, backend)
-        assert len(backend.submissions) == submitted, (config, resources)
-
-
-def test_a_canary_that_is_repeated_and_fails_is_not_taken_for_the_one_that_passed_before(tmp_path: Path) -> None:
-    config = make_config()
-    check([trial(tmp_path, config)], tmp_path, FakeBackend(passes))
-    with pytest.raises(CanaryError):
-        check([trial(tmp_path, config, ranks=2)], tmp_path, FakeBackend(diverges))
+        check(trials, tmp_path, FakeBackend(diverges))
 
 
 def test_a_canary_that_loses_its_node_is_tried_once_more(tmp_path: Path) -> None:

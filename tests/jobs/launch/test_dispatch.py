@@ -109,14 +109,6 @@ def run_all(
     dispatcher.dispatch(items, lambda *told: on_event(Event(*told)))
 
 
-def test_a_run_whose_room_is_gone_when_it_is_submitted_waits_in_its_place(tmp_path: Path) -> None:
-    backend = FakeBackend(finish, slots=2)
-    backend.refuses = 2
-    items = [replace(item, spec=replace(item.spec, order=n)) for n, item in enumerate(todo(tmp_path, 3))]
-    run_all(backend, items)
-    assert [(s.run_dir.name, s.attempt) for s in backend.submissions] == [(item.run.id, 1) for item in items]
-
-
 def test_every_run_is_submitted_once_in_order_and_no_more_than_the_slots_at_a_time(tmp_path: Path) -> None:
     backend = FakeBackend(finish, slots=2)
     items = todo(tmp_path, 5)

@@ -28,10 +28,8 @@ def local() -> Backend:
 
 def cluster() -> Backend:
     target = SlurmBackend(SlurmSettings())
-    kind = NodeKind(count=2, usable=2, cpus=8, gpus=0, memory_mb=4000)
-    target.__dict__["_partition"] = PartitionFacts(
-        name="main", up=True, time_limit_min=None, max_nodes=None, kinds=(kind,)
-    )
+    kind = NodeKind(count=2, cpus=8, gpus=0, memory_mb=4000)
+    target.__dict__["_partition"] = PartitionFacts(name="main", time_limit_min=None, max_nodes=None, kinds=(kind,))
     return target
 
 
