@@ -88,7 +88,7 @@ def test_it_calls_itself_what_the_user_typed(
     def detach(argv: list[str], study_dir: Path) -> int:
         return 4711
 
-    monkeypatch.setattr("jobs.cli.request.detach", detach)
+    monkeypatch.setattr("jobs.cli.launching.detach", detach)
     for started, name in (("/opt/bin/seqlm", "seqlm"), ("launch.py", "python launch.py")):
         monkeypatch.setattr(sys, "argv", [started])
         assert launch.main([]) == 0
@@ -191,7 +191,7 @@ def test_two_failed_runs_of_one_name_keep_their_own_command_and_data(
             given[spec.fingerprint[:8]] = (spec.command, spec.data_path)
         raise UsageError("no further")
 
-    monkeypatch.setattr("jobs.cli.request.launched", stop)
+    monkeypatch.setattr("jobs.cli.launching.launched", stop)
     assert launch.main(["retry", "small", "--backend", "local"]) == 2
     runs = runs_in(study.folder / "runs" / "small")
     wanted = {run.read_config().fingerprint()[:8]: (["made", run.id], Path(f"/text/{run.id}")) for run in runs}

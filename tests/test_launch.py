@@ -17,7 +17,7 @@ import pytest
 
 import launch
 from jobs.backends.local import LocalBackend
-from jobs.cli import request
+from jobs.cli import launching
 from jobs.launch.job import LaunchOptions
 from jobs.spec import RunSpec
 from seqlm import machine
@@ -762,7 +762,7 @@ def test_workers_here_write_as_often_as_the_manifest_says(study: Study, monkeypa
         given.append(settings.env.get("SEQLM_PROGRESS_SECONDS"))
         raise UsageError("no further")
 
-    monkeypatch.setattr(request, "launched", stop)
+    monkeypatch.setattr(launching, "launched", stop)
     assert launch.main(["run", "small.toml", "--backend", "local"]) == 2
     with (study.folder / "small.toml").open("a") as manifest:
         manifest.write("[backend.local]\nprogress_s = 2.5\n")

@@ -1,37 +1,42 @@
 """The commands that launch: run, retry, behaviour; and report, which computes missing behaviour.
 
-Each finds its runs and where they go. :func:`jobs.cli.request.carry_out` launches them.
+Each finds its runs and where they go. :func:`carry_out` launches them: attended, in the background, or by SLURM.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jobs import terminal
+from jobs.attempt.supervisor import progress_variables
 from jobs.backends.base import Backend
 from jobs.backends.local import LocalBackend
 from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments
 from jobs.cli.naming import chosen_runs, find_trained
-from jobs.cli.planning import open_manifest, plan
-from jobs.cli.request import attend, carry_out, choose, choose_again
+from jobs.cli.planning import choose, choose_again, open_manifest, plan
 from jobs.cli.tables import STATE, Column, show
-from jobs.cli.view import say_status
+from jobs.cli.view import Watcher, follow_launch, say_status, tell_skipped, watch
+from jobs.launch.background import detach
 from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch
 from jobs.launch.changes import edited_models
 from jobs.launch.job import LaunchOptions
-from jobs.launch.prepare import find_data
+from jobs.launch.prepare import find_data, launched, preparing, waiting_for_budget
+from jobs.manifests import secrets
 from jobs.manifests.policy import Policy
 from jobs.plan.record import record_of
 from jobs.spec import RunSpec
 from jobs.study.folder import find_study, is_behaviour_study, observe_study, study_name
 from jobs.study.kept_code import distrust
 from jobs.study.record import StudyRecord
-from seqlm.errors import SeqlmError
+from seqlm.errors import SeqlmError, UsageError, printable
 from seqlm.rundir import Observation
 from seqlm.trust import distrusted
+
+LAUNCH_FILE = Path(__file__).resolve().parents[2] / "launch.py"
 
 # -- run, retry, behaviour -----------------------------------------------------------------------------------------
 
@@ -127,7 +132,7 @@ def behaviour(arguments: Arguments) -> tuple[Any, int]:
 
 
 def train(arguments: Arguments, specs: Sequence[RunSpec], options: LaunchOptions, backend: Backend) -> tuple[Any, int]:
-    """Launch runs as :func:`jobs.cli.request.carry_out` does, print how they ended, and write a report if wanted."""
+    """Launch runs as :func:`carry_out` does, print how they ended, and write a report if wanted."""
     study_dir = options.study_dir
     left, ids = carry_out(arguments, specs, options, backend)
     if left is not None:
@@ -143,6 +148,92 @@ def train(arguments: Arguments, specs: Sequence[RunSpec], options: LaunchOptions
         terminal.say(f"report: {write_report(study_dir)}")
     bad = ("failed", "cancelled", "pending")  # pending: its job is gone, or it waits for the budget
     return data, EXIT_RUN_FAILED if any(one["state"] in bad for one in data["runs"]) else 0
+
+
+# -- the ways to launch --------------------------------------------------------------------------------------------
+
+
+def carry_out(
+    arguments: Arguments, specs: Sequence[RunSpec], options: LaunchOptions, backend: Backend
+) -> tuple[dict[str, Any] | None, Collection[str]]:
+    """Launch ``specs`` on a backend, and wait unless ``--no-wait`` says otherwise.
+
+    Returns what runs on without this process (``None``: it has waited), and the ids of the runs (none for a launcher
+    in the background).
+
+    Raises:
+        SeqlmError: nothing has been started, or a canary has failed.
+        KeyboardInterrupt: interrupted while waiting.
+    """
+    settings, name = backend.settings, f"backend.{backend.name}"
+    for line in secrets.advice(settings.env, f"{name}.env"):
+        terminal.tell(f"warning: {line}")
+    options = replace(options, live_code=arguments.live_code, policy=options.policy.with_retries(settings.retries))
+    if backend.is_scheduled:
+        return _submit(arguments, specs, options, backend)
+    if not arguments.no_wait:
+        canary = arguments.canary if options.canary is None else options.canary
+        return None, attend(specs, replace(options, canary=canary), backend)
+    secrets.passed(settings.env_pass, os.environ, name)  # an error now, not in the background
+    argv = [word for word in arguments.argv if word not in ("--no-wait", "--json")]
+    pid = detach([str(LAUNCH_FILE), *argv], options.study_dir)
+    see = f"{terminal.program()} status {printable(str(options.study_dir))}"
+    terminal.say(f"launched by process {pid}; see: {see}")
+    return {"study": study_name(options.study_dir), "launcher_pid": pid}, ()
+
+
+def attend(specs: Sequence[RunSpec], options: LaunchOptions, backend: Backend) -> Collection[str]:
+    """Launch from this process, wait, and return the ids of the runs. Progress goes to stderr.
+
+    Raises:
+        SeqlmError: nothing has been started, or a canary has failed.
+        KeyboardInterrupt: interrupted; the workers have stopped.
+    """
+    settings = backend.settings
+    passed = secrets.passed(settings.env_pass, os.environ, f"backend.{backend.name}")
+    env = {**settings.env, **passed, **progress_variables(settings.progress_s)}
+    options = replace(options, max_parallel=settings.max_parallel, env=env)
+    where = backend.where()
+    with launched(specs, backend, options) as (planned, dispatch):
+        try:
+            follow_launch(options.study_dir, where, planned, dispatch)
+        except KeyboardInterrupt:
+            terminal.tell("the workers have stopped; the same command goes on from here")
+            raise
+    return {item.run.id for item in planned}
+
+
+def _submit(
+    arguments: Arguments, specs: Sequence[RunSpec], options: LaunchOptions, backend: Any
+) -> tuple[dict[str, Any] | None, Collection[str]]:
+    """Submit to a scheduler, and watch the jobs unless ``--no-wait`` says otherwise; they need no launcher."""
+    study_dir = options.study_dir
+    if arguments.canary:
+        raise UsageError(f"--canary: jobs of {backend.name} start without canaries so far; leave the flag out")
+    backend.check(study_dir)
+    with preparing(specs, backend, options) as (planned, prepared):
+        tell_skipped(planned)
+        jobs: list[str] = []
+        if prepared is not None and (why := waiting_for_budget(options)) is not None:
+            terminal.tell(f"nothing starts: {why}")
+        elif prepared is not None:
+            code, request = prepared.code, prepared.request
+            jobs = backend.submit(prepared.todo, options, code, request)
+            if arguments.then_report:
+                job = backend.submit_report(study_dir, request.folder, jobs, code, behaviour=arguments.behaviour)
+                terminal.tell(f"the report is written by job {job} after the last run")
+    todo = 0 if prepared is None else len(prepared.todo)
+    what = f"jobs {', '.join(jobs)}" if jobs else "nothing to submit"
+    terminal.tell(f"{study_name(study_dir)}: {todo} of {len(planned)} runs to do: {what}")
+    ids = {item.run.id for item in planned}
+    if arguments.no_wait:
+        return {"study": study_name(study_dir), "jobs": jobs}, ids
+    try:
+        watch(Watcher(study_dir, ids, every_seconds=backend.settings.progress_s))
+    except KeyboardInterrupt:
+        terminal.tell("the jobs go on without this terminal; `cancel` stops them")
+        raise
+    return None, ids
 
 
 # -- report -----------------------------------------------------------------------------------------------------------

@@ -1,17 +1,18 @@
-"""The command plan, and what ``run`` shares with it: opening a manifest."""
+"""The command plan, and what commands that launch share with it: opening a manifest, and where runs go."""
 
 from __future__ import annotations
 
 import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from jobs import terminal
+from jobs.backends.base import Backend
 from jobs.cli.arguments import Arguments
-from jobs.cli.request import choose
+from jobs.cli.parser import flag_of
 from jobs.cli.tables import Column, show
 from jobs.launch.changes import changes
 from jobs.launch.job import LaunchOptions
@@ -24,14 +25,78 @@ from jobs.plan.capacity import with_noun
 from jobs.plan.estimate import earlier_throughput
 from jobs.plan.planned import Action, PlannedRun
 from jobs.plan.totals import budget_of, search_line, totals
+from jobs.registry import BACKENDS, backend_class, default_backend
 from jobs.spec import RunSpec
+from jobs.study.folder import ObservedRun
+from jobs.study.record import StudyRecord
 from seqlm import machine
 from seqlm.data.corpus import corpus_facts
-from seqlm.environment import RUNS
-from seqlm.errors import DataError, UsageError, printable
+from seqlm.environment import BACKEND, DEVICE, RUNS
+from seqlm.errors import BackendError, DataError, UsageError, printable
 from seqlm.reading import exists, is_file
+from seqlm.requests import Requests
 from seqlm.run_layout import study_record_file
 from seqlm.rundir import RunDirectory
+
+# -- where runs go -------------------------------------------------------------------------------------------------
+
+
+def choose(
+    arguments: Arguments,
+    manifest: Manifest | None = None,
+    *,
+    last: str | None = None,
+    kept: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Backend:
+    """Return the backend of a launch, with its settings: flags override those of the manifest and the environment.
+
+    Without a manifest, ``last`` is the backend of the study's last launch, and ``kept`` its ``[backend.*]`` tables.
+
+    Raises:
+        UsageError: ``SEQLM_BACKEND`` names no backend, ``SEQLM_DEVICE`` no device, or a flag belongs to another
+            backend.
+        BackendError: ``SEQLM_DEVICE`` is ``cuda`` and this machine, where runs are to go, has no GPU.
+        ManifestError: a table or the site file is wrong.
+    """
+    variable = BACKEND.read(is_valid=lambda name: name in (*BACKENDS, None), expected=", ".join(BACKENDS))
+    wanted = arguments.backend or variable or (manifest.backend_name if manifest else last)
+    name = wanted if wanted in BACKENDS else default_backend()
+    kind: type[Backend] = backend_class(name)
+    table = (manifest.backend if manifest else kept or {}).get(name, {})
+    where = str(manifest.path) if manifest else "study.json"
+    # The names of the keys alone: values of env and setup may be secrets, and a launcher's output goes to a log.
+    terminal.detail(f"backend: {name}; set in {where}: {', '.join(table) or 'nothing'}")
+    backend = kind(replace(kind.read(table, where=where), **_settings_of(arguments, name)))
+    if not backend.is_here or (device := DEVICE.read()) is None:
+        return backend
+    if device == "cuda" and not machine.gpus():
+        raise BackendError(f"{DEVICE.name}=cuda: this machine has no GPU that this process may use")
+    return kind(replace(backend.settings, env={DEVICE.name: device, **backend.settings.env}))
+
+
+def _settings_of(arguments: Arguments, backend: str) -> dict[str, Any]:
+    """Return the settings of a backend that flags give."""
+    found = {}
+    for field in fields(arguments):
+        value, (owner, _, key) = getattr(arguments, field.name), field.metadata.get("sets", "").rpartition(".")
+        if key and value is not None:
+            if owner not in ("", backend):
+                raise UsageError(
+                    f"{flag_of(field)}: the backend is {backend}; add --backend {owner}, or leave the {key} out"
+                )
+            found[key] = value
+    return found
+
+
+def choose_again(study_dir: Path, runs: Sequence[ObservedRun], arguments: Arguments) -> Backend:
+    """Return where runs of a study go again: to their last backend if it was the same for all, with its settings."""
+    newest = Requests(study_dir).by_run()
+    names = {newest[one.run.id].record.get("backend") if one.run.id in newest else None for one in runs}
+    last = names.pop() if len(names) == 1 else None
+    return choose(arguments, last=last, kept=StudyRecord(study_dir, terminal.tell).backends)
+
+
+# -- plan -------------------------------------------------------------------------------------------------------------
 
 
 def _memory(record: Mapping[str, Any]) -> str:

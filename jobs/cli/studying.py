@@ -7,16 +7,27 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from jobs import terminal
 from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments
 from jobs.cli.naming import chosen_runs, named_runs
-from jobs.cli.view import say_status
+from jobs.cli.view import Watcher, say_status, watch
 from jobs.registry import scheduled_in
-from jobs.study.folder import find_study, launch_lock_file, observe_study, read_jobs, study_name
+from jobs.study.folder import ObservedRun, Observer, find_study, launch_lock_file, observe_study, read_jobs, study_name
+from jobs.study.squeue import Scheduler
 from seqlm.errors import ManifestError, UsageError, printable
+from seqlm.reading import LARGEST_HASHED, open_regular
+from seqlm.rundir import RunDirectory
+
+FOLLOW_SECONDS = 1.0
+"""Interval at which a followed log and the state of its run are polled, as with ``tail -f``."""
+LARGEST_TAIL = 4 * 2**20
+"""Bytes read from the end of a log to find its last lines. Longer lines are cut."""
 
 # -- status --------------------------------------------------------------------------------------------------------
 
@@ -28,10 +39,8 @@ def status(arguments: Arguments) -> tuple[Any, int]:
     study_dir = find_study(arguments.study, arguments.runs_dir)
     runs = chosen_runs(arguments, study_dir)
     if arguments.watch:
-        from jobs.cli import progress
-
         ids = {run.run.id for run in runs} if arguments.only or arguments.exclude else None
-        progress.watch(progress.Watcher(study_dir, ids, every_seconds=_progress_seconds(study_dir)))
+        watch(Watcher(study_dir, ids, every_seconds=_progress_seconds(study_dir)))
         return None, 0
     return say_status(runs, study_dir), 0
 
@@ -53,8 +62,6 @@ def _progress_seconds(study_dir: Path) -> float | None:
 
 def logs(arguments: Arguments) -> tuple[Any, int]:
     """Print the last lines of each run's latest attempt, or follow one run."""
-    from jobs.study.logs import follow_logs, print_log
-
     study_dir = find_study(arguments.study, arguments.runs_dir)
     runs = chosen_runs(arguments, study_dir)
     if arguments.one_run:
@@ -68,6 +75,81 @@ def logs(arguments: Arguments) -> tuple[Any, int]:
         return None, 0
     records = [print_log(run, arguments.lines, terminal.results())[0] for run in runs]
     return {"study": study_dir.name, "runs": records}, 0
+
+
+def print_log(run: ObservedRun, lines: int, stream: TextIO) -> tuple[dict[str, Any], dict[Path, int]]:
+    """Print the last ``lines`` lines that the latest attempt wrote to stdout and stderr.
+
+    Returns them as data, and the positions up to which the logs were read.
+    """
+    folder, name = run.run, run.name
+    if not folder.last_attempt():
+        canary = RunDirectory.canary(folder.path.parent, folder.id)
+        folder, name = (canary, f"{name}, canary") if canary.last_attempt() else (folder, name)
+    attempt, positions = folder.last_attempt(), dict[Path, int]()
+    record: dict[str, Any] = {"name": name, "id": folder.id, "attempt": attempt or None, "stdout": [], "stderr": []}
+    if not attempt:
+        why = run.observation.reason
+        print(printable(f"== {name}: no attempt yet{f': {why}' if why else ''}"), file=stream)
+        return record, positions
+    print(printable(f"== {name}, attempt {attempt}: {folder.attempt_dir(attempt)}"), file=stream)
+    for output, path in (("stdout", folder.stdout_log(attempt)), ("stderr", folder.stderr_log(attempt))):
+        raw, positions[path] = _tail(path)
+        record[output] = _lines(raw)[-lines:]
+        for line in record[output]:
+            print(printable(line if output == "stdout" else f"stderr: {line}"), file=stream)
+    return record, positions
+
+
+def follow_logs(run: ObservedRun, lines: int) -> None:
+    """Print the log of a run as it grows, across attempts, until the state of the run is final."""
+    attempt = 0
+    positions: dict[Path, int] = {}
+    scheduler = Scheduler()
+    while True:
+        newest = run.run.last_attempt()
+        observer = Observer(run.run.path.parent, scheduler, [run.run.id])
+        over = observer.is_over(observer.observe(run.run))
+        if newest > attempt:
+            record, positions = print_log(run, lines, sys.stdout)
+            attempt = record["attempt"]
+        for path, position in positions.items():
+            positions[path] = _print_from(path, position, rest=over)
+        if over:
+            return
+        sys.stdout.flush()
+        time.sleep(FOLLOW_SECONDS)
+
+
+def _tail(path: Path) -> tuple[bytes, int]:
+    """Return the end of a log, and the position after it."""
+    with contextlib.suppress(FileNotFoundError), open_regular(path, largest=LARGEST_HASHED) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - LARGEST_TAIL))
+        return file.read(LARGEST_TAIL), file.tell()
+    return b"", 0
+
+
+def _lines(raw: bytes) -> list[str]:
+    """Return the lines of a log, each as a terminal would show it after carriage returns."""
+    text = raw.decode("utf-8", errors="replace")
+    return [line.rstrip("\r").rpartition("\r")[2] for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+def _print_from(path: Path, position: int, *, rest: bool) -> int:
+    """Print the complete lines after ``position``, with ``rest`` also an incomplete one. Return the new position."""
+    with contextlib.suppress(FileNotFoundError), open_regular(path, largest=LARGEST_HASHED) as file:
+        file.seek(position)
+        while raw := file.read(LARGEST_TAIL):
+            end = raw.rfind(b"\n") + 1
+            if not end and (rest or len(raw) == LARGEST_TAIL):
+                end = len(raw)
+            if not end:
+                break
+            for line in _lines(raw[:end]):
+                print(printable(line))
+            position += end
+            file.seek(position)
+    return position
 
 
 # -- cancel --------------------------------------------------------------------------------------------------------

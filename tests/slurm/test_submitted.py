@@ -14,7 +14,7 @@ import launch
 from analysis.study.study import load_study
 from jobs.attempt.attempt import micro_batches
 from jobs.cli.arguments import EXIT_RUN_FAILED
-from jobs.cli.progress import Watcher
+from jobs.cli.view import Watcher
 from jobs.manifests.policy import Policy
 from jobs.study.budget import Budget
 from jobs.study.squeue import Scheduler
@@ -252,6 +252,6 @@ def test_a_run_whose_job_is_gone_without_a_result_is_a_failure_of_the_launch_tha
     def lose(*_: object) -> None:
         fake.end("1", purged=True)
 
-    monkeypatch.setattr("jobs.cli.request.watch", lose)
+    monkeypatch.setattr("jobs.cli.launching.watch", lose)
     words = ["run", str(manifest), "--backend", "slurm", "--live-code", "--runs-dir", str(tmp_path)]
     assert launch.main(words) == EXIT_RUN_FAILED

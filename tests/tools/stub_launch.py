@@ -17,9 +17,9 @@ STUB = (str(Path(__file__).with_name("stub_worker.py")),)
 
 def main() -> int:
     """Run a command, also in the background, with the stub in the place of the worker."""
-    from jobs.cli import request
+    from jobs.cli import launching
 
-    request.LAUNCH_FILE = Path(__file__)
+    launching.LAUNCH_FILE = Path(__file__)
     LaunchOptions.__init__.__kwdefaults__["worker"] = STUB
     return launch.main()
 

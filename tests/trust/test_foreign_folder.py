@@ -15,8 +15,8 @@ import pytest
 from analysis.report import write_report
 from analysis.study.study import load_study
 from jobs.attempt.supervisor import cause, ended
+from jobs.cli.studying import print_log
 from jobs.study.folder import launch_lock_file, launcher_of, launching, observe_study
-from jobs.study.logs import print_log
 from seqlm.errors import FileError, UsageError
 from seqlm.files import file_sha256, read_json, write_json
 from seqlm.locks import is_locked

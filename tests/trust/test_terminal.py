@@ -14,8 +14,7 @@ from rich.console import Console
 
 import launch
 from jobs import terminal
-from jobs.cli.progress import Watcher, drawn, watch
-from jobs.cli.view import MEASURES, StudyView
+from jobs.cli.view import MEASURES, StudyView, Watcher, drawn, watch
 from seqlm.errors import printable
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
@@ -124,7 +123,7 @@ def test_a_line_for_a_person_is_one_line(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_log_that_grows_is_followed_by_whole_lines(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
-    from jobs.study.logs import _print_from
+    from jobs.cli.studying import _print_from
 
     log = run.stdout_log(1)
 

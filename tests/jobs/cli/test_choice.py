@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jobs.backends.base import Backend
-from jobs.cli import request
+from jobs.cli import planning
 from jobs.cli.arguments import read
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.registry import default_backend
@@ -34,7 +34,7 @@ def choose(
     words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
     found = read(["run", "m.toml", *words])
     assert found is not None
-    return request.choose(found, given, last=last, kept=kept)
+    return planning.choose(found, given, last=last, kept=kept)
 
 
 def test_ray_is_the_default_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,7 @@ import pytest
 from rich.console import Console
 
 from jobs import terminal
-from jobs.cli.progress import Watcher, drawn, follow_launch
-from jobs.cli.view import MEASURES, Record, StudyView
+from jobs.cli.view import MEASURES, Record, StudyView, Watcher, drawn, follow_launch
 from jobs.launch.dispatch import Tell
 from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec

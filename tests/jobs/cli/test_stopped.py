@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from jobs import terminal
-from jobs.cli.progress import Watcher, follow_launch, tell_skipped
 from jobs.cli.studies import summary
-from jobs.cli.view import STATES, StudyView, changes
+from jobs.cli.view import STATES, StudyView, Watcher, changes, follow_launch, tell_skipped
 from jobs.spec import RunSpec
 from jobs.study.squeue import Scheduler
 from seqlm.rundir import Observation, RunDirectory

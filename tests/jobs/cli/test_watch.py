@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-import jobs.cli.progress
+import jobs.cli.view
 import launch
-from jobs.cli.progress import Watcher, table_lines, watch
-from jobs.cli.view import StudyView, changes
+from jobs.cli.view import StudyView, Watcher, changes, table_lines, watch
 from jobs.spec import RunSpec
 from jobs.study.folder import find_study, launching, write_queue
 from jobs.study.squeue import Scheduler
@@ -226,7 +225,7 @@ def test_changes_are_states_and_epochs_each_once(tmp_path: Path) -> None:
 def test_watching_in_lines_ends_when_every_run_is_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(jobs.cli.progress, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(jobs.cli.view, "LOOK_SECONDS", 0.01)
     run = add(tmp_path / "s", "one")
     look, looks = Watcher.look, list[StudyView]()
 
@@ -251,7 +250,7 @@ def test_watching_waits_for_runs_that_a_live_launcher_has_not_requested_yet(
 ) -> None:
     """As after `run --no-wait`, which returns when the launcher has locked the study."""
     study_dir = tmp_path / "s"
-    monkeypatch.setattr(jobs.cli.progress, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(jobs.cli.view, "LOOK_SECONDS", 0.01)
     made = add(tmp_path / "kept", "b")
     run = RunDirectory(study_dir / made.id)
 

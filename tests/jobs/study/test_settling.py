@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from jobs.cli.studying import follow_logs
 from jobs.manifests.policy import Policy
 from jobs.study.folder import Observer, launching, write_queue
-from jobs.study.logs import follow_logs
 from seqlm.files import write_json
 from seqlm.locks import exclusive_lock
 from seqlm.rundir import RunDirectory
@@ -33,7 +33,7 @@ class Following:
 
     def __init__(self, run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
         self._looks = self._wanted = 0
-        monkeypatch.setattr("jobs.study.logs.time", SimpleNamespace(sleep=self._pause))
+        monkeypatch.setattr("jobs.cli.studying.time", SimpleNamespace(sleep=self._pause))
         self._thread = threading.Thread(
             target=lambda: follow_logs(Observer(run.path.parent).look_at(run), 20), daemon=True
         )
@@ -95,6 +95,8 @@ def test_followed_logs_hold_what_was_written_while_their_end_was_printed(
         return real(text)
 
     monkeypatch.setattr(sys.stdout, "write", write)
-    monkeypatch.setattr("jobs.study.logs.time", SimpleNamespace(sleep=lambda seconds: write_json(run.result_file, {})))
+    monkeypatch.setattr(
+        "jobs.cli.studying.time", SimpleNamespace(sleep=lambda seconds: write_json(run.result_file, {}))
+    )
     follow_logs(Observer(run.path.parent).look_at(run), 20)
     assert capsys.readouterr().out.splitlines()[1:] == ["before", "meanwhile"]

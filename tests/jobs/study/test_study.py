@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.cli.studying import print_log
 from jobs.manifests.filters import select
 from jobs.spec import Resources, RunSpec
 from jobs.study.folder import (
@@ -20,7 +21,6 @@ from jobs.study.folder import (
     write_queue,
 )
 from jobs.study.kept_code import Code
-from jobs.study.logs import print_log
 from jobs.study.provenance import launch_record, run_record
 from seqlm import processes
 from seqlm.errors import FileError, UsageError
