@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from analysis.study import units
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
@@ -153,12 +151,3 @@ class Run:
         words = tokenizer.pieces(whole) if tokenizer else [vocabulary[number] for number in whole]
         read = plain_text(words[: len(ids)], data.level)
         return Generated(prompt=read, text=plain_text(words, data.level).removeprefix(read), unknown=unknown)
-
-    def _repr_html_(self) -> str:
-        keys = pd.Series(self.config.by_key(), name="value").rename_axis("key").reset_index()
-        best = f", best validation perplexity {units.perplexity(self.metrics['val_ppl'].min())}"
-        text = f"{units.count(len(self.metrics), 'epoch')}{best if len(self.metrics) else ''}"
-        return (
-            f"<h4>Run {self.number}, {escape(self.name)}: {escape(self.state)}</h4><p>{text}</p>"
-            f"<details><summary>Configuration</summary>{keys.to_html(index=False, border=0)}</details>"
-        )

@@ -99,11 +99,12 @@ def _relations(pairs: Sequence[Pair]) -> list[tuple[dict[str, Any], list[dict[st
         ]
         if change["optimizer"] is None and len(split) > 1:
             found.append((change, split))
-    spread = {
-        id(change): max(s["mean_change_nats"] for s in split) - min(s["mean_change_nats"] for s in split)
-        for change, split in found
-    }
-    return sorted(found, key=lambda one: (one[0]["key"] != ARCHITECTURE, -spread[id(one[0])]))
+
+    def spread(split: Sequence[dict[str, Any]]) -> float:
+        nats: list[float] = [one["mean_change_nats"] for one in split]
+        return max(nats) - min(nats)
+
+    return sorted(found, key=lambda one: (one[0]["key"] != ARCHITECTURE, -spread(one[1])))
 
 
 # -- tables --------------------------------------------------------------------------------------------------------

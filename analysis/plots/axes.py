@@ -148,16 +148,8 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def tick_text(value: float, _: object = None) -> str:
-    """Return the number at a tick.
-
-    >>> tick_text(1500.0), tick_text(0.002), tick_text(3e-7), tick_text(1e8)
-    ('1,500', '0.002', '3·10⁻⁷', '10⁸')
-    """
-    if value == 0 or 1e-4 <= abs(value) < 1e7:
-        return f"{value:,.6g}"
-    mantissa, exponent = f"{value:.5e}".split("e")
-    power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return power if float(mantissa) == 1 else f"{float(mantissa):g}·{power}"
+    """Return the number at a tick, such as ``1,500`` or ``0.002``."""
+    return f"{value:,.6g}"
 
 
 # -- points --------------------------------------------------------------------------------------------------------

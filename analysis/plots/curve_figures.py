@@ -142,6 +142,8 @@ def _chart(
         "Number: run. Colour: architecture; line and marker: optimizer. ▲: leaves the axis; ×: ended early; "
         "band: lowest to highest of several seeds."
     )
+    if any(len(row) > MOST_LINES for row in rows.values()):
+        caption += f" Coloured: {STANDING_OUT_OF_KIND} of the best in each panel; grey: at most {MOST_GREY} others."
     spoken = " and ".join(SPOKEN[progress] for progress in progresses)
     return Chart(name=name, title=f"{title} over {spoken}", caption=caption, figure=figure)
 

@@ -195,9 +195,6 @@ def behaviour_table(runs: Sequence[ExaminedRun]) -> Table:
         "First, last step: nats. Zero state, carried: perplexity. < 1 %: steps back, for the norm of the mean and the "
         f"mean of norms ({units.MISSING}: never). Then means over samples. {judges(runs)}"
     ).strip()
-    stale = [run.reference for run in runs if run.behaviour.is_stale]
-    if stale:
-        caption += f" Computed from an earlier checkpoint: {first_few(stale, 2)}."
     return Table(
         name="behaviour",
         title="Behaviour of the trained models",

@@ -171,7 +171,6 @@ def overfitting(done: pd.DataFrame) -> list[str]:
 
 def settings_table(study: Study) -> Table:
     """Validation perplexity of each setting over its seeds, against the best setting of its architecture and text."""
-    seeds = dict(zip(study.runs["number"], study.runs["val_ppl"], strict=True))
     lowest = {(setting.text, setting.arch): setting for setting in best_settings(study.settings)}
 
     def p_value(setting: Setting) -> float | None:
@@ -194,8 +193,6 @@ def settings_table(study: Study) -> Table:
             Column("val_ppl", "Valid.", units.perplexity, lambda s: s.val_ppl, numeric=True, emphasised=True),
             number("low", "From", units.perplexity, lambda setting: setting.interval.low),
             number("high", "To", units.perplexity, lambda setting: setting.interval.high),
-            number("best_seed", "Best seed", units.perplexity, lambda s: min(seeds[run] for run in s.runs)),
-            number("worst_seed", "Worst seed", units.perplexity, lambda s: max(seeds[run] for run in s.runs)),
             number("p_value", "p", _tie, p_value),
             Column("runs", "Runs", of=lambda setting: " ".join(map(str, setting.runs))),
         ],

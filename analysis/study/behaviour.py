@@ -179,8 +179,6 @@ class Behaviour:
     gradient_norms: GradientNorms | None
     """``None``: the model shows no hidden states, so there are no gradients by them."""
     samples: Annotated[list[Sample], Field(exclude=True)] = dataclasses.field(default_factory=list)
-    is_stale: Annotated[bool, Field(exclude=True)] = False
-    """Whether ``checkpoints/best.pt`` is another file by now."""
 
 
 _BEHAVIOUR, _SAMPLE = TypeAdapter(Behaviour), TypeAdapter(Sample)
@@ -213,12 +211,11 @@ def read_behaviour(run: RunDirectory) -> tuple[Behaviour | None, list[str]]:
         return None, warnings
     samples: list[Sample] = read_or_warn(lambda: _read_samples(run, warnings), [], warnings)
     digest = read_or_warn(lambda: file_sha256(run.best_checkpoint), None, warnings)
-    is_stale = digest not in (None, raw.get("checkpoint_sha256"))
-    if is_stale:
+    if digest not in (None, raw.get("checkpoint_sha256")):
         warnings.append(f"{run.behaviour_file} was computed from an earlier checkpoint; compute the behaviour again")
     try:
         found = _BEHAVIOUR.validate_json(json.dumps(raw))
-        return dataclasses.replace(found, samples=samples, is_stale=is_stale), warnings
+        return dataclasses.replace(found, samples=samples), warnings
     except ValidationError as error:
         problem = problems_of(error)[0]
     return None, [f"{run.behaviour_file} is damaged or of another version ({problem}); compute the behaviour again"]

@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis import open_study
 from analysis.discussion.expected import expected_blocks
 from analysis.discussion.next_runs import falling_runs
 from analysis.page import render_html, render_markdown
@@ -190,30 +189,6 @@ def test_a_run_that_is_asked_for_more_takes_part_by_what_it_had_finished(tmp_pat
     assert compared(study) == {"done": 110.0, "extended": 115.0}
     (open_run,) = open_runs_table(study).rows
     assert "3 of 4" in [cell.text for cell in open_run.cells]
-
-
-def test_a_trial_that_is_asked_for_more_lowers_nothing(tmp_path: Path) -> None:
-    trial = add_run(tmp_path, 0, "trial", "gru", "sgd", [50.0], epochs=3, done=False)
-    extend(trial, 1)
-    assert load_study(tmp_path).runs["compared_epochs"].tolist() == [1], "nothing else is there"
-    add_run(tmp_path, 1, "whole", "rnn", "sgd", [120.0, 110.0, 100.0])
-    study = load_study(tmp_path)
-    assert study.runs["compared_epochs"].tolist() == [3, 3]
-    assert compared(study) == {"whole": 100.0}
-
-
-def test_seeds_that_went_differently_far_are_one_setting(tmp_path: Path) -> None:
-    add_run(tmp_path, 0, "a-seed1", "gru", "sgd", [120.0, 110.0], seed=1)
-    add_run(tmp_path, 1, "a-seed2", "gru", "sgd", LONG, seed=2)
-    study = load_study(tmp_path)
-    assert study.runs["setting"].tolist() == [1, 1]
-    (setting,) = settings_of(study.compared.runs)
-    assert setting.runs == [1, 2]
-    assert "train.epochs" not in setting.config
-    row = open_study(tmp_path).results.iloc[0]
-    assert row["val_ppl"] == pytest.approx((110.0 * 115.0) ** 0.5)
-    assert row["epochs"] == 2
-    assert row["all_val_ppl"] == row["all_test_ppl"] == pytest.approx((110.0 * 80.0) ** 0.5)
 
 
 def test_each_text_has_its_own_fewest_epochs(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import csv
-import io
 import re
 import shutil
 from pathlib import Path
@@ -11,11 +9,7 @@ import pytest
 from analysis.blocks.latex import latex_table, latex_text
 from analysis.blocks.table import Column, Table
 from analysis.report import write_report
-from analysis.sections.results import hyperparameter_blocks, results_table
-from analysis.study import units
-from analysis.study.study import load_study
 from seqlm.files import write_json
-from tests.analysis.contents import only_table
 from tests.analysis.synthetic import fail, make_run
 from tests.latex import compile_latex, points_too_wide, require_latex
 
@@ -173,36 +167,3 @@ def test_lines_break_after_separators_and_never_within_a_number() -> None:
     b = r"\allowbreak{}"
     assert latex_text("lr=0.05-wd=1,000") == f"lr={b}0.05-{b}wd={b}1,000"
     assert latex_text("model.hidden_size two words") == f"model.{b}hidden\\_{b}size two words"
-
-
-def test_every_text_of_every_table_is_its_csv_value_as_it_is_printed(study_dir: Path) -> None:
-    study = load_study(study_dir)
-    printed = {
-        **dict.fromkeys(("train_ppl", "val_ppl", "final_train_ppl", "final_val_ppl", "test_ppl"), units.perplexity),
-        "wall_seconds": units.duration,
-        "architecture": units.architecture,
-        "optimizer": units.optimizer,
-        "parameters": units.decimals(",.0f"),
-    }
-    checked = 0
-    for table in (results_table(study), only_table(hyperparameter_blocks(study))):
-        markdown = [line for line in table.to_markdown().splitlines() if line.startswith("|")][2:]
-        tex = latex_table(table)
-        for row, values, line in zip(table.rows, csv.DictReader(io.StringIO(table.to_csv())), markdown, strict=True):
-            cells = [cell.strip().strip("*").replace("\\", "") for cell in line.split("|")[1:]]
-            for column, cell, shown in zip(table.columns, row.cells, cells, strict=False):
-                value = values[column.key]
-                is_number = column.numeric and value not in ("none", "constant", "compounding")
-                number = None if value == "" else float(value) if is_number else value
-                if column.key in printed:
-                    expected = printed[column.key](number)
-                elif value == "":
-                    expected = units.MISSING
-                elif column.key == "epochs_done":
-                    expected = value if value == "40" else f"{value} of 40"
-                else:
-                    expected = units.plain_value(number) if isinstance(number, float) else value
-                assert shown == cell.text == expected
-                assert latex_text(cell.text) in tex
-                checked += 1
-    assert checked > 100

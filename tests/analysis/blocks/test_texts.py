@@ -70,14 +70,6 @@ def test_the_page_says_when_runs_are_scored_on_different_tokens(tmp_path: Path) 
     assert sentence in said(results_blocks(load_study(tmp_path)))
 
 
-def test_runs_that_do_not_record_their_tokens_are_said_to_be_scored_differently_all_the_same(tmp_path: Path) -> None:
-    for order, columns in enumerate((20, 128)):
-        add_run(tmp_path, order, f"run{columns}", "rnn", "sgd", [100.0], batch_size=columns)
-    (sentence,) = scoring_sentences(load_study(tmp_path))
-    assert "20 columns and windows of 35 (1 run) and 128 columns and windows of 35 (1 run)" in sentence
-    assert "tokens in" not in sentence
-
-
 def test_runs_with_equal_evaluation_compare_whatever_their_batch(tmp_path: Path) -> None:
     for order, columns in enumerate((20, 128)):
         alike = {"batch_size": 10, "seq_len": 35}
@@ -116,17 +108,6 @@ def test_results_are_ranked_within_each_text_and_the_page_says_so(tmp_path: Path
     ]
 
 
-@pytest.mark.slow
-def test_a_study_on_one_text_has_no_column_of_texts(tmp_path: Path) -> None:
-    add_text_run(tmp_path, 0, 100.0, ONE)
-    study = load_study(tmp_path)
-    _, results = results_blocks(study)
-    assert isinstance(results, Table)
-    assert "text" not in [column.key for column in results.columns]
-    assert "on its text" not in results.caption
-    assert [arch for arch, *_ in report_page(study).best] == ["GRU"]
-
-
 def test_times_to_the_best_of_a_study_are_those_to_the_best_on_the_same_text(tmp_path: Path) -> None:
     add_text_run(tmp_path, 0, 20.0, OTHER)
     add_text_run(tmp_path, 1, 100.0, ONE, seed=2)
@@ -151,15 +132,6 @@ def test_an_expectation_across_texts_is_inconclusive(tmp_path: Path) -> None:
     sentences = said(discussion_section(load_study(tmp_path)).blocks)
     assert "no two finished runs, one from each side, are otherwise equal and predict the same text." in sentences
     assert "1 not comparable, 1 no clear difference" in sentences, "the times are equal"
-
-
-def test_a_study_on_one_text_is_itself(tmp_path: Path) -> None:
-    add_text_run(tmp_path, 0, 100.0, ONE)
-    add_run(tmp_path, 1, "open", "gru", "sgd", [90.0], done=False, seed=2, data={"corpus": "files", "sha256": ONE})
-    study = load_study(tmp_path)
-    assert text_sentences(study) == []
-    assert study.on_one_text is study
-    assert study.runs.set_index("number").loc[1, "data.sha256"] == ONE
 
 
 def test_other_tokens_of_one_text_are_another_text(tmp_path: Path) -> None:

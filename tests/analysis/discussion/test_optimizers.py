@@ -129,12 +129,3 @@ def test_without_other_optimizers_times_or_pairs_it_says_so(tmp_path: Path) -> N
     add_run(tmp_path, 2, "c", "rnn", "adam", [100.0], hidden_size=128)
     assert "No two settings with different optimizers agree in model, data and training" in said(compared(tmp_path))
     assert "Median time" not in said(compared(tmp_path))
-
-
-def test_sgd_with_momentum_is_an_optimizer_of_its_own(tmp_path: Path) -> None:
-    add_run(tmp_path, 0, "plain", "gru", "sgd", [100.0], lr=2.0)
-    add_run(tmp_path, 1, "heavy", "gru", "sgd", [95.0], lr=2.0, momentum=0.9)
-    add_run(tmp_path, 2, "ahead", "gru", "sgd", [90.0], lr=2.0, momentum=0.9, nesterov=True)
-    add_run(tmp_path, 3, "decoupled", "gru", "adamw", [85.0], lr=0.01)
-    found = {row["optimizer"]: row["run"] for row in table(compared(tmp_path), "discussion-2-optimizers")}
-    assert found == {"SGD": "1 plain", "SGD momentum": "2 heavy", "SGD Nesterov": "3 ahead", "AdamW": "4 decoupled"}

@@ -42,25 +42,6 @@ def test_the_picks_have_their_test_perplexity_gaps_in_nats_and_costs(tmp_path: P
     ]
 
 
-def test_one_setting_is_picked_from_no_others(tmp_path: Path) -> None:
-    add_run(tmp_path, 0, "alone", "gru", "sgd", [104.0, 100.0], seconds=90.0)
-    sentences = said(picked(tmp_path)).splitlines()
-    assert sentences[0].startswith(
-        "For generalisation: 100.00 (1 alone), the only finished setting, test 100.00, reached"
-    )
-    assert sentences[1].endswith("after 2 min."), "104 is within 5 % of 100"
-    assert "other" not in sentences[1]
-
-
-def test_a_pick_that_overfits_by_its_end_says_so(tmp_path: Path) -> None:
-    add_run(tmp_path, 0, "seven", "transformer", "adam", [190.0, 131.0, 5012.0], train=[200.0, 120.0, 3.0])
-    assert (
-        "By its last epoch its validation perplexity is 5,012.00, so take the parameters of its best epoch. Its "
-        f"validation loss less its training loss is {math.log(131 / 120):+.3f} nats at the best epoch and "
-        f"{math.log(5012 / 3):+.3f} after the last."
-    ) in said(picked(tmp_path))
-
-
 def test_a_difference_of_times_within_the_scatter_of_epochs_is_none(tmp_path: Path) -> None:
     """Of the quickstart: two RNNs that compute the same, in 9.1 and in 10 s."""
     times = {"sgd": [0.7, 1.1, 0.9, 0.8, 1.1], "adam": [0.9, 1.2, 0.9, 1.1, 0.9], "gru": [2.0, 2.2, 1.9, 2.1, 2.0]}
@@ -105,15 +86,6 @@ def test_the_front_leaves_out_what_another_beats_in_both(tmp_path: Path) -> None
         add_run(tmp_path, order, f"r{order}", arch, optimizer, [999.0, ppl], seconds=seconds)
     add_run(tmp_path, 5, "unfinished", "transformer", "adam", [999.0, 90.0], seconds=1.0, done=False)
     assert front_of(tmp_path) == [4, 2]
-
-
-def test_seeds_are_one_point_and_may_not_separate_the_best(tmp_path: Path) -> None:
-    for seed, ppl in enumerate([80.0, 125.0]):
-        add_run(tmp_path, seed, "a", "gru", "sgd", [ppl] * 2, seconds=10.0 + 20 * seed, seed=seed)
-    add_run(tmp_path, 2, "b", "rnn", "sgd", [101.0] * 2, seconds=5.0)
-    settings = load_study(tmp_path).settings
-    assert [(round(c.val_ppl, 6), c.seconds_to_best, c.only_run) for c in settings] == [(100, 20, None), (101, 5, 3)]
-    assert "seeds do not separate it from 1 other setting" in said(picked(tmp_path))
 
 
 def test_without_times_or_runs_there_is_no_pick(tmp_path: Path) -> None:

@@ -49,15 +49,6 @@ def test_a_study_without_a_finished_run_answers_each_question_in_a_sentence(tmp_
     ]
 
 
-def test_one_finished_run_is_no_comparison(tmp_path: Path) -> None:
-    add_run(tmp_path, 0, "a", "rnn", "sgd", [100.0, 90.0])
-    study = load_study(tmp_path)
-    sentences = said(discussion_section(study).blocks)
-    assert "Only SGD has finished runs" in sentences
-    assert "For wall-clock time: the same setting" in sentences
-    assert discussion_section(study).charts == []
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("svg_only")
 def test_damaged_runs_and_strange_names_do_no_harm(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from analysis.blocks.figure import Chart
 from analysis.plots import look
-from analysis.plots.axes import MARK_POINTS, Mark, fit, place_numbers, shared_cut
+from analysis.plots.axes import Mark, place_numbers
 from analysis.plots.curve_figures import BEST_PANELS
 from analysis.plots.curves import LABEL_LENGTH, MOST_LINES, STANDING_OUT, curves_of, prominent, styles_of
 from analysis.plots.files import FORMATS, figure_bytes, inline_svg
@@ -25,7 +25,6 @@ from benchmarks.report_study import make_study as make_large_study
 from seqlm.config import RunConfig
 from seqlm.files import write_json_lines
 from tests.analysis.contents import curve_charts
-from tests.analysis.hand_made import add_run
 from tests.analysis.synthetic import DIVERGED, EXPLODING, fail, make_run
 
 
@@ -88,16 +87,6 @@ def test_runs_that_leave_the_axis_or_end_early_are_named_and_flatten_no_other(ch
     assert any("▲" in text.get_text() for text in chart.figure.axes[0].texts)
 
 
-def test_a_run_that_explodes_does_not_flatten_the_others() -> None:
-    normal = [np.linspace(500, best, 40) for best in (110.0, 120.0, 150.0)]
-    explodes = np.geomspace(130, 1e12, 40)
-    axes = Figure().add_subplot()
-    fit(axes, "y", [*normal, explodes], cut_at=shared_cut([*normal, explodes]))
-    low, high = axes.get_ylim()
-    assert low < 110
-    assert 500 < high < 1000
-
-
 def test_no_infinity_and_no_nan_reaches_an_axis(tmp_path: Path) -> None:
     run = make_run(tmp_path, 0, epochs=4, done=False)
     records, _ = run.read_metrics()
@@ -120,13 +109,6 @@ def test_runs_without_an_epoch_are_named_and_not_drawn(tmp_path: Path) -> None:
     for name in ("validation", "runs-epochs"):
         assert "Without a finished epoch: 4 gru-adam." in charts[name].caption
         assert runs_of(charts[name])[0] == {"1"}
-
-
-def test_colour_tells_the_architecture_and_dashes_the_optimizer(study: Study) -> None:
-    curves = curves_of(study)
-    styles = {curve.name: styles_of(curves)[curve.number] for curve in curves}
-    assert styles["gru-adam"].colour == styles["gru-sgd"].colour != styles["rnn-adam"].colour
-    assert styles["gru-adam"].marker == styles["rnn-adam"].marker != styles["gru-sgd"].marker
 
 
 @pytest.mark.parametrize(
@@ -187,18 +169,6 @@ def test_of_many_runs_the_best_of_each_kind_stand_out_and_no_legend_grows(tmp_pa
         for legend in chart.figure.legends:
             assert len(legend.get_texts()) <= 3 * (MOST_LINES + 1)
             assert all(len(text.get_text()) <= LABEL_LENGTH for text in legend.get_texts())
-
-
-def test_numbers_keep_their_distance_in_the_finished_figure(tmp_path: Path) -> None:
-    for n in range(12):
-        add_run(tmp_path, n, f"r{n}", "gru", "adam", [300.0, 100.0 + n], lr=0.1 * (n + 1))
-    figure = curve_charts(load_study(tmp_path))["validation"].figure
-    figure.draw_without_rendering()
-    axes = figure.axes[0]
-    points = axes.transData.transform([text.xy for text in axes.texts])[:, 1] * 72 / figure.dpi
-    heights = sorted(points + [text.xyann[1] for text in axes.texts])
-    assert len(heights) == 12
-    assert min(np.diff(heights)) > MARK_POINTS - 0.1
 
 
 def test_numbers_cover_no_other_and_stay_beside_their_points() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.blocks.section import Points, Prose, Section
+from analysis.blocks.section import Points, Section
 from analysis.sections.cost import cost_section
 from analysis.study.study import load_study
 from seqlm.files import write_json, write_json_lines
@@ -69,14 +69,6 @@ def test_an_attempt_without_its_times_counts_with_its_epochs_and_is_counted_up(t
     assert said[-1] == (
         "Not recorded: the start of 1 attempt and the end of 0. Of these attempts only the finished epochs are counted."
     )
-
-
-def test_a_study_that_has_not_begun_has_cost_nothing(tmp_path: Path) -> None:
-    run = make_run(tmp_path, 0, epochs=0, done=False)
-    run.attempt_dir(1).rmdir()
-    (block,) = cost_section(load_study(tmp_path)).blocks
-    assert isinstance(block, Prose)
-    assert "nothing has been spent" in block.text
 
 
 def test_an_attempt_that_saved_its_state_within_an_epoch_has_lost_little(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import pytest
 from analysis.blocks.figure import Chart
 from analysis.blocks.section import Prose, Section
 from analysis.blocks.table import Table
-from analysis.plots.files import figure_bytes
 from analysis.plots.slices import slices_chart
 from analysis.sections.effects import effects_section
 from analysis.study.study import Study, load_study
@@ -78,15 +77,6 @@ def test_the_range_is_that_of_single_pairs(tmp_path: Path) -> None:
     assert row["mean_change_nats"] == pytest.approx(0.125)
 
 
-def test_several_seeds_count_as_one_setting(tmp_path: Path) -> None:
-    axes = {"optim.lr": [0.1, 1.0], "seed": [1, 2]}
-    study = load_study(make_grid(tmp_path, axes, lambda v: 5 + (v["optim.lr"] == 1.0) + 0.25 * v["seed"]))
-    section = effects_section(study)
-    (row,) = table_of(section, "effects")
-    assert (row["key"], row["pairs"], row["mean_change_nats"]) == ("optim.lr", 1, pytest.approx(1.0))
-    assert [axes.get_xlabel() for axes in chart_of(section, "slices").figure.axes] == ["optim.lr"]
-
-
 def test_a_change_has_a_row_for_each_optimizer_that_shows_it(tmp_path: Path) -> None:
     def loss(values: dict[str, Any]) -> float:
         helps = values["optim.optimizer"] == "adam"
@@ -110,21 +100,6 @@ def test_a_key_of_very_many_values_is_in_the_figure_alone(tmp_path: Path) -> Non
     (prose,) = [block for block in section.blocks if isinstance(block, Prose)]
     assert prose.text.endswith("Of more than 20 values, so in the figure alone: optim.lr.")
     assert (section.tables, len(chart_of(section, "slices").figure.axes)) == ([], 1)
-
-
-def test_hyperparameters_are_not_ranked(factorial: Study) -> None:
-    (prose,) = [block for block in effects_section(factorial).blocks if isinstance(block, Prose)]
-    assert prose.text.endswith(
-        "The hyperparameters are not ranked, because each was varied over other values and in other settings."
-    )
-
-
-@pytest.mark.parametrize(("n", "said"), [(0, "No run has finished"), (1, "Only one setting has finished")])
-def test_too_few_runs_give_a_sentence(tmp_path: Path, n: int, said: str) -> None:
-    make_run(tmp_path, 0, epochs=1, done=n > 0)
-    (block,) = effects_section(load_study(tmp_path)).blocks
-    assert isinstance(block, Prose)
-    assert block.text.startswith(said)
 
 
 def test_runs_that_differ_in_several_keys_show_no_paired_effect(tmp_path: Path) -> None:
@@ -164,11 +139,3 @@ def test_very_many_settings_are_drawn_together(monkeypatch: pytest.MonkeyPatch, 
     (points,) = chart.figure.axes[0].lines
     assert (len(points.get_xdata()), points.get_gid()) == (8, None)
     assert "Left out: optim.lr." in chart.caption
-
-
-@pytest.mark.slow
-def test_figures_are_the_same_bytes_each_time(factorial: Study) -> None:
-    first, second = (
-        [figure_bytes(chart.figure, "svg") for chart in effects_section(factorial).charts] for _ in range(2)
-    )
-    assert first == second

@@ -51,8 +51,3 @@ def test_each_group_has_a_table_and_curves_of_its_own(tmp_path: Path) -> None:
     assert [[line.run for line in chart.panels[0].lines] for chart in charts] == [["1", "3"], ["2"]]
     assert "Without a finished epoch: 4 d." in charts[1].caption
     assert "Colour: architecture; line and marker: optimizer" in charts[0].caption
-
-
-def test_a_study_without_groups_has_no_section_of_them(tmp_path: Path) -> None:
-    add_run(tmp_path, 0, "a", "rnn", "sgd", [120.0])
-    assert groups_section(load_study(tmp_path)).blocks == []

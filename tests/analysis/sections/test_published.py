@@ -58,11 +58,6 @@ def test_each_run_stands_beside_its_published_numbers_with_a_verdict(tmp_path: P
     assert f"is {np.median([2, 10, 30, 0]):.1f} % over 4 runs; the largest is +30.0 % (3 high)." in said(blocks)
 
 
-def test_without_published_numbers_there_is_no_section(tmp_path: Path) -> None:
-    add_run(tmp_path, 0, "a", "rnn", "sgd", [100.0])
-    assert published_section(load_study(tmp_path)).blocks == []
-
-
 def test_a_published_study_of_which_nothing_is_done_says_so(tmp_path: Path) -> None:
     run = add_run(tmp_path, 0, "a", "rnn", "sgd", [], done=False)
     blocks = compared(tmp_path, {run: {"train_ppl": 50, "val_ppl": 100}})
@@ -81,12 +76,6 @@ def test_published_runs_that_were_never_launched_are_counted_and_one_result_has_
     assert text.startswith("4 runs of this study have published numbers; 1 of them has a result")
     assert text.endswith("differs from the published by +4.0 % (1 a).")
     assert "median" not in text
-
-
-def test_seeds_are_compared_one_by_one(tmp_path: Path) -> None:
-    runs = [add_run(tmp_path, seed, "a", "rnn", "sgd", [100.0 + seed], seed=seed) for seed in range(2)]
-    blocks = compared(tmp_path, {run: {"val_ppl": 100, "train_ppl": 50} for run in runs})
-    assert [row["percent"] for row in table(blocks, "published")] == ["0.0", "+1.0"]
 
 
 @pytest.mark.parametrize("published", [0, -5, None, "x"])

@@ -78,20 +78,6 @@ def test_a_run_that_ends_far_above_its_best_is_said_to_be_overfitted_and_shows_b
     ]
 
 
-def test_of_many_runs_that_got_worse_five_are_named_and_the_others_counted(tmp_path: Path) -> None:
-    for order in range(7):
-        add_run(tmp_path, order, f"r{order}", "gru", "sgd", [100.0, 150.0], train=[90.0, 50.0], lr=1.0 + order)
-    (sentence,) = overfitting(finished(load_study(tmp_path).runs))
-    assert sentence.count("), ") == 4
-    assert sentence.endswith(") and 2 more.")
-
-
-def test_without_a_run_that_got_worse_nothing_is_said_of_overfitting(tmp_path: Path) -> None:
-    add_run(tmp_path, 0, "good", "gru", "adam", [300.0, 110.0, 112.0], train=[300.0, 90.0, 60.0])
-    add_run(tmp_path, 1, "stopped", "gru", "sgd", [110.0, 500.0], train=[90.0, 60.0], done=False)
-    assert overfitting(finished(load_study(tmp_path).runs)) == []
-
-
 def test_a_run_without_a_result_is_never_the_best(tmp_path: Path) -> None:
     make_run(tmp_path, 3)
     make_run(tmp_path, 5, epochs=39, done=False)  # ahead of the other, but interrupted
@@ -138,26 +124,6 @@ def test_every_hyperparameter_is_in_a_column_or_in_the_sentence_on_what_is_share
     assert "model.num_heads = 16" in shared
 
 
-def test_a_hyperparameter_that_differs_gets_a_column(tmp_path: Path) -> None:
-    run = make_run(tmp_path, 0, epochs=1)
-    make_run(tmp_path, 3, epochs=1)
-    config = run.read_config().to_dict()
-    write_json(run.config_file, {**config, "seed": 7})
-    table = hyperparameters_table(load_study(tmp_path))
-    place = [column.key for column in table.columns].index("seed")
-    assert [row.cells[place].text for row in table.rows] == ["7", "1111"]
-
-
-def test_the_number_of_parameters_stands_with_the_hyperparameters(tmp_path: Path) -> None:
-    run = make_run(tmp_path, 0, epochs=1)
-    write_json(run.result_file, {**(run.read_result() or {}), "parameters": 29_200_016})
-    table = hyperparameters_table(load_study(tmp_path))
-    assert (
-        dict(zip((column.key for column in table.columns), table.rows[0].cells, strict=True))["parameters"].text
-        == "29,200,016"
-    )
-
-
 def test_a_hyperparameter_that_does_not_apply_is_no_value(tmp_path: Path) -> None:
     for order in (0, 6, 7):
         run = make_run(tmp_path, order, epochs=1)
@@ -166,13 +132,6 @@ def test_a_hyperparameter_that_does_not_apply_is_no_value(tmp_path: Path) -> Non
     table = hyperparameters_table(load_study(tmp_path))
     place = [column.key for column in table.columns].index("model.num_heads")
     assert [row.cells[place].text for row in table.rows] == ["–", "16", "8"]
-
-
-def test_each_run_stands_with_the_exact_command_that_launches_it(study: Study) -> None:
-    command = "python launch.py run jobs/manifests/optimizers.toml --only name=gru-sgd-schedule"
-    table = hyperparameters_table(study)
-    assert table.rows[5].code == command
-    assert f"`{command}`" in table.to_markdown()
 
 
 def test_a_command_is_quoted_so_that_it_can_be_pasted(tmp_path: Path) -> None:

@@ -39,15 +39,6 @@ def test_values_are_in_their_order_whatever_the_order_of_the_runs(tmp_path: Path
     ]
 
 
-def test_seeds_are_no_pair_and_count_as_their_mean(tmp_path: Path) -> None:
-    add_run(tmp_path, 0, "a1", "rnn", "sgd", [80.0], lr=1.0, seed=1)
-    add_run(tmp_path, 1, "a2", "rnn", "sgd", [125.0], lr=1.0, seed=2)
-    add_run(tmp_path, 2, "b1", "rnn", "sgd", [50.0], lr=2.0, seed=3)
-    (pair,) = found_in(tmp_path)
-    assert (pair.key, pair.a.runs, pair.b.runs) == ("optim.lr", [1, 2], [3])
-    assert pair.difference_nats == pytest.approx(math.log(50 / 100))  # 100 is the geometric mean of 80 and 125
-
-
 def test_a_diverged_or_unfinished_run_is_in_no_pair(tmp_path: Path) -> None:
     add_run(tmp_path, 0, "a", "rnn", "sgd", [100.0], lr=1.0)
     add_run(tmp_path, 1, "b", "rnn", "sgd", [90.0], lr=2.0, failure="diverged")

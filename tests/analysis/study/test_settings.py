@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.blocks.table import Table
 from analysis.blocks.texts import interval_phrase
-from analysis.sections.results import results_blocks, results_table, settings_table
+from analysis.sections.results import results_table, settings_table
 from analysis.study.settings import interval, settings_of
 from analysis.study.study import Study, load_study
 from seqlm.files import write_json
@@ -93,11 +92,6 @@ def test_seeds_that_agree_exactly_are_equal_or_different() -> None:
     assert interval([99.0, 99.0]).p_value(interval([99.0, 99.0])) == 1
     assert interval([99.0, 99.0]).p_value(interval([98.0, 98.0])) == 0
     assert math.isnan(interval([99.0]).p_value(interval([98.0, 98.0])))
-
-
-def test_without_repeated_seeds_there_is_no_table_of_settings(study: Study) -> None:
-    assert [block.name for block in results_blocks(study) if isinstance(block, Table)] == ["results"]
-    assert "n = 1" in results_table(study).caption
 
 
 def test_an_interval_that_is_too_wide_for_a_perplexity_has_no_upper_end(tmp_path: Path) -> None:

@@ -120,13 +120,6 @@ def test_studies_reported_together_are_numbered_through(tmp_path: Path) -> None:
         load_study(tmp_path / "one", tmp_path / "two" / ".." / "one")
 
 
-def test_runs_that_differ_in_nothing_but_the_seed_are_one_setting(tmp_path: Path) -> None:
-    for order, seed in enumerate((1, 2, 3)):
-        make_run(tmp_path, 3, epochs=2, seed=seed, provenance={"order": order})
-    make_run(tmp_path, 4, epochs=2, provenance={"order": 3})
-    assert load_study(tmp_path).runs["setting"].tolist() == [1, 1, 1, 4]
-
-
 def test_times_and_gap_follow_from_the_epochs(study: Study) -> None:
     run = study.runs.set_index("name").loc["gru-adam"]
     epochs = study.epochs_of(run["id"])
@@ -135,14 +128,6 @@ def test_times_and_gap_follow_from_the_epochs(study: Study) -> None:
     assert run["seconds_to_5pct"] == within["elapsed_seconds"]
     assert 0 < run["seconds_to_5pct"] < run["wall_seconds"]
     assert run["epoch_seconds"] == epochs["epoch_seconds"].median()
-
-
-def test_of_runs_of_other_names_at_one_place_the_first_has_it_and_the_others_follow(tmp_path: Path) -> None:
-    for order in (0, 3, 6):
-        make_run(tmp_path, order, provenance={"order": 0})
-    study = load_study(tmp_path)
-    assert study.runs["number"].tolist() == [1, 2, 3]
-    assert study.absent == []
 
 
 @pytest.mark.parametrize("file", ["config.json", "provenance.json", "result.json", "metrics.jsonl"])
@@ -206,13 +191,6 @@ def test_a_side_file_that_cannot_be_read_leaves_a_finished_run_done(tmp_path: Pa
     if file not in ("canary.json", "samples.jsonl"):  # of no use to the report of this run
         (warning,) = study.warnings
         assert f"{file}: expected a regular file, found a folder" in warning
-
-
-def test_a_damaged_failure_without_a_result_is_told_once(tmp_path: Path) -> None:
-    run = make_run(tmp_path, 0, epochs=3, done=False)
-    write_text(run.end_file(1), "")
-    (warning,) = load_study(tmp_path).warnings
-    assert "end.json is damaged" in warning
 
 
 def test_missing_keys_are_tolerated(tmp_path: Path) -> None:
