@@ -22,8 +22,8 @@ from jobs.plan.capacity import Capacity, Node
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places
 from jobs.spec import Resources, RunSpec
-from jobs.study.cancel import Cancelled, wait_for_locks
-from jobs.study.folder import read_jobs
+from jobs.study.cancel import wait_for_locks
+from jobs.study.folder import ObservedRun, read_jobs
 from jobs.study.kept_code import Code, live_code
 from jobs.study.squeue import ask
 from seqlm.errors import BackendError
@@ -155,10 +155,10 @@ class SlurmBackend(Backend):
         return submit_script(folder / "report.sh", batch_script(settings, options, *commands), settings)
 
     @classmethod
-    def cancel(cls, study_dir: Path, marked: Sequence[Cancelled]) -> list[Cancelled]:
-        """Cancel the jobs of runs that were marked as cancelled, and return the runs that have none.
+    def cancel(cls, study_dir: Path, marked: Sequence[ObservedRun]) -> dict[str, str | None]:
+        """Cancel the jobs of runs that were marked as cancelled. A job that has other live runs is kept.
 
-        A job that has other live runs is kept. If SLURM does not answer, the ``problem`` of a run says so.
+        Returns of each run that has a job, by its id, why the job may not have stopped.
         """
         jobs = read_jobs(study_dir)
         mine = [one for one in marked if one.run.id in jobs]
@@ -168,7 +168,7 @@ class SlurmBackend(Backend):
             if over := sorted(wanted - live):
                 ask("scancel", "--quiet", *over)
         except BackendError as error:
-            for one in mine:
-                one.problem = one.problem or f"marked as cancelled, but its job runs until it sees the mark: {error}"
-        wait_for_locks([one.run.worker_lock_file for one in mine if one.problem is None], seconds=30)
-        return [one for one in marked if one.run.id not in jobs]
+            line = f"marked as cancelled, but its job runs until it sees the mark: {error}"
+            return dict.fromkeys((one.run.id for one in mine), line)
+        wait_for_locks([one.run.worker_lock_file for one in mine], seconds=30)
+        return dict.fromkeys(one.run.id for one in mine)

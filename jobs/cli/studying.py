@@ -172,15 +172,16 @@ def cancel(arguments: Arguments) -> tuple[Any, int]:
             without_terminal=f"cancel would stop {what}; add --all, or choose some with --only",
             refused="nothing is cancelled; choose runs with --only, or answer y",
         )
-    marked = left = mark(runs)
+    marked = mark(runs)
+    problems: dict[str, str | None] = {}
     for kind in scheduled_in(study_dir) if marked else ():
-        left = kind.cancel(study_dir, left)
-    wait_until_stopped(left)
+        problems |= kind.cancel(study_dir, marked)
+    problems |= wait_until_stopped(one for one in marked if one.run.id not in problems)
     for one in marked:
-        if one.problem is None:
-            terminal.say(f"cancelled {one.observed.name}")
+        if (problem := problems.get(one.run.id)) is None:
+            terminal.say(f"cancelled {one.name}")
         else:
-            terminal.tell(f"error: {one.observed.name}: {one.problem}")
+            terminal.tell(f"error: {one.name}: {problem}")
     if not marked:
         such = " such" if arguments.only or arguments.exclude else ""
         terminal.say(f"nothing to cancel: every{such} run is over")
@@ -188,8 +189,8 @@ def cancel(arguments: Arguments) -> tuple[Any, int]:
     if marked and not any(run.observation.state in ("queued", "running") for run in after):
         # Its launcher is about to exit; a `retry` now must not find the study locked.
         wait_for_locks([launch_lock_file(study_dir)], seconds=10)
-    problems = {one.run.id: one.problem for one in marked}
-    records = [{**run.to_dict(), "problem": problems[run.run.id]} for run in after if run.run.id in problems]
+    ids = {one.run.id for one in marked}
+    records = [{**run.to_dict(), "problem": problems.get(run.run.id)} for run in after if run.run.id in ids]
     return {"study": study_dir.name, "runs": records}, EXIT_RUN_FAILED if any(problems.values()) else 0
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +23,7 @@ STOP_SECONDS = 90.0
 LOOK_SECONDS = 0.1
 
 
-@dataclass(kw_only=True, eq=False)
-class Cancelled:
-    """A run that had not ended when it was marked as cancelled."""
-
-    observed: ObservedRun
-    problem: str | None = None
-    """Why the run may not have stopped. ``None`` means that it has stopped."""
-
-    @property
-    def run(self) -> RunDirectory:
-        return self.observed.run
-
-
-def mark(runs: Iterable[ObservedRun]) -> list[Cancelled]:
+def mark(runs: Iterable[ObservedRun]) -> list[ObservedRun]:
     """Mark every run that has not ended as cancelled, and return these runs in the order of ``runs``.
 
     The mark is one request that names all of them. A launcher or a job on any machine skips a marked run in its queue
@@ -46,7 +32,7 @@ def mark(runs: Iterable[ObservedRun]) -> list[Cancelled]:
     Raises:
         FileError: the request cannot be written; nothing is cancelled.
     """
-    found = [Cancelled(observed=run) for run in runs if run.observation.state in ("pending", "queued", "running")]
+    found = [run for run in runs if run.observation.state in ("pending", "queued", "running")]
     if found:
         wanted: dict[str, Any] = {one.run.id: {} for one in found}
         record = {"kind": "cancel", "at": timestamp(), "launcher": this_launcher(), "runs": wanted}
@@ -54,18 +40,19 @@ def mark(runs: Iterable[ObservedRun]) -> list[Cancelled]:
     return found
 
 
-def wait_until_stopped(marked: Iterable[Cancelled]) -> None:
-    """Wait until no worker is running any of these runs. If a worker does not stop, the run's ``problem`` says so."""
-    left = [one for one in marked if one.problem is None]
+def wait_until_stopped(runs: Iterable[ObservedRun]) -> dict[str, str]:
+    """Wait until no worker is running any of these runs. Return run id -> a line, for each that has not stopped."""
+    left = list(runs)
     deadline = time.monotonic() + STOP_SECONDS
-    while left := [one for one in left if _owner(one.run) is not None]:
-        if time.monotonic() >= deadline:
-            break
+    while (left := [one for one in left if _owner(one.run) is not None]) and time.monotonic() < deadline:
         time.sleep(LOOK_SECONDS)
+    found = {}
     for one in left:
         owner = _owner(one.run) or {}
         who = f"its worker on {owner.get('host', 'an unknown host')} (process {owner.get('pid', 'unknown')})"
-        one.problem = f"marked as cancelled, but {who} has not stopped yet; see status, and end it there if it hangs"
+        line = f"marked as cancelled, but {who} has not stopped yet; see status, and end it there if it hangs"
+        found[one.run.id] = line
+    return found
 
 
 def _owner(run: RunDirectory) -> Mapping[str, Any] | None:

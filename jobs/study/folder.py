@@ -59,11 +59,6 @@ class ObservedRun:
             return None
         return self.config.train.epochs
 
-    @property
-    def waits_for_nothing(self) -> bool:
-        """Whether it is pending without a reason."""
-        return self.observation.state == "pending" and self.observation.reason is None
-
     def to_dict(self) -> dict[str, Any]:
         """Return the run's entry in ``status --json``. ``epoch`` is the last finished epoch, counted from 0."""
         seen, total = self.observation, self.epochs_total
@@ -149,14 +144,16 @@ def observe_study(
     ``scheduler`` and ``ids`` are as in :class:`Observer`.
     """
     observer, plan = Observer(study_dir, scheduler, ids), StudyRecord(study_dir)
-    runs = (run for run in RunDirectory.unordered_in(study_dir) if ids is None or run.id in ids)
-    seen = map(observer.look_at, runs)
-    observed = [replace(one, origin=plan.origin(one.run.id, one.config, one.provenance)) for one in seen]
-    if any(one.waits_for_nothing for one in observed) and (reason := _failed_canary(study_dir)):
-        observed = [
-            replace(one, observation=replace(one.observation, reason=reason)) if one.waits_for_nothing else one
-            for one in observed
-        ]
+    why_not_started = functools.cache(lambda: _failed_canary(study_dir))
+    observed = []
+    for run in RunDirectory.unordered_in(study_dir):
+        if ids is None or run.id in ids:
+            one = observer.look_at(run)
+            seen = one.observation
+            if (seen.state, seen.reason) == ("pending", None):
+                seen = replace(seen, reason=why_not_started())
+            origin = plan.origin(run.id, one.config, one.provenance)
+            observed.append(replace(one, observation=seen, origin=origin))
     return sorted(observed, key=lambda seen: seen.run.place(seen.provenance))
 
 
@@ -245,17 +242,12 @@ def launching(study_dir: Path) -> Iterator[None]:
 class Launcher:
     """A live launcher of a study."""
 
-    pid: int
-    host: str
+    identity: Mapping[str, Any]
+    """The launcher as the records of a study name it: ``pid`` and ``host``."""
     waiting: Mapping[str, str]
     """Run id -> why the run has not started, for the runs in its queue."""
     has_listed: bool
     """Whether it has written its queue, which it does before it makes the folder of a run."""
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The launcher as the records of a study name it."""
-        return {"pid": self.pid, "host": self.host}
 
     def serves(self, run: RunDirectory) -> bool:
         """Return whether it follows the newest attempt of a run.
@@ -281,7 +273,7 @@ def launcher_of(study_dir: Path) -> Launcher | None:
     identity = {"pid": holder["pid"], "host": holder["host"]}
     queue = read_json(queue_file(study_dir)) or {}
     has_listed = queue.get("launcher") == identity
-    return Launcher(**identity, waiting=queue.get("waiting", {}) if has_listed else {}, has_listed=has_listed)
+    return Launcher(identity=identity, waiting=queue.get("waiting", {}) if has_listed else {}, has_listed=has_listed)
 
 
 # -- records of launches: each written while its writer holds the study's lock -------------------------------------

@@ -60,8 +60,8 @@ def claim_elsewhere(run: RunDirectory, *, name: str = "elsewhere") -> lease.Leas
 def cancel_all(study_dir: Path) -> dict[str, str | None]:
     """Cancel the runs of a study; run's name -> the problem."""
     marked = mark(observe_study(study_dir))
-    wait_until_stopped(marked)
-    return {one.observed.name: one.problem for one in marked}
+    problems = wait_until_stopped(marked)
+    return {one.name: problems.get(one.run.id) for one in marked}
 
 
 def stays(host: str, pid: int) -> str:
