@@ -76,8 +76,7 @@ def retry(arguments: Arguments) -> tuple[Any, int]:
         what = "was stopped" if arguments.kind == ("stopped",) else "has failed or was cancelled"
         stopped = "stopped" not in arguments.kind and any(one.observation.state == "stopped" for one in runs)
         hint = "; --kind stopped lets runs go on that a search stopped" if stopped else ""
-        such = " such" if arguments.only or arguments.exclude else ""
-        terminal.say(f"nothing to retry: no{such} run {what}{hint}")
+        terminal.say(f"nothing to retry: no run that was chosen {what}{hint}")
         return {"study": study_dir.name, "runs": [one.to_dict() for one in runs]}, 0
     specs = [one.to_spec() for one in chosen]
     record = StudyRecord(study_dir, terminal.tell)
@@ -140,12 +139,7 @@ def train(arguments: Arguments, specs: Sequence[RunSpec], options: LaunchOptions
     runs = [one for one in observe_study(study_dir) if one.run.id in ids]
     data = say_status(runs, study_dir)
     if arguments.report:
-        if arguments.behaviour is not False:
-            compute_missing_behaviour(study_dir, asked=arguments.behaviour is True)
-        _tell_report([study_dir])
-        from analysis.report import write_report
-
-        terminal.say(f"report: {write_report(study_dir)}")
+        terminal.say(f"report: {_write_report(arguments, [study_dir])[0]}")
     bad = ("failed", "cancelled", "pending")  # pending: its job is gone, or it waits for the budget
     return data, EXIT_RUN_FAILED if any(one["state"] in bad for one in data["runs"]) else 0
 
@@ -242,22 +236,21 @@ def _submit(
 def report(arguments: Arguments) -> tuple[Any, int]:
     """Write the report, with the behaviour of trained models that is missing."""
     study_dirs = [find_study(name, arguments.runs_dir) for name in arguments.studies]
-    _tell_report(study_dirs)
+    page, behaviour = _write_report(arguments, study_dirs)
+    terminal.say(page)
+    names = [study_dir.name for study_dir in study_dirs]
+    return {"study": names[0], "studies": names, "report": page, "behaviour": behaviour}, 0
+
+
+def _write_report(arguments: Arguments, study_dirs: Sequence[Path]) -> tuple[str, list[dict[str, Any]]]:
+    """Return the path of a report, and what became of each missing behaviour job."""
+    terminal.tell(f"writing the report of {', '.join(map(study_name, study_dirs))}")
     from analysis.report import folder_of, write_report  # pandas and matplotlib: a second that only the report needs
 
     folder_of(*study_dirs, output=arguments.output)  # refused before anything is computed
-    wanted = study_dirs if arguments.behaviour is not False else ()
-    asked = arguments.behaviour is True
+    wanted, asked = study_dirs if arguments.behaviour is not False else (), arguments.behaviour is True
     behaviour = [found for study_dir in wanted for found in compute_missing_behaviour(study_dir, asked=asked)]
-    page = write_report(*study_dirs, output=arguments.output)
-    terminal.say(str(page))
-    names = [study_dir.name for study_dir in study_dirs]
-    return {"study": names[0], "studies": names, "report": str(page), "behaviour": behaviour}, 0
-
-
-def _tell_report(study_dirs: Sequence[Path]) -> None:
-    """Say what is written, before the seconds that the report's libraries take to load."""
-    terminal.tell(f"writing the report of {', '.join(map(study_name, study_dirs))}")
+    return str(write_report(*study_dirs, output=arguments.output)), behaviour
 
 
 def compute_missing_behaviour(study_dir: Path, *, asked: bool) -> list[dict[str, Any]]:

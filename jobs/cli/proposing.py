@@ -86,17 +86,6 @@ class Space:
                     found[key] = IntDistribution(low, high - (high - low) % step, step=step)
         return found
 
-    def ask(self, study: Study) -> dict[str, Any]:
-        """Return settings that Optuna asks for."""
-        params = study.ask(self.distributions()).params
-        return {key: d.rounded(params[key]) if isinstance(d, Real) else params[key] for key, d in self.drawn.items()}
-
-    def run_name(self, drawn: Mapping[str, Any], config: RunConfig) -> str:
-        """Return the name of a run: that of the entry, with a suffix for each key that is drawn."""
-        lists = {key: [value] for key, value in drawn.items()}
-        entry = Entry(kind="sample", number=1, name=self.name, values=lists, space=self.drawn)
-        return run_name(entry, config.by_key())
-
 
 def propose_runs(arguments: Arguments) -> tuple[dict[str, Any], int]:
     """Print a ``[[run]]`` for each proposal."""
@@ -124,11 +113,14 @@ def propose_runs(arguments: Arguments) -> tuple[dict[str, Any], int]:
     for space, study in itertools.islice(itertools.cycle(fitted), TRIES * arguments.count):
         if len(records) == arguments.count:
             break
-        drawn = space.ask(study)
+        params = study.ask(space.distributions()).params
+        drawn = {key: d.rounded(params[key]) if isinstance(d, Real) else params[key] for key, d in space.drawn.items()}
         config = space.config(drawn)
         if config is None or (setting := setting_of(config.by_key())) in taken:
             continue
-        name = space.run_name(drawn, config)
+        lists = {key: [value] for key, value in drawn.items()}
+        entry = Entry(kind="sample", number=1, name=space.name, values=lists, space=space.drawn)
+        name = run_name(entry, config.by_key())
         while name in names:
             name += "-2"
         taken.add(setting)

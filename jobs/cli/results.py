@@ -66,14 +66,11 @@ def results(arguments: Arguments) -> tuple[dict[str, Any], int]:
 
 def _sort_key(text: str, keys: Sequence[str]) -> str:
     """Return the column or key that ``--sort`` names, a key also by its last word."""
-    whole = [key for key in (*COLUMNS, *keys) if text in (key, key.rpartition(".")[2])]
-    if not whole:
-        valid = [*COLUMNS, *keys]
-        titles = {column.title: column.value for column in TABLE} | {"epoch": "best_epoch"}
-        column = titles.get(text)
-        hint = f'; did you mean "{column}"?' if column else nearest_key(text, valid)
-        raise UsageError(f'--sort: expected one of {", ".join(valid)}, got "{text}"{hint}')
-    return whole[0]
+    valid = [*COLUMNS, *keys]
+    found = next((key for key in valid if text in (key, key.rpartition(".")[2])), None)
+    if found is None:
+        raise UsageError(f'--sort: expected one of {", ".join(valid)}, got "{text}"{nearest_key(text, valid)}')
+    return found
 
 
 def _order(value: Any) -> tuple[int, float, str]:

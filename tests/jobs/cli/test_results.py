@@ -94,11 +94,10 @@ def test_on_a_terminal_keys_are_left_out_until_the_table_fits(
     assert max(map(len, lines)) <= max(width, 62)
 
 
-@pytest.mark.parametrize(("key", "meant"), [("val_pl", "val_ppl"), ("time", "wall_seconds"), ("run", "name")])
-def test_a_key_by_which_nothing_can_be_sorted_is_one_line(seqlm: Any, key: str, meant: str) -> None:
-    (line,) = seqlm("results", "optimizers", "--sort", key, code=2).err.splitlines()
+def test_a_key_by_which_nothing_can_be_sorted_is_one_line(seqlm: Any) -> None:
+    (line,) = seqlm("results", "optimizers", "--sort", "val_pl", code=2).err.splitlines()
     assert "optim.lr" in line
-    assert f'did you mean "{meant}"' in line
+    assert 'did you mean "val_ppl"' in line
 
 
 # -- a run by its number -------------------------------------------------------------------------------------------
