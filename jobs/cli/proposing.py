@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jobs import terminal
 from jobs.cli.arguments import Arguments
@@ -37,8 +38,14 @@ if TYPE_CHECKING:
 SAMPLER = "Optuna's TPE"
 NOT_A_SETTING = ("seed", "train.epochs", "data.sha256", "data.tokenizer_sha256", "model.sha256")
 """Keys in which runs of one setting may differ: seeds copy it, runs go on, and digests are filled in at the launch."""
+NEIGHBOURS = 3
+"""Runs of which a predicted value is the mean."""
 TRIES = 20
 """Settings asked of Optuna for each one that is wanted. The others were in the study already or are no valid runs."""
+
+
+Tried: TypeAlias = tuple[dict[str, Any], str, float | None]
+"""A run of a space: what was drawn, its name, and its value of the metric; ``None``: it has diverged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +78,19 @@ class Space:
             return config_of({**self.written, **drawn}, self.defaults)
         return None
 
+    def distance(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+        """Return the root mean square of the differences of the keys, as shares of their ranges: from 0 to 1."""
+        squares = []
+        for key, distribution in self.drawn.items():
+            match distribution:
+                case Choice():
+                    squares.append(float(one[key] != other[key]))
+                case Real(low, high, log=True):
+                    squares.append((math.log(one[key] / other[key]) / math.log(high / low)) ** 2)
+                case Real(low, high) | Whole(low, high):
+                    squares.append(((one[key] - other[key]) / (high - low)) ** 2)
+        return math.sqrt(sum(squares) / len(squares))
+
     def distributions(self) -> dict[str, BaseDistribution]:
         """Return Optuna's distributions of the keys that are drawn."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -88,7 +108,7 @@ class Space:
 
 
 def propose_runs(arguments: Arguments) -> tuple[dict[str, Any], int]:
-    """Print a ``[[run]]`` for each proposal."""
+    """Print a ``[[run]]`` for each proposal, with its reason as a comment."""
     study_dir = find_study(arguments.study, arguments.runs_dir)
     record = StudyRecord(study_dir, terminal.tell)
     path = Path(arguments.study)
@@ -110,7 +130,7 @@ def propose_runs(arguments: Arguments) -> tuple[dict[str, Any], int]:
         raise UsageError(f"{study_dir.name}: expected at least one finished run of a [[sample]], found none")
     taken, names = {setting_of(values) for _, values in has}, {name for name, _ in has}
     records: list[dict[str, Any]] = []
-    for space, study in itertools.islice(itertools.cycle(fitted), TRIES * arguments.count):
+    for space, study, tried in itertools.islice(itertools.cycle(fitted), TRIES * arguments.count):
         if len(records) == arguments.count:
             break
         params = study.ask(space.distributions()).params
@@ -126,7 +146,8 @@ def propose_runs(arguments: Arguments) -> tuple[dict[str, Any], int]:
         taken.add(setting)
         names.add(name)
         seeds = {"seeds": space.seeds} if space.seeds else {}
-        records.append({"name": name, "values": {**space.written, **drawn, **seeds}})
+        values = {**space.written, **drawn, **seeds}
+        records.append({"name": name, "values": values, **_reason(space, drawn, tried)})
     if not records:
         raise UsageError(f"{study_dir.name}: every setting in its ranges is in the study already; widen a range")
     if len(records) < arguments.count:
@@ -135,9 +156,11 @@ def propose_runs(arguments: Arguments) -> tuple[dict[str, Any], int]:
     basis = ", ".join(f"{number} {ended}" for ended, number in ends.items() if number)
     terminal.say(f"# {len(records)} proposals of {SAMPLER}, fitted to {basis} runs of {study_dir.name}")
     for one in records:
-        table = {"name": one["name"], **one["values"]}
+        near, table = one["nearest"], {"name": one["name"], **one["values"]}
+        value = "diverged" if near["value"] is None else f"{metric} {near['value']:.5g}"
+        reason = f"predicted {metric} {one['predicted']:.5g}; nearest run {near['name']} ({value})"
         lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items()]
-        terminal.say("\n".join(["\n[[run]]", *lines]))
+        terminal.say("\n".join([f"\n# {reason}, distance {near['distance']:.2f}", "[[run]]", *lines]))
     return {"study": study_dir.name, "metric": metric, "sampler": SAMPLER, **ends, "proposals": records}, 0
 
 
@@ -146,13 +169,26 @@ def setting_of(values: Mapping[str, Any]) -> str:
     return json.dumps({key: value for key, value in values.items() if key not in NOT_A_SETTING}, sort_keys=True)
 
 
+def _reason(space: Space, drawn: Mapping[str, Any], tried: Sequence[Tried]) -> dict[str, Any]:
+    """Return the run with the nearest setting, and the value that is predicted from the nearest ones.
+
+    It is their mean, weighted by 1/distance (Shepard, 1968). A diverged run counts with the worst value of all.
+    """
+    worst = max(value for _, _, value in tried if value is not None)
+    ranked = sorted((space.distance(drawn, other), name, value) for other, name, value in tried)[:NEIGHBOURS]
+    weighed = [(1 / max(distance, 1e-6), worst if value is None else value) for distance, _, value in ranked]
+    predicted = sum(weight * value for weight, value in weighed) / sum(weight for weight, _ in weighed)
+    distance, name, value = ranked[0]
+    return {"nearest": {"name": name, "value": value, "distance": distance}, "predicted": predicted}
+
+
 # -- Optuna ------------------------------------------------------------------------------------------------------------
 
 
 def _fitted(
     spaces: Sequence[Space], runs: Sequence[ObservedRun], metric: str, seed: int
-) -> tuple[list[tuple[Space, Study]], Counter[str]]:
-    """Return Optuna's study of each space with a finished run, and the number of runs in them by how they ended.
+) -> tuple[list[tuple[Space, Study, list[Tried]]], Counter[str]]:
+    """Return Optuna's study of each space with a finished run, its runs, and the number of runs by how they ended.
 
     A finished run counts with its best value, a stopped one as pruned with its last, and a diverged one as worse.
     """
@@ -161,7 +197,7 @@ def _fitted(
     except ImportError:
         raise UsageError('propose: the package optuna is not installed; use: pip install "optuna>=4.1,<6"') from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    fitted: list[tuple[Space, Study]] = []
+    fitted: list[tuple[Space, Study, list[Tried]]] = []
     results = [(run, found) for run in runs if (found := _result_of(run, metric)) is not None]
     used: dict[str, str] = {}
     for space in spaces:
@@ -173,7 +209,7 @@ def _fitted(
                 constant_liar=True,  # settings that were asked for have no value, and are avoided
                 seed=seed,
             )
-        study = optuna.create_study(sampler=sampler)
+        study, tried = optuna.create_study(sampler=sampler), list[Tried]()
         for run, (ended, values) in results:
             assert run.config is not None, "those without were left out"
             config = run.config.by_key()
@@ -182,18 +218,20 @@ def _fitted(
             if same is None or setting_of(same.by_key()) != setting_of(config):
                 continue
             is_done = ended == "finished"
+            value = min(values) if is_done else values[-1] if values else None
             with contextlib.suppress(ValueError):  # a value is outside its range
                 trial = optuna.trial.create_trial(
                     state=optuna.trial.TrialState.COMPLETE if is_done else optuna.trial.TrialState.PRUNED,
-                    value=min(values) if is_done else None,
-                    intermediate_values={} if is_done or not values else {len(values): values[-1]},
+                    value=value if is_done else None,
+                    intermediate_values={} if is_done or value is None else {len(values): value},
                     params=drawn,
                     distributions=space.distributions(),
                 )
                 study.add_trial(trial)
                 used[run.run.id] = ended
+                tried.append((drawn, run.name, value))
         if any(trial.state.name == "COMPLETE" for trial in study.trials):
-            fitted.append((space, study))
+            fitted.append((space, study, tried))
     return fitted, Counter(used.values())
 
 

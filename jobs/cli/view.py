@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import socket
 import statistics
 import sys
 import time
@@ -20,6 +21,7 @@ from jobs.study.budget import Budget
 from jobs.study.folder import ObservedRun, launcher_of, observe_study, study_name
 from jobs.study.record import NOTES, StudyRecord
 from jobs.study.squeue import Scheduler
+from seqlm import machine
 from seqlm.config import varying_keys
 from seqlm.errors import SeqlmError, printable
 from seqlm.files import read_json
@@ -34,7 +36,9 @@ if TYPE_CHECKING:
 
 STATES: tuple[State, ...] = ("running", "failed", "cancelled", "queued", "done", "stopped", "pending")
 """Most urgent first, the order of display."""
-MEASURES = ("share", "train_ppl", "val_ppl", "tokens_per_second", "expected_tokens_per_second", "seconds_left")
+MEASURES = (
+    *("share", "train_ppl", "val_ppl", "tokens_per_second", "expected_tokens_per_second", "device", "seconds_left"),
+)
 """What a record has of a run while any run of the study is running; else they are ``None``."""
 WARM_STEPS = 5
 """Steps of an epoch after which its speed is compared with the estimate: the first of a process are slower."""
@@ -137,11 +141,13 @@ def _measured(observed: ObservedRun) -> tuple[dict[str, Any], Hashable, float | 
     """Return the measures of a run, all that an epoch's time depends on, and that time; ``None``: not measured yet."""
     run, config, seen = observed.run, observed.config, observed.observation
     progress: Mapping[str, Any] = {}
+    worker: Mapping[str, Any] = {}
     epochs: Sequence[Mapping[str, Any]] = []
     with contextlib.suppress(SeqlmError):  # the observation's reason names the file if it matters
         epochs, _ = run.read_metrics()
         if seen.state == "running" and (attempt := run.last_attempt()):
             progress = read_json(run.progress_file(attempt)) or {}
+            worker = read_json(run.worker_file(attempt)) or {}
     if progress.get("epoch") != seen.epochs_done:
         progress = {}  # of an epoch that is over
     step, steps, rate = (finite(progress.get(key)) for key in ("step", "steps", "train_tokens_per_second"))
@@ -158,12 +164,15 @@ def _measured(observed: ObservedRun) -> tuple[dict[str, Any], Hashable, float | 
         if tokens and (step or 0) >= WARM_STEPS:
             estimate = StudyRecord(run.path.parent).estimate(config.fingerprint())
             expected = tokens / (estimate[0] / estimate[1]) if estimate else None
+    host, gpu = worker.get("host"), worker.get("gpu")
+    where = (host != socket.gethostname() and host, gpu and machine.short_name(str(gpu)), worker.get("device"))
     measures = {
         "share": min(1.0, step / steps) if step is not None and steps else None,
         "train_ppl": finite(progress.get("train_ppl")) or finite(last.get("train_ppl")),
         "val_ppl": finite(last.get("val_ppl")),
         "tokens_per_second": (rate or finite(last.get("train_tokens_per_second"))) if seen.state == "running" else None,
         "expected_tokens_per_second": expected,
+        "device": " ".join(str(part) for part in where if part) or None,
     }
     return measures, shape, seconds
 
@@ -202,6 +211,7 @@ STATUS = (
         right=True,
         optional=True,
     ),
+    Column("device", spare=5, optional=True),
     Column("reason", _reason),
 )
 """The columns of ``status`` and of the live table. Those that are optional are read only while a run is running."""

@@ -92,6 +92,7 @@ DATA: dict[str, Meanings] = {
             "number or null",
             "speed that its launch has estimated from measured ones",
         ),
+        "runs[].device": ("text or null", "GPU or processor, after the host if that is another one"),
         "runs[].seconds_left": ("number or null", "expected time of the epochs that a running or queued run lacks"),
         **DIFFERS,
         "seconds_left": ("number or null", "expected time until the last run ends; null if a time is not known"),
@@ -180,6 +181,11 @@ DATA: dict[str, Meanings] = {
         "diverged": ("number", "runs that have diverged and count"),
         "proposals[].name": ("text", "name of the run"),
         "proposals[].values": ("object", "its keys, as in a `[[run]]`"),
+        "proposals[].nearest": (
+            "object",
+            "run with the nearest setting: `name`, `value` (null: diverged) and `distance`, from 0 to 1",
+        ),
+        "proposals[].predicted": ("number", "mean of the three nearest runs, weighted by 1/distance"),
     },
     "doctor": {
         "findings[].level": ("text", "`ok`, `note` or `bad`; with one `bad` the exit code is 3"),

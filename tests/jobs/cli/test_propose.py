@@ -228,3 +228,27 @@ def test_a_wrong_seed_and_a_missing_optuna_are_one_line(
     monkeypatch.setitem(sys.modules, "optuna", None)
     line = 'error: propose: the package optuna is not installed; use: pip install "optuna>=4.1,<6"\n'
     assert refusal(capsys, study) == line
+
+
+def test_a_proposal_names_the_nearest_run_and_predicts_from_the_three_nearest(
+    study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+        arch = one["model.arch"] != other["model.arch"]
+        size = (one["model.hidden_size"] - other["model.hidden_size"]) / 192
+        rate = math.log10(one["optim.lr"] / other["optim.lr"]) / 4
+        return math.sqrt((arch + size**2 + rate**2) / 3)
+
+    found = document(capsys, study, "--count", "3")
+    assert study.propose("--count", "3") == 0
+    printed = capsys.readouterr().out
+    for one in found["proposals"]:
+        keys = [(spec, spec.config.by_key()) for spec in study.specs]
+        ranked = sorted((apart(one["values"], values), spec.name, ppl_of(values) + 1) for spec, values in keys)[:3]
+        near = one["nearest"]
+        assert near["name"] == ranked[0][1]
+        assert (near["distance"], near["value"]) == pytest.approx((ranked[0][0], ranked[0][2]))
+        weights = [1 / distance for distance, _, _ in ranked]
+        values = [value for _, _, value in ranked]
+        assert one["predicted"] == pytest.approx(sum(map(math.prod, zip(weights, values, strict=True))) / sum(weights))
+        assert f"nearest run {near['name']} (val_ppl {near['value']:.5g}), distance {near['distance']:.2f}" in printed
