@@ -411,7 +411,7 @@ def test_a_diverged_run_says_so_and_its_grid_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-def test_a_grid_starts_once_its_canaries_have_passed_and_needs_them_once(tmp_path: Path) -> None:
+def test_a_grid_starts_once_its_canaries_have_passed(tmp_path: Path) -> None:
     study = Study(tmp_path, epochs=1)
     with (tmp_path / "small.toml").open("a") as manifest:
         manifest.write("seeds = [1, 2, 3]\n")
@@ -420,10 +420,7 @@ def test_a_grid_starts_once_its_canaries_have_passed_and_needs_them_once(tmp_pat
     assert "canaries first, 8 steps each: rnn-adam" in first.stderr
     assert re.search(r"canary rnn-adam passes: [\d.e-]+ s a step, [\d.]+ MiB", first.stderr)
     assert first.stderr.index("canary rnn-adam passes") < first.stderr.index(" starts\n")
-    second = study("run", "small.toml", "--canary", "--set", "resources.cpus=1")
-    assert second.returncode == 0, second.stderr
-    assert "canar" not in second.stderr
-    assert len(study.states()) == 3
+    assert study.states() == dict.fromkeys(study.states(), "done")
 
 
 @pytest.mark.process

@@ -153,7 +153,7 @@ def _read_zip(path: Path) -> Texts:
 
 
 def _read_archive(path: Path, archive: zipfile.ZipFile) -> Texts:
-    entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+    entries = [entry for entry in archive.infolist() if not entry.filename.endswith("/")]
     places = _choose(f"zip file {path}", [entry.filename for entry in entries])
     infos = {split: archive.getinfo(place) for split, place in places.items()}
     total, packed = sum(info.file_size for info in infos.values()), path.stat().st_size
