@@ -73,6 +73,7 @@ def render_html(page: Page, inline_figures: dict[str, str]) -> str:
     figures = {name: Markup(svg) for name, svg in inline_figures.items()}  # made by matplotlib, which escapes text
     environment = _environment(html=True)
     environment.filters.update(sortable=_sortable)
+    environment.globals.update(zip=zip)
     pointers = {c.name: [panel.pointer_data() for panel in c.panels] for c in page.charts if c.panels}
     return environment.get_template("index.html.j2").render(
         _variables(page), figures=figures, pointers=_script_json(pointers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -90,12 +91,12 @@ class Curve:
     def ended_early(self) -> bool:
         return self.state in ("failed", "cancelled", "stopped")
 
-    @property
+    @functools.cached_property
     def best(self) -> float:
         """The lowest validation perplexity; infinity if there is none."""
         return float(np.nanmin(self.val_ppl)) if self.is_validated else math.inf
 
-    @property
+    @functools.cached_property
     def is_validated(self) -> bool:
         """Whether there is a validation perplexity to draw."""
         return bool(np.isfinite(self.val_ppl).any())

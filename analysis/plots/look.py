@@ -6,7 +6,7 @@ Legible for the colour-blind, in grey print and on dark pages.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,14 +39,10 @@ DASHES: tuple[Any, ...] = (
 MARKERS = "os^DvPX*"
 
 
-def optimizer_styles(optimizers: Iterable[str]) -> dict[str, tuple[Any, str]]:
-    """Return dashes and marker of each optimizer. No two of the first 64 share both."""
-    places = enumerate(optimizers)
-    return {name: (DASHES[place % 8], MARKERS[(place + place // 8) % 8]) for place, name in places}
-
-
-OPTIMIZER_STYLES = optimizer_styles(units.OPTIMIZERS)
-"""Optimizer -> its dashes and marker."""
+OPTIMIZER_STYLES = {
+    name: (DASHES[place % 8], MARKERS[(place + place // 8) % 8]) for place, name in enumerate(units.OPTIMIZERS)
+}
+"""Optimizer -> its dashes and marker. No two of the first 64 share both."""
 
 SHADES = ((0.0, 0.15), (-0.35, 0.5), (0.4, -0.15), (-0.6, 0.75), (0.6, -0.35))
 """Settings alike in architecture and optimizer differ in shade: towards black below 0, towards white above. The first

@@ -57,9 +57,9 @@ def open_runs_table(study: Study) -> Table:
     Those that a search has stopped are in its section.
     """
     runs = study.runs[~study.runs["state"].isin(["done", "stopped"])]
-    records: list[dict[str, Any]] = [
-        {**facts, "reason": _reason(facts), "log": study.log_tails.get(facts["id"])}
-        for facts in ({str(key): value for key, value in run.items()} for run in runs.to_dict("records"))
+    records: list[dict[Any, Any]] = [
+        {**run, "reason": run["reason"] or REASONS.get(run["state"], "No reason recorded.")}
+        for run in runs.to_dict("records")
     ]
     reason = "The manifest has a run at this place, but there is no run directory for it here."
     records += [{"number": run.number, "name": run.name, "state": "absent", "reason": reason} for run in study.absent]
@@ -78,16 +78,10 @@ def open_runs_table(study: Study) -> Table:
         ],
         records=sorted(records, key=lambda run: run["number"]),
         run=lambda run: run["number"],
-        code=lambda run: "\n".join(run["log"]) if run.get("log") else None,
+        code=lambda run: "\n".join(study.log_tails.get(run.get("id"), [])) or None,
         code_title="Log",
     )
 
 
 def _epochs(run: dict[str, Any]) -> str:
     return units.epochs(run["epochs_done"], run["epochs_asked"]) if "epochs_done" in run else units.MISSING
-
-
-def _reason(run: dict[str, Any]) -> str:
-    if isinstance(run["reason"], str) and run["reason"]:
-        return run["reason"]
-    return REASONS.get(run["state"], "Not started yet." if run["epochs_done"] == 0 else "No reason recorded.")

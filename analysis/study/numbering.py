@@ -18,9 +18,6 @@ from analysis.study.record import PlannedRun
 from analysis.study.run import LoadedRun
 from analysis.study.values import clean
 
-MOST_DIFFERENCES = 3
-"""A variant's name lists at most this many differences from its entry."""
-
 REPLICABLE = frozenset({"train.precision", "seed"})
 """Keys that may differ between a run and the entry whose published results the run is compared with."""
 
@@ -139,11 +136,7 @@ def _differences(plan: Mapping[str, Any], config: Mapping[str, Any]) -> list[str
 
 def _difference_text(plan: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
     """What a run varies, such as ``bf16, lr 0.1``; ``None`` if nothing."""
-    keys = _differences(plan, config)
-    texts = [_written(key, config[key]) for key in keys[:MOST_DIFFERENCES]]
-    if len(keys) > MOST_DIFFERENCES:
-        texts.append(f"{len(keys) - MOST_DIFFERENCES} more")
-    return ", ".join(texts) or None
+    return ", ".join(_written(key, config[key]) for key in _differences(plan, config)) or None
 
 
 def _written(key: str, value: Any) -> str:

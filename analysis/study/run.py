@@ -135,7 +135,7 @@ def finished_epochs(result: Mapping[str, Any]) -> float:
 def _outcome(epochs: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, Any]:
     """Best and final figures: what ``result.json`` says, or what the epochs say of a run that has gone further."""
     finite = [epoch for epoch in epochs if math.isfinite(as_number(epoch["val_ppl"]))]
-    best = min(finite, key=lambda epoch: as_number(epoch["val_ppl"]), default={})
+    best = min(finite, key=lambda epoch: float(epoch["val_ppl"]), default={})
     final = epochs[-1] if epochs else {}
     gone, finished = final.get("epoch", -1) + 1, finished_epochs(result)
     facts = {

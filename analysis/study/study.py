@@ -162,7 +162,8 @@ def load_study(*study_dirs: Path) -> Study:
             raise UsageError(f"{study_dir} is given twice; name each study once")
         found.sort(key=lambda run: (math.inf if run.order is None else run.order, run.row["id"]))
         read[_free_name(found, study_dir, read)] = _Read(folder=study_dir, runs=found, record=record, lines=damage)
-    forget_single_digests(config for one in read.values() for config in one.configs)
+    configs = (config for one in read.values() for run in one.runs for config in (run.config, run.row))
+    forget_single_digests([*configs, *(entry.config for one in read.values() for entry in one.record.planned)])
     absent: list[PlannedRun] = []
     groups: dict[str, list[str]] = {}
     absent_of_groups: dict[str, int] = {}
@@ -229,11 +230,6 @@ class _Read:
     record: StudyRecord
     lines: list[str]
     """What could not be read."""
-
-    @property
-    def configs(self) -> list[dict[str, Any]]:
-        """The configurations, by column, of its runs and of its plan."""
-        return [*(one for run in self.runs for one in (run.config, run.row)), *(e.config for e in self.record.planned)]
 
 
 def _free_name(runs: Sequence[LoadedRun], study_dir: Path, taken: Collection[str]) -> str:

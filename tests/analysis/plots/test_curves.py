@@ -14,12 +14,10 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from analysis.blocks.figure import Chart
-from analysis.plots import look
 from analysis.plots.axes import Mark, place_numbers
 from analysis.plots.curve_figures import BEST_PANELS
 from analysis.plots.curves import LABEL_LENGTH, MOST_LINES, STANDING_OUT, curves_of, prominent, styles_of
 from analysis.plots.files import FORMATS, figure_bytes, inline_svg
-from analysis.study import units
 from analysis.study.study import Study, load_study
 from benchmarks.report_study import make_study as make_large_study
 from seqlm.config import RunConfig
@@ -219,9 +217,3 @@ def test_an_inline_figure_brings_no_id_of_another(charts: dict[str, Chart]) -> N
     references = set(re.findall(r'(?:url\(|href=")#([^")]+)', one))
     assert references
     assert references <= ids[0]
-
-
-def test_each_kind_of_optimizer_has_a_style_also_those_to_come() -> None:
-    styles = look.optimizer_styles(map(str, range(64)))
-    assert len(set(styles.values())) == 64
-    assert list(look.OPTIMIZER_STYLES) == list(units.OPTIMIZERS)

@@ -165,7 +165,7 @@ def test_each_difference_is_named_and_seeds_are_one_setting(tmp_path: Path) -> N
     assert names(study) == [
         "1 gru-sgd",
         "1b gru-sgd, seed 2",
-        "1c gru-sgd, hidden size 16, lr 0.5, bf16, 1 more",
+        "1c gru-sgd, hidden size 16, lr 0.5, bf16, seed 3",
     ]
     assert study.runs["setting"].tolist() == [1, 1, VariantNumber(1, 2)]
 
