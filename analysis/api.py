@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 
 from analysis.discussion.picks import pareto_front
 from analysis.plots import behaviour as behaviour_figures
-from analysis.plots import look, scatter, slices
+from analysis.plots import look, scatter, slices, timeline
 from analysis.plots.axes import Progress
 from analysis.plots.curves import curves_of, draw_curves, legend_entries, setting_curves, unit_for
 from analysis.run import Run
@@ -262,6 +262,16 @@ class Study(files.Study):
             raise UsageError(f"key: expected one that varies between finished runs ({varying}), got {key!r}")
         draw = partial(slices.draw_slice, key=key, settings=settings)
         return self._drawn(ax, draw, settings, slices.kind_handles)
+
+    def plot_timeline(self, ax: Axes | None = None) -> Axes:
+        """Draw a bar for each attempt in the lane of its GPU or host, over the time since the first start.
+
+        >>> axes = study.plot_timeline()
+        """
+        lanes = timeline.lanes_of(self)
+        draw = partial(timeline.draw_lanes, lanes=lanes)
+        missing = "No attempt has a recorded start and end"
+        return self._drawn(ax, draw, [*lanes], lambda _: timeline.handles(lanes), missing)
 
     def plot_step_losses(self, ax: Axes | None = None, *, carried: bool = True) -> Axes:
         """Draw the mean validation loss at each time step of a window, in nats.

@@ -1,4 +1,4 @@
-"""What a study has cost: the section with a table of runs, and totals in sentences."""
+"""What a study has cost: the section with a table of runs, totals in sentences, and the timeline of its jobs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pandas as pd
 from analysis.blocks.section import Block, Points, Prose, Section
 from analysis.blocks.sentences import sentences
 from analysis.blocks.table import RUN_COLUMNS, Column, Table, number
+from analysis.plots.timeline import timeline_chart
 from analysis.study import units
 from analysis.study.comparison import finished
 from analysis.study.settings import in_report_order
@@ -21,7 +22,8 @@ def cost_section(study: Study) -> Section:
     attempts = costs_of(study.attempts)
     blocks: list[Block] = [Prose(text="No run has been started yet, so nothing has been spent.")]
     if len(attempts):
-        blocks = [Points(items=totals(study, attempts)), cost_table(study, attempts)]
+        chart = timeline_chart(study)
+        blocks = [Points(items=totals(study, attempts)), cost_table(study, attempts), *([chart] if chart else [])]
     return Section(name="cost", title="Cost", blocks=blocks)
 
 

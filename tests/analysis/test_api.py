@@ -28,6 +28,7 @@ FIGURES = {
     "plot_curves": {},
     "plot_pareto": {},
     "plot_effects": {"key": "model.hidden_size"},
+    "plot_timeline": {},
     "plot_step_losses": {},
     "plot_gradient_norms": {},
 }
@@ -189,7 +190,7 @@ def test_a_figure_draws_on_the_axes_it_is_given_and_returns_them(study: Study, n
     axes = figure.add_subplot()
     assert getattr(study, name)(ax=axes, **FIGURES[name]) is axes
     assert axes.get_xlabel()
-    assert axes.lines or axes.patches
+    assert axes.lines or axes.patches or axes.collections
     assert not pyplot.get_fignums()
 
 

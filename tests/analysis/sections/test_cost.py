@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from analysis.blocks.section import Points, Section
+from analysis.plots.timeline import lanes_of, timeline_chart
 from analysis.sections.cost import cost_section
 from analysis.study.study import load_study
 from seqlm.files import write_json, write_json_lines
@@ -69,6 +70,26 @@ def test_an_attempt_without_its_times_counts_with_its_epochs_and_is_counted_up(t
     assert said[-1] == (
         "Not recorded: the start of 1 attempt and the end of 0. Of these attempts only the finished epochs are counted."
     )
+
+
+def test_a_lane_for_each_gpu_and_an_attempt_of_two_ranks_on_both(tmp_path: Path) -> None:
+    study = load_study(make_costs(tmp_path))
+    lanes = {place: [(bar.start, bar.end) for bar in bars] for place, bars in lanes_of(study).items()}
+    first = min(start for bars in lanes.values() for start, _ in bars)
+    assert {place: [(start - first, end - first) for start, end in bars] for place, bars in lanes.items()} == {
+        "node07": [(0, 250), (300, 500)],
+        "node07 GPU 0": [(100, 1000), (1000, 1860)],
+        "node08 GPU 0": [(1000, 1860)],
+    }
+    chart = timeline_chart(study)
+    assert chart is not None
+    assert chart.figure.axes[0].get_xlabel() == "Time since the first start (minutes)"
+
+
+def test_attempts_that_overlap_lie_in_lanes_of_their_own(tmp_path: Path) -> None:
+    for order, (start, end) in enumerate([(0, 100), (10, 50), (50, 90), (100, 120)]):
+        write_attempt(make_run(tmp_path, order, epochs=1), 1, start=start, end=end)
+    assert sorted(len(bars) for bars in lanes_of(load_study(tmp_path)).values()) == [2, 2]
 
 
 def test_an_attempt_that_saved_its_state_within_an_epoch_has_lost_little(tmp_path: Path) -> None:
