@@ -181,7 +181,7 @@ model = { arch = "gru", hidden_size = 8, num_layers = 1, embedding_size = 8 }
         assert "canary" in str(reason)
         assert "broken" in str(reason)
     assert launch.main(["status", "small"]) == 0
-    assert re.findall("broken|as above", capsys.readouterr().out) == ["broken", "as above"], "said once"
+    assert capsys.readouterr().out.count("broken") == 2
     records = ask("logs", "small")[1]["runs"]
     assert any("broken" in line for line in records[0]["stderr"]), "of its canary"
     assert ask("run", "small.toml", "--no-canary", "--only", "arch=gru")[0] == 0
