@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,8 @@ from tests.outcome import outcome
 
 FAILING = "Input/output error"
 """What a disk says that fails under one run (:class:`tests.chaos.faults.FailingRun`)."""
+ENDING_SECONDS = 30.0
+"""How long a process may take to end once the last launcher has."""
 
 
 @dataclass
@@ -31,7 +34,7 @@ class Findings:
     damaged_files: list[str] = field(default_factory=list)
     temporary_files: list[str] = field(default_factory=list)
     processes: list[str] = field(default_factory=list)
-    """Still alive after the last launcher has ended."""
+    """Still alive :data:`ENDING_SECONDS` after the last launcher has ended."""
     tracebacks: list[str] = field(default_factory=list)
     """Of launchers: what goes wrong in the world is one line."""
     launchers: list[str] = field(default_factory=list)
@@ -46,7 +49,13 @@ class Findings:
 
 
 def check(study: Study, quiet: Quiet, log: Path) -> Findings:
-    """Look at a study whose launchers have all ended; ``log`` is what they have said."""
+    """Look at a study whose launchers have all ended; ``log`` is what they have said.
+
+    A job that is killed as its last run ends has ``srun`` for some seconds, which waits for the other tasks of its step.
+    """
+    deadline = time.monotonic() + ENDING_SECONDS
+    while any(processes(study.folder)) and time.monotonic() < deadline:
+        time.sleep(0.1)
     lines = log.read_text("utf-8", errors="replace").splitlines()
     found = Findings(
         processes=[" ".join(process.words) for process in processes(study.folder)],
