@@ -51,7 +51,7 @@ class Findings:
 def check(study: Study, quiet: Quiet, log: Path) -> Findings:
     """Look at a study whose launchers have all ended; ``log`` is what they have said.
 
-    A job that is killed as its last run ends has ``srun`` for some seconds, which waits for the other tasks of its step.
+    A job that is killed as its last run ends has ``srun`` for some seconds, which waits for other tasks of its step.
     """
     deadline = time.monotonic() + ENDING_SECONDS
     while any(processes(study.folder)) and time.monotonic() < deadline:
