@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-
 import pytest
 import torch
 from torch import Tensor
 
 from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
 from seqlm.models import LanguageModel, build_model, build_reference
-from seqlm.models.dropout import Dropout
 
 VOCAB_SIZE = 11
 SEQ_LEN = 5
@@ -64,29 +60,3 @@ def model(implementation: str, fused: LanguageModel, reference: LanguageModel) -
 def tokens() -> Tensor:
     """A window (7, 4)."""
     return torch.randint(VOCAB_SIZE, (7, 4), generator=torch.Generator().manual_seed(1))
-
-
-@dataclass
-class DropoutRecord:
-    """The dropouts of a forward pass in the order of their masks: keep, and the factors put on the input."""
-
-    keeps: list[float] = field(default_factory=list)
-    masks: list[Tensor] = field(default_factory=list)
-
-
-@pytest.fixture
-def dropout_record(monkeypatch: pytest.MonkeyPatch) -> DropoutRecord:
-    """Every mask is written down, so that a literal implementation can apply the same ones."""
-    record = DropoutRecord()
-    draw = Dropout.masks
-
-    def masks(self: Dropout, shapes: Sequence[Sequence[int]], like: Tensor) -> list[Tensor | None]:
-        drawn = draw(self, shapes, like)
-        for mask in drawn:
-            if mask is not None:
-                record.keeps.append(self.keep)
-                record.masks.append(mask)
-        return drawn
-
-    monkeypatch.setattr(Dropout, "masks", masks)
-    return record

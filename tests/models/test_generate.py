@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from seqlm.models import LanguageModel
 
@@ -43,30 +43,6 @@ def test_a_sample_equals_that_of_a_naive_loop_token_for_token(
         found = model.generate(first, state, length, seeded(seed))
         assert found.shape == (length, 5)
         assert torch.equal(found, wanted)
-
-
-def test_the_logits_behind_a_sample_equal_those_of_forward(arch: str, model: LanguageModel) -> None:
-    model.eval()
-    state = torch.rand_like(model.initial_state(3))
-    text = torch.randint(VOCAB_SIZE, (3 * SEQ_LEN, 3), generator=seeded(1))
-    predict = model.predictor(state)
-    for t in range(len(text)):
-        start = max(0, t + 1 - SEQ_LEN) if arch == "transformer" else 0
-        wanted, _ = model(text[start : t + 1], state)
-        torch.testing.assert_close(predict(text[t]), wanted[-1], rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("arch", ["rnn", "gru"])
-def test_a_recurrent_sample_continues_from_the_given_state(arch: str, model: LanguageModel, tokens: Tensor) -> None:
-    model.eval()
-    _, state = model(tokens[:-1], model.initial_state(4))
-    found = model.generate(tokens[-1], state, 6, seeded(1))
-    sample = list(tokens)
-    generator = seeded(1)
-    for _ in range(6):
-        logits, _ = model(torch.stack(sample), model.initial_state(4))
-        sample.append(torch.multinomial(logits[-1].softmax(-1), 1, generator=generator)[:, 0])
-    assert torch.equal(found, torch.stack(sample[-6:]))
 
 
 def test_the_generator_decides_the_sample(model: LanguageModel, first: Tensor) -> None:
@@ -111,13 +87,6 @@ def test_sampling_is_without_dropout_and_gradients_and_restores_the_training_fla
     assert all(module.training == training for module in model.modules())
 
 
-def test_the_training_flag_is_restored_after_an_error(model: LanguageModel, first: Tensor) -> None:
-    nn.init.constant_(model.output.bias, float("nan"))
-    with pytest.raises(RuntimeError):
-        model.generate(first, model.initial_state(5), 3)
-    assert all(module.training for module in model.modules())
-
-
 def test_tokens_are_drawn_with_the_models_probabilities(model: LanguageModel) -> None:
     probabilities = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05, 0, 0, 0, 0, 0, 0], dtype=torch.float64)
     with torch.no_grad():
@@ -127,14 +96,6 @@ def test_tokens_are_drawn_with_the_models_probabilities(model: LanguageModel) ->
     shares = draws.bincount(minlength=VOCAB_SIZE) / len(draws)
     deviations = (probabilities * (1 - probabilities) / len(draws)).sqrt()
     assert ((shares - probabilities).abs() <= 4 * deviations).all()
-
-
-def test_the_first_token_is_not_part_of_the_sample(model: LanguageModel, first: Tensor) -> None:
-    with torch.no_grad():
-        model.output.weight.zero_()
-        model.output.bias.fill_(float("-inf"))[5] = 0.0
-    sample = model.generate(first, model.initial_state(5), 4)
-    assert torch.equal(sample, torch.full((4, 5), 5))
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])

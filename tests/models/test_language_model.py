@@ -1,13 +1,9 @@
 from __future__ import annotations
 
-import ast
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-import seqlm.models
 from seqlm.architectures import ModelConfig
 from seqlm.models import LanguageModel, build_model
 
@@ -83,19 +79,3 @@ def test_sizes_below_one_are_refused_by_name(config: ModelConfig, sizes: tuple[i
 def test_the_models_are_made_of_linear_layers_and_embeddings_alone(model: LanguageModel) -> None:
     from_torch = {type(module) for module in model.modules() if type(module).__module__.startswith("torch.")}
     assert from_torch - {nn.Dropout} == {nn.Linear, nn.Embedding, nn.ModuleList}
-
-
-def test_no_ready_made_recurrent_or_transformer_module_is_named_in_the_models() -> None:
-    files = list(Path(seqlm.models.__file__).parent.glob("*.py"))
-    assert files
-    for file in files:
-        nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
-        names = [ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)]
-        names += [
-            f"nn.{alias.name}"
-            for node in nodes
-            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("torch")
-            for alias in node.names
-        ]
-        ready_made = [f"nn.{name}" for name in ("RNN", "GRU", "LSTM", "Transformer", "MultiheadAttention")]
-        assert not [name for name in names if any(part in name for part in ready_made)], file.name

@@ -73,21 +73,6 @@ def test_no_tensor_is_larger_than_a_chunk_of_logits() -> None:
     assert largest.numbers == 200 * 96
 
 
-def test_without_gradients_only_the_logits_are_multiplied_out() -> None:
-    output, h, targets = layer_and_input(4, 5, 3, 7)
-    with Largest() as evaluating, torch.no_grad():
-        loss = fused_output_loss(output, h, targets, chunk_tokens=10)
-    with Largest() as training:
-        wanted = fused_output_loss(output, h, targets, chunk_tokens=10)
-
-    def products(seen: Largest) -> int:
-        return sum(seen.calls.get(name, 0) for name in ("mm", "addmm", "addmm_"))
-
-    assert (products(evaluating), products(training)) == (2, 6)
-    assert not loss.requires_grad
-    torch.testing.assert_close(loss, wanted.detach(), rtol=0, atol=0)
-
-
 def test_logits_far_apart_lose_nothing() -> None:
     """A target of probability e^-3000 has a loss of 3000, not of infinity; the largest logit is 1e30 away from 0."""
     output, h, targets = layer_and_input(1, 2, 1, 2)
