@@ -14,10 +14,7 @@ from benchmarks.gpu.folder import Results
 from benchmarks.gpu.study import Pace
 from benchmarks.shapes import published
 from jobs.attempt.supervisor import start_rank
-from tests import commands, warm
-
-ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--out"]
+from tests import warm
 
 
 def read(folder: Path, part: str) -> dict[str, Any]:
@@ -43,14 +40,6 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert len(printed.err.splitlines()) == 1
     assert printed.err.startswith(f"error: {line}")
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.process
-def test_the_folder_of_another_device_is_refused(tmp_path: Path) -> None:
-    Results(tmp_path).write("steps", {"device": {"name": "NVIDIA H100"}, "complete": True})
-    answer = commands.run([*COMMAND, str(tmp_path)], cwd=ROOT)
-    assert answer.returncode == 2
-    assert answer.stderr.startswith(f"error: --out: {tmp_path} holds results of NVIDIA H100, this is rehearsal on ")
 
 
 def test_the_pace_comes_from_measured_steps_and_memory() -> None:

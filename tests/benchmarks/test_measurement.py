@@ -3,22 +3,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import peak_memory
-from benchmarks.device import seconds_of_call
 from benchmarks.gemm_peak import GemmPeak
 from benchmarks.implementations import build_step, draw_windows
 from benchmarks.interleave import Rounds
 from benchmarks.measurement import times_record
-from benchmarks.names import PRECISIONS, implementation_names
+from benchmarks.names import implementation_names
 from benchmarks.peak_memory import measure_peak_memory
 from benchmarks.shapes import Shape, tiny
 from seqlm import machine
-from seqlm.config import Precision
 from seqlm.optimizers import AdamConfig
 from seqlm.training.precision import set_switches
 
@@ -52,57 +48,6 @@ def test_every_implementation_returns_the_mean_loss_and_learns(
     assert sum(losses[-5:]) < sum(losses[:5])
 
 
-class Gpu:
-    """A GPU whose kernels take two seconds and whose launches take one, behind the names that torch has for it."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.host = self.device = 0.0
-        self.held, self.most = 0, 0
-        gpu = self
-
-        class Event:
-            def __init__(self, enable_timing: bool) -> None:
-                assert enable_timing
-
-            def record(self) -> None:
-                self.at = max(gpu.host, gpu.device)
-
-            def synchronize(self) -> None:
-                gpu.host = max(gpu.host, self.at)
-
-            def elapsed_time(self, other: Event) -> float:
-                return 1e3 * (other.at - self.at)
-
-        monkeypatch.setattr(torch.cuda, "Event", Event)
-        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: setattr(gpu, "host", max(gpu.host, gpu.device)))
-        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: self.held)
-        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: setattr(gpu, "most", gpu.held))
-        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: self.most)
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000 - 2 * gpu.most, 1000))
-
-    def launch(self) -> None:
-        self.host += 1
-        self.device = max(self.host, self.device) + 2
-
-
-def test_the_launch_of_a_product_is_not_counted_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert seconds_of_call(Gpu(monkeypatch).launch, torch.device("cuda"), repeats=4) == 2.0
-
-
-def test_memory_on_a_gpu_is_that_of_tensors_and_what_the_device_has_less_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu, sizes = Gpu(monkeypatch), iter([10, 50])
-
-    def build(name: str, shape: Shape, device: torch.device) -> Any:
-        size = next(sizes)  # first that of a shrunk copy
-        return lambda inputs, targets: setattr(gpu, "most", max(gpu.most, size))
-
-    monkeypatch.setattr(peak_memory, "build_step", build)
-    monkeypatch.setattr(peak_memory, "draw_windows", lambda shape, device, count: draw_windows(shape, CPU, count))
-    found = measure_peak_memory("ours-fp32", tiny()[0], torch.device("cuda"))
-    assert (found.bytes, found.device_bytes) == (50, 80), "less 20 of the copy"
-
-
 def test_a_speedup_is_how_many_times_as_fast_ours_is_and_what_was_not_measured_is_null() -> None:
     shape = tiny()[0]
     # 20 tokens of 10,176 operations each: 0.2035 million in 2 ms are 0.1018 billion in a second.
@@ -117,24 +62,6 @@ def test_a_speedup_is_how_many_times_as_fast_ours_is_and_what_was_not_measured_i
     assert record["gemm_peak_gflops"] == {"fp32": {"median": 1.5, "min": 1, "max": 2}, "bf16": None}
     assert record["share_of_gemm_peak"]["fp32"]["median"] == pytest.approx(0.05088, rel=1e-4)
     assert record["share_of_gemm_peak"]["bf16"] is None
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("of", ["torch.nn", "ours"])
-def test_each_turn_has_the_switches_of_its_own_precision(
-    precision: Precision, of: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """cuDNN's own among them; without a GPU, the switches are set all the same."""
-    monkeypatch.setattr("benchmarks.implementations.use_precision", lambda precision, device: None)
-    shape = tiny()[0]
-    step, peak = build_step(f"{of}-{precision}", shape, CPU), GemmPeak(shape, CPU, precision)
-    (window,) = draw_windows(shape, CPU, 1)
-    for turn in (lambda: step(*window), peak):
-        set_switches("fp32" if precision == "tf32" else "tf32")
-        turn()
-        assert torch.get_float32_matmul_precision() == ("high" if precision == "tf32" else "highest")
-        assert torch.backends.cudnn.allow_tf32 is (precision == "tf32")
-    assert {product.a.dtype for product in peak.products} == {torch.bfloat16 if precision == "bf16" else torch.float32}
 
 
 @all_tiny

@@ -7,13 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-import benchmarks.measurement
-from benchmarks.implementations import build_step
 from benchmarks.models import main
 
 pytestmark = pytest.mark.process
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 QUICK = ["--seconds", "0", "--rounds", "2", "--warmup-rounds", "1", "--threads", "1", "--device", "cpu"]
 TIMES_ALONE = [*QUICK, "--no-peak-memory"]
 
@@ -47,24 +44,6 @@ def test_json_is_one_document_with_everything(tmp_path: Path, capsys: pytest.Cap
         assert all(map(is_spread, [*spreads, *of_peak]))
         assert all(2 < loss < 6 for loss in shape["last_loss"].values())
     assert "[3/3] transformer-2x16-b4: " in printed.err
-
-
-def test_an_interrupted_benchmark_keeps_the_shapes_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def build(name: str, shape: Any, device: torch.device) -> Any:
-        if shape.name == "gru-2x16-b4":
-            raise KeyboardInterrupt
-        return build_step(name, shape, device)
-
-    monkeypatch.setattr(benchmarks.measurement, "build_step", build)
-    out = tmp_path / "result.json"
-    assert main(["--shapes", "tiny", "--precision", "fp32", *TIMES_ALONE, "--json", "--out", str(out)]) == 130
-    document = json.loads(capsys.readouterr().out)
-    assert document["interrupted"] is True
-    assert [shape["name"] for shape in document["shapes"]] == ["rnn-2x16-b4"]
-    assert json.loads(out.read_text()) == document
-    assert "interrupted" in out.with_suffix(".md").read_text()
 
 
 @pytest.mark.parametrize(
