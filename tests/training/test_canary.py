@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -20,12 +19,7 @@ from seqlm.training.attempt import StopRequested
 from seqlm.training.canary import UNTIMED_STEPS, canary_steps, run_canary
 from tests import commands
 from tests.training.studies import Attempt, make_config, make_run, write_text
-
-KEYS = {
-    *("steps", "step_seconds", "train_tokens_per_second", "peak_memory_bytes", "reserved_memory_bytes"),
-    *("graph_memory_bytes", "device"),
-    *("device_memory_bytes", "ranks", "threads", "attempt", "finished_at"),
-}
+from tests.training.test_distributed import env_of_two
 
 
 def attempt_at(folder: Path, config: RunConfig, *, train_lines: int = 220) -> Attempt:
@@ -43,7 +37,6 @@ def test_a_canary_writes_what_it_has_measured_and_nothing_else(tmp_path: Path) -
     record = try_steps(attempt, 8)
     assert {path.name for path in attempt.run.path.rglob("*")} - before == {"canary.json"}
     assert attempt.run.read_canary() == record
-    assert record.keys() == KEYS
     assert (record["steps"], record["ranks"], record["device_memory_bytes"]) == (8, 1, None)
     assert record["train_tokens_per_second"] == pytest.approx(5 * 8 / record["step_seconds"])
     assert record["peak_memory_bytes"] > 10 * 2**20
@@ -81,12 +74,6 @@ def test_a_rate_that_no_training_survives_is_diverged(tmp_path: Path, optimizer:
     with pytest.raises(DivergedError):
         try_steps(attempt, 8)
     assert not attempt.run.canary_file.exists()
-
-
-def test_a_last_step_that_ruins_the_parameters_shows_in_the_validation_loss(tmp_path: Path) -> None:
-    attempt = attempt_at(tmp_path, make_config("gru", lr=3e38))
-    with pytest.raises(DivergedError, match="after 1 steps the validation loss"):
-        try_steps(attempt, 1)
 
 
 def test_a_canary_stops_between_two_steps(tmp_path: Path) -> None:
@@ -128,17 +115,9 @@ def test_the_worker_takes_a_canary_as_often_as_it_is_asked_to(tmp_path: Path, mo
 @pytest.mark.process
 def test_all_ranks_take_part(tmp_path: Path) -> None:
     attempt = attempt_at(tmp_path, make_config())
-    env = {
-        **os.environ,
-        "SEQLM_CANARY": "8",
-        "SEQLM_DATA": str(tmp_path / "text"),
-        "SEQLM_DEVICE": "cpu",
-        "SEQLM_ATTEMPT": "1",
-        "SEQLM_RENDEZVOUS": (tmp_path / "meeting").as_uri(),
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
+    env = env_of_two(tmp_path, SEQLM_CANARY="8")
     command = [sys.executable, "-m", "seqlm.training.worker", str(attempt.run.path)]
-    ranks = [commands.start(command, env={**env, "RANK": str(rank), "WORLD_SIZE": "2"}) for rank in range(2)]
+    ranks = [commands.start(command, env={**env, "RANK": str(rank)}) for rank in range(2)]
     errors = [commands.finish(process)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], errors
     assert json.loads(attempt.run.canary_file.read_text())["ranks"] == 2

@@ -148,12 +148,6 @@ def test_a_worker_that_lost_its_run_changes_none_of_its_files(run: RunDirectory)
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
-def test_every_file_of_a_save_is_guarded(run: RunDirectory) -> None:
-    guard = Guarded()
-    files_of(run, guard=guard).save(checkpoint(1.0))
-    assert guard.calls == 4, "last.pt, best.pt, metrics.jsonl and position.json"
-
-
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"damaged"), Path.unlink])
 def test_the_previous_checkpoint_takes_the_place_of_a_last_one_that_is_damaged_or_missing(
     run: RunDirectory, damage: Callable[[Path], object], capsys: pytest.CaptureFixture[str]

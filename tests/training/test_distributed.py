@@ -40,6 +40,13 @@ def run_ranks(runs: list[Path], text: Path, world_size: int, micro_batches: str 
     assert [rank.returncode for rank in ranks] == [0] * world_size, said
 
 
+def env_of_two(folder: Path, **more: str) -> dict[str, str]:
+    """The environment of both ranks of a run, without their numbers."""
+    env = {"WORLD_SIZE": "2", "SEQLM_RENDEZVOUS": (folder / "meeting").as_uri(), "GLOO_SOCKET_IFNAME": "lo"}
+    env |= {"SEQLM_DEVICE": "cpu", "SEQLM_DATA": str(write_text(folder / "text")), "SEQLM_ATTEMPT": "1"}
+    return {**os.environ, **env, **more}
+
+
 @pytest.mark.process
 @pytest.mark.parametrize(("batch_size", "ranks"), [(8, 2), (20, 3)])
 def test_ranks_give_the_gradients_and_losses_of_one(tmp_path: Path, batch_size: int, ranks: int) -> None:
@@ -107,17 +114,7 @@ def test_a_device_that_is_not_there_is_an_error_and_no_silent_fallback(monkeypat
 @pytest.mark.process
 def test_a_rank_whose_peer_does_not_answer_gives_up_after_the_collective_time_limit(tmp_path: Path) -> None:
     run = make_run(tmp_path / "study" / "run", make_config(epochs=100_000))
-    env = {
-        **os.environ,
-        "WORLD_SIZE": "2",
-        "SEQLM_RENDEZVOUS": (tmp_path / "meeting").as_uri(),
-        "SEQLM_DEVICE": "cpu",
-        "SEQLM_DATA": str(write_text(tmp_path / "text")),
-        "SEQLM_ATTEMPT": "1",
-        "SEQLM_COLLECTIVE_MINUTES": "0.05",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": "1",
-    }
+    env = env_of_two(tmp_path, SEQLM_COLLECTIVE_MINUTES="0.05", OMP_NUM_THREADS="1")
     # Both have imported torch before either waits for the other.
     program = (
         "import sys; from seqlm.training import worker; print('ready', flush=True); sys.stdin.readline(); "
@@ -174,22 +171,12 @@ sys.exit(worker.main([sys.argv[2]]))
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("failing", [0, 1])
-@pytest.mark.parametrize("where", ["before a step", "in backward"])
+@pytest.mark.parametrize(("where", "failing"), [("before a step", 1), ("in backward", 0)])
 def test_a_rank_that_fails_leaves_at_once_and_its_peer_does_not_wait_for_it(
     tmp_path: Path, where: str, failing: int
 ) -> None:
     run = make_run(tmp_path / "study" / "run", make_config(epochs=100_000))
-    env = {
-        **os.environ,
-        "WORLD_SIZE": "2",
-        "SEQLM_RENDEZVOUS": (tmp_path / "meeting").as_uri(),
-        "SEQLM_DEVICE": "cpu",
-        "SEQLM_DATA": str(write_text(tmp_path / "text")),
-        "SEQLM_ATTEMPT": "1",
-        "SEQLM_COLLECTIVE_MINUTES": "1000",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
+    env = env_of_two(tmp_path, SEQLM_COLLECTIVE_MINUTES="1000")
     ranks = [
         commands.start(
             [sys.executable, "-c", FAILS, where if rank == failing else "nowhere", run.path],
@@ -226,26 +213,6 @@ def test_a_collective_time_limit_that_makes_no_sense_is_one_clear_line(monkeypat
         process_group(Rank(index=0, world_size=2)),
     ):
         pass
-
-
-ENDS_RIGHT_AFTER_A_COLLECTIVE = """
-import sys
-import torch
-from torch import nn
-from seqlm.training.distributed import Rank, process_group
-
-sys.setswitchinterval(60)  # the thread of a collective gets no turn while this one computes
-def train(rank):
-    with process_group(rank):
-        model = nn.parallel.DistributedDataParallel(nn.Linear(3, 3))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        model(torch.ones(2, 3)).sum().backward()
-        optimizer.step()
-        rank.sum(torch.ones(2))
-
-train(Rank(index=int(sys.argv[1]), world_size=2))
-print("ended")
-"""
 
 
 JOINS = """
@@ -321,16 +288,6 @@ def test_an_offer_of_a_first_rank_that_has_ended_is_not_the_last_word(tmp_path: 
     assert [commands.finish(rank)[0] for rank in ranks] == [JOINED] * 2
 
 
-@pytest.mark.process
-def test_a_rank_that_ends_right_after_a_collective_does_not_wait_for_its_thread(tmp_path: Path) -> None:
-    for number in range(3):
-        meeting = (tmp_path / f"meeting-{number}").as_uri()
-        env = {**os.environ, "SEQLM_RENDEZVOUS": meeting, "GLOO_SOCKET_IFNAME": "lo"}
-        argv = [sys.executable, "-c", ENDS_RIGHT_AFTER_A_COLLECTIVE]
-        ranks = [commands.start([*argv, str(rank)], cwd=ROOT, env=env) for rank in range(2)]
-        assert [commands.finish(rank)[0] for rank in ranks] == ["ended\n"] * 2
-
-
 HOLDS_A_TENSOR_AT_THE_END = """
 import os, sys, threading, time
 import torch
@@ -375,10 +332,8 @@ distributed.leave_group = hold_and_leave
 @pytest.mark.process
 def test_a_rank_ends_well_while_a_thread_of_gloo_holds_a_tensor(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(HOLDS_A_TENSOR_AT_THE_END)
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT))), "GLOO_SOCKET_IFNAME": "lo"}
     run = make_run(tmp_path / "study" / "run", make_config(epochs=1))
-    env.update(WORLD_SIZE="2", SEQLM_DEVICE="cpu", SEQLM_DATA=str(write_text(tmp_path / "text")), SEQLM_ATTEMPT="1")
-    env.update(HOLDER="1", SEQLM_RENDEZVOUS=(tmp_path / "meeting").as_uri())
+    env = env_of_two(tmp_path, PYTHONPATH=os.pathsep.join((str(tmp_path), str(ROOT))), HOLDER="1")
     argv = [sys.executable, "-m", "seqlm.training.worker", run.path]
     ranks = [commands.start(argv, cwd=ROOT, env={**env, "RANK": str(rank)}, cold=True) for rank in range(2)]
     said = [commands.finish(rank)[1] for rank in ranks]

@@ -51,8 +51,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Lab:
     return Lab(tmp_path_factory.mktemp("runs"), text)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize(("arch", "ranks"), [*((arch, 1) for arch in ARCHITECTURES), ("gru", 2), ("transformer", 3)])
 def test_killed_in_mid_epoch_it_goes_on_from_the_step_that_was_saved(lab: Lab, arch: str, ranks: int) -> None:
     folder = lab.run(f"killed-{arch}-{ranks}", arch)
     codes = live(folder, lab.text, ranks=ranks, end=End(by=KILL, at="step", number=17), save_every=3)
@@ -64,9 +63,9 @@ def test_killed_in_mid_epoch_it_goes_on_from_the_step_that_was_saved(lab: Lab, a
     assert outcome(RunDirectory(folder)) == lab.quiet(arch, ranks)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("at", ["save", "saved"])
+@pytest.mark.parametrize(
+    ("arch", "ranks", "at"), [("gru", 1, "save"), ("transformer", 1, "saved"), ("rnn", 1, "saved"), ("gru", 2, "save")]
+)
 def test_killed_at_an_epochs_end_it_loses_that_epoch_or_nothing(lab: Lab, arch: str, ranks: int, at: Any) -> None:
     folder = lab.run(f"{at}-{arch}-{ranks}", arch)
     assert live(folder, lab.text, ranks=ranks, end=End(by=KILL, at=at, number=2))[0] == -KILL
@@ -75,7 +74,7 @@ def test_killed_at_an_epochs_end_it_loses_that_epoch_or_nothing(lab: Lab, arch: 
     assert outcome(RunDirectory(folder)) == lab.quiet(arch, ranks)
 
 
-@pytest.mark.parametrize(("arch", "number"), [*((arch, 13) for arch in ARCHITECTURES), ("rnn", 9), ("rnn", 10)])
+@pytest.mark.parametrize(("arch", "number"), [("gru", 13), ("transformer", 13), ("rnn", 9), ("rnn", 10)])
 def test_a_signal_in_the_middle_of_a_step_is_obeyed_after_that_step(lab: Lab, arch: str, number: int) -> None:
     folder = lab.run(f"middle-{arch}-{number}", arch)
     assert live(folder, lab.text, end=End(by=USR2, at="middle", number=number)) == [EXIT_STOPPED]

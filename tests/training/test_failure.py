@@ -78,12 +78,6 @@ def test_under_mps_a_fault_may_be_that_of_another_run(
     assert failure_kind(ValueError(says)) == "code"
 
 
-def test_a_failure_tells_in_how_small_parts_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert describe_failure(MemoryError(), rank=0)["micro_batches"] == 1
-    monkeypatch.setenv("SEQLM_MICRO_BATCHES", "4")
-    assert describe_failure(MemoryError(), rank=0)["micro_batches"] == 4
-
-
 def test_a_failure_is_one_line_with_its_place() -> None:
     try:
         raise ValueError("first line\nsecond line")
@@ -139,8 +133,3 @@ def test_a_cause_that_is_its_own_cause_has_an_end() -> None:
     error = ValueError("a bug")
     error.__cause__ = error
     assert failure_kind(error) == "code"
-
-
-def test_what_nccl_was_asked_wrongly_is_no_lost_rank() -> None:
-    error = torch.distributed.DistBackendError(f"NCCL error in: x.cpp:1, invalid usage {NCCL_SAYS}Usage: duplicate GPU")
-    assert describe_failure(error, rank=0)["message"].startswith("DistBackendError: NCCL error in: x.cpp:1")

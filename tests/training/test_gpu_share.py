@@ -50,22 +50,6 @@ def test_a_run_over_its_share_is_short_of_memory_and_names_the_share(limits: lis
     assert failure["where"].startswith("test_gpu_share.py:"), "not where the message was changed"
 
 
-def capture_without_memory() -> None:
-    """End as a capture in which an allocation fails: with the error of the capture's end."""
-    try:
-        raise torch.OutOfMemoryError(NO_MEMORY)
-    finally:
-        raise RuntimeError("CUDA error: capture invalidated")
-
-
-def test_the_share_is_named_when_a_capture_ends_on_a_lack_of_memory(limits: list[object]) -> None:
-    with pytest.raises(RuntimeError) as caught, gpu_share(ON_GPU, {"SEQLM_GPU_SHARE": "0.25"}):
-        capture_without_memory()
-    failure = describe_failure(caught.value, rank=0)
-    share = "out of memory with its share of 0.25 of NVIDIA H100 80GB HBM3, 20.0 GiB"
-    assert (failure["kind"], failure["message"]) == ("oom", f"OutOfMemoryError: {share}: {NO_MEMORY}")
-
-
 def test_another_error_is_left_as_it_is(limits: list[object]) -> None:
     with pytest.raises(RuntimeError, match=r"^shapes differ$"), gpu_share(ON_GPU, {"SEQLM_GPU_SHARE": "0.25"}):
         raise RuntimeError("shapes differ")

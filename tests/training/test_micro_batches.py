@@ -8,15 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
-from seqlm.models import build_model
-from seqlm.optimizers import SgdConfig
 from seqlm.training.distributed import Rank
-from seqlm.training.optimizers import build_optimizer
-from seqlm.training.step import TrainingStep, micro_batches_from, split_columns
+from seqlm.training.step import micro_batches_from, split_columns
 from tests import commands
 from tests.training.ranks import steps_file, take_steps
 from tests.training.studies import make_config, make_run, write_text
@@ -80,38 +77,6 @@ def test_two_ranks_in_parts_give_what_one_rank_gives_at_once(tmp_path: Path) -> 
             state = torch.cat([steps["state"] for steps in ranks], dim=1)
             for steps in ranks:
                 assert_same(steps, whole, state)
-
-
-def test_gradients_are_reduced_once_in_a_step_however_many_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    left_out: list[bool] = []
-
-    class FakeParallel(nn.Module):
-        """A substitute for DistributedDataParallel, which would need a group of processes."""
-
-        def __init__(self, inner: nn.Module, **options: Any) -> None:
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, *arguments: Tensor) -> Any:
-            return self.inner(*arguments)
-
-        def no_sync(self) -> Any:
-            left_out.append(True)
-            return torch.enable_grad()
-
-    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", FakeParallel)
-    model = build_model(make_config("gru").model, 7, 5)
-    step = TrainingStep(
-        model,
-        build_optimizer(SgdConfig(optimizer="sgd", lr=0.1), model.parameters()),
-        clip_norm=1.0,
-        tokens_per_step=40,
-        rank=Rank(world_size=2),
-        micro_batches=3,
-    )
-    ids = torch.zeros(5, 4, dtype=torch.int64)
-    step(ids, ids, model.initial_state(4))
-    assert left_out == [True, True], "of three parts"
 
 
 def test_parts_are_whole_columns_and_differ_by_one_at_most() -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -18,81 +18,43 @@ from seqlm.training.step import TrainingStep
 from tests.training.studies import make_config
 
 
-def test_the_compounding_schedule_is_flat_for_fifteen_epochs_and_has_vanished_by_epoch_24() -> None:
-    config = SgdConfig(optimizer="sgd_schedule", lr=10.0)
-    lr = 10.0
-    expected = []
-    for epoch in range(40):  # the published loop, literally: the current rate is multiplied
+def rates(epochs: int, steps: int = 1, **keys: Any) -> list[float]:
+    config = SgdConfig(**{"optimizer": "sgd", "lr": 1.0, **keys})
+    return [config.learning_rate(epoch, step, steps) for epoch in range(epochs) for step in range(steps)]
+
+
+def test_the_compounding_schedule_is_that_of_the_published_loop() -> None:
+    lr, expected = 10.0, []
+    for epoch in range(40):  # literally: the current rate is multiplied
         if epoch > 14:
             lr *= (1 / 1.15) ** (epoch - 14)
         expected.append(lr)
-    assert [config.learning_rate(epoch) for epoch in range(40)] == pytest.approx(expected, rel=1e-12)
-    assert expected[14] == 10.0
-    assert expected[15] == pytest.approx(8.695652173913043)
-    assert expected[17] == pytest.approx(10 / 1.15**6)
-    assert config.learning_rate(24) < 10 * 1e-3
+    assert rates(40, optimizer="sgd_schedule", lr=10.0) == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_schedule_of_the_text_divides_by_1_15_after_each_epoch() -> None:
-    config = SgdConfig(optimizer="sgd_schedule", lr=1.0, schedule="per_epoch")
-    rates = [config.learning_rate(epoch) for epoch in range(4)]
-    assert rates == pytest.approx([1.0, 0.8695652173913044, 0.7561436672967865, 0.6575162324319883], rel=1e-14)
+HALF = math.sqrt(0.5)
+WARM = {"warmup_steps": 4}
+SCHEDULED = {"optimizer": "sgd_schedule", "decay": 2.0, "flat_epochs": 2}
 
 
-def test_flat_epochs_move_the_start_of_both_schedules() -> None:
-    compounding = SgdConfig(optimizer="sgd_schedule", lr=1.0, decay=2.0, flat_epochs=2)
-    per_epoch = SgdConfig(optimizer="sgd_schedule", lr=1.0, decay=2.0, flat_epochs=2, schedule="per_epoch")
-    assert [compounding.learning_rate(e) for e in range(5)] == [1.0, 1.0, 0.5, 0.125, 0.015625]
-    assert [per_epoch.learning_rate(e) for e in range(5)] == [1.0, 1.0, 0.5, 0.25, 0.125]
-
-
-def test_adam_and_sgd_keep_their_rate() -> None:
-    assert AdamConfig(optimizer="adam", lr=1e-4).learning_rate(39) == 1e-4
-    assert SgdConfig(optimizer="sgd", lr=10.0).learning_rate(39) == 10.0
-
-
-@pytest.mark.parametrize("config", [SgdConfig(optimizer="sgd", lr=0.5), SgdConfig(optimizer="sgd_schedule", lr=0.5)])
-def test_sgd_subtracts_the_rate_times_the_gradient_and_has_no_momentum(config: SgdConfig) -> None:
-    parameter = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
-    optimizer = build_optimizer(config, [parameter])
-    for _ in range(2):
-        parameter.grad = torch.tensor([1.0, -2.0])
-        optimizer.step()
-    assert parameter.tolist() == [0.0, 4.0]
-
-
-def test_adam_takes_a_first_step_of_the_learning_rate_with_pytorch_defaults() -> None:
-    parameter = torch.nn.Parameter(torch.tensor([1.0]))
-    optimizer = build_optimizer(AdamConfig(optimizer="adam", lr=0.1), [parameter])
-    parameter.grad = torch.tensor([123.0])
-    optimizer.step()
-    assert parameter.item() == pytest.approx(0.9)
-    assert optimizer.defaults["betas"] == (0.9, 0.999)
-    assert optimizer.defaults["eps"] == 1e-8
-    assert optimizer.defaults["weight_decay"] == 0
-
-
-def test_cosine_and_linear_fall_to_zero_a_little_with_each_step() -> None:
-    def rates(schedule: str, epochs: int = 3) -> list[float]:
-        config = AdamConfig(optimizer="adam", lr=2.0, schedule=schedule, decay_epochs=2)  # type: ignore[arg-type]
-        return [config.learning_rate(epoch, step, 2) for epoch in range(epochs) for step in range(2)]
-
-    half = math.sqrt(0.5)
-    assert rates("cosine") == pytest.approx([2, 1 + half, 1, 1 - half, 0, 0])
-    assert rates("linear") == pytest.approx([2, 1.5, 1, 0.5, 0, 0])
-
-
-def test_warm_up_multiplies_the_rate_of_any_schedule_by_a_share_that_rises_with_the_steps() -> None:
-    def rates(**schedule: Any) -> list[float]:
-        config = SgdConfig(optimizer="sgd", lr=1.0, warmup_steps=4, **schedule)
-        return [config.learning_rate(epoch, step, 3) for epoch in range(2) for step in range(3)]
-
-    share = [0.25, 0.5, 0.75, 1, 1, 1]
-    assert rates() == share
-    assert rates(schedule="per_epoch", decay=2) == [0.25, 0.5, 0.75, 0.5, 0.5, 0.5]
-    assert rates(schedule="linear", decay_epochs=2) == pytest.approx(
-        [part * (1 - step / 6) for step, part in enumerate(share)]
-    )
+@pytest.mark.parametrize(
+    ("epochs", "steps", "keys", "expected"),
+    [
+        (3, 1, {}, [1, 1, 1]),
+        (4, 1, {"optimizer": "sgd_schedule", "schedule": "per_epoch"}, [1, 1 / 1.15, 1 / 1.15**2, 1 / 1.15**3]),
+        (5, 1, SCHEDULED, [1, 1, 0.5, 0.125, 0.015625]),
+        (5, 1, {**SCHEDULED, "schedule": "per_epoch"}, [1, 1, 0.5, 0.25, 0.125]),
+        (3, 2, {"lr": 2.0, "schedule": "cosine", "decay_epochs": 2}, [2, 1 + HALF, 1, 1 - HALF, 0, 0]),
+        (3, 2, {"lr": 2.0, "schedule": "linear", "decay_epochs": 2}, [2, 1.5, 1, 0.5, 0, 0]),
+        (2, 3, WARM, [0.25, 0.5, 0.75, 1, 1, 1]),
+        (2, 3, {**WARM, "schedule": "per_epoch", "decay": 2}, [0.25, 0.5, 0.75, 0.5, 0.5, 0.5]),
+        (2, 3, {**WARM, "schedule": "linear", "decay_epochs": 2}, [0.25, 5 / 12, 0.5, 0.5, 1 / 3, 1 / 6]),
+    ],
+)
+def test_the_rate_of_each_step_is_that_of_its_schedule(
+    epochs: int, steps: int, keys: dict[str, Any], expected: list[float]
+) -> None:
+    assert rates(epochs, steps, **keys) == pytest.approx(expected, abs=1e-14)
 
 
 def gradients() -> Iterator[torch.Tensor]:
@@ -101,48 +63,42 @@ def gradients() -> Iterator[torch.Tensor]:
         yield torch.randn(3, dtype=torch.float64, generator=draw)
 
 
-START = (1.0, -2.0, 0.5)
-
-
-def taken(config: OptimConfig, steps: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
-    """A bias and a matrix of one row after some steps, both with the same start and gradients."""
-    bias = torch.nn.Parameter(torch.tensor(START, dtype=torch.float64))
-    matrix = torch.nn.Parameter(torch.tensor([START], dtype=torch.float64))
-    optimizer = build_optimizer(config, [bias, matrix])
-    for _, gradient in zip(range(steps), gradients(), strict=False):
-        bias.grad, matrix.grad = gradient, gradient[None].clone()
-        optimizer.step()
-    return bias.detach(), matrix.detach()[0]
-
-
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_sgd_follows_its_equations_with_momentum_and_decay(nesterov: bool) -> None:
-    lr, m, decay = 0.1, 0.9, 0.05
-    p, v = torch.tensor(START, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+def taken(build: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]) -> list[torch.Tensor]:
+    """Return a bias and a matrix of one row after some steps, both with the same start and gradients."""
+    start = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    parameters = [torch.nn.Parameter(start.clone()), torch.nn.Parameter(start[None].clone())]
+    optimizer = build(parameters)
     for _, gradient in zip(range(4), gradients(), strict=False):
-        g = gradient + decay * p
-        v = m * v + g
-        p = p - lr * (g + m * v if nesterov else v)
-    config = SgdConfig(optimizer="sgd", lr=lr, momentum=m, nesterov=nesterov, weight_decay=decay)
-    for parameter in taken(config):
-        torch.testing.assert_close(parameter, p, rtol=0, atol=1e-12)
+        parameters[0].grad, parameters[1].grad = gradient, gradient[None].clone()
+        optimizer.step()
+    return [parameter.detach() for parameter in parameters]
 
 
-@pytest.mark.parametrize("decoupled", [False, True])
-def test_adam_follows_its_equations_with_its_betas_and_either_decay(decoupled: bool) -> None:
-    """The penalty of Adam holds for every parameter, the decoupled decay of AdamW for matrices alone."""
-    lr, b1, b2, decay = 0.1, 0.8, 0.95, 0.2
-    settings: dict[str, Any] = {"lr": lr, "beta1": b1, "beta2": b2, "weight_decay": decay}
-    config = AdamWConfig(optimizer="adamw", **settings) if decoupled else AdamConfig(optimizer="adam", **settings)
-    for parameter, decoupled_decay in zip(taken(config), (0.0, decay if decoupled else 0.0), strict=True):
-        p = torch.tensor(START, dtype=torch.float64)
-        m, v = torch.zeros_like(p), torch.zeros_like(p)
-        for step, gradient in zip(range(1, 5), gradients(), strict=False):
-            g = gradient if decoupled else gradient + decay * p
-            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
-            moved = (m / (1 - b1**step)) / ((v / (1 - b2**step)).sqrt() + 1e-8)
-            p = p - lr * moved - lr * decoupled_decay * p
-        torch.testing.assert_close(parameter, p, rtol=0, atol=1e-12)
+ADAM = {"lr": 0.1, "beta1": 0.8, "beta2": 0.95, "weight_decay": 0.2}
+THEIRS: dict[str, Any] = {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.2}
+MOMENTUM: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.05}
+
+
+def with_decay_of_matrices_alone(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    bias, matrix = ({"params": [parameter]} for parameter in parameters)
+    return torch.optim.AdamW([{**bias, "weight_decay": 0.0}, matrix], **THEIRS)
+
+
+@pytest.mark.parametrize(
+    ("config", "plain"),
+    [
+        (SgdConfig(optimizer="sgd", lr=0.5), lambda given: torch.optim.SGD(given, lr=0.5)),
+        (SgdConfig(optimizer="sgd_schedule", lr=0.5), lambda given: torch.optim.SGD(given, lr=0.5)),
+        (SgdConfig(optimizer="sgd", **MOMENTUM), lambda given: torch.optim.SGD(given, **MOMENTUM)),
+        (AdamConfig(optimizer="adam", lr=0.1), lambda given: torch.optim.Adam(given, lr=0.1)),
+        (AdamConfig(optimizer="adam", **ADAM), lambda given: torch.optim.Adam(given, **THEIRS)),
+        (AdamWConfig(optimizer="adamw", **ADAM), with_decay_of_matrices_alone),
+    ],
+)
+def test_an_optimizer_takes_the_steps_of_pytorchs_with_its_settings(config: OptimConfig, plain: Any) -> None:
+    """The penalty of SGD and Adam holds for every parameter, the decoupled decay of AdamW for matrices alone."""
+    found, wanted = taken(lambda given: build_optimizer(config, given)), taken(plain)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(

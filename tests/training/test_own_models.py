@@ -113,27 +113,6 @@ def test_a_tied_parameter_is_saved_once_under_its_two_names(tmp_path: Path, corp
     assert all(torch.equal(tensor, saved[name]) for name, tensor in trained.items()), "the best epoch's"
 
 
-def test_the_lstm_drops_word_types_and_recurrent_weights_for_a_whole_window() -> None:
-    arguments = {"hidden_size": 8, "num_layers": 1, "keep": 1.0, "embedding_keep": 0.5, "weight_keep": 0.5}
-    config = CustomConfig(arch="custom", source="lstm.py:LSTM", arguments=arguments)  # type: ignore[arg-type]
-    model: Any = build_model(config, 20, 5, folder=EXAMPLES / "lstm").module  # type: ignore[attr-defined]
-    tokens, seen = torch.arange(40).view(4, 10) % 20, []
-    layer = model.layers[0]
-    layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
-    model(tokens, model.initial_state(10))
-    ((x, h, c),) = seen
-    scale = (x / model.embedding(tokens)).detach()
-    assert torch.equal(scale[:2], scale[2:]), "the same words"
-    assert {0.0, 2.0} == set(scale.round(decimals=4).flatten().tolist())
-    torch.manual_seed(1)
-    dropped, _ = layer(x, h, c)
-    torch.manual_seed(1)
-    mask = torch.nn.functional.dropout(torch.ones_like(layer.U.weight), 0.5)
-    with torch.no_grad():
-        layer.U.weight.mul_(mask)
-    torch.testing.assert_close(layer.eval()(x, h, c)[0], dropped)
-
-
 def test_the_worker_trains_the_kept_copy_and_refuses_a_changed_one(tmp_path: Path, corpus: Corpus) -> None:
     source = write_model(tmp_path)
     model = CustomConfig(arch="custom", source="model.py:Model")

@@ -43,15 +43,6 @@ def test_switches_are_those_of_the_last_precision() -> None:
         assert torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction is False
 
 
-def test_the_newer_switch_of_cudnns_recurrent_layers_follows() -> None:
-    if not hasattr(torch.backends.cudnn, "rnn") or not hasattr(torch.backends.cudnn.rnn, "fp32_precision"):
-        pytest.skip("PyTorch before 2.9 has only the older switches")
-    set_switches("tf32")
-    assert torch.backends.cudnn.rnn.fp32_precision == "tf32"
-    set_switches("fp32")
-    assert torch.backends.cudnn.rnn.fp32_precision != "tf32"
-
-
 def test_tf32_on_a_processor_is_refused() -> None:
     with pytest.raises(BackendError, match=r'^train.precision = "tf32" needs an NVIDIA GPU .*; use "fp32"$'):
         use_precision("tf32", CPU)

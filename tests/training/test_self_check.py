@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,7 +27,7 @@ from seqlm.training.distributed import Rank
 from seqlm.training.self_check import Case, cases, check_case, check_device
 from seqlm.training.step import TrainingStep
 from tests.facts import failure_of
-from tests.training.graphs import Calls
+from tests.training.graphs import Graph
 from tests.training.studies import make_config, make_run, write_text
 
 WIDE = 1028
@@ -107,12 +108,6 @@ def test_a_wide_recurrent_model_is_checked_with_the_product_that_only_wide_ones_
     assert wide.columns <= products.PACKED_ROWS
 
 
-@pytest.mark.parametrize("arch", ["rnn", "gru", "transformer"])
-def test_the_window_has_several_chunks_of_the_output_loss(arch: str) -> None:
-    case = cases(model_config(arch))[0]
-    assert case.steps * case.columns > output_loss.CHUNK_TOKENS
-
-
 FAULTS = [
     *((recurrent.FusedRNN, "rnn", place) for place in (0, 2, 3, 4)),
     *((recurrent.FusedGRU, "gru", place) for place in (0, 2, 3, 4, 5)),
@@ -168,7 +163,7 @@ def test_a_fault_in_any_gradient_of_any_fused_operation_is_found(
 
 @pytest.mark.usefixtures("equations_once")
 @pytest.mark.parametrize("change", [one_entry_off, one_entry_nan])
-@pytest.mark.parametrize(("function", "arch", "place"), FAULTS[::2])
+@pytest.mark.parametrize(("function", "arch", "place"), FAULTS[::6])
 def test_a_single_wrong_entry_is_found(
     cache: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -181,22 +176,6 @@ def test_a_single_wrong_entry_is_found(
     what = "[0-9]" if change is one_entry_off else "(nan|inf)"
     with pytest.raises(SelfCheckError, match=f"{arch} backward.*found {what}"):
         check_case(cases(model_config(arch))[0], "fp32", Rank())
-
-
-def test_the_line_names_device_operation_error_bound_and_the_way_out(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plant(monkeypatch, recurrent.FusedGRU, 5, too_small)
-    monkeypatch.setattr(Rank, "device_name", "Card X")
-    with pytest.raises(SelfCheckError) as caught:
-        check_case(cases(model_config("gru", num_layers=1))[0], "fp32", Rank())
-    error, bound = 0.15, 5.0 * (2 * 2 * 12) ** 0.5 * (1 + 1200**0.5) * 2**-24
-    found = str(caught.value).replace("layers.1", "layers.0")  # both are wrong, and by as much
-    assert found == (
-        f"self-check on Card X: gru backward, gradient of layers.0.U_h.weight, in fp32: expected an error of at most "
-        f'{bound:.2g} of the largest entry, found {error:.2g}; use another device, train.precision = "fp32" or '
-        "seqlm/models/reference.py"
-    )
 
 
 def test_a_wrong_forward_pass_is_reported_before_the_gradients_that_it_ruins(
@@ -289,7 +268,7 @@ def test_the_captured_step_is_compared_too_after_a_second_replay(cache: Path, mo
 def test_a_step_that_is_recorded_and_replayed_passes(
     cache: Path,
     monkeypatch: pytest.MonkeyPatch,
-    cuda_graphs: Calls,
+    cuda_graphs: list[Graph],
     arch: str,
     hidden_size: int,
     options: dict[str, Any],
@@ -297,7 +276,7 @@ def test_a_step_that_is_recorded_and_replayed_passes(
     monkeypatch.setattr(self_check, "is_captured", lambda rank: True)
     case = cases(model_config(arch, hidden_size, **options))[0]  # the second one is for a CPU alone
     assert 0 < check_case(case, "fp32", Rank()) < 0.5
-    assert len(cuda_graphs.captures) == 1
+    assert len(cuda_graphs) == 1
 
 
 @pytest.mark.gpu
@@ -404,11 +383,10 @@ def worker_run(folder: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["rnn", "gru", "transformer"])
 def test_a_run_is_bit_equal_with_and_without_the_check(
-    tmp_path: Path, cache: Path, computed: list[Any], monkeypatch: pytest.MonkeyPatch, arch: str
+    tmp_path: Path, cache: Path, computed: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config(arch, keep=0.5, epochs=1)
+    config = make_config("gru", keep=0.5, epochs=1)
     trained = []
     for name in ("checked", "kept", "without"):
         if name == "without":
@@ -432,14 +410,11 @@ def test_a_run_on_a_device_that_computes_wrongly_fails_as_code_with_one_line_and
     failure = failure_of(run)
     assert failure is not None
     assert failure["kind"] == "code"
+    assert re.fullmatch(
+        r"self-check on .*: gru backward, gradient of layers\.\d\.U_h\.weight, in fp32: expected an error of at most "
+        r'\S+ of the largest entry, found 0\.15; use another device, train\.precision = "fp32" or .*reference\.py',
+        failure["message"],
+    )
     assert capsys.readouterr().err == f"error: {failure['message']}\n"
     assert not run.metrics_file.exists()
     assert worker_run(tmp_path / "other", make_config("rnn"), monkeypatch)[1] == 0
-
-
-def test_the_longest_line_fits_into_the_record_of_an_end(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Rank, "device_name", "NVIDIA A100-SXM4-80GB MIG 1g.10gb+me")
-    monkeypatch.setattr(self_check, "_worst", lambda errors, bound: max(errors, key=len))
-    with pytest.raises(SelfCheckError) as caught:
-        check_case(cases(model_config("transformer"))[0], "fp32", Rank())
-    assert len(str(caught.value)) + len(" as a CUDA graph") <= 300

@@ -11,13 +11,11 @@ from torch import nn
 
 from seqlm.config import RunConfig
 from seqlm.data.corpus import Corpus, load_corpus
-from seqlm.errors import CheckpointError, DataError, DivergedError, UsageError
+from seqlm.errors import DataError, DivergedError
 from seqlm.models import build_model
-from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import StopRequested
 from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.checkpoint_files import best_epoch
-from seqlm.training.distributed import Rank
 from seqlm.training.perplexity import TokenLoss, perplexity
 from seqlm.training.saving import Copies
 from tests.outcome import outcome
@@ -209,21 +207,6 @@ def test_a_run_that_is_stopped_within_an_epoch_ends_as_one_that_is_not(
     assert outcome(stopped.run) == outcome(quiet.run)
 
 
-@pytest.mark.slow
-def test_the_length_of_a_schedule_is_its_own_so_a_longer_run_begins_as_a_shorter_one(
-    tmp_path: Path, corpus: Corpus
-) -> None:
-    optim = {"schedule": "cosine", "decay_epochs": 3, "warmup_steps": 10}
-    histories = []
-    for epochs in (1, 2):
-        config = make_config("gru", epochs=epochs, weight_keep=0.7, optim=optim)
-        attempt = attempt_at(tmp_path / str(epochs), config, corpus)
-        attempt.train()
-        histories.append([(epoch["train_loss"], epoch["val_loss"], epoch["lr"]) for epoch in attempt.trainer.history])
-    assert histories[1][:1] == histories[0]
-    assert histories[1][1][2] < histories[1][0][2] < 0.5
-
-
 def test_words_and_weights_that_are_dropped_change_from_step_to_step(tmp_path: Path, corpus: Corpus) -> None:
     trainer = attempt_at(
         tmp_path / "run", make_config("gru", weight_keep=0.5, embedding_keep=0.5, lr=1e-12), corpus
@@ -276,26 +259,11 @@ def test_a_validation_loss_without_a_perplexity_is_diverged(tmp_path: Path, corp
     assert not attempt.run.result_file.exists()
 
 
-def test_checkpoints_of_another_text_are_refused(tmp_path: Path, corpus: Corpus) -> None:
-    config = make_config(epochs=1)
-    attempt_at(tmp_path / "run", config, corpus).train()
-    other = load_corpus(config.data, write_text(tmp_path / "other", seed=1))
-    with pytest.raises(CheckpointError, match="trained on another text"):
-        Attempt(RunDirectory(tmp_path / "run"), other).train()
-
-
 def test_a_batch_or_window_larger_than_the_data_is_named_before_training(tmp_path: Path, corpus: Corpus) -> None:
     with pytest.raises(DataError, match=r"valid split has \d+ tokens: batch_size 300"):
         attempt_at(tmp_path / "a", make_config(batch_size=300, seq_len=1), corpus)
     with pytest.raises(DataError, match="seq_len 1,000 needs"):
         attempt_at(tmp_path / "b", make_config(seq_len=1000), corpus)
-
-
-def test_more_ranks_than_columns_are_refused(tmp_path: Path, corpus: Corpus) -> None:
-    config = make_config(batch_size=2)
-    run = make_run(tmp_path / "run", config)
-    with pytest.raises(UsageError, match="3 ranks share"):
-        Attempt(run, corpus, rank=Rank(index=0, world_size=3))
 
 
 def test_perplexity_is_one_place_and_never_hides_what_is_not_finite() -> None:

@@ -71,44 +71,39 @@ def nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "code", "outcome"),
+    ("end", "code", "outcome", "says"),
     [
-        (nothing, 0, "done"),
-        (diverge, 1, "failed"),
-        (stop, EXIT_STOPPED, "interrupted"),
-        (leave_at_a_rung, EXIT_RUNG, "rung"),
-        (fill_the_disk, EXIT_STORAGE, "failed"),
+        (nothing, 0, "done", ""),
+        (diverge, 1, "failed", "error: the loss is nan"),
+        (stop, EXIT_STOPPED, "interrupted", "stopped; run again to resume"),
+        (stop, EXIT_STOPPED, "interrupted", "cancelled; `retry` resumes it"),
+        (leave_at_a_rung, EXIT_RUNG, "rung", ""),
+        (fill_the_disk, EXIT_STORAGE, "failed", "error: cannot write last.pt: no space left on device"),
     ],
 )
-def test_however_an_attempt_ends_its_worker_leaves_when_it_began_and_when_that_was(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, end: Callable[[], None], code: int, outcome: str
+def test_however_an_attempt_ends_its_worker_leaves_why_and_when_it_began_and_ended(
+    run: RunDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    end: Callable[[], None],
+    code: int,
+    outcome: str,
+    says: str,
 ) -> None:
-    ended_by(monkeypatch, end)
+    def cancel_and_end() -> None:
+        if says.startswith("cancelled"):
+            cancel(run)
+        end()
+
+    ended_by(monkeypatch, cancel_and_end)
     assert worker.main([str(run.path)]) == code
+    assert capsys.readouterr().err.splitlines()[-1:] == ([says] if says else [])
     start, end_record = record_of(run), read_json(run.end_file(1)) or {}
     assert end_record["outcome"] == outcome
     assert TIME.fullmatch(start["started_at"])
     assert TIME.fullmatch(end_record["ended_at"])
     assert start["started_at"] <= end_record["ended_at"]
     assert start["pid"] == os.getpid()
-
-
-@pytest.mark.parametrize(("is_cancelled", "line"), [(False, attempt.STOPPED), (True, attempt.CANCELLED)])
-def test_the_log_of_a_stopped_run_says_whether_it_was_cancelled(
-    run: RunDirectory,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    is_cancelled: bool,
-    line: str,
-) -> None:
-    def stop_as_asked() -> None:
-        if is_cancelled:
-            cancel(run)
-        stop()
-
-    ended_by(monkeypatch, stop_as_asked)
-    assert worker.main([str(run.path)]) == EXIT_STOPPED
-    assert capsys.readouterr().err.splitlines()[-1] == line
 
 
 def test_a_worker_that_cannot_record_its_failure_ends_as_one_whose_disk_failed(
@@ -222,12 +217,11 @@ def test_a_deterministic_worker_does_not_fill_memory_that_is_about_to_be_written
     assert seen == [True, False, ":4096:8"]
 
 
-@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_on_a_file_system_without_locks_and_links_a_worker_owns_its_run_by_the_lease_alone(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, code: int
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> None:
-        raise OSError(code, os.strerror(code))
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     def refuse_links(*_: Any) -> None:
         raise PermissionError(errno.EPERM, "no hard links here")
@@ -257,11 +251,10 @@ def test_a_record_that_cannot_be_completed_changes_nothing_about_the_end(
     assert worker.main([str(run.path)]) == 0
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
 def test_a_configuration_that_cannot_be_read_just_now_is_trouble_with_the_disk(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = os.open
+    real, number = os.open, errno.ESTALE
 
     def fails(path: Any, *arguments: Any, **options: Any) -> int:
         if path == str(run.config_file):
