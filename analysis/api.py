@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from matplotlib import pyplot
@@ -25,8 +25,8 @@ from matplotlib.lines import Line2D
 from analysis.discussion.picks import pareto_front
 from analysis.plots import behaviour as behaviour_figures
 from analysis.plots import look, scatter, slices, timeline
-from analysis.plots.axes import Progress
-from analysis.plots.curves import curves_of, draw_curves, legend_entries, setting_curves, unit_for
+from analysis.plots.axes import unit_for
+from analysis.plots.curves import curves_of, draw_curves, legend_entries, setting_curves
 from analysis.run import Run
 from analysis.sections.behaviour import behaviour_data
 from analysis.study import columns, units
@@ -156,8 +156,8 @@ class Study(files.Study):
         """
         if table not in columns.TABLES:
             raise UsageError(f"table: expected one of {', '.join(columns.TABLES)}, got {table!r}")
-        rows = {name: vars(meaning) for name, meaning in columns.TABLES[table].items()}
-        return pd.DataFrame.from_dict(rows, orient="index").rename(columns={"text": "meaning"})
+        rows = {name: (meaning.unit, meaning.text) for name, meaning in columns.TABLES[table].items()}
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["unit", "meaning"])
 
     def run(self, which: str | int) -> Run:
         """Return a run by its name, id or number.
@@ -190,7 +190,7 @@ class Study(files.Study):
         ax: Axes | None = None,
         *,
         runs: Iterable[str | int] | None = None,
-        progress: Progress = "epochs",
+        progress: Literal["epochs", "time"] = "epochs",
         mean_of_seeds: bool = False,
     ) -> Axes:
         """Draw the validation perplexity of runs. Colour: architecture; dashes and marker: optimizer.
@@ -218,7 +218,7 @@ class Study(files.Study):
         def draw(axes: Axes) -> None:
             siblings = axes.get_shared_y_axes().get_siblings(axes)
             limits = [other.get_ylim() for other in siblings if other.has_data()]
-            draw_curves(axes, curves, progress, unit_for(self.epochs["elapsed_seconds"].max())[0])
+            draw_curves(axes, curves, unit_for(self.epochs["elapsed_seconds"].max()) if progress == "time" else None)
             limits.append(axes.get_ylim())
             axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
 

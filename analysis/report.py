@@ -7,27 +7,38 @@ import dataclasses
 import gc
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
+from analysis.blocks.figure import Chart
 from analysis.blocks.latex import latex_table
-from analysis.blocks.section import Note, Prose, Section, with_details_folded
+from analysis.blocks.section import Note, Prose, Section, labels, with_details_folded
+from analysis.blocks.sentences import scope_of
+from analysis.blocks.table import Table, escape_markdown, longest_run_of_backticks, markdown_code
 from analysis.discussion import discussion_section, next_section
-from analysis.page import Page, render_html, render_markdown
+from analysis.discussion.effects import effects_section
+from analysis.plots import look
 from analysis.plots.curve_figures import curve_charts
 from analysis.plots.files import FORMATS, figure_bytes, inline_svg
 from analysis.sections.behaviour import behaviour_data, behaviour_section, samples_appendix
 from analysis.sections.cost import cost_section
 from analysis.sections.coverage import coverage_table, open_runs_table
-from analysis.sections.effects import effects_section
 from analysis.sections.published import published_section
 from analysis.sections.results import groups_section, hyperparameter_blocks, results_blocks
 from analysis.sections.search import search_section
+from analysis.study import units
 from analysis.study.examined import examined_runs
+from analysis.study.numbering import VariantNumber
+from analysis.study.settings import best_settings
 from analysis.study.study import Study, load_study
+from analysis.study.values import rows_of
 from seqlm.errors import FileError, UsageError
 from seqlm.files import folder_beside, make_directory, replace_folder, write_new
 from seqlm.reading import exists, is_file, is_folder, is_link, listed
@@ -75,6 +86,57 @@ def _no_collections() -> Iterator[None]:
             gc.enable()
 
 
+def folder_of(*study_dirs: Path, output: Path | None = None) -> tuple[Path, Path]:
+    """Return the folder of a report as given or by default, and as it is resolved.
+
+    Raises:
+        UsageError: it is a link, or a folder of other things: what is replaced is gone.
+    """
+    folder = output or (study_dirs[0] if len(study_dirs) == 1 else study_dirs[0].parent) / "report"
+    target = folder.resolve() if folder.name in ("", "..") else folder.parent.resolve() / folder.name
+    if is_link(target):
+        raise UsageError(f"{target} is a link, which is not replaced; remove it or choose another folder (--output)")
+    if not exists(target) or (is_folder(target) and not listed(target)):
+        return folder, target
+    if not is_folder(target) or not all(is_file(target / name) for name in SIGNATURE):
+        raise UsageError(f"{target} exists and is no report, so it is not replaced; choose another folder")
+    return folder, target
+
+
+def report_files(study: Study) -> dict[str, bytes]:
+    """Every file of the report by its path in the report's folder."""
+    page = report_page(study)
+    drawn = {f"{chart.name}.{kind}": figure_bytes(chart.figure, kind) for chart in page.charts for kind in FORMATS}
+    inline = {chart.name: inline_svg(drawn[f"{chart.name}.svg"], chart.name) for chart in page.charts}
+    texts = {"index.html": render_html(page, inline), "report.md": render_markdown(page)}
+    for name, data in page.data.items():
+        texts[f"data/{name}.csv"] = data.to_csv(index=False, lineterminator="\n")
+        texts[f"data/{name}.json"] = _json(data)
+    for table in page.tables:
+        texts[f"tables/{table.name}.csv"] = table.to_csv()
+        texts[f"tables/{table.name}.tex"] = latex_table(table)
+        texts[f"tables/{table.name}.md"] = table.to_markdown()
+    files = {path: text.encode("utf-8", errors="replace") for path, text in texts.items()}
+    return files | {f"figures/{name}": content for name, content in drawn.items()}
+
+
+def _json(data: pd.DataFrame) -> str:
+    """A list of objects, one a line; null for every missing or infinite number."""
+    plain = data.astype(object).where(data.notna() & ~data.isin([math.inf, -math.inf]), None)
+    row = f"{{{', '.join(f'{json.dumps(name)}: %s' for name in data)}}}"
+    cells = zip(*(_json_texts(plain[name].to_list()) for name in data), strict=True)
+    return "[\n" + ",\n".join(row % texts for texts in cells) + "\n]\n"
+
+
+def _json_texts(values: list[Any]) -> list[str]:
+    """Each value as JSON: all at once, which is many times as fast, unless some are lists or objects."""
+    encode = json.JSONEncoder(ensure_ascii=False, default=str, separators=("\n", ": ")).encode
+    found = encode(values)[1:-1].split("\n")
+    return found if len(found) == len(values) else [json.dumps(v, ensure_ascii=False, default=str) for v in values]
+
+
+# -- what it says ------------------------------------------------------------------------------------------------------
+
 SHOWN = ("results", "settings", "search-frontier", "published", "validation")
 """Tables and figures that the page shows at once."""
 
@@ -107,21 +169,44 @@ def report_sections(study: Study) -> list[Section]:
     ]
 
 
-def report_files(study: Study) -> dict[str, bytes]:
-    """Every file of the report by its path in the report's folder."""
-    page = report_page(study)
-    drawn = {f"{chart.name}.{kind}": figure_bytes(chart.figure, kind) for chart in page.charts for kind in FORMATS}
-    inline = {chart.name: inline_svg(drawn[f"{chart.name}.svg"], chart.name) for chart in page.charts}
-    texts = {"index.html": render_html(page, inline), "report.md": render_markdown(page)}
-    for name, data in page.data.items():
-        texts[f"data/{name}.csv"] = data.to_csv(index=False, lineterminator="\n")
-        texts[f"data/{name}.json"] = _json(data)
-    for table in page.tables:
-        texts[f"tables/{table.name}.csv"] = table.to_csv()
-        texts[f"tables/{table.name}.tex"] = latex_table(table)
-        texts[f"tables/{table.name}.md"] = table.to_markdown()
-    files = {path: text.encode("utf-8", errors="replace") for path, text in texts.items()}
-    return files | {f"figures/{name}": content for name, content in drawn.items()}
+STATES = ("done", "running", "queued", "pending", "stopped", "cancelled", "failed", "absent")
+"""States in the order in which they are counted up; ``absent`` is a run of the manifest without a directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """What the report says, its figures not yet drawn."""
+
+    study: Study
+    sections: list[Section]
+    """In the order of the page, each with a block."""
+    data: dict[str, pd.DataFrame]
+    """The tables behind the report by the name of their files."""
+
+    @property
+    def tables(self) -> list[Table]:
+        return [table for section in self.sections for table in section.tables]
+
+    @property
+    def charts(self) -> list[Chart]:
+        return [chart for section in self.sections for chart in section.charts]
+
+    @property
+    def best(self) -> list[tuple[str, str, str, str]]:
+        """Of each best setting architecture (and text, if there are several), perplexity, name, and epoch or seeds."""
+        compared, texts = self.study.compared, self.study.texts.index
+        epochs = dict(zip(compared.runs["number"], compared.runs["best_epoch"], strict=True))
+        return [
+            (
+                units.architecture(setting.arch) + (f" on {setting.text}" if len(texts) > 1 else ""),
+                units.perplexity(setting.val_ppl),
+                setting.reference,
+                f"epoch {units.whole(epochs[setting.only_run] + 1)}"
+                if setting.only_run is not None
+                else f"mean of {setting.interval.n} seeds",
+            )
+            for setting in sorted(best_settings(compared.settings), key=lambda one: list(texts).index(one.text))
+        ]
 
 
 def report_page(study: Study) -> Page:
@@ -142,36 +227,81 @@ def _with_notes(section: Section, notes: Iterable[tuple[str, str]]) -> Section:
     return dataclasses.replace(section, blocks=[*section.blocks, *own])
 
 
-def _json(data: pd.DataFrame) -> str:
-    """A list of objects, one a line; null for every missing or infinite number."""
-    plain = data.astype(object).where(data.notna() & ~data.isin([math.inf, -math.inf]), None)
-    row = f"{{{', '.join(f'{json.dumps(name)}: %s' for name in data)}}}"
-    cells = zip(*(_json_texts(plain[name].to_list()) for name in data), strict=True)
-    return "[\n" + ",\n".join(row % texts for texts in cells) + "\n]\n"
+# -- templates -----------------------------------------------------------------------------------------------------
 
 
-def _json_texts(values: list[Any]) -> list[str]:
-    """Each value as JSON: all at once, which is many times as fast, unless some are lists or objects."""
-    encode = json.JSONEncoder(ensure_ascii=False, default=str, separators=("\n", ": ")).encode
-    found = encode(values)[1:-1].split("\n")
-    return found if len(found) == len(values) else [json.dumps(v, ensure_ascii=False, default=str) for v in values]
+def render_html(page: Page, inline_figures: dict[str, str]) -> str:
+    """The page as one file. ``inline_figures``: the SVG element of each chart by its name."""
+    figures = {name: Markup(svg) for name, svg in inline_figures.items()}  # made by matplotlib, which escapes text
+    environment = _environment(html=True)
+    environment.filters.update(sortable=_sortable)
+    environment.globals.update(zip=zip)
+    pointers = {c.name: [panel.pointer_data() for panel in c.panels] for c in page.charts if c.panels}
+    return environment.get_template("index.html.j2").render(
+        _variables(page), figures=figures, pointers=_script_json(pointers)
+    )
 
 
-# -- files ---------------------------------------------------------------------------------------------------------
+def render_markdown(page: Page) -> str:
+    """The same content in Markdown, with links to the files of the figures."""
+    environment = _environment(html=False)
+    environment.filters.update(md=escape_markdown, code=markdown_code, fence=_fence)
+    return environment.get_template("report.md.j2").render(_variables(page))
 
 
-def folder_of(*study_dirs: Path, output: Path | None = None) -> tuple[Path, Path]:
-    """Return the folder of a report as given or by default, and as it is resolved.
+def _environment(*, html: bool) -> Environment:
+    return Environment(
+        loader=PackageLoader("analysis", "templates"),
+        autoescape=html,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
 
-    Raises:
-        UsageError: it is a link, or a folder of other things: what is replaced is gone.
-    """
-    folder = output or (study_dirs[0] if len(study_dirs) == 1 else study_dirs[0].parent) / "report"
-    target = folder.resolve() if folder.name in ("", "..") else folder.parent.resolve() / folder.name
-    if is_link(target):
-        raise UsageError(f"{target} is a link, which is not replaced; remove it or choose another folder (--output)")
-    if not exists(target) or (is_folder(target) and not listed(target)):
-        return folder, target
-    if not is_folder(target) or not all(is_file(target / name) for name in SIGNATURE):
-        raise UsageError(f"{target} exists and is no report, so it is not replaced; choose another folder")
-    return folder, target
+
+def _variables(page: Page) -> dict[str, Any]:
+    study = page.study
+    states = [(run.number, run.name, run.state) for run in rows_of(study.runs)]
+    states = sorted([*states, *((run.number, run.name or "no run directory", "absent") for run in study.absent)])
+    counted = Counter(state for number, _, state in states if isinstance(number, int))
+    variants = [state for number, _, state in states if isinstance(number, VariantNumber)]
+    drawn = {line.run for chart in page.charts for panel in chart.panels for line in panel.lines}
+    return {
+        "page": page,
+        "study": study,
+        "figure_formats": FORMATS,
+        "table_formats": {"csv": "CSV", "tex": "LaTeX", "md": "Markdown"},
+        "line_colours": look.line_colours(),
+        "labels": labels(page.sections),
+        "states": states,
+        "done": counted["done"],
+        "counts": [(state, counted[state]) for state in STATES if counted[state]],
+        "variants": f"{units.count(len(variants), 'variant')} ({variants.count('done')} done)" if variants else "",
+        "scope": scope_of(study.compared.runs, len(study.absent)).strip(),
+        "shown_runs": [
+            (run.number, run.name, units.architecture(run.arch), units.optimizer(run.optimizer))
+            for run in rows_of(study.runs)
+            if str(run.number) in drawn
+        ],
+    }
+
+
+def _script_json(data: Any) -> Markup:
+    """JSON for the inside of a script element, which no text in it can end."""
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"), default=str)
+    return Markup(text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e"))
+
+
+def _sortable(value: Any) -> str:
+    """What the script sorts a cell by; empty for a missing value, which goes last."""
+    if isinstance(value, VariantNumber):
+        return f"{value.place}.{value.index:05}"
+    return str(value) if isinstance(value, str) or units.is_number(value) else ""
+
+
+def _fence(lines: list[str]) -> str:
+    """Lines as a fenced block that their own backticks cannot end."""
+    text = "\n".join(lines)
+    fence = "`" * max(3, longest_run_of_backticks(text) + 1)
+    return f"{fence}text\n{text}\n{fence}"

@@ -135,7 +135,7 @@ class Run:
         """
         from analysis.behaviour.sampling import draw_samples, prompt_ids
         from analysis.behaviour.task import settings_from
-        from analysis.study.wording import plain_text
+        from analysis.study.units import plain_text
         from seqlm.data.tokenizer import Tokenizer
 
         model, vocabulary, data = self.load_model(trust=trust), self.load_vocabulary(), self.config.data

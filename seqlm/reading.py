@@ -138,14 +138,14 @@ def read_bytes(path: Path) -> bytes:
         raise FileError.from_os_error("read", path, error) from None
 
 
-def read_tail(path: Path, most: int) -> bytes:
+def read_tail(path: Path, most: int, below: Path | None = None) -> bytes:
     """The last bytes of a regular file of any size, ``most`` at most.
 
     Raises:
         FileNotFoundError, FileError: as :func:`open_regular`.
         OSError: it cannot be read.
     """
-    with open_regular(path, largest=LARGEST_HASHED) as file:
+    with open_regular(path, largest=LARGEST_HASHED, below=below) as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - most))
         return file.read(most)
 

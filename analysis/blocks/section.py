@@ -80,6 +80,11 @@ class Folded:
 Block: TypeAlias = Prose | Note | Points | Subheading | Table | Chart | Samples | Folded
 
 
+def paragraphs(texts: Iterable[str]) -> list[Block]:
+    """Each text as a paragraph."""
+    return [Prose(text=text) for text in texts]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Section:
     """A part of the report with a title of its own. ``name`` is its anchor, after ``section-``."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import getitem
 from typing import Any, ClassVar, Literal
 
 import pandas as pd
@@ -34,7 +35,7 @@ class Column:
     text: Callable[[Any], str] = str
     """Write a value."""
     of: Callable[[Any], Any] | None = None
-    """Take the value from a record. ``None``: the record's item ``key``."""
+    """Take the value from a record. ``None``: the record's item or attribute ``key``."""
     shown: Callable[[Any], str] | None = None
     """Write a record, for a text that says more than the value. ``None``: ``text`` of the value."""
     numeric: bool = False
@@ -45,7 +46,8 @@ class Column:
 
     def cell(self, record: Any, *, bold: bool) -> Cell:
         """Return the cell of a record."""
-        value = record[self.key] if self.of is None else self.of(record)
+        item = getitem if isinstance(record, Mapping) else getattr
+        value = item(record, self.key) if self.of is None else self.of(record)
         text = self.text(value) if self.shown is None else self.shown(record)
         return Cell(text=text, value=value, bold=bold and self.emphasised)
 

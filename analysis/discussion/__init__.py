@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from analysis.blocks.section import Block, Note, Prose, Section, Subheading
-from analysis.blocks.sentences import scope_sentences
-from analysis.blocks.texts import text_sentences
+from analysis.blocks.section import Block, Note, Section, Subheading, paragraphs
+from analysis.blocks.sentences import scope_sentences, text_sentences
+from analysis.discussion.effects import optimizers_blocks
 from analysis.discussion.expected import expected_blocks
 from analysis.discussion.next_runs import next_blocks
-from analysis.discussion.optimizers import optimizers_blocks
 from analysis.discussion.picks import picks_blocks
 from analysis.discussion.reliability import reliability_blocks
 from analysis.study.pairs import pairs_of
@@ -25,7 +24,7 @@ def discussion_section(study: Study) -> Section:
         ("picks", "The pick for time and the pick for generalisation", picks_blocks(one, settings)),
         ("reliability", "Reliability of the architectures", reliability_blocks(one, settings)),
     ]
-    blocks: list[Block] = [Prose(text=text) for text in [*text_sentences(study), *scope_sentences(compared)]]
+    blocks: list[Block] = paragraphs([*text_sentences(study), *scope_sentences(compared)])
     for name, title, answer in parts:
         notes = [Note(text=text) for part, text in study.notes if part == name]
         blocks += [Subheading(text=title), *answer, *notes]

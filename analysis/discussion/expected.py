@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from analysis.blocks.section import Block, Points, Prose
-from analysis.blocks.sentences import sentences
+from analysis.blocks.section import Block, Points, paragraphs
+from analysis.blocks.sentences import first_few, scope, sentences
 from analysis.blocks.table import Column, Table, number
-from analysis.blocks.texts import first_few, scope
 from analysis.study import units
 from analysis.study.columns import TEXT_KEYS
 from analysis.study.pairs import (
@@ -45,6 +44,7 @@ METRICS = {
 SHORT = {"gap": "gap (nats)", "seconds_to_5pct": "time to 5 %"}
 """Shorter words for some of them in a table."""
 
+GAPS = units.decimals(".3f")
 TIMES = ("wall_seconds", "epoch_seconds", "seconds_to_5pct")
 
 LOWER, HIGHER, ONE_SEED, UNCLEAR = "lower", "higher", "one seed", "no clear difference"
@@ -67,10 +67,14 @@ class Reached(NamedTuple):
 class Case:
     """The lowest setting of each side among those that are otherwise equal."""
 
+    number: int
+    """Of the expectation, from 1."""
+    metric: str
     where: str
     """What they agree in, of the keys in which the settings of the expectation differ."""
-    settings: tuple[Setting, Setting]
-    """The lowest one expected lower, and the lowest one expected higher."""
+    lower: Setting
+    """The lowest one expected lower."""
+    higher: Setting
     values: tuple[float, float]
     shows: str
     """One of ``LOWER``, ``HIGHER``, ``ONE_SEED``, ``UNCLEAR``."""
@@ -80,16 +84,23 @@ class Case:
         """Whether the value expected lower is lower, clearly or not."""
         return self.values[0] < self.values[1]
 
+    @property
+    def written(self) -> tuple[str, str]:
+        """The values as the report shows them."""
+        write = units.duration if self.metric in TIMES else GAPS if self.metric == "gap" else units.perplexity
+        return write(self.values[0]), write(self.values[1])
+
 
 def expected_blocks(study: Study) -> list[Block]:
     """A sentence for each expectation, and a row for each case of it."""
-    rows, points, kinds = [], [], Counter[str]()
+    points, kinds, found = [], Counter[str](), list[Case]()
     for place, expectation in enumerate(study.expectations, start=1):
         metric = expectation.metric
         sides = [_reached(study, metric, ids) for ids in (expectation.lower, expectation.higher)]
-        cases, also = _cases(metric, sides)
+        cases, also = _cases(place, metric, sides)
         verdict = _verdict(cases)
         kinds[verdict] += 1
+        found += cases
         points += sentences(
             "expected",
             expectation=expectation,
@@ -100,30 +111,11 @@ def expected_blocks(study: Study) -> list[Block]:
             also=also,
             metric=METRICS[metric],
             is_time=metric in TIMES,
-            write=_write(metric),
         )
-        rows += [
-            {
-                "number": place,
-                "metric": SHORT.get(metric, METRICS[metric]),
-                "write": _write(metric),
-                "where": case.where or "all",
-                "lower": case.values[0],
-                "lower_run": case.settings[0].reference,
-                "higher": case.values[1],
-                "higher_run": case.settings[1].reference,
-                "shows": f"{LOWER if case.is_lower else HIGHER}, {ONE_SEED}" if case.shows == ONE_SEED else case.shows,
-            }
-            for case in cases
-        ]
-    summary = sentences(
-        "expected_summary",
-        count=len(study.expectations),
-        kinds=kinds,
-        has_gap=any(expectation.metric == "gap" for expectation in study.expectations),
-    )
-    table = [_table(rows, scope(study))] if rows else []
-    return [*(Prose(text=text) for text in summary), *([Points(items=points)] if points else []), *table]
+    has_gap = any(expectation.metric == "gap" for expectation in study.expectations)
+    summary = sentences("expected_summary", count=len(study.expectations), kinds=kinds, has_gap=has_gap)
+    table = [_table(found, scope(study))] if found else []
+    return [*paragraphs(summary), *([Points(items=points)] if points else []), *table]
 
 
 # -- cases ---------------------------------------------------------------------------------------------------------
@@ -137,7 +129,7 @@ def _reached(study: Study, metric: str, ids: Sequence[str]) -> list[Reached]:
     return [Reached(one, [values[run] for run in one.runs]) for one in settings_of(runs)]
 
 
-def _cases(metric: str, sides: Sequence[Sequence[Reached]]) -> tuple[list[Case], list[str]]:
+def _cases(number: int, metric: str, sides: Sequence[Sequence[Reached]]) -> tuple[list[Case], list[str]]:
     """Return the cases, and all keys that differ between the sides throughout if these are several.
 
     Those are what the expectation is about, or go along with it. If the architecture or the optimizer is one of them,
@@ -159,17 +151,24 @@ def _cases(metric: str, sides: Sequence[Sequence[Reached]]) -> tuple[list[Case],
     kinds = grouped_by([*settings[0], *settings[1]], [ARCHITECTURE, OPTIMIZER])  # such keys follow from these
     named = [key for key in shared if key in (ARCHITECTURE, OPTIMIZER) or any(differing_keys(k, [key]) for k in kinds)]
     also = [key for key in about if key not in free and ABSENT not in found[key][0] | found[key][1]]
-    return [_case(metric, named, lower, higher) for lower, higher in pairs], also if len(also) > 1 else []
+    cases = [
+        Case(
+            number=number,
+            metric=metric,
+            where=", ".join(_agreed(key, lower.setting) for key in named),
+            lower=lower.setting,
+            higher=higher.setting,
+            values=(lower.mean(metric), higher.mean(metric)),
+            shows=_shows(metric, lower, higher),
+        )
+        for lower, higher in pairs
+    ]
+    return cases, also if len(also) > 1 else []
 
 
-def _case(metric: str, named: Sequence[str], lower: Reached, higher: Reached) -> Case:
-    texts = [(key, printed(key, value_of(lower.setting, key))) for key in named]
-    return Case(
-        where=", ".join(text if key in (ARCHITECTURE, OPTIMIZER) else f"{key} = {text}" for key, text in texts),
-        settings=(lower.setting, higher.setting),
-        values=(lower.mean(metric), higher.mean(metric)),
-        shows=_shows(metric, lower, higher),
-    )
+def _agreed(key: str, setting: Setting) -> str:
+    text = printed(key, value_of(setting, key))
+    return text if key in (ARCHITECTURE, OPTIMIZER) else f"{key} = {text}"
 
 
 def _shows(metric: str, lower: Reached, higher: Reached) -> str:
@@ -208,11 +207,7 @@ def _missing(study: Study, expectation: Expectation, sides: Sequence[Sequence[Re
 # -- table ---------------------------------------------------------------------------------------------------------
 
 
-def _write(metric: str) -> Callable[[Any], str]:
-    return units.duration if metric in TIMES else units.decimals(".3f") if metric == "gap" else units.perplexity
-
-
-def _table(rows: Sequence[dict[str, Any]], of: str) -> Table:
+def _table(cases: Sequence[Case], of: str) -> Table:
     return Table(
         name="discussion-1-expected",
         title="Expected against observed",
@@ -220,13 +215,17 @@ def _table(rows: Sequence[dict[str, Any]], of: str) -> Table:
         f"difference: by Welch's t test over seeds; of times, within their scatter.{of}",
         columns=[
             number("number", "No."),
-            Column("metric", "Of"),
-            Column("where", "Where"),
-            Column("lower", "Expected lower", shown=lambda row: row["write"](row["lower"]), numeric=True),
-            Column("lower_run", "Run"),
-            Column("higher", "Expected higher", shown=lambda row: row["write"](row["higher"]), numeric=True),
-            Column("higher_run", "Run"),
-            Column("shows", "Expected side is"),
+            Column("metric", "Of", of=lambda case: SHORT.get(case.metric, METRICS[case.metric])),
+            Column("where", "Where", of=lambda case: case.where or "all"),
+            Column("lower", "Expected lower", of=lambda c: c.values[0], shown=lambda c: c.written[0], numeric=True),
+            Column("lower_run", "Run", of=lambda case: case.lower.reference),
+            Column("higher", "Expected higher", of=lambda c: c.values[1], shown=lambda c: c.written[1], numeric=True),
+            Column("higher_run", "Run", of=lambda case: case.higher.reference),
+            Column("shows", "Expected side is", of=_outcome),
         ],
-        records=rows,
+        records=cases,
     )
+
+
+def _outcome(case: Case) -> str:
+    return f"{LOWER if case.is_lower else HIGHER}, {ONE_SEED}" if case.shows == ONE_SEED else case.shows

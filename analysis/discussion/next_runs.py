@@ -15,7 +15,7 @@ from analysis.blocks.section import Block, Points
 from analysis.blocks.sentences import sentences
 from analysis.study import units
 from analysis.study.comparison import finished
-from analysis.study.settings import Setting, best_of
+from analysis.study.settings import Setting, by_perplexity
 from analysis.study.study import Study
 from analysis.study.values import rows_of
 from seqlm.optimizers import ANNEALED, PUBLISHED
@@ -64,13 +64,12 @@ def _question(settings: Sequence[Setting]) -> dict[str, Any]:
     ``rates`` are the learning rates tried with its architecture and optimizer, ascending, and ``untried`` those that
     would show whether its own is the best: 1, 3, 10, ... on each side that has none.
     """
-    best = best_of(settings)
+    best, *others = by_perplexity(settings)
     alike = [one for one in settings if (one.arch, one.optimizer) == (best.arch, best.optimizer)]
     rates = sorted({one.config["optim.lr"] for one in alike})
     own = best.config["optim.lr"]
     place = round(2 * math.log10(own))
     untried = [*([place - 1] if own == rates[0] else []), *([place + 1] if own == rates[-1] else [])]
-    others = sorted((one for one in settings if one is not best), key=lambda one: (one.val_ppl, one.number))
     unclear = [
         one for one in others if one.interval.n == best.interval.n == 1 or best.interval.doubt_against(one.interval)
     ]

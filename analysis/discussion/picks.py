@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analysis.blocks.section import Block, Points, Prose
-from analysis.blocks.sentences import sentences
+from analysis.blocks.sentences import scope, sentences
 from analysis.blocks.table import Column, Table, number
-from analysis.blocks.texts import scope
 from analysis.plots.scatter import time_chart
 from analysis.study import units
 from analysis.study.comparison import WITHIN

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis.blocks.section import Block, Prose
-from analysis.blocks.sentences import sentences
+from analysis.blocks.section import Block, paragraphs
+from analysis.blocks.sentences import scope, sentences
 from analysis.blocks.table import Column, Table, number
-from analysis.blocks.texts import scope
 from analysis.study import units
 from analysis.study.settings import Setting
 from analysis.study.study import Study
@@ -33,10 +32,7 @@ def reliability_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]
     rows = _rows(study, settings, lowest)
     ranked = sorted((row for row in rows if row["settings"] >= ENOUGH), key=_share, reverse=True)
     told = sentences("reliability", rows=rows, lowest=lowest, NEAR=NEAR, ENOUGH=ENOUGH, **_order(ranked))
-    blocks: list[Block] = [Prose(text=text) for text in told]
-    if rows:
-        blocks.append(_table(rows, scope(study)))
-    return blocks
+    return [*paragraphs(told), *([_table(rows, scope(study))] if rows else [])]
 
 
 def _rows(study: Study, settings: Sequence[Setting], lowest: float) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -15,11 +15,9 @@ from numpy.typing import ArrayLike
 
 from analysis.blocks.figure import run_mark
 from analysis.plots import look
+from analysis.study import units
 from analysis.study.numbering import RunNumber
 from analysis.study.values import Values
-
-Progress: TypeAlias = Literal["epochs", "time"]
-"""What the horizontal axis counts."""
 
 CUT_FACTOR = 5.0
 """An axis that several runs share ends at this many times the median of their best perplexities."""
@@ -150,6 +148,20 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
 def tick_text(value: float, _: object = None) -> str:
     """Return the number at a tick, such as ``1,500`` or ``0.002``."""
     return f"{value:,.6g}"
+
+
+class Unit(NamedTuple):
+    """A unit of time."""
+
+    seconds: float
+    name: str
+
+
+def unit_for(longest: float) -> Unit:
+    """The largest unit of time of which ``longest`` seconds are more than 2."""
+    known = (Unit(3600.0, "hours"), Unit(60.0, "minutes"))
+    fitting = (unit for unit in known if units.is_number(longest) and longest > 2 * unit.seconds)
+    return next(fitting, Unit(1.0, "seconds"))
 
 
 # -- points --------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from analysis.blocks.figure import Chart, name_values, run_mark
-from analysis.blocks.texts import first_few
+from analysis.blocks.sentences import first_few
 from analysis.plots import look
 from analysis.plots.axes import Mark, fit, panels_with_legend, place_numbers
 from analysis.plots.curves import LABEL_LENGTH

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from analysis.blocks.figure import Chart
 from analysis.blocks.sentences import sentences
 from analysis.plots import look
-from analysis.plots.axes import Progress, label_grid, panel_grid, panels_with_legend
+from analysis.plots.axes import Unit, label_grid, panel_grid, panels_with_legend, unit_for
 from analysis.plots.curves import (
     MOST_GREY,
     MOST_LINES,
@@ -26,16 +26,12 @@ from analysis.plots.curves import (
     legend_entries,
     prominent,
     setting_curves,
-    unit_for,
 )
 from analysis.study import units
 from analysis.study.comparison import finished
 from analysis.study.numbering import RunNumber
 from analysis.study.study import Study
 from analysis.study.values import Values
-
-SPOKEN: dict[Progress, str] = {"epochs": "epochs", "time": "wall-clock time"}
-"""What the horizontal axis counts, in words."""
 
 BEST_PANELS = 6
 """Of more runs than ``MOST_LINES``, the best of each of this many settings have a panel."""
@@ -58,22 +54,20 @@ def curve_charts(study: Study) -> list[Chart]:
             rows = {title: [c for c in merged if getattr(c, key) == value] for value, title in titles.items()}
             charts.append(rows_chart(study, {title: row for title, row in rows.items() if row}, key))
     if curves:
-        progresses = list(SPOKEN)[: 1 if len(curves) > MOST_LINES else 2]
-        charts += [panels_chart(study, curves, progress) for progress in progresses]
+        charts.append(panels_chart(study, curves, None))
+        charts += [panels_chart(study, curves, _unit(study))] if len(curves) <= MOST_LINES else []
     return charts
 
 
 @look.applied()
-def named_group_charts(study: Study) -> dict[str, Chart]:
-    """A figure for each group of ``[report] groups`` that has a curve, by the group's title."""
-    curves = [curve for curve in curves_of(study) if curve.is_validated] if study.groups else []
-    charts = {}
-    for title, ids in study.groups.items():
-        runs = study.runs[study.runs["id"].isin(ids)]
-        if members := setting_curves(study, [curve for curve in curves if curve.number in set(runs["number"])]):
-            name = f"curves-{study.group_name(title)}"
-            charts[title] = runs_chart(study, runs, members, name, f"{title}: validation perplexity")
-    return charts
+def group_chart(study: Study, title: str) -> Chart | None:
+    """The curves of a group of ``[report] groups``; none if it has none."""
+    runs = study.runs[study.runs["id"].isin(study.groups[title])]
+    numbers = set(runs["number"])
+    curves = [curve for curve in curves_of(study) if curve.is_validated and curve.number in numbers]
+    name = f"curves-{study.group_name(title)}"
+    members = setting_curves(study, curves)
+    return runs_chart(study, runs, members, name, f"{title}: validation perplexity") if members else None
 
 
 # -- validation ----------------------------------------------------------------------------------------------------
@@ -118,23 +112,22 @@ def _chart(
 ) -> Chart:
     """Each row of curves under its title, a panel for each progress."""
     curves = [curve for row in rows.values() for curve in row]
-    progresses = list(SPOKEN)[: 1 if len(rows) > 1 and len(curves) > MOST_LINES else 2]
-    unit = unit_for(study.epochs["elapsed_seconds"].max())[0]
+    along = [None] if len(rows) > 1 and len(curves) > MOST_LINES else [None, _unit(study)]
     figure, axes = panels_with_legend(
         2.8 if len(rows) == 1 else 2.0,
         entries,
         columns,
         rows=len(rows),
-        panels=len(progresses),
+        panels=len(along),
         share=True,
         titled="" not in rows,
     )
     places = iter(axes)
     for heading, row in rows.items():
-        for progress in progresses:
+        for unit in along:
             place = next(places)
-            draw_curves(place, row, progress, unit, STANDING_OUT if len(rows) == 1 else STANDING_OUT_OF_KIND)
-            if progress == "epochs":
+            draw_curves(place, row, unit, STANDING_OUT if len(rows) == 1 else STANDING_OUT_OF_KIND)
+            if unit is None:
                 place.set_title(heading, loc="left")
             else:
                 place.set_ylabel("")
@@ -144,15 +137,19 @@ def _chart(
     )
     if any(len(row) > MOST_LINES for row in rows.values()):
         caption += f" Coloured: {STANDING_OUT_OF_KIND} of the best in each panel; grey: at most {MOST_GREY} others."
-    spoken = " and ".join(SPOKEN[progress] for progress in progresses)
+    spoken = "epochs and wall-clock time" if len(along) > 1 else "epochs"
     return Chart(name=name, title=f"{title} over {spoken}", caption=caption, figure=figure)
+
+
+def _unit(study: Study) -> Unit:
+    return unit_for(study.epochs["elapsed_seconds"].max())
 
 
 # -- a panel for each run ------------------------------------------------------------------------------------------
 
 
-def panels_chart(study: Study, curves: Sequence[Curve], progress: Progress) -> Chart:
-    """Training and validation perplexity of each run in a panel of its own."""
+def panels_chart(study: Study, curves: Sequence[Curve], unit: Unit | None) -> Chart:
+    """Training and validation perplexity of each run in a panel of its own, over time, or for ``None`` over epochs."""
     shown = choose_panels(curves)
     entries = [
         Line2D([], [], color=look.MUTED, label="validation"),
@@ -160,8 +157,8 @@ def panels_chart(study: Study, curves: Sequence[Curve], progress: Progress) -> C
     ]
     figure, grid = panel_grid(len(shown), 1.1, entries)
     for axes, curve in zip(grid, shown, strict=True):
-        draw_run(axes, curve, progress, unit_for(study.epochs["elapsed_seconds"].max())[0])
-    if progress == "epochs":
+        draw_run(axes, curve, unit)
+    if unit is None:
         limits = [axes.get_xlim() for axes in grid]
         for axes in grid:
             axes.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
@@ -177,8 +174,8 @@ def panels_chart(study: Study, curves: Sequence[Curve], progress: Progress) -> C
     )
     what = "each run" if len(shown) == len(curves) else "the best runs"
     return Chart(
-        name=f"runs-{progress}",
-        title=f"Training and validation perplexity of {what} over {SPOKEN[progress]}",
+        name="runs-time" if unit else "runs-epochs",
+        title=f"Training and validation perplexity of {what} over {'wall-clock time' if unit else 'epochs'}",
         caption=" ".join(caption),
         figure=figure,
     )

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.blocks.figure import name_values, run_mark
 from analysis.plots import look
-from analysis.plots.axes import Mark, Progress, fit, place_numbers, shared_cut
+from analysis.plots.axes import Mark, Unit, fit, place_numbers, shared_cut
 from analysis.study import units
 from analysis.study.comparison import finished
 from analysis.study.numbering import RunNumber
@@ -86,6 +86,10 @@ class Curve:
         numbers, _, _ = self.reference.removesuffix(self.name).rpartition(" ")
         name = units.short_name(self.name, LABEL_LENGTH - len(numbers) - 2, self.arch, self.optimizer)
         return f"{numbers}  {name}"
+
+    def along(self, unit: Unit | None) -> Values:
+        """Wall-clock time by the end of each epoch; for ``None`` the epochs."""
+        return self.epochs if unit is None else self.seconds / unit.seconds
 
     @property
     def ended_early(self) -> bool:
@@ -159,14 +163,6 @@ def _mean(group: list[Curve]) -> Curve:
     )
 
 
-def unit_for(longest: float) -> tuple[float, str]:
-    """Seconds in the largest unit of time in which ``longest`` seconds are above 2, and its name."""
-    for seconds, name in ((3600.0, "hours"), (60.0, "minutes")):
-        if units.is_number(longest) and longest > 2 * seconds:
-            return seconds, name
-    return 1.0, "seconds"
-
-
 # -- which stand out, and how they look ----------------------------------------------------------------------------
 
 
@@ -208,14 +204,8 @@ def legend_entries(curves: Iterable[Curve]) -> list[Line2D]:
 # -- drawing -------------------------------------------------------------------------------------------------------
 
 
-def draw_curves(
-    axes: Axes,
-    curves: Sequence[Curve],
-    progress: Progress = "epochs",
-    unit: float = 1.0,
-    most: int = STANDING_OUT,
-) -> Axes:
-    """Draw validation curves: the prominent ones with their numbers, the others in grey. ``unit``: seconds in it.
+def draw_curves(axes: Axes, curves: Sequence[Curve], unit: Unit | None = None, most: int = STANDING_OUT) -> Axes:
+    """Draw validation curves over time, or for ``None`` over epochs: numbers at the prominent ones, the others in grey.
 
     The vertical axis fits all ``curves``.
     """
@@ -225,67 +215,61 @@ def draw_curves(
     crowd = others[:: math.ceil(len(others) / MOST_GREY) or 1]
     axes.set_autoscale_on(False)  # else each line looks for the limits, which are set below
     if crowd:
-        x = np.concatenate([part for curve in crowd for part in (_along(curve, progress, unit), [math.nan])])
+        x = np.concatenate([part for curve in crowd for part in (curve.along(unit), [math.nan])])
         y = np.concatenate([part for curve in crowd for part in (curve.val_ppl, [math.nan])])
         axes.plot(x, y, color=look.CROWD[0], linewidth=0.5, alpha=0.6, zorder=1.5)
-    ends = [end for curve in crowd if (end := _early_end(curve, progress, unit))]
+    ends = [end for curve in crowd if (end := _early_end(curve, unit))]
     if ends:
         axes.plot(*zip(*ends, strict=True), "x", color=look.CROWD[0], markersize=4, mew=1, zorder=1.5)
     for curve in named:
-        style, gid, x = styles[curve.number], run_mark(curve.number), _along(curve, progress, unit)
+        style, gid, x = styles[curve.number], run_mark(curve.number), curve.along(unit)
         if curve.low is not None and curve.high is not None:
             axes.fill_between(x, curve.low, curve.high, color=style.colour, alpha=0.2, linewidth=0, gid=gid)
         spacing = max(1, math.ceil(len(x) / 8))
         markers: dict[str, Any] = {"marker": style.marker, "markevery": (int(curve.number) % spacing, spacing)}
         seeds = f", mean of {len(curve.runs)} seeds" if len(curve.runs) > 1 else ""
         axes.plot(x, curve.val_ppl, gid=gid, label=f"{curve.reference}{seeds}", **markers, **style.line)
-        _mark_end(axes, curve, progress, unit, color=style.colour, markersize=7, mew=2)
-    values = [curve.drawn for curve in curves]
-    several = [curve.val_ppl for curve in curves]
-    cut = shared_cut(several) if len(several) > 1 else SINGLE_CUT_FACTOR * curves[0].best
-    fit(axes, "y", values, cut_at=cut)
+        _mark_end(axes, curve, unit, style.colour)
+    cut = shared_cut([curve.val_ppl for curve in curves]) if len(curves) > 1 else SINGLE_CUT_FACTOR * curves[0].best
+    fit(axes, "y", [curve.drawn for curve in curves], cut_at=cut)
     axes.set_ylabel("Validation perplexity")
-    _label_progress(axes, curves, progress, unit)
-    numbers = (_number(curve, styles[curve.number].colour, axes, progress, unit) for curve in named)
-    place_numbers(axes, [number for number in numbers if number is not None])
+    _label_progress(axes, curves, unit)
+    marks = (_number(curve, styles[curve.number].colour, axes, unit) for curve in named)
+    place_numbers(axes, [mark for mark in marks if mark is not None])
     return axes
 
 
-def draw_run(axes: Axes, curve: Curve, progress: Progress = "epochs", unit: float = 1.0) -> Axes:
-    """Draw the training and validation perplexity of a run."""
-    gid, x, colour = run_mark(curve.number), _along(curve, progress, unit), look.colour_of(curve.arch)
+def draw_run(axes: Axes, curve: Curve, unit: Unit | None) -> Axes:
+    """Draw the training and validation perplexity of a run over time, or for ``None`` over epochs."""
+    gid, x, colour = run_mark(curve.number), curve.along(unit), look.colour_of(curve.arch)
     axes.set_autoscale_on(False)
     axes.plot(x, curve.train_ppl, color=colour, gid=gid, label=f"{curve.reference}, training", **TRAINING)
     lone = "o" if len(x) == 1 else ""
     axes.plot(x, curve.val_ppl, color=colour, marker=lone, gid=gid, label=f"{curve.reference}, validation")
-    _mark_end(axes, curve, progress, unit, color=colour, markersize=7, mew=2)
+    _mark_end(axes, curve, unit, colour)
     both = [curve.train_ppl, curve.val_ppl]
     fit(axes, "y", both, cut_at=max(SINGLE_CUT_FACTOR * curve.best, np.nanmin(np.concatenate(both))), ticks=5)
     axes.set_title(curve.label, loc="left", fontsize=8)
-    _label_progress(axes, [curve], progress, unit)
+    _label_progress(axes, [curve], unit)
     return axes
 
 
-def _along(curve: Curve, progress: Progress, unit: float) -> Values:
-    return curve.epochs if progress == "epochs" else curve.seconds / unit
-
-
-def _early_end(curve: Curve, progress: Progress, unit: float) -> tuple[float, float] | None:
+def _early_end(curve: Curve, unit: Unit | None) -> tuple[float, float] | None:
     """The last validation perplexity of a run that ended early."""
-    x = _along(curve, progress, unit)
+    x = curve.along(unit)
     there = np.flatnonzero(np.isfinite(curve.val_ppl) & np.isfinite(x))
     return (x[there[-1]], curve.val_ppl[there[-1]]) if curve.ended_early and len(there) else None
 
 
-def _mark_end(axes: Axes, curve: Curve, progress: Progress, unit: float, **style: Any) -> None:
+def _mark_end(axes: Axes, curve: Curve, unit: Unit | None, colour: str) -> None:
     """A cross where a run ended early."""
-    if end := _early_end(curve, progress, unit):
-        axes.plot(*end, "x", gid=run_mark(curve.number), **style)
+    if end := _early_end(curve, unit):
+        axes.plot(*end, "x", gid=run_mark(curve.number), color=colour, markersize=7, mew=2)
 
 
-def _number(curve: Curve, colour: str, axes: Axes, progress: Progress, unit: float) -> Mark | None:
+def _number(curve: Curve, colour: str, axes: Axes, unit: Unit | None) -> Mark | None:
     """The number at the last point that the axis shows; with an arrow where the line goes on above it."""
-    x, top = _along(curve, progress, unit), axes.get_ylim()[1]
+    x, top = curve.along(unit), axes.get_ylim()[1]
     there = np.flatnonzero(np.isfinite(curve.val_ppl) & np.isfinite(x))
     if not len(there):
         return None
@@ -297,18 +281,15 @@ def _number(curve: Curve, colour: str, axes: Axes, progress: Progress, unit: flo
     return Mark(x[place], y, text, colour, curve.number)
 
 
-def _label_progress(axes: Axes, curves: Sequence[Curve], progress: Progress, unit: float) -> None:
+def _label_progress(axes: Axes, curves: Sequence[Curve], unit: Unit | None) -> None:
     """Set up the horizontal axis: whole epochs from 1, or wall-clock time from 0."""
-    ends = [x for curve in curves for x in _along(curve, progress, unit) if math.isfinite(x)]
-    last = max(ends, default=1.0)
-    if progress == "epochs":
+    last = max((x for curve in curves for x in curve.along(unit) if math.isfinite(x)), default=1.0)
+    if unit is None:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
         axes.set_xlim(1 - 0.015 * last, last + max(0.015 * last, 0.05))
         axes.set_xlabel("Epoch (1 = after the first pass)")
-        name_values(axes, "epoch")
     else:
-        name = {1.0: "seconds", 60.0: "minutes", 3600.0: "hours"}[unit]
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlim(0, last * 1.015 or 1.0)
-        axes.set_xlabel(f"Wall-clock time ({name})")
-        name_values(axes, name)
+        axes.set_xlabel(f"Wall-clock time ({unit.name})")
+    name_values(axes, unit.name if unit else "epoch")

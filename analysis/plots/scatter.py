@@ -13,8 +13,16 @@ from matplotlib.lines import Line2D
 
 from analysis.blocks.figure import Chart, name_values, run_mark
 from analysis.plots import look
-from analysis.plots.axes import MOST_MARKED, Mark, draw_points, fit, panels_with_legend, place_numbers, shared_cut
-from analysis.plots.curves import unit_for
+from analysis.plots.axes import (
+    MOST_MARKED,
+    Mark,
+    draw_points,
+    fit,
+    panels_with_legend,
+    place_numbers,
+    shared_cut,
+    unit_for,
+)
 from analysis.study import units
 from analysis.study.comparison import finished
 from analysis.study.settings import Setting
@@ -33,7 +41,7 @@ FRONT: dict[str, Any] = {"color": look.MUTED, "linewidth": 1.1, "linestyle": (0,
 def time_chart(settings: Sequence[Setting], front: Sequence[Setting], of: str = "") -> Chart:
     """Best validation perplexity against the time to it, with the Pareto front. Each has a finite time.
 
-    ``of``: what the numbers are of (see :func:`analysis.blocks.texts.scope`).
+    ``of``: what the numbers are of (see :func:`analysis.blocks.sentences.scope`).
     """
     figure, (axes,) = panels_with_legend(3.8, time_handles(settings, front))
     draw_times(axes, settings, front)

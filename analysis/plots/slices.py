@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
 from analysis.blocks.figure import Chart, name_values, run_mark
-from analysis.blocks.texts import first_few, scope
+from analysis.blocks.sentences import first_few, scope
 from analysis.plots import look
 from analysis.plots.axes import MOST_MARKED, draw_points, fit, label_grid, panel_grid
 from analysis.study import units

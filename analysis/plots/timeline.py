@@ -11,8 +11,7 @@ from matplotlib.patches import Patch
 
 from analysis.blocks.figure import Chart
 from analysis.plots import look
-from analysis.plots.axes import panels_with_legend
-from analysis.plots.curves import unit_for
+from analysis.plots.axes import panels_with_legend, unit_for
 from analysis.study import units
 from analysis.study.study import Study
 from seqlm.reading import moment

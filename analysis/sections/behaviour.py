@@ -9,18 +9,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.blocks.section import Block, Points, Prose, Section, Subheading
-from analysis.blocks.sentences import sentences
+from analysis.blocks.section import Block, Points, Section, Subheading, paragraphs
+from analysis.blocks.sentences import first_few, sentences
 from analysis.blocks.table import Column, Table, number
-from analysis.blocks.texts import first_few
 from analysis.plots.behaviour import gradient_chart, loss_chart
 from analysis.sections.samples import LEAST_DISTINCT, MOST_REPEATED, MOST_UNKNOWN, all_samples, chosen_samples, texts_of
 from analysis.study import units
 from analysis.study.examined import ExaminedRun, examined_runs
 from analysis.study.settings import best_runs, in_report_order
 from analysis.study.study import Study
+from analysis.study.units import plain_text
 from analysis.study.values import Values, rows_of
-from analysis.study.wording import plain_text
 
 STRETCH = 10
 """Steps over which losses are averaged where a single step's would say too little."""
@@ -55,7 +54,7 @@ def behaviour_section(study: Study) -> Section:
         waiting=[f"{run.number} {run.name}" for run in [*(run for run in without if run.state != "done"), *absent]],
         without=[run.reference for run in shown if not run.gradients],
     )
-    blocks: list[Block] = [Prose(text=text) for text in absence]
+    blocks: list[Block] = paragraphs(absence)
     if runs:
         rules = sentences(
             "samples",
@@ -72,7 +71,7 @@ def behaviour_section(study: Study) -> Section:
             *([gradient_chart(with_gradients)] if with_gradients else []),
             Points(items=behaviour_sentences(shown)),
             Subheading(text="Samples"),
-            *(Prose(text=text) for text in rules),
+            *paragraphs(rules),
             *([chosen_samples(shown)] if texts_of(shown) else []),
             behaviour_table(runs),
         ]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from analysis.blocks.sentences import scope
 from analysis.blocks.table import Column, Table, number
-from analysis.blocks.texts import scope
 from analysis.study import units
 from analysis.study.settings import Setting, by_perplexity
 from analysis.study.study import Study

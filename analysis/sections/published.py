@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.blocks.section import Block, Prose, Section
+from analysis.blocks.section import Block, Section, paragraphs
 from analysis.blocks.sentences import sentences
 from analysis.blocks.table import RUN_COLUMNS, Column, Table, number
 from analysis.study import units
@@ -31,7 +31,7 @@ def published_section(study: Study) -> Section:
     if published.any():
         compared = _compared(runs[published])
         absent = sum(any(units.is_number(run.published.get(key)) for key in PUBLISHED) for run in study.absent)
-        blocks = [*(Prose(text=text) for text in _summary(compared, absent)), published_table(compared)]
+        blocks = [*paragraphs(_summary(compared, absent)), published_table(compared)]
     return Section(name="published", title="Published against reproduced", short="Published", blocks=blocks)
 
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.blocks.section import Block, Prose, Section, Subheading
-from analysis.blocks.sentences import scope_sentences, sentences
+from analysis.blocks.section import Block, Section, Subheading, paragraphs
+from analysis.blocks.sentences import scope, scope_of, scope_sentences, scoring_sentences, sentences, text_sentences
 from analysis.blocks.table import RUN_COLUMNS, Column, Table, number
-from analysis.blocks.texts import scope, scope_of, scoring_sentences, text_sentences
-from analysis.plots.curve_figures import named_group_charts
+from analysis.plots.curve_figures import group_chart
 from analysis.study import units
 from analysis.study.columns import HYPERPARAMETERS, SAME_TEXT
 from analysis.study.comparison import finished, went_further
@@ -55,14 +54,13 @@ def results_blocks(study: Study) -> list[Block]:
     """Which setting is best and how sure that is, tables of runs and settings, and runs that ended worse."""
     compared = study.compared
     return [
-        *(Prose(text=text) for text in text_sentences(study, "Each table compares runs on the same text only.")),
-        *(Prose(text=text) for text in only_text(study)),
-        *(Prose(text=text) for text in [*scoring_sentences(study), *scope_sentences(compared)]),
-        *(Prose(text=text) for text in best_sentences(compared.on_one_text.settings)),
+        *paragraphs(text_sentences(study, "Each table compares runs on the same text only.")),
+        *paragraphs([*only_text(study), *scoring_sentences(study), *scope_sentences(compared)]),
+        *paragraphs(best_sentences(compared.on_one_text.settings)),
         results_table(study),
         *bits_blocks(compared),
         *([settings_table(compared)] if repeats_seeds(compared.runs) else []),
-        *(Prose(text=text) for text in overfitting(finished(compared.runs))),
+        *paragraphs(overfitting(finished(compared.runs))),
     ]
 
 
@@ -88,11 +86,10 @@ def best_sentences(settings: Sequence[Setting]) -> list[str]:
 
 def groups_section(study: Study) -> Section:
     """A table and a figure for each group of ``[report] groups`` that has a run; no block if there is none."""
-    charts = named_group_charts(study)
     blocks: list[Block] = []
     for title, ids in study.groups.items():
         if ids:
-            blocks += [Subheading(text=title), results_table(study, title), *filter(None, [charts.get(title)])]
+            blocks += [Subheading(text=title), results_table(study, title), *filter(None, [group_chart(study, title)])]
     return Section(name="groups", title="Groups of runs", short="Groups", blocks=blocks)
 
 
@@ -225,7 +222,7 @@ def bits_blocks(study: Study) -> list[Block]:
     if ranked.empty:
         return []
     said = sentences("bits", best=list(rows_of(ranked[ranked["is_best"]])))
-    return [*(Prose(text=text) for text in said), _bits_table(ranked)]
+    return [*paragraphs(said), _bits_table(ranked)]
 
 
 def _ranked_by_bits(study: Study) -> pd.DataFrame:
@@ -271,7 +268,7 @@ def hyperparameter_blocks(study: Study) -> list[Block]:
     off = {(f"{section}.{key}", units.plain_value(neutral)) for section, key, neutral in SWITCHED_OFF}
     one = [(key, min(found)) for key, found in values.items() if key not in keys and len(found) == 1]
     shared = [f"{key} = {value}" for key, value in one if (key, value) not in off]
-    prose = [Prose(text=f"The same in every run to which it applies: {', '.join(shared)}.")] if shared else []
+    told = [f"The same in every run to which it applies: {', '.join(shared)}."] if shared else []
     table = Table(
         name="hyperparameters",
         title="Hyperparameters and commands",
@@ -287,4 +284,4 @@ def hyperparameter_blocks(study: Study) -> list[Block]:
         code=lambda run: run["command"] if isinstance(run["command"], str) else None,
         code_title="Command",
     )
-    return [*prose, table]
+    return [*paragraphs(told), table]

@@ -17,7 +17,7 @@ from analysis.blocks.section import Block, Folded, Prose, Samples
 from analysis.study import units
 from analysis.study.behaviour import Sample
 from analysis.study.examined import ExaminedRun
-from analysis.study.wording import pieces, plain_text
+from analysis.study.units import pieces, plain_text
 
 EACH = 3
 """Samples of each group."""

@@ -12,10 +12,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.blocks.figure import Chart
-from analysis.blocks.section import Block, Points, Prose, Section
-from analysis.blocks.sentences import sentences
+from analysis.blocks.section import Block, Points, Section, paragraphs
+from analysis.blocks.sentences import sentences, text_sentences
 from analysis.blocks.table import RUN_COLUMNS, Column, Table, number
-from analysis.blocks.texts import text_sentences
 from analysis.plots.scatter import frontier_chart
 from analysis.plots.slices import slices_chart
 from analysis.sections.results import epochs_of_run
@@ -40,7 +39,7 @@ def search_section(study: Study) -> Section:
             Points(items=_sentences(study, rungs)),
             *([_rungs_table(rungs)] if rungs else []),
             *([_stopped_table(study, stopped)] if len(stopped) else []),
-            *(Prose(text=text) for text in text_sentences(study, "The figure is about the first text alone.") if drawn),
+            *(paragraphs(text_sentences(study, "The figure is about the first text alone.")) if drawn else []),
             *([frontier_chart(one, epochs, hours)] if drawn else []),
             *filter(None, [rung_slices(one, rungs[0]["epochs"])] if rungs else []),
         ]

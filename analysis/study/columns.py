@@ -35,17 +35,19 @@ SAME_TEXT = ["data.corpus", "data.sha256"]
 """Keys in which runs on one text agree, whatever their tokens are."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Meaning:
     """What a column holds."""
 
     unit: str
     """Empty for texts, counts and other pure numbers."""
     text: str
+    type: type[float | int] | None = None
+    """``int``: whole numbers below 2^53, any of which may be missing. ``None``: whatever a run has recorded."""
 
 
-def _meanings(*rows: tuple[str, str, str]) -> Mapping[str, Meaning]:
-    return MappingProxyType({name: Meaning(unit=unit, text=text) for name, unit, text in rows})
+def _meanings(*rows: tuple[Any, ...]) -> Mapping[str, Meaning]:
+    return MappingProxyType({name: Meaning(*row) for name, *row in rows})
 
 
 _NUMBER = ("number", "", "number of the run: its place in the manifest, from 1; 3b is a variant of 3")
@@ -64,45 +66,45 @@ RUNS = _meanings(
     ("setting", "", "number of the first run that differs in nothing but the seed and the number of epochs"),
     ("state", "", "done, running, queued, pending, stopped, cancelled or failed"),
     ("reason", "", "why the run is in that state"),
-    ("rung", "epochs", "epochs after which a search stopped the run; like the next columns missing for other runs"),
-    ("rung_value", "", "what the search compared there: validation or training perplexity, or validation loss"),
-    ("rung_rank", "", "place of the run there, from 1, the lowest value first"),
-    ("rung_of", "", "runs that had reached the rung by then"),
-    ("rung_goes_on", "", "how many of them went on"),
-    ("rung_cut", "", "highest value that went on"),
+    ("rung", "epochs", "epochs after which a search stopped the run; missing for other runs, like the next ones", int),
+    ("rung_value", "", "what the search compared there: validation or training perplexity, or validation loss", float),
+    ("rung_rank", "", "place of the run there, from 1, the lowest value first", int),
+    ("rung_of", "", "runs that had reached the rung by then", int),
+    ("rung_goes_on", "", "how many of them went on", int),
+    ("rung_cut", "", "highest value that went on", float),
     ("failure_kind", "", "kind of a failure, such as oom or diverged"),
     ("failure_message", "", "message of a failure"),
     ("failure_where", "", "place in the code of a failure"),
-    ("epochs_done", "epochs", "finished epochs"),
-    ("epochs_asked", "epochs", "epochs that the run is to go; a run with fewer is not done"),
-    ("finished_epochs", "epochs", "epochs of its result: fewer than epochs_asked if it was asked for more since"),
-    ("compared_epochs", "epochs", "first epochs by which the run is compared: the median of done runs; missing if not"),
-    ("compared_val_ppl", "", "lowest validation perplexity of these first epochs; val_ppl is that of all"),
-    ("compared_best_epoch", "", "its epoch, from 0"),
-    ("best_epoch", "", "epoch with the lowest validation perplexity of all, from 0"),
-    ("train_ppl", "", "training perplexity of the best epoch"),
-    ("val_ppl", "", "validation perplexity of the best epoch"),
-    ("final_train_ppl", "", "training perplexity of the last epoch"),
-    ("final_val_ppl", "", "validation perplexity of the last epoch"),
-    ("test_ppl", "", "test perplexity with the parameters of the best epoch; of finished runs"),
-    ("val_bits_per_byte", "bits/byte", "validation loss of the best epoch per byte of the text; missing for old runs"),
-    ("test_bits_per_byte", "bits/byte", "test loss per byte of the text; of finished runs"),
+    ("epochs_done", "epochs", "finished epochs", int),
+    ("epochs_asked", "epochs", "epochs that the run is to go; a run with fewer is not done", int),
+    ("finished_epochs", "epochs", "epochs of its result: fewer than epochs_asked if it was asked for more since", int),
+    ("compared_epochs", "epochs", "epochs by which the run is compared: the median of done runs; missing if not", int),
+    ("compared_val_ppl", "", "lowest validation perplexity of these first epochs; val_ppl is that of all", float),
+    ("compared_best_epoch", "", "its epoch, from 0", int),
+    ("best_epoch", "", "epoch with the lowest validation perplexity of all, from 0", int),
+    ("train_ppl", "", "training perplexity of the best epoch", float),
+    ("val_ppl", "", "validation perplexity of the best epoch", float),
+    ("final_train_ppl", "", "training perplexity of the last epoch", float),
+    ("final_val_ppl", "", "validation perplexity of the last epoch", float),
+    ("test_ppl", "", "test perplexity with the parameters of the best epoch; of finished runs", float),
+    ("val_bits_per_byte", "bits/byte", "validation loss of the best epoch per byte; missing for old runs", float),
+    ("test_bits_per_byte", "bits/byte", "test loss per byte of the text; of finished runs", float),
     ("lossless", "", "whether tokens determine the text but for white space: none became <unk>; of finished runs"),
-    ("val_tokens", "tokens", "tokens of the validation text that are scored; missing for old runs"),
-    ("test_tokens", "tokens", "tokens of the test text that are scored; missing for old runs"),
-    ("gap", "nats/token", "validation less training loss of the best epoch: ln(val_ppl) less ln(train_ppl)"),
-    ("parameters", "", "trainable parameters of the model"),
-    ("wall_seconds", "s", "time of all finished epochs, validation included"),
+    ("val_tokens", "tokens", "tokens of the validation text that are scored; missing for old runs", int),
+    ("test_tokens", "tokens", "tokens of the test text that are scored; missing for old runs", int),
+    ("gap", "nats/token", "validation less training loss of the best epoch: ln(val_ppl) less ln(train_ppl)", float),
+    ("parameters", "", "trainable parameters of the model", int),
+    ("wall_seconds", "s", "time of all finished epochs, validation included", float),
     ("machine", "", "what the run was trained on: device, ranks, and cores or share of a GPU"),
-    ("epoch_seconds", "s", "median time of an epoch"),
-    ("epoch_scatter", "", "standard deviation of the times of its epochs, divided by their mean"),
-    ("seconds_to_5pct", "s", "elapsed_seconds of the first epoch with at most 1.05 times the run's best perplexity"),
-    ("estimated_seconds", "s", "time that the launch estimated"),
-    ("published_train_ppl", "", "published training perplexity"),
-    ("published_val_ppl", "", "published validation perplexity"),
-    ("published_epochs", "epochs", "epochs after which published_train_ppl was measured"),
-    ("replications_low", "", "lowest validation perplexity of independent replications"),
-    ("replications_high", "", "highest validation perplexity of independent replications"),
+    ("epoch_seconds", "s", "median time of an epoch", float),
+    ("epoch_scatter", "", "standard deviation of the times of its epochs, divided by their mean", float),
+    ("seconds_to_5pct", "s", "elapsed_seconds of the first epoch within 1.05 times the run's best perplexity", float),
+    ("estimated_seconds", "s", "time that the launch estimated", float),
+    ("published_train_ppl", "", "published training perplexity", float),
+    ("published_val_ppl", "", "published validation perplexity", float),
+    ("published_epochs", "epochs", "epochs after which published_train_ppl was measured", int),
+    ("replications_low", "", "lowest validation perplexity of independent replications", float),
+    ("replications_high", "", "highest validation perplexity of independent replications", float),
     *_KEYS,
     ("command", "", "command that launches the run again"),
 )
@@ -110,47 +112,47 @@ RUNS = _meanings(
 EPOCHS = _meanings(
     _ID,
     _NUMBER,
-    ("epoch", "", "epoch, from 0"),
-    ("train_loss", "nats/token", "mean training loss over the epoch"),
-    ("val_loss", "nats/token", "validation loss after the epoch"),
-    ("train_ppl", "", "exp(train_loss)"),
-    ("val_ppl", "", "exp(val_loss)"),
-    ("val_bits_per_byte", "bits/byte", "val_loss in bits, per byte of the validation text in place of tokens"),
-    ("val_tokens", "tokens", "tokens of the validation text that were scored; missing for old runs"),
-    ("lr", "", "learning rate of the last step of the epoch"),
-    ("epoch_seconds", "s", "time of the epoch, validation included"),
-    ("elapsed_seconds", "s", "time of the epochs so far"),
-    ("train_tokens_per_second", "tokens/s", "training speed"),
-    ("peak_memory_bytes", "bytes", "peak memory of the first rank so far: on its GPU, or of its process"),
-    ("attempt", "", "attempt that finished the epoch, from 1"),
+    ("epoch", "", "epoch, from 0", int),
+    ("train_loss", "nats/token", "mean training loss over the epoch", float),
+    ("val_loss", "nats/token", "validation loss after the epoch", float),
+    ("train_ppl", "", "exp(train_loss)", float),
+    ("val_ppl", "", "exp(val_loss)", float),
+    ("val_bits_per_byte", "bits/byte", "val_loss in bits, per byte of the validation text in place of tokens", float),
+    ("val_tokens", "tokens", "tokens of the validation text that were scored; missing for old runs", int),
+    ("lr", "", "learning rate of the last step of the epoch", float),
+    ("epoch_seconds", "s", "time of the epoch, validation included", float),
+    ("elapsed_seconds", "s", "time of the epochs so far", float),
+    ("train_tokens_per_second", "tokens/s", "training speed", float),
+    ("peak_memory_bytes", "bytes", "peak memory of the first rank so far: on its GPU, or of its process", int),
+    ("attempt", "", "attempt that finished the epoch, from 1", int),
 )
 """Whatever else a run recorded follows these columns."""
 
 ATTEMPTS = _meanings(
     _NUMBER,
     _ID,
-    ("attempt", "", "attempt, from 1"),
+    ("attempt", "", "attempt, from 1", int),
     ("backend", "", "local, ray or slurm"),
     ("job_id", "", "job on the cluster"),
     ("host", "", "host of the first rank"),
     ("node", "", "node of the first rank, as the cluster names it"),
     ("device", "", "device of the first rank"),
-    ("ranks", "", "processes that trained together"),
-    ("gpus", "", "GPUs of all ranks; 0 on processors"),
-    ("cores", "", "cores of all ranks"),
+    ("ranks", "", "processes that trained together", int),
+    ("gpus", "", "GPUs of all ranks; 0 on processors", float),
+    ("cores", "", "cores of all ranks", float),
     ("machine", "", "device, ranks, and cores or share of a GPU; times compare only between equal ones"),
     ("places", "", "hosts and GPUs of all ranks, joined by ' + '"),
-    ("micro_batches", "", "parts of each rank's batch; more than 1 if memory was short"),
+    ("micro_batches", "", "parts of each rank's batch; more than 1 if memory was short", int),
     ("code", "", "folder of its code: a copy's name is the commit and a digest of the files"),
     ("started_at", "", "start, ISO 8601"),
     ("ended_at", "", "end, ISO 8601; of an attempt that was cut off, its last heartbeat"),
-    ("seconds", "s", "from started_at to ended_at"),
+    ("seconds", "s", "from started_at to ended_at", float),
     ("changes", "", "what affects rounding or masks and differs from the attempt before, such as threads"),
     ("outcome", "", "done, rung (left at a rung of a search), failed, cancelled, interrupted, running or not started"),
     ("failure_kind", "", "kind of a failure"),
-    ("epochs", "epochs", "epochs that the attempt finished and kept"),
-    ("epoch_seconds", "s", "time of those epochs"),
-    ("lost_seconds", "s", "rest of seconds: start-up, checkpoints, test, and an epoch that no attempt went on with"),
+    ("epochs", "epochs", "epochs that the attempt finished and kept", int),
+    ("epoch_seconds", "s", "time of those epochs", float),
+    ("lost_seconds", "s", "rest of seconds: start-up, checkpoints, test, an epoch that no attempt went on with", float),
 )
 
 RESULTS = _meanings(
@@ -217,23 +219,6 @@ TABLES: Mapping[str, Mapping[str, Meaning]] = MappingProxyType(
 )
 """Table -> column -> meaning, in the order of the columns."""
 
-NUMBERS = {
-    *("train_loss", "val_loss", "train_ppl", "val_ppl", "final_train_ppl", "final_val_ppl", "test_ppl", "gap", "lr"),
-    "compared_val_ppl",
-    *("published_train_ppl", "published_val_ppl", "replications_low", "replications_high", "wall_seconds"),
-    *("epoch_seconds", "epoch_scatter", "elapsed_seconds", "seconds_to_5pct", "estimated_seconds"),
-    "train_tokens_per_second",
-    *("gpus", "cores", "seconds", "lost_seconds", "rung_value", "rung_cut"),
-    *("val_bits_per_byte", "test_bits_per_byte"),
-}
-WHOLE_NUMBERS = {
-    *("epoch", "epochs", "epochs_done", "epochs_asked", "finished_epochs", "compared_epochs", "best_epoch"),
-    "compared_best_epoch",
-    *("published_epochs", "val_tokens", "test_tokens", "parameters", "peak_memory_bytes"),
-    *("attempt", "ranks", "micro_batches", "rung", "rung_rank", "rung_of", "rung_goes_on"),
-}
-"""Columns of whole numbers below 2^53, any of which may be missing."""
-
 
 def as_columns(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration, by dotted key, as the columns of the runs table.
@@ -280,12 +265,11 @@ def table_of(
 ) -> pd.DataFrame:
     """Return rows as one of ``TABLES``, followed by the columns ``more``. A value of another type is missing."""
     table = pd.DataFrame(list(rows), columns=[*TABLES[name], *more], dtype=dtype)
-    for column in TABLES[name]:
-        if column in NUMBERS:
-            table[column] = pd.to_numeric(table[column], errors="coerce").astype(float)
-        elif column in WHOLE_NUMBERS:
+    for column, meaning in TABLES[name].items():
+        if meaning.type is not None:
             numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
-            table[column] = numbers.where((numbers % 1 == 0) & (numbers.abs() < 2**53)).astype("Int64")
+            is_whole = (numbers % 1 == 0) & (numbers.abs() < 2**53)
+            table[column] = numbers if meaning.type is float else numbers.where(is_whole).astype("Int64")
         elif column in ("number", "setting"):
             table[column] = table[column].infer_objects()
     return table

@@ -72,11 +72,7 @@ def examined_runs(study: Study) -> list[ExaminedRun]:
     shown = set(ranked["id"].head(MOST_RUNS))
     return [
         ExaminedRun(
-            number=run.number,
-            id=run.id,
-            name=run.name,
-            arch=run.arch,
-            optimizer=run.optimizer,
+            **{key: getattr(run, key) for key in ("number", "id", "name", "arch", "optimizer")},
             place=places[run.id],
             is_shown=run.id in shown,
             behaviour=study.behaviours[run.id],

@@ -68,21 +68,27 @@ class StudyRecord:
     search: Search | None = None
     estimated_seconds: dict[str, float] = field(default_factory=dict)
     """What ``plan`` would have said of each run when it was first launched."""
+    warnings: list[str] = field(default_factory=list)
+    """What could not be read."""
 
 
-def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
-    """Return the record, and a warning if it is damaged; whatever can be read of it is kept."""
+def read_study_record(study_dir: Path) -> StudyRecord:
+    """Return the record; of a damaged one, whatever can be read."""
     file = study_record_file(study_dir)
     warnings: list[str] = []
     raw: dict[str, Any] = read_or_warn(lambda: read_json(file), {}, warnings)
-    numbered = [entry for entry in _tables(raw.get("planned")) if isinstance(entry.get("number"), int)]
+
+    def tables(section: str) -> list[Mapping[str, Any]]:
+        return [entry for entry in as_list(raw.get(section)) if isinstance(entry, Mapping)]
+
+    numbered = [entry for entry in tables("planned") if isinstance(entry.get("number"), int)]
     entries = [entry for entry in numbered if 1 <= entry["number"] <= MAX_RUNS]
     if len(entries) < len(numbered):
         warnings.append(f"{file}: planned: expected numbers from 1 to {MAX_RUNS:,}; others were left out")
     estimates = {
         _digits(key): as_number(as_mapping(e).get("seconds")) for key, e in as_mapping(raw.get("estimates")).items()
     }
-    record = StudyRecord(
+    return StudyRecord(
         planned=[
             PlannedRun(
                 number=entry["number"],
@@ -95,12 +101,10 @@ def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
             )
             for entry in entries
         ],
-        excluded=[(as_text(e.get("arch")), as_text(e.get("optimizer"))) for e in _tables(raw.get("excluded"))],
-        groups={
-            clean(str(entry.get("title", ""))): _all_digits(entry.get("runs")) for entry in _tables(raw.get("groups"))
-        },
+        excluded=[(as_text(e.get("arch")), as_text(e.get("optimizer"))) for e in tables("excluded")],
+        groups={clean(str(entry.get("title", ""))): _all_digits(entry.get("runs")) for entry in tables("groups")},
         behaviour=_all_digits(raw.get("behaviour")),
-        notes=[(str(entry.get("part")), _lines(entry.get("text"))) for entry in _tables(raw.get("notes"))],
+        notes=[(str(entry.get("part")), _lines(entry.get("text"))) for entry in tables("notes")],
         expectations=[
             Expectation(
                 text=clean(str(entry.get("text", ""))),
@@ -109,13 +113,13 @@ def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
                 higher=_all_digits(entry.get("higher")),
                 why=as_text(entry.get("why")),
             )
-            for entry in _tables(raw.get("expectations"))
+            for entry in tables("expectations")
             if entry.get("metric") in get_args(Metric)
         ],
         search=_search(raw.get("search"), file, warnings),
         estimated_seconds={key: seconds for key, seconds in estimates.items() if math.isfinite(seconds)},
+        warnings=warnings,
     )
-    return record, warnings
 
 
 def _config(raw: Any) -> dict[str, Any]:
@@ -147,10 +151,6 @@ def _search(raw: Any, file: Path, warnings: list[str]) -> Search | None:
     except ConfigError as error:
         warnings.append(f"{file}: {error.problems[0]}")
         return None
-
-
-def _tables(value: Any) -> list[Mapping[str, Any]]:
-    return [entry for entry in as_list(value) if isinstance(entry, Mapping)]
 
 
 def _lines(value: Any) -> str:

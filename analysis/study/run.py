@@ -7,10 +7,8 @@ else is damaged.
 from __future__ import annotations
 
 import math
-import os
 import re
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ from analysis.study.behaviour import Behaviour, read_behaviour
 from analysis.study.columns import as_columns
 from analysis.study.values import as_list, as_mapping, as_number, as_text, clean, read_or_warn
 from seqlm.errors import FileError
-from seqlm.reading import open_regular
+from seqlm.reading import read_tail
 from seqlm.run_layout import MAX_RUNS
 from seqlm.rundir import RunDirectory, epochs_of
 from seqlm.state import Case, Facts, state_of
@@ -161,14 +159,9 @@ def _outcome(epochs: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, 
 
 def _log_tail(run: RunDirectory) -> list[str]:
     """The last lines of the newest attempt's ``stderr.log``."""
-    attempts = run.attempts()
-    if not attempts:
-        return []
-    path = run.stderr_log(attempts[-1])
+    path = run.stderr_log(run.last_attempt())
     try:
-        with open_regular(path, largest=sys.maxsize, below=run.path) as log:
-            log.seek(max(0, os.fstat(log.fileno()).st_size - 16_384))
-            text = log.read(16_384).decode("utf-8", errors="replace")
+        text = read_tail(path, 16_384, below=run.path).decode("utf-8", errors="replace")
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -151,19 +151,20 @@ def load_study(*study_dirs: Path) -> Study:
     Raises:
         UsageError: a folder holds neither runs nor the plan of any, is given twice, or is of another version.
     """
-    read: dict[str, _Read] = {}
+    read: dict[str, tuple[Path, list[LoadedRun], StudyRecord]] = {}
     for study_dir in study_dirs:
         require_format(study_dir)
         found = [read_run(run) for run in RunDirectory.unordered_in(study_dir)]
-        record, damage = read_study_record(study_dir)
+        record = read_study_record(study_dir)
         if not found and not record.planned:
             raise UsageError(f"{study_dir} holds no runs, so there is nothing to report; `run` a manifest first")
-        if study_dir.resolve() in (one.folder.resolve() for one in read.values()):
+        if study_dir.resolve() in (folder.resolve() for folder, _, _ in read.values()):
             raise UsageError(f"{study_dir} is given twice; name each study once")
         found.sort(key=lambda run: (math.inf if run.order is None else run.order, run.row["id"]))
-        read[_free_name(found, study_dir, read)] = _Read(folder=study_dir, runs=found, record=record, lines=damage)
-    configs = (config for one in read.values() for run in one.runs for config in (run.config, run.row))
-    forget_single_digests([*configs, *(entry.config for one in read.values() for entry in one.record.planned)])
+        read[_free_name(found, study_dir, read)] = study_dir, found, record
+    records = {name: record for name, (_, _, record) in read.items()}
+    configs = (config for _, found, _ in read.values() for run in found for config in (run.config, run.row))
+    forget_single_digests([*configs, *(entry.config for record in records.values() for entry in record.planned)])
     absent: list[PlannedRun] = []
     groups: dict[str, list[str]] = {}
     absent_of_groups: dict[str, int] = {}
@@ -171,27 +172,28 @@ def load_study(*study_dirs: Path) -> Study:
     expectations: list[Expectation] = []
     warnings: list[str] = []
     size = 0
-    for name, one in read.items():
-        without_run, members, places = number_runs(one.runs, one.record.planned, first=size)
+    runs: list[LoadedRun] = []
+    for name, (folder, found, record) in read.items():
+        without_run, members, places = number_runs(found, record.planned, first=size)
         absent += without_run
         size += places
-        one.runs.sort(key=lambda run: run.row["number"])
-        for run in one.runs:
-            run.row |= {"study": name, "estimated_seconds": one.record.estimated_seconds.get(run.digits)}
+        found.sort(key=lambda run: run.row["number"])
+        runs += found
+        for run in found:
+            run.row |= {"study": name, "estimated_seconds": record.estimated_seconds.get(run.digits)}
             if len(study_dirs) > 1:
                 run.row["id"] = f"{name}/{run.row['id']}"
-        for title, digits in one.record.groups.items():
+        for title, digits in record.groups.items():
             title = f"{name}: {title}" if len(study_dirs) > 1 else title
             groups[title] = _ids(members, digits)
             absent_of_groups[title] = len(set(digits) - members.keys())
-        behaviour_of += [*_ids(members, one.record.behaviour, most=1), *(set(one.record.behaviour) - members.keys())]
-        for expectation in one.record.expectations:
+        behaviour_of += [*_ids(members, record.behaviour, most=1), *(set(record.behaviour) - members.keys())]
+        for expectation in record.expectations:
             lower, higher = (tuple(_ids(members, side, most=1)) for side in (expectation.lower, expectation.higher))
             expectations.append(dataclasses.replace(expectation, lower=lower, higher=higher))
-        lines = [*one.lines, *(line for run in one.runs for line in run.warnings)]
-        warnings += [clean(line.replace(f"{one.folder}/", "")) for line in lines]
-    runs = [run for one in read.values() for run in one.runs]
-    excluded = [entry for one in read.values() for entry in one.record.excluded]
+        lines = [*record.warnings, *(line for run in found for line in run.warnings)]
+        warnings += [clean(line.replace(f"{folder}/", "")) for line in lines]
+    excluded = [entry for record in records.values() for entry in record.excluded]
     archs = [*(r.row["arch"] for r in runs), *(plan.arch for plan in absent), *(arch for arch, _ in excluded)]
     own = {run.row["arch"]: clean(str(label)) for run in runs if (label := run.provenance.get("label"))}
     own_models = units.names_in_print(archs, own)
@@ -199,7 +201,7 @@ def load_study(*study_dirs: Path) -> Study:
     epochs = _epochs_table(runs)
     return Study(
         name=" + ".join(read),
-        directories={name: one.folder for name, one in read.items()},
+        directories={name: folder for name, (folder, _, _) in read.items()},
         runs=_runs_table(runs, epochs),
         epochs=epochs,
         attempts=table_of(
@@ -209,27 +211,16 @@ def load_study(*study_dirs: Path) -> Study:
         groups=groups,
         absent_of_groups=absent_of_groups,
         behaviour_of=behaviour_of,
-        notes=[note for one in read.values() for note in one.record.notes],
+        notes=[note for record in records.values() for note in record.notes],
         excluded=excluded,
         expectations=expectations,
-        searches={name: rule for name, one in read.items() if (rule := one.record.search)},
+        searches={name: record.search for name, record in records.items() if record.search},
         log_tails={run.row["id"]: run.log_tail for run in runs if run.log_tail},
         behaviours={run.row["id"]: run.behaviour for run in runs if run.behaviour},
         origin=origin_of(runs),
         warnings=warnings,
         own_models=own_models,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Read:
-    """What has been read of one study."""
-
-    folder: Path
-    runs: list[LoadedRun]
-    record: StudyRecord
-    lines: list[str]
-    """What could not be read."""
 
 
 def _free_name(runs: Sequence[LoadedRun], study_dir: Path, taken: Collection[str]) -> str:

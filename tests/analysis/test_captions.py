@@ -8,8 +8,7 @@ import pytest
 
 from analysis.blocks.figure import Chart
 from analysis.blocks.table import Table
-from analysis.page import Page
-from analysis.report import report_page
+from analysis.report import Page, report_page
 from analysis.study.study import Study, load_study
 from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
 from tests.analysis.grid import make_grid

@@ -11,13 +11,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from analysis.discussion.effects import effects_section
 from analysis.discussion.expected import expected_blocks
 from analysis.discussion.next_runs import falling_runs
-from analysis.page import render_html, render_markdown
 from analysis.plots.curve_figures import curve_charts
-from analysis.report import report_page
+from analysis.report import render_html, render_markdown, report_page
 from analysis.sections.coverage import open_runs_table
-from analysis.sections.effects import effects_section
 from analysis.sections.published import published_section
 from analysis.sections.results import results_blocks
 from analysis.study.pairs import pairs_of

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.page import render_markdown
-from analysis.report import report_page
+from analysis.report import render_markdown, report_page
 from analysis.study.study import load_study
 from seqlm.files import write_json
 from tests.analysis.discussion.test_next_runs import make_unfinished

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from analysis.blocks.sentences import scoring_sentences, text_sentences
 from analysis.blocks.table import Table
-from analysis.blocks.texts import scoring_sentences, text_sentences
 from analysis.discussion import discussion_section
+from analysis.discussion.effects import effects_section
 from analysis.report import report_page
-from analysis.sections.effects import effects_section
 from analysis.sections.results import results_blocks
 from analysis.study.settings import settings_of
 from analysis.study.study import load_study

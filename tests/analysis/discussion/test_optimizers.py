@@ -6,8 +6,7 @@ import statistics
 from pathlib import Path
 
 from analysis.blocks.section import Block
-from analysis.discussion.optimizers import optimizers_blocks
-from analysis.sections.effects import effects_section
+from analysis.discussion.effects import effects_section, optimizers_blocks
 from analysis.study.pairs import pairs_of
 from analysis.study.study import load_study
 from seqlm.files import write_json

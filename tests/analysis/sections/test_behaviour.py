@@ -23,7 +23,7 @@ from analysis.sections.samples import choose, chosen_samples, shade, texts_of
 from analysis.study.behaviour import read_behaviour
 from analysis.study.examined import ExaminedRun, examined_runs
 from analysis.study.study import load_study
-from analysis.study.wording import plain_text
+from analysis.study.units import plain_text
 from seqlm.files import write_json, write_text
 from seqlm.rundir import RunDirectory
 from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.blocks.texts import interval_phrase
+from analysis.blocks.sentences import described
 from analysis.sections.results import results_table, settings_table
 from analysis.study.settings import interval, settings_of
 from analysis.study.study import Study, load_study
@@ -99,7 +99,7 @@ def test_an_interval_that_is_too_wide_for_a_perplexity_has_no_upper_end(tmp_path
     assert found.high == math.inf
     assert 0 <= found.low < found.centre == pytest.approx(math.exp(167.5))
     (setting,) = settings_of(make_seeds(tmp_path, {3: [math.exp(120.0), math.exp(215.0)]}).runs)
-    assert interval_phrase(setting) == ", mean of 2 seeds, 95 % interval 0.00 to –"
+    assert described(setting).endswith("mean of 2 seeds, 95 % interval 0.00 to –)")
 
 
 def test_the_last_perplexity_of_seeds_is_their_geometric_mean(tmp_path: Path) -> None:

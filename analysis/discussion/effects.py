@@ -1,4 +1,7 @@
-"""The optimizers compared: perplexity, time and generalisation, and each at its best where all else is alike."""
+"""The effects of single hyperparameters, and the optimizers compared: each at its best where all else is alike.
+
+The hyperparameters are not ranked: each has been varied over other values and in other settings.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,16 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from analysis.blocks.section import Block, Points, Prose
-from analysis.blocks.sentences import sentences
+import pandas as pd
+
+from analysis.blocks.section import Block, Points, Section, paragraphs
+from analysis.blocks.sentences import scope, sentences, text_sentences
 from analysis.blocks.table import Column, Table, number
-from analysis.blocks.texts import median, scope
+from analysis.plots.slices import slices_chart
 from analysis.study import units
 from analysis.study.comparison import finished
-from analysis.study.pairs import ARCHITECTURE, OPTIMIZER, Pair, changes_of
-from analysis.study.settings import Setting, best_of, on_one_machine
+from analysis.study.pairs import ARCHITECTURE, OPTIMIZER, Pair, changes_of, pairs_of
+from analysis.study.settings import Setting, best_of, best_settings, by_perplexity, on_one_machine
 from analysis.study.study import Study
 
 
@@ -33,7 +38,7 @@ def optimizers_blocks(study: Study, settings: Sequence[Setting], pairs: Sequence
         duels=duels,
         relations=_relations(pairs),
     )
-    return [Points(items=said), _table(rows, scope(study))] if rows else [Prose(text=said[0])]
+    return [Points(items=said), _table(rows, scope(study))] if rows else paragraphs(said)
 
 
 def _rows(study: Study, settings: Sequence[Setting]) -> list[dict[str, Any]]:
@@ -45,7 +50,6 @@ def _rows(study: Study, settings: Sequence[Setting]) -> list[dict[str, Any]]:
     for kind in units.in_order(units.OPTIMIZERS, (setting.optimizer for setting in settings)):
         members = [setting for setting in settings if setting.optimizer == kind]
         runs = done[done["number"].isin(timed & {run for setting in members for run in setting.runs})]
-        best_of_arch = [best_of([s for s in members if s.arch == arch]) for arch in {s.arch for s in members}]
         rows.append(
             {
                 "optimizer": units.optimizer(kind),
@@ -57,11 +61,11 @@ def _rows(study: Study, settings: Sequence[Setting]) -> list[dict[str, Any]]:
                 "run": best.reference,
                 "architectures": [
                     f"{units.architecture(one.arch)} ({units.perplexity(one.val_ppl)})"
-                    for one in sorted(best_of_arch, key=lambda one: (one.val_ppl, one.number))
+                    for one in by_perplexity(best_settings(members))
                 ],
-                "seconds": median(runs["seconds_to_5pct"]),
-                "median_gap": median(one.gap for one in members),
-                "median_final_gap": median(one.final_gap for one in members),
+                "seconds": float(runs["seconds_to_5pct"].median()),
+                "median_gap": pd.Series([one.gap for one in members]).median(),
+                "median_final_gap": pd.Series([one.final_gap for one in members]).median(),
             }
         )
     return rows
@@ -128,4 +132,43 @@ def _table(rows: Sequence[dict[str, Any]], of: str) -> Table:
             number("median_final_gap", "Median final gap (nats)", units.signed),
         ],
         records=rows,
+    )
+
+
+# -- any hyperparameter ------------------------------------------------------------------------------------------------
+
+
+def effects_section(study: Study) -> Section:
+    """Every setting over the values of each hyperparameter, and the changes between those alike in all others."""
+    one = study.on_one_text.compared
+    settings = one.settings
+    pairs = pairs_of(settings)
+    changes = changes_of(pairs)
+    chart = slices_chart(one) if len(settings) > 1 else None
+    left_out = sorted({pair.key for pair in pairs} - {change["key"] for change in changes})
+    told = sentences("effects", settings=len(settings), pairs=len(pairs), left_out=left_out)
+    blocks: list[Block] = paragraphs([*text_sentences(study), *told])
+    blocks += [*([effects_table(changes, scope(one))] if changes else []), *([chart] if chart else [])]
+    return Section(name="effects", title="Effects of single hyperparameters", short="Effects", blocks=blocks)
+
+
+def effects_table(changes: Sequence[dict[str, Any]], of: str = "") -> Table:
+    """A row for each change. ``of``: what they are of (see :func:`scope`)."""
+    return Table(
+        name="effects",
+        title="Effect of changing one hyperparameter",
+        caption="Pairs agree in all other keys; architectures and optimizers have their best learning rate. Change: "
+        "mean loss with To less that with From. Lowest, highest: of a single pair." + of,
+        columns=[
+            Column("key", "Key"),
+            Column("name", "Optimizer"),
+            Column("lower", "From", shown=lambda change: change["texts"][0], numeric=True),
+            Column("higher", "To", shown=lambda change: change["texts"][1], numeric=True),
+            number("pairs", "Pairs"),
+            number("mean_change_nats", "Change (nats)", units.signed),
+            number("perplexity_ratio", "Perplexity ratio", units.decimals(".3f")),
+            number("lowest_change_nats", "Lowest", units.signed),
+            number("highest_change_nats", "Highest", units.signed),
+        ],
+        records=changes,
     )

@@ -10,8 +10,8 @@ import pytest
 from analysis.blocks.figure import Chart
 from analysis.blocks.section import Prose, Section
 from analysis.blocks.table import Table
+from analysis.discussion.effects import effects_section
 from analysis.plots.slices import slices_chart
-from analysis.sections.effects import effects_section
 from analysis.study.study import Study, load_study
 from tests.analysis.grid import make_grid
 from tests.analysis.synthetic import make_run
