@@ -195,17 +195,17 @@ def pauses(folder: Path, steps: int) -> dict[str, Any]:
     config: RunConfig = run.read_config()
     corpus = load_corpus(config.data, DATA.read())
     trainer = Trainer(config, corpus, rank=Rank(), model_dir=run.model_dir)
-    files = CheckpointFiles(run, fingerprint=config.fingerprint(), corpus_sha256=corpus.sha256, attempt=1)
-    saving, write = Saving(trainer, files), files.save
+    files = CheckpointFiles(run=run, fingerprint=config.fingerprint(), corpus_sha256=corpus.sha256, attempt=1)
+    saving, write = Saving(trainer, files), CheckpointFiles.save
     pause, written = [], []
     took: dict[bool, list[float]] = {True: [], False: []}
 
-    def timed_write(checkpoint: Any) -> None:
+    def timed_write(self: CheckpointFiles, checkpoint: Any) -> None:
         started = time.perf_counter()
-        write(checkpoint)
+        write(self, checkpoint)
         written.append(time.perf_counter() - started)
 
-    files.save = timed_write  # type: ignore[method-assign]
+    CheckpointFiles.save = timed_write  # type: ignore[method-assign]
     before, started = False, time.perf_counter()
     for event in trainer.events(config.train.epochs):
         if isinstance(event, StepsDone):

@@ -76,7 +76,7 @@ def _one_rank(
     from seqlm.training.distributed import Rank, process_group
 
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
-    os.environ["SEQLM_RENDEZVOUS"] = (Path(folder) / "meeting").as_uri()
+    os.environ["SEQLM_RENDEZVOUS"] = str(Path(folder) / "meeting")
     share = max(1, threads // ranks)
     torch.set_num_threads(share)
     rank = Rank(index=index, world_size=ranks)
@@ -89,11 +89,11 @@ def _one_rank(
 
         def timed(step: Callable[[], None] | None, threads: int) -> float:
             torch.set_num_threads(threads)
-            rank.wait_for_all()
+            torch.distributed.barrier()
             start = time.perf_counter()
             if step is not None:
                 step()
-            rank.wait_for_all()
+            torch.distributed.barrier()
             return time.perf_counter() - start
 
         turns: dict[str, Callable[[], float]] = {

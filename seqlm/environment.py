@@ -240,12 +240,12 @@ NODE = Variable(
     "none",
     True,
 )
-RENDEZVOUS = Variable(
+RENDEZVOUS: Variable[Path | None] = Variable(
     "SEQLM_RENDEZVOUS",
-    Kind("a URL", str),
-    "env://",
-    "`file:///...`: the file in which the first rank writes the port where the ranks meet.",
-    "`MASTER_ADDR` and `MASTER_PORT`",
+    PATH,
+    None,
+    "File in which the first of several ranks writes the port where they meet.",
+    "none",
     True,
 )
 RENDEZVOUS_HOST = Variable(

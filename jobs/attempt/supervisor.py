@@ -101,7 +101,7 @@ def rank_variables(
         variables[environment.NODE.name] = node
     if resources.ranks > 1:
         meeting = RunDirectory(submission.run_dir).attempt_dir(submission.attempt) / "rendezvous"
-        variables[environment.RENDEZVOUS.name] = meeting.absolute().as_uri()
+        variables[environment.RENDEZVOUS.name] = str(meeting.absolute())
         variables[environment.RENDEZVOUS_HOST.name] = first_host
         if interface:
             variables.setdefault(INTERFACE_VARIABLE, interface)

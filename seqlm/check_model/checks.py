@@ -88,34 +88,33 @@ def _is_state(value: Any) -> bool:
 @torch.no_grad()
 def check_causality(subject: Subject) -> str:
     """A later token changes no earlier logit, and no token changes another column, in training and in evaluation."""
-    model = subject.build()
+    model, tokens = subject.build(), subject.tokens[:STEPS]
     has_trained = _is_deterministic(subject)
+    where = _where(has_trained)
     for training in (False, True) if has_trained else (False,):
-        _require_causality(subject, model.train(training), _where(has_trained))
-    return f"no logit depends on a later token or on another column{_where(has_trained)}"
+        logits = _logits(model.train(training), tokens)
+        scale = float(logits.abs().max())
+        leaks: dict[int, int] = {}
+        for later in range(1, STEPS):
+            off = (_logits(model, _changed(tokens, later))[:later] - logits[:later]).abs().amax(dim=(1, 2))
+            if (off > TOLERANCE * scale).any():
+                leaks.setdefault(int((off > TOLERANCE * scale).nonzero()[0]), later)
+        if leaks:
+            first = min(leaks)
+            raise BrokenContractError(
+                f"the model sees the future: token {leaks[first] + 1} of a window changes the logits at position "
+                f"{first + 1}{where}"
+            )
+        if difference(_logits(model, _changed(tokens, slice(None), 0))[:, 1:], logits[:, 1:]) > TOLERANCE:
+            raise BrokenContractError(f"columns mix: the tokens of column 1 change the logits of the others{where}")
+    return f"no logit depends on a later token or on another column{where}"
 
 
-def _require_causality(subject: Subject, model: LanguageModel, where: str) -> None:
-    tokens = subject.tokens[:STEPS]
-    logits = _logits(model, tokens)
-    scale = float(logits.abs().max())
-    leaks: dict[int, int] = {}
-    for later in range(1, STEPS):
-        changed = tokens.clone()
-        changed[later] = (changed[later] + 1) % VOCAB
-        off = (_logits(model, changed)[:later] - logits[:later]).abs().amax(dim=(1, 2)) > TOLERANCE * scale
-        if off.any():
-            leaks.setdefault(int(off.nonzero()[0]), later)
-    if leaks:
-        first = min(leaks)
-        raise BrokenContractError(
-            f"the model sees the future: token {leaks[first] + 1} of a window changes the logits at position "
-            f"{first + 1}{where}"
-        )
+def _changed(tokens: Tensor, *place: int | slice) -> Tensor:
+    """The window with other tokens at ``place``."""
     changed = tokens.clone()
-    changed[:, 0] = (changed[:, 0] + 1) % VOCAB
-    if difference(_logits(model, changed)[:, 1:], logits[:, 1:]) > TOLERANCE:
-        raise BrokenContractError(f"columns mix: the tokens of column 1 change the logits of the others{where}")
+    changed[place] = (changed[place] + 1) % VOCAB
+    return changed
 
 
 def _logits(model: LanguageModel, tokens: Tensor) -> Tensor:
@@ -135,18 +134,16 @@ def _where(training: bool) -> str:
 def check_evaluation(subject: Subject) -> str:
     """An evaluation changes no buffer and no parameter."""
     model = subject.build().eval()
-    before = {name: tensor.clone() for name, tensor in _tensors(model)}
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
     model(subject.tokens[:STEPS], model.initial_state(COLUMNS))
-    changed = [name for name, tensor in _tensors(model) if not torch.equal(tensor, before[name])]
+    after = {**tensors, **dict(model.named_buffers())}  # forward may have assigned another tensor
+    changed = [name for name, tensor in after.items() if not torch.equal(tensor, before[name])]
     if changed:
         raise BrokenContractError(
             f"an evaluation changes {changed[0].removeprefix('module.')}; change a buffer only if self.training is True"
         )
     return "changes no buffer"
-
-
-def _tensors(model: LanguageModel) -> list[tuple[str, Tensor]]:
-    return [*model.named_parameters(), *model.named_buffers()]
 
 
 @torch.no_grad()
@@ -225,21 +222,18 @@ def check_hidden_states(subject: Subject) -> str:
 
 def check_resume(subject: Subject) -> str:
     """Training that goes on from saved parameters, state and generator equals training without a stop, bit for bit."""
-    quiet = _Training(subject, subject.build())
-    steps = [quiet.step(number) for number in range(2)]
-    saved = io.BytesIO()
-    torch.save(quiet.saved(), saved)
-    steps += [quiet.step(number) for number in range(2, 4)]
-    saved.seek(0)
-    resumed = _Training(subject, subject.build())
-    resumed.restore(torch.load(saved, weights_only=True))  # noqa: TID251
-    again = [resumed.step(number) for number in range(2, 4)]
-    repeated = _Training(subject, subject.build())
-    if [repeated.step(number) for number in range(2)] != steps[:2]:
+    whole, end = _train(subject, range(4))
+    losses, saved = _train(subject, range(2))
+    if losses != whole[:2]:
         raise BrokenContractError(
             "the same seed gives another loss; draw all random numbers from torch's generator, not from random or numpy"
         )
-    if again != steps[2:] or _differ(resumed.model, quiet.model):
+    file = io.BytesIO()
+    torch.save(saved, file)
+    file.seek(0)
+    losses, resumed = _train(subject, range(2, 4), torch.load(file, weights_only=True))  # noqa: TID251
+    ours, theirs = end["model"], resumed["model"]
+    if losses != whole[2:] or not all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items()):
         raise BrokenContractError(
             "a resumed training is not the one without a stop; keep what changes from step to step in the state, in a "
             "parameter or in a buffer"
@@ -247,38 +241,26 @@ def check_resume(subject: Subject) -> str:
     return "four steps with a stop equal four steps without, bit for bit"
 
 
-class _Training:
-    """A few steps of training, as a run takes them."""
-
-    def __init__(self, subject: Subject, model: LanguageModel) -> None:
-        self.subject, self.model = subject, model.train()
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
-        options: dict[str, Any] = {"clip_norm": 1.0, "tokens_per_step": STEPS * COLUMNS}
-        self._step = TrainingStep(model, self.optimizer, **options)
-        self.state: State = model.initial_state(COLUMNS)
-        torch.manual_seed(5)
-
-    def step(self, number: int) -> float:
-        window = slice(STEPS * (number % 2), STEPS * (number % 2 + 1))
-        result = self._step(self.subject.tokens[window], self.subject.targets[window], self.state)
-        self.state = result.state
-        return float(result.loss_nats)
-
-    def saved(self) -> dict[str, Any]:
-        generator = torch.get_rng_state()
-        tensors = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        return {**tensors, "state": self.state, "generator": generator}
-
-    def restore(self, saved: dict[str, Any]) -> None:
-        self.model.load_state_dict(saved["model"])
-        restore_optimizer(self.optimizer, saved["optimizer"])
-        self.state = saved["state"]
+def _train(subject: Subject, steps: range, saved: dict[str, Any] | None = None) -> tuple[list[float], dict[str, Any]]:
+    """Take these steps as a run does, the first of them or from what is ``saved``. Return their losses and the end."""
+    model = subject.build().train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
+    step = TrainingStep(model, optimizer, clip_norm=1.0, tokens_per_step=STEPS * COLUMNS)
+    state: State = model.initial_state(COLUMNS)
+    torch.manual_seed(5)
+    if saved is not None:
+        model.load_state_dict(saved["model"])
+        restore_optimizer(optimizer, saved["optimizer"])
+        state = saved["state"]
         torch.set_rng_state(saved["generator"])
-
-
-def _differ(one: LanguageModel, other: LanguageModel) -> bool:
-    ours, theirs = one.state_dict(), other.state_dict()
-    return ours.keys() != theirs.keys() or any(not torch.equal(ours[name], theirs[name]) for name in ours)
+    losses = []
+    for number in steps:
+        window = slice(STEPS * (number % 2), STEPS * (number % 2 + 1))
+        result = step(subject.tokens[window], subject.targets[window], state)
+        state = result.state
+        losses.append(float(result.loss_nats))
+    tensors = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    return losses, {**tensors, "state": state, "generator": torch.get_rng_state()}
 
 
 def check_micro_batches(subject: Subject) -> str:

@@ -31,7 +31,7 @@ def check_ranks(subject: Subject) -> str:
     """A step on two ranks, each with half of the columns, is the step of one."""
     whole = gradients_of(subject)
     with tempfile.TemporaryDirectory() as folder:
-        meeting = {RENDEZVOUS.name: Path(folder, "rendezvous.json").as_uri(), COLLECTIVE_MINUTES.name: str(MINUTES)}
+        meeting = {RENDEZVOUS.name: str(Path(folder, "rendezvous.json")), COLLECTIVE_MINUTES.name: str(MINUTES)}
         arguments = [json.dumps(vars(subject.config)), str(subject.folder)]
         with (
             mock.patch.dict(os.environ, meeting),

@@ -25,7 +25,7 @@ from seqlm.models.custom import build_custom
 from seqlm.models.language_model import FusedModel, LanguageModel
 from seqlm.models.products import linear
 
-__all__ = ["LanguageModel", "build_model", "build_reference", "linear", "self_check_shapes"]
+__all__ = ["LanguageModel", "build_model", "build_reference", "class_of", "linear"]
 
 
 def build_model(
@@ -56,7 +56,7 @@ def build_model(
         assert folder is not None, "the caller knows where the files are"
         built = build_custom(config, vocab_size, product_dtype, folder)
     else:
-        built = _class_of(config)(config, vocab_size, seq_len, product_dtype)
+        built = class_of(config)(config, vocab_size, seq_len, product_dtype)
     built.vocab_size, built.seq_len = vocab_size, seq_len
     return built
 
@@ -103,15 +103,7 @@ class _GivenMasks(nn.Module):
         return x if mask is None else x * mask.view(x.shape).to(x)
 
 
-def self_check_shapes(config: BuiltInConfig) -> list[tuple[BuiltInConfig, int, int]]:
-    """Return small configurations whose fused operations are like those of ``config``, each with T and B of a window.
-
-    Widths leave the same remainder by 8: kernels of products depend on the alignment of rows.
-    """
-    found = _class_of(config)
-    return [*found.self_check_shapes(config)] if issubclass(found, FusedModel) else []
-
-
-def _class_of(config: BuiltInConfig) -> Any:
+def class_of(config: BuiltInConfig) -> Any:
+    """The class of the models that ``config`` describes."""
     module, _, name = config.MODEL.partition(":")
     return getattr(importlib.import_module(module), name)

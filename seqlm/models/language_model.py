@@ -177,16 +177,35 @@ def hidden_states_of(model: LanguageModel) -> list[nn.Module] | None:
     return None if named is None else list(named)
 
 
-class OutputLayerModel(LanguageModel):
-    """A model whose logits are a linear layer of its features."""
+class FusedModel(LanguageModel):
+    """A model with hand-written gradients, of which :mod:`seqlm.models.reference` has the equations.
+
+    Parameters have the names and values that they have there. The logits are a linear layer of its features.
+    """
 
     output: LinearMap
     """The output layer, H -> V."""
+    mask_key: Tensor | None = None
+    """Decides which word types and weights are dropped (:func:`seqlm.models.dropout.step_masks`), () int64 on the
+    device of the parameters. ``None``: each forward pass draws its own from the device's generator."""
 
     def __init__(self, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.dtype = dtype
         """Type in which products are computed. ``None``: that of the parameters."""
+
+    @staticmethod
+    @abstractmethod
+    def by_equations(config: Any, vocab_size: int) -> LanguageModel:
+        """Return the model of ``config`` by its equations, without the dropouts of a whole step and tied matrices."""
+
+    @staticmethod
+    @abstractmethod
+    def self_check_shapes(config: Any) -> Iterator[tuple[Any, int, int]]:
+        """Yield small configurations whose operations are like those of ``config``, each with T and B of a window.
+
+        Widths leave the same remainder by 8: kernels of products depend on the alignment of rows.
+        """
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> Float[Tensor, "L B H"]:
@@ -224,27 +243,6 @@ class OutputLayerModel(LanguageModel):
         slices = zip(hidden.flatten(0, 1).split(LOGIT_ROWS), targets.flatten().split(LOGIT_ROWS), strict=True)
         losses = [F.cross_entropy(self.output(h), target, reduction="none").double() for h, target in slices]
         return torch.cat(losses).view(targets.shape), state
-
-
-class FusedModel(OutputLayerModel):
-    """A model with hand-written gradients, of which :mod:`seqlm.models.reference` has the equations.
-
-    Parameters have the names and values that they have there.
-    """
-
-    mask_key: Tensor | None = None
-    """Decides which word types and weights are dropped (:func:`seqlm.models.dropout.step_masks`), () int64 on the
-    device of the parameters. ``None``: each forward pass draws its own from the device's generator."""
-
-    @staticmethod
-    @abstractmethod
-    def by_equations(config: Any, vocab_size: int) -> LanguageModel:
-        """Return the model of ``config`` by its equations, without the dropouts of a whole step and tied matrices."""
-
-    @staticmethod
-    @abstractmethod
-    def self_check_shapes(config: Any) -> Iterator[tuple[Any, int, int]]:
-        """Yield small configurations whose operations are like those of ``config``, each with T and B of a window."""
 
     @abstractmethod
     def masks(self, steps: int, columns: int) -> Iterator[Tensor | None]:

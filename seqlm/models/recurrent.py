@@ -63,21 +63,16 @@ class RecurrentModel(FusedModel):
 
     @staticmethod
     def by_equations(config: RecurrentConfig, vocab_size: int) -> reference.RecurrentModel:
-        """Return the model of ``config`` by its equations, with fresh initial values."""
         return _REFERENCES[config.arch](
             vocab_size, config.hidden_size, config.num_layers, config.embedding_size, config.keep
         )
 
     @staticmethod
     def self_check_shapes(config: RecurrentConfig) -> Iterator[tuple[RecurrentConfig, int, int]]:
-        """Yield a narrow model, and for wide ones also one of a width from which a CPU has another product.
-
-        That product is :class:`seqlm.models.products.RepeatedProduct`.
-        """
         remainder = config.hidden_size % 8
         small = RecurrentConfig(arch=config.arch, hidden_size=64 + remainder, embedding_size=48, keep=0.5)
         yield small, 12, 100
-        if config.hidden_size >= PACKED_SIZE:
+        if config.hidden_size >= PACKED_SIZE:  # a CPU has another product (RepeatedProduct) from this width on
             yield replace(small, hidden_size=PACKED_SIZE + remainder, num_layers=1), 9, 4
 
     def initial_state(self, batch_size: int) -> Float[Tensor, "L B H"]:

@@ -4,10 +4,10 @@ Plain autograd keeps, for each block and token, the inputs and outputs of every 
 the queries, keys and values in two layouts, the scores before and after the softmax, each dropout's factors. These
 operations keep what the gradients need and recompute what is cheap:
 
-- :func:`norm_linear` keeps the normalised input. The gain and shift of the norm go into the weights, which are small
+- :class:`NormLinear` keeps the normalised input. The gain and shift of the norm go into the weights, which are small
   beside the activations;
-- :func:`attention` keeps queries, keys, values and attention weights;
-- :func:`linear_residual` keeps its input and the dropout's factors.
+- :class:`Attention` keeps queries, keys, values and attention weights;
+- :class:`LinearResidual` keeps its input and the dropout's factors.
 
 All can be differentiated once, not twice. :mod:`seqlm.models.reference` has the equations. I = T B counts the positions
 of all windows. Products are computed in ``dtype``; names that end in ``_low`` are rounded to it.
@@ -16,11 +16,10 @@ of all windows. Products are computed in ``dtype``; names that end in ``_low`` a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, cast, final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -67,13 +66,11 @@ class Transformer(FusedModel):
 
     @staticmethod
     def by_equations(config: TransformerConfig, vocab_size: int) -> reference.Transformer:
-        """Return the model of ``config`` by its equations, with fresh initial values."""
         sizes = config.hidden_size, config.num_layers, config.num_heads, config.mlp_size
         return reference.Transformer(vocab_size, *sizes, config.keep, config.attention_keep)
 
     @staticmethod
     def self_check_shapes(config: TransformerConfig) -> Iterator[tuple[TransformerConfig, int, int]]:
-        """Yield a narrow model."""
         inner = 96 + config.mlp_size % 8
         small = TransformerConfig(arch="transformer", hidden_size=64, num_heads=4, mlp_size=inner, keep=0.5)
         yield small, 12, 100
@@ -118,18 +115,19 @@ class Transformer(FusedModel):
         kept: list[Tensor] | None,
     ) -> Float[Tensor, "T B H"]:
         """The block's output. ``kept`` holds queries, keys and values of the positions before ``x``, and gets its."""
-        maps, mlp, norm, flat = block.attention, block.mlp, block.attention_norm, x.flatten(0, 1)
+        maps, mlp, dtype, flat = block.attention, block.mlp, self.dtype or x.dtype, x.flatten(0, 1)
         stacked = (maps.W_q, maps.W_k, maps.W_v)
         W, c = torch.cat([one.weight for one in stacked]), torch.cat([one.bias for one in stacked])
-        qkv = norm_linear(flat, norm.a, norm.b, W, c, dtype=self.dtype).unflatten(0, x.shape[:2])
+        norm = block.attention_norm
+        qkv = apply(NormLinear, flat, norm.a, norm.b, W, c, None, None, dtype).unflatten(0, x.shape[:2])
         if kept is not None:
             kept[:] = [torch.cat((*kept, qkv))]
             (qkv,) = kept
-        heads = attention(qkv, next(masks), self.num_heads, self.dtype, queries=len(x)).flatten(0, 1)
-        flat = linear_residual(flat, heads, maps.W_o.weight, maps.W_o.bias, next(masks), self.dtype)
-        norm, relu = block.mlp_norm, ReluDropout(next(masks), self.dropout.scale)
-        inner = norm_linear(flat, norm.a, norm.b, mlp.W_1.weight, mlp.W_1.bias, relu, self.dtype)
-        return linear_residual(flat, inner, mlp.W_2.weight, mlp.W_2.bias, next(masks), self.dtype).view_as(x)
+        heads = apply(Attention, qkv, next(masks), self.num_heads, len(x), dtype).flatten(0, 1)
+        flat = apply(LinearResidual, flat, heads, maps.W_o.weight, maps.W_o.bias, next(masks), dtype)
+        norm, hidden, scale = block.mlp_norm, mlp.W_1, self.dropout.scale
+        inner = apply(NormLinear, flat, norm.a, norm.b, hidden.weight, hidden.bias, scale, next(masks), dtype)
+        return apply(LinearResidual, flat, inner, mlp.W_2.weight, mlp.W_2.bias, next(masks), dtype).view_as(x)
 
     def _positions(self, first: int, count: int) -> Float[Tensor, "T H"]:
         weight = self.embedding.weight
@@ -161,63 +159,12 @@ class Transformer(FusedModel):
 
 
 @final
-@dataclass(frozen=True)
-class ReluDropout:
-    """A relu and the dropout after it."""
+class NormLinear(Function):
+    """W norm(x) + c with ``reference.LayerNorm`` of gain ``a`` and shift ``b``, and if ``scale`` is given, a relu.
 
-    factors: Float[Tensor, "I M"] | None
-    """The dropout's, 0 or ``scale``. ``None``: no dropout."""
-    scale: float
-    """What kept units are multiplied by; 1 without dropout."""
+    After the relu, ``factors`` drop units: 0 or ``scale``. ``None``: nothing is dropped, and ``scale`` is 1.
 
-
-def norm_linear(
-    x: Float[Tensor, "I H"],
-    a: Float[Tensor, " H"],
-    b: Float[Tensor, " H"],
-    W: Float[Tensor, "M H"],
-    c: Float[Tensor, " M"],
-    relu: ReluDropout | None = None,
-    dtype: torch.dtype | None = None,
-) -> Float[Tensor, "I M"]:
-    """W norm(x) + c, where norm is ``reference.LayerNorm`` with gain ``a`` and shift ``b``; then ``relu``."""
-    return apply(_NormLinear, x, a, b, W, c, relu, dtype or x.dtype)
-
-
-def attention(
-    qkv: Float[Tensor, "S B QKV"],
-    factors: Float[Tensor, "B N S S"] | None,
-    num_heads: int,
-    dtype: torch.dtype | None = None,
-    queries: int | None = None,
-) -> Float[Tensor, "T B H"]:
-    """Causal attention, dropout(softmax(s)) v for all N heads.
-
-    Args:
-        qkv: queries, keys and values of all heads side by side, QKV = 3 H.
-        factors: the dropout's on the attention weights. ``None``: no dropout.
-        num_heads: N.
-        dtype: type of the products. ``None``: that of ``qkv``.
-        queries: the last T of the S positions attend. Less than S when sampling: that cannot be differentiated.
-    """
-    return apply(_Attention, qkv, factors, num_heads, queries or len(qkv), dtype or qkv.dtype)
-
-
-def linear_residual(
-    x: Float[Tensor, "I H"],
-    y: Float[Tensor, "I M"],
-    W: Float[Tensor, "H M"],
-    c: Float[Tensor, " H"],
-    factors: Float[Tensor, "I H"] | None,
-    dtype: torch.dtype | None = None,
-) -> Float[Tensor, "I H"]:
-    """A residual step with its dropout, x + factors (W y + c). ``factors`` = ``None``: no dropout."""
-    return apply(_LinearResidual, x, y, W, c, factors, dtype or x.dtype)
-
-
-@final
-class _NormLinear(Function):
-    """With u = (x - mean) / (std + eps), norm(x) = a u + b, so that W norm(x) + c = (W diag(a)) u + (c + W b).
+    With u = (x - mean) / (std + eps), norm(x) = a u + b, so that W norm(x) + c = (W diag(a)) u + (c + W b).
 
     From the gradient g of that sum::
 
@@ -240,18 +187,19 @@ class _NormLinear(Function):
         b: Float[Tensor, " H"],
         W: Float[Tensor, "M H"],
         c: Float[Tensor, " M"],
-        relu: ReluDropout | None,
+        scale: float | None,
+        factors: Float[Tensor, "I M"] | None,
         dtype: torch.dtype,
     ) -> Float[Tensor, "I M"]:
         u, std = _normalise(x)
         u_low = u.to(dtype)
         out = product(u_low, (W * a).to(dtype).t(), x.dtype, torch.addmv(c, W, b))
-        if relu is not None:
+        if scale is not None:
             out.relu_()
-            if relu.factors is not None:
-                out.mul_(relu.factors)
-            ctx.scale = relu.scale
-        ctx.save_for_backward(u_low, std, a, b, W, None if relu is None else out)
+        if factors is not None:
+            out.mul_(factors)
+        ctx.scale = scale
+        ctx.save_for_backward(u_low, std, a, b, W, None if scale is None else out)
         return out
 
     @staticmethod
@@ -269,12 +217,16 @@ class _NormLinear(Function):
         d_W = d_scaled_W.mul_(a).addr_(d_c, b)
         v = product(d_low, (W * a).to(d_low.dtype), W.dtype)
         d_x = _normalise_backward(v, u_low.to(v.dtype), std)
-        return d_x, d_a, W.t() @ d_c, d_W, d_c, None, None
+        return d_x, d_a, W.t() @ d_c, d_W, d_c, None, None, None
 
 
 @final
-class _Attention(Function):
-    """Forward and backward.
+class Attention(Function):
+    """Causal attention (T, B, H), dropout(softmax(s)) v for all N heads.
+
+    ``qkv`` has queries, keys and values of all heads side by side, QKV = 3 H. ``factors`` are the dropout's on the
+    attention weights; ``None``: no dropout. The last T = ``queries`` of the S positions attend. Less than S, when
+    sampling, cannot be differentiated.
 
     With w = softmax(s), p = factors w, and g the gradient of the output, the gradients are::
 
@@ -298,7 +250,8 @@ class _Attention(Function):
         q, k, v = heads.to(dtype).flatten(1, 2).contiguous()
         q = q[:, -queries:]
         s = product(q, k.transpose(1, 2), qkv.dtype).mul_(q.shape[-1] ** -0.5)
-        s.masked_fill_(is_later(s), MASKED_SCORE)
+        later = torch.ones(s.shape[1:], dtype=torch.bool, device=s.device).triu(s.shape[2] - s.shape[1] + 1)
+        s.masked_fill_(later, MASKED_SCORE)
         w = s.softmax(dim=-1)
         if factors is not None:
             factors = factors.flatten(0, 1)
@@ -327,7 +280,9 @@ class _Attention(Function):
 
 
 @final
-class _LinearResidual(Function):
+class LinearResidual(Function):
+    """A residual step with its dropout, x + factors (W y + c). ``factors`` = ``None``: no dropout."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -354,12 +309,6 @@ class _LinearResidual(Function):
         d_y = product(d_low, W.to(d_low.dtype), W.dtype)
         d_W = product(d_low.t(), y_low, W.dtype)
         return d_out, d_y, d_W, d.sum(dim=0), None, None
-
-
-def is_later(scores: Float[Tensor, "*heads T S"]) -> Bool[Tensor, "T S"]:
-    """True where the key is later than the query; the queries are the last T of the S positions."""
-    queries, keys = scores.shape[-2:]
-    return torch.ones(queries, keys, dtype=torch.bool, device=scores.device).triu(keys - queries + 1)
 
 
 def _normalise(x: Float[Tensor, "I H"]) -> tuple[Float[Tensor, "I H"], Float[Tensor, "I 1"]]:

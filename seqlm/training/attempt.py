@@ -36,18 +36,18 @@ from seqlm.files import Guard, make_directory, unguarded, write_json
 from seqlm.lease import Terms, claim, kept, require_attempt
 from seqlm.locks import exclusive_lock
 from seqlm.rundir import RunDirectory, stopped_reason
-from seqlm.training.distributed import Rank, abort_group, leave_group
+from seqlm.training.distributed import AllLeave, Rank
 from seqlm.training.failure import describe_failure, failure_text, tell
 
 STOPPED = "stopped; run again to resume"
 CANCELLED = "cancelled; `retry` resumes it"
 
 
-class StopRequested(Exception):  # noqa: N818 -- not an error: somebody asked this run to stop
+class StopRequested(AllLeave):
     """A signal asked the worker to stop; the run goes on from its last checkpoint when launched again."""
 
 
-class LeftAtRungError(Exception):
+class LeftAtRungError(AllLeave):
     """The search of the study stops the run at a rung, or has it wait for others there. The run's files say which."""
 
 
@@ -94,29 +94,34 @@ def make_attempt(run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal, 
 
     ``work`` is given a guard, to be called before each file that is put in place. In a folder that is done there is no
     work, code 0. How this rank ended is in ``end.json`` of the attempt, except where another worker owns the folder;
-    errors are reported on stderr as well. Only then is a process group left that ``work`` has joined: other ranks that
-    notice it find the record written.
+    errors are reported on stderr as well. After an error, a process group that ``work`` has joined ends with the
+    process: other ranks that notice it find the record written.
     """
     try:
-        return _make_attempt(run, rank, attempt, stop, work)
-    finally:
-        _leave(abort_group)
-
-
-def _leave(leave: Callable[[], None]) -> None:
-    """Leave the process group. The process ends in any case, so an error is no more than a warning."""
-    try:
-        leave()
-    except RuntimeError as error:
-        tell(f"warning: could not leave the process group: {error}")
-
-
-def _make_attempt(
-    run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal, work: Callable[[Guard], object]
-) -> int:
-    try:
         with _ownership(run, rank, attempt, stop) as guard:
-            return _as_owner(run, rank, attempt, stop, work, guard)
+            if run.is_done():
+                print("this run is done; nothing to do")
+                return 0
+            if (stopped := run.read_stopped()) is not None:
+                print(stopped_reason(stopped))
+                return EXIT_RUNG
+            record_start(run, rank, attempt, guard)
+            code, outcome = 0, "done"
+            try:
+                work(guard)
+            except LeaseLostError:
+                raise
+            except LeftAtRungError as left:
+                print(left)
+                code, outcome = EXIT_RUNG, "rung"
+            except Exception as error:
+                # After a signal, other ranks may have left first, so that a collective operation of this one failed.
+                if not isinstance(error, StopRequested) and (not stop.received or is_storage_failure(error)):
+                    return _failed(run, rank, attempt, error, guard)
+                tell(CANCELLED if _is_cancelled(run) else STOPPED)
+                code, outcome = EXIT_STOPPED, "interrupted"
+            _write_end(run, rank, attempt, {"outcome": outcome}, guard)
+            return code
     except (RunBusyError, LeaseLostError) as error:
         tell(f"error: {error}")
         return EXIT_BUSY
@@ -127,44 +132,10 @@ def _make_attempt(
         return _failed(run, rank, attempt, error, unguarded)
 
 
-def _as_owner(
-    run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal, work: Callable[[Guard], object], guard: Guard
-) -> int:
-    if run.is_done():
-        print("this run is done; nothing to do")
-        return 0
-    if (stopped := run.read_stopped()) is not None:
-        print(stopped_reason(stopped))
-        return EXIT_RUNG
-    record_start(run, rank, attempt, guard)
-    try:
-        work(guard)
-    except LeaseLostError:
-        raise
-    except LeftAtRungError as left:
-        _leave(leave_group)  # all ranks leave after the same collective operation
-        print(left)
-        _write_end(run, rank, attempt, {"outcome": "rung"}, guard)
-        return EXIT_RUNG
-    except StopRequested:
-        _leave(leave_group)  # all ranks stop after the same step; an abort could break a gathering of another
-        return _stopped(run, rank, attempt, guard)
-    except Exception as error:
-        if stop.received and not is_storage_failure(error):
-            # The other ranks left first, so that a collective operation of this one failed.
-            return _stopped(run, rank, attempt, guard)
-        return _failed(run, rank, attempt, error, guard)
-    _write_end(run, rank, attempt, {"outcome": "done"}, guard)
-    return 0
-
-
-def _stopped(run: RunDirectory, rank: Rank, attempt: int, guard: Guard) -> int:
-    is_cancelled = False
+def _is_cancelled(run: RunDirectory) -> bool:
     with contextlib.suppress(FileError):
-        is_cancelled = run.is_cancelled()
-    tell(CANCELLED if is_cancelled else STOPPED)
-    _write_end(run, rank, attempt, {"outcome": "interrupted"}, guard)
-    return EXIT_STOPPED
+        return run.is_cancelled()
+    return False
 
 
 def _failed(run: RunDirectory, rank: Rank, attempt: int, error: Exception, guard: Guard) -> int:

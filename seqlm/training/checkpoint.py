@@ -7,8 +7,9 @@ are checked here, so that a flipped bit does not go unnoticed.
 
 from __future__ import annotations
 
+import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from seqlm.files import Guard, replacing, unguarded
 from seqlm.models import LanguageModel, build_model
 from seqlm.models.state import State
 from seqlm.reading import LARGEST_HASHED, open_regular
+from seqlm.training.distributed import Rank
 
 FORMAT = "seqlm checkpoint 2"
 
@@ -83,15 +85,28 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, guard: Guard = unguar
         FileError: it cannot be written, or not be read back; the checkpoint that stood there before stays.
         LeaseLostError: ``guard`` says that the run is another worker's by now; the same holds.
     """
-    content = {"format": FORMAT, **vars(checkpoint), "position": vars(checkpoint.position)}
     with replacing(path, guard=guard) as temporary:
         try:
-            torch.save(content, temporary)
+            torch.save(_content(checkpoint), temporary)
         except RuntimeError as error:
             # The archive writer of PyTorch reports a full disk as a RuntimeError without the system's reason.
             raise OSError(None, f"the disk is full or failing ({str(error).splitlines()[0][:120]})") from None
         if not _is_whole(temporary):
             raise OSError(None, "it was damaged right after it was written; is the disk failing?")
+
+
+def _content(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"format": FORMAT, **vars(checkpoint), "position": vars(checkpoint.position)}
+
+
+def _checkpoint(content: Mapping[str, Any]) -> Checkpoint:
+    """Undo :func:`_content`. What earlier versions have written as well is left out."""
+    position = _part(Position, content["position"])
+    return _part(Checkpoint, {**content, "position": position})
+
+
+def _part(kind: type[Part], content: Mapping[str, Any]) -> Part:
+    return kind(**{field.name: content[field.name] for field in fields(kind)})
 
 
 def load_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
@@ -120,8 +135,7 @@ def load_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DamagedError(f'{path} is not a seqlm checkpoint of the format "{FORMAT}"; {advice}')
     try:
-        position = _part(Position, content["position"])
-        checkpoint = _part(Checkpoint, {**content, "position": position})
+        checkpoint = _checkpoint(content)
     except (TypeError, KeyError):
         raise DamagedError(f"{path} lacks parts of a seqlm checkpoint; {advice}") from None
     if checkpoint.fingerprint != fingerprint:
@@ -130,11 +144,6 @@ def load_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
             f"{fingerprint[:8]}); {advice}"
         )
     return checkpoint
-
-
-def _part(kind: type[Part], content: Mapping[str, Any]) -> Part:
-    """Return a part of a checkpoint. What earlier versions have written as well is left out."""
-    return kind(**{field.name: content[field.name] for field in fields(kind)})
 
 
 def _is_whole(path: Path) -> bool:
@@ -153,6 +162,31 @@ def _is_whole(path: Path) -> bool:
             while file.read(2**20):
                 pass
         return False
+
+
+def checkpoint_from_first(rank: Rank, load: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+    """Return on every rank what ``load`` returns on the first one.
+
+    The first rank sends what it has read: on a shared file system, other ranks may still see an earlier file.
+
+    Raises:
+        CheckpointError, FileError: ``load`` raised it on the first rank. Every rank raises it.
+    """
+    if rank.world_size == 1:
+        return load()
+    found, error = None, None
+    if rank.is_first:
+        try:
+            found = load()
+        except (CheckpointError, FileError) as caught:
+            error = caught
+    failed, is_file_error, message = rank.from_first([error is not None, isinstance(error, FileError), str(error)])
+    if failed:
+        raise error or (FileError if is_file_error else CheckpointError)(message)
+    buffer = io.BytesIO()
+    torch.save(found and _content(found), buffer)
+    content = torch.load(io.BytesIO(rank.bytes_from_first(buffer.getvalue())), weights_only=True)  # noqa: TID251
+    return content and _checkpoint(content)
 
 
 def trained_model(path: Path, checkpoint: Checkpoint, model: ModelConfig, seq_len: int, folder: Path) -> LanguageModel:

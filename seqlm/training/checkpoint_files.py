@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
@@ -31,27 +31,21 @@ from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text,
 
 
 @final
+@dataclass(frozen=True, kw_only=True)
 class CheckpointFiles:
-    """Reads and writes them, for the one process that owns the run.
+    """Reads and writes them, for the one process that owns the run."""
 
-    Args:
-        run: whose they are.
-        fingerprint: the run's identity.
-        corpus_sha256: the digest of its text.
-        attempt: of the process, for the record.
-        guard: called immediately before a file is put in place, to find out whether the run is still this process's.
-    """
+    run: RunDirectory
+    fingerprint: str
+    """The run's identity."""
+    corpus_sha256: str
+    """The digest of its text."""
+    attempt: int
+    """Of the process, for the record."""
+    guard: Guard = unguarded
+    """Called immediately before a file is put in place, to find out whether the run is still this process's."""
 
-    def __init__(
-        self, run: RunDirectory, *, fingerprint: str, corpus_sha256: str, attempt: int, guard: Guard = unguarded
-    ) -> None:
-        self._run = run
-        self._fingerprint = fingerprint
-        self._corpus_sha256 = corpus_sha256
-        self._attempt = attempt
-        self._guard = guard
-
-    def load_last(self) -> tuple[Path, Checkpoint] | None:
+    def load_last(self) -> Checkpoint | None:
         """Return the checkpoint to go on from. ``None``: the run has none.
 
         If ``last.pt`` is missing or damaged, ``previous.pt`` takes its place. A ``best.pt`` that does not belong to it
@@ -61,7 +55,7 @@ class CheckpointFiles:
             CheckpointError: both are damaged, or one is of another run or another text.
             FileError: one cannot be read.
         """
-        last, previous = self._run.last_checkpoint, self._run.previous_checkpoint
+        last, previous = self.run.last_checkpoint, self.run.previous_checkpoint
         if not exists(last) and not exists(previous):
             return None
         try:
@@ -70,7 +64,7 @@ class CheckpointFiles:
             if not (isinstance(error, DamagedError) or not exists(last)) or not exists(previous):
                 raise
             checkpoint = self.load(previous)
-            self._guard()
+            self.guard()
             previous.replace(last)
             _warn(f"{error}; going on from {previous.name}, the checkpoint before it")
         if checkpoint.history:
@@ -78,9 +72,9 @@ class CheckpointFiles:
                 self.load_best(checkpoint.history)
             except CheckpointError as error:
                 _warn(f"{str(error).partition(';')[0]}; this run needs a better epoch to end well")
-        return last, checkpoint
+        return checkpoint
 
-    def load_best(self, history: list[dict[str, Any]]) -> tuple[Path, Checkpoint]:
+    def load_best(self, history: list[dict[str, Any]]) -> Checkpoint:
         """Return ``best.pt`` with the parameters at the end of the best epoch of ``history``.
 
         If it is missing, damaged or of another epoch, it is rebuilt from a checkpoint at the end of that epoch.
@@ -89,8 +83,8 @@ class CheckpointFiles:
             CheckpointError: there is no such checkpoint, or ``best.pt`` is of another run or text.
             FileError: a file cannot be read or written.
         """
-        path, epoch = self._run.best_checkpoint, best_epoch(history)
-        for found in (path, self._run.last_checkpoint, self._run.previous_checkpoint):
+        path, epoch = self.run.best_checkpoint, best_epoch(history)
+        for found in (path, self.run.last_checkpoint, self.run.previous_checkpoint):
             try:
                 checkpoint = self.load(found)
             except CheckpointError as error:
@@ -101,7 +95,7 @@ class CheckpointFiles:
                 if found != path:
                     self._save_best(checkpoint)
                     _warn(f"{path} was missing, damaged or of another epoch; rebuilt from {found.name}")
-                return path, checkpoint
+                return checkpoint
         raise CheckpointError(
             f"{path} does not hold the parameters of the best epoch, {epoch + 1}; move {path.parent} away to start "
             "this run again from its first epoch"
@@ -114,8 +108,8 @@ class CheckpointFiles:
             CheckpointError: it cannot be used.
             FileError: it cannot be read.
         """
-        checkpoint = load_checkpoint(path, self._fingerprint)
-        require_text(path, checkpoint, self._corpus_sha256)
+        checkpoint = load_checkpoint(path, self.fingerprint)
+        require_text(path, checkpoint, self.corpus_sha256)
         return checkpoint
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -126,7 +120,7 @@ class CheckpointFiles:
         Raises:
             FileError: a file cannot be written, or cannot be read back.
         """
-        run = self._run
+        run = self.run
         save_checkpoint(run.last_checkpoint, checkpoint, guard=self._make_room)
         position, history = checkpoint.position, checkpoint.history
         if position.step == 0:
@@ -136,10 +130,10 @@ class CheckpointFiles:
         record = {
             "epoch": position.epoch,
             "step": position.step,
-            "attempt": self._attempt,
+            "attempt": self.attempt,
             "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        write_json(run.position_file, record, guard=self._guard, sync=False)
+        write_json(run.position_file, record, guard=self.guard, sync=False)
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """Write ``metrics.jsonl`` from the history of a checkpoint, which is the truth.
@@ -147,24 +141,24 @@ class CheckpointFiles:
         Raises:
             FileError: it cannot be written.
         """
-        write_json_lines(self._run.metrics_file, history, guard=self._guard)
+        write_json_lines(self.run.metrics_file, history, guard=self.guard)
 
     def finish(self, *, keep_last: bool) -> None:
         """Delete the checkpoints that a finished run no longer needs."""
-        self._guard()
-        self._run.previous_checkpoint.unlink(missing_ok=True)
+        self.guard()
+        self.run.previous_checkpoint.unlink(missing_ok=True)
         if not keep_last:
-            self._run.last_checkpoint.unlink(missing_ok=True)
+            self.run.last_checkpoint.unlink(missing_ok=True)
 
     def _save_best(self, checkpoint: Checkpoint) -> None:
-        save_checkpoint(self._run.best_checkpoint, replace(checkpoint, optimizer=None), guard=self._guard)
+        save_checkpoint(self.run.best_checkpoint, replace(checkpoint, optimizer=None), guard=self.guard)
 
     def _make_room(self) -> None:
         """Rename the present ``last.pt``. The new checkpoint is complete, in a file of the same folder."""
-        self._guard()
-        self._run.previous_checkpoint.unlink(missing_ok=True)
+        self.guard()
+        self.run.previous_checkpoint.unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError, FileExistsError):  # a client of NFS may repeat what it has done
-            hard_link(self._run.last_checkpoint, self._run.previous_checkpoint)
+            hard_link(self.run.last_checkpoint, self.run.previous_checkpoint)
 
 
 def best_epoch(history: list[dict[str, Any]]) -> int:

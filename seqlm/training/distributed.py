@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import unquote_to_bytes
 
 import torch
 import torch.distributed as dist
@@ -28,7 +27,7 @@ from torch.distributed import (  # type: ignore[attr-defined] # public, missing 
 )
 
 from seqlm.environment import COLLECTIVE_MINUTES, DEVICE, GPU_SHARE, RENDEZVOUS, RENDEZVOUS_HOST
-from seqlm.errors import EXIT_FAILED, EXIT_UNPRINTED, BackendError, FileError
+from seqlm.errors import EXIT_FAILED, EXIT_UNPRINTED, BackendError, FileError, UsageError
 from seqlm.machine import CUDA_BYTES, cpu_model, own_card, short_name
 from seqlm.models.products import fp32_library
 from seqlm.reading import parse_json, read_bytes
@@ -36,8 +35,14 @@ from seqlm.training.failure import failed_allocation
 
 POLL_SECONDS = 0.1
 """How often a rank looks for the file of the first one."""
+PART_BYTES = 2**26
+"""Bytes that the first rank sends at a time."""
 CONNECT_LIMIT = datetime.timedelta(seconds=5)
 """How long a rank tries one port before it reads the file again."""
+
+
+class AllLeave(Exception):  # noqa: N818 -- not an error
+    """All ranks leave the training after the same collective operation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,20 +119,20 @@ class Rank:
 
     def from_first(self, value: Any) -> Any:
         """What the first rank gives, on every rank, as it comes out of JSON."""
-        if self.world_size == 1:
-            return value
-        data = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=self.device)
-        size = torch.tensor(data.shape, device=self.device)
-        dist.broadcast(size, src=0)
-        if not self.is_first:
-            data = data.new_empty(int(size))
-        dist.broadcast(data, src=0)
-        return json.loads(bytes(data.tolist()))
+        return value if self.world_size == 1 else json.loads(self.bytes_from_first(json.dumps(value).encode()))
 
-    def wait_for_all(self) -> None:
-        """Return when every rank has come here."""
-        if self.world_size > 1:
-            dist.barrier()
+    def bytes_from_first(self, data: bytes) -> bytes:
+        """What the first rank gives, on every rank: at least one byte."""
+        if self.world_size == 1:
+            return data
+        size = torch.tensor(len(data), device=self.device)
+        dist.broadcast(size, src=0)
+        received = torch.frombuffer(bytearray(data if self.is_first else int(size)), dtype=torch.uint8)
+        for part in received.split(PART_BYTES):
+            sent = part.to(self.device)
+            dist.broadcast(sent, src=0)
+            part.copy_(sent)
+        return received.numpy().tobytes()
 
 
 def rank_from_environment(env: Mapping[str, str]) -> Rank:
@@ -179,23 +184,6 @@ def gpu_share(rank: Rank, env: Mapping[str, str]) -> Iterator[None]:
         if isinstance(cause, torch.OutOfMemoryError):
             cause.args = (f"out of memory with {what}: {cause}",)
         raise
-
-
-def _meeting_file() -> Path | None:
-    """The file of ``SEQLM_RENDEZVOUS``; ``None``: it is no address of a file."""
-    address = RENDEZVOUS.read()
-    if not address.startswith("file://"):
-        return None
-    return Path(os.fsdecode(unquote_to_bytes(address.removeprefix("file://"))))  # as Path.as_uri() made it
-
-
-def _meeting_point(rank: Rank, limit: datetime.timedelta) -> dict[str, Any]:
-    """Return the arguments for ``init_process_group`` that say where the ranks meet."""
-    path = _meeting_file()
-    if path is None:
-        return {"init_method": RENDEZVOUS.read()}
-    host = RENDEZVOUS_HOST.read()
-    return {"store": _offer_port(path, host, limit) if rank.is_first else _find_port(path, host, limit)}
 
 
 def _offer_port(path: Path, host: str, limit: datetime.timedelta) -> Store:
@@ -277,66 +265,50 @@ def process_group(rank: Rank) -> Iterator[None]:
     """Join the other ranks of the run while the block runs; nothing to join for a run of one process.
 
     Gloo on CPU, NCCL on GPU. The ranks meet at a port of ``SEQLM_RENDEZVOUS_HOST``, the first rank's host (default:
-    127.0.0.1), which the first rank writes into the file ``SEQLM_RENDEZVOUS`` (``file:///...``). Without a file, they
-    meet at ``MASTER_ADDR`` and ``MASTER_PORT``. A rank that waits for another one longer than
-    ``SEQLM_COLLECTIVE_MINUTES`` gives up: with an error of PyTorch that is a failure of kind ``node``, or, where NCCL
-    waits, with the end of the process.
+    127.0.0.1), which the first rank writes into the file ``SEQLM_RENDEZVOUS``. A rank that waits for another one longer
+    than ``SEQLM_COLLECTIVE_MINUTES`` gives up: with an error of PyTorch that is a failure of kind ``node``, or, where
+    NCCL waits, with the end of the process.
 
-    If the block raises, the group is as it was: the process writes down what went wrong, then calls
-    :func:`leave_group` or :func:`abort_group`. Otherwise other ranks could notice the end first and report that.
+    If the block raises anything but :class:`AllLeave`, this rank stays in the group until its process ends, which
+    writes down first what went wrong. Otherwise other ranks could notice the end first and report that.
 
     Raises:
-        UsageError: ``SEQLM_COLLECTIVE_MINUTES`` is not a number above 0.
+        UsageError: ``SEQLM_COLLECTIVE_MINUTES`` is not a number above 0, or no file is named.
         BackendError: two ranks are on one GPU.
         FileError: the file cannot be written.
     """
     if rank.world_size == 1:
         yield
         return
-    minutes = COLLECTIVE_MINUTES.read()
-    if rank.device.type == "cuda":
+    limit = datetime.timedelta(minutes=COLLECTIVE_MINUTES.read())
+    path, on_gpu = RENDEZVOUS.read(), rank.device.type == "cuda"
+    if path is None:
+        raise UsageError(f"{RENDEZVOUS.name}: expected the file where {rank.world_size} ranks meet, got nothing")
+    if on_gpu:
         torch.cuda.set_device(rank.device)
-    limit = datetime.timedelta(minutes=minutes)
-    meeting = _meeting_point(rank, limit)
-    if rank.device.type == "cuda" and "store" in meeting:
-        require_cards_apart(rank, meeting["store"])
+    store = (_offer_port if rank.is_first else _find_port)(path, RENDEZVOUS_HOST.read(), limit)
+    if on_gpu:
+        require_cards_apart(rank, store)
     dist.init_process_group(
-        backend="nccl" if rank.device.type == "cuda" else "gloo",
-        **meeting,
+        backend="nccl" if on_gpu else "gloo",
+        store=store,
         rank=rank.index,
         world_size=rank.world_size,
         timeout=limit,
         # NCCL connects at once, on this device; without it a barrier guesses the device.
-        device_id=rank.device if rank.device.type == "cuda" else None,
+        device_id=rank.device if on_gpu else None,
     )
     _keep_for_ever(dist.group.WORLD)
     try:
         yield
+    except AllLeave:
+        dist.destroy_process_group()
+        raise
     finally:
-        if rank.is_first and (path := _meeting_file()):
+        if rank.is_first:
             with contextlib.suppress(OSError):  # the secret has served its purpose
                 path.unlink()
-    leave_group()
-
-
-def leave_group() -> None:
-    """Leave the process group, if there is one, as all ranks do after the same collective operation."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def abort_group() -> None:
-    """Leave the process group, if there is one, without waiting for other ranks or for collective operations.
-
-    To be called when the process is about to end. With gloo, operations of the other ranks fail when it has ended; with
-    NCCL, when a connection is found broken or ``SEQLM_COLLECTIVE_MINUTES`` are over. ``destroy_process_group`` may
-    wait for the other ranks with NCCL, which may be waiting for this one.
-
-    Raises:
-        RuntimeError: PyTorch reports that the group cannot be aborted.
-    """
-    if dist.is_initialized():
-        dist.distributed_c10d._abort_process_group()  # the same in PyTorch 2.7 to 2.13, and without a public name
+    dist.destroy_process_group()
 
 
 def run_program(main: Callable[[], int]) -> NoReturn:

@@ -30,7 +30,6 @@ class Saving:
     def __init__(self, trainer: Trainer, files: CheckpointFiles) -> None:
         self._trainer = trainer
         self._files = files
-        self._copies = Copies(trainer.rank.device)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer", initializer=_be_nice)
         self._work: Future[None] | None = None
         self._every_seconds = 60 * CHECKPOINT_MINUTES.read()
@@ -45,8 +44,8 @@ class Saving:
         position = self._trainer.position()
         self._saved_at = time.monotonic()
         if self._trainer.rank.is_first:
-            self.wait()  # the copies have one place
-            self._work = self._thread.submit(self._files.save, self._trainer.checkpoint(position, self._copies.of))
+            self.wait()  # there is room for one copy
+            self._work = self._thread.submit(self._files.save, self._trainer.checkpoint(position, copied))
 
     def save_at_once(self) -> None:
         """Write the state itself, before the process exits."""
@@ -82,36 +81,21 @@ def _be_nice() -> None:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
-@final
-class Copies:
-    """Memory for copies of tensors on the CPU, allocated once: only the first copy has to wait for pages.
+def copied(tree: Any) -> Any:
+    """Return ``tree``, nested tables and lists, with a copy on the CPU in place of each tensor.
 
-    Args:
-        device: where the tensors are. For a CPU, nothing of CUDA is called: that would create a context and take memory
-            of a GPU that other runs use.
+    Names of the same memory, as of a tied parameter, share their copy.
     """
+    copies: dict[tuple[Any, ...], torch.Tensor] = {}
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._memory: dict[tuple[Any, ...], torch.Tensor] = {}
-
-    def of(self, tree: Any) -> Any:
-        """Return ``tree``, nested tables and lists, with a copy in place of each tensor.
-
-        Names of the same memory, as of a tied parameter, share their copy. The next call writes into the same memory.
-        """
-        copy = self._copy(tree)
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return copy
-
-    def _copy(self, value: Any) -> Any:
+    def copy(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             key = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
-            if key not in self._memory:
-                pinned = value.device.type == "cuda"
-                self._memory[key] = torch.empty(value.shape, dtype=value.dtype, pin_memory=pinned)
-            return self._memory[key].copy_(value.detach(), non_blocking=True)
+            if key not in copies:
+                copies[key] = value.detach().to("cpu", copy=True)
+            return copies[key]
         if isinstance(value, dict):
-            return {name: self._copy(item) for name, item in value.items()}
-        return [self._copy(item) for item in value] if isinstance(value, list | tuple) else value
+            return {name: copy(item) for name, item in value.items()}
+        return [copy(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return copy(tree)

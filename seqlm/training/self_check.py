@@ -36,7 +36,7 @@ from seqlm.architectures import BuiltInConfig, CustomConfig
 from seqlm.config import Precision, RunConfig
 from seqlm.data.cache import digest_key, find, store
 from seqlm.errors import SelfCheckError
-from seqlm.models import LanguageModel, build_model, build_reference, self_check_shapes
+from seqlm.models import LanguageModel, build_model, build_reference, class_of
 from seqlm.models.language_model import FusedModel
 from seqlm.reading import listed
 from seqlm.training.capture import is_captured
@@ -82,7 +82,9 @@ class Case:
 
 def cases(config: BuiltInConfig) -> list[Case]:
     """Return what is checked for models like ``config``. A window has more tokens than a chunk of the output loss."""
-    return [Case(model=small, steps=steps, columns=columns) for small, steps, columns in self_check_shapes(config)]
+    model = class_of(config)
+    shapes = model.self_check_shapes(config) if issubclass(model, FusedModel) else ()
+    return [Case(model=small, steps=steps, columns=columns) for small, steps, columns in shapes]
 
 
 def check_device(config: RunConfig, rank: Rank) -> None:

@@ -30,7 +30,6 @@ from seqlm.models import LanguageModel
 from seqlm.models.state import State, detached, join_states, split_state
 from seqlm.training.capture import Captured
 from seqlm.training.distributed import Rank
-from seqlm.training.resume import generator_state, set_generator_state
 
 CLIP_EPSILON = 1e-6
 """Added to the norm by which clipped gradients are divided, as in ``torch.nn.utils.clip_grad_norm_``."""
@@ -216,6 +215,19 @@ class StepResults:
         numbers = self._rank.sum(torch.cat([kept.flatten(), own])).tolist()
         end = len(numbers) - len(flags)
         return list(zip(numbers[:end:2], numbers[1:end:2], strict=True)), [count > 0 for count in numbers[end:]]
+
+
+def generator_state(device: torch.device) -> Tensor:
+    """Return the state of the global random generator of a device."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def set_generator_state(device: torch.device, state: Tensor) -> None:
+    """Restore what :func:`generator_state` returned."""
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
 
 
 # -- micro-batches -------------------------------------------------------------------------------------------------

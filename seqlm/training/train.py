@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from pathlib import Path
 from typing import Any
 
 from seqlm.environment import KEEP_LAST
@@ -12,9 +10,8 @@ from seqlm.files import Guard, read_json, unguarded, write_json
 from seqlm.rounding import changes, worker_of_checkpoint
 from seqlm.rundir import RunDirectory, stopped_reason
 from seqlm.search import Search, decide
-from seqlm.training import resume
 from seqlm.training.attempt import LeftAtRungError, StopRequested, StopSignal
-from seqlm.training.checkpoint import Checkpoint
+from seqlm.training.checkpoint import Checkpoint, checkpoint_from_first
 from seqlm.training.checkpoint_files import CheckpointFiles
 from seqlm.training.progress import Progress
 from seqlm.training.records import result_record
@@ -47,7 +44,7 @@ def train(
         FileError: a file of the run cannot be written.
     """
     files = CheckpointFiles(
-        run,
+        run=run,
         fingerprint=trainer.config.fingerprint(),
         corpus_sha256=trainer.corpus.sha256,
         attempt=trainer.attempt,
@@ -98,12 +95,12 @@ def _decide(trainer: Trainer, run: RunDirectory, search: Search, saving: Saving,
 def _resume(trainer: Trainer, run: RunDirectory, files: CheckpointFiles, progress: Progress) -> None:
     """Restore the checkpoint that the first rank finds, if there is one."""
 
-    def load() -> tuple[Path, Checkpoint] | None:
+    def load() -> Checkpoint | None:
         if reason := run.cannot_go_on(trainer.config.train.epochs):
             raise CheckpointError(f"this run cannot go on: {reason}")
         return files.load_last()
 
-    checkpoint = resume.agreed_checkpoint(trainer.rank, files, load)
+    checkpoint = checkpoint_from_first(trainer.rank, load)
     if checkpoint is None:
         return
     trainer.restore(checkpoint)
@@ -120,8 +117,7 @@ def _finish(
     trainer: Trainer, run: RunDirectory, files: CheckpointFiles, progress: Progress, guard: Guard
 ) -> dict[str, Any]:
     """Measure the parameters of the best epoch on the test split, and write the result."""
-    trainer.rank.wait_for_all()  # nobody reads best.pt before it is on disk
-    best = resume.agreed_checkpoint(trainer.rank, files, functools.partial(files.load_best, trainer.history))
+    best = checkpoint_from_first(trainer.rank, lambda: files.load_best(trainer.history))
     assert best is not None, "load_best finds it or raises"
     trainer.model.load_state_dict(best.model)
     result = result_record(

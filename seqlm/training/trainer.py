@@ -18,11 +18,10 @@ from torch import Tensor
 from seqlm.config import RunConfig
 from seqlm.data.batches import columns, windows
 from seqlm.data.corpus import Corpus
-from seqlm.data.layout import number_of_windows, require_windows
+from seqlm.data.layout import number_of_windows, own_columns, require_windows
 from seqlm.models import build_model
 from seqlm.models.language_model import FusedModel
-from seqlm.models.state import State
-from seqlm.training import resume
+from seqlm.models.state import State, join_states, map_state, rebuilt, tensors_of
 from seqlm.training.capture import Captured, is_captured
 from seqlm.training.checkpoint import Checkpoint, Position
 from seqlm.training.distributed import Rank
@@ -37,7 +36,7 @@ from seqlm.training.optimizers import (
 from seqlm.training.perplexity import TokenLoss, require_finite, require_perplexity
 from seqlm.training.precision import use_precision
 from seqlm.training.records import epoch_record
-from seqlm.training.step import StepResults, TrainingStep
+from seqlm.training.step import StepResults, TrainingStep, generator_state, set_generator_state
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ class Trainer:
             self.set_step(self.epoch, min(self.step, self.steps - 1))  # all of them may be done
             yield EpochBegins()
             if self.step == 0:
-                torch.manual_seed(resume.mask_seed(self.config.seed, self.epoch, self.rank.index))
+                torch.manual_seed(mask_seed(self.config.seed, self.epoch, self.rank.index))
             yield from self._train_epoch(asks, read_each=read_each)
             started = time.perf_counter()
             valid = self.evaluate("valid", before_window)
@@ -229,14 +228,16 @@ class Trainer:
     def position(self) -> Position:
         """Return where the training stands, between two steps. Every rank gives its part."""
         within = self.step > 0
+        gathered = [self.rank.gather(tensor) for tensor in tensors_of(self.state)] if within else []
+        ranks = range(self.rank.world_size) if within else ()
         return Position(
             epoch=self.epoch,
             step=self.step,
             loss_nats=self.total.loss_nats,
             tokens=self.total.tokens,
             seconds=self.seconds,
-            states=resume.gather_states(self.state, self.rank) if within else [],
-            generators=self.rank.gather(resume.generator_state(self.rank.device)) if within else [],
+            states=[rebuilt(self.state, iter([tensors[index] for tensors in gathered])) for index in ranks],
+            generators=self.rank.gather(generator_state(self.rank.device)) if within else [],
             ranks=self.rank.world_size,
             device=self.rank.device.type,
         )
@@ -267,4 +268,27 @@ class Trainer:
         if position.step:
             self.step, self.seconds = position.step, position.seconds
             self.total = TokenLoss(position.loss_nats, position.tokens)
-            self.state = resume.restore_within_epoch(position, self.rank, self.config, self.model.batch_axis)
+            self._restore_within_epoch(position)
+
+    def _restore_within_epoch(self, position: Position) -> None:
+        """Restore the random generator, and the state of this rank's columns.
+
+        With another number of ranks, another type of device, or a GPU with other multiprocessors, the masks of the rest
+        of the epoch differ from those of an uninterrupted run.
+        """
+        rank, axis = self.rank, self.model.batch_axis
+        if (position.ranks, position.device) == (rank.world_size, rank.device.type):
+            state = position.states[rank.index]
+            set_generator_state(rank.device, position.generators[rank.index])
+        else:
+            own = own_columns(self.config.train.batch_size, rank.index, rank.world_size)
+            whole = join_states(position.states, axis)
+            state = map_state(lambda tensor: tensor.narrow(axis, own.start, len(own)), whole)
+            torch.manual_seed(mask_seed(self.config.seed, position.epoch, rank.index) ^ position.step)
+        self.state = map_state(lambda tensor: tensor.to(rank.device).contiguous(), state)
+
+
+def mask_seed(seed: int, epoch: int, rank: int) -> int:
+    """Return the seed of the dropout masks of one epoch on one rank."""
+    # Odd multipliers keep the seeds of neighbouring (epoch, rank) pairs apart; the generator scrambles the rest.
+    return (seed + 0x9E3779B97F4A7C15 * (epoch + 1) + 0xC2B2AE3D27D4EB4F * rank) % 2**63

@@ -17,7 +17,7 @@ from seqlm.models import LanguageModel, build_model, build_reference, products
 from seqlm.models.products import PACKED_SIZE, RepeatedProduct, apply
 from seqlm.models.recurrent import FusedGRU, FusedRNN
 from seqlm.models.reference import LayerNorm
-from seqlm.models.transformer import attention, linear_residual, norm_linear
+from seqlm.models.transformer import Attention, LinearResidual, NormLinear
 
 
 @st.composite
@@ -128,7 +128,7 @@ def test_the_norm_of_equal_units_has_finite_gradients_and_those_of_the_reference
     x[1] = 2.5
     x.requires_grad_()
     leaves = [x, norm.a, norm.b, linear.weight, linear.bias]
-    found = norm_linear(x, norm.a, norm.b, linear.weight, linear.bias)
+    found = apply(NormLinear, x, norm.a, norm.b, linear.weight, linear.bias, None, None, torch.float64)
     assert_same_values_and_gradients([found], [linear(norm(x))], leaves)
 
 
@@ -145,9 +145,9 @@ def first_derivatives() -> list[tuple[Tensor, Tensor]]:
     return [
         (rnn, x),
         (gru, x),
-        (norm_linear(y, leaf(3), leaf(3), leaf(2, 3), leaf(2)), y),
-        (attention(qkv, None, 1), qkv),
-        (linear_residual(y, y, leaf(3, 3), leaf(3), None), y),
+        (apply(NormLinear, y, leaf(3), leaf(3), leaf(2, 3), leaf(2), None, None, torch.float64), y),
+        (apply(Attention, qkv, None, 1, 4, torch.float64), qkv),
+        (apply(LinearResidual, y, y, leaf(3, 3), leaf(3), None, torch.float64), y),
     ]
 
 

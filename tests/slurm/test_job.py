@@ -150,7 +150,7 @@ def test_the_ranks_of_a_node_learn_their_places_and_their_attempt(tmp_path: Path
     assert (second["RANK"], second["WORLD_SIZE"]) == ("1", "2")
     assert (second["SEQLM_DEVICE"], second["CUDA_VISIBLE_DEVICES"]) == ("cuda", "6"), "of the job's GPUs its own"
     assert second["SEQLM_ATTEMPT"] == "3", "the next one, whatever job or launcher has made the others"
-    assert second["SEQLM_RENDEZVOUS"] == (run.attempt_dir(3) / "rendezvous").as_uri()
+    assert second["SEQLM_RENDEZVOUS"] == str(run.attempt_dir(3) / "rendezvous")
     assert second["SEQLM_RENDEZVOUS_HOST"] == "n1", "at a port that the system chooses there"
     assert (first["CUDA_VISIBLE_DEVICES"], first["SEQLM_NODE"], second["SEQLM_NODE"]) == ("4", "n1", "n1")
 

@@ -73,7 +73,7 @@ if __name__ == "__main__":
     cuda = SimpleNamespace(OutOfMemoryError=MemoryError)
     distributed = SimpleNamespace(DistError=ConnectionError)
     substitute("torch", __version__="none", get_num_threads=lambda: 1, cuda=cuda, distributed=distributed)
-    substitute("seqlm.training.distributed", Rank=SimpleNamespace, abort_group=nothing, leave_group=nothing)
+    substitute("seqlm.training.distributed", Rank=SimpleNamespace, AllLeave=Exception)
     parts = {"Checkpoint": Checkpoint, "load_checkpoint": load_checkpoint, "save_checkpoint": save_checkpoint}
     substitute("seqlm.training.checkpoint", **parts, require_text=nothing)
 
@@ -110,11 +110,13 @@ def attend(run: RunDirectory, attempt: int, stop: StopSignal) -> int:
 
     def work(guard: Guard) -> None:
         fingerprint = config.fingerprint()
-        files = CheckpointFiles(run, fingerprint=fingerprint, corpus_sha256=CORPUS.sha256, attempt=attempt, guard=guard)
+        files = CheckpointFiles(
+            run=run, fingerprint=fingerprint, corpus_sha256=CORPUS.sha256, attempt=attempt, guard=guard
+        )
         if reason := run.cannot_go_on(config.train.epochs):
             raise CheckpointError(f"this run cannot go on: {reason}")
         found = files.load_last()
-        history, step = (found[1].history, found[1].position.step) if found else ([], 0)
+        history, step = (found.history, found.position.step) if found else ([], 0)
         if found and RANK.is_first:
             files.write_metrics(history)
 

@@ -77,7 +77,7 @@ def _rank(
     log = RunDirectory(folder).attempt_dir(attempt) / f"rank-{index}.log"
     sys.stdout = sys.stderr = log.open("w")
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    os.environ["SEQLM_RENDEZVOUS"] = (RunDirectory(folder).attempt_dir(attempt) / "rendezvous").as_uri()
+    os.environ["SEQLM_RENDEZVOUS"] = str(RunDirectory(folder).attempt_dir(attempt) / "rendezvous")
     torch.set_num_threads(1)
     stop = StopSignal()
     stop.install()

@@ -43,7 +43,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 def files_of(run: RunDirectory, *, attempt: int = 1, **options: Any) -> CheckpointFiles:
     options = {"fingerprint": CONFIG.fingerprint(), "corpus_sha256": TEXT, **options}
-    return CheckpointFiles(run, attempt=attempt, **options)
+    return CheckpointFiles(run=run, attempt=attempt, **options)
 
 
 def checkpoint(weight: float, *, epoch: int = 1, step: int = 0) -> Checkpoint:
@@ -79,7 +79,7 @@ def test_the_second_of_two_saves_keeps_the_first_as_the_previous_checkpoint(run:
     assert (weight(run.last_checkpoint), weight(run.previous_checkpoint)) == (2.0, 1.0)
     found = files.load_last()
     assert found is not None
-    assert (found[0], found[1].position.epoch) == (run.last_checkpoint, 2)
+    assert found.position.epoch == 2
 
 
 def test_a_damaged_last_checkpoint_without_a_previous_one_is_an_error(run: RunDirectory) -> None:
@@ -158,7 +158,7 @@ def test_the_previous_checkpoint_takes_the_place_of_a_last_one_that_is_damaged_o
     damage(run.last_checkpoint)
     found = files.load_last()
     assert found is not None
-    assert (found[0], float(found[1].model["weight"][0])) == (run.last_checkpoint, 1.0)
+    assert float(found.model["weight"][0]) == 1.0
     said = capsys.readouterr().err
     assert said.startswith(f"warning: {run.last_checkpoint} is ")
     assert said.count("\n") == 1
@@ -189,8 +189,8 @@ def test_whatever_renaming_ends_a_save_there_is_a_checkpoint_to_go_on_from_and_t
                 files.save(checkpoint(2.0, epoch=2))
         found = files.load_last()
         assert found is not None
-        epoch = found[1].position.epoch
-        assert float(files.load_best(found[1].history)[1].model["weight"][0]) == epoch
+        epoch = found.position.epoch
+        assert float(files.load_best(found.history).model["weight"][0]) == epoch
         if len(renamed) < number:
             break
     assert number > 4, "last.pt twice, best.pt, metrics and position"
@@ -229,7 +229,7 @@ def test_a_best_checkpoint_is_rebuilt_from_one_that_stands_at_the_end_of_that_ep
     found = files.load_last()
     assert found is not None
     best = files.load(run.best_checkpoint)
-    assert (best.history, best.optimizer, float(best.model["weight"][0])) == (found[1].history[:2], None, 4.0)
+    assert (best.history, best.optimizer, float(best.model["weight"][0])) == (found.history[:2], None, 4.0)
     said = capsys.readouterr().err
     assert said.endswith(f"; rebuilt from {'last' if len(losses) == 2 else 'previous'}.pt\n")
 

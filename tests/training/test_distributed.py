@@ -30,7 +30,7 @@ ARCHITECTURES = ("rnn", "gru", "transformer")
 
 def run_ranks(runs: list[Path], text: Path, world_size: int, micro_batches: str = "1") -> None:
     """Let a gloo group of processes take its steps on each of the runs."""
-    meeting = (text / f"meeting-{world_size}").as_uri()
+    meeting = str(text / f"meeting-{world_size}")
     ranks = []
     for rank in range(world_size):
         env = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world_size), "SEQLM_RENDEZVOUS": meeting}
@@ -197,7 +197,7 @@ def test_a_rank_that_waits_for_its_peers_in_vain_is_not_to_blame(
 ) -> None:
     """The peer has ended before they met, and no launcher is left that would notice."""
     monkeypatch.setenv("SEQLM_COLLECTIVE_MINUTES", "0.02")
-    monkeypatch.setenv("SEQLM_RENDEZVOUS", (tmp_path / "meeting").as_uri())
+    monkeypatch.setenv("SEQLM_RENDEZVOUS", str(tmp_path / "meeting"))
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     # PyTorch counts the groups of a process, this one too, and meets only processes that have counted as many.
     monkeypatch.setattr(dist.distributed_c10d._world, "group_count", dist.distributed_c10d._world.group_count)
@@ -246,7 +246,7 @@ def test_ranks_meet_at_a_port_of_the_systems_choice_and_nobody_else_takes_a_plac
     meeting = tmp_path / "a folder" / "rendezvous"
     meeting.parent.mkdir()
     env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
-    env.update(SEQLM_RENDEZVOUS=meeting.as_uri(), SEQLM_RENDEZVOUS_HOST="127.0.0.1")
+    env.update(SEQLM_RENDEZVOUS=str(meeting), SEQLM_RENDEZVOUS_HOST="127.0.0.1")
 
     def start(rank: int) -> subprocess.Popen[str]:
         return commands.start([sys.executable, "-c", JOINS, str(rank)], cwd=ROOT, env=env)
@@ -268,7 +268,7 @@ def test_ranks_meet_at_a_port_of_the_systems_choice_and_nobody_else_takes_a_plac
 @pytest.mark.process
 def test_a_rank_that_finds_no_first_one_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEQLM_COLLECTIVE_MINUTES", "0.005")
-    monkeypatch.setenv("SEQLM_RENDEZVOUS", (tmp_path / "meeting").as_uri())
+    monkeypatch.setenv("SEQLM_RENDEZVOUS", str(tmp_path / "meeting"))
     monkeypatch.setenv("SEQLM_RENDEZVOUS_HOST", "127.0.0.1")
     with (
         pytest.raises(RuntimeError, match="found no first rank at") as caught,
@@ -283,7 +283,7 @@ def test_an_offer_of_a_first_rank_that_has_ended_is_not_the_last_word(tmp_path: 
     meeting = tmp_path / "rendezvous"
     with socket.create_server(("127.0.0.1", 0)) as gone:
         meeting.write_text(json.dumps({"port": gone.getsockname()[1], "secret": "old"}))
-    env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "SEQLM_RENDEZVOUS": meeting.as_uri()}
+    env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "SEQLM_RENDEZVOUS": str(meeting)}
     ranks = [commands.start([sys.executable, "-c", JOINS, str(rank)], cwd=ROOT, env=env) for rank in (1, 0)]
     assert [commands.finish(rank)[0] for rank in ranks] == [JOINED] * 2
 
@@ -292,9 +292,8 @@ HOLDS_A_TENSOR_AT_THE_END = """
 import os, sys, threading, time
 import torch
 import torch.distributed as dist
-from seqlm.training import distributed
 
-leave, begun, may_end = distributed.leave_group, threading.Event(), threading.Lock()
+leave, begun, may_end = dist.destroy_process_group, threading.Event(), threading.Lock()
 may_end.acquire()
 
 class Held:
@@ -309,22 +308,21 @@ class Finalization:
             sleep(60)
 
 def hold_and_leave():
-    if dist.is_initialized():
-        store = dist.distributed_c10d._get_default_store()
-        if dist.get_rank() == int(os.environ["HOLDER"]):
-            tensor = torch.ones(2)
-            tensor.held = Held()
-            dist.all_reduce(tensor, async_op=True)
-            del tensor
-            store.set("held", "1")
-            begun.wait()
-        else:
-            store.wait(["held"])
-            dist.all_reduce(torch.ones(2))
+    store = dist.distributed_c10d._get_default_store()
+    if dist.get_rank() == int(os.environ["HOLDER"]):
+        tensor = torch.ones(2)
+        tensor.held = Held()
+        dist.all_reduce(tensor, async_op=True)
+        del tensor
+        store.set("held", "1")
+        begun.wait()
+    else:
+        store.wait(["held"])
+        dist.all_reduce(torch.ones(2))
     leave()
 
 sys.finalization = Finalization()
-distributed.leave_group = hold_and_leave
+dist.destroy_process_group = hold_and_leave
 """
 
 

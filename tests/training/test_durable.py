@@ -203,7 +203,7 @@ def test_a_worker_goes_on_or_leaves_its_run_as_it_was_whichever_file_cannot_be_r
         run.previous_checkpoint.unlink()  # as after the first save
         run.attempt_dir(1).mkdir(parents=True)
         files = CheckpointFiles(
-            run,
+            run=run,
             fingerprint=CONFIG.fingerprint(),
             corpus_sha256=corpus.sha256,
             attempt=2,
@@ -221,8 +221,8 @@ def test_a_worker_goes_on_or_leaves_its_run_as_it_was_whichever_file_cannot_be_r
                 codes.add(make_attempt(run, Rank(), attempt, StopSignal(), train))
         found = files.load_last()
         assert found is not None
-        assert (found[1].position.epoch, found[1].position.step) >= (before.position.epoch, before.position.step)
-        assert found[1].history == before.history
+        assert (found.position.epoch, found.position.step) >= (before.position.epoch, before.position.step)
+        assert found.history == before.history
         if not faults.has_failed:
             break
     assert number > 20

@@ -13,8 +13,8 @@ from seqlm.errors import CheckpointError
 from seqlm.models import build_model
 from seqlm.optimizers import AdamConfig, AdamWConfig, OptimConfig, SgdConfig
 from seqlm.training.optimizers import build_optimizer, can_be_captured, restore_optimizer, set_learning_rate, step_key
-from seqlm.training.resume import mask_seed
 from seqlm.training.step import TrainingStep
+from seqlm.training.trainer import mask_seed
 from tests.training.studies import make_config
 
 

@@ -111,9 +111,9 @@ def test_a_wide_recurrent_model_is_checked_with_the_product_that_only_wide_ones_
 FAULTS = [
     *((recurrent.FusedRNN, "rnn", place) for place in (0, 2, 3, 4)),
     *((recurrent.FusedGRU, "gru", place) for place in (0, 2, 3, 4, 5)),
-    *((transformer._NormLinear, "transformer", place) for place in (0, 1, 2, 3, 4)),
-    (transformer._Attention, "transformer", 0),
-    *((transformer._LinearResidual, "transformer", place) for place in (0, 1, 2, 3)),
+    *((transformer.NormLinear, "transformer", place) for place in (0, 1, 2, 3, 4)),
+    (transformer.Attention, "transformer", 0),
+    *((transformer.LinearResidual, "transformer", place) for place in (0, 1, 2, 3)),
     *((output_loss._OutputLoss, arch, place) for arch in ("rnn", "gru", "transformer") for place in (0, 1, 2)),
 ]
 """Each fused operation, and the place of each gradient that it returns to the training step."""

@@ -175,7 +175,7 @@ def test_of_two_workers_started_at_the_same_moment_one_trains(hosts: Hosts) -> N
 
 
 def test_two_ranks_that_were_taken_over_both_end_and_neither_leaves_a_failure(hosts: Hosts) -> None:
-    meeting = {"WORLD_SIZE": "2", "SEQLM_RENDEZVOUS": (hosts.run.path.parent / "meeting").as_uri()}
+    meeting = {"WORLD_SIZE": "2", "SEQLM_RENDEZVOUS": str(hosts.run.path.parent / "meeting")}
     ranks = [hosts.start("a", hosts.hold, attempt=1, env={**meeting, "RANK": str(r)}) for r in (0, 1)]
     wait_for(lambda: epochs(hosts.run), "an epoch of the run")
     for process in ranks:

@@ -17,7 +17,6 @@ from seqlm.training.attempt import StopRequested
 from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.checkpoint_files import best_epoch
 from seqlm.training.perplexity import TokenLoss, perplexity
-from seqlm.training.saving import Copies
 from tests.outcome import outcome
 from tests.training.studies import Attempt, make_config, make_run, write_text
 
@@ -279,17 +278,3 @@ def test_perplexity_is_one_place_and_never_hides_what_is_not_finite() -> None:
 
 def test_a_nan_epoch_is_never_the_best() -> None:
     assert best_epoch([{"val_loss": math.nan}, {"val_loss": 5.0}, {"val_loss": 5.0}]) == 1
-
-
-def test_the_copy_of_a_run_on_the_cpu_calls_nothing_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
-        raise AssertionError("this would create a context on a GPU that the run does not use")
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "synchronize", refuse)
-    copy = Copies(torch.device("cpu")).of({"weight": torch.ones(3)})
-    assert torch.equal(copy["weight"], torch.ones(3))
-    waited: list[torch.device] = []
-    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-    Copies(torch.device("cuda:1")).of({"weight": torch.ones(3)})
-    assert waited == [torch.device("cuda:1")], "on a GPU the copy is complete when it is returned"

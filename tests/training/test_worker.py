@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from seqlm.errors import EXIT_BUSY, EXIT_FAILED, EXIT_RUNG, EXIT_STOPPED, EXIT_STORAGE, DivergedError, FileError
+from seqlm.errors import EXIT_BUSY, EXIT_RUNG, EXIT_STOPPED, EXIT_STORAGE, DivergedError, FileError
 from seqlm.files import Guard, read_json
 from seqlm.lease import newest_lease
 from seqlm.models import products
@@ -24,7 +24,6 @@ from seqlm.training import attempt, distributed, worker
 from seqlm.training.distributed import Rank, process_group
 from seqlm.training.trainer import Trainer
 from tests.cancelling import cancel
-from tests.facts import failure_of
 from tests.training.studies import make_config, make_run, write_text
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
@@ -120,41 +119,26 @@ def test_a_worker_that_cannot_record_its_failure_ends_as_one_whose_disk_failed(
 class Group:
     """A process group of another rank that never answers: nothing but the calls that begin and end it."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, run: RunDirectory) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self.options: dict[str, Any] = {}
-        self.ends: list[tuple[str, str | None]] = []
-        """How it was ended, and the kind of the failure that was on disk by then."""
-        self._run = run
-        self._is_joined = False
+        self.has_ended = False
+        monkeypatch.setenv("SEQLM_RENDEZVOUS", str(folder / "meeting"))
+        monkeypatch.setattr(distributed, "_offer_port", lambda *_: dist.HashStore())
+        monkeypatch.setattr(distributed, "require_cards_apart", lambda *_: None)
         monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-        monkeypatch.setattr(dist, "init_process_group", self._join)
-        monkeypatch.setattr(dist, "is_initialized", lambda: self._is_joined)
-        monkeypatch.setattr(dist, "destroy_process_group", lambda: self._end("destroyed"))
-        monkeypatch.setattr(dist.distributed_c10d, "_abort_process_group", lambda: self._end("aborted"))
-
-    def _join(self, **options: Any) -> None:
-        self.options = options
-        self._is_joined = True
-
-    def _end(self, how: str) -> None:
-        self._is_joined = False
-        failure = failure_of(self._run)
-        self.ends.append((how, failure["kind"] if failure else None))
+        monkeypatch.setattr(dist, "init_process_group", lambda **options: self.options.update(options))
+        monkeypatch.setattr(dist, "destroy_process_group", lambda: setattr(self, "has_ended", True))
 
 
 @pytest.mark.parametrize(
-    ("end", "ended"),
-    [
-        (nothing, ("destroyed", None)),
-        (diverge, ("aborted", "diverged")),
-        (stop, ("destroyed", None)),
-        (fill_the_disk, ("aborted", "node")),
-    ],
+    ("end", "leaves"),
+    [(nothing, True), (stop, True), (leave_at_a_rung, True), (diverge, False), (fill_the_disk, False)],
 )
-def test_a_rank_that_fails_says_why_before_the_others_can_notice_and_waits_for_none_of_them(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, end: Callable[[], None], ended: tuple[str, str | None]
+def test_a_rank_that_fails_stays_in_its_group_until_its_process_ends(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, end: Callable[[], None], leaves: bool
 ) -> None:
-    group = Group(monkeypatch, run)
+    """The others cannot notice the failure before it is on disk, and leaving could mean waiting for them."""
+    group = Group(monkeypatch, run.path)
     rank = Rank(world_size=2)
 
     def work(guard: Guard) -> None:
@@ -162,33 +146,13 @@ def test_a_rank_that_fails_says_why_before_the_others_can_notice_and_waits_for_n
             end()
 
     attempt.make_attempt(run, rank, 1, attempt.StopSignal(), work)
-    assert group.ends == [ended]
-
-
-def test_a_group_that_cannot_be_left_changes_nothing_about_the_end(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Group(monkeypatch, run)
-
-    def fail() -> None:
-        raise RuntimeError("NCCL error: unhandled system error")
-
-    monkeypatch.setattr(dist.distributed_c10d, "_abort_process_group", fail)
-
-    def work(guard: Guard) -> None:
-        with process_group(Rank(world_size=2)):
-            diverge()
-
-    assert attempt.make_attempt(run, Rank(world_size=2), 1, attempt.StopSignal(), work) == EXIT_FAILED
-    said = capsys.readouterr().err.splitlines()
-    assert said[-1] == "warning: could not leave the process group: NCCL error: unhandled system error"
-    assert (failure_of(run) or {})["kind"] == "diverged"
+    assert group.has_ended == leaves
 
 
 def test_nccl_knows_its_device_before_the_first_collective_and_gloo_has_none(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    group = Group(monkeypatch, run)
+    group = Group(monkeypatch, tmp_path)
     for device, expected in (("cuda:1", ("nccl", torch.device("cuda:1"))), ("cpu", ("gloo", None))):
         with process_group(Rank(world_size=2, device=torch.device(device))):
             pass

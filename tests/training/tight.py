@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from seqlm.models.language_model import OutputLayerModel
+from seqlm.models.language_model import FusedModel
 from seqlm.training.worker import main
 
-_loss = OutputLayerModel.loss
+_loss = FusedModel.loss
 
 
-def loss(model: OutputLayerModel, tokens: torch.Tensor, *rest: Any) -> Any:
+def loss(model: FusedModel, tokens: torch.Tensor, *rest: Any) -> Any:
     """Return the loss; fail as any allocation does that finds no room for more than two columns."""
     if 2 < tokens.shape[1] <= 8:  # the batch; the self-check has more columns
         torch.empty(2**50)
@@ -21,5 +21,5 @@ def loss(model: OutputLayerModel, tokens: torch.Tensor, *rest: Any) -> Any:
 
 
 if __name__ == "__main__":
-    OutputLayerModel.loss = loss  # type: ignore[method-assign]
+    FusedModel.loss = loss  # type: ignore[method-assign]
     sys.exit(main())

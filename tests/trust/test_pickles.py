@@ -120,7 +120,7 @@ with process_group(rank):
 @pytest.mark.parametrize(("evil", "what"), [("1", "gather"), ("0", "from_first")])
 def test_a_rank_that_sends_a_program_to_the_others_starts_none(tmp_path: Path, evil: str, what: str) -> None:
     marker = tmp_path / "marker"
-    env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "SEQLM_RENDEZVOUS": (tmp_path / "meeting").as_uri()}
+    env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "SEQLM_RENDEZVOUS": str(tmp_path / "meeting")}
     env["SEQLM_COLLECTIVE_MINUTES"] = "0.2"
     argv = [sys.executable, "-c", RANK]
     ranks = [commands.start([*argv, str(rank), evil, what, marker], cwd=ROOT, env=env) for rank in range(2)]
