@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -37,32 +38,23 @@ class Saving:
 
     def is_due(self) -> bool:
         """Whether the time between two checkpoints within an epoch is over."""
+        if not self.is_writing:
+            self.wait()
         return self._trainer.rank.is_first and time.monotonic() - self._saved_at >= self._every_seconds
 
     def save(self) -> None:
         """Copy the state, and write the copy in the background."""
-        position = self._trainer.position()
+        checkpoint = self._trainer.checkpoint()
         self._saved_at = time.monotonic()
         if self._trainer.rank.is_first:
             self.wait()  # there is room for one copy
-            self._work = self._thread.submit(self._files.save, self._trainer.checkpoint(position, copied))
-
-    def save_at_once(self) -> None:
-        """Write the state itself, before the process exits."""
-        position = self._trainer.position()
-        if self._trainer.rank.is_first:
-            self.wait()
-            self._files.save(self._trainer.checkpoint(position))
+            tensors = {"model": copied(checkpoint.model), "optimizer": copied(checkpoint.optimizer)}
+            self._work = self._thread.submit(self._files.save, replace(checkpoint, **tensors))
 
     @property
     def is_writing(self) -> bool:
         """Whether a checkpoint is being written."""
         return self._work is not None and not self._work.done()
-
-    def raise_error(self) -> None:
-        """Raise the error of the last checkpoint, unless it is still being written."""
-        if not self.is_writing:
-            self.wait()
 
     def wait(self) -> None:
         """Return when all is written."""

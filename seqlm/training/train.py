@@ -64,9 +64,9 @@ def train(
             if isinstance(event, EpochBegins) and trainer.step == 0 and search and trainer.epoch in search.rungs:
                 _decide(trainer, run, search, saving, guard)
             progress.show(event)
-            saving.raise_error()
             if isinstance(event, StepsDone) and event.stop:
-                saving.save_at_once()
+                saving.save()
+                saving.wait()
                 progress.say(
                     f"stopped and saved after {trainer.step} of {trainer.steps} steps of epoch {trainer.epoch + 1}"
                 )

@@ -225,12 +225,12 @@ class Trainer:
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 
-    def position(self) -> Position:
-        """Return where the training stands, between two steps. Every rank gives its part."""
+    def checkpoint(self) -> Checkpoint:
+        """Return where the training stands, between two steps, with its own tensors. Every rank gives its part."""
         within = self.step > 0
         gathered = [self.rank.gather(tensor) for tensor in tensors_of(self.state)] if within else []
         ranks = range(self.rank.world_size) if within else ()
-        return Position(
+        position = Position(
             epoch=self.epoch,
             step=self.step,
             loss_nats=self.total.loss_nats,
@@ -241,17 +241,13 @@ class Trainer:
             ranks=self.rank.world_size,
             device=self.rank.device.type,
         )
-
-    def checkpoint(self, position: Position, copy: Callable[[Any], Any] = lambda tree: tree) -> Checkpoint:
-        """Return a checkpoint with a copy of all tensors."""
-        tensors = copy({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()})
         return Checkpoint(
             fingerprint=self.config.fingerprint(),
             corpus_sha256=self.corpus.sha256,
             vocabulary=list(self.corpus.vocabulary),
-            model=tensors["model"],
-            optimizer=tensors["optimizer"],
-            history=[dict(record) for record in self.history],
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            history=list(self.history),
             position=position,
         )
 
