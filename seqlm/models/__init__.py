@@ -56,7 +56,7 @@ def build_model(
         assert folder is not None, "the caller knows where the files are"
         built = build_custom(config, vocab_size, product_dtype, folder)
     else:
-        built = class_of(config)(config, vocab_size, seq_len, product_dtype)
+        built = class_of(config)(config, vocab_size, product_dtype)
     built.vocab_size, built.seq_len = vocab_size, seq_len
     return built
 

@@ -47,9 +47,7 @@ class RecurrentModel(FusedModel):
     W_y is the embedding's matrix.
     """
 
-    def __init__(
-        self, config: RecurrentConfig, vocab_size: int, seq_len: int = 35, dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, config: RecurrentConfig, vocab_size: int, dtype: torch.dtype | None = None) -> None:
         super().__init__(dtype)
         layer_type = _REFERENCES[config.arch].layer
         widths = [config.embedding_size] + [config.hidden_size] * (config.num_layers - 1)

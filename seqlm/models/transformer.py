@@ -15,6 +15,7 @@ of all windows. Products are computed in ``dtype``; names that end in ``_low`` a
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, cast, final
 
@@ -39,20 +40,14 @@ MASKED_SCORE = -1e9
 class Transformer(FusedModel):
     """The function of :class:`seqlm.models.reference.Transformer`.
 
-    ``seq_len`` is the length of the training windows; only :meth:`predictor` uses it, :meth:`forward` takes windows of
-    any length.
-
     Word types can be dropped, so that all occurrences of a word in a step have embedding(token_t) = 0, and the
     embedding's matrix can be ``tied`` to W_y. Both are off by default.
     """
 
-    def __init__(
-        self, config: TransformerConfig, vocab_size: int, seq_len: int, dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, config: TransformerConfig, vocab_size: int, dtype: torch.dtype | None = None) -> None:
         super().__init__(dtype)
         hidden = config.hidden_size
         self.hidden_size, self.num_heads, self.mlp_size = hidden, config.num_heads, config.mlp_size
-        self.seq_len = seq_len
         self.embedding = nn.Embedding(vocab_size, hidden)
         self.embedding_keep = config.embedding_keep
         self.dropout, self.attention_dropout = Dropout(config.keep), Dropout(config.attention_keep)
@@ -93,66 +88,39 @@ class Transformer(FusedModel):
         self, tokens: Int[Tensor, "T B"], state: Float[Tensor, "0 B H"]
     ) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "0 B H"]]:
         """The normalised outputs of the top block, and ``state`` itself."""
-        return self._features(tokens, [None] * len(self.blocks), first_position=0), state
-
-    def _features(
-        self, tokens: Int[Tensor, "T B"], earlier: list[list[Tensor] | None], first_position: int
-    ) -> Float[Tensor, "T B H"]:
         (words,) = self._step_masks([((self.embedding.num_embeddings,), self.embedding_keep)])
         masks = self.masks(*tokens.shape)
         embedded = drop_words(self.embedding(tokens) * self.hidden_size**0.5, tokens, words)
-        x = drop(embedded + self._positions(first_position, len(tokens)).unsqueeze(1), next(masks))
-        for block, kept in zip(cast("list[reference.Block]", list(self.blocks)), earlier, strict=True):
-            x = self._block(block, x, masks, kept)
-        normalised: Float[Tensor, "T B H"] = self.norm(x)
-        return normalised
+        # Positions are computed at least in float32: bfloat16 cannot tell position 256 from 257.
+        precise = torch.promote_types(embedded.dtype, torch.float32)
+        positions = torch.arange(len(tokens), dtype=precise, device=embedded.device)
+        placed = embedded + reference.sinusoids(positions, self.hidden_size).to(embedded.dtype).unsqueeze(1)
+        x = drop(placed, next(masks)).flatten(0, 1)
+        for block in cast("list[reference.Block]", list(self.blocks)):
+            x = self._block(block, x, len(tokens), masks)
+        return self.norm(x.view_as(embedded)), state
 
     def _block(
-        self,
-        block: reference.Block,
-        x: Float[Tensor, "T B H"],
-        masks: Iterator[Tensor | None],
-        kept: list[Tensor] | None,
-    ) -> Float[Tensor, "T B H"]:
-        """The block's output. ``kept`` holds queries, keys and values of the positions before ``x``, and gets its."""
-        maps, mlp, dtype, flat = block.attention, block.mlp, self.dtype or x.dtype, x.flatten(0, 1)
+        self, block: reference.Block, x: Float[Tensor, "I H"], steps: int, masks: Iterator[Tensor | None]
+    ) -> Float[Tensor, "I H"]:
+        maps, mlp, dtype = block.attention, block.mlp, self.dtype or x.dtype
         stacked = (maps.W_q, maps.W_k, maps.W_v)
         W, c = torch.cat([one.weight for one in stacked]), torch.cat([one.bias for one in stacked])
         norm = block.attention_norm
-        qkv = apply(NormLinear, flat, norm.a, norm.b, W, c, None, None, dtype).unflatten(0, x.shape[:2])
-        if kept is not None:
-            kept[:] = [torch.cat((*kept, qkv))]
-            (qkv,) = kept
-        heads = apply(Attention, qkv, next(masks), self.num_heads, len(x), dtype).flatten(0, 1)
-        flat = apply(LinearResidual, flat, heads, maps.W_o.weight, maps.W_o.bias, next(masks), dtype)
+        qkv = apply(NormLinear, x, norm.a, norm.b, W, c, None, None, dtype).unflatten(0, (steps, -1))
+        heads = apply(Attention, qkv, next(masks), self.num_heads, dtype).flatten(0, 1)
+        x = apply(LinearResidual, x, heads, maps.W_o.weight, maps.W_o.bias, next(masks), dtype)
         norm, hidden, scale = block.mlp_norm, mlp.W_1, self.dropout.scale
-        inner = apply(NormLinear, flat, norm.a, norm.b, hidden.weight, hidden.bias, scale, next(masks), dtype)
-        return apply(LinearResidual, flat, inner, mlp.W_2.weight, mlp.W_2.bias, next(masks), dtype).view_as(x)
-
-    def _positions(self, first: int, count: int) -> Float[Tensor, "T H"]:
-        weight = self.embedding.weight
-        # Computed at least in float32: bfloat16 cannot tell position 256 from 257.
-        precise = torch.promote_types(weight.dtype, torch.float32)
-        positions = torch.arange(first, first + count, dtype=precise, device=weight.device)
-        return reference.sinusoids(positions, self.hidden_size).to(weight.dtype)
+        inner = apply(NormLinear, x, norm.a, norm.b, hidden.weight, hidden.bias, scale, next(masks), dtype)
+        return apply(LinearResidual, x, inner, mlp.W_2.weight, mlp.W_2.bias, next(masks), dtype)
 
     def predictor(self, state: State) -> Predictor:
-        """One position per token while all tokens so far fit into ``seq_len``, then the last ``seq_len`` anew.
-
-        The recomputation is needed: once the window slides, each token in it stands at another position, so none of
-        the kept keys and values is right any more.
-        """
-        window: list[Tensor] = []
-        earlier: list[list[Tensor] | None] = [[] for _ in self.blocks]
+        """The last ``seq_len`` tokens each time: once the window slides, each token stands at another position."""
+        window: deque[Tensor] = deque(maxlen=self.seq_len)
 
         def predict(tokens: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
             window.append(tokens)
-            if len(window) <= self.seq_len:
-                hidden = self._features(tokens.unsqueeze(0), earlier, first_position=len(window) - 1)
-            else:
-                del window[0]
-                # The window stays full from here on, so this branch is taken for every later token.
-                hidden, _ = self.features(torch.stack(window), state)
+            hidden, _ = self.features(torch.stack(tuple(window)), state)
             return linear(self.output, hidden[-1], self.dtype)
 
         return predict
@@ -225,8 +193,7 @@ class Attention(Function):
     """Causal attention (T, B, H), dropout(softmax(s)) v for all N heads.
 
     ``qkv`` has queries, keys and values of all heads side by side, QKV = 3 H. ``factors`` are the dropout's on the
-    attention weights; ``None``: no dropout. The last T = ``queries`` of the S positions attend. Less than S, when
-    sampling, cannot be differentiated.
+    attention weights; ``None``: no dropout.
 
     With w = softmax(s), p = factors w, and g the gradient of the output, the gradients are::
 
@@ -239,18 +206,15 @@ class Attention(Function):
     @staticmethod
     def forward(
         ctx: Any,
-        qkv: Float[Tensor, "S B QKV"],
-        factors: Float[Tensor, "B N S S"] | None,
+        qkv: Float[Tensor, "T B QKV"],
+        factors: Float[Tensor, "B N T T"] | None,
         num_heads: int,
-        queries: int,
         dtype: torch.dtype,
     ) -> Float[Tensor, "T B H"]:
-        _, batch, _ = qkv.shape
-        heads = qkv.unflatten(2, (3, num_heads, -1)).permute(2, 1, 3, 0, 4)  # 3, B, N, S, K
+        heads = qkv.unflatten(2, (3, num_heads, -1)).permute(2, 1, 3, 0, 4)  # 3, B, N, T, K
         q, k, v = heads.to(dtype).flatten(1, 2).contiguous()
-        q = q[:, -queries:]
         s = product(q, k.transpose(1, 2), qkv.dtype).mul_(q.shape[-1] ** -0.5)
-        later = torch.ones(s.shape[1:], dtype=torch.bool, device=s.device).triu(s.shape[2] - s.shape[1] + 1)
+        later = torch.ones(s.shape[1:], dtype=torch.bool, device=s.device).triu(1)
         s.masked_fill_(later, MASKED_SCORE)
         w = s.softmax(dim=-1)
         if factors is not None:
@@ -259,7 +223,7 @@ class Attention(Function):
         ctx.save_for_backward(q, k, v, w, factors)
         ctx.num_heads = num_heads
         ctx.full = qkv.dtype
-        merged: Tensor = attended.unflatten(0, (batch, num_heads)).permute(2, 0, 1, 3).flatten(2)
+        merged: Tensor = attended.unflatten(0, (-1, num_heads)).permute(2, 0, 1, 3).flatten(2)
         return merged
 
     @staticmethod
@@ -276,7 +240,7 @@ class Attention(Function):
         d_s = torch.addcmul(e, w, e.sum(dim=-1, keepdim=True), value=-1).mul_(q.shape[-1] ** -0.5).to(q.dtype)
         d_q, d_k = product(d_s, k, ctx.full), product(d_s.transpose(1, 2), q, ctx.full)
         by_position = [d.unflatten(0, (-1, ctx.num_heads)).permute(2, 0, 1, 3) for d in (d_q, d_k, d_v)]  # T, B, N, K
-        return torch.stack(by_position, dim=2).flatten(2), None, None, None, None
+        return torch.stack(by_position, dim=2).flatten(2), None, None, None
 
 
 @final

@@ -146,7 +146,7 @@ def first_derivatives() -> list[tuple[Tensor, Tensor]]:
         (rnn, x),
         (gru, x),
         (apply(NormLinear, y, leaf(3), leaf(3), leaf(2, 3), leaf(2), None, None, torch.float64), y),
-        (apply(Attention, qkv, None, 1, 4, torch.float64), qkv),
+        (apply(Attention, qkv, None, 1, torch.float64), qkv),
         (apply(LinearResidual, y, y, leaf(3, 3), leaf(3), None, torch.float64), y),
     ]
 

@@ -54,16 +54,6 @@ def test_the_generator_decides_the_sample(model: LanguageModel, first: Tensor) -
     assert torch.equal(sample, model.generate(first, state, 20))
 
 
-@pytest.mark.parametrize("arch", ["transformer"])
-def test_the_transformer_computes_one_position_per_token_while_the_sample_fits_the_window(
-    arch: str, fused: LanguageModel, first: Tensor
-) -> None:
-    positions: list[int] = []
-    fused.norm.register_forward_hook(lambda _module, inputs, _output: positions.append(len(inputs[0])))
-    fused.generate(first, fused.initial_state(5), SEQ_LEN + 2)
-    assert positions == [1] * SEQ_LEN + [SEQ_LEN] * 2
-
-
 @pytest.mark.parametrize("arch", ["rnn", "gru"])
 def test_the_recurrent_models_compute_one_position_per_token(arch: str, model: LanguageModel, first: Tensor) -> None:
     positions = []
