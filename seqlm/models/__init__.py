@@ -4,9 +4,9 @@
 :mod:`seqlm.models.recurrent` and :mod:`seqlm.models.transformer`, which are the same functions, faster.
 
 Notation, the same in all signatures and equations: B batch, T time (positions of a window), V vocabulary, H hidden
-units, L layers; where needed, D width of a layer's input, N attention heads of width K = H / N, S positions that can be
-attended to. Tokens are (T, B), hidden states (T, B, H), logits (T, B, V), a carried state (L, B, H). Products are
-written for column vectors, W x; ``torch.nn.Linear`` applies the same W to the last axis.
+units, L layers; where needed, D width of a layer's input, N attention heads of width K = H / N. Tokens are (T, B),
+hidden states (T, B, H), logits (T, B, V), a carried state (L, B, H). Products are written for column vectors, W x;
+``torch.nn.Linear`` applies the same W to the last axis.
 """
 
 from __future__ import annotations

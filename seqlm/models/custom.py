@@ -6,6 +6,7 @@ docs/guides/own-model.md is the contract that the class has to meet. :mod:`seqlm
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import inspect
 import io
@@ -33,7 +34,7 @@ MODULE_PREFIX = "seqlm_own_model_"
 
 _folders: list[Path] = []
 """The folder whose files this process has imported, if any."""
-_is_importing = _has_hook = False
+_is_importing = False
 
 
 def build_custom(
@@ -131,11 +132,9 @@ def _watched() -> Iterator[None]:
         _is_importing, sys.dont_write_bytecode = False, before
 
 
+@functools.cache
 def _add_hook() -> None:
-    global _has_hook
-    if not _has_hook:
-        _has_hook = True
-        sys.addaudithook(_refuse_processes)
+    sys.addaudithook(_refuse_processes)
 
 
 def _refuse_processes(event: str, arguments: Any) -> None:

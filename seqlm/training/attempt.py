@@ -14,7 +14,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any, final
 
 import torch
@@ -61,13 +60,10 @@ class StopSignal:
     def install(self) -> None:
         """Take the signals on from here."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-            signal.signal(number, self._remember)
+            signal.signal(number, lambda *_: self.request())
 
     def request(self) -> None:
         """Ask for the same without a signal, from any thread."""
-        self.received = True
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = True
 
     def check(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from seqlm.errors import DivergedError
@@ -34,18 +33,6 @@ class TokenLoss:
     def mean(self) -> float:
         """Nats per predicted token; NaN before the first token."""
         return self.loss_nats / self.tokens if self.tokens else math.nan
-
-
-def require_finite(results: Iterable[tuple[float, float]], tokens_per_step: int) -> None:
-    """Check the (loss in nats, gradient norm) of steps.
-
-    Raises:
-        DivergedError: a number is not finite.
-    """
-    for loss_nats, norm in results:
-        if not (math.isfinite(loss_nats) and math.isfinite(norm)):
-            mean = loss_nats / tokens_per_step
-            raise DivergedError(f"the loss of a step is {mean:g} with gradient norm {norm:g}; lower optim.lr")
 
 
 def require_perplexity(valid: TokenLoss, when: str) -> None:

@@ -209,8 +209,6 @@ class StepResults:
         kept = self._kept[: self._count].clone()
         kept[:, 1] /= self._rank.world_size  # the norm is the same on every rank, the loss is a share
         self._count = 0
-        if self._rank.world_size == 1:
-            return [(loss_nats, norm) for loss_nats, norm in kept.tolist()], list(flags)
         own = torch.tensor([float(flag) for flag in flags], dtype=kept.dtype, device=kept.device)
         numbers = self._rank.sum(torch.cat([kept.flatten(), own])).tolist()
         end = len(numbers) - len(flags)

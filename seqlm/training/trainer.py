@@ -6,6 +6,7 @@ follow its events (:mod:`seqlm.training.train`, :mod:`seqlm.training.canary`).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from seqlm.config import RunConfig
 from seqlm.data.batches import columns, windows
 from seqlm.data.corpus import Corpus
 from seqlm.data.layout import number_of_windows, own_columns, require_windows
+from seqlm.errors import DivergedError
 from seqlm.models import build_model
 from seqlm.models.language_model import FusedModel
 from seqlm.models.state import State, join_states, map_state, rebuilt, tensors_of
@@ -33,7 +35,7 @@ from seqlm.training.optimizers import (
     set_learning_rate,
     step_key,
 )
-from seqlm.training.perplexity import TokenLoss, require_finite, require_perplexity
+from seqlm.training.perplexity import TokenLoss, require_perplexity
 from seqlm.training.precision import use_precision
 from seqlm.training.records import epoch_record
 from seqlm.training.step import StepResults, TrainingStep, generator_state, set_generator_state
@@ -193,8 +195,10 @@ class Trainer:
             results.add(result)
             if results.are_full or self.step == self.steps:
                 losses, (stop, save) = results.read(*asks())
-                require_finite(losses, self.tokens_per_step)
-                for loss_nats, _ in losses:
+                for loss_nats, norm in losses:
+                    if not (math.isfinite(loss_nats) and math.isfinite(norm)):
+                        mean = loss_nats / self.tokens_per_step
+                        raise DivergedError(f"the loss of a step is {mean:g} with gradient norm {norm:g}; lower optim.lr")
                     self.total.add(loss_nats, self.tokens_per_step)
                 self.seconds = before + time.perf_counter() - started
                 yield StepsDone(stop=stop, save=save)
