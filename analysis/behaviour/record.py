@@ -31,7 +31,7 @@ from seqlm.reading import is_folder
 from seqlm.run_layout import BEHAVIOUR_VERSION
 from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, trained_model
-from seqlm.training.perplexity import perplexity
+from seqlm.training.records import perplexity
 
 
 def record_behaviour(

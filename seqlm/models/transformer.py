@@ -91,10 +91,8 @@ class Transformer(FusedModel):
         (words,) = self._step_masks([((self.embedding.num_embeddings,), self.embedding_keep)])
         masks = self.masks(*tokens.shape)
         embedded = drop_words(self.embedding(tokens) * self.hidden_size**0.5, tokens, words)
-        # Positions are computed at least in float32: bfloat16 cannot tell position 256 from 257.
-        precise = torch.promote_types(embedded.dtype, torch.float32)
-        positions = torch.arange(len(tokens), dtype=precise, device=embedded.device)
-        placed = embedded + reference.sinusoids(positions, self.hidden_size).to(embedded.dtype).unsqueeze(1)
+        positions = torch.arange(len(tokens), dtype=embedded.dtype, device=embedded.device)
+        placed = embedded + reference.sinusoids(positions, self.hidden_size).unsqueeze(1)
         x = drop(placed, next(masks)).flatten(0, 1)
         for block in cast("list[reference.Block]", list(self.blocks)):
             x = self._block(block, x, len(tokens), masks)

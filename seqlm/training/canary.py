@@ -14,7 +14,7 @@ from seqlm.environment import CANARY
 from seqlm.files import Guard, unguarded, write_json
 from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import StopRequested, StopSignal
-from seqlm.training.perplexity import require_perplexity
+from seqlm.training.records import require_perplexity
 from seqlm.training.trainer import StepsDone, Trainer
 
 VALID_WINDOWS = 2

@@ -16,7 +16,6 @@ which then stands at the end of the best epoch.
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -28,6 +27,7 @@ from seqlm.files import Guard, hard_link, unguarded, write_json, write_json_line
 from seqlm.reading import exists
 from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, save_checkpoint
+from seqlm.training.records import best_epoch
 
 
 @final
@@ -159,12 +159,6 @@ class CheckpointFiles:
         self.run.previous_checkpoint.unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError, FileExistsError):  # a client of NFS may repeat what it has done
             hard_link(self.run.last_checkpoint, self.run.previous_checkpoint)
-
-
-def best_epoch(history: list[dict[str, Any]]) -> int:
-    """Index of the epoch with the lowest validation loss, the first of equals; NaN is never the best."""
-    losses = [math.inf if math.isnan(record["val_loss"]) else record["val_loss"] for record in history]
-    return losses.index(min(losses))
 
 
 def _warn(line: str) -> None:

@@ -14,7 +14,7 @@ from seqlm.data.batches import columns, number_of_windows, whole_text, windows
 from seqlm.models import LanguageModel
 from seqlm.models.state import State
 from seqlm.training.distributed import Rank
-from seqlm.training.perplexity import TokenLoss
+from seqlm.training.records import TokenLoss
 from seqlm.training.step import split_columns
 
 WindowLoss: TypeAlias = Callable[[Tensor, Tensor, State], tuple[Tensor, State]]

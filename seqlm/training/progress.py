@@ -15,8 +15,7 @@ from tqdm import tqdm
 from seqlm.environment import PROGRESS_SECONDS
 from seqlm.errors import FileError
 from seqlm.files import Guard, unguarded, write_json
-from seqlm.training.checkpoint_files import best_epoch
-from seqlm.training.perplexity import perplexity
+from seqlm.training.records import best_epoch, perplexity
 from seqlm.training.trainer import EpochBegins, EpochEnded, Event, StepsDone, Trainer
 
 LINES_PER_EPOCH = 10

@@ -1,14 +1,58 @@
-"""The records of an epoch (``metrics.jsonl``) and of a finished run (``result.json``), as plain data."""
+"""Losses and perplexity, and the records of an epoch (``metrics.jsonl``) and of a finished run (``result.json``)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from seqlm.data.corpus import Corpus
-from seqlm.training.checkpoint_files import best_epoch
-from seqlm.training.perplexity import TokenLoss, perplexity
+from seqlm.errors import DivergedError
+
+
+def perplexity(mean_loss_nats: float) -> float:
+    """exp(mean loss per predicted token, in nats); infinite where the exponential overflows, NaN for NaN."""
+    try:
+        return math.exp(mean_loss_nats)
+    except OverflowError:
+        return math.inf
+
+
+@dataclass
+class TokenLoss:
+    """A sum of losses and the number of tokens predicted, divided once at the end."""
+
+    loss_nats: float = 0.0
+    """Sum of the cross-entropies, in nats."""
+    tokens: int = 0
+    """Number of predicted tokens."""
+
+    def add(self, loss_nats: float, tokens: int) -> None:
+        self.loss_nats += loss_nats
+        self.tokens += tokens
+
+    @property
+    def mean(self) -> float:
+        """Nats per predicted token; NaN before the first token."""
+        return self.loss_nats / self.tokens if self.tokens else math.nan
+
+
+def require_perplexity(valid: TokenLoss, when: str) -> None:
+    """Check the validation loss. A mean loss above about 709 nats is finite, but its perplexity overflows.
+
+    Raises:
+        DivergedError: the perplexity is not a finite number.
+    """
+    if not math.isfinite(perplexity(valid.mean)):
+        raise DivergedError(f"{when} the validation loss is {valid.mean:g}, too large for a perplexity; lower optim.lr")
+
+
+def best_epoch(history: list[dict[str, Any]]) -> int:
+    """Index of the epoch with the lowest validation loss, the first of equals; NaN is never the best."""
+    losses = [math.inf if math.isnan(record["val_loss"]) else record["val_loss"] for record in history]
+    return losses.index(min(losses))
 
 
 def epoch_record(

@@ -35,9 +35,8 @@ from seqlm.training.optimizers import (
     set_learning_rate,
     step_key,
 )
-from seqlm.training.perplexity import TokenLoss, require_perplexity
 from seqlm.training.precision import use_precision
-from seqlm.training.records import epoch_record
+from seqlm.training.records import TokenLoss, epoch_record, require_perplexity
 from seqlm.training.step import StepResults, TrainingStep, generator_state, set_generator_state
 
 
@@ -198,7 +197,9 @@ class Trainer:
                 for loss_nats, norm in losses:
                     if not (math.isfinite(loss_nats) and math.isfinite(norm)):
                         mean = loss_nats / self.tokens_per_step
-                        raise DivergedError(f"the loss of a step is {mean:g} with gradient norm {norm:g}; lower optim.lr")
+                        raise DivergedError(
+                            f"the loss of a step is {mean:g} with gradient norm {norm:g}; lower optim.lr"
+                        )
                     self.total.add(loss_nats, self.tokens_per_step)
                 self.seconds = before + time.perf_counter() - started
                 yield StepsDone(stop=stop, save=save)

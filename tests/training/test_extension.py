@@ -13,8 +13,8 @@ from seqlm.models import products
 from seqlm.rundir import RunDirectory
 from seqlm.training import attempt
 from seqlm.training.attempt import StopRequested, StopSignal
-from seqlm.training.checkpoint_files import best_epoch
 from seqlm.training.distributed import Rank
+from seqlm.training.records import best_epoch
 from tests.outcome import outcome
 from tests.training.lives import End, live, position_of
 from tests.training.studies import Attempt, make_config, make_run, write_text
