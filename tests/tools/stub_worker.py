@@ -83,11 +83,7 @@ from seqlm.files import Guard, read_json, write_json, write_text  # noqa: E402
 from seqlm.rundir import RunDirectory  # noqa: E402
 from seqlm.training.attempt import StopRequested, StopSignal, attempt_number, make_attempt  # noqa: E402
 from seqlm.training.checkpoint_files import CheckpointFiles  # noqa: E402
-from seqlm.training.records import (  # noqa: E402
-    TokenLoss,
-    epoch_record,
-    result_record,
-)
+from seqlm.training.records import TokenLoss, epoch_record, result_record  # noqa: E402
 
 ERRORS = {
     "oom": MemoryError("no memory"),

@@ -42,7 +42,7 @@ def run_ranks(runs: list[Path], text: Path, world_size: int, micro_batches: str 
 
 def env_of_two(folder: Path, **more: str) -> dict[str, str]:
     """The environment of both ranks of a run, without their numbers."""
-    env = {"WORLD_SIZE": "2", "SEQLM_RENDEZVOUS": (folder / "meeting").as_uri(), "GLOO_SOCKET_IFNAME": "lo"}
+    env = {"WORLD_SIZE": "2", "SEQLM_RENDEZVOUS": str(folder / "meeting"), "GLOO_SOCKET_IFNAME": "lo"}
     env |= {"SEQLM_DEVICE": "cpu", "SEQLM_DATA": str(write_text(folder / "text")), "SEQLM_ATTEMPT": "1"}
     return {**os.environ, **env, **more}
 

@@ -15,8 +15,7 @@ from seqlm.errors import DataError, DivergedError
 from seqlm.models import build_model
 from seqlm.training.attempt import StopRequested
 from seqlm.training.checkpoint import load_checkpoint
-from seqlm.training.checkpoint_files import best_epoch
-from seqlm.training.perplexity import TokenLoss, perplexity
+from seqlm.training.records import TokenLoss, best_epoch, perplexity
 from tests.outcome import outcome
 from tests.training.studies import Attempt, make_config, make_run, write_text
 
