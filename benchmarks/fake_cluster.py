@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,8 +25,15 @@ def fake_cluster(cpus: int, gpus: int) -> Iterator[str]:
         BackendError: Ray does not start.
     """
     argv = [sys.executable, "-m", "tests.ray_nodes", json.dumps([[cpus, gpus]])]
+    folder = tempfile.mkdtemp(prefix="ray-", dir=os.environ.get("RAY_TMPDIR"))
     process = subprocess.Popen(
-        argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        argv,
+        cwd=ROOT,
+        env={**os.environ, "RAY_TMPDIR": folder},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     try:
         assert process.stdout is not None
@@ -35,3 +45,4 @@ def fake_cluster(cpus: int, gpus: int) -> Iterator[str]:
         yield address
     finally:
         process.communicate()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -114,7 +114,7 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals)
         untold = dispatcher.left
         try:
             items = [item for run in runs if (item := _to_do(plan, array, run, host)) is not None]
-            dispatcher.dispatch(items, _tell)
+            dispatcher.dispatch(items)
         except KeyboardInterrupt:
             print("stopped by a signal", flush=True)
         finally:
@@ -129,12 +129,8 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals)
     is_over = signals.stop and signals.warned_at is None  # SLURM itself requeues the job, or a user has cancelled it
     if left and not is_over and _requeue(plan, host, left):
         return True
-    return all(_is_well(run) for run in runs)
-
-
-def _tell(happening: str, item: PlannedRun, seen: Observation) -> None:
-    if happening in ("ended", "retried"):
-        print(f"{item.run.id} {seen.state}: {seen.reason or 'well'}", flush=True)
+    are_well = [_is_well(run) for run in runs]
+    return all(are_well)
 
 
 def _options(plan: JobPlan) -> LaunchOptions:
@@ -191,11 +187,13 @@ def _again(plan: JobPlan, run: RunDirectory, host: JobHost, why: str | None) -> 
 
 
 def _is_well(run: RunDirectory) -> bool:
-    """Return whether a run is done, was stopped by its search, or waits."""
+    """Print the state of a run. Return whether it is done, was stopped by its search, or waits."""
     try:
-        return run.observe().state not in ("failed", "cancelled")
+        seen = run.observe()
     except (SeqlmError, OSError):
         return False
+    print(f"{run.id} {seen.state}: {seen.reason or 'well'}", flush=True)
+    return seen.state not in ("failed", "cancelled")
 
 
 def _fail(run: RunDirectory, error: Exception, host: JobHost) -> None:

@@ -6,26 +6,16 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, final
+from typing import final
 
 from jobs.attempt.supervisor import Ended
 from jobs.backends.base import Backend, Executor
-from jobs.launch.dispatch import Happening
 from jobs.plan.capacity import Capacity, Node
 from jobs.plan.estimate import Estimate
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
 from seqlm.rundir import Observation, RunDirectory
-
-
-class Event(NamedTuple):
-    """What a dispatcher has told of a run."""
-
-    kind: Happening
-    planned: PlannedRun
-    observation: Observation
-
 
 Work = Callable[[Submission], int]
 """What a job does when it ends; returns its exit code."""
@@ -77,6 +67,10 @@ class FakeBackend(Backend, Executor):
         self.out_of_memory = False
         """What jobs that a signal kills are said to have been."""
         self.is_open = False
+        self.when_started: Callable[[Submission], object] = lambda submission: None
+        """Called when a job has been submitted."""
+        self.ended: list[Submission] = []
+        """The jobs that have ended, in that order."""
 
     def describe(self) -> str:
         return f"a fake machine ({self._slots} slots)"
@@ -113,6 +107,7 @@ class FakeBackend(Backend, Executor):
         job_id = str(len(self.submissions))
         self._live[job_id] = (submission, 0)
         self.most_at_once = max(self.most_at_once, len(self._live))
+        self.when_started(submission)
         return job_id
 
     def poll(self, job_id: str) -> Ended | None:
@@ -121,13 +116,13 @@ class FakeBackend(Backend, Executor):
         if stopped:
             if (not self.obeys and not any(stopped)) or not self.can_be_killed:
                 return None
-            del self._live[job_id]
+            self.ended.append(self._live.pop(job_id)[0])
             return Ended(exit_code=143, message="stopped")
         if polls == 0 or not self._ends:
             self._live[job_id] = (submission, 1)
             return None
         code = self._work(submission)
-        del self._live[job_id]
+        self.ended.append(self._live.pop(job_id)[0])
         killed = code < 0 and self.out_of_memory
         return Ended(exit_code=code, message=f"ended with {code}", out_of_memory=killed)
 

@@ -5,6 +5,7 @@ Each finds its runs and where they go. :func:`carry_out` launches them: attended
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -19,12 +20,12 @@ from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments
 from jobs.cli.naming import chosen_runs, find_trained
 from jobs.cli.planning import choose, choose_again, open_manifest, plan
 from jobs.cli.tables import STATE, Column, show
-from jobs.cli.view import Watcher, follow_launch, say_status, tell_skipped, watch
+from jobs.cli.view import Watcher, following, say_status, tell_skipped, watch
 from jobs.launch.background import detach
 from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch
 from jobs.launch.changes import edited_models
 from jobs.launch.job import LaunchOptions
-from jobs.launch.prepare import find_data, launched, preparing, waiting_for_budget
+from jobs.launch.prepare import find_data, launch, preparing, waiting_for_budget
 from jobs.manifests import secrets
 from jobs.manifests.policy import Policy
 from jobs.plan.record import record_of
@@ -187,14 +188,8 @@ def attend(specs: Sequence[RunSpec], options: LaunchOptions, backend: Backend) -
     passed = secrets.passed(settings.env_pass, os.environ, f"backend.{backend.name}")
     env = {**settings.env, **passed, **progress_variables(settings.progress_s)}
     options = replace(options, max_parallel=settings.max_parallel, env=env)
-    where = backend.where()
-    with launched(specs, backend, options) as (planned, dispatch):
-        try:
-            follow_launch(options.study_dir, where, planned, dispatch)
-        except KeyboardInterrupt:
-            terminal.tell("the workers have stopped; the same command goes on from here")
-            raise
-    return {item.run.id for item in planned}
+    shown = functools.partial(following, options.study_dir, backend.where())
+    return {item.run.id for item in launch(specs, backend, options, shown)}
 
 
 def _submit(

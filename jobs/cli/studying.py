@@ -18,8 +18,7 @@ from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments
 from jobs.cli.naming import chosen_runs, named_runs
 from jobs.cli.view import Watcher, say_status, watch
 from jobs.registry import scheduled_in
-from jobs.study.folder import ObservedRun, Observer, find_study, launch_lock_file, observe_study, read_jobs, study_name
-from jobs.study.squeue import Scheduler
+from jobs.study.folder import ObservedRun, find_study, launch_lock_file, observe_study, read_jobs, study_name
 from seqlm.errors import ManifestError, UsageError, printable
 from seqlm.reading import LARGEST_HASHED, open_regular
 from seqlm.rundir import RunDirectory
@@ -105,11 +104,9 @@ def follow_logs(run: ObservedRun, lines: int) -> None:
     """Print the log of a run as it grows, across attempts, until the state of the run is final."""
     attempt = 0
     positions: dict[Path, int] = {}
-    scheduler = Scheduler()
+    watcher = Watcher(run.run.path.parent, [run.run.id])
     while True:
-        newest = run.run.last_attempt()
-        observer = Observer(run.run.path.parent, scheduler, [run.run.id])
-        over = observer.is_over(observer.observe(run.run))
+        newest, over = run.run.last_attempt(), watcher.look().is_over
         if newest > attempt:
             record, positions = print_log(run, lines, sys.stdout)
             attempt = record["attempt"]

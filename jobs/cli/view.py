@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import socket
 import statistics
 import sys
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, assert_never, final
+from typing import TYPE_CHECKING, Any, TextIO, final
 
 from jobs import terminal
 from jobs.cli.tables import STATE, Column, lines_of, show
@@ -25,13 +25,12 @@ from seqlm import machine
 from seqlm.config import varying_keys
 from seqlm.errors import SeqlmError, printable
 from seqlm.files import read_json
-from seqlm.rundir import Observation
 from seqlm.state import State
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
+    from rich.live import Live
 
-    from jobs.launch.dispatch import Happening, Tell
     from jobs.plan.planned import PlannedRun
 
 STATES: tuple[State, ...] = ("running", "failed", "cancelled", "queued", "done", "stopped", "pending")
@@ -228,13 +227,11 @@ def say_status(runs: Sequence[ObservedRun], study_dir: Path) -> dict[str, Any]:
     return {"study": study.name, "runs": study.runs, "seconds_left": left, "budget": budget.to_dict()}
 
 
-def changes(before: StudyView | None, after: StudyView) -> list[str]:
-    """Return a line for each run whose state or epoch has changed. Without ``before``: one line about the study."""
-    if before is None:
-        return [after.summary]
+def changes(before: StudyView, after: StudyView, keys: Sequence[str] = ("state", "epochs_done")) -> list[str]:
+    """Return a line for each run of which one of these keys has changed."""
     width = max((len(run["name"]) for run in after.runs), default=0)
-    known = {run["id"]: (run["state"], run["epochs_done"]) for run in before.runs}
-    return [_line(run, width) for run in after.runs if known.get(run["id"]) != (run["state"], run["epochs_done"])]
+    known = {run["id"]: [run[key] for key in keys] for run in before.runs}
+    return [_line(run, width) for run in after.runs if known.get(run["id"]) != [run[key] for key in keys]]
 
 
 def _line(run: Record, width: int) -> str:
@@ -256,29 +253,20 @@ class Watcher:
         """``ids`` are the runs to watch; ``None``: all. ``every_seconds`` is the time between two polls."""
         self._study_dir, self._ids, self._every_seconds = study_dir, ids, every_seconds
         self._scheduler = Scheduler()
+        self.pause_seconds = LOOK_SECONDS
+        """How long to wait before the next poll: longer after one that took long."""
 
     def look(self) -> StudyView:
         """Return the study as it is now."""
-        launcher = launcher_of(self._study_dir)
-        return StudyView(
+        started, launcher = time.monotonic(), launcher_of(self._study_dir)
+        study = StudyView(
             name=self._study_dir.name,
             runs=records_of(observe_study(self._study_dir, self._scheduler, self._ids)),
             is_starting=launcher is not None and not launcher.has_listed,
         )
-
-    def looks(self) -> Iterator[StudyView]:
-        """Poll the study until every run is over."""
-        while True:
-            started = time.monotonic()
-            study = self.look()
-            yield study
-            if study.is_over:
-                return
-            time.sleep(self.pause(time.monotonic() - started))
-
-    def pause(self, took_seconds: float) -> float:
-        """Return the seconds to wait before the next poll, after one that took ``took_seconds``."""
-        return max(self._every_seconds or LOOK_SECONDS, took_seconds / LOOK_SHARE)
+        took = time.monotonic() - started
+        self.pause_seconds = max(self._every_seconds or LOOK_SECONDS, took / LOOK_SHARE)
+        return study
 
 
 # -- the live table ---------------------------------------------------------------------------------------------------
@@ -317,24 +305,51 @@ def _console(stream: TextIO) -> Console:
 # -- ways to follow ---------------------------------------------------------------------------------------------------
 
 
-def watch(watcher: Watcher) -> None:
-    """Show a study as a result until every run is over: a table on a terminal, else a line for each change."""
-    stream = terminal.results()
-    if terminal.can_redraw(stream):
-        from rich.live import Live
+@final
+class Display:
+    """Shows a study: a line for each change of a run, and on a terminal that can redraw its table below them."""
 
-        with Live(console=(console := _console(stream)), auto_refresh=False) as table:
-            for study in watcher.looks():
-                table.update(drawn(study, console), refresh=True)
-        return
-    before: StudyView | None = None
-    for study in watcher.looks():
-        if study.is_starting and before is None:
-            continue
-        for line in [*changes(before, study), *([study.summary] if study.is_over and before is not None else [])]:
-            terminal.say(line)
-        stream.flush()
-        before = study
+    def __init__(self, watcher: Watcher, stream: TextIO, tell: Callable[[str], object], *, transient: bool) -> None:
+        """The table is on ``stream``, and ``tell`` prints the lines. ``transient``: the table is removed at the end."""
+        self._watcher, self._stream, self._tell = watcher, stream, tell
+        self._transient = transient
+        self._before: StudyView | None = None
+        self._table: Live | None = None
+
+    def __enter__(self) -> Display:
+        if terminal.can_redraw(self._stream):
+            from rich.live import Live
+
+            self._table = Live(console=_console(self._stream), auto_refresh=False, transient=self._transient)
+            self._table.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with terminal.survives(self._stream):
+            if self._table is not None:
+                self._table.stop()
+
+    def look(self) -> StudyView:
+        """Show the study as it is now, and return it. Show nothing until a launcher that starts has requested runs."""
+        before, study = self._before, self._watcher.look()
+        if before is not None or not study.is_starting:
+            self._before = study
+            keys = ["state", "epochs_done"] if self._table is None else ["state"]  # the table shows epochs
+            with terminal.survives(self._stream):
+                for line in changes(before, study, keys) if before else [study.summary]:
+                    self._tell(line)
+                if self._table is not None:
+                    self._table.update(drawn(study, self._table.console), refresh=True)
+                self._stream.flush()
+        return study
+
+
+def watch(watcher: Watcher) -> None:
+    """Show a study as a result until every run is over."""
+    with Display(watcher, terminal.results(), terminal.say, transient=False) as display:
+        while not (study := display.look()).is_over:
+            time.sleep(watcher.pause_seconds)
+    terminal.say(study.summary)
 
 
 def tell_skipped(planned: Sequence[PlannedRun]) -> None:
@@ -350,61 +365,30 @@ def tell_skipped(planned: Sequence[PlannedRun]) -> None:
         terminal.detail("\n".join(others))
 
 
-def follow_launch(study_dir: Path, where: str, planned: Sequence[PlannedRun], dispatch: Callable[[Tell], None]) -> None:
-    """Show a launch on stderr, which ``dispatch`` runs to its end: what happens, and on a terminal the study's table.
-
-    ``dispatch`` gets the function to call when something happens to a run.
-    """
-    todo = [item for item in planned if item.action != "skip"]
-    terminal.tell(f"{study_name(study_dir)}: {len(todo)} of {len(planned)} runs to do on {where}")
-    tell_skipped(planned)
-    width = max((len(item.spec.name) for item in todo), default=0)
-    ended = itertools.count(1)
-    has_table = bool(todo) and terminal.can_redraw(sys.stderr)
-
-    def tell(happening: Happening, item: PlannedRun, seen: Observation) -> None:
-        best = f"best val ppl {terminal.perplexity(seen.best_val_ppl)}"
-        match happening:
-            case "started":
-                verb = {"resume": "resumes", "extend": "extends"}.get(item.action, "starts")
-                words = [f"{verb} {item.reason or ''}".rstrip()]
-            case "epoch" if has_table:  # it shows epochs, which would fill the screen
-                return
-            case "epoch":
-                words = [f"epoch {seen.epochs_done}/{item.spec.config.train.epochs}", best]
-            case "retried":  # without a reason, the worker found another one at the run and wrote no failure
-                words = [f"tried again: {seen.reason or 'another worker had the run'}"]
-            case "ended":
-                detail = seen.reason or (best if seen.best_val_ppl is not None else "")
-                words = [seen.state, detail, f"({next(ended)}/{len(todo)})"]
-            case _:
-                assert_never(happening)
-        terminal.tell("  ".join(filter(None, [item.spec.name.ljust(width), *words])))
-
-    with _table_below(Watcher(study_dir, [item.run.id for item in planned])) if has_table else contextlib.nullcontext():
-        dispatch(tell)
-
-
 @contextlib.contextmanager
-def _table_below(watcher: Watcher) -> Iterator[None]:
-    """Show the table of a study below all that the block prints on stderr, and remove it at its end."""
-    from rich.live import Live
+def following(study_dir: Path, where: str, planned: Sequence[PlannedRun]) -> Iterator[None]:
+    """Show a launch on stderr while the block runs it to its end."""
+    actions = Counter(item.action for item in planned if item.action != "skip")
+    what = ", ".join(f"{number} {action}" for action, number in actions.items()) or "nothing to start"
+    terminal.tell(f"{study_name(study_dir)}: {actions.total()} of {len(planned)} runs to do on {where}: {what}")
+    tell_skipped(planned)
+    ended = threading.Event()
 
-    console, due, latest = _console(sys.stderr), 0.0, StudyView(name="", runs=())
+    def follow() -> None:
+        while not ended.wait(watcher.pause_seconds):
+            with contextlib.suppress(SeqlmError, OSError):  # a file that cannot be read for a moment ends no display
+                display.look()
 
-    def seen() -> Group:
-        nonlocal due, latest
-        started = time.monotonic()
-        if started >= due:
-            with contextlib.suppress(SeqlmError, OSError):  # a file that cannot be read for a moment ends no table
-                latest = watcher.look()
-            due = time.monotonic() + watcher.pause(time.monotonic() - started)
-        return drawn(latest, console)
-
-    table = Live(console=console, get_renderable=seen, refresh_per_second=2, transient=True)
-    table.start()
-    try:
-        yield
-    finally:
-        with terminal.survives(sys.stderr):
-            table.stop()
+    watcher, thread = Watcher(study_dir, [item.run.id for item in planned]), threading.Thread(target=follow)
+    with Display(watcher, sys.stderr, terminal.tell, transient=True) as display:
+        display.look()
+        thread.start()
+        try:
+            yield
+        except KeyboardInterrupt:
+            terminal.tell("the workers have stopped; the same command goes on from here")
+            raise
+        finally:
+            ended.set()
+            thread.join()
+        display.look()

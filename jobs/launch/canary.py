@@ -18,7 +18,7 @@ from seqlm.environment import CANARY
 from seqlm.errors import CanaryError
 from seqlm.requests import file_request
 from seqlm.run_layout import CANARY_FOLDER
-from seqlm.rundir import Observation, RunDirectory
+from seqlm.rundir import RunDirectory
 
 CANARY_ABOVE = 10
 """Up to this many runs start without canaries. A user watches a few runs; a large grid fails overnight."""
@@ -82,13 +82,11 @@ def _run(chosen: Sequence[PlannedRun], executor: Executor, code: Code, options: 
     request = {"kind": "run", "at": timestamp(), "policy": POLICY.to_dict(), "runs": wanted}
     file_request(options.study_dir / CANARY_FOLDER, request, {"runs": plan})
     options = replace(options, request=None, policy=POLICY, env={**options.env, CANARY.name: str(STEPS)})
+    Dispatcher(executor, code, options, writes_queue=False).dispatch(canaries)
     failed: list[str] = []
     kinds = set()
-
-    def tell(happening: str, item: PlannedRun, seen: Observation) -> None:
-        if happening != "ended":
-            return
-        pair, record = _pair(item.spec.config), item.run.read_canary()
+    for item in canaries:
+        pair, seen, record = _pair(item.spec.config), item.run.observe(), item.run.read_canary()
         if seen.state == "done" and record is not None:
             figures = f"{record['step_seconds']:.2g} s a step, {terminal.memory(record['peak_memory_bytes'])}"
             terminal.tell(f"canary {pair} passes: {figures}")
@@ -97,8 +95,6 @@ def _run(chosen: Sequence[PlannedRun], executor: Executor, code: Code, options: 
             kinds.add(seen.kind)
             log = item.run.stderr_log(max(1, item.run.last_attempt()))
             failed.append(f"canary {pair} ({item.spec.name}): {seen.reason}; see {log}")
-
-    Dispatcher(executor, code, options, writes_queue=False).dispatch(canaries, tell)
     if failed:
         # A failure of kind `code`, such as a wrong device, would fail every run.
         hint = "" if kinds == {"code"} else "; --no-canary starts it without canaries"

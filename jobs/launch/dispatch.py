@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, final
 
 from jobs import terminal
 from jobs.attempt.attempt import Attempt, hung_seconds
@@ -25,7 +25,6 @@ from jobs.study.kept_code import Code
 from seqlm.ends import End, Verdict, verdict
 from seqlm.errors import EXIT_BUSY, STOPPED_EXITS, FileError
 from seqlm.requests import Requests
-from seqlm.rundir import Observation
 from seqlm.state import FailureKind
 
 POLL_SECONDS = 0.1
@@ -39,10 +38,6 @@ GRACE_SECONDS = 1.0
 QUEUE_SECONDS = 1.0
 """Least time between two writings of the queue for ``status``."""
 
-Happening: TypeAlias = Literal["started", "epoch", "retried", "ended"]
-Tell: TypeAlias = Callable[[Happening, PlannedRun, Observation], object]
-"""Called when something has happened to a run, for progress displays."""
-
 
 @dataclass(kw_only=True, eq=False)
 class _Live:
@@ -51,7 +46,7 @@ class _Live:
     id: str
     """The backend's id."""
     item: PlannedRun
-    """Its run, as it was last told."""
+    """Its run, as it was when it started."""
     attempt: Attempt
     stop_asked: float | None = None
     """When it was asked to stop because the run was cancelled or the budget is spent, on the monotonic clock."""
@@ -102,7 +97,6 @@ class Dispatcher:
         self._code = code
         self._options = options
         hung_seconds({**os.environ, **options.env})  # a wrong value is an error before anything starts
-        self._tell: Tell = lambda happening, item, seen: None
         self._queue = Queue(())
         self._live: list[_Live] = []
         self._looked_at = -math.inf
@@ -125,8 +119,8 @@ class Dispatcher:
         """Run id -> why a run is left to the next start of this process, where the run's files cannot say it: another
         worker has the run, or nothing can be written."""
 
-    def dispatch(self, planned: Sequence[PlannedRun], tell: Tell | None = None) -> None:
-        """Run everything that is to start or resume, until all of it has ended. An error of ``tell`` stops the workers.
+    def dispatch(self, planned: Sequence[PlannedRun]) -> None:
+        """Run everything that is to start or resume, until all of it has ended.
 
         Resources are resolved. A run with an estimate takes its place in the queue by that.
 
@@ -136,7 +130,6 @@ class Dispatcher:
         """
         todo = [item for item in planned if item.action != "skip"]
         self._queue = Queue(todo, max_parallel=self._options.max_parallel)
-        self._tell = tell or self._tell
         self._look_at_budget(at_once=True)
         with self._interrupts.noted():
             try:
@@ -161,9 +154,8 @@ class Dispatcher:
     def _start_what_fits(self) -> None:
         if (why := self._is_spent) is not None:
             self._queue.hold(f"waits: {why}")
-            for left in [] if self._live else self._queue.take_all():
-                with self._warnings_for(left):
-                    self._tell("ended", left, left.run.observe(spent=lambda: why))
+            if not self._live:
+                self._queue.take_all()
             return
         while not self._interrupts.stop:
             item = self._queue.take(self._executor.free(), len(self._alive), time.monotonic())
@@ -178,7 +170,6 @@ class Dispatcher:
             with self._files_of(item):
                 item = replace(item, observation=run.observe())
                 if not self._is_ours(item) or item.observation.state == "cancelled":
-                    self._tell("ended", item, item.observation)
                     return
                 run.create_as_launched()
                 submission = next_submission(item, self._options, self._code)
@@ -199,7 +190,6 @@ class Dispatcher:
             return
         # Kept before anything else can fail, so that an error stops this worker too.
         self._live.append(_Live(id=job_id, item=item, attempt=attempt))
-        self._tell("started", item, item.observation)
 
     def _is_ours(self, item: PlannedRun) -> bool:
         """Return whether no later request names the run.
@@ -247,7 +237,6 @@ class Dispatcher:
             is_cancelled = run.is_cancelled()
             if is_hung := one.attempt.is_hung():
                 one.attempt.record_hang()
-            self._note_epoch(one, run.observe())
         # A run that stops for the budget has all the time that it needs to save.
         is_late = is_cancelled and one.stop_asked is not None and now - one.stop_asked > STOP_SECONDS
         if one.killed is None and (is_hung or is_late):
@@ -258,11 +247,6 @@ class Dispatcher:
             self._executor.stop(one.id, force=False)
         if one.killed is not None and now - one.killed > KILL_SECONDS:
             self._warn(one.unkillable)
-
-    def _note_epoch(self, one: _Live, seen: Observation) -> None:
-        before, one.item = one.item.observation, replace(one.item, observation=seen)
-        if seen.epoch != before.epoch:
-            self._tell("epoch", one.item, seen)
 
     def _settle(self, one: _Live, ended: Ended) -> None:
         """Record how an attempt ended, and queue its run again if the policy retries its failure."""
@@ -283,29 +267,25 @@ class Dispatcher:
                 self._have_trouble(item, error, one.attempt.number)
             return
         self._live.remove(one)
-        self._note_epoch(one, seen)
         self._look_at_budget(at_once=True)
         if is_ours and ended.exit_code == EXIT_BUSY and seen.state not in ("done", "stopped", "cancelled"):
             # The attempt has written nothing, since the other worker may.
-            delay = self._count_unseen(one.item, one.attempt.number).delay
+            delay = self._count_unseen(item, one.attempt.number).delay
         else:
             self._unseen.pop(run.id, None)
         if delay is not None:
-            self._retry(one.item, seen, delay)
+            self._retry(item, seen.kind, delay)
         elif seen.state == "pending" and self._is_spent is not None:  # stopped for that: waits again
-            self._queue.put_back(self._again(one.item))
-        else:
-            self._tell("ended", one.item, seen)
+            self._queue.put_back(self._again(item))
 
     # -- trying again --------------------------------------------------------------------------------------------
 
-    def _retry(self, item: PlannedRun, seen: Observation, delay: float) -> None:
+    def _retry(self, item: PlannedRun, kind: FailureKind | None, delay: float) -> None:
         """Queue a failed run for its next attempt in ``delay`` seconds, or leave it to this process's next start."""
-        if self._host.tries_again(seen.kind, len(self._unseen[item.run.id])):
+        if self._host.tries_again(kind, len(self._unseen[item.run.id])):
             self._queue.put_back(self._again(item), not_before=time.monotonic() + delay)
-        elif seen.kind is None:
+        elif kind is None:
             self.left[item.run.id] = "another worker has the run"
-        self._tell("retried", item, seen)
 
     def _again(self, item: PlannedRun) -> PlannedRun:
         """Return what a run needs after an attempt has ended."""
@@ -325,7 +305,6 @@ class Dispatcher:
         """Count an error in the files of a run. What the worker has written stays in place until it can be read."""
         found = self._count_unseen(item, attempt)
         message, is_final = f"{error}{found.why}", found.delay is None
-        seen = replace(item.observation, state="failed", reason=f"node: {message}", kind="node")
         if is_final or not self._host.tries_again("node", 0):
             progress = self._unseen[item.run.id][-1].progress
             is_written = self._record(item, attempt, "node", message, stands=is_final, progress=progress)
@@ -334,9 +313,7 @@ class Dispatcher:
             elif not is_written:
                 self.left[item.run.id] = message
         if found.delay is not None:
-            self._retry(item, seen, found.delay)
-        else:
-            self._tell("ended", item, seen)
+            self._retry(item, "node", found.delay)
 
     def _record(self, item: PlannedRun, attempt: int, kind: FailureKind, message: str, **more: Any) -> bool:
         """Record how an attempt failed (0: it was not even started). Return whether that could be written."""

@@ -13,7 +13,7 @@ from jobs import terminal
 from jobs.backends.base import Backend
 from jobs.launch import canary
 from jobs.launch.changes import changes
-from jobs.launch.dispatch import Dispatcher, Tell
+from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import LaunchOptions
 from jobs.launch.own_models import check_models
 from jobs.plan.estimate import Throughput, earlier_throughput, estimate
@@ -326,11 +326,15 @@ def _label(item: PlannedRun) -> dict[str, str]:
     return {"label": sizes.label} if sizes is not None and sizes.label else {}
 
 
-@contextlib.contextmanager
-def launched(
-    specs: Sequence[RunSpec], backend: Backend, options: LaunchOptions
-) -> Iterator[tuple[list[PlannedRun], Callable[[Tell], None]]]:
-    """Prepare a launch and run its canaries. Yields the plan, and what runs it to its end.
+def launch(
+    specs: Sequence[RunSpec],
+    backend: Backend,
+    options: LaunchOptions,
+    shown: Callable[[Sequence[PlannedRun]], contextlib.AbstractContextManager[None]],
+) -> list[PlannedRun]:
+    """Prepare a launch, run its canaries, then its runs to their end, and return its plan.
+
+    ``shown`` shows the planned runs of the study to a person, from the first start to the last end.
 
     Raises:
         RunBusyError: another launcher is running on this study.
@@ -340,8 +344,8 @@ def launched(
     """
     with preparing(specs, backend, options) as (planned, prepared):
         if prepared is None:
-            yield planned, lambda tell: None
-            return
+            with shown(planned):
+                return planned
         todo, code = prepared.todo, prepared.code
         options = replace(options, request=prepared.request.number)
         executor = backend.executor(options.study_dir)
@@ -356,6 +360,8 @@ def launched(
                 todo = estimated(left, earlier_throughput(options.study_dir.parent))
                 if options.record is not None:
                     write_record(options.study_dir, options.record, todo, terminal.tell)
-            yield planned, functools.partial(Dispatcher(executor, code, options).dispatch, todo)
+            with shown(planned):
+                Dispatcher(executor, code, options).dispatch(todo)
         finally:
             executor.close()
+    return planned

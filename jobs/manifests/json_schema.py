@@ -15,7 +15,6 @@ from pydantic import TypeAdapter
 
 from jobs.manifests.backends import table_of
 from jobs.manifests.claims import Claim, Published, Report
-from jobs.manifests.draws import DISTRIBUTIONS
 from jobs.manifests.entries import ENTRY_KINDS, TOP_KEYS, EntryTable, SampleTable, StudyTable
 from jobs.manifests.expand import SECTIONS
 from jobs.manifests.policy import Policy
@@ -26,6 +25,7 @@ from seqlm.schema import fields_of
 from seqlm.search import Search
 
 Schema: TypeAlias = dict[str, Any]
+DRAWN: Schema = {"$ref": "#/$defs/distribution"}
 
 
 def manifest_schema() -> Schema:
@@ -70,7 +70,7 @@ def manifest_schema() -> Schema:
         **_table({key: tables[key] for key in TOP_KEYS}, required=["study"]),
         "anyOf": [{"required": [kind], "properties": {kind: {"minItems": 1}}} for kind in ENTRY_KINDS],
         "not": {"required": ["seeds", "defaults"], "properties": {"defaults": {"required": ["seed"]}}},
-        "$defs": _distributions(),
+        "$defs": {"distribution": _distribution()},
     }
 
 
@@ -173,31 +173,25 @@ def _entry(kind: str) -> Schema:
 
 def _sample() -> Schema:
     single = {key: schema for key, schema in config_keys().items() if key != "seed"}
-    distributions = [{"$ref": f"#/$defs/{name}"} for name in DISTRIBUTIONS]
     for table in OPEN_TABLES:
-        drawn = {"anyOf": [single[table]["additionalProperties"], *distributions]}
-        single[table] = {**single[table], "additionalProperties": drawn}
+        single[table] |= {"additionalProperties": {"anyOf": [single[table]["additionalProperties"], DRAWN]}}
     keys = _or_lists(single)
     for schema in keys.values():
-        kinds = {kind.get("type") for kind in (schema["anyOf"][0], *schema["anyOf"][0].get("anyOf", ()))}
-        references = {"integer": ["int"], "number": ["int", "uniform", "log_uniform"]}
-        names = {name for kind in kinds for name in references.get(str(kind), ())}
-        schema["anyOf"] += [{"$ref": f"#/$defs/{name}"} for name in sorted(names)]
+        schema["anyOf"].append(DRAWN)
     resources = _dotted("resources", table_keys(Resources))
     properties = {**table_keys(SampleTable), **_nested({**keys, **resources})}
     return _table(properties, required=["count"])
 
 
-def _distributions() -> dict[str, Schema]:
-    """Return the schema of each distribution that is a table."""
+def _distribution() -> Schema:
+    """Return the schema of a distribution that is a table."""
     numbers: dict[str, tuple[str, Schema]] = {
         "uniform": ("A number between two bounds.", {"type": "number"}),
         "log_uniform": ("A number whose logarithm is uniform.", {"type": "number", "exclusiveMinimum": 0}),
         "int": ("A whole number; both bounds included.", {"type": "integer"}),
     }
-    found = {}
-    for name, (description, number) in numbers.items():
-        keys: dict[str, Schema] = {name: {"type": "array", "items": number, "minItems": 2, "maxItems": 2}}
-        keys |= {"step": {"type": "integer", "minimum": 1}} if name == "int" else {}
-        found[name] = {**_table(keys, required=[name]), "description": description}
-    return found
+    keys: dict[str, Schema] = {
+        name: {"description": text, "type": "array", "items": number, "minItems": 2, "maxItems": 2}
+        for name, (text, number) in numbers.items()
+    }
+    return _table({**keys, "step": {"type": "integer", "minimum": 1}}, dependentRequired={"step": ["int"]})

@@ -209,11 +209,6 @@ class Observer:
         name = run.id if config is None else str(provenance.get("name") or run.id)
         return ObservedRun(name=name, run=run, observation=observation, config=config, provenance=provenance)
 
-    def is_over(self, observation: Observation) -> bool:
-        """Return whether nobody is known who changes the state of a run."""
-        is_starting = self.launcher is not None and not self.launcher.has_listed
-        return observation.state not in ("queued", "running") and not (is_starting and observation.state == "pending")
-
 
 # -- launching -----------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import replace
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ import pytest
 from rich.console import Console
 
 from jobs import terminal
-from jobs.cli.view import MEASURES, Record, StudyView, Watcher, drawn, follow_launch
-from jobs.launch.dispatch import Tell
+from jobs.cli import view
+from jobs.cli.view import MEASURES, Record, StudyView, Watcher, drawn, following
 from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
 from seqlm.errors import FileError
-from seqlm.rundir import Observation
+from seqlm.files import write_json, write_json_lines
+from seqlm.locks import exclusive_lock
+from seqlm.rundir import RunDirectory
 from seqlm.state import State
-from tests.fakes import Event
+from tests.facts import fail
 from tests.training.studies import make_config, make_run
 from tests.waiting import wait_for
 
@@ -47,14 +50,14 @@ def named(record: Record, name: str) -> Record:
     return {**record, "name": name, "id": name}
 
 
-def study(*runs: Record) -> StudyView:
+def study_of(*runs: Record) -> StudyView:
     return StudyView(name="mine", runs=runs)
 
 
-def shown(view: StudyView, width: int, height: int = 60) -> list[str]:
+def shown(study: StudyView, width: int, height: int = 60) -> list[str]:
     """The lines on a terminal, whose last one is for the cursor."""
     console = Console(file=io.StringIO(), width=width, height=height + 1)
-    console.print(drawn(view, console))
+    console.print(drawn(study, console))
     return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
 
 
@@ -65,21 +68,21 @@ def line_of(lines: list[str], name: str) -> str:
 
 @pytest.mark.parametrize("width", [60, 80, 140])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
-    lines = shown(study(RUNNING, FAILED, QUEUED, named(QUEUED, "x" * 70), named(RUNNING, "y" * 90)), width)
+    lines = shown(study_of(RUNNING, FAILED, QUEUED, named(QUEUED, "x" * 70), named(RUNNING, "y" * 90)), width)
     assert max(map(len, lines)) <= width
     assert len(lines) == 1 + 5 + 2, "header, runs, summary: nothing is wrapped"
 
 
 @pytest.mark.parametrize("width", [80, 140])
 def test_a_running_run_shows_all_of_its_numbers(width: int) -> None:
-    line = line_of(shown(study(RUNNING, DONE), width), "gru-adam")
+    line = line_of(shown(study_of(RUNNING, DONE), width), "gru-adam")
     for text in ("running", " 2/40 45% ", "138.46", "131.20", "31.5k", "12 min"):
         assert text in line
     assert ("149.80" in line) == (width == 140)
 
 
 def test_runs_stand_in_the_order_of_their_states_with_their_reasons() -> None:
-    lines = shown(study(QUEUED, DONE, FAILED, RUNNING), 140)
+    lines = shown(study_of(QUEUED, DONE, FAILED, RUNNING), 140)
     assert [line.split()[0] for line in lines[1:5]] == ["gru-adam", "rnn-adam", "rnn-sgd", "rnn-3"]
     assert "needs 2 cores, 1 free" in line_of(lines, "rnn-sgd")
     assert "diverged: the loss\\nof a step is nan" in line_of(lines, "rnn-adam")
@@ -90,7 +93,7 @@ def test_a_thousand_runs_fit_the_screen_and_the_rest_is_counted(height: int) -> 
     queued = [named(QUEUED, f"q{n}") for n in range(950)]
     done = [named(DONE, f"d{n}") for n in range(46)]
     active = [named(RUNNING, f"r{n}") for n in range(3)]
-    lines = shown(study(*queued, *done, FAILED, *active), 80, height)
+    lines = shown(study_of(*queued, *done, FAILED, *active), 80, height)
     assert len(lines) <= height
     for name in ("r0", "r1", "r2"):
         line_of(lines, name)
@@ -102,27 +105,27 @@ def test_a_thousand_runs_fit_the_screen_and_the_rest_is_counted(height: int) -> 
 
 
 def test_more_running_runs_than_lines_are_counted_too() -> None:
-    lines = shown(study(*[named(RUNNING, f"r{n}") for n in range(200)], QUEUED), 140, 30)
+    lines = shown(study_of(*[named(RUNNING, f"r{n}") for n in range(200)], QUEUED), 140, 30)
     assert len(lines) <= 30
     assert any(re.fullmatch(r"\.\.\. and 1\d\d running, 1 queued", line) for line in lines)
 
 
 def test_the_time_left_is_told_only_where_it_is_known() -> None:
-    assert "mine: 1 running  about 12 min left" in shown(study(RUNNING), 80)
-    assert "mine: 1 running" in shown(study({**RUNNING, "seconds_left": None}), 80)
+    assert "mine: 1 running  about 12 min left" in shown(study_of(RUNNING), 80)
+    assert "mine: 1 running" in shown(study_of({**RUNNING, "seconds_left": None}), 80)
 
 
 def test_a_damaged_run_and_an_empty_study_are_shown() -> None:
     damaged = run("broken", "failed", epochs_done=None, epochs_total=None, reason="config.json is damaged")
-    assert line_of(shown(study(damaged), 80), "broken").endswith("config.json is damaged")
-    assert shown(study(), 80)
+    assert line_of(shown(study_of(damaged), 80), "broken").endswith("config.json is damaged")
+    assert shown(study_of(), 80)
 
 
 def test_without_colours_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     def printed() -> str:
         stream = io.StringIO()
         console = Console(file=stream, width=100, force_terminal=True, color_system="standard")
-        console.print(drawn(study(RUNNING), console))
+        console.print(drawn(study_of(RUNNING), console))
         return stream.getvalue()
 
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -150,76 +153,98 @@ def planned_in(study_dir: Path) -> PlannedRun:
     return PlannedRun(spec=spec, run=made, observation=made.observe(), action="start", reason=None)
 
 
-LOST = Observation(state="failed", epoch=1, best_val_ppl=100.0, reason="node: killed by SIGKILL", kind="node")
+def launched(study_dir: Path, dispatch: Callable[[], None]) -> None:
+    with following(study_dir, "this machine", [planned_in(study_dir)]):
+        dispatch()
 
 
-def followed(study_dir: Path, *events: Event) -> None:
-    def dispatch(tell: Tell) -> None:
-        for event in events:
-            tell(*event)
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[StudyView]:
+    """What a watcher sees."""
+    look, found = Watcher.look, list[StudyView]()
 
-    follow_launch(study_dir, "this machine", [events[0].planned], dispatch)
+    def noted(self: Watcher) -> StudyView:
+        found.append(look(self))
+        return found[-1]
+
+    monkeypatch.setattr(view, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(Watcher, "look", noted)
+    return found
 
 
-@pytest.mark.parametrize(
-    ("observation", "line"),
-    [
-        (LOST, "one  tried again: node: killed by SIGKILL"),
-        (replace(LOST, kind=None, reason=None), "one  tried again: another worker had the run"),
-    ],
-)
-def test_a_retry_is_told_with_its_reason(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], observation: Observation, line: str
+def look_twice(looks: list[StudyView]) -> None:
+    before = len(looks)
+    wait_for(lambda: len(looks), "two looks at the study", until=lambda count: count >= before + 2)
+
+
+def trains(study_dir: Path, looks: list[StudyView]) -> Callable[[], None]:
+    """Return what a launch does to the files of its run: an epoch, a failure, and the end."""
+    run = RunDirectory(study_dir / "one-00000001")
+
+    def dispatch() -> None:
+        with exclusive_lock(run.worker_lock_file, "busy"):
+            write_json_lines(run.metrics_file, [{"epoch": 0, "val_ppl": 100.0}])
+            look_twice(looks)
+        fail(run, {"kind": "node", "message": "killed by SIGKILL"})
+        look_twice(looks)
+        write_json(run.result_file, {})
+
+    return dispatch
+
+
+def test_a_launch_tells_each_change_of_a_run_in_a_line(
+    tmp_path: Path, looks: list[StudyView], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    followed(tmp_path / "s", Event("retried", planned_in(tmp_path / "s"), observation))
-    assert capsys.readouterr().err == f"s: 1 of 1 runs to do on this machine\n{line}\n"
+    launched(tmp_path / "s", trains(tmp_path / "s", looks))
+    assert capsys.readouterr().err.splitlines() == [
+        "s: 1 of 1 runs to do on this machine: 1 start",
+        "s: 1 pending",
+        "one  running  epoch 1/2  best val ppl 100.00",
+        "one  failed  epoch 1/2  best val ppl 100.00  node: killed by SIGKILL",
+        "one  done  epoch 1/2  best val ppl 100.00",
+    ]
 
 
-def test_on_a_terminal_events_stand_above_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_terminal_the_changes_stand_above_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looks: list[StudyView]
+) -> None:
     stream = _Terminal()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("sys.stderr", stream)
-    item = planned_in(tmp_path / "s")
-    followed(tmp_path / "s", Event("retried", item, LOST), Event("epoch", item, LOST))
+    launched(tmp_path / "s", trains(tmp_path / "s", looks))
     text = stream.getvalue()
-    assert text.count("killed by SIGKILL") == 1
-    assert "epoch 2/2" not in text
-    assert text.index("killed by SIGKILL") < text.rindex("1 pending")
+    assert "one  failed  epoch 1/2" in text
+    assert text.index("one  failed  epoch 1/2") < text.rindex("s: 1 done")
     assert "\x1b[?25h" in text, "the cursor is back"
 
 
-def test_elsewhere_events_are_plain_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    item = planned_in(tmp_path / "s")
-    done = replace(LOST, state="done", reason=None)
-    followed(tmp_path / "s", *(Event(kind, item, done) for kind in ("started", "epoch", "ended")))
-    assert capsys.readouterr().err.splitlines() == [
-        "s: 1 of 1 runs to do on this machine",
-        "one  starts",
-        "one  epoch 2/2  best val ppl 100.00",
-        "one  done  best val ppl 100.00  (1/1)",
-    ]
-
-
-def test_a_file_that_cannot_be_read_for_a_moment_leaves_the_table_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [FileError("gone"), OSError("gone")])
+def test_a_file_that_cannot_be_read_for_a_moment_ends_neither_display_nor_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
-    stream, look, looks = _Terminal(), Watcher.look, list[StudyView | None]()
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr("sys.stderr", stream)
+    look, looks = Watcher.look, list[StudyView | None]()
 
-    def fails_at_last(self: Watcher) -> StudyView:
-        looks.append(None if looks else look(self))
-        if looks[-1] is None:
-            raise FileError("gone")
-        return looks[-1]
+    def fails_once(self: Watcher) -> StudyView:
+        looks.append(None if len(looks) == 1 else look(self))
+        if (found := looks[-1]) is None:
+            raise error
+        return found
 
-    def dispatch(tell: Tell) -> None:
-        tell("started", item, LOST)
-        wait_for(lambda: len(looks), "another look at the study", until=lambda count: count >= 2)
+    def dispatch() -> None:
+        wait_for(lambda: len(looks), "another look at the study", until=lambda count: count >= 3)
+        write_json(tmp_path / "s" / "one-00000001" / "result.json", {})
 
-    monkeypatch.setattr(Watcher, "look", fails_at_last)
-    item = planned_in(tmp_path / "s")
-    follow_launch(tmp_path / "s", "this machine", [item], dispatch)
-    assert "s: 1 pending" in stream.getvalue().rpartition("one  starts")[2]
-    assert "gone" not in stream.getvalue()
+    monkeypatch.setattr(view, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(Watcher, "look", fails_once)
+    launched(tmp_path / "s", dispatch)
+    assert capsys.readouterr().err.splitlines()[1:] == ["s: 1 pending", "one  done"]
+
+
+def test_an_error_of_a_launch_ends_its_display(tmp_path: Path) -> None:
+    def dispatch() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        launched(tmp_path / "s", dispatch)
+    assert threading.active_count() == 1

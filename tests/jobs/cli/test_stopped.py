@@ -10,10 +10,10 @@ import pytest
 
 from jobs import terminal
 from jobs.cli.studies import summary
-from jobs.cli.view import STATES, StudyView, Watcher, changes, follow_launch, tell_skipped
+from jobs.cli.view import STATES, StudyView, Watcher, changes, tell_skipped
 from jobs.spec import RunSpec
 from jobs.study.squeue import Scheduler
-from seqlm.rundir import Observation, RunDirectory
+from seqlm.rundir import RunDirectory
 from seqlm.state import State
 from tests.commands import ask
 from tests.facts import launch_again, stop
@@ -79,10 +79,3 @@ def test_a_launch_names_the_first_run_in_each_state_that_it_skips(
     tell_skipped(planned)
     terminal.configure()
     assert len(capsys.readouterr().err.splitlines()) == 4
-
-
-def test_the_lines_of_a_launch_say_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    item = make_planned(RunSpec(name="one", config=add(tmp_path / "s", "one").read_config()))
-    seen = Observation(state="stopped", epoch=1, best_val_ppl=180.0, reason=REASON)
-    follow_launch(tmp_path / "s", "here", [item], lambda tell: tell("ended", item, seen))
-    assert f"{REASON}  (1/1)" in capsys.readouterr().err.splitlines()[1]

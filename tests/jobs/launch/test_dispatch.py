@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind, State
 from tests.cancelling import cancel
 from tests.facts import fail, failure_of, launch_again
-from tests.fakes import Event, FakeBackend
+from tests.fakes import FakeBackend
 from tests.training.studies import make_config
 
 
@@ -94,29 +94,25 @@ def todo(folder: Path, count: int, *, ranks: int = 1) -> list[PlannedRun]:
 def run_all(
     backend: FakeBackend,
     items: Sequence[PlannedRun],
-    on_event: Callable[[Event], None] = lambda event: None,
     *,
     writes_queue: bool = False,
     is_requested: bool = False,
     **options: Any,
 ) -> None:
-    """Request ``items`` unless that is done, dispatch them to their end, and hand each event to ``on_event``."""
+    """Request ``items`` unless that is done, and dispatch them to their end."""
     code = Code(path=Path("/code"), commit=None, dirty=False, live=False)
     settings = LaunchOptions(study_dir=Path(), worker=("worker",), **options)
     for item in [] if is_requested else items:
         launch_again(item.run, settings.policy.to_dict())
-    dispatcher = Dispatcher(backend, code, settings, writes_queue=writes_queue)
-    dispatcher.dispatch(items, lambda *told: on_event(Event(*told)))
+    Dispatcher(backend, code, settings, writes_queue=writes_queue).dispatch(items)
 
 
 def test_every_run_is_submitted_once_in_order_and_no_more_than_the_slots_at_a_time(tmp_path: Path) -> None:
     backend = FakeBackend(finish, slots=2)
     items = todo(tmp_path, 5)
-    events: list[Event] = []
-    run_all(backend, items, events.append)
+    run_all(backend, items)
     assert [s.run_dir.name for s in backend.submissions] == [item.run.id for item in items]
     assert backend.most_at_once == 2
-    assert [event.kind for event in events].count("ended") == 5
     assert all(item.run.observe().state == "done" for item in items)
 
 
@@ -140,9 +136,8 @@ def test_a_run_whose_lost_worker_still_has_its_lock_is_tried_again(tmp_path: Pat
         return finish(submission)
 
     backend = FakeBackend(work)
-    events: list[Event] = []
-    run_all(backend, [item], events.append)
-    assert [event.kind for event in events] == ["started", "retried", "started", "ended"]
+    run_all(backend, [item])
+    assert [submission.attempt for submission in backend.ended] == [1, 2]
     assert item.run.observe().state == "done"
     assert item.run.end(1).kind == "node"
 
@@ -181,9 +176,10 @@ def test_a_signal_asks_the_workers_to_stop_and_ends_those_that_do_not(
 ) -> None:
     backend = FakeBackend(finish)
     backend.obeys = obeys
+    backend.when_started = lambda submission: signal.raise_signal(number)
     (item,) = todo(tmp_path, 1)
     with pytest.raises(KeyboardInterrupt):
-        run_all(backend, [item], lambda event: signal.raise_signal(number))
+        run_all(backend, [item])
     assert backend.stopped == ([("1", False)] if obeys else [("1", False), ("1", True)])
     observation = item.run.observe()
     assert observation.state == "pending"
@@ -258,8 +254,9 @@ def test_a_worker_that_cannot_be_killed_is_one_line_and_holds_nobody_up(
     monkeypatch.setattr(dispatch, "KILL_SECONDS", 0.05)
     backend = FakeBackend(finish, ends=False)
     backend.can_be_killed = False
+    backend.when_started = lambda submission: signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        run_all(backend, todo(tmp_path, 1), lambda event: signal.raise_signal(signal.SIGINT))
+        run_all(backend, todo(tmp_path, 1))
     (_, line) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: run0: its worker (job 1) has not ended 0.05 s after SIGKILL")
 
@@ -270,17 +267,15 @@ def test_other_runs_go_on_next_to_a_worker_that_hangs_and_cannot_be_killed(
     monkeypatch.setattr(dispatch, "KILL_SECONDS", -1.0)
     first, second = todo(tmp_path, 2)
     monkeypatch.setattr(Attempt, "is_hung", lambda attempt: (attempt.run, attempt.number) == (first.run, 1))
-    backend = FakeBackend(finish)
+
+    def work(submission: Submission) -> int:
+        backend.can_be_killed = True
+        return finish(submission)
+
+    backend = FakeBackend(work)
     backend.can_be_killed = False
-    ends: list[str] = []
-
-    def hear(event: Event) -> None:
-        if event.kind == "ended":
-            ends.append(event.planned.spec.name)
-            backend.can_be_killed = True
-
-    run_all(backend, [first, second], hear)
-    assert ends == ["run1", "run0"]
+    run_all(backend, [first, second])
+    assert [submission.run_dir for submission in backend.ended[:2]] == [second.run.path, first.run.path]
     assert capsys.readouterr().err.count("has not ended") == 1
 
 
@@ -307,13 +302,9 @@ def test_a_failure_of_the_runs_own_is_not_tried_again(tmp_path: Path, kind: str)
 
 def test_a_run_cancelled_while_it_runs_is_stopped_by_its_launcher(tmp_path: Path) -> None:
     (item,) = todo(tmp_path, 1)
-
-    def cancel_it(event: Event) -> None:
-        if event.kind == "started":
-            cancel(item.run)
-
     backend = FakeBackend(finish, ends=False)
-    run_all(backend, [item], cancel_it)
+    backend.when_started = lambda submission: cancel(item.run)
+    run_all(backend, [item])
     assert backend.stopped == [("1", False)]
     assert item.run.observe().state == "cancelled"
 

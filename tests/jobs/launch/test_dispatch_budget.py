@@ -17,13 +17,14 @@ from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun, plan
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study import budget
+from jobs.study.budget import Budget
 from jobs.study.kept_code import Code
 from seqlm import ends
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import write_attempt
 from tests.facts import fail
-from tests.fakes import Event, FakeBackend, make_estimate
+from tests.fakes import FakeBackend, make_estimate
 from tests.training.studies import make_config
 
 HOUR = 3600.0
@@ -64,26 +65,13 @@ def uses(hours: float) -> Callable[[Submission], int]:
     return work
 
 
-def launch(
-    study: Path,
-    items: Sequence[PlannedRun],
-    backend: FakeBackend,
-    on_event: Callable[[Event], object] = lambda event: None,
-    **limits: float,
-) -> list[tuple[str, str, str | None]]:
-    """Dispatch; return how each run ended: its name, its state, and why."""
+def launch(study: Path, items: Sequence[PlannedRun], backend: FakeBackend, **limits: float) -> list[Any]:
+    """Dispatch; return the state of each run, and why."""
     code = Code(path=Path("/code"), commit=None, dirty=False, live=False)
-    options = LaunchOptions(study_dir=study, worker=("worker",), policy=Policy(**limits))
-    found = []
-
-    def tell(*told: Any) -> None:
-        event = Event(*told)
-        on_event(event)
-        if event.kind == "ended":
-            found.append((event.planned.spec.name, event.observation.state, event.observation.reason))
-
-    Dispatcher(backend, code, options).dispatch(items, tell)
-    return found
+    policy = Policy(**limits)
+    Dispatcher(backend, code, LaunchOptions(study_dir=study, worker=("worker",), policy=policy)).dispatch(items)
+    found = [item.run.observe(spent=Budget(study, policy).is_spent) for item in items]
+    return [(one.state, one.reason) for one in found]
 
 
 def names(backend: FakeBackend) -> list[str]:
@@ -94,7 +82,7 @@ def test_runs_start_while_anything_is_left(tmp_path: Path) -> None:
     backend = FakeBackend(uses(4), slots=1)
     ended = launch(tmp_path, runs(tmp_path, None, None, None, None), backend, core_hours=10)
     assert names(backend) == ["run0", "run1", "run2"]
-    assert ended[3] == ("run3", "pending", SPENT)
+    assert ended[3] == ("pending", SPENT)
 
 
 def test_live_runs_stop_when_the_budget_is_spent_and_go_on_when_it_is_raised(
@@ -104,9 +92,8 @@ def test_live_runs_stop_when_the_budget_is_spent_and_go_on_when_it_is_raised(
     backend = FakeBackend(uses(1), slots=2, ends=False)
     backend.obeys = False  # it needs longer to save than a cancelled run is given
 
-    def lives(event: Event) -> None:
-        if event.kind == "started":
-            write_attempt(event.planned.run, 1, start=0, alive=3 * HOUR)
+    def lives(submission: Submission) -> None:
+        write_attempt(RunDirectory(submission.run_dir), 1, start=0, alive=3 * HOUR)
 
     def saves_at_last(seconds: float) -> None:
         now = time.monotonic()
@@ -117,17 +104,18 @@ def test_live_runs_stop_when_the_budget_is_spent_and_go_on_when_it_is_raised(
 
     first_asked: dict[str, float] = {}
     monkeypatch.setattr(backend, "wait", saves_at_last)
+    backend.when_started = lives
 
-    ended = launch(tmp_path, items, backend, lives, core_hours=10)
+    ended = launch(tmp_path, items, backend, core_hours=10)
     assert names(backend) == ["run0", "run1"]
     assert backend.stopped == [("1", False), ("2", False)], "asked, and not killed"
-    assert sorted(ended) == [(f"run{number}", "pending", SPENT) for number in range(3)]
+    assert ended == [("pending", SPENT)] * 3
     assert capsys.readouterr().err == "budget of 10 core hours is spent; 2 runs stop at a checkpoint\n"
     assert [item.run.failures() for item in items] == [[]] * 3, "no failure, no cancellation"
 
     backend = FakeBackend(uses(1), slots=2)
     ended = launch(tmp_path, items, backend, core_hours=20)
-    assert [state for _, state, _ in ended] == ["done"] * 3
+    assert [state for state, _ in ended] == ["done"] * 3
     assert [submission.attempt for submission in backend.submissions] == [2, 2, 1]
 
 
@@ -141,12 +129,12 @@ def test_a_failed_attempt_has_used_its_hours_and_is_not_tried_again_beyond_the_b
     backend = FakeBackend(fails, slots=1)
     ended = launch(tmp_path, runs(tmp_path, None), backend, core_hours=10)
     assert [submission.attempt for submission in backend.submissions] == [1, 2]
-    assert ended == [("run0", "failed", "node: lost")]
+    assert ended == [("failed", "node: lost")]
 
 
 def test_a_study_whose_budget_is_spent_starts_nothing(tmp_path: Path) -> None:
     items = runs(tmp_path, 1, 1)
     write_attempt(items[0].run, 1, start=0, end=5 * HOUR)
     backend = FakeBackend(uses(1))
-    assert launch(tmp_path, items, backend, core_hours=10) == [("run0", "pending", SPENT), ("run1", "pending", SPENT)]
+    assert launch(tmp_path, items, backend, core_hours=10) == [("pending", SPENT)] * 2
     assert backend.submissions == []

@@ -17,7 +17,7 @@ from seqlm import ends, rundir
 from seqlm.errors import FileError
 from seqlm.files import write_json_lines
 from tests.cancelling import cancel
-from tests.fakes import Event, FakeBackend
+from tests.fakes import FakeBackend
 from tests.jobs.launch.test_dispatch import finish, run_all, todo
 
 METRICS = [{"epoch": 0, "val_ppl": 9.0}]
@@ -64,11 +64,6 @@ def test_a_run_that_stays_unreadable_fails_alone_with_the_kind_node(tmp_path: Pa
     first, second, third = todo(tmp_path, 3)
     failed: list[Path] = []
     disk.refuse("read", lambda path: bool(failed) and path == first.run.metrics_file, errno.EIO, times=float("inf"))
-    ended: dict[str, Event] = {}
-
-    def hear(event: Event) -> None:
-        if event.kind == "ended":
-            ended[event.planned.run.id] = event
 
     def work(submission: Submission) -> int:
         if submission.run_dir != first.run.path:
@@ -77,12 +72,13 @@ def test_a_run_that_stays_unreadable_fails_alone_with_the_kind_node(tmp_path: Pa
         return 3
 
     backend = FakeBackend(work, slots=1)
-    run_all(backend, [first, second, third], hear, policy=Policy(max_stalled_retries=2))
-    seen = ended[first.run.id].observation
+    run_all(backend, [first, second, third], policy=Policy(max_stalled_retries=2))
+    failed.clear()
+    seen = first.run.observe()
     assert (seen.state, seen.kind) == ("failed", "node")
     line = f"cannot read {first.run.metrics_file}: Input/output error, after 2 retries in a row without progress"
     assert seen.reason == f"node: {line}"
-    assert {ended[item.run.id].observation.state for item in (second, third)} == {"done"}
+    assert {item.run.observe().state for item in (second, third)} == {"done"}
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
