@@ -57,16 +57,9 @@ class Attempt:
         self._where = where
 
     @functools.cached_property
-    def _heartbeat(self) -> Heartbeat:
+    def heartbeat(self) -> Heartbeat:
+        """Whether its worker makes progress. It is watched from the first use on."""
         return Heartbeat(self.run, self.number, hung_seconds({**os.environ, **self._submission.env}))
-
-    def is_hung(self) -> bool:
-        """Look at the files now and then; return whether its worker makes no progress. Call it repeatedly.
-
-        Raises:
-            FileError: the run's files cannot be read; the next call tries again.
-        """
-        return self._heartbeat.is_hung()
 
     def record_start(self, launch: Mapping[str, Any]) -> None:
         """Write ``start.json`` before the ranks are started. ``launch``: who starts them.
@@ -85,14 +78,6 @@ class Attempt:
         }
         make_directory(self.run.attempt_dir(self.number))
         write_once(self.run.start_file(self.number), json_text(record).encode())
-
-    def record_hang(self) -> None:
-        """Record that the worker hangs, before it is killed: the kill is not the cause.
-
-        Raises:
-            FileError: it cannot be written.
-        """
-        self.record("node", self._heartbeat.message)
 
     def record(self, kind: FailureKind | None, message: str, **more: Any) -> None:
         """Record how the attempt ended, if that adds something to what its ranks have recorded.

@@ -235,8 +235,8 @@ class Dispatcher:
         run, now, is_hung, is_cancelled = one.item.run, time.monotonic(), False, False
         with self._warnings_for(one.item):
             is_cancelled = run.is_cancelled()
-            if is_hung := one.attempt.is_hung():
-                one.attempt.record_hang()
+            if is_hung := one.attempt.heartbeat.is_hung():
+                one.attempt.record("node", one.attempt.heartbeat.message)  # before the kill, which is not the cause
         # A run that stops for the budget has all the time that it needs to save.
         is_late = is_cancelled and one.stop_asked is not None and now - one.stop_asked > STOP_SECONDS
         if one.killed is None and (is_hung or is_late):

@@ -179,13 +179,15 @@ def test_a_stopped_rank_and_its_peer_are_killed_and_the_run_ends_well(
 
     monkeypatch.setattr("jobs.attempt.attempt.Heartbeat", watch)
 
-    def stop_a_rank(happening: str, *_: object) -> None:
-        if happening == "epoch" and not ranks:
-            attempt = run.last_attempt()
-            ranks.extend((read_json(run.worker_file(attempt, rank)) or {})["pid"] for rank in (0, 1))
-            os.kill(ranks[stopped], signal.SIGSTOP)
-            (tmp_path / "go-on").touch()
-            watchers[-1]._clock = itertools.count(1e9, MINUTE).__next__  # the ten minutes pass at once
+    class Backend(LocalBackend):
+        def wait(self, seconds: float) -> None:
+            if run.metrics_file.exists() and not ranks:
+                attempt = run.last_attempt()
+                ranks.extend((read_json(run.worker_file(attempt, rank)) or {})["pid"] for rank in (0, 1))
+                os.kill(ranks[stopped], signal.SIGSTOP)
+                (tmp_path / "go-on").touch()
+                watchers[-1]._clock = itertools.count(1e9, MINUTE).__next__  # the ten minutes pass at once
+            super().wait(seconds)
 
     options = LaunchOptions(
         study_dir=tmp_path / "study",
@@ -193,7 +195,7 @@ def test_a_stopped_rank_and_its_peer_are_killed_and_the_run_ends_well(
         env={"SEQLM_HUNG_MINUTES": "10", "OMP_NUM_THREADS": "1"},
     )
     code = Code(path=Path(__file__).parents[3], commit=None, dirty=False, live=True)
-    Dispatcher(LocalBackend(), code, options).dispatch([item], stop_a_rank)
+    Dispatcher(Backend(), code, options).dispatch([item])
     assert ranks, "one was stopped"
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
     assert "no step for 10 min" in " ".join(end.message for end in run.failures())

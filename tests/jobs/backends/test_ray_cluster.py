@@ -299,9 +299,8 @@ for seed in range(4):
     run.create(spec.config, {"name": spec.name})
     items.append(plan(spec, run, run.observe(), has_checkpoint=False, retry=False))
 options = LaunchOptions(study_dir=study, worker=("-c", worker))
-ends = []
-tell = lambda kind, item, seen: ends.append(seen.state) if kind == "ended" else None
-Dispatcher(backend, live_code(), options).dispatch(items, tell)
+Dispatcher(backend, live_code(), options).dispatch(items)
+ends = [item.run.observe().state for item in items]
 lost = [path.read_text() for path in study.glob("*/attempts/*/exit.json")]
 print(ends, len(lost), all('"kind": "node"' in text and "does not see" in text for text in lost))
 backend.close()
@@ -368,7 +367,7 @@ def test_a_study_begun_locally_is_finished_on_ray(ray_cluster: RayLab, tmp_path:
     assert {run.id for run in study.runs()} == half.keys()
     assert all(epochs_of(run) == list(range(100)) for run in study.runs())
     assert {path: path.stat().st_mtime_ns for run in done for path in run.path.rglob("*")} == before
-    assert "resumes" in answer.stderr
+    assert " resume" in answer.stderr
     backends = {start_of(run)["backend"] for run in study.runs()}
     assert backends == {"local", "ray"}
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -266,7 +267,11 @@ def test_other_runs_go_on_next_to_a_worker_that_hangs_and_cannot_be_killed(
 ) -> None:
     monkeypatch.setattr(dispatch, "KILL_SECONDS", -1.0)
     first, second = todo(tmp_path, 2)
-    monkeypatch.setattr(Attempt, "is_hung", lambda attempt: (attempt.run, attempt.number) == (first.run, 1))
+
+    def heartbeat(attempt: Attempt) -> Mock:
+        return Mock(is_hung=lambda: (attempt.run, attempt.number) == (first.run, 1), message="it hangs")
+
+    monkeypatch.setattr(Attempt, "heartbeat", property(heartbeat))
 
     def work(submission: Submission) -> int:
         backend.can_be_killed = True
