@@ -369,8 +369,9 @@ def tell_skipped(planned: Sequence[PlannedRun]) -> None:
 def following(study_dir: Path, where: str, planned: Sequence[PlannedRun]) -> Iterator[None]:
     """Show a launch on stderr while the block runs it to its end."""
     actions = Counter(item.action for item in planned if item.action != "skip")
-    what = ", ".join(f"{number} {action}" for action, number in actions.items()) or "nothing to start"
-    terminal.tell(f"{study_name(study_dir)}: {actions.total()} of {len(planned)} runs to do on {where}: {what}")
+    kinds = ", ".join(f"{actions[action]} {action}" for action in ("start", "resume", "extend") if actions[action])
+    todo = f"{actions.total()} of {len(planned)} runs to do on {where}"
+    terminal.tell(f"{study_name(study_dir)}: {todo}: {kinds}" if kinds else f"{study_name(study_dir)}: {todo}")
     tell_skipped(planned)
     ended = threading.Event()
 
