@@ -16,7 +16,7 @@ from analysis.study.study import load_study
 from jobs.launch import canary, dispatch
 from jobs.launch.canary import CANARY_ABOVE, STEPS, choose, wanted
 from jobs.launch.job import LaunchOptions
-from jobs.launch.prepare import estimated, launched
+from jobs.launch.prepare import estimated, launch
 from jobs.manifests.policy import Policy
 from jobs.plan.estimate import Throughput, training_tokens_per_epoch
 from jobs.plan.planned import PlannedRun, plan
@@ -246,8 +246,7 @@ def submitted(
         policy=Policy(max_stalled_retries=0),
     )
     try:
-        with launched(specs, backend, options) as (_, dispatch):
-            dispatch(lambda *told: None)
+        launch(specs, backend, options, lambda planned: contextlib.nullcontext())
     finally:
         names = [str(submission.run_dir.relative_to(study_dir)) for submission in backend.submissions]
     return [name.rpartition("-")[0] for name in names]
