@@ -174,7 +174,10 @@ def _entry(kind: str) -> Schema:
 def _sample() -> Schema:
     single = {key: schema for key, schema in config_keys().items() if key != "seed"}
     for table in OPEN_TABLES:
-        single[table] |= {"additionalProperties": {"anyOf": [single[table]["additionalProperties"], DRAWN]}}
+        single[table] = {
+            **single[table],
+            "additionalProperties": {"anyOf": [single[table]["additionalProperties"], DRAWN]},
+        }
     keys = _or_lists(single)
     for schema in keys.values():
         schema["anyOf"].append(DRAWN)
@@ -194,4 +197,5 @@ def _distribution() -> Schema:
         name: {"description": text, "type": "array", "items": number, "minItems": 2, "maxItems": 2}
         for name, (text, number) in numbers.items()
     }
-    return _table({**keys, "step": {"type": "integer", "minimum": 1}}, dependentRequired={"step": ["int"]})
+    one = {"oneOf": [{"required": [name]} for name in keys], "dependentRequired": {"step": ["int"]}}
+    return _table({**keys, "step": {"type": "integer", "minimum": 1}}, **one)

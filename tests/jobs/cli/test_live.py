@@ -183,9 +183,10 @@ def trains(study_dir: Path, looks: list[StudyView]) -> Callable[[], None]:
 
     def dispatch() -> None:
         with exclusive_lock(run.worker_lock_file, "busy"):
+            look_twice(looks)
             write_json_lines(run.metrics_file, [{"epoch": 0, "val_ppl": 100.0}])
             look_twice(looks)
-        fail(run, {"kind": "node", "message": "killed by SIGKILL"})
+            fail(run, {"kind": "node", "message": "killed by SIGKILL"})
         look_twice(looks)
         write_json(run.result_file, {})
 
@@ -199,9 +200,10 @@ def test_a_launch_tells_each_change_of_a_run_in_a_line(
     assert capsys.readouterr().err.splitlines() == [
         "s: 1 of 1 runs to do on this machine: 1 start",
         "s: 1 pending",
-        "one  running  epoch 1/2  best val ppl 100.00",
-        "one  failed  epoch 1/2  best val ppl 100.00  node: killed by SIGKILL",
-        "one  done  epoch 1/2  best val ppl 100.00",
+        "one-00000001  running",
+        "one-00000001  running  epoch 1/2  best val ppl 100.00",
+        "one-00000001  failed  epoch 1/2  best val ppl 100.00  node: killed by SIGKILL",
+        "one-00000001  done  epoch 1/2  best val ppl 100.00",
     ]
 
 
@@ -214,8 +216,8 @@ def test_on_a_terminal_the_changes_stand_above_the_table(
     monkeypatch.setattr("sys.stderr", stream)
     launched(tmp_path / "s", trains(tmp_path / "s", looks))
     text = stream.getvalue()
-    assert "one  failed  epoch 1/2" in text
-    assert text.index("one  failed  epoch 1/2") < text.rindex("s: 1 done")
+    assert "one-00000001  failed  epoch 1/2" in text
+    assert text.index("one-00000001  failed  epoch 1/2") < text.rindex("s: 1 done")
     assert "\x1b[?25h" in text, "the cursor is back"
 
 
@@ -238,7 +240,7 @@ def test_a_file_that_cannot_be_read_for_a_moment_ends_neither_display_nor_launch
     monkeypatch.setattr(view, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(Watcher, "look", fails_once)
     launched(tmp_path / "s", dispatch)
-    assert capsys.readouterr().err.splitlines()[1:] == ["s: 1 pending", "one  done"]
+    assert capsys.readouterr().err.splitlines()[1:] == ["s: 1 pending", "one-00000001  done"]
 
 
 def test_an_error_of_a_launch_ends_its_display(tmp_path: Path) -> None:

@@ -327,7 +327,7 @@ run.1.model.files : [""] | ~["../a.py"] | ~["b.py"] : []
 zip.0.model.num_heads : 0 : 4
 sample.0.count : 0 | 10001 : 2
 sample.0.model.hidden_size : ~{int = [8, 8]} | {int = [8, 9.5]} | ~{int = [8, 16], step = 9} : {int = [8, 16]}
-sample.0.model.hidden_size : {uniform = [8, 9]} : {int = [8, 16], step = 8}
+sample.0.model.hidden_size : ~{uniform = [8, 9]} : {int = [8, 16], step = 8}
 sample.0.model.keep : ~{uniform = [0.9, 0.2]} | ~{uniform = [0.9, 0.9]} | {uniform = 0.5} | [] | [[1]] | {} : [0.5]
 sample.0.model.keep : {uniform = [0.1, 0.9], step = 0.1} : {uniform = [0.1, 0.9]}
 sample.0.optim.lr : {log_uniform = [0, 1]} | ~{uniform = [-2, -1]} : {uniform = [0.1, 1]}
