@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
@@ -23,7 +24,7 @@ from jobs.backends.base import Executor
 from jobs.backends.ray_cluster import RayCluster, node_address
 from jobs.backends.ray_rank import RankHost
 from jobs.plan.capacity import Allocation, Capacity
-from jobs.spec import Submission
+from jobs.spec import Resources, Submission
 from jobs.study.kept_code import Code
 from seqlm.errors import EXIT_LOST, EXIT_STOPPED, BackendError
 from seqlm.rundir import RunDirectory
@@ -38,28 +39,41 @@ IDLE_SECONDS = 5.0
 """How long the group and actors of a run that has ended wait for one of the same resources: new ones take a second."""
 
 
+@dataclass(kw_only=True, eq=False)
+class _Group:
+    """A placement group. One that is idle may be used by a run of as many ranks, or with others by a larger one."""
+
+    group: PlacementGroup
+    hosts: list[Any]
+    """The actor of each rank."""
+    allocations: list[Allocation]
+    """Where each rank is, and what it holds. The capacity's GPU may be another one than Ray's."""
+    needs: tuple[float | None, float | None]
+    """Cores and GPUs of a rank."""
+    idle_since: float = 0.0
+
+
 @dataclass(kw_only=True)
 class _Job:
     submission: Submission
-    allocations: list[Allocation]
-    """Where each rank goes, and what it holds. The capacity's GPU may be another one than Ray's."""
-    group: PlacementGroup | None = None
-    hosts: list[Any] = field(default_factory=list)
-    """The actor of each rank."""
+    groups: list[_Group] = field(default_factory=list)
+    """Where its ranks are: one new group, or some that others have left."""
     pending: dict[Any, int] = field(default_factory=dict)
     """Outstanding answers: object reference -> rank."""
     since: float = 0.0
     is_placed: bool = False
-    """Whether Ray was seen to have found room for it."""
+    """Whether Ray was seen to have found room for its group. Groups that others have left have room."""
     is_stopped: bool = False
     ends: list[Ended] = field(default_factory=list)
     """How its ranks ended, the first one first."""
 
     @property
-    def needs(self) -> tuple[object, ...]:
-        """What a run must need to get the group of this one."""
-        wanted = self.submission.resources
-        return wanted.ranks, wanted.cpus, wanted.gpus
+    def hosts(self) -> list[Any]:
+        return [host for group in self.groups for host in group.hosts]
+
+    @property
+    def allocations(self) -> list[Allocation]:
+        return [allocation for group in self.groups for allocation in group.allocations]
 
     @property
     def attempt(self) -> Path:
@@ -84,8 +98,8 @@ class RayExecutor(Executor):
         self._foreign: dict[str, tuple[float, float]] = {}
         """Node -> cores and GPUs that other users hold."""
         self._jobs: dict[str, _Job] = {}
-        self._idle: list[tuple[float, _Job]] = []
-        """Runs that have ended whose groups wait for another one, and when they ended."""
+        self._idle: list[_Group] = []
+        """Groups of runs that have ended, which wait for another run."""
         self._avoided: dict[str, float] = {}
         """Node -> until when no run is submitted there, on the monotonic clock."""
         self._numbers = itertools.count(1)
@@ -130,57 +144,83 @@ class RayExecutor(Executor):
         self._refreshed_at = time.monotonic()
         self._total = self._cluster.capacity()
         free, others = self._cluster.free(self._total), self._total.copy()
-        for job in (*self._jobs.values(), *(one for _, one in self._idle)):
+        for job in self._jobs.values():
             others.take(job.allocations)
+        for group in self._idle:
+            others.take(group.allocations)
         if not self._cluster.is_embedded:
             self._foreign = {
                 name: (node.cpus - free.nodes[name].cpus, node.free_gpus - free.nodes[name].free_gpus)
                 for name, node in others.nodes.items()
             }
         for job in self._jobs.values():
-            job.is_placed = job.is_placed or placement_group_table(job.group)["state"] == "CREATED"
             if self._is_lost(job):
-                self._release(job)  # Ray would wait for a lost node forever
-            elif job.waits_long and (allocations := free.place(job.submission.resources)) is not None:
+                self._release(job.groups)  # Ray would wait for a lost node forever
+            elif (
+                not self._has_room(job)
+                and job.waits_long
+                and (allocations := free.place(job.submission.resources)) is not None
+            ):
                 free.take(allocations)  # another user took the node first
-                self._release(job)
-                job.allocations = allocations
-                self._start(job)
+                self._release(job.groups)
+                self._start(job, allocations)
 
-    def _is_lost(self, job: _Job) -> bool:
-        return any(one.node not in self.capacity().nodes for one in job.allocations)
+    @staticmethod
+    def _has_room(job: _Job) -> bool:
+        """Return whether Ray has found room for a run."""
+        job.is_placed = job.is_placed or placement_group_table(job.groups[0].group)["state"] == "CREATED"
+        return job.is_placed
+
+    def _is_lost(self, holder: _Job | _Group) -> bool:
+        return any(one.node not in self.capacity().nodes for one in holder.allocations)
 
     # -- a run -----------------------------------------------------------------------------------------------------
 
     def submit(self, submission: Submission) -> str:
         allocations = self._free().place(submission.resources)
         assert allocations is not None, "asked whether there is room before"
-        job = _Job(submission=submission, allocations=allocations)
-        same = next((one for one in self._idle if one[1].needs == job.needs and not self._is_lost(one[1])), None)
-        if same is not None:
-            self._idle.remove(same)
-            job.group, job.hosts, job.allocations = same[1].group, same[1].hosts, same[1].allocations
-            job.is_placed = True
+        groups = self._take_idle(submission.resources, allocations)
+        job = _Job(submission=submission, groups=groups, is_placed=bool(groups))
+        if groups:
             self._run(job)
         else:
             self._end_idle(0.0)
-            self._start(job)
+            self._start(job, allocations)
         job_id = f"{submission.run_dir.name}/{submission.attempt}-{next(self._numbers)}"
         self._jobs[job_id] = job
         return job_id
 
-    def _start(self, job: _Job) -> None:
+    def _take_idle(self, resources: Resources, wanted: Sequence[Allocation]) -> list[_Group]:
+        """Return idle groups that together have the ranks of a run, on no more nodes than wanted. Empty: none have."""
+        found, left = list[_Group](), resources.ranks
+        for group in sorted(self._idle, key=lambda group: len(group.hosts), reverse=True):
+            if (
+                group.needs == (resources.cpus, resources.gpus)
+                and len(group.hosts) <= left
+                and not self._is_lost(group)
+            ):
+                found.append(group)
+                left -= len(group.hosts)
+        nodes = {one.node for group in found for one in group.allocations}
+        if left or len(nodes) > len({one.node for one in wanted}):
+            return []
+        self._idle = [group for group in self._idle if group not in found]
+        return found
+
+    def _start(self, job: _Job, allocations: list[Allocation]) -> None:
         """Ask Ray for a group on the nodes that were chosen. Ray itself would spread shares of GPUs over many cards."""
-        gpus = job.submission.resources.gpus or 0
-        bundle = {"CPU": job.allocations[0].cpus, **({"GPU": gpus} if gpus else {})}
-        nodes = [{"ray.io/node-id": one.node} for one in job.allocations]
-        job.group = placement_group([dict(bundle) for _ in nodes], strategy="PACK", bundle_label_selector=nodes)
+        wanted = job.submission.resources
+        gpus = wanted.gpus or 0
+        bundle = {"CPU": allocations[0].cpus, **({"GPU": gpus} if gpus else {})}
+        nodes = [{"ray.io/node-id": one.node} for one in allocations]
+        group = placement_group([dict(bundle) for _ in nodes], strategy="PACK", bundle_label_selector=nodes)
         actor: Any = ray.remote(RankHost)
-        job.hosts = []
+        hosts = []
         for rank in range(len(nodes)):
-            place = PlacementGroupSchedulingStrategy(job.group, placement_group_bundle_index=rank)
+            place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
             options = {"num_cpus": bundle["CPU"], "num_gpus": gpus, "scheduling_strategy": place}
-            job.hosts.append(actor.options(max_concurrency=3, **options).remote())
+            hosts.append(actor.options(max_concurrency=3, **options).remote())
+        job.groups = [_Group(group=group, hosts=hosts, allocations=allocations, needs=(wanted.cpus, wanted.gpus))]
         self._run(job)
 
     def _run(self, job: _Job) -> None:
@@ -206,9 +246,11 @@ class RayExecutor(Executor):
             return None
         del self._jobs[job_id]
         if any(end.is_lost for end in job.ends) or job.is_stopped:
-            self._release(job)
+            self._release(job.groups)
         else:
-            self._idle.append((time.monotonic(), job))
+            for group in job.groups:
+                group.idle_since = time.monotonic()
+            self._idle += job.groups
         return first_cause(job.ends)
 
     def stop(self, job_id: str, *, force: bool) -> None:
@@ -216,28 +258,27 @@ class RayExecutor(Executor):
         if job is None:
             return
         job.is_stopped = not force
-        if force or placement_group_table(job.group)["state"] != "CREATED":
-            self._release(job)
+        if force or not self._has_room(job):
+            self._release(job.groups)
             return
         for host in job.hosts:
             host.stop.remote(job.attempt)
 
     @staticmethod
-    def _release(job: _Job) -> None:
-        """Kill the actors of a job and give its resources back to Ray. Ray answers what they still owe with errors."""
-        for host in job.hosts:
+    def _release(groups: Sequence[_Group]) -> None:
+        """Kill the actors of groups and give the resources back to Ray. Ray answers what they still owe with errors."""
+        for group in groups:
+            for host in group.hosts:
+                with contextlib.suppress(ray.exceptions.RayError, ValueError):
+                    ray.kill(host)
             with contextlib.suppress(ray.exceptions.RayError, ValueError):
-                ray.kill(host)
-        with contextlib.suppress(ray.exceptions.RayError, ValueError):
-            remove_placement_group(job.group)
+                remove_placement_group(group.group)
 
     def _end_idle(self, seconds: float) -> None:
         """Release the groups that have waited longer than ``seconds``."""
-        now = time.monotonic()
-        for since, job in self._idle:
-            if now - since > seconds:
-                self._release(job)
-        self._idle = [(since, job) for since, job in self._idle if now - since <= seconds]
+        ended = [group for group in self._idle if time.monotonic() - group.idle_since > seconds]
+        self._release(ended)
+        self._idle = [group for group in self._idle if group not in ended]
 
     def wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
