@@ -129,7 +129,8 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals)
     is_over = signals.stop and signals.warned_at is None  # SLURM itself requeues the job, or a user has cancelled it
     if left and not is_over and _requeue(plan, host, left):
         return True
-    are_well = [_is_well(run) for run in runs]
+    budget = Budget.kept(plan.options.study_dir, plan.options.policy)
+    are_well = [_is_well(run, budget) for run in runs]
     return all(are_well)
 
 
@@ -186,10 +187,10 @@ def _again(plan: JobPlan, run: RunDirectory, host: JobHost, why: str | None) -> 
     return None
 
 
-def _is_well(run: RunDirectory) -> bool:
+def _is_well(run: RunDirectory, budget: Budget) -> bool:
     """Print the state of a run. Return whether it is done, was stopped by its search, or waits."""
     try:
-        seen = run.observe()
+        seen = run.observe(spent=budget.is_spent)
     except (SeqlmError, OSError):
         return False
     print(f"{run.id} {seen.state}: {seen.reason or 'well'}", flush=True)
