@@ -12,9 +12,7 @@ from tests.reference import (
     decisions,
     folders,
     manifest,
-    outputs,
     python_api,
-    run_files,
     states,
     variables,
 )
@@ -22,7 +20,7 @@ from tests.reference import (
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-SUBJECTS = (codes, columns, command_line, decisions, manifest, outputs, python_api, run_files, states, variables)
+SUBJECTS = (codes, columns, command_line, decisions, manifest, python_api, states, variables)
 
 
 def parts() -> dict[str, str]:
