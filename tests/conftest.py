@@ -63,7 +63,7 @@ from tests import shapes  # noqa: E402 -- tests are found from here on
 if shapes.AVAILABLE:
     shapes.install(CHECKED)
 
-from tests import blank, commands, leftovers, waiting, warm  # noqa: E402 -- after the hook
+from tests import commands, leftovers, waiting, warm  # noqa: E402 -- after the hook
 from tests.ray_lab import RayLab  # noqa: E402
 
 subprocess.Popen = warm.OwnPopen  # type: ignore[misc] -- what code under test starts in this process
@@ -120,8 +120,17 @@ def _plain_output() -> Generator[None]:
 @pytest.fixture
 def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the figures of reports blank: for tests of a report that are about other things."""
-    for name, function in blank.FUNCTIONS.items():
-        monkeypatch.setattr(name, function)
+    monkeypatch.setattr("analysis.report.figure_bytes", lambda *_: b'<svg width="1" height="1"></svg>')
+    monkeypatch.setattr("analysis.blocks.figure.Chart.__post_init__", lambda _: None)
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dispatcher that looks again and tries again at once."""
+    for name in ("POLL_SECONDS", "LOOK_SECONDS", "QUEUE_SECONDS"):
+        monkeypatch.setattr(f"jobs.launch.dispatch.{name}", 0.0)
+    monkeypatch.setattr("jobs.study.budget.READ_SECONDS", 0.0)
+    monkeypatch.setattr("seqlm.ends.FIRST_DELAY_SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from analysis.study.study import load_study
-from jobs.launch import canary, dispatch
+from jobs.launch import canary
 from jobs.launch.canary import CANARY_ABOVE, STEPS, choose, wanted
 from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import estimated, launch
@@ -23,7 +23,6 @@ from jobs.plan.planned import PlannedRun, plan
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.folder import observe_study
 from jobs.study.kept_code import Code
-from seqlm import ends
 from seqlm.config import RunConfig
 from seqlm.data.corpus import CorpusFacts, load_corpus
 from seqlm.errors import CanaryError
@@ -38,11 +37,7 @@ FACTS = CorpusFacts(vocab_size=20, tokens={"train": 1000, "valid": 100, "test": 
 GIB = 2**30
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "POLL_SECONDS", 0.0)
-    monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(ends, "FIRST_DELAY_SECONDS", 0.0)
+pytestmark = pytest.mark.usefixtures("no_waiting")
 
 
 def measured(**changes: Any) -> dict[str, Any]:

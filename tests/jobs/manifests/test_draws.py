@@ -151,6 +151,3 @@ def test_set_overrides_a_key_that_is_drawn(tmp_path: Path) -> None:
     before, after = keys_of(load(tmp_path, GOOD)), keys_of(load(tmp_path, GOOD, "optim.lr=0.5"))
     assert after == [(arch, 0.5, keep, hidden) for arch, _, keep, hidden in before]
     assert all(name.endswith("-lr0.5") for name in names(load(tmp_path, GOOD, "optim.lr=0.5")))
-
-
-# -- the lines for wrong entries -----------------------------------------------------------------------------------

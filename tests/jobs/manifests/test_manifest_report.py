@@ -7,38 +7,14 @@ from pathlib import Path
 import pytest
 
 from jobs.manifests.claims import Claim, Published
-from jobs.manifests.load import Manifest, load_manifest
-from seqlm.errors import ManifestError
 from seqlm.schema import fields_of
+from tests.jobs.manifests import test_manifest
+from tests.jobs.manifests.test_manifest import load, names, problems
 
-ROOT = Path(__file__).parents[3]
-
-BASE = """
-[study]
-name = "s"
-[defaults]
-model.hidden_size = 8
-model.num_heads = 2
-data.corpus = "pydoc"
-optim.lr = 1.0
-optim.optimizer = "sgd"
-"""
+BASE = f'{test_manifest.BASE}optim.optimizer = "sgd"\n'
 RUN = '[[run]]\nname = "{name}"\nmodel.arch = "{name}"\n'
 RNN, GRU = RUN.format(name="rnn"), RUN.format(name="gru")
 EXPECT = '[[expect]]\ntext = "gates help"\nlower = "arch=gru"\nhigher = "arch=rnn"\n'
-
-
-def load(folder: Path, text: str, *overrides: str) -> Manifest:
-    path = folder / "study.toml"
-    path.write_text(text, "utf-8")
-    return load_manifest(path, overrides)
-
-
-def problems(folder: Path, text: str, *overrides: str) -> list[str]:
-    with pytest.raises(ManifestError) as caught:
-        load(folder, text, *overrides)
-    assert all(line.isprintable() for line in caught.value.problems), "each problem is one line"
-    return [line.replace(f"{folder}/", "") for line in caught.value.problems]
 
 
 def test_published_results_belong_to_their_run_and_change_nothing_about_it(tmp_path: Path) -> None:
@@ -50,14 +26,9 @@ def test_published_results_belong_to_their_run_and_change_nothing_about_it(tmp_p
     assert plain.published == {}
 
 
-def test_published_results_may_be_given_in_part(tmp_path: Path) -> None:
-    text = BASE + RNN + "published.val_ppl = 9.5\n"
-    assert load(tmp_path, text).published == {"rnn": Published(val_ppl=9.5)}
-
-
-def test_every_copy_of_an_entry_with_seeds_has_its_published_results(tmp_path: Path) -> None:
-    manifest = load(tmp_path, BASE + RNN + "seeds = [1, 2]\npublished.val_ppl = 9\n")
-    assert list(manifest.published) == ["rnn-seed1", "rnn-seed2"]
+def test_every_copy_of_an_entry_with_seeds_has_its_published_results_also_in_part(tmp_path: Path) -> None:
+    manifest = load(tmp_path, BASE + RNN + "seeds = [1, 2]\npublished.val_ppl = 9.5\n")
+    assert manifest.published == dict.fromkeys(["rnn-seed1", "rnn-seed2"], Published(val_ppl=9.5))
 
 
 def test_published_results_belong_to_the_run_as_written_whatever_is_set(tmp_path: Path) -> None:
@@ -132,7 +103,7 @@ def test_groups_have_the_runs_that_are_named_or_match_in_manifest_order(tmp_path
     manifest = load(tmp_path, text)
     assert manifest.groups == {
         "fast": ("rnn-sgd-lr2", "gru-sgd-lr2"),
-        "all of them": tuple(run.name for run in manifest.runs),
+        "all of them": tuple(names(manifest)),
     }
     assert load(tmp_path, BASE + RNN).groups == {}
 
@@ -142,6 +113,3 @@ def test_another_mistake_is_not_told_as_an_expectation_without_runs(tmp_path: Pa
     assert problems(tmp_path, text) == [
         'study.toml: run "gru": optim.lr: expected a positive finite number, got 0',
     ]
-
-
-# -- the manifests of the project --------------------------------------------------------------------------------------

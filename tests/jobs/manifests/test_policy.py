@@ -8,7 +8,7 @@ import pytest
 from jobs.backends.local import LocalBackend
 from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import LaunchOptions
-from jobs.manifests.load import Manifest, load_manifest
+from jobs.manifests.load import Manifest
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import plan
 from jobs.spec import Resources, RunSpec
@@ -16,25 +16,15 @@ from jobs.study.kept_code import Code
 from seqlm.rundir import RunDirectory
 from seqlm.schema import read
 from tests.facts import launch_again, start_of
+from tests.jobs.manifests import test_manifest
+from tests.jobs.manifests.test_manifest import GOOD
 from tests.training.studies import make_config, write_text
 
 ROOT = Path(__file__).parents[3]
-GOOD = """
-[study]
-name = "s"
-[[run]]
-model.arch = "rnn"
-model.hidden_size = 8
-data.corpus = "pydoc"
-optim.optimizer = "sgd"
-optim.lr = 1.0
-"""
 
 
 def load(folder: Path, policy: str, *overrides: str) -> Manifest:
-    path = folder / "study.toml"
-    path.write_text(GOOD + policy, "utf-8")
-    return load_manifest(path, overrides)
+    return test_manifest.load(folder, GOOD + policy, *overrides)
 
 
 def test_a_manifest_without_a_policy_has_the_defaults(tmp_path: Path) -> None:
@@ -75,12 +65,12 @@ json.dump(told, open(os.path.join(folder, "result.json"), "w"))
 STAND_IN = ("-c", PROGRAM)
 
 
-def launch_locally(folder: Path, worker: tuple[str, str], policy: Policy, *, batch_size: int = 8) -> RunDirectory:
+def launch_locally(folder: Path, worker: tuple[str, str], policy: Policy) -> RunDirectory:
     """Dispatch one run with this worker to its end, on the local backend."""
     text = write_text(folder / "text")
     spec = RunSpec(
         name="run",
-        config=make_config(epochs=1, batch_size=batch_size),
+        config=make_config(epochs=1),
         resources=Resources(cpus=1, gpus=0),
         data_path=text,
     )
@@ -99,12 +89,8 @@ def launch_locally(folder: Path, worker: tuple[str, str], policy: Policy, *, bat
     return run
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seqlm.ends.FIRST_DELAY_SECONDS", 0.0)
-
-
 @pytest.mark.process
+@pytest.mark.usefixtures("no_waiting")
 def test_a_run_short_of_memory_goes_on_in_halves_until_it_fits(tmp_path: Path) -> None:
     run = launch_locally(tmp_path, STAND_IN, Policy(checkpoint_min=2.5, keep_last=False))
     assert run.read_result() == {"minutes": "2.5", "keep_last": "0"}
@@ -118,27 +104,13 @@ def test_a_run_short_of_memory_goes_on_in_halves_until_it_fits(tmp_path: Path) -
 
 
 @pytest.mark.process
+@pytest.mark.usefixtures("no_waiting")
 def test_the_real_trainer_short_of_memory_ends_done_with_four_micro_batches(tmp_path: Path) -> None:
     run = launch_locally(tmp_path, ("-m", "tests.training.tight"), Policy())
     assert (run.read_result() or {})["micro_batches"] == 4
     records = [json.loads(run.worker_file(attempt).read_text())["micro_batches"] for attempt in (1, 2, 3)]
     assert records == [1, 2, 4]
     assert {failed.kind for failed in run.failures()} == {"oom"}
-
-
-@pytest.mark.process
-def test_a_run_that_never_fits_fails_and_says_how_often_it_was_tried(tmp_path: Path) -> None:
-    run = launch_locally(tmp_path, STAND_IN, Policy(oom=1))
-    assert run.observe().reason == "oom: no memory, after 1 retry with ever smaller micro-batches"
-    launch_locally(tmp_path, STAND_IN, Policy(oom=1))
-    assert run.observe().state == "done", "a person who has it tried again starts where it stood"
-
-
-@pytest.mark.process
-def test_a_run_with_too_few_columns_for_smaller_micro_batches_fails(tmp_path: Path) -> None:
-    run = launch_locally(tmp_path, STAND_IN, Policy(oom=None), batch_size=3)
-    reason = "oom: no memory, with 2 micro-batches a step; its ranks have too few columns for smaller ones"
-    assert run.observe().reason == reason
 
 
 # -- the table's own -----------------------------------------------------------------------------------------------
@@ -158,8 +130,3 @@ def test_a_policy_survives_the_trip_through_its_table() -> None:
     written |= {"gpu_hours": 0.5, "core_hours": "unlimited"}
     assert policy.to_dict() == {**written, "preempted": "unlimited", "max_stalled_retries": 1, "keep_last": False}
     assert read(Policy, policy.to_dict()) == policy
-
-
-@pytest.mark.parametrize("key", ["oom", "timeout", "node", "preempted"])
-def test_each_kind_may_be_retried_without_limit(tmp_path: Path, key: str) -> None:
-    assert getattr(load(tmp_path, f'[policy]\n{key} = "unlimited"\n').policy, key) is None

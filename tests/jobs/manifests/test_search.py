@@ -4,32 +4,21 @@ from pathlib import Path
 
 import pytest
 
-from jobs.manifests.load import Manifest, load_manifest
+from jobs.manifests.load import Manifest
 from jobs.plan.record import record_of, write_record
 from jobs.plan.totals import search_line
 from jobs.study.record import StudyRecord
 from seqlm.errors import ManifestError
 from seqlm.search import Search
+from tests.jobs.manifests import test_manifest
+from tests.jobs.manifests.test_manifest import BASE
 
-GOOD = """
-[study]
-name = "s"
-[defaults.train]
-epochs = 30
-[[grid]]
-model.arch = ["rnn", "gru"]
-model.hidden_size = 8
-data.corpus = "pydoc"
-optim.optimizer = "sgd"
-optim.lr = 1.0
-"""
+GOOD = BASE + 'train.epochs = 30\n[[grid]]\nmodel.arch = ["rnn", "gru"]\noptim.optimizer = "sgd"\n'
 SEARCH = '[search]\nrungs = [3, 9]\nkeep = 0.5\nwithin = ["model.arch", "seed"]\n'
 
 
 def load(folder: Path, search: str, *overrides: str) -> Manifest:
-    path = folder / "study.toml"
-    path.write_text(GOOD + search, "utf-8")
-    return load_manifest(path, overrides)
+    return test_manifest.load(folder, GOOD + search, *overrides)
 
 
 def test_a_study_is_a_search_if_its_manifest_says_so(tmp_path: Path) -> None:
