@@ -1,12 +1,18 @@
-"""The command line itself: its records, what a command imports, help and color."""
+"""The command line itself: its records, what a command imports, help and color, and the answers to bad usage.
+
+``python -m tests.test_command_line`` writes the answers in ``usage.txt`` again; read their diff.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import shlex
 import sys
+import tempfile
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +25,8 @@ from jobs.cli import arguments
 from jobs.spec import RunSpec
 from seqlm.errors import UsageError
 from tests import commands, hostile
-from tests.test_launch import ROOT, Study, launched
+from tests.small_study import ROOT, Study
+from tests.test_launch import launched
 from tests.training.studies import runs_in
 
 COMMANDS = list(arguments.COMMANDS)
@@ -107,6 +114,28 @@ def test_the_installed_command_takes_its_own_modules_before_those_of_pythonpath(
     script = f"import sys; sys.path.append({str(ROOT)!r}); from {module} import {function}; sys.exit({function}())"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     commands.run([sys.executable, "-P", "-c", script, "--help"], cold=True, env=environment, cwd=tmp_path, check=True)
+
+
+# -- bad usage: one line, and exit code 2 --------------------------------------------------------------------------
+
+USAGE = Path(__file__).with_name("usage.txt")
+BLOCKS = USAGE.read_text("utf-8").strip().split("\n\n")
+
+
+def answered(folder: Path, block: str) -> str:
+    """Return a block of ``usage.txt``, a command line, with what it is answered now."""
+    line = block.partition("\n")[0]
+    with contextlib.chdir(folder), contextlib.redirect_stderr(io.StringIO()) as said:
+        assert launch.main(shlex.split(line)) == 2
+    return f"{line}\n{said.getvalue().strip()}"
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.partition("\n")[0])
+def test_bad_usage_is_one_clear_line_and_leaves_nothing_behind(study: Study, block: str) -> None:
+    found = answered(study.folder, block)
+    assert found.count("\n") == 1, "one line each"
+    assert found == block
+    assert not (study.folder / "runs").exists()
 
 
 # -- one command, one look at things -------------------------------------------------------------------------------
@@ -197,3 +226,11 @@ def test_two_failed_runs_of_one_name_keep_their_own_command_and_data(
     wanted = {run.read_config().fingerprint()[:8]: (["made", run.id], Path(f"/text/{run.id}")) for run in runs}
     assert len(wanted) == 2
     assert given == wanted
+
+
+if __name__ == "__main__":
+    os.environ["SEQLM_BACKEND"] = "local"
+    sys.argv[0] = "launch.py"
+    with tempfile.TemporaryDirectory() as name:
+        Study(Path(name))
+        USAGE.write_text("\n\n".join(answered(Path(name), block) for block in BLOCKS) + "\n", "utf-8")
