@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import json
@@ -37,6 +38,8 @@ class Cluster:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
         self.now = 0.0
+        self.looks = 0
+        """How often a claimant has looked at another's lease."""
         self.told: list[str] = []
         self._host = "a"
         monkeypatch.setattr(processes, "this_host", lambda: self.host(self._host))
@@ -47,6 +50,7 @@ class Cluster:
     def claim(self, host: str, *, while_waiting: Callable[[], object] = lambda: None, attempt: int = 1) -> Lease:
         def pause(seconds: float) -> None:
             self.now += seconds
+            self.looks += 1
             while_waiting()
 
         self._host = host
@@ -104,12 +108,6 @@ def test_a_lease_that_a_dead_process_of_this_host_left_is_taken_over_at_once(
     assert cluster.now == 0.0
 
 
-def test_a_live_process_of_this_host_keeps_its_lease_even_if_its_lock_is_not_seen(cluster: Cluster) -> None:
-    first = cluster.claim("a")
-    with pytest.raises(RunBusyError, match="on a"):
-        cluster.claim("a", while_waiting=first.beat)
-
-
 @pytest.mark.parametrize("other", [{"name": "b"}, {"machine": "m2"}, {"boot": "b2"}, {"pid_namespace": "pid:[2]"}])
 def test_a_process_id_means_nothing_on_a_host_that_differs_in_anything(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, other: dict[str, str]
@@ -144,60 +142,74 @@ def test_a_process_is_known_by_its_id_and_its_start(tmp_path: Path) -> None:
     assert processes.process_start(process.pid) is None
 
 
-def test_a_beating_heart_on_another_host_refuses_a_second_worker_and_names_the_first(cluster: Cluster) -> None:
-    first = cluster.claim("a")
-    with pytest.raises(RunBusyError, match=rf"^r has a worker \(pid {os.getpid()} on a\)$"):
-        cluster.claim("b", while_waiting=first.beat)
-    assert cluster.now <= 2 * leases.LOOK_SECONDS, "the first sign of life is enough"
-    first.check()
+def lose_for_two_looks(cluster: Cluster, first: Lease) -> None:
+    """The file of a lease is not there for two looks: a file server has lost it for a moment."""
+    aside = cluster.folder / "aside"
+    if cluster.looks == 1:
+        first.file.rename(aside)
+    if cluster.looks == 3:
+        aside.rename(first.file)
 
 
-def test_a_silent_lease_of_another_host_is_taken_over_after_the_stale_time_and_no_sooner(cluster: Cluster) -> None:
+def sleep_for_an_hour(cluster: Cluster, first: Lease) -> None:
+    """The watcher was itself stopped, and has not watched meanwhile; so was the owner's machine, of the same rack."""
+    if cluster.looks == 2:
+        cluster.now += 3600
+    if cluster.looks == 5:
+        first.beat()
+
+
+def claim_for_c(cluster: Cluster, first: Lease) -> None:
+    if cluster.looks == 2:
+        record = json.loads(first.file.read_text())
+        (cluster.folder / "000002.json").write_text(json.dumps({**record, "host": "c", "machine_id": "c"}))
+
+
+STALE = int(TERMS.stale_seconds / leases.LOOK_SECONDS)
+"""Looks until a lease is stale."""
+WATCHES, TAKES = "pid {pid} on a has not released", "taking this run over from pid {pid} on a"
+WATCHES_C, TAKES_C = WATCHES.replace("on a", "on c"), TAKES.replace("on a", "on c")
+
+
+@pytest.mark.parametrize(
+    ("happen", "looks", "owner", "told"),
+    [
+        (lambda _, first: first.beat(), 1, 1, [WATCHES]),
+        (lambda _, first: set_back(first.file), 1, 1, [WATCHES]),
+        (lambda cluster, first: cluster.looks == STALE and first.beat(), STALE, 1, [WATCHES]),
+        (sleep_for_an_hour, 5, 1, [WATCHES]),
+        (lambda _, first: first.release(), 1, 2, [WATCHES]),
+        (lambda *_: None, STALE, 2, [WATCHES, TAKES]),
+        (lose_for_two_looks, 3 + STALE, 2, None),
+        (claim_for_c, 2 + STALE, 3, [WATCHES, WATCHES_C, TAKES_C]),
+    ],
+    ids=[
+        "a beat",
+        "a beat on a clock set back",
+        "a beat at the last look",
+        "the watcher is stopped, and then a beat",
+        "a release",
+        "nothing",
+        "a file that is lost for two looks",
+        "another claimant",
+    ],
+)
+def test_a_claimant_on_another_host_watches_for_a_sign_of_life_and_says_so(
+    cluster: Cluster, happen: Callable[[Cluster, Lease], object], looks: int, owner: int, told: list[str] | None
+) -> None:
     first = cluster.claim("a")
     set_back(first.file)  # what its age looks like decides nothing
-    second = cluster.claim("b")
-    assert second.generation == 2
-    assert cluster.now == pytest.approx(TERMS.stale_seconds)
-    assert any("taking this run over" in line and "on a" in line for line in cluster.told)
-
-
-def test_the_last_beat_before_the_stale_time_is_over_still_counts(cluster: Cluster) -> None:
-    first = cluster.claim("a")
-
-    def beat_late() -> None:
-        if cluster.now >= TERMS.stale_seconds - leases.LOOK_SECONDS / 2:
-            first.beat()
-
-    with pytest.raises(RunBusyError):
-        cluster.claim("b", while_waiting=beat_late)
-
-
-def test_a_heart_that_beats_on_a_clock_set_back_beats_all_the_same(cluster: Cluster) -> None:
-    first = cluster.claim("a")
-    with pytest.raises(RunBusyError):
-        cluster.claim("b", while_waiting=lambda: set_back(first.file))
-
-
-def test_a_watcher_that_was_itself_stopped_has_not_watched_meanwhile(cluster: Cluster) -> None:
-    first = cluster.claim("a")
-    looks = []
-
-    def stopped_once() -> None:
-        looks.append(cluster.now)
-        if len(looks) == 2:
-            cluster.now += 3600  # stopped; the owner's machine, of the same rack, was as well
-        if len(looks) == 5:
-            first.beat()
-
-    with pytest.raises(RunBusyError):
-        cluster.claim("b", while_waiting=stopped_once)
-    assert len(looks) == 5
-
-
-def test_an_owner_that_releases_while_it_is_watched_is_followed_at_once(cluster: Cluster) -> None:
-    first = cluster.claim("a")
-    assert cluster.claim("b", while_waiting=first.release).generation == 2
-    assert cluster.now == leases.LOOK_SECONDS
+    who = rf"^r has a worker \(pid {os.getpid()} on a\)$"
+    with pytest.raises(RunBusyError, match=who) if owner == 1 else contextlib.nullcontext():
+        assert cluster.claim("b", while_waiting=lambda: happen(cluster, first)).generation == owner
+    assert cluster.looks == looks
+    if told is not None:
+        said = [line.format(pid=os.getpid()) for line in told]
+        assert all(line.startswith(start) for line, start in zip(cluster.told, said, strict=True)), cluster.told
+    if owner == 1:
+        first.check()
+        with pytest.raises(RunBusyError, match="on a"):  # its own host need not see its lock either
+            cluster.claim("a", while_waiting=first.beat)
 
 
 def test_who_waits_for_a_stale_lease_can_give_up(cluster: Cluster) -> None:
@@ -492,32 +504,6 @@ def test_the_record_of_a_lease_says_who_holds_it_since_when(cluster: Cluster) ->
     assert all(before <= taken_at <= datetime.now(UTC) and taken_at.microsecond == 0 for taken_at in times)
 
 
-def test_a_takeover_is_announced_before_the_wait_and_after_it(cluster: Cluster) -> None:
-    cluster.claim("a")
-    cluster.claim("b")
-    who = f"pid {os.getpid()} on a"
-    assert cluster.told == [
-        f"{who} has not released this run; watching for a sign of life",
-        f"taking this run over from {who}, which gives no sign of life",
-    ]
-
-
-def test_a_run_that_is_released_or_claimed_while_somebody_waits_is_not_announced_as_taken_over(
-    cluster: Cluster,
-) -> None:
-    first = cluster.claim("a")
-    assert cluster.claim("b", while_waiting=first.release).generation == 2
-    assert len(cluster.told) == 1
-
-    def claim_for_c() -> None:
-        if newest_generation(cluster.folder) == 2:
-            link = json.loads((cluster.folder / "000002.json").read_text())
-            (cluster.folder / "000003.json").write_text(json.dumps({**link, "host": "c", "machine_id": "machine of c"}))
-
-    assert cluster.claim("d", while_waiting=claim_for_c).generation == 4
-    assert [line.partition(" on ")[2][0] for line in cluster.told[1:]] == ["b", "c", "c"]
-
-
 def test_a_rank_without_a_lease_stops_only_for_an_owner_of_a_later_attempt(cluster: Cluster) -> None:
     require_attempt(cluster.folder, 1)  # nobody has been here yet
     cluster.claim("a", attempt=2)
@@ -570,22 +556,6 @@ def test_a_claim_whose_nth_call_fails_is_one_line_and_the_next_claimant_gets_the
         if not faults.has_failed:
             break
     assert number > 3
-
-
-def test_a_lease_that_a_file_server_loses_for_a_moment_gives_no_sign_of_life(cluster: Cluster) -> None:
-    first = cluster.claim("a")
-    aside = cluster.folder / "aside"
-    looks: list[float] = []
-
-    def lost_for_two_looks() -> None:
-        looks.append(cluster.now)
-        if len(looks) == 1:
-            first.file.rename(aside)
-        if len(looks) == 3:
-            aside.rename(first.file)
-
-    assert cluster.claim("b", while_waiting=lost_for_two_looks).generation == 2
-    assert cluster.now >= TERMS.stale_seconds
 
 
 def test_a_claimant_whose_file_was_swept_away_by_the_new_owner_claims_the_next_number(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from seqlm.errors import FileError
+from seqlm.files import read_json
 from seqlm.reading import below, exists, is_file, is_folder, is_link, listed
 
 LOOKS = [exists, is_file, is_folder, is_link, listed, below]
@@ -43,20 +45,26 @@ def test_what_is_missing_is_no_error(tmp_path: Path, look: object) -> None:
     assert not exists(tmp_path / "loop")
 
 
+@pytest.mark.parametrize(
+    ("call", "look"), [("stat", exists), ("open", lambda path: read_json(path) == {})], ids=["stat", "open"]
+)
 def test_a_file_that_another_host_replaces_meanwhile_is_looked_at_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, look: Callable[[Path], bool]
 ) -> None:
-    (tmp_path / "file").touch()
-    real, refused = os.stat, []
+    (tmp_path / "file").write_text("{}")
+    real, refused, times = getattr(os, call), list[object](), 1
 
-    def stale_once(*arguments: object, **options: object) -> os.stat_result:
-        if not refused:
-            refused.append(arguments)
+    def stale(*arguments: object, **options: object) -> object:
+        refused.append(arguments)
+        if len(refused) <= times:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        return real(*arguments, **options)  # type: ignore[arg-type]
+        return real(*arguments, **options)
 
-    monkeypatch.setattr(os, "stat", stale_once)
-    assert exists(tmp_path / "file")
+    monkeypatch.setattr(os, call, stale)
+    assert look(tmp_path / "file")
+    times = 100
+    with pytest.raises(FileError, match="Stale file handle"):
+        look(tmp_path / "file")
 
 
 def test_kinds_and_listings(tmp_path: Path) -> None:

@@ -26,8 +26,14 @@ SESSION_VARIABLE = "PYTEST_SESSION_MARK"
 """Marks every process that a test run starts, directly or not; set once by conftest.py."""
 
 
-def wait_for(look: Callable[[], Seen], what: str, *, until: Callable[[Seen], object] = bool) -> Seen:
-    """Call ``look`` until ``until`` accepts what it returns, and return that.
+def wait_for(
+    look: Callable[[], Seen],
+    what: str,
+    *,
+    until: Callable[[Seen], object] = bool,
+    by: subprocess.Popen[str] | None = None,
+) -> Seen:
+    """Call ``look`` until ``until`` accepts what it returns, and return that. ``by``: fail if this process has ended.
 
     ``what`` completes the sentence "waited for ..." in the message of a failure, which shows the last value of
     ``look`` too. So let ``look`` return a state and ``until`` judge it. A look that takes long is taken less often: the
@@ -36,9 +42,13 @@ def wait_for(look: Callable[[], Seen], what: str, *, until: Callable[[Seen], obj
     deadline = time.monotonic() + DEADLINE_SECONDS
     while True:
         begun = time.monotonic()
+        has_ended = by is not None and by.poll() is not None
         seen = look()
         if until(seen):
             return seen
+        if by is not None and has_ended:
+            stdout, stderr = by.communicate()
+            pytest.fail(f"{by.args!r} has ended without {what}: {by.returncode}\n{stdout}\n{stderr}", pytrace=False)
         now = time.monotonic()
         if now > deadline:
             waited = f"waited {DEADLINE_SECONDS:g} s in vain for {what}; last seen: {seen!r}"
