@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--backend", choices=("local", "ray", "slurm"), default="local", help="slurm: a test cluster (default: local)"
     )
-    kinds = list(dict.fromkeys(kind.__name__ for kind in (*ALL, *ON_SLURM)))
+    kinds = list(dict.fromkeys(kind.name for kind in (*ALL, *ON_SLURM)))
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, metavar="KIND", help="these alone")
     parser.add_argument("--short", action="store_true", help="three small runs instead of twelve")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found there")
@@ -92,7 +92,7 @@ def _disturb(
         kinds=tuple(
             kind
             for kind in (ALL if cluster is None else ON_SLURM)
-            if kind.__name__ in options.kinds and (disk or kind not in NEED_ROOT)
+            if kind.name in options.kinds and (disk or kind not in NEED_ROOT)
         ),
         seed=options.seed,
         minutes=options.minutes,

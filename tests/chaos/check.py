@@ -16,7 +16,7 @@ from tests.chaos.study import Study, processes
 from tests.outcome import outcome
 
 FAILING = "Input/output error"
-"""What a disk says that fails under one run (:class:`tests.chaos.faults.FailingRun`)."""
+"""What a disk says that fails under one run (:func:`tests.chaos.faults.failing_run`)."""
 ENDING_SECONDS = 30.0
 """How long a process may take to end once the last launcher has."""
 

@@ -1,17 +1,16 @@
-"""What is done to a study. Each fault happens at once; some last a while and are taken back by ``undo``."""
+"""What is done to a study. A fault is a generator: it does its work, yields what it hit, and then takes it back."""
 
 from __future__ import annotations
 
-import abc
 import contextlib
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 from seqlm.rundir import RunDirectory
 from tests.chaos.disk import Disk
@@ -30,6 +29,31 @@ class Scene:
     """The small file system that holds the study; none where there is no right to mount."""
     draw: Callable[[], float] = field(default=lambda: 0.0)
     """Numbers from 0 to 1 that the seed decides."""
+    beliefs: list[dict[str, Any]] = field(default_factory=list)
+    """What the processes of the study are to believe just now (``tests/chaos/shim``)."""
+
+    def believe(self, **values: Any) -> dict[str, Any]:
+        """Have all processes believe this, until the record that is returned is removed from the beliefs."""
+        self.beliefs.append(values)
+        self.control()
+        return values
+
+    def control(self) -> None:
+        """Tell the processes what to believe."""
+        beliefs = {key: value for values in self.beliefs for key, value in values.items()}
+        self.study.lab.control(below=str(self.study.folder), **beliefs)
+
+    @contextlib.contextmanager
+    def lying(self, **values: Any) -> Iterator[None]:
+        """Have all processes believe this while the block runs."""
+        belief = self.believe(**values)
+        yield
+        self.beliefs.remove(belief)
+        self.control()
+
+    @property
+    def has_launcher(self) -> bool:
+        return self.launcher.poll() is None
 
     def pick(self, among: list[Process]) -> Process | None:
         """One of these workers; three times in four one that has taken a step, else perhaps one that still imports."""
@@ -40,30 +64,32 @@ class Scene:
         return among[int(self.draw() * len(among))] if among else None
 
 
-class Fault(abc.ABC):
+@dataclass(frozen=True)
+class Fault:
     """One kind of accident."""
 
-    lasts_seconds: float = 0.0
-    """How long until ``undo``."""
+    begin: Callable[[Scene], Iterator[str]]
+    """Does it, yields what was hit, and then takes it back. Yields nothing if there is nothing to hit just now."""
+    lasts_seconds: float
 
-    @abc.abstractmethod
-    def happen(self, scene: Scene) -> str | None:
-        """Do it; returns what was hit, for the log, or none where there is nothing to hit just now."""
-
-    def undo(self, scene: Scene) -> None:  # noqa: B027 -- most have nothing to take back
-        """Take it back."""
-
-    def control(self) -> dict[str, Any]:
-        """What the processes of the study are to believe while it lasts (:mod:`tests.chaos.shim.sitecustomize`)."""
-        return {}
+    @property
+    def name(self) -> str:
+        return self.begin.__name__
 
 
-def _signal(process: Process | None, number: signal.Signals) -> str | None:
-    if process is None:
-        return None
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process.pid, number)
-    return f"rank {process.rank} of {process.run_dir.name}"
+def lasting(seconds: float) -> Callable[[Callable[[Scene], Iterator[str]]], Fault]:
+    """Make a fault of a generator that is to be resumed after so many seconds."""
+    return lambda begin: Fault(begin, seconds)
+
+
+at_once = lasting(0.0)
+
+
+def _send(process: Process | None, number: signal.Signals) -> Iterator[str]:
+    if process is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+        yield f"rank {process.rank} of {process.run_dir.name}"
 
 
 def end_all(study: Study) -> None:
@@ -82,73 +108,51 @@ def _unfinished(scene: Scene) -> list[RunDirectory]:
     return [run for run in runs if run.last_attempt() and not run.result_file.exists() and run.id not in live]
 
 
-@final
-class KillWorker(Fault):
+@at_once
+def kill_worker(scene: Scene) -> Iterator[str]:
     """SIGKILL of a run's only process, or of the first rank."""
-
-    def happen(self, scene: Scene) -> str | None:
-        return _signal(scene.pick([w for w in workers(scene.study) if w.rank == 0]), signal.SIGKILL)
+    yield from _send(scene.pick([w for w in workers(scene.study) if w.rank == 0]), signal.SIGKILL)
 
 
-@final
-class KillRank(Fault):
+@at_once
+def kill_rank(scene: Scene) -> Iterator[str]:
     """SIGKILL of a rank that is not the first."""
-
-    def happen(self, scene: Scene) -> str | None:
-        return _signal(scene.pick([w for w in workers(scene.study) if w.rank > 0]), signal.SIGKILL)
+    yield from _send(scene.pick([w for w in workers(scene.study) if w.rank > 0]), signal.SIGKILL)
 
 
-@final
-class TerminateWorker(Fault):
+@at_once
+def terminate_worker(scene: Scene) -> Iterator[str]:
     """SIGTERM of one process of a run, as where a node is drained."""
-
-    def happen(self, scene: Scene) -> str | None:
-        return _signal(scene.pick(workers(scene.study)), signal.SIGTERM)
+    yield from _send(scene.pick(workers(scene.study)), signal.SIGTERM)
 
 
-@final
-class KillLauncher(Fault):
-    """SIGKILL of the launcher, with which its workers end; another launcher comes."""
-
-    def happen(self, scene: Scene) -> str | None:
-        if scene.launcher.poll() is not None:
-            return None
-        scene.launcher.kill()
-        return f"pid {scene.launcher.pid}"
-
-
-@final
-class InterruptLauncher(Fault):
-    """SIGTERM of the launcher, which stops its workers between two steps."""
-
-    def happen(self, scene: Scene) -> str | None:
-        if scene.launcher.poll() is not None:
-            return None
-        scene.launcher.terminate()
-        return f"pid {scene.launcher.pid}"
-
-
-@final
-class StopRank(Fault):
+@lasting(3.0)
+def stop_rank(scene: Scene) -> Iterator[str]:
     """SIGSTOP of a process for a while: its machine swaps, or somebody has suspended it."""
-
-    lasts_seconds = 3.0
-
-    def __init__(self) -> None:
-        self._pid = 0
-
-    def happen(self, scene: Scene) -> str | None:
-        process = scene.pick(workers(scene.study))
-        self._pid = process.pid if process else 0
-        return _signal(process, signal.SIGSTOP)
-
-    def undo(self, scene: Scene) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGCONT)
+    process = scene.pick(workers(scene.study))
+    for hit in _send(process, signal.SIGSTOP):
+        yield hit
+        yield from _send(process, signal.SIGCONT)
 
 
-@final
-class PowerCut(Fault):
+@at_once
+def kill_launcher(scene: Scene) -> Iterator[str]:
+    """SIGKILL of the launcher, with which its workers end; another launcher comes."""
+    if scene.has_launcher:
+        scene.launcher.kill()
+        yield f"pid {scene.launcher.pid}"
+
+
+@at_once
+def interrupt_launcher(scene: Scene) -> Iterator[str]:
+    """SIGTERM of the launcher, which stops its workers between two steps."""
+    if scene.has_launcher:
+        scene.launcher.terminate()
+        yield f"pid {scene.launcher.pid}"
+
+
+@at_once
+def power_cut(scene: Scene) -> Iterator[str]:
     """All processes end at once; of what was written last, half is on disk: every file that may be torn is torn.
 
     Files lie beside that were begun and not put in place.
@@ -156,26 +160,24 @@ class PowerCut(Fault):
     ``last.pt`` is torn only where the checkpoint before it is kept: a disk that loses what was flushed and has no other
     copy has lost the run.
     """
-
-    def happen(self, scene: Scene) -> str | None:
-        end_all(scene.study)
-        scene.launcher.wait()
-        torn = []
-        for run in _unfinished(scene):
-            with contextlib.suppress(OSError):
-                for path in (run.last_checkpoint, run.metrics_file):
-                    path.with_name(f".{path.name}.powercut.tmp").write_bytes(b"half of")
-            with contextlib.suppress(OSError):  # where the disk is read-only just now, nothing was being written
-                last = run.last_checkpoint
-                kept = last.parent.glob("previous*.pt")
-                # While a new one is put in place, the one before has both names.
-                if last.exists() and any(not path.samefile(last) for path in kept):
-                    _tear(run.last_checkpoint, scene.draw())
-                    torn.append(f"last.pt of {run.id}")
-                if run.metrics_file.exists() and run.metrics_file.stat().st_size:
-                    os.truncate(run.metrics_file, int(scene.draw() * run.metrics_file.stat().st_size))
-                    torn.append(f"metrics.jsonl of {run.id}")
-        return f"all processes; torn: {', '.join(torn) or 'nothing'}"
+    end_all(scene.study)
+    scene.launcher.wait()
+    torn = []
+    for run in _unfinished(scene):
+        with contextlib.suppress(OSError):
+            for path in (run.last_checkpoint, run.metrics_file):
+                path.with_name(f".{path.name}.powercut.tmp").write_bytes(b"half of")
+        with contextlib.suppress(OSError):  # where the disk is read-only just now, nothing was being written
+            last = run.last_checkpoint
+            kept = last.parent.glob("previous*.pt")
+            # While a new one is put in place, the one before has both names.
+            if last.exists() and any(not path.samefile(last) for path in kept):
+                _tear(run.last_checkpoint, scene.draw())
+                torn.append(f"last.pt of {run.id}")
+            if run.metrics_file.exists() and run.metrics_file.stat().st_size:
+                os.truncate(run.metrics_file, int(scene.draw() * run.metrics_file.stat().st_size))
+                torn.append(f"metrics.jsonl of {run.id}")
+    yield f"all processes; torn: {', '.join(torn) or 'nothing'}"
 
 
 def _tear(path: Path, share: float) -> None:
@@ -189,186 +191,130 @@ def _tear(path: Path, share: float) -> None:
         file.write(bytes(min(512, size - file.tell())))
 
 
-@final
-class DiskFull(Fault):
+@lasting(4.0)
+def disk_full(scene: Scene) -> Iterator[str]:
     """Somebody else fills the file system, and makes room again some seconds later."""
-
-    lasts_seconds = 4.0
-
-    def happen(self, scene: Scene) -> str | None:
-        if scene.disk is None:
-            return None
+    if scene.disk is not None:
         scene.disk.fill()
-        return f"{len(workers(scene.study))} workers on it"
-
-    def undo(self, scene: Scene) -> None:
-        assert scene.disk is not None
+        yield f"{len(workers(scene.study))} workers on it"
         scene.disk.make_room()
 
 
-@final
-class ReadOnly(Fault):
+@lasting(4.0)
+def read_only(scene: Scene) -> Iterator[str]:
     """The study's folder becomes read-only under launcher and workers, and writable again some seconds later."""
-
-    lasts_seconds = 4.0
-
-    def happen(self, scene: Scene) -> str | None:
-        if scene.disk is None:
-            return None
+    if scene.disk is not None:
         scene.disk.make_read_only(scene.study.folder)
-        return f"{len(workers(scene.study))} workers in it"
-
-    def undo(self, scene: Scene) -> None:
-        assert scene.disk is not None
+        yield f"{len(workers(scene.study))} workers in it"
         scene.disk.make_writable(scene.study.folder)
 
 
-@final
-class ClockBack(Fault):
+@at_once
+def clock_back(scene: Scene) -> Iterator[str]:
     """The clock of all processes is set back by some hours, while they run, for good (per study)."""
-
-    def __init__(self) -> None:
-        self.back_seconds = 0.0
-
-    def happen(self, scene: Scene) -> str | None:
-        hours = 1 + 11 * scene.draw()
-        self.back_seconds += hours * 3600
-        return f"{hours:.1f} h"
-
-    def control(self) -> dict[str, Any]:
-        return {"back_seconds": self.back_seconds}
+    hours = 1 + 11 * scene.draw()
+    before = max((belief.get("back_seconds", 0.0) for belief in scene.beliefs), default=0.0)
+    scene.believe(back_seconds=before + hours * 3600)
+    yield f"{hours:.1f} h"
 
 
-class _Late(Fault):
-    """Something that one process does is seen by others only seconds later; the launcher is killed along with it."""
+def _late(scene: Scene, **belief: float) -> Iterator[str]:
+    """What one process does is seen by others only seconds later; the launcher is killed along with it.
 
-    lasts_seconds = 8.0
-    LAG_SECONDS = 5.0
-
-    def happen(self, scene: Scene) -> str | None:
-        if scene.launcher.poll() is not None:
-            return None
-        scene.launcher.kill()
-        return f"{self.LAG_SECONDS:g} s; launcher {scene.launcher.pid} killed"
-
-
-@final
-class LateListing(_Late):
-    """For a while, what one process makes is seen in the listings of others only seconds later, as on NFS.
-
-    The launcher is killed along with it: the next one is the other host that sees folders late.
+    The next launcher is the other host that sees it late.
     """
+    if scene.has_launcher:
+        scene.launcher.kill()
+        with scene.lying(**belief):
+            yield f"{LAG_SECONDS:g} s; launcher {scene.launcher.pid} killed"
 
-    def control(self) -> dict[str, Any]:
-        return {"lag_seconds": self.LAG_SECONDS}
+
+LAG_SECONDS = 5.0
 
 
-@final
-class LateRename(_Late):
+@lasting(8.0)
+def late_listing(scene: Scene) -> Iterator[str]:
+    """For a while, what one process makes is seen in the listings of others only seconds later, as on NFS."""
+    return _late(scene, lag_seconds=LAG_SECONDS)
+
+
+@lasting(8.0)
+def late_rename(scene: Scene) -> Iterator[str]:
     """For a while, what one process puts in place is seen by others only seconds later: they see the old file, or none.
 
-    The launcher is killed along with it, so that the next one reads what workers of another one have just written.
+    The next launcher reads what workers of the one before have just written.
     """
-
-    def control(self) -> dict[str, Any]:
-        return {"rename_lag_seconds": self.LAG_SECONDS}
+    return _late(scene, rename_lag_seconds=LAG_SECONDS)
 
 
-class _BadFiles(Fault):
+def _bad_files(scene: Scene, **belief: Any) -> Iterator[str]:
     """Something is wrong with all files of the study, under whatever is at work."""
+    if scene.has_launcher:
+        with scene.lying(**belief):
+            yield f"{len(workers(scene.study))} workers"
 
-    def happen(self, scene: Scene) -> str | None:
-        return f"{len(workers(scene.study))} workers" if scene.launcher.poll() is None else None
 
-
-@final
-class SlowFiles(_BadFiles):
+@lasting(5.0)
+def slow_files(scene: Scene) -> Iterator[str]:
     """Each opening and each renaming takes a fifth of a second."""
-
-    lasts_seconds = 5.0
-
-    def control(self) -> dict[str, Any]:
-        return {"slow_seconds": 0.2}
+    return _bad_files(scene, slow_seconds=0.2)
 
 
-@final
-class StaleFiles(_BadFiles):
+@lasting(5.0)
+def stale_files(scene: Scene) -> Iterator[str]:
     """Opening to read fails with ESTALE, for 0.3 s of each second: on NFS, where another host has replaced a file."""
-
-    lasts_seconds = 5.0
-
-    def control(self) -> dict[str, Any]:
-        return {"stale_share": 0.3}
+    return _bad_files(scene, stale_share=0.3)
 
 
-@final
-class QuotaAtClose(_BadFiles):
+@lasting(4.0)
+def quota_at_close(scene: Scene) -> Iterator[str]:
     """Closing a file that was written fails with EDQUOT, and half of it is lost: how NFS reports a quota."""
-
-    lasts_seconds = 4.0
-
-    def control(self) -> dict[str, Any]:
-        return {"quota": True}
+    return _bad_files(scene, quota=True)
 
 
-@final
-class FailingRun(Fault):
+@lasting(4.0)
+def failing_run(scene: Scene) -> Iterator[str]:
     """The disk under one run fails: opening any file of it is EIO for a while. The launcher has to go on."""
-
-    lasts_seconds = 4.0
-
-    def __init__(self) -> None:
-        self._failing = ""
-
-    def happen(self, scene: Scene) -> str | None:
-        process = scene.pick(workers(scene.study)) if scene.launcher.poll() is None else None
-        if process is None:
-            return None
-        self._failing = str(process.run_dir)
-        return process.run_dir.name
-
-    def control(self) -> dict[str, Any]:
-        return {"failing": self._failing}
+    process = scene.pick(workers(scene.study)) if scene.has_launcher else None
+    if process is not None:
+        with scene.lying(failing=str(process.run_dir)):
+            yield process.run_dir.name
 
 
-@final
-class KillJob(Fault):
+@at_once
+def kill_job(scene: Scene) -> Iterator[str]:
     """SIGKILL of the process of a SLURM job that follows the job's workers."""
-
-    def happen(self, scene: Scene) -> str | None:
-        jobs = [process for process in processes(scene.study.folder) if process.is_job]
-        if not jobs:
-            return None
+    jobs = [process for process in processes(scene.study.folder) if process.is_job]
+    if jobs:
         job = jobs[int(scene.draw() * len(jobs))]
         with contextlib.suppress(ProcessLookupError):
             os.kill(job.pid, signal.SIGKILL)
-        return f"pid {job.pid}"
+        yield f"pid {job.pid}"
 
 
-@final
-class Requeue(Fault):
+@at_once
+def requeue(scene: Scene) -> Iterator[str]:
     """``scontrol requeue`` of a job that runs, as by an administrator."""
 
-    def happen(self, scene: Scene) -> str | None:
-        def ask(*argv: str) -> list[str]:
-            env = scene.study.lab.env()
-            return subprocess.run(argv, env=env, capture_output=True, text=True, check=False).stdout.split()
+    def ask(*argv: str) -> list[str]:
+        env = scene.study.lab.env()
+        return subprocess.run(argv, env=env, capture_output=True, text=True, check=False).stdout.split()
 
-        if not (jobs := ask("squeue", "-h", "-t", "R", "-o", "%i")):
-            return None
+    if jobs := ask("squeue", "-h", "-t", "R", "-o", "%i"):
         job = jobs[int(scene.draw() * len(jobs))]
         ask("scontrol", "requeue", job)
-        return f"job {job}"
+        yield f"job {job}"
 
 
-ALL: tuple[type[Fault], ...] = (
-    *(KillWorker, KillRank, TerminateWorker, KillLauncher, InterruptLauncher, StopRank),
-    *(PowerCut, DiskFull, ReadOnly, ClockBack, LateListing),
-    *(LateRename, SlowFiles, StaleFiles, QuotaAtClose, FailingRun),
+SIGNALS = (kill_worker, kill_rank, terminate_worker, kill_launcher, interrupt_launcher, stop_rank)
+ALL = (
+    *SIGNALS,
+    *(power_cut, disk_full, read_only, clock_back, late_listing),
+    *(late_rename, slow_files, stale_files, quota_at_close, failing_run),
 )
-ON_SLURM: tuple[type[Fault], ...] = (
-    *(KillWorker, KillRank, TerminateWorker, KillLauncher, InterruptLauncher, StopRank),
-    *(DiskFull, ReadOnly, SlowFiles, StaleFiles, QuotaAtClose, FailingRun, KillJob, Requeue),
+ON_SLURM = (
+    *SIGNALS,
+    *(disk_full, read_only, slow_files, stale_files, quota_at_close, failing_run, kill_job, requeue),
 )
 """After a power cut, other jobs start while files are torn: no file of theirs would be safe from that."""
-NEED_ROOT: tuple[type[Fault], ...] = (DiskFull, ReadOnly)
+NEED_ROOT = (disk_full, read_only)

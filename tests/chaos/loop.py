@@ -14,7 +14,7 @@ from typing import IO, Any, final
 
 from tests.chaos.check import Findings, check
 from tests.chaos.disk import Disk
-from tests.chaos.faults import ClockBack, Fault, Scene, end_all
+from tests.chaos.faults import Fault, Scene, end_all
 from tests.chaos.quiet import Quiet
 from tests.chaos.study import Lab, Study, workers
 
@@ -35,12 +35,12 @@ class Planned:
 
     after_seconds: float
     """Since the fault before."""
-    fault: type[Fault]
+    fault: Fault
     numbers: tuple[float, ...]
     """What :attr:`Scene.draw` gives out."""
 
 
-def schedule(seed: int, mean_seconds: float, kinds: tuple[type[Fault], ...]) -> Iterator[Planned]:
+def schedule(seed: int, mean_seconds: float, kinds: tuple[Fault, ...]) -> Iterator[Planned]:
     """Faults without end: every kind once, in random order, then every kind once more."""
     dice = random.Random(seed)
     while True:
@@ -85,7 +85,7 @@ class Loop:
         quiet: Quiet,
         disk: Disk | None,
         *,
-        kinds: tuple[type[Fault], ...],
+        kinds: tuple[Fault, ...],
         seed: int,
         minutes: float,
         mean_seconds: float,
@@ -103,8 +103,8 @@ class Loop:
         self._tell_line = tell
         self._outcome = Outcome(seed=seed)
         self._began = time.monotonic()
-        self._lasting: list[tuple[float, Fault]] = []
-        self._clock = ClockBack()
+        self._lasting: list[tuple[float, Iterator[str]]] = []
+        """When each fault that lasts is to be resumed, which takes it back."""
 
     def run(self) -> Outcome:
         """Disturb, check, and say what was found."""
@@ -137,8 +137,7 @@ class Loop:
             except BaseException:
                 end_all(study)
                 raise
-        self._clock.back_seconds = 0.0
-        self._control(study)
+        self._lab.control(below=str(study.folder))
         found = check(study, self._quiet, log)
         found.lost_runs += [word for word in lost if not found.lost_runs]
         self._outcome.findings.add(found)
@@ -161,7 +160,7 @@ class Loop:
         idle, disturbed_at = 0, time.monotonic()
         while True:
             now = time.monotonic()
-            self._take_back(scene, now)
+            self._take_back(now)
             if self._more_to_come() and now >= due:
                 tried_since = tried_since or now
                 if self._disturb(scene, coming, give_up=now - tried_since > PATIENCE_SECONDS):
@@ -169,18 +168,18 @@ class Loop:
                     due = disturbed_at + coming.after_seconds
             if scene.launcher.poll() is not None:
                 if not workers(study) and self._is_done(study):
-                    self._take_back(scene, math.inf)
+                    self._take_back(math.inf)
                     return []
                 if not self._lasting and scene.launcher.returncode >= 0:
                     idle += 1
                 if idle > IDLE_LAUNCHES and not workers(study) and not self._more_to_come():
-                    self._take_back(scene, math.inf)
+                    self._take_back(math.inf)
                     return [f"{idle} launchers in a row have not finished the study"]
                 time.sleep(RELAUNCH_SECONDS)
                 scene.launcher = self._launch(study, output)
             if now - disturbed_at > FINISH_SECONDS:
                 end_all(study)
-                self._take_back(scene, math.inf)
+                self._take_back(math.inf)
                 return [f"not done {FINISH_SECONDS:g} s after the last fault"]
             time.sleep(POLL_SECONDS)
 
@@ -196,30 +195,22 @@ class Loop:
 
     def _disturb(self, scene: Scene, coming: Planned, *, give_up: bool) -> bool:
         """Try to have the coming fault happen; returns whether it is over with."""
-        fault = self._clock if coming.fault is ClockBack else coming.fault()  # a clock that was set back stays so
         numbers = iter(coming.numbers)
         scene.draw = lambda: next(numbers)
-        name = coming.fault.__name__
-        hit = fault.happen(scene)
+        name = coming.fault.name
+        happening = coming.fault.begin(scene)
+        hit = next(happening, None)
         if hit is None:
             if give_up:
                 self._outcome.without_a_target[name] += 1
             return give_up
         self._outcome.faults[name] += 1
         self._tell(f"{name}: {hit}")
-        if fault.lasts_seconds:
-            self._lasting.append((time.monotonic() + fault.lasts_seconds, fault))
-        self._control(scene.study)
+        if coming.fault.lasts_seconds:
+            self._lasting.append((time.monotonic() + coming.fault.lasts_seconds, happening))
         return True
 
-    def _control(self, study: Study) -> None:
-        asked: dict[str, Any] = {"below": str(study.folder)}
-        for fault in (self._clock, *(fault for _, fault in self._lasting)):
-            asked |= fault.control()
-        self._lab.control(**asked)
-
-    def _take_back(self, scene: Scene, now: float) -> None:
+    def _take_back(self, now: float) -> None:
         for item in [item for item in self._lasting if item[0] <= now]:
             self._lasting.remove(item)
-            item[1].undo(scene)
-            self._control(scene.study)
+            next(item[1], None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import IO, Any
 
 from seqlm.rundir import RunDirectory
 from tests import warm
+from tests.crawl import crawl_env
 from tests.training.studies import runs_in, write_text
 
 ROOT = Path(__file__).parent.parent.parent
@@ -99,7 +99,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Lab:
-    """A folder with the manifest, its text, and what every process of the studies in it loads (``shim``)."""
+    """A folder with the manifest, its text, and what its processes are to believe and note (``shim``)."""
 
     folder: Path
     backend: str = "local"
@@ -125,8 +125,6 @@ class Lab:
         ]
         lab.manifest.write_text(HEAD.format(epochs=epochs) + "".join(runs), "utf-8")
         (lab.shim / "steps").mkdir(parents=True)
-        for file in (Path(__file__).parent / "shim").glob("*.py"):
-            shutil.copy(file, lab.shim)
         return lab
 
     @property
@@ -143,11 +141,11 @@ class Lab:
         env = {name: value for name, value in found.items() if not name.startswith("SEQLM_")}
         # A rank whose launcher and whose peer are gone waits so long for the peer, and nobody else ends it.
         waits = {"SEQLM_COLLECTIVE_MINUTES": "0.5"}
-        path = os.pathsep.join([str(self.shim), *filter(None, [os.environ.get("PYTHONPATH")])])
-        return {**env, **waits, "PYTHONPATH": path, "SEQLM_CACHE": str(self.folder / "cache")}
+        places = {"SEQLM_CACHE": str(self.folder / "cache"), "SEQLM_TEST_CHAOS": str(self.shim)}
+        return {**env, **waits, **crawl_env(), **places}
 
     def control(self, **values: Any) -> None:
-        """Tell the processes what to believe (:mod:`tests.chaos.shim.sitecustomize`)."""
+        """Tell the processes what to believe (``tests/chaos/shim``)."""
         temporary = self.shim / "control.new"
         temporary.write_text(json.dumps(values))
         temporary.replace(self.shim / "control.json")

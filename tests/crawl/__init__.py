@@ -6,14 +6,16 @@ import os
 from pathlib import Path
 
 
-def light_env() -> dict[str, str]:
-    """Variables of workers that start cold: they leave out what takes a third of their start (sitecustomize.py).
-
-    With ``SEQLM_TEST_COLD=1`` they leave out nothing.
-    """
+def crawl_env() -> dict[str, str]:
+    """Variables with which Python programs load ``sitecustomize.py``, and begin cold if this test run does."""
     cold = {name: os.environ[name] for name in ["SEQLM_TEST_COLD"] if name in os.environ}
     path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {"PYTHONPATH": os.pathsep.join(path), **cold}
+
+
+def blank_figures() -> dict[str, str]:
+    """Variables with which Python programs leave the figures of reports blank: most of a small report's time."""
+    return {**crawl_env(), "SEQLM_TEST_BLANK_FIGURES": "1"}
 
 
 class Crawl:
@@ -26,7 +28,7 @@ class Crawl:
 
     def __init__(self, folder: Path, *, epochs: int, step_seconds: float = 0.2) -> None:
         self._ended = folder / "crawl-ended"
-        self.env = {**light_env(), "SEQLM_TEST_CRAWL": f"{epochs}:{step_seconds}:{self._ended}"}
+        self.env = {**crawl_env(), "SEQLM_TEST_CRAWL": f"{epochs}:{step_seconds}:{self._ended}"}
 
     def end(self) -> None:
         self._ended.touch()

@@ -1,6 +1,6 @@
 """Files that are slow, fail, or show late what others have done, as on a shared file system: for Python code.
 
-Loaded by ``sitecustomize.py``. Of ``control.json``, for files below ``below``:
+Loaded by ``lies.py``. Of ``control.json``, for files below ``below``:
 
     slow_seconds        each opening and each renaming takes so much longer
     stale_share         the share of each second in which opening to read fails with ESTALE: another host has put a
@@ -24,8 +24,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 -- pathlib itself looks at what is changed here
-RENAMED = os.path.join(HERE, "renamed.jsonl")  # noqa: PTH118
+RENAMED = os.path.join(os.environ["SEQLM_TEST_CHAOS"], "renamed.jsonl")  # noqa: PTH118 -- pathlib itself is changed
 """A line for each file that was put in place while renames are seen late."""
 
 _REAL_OPEN, _REAL_OS_OPEN, _REAL_STAT = io.open, os.open, os.stat

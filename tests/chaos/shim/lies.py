@@ -1,6 +1,7 @@
 """Loaded by every Python process of a chaos study: counts training steps, sets the clock back, lets files lie.
 
-It is in the lab's folder ``shim``, which is on ``PYTHONPATH``, together with ``control.json``:
+``tests/crawl/sitecustomize.py`` loads it in processes with ``SEQLM_TEST_CHAOS``: the lab's folder ``shim``, in which
+``control.json`` says what to do:
 
     back_seconds    how far the clock of these processes is behind the machine's
     lag_seconds     a folder made by another process is left out of listings for so long
@@ -13,9 +14,6 @@ The clock is that of Python alone: ``time.time``, ``time.time_ns``, ``datetime.n
 from __future__ import annotations
 
 import datetime
-import importlib.abc
-import importlib.machinery
-import importlib.util
 import json
 import os
 import sys
@@ -25,7 +23,7 @@ from typing import Any
 
 import lying_files
 
-HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 -- pathlib itself looks at what is changed here
+LAB = os.environ["SEQLM_TEST_CHAOS"]  # no Path: pathlib itself looks at what is changed here
 _REAL_TIME, _REAL_TIME_NS, _REAL_DATETIME = time.time, time.time_ns, datetime.datetime
 _REAL_OPEN, _REAL_MKDIR, _REAL_LISTDIR, _REAL_SCANDIR = open, os.mkdir, os.listdir, os.scandir
 
@@ -39,7 +37,7 @@ def control() -> dict[str, Any]:
     if time.monotonic() - _read_at > 0.1:
         _read_at = time.monotonic()
         try:
-            with _REAL_OPEN(os.path.join(HERE, "control.json"), encoding="utf-8") as file:  # noqa: PTH118
+            with _REAL_OPEN(os.path.join(LAB, "control.json"), encoding="utf-8") as file:  # noqa: PTH118
                 _control = json.load(file)
         except FileNotFoundError:
             _control = {}
@@ -85,7 +83,7 @@ def _hidden(folder: Any) -> set[str]:
         return set()
     names = lying_files.unseen_names(place)
     try:
-        with _REAL_OPEN(os.path.join(HERE, "made.jsonl"), encoding="utf-8") as file:  # noqa: PTH118
+        with _REAL_OPEN(os.path.join(LAB, "made.jsonl"), encoding="utf-8") as file:  # noqa: PTH118
             for line in file:
                 made = json.loads(line)
                 parent, _, name = made["path"].rpartition("/")
@@ -141,62 +139,31 @@ lying_files.install(control)
 
 
 def _append(name: str, text: str) -> None:
-    handle = os.open(os.path.join(HERE, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)  # noqa: PTH118
+    handle = os.open(os.path.join(LAB, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)  # noqa: PTH118
     try:
         os.write(handle, text.encode())
     finally:
         os.close(handle)
 
 
-class _CountSteps(importlib.abc.MetaPathFinder):
-    """Has each step of a worker add a byte to ``steps/RUN-PID``, which a SIGKILL cannot take back.
+def count_steps(module: Any) -> None:
+    """Have each step of a worker add a byte to ``steps/RUN-PID``, which a SIGKILL cannot take back.
 
     Before it, wait ``CHAOS_STEP_SECONDS``.
     """
+    run = os.path.basename(sys.argv[-1].rstrip("/"))  # noqa: PTH119
+    where = os.path.join(LAB, "steps")  # noqa: PTH118
+    os.makedirs(where, exist_ok=True)  # noqa: PTH103
+    file = os.path.join(where, f"{run}-{os.getpid()}")  # noqa: PTH118
+    counter = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    step = module.TrainingStep.__call__
+    seconds = float(os.environ.get("CHAOS_STEP_SECONDS", "0"))
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if name != "seqlm.training.step":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        assert spec is not None
-        assert spec.loader is not None
-        execute = spec.loader.exec_module
+    def count(self: Any, *arguments: Any, **options: Any) -> Any:
+        time.sleep(seconds)
+        result = step(self, *arguments, **options)
+        os.write(counter, b".")
+        return result
 
-        def exec_module(module: Any) -> None:
-            execute(module)
-            run = os.path.basename(sys.argv[-1].rstrip("/"))  # noqa: PTH119
-            where = os.path.join(HERE, "steps")  # noqa: PTH118
-            os.makedirs(where, exist_ok=True)  # noqa: PTH103
-            file = os.path.join(where, f"{run}-{os.getpid()}")  # noqa: PTH118
-            counter = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-            step = module.TrainingStep.__call__
-            seconds = float(os.environ.get("CHAOS_STEP_SECONDS", "0"))
-
-            def count(self: Any, *arguments: Any, **options: Any) -> Any:
-                time.sleep(seconds)
-                result = step(self, *arguments, **options)
-                os.write(counter, b".")
-                return result
-
-            module.TrainingStep.__call__ = count
-            lying_files.install_in_torch()
-
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
-
-
-sys.meta_path.insert(0, _CountSteps())
-
-
-# -- the machine's own file of this name, which this one stands before -----------------------------------------------
-
-
-def _run_the_next() -> None:
-    places = [os.path.abspath(folder or ".") for folder in sys.path]  # noqa: PTH100
-    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", places[places.index(HERE) + 1 :])
-    if spec is not None and spec.loader is not None:
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
-
-
-_run_the_next()
+    module.TrainingStep.__call__ = count
+    lying_files.install_in_torch()
