@@ -2,7 +2,7 @@
 
 Its files are in RAY_TMPDIR. Print the cluster's address, then read commands from stdin: ``kill ID`` kills a node, named
 by Ray's id, with all its processes, without notice to the others; ``add CPUS GPUS`` adds a node. Exit when stdin is
-closed. Workers are forks of a warm process (:mod:`tests.ray_worker`).
+closed.
 """
 
 from __future__ import annotations
@@ -10,45 +10,16 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import socket
-import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 from ray.cluster_utils import Cluster
 
-from tests import ray_worker, warm
-
-
-def start_workers(asked: socket.socket) -> None:
-    """Start a worker for each that asks, and let go of the asker when the worker has ended."""
-
-    def start(asker: socket.socket) -> None:
-        with asker:
-            data, files, _, _ = socket.recv_fds(asker, warm.MOST_BYTES, 3)
-            stdin, stdout, stderr = files
-            pipes = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
-            worker = subprocess.Popen(**json.loads(data), **pipes, process_group=0)  # as a raylet gives to each
-            for file in files:
-                os.close(file)
-            worker.wait()
-
-    while True:
-        asker, _ = asked.accept()
-        threading.Thread(target=start, args=[asker], daemon=True).start()
-
 
 def main() -> None:
     nodes = json.loads(sys.argv[1])
     folder = Path(os.environ["RAY_TMPDIR"])
-    asked = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    asked.bind(str(folder / "workers"))
-    asked.listen()
-    os.environ[ray_worker.VARIABLE] = str(folder / "workers")
-    threading.Thread(target=start_workers, args=[asked], daemon=True).start()
-
     numbers = itertools.count(1)
 
     def options(cpus: float, gpus: float) -> dict[str, Any]:
@@ -58,7 +29,6 @@ def main() -> None:
             "object_store_memory": 80 * 2**20,
             "include_log_monitor": False,
             "no_monitor": True,
-            "setup_worker_path": ray_worker.__file__,
         }
 
     def add(cpus: float, gpus: float) -> Any:

@@ -13,7 +13,7 @@ import pytest
 
 import launch
 from tests.check_model.faulty import write_model
-from tests.test_launch import Study
+from tests.small_study import Study
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 

@@ -8,7 +8,6 @@ import os
 import pty
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,102 +28,14 @@ from tests.chaos.disk import Disk, may_mount
 from tests.crawl import Crawl
 from tests.facts import fail, failure_of
 from tests.outcome import differences, outcome, quiet_outcomes
-from tests.training.studies import make_config, runs_in, write_text
+from tests.small_study import ROOT, Study, epochs_of, worker_pid
+from tests.training.studies import make_config, runs_in
 from tests.waiting import wait_for
-
-ROOT = Path(__file__).parent.parent
-STUB_LAUNCH = Path(__file__).parent / "tools" / "stub_launch.py"
-
-MANIFEST = """
-[study]
-name = "small"
-data = "text"
-
-[defaults.model]
-hidden_size = 16
-num_layers = 1
-embedding_size = 8
-num_heads = 4
-mlp_size = 16
-keep = 0.9
-
-[defaults.data]
-corpus = "files"
-
-[defaults.train]
-epochs = {epochs}
-batch_size = 8
-seq_len = 5
-
-[[grid]]
-model.arch = {archs}
-optim.optimizer = "adam"
-optim.lr = 0.01
-"""
-
-
-class Study:
-    """A manifest in a folder of its own, and the command line on it."""
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        epochs: int = 2,
-        archs: tuple[str, ...] = ("rnn",),
-        lines: int = 220,
-        stub: bool = False,
-    ) -> None:
-        """``stub``: with the stub in the place of the worker, where it does not matter what is trained."""
-        self.folder = folder
-        self._program = STUB_LAUNCH if stub else ROOT / "launch.py"
-        write_text(folder / "text", train_lines=lines)
-        (folder / "small.toml").write_text(MANIFEST.format(epochs=epochs, archs=json.dumps(archs)))
-
-    def command(self, *words: str) -> list[str]:
-        return [sys.executable, str(self._program), *words]
-
-    def __call__(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        return commands.run(self.command(*words), cwd=self.folder, **options)
-
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        return commands.start(self.command(*words), cwd=self.folder)
-
-    def runs(self) -> list[RunDirectory]:
-        return runs_in(self.folder / "runs" / "small")
-
-    def epochs(self) -> list[list[int]]:
-        """The epochs that each run has finished."""
-        return [epochs_of(run) for run in self.runs()]
-
-    def states(self) -> dict[str, str]:
-        data = commands.ask(["status", "small.toml"], folder=self.folder, env=os.environ)
-        return {run["name"]: run["state"] for run in data["runs"]}
-
-
-def epochs_of(run: RunDirectory) -> list[int]:
-    return [record["epoch"] for record in run.read_metrics()[0]]
 
 
 def provenance_time(run: RunDirectory) -> str:
     """When the run was launched, in UTC and whole seconds like every other time of a run: texts that sort."""
     return str(run.read_provenance()["launched_at"])
-
-
-def read_soon(path: Path) -> dict[str, Any]:
-    """What a process writes down that has only just started: a run is called running before its worker is so far."""
-
-    def read() -> dict[str, Any]:
-        try:
-            return dict(json.loads(path.read_text()))
-        except (FileNotFoundError, json.JSONDecodeError):  # not written, or written halfway
-            return {}
-
-    return wait_for(read, f"the content of {path}")
-
-
-def worker_pid(run: RunDirectory) -> int:
-    return int(read_soon(run.worker_lock_file)["pid"])
 
 
 @pytest.mark.process
@@ -533,72 +444,6 @@ def answer_of(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     monkeypatch.chdir(tmp_path)
     return Study(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (["run", "none.toml"], "none.toml: no such file"),
-        (["run", "text"], "text"),
-        (["run", "small.toml", "--set", "optim.lrate=1"], "did you mean"),
-        (["run", "small.toml", "--set", "optim=3"], '"optim" is a table, expected one of its keys: optim.optimizer, '),
-        (["run", "small.toml", "--set", "optim.lr=-1"], "optim.lr: expected a positive finite number, got -1"),
-        (["run", "small.toml", "--set", "model.arch=lstm"], "lstm"),
-        (
-            ["run", "small.toml", "--only", "arch=gru"],
-            'small.toml: no run passes --only "arch=gru": the runs have model.arch rnn',
-        ),
-        (
-            ["plan", "--only", "arch=gru", "lr>1", "small.toml"],
-            "unrecognized arguments: small.toml; --only and --exclude take one argument each: --only 'arch=gru lr>1' "
-            "(see python launch.py plan --help)",
-        ),
-        (["run", "small.toml", "--only", "arhc=gru"], "arhc"),
-        (["run", "small.toml", "--data", "nowhere"], "nowhere"),
-        (["run", "small.toml", "--set", "train.batch_size=5000"], "batch_size 5,000"),
-        (["run", "small"], 'small: no such file; did you mean "small.toml"?'),
-        (
-            ["run", "small.toml", "--backend", "slrum"],
-            'argument --backend: expected one of local, ray, slurm, got "slrum"; did you mean "slurm"? '
-            "(see python launch.py run --help)",
-        ),
-        (["status", "small", "--wach"], 'unrecognized arguments: --wach; did you mean "--watch"? '),
-        (["run", "small.toml", "--onyl", "arch=gru"], 'did you mean "--only"?'),
-        (["run", "small.toml", "--epochs", "4"], 'did you mean "--set train.epochs=4"?'),
-        (["run", "small.toml", "--learning-rate=4"], 'did you mean "--set optim.lr=4"?'),
-        (["run", "--learning-rate", "0.1", "small.toml"], 'did you mean "--set optim.lr=0.1"?'),
-        (["run", "small.toml", "--set", "train.epochs", "4"], 'did you mean "--set train.epochs=4"?'),
-        (["run", "--set", "train.epochs", "4", "small.toml"], 'did you mean "--set train.epochs=4"?'),
-        (["run", "small.toml", "--dropout", "0.3"], 'did you mean "--set model.keep=1 - dropout"?'),
-        (["--runs-dir", "X", "status", "small"], "launch.py status small --runs-dir X"),
-        (["run", "small.toml", "--max-parallel", "0"], "--max-parallel: expected a whole number, 1 or more, got 0"),
-        (
-            ["run", "small.toml", "--max-stalled-retries", "-1"],
-            "--max-stalled-retries: expected a whole number, 0 or more, got -1",
-        ),
-        (["behaviour", "small", "--temperature", "nan"], "--temperature: expected a number above 0, got nan"),
-        (["behaviour", "small", "--seed", "x"], "--seed: expected a whole number from 0 to 2^32 - 1, got x"),
-        (["run"], "the following arguments are required: manifest"),
-        (
-            ["sttaus", "small"],
-            'unknown command "sttaus"; did you mean "status"? (valid: plan, run, status, list, logs, cancel, retry, '
-            "clean, results, generate, behaviour, report, propose, doctor, check-model, schema, data; see "
-            "python launch.py --help)",
-        ),
-        (["status", "other"], "other: expected a study's folder, a manifest, or a study in runs"),
-        (["status", "small.toml"], "this study has not been launched yet"),
-        (["report", "text"], "text"),
-    ],
-)
-def test_bad_usage_is_one_clear_line_and_exit_code_2(
-    study: Study, capsys: pytest.CaptureFixture[str], words: list[str], line: str
-) -> None:
-    code, error = answer_of(capsys, *words)
-    assert code == 2
-    assert line in error
-    assert len(error.splitlines()) == 1
-    assert "Traceback" not in error
-    assert not (study.folder / "runs").exists(), "nothing is left behind"
 
 
 def test_plan_names_the_folder_next_to_the_manifest_that_has_the_runs(

@@ -24,7 +24,7 @@ from seqlm.trust import distrusted, record_launch
 from tests import commands
 from tests.facts import start_of
 from tests.jobs.launch.test_behaviour import done_run
-from tests.test_launch import ROOT
+from tests.small_study import ROOT
 from tests.training.studies import write_text
 from tests.waiting import wait_for
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from slurm.testcluster import ClusterOptions, LoopbackCluster
-from tests import warm
 from tests.analysis.example_study import make_examples, make_widths
-from tests.crawl import Crawl, light_env
+from tests.crawl import Crawl, blank_figures
 from tests.docs_blocks import ROOT, Session, command_words, pages, place_of, read_blocks
 from tests.ray_lab import RayLab
 from tests.slurm.real import require_slurm
@@ -27,7 +26,7 @@ def _table(values: Mapping[str, str]) -> str:
 
 
 PAGES = {str(page.relative_to(ROOT)): place_of(page) for page in pages()}
-RAY_ON_CPUS = f"[backend.ray]\nenv = {_table({'SEQLM_DEVICE': 'cpu', **light_env()})}\n\n[resources]"
+RAY_ON_CPUS = f"[backend.ray]\nenv = {_table({'SEQLM_DEVICE': 'cpu'})}\n\n[resources]"
 SLURM_ON_CPUS = 'env.SEQLM_DEVICE = "cpu"\nprogress_s = 0.5\ntimeout_min'
 SMALL = {
     "model.hidden_size = 256": "model.hidden_size = 16",
@@ -75,7 +74,7 @@ def _require_programs(page: str) -> None:
 
 
 def _env(page: str, env: Mapping[str, str]) -> dict[str, str]:
-    return {**env, **warm.env(), **({} if page in DRAWN else {"SEQLM_TEST_BLANK_FIGURES": "1"})}
+    return {**env, **({} if page in DRAWN else blank_figures())}
 
 
 def _run(page: str, folder: Path, env: Mapping[str, str], enter: Callable[[Sequence[str]], list[str]] = list) -> None:

@@ -12,20 +12,10 @@ from tests import commands, searches
 from tests.crawl import Crawl
 from tests.facts import failure_of
 from tests.outcome import outcome
-from tests.test_launch import Study, read_soon
+from tests.small_study import Study, read_soon
 from tests.training.studies import make_config, make_run
 
 pytestmark = pytest.mark.process
-
-
-def make_study(folder: Path) -> Study:
-    study = Study(folder, epochs=searches.EPOCHS)
-    manifest = folder / "small.toml"
-    text = manifest.read_text().replace(
-        "optim.lr = 0.01", f"optim.lr = {json.dumps(searches.RATES)}\nresources.cpus = 1"
-    )
-    manifest.write_text(text + searches.TABLE)
-    return study
 
 
 def test_a_search_stops_what_is_behind_although_a_worker_is_killed_and_what_goes_on_is_exact(
@@ -34,7 +24,8 @@ def test_a_search_stops_what_is_behind_although_a_worker_is_killed_and_what_goes
     crawl = Crawl(tmp_path, epochs=1)
     for name, value in crawl.env.items():
         monkeypatch.setenv(name, value)
-    study = make_study(tmp_path)
+    study = Study(tmp_path, epochs=searches.EPOCHS, rates=searches.RATES, cpus=1)
+    study.write(searches.TABLE)
     launcher = study.start("run", "small.toml")
     victim = searches.kill_between_rungs(study.runs)
     before = victim.rung_file(1).read_text()
@@ -64,9 +55,8 @@ def test_a_search_stops_what_is_behind_although_a_worker_is_killed_and_what_goes
 
 
 def test_all_ranks_of_a_run_leave_at_its_rung_and_go_on_together(tmp_path: Path) -> None:
-    study = Study(tmp_path, epochs=2)
-    with (tmp_path / "small.toml").open("a") as manifest:
-        manifest.write("resources.ranks = 2\nresources.cpus = 1\n[search]\nrungs = [1]\nmin_runs = 1\nkeep = 0.5\n")
+    study = Study(tmp_path, ranks=2, cpus=1)
+    study.write("[search]", "rungs = [1]", "min_runs = 1", "keep = 0.5")
     for number in (1, 2):
         better = make_run(tmp_path / f"runs/small/better-{number:08x}", make_config(seed=number))
         write_json_lines(better.metrics_file, [{"epoch": 0, "val_ppl": 1.5}])

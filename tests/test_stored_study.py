@@ -21,7 +21,7 @@ from seqlm.errors import UsageError
 from seqlm.files import file_sha256
 from seqlm.rundir import RunDirectory
 from tests import commands
-from tests.crawl import light_env
+from tests.crawl import blank_figures
 from tests.training.studies import write_text
 
 ROOT = Path(__file__).parent.parent
@@ -43,7 +43,7 @@ def digests(folder: Path) -> dict[Path, str]:
 
 
 def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, **light_env(), "SEQLM_DEVICE": "cpu", "SEQLM_TEST_BLANK_FIGURES": "1"}
+    env = {**os.environ, **blank_figures(), "SEQLM_DEVICE": "cpu"}
     return commands.run([sys.executable, str(ROOT / "launch.py"), *words], cwd=folder, env=env)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 
 from tests import commands, warm
 from tests.ray_lab import RayLab
-from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.process, pytest.mark.skipif(warm.IS_COLD, reason="every program starts cold")]
 
@@ -24,18 +22,6 @@ PROGRAMS = {
     "a signal": "import os, signal; os.kill(os.getpid(), signal.SIGTERM); signal.pause()",
     "a thread": "import threading; threading.Thread(target=print, args=['later']).start(); print('sooner', flush=True)",
 }
-
-
-def stand_in(program: str) -> tuple[list[str], dict[str, str]]:
-    """Return the command line and the variables of a stand-in for a program."""
-    return [sys.executable, "-I", "-S", str(warm.STAND_IN), repr(["-c", program])], {**os.environ, **warm.env()}
-
-
-def end_of_stand_in(program: str) -> tuple[int, str, bool, str]:
-    argv, env = stand_in(program)
-    process = commands.start(argv, cold=True, env=env)
-    out, err = commands.finish(process)
-    return described(process.returncode, out, err)
 
 
 def described(returncode: int, out: str, err: str) -> tuple[int, str, bool, str]:
@@ -59,39 +45,6 @@ def end(program: str, *, cold: bool, stdout: Path | None = None) -> tuple[int, s
 def test_both_end_alike(program: str) -> None:
     cold = end(program, cold=True)
     assert end(program, cold=False) == cold
-    assert end_of_stand_in(program) == cold
-
-
-HEARS = """
-import os, signal, sys
-signal.signal(signal.SIGUSR2, lambda *_: sys.exit("heard"))
-print(os.getpid(), os.getcwd(), os.environ["WITH"], flush=True)
-signal.pause()
-"""
-
-
-def test_a_stand_in_passes_on_its_signals_and_takes_its_program_along_if_it_is_killed(tmp_path: Path) -> None:
-    argv, env = stand_in(HEARS)
-    for number in (signal.SIGUSR2, signal.SIGKILL):
-        process = commands.start(argv, cold=True, env={**env, "WITH": "a variable"}, cwd=tmp_path)
-        pid, *rest = commands.next_line(process).split(" ", 2)
-        assert rest == [str(tmp_path), "a variable\n"]
-        process.send_signal(number)
-        _, err = commands.finish(process)
-        assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 1), err
-        assert ("heard" in err) == (number == signal.SIGUSR2)
-        wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the program to end")  # noqa: B023
-
-
-def test_only_a_program_of_seqlm_becomes_a_stand_in(tmp_path: Path) -> None:
-    (tmp_path / "launch.py").write_text(program := "import sys; print('torch' in sys.modules)")
-    for argv, is_warm in ((["launch.py"], True), (["-c", program], False)):
-        done = commands.run(
-            [sys.executable, *argv], cold=True, env={**os.environ, **warm.env()}, cwd=tmp_path, check=True
-        )
-        assert done.stdout == f"{is_warm}\n"
-        done = commands.run([sys.executable, *argv], cold=True, cwd=tmp_path, check=True)
-        assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize("program", ["print('lost')", "import sys; print('lost'); sys.exit(3)"])
@@ -107,8 +60,6 @@ def test_both_enter_a_network(lab: RayLab) -> None:
     argv = lab.command([sys.executable, "-c", program])
     ours, cold = (commands.run(argv, cold=cold, check=True).stdout for cold in (False, True))
     assert ours == cold != f"{Path('/proc/self/ns/net').readlink()}\n"
-    argv, env = stand_in(program)
-    assert commands.run(lab.command(argv), cold=True, env=env, check=True).stdout == cold
 
 
 def test_a_copy_of_our_code_runs_as_that_copy_and_a_changed_one_as_it_was_changed(tmp_path: Path) -> None:

@@ -9,19 +9,14 @@ files and the process group that it would have had: to signals, locks and exit c
 first one is this file, run as a program; each program that may start others keeps one of its own, forked before it
 began.
 
-Programs that are started neither here nor by a program from here, such as the ranks of a job of SLURM, run in a fork
-as well if they get :func:`env`. There, ``crawl/sitecustomize.py`` makes an interpreter that has just begun a *stand-in*
-for a fork of the first spawner: it stays in its place among the processes, passes on its signals, and ends as the fork
-ends.
-
-Other programs, and Python with flags or variables that are read when an interpreter begins, are started as usual, and
-so is everything on systems other than Linux and with ``SEQLM_TEST_COLD=1``.
+Other programs, Python with flags or variables that are read when an interpreter begins, and what programs of others
+start, such as SLURM and Ray, begin as usual, and so does everything on systems other than Linux and with
+``SEQLM_TEST_COLD=1``.
 """
 
 from __future__ import annotations
 
 import _imp
-import ast
 import atexit
 import contextlib
 import ctypes
@@ -32,13 +27,10 @@ import io
 import json
 import os
 import runpy
-import select
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -46,7 +38,6 @@ from dataclasses import asdict, dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any, NoReturn
-from unittest import mock
 
 IMPORTED = (
     "torch", "torch._dynamo", "torch.distributed", "numpy", "pandas", "matplotlib.pyplot",
@@ -61,14 +52,10 @@ OWN = ("seqlm.", "analysis.", "benchmarks.", "tests.training.")
 """Modules of this repository that are worth a warm start: they import torch."""
 STARTS_NOTHING = ("seqlm.", "analysis.", "tests.training.")
 """Modules that need no spawner of their own."""
-STAND_IN = Path(__file__).parent / "crawl" / "stand_in.py"
-VARIABLE = "SEQLM_TEST_SPAWNER"
-"""The first spawner's socket and `sys.prefix`, with a colon between, for programs that may become stand-ins."""
 MOST_BYTES = 2**20
 ROOM = 16384
 """Length of the command line and of the variables of a spawner, in which programs show their own (``/proc``)."""
 
-_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _NEW_NETWORK = 0x40000000
 _MADV_COLLAPSE = 25
@@ -80,7 +67,7 @@ _to_code = SourceFileLoader.source_to_code
 _compiled: dict[bytes, Any] = {}
 """SHA-256 of a file of this repository -> its code."""
 _asking = threading.Lock()
-_close: list[tuple[socket.socket, subprocess.Popen[bytes], Path]] = []
+_close: list[tuple[socket.socket, subprocess.Popen[bytes]]] = []
 _WHERE = "seqlm_tests_spawner"
 """Attribute of ``sys`` with the socket on which this process asks for programs: this file may be loaded twice."""
 
@@ -98,8 +85,6 @@ class Program:
     """-1: that of the parent; 0: a new one."""
     umask: int
     """-1: that of the parent."""
-    first: str
-    """``module:function`` to call before the program begins (``preexec_fn``), or nothing."""
     network: str
     """File of the network namespace to enter (``nsenter --net=FILE``), or nothing."""
 
@@ -113,8 +98,7 @@ class Popen(subprocess.Popen[Any]):
         gid, gids, uid, umask, new_session, group = arguments[17:23]
         variables = {os.fsdecode(k): os.fsdecode(v) for k, v in (os.environ if env is None else env).items()}
         folder = os.fspath(cwd) if cwd is not None else str(Path.cwd())
-        plain = executable is gid is gids is uid is None and not pass_fds and not shell
-        first = "" if preexec is None else f"{preexec.__module__}:{preexec.__qualname__}"
+        plain = executable is preexec is gid is gids is uid is None and not pass_fds and not shell
         words = [os.fspath(word) for word in args] if isinstance(args, list | tuple) else []
         network = ""
         if words[:1] == ["nsenter"] and words[1].startswith("--net="):
@@ -131,7 +115,6 @@ class Popen(subprocess.Popen[Any]):
             new_session=new_session,
             process_group=group,
             umask=umask,
-            first=first,
             network=network,
         )
         self.pid = _ask(program, files)
@@ -169,34 +152,16 @@ def _ask(program: Program, files: list[int]) -> int:
             _libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
-def env() -> dict[str, str]:
-    """Return variables with which the programs of this repository run in forks, whatever starts them.
-
-    For programs of this user alone. With ``SEQLM_TEST_COLD=1``: none.
-    """
-    if IS_COLD:
-        return {}
-    with _asking:
-        _spawner()
-        path = [str(STAND_IN.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        return {VARIABLE: f"{_close[0][2]}:{sys.prefix}", "PYTHONPATH": os.pathsep.join(path)}
-
-
 def _spawner() -> socket.socket:
     """Return the socket of the spawner of this process, which is started at the first call."""
     if not hasattr(sys, _WHERE):
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        place = Path(tempfile.mkdtemp(prefix="seqlm-warm-")) / "socket"
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, listener:
-            listener.bind(str(place))
-            listener.listen(128)
-            files = [theirs.fileno(), listener.fileno()]
-            argv = [sys.executable, "-P", __file__, *map(str, files), "x" * ROOM]
+        with theirs:
+            argv = [sys.executable, "-P", __file__, str(theirs.fileno()), "x" * ROOM]
             own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"ROOM": "x" * ROOM}
-            spawner = ColdPopen(argv, env=own, pass_fds=files, stdin=subprocess.DEVNULL, process_group=0)
+            spawner = ColdPopen(argv, env=own, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, process_group=0)
         setattr(sys, _WHERE, mine)
-        _close.append((mine, spawner, place))
+        _close.append((mine, spawner))
         atexit.register(close)
     found: socket.socket = getattr(sys, _WHERE)
     return found
@@ -205,68 +170,22 @@ def _spawner() -> socket.socket:
 def close() -> None:
     """End the spawner that this process has started, if any."""
     while _close:
-        spawner, process, place = _close.pop()
+        spawner, process = _close.pop()
         delattr(sys, _WHERE)
         spawner.close()
         process.wait()
-        shutil.rmtree(place.parent)
 
 
 # -- in a spawner ----------------------------------------------------------------------------------------------------
 
 
-def serve(asker: socket.socket, listener: socket.socket | None = None) -> tuple[Program, list[int]]:
+def serve(asker: socket.socket) -> tuple[Program, list[int]]:
     """Fork for each requested program; return in the fork alone. Exit when the other end of ``asker`` is closed.
 
-    ``asker`` adopts its programs. Stand-ins connect to ``listener``.
+    ``asker`` adopts its programs.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group
-    sockets = [asker] if listener is None else [asker, listener]
-    stand_ins: dict[socket.socket, tuple[int, int]] = {}
-    """Connection -> the number of its fork, and the file that becomes readable when the fork has ended."""
     while True:
-        watched: list[Any] = [*sockets, *stand_ins, *(end for _, end in stand_ins.values())]
-        ready = select.select(watched, [], [])[0]
-        for stand_in, (pid, end) in list(stand_ins.items()):
-            if end not in ready and stand_in not in ready:
-                continue
-            if end not in ready:  # the stand-in was killed
-                os.kill(pid, signal.SIGKILL)
-            status = str(os.waitpid(pid, 0)[1]).encode()
-            with contextlib.suppress(OSError):
-                stand_in.send(status)
-            stand_in.close()
-            os.close(end)
-            del stand_ins[stand_in]
-        if listener in ready:
-            assert listener is not None
-            stand_in, _ = listener.accept()
-            data, files, _, _ = socket.recv_fds(stand_in, MOST_BYTES, 3)
-            if not data:
-                stand_in.close()
-            elif pid := os.fork():
-                stand_ins[stand_in] = (pid, os.pidfd_open(pid))
-                with contextlib.suppress(OSError):
-                    stand_in.send(str(pid).encode())
-                for file in files:
-                    os.close(file)
-            else:
-                _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-                signal.signal(signal.SIGINT, signal.SIG_DFL)
-                os.setsid()
-                words, folder, variables, umask, network = ast.literal_eval(data.decode("utf-8", "surrogateescape"))
-                return Program(
-                    words=ast.literal_eval(words),
-                    folder=folder,
-                    variables=variables,
-                    new_session=True,
-                    process_group=-1,
-                    umask=umask,
-                    first="",
-                    network=network if os.readlink(network) != os.readlink("/proc/self/ns/net") else "",  # noqa: PTH115
-                ), files
-        if asker not in ready:
-            continue
         data, files, _, _ = socket.recv_fds(asker, MOST_BYTES, 3)
         if not data:
             os._exit(0)
@@ -333,10 +252,6 @@ def become(program: Program, files: list[int]) -> NoReturn:
     torch.set_num_threads(1)  # several test processes share the machine: threads would wait for each other
     path = [os.path.abspath(entry) for entry in program.variables.get("PYTHONPATH", "").split(os.pathsep) if entry]  # noqa: PTH100
     kind, rest = program.words[0], program.words[1:]
-    if program.first:
-        module, _, function = program.first.partition(":")
-        with mock.patch.object(sys, "path", [*path, str(Path(__file__).parent.parent), *sys.path]):
-            getattr(importlib.import_module(module), function)()
     if kind == "-m":
         sys.path[:0], sys.argv[:] = [program.folder, *path], rest
         _run_and_exit(lambda: runpy.run_module(rest[0], run_name="__main__", alter_sys=True))
@@ -430,4 +345,4 @@ if __name__ == "__main__":
     use_huge_pages()
     threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208
     assert threads == 1, f"{threads} threads after the imports: a fork would lose them"
-    become(*serve(*(socket.socket(fileno=int(file)) for file in sys.argv[1:3])))
+    become(*serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -24,7 +24,7 @@ from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
 from tests.fake_slurm import FakeSlurm
 from tests.slurm.real import require_slurm
-from tests.test_launch import worker_pid
+from tests.small_study import worker_pid
 from tests.test_launch_behaviour import LAUNCHER, ROOT, STAND_IN, finished_runs
 from tests.waiting import wait_for
 

@@ -17,110 +17,24 @@ import pytest
 from jobs.study.folder import read_jobs
 from seqlm.files import read_json
 from seqlm.model_files import ModelFiles
-from seqlm.rundir import RunDirectory
 from slurm.testcluster import ClusterOptions, LoopbackCluster
-from tests import commands, hostile, searches, warm
+from tests import commands, searches
 from tests.chaos.study import processes
 from tests.check_model.faulty import use_own_model
-from tests.crawl import Crawl
+from tests.crawl import Crawl, blank_figures
 from tests.facts import start_of
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.slurm.real import require_slurm
-from tests.test_launch import STUB_LAUNCH, epochs_of, read_soon, worker_pid
+from tests.small_study import ROOT, STUB_LAUNCH, SlurmStudy, epochs_of, read_soon, worker_of, worker_pid
 from tests.training.studies import runs_in, write_text
 from tests.waiting import wait_for
 
-ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.process
 
-HEAD = """
-[study]
-name = "small"
-data = "text"
-backend = "slurm"
 
-[backend.slurm]
-env = {env}
-timeout_min = {timeout_min}
-signal_before_s = 20
-progress_s = 0.5
-ranks_per_node = 1
-
-[defaults.model]
-hidden_size = 16
-num_layers = 1
-embedding_size = 8
-num_heads = 4
-mlp_size = 16
-keep = {keep}
-
-[defaults.data]
-corpus = "files"
-
-[defaults.train]
-epochs = {epochs}
-batch_size = 8
-seq_len = 5
-
-[[grid]]
-model.arch = {archs}
-optim.optimizer = "adam"
-optim.lr = {rates}
-resources.ranks = {ranks}
-resources.cpus = 1
-resources.gpus = {gpus}
-"""
-
-
-class Study:
-    """A manifest in a folder of its own, and the command line on it, on a cluster."""
-
-    def __init__(
-        self,
-        cluster: LoopbackCluster,
-        folder: Path,
-        *,
-        trains: bool = False,
-        env: dict[str, str] | None = None,
-        **values: Any,
-    ) -> None:
-        """``trains``: with real workers, not the stub (:mod:`tests.tools.stub_worker`)."""
-        self._program = ROOT / "launch.py" if trains else STUB_LAUNCH
-        self.cluster = cluster
-        self.folder = folder
-        folder.mkdir(exist_ok=True)
-        write_text(folder / "text")
-        hostile.put_modules(folder)
-        self.env = {**self.cluster.env, **warm.env(), "SEQLM_BACKEND": ""}
-        env = {"SEQLM_DEVICE": "cpu", **(env or {})}  # the GPUs are fake
-        known = {"archs": ["rnn"], "rates": [0.01], "ranks": 1, "gpus": 1, "epochs": 2, "timeout_min": 10, "keep": 0.9}
-        table = "{" + ", ".join(f"{name} = {json.dumps(value)}" for name, value in env.items()) + "}"
-        text = HEAD.format(env=table, **{key: json.dumps(value) for key, value in {**known, **values}.items()})
-        (folder / "small.toml").write_text(text)
-
-    def argv(self, *words: str) -> list[str]:
-        return [sys.executable, str(self._program), *words]
-
-    def __call__(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-        return commands.run(self.argv(*words), cwd=self.folder, env={**self.env, **env})
-
-    def runs(self) -> list[RunDirectory]:
-        return runs_in(self.folder / "runs" / "small")
-
-    def states(self, key: str = "state") -> list[str]:
-        data = commands.ask(["status", "small.toml"], folder=self.folder, env=self.env)
-        return [run[key] for run in data["runs"]]
-
-    def jobs(self) -> dict[str, str]:
-        """Run id -> job id."""
-        return read_jobs(self.folder / "runs/small")
-
-    def until_they_train(self, epochs: int = 1) -> None:
-        wait_for(
-            lambda: [len(epochs_of(run)) for run in self.runs()],
-            f"{epochs} epochs of each run",
-            until=lambda done: done and min(done) >= epochs,
-        )
+def jobs(study: SlurmStudy) -> dict[str, str]:
+    """Run id -> job id."""
+    return read_jobs(study.folder / "runs/small")
 
 
 @pytest.fixture(scope="module")
@@ -130,12 +44,8 @@ def cluster() -> Iterator[LoopbackCluster]:
         yield cluster
 
 
-def worker_of(run: RunDirectory, rank: int = 0) -> dict[str, Any]:
-    return read_soon(run.worker_file(run.last_attempt(), rank))
-
-
 def test_a_time_limit_that_strikes_three_times_costs_no_epoch(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    study = Study(cluster, tmp_path, epochs=100_000, timeout_min=1, env={"SEQLM_TEST_STUB_SECONDS": "2"})
+    study = SlurmStudy(cluster, tmp_path, epochs=100_000, timeout_min=1, env={"SEQLM_TEST_STUB_SECONDS": "2"})
     assert study("run", "small.toml", "--no-wait").returncode == 0
 
     def strikes() -> list[str]:
@@ -152,7 +62,7 @@ def test_a_time_limit_that_strikes_three_times_costs_no_epoch(cluster: LoopbackC
     assert set(strikes()) == {"timeout"}
     (run,) = study.runs()
     assert study("cancel", "small", "--all").returncode == 0
-    assert study.states() == ["cancelled"]
+    assert study.each() == ["cancelled"]
     assert epochs_of(run) == list(range(len(epochs_of(run))))
     assert writers() == sorted(writers())
 
@@ -169,7 +79,7 @@ def test_the_quickstarts_grid_is_one_array_whose_runs_have_gpus_of_their_own(
     argv = [sys.executable, str(STUB_LAUNCH), "run", str(ROOT / "jobs/manifests/quickstart.toml")]
     argv += ["--backend", "slurm", "--json", *(word for change in changes for word in ("--set", change))]
     argv += ["--only", "arch=rnn,gru", "--only", "optimizer=adam"]
-    of_jobs_too = {**warm.env(), "SEQLM_TEST_BLANK_FIGURES": "1", "SEQLM_SLURM_CONFIG": str(tmp_path / "site.toml")}
+    of_jobs_too = {**blank_figures(), "SEQLM_SLURM_CONFIG": str(tmp_path / "site.toml")}
     options = {"cwd": tmp_path, "env": {**cluster.env, "SEQLM_DATA": env["SEQLM_DATA"], **of_jobs_too}}
     answer = commands.run([*argv, "--no-wait", "--then-report"], **options)
     assert answer.returncode == 0, answer.stderr
@@ -193,11 +103,11 @@ def test_the_quickstarts_grid_is_one_array_whose_runs_have_gpus_of_their_own(
 
 
 def test_two_ranks_on_two_nodes_have_the_losses_of_one(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    two = Study(cluster, tmp_path / "two", trains=True, ranks=2, keep=1.0)
-    one = Study(cluster, tmp_path / "one", trains=True, ranks=1, keep=1.0)
+    two = SlurmStudy(cluster, tmp_path / "two", trains=True, ranks=2, keep=1.0)
+    one = SlurmStudy(cluster, tmp_path / "one", trains=True, ranks=1, keep=1.0)
     assert two("run", "small.toml", "--no-wait").returncode == 0
     assert one("run", "small.toml", "--backend", "local", "--set", "resources.gpus=0").returncode == 0
-    wait_for(two.states, "the run of two ranks to end", until=lambda states: states == ["done"])
+    wait_for(two.each, "the run of two ranks to end", until=lambda states: states == ["done"])
     ((run,), (alone,)) = (two.runs(), one.runs())
     assert run.id == alone.id
     assert worker_of(run)["node"] != worker_of(run, 1)["node"]
@@ -208,7 +118,7 @@ def test_two_ranks_on_two_nodes_have_the_losses_of_one(cluster: LoopbackCluster,
 def test_a_job_trains_the_own_model_that_was_submitted_whatever_becomes_of_its_file(
     cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
-    study = Study(cluster, tmp_path, trains=True, epochs=1, gpus=0)
+    study = SlurmStudy(cluster, tmp_path, trains=True, epochs=1, gpus=0)
     file = use_own_model(tmp_path / "small.toml")
     submitted = file.read_bytes()
     assert study("run", "small.toml", "--no-wait").returncode == 0
@@ -221,12 +131,12 @@ def test_a_job_trains_the_own_model_that_was_submitted_whatever_becomes_of_its_f
 
 
 def test_four_quarters_of_a_gpu_are_one_job(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    study = Study(cluster, tmp_path, rates=[0.01, 0.02, 0.03, 0.04], gpus=0.25)
+    study = SlurmStudy(cluster, tmp_path, rates=[0.01, 0.02, 0.03, 0.04], gpus=0.25)
     answer = study("run", "small.toml", "--json")
     assert answer.returncode == 0, answer.stderr
-    assert len(set(study.jobs().values())) == 1
+    assert len(set(jobs(study).values())) == 1
     assert len({(worker_of(run)["node"], worker_of(run)["gpu"]) for run in study.runs()}) == 1
-    assert study.states() == ["done"] * 4
+    assert study.each() == ["done"] * 4
 
 
 def until_it_is_saved(cluster: LoopbackCluster, job: str) -> None:
@@ -241,7 +151,9 @@ def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change
     cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
     crawl = Crawl(tmp_path, epochs=1, step_seconds=1)
-    study = Study(cluster, tmp_path, trains=True, archs=["rnn", "gru"], rates=[0.01, 0.02], epochs=12, env=crawl.env)
+    study = SlurmStudy(
+        cluster, tmp_path, trains=True, archs=["rnn", "gru"], rates=[0.01, 0.02], epochs=12, env=crawl.env
+    )
     trial = study("run", "small.toml", "--set", "train.epochs=1")
     assert trial.returncode == 0, trial.stderr
     assert [epochs_of(run) for run in study.runs()] == [[0]] * 4
@@ -254,29 +166,29 @@ def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change
     )
     requeued, cancelled, lost, untouched = study.runs()
     nodes = {run.id: worker_of(run)["node"] for run in study.runs()}
-    cluster.run("scontrol", "requeue", study.jobs()[requeued.id])
-    cluster.run("scancel", study.jobs()[cancelled.id])
-    wait_for(study.states, "the run to be cancelled", until=lambda states: states[1] == "cancelled")
+    cluster.run("scontrol", "requeue", jobs(study)[requeued.id])
+    cluster.run("scancel", jobs(study)[cancelled.id])
+    wait_for(study.each, "the run to be cancelled", until=lambda states: states[1] == "cancelled")
     wait_for(  # a worker that still imports torch when SLURM kills it does not write its end
         lambda: (requeued.end(further[requeued.id]), requeued.last_attempt()),
         "the first worker of the requeued run to end",
         until=lambda seen: seen[0].has_ended or seen[1] > further[requeued.id],
     )
-    until_it_is_saved(cluster, study.jobs()[untouched.id])
+    until_it_is_saved(cluster, jobs(study)[untouched.id])
     cluster.restart_controller(kill=True)
     index = cluster.node_names.index(nodes[lost.id])
     cluster.kill_node(index, with_jobs=True)
     crawl.end()
     # A controller that has just restarted may take minutes to miss a node.
     wait_for(
-        lambda: (study.states(), lost.last_attempt()),
+        lambda: (study.each(), lost.last_attempt()),
         "the controller to miss the node",
         until=lambda seen: "running" not in seen[0] or seen[1] > further[lost.id],
     )
     cluster.start_node(index)
     cluster.wait_for_nodes()
-    wait_for(study.states, "all runs to end", until=lambda states: not {"queued", "running"} & set(states))
-    states = dict(zip([run.id for run in study.runs()], study.states(), strict=True))
+    wait_for(study.each, "all runs to end", until=lambda states: not {"queued", "running"} & set(states))
+    states = dict(zip([run.id for run in study.runs()], study.each(), strict=True))
     assert states.pop(cancelled.id) == "cancelled"
     assert set(states.values()) == {"done"}, study("status", "small.toml").stdout
     for run in (requeued, lost, untouched):
@@ -297,14 +209,14 @@ def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change
 
 def test_a_job_that_is_held_or_suspended_goes_on_where_it_was(cluster: LoopbackCluster, tmp_path: Path) -> None:
     crawl = Crawl(tmp_path, epochs=1, step_seconds=1)
-    study = Study(cluster, tmp_path, epochs=12, env=crawl.env)
+    study = SlurmStudy(cluster, tmp_path, epochs=12, env=crawl.env)
     assert study("run", "small.toml", "--no-wait").returncode == 0
     study.until_they_train()
     (run,) = study.runs()
-    job = study.jobs()[run.id]
+    job = jobs(study)[run.id]
     cluster.run("scontrol", "requeuehold", job)
-    wait_for(study.states, "the job to wait again", until=lambda states: states == ["queued"])
-    assert "held" in study.states("reason")[0]
+    wait_for(study.each, "the job to wait again", until=lambda states: states == ["queued"])
+    assert "held" in study.each("reason")[0]
     wait_for(  # SLURM holds a job at the end of its completion, after a release that comes before
         lambda: cluster.run("scontrol", "show", "job", job).stdout,
         "it to be held",
@@ -313,12 +225,12 @@ def test_a_job_that_is_held_or_suspended_goes_on_where_it_was(cluster: LoopbackC
     cluster.run("scontrol", "release", job)
     wait_for(lambda: read_json(run.worker_file(2)), "the second attempt", until=bool)
     cluster.run("scontrol", "suspend", job)
-    assert study.states() == ["running"]
-    assert "suspended" in study.states("reason")[0]
+    assert study.each() == ["running"]
+    assert "suspended" in study.each("reason")[0]
     assert "0 of 1 runs to do" in study("run", "small.toml", "--no-wait").stderr
     cluster.run("scontrol", "resume", job)
     crawl.end()
-    wait_for(study.states, "the run to end", until=lambda states: states == ["done"])
+    wait_for(study.each, "the run to end", until=lambda states: states == ["done"])
     assert epochs_of(run) == list(range(12))
     assert run.attempts() == [1, 2]
 
@@ -327,14 +239,15 @@ def test_a_search_ends_with_nobody_waiting_although_a_worker_is_killed(
     cluster: LoopbackCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crawl = Crawl(tmp_path, epochs=1)
-    study = Study(cluster, tmp_path, trains=True, rates=searches.RATES, epochs=searches.EPOCHS, gpus=0, env=crawl.env)
-    with (tmp_path / "small.toml").open("a") as manifest:
-        manifest.write(searches.TABLE)
+    study = SlurmStudy(
+        cluster, tmp_path, trains=True, rates=searches.RATES, epochs=searches.EPOCHS, gpus=0, env=crawl.env
+    )
+    study.write(searches.TABLE)
     answer = study("run", "small.toml", "--no-wait", "--json")
     assert answer.returncode == 0, answer.stderr
     victim = searches.kill_between_rungs(study.runs)
     crawl.end()
-    wait_for(study.states, "all runs to end", until=lambda states: not {"queued", "running"} & set(states))
+    wait_for(study.each, "all runs to end", until=lambda states: not {"queued", "running"} & set(states))
     runs = study.runs()
     assert len(victim.attempts()) == 2
     finished = [run for run in runs if searches.ends_of(runs)[run.id] == searches.EPOCHS]
@@ -347,7 +260,7 @@ def test_a_node_that_lost_only_its_daemon_leaves_no_second_copy_writing(
     cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
     crawl = Crawl(tmp_path, epochs=1, step_seconds=1)
-    study = Study(cluster, tmp_path, epochs=12, env=crawl.env)
+    study = SlurmStudy(cluster, tmp_path, epochs=12, env=crawl.env)
     assert study("run", "small.toml", "--no-wait").returncode == 0
     study.until_they_train()
     (run,) = study.runs()
@@ -362,14 +275,14 @@ def test_a_node_that_lost_only_its_daemon_leaves_no_second_copy_writing(
     wait_for(run.result_file.exists, "the result")
     cluster.start_node(index)
     cluster.wait_for_nodes()
-    wait_for(study.states, "the run to be done", until=lambda states: states == ["done"])
+    wait_for(study.each, "the run to be done", until=lambda states: states == ["done"])
     assert epochs_of(run) == list(range(12))
     writers = {record["attempt"] for record in run.read_metrics()[0]}
     assert len(writers) == 1, "one of the copies wrote, the other waited"
 
 
 def test_a_node_on_which_a_worker_dies_twice_is_not_used_again(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    study = Study(cluster, tmp_path, epochs=100_000, gpus=0, env=Crawl(tmp_path, epochs=0).env)
+    study = SlurmStudy(cluster, tmp_path, epochs=100_000, gpus=0, env=Crawl(tmp_path, epochs=0).env)
     wait_for(  # jobs of other tests may be ending
         lambda: commands.run(["sinfo", "-h", "-N", "-o", "%t"], env=cluster.env, check=True).stdout.split(),
         "all nodes to be idle",
@@ -393,23 +306,23 @@ def test_a_study_stops_at_its_budget_then_goes_from_slurm_to_this_machine_and_ba
     cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
     crawl = Crawl(tmp_path, epochs=1, step_seconds=1)
-    study = Study(cluster, tmp_path, rates=[0.01, 0.02], epochs=12, gpus=0, env=crawl.env)
+    study = SlurmStudy(cluster, tmp_path, rates=[0.01, 0.02], epochs=12, gpus=0, env=crawl.env)
     assert study("run", "small.toml", "--no-wait", "--set", "policy.core_hours=0.0003").returncode == 0
     spent = {"waits: budget of 0.0003 core hours is spent"}
-    wait_for(lambda: set(study.states("reason")), "both jobs to stop", until=lambda reasons: reasons == spent)
-    assert study.states() == ["pending"] * 2, "with nobody waiting"
+    wait_for(lambda: set(study.each("reason")), "both jobs to stop", until=lambda reasons: reasons == spent)
+    assert study.each() == ["pending"] * 2, "with nobody waiting"
     assert not any(run.failures() for run in study.runs())
     attempts = [run.last_attempt() for run in study.runs()]
     assert study("run", "small.toml", "--no-wait").returncode == 0
     wait_for(
-        lambda: (study.states(), [run.last_attempt() for run in study.runs()]),
+        lambda: (study.each(), [run.last_attempt() for run in study.runs()]),
         "both runs to train again",
         until=lambda seen: seen == (["running"] * 2, [number + 1 for number in attempts]),
     )
     ids = {run.id for run in study.runs()}
     assert study("cancel", "small", "--all").returncode == 0
     crawl.end()
-    assert study.states() == ["cancelled"] * 2
+    assert study.each() == ["cancelled"] * 2
     first, second = study.runs()
     here = study("retry", "small", "--only", f"id={first.id}", "--backend", "local")
     assert here.returncode == 0, here.stderr
@@ -422,14 +335,8 @@ def test_a_study_stops_at_its_budget_then_goes_from_slurm_to_this_machine_and_ba
         assert run.last_attempt() == before + 2
 
     slow = {"SEQLM_TEST_STUB_SECONDS": "0.5"}
-    begun = Study(cluster, tmp_path / "back", rates=[0.03], epochs=4000, gpus=0, env=slow)
-    launcher = commands.start(
-        begun.argv("run", "small.toml", "--backend", "local"),
-        cwd=begun.folder,
-        env=begun.env,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    begun = SlurmStudy(cluster, tmp_path / "back", rates=[0.03], epochs=4000, gpus=0, env=slow)
+    launcher = begun.start("run", "small.toml", "--backend", "local", stderr=subprocess.DEVNULL)
     begun.until_they_train()
     launcher.send_signal(signal.SIGINT)
     commands.finish(launcher)
@@ -444,12 +351,12 @@ def test_a_study_stops_at_its_budget_then_goes_from_slurm_to_this_machine_and_ba
 
 
 def test_without_a_controller_commands_say_so_and_files_still_tell(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    study = Study(cluster, tmp_path)
+    study = SlurmStudy(cluster, tmp_path)
     assert study("run", "small.toml", "--json").returncode == 0
-    waiting = Study(cluster, tmp_path / "later", rates=[0.05])
+    waiting = SlurmStudy(cluster, tmp_path / "later", rates=[0.05])
     cluster.stop_controller()
     try:
-        assert study.states() == ["done"]
+        assert study.each() == ["done"]
         answer = waiting("run", "small.toml")
         assert answer.returncode == 3
         assert "Traceback" not in answer.stderr
@@ -459,7 +366,7 @@ def test_without_a_controller_commands_say_so_and_files_still_tell(cluster: Loop
 
 
 def test_what_never_fits_is_refused_before_anything_is_written(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    study = Study(cluster, tmp_path, ranks=8)
+    study = SlurmStudy(cluster, tmp_path, ranks=8)
     answer = study("run", "small.toml")
     assert answer.returncode == 3
     assert "never fits" in answer.stderr
@@ -467,9 +374,9 @@ def test_what_never_fits_is_refused_before_anything_is_written(cluster: Loopback
 
 
 def test_sbatchs_refusal_is_one_line(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    study = Study(cluster, tmp_path)
+    study = SlurmStudy(cluster, tmp_path)
     (tmp_path / "site.toml").write_text('nodelist = "nowhere"\n')
-    answer = study("run", "small.toml", SEQLM_SLURM_CONFIG=str(tmp_path / "site.toml"))
+    answer = study("run", "small.toml", env={**study.env, "SEQLM_SLURM_CONFIG": str(tmp_path / "site.toml")})
     assert answer.returncode == 3
     assert "error: sbatch rejected the job" in answer.stderr
     assert "Traceback" not in answer.stderr
@@ -481,11 +388,11 @@ def test_with_accounting_a_job_that_the_queue_has_forgotten_is_still_known(tmp_p
     require_slurm(accounting=True)
     options = ClusterOptions(nodes=1, accounting=True, min_job_age_seconds=2)
     with LoopbackCluster(options) as cluster:
-        study = Study(cluster, tmp_path, epochs=100_000)
+        study = SlurmStudy(cluster, tmp_path, epochs=100_000)
         assert study("run", "small.toml", "--no-wait").returncode == 0
         study.until_they_train()
         (run,) = study.runs()
-        (job,) = study.jobs().values()
+        (job,) = jobs(study).values()
         os.kill(worker_pid(run), signal.SIGSTOP)  # it cannot say a word
         cluster.run("scancel", job)
         wait_for(
@@ -499,13 +406,13 @@ def test_with_accounting_a_job_that_the_queue_has_forgotten_is_still_known(tmp_p
             "the accounting to have the end of the job",
             until=lambda state: state.startswith("CANCELLED"),
         )
-        assert study.states() == ["cancelled"]
+        assert study.each() == ["cancelled"]
 
 
 def test_a_preempted_run_is_saved_requeued_and_goes_on(tmp_path: Path) -> None:
     require_slurm()
     with LoopbackCluster(ClusterOptions(nodes=1, cpus=1, gpus=0, preemption=True, grace_seconds=20)) as cluster:
-        study = Study(cluster, tmp_path, gpus=0, epochs=100_000, env={"SEQLM_TEST_STUB_SECONDS": "0.5"})
+        study = SlurmStudy(cluster, tmp_path, gpus=0, epochs=100_000, env={"SEQLM_TEST_STUB_SECONDS": "0.5"})
         assert study("run", "small.toml", "--no-wait").returncode == 0
         study.until_they_train()
         (run,) = study.runs()

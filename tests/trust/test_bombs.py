@@ -19,7 +19,7 @@ from seqlm.data.corpus import load_corpus
 from seqlm.data.source import read_texts
 from seqlm.errors import DataError, ManifestError, SeqlmError
 from tests import commands
-from tests.test_launch import ROOT, Study
+from tests.small_study import ROOT, Study
 
 MIB = 2**20
 SMALL = {"valid.txt": b"a\n", "test.txt": b"b\n"}

@@ -16,9 +16,10 @@ from seqlm.files import append_to, write_json
 from seqlm.locks import exclusive_lock
 from seqlm.rundir import RunDirectory
 from slurm import backend
-from tests import blank, commands
+from tests import commands
+from tests.crawl import blank_figures
 from tests.fake_slurm import FakeSlurm
-from tests.test_launch import Study
+from tests.small_study import Study
 from tests.training.studies import runs_in
 
 
@@ -31,7 +32,7 @@ def modes(folder: Path) -> dict[Path, int]:
 def test_a_study_is_as_closed_to_others_as_the_umask_says(tmp_path: Path, umask: int, words: list[str]) -> None:
     study = Study(tmp_path, epochs=1, stub=True)
     argv = study.command("run", "small.toml", *words)
-    done = commands.run(argv, cwd=tmp_path, umask=umask, preexec_fn=blank.figures if words else None)
+    done = commands.run(argv, cwd=tmp_path, umask=umask, env={**os.environ, **blank_figures()})
     assert done.returncode == 0, done.stderr
     found = modes(tmp_path / "runs")
     assert len(found) > 50

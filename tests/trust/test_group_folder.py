@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests import commands
-from tests.crawl import Crawl, light_env
-from tests.test_launch import Study, epochs_of
+from tests.crawl import Crawl, blank_figures
+from tests.small_study import Study, epochs_of
 from tests.waiting import wait_for
 
 pytestmark = [
@@ -39,9 +39,8 @@ def start(study: Study, user: int, *words: str, **variables: str) -> subprocess.
     rights = "-all,+dac_read_search"
     prefix = ["setpriv", "--reuid", str(user), "--regid", str(user), "--groups", str(GROUP)]
     prefix += [f"--inh-caps={rights}", f"--ambient-caps={rights}", f"--bounding-set={rights}"]
-    quick = {**light_env(), "SEQLM_TEST_BLANK_FIGURES": "1"}
     places = {"HOME": study.folder, "SEQLM_CACHE": study.folder / "cache", "XDG_CONFIG_HOME": study.folder / str(user)}
-    env = {**os.environ, **quick, **variables, **{name: str(place) for name, place in places.items()}}
+    env = {**os.environ, **blank_figures(), **variables, **{name: str(place) for name, place in places.items()}}
     return commands.start([*prefix, *study.command(*words)], cwd=study.folder, env=env, umask=0o002)
 
 

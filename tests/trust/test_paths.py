@@ -15,10 +15,11 @@ from benchmarks.toml_text import toml_text
 from seqlm.errors import UsageError
 from slurm.environment import require_plain_path
 from slurm.testcluster import ClusterOptions, LoopbackCluster
-from tests import blank, commands, warm
+from tests import commands
+from tests.crawl import blank_figures
 from tests.fake_slurm import FakeSlurm
 from tests.slurm.real import require_slurm
-from tests.test_launch import ROOT, Study
+from tests.small_study import ROOT, Study
 from tests.training.studies import runs_in
 from tests.waiting import wait_for
 
@@ -72,7 +73,7 @@ def test_a_whole_study_lives_in_a_folder_with_a_name_like_a_program(tmp_path: Pa
     runs = folder / "runs"
 
     def command(*words: str) -> subprocess.CompletedProcess[str]:
-        done = study(*words, "--runs-dir", str(runs), "--json", preexec_fn=blank.figures)
+        done = study(*words, "--runs-dir", str(runs), "--json", env={**os.environ, **blank_figures()})
         assert done.returncode == 0, done.stderr
         return done
 
@@ -176,8 +177,7 @@ def test_a_real_slurm_runs_a_study_in_a_folder_with_a_name_like_a_program(
     manifest = folder / "small.toml"
     manifest.write_text(f"{manifest.read_text()}resources.gpus = 0\nresources.cpus = 1\n")
     argv = study.command("run", "small.toml", "--backend", "slurm", "--then-report", "--no-behaviour")
-    quick = {"SEQLM_BACKEND": "", "SEQLM_TEST_BLANK_FIGURES": "1"}
-    done = commands.run(argv, cwd=folder, env={**cluster.env, **warm.env(), **quick})
+    done = commands.run(argv, cwd=folder, env={**cluster.env, **blank_figures(), "SEQLM_BACKEND": ""})
     assert done.returncode == 0, done.stdout + done.stderr
     assert [run.result_file.exists() for run in study.runs()] == [True]
     wait_for((folder / "runs/small/report/index.html").exists, "the report")

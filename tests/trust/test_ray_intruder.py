@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests import commands
-from tests.jobs.backends.test_ray_cluster import Study
 from tests.ray_lab import ROOT, RayLab
+from tests.small_study import RayStudy
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.process
@@ -93,7 +93,7 @@ def test_another_user_of_the_host_does_not_get_into_the_ray_of_a_launch(lab: Ray
     ):
         assert lab.run(["ip", *words], cwd=tmp_path).returncode == 0
     lab.folder.chmod(0o755)
-    study = Study(lab, tmp_path, {"gpus": 0}, epochs=5000)
+    study = RayStudy(lab, tmp_path, gpus=0, epochs=5000)
     launcher = study.start("run", "small.toml")
     wait_for(lambda: any(study.epochs()) or launcher.poll() is not None, "an epoch of the run")
 

@@ -19,12 +19,12 @@ from slurm.environment import job_environment
 from slurm.settings import read_settings
 from slurm.submission import JobPlan
 from slurm.testcluster import ClusterOptions, LoopbackCluster
-from tests import commands, warm
-from tests.crawl import Crawl
+from tests import commands
+from tests.crawl import Crawl, blank_figures
 from tests.fake_slurm import FakeSlurm
 from tests.ray_lab import RayLab
 from tests.slurm.real import require_slurm
-from tests.test_launch import Study, read_soon
+from tests.small_study import Study, worker_of
 from tests.trust.canaries import OWN, PASSED, SHELL, environment_of, files_with, told_in
 from tests.waiting import wait_for
 
@@ -33,26 +33,21 @@ LONG = 4000
 
 
 def study_on(folder: Path, backend: str, table: str = 'env_pass = ["HF_TOKEN"]') -> Study:
-    study = Study(folder, epochs=LONG, stub=True)
-    manifest = folder / "small.toml"
-    manifest.write_text(
-        f"{manifest.read_text()}resources.gpus = 0\nresources.cpus = 1\n\n[backend.{backend}]\n{table}\n"
-    )
-    return study
+    return Study(folder, epochs=LONG, stub=True, head=f"[backend.{backend}]\n{table}\n", gpus=0, cpus=1)
 
 
 def slow_study_on_ray(folder: Path) -> Study:
     """A study whose worker leaves the processor to others from its second epoch on."""
-    env = {**warm.env(), **Crawl(folder, epochs=1).env}
-    variables = ", ".join(f"{name} = {json.dumps(value)}" for name, value in env.items())
+    crawl = Crawl(folder, epochs=1)
+    variables = ", ".join(f"{name} = {json.dumps(value)}" for name, value in crawl.env.items())
     return study_on(folder, "ray", f'env_pass = ["HF_TOKEN"]\nenv = {{{variables}}}')
 
 
-def worker_of(study: Study) -> int:
-    """The process of the study's run, which trains."""
-    wait_for(study.epochs, "an epoch of the run", until=any)
+def training(study: Study, launcher: subprocess.Popen[str] | None = None) -> int:
+    """The process of the study's run, which trains, started by ``launcher`` if that has not ended before."""
+    wait_for(study.epochs, "an epoch of the run", until=any, by=launcher)
     (run,) = study.runs()
-    return int(read_soon(run.worker_file(run.last_attempt()))["pid"])
+    return int(worker_of(run)["pid"])
 
 
 @pytest.fixture
@@ -167,8 +162,9 @@ def test_a_secret_in_env_gets_a_line_of_advice(
 @pytest.mark.usefixtures("shell")
 def test_a_worker_on_this_machine_inherits_the_shell_and_nothing_of_it_is_written(tmp_path: Path) -> None:
     study = study_on(tmp_path, "local")
-    said = [study("plan", "small.toml", "--json"), study("run", "small.toml", "--no-wait", "--json")]
-    found = environment_of(worker_of(study))
+    said = [study(word, "small.toml", "--json", *flags) for word, *flags in (["plan"], ["run", "--no-wait"])]
+    assert [answer.returncode for answer in said] == [0, 0], said
+    found = environment_of(training(study))
     assert {name: found[name] for name in SHELL} == SHELL
     looks = (["status"], ["logs"], ["cancel", "--all"], ["report"])
     said += [study(word, "small", "--json", *flags) for word, *flags in looks]
@@ -264,14 +260,14 @@ def test_a_job_of_slurm_has_the_named_secret_and_no_other_and_the_spool_has_no_m
     cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
     study = study_on(tmp_path, "slurm")
-    env = {**cluster.env, **SHELL, **warm.env(), "SEQLM_BACKEND": "slurm", "SEQLM_TEST_BLANK_FIGURES": "1"}
+    env = {**cluster.env, **SHELL, **blank_figures(), "SEQLM_BACKEND": "slurm"}
 
     def command(*words: str) -> subprocess.CompletedProcess[str]:
         return study(*words, env=env)
 
     said = [command("run", "small.toml", "--no-wait", "--then-report", "--json")]
     assert said[0].returncode == 0, said[0].stderr
-    found = environment_of(worker_of(study))
+    found = environment_of(training(study))
     assert found["HF_TOKEN"] == PASSED["HF_TOKEN"]
     assert OWN.keys().isdisjoint(found)
     assert files_with(cluster.folder, OWN.values()) == []
@@ -295,7 +291,7 @@ def test_a_rank_on_a_ray_cluster_has_the_named_secret_and_no_other_and_no_log_of
         monkeypatch.setitem(ray_cluster.env, name, value)
     argv = study.command()
     launcher = ray_cluster.start([*argv, "run", "small.toml", "--json"], cwd=tmp_path)
-    found = environment_of(worker_of(study))
+    found = environment_of(training(study, launcher))
     assert found["HF_TOKEN"] == PASSED["HF_TOKEN"]
     assert OWN.keys().isdisjoint(found)
     looks = (["status"], ["logs"], ["cancel", "--all"])
@@ -303,10 +299,10 @@ def test_a_rank_on_a_ray_cluster_has_the_named_secret_and_no_other_and_no_log_of
     told = [*commands.finish(launcher), *(answer.stdout + answer.stderr for answer in said)]
     assert told_in(told) == []
 
-    before = worker_of(study)
+    before = training(study)
     launcher = ray_cluster.start([*argv, "retry", "small", "--json"], cwd=tmp_path)  # reads no manifest
-    wait_for(lambda: worker_of(study), "another worker", until=lambda worker: worker != before)
-    found = environment_of(worker_of(study))
+    after = wait_for(lambda: training(study), "another worker", until=lambda worker: worker != before, by=launcher)
+    found = environment_of(after)
     assert found["HF_TOKEN"] == PASSED["HF_TOKEN"]
     assert OWN.keys().isdisjoint(found)
     ray_cluster.run([*argv, "cancel", "small", "--all"], cwd=tmp_path)
@@ -321,7 +317,7 @@ def test_a_ray_of_the_launch_itself_writes_nothing_of_the_shell(lab: RayLab, tmp
     study = slow_study_on_ray(tmp_path)
     argv = study.command()
     launcher = lab.start([*argv, "run", "small.toml", "--json"], cwd=tmp_path)
-    worker_of(study)
+    training(study, launcher)
     assert files_with(lab.folder) == []  # while its Ray is there: its files go with it
     assert lab.run([*argv, "cancel", "small", "--only", "lr>0"], cwd=tmp_path).returncode == 0
     assert told_in(commands.finish(launcher)) == []

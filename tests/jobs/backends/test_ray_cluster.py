@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,112 +14,17 @@ from seqlm.files import read_json
 from seqlm.locks import is_locked
 from seqlm.model_files import ModelFiles
 from seqlm.rundir import RunDirectory
-from tests import commands, hostile, searches, warm
+from tests import commands
 from tests.chaos.disk import may_mount
 from tests.check_model.faulty import use_own_model
 from tests.crawl import Crawl
 from tests.facts import start_of
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.ray_lab import ROOT, RayLab
-from tests.test_launch import STUB_LAUNCH, epochs_of, read_soon, worker_pid
-from tests.training.studies import runs_in, write_text
+from tests.small_study import RayStudy, epochs_of, worker_of, worker_pid
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.process
-
-HEAD = """
-[study]
-name = "small"
-data = "text"
-
-[backend.ray]
-env = {env}         # the GPUs are fake
-
-[defaults.model]
-hidden_size = 16
-num_layers = 1
-embedding_size = 8
-num_heads = 4
-mlp_size = 16
-keep = 0.9
-
-[defaults.data]
-corpus = "files"
-
-[defaults.train]
-epochs = {epochs}
-batch_size = 8
-seq_len = 5
-"""
-
-GRID = """
-[[grid]]
-name = "{name}"
-model.arch = {archs}
-optim.optimizer = "adam"
-optim.lr = {rates}
-resources.ranks = {ranks}
-resources.gpus = {gpus}
-resources.cpus = 1
-"""
-
-
-class Study:
-    """A manifest in a folder of its own, and the command line on it in a lab."""
-
-    def __init__(
-        self,
-        lab: RayLab,
-        folder: Path,
-        *grids: dict[str, Any],
-        trains: bool = False,
-        epochs: int = 2,
-        env: dict[str, str] | None = None,
-    ) -> None:
-        """``trains``: with real workers, not the stub (:mod:`tests.tools.stub_worker`)."""
-        self._program = ROOT / "launch.py" if trains else STUB_LAUNCH
-        self.lab = lab
-        self.folder = folder
-        write_text(folder / "text")
-        hostile.put_modules(folder)
-        # What never ends by itself leaves the processor to others from its second epoch on.
-        crawl = Crawl(folder, epochs=1).env if epochs >= 1000 else {}
-        values = {"SEQLM_DEVICE": "cpu", **warm.env(), **crawl, **(env or {})}
-        table = ", ".join(f"{name} = {json.dumps(value)}" for name, value in values.items())
-        text = HEAD.format(epochs=epochs, env=f"{{{table}}}")
-        for number, grid in enumerate(grids):
-            values = {"name": "abc"[number], "archs": ["rnn"], "rates": [0.01], "ranks": 1, "gpus": 1, **grid}
-            text += GRID.format(**{k: v if k == "name" else json.dumps(v) for k, v in values.items()})
-        (folder / "small.toml").write_text(text)
-
-    def argv(self, *words: str) -> list[str]:
-        return [sys.executable, str(self._program), *words]
-
-    def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return self.lab.run(self.argv(*words), cwd=self.folder)
-
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        return self.lab.start(self.argv(*words), cwd=self.folder)
-
-    def runs(self) -> list[RunDirectory]:
-        return runs_in(self.folder / "runs" / "small")
-
-    def epochs(self) -> list[list[int]]:
-        """The epochs that each run has finished."""
-        return [epochs_of(run) for run in self.runs()]
-
-    def status(self) -> list[dict[str, Any]]:
-        data = commands.ask(["status", "small.toml"], folder=self.folder, env=self.lab.env)
-        runs: list[dict[str, Any]] = data["runs"]
-        return runs
-
-    def states(self) -> list[str]:
-        return [run["state"] for run in self.status()]
-
-
-def worker_of(run: RunDirectory) -> dict[str, Any]:
-    return read_soon(run.worker_file(run.last_attempt()))
-
 
 # -- clusters ------------------------------------------------------------------------------------------------------
 
@@ -130,9 +33,10 @@ def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_as_it_would_have_undi
     ray_cluster: RayLab, tmp_path: Path
 ) -> None:
     ray_cluster.tell_cluster("add 4 1")  # a third node with a GPU, until one is killed
-    grids = ({"archs": ["rnn", "gru"], "rates": [0.01, 0.02]}, {"rates": [0.1], "ranks": 2})
     crawl = Crawl(tmp_path, epochs=1, step_seconds=1)
-    study = Study(ray_cluster, tmp_path, *grids, trains=True, epochs=4, env=crawl.env)
+    grid = {"archs": ("rnn", "gru"), "rates": (0.01, 0.02)}
+    study = RayStudy(ray_cluster, tmp_path, **grid, trains=True, epochs=4, env=crawl.env)
+    study.add(rates=(0.1,), ranks=2, gpus=1, cpus=1)
     trial = study("run", "small.toml", "--set", "train.epochs=1")
     assert trial.returncode == 0, trial.stderr
     assert study.epochs() == [[0]] * 5
@@ -168,30 +72,8 @@ def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_as_it_would_have_undi
     assert differences(disturbed, quiet) == []
 
 
-def test_a_search_stops_what_is_behind_although_a_worker_is_killed(
-    ray_cluster: RayLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    crawl = Crawl(tmp_path, epochs=1)
-    grid = {"rates": searches.RATES, "gpus": 0}
-    study = Study(ray_cluster, tmp_path, grid, trains=True, epochs=searches.EPOCHS, env=crawl.env)
-    with (tmp_path / "small.toml").open("a") as manifest:
-        manifest.write(searches.TABLE)
-    launcher = study.start("run", "small.toml", "--json")
-    victim = searches.kill_between_rungs(study.runs)
-    crawl.end()
-    stdout, stderr = commands.finish(launcher)
-    assert launcher.returncode == 0, stderr
-    # Which others are stopped depends on the order in which they reach a rung.
-    assert "done" in {run["state"] for run in json.loads(stdout)["data"]["runs"]} <= {"done", "stopped"}
-    runs = study.runs()
-    assert len(victim.attempts()) == 2
-    finished = [run for run in runs if searches.ends_of(runs)[run.id] == searches.EPOCHS]
-    expected = searches.alone(finished, tmp_path / "text", tmp_path / "alone", monkeypatch)
-    assert {run.id: outcome(run) for run in finished} == expected
-
-
 def test_two_ranks_meet_on_two_nodes_and_give_the_losses_of_one(ray_cluster: RayLab, tmp_path: Path) -> None:
-    study = Study(ray_cluster, tmp_path, {"ranks": 2}, trains=True)
+    study = RayStudy(ray_cluster, tmp_path, ranks=2, trains=True)
     plain = ("--set", "model.keep=1.0")
     assert study("run", "small.toml", *plain).returncode == 0
     (run,) = study.runs()
@@ -199,7 +81,7 @@ def test_two_ranks_meet_on_two_nodes_and_give_the_losses_of_one(ray_cluster: Ray
     assert nodes[0] != nodes[1]
     (tmp_path / "runs").rename(tmp_path / "two")
     here = ("--backend", "local", "--set", "resources.ranks=1", "--set", "resources.gpus=0")
-    commands.run(study.argv("run", "small.toml", *plain, *here), cwd=tmp_path, check=True)
+    commands.run(study.command("run", "small.toml", *plain, *here), cwd=tmp_path, check=True)
     (alone,) = study.runs()
     one = [record["val_loss"] for record in alone.read_metrics()[0]]
     metrics = next((tmp_path / "two").glob("*/*/metrics.jsonl")).read_text()
@@ -209,7 +91,7 @@ def test_two_ranks_meet_on_two_nodes_and_give_the_losses_of_one(ray_cluster: Ray
 def test_two_ranks_train_the_own_model_that_was_launched_whatever_becomes_of_its_file(
     ray_cluster: RayLab, tmp_path: Path
 ) -> None:
-    study = Study(ray_cluster, tmp_path, {"ranks": 2}, trains=True, epochs=1)
+    study = RayStudy(ray_cluster, tmp_path, ranks=2, trains=True, epochs=1)
     file = use_own_model(tmp_path / "small.toml")
     launched = file.read_bytes()
     assert study("run", "small.toml", "--no-wait").returncode == 0
@@ -346,9 +228,9 @@ def test_a_node_that_does_not_see_the_runs_folder_fails_one_run_and_is_avoided(
 
 
 def test_a_study_begun_locally_is_finished_on_ray(ray_cluster: RayLab, tmp_path: Path) -> None:
-    study = Study(ray_cluster, tmp_path, {"rates": [0.01, 0.02, 0.03], "gpus": 0}, epochs=100)
+    study = RayStudy(ray_cluster, tmp_path, rates=(0.01, 0.02, 0.03), gpus=0, epochs=100)
     words = ("run", "small.toml", "--backend", "local", "--max-parallel", "1")
-    launcher = commands.start(study.argv(*words), cwd=tmp_path)
+    launcher = commands.start(study.command(*words), cwd=tmp_path)
     wait_for(
         lambda: [(run.result_file.exists(), epochs_of(run)) for run in study.runs()],
         "a run to be done and the next one to have an epoch",
@@ -373,7 +255,7 @@ def test_a_study_begun_locally_is_finished_on_ray(ray_cluster: RayLab, tmp_path:
 
 
 def test_what_can_never_fit_is_said_at_once_and_nothing_is_written(ray_cluster: RayLab, tmp_path: Path) -> None:
-    study = Study(ray_cluster, tmp_path, {"ranks": 8})
+    study = RayStudy(ray_cluster, tmp_path, ranks=8)
     answer = study("run", "small.toml")
     assert answer.returncode == 3
     assert "never fits: needs 8 GPUs, the cluster has 2" in answer.stderr
@@ -382,16 +264,16 @@ def test_what_can_never_fit_is_said_at_once_and_nothing_is_written(ray_cluster: 
 
 
 def test_waiting_runs_say_why_and_runs_are_cancelled_from_the_folder_alone(ray_cluster: RayLab, tmp_path: Path) -> None:
-    study = Study(ray_cluster, tmp_path, {"rates": [0.01, 0.02], "ranks": 2}, epochs=5000)
+    study = RayStudy(ray_cluster, tmp_path, rates=(0.01, 0.02), ranks=2, epochs=5000)
     left = study("run", "small.toml", "--no-wait")
     assert left.returncode == 0, left.stderr
-    wait_for(study.states, "a run to run, one to wait", until=lambda states: sorted(states) == ["queued", "running"])
+    wait_for(study.each, "a run to run, one to wait", until=lambda states: sorted(states) == ["queued", "running"])
     (waiting,) = [run for run in study.status() if run["state"] == "queued"]
     assert waiting["reason"] == "needs 2 GPUs, 0 free"
     assert study("cancel", "small", "--only", f"id={waiting['id']}").returncode == 0
-    assert sorted(study.states()) == ["cancelled", "running"]
+    assert sorted(study.each()) == ["cancelled", "running"]
     assert study("cancel", "small", "--all").returncode == 0
-    assert study.states() == ["cancelled"] * 2
+    assert study.each() == ["cancelled"] * 2
     wait_for(
         lambda: [words for words in ray_cluster.processes() if "stub_worker.py" in words],
         "the workers to end",
@@ -402,10 +284,10 @@ def test_waiting_runs_say_why_and_runs_are_cancelled_from_the_folder_alone(ray_c
 def test_four_quarters_of_a_gpu_run_at_once_on_one_card_with_the_launchers_code_and_without_its_secrets(
     ray_cluster: RayLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = Study(ray_cluster, tmp_path, {"rates": [0.01, 0.02, 0.03, 0.04], "gpus": 0.25}, epochs=5000)
+    study = RayStudy(ray_cluster, tmp_path, rates=(0.01, 0.02, 0.03, 0.04), gpus=0.25, epochs=5000)
     monkeypatch.setitem(ray_cluster.env, "WANDB_API_KEY", "very-secret")
     assert study("run", "small.toml", "--no-wait").returncode == 0
-    wait_for(study.states, "all runs to run at once", until=lambda states: states == ["running"] * 4)
+    wait_for(study.each, "all runs to run at once", until=lambda states: states == ["running"] * 4)
     assert len({(worker_of(run)["node"], worker_of(run)["gpu"]) for run in study.runs()}) == 1
     for run in study.runs():
         assert b"very-secret" not in Path(f"/proc/{worker_pid(run)}/environ").read_bytes()
@@ -414,10 +296,10 @@ def test_four_quarters_of_a_gpu_run_at_once_on_one_card_with_the_launchers_code_
 
 
 def test_a_folder_that_the_nodes_do_not_see_is_one_clear_line(ray_cluster: RayLab, tmp_path: Path) -> None:
-    study = Study(ray_cluster, tmp_path, {})
+    study = RayStudy(ray_cluster, tmp_path)
     script = 'mount -t tmpfs none "$0" && cd "$0" && exec "$@"'
     (tmp_path / "hidden").mkdir()
-    words = [*study.argv("run", str(tmp_path / "small.toml"))]
+    words = [*study.command("run", str(tmp_path / "small.toml"))]
     argv = ["unshare", "--mount", "sh", "-c", script, str(tmp_path / "hidden"), *words]
     answer = ray_cluster.run(argv, cwd=tmp_path)
     if "mount:" in answer.stderr:
@@ -428,7 +310,7 @@ def test_a_folder_that_the_nodes_do_not_see_is_one_clear_line(ray_cluster: RayLa
 
 
 def test_a_cluster_that_is_not_there_is_one_clear_line(lab: RayLab, tmp_path: Path) -> None:
-    study = Study(lab, tmp_path, {})
+    study = RayStudy(lab, tmp_path)
     answer = study("run", "small.toml", "--ray-address", "127.0.0.1:7")
     assert answer.returncode == 3
     (line,) = [line for line in answer.stderr.splitlines() if line.startswith("error")]
@@ -444,7 +326,7 @@ def test_a_signal_to_the_launchers_group_stops_the_workers_and_leaves_nothing_ru
     lab: RayLab, tmp_path: Path, number: signal.Signals
 ) -> None:
     del lab.env["RAY_worker_niceness"]
-    study = Study(lab, tmp_path, {"archs": ["rnn", "gru"], "gpus": 0}, epochs=5000)
+    study = RayStudy(lab, tmp_path, archs=("rnn", "gru"), gpus=0, epochs=5000)
     launcher = study.start("run", "small.toml")
     wait_for(study.epochs, "an epoch of one of the two runs", until=lambda epochs: len(epochs) == 2 and any(epochs))
     begun = [read_json(run.worker_file(1)) for run in study.runs()]
@@ -456,14 +338,14 @@ def test_a_signal_to_the_launchers_group_stops_the_workers_and_leaves_nothing_ru
     assert "the workers have stopped" in stderr
     assert "Traceback" not in stderr
     wait_for(lab.processes, "all processes of the lab to end", until=lambda alive: not alive)
-    wait_for(study.states, "the runs to be released", until=lambda states: set(states) == {"pending"})
+    wait_for(study.each, "the runs to be released", until=lambda states: set(states) == {"pending"})
     logs = [run.stderr_log(1).read_text() for run in study.runs() if epochs_of(run)]
     assert logs
     assert all("stopped; run again to resume" in log for log in logs)
 
 
 def test_a_killed_launcher_takes_its_ray_and_its_workers_along(lab: RayLab, tmp_path: Path) -> None:
-    study = Study(lab, tmp_path, {"gpus": 0}, epochs=5000)
+    study = RayStudy(lab, tmp_path, gpus=0, epochs=5000)
     launcher = study.start("run", "small.toml")
     wait_for(study.epochs, "an epoch of the run", until=any)
     launcher.kill()
@@ -471,19 +353,21 @@ def test_a_killed_launcher_takes_its_ray_and_its_workers_along(lab: RayLab, tmp_
     wait_for(lab.processes, "all processes of the lab to end", until=lambda alive: not alive)
     assert not list(lab.folder.glob("seqlm-ray-*")), "the files of its Ray"
     # A process lets go of its locks a moment after it has left its network.
-    wait_for(study.states, "the run to be released", until=lambda states: states == ["pending"])
+    wait_for(study.each, "the run to be released", until=lambda states: states == ["pending"])
 
 
 @pytest.mark.skipif(not may_mount(), reason="only root may mount the file system that this test needs")
 def test_a_home_that_is_read_only_is_no_hindrance(lab: RayLab, tmp_path: Path) -> None:
-    study, home = Study(lab, tmp_path, {"gpus": 0}), tmp_path / "home"
+    study, home = RayStudy(lab, tmp_path, gpus=0), tmp_path / "home"
     home.mkdir()
     lab.env["HOME"] = str(home)
     script = 'mount -t tmpfs -o ro none "$HOME" && exec "$@"'
-    answer = lab.run(["unshare", "--mount", "sh", "-c", script, "sh", *study.argv("run", "small.toml")], cwd=tmp_path)
+    answer = lab.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", *study.command("run", "small.toml")], cwd=tmp_path
+    )
     assert answer.returncode == 0, answer.stderr
     assert "Traceback" not in answer.stderr
-    assert study.states() == ["done"]
+    assert study.each() == ["done"]
 
 
 ON_TWO_CARDS = """

@@ -16,7 +16,7 @@ from seqlm.rundir import RunDirectory
 from tests import commands
 from tests.analysis.attempt_files import write_attempt
 from tests.crawl import Crawl
-from tests.test_launch import Study
+from tests.small_study import Study
 
 SIZES = 'model.hidden_size = [16, 32, 64]\nmodel.arch = ["rnn"]'
 

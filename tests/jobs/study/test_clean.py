@@ -27,7 +27,7 @@ from seqlm.rundir import RunDirectory
 from tests import commands
 from tests.facts import fail
 from tests.jobs.launch.test_behaviour import done_run
-from tests.test_launch import ROOT
+from tests.small_study import ROOT
 from tests.training.studies import runs_in
 
 
