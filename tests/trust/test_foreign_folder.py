@@ -8,6 +8,7 @@ import io
 import json
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,14 +64,33 @@ def vacate(run: RunDirectory, file: str) -> tuple[Path, str]:
     return path, file.removeprefix("../") if file.startswith("..") else f"{run.id}/{file}"
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_no_log_or_record_is_read_through_a_link(run: RunDirectory, tmp_path: Path, file: str) -> None:
-    mine = tmp_path / "mine"
+def link(path: Path) -> str:
+    mine = path.parents[2] / "mine"
     mine.write_text(json.dumps({"message": SECRET, "kind": SECRET, "name": SECRET}) + "\n")
-    path, place = vacate(run, file)
     path.symlink_to(mine)
+    return "a regular file, found a link"
+
+
+def pipe(path: Path) -> str:
+    os.mkfifo(path)
+    return "a regular file, found a pipe"
+
+
+def huge(path: Path) -> str:
+    with path.open("wb") as sparse:
+        sparse.truncate(2**40)
+    return f"at most {LARGEST_HASHED if path.suffix == '.pt' else LARGEST_TEXT:,} bytes, found {2**40:,}"
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("plant", [link, pipe, huge])
+def test_what_is_there_in_place_of_a_file_is_neither_read_nor_waited_for(
+    run: RunDirectory, tmp_path: Path, file: str, plant: Callable[[Path], str]
+) -> None:
+    path, place = vacate(run, file)
+    expected = [f"cannot read {place}: expected {plant(path)}"]
     study = load_study(tmp_path / "small")
-    assert study.warnings == [f"cannot read {place}: expected a regular file, found a link"]
+    assert study.warnings == ([] if (plant, file) == (huge, LOG) else expected), "of a log the end is read"
     assert SECRET not in repr(study)
 
 
@@ -90,27 +110,15 @@ def test_a_link_to_nothing_is_no_file(run: RunDirectory, tmp_path: Path) -> None
     assert failure_of(run) is None
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_a_pipe_in_place_of_a_file_keeps_nobody_waiting(run: RunDirectory, tmp_path: Path, file: str) -> None:
-    path, place = vacate(run, file)
-    os.mkfifo(path)
-    assert load_study(tmp_path / "small").warnings == [f"cannot read {place}: expected a regular file, found a pipe"]
-
-
-@pytest.mark.parametrize("kind", ["link", "pipe"])
+@pytest.mark.parametrize("plant", [link, pipe])
 def test_a_log_that_is_none_is_neither_shown_nor_told_as_the_cause_of_a_failure(
-    run: RunDirectory, tmp_path: Path, kind: str
+    run: RunDirectory, tmp_path: Path, plant: Callable[[Path], str]
 ) -> None:
-    path = run.stderr_log(run.last_attempt())
-    path.unlink(missing_ok=True)
-    if kind == "link":
-        (tmp_path / "mine").write_text(SECRET)
-        path.symlink_to(tmp_path / "mine")
-    else:
-        os.mkfifo(path)
+    path, _ = vacate(run, LOG)
+    found = plant(path)
     (observed,) = observe_study(tmp_path / "small")
     shown = io.StringIO()
-    with pytest.raises(FileError, match=f"expected a regular file, found a {kind}"):
+    with pytest.raises(FileError, match=f"expected {found}"):
         print_log(observed, 10, shown)
     assert SECRET not in shown.getvalue()
     assert cause(ended({0: 1}, 1), path) == ("code", "the worker ended with exit code 1")
@@ -156,16 +164,6 @@ def test_what_is_there_in_place_of_a_file_is_named(tmp_path: Path, monkeypatch: 
                 read_json(Path(name))
             with pytest.raises(FileError, match=f"found {kind}"):
                 file_sha256(Path(name))
-
-
-@pytest.mark.parametrize("file", FILES)
-def test_a_file_too_large_to_be_true_is_not_read(run: RunDirectory, tmp_path: Path, file: str) -> None:
-    path, place = vacate(run, file)
-    with path.open("wb") as sparse:
-        sparse.truncate(2**40)
-    most = LARGEST_HASHED if file.endswith(".pt") else LARGEST_TEXT
-    expected = f"cannot read {place}: expected at most {most:,} bytes, found {2**40:,}"
-    assert load_study(tmp_path / "small").warnings == ([] if file == LOG else [expected]), "of a log the end is read"
 
 
 @pytest.mark.parametrize("file", JSON)

@@ -5,7 +5,7 @@ import io
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -279,27 +279,22 @@ def test_small_grids_start_at_once_and_a_choice_goes_before(
     assert len(submitted(tmp_path, FakeBackend(passes), count=count, canaries=canaries)) == expected
 
 
+def interrupt(submission: Submission) -> int:
+    signal.raise_signal(signal.SIGINT)
+    return 143
+
+
 @pytest.mark.process
-def test_nothing_of_the_grid_starts_when_a_canary_fails(tmp_path: Path) -> None:
-    backend = FakeBackend(diverges)
-    with pytest.raises(CanaryError):
+@pytest.mark.parametrize(("work", "error"), [(diverges, CanaryError), (interrupt, KeyboardInterrupt)])
+def test_nothing_of_the_grid_starts_when_a_canary_fails_or_somebody_interrupts(
+    tmp_path: Path, work: Callable[[Submission], int], error: type[BaseException]
+) -> None:
+    backend = FakeBackend(work)
+    with pytest.raises(error):
         submitted(tmp_path, backend)
     assert {submission.run_dir.parent.name for submission in backend.submissions} == {"canary"}
     assert {run.observation.state for run in observe_study(tmp_path / "runs" / "study")} == {"pending"}
     assert not backend.is_open
-
-
-@pytest.mark.process
-def test_an_interrupt_during_the_canaries_starts_nothing(tmp_path: Path) -> None:
-    def interrupt(submission: Submission) -> int:
-        signal.raise_signal(signal.SIGINT)
-        return 143
-
-    backend = FakeBackend(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        submitted(tmp_path, backend)
-    assert {submission.run_dir.parent.name for submission in backend.submissions} == {"canary"}
-    assert {run.observation.state for run in observe_study(tmp_path / "runs" / "study")} == {"pending"}
 
 
 @pytest.mark.process

@@ -140,46 +140,36 @@ def test_an_epoch_has_whole_windows_of_whole_columns(tokens: int, batch_size: in
     assert training_tokens_per_epoch(tokens, batch_size, seq_len) == expected
 
 
-def test_the_time_of_the_same_configuration_follows_from_its_speed() -> None:
-    known = Throughput(speeds={config(): 10.0})
-    assert seconds_estimate(config(), VOCAB, 24, known) == 2 * 20 / 10
+SMALL, LARGE, LARGER, HUGE = (
+    config({**MODELS[0], "hidden_size": size, "embedding_size": embedding})
+    for size, embedding in ((6, 5), (50, 5), (60, 5), (300, 300))
+)
+OTHER_TEXT = config(corpus={"corpus": "pydoc", "vocab_size": 500})
 
 
-def test_the_time_of_a_relative_follows_from_its_operations_per_second() -> None:
-    large = config({**MODELS[0], "hidden_size": 60})
-    known = Throughput(speeds={config(): 10.0})
-    ratio = flops_per_token(large, VOCAB) / flops_per_token(config(), VOCAB)
-    assert seconds_estimate(large, VOCAB, 24, known) == pytest.approx(4 * ratio)
-
-
-def test_of_two_relatives_the_one_with_closer_work_is_asked() -> None:
-    wanted = config({**MODELS[0], "hidden_size": 50})
-    near, far = config({**MODELS[0], "hidden_size": 60}), config({**MODELS[0], "hidden_size": 6})
-    for order in ((near, far), (far, near)):
-        known = Throughput(speeds={run: 10.0 if run is near else 1e6 for run in order})
-        ratio = flops_per_token(wanted, VOCAB) / flops_per_token(near, VOCAB)
-        assert seconds_estimate(wanted, VOCAB, 24, known) == pytest.approx(4 * ratio)
-
-
-def test_a_toy_says_nothing_of_a_model_with_a_thousand_times_its_work() -> None:
-    known = Throughput(speeds={config(): 10.0})
-    large = config({**MODELS[0], "hidden_size": 300, "embedding_size": 300})
-    assert flops_per_token(large, VOCAB) > 1000 * flops_per_token(config(), VOCAB)
-    assert seconds_estimate(large, VOCAB, 24, known) is None
-
-
-def test_the_vocabulary_of_a_relative_on_another_text_is_its_own() -> None:
-    other = config(corpus={"corpus": "pydoc", "vocab_size": 500})
-    known = Throughput(speeds={other: 10.0})
-    ratio = flops_per_token(config(), VOCAB) / flops_per_token(other, 500)
-    assert seconds_estimate(config(), VOCAB, 24, known) == pytest.approx(4 * ratio)
-
-
-def test_nothing_known_is_no_time_at_all() -> None:
-    unknown_vocabulary = config(corpus={"corpus": "pydoc", "level": "char"})
-    assert seconds_estimate(config(), VOCAB, 24, Throughput()) is None
-    assert seconds_estimate(config(), VOCAB, 24, Throughput(speeds={config(MODELS[2]): 1.0})) is None
-    assert seconds_estimate(config(), VOCAB, 24, Throughput(speeds={unknown_vocabulary: 1.0})) is None
+@pytest.mark.parametrize(
+    ("wanted", "speeds", "relative", "words"),
+    [
+        (SMALL, {SMALL: 10.0}, SMALL, VOCAB),
+        (LARGER, {SMALL: 10.0}, SMALL, VOCAB),
+        (LARGE, {LARGER: 10.0, SMALL: 1e6}, LARGER, VOCAB),  # of two, the one with closer work
+        (LARGE, {SMALL: 1e6, LARGER: 10.0}, LARGER, VOCAB),
+        (SMALL, {OTHER_TEXT: 10.0}, OTHER_TEXT, 500),
+        (HUGE, {SMALL: 10.0}, None, VOCAB),  # a thousand times the work
+        (SMALL, {}, None, VOCAB),
+        (SMALL, {config(MODELS[2]): 1.0}, None, VOCAB),
+        (SMALL, {config(corpus={"corpus": "pydoc", "level": "char"}): 1.0}, None, VOCAB),  # of unknown vocabulary
+    ],
+)
+def test_the_time_of_a_run_follows_from_the_operations_per_second_of_its_nearest_relative(
+    wanted: RunConfig, speeds: dict[RunConfig, float], relative: RunConfig | None, words: int
+) -> None:
+    found = seconds_estimate(wanted, VOCAB, 24, Throughput(speeds=speeds))
+    if relative is None:
+        assert found is None
+    else:
+        ratio = flops_per_token(wanted, VOCAB) / flops_per_token(relative, words)
+        assert found == pytest.approx(2 * 20 / 10 * ratio)
 
 
 def make_run(root: Path, study: str, run_config: RunConfig, speeds: list[float | None]) -> RunDirectory:

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import io
 import os
 import socket
-import sys
 import threading
 from pathlib import Path
 from typing import final
@@ -189,51 +187,3 @@ def test_a_process_that_keeps_the_lock_is_named_and_gets_no_signal(
         monkeypatch.setattr(os, name, lambda number, signal: pytest.fail("a signal") if signal else None)
     with exclusive_lock(run.worker_lock_file, "busy"):
         assert cancel_all(run.path.parent) == {"run1": stays(socket.gethostname(), os.getpid())}
-
-
-# -- asking ------------------------------------------------------------------------------------------------------------
-
-
-@final
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize("words", [[], ["--exclude", "seed=1"]])
-def test_without_a_terminal_it_takes_all_or_only(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
-) -> None:
-    make_study(run.path.parent, 2, 3)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
-    assert launch.main(["cancel", str(run.path.parent), *words]) == 2
-    number = 2 if words else 3
-    line = f"error: cancel would stop all {number} runs of s that are not over; add --all, or choose some with --only\n"
-    assert capsys.readouterr().err == line
-    assert not run.is_cancelled()
-
-
-@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("YES\n", 0), ("\n", 2), ("n\n", 2), ("", 2)])
-def test_on_a_terminal_it_asks(
-    run: RunDirectory,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    answer: str,
-    code: int,
-) -> None:
-    monkeypatch.setattr(sys, "stdin", Terminal(answer))
-    assert launch.main(["cancel", str(run.path.parent)]) == code
-    assert capsys.readouterr().err.startswith("cancel the one run of s that is not over? [y/N] ")
-    assert run.is_cancelled() == (code == 0)
-
-
-@pytest.mark.parametrize("words", [["--all"], ["--only", "seed=1"]])
-def test_all_and_only_need_no_question_and_exclude_each_other(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
-) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO())
-    assert launch.main(["cancel", str(run.path.parent), "--all", "--only", "seed=1"]) == 2
-    assert "use one of them" in capsys.readouterr().err
-    assert launch.main(["cancel", str(run.path.parent), *words]) == 0
-    assert run.is_cancelled()
-    assert launch.main(["cancel", str(run.path.parent)]) == 0, "nothing to ask about"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -11,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import pytest
 
@@ -37,10 +36,8 @@ def fill(path: Path, size: int) -> Path:
     return path
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
+def make_study(study_dir: Path) -> Path:
     """Two runs that are done and one that is not, with leftovers of every kind."""
-    study_dir = tmp_path / "runs" / "small"
     for seed, name in enumerate(("first", "second", "open")):
         run = done_run(study_dir, name, 20.0, seed=seed)
         fill(run.last_checkpoint, 1000)
@@ -53,6 +50,11 @@ def study(tmp_path: Path) -> Path:
     fill(canary.canary_file, 100)
     done_run(study_dir / "behaviour", "first", None, checkpoint=False)
     return study_dir
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    return make_study(tmp_path / "runs" / "small")
 
 
 def run_of(study_dir: Path, name: str) -> RunDirectory:
@@ -83,12 +85,6 @@ def paths(study_dir: Path, kind: str) -> list[Path]:
 
 
 # -- what goes -----------------------------------------------------------------------------------------------------
-
-
-def test_the_last_checkpoints_of_finished_runs_are_found(study: Path) -> None:
-    first, second = (run_of(study, name) for name in ("first", "second"))
-    assert paths(study, "last checkpoint") == sorted([first.last_checkpoint, second.last_checkpoint])
-    assert {item.size_bytes for item in find_leftovers(study)} == {1000}
 
 
 def test_a_dry_run_shows_and_deletes_nothing(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,22 +176,6 @@ def test_a_chosen_run_that_waits_for_its_first_attempt_is_listed_no_more(
 # -- what stays ----------------------------------------------------------------------------------------------------
 
 
-def no_best(run: RunDirectory) -> None:
-    run.best_checkpoint.unlink()
-
-
-def empty_best(run: RunDirectory) -> None:
-    run.best_checkpoint.write_bytes(b"")
-
-
-def damaged_result(run: RunDirectory) -> None:
-    run.result_file.write_text("{")
-
-
-def damaged_config(run: RunDirectory) -> None:
-    run.config_file.write_text("{")
-
-
 def a_link(run: RunDirectory) -> None:
     outside = fill(run.path.parent.parent / "outside" / "last.pt", 10)
     run.last_checkpoint.unlink()
@@ -214,11 +194,20 @@ def a_linked_run(run: RunDirectory) -> None:
     run.path.symlink_to(outside)
 
 
-@pytest.mark.parametrize(
-    "danger", [no_best, empty_best, damaged_result, damaged_config, a_link, a_linked_folder, a_linked_run]
-)
+DANGERS: dict[str, Callable[[RunDirectory], object]] = {
+    "no best.pt": lambda run: run.best_checkpoint.unlink(),
+    "an empty best.pt": lambda run: run.best_checkpoint.write_bytes(b""),
+    "a damaged result": lambda run: run.result_file.write_text("{"),
+    "a damaged configuration": lambda run: run.config_file.write_text("{"),
+    "a link": a_link,
+    "a linked folder": a_linked_folder,
+    "a linked run": a_linked_run,
+}
+
+
+@pytest.mark.parametrize("danger", DANGERS.values(), ids=DANGERS)
 def test_a_last_checkpoint_stays_that_may_be_needed_or_is_reached_through_a_link(
-    study: Path, capsys: pytest.CaptureFixture[str], danger: Callable[[RunDirectory], None]
+    study: Path, capsys: pytest.CaptureFixture[str], danger: Callable[[RunDirectory], object]
 ) -> None:
     run = run_of(study, "first")
     danger(run)
@@ -337,39 +326,6 @@ def test_another_users_study_is_refused(
         line = f"error: {study} belongs to another user; clean deletes only in your own studies\n"
         assert capsys.readouterr().err == line
     assert files(study) == before
-
-
-# -- asking --------------------------------------------------------------------------------------------------------
-
-
-@final
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_without_a_terminal_it_takes_yes(
-    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = files(study)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
-    assert launch.main(["clean", str(study)]) == 2
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("error: clean would delete 2 files and folders (2.0 KiB)")
-    assert line.endswith("of small; add --yes to delete, or --dry-run to look")
-    assert files(study) == before
-
-
-@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("YES\n", 0), ("\n", 2), ("n\n", 2), ("", 2)])
-def test_it_asks_on_a_terminal(
-    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, answer: str, code: int
-) -> None:
-    monkeypatch.setattr(sys, "stdin", Terminal(answer))
-    assert launch.main(["clean", str(study)]) == code
-    said = capsys.readouterr()
-    assert "delete 2 files and folders (2.0 KiB)" in said.err
-    assert run_of(study, "first").has_checkpoint() == (code == 2)
-    assert ("deleted 2 files and folders" in said.out) == (code == 0)
 
 
 def test_a_folder_of_behaviour_jobs_or_no_study_gets_one_line(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
