@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -22,26 +22,6 @@ from tests.waiting import wait_for
 pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parent.parent.parent
-OPTIONS = ClusterOptions(
-    nodes=3, preemption=True, grace_seconds=30, min_job_age_seconds=2, extra_lines=["MessageTimeout=2"]
-)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[LoopbackCluster]:
-    require_slurm()
-    with LoopbackCluster(OPTIONS) as cluster:
-        yield cluster
-
-
-@pytest.fixture(autouse=True)
-def _no_jobs_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    yield
-    if "cluster" in request.fixturenames:
-        cluster = request.getfixturevalue("cluster")
-        cluster.run("scancel", "--full", "--user=root")
-        alive = ("-t", "pending,running,completing")
-        wait_for(lambda: queue(cluster, *alive), "all jobs to end", until=lambda jobs: not jobs)
 
 
 def text_of(path: Path) -> str:
@@ -60,17 +40,6 @@ def submit(cluster: LoopbackCluster, folder: Path, script: str, *options: str) -
     return cluster.run(*command, cwd=folder).stdout.strip()
 
 
-def queue(cluster: LoopbackCluster, *options: str) -> dict[str, list[str]]:
-    """Job -> its state, reason and node."""
-    done = cluster.run("squeue", "-h", "-r", "-o", "%i|%T|%r|%N", *options, check=False)
-    rows = [line.split("|") for line in done.stdout.splitlines()]
-    return {row[0]: row[1:] for row in rows}
-
-
-def state(cluster: LoopbackCluster, job: str) -> str:
-    return queue(cluster, "-t", "all", "-j", job).get(job, ["gone"])[0]
-
-
 def is_gone(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
@@ -78,25 +47,17 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-# -- jobs ------------------------------------------------------------------------------------------------------------
-
-
-# -- accidents -------------------------------------------------------------------------------------------------------
-
-
-# -- several, and accounting -----------------------------------------------------------------------------------------
-
-
-def test_a_second_cluster_with_accounting_lives_beside_the_first(cluster: LoopbackCluster, tmp_path: Path) -> None:
+def test_a_second_cluster_with_accounting_lives_beside_the_first(tmp_path: Path) -> None:
     require_slurm(accounting=True)
-    with LoopbackCluster(ClusterOptions(nodes=1, accounting=True)) as second:
+    first, second = (LoopbackCluster(ClusterOptions(nodes=1, accounting=accounting)) for accounting in (False, True))
+    with first as cluster, second:
         assert not set(second.node_names) & set(cluster.node_names)
         job = submit(second, tmp_path, "exit 3")
         command = ("sacct", "-n", "-P", "-X", "-o", "State,ExitCode", "-j", job)
         accounted = "FAILED|3:0\n"
         wait_for(lambda: second.run(*command).stdout, "the job's accounting", until=lambda told: told == accounted)
+        second.close()
         assert "idle" in cluster.run("sinfo").stdout
-    assert "idle" in cluster.run("sinfo").stdout
 
 
 # -- nothing is left behind ------------------------------------------------------------------------------------------
