@@ -17,13 +17,12 @@ from jobs.cli.arguments import EXIT_RUN_FAILED
 from jobs.cli.view import Watcher
 from jobs.manifests.policy import Policy
 from jobs.study.budget import Budget
-from jobs.study.squeue import Scheduler
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
 from slurm.submission import JobPlan
 from tests.analysis.attempt_files import ORIGIN, at, write_attempt
 from tests.facts import fail
-from tests.fake_slurm import FakeSlurm, Job
+from tests.fake_slurm import FakeSlurm
 from tests.training.studies import runs_in
 
 pytestmark = pytest.mark.process
@@ -71,18 +70,6 @@ def test_retry_goes_by_the_policy_of_the_manifest_and_by_what_the_run_needed(fak
     assert told.options.policy == Policy(oom=1, checkpoint_min=3, timeout=2, max_stalled_retries=4)
     assert micro_batches(run, batch_size=20, ranks=1) == 2
     assert run.first_attempt() == 2
-
-
-def test_the_state_of_1000_runs_takes_at_most_two_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeSlurm(tmp_path / "fake", accounting=True)
-    fake.on_path(monkeypatch)
-    with fake.opened() as room:
-        room.jobs = [Job(id=f"{array}_{task}") for array in (1, 2) for task in range(500)]
-    fake.end("1_0", "RUNNING")
-    fake.end("1_1", "TIMEOUT", purged=True)
-    found = Scheduler().states([f"{array}_{task}" for array in (1, 2) for task in range(500)])
-    assert [call[0] for call in fake.calls()] == ["squeue", "sacct"]
-    assert (found["1_0"].stage, found["1_1"].kind, found["2_499"].stage) == ("running", "timeout", "queued")
 
 
 def test_a_failure_that_only_slurm_knows_of_ends_the_attempt_at_its_last_sign_of_life(

@@ -13,19 +13,17 @@ from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from seqlm.state import View
 from tests.facts import fail
+from tests.slurm.programs import program
 from tests.slurm_jobs import write_jobs
 from tests.training.studies import make_config, make_run
 
 
-def program(folder: Path, name: str, *, says: str = "", error: str = "", code: int = 0) -> None:
-    """A program on PATH that notes each call and says the same each time."""
-    path = folder / name
-    (folder / f"{name}.says").write_text(says)
-    path.write_text(
-        f'#!/bin/sh\necho "{name} $*" >> {folder}/calls\ncat {folder}/{name}.says\n'
-        f'[ -z "{error}" ] || echo "{error}" >&2\nexit {code}\n'
-    )
-    path.chmod(0o755)
+def answer(folder: Path, name: str, text: str | None, error: str = "") -> None:
+    """Put a program on PATH that notes each call and answers the same each time. ``None``: it does not answer."""
+    (folder / f"{name}.says").write_text(text or "")
+    failing = f'echo "{error}" >&2; exit 1' if error else "exit 0"
+    says = "exec sleep 60" if text is None else f"cat {folder}/{name}.says; {failing}"
+    program(folder, name, f'echo "{name} $*" >> {folder}/calls\n{says}')
 
 
 @pytest.fixture
@@ -79,8 +77,8 @@ def test_the_answers_of_squeue_and_sacct_are_read_by_job() -> None:
 
 @pytest.mark.process
 def test_a_thousand_runs_take_two_calls_at_most(room: Path) -> None:
-    program(room, "squeue", says="".join(f"7_{number}|PENDING|Priority|\n" for number in range(900)))
-    program(room, "sacct", says="".join(f"7_{number}|COMPLETED|0:0\n" for number in range(900, 1000)))
+    answer(room, "squeue", "".join(f"7_{number}|PENDING|Priority|\n" for number in range(900)))
+    answer(room, "sacct", "".join(f"7_{number}|COMPLETED|0:0\n" for number in range(900, 1000)))
     asker = Scheduler()
     states = asker.states([f"7_{number}" for number in range(1000)])
     assert len(states) == 1000
@@ -90,57 +88,52 @@ def test_a_thousand_runs_take_two_calls_at_most(room: Path) -> None:
     assert len((room / "calls").read_text().splitlines()) == 2, "what was answered a moment ago is not asked again"
 
 
-@pytest.mark.process
-def test_what_the_queue_knows_needs_no_second_call(room: Path) -> None:
-    program(room, "squeue", says="7|RUNNING|None\n")
-    asker = Scheduler()
-    assert asker.states(["7"])["7"].stage == "running"
-    assert len((room / "calls").read_text().splitlines()) == 1
+NO_CONTROLLER = "slurmctld does not answer; this is the last known state"
 
 
 @pytest.mark.process
-def test_without_accounting_a_job_that_the_queue_has_forgotten_is_gone(room: Path) -> None:
-    program(room, "squeue", error="slurm_load_jobs error: Invalid job id specified", code=1)
-    program(room, "sacct", error=NO_ACCOUNTING, code=1)
-    assert Scheduler().states(["7_1"])["7_1"].stage == "gone"
-
-
-@pytest.mark.process
-def test_a_controller_that_does_not_answer_leaves_the_state_unknown(room: Path) -> None:
-    program(room, "squeue", error=DOWN, code=1)
-    program(room, "sacct", error="sacct: error: slurm_persist_conn_open", code=1)
-    assert Scheduler().states(["7_1"])["7_1"] == View(
-        stage="unknown", reason="slurmctld does not answer; this is the last known state"
-    )
-
-
-@pytest.mark.process
-def test_accounting_answers_while_the_controller_does_not(room: Path) -> None:
-    program(room, "squeue", error=DOWN, code=1)
-    program(room, "sacct", says="7_1|TIMEOUT|0:0\n7_[2-3]|PENDING|0:0\n")
-    found = Scheduler().states(["7_1", "7_2", "7_3", "8"])
-    assert found["7_1"].kind == "timeout"
-    assert [found[job].stage for job in ("7_2", "7_3", "8")] == ["unknown"] * 3
-
-
-@pytest.mark.process
-def test_a_job_is_gone_only_if_the_queue_and_the_accounting_have_answered(room: Path) -> None:
-    program(room, "squeue", says="")
-    program(room, "sacct", error="sacct: error: slurm_persist_conn_open", code=1)
-    assert Scheduler().states(["7"])["7"] == View(
-        stage="unknown", reason="slurmdbd (accounting) does not answer; this is the last known state"
-    )
-    program(room, "sacct", says="")
-    assert Scheduler().states(["7"])["7"].stage == "gone"
-
-
-@pytest.mark.process
-def test_a_controller_that_hangs_is_given_up(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("squeue", "sacct"):
-        (room / name).write_text("#!/bin/sh\nexec sleep 60\n")
-        (room / name).chmod(0o755)
-    monkeypatch.setattr(squeue, "CALL_SECONDS", 0.1)
-    assert Scheduler().states(["7"])["7"].stage == "unknown"
+@pytest.mark.parametrize(
+    ("squeue_says", "sacct_says", "expected"),
+    [
+        (("7|RUNNING|None\n", ""), ("", "asked"), View(stage="running", reason="")),
+        (("", "slurm_load_jobs error: Invalid job id specified"), ("", NO_ACCOUNTING), "gone"),
+        (("", DOWN), ("", "sacct: error: slurm_persist_conn_open"), View(stage="unknown", reason=NO_CONTROLLER)),
+        (("", DOWN), ("7|TIMEOUT|0:0\n", ""), View(stage="ended", reason="SLURM reports TIMEOUT", kind="timeout")),
+        (("", DOWN), ("7|PENDING|0:0\n", ""), "queued"),
+        (("", DOWN), ("8|TIMEOUT|0:0\n7_[2-3]|PENDING|0:0\n", ""), View(stage="unknown", reason=NO_CONTROLLER)),
+        (
+            ("", ""),
+            ("", "sacct: error: slurm_persist_conn_open"),
+            View(stage="unknown", reason="slurmdbd (accounting) does not answer; this is the last known state"),
+        ),
+        (("", ""), ("", ""), "gone"),
+        ((None, ""), (None, ""), "unknown"),
+    ],
+    ids=[
+        "the queue knows it",
+        "no accounting",
+        "neither answers",
+        "the accounting has its end",
+        "the accounting has it waiting",
+        "the accounting has other jobs",
+        "only the queue answers",
+        "neither knows it",
+        "both hang",
+    ],
+)
+def test_a_job_is_gone_only_if_the_queue_and_the_accounting_have_answered(
+    room: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    squeue_says: tuple[str | None, str],
+    sacct_says: tuple[str | None, str],
+    expected: View | str,
+) -> None:
+    answer(room, "squeue", *squeue_says)
+    answer(room, "sacct", *sacct_says)
+    if squeue_says[0] is None:
+        monkeypatch.setattr(squeue, "CALL_SECONDS", 0.1)
+    found = Scheduler().states(["7"])["7"]
+    assert (found.stage if isinstance(expected, str) else found) == expected
 
 
 def test_the_arrays_of_jobs_are_named_once() -> None:
@@ -183,7 +176,7 @@ def test_only_runs_that_have_not_spoken_are_asked_about(room: Path) -> None:
     write_json(runs[0].result_file, {})
     write_jobs(study, {run.id: f"7_{number}" for number, run in enumerate(runs)})
     fail(runs[1], {"kind": "diverged", "message": "nan"})
-    program(room, "squeue", says="7_2|PENDING|Resources\n")
+    answer(room, "squeue", "7_2|PENDING|Resources\n")
     assert list(Observer(study).jobs) == ["c-3"]
 
 
