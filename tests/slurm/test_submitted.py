@@ -35,14 +35,20 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     return made
 
 
+KEYS = 'model.hidden_size = 4\noptim.optimizer = "sgd"\noptim.lr = 1\n'
+RUN = f'[[run]]\nmodel.arch = "rnn"\n{KEYS}'
+
+
+def submit(folder: Path, text: str, *words: str) -> int:
+    """Launch the study ``s`` on SLURM, in the folder of its manifest; return the exit code."""
+    (folder / "m.toml").write_text(f'[study]\nname = "s"\n{text}')
+    where = ["--backend", "slurm", "--runs-dir", str(folder)]
+    return launch.main(["run", str(folder / "m.toml"), *where, "--no-wait", "--live-code", *words])
+
+
 def test_a_launch_on_slurm_leaves_what_the_manifest_says_with_the_study(fake: FakeSlurm, tmp_path: Path) -> None:
-    manifest = tmp_path / "m.toml"
-    manifest.write_text(
-        '[study]\nname = "s"\n[[grid]]\nmodel.arch = ["rnn", "gru"]\nmodel.hidden_size = 4\n'
-        'optim.optimizer = "sgd"\noptim.lr = 1\n[report]\nbehaviour = ["gru-sgd"]\n'
-    )
-    words = ["run", str(manifest), "--backend", "slurm", "--no-wait", "--live-code", "--runs-dir", str(tmp_path)]
-    assert launch.main([*words, "--only", "arch=rnn"]) == 0
+    grid = f'[[grid]]\nmodel.arch = ["rnn", "gru"]\n{KEYS}[report]\nbehaviour = ["gru-sgd"]\n'
+    assert submit(tmp_path, grid, "--only", "arch=rnn") == 0
     assert list(fake.jobs()) == ["1_0"]
     record = json.loads((tmp_path / "s" / "study.json").read_text())
     rnn, gru = (run["fingerprint"] for run in record["planned"])
@@ -50,21 +56,28 @@ def test_a_launch_on_slurm_leaves_what_the_manifest_says_with_the_study(fake: Fa
 
 
 def test_retry_goes_by_the_policy_of_the_manifest_and_by_what_the_run_needed(fake: FakeSlurm, tmp_path: Path) -> None:
-    manifest = tmp_path / "m.toml"
-    manifest.write_text(
-        '[study]\nname = "s"\n[policy]\noom = 1\ncheckpoint_min = 3\n[[run]]\nmodel.arch = "rnn"\n'
-        'model.hidden_size = 4\noptim.optimizer = "sgd"\noptim.lr = 1\n'
-    )
-    more = ["--backend", "slurm", "--no-wait", "--live-code", "--runs-dir", str(tmp_path)]
-    assert launch.main(["run", str(manifest), *more, "--set", "policy.timeout=2"]) == 0
+    text = f"[policy]\noom = 1\ncheckpoint_min = 3\n{RUN}"
+    retry = [
+        "retry",
+        "s",
+        "--backend",
+        "slurm",
+        "--no-wait",
+        "--live-code",
+        "--runs-dir",
+        str(tmp_path),
+        "--kind",
+        "code",
+    ]
+    assert submit(tmp_path, text, "--set", "policy.timeout=2") == 0
     (run,) = runs_in(tmp_path / "s")
     fail(run, {"kind": "oom", "message": "no memory", "stands": True})
-    assert launch.main(["run", str(manifest), *more]) == 0
+    assert submit(tmp_path, text) == 0
     assert list(fake.jobs()) == ["1_0"], "a failure that stands is for a person to retry"
-    assert launch.main(["run", str(manifest), *more, "--set", "policy.timeout=2"]) == 0
-    assert launch.main(["retry", "s", *more, "--kind", "code", "--kind", "diverged"]) == 0
+    assert submit(tmp_path, text, "--set", "policy.timeout=2") == 0
+    assert launch.main([*retry, "--kind", "code", "--kind", "diverged"]) == 0
     assert list(fake.jobs()) == ["1_0"]
-    assert launch.main(["retry", "s", *more, "--kind", "code", "--kind", "oom", "--max-stalled-retries", "4"]) == 0
+    assert launch.main([*retry, "--kind", "code", "--kind", "oom", "--max-stalled-retries", "4"]) == 0
     assert list(fake.jobs()) == ["1_0", "2_0"]
     told = JobPlan.read(tmp_path / "s" / "launches" / "000002" / "plan.json")
     assert told.options.policy == Policy(oom=1, checkpoint_min=3, timeout=2, max_stalled_retries=4)
@@ -77,20 +90,15 @@ def test_a_failure_that_only_slurm_knows_of_ends_the_attempt_at_its_last_sign_of
 ) -> None:
     fake = FakeSlurm(tmp_path / "fake", accounting=True)
     fake.on_path(monkeypatch)
-    manifest = tmp_path / "m.toml"
-    manifest.write_text(
-        '[study]\nname = "s"\n[policy]\ncore_hours = 9\n[[run]]\nmodel.arch = "rnn"\nmodel.hidden_size = 4\n'
-        'optim.optimizer = "sgd"\noptim.lr = 1\nresources.ranks = 2\nresources.cpus = 2\n'
-    )
-    words = ["run", str(manifest), "--backend", "slurm", "--no-wait", "--live-code", "--runs-dir", str(tmp_path)]
-    assert launch.main(words) == 0
+    text = f"[policy]\ncore_hours = 9\n{RUN}resources.ranks = 2\nresources.cpus = 2\n"
+    assert submit(tmp_path, text) == 0
     (run,) = runs_in(tmp_path / "s")
     write_attempt(run, 1, start=0, alive=3600, hosts=("n1", "n2"), gpus=(None, None))
     run.lease_dir.mkdir()
     write_json(run.lease_dir / "000001.json", {"attempt": 1, "released": False, "host": "n1", "pid": 1})
     os.utime(run.lease_dir / "000001.json", (ORIGIN + 3606, ORIGIN + 3606))
     fake.end("1", "OUT_OF_MEMORY")  # 63 hours ago, as it were: the attempt's times are of March
-    assert launch.main(words) == 0
+    assert submit(tmp_path, text) == 0
     assert list(fake.jobs()) == ["1_0", "2_0"], "the budget is not spent"
     assert (run.end(1).kind, run.end(1).at) == ("oom", at(3606))
     assert Budget(tmp_path / "s", Policy()).spent()["core_hours"] == 2 * 2 * 3606 / 3600
@@ -210,18 +218,12 @@ def test_runs_wait_on_while_only_the_accounting_answers(
 ) -> None:
     fake = FakeSlurm(tmp_path / "fake", accounting=True)
     fake.on_path(monkeypatch)
-    manifest = tmp_path / "m.toml"
-    manifest.write_text(
-        '[study]\nname = "s"\n[[grid]]\nmodel.arch = "rnn"\nmodel.hidden_size = 4\n'
-        'optim.optimizer = "sgd"\noptim.lr = [1, 2, 3]\n'
-    )
-    more = ["--runs-dir", str(tmp_path)]
-    assert launch.main(["run", str(manifest), "--backend", "slurm", "--no-wait", "--live-code", *more]) == 0
+    assert submit(tmp_path, f"{RUN}seeds = [1, 2, 3]\n") == 0
     assert list(fake.jobs()) == ["1_0", "1_1", "1_2"]
     with fake.opened() as room:
         room.has_controller = False
     capsys.readouterr()
-    assert launch.main(["status", "s", "--json", *more]) == 0
+    assert launch.main(["status", "s", "--json", "--runs-dir", str(tmp_path)]) == 0
     runs = json.loads(capsys.readouterr().out)["data"]["runs"]
     assert [run["state"] for run in runs] == ["queued"] * 3
     assert not Watcher(tmp_path / "s").look().is_over
@@ -230,15 +232,11 @@ def test_runs_wait_on_while_only_the_accounting_answers(
 def test_a_run_whose_job_is_gone_without_a_result_is_a_failure_of_the_launch_that_waits(
     fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = tmp_path / "m.toml"
-    manifest.write_text(
-        '[study]\nname = "s"\n[[run]]\nmodel.arch = "rnn"\nmodel.hidden_size = 4\n'
-        'optim.optimizer = "sgd"\noptim.lr = 1\n'
-    )
+    (tmp_path / "m.toml").write_text(f'[study]\nname = "s"\n{RUN}')
 
     def lose(*_: object) -> None:
         fake.end("1", purged=True)
 
     monkeypatch.setattr("jobs.cli.launching.watch", lose)
-    words = ["run", str(manifest), "--backend", "slurm", "--live-code", "--runs-dir", str(tmp_path)]
+    words = ["run", str(tmp_path / "m.toml"), "--backend", "slurm", "--live-code", "--runs-dir", str(tmp_path)]
     assert launch.main(words) == EXIT_RUN_FAILED
