@@ -316,26 +316,30 @@ def test_a_job_looks_at_the_budget_before_it_trains_and_while_it_does(
     assert run.result_file.exists()
 
 
-def test_a_worker_killed_by_a_signal_is_tried_again_in_a_new_job(tmp_path: Path, room: Path) -> None:
+KILLED = "import os; os.kill(os.getpid(), 9)"
+BY_HAND = "the worker was killed by SIGKILL on n1 (by a person, or by the system when memory ran out)"
+PEER_LOST = f"{SAY}say(kind='node', message='lost another rank', peer_lost=True); sys.exit(1)"
+
+
+@pytest.mark.parametrize(
+    ("program", "kind", "message"),
+    [
+        (KILLED, "node", BY_HAND),
+        (PEER_LOST, "node", "lost another rank"),
+        ("import sys; sys.exit(143)", "preempted", "another process stopped it"),
+        ("import os; os.kill(os.getpid(), 15)", "preempted", "another process stopped it"),
+    ],
+)
+def test_a_worker_that_ends_for_a_cause_outside_of_it_is_tried_again_in_a_new_job(
+    tmp_path: Path, room: Path, program: str, kind: str, message: str
+) -> None:
     run = make(tmp_path)
-    assert work(plan(run, program="import os; os.kill(os.getpid(), 9)"))
+    assert work(plan(run, program=program))
     assert calls(room) == ["requeue 77_0"]
     end = run.end(1)
-    assert (end.kind, end.message) == (
-        "node",
-        "the worker was killed by SIGKILL on n1 (by a person, or by the system when memory ran out)",
-    )
+    assert (end.kind, message in end.message) == (kind, True), end
+    assert kind != "node" or end.node == "n1"
     assert not run.observe().is_final
-
-
-KILLED = "import os; os.kill(os.getpid(), 9)"
-
-
-def test_a_retry_waits_in_the_queue_as_long_as_the_policy_says(tmp_path: Path, room: Path) -> None:
-    told = plan(make(tmp_path), program=KILLED, policy=Policy(), must_have_nodes=True)
-    assert all(start_again(told, restarts) for restarts in range(3))
-    waits = ["update JobId=77_0 StartTime=now+5", "update JobId=77_0 StartTime=now+25"]
-    assert calls(room) == ["requeue 77_0", "requeue 77_0", waits[0], "requeue 77_0", waits[1]]
 
 
 def test_the_wait_is_asked_for_although_slurm_ends_the_job_meanwhile(tmp_path: Path, room: Path) -> None:
@@ -354,6 +358,7 @@ def test_the_wait_is_asked_for_although_slurm_ends_the_job_meanwhile(tmp_path: P
         (["n1", "n1"], {"exclude": "n8,n9"}, "StartTime=now+5 ExcNodeList=n8,n9,n1"),
         (["n1", "n1"], {"exclude": "n2"}, "StartTime=now+5"),
         (["n1", "n1"], {"must_have_nodes": True}, "StartTime=now+5"),
+        (["n1", "n1", "n1"], {"must_have_nodes": True}, "StartTime=now+25"),
         (["n1", "n2"], {}, "StartTime=now+5"),
         (["n1", "n2", "n1"], {}, "StartTime=now+25"),
         (["n1", "n2", "n2", "n1"], {}, "StartTime=now+125 ExcNodeList=n2"),
@@ -377,13 +382,6 @@ def test_the_last_node_that_fits_a_job_is_not_excluded(
     assert all(start_again(told, restarts) for restarts in range(2))
     assert calls(room)[-1] == "update JobId=77_0 StartTime=now+5"
     assert "n1 has failed twice in a row" in capsys.readouterr().out
-
-
-def test_a_failure_that_the_worker_tells_is_its_nodes(tmp_path: Path) -> None:
-    run = make(tmp_path)
-    program = SAY + "say(kind='node', message='lost another rank', peer_lost=True); sys.exit(1)"
-    assert work(plan(run, program=program))
-    assert [failed.node for failed in run.failures()] == ["n1"]
 
 
 # -- the job's own files ---------------------------------------------------------------------------------------------
@@ -549,16 +547,6 @@ def test_a_failure_that_a_lost_job_could_not_settle_is_taken_up_by_the_next_star
     assert not stands.result_file.exists()
 
 
-@pytest.mark.parametrize("ending", ["sys.exit(143)", "os.kill(os.getpid(), 15)"])
-def test_a_worker_that_somebody_else_has_stopped_is_requeued(tmp_path: Path, room: Path, ending: str) -> None:
-    run = make(tmp_path)
-    assert work(plan(run, program=f"import os, sys; {ending}"))
-    end = run.end(1)
-    assert end.kind == "preempted"
-    assert "another process stopped it" in end.message
-    assert calls(room) == ["requeue 77_0"]
-
-
 def test_a_signal_to_the_whole_job_that_reaches_its_worker_first_is_the_jobs(
     tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -615,8 +603,7 @@ def test_of_several_nodes_only_one_that_lost_a_rank_is_to_blame(tmp_path: Path, 
 
 def test_a_failure_that_a_rank_tells_on_several_nodes_blames_none(tmp_path: Path, room: Path) -> None:
     run = make(tmp_path)
-    program = SAY + "say(kind='node', message='lost another rank', peer_lost=True); sys.exit(1)"
-    assert work_on_two(plan(run, program=program, resources=TWO), room)
+    assert work_on_two(plan(run, program=PEER_LOST, resources=TWO), room)
     assert [failed.node for failed in run.failures()] == [None]
 
 
