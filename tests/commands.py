@@ -8,9 +8,9 @@ import json
 import os
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from unittest import mock
 
 import pytest
@@ -19,6 +19,8 @@ import launch
 from tests import warm
 from tests.waiting import DEADLINE_SECONDS, scene
 
+Ask: TypeAlias = Callable[..., tuple[int, Any, str]]
+"""The fixture ``ask``: runs a command with ``--json``; exit code, data or error of its document, and stderr."""
 _started: list[subprocess.Popen[str]] = []
 
 

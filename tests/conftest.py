@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import random
 import signal
@@ -131,6 +132,22 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"jobs.launch.dispatch.{name}", 0.0)
     monkeypatch.setattr("jobs.study.budget.READ_SECONDS", 0.0)
     monkeypatch.setattr("seqlm.ends.FIRST_DELAY_SECONDS", 0.0)
+
+
+@pytest.fixture
+def ask(capsys: pytest.CaptureFixture[str]) -> commands.Ask:
+    """Run a command in this process: exit code, data or error of its document, and stderr."""
+
+    def run(*words: str) -> tuple[int, Any, str]:
+        import launch
+
+        capsys.readouterr()
+        code = launch.main([*words, "--json"])
+        out, err = capsys.readouterr()
+        document = json.loads(out)
+        return code, document["error"] if document["data"] is None else document["data"], err
+
+    return run
 
 
 @pytest.fixture

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import pytest
 
 import launch
 from tests.check_model.faulty import write_model
+from tests.commands import Ask
 from tests.small_study import Study
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
@@ -27,8 +26,6 @@ optim = { optimizer = "adam", lr = 0.01 }
 model = { arch = "custom", source = "mine.py:Model" }
 """
 
-Ask: TypeAlias = Callable[..., tuple[int, Any, str]]
-
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
@@ -37,20 +34,6 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     monkeypatch.setenv("SEQLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("SEQLM_BACKEND", "local")
     return Study(tmp_path, epochs=1, archs=("rnn", "gru"), lines=60)
-
-
-@pytest.fixture
-def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
-    """Run a command: its exit code, the data or error of its document, and stderr."""
-
-    def run(*words: str) -> tuple[int, Any, str]:
-        capsys.readouterr()
-        code = launch.main([*words, "--json"])
-        out, err = capsys.readouterr()
-        document = json.loads(out)
-        return code, document["data"] or document["error"], err
-
-    return run
 
 
 def states(ask: Ask) -> dict[str, tuple[str, str | None]]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import launch
 from analysis import open_study
 from analysis.plots import look
 from tests.check_model.faulty import write_model
+from tests.commands import Ask
 from tests.training.studies import runs_in, write_text
 
 pytestmark = pytest.mark.process
@@ -60,22 +58,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, Any, str]:
-    """Exit code, data or error of the document, and stderr."""
-    capsys.readouterr()
-    code = launch.main([*words, "--json"])
-    out, err = capsys.readouterr()
-    document = json.loads(out)
-    return code, document["data"] or document["error"], err
-
-
 @pytest.mark.usefixtures("blank_figures")
-def test_the_examples_train_and_stand_in_the_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, plan, err = ask(capsys, "plan", "own.toml", "--backend", "local")
+def test_the_examples_train_and_stand_in_the_report(folder: Path, ask: Ask) -> None:
+    code, plan, err = ask("plan", "own.toml", "--backend", "local")
     assert code == 0, err
     assert [run["parameters"] for run in plan["runs"]] == [833, 481, 697]
     assert all(run["flops_per_token"] and run["memory_bytes"] for run in plan["runs"])
-    code, found, err = ask(capsys, "run", "own.toml", "--backend", "local", "--canary")
+    code, found, err = ask("run", "own.toml", "--backend", "local", "--canary")
     assert code == 0, err
     assert "testing" not in err, "plan has tested the models"
     assert "canary lstm.py:LSTM-adam passes" in err
@@ -83,7 +72,7 @@ def test_the_examples_train_and_stand_in_the_report(folder: Path, capsys: pytest
     lstm, *_ = runs_in(folder / "runs" / "own")
     assert [path.name for path in lstm.model_dir.iterdir()] == ["lstm.py"]
 
-    code, found, err = ask(capsys, "report", "own")
+    code, found, err = ask("report", "own")
     assert [one["state"] for one in found["behaviour"]] == ["done"] * 3, err
     study = open_study(folder / "runs" / "own")
     assert study.runs["arch"].tolist() == ["lstm.py:LSTM", "min_gru.py:MinGRU", "gru"]
@@ -97,7 +86,7 @@ def test_the_examples_train_and_stand_in_the_report(folder: Path, capsys: pytest
     assert "| minGRU | " in text, "its label"
 
     (folder / "lstm.py").write_text((folder / "lstm.py").read_text() + "\n# edited\n")
-    code, found, err = ask(capsys, "run", "own.toml", "--backend", "local", "--only", "source=lstm.py:LSTM")
+    code, found, err = ask("run", "own.toml", "--backend", "local", "--only", "source=lstm.py:LSTM")
     assert "warning: lstm.py:LSTM has changed" in err
     assert [run["state"] for run in found["runs"]] == ["done"]
     assert len(runs_in(folder / "runs" / "own")) == 4, "the first one keeps its file"
@@ -110,28 +99,28 @@ def test_the_examples_train_and_stand_in_the_report(folder: Path, capsys: pytest
     ],
 )
 def test_a_file_or_class_that_is_not_there_is_refused_at_once(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, source: str, line: str
+    folder: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch, source: str, line: str
 ) -> None:
     monkeypatch.setattr("jobs.launch.own_models.subprocess.run", lambda *_, **__: pytest.fail("starts a process"))
-    code, error, _ = ask(capsys, "check-model", source)
+    code, error, _ = ask("check-model", source)
     assert (code, error["message"]) == (2, line)
     text = (folder / "own.toml").read_text().replace("lstm.py:LSTM", source)
     (folder / "own.toml").write_text(text)
-    code, error, _ = ask(capsys, "run", "own.toml", "--backend", "local")
+    code, error, _ = ask("run", "own.toml", "--backend", "local")
     assert code == 2
     assert line.rpartition("none.py")[2] in error["message"]
     assert not (folder / "runs").exists()
 
 
-def test_a_model_that_breaks_the_contract_starts_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_breaks_the_contract_starts_nothing(folder: Path, ask: Ask) -> None:
     write_model(folder, ("# hidden", "h = h + h.flip(0)"), name="lstm.py")
     (folder / "lstm.py").write_text((folder / "lstm.py").read_text().replace("class Model", "class LSTM"))
     words = ("own.toml", "--backend", "local", "--set", "model.arguments={ hidden_size = 8 }")
-    code, error, _ = ask(capsys, "run", *words, "--only", "source=lstm.py:LSTM")
+    code, error, _ = ask("run", *words, "--only", "source=lstm.py:LSTM")
     line = error["message"].splitlines()[0]
     assert code == 2
     assert line.startswith("LSTM-adam: model.arguments: LSTM cannot be made with"), line
-    code, error, err = ask(capsys, "check-model", "lstm.py:LSTM")
+    code, error, err = ask("check-model", "lstm.py:LSTM")
     assert code == 2
     assert err.splitlines()[0].startswith("testing lstm.py:LSTM ")
     assert "causality" in [one["subject"] for one in error["findings"] if one["level"] == "bad"]

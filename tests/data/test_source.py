@@ -77,37 +77,32 @@ def test_what_is_neither_a_folder_nor_a_zip(tmp_path):
     assert "is neither a folder nor a zip file" in refusal(folder / "pipe")
 
 
-@pytest.mark.parametrize("keep", [0.3, 0.9])
-def test_a_truncated_zip(tmp_path, keep):
-    whole = zip_of(tmp_path / "c.zip", FILES).read_bytes()
-    (tmp_path / "c.zip").write_bytes(whole[: int(len(whole) * keep)])
-    assert "is no zip file, or a damaged one" in refusal(tmp_path / "c.zip")
+def put(content: bytes, new: bytes, **offsets: int) -> bytes:
+    """Write ``new`` so many bytes behind the beginning of the first file, of its header, or of its entry."""
+    found = bytearray(content)
+    for what, offset in offsets.items():
+        start = content.index({"name": b"train.txt", "header": b"PK\x03\x04", "entry": b"PK\x01\x02"}[what])
+        found[start + offset : start + offset + len(new)] = new
+    return bytes(found)
 
 
-def test_a_zip_with_flipped_bytes(tmp_path):
+DAMAGES = {
+    "cut at 30 %": (lambda content: content[: len(content) * 3 // 10], "is no zip file, or a damaged one"),
+    "cut at 90 %": (lambda content: content[: len(content) * 9 // 10], "is no zip file, or a damaged one"),
+    "flipped bytes": (lambda content: put(content, b"\xff" * 10, name=11), "is a damaged zip file"),
+    "encrypted": (
+        lambda content: put(content, b"\1", header=6, entry=8),
+        "(train.txt is encrypted, or not packed by deflate); pack it again as an ordinary zip file",
+    ),
+    "a packing of another program": (
+        lambda content: put(content, struct.pack("<H", 97), header=8, entry=10),
+        "pack it again as an ordinary zip file",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "line"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_zip(tmp_path, damage, line):
     path = zip_of(tmp_path / "c.zip", {**FILES, "train.txt": "many words of text\n" * 50})
-    content = bytearray(path.read_bytes())
-    start = content.index(b"train.txt") + len("train.txt")
-    content[start + 2 : start + 12] = b"\xff" * 10
-    path.write_bytes(content)
-    assert "is a damaged zip file" in refusal(path)
-
-
-def test_an_encrypted_zip(tmp_path):
-    path = zip_of(tmp_path / "c.zip", FILES)
-    content = bytearray(path.read_bytes())
-    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        start = content.index(signature)
-        content[start + offset] |= 1
-    path.write_bytes(content)
-    assert "(train.txt is encrypted, or not packed by deflate); pack it again as an ordinary zip file" in refusal(path)
-
-
-def test_a_zip_packed_in_a_way_python_cannot_read(tmp_path):
-    path = zip_of(tmp_path / "c.zip", FILES)
-    content = bytearray(path.read_bytes())
-    for signature, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
-        start = content.index(signature)
-        content[start + offset : start + offset + 2] = struct.pack("<H", 97)
-    path.write_bytes(content)
-    assert "pack it again as an ordinary zip file" in refusal(path)
+    path.write_bytes(damage(path.read_bytes()))
+    assert line in refusal(path)

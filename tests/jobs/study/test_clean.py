@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -24,6 +23,7 @@ from seqlm.locks import exclusive_lock
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from tests import commands
+from tests.commands import Ask
 from tests.facts import fail
 from tests.jobs.launch.test_behaviour import done_run
 from tests.small_study import ROOT
@@ -74,12 +74,6 @@ def files(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if path.name != "launch.lock"}
 
 
-def cleaned(study_dir: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any], str]:
-    code = launch.main(["clean", str(study_dir), "--json", *words])
-    said = capsys.readouterr()
-    return code, json.loads(said.out)["data"], said.err
-
-
 def paths(study_dir: Path, kind: str) -> list[Path]:
     return sorted(study_dir / item.path for item in find_leftovers(study_dir) if item.kind == kind)
 
@@ -87,9 +81,9 @@ def paths(study_dir: Path, kind: str) -> list[Path]:
 # -- what goes -----------------------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_shows_and_deletes_nothing(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_shows_and_deletes_nothing(study: Path, capsys: pytest.CaptureFixture[str], ask: Ask) -> None:
     before = files(study)
-    code, data, _ = cleaned(study, capsys, "--dry-run")
+    code, data, _ = ask("clean", str(study), "--dry-run")
     assert (code, data["dry_run"], data["freed_bytes"]) == (0, True, 0)
     assert {item["kind"] for item in data["items"]} == set(clean.KINDS) - {"run"}
     assert files(study) == before
@@ -101,33 +95,31 @@ def test_a_dry_run_shows_and_deletes_nothing(study: Path, capsys: pytest.Capture
 
 
 def test_all_of_it_goes_and_all_else_stays_and_a_second_time_finds_nothing(
-    study: Path, capsys: pytest.CaptureFixture[str]
+    study: Path, capsys: pytest.CaptureFixture[str], ask: Ask
 ) -> None:
     before = files(study)
     items = find_leftovers(study)
     gone = {path for item in items for path in [study / item.path, *(study / item.path).rglob("*")]}
-    code, data, _ = cleaned(study, capsys, "--yes")
+    code, data, _ = ask("clean", str(study), "--yes")
     assert (code, data["freed_bytes"]) == (0, sum(item.size_bytes for item in items))
     assert files(study) == before - gone
     assert run_of(study, "first").best_checkpoint.is_file()
-    assert cleaned(study, capsys, "--yes")[1]["items"] == []
+    assert ask("clean", str(study), "--yes")[1]["items"] == []
     assert launch.main(["clean", str(study)]) == 0
     assert capsys.readouterr().out == "nothing to delete in small\n"
 
 
-def test_a_cleaned_run_is_as_done_as_before(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def status() -> Any:
-        assert launch.main(["status", str(study), "--json"]) == 0
-        return json.loads(capsys.readouterr().out)["data"]
-
-    before = status()
-    cleaned(study, capsys, "--yes")
-    assert status() == before
+def test_a_cleaned_run_is_as_done_as_before(study: Path, ask: Ask) -> None:
+    before = ask("status", str(study))
+    ask("clean", str(study), "--yes")
+    assert ask("status", str(study)) == before
     assert run_of(study, "first").cannot_go_on(2) is not None
     assert run_of(study, "open").cannot_go_on(2) is None
 
 
-def test_chosen_runs_go_with_their_results_and_all_else_stays(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_chosen_runs_go_with_their_results_and_all_else_stays(
+    study: Path, capsys: pytest.CaptureFixture[str], ask: Ask
+) -> None:
     def there() -> set[Path]:
         """What is in the study, without the temporary files that each launch removes."""
         return {path for path in files(study) if not any(part.endswith(".tmp") for part in path.parts)}
@@ -144,13 +136,13 @@ def test_chosen_runs_go_with_their_results_and_all_else_stays(study: Path, capsy
     assert launch.main(["clean", str(study), "--yes", "--only", "state=failed"]) == 2
     assert launch.main(["clean", str(study), *failed]) == 2, "there is no terminal on which to ask"
     assert "it fails" in capsys.readouterr().out, "shown first"
-    assert {item["kind"] for item in cleaned(study, capsys, *failed, "--dry-run")[1]["items"]} == {"run"}
+    assert {item["kind"] for item in ask("clean", str(study), *failed, "--dry-run")[1]["items"]} == {"run"}
     assert there() == before
-    assert cleaned(study, capsys, *failed, "--yes")[0] == 0
+    assert ask("clean", str(study), *failed, "--yes")[0] == 0
     assert there() == before - gone
-    assert cleaned(study, capsys, *failed, "--yes")[1]["items"] == []
+    assert ask("clean", str(study), *failed, "--yes")[1]["items"] == []
     second.config_file.write_text("{")
-    assert cleaned(study, capsys, *failed, "--yes")[1]["items"] == [], "it is done; only a file is damaged"
+    assert ask("clean", str(study), *failed, "--yes")[1]["items"] == [], "it is done; only a file is damaged"
     second.config_file.write_text(config)
     with exclusive_lock(second.worker_lock_file, "busy"):
         assert launch.main(["clean", str(study), "--runs", "--only", "name=*", "--yes"]) != 0
@@ -158,16 +150,14 @@ def test_chosen_runs_go_with_their_results_and_all_else_stays(study: Path, capsy
     assert there() - {second.worker_lock_file} == before - gone
 
 
-def test_a_chosen_run_that_waits_for_its_first_attempt_is_listed_no_more(
-    study: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_chosen_run_that_waits_for_its_first_attempt_is_listed_no_more(study: Path, ask: Ask) -> None:
     (run,) = (run for run in runs_in(study) if run.read_provenance()["name"] == "open")
     planned = {"config": run.read_config().to_dict(), "provenance": {"name": "waits"}}
     waits = RunDirectory(study / "waits-12345678")
     file_request(study, {"kind": "run", "runs": {waits.id: {}, run.id: {}}}, {"runs": {waits.id: planned}})
     chosen = ("--runs", "--only", "name=*[ns]")
-    assert len(cleaned(study, capsys, *chosen, "--dry-run")[1]["items"]) == 2
-    assert cleaned(study, capsys, *chosen, "--yes")[0] == 0
+    assert len(ask("clean", str(study), *chosen, "--dry-run")[1]["items"]) == 2
+    assert ask("clean", str(study), *chosen, "--yes")[0] == 0
     assert {seen.name for seen in observe_study(study)} == {"first", "second"}
     file_request(study, {"kind": "run", "runs": {waits.id: {}}}, {"runs": {waits.id: planned}})
     assert {seen.name for seen in observe_study(study)} == {"first", "second", "waits"}, "launched again"
@@ -207,13 +197,13 @@ DANGERS: dict[str, Callable[[RunDirectory], object]] = {
 
 @pytest.mark.parametrize("danger", DANGERS.values(), ids=DANGERS)
 def test_a_last_checkpoint_stays_that_may_be_needed_or_is_reached_through_a_link(
-    study: Path, capsys: pytest.CaptureFixture[str], danger: Callable[[RunDirectory], object]
+    study: Path, ask: Ask, danger: Callable[[RunDirectory], object]
 ) -> None:
     run = run_of(study, "first")
     danger(run)
     before = files(study.parent)
     assert run.last_checkpoint not in paths(study, "last checkpoint")
-    cleaned(study, capsys, "--yes")
+    ask("clean", str(study), "--yes")
     assert os.path.lexists(run.last_checkpoint)
     assert {path for path in before if "outside" in path.parts} <= files(study.parent)
 
@@ -292,7 +282,7 @@ def test_a_link_inside_a_deleted_folder_goes_and_what_it_names_stays(study: Path
 
 
 def test_what_cannot_be_deleted_is_a_line_and_the_rest_goes(
-    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    study: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unlink = os.unlink
 
@@ -302,7 +292,7 @@ def test_what_cannot_be_deleted_is_a_line_and_the_rest_goes(
         unlink(path, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "unlink", refuse)
-    code, data, err = cleaned(study, capsys, "--yes")
+    code, data, err = ask("clean", str(study), "--yes")
     first, second = (run_of(study, name).last_checkpoint for name in ("first", "second"))
     assert code == 1
     expected = {f"error: cannot delete {path}: Permission denied" for path in (first, second)}
