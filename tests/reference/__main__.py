@@ -1,10 +1,9 @@
-"""Write the generated parts of docs/, or with ``--check`` compare them and exit with 1 if one is stale."""
+"""Write the generated parts of docs/."""
 
 from __future__ import annotations
 
-import sys
-
-from tests.reference.pages import main
+from tests.reference.pages import wanted
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    for file, text in wanted().items():
+        file.write_text(text, "utf-8")

@@ -10,7 +10,7 @@ from tests.reference import (
     columns,
     command_line,
     decisions,
-    folders,
+    layers,
     manifest,
     python_api,
     states,
@@ -20,7 +20,7 @@ from tests.reference import (
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-SUBJECTS = (codes, columns, command_line, decisions, manifest, python_api, states, variables)
+SUBJECTS = (codes, columns, command_line, decisions, layers, manifest, python_api, states, variables)
 
 
 def parts() -> dict[str, str]:
@@ -41,29 +41,4 @@ def wanted() -> dict[Path, str]:
         for page, text in texts.items()
         if PART.search(text)
     }
-    return {**pages, DOCS / "pictures" / "architecture.svg": folders.draw(), manifest.SCHEMA: manifest.schema_text()}
-
-
-def stale() -> list[Path]:
-    """Return the generated files that are not as they should be, relative to the checkout."""
-    return [
-        file.relative_to(ROOT)
-        for file, text in wanted().items()
-        if not file.is_file() or file.read_text("utf-8") != text
-    ]
-
-
-def main(words: list[str]) -> int:
-    """Write what is stale, or with ``--check`` list it and return 1."""
-    if words not in ([], ["--check"]):
-        print("usage: python -m tests.reference [--check]")
-        return 2
-    texts = wanted()
-    found = stale() if words else list(texts)
-    if words:
-        for file in found:
-            print(f"{file} is stale; run: python -m tests.reference")
-        return int(bool(found))
-    for file, text in texts.items():
-        file.write_text(text, "utf-8")
-    return 0
+    return {**pages, manifest.SCHEMA: manifest.schema_text()}
