@@ -518,12 +518,6 @@ def test_a_rank_without_a_lease_stops_only_for_an_owner_of_a_later_attempt(clust
         require_attempt(cluster.folder, 1)
 
 
-def test_a_folder_without_leases_has_no_owner(tmp_path: Path, cluster: Cluster) -> None:
-    for folder in (cluster.folder, tmp_path):
-        assert newest_generation(folder) == 0
-        assert live_owner(folder, 60.0) is None
-
-
 def test_leases_that_a_listing_does_not_show_yet_are_asked_for_by_name(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,6 @@ from seqlm.files import write_json, write_json_lines
 from seqlm.run_layout import slugify
 from seqlm.rundir import RunDirectory
 from seqlm.state import View
-from tests.cancelling import cancel
 from tests.facts import fail
 from tests.training.studies import make_config, make_run
 
@@ -123,11 +122,6 @@ def test_a_launcher_sweeps_what_dead_launchers_have_begun_and_nothing_of_a_worke
     run.sweep_launch()
     assert not [path for path in begun if path.exists()]
     assert all(path.exists() for path in kept)
-
-
-def test_a_cancelled_run_is_not_a_failed_one(run: RunDirectory) -> None:
-    cancel(run)
-    assert (run.observe().state, run.observe().kind) == ("cancelled", "cancelled")
 
 
 def test_a_run_is_found_again_whatever_its_name_is_now(tmp_path: Path) -> None:

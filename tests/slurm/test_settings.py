@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jobs.spec import Resources
-from seqlm.errors import BackendError, ManifestError
+from seqlm.errors import ManifestError
 from slurm import settings as module
 from slurm.settings import SlurmSettings, read_settings
 
@@ -135,11 +135,6 @@ def test_the_warning_leaves_half_of_a_short_job() -> None:
 )
 def test_ranks_go_on_as_many_nodes_as_the_settings_say(ranks: int, each: int | None, expected: tuple[int, int]) -> None:
     assert SlurmSettings(ranks_per_node=each).nodes(Resources(ranks=ranks)) == expected
-
-
-def test_ranks_that_do_not_divide_are_an_error() -> None:
-    with pytest.raises(BackendError, match="expected a multiple of ranks_per_node = 4, such as 4 or 8, got 6"):
-        SlurmSettings(ranks_per_node=4).nodes(Resources(ranks=6))
 
 
 @pytest.mark.parametrize(

@@ -74,15 +74,6 @@ def test_a_folder_that_only_has_the_name_of_a_study_is_not_mistaken_for_it(
     assert find_study("mine", Path("runs")) == Path("runs/mine")
 
 
-def test_a_damaged_run_is_listed_with_what_is_wrong_and_hides_no_other(tmp_path: Path) -> None:
-    broken, good = make_study(tmp_path / "s", 1, 2)
-    broken.config_file.write_text('{"model": ')
-    by_id = {run.run.id: run for run in observe_study(tmp_path / "s")}
-    assert by_id[good.id].observation.state == "pending"
-    assert by_id[broken.id].observation.state == "failed"
-    assert "config.json is damaged" in (by_id[broken.id].observation.reason or "")
-
-
 def test_the_record_of_a_run_counts_its_epochs(tmp_path: Path) -> None:
     begun, fresh, broken = make_study(tmp_path / "s", 1, 2, 3)
     begun.metrics_file.write_text('{"epoch": 0, "val_ppl": 9}\n{"epoch": 1, "val_ppl": 8}\n')
