@@ -12,7 +12,7 @@ from jobs.launch.prepare import record_what_scheduler_knows
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
-from seqlm.ends import End, Limits, Progress, Verdict, end_of, verdict
+from seqlm.ends import End, Limits, Verdict, end_of, verdict
 from seqlm.errors import FileError
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import Observation, RunDirectory
@@ -27,13 +27,9 @@ def failed(kind: FailureKind | None, **more: Any) -> End:
     return End(attempt=1, kind=kind, **more)
 
 
-def judge(policy: Policy, *ends: End, most: int = 64) -> Verdict:
-    return verdict(policy.limits, ends, most_micro_batches=most)
-
-
-def ask(policy: Policy, *kinds: FailureKind | None) -> Verdict:
-    """The verdict about the last of some failures, none of which has saved anything."""
-    return judge(policy, *(failed(kind, progress=(0, 0)) for kind in kinds))
+def judge(policy: Policy, *ends: End) -> Verdict:
+    """The verdict about the last of some failures."""
+    return verdict(policy.limits, ends, most_micro_batches=64)
 
 
 # -- what the witnesses say ----------------------------------------------------------------------------------------
@@ -77,67 +73,66 @@ def test_what_is_of_another_type_says_nothing(told: Any) -> None:
 # -- whether a failure is final ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["diverged", "code", "cancelled", None])
-def test_a_fault_of_the_runs_own_is_never_tried_again_and_its_message_stays(kind: FailureKind | None) -> None:
-    assert ask(POLICY, kind) == Verdict()
+def row(*kinds: FailureKind | None, **more: Any) -> list[End]:
+    """Failures of these kinds, none of which has saved anything."""
+    return [failed(kind, progress=(0, 0), **more) for kind in kinds]
 
 
-def test_retries_in_a_row_without_progress_wait_longer_each_time_up_to_a_limit() -> None:
-    waits = [ask(Policy(max_stalled_retries=7), *["node"] * number).delay for number in range(1, 9)]
-    assert waits == [1, 5, 25, 125, 300, 300, 300, None]
-    assert ask(Policy(max_stalled_retries=100_000), *["node"] * 5_000).delay == 300
+def gaining(kind: FailureKind, number: int) -> list[End]:
+    """Failures with an epoch before each."""
+    return [failed(kind, progress=(epoch, 0)) for epoch in range(number)]
 
 
-def test_progress_in_between_starts_the_row_and_the_waiting_anew() -> None:
-    steps: list[Progress] = [(0, 0), (0, 40), (1, 0), (1, 0), (1, 0), (1, 0)]
-    ends = [failed("node", progress=progress) for progress in steps]
-    found = [judge(Policy(max_stalled_retries=2), *ends[: n + 1]).delay for n in range(len(steps))]
-    assert found == [1, 1, 1, 5, None, None]
+IN_A_ROW = ", after {} retries in a row without progress"
+FEW_COLUMNS = ", with 64 micro-batches a step; its ranks have too few columns for smaller ones"
 
 
-def test_what_was_lost_and_gained_again_is_no_progress() -> None:
-    ends = [failed("node", progress=progress) for progress in ((3, 0), (2, 0), (3, 0))]
-    assert judge(Policy(max_stalled_retries=2), *ends).delay is None
-
-
-def test_kinds_are_counted_apart() -> None:
-    policy = Policy(oom=1, timeout=1, max_stalled_retries=100)
-    assert ask(policy, "oom", "timeout").delay is not None
-    assert ask(policy, "timeout", "oom", "node", "preempted").delay is not None
-    assert ask(policy, "timeout", "oom", "timeout").why == ", after 1 retry of this kind"
-    assert ask(policy, "timeout", "oom", "oom").why == ", after 1 retry with ever smaller micro-batches"
-
-
-def test_a_time_limit_counts_however_much_was_gained_in_between() -> None:
-    ends = [failed("timeout", progress=(epoch, 0)) for epoch in range(3)]
-    assert judge(Policy(timeout=2), *ends).why == ", after 2 retries of this kind"
-
-
-def test_lost_nodes_and_preemptions_are_free_as_long_as_something_is_gained() -> None:
-    assert judge(POLICY, *(failed("node", progress=(epoch, 0)) for epoch in range(300))).delay == 1
-
-
-def test_retries_in_a_row_are_counted_whatever_their_kinds() -> None:
-    policy = Policy(max_stalled_retries=3)
-    kinds: list[FailureKind] = ["node", "preempted", "timeout", "node"]
-    assert ask(policy, *kinds[:3]).delay is not None
-    assert ask(policy, *kinds).why == ", after 3 retries in a row without progress"
-
-
-@pytest.mark.parametrize("kind", ["oom", "timeout", "node", "preempted"])
-def test_a_policy_of_none_means_none_and_says_which_key(kind: FailureKind) -> None:
-    assert ask(Policy(**{kind: 0}), kind).why == f"; not tried again, since policy.{kind} is 0"  # type: ignore[arg-type]
-    assert ask(Policy(max_stalled_retries=0), kind).why == "; not tried again, since policy.max_stalled_retries is 0"
-
-
-def test_micro_batches_end_at_the_columns_of_a_rank() -> None:
-    assert judge(Policy(oom=None), failed("oom", micro_batches=4), most=8).delay == 1
-    why = judge(Policy(oom=None), failed("oom", micro_batches=4), most=4).why
-    assert why == ", with 4 micro-batches a step; its ranks have too few columns for smaller ones"
-
-
-def test_a_run_short_of_memory_waits_one_second_however_often_it_failed() -> None:
-    assert [ask(Policy(oom=None), *["oom"] * number).delay for number in (1, 2, 5)] == [1, 1, 1]
+@pytest.mark.parametrize(
+    ("policy", "ends", "expected"),
+    [
+        *(({}, row(kind), "") for kind in ("diverged", "code", "cancelled", None)),
+        # Each wait is longer than the one before, up to a limit.
+        *(
+            ({"max_stalled_retries": 7}, row(*["node"] * n), s)
+            for n, s in enumerate((1, 5, 25, 125, 300, 300), start=1)
+        ),
+        ({"max_stalled_retries": 7}, row(*["node"] * 8), IN_A_ROW.format(7)),
+        ({"max_stalled_retries": 100_000}, row(*["node"] * 5_000), 300),
+        # A row is counted whatever its kinds. Progress begins it anew, but not what was lost and is gained again.
+        ({"max_stalled_retries": 3}, row("node", "preempted", "timeout"), 25),
+        (
+            {"max_stalled_retries": 3},
+            row("node", "preempted", "timeout", "node"),
+            IN_A_ROW.format(3),
+        ),
+        ({"max_stalled_retries": 2}, [*row("node", "node"), failed("node", progress=(0, 40))], 1),
+        (
+            {"max_stalled_retries": 2},
+            [failed("node", progress=progress) for progress in ((3, 0), (2, 0), (3, 0))],
+            IN_A_ROW.format(2),
+        ),
+        ({}, gaining("node", 300), 1),
+        # Kinds are counted apart, and a time limit however much was gained in between.
+        ({"oom": 1, "timeout": 1}, row("oom", "timeout"), 5),
+        ({"timeout": 1, "max_stalled_retries": 9}, row("timeout", "oom", "timeout"), ", after 1 retry of this kind"),
+        ({"timeout": 2}, gaining("timeout", 3), ", after 2 retries of this kind"),
+        # Memory: at once, in ever smaller parts.
+        ({"oom": 1}, row("timeout", "oom", "oom"), ", after 1 retry with ever smaller micro-batches"),
+        ({"oom": None}, row(*["oom"] * 5), 1),
+        ({"oom": None}, row("oom", micro_batches=32), 1),
+        ({"oom": None}, row("oom", micro_batches=64), FEW_COLUMNS),
+        *(
+            ({key: 0}, row(kind), f"; not tried again, since policy.{key} is 0")
+            for kind in ("oom", "timeout", "node", "preempted")
+            for key in (kind, "max_stalled_retries")
+        ),
+    ],
+)
+def test_a_failure_is_tried_again_after_so_many_seconds_or_is_final_for_a_reason(
+    policy: dict[str, Any], ends: list[End], expected: float | str
+) -> None:
+    found = judge(Policy(**policy), *ends)
+    assert (found.why if found.delay is None else found.delay) == expected
 
 
 def test_a_node_that_failed_twice_in_a_row_is_sick() -> None:
