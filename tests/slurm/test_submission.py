@@ -1,10 +1,18 @@
+"""What is submitted: arrays of jobs, their scripts and their files.
+
+``python -m tests.slurm.test_submission`` writes the scripts in ``scripts.txt`` again; read their diff.
+"""
+
 from __future__ import annotations
 
 import os
 import re
 import shutil
+import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,75 +107,52 @@ def test_runs_that_share_a_gpu_are_one_job(tmp_path: Path) -> None:
     assert names(jobs(items, SlurmSettings()), items) == [[["run0", "run1", "run2", "run3"], ["run4", "run5"]]]
 
 
-def test_with_a_limit_the_arrays_run_one_after_another(tmp_path: Path) -> None:
-    items = planned(tmp_path, 8)
-    items[4:] = [replace(item, spec=replace(item.spec, resources=Resources(cpus=1, gpus=0.5))) for item in items[4:]]
-    limited = SlurmSettings(max_parallel=3)
-    assert "dependency" not in text(items, SlurmSettings(), number=1, after="7")
-    options = r"--(?:array|dependency)=(.*)"
-    assert re.findall(options, text(items, limited, number=1, after="7")) == ["0-1%1", "afterany:7"]
-    assert re.findall(options, text(items, limited)) == ["0-3%3"]
-
-
 def test_a_job_holds_no_more_runs_than_may_go_at_once(tmp_path: Path) -> None:
     items = planned(tmp_path, 6, Resources(cpus=1, gpus=0.25))
     (array,) = jobs(items, SlurmSettings(max_parallel=3)).arrays
     assert [len(runs) for runs in array.jobs] == [3, 3]
 
 
-def test_the_script_says_what_the_settings_say(tmp_path: Path) -> None:
-    settings = SlurmSettings(
-        partition="gpu",
-        account="lab",
-        qos="high",
-        constraint="a100",
-        timeout_min=90,
-        mem_gb=32,
-        ranks_per_node=2,
-        signal_before_s=60,
-        setup=("module load cuda",),
-        srun_args=("--cpu-bind=none",),
-        sbatch={"exclusive": True, "comment": "a grid"},
-        max_parallel=2,
-    )
-    items = planned(tmp_path, 3, Resources(ranks=4, cpus=3, gpus=1))
-    found = text(items, settings)
-    options = set(re.findall(r"^#SBATCH --(.*)$", found, flags=re.MULTILINE))
-    assert {
-        "array=0-2%2",
-        "account=lab",
-        "chdir=/code",
-        "comment='a grid'",
-        "constraint=a100",
-        "cpus-per-task=6",
-        "exclusive",
-        "gpus-per-node=2",
-        f"job-name=seqlm-{tmp_path.name}",
-        "mem=32768M",
-        "nodes=2",
-        "ntasks-per-node=1",
-        "partition=gpu",
-        "qos=high",
-        "requeue",
-        "signal=USR2@60",
-        "time=90",
-    } <= options
-    lines = found.splitlines()
-    assert "export PYTHONPATH=/code${PYTHONPATH:+:$PYTHONPATH}" in lines
-    assert lines.index("module load cuda") < next(n for n, line in enumerate(lines) if line.startswith("srun "))
-    assert "--cpu-bind=none" in found
-    assert "-m slurm.job" in found
+SCRIPTS = Path(__file__).with_name("scripts.txt")
+CASES: dict[str, tuple[Resources, dict[str, Any], str]] = {
+    "defaults": (WHOLE, {}, ""),
+    "all settings": (
+        Resources(ranks=4, cpus=3, gpus=1),
+        {
+            **{"partition": "gpu", "account": "lab", "qos": "high", "constraint": "a100", "timeout_min": 90},
+            **{"mem_gb": 32, "ranks_per_node": 2, "signal_before_s": 60, "max_parallel": 2},
+            **{"setup": ["module load cuda"], "srun_args": ["--cpu-bind=none"]},
+            "sbatch": {"exclusive": True, "comment": "a grid"},
+        },
+        "",
+    ),
+    "options of plugins and of later versions": (
+        WHOLE,
+        {"sbatch": {"container-image": "nvidia/pytorch:25.01#x", "container_mount_home": True, "of-2031": 3}},
+        "",
+    ),
+    "runs that share a GPU": (Resources(cpus=2, gpus=0.25), {}, ""),
+    "no GPUs": (Resources(cpus=2, gpus=0), {}, ""),
+    "a second array": (WHOLE, {}, "7"),
+    "a second array with a limit": (WHOLE, {"max_parallel": 3}, "7"),
+}
+"""Case -> resources of four runs, settings, and the array before."""
 
 
-def test_options_of_plugins_and_of_later_versions_are_in_the_script(tmp_path: Path) -> None:
-    options = {"container-image": "nvcr.io#nvidia/pytorch:25.01", "container_mount_home": True, "of-2031": 3}
-    settings = read_settings({"sbatch": options}, where="m", environ={})
-    lines = text(planned(tmp_path, 1), settings).splitlines()
-    assert {
-        "#SBATCH --container-image='nvcr.io#nvidia/pytorch:25.01'",
-        "#SBATCH --container-mount-home",
-        "#SBATCH --of-2031=3",
-    } <= set(lines)
+def case(folder: Path, name: str) -> str:
+    """A block of ``scripts.txt``: the script of a case."""
+    resources, settings, after = CASES[name]
+    found = text(planned(folder / "study", 4, resources), read_settings(settings, where="m", environ={}), after=after)
+    found = found.replace(str(folder), "/FOLDER").replace(sys.executable, "PYTHON")
+    lines = [
+        line for line in found.splitlines() if not re.search("SUBMITIT|wckey", line)
+    ]  # of this version of submitit
+    return "\n".join([f"== {name}", *lines, "", ""])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_script_of_an_array_says_what_settings_and_resources_say(tmp_path: Path, name: str) -> None:
+    assert case(tmp_path, name) in re.split(r"(?m)^(?=== )", SCRIPTS.read_text("utf-8"))
 
 
 @pytest.mark.process
@@ -200,13 +185,6 @@ def test_a_job_whose_program_is_killed_ends_by_the_same_signal(
     assert commands.run(["bash", str(file)], cwd=tmp_path).returncode == code
 
 
-def test_runs_that_share_a_gpu_get_one_and_the_cores_of_all(tmp_path: Path) -> None:
-    items = planned(tmp_path, 4, Resources(cpus=2, gpus=0.25))
-    found = text(items, SlurmSettings())
-    assert "--gpus-per-node=1" in found
-    assert "--cpus-per-task=8" in found
-
-
 def test_nothing_is_submitted_once_the_budget_is_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "max_array_size", lambda: 1000)
     monkeypatch.setattr(backend, "live_code", lambda: CODE)
@@ -216,11 +194,6 @@ def test_nothing_is_submitted_once_the_budget_is_spent(tmp_path: Path, monkeypat
     write_attempt(RunDirectory(tmp_path / "other-1"), 1, start=0, end=3600, gpus=("GPU-1",))
     options = LaunchOptions(study_dir=tmp_path, policy=Policy(gpu_hours=0.5))
     assert backend.SlurmBackend().scripts(items, options) == [], "every run waits"
-
-
-def test_runs_without_gpus_ask_for_none(tmp_path: Path) -> None:
-    items = planned(tmp_path, 1, Resources(cpus=2, gpus=0))
-    assert "--gpus" not in text(items, SlurmSettings())
 
 
 @pytest.mark.process
@@ -244,3 +217,8 @@ def test_a_submission_writes_as_many_files_for_many_runs_as_for_few(tmp_path: Pa
     )
     assert told.options.env["SEQLM_PROGRESS_SECONDS"] == "10"
     assert read_jobs(tmp_path / "s") == {item.run.id: f"1_{place}" for place, item in enumerate(items)}
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as made:
+        SCRIPTS.write_text("".join(case(Path(made, str(number)), name) for number, name in enumerate(CASES)), "utf-8")
