@@ -175,7 +175,7 @@ WATCHES_C, TAKES_C = WATCHES.replace("on a", "on c"), TAKES.replace("on a", "on 
     ("happen", "looks", "owner", "told"),
     [
         (lambda _, first: first.beat(), 1, 1, [WATCHES]),
-        (lambda _, first: set_back(first.file), 1, 1, [WATCHES]),
+        (lambda _, first: set_back(first.file, hours=9), 1, 1, [WATCHES]),
         (lambda cluster, first: cluster.looks == STALE and first.beat(), STALE, 1, [WATCHES]),
         (sleep_for_an_hour, 5, 1, [WATCHES]),
         (lambda _, first: first.release(), 1, 2, [WATCHES]),
