@@ -11,6 +11,7 @@ import fnmatch
 import json
 import os
 import stat
+import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from io import BufferedReader
@@ -145,7 +146,7 @@ def read_tail(path: Path, most: int, below: Path | None = None) -> bytes:
         FileNotFoundError, FileError: as :func:`open_regular`.
         OSError: it cannot be read.
     """
-    with open_regular(path, largest=LARGEST_HASHED, below=below) as file:
+    with open_regular(path, largest=sys.maxsize, below=below) as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - most))
         return file.read(most)
 
