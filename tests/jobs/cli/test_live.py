@@ -1,3 +1,8 @@
+"""What a launch and a watched study show while runs train.
+
+``python -m tests.jobs.cli.test_live`` writes the tables in ``screens.txt`` again; read their diff.
+"""
+
 from __future__ import annotations
 
 import io
@@ -61,64 +66,38 @@ def shown(study: StudyView, width: int, height: int = 60) -> list[str]:
     return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
 
 
-def line_of(lines: list[str], name: str) -> str:
-    (line,) = [line for line in lines if line.startswith(name + " ")]
-    return line
+SCREENS = Path(__file__).with_name("screens.txt")
+BROKEN = run("broken", "failed", epochs_done=None, epochs_total=None, reason="config.json is damaged")
+VIEWS: dict[str, list[Record]] = {
+    "every state": [QUEUED, DONE, FAILED, RUNNING, BROKEN],
+    "long names": [named(QUEUED, "x" * 70), named(RUNNING, "y" * 90)],
+    "an unknown time": [{**RUNNING, "seconds_left": None}],
+    "nothing": [],
+    "a thousand runs": [
+        *(named(QUEUED, f"q{n}") for n in range(950)),
+        *(named(DONE, f"d{n}") for n in range(46)),
+        *(FAILED, *(named(RUNNING, f"r{n}") for n in range(3))),
+    ],
+    "more running runs than lines": [*(named(RUNNING, f"r{n}") for n in range(200)), QUEUED],
+}
+SIZES = [
+    *(("every state", width, 20) for width in (60, 80, 140)),
+    *((name, 80, 12) for name in VIEWS if name != "every state"),
+    ("a thousand runs", 80, 24),
+]
 
 
-@pytest.mark.parametrize("width", [60, 80, 140])
-def test_no_line_is_wider_than_the_terminal(width: int) -> None:
-    lines = shown(study_of(RUNNING, FAILED, QUEUED, named(QUEUED, "x" * 70), named(RUNNING, "y" * 90)), width)
+def screen(name: str, width: int, height: int) -> str:
+    """A block of ``screens.txt``."""
+    lines = shown(study_of(*VIEWS[name]), width, height)
     assert max(map(len, lines)) <= width
-    assert len(lines) == 1 + 5 + 2, "header, runs, summary: nothing is wrapped"
-
-
-@pytest.mark.parametrize("width", [80, 140])
-def test_a_running_run_shows_all_of_its_numbers(width: int) -> None:
-    line = line_of(shown(study_of(RUNNING, DONE), width), "gru-adam")
-    for text in ("running", " 2/40 45% ", "138.46", "131.20", "31.5k", "12 min"):
-        assert text in line
-    assert ("149.80" in line) == (width == 140)
-
-
-def test_runs_stand_in_the_order_of_their_states_with_their_reasons() -> None:
-    lines = shown(study_of(QUEUED, DONE, FAILED, RUNNING), 140)
-    assert [line.split()[0] for line in lines[1:5]] == ["gru-adam", "rnn-adam", "rnn-sgd", "rnn-3"]
-    assert "needs 2 cores, 1 free" in line_of(lines, "rnn-sgd")
-    assert "diverged: the loss\\nof a step is nan" in line_of(lines, "rnn-adam")
-
-
-@pytest.mark.parametrize("height", [12, 24, 50])
-def test_a_thousand_runs_fit_the_screen_and_the_rest_is_counted(height: int) -> None:
-    queued = [named(QUEUED, f"q{n}") for n in range(950)]
-    done = [named(DONE, f"d{n}") for n in range(46)]
-    active = [named(RUNNING, f"r{n}") for n in range(3)]
-    lines = shown(study_of(*queued, *done, FAILED, *active), 80, height)
     assert len(lines) <= height
-    for name in ("r0", "r1", "r2"):
-        line_of(lines, name)
-    (rest,) = [line for line in lines if line.startswith("... and") and "queued" in line]
-    visible = sum(line.startswith("q") for line in lines)
-    assert rest == f"... and {950 - visible} queued, 46 done"
-    assert any("3 running  1 failed  950 queued  46 done" in line for line in lines)
-    line_of(lines, "rnn-adam")
+    return "\n".join([f"== {name}, {width} x {height}", *lines, ""])
 
 
-def test_more_running_runs_than_lines_are_counted_too() -> None:
-    lines = shown(study_of(*[named(RUNNING, f"r{n}") for n in range(200)], QUEUED), 140, 30)
-    assert len(lines) <= 30
-    assert any(re.fullmatch(r"\.\.\. and 1\d\d running, 1 queued", line) for line in lines)
-
-
-def test_the_time_left_is_told_only_where_it_is_known() -> None:
-    assert "mine: 1 running  about 12 min left" in shown(study_of(RUNNING), 80)
-    assert "mine: 1 running" in shown(study_of({**RUNNING, "seconds_left": None}), 80)
-
-
-def test_a_damaged_run_and_an_empty_study_are_shown() -> None:
-    damaged = run("broken", "failed", epochs_done=None, epochs_total=None, reason="config.json is damaged")
-    assert line_of(shown(study_of(damaged), 80), "broken").endswith("config.json is damaged")
-    assert shown(study_of(), 80)
+@pytest.mark.parametrize(("name", "width", "height"), SIZES)
+def test_a_study_fits_its_terminal(name: str, width: int, height: int) -> None:
+    assert screen(name, width, height) in re.split(r"(?m)^(?=== )", SCREENS.read_text("utf-8"))
 
 
 def test_without_colours_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,3 +229,7 @@ def test_an_error_of_a_launch_ends_its_display(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         launched(tmp_path / "s", dispatch)
     assert threading.active_count() == 1
+
+
+if __name__ == "__main__":
+    SCREENS.write_text("".join(screen(*size) for size in SIZES), "utf-8")

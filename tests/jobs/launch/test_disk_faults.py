@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +11,12 @@ from typing import Any
 
 import pytest
 
-from jobs.launch import dispatch
 from jobs.launch.prepare import plan_runs
 from jobs.manifests.policy import Policy
-from jobs.plan.planned import PlannedRun, plan
+from jobs.plan.planned import plan
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.budget import Budget
 from jobs.study.folder import Observer, launching, observe_study
-from seqlm import ends
 from seqlm.environment import MICRO_BATCHES
 from seqlm.errors import FileError
 from seqlm.files import write_json, write_json_lines
@@ -34,11 +33,7 @@ from tests.training.studies import make_config
 SPEC = RunSpec(name="run", config=make_config(epochs=4), resources=Resources(ranks=1, cpus=1, gpus=0))
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "POLL_SECONDS", 0.0)
-    monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(ends, "FIRST_DELAY_SECONDS", 0.0)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_waiting")]
 
 
 def interrupted(study: Path) -> RunDirectory:
@@ -76,7 +71,6 @@ def require_right_or_an_error(
     assert [wrong for wrong in found if wrong != right] == []
 
 
-@pytest.mark.slow
 def test_a_plan_is_right_or_an_error(tmp_path: Path) -> None:
     def look(study: Path) -> list[tuple[str, str | None]]:
         return [(item.action, item.reason) for item in plan_runs([SPEC], study)]
@@ -84,12 +78,10 @@ def test_a_plan_is_right_or_an_error(tmp_path: Path) -> None:
     require_right_or_an_error(tmp_path, look, [("resume", "after 2 epochs")])
 
 
-@pytest.mark.slow
 def test_hours_spent_are_right_or_an_error(tmp_path: Path) -> None:
     require_right_or_an_error(tmp_path, lambda study: Budget(study, Policy()).spent()["core_hours"], 2.0)
 
 
-@pytest.mark.slow
 def test_the_state_of_a_run_is_right_or_an_error(tmp_path: Path) -> None:
     def look(study: Path) -> list[tuple[str, int]]:
         states = [(seen.observation.state, seen.observation.epochs_done) for seen in observe_study(study)]
@@ -100,7 +92,6 @@ def test_the_state_of_a_run_is_right_or_an_error(tmp_path: Path) -> None:
     require_right_or_an_error(tmp_path, look, [("pending", 2)])
 
 
-@pytest.mark.slow
 def test_a_cancellation_is_right_or_an_error(tmp_path: Path) -> None:
     def look(study: Path) -> str:
         (run,) = RunDirectory.unordered_in(study)
@@ -114,7 +105,6 @@ def test_a_cancellation_is_right_or_an_error(tmp_path: Path) -> None:
     require_right_or_an_error(tmp_path, look, "cancelled", study_of=cancelled)
 
 
-@pytest.mark.slow
 def test_a_live_launcher_and_a_live_worker_are_seen_or_an_error(tmp_path: Path) -> None:
     def look(study: Path) -> tuple[bool, str]:
         (run,) = RunDirectory.unordered_in(study)
@@ -129,7 +119,6 @@ def test_a_live_launcher_and_a_live_worker_are_seen_or_an_error(tmp_path: Path) 
     require_right_or_an_error(tmp_path, look, (True, "running"), study_of=started_again)
 
 
-@pytest.mark.slow
 def test_a_launch_goes_on_after_the_last_attempt_and_remembers_what_failed_before(tmp_path: Path) -> None:
     def launch(study: Path) -> tuple[str, bool, set[str]]:
         run = RunDirectory.locate(study, SPEC.name, SPEC.fingerprint)
@@ -159,41 +148,39 @@ def test_a_launch_goes_on_after_the_last_attempt_and_remembers_what_failed_befor
     require_right_or_an_error(tmp_path, launch, ("done", True, {"2"}), study_of=requested)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("kind", [LookFaults, ChangeFaults])
 @pytest.mark.parametrize("lasting", [False, True], ids=["one call", "all calls from then on"])
-def test_a_launch_on_a_full_disk_loses_nothing_and_the_next_one_goes_on(tmp_path: Path, lasting: bool) -> None:
-    policy = Policy(max_stalled_retries=2)
+def test_a_launch_on_a_bad_disk_loses_nothing_and_the_next_one_goes_on(
+    tmp_path: Path, kind: type[LookFaults] | type[ChangeFaults], lasting: bool
+) -> None:
+    policy, metrics = Policy(max_stalled_retries=2), [{"epoch": 0, "val_ppl": 9.0}]
     for number in itertools.count(1):
         study = tmp_path / f"{number:04d}"
         first, second = todo(study, 2)
-        write_json_lines(first.run.metrics_file, METRICS)
+        write_json_lines(first.run.metrics_file, metrics)
+        for item in (first, second):
+            launch_again(item.run, policy.to_dict())
         backend = FakeBackend(finish, slots=2)
         with pytest.MonkeyPatch.context() as patch:
-            faults = ChangeFaults(patch, first.run.path, number, lasting=lasting)
+            faults = kind(patch, first.run.path, number, lasting=lasting, code=errno.ENOSPC)
             for name in ("submit", "poll"):
                 patch.setattr(backend, name, in_another_process(faults, getattr(backend, name)))
             with contextlib.suppress(FileError):
-                run_all(backend, [first, second], policy=policy)
+                run_all(backend, [first, second], is_requested=True, policy=policy)
         assert second.run.observe().state == "done"
         assert not backend.stopped
-        assert first.run.read_metrics() == (METRICS, [])
+        assert first.run.read_metrics() == (metrics, [])
         seen = first.run.observe()
         assert (seen.state, seen.kind) in (("done", None), ("failed", "node"), ("pending", None)), seen.reason
-        run_all(FakeBackend(finish), [replan(first)], policy=policy)
+        again = plan(first.spec, first.run, first.run.observe(), has_checkpoint=False, retry=False)
+        run_all(FakeBackend(finish), [again], policy=policy)
         assert first.run.observe().state == "done"
         if not faults.has_failed:
             break
     assert number > 3
 
 
-METRICS = [{"epoch": 0, "val_ppl": 9.0}]
-
-
-def replan(item: PlannedRun) -> PlannedRun:
-    return plan(item.spec, item.run, item.run.observe(), has_checkpoint=False, retry=False)
-
-
-def in_another_process(faults: ChangeFaults, call: Callable[..., Any]) -> Callable[..., Any]:
+def in_another_process(faults: LookFaults | ChangeFaults, call: Callable[..., Any]) -> Callable[..., Any]:
     def held(*arguments: Any) -> Any:
         with faults.held():
             return call(*arguments)

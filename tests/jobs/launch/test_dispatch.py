@@ -1,8 +1,15 @@
+"""A plan run to completion on a fake machine: starts, ends, retries, signals, a budget, rungs of a search, files."""
+
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import random
 import signal
-from collections.abc import Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,25 +26,26 @@ from jobs.launch.prepare import plan_runs, resolve_resources
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun, plan
 from jobs.spec import Resources, RunSpec, Submission
+from jobs.study.budget import Budget
 from jobs.study.kept_code import Code
-from seqlm import ends
-from seqlm.errors import BackendError
-from seqlm.files import write_json
+from seqlm.errors import EXIT_RUNG, BackendError, FileError
+from seqlm.files import write_json, write_json_lines
 from seqlm.locks import exclusive_lock
 from seqlm.rundir import Observation, RunDirectory
+from seqlm.search import Search, decide
 from seqlm.state import FailureKind, State
+from tests.analysis.attempt_files import write_attempt
 from tests.cancelling import cancel
 from tests.facts import fail, failure_of, launch_again
 from tests.fakes import FakeBackend
 from tests.training.studies import make_config
 
+pytestmark = pytest.mark.usefixtures("no_waiting")
+
 
 @pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "POLL_SECONDS", 0.0)
-    monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.0)
+def _short_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job.Host, "stop_seconds", 0.05)
-    monkeypatch.setattr(ends, "FIRST_DELAY_SECONDS", 0.0)
 
 
 def observed(state: State, kind: FailureKind | None = None) -> Observation:
@@ -79,15 +87,15 @@ def finish(submission: Submission) -> int:
     return 0
 
 
-def todo(folder: Path, count: int, *, ranks: int = 1) -> list[PlannedRun]:
+def todo(folder: Path, count: int, *, ranks: int = 1, epochs: int = 2) -> list[PlannedRun]:
     """``count`` fresh runs below ``folder``, all to be started."""
     items = []
     for number in range(count):
-        spec = RunSpec(
-            name=f"run{number}", config=make_config(seed=number), resources=Resources(ranks=ranks, cpus=1, gpus=0)
-        )
+        config = make_config(seed=number, epochs=epochs)
+        resources = Resources(ranks=ranks, cpus=1, gpus=0)
+        spec = RunSpec(name=f"run{number}", config=config, resources=resources, order=number)
         run = RunDirectory.locate(folder, spec.name, spec.fingerprint)
-        run.create(spec.config, {"name": spec.name})
+        run.create(spec.config, {"name": spec.name, "order": number})
         items.append(plan(spec, run, run.observe(), has_checkpoint=False, retry=False))
     return items
 
@@ -102,7 +110,7 @@ def run_all(
 ) -> None:
     """Request ``items`` unless that is done, and dispatch them to their end."""
     code = Code(path=Path("/code"), commit=None, dirty=False, live=False)
-    settings = LaunchOptions(study_dir=Path(), worker=("worker",), **options)
+    settings = LaunchOptions(study_dir=items[0].run.path.parent, worker=("worker",), **options)
     for item in [] if is_requested else items:
         launch_again(item.run, settings.policy.to_dict())
     Dispatcher(backend, code, settings, writes_queue=writes_queue).dispatch(items)
@@ -429,3 +437,215 @@ def test_a_run_that_another_worker_has_is_tried_later_and_nothing_is_written_for
     run_all(backend, [item], policy=Policy(max_stalled_retries=3))
     assert len(backend.submissions) == 4
     assert failure_of(item.run) is None
+
+
+# -- a budget ----------------------------------------------------------------------------------------------------------
+
+HOUR = 3600.0
+SPENT = ("pending", "waits: budget of 10 core hours is spent")
+TEN_HOURS = Policy(core_hours=10)
+
+
+def uses(hours: float) -> Callable[[Submission], int]:
+    """A job that ends well after this number of core hours (the records have two threads)."""
+
+    def work(submission: Submission) -> int:
+        write_attempt(RunDirectory(submission.run_dir), submission.attempt, start=0, end=hours * HOUR / 2)
+        return finish(submission)
+
+    return work
+
+
+def run_within(budget: Policy, backend: FakeBackend, items: Sequence[PlannedRun]) -> list[tuple[State, str | None]]:
+    """Dispatch within a budget; return the state of each run, and why."""
+    run_all(backend, items, policy=budget)
+    seen = [item.run.observe(spent=Budget(item.run.path.parent, budget).is_spent) for item in items]
+    return [(one.state, one.reason) for one in seen]
+
+
+def test_runs_start_while_anything_of_the_budget_is_left(tmp_path: Path) -> None:
+    backend = FakeBackend(uses(4), slots=1)
+    assert run_within(TEN_HOURS, backend, todo(tmp_path, 4))[3] == SPENT
+    assert len(backend.submissions) == 3
+
+
+def test_live_runs_stop_when_the_budget_is_spent_and_go_on_when_it_is_raised(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = todo(tmp_path, 3)
+    backend = FakeBackend(uses(1), slots=2, ends=False)
+    backend.obeys = False  # it needs longer to save than a cancelled run is given
+    monkeypatch.setattr(dispatch, "STOP_SECONDS", 0.05)
+
+    def lives(submission: Submission) -> None:
+        write_attempt(RunDirectory(submission.run_dir), 1, start=0, alive=3 * HOUR)
+
+    def saves_at_last(seconds: float) -> None:
+        now = time.monotonic()
+        if backend.stopped and now - first_asked.setdefault("at", now) > 0.1:
+            backend.obeys = True
+            for item in items[:2]:
+                write_attempt(item.run, 1, start=0, end=3 * HOUR)
+
+    first_asked: dict[str, float] = {}
+    monkeypatch.setattr(backend, "wait", saves_at_last)
+    backend.when_started = lives
+    assert run_within(TEN_HOURS, backend, items) == [SPENT] * 3
+    assert backend.stopped == [("1", False), ("2", False)], "asked, and not killed"
+    assert capsys.readouterr().err == "budget of 10 core hours is spent; 2 runs stop at a checkpoint\n"
+    assert [item.run.failures() for item in items] == [[]] * 3, "no failure, no cancellation"
+
+    backend = FakeBackend(uses(1), slots=2)
+    assert [state for state, _ in run_within(Policy(core_hours=20), backend, items)] == ["done"] * 3
+    assert [submission.attempt for submission in backend.submissions] == [2, 2, 1]
+
+
+def test_a_failed_attempt_has_used_its_hours_and_is_not_tried_again_beyond_the_budget(tmp_path: Path) -> None:
+    def fails(submission: Submission) -> int:
+        run = RunDirectory(submission.run_dir)
+        write_attempt(run, submission.attempt, start=0, end=3 * HOUR)
+        fail(run, {"kind": "node", "message": "lost", "attempt": submission.attempt})
+        return 1
+
+    backend = FakeBackend(fails, slots=1)
+    (item,) = todo(tmp_path, 1)
+    run_all(backend, [item], is_requested=True, policy=TEN_HOURS)
+    assert [submission.attempt for submission in backend.submissions] == [1, 2]
+    assert item.run.observe(spent=Budget(tmp_path, TEN_HOURS).is_spent).reason == "node: lost"
+
+
+def test_a_study_whose_budget_is_spent_starts_nothing(tmp_path: Path) -> None:
+    items, backend = todo(tmp_path, 2), FakeBackend(uses(1))
+    write_attempt(items[0].run, 1, start=0, end=5 * HOUR)
+    assert run_within(TEN_HOURS, backend, items) == [SPENT] * 2
+    assert backend.submissions == []
+
+
+# -- rungs of a search -------------------------------------------------------------------------------------------------
+
+EPOCHS = 6
+
+
+def value_of(run: RunDirectory, epoch: int) -> float:
+    """A made-up curve: two runs may cross, and no two are equal."""
+    seed = run.read_config().seed
+    draw = random.Random(seed)
+    return draw.uniform(50, 100) * draw.uniform(0.6, 1.0) ** epoch + seed / 1000
+
+
+def climb(submission: Submission) -> int:
+    """What a worker does, without training."""
+    run, search = RunDirectory(submission.run_dir), Search.from_text(submission.env["SEQLM_SEARCH"])
+    assert search is not None
+    finished = len(run.read_metrics()[0])
+    while finished < EPOCHS:
+        if finished in search.rungs and decide(run, search, finished, submission.attempt) == "stopped":
+            return EXIT_RUNG
+        finished += 1
+        write_json_lines(run.metrics_file, [{"epoch": e, "val_ppl": value_of(run, e)} for e in range(finished)])
+    return finish(submission)
+
+
+def test_a_search_gives_a_freed_place_to_the_next_run_at_once(tmp_path: Path) -> None:
+    items, backend = todo(tmp_path, 8, epochs=EPOCHS), FakeBackend(climb, slots=1)
+    run_all(backend, items, search=Search(rungs=(2, 4), keep=0.34))
+    assert {item.run.observe().state for item in items} == {"done", "stopped"}
+    assert [submission.attempt for submission in backend.submissions] == [1] * 8
+
+
+def test_a_stopped_run_is_left_alone_and_goes_on_with_retry_or_if_it_is_asked_for_more_epochs(tmp_path: Path) -> None:
+    items = todo(tmp_path, 4, epochs=EPOCHS)
+    search = Search(rungs=(2,), keep=0.25, min_runs=1)
+    run_all(FakeBackend(climb, slots=1), items, search=search)
+    specs = [item.spec for item in items]
+    again = plan_runs(specs, tmp_path)
+    assert {item.action for item in again} == {"skip"}
+    stopped = [item for item in again if item.observation.state == "stopped"]
+    assert stopped
+    assert all(item.reason == f"{item.observation.reason}; `retry --kind stopped` lets it go on" for item in stopped)
+    for item in stopped:  # what a launch plans from
+        item.run.last_checkpoint.write_bytes(b"")
+    fewer = [replace(item.spec, config=item.spec.config.with_epochs(EPOCHS - 1)) for item in stopped]
+    assert {item.action for item in plan_runs(fewer, tmp_path)} == {"skip"}
+    more = [replace(item.spec, config=item.spec.config.with_epochs(EPOCHS + 2)) for item in stopped]
+    assert {(item.action, item.reason) for item in plan_runs(more, tmp_path)} == {
+        ("resume", f"after 2 epochs, for {EPOCHS + 2} epochs instead of {EPOCHS}")
+    }
+    by_hand = [item for item in plan_runs(specs, tmp_path, retry=True) if item.action != "skip"]
+    assert [item.run for item in by_hand] == [item.run for item in stopped]
+    run_all(FakeBackend(climb), by_hand, search=search)
+    assert {(item.run.observe().state, item.run.observe().epochs_done) for item in items} == {("done", EPOCHS)}
+    assert all(item.run.read_rungs()[2]["decision"] == "stopped" for item in stopped)
+
+
+# -- files that cannot be read or written; see test_disk_faults.py, too ------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_queue_that_cannot_be_written_ends_nothing_and_is_written_later(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[Mapping[str, str]] = []
+    refused = []
+
+    def write_queue(study_dir: Path, waiting: Mapping[str, str], request: int | None) -> None:
+        if len(refused) < 2:
+            refused.append(waiting)
+            raise FileError.from_os_error("write", "queue.json", OSError(number, os.strerror(number)))
+        told.append(waiting)
+
+    items, backend = todo(tmp_path, 4), FakeBackend(finish, slots=1)
+    monkeypatch.setattr(dispatch, "write_queue", write_queue)
+    run_all(backend, items, writes_queue=True)
+    assert not backend.stopped
+    assert {item.run.observe().state for item in items} == {"done"}
+    assert told[-1] == {}
+    line = f"warning: cannot write queue.json: {os.strerror(number)}; status shows an older queue\n"
+    assert capsys.readouterr().err == line
+
+
+def test_a_run_whose_files_give_trouble_fails_alone_or_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing, cancelled, well = items = todo(tmp_path, 3)
+    backend = FakeBackend(finish, slots=3)
+    submit, tried = backend.submit, Counter[Path]()
+
+    def full(submission: Submission) -> str:
+        tried[submission.run_dir] += 1
+        if submission.run_dir == well.run.path:
+            return submit(submission)
+        if submission.run_dir == cancelled.run.path:
+            cancel(cancelled.run)
+        raise FileError("cannot make folder attempts/0001: No space left on device")
+
+    monkeypatch.setattr(backend, "submit", full)
+    run_all(backend, items, policy=Policy(max_stalled_retries=2))
+    assert [item.run.observe().state for item in items] == ["failed", "cancelled", "done"]
+    line = "cannot make folder attempts/0001: No space left on device, after 2 retries in a row without progress"
+    assert failing.run.observe().reason == f"node: {line}"
+    assert [tried[item.run.path] for item in items] == [3, 1, 1]
+
+
+def test_troubles_count_in_a_row_and_not_over_the_life_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (item,) = todo(tmp_path, 1)
+
+    def work(submission: Submission) -> int:
+        write_json_lines(item.run.metrics_file, [{"epoch": e, "val_ppl": 9.0} for e in range(submission.attempt)])
+        return -9 if submission.attempt < 8 else finish(submission)
+
+    backend = FakeBackend(work)
+    submit, tried = backend.submit, list[int]()
+
+    def fails_twice(submission: Submission) -> str:
+        tried.append(submission.attempt)
+        if len(tried) % 3:
+            raise FileError("cannot make folder: Stale file handle")
+        return submit(submission)
+
+    monkeypatch.setattr(backend, "submit", fails_twice)
+    run_all(backend, [item], policy=Policy(max_stalled_retries=2))
+    assert item.run.observe().state == "done"
+    assert tried == [*range(1, 10)]
