@@ -8,12 +8,18 @@ from analysis.blocks.figure import Chart
 from analysis.blocks.section import Block, Points, Prose
 from analysis.blocks.table import Table
 from analysis.plots import curve_figures
+from analysis.report import Page
 from analysis.study.study import Study
 
 
 def curve_charts(study: Study) -> dict[str, Chart]:
     """Return the figures of learning curves by name."""
     return {chart.name: chart for chart in curve_figures.curve_charts(study)}
+
+
+def too_long(page: Page) -> dict[str, str]:
+    """Captions of more than two lines: longer explanations are in docs/explanation/report.md."""
+    return {block.name: block.caption for block in (*page.tables, *page.charts) if len(block.caption) > 230}
 
 
 def said(blocks: Iterable[Block]) -> str:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import csv
 import re
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from analysis.report import write_report
 from tests import commands
 from tests.analysis.hand_made import add_run
 from tests.browser import DESKTOP, PHONE, Browser, Page, Screen, open_browser
-from tests.waiting import wait_for
 
 ROWS = "#results tbody tr:first-child"
 """The rows of the results, without the lines of code that other tables have beneath theirs."""
@@ -87,28 +85,6 @@ def test_what_a_page_asks_for_and_complains_of_is_seen(browser: Browser, tmp_pat
     ]
     assert "look" in "\n".join(page.console())
     assert "missing is not defined" in "\n".join(page.console())
-
-
-def test_a_hand_on_the_page_clicks_hovers_and_sees_what_is_shown(browser: Browser, tmp_path: Path) -> None:
-    (tmp_path / "page.html").write_text(
-        "<!DOCTYPE html><meta name=viewport content='width=device-width'><style>p { height: 3000px } i { opacity: 0 }"
-        " b:hover + i { opacity: 1 } @media (prefers-color-scheme: dark) { body { background: black } }</style>"
-        "<button onclick='this.nextSibling.hidden = false'>Show</button><em hidden>Here</em><p><b>Point</b><i>Seen</i>"
-    )
-    page = browser.open(tmp_path / "page.html", PHONE)
-    assert not page.visible("em")
-    page.click("Show")
-    assert page.visible("em")
-    assert not page.visible("i")
-    page.hover("b")
-    assert page.visible("i")
-    dark = browser.open(tmp_path / "page.html", PHONE, dark=True)
-    assert dark.script("return getComputedStyle(document.body).backgroundColor") == "rgb(0, 0, 0)"
-    for whole, tall in ((False, 2 * PHONE.height), (True, 6000)):
-        header = dark.screenshot(tmp_path / "page.png", whole=whole).read_bytes()[16:24]
-        width, height = int.from_bytes(header[:4]), int.from_bytes(header[4:])
-        assert width == 2 * PHONE.width
-        assert tall <= height < tall + 200
 
 
 @pytest.mark.parametrize("table", ["results", "hyperparameters"])
@@ -200,24 +176,6 @@ def test_the_printed_page_has_every_column_of_every_table_within_the_paper(page:
         for text in page.texts(f"#{table} tbody tr:first-child > :last-child"):
             assert set(text.split()) <= set(words)
     assert min(min(edges) for edges in margins) > 0
-
-
-@pytest.mark.process
-def test_a_closed_browser_leaves_no_process_and_no_file(browser: Browser, tmp_path: Path) -> None:
-    def commands() -> list[str]:
-        found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):  # it has ended meanwhile
-                found.append(path.read_bytes().decode("utf-8", "replace"))
-        return [command for command in found if str(profile) in command]
-
-    (tmp_path / "page.html").write_text("<p>Here")
-    with open_browser() as second:
-        profile = Path(second.driver.capabilities["chrome"]["userDataDir"])
-        assert second.open(tmp_path / "page.html").text("p") == "Here"
-        assert commands()
-    wait_for(commands, "the processes of the browser to end", until=lambda found: not found)
-    assert not profile.exists()
 
 
 def drawn(page: Page, run: int) -> list[bool]:

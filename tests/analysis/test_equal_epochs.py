@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 
-from analysis.discussion.effects import effects_section
-from analysis.discussion.expected import expected_blocks
-from analysis.discussion.next_runs import falling_runs
-from analysis.plots.curve_figures import curve_charts
-from analysis.report import render_html, render_markdown, report_page
 from analysis.sections.coverage import open_runs_table
-from analysis.sections.published import published_section
 from analysis.sections.results import results_blocks
-from analysis.study.pairs import pairs_of
 from analysis.study.settings import settings_of
 from analysis.study.study import Study, load_study
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import at, write_attempt
 from tests.analysis.contents import said, table
-from tests.analysis.hand_made import add_run, digits, result_of
+from tests.analysis.hand_made import add_run, result_of
 from tests.analysis.searches import stop
 
 LONG = [130.0, 115.0, 90.0, 80.0]
@@ -68,26 +59,6 @@ def test_of_two_done_runs_the_fewer_epochs_are_those_by_which_both_are_compared(
     assert mixed.runs["compared_best_epoch"].tolist()[:2] == [1, 1]
 
 
-def test_one_short_run_moves_nothing_and_is_said_not_to_be_compared(tmp_path: Path) -> None:
-    """The median of the epochs decides, so a finished two-epoch entry leaves the others at four."""
-    long = [add_run(tmp_path, n, f"long{n}", "gru", "sgd", LONG, lr=1.0 + n, epochs=4) for n in range(3)]
-    short = add_run(tmp_path, 3, "short", "rnn", "sgd", [120.0, 60.0])
-    claim = {"text": "t", "metric": "val_ppl", "lower": [digits(long[0])], "higher": [digits(short)]}
-    write_json(tmp_path / "study.json", {"expectations": [claim]})
-    study = load_study(tmp_path)
-    assert statistics.median_low([4, 4, 4, 2]) == 4
-    assert study.runs["compared_epochs"].tolist()[:3] == [4, 4, 4]
-    assert study.runs["compared_epochs"].isna().tolist() == [False, False, False, True]
-    assert study.runs["state"].tolist() == ["done"] * 4
-    assert compared(study) == {"long0": 80.0, "long1": 80.0, "long2": 80.0}
-    page = report_page(study)
-    assert page.best == [("GRU", "80.00", "1 long0", "epoch 4")]
-    text = said(block for section in page.sections for block in section.blocks)
-    assert "Not compared with the others: 4 short (2 epochs), with fewer epochs than 4." in text
-    assert "For generalisation: 80.00 (1 long0)" in text
-    assert "no run on one side has finished with this number (4 short: apart)" in text
-
-
 def test_a_run_is_compared_at_the_end_of_its_schedule_or_not_at_all(tmp_path: Path) -> None:
     for n in range(3):
         add_run(tmp_path, n, f"constant{n}", "gru", "sgd", LONG[:2], lr=1.0 + n)
@@ -116,35 +87,6 @@ def test_a_test_perplexity_stays_if_its_checkpoint_is_of_the_first_epochs(tmp_pa
     assert load_study(tmp_path).compared.runs["test_ppl"].tolist() == [110.0, 95.0]
 
 
-def test_the_results_say_by_which_epochs_and_what_more_epochs_brought(mixed: Study) -> None:
-    blocks = results_blocks(mixed)
-    rows = {row["name"]: row for row in table(blocks, "results")}
-    assert {name: row["val_ppl"] for name, row in rows.items()} == {
-        "short": "110.00",
-        "long": "115.00",
-        "behind": "500.00",
-        "waits": "90.00",
-    }
-    assert {name: row["epochs_done"] for name, row in rows.items()} == {
-        "short": "2",
-        "long": "4",
-        "behind": "1 of 4",
-        "waits": "1 of 4",
-    }
-    assert [rows[name]["state"] for name in rows] == ["stopped", "done", "pending", "done"]
-    long = rows["long"]
-    assert (long["epochs_to_best"], long["of_all"], long["at"], long["test_ppl"]) == ("2", "80.00", "4", "80.00")
-    page = report_page(mixed)
-    assert ("RNN", "115.00", "2 long", "epoch 2") in page.best
-    for text in (render_markdown(page), render_html(page, {chart.name: "" for chart in page.charts})):
-        assert "First 2 epochs" in text.partition("Coverage")[0]
-        assert "80.00" in text
-    (caption,) = [block.caption for block in blocks if getattr(block, "name", "") == "results"]
-    assert "First 2 epochs; 2 of 4 runs (1 stopped)." in caption
-    told = "Runs are compared by their first 2 epochs, the median of the finished runs; 1 run went further, up to 4."
-    assert told in said(blocks).splitlines()
-
-
 def test_runs_of_the_same_epochs_are_compared_by_all_of_them(tmp_path: Path) -> None:
     add_run(tmp_path, 0, "a", "gru", "sgd", LONG)
     add_run(tmp_path, 1, "b", "rnn", "sgd", LONG)
@@ -153,27 +95,6 @@ def test_runs_of_the_same_epochs_are_compared_by_all_of_them(tmp_path: Path) -> 
     blocks = results_blocks(study)
     assert "of_all" not in table(blocks, "results")[0]
     assert "First" not in "".join(getattr(block, "caption", "") for block in blocks)
-
-
-@pytest.mark.slow
-def test_expectations_effects_and_figures_rest_on_equal_epochs(tmp_path: Path) -> None:
-    runs = [
-        add_run(tmp_path, 0, "short", "gru", "sgd", [120.0, 110.0]),
-        add_run(tmp_path, 1, "long", "gru", "sgd", LONG, hidden_size=128),
-    ]
-    claim = {"text": "wider is better", "metric": "val_ppl", "lower": [digits(runs[1])], "higher": [digits(runs[0])]}
-    write_json(tmp_path / "study.json", {"expectations": [claim]})
-    study = load_study(tmp_path)
-    (row,) = table(expected_blocks(study.compared), "discussion-1-expected")
-    assert (row["lower"], row["higher"], row["shows"]) == ("115.00", "110.00", "higher, one seed")
-    (pair,) = pairs_of(settings_of(study.compared.runs))
-    assert (pair.key, pair.a.val_ppl, pair.b.val_ppl) == ("model.hidden_size", 110.0, 115.0)
-    captions = {block.name: block.caption for block in effects_section(study).blocks if hasattr(block, "caption")}
-    assert set(captions) == {"slices", "effects"}
-    assert all("First 2 epochs." in caption for caption in captions.values()), captions
-    lines = next(chart for chart in curve_charts(study) if chart.name == "validation")
-    assert "Dotted line: runs are compared by 2 epochs." in lines.caption
-    assert falling_runs(study)["epochs"].tolist() == [4, 2], "whether more would help shows at the end of all epochs"
 
 
 def test_a_run_that_is_asked_for_more_takes_part_by_what_it_had_finished(tmp_path: Path) -> None:
@@ -200,20 +121,6 @@ def test_each_text_has_its_own_fewest_epochs(tmp_path: Path) -> None:
     study = load_study(tmp_path)
     assert study.runs["compared_epochs"].tolist() == [4, 2]
     assert study.compared is study
-
-
-@pytest.mark.parametrize(("epochs", "expected"), [(2, ("115.00", "100.00", "above")), (5, ("–", "–", "4 of 5 epochs"))])
-def test_published_results_are_compared_after_as_many_epochs(
-    tmp_path: Path, epochs: int, expected: tuple[Any, ...]
-) -> None:
-    run = add_run(tmp_path, 0, "long", "rnn", "sgd", LONG, train=[110.0, 100.0, 80.0, 70.0])
-    published = {"val_ppl": 100, "train_ppl": 90, "replications": [95.0, 105.0], "epochs": epochs}
-    write_json(
-        tmp_path / "study.json", {"planned": [{"number": 1, "fingerprint": digits(run), "published": published}]}
-    )
-    (row,) = table(published_section(load_study(tmp_path)).blocks, "published")
-    assert (row["val_ppl"], row["train_ppl"], row["verdict"]) == expected
-    assert row["published_epochs"] == str(epochs)
 
 
 def test_each_end_of_an_extended_run_is_an_attempt_that_is_done(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ import pytest
 from analysis.report import render_markdown, report_page
 from analysis.study.study import load_study
 from seqlm.files import write_json
+from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
+from tests.analysis.contents import too_long
 from tests.analysis.discussion.test_next_runs import make_unfinished
 from tests.analysis.discussion.test_optimizers import add_quickstart
 from tests.analysis.hand_made import add_run, digits
@@ -22,6 +24,9 @@ from tests.analysis.sections.test_bits import make_bits
 from tests.analysis.sections.test_cost import make_costs
 from tests.analysis.sections.test_published import make_published
 from tests.analysis.sections.test_search import make_searched
+from tests.analysis.synthetic import make_study
+from tests.analysis.test_sections import write_again
+from tests.training.studies import runs_in
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "report"
 
@@ -37,6 +42,14 @@ def make_quickstart(folder: Path) -> None:
 
 
 SIDES = (("low", "adam"), ("high", "sgd"))
+
+
+def make_nine(folder: Path) -> None:
+    """Runs that explode, diverge and wait, with the behaviour of six, of which two have a gradient of exactly zero."""
+    make_study(folder)
+    for run in runs_in(folder)[:6]:
+        add_behaviour(run)
+        add_samples(run, [raw_sample(index, ["a", "<eos>"], perplexity_other=9.0 + index) for index in range(4)])
 
 
 def make_seeds(folder: Path) -> None:
@@ -55,6 +68,7 @@ def make_seeds(folder: Path) -> None:
 
 STUDIES: dict[str, Callable[[Path], object]] = {
     "quickstart": make_quickstart,
+    "nine": make_nine,
     "seeds": make_seeds,
     "cost": make_costs,
     "search": make_searched,
@@ -68,6 +82,7 @@ def report_of(name: str, folder: Path) -> dict[str, str]:
     """The files of a study's report by their ending; numbers of the tables have six digits."""
     STUDIES[name](folder)
     page = report_page(load_study(folder))
+    assert too_long(page) == {}
     tables = "\n".join(f"{table.name}\n{table.to_csv()}" for table in page.tables)
     rounded = re.sub(r"\d+\.\d+(e[+-]\d+)?", lambda number: f"{float(number[0]):.6g}", tables)
     return {"md": render_markdown(page), "csv": rounded}
@@ -86,3 +101,4 @@ if __name__ == "__main__":
         for study in STUDIES:
             for kind, content in report_of(study, Path(scratch) / study).items():
                 (GOLDEN / f"{study}.{kind}").write_text(content, "utf-8")
+        write_again(Path(scratch) / "sections")

@@ -58,18 +58,6 @@ def test_an_expectation_holds_in_runs_that_are_otherwise_equal_not_in_the_lowest
     ]
 
 
-def test_each_optimizer_has_its_own_best_learning_rate_and_a_width_must_agree(tmp_path: Path) -> None:
-    adam = [
-        add_run(tmp_path, n, f"a{n}", "gru", "adam", [ppl], lr=lr) for n, (lr, ppl) in enumerate([(1, 90), (2, 99)])
-    ]
-    sgd = [
-        add_run(tmp_path, 2 + n, f"s{n}", "gru", "sgd", [ppl], lr=3.0 + n, hidden_size=size)
-        for n, (size, ppl) in enumerate([(64, 200.0), (64, 95.0), (128, 50.0)])
-    ]
-    (row,) = table(held_against(tmp_path, adam, sgd), "discussion-1-expected")
-    assert (row["lower_run"], row["higher_run"], row["where"]) == ("1 a0", "4 s1", "model.hidden_size = 64")
-
-
 @pytest.mark.parametrize(
     ("values", "others", "verdict"),
     [
@@ -90,18 +78,6 @@ def test_seeds_decide_by_welchs_test(tmp_path: Path, values: list[float], others
     assert shown(blocks) == [verdict]
     word = {"lower": "As expected", "higher": "Not as expected"}.get(verdict, "No clear difference")
     assert f"{word}: the validation perplexity is " in said(blocks)
-
-
-def test_sides_that_differ_in_several_keys_are_named(tmp_path: Path) -> None:
-    deep = add_run(tmp_path, 0, "deep", "gru", "adam", [100.0, 90.0], train=60.0, keep=0.75, num_layers=6, lr=1e-4)
-    flat = add_run(tmp_path, 1, "flat", "gru", "adam", [100.0, 90.0], train=30.0, keep=0.9, num_layers=2, lr=1e-3)
-    text = said(held_against(tmp_path, [deep], [flat], "gap"))
-    assert f"{np.log(90 / 60):.3f} (1 deep) against {np.log(90 / 30):.3f} (2 flat)." in text
-    assert (
-        "The sides differ in more than one key (model.num_layers, model.keep and optim.lr), so this is not the effect "
-        "of a single one."
-    ) in text
-    assert "Training loss is measured with dropout on and averaged over the epoch" in text
 
 
 @pytest.mark.parametrize(

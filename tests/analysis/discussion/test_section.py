@@ -6,12 +6,11 @@ from typing import get_args
 import pytest
 
 from analysis.blocks.section import Subheading
-from analysis.discussion import discussion_section, next_section
+from analysis.discussion import discussion_section
 from analysis.report import report_files
 from analysis.study.study import Study, load_study
 from jobs.manifests.claims import Part
 from seqlm.files import write_json
-from tests.analysis.contents import said
 from tests.analysis.hand_made import add_run
 
 QUESTIONS = [
@@ -33,20 +32,6 @@ def test_the_questions_are_answered_on_the_page_and_in_markdown(report: Path) ->
         assert f"### {question}" in markdown
     assert (report / "tables" / "discussion-3-picks.csv").is_file()
     assert (report / "figures" / "time-and-perplexity.svg").is_file()
-
-
-@pytest.mark.parametrize("epochs", [0, 1])
-def test_a_study_without_a_finished_run_answers_each_question_in_a_sentence(tmp_path: Path, epochs: int) -> None:
-    add_run(tmp_path, 0, "a", "rnn", "sgd", [100.0] * epochs, done=False)
-    study = load_study(tmp_path)
-    assert titles(study) == QUESTIONS
-    assert said([*discussion_section(study).blocks, *next_section(study).blocks]).splitlines()[1:] == [
-        "No run has finished, so the optimizers cannot be compared.",
-        "No run has finished, so there is nothing to pick.",
-        "No run has finished or diverged, so nothing can be said about reliability.",
-        "No run has finished, so there is nothing to propose.",
-        "To be finished: 1 run (1 a).",
-    ]
 
 
 @pytest.mark.slow

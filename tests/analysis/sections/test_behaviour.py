@@ -56,14 +56,6 @@ def test_the_panels_hold_the_numbers_of_the_file(run: RunDirectory) -> None:
     assert "Exact zeros" in gradient.caption
 
 
-def test_the_page_says_which_steps_are_those_of_a_window_in_training(run: RunDirectory) -> None:
-    add_behaviour(run)
-    assert (
-        "window in training (2 tokens); the steps up to it are those of such a window"
-        in loss_chart(behaved(run)).caption
-    )
-
-
 def test_the_table_says_how_far_back_and_the_means_over_steps_and_samples(run: RunDirectory) -> None:
     add_behaviour(run)
     add_samples(
@@ -212,16 +204,6 @@ def test_hostile_tokens_are_escaped_and_the_title_says_entropy_and_probability(r
     assert f"[the] {HOSTILE}" in markdown, "the given first word is marked"
     assert "data/samples.csv" in files
     assert files["data/behaviour.csv"].decode().splitlines()[1].endswith("loss_zero_state,1,6.0")
-
-
-@pytest.mark.parametrize("damage", ["{", '{"version": 2}', '{"version": 3}', "[]"])
-def test_a_damaged_file_is_a_warning_and_the_run_stays_done(run: RunDirectory, damage: str) -> None:
-    write_text(run.path / "behaviour.json", damage)
-    study = load_study(run.path.parent)
-    assert study.behaviours == {}
-    assert len(study.warnings) == 1
-    assert "behaviour.json" in study.warnings[0]
-    assert study.runs["state"].tolist() == ["done"]
 
 
 def test_a_cut_line_of_samples_costs_that_sample_alone(run: RunDirectory) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from analysis.blocks.section import Block
 from analysis.sections.published import published_section
@@ -56,30 +55,3 @@ def test_each_run_stands_beside_its_published_numbers_with_a_verdict(tmp_path: P
     assert by_name["open"]["val_ppl"] == by_name["open"]["percent"] == by_name["gone"]["train_ppl"] == "–"
     assert by_name["alone"]["percent"] == "0.0"
     assert f"is {np.median([2, 10, 30, 0]):.1f} % over 4 runs; the largest is +30.0 % (3 high)." in said(blocks)
-
-
-def test_a_published_study_of_which_nothing_is_done_says_so(tmp_path: Path) -> None:
-    run = add_run(tmp_path, 0, "a", "rnn", "sgd", [], done=False)
-    blocks = compared(tmp_path, {run: {"train_ppl": 50, "val_ppl": 100}})
-    assert said(blocks) == "1 run of this study has published numbers; none of them has a result after as many epochs."
-    assert [block.kind for block in blocks] == ["prose", "table"]
-
-
-def test_published_runs_that_were_never_launched_are_counted_and_one_result_has_no_median(tmp_path: Path) -> None:
-    run = add_run(tmp_path, 0, "a", "rnn", "sgd", [104.0])
-    planned = [
-        {"number": n, "fingerprint": digits(run) if n == 1 else f"{n:064}", "published": {"val_ppl": 100}}
-        for n in range(1, 5)
-    ]
-    (tmp_path / "study.json").write_text(json.dumps({"planned": planned}), encoding="utf-8")
-    text = said(published_section(load_study(tmp_path)).blocks)
-    assert text.startswith("4 runs of this study have published numbers; 1 of them has a result")
-    assert text.endswith("differs from the published by +4.0 % (1 a).")
-    assert "median" not in text
-
-
-@pytest.mark.parametrize("published", [0, -5, None, "x"])
-def test_a_published_number_that_is_no_perplexity_gives_no_ratio(tmp_path: Path, published: Any) -> None:
-    run = add_run(tmp_path, 0, "a", "rnn", "sgd", [100.0])
-    (row,) = table(compared(tmp_path, {run: {"val_ppl": published, "train_ppl": 50}}), "published")
-    assert row["percent"] == "–"

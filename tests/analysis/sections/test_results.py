@@ -13,13 +13,12 @@ from analysis.blocks.latex import latex_table
 from analysis.blocks.table import Column, Table, escape_markdown, markdown_code, number
 from analysis.report import report_page
 from analysis.sections.results import (
-    best_sentences,
     hyperparameter_blocks,
     overfitting,
     results_table,
 )
 from analysis.study.comparison import finished
-from analysis.study.settings import best_runs, settings_of
+from analysis.study.settings import best_runs
 from analysis.study.study import Study, load_study
 from seqlm.config import LATER_KEYS
 from seqlm.files import write_json
@@ -163,22 +162,3 @@ def test_a_hostile_cell_keeps_the_shape_of_its_table(name: str) -> None:
     assert not re.search(r"(?<!\\)[%#_]", line)
     assert r"\input{" not in latex_table(table).partition(r"\begin")[2]
     assert read(table.to_csv())[0]["a"] == name
-
-
-def test_the_best_setting_is_named_with_its_lead_and_how_sure_that_is(tmp_path: Path) -> None:
-    def told(*runs: tuple[str, float, int]) -> str:
-        folder = tmp_path / str(len(runs))
-        for order, (name, ppl, seed) in enumerate(runs):
-            add_run(folder, order, name, "gru", "sgd", [ppl], seed=seed, lr=float(ord(name)))
-        return " ".join(best_sentences(settings_of(load_study(folder).runs)))
-
-    assert told(("a", 100.0, 1)) == ""
-    single = told(("a", 100.0, 1), ("b", 110.0, 1))
-    assert "100.00 (1 a). Next is 110.00 (2 b), 0.095 nats higher. Each has one seed" in single, "ln 1.1 = 0.0953"
-    assert math.log(102.85 / 102.81) < 0.0005
-    near = told(("a", 102.81, 1), ("b", 102.85, 1), ("c", 110.0, 1))
-    assert "102.81 (1 a). Next is 102.85 (2 b), less than 0.001 nats higher." in near
-    equal = told(("a", 100.0, 1), ("b", 100.0, 1), ("c", 110.0, 1), ("d", 100.0, 1), ("e", 101.0, 1))
-    assert equal == "Lowest validation perplexity: 100.00 (1 a). 2 b and 4 d reach the same."
-    close = told(("a", 100.0, 1), ("a", 120.0, 2), ("b", 105.0, 1), ("b", 121.0, 2))
-    assert "Their order is not clear (Welch's t test over seeds: p = 0.83)" in close

@@ -13,10 +13,9 @@ from analysis.study.settings import settings_of
 from analysis.study.study import Study, load_study
 from seqlm.files import write_json, write_json_lines
 from tests.analysis.attempt_files import write_attempt, write_job
-from tests.analysis.contents import said, table
+from tests.analysis.contents import table, too_long
 from tests.analysis.hand_made import add_run
 from tests.analysis.searches import RULE, make_search, stop
-from tests.analysis.test_captions import too_long
 
 
 def make_searched(tmp_path: Path) -> None:
@@ -69,16 +68,6 @@ def test_the_frontier_is_the_best_so_far_over_the_hours_of_all_runs(searched: St
     assert line.y.tolist() == [100, 80, 60, 60, 60, 60, 60, 60, 50, 50, 50, 50, 50]
     assert {point.run: float(point.y[0]) for point in points} == {"1": 60, "2": 70, "3": 50, "4": 200, "5": 99}
     assert chart.figure.axes[0].get_xlabel() == "Core hours spent by all runs"
-
-
-def test_runs_that_the_search_does_not_compare_make_no_pair(tmp_path: Path) -> None:
-    add_run(tmp_path, 0, "a", "gru", "adam", [100.0, 60.0])
-    add_run(tmp_path, 1, "b", "rnn", "adam", [90.0, 70.0])
-    write_json(tmp_path / "study.json", {"search": {**RULE, "rungs": [1]}})
-    blocks = search_section(load_study(tmp_path)).blocks
-    (row,) = table(blocks, "search-rungs")
-    assert (row["pairs"], row["share"]) == ("0", "–")
-    assert "so the rungs cannot be judged" in said(blocks)
 
 
 def test_a_study_that_is_no_search_has_no_section_of_it(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +80,6 @@ def test_the_code_of_every_attempt_is_named_where_they_differ(tmp_path: Path) ->
     assert "77e0aa31c4d2-01234567" in shown
 
 
-def test_an_attempt_has_its_number_of_micro_batches_where_its_worker_knew_of_them(tmp_path: Path) -> None:
-    run = resumed_run(tmp_path)
-    write_attempt(run, 2, start=300, end=500, micro_batches=4)
-    record = json.loads(run.worker_file(1).read_text())
-    del record["micro_batches"]  # of an earlier version
-    write_json(run.worker_file(1), record)
-    study = load_study(tmp_path)
-    assert attempt_of(study, 1, 2)["micro_batches"] == 4
-    assert pd.isna(attempt_of(study, 1, 1)["micro_batches"])
-
-
 def test_an_attempt_names_what_rounds_otherwise_than_in_the_attempt_before(tmp_path: Path) -> None:
     run = make_run(tmp_path, 0, epochs=1)
     write_attempt(run, 1, start=0, end=10)
@@ -107,10 +96,63 @@ def test_an_attempt_names_what_rounds_otherwise_than_in_the_attempt_before(tmp_p
     assert any("threads 4 instead of 2 (1); device Intel Xeon instead of AMD EPYC (1)" in item for item in said)
 
 
-def test_without_a_recorded_end_an_attempt_ends_when_the_result_was_written(tmp_path: Path) -> None:
-    run = resumed_run(tmp_path)
-    write_attempt(run, 2, start=300)
-    assert attempt_of(load_study(tmp_path), 1, 2)["seconds"] == 699
+def wrong_shapes(run: RunDirectory) -> None:
+    records, _ = run.read_metrics()
+    write_json_lines(run.metrics_file, [{**records[0], "attempt": [1], "epoch_seconds": "long"}, *records[1:]])
+    write_json(run.worker_file(1), {"host": ["a"], "rank": "first", "ranks": None, "gpu": {}, "started_at": 7})
+    write_json(run.progress_file(1), {"updated_at": "0001-01-01T00:00:00+14:00"})
+    write_json(run.start_file(1), {"resources": [1], "backend": 3})
+
+
+def on_two_gpus(run: RunDirectory) -> None:
+    write_attempt(run, 2, hosts=("a", "b"), gpus=("0", "3"))
+    write_job(run, 2, backend="slurm", ranks=2, cpus=4, gpus=1.0)
+
+
+def on_a_quarter(run: RunDirectory) -> None:
+    write_attempt(run, 2, hosts=("a",), gpus=("0",))
+    write_job(run, 2, gpus=0.25)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("write", "attempt", "expected"),
+    [
+        (lambda run: None, 1, {"backend": None, "cores": 2.0, "gpus": 0.0, "micro_batches": 1}),
+        (lambda run: write_job(run, 2, backend="ray", cpus=7), 2, {"backend": "ray", "cores": 7.0}),
+        (lambda run: write_attempt(run, 2, start=300, end=500, micro_batches=4), 2, {"micro_batches": 4}),
+        (on_two_gpus, 2, {"ranks": 2, "gpus": 2.0, "cores": 8.0, "places": "a GPU 0 + b GPU 3"}),
+        (on_a_quarter, 2, {"gpus": 0.25, "places": "a GPU 0", "backend": "local"}),
+        # without a recorded end, it ended when the result was written; an end before the start is not believed
+        (lambda run: write_attempt(run, 2, start=300), 2, {"seconds": 699}),
+        (lambda run: write_attempt(run, 1, start=260), 1, {"seconds": NAN, "ended_at": None}),
+        (
+            lambda run: run.write_exit(1, {"kind": "preempted", "message": "m", "ended_at": at(260)}),
+            1,
+            {"outcome": "failed", "failure_kind": "preempted", "seconds": 260},
+        ),
+        (lambda run: run.worker_file(1).write_text("{"), 1, {"outcome": "interrupted"}),
+        (wrong_shapes, 1, {"host": None, "started_at": None, "ended_at": None, "places": "unknown host"}),
+    ],
+)
+def test_an_attempt_has_what_its_records_say(
+    tmp_path: Path, write: Callable[[RunDirectory], object], attempt: int, expected: dict[str, Any]
+) -> None:
+    write(resumed_run(tmp_path))
+    study = load_study(tmp_path)
+    found = attempt_of(study, 1, attempt)
+    pd.testing.assert_series_equal(pd.Series(found)[[*expected]], pd.Series(expected), check_dtype=False)
+    assert study.runs["state"].tolist() == ["done"]
+
+
+def test_a_cancelled_attempt_ends_with_its_last_sign_of_life(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 0, epochs=1, done=False)
+    write_attempt(run, 1, start=0, alive=120)
+    cancel(run)
+    row = attempt_of(load_study(tmp_path), 1, 1)
+    assert (row["outcome"], row["failure_kind"], row["seconds"]) == ("cancelled", "cancelled", 120)
 
 
 def test_times_that_nobody_recorded_are_missing_whatever_the_files_dates_are(tmp_path: Path) -> None:
@@ -128,14 +170,6 @@ def test_times_that_nobody_recorded_are_missing_whatever_the_files_dates_are(tmp
     assert first["epoch_seconds"] == 190
 
 
-def test_an_end_before_the_start_is_not_believed(tmp_path: Path) -> None:
-    run = resumed_run(tmp_path)
-    write_attempt(run, 1, start=260)
-    first = attempt_of(load_study(tmp_path), 1, 1)
-    assert first["ended_at"] is None
-    assert math.isnan(first["seconds"])
-
-
 def test_a_failed_attempt_has_its_kind_and_ends_when_that_was_recorded(tmp_path: Path) -> None:
     run = make_run(tmp_path, 0, epochs=1, done=False)
     write_attempt(run, 1, start=0, alive=120)
@@ -143,42 +177,6 @@ def test_a_failed_attempt_has_its_kind_and_ends_when_that_was_recorded(tmp_path:
     row = attempt_of(load_study(tmp_path), 1, 1)
     assert (row["outcome"], row["failure_kind"], row["seconds"]) == ("failed", "oom", 130)
     assert Budget(tmp_path, Policy()).spent()["core_hours"] == 2 * 130 / 3600, "the budget counts the same"
-
-
-def test_a_cancelled_attempt_ends_with_its_last_sign_of_life(tmp_path: Path) -> None:
-    run = make_run(tmp_path, 0, epochs=1, done=False)
-    write_attempt(run, 1, start=0, alive=120)
-    cancel(run)
-    row = attempt_of(load_study(tmp_path), 1, 1)
-    assert (row["outcome"], row["failure_kind"], row["seconds"]) == ("cancelled", "cancelled", 120)
-
-
-def test_an_attempt_that_its_job_repeated_tells_its_own_failure(tmp_path: Path) -> None:
-    run = resumed_run(tmp_path)
-    run.write_exit(1, {"kind": "preempted", "message": "m", "ended_at": at(260)})
-    row = attempt_of(load_study(tmp_path), 1, 1)
-    assert (row["outcome"], row["failure_kind"], row["seconds"]) == ("failed", "preempted", 260)
-
-
-def test_gpus_of_all_ranks_count_and_shares_of_one_too(tmp_path: Path) -> None:
-    pair, share = make_run(tmp_path, 0), make_run(tmp_path, 1)
-    write_attempt(pair, 1, hosts=("a", "b"), gpus=("0", "3"))
-    write_job(pair, 1, backend="slurm", ranks=2, cpus=4, gpus=1.0)
-    write_attempt(share, 1, hosts=("a",), gpus=("0",))
-    write_job(share, 1, gpus=0.25)
-    study = load_study(tmp_path)
-    first, second = attempt_of(study, 1, 1), attempt_of(study, 2, 1)
-    assert (first["ranks"], first["gpus"], first["cores"], first["places"]) == (2, 2.0, 8.0, "a GPU 0 + b GPU 3")
-    assert (second["gpus"], second["places"], second["backend"]) == (0.25, "a GPU 0", "local")
-
-
-def test_each_attempt_has_what_its_launcher_gave_it(tmp_path: Path) -> None:
-    run = resumed_run(tmp_path)
-    write_job(run, 2, backend="ray", cpus=7)
-    study = load_study(tmp_path)
-    first, second = attempt_of(study, 1, 1), attempt_of(study, 1, 2)
-    assert (first["backend"], first["cores"], first["gpus"]) == (None, 2.0, 0.0)
-    assert (second["backend"], second["cores"]) == ("ray", 7.0)
 
 
 def test_a_damaged_record_is_a_warning_and_no_failure_of_the_run(tmp_path: Path) -> None:
@@ -197,18 +195,6 @@ def test_moments_without_a_zone_are_utc_wherever_they_are_read(monkeypatch: pyte
     assert [moment(value) for value in ("soon", None, 3)] == [None, None, None]
     monkeypatch.undo()
     time.tzset()
-
-
-def test_records_of_the_wrong_shape_stop_nothing(tmp_path: Path) -> None:
-    run = resumed_run(tmp_path)
-    records, _ = run.read_metrics()
-    write_json_lines(run.metrics_file, [{**records[0], "attempt": [1], "epoch_seconds": "long"}, *records[1:]])
-    write_json(run.worker_file(1), {"host": ["a"], "rank": "first", "ranks": None, "gpu": {}, "started_at": 7})
-    write_json(run.progress_file(1), {"updated_at": "0001-01-01T00:00:00+14:00"})
-    write_json(run.start_file(1), {"resources": [1], "backend": 3})
-    first = attempt_of(load_study(tmp_path), 1, 1)
-    assert (first["host"], first["started_at"], first["ended_at"]) == (None, None, None)
-    assert first["places"] == "unknown host"
 
 
 def test_an_epoch_that_a_later_attempt_went_on_with_is_not_lost(tmp_path: Path) -> None:

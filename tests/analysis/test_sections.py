@@ -1,0 +1,100 @@
+"""Rules of the report: ``tests/golden/sections.md`` has a small study for each, and what the report says of it.
+
+``python -m tests.analysis.test_golden`` writes the report's parts again; read their diff. A study is ``runs`` (``of``:
+architecture and optimizer; the rest is given to ``add_run``) and the keys of ``study.json``, where "#2" is the second
+run. Other tests compute the numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from analysis.blocks.figure import Chart
+from analysis.blocks.section import Block, Points, Prose, Subheading, flat
+from analysis.blocks.table import Table
+from analysis.discussion import discussion_section, next_section
+from analysis.discussion.effects import effects_section
+from analysis.sections.coverage import coverage_table, open_runs_table
+from analysis.sections.published import published_section
+from analysis.sections.results import groups_section, results_blocks
+from analysis.sections.search import search_section
+from analysis.study.study import Study, load_study
+from tests.analysis.hand_made import add_run, digits
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "sections.md"
+CASE = re.compile(r"^# (.*)\n\n```toml\n((?:.*\n)*?)```\n((?:(?!# ).*\n)*)", re.MULTILINE)
+QUESTIONS = ("expected", "optimizers", "picks", "reliability")
+
+
+def cases() -> dict[str, tuple[str, str]]:
+    """The study and the golden text of each rule."""
+    return {name: (study, text.strip()) for name, study, text in CASE.findall(GOLDEN.read_text("utf-8"))}
+
+
+def parts_of(study_toml: str, folder: Path) -> str:
+    """Make the study, and return the parts of its report that the rule is about."""
+    record = tomllib.loads(study_toml)
+    names = record.pop("parts").split()
+    made = []
+    for number, keys in enumerate(record.pop("runs")):
+        arch, optimizer = keys.pop("of").split()
+        made.append(add_run(folder, number, "abcdefghijklmnop"[number], arch, optimizer, **keys))
+    text = re.sub(r"#(\d+)", lambda found: digits(made[int(found[1]) - 1]), json.dumps(record))
+    (folder / "study.json").write_text(text, "utf-8")
+    study = load_study(folder)
+    return "\n\n".join(f"## {name}\n\n{written(part_of(study, name))}".strip() for name in names)
+
+
+def part_of(study: Study, name: str) -> Iterable[Block]:
+    """The blocks of a section, or those of the answer to one question of the discussion."""
+    match name:
+        case "results":
+            return results_blocks(study)
+        case "coverage":
+            return [coverage_table(study), open_runs_table(study)]
+        case "expected" | "optimizers" | "picks" | "reliability":
+            blocks = discussion_section(study).blocks
+            places = [number for number, block in enumerate(blocks) if isinstance(block, Subheading)]
+            first, last = [*zip(places, [*places[1:], len(blocks)], strict=True)][QUESTIONS.index(name)]
+            return [*blocks[: places[0]], *blocks[first + 1 : last]]
+    sections = {"published": published_section, "search": search_section, "groups": groups_section}
+    return {**sections, "next": next_section, "effects": effects_section}[name](study).blocks
+
+
+def written(blocks: Iterable[Block]) -> str:
+    lines = list[str]()
+    for block in flat(blocks):
+        match block:
+            case Prose():
+                lines.append(block.text)
+            case Points():
+                lines += [f"- {item}" for item in block.items]
+            case Subheading():
+                lines.append(f"### {block.text}")
+            case Chart():
+                drawn = sorted({str(line.run) for panel in block.panels for line in panel.lines})
+                lines.append(f"Figure {block.name} of {', '.join(drawn)}. {block.caption}")
+            case Table():
+                lines.append(block.to_markdown().strip())
+    return "\n\n".join(lines)
+
+
+def write_again(folder: Path) -> None:
+    parts = []
+    for number, (name, (study, _)) in enumerate(cases().items()):
+        text = parts_of(study, folder / str(number) / "optimizers")
+        parts.append(f"# {name}\n\n```toml\n{study}```\n\n{text}\n")
+    GOLDEN.write_text("\n".join(parts), "utf-8")
+
+
+@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.parametrize("name", cases())
+def test_the_report_says_of_a_small_study_what_the_rule_demands(tmp_path: Path, name: str) -> None:
+    study, golden = cases()[name]
+    assert parts_of(study, tmp_path / "optimizers") == golden
