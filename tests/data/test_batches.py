@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from seqlm.data.batches import columns, whole_text, windows
-from seqlm.data.layout import number_of_windows, own_columns, require_windows
+from seqlm.data.layout import number_of_windows, require_windows
 from seqlm.errors import DataError, UsageError
 
 
@@ -30,22 +30,12 @@ def test_windows_follow_each_other_and_targets_are_the_next_token():
         assert torch.equal(targets, inputs + 1)
 
 
-def test_windows_are_views_of_the_columns():
-    table = columns(ids(100), 4)
-    storage = table.untyped_storage().data_ptr()
-    assert all(x.untyped_storage().data_ptr() == storage for pair in windows(table, 5) for x in pair)
-
-
 @pytest.mark.parametrize(
     ("tokens", "batch_size", "seq_len"), [(26, 4, 2), (24, 4, 5), (25, 4, 5), (1000, 7, 35), (72, 2, 35)]
 )
 def test_the_planned_number_of_windows_is_the_one_walked(tokens, batch_size, seq_len):
     walked = sum(1 for _ in windows(columns(ids(tokens), batch_size), seq_len))
     assert walked == number_of_windows(tokens, batch_size, seq_len) == require_windows("t", tokens, batch_size, seq_len)
-
-
-def test_the_study_has_1327_windows_per_epoch():
-    assert number_of_windows(929_589, 20, 35) == 1_327
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5, 8])
@@ -65,10 +55,6 @@ def test_every_token_of_a_scored_text_but_the_first_is_a_target_once(tokens, bat
     pairs = [pair for of_rank in walked for of_part in of_rank for pair in of_part]
     assert sorted(number for _, targets in pairs for number in targets.flatten().tolist()) == list(range(1, tokens))
     assert all(torch.equal(targets, inputs + 1) for inputs, targets in pairs)
-
-
-def test_twenty_columns_on_three_ranks_are_seven_seven_six():
-    assert [own_columns(20, rank, 3) for rank in range(3)] == [range(7), range(7, 14), range(14, 20)]
 
 
 def test_more_ranks_than_columns_is_refused():
@@ -95,12 +81,6 @@ def test_a_split_too_small_for_a_window_says_what_would_fit(tokens, batch_size, 
         f"train split has {tokens:,} tokens: batch_size {batch_size} gives columns of {tokens // batch_size} tokens, "
         f"seq_len 35 needs at least 36; {remedy}"
     )
-
-
-def test_the_advice_for_a_small_split_fits():
-    assert number_of_windows(1_000, 27, 35) == 1
-    assert number_of_windows(1_000, 28, 35) == 0
-    assert number_of_windows(1_000, 500, 1) == 1
 
 
 @pytest.mark.parametrize("tokens", [3, 35 * 4])

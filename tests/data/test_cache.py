@@ -59,13 +59,6 @@ def test_facts_are_read_from_the_cache_without_its_ids_unless_they_are_cut_short
     assert loads == [(WORDS, folder, None)]
 
 
-def test_ids_lie_in_the_cache_as_little_endian_int32(write_texts, cache_folder):
-    loaded = load_corpus(WORDS, write_texts())
-    (entry,) = entries(cache_folder)
-    raw = (entry / "train.bin").read_bytes()
-    assert [int.from_bytes(raw[i : i + 4], "little") for i in range(0, len(raw), 4)] == list(loaded.splits["train"])
-
-
 @pytest.mark.parametrize("name", ["train.bin", "vocabulary.json", "index.json"])
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "removed", "emptied"])
 def test_a_damaged_entry_is_noticed_and_made_again(write_texts, cache_folder, monkeypatch, name, damage):
@@ -164,15 +157,6 @@ def test_builders_at_the_same_time_agree_and_leave_one_entry(write_texts, cache_
     assert len(set(outputs)) == 1
     assert outputs[0][0].startswith("CorpusFacts(vocab_size=8")
     assert outputs[0][1] == ""
-    assert len(entries(cache_folder)) == 1
-
-
-def test_the_slower_of_two_writers_lets_the_first_entry_stand(cache_folder):
-    cache.store("corpora", "key", {"a.bin": b"first"}, {})
-    before = (cache_folder / "corpora" / "key").stat().st_ino
-    cache.store("corpora", "key", {"a.bin": b"second"}, {})
-    assert (cache_folder / "corpora" / "key" / "a.bin").read_bytes() == b"first"
-    assert (cache_folder / "corpora" / "key").stat().st_ino == before
     assert len(entries(cache_folder)) == 1
 
 

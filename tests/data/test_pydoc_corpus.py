@@ -1,20 +1,16 @@
 from __future__ import annotations
 
-import _collections_abc
-import _pydecimal
 import re
 import sys
 import sysconfig
-from itertools import islice
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import pytest
 
 from seqlm.config import DataConfig
 from seqlm.data import pydoc_corpus
 from seqlm.data.corpus import load_corpus
-from seqlm.data.pydoc_corpus import _documents, build_lines, pydoc_texts, sentences, split_lines
+from seqlm.data.pydoc_corpus import build_lines, pydoc_texts, sentences, split_lines
 from seqlm.data.source import Texts
 from seqlm.errors import DataError
 from tests import commands
@@ -54,13 +50,6 @@ def test_the_text_is_lower_case_words_without_punctuation_and_numbers_are_n(text
     assert "N" in words
     assert [w for w in words if not re.fullmatch(r"N|[a-z0-9]+", w)] == []
     assert [w for w in words if re.fullmatch(r"[0-9]+", w)] == []
-
-
-def test_topics_come_first_in_sorted_order_then_the_docstrings_of_modules():
-    documents = list(islice(_documents(Path(sysconfig.get_path("stdlib"))), len(topics) + 2))
-    assert documents[: len(topics)] == [topics[name] for name in sorted(topics)]
-    assert documents[len(topics)].startswith(_collections_abc.__doc__.strip())
-    assert _pydecimal.Decimal.sqrt.__doc__.strip() in documents[len(topics) + 1]
 
 
 def test_no_line_of_train_is_in_valid_or_test(texts):
