@@ -8,11 +8,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from benchmarks.baselines.builtin import builtin_model
-from benchmarks.baselines.step import BaselineStep, default_optimizer
-from seqlm.architectures import ModelConfig, RecurrentConfig
+from benchmarks.baselines.step import BaselineStep
+from seqlm.architectures import ModelConfig
 from seqlm.models import LanguageModel, build_model, build_reference
 from seqlm.models.reference import LayerNorm
-from seqlm.optimizers import AdamConfig, SgdConfig
 from tests.benchmarks.conftest import BATCH_SIZE, SEQ_LEN, VOCAB_SIZE
 
 Pair = tuple[list[Tensor], list[Tensor]]
@@ -113,15 +112,6 @@ def test_the_torch_nn_transformer_is_ours_but_for_its_layer_norm(
     assert_same_function(ours, builtin, pairs, tokens, torch.zeros(0, BATCH_SIZE, 8))
 
 
-def test_torch_nn_has_our_parameters_and_second_biases_and_the_studys_dropout(config: ModelConfig) -> None:
-    builtin = builtin_model(config, VOCAB_SIZE, SEQ_LEN)
-    ours, theirs = (sum(p.numel() for p in model.parameters()) for model in (reference(config), builtin))
-    assert theirs == ours + {"rnn": 3 * 6, "gru": 3 * 3 * 6, "transformer": 0}[config.arch]
-    assert {module.p for module in builtin.modules() if isinstance(module, nn.Dropout)} == {0.5}
-    if isinstance(config, RecurrentConfig):
-        assert builtin.layers.dropout == 0.5
-
-
 # -- the step ------------------------------------------------------------------------------------------------------
 
 
@@ -149,13 +139,3 @@ def test_a_baseline_step_clips_updates_and_carries_the_state_detached() -> None:
     step(ids, ids)
     assert not model.states[1].requires_grad
     torch.testing.assert_close(model.states[1], torch.ones(2))
-
-
-def test_the_optimizers_of_the_baselines_are_torchs_with_default_arguments() -> None:
-    model = nn.Linear(2, 2)
-    adam = default_optimizer(AdamConfig(optimizer="adam", lr=0.5), model)
-    assert isinstance(adam, torch.optim.Adam)
-    assert adam.defaults == {**torch.optim.Adam(model.parameters()).defaults, "lr": 0.5}
-    sgd = default_optimizer(SgdConfig(optimizer="sgd_schedule", lr=20.0), model)
-    assert isinstance(sgd, torch.optim.SGD)
-    assert sgd.defaults == {**torch.optim.SGD(model.parameters()).defaults, "lr": 20.0}

@@ -10,13 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqlm import machine
-from seqlm.architectures import ModelConfig
 from seqlm.errors import UsageError
 from seqlm.machine import has_bf16, matmul_library
-from seqlm.models import build_model, products
+from seqlm.models import products
 from seqlm.models.products import (
     PACKED_SIZE,
     RepeatedProduct,
@@ -304,31 +302,3 @@ def test_a_rounded_product_can_be_differentiated_twice() -> None:
     (d_b,) = torch.autograd.grad((v * d_a).sum(), b)
     exact, _, magnitude = exact_and_magnitude("", v.t(), w, v)
     assert ((d_b - exact).abs() <= SIZE * ROUNDED_SUM * magnitude).all()
-
-
-class Products(TorchDispatchMode):
-    """Collects the types of the results of all matrix products."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: set[tuple[str, torch.dtype]] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        name = func._schema.name.removeprefix("aten::")
-        if any(part in name for part in ("mm", "matmul", "linear", "mv", "dot")):
-            self.found.add((name, result.dtype))
-        return result
-
-
-@pytest.mark.parametrize("arch", ["rnn", "gru", "transformer"], indirect=True)
-@pytest.mark.usefixtures("full_results")
-def test_no_result_of_a_product_in_a_bf16_step_is_bf16(config: ModelConfig, tokens: Tensor) -> None:
-    model = build_model(config, 11, 7, torch.bfloat16)
-    with Products() as products:
-        loss, _ = model.loss(tokens, tokens.flip(0), model.initial_state(4))
-        loss.backward()
-    names = {name for name, _ in products.found}
-    assert {dtype for _, dtype in products.found} == {torch.float32}
-    assert "mm" in names
-    assert ("bmm" in names) == (config.arch == "transformer")
