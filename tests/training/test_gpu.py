@@ -14,133 +14,65 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from seqlm.architectures import ModelConfig
-from seqlm.config import RunConfig
 from seqlm.data.corpus import Corpus, load_corpus
 from seqlm.models import LanguageModel, build_model, build_reference
-from seqlm.optimizers import AdamConfig, OptimConfig, SgdConfig
 from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import StopRequested, StopSignal
 from seqlm.training.canary import run_canary
 from seqlm.training.distributed import Rank
 from seqlm.training.evaluate import evaluate
 from seqlm.training.failure import failure_kind
-from seqlm.training.optimizers import build_optimizer
-from seqlm.training.step import TrainingStep
 from tests import commands
 from tests.training.studies import Attempt, make_config, make_run, write_text
+from tests.training.test_step import BATCH, OPTIMIZERS, VOCAB, make_step, windows
 
 on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 each_arch = pytest.mark.parametrize("arch", ["rnn", "gru", "transformer"])
-ADAM, SGD = AdamConfig(optimizer="adam", lr=0.01), SgdConfig(optimizer="sgd", lr=0.5)
 ROOT = Path(__file__).parents[2]
-VOCAB, BATCH, WINDOW = 13, 4, 5
 BEFORE_REPLAYS = 4
 """Steps by which a captured step has been recorded, whatever runs before that."""
-
-
-class Stepper:
-    """A step of a model on a device, captured on a GPU, with the state that it carries."""
-
-    def __init__(self, device: str, config: RunConfig, optim: OptimConfig = SGD, *, capture: bool = True) -> None:
-        torch.manual_seed(1)
-        train = config.train
-        self.model: LanguageModel = build_model(config.model, VOCAB, train.seq_len).to(device)
-        self.step = TrainingStep(
-            self.model,
-            build_optimizer(optim, self.model.parameters()),
-            clip_norm=0.1,
-            tokens_per_step=train.seq_len * train.batch_size,
-            capture=capture and device == "cuda",
-        )
-        self.state = self.model.initial_state(train.batch_size)
-
-    def take(self, window: tuple[Tensor, Tensor]) -> float:
-        """Take a step; return its loss."""
-        result = self.step(*window, self.state)
-        self.state = result.state.clone()
-        return result.loss_nats.item()
-
-    def kept(self) -> list[Tensor]:
-        """Return copies of all parameters and of all that the optimizer keeps."""
-        moments = [v for entry in self.step.optimizer.state.values() for v in entry.values() if isinstance(v, Tensor)]
-        return [tensor.detach().clone() for tensor in (*self.model.parameters(), *moments)]
-
-
-def config_for(arch: str, **changes: Any) -> RunConfig:
-    return make_config(arch, **{"batch_size": BATCH, "seq_len": WINDOW, **changes})
-
-
-def windows(count: int, device: str, seq_len: int = WINDOW, batch: int = BATCH) -> list[tuple[Tensor, Tensor]]:
-    size = (count * seq_len + 1, batch)
-    ids = torch.randint(VOCAB, size, generator=torch.Generator().manual_seed(2)).to(device)
-    starts = range(0, count * seq_len, seq_len)
-    return [(ids[at : at + seq_len], ids[at + 1 : at + 1 + seq_len]) for at in starts]
-
-
-# -- replays ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @on_each_device
 @each_arch
 def test_an_evaluation_between_replays_disturbs_nothing_and_sees_the_new_parameters(device: str, arch: str) -> None:
-    text = torch.randint(VOCAB, (4 * WINDOW + 1, 3), generator=torch.Generator().manual_seed(5)).to(device)
-
+    text = torch.randint(VOCAB, (21, 3), generator=torch.Generator().manual_seed(5)).to(device)
     losses, found = [], []
     for look in (False, True):
-        stepper = Stepper(device, config_for(arch, keep=0.5), ADAM)
+        step, model = make_step(arch, OPTIMIZERS[0], device=device, capture=device == "cuda", keep=0.5)
+        state, taken = model.initial_state(BATCH), []
         torch.manual_seed(3)
-        taken = []
         for number, window in enumerate(windows(BEFORE_REPLAYS + 6, device)):
-            stepper.model.train()
-            taken.append(stepper.take(window))
+            model.train()
+            result = step(*window, state)
+            state = result.state.clone()
+            taken.append(result.loss_nats.item())
             if look:
-                found.append(evaluate(stepper.model, [text], WINDOW, Rank(device=torch.device(device))).mean)
+                found.append(evaluate(model, [text], 5, Rank(device=torch.device(device))).mean)
                 if number >= BEFORE_REPLAYS:
                     assert found[-1] != found[-2], "the parameters have moved"
-                reference = copy.deepcopy(stepper.model).cpu().double()
-                expected = evaluate(reference, [text.cpu()], WINDOW, Rank()).mean
+                expected = evaluate(copy.deepcopy(model).cpu().double(), [text.cpu()], 5, Rank()).mean
                 assert found[-1] == pytest.approx(expected, rel=1e-4)
         losses.append(taken)
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
-@on_each_device
-@each_arch
-@pytest.mark.parametrize("seq_len", [5, 400])
-def test_a_window_of_any_length_gives_what_it_gives_without_capture(device: str, arch: str, seq_len: int) -> None:
-    if device == "cpu":
-        seq_len = min(seq_len, 40)  # nothing is captured there
-    config = config_for(arch, keep=0.7, seq_len=seq_len)
-    found = []
-    for capture in (False, True):
-        stepper = Stepper(device, config, ADAM, capture=capture)
-        torch.manual_seed(3)
-        losses = [stepper.take(window) for window in windows(BEFORE_REPLAYS + 3, device, seq_len)]
-        found.append((losses, stepper.kept()))
-    assert found[1][0] == pytest.approx(found[0][0], rel=1e-4)
-    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-3, atol=1e-5)
-
-
-# -- memory ----------------------------------------------------------------------------------------------------------
-
-
 def kind_of_a_capture_without_memory(device: str) -> str:
     """Return the kind of failure of a step that finds no memory where a GPU captures it."""
-    stepper = Stepper(device, config_for("gru"))
-    features = stepper.model.features
+    step, model = make_step("gru", OPTIMIZERS[1], device=device, capture=device == "cuda")
+    features = model.features
 
     def hungry(*arguments: Any) -> Any:
         if device == "cpu" or torch.cuda.is_current_stream_capturing():
             torch.empty(2**50, device=device)  # four pebibytes
         return features(*arguments)
 
-    stepper.model.features = hungry  # type: ignore[method-assign]
+    model.features = hungry  # type: ignore[method-assign]
     with pytest.raises(RuntimeError) as caught:
-        [stepper.take(window) for window in windows(BEFORE_REPLAYS, device)]
+        [step(*window, model.initial_state(BATCH)) for window in windows(BEFORE_REPLAYS, device)]
     return failure_kind(caught.value)
 
 
@@ -179,9 +111,6 @@ def test_a_canary_holds_little_more_memory_than_its_tensors_need(device: str, tm
         held, peak = record["reserved_memory_bytes"], record["peak_memory_bytes"]
         assert peak <= held < 2 * peak + 64 * 2**20, "the capture shares the memory of the steps before it"
         assert held < record["device_memory_bytes"]
-
-
-# -- the Trainer -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

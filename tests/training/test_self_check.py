@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -25,7 +26,6 @@ from seqlm.training import self_check, worker
 from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.distributed import Rank
 from seqlm.training.self_check import Case, cases, check_case, check_device
-from seqlm.training.step import TrainingStep
 from tests.facts import failure_of
 from tests.training.graphs import Graph
 from tests.training.studies import make_config, make_run, write_text
@@ -229,38 +229,24 @@ def test_tf32_emulated_is_well_within_its_bounds_and_far_beyond_those_of_fp32(ca
             check_case(case, "fp32", Rank())
 
 
-class StandInForGraphs:
-    """A training step whose second replay, here a step like all others, scales all gradients by ``FACTOR``."""
-
-    FACTOR = 1.0
-    steps_taken: ClassVar[list[int]] = []
-
-    def __init__(self, model: LanguageModel, *arguments: Any, capture: bool, **options: Any) -> None:
-        assert capture
-        self.model, self.number = model, 0
-        self.step = TrainingStep(model, *arguments, capture=False, **options)
-
-    def __call__(self, *arguments: Tensor) -> Any:
-        result = self.step(*arguments)
-        self.number += 1
-        self.steps_taken.append(self.number)
-        if isinstance(self.model, FusedModel) and self.number == self_check.REPLAYS:
-            for parameter in self.model.parameters():
-                assert parameter.grad is not None
-                parameter.grad.mul_(self.FACTOR)
-        return result
-
-
-def test_the_captured_step_is_compared_too_after_a_second_replay(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_captured_step_is_compared_after_its_replays(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, cuda_graphs: list[Graph]
+) -> None:
     monkeypatch.setattr(self_check, "is_captured", lambda rank: True)
-    monkeypatch.setattr(self_check, "TrainingStep", StandInForGraphs)
-    monkeypatch.setattr(StandInForGraphs, "steps_taken", [])
-    case = cases(model_config("gru"))[0]
-    assert 0 < check_case(case, "fp32", Rank()) < 0.5
-    assert StandInForGraphs.steps_taken == [*range(1, self_check.REPLAYS + 1)]
-    monkeypatch.setattr(StandInForGraphs, "FACTOR", 0.5)
-    with pytest.raises(SelfCheckError, match=r"gru backward as a CUDA graph, gradient of .* found 0\.5; use"):
-        check_case(case, "fp32", Rank())
+    replay, replays = Graph.replay, list[Graph]()
+
+    def wrong_the_second_time(graph: Graph) -> None:
+        replay(graph)
+        replays.append(graph)
+        if len(replays) == self_check.REPLAYS:
+            for tensor in itertools.chain(*(made for *_, made in graph.operations)):
+                if tensor.is_floating_point() and tensor.is_contiguous():
+                    tensor.mul_(0.5)
+
+    monkeypatch.setattr(Graph, "replay", wrong_the_second_time)
+    with pytest.raises(SelfCheckError, match=r"^self-check on .*: gru .* as a CUDA graph, .* found"):
+        check_case(cases(model_config("gru"))[0], "fp32", Rank())
+    assert len(replays) == self_check.REPLAYS > 1
 
 
 @pytest.mark.slow
