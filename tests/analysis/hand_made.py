@@ -10,7 +10,6 @@ from typing import Any
 from seqlm.config import RunConfig
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
-from tests.analysis.synthetic import make_provenance, make_result
 from tests.facts import fail
 
 OPTIM_KEYS = "lr schedule decay flat_epochs decay_epochs warmup_steps weight_decay momentum nesterov"
@@ -32,10 +31,14 @@ def add_run(
     seed: int = 1111,
     provenance: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
+    record: dict[str, Any] | None = None,
     result: dict[str, Any] | None = None,
     **keys: Any,
 ) -> RunDirectory:
-    """A run with these validation perplexities, epoch by epoch; ``keys`` such as ``lr`` or ``hidden_size`` are set."""
+    """A run with these validation perplexities, epoch by epoch; ``keys`` such as ``lr`` or ``hidden_size`` are set.
+
+    ``record`` and ``result`` replace keys of each epoch's record and of the result.
+    """
     values = {"hidden_size": 64, "lr": 0.1, "epochs": max(1, len(val)), **keys}
     config = RunConfig.from_dict(
         {
@@ -48,7 +51,7 @@ def add_run(
         }
     )
     run = RunDirectory.locate(study_dir, name, config.fingerprint())
-    run.create(config, {**make_provenance(name, order), "launched_at": None, **(provenance or {})})
+    run.create(config, {**make_provenance(name, order), **(provenance or {})})
     trains = [train] * len(val) if isinstance(train, int | float) else list(train)
     times = [seconds] * len(val) if isinstance(seconds, int | float) else list(seconds)
     records = [
@@ -64,6 +67,7 @@ def add_run(
             "train_tokens_per_second": 1000.0,
             "peak_memory_bytes": 1_000_000,
             "attempt": 1,
+            **(record or {}),
         }
         for epoch, (ppl, train_ppl) in enumerate(zip(val, trains, strict=True))
     ]
@@ -84,11 +88,37 @@ def digits(run: RunDirectory) -> str:
     return run.path.name.rpartition("-")[2]
 
 
+def make_provenance(name: str, order: int) -> dict[str, Any]:
+    return {
+        "study": "optimizers",
+        "name": name,
+        "order": order,
+        "command": ["python", "launch.py", "run", "jobs/manifests/optimizers.toml", "--only", f"name={name}"],
+        "launched_at": None,
+        "host": "node07",
+        "devices": ["NVIDIA H100 80GB HBM3", "NVIDIA H100 80GB HBM3"],
+        "git": {"commit": "3f1c9a7be2d04586b1aa7733c5e0f98d21764b0e", "dirty": True},
+        "versions": {"seqlm": "0.1.0", "python": "3.12.3", "torch": "2.13.0", "pandas": "3.1.1"},
+    }
+
+
 def result_of(records: list[dict[str, Any]]) -> dict[str, Any]:
     """A result whose test perplexity is the best validation perplexity."""
-    result = make_result(records)
-    best = result["best_val_ppl"]
-    return {**result, "epochs": len(records), "test_loss": math.log(best), "test_ppl": best, "parameters": 1000}
+    best, final = min(records, key=lambda record: record["val_ppl"] or math.inf), records[-1]
+    return {
+        "epochs": len(records),
+        "best_epoch": best["epoch"],
+        "best_val_loss": best["val_loss"],
+        "best_val_ppl": best["val_ppl"],
+        "best_train_ppl": best["train_ppl"],
+        "final_epoch": final["epoch"],
+        "final_train_ppl": final["train_ppl"],
+        "final_val_ppl": final["val_ppl"],
+        "test_loss": math.log(best["val_ppl"]),
+        "test_ppl": best["val_ppl"],
+        "parameters": 1000,
+        "elapsed_seconds": final["elapsed_seconds"],
+    }
 
 
 def _part(values: dict[str, Any], names: str) -> dict[str, Any]:

@@ -6,10 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from seqlm.config import RunConfig
-from seqlm.files import write_json, write_json_lines, write_text
+from seqlm.files import write_json_lines, write_text
 from seqlm.rundir import RunDirectory
 from tests import facts
+from tests.analysis.hand_made import add_run
 
 PUBLISHED = [
     # name, arch, optimizer, lr, batch, hidden, layers, keep, first val_ppl, best val_ppl, best train_ppl, s/epoch
@@ -59,24 +59,42 @@ def make_run(
 ) -> RunDirectory:
     """Run ``order`` of ``PUBLISHED``, with ``epochs`` finished epochs."""
     title, arch, optimizer, lr, batch, hidden, layers, keep, first, best, train, seconds = PUBLISHED[order]
-    config = RunConfig.from_dict(
-        {
-            "model": {"arch": arch, "hidden_size": hidden, "num_layers": layers, "keep": keep},
-            "data": {"corpus": "ptb"},
-            "optim": {"optimizer": optimizer, "lr": lr},
-            "train": {"epochs": epochs if done else EPOCHS, "batch_size": batch},
-            "seed": seed,
-        }
+    curves = [curve_at(title, first, best, train, epoch) for epoch in range(epochs)]
+    val = [val_ppl for val_ppl, _ in curves]
+    launched = {"launched_at": f"2026-03-0{1 + order // 5}T09:{order:02d}:00+00:00"}
+    test = {"test_loss": math.log(0.96 * min(val)), "test_ppl": 0.96 * min(val)} if val else {}
+    run = add_run(
+        study_dir,
+        order,
+        title,
+        arch,
+        optimizer,
+        val,
+        train=[train_ppl for _, train_ppl in curves],
+        seconds=seconds,
+        done=done,
+        seed=seed,
+        provenance={"name": name or title, **launched, **(provenance or {})},
+        record={"train_tokens_per_second": 929_589 / seconds, "peak_memory_bytes": 3_221_225_472},
+        result={**test, "parameters": 15_205_100},
+        **{"lr": lr, "batch_size": batch, "hidden_size": hidden, "num_layers": layers, "keep": keep},
+        epochs=epochs if done else EPOCHS,
     )
-    run = RunDirectory.locate(study_dir, title, config.fingerprint())
-    run.create(config, {**make_provenance(name or title, order), **(provenance or {})})
     run.attempt_dir(1).mkdir(parents=True, exist_ok=True)
-    records = make_epochs(title, first, best, train, seconds, lr, epochs)
-    if records:
-        write_json_lines(run.metrics_file, records)
-    if done:
-        write_json(run.result_file, make_result(records))
     return run
+
+
+def curve_at(name: str, first: float, best: float, train: float, epoch: int) -> tuple[float, float]:
+    """Perplexities (validation, training) that fall from ``first`` to ``best``.
+
+    Those of the exploding run turn after its third epoch.
+    """
+    if name == EXPLODING:
+        val_ppl = best * math.exp(0.0028 * (epoch - 2) ** 2) + (60.0 if epoch == 0 else 0.0)
+        return val_ppl, 3.0 + 300.0 * math.exp(-0.35 * epoch)
+    share = epoch / (EPOCHS - 1)
+    val_ppl = best + (first - best) * math.exp(-6.5 * share) * (1 - share) + 0.4 * math.sin(epoch)
+    return val_ppl, train + (1.3 * first - train) * math.exp(-5 * share) * (1 - share)
 
 
 def fail(run: RunDirectory, kind: str, message: str) -> None:
@@ -84,65 +102,3 @@ def fail(run: RunDirectory, kind: str, message: str) -> None:
     facts.fail(run, {"kind": kind, "message": message, "where": "trainer.py:163 in train_epoch"})
     lines = [f"epoch 7/40  step {100 * step}/1327  ppl {300 + step * step:.2f}" for step in range(1, 20)]
     write_text(run.stderr_log(1), "\n".join([*lines, f"error: {message}"]) + "\n")
-
-
-def make_provenance(name: str, order: int) -> dict[str, Any]:
-    return {
-        "study": "optimizers",
-        "name": name,
-        "order": order,
-        "command": ["python", "launch.py", "run", "jobs/manifests/optimizers.toml", "--only", f"name={name}"],
-        "launched_at": f"2026-03-0{1 + order // 5}T09:{order:02d}:00+00:00",
-        "host": "node07",
-        "devices": ["NVIDIA H100 80GB HBM3", "NVIDIA H100 80GB HBM3"],
-        "git": {"commit": "3f1c9a7be2d04586b1aa7733c5e0f98d21764b0e", "dirty": True},
-        "versions": {"seqlm": "0.1.0", "python": "3.12.3", "torch": "2.13.0", "pandas": "3.1.1"},
-    }
-
-
-def make_epochs(
-    name: str, first: float, best: float, train: float, seconds: float, lr: float, epochs: int
-) -> list[dict[str, Any]]:
-    """Curves that fall from ``first`` to ``best``; that of the exploding run turns after its third epoch."""
-    records = []
-    for epoch in range(epochs):
-        share = epoch / (EPOCHS - 1)
-        val_ppl = best + (first - best) * math.exp(-6.5 * share) * (1 - share) + 0.4 * math.sin(epoch)
-        train_ppl = train + (1.3 * first - train) * math.exp(-5 * share) * (1 - share)
-        if name == EXPLODING:
-            val_ppl = best * math.exp(0.0028 * (epoch - 2) ** 2) + (60.0 if epoch == 0 else 0.0)
-            train_ppl = 3.0 + 300.0 * math.exp(-0.35 * epoch)
-        records.append(
-            {
-                "epoch": epoch,
-                "train_loss": math.log(train_ppl),
-                "val_loss": math.log(val_ppl),
-                "train_ppl": train_ppl,
-                "val_ppl": val_ppl,
-                "lr": lr,
-                "epoch_seconds": seconds,
-                "elapsed_seconds": seconds * (epoch + 1),
-                "train_tokens_per_second": 929_589 / seconds,
-                "peak_memory_bytes": 3_221_225_472,
-                "attempt": 1,
-            }
-        )
-    return records
-
-
-def make_result(records: list[dict[str, Any]]) -> dict[str, Any]:
-    best, final = min(records, key=lambda record: record["val_ppl"] or math.inf), records[-1]
-    return {
-        "epochs": final["epoch"] + 1,
-        "best_epoch": best["epoch"],
-        "best_val_loss": best["val_loss"],
-        "best_val_ppl": best["val_ppl"],
-        "best_train_ppl": best["train_ppl"],
-        "final_epoch": final["epoch"],
-        "final_train_ppl": final["train_ppl"],
-        "final_val_ppl": final["val_ppl"],
-        "test_loss": math.log(0.96 * best["val_ppl"]),
-        "test_ppl": 0.96 * best["val_ppl"],
-        "parameters": 15_205_100,
-        "elapsed_seconds": final["elapsed_seconds"],
-    }

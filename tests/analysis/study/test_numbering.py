@@ -19,8 +19,7 @@ from jobs.plan.record import record_of, write_record
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
 from tests.analysis.contents import table
-from tests.analysis.hand_made import result_of
-from tests.analysis.synthetic import make_provenance
+from tests.analysis.hand_made import make_provenance, result_of
 
 PAPER = Path(__file__).parents[3] / "jobs" / "manifests" / "paper.toml"
 

@@ -20,7 +20,7 @@ from jobs.plan.record import record_of, write_record
 from jobs.spec import RunSpec
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
-from tests.analysis.synthetic import make_result
+from tests.analysis.hand_made import result_of
 from tests.facts import fail, stop
 
 MANIFEST = """
@@ -82,7 +82,7 @@ class Study:
         ]
         write_json_lines(run.metrics_file, records)
         if ended == "done":
-            write_json(run.result_file, make_result([{**one, "elapsed_seconds": 1.0} for one in records]))
+            write_json(run.result_file, result_of([{**one, "elapsed_seconds": 1.0} for one in records]))
         elif ended == "stopped":
             stop(run, {"metric": "val_ppl", "rung": 3, "value": best + 6, "rank": 9, "of": 9})
         elif ended == "diverged":
