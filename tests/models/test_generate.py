@@ -77,17 +77,6 @@ def test_sampling_is_without_dropout_and_gradients_and_restores_the_training_fla
     assert all(module.training == training for module in model.modules())
 
 
-def test_tokens_are_drawn_with_the_models_probabilities(model: LanguageModel) -> None:
-    probabilities = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05, 0, 0, 0, 0, 0, 0], dtype=torch.float64)
-    with torch.no_grad():
-        model.output.weight.zero_()
-        model.output.bias.copy_(probabilities.log())
-    draws = model.generate(torch.full((2000,), 10), model.initial_state(2000), 5, seeded(1)).flatten()
-    shares = draws.bincount(minlength=VOCAB_SIZE) / len(draws)
-    deviations = (probabilities * (1 - probabilities) / len(draws)).sqrt()
-    assert ((shares - probabilities).abs() <= 4 * deviations).all()
-
-
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_temperature_that_is_no_positive_number_is_refused_in_one_line(
     model: LanguageModel, first: Tensor, temperature: float

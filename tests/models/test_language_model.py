@@ -10,16 +10,6 @@ from seqlm.models import LanguageModel, build_model
 VOCAB_SIZE = 11
 
 
-def test_logits_are_the_output_layer_on_the_features(fused: LanguageModel, tokens: Tensor) -> None:
-    model = fused.eval()
-    state = model.initial_state(4)
-    hidden, state_after = model.features(tokens, state)
-    logits, wanted_state = model(tokens, state)
-    assert logits.shape == (7, 4, VOCAB_SIZE)
-    torch.testing.assert_close(hidden @ model.output.weight.T + model.output.bias, logits, rtol=0, atol=1e-12)
-    torch.testing.assert_close(state_after, wanted_state, rtol=0, atol=0)
-
-
 @pytest.mark.parametrize("t", [0, 3, 6])
 def test_a_token_changes_its_own_and_later_logits_and_no_earlier_ones(
     model: LanguageModel, tokens: Tensor, t: int
@@ -38,12 +28,6 @@ def test_sequences_of_a_batch_do_not_touch_each_other(model: LanguageModel, toke
     together, _ = model(tokens, model.initial_state(4))
     alone = [model(tokens[:, b : b + 1], model.initial_state(1))[0] for b in range(4)]
     torch.testing.assert_close(torch.cat(alone, dim=1), together, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("length", [1, 2, 40])
-def test_windows_of_any_length_are_accepted(model: LanguageModel, length: int) -> None:
-    logits, _ = model(torch.zeros(length, 2, dtype=torch.int64), model.initial_state(2))
-    assert logits.shape == (length, 2, VOCAB_SIZE)
 
 
 def test_every_parameter_takes_part_in_the_loss(model: LanguageModel, tokens: Tensor) -> None:
