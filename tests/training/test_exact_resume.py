@@ -134,16 +134,6 @@ def test_a_run_that_is_interrupted_again_and_again_ends_all_the_same(lab: Lab) -
     assert outcome(RunDirectory(folder)) == lab.quiet("gru", 1)
 
 
-def test_another_number_of_ranks_goes_on_with_the_same_batch(lab: Lab) -> None:
-    folder = lab.run("fewer", "gru")
-    assert live(folder, lab.text, ranks=2, end=End(by=TERM, at="step", number=13)) == [EXIT_STOPPED] * 2
-    assert live(folder, lab.text) == [0]
-    epochs = outcome(RunDirectory(folder)).metrics
-    quiet = lab.quiet("gru", 2).metrics
-    assert epochs[0] == quiet[0]
-    assert [epoch["val_loss"] for epoch in epochs] == pytest.approx([epoch["val_loss"] for epoch in quiet], rel=0.05)
-
-
 def test_without_dropout_another_number_of_ranks_changes_only_the_rounding(lab: Lab) -> None:
     config = make_config("gru", lr=0.5, epochs=2)
     folders = [make_run(lab.folder / name, config).path for name in ("alone", "shared")]

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,6 @@ from seqlm.config import RunConfig
 from seqlm.errors import UsageError
 from seqlm.training.distributed import Rank
 from seqlm.training.step import micro_batches_from, split_columns
-from tests import commands
 from tests.training.ranks import steps_file, take_steps
 from tests.training.studies import make_config, make_run, write_text
 from tests.training.test_distributed import run_ranks
@@ -92,13 +88,3 @@ def test_a_number_of_parts_that_no_rank_can_have_is_told_with_what_is_valid(text
         micro_batches_from({"SEQLM_MICRO_BATCHES": text}, 11, 3)  # columns: 4, 4, 3
     assert micro_batches_from({"SEQLM_MICRO_BATCHES": "3"}, 11, 3) == 3
     assert micro_batches_from({}, 11, 3) == 1
-
-
-@pytest.mark.process
-def test_the_number_of_parts_stands_in_the_attempts_record_and_in_the_result(tmp_path: Path) -> None:
-    text = write_text(tmp_path / "text")
-    run = make_run(tmp_path / "run", make_config(epochs=1))
-    env = {**os.environ, "SEQLM_MICRO_BATCHES": "4", "SEQLM_DATA": str(text), "SEQLM_DEVICE": "cpu"}
-    commands.run([sys.executable, "-m", "seqlm.training.worker", run.path], env=env, check=True)
-    assert json.loads(run.worker_file(1).read_text())["micro_batches"] == 4
-    assert (run.read_result() or {})["micro_batches"] == 4
