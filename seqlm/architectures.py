@@ -70,11 +70,6 @@ class RecurrentConfig(_BuiltIn, Section):
             )
 
     @property
-    def shares_masks(self) -> bool:
-        """Whether some dropout has one mask for all columns of a step."""
-        return min(self.embedding_keep, self.weight_keep) < 1
-
-    @property
     def _gates(self) -> int:
         return {"rnn": 1, "gru": 3}[self.arch]
 
@@ -157,11 +152,6 @@ class TransformerConfig(_BuiltIn, Section):
     positions are added (Gal and Ghahramani, 2016; Merity et al., 2018)."""
     tied: bool = False
     """Whether the output layer has the embedding's matrix (Press and Wolf, 2017; Inan et al., 2017)."""
-
-    @property
-    def shares_masks(self) -> bool:
-        """Whether some dropout has one mask for all columns of a step."""
-        return self.embedding_keep < 1
 
     def _conditions(self) -> Iterator[str]:
         if self.hidden_size == 1:

@@ -40,7 +40,7 @@ def canary_steps(run: RunDirectory, env: Mapping[str, str]) -> int | None:
 def run_canary(
     trainer: Trainer, run: RunDirectory, steps: int, *, stop: StopSignal, guard: Guard = unguarded
 ) -> dict[str, Any]:
-    """Train ``steps`` steps and write ``canary.json``; returns what it holds.
+    """Train ``steps`` steps, of as many epochs as that needs, evaluate a little, and write ``canary.json``.
 
     Memory is that of the rank that needs most. On a GPU ``reserved_memory_bytes`` is what the process holds of it for
     tensors, a little more than their peak, and ``graph_memory_bytes`` what the steps took besides: recorded graphs and
@@ -54,7 +54,18 @@ def run_canary(
     rank = trainer.rank
     on_gpu = rank.device.type == "cuda"
     before = _besides_tensors(rank.device) if on_gpu else 0
-    step_seconds = statistics.median(_try_steps(trainer, steps, stop)[UNTIMED_STEPS:])
+    seconds: list[float] = []
+    started = time.perf_counter()
+    for event in trainer.events(steps, asks=lambda: (stop.received, False), read_each=True):
+        if isinstance(event, StepsDone):
+            seconds.append(time.perf_counter() - started)
+            if event.stop:
+                raise StopRequested
+            if len(seconds) == steps:
+                break
+        started = time.perf_counter()
+    require_perplexity(trainer.evaluate("valid", most=VALID_WINDOWS), f"after {steps} steps")
+    step_seconds = statistics.median(seconds[UNTIMED_STEPS:])
     record = {
         "steps": steps,
         "step_seconds": step_seconds,
@@ -79,19 +90,3 @@ def _besides_tensors(device: torch.device) -> int:
     """Return the memory of the GPU that is taken, by any process, less what this one holds for tensors."""
     free, total = torch.cuda.mem_get_info(device)
     return total - free - torch.cuda.memory_reserved(device)
-
-
-def _try_steps(trainer: Trainer, steps: int, stop: StopSignal) -> list[float]:
-    """Take steps, of as many epochs as that needs, then evaluate a little. Return the seconds of each step."""
-    seconds: list[float] = []
-    started = time.perf_counter()
-    for event in trainer.events(steps, asks=lambda: (stop.received, False), read_each=True):
-        if isinstance(event, StepsDone):
-            seconds.append(time.perf_counter() - started)
-            if event.stop:
-                raise StopRequested
-            if len(seconds) == steps:
-                break
-        started = time.perf_counter()
-    require_perplexity(trainer.evaluate("valid", most=VALID_WINDOWS), f"after {steps} steps")
-    return seconds

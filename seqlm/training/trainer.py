@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeAlias, final
 
 import torch
-from torch import Tensor
 
 from seqlm.config import RunConfig
 from seqlm.data.batches import columns, windows
@@ -109,9 +108,9 @@ class Trainer:
         self.model.to(rank.device)
         self.optimizer = build_optimizer(config.optim, self.model.parameters())
         self.lr = config.optim.lr
-        self._mask_key: Tensor | None = None
-        if isinstance(self.model, FusedModel) and config.built_in.shares_masks:
-            self._mask_key = self.model.mask_key = torch.zeros((), dtype=torch.int64, device=rank.device)
+        self._mask_key = torch.zeros((), dtype=torch.int64, device=rank.device)
+        if isinstance(self.model, FusedModel):
+            self.model.mask_key = self._mask_key
         capture = is_captured(rank) and can_be_captured(self.optimizer)
         self.take_step = TrainingStep(
             self.model,
@@ -213,8 +212,7 @@ class Trainer:
         if lr != self.lr:
             set_learning_rate(self.optimizer, lr)
             self.lr = lr
-        if self._mask_key is not None:
-            self._mask_key.fill_(step_key(self.config.seed, epoch, step))
+        self._mask_key.fill_(step_key(self.config.seed, epoch, step))
 
     def evaluate(
         self, split: str, before_window: Callable[[int], None] = lambda number: None, *, most: int | None = None
