@@ -21,17 +21,7 @@ from typing import Any
 import torch
 
 from seqlm.architectures import CustomConfig
-from seqlm.check_model.checks import (
-    check_capture,
-    check_carried_state,
-    check_causality,
-    check_evaluation,
-    check_gradients,
-    check_hidden_states,
-    check_micro_batches,
-    check_resume,
-    check_shapes,
-)
+from seqlm.check_model import checks
 from seqlm.check_model.ranks import check_ranks
 from seqlm.check_model.sizes import sizes_of
 from seqlm.check_model.subject import BrokenContractError, Subject
@@ -48,15 +38,15 @@ def _build(subject: Subject) -> str:
 
 CHECKS: dict[str, Callable[[Subject], str]] = {
     "import": _build,
-    "shapes": check_shapes,
-    "causality": check_causality,
-    "evaluation": check_evaluation,
-    "carried state": check_carried_state,
-    "gradients": check_gradients,
-    "hidden states": check_hidden_states,
-    "resume": check_resume,
-    "micro-batches": check_micro_batches,
-    "GPU recording": check_capture,
+    "shapes": checks.shapes,
+    "causality": checks.causality,
+    "evaluation": checks.evaluation,
+    "carried state": checks.carried_state,
+    "gradients": checks.gradients,
+    "hidden states": checks.hidden_states,
+    "resume": checks.resume,
+    "micro-batches": checks.micro_batches,
+    "GPU recording": checks.capture,
 }
 """Each returns what it found to be right. It raises BrokenContractError, or whatever the model's code raises."""
 LARGEST = 500_000_000

@@ -41,7 +41,7 @@ ELSEWHERE = (
 )
 
 
-def check_shapes(subject: Subject) -> str:
+def shapes(subject: Subject) -> str:
     """State, logits and the state after a window have the right form, for several lengths and numbers of columns."""
     model = subject.build().eval()
     for steps, columns in ((STEPS, COLUMNS), (1, COLUMNS), (STEPS, 1)):
@@ -86,7 +86,7 @@ def _is_state(value: Any) -> bool:
 
 
 @torch.no_grad()
-def check_causality(subject: Subject) -> str:
+def causality(subject: Subject) -> str:
     """A later token changes no earlier logit, and no token changes another column, in training and in evaluation."""
     model, tokens = subject.build(), subject.tokens[:STEPS]
     has_trained = _is_deterministic(subject)
@@ -131,7 +131,7 @@ def _where(training: bool) -> str:
 
 
 @torch.no_grad()
-def check_evaluation(subject: Subject) -> str:
+def evaluation(subject: Subject) -> str:
     """An evaluation changes no buffer and no parameter."""
     model = subject.build().eval()
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -147,7 +147,7 @@ def check_evaluation(subject: Subject) -> str:
 
 
 @torch.no_grad()
-def check_carried_state(subject: Subject) -> str:
+def carried_state(subject: Subject) -> str:
     """Two windows with the state carried are one window of both."""
     model = subject.build().eval()
     start = model.initial_state(COLUMNS)
@@ -167,7 +167,7 @@ def check_carried_state(subject: Subject) -> str:
     return "two windows with the state carried are one long window"
 
 
-def check_gradients(subject: Subject) -> str:
+def gradients(subject: Subject) -> str:
     """The loss of a window has a gradient by every parameter."""
     model = subject.build().train()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -191,7 +191,7 @@ def check_gradients(subject: Subject) -> str:
     return f"reach all {len(trained)} tensors of parameters"
 
 
-def check_hidden_states(subject: Subject) -> str:
+def hidden_states(subject: Subject) -> str:
     """The modules that the model names return hidden states, and the last logits are computed from them."""
     model = subject.build().eval()
     layers = hidden_states_of(model)
@@ -220,7 +220,7 @@ def check_hidden_states(subject: Subject) -> str:
     return f"{len(layers)} layers"
 
 
-def check_resume(subject: Subject) -> str:
+def resume(subject: Subject) -> str:
     """Training that goes on from saved parameters, state and generator equals training without a stop, bit for bit."""
     whole, end = _train(subject, range(4))
     losses, saved = _train(subject, range(2))
@@ -263,7 +263,7 @@ def _train(subject: Subject, steps: range, saved: dict[str, Any] | None = None) 
     return losses, {**tensors, "state": state, "generator": torch.get_rng_state()}
 
 
-def check_micro_batches(subject: Subject) -> str:
+def micro_batches(subject: Subject) -> str:
     """A step in several parts is the step of the whole batch."""
     whole, parts = (gradients_of(subject, parts=parts) for parts in (1, PARTS))
     if wrong := differing(parts, whole):
@@ -315,7 +315,7 @@ def _is_deterministic(subject: Subject) -> bool:
     return torch.equal(*found)
 
 
-def check_capture(subject: Subject) -> str:
+def capture(subject: Subject) -> str:
     """A step runs on tensors without values, so that a GPU can record it: no numbers read back, and fixed shapes.
 
     Tensors of the device ``meta`` have shapes and no values. Whatever needs a value fails on them, as it would stop a
