@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from seqlm.data.corpus import Corpus
 from seqlm.errors import DivergedError
+
+if TYPE_CHECKING:
+    from seqlm.training.trainer import Trainer
 
 
 def perplexity(mean_loss_nats: float) -> float:
@@ -55,47 +56,29 @@ def best_epoch(history: list[dict[str, Any]]) -> int:
     return losses.index(min(losses))
 
 
-def epoch_record(
-    history: Sequence[Mapping[str, Any]],
-    *,
-    train: TokenLoss,
-    valid: TokenLoss,
-    lr: float,
-    train_seconds: float,
-    valid_seconds: float,
-    peak_memory_bytes: int,
-    attempt: int,
-    corpus: Corpus,
-) -> dict[str, Any]:
-    """Return the record of the epoch that follows those of ``history``."""
-    seconds = train_seconds + valid_seconds
+def epoch_record(trainer: Trainer, valid: TokenLoss, valid_seconds: float) -> dict[str, Any]:
+    """Return the record of the epoch that ``trainer`` has trained and validated, which follows those of its history."""
+    history, train, seconds = trainer.history, trainer.total, trainer.seconds + valid_seconds
     return {
         "epoch": len(history),
         "train_loss": train.mean,
         "val_loss": valid.mean,
         "train_ppl": perplexity(train.mean),
         "val_ppl": perplexity(valid.mean),
-        "val_bits_per_byte": corpus.bits_per_byte("valid", valid.mean),
+        "val_bits_per_byte": trainer.corpus.bits_per_byte("valid", valid.mean),
         "val_tokens": valid.tokens,
-        "lr": lr,
+        "lr": trainer.lr,
         "epoch_seconds": seconds,
         "elapsed_seconds": (history[-1]["elapsed_seconds"] if history else 0.0) + seconds,
-        "train_tokens_per_second": train.tokens / train_seconds,
-        "peak_memory_bytes": peak_memory_bytes,
-        "attempt": attempt,
+        "train_tokens_per_second": train.tokens / trainer.seconds,
+        "peak_memory_bytes": trainer.rank.peak_memory_bytes(),
+        "attempt": trainer.attempt,
     }
 
 
-def result_record(
-    history: list[dict[str, Any]],
-    *,
-    test: TokenLoss,
-    parameters: int,
-    attempt: int,
-    micro_batches: int,
-    corpus: Corpus,
-) -> dict[str, Any]:
-    """Return the result of a run with these epochs. ``test`` is the loss of the best epoch's parameters."""
+def result_record(trainer: Trainer, test: TokenLoss) -> dict[str, Any]:
+    """Return the result of the run of ``trainer``. ``test`` is the loss of the best epoch's parameters."""
+    history, corpus = trainer.history, trainer.corpus
     best, final = history[best_epoch(history)], history[-1]
     return {
         "epochs": len(history),
@@ -113,10 +96,10 @@ def result_record(
         "best_val_bits_per_byte": corpus.bits_per_byte("valid", best["val_loss"]),
         "test_bits_per_byte": corpus.bits_per_byte("test", test.mean),
         "lossless": corpus.lossless,
-        "parameters": parameters,
+        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "elapsed_seconds": final["elapsed_seconds"],
-        "attempt": attempt,
-        "micro_batches": micro_batches,
+        "attempt": trainer.attempt,
+        "micro_batches": trainer.micro_batches,
         "corpus_sha256": corpus.sha256,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }

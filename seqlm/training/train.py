@@ -120,14 +120,7 @@ def _finish(
     best = checkpoint_from_first(trainer.rank, lambda: files.load_best(trainer.history))
     assert best is not None, "load_best finds it or raises"
     trainer.model.load_state_dict(best.model)
-    result = result_record(
-        trainer.history,
-        test=trainer.evaluate("test", progress.before_window),
-        parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
-        attempt=trainer.attempt,
-        micro_batches=trainer.micro_batches,
-        corpus=trainer.corpus,
-    )
+    result = result_record(trainer, trainer.evaluate("test", progress.before_window))
     if trainer.rank.is_first:
         write_json(run.result_file, result, guard=guard)
         files.finish(keep_last=KEEP_LAST.read())

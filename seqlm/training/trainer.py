@@ -162,17 +162,7 @@ class Trainer:
             started = time.perf_counter()
             valid = self.evaluate("valid", before_window)
             require_perplexity(valid, f"after epoch {self.epoch + 1}")
-            record = epoch_record(
-                self.history,
-                train=self.total,
-                valid=valid,
-                lr=self.lr,
-                train_seconds=self.seconds,
-                valid_seconds=time.perf_counter() - started,
-                peak_memory_bytes=self.rank.peak_memory_bytes(),
-                attempt=self.attempt,
-                corpus=self.corpus,
-            )
+            record = epoch_record(self, valid, time.perf_counter() - started)
             self.history.append(record)
             self._begin_epoch(self.epoch + 1)
             yield EpochEnded(record)

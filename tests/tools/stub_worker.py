@@ -99,6 +99,7 @@ RANK: Any = SimpleNamespace(
     device_name="no device",
     multiprocessors=0,
     matmul="",
+    peak_memory_bytes=lambda: 2**20,
 )
 CORPUS: Any = SimpleNamespace(sha256="0" * 64, lossless=True, bits_per_byte=lambda split, loss: loss)
 
@@ -118,6 +119,9 @@ def attend(run: RunDirectory, attempt: int, stop: StopSignal) -> int:
         history, step = (found.history, found.position.step) if found else ([], 0)
         if found and RANK.is_first:
             files.write_metrics(history)
+        model = SimpleNamespace(parameters=lambda: [SimpleNamespace(numel=lambda: 1)])
+        parts = {"rank": RANK, "corpus": CORPUS, "model": model, "attempt": attempt, "micro_batches": 1}
+        trainer: Any = SimpleNamespace(**parts, history=history, lr=config.optim.lr, seconds=SECONDS)
 
         def save(step: int = 0) -> None:
             if RANK.is_first:
@@ -130,16 +134,13 @@ def attend(run: RunDirectory, attempt: int, stop: StopSignal) -> int:
                 save(step + 1)
                 raise StopRequested
             loss = int(hashlib.sha256(fingerprint.encode()).hexdigest()[:4], 16) / 2**16 + 4 / (1 + len(history))
-            times = {"train_seconds": SECONDS, "valid_seconds": 0.0, "peak_memory_bytes": 2**20, "attempt": attempt}
-            of_epoch = {"train": TokenLoss(loss, 1), "valid": TokenLoss(loss, 1), "lr": config.optim.lr}
-            step = 0
-            history.append(epoch_record(history, **of_epoch, **times, corpus=CORPUS))
+            step, trainer.total = 0, TokenLoss(loss, 1)
+            history.append(epoch_record(trainer, trainer.total, valid_seconds=0.0))
             save()
             print(f"epoch {len(history)}/{config.train.epochs} done", flush=True)
         if RANK.is_first:
-            test = TokenLoss(history[-1]["val_loss"], 1)
-            of_run = {"parameters": 1, "attempt": attempt, "micro_batches": 1, "corpus": CORPUS}
-            write_json(run.result_file, result_record(history, test=test, **of_run), guard=guard)
+            result = result_record(trainer, TokenLoss(history[-1]["val_loss"], 1))
+            write_json(run.result_file, result, guard=guard)
             files.finish(keep_last=KEEP_LAST.read())
 
     return make_attempt(run, RANK, attempt, stop, work)
