@@ -208,10 +208,6 @@ class FusedModel(LanguageModel):
         """
 
     @abstractmethod
-    def initial_state(self, batch_size: int) -> Float[Tensor, "L B H"]:
-        """What the layers remember before the first token."""
-
-    @abstractmethod
     def features(
         self, tokens: Int[Tensor, "T B"], state: Float[Tensor, "L B H"]
     ) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "L B H"]]:

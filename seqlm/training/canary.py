@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import torch
 
+from seqlm.ends import timestamp
 from seqlm.environment import CANARY
 from seqlm.files import Guard, unguarded, write_json
 from seqlm.rundir import RunDirectory
@@ -78,7 +78,7 @@ def run_canary(
         "ranks": rank.world_size,
         "threads": torch.get_num_threads(),
         "attempt": trainer.attempt,
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "finished_at": timestamp(),
     }
     if rank.is_first:
         write_json(run.canary_file, record, guard=guard)

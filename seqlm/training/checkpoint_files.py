@@ -18,10 +18,10 @@ from __future__ import annotations
 import contextlib
 import sys
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
 
+from seqlm.ends import timestamp
 from seqlm.errors import CheckpointError, DamagedError
 from seqlm.files import Guard, hard_link, unguarded, write_json, write_json_lines
 from seqlm.reading import exists
@@ -131,7 +131,7 @@ class CheckpointFiles:
             "epoch": position.epoch,
             "step": position.step,
             "attempt": self.attempt,
-            "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "saved_at": timestamp(),
         }
         write_json(run.position_file, record, guard=self.guard, sync=False)
 

@@ -6,12 +6,12 @@ import contextlib
 import math
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, final
 
 from tqdm import tqdm
 
+from seqlm.ends import timestamp
 from seqlm.environment import PROGRESS_SECONDS
 from seqlm.errors import FileError
 from seqlm.files import Guard, unguarded, write_json
@@ -114,6 +114,6 @@ class Progress:
         if not self._trainer.rank.is_first or (now - self._written < self._every_seconds and not at_once):
             return
         self._written = now  # also if writing fails: a full disk is not tried at every step
-        record = {**self._state, "phase": phase, "updated_at": datetime.now(UTC).isoformat(timespec="seconds")}
+        record = {**self._state, "phase": phase, "updated_at": timestamp()}
         with contextlib.suppress(FileError):
             write_json(self._path, record, sync=False, guard=self._guard)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from seqlm.ends import timestamp
 from seqlm.errors import DivergedError
 
 if TYPE_CHECKING:
@@ -101,5 +101,5 @@ def result_record(trainer: Trainer, test: TokenLoss) -> dict[str, Any]:
         "attempt": trainer.attempt,
         "micro_batches": trainer.micro_batches,
         "corpus_sha256": corpus.sha256,
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "finished_at": timestamp(),
     }
