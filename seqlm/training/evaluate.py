@@ -41,25 +41,24 @@ def evaluate(
     seq_len: int,
     rank: Rank,
     micro_batches: int = 1,
-    before_window: Callable[[int], None] = lambda number: None,
+    before_window: Callable[[], object] = lambda: None,
     window_loss: WindowLoss | None = None,
 ) -> TokenLoss:
     """The loss on every token of this rank's columns but their first, without dropout, summed over the ranks.
 
     Each of ``parts`` is (length, columns). The recurrent state is zero at the start of each column and carried from
     window to window. With several ``micro_batches`` the columns of a part are read in that many, one after the other.
-    ``before_window`` is called with the number of each window, from 0, as often on every rank; what it raises ends the
-    evaluation. ``window_loss`` computes the model's loss on one window, such as a capture of it
+    ``before_window`` is called before each window, as often on every rank; what it raises ends the evaluation.
+    ``window_loss`` computes the model's loss on one window, such as a capture of it
     (:class:`seqlm.training.capture.Captured`). ``None``: ``model.loss``.
     """
     window_loss = window_loss or model.loss
     model.eval()
     total = torch.zeros(2, dtype=torch.float64, device=rank.device)
-    number = itertools.count()
     for part in itertools.chain.from_iterable(split_columns(part, micro_batches) for part in parts):
         state = model.initial_state(part.shape[1])
         for inputs, targets in windows(part, seq_len, last_shorter=True):
-            before_window(next(number))
+            before_window()
             if targets.numel():
                 loss_nats, state = window_loss(inputs, targets, state)
                 total[0] += loss_nats

@@ -90,10 +90,9 @@ class Progress:
                     f"val ppl {record['val_ppl']:.2f}{best}  {record['epoch_seconds']:.1f} s"
                 )
 
-    def before_window(self, number: int) -> None:
+    def before_window(self) -> None:
         """Show that a window of a validation or test begins, so that the run is alive."""
-        is_long = number == 0 and self._trainer.seconds >= self._every_seconds
-        self._write("valid", at_once=is_long)  # a short epoch leaves no trace of it: the file is not for every instant
+        self._write("valid")
 
     def _name(self, epoch: int) -> str:
         return f"epoch {epoch + 1}/{self._trainer.config.train.epochs}"
@@ -109,9 +108,9 @@ class Progress:
             "train_tokens_per_second": rate,
         }
 
-    def _write(self, phase: Literal["train", "valid"], *, at_once: bool = False) -> None:
+    def _write(self, phase: Literal["train", "valid"]) -> None:
         now = time.monotonic()
-        if not self._trainer.rank.is_first or (now - self._written < self._every_seconds and not at_once):
+        if not self._trainer.rank.is_first or now - self._written < self._every_seconds:
             return
         self._written = now  # also if writing fails: a full disk is not tried at every step
         record = {**self._state, "phase": phase, "updated_at": timestamp()}

@@ -140,7 +140,7 @@ class Trainer:
         *,
         asks: Callable[[], tuple[bool, bool]] = lambda: (False, False),
         read_each: bool = False,
-        before_window: Callable[[int], None] = lambda number: None,
+        before_window: Callable[[], object] = lambda: None,
     ) -> Iterator[Event]:
         """Train until ``epochs`` epochs are finished. May be left after any event, and continued by another call.
 
@@ -148,7 +148,7 @@ class Trainer:
             epochs: in all.
             asks: whether this rank wants to stop, and to save. Asked before each :class:`StepsDone`.
             read_each: yield after each step, also on a GPU, which then has to finish it.
-            before_window: called before each window of a validation, with its number.
+            before_window: called before each window of a validation.
 
         Raises:
             DivergedError: a loss or gradient norm is not finite.
@@ -205,7 +205,7 @@ class Trainer:
         self._mask_key.fill_(step_key(self.config.seed, epoch, step))
 
     def evaluate(
-        self, split: str, before_window: Callable[[int], None] = lambda number: None, *, most: int | None = None
+        self, split: str, before_window: Callable[[], object] = lambda: None, *, most: int | None = None
     ) -> TokenLoss:
         """Return the loss on ``valid`` or ``test`` with the present parameters, dropout off, state zero at the start.
 

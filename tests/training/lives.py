@@ -136,7 +136,7 @@ def arrange(trainer: Trainer, end: End) -> None:
     elif end.at in ("validation", "test"):
         evaluate = trainer.evaluate
 
-        def look(split: str, before_window: Callable[[int], None]) -> Any:
+        def look(split: str, before_window: Callable[[], object]) -> Any:
             wanted = split == ("valid" if end.at == "validation" else "test")
             return evaluate(split, before(before_window) if wanted else before_window)
 

@@ -62,7 +62,7 @@ def test_a_terminal_gets_a_bar_and_a_log_gets_lines(
 def test_a_folder_that_cannot_be_written_stops_no_run(attempt: Attempt, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in ("missing", "file"):
-        Progress(attempt.trainer, tmp_path / folder / "progress.json").before_window(0)
+        Progress(attempt.trainer, tmp_path / folder / "progress.json").before_window()
 
 
 def test_ranks_other_than_the_first_write_and_print_nothing(
