@@ -83,7 +83,8 @@ class Progress:
                         f"{self._name(trainer.epoch)}  step {trainer.step}/{trainer.steps}  loss {loss:.4f}  "
                         f"ppl {perplexity(loss):.2f}  {rate:,.0f} tokens/s"
                     )
-            case EpochEnded(record):
+            case EpochEnded():
+                record = trainer.history[-1]
                 best = "  (best)" if best_epoch(trainer.history) == record["epoch"] else ""
                 self.say(
                     f"{self._name(record['epoch'])} done  train ppl {record['train_ppl']:.2f}  "

@@ -54,9 +54,7 @@ class StepsDone:
 
 @dataclass(frozen=True)
 class EpochEnded:
-    """An epoch has been trained and validated."""
-
-    record: dict[str, Any]
+    """An epoch has been trained and validated: the last one of the history."""
 
 
 Event: TypeAlias = EpochBegins | StepsDone | EpochEnded
@@ -162,10 +160,9 @@ class Trainer:
             started = time.perf_counter()
             valid = self.evaluate("valid", before_window)
             require_perplexity(valid, f"after epoch {self.epoch + 1}")
-            record = epoch_record(self, valid, time.perf_counter() - started)
-            self.history.append(record)
+            self.history.append(epoch_record(self, valid, time.perf_counter() - started))
             self._begin_epoch(self.epoch + 1)
-            yield EpochEnded(record)
+            yield EpochEnded()
 
     def _train_epoch(self, asks: Callable[[], tuple[bool, bool]], *, read_each: bool) -> Iterator[StepsDone]:
         """Take the steps of the epoch that are still to do."""
