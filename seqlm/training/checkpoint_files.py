@@ -16,7 +16,6 @@ which then stands at the end of the best epoch.
 from __future__ import annotations
 
 import contextlib
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -27,6 +26,7 @@ from seqlm.files import Guard, hard_link, unguarded, write_json, write_json_line
 from seqlm.reading import exists
 from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, save_checkpoint
+from seqlm.training.failure import tell
 from seqlm.training.records import best_epoch
 
 
@@ -66,12 +66,12 @@ class CheckpointFiles:
             checkpoint = self.load(previous)
             self.guard()
             previous.replace(last)
-            _warn(f"{error}; going on from {previous.name}, the checkpoint before it")
+            tell(f"warning: {error}; going on from {previous.name}, the checkpoint before it")
         if checkpoint.history:
             try:
                 self.load_best(checkpoint.history)
             except CheckpointError as error:
-                _warn(f"{str(error).partition(';')[0]}; this run needs a better epoch to end well")
+                tell(f"warning: {str(error).partition(';')[0]}; this run needs a better epoch to end well")
         return checkpoint
 
     def load_best(self, history: list[dict[str, Any]]) -> Checkpoint:
@@ -94,7 +94,7 @@ class CheckpointFiles:
             if checkpoint.history == history[: epoch + 1] and checkpoint.position.step == 0:
                 if found != path:
                     self._save_best(checkpoint)
-                    _warn(f"{path} was missing, damaged or of another epoch; rebuilt from {found.name}")
+                    tell(f"warning: {path} was missing, damaged or of another epoch; rebuilt from {found.name}")
                 return checkpoint
         raise CheckpointError(
             f"{path} does not hold the parameters of the best epoch, {epoch + 1}; move {path.parent} away to start "
@@ -159,7 +159,3 @@ class CheckpointFiles:
         self.run.previous_checkpoint.unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError, FileExistsError):  # a client of NFS may repeat what it has done
             hard_link(self.run.last_checkpoint, self.run.previous_checkpoint)
-
-
-def _warn(line: str) -> None:
-    print(f"warning: {line}", file=sys.stderr, flush=True)
