@@ -49,8 +49,3 @@ def join_states(states: Sequence[State], axis: int) -> State:
         return states[0]
     groups = zip(*map(tensors_of, states), strict=True)
     return rebuilt(states[0], iter([torch.cat(tensors, dim=axis) for tensors in groups]))
-
-
-def detached(state: State) -> State:
-    """The state cut off from the graph."""
-    return map_state(Tensor.detach, state)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from seqlm.data.layout import own_columns
 from seqlm.environment import MICRO_BATCHES
 from seqlm.models import LanguageModel
-from seqlm.models.state import State, detached, join_states, split_state
+from seqlm.models.state import State, join_states, map_state, split_state
 from seqlm.training.capture import Captured
 from seqlm.training.distributed import Rank
 
@@ -128,7 +128,7 @@ class TrainingStep:
                 loss_nats, state = self._objective(*part)
                 loss_nats.backward()
             losses.append(loss_nats.detach())
-            states.append(detached(state))
+            states.append(map_state(Tensor.detach, state))
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients) * self.scale
         loss_nats = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
