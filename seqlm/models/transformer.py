@@ -157,8 +157,10 @@ class NormLinear(Function):
         factors: Float[Tensor, "I M"] | None,
         dtype: torch.dtype,
     ) -> Float[Tensor, "I M"]:
-        u, std = _normalise(x)
-        u_low = u.to(dtype)
+        u = x - x.mean(dim=1, keepdim=True)
+        # The unbiased one; torch.std_mean is several times slower.
+        std = torch.linalg.vector_norm(u, dim=1, keepdim=True) / (x.shape[1] - 1) ** 0.5
+        u_low = u.div_(std + NORM_EPSILON).to(dtype)
         out = product(u_low, (W * a).to(dtype).t(), x.dtype, torch.addmv(c, W, b))
         if scale is not None:
             out.relu_()
@@ -182,7 +184,11 @@ class NormLinear(Function):
         d_a = (d_scaled_W * W).sum(dim=0)
         d_W = d_scaled_W.mul_(a).addr_(d_c, b)
         v = product(d_low, (W * a).to(d_low.dtype), W.dtype)
-        d_x = _normalise_backward(v, u_low.to(v.dtype), std)
+        u, shifted = u_low.to(v.dtype), std + NORM_EPSILON
+        smallest = torch.finfo(std.dtype).tiny  # zero through the std where all units are equal
+        along_u = (u * v).sum(dim=1, keepdim=True).mul_(shifted / ((u.shape[1] - 1) * std.clamp_min(smallest)))
+        mean = v.mean(dim=1, keepdim=True)
+        d_x = v.sub_(mean).addcmul_(u, along_u, value=-1).div_(shifted)
         return d_x, d_a, W.t() @ d_c, d_W, d_c, None, None, None
 
 
@@ -271,21 +277,3 @@ class LinearResidual(Function):
         d_y = product(d_low, W.to(d_low.dtype), W.dtype)
         d_W = product(d_low.t(), y_low, W.dtype)
         return d_out, d_y, d_W, d.sum(dim=0), None, None
-
-
-def _normalise(x: Float[Tensor, "I H"]) -> tuple[Float[Tensor, "I H"], Float[Tensor, "I 1"]]:
-    """The normalised (x - mean) / (std + eps), and the unbiased std; ``torch.std_mean`` is several times slower."""
-    u = x - x.mean(dim=1, keepdim=True)
-    std = torch.linalg.vector_norm(u, dim=1, keepdim=True) / (x.shape[1] - 1) ** 0.5
-    return u.div_(std + NORM_EPSILON), std
-
-
-def _normalise_backward(
-    v: Float[Tensor, "I H"], u: Float[Tensor, "I H"], std: Float[Tensor, "I 1"]
-) -> Float[Tensor, "I H"]:
-    """The gradient of x from that of u, which may be overwritten; zero through the std where all units are equal."""
-    shifted = std + NORM_EPSILON
-    smallest = torch.finfo(std.dtype).tiny
-    along_u = (u * v).sum(dim=1, keepdim=True).mul_(shifted / ((u.shape[1] - 1) * std.clamp_min(smallest)))
-    mean = v.mean(dim=1, keepdim=True)
-    return v.sub_(mean).addcmul_(u, along_u, value=-1).div_(shifted)
