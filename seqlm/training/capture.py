@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Generic, TypeVar, final
 
 import torch
@@ -35,16 +34,6 @@ def _stream_for(device: torch.device) -> torch.cuda.Stream:
 
 
 @final
-@dataclass(frozen=True)
-class _Recording(Generic[Result]):
-    """A CUDA graph with the memory that it reads and writes."""
-
-    graph: torch.cuda.CUDAGraph
-    arguments: tuple[State, ...]
-    result: Result
-
-
-@final
 class Captured(Generic[Result]):
     """A function of tensors and states on a GPU, recorded once for each set of shapes and replayed in each call.
 
@@ -63,20 +52,21 @@ class Captured(Generic[Result]):
     def __init__(self, function: Callable[..., Result], warm_up: Callable[..., object] | None = None) -> None:
         self._function = function
         self._warm_up = warm_up or function
-        self._recordings: dict[tuple[torch.Size, ...], _Recording[Result]] = {}
+        self._recordings: dict[tuple[torch.Size, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], Result]] = {}
+        """Shapes -> a graph with the memory that it reads and writes."""
 
     def __call__(self, *arguments: State) -> Result:
         tensors = tensors_of(arguments)
         shapes = tuple(tensor.shape for tensor in tensors)
         if shapes not in self._recordings:
             self._recordings[shapes] = self._record(arguments)
-        recording = self._recordings[shapes]
-        for static, tensor in zip(tensors_of(recording.arguments), tensors, strict=True):
+        graph, memory, result = self._recordings[shapes]
+        for static, tensor in zip(memory, tensors, strict=True):
             static.copy_(tensor)
-        recording.graph.replay()
-        return recording.result
+        graph.replay()
+        return result
 
-    def _record(self, arguments: tuple[State, ...]) -> _Recording[Result]:
+    def _record(self, arguments: tuple[State, ...]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Result]:
         stream = _stream_for(tensors_of(arguments)[0].device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -87,4 +77,4 @@ class Captured(Generic[Result]):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):  # gives free memory back first; records, computes nothing
             result = self._function(*static)
-        return _Recording(graph, static, result)
+        return graph, tensors_of(static), result
