@@ -18,16 +18,15 @@ def use_precision(precision: Precision, device: torch.device) -> torch.dtype | N
     Raises:
         BackendError: the device has no instructions for it. Nothing is emulated.
     """
-    if precision == "tf32" and not (device.type == "cuda" and torch.cuda.get_device_capability(device) >= AMPERE):
-        raise BackendError(
-            f'train.precision = "tf32" needs an NVIDIA GPU of compute capability 8.0 or more, found {_name(device)}; '
-            f'use "fp32"'
-        )
-    if precision == "bf16" and not _has_bf16(device):
-        raise BackendError(
-            f'train.precision = "bf16" needs a processor with bf16 instructions ({" or ".join(machine.BF16_FLAGS)}) or '
-            f'an NVIDIA GPU of compute capability 8.0 or more, found {_name(device)}; use "fp32"'
-        )
+    on_gpu = device.type == "cuda"
+    is_ampere = on_gpu and torch.cuda.get_device_capability(device) >= AMPERE
+    has = {"fp32": True, "tf32": is_ampere, "bf16": is_ampere or (not on_gpu and machine.has_bf16())}
+    if not has[precision]:
+        needed = "an NVIDIA GPU of compute capability 8.0 or more"
+        if precision == "bf16":
+            needed = f"a processor with bf16 instructions ({' or '.join(machine.BF16_FLAGS)}) or {needed}"
+        found = torch.cuda.get_device_name(device) if on_gpu else machine.cpu_model()
+        raise BackendError(f'train.precision = "{precision}" needs {needed}, found {found}; use "fp32"')
     set_switches(precision)
     return torch.bfloat16 if precision == "bf16" else None
 
@@ -43,13 +42,3 @@ def set_switches(precision: Precision) -> None:
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     # Without this, cuBLAS may add up parts of a bf16 product in bf16.
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-
-
-def _has_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= AMPERE
-    return machine.has_bf16()
-
-
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else machine.cpu_model()
