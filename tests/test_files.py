@@ -116,7 +116,7 @@ WRITERS: dict[str, Callable[[Path, str], object]] = {
 
 
 @pytest.mark.parametrize("lasting", [False, True])
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_writer_whose_nth_call_fails_leaves_the_old_or_the_new_and_says_so_in_one_line(
     tmp_path: Path, kind: str, code: int, lasting: bool
