@@ -97,8 +97,8 @@ class SlurmSettings(BackendTable):
         },
     }
     progress_s: Seconds = 10.0
-    """Seconds between two updates of `progress.json`, which says where a run is within its epoch, and between two
-    looks of `--watch`. A higher number means less load on shared file systems (Lustre, NFS)."""
+    """Seconds between two updates of `progress.json`, which says where a run is within its epoch. A higher number means
+    less load on shared file systems (Lustre, NFS)."""
     partition: Annotated[Word, Valid("a partition's name, or several with commas between")] | None = None
     """Partition, or several with commas between; without it, the cluster's default."""
     account: Annotated[Word, Valid("an account's name")] | None = None

@@ -215,14 +215,6 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
 
-    def end(self) -> None:
-        """Kill every rank and wait at most ``KILL_SECONDS``."""
-        self.signal(signal.SIGKILL)
-        deadline = time.monotonic() + KILL_SECONDS
-        for process in self._processes.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
-
 
 def start_rank(
     argv: Sequence[str], variables: Mapping[str, str], cwd: str, stdout: IO[bytes], stderr: IO[bytes]

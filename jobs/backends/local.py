@@ -70,7 +70,7 @@ class LocalBackend(Backend, Executor):
             for rank, allocation in enumerate(self.here(allocations)):
                 ranks.start(rank, self.variables(submission, rank, allocation.device))
         except OSError as error:
-            ranks.end()
+            ranks.signal(signal.SIGKILL)
             raise FileError.from_os_error("start a worker in", submission.run_dir, error) from None
         job_id = str(ranks.pid)
         self._jobs[job_id] = (ranks, allocations)

@@ -218,7 +218,7 @@ def _submit(
     if arguments.no_wait:
         return {"study": study_name(study_dir), "jobs": jobs}, ids
     try:
-        watch(Watcher(study_dir, ids, every_seconds=backend.settings.progress_s))
+        watch(Watcher(study_dir, ids))
     except KeyboardInterrupt:
         terminal.tell("the jobs go on without this terminal; `cancel` stops them")
         raise

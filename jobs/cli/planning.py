@@ -167,8 +167,6 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
     budget = budget_of(planned, manifest.policy, study_dir)
     if budget is not None:
         terminal.say(budget[0])
-    if backend.is_here:
-        _warn_of_memory(planned)
     scripts = backend.scripts(planned, LaunchOptions(study_dir=study_dir, policy=manifest.policy))
     for script in scripts:
         terminal.say(f"\nwould submit:\n{script}")
@@ -184,19 +182,6 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
         "changes": changed,
     }
     return ({**data, "scripts": scripts} if scripts else data), 0 if refused is None else UsageError.exit_code
-
-
-def _warn_of_memory(planned: Sequence[PlannedRun]) -> None:
-    """Warn of the run that needs most on the processor, if that is more than this machine has."""
-    needs = {
-        item.spec.name: (item.estimate.memory_bytes or 0) * item.spec.resources.ranks
-        for item in planned
-        if item.action != "skip" and not item.spec.resources.gpus and item.estimate is not None
-    }
-    name = max(needs, key=lambda name: needs[name], default=None)
-    if name is not None and needs[name] > (has := machine.memory_bytes()):
-        what = f"{name} needs more than {terminal.memory(needs[name])} of memory"
-        terminal.tell(f"warning: {what}, this machine has {terminal.memory(has)}")
 
 
 def _record(item: PlannedRun) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments
 from jobs.cli.naming import chosen_runs, named_runs
 from jobs.cli.view import Watcher, say_status, watch
 from jobs.registry import scheduled_in
-from jobs.study.folder import ObservedRun, find_study, launch_lock_file, observe_study, read_jobs, study_name
-from seqlm.errors import ManifestError, UsageError, printable
+from jobs.study.folder import ObservedRun, find_study, launch_lock_file, observe_study, study_name
+from seqlm.errors import UsageError, printable
 from seqlm.reading import LARGEST_HASHED, open_regular
 from seqlm.rundir import RunDirectory
 
@@ -38,22 +38,9 @@ def status(arguments: Arguments) -> tuple[Any, int]:
     study_dir = find_study(arguments.study, arguments.runs_dir)
     runs = chosen_runs(arguments, study_dir)
     if arguments.watch:
-        ids = {run.run.id for run in runs} if arguments.only or arguments.exclude else None
-        watch(Watcher(study_dir, ids, every_seconds=_progress_seconds(study_dir)))
+        watch(Watcher(study_dir, {run.run.id for run in runs} if arguments.only or arguments.exclude else None))
         return None, 0
     return say_status(runs, study_dir), 0
-
-
-def _progress_seconds(study_dir: Path) -> float | None:
-    """Return how often the jobs of a study write progress. ``None``: it has no jobs."""
-    from jobs.study.record import StudyRecord
-
-    for kind in scheduled_in(study_dir) if read_jobs(study_dir) else ():
-        table: Any = kind.TABLE()
-        with contextlib.suppress(ManifestError):  # a mistake in the site file must not stop a reader
-            table = kind.read(StudyRecord(study_dir, terminal.tell).backends.get(kind.name, {}), where="study.json")
-        return float(table.progress_s)
-    return None
 
 
 # -- logs ----------------------------------------------------------------------------------------------------------

@@ -35,18 +35,17 @@ if TYPE_CHECKING:
 
 STATES: tuple[State, ...] = ("running", "failed", "cancelled", "queued", "done", "stopped", "pending")
 """Most urgent first, the order of display."""
-MEASURES = (
-    *("share", "train_ppl", "val_ppl", "tokens_per_second", "expected_tokens_per_second", "device", "seconds_left"),
-)
+_SPEEDS = ("tokens_per_second", "expected_tokens_per_second")
+MEASURES = ("share", "train_ppl", "val_ppl", *_SPEEDS, "device", "seconds_left")
 """What a record has of a run while any run of the study is running; else they are ``None``."""
 WARM_STEPS = 5
 """Steps of an epoch after which its speed is compared with the estimate: the first of a process are slower."""
 SLOW_SHARE = 1 / 3
 """Share of its estimated speed below which a run counts as several times slower."""
-LOOK_SECONDS = 0.5
-"""Time between two polls of a study."""
-LOOK_SHARE = 0.2
-"""Largest share of the time that polling may take: a study of thousands of runs is polled less often."""
+LOOK_SECONDS = 1.0
+"""Least time between two polls of a study."""
+LOOK_SHARE = 0.1
+"""Largest share of the time that polling may take: a large study, or one on a slow disk, is polled less often."""
 
 Record = dict[str, Any]
 """A run in ``status --json``: its entry of :meth:`ObservedRun.to_dict`, :data:`MEASURES`, and what differs."""
@@ -85,7 +84,7 @@ class StudyView:
             return None
         run = min(slow, key=_speed_share)
         who = run["name"] if len(slow) == 1 else f"{run['name']} and {len(slow) - 1} more"
-        speeds = [terminal.short_number(run[key]) for key in ("tokens_per_second", "expected_tokens_per_second")]
+        speeds = [terminal.short_number(run[key]) for key in _SPEEDS]
         return f"{who}: several times slower than estimated ({' of '.join(speeds)} tok/s); is this machine busy?"
 
     @property
@@ -247,11 +246,9 @@ def _line(run: Record, width: int) -> str:
 class Watcher:
     """Polls a study."""
 
-    def __init__(
-        self, study_dir: Path, ids: Collection[str] | None = None, *, every_seconds: float | None = None
-    ) -> None:
-        """``ids`` are the runs to watch; ``None``: all. ``every_seconds`` is the time between two polls."""
-        self._study_dir, self._ids, self._every_seconds = study_dir, ids, every_seconds
+    def __init__(self, study_dir: Path, ids: Collection[str] | None = None) -> None:
+        """``ids`` are the runs to watch; ``None``: all."""
+        self._study_dir, self._ids = study_dir, ids
         self._scheduler = Scheduler()
         self.pause_seconds = LOOK_SECONDS
         """How long to wait before the next poll: longer after one that took long."""
@@ -265,7 +262,7 @@ class Watcher:
             is_starting=launcher is not None and not launcher.has_listed,
         )
         took = time.monotonic() - started
-        self.pause_seconds = max(self._every_seconds or LOOK_SECONDS, took / LOOK_SHARE)
+        self.pause_seconds = max(LOOK_SECONDS, took / LOOK_SHARE)
         return study
 
 
@@ -296,12 +293,6 @@ def drawn(study: StudyView, console: Console) -> Group:
     return Group(Text.from_ansi("\n".join(table_lines(study, width, height - 1)), no_wrap=True, overflow="crop"))
 
 
-def _console(stream: TextIO) -> Console:
-    from rich.console import Console
-
-    return Console(file=stream, no_color=not terminal.has_color(stream))
-
-
 # -- ways to follow ---------------------------------------------------------------------------------------------------
 
 
@@ -318,9 +309,11 @@ class Display:
 
     def __enter__(self) -> Display:
         if terminal.can_redraw(self._stream):
+            from rich.console import Console
             from rich.live import Live
 
-            self._table = Live(console=_console(self._stream), auto_refresh=False, transient=self._transient)
+            console = Console(file=self._stream, no_color=not terminal.has_color(self._stream))
+            self._table = Live(console=console, auto_refresh=False, transient=self._transient)
             self._table.start()
         return self
 

@@ -109,10 +109,6 @@ class BehaviourJob:
     settings: Mapping[str, Any]
     """The settings set by flags, now or at an earlier launch."""
 
-    @property
-    def name(self) -> str:
-        return self.run.name
-
     def is_current(self) -> bool:
         """Return whether the stored result has these checkpoints and settings. A damaged result counts as none."""
         run = self.run.run
@@ -229,6 +225,12 @@ class BehaviourLaunch:
             else:
                 state, reason = "missing", "its checkpoints/best.pt is gone, so there is no model to examine"
             texts = str(job.run.run.samples_file) if is_file(job.run.run.samples_file) else None
-            record = {"name": job.name, "id": job.folder.id, "state": state, "reason": reason, "judge": job.judge_id}
+            record = {
+                "name": job.run.name,
+                "id": job.folder.id,
+                "state": state,
+                "reason": reason,
+                "judge": job.judge_id,
+            }
             found.append({**record, "samples": texts})
         return found

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.attempt.memory_kills import MemoryKills
-from jobs.attempt.supervisor import Ended, Supervisor
+from jobs.attempt.supervisor import Ended
 from jobs.backends.local import LocalBackend
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
@@ -252,19 +251,6 @@ def test_a_rank_that_does_not_end_when_it_is_killed_holds_nobody_up(
         backend.close()
     backend.stop(job, force=True)
     assert wait(backend, job).exit_code == -9
-
-
-@pytest.mark.process
-def test_the_end_of_ranks_waits_for_none_that_cannot_be_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.attempt.supervisor.KILL_SECONDS", 0.05)
-    attempt = submission(tmp_path / "run", "import time; time.sleep(20)", Resources(cpus=1, gpus=0))
-    ranks = Supervisor(attempt, memory_kills=MemoryKills())
-    ranks.start(0, dict(os.environ))
-    with monkeypatch.context() as patch:
-        patch.setattr("subprocess.Popen.send_signal", lambda process, number: None)
-        ranks.end()
-        assert ranks.poll() is None, "it lives"
-    ranks.end()
 
 
 @pytest.mark.process
