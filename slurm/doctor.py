@@ -55,7 +55,8 @@ def _partition(facts: PartitionFacts, settings: SlurmSettings) -> list[Finding]:
         BackendError: such a run could never start.
     """
     limit = "no time limit" if facts.time_limit_min is None else f"jobs of up to {facts.time_limit_min:,} min"
-    has = f"{with_noun(facts.gpus_per_node, 'GPU')} and {with_noun(facts.cpus_per_node, 'core')} on a node"
+    cores = max((kind.cpus for kind in facts.kinds), default=0)
+    has = f"{with_noun(facts.gpus_per_node, 'GPU')} and {with_noun(cores, 'core')} on a node"
     gets = facts.resolve(Resources(ranks=settings.ranks_per_node or 1), settings)
     memory = f"{settings.mem_gb:g} GB of memory, " if settings.mem_gb else ""
     each = f"{with_noun(gets.gpus or 0, 'GPU')} and {with_noun(gets.cpus or 1, 'core')}"

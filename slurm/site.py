@@ -75,11 +75,6 @@ class PartitionFacts:
         """GPUs of the nodes that have most."""
         return max((kind.gpus for kind in self.kinds), default=0)
 
-    @property
-    def cpus_per_node(self) -> int:
-        """Cores of the nodes that have most."""
-        return max((kind.cpus for kind in self.kinds), default=0)
-
     def resolve(self, resources: Resources, settings: SlurmSettings) -> Resources:
         """Return a run's resources with no field left ``None``.
 

@@ -97,11 +97,10 @@ def test_a_run_whose_worker_is_killed_goes_on_by_itself_with_each_epoch_once(
     study = Study(tmp_path, epochs=12, stub=True)
     answer = study("run", "small.toml")
     assert answer.returncode == 0
-    assert "killed by SIGKILL" in answer.stderr
     (run,) = study.runs()
     assert [record["attempt"] for record in run.read_metrics()[0]] == [1] * 2 + [2] * 10
     assert epochs_of(run) == list(range(12))
-    assert run.end(1).kind == "node"
+    assert (run.end(1).kind, "killed by SIGKILL" in run.end(1).message) == ("node", True)
 
 
 @pytest.mark.process
@@ -459,17 +458,11 @@ def test_plan_names_the_folder_next_to_the_manifest_that_has_the_runs(
     assert "--runs-dir ../runs" in capsys.readouterr().err
 
 
-def test_plan_says_where_runs_go_and_if_they_need_more_memory_than_there_is(
-    study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["plan", "small.toml", "--backend", "ray", "--json"]
-    assert launch.main(words) == 0
+def test_plan_says_where_runs_go(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["plan", "small.toml", "--backend", "ray", "--json"]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["data"]["totals"]["backend"] == "ray"
     assert "warning" not in printed.err
-    monkeypatch.setattr("seqlm.machine.memory_bytes", lambda: 1000)
-    assert launch.main(words) == 0
-    assert "of memory, this machine has 1000 B" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("device", "code"), [("gpu", 2), ("cuda", 3), ("cpu", 0)])
@@ -600,11 +593,11 @@ def test_an_id_is_the_same_in_plan_status_filters_and_logs(study: Study, capsys:
 def test_workers_here_write_as_often_as_the_manifest_says(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[str | None] = []
 
-    def stop(specs: Any, backend: Any, settings: LaunchOptions, **rest: Any) -> None:
+    def stop(specs: Any, backend: Any, settings: LaunchOptions, shown: Any) -> None:
         given.append(settings.env.get("SEQLM_PROGRESS_SECONDS"))
         raise UsageError("no further")
 
-    monkeypatch.setattr(launching, "launched", stop)
+    monkeypatch.setattr(launching, "launch", stop)
     assert launch.main(["run", "small.toml", "--backend", "local"]) == 2
     with (study.folder / "small.toml").open("a") as manifest:
         manifest.write("[backend.local]\nprogress_s = 2.5\n")

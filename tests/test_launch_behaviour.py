@@ -170,7 +170,7 @@ def test_a_failed_job_is_exit_code_1_and_is_tried_again_the_next_time(study: Stu
     code, out, err = study("behaviour", "small")
     assert code == 1
     assert "code: as it was told" in out
-    assert "rnn-b  done  (" in err
+    assert "rnn-b  done\n" in err
     code, states, _ = study.behaviour()
     assert (code, states["gru"]) == (1, ("failed", "code: as it was told"))
     study.order()

@@ -32,7 +32,6 @@ class LocalBackend(Backend, Executor):
         """``capacity``: what runs may use. ``None``: all of this machine."""
         super().__init__(settings)
         self._capacity = capacity or this_machine()
-        self._free = self._capacity.copy()
         self._jobs: dict[str, tuple[Supervisor, list[Allocation]]] = {}
         """Job id -> its ranks and what they hold."""
         self._memory_kills = MemoryKills()
@@ -59,7 +58,10 @@ class LocalBackend(Backend, Executor):
             ranks.signal(signal.SIGKILL)
 
     def free(self) -> Capacity:
-        return self._free.copy()
+        free = self.capacity()
+        for _, allocations in self._jobs.values():
+            free.take(allocations)
+        return free
 
     def submit(self, submission: Submission) -> str:
         assert submission.resources.cpus is not None, "resources are resolved before they are submitted"
@@ -74,7 +76,6 @@ class LocalBackend(Backend, Executor):
             raise FileError.from_os_error("start a worker in", submission.run_dir, error) from None
         job_id = str(ranks.pid)
         self._jobs[job_id] = (ranks, allocations)
-        self._free.take(allocations)
         return job_id
 
     def here(self, allocations: Sequence[Allocation]) -> Sequence[Allocation]:
@@ -90,11 +91,9 @@ class LocalBackend(Backend, Executor):
         return variables
 
     def poll(self, job_id: str) -> Ended | None:
-        ranks, allocations = self._jobs[job_id]
-        ended = ranks.poll()
+        ended = self._jobs[job_id][0].poll()
         if ended is not None:
             del self._jobs[job_id]
-            self._free.give_back(allocations)
         return ended
 
     def stop(self, job_id: str, *, force: bool) -> None:

@@ -42,9 +42,9 @@ WARM_STEPS = 5
 """Steps of an epoch after which its speed is compared with the estimate: the first of a process are slower."""
 SLOW_SHARE = 1 / 3
 """Share of its estimated speed below which a run counts as several times slower."""
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 0.5
 """Least time between two polls of a study."""
-LOOK_SHARE = 0.1
+LOOK_SHARE = 0.2
 """Largest share of the time that polling may take: a large study, or one on a slow disk, is polled less often."""
 
 Record = dict[str, Any]
@@ -257,7 +257,7 @@ class Watcher:
         """Return the study as it is now."""
         started, launcher = time.monotonic(), launcher_of(self._study_dir)
         study = StudyView(
-            name=self._study_dir.name,
+            name=study_name(self._study_dir),
             runs=records_of(observe_study(self._study_dir, self._scheduler, self._ids)),
             is_starting=launcher is not None and not launcher.has_listed,
         )

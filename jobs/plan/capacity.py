@@ -145,21 +145,17 @@ class Capacity:
                 left -= 1
         return allocations
 
-    def take(self, allocations: Sequence[Allocation], *, sign: int = -1) -> None:
-        """Book allocations; with a ``sign`` of 1 undo that. Those on unknown nodes are ignored.
+    def take(self, allocations: Sequence[Allocation]) -> None:
+        """Book allocations. Those on unknown nodes are ignored.
 
         Raises:
             KeyError: an allocation names a GPU that its node does not have.
         """
         for allocation in allocations:
             if (node := self.nodes.get(allocation.node)) is not None:
-                node.cpus += sign * allocation.cpus
+                node.cpus -= allocation.cpus
                 if allocation.device is not None:
-                    node.gpus[allocation.device] += sign * allocation.gpus
-
-    def give_back(self, allocations: Sequence[Allocation]) -> None:
-        """Undo :meth:`take`."""
-        self.take(allocations, sign=1)
+                    node.gpus[allocation.device] -= allocation.gpus
 
     def withhold(self, node: str, cpus: float, gpus: float) -> None:
         """Subtract cores and GPUs that other jobs use on a node, down to 0. Ignore an unknown node."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import functools
 import math
 import statistics
 from collections.abc import Mapping
@@ -48,11 +47,6 @@ class Throughput:
     _relatives: dict[tuple[str, DataConfig, int], list[tuple[int, float]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
-
-    @functools.cached_property
-    def by_fingerprint(self) -> Mapping[str, float]:
-        """Fingerprint -> training tokens per second of that configuration."""
-        return {config.fingerprint(): speed for config, speed in self.speeds.items()}
 
     def relatives(self, arch: str, data: DataConfig, vocab_size: int) -> list[tuple[int, float]]:
         """Return (work per time step, FLOP/s) of the earlier runs of an architecture, sorted.
@@ -185,25 +179,23 @@ def training_tokens_per_epoch(tokens: int, batch_size: int, seq_len: int) -> int
 def seconds_estimate(config: RunConfig, vocab_size: int, tokens: int, throughput: Throughput) -> float | None:
     """Estimate the seconds of training all epochs on ``tokens`` training tokens, without validation and start-up.
 
-    Uses the measured tokens per second of this configuration if it has been trained before. Else uses the FLOP/s of the
-    earlier run of this architecture whose work per time step (FLOPs per token times batch) is closest, at most
-    ``MOST_APART`` times as much or as little. Returns ``None`` if there is neither.
+    Uses the FLOP/s of the earlier run of this architecture whose work per time step (FLOPs per token times batch) is
+    closest, at most ``MOST_APART`` times as much or as little: of the same configuration if that has been trained.
+    Returns ``None`` if there is no such run.
     """
-    train, speed = config.train, throughput.by_fingerprint.get(config.fingerprint())
-    if speed is None:
-        relatives = throughput.relatives(config.model.kind, config.data, vocab_size)
-        flops = flops_per_token(config, vocab_size)
-        if not relatives or flops is None:
-            return None
-        work = flops * train.batch_size
-        place = bisect.bisect_left(relatives, (work, 0.0))
-        apart, per_second = min(
-            (abs(math.log(other / work)), per_second) for other, per_second in relatives[max(0, place - 1) : place + 1]
-        )
-        if apart > math.log(MOST_APART):
-            return None
-        speed = per_second / flops
-    return train.epochs * training_tokens_per_epoch(tokens, train.batch_size, train.seq_len) / speed
+    train, flops = config.train, flops_per_token(config, vocab_size)
+    relatives = throughput.relatives(config.model.kind, config.data, vocab_size)
+    if not relatives or flops is None:
+        return None
+    work = flops * train.batch_size
+    place = bisect.bisect_left(relatives, (work, 0.0))
+    apart, per_second = min(
+        (abs(math.log(other / work)), per_second) for other, per_second in relatives[max(0, place - 1) : place + 1]
+    )
+    if apart > math.log(MOST_APART):
+        return None
+    per_epoch = training_tokens_per_epoch(tokens, train.batch_size, train.seq_len)
+    return train.epochs * per_epoch * flops / per_second
 
 
 def earlier_throughput(runs_root: Path) -> Throughput:

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from jobs.attempt.supervisor import Ended
-from jobs.backends.ray_executor import RayExecutor, _Job
+from jobs.backends.ray_executor import RayExecutor, _Group, _Job
 from jobs.backends.ray_rank import RankHost
 from jobs.plan.capacity import Allocation, Capacity, Node
 from jobs.spec import Resources, Submission
@@ -47,7 +47,8 @@ def test_a_rank_whose_host_ray_has_killed_for_memory_is_short_of_memory(
     backend = RayExecutor(address="x")
     submission = Submission(run_dir=Path("/run"), attempt=1, argv=(), env={}, cwd=Path("/"), resources=ONE)
     held = [Allocation(node="n0", cpus=1, device=None, gpus=0)]
-    backend._jobs["job"] = job = _Job(submission=submission, allocations=held, hosts=[None], pending={"answer": 0})
+    group: Any = _Group(group=None, hosts=[None], allocations=held, needs=(1, 0))
+    backend._jobs["job"] = job = _Job(submission=submission, groups=[group], pending={"answer": 0})
 
     def get(reference: str) -> Any:
         raise error
@@ -66,7 +67,7 @@ def test_ray_is_asked_as_often_for_a_hundred_live_runs_as_for_one(monkeypatch: p
     backend, asked = RayExecutor(address="x"), []
     submission = Submission(run_dir=Path("/run"), attempt=1, argv=(), env={}, cwd=Path("/"), resources=ONE)
     for number in range(100):
-        backend._jobs[str(number)] = _Job(submission=submission, allocations=[], pending={f"job {number}": 0})
+        backend._jobs[str(number)] = _Job(submission=submission, pending={f"job {number}": 0})
 
     def wait(references: list[str], **options: Any) -> tuple[list[str], list[str]]:
         asked.append(len(references))

@@ -192,7 +192,7 @@ def test_a_run_that_is_launched_again_is_not_over(tmp_path: Path, monkeypatch: p
     assert ([one["state"] for one in again.runs], again.is_over) == (["queued"], False)
 
 
-@pytest.mark.parametrize(("took", "pause"), [(0, 1), (0.3, 3)])
+@pytest.mark.parametrize(("took", "pause"), [(0, 0.5), (0.3, 1.5)])
 def test_a_large_study_is_looked_at_less_often(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, took: float, pause: float
 ) -> None:

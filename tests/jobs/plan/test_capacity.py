@@ -56,16 +56,6 @@ def test_thirds_of_a_gpu_add_up_to_a_whole_one() -> None:
     assert capacity.place(want(gpus=1 / 3)) is None
 
 
-def test_what_is_given_back_is_free_again() -> None:
-    capacity = cluster((4, 1))
-    allocations = capacity.place(want(gpus=1, cpus=3))
-    assert allocations is not None
-    capacity.take(allocations)
-    assert (capacity.cpus, capacity.gpus) == (1, 0)
-    capacity.give_back(allocations)
-    assert (capacity.cpus, capacity.gpus) == (4, 1)
-
-
 def test_a_gpu_that_its_node_does_not_have_is_not_booked_in_silence() -> None:
     with pytest.raises(KeyError, match="7"):
         cluster((4, 1)).take([Allocation(node="n0", cpus=1, device="7", gpus=1)])
