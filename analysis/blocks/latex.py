@@ -44,9 +44,9 @@ def latex_table(table: Table) -> str:
         lines = [" & ".join(_cell(row.cells[place]) for place in part) for row in table.rows]
         sides = {place: "left" if table.columns[place].numeric else "right" for place in part}
         longtable = (
-            pd.DataFrame({head: lines})
+            pd.DataFrame({head: lines[:1]})
             .style.hide(axis="index")
-            .to_latex(  # a cell of each takes far longer
+            .to_latex(  # takes far longer for all lines, and more so for a cell of each
                 environment="longtable",
                 hrules=True,
                 column_format="".join(
@@ -57,7 +57,9 @@ def latex_table(table: Table) -> str:
                 label=f"tab:{table.name}" if number == 1 else None,
             )
         )
-        tex.append(longtable.replace(r"\multicolumn{1}{r}", rf"\multicolumn{{{len(part)}}}{{r}}"))
+        longtable = longtable.replace(r"\multicolumn{1}{r}", rf"\multicolumn{{{len(part)}}}{{r}}")
+        start, end, rest = longtable.rpartition(r"\end{longtable}")
+        tex.append("".join([start, *(f"{line} \\\\\n" for line in lines[1:]), end, rest]))
     return HEAD.lstrip() + "\\addtocounter{table}{-1}\n".join(tex) + "\\endgroup\n"  # longtable counts each part
 
 

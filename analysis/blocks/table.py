@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import getitem
@@ -35,7 +35,7 @@ class Column:
     text: Callable[[Any], str] = str
     """Write a value."""
     of: Callable[[Any], Any] | None = None
-    """Take the value from a record. ``None``: the record's item or attribute ``key``."""
+    """Take the value from a record. ``None``: the item ``key`` of a dictionary, else the attribute."""
     shown: Callable[[Any], str] | None = None
     """Write a record, for a text that says more than the value. ``None``: ``text`` of the value."""
     numeric: bool = False
@@ -46,7 +46,7 @@ class Column:
 
     def cell(self, record: Any, *, bold: bool) -> Cell:
         """Return the cell of a record."""
-        item = getitem if isinstance(record, Mapping) else getattr
+        item = getitem if isinstance(record, dict) else getattr
         value = item(record, self.key) if self.of is None else self.of(record)
         text = self.text(value) if self.shown is None else self.shown(record)
         return Cell(text=text, value=value, bold=bold and self.emphasised)
@@ -113,15 +113,14 @@ class Table:
         """The records as they are shown."""
         records = self.records
         if isinstance(records, pd.DataFrame):
-            records = [dict(zip(records, row, strict=True)) for row in records.itertuples(index=False, name=None)]
-        return [
-            Row(
-                cells=[column.cell(record, bold=self.bold(record)) for column in self.columns],
-                code=self.code(record),
-                run=self.run(record),
-            )
-            for record in records
-        ]
+            names = list(records)
+            records = [dict(zip(names, row, strict=True)) for row in records.itertuples(index=False, name=None)]
+        rows = []
+        for record in records:
+            bold = self.bold(record)
+            cells = [column.cell(record, bold=bold) for column in self.columns]
+            rows.append(Row(cells=cells, code=self.code(record), run=self.run(record)))
+        return rows
 
     def to_csv(self) -> str:
         """Full precision, empty cells for missing values, no lines of code."""
@@ -130,6 +129,11 @@ class Table:
 
     def to_markdown(self, label: str = "") -> str:
         """The caption, then the table; lines of code form its last column."""
+        caption = f"**{label}{escape_markdown(self.title)}.** {escape_markdown(self.caption)}"
+        return "\n".join([caption, "", *self._markdown_lines]) + "\n"
+
+    @cached_property
+    def _markdown_lines(self) -> list[str]:
         code = [self.code_title] if self.code_title else []
         rows = [
             [escape_markdown(title) for title in [*(column.title for column in self.columns), *code]],
@@ -139,17 +143,18 @@ class Table:
             cells = [f"**{escape_markdown(c.text)}**" if c.bold else escape_markdown(c.text) for c in row.cells]
             shown = markdown_code(" ⏎ ".join(row.code.splitlines())).replace("|", "\\|") if row.code else "–"
             rows.append([*cells, *(shown for _ in code)])
-        caption = f"**{label}{escape_markdown(self.title)}.** {escape_markdown(self.caption)}"
-        return "\n".join([caption, "", *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+        return [f"| {' | '.join(row)} |" for row in rows]
 
 
 # -- escaping ------------------------------------------------------------------------------------------------------
 
 
+_MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {sign: f"\\{sign}" for sign in "\\`*_[]|~#"})
+
+
 def escape_markdown(text: str) -> str:
     """Text that Markdown (and the HTML inside it) prints as it is."""
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text)
+    return text.translate(_MARKDOWN)
 
 
 def markdown_code(text: str) -> str:

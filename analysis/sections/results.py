@@ -182,12 +182,12 @@ def settings_table(study: Study) -> Table:
         f"architecture{on_text}. p: Welch's t test of the losses against it; {TIE}: no difference at 5 %; n = 1: not "
         f"testable.{scope(study)}",
         columns=[
-            number("number", "No.", of=lambda setting: setting.number),
-            Column("name", "Setting", of=lambda setting: setting.name, emphasised=True),
+            number("number", "No."),
+            Column("name", "Setting", emphasised=True),
             Column("architecture", "Architecture", units.architecture, lambda setting: setting.arch),
             Column("optimizer", "Optimizer", units.optimizer, lambda setting: setting.optimizer),
             number("n", "n", of=lambda setting: setting.interval.n),
-            Column("val_ppl", "Valid.", units.perplexity, lambda s: s.val_ppl, numeric=True, emphasised=True),
+            Column("val_ppl", "Valid.", units.perplexity, numeric=True, emphasised=True),
             number("low", "From", units.perplexity, lambda setting: setting.interval.low),
             number("high", "To", units.perplexity, lambda setting: setting.interval.high),
             number("p_value", "p", _tie, p_value),
