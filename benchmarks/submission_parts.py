@@ -36,10 +36,10 @@ def seqlm(manifest: Path, study_dir: Path) -> float:
     command = ["python", "launch.py", "run", manifest.name, "--only"]
     specs = [replace(spec, command=[*command, f"name={spec.name}"]) for spec in specs]
     options = LaunchOptions(study_dir=study_dir)
-    with preparing(specs, site, options) as (_, prepared):
+    with preparing(specs, site, options) as (planned, prepared):
         assert prepared is not None, "there is something to do"
         start = time.perf_counter()
-        site.submit(prepared.todo, options, prepared.code, prepared.request)
+        site.submit(planned, options, *prepared)
         return time.perf_counter() - start
 
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar
 from jobs.backends.base import BackendTable, Seconds
 from jobs.manifests.backends import check_table
 from jobs.manifests.reader import Problems, read_toml_file
+from jobs.plan.capacity import TINY
 from jobs.spec import Resources
 from seqlm.environment import SLURM_CONFIG
 from seqlm.errors import BackendError, ManifestError
@@ -26,9 +27,6 @@ SITE_FILE = Path(__file__).parent / "cluster.toml"
 """The default site file, used if ``SEQLM_SLURM_CONFIG`` is unset. Not tracked by git."""
 
 _PREFIX = "backend.slurm."
-_TINY = 1e-6
-"""Tolerance for rounding: GPU shares are added in floating point."""
-
 
 MAX_SIGNAL_S = 65_535
 """The longest warning that SLURM can give."""
@@ -165,7 +163,7 @@ class SlurmSettings(BackendTable):
     def runs_per_job(self, resources: Resources) -> int:
         """Return how many runs share one job: as many as share a GPU, since SLURM allocates only whole GPUs."""
         gpus = resources.gpus
-        runs = int((1 + _TINY) / gpus) if gpus and gpus < 1 else 1
+        runs = int((1 + TINY) / gpus) if gpus and gpus < 1 else 1
         return min(runs, self.max_parallel or runs)
 
 

@@ -202,18 +202,18 @@ def _submit(
     backend.check(study_dir)
     with preparing(specs, backend, options) as (planned, prepared):
         tell_skipped(planned)
+        todo = [item for item in planned if item.action != "skip"]
         jobs: list[str] = []
         if prepared is not None and (why := waiting_for_budget(options)) is not None:
             terminal.tell(f"nothing starts: {why}")
         elif prepared is not None:
-            code, request = prepared.code, prepared.request
-            jobs = backend.submit(prepared.todo, options, code, request)
+            code, request = prepared
+            jobs = backend.submit(todo, options, code, request)
             if arguments.then_report:
                 job = backend.submit_report(study_dir, request.folder, jobs, code, behaviour=arguments.behaviour)
                 terminal.tell(f"the report is written by job {job} after the last run")
-    todo = 0 if prepared is None else len(prepared.todo)
     what = f"jobs {', '.join(jobs)}" if jobs else "nothing to submit"
-    terminal.tell(f"{study_name(study_dir)}: {todo} of {len(planned)} runs to do: {what}")
+    terminal.tell(f"{study_name(study_dir)}: {len(todo)} of {len(planned)} runs to do: {what}")
     ids = {item.run.id for item in planned}
     if arguments.no_wait:
         return {"study": study_name(study_dir), "jobs": jobs}, ids

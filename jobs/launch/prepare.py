@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,24 +186,14 @@ def estimated(
     return [item if item.facts is None else made(item, item.facts) for item in planned]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A launch that is prepared."""
-
-    todo: list[PlannedRun]
-    """The runs to start or resume, with resolved resources, facts and an estimate."""
-    code: Code
-    """That of their workers."""
-    request: Request
-
-
 @contextlib.contextmanager
 def preparing(
     specs: Sequence[RunSpec], target: Backend, options: LaunchOptions
-) -> Iterator[tuple[list[PlannedRun], Prepared | None]]:
+) -> Iterator[tuple[list[PlannedRun], tuple[Code, Request] | None]]:
     """Hold the study's launch lock while the block runs. Plan and check everything before a file of a run is written.
 
-    Yields all runs, and the prepared launch (``None``: nothing is to be done).
+    Yields all runs, with resolved resources, facts and estimates if they are to do; and the code of their workers with
+    the request for them (``None``: nothing is to be done).
 
     Raises:
         RunBusyError: another launcher is running on this study.
@@ -240,7 +230,9 @@ def preparing(
         yield planned, _request(todo, specs, target, options) if todo else None
 
 
-def _request(todo: list[PlannedRun], specs: Sequence[RunSpec], target: Backend, options: LaunchOptions) -> Prepared:
+def _request(
+    todo: list[PlannedRun], specs: Sequence[RunSpec], target: Backend, options: LaunchOptions
+) -> tuple[Code, Request]:
     """Keep the code and the files of the user that the runs need, and file the request."""
     study_dir = options.study_dir
     for item in todo:
@@ -274,7 +266,7 @@ def _request(todo: list[PlannedRun], specs: Sequence[RunSpec], target: Backend, 
     }
     request = file_request(study_dir, record, {"provenance": launch_record(study_name(study_dir), code), "runs": plan})
     write_queue(study_dir, {item.run.id: "about to start" for item in todo}, request.number)
-    return Prepared(todo=todo, code=code, request=request)
+    return code, request
 
 
 def keep_files(specs: Sequence[RunSpec], study_dir: Path) -> None:
@@ -346,15 +338,16 @@ def launch(
         if prepared is None:
             with shown(planned):
                 return planned
-        todo, code = prepared.todo, prepared.code
-        options = replace(options, request=prepared.request.number)
+        code, request = prepared
+        todo = [item for item in planned if item.action != "skip"]
+        options = replace(options, request=request.number)
         executor = backend.executor(options.study_dir)
         try:
             executor.open(code)
             tried = [] if waiting_for_budget(options) else todo
             if canary.wanted(options.canary, tried):
                 waiting = {item.run.id: "waits for the canaries" for item in todo}
-                write_queue(options.study_dir, waiting, prepared.request.number)
+                write_queue(options.study_dir, waiting, request.number)
                 canary.check(tried, executor, code, options)
                 left = [item for item in todo if not item.run.is_cancelled()]
                 todo = estimated(left, earlier_throughput(options.study_dir.parent))

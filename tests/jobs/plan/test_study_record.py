@@ -198,8 +198,8 @@ def launched(folder: Path, chosen: slice, *, recorded: bool = True) -> list[RunD
         live_code=True,
         record=record_of(manifest, specs, text) if recorded else None,
     )
-    with preparing(specs, FakeBackend(lambda submission: 0), options) as (_, prepared):
-        return [item.run for item in prepared.todo] if prepared is not None else []
+    with preparing(specs, FakeBackend(lambda submission: 0), options) as (planned, _):
+        return [item.run for item in planned if item.action != "skip"]
 
 
 @pytest.mark.process
