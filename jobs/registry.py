@@ -29,10 +29,8 @@ def default_backend() -> str:
 
 
 def scheduled_in(study_dir: Path) -> list[Any]:
-    """Return the classes of the backends that have submitted jobs of a study: their requests have a plan."""
-    from seqlm.reading import exists  # not for `--help`
-    from seqlm.requests import Requests
+    """Return the classes of the backends that queue jobs themselves and have had requests of a study."""
+    from seqlm.requests import Requests  # not for `--help`
 
-    planned = (request for request in Requests(study_dir).newest_first() if exists(request.folder / "plan.json"))
-    names = {request.record.get("backend") for request in planned}
-    return [backend_class(name) for name in BACKENDS if name in names]
+    names = {request.record.get("backend") for request in Requests(study_dir).newest_first()}
+    return [kind for name in BACKENDS if name in names and (kind := backend_class(name)).is_scheduled]

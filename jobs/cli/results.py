@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -83,16 +82,12 @@ def _order(value: Any) -> tuple[int, float, str]:
 def _say_table(records: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
     """Print a table. A narrow terminal shows the first keys only."""
     keys = [key for key in keys if not key.endswith("sha256")]  # the name of a run says which text or file it has
+    rows = [{**record["differs"], **record} for record in records]
     columns = []
     for place, key in enumerate(keys, start=1):
-        are_numbers = all(_shown(record["differs"].get(key))[:1] in "-0123456789" for record in records)
-        value = functools.partial(_differing, key)
-        columns.append(Column(key.rpartition(".")[2], value, _shown, right=are_numbers, spare=place))
-    show([*TABLE[:2], *columns, *TABLE[2:]], records)
-
-
-def _differing(key: str, record: Mapping[str, Any]) -> Any:
-    return record["differs"].get(key)
+        are_numbers = all(_shown(row.setdefault(key, None))[:1] in "-0123456789" for row in rows)
+        columns.append(Column(key.rpartition(".")[2], key, _shown, right=are_numbers, spare=place))
+    show([*TABLE[:2], *columns, *TABLE[2:]], rows)
 
 
 def _shown(value: Any) -> str:

@@ -225,12 +225,6 @@ class BehaviourLaunch:
             else:
                 state, reason = "missing", "its checkpoints/best.pt is gone, so there is no model to examine"
             texts = str(job.run.run.samples_file) if is_file(job.run.run.samples_file) else None
-            record = {
-                "name": job.run.name,
-                "id": job.folder.id,
-                "state": state,
-                "reason": reason,
-                "judge": job.judge_id,
-            }
-            found.append({**record, "samples": texts})
+            record = {"name": job.run.name, "id": job.folder.id, "state": state, "reason": reason}
+            found.append({**record, "judge": job.judge_id, "samples": texts})
         return found

@@ -44,33 +44,9 @@ def check(todo: Sequence[PlannedRun], executor: Executor, code: Code, options: L
     Raises:
         CanaryError: a canary failed.
     """
-    if chosen := choose(item for item in todo if item.action == "start"):
-        _run(chosen, executor, code, options)
-
-
-def choose(items: Iterable[PlannedRun]) -> list[PlannedRun]:
-    """Return for each pair the run that needs most memory, as the one most likely not to fit.
-
-    Ties go to the lowest learning rate, since the highest ones of a sweep may diverge on purpose.
-    """
-    pairs: dict[str, list[PlannedRun]] = {}
-    for item in items:
-        pairs.setdefault(_pair(item.spec.config), []).append(item)
-    return [max(runs, key=lambda item: (_memory(item), -item.spec.config.optim.lr)) for runs in pairs.values()]
-
-
-def _memory(item: PlannedRun) -> int:
-    """Return the estimated bytes of one rank of a run. 1 if they are unknown: runs of own models then count alike."""
-    assert item.estimate is not None, "prepared runs have an estimate"
-    return item.estimate.memory_bytes or 1
-
-
-def _pair(config: RunConfig) -> str:
-    """Return architecture and optimizer, such as ``gru-adam``."""
-    return f"{config.model.kind}-{config.optim.optimizer}"
-
-
-def _run(chosen: Sequence[PlannedRun], executor: Executor, code: Code, options: LaunchOptions) -> None:
+    chosen = choose(item for item in todo if item.action == "start")
+    if not chosen:
+        return
     pairs = ", ".join(_pair(item.spec.config) for item in chosen)
     terminal.tell(f"canaries first, {STEPS} steps each: {pairs} (--no-canary starts without them)")
     canaries, plan = [], {}
@@ -99,3 +75,25 @@ def _run(chosen: Sequence[PlannedRun], executor: Executor, code: Code, options: 
         # A failure of kind `code`, such as a wrong device, would fail every run.
         hint = "" if kinds == {"code"} else "; --no-canary starts it without canaries"
         raise CanaryError("\n".join([*failed, f"no run of the grid was started{hint}"]))
+
+
+def choose(items: Iterable[PlannedRun]) -> list[PlannedRun]:
+    """Return for each pair the run that needs most memory, as the one most likely not to fit.
+
+    Ties go to the lowest learning rate, since the highest ones of a sweep may diverge on purpose. Runs whose memory is
+    unknown, of the user's own models, count alike.
+    """
+
+    def rank(item: PlannedRun) -> tuple[int, float]:
+        assert item.estimate is not None, "prepared runs have an estimate"
+        return item.estimate.memory_bytes or 1, -item.spec.config.optim.lr
+
+    pairs: dict[str, list[PlannedRun]] = {}
+    for item in items:
+        pairs.setdefault(_pair(item.spec.config), []).append(item)
+    return [max(runs, key=rank) for runs in pairs.values()]
+
+
+def _pair(config: RunConfig) -> str:
+    """Return architecture and optimizer, such as ``gru-adam``."""
+    return f"{config.model.kind}-{config.optim.optimizer}"
