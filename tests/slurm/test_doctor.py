@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -117,20 +118,27 @@ def test_a_job_that_stays_in_the_queue_is_a_note_and_cancelled(cluster: Path, tm
 
 
 @pytest.mark.process
-def test_a_job_that_leaves_no_file_means_that_the_folder_is_not_shared(cluster: Path, tmp_path: Path) -> None:
-    program(cluster, "sbatch", '[ "$1" = --version ] && echo slurm 24 || echo 42')
-    answering(cluster, "squeue", "slurm_load_jobs error: Invalid job id specified\n", code=1, to="stderr")
-    found = look(tmp_path, SlurmSettings(), wait_s=0.5)["shared folder"]
+@pytest.mark.parametrize(
+    ("submits", "place", "settings", "subject", "text"),
+    [
+        ("echo 42", "", {}, "shared folder", "set --runs-dir to a file system that nodes share"),
+        (None, "", {"python": "no-such-python"}, "compute node", "Python did not start there: .*not found"),
+        ('echo "sbatch: error: Invalid account" >&2; exit 1', "", {}, "compute node", "sbatch: error: Invalid account"),
+        (None, "file/runs", {}, "compute node", "cannot write .*"),
+        ("echo hello", "", {}, "compute node", 'sbatch: expected a job id, got "hello"'),
+    ],
+    ids=["no file of the job", "no Python", "a refusal", "an unwritable folder", "no job id"],
+)
+def test_a_trial_that_goes_wrong_is_bad_and_says_where(
+    cluster: Path, tmp_path: Path, submits: str | None, place: str, settings: dict[str, Any], subject: str, text: str
+) -> None:
+    if submits is not None:
+        program(cluster, "sbatch", f'[ "$1" = --version ] && echo slurm 24 && exit; {submits}')
+        answering(cluster, "squeue", "slurm_load_jobs error: Invalid job id specified\n", code=1, to="stderr")
+    (tmp_path / "file").write_text("")
+    found = look(tmp_path / place, SlurmSettings(**settings), wait_s=0.5 if submits else 20)[subject]
     assert found.level == "bad"
-    assert found.text.endswith("set --runs-dir to a file system that nodes share")
-
-
-@pytest.mark.process
-def test_a_python_that_does_not_start_is_told_with_what_it_printed(cluster: Path, tmp_path: Path) -> None:
-    node = look(tmp_path, SlurmSettings(python="no-such-python"))["compute node"]
-    assert node.level == "bad"
-    assert node.text.startswith("Python did not start there: ")
-    assert node.text.endswith("not found")
+    assert re.search(f"{text}$", found.text), found.text
 
 
 @pytest.mark.process
@@ -152,17 +160,6 @@ def test_doctor_finds_nothing_bad_on_the_test_cluster(tmp_path: Path) -> None:
     found = {finding["subject"]: finding for finding in json.loads(done.stdout)["data"]["findings"]}
     assert [finding for finding in found.values() if finding["level"] == "bad"] == []
     assert done.returncode == 0
-
-
-@pytest.mark.process
-def test_a_refused_submission_or_an_unwritable_folder_is_bad(cluster: Path, tmp_path: Path) -> None:
-    body = '[ "$1" = --version ] && echo slurm 24 && exit; echo "sbatch: error: Invalid account" >&2; exit 1'
-    program(cluster, "sbatch", body)
-    assert look(tmp_path, SlurmSettings())["compute node"].text == "sbatch: error: Invalid account"
-    (tmp_path / "file").write_text("")
-    assert "cannot write" in look(tmp_path / "file" / "runs", SlurmSettings())["compute node"].text
-    program(cluster, "sbatch", '[ "$1" = --version ] && echo slurm 24 || echo hello')
-    assert 'sbatch: expected a job id, got "hello"' in look(tmp_path, SlurmSettings())["compute node"].text
 
 
 @pytest.mark.process
