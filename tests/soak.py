@@ -17,7 +17,6 @@ import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -42,63 +41,36 @@ ORDER = ("quiet", "busy", "quiet", "slow disk")
 ZONES = ("UTC", "Asia/Kolkata", "America/St_Johns")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What one run of the suite has come to."""
-
-    number: int
-    load: str
-    seed: int
-    seconds: float
-    exit_code: int
-    tests: int = 0
-    skipped: int = 0
-    failed: list[str] = field(default_factory=list)
-
-    @property
-    def is_good(self) -> bool:
-        return self.exit_code == 0 and not self.failed
-
-    def __str__(self) -> str:
-        counts = f"{self.tests} tests, {self.skipped} skipped, {len(self.failed)} failed"
-        return f"run {self.number:2}  {self.load:9}  --shuffle {self.seed:10}  {self.seconds:6.0f} s  {counts}"
-
-
 @contextlib.contextmanager
 def load(name: str, folder: Path) -> Iterator[None]:
     """Keep the machine busy while the block runs."""
-    programs = [
-        subprocess.Popen([sys.executable, "-c", program, str(folder / f"synced-{number}")])
-        for number, program in enumerate(LOADS[name])
-    ]
+    file = folder / "synced"
+    programs = [subprocess.Popen([sys.executable, "-c", program, str(file)]) for program in LOADS[name]]
     try:
         yield
     finally:
         for program in programs:
             program.kill()
             program.wait()
-        for file in folder.glob("synced-*"):
-            file.unlink()
+        file.unlink(missing_ok=True)
 
 
-def suite(number: int, name: str, seed: int, folder: Path, words: list[str]) -> Result:
-    """Run all tests once."""
-    results, began = folder / f"run-{number}.xml", time.monotonic()
+def suite(number: int, name: str, seed: int, folder: Path, words: list[str]) -> list[str]:
+    """Run all tests once, print a line about that, and return the tests that failed."""
+    results, log_file, began = folder / f"run-{number}.xml", folder / f"run-{number}.log", time.monotonic()
     argv = [sys.executable, "-m", "pytest", *words, "--shuffle", str(seed), f"--junitxml={results}"]
-    with load(name, folder), (folder / f"run-{number}.log").open("wb") as log:
+    with load(name, folder), log_file.open("wb") as log:
         env = {**os.environ, "TZ": ZONES[number % len(ZONES)], "CI": "true"}  # a missing program is a failure
         code = subprocess.run(argv, cwd=ROOT, env=env, stdout=log, stderr=log, check=False).returncode
-    known = {"number": number, "load": name, "seed": seed, "seconds": time.monotonic() - began, "exit_code": code}
-    if not results.exists():
-        return Result(**known, failed=[f"no result: see {folder / f'run-{number}.log'}"])
-    cases = list(ElementTree.parse(results).iter("testcase"))
+    cases = list(ElementTree.parse(results).iter("testcase")) if results.exists() else []
     bad = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
-    return Result(
-        **known,
-        tests=len(cases),
-        skipped=sum(case.find("skipped") is not None for case in cases),
-        failed=[f"{case.get('classname')}::{case.get('name')}" for case in bad],
-    )
+    failed = [f"{case.get('classname')}::{case.get('name')}" for case in bad]
+    if code and not failed:
+        failed = [f"exit code {code}: see {log_file}"]
+    skipped = sum(case.find("skipped") is not None for case in cases)
+    counts = f"{len(cases)} tests, {skipped} skipped, {len(failed)} failed"
+    print(f"run {number:2}  {name:9}  --shuffle {seed:10}  {time.monotonic() - began:6.0f} s  {counts}", flush=True)
+    return failed
 
 
 def main() -> int:
@@ -119,21 +91,18 @@ def main() -> int:
         os.environ["SEQLM_TEST_RENAME_SECONDS"] = str(options.rename_seconds)
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     print(f"logs and results: {folder}", flush=True)
-    results: list[Result] = []
+    by_test: dict[str, list[str]] = {}
+    good = 0
     for number, name in zip(range(1, options.runs + 1), itertools.cycle(options.loads), strict=False):
-        results.append(suite(number, name, options.seed + number - 1, folder, words))
-        print(results[-1], flush=True)
-    by_test: dict[str, list[Result]] = {}
-    for result in results:
-        for test in result.failed:
-            by_test.setdefault(test, []).append(result)
+        failed = suite(number, name, options.seed + number - 1, folder, words)
+        good += not failed
+        for test in failed:
+            by_test.setdefault(test, []).append(f"{number} ({name})")
     print("\nfailures by test:" if by_test else "\nno test has failed")
     for test, where in sorted(by_test.items(), key=lambda item: -len(item[1])):
-        runs = ", ".join(f"{result.number} ({result.load})" for result in where)
-        print(f"{len(where):3} of {len(results)}  {test}  in {runs}")
-    good = sum(result.is_good for result in results)
-    print(f"{good} of {len(results)} runs passed")
-    return 0 if good == len(results) else 1
+        print(f"{len(where):3} of {options.runs}  {test}  in {', '.join(where)}")
+    print(f"{good} of {options.runs} runs passed")
+    return 0 if good == options.runs else 1
 
 
 if __name__ == "__main__":
