@@ -215,12 +215,12 @@ def test_two_failed_runs_of_one_name_keep_their_own_command_and_data(
         run.provenance_file.write_text(json.dumps(known))
     given: dict[str, tuple[Sequence[str], Path | None]] = {}
 
-    def stop(specs: list[RunSpec], backend: Any, settings: Any, **_: Any) -> None:
+    def stop(specs: list[RunSpec], *_: Any) -> None:
         for spec in specs:
             given[spec.fingerprint[:8]] = (spec.command, spec.data_path)
         raise UsageError("no further")
 
-    monkeypatch.setattr("jobs.cli.launching.launched", stop)
+    monkeypatch.setattr("jobs.cli.launching.launch", stop)
     assert launch.main(["retry", "small", "--backend", "local"]) == 2
     runs = runs_in(study.folder / "runs" / "small")
     wanted = {run.read_config().fingerprint()[:8]: (["made", run.id], Path(f"/text/{run.id}")) for run in runs}

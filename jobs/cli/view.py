@@ -340,9 +340,12 @@ class Display:
 def watch(watcher: Watcher) -> None:
     """Show a study as a result until every run is over."""
     with Display(watcher, terminal.results(), terminal.say, transient=False) as display:
-        while not (study := display.look()).is_over:
+        first = study = display.look()
+        while not study.is_over:
             time.sleep(watcher.pause_seconds)
-    terminal.say(study.summary)
+            study = display.look()
+    if study is not first:  # whose summary the display has shown
+        terminal.say(study.summary)
 
 
 def tell_skipped(planned: Sequence[PlannedRun]) -> None:

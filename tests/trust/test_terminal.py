@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,17 +139,17 @@ def test_a_log_that_grows_is_followed_by_whole_lines(run: RunDirectory, capsys: 
     assert capsys.readouterr().out == "\\x1b[2J half\n"
 
 
-def test_a_study_that_is_watched_in_lines_passes_on_no_escapes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_that_is_watched_in_lines_passes_on_no_escapes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     about = {"name": f"rnn{HOSTILE}", "id": "rnn", "epochs_done": 0, "epochs_total": 2, "best_val_ppl": None}
     about |= {**dict.fromkeys(MEASURES), "origin": None}
     ends = [{**about, "state": "running", "reason": None}, {**about, "state": "failed", "reason": HOSTILE}]
     views = [StudyView(name="small", runs=[end]) for end in ends]
 
-    class Seen:
-        def looks(self) -> Iterator[StudyView]:
-            return iter(views)
-
-    watch(Seen())  # type: ignore[arg-type]
+    seen = iter(views)
+    monkeypatch.setattr(Watcher, "look", lambda self: next(seen))
+    watch(Watcher(tmp_path))
     said = capsys.readouterr().out
     assert harmless(said)
     assert said.count(SHOWN) == 2

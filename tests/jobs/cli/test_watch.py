@@ -297,4 +297,4 @@ def test_watching_a_study_whose_launcher_has_ended_before_its_runs_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     watch(Watcher(tmp_path))
-    assert capsys.readouterr().out == f"{tmp_path.name}: no runs\n" * 2
+    assert capsys.readouterr().out == f"{tmp_path.name}: no runs\n"
