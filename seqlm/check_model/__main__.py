@@ -112,7 +112,7 @@ def _sizes(subject: Subject, vocab_size: int, seq_len: int) -> dict[str, Any] | 
     for device in ("meta", "cpu"):
         try:
             with torch.device(device):
-                return sizes_of(subject.build(vocab_size, seq_len), vocab_size, seq_len)
+                return sizes_of(subject.build(vocab_size, seq_len), seq_len)
         except Exception:
             continue
     return None

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from seqlm.models import LanguageModel
 
 
-def sizes_of(model: LanguageModel, vocab_size: int, seq_len: int) -> dict[str, Any]:
+def sizes_of(model: LanguageModel, seq_len: int) -> dict[str, Any]:
     """Return parameters, operations and memory of a model for windows of ``seq_len`` tokens.
 
     ``flops_per_token`` counts matrix products of forward and backward pass, the backward pass as twice the forward
@@ -22,11 +22,15 @@ def sizes_of(model: LanguageModel, vocab_size: int, seq_len: int) -> dict[str, A
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     model = copy.deepcopy(model).to("meta").train()
-    one, two = (_saved_bytes(model, vocab_size, seq_len, columns) for columns in (1, 2))
+    one, two = (_saved_bytes(model, seq_len, columns) for columns in (1, 2))
     own = model.flops_per_token(seq_len)
+    tokens = _window(seq_len, 2)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.loss(tokens, tokens, model.initial_state(2))
+    forward_flops = int(counter.get_total_flops())
     return {
         "parameters": parameters,
-        "flops_per_token": 3 * _forward_flops(model, vocab_size, seq_len) // (2 * seq_len) if own is None else int(own),
+        "flops_per_token": 3 * forward_flops // (2 * seq_len) if own is None else int(own),
         "saved_bytes": max(0, 2 * one - two),
         "saved_bytes_per_column": two - one,
         "label": None if model.label is None else str(model.label),
@@ -37,14 +41,7 @@ def _window(seq_len: int, columns: int) -> Tensor:
     return torch.zeros(seq_len, columns, dtype=torch.int64, device="meta")
 
 
-def _forward_flops(model: LanguageModel, vocab_size: int, seq_len: int) -> int:
-    tokens = _window(seq_len, 2)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.loss(tokens, tokens, model.initial_state(2))
-    return int(counter.get_total_flops())
-
-
-def _saved_bytes(model: LanguageModel, vocab_size: int, seq_len: int, columns: int) -> int:
+def _saved_bytes(model: LanguageModel, seq_len: int, columns: int) -> int:
     kept: dict[int, Any] = {}
     own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
 

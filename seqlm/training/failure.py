@@ -102,17 +102,15 @@ def failed_allocation(error: BaseException) -> BaseException | None:
     passed: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in passed:
-        if _is_out_of_memory(link):
+        if (
+            isinstance(link, torch.cuda.OutOfMemoryError | MemoryError)
+            or _says(link, _NO_MEMORY)
+            or (isinstance(link, OSError) and link.errno == errno.ENOMEM)
+        ):
             return link
         passed.append(link)
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
     return None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
-        return True
-    return _says(error, _NO_MEMORY) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 
 def _is_peer_lost(error: BaseException) -> bool:
