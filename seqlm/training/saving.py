@@ -33,6 +33,7 @@ class Saving:
         self._files = files
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer", initializer=_be_nice)
         self._work: Future[None] | None = None
+        self._memory: dict[tuple[Any, ...], torch.Tensor] = {}
         self._every_seconds = 60 * CHECKPOINT_MINUTES.read()
         self._saved_at = time.monotonic()
 
@@ -47,8 +48,8 @@ class Saving:
         checkpoint = self._trainer.checkpoint()
         self._saved_at = time.monotonic()
         if self._trainer.rank.is_first:
-            self.wait()  # there is room for one copy
-            tensors = {"model": copied(checkpoint.model), "optimizer": copied(checkpoint.optimizer)}
+            self.wait()  # the copies have one place
+            tensors = copied({"model": checkpoint.model, "optimizer": checkpoint.optimizer}, self._memory)
             self._work = self._thread.submit(self._files.save, replace(checkpoint, **tensors))
 
     @property
@@ -73,21 +74,17 @@ def _be_nice() -> None:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
-def copied(tree: Any) -> Any:
+def copied(tree: Any, memory: dict[tuple[Any, ...], torch.Tensor]) -> Any:
     """Return ``tree``, nested tables and lists, with a copy on the CPU in place of each tensor.
 
-    Names of the same memory, as of a tied parameter, share their copy.
+    The copies are in ``memory``, and the next call writes into them: only the first one has to wait for pages. Names
+    of the same memory, as of a tied parameter, share their copy.
     """
-    copies: dict[tuple[Any, ...], torch.Tensor] = {}
-
-    def copy(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            key = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
-            if key not in copies:
-                copies[key] = value.detach().to("cpu", copy=True)
-            return copies[key]
-        if isinstance(value, dict):
-            return {name: copy(item) for name, item in value.items()}
-        return [copy(item) for item in value] if isinstance(value, list | tuple) else value
-
-    return copy(tree)
+    if isinstance(tree, torch.Tensor):
+        key = (tree.device, tree.data_ptr(), tree.dtype, tree.shape, tree.stride())
+        if key not in memory:
+            memory[key] = torch.empty(tree.shape, dtype=tree.dtype, pin_memory=tree.is_cuda)
+        return memory[key].copy_(tree.detach())
+    if isinstance(tree, dict):
+        return {name: copied(item, memory) for name, item in tree.items()}
+    return [copied(item, memory) for item in tree] if isinstance(tree, list | tuple) else tree
