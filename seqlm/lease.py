@@ -1,16 +1,17 @@
-"""The lease on a run: which worker owns it, told by files alone, for hosts that do not see each other's locks.
+"""The lease on a folder: which worker owns a run, and which launcher a study, told by files alone.
 
-A lock of the system (``worker.lock``) dies with its process, but not every shared file system shows it to other hosts.
-So its owner holds a lease as well. ``lease/`` in the run's folder has one file for each owner the run has had, in
-their order: ``000001.json``, ``000002.json``, ... The owner is the one with the highest number, its generation.
+Locks of the system die with their process, but not every shared file system shows them to other hosts. ``lease/`` in
+the folder of a run or a study has one file for each owner it has had, in their order: ``000001.json``, ``000002.json``,
+... The owner is the one with the highest number, its generation.
 
     claim       a file written beside is linked to the next number: a link is made or refused, so of two claimants at
                 the same moment one wins, and one that reads a listing that lags finds the number taken and looks again;
                 a file system without links makes the file by exclusive creation (O_EXCL), with the same effect
     heartbeat   the owner sets the time of its file every few seconds; who watches it looks for *change* alone, on a
                 clock of its own, so that clocks may differ between hosts, and be set back
-    takeover    a lease without a heartbeat for some minutes, or one whose process on this host has ended, is taken
-                over by claiming the next number
+    refusal     a lease whose process lives on this host, or whose heart beats
+    takeover    a lease whose process on this host has ended, or one of another host without a heartbeat for some
+                minutes, is taken over by claiming the next number
     release     the file says so; no file is ever removed, since numbers must neither restart nor have gaps
     check       before each file that it puts in place, an owner asks whether the next number is taken: one that was
                 stopped, taken for dead and woken changes nothing of what has become somebody else's
@@ -32,7 +33,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,8 +42,6 @@ from typing import Any, Literal, assert_never, final
 from seqlm.environment import LEASE_SECONDS, STALE_LEASE_MINUTES
 from seqlm.errors import FileError, LeaseLostError, RunBusyError
 from seqlm.files import json_text, read_json, write_json, write_once
-from seqlm.locks import LOOK_SECONDS as LOCK_SECONDS
-from seqlm.locks import LOOKS, read_lock_holder
 from seqlm.processes import is_alive, this_process
 from seqlm.reading import exists, listed, moment
 
@@ -50,6 +49,8 @@ LOOK_SECONDS = 1.0
 """How often a lease is looked at that may be stale."""
 LOOK_AROUND_SECONDS = 2.0
 """How often an owner looks whether somebody has cancelled its run."""
+WAIT_SECONDS = 0.1
+"""How often somebody who waits for the end of an owner looks for it."""
 
 _GONE = (errno.ENOENT, errno.ESTALE)
 _FILE = re.compile(r"[0-9]{6,}\.json")
@@ -64,7 +65,7 @@ class Terms:
     """How long the heartbeat of another host must have been missing before its lease is taken over."""
 
     @classmethod
-    def from_environment(cls, env: Mapping[str, str]) -> Terms:
+    def from_environment(cls, env: Mapping[str, str] | None = None) -> Terms:
         """``SEQLM_LEASE_SECONDS`` between two heartbeats, ``SEQLM_STALE_LEASE_MINUTES`` until a takeover.
 
         A lease is not stale before three heartbeats are missing.
@@ -110,29 +111,29 @@ class Lease:
 def claim(
     folder: Path,
     *,
-    attempt: int,
+    attempt: int | None = None,
     busy: str,
     terms: Terms,
     pause: Callable[[float], None] = time.sleep,
     tell: Callable[[str], None] = lambda line: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Lease:
-    """Become the owner of the run whose leases lie in ``folder``. Called with the run's lock held.
+    """Become the owner of the run or study whose leases lie in ``folder``.
 
-    The lease of a process of this host that has ended is taken over at once. Any other owner that has not released
-    its lease is watched first, for ``terms.stale_seconds``: its locks may not be visible here.
+    A live process of this host is refused at once, and the lease of one that has ended is taken over at once. Any other
+    owner that has not released its lease is watched first, for ``terms.stale_seconds``.
 
     Args:
-        folder: ``lease/`` in the run's folder; made where it is missing.
-        attempt: of this worker, for the record.
-        busy: what to say where the run has an owner.
+        folder: ``lease/`` in the folder of the run or study; made where it is missing.
+        attempt: of this worker, for the record. ``None``: it is a launcher.
+        busy: what to say where there is an owner.
         terms: when a lease is stale.
         pause: waits for the given seconds, or raises to give up.
         tell: told, in a line, of a takeover and of the wait before it.
         clock: seconds that only go forward.
 
     Raises:
-        RunBusyError: another worker's heart beats; the text is ``busy``, followed by who it is.
+        RunBusyError: there is a live owner; the text is ``busy``, followed by who it is.
         FileError: the folder cannot be written.
     """
     try:
@@ -142,15 +143,17 @@ def claim(
             newest = max(newest, newest_generation(folder))
             owner = _read(folder / _name(newest))
             if newest and not _is_free(owner):
-                tell(f"{_who(owner)} has not released this run; watching for a sign of life")
-                seen = _watch(folder, newest, terms.stale_seconds, pause, clock)
+                seen: Literal["beat", "changed", "silent"] = "beat"
+                if is_alive(owner) is None:
+                    tell(f"{_who(owner)} has not released {folder.parent.name}; watching for a sign of life")
+                    seen = _watch(folder, newest, terms.stale_seconds, pause, clock)
                 match seen:
                     case "beat":
                         raise RunBusyError(f"{busy} ({_who(owner)})")
                     case "changed":
                         continue
                     case "silent":
-                        tell(f"taking this run over from {_who(owner)}, which gives no sign of life")
+                        tell(f"taking {folder.parent.name} over from {_who(owner)}, which gives no sign of life")
                     case _:
                         assert_never(seen)
             newest += 1
@@ -204,46 +207,38 @@ def require_attempt(folder: Path, attempt: int) -> None:
         raise LeaseLostError(f"this run was taken over by {_who(owner)}; this rank is of an earlier attempt")
 
 
-def live_owner(folder: Path, stale_seconds: float) -> dict[str, Any] | None:
+def live_owner(folder: Path, terms: Terms | None = None) -> dict[str, Any] | None:
     """The lease of an owner that seems to live: ``host``, ``pid``, ... ``None``: there is no such owner.
 
-    For a run whose lock is not visible here. This is a guess from the age of the file by this machine's clock and
-    the file system's, which may differ; only of a process of this host is it known that it has ended. Costs a listing
-    of the folder; nothing is written.
+    It is known whether a process of this host lives. Of others, this is a guess from the age of the file by this
+    machine's clock and the file system's, which may differ. Costs a listing of the folder; nothing is written.
+    ``terms`` are by default those of the environment.
 
     Raises:
         FileError: the folder cannot be read.
+        UsageError: a variable of the terms is wrong.
     """
     generation = _highest_listed(folder)
-    if not generation:
-        return None
     path = folder / _name(generation)
+    owner = _read(path) if generation else {}
+    if not generation or _is_free(owner):
+        return None
+    if is_alive(owner):
+        return owner
     try:
         age = time.time() - path.stat().st_mtime
     except FileNotFoundError:
         return None
     except OSError as error:
         raise FileError.from_os_error("read", path, error) from None
-    if abs(age) >= stale_seconds:
-        return None
-    owner = _read(path)
-    return None if _is_free(owner) else owner
+    return owner if abs(age) < (terms or Terms.from_environment()).stale_seconds else None
 
 
-def has_live_worker(lock_file: Path, folder: Path, stale_seconds: float) -> bool:
-    """Return whether a locked ``lock_file`` names a process that may hold it.
-
-    A process of another host counts if the run has a lease in ``folder`` that was renewed within ``stale_seconds``.
-    """
-    for _ in range(LOOKS):
-        holder = read_lock_holder(lock_file)
-        alive = is_alive(holder) if holder else False
-        if alive is None:
-            return live_owner(folder, stale_seconds) is not None
-        if alive:
-            return True
-        time.sleep(LOCK_SECONDS)  # a process that has just taken the lock has yet to write its name
-    return False
+def wait_until_free(folders: Sequence[Path], seconds: float) -> None:
+    """Wait until no folder has a live owner, for at most ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while any(live_owner(folder) is not None for folder in folders) and time.monotonic() < deadline:
+        time.sleep(WAIT_SECONDS)
 
 
 def newest_generation(folder: Path) -> int:
@@ -300,7 +295,7 @@ def _read(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _take(folder: Path, generation: int, attempt: int, terms: Terms) -> Lease | None:
+def _take(folder: Path, generation: int, attempt: int | None, terms: Terms) -> Lease | None:
     """Claim a generation; none where somebody else has it."""
     record = {
         "generation": generation,
@@ -347,7 +342,7 @@ def _watch(
         step = min(LOOK_SECONDS, seconds - watched)
         pause(step)
         now = _state(path)
-        if now is None or first is None or exists(folder / _name(generation + 1)) or _read(path).get("released"):
+        if now is None or first is None or exists(folder / _name(generation + 1)) or _is_free(_read(path)):
             return "changed"
         if now != first:
             return "beat"

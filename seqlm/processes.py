@@ -5,51 +5,34 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 
-@dataclass(frozen=True, kw_only=True)
-class Host:
-    """Where a process runs. Two processes with the same host see each other by their process ids."""
+def this_host() -> dict[str, str]:
+    """Where this process runs. Two processes with equal values see each other by their process ids.
 
-    name: str
-    """The host name."""
-    machine: str
-    """The machine id, or the host name where there is none."""
-    boot: str = ""
-    """The id that Linux draws at boot. Cloned machines and containers may share it."""
-    pid_namespace: str = ""
-    """The kernel's name for the numbering of processes. Each container has its own."""
-
-
-def this_host() -> Host:
-    """Where this process runs."""
+    ``host``; ``machine_id``, or the host name if there is none; ``boot_id``, which Linux draws at boot, and which
+    cloned machines and containers may share; ``pid_namespace``, the kernel's name for the numbering of processes, of
+    which each container has its own.
+    """
     name = socket.gethostname()
-    return Host(
-        name=name,
-        machine=_first_line("/etc/machine-id") or name,
-        boot=_first_line("/proc/sys/kernel/random/boot_id"),
-        pid_namespace=_link("/proc/self/ns/pid"),
-    )
+    return {
+        "host": name,
+        "machine_id": _first_line("/etc/machine-id") or name,
+        "boot_id": _first_line("/proc/sys/kernel/random/boot_id"),
+        "pid_namespace": _link("/proc/self/ns/pid"),
+    }
 
 
 def this_process() -> dict[str, Any]:
-    """What identifies this process in a lease or a lock file.
-
-    ``pid``, ``process_group``, ``host``, ``machine_id``, ``boot_id``, ``pid_namespace`` and ``process_start``, the
-    result of :func:`process_start`.
-    """
-    host = this_host()
+    """What identifies this process in a lease: ``pid``, ``process_group``, ``process_start`` and :func:`this_host`."""
+    process = os.getpid()
     return {
-        "pid": os.getpid(),
+        "pid": process,
         "process_group": os.getpgrp(),
-        "host": host.name,
-        "machine_id": host.machine,
-        "boot_id": host.boot,
-        "pid_namespace": host.pid_namespace,
-        "process_start": process_start(os.getpid()),
+        **this_host(),
+        "process_start": process_start(process),
     }
 
 
@@ -70,16 +53,14 @@ def _process_fields(pid: int) -> list[str]:
 
 def is_here(owner: Mapping[str, Any]) -> bool:
     """Whether a recorded process ran where this one runs, so that its process id means something here."""
-    host = this_host()
-    found = [owner.get(key) for key in ("host", "machine_id", "boot_id", "pid_namespace")]
-    return found == [host.name, host.machine, host.boot, host.pid_namespace]
+    return all(owner.get(key) == value for key, value in this_host().items())
 
 
 def is_alive(owner: Mapping[str, Any]) -> bool | None:
-    """Whether a recorded process (:func:`this_process`) lives. ``None``: it ran elsewhere, so this is not known.
+    """Whether a recorded process (:func:`this_process`) lives. ``None``: unknown.
 
-    A process that has the same id and another start time is another process. A record without a start time is
-    compared by the id alone.
+    A process that has the same id and another start time is another process. Unknown are processes of other hosts, and
+    those whose start time is not known.
     """
     pid, started = owner.get("pid"), owner.get("process_start")
     if not is_here(owner) or not isinstance(pid, int) or pid <= 0:
@@ -91,7 +72,7 @@ def is_alive(owner: Mapping[str, Any]) -> bool | None:
     except (OSError, OverflowError):
         return False
     fields = _process_fields(pid)
-    return not fields or (fields[0] not in "ZX" and started in (None, int(fields[19])))
+    return (fields[0] not in "ZX" and started == int(fields[19])) if fields and started is not None else None
 
 
 def _first_line(path: str) -> str:

@@ -77,9 +77,8 @@ class RunLayout:
     position_file = _Below("checkpoints", "position.json")
     """Epoch and step of :attr:`last_checkpoint`, readable without PyTorch."""
     best_checkpoint = _Below("checkpoints", "best.pt")
-    worker_lock_file = _Below("worker.lock")
     lease_dir = _Below("lease")
-    """The owners of the run, for hosts that do not see each other's locks (:mod:`seqlm.lease`)."""
+    """The owners of the run (:mod:`seqlm.lease`)."""
     task_file = _Below("task.json")
     """What a behaviour job has to compute. A run has no such file."""
 
@@ -133,7 +132,7 @@ class RunLayout:
 
 
 def study_record_file(study_dir: Path) -> Path:
-    """``study.json``: what the report needs of the manifest. Written by launchers, which hold the study's lock."""
+    """``study.json``: what the report needs of the manifest. Written by the launcher that owns the study."""
     return study_dir / "study.json"
 
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,8 +41,7 @@ from seqlm.files import (
     write_once,
     write_text,
 )
-from seqlm.lease import Terms, has_live_worker, live_owner
-from seqlm.locks import held_by_other_program, is_locked
+from seqlm.lease import live_owner
 from seqlm.model_files import ModelFiles, keep_tokenizer, read_model_files
 from seqlm.reading import MOST_EPOCHS, below, exists, is_folder, listed, read_bytes, wrong_field
 from seqlm.requests import Request, Requests
@@ -56,7 +54,7 @@ from seqlm.run_layout import (
     slugify,
     study_record_file,
 )
-from seqlm.state import Case, Facts, Failure, RunState, View, state_of
+from seqlm.state import Facts, Failure, RunState, View, state_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +71,7 @@ class Observation(RunState):
     @classmethod
     def damaged(cls, error: Exception) -> Observation:
         """Return the state of a run of which a file cannot be read, with the error as its reason."""
-        return cls(**vars(state_of(Case(facts=Facts(damage=str(error))))))
+        return cls(**vars(state_of(Facts(damage=str(error)))))
 
     @property
     def epochs_done(self) -> int:
@@ -235,7 +233,7 @@ class RunDirectory(RunLayout):
         remove(begun)
 
     def sweep_launch(self) -> None:
-        """Remove the temporary files of former launchers. Called by the launcher that holds the launch lock."""
+        """Remove the temporary files of former launchers. Called by the launcher that owns the study."""
         begun = temporaries_of(self.config_file, self.tokenizer_file, self.provenance_file)
         for attempt in self.attempts():
             begun += [path for kind in ("start", "exit") for path in self._begun_in(attempt, kind)]
@@ -328,7 +326,7 @@ class RunDirectory(RunLayout):
     def has_ended(self) -> bool:
         """Whether the run is done, cancelled or stopped by a search, has damaged files, or has failed for good."""
         try:
-            found = state_of(Case(facts=self.facts(0, self.read_result())))
+            found = state_of(self.facts(0, self.read_result()))
         except FileError:
             return exists(self.result_file)
         return found.state in ("done", "cancelled", "stopped") or (found.state == "failed" and found.is_final)
@@ -509,7 +507,7 @@ class RunDirectory(RunLayout):
 
         The state of a worker on this machine is certain. A worker of another host counts as alive if its heartbeat is
         recent: if its machine has crashed, the run stays "running" for some minutes (``SEQLM_STALE_LEASE_MINUTES``)
-        unless somebody has recorded an exit. A locked ``worker.lock`` that names no live process does not count.
+        unless somebody has recorded an exit.
         """
         newest = self.request()
         first = 1 if newest is None else newest.first_attempt(self.id)
@@ -517,22 +515,13 @@ class RunDirectory(RunLayout):
             return Facts(is_done=True)
         attempts = self.attempts()
         end = self.end(attempts[-1]) if attempts else None
-        has_ended = end is not None and end.has_ended
-        has_owner, lock_problem = False, None
-        stale_seconds = Terms.from_environment(os.environ).stale_seconds
-        if is_locked(self.worker_lock_file):
-            has_owner = has_live_worker(self.worker_lock_file, self.lease_dir, stale_seconds)
-            lock_problem = None if has_owner else held_by_other_program(self.worker_lock_file)
-        if not (has_owner or has_ended):
-            has_owner = live_owner(self.lease_dir, stale_seconds) is not None
-        has_owner = has_owner and not has_ended
+        has_owner = not (end is not None and end.has_ended) and live_owner(self.lease_dir) is not None
         stopped = None if has_owner else self.read_stopped(first)
         return Facts(
             has_owner=has_owner,
             is_cancelled=newest is not None and newest.is_cancel,
             stopped=stopped_reason(stopped) if stopped else None,
             failure=self._failure(end, newest, first) if end and not has_owner else None,
-            lock_problem=lock_problem,
             has_attempt=bool(attempts),
             has_begun=bool(attempts) and attempts[-1] >= first,
             epochs=epochs,
@@ -552,14 +541,14 @@ class RunDirectory(RunLayout):
 
         Args:
             view: what its launcher or scheduler says of it. ``None``: nothing will start it.
-            spent: returns why no run of the study goes on, as in :class:`seqlm.state.Case`.
+            spent: returns why no run of the study goes on, as in :func:`seqlm.state.state_of`.
         """
         epochs, _ = self.read_metrics()
         epoch = epochs[-1]["epoch"] if epochs else None
         finite = [e["val_ppl"] for e in epochs if isinstance(e["val_ppl"], int | float) and math.isfinite(e["val_ppl"])]
         result = self.read_result()
         facts = self.facts(0 if epoch is None else epoch + 1, result)
-        found = state_of(Case(facts=facts, view=view or View(), spent=spent))
+        found = state_of(facts, view or View(), spent)
         best, of_result = min(finite, default=None), epochs_of(result or {}) or 0
         return Observation(**vars(found), epoch=epoch, best_val_ppl=best, result_epochs=of_result)
 

@@ -1,14 +1,14 @@
 """The state of a run: one pure function of what its files say, and of what a launcher or a scheduler says.
 
-Every command, launcher, job and report takes the state from :func:`state_of`. The first row of :data:`ROWS` that holds
+Every command, launcher, job and report takes the state from :func:`state_of`. The first of its :func:`rows` that holds
 decides. The table in docs/explanation/failures.md is generated from these rows. Standard library alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 State: TypeAlias = Literal["pending", "queued", "running", "done", "stopped", "failed", "cancelled"]
 FailureKind: TypeAlias = Literal["oom", "diverged", "node", "preempted", "timeout", "code", "cancelled"]
@@ -47,8 +47,6 @@ class Facts:
     """Why a search stopped the run. ``None``: none did, or a later request lets the run go on."""
     failure: Failure | None = None
     """``None``: the newest attempt has not failed, or it is older than the newest request that names the run."""
-    lock_problem: str | None = None
-    """Why no worker can start: a process that is no worker holds the lock."""
     has_attempt: bool = False
     has_begun: bool = False
     """Whether an attempt has begun that the newest request is about."""
@@ -89,171 +87,106 @@ class RunState:
     """Whether the run waits because the budget of its study is spent."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """All that the state of a run depends on."""
-
-    facts: Facts
-    view: View = View()
-    spent: Callable[[], str | None] = lambda: None
-    """Returns why no run goes on: the budget of the study is spent. Called only if that decides the state."""
-
-
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One row of the table of states."""
 
     condition: str
     """For the documentation."""
-    state: State
     reason: str
     """For the documentation. Empty: the state has no reason."""
-    holds: Callable[[Case], object]
-    found: Callable[[Case], RunState]
+    holds: object
+    found: RunState
 
 
-def _failed(kind: FailureKind, message: str, *, is_final: bool = True) -> RunState:
+def rows(facts: Facts, view: View, spent: Callable[[], str | None]) -> Iterator[Row]:
+    """Yield the rows of the table of states, as they are for one run, in the order in which they decide."""
+    failure = facts.failure or Failure(kind="code", message="")
+    has_failed = facts.failure is not None
+    yield Row(
+        "a file that decides cannot be read, or is damaged",
+        "the file, with kind `code`",
+        facts.damage,
+        RunState(state="failed", reason=facts.damage, kind="code"),
+    )
+    yield Row("the result covers the requested epochs", "", facts.is_done, RunState(state="done"))
+    running = RunState(state="running", reason=(view.stage == "running" and view.reason) or None)
+    yield Row(
+        "a worker that may live owns the run, and its attempt has not recorded its end", "", facts.has_owner, running
+    )
+    yield Row(
+        "the newest request that names the run cancels it, or its job has recorded a `scancel`",
+        "by whom",
+        facts.is_cancelled or (has_failed and failure.kind == "cancelled"),
+        RunState(
+            state="cancelled",
+            reason="cancelled by the user" if facts.is_cancelled else failure.message,
+            kind="cancelled",
+        ),
+    )
+    yield Row(
+        "a search stopped the run",
+        "its place at the rung",
+        facts.stopped,
+        RunState(state="stopped", reason=facts.stopped),
+    )
+    yield Row(
+        "its attempt failed, the policy has it tried again, and a launcher or a job is there for that",
+        "kind and message",
+        has_failed and not failure.is_final and view.may_run,
+        RunState(state="queued", reason=f"tried again after {failure.kind}: {failure.message}"),
+    )
+    yield Row(
+        "its attempt failed", "kind and message", has_failed, _failed(failure.kind, failure.message, failure.is_final)
+    )
+    yield Row(
+        "a launcher or a job will start the run, or the scheduler does not answer",
+        "what it waits for",
+        view.stage in ("queued", "unknown"),
+        RunState(state="queued", reason=view.reason or None),
+    )
+    yield Row("its job runs, and its worker has not reported yet", "", view.stage == "running", running)
+    yield Row(
+        "its job was cancelled with `scancel`",
+        "what the scheduler reports",
+        view.kind == "cancelled",
+        RunState(state="cancelled", reason=view.reason, kind="cancelled"),
+    )
+    budget = spent()
+    yield Row(
+        "the budget of the study is spent",
+        "the budget",
+        budget is not None,
+        RunState(state="pending", reason=f"waits: {budget}", waits_for_budget=True),
+    )
+    # A job that had begun to follow its workers records what goes wrong, unless it is killed or cannot write.
+    kind = "node" if facts.has_begun and view.kind == "code" else view.kind or "code"
+    yield Row(
+        "its job ended in another way than well, and wrote nothing",
+        "what the scheduler reports; `node` if an attempt had begun",
+        view.kind,
+        _failed(kind, view.reason, kind not in RETRIED),
+    )
+    after = (
+        f"after {facts.epochs} epoch{'s' if facts.epochs > 1 else ''}"
+        if facts.epochs
+        else "before the first epoch ended"
+    )
+    yield Row(
+        "it has an attempt, or had a job that is no longer listed",
+        "after which epoch it was interrupted",
+        facts.has_attempt or view.reason,
+        RunState(state="pending", reason=view.reason or f"interrupted {after}; run again to resume"),
+    )
+    yield Row("none of these", "", True, RunState(state="pending"))
+
+
+def _failed(kind: FailureKind, message: str, is_final: bool) -> RunState:
     return RunState(state="failed", reason=f"{kind}: {message}", kind=kind, is_final=is_final)
 
 
-def _failure(case: Case) -> Failure:
-    assert case.facts.failure is not None, "only of runs that failed"
-    return case.facts.failure
+def state_of(facts: Facts, view: View = View(), spent: Callable[[], str | None] = lambda: None) -> RunState:
+    """Return the state of a run: that of the first row which holds.
 
-
-def _of_failure(case: Case) -> RunState:
-    found = _failure(case)
-    return _failed(found.kind, found.message, is_final=found.is_final)
-
-
-def _ended(case: Case) -> RunState:
-    """A job that had begun to follow its workers records what goes wrong, unless it is killed or cannot write."""
-    kind = case.view.kind or "code"
-    kind = "node" if kind == "code" and case.facts.has_begun else kind
-    return _failed(kind, case.view.reason, is_final=kind not in RETRIED)
-
-
-def _cancelled(case: Case) -> RunState:
-    if case.facts.is_cancelled:
-        return CANCELLED
-    return RunState(state="cancelled", reason=_failure(case).message, kind="cancelled")
-
-
-def _is_tried_again(case: Case) -> bool:
-    return case.facts.failure is not None and not case.facts.failure.is_final and case.view.may_run
-
-
-def _tried_again(case: Case) -> RunState:
-    found = _failure(case)
-    return RunState(state="queued", reason=f"tried again after {found.kind}: {found.message}")
-
-
-CANCELLED = RunState(state="cancelled", reason="cancelled by the user", kind="cancelled")
-
-
-def _interrupted(case: Case) -> RunState:
-    epochs = case.facts.epochs
-    after = f"after {epochs} epoch{'s' if epochs > 1 else ''}" if epochs else "before the first epoch ended"
-    return RunState(state="pending", reason=case.view.reason or f"interrupted {after}; run again to resume")
-
-
-ROWS = (
-    Row(
-        "a file that decides cannot be read, or is damaged",
-        "failed",
-        "the file, with kind `code`",
-        lambda case: case.facts.damage,
-        lambda case: RunState(state="failed", reason=case.facts.damage, kind="code"),
-    ),
-    Row(
-        "the result covers the requested epochs",
-        "done",
-        "",
-        lambda case: case.facts.is_done,
-        lambda case: RunState(state="done"),
-    ),
-    Row(
-        "a worker that may live owns the run, and its attempt has not recorded its end",
-        "running",
-        "",
-        lambda case: case.facts.has_owner,
-        lambda case: RunState(state="running", reason=(case.view.stage == "running" and case.view.reason) or None),
-    ),
-    Row(
-        "the newest request that names the run cancels it, or its job has recorded a `scancel`",
-        "cancelled",
-        "by whom",
-        lambda case: case.facts.is_cancelled or (case.facts.failure and case.facts.failure.kind == "cancelled"),
-        _cancelled,
-    ),
-    Row(
-        "a search stopped the run",
-        "stopped",
-        "its place at the rung",
-        lambda case: case.facts.stopped,
-        lambda case: RunState(state="stopped", reason=case.facts.stopped),
-    ),
-    Row(
-        "its attempt failed, the policy has it tried again, and a launcher or a job is there for that",
-        "queued",
-        "kind and message",
-        _is_tried_again,
-        _tried_again,
-    ),
-    Row("its attempt failed", "failed", "kind and message", lambda case: case.facts.failure, _of_failure),
-    Row(
-        "a launcher or a job will start the run, or the scheduler does not answer",
-        "queued",
-        "what it waits for",
-        lambda case: case.view.stage in ("queued", "unknown"),
-        lambda case: RunState(state="queued", reason=case.facts.lock_problem or case.view.reason or None),
-    ),
-    Row(
-        "its job runs, and its worker has not reported yet",
-        "running",
-        "",
-        lambda case: case.view.stage == "running",
-        lambda case: RunState(state="running", reason=case.view.reason or None),
-    ),
-    Row(
-        "its job was cancelled with `scancel`",
-        "cancelled",
-        "what the scheduler reports",
-        lambda case: case.view.kind == "cancelled",
-        lambda case: RunState(state="cancelled", reason=case.view.reason, kind="cancelled"),
-    ),
-    Row(
-        "the budget of the study is spent",
-        "pending",
-        "the budget",
-        lambda case: case.spent() is not None,
-        lambda case: RunState(state="pending", reason=f"waits: {case.spent()}", waits_for_budget=True),
-    ),
-    Row(
-        "its job ended in another way than well, and wrote nothing",
-        "failed",
-        "what the scheduler reports; `node` if an attempt had begun",
-        lambda case: case.view.kind,
-        _ended,
-    ),
-    Row(
-        "a process that is no worker holds its lock",
-        "pending",
-        "the file that is locked",
-        lambda case: case.facts.lock_problem,
-        lambda case: RunState(state="pending", reason=case.facts.lock_problem),
-    ),
-    Row(
-        "it has an attempt, or had a job that is no longer listed",
-        "pending",
-        "after which epoch it was interrupted",
-        lambda case: case.facts.has_attempt or case.view.reason,
-        _interrupted,
-    ),
-    Row("none of these", "pending", "", lambda case: True, lambda case: RunState(state="pending")),
-)
-
-
-def state_of(case: Case) -> RunState:
-    """Return the state of a run: that of the first row which holds."""
-    return next(row for row in ROWS if row.holds(case)).found(case)
+    ``spent`` returns why no run of the study goes on: its budget is spent. It is called only if that may decide.
+    """
+    return next(row.found for row in rows(facts, view, spent) if row.holds)

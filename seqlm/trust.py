@@ -51,7 +51,7 @@ def record_launch(study_dir: Path, models: Collection[str | None], tell: Callabl
     """Record that this user launches a study with a manifest, whose own models have the digests ``models``.
 
     A study of somebody else that keeps other models stays untrusted: the launch runs none of them. Problems are told
-    in one line and stop no launch: the study is then not trusted later. The caller holds the launch lock.
+    in one line and stop no launch: the study is then not trusted later. The caller owns the study.
     """
     here, problem = study_dir.resolve(), distrusted(study_dir)
     known = next((token for token in _tokens(study_dir) if _twin(token) == here), None)

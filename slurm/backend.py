@@ -22,11 +22,11 @@ from jobs.plan.capacity import Capacity, Node
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places
 from jobs.spec import Resources, RunSpec
-from jobs.study.cancel import wait_for_locks
 from jobs.study.folder import ObservedRun, read_jobs
 from jobs.study.kept_code import Code, live_code
 from jobs.study.squeue import ask
 from seqlm.errors import BackendError
+from seqlm.lease import wait_until_free
 from seqlm.requests import Request, next_folder
 from seqlm.rundir import RunDirectory
 from slurm.doctor import examine
@@ -95,7 +95,7 @@ class SlurmBackend(Backend):
         sbatch_environment(self.settings, os.environ)
 
     def submit(self, todo: Sequence[PlannedRun], options: LaunchOptions, code: Code, request: Request) -> list[str]:
-        """Submit prepared runs, and return the ids of the jobs. The caller holds the study's lock.
+        """Submit prepared runs, and return the ids of the jobs. The caller owns the study.
 
         Raises:
             BackendError: a job was rejected. Those before it are submitted and recorded; the message says so.
@@ -170,5 +170,5 @@ class SlurmBackend(Backend):
         except BackendError as error:
             line = f"marked as cancelled, but its job runs until it sees the mark: {error}"
             return dict.fromkeys((one.run.id for one in mine), line)
-        wait_for_locks([one.run.worker_lock_file for one in mine], seconds=30)
+        wait_until_free([one.run.lease_dir for one in mine], seconds=30)
         return dict.fromkeys(one.run.id for one in mine)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from seqlm.files import make_directory, read_json, write_json
+from seqlm.lease import Lease, Terms, claim, kept
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 
@@ -16,6 +18,14 @@ def newest_attempt(run: RunDirectory) -> int:
     attempt = max(1, run.last_attempt())
     make_directory(run.attempt_dir(attempt))
     return attempt
+
+
+@contextlib.contextmanager
+def owned(run: RunDirectory) -> Iterator[Lease]:
+    """Own a run while the block runs, as its worker does."""
+    terms = Terms.from_environment()
+    with kept(claim(run.lease_dir, attempt=run.last_attempt(), busy="busy", terms=terms), terms) as lease:
+        yield lease
 
 
 def fail(run: RunDirectory, record: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from seqlm.lease import newest_lease
 from seqlm.rundir import RunDirectory
 from slurm.testcluster import LoopbackCluster
 from tests import commands, hostile
@@ -192,4 +193,4 @@ def worker_of(run: RunDirectory, rank: int = 0) -> dict[str, Any]:
 
 
 def worker_pid(run: RunDirectory) -> int:
-    return int(read_soon(run.worker_lock_file)["pid"])
+    return int(wait_for(lambda: newest_lease(run.lease_dir).get("pid"), "a worker"))

@@ -19,11 +19,12 @@ from jobs.attempt.attempt import Attempt, micro_batches
 from jobs.attempt.supervisor import Ended, first_cause
 from jobs.manifests.policy import Policy
 from jobs.spec import Resources, Submission
+from jobs.study.folder import launcher_dir
 from seqlm.ends import timestamp
 from seqlm.environment import MICRO_BATCHES
 from seqlm.errors import EXIT_BUSY, EXIT_FAILED, EXIT_LOST, EXIT_STOPPED, RunBusyError
 from seqlm.files import read_json, write_json, write_json_lines
-from seqlm.locks import exclusive_lock
+from seqlm.lease import Terms, claim
 from seqlm.requests import file_request
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import View
@@ -36,6 +37,18 @@ EPOCHS = CONFIG.train.epochs
 POLICY = Policy(node=9, oom=9, max_stalled_retries=1)
 MOST_ATTEMPTS = 2 + POLICY.max_stalled_retries
 """Of one request: an attempt that fails gains at most one epoch, and the next ones none."""
+
+
+@contextlib.contextmanager
+def owning(folder: Path) -> Iterator[None]:
+    """Own a run or a study. Who is killed meanwhile leaves the lease of a process that has ended."""
+    lease = claim(folder, busy="busy", terms=Terms())
+    try:
+        yield
+    except GeneratorExit:
+        write_json(lease.file, {**(read_json(lease.file) or {}), "process_start": 1})
+        raise
+    lease.release()
 
 
 class World:
@@ -58,7 +71,7 @@ class World:
         """Request the run unless it is over, then start attempts as long as the policy says."""
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(exclusive_lock(self.study_dir / "launch.lock", "busy"))
+                stack.enter_context(owning(launcher_dir(self.study_dir)))
             except RunBusyError:
                 return
             if self.seen().state in ("done", "cancelled", "running"):
@@ -113,7 +126,7 @@ class World:
                 return
             fate = self.fates.pop(0) if self.fates else "done"
             try:
-                with exclusive_lock(run.worker_lock_file, "busy"):
+                with owning(run.lease_dir):
                     write_json(run.worker_file(attempt), {"pid": 1, "host": "here"})
                     yield
                     records, _ = run.read_metrics()

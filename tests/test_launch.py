@@ -143,7 +143,7 @@ def test_ctrl_c_stops_the_workers_cleanly_and_leaves_the_runs_resumable(tmp_path
     study = Study(tmp_path, epochs=5000, archs=("rnn", "gru"), stub=True)
     launcher = study.start("run", "small.toml")
     wait_for(study.epochs, "an epoch of one of the two runs", until=lambda epochs: len(epochs) == 2 and any(epochs))
-    pids = [worker_pid(run) for run in study.runs() if run.worker_lock_file.exists()]
+    pids = [worker_pid(run) for run in study.runs() if run.lease_dir.exists()]
     launcher.send_signal(signal.SIGINT)
     _, stderr = commands.finish(launcher)
     assert launcher.returncode == 130
@@ -188,7 +188,6 @@ if "seqlm.training.worker" in sys.orig_argv and not pathlib.Path({gate!r}).exist
     time.sleep(600)
 sys.path.remove({folder!r})
 del sys.modules["torch"]
-import torch
 """
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 import launch
-from jobs.study.folder import launching
+from jobs.study.folder import launcher_dir, launching
 from jobs.study.kept_code import keep_code
 from seqlm.files import write_json
-from seqlm.locks import is_locked
+from seqlm.lease import live_owner
 from seqlm.rundir import RunDirectory
 from seqlm.trust import distrusted, record_launch
 from tests import commands
@@ -228,19 +228,19 @@ def test_ctrl_c_stops_the_workers_and_cancel_stops_one_of_them(study: Study) -> 
     study.order(wait=True)
     launcher = study.start("behaviour", "small", "--max-parallel", "2")
     jobs = [study.job(name) for name in ("rnn-b", "gru")]
-    wait_for(lambda: [is_locked(job.worker_lock_file) for job in jobs], "both workers to hold their locks", until=all)
+    wait_for(lambda: [live_owner(job.lease_dir) for job in jobs], "both workers to own their jobs", until=all)
     with launching(study.path):  # a launch of the runs themselves is in nobody's way
-        assert is_locked(study.path / "launch.lock")
+        assert live_owner(launcher_dir(study.path))
     code, _, err = study("behaviour", "small")
     assert code == 1
     assert "study small/behaviour is already being launched" in err
     assert study("cancel", "runs/small/behaviour", "--only", "name=gru")[0] == 0
     assert jobs[1].observe().state == "cancelled"
-    assert is_locked(jobs[0].worker_lock_file)
+    assert live_owner(jobs[0].lease_dir)
     launcher.send_signal(signal.SIGINT)
     _, err = commands.finish(launcher)
     assert launcher.returncode == 130, err
-    assert not any(is_locked(job.worker_lock_file) for job in jobs)
+    assert not any(live_owner(job.lease_dir) for job in jobs)
     study.order()
     assert study.behaviour()[1] == {"rnn-b": ("done", "computed"), "gru": ("done", "computed")}
 
@@ -258,7 +258,7 @@ def test_no_wait_leaves_a_launcher_behind(study: Study) -> None:
         "both jobs to end",
         until=lambda states: set(states) <= {"failed", "done"},
     )
-    wait_for(lambda: not is_locked(study.path / "behaviour" / "launch.lock"), "the launcher left behind to end")
+    wait_for(lambda: not live_owner(launcher_dir(study.path / "behaviour")), "the launcher left behind to end")
 
 
 # -- the report ----------------------------------------------------------------------------------------------------

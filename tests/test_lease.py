@@ -1,4 +1,4 @@
-"""Who owns a run, as the files of its lease tell it: two hosts are two processes that see no lock of each other."""
+"""Who owns a run, as the files of its lease tell it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from seqlm import lease as leases
 from seqlm import processes
 from seqlm.errors import FileError, LeaseLostError, RunBusyError, UsageError
 from seqlm.lease import Lease, Terms, claim, kept, live_owner, newest_generation, newest_lease, require_attempt
-from seqlm.processes import Host
 from tests import commands
 from tests.faults import ChangeFaults, LookFaults
 from tests.waiting import wait_for
@@ -44,8 +43,8 @@ class Cluster:
         self._host = "a"
         monkeypatch.setattr(processes, "this_host", lambda: self.host(self._host))
 
-    def host(self, name: str) -> Host:
-        return Host(name=name, machine=f"machine of {name}")
+    def host(self, name: str) -> dict[str, str]:
+        return {"host": name, "machine_id": f"machine of {name}"}
 
     def claim(self, host: str, *, while_waiting: Callable[[], object] = lambda: None, attempt: int = 1) -> Lease:
         def pause(seconds: float) -> None:
@@ -66,7 +65,7 @@ class Cluster:
 
     def look(self, host: str) -> dict[str, Any] | None:
         self._host = host
-        return live_owner(self.folder, TERMS.stale_seconds)
+        return live_owner(self.folder, TERMS)
 
     def names(self) -> list[str]:
         return sorted(path.name for path in self.folder.iterdir())
@@ -108,13 +107,23 @@ def test_a_lease_that_a_dead_process_of_this_host_left_is_taken_over_at_once(
     assert cluster.now == 0.0
 
 
-@pytest.mark.parametrize("other", [{"name": "b"}, {"machine": "m2"}, {"boot": "b2"}, {"pid_namespace": "pid:[2]"}])
+def test_a_live_process_of_this_host_keeps_its_lease_even_if_it_was_stopped(cluster: Cluster) -> None:
+    first = cluster.claim("a")
+    set_back(first.file)
+    assert cluster.look("a") is not None
+    with pytest.raises(RunBusyError, match="on a"):
+        cluster.claim("a", while_waiting=lambda: pytest.fail("nothing to wait for"))
+
+
+@pytest.mark.parametrize(
+    "other", [{"host": "b"}, {"machine_id": "m2"}, {"boot_id": "b2"}, {"pid_namespace": "pid:[2]"}]
+)
 def test_a_process_id_means_nothing_on_a_host_that_differs_in_anything(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, other: dict[str, str]
 ) -> None:
-    """Cloned machines share the boot id, and containers share the kernel: their mounts may not share locks."""
-    here = {"name": "a", "machine": "m1", "boot": "b1", "pid_namespace": "pid:[1]"}
-    monkeypatch.setattr(cluster, "host", lambda name: Host(**(here if name == "a" else {**here, **other})))
+    """Cloned machines share the boot id, and containers share the kernel."""
+    here = {"host": "a", "machine_id": "m1", "boot_id": "b1", "pid_namespace": "pid:[1]"}
+    monkeypatch.setattr(cluster, "host", lambda name: here if name == "a" else {**here, **other})
     first = cluster.claim("a")
     rewrite(first, pid=2**22 + 1)
     assert processes.is_alive(json.loads(first.file.read_text())) is False
@@ -133,7 +142,7 @@ def test_a_process_is_known_by_its_id_and_its_start(tmp_path: Path) -> None:
     assert (record["pid"], record["process_start"]) == (process.pid, processes.process_start(process.pid))
     assert processes.is_alive(record) is True
     assert processes.is_alive({**record, "process_start": record["process_start"] + 1}) is False
-    assert processes.is_alive({**record, "process_start": None}) is True
+    assert processes.is_alive({**record, "process_start": None}) is None
     assert processes.is_alive({**record, "boot_id": "another"}) is None
     process.kill()
     wait_for(lambda: processes.is_alive(record), "the process to have ended, reaped or not", until=lambda a: a is False)
@@ -167,7 +176,7 @@ def claim_for_c(cluster: Cluster, first: Lease) -> None:
 
 STALE = int(TERMS.stale_seconds / leases.LOOK_SECONDS)
 """Looks until a lease is stale."""
-WATCHES, TAKES = "pid {pid} on a has not released", "taking this run over from pid {pid} on a"
+WATCHES, TAKES = "pid {pid} on a has not released", "taking {name} over from pid {pid} on a"
 WATCHES_C, TAKES_C = WATCHES.replace("on a", "on c"), TAKES.replace("on a", "on c")
 
 
@@ -204,11 +213,11 @@ def test_a_claimant_on_another_host_watches_for_a_sign_of_life_and_says_so(
         assert cluster.claim("b", while_waiting=lambda: happen(cluster, first)).generation == owner
     assert cluster.looks == looks
     if told is not None:
-        said = [line.format(pid=os.getpid()) for line in told]
+        said = [line.format(pid=os.getpid(), name=cluster.folder.parent.name) for line in told]
         assert all(line.startswith(start) for line, start in zip(cluster.told, said, strict=True)), cluster.told
     if owner == 1:
         first.check()
-        with pytest.raises(RunBusyError, match="on a"):  # its own host need not see its lock either
+        with pytest.raises(RunBusyError, match="on a"):
             cluster.claim("a", while_waiting=first.beat)
 
 
@@ -379,7 +388,7 @@ if sys.argv[4] == "no links":
     def refuse(source, target):
         raise PermissionError(1, "no hard links here")
     os.link = refuse
-processes.this_host = lambda: processes.Host(name=me, machine=me)
+processes.this_host = lambda: {"host": me, "machine_id": me}
 lease.LOOK_SECONDS = 0.002
 terms = lease.Terms(heartbeat_seconds=0.01, stale_seconds=30)
 print("ready", flush=True)
@@ -401,7 +410,7 @@ while won < 30:
 
 @pytest.mark.process
 @pytest.mark.parametrize("links", ["links", "no links"])
-def test_of_four_claimants_that_see_no_lock_one_at_a_time_is_the_owner(tmp_path: Path, links: str) -> None:
+def test_of_four_claimants_on_as_many_hosts_one_at_a_time_is_the_owner(tmp_path: Path, links: str) -> None:
     log = tmp_path / "log"
     claimants = [
         commands.start(
@@ -472,7 +481,12 @@ def test_a_host_is_known_by_what_the_system_says_of_it_and_without_that_by_its_n
     files = {"/etc/machine-id": "0f3a\n", "/proc/sys/kernel/random/boot_id": "77\n"}
     monkeypatch.setattr(Path, "read_text", lambda path, encoding: files[str(path)])
     monkeypatch.setattr(Path, "readlink", lambda path: {"/proc/self/ns/pid": Path("pid:[4]")}[str(path)])
-    assert processes.this_host() == Host(name="a", machine="0f3a", boot="77", pid_namespace="pid:[4]")
+    assert processes.this_host() == {
+        "host": "a",
+        "machine_id": "0f3a",
+        "boot_id": "77",
+        "pid_namespace": "pid:[4]",
+    }
     for error in (OSError(errno.ENOENT, "no /proc"), UnicodeDecodeError("ascii", b"\xff", 0, 1, "not ASCII")):
 
         def refuse(path: Path, encoding: str = "", error: Exception = error) -> str:
@@ -480,7 +494,7 @@ def test_a_host_is_known_by_what_the_system_says_of_it_and_without_that_by_its_n
 
         monkeypatch.setattr(Path, "read_text", refuse)
         monkeypatch.setattr(Path, "readlink", lambda path: refuse(path, error=OSError()))
-        assert processes.this_host() == Host(name="a", machine="a")
+        assert processes.this_host() == {"host": "a", "machine_id": "a", "boot_id": "", "pid_namespace": ""}
 
 
 def test_the_record_of_a_lease_says_who_holds_it_since_when(cluster: Cluster) -> None:
@@ -492,7 +506,7 @@ def test_the_record_of_a_lease_says_who_holds_it_since_when(cluster: Cluster) ->
         lease.release()
     owners = [record.pop("owner") for record in records]
     times = [datetime.fromisoformat(record.pop("taken_at")) for record in records]
-    expected = {"host": "a", "machine_id": "machine of a", "boot_id": "", "pid_namespace": ""}
+    expected: dict[str, Any] = {"host": "a", "machine_id": "machine of a"}
     expected |= {
         "pid": os.getpid(),
         "process_group": os.getpgrp(),

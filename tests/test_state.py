@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from typing import get_args
+from collections.abc import Callable, Iterator
+from typing import TypeAlias, get_args
 
-from seqlm.state import ROWS, Case, Facts, Failure, FailureKind, Stage, State, View, state_of
+from seqlm.state import Facts, Failure, FailureKind, Stage, State, View, rows, state_of
+
+Case: TypeAlias = tuple[Facts, View, Callable[[], str | None]]
 
 
 def cases() -> Iterator[Case]:
@@ -15,8 +17,8 @@ def cases() -> Iterator[Case]:
     views = [View(stage=stage, reason=reason) for stage in get_args(Stage) for reason in ("", "so it says")]
     views += [View(stage="ended", reason="it ended", kind=kind) for kind in get_args(FailureKind)]
     flags = list(itertools.product([False, True], repeat=4))
-    texts = itertools.product([None, "damage"], [None, "stopped"], [None, "lock_problem"], [None, "spent"])
-    for (damage, stopped, lock_problem, spent), (done, owner, attempt, cancelled) in itertools.product(texts, flags):
+    texts = itertools.product([None, "damage"], [None, "stopped"], [None, "spent"])
+    for (damage, stopped, spent), (done, owner, attempt, cancelled) in itertools.product(texts, flags):
         for failure, view in itertools.product(failures, views):
             facts = Facts(
                 damage=damage,
@@ -25,45 +27,40 @@ def cases() -> Iterator[Case]:
                 is_cancelled=cancelled,
                 stopped=stopped,
                 failure=failure,
-                lock_problem=lock_problem,
                 has_attempt=attempt,
                 epochs=2 if attempt else 0,
             )
-            yield Case(facts=facts, view=view, spent=lambda spent=spent: spent)  # type: ignore[misc]
+            yield facts, view, lambda spent=spent: spent  # type: ignore[misc]
 
 
 def test_every_run_has_a_state_and_every_row_is_reached() -> None:
+    documented = {row.condition: row for row in rows(Facts(), View(), lambda: None)}
     reached, states = set(), set()
     for case in cases():
-        found = state_of(case)
-        reached.add(next(number for number, row in enumerate(ROWS) if row.holds(case)))
+        row = next(row for row in rows(*case) if row.holds)
+        found = row.found
+        reached.add(row.condition)
         states.add(found.state)
+        assert found.state == documented[row.condition].found.state
         assert (found.kind is None) == (found.state not in ("failed", "cancelled"))
         assert found.reason != ""
-    assert reached == set(range(len(ROWS)))
+        assert row.reason or found.reason is None or found.state == "running"
+    assert reached == documented.keys()
     assert states == set(get_args(State))
 
 
-def test_a_row_gives_the_state_that_its_documentation_names() -> None:
-    for case in cases():
-        row = next(row for row in ROWS if row.holds(case))
-        found = state_of(case)
-        assert found.state == row.state
-        assert row.reason or found.reason is None or found.state == "running"
-
-
 def test_a_scheduler_that_does_not_answer_makes_no_run_failed() -> None:
-    for case in cases():
-        if case.view.stage == "unknown" and not (case.facts.failure or case.facts.damage or case.facts.is_cancelled):
-            assert state_of(case).state not in ("failed", "cancelled")
+    for facts, view, spent in cases():
+        if view.stage == "unknown" and not (facts.failure or facts.damage or facts.is_cancelled):
+            assert state_of(facts, view, spent).state not in ("failed", "cancelled")
 
 
 def test_a_job_that_is_killed_after_an_attempt_has_begun_is_no_failure_of_the_run() -> None:
     view = View(stage="ended", reason="SLURM reports FAILED", kind="code")
     for has_begun, kind in ((False, "code"), (True, "node")):
-        found = state_of(Case(facts=Facts(has_attempt=True, has_begun=has_begun), view=view))
+        found = state_of(Facts(has_attempt=True, has_begun=has_begun), view)
         assert (found.state, found.kind, found.is_final) == ("failed", kind, kind == "code")
 
 
 def test_a_result_counts_whatever_else_is_known() -> None:
-    assert all(state_of(case).state == "done" for case in cases() if case.facts.is_done and not case.facts.damage)
+    assert all(state_of(*case).state == "done" for case in cases() if case[0].is_done and not case[0].damage)

@@ -16,9 +16,9 @@ import pytest
 
 import launch
 from seqlm.files import write_json
-from seqlm.locks import exclusive_lock
 from seqlm.rundir import RunDirectory
 from tests import commands
+from tests.facts import owned
 from tests.training.studies import make_config, make_run
 from tests.waiting import wait_for
 
@@ -33,7 +33,7 @@ def run(tmp_path: Path) -> RunDirectory:
 @pytest.fixture
 def running(run: RunDirectory) -> Iterator[RunDirectory]:
     run.attempt_dir(1).mkdir(parents=True)
-    with exclusive_lock(run.worker_lock_file, "busy"):
+    with owned(run):
         yield run
 
 

@@ -39,7 +39,7 @@ def unpack(folder: Path) -> Path:
 
 def digests(folder: Path) -> dict[Path, str]:
     """Of all files but the lock, which a launch takes before it looks."""
-    return {path: file_sha256(path) for path in folder.rglob("*") if path.is_file() and path.name != "launch.lock"}
+    return {path: file_sha256(path) for path in folder.rglob("*") if path.is_file() and path.parent.name != "launcher"}
 
 
 def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

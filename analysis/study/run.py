@@ -23,7 +23,7 @@ from seqlm.errors import FileError
 from seqlm.reading import read_tail
 from seqlm.run_layout import MAX_RUNS
 from seqlm.rundir import RunDirectory, epochs_of
-from seqlm.state import Case, Facts, state_of
+from seqlm.state import Facts, state_of
 
 LOG_LINES = 12
 """Last lines of the log that are shown for a run that failed."""
@@ -66,7 +66,7 @@ def read_run(run: RunDirectory) -> LoadedRun:
     facts = None if damage else read_or_warn(lambda: run.facts(gone, recorded_result, read), None, warnings)
     if facts is None:
         facts = Facts(damage=warnings[0].replace(f"{run.path.parent}/", ""))
-    observed = state_of(Case(facts=facts))
+    observed = state_of(facts)
     state, reason, kind = observed.state, observed.reason and clean(observed.reason), observed.kind
     warnings += cut_lines
     # A configuration that was not resolved by a launch lacks the digest of its text; the result has it.

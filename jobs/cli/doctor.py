@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -126,33 +125,16 @@ def _devices(gpus: Sequence[machine.Gpu]) -> Iterator[Finding]:
 
 
 def _folder(subject: str, path: Path) -> Finding:
-    """Check that ``path``, or its nearest existing parent, takes files and has locks on this host."""
+    """Check that ``path``, or its nearest existing parent, takes files."""
     existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if exists(folder))
     try:
-        with (
-            tempfile.NamedTemporaryFile(prefix=".seqlm-doctor-", dir=existing) as first,
-            Path(first.name).open() as second,
-        ):
-            problem = _lock_problem(first.fileno(), second.fileno())
+        with tempfile.NamedTemporaryFile(prefix=".seqlm-doctor-", dir=existing):
+            pass
     except OSError as error:
         return Finding("bad", subject, f"cannot write in {existing}: {error.strerror or error}")
     free = shutil.disk_usage(existing).free
     text = f"{path} is writable, {memory(free)} free"
-    if problem is not None:
-        text += f"; locks (flock): {problem}: leases alone keep two workers from one run, and nothing two launchers"
-    return Finding("note" if problem or free < LOW_DISK_BYTES else "ok", subject, text)
-
-
-def _lock_problem(first: int, second: int) -> str | None:
-    """Return what is wrong with the locks of a file that is open twice."""
-    try:
-        fcntl.flock(first, fcntl.LOCK_EX)
-        fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return None
-    except OSError as error:
-        return error.strerror or str(error)
-    return "two at the same time"
+    return Finding("note" if free < LOW_DISK_BYTES else "ok", subject, text)
 
 
 def _penn_treebank(data_path: Path | None) -> Finding:

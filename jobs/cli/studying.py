@@ -18,8 +18,9 @@ from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments
 from jobs.cli.naming import chosen_runs, named_runs
 from jobs.cli.view import Watcher, say_status, watch
 from jobs.registry import scheduled_in
-from jobs.study.folder import ObservedRun, find_study, launch_lock_file, observe_study, study_name
+from jobs.study.folder import ObservedRun, find_study, launcher_dir, observe_study, study_name
 from seqlm.errors import UsageError, printable
+from seqlm.lease import wait_until_free
 from seqlm.reading import LARGEST_HASHED, open_regular
 from seqlm.rundir import RunDirectory
 
@@ -141,7 +142,7 @@ def _print_from(path: Path, position: int, *, rest: bool) -> int:
 
 def cancel(arguments: Arguments) -> tuple[Any, int]:
     """Stop runs that are not over, and wait until they have stopped. Exit code 1 if one has not."""
-    from jobs.study.cancel import mark, wait_for_locks, wait_until_stopped
+    from jobs.study.cancel import mark, wait_until_stopped
 
     study_dir = find_study(arguments.study, arguments.runs_dir)
     runs = chosen_runs(arguments, study_dir)
@@ -171,8 +172,8 @@ def cancel(arguments: Arguments) -> tuple[Any, int]:
         terminal.say(f"nothing to cancel: every{such} run is over")
     after = observe_study(study_dir)
     if marked and not any(run.observation.state in ("queued", "running") for run in after):
-        # Its launcher is about to exit; a `retry` now must not find the study locked.
-        wait_for_locks([launch_lock_file(study_dir)], seconds=10)
+        # Its launcher is about to exit; a `retry` now must not find it there.
+        wait_until_free([launcher_dir(study_dir)], seconds=10)
     ids = {one.run.id for one in marked}
     records = [{**run.to_dict(), "problem": problems.get(run.run.id)} for run in after if run.run.id in ids]
     return {"study": study_dir.name, "runs": records}, EXIT_RUN_FAILED if any(problems.values()) else 0

@@ -22,7 +22,7 @@ from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import write_record
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget
-from jobs.study.folder import Observer, launch_lock_file, launching, study_name, this_launcher, write_queue
+from jobs.study.folder import Observer, launcher_dir, launching, study_name, this_launcher, write_queue
 from jobs.study.kept_code import Code, keep_code, live_code
 from jobs.study.provenance import launch_record, run_record
 from seqlm.architectures import CustomConfig
@@ -91,7 +91,7 @@ def plan_runs(
     require_format(study_dir)
     observer, tasks = Observer(study_dir), tasks or {}
     if observer.launcher is not None and observer.launcher.identity == this_launcher():
-        # This process has the lock and has started nothing yet. A queue under its name is that of an earlier launch,
+        # This process owns the study and has started nothing yet. A queue under its name is that of an earlier launch,
         # by the same process or, in a container, by another one with the same number.
         observer.launcher = None
     # The folder of a task has the name of its run's folder, which may be older than the name of the run.
@@ -190,7 +190,7 @@ def estimated(
 def preparing(
     specs: Sequence[RunSpec], target: Backend, options: LaunchOptions
 ) -> Iterator[tuple[list[PlannedRun], tuple[Code, Request] | None]]:
-    """Hold the study's launch lock while the block runs. Plan and check everything before a file of a run is written.
+    """Own the study while the block runs. Plan and check everything before a file of a run is written.
 
     Yields all runs, with resolved resources, facts and estimates if they are to do; and the code of their workers with
     the request for them (``None``: nothing is to be done).
@@ -208,14 +208,14 @@ def preparing(
             terminal.tell(f"warning: {line}")
         return checked
 
-    unlocked: list[PlannedRun] | None = None
+    before: list[PlannedRun] | None = None
     if not exists(options.study_dir):  # a launch that is refused leaves no folder of a new study
-        unlocked = look()
-        planned = check(unlocked)
+        before = look()
+        planned = check(before)
     with launching(options.study_dir):
-        is_empty = {path.name for path in listed(options.study_dir)} <= {launch_lock_file(options.study_dir).name}
-        found = unlocked if unlocked is not None and is_empty else look()
-        if found != unlocked:
+        is_empty = listed(options.study_dir) == [launcher_dir(options.study_dir)]
+        found = before if before is not None and is_empty else look()
+        if found != before:
             planned = check(found)
         if any(item.action != "skip" for item in planned):
             planned = estimated(planned, earlier_throughput(options.study_dir.parent))

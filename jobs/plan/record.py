@@ -139,7 +139,7 @@ def write_record(
 ) -> None:
     """Write ``study.json`` with the estimate of each run in ``todo``, if anything has changed.
 
-    The caller holds the study's lock. Problems with the file are reported through ``tell`` and never stop a launch,
+    The caller owns the study. Problems with the file are reported through ``tell`` and never stop a launch,
     since only the report needs it.
     """
     path = study_record_file(study_dir)

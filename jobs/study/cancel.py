@@ -5,18 +5,14 @@ A request says which runs are to stop. Workers, launchers and jobs look for it o
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 from jobs.study.folder import ObservedRun, this_launcher
 from seqlm.ends import timestamp
-from seqlm.lease import Terms, live_owner
-from seqlm.locks import is_locked, read_lock_holder
+from seqlm.lease import live_owner
 from seqlm.requests import file_request
-from seqlm.rundir import RunDirectory
 
 STOP_SECONDS = 90.0
 """Seconds to wait for workers to stop: more than a launcher gives them before it kills them."""
@@ -44,27 +40,12 @@ def wait_until_stopped(runs: Iterable[ObservedRun]) -> dict[str, str]:
     """Wait until no worker is running any of these runs. Return run id -> a line, for each that has not stopped."""
     left = list(runs)
     deadline = time.monotonic() + STOP_SECONDS
-    while (left := [one for one in left if _owner(one.run) is not None]) and time.monotonic() < deadline:
+    while (left := [one for one in left if live_owner(one.run.lease_dir) is not None]) and time.monotonic() < deadline:
         time.sleep(LOOK_SECONDS)
     found = {}
     for one in left:
-        owner = _owner(one.run) or {}
+        owner = live_owner(one.run.lease_dir) or {}
         who = f"its worker on {owner.get('host', 'an unknown host')} (process {owner.get('pid', 'unknown')})"
         line = f"marked as cancelled, but {who} has not stopped yet; see status, and end it there if it hangs"
         found[one.run.id] = line
     return found
-
-
-def _owner(run: RunDirectory) -> Mapping[str, Any] | None:
-    """Return the record of the process that may be running a run; empty if it has none. ``None``: there is none."""
-    if is_locked(run.worker_lock_file):
-        return read_lock_holder(run.worker_lock_file) or {}
-    # The run's lease may name a worker on a host whose locks are not visible here.
-    return live_owner(run.lease_dir, Terms.from_environment(os.environ).stale_seconds)
-
-
-def wait_for_locks(files: Sequence[Path], seconds: float) -> None:
-    """Wait until no process holds any of these lock files, for at most ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while any(map(is_locked, files)) and time.monotonic() < deadline:
-        time.sleep(LOOK_SECONDS)

@@ -19,8 +19,7 @@ from jobs.study.folder import Observer, launching
 from jobs.study.squeue import Scheduler
 from seqlm.ends import timestamp
 from seqlm.errors import FileError, RunBusyError, UsageError
-from seqlm.lease import Terms, live_owner
-from seqlm.locks import is_locked
+from seqlm.lease import live_owner
 from seqlm.reading import below, exists, is_file, is_folder, is_link
 from seqlm.requests import Requests, file_request
 from seqlm.run_layout import BEHAVIOUR_FOLDER, CANARY_FOLDER
@@ -58,7 +57,7 @@ def find_leftovers(study_dir: Path, run_ids: Collection[str] | None = None) -> l
         FileError: a folder or a record of the study's jobs cannot be read.
     """
     found: list[Leftover] = []
-    scheduler, terms = Scheduler(), Terms.from_environment(os.environ)
+    scheduler = Scheduler()
 
     def add(kind: Kind, path: Path) -> None:
         relative = path.relative_to(study_dir)
@@ -75,8 +74,7 @@ def find_leftovers(study_dir: Path, run_ids: Collection[str] | None = None) -> l
             for run in RunDirectory.unordered_in(folder) if run_ids is None else chosen:
                 state = observer.look_at(run).observation.state  # "failed" if a file of it is damaged
                 # A worker may be at it whatever its files say of its state.
-                has_worker = is_locked(run.worker_lock_file) or live_owner(run.lease_dir, terms.stale_seconds)
-                is_busy = bool(has_worker) or state in ("running", "queued")
+                is_busy = live_owner(run.lease_dir) is not None or state in ("running", "queued")
                 if run_ids is not None and is_busy:
                     raise RunBusyError(f"{run.path} is running or queued; `cancel` stops it; nothing was deleted")
                 if run_ids is not None and (exists(run.path) or run.launched()):
@@ -96,16 +94,16 @@ def delete_leftovers(
 ) -> list[Leftover]:
     """Delete what was shown, unless it has come into use since; return each item with its ``problem``.
 
-    Holds the launch locks of the study and of its behaviour jobs meanwhile.
+    Owns the study and its behaviour jobs meanwhile.
 
     Raises:
         RunBusyError: a launcher is at work on the study or on its behaviour jobs, or as :func:`find_leftovers`.
         UsageError, FileError: as :func:`find_leftovers`.
     """
-    with contextlib.ExitStack() as locks:
-        locks.enter_context(launching(study_dir))
+    with contextlib.ExitStack() as owned:
+        owned.enter_context(launching(study_dir))
         if is_folder(study_dir / BEHAVIOUR_FOLDER):
-            locks.enter_context(launching(study_dir / BEHAVIOUR_FOLDER))
+            owned.enter_context(launching(study_dir / BEHAVIOUR_FOLDER))
         now = {item.path for item in find_leftovers(study_dir, run_ids)}
         in_use = "stays: it has come into use meanwhile"
         deleted = [

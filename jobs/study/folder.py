@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
+from jobs import terminal
 from jobs.manifests.filters import Origin, facts_of
 from jobs.manifests.load import load_manifest
 from jobs.spec import Resources, RunSpec
@@ -21,10 +22,9 @@ from jobs.study.squeue import Scheduler
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from seqlm.errors import DamagedFileError, SeqlmError, UsageError
-from seqlm.files import make_directory, read_json, sweep_beside, write_json
-from seqlm.locks import exclusive_lock, is_locked, read_lock_holder
+from seqlm.files import read_json, sweep_beside, write_json
+from seqlm.lease import Terms, claim, kept, live_owner
 from seqlm.model_files import read_model_files
-from seqlm.processes import is_alive
 from seqlm.reading import is_file, is_folder, listed
 from seqlm.requests import Request, Requests
 from seqlm.run_layout import BEHAVIOUR_FOLDER, CANARY_FOLDER, study_record_file
@@ -107,7 +107,7 @@ def find_study(argument: str, runs_dir: Path) -> Path:
     path = Path(argument)
     folders = [folder for folder in (path, runs_dir / argument) if is_folder(folder)]
     for folder in folders:
-        # A launcher that has just started has locked the study, and makes these files in a moment.
+        # A launcher that has just started makes these files in a moment.
         if RunDirectory.any_in(folder) or is_file(study_record_file(folder)) or launcher_of(folder) is not None:
             require_format(folder)
             return folder
@@ -213,21 +213,21 @@ class Observer:
 # -- launching -----------------------------------------------------------------------------------------------------
 
 
-def launch_lock_file(study_dir: Path) -> Path:
-    """Return the file that a launcher of this study keeps locked."""
-    return study_dir / "launch.lock"
+def launcher_dir(study_dir: Path) -> Path:
+    """Return the folder of the leases of this study's launchers."""
+    return study_dir / "launcher"
 
 
 @contextlib.contextmanager
 def launching(study_dir: Path) -> Iterator[None]:
-    """Hold the study's launch lock while the block runs, so that two launchers never start the same run.
+    """Own the study while the block runs, so that two launchers never start the same run.
 
     Raises:
         RunBusyError: another launcher is running on this study.
     """
-    make_directory(study_dir)
     busy = f"study {study_name(study_dir)} is already being launched; `status` shows it, `cancel` stops its runs"
-    with exclusive_lock(launch_lock_file(study_dir), busy):
+    terms = Terms.from_environment()
+    with kept(claim(launcher_dir(study_dir), busy=busy, terms=terms, tell=terminal.tell), terms):
         kept_code = study_dir / "code" / "*"
         sweep_beside(queue_file(study_dir), study_record_file(study_dir), kept_code)
         yield
@@ -261,17 +261,15 @@ def this_launcher() -> dict[str, Any]:
 
 def launcher_of(study_dir: Path) -> Launcher | None:
     """Return the live launcher of this study, or ``None``."""
-    path = launch_lock_file(study_dir)
-    holder = read_lock_holder(path) if is_locked(path) else None
-    if holder is None or is_alive(holder) is False:  # a lock without a holder's record is not a launcher's
+    if (owner := live_owner(launcher_dir(study_dir))) is None:
         return None
-    identity = {"pid": holder["pid"], "host": holder["host"]}
+    identity = {"pid": owner.get("pid"), "host": owner.get("host")}
     queue = read_json(queue_file(study_dir)) or {}
     has_listed = queue.get("launcher") == identity
     return Launcher(identity=identity, waiting=queue.get("waiting", {}) if has_listed else {}, has_listed=has_listed)
 
 
-# -- records of launches: each written while its writer holds the study's lock -------------------------------------
+# -- records of launches: each written while its writer owns the study -------------------------------------------
 
 
 PLAN_FILE = "plan.json"

@@ -1,8 +1,8 @@
 """Run SLURM's commands, and query the states of a study's jobs in at most two calls for any number of jobs.
 
 The state of a run is read from its folder. SLURM adds only what no file has: that a job waits and why, that it runs on
-a machine whose locks are not visible here, or that it disappeared without a result. This works without accounting,
-while the controller does not answer, and after the controller has purged a job.
+another machine, or that it disappeared without a result. This works without accounting, while the controller does not
+answer, and after the controller has purged a job.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ from typing import Any
 from seqlm.environment import CACHE
 from seqlm.errors import FileError
 from seqlm.files import file_sha256, folder_beside, json_text, make_directory, replace_folder
-from seqlm.locks import open_lock
 from seqlm.reading import exists
 
 _INDEX = "index.json"
@@ -103,7 +102,8 @@ def one_at_a_time(kind: str, key: str) -> Iterator[None]:
         with contextlib.suppress(OSError, FileError):
             root = cache_folder() / kind
             make_directory(root)
-            handle = open_lock(root / f".{key[:16]}.lock")
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            handle = os.open(root / f".{key[:16]}.lock", flags, 0o660)
             stack.callback(os.close, handle)
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -33,7 +33,6 @@ from seqlm.errors import (
 )
 from seqlm.files import Guard, make_directory, unguarded, write_json
 from seqlm.lease import Terms, claim, kept, require_attempt
-from seqlm.locks import exclusive_lock
 from seqlm.rundir import RunDirectory, stopped_reason
 from seqlm.training.distributed import AllLeave, Rank
 from seqlm.training.failure import describe_failure, failure_text, tell
@@ -158,7 +157,7 @@ def _write_end(run: RunDirectory, rank: Rank, attempt: int, record: Mapping[str,
 def _ownership(run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal) -> Iterator[Guard]:
     """Own the run while the block runs; yields what is to be asked before each file that is put in place.
 
-    The first rank has the lock and the lease, and what it leaves ends the others.
+    The first rank has the lease, and what it leaves ends the others.
 
     Raises:
         RunBusyError: another worker owns the run.
@@ -178,12 +177,11 @@ def _ownership(run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal) ->
             stop.request()
 
     busy = f"{run.id} already has a live worker"
-    terms = Terms.from_environment(os.environ)
-    with exclusive_lock(run.worker_lock_file, busy):
-        lease = claim(run.lease_dir, attempt=attempt, busy=busy, terms=terms, pause=pause, tell=tell)
-        with kept(lease, terms, stop_if_cancelled):
-            run.sweep(attempt)
-            yield lease.check
+    terms = Terms.from_environment()
+    lease = claim(run.lease_dir, attempt=attempt, busy=busy, terms=terms, pause=pause, tell=tell)
+    with kept(lease, terms, stop_if_cancelled):
+        run.sweep(attempt)
+        yield lease.check
 
 
 def record_start(run: RunDirectory, rank: Rank, attempt: int, guard: Guard = unguarded) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from seqlm.state import ROWS
+from seqlm.state import Facts, View, rows
 from tests.reference.markdown import table
 
 
 def parts() -> dict[str, str]:
     """Return the Markdown of the generated parts by name."""
-    rows = [[str(n), row.condition, f"`{row.state}`", row.reason or "-"] for n, row in enumerate(ROWS, start=1)]
-    return {"states": table(["", "if", "state", "reason"], rows)}
+    found = enumerate(rows(Facts(), View(), lambda: None), start=1)
+    lines = [[str(n), row.condition, f"`{row.found.state}`", row.reason or "-"] for n, row in found]
+    return {"states": table(["", "if", "state", "reason"], lines)}

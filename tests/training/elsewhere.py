@@ -12,7 +12,6 @@ has the name HOST. Everything else is the real worker. Options:
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import sys
@@ -75,8 +74,7 @@ def main(host: str, *options_and_run: str) -> int:
         return replace(self, target)
 
     with (
-        mock.patch.object(fcntl, "flock"),
-        mock.patch.object(processes, "this_host", return_value=processes.Host(name=host, machine=host)),
+        mock.patch.object(processes, "this_host", return_value={"host": host, "machine_id": host}),
         mock.patch.object(lease, "LOOK_SECONDS", 0.05),
         mock.patch.object(TrainingStep, "__call__", slow_step),
         mock.patch.object(Trainer, "events", events_when_told),

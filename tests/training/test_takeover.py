@@ -100,7 +100,7 @@ def test_a_stopped_worker_is_taken_over_and_once_it_wakes_it_ends_without_changi
     wait_for(lambda: epochs(hosts.run), "an epoch of the run")
     first.send_signal(signal.SIGSTOP)
     said = hosts.finish_elsewhere()
-    assert f"taking this run over from pid {first.pid} on a" in said
+    assert f"over from pid {first.pid} on a, which gives no sign of life" in said
     assert epochs(hosts.run) == list(range(EPOCHS))
     before = hosts.files()
     hosts.go_on.touch()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 from collections.abc import Callable
@@ -181,22 +180,16 @@ def test_a_deterministic_worker_does_not_fill_memory_that_is_about_to_be_written
     assert seen == [True, False, ":4096:8"]
 
 
-def test_on_a_file_system_without_locks_and_links_a_worker_owns_its_run_by_the_lease_alone(
+def test_on_a_file_system_without_links_a_worker_owns_its_run(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: Any) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
     def refuse_links(*_: Any) -> None:
         raise PermissionError(errno.EPERM, "no hard links here")
 
     def second_worker() -> None:
         assert run.observe().state == "running"
-        assert worker.main([str(run.path)]) == EXIT_BUSY, "refused by the record in worker.lock"
-        run.worker_lock_file.unlink()
-        assert run.observe().state == "running", "by the lease"
+        assert worker.main([str(run.path)]) == EXIT_BUSY
 
-    monkeypatch.setattr(fcntl, "flock", refuse)
     monkeypatch.setattr(os, "link", refuse_links)
     ended_by(monkeypatch, second_worker)
     assert worker.main([str(run.path)]) == 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import io
 import json
 import os
@@ -17,10 +15,9 @@ from analysis.report import write_report
 from analysis.study.study import load_study
 from jobs.attempt.supervisor import cause, ended
 from jobs.cli.studying import print_log
-from jobs.study.folder import launch_lock_file, launcher_of, launching, observe_study
+from jobs.study.folder import launcher_dir, launcher_of, observe_study
 from seqlm.errors import FileError, UsageError
 from seqlm.files import file_sha256, read_json, write_json
-from seqlm.locks import is_locked
 from seqlm.reading import LARGEST_HASHED, LARGEST_TEXT
 from seqlm.run_layout import MAX_RUNS
 from seqlm.rundir import RunDirectory
@@ -124,28 +121,13 @@ def test_a_log_that_is_none_is_neither_shown_nor_told_as_the_cause_of_a_failure(
     assert cause(ended({0: 1}, 1), path) == ("code", "the worker ended with exit code 1")
 
 
-def test_pipes_in_place_of_a_lock_and_a_lease_keep_nobody_waiting(run: RunDirectory, tmp_path: Path) -> None:
+def test_pipes_in_place_of_leases_keep_nobody_waiting(run: RunDirectory, tmp_path: Path) -> None:
     run.end_file(1).unlink()
-    run.lease_dir.mkdir()
-    os.mkfifo(run.lease_dir / "000001.json")
-    os.mkfifo(run.worker_lock_file)
+    for folder in (run.lease_dir, launcher_dir(tmp_path / "small")):
+        folder.mkdir()
+        os.mkfifo(folder / "000001.json")
     assert len(load_study(tmp_path / "small").runs) == 1
-    assert not is_locked(run.worker_lock_file)
-
-
-def test_a_locked_pipe_in_place_of_a_lock_keeps_nobody_waiting(run: RunDirectory, tmp_path: Path) -> None:
-    launch_lock = launch_lock_file(tmp_path / "small")
-    pipes = [run.worker_lock_file, launch_lock]
-    with contextlib.ExitStack() as held:
-        for pipe in pipes:
-            os.mkfifo(pipe)
-            handle = os.open(pipe, os.O_RDWR)
-            held.callback(os.close, handle)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        assert [seen.observation.state for seen in observe_study(tmp_path / "small")] == ["failed"]
-        assert launcher_of(tmp_path / "small") is None
-        with pytest.raises(FileError, match="expected a regular file"), launching(tmp_path / "small"):
-            pytest.fail("a pipe was taken for a lock")
+    assert launcher_of(tmp_path / "small") is None
 
 
 def test_a_pipe_in_place_of_a_checkpoint_keeps_nobody_waiting(run: RunDirectory) -> None:

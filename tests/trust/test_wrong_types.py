@@ -58,7 +58,6 @@ def whole_run(study_dir: Path, seed: int, kind: str) -> RunDirectory:
     write_json(run.exit_file(1), {"kind": "node", "message": "lost", "ended_at": "2026-01-01"})
     run.position_file.parent.mkdir(exist_ok=True)
     write_json(run.position_file, {"epoch": 3, "step": 0})
-    run.worker_lock_file.write_text(json.dumps({"pid": 1, "host": "x", "process_start": 1}))
     evidence = {"metric": "val_ppl", "rung": 2, "value": 5.0, "rank": 2, "of": 3, "goes_on": 1, "cut": 4.0, "at": "x"}
     write_json(run.rung_file(1), {"decision": "goes on", **evidence})
     run.lease_dir.mkdir()
@@ -87,7 +86,7 @@ FILES = {
     ],
     "failed": ["attempts/0001/end.json", "provenance.json", "checkpoints/position.json"],
     "stopped": ["rung-2.json"],
-    "interrupted": ["rung-1.json", "worker.lock", "lease/000001.json", "attempts/0001/start.json", "metrics.jsonl"],
+    "interrupted": ["rung-1.json", "lease/000001.json", "attempts/0001/start.json", "metrics.jsonl"],
 }
 
 

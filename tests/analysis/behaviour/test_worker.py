@@ -19,13 +19,12 @@ from analysis.behaviour.__main__ import main
 from seqlm.config import RunConfig
 from seqlm.data.corpus import load_corpus
 from seqlm.files import read_json, write_json
-from seqlm.locks import exclusive_lock
 from seqlm.models import build_model
 from seqlm.run_layout import BEHAVIOUR_VERSION
 from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import load_checkpoint
 from tests import commands
-from tests.facts import failure_of
+from tests.facts import failure_of, owned
 from tests.training.studies import Attempt, make_config, make_run, write_text
 from tests.waiting import wait_for
 
@@ -239,7 +238,7 @@ def test_without_a_fitting_judge_the_samples_are_rated_by_nobody(
 
 def test_a_second_worker_refuses(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     job = lab.job("rnn-1")
-    with exclusive_lock(job.worker_lock_file, "busy"):
+    with owned(job):
         assert main([str(job.path)]) == 75
     assert "rnn-1 already has a live worker (pid" in capsys.readouterr().err
     assert failure_of(job) is None

@@ -10,8 +10,8 @@ import pytest
 from analysis.study.study import Study, load_study
 from seqlm.errors import UsageError
 from seqlm.files import write_json_lines, write_text
-from seqlm.locks import exclusive_lock
 from tests.analysis.synthetic import CUT, DIVERGED, EXPLODING, INTERRUPTED, fail, make_run
+from tests.facts import owned
 
 
 def row(study: Study, name: str) -> pd.Series:
@@ -90,7 +90,7 @@ def test_states_and_reasons_are_those_of_the_files(study: Study) -> None:
 
 def test_a_run_at_work_is_running(tmp_path: Path) -> None:
     run = make_run(tmp_path, 0, epochs=3, done=False)
-    with exclusive_lock(run.worker_lock_file, "busy"):
+    with owned(run):
         assert load_study(tmp_path).runs["state"].tolist() == ["running"]
 
 

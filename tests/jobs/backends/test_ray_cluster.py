@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from seqlm.files import read_json
-from seqlm.locks import is_locked
+from seqlm.lease import live_owner
 from seqlm.model_files import ModelFiles
 from seqlm.rundir import RunDirectory
 from tests import commands
@@ -42,14 +42,14 @@ def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_as_it_would_have_undi
     assert study.epochs() == [[0]] * 5
     launcher = study.start("run", "small.toml")  # extends them
     (victim, *_) = wait_for(
-        lambda: [run for run in study.runs() if is_locked(run.worker_lock_file)],
+        lambda: [run for run in study.runs() if live_owner(run.lease_dir)],
         "two runs to train",
         until=lambda training: len(training) >= 2,
     )
     ray_cluster.tell_cluster(f"kill {worker_of(victim)['node']}")
     # Its ranks live on for a moment, and without the crawl they would be done in it.
     wait_for(
-        lambda: (is_locked(victim.worker_lock_file), victim.attempts()),
+        lambda: (live_owner(victim.lease_dir), victim.attempts()),
         "the victim's worker to end",
         until=lambda seen: not seen[0] or len(seen[1]) > 2,
     )

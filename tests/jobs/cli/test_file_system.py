@@ -1,9 +1,8 @@
-"""What ``doctor`` says of folders and of file systems without locks."""
+"""What ``doctor`` says of folders."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,22 +20,9 @@ def refuse(code: int) -> Callable[..., None]:
     return refused
 
 
-def test_a_folder_with_locks_gets_one_good_line_and_nothing_is_left_there(tmp_path: Path) -> None:
+def test_a_folder_gets_one_good_line_and_nothing_is_left_there(tmp_path: Path) -> None:
     assert _folder("runs", tmp_path / "not" / "yet").level == "ok"
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("flock", "problem"),
-    [(refuse(errno.ENOSYS), "Function not implemented"), (lambda handle, kind: None, "two at the same time")],
-)
-def test_locks_that_are_missing_or_keep_nobody_out_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flock: Callable[..., None], problem: str
-) -> None:
-    monkeypatch.setattr(fcntl, "flock", flock)
-    finding = _folder("runs", tmp_path)
-    assert finding.level == "note"
-    assert f"locks (flock): {problem}: leases alone" in finding.text
 
 
 def test_a_folder_that_cannot_be_written_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,8 @@ import launch
 from jobs.cli.studies import summary
 from jobs.study.squeue import Scheduler
 from seqlm.files import write_json
-from seqlm.locks import exclusive_lock
 from seqlm.rundir import RunDirectory
-from tests.facts import fail
+from tests.facts import fail, owned
 from tests.fake_slurm import FakeSlurm
 from tests.jobs.launch.test_behaviour import done_run
 from tests.slurm_jobs import write_jobs
@@ -91,7 +90,7 @@ def test_the_table_says_it_in_words(runs_dir: Path, capsys: pytest.CaptureFixtur
 
 def test_a_live_worker_is_running(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = next(run for run in runs_in(runs_dir / "new") if run.id.startswith("pending"))
-    with exclusive_lock(run.worker_lock_file, "busy"):
+    with owned(run):
         assert listed(capsys, runs_dir)["new"]["states"]["running"] == 1
 
 

@@ -22,10 +22,9 @@ from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
 from seqlm.errors import FileError
 from seqlm.files import write_json, write_json_lines
-from seqlm.locks import exclusive_lock
 from seqlm.rundir import RunDirectory
 from seqlm.state import State
-from tests.facts import fail
+from tests.facts import fail, owned
 from tests.training.studies import make_config, make_run
 from tests.waiting import wait_for
 
@@ -161,7 +160,7 @@ def trains(study_dir: Path, looks: list[StudyView]) -> Callable[[], None]:
     run = RunDirectory(study_dir / "one-00000001")
 
     def dispatch() -> None:
-        with exclusive_lock(run.worker_lock_file, "busy"):
+        with owned(run):
             look_twice(looks)
             write_json_lines(run.metrics_file, [{"epoch": 0, "val_ppl": 100.0}])
             look_twice(looks)

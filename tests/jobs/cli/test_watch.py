@@ -19,10 +19,9 @@ from jobs.spec import RunSpec
 from jobs.study.folder import find_study, launching, write_queue
 from jobs.study.squeue import Scheduler
 from seqlm.files import write_json, write_json_lines
-from seqlm.locks import exclusive_lock
 from seqlm.rundir import RunDirectory
 from tests.commands import ask
-from tests.facts import fail
+from tests.facts import fail, owned
 from tests.slurm_jobs import write_jobs
 from tests.training.studies import make_config
 from tests.waiting import wait_for
@@ -55,7 +54,7 @@ def trained(run: RunDirectory, epochs: int, *, seconds: float = 10.0) -> None:
 @contextlib.contextmanager
 def running(run: RunDirectory, *, attempt: int = 1) -> Iterator[None]:
     run.attempt_dir(attempt).mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(run.worker_lock_file, "busy"):
+    with owned(run):
         yield
 
 

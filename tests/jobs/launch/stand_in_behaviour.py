@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from seqlm.files import make_directory, read_json, write_json, write_json_lines
-from seqlm.locks import exclusive_lock
 from seqlm.run_layout import BEHAVIOUR_VERSION
 from seqlm.rundir import RunDirectory
-from tests.facts import fail
+from tests.facts import fail, owned
 
 
 def main() -> int:
@@ -28,7 +27,7 @@ def main() -> int:
     run = RunDirectory(study_dir / job.id)
     orders: dict[str, Any] = read_json(study_dir / "stand-in.json") or {}
     make_directory(job.attempt_dir(int(os.environ["SEQLM_ATTEMPT"])))
-    with exclusive_lock(job.worker_lock_file, "busy"):
+    with owned(job):
         while orders.get("wait"):
             time.sleep(0.02)
         if job.id in orders.get("fail", []):

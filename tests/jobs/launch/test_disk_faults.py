@@ -20,11 +20,10 @@ from jobs.study.folder import Observer, launching, observe_study
 from seqlm.environment import MICRO_BATCHES
 from seqlm.errors import FileError
 from seqlm.files import write_json, write_json_lines
-from seqlm.locks import exclusive_lock
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import write_attempt
 from tests.cancelling import cancel
-from tests.facts import launch_again
+from tests.facts import launch_again, owned
 from tests.fakes import FakeBackend
 from tests.faults import ChangeFaults, LookFaults
 from tests.jobs.launch.test_dispatch import finish, run_all, todo
@@ -108,7 +107,7 @@ def test_a_cancellation_is_right_or_an_error(tmp_path: Path) -> None:
 def test_a_live_launcher_and_a_live_worker_are_seen_or_an_error(tmp_path: Path) -> None:
     def look(study: Path) -> tuple[bool, str]:
         (run,) = RunDirectory.unordered_in(study)
-        with launching(study), exclusive_lock(run.worker_lock_file, "busy"):
+        with launching(study), owned(run):
             return Observer(study).launcher is not None, run.observe().state
 
     def started_again(study: Path) -> RunDirectory:

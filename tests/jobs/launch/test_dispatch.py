@@ -30,13 +30,12 @@ from jobs.study.budget import Budget
 from jobs.study.kept_code import Code
 from seqlm.errors import EXIT_RUNG, BackendError, FileError
 from seqlm.files import write_json, write_json_lines
-from seqlm.locks import exclusive_lock
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.search import Search, decide
 from seqlm.state import FailureKind, State
 from tests.analysis.attempt_files import write_attempt
 from tests.cancelling import cancel
-from tests.facts import fail, failure_of, launch_again
+from tests.facts import fail, failure_of, launch_again, owned
 from tests.fakes import FakeBackend
 from tests.training.studies import make_config
 
@@ -133,13 +132,13 @@ def test_a_run_that_can_never_fit_is_told_before_anything_starts(tmp_path: Path)
     assert resolve_resources(skipped, FakeBackend(finish, slots=2), None) == skipped
 
 
-def test_a_run_whose_lost_worker_still_has_its_lock_is_tried_again(tmp_path: Path) -> None:
+def test_a_run_whose_lost_worker_still_has_its_lease_is_tried_again(tmp_path: Path) -> None:
     (item,) = todo(tmp_path, 1)
     dying = contextlib.ExitStack()
 
     def work(submission: Submission) -> int:
         if submission.attempt == 1:
-            dying.enter_context(exclusive_lock(item.run.worker_lock_file, "busy"))
+            dying.enter_context(owned(item.run))
             return -9
         dying.close()
         return finish(submission)

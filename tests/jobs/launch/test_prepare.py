@@ -1,4 +1,4 @@
-"""A launch plans under the study's lock: what it does follows from the runs as they are then."""
+"""A launch plans as the owner of the study: what it does follows from the runs as they are then."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from seqlm.errors import DamagedFileError, DataError, RunBusyError
 from seqlm.files import read_json, write_json
-from seqlm.locks import exclusive_lock
 from seqlm.model_files import read_model_files
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from tests.cancelling import cancel
 from tests.check_model.faulty import write_model
+from tests.facts import owned
 from tests.fakes import FakeBackend
 from tests.training.studies import make_config, runs_in, write_text
 
@@ -42,13 +42,13 @@ def actions(spec: RunSpec, study_dir: Path) -> list[str]:
         return [item.action for item in planned]
 
 
-def test_a_run_whose_worker_ends_while_its_launcher_leaves_the_lock_is_taken_up(
+def test_a_run_whose_worker_ends_while_its_launcher_leaves_the_study_is_taken_up(
     tmp_path: Path, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunDirectory.locate(tmp_path / "s", spec.name, spec.fingerprint)
     run.create(spec.config, {"name": "a"})
     worker = contextlib.ExitStack()
-    worker.enter_context(exclusive_lock(run.worker_lock_file, "busy"))
+    worker.enter_context(owned(run))
 
     @contextlib.contextmanager
     def launching_then(study_dir: Path) -> Iterator[None]:

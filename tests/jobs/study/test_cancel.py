@@ -16,12 +16,11 @@ from jobs.study.squeue import Scheduler
 from seqlm import lease, processes
 from seqlm.errors import BackendError, FileError
 from seqlm.files import write_json
-from seqlm.locks import exclusive_lock
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from seqlm.state import View
 from slurm import backend as slurm_backend
-from tests.facts import fail, failure_of
+from tests.facts import fail, failure_of, owned
 from tests.jobs.study.test_study import make_study
 from tests.slurm_jobs import write_jobs
 from tests.waiting import wait_for
@@ -49,9 +48,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def claim_elsewhere(run: RunDirectory, *, name: str = "elsewhere") -> lease.Lease:
-    """A live lease of a worker whose lock is not seen here."""
+    """A live lease of a worker of another host."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(processes, "this_host", lambda: processes.Host(name=name, machine="elsewhere"))
+        patch.setattr(processes, "this_host", lambda: {"host": name, "machine_id": "elsewhere"})
         return lease.claim(run.lease_dir, attempt=1, busy="busy", terms=lease.Terms())
 
 
@@ -133,7 +132,7 @@ def test_a_run_whose_retry_waits_for_its_canaries_can_be_cancelled(tmp_path: Pat
         assert [one.observation.state for one in observe_study(tmp_path / "s")] == ["cancelled"]
 
 
-def test_a_worker_whose_lock_is_not_seen_is_cancelled_by_the_mark_and_waited_for(
+def test_a_worker_of_another_host_is_cancelled_by_the_mark_and_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     (run,) = make_study(tmp_path / "s", 1)
@@ -180,10 +179,10 @@ def run(tmp_path: Path) -> RunDirectory:
     return make_study(tmp_path / "s", 1)[0]
 
 
-def test_a_process_that_keeps_the_lock_is_named_and_gets_no_signal(
+def test_a_process_that_keeps_the_lease_is_named_and_gets_no_signal(
     run: RunDirectory, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("kill", "killpg"):
         monkeypatch.setattr(os, name, lambda number, signal: pytest.fail("a signal") if signal else None)
-    with exclusive_lock(run.worker_lock_file, "busy"):
+    with owned(run):
         assert cancel_all(run.path.parent) == {"run1": stays(socket.gethostname(), os.getpid())}

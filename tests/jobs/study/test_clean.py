@@ -19,12 +19,11 @@ from jobs.study.clean import delete_leftovers, find_leftovers
 from jobs.study.folder import launching, observe_study
 from seqlm.errors import FileError
 from seqlm.files import write_json
-from seqlm.locks import exclusive_lock
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from tests import commands
 from tests.commands import Ask
-from tests.facts import fail
+from tests.facts import fail, owned
 from tests.jobs.launch.test_behaviour import done_run
 from tests.small_study import ROOT
 from tests.training.studies import runs_in
@@ -71,7 +70,7 @@ def found(study_dir: Path) -> dict[str, list[str]]:
 
 
 def files(folder: Path) -> set[Path]:
-    return {path for path in folder.rglob("*") if path.name != "launch.lock"}
+    return {path for path in folder.rglob("*") if not {"launcher", "lease"} & {*path.parts}}
 
 
 def paths(study_dir: Path, kind: str) -> list[Path]:
@@ -87,7 +86,7 @@ def test_a_dry_run_shows_and_deletes_nothing(study: Path, capsys: pytest.Capture
     assert (code, data["dry_run"], data["freed_bytes"]) == (0, True, 0)
     assert {item["kind"] for item in data["items"]} == set(clean.KINDS) - {"run"}
     assert files(study) == before
-    assert not (study / "launch.lock").exists()
+    assert not (study / "launcher").exists()
     assert launch.main(["clean", str(study), "-n"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["kind", "path", "size"]
@@ -144,10 +143,10 @@ def test_chosen_runs_go_with_their_results_and_all_else_stays(
     second.config_file.write_text("{")
     assert ask("clean", str(study), *failed, "--yes")[1]["items"] == [], "it is done; only a file is damaged"
     second.config_file.write_text(config)
-    with exclusive_lock(second.worker_lock_file, "busy"):
+    with owned(second):
         assert launch.main(["clean", str(study), "--runs", "--only", "name=*", "--yes"]) != 0
     assert f"{second.path} is running" in capsys.readouterr().err
-    assert there() - {second.worker_lock_file} == before - gone
+    assert there() - {second.lease_dir} == before - gone
 
 
 def test_a_chosen_run_that_waits_for_its_first_attempt_is_listed_no_more(study: Path, ask: Ask) -> None:
@@ -210,7 +209,7 @@ def test_a_last_checkpoint_stays_that_may_be_needed_or_is_reached_through_a_link
 
 def test_nothing_of_a_run_goes_while_its_worker_lives(study: Path) -> None:
     run = run_of(study, "first")
-    with exclusive_lock(run.worker_lock_file, "busy"):
+    with owned(run):
         left = [study / item.path for item in find_leftovers(study)]
         assert [path for path in left if path.is_relative_to(run.path)] == []
     assert run.last_checkpoint in paths(study, "last checkpoint")
@@ -245,7 +244,7 @@ def test_a_study_that_is_being_launched_is_not_cleaned(study: Path, folder: str)
     assert (answer.returncode, files(study)) == (1, before)
 
 
-def test_the_locks_are_held_while_it_deletes(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_study_is_owned_while_it_deletes(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     delete, held = clean._delete, []
 
     def look(path: Path) -> str | None:

@@ -13,9 +13,8 @@ from jobs.cli.studying import follow_logs
 from jobs.manifests.policy import Policy
 from jobs.study.folder import Observer, launching, write_queue
 from seqlm.files import write_json
-from seqlm.locks import exclusive_lock
 from seqlm.rundir import RunDirectory
-from tests.facts import fail, launch_again
+from tests.facts import fail, launch_again, owned
 from tests.training.studies import make_config, make_run
 from tests.waiting import wait_for
 
@@ -23,7 +22,7 @@ from tests.waiting import wait_for
 @contextmanager
 def worker(run: RunDirectory, attempt: int) -> Iterator[None]:
     run.attempt_dir(attempt).mkdir(parents=True)
-    with exclusive_lock(run.worker_lock_file, "busy"):
+    with owned(run):
         yield
         run.stdout_log(attempt).write_text(f"attempt {attempt} was here\n")
 

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import fcntl
 import io
-import json
 import os
 from pathlib import Path
 
@@ -14,15 +12,12 @@ from jobs.spec import Resources, RunSpec
 from jobs.study.folder import (
     ObservedRun,
     find_study,
-    launch_lock_file,
-    launcher_of,
     launching,
     observe_study,
     write_queue,
 )
 from jobs.study.kept_code import Code
 from jobs.study.provenance import launch_record, run_record
-from seqlm import processes
 from seqlm.errors import FileError, UsageError
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
@@ -154,16 +149,6 @@ def test_who_owns_the_launch_sweeps_what_a_dead_launcher_has_begun(tmp_path: Pat
         path.write_text("x")
     with launching(tmp_path):
         assert not [path for path in begun if path.exists()]
-
-
-def test_a_locked_launch_without_the_name_of_a_live_launcher_is_no_launcher(tmp_path: Path) -> None:
-    path = launch_lock_file(tmp_path)
-    path.write_text(json.dumps({**processes.this_process(), "process_start": 1}))
-    with path.open() as stranger:
-        fcntl.flock(stranger, fcntl.LOCK_EX)
-        assert launcher_of(tmp_path) is None
-        path.write_text(json.dumps(processes.this_process()))
-        assert launcher_of(tmp_path) is not None
 
 
 def test_a_study_folder_is_read_once_to_find_all_its_runs(tmp_path: Path) -> None:
