@@ -141,7 +141,7 @@ class RunConfig(Table):
 
     def with_epochs(self, epochs: int) -> RunConfig:
         """The same run, to go on to ``epochs``."""
-        return replace(self, train=replace(self.train, epochs=epochs))
+        return self if epochs == self.train.epochs else replace(self, train=replace(self.train, epochs=epochs))
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain data; ``from_dict`` reads it back to an equal object."""

@@ -92,27 +92,33 @@ class Request:
 
 @final
 class Requests:
-    """The requests of a study. Each file is read once, since it never changes.
+    """The requests of a study at one moment. A process reads each file once, since it never changes.
 
     A study of the same name in the same place, after the first was deleted, has other files.
+
+    Raises:
+        FileError: they cannot be listed.
     """
 
-    _read: ClassVar[dict[tuple[Path, object], Request]] = {}
+    _known: ClassVar[dict[tuple[Path, object], Request]] = {}
 
     def __init__(self, study_dir: Path) -> None:
-        self._folder = study_dir / "launches"
+        self._found: dict[Path, Request | None] = {}
+        self._folders = listed(study_dir / "launches", "[0-9]*")[::-1]
 
     def newest_first(self) -> Iterator[Request]:
-        """Every request, the newest first.
+        """Every request, the newest first. They are read as far as they are asked for.
 
         Raises:
             FileError: a request cannot be read, or is damaged.
         """
-        for path in reversed(listed(self._folder, "[0-9]*")):
-            key = (path.absolute(), _stamp(path / REQUEST))
-            request = self._read.get(key) or _read(path)
-            if request is not None:
-                self._read[key] = request
+        for folder in self._folders:
+            if folder not in self._found:
+                key = (folder.absolute(), _stamp(folder / REQUEST))
+                request = self._known.get(key) or _read(folder)
+                self._known |= {} if request is None else {key: request}
+                self._found[folder] = request
+            if (request := self._found[folder]) is not None:
                 yield request
 
     def newest(self, run_id: str) -> Request | None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,14 @@ class Observation(RunState):
 class RunDirectory(RunLayout):
     """One run's folder, ``runs/<study>/<slug>-<fingerprint8>/``."""
 
+    seen: Requests | None = field(default=None, compare=False, repr=False)
+    """The requests of its study, for callers that look at many runs at one moment. ``None``: as they are now."""
+
+    @property
+    def requests(self) -> Requests:
+        """The requests of its study. Raises ``FileError`` if they cannot be listed."""
+        return self.seen or Requests(self.path.parent)
+
     @classmethod
     def canary(cls, study_dir: Path, run_id: str) -> RunDirectory:
         """The folder for the canary of a study's run."""
@@ -122,7 +130,9 @@ class RunDirectory(RunLayout):
         Raises:
             FileError: the folder or a request cannot be read.
         """
-        return (run for run in map(cls, map(study_dir.joinpath, cls.ids_in(study_dir))) if run.is_known())
+        seen = Requests(study_dir)
+        folders = map(study_dir.joinpath, cls.ids_in(study_dir))
+        return (cls(folder) for folder in folders if cls(folder, seen).is_known())
 
     @classmethod
     def ids_in(cls, study_dir: Path) -> set[str]:
@@ -135,7 +145,7 @@ class RunDirectory(RunLayout):
 
     def is_known(self) -> bool:
         """Whether a launch has requested the run, or it has a folder."""
-        return self.is_there() or self.launched() is not None
+        return self.launched() is not None or self.is_there()
 
     def is_there(self) -> bool:
         """Whether the folder is that of a run: it has one of the first two files, of which the other may be lost."""
@@ -152,7 +162,7 @@ class RunDirectory(RunLayout):
         Raises:
             FileError: a request cannot be read, or is damaged.
         """
-        request = Requests(self.path.parent).to_train(self.id)
+        request = self.requests.to_train(self.id)
         found = None if request is None else request.planned(self.id)
         return None if request is None or found is None else (request, found)
 
@@ -251,7 +261,7 @@ class RunDirectory(RunLayout):
             FileError: the file is damaged, or there is neither a file nor a request.
         """
         raw = read_json(self.config_file)
-        request = Requests(self.path.parent).to_train(self.id)
+        request = self.requests.to_train(self.id)
         file = self.config_file
         if raw is None and request is not None:
             raw, file = (request.planned(self.id) or {}).get("config"), request.folder
@@ -449,7 +459,7 @@ class RunDirectory(RunLayout):
         Raises:
             FileError: a request cannot be read.
         """
-        return Requests(self.path.parent).newest(self.id)
+        return self.requests.newest(self.id)
 
     def first_attempt(self) -> int:
         """Return the first attempt that the newest request is about.
@@ -510,6 +520,9 @@ class RunDirectory(RunLayout):
         unless somebody has recorded an exit.
         """
         newest = self.request()
+        is_cancelled = newest is not None and newest.is_cancel
+        if not exists(self.path):  # it has had no attempt
+            return Facts(is_cancelled=is_cancelled)
         first = 1 if newest is None else newest.first_attempt(self.id)
         if (result is not None and self._covers(result, first, config)) or self._has_passed(first):
             return Facts(is_done=True)
@@ -519,7 +532,7 @@ class RunDirectory(RunLayout):
         stopped = None if has_owner else self.read_stopped(first)
         return Facts(
             has_owner=has_owner,
-            is_cancelled=newest is not None and newest.is_cancel,
+            is_cancelled=is_cancelled,
             stopped=stopped_reason(stopped) if stopped else None,
             failure=self._failure(end, newest, first) if end and not has_owner else None,
             has_attempt=bool(attempts),
@@ -543,10 +556,11 @@ class RunDirectory(RunLayout):
             view: what its launcher or scheduler says of it. ``None``: nothing will start it.
             spent: returns why no run of the study goes on, as in :func:`seqlm.state.state_of`.
         """
-        epochs, _ = self.read_metrics()
+        has_begun = exists(self.path)
+        epochs = self.read_metrics()[0] if has_begun else []
         epoch = epochs[-1]["epoch"] if epochs else None
         finite = [e["val_ppl"] for e in epochs if isinstance(e["val_ppl"], int | float) and math.isfinite(e["val_ppl"])]
-        result = self.read_result()
+        result = self.read_result() if has_begun else None
         facts = self.facts(0 if epoch is None else epoch + 1, result)
         found = state_of(facts, view or View(), spent)
         best, of_result = min(finite, default=None), epochs_of(result or {}) or 0

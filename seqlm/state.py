@@ -88,75 +88,84 @@ class RunState:
 
 
 class Row(NamedTuple):
-    """One row of the table of states."""
+    """One row of the table of states. The first two fields are for the documentation."""
 
     condition: str
-    """For the documentation."""
-    reason: str
-    """For the documentation. Empty: the state has no reason."""
+    meaning: str
+    """What the reason says. Empty: the state has no reason."""
     holds: object
-    found: RunState
+    state: State
+    reason: str | None = None
+    kind: FailureKind | None = None
+    is_final: bool = True
+    waits_for_budget: bool = False
 
 
 def rows(facts: Facts, view: View, spent: Callable[[], str | None]) -> Iterator[Row]:
     """Yield the rows of the table of states, as they are for one run, in the order in which they decide."""
     failure = facts.failure or Failure(kind="code", message="")
     has_failed = facts.failure is not None
+    failed = f"{failure.kind}: {failure.message}"
+    running = (view.stage == "running" and view.reason) or None
     yield Row(
         "a file that decides cannot be read, or is damaged",
         "the file, with kind `code`",
         facts.damage,
-        RunState(state="failed", reason=facts.damage, kind="code"),
+        "failed",
+        facts.damage,
+        "code",
     )
-    yield Row("the result covers the requested epochs", "", facts.is_done, RunState(state="done"))
-    running = RunState(state="running", reason=(view.stage == "running" and view.reason) or None)
+    yield Row("the result covers the requested epochs", "", facts.is_done, "done")
     yield Row(
-        "a worker that may live owns the run, and its attempt has not recorded its end", "", facts.has_owner, running
+        "a worker that may live owns the run, and its attempt has not recorded its end",
+        "",
+        facts.has_owner,
+        "running",
+        running,
     )
     yield Row(
         "the newest request that names the run cancels it, or its job has recorded a `scancel`",
         "by whom",
         facts.is_cancelled or (has_failed and failure.kind == "cancelled"),
-        RunState(
-            state="cancelled",
-            reason="cancelled by the user" if facts.is_cancelled else failure.message,
-            kind="cancelled",
-        ),
+        "cancelled",
+        "cancelled by the user" if facts.is_cancelled else failure.message,
+        "cancelled",
     )
-    yield Row(
-        "a search stopped the run",
-        "its place at the rung",
-        facts.stopped,
-        RunState(state="stopped", reason=facts.stopped),
-    )
+    yield Row("a search stopped the run", "its place at the rung", facts.stopped, "stopped", facts.stopped)
     yield Row(
         "its attempt failed, the policy has it tried again, and a launcher or a job is there for that",
         "kind and message",
         has_failed and not failure.is_final and view.may_run,
-        RunState(state="queued", reason=f"tried again after {failure.kind}: {failure.message}"),
+        "queued",
+        f"tried again after {failed}",
     )
     yield Row(
-        "its attempt failed", "kind and message", has_failed, _failed(failure.kind, failure.message, failure.is_final)
+        "its attempt failed", "kind and message", has_failed, "failed", failed, failure.kind, is_final=failure.is_final
     )
     yield Row(
         "a launcher or a job will start the run, or the scheduler does not answer",
         "what it waits for",
         view.stage in ("queued", "unknown"),
-        RunState(state="queued", reason=view.reason or None),
+        "queued",
+        view.reason or None,
     )
-    yield Row("its job runs, and its worker has not reported yet", "", view.stage == "running", running)
+    yield Row("its job runs, and its worker has not reported yet", "", view.stage == "running", "running", running)
     yield Row(
         "its job was cancelled with `scancel`",
         "what the scheduler reports",
         view.kind == "cancelled",
-        RunState(state="cancelled", reason=view.reason, kind="cancelled"),
+        "cancelled",
+        view.reason,
+        "cancelled",
     )
     budget = spent()
     yield Row(
         "the budget of the study is spent",
         "the budget",
         budget is not None,
-        RunState(state="pending", reason=f"waits: {budget}", waits_for_budget=True),
+        "pending",
+        f"waits: {budget}",
+        waits_for_budget=True,
     )
     # A job that had begun to follow its workers records what goes wrong, unless it is killed or cannot write.
     kind = "node" if facts.has_begun and view.kind == "code" else view.kind or "code"
@@ -164,24 +173,21 @@ def rows(facts: Facts, view: View, spent: Callable[[], str | None]) -> Iterator[
         "its job ended in another way than well, and wrote nothing",
         "what the scheduler reports; `node` if an attempt had begun",
         view.kind,
-        _failed(kind, view.reason, kind not in RETRIED),
+        "failed",
+        f"{kind}: {view.reason}",
+        kind,
+        is_final=kind not in RETRIED,
     )
-    after = (
-        f"after {facts.epochs} epoch{'s' if facts.epochs > 1 else ''}"
-        if facts.epochs
-        else "before the first epoch ended"
-    )
+    epochs = f"{facts.epochs} epoch{'s' if facts.epochs > 1 else ''}"
+    after = f"after {epochs}" if facts.epochs else "before the first epoch ended"
     yield Row(
         "it has an attempt, or had a job that is no longer listed",
         "after which epoch it was interrupted",
         facts.has_attempt or view.reason,
-        RunState(state="pending", reason=view.reason or f"interrupted {after}; run again to resume"),
+        "pending",
+        view.reason or f"interrupted {after}; run again to resume",
     )
-    yield Row("none of these", "", True, RunState(state="pending"))
-
-
-def _failed(kind: FailureKind, message: str, is_final: bool) -> RunState:
-    return RunState(state="failed", reason=f"{kind}: {message}", kind=kind, is_final=is_final)
+    yield Row("none of these", "", True, "pending")
 
 
 def state_of(facts: Facts, view: View = View(), spent: Callable[[], str | None] = lambda: None) -> RunState:
@@ -189,4 +195,11 @@ def state_of(facts: Facts, view: View = View(), spent: Callable[[], str | None] 
 
     ``spent`` returns why no run of the study goes on: its budget is spent. It is called only if that may decide.
     """
-    return next(row.found for row in rows(facts, view, spent) if row.holds)
+    row = next(row for row in rows(facts, view, spent) if row.holds)
+    return RunState(
+        state=row.state,
+        reason=row.reason,
+        kind=row.kind,
+        is_final=row.is_final,
+        waits_for_budget=row.waits_for_budget,
+    )

@@ -38,13 +38,13 @@ def test_every_run_has_a_state_and_every_row_is_reached() -> None:
     reached, states = set(), set()
     for case in cases():
         row = next(row for row in rows(*case) if row.holds)
-        found = row.found
+        found = state_of(*case)
         reached.add(row.condition)
         states.add(found.state)
-        assert found.state == documented[row.condition].found.state
+        assert found.state == documented[row.condition].state
         assert (found.kind is None) == (found.state not in ("failed", "cancelled"))
         assert found.reason != ""
-        assert row.reason or found.reason is None or found.state == "running"
+        assert row.meaning or found.reason is None or found.state == "running"
     assert reached == documented.keys()
     assert states == set(get_args(State))
 

@@ -114,7 +114,6 @@ class Dispatcher:
         self._queue_tried_at = -math.inf
         self._host = host or Host()
         self._interrupts = self._host.interrupts
-        self._requests = Requests(options.study_dir)
         self.left: dict[str, str] = {}
         """Run id -> why a run is left to the next start of this process, where the run's files cannot say it: another
         worker has the run, or nothing can be written."""
@@ -197,7 +196,7 @@ class Dispatcher:
         Raises:
             FileError: a request cannot be read.
         """
-        newest = None if self._options.request is None else self._requests.newest(item.run.id)
+        newest = None if self._options.request is None else Requests(self._options.study_dir).newest(item.run.id)
         return newest is None or newest.number == self._options.request
 
     # -- watching ------------------------------------------------------------------------------------------------

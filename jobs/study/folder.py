@@ -177,6 +177,7 @@ class Observer:
 
         Callers that poll keep one ``scheduler``, which queries SLURM less often.
         """
+        self._requests = Requests(study_dir)
         jobs = open_jobs(study_dir, ids)
         states = (scheduler or Scheduler()).states(jobs.values())
         self.jobs: Mapping[str, View] = {run_id: states[job] for run_id, job in jobs.items()}
@@ -193,15 +194,15 @@ class Observer:
         view, launcher = self.jobs.get(run.id), self.launcher
         if view is None and launcher is not None and (run.id in launcher.waiting or launcher.serves(run)):
             view = View(stage="queued", reason=launcher.waiting.get(run.id, ""))
-        return run.observe(view, self._is_spent)
+        return RunDirectory(run.path, self._requests).observe(view, self._is_spent)
 
     def look_at(self, run: RunDirectory) -> ObservedRun:
         """Return a run, as read from its folder. A damaged run has the damage as its reason, and its id as its name."""
         provenance: dict[str, Any] = {}
         config: RunConfig | None = None
         try:
-            provenance = run.read_provenance()
-            config = run.read_config()
+            now = RunDirectory(run.path, self._requests)
+            provenance, config = now.read_provenance(), now.read_config()
             observation = self.observe(run)
         except SeqlmError as error:
             config = None
@@ -289,10 +290,11 @@ def read_jobs(study_dir: Path) -> dict[str, str]:
 
 def open_jobs(study_dir: Path, ids: Collection[str] | None = None) -> dict[str, str]:
     """Return the jobs of :func:`read_jobs` of these runs that have not ended. ``None``: of all runs."""
+    requests = Requests(study_dir)
     return {
         run_id: job
         for run_id, job in read_jobs(study_dir).items()
-        if (ids is None or run_id in ids) and not RunDirectory(study_dir / run_id).has_ended()
+        if (ids is None or run_id in ids) and not RunDirectory(study_dir / run_id, requests).has_ended()
     }
 
 
