@@ -6,26 +6,18 @@ docs/reference/environment.md are made from this list (``python -m tests.referen
 
 from __future__ import annotations
 
-import math
+import contextlib
 import os
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
 from seqlm.errors import UsageError
+from seqlm.schema import Valid, fits, words_of
 
 T = TypeVar("T", covariant=True)
-
-
-@dataclass(frozen=True)
-class Kind(Generic[T]):
-    """The valid values of a variable."""
-
-    expected: str
-    """In the words that follow "expected" in messages."""
-    parse: Callable[[str], T]
-    """Converts a text. Raises ValueError or KeyError if it is not valid."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +25,8 @@ class Variable(Generic[T]):
     """An environment variable."""
 
     name: str
-    kind: Kind[T]
+    kind: Any
+    """The type, with what is valid, as in the annotations of tables (:mod:`seqlm.schema`)."""
     default: T
     """The value if the variable is unset or empty."""
     meaning: str
@@ -54,7 +47,7 @@ class Variable(Generic[T]):
         Args:
             env: the variables. ``None``: the environment of this process.
             is_valid: a further condition, which depends on more than the variable.
-            expected: the valid values in words, with that condition. ``None``: those of the kind.
+            expected: the valid values in words, with that condition. ``None``: those of the type.
 
         Raises:
             UsageError: the value is not valid.
@@ -62,12 +55,12 @@ class Variable(Generic[T]):
         if not self.is_set(env):
             return self.default
         text = (os.environ if env is None else env)[self.name]
-        try:
-            if is_valid(value := self.kind.parse(text)):
-                return value
-        except (ValueError, KeyError):
-            pass
-        raise UsageError(f'{self.name}: expected {expected or self.kind.expected}, got "{text}"')
+        bare = typing.get_args(self.kind)[0] if typing.get_origin(self.kind) is Annotated else self.kind
+        with contextlib.suppress(ValueError, KeyError):
+            value = _PARSERS.get(bare, str)(text)
+            if (bare is Path or fits(self.kind, value)) and is_valid(value):
+                return cast("T", value)
+        raise UsageError(f'{self.name}: expected {expected or words_of(self.kind)}, got "{text}"')
 
     def is_set(self, env: Mapping[str, str] | None = None) -> bool:
         """Return whether the variable is set and not empty."""
@@ -82,33 +75,19 @@ class Variable(Generic[T]):
 # -- kinds of values -----------------------------------------------------------------------------------------------
 
 
-def _number_of(unit: str) -> Kind[float]:
-    def parse(text: str) -> float:
-        number = float(text)
-        if not (math.isfinite(number) and number > 0):
-            raise ValueError(text)
-        return number
+_PARSERS: Mapping[Any, Callable[[str], Any]] = {
+    float: float,
+    int: int,
+    bool: {"0": False, "1": True}.__getitem__,
+    Path: Path,
+}
+"""Type -> what converts a text. Raises ValueError or KeyError if it is not valid."""
 
-    return Kind(f"a number of {unit} above 0", parse)
-
-
-def _whole_above(least: int) -> Kind[int]:
-    def parse(text: str) -> int:
-        number = int(text) if text.strip().isdecimal() else least
-        if number <= least:
-            raise ValueError(text)
-        return number
-
-    return Kind(f"a whole number above {least}", parse)
-
-
-def _one_of(expected: str, *choices: str) -> Kind[str]:
-    return Kind(expected, {choice: choice for choice in choices}.__getitem__)
-
-
-FLAG = Kind("0 or 1", {"0": False, "1": True}.__getitem__)
-PATH = Kind("a path", Path)
-MINUTES, SECONDS = _number_of("minutes"), _number_of("seconds")
+FLAG = Annotated[bool, Valid("0 or 1")]
+PATH = Annotated[Path, Valid("a path")]
+COUNT = Annotated[int, Valid("a whole number above 0", above=0)]
+MINUTES = Annotated[float, Valid("a number of minutes above 0", above=0)]
+SECONDS = Annotated[float, Valid("a number of seconds above 0", above=0)]
 
 # -- where things are ----------------------------------------------------------------------------------------------
 
@@ -135,21 +114,21 @@ SLURM_CONFIG: Variable[Path | None] = Variable(
 
 BACKEND: Variable[str | None] = Variable(
     "SEQLM_BACKEND",
-    Kind("the name of a backend", str),
+    Annotated[str, Valid("the name of a backend")],
     None,
     "Where runs are sent. `--backend` overrides it.",
     "the manifest's, else ray if it is installed, else local",
 )
 DEVICE: Variable[str | None] = Variable(
     "SEQLM_DEVICE",
-    _one_of("cpu or cuda", "cpu", "cuda"),
+    Annotated[Literal["cpu", "cuda"], Valid("cpu or cuda")],
     None,
     "Device of a worker.",
     "set by the launcher, else cuda if PyTorch sees a GPU",
 )
 MATMUL: Variable[str | None] = Variable(
     "SEQLM_MATMUL",
-    _one_of("onednn or blas", "onednn", "blas"),
+    Annotated[Literal["onednn", "blas"], Valid("onednn or blas")],
     None,
     "Library for float32 matrix products on a processor. `blas` is the one that PyTorch was built with (MKL).",
     "by the processor: `onednn` for AMD's with AVX-512, else `blas`",
@@ -186,11 +165,11 @@ STALE_LEASE_MINUTES = Variable(
 # -- set by a launcher for its workers -----------------------------------------------------------------------------
 
 ATTEMPT: Variable[int | None] = Variable(
-    "SEQLM_ATTEMPT", _whole_above(0), None, "Number of the attempt.", "one more than the attempts so far", True
+    "SEQLM_ATTEMPT", COUNT, None, "Number of the attempt.", "one more than the attempts so far", True
 )
 CANARY: Variable[int | None] = Variable(
     "SEQLM_CANARY",
-    _whole_above(0),
+    COUNT,
     None,
     "In the folder of a canary: train this number of steps and write `canary.json`.",
     "an ordinary run",
@@ -198,7 +177,7 @@ CANARY: Variable[int | None] = Variable(
 )
 MICRO_BATCHES = Variable(
     "SEQLM_MICRO_BATCHES",
-    _whole_above(0),
+    COUNT,
     1,
     "Parts in which a step takes the rank's columns, to save memory.",
     is_internal=True,
@@ -219,7 +198,7 @@ KEEP_LAST = Variable(
 )
 SEARCH = Variable(
     "SEQLM_SEARCH",
-    Kind("the table as JSON", str),
+    Annotated[str, Valid("the table as JSON")],
     "",
     "The table `[search]` of the manifest as JSON: at its rungs the worker may stop the run.",
     "no search",
@@ -227,14 +206,14 @@ SEARCH = Variable(
 )
 GPU_SHARE = Variable(
     "SEQLM_GPU_SHARE",
-    _number_of("GPUs"),
+    Annotated[float, Valid("a number of GPUs above 0", above=0)],
     1.0,
     "Share of the GPU whose memory a rank may use. `resources.gpus` sets it.",
     is_internal=True,
 )
 NODE = Variable(
     "SEQLM_NODE",
-    Kind("a name", str),
+    Annotated[str, Valid("a name")],
     "",
     "Name of the node, if its host name does not identify it. Recorded in `worker.json`.",
     "none",
@@ -250,7 +229,7 @@ RENDEZVOUS: Variable[Path | None] = Variable(
 )
 RENDEZVOUS_HOST = Variable(
     "SEQLM_RENDEZVOUS_HOST",
-    Kind("an address", str),
+    Annotated[str, Valid("an address")],
     "127.0.0.1",
     "Address of the first rank's host.",
     "`127.0.0.1`",

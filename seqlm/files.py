@@ -27,7 +27,6 @@ from seqlm.reading import (
     exists,
     is_folder,
     is_link,
-    listed,
     open_regular,
     parse_json,
     read_bytes,
@@ -242,19 +241,6 @@ def flush(path: Path) -> None:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-
-
-def temporaries_of(*files: Path) -> list[Path]:
-    """Return the temporary files and folders of ``files`` that exist. The name ``*`` stands for all in its folder."""
-    return [found for file in files for found in listed(file.parent, f".{file.name}.*.tmp")]
-
-
-def sweep_beside(*files: Path) -> None:
-    """Remove the temporary files and folders of ``files`` that dead processes have left.
-
-    The name ``*`` stands for all in its folder.
-    """
-    remove(temporaries_of(*files))
 
 
 def remove(paths: Iterable[Path]) -> None:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, final
 
 from seqlm.errors import DamagedFileError, FileError, printable
 from seqlm.files import make_directory, read_json, write_json, write_text
-from seqlm.reading import exists, listed
+from seqlm.reading import listed
 
 REQUEST = "request.json"
 RUNS = "runs.json"
@@ -46,11 +46,6 @@ class Request:
     def is_removal(self) -> bool:
         """Whether its runs were deleted, and are listed no more."""
         return self.record.get("kind") == "remove"
-
-    @functools.cached_property
-    def has_plan(self) -> bool:
-        """Whether it has what the folders of its runs get."""
-        return exists(self.folder / RUNS)
 
     @functools.cached_property
     def plan(self) -> Mapping[str, Any]:

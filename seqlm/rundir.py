@@ -35,7 +35,6 @@ from seqlm.files import (
     read_json,
     read_json_lines,
     remove,
-    temporaries_of,
     unguarded,
     write_json,
     write_once,
@@ -55,6 +54,11 @@ from seqlm.run_layout import (
     study_record_file,
 )
 from seqlm.state import Facts, Failure, RunState, View, state_of
+
+_OF_LAUNCHERS = (".config.", ".tokenizer.", ".provenance.", ".task.", ".start.", ".exit.")
+"""Beginnings of the names of temporary files that a launcher or job writes, besides those of the user's model."""
+_OF_OTHERS = (".behaviour.", ".samples.")
+"""Of those that the run's behaviour job writes, which does not own the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +106,7 @@ class RunDirectory(RunLayout):
     def folders(cls, study_dir: Path) -> dict[str, Path]:
         """The folders of a study's runs by the digits of their fingerprints, those that are yet to make among them."""
         there = sorted((path for path in listed(study_dir, "*-*") if is_folder(path)), reverse=True)
-        found = [*(study_dir / run_id for run_id in _launched(study_dir)), *there]
+        found = [*(study_dir / run_id for run_id in Requests(study_dir).by_run()), *there]
         return {path.name.rpartition("-")[2]: path for path in found}
 
     @classmethod
@@ -131,25 +135,12 @@ class RunDirectory(RunLayout):
             FileError: the folder or a request cannot be read.
         """
         seen = Requests(study_dir)
-        folders = map(study_dir.joinpath, cls.ids_in(study_dir))
-        return (cls(folder) for folder in folders if cls(folder, seen).is_known())
-
-    @classmethod
-    def ids_in(cls, study_dir: Path) -> set[str]:
-        """The names of all folders that may be a run's.
-
-        Raises:
-            FileError: the folder or a request cannot be read.
-        """
-        return {*(path.name for path in listed(study_dir, "[!.]*")), *_launched(study_dir)}
+        ids = {*(path.name for path in listed(study_dir, "[!.]*")), *seen.by_run()}
+        return (cls(study_dir / run_id) for run_id in ids if cls(study_dir / run_id, seen).is_known())
 
     def is_known(self) -> bool:
-        """Whether a launch has requested the run, or it has a folder."""
-        return self.launched() is not None or self.is_there()
-
-    def is_there(self) -> bool:
-        """Whether the folder is that of a run: it has one of the first two files, of which the other may be lost."""
-        return exists(self.config_file) or exists(self.provenance_file)
+        """Whether a launch has requested the run, or it has one of its first two files, of which one may be lost."""
+        return self.launched() is not None or exists(self.config_file) or exists(self.provenance_file)
 
     def place(self, provenance: Mapping[str, Any]) -> tuple[float, str]:
         """Return the sort key of a run in its study: its place in the manifest, then its id."""
@@ -226,31 +217,18 @@ class RunDirectory(RunLayout):
             if not exists(file) or read_bytes(file) != text.encode():
                 write_text(file, text)
 
-    def sweep(self, attempt: int) -> None:
-        """Remove the temporary files of the run's former owners. Called by a new owner.
+    def sweep(self, attempt: int | None = None) -> None:
+        """Remove the temporary files of former workers, but those of ``attempt``. ``None``: of former launchers.
 
-        Those of ``attempt``, and those of launchers, stay. A former owner that is late, not dead, cannot put its file
-        in place after this.
+        Called by a new owner of the run, or of its study. A former owner that is late, not dead, cannot put its file in
+        place after this.
         """
-        begun = [*listed(self.path / "checkpoints", ".*.tmp"), *listed(self.lease_dir, ".*.tmp")]
-        begun += [
-            *temporaries_of(self.metrics_file, self.result_file, self.canary_file),
-            *listed(self.path, ".rung-*.tmp"),
-        ]
-        for earlier in self.attempts():
-            if earlier != attempt:
-                begun += [path for kind in ("worker", "progress", "end") for path in self._begun_in(earlier, kind)]
-        remove(begun)
-
-    def sweep_launch(self) -> None:
-        """Remove the temporary files of former launchers. Called by the launcher that owns the study."""
-        begun = temporaries_of(self.config_file, self.tokenizer_file, self.provenance_file)
-        for attempt in self.attempts():
-            begun += [path for kind in ("start", "exit") for path in self._begun_in(attempt, kind)]
-        remove([*begun, *below(self.model_dir, ".*.tmp")])
-
-    def _begun_in(self, attempt: int, kind: str) -> list[Path]:
-        return listed(self.attempt_dir(attempt), f".{kind}*.tmp")
+        own = None if attempt is None else self.attempt_dir(attempt)
+        for path in below(self.path, ".*.tmp"):
+            is_launchers = path.name.startswith(_OF_LAUNCHERS) or path.is_relative_to(self.model_dir)
+            is_others = path.name.startswith(_OF_OTHERS) or path.parent == own
+            if is_launchers == (attempt is None) and not is_others:
+                remove([path])
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -323,10 +301,14 @@ class RunDirectory(RunLayout):
         return result is not None and self._covers(result, self.first_attempt())
 
     def _covers(self, result: Mapping[str, Any], first: int, config: RunConfig | None = None) -> bool:
-        """Whether a result is what was asked: its epochs, or an attempt from ``first`` on if it has none."""
-        if epochs_of(result) is None and isinstance(attempt := result.get("attempt"), int):
+        """Whether a result is what was asked: its epochs, or an attempt from ``first`` on if it has none.
+
+        If it is about fewer epochs than ``config`` has, more have been requested since.
+        """
+        epochs = epochs_of(result)
+        if epochs is None and isinstance(attempt := result.get("attempt"), int):
             return attempt >= first
-        return reaches(result, config or self.read_config())
+        return epochs is None or epochs >= (config or self.read_config()).train.epochs
 
     def _has_passed(self, first: int) -> bool:
         """Whether it is a canary that has passed in an attempt from ``first`` on."""
@@ -567,11 +549,6 @@ class RunDirectory(RunLayout):
         return Observation(**vars(found), epoch=epoch, best_val_ppl=best, result_epochs=of_result)
 
 
-def _launched(study_dir: Path) -> Iterator[str]:
-    """Return the ids of the runs that launches have requested, whether or not anything has begun."""
-    return (run_id for run_id, request in Requests(study_dir).by_run().items() if request.has_plan)
-
-
 def require_format(study_dir: Path) -> None:
     """Check that a study's files are of this version's format. A damaged ``study.json`` says nothing of that.
 
@@ -594,15 +571,6 @@ def epochs_of(result: Mapping[str, Any]) -> int | None:
     """Return the epochs that a result is about. ``None``: it does not say, as in a behaviour job."""
     epochs = result.get("epochs")
     return epochs if type(epochs) is int and 0 <= epochs <= MOST_EPOCHS else None
-
-
-def reaches(result: Mapping[str, Any], config: RunConfig) -> bool:
-    """Return whether a result is about at least as many epochs as ``config`` requests, or does not say about how many.
-
-    If it is about fewer, more have been requested since, and the run is not done.
-    """
-    epochs = epochs_of(result)
-    return epochs is None or epochs >= config.train.epochs
 
 
 def stopped_reason(stopped: Mapping[str, Any]) -> str:

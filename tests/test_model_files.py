@@ -30,5 +30,5 @@ def test_what_a_killed_launch_began_of_a_model_is_swept_by_the_next_one(tmp_path
     run.create(make_config(), {}, model_files=FILES)
     begun = run.model_dir / "parts" / ".cell.py.0123456789abcdef.tmp"
     begun.write_bytes(b"")
-    run.sweep_launch()
+    run.sweep()
     assert not begun.exists()

@@ -118,7 +118,7 @@ def test_a_launcher_sweeps_what_dead_launchers_have_begun_and_nothing_of_a_worke
     for path in (*begun, *kept):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
-    run.sweep_launch()
+    run.sweep()
     assert not [path for path in begun if path.exists()]
     assert all(path.exists() for path in kept)
 

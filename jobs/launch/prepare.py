@@ -236,7 +236,7 @@ def _request(
     """Keep the code and the files of the user that the runs need, and file the request."""
     study_dir = options.study_dir
     for item in todo:
-        item.run.sweep_launch()
+        item.run.sweep()
         with contextlib.suppress(FileError):  # its hours then count as those of an interrupted attempt
             record_what_scheduler_knows(item)
     keep_files([item.spec for item in todo], study_dir)

@@ -22,7 +22,7 @@ from jobs.study.squeue import Scheduler
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from seqlm.errors import DamagedFileError, SeqlmError, UsageError
-from seqlm.files import read_json, sweep_beside, write_json
+from seqlm.files import read_json, remove, write_json
 from seqlm.lease import Terms, claim, kept, live_owner
 from seqlm.model_files import read_model_files
 from seqlm.reading import is_file, is_folder, listed
@@ -229,8 +229,7 @@ def launching(study_dir: Path) -> Iterator[None]:
     busy = f"study {study_name(study_dir)} is already being launched; `status` shows it, `cancel` stops its runs"
     terms = Terms.from_environment()
     with kept(claim(launcher_dir(study_dir), busy=busy, terms=terms, tell=terminal.tell), terms):
-        kept_code = study_dir / "code" / "*"
-        sweep_beside(queue_file(study_dir), study_record_file(study_dir), kept_code)
+        remove([*listed(study_dir, ".*.json.*.tmp"), *listed(study_dir / "code", ".*.tmp")])  # of dead launchers
         yield
 
 

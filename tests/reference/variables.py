@@ -6,6 +6,7 @@ from typing import Any
 
 from jobs.registry import BACKENDS
 from seqlm.environment import BACKEND, VARIABLES, Variable
+from seqlm.schema import words_of
 from tests.reference.markdown import table
 
 
@@ -24,4 +25,4 @@ def _table(*, is_internal: bool) -> str:
 
 
 def _expected(variable: Variable[Any]) -> str:
-    return ", ".join(BACKENDS) if variable is BACKEND else variable.kind.expected
+    return ", ".join(BACKENDS) if variable is BACKEND else words_of(variable.kind)
