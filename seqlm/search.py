@@ -165,29 +165,18 @@ def _value_at(run: RunDirectory, metric: str, rung: int) -> float | None:
 # -- decisions -----------------------------------------------------------------------------------------------------
 
 
-def decision_at(run: RunDirectory, rung: int) -> Decision | None:
-    """Return what has been decided about a run at a rung. ``None``: nothing.
-
-    Raises:
-        FileError: the record cannot be read.
-    """
-    if (run.read_stopped() or {}).get("rung") == rung:
-        return "stopped"
-    return "goes on" if rung in run.read_rungs() else None
-
-
 def decide(run: RunDirectory, search: Search, rung: int, attempt: int, *, guard: Guard = unguarded) -> Decision:
     """Return the decision about a run that has finished ``rung`` epochs.
 
-    Unless that is done, it is made and recorded with its evidence, and with the ``attempt`` that makes it.
+    Unless that is done, it is made and recorded with its evidence, and with the ``attempt`` that makes it. A run that
+    was stopped here goes on if a later request says so.
 
     Raises:
         FileError: the run's files cannot be read or written.
         LeaseLostError: ``guard`` says that the run belongs to another worker by now.
     """
-    earlier = decision_at(run, rung)
-    if earlier is not None:
-        return earlier
+    if rung in run.read_rungs():
+        return "stopped" if (run.read_stopped() or {}).get("rung") == rung else "goes on"
     values = values_at(run, search, rung)
     value, reached = values[run.id], list(values.values())
     going_on = places(len(reached), search.keep)

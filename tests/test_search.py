@@ -14,7 +14,7 @@ import pytest
 from seqlm.errors import FileError, UsageError
 from seqlm.files import write_json_lines
 from seqlm.rundir import RunDirectory
-from seqlm.search import Search, decide, decision_at, goes_on, values_at
+from seqlm.search import Search, decide, goes_on, values_at
 from tests.facts import launch_again
 from tests.training.studies import make_config, make_run
 
@@ -161,7 +161,7 @@ def test_a_run_is_compared_with_its_like(tmp_path: Path) -> None:
 def test_a_decision_is_made_once(tmp_path: Path) -> None:
     search = Search(rungs=(3, 5))
     good, _, _, bad = study(tmp_path, [5.0, 6.0, 7.0, 8.0])
-    assert decision_at(good, 3) is None
+    assert good.read_rungs() == {}
     assert [decide(run, search, 3, 1) for run in (good, bad)] == ["goes on", "stopped"]
     evidence, stopped = good.read_rungs()[3], bad.read_stopped() or {}
     assert stopped == {**evidence, "decision": "stopped", "value": 8.0, "rank": 4, "at": stopped["at"]}
