@@ -21,8 +21,9 @@ from analysis.behaviour.task import Task
 from analysis.study.behaviour import Behaviour, GradientNorms, Judge, Measures, Sample, plain
 from seqlm.config import RunConfig
 from seqlm.data.batches import columns, windows
-from seqlm.data.corpus import UNK, Corpus
+from seqlm.data.corpus import Corpus
 from seqlm.data.tokenizer import Tokenizer
+from seqlm.data.tokens import UNK
 from seqlm.errors import CheckpointError, SeqlmError
 from seqlm.files import Guard, file_sha256, unguarded, write_json, write_json_lines
 from seqlm.models import LanguageModel, build_reference

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from analysis.study.behaviour import Settings
 from analysis.study.values import Values
-from seqlm.data.corpus import UNK
 from seqlm.data.tokenizer import Tokenizer
-from seqlm.data.tokens import Level, tokens_of
+from seqlm.data.tokens import UNK, Level, tokens_of
 from seqlm.errors import DataError, DivergedError
 from seqlm.models import LanguageModel
 from seqlm.models.language_model import scaled

@@ -9,7 +9,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from analysis.study.behaviour import StepLosses
-from seqlm.data.batches import number_of_windows, windows
+from seqlm.data.batches import windows
+from seqlm.data.layout import number_of_windows
 from seqlm.errors import DataError
 from seqlm.models import LanguageModel
 from seqlm.models.state import tensors_of

@@ -52,10 +52,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from seqlm.data.layout import number_of_windows, own_columns, require_windows, shared
+from seqlm.data.layout import number_of_windows, own_columns, shared
 from seqlm.errors import DataError
-
-__all__ = ["columns", "number_of_windows", "own_columns", "require_windows", "whole_text", "windows"]
 
 
 def columns(

@@ -23,22 +23,9 @@ from seqlm.data import cache
 from seqlm.data.dataset import is_dataset, read_dataset
 from seqlm.data.source import SPLITS, WANTED, Texts, combined_sha256, read_texts
 from seqlm.data.tokenizer import Tokenizer, tokenizer_sha256
-from seqlm.data.tokens import EOS, UNK, encode
+from seqlm.data.tokens import encode
 from seqlm.errors import DataError
 from seqlm.reading import is_folder
-
-__all__ = [
-    "EOS",
-    "PTB_SHA256",
-    "SPLITS",
-    "UNK",
-    "Corpus",
-    "CorpusFacts",
-    "corpus_facts",
-    "downloaded_ptb",
-    "load_corpus",
-    "resolve_data",
-]
 
 FORMAT = 2
 """Version of the cached files and of the tokenisation; raise it when either changes."""

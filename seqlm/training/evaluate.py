@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from seqlm.config import RunConfig
-from seqlm.data.batches import columns, number_of_windows, whole_text, windows
+from seqlm.data.batches import columns, whole_text, windows
+from seqlm.data.layout import number_of_windows
 from seqlm.models import LanguageModel
 from seqlm.models.state import State
 from seqlm.training.distributed import Rank
