@@ -26,7 +26,7 @@ from jobs.study.kept_code import live_code
 from jobs.study.provenance import launch_record, run_record
 from seqlm.config import RunConfig
 from seqlm.files import write_json, write_json_lines
-from seqlm.lease import Terms, claim
+from seqlm.lease import claim
 from seqlm.machine import cpu_count, cpu_model
 from seqlm.rundir import RunDirectory
 
@@ -124,7 +124,7 @@ def make_done(study: Path, runs: list[RunDirectory]) -> Iterator[None]:
     for run in runs:
         run.attempt_dir(1).mkdir(parents=True)
         write_json(run.start_file(1), {"backend": "local"})
-        claim(run.lease_dir, attempt=1, busy="busy", terms=Terms()).release()
+        claim(run.lease_dir, attempt=1, busy="busy").release()
         write_json_lines(run.metrics_file, epochs)
         write_json(run.result_file, {"best_epoch": EPOCHS - 1})
     yield

@@ -34,7 +34,6 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, assert_never, final
@@ -56,25 +55,15 @@ _GONE = (errno.ENOENT, errno.ESTALE)
 _FILE = re.compile(r"[0-9]{6,}\.json")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Terms:
-    """How a lease is kept."""
+def stale_seconds() -> float:
+    """How long the heartbeat of another host must have been missing before its lease is taken over.
 
-    heartbeat_seconds: float = LEASE_SECONDS.default
-    stale_seconds: float = 60 * STALE_LEASE_MINUTES.default
-    """How long the heartbeat of another host must have been missing before its lease is taken over."""
+    ``SEQLM_STALE_LEASE_MINUTES``, but at least three heartbeats (``SEQLM_LEASE_SECONDS``).
 
-    @classmethod
-    def from_environment(cls, env: Mapping[str, str] | None = None) -> Terms:
-        """``SEQLM_LEASE_SECONDS`` between two heartbeats, ``SEQLM_STALE_LEASE_MINUTES`` until a takeover.
-
-        A lease is not stale before three heartbeats are missing.
-
-        Raises:
-            UsageError: one of them is not a number above 0.
-        """
-        heartbeat, stale = LEASE_SECONDS.read(env), 60 * STALE_LEASE_MINUTES.read(env)
-        return cls(heartbeat_seconds=heartbeat, stale_seconds=max(stale, 3 * heartbeat))
+    Raises:
+        UsageError: one of them is not a number above 0.
+    """
+    return max(60 * STALE_LEASE_MINUTES.read(), 3 * LEASE_SECONDS.read())
 
 
 @final
@@ -113,7 +102,6 @@ def claim(
     *,
     attempt: int | None = None,
     busy: str,
-    terms: Terms,
     pause: Callable[[float], None] = time.sleep,
     tell: Callable[[str], None] = lambda line: None,
     clock: Callable[[], float] = time.monotonic,
@@ -121,13 +109,12 @@ def claim(
     """Become the owner of the run or study whose leases lie in ``folder``.
 
     A live process of this host is refused at once, and the lease of one that has ended is taken over at once. Any other
-    owner that has not released its lease is watched first, for ``terms.stale_seconds``.
+    owner that has not released its lease is watched first, for :func:`stale_seconds`.
 
     Args:
         folder: ``lease/`` in the folder of the run or study; made where it is missing.
         attempt: of this worker, for the record. ``None``: it is a launcher.
         busy: what to say where there is an owner.
-        terms: when a lease is stale.
         pause: waits for the given seconds, or raises to give up.
         tell: told, in a line, of a takeover and of the wait before it.
         clock: seconds that only go forward.
@@ -135,6 +122,7 @@ def claim(
     Raises:
         RunBusyError: there is a live owner; the text is ``busy``, followed by who it is.
         FileError: the folder cannot be written.
+        UsageError: as :func:`stale_seconds`.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +134,7 @@ def claim(
                 seen: Literal["beat", "changed", "silent"] = "beat"
                 if is_alive(owner) is None:
                     tell(f"{_who(owner)} has not released {folder.parent.name}; watching for a sign of life")
-                    seen = _watch(folder, newest, terms.stale_seconds, pause, clock)
+                    seen = _watch(folder, newest, stale_seconds(), pause, clock)
                 match seen:
                     case "beat":
                         raise RunBusyError(f"{busy} ({_who(owner)})")
@@ -157,7 +145,7 @@ def claim(
                     case _:
                         assert_never(seen)
             newest += 1
-            lease = _take(folder, newest, attempt, terms)
+            lease = _take(folder, newest, attempt)
             if lease is not None:
                 return lease
     except OSError as error:
@@ -165,21 +153,22 @@ def claim(
 
 
 @contextlib.contextmanager
-def kept(lease: Lease, terms: Terms, poll: Callable[[], None] = lambda: None) -> Iterator[Lease]:
+def kept(lease: Lease, poll: Callable[[], None] = lambda: None) -> Iterator[Lease]:
     """Keep the lease's heart beating while the block runs, then release it.
 
     A thread of its own beats, so that a long step does not look like death; it keeps no process alive. It also calls
     ``poll`` every two seconds. Errors of the world end neither.
     """
     ended = threading.Event()
+    heartbeat_seconds = LEASE_SECONDS.read()
 
     def live() -> None:
-        turn = min(LOOK_AROUND_SECONDS, terms.heartbeat_seconds)
+        turn = min(LOOK_AROUND_SECONDS, heartbeat_seconds)
         due = 0.0
         while not ended.wait(turn):
             now = time.monotonic()
             if now >= due:
-                due = now + terms.heartbeat_seconds - turn / 2
+                due = now + heartbeat_seconds - turn / 2
                 lease.beat()
             with contextlib.suppress(OSError, FileError):
                 poll()
@@ -207,16 +196,15 @@ def require_attempt(folder: Path, attempt: int) -> None:
         raise LeaseLostError(f"this run was taken over by {_who(owner)}; this rank is of an earlier attempt")
 
 
-def live_owner(folder: Path, terms: Terms | None = None) -> dict[str, Any] | None:
+def live_owner(folder: Path) -> dict[str, Any] | None:
     """The lease of an owner that seems to live: ``host``, ``pid``, ... ``None``: there is no such owner.
 
     It is known whether a process of this host lives. Of others, this is a guess from the age of the file by this
     machine's clock and the file system's, which may differ. Costs a listing of the folder; nothing is written.
-    ``terms`` are by default those of the environment.
 
     Raises:
         FileError: the folder cannot be read.
-        UsageError: a variable of the terms is wrong.
+        UsageError: as :func:`stale_seconds`.
     """
     generation = _highest_listed(folder)
     path = folder / _name(generation)
@@ -231,7 +219,7 @@ def live_owner(folder: Path, terms: Terms | None = None) -> dict[str, Any] | Non
         return None
     except OSError as error:
         raise FileError.from_os_error("read", path, error) from None
-    return owner if abs(age) < (terms or Terms.from_environment()).stale_seconds else None
+    return owner if abs(age) < stale_seconds() else None
 
 
 def wait_until_free(folders: Sequence[Path], seconds: float) -> None:
@@ -295,14 +283,14 @@ def _read(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _take(folder: Path, generation: int, attempt: int | None, terms: Terms) -> Lease | None:
+def _take(folder: Path, generation: int, attempt: int | None) -> Lease | None:
     """Claim a generation; none where somebody else has it."""
     record = {
         "generation": generation,
         "owner": secrets.token_hex(8),
         **this_process(),
         "attempt": attempt,
-        "heartbeat_seconds": terms.heartbeat_seconds,
+        "heartbeat_seconds": LEASE_SECONDS.read(),
         "taken_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "released": False,
     }

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from seqlm.files import make_directory, read_json, write_json
-from seqlm.lease import Lease, Terms, claim, kept
+from seqlm.lease import Lease, claim, kept
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 
@@ -23,8 +23,7 @@ def newest_attempt(run: RunDirectory) -> int:
 @contextlib.contextmanager
 def owned(run: RunDirectory) -> Iterator[Lease]:
     """Own a run while the block runs, as its worker does."""
-    terms = Terms.from_environment()
-    with kept(claim(run.lease_dir, attempt=run.last_attempt(), busy="busy", terms=terms), terms) as lease:
+    with kept(claim(run.lease_dir, attempt=run.last_attempt(), busy="busy")) as lease:
         yield lease
 
 

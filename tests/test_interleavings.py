@@ -24,7 +24,7 @@ from seqlm.ends import timestamp
 from seqlm.environment import MICRO_BATCHES
 from seqlm.errors import EXIT_BUSY, EXIT_FAILED, EXIT_LOST, EXIT_STOPPED, RunBusyError
 from seqlm.files import read_json, write_json, write_json_lines
-from seqlm.lease import Terms, claim
+from seqlm.lease import claim
 from seqlm.requests import file_request
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import View
@@ -42,7 +42,7 @@ MOST_ATTEMPTS = 2 + POLICY.max_stalled_retries
 @contextlib.contextmanager
 def owning(folder: Path) -> Iterator[None]:
     """Own a run or a study. Who is killed meanwhile leaves the lease of a process that has ended."""
-    lease = claim(folder, busy="busy", terms=Terms())
+    lease = claim(folder, busy="busy")
     try:
         yield
     except GeneratorExit:

@@ -21,13 +21,14 @@ import pytest
 
 from seqlm import lease as leases
 from seqlm import processes
-from seqlm.errors import FileError, LeaseLostError, RunBusyError, UsageError
-from seqlm.lease import Lease, Terms, claim, kept, live_owner, newest_generation, newest_lease, require_attempt
+from seqlm.errors import FileError, LeaseLostError, RunBusyError
+from seqlm.lease import Lease, claim, kept, live_owner, newest_generation, newest_lease, require_attempt, stale_seconds
 from tests import commands
 from tests.faults import ChangeFaults, LookFaults
 from tests.waiting import wait_for
 
-TERMS = Terms(heartbeat_seconds=10.0, stale_seconds=180.0)
+STALE_SECONDS = 180.0
+"""By default."""
 ROOT = Path(__file__).parent.parent
 
 
@@ -57,7 +58,6 @@ class Cluster:
             self.folder,
             attempt=attempt,
             busy="r has a worker",
-            terms=TERMS,
             pause=pause,
             tell=self.told.append,
             clock=lambda: self.now,
@@ -65,7 +65,7 @@ class Cluster:
 
     def look(self, host: str) -> dict[str, Any] | None:
         self._host = host
-        return live_owner(self.folder, TERMS)
+        return live_owner(self.folder)
 
     def names(self) -> list[str]:
         return sorted(path.name for path in self.folder.iterdir())
@@ -174,7 +174,7 @@ def claim_for_c(cluster: Cluster, first: Lease) -> None:
         (cluster.folder / "000002.json").write_text(json.dumps({**record, "host": "c", "machine_id": "c"}))
 
 
-STALE = int(TERMS.stale_seconds / leases.LOOK_SECONDS)
+STALE = int(STALE_SECONDS / leases.LOOK_SECONDS)
 """Looks until a lease is stale."""
 WATCHES, TAKES = "pid {pid} on a has not released", "taking {name} over from pid {pid} on a"
 WATCHES_C, TAKES_C = WATCHES.replace("on a", "on c"), TAKES.replace("on a", "on c")
@@ -312,7 +312,7 @@ def test_a_lease_that_cannot_be_read_is_watched_like_that_of_a_stranger(cluster:
     with pytest.raises(RunBusyError, match="another worker"):
         cluster.claim("a", while_waiting=first.beat)
     assert cluster.claim("a").generation == 2
-    assert cluster.now >= TERMS.stale_seconds
+    assert cluster.now >= STALE_SECONDS
 
 
 # -- heartbeat -----------------------------------------------------------------------------------------------------
@@ -328,9 +328,12 @@ def hearts() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "lease"]
 
 
-def test_a_lease_beats_while_it_is_kept_and_is_released_at_the_end(cluster: Cluster) -> None:
+def test_a_lease_beats_while_it_is_kept_and_is_released_at_the_end(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEQLM_LEASE_SECONDS", "0.02")
     lease = cluster.claim("a")
-    with kept(lease, Terms(heartbeat_seconds=0.02)):
+    with kept(lease):
         for _ in range(3):
             wait_for_a_beat(lease)
         assert len(hearts()) == 1
@@ -353,7 +356,8 @@ def test_a_heart_goes_on_after_beats_that_the_disk_refuses(
         raise FileError("cannot read failure.json")
 
     monkeypatch.setattr(os, "utime", refuse)
-    with kept(lease, Terms(heartbeat_seconds=0.02), refused_to_poll):
+    monkeypatch.setenv("SEQLM_LEASE_SECONDS", "0.02")
+    with kept(lease, refused_to_poll):
         wait_for(lambda: len(refused), "more than three refused beats", until=lambda count: count > 3)
         monkeypatch.setattr(os, "utime", utime)
         wait_for_a_beat(lease)
@@ -362,9 +366,8 @@ def test_a_heart_goes_on_after_beats_that_the_disk_refuses(
 HELD = """
 import sys
 from pathlib import Path
-from seqlm.lease import Terms, claim, kept
-lease = claim(Path(sys.argv[1]), attempt=1, busy="busy", terms=Terms(heartbeat_seconds=0.05))
-held = kept(lease, Terms(heartbeat_seconds=0.05))
+from seqlm.lease import claim, kept
+held = kept(claim(Path(sys.argv[1]), attempt=1, busy="busy"))
 held.__enter__()
 print("held", flush=True)
 """
@@ -390,17 +393,17 @@ if sys.argv[4] == "no links":
     os.link = refuse
 processes.this_host = lambda: {"host": me, "machine_id": me}
 lease.LOOK_SECONDS = 0.002
-terms = lease.Terms(heartbeat_seconds=0.01, stale_seconds=30)
+os.environ |= {"SEQLM_LEASE_SECONDS": "0.01", "SEQLM_STALE_LEASE_MINUTES": "0.5"}
 print("ready", flush=True)
 sys.stdin.readline()
 won = 0
 while won < 30:
     try:
-        mine = lease.claim(folder, attempt=1, busy="busy", terms=terms)
+        mine = lease.claim(folder, attempt=1, busy="busy")
     except RunBusyError:
         continue
     won += 1
-    with lease.kept(mine, terms):
+    with lease.kept(mine):
         log.write(f"{mine.generation} begin {me}\\n"); log.flush()
         time.sleep(0.003)
         mine.check()
@@ -455,20 +458,15 @@ def test_who_looks_sees_an_owner_by_the_age_of_its_heartbeat(cluster: Cluster) -
     assert cluster.look("b") is None
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "ten", "nan", "inf"])
-def test_terms_that_make_no_sense_are_one_clear_line(text: str) -> None:
-    with pytest.raises(UsageError, match=f'SEQLM_LEASE_SECONDS: expected a number of seconds above 0, got "{text}"'):
-        Terms.from_environment({"SEQLM_LEASE_SECONDS": text})
-    with pytest.raises(UsageError, match="SEQLM_STALE_LEASE_MINUTES"):
-        Terms.from_environment({"SEQLM_STALE_LEASE_MINUTES": text})
-
-
-def test_terms_come_from_the_environment() -> None:
-    assert Terms.from_environment({}) == Terms(heartbeat_seconds=10.0, stale_seconds=180.0)
-    env = {"SEQLM_LEASE_SECONDS": "2", "SEQLM_STALE_LEASE_MINUTES": "0.5"}
-    assert Terms.from_environment(env) == Terms(heartbeat_seconds=2.0, stale_seconds=30.0)
-    seldom = Terms.from_environment({"SEQLM_LEASE_SECONDS": "600"})
-    assert seldom.stale_seconds == 1800.0, "three heartbeats"
+@pytest.mark.parametrize(
+    ("heartbeat", "stale", "seconds"), [("", "", STALE_SECONDS), ("2", "0.5", 30.0), ("600", "", 1800.0)]
+)
+def test_a_lease_is_stale_after_the_minutes_of_the_variable_and_at_least_three_heartbeats(
+    monkeypatch: pytest.MonkeyPatch, heartbeat: str, stale: str, seconds: float
+) -> None:
+    monkeypatch.setenv("SEQLM_LEASE_SECONDS", heartbeat)
+    monkeypatch.setenv("SEQLM_STALE_LEASE_MINUTES", stale)
+    assert stale_seconds() == seconds
 
 
 # -- boundaries ----------------------------------------------------------------------------------------------------
@@ -512,7 +510,7 @@ def test_the_record_of_a_lease_says_who_holds_it_since_when(cluster: Cluster) ->
         "process_group": os.getpgrp(),
         "process_start": processes.process_start(os.getpid()),
     }
-    expected |= {"attempt": 3, "released": False, "heartbeat_seconds": TERMS.heartbeat_seconds}
+    expected |= {"attempt": 3, "released": False, "heartbeat_seconds": 10.0}
     assert records == [{"generation": number, **expected} for number in (1, 2)]
     assert owners[0] != owners[1]
     assert all(before <= taken_at <= datetime.now(UTC) and taken_at.microsecond == 0 for taken_at in times)

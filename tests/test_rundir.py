@@ -56,7 +56,7 @@ def test_a_live_lease_of_another_host_says_running_until_it_is_stale_released_or
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "this_host", lambda: {"host": "other", "machine_id": "other"})
-    theirs = lease.claim(run.lease_dir, attempt=1, busy="busy", terms=lease.Terms())
+    theirs = lease.claim(run.lease_dir, attempt=1, busy="busy")
     monkeypatch.setattr(processes, "this_host", lambda: {"host": "here", "machine_id": "here"})
     assert run.observe(View(stage="queued")).state == "running"
     silent = time.time() - 200
@@ -66,7 +66,7 @@ def test_a_live_lease_of_another_host_says_running_until_it_is_stale_released_or
     assert run.observe().state == "running"
     theirs.release()
     assert run.observe().state == "pending"
-    second = lease.claim(run.lease_dir, attempt=2, busy="busy", terms=lease.Terms())
+    second = lease.claim(run.lease_dir, attempt=2, busy="busy")
     monkeypatch.setattr(processes, "this_host", lambda: {"host": "other", "machine_id": "other"})
     assert run.observe().state == "running"
     run.write_exit(2, {"kind": "node", "message": "its machine is gone"})

@@ -23,7 +23,7 @@ from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from seqlm.errors import DamagedFileError, SeqlmError, UsageError
 from seqlm.files import read_json, remove, write_json
-from seqlm.lease import Terms, claim, kept, live_owner
+from seqlm.lease import claim, kept, live_owner
 from seqlm.model_files import read_model_files
 from seqlm.reading import is_file, is_folder, listed
 from seqlm.requests import Request, Requests
@@ -227,8 +227,7 @@ def launching(study_dir: Path) -> Iterator[None]:
         RunBusyError: another launcher is running on this study.
     """
     busy = f"study {study_name(study_dir)} is already being launched; `status` shows it, `cancel` stops its runs"
-    terms = Terms.from_environment()
-    with kept(claim(launcher_dir(study_dir), busy=busy, terms=terms, tell=terminal.tell), terms):
+    with kept(claim(launcher_dir(study_dir), busy=busy, tell=terminal.tell)):
         remove([*listed(study_dir, ".*.json.*.tmp"), *listed(study_dir / "code", ".*.tmp")])  # of dead launchers
         yield
 

@@ -32,7 +32,7 @@ from seqlm.errors import (
     is_storage_failure,
 )
 from seqlm.files import Guard, make_directory, unguarded, write_json
-from seqlm.lease import Terms, claim, kept, require_attempt
+from seqlm.lease import claim, kept, require_attempt
 from seqlm.rundir import RunDirectory, stopped_reason
 from seqlm.training.distributed import AllLeave, Rank
 from seqlm.training.failure import describe_failure, failure_text, tell
@@ -177,9 +177,8 @@ def _ownership(run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal) ->
             stop.request()
 
     busy = f"{run.id} already has a live worker"
-    terms = Terms.from_environment()
-    lease = claim(run.lease_dir, attempt=attempt, busy=busy, terms=terms, pause=pause, tell=tell)
-    with kept(lease, terms, stop_if_cancelled):
+    lease = claim(run.lease_dir, attempt=attempt, busy=busy, pause=pause, tell=tell)
+    with kept(lease, stop_if_cancelled):
         run.sweep(attempt)
         yield lease.check
 

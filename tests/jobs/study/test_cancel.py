@@ -51,7 +51,7 @@ def claim_elsewhere(run: RunDirectory, *, name: str = "elsewhere") -> lease.Leas
     """A live lease of a worker of another host."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(processes, "this_host", lambda: {"host": name, "machine_id": "elsewhere"})
-        return lease.claim(run.lease_dir, attempt=1, busy="busy", terms=lease.Terms())
+        return lease.claim(run.lease_dir, attempt=1, busy="busy")
 
 
 def cancel_all(study_dir: Path) -> dict[str, str | None]:
