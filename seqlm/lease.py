@@ -46,8 +46,8 @@ from seqlm.reading import exists, listed, moment
 
 LOOK_SECONDS = 1.0
 """How often a lease is looked at that may be stale."""
-LOOK_AROUND_SECONDS = 2.0
-"""How often an owner looks whether somebody has cancelled its run."""
+POLL_SECONDS = 2.0
+"""How often `kept` calls `poll`, which looks whether the run was cancelled."""
 WAIT_SECONDS = 0.1
 """How often somebody who waits for the end of an owner looks for it."""
 
@@ -163,7 +163,7 @@ def kept(lease: Lease, poll: Callable[[], None] = lambda: None) -> Iterator[Leas
     heartbeat_seconds = LEASE_SECONDS.read()
 
     def live() -> None:
-        turn = min(LOOK_AROUND_SECONDS, heartbeat_seconds)
+        turn = min(POLL_SECONDS, heartbeat_seconds)
         due = 0.0
         while not ended.wait(turn):
             now = time.monotonic()
