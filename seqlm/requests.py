@@ -111,8 +111,9 @@ class Requests:
             if folder not in self._found:
                 key = (folder.absolute(), _stamp(folder / REQUEST))
                 request = self._known.get(key) or _read(folder)
-                self._known |= {} if request is None else {key: request}
                 self._found[folder] = request
+                if request is not None:
+                    self._known[key] = request
             if (request := self._found[folder]) is not None:
                 yield request
 
