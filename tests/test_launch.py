@@ -188,6 +188,7 @@ if "seqlm.training.worker" in sys.orig_argv and not pathlib.Path({gate!r}).exist
     time.sleep(600)
 sys.path.remove({folder!r})
 del sys.modules["torch"]
+import torch
 """
 
 
