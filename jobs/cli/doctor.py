@@ -86,24 +86,19 @@ def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:
     ]
 
 
-def _answer(subject: str, fails: str, seconds: int, *words: str) -> Any:
-    """Return the JSON in the last line that a program prints; a finding, which begins with ``fails``, if it fails."""
-    command = [sys.executable, *words]
+def _torch(gpus: Sequence[machine.Gpu]) -> Finding:
+    """Return what a process of its own says of torch."""
+    advice = "install seqlm's requirements"
+    command = [sys.executable, "-P", "-c", PROGRAM]
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=True)
-        return json.loads(done.stdout.splitlines()[-1])
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["no output"])[-1]
-        return Finding("bad", subject, f"{fails} ({last})")
+        return Finding("bad", "torch", f"cannot be imported; {advice} ({last})")
     except subprocess.TimeoutExpired:
-        return Finding("bad", subject, f"took more than {seconds // 60} minutes")
-
-
-def _torch(gpus: Sequence[machine.Gpu]) -> Finding:
-    advice = "install seqlm's requirements"
-    answer = _answer("torch", f"cannot be imported; {advice}", 120, "-P", "-c", PROGRAM)
+        return Finding("bad", "torch", "took more than 2 minutes")
     has = f"the machine has {len(gpus)}" if gpus else None
-    return answer if isinstance(answer, Finding) else torch_finding("torch", answer[1:], gpus=has, advice=advice)
+    return torch_finding("torch", json.loads(done.stdout.splitlines()[-1])[1:], gpus=has, advice=advice)
 
 
 def _devices(gpus: Sequence[machine.Gpu]) -> Iterator[Finding]:

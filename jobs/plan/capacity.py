@@ -93,7 +93,7 @@ class Capacity:
         resolved = replace(resources, cpus=resources.cpus or 1, gpus=gpus)
         demanded = resources.ranks * resources.cpus if resources.cpus else 0
         if demanded > self.total_cpus + TINY or self.place(resolved) is None:
-            raise BackendError(f"never fits: {self._lack(resolved, f'{self.where} has {{}}')}")
+            raise BackendError(f"never fits: {self.why_not(resolved, f'{self.where} has {{}}')}")
         if resources.cpus:
             return resolved
         at_once = self.how_many(resolved, at_most)
@@ -170,11 +170,8 @@ class Capacity:
 
     # -- reasons -------------------------------------------------------------------------------------------------
 
-    def why_not(self, resources: Resources) -> str:
-        """Return why a run does not fit now, in one line such as ``needs 2 GPUs, 1 free``."""
-        return self._lack(resources, "{} free")
-
-    def _lack(self, resources: Resources, has: str) -> str:
+    def why_not(self, resources: Resources, has: str = "{} free") -> str:
+        """Return why a run does not fit, in one line such as ``needs 2 GPUs, 1 free``. ``has`` says what is there."""
         ranks, gpus, cpus = resources.ranks, resources.gpus or 0, resources.cpus or 1
         if ranks * gpus > self.gpus + TINY:
             return f"needs {with_noun(ranks * gpus, 'GPU')}, {has.format(f'{round(self.gpus, 4):g}')}"
