@@ -27,8 +27,8 @@ from analysis.study.run import LoadedRun, origin_of, read_run
 from analysis.study.settings import Setting, timed_settings
 from analysis.study.values import clean
 from seqlm.errors import UsageError
-from seqlm.run_layout import slugify
 from seqlm.requests import Requests
+from seqlm.run_layout import slugify
 from seqlm.rundir import RunDirectory, require_format
 from seqlm.search import Search
 
