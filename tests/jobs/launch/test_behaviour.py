@@ -75,13 +75,13 @@ def test_a_run_without_a_finite_perplexity_is_no_best_run(tmp_path: Path) -> Non
 def test_the_record_of_the_study_says_which_and_filters_say_it_over_the_record(grid: Path) -> None:
     wanted = [observed(grid, name).run.read_config().fingerprint() for name in ("rnn-a", "transformer")]
     write_json(grid / "study.json", {"behaviour": wanted})
-    assert [job.name for job in BehaviourLaunch(grid).jobs] == ["rnn-a"], "what is not done has no behaviour yet"
-    assert [job.name for job in BehaviourLaunch(grid, only=["arch=gru"]).jobs] == ["gru-a", "gru-b"]
-    assert [job.name for job in BehaviourLaunch(grid, exclude=["name=rnn-b"]).jobs] == ["rnn-a", "gru-a", "gru-b"]
+    assert [job.run.name for job in BehaviourLaunch(grid).jobs] == ["rnn-a"], "what is not done has no behaviour yet"
+    assert [job.run.name for job in BehaviourLaunch(grid, only=["arch=gru"]).jobs] == ["gru-a", "gru-b"]
+    assert [job.run.name for job in BehaviourLaunch(grid, exclude=["name=rnn-b"]).jobs] == ["rnn-a", "gru-a", "gru-b"]
     with pytest.raises(UsageError, match="no run passes"):
         BehaviourLaunch(grid, only=["arch=rnn lr>9"])
     (grid / "study.json").write_text('{"behaviour": []}')
-    assert [job.name for job in BehaviourLaunch(grid).jobs] == ["rnn-b", "gru-a"]
+    assert [job.run.name for job in BehaviourLaunch(grid).jobs] == ["rnn-b", "gru-a"]
 
 
 def test_the_judge_is_the_best_other_model_of_the_same_text_that_is_still_there(grid: Path) -> None:
@@ -122,7 +122,7 @@ def pretend_computed(study_dir: Path, given: Mapping[str, Any] = MappingProxyTyp
     """Leave for each job what its worker would."""
     for job in BehaviourLaunch(study_dir, given=given).jobs:
         assert job.run.config is not None
-        job.folder.create(job.run.config, {"name": job.name})
+        job.folder.create(job.run.config, {"name": job.run.name})
         write_json(job.folder.task_file, {"judge": job.judge_id, "settings": job.settings})
         made = {
             "version": BEHAVIOUR_VERSION,
