@@ -7,10 +7,8 @@ import dataclasses
 import gc
 import json
 import math
-import multiprocessing
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,27 +106,8 @@ def folder_of(*study_dirs: Path, output: Path | None = None) -> tuple[Path, Path
 def report_files(study: Study) -> dict[str, bytes]:
     """Every file of the report by its path in the report's folder."""
     page = report_page(study)
-    fork = multiprocessing.get_context("fork")  # a process that has the figures, which are slow to send
-    with ProcessPoolExecutor(1, fork, initializer=_CHARTS.extend, initargs=(page.charts,)) as other:
-        in_print = other.map(_for_print, range(len(page.charts)))
-        files = _texts_and_vectors(page)
-        return files | {name: content for found in in_print for name, content in found.items()}
-
-
-_CHARTS: list[Chart] = []
-"""The figures of the report, in the process that draws them for print."""
-
-
-def _for_print(place: int) -> dict[str, bytes]:
-    """Return the files of a figure for print, which take three quarters of the time of all figures."""
-    chart = _CHARTS[place]
-    return {f"figures/{chart.name}.{kind}": figure_bytes(chart.figure, kind) for kind in FORMATS if kind != "svg"}
-
-
-def _texts_and_vectors(page: Page) -> dict[str, bytes]:
-    """Return the pages, data and tables, and the figures of the page."""
-    drawn = {chart.name: figure_bytes(chart.figure, "svg") for chart in page.charts}
-    inline = {name: inline_svg(svg, name) for name, svg in drawn.items()}
+    drawn = {f"{chart.name}.{kind}": figure_bytes(chart.figure, kind) for chart in page.charts for kind in FORMATS}
+    inline = {chart.name: inline_svg(drawn[f"{chart.name}.svg"], chart.name) for chart in page.charts}
     texts = {"index.html": render_html(page, inline), "report.md": render_markdown(page)}
     for name, data in page.data.items():
         texts[f"data/{name}.csv"] = data.to_csv(index=False, lineterminator="\n")
@@ -138,7 +117,7 @@ def _texts_and_vectors(page: Page) -> dict[str, bytes]:
         texts[f"tables/{table.name}.tex"] = latex_table(table)
         texts[f"tables/{table.name}.md"] = table.to_markdown()
     files = {path: text.encode("utf-8", errors="replace") for path, text in texts.items()}
-    return files | {f"figures/{name}.svg": svg for name, svg in drawn.items()}
+    return files | {f"figures/{name}": content for name, content in drawn.items()}
 
 
 def _json(data: pd.DataFrame) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from pathlib import Path
 from typing import Any
 
 BACKENDS = {
@@ -26,11 +25,3 @@ def backend_class(name: str) -> Any:
 def default_backend() -> str:
     """Return ``ray`` if it is installed, else ``local``."""
     return "ray" if importlib.util.find_spec("ray") else "local"
-
-
-def scheduled_in(study_dir: Path) -> list[Any]:
-    """Return the classes of the backends that queue jobs themselves and have had requests of a study."""
-    from seqlm.requests import Requests  # not for `--help`
-
-    names = {request.record.get("backend") for request in Requests(study_dir).newest_first()}
-    return [kind for name in BACKENDS if name in names and (kind := backend_class(name)).is_scheduled]

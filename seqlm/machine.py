@@ -35,6 +35,11 @@ def cpu_count() -> int:
     return os.cpu_count() or 1
 
 
+def memory_bytes() -> int:
+    """Return the memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def cpu_model() -> str:
     """Name of the processor."""
     return " ".join(_cpu_fields("model name")) or platform.processor() or platform.machine()

@@ -17,11 +17,11 @@ from typing import Any, final
 
 from jobs.backends.base import Backend, Finding
 from jobs.launch.job import LaunchOptions
-from jobs.launch.prepare import waiting_for_budget
 from jobs.plan.capacity import Capacity, Node
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places
 from jobs.spec import Resources, RunSpec
+from jobs.study.budget import Budget
 from jobs.study.folder import ObservedRun, read_jobs
 from jobs.study.kept_code import Code, live_code
 from jobs.study.squeue import ask
@@ -121,7 +121,7 @@ class SlurmBackend(Backend):
         """
         require_plain_path(options.study_dir.absolute())
         todo = [item for item in planned if item.action != "skip"]
-        if not todo or waiting_for_budget(options):
+        if not todo or Budget(options.study_dir, options.policy).is_spent():
             return []
         folder = next_folder(options.study_dir)
         plan = self._plan(todo, options, live_code(), int(folder.name))

@@ -458,11 +458,17 @@ def test_plan_names_the_folder_next_to_the_manifest_that_has_the_runs(
     assert "--runs-dir ../runs" in capsys.readouterr().err
 
 
-def test_plan_says_where_runs_go(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
-    assert launch.main(["plan", "small.toml", "--backend", "ray", "--json"]) == 0
+def test_plan_says_where_runs_go_and_if_they_need_more_memory_than_there_is(
+    study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["plan", "small.toml", "--backend", "ray", "--json"]
+    assert launch.main(words) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["data"]["totals"]["backend"] == "ray"
     assert "warning" not in printed.err
+    monkeypatch.setattr("seqlm.machine.memory_bytes", lambda: 1000)
+    assert launch.main(words) == 0
+    assert "of memory, this machine has 1000 B" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("device", "code"), [("gpu", 2), ("cuda", 3), ("cpu", 0)])

@@ -202,7 +202,6 @@ def test_bad_flags_are_one_line_and_exit_code_2(study: Study) -> None:
     assert not (study.path / "behaviour").exists()
 
 
-@pytest.mark.process
 @pytest.mark.slow
 def test_a_study_without_a_finished_run_has_nothing_to_compute(study: Study) -> None:
     for run in study.runs.values():
@@ -213,7 +212,6 @@ def test_a_study_without_a_finished_run_has_nothing_to_compute(study: Study) -> 
     assert "no run is done, so there is no behaviour to compute" in err
 
 
-@pytest.mark.process
 @pytest.mark.slow
 def test_a_report_without_the_runs_that_the_manifest_asks_for_names_them(study: Study) -> None:
     study.runs["gru"].result_file.unlink()
@@ -324,7 +322,6 @@ def test_a_report_runs_no_kept_code_that_was_changed(study: Study) -> None:
     assert (study.path / "report/index.html").exists()
 
 
-@pytest.mark.process
 @pytest.mark.slow
 def test_a_report_without_behaviour_reads_no_checkpoint(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.cli.launching.BehaviourLaunch", lambda study_dir: pytest.fail("asked for"))
@@ -364,7 +361,6 @@ def test_nothing_that_goes_wrong_with_behaviour_keeps_the_report_back(study: Stu
     assert page.exists()
 
 
-@pytest.mark.process
 @pytest.mark.slow
 def test_a_report_while_another_launcher_computes_is_written_without_waiting(study: Study) -> None:
     with launching(study.path / "behaviour"):

@@ -13,7 +13,6 @@ from tests.analysis.synthetic import make_run
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
 
-@pytest.mark.process
 @pytest.mark.slow
 def test_several_studies_make_one_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for study in ("one", "two"):

@@ -131,7 +131,9 @@ class RayCluster:
         else:
             options.update(address=self._address, runtime_env=runtime_env)
         try:
-            _knock(self._address)
+            host, _, port = (self._address or "").removeprefix("ray://").rpartition(":")
+            if host and port.isdigit():  # where nothing listens, Ray itself goes on asking for minutes
+                socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
             # Ray has its workers import from the folder in which it is initialised.
             with mock.patch.dict(os.environ, names), contextlib.chdir(source_tree()):
                 _init(options)
@@ -158,13 +160,6 @@ def _init(options: dict[str, Any]) -> None:
         except ConnectionError:
             if not tries_left:
                 raise
-
-
-def _knock(address: str | None) -> None:
-    """Raise OSError where nothing listens at an address: Ray itself goes on asking for minutes."""
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
 
 
 @contextlib.contextmanager

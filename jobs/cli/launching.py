@@ -25,11 +25,12 @@ from jobs.launch.background import detach
 from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch
 from jobs.launch.changes import edited_models
 from jobs.launch.job import LaunchOptions
-from jobs.launch.prepare import find_data, launch, preparing, waiting_for_budget
+from jobs.launch.prepare import find_data, launch, preparing
 from jobs.manifests import secrets
 from jobs.manifests.policy import Policy
 from jobs.plan.record import record_of
 from jobs.spec import RunSpec
+from jobs.study.budget import Budget
 from jobs.study.folder import find_study, is_behaviour_study, observe_study, study_name
 from jobs.study.kept_code import distrust
 from jobs.study.record import StudyRecord
@@ -204,7 +205,7 @@ def _submit(
         tell_skipped(planned)
         todo = [item for item in planned if item.action != "skip"]
         jobs: list[str] = []
-        if prepared is not None and (why := waiting_for_budget(options)) is not None:
+        if prepared is not None and (why := Budget(study_dir, options.policy).is_spent()) is not None:
             terminal.tell(f"nothing starts: {why}")
         elif prepared is not None:
             code, request = prepared

@@ -167,6 +167,8 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
     budget = budget_of(planned, manifest.policy, study_dir)
     if budget is not None:
         terminal.say(budget[0])
+    if backend.is_here:
+        _warn_of_memory(planned)
     scripts = backend.scripts(planned, LaunchOptions(study_dir=study_dir, policy=manifest.policy))
     for script in scripts:
         terminal.say(f"\nwould submit:\n{script}")
@@ -182,6 +184,19 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
         "changes": changed,
     }
     return ({**data, "scripts": scripts} if scripts else data), 0 if refused is None else UsageError.exit_code
+
+
+def _warn_of_memory(planned: Sequence[PlannedRun]) -> None:
+    """Warn of the run that needs most on the processor, if that is more than this machine has."""
+    needs = [
+        ((item.estimate.memory_bytes or 0) * item.spec.resources.ranks, item.spec.name)
+        for item in planned
+        if item.action != "skip" and not item.spec.resources.gpus and item.estimate is not None
+    ]
+    most, name = max(needs, default=(0, ""))
+    if most > (has := machine.memory_bytes()):
+        what = f"{name} needs more than {terminal.memory(most)} of memory"
+        terminal.tell(f"warning: {what}, this machine has {terminal.memory(has)}")
 
 
 def _record(item: PlannedRun) -> dict[str, Any]:

@@ -17,11 +17,12 @@ from jobs import terminal
 from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments
 from jobs.cli.naming import chosen_runs, named_runs
 from jobs.cli.view import Watcher, say_status, watch
-from jobs.registry import scheduled_in
+from jobs.registry import BACKENDS, backend_class
 from jobs.study.folder import ObservedRun, find_study, launcher_dir, observe_study, study_name
 from seqlm.errors import UsageError, printable
 from seqlm.lease import wait_until_free
 from seqlm.reading import LARGEST_HASHED, open_regular
+from seqlm.requests import Requests
 from seqlm.rundir import RunDirectory
 
 FOLLOW_SECONDS = 1.0
@@ -159,8 +160,10 @@ def cancel(arguments: Arguments) -> tuple[Any, int]:
         )
     marked = mark(runs)
     problems: dict[str, str | None] = {}
-    for kind in scheduled_in(study_dir) if marked else ():
-        problems |= kind.cancel(study_dir, marked)
+    requests = Requests(study_dir).newest_first() if marked else ()
+    for name in BACKENDS.keys() & {request.record.get("backend") for request in requests}:
+        if (kind := backend_class(name)).is_scheduled:
+            problems |= kind.cancel(study_dir, marked)
     problems |= wait_until_stopped(one for one in marked if one.run.id not in problems)
     for one in marked:
         if (problem := problems.get(one.run.id)) is None:

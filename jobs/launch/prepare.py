@@ -304,11 +304,6 @@ def record_what_scheduler_knows(item: PlannedRun) -> None:
     run.write_exit(attempt, known if beat is None else {**known, "ended_at": timestamp(beat)})
 
 
-def waiting_for_budget(options: LaunchOptions) -> str | None:
-    """Return why no run starts: the study's budget is spent. ``None``: it is not, or there is none."""
-    return Budget(options.study_dir, options.policy).is_spent()
-
-
 def _label(item: PlannedRun) -> dict[str, str]:
     """Return what a report calls the user's own model, if it says so itself."""
     config = item.spec.config
@@ -344,7 +339,7 @@ def launch(
         executor = backend.executor(options.study_dir)
         try:
             executor.open(code)
-            tried = [] if waiting_for_budget(options) else todo
+            tried = [] if Budget(options.study_dir, options.policy).is_spent() else todo
             if canary.wanted(options.canary, tried):
                 waiting = {item.run.id: "waits for the canaries" for item in todo}
                 write_queue(options.study_dir, waiting, request.number)

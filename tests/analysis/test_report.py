@@ -18,8 +18,6 @@ from seqlm.files import write_json
 from tests.analysis.synthetic import DIVERGED, fail, make_run
 from tests.faults import ChangeFaults
 
-pytestmark = pytest.mark.process
-
 HOSTILE = "<script>alert('x')</script> & $x_1$ 50% #1 \\input{y} | `z` \"q\""
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 

@@ -193,7 +193,6 @@ def test_epochs_that_no_run_has_are_left_out(tmp_path: Path) -> None:
     assert len(study.warnings) == len(epochs)
 
 
-@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.usefixtures("blank_figures")
 def test_a_report_that_is_a_link_is_not_replaced(tmp_path: Path) -> None:

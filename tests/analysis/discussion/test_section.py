@@ -12,7 +12,6 @@ from seqlm.files import write_json
 from tests.analysis.hand_made import add_run
 
 
-@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.usefixtures("svg_only")
 def test_the_notes_of_the_author_stand_in_their_parts_without_html_of_their_own(tmp_path: Path) -> None:

@@ -190,7 +190,6 @@ def test_shades_are_steps_of_equal_width() -> None:
     assert [shade(v, 0.5) for v in (0.0, 0.49, 0.5, 3.9, 99.0, math.nan)] == [0, 0, 1, 7, 7, 0]
 
 
-@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.usefixtures("blank_figures")
 def test_hostile_tokens_are_escaped_and_the_title_says_entropy_and_probability(run: RunDirectory) -> None:

@@ -22,7 +22,6 @@ def run(tmp_path: Path) -> RunDirectory:
     return run
 
 
-@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize("damage", ["a folder", "a pipe", "a link", "nothing whole"])

@@ -199,7 +199,6 @@ def test_numbers_of_variants_are_sorted_between_those_of_the_plan() -> None:
     assert [str(number) for number in sorted(numbers)] == ["3", "3b", "3z", "3aa", "3ab", "4"]
 
 
-@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.usefixtures("svg_only")
 def test_the_whole_report_shows_variants_by_their_numbers(seen: Study) -> None:
