@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from seqlm.data.batches import columns, windows
 from seqlm.data.corpus import Corpus
 from seqlm.data.tokenizer import Tokenizer
 from seqlm.data.tokens import UNK
+from seqlm.ends import timestamp
 from seqlm.errors import CheckpointError, SeqlmError
 from seqlm.files import Guard, file_sha256, unguarded, write_json, write_json_lines
 from seqlm.models import LanguageModel, build_reference
@@ -108,7 +108,7 @@ def record_behaviour(
         "settings": plain(settings),
         "unknown": unknown,
         "attempt": attempt,
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "finished_at": timestamp(),
     }
     write_json(job.result_file, result, guard=guard)
     print(f"{len(samples)} samples, losses and gradients in {behaviour.seconds:.1f} s", flush=True)

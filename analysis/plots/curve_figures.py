@@ -60,13 +60,12 @@ def curve_charts(study: Study) -> list[Chart]:
 
 
 @look.applied()
-def group_chart(study: Study, title: str) -> Chart | None:
-    """The curves of a group of ``[report] groups``; none if it has none."""
+def group_chart(study: Study, title: str, curves: Sequence[Curve]) -> Chart | None:
+    """Those of the ``curves`` of a study that are of a group of ``[report] groups``; none if it has none."""
     runs = study.runs[study.runs["id"].isin(study.groups[title])]
     numbers = set(runs["number"])
-    curves = [curve for curve in curves_of(study) if curve.is_validated and curve.number in numbers]
     name = f"curves-{study.group_name(title)}"
-    members = setting_curves(study, curves)
+    members = setting_curves(study, [curve for curve in curves if curve.is_validated and curve.number in numbers])
     return runs_chart(study, runs, members, name, f"{title}: validation perplexity") if members else None
 
 

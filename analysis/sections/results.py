@@ -12,6 +12,7 @@ from analysis.blocks.section import Block, Section, Subheading, paragraphs
 from analysis.blocks.sentences import scope, scope_of, scope_sentences, scoring_sentences, sentences, text_sentences
 from analysis.blocks.table import RUN_COLUMNS, Column, Table, number
 from analysis.plots.curve_figures import group_chart
+from analysis.plots.curves import curves_of
 from analysis.study import units
 from analysis.study.columns import HYPERPARAMETERS, SAME_TEXT
 from analysis.study.comparison import finished, went_further
@@ -87,9 +88,11 @@ def best_sentences(settings: Sequence[Setting]) -> list[str]:
 def groups_section(study: Study) -> Section:
     """A table and a figure for each group of ``[report] groups`` that has a run; no block if there is none."""
     blocks: list[Block] = []
+    curves = curves_of(study) if study.groups else []
     for title, ids in study.groups.items():
         if ids:
-            blocks += [Subheading(text=title), results_table(study, title), *filter(None, [group_chart(study, title)])]
+            blocks += [Subheading(text=title), results_table(study, title)]
+            blocks += filter(None, [group_chart(study, title, curves)])
     return Section(name="groups", title="Groups of runs", short="Groups", blocks=blocks)
 
 

@@ -97,8 +97,8 @@ def causality(subject: Subject) -> str:
         leaks: dict[int, int] = {}
         for later in range(1, STEPS):
             off = (_logits(model, _changed(tokens, later))[:later] - logits[:later]).abs().amax(dim=(1, 2))
-            if (off > TOLERANCE * scale).any():
-                leaks.setdefault(int((off > TOLERANCE * scale).nonzero()[0]), later)
+            if (leaky := (off > TOLERANCE * scale).nonzero()).numel():
+                leaks.setdefault(int(leaky[0]), later)
         if leaks:
             first = min(leaks)
             raise BrokenContractError(
