@@ -16,6 +16,8 @@ from jobs.spec import RunSpec
 from seqlm.errors import UsageError, nearest
 from seqlm.schema import Count, Line, Table, Valid, show
 
+_TITLE = 60
+"""Most characters of the title of a group."""
 Part = Literal[
     "results", "search", "groups", "published", "curves", "expected", "optimizers", "picks", "reliability", "next",
     "cost", "effects", "behaviour", "hyperparameters",
@@ -96,8 +98,8 @@ class Report(Table):
     behaviour: Annotated[_Names, Valid("a list of names of runs, at least one", check=_each_once)] = ()
     """Runs whose trained models the report examines: names, with their suffixes as in `plan`, or patterns (`gru-*`)."""
     groups: Annotated[
-        Mapping[Annotated[Line, Valid(most=60)], _Names],
-        Valid("a table of titles of at most 60 characters, each with a list of names of runs, at least one"),
+        Mapping[Annotated[Line, Valid(most=_TITLE)], _Names],
+        Valid(f"a table of titles of at most {_TITLE} characters, each with a list of names of runs, at least one"),
     ] = field(default_factory=dict)
     """Groups of runs with curves and a table of their own in the report: a title, then names or patterns (`gru-*`)."""
     notes: Annotated[
