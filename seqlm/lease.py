@@ -106,7 +106,7 @@ def claim(
     tell: Callable[[str], None] = lambda line: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Lease:
-    """Become the owner of the run or study whose leases lie in ``folder``.
+    """Become the owner of the run or study whose leases are in ``folder``.
 
     A live process of this host is refused at once, and the lease of one that has ended is taken over at once. Any other
     owner that has not released its lease is watched first, for :func:`stale_seconds`.

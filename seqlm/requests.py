@@ -102,7 +102,7 @@ class Requests:
         self._folders = listed(study_dir / "launches", "[0-9]*")[::-1]
 
     def newest_first(self) -> Iterator[Request]:
-        """Every request, the newest first. They are read as far as they are asked for.
+        """Every request, the newest first. Each is read when it is reached.
 
         Raises:
             FileError: a request cannot be read, or is damaged.

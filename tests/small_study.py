@@ -99,7 +99,7 @@ class Study:
         return [epochs_of(run) for run in self.runs()]
 
     def status(self) -> list[dict[str, Any]]:
-        """What ``status`` tells of each run."""
+        """The runs in ``status --json``."""
         found: list[dict[str, Any]] = commands.ask(["status", "small.toml"], folder=self.folder, env=self.env)["runs"]
         return found
 
@@ -107,7 +107,7 @@ class Study:
         return {run["name"]: run["state"] for run in self.status()}
 
     def each(self, key: str = "state") -> list[str]:
-        """What ``status`` tells of each run under this key."""
+        """The value of this key of each run in ``status --json``."""
         return [run[key] for run in self.status()]
 
     def until_they_train(self, epochs: int = 1) -> None:

@@ -98,7 +98,7 @@ FEW_COLUMNS = ", with 64 micro-batches a step; its ranks have too few columns fo
         ),
         ({"max_stalled_retries": 7}, row(*["node"] * 8), IN_A_ROW.format(7)),
         ({"max_stalled_retries": 100_000}, row(*["node"] * 5_000), 300),
-        # A row is counted whatever its kinds. Progress begins it anew, but not what was lost and is gained again.
+        # A row is counted whatever its kinds. Progress starts the count again, but not what is regained.
         ({"max_stalled_retries": 3}, row("node", "preempted", "timeout"), 25),
         (
             {"max_stalled_retries": 3},

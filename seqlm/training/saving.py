@@ -38,7 +38,7 @@ class Saving:
         self._saved_at = time.monotonic()
 
     def is_due(self) -> bool:
-        """Whether the time between two checkpoints within an epoch is over."""
+        """Whether the time between two checkpoints within an epoch is over. Raises the last one's error."""
         if not self.is_writing:
             self.wait()
         return self._trainer.rank.is_first and time.monotonic() - self._saved_at >= self._every_seconds

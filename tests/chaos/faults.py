@@ -78,7 +78,7 @@ class Fault:
 
 
 def lasting(seconds: float) -> Callable[[Callable[[Scene], Iterator[str]]], Fault]:
-    """Make a fault of a generator that is to be resumed after so many seconds."""
+    """Make a fault of a generator that is to be resumed after ``seconds``."""
     return lambda begin: Fault(begin, seconds)
 
 

@@ -78,7 +78,7 @@ def test_what_is_neither_a_folder_nor_a_zip(tmp_path):
 
 
 def put(content: bytes, new: bytes, **offsets: int) -> bytes:
-    """Write ``new`` so many bytes behind the beginning of the first file, of its header, or of its entry."""
+    """Write ``new`` at ``offsets``, in bytes from the beginning of the first file, of its header, or of its entry."""
     found = bytearray(content)
     for what, offset in offsets.items():
         start = content.index({"name": b"train.txt", "header": b"PK\x03\x04", "entry": b"PK\x01\x02"}[what])
