@@ -1,4 +1,4 @@
-"""Ranks on Ray whose node is short of memory, and how often Ray is asked; without a Ray that runs."""
+"""Ranks on Ray whose node is short of memory, groups that are used again, and calls of Ray; no Ray runs."""
 
 from __future__ import annotations
 
@@ -61,6 +61,38 @@ def test_a_rank_whose_host_ray_has_killed_for_memory_is_short_of_memory(
     ended = backend.poll("job")
     assert isinstance(ended, Ended)
     assert ended.out_of_memory == is_short
+
+
+@pytest.mark.parametrize(
+    ("left", "ranks", "hosts"),
+    [
+        ("a0", 1, "a"),
+        ("a0 bb0", 2, "bb"),
+        ("a0 bb0 c0", 3, "bba"),
+        ("a0 b0 c0", 2, "ab"),
+        ("aa0", 1, ""),
+        ("a0", 2, ""),
+        ("a0 b1", 2, ""),
+    ],
+    ids=["one", "as large", "two together", "single ones together", "too large", "too few", "on two nodes"],
+)
+def test_a_run_gets_groups_that_others_have_left_if_they_have_its_ranks_on_as_few_nodes(
+    monkeypatch: pytest.MonkeyPatch, left: str, ranks: int, hosts: str
+) -> None:
+    backend, two = RayExecutor(address="x"), [Node(name=name, cpus=8, gpus={}) for name in "01"]
+    monkeypatch.setattr(
+        "jobs.backends.ray_cluster.RayCluster.capacity", lambda self: Capacity(two, where="the cluster")
+    )
+    for name in ("_run", "_start", "_release"):
+        monkeypatch.setattr(RayExecutor, name, lambda *arguments: None)
+    for text in left.split():
+        held = [Allocation(node=text[-1], cpus=1, device=None, gpus=0) for _ in text[:-1]]
+        other: Any = _Group(group=None, hosts=[*text[:-1]], allocations=held, needs=(1, 1))
+        group: Any = _Group(group=None, hosts=[*text[:-1]], allocations=held, needs=(1, 0))
+        backend._idle += [other, group]
+    wanted = Resources(ranks=ranks, cpus=1, gpus=0)
+    submission = Submission(run_dir=Path("/run"), attempt=1, argv=(), env={}, cwd=Path("/"), resources=wanted)
+    assert "".join(backend._jobs[backend.submit(submission)].hosts) == hosts
 
 
 def test_ray_is_asked_as_often_for_a_hundred_live_runs_as_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
