@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import csv
 import dataclasses
-import gc
+import io
 import json
-import math
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,7 @@ def write_report(*study_dirs: Path, output: Path | None = None) -> Path:
         FileError: the report cannot be written.
     """
     folder, target = folder_of(*study_dirs, output=output)
-    with _no_collections():
-        files = report_files(load_study(*study_dirs))
+    files = report_files(load_study(*study_dirs))
     make_directory(target.parent)
     try:
         with folder_beside(target) as new:
@@ -72,18 +71,6 @@ def write_report(*study_dirs: Path, output: Path | None = None) -> Path:
     except OSError as error:
         raise FileError.from_os_error("write report", target, error) from None
     return folder / "index.html"
-
-
-@contextlib.contextmanager
-def _no_collections() -> Iterator[None]:
-    """Pause Python's search for garbage: what is read of a study is needed to the end, and a tenth of the time went."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def folder_of(*study_dirs: Path, output: Path | None = None) -> tuple[Path, Path]:
@@ -110,8 +97,7 @@ def report_files(study: Study) -> dict[str, bytes]:
     inline = {chart.name: inline_svg(drawn[f"{chart.name}.svg"], chart.name) for chart in page.charts}
     texts = {"index.html": render_html(page, inline), "report.md": render_markdown(page)}
     for name, data in page.data.items():
-        texts[f"data/{name}.csv"] = data.to_csv(index=False, lineterminator="\n")
-        texts[f"data/{name}.json"] = _json(data)
+        texts[f"data/{name}.csv"], texts[f"data/{name}.json"] = _data_texts(data)
     for table in page.tables:
         texts[f"tables/{table.name}.csv"] = table.to_csv()
         texts[f"tables/{table.name}.tex"] = latex_table(table)
@@ -120,18 +106,24 @@ def report_files(study: Study) -> dict[str, bytes]:
     return files | {f"figures/{name}": content for name, content in drawn.items()}
 
 
-def _json(data: pd.DataFrame) -> str:
-    """A list of objects, one a line; null for every missing or infinite number."""
-    plain = data.astype(object).where(data.notna() & ~data.isin([math.inf, -math.inf]), None)
+def _data_texts(data: pd.DataFrame) -> tuple[str, str]:
+    """A table as CSV and as a JSON list of objects, one a line. A missing number is empty or null, as infinity in JSON.
+
+    Both are made from lists of plain values: ``DataFrame.to_csv`` and ``to_json`` take several times as long.
+    """
+    plain = data.astype(object).where(data.notna(), None)
+    columns = [plain[name].to_list() for name in data]
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([list(data), *zip(*columns, strict=True)])
     row = f"{{{', '.join(f'{json.dumps(name)}: %s' for name in data)}}}"
-    cells = zip(*(_json_texts(plain[name].to_list()) for name in data), strict=True)
-    return "[\n" + ",\n".join(row % texts for texts in cells) + "\n]\n"
+    cells = zip(*map(_json_texts, columns), strict=True)
+    return table.getvalue(), "[\n" + ",\n".join(row % texts for texts in cells) + "\n]\n"
 
 
 def _json_texts(values: list[Any]) -> list[str]:
     """Each value as JSON: all at once, which is many times as fast, unless some are lists or objects."""
     encode = json.JSONEncoder(ensure_ascii=False, default=str, separators=("\n", ": ")).encode
-    found = encode(values)[1:-1].split("\n")
+    found = re.sub("(?m)^-?Infinity$", "null", encode(values)[1:-1]).split("\n")
     return found if len(found) == len(values) else [json.dumps(v, ensure_ascii=False, default=str) for v in values]
 
 
@@ -252,6 +244,7 @@ def render_markdown(page: Page) -> str:
 def _environment(*, html: bool) -> Environment:
     return Environment(
         loader=PackageLoader("analysis", "templates"),
+        optimized=False,  # templates are rendered once, and to optimise them takes longer
         autoescape=html,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -294,10 +287,10 @@ def _script_json(data: Any) -> Markup:
 
 
 def _sortable(value: Any) -> str:
-    """What the script sorts a cell by; empty for a missing value, which goes last."""
+    """What the script sorts a cell by that is no text; empty for a missing value, which goes last."""
     if isinstance(value, VariantNumber):
         return f"{value.place}.{value.index:05}"
-    return str(value) if isinstance(value, str) or units.is_number(value) else ""
+    return str(value) if units.is_number(value) else ""
 
 
 def _fence(lines: list[str]) -> str:

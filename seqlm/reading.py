@@ -224,7 +224,7 @@ def parse_json(text: str) -> Any:
         ValueError: no JSON, nested deeper than ``DEEPEST``, or with a whole number beyond ``LARGEST_WHOLE``.
     """
     try:
-        value = json.loads(text, parse_int=_whole)
+        value = _DECODER.decode(text)
     except RecursionError:
         raise ValueError(f"nested more than {DEEPEST} deep") from None
     if text.count("[") + text.count("{") <= DEEPEST:
@@ -253,6 +253,9 @@ def _whole(digits: str) -> int:
     if len(digits) > 20 or abs(number := int(digits)) > LARGEST_WHOLE:
         raise ValueError(f"a whole number of {len(digits)} digits")
     return number
+
+
+_DECODER = json.JSONDecoder(parse_int=_whole)
 
 
 def moment(text: Any) -> float | None:

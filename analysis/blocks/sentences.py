@@ -27,6 +27,7 @@ def sentences(template: str, **values: Any) -> list[str]:
 def _environment() -> Environment:
     found = Environment(
         loader=PackageLoader("analysis", "templates/sentences"),
+        optimized=False,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -95,10 +95,9 @@ def falling_runs(study: Study) -> pd.DataFrame:
     runs = runs.assign(
         fall=[fall_per_epoch(curves.get(run, [])) for run in runs["id"]],
         epochs=[len(curves.get(run, [])) for run in runs["id"]],
-        proposal=[SCHEDULE if _has_ended(run) else LONGER for run in runs.to_dict("records")],
     )
     found: pd.DataFrame = runs[runs["fall"] > FALL_PER_EPOCH].sort_values(["val_ppl", "number"])
-    return found
+    return found.assign(proposal=[SCHEDULE if _has_ended(run) else LONGER for run in found.to_dict("records")])
 
 
 def fall_per_epoch(perplexities: Sequence[float]) -> float:

@@ -8,7 +8,10 @@
   }
   function sortBy(table, column, direction) {
     var missingLast = function (a, b) { return a === "" || b === "" ? compare(a, b) : direction * compare(a, b); };
-    var key = function (body) { return body.rows[0].cells[column].dataset.sort; };
+    var key = function (body) {
+      var cell = body.rows[0].cells[column];
+      return cell.dataset.sort === undefined ? cell.textContent : cell.dataset.sort;
+    };
     Array.from(table.tBodies)
       .sort(function (a, b) { return missingLast(key(a), key(b)); })
       .forEach(function (body) { table.appendChild(body); });

@@ -31,9 +31,10 @@ def page(browser: Browser, report: Path) -> Page:
 
 
 def column(page: Page, table: str, number: int) -> list[str]:
-    """What the cells of a column sort by, as they stand; empty where a value is missing."""
-    values = page.attributes(f"#{table} tbody tr:first-child > :nth-child({number})", "data-sort")
-    return [value or "" for value in values]
+    """What the cells of a column sort by, as they stand: a value, else their text; empty where a value is missing."""
+    cells = f"#{table} tbody tr:first-child > :nth-child({number})"
+    values, texts = page.attributes(cells, "data-sort"), page.texts(cells)
+    return [text if value is None else value for value, text in zip(values, texts, strict=True)]
 
 
 def ordered(values: list[str], *, ascending: bool) -> list[str]:
