@@ -531,21 +531,34 @@ class RunDirectory(RunLayout):
         found = self.verdict(Limits.of(request.policy), self.failures(first))
         return Failure(kind=end.kind, message=f"{end.message}{found.why}", is_final=found.delay is None)
 
-    def observe(self, view: View | None = None, spent: Callable[[], str | None] = lambda: None) -> Observation:
+    def observe(
+        self,
+        view: View | None = None,
+        spent: Callable[[], str | None] = lambda: None,
+        config: RunConfig | None = None,
+    ) -> Observation:
         """Return the state of the run and how far it is.
 
         Args:
             view: what its launcher or scheduler says of it. ``None``: nothing will start it.
             spent: returns why no run of the study goes on, as in :func:`seqlm.state.state_of`.
+            config: the configuration, if the caller has read it.
         """
-        has_begun = exists(self.path)
-        epochs = self.read_metrics()[0] if has_begun else []
-        epoch = epochs[-1]["epoch"] if epochs else None
-        finite = [e["val_ppl"] for e in epochs if isinstance(e["val_ppl"], int | float) and math.isfinite(e["val_ppl"])]
-        result = self.read_result() if has_begun else None
-        facts = self.facts(0 if epoch is None else epoch + 1, result)
+        if not exists(self.path):  # it has no files
+            return Observation(**vars(state_of(Facts(is_cancelled=self.is_cancelled()), view or View(), spent)))
+        result = self.read_result()
+        facts = self.facts(0, result, config)
+        of_result = epochs_of(result or {}) or 0
+        epoch: int | None
+        if result is not None and facts.is_done and of_result:  # it sums up the epochs
+            epoch, best = of_result - 1, result.get("best_val_ppl")
+        else:
+            epochs, _ = self.read_metrics()
+            epoch = epochs[-1]["epoch"] if epochs else None
+            best = min((e["val_ppl"] for e in epochs if _is_finite(e["val_ppl"])), default=None)
+            facts = replace(facts, epochs=0 if epoch is None else epoch + 1)
         found = state_of(facts, view or View(), spent)
-        best, of_result = min(finite, default=None), epochs_of(result or {}) or 0
+        best = best if _is_finite(best) else None
         return Observation(**vars(found), epoch=epoch, best_val_ppl=best, result_epochs=of_result)
 
 
@@ -588,6 +601,10 @@ def ordinal(number: int) -> str:
     """
     teens = number % 100 in (11, 12, 13)
     return f"{number}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _is_epoch(record: Any) -> bool:

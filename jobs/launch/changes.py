@@ -22,9 +22,10 @@ from seqlm.rundir import RunDirectory
 def changes(planned: Sequence[PlannedRun], study_dir: Path) -> list[str]:
     """Return a line for each text, tokenizer and model of yours that runs to start have in another version."""
     starting = [item for item in planned if item.action == "start" and any(_digests(item.spec.config).values())]
-    by_rest = {_without_digests(item.spec.config): item for item in starting}
+    runs = list(RunDirectory.unordered_in(study_dir)) if starting else []
+    by_rest = {_without_digests(item.spec.config): item for item in starting if runs}
     found: Counter[str] = Counter()
-    for run in RunDirectory.unordered_in(study_dir) if by_rest else ():
+    for run in runs:
         with contextlib.suppress(FileError, ModelError):
             before = run.read_config()
             if (item := by_rest.get(_without_digests(before))) is not None:

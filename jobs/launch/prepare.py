@@ -105,10 +105,11 @@ def plan_runs(
             seen = observer.observe(run)
             if is_task and seen.state in ("done", "failed", "cancelled"):
                 seen = replace(seen, state="pending", reason=None, kind=None)
-            is_new = is_task or not run.is_known()
-            before = (spec.config if is_new else run.read_config_of(spec.fingerprint)).train.epochs
-            item = plan(spec, run, seen, has_checkpoint=run.has_checkpoint(), retry=retry, before=before)
-            reason = run.cannot_go_on(before) if item.action == "start" else None
+            is_known = run.is_known()
+            before = (run.read_config_of(spec.fingerprint) if is_known and not is_task else spec.config).train.epochs
+            has_checkpoint = is_known and run.has_checkpoint()
+            item = plan(spec, run, seen, has_checkpoint=has_checkpoint, retry=retry, before=before)
+            reason = run.cannot_go_on(before) if is_known and item.action == "start" else None
             return item if reason is None else replace(item, action="skip", reason=reason)
         except UsageError as error:
             raise UsageError(f"{spec.name}: {error}") from None

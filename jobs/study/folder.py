@@ -185,8 +185,8 @@ class Observer:
         self.launcher = launcher_of(study_dir)
         self._is_spent = functools.cache(lambda: Budget.kept(study_dir).is_spent())  # read when it is first needed
 
-    def observe(self, run: RunDirectory) -> Observation:
-        """Return the state of a run.
+    def observe(self, run: RunDirectory, config: RunConfig | None = None) -> Observation:
+        """Return the state of a run. ``config``: its configuration, if the caller has read it.
 
         Raises:
             FileError: a file of it cannot be read, or is damaged.
@@ -194,7 +194,7 @@ class Observer:
         view, launcher = self.jobs.get(run.id), self.launcher
         if view is None and launcher is not None and (run.id in launcher.waiting or launcher.serves(run)):
             view = View(stage="queued", reason=launcher.waiting.get(run.id, ""))
-        return RunDirectory(run.path, self._requests).observe(view, self._is_spent)
+        return RunDirectory(run.path, self._requests).observe(view, self._is_spent, config)
 
     def look_at(self, run: RunDirectory) -> ObservedRun:
         """Return a run, as read from its folder. A damaged run has the damage as its reason, and its id as its name."""
@@ -203,7 +203,7 @@ class Observer:
         try:
             now = RunDirectory(run.path, self._requests)
             provenance, config = now.read_provenance(), now.read_config()
-            observation = self.observe(run)
+            observation = self.observe(run, config)
         except SeqlmError as error:
             config = None
             observation = Observation.damaged(error)

@@ -177,14 +177,15 @@ def todo(study_dir: Path, **asked: Any) -> list[str]:
 
 def test_after_an_extension_it_is_computed_anew_if_a_later_epoch_is_better(grid: Path) -> None:
     pretend_computed(grid)
-    runs = [observed(grid, name).run for name in ("rnn-b", "gru-a")]
+    seen = [observed(grid, name) for name in ("rnn-b", "gru-a")]
+    runs, best = [one.run for one in seen], [one.observation.best_val_ppl for one in seen]
     epochs = runs[0].read_config().train.epochs + 1
-    for run in runs:
+    for run, ppl in zip(runs, best, strict=True):
         run.create(run.read_config().with_epochs(epochs), run.read_provenance())
-        write_json(run.result_file, {"epochs": epochs - 1, "best_val_ppl": 9.0})
+        write_json(run.result_file, {"epochs": epochs - 1, "best_val_ppl": ppl})
     assert todo(grid) == ["rnn-a", "gru-b"], "the others train again"
-    for run in runs:
-        write_json(run.result_file, {"epochs": epochs, "best_val_ppl": 9.0})
+    for run, ppl in zip(runs, best, strict=True):
+        write_json(run.result_file, {"epochs": epochs, "best_val_ppl": ppl})
     assert todo(grid) == [], "their best epochs are those of before"
     runs[0].best_checkpoint.write_bytes(b"the parameters of a later epoch")
     assert todo(grid) == ["rnn-b"]
