@@ -49,10 +49,10 @@ package: $(VENV)/installed-docs
 
 soak: $(VENV)/installed-test
 	rm -rf build/rehearsal && $(BIN)/python -m benchmarks.gpu --rehearse --out build/rehearsal
-	$(BIN)/python -m tests.soak $(N) $(if $(RENAME),--rename-seconds $(RENAME)) -- -n $(TEST_PROCESSES) --dist loadgroup
+	$(BIN)/python -m tests.tools.soak $(N) $(if $(RENAME),--rename-seconds $(RENAME)) -- -n $(TEST_PROCESSES) --dist loadgroup
 
 LATIN_1 := build/locale/en_US.ISO-8859-1
-LATIN_1_TESTS := tests/data tests/jobs tests/analysis tests/trust tests/test_command_line.py tests/test_launch.py tests/test_report_command.py
+LATIN_1_TESTS := tests/seqlm/data tests/jobs tests/analysis tests/trust tests/end_to_end/test_command_line.py tests/end_to_end/test_launch.py tests/end_to_end/test_report_command.py
 cold: export SEQLM_TEST_COLD = 1
 cold: $(VENV)/installed-test
 	mkdir -p $(dir $(LATIN_1)) && localedef -i en_US -f ISO-8859-1 $(LATIN_1) # definitions: Debian's package "locales"

@@ -73,8 +73,8 @@ SHARED = {"ray_cluster": "ray", "report": "report", "browser": "report", "texts"
 """Fixtures that take long to make -> the group of their tests, which one process of the test run does."""
 LONG = (
     "tests/slurm/test_cluster.py",
-    "tests/test_pages_run.py",
-    "tests/test_search_launch.py",
+    "tests/end_to_end/test_pages_run.py",
+    "tests/end_to_end/test_search_launch.py",
     "tests/chaos/",
     "tests/jobs/backends/test_ray",
     "tests/jobs/attempt/test_heartbeat.py",

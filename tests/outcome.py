@@ -19,7 +19,7 @@ import torch
 from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import load_checkpoint
 from tests import commands
-from tests.training.studies import runs_in
+from tests.seqlm.training.studies import runs_in
 
 ROOT = Path(__file__).parent.parent
 

@@ -15,8 +15,8 @@ from seqlm.rundir import RunDirectory
 from seqlm.training import attempt, worker
 from tests.facts import failure_of
 from tests.outcome import Outcome, outcome
+from tests.seqlm.training.studies import make_run
 from tests.small_study import epochs_of, read_soon
-from tests.training.studies import make_run
 from tests.waiting import wait_for
 
 EPOCHS = 3

@@ -16,7 +16,7 @@ from slurm.testcluster import LoopbackCluster
 from tests import commands, hostile
 from tests.crawl import Crawl
 from tests.ray_lab import RayLab
-from tests.training.studies import runs_in, write_text
+from tests.seqlm.training.studies import runs_in, write_text
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent

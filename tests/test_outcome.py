@@ -11,7 +11,7 @@ from seqlm.data.corpus import load_corpus
 from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.outcome import outcome
-from tests.training.studies import Attempt, make_config, make_run, write_text
+from tests.seqlm.training.studies import Attempt, make_config, make_run, write_text
 
 
 def test_one_bit_of_one_weight_is_a_difference_and_the_day_is_none(tmp_path: Path) -> None:

@@ -48,9 +48,9 @@ IMPORTED = (
 COLD_VARIABLES = ("PYTHONHASHSEED", "PYTHONWARNINGS", "LD_PRELOAD", "SEQLM_TEST_COLD")
 """Programs with one of these are started as usual: they are read when an interpreter begins."""
 IS_COLD = "SEQLM_TEST_COLD" in os.environ
-OWN = ("seqlm.", "analysis.", "benchmarks.", "tests.training.")
+OWN = ("seqlm.", "analysis.", "benchmarks.", "tests.seqlm.training.")
 """Modules of this repository that are worth a warm start: they import torch."""
-STARTS_NOTHING = ("seqlm.", "analysis.", "tests.training.")
+STARTS_NOTHING = ("seqlm.", "analysis.", "tests.seqlm.training.")
 """Modules that need no spawner of their own."""
 MOST_BYTES = 2**20
 ROOM = 16384

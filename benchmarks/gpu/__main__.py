@@ -36,7 +36,7 @@ EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 IN_CHILDREN = ("synchronisations", "steps", "variants")
 ROOT = Path(__file__).resolve().parents[2]
-CPU_TESTS = ("tests/training/test_gpu.py", "-k", "cpu and rnn")
+CPU_TESTS = ("tests/seqlm/training/test_gpu.py", "-k", "cpu and rnn")
 """In a rehearsal: some of the same bodies on the CPU."""
 
 

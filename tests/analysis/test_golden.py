@@ -26,7 +26,7 @@ from tests.analysis.sections.test_published import make_published
 from tests.analysis.sections.test_search import make_searched
 from tests.analysis.synthetic import make_study
 from tests.analysis.test_sections import write_again
-from tests.training.studies import runs_in
+from tests.seqlm.training.studies import runs_in
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "report"
 

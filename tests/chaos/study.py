@@ -14,7 +14,7 @@ from typing import IO, Any
 from seqlm.rundir import RunDirectory
 from tests import warm
 from tests.crawl import crawl_env
-from tests.training.studies import runs_in, write_text
+from tests.seqlm.training.studies import runs_in, write_text
 
 ROOT = Path(__file__).parent.parent.parent
 NAME = "chaos"

@@ -20,8 +20,8 @@ from tests.chaos.disk import Disk, may_mount
 from tests.crawl import Crawl
 from tests.facts import failure_of
 from tests.outcome import Outcome, outcome
+from tests.seqlm.training.studies import make_config, make_run, write_text
 from tests.small_study import epochs_of
-from tests.training.studies import make_config, make_run, write_text
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.xdist_group("disk-full")  # its fixtures take long to make

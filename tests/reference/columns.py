@@ -16,7 +16,7 @@ from tests.analysis.example_study import make_examples
 from tests.analysis.hand_made import add_run
 from tests.analysis.searches import RULE, stop
 from tests.reference.markdown import table
-from tests.training.studies import runs_in
+from tests.seqlm.training.studies import runs_in
 
 
 def parts() -> dict[str, str]:

@@ -22,10 +22,10 @@ from slurm.settings import SlurmSettings
 from slurm.submission import JobPlan
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
+from tests.end_to_end.test_launch_behaviour import LAUNCHER, ROOT, STAND_IN, finished_runs
 from tests.fake_slurm import FakeSlurm
 from tests.slurm.real import require_slurm
 from tests.small_study import worker_pid
-from tests.test_launch_behaviour import LAUNCHER, ROOT, STAND_IN, finished_runs
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.process

@@ -20,13 +20,13 @@ from seqlm.model_files import ModelFiles
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands, searches
 from tests.chaos.study import processes
-from tests.check_model.faulty import use_own_model
 from tests.crawl import Crawl, blank_figures
 from tests.facts import start_of
 from tests.outcome import differences, outcome, quiet_outcomes
+from tests.seqlm.check_model.faulty import use_own_model
+from tests.seqlm.training.studies import runs_in, write_text
 from tests.slurm.real import require_slurm
 from tests.small_study import ROOT, STUB_LAUNCH, SlurmStudy, epochs_of, read_soon, worker_of, worker_pid
-from tests.training.studies import runs_in, write_text
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.process

@@ -33,8 +33,8 @@ from slurm.submission import ArrayPlan, JobPlan
 from tests.analysis.attempt_files import write_attempt
 from tests.cancelling import cancel
 from tests.facts import fail
+from tests.seqlm.training.studies import make_config, make_run
 from tests.slurm.programs import answering, program
-from tests.training.studies import make_config, make_run
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.process

@@ -25,8 +25,8 @@ from slurm.site import (
     read_minutes,
     read_partitions,
 )
+from tests.seqlm.training.studies import make_config
 from tests.slurm.programs import answering, program
-from tests.training.studies import make_config
 
 CONFIG = """\
 Configuration data as of 2026-11-25T00:20:44

@@ -32,7 +32,7 @@ from slurm.submission import JobPlan, plan_jobs, script, submit
 from tests import commands
 from tests.analysis.attempt_files import write_attempt
 from tests.fakes import make_estimate
-from tests.training.studies import make_config
+from tests.seqlm.training.studies import make_config
 
 CODE = Code(path=Path("/code"), commit=None, dirty=False, live=False)
 WHOLE = Resources(cpus=4, gpus=1)

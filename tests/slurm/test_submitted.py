@@ -23,7 +23,7 @@ from slurm.submission import JobPlan
 from tests.analysis.attempt_files import ORIGIN, at, write_attempt
 from tests.facts import fail
 from tests.fake_slurm import FakeSlurm
-from tests.training.studies import runs_in
+from tests.seqlm.training.studies import runs_in
 
 pytestmark = pytest.mark.process
 

@@ -17,8 +17,8 @@ from slurm import backend
 from tests import commands
 from tests.crawl import blank_figures
 from tests.fake_slurm import FakeSlurm
+from tests.seqlm.training.studies import runs_in
 from tests.small_study import Study
-from tests.training.studies import runs_in
 
 
 def modes(folder: Path) -> dict[Path, int]:

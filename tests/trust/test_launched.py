@@ -16,7 +16,7 @@ from seqlm.files import read_json, write_json
 from seqlm.model_files import read_model_files
 from seqlm.rundir import RunDirectory
 from seqlm.trust import LAUNCHED, distrusted, record_launch
-from tests.training.test_own_models import own_run
+from tests.seqlm.training.test_own_models import own_run
 
 NAME = "minGRU"
 

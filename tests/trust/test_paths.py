@@ -18,9 +18,9 @@ from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
 from tests.crawl import blank_figures
 from tests.fake_slurm import FakeSlurm
+from tests.seqlm.training.studies import runs_in
 from tests.slurm.real import require_slurm
 from tests.small_study import ROOT, Study
-from tests.training.studies import runs_in
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.process

@@ -14,8 +14,8 @@ import torch
 
 from tests import commands
 from tests.crawl import blank_figures
+from tests.seqlm.training.studies import make_config, make_run, write_text
 from tests.small_study import ROOT, Study
-from tests.training.studies import make_config, make_run, write_text
 
 pytestmark = [pytest.mark.process, pytest.mark.xdist_group("pickles")]  # a study is trained once
 

@@ -13,7 +13,7 @@ import pytest
 from analysis.blocks.table import Column, Table
 from analysis.report import write_report
 from tests.facts import fail
-from tests.training.studies import make_config, make_run
+from tests.seqlm.training.studies import make_config, make_run
 
 SCRIPT = "</td><script>alert(1)</script><img src=x onerror=alert(2)>"
 

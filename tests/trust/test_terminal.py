@@ -18,7 +18,7 @@ from seqlm.errors import printable
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
 from tests.facts import fail
-from tests.training.studies import make_config, make_run
+from tests.seqlm.training.studies import make_config, make_run
 
 ESCAPES = {
     "clears the screen": "\x1b[2J\x1b[H",

@@ -10,7 +10,7 @@ from analysis.study.behaviour import Settings
 from seqlm.errors import ConfigError, FileError
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
-from tests.training.studies import make_config
+from tests.seqlm.training.studies import make_config
 
 CONFIG = make_config(seq_len=5, seed=7)
 

@@ -13,8 +13,8 @@ from seqlm.config import RunConfig
 from seqlm.data.corpus import load_corpus, resolve_data
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
-from tests.data.bpe import train_tokenizer
-from tests.training.studies import Attempt, make_config, write_text
+from tests.seqlm.data.bpe import train_tokenizer
+from tests.seqlm.training.studies import Attempt, make_config, write_text
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import load_checkpoint
 from tests import commands
 from tests.facts import failure_of, owned
-from tests.training.studies import Attempt, make_config, make_run, write_text
+from tests.seqlm.training.studies import Attempt, make_config, make_run, write_text
 from tests.waiting import wait_for
 
 SEQ_LEN = 5

@@ -25,7 +25,7 @@ from seqlm.files import read_json, write_json
 from seqlm.rundir import RunDirectory
 from tests.fakes import FakeBackend
 from tests.jobs.launch.test_dispatch import finish, run_all, todo
-from tests.training.studies import make_config, make_run, write_text
+from tests.seqlm.training.studies import make_config, make_run, write_text
 
 MINUTE = 60.0
 
@@ -191,7 +191,7 @@ def test_a_stopped_rank_and_its_peer_are_killed_and_the_run_ends_well(
 
     options = LaunchOptions(
         study_dir=tmp_path / "study",
-        worker=("-m", "tests.training.elsewhere", "here", f"hold={tmp_path / 'go-on'}"),
+        worker=("-m", "tests.seqlm.training.elsewhere", "here", f"hold={tmp_path / 'go-on'}"),
         env={"SEQLM_HUNG_MINUTES": "10", "OMP_NUM_THREADS": "1"},
     )
     code = Code(path=Path(__file__).parents[3], commit=None, dirty=False, live=True)

@@ -8,7 +8,7 @@ from jobs.attempt.attempt import micro_batches
 from seqlm.data.layout import own_columns
 from seqlm.ends import most_micro_batches
 from seqlm.rundir import RunDirectory
-from tests.training.studies import make_config, make_run
+from tests.seqlm.training.studies import make_config, make_run
 
 
 def end(run: RunDirectory, attempt: int, kind: str, parts: int) -> None:

@@ -8,7 +8,7 @@ from jobs.attempt.attempt import Attempt
 from jobs.attempt.supervisor import Ended, ended
 from jobs.spec import Resources, Submission
 from seqlm.state import FailureKind
-from tests.training.studies import make_config, make_run
+from tests.seqlm.training.studies import make_config, make_run
 
 
 @pytest.mark.parametrize(

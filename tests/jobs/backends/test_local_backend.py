@@ -17,7 +17,7 @@ from seqlm import machine
 from seqlm.errors import BackendError
 from seqlm.machine import Gpu
 from tests import commands
-from tests.training.studies import make_config
+from tests.seqlm.training.studies import make_config
 from tests.waiting import wait_for
 
 TELL = """

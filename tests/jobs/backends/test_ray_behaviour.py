@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from seqlm.rundir import RunDirectory
+from tests.end_to_end.test_launch_behaviour import LAUNCHER, STAND_IN, finished_runs
 from tests.facts import start_of
 from tests.ray_lab import ROOT, RayLab
-from tests.test_launch_behaviour import LAUNCHER, STAND_IN, finished_runs
 
 pytestmark = pytest.mark.process
 

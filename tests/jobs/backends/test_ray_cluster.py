@@ -16,11 +16,11 @@ from seqlm.model_files import ModelFiles
 from seqlm.rundir import RunDirectory
 from tests import commands
 from tests.chaos.disk import may_mount
-from tests.check_model.faulty import use_own_model
 from tests.crawl import Crawl
 from tests.facts import start_of
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.ray_lab import ROOT, RayLab
+from tests.seqlm.check_model.faulty import use_own_model
 from tests.small_study import RayStudy, epochs_of, worker_of, worker_pid
 from tests.waiting import wait_for
 
@@ -162,7 +162,7 @@ from jobs.plan.planned import plan
 from jobs.spec import Resources, RunSpec
 from jobs.study.kept_code import live_code
 from seqlm.rundir import RunDirectory
-from tests.training.studies import make_config
+from tests.seqlm.training.studies import make_config
 
 backend, study = backends.RayExecutor(address="auto"), Path("study").absolute()
 backend.open(live_code())

@@ -17,8 +17,8 @@ from seqlm.rundir import RunDirectory
 from tests.facts import fail, owned
 from tests.fake_slurm import FakeSlurm
 from tests.jobs.launch.test_behaviour import done_run
+from tests.seqlm.training.studies import make_config, make_run, runs_in
 from tests.slurm_jobs import write_jobs
-from tests.training.studies import make_config, make_run, runs_in
 
 DAY = 86400
 NOW = 1_700_000_000.0

@@ -25,7 +25,7 @@ from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
 from seqlm.state import State
 from tests.facts import fail, owned
-from tests.training.studies import make_config, make_run
+from tests.seqlm.training.studies import make_config, make_run
 from tests.waiting import wait_for
 
 

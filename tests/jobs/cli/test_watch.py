@@ -22,8 +22,8 @@ from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
 from tests.commands import ask
 from tests.facts import fail, owned
+from tests.seqlm.training.studies import make_config
 from tests.slurm_jobs import write_jobs
-from tests.training.studies import make_config
 from tests.waiting import wait_for
 
 STEPS = 50

@@ -19,7 +19,7 @@ from seqlm.files import write_json, write_json_lines
 from seqlm.run_layout import BEHAVIOUR_VERSION, study_record_file
 from seqlm.rundir import RunDirectory
 from tests.facts import launch_again
-from tests.training.studies import make_config, make_run
+from tests.seqlm.training.studies import make_config, make_run
 
 
 def done_run(

@@ -27,7 +27,7 @@ from tests.facts import launch_again, owned
 from tests.fakes import FakeBackend
 from tests.faults import ChangeFaults, LookFaults
 from tests.jobs.launch.test_dispatch import finish, run_all, todo
-from tests.training.studies import make_config
+from tests.seqlm.training.studies import make_config
 
 SPEC = RunSpec(name="run", config=make_config(epochs=4), resources=Resources(ranks=1, cpus=1, gpus=0))
 

@@ -22,10 +22,10 @@ from seqlm.model_files import read_model_files
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from tests.cancelling import cancel
-from tests.check_model.faulty import write_model
 from tests.facts import owned
 from tests.fakes import FakeBackend
-from tests.training.studies import make_config, runs_in, write_text
+from tests.seqlm.check_model.faulty import write_model
+from tests.seqlm.training.studies import make_config, runs_in, write_text
 
 pytestmark = pytest.mark.process
 

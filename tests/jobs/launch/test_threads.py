@@ -19,7 +19,7 @@ from seqlm.rundir import RunDirectory
 from slurm.backend import SlurmBackend
 from slurm.settings import SlurmSettings
 from slurm.site import NodeKind, PartitionFacts
-from tests.training.studies import make_config
+from tests.seqlm.training.studies import make_config
 
 
 def local() -> Backend:

@@ -16,8 +16,8 @@ from jobs.study.folder import observe_study
 from seqlm.data.corpus import load_corpus
 from seqlm.errors import DataError, UsageError
 from seqlm.rundir import RunDirectory
-from tests.data.bpe import train_tokenizer
-from tests.training.studies import write_text
+from tests.seqlm.data.bpe import train_tokenizer
+from tests.seqlm.training.studies import write_text
 
 TEXT = """
 [study]

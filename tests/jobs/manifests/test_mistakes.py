@@ -28,7 +28,7 @@ from jobs.manifests.load import load_manifest
 from jobs.registry import BACKENDS
 from seqlm.errors import ManifestError
 from seqlm.schema import fields_of, show
-from tests.check_model.faulty import write_model
+from tests.seqlm.check_model.faulty import write_model
 
 VALIDATOR = Draft202012Validator(manifest_schema())
 TRAIN = {"epochs": 30, "batch_size": 20, "seq_len": 35, "clip_norm": 0.25, "precision": "fp32"}

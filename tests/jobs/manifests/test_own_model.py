@@ -12,9 +12,9 @@ from jobs.manifests.filters import facts_of_spec, select
 from jobs.manifests.load import Manifest
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
-from tests.check_model.faulty import write_model
 from tests.jobs.manifests.test_json_schema import errors, read
 from tests.jobs.manifests.test_manifest import BASE, load, names, problems
+from tests.seqlm.check_model.faulty import write_model
 
 OWN = """
 [[grid]]

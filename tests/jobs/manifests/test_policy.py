@@ -18,7 +18,7 @@ from seqlm.schema import read
 from tests.facts import launch_again, start_of
 from tests.jobs.manifests import test_manifest
 from tests.jobs.manifests.test_manifest import GOOD
-from tests.training.studies import make_config, write_text
+from tests.seqlm.training.studies import make_config, write_text
 
 ROOT = Path(__file__).parents[3]
 
@@ -106,7 +106,7 @@ def test_a_run_short_of_memory_goes_on_in_halves_until_it_fits(tmp_path: Path) -
 @pytest.mark.process
 @pytest.mark.usefixtures("no_waiting")
 def test_the_real_trainer_short_of_memory_ends_done_with_four_micro_batches(tmp_path: Path) -> None:
-    run = launch_locally(tmp_path, ("-m", "tests.training.tight"), Policy())
+    run = launch_locally(tmp_path, ("-m", "tests.seqlm.training.tight"), Policy())
     assert (run.read_result() or {})["micro_batches"] == 4
     records = [json.loads(run.worker_file(attempt).read_text())["micro_batches"] for attempt in (1, 2, 3)]
     assert records == [1, 2, 4]

@@ -27,7 +27,7 @@ from seqlm.data.corpus import CorpusFacts, load_corpus
 from seqlm.files import write_json
 from seqlm.models import build_model, output_loss
 from seqlm.rundir import RunDirectory
-from tests.training.studies import Attempt, write_text
+from tests.seqlm.training.studies import Attempt, write_text
 
 VOCAB = 11
 MODELS: list[dict[str, Any]] = [

@@ -21,7 +21,7 @@ from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind, State
 from tests.facts import stop
 from tests.fakes import FakeBackend, make_planned
-from tests.training.studies import make_config, write_text
+from tests.seqlm.training.studies import make_config, write_text
 
 
 def observed(state: State, gone: int, result: int = 0, kind: FailureKind | None = None) -> Observation:

@@ -15,7 +15,7 @@ from jobs.plan.queue import Queue, places
 from jobs.plan.totals import wall_seconds
 from jobs.spec import Resources, RunSpec
 from tests.fakes import make_planned
-from tests.training.studies import make_config
+from tests.seqlm.training.studies import make_config
 
 CONFIG = make_config()
 

@@ -24,7 +24,7 @@ from seqlm.files import write_json_lines
 from seqlm.run_layout import study_record_file
 from seqlm.rundir import RunDirectory
 from tests.fakes import FakeBackend, make_estimate
-from tests.training.studies import write_text
+from tests.seqlm.training.studies import write_text
 
 TEXT = """
 [study]

@@ -16,8 +16,8 @@ from seqlm.run_layout import BEHAVIOUR_FOLDER, study_record_file
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import at, write_attempt
 from tests.facts import fail, launch_again
+from tests.seqlm.training.studies import make_config, make_run
 from tests.slurm_jobs import write_jobs
-from tests.training.studies import make_config, make_run
 
 HOUR = 3600.0
 

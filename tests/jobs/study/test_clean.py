@@ -25,8 +25,8 @@ from tests import commands
 from tests.commands import Ask
 from tests.facts import fail, owned
 from tests.jobs.launch.test_behaviour import done_run
+from tests.seqlm.training.studies import runs_in
 from tests.small_study import ROOT
-from tests.training.studies import runs_in
 
 
 def fill(path: Path, size: int) -> Path:

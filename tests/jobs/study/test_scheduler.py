@@ -13,9 +13,9 @@ from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from seqlm.state import View
 from tests.facts import fail
+from tests.seqlm.training.studies import make_config, make_run
 from tests.slurm.programs import program
 from tests.slurm_jobs import write_jobs
-from tests.training.studies import make_config, make_run
 
 
 def answer(folder: Path, name: str, text: str | None, error: str = "") -> None:

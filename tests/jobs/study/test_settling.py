@@ -15,7 +15,7 @@ from jobs.study.folder import Observer, launching, write_queue
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
 from tests.facts import fail, launch_again, owned
-from tests.training.studies import make_config, make_run
+from tests.seqlm.training.studies import make_config, make_run
 from tests.waiting import wait_for
 
 

@@ -22,7 +22,7 @@ from seqlm.errors import FileError, UsageError
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
 from tests.facts import fail
-from tests.training.studies import make_config
+from tests.seqlm.training.studies import make_config
 
 
 def make_study(folder: Path, *seeds: int) -> list[RunDirectory]:

@@ -1,0 +1,74 @@
+"""A search on this machine, with real workers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from seqlm.files import write_json_lines
+from tests import commands, searches
+from tests.crawl import Crawl
+from tests.facts import failure_of
+from tests.outcome import outcome
+from tests.seqlm.training.studies import make_config, make_run
+from tests.small_study import Study, read_soon
+
+pytestmark = pytest.mark.process
+
+
+def test_a_search_stops_what_is_behind_although_a_worker_is_killed_and_what_goes_on_is_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crawl = Crawl(tmp_path, epochs=1)
+    for name, value in crawl.env.items():
+        monkeypatch.setenv(name, value)
+    study = Study(tmp_path, epochs=searches.EPOCHS, rates=searches.RATES, cpus=1)
+    study.write(searches.TABLE)
+    launcher = study.start("run", "small.toml")
+    victim = searches.kill_between_rungs(study.runs)
+    before = victim.rung_file(1).read_text()
+    crawl.end()
+    _, stderr = commands.finish(launcher)
+    assert launcher.returncode == 0, stderr
+    assert victim.attempts() == [1, 2]
+    runs = study.runs()
+    ends = searches.ends_of(runs)
+    stopped = [run for run in runs if ends[run.id] < searches.EPOCHS]
+    assert stopped
+    assert victim.rung_file(1).read_text() == before, "decided once"
+    for run in stopped:
+        found = run.read_stopped() or {}
+        assert (found["value"], found["rank"] > found["goes_on"]) == (run.read_metrics()[0][-1]["val_ppl"], True)
+    status = study("status", "small.toml")
+    assert all(str(run.observe().reason) in status.stdout for run in stopped)
+
+    expected = searches.alone(runs, tmp_path / "text", tmp_path / "alone", monkeypatch)
+    assert all(outcome(run) == expected[run.id] for run in runs if run not in stopped)
+    assert "0 of 4 runs to do" in study("run", "small.toml").stderr
+    again = study("retry", "small.toml", "--kind", "stopped", "--json")
+    while any(run["state"] == "stopped" for run in json.loads(again.stdout)["data"]["runs"]):  # at the next rung
+        again = study("retry", "small.toml", "--kind", "stopped", "--json")
+    assert again.returncode == 0
+    assert {run.id: outcome(run) for run in runs} == expected
+
+
+def test_all_ranks_of_a_run_leave_at_its_rung_and_go_on_together(tmp_path: Path) -> None:
+    study = Study(tmp_path, ranks=2, cpus=1)
+    study.write("[search]", "rungs = [1]", "min_runs = 1", "keep = 0.5")
+    for number in (1, 2):
+        better = make_run(tmp_path / f"runs/small/better-{number:08x}", make_config(seed=number))
+        write_json_lines(better.metrics_file, [{"epoch": 0, "val_ppl": 1.5}])
+    first = study("run", "small.toml")
+    assert first.returncode == 0, first.stderr
+    assert "stopped at epoch 1: 3rd of 3, keeps 2" in first.stderr
+    (run,) = [run for run in study.runs() if run.id.startswith("rnn")]
+    assert all("ended_at" in read_soon(run.end_file(1, rank)) for rank in (0, 1))
+    assert failure_of(run) is None
+    skipped = study("run", "small.toml")
+    assert "`retry --kind stopped` lets it go on" in skipped.stderr
+    assert "nothing to retry" in study("retry", "small.toml").stdout
+    again = study("retry", "small.toml", "--kind", "stopped")
+    assert again.returncode == 0, again.stderr
+    assert (run.observe().state, run.attempts()) == ("done", [1, 2])

@@ -1,0 +1,197 @@
+"""The rule of a search and its records, on made-up curves in files."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seqlm.errors import FileError, UsageError
+from seqlm.files import write_json_lines
+from seqlm.rundir import RunDirectory
+from seqlm.search import Search, decide, goes_on, values_at
+from tests.facts import launch_again
+from tests.seqlm.training.studies import make_config, make_run
+
+NAN, INF = math.nan, math.inf
+
+
+@pytest.mark.parametrize(
+    ("value", "reached", "keep", "min_runs", "expected"),
+    [
+        (3.0, [3.0], 0.34, 1, True),  # one of one: ceil(0.34) is 1
+        (3.0, [1.0, 3.0], 0.34, 3, True),  # too few runs to stop anybody
+        (3.0, [1.0, 3.0], 0.34, 2, False),
+        (2.0, [1.0, 2.0, 3.0], 0.34, 3, True),  # ceil(1.02) is 2
+        (2.0, [1.0, 2.0, 3.0], 1 / 3, 3, False),
+        (2.0, [2.0, 2.0, 2.0], 0.1, 3, True),  # equal values share a place
+        (2.0, [1.0, 2.0, 2.0], 0.1, 3, False),
+        (NAN, [NAN, 1.0, 2.0], 0.5, 3, False),
+        (INF, [NAN, INF, INF], 0.1, 3, True),  # all are equally bad
+        (NAN, [1.0, 2.0, NAN, INF], 0.75, 3, True),  # and so they share the third place
+        (2.0, [NAN, 2.0, INF], 0.1, 3, True),
+    ],
+)
+def test_the_rule(value: float, reached: list[float], keep: float, min_runs: int, expected: bool) -> None:
+    assert goes_on(value, reached, keep=keep, min_runs=min_runs) is expected
+
+
+@pytest.mark.parametrize("number", [25, 50, 100])
+def test_the_share_that_goes_on_is_exact(number: int) -> None:
+    reached = [float(value) for value in range(1, number + 1)]
+    for hundredths in range(1, 100):
+        places = math.ceil(Fraction(number * hundredths, 100))
+        rule = {"keep": hundredths / 100, "min_runs": 1}
+        going_on = [goes_on(value, reached, **rule) for value in (float(places), places + 1.0) if value <= number]
+        assert going_on == [True, False][: len(going_on)], f"{places} of {number} with keep = {hundredths / 100}"
+
+
+# -- a replay ------------------------------------------------------------------------------------------------------
+
+
+def write_epochs(run: RunDirectory, values: Sequence[float | None]) -> None:
+    write_json_lines(run.metrics_file, [{"epoch": n, "val_ppl": v, "train_ppl": 9.0} for n, v in enumerate(values)])
+
+
+def replay(
+    curves: Mapping[str, Sequence[float]], groups: Mapping[str, str], arrivals: Sequence[str], search: Search
+) -> dict[str, int]:
+    """The epoch at which each run ends, if runs come to each rung in the order of ``arrivals``: by sorting alone."""
+    ends = {name: len(curve) for name, curve in curves.items()}
+    for rung in search.rungs:
+        seen: dict[str, list[float]] = {}
+        for name in arrivals:
+            if ends[name] < rung:
+                continue
+            value = curves[name][rung - 1]
+            board = seen.setdefault(groups[name], [])
+            board.append(INF if value != value else value)
+            board.sort()
+            kept = board[: -(-len(board) * round(search.keep * 100) // 100)]  # whole numbers: no rounding
+            if len(board) >= search.min_runs and board[-1] != kept[-1] and not (value <= kept[-1]):
+                ends[name] = rung
+    return ends
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_decisions_on_files_are_those_of_a_replay_in_whatever_order_runs_arrive(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    search = Search(rungs=(1, 3, 5), keep=draw.choice([0.34, 0.5, 0.25]), min_runs=3, within=("model.arch",))
+    curves: dict[str, list[float]] = {}
+    groups: dict[str, str] = {}
+    runs: dict[str, RunDirectory] = {}
+    for number in range(24):
+        arch = draw.choice(["rnn", "gru"])
+        run = make_run(tmp_path / f"run{number}-{number:08x}", make_config(arch, seed=number, epochs=8))
+        start, rate = draw.uniform(100, 300), draw.uniform(0.5, 1.0)
+        curves[run.id] = [round(start * rate**epoch, draw.choice([-1, 3])) for epoch in range(8)]
+        if draw.random() < 0.1:
+            curves[run.id][draw.randrange(8) :] = [NAN] * 8
+            curves[run.id] = curves[run.id][:8]
+        groups[run.id], runs[run.id] = arch, run
+    arrivals = draw.sample(sorted(runs), len(runs))
+    ends = dict.fromkeys(runs, 8)
+    for rung in search.rungs:
+        for name in arrivals:
+            if ends[name] < rung:
+                continue
+            write_epochs(runs[name], curves[name][:rung])
+            if decide(runs[name], search, rung, 1) == "stopped":
+                ends[name] = rung
+    assert ends == replay(curves, groups, arrivals, search)
+    assert 0 < sum(end < 8 for end in ends.values()) < 24
+    for name, run in runs.items():
+        stopped = run.read_stopped()
+        assert (ends[name] if ends[name] < 8 else None) == (stopped or {}).get("rung")
+        if stopped:
+            assert stopped["rank"] > stopped["goes_on"] == math.ceil(stopped["of"] * Fraction(str(search.keep)))
+            assert stopped["value"] is None or stopped["value"] > stopped["cut"]
+
+
+# -- the files of a study ------------------------------------------------------------------------------------------
+
+
+def study(folder: Path, values: Sequence[Any]) -> list[RunDirectory]:
+    """Runs that have finished three epochs, with these values of the third."""
+    runs = [make_run(folder / f"r-{n:08x}", make_config(seed=n, epochs=8)) for n in range(len(values))]
+    for run, value in zip(runs, values, strict=True):
+        write_epochs(run, [9.0, 8.0, value])
+    return runs
+
+
+def test_only_whole_records_of_runs_count(tmp_path: Path) -> None:
+    runs = study(tmp_path, [5.0, None, 7.0, "7", True, 4, 6.0, 1.0, 2.0])
+    runs[2].metrics_file.write_text(runs[2].metrics_file.read_text()[:-4])  # cut while it was copied
+    runs[6].metrics_file.write_text('{"epoch": 2, "val_ppl": 1' + "0" * 400 + "}\n")
+    runs[7].config_file.write_text("{")
+    runs[8].metrics_file.unlink()
+    runs[8].metrics_file.mkdir()
+    (tmp_path / "canary").mkdir()
+    (tmp_path / "notes-00000000").mkdir()
+    group = Search(rungs=(3,), within=("model.arch",))
+    assert values_at(runs[0], group, 3) == {runs[0].id: 5.0, runs[1].id: INF, runs[5].id: 4.0}
+    assert runs[7].id in values_at(runs[0], Search(rungs=(3,)), 3), "without a group no configuration is read"
+    with pytest.raises(FileError, match=r"expected val_loss of epoch 3, found none"):
+        values_at(runs[0], Search(rungs=(3,), metric="val_loss"), 3)
+    assert set(values_at(runs[0], Search(rungs=(3,), metric="train_ppl"), 3).values()) == {9.0}
+
+
+def test_a_run_is_compared_with_its_like(tmp_path: Path) -> None:
+    configs = [make_config(arch, lr=lr, epochs=8) for arch in ("rnn", "transformer") for lr in (0.1, 0.2)]
+    runs = [make_run(tmp_path / f"r-{n:08x}", config) for n, config in enumerate(configs)]
+    for run in runs:
+        write_epochs(run, [5.0])
+
+    def compared(*within: str) -> list[int]:
+        found = values_at(runs[0], Search(rungs=(1,), within=within), 1)
+        return [number for number, run in enumerate(runs) if run.id in found]
+
+    assert compared() == [0, 1, 2, 3]
+    assert compared("model.arch") == [0, 1]
+    assert compared("optim.lr", "data.corpus") == [0, 2]
+    assert compared("model.num_heads") == [0, 1], "runs without a key have it in common"
+
+
+def test_a_decision_is_made_once(tmp_path: Path) -> None:
+    search = Search(rungs=(3, 5))
+    good, _, _, bad = study(tmp_path, [5.0, 6.0, 7.0, 8.0])
+    assert good.read_rungs() == {}
+    assert [decide(run, search, 3, 1) for run in (good, bad)] == ["goes on", "stopped"]
+    evidence, stopped = good.read_rungs()[3], bad.read_stopped() or {}
+    assert stopped == {**evidence, "decision": "stopped", "value": 8.0, "rank": 4, "at": stopped["at"]}
+    assert (evidence["rank"], evidence["of"], evidence["goes_on"], evidence["cut"]) == (1, 4, 2, 6.0)
+    for run in study(tmp_path, [9.0, 6.0, 7.0, 1.0]):  # others are better by now
+        run.read_metrics()
+    assert [decide(run, search, 3, 1) for run in (good, bad)] == ["goes on", "stopped"]
+    assert bad.observe().state == "stopped"
+    assert bad.observe().reason == "stopped at epoch 3: 4th of 4, keeps 2"
+    assert (good.observe().state, bad.observe().epoch, bad.observe().kind) == ("pending", 2, None)
+
+
+def test_a_run_that_a_user_lets_go_on_is_not_stopped_there_again(tmp_path: Path) -> None:
+    search = Search(rungs=(3, 5))
+    runs = study(tmp_path, [5.0, 6.0, 7.0, 8.0])
+    bad = runs[3]
+    assert decide(bad, search, 3, 1) == "stopped"
+    bad.attempt_dir(1).mkdir(parents=True)
+    launch_again(bad)
+    assert (bad.observe().state, decide(bad, search, 3, 2)) == ("pending", "goes on")
+    assert bad.read_rungs()[3]["decision"] == "stopped", "what was decided stays on record"
+    for run in runs:
+        write_epochs(run, [9.0, 8.0, 7.0, 6.0, float(run.id[-1])])
+    assert decide(bad, search, 5, 2) == "stopped", "at the next rung it is compared like any other"
+
+
+def test_the_rule_goes_through_an_environment_variable() -> None:
+    search = Search(rungs=(3, 9), keep=0.5, within=("model.arch", "optim.lr"))
+    assert Search.from_text(search.to_text()) == search
+    assert Search.from_text("") is None
+    for text in ("{", "[]", '{"rungs": [3], "rate": 2}', "3"):
+        with pytest.raises(UsageError, match=r"SEQLM_SEARCH: expected the \[search\] table as JSON, got "):
+            Search.from_text(text)

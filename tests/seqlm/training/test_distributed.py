@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed as dist
+
+from seqlm import machine
+from seqlm.errors import BackendError, UsageError
+from seqlm.files import read_json
+from seqlm.training.distributed import Rank, process_group, rank_from_environment, require_cards_apart
+from seqlm.training.failure import failure_kind
+from tests import commands
+from tests.facts import failure_of
+from tests.seqlm.training.ranks import steps_file, take_steps
+from tests.seqlm.training.studies import make_config, make_run, write_text
+from tests.waiting import wait_for
+
+ROOT = Path(__file__).parents[3]
+ARCHITECTURES = ("rnn", "gru", "transformer")
+
+
+def run_ranks(runs: list[Path], text: Path, world_size: int, micro_batches: str = "1") -> None:
+    """Let a gloo group of processes take its steps on each of the runs."""
+    meeting = str(text / f"meeting-{world_size}")
+    ranks = []
+    for rank in range(world_size):
+        env = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world_size), "SEQLM_RENDEZVOUS": meeting}
+        env.update(SEQLM_DEVICE="cpu", GLOO_SOCKET_IFNAME="lo", SEQLM_DATA=str(text), MICRO_BATCHES=micro_batches)
+        ranks.append(commands.start([sys.executable, "-m", "tests.seqlm.training.ranks", *runs], env=env))
+    said = [commands.finish(rank)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * world_size, said
+
+
+def env_of_two(folder: Path, **more: str) -> dict[str, str]:
+    """The environment of both ranks of a run, without their numbers."""
+    env = {"WORLD_SIZE": "2", "SEQLM_RENDEZVOUS": str(folder / "meeting"), "GLOO_SOCKET_IFNAME": "lo"}
+    env |= {"SEQLM_DEVICE": "cpu", "SEQLM_DATA": str(write_text(folder / "text")), "SEQLM_ATTEMPT": "1"}
+    return {**os.environ, **env, **more}
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("batch_size", "ranks"), [(8, 2), (20, 3)])
+def test_ranks_give_the_gradients_and_losses_of_one(tmp_path: Path, batch_size: int, ranks: int) -> None:
+    text = write_text(tmp_path / "text")
+    runs = [make_run(tmp_path / arch, make_config(arch, batch_size=batch_size)) for arch in ARCHITECTURES]
+    run_ranks([run.path for run in runs], text, ranks)
+    for run in runs:
+        alone = take_steps(run.path, text, Rank())
+        assert all(gradient.abs().sum() > 0 for gradient in alone["gradients"].values())
+        for rank in range(ranks):
+            steps = torch.load(steps_file(run.path, ranks, rank), weights_only=True)
+            for found, wanted in zip(steps["results"], alone["results"], strict=True):  # loss, gradient norm
+                assert found == pytest.approx(wanted, rel=1e-8)  # optimizers scale gradients by a float32 number
+            assert steps["valid"] == pytest.approx(alone["valid"], rel=1e-8)
+            assert steps["gradients"].keys() == alone["gradients"].keys()
+            for name, gradient in steps["gradients"].items():
+                torch.testing.assert_close(gradient, alone["gradients"][name], rtol=1e-6, atol=1e-9)
+
+
+MIG = """\
+GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-513536b6-7d19-9063-b049-1e69664bb298)
+  MIG 1g.20gb     Device  0: (UUID: MIG-ce861fb0-a248-58ce-a9a8-f9adbc22a66a)
+  MIG 1g.20gb     Device  1: (UUID: MIG-a45882f0-9215-5733-a0c1-49286ab31cb5)
+GPU 1: NVIDIA A100-SXM4-80GB (UUID: GPU-d8594bd4-0fc3-8595-e355-7c98138f3b95)
+"""
+
+
+@pytest.mark.parametrize(
+    ("devices", "apart"),
+    [(("MIG-ce", "MIG-a4"), False), (("MIG-ce", "GPU-d8"), True), (("0,1", "0,1"), True)],
+    ids=["instances of one card", "an instance and another card", "GPUs that no launcher has assigned"],
+)
+def test_ranks_on_one_card_are_refused_on_every_rank(
+    devices: tuple[str, str], apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "cards", lambda: machine.parse_listing(MIG))
+    monkeypatch.delenv("NCCL_MULTI_RANK_GPU_ENABLE", raising=False)
+    store = dist.HashStore()
+    for index in (0, 1):  # what the other rank says is there when this one asks
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices[index])
+        store.set(f"card {index}", machine.own_card() or f"of rank {index}")
+    for index in (0, 1):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices[index])
+        with (
+            contextlib.nullcontext() if apart else pytest.raises(BackendError, match=r"^ranks 0 and 1 are on one card")
+        ):
+            require_cards_apart(Rank(index=index, world_size=2, device=torch.device("cuda")), store)
+
+
+def test_a_rank_comes_from_the_environment() -> None:
+    assert rank_from_environment({"SEQLM_DEVICE": "cpu"}) == Rank(index=0, world_size=1)
+    env = {"RANK": "2", "WORLD_SIZE": "4", "SEQLM_DEVICE": "cpu"}
+    rank = rank_from_environment(env)
+    assert (rank.index, rank.world_size, rank.is_first) == (2, 4, False)
+
+
+def test_a_device_that_is_not_there_is_an_error_and_no_silent_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BackendError, match="PyTorch sees no CUDA device"):
+        rank_from_environment({"SEQLM_DEVICE": "cuda"})
+    with pytest.raises(UsageError, match='SEQLM_DEVICE: expected cpu or cuda, got "tpu"'):
+        rank_from_environment({"SEQLM_DEVICE": "tpu"})
+
+
+@pytest.mark.process
+def test_a_rank_whose_peer_does_not_answer_gives_up_after_the_collective_time_limit(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "study" / "run", make_config(epochs=100_000))
+    env = env_of_two(tmp_path, SEQLM_COLLECTIVE_MINUTES="0.05", OMP_NUM_THREADS="1")
+    # Both have imported torch before either waits for the other.
+    program = (
+        "import sys; from seqlm.training import worker; print('ready', flush=True); sys.stdin.readline(); "
+        "sys.exit(worker.main(sys.argv[1:]))"
+    )
+    argv = [sys.executable, "-c", program, run.path]
+    ranks = [commands.start(argv, env={**env, "RANK": str(rank)}, stdin=subprocess.PIPE) for rank in range(2)]
+    try:
+        for rank in ranks:
+            assert commands.next_line(rank) == "ready\n"
+        for rank in ranks:
+            assert rank.stdin is not None
+            rank.stdin.write("\n")
+            rank.stdin.flush()
+        wait_for(run.metrics_file.exists, "an epoch of the run")
+        ranks[1].send_signal(signal.SIGSTOP)
+        _, said = commands.finish(ranks[0])
+        assert ranks[0].returncode == 1, said
+    finally:
+        for rank in ranks:
+            rank.kill()
+            commands.finish(rank)
+    failure = failure_of(run)
+    assert failure is not None
+    assert failure["kind"] == "node", failure
+    assert failure["message"].startswith("rank 0 lost another rank of the run")
+
+
+FAILS = """
+import functools, sys
+import torch
+from seqlm.training import trainer, worker
+from seqlm.training.step import TrainingStep
+
+where, take, taken = sys.argv[1], TrainingStep.__call__, []
+
+def fail(*_):
+    if len(taken) == 5:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+def step(self, *arguments):
+    if not taken and where == "in backward":  # its gradient is the last: others are being reduced by then
+        self.model.embedding.weight.register_hook(fail)
+    taken.append(None)
+    if where == "before a step":
+        fail()
+    return take(self, *arguments)
+
+if where != "nowhere":
+    TrainingStep.__call__ = step
+trainer.TrainingStep = functools.partial(TrainingStep, bucket_mb=0.0001)
+sys.exit(worker.main([sys.argv[2]]))
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("where", "failing"), [("before a step", 1), ("in backward", 0)])
+def test_a_rank_that_fails_leaves_at_once_and_its_peer_does_not_wait_for_it(
+    tmp_path: Path, where: str, failing: int
+) -> None:
+    run = make_run(tmp_path / "study" / "run", make_config(epochs=100_000))
+    env = env_of_two(tmp_path, SEQLM_COLLECTIVE_MINUTES="1000")
+    ranks = [
+        commands.start(
+            [sys.executable, "-c", FAILS, where if rank == failing else "nowhere", run.path],
+            cwd=ROOT,
+            env={**env, "RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    said = [commands.finish(rank)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [1, 1], said
+    assert (read_json(run.end_file(1, failing)) or {})["kind"] == "oom"
+    assert run.end(1).kind == "oom", "the peer only lost it"
+    assert "Connection closed by peer" in said[1 - failing] or "Connection reset by peer" in said[1 - failing]
+
+
+def test_a_rank_that_waits_for_its_peers_in_vain_is_not_to_blame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer has ended before they met, and no launcher is left that would notice."""
+    monkeypatch.setenv("SEQLM_COLLECTIVE_MINUTES", "0.02")
+    monkeypatch.setenv("SEQLM_RENDEZVOUS", str(tmp_path / "meeting"))
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    # PyTorch counts the groups of a process, this one too, and meets only processes that have counted as many.
+    monkeypatch.setattr(dist.distributed_c10d._world, "group_count", dist.distributed_c10d._world.group_count)
+    with pytest.raises(RuntimeError) as caught, process_group(Rank(index=0, world_size=2)):
+        pass
+    assert failure_kind(caught.value) == "node", str(caught.value)
+
+
+def test_a_collective_time_limit_that_makes_no_sense_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEQLM_COLLECTIVE_MINUTES", "never")
+    with (
+        pytest.raises(UsageError, match='SEQLM_COLLECTIVE_MINUTES: expected a number of minutes above 0, got "never"'),
+        process_group(Rank(index=0, world_size=2)),
+    ):
+        pass
+
+
+JOINS = """
+import sys
+import torch
+from seqlm.training.distributed import Rank, process_group
+
+rank = Rank(index=int(sys.argv[1]), world_size=2)
+with process_group(rank):
+    print(rank.sum(torch.ones(3)).tolist())
+    print([part.tolist() for part in rank.gather(torch.full((2, 1 + rank.index), -0.5 * rank.index))])
+    print(rank.from_first(["é", {"loss": 0.1}, None] if rank.is_first else "not this"))
+"""
+JOINED = "[2.0, 2.0, 2.0]\n[[[-0.0], [-0.0]], [[-0.5, -0.5], [-0.5, -0.5]]]\n['é', {'loss': 0.1}, None]\n"
+INTRUDES = """
+import datetime, sys
+import torch.distributed as dist
+
+limit = datetime.timedelta(seconds=3)
+store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), is_master=False, timeout=limit, wait_for_workers=False)
+try:
+    dist.init_process_group("gloo", store=store, rank=1, world_size=2, timeout=limit)
+    print("joined")
+except dist.DistError as error:
+    print("kept out")
+"""
+
+
+@pytest.mark.process
+def test_ranks_meet_at_a_port_of_the_systems_choice_and_nobody_else_takes_a_place(tmp_path: Path) -> None:
+    meeting = tmp_path / "a folder" / "rendezvous"
+    meeting.parent.mkdir()
+    env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+    env.update(SEQLM_RENDEZVOUS=str(meeting), SEQLM_RENDEZVOUS_HOST="127.0.0.1")
+
+    def start(rank: int) -> subprocess.Popen[str]:
+        return commands.start([sys.executable, "-c", JOINS, str(rank)], cwd=ROOT, env=env)
+
+    first = start(0)
+    offer = json.loads(wait_for(lambda: meeting.exists() and meeting.read_text(), "the first rank's offer"))
+    assert meeting.stat().st_mode & 0o777 == 0o600
+    listening = commands.run(["ss", "--listening", "--tcp", "--numeric", "--no-header"]).stdout.splitlines()
+    assert [line.split()[3] for line in listening if line.split()[3].endswith(f":{offer['port']}")] == [
+        f"127.0.0.1:{offer['port']}"
+    ]
+    stranger = commands.run([sys.executable, "-c", INTRUDES, str(offer["port"])], cwd=ROOT, env=env)
+    assert stranger.stdout == "kept out\n", stranger.stderr
+    second = start(1)
+    assert [commands.finish(rank)[0] for rank in (first, second)] == [JOINED] * 2
+    assert not meeting.exists(), "the secret is needed no more"
+
+
+@pytest.mark.process
+def test_a_rank_that_finds_no_first_one_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEQLM_COLLECTIVE_MINUTES", "0.005")
+    monkeypatch.setenv("SEQLM_RENDEZVOUS", str(tmp_path / "meeting"))
+    monkeypatch.setenv("SEQLM_RENDEZVOUS_HOST", "127.0.0.1")
+    with (
+        pytest.raises(RuntimeError, match="found no first rank at") as caught,
+        process_group(Rank(index=1, world_size=2)),
+    ):
+        pass
+    assert failure_kind(caught.value) == "node"
+
+
+@pytest.mark.process
+def test_an_offer_of_a_first_rank_that_has_ended_is_not_the_last_word(tmp_path: Path) -> None:
+    meeting = tmp_path / "rendezvous"
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        meeting.write_text(json.dumps({"port": gone.getsockname()[1], "secret": "old"}))
+    env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "SEQLM_RENDEZVOUS": str(meeting)}
+    ranks = [commands.start([sys.executable, "-c", JOINS, str(rank)], cwd=ROOT, env=env) for rank in (1, 0)]
+    assert [commands.finish(rank)[0] for rank in ranks] == [JOINED] * 2
+
+
+HOLDS_A_TENSOR_AT_THE_END = """
+import os, sys, threading, time
+import torch
+import torch.distributed as dist
+
+leave, begun, may_end = dist.destroy_process_group, threading.Event(), threading.Lock()
+may_end.acquire()
+
+class Held:
+    def __del__(self):  # in gloo's thread, which frees the tensor last
+        begun.set()
+        may_end.acquire()
+
+class Finalization:
+    def __del__(self, begun=begun, may_end=may_end, sleep=time.sleep):
+        if begun.is_set():
+            may_end.release()
+            sleep(60)
+
+def hold_and_leave():
+    store = dist.distributed_c10d._get_default_store()
+    if dist.get_rank() == int(os.environ["HOLDER"]):
+        tensor = torch.ones(2)
+        tensor.held = Held()
+        dist.all_reduce(tensor, async_op=True)
+        del tensor
+        store.set("held", "1")
+        begun.wait()
+    else:
+        store.wait(["held"])
+        dist.all_reduce(torch.ones(2))
+    leave()
+
+sys.finalization = Finalization()
+dist.destroy_process_group = hold_and_leave
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_a_rank_ends_well_while_a_thread_of_gloo_holds_a_tensor(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(HOLDS_A_TENSOR_AT_THE_END)
+    run = make_run(tmp_path / "study" / "run", make_config(epochs=1))
+    env = env_of_two(tmp_path, PYTHONPATH=os.pathsep.join((str(tmp_path), str(ROOT))), HOLDER="1")
+    argv = [sys.executable, "-m", "seqlm.training.worker", run.path]
+    ranks = [commands.start(argv, cwd=ROOT, env={**env, "RANK": str(rank)}, cold=True) for rank in range(2)]
+    said = [commands.finish(rank)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert run.is_done()

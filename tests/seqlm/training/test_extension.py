@@ -1,0 +1,143 @@
+"""A run that gets more epochs later ends in the bits of one that trained them all at once."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from seqlm.config import RunConfig
+from seqlm.data.corpus import Corpus, load_corpus
+from seqlm.models import products
+from seqlm.rundir import RunDirectory
+from seqlm.training import attempt
+from seqlm.training.attempt import StopRequested, StopSignal
+from seqlm.training.distributed import Rank
+from seqlm.training.records import best_epoch
+from tests.outcome import outcome
+from tests.seqlm.training.lives import End, live, position_of
+from tests.seqlm.training.studies import Attempt, make_config, make_run, write_text
+
+SHORT, LONG = 1, 3
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text"), train_lines=60)
+
+
+@pytest.fixture(scope="module")
+def corpus(text: Path) -> Corpus:
+    return load_corpus(make_config().data, text)
+
+
+def train(folder: Path, config: RunConfig, corpus: Corpus, *epochs: int) -> RunDirectory:
+    """One attempt after another at a run, each up to one of ``epochs``."""
+    for last in epochs:
+        run = make_run(folder, config.with_epochs(last))
+        Attempt(run, corpus).train()
+    return RunDirectory(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arch", "optimizer", "lr", "library"),
+    [("rnn", "sgd_schedule", 0.2, "blas"), ("gru", "adam", 0.001, "onednn"), ("transformer", "sgd", 0.1, "onednn")],
+)
+def test_a_run_that_is_extended_equals_one_that_went_so_far_at_once(
+    tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, arch: str, optimizer: str, lr: float, library: str
+) -> None:
+    monkeypatch.setattr(products, "fp32_library", lambda: library)
+    config = make_config(arch, optimizer=optimizer, lr=lr, keep=0.7)
+    short = train(tmp_path / "extended", config, corpus, SHORT)
+    assert (short.read_result() or {})["epochs"] == SHORT
+    extended = outcome(train(tmp_path / "extended", config, corpus, LONG))
+    at_once = outcome(train(tmp_path / "at once", config, corpus, LONG))
+    assert not extended.differences(at_once)
+    assert extended.result["epochs"] == LONG
+    assert best_epoch(extended.metrics) >= SHORT, "the best checkpoint is one of the extension"
+
+
+@pytest.mark.slow
+def test_steps_and_falls_of_a_schedule_are_those_of_the_epoch_whatever_was_requested(
+    tmp_path: Path, corpus: Corpus
+) -> None:
+    config = make_config("rnn", optimizer="sgd_schedule", lr=1.0)
+    optim = {"optimizer": "sgd_schedule", "lr": 1.0, "flat_epochs": 1}
+    config = RunConfig.from_dict({**config.to_dict(), "optim": optim})
+    extended = outcome(train(tmp_path / "extended", config, corpus, 1, 2, 4))
+    at_once = outcome(train(tmp_path / "at once", config, corpus, 4))
+    assert len({epoch["lr"] for epoch in extended.metrics}) == 4
+    assert not extended.differences(at_once)
+
+
+@pytest.mark.slow
+def test_a_best_epoch_of_before_stays_the_best_checkpoint(tmp_path: Path, corpus: Corpus) -> None:
+    config = make_config("rnn", optimizer="sgd", lr=80.0)  # so high that it gets worse
+    run = train(tmp_path / "extended", config, corpus, 2)
+    before, best = run.best_checkpoint.read_bytes(), (run.read_result() or {})["best_epoch"]
+    train(tmp_path / "extended", config, corpus, 3)
+    extended = outcome(run)
+    assert extended.result["best_epoch"] == best
+    assert run.best_checkpoint.read_bytes() == before
+    assert not extended.differences(outcome(train(tmp_path / "at once", config, corpus, 3)))
+
+
+@pytest.mark.slow
+def test_a_run_that_has_gone_further_than_requested_ends_where_it_is(tmp_path: Path, corpus: Corpus) -> None:
+    config = make_config("gru", optimizer="adam", lr=0.01, keep=0.7)
+    stopped_in_the_third_epoch(tmp_path / "run", config, corpus)
+    run = train(tmp_path / "run", config, corpus, SHORT)
+    assert (run.read_result() or {})["epochs"] == 2
+    assert position_of(run.path).step > 0, "what is done of the third epoch stays"
+    at_once = outcome(train(tmp_path / "at once", config, corpus, LONG))
+    assert not outcome(train(tmp_path / "run", config, corpus, LONG)).differences(at_once)
+
+
+def stopped_in_the_third_epoch(folder: Path, config: RunConfig, corpus: Corpus) -> RunDirectory:
+    run = make_run(folder, config.with_epochs(5))
+    attempt = Attempt(run, corpus)
+    with pytest.raises(StopRequested):
+        attempt.stop_after(2 * attempt.trainer.steps + 4).train()
+    return run
+
+
+def test_a_worker_has_nothing_to_do_until_more_is_requested(
+    tmp_path: Path, corpus: Corpus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(tmp_path / "run", make_config(), corpus, SHORT)
+    done: list[bool] = []
+    capsys.readouterr()
+
+    def attempted() -> int:
+        return attempt.make_attempt(run, Rank(), 2, StopSignal(), lambda guard: done.append(True))
+
+    assert attempted() == 0
+    assert (capsys.readouterr().out, done) == ("this run is done; nothing to do\n", [])
+    make_run(run.path, make_config(epochs=LONG))
+    assert attempted() == 0
+    assert done == [True]
+
+
+# -- in processes that are killed ----------------------------------------------------------------------------------
+
+
+@pytest.mark.process
+@pytest.mark.xdist_group("exact-resume")  # whose fork server it uses
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_in_mid_extension_it_goes_on_and_ends_equal(tmp_path: Path, text: Path, ranks: int) -> None:
+    config = make_config("gru", optimizer="adam", lr=0.01, keep=0.7)
+    extended, at_once = tmp_path / "extended", tmp_path / "at once"
+    make_run(extended, config.with_epochs(SHORT))
+    assert live(extended, text, ranks=ranks) == [0] * ranks
+    make_run(extended, config.with_epochs(LONG))
+    end = End(by=signal.SIGKILL, at="step", number=8)
+    assert live(extended, text, ranks=ranks, end=end, save_every=3)[0] == -signal.SIGKILL
+    position = position_of(extended)
+    assert position.epoch == SHORT
+    assert position.step > 0, "in mid-epoch"
+    assert live(extended, text, ranks=ranks) == [0] * ranks
+    make_run(at_once, config.with_epochs(LONG))
+    assert live(at_once, text, ranks=ranks) == [0] * ranks
+    assert not outcome(RunDirectory(extended)).differences(outcome(RunDirectory(at_once)))
