@@ -317,6 +317,8 @@ class RunDirectory(RunLayout):
 
     def has_ended(self) -> bool:
         """Whether the run is done, cancelled or stopped by a search, has damaged files, or has failed for good."""
+        if not exists(self.path):  # it has no files
+            return self.is_cancelled()
         try:
             found = state_of(self.facts(0, self.read_result()))
         except FileError:

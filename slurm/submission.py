@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +60,9 @@ class JobPlan:
     must_have_nodes: bool
     """Whether the settings name the nodes of the jobs, so that none can be excluded."""
 
-    @classmethod
-    def _plain(cls) -> Any:
-        from pydantic import TypeAdapter  # a launcher of other backends does without
-
-        return TypeAdapter(cls)
-
     def write(self, path: Path) -> None:
         """Write the plan for :meth:`read`."""
-        write_json(path, self._plain().dump_python(self, mode="json", warnings=False))
+        write_json(path, asdict(self))
 
     @classmethod
     def read(cls, path: Path) -> JobPlan:
@@ -77,10 +71,11 @@ class JobPlan:
         Raises:
             FileError: it cannot be read.
         """
+        from pydantic import TypeAdapter  # a launcher does without
+
         if (raw := read_json(path)) is None:
             raise FileError(f"cannot read {path}: No such file or directory")
-        plan: JobPlan = cls._plain().validate_python(raw)
-        return plan
+        return TypeAdapter(cls).validate_python(raw)
 
 
 def plan_jobs(

@@ -15,6 +15,7 @@ import pytest
 from seqlm.errors import FileError, LeaseLostError
 from seqlm.files import (
     folder_beside,
+    json_text,
     read_json,
     replace_folder,
     write_json,
@@ -43,7 +44,7 @@ def test_a_guard_is_asked_when_all_is_written_and_keeps_the_old_file_where_it_re
         write_json_lines(run.metrics_file, [], guard=refuse)
     with pytest.raises(LeaseLostError):
         write_once(run.config_file, b"{}", guard=refuse)
-    assert beside == [len('{\n "a": 2\n}\n'), 0, 2]
+    assert beside == [len(json_text({"a": 2})), 0, 2]
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -109,7 +110,7 @@ def write_page(path: Path, content: str) -> None:
 
 WRITERS: dict[str, Callable[[Path, str], object]] = {
     "text": write_text,
-    "JSON": write_json,
+    "JSON": lambda path, content: write_json(path, {"content": content}),
     "once": lambda path, content: write_once(path, content.encode()),
     "folder": write_page,
 }
