@@ -1,9 +1,6 @@
 """A page of the report in headless Chromium: what it says, asks for and does. Needed with CI=true, else left out.
 
 Chromium and its driver are the system's own, and nothing here reaches a network: pages are files.
-
-    with open_browser() as browser:
-        browser.open(report / "index.html", PHONE).screenshot(Path("phone.png"))
 """
 
 from __future__ import annotations
@@ -156,27 +153,10 @@ class Page:
         self._scroll_to(matches[0])
         matches[0].click()
 
-    def hover(self, css: str, x: float = 0.5, y: float = 0.5) -> None:
-        """Put the pointer on the first match, at these shares of its width and height."""
-        element = self.find(css)
-        self._scroll_to(element)
-        size = element.rect
-        offset = (round((x - 0.5) * size["width"]), round((y - 0.5) * size["height"]))
-        ActionChains(self.driver, duration=0).move_to_element_with_offset(element, *offset).perform()
-
     def press(self, *keys: str) -> None:
         """Press keys by name, one after the other: ``press("TAB", "ENTER", "a")``."""
         for key in keys:
             ActionChains(self.driver, duration=0).send_keys(getattr(Keys, key, key)).perform()
-
-    def screenshot(self, file: Path, *, whole: bool = True) -> Path:
-        """The page as PNG, all of it or what is on the screen."""
-        options = {"format": "png", "captureBeyondViewport": whole}
-        if whole:
-            size = self.driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
-            options["clip"] = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
-        file.write_bytes(base64.b64decode(self.driver.execute_cdp_cmd("Page.captureScreenshot", options)["data"]))
-        return file
 
     def pdf(self, file: Path) -> Path:
         """The page printed on A4 (inches below), with the browser's own margins."""

@@ -52,7 +52,7 @@ def test_the_source_archive_has_the_packages_and_no_part_of_the_tests(tmp_path: 
         "launch.py",
         "examples/lstm/lstm.py",
         "tests/__init__.py",
-        "tests/test_shapes.py",
+        "tests/test_packaging.py",
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)

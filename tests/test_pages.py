@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from matplotlib import pyplot
 
 from benchmarks.toml_text import toml_text
 from jobs.cli.arguments import read
@@ -20,8 +18,7 @@ from jobs.manifests.json_schema import manifest_schema
 from jobs.manifests.load import load_manifest
 from jobs.manifests.reader import read_toml_file
 from slurm.settings import read_settings
-from tests import docs_blocks
-from tests.docs_blocks import PLACES, ROOT, Block, Session, command_words, pages, place_of, read_blocks
+from tests.docs_blocks import PLACES, ROOT, Block, command_words, pages, place_of, read_blocks
 
 BLOCKS = [block for page in pages() for block in read_blocks(page)]
 MANIFESTS = [block for block in BLOCKS if block.language == "toml"]
@@ -91,24 +88,3 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested tables with the values of both; those of ``over`` hold."""
     both = {key: merged(base[key], over[key]) for key in base.keys() & over.keys() if isinstance(over[key], dict)}
     return {**base, **over, **both}
-
-
-def test_python_of_a_page_leaves_nothing_of_matplotlib_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(docs_blocks, "ROOT", tmp_path)
-    page = tmp_path / "page.md"
-    pyplot.switch_backend("agg")  # which is else chosen at the first figure, and stays
-    settings = dict(pyplot.rcParams)
-    blocks = (
-        "from matplotlib import pyplot\npyplot.rcParams['font.size'] = 31.0\nfigure, ax = pyplot.subplots()",
-        "assert pyplot.gcf() is figure and pyplot.rcParams['font.size'] == 31.0, 'the next block goes on with both'",
-    )
-    page.write_text("".join(f"<!-- run -->\n```python\n{block}\n```\n" for block in blocks), "utf-8")
-    Session(tmp_path, os.environ).run_page(page)
-    assert not pyplot.get_fignums()
-    assert dict(pyplot.rcParams) == settings
-
-    page.write_text(page.read_text("utf-8") + "<!-- run -->\n```python\nraise RuntimeError('a page that fails')\n```\n")
-    with pytest.raises(RuntimeError, match="a page that fails"):
-        Session(tmp_path, os.environ).run_page(page)
-    assert not pyplot.get_fignums()
-    assert dict(pyplot.rcParams) == settings

@@ -68,26 +68,6 @@ def test_the_page_asks_for_nothing_but_itself_and_has_nothing_to_complain(
     assert page.console() == []
 
 
-@pytest.mark.process
-def test_what_a_page_asks_for_and_complains_of_is_seen(browser: Browser, tmp_path: Path) -> None:
-    (tmp_path / "page.html").write_text(
-        '<img src="no.png"><img src="http://example.com/a.png"><script>console.warn("look"); missing()</script>'
-    )
-    page = browser.open(tmp_path / "page.html")
-    assert [request.url for request in page.requests()] == [
-        page.url,
-        (tmp_path / "no.png").as_uri(),
-        "http://example.com/a.png",
-    ]
-    assert [request.failure for request in page.requests()] == [
-        None,
-        "net::ERR_FILE_NOT_FOUND",
-        "net::ERR_NAME_NOT_RESOLVED",
-    ]
-    assert "look" in "\n".join(page.console())
-    assert "missing is not defined" in "\n".join(page.console())
-
-
 @pytest.mark.parametrize("table", ["results", "hyperparameters"])
 def test_each_heading_sorts_the_table_both_ways_with_missing_values_last(page: Page, table: str) -> None:
     page.script(OPEN)

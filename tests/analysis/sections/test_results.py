@@ -162,3 +162,10 @@ def test_a_hostile_cell_keeps_the_shape_of_its_table(name: str) -> None:
     assert not re.search(r"(?<!\\)[%#_]", line)
     assert r"\input{" not in latex_table(table).partition(r"\begin")[2]
     assert read(table.to_csv())[0]["a"] == name
+
+
+@pytest.mark.parametrize("text", ["=cmd|' /C calc'!A0", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1"])
+def test_a_text_in_the_csv_of_a_table_starts_no_formula(text: str) -> None:
+    columns = [Column("name", ""), Column("loss", "")]
+    table = Table(name="t", title="", caption="", columns=columns, records=[{"name": text, "loss": -0.5}])
+    assert list(csv.reader(io.StringIO(table.to_csv(), newline="")))[1:] == [[f"'{text}".replace("\r", " "), "-0.5"]]

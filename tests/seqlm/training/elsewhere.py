@@ -5,7 +5,6 @@ Usage: ``python -m tests.seqlm.training.elsewhere HOST OPTION=... RUN_DIR``.
 Hosts that share files and see no lock of each other are played by processes whose locks do nothing and whose machine
 has the name HOST. Everything else is the real worker. Options:
 
-    seconds=0.05         each step takes so much longer
     hold=PATH            from its second epoch on, it begins none until the first is in its files and PATH exists
     stop=last.pt:3       it stops itself (SIGSTOP) the third time that it has written last.pt and not yet put in place
     freeze=last.pt:3     the same in the instant before the renaming, when its guard has been asked
@@ -18,7 +17,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,6 @@ from unittest import mock
 from seqlm import lease, processes
 from seqlm.rundir import RunDirectory
 from seqlm.training import worker
-from seqlm.training.step import TrainingStep
 from seqlm.training.trainer import EpochBegins, Trainer
 from tests.waiting import wait_for
 
@@ -50,14 +47,10 @@ def main(host: str, *options_and_run: str) -> int:
     """Run one rank on ``host``; returns its exit code."""
     *options, run_dir = options_and_run
     orders = dict(option.split("=") for option in options)
-    step, fsync, replace = TrainingStep.__call__, os.fsync, Path.replace
+    fsync, replace = os.fsync, Path.replace
     events = Trainer.events
     written = stop_at(orders.get("stop", "nothing:0"))
     about_to_rename = stop_at(orders.get("freeze", "nothing:0"))
-
-    def slow_step(self: TrainingStep, *args: Any) -> Any:
-        time.sleep(float(orders.get("seconds", "0")))
-        return step(self, *args)
 
     def events_when_told(self: Trainer, *args: Any, **kwargs: Any) -> Any:
         for event in events(self, *args, **kwargs):
@@ -78,7 +71,6 @@ def main(host: str, *options_and_run: str) -> int:
     with (
         mock.patch.object(processes, "this_host", return_value={"host": host, "machine_id": host}),
         mock.patch.object(lease, "LOOK_SECONDS", 0.05),
-        mock.patch.object(TrainingStep, "__call__", slow_step),
         mock.patch.object(Trainer, "events", events_when_told),
         mock.patch.object(os, "fsync", fsync_then_stop),
         mock.patch.object(Path, "replace", stop_then_replace),

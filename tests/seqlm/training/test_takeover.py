@@ -13,7 +13,6 @@ import pytest
 
 from seqlm.rundir import RunDirectory
 from tests import commands
-from tests.cancelling import cancel
 from tests.facts import failure_of
 from tests.seqlm.training.studies import make_config, make_run, write_text
 from tests.waiting import wait_for
@@ -22,21 +21,17 @@ pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parents[3]
 EPOCHS = 4
-ENDLESS = 100_000
-PATIENT = {"SEQLM_STALE_LEASE_MINUTES": "30"}
-"""For who is to find a live owner: a heart that beats late on a busy machine still beats."""
 BUSY = 75
-STOPPED = 143
 
 
 class Hosts:
     """Starts workers of one run and knows all its files."""
 
-    def __init__(self, folder: Path, *, epochs: int) -> None:
+    def __init__(self, folder: Path) -> None:
         self.go_on = folder / "go-on"
         self.hold = f"hold={self.go_on}"
         """An option: the worker stays in its second epoch until ``go_on`` exists."""
-        self.run = make_run(folder / "study" / "run", make_config(epochs=epochs))
+        self.run = make_run(folder / "study" / "run", make_config(epochs=EPOCHS))
         self.env = {
             **os.environ,
             "SEQLM_DATA": str(write_text(folder / "text")),
@@ -74,16 +69,13 @@ class Hosts:
 
 
 @pytest.fixture
-def hosts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hosts]:
-    hosts = Hosts(tmp_path, epochs=getattr(request, "param", EPOCHS))
+def hosts(tmp_path: Path) -> Iterator[Hosts]:
+    hosts = Hosts(tmp_path)
     yield hosts
     for process in hosts.started:
         if process.poll() is None:
             process.kill()
             commands.finish(process)
-
-
-endless = pytest.mark.parametrize("hosts", [ENDLESS], indirect=True, ids=["endless"])
 
 
 def is_stopped(process: subprocess.Popen[str]) -> bool:
@@ -146,34 +138,6 @@ def test_a_worker_stopped_between_its_check_and_the_renaming_finds_nothing_to_re
     assert hosts.files() == before
 
 
-@endless
-def test_a_second_worker_is_refused_while_the_first_lives_on_another_host(hosts: Hosts) -> None:
-    first = hosts.start("a", "seconds=0.01", attempt=1)
-    wait_for(lambda: epochs(hosts.run), "an epoch of the run")
-    second = hosts.start("b", attempt=2, env=PATIENT)
-    _, said = commands.finish(second)
-    assert second.returncode == BUSY
-    assert said.splitlines()[-1] == f"error: run already has a live worker (pid {first.pid} on a)"
-    assert not hosts.run.attempt_dir(2).exists()
-    assert hosts.run.observe().state == "running", "though no lock of it is seen from here"
-    first.terminate()
-    _, said = commands.finish(first)
-    assert first.returncode == STOPPED, said
-    assert hosts.run.observe().state == "pending"
-
-
-def test_of_two_workers_started_at_the_same_moment_one_trains(hosts: Hosts) -> None:
-    both = [hosts.start(host, hosts.hold, attempt=n, env=PATIENT) for n, host in enumerate("ab", start=1)]
-    wait_for(
-        lambda: [process.poll() for process in both], "one of them to end", until=lambda codes: codes != [None] * 2
-    )
-    hosts.go_on.touch()
-    said = [commands.finish(process)[1] for process in both]
-    assert sorted(process.returncode for process in both) == [0, BUSY], said
-    assert epochs(hosts.run) == list(range(EPOCHS))
-    assert len({record["attempt"] for record in hosts.run.read_metrics()[0]}) == 1
-
-
 def test_two_ranks_that_were_taken_over_both_end_and_neither_leaves_a_failure(hosts: Hosts) -> None:
     meeting = {"WORLD_SIZE": "2", "SEQLM_RENDEZVOUS": str(hosts.run.path.parent / "meeting")}
     ranks = [hosts.start("a", hosts.hold, attempt=1, env={**meeting, "RANK": str(r)}) for r in (0, 1)]
@@ -188,14 +152,3 @@ def test_two_ranks_that_were_taken_over_both_end_and_neither_leaves_a_failure(ho
     said = [commands.finish(process)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [BUSY, BUSY], said
     assert hosts.files() == before
-
-
-@endless
-def test_a_worker_that_somebody_cancels_from_another_host_stops_by_the_mark_alone(hosts: Hosts) -> None:
-    worker = hosts.start("a", "seconds=0.01", attempt=1)
-    wait_for(lambda: epochs(hosts.run), "an epoch of the run")
-    cancel(hosts.run)
-    _, said = commands.finish(worker)
-    assert worker.returncode == STOPPED, said
-    assert failure_of(hosts.run) is None
-    assert hosts.run.observe().state == "cancelled"
