@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from benchmarks.models import main
+from benchmarks.peak_memory import measure_peak_memory
+from benchmarks.shapes import tiny
 
 pytestmark = pytest.mark.process
 
-QUICK = ["--seconds", "0", "--rounds", "2", "--warmup-rounds", "1", "--threads", "1", "--device", "cpu"]
-TIMES_ALONE = [*QUICK, "--no-peak-memory"]
+ONCE = ["--seconds", "0", "--rounds", "2", "--warmup-rounds", "1", "--no-peak-memory"]
+QUICK = [*ONCE, "--threads", "1", "--device", "cpu"]
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +30,7 @@ def is_spread(value: dict[str, float]) -> bool:
 
 def test_json_is_one_document_with_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "result.json"
-    argv = ["--shapes", "tiny", "--precision", "fp32", *TIMES_ALONE, "--json", "--out", str(out)]
+    argv = ["--shapes", "tiny", "--precision", "fp32", *QUICK, "--json", "--out", str(out)]
     assert main(argv) == 0
     printed = capsys.readouterr()
     document = json.loads(printed.out)
@@ -63,3 +65,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert printed.out == ""
     assert len(printed.err.splitlines()) == 1
     assert printed.err.startswith(f"error: {line}")
+
+
+def test_peak_memory_is_that_of_the_step_and_not_of_the_process() -> None:
+    peak = measure_peak_memory("torch.nn-fp32", tiny()[0], torch.device("cpu"))
+    assert 0 <= peak.bytes < 50_000_000

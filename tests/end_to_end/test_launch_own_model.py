@@ -92,23 +92,15 @@ def test_the_examples_train_and_stand_in_the_report(folder: Path, ask: Ask) -> N
     assert len(runs_in(folder / "runs" / "own")) == 4, "the first one keeps its file"
 
 
-@pytest.mark.parametrize(
-    ("source", "line"),
-    [
-        ("none.py:LSTM", "model.source: none.py does not exist"),
-    ],
-)
-def test_a_file_or_class_that_is_not_there_is_refused_at_once(
-    folder: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch, source: str, line: str
-) -> None:
+def test_a_file_that_is_not_there_is_refused_at_once(folder: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.launch.own_models.subprocess.run", lambda *_, **__: pytest.fail("starts a process"))
-    code, error, _ = ask("check-model", source)
-    assert (code, error["message"]) == (2, line)
-    text = (folder / "own.toml").read_text().replace("lstm.py:LSTM", source)
+    code, error, _ = ask("check-model", "none.py:LSTM")
+    assert (code, error["message"]) == (2, "model.source: none.py does not exist")
+    text = (folder / "own.toml").read_text().replace("lstm.py:LSTM", "none.py:LSTM")
     (folder / "own.toml").write_text(text)
     code, error, _ = ask("run", "own.toml", "--backend", "local")
     assert code == 2
-    assert line.rpartition("none.py")[2] in error["message"]
+    assert "does not exist" in error["message"]
     assert not (folder / "runs").exists()
 
 

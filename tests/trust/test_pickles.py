@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from seqlm.errors import CheckpointError
+from seqlm.training.checkpoint import load_checkpoint
 from tests import commands
 from tests.crawl import blank_figures
-from tests.seqlm.training.studies import make_config, make_run, write_text
 from tests.small_study import ROOT, Study
 
-pytestmark = [pytest.mark.process, pytest.mark.xdist_group("pickles")]  # a study is trained once
+pytestmark = pytest.mark.process
 
 
 class Program:
@@ -56,45 +57,33 @@ def plant(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Path], Pa
     return plant
 
 
-def test_such_a_file_is_dangerous_to_who_trusts_it(tmp_path: Path, plant: Callable[[Path], Path]) -> None:
-    marker = plant(tmp_path / "evil.pt")
-    read = "import pickle, sys, torch; torch.load(sys.argv[1], weights_only=False)"
-    commands.run([sys.executable, "-c", read, tmp_path / "evil.pt"])
-    assert marker.exists()
-
-
-def test_a_worker_does_not_run_its_last_checkpoint(tmp_path: Path, plant: Callable[[Path], Path]) -> None:
-    run = make_run(tmp_path / "run", make_config())
-    marker = plant(run.last_checkpoint)
-    env = {**os.environ, "SEQLM_DATA": str(write_text(tmp_path / "text")), "SEQLM_DEVICE": "cpu"}
-    argv = [sys.executable, "-m", "seqlm.training.worker", str(run.path)]
-    done = commands.run(argv, cwd=ROOT, env=env)
-    assert not marker.exists()
-    assert "Traceback" not in done.stderr
-    assert [line for line in done.stderr.splitlines() if str(run.last_checkpoint) in line], done.stderr
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a study that is done."""
-    study = Study(tmp_path_factory.mktemp("trained"), epochs=1)
-    assert study("run", "small.toml").returncode == 0
-    return study.folder
-
-
-def test_what_looks_into_a_trained_model_does_not_run_it(
-    tmp_path: Path, trained: Path, plant: Callable[[Path], Path]
+def test_a_checkpoint_that_is_a_program_is_refused_and_does_not_run(
+    tmp_path: Path, plant: Callable[[Path], Path]
 ) -> None:
-    study = Study(tmp_path, epochs=1)
-    shutil.copytree(trained / "runs", tmp_path / "runs")
+    marker = plant(tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match=r"last\.pt"):
+        load_checkpoint(tmp_path / "last.pt", "f" * 64)
+    assert not marker.exists()
+    with contextlib.suppress(RuntimeError):  # what a pickle alone gives is no checkpoint
+        torch.load(tmp_path / "last.pt", weights_only=False)
+    assert marker.exists(), "it is dangerous to a reader that trusts it"
+
+
+def test_commands_on_a_study_with_such_a_checkpoint_do_not_run_it(tmp_path: Path) -> None:
+    study, marker = Study(tmp_path, epochs=1), tmp_path / "marker"
+    assert study("run", "small.toml").returncode == 0
     (run,) = study.runs()
-    marker = plant(run.best_checkpoint)
+    as_archive(run.best_checkpoint, marker)
     done = study("behaviour", "small", "--backend", "local")
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
     (row,) = [line for line in done.stdout.splitlines() if "failed" in line]
     assert "best.pt" in row
     assert study("report", "small", "--no-behaviour", env={**os.environ, **blank_figures()}).returncode == 0
+    as_archive(run.last_checkpoint, marker)
+    done = study("run", "small.toml", "--set", "train.epochs=2")
+    assert done.returncode == 1
+    assert "last.pt" in done.stdout
     assert not marker.exists()
 
 

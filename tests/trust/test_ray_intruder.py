@@ -14,6 +14,7 @@ import pytest
 from tests import commands
 from tests.ray_lab import ROOT, RayLab
 from tests.small_study import RayStudy
+from tests.trust.canaries import SHELL, files_with, told_in
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.process
@@ -93,6 +94,7 @@ def test_another_user_of_the_host_does_not_get_into_the_ray_of_a_launch(lab: Ray
     ):
         assert lab.run(["ip", *words], cwd=tmp_path).returncode == 0
     lab.folder.chmod(0o755)
+    lab.env |= SHELL
     study = RayStudy(lab, tmp_path, gpus=0, epochs=5000)
     launcher = study.start("run", "small.toml")
     wait_for(lambda: any(study.epochs()) or launcher.poll() is not None, "an epoch of the run")
@@ -104,6 +106,7 @@ def test_another_user_of_the_host_does_not_get_into_the_ray_of_a_launch(lab: Ray
     files = [path for path in lab.folder.rglob("*") if path.is_file() and not path.is_symlink()]
     assert not [path for path in files if token.encode() in path.read_bytes()], "in the environment only"
     assert not (lab.folder / ".ray").exists()
+    assert files_with(lab.folder) == [], "nothing of the shell"
     assert not [words for words in lab.processes() if token in words]
     where = listening(lab)
     assert {host for host, _ in where} == {"127.0.0.1"}
@@ -131,5 +134,6 @@ def test_another_user_of_the_host_does_not_get_into_the_ray_of_a_launch(lab: Ray
     assert found["environ"] == "PermissionError"
 
     os.killpg(launcher.pid, signal.SIGINT)
-    commands.finish(launcher)
+    assert told_in(commands.finish(launcher)) == []
+    assert files_with(tmp_path) == []
     assert not [path for path in lab.folder.iterdir() if path.is_dir()], "Ray's folder is gone with it"

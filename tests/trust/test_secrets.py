@@ -309,16 +309,3 @@ def test_a_rank_on_a_ray_cluster_has_the_named_secret_and_no_other_and_no_log_of
     assert told_in(commands.finish(launcher)) == []
     assert files_with(ray_cluster.folder) == []
     assert files_with(tmp_path) == []
-
-
-@pytest.mark.process
-def test_a_ray_of_the_launch_itself_writes_nothing_of_the_shell(lab: RayLab, tmp_path: Path) -> None:
-    lab.env |= SHELL
-    study = slow_study_on_ray(tmp_path)
-    argv = study.command()
-    launcher = lab.start([*argv, "run", "small.toml", "--json"], cwd=tmp_path)
-    training(study, launcher)
-    assert files_with(lab.folder) == []  # while its Ray is there: its files go with it
-    assert lab.run([*argv, "cancel", "small", "--only", "lr>0"], cwd=tmp_path).returncode == 0
-    assert told_in(commands.finish(launcher)) == []
-    assert files_with(tmp_path) == []

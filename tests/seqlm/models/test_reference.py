@@ -1,6 +1,6 @@
 """The models of seqlm.models.reference: equations, initial values, states and the places of dropout.
 
-``tests/benchmarks/test_baselines.py`` compares RNN and Transformer with those of ``torch.nn``.
+``test_baselines.py`` compares RNN and Transformer with those of ``torch.nn``.
 """
 
 from __future__ import annotations

@@ -144,12 +144,6 @@ def test_a_disk_that_takes_no_more_ends_the_run_at_the_next_step_with_the_last_g
     assert outcome(run) == quiet
 
 
-def test_a_run_that_is_done_keeps_two_checkpoints(tmp_path: Path, corpus: Corpus) -> None:
-    run = stopped(tmp_path / "run", corpus)
-    attempt_at(run.path, corpus).train()
-    assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == ["best.pt", "last.pt", "position.json"]
-
-
 @pytest.mark.slow
 def test_a_run_that_is_not_to_keep_its_last_checkpoint_keeps_it_until_it_is_done(
     tmp_path: Path, corpus: Corpus, quiet: Outcome, monkeypatch: pytest.MonkeyPatch

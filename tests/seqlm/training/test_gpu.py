@@ -29,14 +29,14 @@ from tests.seqlm.training.studies import Attempt, make_config, make_run, write_t
 from tests.seqlm.training.test_step import BATCH, OPTIMIZERS, VOCAB, make_step, windows
 
 on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-each_arch = pytest.mark.parametrize("arch", ["rnn", "gru", "transformer"])
+gpu = [pytest.param("cuda", arch, marks=pytest.mark.gpu) for arch in ("rnn", "gru", "transformer")]
+each_arch = pytest.mark.parametrize(("device", "arch"), [("cpu", "rnn"), *gpu])
 ROOT = Path(__file__).parents[3]
 BEFORE_REPLAYS = 4
 """Steps by which a captured step has been recorded, whatever runs before that."""
 
 
 @pytest.mark.slow
-@on_each_device
 @each_arch
 def test_an_evaluation_between_replays_disturbs_nothing_and_sees_the_new_parameters(device: str, arch: str) -> None:
     text = torch.randint(VOCAB, (21, 3), generator=torch.Generator().manual_seed(5)).to(device)
@@ -114,7 +114,6 @@ def test_a_canary_holds_little_more_memory_than_its_tensors_need(device: str, tm
 
 
 @pytest.mark.slow
-@on_each_device
 @each_arch
 def test_a_run_ends_like_the_equations_on_a_cpu(
     device: str, arch: str, tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
@@ -137,7 +136,6 @@ def test_a_run_ends_like_the_equations_on_a_cpu(
 
 
 @pytest.mark.slow
-@on_each_device
 @each_arch
 def test_a_run_that_is_stopped_and_resumed_ends_like_a_quiet_one(
     device: str, arch: str, tmp_path: Path, corpus: Corpus

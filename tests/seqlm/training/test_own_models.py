@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.failure import failure_text
 from tests.outcome import outcome
 from tests.seqlm.check_model.faulty import write_model
-from tests.seqlm.training.lives import End, live
 from tests.seqlm.training.studies import Attempt, make_config, write_text
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -70,19 +68,6 @@ def test_a_stop_in_mid_epoch_changes_no_bit(tmp_path: Path, corpus: Corpus, name
         Attempt(run, corpus).stop_after(4).train()
     Attempt(run, corpus).train()
     assert outcome(run) == outcome(quiet)
-
-
-@pytest.mark.process
-@pytest.mark.xdist_group("exact-resume")  # whose fork server it uses
-def test_two_ranks_that_are_killed_resume_exactly(tmp_path: Path) -> None:
-    text = write_text(tmp_path / "text")
-    quiet, _ = own_run(tmp_path / "quiet", "minGRU")
-    killed, _ = own_run(tmp_path / "killed", "minGRU")
-    assert live(quiet.path, text, ranks=2) == [0, 0]
-    codes = live(killed.path, text, ranks=2, end=End(by=signal.SIGKILL, at="step", number=9), save_every=4)
-    assert codes[0] == -signal.SIGKILL
-    assert live(killed.path, text, ranks=2) == [0, 0]
-    assert outcome(killed) == outcome(quiet)
 
 
 @pytest.mark.parametrize("name", OWN)

@@ -21,7 +21,8 @@ OPTIMIZERS: tuple[OptimConfig, ...] = (
     SgdConfig(optimizer="sgd", lr=0.5),
     SgdConfig(optimizer="sgd", lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
 )
-everything = pytest.mark.parametrize(("arch", "optim"), list(itertools.product(ARCHITECTURES, OPTIMIZERS)))
+EVERYTHING = list(itertools.product(ARCHITECTURES, OPTIMIZERS))
+everything = pytest.mark.parametrize(("arch", "optim"), EVERYTHING)
 VOCAB, BATCH = 13, 4
 
 
@@ -53,9 +54,13 @@ def windows(count: int, device: str = "cpu") -> list[tuple[Tensor, Tensor]]:
     return [(ids[5 * i : 5 * i + 5], ids[5 * i + 1 : 5 * i + 6]) for i in range(count)]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("micro_batches", [1, 3])
-@everything
+WAYS = itertools.product(ARCHITECTURES, (1, 3), ("fp32", "bf16"))
+
+
+@pytest.mark.parametrize(
+    ("arch", "micro_batches", "precision", "optim"),
+    [(*way, optim) for way, optim in zip(WAYS, itertools.cycle(OPTIMIZERS), strict=False)],
+)
 def test_a_step_on_a_gpu_reads_nothing_back_and_does_the_same_operations_each_time(
     arch: str, optim: OptimConfig, micro_batches: int, precision: Precision
 ) -> None:
@@ -120,8 +125,10 @@ def test_a_step_that_is_not_finite_moves_no_parameter_and_no_moment(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("micro_batches", [1, 3])
-@everything
+@pytest.mark.parametrize(
+    ("arch", "optim", "micro_batches"),
+    [(arch, optim, parts) for (arch, optim), parts in zip(EVERYTHING, itertools.cycle((1, 3)), strict=False)],
+)
 def test_captured_steps_are_plain_steps_from_the_first_one_on(
     arch: str, optim: OptimConfig, micro_batches: int, captures: str
 ) -> None:

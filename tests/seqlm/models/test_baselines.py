@@ -1,6 +1,9 @@
+"""The reference next to the models of ``torch.nn``, and the step with which benchmarks train those."""
+
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,9 +13,9 @@ from torch import Tensor, nn
 from benchmarks.baselines.builtin import builtin_model
 from benchmarks.baselines.step import BaselineStep
 from seqlm.architectures import ModelConfig
-from seqlm.models import LanguageModel, build_model, build_reference
+from seqlm.models import LanguageModel
 from seqlm.models.reference import LayerNorm
-from tests.benchmarks.conftest import BATCH_SIZE, SEQ_LEN, VOCAB_SIZE
+from tests.seqlm.models.conftest import VOCAB_SIZE
 
 Pair = tuple[list[Tensor], list[Tensor]]
 """Parameters of two models, each list stacked along the first axis, that mean the same."""
@@ -81,35 +84,38 @@ def assert_same_function(one: nn.Module, other: nn.Module, pairs: list[Pair], to
         torch.testing.assert_close(torch.cat([p.grad for p in second]), wanted, rtol=0, atol=1e-10)
 
 
-def reference(config: ModelConfig) -> LanguageModel:
-    return build_reference(build_model(config, VOCAB_SIZE, SEQ_LEN), config)
+@pytest.fixture
+def builtin(config: ModelConfig, tokens: Tensor) -> Iterator[nn.Module]:
+    """The model of ``torch.nn``, made in float64, its positions too."""
+    torch.set_default_dtype(torch.float64)
+    yield builtin_model(config, VOCAB_SIZE, len(tokens))
+    torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("config", ["rnn"], indirect=True)
-def test_the_torch_nn_rnn_is_ours_in_values_and_gradients(config: ModelConfig, tokens: Tensor) -> None:
-    ours, builtin = reference(config), builtin_model(config, VOCAB_SIZE, SEQ_LEN)
+@pytest.mark.parametrize("arch", ["rnn"])
+def test_the_torch_nn_rnn_is_ours_in_values_and_gradients(
+    reference: LanguageModel, builtin: nn.Module, tokens: Tensor
+) -> None:
     for name, parameter in builtin.named_parameters():
         if "bias_hh" in name:
             nn.init.zeros_(parameter)
-    pairs = pairs_with_torch_rnn(ours, builtin)
-    give_the_same_weights(ours, builtin, pairs)
-    assert_same_function(ours, builtin, pairs, tokens, torch.randn(3, BATCH_SIZE, 6))
+    pairs = pairs_with_torch_rnn(reference, builtin)
+    give_the_same_weights(reference, builtin, pairs)
+    assert_same_function(reference, builtin, pairs, tokens, torch.randn(3, 4, 6, dtype=torch.float64))
 
 
-@pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("config", ["transformer"], indirect=True)
+@pytest.mark.parametrize("arch", ["transformer"])
 def test_the_torch_nn_transformer_is_ours_but_for_its_layer_norm(
-    config: ModelConfig, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+    reference: LanguageModel, builtin: nn.Module, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def biased(self: LayerNorm, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], self.a, self.b, eps=1e-5)
 
     monkeypatch.setattr(LayerNorm, "forward", biased)
-    ours, builtin = reference(config), builtin_model(config, VOCAB_SIZE, SEQ_LEN).train()
-    pairs = pairs_with_torch_transformer(ours, builtin)
-    give_the_same_weights(ours, builtin, pairs)
-    assert_same_function(ours, builtin, pairs, tokens, torch.zeros(0, BATCH_SIZE, 8))
+    builtin.train()
+    pairs = pairs_with_torch_transformer(reference, builtin)
+    give_the_same_weights(reference, builtin, pairs)
+    assert_same_function(reference, builtin, pairs, tokens, torch.zeros(0, 4, 8, dtype=torch.float64))
 
 
 # -- the step ------------------------------------------------------------------------------------------------------
