@@ -52,7 +52,7 @@ def prompt_ids(
     assert level != "token", "such a corpus has a tokenizer"
     tokens = list(tokens_of(text, level))
     if not text.endswith("\n"):
-        del tokens[-1]
+        tokens = tokens[:-1]
     if not tokens:
         raise DataError("prompt: expected at least one word, got a text without a token")
     ids = {token: number for number, token in enumerate(vocabulary)}

@@ -12,7 +12,6 @@ import math
 import mmap
 import platform
 import sys
-from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +128,9 @@ def _tokenise(config: DataConfig, texts: Texts, key: str, sha256: str, tokenizer
         bytes={split: texts.size(split) for split in SPLITS},
         lossless=encoded.lossless,
     )
-    files: dict[str, bytes | memoryview] = {f"{split}.bin": _little_endian(encoded.splits[split]) for split in SPLITS}
+    files: dict[str, bytes | memoryview] = {
+        f"{split}.bin": memoryview(encoded.splits[split]).cast("B") for split in SPLITS
+    }
     files["vocabulary.json"] = json.dumps(corpus.vocabulary, ensure_ascii=False, indent=0).encode()
     cache.store("corpora", key, files, _cached_facts(corpus))
     return _from_cache(config, key, sha256) or corpus
@@ -262,7 +263,7 @@ def _as_configured(config: DataConfig, texts: Texts, problem: str, advice: str) 
 
 def _key(config: DataConfig, sha256: str | None) -> str:
     kind = {"level": config.level, "vocab_size": config.vocab_size, "tokenizer": config.tokenizer_sha256}
-    return cache.digest_key({"format": FORMAT, "sha256": sha256, **kind})
+    return cache.digest_key({"format": [FORMAT, sys.byteorder], "sha256": sha256, **kind})
 
 
 def _from_cache(config: DataConfig, key: str, sha256: str) -> Corpus | None:
@@ -291,16 +292,4 @@ def _from_cache(config: DataConfig, key: str, sha256: str) -> Corpus | None:
 def _map_ids(path: Path) -> memoryview:
     """The ids of a file, mapped into memory: ranks on one machine share the pages."""
     with path.open("rb") as file:
-        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)).cast("i")
-    if sys.byteorder == "little":
-        return view
-    swapped = array("i", view)
-    swapped.byteswap()
-    return memoryview(swapped).toreadonly()
-
-
-def _little_endian(ids: array[int]) -> memoryview:
-    if sys.byteorder != "little":
-        ids = array("i", ids)
-        ids.byteswap()
-    return memoryview(ids).cast("B")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)).cast("i")

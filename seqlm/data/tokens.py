@@ -22,14 +22,14 @@ UNK = "<unk>"
 _CHARACTERS = re.compile(f"{re.escape(UNK)}|.", re.DOTALL)
 
 
+def whole_lines(text: str) -> Iterator[str]:
+    r"""The lines of a text with their ends (``\n``). A last line needs no end."""
+    return (found[0] for found in re.finditer(r".*\n|.+", text))
+
+
 def lines(text: str) -> Iterator[str]:
-    r"""The lines of a text, without their ends (``\n`` or ``\r\n``). A last line needs no end."""
-    start = 0
-    while (end := text.find("\n", start)) >= 0:
-        yield text[start:end].removesuffix("\r")
-        start = end + 1
-    if start < len(text) or not text:
-        yield text[start:].removesuffix("\r")
+    r"""The lines of a text, without their ends (``\n`` or ``\r\n``)."""
+    return (line.removesuffix("\n").removesuffix("\r") for line in whole_lines(text))
 
 
 def tokens_of_line(line: str, level: Level) -> list[str]:

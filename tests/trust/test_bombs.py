@@ -77,7 +77,7 @@ def test_a_zip_of_ten_megabytes_that_unpacks_to_ten_gibibytes_takes_a_hundredth_
     assert 9 * MIB < len(stream) < 14 * MIB
     path = zip_by_hand(tmp_path / "bomb.zip", "train.txt", stream, crc, declared)
     message = refusal(lambda: read_texts(path))
-    assert any(told in message for told in ("which no text does", "is a damaged zip file"))
+    assert any(told in message for told in ("which no text does", "is no zip file, or a damaged one"))
     assert peak() < 250 * MIB
 
 

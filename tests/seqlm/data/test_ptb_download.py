@@ -95,7 +95,7 @@ def test_another_file_in_the_way_is_not_overwritten(served, tmp_path):
     assert (tmp_path / "data" / NAMES[2]).read_text() == "mine"
     (tmp_path / "data" / NAMES[2]).unlink()
     (tmp_path / "data" / NAMES[2]).mkdir()
-    with pytest.raises(DataError, match="is a folder where a file belongs; move it away"):
+    with pytest.raises(FileError, match=f"{NAMES[2]}: Is a directory"):
         download_ptb(tmp_path / "data", [url])
 
 

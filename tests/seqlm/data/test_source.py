@@ -46,7 +46,7 @@ FOLDERS = {  # what a folder holds; a name may end with / for a folder and | for
     (): "holds no text of a corpus; expected ptb.train.txt",
     ("train.txt",): "has no valid.txt and no test.txt beside train.txt",
     (*PTB, *FILES): "files of two namings (ptb.train.txt, ptb.valid.txt, ptb.test.txt, train.txt, valid.txt, test.txt)",
-    ("ptb.train.txt/", *PTB[1:]): "ptb.train.txt is a folder; expected a text file",
+    ("ptb.train.txt/", *PTB[1:]): "ptb.train.txt is no regular file; expected a text file",
     ("train.txt|", "valid.txt", "test.txt"): "train.txt is no regular file; expected a text file",
 }
 ZIPS: list[tuple[dict[str, str], str]] = [
@@ -73,7 +73,9 @@ def test_what_is_neither_a_folder_nor_a_zip(tmp_path):
     folder = folder_of(tmp_path / "corpus", "train.txt", "pipe|")
     assert "nowhere does not exist; expected a folder or a zip file with ptb.train.txt" in refusal(tmp_path / "nowhere")
     assert "does not exist" in refusal(folder / "train.txt" / "below")
-    assert "train.txt is no zip file, or a damaged one; expected a folder or a zip" in refusal(folder / "train.txt")
+    assert "train.txt is no zip file, or a damaged one (File is not a zip file); expected a folder or a zip" in refusal(
+        folder / "train.txt"
+    )
     assert "is neither a folder nor a zip file" in refusal(folder / "pipe")
 
 
@@ -89,7 +91,7 @@ def put(content: bytes, new: bytes, **offsets: int) -> bytes:
 DAMAGES = {
     "cut at 30 %": (lambda content: content[: len(content) * 3 // 10], "is no zip file, or a damaged one"),
     "cut at 90 %": (lambda content: content[: len(content) * 9 // 10], "is no zip file, or a damaged one"),
-    "flipped bytes": (lambda content: put(content, b"\xff" * 10, name=11), "is a damaged zip file"),
+    "flipped bytes": (lambda content: put(content, b"\xff" * 10, name=11), "is no zip file, or a damaged one"),
     "encrypted": (
         lambda content: put(content, b"\1", header=6, entry=8),
         "(train.txt is encrypted, or not packed by deflate); pack it again as an ordinary zip file",
