@@ -15,7 +15,6 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, TypeAlias, get_args
 
 from seqlm.state import RETRIED, FailureKind
@@ -103,12 +102,6 @@ def progress_in(record: Mapping[str, Any]) -> Progress | None:
         case [int(epochs), int(steps)]:
             return epochs, steps
     return None
-
-
-def timestamp(seconds: float | None = None) -> str:
-    """Return a time, in seconds since 1970, in the format of the records. ``None``: the current time."""
-    now = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
-    return now.isoformat(timespec="seconds")
 
 
 # -- whether a failure is final ------------------------------------------------------------------------------------

@@ -1,28 +1,7 @@
 """Every error that seqlm raises for the world outside it, on one page.
 
-    SeqlmError                      one clear line for a person; never shown as a traceback
-    ├── UsageError                  what the user gave is wrong (exit code 2)
-    │   ├── ConfigError             a configuration: unknown key, wrong type, impossible value
-    │   ├── ManifestError           a manifest: the file itself, or any entry in it
-    │   ├── ModelError              a model of one's own: its file, its class, or what the class does
-    │   └── DataError               a corpus: missing, empty, damaged, too small, unknown word
-    │       └── DownloadError       a corpus that cannot be fetched
-    ├── RunError                    one run cannot go on (exit code 1)
-    │   ├── CheckpointError         a checkpoint is missing, of another run, or of another text
-    │   │   └── DamagedError        a checkpoint is truncated or changed, or none of ours
-    │   ├── DivergedError           the loss or the gradient is not a finite number
-    │   ├── CanaryError             the short trial of a run has failed, so that its grid has not started
-    │   ├── SelfCheckError          a device computes the fused operations wrongly
-    │   ├── RunBusyError            another live worker or launcher owns the files
-    │   └── LeaseLostError          another worker has taken the run over while this one gave no sign of life
-    ├── FileError                   a file cannot be read or written: full disk, read-only folder (exit code 1)
-    │   ├── DamagedFileError        a file was read and is not what it should be: empty, cut, no JSON object
-    │   └── UnfitFileError          no regular file, or one that is too large
-    └── BackendError                the backend cannot be reached or cannot do it (exit code 3)
-
-Invariants of our own code are asserted, not raised.
-
-The exit codes of a worker, by which the launcher and the jobs learn how an attempt ended, are in the table below.
+Invariants of our own code are asserted, not raised. The exit codes of a worker, by which the launcher and the jobs
+learn how an attempt ended, are in the table below.
 """
 
 from __future__ import annotations

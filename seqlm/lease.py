@@ -34,15 +34,14 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, assert_never, final
+from typing import Any, Literal, final
 
 from seqlm.environment import LEASE_SECONDS, STALE_LEASE_MINUTES
 from seqlm.errors import FileError, LeaseLostError, RunBusyError
 from seqlm.files import json_text, read_json, write_json, write_once
 from seqlm.processes import is_alive, this_process
-from seqlm.reading import exists, listed, moment
+from seqlm.reading import exists, listed, moment, timestamp
 
 LOOK_SECONDS = 1.0
 """How often a lease is looked at that may be stale."""
@@ -135,15 +134,11 @@ def claim(
                 if is_alive(owner) is None:
                     tell(f"{_who(owner)} has not released {folder.parent.name}; watching for a sign of life")
                     seen = _watch(folder, newest, stale_seconds(), pause, clock)
-                match seen:
-                    case "beat":
-                        raise RunBusyError(f"{busy} ({_who(owner)})")
-                    case "changed":
-                        continue
-                    case "silent":
-                        tell(f"taking {folder.parent.name} over from {_who(owner)}, which gives no sign of life")
-                    case _:
-                        assert_never(seen)
+                if seen == "beat":
+                    raise RunBusyError(f"{busy} ({_who(owner)})")
+                if seen == "changed":
+                    continue
+                tell(f"taking {folder.parent.name} over from {_who(owner)}, which gives no sign of life")
             newest += 1
             lease = _take(folder, newest, attempt)
             if lease is not None:
@@ -291,7 +286,7 @@ def _take(folder: Path, generation: int, attempt: int | None) -> Lease | None:
         **this_process(),
         "attempt": attempt,
         "heartbeat_seconds": LEASE_SECONDS.read(),
-        "taken_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "taken_at": timestamp(),
         "released": False,
     }
     try:

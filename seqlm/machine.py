@@ -153,9 +153,9 @@ def exclusive_gpus() -> list[Gpu]:
     Raises:
         UsageError: as :func:`gpus`.
     """
-    modes, chosen = _queried("compute_mode"), gpus()
-    owners = [card for card in cards() if modes.get(card.whole.id, "").startswith("Exclusive")]
-    return [gpu for card in owners for gpu in card.gpus if gpu in chosen]
+    lines, chosen = _nvidia_smi("--query-gpu=uuid,compute_mode", "--format=csv,noheader").splitlines(), gpus()
+    exclusive = {uuid for uuid, _, mode in (line.partition(", ") for line in lines) if mode.startswith("Exclusive")}
+    return [gpu for card in cards() if card.whole.id in exclusive for gpu in card.gpus if gpu in chosen]
 
 
 def own_card() -> str | None:
@@ -168,12 +168,6 @@ def own_card() -> str | None:
         owners = [card.whole.id for card in cards() if {*card.gpus} & {*chosen}]
         return owners[0] if len(chosen) == 1 and owners and owners[0].startswith("GPU-") else None
     return None
-
-
-def _queried(field: str) -> dict[str, str]:
-    """What nvidia-smi says of each card, by UUID."""
-    lines = _nvidia_smi(f"--query-gpu=uuid,{field}", "--format=csv,noheader").splitlines()
-    return {uuid: value.strip() for uuid, _, value in (line.partition(", ") for line in lines)}
 
 
 def _nvidia_smi(*options: str) -> str:

@@ -18,6 +18,8 @@ Schedule: TypeAlias = Literal["constant", "compounding", "per_epoch", "cosine", 
 
 PUBLISHED: tuple[Schedule, ...] = ("compounding", "per_epoch")
 """The schedules of the published study, which divide the rate by ``decay``."""
+_PUBLISHED_SGD = "sgd_schedule"
+"""The published form of SGD, which has published schedules only."""
 ANNEALED: tuple[Schedule, ...] = ("cosine", "linear")
 """The schedules that reach 0 after ``decay_epochs``."""
 
@@ -78,7 +80,7 @@ class OptimConfig(Section, ABC):
 
     def __post_init__(self) -> None:
         if self.schedule is None:
-            object.__setattr__(self, "schedule", "compounding" if _is_published(self.optimizer) else "constant")
+            object.__setattr__(self, "schedule", "compounding" if self.optimizer == _PUBLISHED_SGD else "constant")
         if self.schedule in PUBLISHED:
             if self.decay is None:
                 object.__setattr__(self, "decay", 1.15)
@@ -87,7 +89,7 @@ class OptimConfig(Section, ABC):
         super().__post_init__()
 
     def _conditions(self) -> Iterator[str]:
-        if _is_published(self.optimizer) and self.schedule not in PUBLISHED:
+        if self.optimizer == _PUBLISHED_SGD and self.schedule not in PUBLISHED:
             yield (
                 f"optim.schedule: expected one of {listing(PUBLISHED)} with optimizer = {show(self.optimizer)}, "
                 f'got {show(self.schedule)}; optimizer = "sgd" has the other schedules'
@@ -235,11 +237,6 @@ OPTIMIZERS: tuple[type[OptimConfig], ...] = (AdamConfig, SgdConfig, AdamWConfig)
 """All of them, in the order of reports."""
 
 
-def _is_published(optimizer: str | None) -> bool:
-    """Whether an optimizer is the published form of SGD, which has published schedules only."""
-    return optimizer == "sgd_schedule"
-
-
 def foreign_keys(optimizer: str | None, own: Mapping[str, Any], shared: Mapping[str, Any]) -> set[str]:
     """Return the keys of ``shared``, values for many runs, that do not apply to one run.
 
@@ -250,9 +247,9 @@ def foreign_keys(optimizer: str | None, own: Mapping[str, Any], shared: Mapping[
     foreign = set()
     schedule = shared.get("schedule", own.get("schedule"))
     known = schedule in typing.get_args(Schedule)
-    if known and schedule != own.get("schedule") and (schedule in PUBLISHED) != _is_published(optimizer):
+    if known and schedule != own.get("schedule") and (schedule in PUBLISHED) != (optimizer == _PUBLISHED_SGD):
         foreign.add("schedule")
         schedule = own.get("schedule")
     if schedule is None:
-        schedule = "compounding" if _is_published(optimizer) else "constant"
+        schedule = "compounding" if (optimizer == _PUBLISHED_SGD) else "constant"
     return foreign | {key for key, schedules in _NEEDED_BY.items() if key in shared and schedule not in schedules}

@@ -26,7 +26,7 @@ from typing import Any
 
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
-from seqlm.ends import End, Limits, Progress, Verdict, end_of, most_micro_batches, timestamp, verdict
+from seqlm.ends import End, Limits, Progress, Verdict, end_of, most_micro_batches, verdict
 from seqlm.errors import ConfigError, DamagedFileError, FileError, UsageError, printable
 from seqlm.files import (
     Guard,
@@ -42,7 +42,7 @@ from seqlm.files import (
 )
 from seqlm.lease import live_owner
 from seqlm.model_files import ModelFiles, keep_tokenizer, read_model_files
-from seqlm.reading import MOST_EPOCHS, below, exists, is_folder, listed, read_bytes, wrong_field
+from seqlm.reading import MOST_EPOCHS, below, exists, is_folder, listed, read_bytes, timestamp, wrong_field
 from seqlm.requests import Request, Requests
 from seqlm.run_layout import (
     CANARY_FOLDER,

@@ -12,8 +12,8 @@ import dataclasses
 import functools
 import itertools
 import json
-import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -131,7 +131,7 @@ def _test_of(kind: Any) -> Callable[[Any], bool]:
     if kind is Any:
         return lambda value: True
     if kind is float:
-        return lambda value: type(value) in (int, float) and _is_finite(value)
+        return lambda value: type(value) in (int, float) and abs(value) <= sys.float_info.max
     if origin is Annotated:
         test, valid = _test_of(inner[0]), [item for item in inner[1:] if isinstance(item, Valid)]
         return lambda value: test(value) and all(item.holds(value) for item in valid)
@@ -151,13 +151,6 @@ def _test_of(kind: Any) -> Callable[[Any], bool]:
     if issubclass(kind, Table):
         return lambda value: isinstance(value, kind)
     return lambda value: type(value) is kind
-
-
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number beyond any float
-        return False
 
 
 # -- fields and tables -----------------------------------------------------------------------------------------------

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from seqlm.config import valid_keys
-from seqlm.ends import timestamp
 from seqlm.errors import ConfigError, FileError, UsageError, nearest_key
 from seqlm.files import Guard, unguarded, write_json
+from seqlm.reading import timestamp
 from seqlm.rundir import RunDirectory
 from seqlm.schema import Count, Table, Valid, read
 

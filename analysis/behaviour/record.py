@@ -23,12 +23,11 @@ from seqlm.data.batches import columns, windows
 from seqlm.data.corpus import Corpus
 from seqlm.data.tokenizer import Tokenizer
 from seqlm.data.tokens import UNK
-from seqlm.ends import timestamp
 from seqlm.errors import CheckpointError, SeqlmError
 from seqlm.files import Guard, file_sha256, unguarded, write_json, write_json_lines
 from seqlm.models import LanguageModel, build_reference
 from seqlm.models.language_model import hidden_states_of
-from seqlm.reading import is_folder
+from seqlm.reading import is_folder, timestamp
 from seqlm.run_layout import BEHAVIOUR_VERSION
 from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, trained_model

@@ -12,11 +12,11 @@ from typing import Any, final
 
 from jobs.attempt.supervisor import Ended, cause
 from jobs.spec import Submission
-from seqlm.ends import most_micro_batches, timestamp
+from seqlm.ends import most_micro_batches
 from seqlm.environment import HUNG_MINUTES, MICRO_BATCHES, PROGRESS_SECONDS
 from seqlm.errors import EXIT_BUSY, EXIT_RUNG, EXIT_UNPRINTED, STOPPED_EXITS
 from seqlm.files import json_text, make_directory, write_once
-from seqlm.reading import exists
+from seqlm.reading import exists, timestamp
 from seqlm.rundir import RunDirectory
 from seqlm.state import FailureKind
 

@@ -13,9 +13,9 @@ from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun
 from jobs.study.kept_code import Code
 from seqlm.config import RunConfig
-from seqlm.ends import timestamp
 from seqlm.environment import CANARY
 from seqlm.errors import CanaryError
+from seqlm.reading import timestamp
 from seqlm.requests import file_request
 from seqlm.run_layout import CANARY_FOLDER
 from seqlm.rundir import RunDirectory

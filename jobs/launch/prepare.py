@@ -28,13 +28,12 @@ from jobs.study.provenance import launch_record, run_record
 from seqlm.architectures import CustomConfig
 from seqlm.data.corpus import CorpusFacts, load_corpus, resolve_data
 from seqlm.data.layout import require_windows
-from seqlm.ends import timestamp
 from seqlm.environment import DATA
 from seqlm.errors import BackendError, DamagedFileError, DataError, FileError, UsageError
 from seqlm.files import make_directory, read_json, remove
 from seqlm.lease import last_beat
 from seqlm.model_files import keep_tokenizer
-from seqlm.reading import below, exists, listed
+from seqlm.reading import below, exists, listed, timestamp
 from seqlm.requests import Request, file_request
 from seqlm.rounding import threads_of_checkpoint
 from seqlm.run_layout import FINGERPRINT_DIGITS, SAME_DIGITS

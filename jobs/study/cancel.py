@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from jobs.study.folder import ObservedRun, this_launcher
-from seqlm.ends import timestamp
 from seqlm.lease import live_owner
+from seqlm.reading import timestamp
 from seqlm.requests import file_request
 
 STOP_SECONDS = 90.0

@@ -17,10 +17,9 @@ from typing import Any, Literal, TypeAlias
 
 from jobs.study.folder import Observer, launching
 from jobs.study.squeue import Scheduler
-from seqlm.ends import timestamp
 from seqlm.errors import FileError, RunBusyError, UsageError
 from seqlm.lease import live_owner
-from seqlm.reading import below, exists, is_file, is_folder, is_link
+from seqlm.reading import below, exists, is_file, is_folder, is_link, timestamp
 from seqlm.requests import Requests, file_request
 from seqlm.run_layout import BEHAVIOUR_FOLDER, CANARY_FOLDER
 from seqlm.rundir import RunDirectory

@@ -14,7 +14,7 @@ import seqlm
 from jobs.spec import RunSpec
 from jobs.study.kept_code import Code
 from seqlm import machine
-from seqlm.ends import timestamp
+from seqlm.reading import timestamp
 
 PACKAGES = ("torch", "pandas", "matplotlib", "ray", "tokenizers")
 """Packages whose versions are recorded if they are installed."""

@@ -18,7 +18,6 @@ from typing import Any, final
 
 import torch
 
-from seqlm.ends import timestamp
 from seqlm.environment import ATTEMPT, GPU_SHARE, MICRO_BATCHES, NODE
 from seqlm.errors import (
     EXIT_BUSY,
@@ -33,6 +32,7 @@ from seqlm.errors import (
 )
 from seqlm.files import Guard, make_directory, unguarded, write_json
 from seqlm.lease import claim, kept, require_attempt
+from seqlm.reading import timestamp
 from seqlm.rundir import RunDirectory, stopped_reason
 from seqlm.training.distributed import AllLeave, Rank
 from seqlm.training.failure import describe_failure, failure_text, tell

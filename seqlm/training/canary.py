@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from seqlm.ends import timestamp
 from seqlm.environment import CANARY
 from seqlm.files import Guard, unguarded, write_json
+from seqlm.reading import timestamp
 from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import StopRequested, StopSignal
 from seqlm.training.records import require_perplexity

@@ -20,10 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
-from seqlm.ends import timestamp
 from seqlm.errors import CheckpointError, DamagedError
 from seqlm.files import Guard, hard_link, unguarded, write_json, write_json_lines
-from seqlm.reading import exists
+from seqlm.reading import exists, timestamp
 from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, save_checkpoint
 from seqlm.training.failure import tell

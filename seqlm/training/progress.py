@@ -11,10 +11,10 @@ from typing import Any, Literal, final
 
 from tqdm import tqdm
 
-from seqlm.ends import timestamp
 from seqlm.environment import PROGRESS_SECONDS
 from seqlm.errors import FileError
 from seqlm.files import Guard, unguarded, write_json
+from seqlm.reading import timestamp
 from seqlm.training.records import best_epoch, perplexity
 from seqlm.training.trainer import EpochBegins, EpochEnded, Event, StepsDone, Trainer
 

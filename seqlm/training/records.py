@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from seqlm.ends import timestamp
 from seqlm.errors import DivergedError
+from seqlm.reading import timestamp
 
 
 def perplexity(mean_loss_nats: float) -> float:

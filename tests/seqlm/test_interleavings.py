@@ -20,11 +20,11 @@ from jobs.attempt.supervisor import Ended, first_cause
 from jobs.manifests.policy import Policy
 from jobs.spec import Resources, Submission
 from jobs.study.folder import launcher_dir
-from seqlm.ends import timestamp
 from seqlm.environment import MICRO_BATCHES
 from seqlm.errors import EXIT_BUSY, EXIT_FAILED, EXIT_LOST, EXIT_STOPPED, RunBusyError
 from seqlm.files import read_json, write_json, write_json_lines
 from seqlm.lease import claim
+from seqlm.reading import timestamp
 from seqlm.requests import file_request
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import View
