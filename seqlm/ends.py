@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias, get_args
 
 from seqlm.state import RETRIED, FailureKind
@@ -108,27 +108,6 @@ def progress_in(record: Mapping[str, Any]) -> Progress | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """How often failed attempts are tried again: what a policy says of that."""
-
-    retries: Mapping[str, int | None] = field(default_factory=dict)
-    """Kind -> retries after failures of this kind, for those that are retried at all. ``None``: unlimited."""
-    max_stalled_retries: int = 0
-    """Consecutive retries, of any kind, without progress."""
-
-    @classmethod
-    def of(cls, policy: Mapping[str, Any]) -> Limits:
-        """Return those of a policy as a manifest or a request has it. What is missing or damaged allows no retry."""
-
-        def number(key: str) -> int:
-            value = policy.get(key)
-            return value if type(value) is int else 0
-
-        retries = {str(kind): None if policy.get(kind) == "unlimited" else number(kind) for kind in RETRIED}
-        return cls(retries=retries, max_stalled_retries=number("max_stalled_retries"))
-
-
-@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """Whether a failed run is tried again."""
 
@@ -140,11 +119,19 @@ class Verdict:
     """Nodes that failed twice in a row, which the next attempt should avoid."""
 
 
-def verdict(limits: Limits, failures: Sequence[End], *, most_micro_batches: int) -> Verdict:
+def verdict(policy: Mapping[str, Any], failures: Sequence[End], *, most_micro_batches: int) -> Verdict:
     """Say whether a run is tried again after the last of its ``failures``, which are those since it was launched.
 
-    ``most_micro_batches``: the most parts into which the columns of a rank can be cut.
+    Args:
+        policy: the retries after failures of each kind, and in a row without progress, as a manifest or a request has
+            them. What is missing or damaged allows no retry.
+        failures: how its attempts failed, in their order.
+        most_micro_batches: the most parts into which the columns of a rank can be cut.
     """
+
+    def limit(key: str) -> int:
+        return found if type(found := policy.get(key)) is int else 0
+
     failed = failures[-1]
     kind = failed.kind
     if kind not in RETRIED or failed.stands:
@@ -155,13 +142,12 @@ def verdict(limits: Limits, failures: Sequence[End], *, most_micro_batches: int)
         in_a_row += 1
         if one.progress is not None and one.progress > best:
             in_a_row, best = 0, one.progress
-    limit = limits.retries.get(kind, 0)
-    if limit is not None and used[kind] >= limit:
-        return _after(limit, "with ever smaller micro-batches" if kind == "oom" else "of this kind", kind)
+    if policy.get(kind) != "unlimited" and used[kind] >= limit(kind):
+        return _after(limit(kind), "with ever smaller micro-batches" if kind == "oom" else "of this kind", kind)
     if kind == "oom" and 2 * failed.micro_batches > most_micro_batches:
         parts = f"{failed.micro_batches} micro-batch{'' if failed.micro_batches == 1 else 'es'}"
         return Verdict(why=f", with {parts} a step; its ranks have too few columns for smaller ones")
-    if in_a_row >= limits.max_stalled_retries:
+    if in_a_row >= limit("max_stalled_retries"):
         return _after(in_a_row, "in a row without progress", "max_stalled_retries")
     grown = FIRST_DELAY_SECONDS * DELAY_FACTOR ** min(in_a_row, 10)  # beyond any limit, and far from overflow
     waits = FIRST_DELAY_SECONDS if kind == "oom" else min(grown, LONGEST_DELAY_SECONDS)

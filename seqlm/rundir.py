@@ -26,7 +26,7 @@ from typing import Any
 
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
-from seqlm.ends import End, Limits, Progress, Verdict, end_of, most_micro_batches, verdict
+from seqlm.ends import End, Progress, Verdict, end_of, most_micro_batches, verdict
 from seqlm.errors import ConfigError, DamagedFileError, FileError, UsageError, printable
 from seqlm.files import (
     Guard,
@@ -383,7 +383,7 @@ class RunDirectory(RunLayout):
         """
         return [end for number in self.attempts() if number >= first and (end := self.end(number)).kind is not None]
 
-    def verdict(self, limits: Limits, failures: Sequence[End]) -> Verdict:
+    def verdict(self, policy: Mapping[str, Any], failures: Sequence[End]) -> Verdict:
         """Say whether the run is tried again after the last of these failures.
 
         Raises:
@@ -395,7 +395,7 @@ class RunDirectory(RunLayout):
             match start.get("resources"):
                 case {"ranks": int(ranks)} if ranks > 0:
                     most = most_micro_batches(self.read_config().train.batch_size, ranks)
-        return verdict(limits, failures, most_micro_batches=most)
+        return verdict(policy, failures, most_micro_batches=most)
 
     def write_end(self, attempt: int, rank: int, record: Mapping[str, Any], *, guard: Guard = unguarded) -> None:
         """Write how a rank ended, as the rank says.
@@ -530,7 +530,7 @@ class RunDirectory(RunLayout):
             return None
         if request is None:  # nobody tries it again
             return Failure(kind=end.kind, message=end.message)
-        found = self.verdict(Limits.of(request.policy), self.failures(first))
+        found = self.verdict(request.policy, self.failures(first))
         return Failure(kind=end.kind, message=f"{end.message}{found.why}", is_final=found.delay is None)
 
     def observe(

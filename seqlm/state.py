@@ -72,7 +72,7 @@ class View:
         return self.stage in ("queued", "running", "unknown")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RunState:
     """The state of a run."""
 
@@ -94,11 +94,8 @@ class Row(NamedTuple):
     meaning: str
     """What the reason says. Empty: the state has no reason."""
     holds: object
-    state: State
-    reason: str | None = None
-    kind: FailureKind | None = None
-    is_final: bool = True
-    waits_for_budget: bool = False
+    found: RunState
+    """The state, if it holds."""
 
 
 def rows(facts: Facts, view: View, spent: Callable[[], str | None]) -> Iterator[Row]:
@@ -106,77 +103,55 @@ def rows(facts: Facts, view: View, spent: Callable[[], str | None]) -> Iterator[
     failure = facts.failure or Failure(kind="code", message="")
     has_failed = facts.failure is not None
     failed = f"{failure.kind}: {failure.message}"
-    running = (view.stage == "running" and view.reason) or None
+    running = RunState("running", (view.stage == "running" and view.reason) or None)
     yield Row(
         "a file that decides cannot be read, or is damaged",
         "the file, with kind `code`",
         facts.damage,
-        "failed",
-        facts.damage,
-        "code",
+        RunState("failed", facts.damage, "code"),
     )
-    yield Row("the result covers the requested epochs", "", facts.is_done, "done")
+    yield Row("the result covers the requested epochs", "", facts.is_done, RunState("done"))
     yield Row(
-        "a worker that may live owns the run, and its attempt has not recorded its end",
-        "",
-        facts.has_owner,
-        "running",
-        running,
+        "a worker that may live owns the run, and its attempt has not recorded its end", "", facts.has_owner, running
     )
     yield Row(
         "the newest request that names the run cancels it, or its job has recorded a `scancel`",
         "by whom",
         facts.is_cancelled or (has_failed and failure.kind == "cancelled"),
-        "cancelled",
-        "cancelled by the user" if facts.is_cancelled else failure.message,
-        "cancelled",
+        RunState("cancelled", "cancelled by the user" if facts.is_cancelled else failure.message, "cancelled"),
     )
-    yield Row("a search stopped the run", "its place at the rung", facts.stopped, "stopped", facts.stopped)
+    yield Row("a search stopped the run", "its place at the rung", facts.stopped, RunState("stopped", facts.stopped))
     yield Row(
         "its attempt failed, the policy has it tried again, and a launcher or a job is there for that",
         "kind and message",
         has_failed and not failure.is_final and view.may_run,
-        "queued",
-        f"tried again after {failed}",
+        RunState("queued", f"tried again after {failed}"),
     )
-    yield Row(
-        "its attempt failed", "kind and message", has_failed, "failed", failed, failure.kind, is_final=failure.is_final
-    )
+    final = RunState("failed", failed, failure.kind, is_final=failure.is_final)
+    yield Row("its attempt failed", "kind and message", has_failed, final)
     yield Row(
         "a launcher or a job will start the run, or the scheduler does not answer",
         "what it waits for",
         view.stage in ("queued", "unknown"),
-        "queued",
-        view.reason or None,
+        RunState("queued", view.reason or None),
     )
-    yield Row("its job runs, and its worker has not reported yet", "", view.stage == "running", "running", running)
+    yield Row("its job runs, and its worker has not reported yet", "", view.stage == "running", running)
     yield Row(
         "its job was cancelled with `scancel`",
         "what the scheduler reports",
         view.kind == "cancelled",
-        "cancelled",
-        view.reason,
-        "cancelled",
+        RunState("cancelled", view.reason, "cancelled"),
     )
     budget = spent()
-    yield Row(
-        "the budget of the study is spent",
-        "the budget",
-        budget is not None,
-        "pending",
-        f"waits: {budget}",
-        waits_for_budget=True,
-    )
+    waiting = RunState("pending", f"waits: {budget}", waits_for_budget=True)
+    yield Row("the budget of the study is spent", "the budget", budget is not None, waiting)
     # A job that had begun to follow its workers records what goes wrong, unless it is killed or cannot write.
     kind = "node" if facts.has_begun and view.kind == "code" else view.kind or "code"
     yield Row(
         "its job ended in another way than well, and wrote nothing",
         "what the scheduler reports; `node` if an attempt had begun",
         view.kind,
-        "failed",
-        f"{kind}: {view.reason}",
-        kind,
-        is_final=kind not in RETRIED,
+        RunState("failed", f"{kind}: {view.reason}", kind, is_final=kind not in RETRIED),
     )
     epochs = f"{facts.epochs} epoch{'s' if facts.epochs > 1 else ''}"
     after = f"after {epochs}" if facts.epochs else "before the first epoch ended"
@@ -184,10 +159,9 @@ def rows(facts: Facts, view: View, spent: Callable[[], str | None]) -> Iterator[
         "it has an attempt, or had a job that is no longer listed",
         "after which epoch it was interrupted",
         facts.has_attempt or view.reason,
-        "pending",
-        view.reason or f"interrupted {after}; run again to resume",
+        RunState("pending", view.reason or f"interrupted {after}; run again to resume"),
     )
-    yield Row("none of these", "", True, "pending")
+    yield Row("none of these", "", True, RunState("pending"))
 
 
 def state_of(facts: Facts, view: View = View(), spent: Callable[[], str | None] = lambda: None) -> RunState:
@@ -195,11 +169,4 @@ def state_of(facts: Facts, view: View = View(), spent: Callable[[], str | None] 
 
     ``spent`` returns why no run of the study goes on: its budget is spent. It is called only if that may decide.
     """
-    row = next(row for row in rows(facts, view, spent) if row.holds)
-    return RunState(
-        state=row.state,
-        reason=row.reason,
-        kind=row.kind,
-        is_final=row.is_final,
-        waits_for_budget=row.waits_for_budget,
-    )
+    return next(row.found for row in rows(facts, view, spent) if row.holds)

@@ -175,7 +175,7 @@ def _again(plan: JobPlan, run: RunDirectory, host: JobHost, why: str | None) -> 
             return None
         failures = run.failures(run.first_attempt()) if seen.state == "failed" and not seen.is_final else []
         if failures:
-            return failures[-1], run.verdict(plan.options.policy.limits, failures)
+            return failures[-1], run.verdict(plan.options.policy.to_dict(), failures)
         if seen.state == "pending" and host.interrupts.warned_at is not None:
             return End(attempt=0, kind="preempted", message="the job's time is up"), Verdict(delay=0.0)
     except DamagedFileError:

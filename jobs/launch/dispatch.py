@@ -257,7 +257,7 @@ class Dispatcher:
                     one.attempt.record_exit(ended, was_asked=one.stop_asked is not None)
                 seen = run.observe()
                 failures = run.failures(run.first_attempt()) if is_ours and seen.state == "failed" else []
-                delay = run.verdict(self._options.policy.limits, failures).delay if failures else None
+                delay = run.verdict(self._options.policy.to_dict(), failures).delay if failures else None
         except FileError as error:
             one.looks += 1
             one.look_at = time.monotonic() + LOOK_SECONDS
@@ -298,7 +298,7 @@ class Dispatcher:
         failures = self._unseen[item.run.id]
         progress = (item.observation.epochs_done, 0)
         failures.append(End(attempt=attempt, kind="node", progress=progress, node=self._executor.node))
-        return verdict(self._options.policy.limits, failures, most_micro_batches=1)
+        return verdict(self._options.policy.to_dict(), failures, most_micro_batches=1)
 
     def _have_trouble(self, item: PlannedRun, error: FileError, attempt: int) -> None:
         """Count an error in the files of a run. What the worker has written stays in place until it can be read."""

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from seqlm.ends import Limits
 from seqlm.schema import NotNegative, Table, Valid
 
 UNLIMITED = "unlimited"
@@ -55,11 +54,6 @@ class Policy(Table):
         super().__post_init__()
         for name, value in vars(self).items():
             object.__setattr__(self, name, None if value == UNLIMITED else value)
-
-    @property
-    def limits(self) -> Limits:
-        """How often failed runs are tried again."""
-        return Limits.of(self.to_dict())
 
     def with_retries(self, retries: int | None) -> Policy:
         """Return the policy with this value of ``max_stalled_retries``. ``None``: no override."""

@@ -12,7 +12,7 @@ from jobs.launch.prepare import record_what_scheduler_knows
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
-from seqlm.ends import End, Limits, Verdict, end_of, verdict
+from seqlm.ends import End, Verdict, end_of, verdict
 from seqlm.errors import FileError
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import Observation, RunDirectory
@@ -29,7 +29,7 @@ def failed(kind: FailureKind | None, **more: Any) -> End:
 
 def judge(policy: Policy, *ends: End) -> Verdict:
     """The verdict about the last of some failures."""
-    return verdict(policy.limits, ends, most_micro_batches=64)
+    return verdict(policy.to_dict(), ends, most_micro_batches=64)
 
 
 # -- what the witnesses say ----------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def test_a_node_that_failed_twice_in_a_row_is_sick() -> None:
 @pytest.mark.parametrize("policy", [{}, {"oom": "many", "node": True, "max_stalled_retries": None}])
 def test_a_policy_that_is_missing_or_damaged_allows_no_retry(policy: dict[str, Any]) -> None:
     for kind in ("oom", "node", "code"):
-        assert verdict(Limits.of(policy), [failed(kind)], most_micro_batches=64).delay is None  # type: ignore[arg-type]
+        assert verdict(policy, [failed(kind)], most_micro_batches=64).delay is None  # type: ignore[arg-type]
 
 
 # -- what files tell -----------------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ class World:
                 yield
                 failures = self.run.failures(self.run.first_attempt())
                 is_over = self.run.is_done() or self.run.is_cancelled() or not failures
-                if is_over or self.run.verdict(POLICY.limits, failures).delay is None:
+                if is_over or self.run.verdict(POLICY.to_dict(), failures).delay is None:
                     return
 
     def request(self) -> Steps:

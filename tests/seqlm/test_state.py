@@ -41,7 +41,7 @@ def test_every_run_has_a_state_and_every_row_is_reached() -> None:
         found = state_of(*case)
         reached.add(row.condition)
         states.add(found.state)
-        assert found.state == documented[row.condition].state
+        assert found.state == documented[row.condition].found.state
         assert (found.kind is None) == (found.state not in ("failed", "cancelled"))
         assert found.reason != ""
         assert row.meaning or found.reason is None or found.state == "running"

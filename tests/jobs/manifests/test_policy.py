@@ -116,12 +116,6 @@ def test_the_real_trainer_short_of_memory_ends_done_with_four_micro_batches(tmp_
 # -- the table's own -----------------------------------------------------------------------------------------------
 
 
-def test_each_kind_of_failure_has_its_own_retries_and_others_none() -> None:
-    policy = Policy(oom=1, timeout=2, node=3, preempted=4)
-    assert policy.limits.retries == {"oom": 1, "timeout": 2, "node": 3, "preempted": 4}
-    assert Policy(oom=None).limits.retries["oom"] is None
-
-
 def test_a_policy_survives_the_trip_through_its_table() -> None:
     policy = Policy(
         checkpoint_min=2.5, oom=None, timeout=0, node=4, max_stalled_retries=1, keep_last=False, gpu_hours=0.5
