@@ -52,8 +52,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from seqlm.data.layout import number_of_windows, own_columns, shared
-from seqlm.errors import DataError
+from seqlm.data.layout import own_columns, shared
 
 
 def columns(
@@ -112,17 +111,8 @@ def windows(
     """Inputs and targets (both ``seq_len`` rows) of each window, in order; views, never to be written to.
 
     Rows that fill no window are dropped. With ``last_shorter`` they are a shorter window.
-
-    Raises:
-        DataError: without ``last_shorter``, the columns are too short for one window; at the call, not at the first
-            step. Ask :func:`require_windows` before, which can also name the split.
     """
-    length = columns.shape[0]
-    end = length - 1 if last_shorter else number_of_windows(length, 1, seq_len) * seq_len
-    if not (end or last_shorter):
-        raise DataError(
-            f"columns of {length:,} tokens are too short for one window: seq_len {seq_len:,} needs at least "
-            f"{seq_len + 1:,}; lower train.batch_size or train.seq_len"
-        )
+    rows = columns.shape[0] - 1
+    end = rows if last_shorter else rows // seq_len * seq_len
     bounds = ((t, min(t + seq_len, end)) for t in range(0, end, seq_len))
     return ((columns[t:stop], columns[t + 1 : stop + 1]) for t, stop in bounds)

@@ -156,17 +156,13 @@ def corpus_facts(config: DataConfig, path: Path | None, tokenizer: Path | None =
             tokens=_PTB_TOKENS[config.level],
             sha256=combined_sha256(PTB_SHA256[split] for split in SPLITS),
         )
-    known = _cached_facts_of(_with_tokenizer(config, tokenizer), _read(config, path).sha256())
+    known = cached_facts(_with_tokenizer(config, tokenizer), _read(config, path).sha256())
     return known or load_corpus(config, path, tokenizer).facts
 
 
-def cached_facts(config: DataConfig) -> CorpusFacts | None:
-    """The size of the corpus whose digests ``config`` has, if it is in the cache."""
-    return _cached_facts_of(config, config.sha256)
-
-
-def _cached_facts_of(config: DataConfig, sha256: str | None) -> CorpusFacts | None:
-    entry = cache.find("corpora", _key(config, sha256), verify=False)
+def cached_facts(config: DataConfig, sha256: str | None = None) -> CorpusFacts | None:
+    """The size of a corpus that is in the cache, by its digest. ``None``: the one that ``config`` has."""
+    entry = cache.find("corpora", _key(config, sha256 or config.sha256), verify=False)
     if entry is None:
         return None
     facts = entry[1]

@@ -99,26 +99,21 @@ def encode(texts: Mapping[str, str], file_names: Mapping[str, str], level: Level
 
 def _check_known(texts: Mapping[str, str], file_names: Mapping[str, str], level: Level, ids: Mapping[str, int]) -> None:
     noun = {"word": "word", "char": "character"}[level]
-    first: tuple[str, int, str] | None = None
-    unknown: set[str] = set()
+    unknown: dict[str, tuple[str, int]] = {}  # token -> file and line of its first place
     for split in ("valid", "test"):
         if ids.keys() >= set(tokens_of(texts[split], level)):
             continue
         for number, line in enumerate(lines(texts[split]), start=1):
             for token in tokens_of_line(line, level):
                 if token not in ids:
-                    first = first or (file_names[split], number, token)
-                    unknown.add(token)
-    if first is None:
+                    unknown.setdefault(token, (file_names[split], number))
+    if not unknown:
         return
-    name, number, token = first
+    token, (name, number) = next(iter(unknown.items()))
+    shown = token if len(token) <= 60 else f"{token[:57]}..."
     replace = f"replace it by {UNK}, or " if UNK in ids else ""
     in_all = f"; {len(unknown):,} unknown {noun}s in valid and test in all" if len(unknown) > 1 else ""
     raise DataError(
-        f'{name} line {number}: "{_shown(token)}" is not in the vocabulary of train ({len(ids):,} {noun}s){in_all}; '
+        f'{name} line {number}: "{shown}" is not in the vocabulary of train ({len(ids):,} {noun}s){in_all}; '
         f"{replace}set data.vocab_size to cut the vocabulary"
     )
-
-
-def _shown(token: str) -> str:
-    return token if len(token) <= 60 else f"{token[:57]}..."
