@@ -66,11 +66,6 @@ class Variable(Generic[T]):
         """Return whether the variable is set and not empty."""
         return bool(((os.environ if env is None else env).get(self.name) or "").strip())
 
-    @property
-    def default_words(self) -> str:
-        """The default in words."""
-        return self.unset or (str(int(self.default)) if isinstance(self.default, bool) else f"{self.default:g}")
-
 
 # -- kinds of values -----------------------------------------------------------------------------------------------
 

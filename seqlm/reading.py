@@ -219,15 +219,18 @@ def parse_json(text: str) -> Any:
         value = _DECODER.decode(text)
     except RecursionError:
         raise ValueError(f"nested more than {DEEPEST} deep") from None
-    if text.count("[") + text.count("{") <= DEEPEST:
-        return value
-    level = [value]
-    for _ in range(DEEPEST + 1):
-        containers = [item for item in level if isinstance(item, dict | list)]
-        if not containers:
-            return value
-        level = [item for found in containers for item in (found.values() if isinstance(found, dict) else found)]
-    raise ValueError(f"nested more than {DEEPEST} deep")
+    if text.count("[") + text.count("{") > DEEPEST and _is_deeper(value, DEEPEST):
+        raise ValueError(f"nested more than {DEEPEST} deep")
+    return value
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Return whether more than so many lists and tables are within one another."""
+    if not isinstance(value, dict | list):
+        return False
+    return not levels or any(
+        _is_deeper(one, levels - 1) for one in (value.values() if isinstance(value, dict) else value)
+    )
 
 
 def wrong_field(name: str, record: Mapping[str, Any]) -> str | None:

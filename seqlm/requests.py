@@ -23,7 +23,7 @@ from seqlm.reading import listed
 REQUEST = "request.json"
 RUNS = "runs.json"
 _RUN_ID = re.compile(r"[a-z0-9_][a-z0-9_.-]*")
-"""A run's id is the name of its folder (:func:`seqlm.run_layout.slugify`), and leads nowhere else."""
+"""A run's id is the name of its folder (:func:`seqlm.rundir.slugify`), and leads nowhere else."""
 
 
 @dataclass(frozen=True, kw_only=True)

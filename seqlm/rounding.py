@@ -8,7 +8,7 @@ from typing import Any
 
 from seqlm.errors import DamagedFileError
 from seqlm.files import read_json
-from seqlm.run_layout import RunLayout
+from seqlm.rundir import RunDirectory
 
 ROUNDING = ("ranks", "micro_batches", "threads", "device", "multiprocessors", "matmul", "torch")
 """Fields of ``worker.json`` that decide how sums are rounded or which dropout masks are drawn."""
@@ -37,7 +37,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return f"now {', '.join(found.values())}: the result is equal to that of a quiet run {equal}" if found else ""
 
 
-def worker_of_checkpoint(run: RunLayout) -> dict[str, Any]:
+def worker_of_checkpoint(run: RunDirectory) -> dict[str, Any]:
     """Return what ``worker.json`` says of the attempt that saved the last checkpoint of a run. Empty: unknown.
 
     Raises:
@@ -49,7 +49,7 @@ def worker_of_checkpoint(run: RunLayout) -> dict[str, Any]:
     return {}
 
 
-def threads_of_checkpoint(run: RunLayout) -> int | None:
+def threads_of_checkpoint(run: RunDirectory) -> int | None:
     """Return the threads of each rank of the attempt that saved the last checkpoint of a run.
 
     ``None``: unknown, or the attempt had a GPU.

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import launch
-from seqlm.run_layout import RunLayout
+from seqlm.rundir import RunDirectory
 from tests.seqlm.training.studies import write_text
 
 ROOT = Path(__file__).parent.parent
@@ -99,9 +99,9 @@ def test_every_described_field_is_a_word_of_the_code() -> None:
 
 
 def test_every_file_of_a_run_and_of_a_study_is_described() -> None:
-    run = RunLayout(Path("RUN"))
-    others = {"id", "is_canary", "kept_dir", "attempts", "last_attempt", "path"}
-    members = [getattr(run, name) for name in vars(RunLayout) if not name.startswith("_") and name not in others]
+    run = RunDirectory(Path("RUN"))
+    ends, others = ("_file", "_dir", "_log", "_checkpoint"), ("kept_dir", "has_checkpoint")
+    members = [getattr(run, name) for name in vars(RunDirectory) if name.endswith(ends) and name not in others]
     paths = [member(1) if callable(member) else member for member in members]
     assert {name.rstrip("/") for name in DESCRIBED[FILES]["A run"]} == {
         path.relative_to("RUN").as_posix() for path in paths

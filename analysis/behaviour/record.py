@@ -28,8 +28,7 @@ from seqlm.files import Guard, file_sha256, unguarded, write_json, write_json_li
 from seqlm.models import LanguageModel, build_reference
 from seqlm.models.language_model import hidden_states_of
 from seqlm.reading import is_folder, timestamp
-from seqlm.run_layout import BEHAVIOUR_VERSION
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import BEHAVIOUR_VERSION, RunDirectory
 from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, trained_model
 from seqlm.training.records import perplexity
 

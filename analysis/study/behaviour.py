@@ -28,8 +28,7 @@ from analysis.study.values import Values, clean, read_or_warn
 from seqlm.config import LARGEST_SEED
 from seqlm.files import file_sha256, read_json
 from seqlm.reading import parse_json, read_bytes
-from seqlm.run_layout import BEHAVIOUR_VERSION
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import BEHAVIOUR_VERSION, RunDirectory
 from seqlm.schema import show
 
 _STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)

@@ -12,7 +12,7 @@ from analysis.study.columns import as_columns
 from analysis.study.values import as_list, as_mapping, as_number, as_text, clean, read_or_warn
 from seqlm.errors import ConfigError
 from seqlm.files import read_json
-from seqlm.run_layout import FINGERPRINT_DIGITS, MAX_RUNS, study_record_file
+from seqlm.rundir import FINGERPRINT_DIGITS, MAX_RUNS, study_record_file
 from seqlm.schema import read
 from seqlm.search import Search
 

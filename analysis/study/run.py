@@ -21,8 +21,7 @@ from analysis.study.columns import as_columns
 from analysis.study.values import as_list, as_mapping, as_number, as_text, clean, read_or_warn
 from seqlm.errors import FileError
 from seqlm.reading import read_tail
-from seqlm.run_layout import MAX_RUNS
-from seqlm.rundir import RunDirectory, epochs_of
+from seqlm.rundir import MAX_RUNS, RunDirectory, epochs_of
 from seqlm.state import Facts, state_of
 
 LOG_LINES = 12

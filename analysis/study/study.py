@@ -27,9 +27,7 @@ from analysis.study.run import LoadedRun, origin_of, read_run
 from analysis.study.settings import Setting, timed_settings
 from analysis.study.values import clean
 from seqlm.errors import UsageError
-from seqlm.requests import Requests
-from seqlm.run_layout import slugify
-from seqlm.rundir import RunDirectory, require_format
+from seqlm.rundir import RunDirectory, require_format, slugify
 from seqlm.search import Search
 
 OVERFITTED_FROM = 1.05
@@ -155,8 +153,7 @@ def load_study(*study_dirs: Path) -> Study:
     read: dict[str, tuple[Path, list[LoadedRun], StudyRecord]] = {}
     for study_dir in study_dirs:
         require_format(study_dir)
-        requests = Requests(study_dir)
-        found = [read_run(RunDirectory(run.path, requests)) for run in RunDirectory.unordered_in(study_dir)]
+        found = [read_run(run) for run in RunDirectory.unordered_in(study_dir)]
         record = read_study_record(study_dir)
         if not found and not record.planned:
             raise UsageError(f"{study_dir} holds no runs, so there is nothing to report; `run` a manifest first")

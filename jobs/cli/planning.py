@@ -35,8 +35,7 @@ from seqlm.environment import BACKEND, DEVICE, RUNS
 from seqlm.errors import BackendError, DataError, UsageError, printable
 from seqlm.reading import exists, is_file
 from seqlm.requests import Requests
-from seqlm.run_layout import study_record_file
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import RunDirectory, study_record_file
 
 # -- where runs go -------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from jobs.study.record import StudyRecord
 from seqlm.config import RunConfig
 from seqlm.errors import ConfigError, DamagedFileError, UsageError
 from seqlm.reading import is_file
-from seqlm.run_layout import study_record_file
+from seqlm.rundir import study_record_file
 from seqlm.search import Search
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from jobs.study.squeue import Scheduler
 from jobs.terminal import confirm, memory, perplexity, say, tell
 from seqlm.errors import FileError, SeqlmError, UsageError, printable
 from seqlm.reading import exists, is_file, is_folder, listed
-from seqlm.run_layout import study_record_file
+from seqlm.rundir import study_record_file
 from seqlm.state import State
 
 

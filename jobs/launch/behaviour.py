@@ -26,8 +26,7 @@ from seqlm.config import DataConfig, RunConfig
 from seqlm.errors import FileError, UsageError
 from seqlm.files import file_sha256, read_json
 from seqlm.reading import is_file
-from seqlm.run_layout import BEHAVIOUR_FOLDER, BEHAVIOUR_VERSION
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import BEHAVIOUR_FOLDER, BEHAVIOUR_VERSION, RunDirectory
 
 SETTINGS = ("window", "samples", "temperature", "prompt", "seed")
 """Settings that flags can set."""

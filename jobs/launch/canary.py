@@ -17,8 +17,7 @@ from seqlm.environment import CANARY
 from seqlm.errors import CanaryError
 from seqlm.reading import timestamp
 from seqlm.requests import file_request
-from seqlm.run_layout import CANARY_FOLDER
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import CANARY_FOLDER, RunDirectory
 
 CANARY_ABOVE = 10
 """Up to this many runs start without canaries. A user watches a few runs; a large grid fails overnight."""

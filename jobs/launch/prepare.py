@@ -36,8 +36,7 @@ from seqlm.model_files import keep_tokenizer
 from seqlm.reading import below, exists, listed, timestamp
 from seqlm.requests import Request, file_request
 from seqlm.rounding import threads_of_checkpoint
-from seqlm.run_layout import FINGERPRINT_DIGITS, SAME_DIGITS
-from seqlm.rundir import Observation, RunDirectory, require_format
+from seqlm.rundir import FINGERPRINT_DIGITS, SAME_DIGITS, Observation, RunDirectory, require_format
 from seqlm.trust import distrusted, record_launch
 
 

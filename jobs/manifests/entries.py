@@ -22,7 +22,7 @@ from jobs.manifests.reader import Problems, check_plain
 from jobs.registry import BACKENDS
 from jobs.spec import Resources
 from seqlm.config import OPEN_TABLES, Seed, base_key, valid_keys
-from seqlm.run_layout import MAX_RUNS
+from seqlm.rundir import MAX_RUNS
 from seqlm.schema import Table, TableT, Valid, fits, show, unknown_key
 from seqlm.search import Search
 

@@ -34,7 +34,7 @@ from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from seqlm.errors import ConfigError, FileError, ManifestError, ModelError, UsageError
 from seqlm.model_files import ModelFiles, read_model_files
-from seqlm.run_layout import MAX_RUNS
+from seqlm.rundir import MAX_RUNS
 from seqlm.schema import Arguments, read, show
 from seqlm.search import Search
 

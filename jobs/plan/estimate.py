@@ -22,8 +22,7 @@ from seqlm.data.corpus import CorpusFacts
 from seqlm.data.layout import number_of_windows
 from seqlm.errors import FileError
 from seqlm.reading import listed
-from seqlm.run_layout import CANARY_FOLDER
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import CANARY_FOLDER, RunDirectory
 
 FLOAT_BYTES = 4
 """Bytes of a float32. Parameters, gradients and optimizer state are all float32."""

@@ -21,7 +21,7 @@ from seqlm.config import RunConfig
 from seqlm.data.corpus import resolve_data
 from seqlm.errors import FileError, SeqlmError
 from seqlm.files import read_json, write_json
-from seqlm.run_layout import STUDY_FORMAT, study_record_file
+from seqlm.rundir import STUDY_FORMAT, study_record_file
 
 PLAN = ("planned", "excluded", "expectations", "groups", "notes", "samples")
 """Sections whose entries belong to a manifest each."""

@@ -20,8 +20,7 @@ from seqlm.errors import DamagedFileError, UnfitFileError
 from seqlm.files import read_json
 from seqlm.lease import last_sign_of
 from seqlm.reading import listed, moment
-from seqlm.run_layout import CANARY_FOLDER
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import CANARY_FOLDER, RunDirectory
 
 UNITS = {"gpu_hours": "GPU hours", "core_hours": "core hours"}
 """Key of the policy -> its unit in messages."""

@@ -21,8 +21,7 @@ from seqlm.errors import FileError, RunBusyError, UsageError
 from seqlm.lease import live_owner
 from seqlm.reading import below, exists, is_file, is_folder, is_link, timestamp
 from seqlm.requests import Requests, file_request
-from seqlm.run_layout import BEHAVIOUR_FOLDER, CANARY_FOLDER
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import BEHAVIOUR_FOLDER, CANARY_FOLDER, RunDirectory
 
 Kind: TypeAlias = Literal["run", "last checkpoint"]
 

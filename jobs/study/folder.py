@@ -27,8 +27,7 @@ from seqlm.lease import claim, kept, live_owner
 from seqlm.model_files import read_model_files
 from seqlm.reading import is_file, is_folder, listed
 from seqlm.requests import Request, Requests
-from seqlm.run_layout import BEHAVIOUR_FOLDER, CANARY_FOLDER, study_record_file
-from seqlm.rundir import Observation, RunDirectory, require_format
+from seqlm.rundir import BEHAVIOUR_FOLDER, CANARY_FOLDER, Observation, RunDirectory, require_format, study_record_file
 from seqlm.schema import fits, read
 from seqlm.state import View
 

@@ -18,7 +18,7 @@ from seqlm.config import RunConfig
 from seqlm.errors import FileError
 from seqlm.files import read_json
 from seqlm.requests import Requests
-from seqlm.run_layout import FINGERPRINT_DIGITS, slugify, study_record_file
+from seqlm.rundir import FINGERPRINT_DIGITS, slugify, study_record_file
 from seqlm.schema import TableT
 from seqlm.search import Search
 

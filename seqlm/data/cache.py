@@ -57,13 +57,10 @@ def find(kind: str, key: str, *, verify: bool = True) -> tuple[Path, dict[str, A
     try:
         folder = cache_folder() / kind / key
         index = json.loads((folder / _INDEX).read_text("utf-8"))
-        if index["key"] != key:
-            return None
         for name, expected in index["files"].items():
-            file = folder / name
-            if file.stat().st_size != expected["bytes"]:
+            if (folder / name).stat().st_size != expected["bytes"]:
                 return None
-            if verify and file_sha256(file) != expected["sha256"]:
+            if verify and file_sha256(folder / name) != expected["sha256"]:
                 return None
         facts = index["facts"]
     except (OSError, FileError, ValueError, KeyError, TypeError, AttributeError):
@@ -74,15 +71,10 @@ def find(kind: str, key: str, *, verify: bool = True) -> tuple[Path, dict[str, A
 def store(kind: str, key: str, files: Mapping[str, bytes | memoryview], facts: Mapping[str, Any]) -> None:
     """Keep an entry. Failure is logged once as a warning and is not an error."""
     try:
-        root = cache_folder() / kind
-        make_directory(root)
-    except FileError as error:
-        _warn_once(str(error))
-        return
-    entry = root / key
-    try:
+        entry = cache_folder() / kind / key
+        make_directory(entry.parent)
         with folder_beside(entry) as temporary:
-            index: dict[str, Any] = {"key": key, "facts": dict(facts), "files": {}}
+            index: dict[str, Any] = {"facts": dict(facts), "files": {}}
             for name, content in files.items():
                 (temporary / name).write_bytes(content)
                 sha256 = hashlib.sha256(content).hexdigest()
@@ -90,9 +82,11 @@ def store(kind: str, key: str, files: Mapping[str, bytes | memoryview], facts: M
             (temporary / _INDEX).write_text(json_text(index), "utf-8")
             if not exists(entry) or find(kind, key) is None:  # otherwise another process was faster
                 replace_folder(temporary, entry)
+    except FileError as error:
+        _warn_once(str(error))
     except OSError as error:
         if find(kind, key) is None:
-            _warn_once(str(FileError.from_os_error("write cache", root, error)))
+            _warn_once(str(FileError.from_os_error("write cache", entry.parent, error)))
 
 
 @contextlib.contextmanager

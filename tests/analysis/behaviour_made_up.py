@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from seqlm.files import write_json, write_json_lines
-from seqlm.run_layout import BEHAVIOUR_VERSION
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import BEHAVIOUR_VERSION, RunDirectory
 
 
 def add_behaviour(run: RunDirectory, **changes: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def parts() -> dict[str, str]:
 
 def _table(*, is_internal: bool) -> str:
     rows = [
-        [f"`{variable.name}`", _expected(variable), variable.default_words, variable.meaning]
+        [f"`{variable.name}`", _expected(variable), variable.unset or f"{variable.default:g}", variable.meaning]
         for variable in VARIABLES
         if variable.is_internal == is_internal
     ]

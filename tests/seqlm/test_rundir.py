@@ -10,8 +10,7 @@ from jobs.study.folder import observe_study
 from seqlm import lease, processes
 from seqlm.errors import FileError
 from seqlm.files import write_json, write_json_lines
-from seqlm.run_layout import slugify
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import RunDirectory, slugify
 from seqlm.state import View
 from tests.facts import fail
 from tests.seqlm.training.studies import make_config, make_run

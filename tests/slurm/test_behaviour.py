@@ -13,8 +13,7 @@ import pytest
 import launch
 from jobs.study.kept_code import live_code
 from seqlm.files import write_json
-from seqlm.run_layout import study_record_file
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import RunDirectory, study_record_file
 from slurm.allocation import SlurmContext
 from slurm.backend import SlurmBackend
 from slurm.job import Signals, run_job

@@ -19,8 +19,7 @@ from jobs.study.folder import launcher_dir, launcher_of, observe_study
 from seqlm.errors import FileError, UsageError
 from seqlm.files import file_sha256, read_json, write_json
 from seqlm.reading import LARGEST_HASHED, LARGEST_TEXT
-from seqlm.run_layout import MAX_RUNS
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import MAX_RUNS, RunDirectory
 from seqlm.training.checkpoint import load_checkpoint
 from tests.analysis.attempt_files import write_attempt
 from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
@@ -98,7 +97,7 @@ def test_no_log_is_read_from_a_folder_behind_a_link(run: RunDirectory, tmp_path:
     attempt.symlink_to(tmp_path / "mine")
     study = load_study(tmp_path / "small")
     assert study.log_tails == {}
-    assert f"{run.id}/attempts/0001/stderr.log: expected a regular file, found a link" in "".join(study.warnings)
+    assert f"{run.id}/attempts/0001: expected a regular file, found a link" in "".join(study.warnings)
 
 
 def test_a_link_to_nothing_is_no_file(run: RunDirectory, tmp_path: Path) -> None:

@@ -20,8 +20,7 @@ from seqlm.config import RunConfig
 from seqlm.data.corpus import load_corpus
 from seqlm.files import read_json, write_json
 from seqlm.models import build_model
-from seqlm.run_layout import BEHAVIOUR_VERSION
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import BEHAVIOUR_VERSION, RunDirectory
 from seqlm.training.checkpoint import load_checkpoint
 from tests import commands
 from tests.facts import failure_of, owned

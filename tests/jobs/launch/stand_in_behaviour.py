@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from seqlm.files import make_directory, read_json, write_json, write_json_lines
-from seqlm.run_layout import BEHAVIOUR_VERSION
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import BEHAVIOUR_VERSION, RunDirectory
 from tests.facts import fail, owned
 
 

@@ -16,8 +16,7 @@ from jobs.study.folder import ObservedRun, is_behaviour_study, observe_study, st
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
 from seqlm.files import write_json, write_json_lines
-from seqlm.run_layout import BEHAVIOUR_VERSION, study_record_file
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import BEHAVIOUR_VERSION, RunDirectory, study_record_file
 from tests.facts import launch_again
 from tests.seqlm.training.studies import make_config, make_run
 

@@ -21,8 +21,7 @@ from jobs.manifests.load import Manifest, load_manifest
 from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import record_of, write_record
 from seqlm.files import write_json_lines
-from seqlm.run_layout import study_record_file
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import RunDirectory, study_record_file
 from tests.fakes import FakeBackend, make_estimate
 from tests.seqlm.training.studies import write_text
 

@@ -12,8 +12,7 @@ from jobs.study.budget import Budget, Hours, hours_of
 from jobs.study.folder import ObservedRun, observe_study
 from jobs.study.squeue import Scheduler
 from seqlm.files import write_json
-from seqlm.run_layout import BEHAVIOUR_FOLDER, study_record_file
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory, study_record_file
 from tests.analysis.attempt_files import at, write_attempt
 from tests.facts import fail, launch_again
 from tests.seqlm.training.studies import make_config, make_run
