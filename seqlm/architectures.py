@@ -185,10 +185,7 @@ class TransformerConfig(_BuiltIn, Section):
         """
         h, m = self.hidden_size, self.mlp_size
         values = tokens * (4 * h + self.num_layers * (8 * h + m + 2 * self.num_heads * seq_len) + 3 * m)
-        return values + self._shared(tokens)
-
-    def _shared(self, tokens: int) -> int:
-        return tokens * (self.hidden_size + 1) if self.embedding_keep < 1 else 0
+        return values + (tokens * (h + 1) if self.embedding_keep < 1 else 0)
 
     def products_in_a_row(self, seq_len: int) -> int:
         """Return 6, for queries, scores, the weighted sum, W_o, W_1 and W_2 of a block."""

@@ -19,9 +19,6 @@ from seqlm.errors import FileError, ModelError, UsageError
 from seqlm.files import file_sha256, make_directory, remove, replacing
 from seqlm.reading import below, is_file, is_link, read_bytes
 
-MOST_BYTES = 4 * 2**20
-"""Bytes of one file: source, not weights or data."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFiles:
@@ -63,17 +60,13 @@ def read_model_files(config: CustomConfig, folder: Path) -> ModelFiles:
     """Read the files of a model below ``folder``: that of the manifest, or the one that a run keeps.
 
     Raises:
-        ModelError: a file does not exist, is too large, or the files are not those of ``config.sha256``.
+        ModelError: a file does not exist, or the files are not those of ``config.sha256``.
         FileError: a file cannot be read.
     """
     contents = {}
     for key, name in (("source", config.file), *(("files", name) for name in config.files)):
         path = folder / name
         try:
-            if is_file(path) and (size := path.stat().st_size) > MOST_BYTES:
-                raise ModelError(
-                    f"model.{key}: expected a file of at most {MOST_BYTES:,} bytes, got {name} of {size:,}"
-                )
             contents[name] = read_bytes(path.resolve(strict=True))
         except FileNotFoundError:
             raise ModelError(f"model.{key}: {path} does not exist") from None

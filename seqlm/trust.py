@@ -89,12 +89,13 @@ def _twin(token: str) -> Path | None:
 def _other_model(study_dir: Path, models: Collection[str | None]) -> str | None:
     """Return a file of a user's own model that a study keeps and that is of none of these models."""
     for run in RunDirectory.unordered_in(study_dir):
-        model = run.read_config().model
-        if isinstance(model, CustomConfig) and model.sha256 not in models and exists(run.model_source(model)):
-            return printable(str(run.model_source(model)))
-        named = {run.model_dir / name for name in (model.file, *model.files)} if isinstance(model, CustomConfig) else ()
-        is_known = isinstance(model, CustomConfig) and model.sha256 in models
+        model, known = run.read_config().model, set[Path]()
+        if isinstance(model, CustomConfig):
+            if model.sha256 in models:
+                known = {run.model_dir / name for name in (model.file, *model.files)}
+            elif exists(run.model_source(model)):
+                return printable(str(run.model_source(model)))
         for path in below(run.model_dir):
-            if (is_file(path) or is_link(path)) and not (is_known and path in named):
+            if (is_file(path) or is_link(path)) and path not in known:
                 return printable(str(path))
     return None

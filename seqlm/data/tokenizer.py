@@ -34,15 +34,14 @@ def read_tokenizer_file(path: Path) -> bytes:
         raise DataError(f"data.tokenizer: {path} is a folder; {wanted}")
     try:
         content = read_bytes(path)
+        found = parse_json(content.decode("utf-8"))
     except FileNotFoundError:
         raise DataError(f"data.tokenizer: {path} does not exist; {wanted}") from None
-    try:
-        found = parse_json(content.decode("utf-8"))
     except ValueError:
-        raise DataError(f"data.tokenizer: {path} is not JSON; {wanted}") from None
+        found = None
     model = found.get("model") if isinstance(found, dict) else None
     if not isinstance(model, dict) or "vocab" not in model:
-        raise DataError(f"data.tokenizer: {path} is another kind of file (it has no model.vocab); {wanted}")
+        raise DataError(f"data.tokenizer: {path} is another kind of file (no JSON with model.vocab); {wanted}")
     if model.get("dropout"):
         raise DataError(
             f"data.tokenizer: {path} has model.dropout = {model['dropout']}, which draws tokens at random; "

@@ -146,8 +146,8 @@ def refusal(path: Path, folder: Path) -> str:
     ("content", "problem"),
     [
         (None, "bpe.json does not exist; expected a tokenizer.json of the tokenizers library"),
-        (b"\x0a\x0e\x0a\x05<unk>", "is not JSON; expected a tokenizer.json"),
-        ('{"the": 1}', "is another kind of file (it has no model.vocab); expected a tokenizer.json"),
+        (b"\x0a\x0e\x0a\x05<unk>", "is another kind of file (no JSON with model.vocab); expected a tokenizer.json"),
+        ('{"the": 1}', "is another kind of file (no JSON with model.vocab); expected a tokenizer.json"),
         (
             '{"model": {"type": "BPE", "vocab": {}, "merges": [], "dropout": 0.1}}',
             "has model.dropout = 0.1, which draws",
