@@ -55,8 +55,10 @@ STALE_TRIES = 3
 """How often a file is opened that another host replaces meanwhile (``ESTALE`` on NFS)."""
 
 
-def open_regular(path: Path, *, largest: int) -> BufferedReader:
+def open_regular(path: Path, *, largest: int, below: Path | None = None) -> BufferedReader:
     """Open a regular file of at most ``largest`` bytes to read it, without waiting and without following a link.
+
+    With ``below``, a folder above ``path``, no folder between the two may be a link either.
 
     Raises:
         FileNotFoundError: there is no file, or a link to nothing.
@@ -64,8 +66,14 @@ def open_regular(path: Path, *, largest: int) -> BufferedReader:
         FileError: it cannot be opened.
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    *folders, name = [os.fspath(path)] if below is None else path.relative_to(below).parts
+    opened: list[int] = []
     try:
-        handle = _unless_stale(lambda: os.open(path, flags))
+        if below is not None:
+            opened.append(_open(os.fspath(below), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, None))
+        for part in folders:
+            opened.append(_open(part, flags | os.O_DIRECTORY, opened[-1]))
+        handle = _open(name, flags, opened[-1] if opened else None)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -74,6 +82,9 @@ def open_regular(path: Path, *, largest: int) -> BufferedReader:
         if error.errno in _KINDS:
             raise _refused(path, _KINDS[error.errno]) from None
         raise FileError.from_os_error("read", path, error) from None
+    finally:
+        for folder in opened:
+            os.close(folder)
     status = os.fstat(handle)
     kind = _KINDS_OPENED.get(stat.S_IFMT(status.st_mode), "a device")
     if kind == "a file" and status.st_size <= largest:
@@ -84,6 +95,10 @@ def open_regular(path: Path, *, largest: int) -> BufferedReader:
         if kind != "a file"
         else UnfitFileError(f"cannot read {path}: expected at most {largest:,} bytes, found {status.st_size:,}")
     )
+
+
+def _open(name: str, flags: int, folder: int | None) -> int:
+    return _unless_stale(lambda: os.open(name, flags, dir_fd=folder))
 
 
 def _unless_stale(read: Callable[[], T]) -> T:
@@ -97,7 +112,7 @@ def _unless_stale(read: Callable[[], T]) -> T:
     return read()
 
 
-_KINDS = {errno.ELOOP: "a link", errno.ENOTDIR: "a file in place of a folder", errno.ENXIO: "a socket"}
+_KINDS = {errno.ELOOP: "a link", errno.ENOTDIR: "a link or a file in place of a folder", errno.ENXIO: "a socket"}
 _KINDS_OPENED = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe"}
 
 
@@ -127,18 +142,11 @@ def read_bytes(path: Path) -> bytes:
 def read_tail(path: Path, most: int, below: Path | None = None) -> bytes:
     """The last bytes of a regular file of any size, ``most`` at most.
 
-    With ``below``, a folder above ``path``, no folder between the two may be a link either.
-
     Raises:
         FileNotFoundError, FileError: as :func:`open_regular`.
         OSError: it cannot be read.
     """
-    for folder in path.parents if below else ():
-        if folder == below:
-            break
-        if is_link(folder):
-            raise _refused(folder, "a link")
-    with open_regular(path, largest=sys.maxsize) as file:
+    with open_regular(path, largest=sys.maxsize, below=below) as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - most))
         return file.read(most)
 
