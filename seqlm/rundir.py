@@ -45,7 +45,7 @@ from seqlm.lease import live_owner
 from seqlm.model_files import ModelFiles, keep_tokenizer, read_model_files
 from seqlm.reading import MOST_EPOCHS, below, exists, is_folder, listed, read_bytes, timestamp, wrong_field
 from seqlm.requests import Request, Requests
-from seqlm.state import Facts, Failure, RunState, View, state_of
+from seqlm.state import Facts, RunState, View, state_of
 
 CANARY_FOLDER = "canary"
 """Folder of a study with its canaries."""
@@ -635,14 +635,15 @@ class RunDirectory:
             epochs=epochs,
         )
 
-    def _failure(self, end: End, request: Request | None, first: int) -> Failure | None:
+    def _failure(self, end: End, request: Request | None, first: int) -> RunState | None:
         """Return the failure of the newest attempt, if it counts, and whether it is final."""
         if end.kind is None or end.attempt < first:
             return None
-        if request is None:  # nobody tries it again
-            return Failure(kind=end.kind, message=end.message)
-        found = self.verdict(request.policy, self.failures(first))
-        return Failure(kind=end.kind, message=f"{end.message}{found.why}", is_final=found.delay is None)
+        if end.kind == "cancelled":
+            return RunState("cancelled", end.message, end.kind)
+        # Without a request, nobody tries it again.
+        found = Verdict() if request is None else self.verdict(request.policy, self.failures(first))
+        return RunState("failed", f"{end.kind}: {end.message}{found.why}", end.kind, is_final=found.delay is None)
 
     def observe(
         self,

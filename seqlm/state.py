@@ -21,14 +21,19 @@ RETRIED: frozenset[FailureKind] = FREE | {"oom"}
 """Failures that may be tried again within the policy."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """How the last attempt failed."""
+@dataclass(frozen=True)
+class RunState:
+    """The state of a run."""
 
-    kind: FailureKind
-    message: str
+    state: State
+    reason: str | None = None
+    """Why the run is in this state, for a person."""
+    kind: FailureKind | None = None
+    """Kind of failure. ``None``: the run has not failed."""
     is_final: bool = True
-    """Whether nobody tries the run again by himself, as the policy of its newest request says."""
+    """Whether nobody tries a failed run again by himself. Of no meaning for other states."""
+    waits_for_budget: bool = False
+    """Whether the run waits because the budget of its study is spent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +50,9 @@ class Facts:
     """Whether the newest request that names the run cancels it."""
     stopped: str | None = None
     """Why a search stopped the run. ``None``: none did, or a later request lets the run go on."""
-    failure: Failure | None = None
-    """``None``: the newest attempt has not failed, or it is older than the newest request that names the run."""
+    failure: RunState | None = None
+    """That the newest attempt failed, or its job was cancelled. ``None``: neither, or the attempt is older than the
+    newest request that names the run."""
     has_attempt: bool = False
     has_begun: bool = False
     """Whether an attempt has begun that the newest request is about."""
@@ -72,21 +78,6 @@ class View:
         return self.stage in ("queued", "running", "unknown")
 
 
-@dataclass(frozen=True)
-class RunState:
-    """The state of a run."""
-
-    state: State
-    reason: str | None = None
-    """Why the run is in this state, for a person."""
-    kind: FailureKind | None = None
-    """Kind of failure. ``None``: the run has not failed."""
-    is_final: bool = True
-    """Whether nobody tries a failed run again by himself. Of no meaning for other states."""
-    waits_for_budget: bool = False
-    """Whether the run waits because the budget of its study is spent."""
-
-
 class Row(NamedTuple):
     """One row of the table of states. The first two fields are for the documentation."""
 
@@ -100,9 +91,7 @@ class Row(NamedTuple):
 
 def rows(facts: Facts, view: View, spent: Callable[[], str | None]) -> Iterator[Row]:
     """Yield the rows of the table of states, as they are for one run, in the order in which they decide."""
-    failure = facts.failure or Failure(kind="code", message="")
-    has_failed = facts.failure is not None
-    failed = f"{failure.kind}: {failure.message}"
+    failure, has_failed = facts.failure or RunState("failed"), facts.failure is not None
     running = RunState("running", (view.stage == "running" and view.reason) or None)
     yield Row(
         "a file that decides cannot be read, or is damaged",
@@ -117,18 +106,17 @@ def rows(facts: Facts, view: View, spent: Callable[[], str | None]) -> Iterator[
     yield Row(
         "the newest request that names the run cancels it, or its job has recorded a `scancel`",
         "by whom",
-        facts.is_cancelled or (has_failed and failure.kind == "cancelled"),
-        RunState("cancelled", "cancelled by the user" if facts.is_cancelled else failure.message, "cancelled"),
+        facts.is_cancelled or failure.state == "cancelled",
+        RunState("cancelled", "cancelled by the user" if facts.is_cancelled else failure.reason, "cancelled"),
     )
     yield Row("a search stopped the run", "its place at the rung", facts.stopped, RunState("stopped", facts.stopped))
     yield Row(
         "its attempt failed, the policy has it tried again, and a launcher or a job is there for that",
         "kind and message",
         has_failed and not failure.is_final and view.may_run,
-        RunState("queued", f"tried again after {failed}"),
+        RunState("queued", f"tried again after {failure.reason}"),
     )
-    final = RunState("failed", failed, failure.kind, is_final=failure.is_final)
-    yield Row("its attempt failed", "kind and message", has_failed, final)
+    yield Row("its attempt failed", "kind and message", has_failed, failure)
     yield Row(
         "a launcher or a job will start the run, or the scheduler does not answer",
         "what it waits for",

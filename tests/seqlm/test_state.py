@@ -6,14 +6,20 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import TypeAlias, get_args
 
-from seqlm.state import Facts, Failure, FailureKind, Stage, State, View, rows, state_of
+from seqlm.state import Facts, FailureKind, RunState, Stage, State, View, rows, state_of
 
 Case: TypeAlias = tuple[Facts, View, Callable[[], str | None]]
 
 
 def cases() -> Iterator[Case]:
     ends = itertools.product(get_args(FailureKind), [False, True])
-    failures = [None, *(Failure(kind=kind, message="why", is_final=is_final) for kind, is_final in ends)]
+    failures = [
+        None,
+        *(
+            RunState("cancelled" if kind == "cancelled" else "failed", f"{kind}: why", kind, is_final=is_final)
+            for kind, is_final in ends
+        ),
+    ]
     views = [View(stage=stage, reason=reason) for stage in get_args(Stage) for reason in ("", "so it says")]
     views += [View(stage="ended", reason="it ended", kind=kind) for kind in get_args(FailureKind)]
     flags = list(itertools.product([False, True], repeat=4))
