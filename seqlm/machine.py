@@ -254,23 +254,18 @@ def short_name(device: str) -> str:
 _BUILT_FOR = re.compile(r"(sm|compute)_(\d+)(\d)[af]?")
 
 
-def runs_on(capability: Sequence[int], built_for: Sequence[str]) -> bool:
-    """Whether code that was compiled for some targets runs on a GPU of a compute capability, such as ``(7, 0)``.
+def lacking_code(found: Iterable[tuple[str, Sequence[int]]], built_for: Sequence[str]) -> str | None:
+    """A line on the GPUs for which a build of PyTorch has no code, from names and capabilities; ``None``: on none.
 
     Machine code (``sm_86``) runs on GPUs of its major version, from its minor version on; PTX (``compute_86``) on any
-    later one, since the driver compiles it. True if no target is known, as in a build for another maker's devices.
+    later one, since the driver compiles it. If no target is known, as in a build for another maker's devices, nothing
+    is said.
     """
-    major, minor = capability
-    targets = [(found[1], int(found[2]), int(found[3])) for found in map(_BUILT_FOR.fullmatch, built_for) if found]
-    return not targets or any(
-        (of, least) <= (major, minor) and (of == major or kind == "compute") for kind, of, least in targets
-    )
-
-
-def lacking_code(found: Iterable[tuple[str, Sequence[int]]], built_for: Sequence[str]) -> str | None:
-    """A line on the GPUs for which a build of PyTorch has no code, from names and capabilities; ``None``: on none."""
+    targets = [(one[1], (int(one[2]), int(one[3]))) for one in map(_BUILT_FOR.fullmatch, built_for) if one]
     lacking = [
-        f"{name} (compute capability {'.'.join(map(str, of))})" for name, of in found if not runs_on(of, built_for)
+        f"{name} (compute capability {'.'.join(map(str, has))})"
+        for name, has in found
+        if targets and not any(of <= (*has,) and (of[0] == has[0] or kind == "compute") for kind, of in targets)
     ]
     names = ", ".join(dict.fromkeys(lacking))
     return f"has no code for {names}, only for {' '.join(built_for)}; install a build that has" if lacking else None
