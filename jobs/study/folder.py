@@ -193,14 +193,14 @@ class Observer:
         view, launcher = self.jobs.get(run.id), self.launcher
         if view is None and launcher is not None and (run.id in launcher.waiting or launcher.serves(run)):
             view = View(stage="queued", reason=launcher.waiting.get(run.id, ""))
-        return RunDirectory(run.path, self._requests).observe(view, self._is_spent, config)
+        return RunDirectory(run.path, run.seen or self._requests).observe(view, self._is_spent, config)
 
     def look_at(self, run: RunDirectory) -> ObservedRun:
         """Return a run, as read from its folder. A damaged run has the damage as its reason, and its id as its name."""
         provenance: dict[str, Any] = {}
         config: RunConfig | None = None
         try:
-            now = RunDirectory(run.path, self._requests)
+            now = RunDirectory(run.path, run.seen or self._requests)
             provenance, config = now.read_provenance(), now.read_config()
             observation = self.observe(run, config)
         except SeqlmError as error:
