@@ -186,6 +186,7 @@ def seconds_to_write(path: Path, size: int) -> float:
 def pauses(folder: Path, steps: int) -> dict[str, Any]:
     """In this process: steps with and without a checkpoint under way, and what the training itself waits for."""
     from seqlm.data.corpus import load_corpus
+    from seqlm.training.attempt import Attempt
     from seqlm.training.checkpoint_files import CheckpointFiles
     from seqlm.training.distributed import Rank
     from seqlm.training.saving import Saving
@@ -195,7 +196,8 @@ def pauses(folder: Path, steps: int) -> dict[str, Any]:
     config: RunConfig = run.read_config()
     corpus = load_corpus(config.data, DATA.read())
     trainer = Trainer(config, corpus, rank=Rank(), model_dir=run.model_dir)
-    files = CheckpointFiles(run=run, fingerprint=config.fingerprint(), corpus_sha256=corpus.sha256, attempt=1)
+    attempt = Attempt(run=run, rank=trainer.rank, number=1)
+    files = CheckpointFiles(attempt=attempt, fingerprint=config.fingerprint(), corpus_sha256=corpus.sha256)
     saving, write = Saving(trainer, files), CheckpointFiles.save
     pause, written = [], []
     took: dict[bool, list[float]] = {True: [], False: []}

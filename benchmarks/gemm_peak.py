@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.device import seconds_of_call
 from benchmarks.shapes import Shape
 from seqlm.config import Precision
-from seqlm.training.precision import set_switches
+from seqlm.models.products import set_switches
 
 REPEATS = 3
 """Products of a kind that a GPU takes in a row."""

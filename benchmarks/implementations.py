@@ -16,7 +16,7 @@ from benchmarks.shapes import Shape
 from seqlm.architectures import RecurrentConfig
 from seqlm.config import Precision
 from seqlm.models import build_model, build_reference
-from seqlm.training.precision import set_switches, use_precision
+from seqlm.models.products import set_switches, use_precision
 
 Step: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Trains on a window of inputs and targets (T, B) and returns the mean loss."""

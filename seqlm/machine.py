@@ -158,18 +158,6 @@ def exclusive_gpus() -> list[Gpu]:
     return [gpu for card in cards() if card.whole.id in exclusive for gpu in card.gpus if gpu in chosen]
 
 
-def own_card() -> str | None:
-    """UUID of the card of the only GPU of this process. ``None``: unknown.
-
-    MIG instances have UUIDs of their own, but the libraries of several ranks count cards.
-    """
-    with contextlib.suppress(UsageError):
-        chosen = gpus()
-        owners = [card.whole.id for card in cards() if {*card.gpus} & {*chosen}]
-        return owners[0] if len(chosen) == 1 and owners and owners[0].startswith("GPU-") else None
-    return None
-
-
 def _nvidia_smi(*options: str) -> str:
     """What nvidia-smi prints. It is called once for each process, unless it fails."""
     program = shutil.which("nvidia-smi")

@@ -54,7 +54,6 @@ if "SEQLM_TEST_RENAME_SECONDS" in os.environ:  # a planted race: `make soak RENA
 CHECKED = [
     "seqlm.models",
     "seqlm.data.batches",
-    "seqlm.training.evaluate",
     "seqlm.training.step",
     "analysis.behaviour",
     "benchmarks.baselines",

@@ -18,10 +18,9 @@ from analysis.behaviour.task import Task
 from seqlm.data.corpus import load_corpus
 from seqlm.environment import DATA
 from seqlm.errors import EXIT_USAGE, SeqlmError, UsageError
-from seqlm.files import Guard
 from seqlm.rundir import RunDirectory
-from seqlm.training.attempt import StopSignal, attempt_number, make_attempt
-from seqlm.training.distributed import gpu_share, rank_from_environment
+from seqlm.training.attempt import Attempt, StopSignal, attempt_number
+from seqlm.training.distributed import limit_memory, rank_from_environment
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,18 +38,18 @@ def main(argv: list[str] | None = None) -> int:
             raise UsageError(f"WORLD_SIZE: expected 1 (behaviour is computed by one process), got {rank.world_size}")
         config = job.read_config()
         task = Task.read(job, config)
-        attempt = attempt_number(job, os.environ)
+        attempt = Attempt(run=job, rank=rank, number=attempt_number(job, os.environ), stop=stop)
     except SeqlmError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
 
-    def work(guard: Guard) -> None:
+    def work() -> None:
         corpus = load_corpus(config.data, DATA.read(), job.tokenizer_file)
         stop.check()
-        with gpu_share(rank, os.environ):
-            record_behaviour(job, task, corpus, rank.device, stop.check, guard, attempt)
+        limit_memory(rank, os.environ)
+        record_behaviour(attempt, task, corpus)
 
-    return make_attempt(job, rank, attempt, stop, work)
+    return attempt.make(work)
 
 
 if __name__ == "__main__":

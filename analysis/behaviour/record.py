@@ -6,7 +6,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,36 +24,30 @@ from seqlm.data.corpus import Corpus
 from seqlm.data.tokenizer import Tokenizer
 from seqlm.data.tokens import UNK
 from seqlm.errors import CheckpointError, SeqlmError
-from seqlm.files import Guard, file_sha256, unguarded, write_json, write_json_lines
+from seqlm.files import file_sha256, write_json, write_json_lines
 from seqlm.models import LanguageModel, build_reference
 from seqlm.models.language_model import hidden_states_of
 from seqlm.reading import is_folder, timestamp
 from seqlm.rundir import BEHAVIOUR_VERSION, RunDirectory
+from seqlm.training.attempt import Attempt
 from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, trained_model
 from seqlm.training.records import perplexity
 
 
-def record_behaviour(
-    job: RunDirectory,
-    task: Task,
-    corpus: Corpus,
-    device: torch.device,
-    between: Callable[[], None] = lambda: None,
-    guard: Guard = unguarded,
-    attempt: int = 1,
-) -> dict[str, Any]:
-    """Compute the behaviour of the run that ``job`` belongs to; returns what the job's ``result.json`` holds.
+def record_behaviour(attempt: Attempt, task: Task, corpus: Corpus) -> dict[str, Any]:
+    """Compute the behaviour of the run that a job belongs to; returns what the job's ``result.json`` holds.
 
     ``samples.jsonl`` is written before ``behaviour.json``, and the job's result last, so a reader
-    that finds one of them also finds those before it. ``between`` is called between two pieces of work and may raise to
-    stop. ``guard`` is called before each file is put in place.
+    that finds one of them also finds those before it.
 
     Raises:
         CheckpointError: ``best.pt`` is missing, damaged, of another run, or was trained on another text.
         DataError: a split is too short for a window, or the prompt cannot be used.
         DivergedError: the model's predictions are not finite numbers.
         FileError: a file cannot be read or written.
+        StopRequested: the attempt was asked to stop.
     """
+    job, device, between, guard = attempt.run, attempt.rank.device, attempt.stop.check, attempt.guard
     started = time.perf_counter()
     study_dir = job.path.parent.parent
     trained = Trained.load(RunDirectory(study_dir / job.id))
@@ -105,7 +99,7 @@ def record_behaviour(
         "judge_sha256": judge.sha256 if judge else judge_run and file_sha256(judge_run.best_checkpoint),
         "settings": plain(settings),
         "unknown": unknown,
-        "attempt": attempt,
+        "attempt": attempt.number,
         "finished_at": timestamp(),
     }
     write_json(job.result_file, result, guard=guard)

@@ -14,7 +14,7 @@ from benchmarks.device import device_name, seconds_of_call, synchronize
 from benchmarks.names import PRECISIONS
 from benchmarks.shapes import Shape
 from seqlm.errors import BackendError
-from seqlm.training.precision import use_precision
+from seqlm.models.products import use_precision
 
 PEAK_SIDE = {"cuda": 8192, "cpu": 256}
 """Side of the cubic product whose speed is the peak."""

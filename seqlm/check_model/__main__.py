@@ -22,9 +22,9 @@ import torch
 
 from seqlm.architectures import CustomConfig
 from seqlm.check_model import checks
+from seqlm.check_model.checks import BrokenContractError, Subject
 from seqlm.check_model.ranks import check_ranks
 from seqlm.check_model.sizes import sizes_of
-from seqlm.check_model.subject import BrokenContractError, Subject
 from seqlm.errors import SeqlmError
 from seqlm.models.custom import described
 from seqlm.training.distributed import run_program

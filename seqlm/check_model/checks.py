@@ -1,44 +1,119 @@
-"""The checks of a user's own model on one processor, each on a small window. All sizes are those of ``subject``."""
+"""The checks of a user's own model on one processor, each on the same small window."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
-from typing import Any
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from seqlm.check_model.subject import (
-    COLUMNS,
-    STEPS,
-    TOLERANCE,
-    VOCAB,
-    BrokenContractError,
-    Subject,
-    difference,
-    differing,
-    shape,
-    without_dropout,
-)
-from seqlm.models import LanguageModel
+from seqlm.architectures import CustomConfig
+from seqlm.models import LanguageModel, build_model
 from seqlm.models.custom import described
+from seqlm.models.dropout import Dropout
 from seqlm.models.language_model import hidden_states_of
 from seqlm.models.state import State, map_state, tensors_of
 from seqlm.training.distributed import Rank
 from seqlm.training.optimizers import restore_optimizer
-from seqlm.training.step import TrainingStep
+from seqlm.training.step import TrainingStep, numbers_of, still_step
 
+SEED = 1
+STEPS, COLUMNS, VOCAB = 7, 4, 41
+"""T, B and V of the window. All differ, so that an exchanged axis shows."""
+TOLERANCE = 1e-4
+"""Largest difference, relative to the largest entry, that counts as rounding in float32."""
 PARTS = 3
 """Micro-batches: the columns do not divide evenly."""
-READS = (
-    *("item()", "_local_scalar_dense", "nonzero", "copy out of meta", "meta tensors", "meta tensor"),
-    *("tolist", "data-dependent", "numpy", "masked_select", "unique"),
-)
-"""Signs in PyTorch's message that a value of a tensor was asked for, or a shape that depends on values."""
-ELSEWHERE = (
-    *("expected all tensors to be on the same device", "expected device", "on different devices", "found at least"),
-)
+
+
+class BrokenContractError(Exception):
+    """The model breaks the contract. The message is one sentence for its author."""
+
+
+@final
+class Subject:
+    """A model of the user's, built as often as a check needs it, always with the same initial values."""
+
+    def __init__(self, config: CustomConfig, folder: Path) -> None:
+        self.config = config
+        self.folder = folder
+        draw = torch.Generator().manual_seed(SEED)
+        self.tokens, self.targets = torch.randint(VOCAB, (2, 2 * STEPS, COLUMNS), generator=draw)
+        """Two windows (2 T, B)."""
+
+    def build(self, vocab_size: int = VOCAB, seq_len: int = STEPS) -> LanguageModel:
+        """A new model with the same initial values each time."""
+        torch.manual_seed(SEED)
+        return build_model(self.config, vocab_size, seq_len, folder=self.folder)
+
+
+@contextlib.contextmanager
+def without_dropout(model: LanguageModel) -> Iterator[None]:
+    """Let dropout keep every unit of ``model`` while the block runs, so that training steps can be compared.
+
+    Covers dropout modules, the dropout of ``nn.LSTM`` and ``nn.MultiheadAttention``, and functions of PyTorch with
+    "dropout" in their name. The modules stay switched off.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd | Dropout):
+            module.eval()
+        elif isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+            module.dropout = 0.0
+    with _KeepAll():
+        yield
+
+
+@final
+class _KeepAll(TorchFunctionMode):
+    """Return the input of a dropout function, however the model has imported it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        if "dropout" in getattr(func, "__name__", ""):
+            return args[0] if args else options["input"]
+        if "dropout_p" in options:  # scaled_dot_product_attention
+            options = {**options, "dropout_p": 0.0}
+        return func(*args, **options)
+
+
+def differing(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """The names whose tensors differ by more than rounding, of those that both have.
+
+    A gradient that is zero by construction, such as that by the bias of a Transformer's keys, is nothing but rounding:
+    tensors are compared on a scale of at least 1 % of the largest entry of any gradient.
+    """
+    gradients = [tensor for name, tensor in wanted.items() if name.startswith("the gradient") and tensor.numel()]
+    least = 0.01 * max((float(tensor.abs().max()) for tensor in gradients), default=0) + 1e-12
+    both = (name for name in wanted if name in found)
+    return [name for name in both if difference(found[name], wanted[name], least=least) > TOLERANCE]
+
+
+def difference(found: State, wanted: State, *, least: float = 1e-12) -> float:
+    """The largest deviation of any entry, relative to the largest entry wanted of its tensor; infinite for NaN.
+
+    ``least``: the smallest number that deviations are relative to.
+    """
+    worst = 0.0
+    for one, other in zip(tensors_of(found), tensors_of(wanted), strict=True):
+        if one.numel():
+            scale = max(float(other.detach().abs().max()), least)
+            error = float((one.detach() - other.detach()).abs().max()) / scale
+            worst = max(worst, error if error == error else float("inf"))
+    return worst
+
+
+def shape(tensor: Tensor) -> str:
+    """``(7, 4, 41)``."""
+    return f"({', '.join(map(str, tensor.shape))})"
+
+
+# -- the checks ----------------------------------------------------------------------------------------------------
 
 
 def shapes(subject: Subject) -> str:
@@ -203,20 +278,17 @@ def hidden_states(subject: Subject) -> str:
     for hook in hooks:
         hook.remove()
     found = [output[0] if isinstance(output, tuple) else output for output in outputs]
-    if len(found) != len(layers):
+    forms = [shape(one) if isinstance(one, Tensor) else type(one).__name__ for one in found]
+    if len(found) != len(layers) or any(
+        not isinstance(one, Tensor) or one.shape[:2] != (STEPS, COLUMNS) or one.dim() != 3 for one in found
+    ):
         raise BrokenContractError(
-            f"hidden_states names {len(layers)} modules, and a window calls them {len(found)} times"
+            f"the {len(layers)} modules of hidden_states return {', '.join(forms) or 'nothing'} in a window; expected "
+            f"one tensor (T, B, H) = ({STEPS}, {COLUMNS}, H) of each"
         )
-    for number, tensor in enumerate(found, start=1):
-        if not isinstance(tensor, Tensor) or tensor.shape[:2] != (STEPS, COLUMNS) or tensor.dim() != 3:
-            got = shape(tensor) if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise BrokenContractError(f"module {number} of hidden_states returns {got}, expected (T, B, H) first")
     reached = torch.autograd.grad(logits[-1].sum(), found, allow_unused=True)
-    unused = [str(number) for number, gradient in enumerate(reached, start=1) if gradient is None]
-    if unused:
-        raise BrokenContractError(
-            f"the logits are not computed from what module {', '.join(unused)} of hidden_states returns"
-        )
+    if any(gradient is None for gradient in reached):
+        raise BrokenContractError("the logits are not computed from what each module of hidden_states returns")
     return f"{len(layers)} layers"
 
 
@@ -286,22 +358,10 @@ def gradients_of(
         rank: one of several that take the step together. ``None``: the only one.
     """
     model = subject.build().train(mode=_is_deterministic(subject))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, fused=True)
-    step = TrainingStep(
-        model,
-        optimizer,
-        clip_norm=1e9,
-        tokens_per_step=STEPS * COLUMNS,
-        micro_batches=parts,
-        rank=rank or Rank(),
-    )
+    step = still_step(model, STEPS * COLUMNS, micro_batches=parts, rank=rank or Rank())
     tokens, targets = subject.tokens[:STEPS, columns], subject.targets[:STEPS, columns]
     with without_dropout(model):
-        result = step(tokens, targets, model.initial_state(tokens.shape[1]))
-    found = {"the loss": result.loss_nats}
-    found |= {f"the state ({number})": tensor for number, tensor in enumerate(tensors_of(result.state), start=1)}
-    named = ((name.removeprefix("module."), p.grad) for name, p in model.named_parameters())
-    return found | {f"the gradient by {name}": grad.clone() for name, grad in named if grad is not None}
+        return numbers_of(step, tokens, targets, model.initial_state(tokens.shape[1]))
 
 
 @torch.no_grad()
@@ -334,16 +394,8 @@ def capture(subject: Subject) -> str:
         loss, _ = model.loss(tokens, targets, state)
         loss.backward()
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-        text, place = str(error).lower(), described(error, subject.config.file)
-        if any(sign in text for sign in ELSEWHERE):
-            raise BrokenContractError(
-                "a tensor stays on the CPU when the model moves to a GPU; register it as a buffer, or make it on the "
-                f"device of its neighbours: {place}"
-            ) from error
-        if any(sign in text for sign in READS) or isinstance(error, NotImplementedError):
-            raise BrokenContractError(
-                "the step reads a number back from the device, or has a shape that depends on values; a GPU would have "
-                f"to wait there: {place}"
-            ) from error
-        raise BrokenContractError(f"the step fails on tensors without values: {place}") from error
+        raise BrokenContractError(
+            "a GPU cannot record the step, which reads a number back, has a shape that depends on values, or uses a "
+            f"tensor that does not move with the model: {described(error, subject.config.file)}"
+        ) from error
     return "reads no number back, and its shapes are fixed"

@@ -16,8 +16,7 @@ from unittest import mock
 from torch import Tensor
 
 from seqlm.architectures import CustomConfig
-from seqlm.check_model.checks import gradients_of
-from seqlm.check_model.subject import COLUMNS, BrokenContractError, Subject, differing
+from seqlm.check_model.checks import COLUMNS, BrokenContractError, Subject, differing, gradients_of
 from seqlm.data.layout import own_columns
 from seqlm.environment import COLLECTIVE_MINUTES, RENDEZVOUS
 from seqlm.training.distributed import Rank, process_group, run_program

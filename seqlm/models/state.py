@@ -37,8 +37,6 @@ def rebuilt(like: State, tensors: Iterator[Tensor]) -> State:
 
 def split_state(state: State, parts: int, axis: int) -> list[State]:
     """The state cut along its batch into ``parts``; their sizes differ by one at most."""
-    if parts == 1:
-        return [state]
     pieces = [tensor.tensor_split(parts, dim=axis) for tensor in tensors_of(state)]
     return [rebuilt(state, iter([piece[number] for piece in pieces])) for number in range(parts)]
 

@@ -13,6 +13,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -84,130 +85,140 @@ def attempt_number(run: RunDirectory, env: Mapping[str, str]) -> int:
     return ATTEMPT.read(env) or run.last_attempt() + 1
 
 
-def make_attempt(run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal, work: Callable[[Guard], object]) -> int:
-    """Own the folder, record where this runs, do ``work``; returns the exit code and raises nothing.
+@final
+@dataclass(kw_only=True)
+class Attempt:
+    """One attempt of a rank at a run."""
 
-    ``work`` is given a guard, to be called before each file that is put in place. In a folder that is done there is no
-    work, code 0. How this rank ended is in ``end.json`` of the attempt, except where another worker owns the folder;
-    errors are reported on stderr as well. After an error, a process group that ``work`` has joined ends with the
-    process: other ranks that notice it find the record written.
-    """
-    try:
-        with _ownership(run, rank, attempt, stop) as guard:
-            if run.is_done():
-                print("this run is done; nothing to do")
-                return 0
-            if (stopped := run.read_stopped()) is not None:
-                print(stopped_reason(stopped))
-                return EXIT_RUNG
-            record_start(run, rank, attempt, guard)
-            code, outcome = 0, "done"
-            try:
-                work(guard)
-            except LeaseLostError:
-                raise
-            except LeftAtRungError as left:
-                print(left)
-                code, outcome = EXIT_RUNG, "rung"
-            except Exception as error:
-                # After a signal, other ranks may have left first, so that a collective operation of this one failed.
-                if not isinstance(error, StopRequested) and (not stop.received or is_storage_failure(error)):
-                    return _failed(run, rank, attempt, error, guard)
-                tell(CANCELLED if _is_cancelled(run) else STOPPED)
-                code, outcome = EXIT_STOPPED, "interrupted"
-            _write_end(run, rank, attempt, {"outcome": outcome}, guard)
-            return code
-    except (RunBusyError, LeaseLostError) as error:
-        tell(f"error: {error}")
-        return EXIT_BUSY
-    except StopRequested:
-        tell(STOPPED)
-        return EXIT_STOPPED
-    except Exception as error:
-        return _failed(run, rank, attempt, error, unguarded)
+    run: RunDirectory
+    rank: Rank
+    number: int
+    stop: StopSignal = field(default_factory=StopSignal)
+    guard: Guard = unguarded
+    """Called before each file of the run is put in place. Raises if another worker owns the run by now."""
 
+    def make(self, work: Callable[[], object]) -> int:
+        """Own the folder, record where this runs, do ``work``; returns the exit code and raises nothing.
 
-def _is_cancelled(run: RunDirectory) -> bool:
-    with contextlib.suppress(FileError):
-        return run.is_cancelled()
-    return False
+        In a folder that is done there is no work, code 0. How this rank ended is in ``end.json`` of the attempt, except
+        where another worker owns the folder; errors are reported on stderr as well. After an error, a process group
+        that ``work`` has joined ends with the process: other ranks that notice it find the record written.
+        """
+        try:
+            with self._ownership():
+                return self._work(work)
+        except (RunBusyError, LeaseLostError) as error:
+            tell(f"error: {error}")
+            return EXIT_BUSY
+        except StopRequested:
+            tell(STOPPED)
+            return EXIT_STOPPED
+        except Exception as error:
+            self.guard = unguarded  # the run is not owned yet, or no more
+            return self._failed(error)
 
+    def _work(self, work: Callable[[], object]) -> int:
+        run, code, outcome = self.run, 0, "done"
+        if run.is_done():
+            print("this run is done; nothing to do")
+            return 0
+        if (stopped := run.read_stopped()) is not None:
+            print(stopped_reason(stopped))
+            return EXIT_RUNG
+        self.record_start()
+        try:
+            work()
+        except LeaseLostError:
+            raise
+        except LeftAtRungError as left:
+            print(left)
+            code, outcome = EXIT_RUNG, "rung"
+        except Exception as error:
+            # After a signal, other ranks may have left first, so that a collective operation of this one failed.
+            if not isinstance(error, StopRequested) and (not self.stop.received or is_storage_failure(error)):
+                return self._failed(error)
+            is_cancelled = False
+            with contextlib.suppress(FileError):
+                is_cancelled = run.is_cancelled()
+            tell(CANCELLED if is_cancelled else STOPPED)
+            code, outcome = EXIT_STOPPED, "interrupted"
+        self._write_end({"outcome": outcome})
+        return code
 
-def _failed(run: RunDirectory, rank: Rank, attempt: int, error: Exception, guard: Guard) -> int:
-    tell(failure_text(error))
-    is_told = _write_end(run, rank, attempt, describe_failure(error, rank=rank.index), guard)
-    return EXIT_FAILED if is_told and not is_storage_failure(error) else EXIT_STORAGE
+    def _failed(self, error: Exception) -> int:
+        tell(failure_text(error))
+        is_told = self._write_end(describe_failure(error, rank=self.rank.index))
+        return EXIT_FAILED if is_told and not is_storage_failure(error) else EXIT_STORAGE
 
+    def _write_end(self, record: Mapping[str, Any]) -> bool:
+        """Write how this rank ended, and return whether that is written. Its launcher sees at least the exit code.
 
-def _write_end(run: RunDirectory, rank: Rank, attempt: int, record: Mapping[str, Any], guard: Guard) -> bool:
-    """Write how this rank ended, and return whether that is written. Its launcher sees at least the exit code.
+        Raises:
+            LeaseLostError: the run belongs to another worker by now.
+        """
+        try:
+            self.run.write_end(self.number, self.rank.index, record, guard=self.guard)
+        except FileError as unwritable:
+            tell(f"error: {unwritable}")
+            return False
+        return True
 
-    Raises:
-        LeaseLostError: the run belongs to another worker by now.
-    """
-    try:
-        run.write_end(attempt, rank.index, record, guard=guard)
-    except FileError as unwritable:
-        tell(f"error: {unwritable}")
-        return False
-    return True
+    @contextlib.contextmanager
+    def _ownership(self) -> Iterator[None]:
+        """Own the run while the block runs. The first rank has the lease, and what it leaves ends the others.
 
+        Raises:
+            RunBusyError: another worker owns the run.
+            StopRequested: a signal came while a lease was watched.
+            UsageError: a variable of the lease's terms is wrong.
+        """
+        run = self.run
+        if not self.rank.is_first:
+            self.guard = lambda: require_attempt(run.lease_dir, self.number)
+            yield
+            return
 
-@contextlib.contextmanager
-def _ownership(run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal) -> Iterator[Guard]:
-    """Own the run while the block runs; yields what is to be asked before each file that is put in place.
+        def pause(seconds: float) -> None:
+            time.sleep(seconds)
+            self.stop.check()
 
-    The first rank has the lease, and what it leaves ends the others.
+        def stop_if_cancelled() -> None:
+            if run.is_cancelled():
+                self.stop.request()
 
-    Raises:
-        RunBusyError: another worker owns the run.
-        StopRequested: a signal came while a lease was watched.
-        UsageError: a variable of the lease's terms is wrong.
-    """
-    if not rank.is_first:
-        yield lambda: require_attempt(run.lease_dir, attempt)
-        return
+        busy = f"{run.id} already has a live worker"
+        lease = claim(run.lease_dir, attempt=self.number, busy=busy, pause=pause, tell=tell)
+        with kept(lease, stop_if_cancelled):
+            run.sweep(self.number)
+            self.guard = lease.check
+            yield
 
-    def pause(seconds: float) -> None:
-        time.sleep(seconds)
-        stop.check()
+    def record_start(self) -> None:
+        """Write where and with what this rank runs: ``worker.json`` in the attempt's folder, or ``worker-N.json``.
 
-    def stop_if_cancelled() -> None:
-        if run.is_cancelled():
-            stop.request()
-
-    busy = f"{run.id} already has a live worker"
-    lease = claim(run.lease_dir, attempt=attempt, busy=busy, pause=pause, tell=tell)
-    with kept(lease, stop_if_cancelled):
-        run.sweep(attempt)
-        yield lease.check
-
-
-def record_start(run: RunDirectory, rank: Rank, attempt: int, guard: Guard = unguarded) -> None:
-    """Write where and with what this rank runs: ``worker.json`` in the attempt's folder, of others ``worker-N.json``.
-
-    Raises:
-        FileError: it cannot be written.
-        LeaseLostError: ``guard`` says that the run belongs to another worker by now.
-    """
-    make_directory(run.attempt_dir(attempt))
-    record: dict[str, Any] = {
-        "host": socket.gethostname(),
-        "node": NODE.read() or None,
-        "pid": os.getpid(),
-        "rank": rank.index,
-        "ranks": rank.world_size,
-        "device": rank.device_name,
-        "multiprocessors": rank.multiprocessors,
-        "matmul": rank.matmul,
-        "gpu": os.environ.get("CUDA_VISIBLE_DEVICES") or None,
-        # What the rank holds: a launcher sets the variable even if the rank computes on the processor.
-        "gpus": GPU_SHARE.read() if GPU_SHARE.is_set() or rank.device.type == "cuda" else 0,
-        "threads": torch.get_num_threads(),
-        "micro_batches": MICRO_BATCHES.read(),
-        "code": str(Path(__file__).parents[2]),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "started_at": timestamp(),
-    }
-    write_json(run.worker_file(attempt, rank.index), record, guard=guard)
+        Raises:
+            FileError: it cannot be written.
+            LeaseLostError: the run belongs to another worker by now.
+        """
+        rank = self.rank
+        make_directory(self.run.attempt_dir(self.number))
+        record: dict[str, Any] = {
+            "host": socket.gethostname(),
+            "node": NODE.read() or None,
+            "pid": os.getpid(),
+            "rank": rank.index,
+            "ranks": rank.world_size,
+            "device": rank.device_name,
+            "multiprocessors": rank.multiprocessors,
+            "matmul": rank.matmul,
+            "gpu": os.environ.get("CUDA_VISIBLE_DEVICES") or None,
+            # What the rank holds: a launcher sets the variable even if the rank computes on the processor.
+            "gpus": GPU_SHARE.read() if GPU_SHARE.is_set() or rank.device.type == "cuda" else 0,
+            "threads": torch.get_num_threads(),
+            "micro_batches": MICRO_BATCHES.read(),
+            "code": str(Path(__file__).parents[2]),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "started_at": timestamp(),
+        }
+        write_json(self.run.worker_file(self.number, rank.index), record, guard=self.guard)

@@ -7,7 +7,6 @@ are checked here, so that a flipped bit does not go unnoticed.
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -172,20 +171,17 @@ def checkpoint_from_first(rank: Rank, load: Callable[[], Checkpoint | None]) -> 
     Raises:
         CheckpointError, FileError: ``load`` raised it on the first rank. Every rank raises it.
     """
-    if rank.world_size == 1:
-        return load()
-    found, error = None, None
+    content, failure, error = None, None, None
     if rank.is_first:
         try:
             found = load()
+            content = found and _content(found)
         except (CheckpointError, FileError) as caught:
-            error = caught
-    failed, is_file_error, message = rank.from_first([error is not None, isinstance(error, FileError), str(error)])
-    if failed:
+            failure, error = (isinstance(caught, FileError), str(caught)), caught
+    content, failure = rank.from_rank(0, (content, failure))
+    if failure is not None:
+        is_file_error, message = failure
         raise error or (FileError if is_file_error else CheckpointError)(message)
-    buffer = io.BytesIO()
-    torch.save(found and _content(found), buffer)
-    content = torch.load(io.BytesIO(rank.bytes_from_first(buffer.getvalue())), weights_only=True)  # noqa: TID251
     return content and _checkpoint(content)
 
 

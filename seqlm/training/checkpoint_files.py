@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any, final
 
 from seqlm.errors import CheckpointError, DamagedError
-from seqlm.files import Guard, hard_link, unguarded, write_json, write_json_lines
+from seqlm.files import hard_link, write_json, write_json_lines
 from seqlm.reading import exists, timestamp
 from seqlm.rundir import RunDirectory
+from seqlm.training.attempt import Attempt
 from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, save_checkpoint
 from seqlm.training.failure import tell
 from seqlm.training.records import best_epoch
@@ -34,15 +35,16 @@ from seqlm.training.records import best_epoch
 class CheckpointFiles:
     """Reads and writes them, for the one process that owns the run."""
 
-    run: RunDirectory
+    attempt: Attempt
+    """Of the process that owns the run."""
     fingerprint: str
     """The run's identity."""
     corpus_sha256: str
     """The digest of its text."""
-    attempt: int
-    """Of the process, for the record."""
-    guard: Guard = unguarded
-    """Called immediately before a file is put in place, to find out whether the run is still this process's."""
+
+    @property
+    def run(self) -> RunDirectory:
+        return self.attempt.run
 
     def load_last(self) -> Checkpoint | None:
         """Return the checkpoint to go on from. ``None``: the run has none.
@@ -63,7 +65,7 @@ class CheckpointFiles:
             if not (isinstance(error, DamagedError) or not exists(last)) or not exists(previous):
                 raise
             checkpoint = self.load(previous)
-            self.guard()
+            self.attempt.guard()
             previous.replace(last)
             tell(f"warning: {error}; going on from {previous.name}, the checkpoint before it")
         if checkpoint.history:
@@ -129,10 +131,10 @@ class CheckpointFiles:
         record = {
             "epoch": position.epoch,
             "step": position.step,
-            "attempt": self.attempt,
+            "attempt": self.attempt.number,
             "saved_at": timestamp(),
         }
-        write_json(run.position_file, record, guard=self.guard, sync=False)
+        write_json(run.position_file, record, guard=self.attempt.guard, sync=False)
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """Write ``metrics.jsonl`` from the history of a checkpoint, which is the truth.
@@ -140,21 +142,21 @@ class CheckpointFiles:
         Raises:
             FileError: it cannot be written.
         """
-        write_json_lines(self.run.metrics_file, history, guard=self.guard)
+        write_json_lines(self.run.metrics_file, history, guard=self.attempt.guard)
 
     def finish(self, *, keep_last: bool) -> None:
         """Delete the checkpoints that a finished run no longer needs."""
-        self.guard()
+        self.attempt.guard()
         self.run.previous_checkpoint.unlink(missing_ok=True)
         if not keep_last:
             self.run.last_checkpoint.unlink(missing_ok=True)
 
     def _save_best(self, checkpoint: Checkpoint) -> None:
-        save_checkpoint(self.run.best_checkpoint, replace(checkpoint, optimizer=None), guard=self.guard)
+        save_checkpoint(self.run.best_checkpoint, replace(checkpoint, optimizer=None), guard=self.attempt.guard)
 
     def _make_room(self) -> None:
         """Rename the present ``last.pt``. The new checkpoint is complete, in a file of the same folder."""
-        self.guard()
+        self.attempt.guard()
         self.run.previous_checkpoint.unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError, FileExistsError):  # a client of NFS may repeat what it has done
             hard_link(self.run.last_checkpoint, self.run.previous_checkpoint)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import datetime
+import io
 import json
 import os
 import resource
@@ -12,7 +13,6 @@ import secrets
 import socket
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,15 +28,14 @@ from torch.distributed import (  # type: ignore[attr-defined] # public, missing 
 
 from seqlm.environment import COLLECTIVE_MINUTES, DEVICE, GPU_SHARE, RENDEZVOUS, RENDEZVOUS_HOST
 from seqlm.errors import EXIT_FAILED, EXIT_UNPRINTED, BackendError, FileError, UsageError
-from seqlm.machine import CUDA_BYTES, cpu_model, own_card, short_name
+from seqlm.machine import CUDA_BYTES, cpu_model
 from seqlm.models.products import fp32_library
 from seqlm.reading import parse_json, read_bytes
-from seqlm.training.failure import failed_allocation
 
 POLL_SECONDS = 0.1
 """How often a rank looks for the file of the first one."""
 PART_BYTES = 2**26
-"""Bytes that the first rank sends at a time."""
+"""Bytes that a rank sends at a time."""
 CONNECT_LIMIT = datetime.timedelta(seconds=5)
 """How long a rank tries one port before it reads the file again."""
 
@@ -99,40 +98,24 @@ class Rank:
         return int(self.sum(values).max())
 
     def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """What each rank gives, in their order, on the CPU.
+        """What each rank gives, in their order, on the CPU. Sizes may differ."""
+        return [self.from_rank(index, tensor.cpu().clone()) for index in range(self.world_size)]
 
-        Ranks give tensors of one dtype and number of dimensions; sizes may differ.
-        """
+    def from_rank(self, source: int, value: Any) -> Any:
+        """What the rank ``source`` gives, tensors and plain data, on every rank."""
         if self.world_size == 1:
-            return [tensor.cpu().clone()]
-        shapes = self._of_all(torch.tensor(tensor.shape, device=self.device))
-        flat = tensor.new_zeros(max(int(shape.prod()) for shape in shapes), device=self.device)
-        flat[: tensor.numel()] = tensor.flatten()
-        parts = zip(self._of_all(flat), shapes, strict=True)
-        return [part[: int(shape.prod())].reshape(shape.tolist()).cpu() for part, shape in parts]
-
-    def _of_all(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """The tensors of all ranks, which have the same shape."""
-        parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
-        dist.all_gather(parts, tensor)
-        return parts
-
-    def from_first(self, value: Any) -> Any:
-        """What the first rank gives, on every rank, as it comes out of JSON."""
-        return value if self.world_size == 1 else json.loads(self.bytes_from_first(json.dumps(value).encode()))
-
-    def bytes_from_first(self, data: bytes) -> bytes:
-        """What the first rank gives, on every rank: at least one byte."""
-        if self.world_size == 1:
-            return data
-        size = torch.tensor(len(data), device=self.device)
-        dist.broadcast(size, src=0)
-        received = torch.frombuffer(bytearray(data if self.is_first else int(size)), dtype=torch.uint8)
+            return value
+        buffer = io.BytesIO()
+        torch.save(value, buffer)
+        size = torch.tensor(buffer.tell(), device=self.device)
+        dist.broadcast(size, src=source)
+        room = bytearray(buffer.getvalue() if self.index == source else int(size))
+        received = torch.frombuffer(room, dtype=torch.uint8)
         for part in received.split(PART_BYTES):
             sent = part.to(self.device)
-            dist.broadcast(sent, src=0)
+            dist.broadcast(sent, src=source)
             part.copy_(sent)
-        return received.numpy().tobytes()
+        return torch.load(io.BytesIO(received.numpy().tobytes()), weights_only=True)  # noqa: TID251
 
 
 def rank_from_environment(env: Mapping[str, str]) -> Rank:
@@ -156,12 +139,11 @@ def rank_from_environment(env: Mapping[str, str]) -> Rank:
     return Rank(index=int(env.get("RANK", "0")), world_size=int(env.get("WORLD_SIZE", "1")), device=device)
 
 
-@contextlib.contextmanager
-def gpu_share(rank: Rank, env: Mapping[str, str]) -> Iterator[None]:
-    """Limit PyTorch's memory to this rank's share of its GPU, ``SEQLM_GPU_SHARE``, before the block runs.
+def limit_memory(rank: Rank, env: Mapping[str, str]) -> None:
+    """Limit PyTorch's memory to this rank's share of its GPU, ``SEQLM_GPU_SHARE``.
 
-    CUDA's own memory is taken off the share, since PyTorch's limit does not count it. If the block runs out of memory,
-    the error's message names the share. Without the variable, or on a CPU, nothing is limited.
+    CUDA's own memory is taken off the share, since PyTorch's limit does not count it. Without the variable, or on a
+    CPU, nothing is limited.
 
     Raises:
         UsageError: the variable is not a number above 0.
@@ -169,21 +151,15 @@ def gpu_share(rank: Rank, env: Mapping[str, str]) -> Iterator[None]:
     """
     share = GPU_SHARE.read(env)
     if rank.device.type != "cuda" or share >= 1:
-        yield
         return
     card = torch.cuda.get_device_properties(rank.device)
     limit = share * card.total_memory - CUDA_BYTES
-    what = f"its share of {share:g} of {card.name}, {share * card.total_memory / 2**30:.1f} GiB"
     if limit <= 0:
-        raise BackendError(f"{what}, is no more than CUDA itself takes ({CUDA_BYTES / 2**30:g} GiB); use more")
+        raise BackendError(
+            f"its share of {share:g} of {card.name}, {share * card.total_memory / 2**30:.1f} GiB, is no more than CUDA "
+            f"itself takes ({CUDA_BYTES / 2**30:g} GiB); use more"
+        )
     torch.cuda.set_per_process_memory_fraction(limit / card.total_memory, rank.device)
-    try:
-        yield
-    except RuntimeError as error:
-        cause = failed_allocation(error)
-        if isinstance(cause, torch.OutOfMemoryError):
-            cause.args = (f"out of memory with {what}: {cause}",)
-        raise
 
 
 def _offer_port(path: Path, host: str, limit: datetime.timedelta) -> Store:
@@ -228,28 +204,6 @@ def _find_port(path: Path, host: str, limit: datetime.timedelta) -> Store:
         return PrefixStore(offer["secret"], store)
 
 
-def require_cards_apart(rank: Rank, store: Store) -> None:
-    """Check that no two ranks are on one card, which NCCL refuses even for different MIG instances of it.
-
-    Every rank raises if two are. A card that nvidia-smi does not tell counts as one of its own.
-
-    Raises:
-        BackendError: two ranks are on one card.
-    """
-    if os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1":
-        return
-    store.set(f"card {rank.index}", own_card() or f"of rank {rank.index}")
-    ranks_of = defaultdict(list)
-    for index in range(rank.world_size):
-        ranks_of[store.get(f"card {index}").decode()].append(str(index))
-    for card, ranks in ranks_of.items():
-        if len(ranks) > 1:
-            raise BackendError(
-                f"ranks {' and '.join(ranks)} are on one card, {short_name(card)}, and NCCL needs one for each rank: "
-                "MIG instances of a card are not enough; use resources.ranks = 1"
-            )
-
-
 def _keep_for_ever(group: Any) -> None:
     """Give an object a reference that is never taken back.
 
@@ -274,7 +228,6 @@ def process_group(rank: Rank) -> Iterator[None]:
 
     Raises:
         UsageError: ``SEQLM_COLLECTIVE_MINUTES`` is not a number above 0, or no file is named.
-        BackendError: two ranks are on one GPU.
         FileError: the file cannot be written.
     """
     if rank.world_size == 1:
@@ -287,8 +240,6 @@ def process_group(rank: Rank) -> Iterator[None]:
     if on_gpu:
         torch.cuda.set_device(rank.device)
     store = (_offer_port if rank.is_first else _find_port)(path, RENDEZVOUS_HOST.read(), limit)
-    if on_gpu:
-        require_cards_apart(rank, store)
     dist.init_process_group(
         backend="nccl" if on_gpu else "gloo",
         store=store,

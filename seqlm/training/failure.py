@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from seqlm import machine
-from seqlm.environment import MICRO_BATCHES, NODE
+from seqlm.environment import GPU_SHARE, MICRO_BATCHES, NODE
 from seqlm.errors import DivergedError, ModelError, SeqlmError, is_storage_failure
 from seqlm.state import FailureKind
 
@@ -135,6 +135,10 @@ def describe_failure(error: BaseException, *, rank: int) -> dict[str, Any]:
     message = str(error).strip() or type(error).__name__
     if not isinstance(error, SeqlmError):
         message = f"{type(error).__name__}: {message}"
+    if _says(error, ("duplicate gpu",)):  # NCCL, of two ranks on MIG instances of one card too
+        message = f"two ranks are on one card, and NCCL needs one for each; use resources.ranks = 1 ({message})"
+    if isinstance(error, torch.cuda.OutOfMemoryError) and (share := GPU_SHARE.read()) < 1:
+        message = f"out of memory with its share of {share:g} of the GPU ({message})"
     peer_lost = kind != "oom" and _is_peer_lost(error)
     if peer_lost:
         message = f"rank {rank} lost another rank of the run, which ended or whose machine is gone ({message})"

@@ -6,15 +6,15 @@ import contextlib
 import math
 import sys
 import time
-from pathlib import Path
 from typing import Any, Literal, final
 
 from tqdm import tqdm
 
 from seqlm.environment import PROGRESS_SECONDS
 from seqlm.errors import FileError
-from seqlm.files import Guard, unguarded, write_json
+from seqlm.files import write_json
 from seqlm.reading import timestamp
+from seqlm.training.attempt import Attempt
 from seqlm.training.records import best_epoch, perplexity
 from seqlm.training.trainer import EpochBegins, EpochEnded, Event, StepsDone, Trainer
 
@@ -26,14 +26,13 @@ LINES_PER_EPOCH = 10
 class Progress:
     """Shows what has happened. Silent unless the rank is the first.
 
-    The file is written at intervals. It is not flushed to disk, and no run fails because of it. ``guard`` is called
-    before the file is put in place, so a worker that has lost its run soon finds out.
+    The file is written at intervals. It is not flushed to disk, and no run fails because of it. The attempt's guard is
+    called before, so a worker that has lost its run soon finds out.
     """
 
-    def __init__(self, trainer: Trainer, path: Path, *, guard: Guard = unguarded) -> None:
+    def __init__(self, trainer: Trainer, attempt: Attempt) -> None:
         self._trainer = trainer
-        self._path = path
-        self._guard = guard
+        self._attempt = attempt
         self._every_seconds = PROGRESS_SECONDS.read()
         self._written = -math.inf
         self._bar: tqdm[Any] | None = None
@@ -116,4 +115,5 @@ class Progress:
         self._written = now  # also if writing fails: a full disk is not tried at every step
         record = {**self._state, "phase": phase, "updated_at": timestamp()}
         with contextlib.suppress(FileError):
-            write_json(self._path, record, sync=False, guard=self._guard)
+            path = self._attempt.run.progress_file(self._attempt.number)
+            write_json(path, record, sync=False, guard=self._attempt.guard)

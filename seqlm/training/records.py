@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seqlm.errors import DivergedError
 from seqlm.reading import timestamp
+
+if TYPE_CHECKING:
+    from seqlm.training.trainer import Trainer
 
 
 def perplexity(mean_loss_nats: float) -> float:
@@ -53,7 +56,7 @@ def best_epoch(history: list[dict[str, Any]]) -> int:
     return losses.index(min(losses))
 
 
-def epoch_record(trainer: Any, valid: TokenLoss, valid_seconds: float) -> dict[str, Any]:
+def epoch_record(trainer: Trainer, valid: TokenLoss, valid_seconds: float) -> dict[str, Any]:
     """Return the record of the epoch that a trainer has trained and validated, which follows those of its history."""
     history, train, seconds = trainer.history, trainer.total, trainer.seconds + valid_seconds
     return {
@@ -73,7 +76,7 @@ def epoch_record(trainer: Any, valid: TokenLoss, valid_seconds: float) -> dict[s
     }
 
 
-def result_record(trainer: Any, test: TokenLoss) -> dict[str, Any]:
+def result_record(trainer: Trainer, test: TokenLoss) -> dict[str, Any]:
     """Return the result of the run of a trainer. ``test`` is the loss of the best epoch's parameters."""
     history, corpus = trainer.history, trainer.corpus
     best, final = history[best_epoch(history)], history[-1]

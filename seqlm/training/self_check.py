@@ -38,11 +38,11 @@ from seqlm.data.cache import digest_key, find, store
 from seqlm.errors import SelfCheckError
 from seqlm.models import LanguageModel, build_model, build_reference, class_of
 from seqlm.models.language_model import FusedModel
+from seqlm.models.products import use_precision
 from seqlm.reading import listed
 from seqlm.training.capture import is_captured
 from seqlm.training.distributed import Rank
-from seqlm.training.precision import use_precision
-from seqlm.training.step import TrainingStep
+from seqlm.training.step import numbers_of, still_step
 
 HEADROOM = 5
 """How many times the expected error a tensor may be off."""
@@ -58,8 +58,6 @@ AWAY_FROM_ZERO = 5.0
 """Bias, with either sign, in front of a relu: about five standard deviations of its input. A pre-activation whose sign
 depends on rounding would change gradients by more than any bound."""
 DRIVER = Path("/proc/driver/nvidia/version")
-
-_FORWARD = ("forward, loss", "forward, state after the window")
 
 
 @final
@@ -123,10 +121,9 @@ def check_case(case: Case, precision: Precision, rank: Rank) -> float:
         for captured in (False, True) if is_captured(rank) else (False,):
             errors = _errors(_compute(fused, case, captured=captured), exact)
             if found := _worst(errors, bound):
-                direction, _, tensor = found.partition(", ")
                 raise SelfCheckError(
-                    f"self-check on {rank.device_name}: {case.model.arch} {direction}{' as a CUDA graph' * captured}, "
-                    f"{tensor}, in {precision}: expected an error of at most {bound:.2g} of the largest entry, found "
+                    f"self-check on {rank.device_name}: {case.model.arch}{' as a CUDA graph' * captured}, {found}, in "
+                    f"{precision}: expected an error of at most {bound:.2g} of the largest entry, found "
                     f'{errors[found]:.2g}; use another device, train.precision = "fp32" or '
                     "seqlm/models/reference.py"
                 )
@@ -151,32 +148,15 @@ def _draw_model(case: Case, dtype: torch.dtype | None) -> FusedModel:
 
 
 def _compute(model: LanguageModel, case: Case, *, captured: bool) -> dict[str, Tensor]:
-    """Loss, state after the window, and gradient of the mean loss by each parameter; captured, by the training step."""
-    device, tokens = model.device, case.steps * case.columns
+    """What a training step on the window of a case computes, by name."""
     draw = torch.Generator().manual_seed(SEED)
-    inputs, targets = torch.randint(VOCAB, (2, case.steps, case.columns), generator=draw).to(device)
+    inputs, targets = torch.randint(VOCAB, (2, case.steps, case.columns), generator=draw).to(model.device)
     start = model.initial_state(case.columns)
     state = (2 * torch.rand(start.shape, generator=draw) - 1).to(start)
-    if captured:
-        optimizer = torch.optim.SGD(model.parameters(), lr=torch.tensor(0.0, device=device), fused=True)
-        step = TrainingStep(model, optimizer, clip_norm=math.inf, tokens_per_step=tokens, capture=True)
-        for _ in range(REPLAYS):
-            torch.manual_seed(SEED)  # the same dropout masks each time
-            result = step(inputs, targets, state)
-        loss, state = result.loss_nats, result.state
-        assert isinstance(state, Tensor), "that of every architecture of seqlm's"
-        after = state
-    else:
-        torch.manual_seed(SEED)
-        loss, after = model.loss(inputs, targets, state)
-        model.zero_grad()
-        (loss / tokens).backward()
-    found = {_FORWARD[0]: loss.detach()}
-    if after.numel():
-        found[_FORWARD[1]] = after.detach()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None
-        found[f"backward, gradient of {name}"] = parameter.grad
+    step = still_step(model, case.steps * case.columns, capture=captured)
+    for _ in range(REPLAYS if captured else 1):
+        torch.manual_seed(SEED)  # the same dropout masks each time
+        found = numbers_of(step, inputs, targets, state)
     return found
 
 
@@ -199,8 +179,8 @@ def _errors(found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> dict[st
 def _worst(errors: Mapping[str, float], bound: float) -> str | None:
     """The tensor to report; ``None``: all are within the bound. A wrong forward pass makes all gradients wrong."""
     wrong = {name: error if math.isfinite(error) else math.inf for name, error in errors.items() if not error <= bound}
-    first = [name for name in _FORWARD[::-1] if name in wrong]
-    return next(iter(first), max(wrong, key=wrong.__getitem__, default=None))
+    forward = (name for name in reversed(wrong) if not name.startswith("the gradient"))
+    return next(forward, max(wrong, key=wrong.__getitem__, default=None))
 
 
 @contextlib.contextmanager
@@ -249,5 +229,5 @@ def _code_digest() -> str:
     """SHA-256 of the source of the models and of what this check calls."""
     here = Path(__file__)
     models = listed(here.parents[1] / "models", "*.py")
-    files = [*models, *map(here.with_name, ("precision.py", here.name, "step.py"))]
+    files = [*models, *map(here.with_name, (here.name, "step.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -15,19 +15,20 @@ result is the same up to rounding. Dropout masks are drawn part by part: they di
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seqlm.data.layout import own_columns
 from seqlm.environment import MICRO_BATCHES
 from seqlm.models import LanguageModel
-from seqlm.models.state import State, join_states, map_state, split_state
+from seqlm.models.state import State, join_states, map_state, split_state, tensors_of
 from seqlm.training.capture import Captured
 from seqlm.training.distributed import Rank
 
@@ -121,14 +122,14 @@ class TrainingStep:
         """``moves=False``: all of the step is computed, and the update leaves parameters and moments as they are."""
         losses, states = [], []
         self.optimizer.zero_grad(set_to_none=True)
-        windows = (split_columns(tensor, self.micro_batches) for tensor in (inputs, targets))
-        columns = zip(*windows, split_state(state, self.micro_batches, self.model.batch_axis), strict=True)
-        for number, part in enumerate(columns, start=1):
+        windows = split_state((inputs, targets), self.micro_batches, axis=1)
+        parts = zip(windows, split_state(state, self.micro_batches, self.model.batch_axis), strict=True)
+        for number, (window, before) in enumerate(parts, start=1):
             with self._reduction(is_last=number == self.micro_batches):
-                loss_nats, state = self._objective(*part)
+                loss_nats, after = self._objective(*window, before)
                 loss_nats.backward()
             losses.append(loss_nats.detach())
-            states.append(map_state(Tensor.detach, state))
+            states.append(map_state(Tensor.detach, after))
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients) * self.scale
         loss_nats = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
@@ -242,6 +243,23 @@ def micro_batches_from(env: Mapping[str, str], batch_size: int, world_size: int)
     return MICRO_BATCHES.read(env, is_valid=lambda parts: parts <= most, expected=expected)
 
 
-def split_columns(tensor: Num[Tensor, "A B *rest"], parts: int) -> tuple[Num[Tensor, "A b *rest"], ...]:
-    """The tensor cut along its batch, the second dimension, into ``parts`` views; their sizes differ by one at most."""
-    return tensor.tensor_split(parts, dim=1) if parts > 1 else (tensor,)
+# -- checks --------------------------------------------------------------------------------------------------------
+
+
+def still_step(model: LanguageModel, tokens_per_step: int, **options: Any) -> TrainingStep:
+    """Return a training step that leaves the parameters as they are, with the ``options`` of :class:`TrainingStep`."""
+    lr = torch.tensor(0.0, device=model.device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, fused=True)
+    return TrainingStep(model, optimizer, clip_norm=math.inf, tokens_per_step=tokens_per_step, **options)
+
+
+def numbers_of(
+    step: TrainingStep, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: State
+) -> dict[str, Tensor]:
+    """Take a step and return what it computes by name: the loss, the state after the window, and the gradients."""
+    result = step(inputs, targets, state)
+    states = enumerate(tensors_of(result.state), start=1)
+    found = {"the loss": result.loss_nats}
+    found |= {f"the state ({number})": tensor for number, tensor in states if tensor.numel()}
+    named = ((name.removeprefix("module."), p.grad) for name, p in step.model.named_parameters())
+    return found | {f"the gradient by {name}": grad for name, grad in named if grad is not None}

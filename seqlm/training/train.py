@@ -1,68 +1,66 @@
-"""Train a run to its end: the protocol of :mod:`seqlm.training.trainer` with what follows its events."""
+"""What follows the events of :mod:`seqlm.training.trainer`: a run is trained to its end, or a canary is tried."""
 
 from __future__ import annotations
 
+import statistics
+import time
+from collections.abc import Mapping
 from typing import Any
 
-from seqlm.environment import KEEP_LAST
+import torch
+
+from seqlm.environment import CANARY, KEEP_LAST
 from seqlm.errors import CheckpointError
-from seqlm.files import Guard, read_json, unguarded, write_json
+from seqlm.files import read_json, write_json
+from seqlm.reading import timestamp
 from seqlm.rounding import changes, worker_of_checkpoint
 from seqlm.rundir import RunDirectory, stopped_reason
 from seqlm.search import Search, decide
-from seqlm.training.attempt import LeftAtRungError, StopRequested, StopSignal
+from seqlm.training.attempt import Attempt, LeftAtRungError, StopRequested
 from seqlm.training.checkpoint import Checkpoint, checkpoint_from_first
 from seqlm.training.checkpoint_files import CheckpointFiles
 from seqlm.training.progress import Progress
-from seqlm.training.records import result_record
+from seqlm.training.records import require_perplexity, result_record
 from seqlm.training.saving import Saving
 from seqlm.training.trainer import EpochBegins, EpochEnded, StepsDone, Trainer
 
+VALID_WINDOWS = 2
+"""Windows of the validation text that a canary looks at: evaluating needs memory of its own."""
+UNTIMED_STEPS = 4
+"""Steps at the beginning whose time says nothing: memory is new and, on a GPU, the first one records the graph."""
 
-def train(
-    trainer: Trainer,
-    run: RunDirectory,
-    *,
-    stop: StopSignal,
-    search: Search | None = None,
-    guard: Guard = unguarded,
-) -> dict[str, Any]:
+
+def train(trainer: Trainer, attempt: Attempt, search: Search | None = None) -> dict[str, Any]:
     """Train to ``train.epochs``, or end at the last checkpoint if that is further. Return the result.
 
     Args:
         trainer: of this rank.
-        run: its folder. Only the first rank writes files.
-        stop: asked after each step. Several ranks stop after the same step.
+        attempt: its own. Several ranks stop after the same step, and only the first one writes files.
         search: may end the training at one of its rungs, between two epochs.
-        guard: called before a file of the run is put in place. Raises if this process no longer owns the run.
 
     Raises:
         CheckpointError: the run's own checkpoint cannot be used.
         LeftAtRungError: a search ends the training here. The state has been saved.
         DivergedError: a loss or gradient norm is not finite. Nothing of that step is saved.
-        StopRequested: ``stop`` was set. The state has been saved.
+        StopRequested: the attempt was asked to stop. The state has been saved.
         FileError: a file of the run cannot be written.
     """
     files = CheckpointFiles(
-        run=run,
-        fingerprint=trainer.config.fingerprint(),
-        corpus_sha256=trainer.corpus.sha256,
-        attempt=trainer.attempt,
-        guard=guard,
+        attempt=attempt, fingerprint=trainer.config.fingerprint(), corpus_sha256=trainer.corpus.sha256
     )
     saving = Saving(trainer, files)
-    progress = Progress(trainer, run.progress_file(trainer.attempt), guard=guard)
+    progress = Progress(trainer, attempt)
     if trainer.rank.matmul:
         progress.say(f"float32 matrix products on {trainer.rank.device_name}: {trainer.rank.matmul}")
     try:
-        _resume(trainer, run, files, progress)
+        _resume(trainer, files, progress)
         for event in trainer.events(
             trainer.config.train.epochs,
-            asks=lambda: (stop.received, saving.is_due()),
+            asks=lambda: (attempt.stop.received, saving.is_due()),
             before_window=progress.before_window,
         ):
             if isinstance(event, EpochBegins) and trainer.step == 0 and search and trainer.epoch in search.rungs:
-                _decide(trainer, run, search, saving, guard)
+                _decide(trainer, attempt, search, saving)
             progress.show(event)
             if isinstance(event, StepsDone) and event.stop:
                 saving.save()
@@ -74,26 +72,27 @@ def train(
             if isinstance(event, EpochEnded) or (isinstance(event, StepsDone) and event.save):
                 saving.save()
         saving.wait()
-        return _finish(trainer, run, files, progress, guard)
+        return _finish(trainer, files, progress)
     finally:
         progress.close()
         saving.close()
 
 
-def _decide(trainer: Trainer, run: RunDirectory, search: Search, saving: Saving, guard: Guard) -> None:
+def _decide(trainer: Trainer, attempt: Attempt, search: Search, saving: Saving) -> None:
     """Leave at a rung unless the run is to go on. The first rank decides, once the files of its epochs are written."""
     reason = None
     if trainer.rank.is_first:
         saving.wait()
-        if decide(run, search, trainer.epoch, trainer.attempt, guard=guard) == "stopped":
-            reason = stopped_reason(run.read_stopped() or {})
-    reason = trainer.rank.from_first(reason)
+        if decide(attempt.run, search, trainer.epoch, attempt.number, guard=attempt.guard) == "stopped":
+            reason = stopped_reason(attempt.run.read_stopped() or {})
+    reason = trainer.rank.from_rank(0, reason)
     if reason is not None:
         raise LeftAtRungError(reason)
 
 
-def _resume(trainer: Trainer, run: RunDirectory, files: CheckpointFiles, progress: Progress) -> None:
+def _resume(trainer: Trainer, files: CheckpointFiles, progress: Progress) -> None:
     """Restore the checkpoint that the first rank finds, if there is one."""
+    run = files.run
 
     def load() -> Checkpoint | None:
         if reason := run.cannot_go_on(trainer.config.train.epochs):
@@ -113,17 +112,85 @@ def _resume(trainer: Trainer, run: RunDirectory, files: CheckpointFiles, progres
             progress.say(line)
 
 
-def _finish(
-    trainer: Trainer, run: RunDirectory, files: CheckpointFiles, progress: Progress, guard: Guard
-) -> dict[str, Any]:
+def _finish(trainer: Trainer, files: CheckpointFiles, progress: Progress) -> dict[str, Any]:
     """Measure the parameters of the best epoch on the test split, and write the result."""
     best = checkpoint_from_first(trainer.rank, lambda: files.load_best(trainer.history))
     assert best is not None, "load_best finds it or raises"
     trainer.model.load_state_dict(best.model)
     result = result_record(trainer, trainer.evaluate("test", progress.before_window))
     if trainer.rank.is_first:
-        write_json(run.result_file, result, guard=guard)
+        write_json(files.run.result_file, result, guard=files.attempt.guard)
         files.finish(keep_last=KEEP_LAST.read())
     reached = f"best val ppl {result['best_val_ppl']:.2f} in epoch {result['best_epoch'] + 1}"
     progress.say(f"done  {reached}  test ppl {result['test_ppl']:.2f}")
     return result
+
+
+# -- canaries ------------------------------------------------------------------------------------------------------
+
+
+def canary_steps(run: RunDirectory, env: Mapping[str, str]) -> int | None:
+    """Return how many steps this worker trains as a canary. ``None``: it trains an ordinary run.
+
+    A canary needs both the folder of one and ``SEQLM_CANARY``, so that a variable left in a shell cuts no run short.
+
+    Raises:
+        UsageError: the variable is not a valid number of steps.
+    """
+    if not run.is_canary:
+        return None
+    expected = f"a whole number above {UNTIMED_STEPS}"
+    return CANARY.read(env, is_valid=lambda steps: (steps or 0) > UNTIMED_STEPS, expected=expected)
+
+
+def run_canary(trainer: Trainer, attempt: Attempt, steps: int) -> dict[str, Any]:
+    """Train ``steps`` steps, of as many epochs as that needs, evaluate a little, and write ``canary.json``.
+
+    Memory is that of the rank that needs most. On a GPU ``reserved_memory_bytes`` is what the process holds of it for
+    tensors, a little more than their peak, and ``graph_memory_bytes`` what the steps took besides: recorded graphs and
+    libraries' workspaces (too much if another process took memory meanwhile). CUDA's own context comes on top.
+
+    Raises:
+        DivergedError: a loss or gradient norm is not finite.
+        StopRequested: the worker was asked to stop.
+        FileError: the file cannot be written.
+    """
+    rank = trainer.rank
+    on_gpu = rank.device.type == "cuda"
+    before = _besides_tensors(rank.device) if on_gpu else 0
+    seconds: list[float] = []
+    started = time.perf_counter()
+    for event in trainer.events(steps, asks=lambda: (attempt.stop.received, False), read_each=True):
+        if isinstance(event, StepsDone):
+            seconds.append(time.perf_counter() - started)
+            if event.stop:
+                raise StopRequested
+            if len(seconds) == steps:
+                break
+        started = time.perf_counter()
+    require_perplexity(trainer.evaluate("valid", most=VALID_WINDOWS), f"after {steps} steps")
+    step_seconds = statistics.median(seconds[UNTIMED_STEPS:])
+    record = {
+        "steps": steps,
+        "step_seconds": step_seconds,
+        "train_tokens_per_second": trainer.tokens_per_step / step_seconds,
+        "peak_memory_bytes": rank.highest(rank.peak_memory_bytes()),
+        "reserved_memory_bytes": rank.highest(torch.cuda.max_memory_reserved(rank.device)) if on_gpu else None,
+        "graph_memory_bytes": rank.highest(max(0, _besides_tensors(rank.device) - before)) if on_gpu else None,
+        "device": rank.device_name,
+        "device_memory_bytes": torch.cuda.get_device_properties(rank.device).total_memory if on_gpu else None,
+        "ranks": rank.world_size,
+        "threads": torch.get_num_threads(),
+        "attempt": trainer.attempt,
+        "finished_at": timestamp(),
+    }
+    if rank.is_first:
+        write_json(attempt.run.canary_file, record, guard=attempt.guard)
+        print(f"canary: {steps} steps, {step_seconds:.3g} s each; it fits and trains", flush=True)
+    return record
+
+
+def _besides_tensors(device: torch.device) -> int:
+    """Return the memory of the GPU that is taken, by any process, less what this one holds for tensors."""
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free - torch.cuda.memory_reserved(device)

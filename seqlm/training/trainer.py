@@ -1,11 +1,12 @@
 """The training protocol of the study, for every architecture alike (docs/explanation/study.md has it in prose).
 
 :meth:`Trainer.events` is the only loop over steps. It yields what has happened. Saving, progress, searches and canaries
-follow its events (:mod:`seqlm.training.train`, :mod:`seqlm.training.canary`).
+follow its events (:mod:`seqlm.training.train`).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -14,19 +15,20 @@ from pathlib import Path
 from typing import Any, TypeAlias, final
 
 import torch
+from torch import Tensor
 
 from seqlm.config import RunConfig
-from seqlm.data.batches import columns, windows
+from seqlm.data.batches import columns, whole_text, windows
 from seqlm.data.corpus import Corpus
 from seqlm.data.layout import number_of_windows, own_columns, require_windows
 from seqlm.errors import DivergedError
 from seqlm.models import build_model
 from seqlm.models.language_model import FusedModel
-from seqlm.models.state import State, join_states, map_state, rebuilt, tensors_of
+from seqlm.models.products import use_precision
+from seqlm.models.state import State, join_states, map_state, rebuilt, split_state, tensors_of
 from seqlm.training.capture import Captured, is_captured
 from seqlm.training.checkpoint import Checkpoint, Position
 from seqlm.training.distributed import Rank
-from seqlm.training.evaluate import WindowLoss, evaluate, scored_columns
 from seqlm.training.optimizers import (
     build_optimizer,
     can_be_captured,
@@ -34,7 +36,6 @@ from seqlm.training.optimizers import (
     set_learning_rate,
     step_key,
 )
-from seqlm.training.precision import use_precision
 from seqlm.training.records import TokenLoss, epoch_record, require_perplexity
 from seqlm.training.step import StepResults, TrainingStep, generator_state, set_generator_state
 
@@ -97,7 +98,8 @@ class Trainer:
             require_windows(split, tokens, *config.least_text(split))
         text = corpus.splits["train"]
         self.columns = columns(text, train.batch_size, rank.index, rank.world_size, device=rank.device)
-        self._scored = {split: scored_columns(corpus.splits[split], config, rank) for split in ("valid", "test")}
+        self._scored = {split: self._scored_columns(corpus.splits[split]) for split in ("valid", "test")}
+        self._window = config.eval.seq_len or train.seq_len
         self.steps = number_of_windows(corpus.tokens["train"], train.batch_size, train.seq_len)
         self.tokens_per_step = train.seq_len * train.batch_size  # of the whole global batch
         torch.manual_seed(config.seed)
@@ -119,7 +121,9 @@ class Trainer:
             capture=capture,
             micro_batches=micro_batches,
         )
-        self.window_loss: WindowLoss = Captured(self.model.loss) if capture else self.model.loss
+        self.window_loss: Callable[[Tensor, Tensor, State], tuple[Tensor, State]] = (
+            Captured(self.model.loss) if capture else self.model.loss
+        )
         self.history: list[dict[str, Any]] = []
         self._begin_epoch(0)
 
@@ -201,17 +205,44 @@ class Trainer:
             self.lr = lr
         self._mask_key.fill_(step_key(self.config.seed, epoch, step))
 
+    # -- losses ------------------------------------------------------------------------------------------------
+
+    def _scored_columns(self, ids: memoryview) -> list[Tensor]:
+        """Return the columns (length, columns) in which this rank scores a split, in micro-batches.
+
+        Every token but the first is scored if the configuration has ``eval``. Without, as in the published study, only
+        the windows that training with this batch and window would have.
+        """
+        rank, train, batch_size = self.rank, self.config.train, self.config.eval.batch_size
+        if batch_size:
+            found = whole_text(ids, batch_size, rank.index, rank.world_size, device=rank.device)
+        else:
+            all_rows = columns(ids, train.batch_size, rank.index, rank.world_size, device=rank.device)
+            found = [all_rows[: number_of_windows(len(all_rows), 1, train.seq_len) * train.seq_len + 1]]
+        return [part for tensor in found for part in split_state(tensor, self.micro_batches, axis=1)]
+
+    @torch.no_grad()
     def evaluate(
         self, split: str, before_window: Callable[[], object] = lambda: None, *, most: int | None = None
     ) -> TokenLoss:
-        """Return the loss on ``valid`` or ``test`` with the present parameters, dropout off, state zero at the start.
+        """Return the loss on ``valid`` or ``test`` with the present parameters and without dropout, over all ranks.
 
-        With ``most``, only that many windows of each column are evaluated.
+        The state is zero at the start of each column and carried from window to window. ``before_window`` is called
+        before each window, as often on every rank; what it raises ends the evaluation. With ``most``, only that many
+        windows of each column are evaluated.
         """
-        parts, seq_len = self._scored[split]
-        if most is not None:
-            parts = [part[: most * seq_len + 1] for part in parts]
-        return evaluate(self.model, parts, seq_len, self.rank, self.micro_batches, before_window, self.window_loss)
+        self.model.eval()
+        total = torch.zeros(2, dtype=torch.float64, device=self.rank.device)
+        for part in self._scored[split]:
+            state = self.model.initial_state(part.shape[1])
+            for inputs, targets in itertools.islice(windows(part, self._window, last_shorter=True), most):
+                before_window()
+                if targets.numel():
+                    loss_nats, state = self.window_loss(inputs, targets, state)
+                    total[0] += loss_nats
+                    total[1] += targets.numel()
+        loss_nats, tokens = self.rank.sum(total).tolist()
+        return TokenLoss(loss_nats=loss_nats, tokens=int(tokens))
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 
@@ -263,15 +294,15 @@ class Trainer:
         of the epoch differ from those of an uninterrupted run.
         """
         rank, axis = self.rank, self.model.batch_axis
+        own = own_columns(self.config.train.batch_size, rank.index, rank.world_size)
+        self.state = map_state(
+            lambda tensor: tensor.narrow(axis, own.start, len(own)).to(rank.device).contiguous(),
+            join_states(position.states, axis),
+        )
         if (position.ranks, position.device) == (rank.world_size, rank.device.type):
-            state = position.states[rank.index]
             set_generator_state(rank.device, position.generators[rank.index])
         else:
-            own = own_columns(self.config.train.batch_size, rank.index, rank.world_size)
-            whole = join_states(position.states, axis)
-            state = map_state(lambda tensor: tensor.narrow(axis, own.start, len(own)), whole)
             torch.manual_seed(mask_seed(self.config.seed, position.epoch, rank.index) ^ position.step)
-        self.state = map_state(lambda tensor: tensor.to(rank.device).contiguous(), state)
 
 
 def mask_seed(seed: int, epoch: int, rank: int) -> int:

@@ -19,20 +19,13 @@ import torch.utils.deterministic
 from seqlm.data.corpus import load_corpus
 from seqlm.environment import DATA, DETERMINISTIC, SEARCH, VARIABLES
 from seqlm.errors import EXIT_STORAGE, EXIT_USAGE, SeqlmError
-from seqlm.files import Guard
 from seqlm.rundir import RunDirectory
 from seqlm.search import Search
-from seqlm.training.attempt import StopSignal, attempt_number, make_attempt
-from seqlm.training.canary import canary_steps, run_canary
-from seqlm.training.distributed import (
-    gpu_share,
-    process_group,
-    rank_from_environment,
-    run_program,
-)
+from seqlm.training.attempt import Attempt, StopSignal, attempt_number
+from seqlm.training.distributed import limit_memory, process_group, rank_from_environment, run_program
 from seqlm.training.self_check import check_device
 from seqlm.training.step import micro_batches_from
-from seqlm.training.train import train
+from seqlm.training.train import canary_steps, run_canary, train
 from seqlm.training.trainer import Trainer
 
 
@@ -53,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         for variable in VARIABLES:
             variable.read()
         search = Search.from_text(SEARCH.read())
-        attempt = attempt_number(run, os.environ)
+        attempt = Attempt(run=run, rank=rank, number=attempt_number(run, os.environ), stop=stop)
     except SeqlmError as error:
         print(f"error: {error}", file=sys.stderr)
         # A file that is there and cannot be read just now is trouble with the disk, which is tried again.
@@ -64,17 +57,20 @@ def main(argv: list[str] | None = None) -> int:
         # Else every new tensor is filled with NaN first, to find reads of what was never written: a kernel for each.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
-    def work(guard: Guard) -> None:
+    def work() -> None:
         check_device(config, rank)
         corpus = load_corpus(config.data, DATA.read(), run.tokenizer_file)
-        with gpu_share(rank, os.environ), process_group(rank):
-            trainer = Trainer(config, corpus, rank=rank, attempt=attempt, micro_batches=parts, model_dir=run.model_dir)
+        limit_memory(rank, os.environ)
+        with process_group(rank):
+            trainer = Trainer(
+                config, corpus, rank=rank, attempt=attempt.number, micro_batches=parts, model_dir=run.model_dir
+            )
             if steps is None:
-                train(trainer, run, stop=stop, search=search, guard=guard)
+                train(trainer, attempt, search)
             else:
-                run_canary(trainer, run, steps, stop=stop, guard=guard)
+                run_canary(trainer, attempt, steps)
 
-    return make_attempt(run, rank, attempt, stop, work)
+    return attempt.make(work)
 
 
 if __name__ == "__main__":

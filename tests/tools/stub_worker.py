@@ -79,9 +79,9 @@ if __name__ == "__main__":
 
 from seqlm.environment import KEEP_LAST  # noqa: E402 -- after the substitutes
 from seqlm.errors import CheckpointError, DamagedError, DamagedFileError, DivergedError  # noqa: E402
-from seqlm.files import Guard, read_json, write_json, write_text  # noqa: E402
+from seqlm.files import read_json, write_json, write_text  # noqa: E402
 from seqlm.rundir import RunDirectory  # noqa: E402
-from seqlm.training.attempt import StopRequested, StopSignal, attempt_number, make_attempt  # noqa: E402
+from seqlm.training.attempt import Attempt, StopRequested, StopSignal, attempt_number  # noqa: E402
 from seqlm.training.checkpoint_files import CheckpointFiles  # noqa: E402
 from seqlm.training.records import TokenLoss, epoch_record, result_record  # noqa: E402
 
@@ -108,11 +108,9 @@ def attend(run: RunDirectory, attempt: int, stop: StopSignal) -> int:
     """Make an attempt at a run; return the exit code."""
     config = run.read_config()
 
-    def work(guard: Guard) -> None:
+    def work() -> None:
         fingerprint = config.fingerprint()
-        files = CheckpointFiles(
-            run=run, fingerprint=fingerprint, corpus_sha256=CORPUS.sha256, attempt=attempt, guard=guard
-        )
+        files = CheckpointFiles(attempt=made, fingerprint=fingerprint, corpus_sha256=CORPUS.sha256)
         if reason := run.cannot_go_on(config.train.epochs):
             raise CheckpointError(f"this run cannot go on: {reason}")
         found = files.load_last()
@@ -140,10 +138,11 @@ def attend(run: RunDirectory, attempt: int, stop: StopSignal) -> int:
             print(f"epoch {len(history)}/{config.train.epochs} done", flush=True)
         if RANK.is_first:
             result = result_record(trainer, TokenLoss(history[-1]["val_loss"], 1))
-            write_json(run.result_file, result, guard=guard)
+            write_json(run.result_file, result, guard=made.guard)
             files.finish(keep_last=KEEP_LAST.read())
 
-    return make_attempt(run, RANK, attempt, stop, work)
+    made = Attempt(run=run, rank=RANK, number=attempt, stop=stop)
+    return made.make(work)
 
 
 def happen(epochs: int, attempt: int) -> None:

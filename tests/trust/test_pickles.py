@@ -99,7 +99,7 @@ rank = Rank(index=int(sys.argv[1]), world_size=2)
 with process_group(rank):
     if rank.index != int(sys.argv[2]):
         print("asks", flush=True)
-        rank.gather(torch.zeros(3)) if sys.argv[3] == "gather" else rank.from_first(None)
+        rank.gather(torch.zeros(3)) if sys.argv[3] == "gather" else rank.from_rank(0, None)
     elif sys.argv[3] == "gather":
         dist.all_gather_object([None, None], Program(Path(sys.argv[4])))
     else:
@@ -107,7 +107,7 @@ with process_group(rank):
 """
 
 
-@pytest.mark.parametrize(("evil", "what"), [("1", "gather"), ("0", "from_first")])
+@pytest.mark.parametrize(("evil", "what"), [("1", "gather"), ("0", "from_rank")])
 def test_a_rank_that_sends_a_program_to_the_others_starts_none(tmp_path: Path, evil: str, what: str) -> None:
     marker = tmp_path / "marker"
     env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "SEQLM_RENDEZVOUS": str(tmp_path / "meeting")}

@@ -74,7 +74,7 @@ FAULTS: dict[str, tuple[list[tuple[str, str]], str, str]] = {
     "hidden states of another form": (
         [(INIT, "self.hidden_states = [self.output, self.W]")],
         "hidden states",
-        "hidden_states names 2 modules, and a window calls them 8 times",
+        "the 2 modules of hidden_states return ",
     ),
     "random numbers of Python": (
         [(HIDDEN, "h = h * (1 + random.random()) if self.training else h")],
@@ -113,17 +113,17 @@ FAULTS: dict[str, tuple[list[tuple[str, str]], str, str]] = {
     "reads a number back": (
         [(HIDDEN, "h = h / max(1.0, h.abs().max().item())if self.training else h")],
         "GPU recording",
-        "the step reads a number back from the device, or has a shape that depends on values; a GPU would have",
+        "a GPU cannot record the step",
     ),
     "a tensor that stays behind": (
         [(INIT, "self.scale = torch.full((hidden_size,), 2.0)"), (HIDDEN, "h = h * self.scale")],
         "GPU recording",
-        "a tensor stays on the CPU when the model moves to a GPU",
+        "a GPU cannot record the step",
     ),
     "a shape that depends on values": (
         [(LOGITS, "logits = logits + 0.0 * logits[logits > 0].sum()")],
         "GPU recording",
-        "the step reads a number back from the device, or has a shape that depends on values",
+        "a GPU cannot record the step",
     ),
 }
 """What is wrong -> replacements of texts of the sound model, the check that catches it, and how its line begins."""

@@ -22,8 +22,8 @@ from seqlm.models.products import (
     linear,
     product,
     rounded_product,
+    set_switches,
 )
-from seqlm.training.precision import set_switches
 from tests.full_results import full_results_on_the_cpu
 
 SIZE = 64

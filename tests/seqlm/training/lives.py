@@ -20,7 +20,7 @@ import torch
 from seqlm.data.corpus import load_corpus
 from seqlm.errors import EXIT_STOPPED
 from seqlm.rundir import RunDirectory
-from seqlm.training.attempt import StopRequested, StopSignal
+from seqlm.training.attempt import Attempt, StopRequested, StopSignal
 from seqlm.training.checkpoint import Position, load_checkpoint
 from seqlm.training.checkpoint_files import CheckpointFiles
 from seqlm.training.distributed import Rank, process_group
@@ -91,7 +91,7 @@ def _rank(
         if end is not None and end.rank == index:
             arrange(trainer, end)
         try:
-            train(trainer, run, stop=stop)
+            train(trainer, Attempt(run=run, rank=rank, number=attempt, stop=stop))
         except StopRequested:
             sys.exit(EXIT_STOPPED)
 

@@ -11,7 +11,7 @@ from typing import Any
 from seqlm.config import RunConfig
 from seqlm.data.corpus import Corpus
 from seqlm.rundir import RunDirectory
-from seqlm.training.attempt import StopSignal
+from seqlm.training import attempt as attempts
 from seqlm.training.distributed import Rank
 from seqlm.training.train import train
 from seqlm.training.trainer import Trainer
@@ -79,14 +79,15 @@ class Attempt:
         self, run: RunDirectory, corpus: Corpus, *, attempt: int | None = None, rank: Rank | None = None, **options: Any
     ) -> None:
         self.run = run
-        self.stop = StopSignal()
         number = attempt or run.last_attempt() + 1
+        self.made = attempts.Attempt(run=run, rank=rank or Rank(), number=number)
+        self.stop = self.made.stop
         self.trainer = Trainer(
-            run.read_config(), corpus, rank=rank or Rank(), attempt=number, model_dir=run.model_dir, **options
+            run.read_config(), corpus, rank=self.made.rank, attempt=number, model_dir=run.model_dir, **options
         )
 
-    def train(self, **options: Any) -> dict[str, Any]:
-        return train(self.trainer, self.run, stop=self.stop, **options)
+    def train(self) -> dict[str, Any]:
+        return train(self.trainer, self.made)
 
     def before_each_step(self, look: Callable[[int], object]) -> Attempt:
         """Call ``look`` before each step with its number, counted from 1 in this process."""

@@ -16,7 +16,7 @@ from seqlm.errors import DivergedError, UsageError
 from seqlm.rundir import RunDirectory
 from seqlm.training import worker
 from seqlm.training.attempt import StopRequested
-from seqlm.training.canary import UNTIMED_STEPS, canary_steps, run_canary
+from seqlm.training.train import UNTIMED_STEPS, canary_steps, run_canary
 from tests import commands
 from tests.seqlm.training.studies import Attempt, make_config, make_run, write_text
 from tests.seqlm.training.test_distributed import env_of_two
@@ -28,7 +28,7 @@ def attempt_at(folder: Path, config: RunConfig, *, train_lines: int = 220) -> At
 
 
 def try_steps(attempt: Attempt, steps: int) -> dict[str, Any]:
-    return run_canary(attempt.trainer, attempt.run, steps, stop=attempt.stop)
+    return run_canary(attempt.trainer, attempt.made, steps)
 
 
 def test_a_canary_writes_what_it_has_measured_and_nothing_else(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import StopRequested
 from seqlm.training.capture import WARM_UP_CALLS, Captured, is_captured
 from seqlm.training.distributed import Rank
-from seqlm.training.evaluate import evaluate
 from seqlm.training.optimizers import build_optimizer, set_learning_rate, step_key
 from seqlm.training.step import TrainingStep
 from tests.outcome import outcome
@@ -129,21 +128,21 @@ def test_an_allocation_that_fails_in_a_capture_is_no_recording() -> None:
 @pytest.mark.parametrize("micro_batches", [1, 3])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_a_captured_evaluation_gives_what_the_plain_one_gives_while_the_model_trains(
-    arch: str, micro_batches: int, cuda_graphs: list[Graph]
+    arch: str, micro_batches: int, tmp_path: Path, cuda_graphs: list[Graph]
 ) -> None:
-    step, model = make_step(arch, OPTIMIZERS[1])
-    captured = Captured(model.loss)
-    columns = torch.randint(13, (31, BATCH), generator=torch.Generator().manual_seed(5))
+    config = make_config(arch, keep=0.5)
+    corpus = load_corpus(config.data, write_text(tmp_path / "text", train_lines=60))
+    trainer = Attempt(make_run(tmp_path / "run", config), corpus, micro_batches=micro_batches).trainer
+    plain, captured = trainer.model.loss, Captured(trainer.model.loss)
     losses = []
-    for inputs, targets in windows(3):
-        arguments = (model, [columns], 5, Rank(), micro_batches)
-        plain = evaluate(*arguments)
-        assert evaluate(*arguments, window_loss=captured) == plain
-        losses.append(plain.loss_nats)
-        model.train()
-        step(inputs, targets, model.initial_state(BATCH))
+    for _, event in zip(range(3), trainer.events(1), strict=False):
+        trainer.window_loss = plain
+        losses.append(trainer.evaluate("valid").loss_nats)
+        trainer.window_loss = captured
+        assert trainer.evaluate("valid").loss_nats == losses[-1], event
+        trainer.model.train()
     assert len(set(losses)) == 3, "each evaluation sees other parameters"
-    assert len(cuda_graphs) == (1 if micro_batches == 1 else 2), "four columns in three parts have two sizes"
+    assert len(cuda_graphs) == (1 if micro_batches == 1 else 2), "eight columns in three parts have two sizes"
 
 
 def attempt_at(folder: Path, config: RunConfig, *, capture: bool, steps: int = 0) -> Attempt:

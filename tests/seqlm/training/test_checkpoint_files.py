@@ -14,9 +14,12 @@ import pytest
 import torch
 
 from seqlm.errors import CheckpointError, DamagedError, FileError, LeaseLostError
+from seqlm.files import Guard, unguarded
 from seqlm.rundir import RunDirectory
+from seqlm.training.attempt import Attempt
 from seqlm.training.checkpoint import Checkpoint, Position
 from seqlm.training.checkpoint_files import CheckpointFiles
+from seqlm.training.distributed import Rank
 from tests.seqlm.training.studies import make_config, make_run
 
 CONFIG = make_config()
@@ -41,9 +44,9 @@ def run(tmp_path: Path) -> RunDirectory:
     return make_run(tmp_path / "run", CONFIG)
 
 
-def files_of(run: RunDirectory, *, attempt: int = 1, **options: Any) -> CheckpointFiles:
+def files_of(run: RunDirectory, *, attempt: int = 1, guard: Guard = unguarded, **options: Any) -> CheckpointFiles:
     options = {"fingerprint": CONFIG.fingerprint(), "corpus_sha256": TEXT, **options}
-    return CheckpointFiles(run=run, attempt=attempt, **options)
+    return CheckpointFiles(attempt=Attempt(run=run, rank=Rank(), number=attempt, guard=guard), **options)
 
 
 def checkpoint(weight: float, *, epoch: int = 1, step: int = 0) -> Checkpoint:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -13,10 +12,9 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from seqlm import machine
 from seqlm.errors import BackendError, UsageError
 from seqlm.files import read_json
-from seqlm.training.distributed import Rank, process_group, rank_from_environment, require_cards_apart
+from seqlm.training.distributed import Rank, process_group, rank_from_environment
 from seqlm.training.failure import failure_kind
 from tests import commands
 from tests.facts import failure_of
@@ -64,36 +62,6 @@ def test_ranks_give_the_gradients_and_losses_of_one(tmp_path: Path, batch_size: 
             assert steps["gradients"].keys() == alone["gradients"].keys()
             for name, gradient in steps["gradients"].items():
                 torch.testing.assert_close(gradient, alone["gradients"][name], rtol=1e-6, atol=1e-9)
-
-
-MIG = """\
-GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-513536b6-7d19-9063-b049-1e69664bb298)
-  MIG 1g.20gb     Device  0: (UUID: MIG-ce861fb0-a248-58ce-a9a8-f9adbc22a66a)
-  MIG 1g.20gb     Device  1: (UUID: MIG-a45882f0-9215-5733-a0c1-49286ab31cb5)
-GPU 1: NVIDIA A100-SXM4-80GB (UUID: GPU-d8594bd4-0fc3-8595-e355-7c98138f3b95)
-"""
-
-
-@pytest.mark.parametrize(
-    ("devices", "apart"),
-    [(("MIG-ce", "MIG-a4"), False), (("MIG-ce", "GPU-d8"), True), (("0,1", "0,1"), True)],
-    ids=["instances of one card", "an instance and another card", "GPUs that no launcher has assigned"],
-)
-def test_ranks_on_one_card_are_refused_on_every_rank(
-    devices: tuple[str, str], apart: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(machine, "cards", lambda: machine.parse_listing(MIG))
-    monkeypatch.delenv("NCCL_MULTI_RANK_GPU_ENABLE", raising=False)
-    store = dist.HashStore()
-    for index in (0, 1):  # what the other rank says is there when this one asks
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices[index])
-        store.set(f"card {index}", machine.own_card() or f"of rank {index}")
-    for index in (0, 1):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices[index])
-        with (
-            contextlib.nullcontext() if apart else pytest.raises(BackendError, match=r"^ranks 0 and 1 are on one card")
-        ):
-            require_cards_apart(Rank(index=index, world_size=2, device=torch.device("cuda")), store)
 
 
 def test_a_rank_comes_from_the_environment() -> None:
@@ -224,7 +192,7 @@ rank = Rank(index=int(sys.argv[1]), world_size=2)
 with process_group(rank):
     print(rank.sum(torch.ones(3)).tolist())
     print([part.tolist() for part in rank.gather(torch.full((2, 1 + rank.index), -0.5 * rank.index))])
-    print(rank.from_first(["é", {"loss": 0.1}, None] if rank.is_first else "not this"))
+    print(rank.from_rank(0, ["é", {"loss": 0.1}, None] if rank.is_first else "not this"))
 """
 JOINED = "[2.0, 2.0, 2.0]\n[[[-0.0], [-0.0]], [[-0.5, -0.5], [-0.5, -0.5]]]\n['é', {'loss': 0.1}, None]\n"
 INTRUDES = """

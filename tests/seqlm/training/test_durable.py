@@ -15,9 +15,9 @@ import torch
 
 from seqlm.data.corpus import Corpus, load_corpus
 from seqlm.errors import EXIT_STOPPED, EXIT_STORAGE, CheckpointError, DamagedError, FileError
-from seqlm.files import Guard
 from seqlm.rundir import RunDirectory
-from seqlm.training.attempt import StopRequested, StopSignal, attempt_number, make_attempt
+from seqlm.training import attempt as attempts
+from seqlm.training.attempt import StopRequested, attempt_number
 from seqlm.training.checkpoint_files import CheckpointFiles
 from seqlm.training.distributed import Rank
 from seqlm.training.saving import Saving
@@ -197,10 +197,9 @@ def test_a_worker_goes_on_or_leaves_its_run_as_it_was_whichever_file_cannot_be_r
         run.previous_checkpoint.unlink()  # as after the first save
         run.attempt_dir(1).mkdir(parents=True)
         files = CheckpointFiles(
-            run=run,
+            attempt=attempts.Attempt(run=run, rank=Rank(), number=2),
             fingerprint=CONFIG.fingerprint(),
             corpus_sha256=corpus.sha256,
-            attempt=2,
         )
         before = files.load(run.last_checkpoint)
         with pytest.MonkeyPatch.context() as patch:
@@ -209,10 +208,14 @@ def test_a_worker_goes_on_or_leaves_its_run_as_it_was_whichever_file_cannot_be_r
                 attempt = attempt_number(run, {})
                 assert attempt == 2
 
-                def train(guard: Guard, run: RunDirectory = run) -> None:
-                    attempt_at(run.path, corpus, stop_after=1).train(guard=guard)
+                made = attempts.Attempt(run=run, rank=Rank(), number=attempt)
 
-                codes.add(make_attempt(run, Rank(), attempt, StopSignal(), train))
+                def train(made: attempts.Attempt = made) -> None:
+                    stopping = attempt_at(made.run.path, corpus, stop_after=1)
+                    stopping.made.guard = made.guard
+                    stopping.train()
+
+                codes.add(made.make(train))
         found = files.load_last()
         assert found is not None
         assert (found.position.epoch, found.position.step) >= (before.position.epoch, before.position.step)

@@ -12,7 +12,7 @@ from seqlm.data.corpus import Corpus, load_corpus
 from seqlm.models import products
 from seqlm.rundir import RunDirectory
 from seqlm.training import attempt
-from seqlm.training.attempt import StopRequested, StopSignal
+from seqlm.training.attempt import StopRequested
 from seqlm.training.distributed import Rank
 from seqlm.training.records import best_epoch
 from tests.outcome import outcome
@@ -111,7 +111,7 @@ def test_a_worker_has_nothing_to_do_until_more_is_requested(
     capsys.readouterr()
 
     def attempted() -> int:
-        return attempt.make_attempt(run, Rank(), 2, StopSignal(), lambda guard: done.append(True))
+        return attempt.Attempt(run=run, rank=Rank(), number=2).make(lambda: done.append(True))
 
     assert attempted() == 0
     assert (capsys.readouterr().out, done) == ("this run is done; nothing to do\n", [])

@@ -78,6 +78,14 @@ def test_under_mps_a_fault_may_be_that_of_another_run(
     assert failure_kind(ValueError(says)) == "code"
 
 
+def test_two_ranks_on_one_card_are_told_what_to_do() -> None:
+    says = f"NCCL error in: x.cpp:1, invalid usage {NCCL_SAYS}Usage: ...\nDuplicate GPU detected : rank 0 and rank 1"
+    failure = describe_failure(torch.distributed.DistBackendError(says), rank=0)
+    assert failure["kind"] == "code"
+    assert failure["message"].startswith("two ranks are on one card")
+    assert "resources.ranks = 1" in failure["message"]
+
+
 def test_a_failure_is_one_line_with_its_place() -> None:
     try:
         raise ValueError("first line\nsecond line")

@@ -6,7 +6,6 @@ with ``python -m pytest -m gpu``.
 
 from __future__ import annotations
 
-import copy
 import math
 import sys
 from pathlib import Path
@@ -19,14 +18,13 @@ from seqlm.architectures import ModelConfig
 from seqlm.data.corpus import Corpus, load_corpus
 from seqlm.models import LanguageModel, build_model, build_reference
 from seqlm.rundir import RunDirectory
-from seqlm.training.attempt import StopRequested, StopSignal
-from seqlm.training.canary import run_canary
+from seqlm.training.attempt import StopRequested
 from seqlm.training.distributed import Rank
-from seqlm.training.evaluate import evaluate
 from seqlm.training.failure import failure_kind
+from seqlm.training.train import run_canary
 from tests import commands
 from tests.seqlm.training.studies import Attempt, make_config, make_run, write_text
-from tests.seqlm.training.test_step import BATCH, OPTIMIZERS, VOCAB, make_step, windows
+from tests.seqlm.training.test_step import BATCH, OPTIMIZERS, make_step, windows
 
 on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 gpu = [pytest.param("cuda", arch, marks=pytest.mark.gpu) for arch in ("rnn", "gru", "transformer")]
@@ -38,24 +36,26 @@ BEFORE_REPLAYS = 4
 
 @pytest.mark.slow
 @each_arch
-def test_an_evaluation_between_replays_disturbs_nothing_and_sees_the_new_parameters(device: str, arch: str) -> None:
-    text = torch.randint(VOCAB, (21, 3), generator=torch.Generator().manual_seed(5)).to(device)
+def test_an_evaluation_between_replays_disturbs_nothing_and_sees_the_new_parameters(
+    device: str, arch: str, tmp_path: Path
+) -> None:
+    config = make_config(arch, keep=0.5)
+    corpus = load_corpus(config.data, write_text(tmp_path / "text"))
+    run, exact = make_run(tmp_path / "run", config), Attempt(make_run(tmp_path / "exact", config), corpus).trainer
     losses, found = [], []
     for look in (False, True):
-        step, model = make_step(arch, OPTIMIZERS[0], device=device, capture=device == "cuda", keep=0.5)
-        state, taken = model.initial_state(BATCH), []
-        torch.manual_seed(3)
-        for number, window in enumerate(windows(BEFORE_REPLAYS + 6, device)):
-            model.train()
-            result = step(*window, state)
-            state = result.state.clone()
-            taken.append(result.loss_nats.item())
+        trainer = attempt_at(run, corpus, device).trainer
+        taken = []
+        for number, _ in zip(range(BEFORE_REPLAYS + 6), trainer.events(1, read_each=True), strict=False):
+            taken.append(trainer.total.loss_nats)
             if look:
-                found.append(evaluate(model, [text], 5, Rank(device=torch.device(device))).mean)
+                found.append(trainer.evaluate("valid").mean)
                 if number >= BEFORE_REPLAYS:
                     assert found[-1] != found[-2], "the parameters have moved"
-                expected = evaluate(copy.deepcopy(model).cpu().double(), [text.cpu()], 5, Rank()).mean
-                assert found[-1] == pytest.approx(expected, rel=1e-4)
+                exact.model.load_state_dict(trainer.model.state_dict())
+                exact.model.double()
+                assert found[-1] == pytest.approx(exact.evaluate("valid").mean, rel=1e-4)
+                trainer.model.train()
         losses.append(taken)
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
@@ -102,7 +102,8 @@ def test_a_canary_holds_little_more_memory_than_its_tensors_need(device: str, tm
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     run = make_run(tmp_path / "study" / "canary" / "run", config)
-    record = run_canary(attempt_at(run, corpus, device).trainer, run, 12, stop=StopSignal())
+    attempt = attempt_at(run, corpus, device)
+    record = run_canary(attempt.trainer, attempt.made, 12)
     parameters = sum(4 * math.prod(shape) for shape in [(512, 512 * 3)] * 3)
     assert record["peak_memory_bytes"] > 4 * parameters, "parameters, gradients, two moments"
     if device == "cpu":

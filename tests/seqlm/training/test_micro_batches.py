@@ -10,7 +10,7 @@ from torch import Tensor
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
 from seqlm.training.distributed import Rank
-from seqlm.training.step import micro_batches_from, split_columns
+from seqlm.training.step import micro_batches_from
 from tests.seqlm.training.ranks import steps_file, take_steps
 from tests.seqlm.training.studies import make_config, make_run, write_text
 from tests.seqlm.training.test_distributed import run_ranks
@@ -73,13 +73,6 @@ def test_two_ranks_in_parts_give_what_one_rank_gives_at_once(tmp_path: Path) -> 
             state = torch.cat([steps["state"] for steps in ranks], dim=1)
             for steps in ranks:
                 assert_same(steps, whole, state)
-
-
-def test_parts_are_whole_columns_and_differ_by_one_at_most() -> None:
-    columns = torch.arange(14).view(2, 7)
-    parts = split_columns(columns, 3)
-    assert [part.shape[1] for part in parts] == [3, 2, 2]
-    assert torch.equal(torch.cat(parts, dim=1), columns)
 
 
 @pytest.mark.parametrize("text", ["0", "3.5", "-1", "two", "4"])

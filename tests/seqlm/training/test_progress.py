@@ -10,8 +10,9 @@ import pytest
 from seqlm.data.corpus import load_corpus
 from seqlm.errors import EXIT_USAGE
 from seqlm.files import read_json
+from seqlm.rundir import RunDirectory
+from seqlm.training import attempt as attempts
 from seqlm.training import worker
-from seqlm.training.attempt import record_start
 from seqlm.training.distributed import Rank
 from seqlm.training.progress import Progress
 from tests.seqlm.training.studies import Attempt, make_config, make_run, write_text
@@ -32,7 +33,7 @@ def test_the_file_is_written_at_intervals_however_many_steps_go_by(
     monkeypatch.setenv("SEQLM_PROGRESS_SECONDS", seconds)
     monkeypatch.setattr(time, "monotonic", clock := Clock())
     path = attempt.run.progress_file(3)
-    progress = Progress(attempt.trainer, path)
+    progress = Progress(attempt.trainer, attempt.made)
     seen = set()
     for event in attempt.trainer.events(1):
         progress.show(event)
@@ -50,7 +51,7 @@ def test_a_terminal_gets_a_bar_and_a_log_gets_lines(
     attempt: Attempt, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_terminal: bool
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
-    progress = Progress(attempt.trainer, attempt.run.progress_file(3))
+    progress = Progress(attempt.trainer, attempt.made)
     for event in attempt.trainer.events(2):
         progress.show(event)
     shown = capsys.readouterr().out
@@ -62,17 +63,18 @@ def test_a_terminal_gets_a_bar_and_a_log_gets_lines(
 def test_a_folder_that_cannot_be_written_stops_no_run(attempt: Attempt, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in ("missing", "file"):
-        Progress(attempt.trainer, tmp_path / folder / "progress.json").before_window()
+        attempt.made.run = RunDirectory(tmp_path / folder)
+        Progress(attempt.trainer, attempt.made).before_window()
 
 
 def test_ranks_other_than_the_first_write_and_print_nothing(
-    attempt: Attempt, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    attempt: Attempt, capsys: pytest.CaptureFixture[str]
 ) -> None:
     attempt.trainer.rank = Rank(index=1)
-    progress = Progress(attempt.trainer, tmp_path / "progress.json")
+    progress = Progress(attempt.trainer, attempt.made)
     for event in attempt.trainer.events(1, before_window=progress.before_window):
         progress.show(event)
-    assert not (tmp_path / "progress.json").exists()
+    assert not attempt.run.progress_file(3).exists()
     assert capsys.readouterr().out == ""
 
 
@@ -112,7 +114,7 @@ def test_the_worker_records_which_gpu_it_sees(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
     monkeypatch.setenv("SEQLM_DEVICE", "cpu")
     run = make_run(tmp_path / "run", make_config())
-    record_start(run, Rank(), 1)
+    attempts.Attempt(run=run, rank=Rank(), number=1).record_start()
     record = read_json(run.attempt_dir(1) / "worker.json") or {}
     assert record["gpu"] == gpu
     assert record["device"]

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from seqlm.errors import EXIT_BUSY, EXIT_RUNG, EXIT_STOPPED, EXIT_STORAGE, DivergedError, FileError
-from seqlm.files import Guard, read_json
+from seqlm.files import read_json
 from seqlm.lease import newest_lease
 from seqlm.models import products
 from seqlm.rundir import RunDirectory
@@ -41,8 +41,8 @@ def record_of(run: RunDirectory) -> dict[str, Any]:
 
 
 def ended_by(monkeypatch: pytest.MonkeyPatch, end: Callable[[], None]) -> None:
-    def train(trainer: Trainer, run: RunDirectory, **_: Any) -> None:
-        assert not run.end(1).has_ended, "not before the end"
+    def train(trainer: Trainer, made: attempt.Attempt, search: Any) -> None:
+        assert not made.run.end(1).has_ended, "not before the end"
         end()
 
     monkeypatch.setattr(worker, "train", train)
@@ -123,7 +123,6 @@ class Group:
         self.has_ended = False
         monkeypatch.setenv("SEQLM_RENDEZVOUS", str(folder / "meeting"))
         monkeypatch.setattr(distributed, "_offer_port", lambda *_: dist.HashStore())
-        monkeypatch.setattr(distributed, "require_cards_apart", lambda *_: None)
         monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
         monkeypatch.setattr(dist, "init_process_group", lambda **options: self.options.update(options))
         monkeypatch.setattr(dist, "destroy_process_group", lambda: setattr(self, "has_ended", True))
@@ -140,11 +139,11 @@ def test_a_rank_that_fails_stays_in_its_group_until_its_process_ends(
     group = Group(monkeypatch, run.path)
     rank = Rank(world_size=2)
 
-    def work(guard: Guard) -> None:
+    def work() -> None:
         with process_group(rank):
             end()
 
-    attempt.make_attempt(run, rank, 1, attempt.StopSignal(), work)
+    attempt.Attempt(run=run, rank=rank, number=1).make(work)
     assert group.has_ended == leaves
 
 
@@ -234,7 +233,7 @@ def test_a_gpu_is_recorded_with_its_multiprocessors(run: RunDirectory, monkeypat
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=14))
     for rank, expected in ((Rank(device=torch.device("cuda")), 14), (Rank(), 0)):
-        attempt.record_start(run, rank, 1)
+        attempt.Attempt(run=run, rank=rank, number=1).record_start()
         assert record_of(run)["multiprocessors"] == expected
 
 

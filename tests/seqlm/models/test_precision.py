@@ -7,7 +7,7 @@ import torch
 
 from seqlm import machine
 from seqlm.errors import BackendError
-from seqlm.training.precision import set_switches, use_precision
+from seqlm.models.products import set_switches, use_precision
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
