@@ -6,7 +6,6 @@ import itertools
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,19 @@ import pytest
 
 from jobs.attempt.attempt import Heartbeat, hung_seconds
 from jobs.backends.local import LocalBackend
-from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import LaunchOptions
 from jobs.spec import Submission
-from jobs.study.kept_code import Code
-from seqlm import ends
+from jobs.study.kept_code import live_code
 from seqlm.errors import UsageError
-from seqlm.files import read_json, write_json
+from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
+from tests.crawl import Crawl
 from tests.fakes import FakeBackend
 from tests.jobs.launch.test_dispatch import finish, run_all, todo
-from tests.seqlm.training.studies import make_config, make_run, write_text
+from tests.small_study import read_soon
+from tests.tools.stub_launch import STUB
+from tests.training.studies import make_config, make_run
 
 MINUTE = 60.0
 
@@ -131,13 +131,7 @@ def test_the_limit_comes_from_the_environment() -> None:
 # -- and what becomes of it ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ends, "FIRST_DELAY_SECONDS", 0.0)
-    monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.0)
-
-
-@pytest.mark.usefixtures("_no_waiting")
+@pytest.mark.usefixtures("no_waiting")
 def test_a_launcher_kills_a_run_that_hangs_and_tries_it_again(tmp_path: Path) -> None:
     backend = FakeBackend(finish, ends=False)
     backend.obeys = False  # a hung worker hears no SIGTERM
@@ -162,16 +156,14 @@ def test_a_launcher_kills_a_run_that_hangs_and_tries_it_again(tmp_path: Path) ->
 
 
 @pytest.mark.process
-@pytest.mark.usefixtures("_no_waiting")
-@pytest.mark.parametrize("stopped", [0, 1])
+@pytest.mark.usefixtures("no_waiting")
 def test_a_stopped_rank_and_its_peer_are_killed_and_the_run_ends_well(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("seqlm.machine.cpu_count", lambda: 2)
     monkeypatch.setattr("seqlm.machine.gpus", list)
     (item,) = todo(tmp_path / "study", 1, ranks=2)
-    item = replace(item, spec=replace(item.spec, data_path=write_text(tmp_path / "text")))
-    run, ranks, watchers = item.run, [], list[Heartbeat]()
+    crawl, run, ranks, watchers = Crawl(tmp_path, epochs=1), item.run, list[int](), list[Heartbeat]()
 
     def watch(*arguments: Any) -> Heartbeat:
         watchers.append(Heartbeat(*arguments))
@@ -182,20 +174,16 @@ def test_a_stopped_rank_and_its_peer_are_killed_and_the_run_ends_well(
     class Backend(LocalBackend):
         def wait(self, seconds: float) -> None:
             if run.metrics_file.exists() and not ranks:
-                attempt = run.last_attempt()
-                ranks.extend((read_json(run.worker_file(attempt, rank)) or {})["pid"] for rank in (0, 1))
-                os.kill(ranks[stopped], signal.SIGSTOP)
-                (tmp_path / "go-on").touch()
+                ranks.extend(read_soon(run.worker_file(1, rank))["pid"] for rank in (0, 1))
+                os.kill(ranks[0], signal.SIGSTOP)  # its peer is held, and writes nothing
                 watchers[-1]._clock = itertools.count(1e9, MINUTE).__next__  # the ten minutes pass at once
+            elif run.last_attempt() > 1:
+                crawl.end()
             super().wait(seconds)
 
-    options = LaunchOptions(
-        study_dir=tmp_path / "study",
-        worker=("-m", "tests.seqlm.training.elsewhere", "here", f"hold={tmp_path / 'go-on'}"),
-        env={"SEQLM_HUNG_MINUTES": "10", "OMP_NUM_THREADS": "1"},
-    )
-    code = Code(path=Path(__file__).parents[3], commit=None, dirty=False, live=True)
-    Dispatcher(Backend(), code, options).dispatch([item])
+    env = {"SEQLM_HUNG_MINUTES": "10", **crawl.env}
+    options = LaunchOptions(study_dir=tmp_path / "study", worker=STUB, env=env)
+    Dispatcher(Backend(), live_code(), options).dispatch([item])
     assert ranks, "one was stopped"
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
     assert "no step for 10 min" in " ".join(end.message for end in run.failures())

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from jobs.attempt.attempt import micro_batches
 from seqlm.data.layout import own_columns
 from seqlm.ends import most_micro_batches
+from seqlm.environment import MICRO_BATCHES
+from seqlm.models.language_model import FusedModel
 from seqlm.rundir import RunDirectory
-from tests.seqlm.training.studies import make_config, make_run
+from seqlm.training import worker
+from seqlm.training.attempt import StopSignal
+from tests.training.studies import make_config, make_run, write_text
 
 
 def end(run: RunDirectory, attempt: int, kind: str, parts: int) -> None:
@@ -48,3 +54,27 @@ def test_a_behaviour_job_takes_no_steps_and_has_one(tmp_path: Path) -> None:
     behaviour.task_file.write_text("{}")
     end(behaviour, 1, "oom", 1)
     assert micro_batches(behaviour, 8, 1) == 1
+
+
+@pytest.mark.slow
+def test_the_trainer_short_of_memory_ends_done_with_four_micro_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that has room for two columns at once."""
+    loss = FusedModel.loss
+
+    def tight(model: FusedModel, tokens: torch.Tensor, *rest: Any) -> Any:
+        if 2 < tokens.shape[1] <= 8:  # the batch; the self-check has more columns
+            torch.empty(2**50)
+        return loss(model, tokens, *rest)
+
+    run = make_run(tmp_path / "run", make_config(epochs=1))
+    monkeypatch.setattr(FusedModel, "loss", tight)
+    monkeypatch.setattr(StopSignal, "install", lambda self: None)
+    monkeypatch.setenv("SEQLM_DATA", str(write_text(tmp_path / "text")))
+    monkeypatch.setenv("SEQLM_DEVICE", "cpu")
+    for _ in range(3):
+        monkeypatch.setenv(MICRO_BATCHES.name, str(micro_batches(run, 8, 1)))
+        worker.main([str(run.path)])
+    assert (run.read_result() or {})["micro_batches"] == 4
+    assert [(failed.kind, failed.micro_batches) for failed in run.failures()] == [("oom", 1), ("oom", 2)]

@@ -24,7 +24,9 @@ TELL = """
 import json, os, sys
 names = "RANK WORLD_SIZE OMP_NUM_THREADS SEQLM_DEVICE CUDA_VISIBLE_DEVICES SEQLM_RENDEZVOUS SEQLM_ATTEMPT".split()
 names += "SEQLM_GPU_SHARE CUDA_DEVICE_ORDER CUDA_MPS_PIPE_DIRECTORY".split()
-json.dump({n: os.environ.get(n) for n in names}, open(os.path.join(sys.argv[1], "rank" + os.environ["RANK"]), "w"))
+names += "GOMP_SPINCOUNT KMP_BLOCKTIME OMP_WAIT_POLICY".split()
+told = {"group": os.getpgrp(), **{n: os.environ.get(n) for n in names}}
+json.dump(told, open(os.path.join(sys.argv[1], "rank" + os.environ["RANK"]), "w"))
 os.write(1, b"out\\n"); os.write(2, b"err\\n")  # a line at once: two ranks write to the same file
 """
 
@@ -68,9 +70,13 @@ def test_each_rank_is_a_process_that_knows_its_place(tmp_path: Path) -> None:
     backend = LocalBackend()
     resources = backend.resolve(wanting(Resources(ranks=2)), at_most=1)
     assert resources == Resources(ranks=2, cpus=2, gpus=0)
-    assert wait(backend, backend.submit(submission(tmp_path / "run", TELL, resources))).exit_code == 0
+    job = backend.submit(submission(tmp_path / "run", TELL, resources))
+    assert not has_room(backend, Resources(cpus=1, gpus=0)), "it holds all cores"
+    assert wait(backend, job).exit_code == 0
+    assert has_room(backend, resources)
     ranks = [json.loads((tmp_path / "run" / f"rank{rank}").read_text()) for rank in range(2)]
     assert [rank["RANK"] for rank in ranks] == ["0", "1"]
+    assert os.getpgrp() not in {rank["group"] for rank in ranks}
     assert {rank["WORLD_SIZE"] for rank in ranks} == {"2"}
     assert {rank["OMP_NUM_THREADS"] for rank in ranks} == {"2"}
     assert {rank["SEQLM_DEVICE"] for rank in ranks} == {"cpu"}
@@ -78,18 +84,6 @@ def test_each_rank_is_a_process_that_knows_its_place(tmp_path: Path) -> None:
     attempt = tmp_path / "run" / "attempts" / "0001"
     assert (attempt / "stdout.log").read_text() == "out\n" * 2
     assert (attempt / "stderr.log").read_text() == "err\n" * 2
-
-
-@pytest.mark.process
-@pytest.mark.usefixtures("_four_cores")
-def test_what_a_run_holds_is_not_free_until_it_ends(tmp_path: Path) -> None:
-    backend = LocalBackend()
-    resources = backend.resolve(wanting(Resources()), at_most=1)
-    assert resources.cpus == 4
-    job = backend.submit(submission(tmp_path / "run", TELL, resources))
-    assert not has_room(backend, Resources(cpus=1, gpus=0))
-    wait(backend, job)
-    assert has_room(backend, resources)
 
 
 @pytest.mark.process
@@ -192,12 +186,10 @@ def test_waiting_threads_spin_for_a_short_time_unless_the_user_says_how_they_wai
     monkeypatch.delenv("OMP_WAIT_POLICY")  # of the tests
     for name, value in shell.items():
         monkeypatch.setenv(name, value)
-    names = ["GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY"]
-    program = f"import json, os, sys; json.dump([os.environ.get(n) for n in {names}], open(sys.argv[1] + '/had', 'w'))"
     backend = LocalBackend()
-    job = backend.submit(replace(submission(tmp_path / "run", program, Resources(cpus=1, gpus=0)), env=manifest))
-    assert wait(backend, job).exit_code == 0
-    assert json.loads((tmp_path / "run" / "had").read_text()) == expected
+    wait(backend, backend.submit(replace(submission(tmp_path, TELL, Resources(cpus=1, gpus=0)), env=manifest)))
+    told = json.loads((tmp_path / "rank0").read_text())
+    assert [told[name] for name in ("GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY")] == expected
 
 
 @pytest.mark.process
@@ -251,16 +243,6 @@ def test_a_rank_that_does_not_end_when_it_is_killed_holds_nobody_up(
         backend.close()
     backend.stop(job, force=True)
     assert wait(backend, job).exit_code == -9
-
-
-@pytest.mark.process
-@pytest.mark.usefixtures("_four_cores")
-def test_a_rank_is_not_in_the_process_group_of_its_launcher(tmp_path: Path) -> None:
-    program = "import os, sys; open(sys.argv[1] + '/group' + os.environ['RANK'], 'w').write(str(os.getpgrp()))"
-    backend = LocalBackend()
-    wait(backend, backend.submit(submission(tmp_path / "run", program, Resources(ranks=2, cpus=1, gpus=0))))
-    groups = {(tmp_path / "run" / f"group{rank}").read_text() for rank in range(2)}
-    assert str(os.getpgrp()) not in groups
 
 
 @pytest.mark.process

@@ -15,26 +15,34 @@ from jobs.backends.ray_executor import RayExecutor, _Group, _Job
 from jobs.backends.ray_rank import RankHost
 from jobs.plan.capacity import Allocation, Capacity, Node
 from jobs.spec import Resources, Submission
+from seqlm.rundir import RunDirectory
 
-KILL = "import os, sys; open(sys.argv[1], 'w').write(sys.argv[2]); os.kill(os.getpid(), 9)"
+KILL = """
+import os, sys
+open(sys.argv[1], "w").write(sys.argv[2])
+print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
+os.kill(os.getpid(), 9)
+"""
 ONE = Resources(cpus=1, gpus=0)
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("after", [3, 4])
-def test_a_rank_is_short_of_memory_where_its_own_node_has_counted_a_kill(
+def test_a_rank_has_the_gpu_that_ray_booked_and_is_short_of_memory_where_its_own_node_has_counted_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     counter = tmp_path / "memory.events"
     counter.write_text("oom_kill 3\n")
     monkeypatch.setattr("jobs.attempt.memory_kills.groups_files", lambda membership: [counter])
     monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.1")
-    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_accelerator_ids=dict))
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_accelerator_ids=lambda: {"GPU": ["6"]}))
+    monkeypatch.setattr("seqlm.machine.addressed", lambda index: f"GPU-{index}")
     argv = ("python", "-c", KILL, str(counter), f"oom_kill {after}\n")
     submission = Submission(run_dir=tmp_path, attempt=1, argv=argv, env={}, cwd=tmp_path, resources=ONE)
     found = RankHost().run(submission, 0, node="n0", first_host="127.0.0.1", kept_code=tmp_path)
     assert found is not None
     assert (found.exit_code, found.out_of_memory) == (-signal.SIGKILL, after == 4)
+    assert RunDirectory(tmp_path).stdout_log(1).read_text() == "GPU-6\n"
 
 
 @pytest.mark.parametrize(

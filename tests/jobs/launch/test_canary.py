@@ -184,13 +184,6 @@ def test_starting_the_grid_all_the_same_is_not_offered_for_a_failure_that_every_
         check(trials, tmp_path, FakeBackend(work))
 
 
-def test_every_launch_runs_its_canaries(tmp_path: Path) -> None:
-    trials = [trial(tmp_path, make_config())]
-    check(trials, tmp_path, FakeBackend(passes))
-    with pytest.raises(CanaryError):
-        check(trials, tmp_path, FakeBackend(diverges))
-
-
 def test_a_canary_that_loses_its_node_is_tried_once_more(tmp_path: Path) -> None:
     backend = FakeBackend(lambda submission: passes(submission) if submission.attempt == 2 else -9)
     check([trial(tmp_path, make_config())], tmp_path, backend)

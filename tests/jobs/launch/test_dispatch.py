@@ -115,10 +115,13 @@ def run_all(
     Dispatcher(backend, code, settings, writes_queue=writes_queue).dispatch(items)
 
 
-def test_every_run_is_submitted_once_in_order_and_no_more_than_the_slots_at_a_time(tmp_path: Path) -> None:
-    backend = FakeBackend(finish, slots=2)
+@pytest.mark.parametrize(("slots", "most"), [(2, None), (4, 2)])
+def test_every_run_is_submitted_once_in_order_and_no_more_at_a_time_than_fit_or_are_allowed(
+    tmp_path: Path, slots: int, most: int | None
+) -> None:
+    backend = FakeBackend(finish, slots=slots)
     items = todo(tmp_path, 5)
-    run_all(backend, items)
+    run_all(backend, items, max_parallel=most)
     assert [s.run_dir.name for s in backend.submissions] == [item.run.id for item in items]
     assert backend.most_at_once == 2
     assert all(item.run.observe().state == "done" for item in items)
@@ -332,58 +335,47 @@ def test_the_queue_is_told_with_the_reason_of_each_run_and_empty_at_the_end(
     assert told[-1] == {}
 
 
-def test_no_more_than_max_parallel_go_at_once(tmp_path: Path) -> None:
-    backend = FakeBackend(finish, slots=4)
-    run_all(backend, todo(tmp_path, 5), max_parallel=2)
-    assert backend.most_at_once == 2
-
-
-def test_the_variables_of_the_manifest_reach_the_worker_and_hide_none_of_ours(tmp_path: Path) -> None:
+def test_the_variables_and_the_policy_of_the_manifest_reach_the_worker_and_hide_none_of_ours(tmp_path: Path) -> None:
     backend = FakeBackend(finish)
     env = {"NCCL_DEBUG": "INFO", "SEQLM_ATTEMPT": "7", "PYTHONPATH": "/of/the/user"}
-    run_all(backend, todo(tmp_path, 1), env=env)
-    assert backend.submissions[0].env["NCCL_DEBUG"] == "INFO"
-    assert backend.submissions[0].env["SEQLM_ATTEMPT"] == "1"
-    assert backend.submissions[0].env["PYTHONPATH"] == "/of/the/user", "a backend searches the code first"
+    run_all(backend, todo(tmp_path, 1), env=env, policy=Policy(checkpoint_min=2.5, keep_last=False))
+    told = backend.submissions[0].env
+    assert (told["NCCL_DEBUG"], told["SEQLM_ATTEMPT"]) == ("INFO", "1")
+    assert told["PYTHONPATH"] == "/of/the/user", "a backend searches the code first"
+    assert (told["SEQLM_CHECKPOINT_MINUTES"], told["SEQLM_KEEP_LAST"]) == ("2.5", "0")
 
 
-@pytest.mark.parametrize("code", [143, -15, -2])
-def test_a_worker_that_somebody_else_has_stopped_was_preempted_and_goes_on(tmp_path: Path, code: int) -> None:
-    (item,) = todo(tmp_path, 1)
-    backend = FakeBackend(lambda submission: code if submission.attempt == 1 else finish(submission))
-    run_all(backend, [item])
-    assert item.run.observe().state == "done"
-    assert item.run.end(1).kind == "preempted"
-    assert "another process stopped it" in item.run.end(1).message
-
-
-@pytest.mark.parametrize("another_rank_speaks", [False, True])
-def test_a_worker_that_the_system_has_killed_for_its_memory_is_short_of_memory(
-    tmp_path: Path, another_rank_speaks: bool
+@pytest.mark.parametrize(
+    ("code", "of_memory", "another_rank_speaks", "kind", "message"),
+    [
+        (143, False, False, "preempted", "another process stopped it"),
+        (-15, False, False, "preempted", "another process stopped it"),
+        (-2, False, False, "preempted", "another process stopped it"),
+        (120, False, False, "node", ""),  # on a full disk Python ends with it in place of the worker's own word
+        (-9, False, False, "node", ""),
+        (-9, True, False, "oom", ""),
+        (-9, True, True, "oom", ""),
+    ],
+)
+def test_a_worker_that_ends_for_a_cause_outside_of_it_is_tried_again(
+    tmp_path: Path, code: int, of_memory: bool, another_rank_speaks: bool, kind: str, message: str
 ) -> None:
     (item,) = todo(tmp_path, 1)
 
-    def be_killed(submission: Submission) -> int:
+    def end_once(submission: Submission) -> int:
         if submission.attempt > 1:
             return finish(submission)
         if another_rank_speaks:
             fail(item.run, {"kind": "node", "message": "lost rank 1", "attempt": 1})
-        return -9
+        return code
 
-    backend = FakeBackend(be_killed)
-    backend.out_of_memory = True
+    backend = FakeBackend(end_once)
+    backend.out_of_memory = of_memory
     run_all(backend, [item])
-    assert item.run.end(1).kind == "oom"
-    assert backend.submissions[1].env["SEQLM_MICRO_BATCHES"] == "2"
-
-
-def test_a_worker_that_could_not_write_out_what_it_printed_is_tried_again(tmp_path: Path) -> None:
-    """On a full disk Python ends with 120 in place of the worker's own word."""
-    (item,) = todo(tmp_path, 1)
-    backend = FakeBackend(lambda submission: 120 if submission.attempt == 1 else finish(submission))
-    run_all(backend, [item])
-    assert item.run.end(1).kind == "node"
-    assert item.run.result_file.exists()
+    assert item.run.observe().state == "done"
+    end = item.run.end(1)
+    assert (end.kind, message in end.message) == (kind, True)
+    assert backend.submissions[1].env["SEQLM_MICRO_BATCHES"] == ("2" if of_memory else "1")
 
 
 def test_each_launch_counts_its_own_failures(tmp_path: Path) -> None:
@@ -511,13 +503,6 @@ def test_a_failed_attempt_has_used_its_hours_and_is_not_tried_again_beyond_the_b
     run_all(backend, [item], is_requested=True, policy=TEN_HOURS)
     assert [submission.attempt for submission in backend.submissions] == [1, 2]
     assert item.run.observe(spent=Budget(tmp_path, TEN_HOURS).is_spent).reason == "node: lost"
-
-
-def test_a_study_whose_budget_is_spent_starts_nothing(tmp_path: Path) -> None:
-    items, backend = todo(tmp_path, 2), FakeBackend(uses(1))
-    write_attempt(items[0].run, 1, start=0, end=5 * HOUR)
-    assert run_within(TEN_HOURS, backend, items) == [SPENT] * 2
-    assert backend.submissions == []
 
 
 # -- rungs of a search -------------------------------------------------------------------------------------------------

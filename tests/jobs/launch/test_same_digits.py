@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import launch
 from jobs.launch.prepare import plan_runs, resolve_specs
 from jobs.spec import RunSpec
 from seqlm.config import RunConfig
@@ -20,11 +19,6 @@ CONFIG = RunConfig.from_dict({**make_config().to_dict(), "data": {"corpus": "ptb
 SEEDS = (20004, 35681)
 """Found by trying seeds in order."""
 FIRST, SECOND = (RunSpec(name=f"seed{seed}", config=replace(CONFIG, seed=seed)) for seed in SEEDS)
-
-
-def test_the_two_share_their_digits_and_nothing_else() -> None:
-    assert FIRST.fingerprint[:8] == SECOND.fingerprint[:8]
-    assert FIRST.fingerprint != SECOND.fingerprint
 
 
 def test_both_in_one_launch_are_refused(tmp_path: Path) -> None:
@@ -42,18 +36,3 @@ def test_a_run_is_not_done_with_the_result_of_another(tmp_path: Path) -> None:
         plan_runs([SECOND], tmp_path)
     with pytest.raises(UsageError, match=str(run.path)):
         run.create(SECOND.config, {"name": SECOND.name})
-
-
-def test_a_manifest_with_both_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    manifest = tmp_path / "m.toml"
-    manifest.write_text(
-        '[study]\nname = "s"\n[[grid]]\nseeds = [20004, 35681]\ndata = { corpus = "ptb" }\n'
-        'model = { arch = "rnn", hidden_size = 16, num_layers = 2, embedding_size = 12, keep = 1.0 }\n'
-        'optim = { optimizer = "sgd", lr = 0.5 }\n'
-        "train = { epochs = 2, batch_size = 8, seq_len = 5, clip_norm = 0.25 }\n"
-    )
-    assert launch.main(["plan", str(manifest), "--runs-dir", str(tmp_path / "runs")]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "20004" in said
-    assert "35681" in said

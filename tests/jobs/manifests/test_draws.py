@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.manifests.draws import Choice, Distribution, Real, Whole, draw, number_of_settings
-from jobs.manifests.filters import facts_of_spec, select
-from jobs.manifests.load import Manifest
-from tests.jobs.manifests.test_manifest import BASE, RUN, load, names, names_of_excluded
+from tests.jobs.manifests.test_manifest import BASE, RUN, load, names
 
 SAMPLE = """
 [[sample]]
@@ -96,58 +94,7 @@ def test_the_order_of_the_keys_does_not_matter() -> None:
 # -- the runs of an entry ------------------------------------------------------------------------------------------
 
 
-def keys_of(manifest: Manifest) -> list[tuple[object, ...]]:
-    keys = ("model.arch", "optim.lr", "model.keep", "model.hidden_size")
-    return [tuple(run.config.by_key()[key] for key in keys) for run in manifest.runs]
-
-
-def test_a_sample_makes_its_count_of_runs_named_after_what_is_drawn(tmp_path: Path) -> None:
-    manifest = load(tmp_path, GOOD)
-    for run, (arch, lr, keep, hidden) in zip(manifest.runs, keys_of(manifest), strict=True):
-        assert run.name.startswith(f"{arch}-adam-keep{keep}-hidden{hidden}-lr")
-        assert float(run.name.split("-lr")[1]) == lr
-    assert len(set(names(manifest))) == 7
-
-
 def test_a_larger_count_and_other_entries_leave_the_runs_as_they_are(tmp_path: Path) -> None:
     few, many = load(tmp_path, with_count(3)), load(tmp_path, with_count(6) + RUN + "model.keep = 1.0")
     assert [(run.name, run.fingerprint) for run in many.runs][:3] == [(run.name, run.fingerprint) for run in few.runs]
     assert names(load(tmp_path, with_count(1))) == names(few)[:1]
-
-
-def test_a_name_and_a_choice_of_one_leave_no_suffix_for_them(tmp_path: Path) -> None:
-    text = BASE + '[[sample]]\nname = "s"\ncount = 2\nmodel.arch = ["gru"]\noptim.optimizer = "sgd"\n'
-    assert all(
-        name.startswith("s-keep") for name in names(load(tmp_path, text + "model.keep = { uniform = [0.1, 1] }"))
-    )
-
-
-def test_seeds_copy_every_draw_and_the_seed_of_the_entry_is_that_of_the_draws(tmp_path: Path) -> None:
-    manifest = load(tmp_path, GOOD + "seed = 5\nseeds = [1, 2]")
-    assert [run.config.seed for run in manifest.runs] == [1, 2] * 7
-    assert names(manifest)[1].endswith("-seed2")
-    assert keys_of(manifest)[::2] == keys_of(load(tmp_path, GOOD + "seed = 5"))
-    assert keys_of(manifest)[::2] != keys_of(load(tmp_path, GOOD))
-    assert {run.config.seed for run in load(tmp_path, GOOD + "seed = 5").runs} == {1111}
-    top = load(tmp_path, "seeds = [3, 4]\n" + GOOD)
-    assert {run.config.seed for run in top.runs} == {3, 4}
-
-
-def test_an_exclude_drops_draws(tmp_path: Path) -> None:
-    manifest = load(tmp_path, GOOD + '[[exclude]]\nmodel.arch = "rnn"')
-    assert {run.config.model.arch for run in manifest.runs} == {"gru"}
-    assert len(manifest.runs) + len(names_of_excluded(manifest)) == 7
-
-
-def test_filters_choose_among_draws(tmp_path: Path) -> None:
-    manifest = load(tmp_path, GOOD)
-    chosen, why = select(manifest.runs, ["arch=gru lr<1e-3"], ["keep>0.8"], facts_of_spec)
-    wanted = [key[0] == "gru" and key[1] < 1e-3 and key[2] <= 0.8 for key in keys_of(manifest)]
-    assert why is None
-    assert [run.order for run in chosen] == [order for order, is_wanted in enumerate(wanted) if is_wanted]
-
-
-def test_set_overrides_a_key_that_is_drawn(tmp_path: Path) -> None:
-    before, after = keys_of(load(tmp_path, GOOD)), keys_of(load(tmp_path, GOOD, "optim.lr=0.5"))
-    assert after == [(arch, 0.5, keep, hidden) for arch, _, keep, hidden in before]
-    assert all(name.endswith("-lr0.5") for name in names(load(tmp_path, GOOD, "optim.lr=0.5")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ BLOCKS = EXPANSIONS.read_text("utf-8").strip().split("\n\n")
 
 
 def expanded(folder: Path, block: str) -> str:
-    """Return a block of ``expansions.txt`` with its runs: names, values of the keys that are to be shown."""
+    """Return a block of ``expansions.txt`` with its runs, the keys to be shown, and what is there for the report."""
     lines = [line for line in block.splitlines() if not line.startswith(("=> ", "excluded: "))]
     found: dict[str, list[str]] = {kind: [] for kind in ("# ", "show: ", "before: ", "--set ", "")}
     for line in lines:
@@ -106,7 +107,13 @@ def expanded(folder: Path, block: str) -> str:
     for run in manifest.runs:
         values = {**facts_of_spec(run), "order": run.order}
         lines.append(" ".join([f"=> {run.name}:", *(f"{values.get(key, '-')}" for key in shown)]))
-    return "\n".join([*lines, *(f"excluded: {name}" for name in names_of_excluded(manifest))])
+    lines += [f"excluded: {name}" for name in names_of_excluded(manifest)]
+    for claim in manifest.expectations:
+        lines.append(f"=> expect {json.dumps(claim)}")
+    published = {name: asdict(one) for name, one in manifest.published.items()}
+    for kind in (manifest.groups, published, manifest.notes):
+        lines += [f"=> {name}: {json.dumps(value)}" for name, value in kind.items()]
+    return "\n".join([*lines, *(f"=> behaviour of {name}" for name in manifest.behaviour)])
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.partition("\n")[0].strip("# "))
@@ -115,12 +122,9 @@ def test_what_entries_expand_to(tmp_path: Path, block: str) -> None:
     assert expanded(tmp_path, block) == block
 
 
-def test_backend_tables_are_handed_on_as_written(tmp_path: Path) -> None:
-    text = GOOD + '[backend.slurm]\npartition = "gpu"\nsbatch.gres = "nvme:1"\n[backend.local]\nmax_parallel = 2\n'
-    assert load(tmp_path, text).backend == {
-        "slurm": {"partition": "gpu", "sbatch": {"gres": "nvme:1"}},
-        "local": {"max_parallel": 2},
-    }
+def test_published_results_change_nothing_about_a_run(tmp_path: Path) -> None:
+    plain, published = (load(tmp_path, GOOD + text).runs for text in ("", "published.val_ppl = 156.5\n"))
+    assert [run.fingerprint for run in plain] == [run.fingerprint for run in published]
 
 
 def test_the_backend_of_the_study_and_its_settings_are_read(tmp_path: Path) -> None:
