@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from jobs.backends.base import MARK
-from jobs.cli.doctor import _devices, _torch, examine
+from jobs.cli.doctor import _devices, _folder, _torch, examine
 from seqlm import machine
 from seqlm.machine import Card, Gpu
 
@@ -62,3 +65,16 @@ def test_a_wrong_choice_of_gpus_is_a_finding(monkeypatch: pytest.MonkeyPatch, tm
     (found,) = [finding for finding in examine(tmp_path, None) if finding.subject == "GPU"]
     assert found.level == "bad"
     assert found.text.startswith('CUDA_VISIBLE_DEVICES: found "7", and 7 names no GPU of this machine')
+
+
+def test_a_folder_that_can_be_written_is_left_as_it_was_and_another_is_bad(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _folder("runs", tmp_path / "not" / "yet").level == "ok"
+    assert list(tmp_path.iterdir()) == []
+
+    def refused(**_: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", refused)
+    assert _folder("runs", tmp_path).level == "bad"

@@ -108,6 +108,7 @@ def expanded(folder: Path, block: str) -> str:
         values = {**facts_of_spec(run), "order": run.order}
         lines.append(" ".join([f"=> {run.name}:", *(f"{values.get(key, '-')}" for key in shown)]))
     lines += [f"excluded: {name}" for name in names_of_excluded(manifest)]
+    lines += [f"=> {manifest.search}"] * (manifest.search is not None)
     for claim in manifest.expectations:
         lines.append(f"=> expect {json.dumps(claim)}")
     published = {name: asdict(one) for name, one in manifest.published.items()}

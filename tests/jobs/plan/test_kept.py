@@ -11,7 +11,8 @@ from jobs.manifests.policy import Policy
 from jobs.plan.record import record_of
 from jobs.study.record import StudyRecord
 from seqlm.files import write_json
-from seqlm.rundir import study_record_file
+from seqlm.run_layout import study_record_file
+from seqlm.search import Search
 
 RUN = '[[run]]\nmodel.arch = "rnn"\nmodel.hidden_size = 4\noptim.optimizer = "sgd"\noptim.lr = 1\n'
 
@@ -25,14 +26,15 @@ def keep(folder: Path, text: str) -> Manifest:
     return manifest
 
 
-def test_the_policy_and_the_tables_of_all_backends_are_kept(tmp_path: Path) -> None:
+def test_the_policy_the_search_and_the_tables_of_all_backends_are_kept(tmp_path: Path) -> None:
     manifest = keep(
         tmp_path,
         '[policy]\noom = 7\npreempted = 2\ntimeout = "unlimited"\n[backend.ray]\nmax_parallel = 3\nenv = {A = "b"}\n'
-        'env_pass = ["HF_TOKEN"]\n[backend.slurm]\ntimeout_min = 7',
+        'env_pass = ["HF_TOKEN"]\n[backend.slurm]\ntimeout_min = 7\n[search]\nrungs = [3]\nkeep = 0.5',
     )
     found, none = (StudyRecord(folder, pytest.fail) for folder in (tmp_path, tmp_path / "older"))
     assert found.policy == manifest.policy == Policy(oom=7, preempted=2, timeout=None)
+    assert found.search == manifest.search == Search(rungs=(3,), keep=0.5)
     assert (found.backends, found.manifest) == (manifest.backend, manifest.path)
     assert (none.policy, none.search, none.backends, none.planned) == (None, None, {}, [])
 

@@ -42,6 +42,7 @@ def test_a_clean_checkout_is_kept_under_its_commit_and_only_once(tree: Path, tmp
     assert first.commit is not None
     assert first.path.name.startswith(f"{first.commit[:12]}-")
     assert (first.dirty, first.live) == (False, False)
+    assert (live_code().path, live_code().live, live_code().dirty) == (tree, True, False)
     assert keep_code(tmp_path / "study") == first
     assert list((tmp_path / "study" / "code").iterdir()) == [first.path]
 
@@ -73,14 +74,22 @@ def test_what_a_killed_launcher_had_copied_is_gone_with_the_next_one(tree: Path,
     assert list(kept.path.parent.iterdir()) == [kept.path]
 
 
-def test_an_edit_after_the_launch_changes_nothing_in_the_kept_code(tree: Path, tmp_path: Path) -> None:
-    kept = keep_code(tmp_path / "study")
-    (tree / "seqlm" / "__init__.py").write_text("version = 2\n")
-    assert (kept.path / "seqlm" / "__init__.py").read_text() == "version = 1\n"
-    changed = keep_code(tmp_path / "study")
-    assert changed.dirty
-    assert changed.path != kept.path
-    assert (changed.path / "seqlm" / "__init__.py").read_text() == "version = 2\n"
+@pytest.mark.parametrize("file", ["__init__.py", "new.py"])
+def test_what_is_edited_or_added_is_kept_anew_and_changes_nothing_in_an_older_copy(
+    tree: Path, tmp_path: Path, file: str
+) -> None:
+    first = keep_code(tmp_path / "study")
+    before = files(first.path)
+    (tree / "seqlm" / file).write_text("version = 2\n")
+    git(tree, "add", ".")
+    said: list[str] = []
+    second = keep_code(tmp_path / "study", tell=said.append)
+    assert (second.dirty, said) == (True, [])
+    assert (second.path / "seqlm" / file).read_text() == "version = 2\n"
+    assert (first.path / "seqlm" / "__init__.py").read_text() == "version = 1\n"
+    assert files(first.path) == before
+    (tree / "seqlm" / file).write_text("version = 3\n")
+    assert len({first.path, second.path, keep_code(tmp_path / "study").path}) == 3
 
 
 def files(folder: Path) -> list[str]:
@@ -100,60 +109,25 @@ def test_what_git_does_not_track_stays_out_and_a_module_among_it_is_named(tree: 
     ]
 
 
-def test_files_that_were_added_are_kept_under_a_name_of_their_own(tree: Path, tmp_path: Path) -> None:
-    (tree / "seqlm" / "new.py").write_text("first")
-    git(tree, "add", "seqlm/new.py")
-    said: list[str] = []
-    first = keep_code(tmp_path / "study", tell=said.append)
-    assert files(first.path) == [".gitignore", "code-origin.json", "seqlm/__init__.py", "seqlm/new.py"]
-    assert (first.dirty, said) == (True, [])
-    (tree / "seqlm" / "new.py").write_text("second")
-    assert keep_code(tmp_path / "study").path != first.path
-
-
-def change(file: Path) -> None:
-    file.write_text("version = 3\n")
-
-
-def cut(file: Path) -> None:
-    file.write_bytes(b"")
-
-
-def link(file: Path) -> None:
-    (file.parent.parent / "json").symlink_to(file.parent)
-
-
-def plant(file: Path) -> None:
-    (file.parent.parent / "json.py").write_text("")
-
-
-def plant_compiled(file: Path) -> None:
-    (file.parent.parent / "json.pyc").write_text("")
-
-
-def link_all(file: Path) -> None:
-    copy = file.parent.parent
+def link_all(copy: Path) -> None:
     copy.rename(copy.parent.parent / "elsewhere")
     copy.symlink_to(copy.parent.parent / "elsewhere")
 
 
-@pytest.mark.parametrize(
-    ("damage", "what"),
-    [
-        (change, "seqlm/__init__.py has changed"),
-        (cut, "seqlm/__init__.py has changed"),
-        (Path.unlink, "seqlm/__init__.py is missing"),
-        (link, "json is a link"),
-        (plant, "json.py is not part of it"),
-        (plant_compiled, "json.pyc is not part of it"),
-        (link_all, "it is a link"),
-    ],
-)
-def test_a_copy_that_is_not_what_its_name_says_is_an_error(
-    tree: Path, tmp_path: Path, damage: Callable[[Path], None], what: str
-) -> None:
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "seqlm/__init__.py has changed": lambda copy: (copy / "seqlm/__init__.py").write_text("version = 3\n"),
+    "seqlm/__init__.py is missing": lambda copy: (copy / "seqlm/__init__.py").unlink(),
+    "json is a link": lambda copy: (copy / "json").symlink_to(copy / "seqlm"),
+    "json.py is not part of it": lambda copy: (copy / "json.py").touch(),
+    "json.pyc is not part of it": lambda copy: (copy / "json.pyc").touch(),
+    "it is a link": link_all,
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_copy_that_is_not_what_its_name_says_is_an_error(tree: Path, tmp_path: Path, what: str) -> None:
     kept = keep_code(tmp_path / "study")
-    damage(kept.path / "seqlm" / "__init__.py")
+    DAMAGES[what](kept.path)
     with pytest.raises(FileError) as found:
         keep_code(tmp_path / "study")
     line = f"{kept.path} is not the code that its name says ({what}); move it away and launch again"
@@ -271,26 +245,13 @@ def test_without_git_our_packages_and_the_command_line_are_kept(
     }
 
 
-def test_live_code_is_the_tree_itself(tree: Path) -> None:
-    assert (live_code().path, live_code().live, live_code().dirty) == (tree, True, False)
-
-
-def test_what_belongs_to_another_user_is_not_trusted(
-    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "study").mkdir()
-    assert distrust(tmp_path / "study") is None
-    keep_code(tmp_path / "study")
-    assert distrust(tmp_path / "study") is None
-    monkeypatch.setattr("os.geteuid", lambda: (tmp_path / "study").stat().st_uid + 1)
-    assert distrust(tmp_path / "study") == f"{tmp_path / 'study'} belongs to another user"
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="root alone can give a file to somebody else")
-@pytest.mark.parametrize("place", ["code/a/seqlm/x.py", "run-1/model/m.py"])
-def test_a_file_of_another_user_is_not_trusted(tmp_path: Path, place: str) -> None:
-    (tmp_path / place).parent.mkdir(parents=True)
-    (tmp_path / place).touch()
-    assert distrust(tmp_path) is None
-    os.chown(tmp_path / place, 64711, -1)
-    assert distrust(tmp_path) == f"{tmp_path / place} belongs to another user"
+@pytest.mark.parametrize("place", [".", "code/a/seqlm/x.py", "run-1/model/m.py"])
+def test_what_belongs_to_another_user_is_not_trusted(tmp_path: Path, place: str) -> None:
+    study = tmp_path / "study"
+    for file in ("code/a/seqlm/x.py", "run-1/model/m.py"):
+        (study / file).parent.mkdir(parents=True)
+        (study / file).touch()
+    assert distrust(study) is None
+    os.chown(study / place, 64711, -1)
+    assert distrust(study) == f"{study / place} belongs to another user"
