@@ -5,12 +5,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from jobs.spec import RunSpec
 from seqlm.files import make_directory, read_json, write_json
 from seqlm.lease import Lease, claim, kept
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
+
+
+def make_folder(study_dir: Path, spec: RunSpec) -> RunDirectory:
+    """Make the folder of a run, as its first attempt does."""
+    run = RunDirectory.locate(study_dir, spec.name, spec.fingerprint)
+    run.create(spec.config, {"name": spec.name, "order": spec.order})
+    return run
 
 
 def newest_attempt(run: RunDirectory) -> int:

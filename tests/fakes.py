@@ -12,10 +12,11 @@ from jobs.attempt.supervisor import Ended
 from jobs.backends.base import Backend, Executor
 from jobs.plan.capacity import Capacity, Node
 from jobs.plan.estimate import Estimate
-from jobs.plan.planned import PlannedRun
+from jobs.plan.planned import PlannedRun, plan
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
 from seqlm.rundir import Observation, RunDirectory
+from tests.facts import make_folder
 
 Work = Callable[[Submission], int]
 """What a job does when it ends; returns its exit code."""
@@ -45,6 +46,12 @@ def make_planned(spec: RunSpec, seconds: float | None = None, *, flops: float = 
         reason=None,
         estimate=make_estimate(seconds, flops=flops),
     )
+
+
+def make_fresh(study_dir: Path, spec: RunSpec) -> PlannedRun:
+    """A run that is to start, with its folder."""
+    run = make_folder(study_dir, spec)
+    return plan(spec, run, run.observe(), has_checkpoint=False, retry=False)
 
 
 @final

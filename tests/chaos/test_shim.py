@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from tests.chaos.study import Lab
 pytestmark = pytest.mark.process
 
 TRY = """
-import errno, os, sys, time, pathlib
+import errno, json, os, sys, time, pathlib
 from datetime import UTC, datetime
 
 def of(action):
@@ -33,6 +32,10 @@ def writes(path):
 def replaces(path):
     (folder / "two/beside").write_text("new")
     return of(lambda: (folder / "two/beside").replace(folder / path))
+
+def control(record):
+    (pathlib.Path(os.environ["SEQLM_TEST_CHAOS"]) / "control.json").write_text(json.dumps(record))
+    time.sleep(0.2)  # processes read it ten times a second
 
 folder = pathlib.Path(sys.argv[1])
 """
@@ -59,46 +62,34 @@ def in_lab(lab: Lab, folder: Path, program: str) -> str:
     return answer.stdout.strip()
 
 
-@pytest.mark.parametrize(
-    ("control", "shown", "expected"),
-    [
-        (
-            {"stale_share": 1.0},
-            "reads('one/file'), of(lambda: os.open(folder / 'one/file', os.O_RDONLY)), writes('one/new'), "
-            "len(reads('../chaos.toml')) > 9",
-            "ESTALE ESTALE 8 True",
-        ),
-        (
-            {"failing": "one"},
-            "reads('one/file'), writes('one/new'), replaces('one/other'), reads('two/file')",
-            "EIO EIO EIO old",
-        ),
-        (
-            {"quota": True},
-            "writes('one/text'), writes('../outside'), (folder / 'one/text').stat().st_size, reads('one/file')",
-            "EDQUOT 8 4 old",
-        ),
-        (
-            {"slow_seconds": 0.2},
-            "(began := time.monotonic(), reads('one/file'), time.monotonic() - began >= 0.2)[2]",
-            "True",
-        ),
-        ({"back_seconds": 7200}, "time.time() - float(os.environ['NOW']) < -6600", "True"),
-        (
-            {"back_seconds": 7200},
-            "datetime.now(UTC).timestamp() - float(os.environ['NOW']) < -6600, time.monotonic() > 0",
-            "True True",
-        ),
-    ],
-)
-def test_what_a_control_makes_of_a_process(
-    lab: Lab, folder: Path, monkeypatch: pytest.MonkeyPatch, control: dict[str, Any], shown: str, expected: str
-) -> None:
-    monkeypatch.setenv("NOW", str(time.time()))
-    if "failing" in control:
-        control = {"failing": str(folder / "one")}
-    lab.control(**control, below=str(folder))
-    assert in_lab(lab, folder, f"print({shown})") == expected
+CONTROLS: list[tuple[dict[str, Any], str, str]] = [
+    (
+        {"stale_share": 1.0},
+        "reads('one/file'), of(lambda: os.open(folder / 'one/file', os.O_RDONLY)), writes('one/new')",
+        "ESTALE ESTALE 8",
+    ),
+    (
+        {"failing": "one"},
+        "reads('one/file'), writes('one/new'), replaces('one/other'), reads('two/file')",
+        "EIO EIO EIO old",
+    ),
+    (
+        {"quota": True},
+        "writes('one/text'), writes('../outside'), (folder / 'one/text').stat().st_size, reads('one/file')",
+        "EDQUOT 8 4 old",
+    ),
+    ({"slow_seconds": 0.2}, "(now := time.monotonic(), reads('one/file'), time.monotonic() - now >= 0.2)[2]", "True"),
+    ({"back_seconds": 7200}, "time.time() - FIRST < -6600, datetime.now(UTC).timestamp() - FIRST < -6600", "True True"),
+]
+"""What is in ``control.json``, what a process tries then, and what comes of it."""
+
+
+def test_what_a_control_makes_of_a_process(lab: Lab, folder: Path) -> None:
+    program = "FIRST = time.time()\n"
+    for control, shown, _ in CONTROLS:
+        record = {**control, "below": str(folder), **({"failing": str(folder / "one")} if "failing" in control else {})}
+        program += f"control({record!r})\nprint({shown})\n"
+    assert in_lab(lab, folder, program).splitlines() == [expected for _, _, expected in CONTROLS]
 
 
 def test_what_another_process_has_made_or_put_in_place_is_seen_late(lab: Lab, folder: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,13 +17,8 @@ from slurm.backend import SlurmBackend
 from slurm.job import Signals, run_job
 from slurm.settings import SlurmSettings
 from slurm.submission import JobPlan
-from slurm.testcluster import ClusterOptions, LoopbackCluster
-from tests import commands
-from tests.end_to_end.test_launch_behaviour import LAUNCHER, ROOT, STAND_IN, finished_runs
 from tests.fake_slurm import FakeSlurm
-from tests.slurm.real import require_slurm
-from tests.small_study import worker_pid
-from tests.waiting import wait_for
+from tests.test_launch_behaviour import STAND_IN, finished_runs
 
 pytestmark = pytest.mark.process
 
@@ -94,34 +87,3 @@ def test_the_reports_job_writes_it_before_it_computes_what_may_take_too_long(
         *(f"{command}{flag}" for flag in second),
     ]
     assert len(fake.calls("sbatch")) == 1
-
-
-def test_a_real_cluster_computes_it_and_cancels_it(tmp_path: Path) -> None:
-    require_slurm()
-    runs = finished_runs(tmp_path)
-    study_dir = tmp_path / "runs" / "small"
-    write_json(study_dir / "stand-in.json", {"wait": True})
-    with LoopbackCluster(ClusterOptions(nodes=2, cpus=2, gpus=0)) as cluster:
-        env = {**cluster.env, "PYTHONPATH": str(ROOT), "SEQLM_BACKEND": "slurm"}
-
-        def command(*words: str) -> subprocess.CompletedProcess[str]:
-            argv = [sys.executable, "-c", LAUNCHER, *words]
-            return commands.run(argv, cwd=tmp_path, env=env)
-
-        def states() -> list[str]:
-            data = commands.ask(["status", "runs/small/behaviour"], folder=tmp_path, env=env)
-            return [run["state"] for run in data["runs"]]
-
-        submitted = command("behaviour", "small", "--no-wait")
-        assert submitted.returncode == 0, submitted.stderr
-        wait_for(states, "both jobs to run", until=lambda states: states == ["running", "running"])
-        assert command("cancel", "runs/small/behaviour", "--only", "name=gru").returncode == 0
-        assert states() == ["running", "cancelled"]
-        gone = RunDirectory(study_dir / "behaviour" / runs["rnn-b"].id)
-        os.kill(worker_pid(gone), 9)  # its job is requeued
-        write_json(study_dir / "stand-in.json", {})
-        wait_for(states, "the requeued job to be done", until=lambda states: states == ["done", "cancelled"])
-        again = command("behaviour", "small", "--json")
-        assert again.returncode == 0, again.stderr
-        assert [run["state"] for run in json.loads(again.stdout)["data"]["runs"]] == ["done", "done"]
-        assert runs["gru"].behaviour_file.exists()

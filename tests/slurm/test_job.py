@@ -42,8 +42,9 @@ pytestmark = pytest.mark.process
 TELL = """
 import json, os, sys
 names = "RANK WORLD_SIZE SEQLM_DEVICE CUDA_VISIBLE_DEVICES SEQLM_ATTEMPT SEQLM_NODE".split()
-names += ["SEQLM_RENDEZVOUS", "SEQLM_RENDEZVOUS_HOST", "SEQLM_GPU_SHARE", "OMP_NUM_THREADS"]
-json.dump({n: os.environ.get(n) for n in names}, open(os.path.join(sys.argv[1], "told-" + os.environ["RANK"]), "w"))
+names += ["SEQLM_RENDEZVOUS", "SEQLM_RENDEZVOUS_HOST", "SEQLM_GPU_SHARE", "OMP_NUM_THREADS", "PYTHONPATH"]
+told = {"python": sys.executable, **{n: os.environ.get(n) for n in names}}
+json.dump(told, open(os.path.join(sys.argv[1], "told-" + os.environ["RANK"]), "w"))
 open(os.path.join(sys.argv[1], "result.json"), "w").write("{}")
 """
 STOPPABLE = """
@@ -145,7 +146,8 @@ def stop_when_ready(run: RunDirectory, signals: Signals, *, warn: bool) -> threa
 def test_the_ranks_of_a_node_learn_their_places_and_their_attempt(tmp_path: Path) -> None:
     run = make(tmp_path)
     run.attempt_dir(2).mkdir(parents=True)
-    assert work(plan(run, resources=Resources(ranks=2, cpus=1, gpus=1)), place(CUDA_VISIBLE_DEVICES="4,6"))
+    two, env = Resources(ranks=2, cpus=1, gpus=1), {"PYTHONPATH": "/of/the/user"}
+    assert work(plan(run, resources=two, env=env), place(CUDA_VISIBLE_DEVICES="4,6"))
     first, second = (json.loads((run.path / f"told-{rank}").read_text()) for rank in (0, 1))
     assert (second["RANK"], second["WORLD_SIZE"]) == ("1", "2")
     assert (second["SEQLM_DEVICE"], second["CUDA_VISIBLE_DEVICES"]) == ("cuda", "6"), "of the job's GPUs its own"
@@ -153,6 +155,8 @@ def test_the_ranks_of_a_node_learn_their_places_and_their_attempt(tmp_path: Path
     assert second["SEQLM_RENDEZVOUS"] == str(run.attempt_dir(3) / "rendezvous")
     assert second["SEQLM_RENDEZVOUS_HOST"] == "n1", "at a port that the system chooses there"
     assert (first["CUDA_VISIBLE_DEVICES"], first["SEQLM_NODE"], second["SEQLM_NODE"]) == ("4", "n1", "n1")
+    assert first["PYTHONPATH"].split(":")[:2] == [str(Path.cwd()), "/of/the/user"], "the code comes first"
+    assert first["python"] == sys.executable, "the job's own"
 
 
 def test_the_index_that_slurm_gives_becomes_the_uuid_of_the_card_and_the_share_is_told(
@@ -173,13 +177,6 @@ def test_a_worker_has_no_more_threads_than_its_node_has_cores(
     run = make(tmp_path)
     assert work(plan(run, resources=Resources(cpus=cpus, gpus=0)))
     assert json.loads((run.path / "told-0").read_text())["OMP_NUM_THREADS"] == threads
-
-
-def test_a_module_path_of_the_manifest_reaches_the_worker_behind_the_code(tmp_path: Path) -> None:
-    run = make(tmp_path)
-    program = "import os, sys; open(sys.argv[1] + '/path', 'w').write(os.environ['PYTHONPATH'])"
-    work(plan(run, program=program, env={"PYTHONPATH": "/of/the/user"}))
-    assert (run.path / "path").read_text().split(":")[:2] == [str(Path.cwd()), "/of/the/user"]
 
 
 def test_a_job_without_the_gpu_it_asked_for_says_so(tmp_path: Path) -> None:
@@ -227,18 +224,6 @@ def test_a_failed_run_is_settled_and_can_be_cancelled_while_others_of_its_job_go
     assert calls(room) == [], "nothing of the job is left to do"
 
 
-def test_before_a_time_limit_the_run_is_saved_and_the_job_put_back(tmp_path: Path, room: Path) -> None:
-    run, signals = make(tmp_path), Signals()
-    thread = stop_when_ready(run, signals, warn=True)
-    end = {"SLURM_JOB_END_TIME": str(int(time.time()) + 60)}
-    assert work(plan(run, program=STOPPABLE), place(**end), signals)
-    thread.join()
-    assert calls(room) == ["requeue 77_0"]
-    assert not run.observe().is_final
-    end = run.end(1)
-    assert (end.kind, end.message) == ("timeout", "the job's time limit of 10 min")
-
-
 def test_limits_without_an_epoch_in_between_come_to_an_end(tmp_path: Path, room: Path) -> None:
     run = make(tmp_path)
     for restarts in range(3):
@@ -250,8 +235,8 @@ def test_limits_without_an_epoch_in_between_come_to_an_end(tmp_path: Path, room:
         thread.join()
         assert well == (restarts < 2)
     assert calls(room) == ["requeue 77_0", "requeue 77_0", "update JobId=77_0 StartTime=now+5"]
-    assert run.observe().kind == "timeout"
-    assert (run.observe().reason or "").endswith("after 2 retries in a row without progress")
+    reason = "timeout: the job's time limit of 10 min, after 2 retries in a row without progress"
+    assert run.observe().reason == reason
 
 
 @pytest.mark.parametrize("clock_behind_s", [300, -300])
@@ -488,13 +473,6 @@ def test_where_requeueing_fails_the_run_says_so_and_can_be_resumed(tmp_path: Pat
     seen = run.observe()
     assert (seen.kind, seen.is_final) == ("node", True)
     assert "could not be requeued" in (seen.reason or "")
-
-
-def test_the_interpreter_is_the_jobs_own(tmp_path: Path) -> None:
-    run = make(tmp_path)
-    program = "import os, sys; open(os.path.join(sys.argv[1], 'who'), 'w').write(sys.executable)"
-    work(plan(run, program=program))
-    assert (run.path / "who").read_text() == sys.executable
 
 
 SHORT_OF_MEMORY = f"""{SAY}

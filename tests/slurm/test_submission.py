@@ -18,7 +18,7 @@ import pytest
 
 from jobs.launch.job import LaunchOptions
 from jobs.manifests.policy import Policy
-from jobs.plan.planned import PlannedRun, plan
+from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources, RunSpec
 from jobs.study.folder import read_jobs
 from jobs.study.kept_code import Code
@@ -31,8 +31,9 @@ from slurm.settings import SlurmSettings, read_settings
 from slurm.submission import JobPlan, plan_jobs, script, submit
 from tests import commands
 from tests.analysis.attempt_files import write_attempt
-from tests.fakes import make_estimate
-from tests.seqlm.training.studies import make_config
+from tests.fake_slurm import FakeSlurm
+from tests.fakes import make_estimate, make_fresh
+from tests.training.studies import make_config
 
 CODE = Code(path=Path("/code"), commit=None, dirty=False, live=False)
 WHOLE = Resources(cpus=4, gpus=1)
@@ -42,9 +43,7 @@ def planned(folder: Path, count: int, resources: Resources = WHOLE) -> list[Plan
     items = []
     for number in range(count):
         spec = RunSpec(name=f"run{number}", config=make_config(seed=number), resources=resources, order=number)
-        run = RunDirectory.locate(folder, spec.name, spec.fingerprint)
-        run.create(spec.config, {"name": spec.name})
-        items.append(plan(spec, run, run.observe(), has_checkpoint=False, retry=False))
+        items.append(make_fresh(folder, spec))
     return items
 
 
@@ -72,17 +71,6 @@ def request(items: list[PlannedRun]) -> Request:
     return file_request(
         items[0].run.path.parent, {"kind": "run", "backend": "slurm", "runs": {item.run.id: {} for item in items}}
     )
-
-
-@pytest.fixture
-def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in front of PATH with an sbatch, which counts its calls."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    (folder / "sbatch").write_text(f"#!/bin/sh\necho x >> {tmp_path}/calls\nwc -l < {tmp_path}/calls\n")
-    (folder / "sbatch").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    return folder
 
 
 def test_runs_of_equal_resources_are_one_array_in_the_order_of_the_queue(tmp_path: Path) -> None:
@@ -197,14 +185,17 @@ def test_nothing_is_submitted_once_the_budget_is_spent(tmp_path: Path, monkeypat
 
 
 @pytest.mark.process
-@pytest.mark.usefixtures("sbatch")
 @pytest.mark.parametrize("number", [3, 30])
-def test_a_submission_writes_as_many_files_for_many_runs_as_for_few(tmp_path: Path, number: int) -> None:
+def test_a_submission_writes_as_many_files_for_many_runs_as_for_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    fake = FakeSlurm(tmp_path / "fake")
+    fake.on_path(monkeypatch)
     items = planned(tmp_path / "s", number)
     policy = Policy(oom=1, timeout=None, checkpoint_min=2.5, keep_last=False)
     asked = request(items)
     assert submit(jobs(items, SlurmSettings(), policy, request=asked.number), SlurmSettings(), asked) == ["1"]
-    assert (tmp_path / "calls").read_text() == "x\n", "one call of sbatch"
+    assert len(fake.calls()) == 1, "of sbatch"
     files = {path.name for path in asked.folder.iterdir()}
     assert files == {"request.json", "plan.json", "array-0.sh", "array-0.json"}
     told = JobPlan.read(asked.folder / "plan.json")

@@ -55,20 +55,28 @@ def test_a_launch_on_slurm_leaves_what_the_manifest_says_with_the_study(fake: Fa
     assert (list(record["estimates"]), record["behaviour"]) == ([rnn], [gru])
 
 
+@pytest.mark.parametrize(
+    ("has_controller", "ranks", "line"), [(False, 1, "Unable to contact slurm controller"), (True, 16, "never fits")]
+)
+def test_a_cluster_that_does_not_answer_or_is_too_small_is_one_line_and_nothing_is_written(
+    fake: FakeSlurm,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    has_controller: bool,
+    ranks: int,
+    line: str,
+) -> None:
+    with fake.opened() as room:
+        room.has_controller = has_controller
+    assert submit(tmp_path, f"{RUN}resources.ranks = {ranks}\n") == 3
+    (error,) = capsys.readouterr().err.splitlines()
+    assert line in error
+    assert not (tmp_path / "s").exists()
+
+
 def test_retry_goes_by_the_policy_of_the_manifest_and_by_what_the_run_needed(fake: FakeSlurm, tmp_path: Path) -> None:
     text = f"[policy]\noom = 1\ncheckpoint_min = 3\n{RUN}"
-    retry = [
-        "retry",
-        "s",
-        "--backend",
-        "slurm",
-        "--no-wait",
-        "--live-code",
-        "--runs-dir",
-        str(tmp_path),
-        "--kind",
-        "code",
-    ]
+    retry = ["retry", "s", "--backend", "slurm", "--no-wait", "--live-code", "--runs-dir", str(tmp_path)]
     assert submit(tmp_path, text, "--set", "policy.timeout=2") == 0
     (run,) = runs_in(tmp_path / "s")
     fail(run, {"kind": "oom", "message": "no memory", "stands": True})

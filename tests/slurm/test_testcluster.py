@@ -47,19 +47,6 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def test_a_second_cluster_with_accounting_lives_beside_the_first(tmp_path: Path) -> None:
-    require_slurm(accounting=True)
-    first, second = (LoopbackCluster(ClusterOptions(nodes=1, accounting=accounting)) for accounting in (False, True))
-    with first as cluster, second:
-        assert not set(second.node_names) & set(cluster.node_names)
-        job = submit(second, tmp_path, "exit 3")
-        command = ("sacct", "-n", "-P", "-X", "-o", "State,ExitCode", "-j", job)
-        accounted = "FAILED|3:0\n"
-        wait_for(lambda: second.run(*command).stdout, "the job's accounting", until=lambda told: told == accounted)
-        second.close()
-        assert "idle" in cluster.run("sinfo").stdout
-
-
 # -- nothing is left behind ------------------------------------------------------------------------------------------
 
 

@@ -77,11 +77,18 @@ if __name__ == "__main__":
     parts = {"Checkpoint": Checkpoint, "load_checkpoint": load_checkpoint, "save_checkpoint": save_checkpoint}
     substitute("seqlm.training.checkpoint", **parts, require_text=nothing)
 
-from seqlm.environment import KEEP_LAST  # noqa: E402 -- after the substitutes
+from seqlm.environment import KEEP_LAST, SEARCH  # noqa: E402 -- after the substitutes
 from seqlm.errors import CheckpointError, DamagedError, DamagedFileError, DivergedError  # noqa: E402
 from seqlm.files import read_json, write_json, write_text  # noqa: E402
 from seqlm.rundir import RunDirectory  # noqa: E402
-from seqlm.training.attempt import Attempt, StopRequested, StopSignal, attempt_number  # noqa: E402
+from seqlm.search import Search, decide  # noqa: E402
+from seqlm.training.attempt import (  # noqa: E402
+    LeftAtRungError,
+    StopRequested,
+    StopSignal,
+    attempt_number,
+    make_attempt,
+)
 from seqlm.training.checkpoint_files import CheckpointFiles  # noqa: E402
 from seqlm.training.records import TokenLoss, epoch_record, result_record  # noqa: E402
 
@@ -106,7 +113,7 @@ CORPUS: Any = SimpleNamespace(sha256="0" * 64, lossless=True, bits_per_byte=lamb
 
 def attend(run: RunDirectory, attempt: int, stop: StopSignal) -> int:
     """Make an attempt at a run; return the exit code."""
-    config = run.read_config()
+    config, search = run.read_config(), Search.from_text(SEARCH.read())
 
     def work() -> None:
         fingerprint = config.fingerprint()
@@ -126,7 +133,9 @@ def attend(run: RunDirectory, attempt: int, stop: StopSignal) -> int:
                 position = Position(epoch=len(history), step=step)
                 files.save(Checkpoint(fingerprint=fingerprint, history=[*history], position=position))
 
-        while len(history) < config.train.epochs:
+        while (epochs := len(history)) < config.train.epochs:
+            if search and epochs in search.rungs and decide(run, search, epochs, attempt, guard=guard) == "stopped":
+                raise LeftAtRungError(f"stopped at epoch {epochs}")
             happen(len(history), attempt)
             if not wait(run, attempt, len(history), stop):
                 save(step + 1)

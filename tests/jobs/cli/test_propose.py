@@ -21,7 +21,7 @@ from jobs.spec import RunSpec
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
 from tests.analysis.hand_made import result_of
-from tests.facts import fail, stop
+from tests.facts import fail, make_folder, stop
 
 MANIFEST = """
 [study]
@@ -72,8 +72,7 @@ class Study:
 
     def train(self, spec: RunSpec, ended: str = "done") -> RunDirectory:
         """Make the folder of a run that has ended in this way."""
-        run = RunDirectory.locate(self.folder, spec.name, spec.fingerprint)
-        run.create(spec.config, {"name": spec.name, "order": spec.order})
+        run = make_folder(self.folder, spec)
         epochs = 8 if ended == "done" else 3
         best = ppl_of(spec.config.by_key())
         records = [

@@ -21,8 +21,7 @@ from jobs.study.squeue import Scheduler
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
 from tests.commands import ask
-from tests.facts import fail, owned
-from tests.seqlm.training.studies import make_config
+from tests.facts import fail, make_folder, owned
 from tests.slurm_jobs import write_jobs
 from tests.waiting import wait_for
 
@@ -31,10 +30,7 @@ STEPS = 50
 
 def add(study: Path, name: str, arch: str = "rnn", order: int = 0, **changes: Any) -> RunDirectory:
     config = make_config(arch, seed=order, **{"epochs": 4, **changes})
-    spec = RunSpec(name=name, config=config, order=order)
-    run = RunDirectory.locate(study, name, spec.fingerprint)
-    run.create(config, {"name": name, "order": order})
-    return run
+    return make_folder(study, RunSpec(name=name, config=config, order=order))
 
 
 def trained(run: RunDirectory, epochs: int, *, seconds: float = 10.0) -> None:

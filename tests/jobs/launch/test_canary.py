@@ -19,7 +19,7 @@ from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import estimated, launch
 from jobs.manifests.policy import Policy
 from jobs.plan.estimate import Throughput, training_tokens_per_epoch
-from jobs.plan.planned import PlannedRun, plan
+from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.folder import observe_study
 from jobs.study.kept_code import Code
@@ -30,8 +30,8 @@ from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
 from tests.cancelling import cancel
 from tests.facts import fail
-from tests.fakes import FakeBackend
-from tests.seqlm.training.studies import make_config, runs_in, write_text
+from tests.fakes import FakeBackend, make_fresh
+from tests.training.studies import make_config, runs_in, write_text
 
 FACTS = CorpusFacts(vocab_size=20, tokens={"train": 1000, "valid": 100, "test": 100}, sha256="")
 GIB = 2**30
@@ -74,10 +74,7 @@ def trial(study_dir: Path, config: RunConfig, *, name: str = "run", **resources:
     """A prepared run."""
     wishes = Resources(**{"cpus": 1, "gpus": 0, **resources})
     spec = RunSpec(name=name, config=config, resources=wishes)
-    run = RunDirectory.locate(study_dir, name, spec.fingerprint)
-    run.create(config, {"name": name})
-    planned = plan(spec, run, run.observe(), has_checkpoint=False, retry=False)
-    return estimated([replace(planned, facts=FACTS)], Throughput())[0]
+    return estimated([replace(make_fresh(study_dir, spec), facts=FACTS)], Throughput())[0]
 
 
 def check(trials: Sequence[PlannedRun], study_dir: Path, backend: FakeBackend) -> list[str]:
@@ -241,10 +238,19 @@ def submitted(
 
 
 @pytest.mark.process
-def test_the_grid_starts_once_its_canaries_have_passed(tmp_path: Path) -> None:
-    names = submitted(tmp_path, FakeBackend(passes))
+def test_the_grid_waits_for_its_canaries_as_status_says_and_starts_once_they_have_passed(tmp_path: Path) -> None:
+    seen: set[str] = set()
+
+    def look(submission: Submission) -> int:
+        if submission.run_dir.parent.name == "canary":
+            queue = json.loads((tmp_path / "runs" / "study" / "queue.json").read_text())
+            seen.update(queue["waiting"].values())
+        return passes(submission)
+
+    names = submitted(tmp_path, FakeBackend(look))
     assert names[:2] == ["canary/rnn0", "canary/gru0"]
     assert len(names) == 14
+    assert seen == {"waits for the canaries"}
 
 
 @pytest.mark.process
@@ -301,20 +307,6 @@ def test_a_run_cancelled_during_the_canaries_does_not_start(tmp_path: Path) -> N
     names = submitted(tmp_path, FakeBackend(cancel_one))
     assert "rnn3" not in names
     assert len(names) == 13
-
-
-@pytest.mark.process
-def test_status_says_that_runs_wait_for_the_canaries(tmp_path: Path) -> None:
-    seen: set[str] = set()
-
-    def look(submission: Submission) -> int:
-        if submission.run_dir.parent.name == "canary":
-            queue = json.loads((tmp_path / "runs" / "study" / "queue.json").read_text())
-            seen.update(queue["waiting"].values())
-        return passes(submission)
-
-    submitted(tmp_path, FakeBackend(look))
-    assert seen == {"waits for the canaries"}
 
 
 @pytest.mark.process

@@ -23,7 +23,7 @@ from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import write_attempt
 from tests.cancelling import cancel
-from tests.facts import launch_again, owned
+from tests.facts import launch_again, make_folder, owned
 from tests.fakes import FakeBackend
 from tests.faults import ChangeFaults, LookFaults
 from tests.jobs.launch.test_dispatch import finish, run_all, todo
@@ -37,8 +37,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_waiting")]
 
 def interrupted(study: Path) -> RunDirectory:
     """A run with two attempts, the first of which ran out of memory, an hour spent, two epochs and a checkpoint."""
-    run = RunDirectory.locate(study, SPEC.name, SPEC.fingerprint)
-    run.create(SPEC.config, {"name": SPEC.name})
+    run = make_folder(study, SPEC)
     run.attempt_dir(1).mkdir(parents=True)
     run.write_exit(1, {"kind": "oom", "message": "no memory"})
     write_attempt(run, 2, start=0, end=3600)

@@ -35,9 +35,9 @@ from seqlm.search import Search, decide
 from seqlm.state import FailureKind, State
 from tests.analysis.attempt_files import write_attempt
 from tests.cancelling import cancel
-from tests.facts import fail, failure_of, launch_again, owned
-from tests.fakes import FakeBackend
-from tests.seqlm.training.studies import make_config
+from tests.facts import fail, failure_of, launch_again, make_folder, owned
+from tests.fakes import FakeBackend, make_fresh
+from tests.training.studies import make_config
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
 
@@ -93,9 +93,7 @@ def todo(folder: Path, count: int, *, ranks: int = 1, epochs: int = 2) -> list[P
         config = make_config(seed=number, epochs=epochs)
         resources = Resources(ranks=ranks, cpus=1, gpus=0)
         spec = RunSpec(name=f"run{number}", config=config, resources=resources, order=number)
-        run = RunDirectory.locate(folder, spec.name, spec.fingerprint)
-        run.create(spec.config, {"name": spec.name, "order": number})
-        items.append(plan(spec, run, run.observe(), has_checkpoint=False, retry=False))
+        items.append(make_fresh(folder, spec))
     return items
 
 
@@ -396,8 +394,7 @@ def test_each_launch_counts_its_own_failures(tmp_path: Path) -> None:
 
 def test_a_run_that_failed_when_its_launcher_was_gone_is_taken_up_by_the_next_launch(tmp_path: Path) -> None:
     spec = RunSpec(name="a", config=make_config(batch_size=8))
-    run = RunDirectory.locate(tmp_path, spec.name, spec.fingerprint)
-    run.create(spec.config, {"name": "a"})
+    run = make_folder(tmp_path, spec)
     launch_again(run, Policy(oom=1).to_dict())
     actions = []
     for attempt in (1, 2):
@@ -410,9 +407,7 @@ def test_a_run_that_failed_when_its_launcher_was_gone_is_taken_up_by_the_next_la
 
 def test_a_study_with_a_damaged_failure_is_launched_and_its_run_goes_on(tmp_path: Path) -> None:
     specs = [RunSpec(name=f"run{seed}", config=make_config(seed=seed)) for seed in (1, 2)]
-    for spec in specs:
-        RunDirectory.locate(tmp_path, spec.name, spec.fingerprint).create(spec.config, {"name": spec.name})
-    damaged = RunDirectory.locate(tmp_path, specs[0].name, specs[0].fingerprint)
+    damaged, _ = (make_folder(tmp_path, spec) for spec in specs)
     damaged.attempt_dir(1).mkdir(parents=True)
     damaged.end_file(1).touch()
     backend = FakeBackend(finish)

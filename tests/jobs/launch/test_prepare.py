@@ -20,9 +20,9 @@ from seqlm.errors import DamagedFileError, DataError, RunBusyError
 from seqlm.files import read_json, write_json
 from seqlm.model_files import read_model_files
 from seqlm.requests import file_request
-from seqlm.rundir import RunDirectory
 from tests.cancelling import cancel
-from tests.facts import owned
+from tests.check_model.faulty import write_model
+from tests.facts import make_folder, owned
 from tests.fakes import FakeBackend
 from tests.seqlm.check_model.faulty import write_model
 from tests.seqlm.training.studies import make_config, runs_in, write_text
@@ -45,8 +45,7 @@ def actions(spec: RunSpec, study_dir: Path) -> list[str]:
 def test_a_run_whose_worker_ends_while_its_launcher_leaves_the_study_is_taken_up(
     tmp_path: Path, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = RunDirectory.locate(tmp_path / "s", spec.name, spec.fingerprint)
-    run.create(spec.config, {"name": "a"})
+    run = make_folder(tmp_path / "s", spec)
     worker = contextlib.ExitStack()
     worker.enter_context(owned(run))
 
@@ -79,9 +78,7 @@ def test_a_new_study_that_another_launcher_has_begun_meanwhile_is_planned_again(
 ) -> None:
     @contextlib.contextmanager
     def launching_after_another(study_dir: Path) -> Iterator[None]:
-        run = RunDirectory.locate(study_dir, spec.name, spec.fingerprint)
-        run.create(spec.config, {"name": "a"})
-        cancel(run)
+        cancel(make_folder(study_dir, spec))
         with launching(study_dir):
             yield
 

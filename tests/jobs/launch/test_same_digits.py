@@ -12,8 +12,8 @@ from jobs.spec import RunSpec
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
 from seqlm.files import write_json
-from seqlm.rundir import RunDirectory
-from tests.seqlm.training.studies import make_config
+from tests.facts import make_folder
+from tests.training.studies import make_config
 
 CONFIG = RunConfig.from_dict({**make_config().to_dict(), "data": {"corpus": "ptb"}})
 SEEDS = (20004, 35681)
@@ -28,8 +28,7 @@ def test_both_in_one_launch_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_is_not_done_with_the_result_of_another(tmp_path: Path) -> None:
-    run = RunDirectory.locate(tmp_path, FIRST.name, FIRST.fingerprint)
-    run.create(FIRST.config, {"name": FIRST.name})
+    run = make_folder(tmp_path, FIRST)
     write_json(run.result_file, {"epochs": FIRST.config.train.epochs, "best_val_ppl": 1.0})
     assert [item.reason for item in plan_runs([FIRST], tmp_path)] == ["done"]
     with pytest.raises(UsageError, match=f"seed35681.*{run.path}"):

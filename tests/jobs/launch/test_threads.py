@@ -19,7 +19,8 @@ from seqlm.rundir import RunDirectory
 from slurm.backend import SlurmBackend
 from slurm.settings import SlurmSettings
 from slurm.site import NodeKind, PartitionFacts
-from tests.seqlm.training.studies import make_config
+from tests.facts import make_folder
+from tests.training.studies import make_config
 
 
 def local() -> Backend:
@@ -42,8 +43,7 @@ def _eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 def begun(study_dir: Path, seed: int, *, epochs: int = 2, worker: dict[str, Any] | None = None) -> RunSpec:
     """A run of which ``epochs`` of two are trained; the attempt that saved them left ``worker`` as its record."""
     spec = RunSpec(name=f"run-{seed}", config=replace(make_config(epochs=2), seed=seed))
-    run = RunDirectory.locate(study_dir, spec.name, spec.fingerprint)
-    run.create(spec.config, {"name": spec.name})
+    run = make_folder(study_dir, spec)
     write_json_lines(run.metrics_file, [{"epoch": number, "val_ppl": 9.0} for number in range(epochs)])
     run.last_checkpoint.touch()
     run.attempt_dir(1).mkdir(parents=True)

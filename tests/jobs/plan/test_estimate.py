@@ -220,8 +220,7 @@ def test_the_memory_of_a_configuration_is_the_highest_that_any_run_or_canary_of_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize(("words", "size"), [(16, 128), (6000, 16)])
+@pytest.mark.parametrize(("words", "size", "optimizer"), [(16, 128, "adam"), (6000, 16, "sgd")])
 def test_the_size_of_a_checkpoint_is_that_of_its_file_within_5_percent(
     tmp_path: Path, words: int, size: int, optimizer: str
 ) -> None:

@@ -19,7 +19,7 @@ from seqlm.errors import FileError
 from seqlm.files import read_json, write_json, write_json_lines
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind, State
-from tests.facts import stop
+from tests.facts import make_folder, stop
 from tests.fakes import FakeBackend, make_planned
 from tests.seqlm.training.studies import make_config, write_text
 
@@ -103,8 +103,7 @@ def spec() -> RunSpec:
 @pytest.fixture
 def run(tmp_path: Path, spec: RunSpec) -> RunDirectory:
     """A run that has trained two epochs."""
-    run = RunDirectory.locate(tmp_path / "s", spec.name, spec.fingerprint)
-    run.create(spec.config, {"name": spec.name})
+    run = make_folder(tmp_path / "s", spec)
     write_json_lines(run.metrics_file, [{"epoch": number, "val_ppl": 9.0 - number} for number in range(2)])
     write_json(run.result_file, {"epochs": 2, "best_val_ppl": 8.0})
     run.last_checkpoint.touch()

@@ -13,17 +13,8 @@ from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from seqlm.state import View
 from tests.facts import fail
-from tests.seqlm.training.studies import make_config, make_run
-from tests.slurm.programs import program
+from tests.slurm.programs import answering, program
 from tests.slurm_jobs import write_jobs
-
-
-def answer(folder: Path, name: str, text: str | None, error: str = "") -> None:
-    """Put a program on PATH that notes each call and answers the same each time. ``None``: it does not answer."""
-    (folder / f"{name}.says").write_text(text or "")
-    failing = f'echo "{error}" >&2; exit 1' if error else "exit 0"
-    says = "exec sleep 60" if text is None else f"cat {folder}/{name}.says; {failing}"
-    program(folder, name, f'echo "{name} $*" >> {folder}/calls\n{says}')
 
 
 @pytest.fixture
@@ -34,6 +25,7 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 DOWN = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+LOST = "sacct: error: slurm_persist_conn_open"
 NO_ACCOUNTING = "Slurm accounting storage is disabled"
 
 
@@ -77,15 +69,14 @@ def test_the_answers_of_squeue_and_sacct_are_read_by_job() -> None:
 
 @pytest.mark.process
 def test_a_thousand_runs_take_two_calls_at_most(room: Path) -> None:
-    answer(room, "squeue", "".join(f"7_{number}|PENDING|Priority|\n" for number in range(900)))
-    answer(room, "sacct", "".join(f"7_{number}|COMPLETED|0:0\n" for number in range(900, 1000)))
+    answering(room, "squeue", "".join(f"7_{number}|PENDING|Priority|\n" for number in range(900)))
+    answering(room, "sacct", "".join(f"7_{number}|COMPLETED|0:0\n" for number in range(900, 1000)))
     asker = Scheduler()
     states = asker.states([f"7_{number}" for number in range(1000)])
     assert len(states) == 1000
     assert sum(state.stage == "ended" for state in states.values()) == 100
-    assert len((room / "calls").read_text().splitlines()) == 2
-    asker.states(["7_1"])
-    assert len((room / "calls").read_text().splitlines()) == 2, "what was answered a moment ago is not asked again"
+    asker.states(["7_1"])  # what was answered a moment ago is not asked again
+    assert [len((room / f"{name}.asked").read_text().splitlines()) for name in ("squeue", "sacct")] == [1, 1]
 
 
 NO_CONTROLLER = "slurmctld does not answer; this is the last known state"
@@ -95,19 +86,15 @@ NO_CONTROLLER = "slurmctld does not answer; this is the last known state"
 @pytest.mark.parametrize(
     ("squeue_says", "sacct_says", "expected"),
     [
-        (("7|RUNNING|None\n", ""), ("", "asked"), View(stage="running", reason="")),
-        (("", "slurm_load_jobs error: Invalid job id specified"), ("", NO_ACCOUNTING), "gone"),
-        (("", DOWN), ("", "sacct: error: slurm_persist_conn_open"), View(stage="unknown", reason=NO_CONTROLLER)),
-        (("", DOWN), ("7|TIMEOUT|0:0\n", ""), View(stage="ended", reason="SLURM reports TIMEOUT", kind="timeout")),
-        (("", DOWN), ("7|PENDING|0:0\n", ""), "queued"),
-        (("", DOWN), ("8|TIMEOUT|0:0\n7_[2-3]|PENDING|0:0\n", ""), View(stage="unknown", reason=NO_CONTROLLER)),
-        (
-            ("", ""),
-            ("", "sacct: error: slurm_persist_conn_open"),
-            View(stage="unknown", reason="slurmdbd (accounting) does not answer; this is the last known state"),
-        ),
-        (("", ""), ("", ""), "gone"),
-        ((None, ""), (None, ""), "unknown"),
+        ("7|RUNNING|None", "", View(stage="running", reason="")),
+        ("error: Invalid job id specified", f"error: {NO_ACCOUNTING}", "gone"),
+        (DOWN, LOST, View(stage="unknown", reason=NO_CONTROLLER)),
+        (DOWN, "7|TIMEOUT|0:0", View(stage="ended", reason="SLURM reports TIMEOUT", kind="timeout")),
+        (DOWN, "7|PENDING|0:0", "queued"),
+        (DOWN, "8|TIMEOUT|0:0\n7_[2-3]|PENDING|0:0", View(stage="unknown", reason=NO_CONTROLLER)),
+        ("", LOST, View(stage="unknown", reason="slurmdbd (accounting) does not answer; this is the last known state")),
+        ("", "", "gone"),
+        ("hangs", "hangs", "unknown"),
     ],
     ids=[
         "the queue knows it",
@@ -122,16 +109,14 @@ NO_CONTROLLER = "slurmctld does not answer; this is the last known state"
     ],
 )
 def test_a_job_is_gone_only_if_the_queue_and_the_accounting_have_answered(
-    room: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    squeue_says: tuple[str | None, str],
-    sacct_says: tuple[str | None, str],
-    expected: View | str,
+    room: Path, monkeypatch: pytest.MonkeyPatch, squeue_says: str, sacct_says: str, expected: View | str
 ) -> None:
-    answer(room, "squeue", *squeue_says)
-    answer(room, "sacct", *sacct_says)
-    if squeue_says[0] is None:
-        monkeypatch.setattr(squeue, "CALL_SECONDS", 0.1)
+    for name, says in (("squeue", squeue_says), ("sacct", sacct_says)):
+        if says == "hangs":
+            program(room, name, "exec sleep 60")
+            monkeypatch.setattr(squeue, "CALL_SECONDS", 0.1)
+        else:
+            answering(room, name, f"{says}\n", **({"code": 1, "to": "stderr"} if "error: " in says else {}))
     found = Scheduler().states(["7"])["7"]
     assert (found.stage if isinstance(expected, str) else found) == expected
 
@@ -176,7 +161,7 @@ def test_only_runs_that_have_not_spoken_are_asked_about(room: Path) -> None:
     write_json(runs[0].result_file, {})
     write_jobs(study, {run.id: f"7_{number}" for number, run in enumerate(runs)})
     fail(runs[1], {"kind": "diverged", "message": "nan"})
-    answer(room, "squeue", "7_2|PENDING|Resources\n")
+    answering(room, "squeue", "7_2|PENDING|Resources\n")
     assert list(Observer(study).jobs) == ["c-3"]
 
 
