@@ -17,8 +17,8 @@ from slurm.backend import SlurmBackend
 from slurm.job import Signals, run_job
 from slurm.settings import SlurmSettings
 from slurm.submission import JobPlan
+from tests.end_to_end.test_launch_behaviour import STAND_IN, finished_runs
 from tests.fake_slurm import FakeSlurm
-from tests.test_launch_behaviour import STAND_IN, finished_runs
 
 pytestmark = pytest.mark.process
 

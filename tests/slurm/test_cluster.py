@@ -21,7 +21,6 @@ from tests.chaos.study import processes
 from tests.crawl import Crawl, blank_figures
 from tests.facts import start_of
 from tests.outcome import differences, outcome, quiet_outcomes
-from tests.seqlm.check_model.faulty import use_own_model
 from tests.seqlm.training.studies import runs_in, write_text
 from tests.slurm.real import require_slurm
 from tests.small_study import ROOT, STUB_LAUNCH, SlurmStudy, epochs_of, read_soon, worker_of, worker_pid

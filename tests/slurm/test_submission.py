@@ -33,7 +33,7 @@ from tests import commands
 from tests.analysis.attempt_files import write_attempt
 from tests.fake_slurm import FakeSlurm
 from tests.fakes import make_estimate, make_fresh
-from tests.training.studies import make_config
+from tests.seqlm.training.studies import make_config
 
 CODE = Code(path=Path("/code"), commit=None, dirty=False, live=False)
 WHOLE = Resources(cpus=4, gpus=1)

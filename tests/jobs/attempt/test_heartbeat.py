@@ -23,9 +23,9 @@ from seqlm.rundir import RunDirectory
 from tests.crawl import Crawl
 from tests.fakes import FakeBackend
 from tests.jobs.launch.test_dispatch import finish, run_all, todo
+from tests.seqlm.training.studies import make_config, make_run
 from tests.small_study import read_soon
 from tests.tools.stub_launch import STUB
-from tests.training.studies import make_config, make_run
 
 MINUTE = 60.0
 

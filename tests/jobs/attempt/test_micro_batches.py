@@ -14,7 +14,7 @@ from seqlm.models.language_model import FusedModel
 from seqlm.rundir import RunDirectory
 from seqlm.training import worker
 from seqlm.training.attempt import StopSignal
-from tests.training.studies import make_config, make_run, write_text
+from tests.seqlm.training.studies import make_config, make_run, write_text
 
 
 def end(run: RunDirectory, attempt: int, kind: str, parts: int) -> None:

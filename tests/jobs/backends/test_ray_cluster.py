@@ -18,7 +18,6 @@ from tests.crawl import Crawl
 from tests.facts import start_of
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.ray_lab import ROOT, RayLab
-from tests.seqlm.check_model.faulty import use_own_model
 from tests.small_study import RayStudy, epochs_of, worker_of, worker_pid
 from tests.waiting import wait_for
 

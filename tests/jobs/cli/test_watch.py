@@ -22,6 +22,7 @@ from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
 from tests.commands import ask
 from tests.facts import fail, make_folder, owned
+from tests.seqlm.training.studies import make_config
 from tests.slurm_jobs import write_jobs
 from tests.waiting import wait_for
 

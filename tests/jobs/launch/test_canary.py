@@ -31,7 +31,7 @@ from seqlm.rundir import RunDirectory
 from tests.cancelling import cancel
 from tests.facts import fail
 from tests.fakes import FakeBackend, make_fresh
-from tests.training.studies import make_config, runs_in, write_text
+from tests.seqlm.training.studies import make_config, runs_in, write_text
 
 FACTS = CorpusFacts(vocab_size=20, tokens={"train": 1000, "valid": 100, "test": 100}, sha256="")
 GIB = 2**30

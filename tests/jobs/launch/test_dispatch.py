@@ -37,7 +37,7 @@ from tests.analysis.attempt_files import write_attempt
 from tests.cancelling import cancel
 from tests.facts import fail, failure_of, launch_again, make_folder, owned
 from tests.fakes import FakeBackend, make_fresh
-from tests.training.studies import make_config
+from tests.seqlm.training.studies import make_config
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
 

@@ -21,7 +21,6 @@ from seqlm.files import read_json, write_json
 from seqlm.model_files import read_model_files
 from seqlm.requests import file_request
 from tests.cancelling import cancel
-from tests.check_model.faulty import write_model
 from tests.facts import make_folder, owned
 from tests.fakes import FakeBackend
 from tests.seqlm.check_model.faulty import write_model

@@ -13,7 +13,7 @@ from seqlm.config import RunConfig
 from seqlm.errors import UsageError
 from seqlm.files import write_json
 from tests.facts import make_folder
-from tests.training.studies import make_config
+from tests.seqlm.training.studies import make_config
 
 CONFIG = RunConfig.from_dict({**make_config().to_dict(), "data": {"corpus": "ptb"}})
 SEEDS = (20004, 35681)

@@ -20,7 +20,7 @@ from slurm.backend import SlurmBackend
 from slurm.settings import SlurmSettings
 from slurm.site import NodeKind, PartitionFacts
 from tests.facts import make_folder
-from tests.training.studies import make_config
+from tests.seqlm.training.studies import make_config
 
 
 def local() -> Backend:

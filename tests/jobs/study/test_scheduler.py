@@ -13,6 +13,7 @@ from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from seqlm.state import View
 from tests.facts import fail
+from tests.seqlm.training.studies import make_config, make_run
 from tests.slurm.programs import answering, program
 from tests.slurm_jobs import write_jobs
 

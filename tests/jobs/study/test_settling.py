@@ -13,7 +13,7 @@ from jobs.manifests.policy import Policy
 from jobs.study.folder import Observer, launching, write_queue
 from seqlm.rundir import RunDirectory
 from tests.facts import fail, launch_again, owned
-from tests.training.studies import make_config, make_run
+from tests.seqlm.training.studies import make_config, make_run
 
 
 def follow(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, *steps: Callable[[], object]) -> None:
