@@ -76,7 +76,6 @@ LONG = (
     "tests/end_to_end/test_search_launch.py",
     "tests/chaos/",
     "tests/jobs/backends/test_ray",
-    "tests/jobs/attempt/test_heartbeat.py",
     "tests/benchmarks/test_gpu_command.py",
     "tests/trust/test_group_folder.py",
 )

@@ -12,19 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from seqlm.config import RunConfig
 from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import load_checkpoint
 from tests import commands
 from tests.chaos.disk import Disk, may_mount
 from tests.crawl import Crawl
 from tests.facts import failure_of
-from tests.outcome import Outcome, outcome
+from tests.outcome import outcome
 from tests.seqlm.training.studies import make_config, make_run, write_text
 from tests.small_study import epochs_of
 from tests.waiting import wait_for
-
-pytestmark = pytest.mark.xdist_group("disk-full")  # its fixtures take long to make
 
 EXIT_STORAGE = 74
 
@@ -39,23 +36,6 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
         yield disk
     finally:
         disk.close()
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text"), train_lines=400)
-
-
-@pytest.fixture(scope="module")
-def config(text: Path) -> RunConfig:
-    return make_config("gru", optimizer="adam", lr=0.01, epochs=8, keep=0.8)
-
-
-@pytest.fixture(scope="module")
-def quiet(tmp_path_factory: pytest.TempPathFactory, config: RunConfig, text: Path) -> Outcome:
-    run = make_run(tmp_path_factory.mktemp("quiet") / "run", config)
-    train(run, text)
-    return outcome(run)
 
 
 def start(run: RunDirectory, text: Path, **variables: str) -> subprocess.Popen[str]:
@@ -95,9 +75,12 @@ def leftovers(run: RunDirectory) -> list[str]:
 
 @pytest.mark.process
 def test_a_disk_that_takes_no_more_stops_a_run_which_goes_on_bit_for_bit_when_it_does(
-    disk: Disk, config: RunConfig, text: Path, quiet: Outcome
+    disk: Disk, tmp_path: Path
 ) -> None:
-    run = make_run(disk.path / "run", config)
+    text = write_text(tmp_path / "text", train_lines=400)
+    config = make_config("gru", optimizer="adam", lr=0.01, epochs=8, keep=0.8)
+    quiet, run = make_run(tmp_path / "quiet", config), make_run(disk.path / "run", config)
+    train(quiet, text)
     said = break_while_it_trains(run, text, 2, disk.fill)
     assert re.match(r"error: cannot write .*(No space left on device|the disk is full)", said), said
     assert leftovers(run) == []
@@ -113,6 +96,6 @@ def test_a_disk_that_takes_no_more_stops_a_run_which_goes_on_bit_for_bit_when_it
     disk.make_writable(run.path)
 
     train(run, text)
-    assert outcome(run).differences(quiet) == []
+    assert outcome(run).differences(outcome(quiet)) == []
     assert epochs_of(run) == list(range(8))
     assert leftovers(run) == []

@@ -19,7 +19,6 @@ from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands, searches
 from tests.chaos.study import processes
 from tests.crawl import Crawl, blank_figures
-from tests.facts import start_of
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.seqlm.training.studies import runs_in, write_text
 from tests.slurm.real import require_slurm
@@ -169,11 +168,6 @@ def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change
     disturbed = {run.id: outcome(run) for run in (requeued, lost)}
     quiet = quiet_outcomes(tmp_path / "small.toml", tmp_path / "quiet", (requeued, lost))
     assert differences(disturbed, quiet) == []
-
-    again = study("retry", "small", "--kind", "cancelled", "--json")
-    assert again.returncode == 0, again.stderr
-    assert epochs_of(cancelled) == list(range(12))
-    assert start_of(cancelled)["backend"] == "slurm", "where it was before, without a manifest"
 
 
 def test_a_job_that_is_held_or_suspended_goes_on_where_it_was(cluster: LoopbackCluster, tmp_path: Path) -> None:

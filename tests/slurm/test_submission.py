@@ -80,25 +80,27 @@ def test_runs_of_equal_resources_are_one_array_in_the_order_of_the_queue(tmp_pat
     assert (first, second) == ([["run0"], ["run1"], ["run3"], ["run4"]], [["run2"]])
 
 
-def test_an_array_has_no_more_jobs_than_the_cluster_takes(tmp_path: Path) -> None:
-    found = jobs(planned(tmp_path, 5), SlurmSettings(), most=2)
-    assert [len(array.jobs) for array in found.arrays] == [2, 2, 1]
+@pytest.mark.parametrize(
+    ("gpus", "most", "at_once", "arrays"),
+    [
+        (1, 2, None, [[1, 1], [1, 1], [1, 1]]),  # no more jobs in an array than the cluster takes
+        (0.25, 1000, None, [[4, 2]]),  # runs that share a GPU are one job
+        (0.25, 1000, 3, [[3, 3]]),  # no more of them than may go at once
+    ],
+)
+def test_six_runs_are_so_many_in_each_job_of_each_array(
+    tmp_path: Path, gpus: float, most: int, at_once: int | None, arrays: list[list[int]]
+) -> None:
+    items = planned(tmp_path, 6, Resources(cpus=1, gpus=gpus))
+    found = jobs(items, SlurmSettings(max_parallel=at_once), most=most).arrays
+    assert [[len(runs) for runs in array.jobs] for array in found] == arrays
+    in_order = [run_id for array in found for runs in array.jobs for run_id in runs]
+    assert in_order == [item.run.id for item in items]
 
 
 def test_a_cluster_that_takes_no_arrays_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="this cluster takes no job arrays"):
         jobs(planned(tmp_path, 1), SlurmSettings(), most=0)
-
-
-def test_runs_that_share_a_gpu_are_one_job(tmp_path: Path) -> None:
-    items = planned(tmp_path, 6, Resources(cpus=1, gpus=0.25))
-    assert names(jobs(items, SlurmSettings()), items) == [[["run0", "run1", "run2", "run3"], ["run4", "run5"]]]
-
-
-def test_a_job_holds_no_more_runs_than_may_go_at_once(tmp_path: Path) -> None:
-    items = planned(tmp_path, 6, Resources(cpus=1, gpus=0.25))
-    (array,) = jobs(items, SlurmSettings(max_parallel=3)).arrays
-    assert [len(runs) for runs in array.jobs] == [3, 3]
 
 
 SCRIPTS = Path(__file__).with_name("scripts.txt")

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.process
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    monkeypatch.delenv("SEQLM_BACKEND")
     made = FakeSlurm(tmp_path / "fake")
     made.on_path(monkeypatch)
     return made
@@ -76,7 +77,7 @@ def test_a_cluster_that_does_not_answer_or_is_too_small_is_one_line_and_nothing_
 
 def test_retry_goes_by_the_policy_of_the_manifest_and_by_what_the_run_needed(fake: FakeSlurm, tmp_path: Path) -> None:
     text = f"[policy]\noom = 1\ncheckpoint_min = 3\n{RUN}"
-    retry = ["retry", "s", "--backend", "slurm", "--no-wait", "--live-code", "--runs-dir", str(tmp_path)]
+    retry = ["retry", "s", "--no-wait", "--live-code", "--runs-dir", str(tmp_path)]  # on the backend of before
     assert submit(tmp_path, text, "--set", "policy.timeout=2") == 0
     (run,) = runs_in(tmp_path / "s")
     fail(run, {"kind": "oom", "message": "no memory", "stands": True})
