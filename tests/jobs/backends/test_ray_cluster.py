@@ -231,15 +231,6 @@ def test_a_folder_that_the_nodes_do_not_see_is_one_clear_line(ray_cluster: RayLa
     assert "Traceback" not in answer.stderr
 
 
-def test_a_cluster_that_is_not_there_is_one_clear_line(lab: RayLab, tmp_path: Path) -> None:
-    study = RayStudy(lab, tmp_path)
-    answer = study("run", "small.toml", "--ray-address", "127.0.0.1:7")
-    assert answer.returncode == 3
-    (line,) = [line for line in answer.stderr.splitlines() if line.startswith("error")]
-    assert line.startswith("error: no Ray cluster at 127.0.0.1:7")
-    assert "Traceback" not in answer.stderr
-
-
 # -- embedded ------------------------------------------------------------------------------------------------------
 
 
