@@ -7,21 +7,19 @@ The order in which a sum is taken follows the number of threads and of ranks. So
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from seqlm.environment import SEARCH
 from seqlm.rundir import RunDirectory
+from seqlm.training import attempt, worker
 from seqlm.training.checkpoint import load_checkpoint
-from tests import commands
-from tests.seqlm.training.studies import runs_in
-
-ROOT = Path(__file__).parent.parent
+from tests.seqlm.training.studies import make_run, runs_in
 
 OF_THE_DAY = ("epoch_seconds", "elapsed_seconds", "train_tokens_per_second", "peak_memory_bytes", "attempt")
 """What ``metrics.jsonl`` says of the machine, not of the training."""
@@ -72,27 +70,21 @@ def outcomes(study_dir: Path) -> dict[str, Outcome]:
     return {run.id: outcome(run) for run in runs_in(study_dir)}
 
 
-def quiet_outcomes(manifest: Path, runs_dir: Path, runs: Collection[RunDirectory]) -> dict[str, Outcome]:
-    """What these runs of a manifest come to on this machine when nobody disturbs them, trained below ``runs_dir``.
-
-    Where they run makes no difference, so none is made between GPUs that are fake and none at all. Threads and ranks
-    are those of the manifest.
-    """
-    argv = [sys.executable, str(ROOT / "launch.py"), "run", str(manifest), "--backend", "local", "--no-canary"]
-    argv += ["--set", "resources.gpus=0", "--runs-dir", str(runs_dir)]
-    argv += ["--only", f"name={','.join(run.read_provenance()['name'] for run in runs)}"]
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "RAY_"))}
-    answer = commands.run(argv, cwd=manifest.parent, env=env)
-    assert answer.returncode == 0, answer.stderr
-    (study_dir,) = (path.parent for path in runs_dir.glob("*/study.json"))
-    return outcomes(study_dir)
-
-
-def differences(found: Mapping[str, Outcome], expected: Mapping[str, Outcome]) -> list[str]:
-    """What differs between two studies, run by run; nothing where they have come to the same."""
-    absent = [f"{run_id}: in one alone" for run_id in found.keys() ^ expected.keys()]
-    both = found.keys() & expected.keys()
-    return absent + [f"{run_id}: {part}" for run_id in both for part in found[run_id].differences(expected[run_id])]
+def alone(
+    runs: Sequence[RunDirectory], text: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Outcome]:
+    """What each of these runs comes to if it is trained alone, in this process, and never stopped."""
+    with monkeypatch.context() as patch:
+        patch.setenv("SEQLM_DATA", str(text))
+        patch.setenv("SEQLM_DEVICE", "cpu")
+        patch.delenv(SEARCH.name, raising=False)
+        patch.setattr(attempt.StopSignal, "install", lambda self: None)  # the handlers of this process stay
+        found = {}
+        for run in runs:
+            own = make_run(folder / run.id, run.read_config())
+            assert worker.main([str(own.path)]) == 0
+            found[run.id] = outcome(own)
+    return found
 
 
 def _digests(content: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -5,40 +5,16 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-import pytest
-
-from seqlm.environment import SEARCH
 from seqlm.files import read_json
 from seqlm.rundir import RunDirectory
-from seqlm.training import attempt, worker
 from tests.facts import failure_of
-from tests.outcome import Outcome, outcome
-from tests.seqlm.training.studies import make_run
 from tests.small_study import epochs_of, read_soon
 from tests.waiting import wait_for
 
 EPOCHS = 3
 RATES = [0.02, 0.01, 1e-3, 1e-5]
 TABLE = "\n[search]\nrungs = [1, 2]\nkeep = 0.5\nmin_runs = 2\n"
-
-
-def alone(
-    runs: Sequence[RunDirectory], text: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, Outcome]:
-    """What each of these runs comes to if it is trained alone, in this process, and never stopped."""
-    with monkeypatch.context() as patch:
-        patch.setenv("SEQLM_DATA", str(text))
-        patch.setenv("SEQLM_DEVICE", "cpu")
-        patch.delenv(SEARCH.name, raising=False)
-        patch.setattr(attempt.StopSignal, "install", lambda self: None)  # the handlers of this process stay
-        found = {}
-        for run in runs:
-            own = make_run(folder / run.id, run.read_config())
-            assert worker.main([str(own.path)]) == 0
-            found[run.id] = outcome(own)
-    return found
 
 
 def kill_between_rungs(runs: Callable[[], Sequence[RunDirectory]]) -> RunDirectory:

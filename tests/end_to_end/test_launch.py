@@ -27,7 +27,7 @@ from tests import commands, hostile
 from tests.chaos.disk import may_mount
 from tests.crawl import Crawl
 from tests.facts import fail
-from tests.outcome import differences, outcome, quiet_outcomes
+from tests.outcome import alone, outcome
 from tests.seqlm.training.studies import make_config
 from tests.small_study import ROOT, Study, epochs_of, worker_pid
 from tests.waiting import wait_for
@@ -105,7 +105,7 @@ def test_a_run_whose_worker_is_killed_goes_on_by_itself_with_each_epoch_once(
 
 @pytest.mark.process
 def test_a_run_killed_while_it_is_extended_and_launched_again_ends_as_if_trained_at_once(
-    tmp_path: Path, crawl: Crawl
+    tmp_path: Path, crawl: Crawl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = Study(tmp_path, epochs=12)
     trial = study("run", "small.toml", "--set", "train.epochs=1")
@@ -130,7 +130,8 @@ def test_a_run_killed_while_it_is_extended_and_launched_again_ends_as_if_trained
     assert "1 resume" in again.stderr
     assert epochs_of(run) == list(range(12))
     assert run.attempts() == [1, 2, 3]
-    assert not differences({run.id: outcome(run)}, quiet_outcomes(tmp_path / "small.toml", tmp_path / "quiet", [run]))
+    quiet = alone([run], tmp_path / "text", tmp_path / "quiet", monkeypatch)
+    assert outcome(run).differences(quiet[run.id]) == []
 
     fewer = study("run", "small.toml", "--set", "train.epochs=3")
     assert (fewer.returncode, run.attempts()) == (0, [1, 2, 3]), fewer.stderr

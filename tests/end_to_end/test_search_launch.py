@@ -11,7 +11,7 @@ from seqlm.files import write_json_lines
 from tests import commands, searches
 from tests.crawl import Crawl
 from tests.facts import failure_of
-from tests.outcome import outcome
+from tests.outcome import alone, outcome
 from tests.seqlm.training.studies import make_config, make_run
 from tests.small_study import Study, read_soon
 
@@ -44,7 +44,7 @@ def test_a_search_stops_what_is_behind_although_a_worker_is_killed_and_what_goes
     status = study("status", "small.toml")
     assert all(str(run.observe().reason) in status.stdout for run in stopped)
 
-    expected = searches.alone(runs, tmp_path / "text", tmp_path / "alone", monkeypatch)
+    expected = alone(runs, tmp_path / "text", tmp_path / "alone", monkeypatch)
     assert all(outcome(run) == expected[run.id] for run in runs if run not in stopped)
     assert "0 of 4 runs to do" in study("run", "small.toml").stderr
     again = study("retry", "small.toml", "--kind", "stopped", "--json")

@@ -19,7 +19,7 @@ from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands, searches
 from tests.chaos.study import processes
 from tests.crawl import Crawl, blank_figures
-from tests.outcome import differences, outcome, quiet_outcomes
+from tests.outcome import alone, outcome
 from tests.seqlm.training.studies import runs_in, write_text
 from tests.slurm.real import require_slurm
 from tests.small_study import ROOT, STUB_LAUNCH, SlurmStudy, epochs_of, read_soon, worker_of, worker_pid
@@ -98,16 +98,16 @@ def test_the_quickstarts_grid_is_one_array_whose_runs_have_gpus_of_their_own(
     wait_for((study_dir / "report/index.html").exists, "the report")
 
 
-def test_two_ranks_on_two_nodes_have_the_losses_of_one(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    two = SlurmStudy(cluster, tmp_path / "two", trains=True, ranks=2, keep=1.0)
-    one = SlurmStudy(cluster, tmp_path / "one", trains=True, ranks=1, keep=1.0)
-    assert two("run", "small.toml", "--no-wait").returncode == 0
-    assert one("run", "small.toml", "--backend", "local", "--set", "resources.gpus=0").returncode == 0
-    wait_for(two.each, "the run of two ranks to end", until=lambda states: states == ["done"])
-    ((run,), (alone,)) = (two.runs(), one.runs())
-    assert run.id == alone.id
+def test_two_ranks_on_two_nodes_have_the_losses_of_one(
+    cluster: LoopbackCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = SlurmStudy(cluster, tmp_path, trains=True, ranks=2, keep=1.0)
+    assert study("run", "small.toml", "--no-wait").returncode == 0
+    wait_for(study.each, "the run of two ranks to end", until=lambda states: states == ["done"])
+    (run,) = study.runs()
     assert worker_of(run)["node"] != worker_of(run, 1)["node"]
-    losses = [[record["val_loss"] for record in each.read_metrics()[0]] for each in (run, alone)]
+    one = alone([run], tmp_path / "text", tmp_path / "one", monkeypatch)[run.id]
+    losses = [[record["val_loss"] for record in metrics] for metrics in (run.read_metrics()[0], one.metrics)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
@@ -129,7 +129,7 @@ def until_it_is_saved(cluster: LoopbackCluster, job: str) -> None:
 
 
 def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change_no_bit_of_its_weights(
-    cluster: LoopbackCluster, tmp_path: Path
+    cluster: LoopbackCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crawl = Crawl(tmp_path, epochs=1, step_seconds=1)
     study = SlurmStudy(cluster, tmp_path, trains=True, rates=[0.01, 0.02, 0.03], epochs=12, env=crawl.env)
@@ -165,9 +165,8 @@ def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change
     assert lost.last_attempt() > further[lost.id]
     assert epochs_of(cancelled) == list(range(len(epochs_of(cancelled))))
     assert worker_of(lost)["threads"] == 1, "as many as in the quiet study, else sums are rounded apart"
-    disturbed = {run.id: outcome(run) for run in (requeued, lost)}
-    quiet = quiet_outcomes(tmp_path / "small.toml", tmp_path / "quiet", (requeued, lost))
-    assert differences(disturbed, quiet) == []
+    quiet = alone((requeued, lost), tmp_path / "text", tmp_path / "quiet", monkeypatch)
+    assert [outcome(run).differences(quiet[run.id]) for run in (requeued, lost)] == [[], []]
 
 
 def test_a_job_that_is_held_or_suspended_goes_on_where_it_was(cluster: LoopbackCluster, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -16,7 +15,7 @@ from tests import commands
 from tests.chaos.disk import may_mount
 from tests.crawl import Crawl
 from tests.facts import start_of
-from tests.outcome import differences, outcome, quiet_outcomes
+from tests.outcome import alone, outcome
 from tests.ray_lab import ROOT, RayLab
 from tests.small_study import RayStudy, epochs_of, worker_of, worker_pid
 from tests.waiting import wait_for
@@ -27,14 +26,18 @@ pytestmark = pytest.mark.process
 
 
 def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_as_it_would_have_undisturbed(
-    ray_cluster: RayLab, tmp_path: Path
+    ray_cluster: RayLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray_cluster.tell_cluster("add 4 1")  # a third node with a GPU, until one is killed
     crawl = Crawl(tmp_path, epochs=1, step_seconds=1)
     study = RayStudy(ray_cluster, tmp_path, rates=(0.01, 0.02), trains=True, epochs=4, env=crawl.env)
     study.add(rates=(0.1,), ranks=2, gpus=1, cpus=1)
     launcher = study.start("run", "small.toml")
-    (victim, *_) = wait_for(lambda: [run for run in study.runs() if epochs_of(run)], "an epoch of a run", by=launcher)
+    (victim, *_) = wait_for(
+        lambda: [run for run in study.runs() if epochs_of(run) and worker_of(run)["ranks"] == 1],
+        "an epoch of a run of one rank",
+        by=launcher,
+    )
     ray_cluster.tell_cluster(f"kill {worker_of(victim)['node']}")
     # Its ranks live on for a moment, and without the crawl they would be done in it.
     wait_for(
@@ -53,28 +56,21 @@ def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_as_it_would_have_undi
     assert {run.end(1).kind for run in again} == {"node"}
     workers = [worker_of(run) for run in runs]
     assert sorted(worker["ranks"] for worker in workers) == [1, 1, 2]
-    assert {worker["threads"] for worker in workers} == {1}, (
-        "as many as in the quiet study, else sums are rounded apart"
-    )
-    disturbed = {run.id: outcome(run) for run in again}
-    quiet = quiet_outcomes(tmp_path / "small.toml", tmp_path / "quiet", again)
-    assert differences(disturbed, quiet) == []
+    assert {worker["threads"] for worker in workers} == {1}, "as many as here, else sums are rounded apart"
+    quiet = alone([victim], tmp_path / "text", tmp_path / "quiet", monkeypatch)
+    assert outcome(victim).differences(quiet[victim.id]) == []
 
 
-def test_two_ranks_meet_on_two_nodes_and_give_the_losses_of_one(ray_cluster: RayLab, tmp_path: Path) -> None:
-    study = RayStudy(ray_cluster, tmp_path, ranks=2, trains=True)
-    plain = ("--set", "model.keep=1.0")
-    assert study("run", "small.toml", *plain).returncode == 0
+def test_two_ranks_meet_on_two_nodes_and_give_the_losses_of_one(
+    ray_cluster: RayLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = RayStudy(ray_cluster, tmp_path, ranks=2, trains=True, keep=1.0)
+    assert study("run", "small.toml").returncode == 0
     (run,) = study.runs()
-    nodes = [json.loads(run.worker_file(1, rank).read_text())["node"] for rank in range(2)]
-    assert nodes[0] != nodes[1]
-    (tmp_path / "runs").rename(tmp_path / "two")
-    here = ("--backend", "local", "--set", "resources.ranks=1", "--set", "resources.gpus=0")
-    commands.run(study.command("run", "small.toml", *plain, *here), cwd=tmp_path, check=True)
-    (alone,) = study.runs()
-    one = [record["val_loss"] for record in alone.read_metrics()[0]]
-    metrics = next((tmp_path / "two").glob("*/*/metrics.jsonl")).read_text()
-    assert [json.loads(line)["val_loss"] for line in metrics.splitlines()] == pytest.approx(one, abs=1e-6)
+    assert worker_of(run)["node"] != worker_of(run, 1)["node"]
+    one = alone([run], tmp_path / "text", tmp_path / "one", monkeypatch)[run.id]
+    losses = [[record["val_loss"] for record in metrics] for metrics in (run.read_metrics()[0], one.metrics)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
 OVERTAKEN = """
