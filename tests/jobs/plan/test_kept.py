@@ -11,7 +11,7 @@ from jobs.manifests.policy import Policy
 from jobs.plan.record import record_of
 from jobs.study.record import StudyRecord
 from seqlm.files import write_json
-from seqlm.run_layout import study_record_file
+from seqlm.rundir import study_record_file
 from seqlm.search import Search
 
 RUN = '[[run]]\nmodel.arch = "rnn"\nmodel.hidden_size = 4\noptim.optimizer = "sgd"\noptim.lr = 1\n'
