@@ -91,6 +91,7 @@ def test_retry_goes_by_the_policy_of_the_manifest_and_by_what_the_run_needed(fak
     told = JobPlan.read(tmp_path / "s" / "launches" / "000002" / "plan.json")
     assert told.options.policy == Policy(oom=1, checkpoint_min=3, timeout=2, max_stalled_retries=4)
     assert micro_batches(run, batch_size=20, ranks=1) == 2
+    (run,) = runs_in(tmp_path / "s")
     assert run.first_attempt() == 2
 
 

@@ -133,6 +133,7 @@ def test_a_run_that_is_done_is_no_longer_once_more_epochs_are_requested(tmp_path
     run.last_checkpoint.write_bytes(b"")
     assert run.observe().state == "done"
     launch([replace(spec, config=spec.config.with_epochs(9))], tmp_path / "s")
+    (run,) = runs_in(tmp_path / "s")
     assert (run.observe().state, run.read_config().train.epochs) == ("pending", 9)
     assert RunConfig.from_dict(read_json(run.config_file) or {}).train.epochs != 9, "until its attempt starts"
 
