@@ -83,11 +83,11 @@ from seqlm.files import read_json, write_json, write_text  # noqa: E402
 from seqlm.rundir import RunDirectory  # noqa: E402
 from seqlm.search import Search, decide  # noqa: E402
 from seqlm.training.attempt import (  # noqa: E402
+    Attempt,
     LeftAtRungError,
     StopRequested,
     StopSignal,
     attempt_number,
-    make_attempt,
 )
 from seqlm.training.checkpoint_files import CheckpointFiles  # noqa: E402
 from seqlm.training.records import TokenLoss, epoch_record, result_record  # noqa: E402
@@ -134,7 +134,11 @@ def attend(run: RunDirectory, attempt: int, stop: StopSignal) -> int:
                 files.save(Checkpoint(fingerprint=fingerprint, history=[*history], position=position))
 
         while (epochs := len(history)) < config.train.epochs:
-            if search and epochs in search.rungs and decide(run, search, epochs, attempt, guard=guard) == "stopped":
+            if (
+                search
+                and epochs in search.rungs
+                and decide(run, search, epochs, attempt, guard=made.guard) == "stopped"
+            ):
                 raise LeftAtRungError(f"stopped at epoch {epochs}")
             happen(len(history), attempt)
             if not wait(run, attempt, len(history), stop):
