@@ -278,7 +278,7 @@ def test_a_run_stops_at_its_budget_goes_on_here_and_comes_back_to_slurm(
     crawl.end()
     assert study("run", "small.toml", "--no-wait").returncode == 0
     wait_for(study.each, "the run to end", until=lambda states: states == ["done"])
-    assert study.runs() == [run]
+    assert [one.id for one in study.runs()] == [run.id]
     assert epochs_of(run) == list(range(12))
     backends = [(read_json(run.start_file(attempt)) or {})["backend"] for attempt in run.attempts()]
     assert backends == ["slurm"] * (here - 1) + ["local", "slurm"]
