@@ -20,7 +20,7 @@ from tests.seqlm.training.studies import runs_in, write_text
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent
-STUB_LAUNCH = Path(__file__).parent / "tools" / "stub_launch.py"
+STUB_LAUNCH, STUB_WORKER = (Path(__file__).parent / "tools" / f"stub_{name}.py" for name in ("launch", "worker"))
 
 MANIFEST = """
 [study]

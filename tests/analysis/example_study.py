@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from seqlm.files import file_sha256, read_json, write_json
+from seqlm.files import file_sha256
 from seqlm.models import build_model
 from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import Checkpoint, Position, save_checkpoint
+from tests.analysis.attempt_files import write_attempt
 from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
 from tests.analysis.hand_made import add_run
 
+CARD = "NVIDIA H100 80GB HBM3"
 VOCABULARY = ["the", "a", "<unk>", "cat", "dog", "sat", "ran", "on", "mat", "<eos>"]
 
 
@@ -36,7 +37,8 @@ def make_examples(runs_dir: Path, name: str = "optimizers") -> Path:
         add(6, "gru-schedule", "gru", "sgd_schedule", [250.0], 10.0, done=False, epochs=3),
     ]
     for place, run in enumerate(runs):
-        _add_attempt(run, place)
+        start = 60.0 * (place // 2)  # on one of two GPUs, a minute after the one before
+        write_attempt(run, 1, start=start, end=start + 45, hosts=("node01",), gpus=(str(place % 2),), device=CARD)
     _add_checkpoint(gru)
     add_behaviour(gru, checkpoint_sha256=file_sha256(gru.best_checkpoint))
     add_samples(gru, [raw_sample(0, ["cat", "sat"]), raw_sample(1, ["dog", "ran", "on", "the"])])
@@ -52,23 +54,6 @@ def make_widths(runs_dir: Path) -> Path:
             study, order, name, "rnn", "adam", [300.0, 200.0 - size], hidden_size=size, provenance={"study": "widths"}
         )
     return study
-
-
-def _add_attempt(run: RunDirectory, place: int) -> None:
-    """One attempt on one of two GPUs, a minute after the one before."""
-    started = datetime(2026, 3, 1, 9, tzinfo=UTC) + timedelta(seconds=60 * (place // 2))
-    run.attempt_dir(1).mkdir(parents=True, exist_ok=True)
-    worker = {
-        "host": "node01",
-        "rank": 0,
-        "ranks": 1,
-        "device": "NVIDIA H100 80GB HBM3",
-        "gpu": str(place % 2),
-        "started_at": started.isoformat(),
-    }
-    write_json(run.worker_file(1), worker)
-    before = read_json(run.end_file(1)) or {}
-    write_json(run.end_file(1), {**before, "rank": 0, "ended_at": (started + timedelta(seconds=45)).isoformat()})
 
 
 def _add_checkpoint(run: RunDirectory) -> None:

@@ -110,6 +110,7 @@ def test_ids_are_unique_and_every_link_leads_somewhere(report: Path) -> None:
         assert (report / target).is_file()
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_links_in_the_notes_of_the_paper_manifest_lead_to_sections(study: Study) -> None:
     sections = report_sections(study)
     there = {f"section-{section.name}" for section in sections}

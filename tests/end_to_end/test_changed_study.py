@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 import launch
+from jobs.launch.job import LaunchOptions
 from tests.commands import Ask
 from tests.seqlm.check_model.faulty import write_model
-from tests.small_study import Study
+from tests.small_study import STUB_WORKER, Study
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
@@ -36,11 +37,18 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     return Study(tmp_path, epochs=1, archs=("rnn", "gru"), lines=60)
 
 
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launches of this process start the stub in the place of the worker."""
+    monkeypatch.setitem(LaunchOptions.__init__.__kwdefaults__, "worker", (str(STUB_WORKER),))
+
+
 def states(ask: Ask) -> dict[str, tuple[str, str | None]]:
     """Id -> state and reason, as ``status`` has them."""
     return {run["id"]: (run["state"], run["reason"]) for run in ask("status", "small")[1]["runs"]}
 
 
+@pytest.mark.usefixtures("stub")
 def test_a_run_with_a_damaged_configuration_blocks_no_other_and_is_made_whole(study: Study, ask: Ask) -> None:
     assert ask("run", "small.toml", "--only", "arch=gru")[0] == 0
     (gru,) = study.runs()
@@ -58,6 +66,7 @@ def test_a_run_with_a_damaged_configuration_blocks_no_other_and_is_made_whole(st
     assert gru.metrics_file.read_bytes().startswith(results), "not trained again"
 
 
+@pytest.mark.usefixtures("stub")
 def test_a_changed_text_is_named_before_anything_starts(study: Study, ask: Ask) -> None:
     assert ask("run", "small.toml")[0] == 0
     digest = study.runs()[0].read_config().data.sha256
@@ -106,6 +115,7 @@ def origins(ask: Ask) -> dict[str, str]:
     return {run["id"]: run["origin"] for run in ask("status", "small")[1]["runs"]}
 
 
+@pytest.mark.usefixtures("stub")
 def test_status_tells_runs_of_another_text_manifest_or_none_apart(
     study: Study, ask: Ask, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,6 +147,7 @@ def test_status_tells_runs_of_another_text_manifest_or_none_apart(
     assert [run["id"] for run in ask("status", "small", "--only", "origin=orphaned")[1]["runs"]] == [rnn]
 
 
+@pytest.mark.usefixtures("stub")
 def test_a_run_whose_folder_was_deleted_is_pending_until_it_runs_again(study: Study, ask: Ask) -> None:
     assert ask("run", "small.toml")[0] == 0
     (gru,) = (run for run in study.runs() if run.id.startswith("gru"))

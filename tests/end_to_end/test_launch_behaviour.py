@@ -282,30 +282,23 @@ def test_a_report_computes_what_is_missing_first_and_then_nothing(study: Study) 
 
 
 @pytest.mark.process
-def test_a_report_on_another_users_study_computes_only_if_asked(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.geteuid", lambda: study.path.stat().st_uid + 1)
-    code, out, err = study("report", "small")
-    assert (code, out) == (0, "runs/small/report/index.html\n"), err
-    assert err == (
-        "behaviour is left as it is: runs/small belongs to another user; --behaviour computes what is missing\n"
-    )
-    assert not (study.path / "behaviour").exists()
-    assert not (study.path / "code").exists()
-    code, _, err = study("report", "small", "--behaviour")
-    assert (code, study.attempts()) == (0, {"rnn-a": 0, "rnn-b": 1, "gru": 1}), err
-
-
-@pytest.mark.process
-def test_a_report_on_an_unpacked_study_runs_nothing(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(study.folder / "of-another-user"))
+@pytest.mark.parametrize("whose", ["another user's", "an unpacked one"])
+def test_a_report_on_a_study_of_somebody_else_computes_only_if_asked(
+    study: Study, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
+    if whose == "an unpacked one":
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(study.folder / "of-another-user"))
+    else:
+        monkeypatch.setattr("os.geteuid", lambda: study.path.stat().st_uid + 1)
     code, out, err = study("report", "small")
     assert (code, out) == (0, "runs/small/report/index.html\n"), err
     assert len(err.splitlines()) == 1
     assert "--behaviour computes what is missing" in err
     assert not (study.path / "behaviour").exists()
+    assert not (study.path / "code").exists()
     code, _, err = study("report", "small", "--behaviour")
     assert (code, study.attempts()) == (0, {"rnn-a": 0, "rnn-b": 1, "gru": 1}), err
-    assert distrusted(study.path) is not None
+    assert (distrusted(study.path) is not None) == (whose == "an unpacked one")
 
 
 @pytest.mark.process
@@ -354,17 +347,15 @@ def test_nothing_that_goes_wrong_with_behaviour_keeps_the_report_back(study: Stu
     assert page.exists()
 
     shutil.rmtree(page.parent)
+    with launching(study.path / "behaviour"):
+        code, _, err = study("report", "small")
+    assert code == 0, err
+    assert err.startswith("behaviour is left as it is: study small/behaviour is already being launched")
+    assert page.exists()
+
+    shutil.rmtree(page.parent)
     (study.path / "study.json").write_text("{")
     code, _, err = study("report", "small")
     assert code == 0
     assert "runs/small/study.json is damaged" in err
     assert page.exists()
-
-
-@pytest.mark.slow
-def test_a_report_while_another_launcher_computes_is_written_without_waiting(study: Study) -> None:
-    with launching(study.path / "behaviour"):
-        code, _, err = study("report", "small")
-    assert code == 0, err
-    assert err.startswith("behaviour is left as it is: study small/behaviour is already being launched")
-    assert (study.path / "report/index.html").exists()

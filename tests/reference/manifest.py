@@ -98,7 +98,6 @@ def kind_of(schema: Schema) -> str:
     parts += [f"at least {least:g}"] if least is not None else []
     parts += [f"above {above:g}"] if above is not None else []
     parts += [f"below {below:g}"] if below is not None else []
-    parts += [f"below {below:g}"] if below is not None else []
     parts += [f"at most {'2^32 - 1' if most == 2**32 - 1 else most}"] if most is not None else []
     return ", ".join(parts)
 

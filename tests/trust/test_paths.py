@@ -91,7 +91,7 @@ def test_a_whole_study_lives_in_a_folder_with_a_name_like_a_program(tmp_path: Pa
 
 def test_a_launcher_left_behind_gets_its_words_as_they_are(tmp_path: Path) -> None:
     folder = tmp_path / HOSTILE
-    study = Study(folder, epochs=1)
+    study = Study(folder, epochs=1, stub=True)
     done = study("run", str(folder / "small.toml"), "--backend", "local", "--no-wait")
     assert done.returncode == 0, done.stderr
     wait_for(lambda: [run.result_file.exists() for run in study.runs()], "the result of the run", until=any)

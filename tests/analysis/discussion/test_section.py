@@ -13,7 +13,7 @@ from tests.analysis.hand_made import add_run
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("svg_only")
+@pytest.mark.usefixtures("blank_figures")
 def test_the_notes_of_the_author_stand_in_their_parts_without_html_of_their_own(tmp_path: Path) -> None:
     add_run(tmp_path, 0, "a", "rnn", "sgd", [100.0, 90.0])
     note = "Momentum *was not tried*.\n\n- <script>alert(1)</script> [x](javascript:alert(1))"

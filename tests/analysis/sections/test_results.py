@@ -46,6 +46,7 @@ def test_the_best_run_of_each_architecture_is_bold_and_no_other(study: Study) ->
     assert re.findall(r"\\textbf\{([\d.,]+)\}", latex_table(results_table(study))) == bold
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_more_seeds_are_no_more_chances_to_be_the_best(tmp_path: Path) -> None:
     """The lowest run is one of five seeds of a setting whose mean is above that of another setting."""
     for seed, ppl in enumerate([95.0, 120.0, 118.0, 122.0, 119.0]):
