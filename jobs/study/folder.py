@@ -207,6 +207,7 @@ class Observer:
             config = None
             observation = Observation.damaged(error)
         name = run.id if config is None else str(provenance.get("name") or run.id)
+        run = RunDirectory(run.path)  # callers keep it, and file requests that it has to see
         return ObservedRun(name=name, run=run, observation=observation, config=config, provenance=provenance)
 
 
