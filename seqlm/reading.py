@@ -227,18 +227,15 @@ def parse_json(text: str) -> Any:
         value = _DECODER.decode(text)
     except RecursionError:
         raise ValueError(f"nested more than {DEEPEST} deep") from None
-    if text.count("[") + text.count("{") > DEEPEST and _is_deeper(value, DEEPEST):
+    if text.count("[") + text.count("{") > DEEPEST and isinstance(value, dict | list) and _is_deeper(value, DEEPEST):
         raise ValueError(f"nested more than {DEEPEST} deep")
     return value
 
 
-def _is_deeper(value: Any, levels: int) -> bool:
-    """Return whether more than so many lists and tables are within one another."""
-    if not isinstance(value, dict | list):
-        return False
-    return not levels or any(
-        _is_deeper(one, levels - 1) for one in (value.values() if isinstance(value, dict) else value)
-    )
+def _is_deeper(value: dict[str, Any] | list[Any], levels: int) -> bool:
+    """Return whether more lists and tables than ``levels`` are within one another."""
+    inner = value.values() if isinstance(value, dict) else value
+    return not levels or any(_is_deeper(one, levels - 1) for one in inner if isinstance(one, dict | list))
 
 
 def wrong_field(name: str, record: Mapping[str, Any]) -> str | None:
