@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import io
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -123,8 +122,10 @@ def _data_texts(data: pd.DataFrame) -> tuple[str, str]:
 def _json_texts(values: list[Any]) -> list[str]:
     """Each value as JSON: all at once, which is many times as fast, unless some are lists or objects."""
     encode = json.JSONEncoder(ensure_ascii=False, default=str, separators=("\n", ": ")).encode
-    found = re.sub("(?m)^-?Infinity$", "null", encode(values)[1:-1]).split("\n")
-    return found if len(found) == len(values) else [json.dumps(v, ensure_ascii=False, default=str) for v in values]
+    found = encode(values)[1:-1].split("\n")
+    if len(found) != len(values):
+        found = [json.dumps(v, ensure_ascii=False, default=str) for v in values]
+    return ["null" if text in ("Infinity", "-Infinity") else text for text in found]
 
 
 # -- what it says ------------------------------------------------------------------------------------------------------

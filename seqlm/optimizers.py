@@ -251,5 +251,5 @@ def foreign_keys(optimizer: str | None, own: Mapping[str, Any], shared: Mapping[
         foreign.add("schedule")
         schedule = own.get("schedule")
     if schedule is None:
-        schedule = "compounding" if (optimizer == _PUBLISHED_SGD) else "constant"
+        schedule = "compounding" if optimizer == _PUBLISHED_SGD else "constant"
     return foreign | {key for key, schedules in _NEEDED_BY.items() if key in shared and schedule not in schedules}

@@ -616,8 +616,6 @@ class RunDirectory:
         """
         newest = self.request()
         is_cancelled = newest is not None and newest.is_cancel
-        if not exists(self.path):  # it has had no attempt
-            return Facts(is_cancelled=is_cancelled)
         first = 1 if newest is None else newest.first_attempt(self.id)
         if (result is not None and self._covers(result, first, config)) or self._has_passed(first):
             return Facts(is_done=True)

@@ -202,7 +202,7 @@ class Observer:
         try:
             now = RunDirectory(run.path, run.seen or self._requests)
             provenance, config = now.read_provenance(), now.read_config()
-            observation = self.observe(run, config)
+            observation = self.observe(now, config)
         except SeqlmError as error:
             config = None
             observation = Observation.damaged(error)

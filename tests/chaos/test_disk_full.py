@@ -52,7 +52,7 @@ def train(run: RunDirectory, text: Path) -> None:
 
 
 def break_while_it_trains(run: RunDirectory, text: Path, epochs: int, how: Callable[[], None]) -> str:
-    """Train, have it happen after so many epochs, and return what the worker says on stderr when it ends."""
+    """Train, have it happen after ``epochs`` epochs, and return what the worker says on stderr when it ends."""
     crawl = Crawl(text, epochs=0, step_seconds=0.05)
     worker = start(run, text, **crawl.env)
     wait_for(

@@ -76,7 +76,7 @@ def test_a_thousand_runs_take_two_calls_at_most(room: Path) -> None:
     states = asker.states([f"7_{number}" for number in range(1000)])
     assert len(states) == 1000
     assert sum(state.stage == "ended" for state in states.values()) == 100
-    asker.states(["7_1"])  # what was answered a moment ago is not asked again
+    asker.states(["7_1"])  # an answer is kept for a while
     assert [len((room / f"{name}.asked").read_text().splitlines()) for name in ("squeue", "sacct")] == [1, 1]
 
 
