@@ -65,6 +65,11 @@ def open_regular(path: Path, *, largest: int, below: Path | None = None) -> Buff
         UnfitFileError: a link, a folder, a pipe or anything else that is no regular file; or it is larger.
         FileError: it cannot be opened.
     """
+    return os.fdopen(_open_regular(path, largest, below)[0], "rb")
+
+
+def _open_regular(path: Path, largest: int, below: Path | None = None) -> tuple[int, int]:
+    """Return the handle of the file that :func:`open_regular` opens, and its size in bytes."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     *folders, name = [os.fspath(path)] if below is None else path.relative_to(below).parts
     opened: list[int] = []
@@ -88,7 +93,7 @@ def open_regular(path: Path, *, largest: int, below: Path | None = None) -> Buff
     status = os.fstat(handle)
     kind = _KINDS_OPENED.get(stat.S_IFMT(status.st_mode), "a device")
     if kind == "a file" and status.st_size <= largest:
-        return os.fdopen(handle, "rb")
+        return handle, status.st_size
     os.close(handle)
     raise (
         _refused(path, kind)
@@ -128,8 +133,15 @@ def read_bytes(path: Path) -> bytes:
     """
 
     def read() -> bytes:
-        with open_regular(path, largest=LARGEST_TEXT) as file:
-            return file.read(os.fstat(file.fileno()).st_size)
+        handle, left = _open_regular(path, LARGEST_TEXT)
+        parts = []
+        try:
+            while left and (part := os.read(handle, left)):
+                parts.append(part)
+                left -= len(part)
+        finally:
+            os.close(handle)
+        return b"".join(parts)
 
     try:
         return _unless_stale(read)

@@ -423,7 +423,7 @@ class RunDirectory:
 
     def _has_passed(self, first: int) -> bool:
         """Whether it is a canary that has passed in an attempt from ``first`` on."""
-        attempt = (self.read_canary() or {}).get("attempt", 0)
+        attempt = (self.read_canary() or {}).get("attempt", 0) if self.is_canary else 0
         return isinstance(attempt, int) and attempt >= first
 
     def has_ended(self) -> bool:
@@ -622,7 +622,7 @@ class RunDirectory:
         attempts = self.attempts()
         end = self.end(attempts[-1]) if attempts else None
         has_owner = not (end is not None and end.has_ended) and live_owner(self.lease_dir) is not None
-        stopped = None if has_owner else self.read_stopped(first)
+        stopped = self.read_stopped(first) if attempts and not has_owner else None
         return Facts(
             has_owner=has_owner,
             is_cancelled=is_cancelled,
