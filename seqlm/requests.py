@@ -167,13 +167,6 @@ def _read(folder: Path) -> Request | None:
     return Request(folder=folder, record=record)
 
 
-def next_folder(study_dir: Path) -> Path:
-    """Return the folder that the next request gets."""
-    place = study_dir.absolute() / "launches"
-    numbers = (int(path.name) for path in listed(place, "[0-9]*") if path.name.isdecimal())
-    return place / f"{max(numbers, default=0) + 1:06d}"
-
-
 def file_request(study_dir: Path, record: Mapping[str, Any], plan: Mapping[str, Any] | None = None) -> Request:
     """Claim the next number and write a request, which counts from then on.
 
@@ -182,9 +175,11 @@ def file_request(study_dir: Path, record: Mapping[str, Any], plan: Mapping[str, 
     Raises:
         FileError: it cannot be written.
     """
-    make_directory(study_dir / "launches")
+    place = study_dir.absolute() / "launches"
+    make_directory(place)
     while True:
-        folder = next_folder(study_dir)
+        numbers = (int(path.name) for path in listed(place, "[0-9]*") if path.name.isdecimal())
+        folder = place / f"{max(numbers, default=0) + 1:06d}"
         try:
             folder.mkdir()
         except FileExistsError:

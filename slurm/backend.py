@@ -21,13 +21,12 @@ from jobs.plan.capacity import Capacity, Node
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places
 from jobs.spec import Resources, RunSpec
-from jobs.study.budget import Budget
 from jobs.study.folder import ObservedRun, read_jobs
 from jobs.study.kept_code import Code, live_code
 from jobs.study.squeue import ask
 from seqlm.errors import BackendError
 from seqlm.lease import wait_until_free
-from seqlm.requests import Request, next_folder
+from seqlm.requests import Request
 from seqlm.rundir import RunDirectory
 from slurm.doctor import examine
 from slurm.environment import batch_script, require_plain_path, sbatch_environment, submit_script
@@ -102,7 +101,7 @@ class SlurmBackend(Backend):
         """
         return submit(self._plan(todo, options, code, request.number), self.settings, request)
 
-    def _plan(self, todo: Sequence[PlannedRun], options: LaunchOptions, code: Code, request: int) -> JobPlan:
+    def _plan(self, todo: Sequence[PlannedRun], options: LaunchOptions, code: Code, request: int | None) -> JobPlan:
         """Return what the jobs of these runs do.
 
         Raises:
@@ -114,17 +113,15 @@ class SlurmBackend(Backend):
         most = max_array_size()
         return plan_jobs(ordered, options, self.settings, code, request=request, most=most)
 
-    def scripts(self, planned: Sequence[PlannedRun], options: LaunchOptions) -> list[str]:
+    def scripts(self, todo: Sequence[PlannedRun], options: LaunchOptions) -> list[str]:
         """Return the sbatch scripts that :meth:`submit` would submit, one for each array, with ``--live-code``.
 
-        In an array that waits for another one, ``ARRAY_N`` stands for the id of the N-th array.
+        ``REQUEST`` stands for the number of the request, and ``ARRAY_N`` for the id of the N-th array in one that waits
+        for it.
         """
-        require_plain_path(options.study_dir.absolute())
-        todo = [item for item in planned if item.action != "skip"]
-        if not todo or Budget(options.study_dir, options.policy).is_spent():
-            return []
-        folder = next_folder(options.study_dir)
-        plan = self._plan(todo, options, live_code(), int(folder.name))
+        folder = options.study_dir.absolute() / "launches" / "REQUEST"
+        require_plain_path(folder)
+        plan = self._plan(todo, options, live_code(), None)
         return [
             script(plan, number, self.settings, folder, after=f"ARRAY_{number}" if number else None)
             for number in range(len(plan.arrays))

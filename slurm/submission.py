@@ -79,11 +79,18 @@ class JobPlan:
 
 
 def plan_jobs(
-    todo: Sequence[PlannedRun], options: LaunchOptions, settings: SlurmSettings, code: Code, *, request: int, most: int
+    todo: Sequence[PlannedRun],
+    options: LaunchOptions,
+    settings: SlurmSettings,
+    code: Code,
+    *,
+    request: int | None,
+    most: int,
 ) -> JobPlan:
     """Group runs of equal resources into arrays, and return what their jobs do.
 
-    ``todo`` is in queue order, and arrays keep that order. ``most`` is the cluster's MaxArraySize, the maximum number
+    ``todo`` is in queue order, and arrays keep that order. ``request`` is the number of their request, if there is one
+    yet. ``most`` is the cluster's MaxArraySize, the maximum number
     of jobs of an array.
 
     Raises:

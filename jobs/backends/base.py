@@ -166,7 +166,7 @@ class Backend(ABC):
         """Return what starts the runs of a study. Nothing is started yet."""
         raise NotImplementedError
 
-    def scripts(self, planned: Any, options: Any) -> list[str]:
+    def scripts(self, todo: Any, options: Any) -> list[str]:
         """Return the scripts that a launch of these runs would submit to a scheduler."""
         return []
 

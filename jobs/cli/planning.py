@@ -27,6 +27,7 @@ from jobs.plan.planned import Action, PlannedRun
 from jobs.plan.totals import budget_of, search_line, totals
 from jobs.registry import BACKENDS, backend_class, default_backend
 from jobs.spec import RunSpec
+from jobs.study.budget import Budget
 from jobs.study.folder import ObservedRun
 from jobs.study.record import StudyRecord
 from seqlm import machine
@@ -134,8 +135,8 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
         for item in plan_runs(specs, study_dir)
     ]
     check_models(planned)
-    planned = estimated(planned, earlier_throughput(arguments.runs_dir), keep_last=keep_last)
     planned = resolve_resources(planned, backend, limit)
+    planned = estimated(planned, earlier_throughput(arguments.runs_dir), keep_last=keep_last)
     refused = None
     try:
         check_data(planned)  # plan knows the size of a corpus that run has to read
@@ -163,12 +164,14 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
     else:
         wall = f"{terminal.duration(costs.wall_seconds)} on {backend.where()}"
         terminal.say(f"{wall}; {costs.gpu_hours:.3g} GPU hours; {disk}")
-    budget = budget_of(planned, manifest.policy, study_dir)
-    if budget is not None:
-        terminal.say(budget[0])
+    todo, budget = [item for item in planned if item.action != "skip"], Budget(study_dir, manifest.policy)
+    limits = budget_of(todo, budget)
+    if limits is not None:
+        terminal.say(limits[0])
     if backend.is_here:
-        _warn_of_memory(planned)
-    scripts = backend.scripts(planned, LaunchOptions(study_dir=study_dir, policy=manifest.policy))
+        _warn_of_memory(todo)
+    is_submitted = todo and not budget.is_spent()
+    scripts = backend.scripts(todo, LaunchOptions(study_dir=study_dir, policy=manifest.policy)) if is_submitted else []
     for script in scripts:
         terminal.say(f"\nwould submit:\n{script}")
     if refused is not None:
@@ -178,19 +181,19 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
         "runs": records,
         "search": None if search is None else search.to_dict(),
         "totals": {"backend": backend.name, "max_parallel": limit, **asdict(costs)},
-        "budget": None if budget is None else budget[1],
+        "budget": None if limits is None else limits[1],
         "refused": refused,
         "changes": changed,
     }
     return ({**data, "scripts": scripts} if scripts else data), 0 if refused is None else UsageError.exit_code
 
 
-def _warn_of_memory(planned: Sequence[PlannedRun]) -> None:
+def _warn_of_memory(todo: Sequence[PlannedRun]) -> None:
     """Warn of the run that needs most on the processor, if that is more than this machine has."""
     needs = [
         ((item.estimate.memory_bytes or 0) * item.spec.resources.ranks, item.spec.name)
-        for item in planned
-        if item.action != "skip" and not item.spec.resources.gpus and item.estimate is not None
+        for item in todo
+        if not item.spec.resources.gpus and item.estimate is not None
     ]
     most, name = max(needs, default=(0, ""))
     if most > (has := machine.memory_bytes()):
@@ -220,14 +223,14 @@ def open_manifest(arguments: Arguments) -> tuple[Manifest, list[RunSpec], Path]:
     manifest = load_manifest(find_manifest(arguments.manifest), arguments.changes)
     data = find_data(arguments.data, manifest.data_path)
     study_dir = arguments.runs_dir / manifest.study
-    beside = manifest.path.parent / RUNS.default / manifest.study
-    if not exists(study_dir) and is_file(study_record_file(beside)):
-        what = f"{beside} has runs of this study, {study_dir} has none; to use them add --runs-dir {beside.parent}"
-        terminal.tell(f"note: {what}")
     known: Sequence[RunSpec] = manifest.runs
     folders: Mapping[str, Path] = {}
     if asks_for_identity([*arguments.only, *arguments.exclude]):
         known, folders = resolve_specs(known, data), RunDirectory.folders(study_dir)
+    beside = manifest.path.parent / RUNS.default / manifest.study
+    if not exists(study_dir) and is_file(study_record_file(beside)):
+        what = f"{beside} has runs of this study, {study_dir} has none; to use them add --runs-dir {beside.parent}"
+        terminal.tell(f"note: {what}")
     chosen, why = select(known, arguments.only, arguments.exclude, lambda spec: facts_of_spec(spec, folders))
     if why is not None:
         raise UsageError(f"{arguments.manifest}: {why}")

@@ -264,7 +264,9 @@ def _request(
         },
     }
     request = file_request(study_dir, record, {"provenance": launch_record(study_name(study_dir), code), "runs": plan})
-    write_queue(study_dir, {item.run.id: "about to start" for item in todo}, request.number)
+    has_canaries = canary.wanted(options.canary, todo) and not target.is_scheduled
+    first = "waits for the canaries" if has_canaries else "about to start"
+    write_queue(study_dir, {item.run.id: first for item in todo}, request.number)
     return code, request
 
 
@@ -340,8 +342,6 @@ def launch(
             executor.open(code)
             tried = [] if Budget(options.study_dir, options.policy).is_spent() else todo
             if canary.wanted(options.canary, tried):
-                waiting = {item.run.id: "waits for the canaries" for item in todo}
-                write_queue(options.study_dir, waiting, request.number)
                 canary.check(tried, executor, code, options)
                 left = [item for item in todo if not item.run.is_cancelled()]
                 todo = estimated(left, earlier_throughput(options.study_dir.parent))

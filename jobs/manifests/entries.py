@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, final
 
@@ -86,14 +86,23 @@ class SampleTable(EntryTable):
     """Seed of the draws. It is not the seed of the runs, which `seeds` or `[defaults]` set."""
 
 
+def _list_of_tables(key: str) -> Any:
+    return Annotated[list[dict[str, Any]], Valid(f"a list of tables, in TOML [[{key}]]")]
+
+
 ENTRY_KINDS: tuple[EntryKind, ...] = ("run", "grid", "zip", "sample")
-TOP_KEYS = (
-    *("study", "defaults", *ENTRY_KINDS, "exclude", "expect", "report", "seeds"),
-    *("resources", "policy", "search", "backend"),
-)
+_LISTS = (*ENTRY_KINDS, "exclude", "expect")
+TOP_KEYS = ("study", "defaults", *_LISTS, "report", "seeds", "resources", "policy", "search", "backend")
 CONFIG_KEYS = tuple(valid_keys())
 SET_KEYS = (*CONFIG_KEYS, *Resources.full_keys(), *Policy.full_keys(), *Search.full_keys(), "study.name")
 """The keys of ``--set``."""
+_TOP: type[Table] = make_dataclass(
+    "_Top",
+    [(key, _list_of_tables(key) if key in _LISTS else Any, None) for key in TOP_KEYS],
+    bases=(Table,),
+    frozen=True,
+)
+"""The whole file. What is not a list of tables is read on its own."""
 
 
 # -- the file's tables -----------------------------------------------------------------------------------------------
@@ -113,10 +122,8 @@ class ManifestFile:
         """Dotted key -> the option as typed, such as ``--set train.epochs=2``."""
         for text in overrides:
             self._override(text)
-        for key in raw:
-            if key not in TOP_KEYS:
-                valid = [*TOP_KEYS, *(f"defaults.{one}" for one in (*SECTIONS, *CONFIG_KEYS))]
-                self.problems.add(self.name, unknown_key(key, valid))
+        valid = [*TOP_KEYS, *(f"defaults.{one}" for one in (*SECTIONS, *CONFIG_KEYS))]
+        self.problems.read(_TOP, raw, self.name, unknown=lambda key: unknown_key(key, valid))
         self.study = self._table(raw, StudyTable)
         self.defaults = self._flatten(raw.get("defaults", {}), CONFIG_KEYS, f"{self.name}: defaults")
         """Dotted key -> value; likewise ``resources``."""
@@ -135,11 +142,11 @@ class ManifestFile:
             self._entry(kind, number, table, top.seeds if top else ())
             for kind in raw
             if kind in ENTRY_KINDS
-            for number, table in self._numbered(raw, kind)
+            for number, table in _numbered(raw, kind)
         ]
         self.excludes: dict[int, list[Condition]] = {}
         """Number -> conditions. Wrong ones are left out: half of them would match too much."""
-        for number, table in self._numbered(raw, "exclude"):
+        for number, table in _numbered(raw, "exclude"):
             where = f"{self.name}: exclude {number}"
             cut = self._flatten(table, ("name", *CONFIG_KEYS), where)
             if not table:
@@ -152,7 +159,7 @@ class ManifestFile:
                 ]
         self.claims: dict[int, Claim] = {}
         """Number -> expectation. Wrong ones are left out."""
-        for number, table in self._numbered(raw, "expect"):
+        for number, table in _numbered(raw, "expect"):
             if claim := self.problems.read(Claim, table, f"{self.name}: expect {number}"):
                 self.claims[number] = claim
         self.report = self._table(raw, Report) or Report()
@@ -221,19 +228,6 @@ class ManifestFile:
             self.problems.add(where, f"count: expected {most}, got {count:,}")
         return {**values, **{key: [one[key] for one in drawn] if key in space else [] for key in written}}, space
 
-    def _numbered(self, raw: Mapping[str, Any], key: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """Yield the tables of a list with their numbers, from 1."""
-        value = raw.get(key, [])
-        if not isinstance(value, list):
-            found = "one table" if isinstance(value, Mapping) else show(value)
-            self.problems.add(self.name, f"{key}: expected a list of tables, in TOML [[{key}]], got {found}")
-            return
-        for number, item in enumerate(value, start=1):
-            if isinstance(item, Mapping):
-                yield number, item
-            else:
-                self.problems.add(self.name, f"{key} {number}: expected a table, got {show(item)}")
-
     def _flatten(self, table: Any, valid: Sequence[str], where: str) -> dict[str, Any]:
         """Return the keys of a table as dotted keys. Unknown keys are reported and left out."""
         flat: dict[str, Any] = {}
@@ -290,6 +284,13 @@ class ManifestFile:
         else:
             for one, single in self._opened({key: value}, where):
                 self.setting[one], self.options[one] = single, where
+
+
+def _numbered(raw: Mapping[str, Any], key: str) -> list[tuple[int, Mapping[str, Any]]]:
+    """Return the tables of a list with their numbers, from 1."""
+    value = raw.get(key)
+    items = enumerate(value, start=1) if isinstance(value, list) else ()
+    return [(number, item) for number, item in items if isinstance(item, Mapping)]
 
 
 def _text(value: Any) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from seqlm.errors import ConfigError, ManifestError
-from seqlm.reading import exists, is_file, listed
 from seqlm.schema import TableT, one_line, read, show
 
 MAX_DEPTH = 20
@@ -69,11 +69,9 @@ def key_of(line: str) -> str:
 
 def find_manifest(argument: str) -> Path:
     """Return the path of a manifest given by its path, or by the name of one that comes with seqlm: ``quickstart``."""
-    if argument.isidentifier() and not exists(Path(argument)):
-        own = Path(__file__).with_name(f"{argument}.toml")
-        if is_file(own):
-            return own
-    return Path(argument)
+    own = Path(__file__).with_name(f"{argument}.toml")
+    is_own = argument.isidentifier() and not os.path.exists(argument) and own.is_file()  # noqa: PTH110 -- raises nothing
+    return own if is_own else Path(argument)
 
 
 def read_toml_file(path: Path) -> dict[str, Any]:
@@ -91,8 +89,7 @@ def read_toml_file(path: Path) -> dict[str, Any]:
         check_plain(data)
     except FileNotFoundError:
         # Hint at the manifest in the same folder whose name, without its suffix, is closest.
-        there = listed(path.parent)
-        by_stem = {one.stem: one for one in there if one.suffix.lower() == ".toml" and is_file(one)}
+        by_stem = {one.stem: one for one in path.parent.glob("*.toml")}
         stems = difflib.get_close_matches(path.stem, by_stem, n=1, cutoff=0.5)
         what = "no such file" + (f'; did you mean "{by_stem[stems[0]]}"?' if stems else "")
     except IsADirectoryError:

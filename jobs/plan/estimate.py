@@ -21,7 +21,6 @@ from seqlm.config import DataConfig, RunConfig
 from seqlm.data.corpus import CorpusFacts
 from seqlm.data.layout import number_of_windows
 from seqlm.errors import FileError
-from seqlm.reading import listed
 from seqlm.rundir import CANARY_FOLDER, RunDirectory
 
 FLOAT_BYTES = 4
@@ -225,6 +224,6 @@ def _positive(value: Any) -> float | None:
 
 
 def _within(folder: Path) -> list[Path]:
-    with contextlib.suppress(FileError):
-        return listed(folder)
+    with contextlib.suppress(OSError):
+        return list(folder.iterdir())
     return []

@@ -6,10 +6,8 @@ import functools
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from jobs.manifests.policy import Policy
 from jobs.plan.capacity import TINY, Capacity
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places
@@ -78,12 +76,11 @@ def wall_seconds(runs: Sequence[PlannedRun], capacity: Capacity, *, max_parallel
 # -- the budget ------------------------------------------------------------------------------------------------------
 
 
-def budget_of(planned: Sequence[PlannedRun], policy: Policy, study_dir: Path) -> tuple[str, dict[str, Any]] | None:
-    """Return what ``plan`` says of the study's budget, and its entry of ``--json``. ``None``: the policy has none.
+def budget_of(todo: Sequence[PlannedRun], budget: Budget) -> tuple[str, dict[str, Any]] | None:
+    """Return what ``plan`` says of the study's budget, and its entry of ``--json``. ``None``: it has no limits.
 
     What the runs to do need is ``None`` if it is not known. The runs that a search will stop are counted in full.
     """
-    budget, todo = Budget(study_dir, policy), [item for item in planned if item.action != "skip"]
     data = budget.to_dict()
     if data is None:
         return None

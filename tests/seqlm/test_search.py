@@ -169,6 +169,7 @@ def test_a_decision_is_made_once(tmp_path: Path) -> None:
     for run in study(tmp_path, [9.0, 6.0, 7.0, 1.0]):  # others are better by now
         run.read_metrics()
     assert [decide(run, search, 3, 1) for run in (good, bad)] == ["goes on", "stopped"]
+    bad.attempt_dir(1).mkdir(parents=True)
     assert bad.observe().state == "stopped"
     assert bad.observe().reason == "stopped at epoch 3: 4th of 4, keeps 2"
     assert (good.observe().state, bad.observe().epoch, bad.observe().kind) == ("pending", 2, None)

@@ -23,14 +23,12 @@ from jobs.spec import Resources, RunSpec
 from jobs.study.folder import read_jobs
 from jobs.study.kept_code import Code
 from seqlm.errors import BackendError
-from seqlm.requests import Request, file_request, next_folder
-from seqlm.rundir import RunDirectory
+from seqlm.requests import Request, file_request
 from slurm import backend
 from slurm.environment import batch_script, submit_script
 from slurm.settings import SlurmSettings, read_settings
 from slurm.submission import JobPlan, plan_jobs, script, submit
 from tests import commands
-from tests.analysis.attempt_files import write_attempt
 from tests.fake_slurm import FakeSlurm
 from tests.fakes import make_estimate, make_fresh
 from tests.seqlm.training.studies import make_config
@@ -57,7 +55,7 @@ def jobs(
 def text(
     items: list[PlannedRun], settings: SlurmSettings, policy: Policy | None = None, number: int = 0, after: str = ""
 ) -> str:
-    folder = next_folder(items[0].run.path.parent)
+    folder = items[0].run.path.parent / "launches" / "000001"
     return script(jobs(items, settings, policy), number, settings, folder, after=after or None)
 
 
@@ -175,15 +173,13 @@ def test_a_job_whose_program_is_killed_ends_by_the_same_signal(
     assert commands.run(["bash", str(file)], cwd=tmp_path).returncode == code
 
 
-def test_nothing_is_submitted_once_the_budget_is_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_shows_the_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "max_array_size", lambda: 1000)
     monkeypatch.setattr(backend, "live_code", lambda: CODE)
     items = [replace(item, estimate=make_estimate(3600)) for item in planned(tmp_path, 3)]
-    (found,) = backend.SlurmBackend().scripts(items, LaunchOptions(study_dir=tmp_path, policy=Policy(gpu_hours=2)))
+    (found,) = backend.SlurmBackend().scripts(items, LaunchOptions(study_dir=tmp_path, policy=Policy()))
     assert re.findall(r"--array=([0-9-]+)", found) == ["0-2"]
-    write_attempt(RunDirectory(tmp_path / "other-1"), 1, start=0, end=3600, gpus=("GPU-1",))
-    options = LaunchOptions(study_dir=tmp_path, policy=Policy(gpu_hours=0.5))
-    assert backend.SlurmBackend().scripts(items, options) == [], "every run waits"
+    assert f"{tmp_path}/launches/REQUEST/plan.json" in found
 
 
 @pytest.mark.process
