@@ -69,9 +69,11 @@ def key_of(line: str) -> str:
 
 def find_manifest(argument: str) -> Path:
     """Return the path of a manifest given by its path, or by the name of one that comes with seqlm: ``quickstart``."""
-    own = Path(__file__).with_name(f"{argument}.toml")
-    is_own = argument.isidentifier() and not os.path.exists(argument) and own.is_file()  # noqa: PTH110 -- raises nothing
-    return own if is_own else Path(argument)
+    if argument.isidentifier() and not os.path.exists(argument):  # noqa: PTH110 -- raises nothing
+        own = Path(__file__).with_name(f"{argument}.toml")
+        if own.is_file():
+            return own
+    return Path(argument)
 
 
 def read_toml_file(path: Path) -> dict[str, Any]:
