@@ -5,6 +5,10 @@ flushed to disk, and renamed. A reader sees the old file or the new one, never a
 
 Modes are left to the system: a new file asks for 0666 and a new folder for 0777, and umask, default ACLs and a setgid
 folder decide, as they do for other programs. A mode that is set afterwards would take away what they gave.
+
+What reads or writes a file by its name raises ``FileError`` if that fails. Its parts raise ``OSError``:
+:func:`file_beside`, :func:`write_new`, :func:`hard_link`, :func:`append_to`, :func:`folder_beside`,
+:func:`replace_folder` and :func:`flush`.
 """
 
 from __future__ import annotations
@@ -52,11 +56,7 @@ def unguarded() -> None:
 
 @contextlib.contextmanager
 def file_beside(path: Path) -> Iterator[Path]:
-    """Make a new empty file in the folder of ``path`` and yield its path. Remove what is left of it at the end.
-
-    Raises:
-        OSError: the file cannot be made.
-    """
+    """Make a new empty file in the folder of ``path`` and yield its path. Remove what is left of it at the end."""
     temporary = _temporary(path)
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
     try:
@@ -70,16 +70,8 @@ def file_beside(path: Path) -> Iterator[Path]:
 def replacing(path: Path, *, sync: bool = True, guard: Guard = unguarded) -> Iterator[Path]:
     """Yield a temporary path to write to, then put the new file in the place of ``path`` in one step.
 
-    If anything goes wrong, the old file stays.
-
-    Args:
-        path: the file.
-        sync: whether the file and its folder are flushed to disk. False for what a crash of the machine makes
-            worthless anyway.
-        guard: called when all is written. If it raises, the old file stays.
-
-    Raises:
-        FileError: full disk, read-only folder, a directory in place of the file.
+    ``sync=False`` leaves out the flush to disk, for what a crash of the machine makes worthless anyway. If anything
+    goes wrong, or ``guard`` raises when all is written, the old file stays.
     """
     try:
         with file_beside(path) as temporary:
@@ -102,9 +94,6 @@ def write_once(path: Path, content: bytes, *, guard: Guard = unguarded) -> bool:
     """Write a file in one step unless it exists. Return whether this call has written it.
 
     On a file system without hard links, readers may see the file empty for an instant, and after a crash for ever.
-
-    Raises:
-        FileError: the file cannot be written.
     """
     try:
         with file_beside(path) as temporary:
@@ -124,12 +113,7 @@ def write_once(path: Path, content: bytes, *, guard: Guard = unguarded) -> bool:
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Write a file that does not exist yet, under its final name, and flush it.
-
-    Raises:
-        FileExistsError: the file exists.
-        OSError: the file cannot be written.
-    """
+    """Write a file that does not exist yet, under its final name, and flush it."""
     with path.open("xb") as file:
         file.write(content)
         file.flush()
@@ -137,12 +121,7 @@ def write_new(path: Path, content: bytes) -> None:
 
 
 def hard_link(source: Path, path: Path) -> bool:
-    """Make ``path`` a second name of ``source``. Return False if the file system has no hard links.
-
-    Raises:
-        FileExistsError: ``path`` exists.
-        OSError: the link cannot be made.
-    """
+    """Make ``path`` a second name of ``source``, unless it exists. Return False if there are no hard links here."""
     try:
         os.link(source, path)
     except OSError as error:
@@ -156,9 +135,6 @@ def append_to(path: Path) -> BinaryIO:
     """Open a log to write at its end. A link in its place is removed, and its target is not touched.
 
     A pipe there that nobody reads is an error, and keeps nobody waiting.
-
-    Raises:
-        OSError: the file cannot be written.
     """
     if is_link(path):
         path.unlink(missing_ok=True)
@@ -170,11 +146,7 @@ def append_to(path: Path) -> BinaryIO:
 
 
 def make_directory(path: Path) -> None:
-    """Make a folder and its parents unless they exist.
-
-    Raises:
-        FileError: the folder cannot be made.
-    """
+    """Make a folder and its parents unless they exist."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -183,11 +155,7 @@ def make_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def folder_beside(path: Path) -> Iterator[Path]:
-    """Make a new folder next to ``path`` and yield its path. Remove what is left of it at the end.
-
-    Raises:
-        OSError: the folder cannot be made.
-    """
+    """Make a new folder next to ``path`` and yield its path. Remove what is left of it at the end."""
     temporary = _temporary(path)
     temporary.mkdir()
     try:
@@ -197,11 +165,7 @@ def folder_beside(path: Path) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Put the folder ``new`` in the place of ``target``, and delete what was there. If that fails, it comes back.
-
-    Raises:
-        OSError: a folder cannot be renamed. If not even the old one can, it stays beside ``target``.
-    """
+    """Put the folder ``new`` in the place of ``target``, and delete what was there. If that fails, it comes back."""
     if not exists(target):
         new.rename(target)
         return
@@ -225,9 +189,6 @@ def flush(path: Path) -> None:
     """Wait until the content of a file, or the names in a folder, are on disk.
 
     A folder that the file system cannot flush is left as it is: a crash of the machine may undo what came last.
-
-    Raises:
-        OSError: the disk has failed.
     """
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -296,7 +257,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a file. ``None``: there is no file.
 
     Raises:
-        FileError: the file cannot be read.
         DamagedFileError: it is not a JSON object, or a field has another type than :data:`seqlm.reading.FIELDS` says.
     """
     try:
@@ -317,9 +277,6 @@ def read_json_lines(path: Path, is_record: Callable[[Any], bool]) -> tuple[list[
 
     No file has no records. A file that is cut in the middle of a line (a full disk, a copy made too early) loses only
     that line.
-
-    Raises:
-        FileError: the file cannot be read.
     """
     try:
         text = read_bytes(path).decode("utf-8", errors="replace")
@@ -347,11 +304,7 @@ def read_json_lines(path: Path, is_record: Callable[[Any], bool]) -> tuple[list[
 
 
 def file_sha256(path: Path) -> str | None:
-    """Return the SHA-256 of a file's bytes, 64 hex digits. ``None``: there is no file.
-
-    Raises:
-        FileError: it cannot be read, or is no regular file.
-    """
+    """Return the SHA-256 of a file's bytes, 64 hex digits. ``None``: there is no file."""
     try:
         with open_regular(path, largest=LARGEST_HASHED) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

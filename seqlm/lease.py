@@ -20,7 +20,8 @@ What a check cannot see is a takeover in the instant between it and the renaming
 temporary files of the old one (:meth:`seqlm.rundir.RunDirectory.sweep`) before it reads a file, so that this renaming
 finds nothing to rename; it asks again and learns why.
 
-The generation with its check is the fencing token of Kleppmann, "How to do distributed locking" (2016). Standard
+The generation with its check is the fencing token of Kleppmann, "How to do distributed locking" (2016). Whatever reads
+or writes leases raises ``FileError`` if that fails, and ``UsageError`` if a variable of their terms is wrong. Standard
 library alone.
 """
 
@@ -58,9 +59,6 @@ def stale_seconds() -> float:
     """How long the heartbeat of another host must have been missing before its lease is taken over.
 
     ``SEQLM_STALE_LEASE_MINUTES``, but at least three heartbeats (``SEQLM_LEASE_SECONDS``).
-
-    Raises:
-        UsageError: one of them is not a number above 0.
     """
     return max(60 * STALE_LEASE_MINUTES.read(), 3 * LEASE_SECONDS.read())
 
@@ -76,11 +74,7 @@ class Lease:
         self.file = folder / _name(generation)
 
     def check(self) -> None:
-        """Ask whether the lease is still this process's: one call of the system, some microseconds on a local disk.
-
-        Raises:
-            LeaseLostError: another worker has taken the run over.
-        """
+        """Raise ``LeaseLostError`` if another worker has taken the run over: one call of the system."""
         if exists(self._folder / _name(self.generation + 1)):
             owner = newest_lease(self._folder)
             raise LeaseLostError(f"this run was taken over by {_who(owner)} while this worker gave no sign of life")
@@ -111,7 +105,7 @@ def claim(
     owner that has not released its lease is watched first, for :func:`stale_seconds`.
 
     Args:
-        folder: ``lease/`` in the folder of the run or study; made where it is missing.
+        folder: made where it is missing.
         attempt: of this worker, for the record. ``None``: it is a launcher.
         busy: what to say where there is an owner.
         pause: waits for the given seconds, or raises to give up.
@@ -120,8 +114,6 @@ def claim(
 
     Raises:
         RunBusyError: there is a live owner; the text is ``busy``, followed by who it is.
-        FileError: the folder cannot be written.
-        UsageError: as :func:`stale_seconds`.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -181,10 +173,7 @@ def kept(lease: Lease, poll: Callable[[], None] = lambda: None) -> Iterator[Leas
 def require_attempt(folder: Path, attempt: int) -> None:
     """The check of the ranks that hold no lease: whether the run's owner is of their own attempt, or an earlier one.
 
-    An earlier one, since they may be here before their first rank.
-
-    Raises:
-        LeaseLostError: the owner is of a later attempt.
+    An earlier one, since they may be here before their first rank. Raises ``LeaseLostError`` if it is of a later one.
     """
     owner = newest_lease(folder)
     if isinstance(owner.get("attempt"), int) and owner["attempt"] > attempt:
@@ -196,10 +185,6 @@ def live_owner(folder: Path) -> dict[str, Any] | None:
 
     It is known whether a process of this host lives. Of others, this is a guess from the age of the file by this
     machine's clock and the file system's, which may differ. Costs a listing of the folder; nothing is written.
-
-    Raises:
-        FileError: the folder cannot be read.
-        UsageError: as :func:`stale_seconds`.
     """
     generation = _highest_listed(folder)
     path = folder / _name(generation)

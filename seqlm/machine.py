@@ -62,9 +62,6 @@ def matmul_library() -> str:
 
     By vendor and instructions, not by timing: a run that is resumed multiplies as before. On AMD's processors with
     AVX-512, MKL reaches half of what oneDNN does (benchmarks/results). ``SEQLM_MATMUL`` overrides it.
-
-    Raises:
-        UsageError: that variable has another value.
     """
     is_faster = not {*AMD}.isdisjoint(_cpu_fields("vendor_id")) and "avx512f" in _cpu_fields("flags")
     return MATMUL.read() or ("onednn" if is_faster else "blas")
@@ -148,43 +145,28 @@ def cards() -> list[Card]:
 
 
 def exclusive_gpus() -> list[Gpu]:
-    """Those of :func:`gpus` whose card takes one process at a time (compute mode Exclusive_Process).
-
-    Raises:
-        UsageError: as :func:`gpus`.
-    """
+    """Those of :func:`gpus` whose card takes one process at a time (compute mode Exclusive_Process)."""
     lines, chosen = _nvidia_smi("--query-gpu=uuid,compute_mode", "--format=csv,noheader").splitlines(), gpus()
     exclusive = {uuid for uuid, _, mode in (line.partition(", ") for line in lines) if mode.startswith("Exclusive")}
     return [gpu for card in cards() if card.whole.id in exclusive for gpu in card.gpus if gpu in chosen]
 
 
 def _nvidia_smi(*options: str) -> str:
-    """What nvidia-smi prints. It is called once for each process, unless it fails."""
+    """What nvidia-smi prints; empty if it cannot be started, or does not end within 20 s."""
     program = shutil.which("nvidia-smi")
-    if program is None:
-        return ""
-    try:
-        return _printed(program, *options)
-    except (OSError, subprocess.SubprocessError):
-        return ""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return _printed(program, *options) if program else ""
+    return ""
 
 
 @functools.cache
 def _printed(program: str, *options: str) -> str:
-    """What nvidia-smi prints. It also lists the other GPUs if one does not answer, and then exits with an error.
-
-    Raises:
-        OSError, subprocess.SubprocessError: it cannot be started, or does not end within 20 s.
-    """
+    """Called once for each process. If a GPU does not answer, the others are listed, and the exit code is not 0."""
     return subprocess.run([program, *options], capture_output=True, text=True, timeout=20, check=False).stdout
 
 
 def gpus() -> list[Gpu]:
-    """The NVIDIA GPUs that this process may use: those of CUDA_VISIBLE_DEVICES in its order, else all.
-
-    Raises:
-        UsageError: CUDA_VISIBLE_DEVICES names a GPU that does not exist, or names one twice.
-    """
+    """The NVIDIA GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, read by :func:`visible`, else all."""
     variable = os.environ.get(VISIBLE)
     return [] if variable is not None and not _items(variable) else visible(cards(), variable)
 

@@ -2,6 +2,10 @@
 
 What exists is asked here too. :class:`pathlib.Path` takes a file that cannot be looked at for one that does not exist:
 ``exists`` and its like from Python 3.14 on, ``glob`` from 3.13 on. A run would then start again at its first epoch.
+
+All functions that look at files raise ``FileError`` if that fails. Those that read one raise ``FileNotFoundError`` if
+there is none, or a link to nothing, and ``UnfitFileError`` if it is a link, a folder, a pipe or anything else that is
+no regular file, or too large.
 """
 
 from __future__ import annotations
@@ -59,11 +63,6 @@ def open_regular(path: Path, *, largest: int, below: Path | None = None) -> Buff
     """Open a regular file of at most ``largest`` bytes to read it, without waiting and without following a link.
 
     With ``below``, a folder above ``path``, no folder between the two may be a link either.
-
-    Raises:
-        FileNotFoundError: there is no file, or a link to nothing.
-        UnfitFileError: a link, a folder, a pipe or anything else that is no regular file; or it is larger.
-        FileError: it cannot be opened.
     """
     return os.fdopen(_open_regular(path, largest, below)[0], "rb")
 
@@ -126,11 +125,7 @@ def _refused(path: Path, found: str) -> UnfitFileError:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a regular file of at most ``LARGEST_TEXT`` bytes.
-
-    Raises:
-        FileNotFoundError, FileError: as :func:`open_regular`, or it cannot be read.
-    """
+    """The content of a regular file of at most ``LARGEST_TEXT`` bytes."""
 
     def read() -> bytes:
         handle, left = _open_regular(path, LARGEST_TEXT)
@@ -152,38 +147,29 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_tail(path: Path, most: int, below: Path | None = None) -> bytes:
-    """The last bytes of a regular file of any size, ``most`` at most.
-
-    Raises:
-        FileNotFoundError, FileError: as :func:`open_regular`.
-        OSError: it cannot be read.
-    """
+    """The last bytes of a regular file of any size, ``most`` at most. Raises ``OSError`` if it cannot be read."""
     with open_regular(path, largest=sys.maxsize, below=below) as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - most))
         return file.read(most)
 
 
 def exists(path: Path) -> bool:
-    """Return whether there is anything at ``path``. A link to nothing, or to itself, counts as nothing.
-
-    Raises:
-        FileError: that is unknown, because the file system failed or refused.
-    """
+    """Return whether there is anything at ``path``. A link to nothing, or to itself, counts as nothing."""
     return _mode(path) != 0
 
 
 def is_file(path: Path) -> bool:
-    """Return whether there is a regular file at ``path``, or a link to one. Errors as of :func:`exists`."""
+    """Return whether there is a regular file at ``path``, or a link to one."""
     return stat.S_ISREG(_mode(path))
 
 
 def is_folder(path: Path) -> bool:
-    """Return whether there is a folder at ``path``, or a link to one. Errors as of :func:`exists`."""
+    """Return whether there is a folder at ``path``, or a link to one."""
     return stat.S_ISDIR(_mode(path))
 
 
 def is_link(path: Path) -> bool:
-    """Return whether there is a symbolic link at ``path``. Errors as of :func:`exists`."""
+    """Return whether there is a symbolic link at ``path``."""
     return stat.S_ISLNK(_mode(path, follow=False))
 
 
@@ -200,11 +186,7 @@ def _mode(path: Path, *, follow: bool = True) -> int:
 
 
 def listed(folder: Path, pattern: str = "*") -> list[Path]:
-    """Return what is in a folder and has a name that matches ``pattern``, by name. What is no folder is empty.
-
-    Raises:
-        FileError: the folder cannot be listed.
-    """
+    """Return what is in a folder and has a name that matches ``pattern``, by name. What is no folder is empty."""
     try:
         names = _unless_stale(lambda: os.listdir(folder))  # noqa: PTH208 -- names alone
     except (FileNotFoundError, NotADirectoryError):
@@ -218,9 +200,6 @@ def below(folder: Path, pattern: str = "*") -> list[Path]:
     """Return what is in a folder and the folders below, at any depth, and has a name that matches ``pattern``.
 
     Links are not followed.
-
-    Raises:
-        FileError: a folder cannot be listed.
     """
     found = []
     for path in listed(folder):

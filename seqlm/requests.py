@@ -3,7 +3,8 @@
     <study>/launches/<number>/request.json    runs to train, to cancel, or to list no more
     <study>/launches/<number>/runs.json       what the folder of each run to train gets at its first attempt
 
-The newest request that names a run counts. The number is claimed by making the folder. Standard library alone.
+The newest request that names a run counts. The number is claimed by making the folder. Whatever reads or writes them
+raises ``FileError`` if that fails, or ``DamagedFileError``. Standard library alone.
 """
 
 from __future__ import annotations
@@ -52,9 +53,6 @@ class Request:
         """What the folders of its runs get: ``provenance``, common to all, and ``runs``, by id.
 
         Each of the runs has its ``config`` and its own part of the ``provenance``; a behaviour job its ``task``.
-
-        Raises:
-            FileError: it cannot be read, or is damaged.
         """
         return read_json(self.folder / RUNS) or {}
 
@@ -71,11 +69,7 @@ class Request:
         return policy if isinstance(policy, dict) else {}
 
     def planned(self, run_id: str) -> Mapping[str, Any] | None:
-        """Return what the folder of a run gets. ``None``: the request does not say.
-
-        Raises:
-            FileError: as :attr:`plan`.
-        """
+        """Return what the folder of a run gets. ``None``: the request does not say."""
         found: Mapping[str, Any] | None = self.plan.get("runs", {}).get(run_id)
         return found
 
@@ -90,9 +84,6 @@ class Requests:
     """The requests of a study at one moment. A process reads each file once, since it never changes.
 
     A study of the same name in the same place, after the first was deleted, has other files.
-
-    Raises:
-        FileError: they cannot be listed.
     """
 
     _known: ClassVar[dict[tuple[Path, object], Request]] = {}
@@ -102,11 +93,7 @@ class Requests:
         self._folders = listed(study_dir / "launches", "[0-9]*")[::-1]
 
     def newest_first(self) -> Iterator[Request]:
-        """Every request, the newest first. Each is read when it is reached.
-
-        Raises:
-            FileError: a request cannot be read, or is damaged.
-        """
+        """Every request, the newest first. Each is read when it is reached."""
         for folder in self._folders:
             if folder not in self._found:
                 key = (folder.absolute(), _stamp(folder / REQUEST))
@@ -118,29 +105,17 @@ class Requests:
                 yield request
 
     def newest(self, run_id: str) -> Request | None:
-        """Return the newest request that names a run. ``None``: there is none.
-
-        Raises:
-            FileError: a request cannot be read, or is damaged.
-        """
+        """Return the newest request that names a run. ``None``: there is none."""
         return next((request for request in self.newest_first() if run_id in request.runs), None)
 
     def to_train(self, run_id: str) -> Request | None:
-        """Return the newest request to train a run. ``None``: there is none, or the run was removed since.
-
-        Raises:
-            FileError: a request cannot be read, or is damaged.
-        """
+        """Return the newest request to train a run. ``None``: there is none, or the run was removed since."""
         named = (request for request in self.newest_first() if not request.is_cancel and run_id in request.runs)
         found = next(named, None)
         return None if found is None or found.is_removal else found
 
     def by_run(self) -> dict[str, Request]:
-        """Return :meth:`to_train` of each run that has one, by run id.
-
-        Raises:
-            FileError: a request cannot be read, or is damaged.
-        """
+        """Return :meth:`to_train` of each run that has one, by run id."""
         found: dict[str, Request] = {}
         for request in self.newest_first():
             found = found if request.is_cancel else {**dict.fromkeys(request.runs, request), **found}
@@ -171,9 +146,6 @@ def file_request(study_dir: Path, record: Mapping[str, Any], plan: Mapping[str, 
     """Claim the next number and write a request, which counts from then on.
 
     ``plan`` is that of runs to train (:attr:`Request.plan`).
-
-    Raises:
-        FileError: it cannot be written.
     """
     place = study_dir.absolute() / "launches"
     make_directory(place)

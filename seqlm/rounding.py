@@ -38,11 +38,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def worker_of_checkpoint(run: RunDirectory) -> dict[str, Any]:
-    """Return what ``worker.json`` says of the attempt that saved the last checkpoint of a run. Empty: unknown.
-
-    Raises:
-        FileError: a file that is there cannot be read.
-    """
+    """Return what ``worker.json`` says of the attempt that saved the last checkpoint of a run. Empty: unknown."""
     with contextlib.suppress(DamagedFileError):  # by a crash of the machine: they are not flushed
         saved_by = (read_json(run.position_file) or {}).get("attempt")
         return (read_json(run.worker_file(saved_by)) if type(saved_by) is int else None) or {}
@@ -53,9 +49,6 @@ def threads_of_checkpoint(run: RunDirectory) -> int | None:
     """Return the threads of each rank of the attempt that saved the last checkpoint of a run.
 
     ``None``: unknown, or the attempt had a GPU.
-
-    Raises:
-        FileError: a file that is there cannot be read.
     """
     worker = worker_of_checkpoint(run)
     threads = worker.get("threads") if worker.get("gpus") == 0 else None

@@ -104,7 +104,11 @@ class _Below:
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """One run's folder, ``runs/<study>/<slug>-<fingerprint8>/``."""
+    """One run's folder, ``runs/<study>/<slug>-<fingerprint8>/``.
+
+    Whatever reads or writes its files raises ``FileError`` if that fails, and ``DamagedFileError``, which is one, if a
+    file holds something else than it should.
+    """
 
     path: Path
     seen: Requests | None = field(default=None, compare=False, repr=False)
@@ -112,7 +116,7 @@ class RunDirectory:
 
     @property
     def requests(self) -> Requests:
-        """The requests of its study. Raises ``FileError`` if they cannot be listed."""
+        """The requests of its study."""
         return self.seen or Requests(self.path.parent)
 
     @classmethod
@@ -192,11 +196,7 @@ class RunDirectory:
         return self.attempt_dir(attempt) / "progress.json"
 
     def attempts(self) -> list[int]:
-        """Numbers of the attempts made so far, ascending.
-
-        Raises:
-            FileError: a folder cannot be read.
-        """
+        """Numbers of the attempts made so far, ascending."""
         found = [entry for entry in listed(self.path / "attempts") if re.fullmatch("[0-9]{4,9}", entry.name)]
         return sorted(int(entry.name) for entry in found if is_folder(entry))
 
@@ -241,9 +241,6 @@ class RunDirectory:
         """Every run of a study in no particular order, with the requests of this moment.
 
         Those that wait for their first attempt are among them.
-
-        Raises:
-            FileError: the folder or a request cannot be read.
         """
         seen = Requests(study_dir)
         ids = {*(path.name for path in listed(study_dir, "[!.]*")), *seen.by_run()}
@@ -259,11 +256,7 @@ class RunDirectory:
         return (order if isinstance(order, int) else math.inf, self.id)
 
     def launched(self) -> tuple[Request, Mapping[str, Any]] | None:
-        """Return the newest request to train the run, and what the run's folder gets. ``None``: there is none.
-
-        Raises:
-            FileError: a request cannot be read, or is damaged.
-        """
+        """Return the newest request to train the run, and what the run's folder gets. ``None``: there is none."""
         request = self.requests.to_train(self.id)
         found = None if request is None else request.planned(self.id)
         return None if request is None or found is None else (request, found)
@@ -284,7 +277,7 @@ class RunDirectory:
         A run without a request was made by other means, and stays as it is.
 
         Raises:
-            FileError, UsageError, ModelError: as :meth:`create`.
+            UsageError, ModelError: as :meth:`create`.
         """
         if (found := self.launched()) is None:
             return
@@ -312,7 +305,6 @@ class RunDirectory:
         The copies never change. No worker owns the run.
 
         Raises:
-            FileError: the folder cannot be written, or holds another configuration.
             UsageError: the tokenizer file has another digest than the configuration, or as :meth:`read_config_of`.
             ModelError: the folder holds other files of the model.
         """
@@ -344,11 +336,7 @@ class RunDirectory:
     # -- reading -------------------------------------------------------------------------------------------------
 
     def read_config(self) -> RunConfig:
-        """The resolved configuration, with as many epochs as the newest launch requests.
-
-        Raises:
-            FileError: the file is damaged, or there is neither a file nor a request.
-        """
+        """The resolved configuration, with as many epochs as the newest launch requests."""
         raw = read_json(self.config_file)
         request = self.requests.to_train(self.id)
         file = self.config_file
@@ -380,7 +368,7 @@ class RunDirectory:
 
         Raises:
             UsageError: the folder is that of another run with the same digits.
-            FileError: the file is missing, damaged or changed.
+            DamagedFileError: the file is missing, or holds another configuration.
         """
         config = self.read_config()
         if config.fingerprint() == fingerprint:
@@ -403,11 +391,7 @@ class RunDirectory:
         return read_json(self.canary_file)
 
     def is_done(self) -> bool:
-        """Whether the run has a result, for as many epochs as ``config.json`` requests.
-
-        Raises:
-            FileError: a file that says so is damaged or cannot be read.
-        """
+        """Whether the run has a result, for as many epochs as ``config.json`` requests."""
         result = self.read_result()
         return result is not None and self._covers(result, self.first_attempt())
 
@@ -437,7 +421,7 @@ class RunDirectory:
         return found.state in ("done", "cancelled", "stopped") or (found.state == "failed" and found.is_final)
 
     def has_checkpoint(self) -> bool:
-        """Whether there is something to go on from. Raises ``FileError`` if that is unknown."""
+        """Whether there is something to go on from."""
         return exists(self.last_checkpoint) or exists(self.previous_checkpoint)
 
     def cannot_go_on(self, epochs: int) -> str | None:
@@ -456,11 +440,7 @@ class RunDirectory:
         return f"its last.pt was deleted after the training had ended; move {self.path} away to train it again"
 
     def end(self, attempt: int) -> End:
-        """Return how an attempt ended, as far as it has.
-
-        Raises:
-            FileError: a record cannot be read.
-        """
+        """Return how an attempt ended, as far as it has."""
         end = end_of(attempt, *self._witnesses(attempt))
         if end.kind != "node" or end.node is not None:
             return end
@@ -488,18 +468,11 @@ class RunDirectory:
         """Return how the attempts from number ``first`` on failed that did.
 
         An attempt that was stopped, or killed together with its launcher, is no failure.
-
-        Raises:
-            FileError: a record cannot be read.
         """
         return [end for number in self.attempts() if number >= first and (end := self.end(number)).kind is not None]
 
     def verdict(self, policy: Mapping[str, Any], failures: Sequence[End]) -> Verdict:
-        """Say whether the run is tried again after the last of these failures.
-
-        Raises:
-            FileError: the configuration cannot be read.
-        """
+        """Say whether the run is tried again after the last of these failures."""
         most = 1
         if failures[-1].kind == "oom":
             start = read_json(self.start_file(failures[-1].attempt)) or {}
@@ -512,7 +485,6 @@ class RunDirectory:
         """Write how a rank ended, as the rank says.
 
         Raises:
-            FileError: it cannot be written.
             LeaseLostError: ``guard`` says that the run belongs to another worker by now.
         """
         make_directory(self.attempt_dir(attempt))
@@ -522,11 +494,7 @@ class RunDirectory:
         write_once(self.end_file(attempt, rank), json_text({**known, **record}).encode(), guard=guard)
 
     def write_exit(self, attempt: int, record: Mapping[str, Any]) -> None:
-        """Write how an attempt ended, as seen from outside, if that adds something to what its ranks say.
-
-        Raises:
-            FileError: a record cannot be read or written.
-        """
+        """Write how an attempt ended, as seen from outside, if that adds something to what its ranks say."""
         known = {} if "progress" in record else {"progress": self.progress()}
         record = {"ended_at": timestamp(), **known, **record}
         ranks, exits = self._witnesses(attempt)
@@ -535,11 +503,7 @@ class RunDirectory:
             write_once(self.exit_file(attempt), json_text(record).encode())
 
     def progress(self) -> Progress:
-        """Return what is saved of the run, from its metrics and the position of its last checkpoint.
-
-        Raises:
-            FileError: the metrics cannot be read.
-        """
+        """Return what is saved of the run, from its metrics and the position of its last checkpoint."""
         records, _ = self.read_metrics()
         saved = (int(records[-1]["epoch"]) + 1 if records else 0, 0)
         with contextlib.suppress(FileError):
@@ -549,28 +513,16 @@ class RunDirectory:
         return saved
 
     def request(self) -> Request | None:
-        """Return the newest request that names the run.
-
-        Raises:
-            FileError: a request cannot be read.
-        """
+        """Return the newest request that names the run."""
         return self.requests.newest(self.id)
 
     def first_attempt(self) -> int:
-        """Return the first attempt that the newest request is about.
-
-        Raises:
-            FileError: a request cannot be read.
-        """
+        """Return the first attempt that the newest request is about."""
         newest = self.request()
         return 1 if newest is None else newest.first_attempt(self.id)
 
     def read_rungs(self) -> dict[int, dict[str, Any]]:
-        """Return what the search has decided about the run, by rung. A damaged decision is made again.
-
-        Raises:
-            FileError: a decision cannot be read.
-        """
+        """Return what the search has decided about the run, by rung. A damaged decision is made again."""
         found = {}
         for path in listed(self.path, "rung-*.json"):
             rung = path.stem.removeprefix("rung-")
@@ -583,9 +535,6 @@ class RunDirectory:
         """Return why the search stopped the run; ``None``: it has not, or a later request lets the run go on.
 
         ``first``: the first attempt that the newest request is about, if it is known.
-
-        Raises:
-            FileError: a record cannot be read.
         """
         rungs = self.read_rungs()
         newest = rungs[max(rungs)] if rungs else {}
@@ -599,11 +548,7 @@ class RunDirectory:
         return read_json_lines(self.metrics_file, _is_epoch)
 
     def is_cancelled(self) -> bool:
-        """Return whether the newest request that names the run cancels it.
-
-        Raises:
-            FileError: a request cannot be read.
-        """
+        """Return whether the newest request that names the run cancels it."""
         newest = self.request()
         return newest is not None and newest.is_cancel
 

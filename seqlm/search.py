@@ -5,7 +5,7 @@ successive halving in its stopping form, as in Li et al., A System for Massively
 2020, and in Klein et al., Model-based Asynchronous Hyperparameter and Neural Architecture Search, 2020.
 
 Each decision is made once and kept in a file of its own in the run's folder, ``rung-9.json``. If the run was stopped, a
-later request for it lets it go on.
+later request for it lets it go on. Whatever reads or writes files raises ``FileError`` if that fails.
 """
 
 from __future__ import annotations
@@ -114,11 +114,7 @@ class Search(Table):
         return json.dumps(self.to_dict())
 
     def group_of(self, run: RunDirectory) -> tuple[Any, ...]:
-        """Return the values of ``within`` in a run's configuration; runs with equal values are compared.
-
-        Raises:
-            FileError: the configuration cannot be read.
-        """
+        """Return the values of ``within`` in a run's configuration; runs with equal values are compared."""
         if not self.within:
             return ()
         found = run.read_config().by_key()
@@ -132,9 +128,6 @@ def values_at(run: RunDirectory, search: Search, rung: int) -> dict[str, float]:
     """Return the value of each run of the study that has reached the rung and is compared with ``run``, by run id.
 
     Files that are damaged, half copied, or of something else are as good as missing, except for those of ``run``.
-
-    Raises:
-        FileError: the configuration or the metrics of ``run`` cannot be read, or it has not reached the rung.
     """
     group = search.group_of(run)
     own = _value_at(run, search.metric, rung)
@@ -172,7 +165,6 @@ def decide(run: RunDirectory, search: Search, rung: int, attempt: int, *, guard:
     was stopped here goes on if a later request says so.
 
     Raises:
-        FileError: the run's files cannot be read or written.
         LeaseLostError: ``guard`` says that the run belongs to another worker by now.
     """
     if rung in run.read_rungs():
