@@ -24,7 +24,6 @@ from seqlm.reading import timestamp
 from seqlm.rundir import RunDirectory
 from seqlm.schema import Count, Table, Valid, read
 
-Metric: TypeAlias = Literal["val_ppl", "train_ppl", "val_loss"]
 Decision: TypeAlias = Literal["goes on", "stopped"]
 
 
@@ -84,7 +83,7 @@ class Search(Table):
     ]
     """Epochs after which runs are compared, in ascending order, such as `[3, 9, 27]`. Each is below `train.epochs` of
     every run."""
-    metric: Metric = "val_ppl"
+    metric: Literal["val_ppl", "train_ppl", "val_loss"] = "val_ppl"
     """What is compared: the value of that epoch in `metrics.jsonl`. Lower is better."""
     keep: Annotated[float, Valid("a share above 0 and below 1", above=0, below=1)] = 0.34
     """Share of the runs that goes on from a rung, rounded up. Runs with equal values go on together or stop
