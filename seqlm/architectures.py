@@ -1,6 +1,6 @@
 """The architectures: their configurations, and what follows from one without a model. Standard library alone.
 
-A new architecture touches two files: a class here, listed in :data:`ModelConfig` and :data:`ARCHITECTURES`, and a
+A new architecture touches two files: a class here, listed in :data:`BuiltInConfig` and :data:`ARCHITECTURES`, and a
 module in :mod:`seqlm.models` with the class that ``MODEL`` names. docs/project/contributing.md says what both need.
 
 Symbols: V vocabulary, T window (``seq_len``), E embedding, H hidden, M inner width of the MLP, A heads, L layers.

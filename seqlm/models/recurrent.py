@@ -1,8 +1,8 @@
 """The RNN and the GRU for training: a whole layer over a whole window is one differentiable operation.
 
-Autograd over the time loop of :mod:`seqlm.models.reference` records a handful of small operations for each time step,
-and in the backward pass adds every step's weight gradient to the sum of the others: for H = 1500, a read and a write of
-9 MB for each product of 20 rows. Written by hand,
+Their equations and initial values are in :mod:`seqlm.models.reference`, to read first. Autograd over its time loop
+records a handful of small operations for each time step, and in the backward pass adds every step's weight gradient to
+the sum of the others: for H = 1500, a read and a write of 9 MB for each product of 20 rows. Written by hand,
 
 - the products with the inputs of all time steps are one product,
 - the loop holds the product with the hidden state and what is point-wise, in place,
@@ -43,7 +43,7 @@ class RecurrentModel(FusedModel):
 
     Two more dropouts, both off by default, have one mask for a whole step (:func:`seqlm.models.dropout.step_masks`):
     of word types, so that all occurrences of a word have embedding(token_t) = 0, and of recurrent weights, so that a
-    layer computes every time step with W_h * mask. Kept ones are divided by the probability of keeping them. ``tied``:
+    layer computes every time step with the masked W_h, or U_rz and U_h of the GRU. Kept ones are divided by the probability of keeping them. ``tied``:
     W_y is the embedding's matrix.
     """
 

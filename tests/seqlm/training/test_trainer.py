@@ -122,14 +122,6 @@ def test_metrics_result_and_checkpoints_follow_the_contract(tmp_path: Path, corp
     epochs, warnings = attempt.run.read_metrics()
     assert warnings == []
     assert [e["epoch"] for e in epochs] == [0, 1, 2]
-    keys = "epoch train_loss val_loss train_ppl val_ppl val_bits_per_byte val_tokens lr epoch_seconds"
-    assert list(epochs[0]) == [
-        *keys.split(),
-        "elapsed_seconds",
-        "train_tokens_per_second",
-        "peak_memory_bytes",
-        "attempt",
-    ]
     assert epochs[2]["elapsed_seconds"] == pytest.approx(sum(e["epoch_seconds"] for e in epochs))
     assert attempt.run.read_result() == json.loads(json.dumps(result))
     best = min(epochs, key=lambda e: e["val_loss"])
