@@ -43,8 +43,8 @@ class RecurrentModel(FusedModel):
 
     Two more dropouts, both off by default, have one mask for a whole step (:func:`seqlm.models.dropout.step_masks`):
     of word types, so that all occurrences of a word have embedding(token_t) = 0, and of recurrent weights, so that a
-    layer computes every time step with the masked W_h, or U_rz and U_h of the GRU. Kept ones are divided by the probability of keeping them. ``tied``:
-    W_y is the embedding's matrix.
+    layer computes every time step with the masked W_h, or U_rz and U_h of the GRU. Kept ones are divided by the
+    probability of keeping them. ``tied``: W_y is the embedding's matrix.
     """
 
     def __init__(self, config: RecurrentConfig, vocab_size: int, dtype: torch.dtype | None = None) -> None:

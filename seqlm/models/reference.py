@@ -79,7 +79,8 @@ class RecurrentModel(LanguageModel):
         logits_t = W_y x^L_t + b_y
 
     Dropout lies on the embedding and on the output of each layer, never on the path from h^l_{t-1} to h^l_t, with a
-    fresh mask at each time step (Zaremba et al., 2014). The state is h^1 .. h^L at the end of a window, without dropout. The next window continues from it.
+    fresh mask at each time step (Zaremba et al., 2014). The state is h^1 .. h^L at the end of a window, without
+    dropout. The next window continues from it.
     """
 
     layer: type[RNNLayer | GRULayer]
