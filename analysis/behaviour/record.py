@@ -87,7 +87,7 @@ def record_behaviour(attempt: Attempt, task: Task, corpus: Corpus) -> dict[str, 
         seconds=time.perf_counter() - started,
         seq_len=config.train.seq_len,
         level=data.level,
-        corpus=corpus.name,
+        corpus=data.corpus,
         loss_per_step=losses,
         gradient_norms=norms,
     )

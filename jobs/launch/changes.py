@@ -53,7 +53,7 @@ def _without_digests(config: RunConfig) -> RunConfig:
 
 def _sizes(before: RunConfig, run: RunDirectory, item: PlannedRun) -> Iterable[str]:
     """Return how many tokens each split has then and now, and how many lines of the user's own model differ."""
-    then, now = cached_facts(before.data), item.facts
+    then, now = cached_facts(before.data, before.data.sha256), item.facts
     if then and now:
         yield from (
             f"{split} {then.tokens[split]:,} -> {tokens:,} tokens"

@@ -1,9 +1,9 @@
 """Derived files that can be made again at any time, kept so that they need not be.
 
 An entry is a folder ``<cache>/<kind>/<key>/`` with its files and an ``index.json`` that holds the size and SHA-256 of
-each. It is written under another name and renamed into place in one step, so a reader sees all of it or none; of two
-writers the first one wins. An entry that does not match its index is no entry: the caller makes it again. A cache that
-cannot be written costs time, never a run.
+each. It is written under another name and renamed into place in one step, so a reader sees all of it or none. An entry
+that does not match its index is no entry: the caller makes it again. A cache that cannot be written costs time, never a
+run.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import mmap
 import os
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -21,8 +22,7 @@ from typing import Any
 
 from seqlm.environment import CACHE
 from seqlm.errors import FileError
-from seqlm.files import file_sha256, folder_beside, json_text, make_directory, replace_folder
-from seqlm.reading import exists
+from seqlm.files import folder_beside, json_text, make_directory, replace_folder
 
 _INDEX = "index.json"
 
@@ -49,23 +49,25 @@ def digest_key(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def find(kind: str, key: str, *, verify: bool = True) -> tuple[Path, dict[str, Any]] | None:
-    """The folder of an intact entry and the facts stored with it, or none.
+def find(kind: str, key: str, *, verify: bool = True) -> tuple[dict[str, memoryview], dict[str, Any]] | None:
+    """The files of an intact entry, mapped into memory, and the facts stored with it. ``None``: there is no such entry.
 
     ``verify=False`` compares the files' sizes only, not their content, which is enough to read the facts.
     """
     try:
         folder = cache_folder() / kind / key
         index = json.loads((folder / _INDEX).read_text("utf-8"))
+        files = {}
         for name, expected in index["files"].items():
-            if (folder / name).stat().st_size != expected["bytes"]:
+            with (folder / name).open("rb") as file:
+                files[name] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            if len(files[name]) != expected["bytes"]:
                 return None
-            if verify and file_sha256(folder / name) != expected["sha256"]:
+            if verify and hashlib.sha256(files[name]).hexdigest() != expected["sha256"]:
                 return None
-        facts = index["facts"]
+        return files, dict(index["facts"])
     except (OSError, FileError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return (folder, facts) if isinstance(facts, dict) else None
 
 
 def store(kind: str, key: str, files: Mapping[str, bytes | memoryview], facts: Mapping[str, Any]) -> None:
@@ -80,13 +82,10 @@ def store(kind: str, key: str, files: Mapping[str, bytes | memoryview], facts: M
                 sha256 = hashlib.sha256(content).hexdigest()
                 index["files"][name] = {"bytes": memoryview(content).nbytes, "sha256": sha256}
             (temporary / _INDEX).write_text(json_text(index), "utf-8")
-            if not exists(entry) or find(kind, key) is None:  # otherwise another process was faster
-                replace_folder(temporary, entry)
-    except FileError as error:
-        _warn_once(str(error))
-    except OSError as error:
-        if find(kind, key) is None:
-            _warn_once(str(FileError.from_os_error("write cache", entry.parent, error)))
+            replace_folder(temporary, entry)
+    except (OSError, FileError) as error:
+        if find(kind, key) is None:  # otherwise another process was faster
+            _warn_once(str(error))
 
 
 @contextlib.contextmanager

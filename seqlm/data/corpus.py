@@ -7,27 +7,28 @@ never be that of another text. No torch here: the launcher plans with it.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
-import mmap
 import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, assert_never
 
 from seqlm.config import DataConfig
 from seqlm.data import cache
 from seqlm.data.dataset import is_dataset, read_dataset
 from seqlm.data.source import SPLITS, WANTED, Texts, combined_sha256, read_texts
-from seqlm.data.tokenizer import Tokenizer, tokenizer_sha256
+from seqlm.data.tokenizer import Tokenizer, read_tokenizer_file
 from seqlm.data.tokens import encode
 from seqlm.errors import DataError
 from seqlm.reading import is_folder
 
 FORMAT = 2
 """Version of the cached files and of the tokenisation; raise it when either changes."""
+KIND = "corpora"
+"""Folder of the cache."""
 
 PTB_SHA256 = {
     "train": "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
@@ -35,11 +36,11 @@ PTB_SHA256 = {
     "test": "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
 }
 """SHA-256 of each ``ptb.<split>.txt`` in Mikolov's preprocessing of the Penn Treebank."""
-_PTB_VOCABULARY = {"word": 10_000, "char": 49}
-_PTB_TOKENS = {
-    "word": {"train": 929_589, "valid": 73_760, "test": 82_430},
-    "char": {"train": 4_921_538, "valid": 385_842, "test": 430_769},
+_PTB_SIZES: Mapping[str | None, tuple[int, Mapping[str, int]]] = {
+    "word": (10_000, {"train": 929_589, "valid": 73_760, "test": 82_430}),
+    "char": (49, {"train": 4_921_538, "valid": 385_842, "test": 430_769}),
 }
+"""Entries of its vocabulary, and tokens of its splits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +59,6 @@ class CorpusFacts:
 class Corpus:
     """A tokenised corpus."""
 
-    name: str
-    """``ptb``, ``pydoc`` or ``files``."""
     vocabulary: tuple[str, ...]
     """Id -> token, by falling frequency in train."""
     splits: Mapping[str, memoryview]
@@ -103,41 +102,32 @@ def load_corpus(config: DataConfig, path: Path | None, tokenizer: Path | None = 
         FileError: the file system refuses to let a text be read.
     """
     texts = _read(config, path)
-    sha256 = texts.sha256()
-    config = _with_tokenizer(config, tokenizer)
+    config, sha256 = _with_tokenizer(config, tokenizer), texts.sha256()
     key = _key(config, sha256)
-    corpus = _from_cache(config, key, sha256)
-    if corpus is not None:
-        return corpus
-    with cache.one_at_a_time("corpora", key):  # of the workers that start on a machine together, one tokenises
-        return _from_cache(config, key, sha256) or _tokenise(config, texts, key, sha256, tokenizer)
+    if found := _from_cache(key, sha256):
+        return found
+    with cache.one_at_a_time(KIND, key):  # of the workers that start on a machine together, one tokenises
+        return _from_cache(key, sha256) or _tokenise(config, texts, key, tokenizer)
 
 
-def _tokenise(config: DataConfig, texts: Texts, key: str, sha256: str, tokenizer: Path | None) -> Corpus:
+def _tokenise(config: DataConfig, texts: Texts, key: str, tokenizer: Path | None) -> Corpus:
     decoded = {split: texts.text(split) for split in SPLITS}
     if tokenizer is not None and config.tokenizer is not None:
-        encoded = Tokenizer(tokenizer, config.tokenizer_sha256).encode_texts(decoded)
+        found = Tokenizer(tokenizer, config.tokenizer_sha256).encode_texts(decoded)
     else:
         assert config.level in ("word", "char"), "only a tokenizer makes other tokens"
-        encoded = encode(decoded, texts.file_names, config.level, config.vocab_size)
+        found = encode(decoded, texts.file_names, config.level, config.vocab_size)
     corpus = Corpus(
-        name=config.corpus,
-        vocabulary=encoded.vocabulary,
-        splits={split: memoryview(ids).toreadonly() for split, ids in encoded.splits.items()},
-        sha256=sha256,
+        vocabulary=found.vocabulary,
+        splits={split: memoryview(found.splits[split]).toreadonly() for split in SPLITS},
+        sha256=texts.sha256(),
         bytes={split: texts.size(split) for split in SPLITS},
-        lossless=encoded.lossless,
+        lossless=found.lossless,
     )
-    files: dict[str, bytes | memoryview] = {
-        f"{split}.bin": memoryview(encoded.splits[split]).cast("B") for split in SPLITS
-    }
+    files: dict[str, bytes | memoryview] = {f"{split}.bin": ids.cast("B") for split, ids in corpus.splits.items()}
     files["vocabulary.json"] = json.dumps(corpus.vocabulary, ensure_ascii=False, indent=0).encode()
-    cache.store("corpora", key, files, _cached_facts(corpus))
-    return _from_cache(config, key, sha256) or corpus
-
-
-def _cached_facts(corpus: Corpus) -> dict[str, Any]:
-    return {**dataclasses.asdict(corpus.facts), "bytes": dict(corpus.bytes), "lossless": corpus.lossless}
+    cache.store(KIND, key, files, {**vars(corpus.facts), "bytes": corpus.bytes, "lossless": corpus.lossless})
+    return _from_cache(key, corpus.sha256) or corpus
 
 
 def corpus_facts(config: DataConfig, path: Path | None, tokenizer: Path | None = None) -> CorpusFacts:
@@ -148,25 +138,20 @@ def corpus_facts(config: DataConfig, path: Path | None, tokenizer: Path | None =
     Raises:
         DataError, FileError: as :func:`load_corpus`.
     """
-    if config.corpus == "ptb" and path is None and config.tokenizer is None:
-        assert config.level is not None, "DataConfig fills it in"
-        size = _PTB_VOCABULARY[config.level]
-        return CorpusFacts(
-            vocab_size=min(size, config.vocab_size or size),
-            tokens=_PTB_TOKENS[config.level],
-            sha256=combined_sha256(PTB_SHA256[split] for split in SPLITS),
-        )
+    if config.corpus == "ptb" and path is None and config.level in _PTB_SIZES:
+        size, tokens = _PTB_SIZES[config.level]
+        sha256 = combined_sha256(PTB_SHA256.values())
+        return CorpusFacts(vocab_size=min(size, config.vocab_size or size), tokens=tokens, sha256=sha256)
     known = cached_facts(_with_tokenizer(config, tokenizer), _read(config, path).sha256())
     return known or load_corpus(config, path, tokenizer).facts
 
 
-def cached_facts(config: DataConfig, sha256: str | None = None) -> CorpusFacts | None:
-    """The size of a corpus that is in the cache, by its digest. ``None``: the one that ``config`` has."""
-    entry = cache.find("corpora", _key(config, sha256 or config.sha256), verify=False)
+def cached_facts(config: DataConfig, sha256: str | None) -> CorpusFacts | None:
+    """The size of a corpus that is in the cache, by its digest."""
+    entry = cache.find(KIND, _key(config, sha256), verify=False)
     if entry is None:
         return None
-    facts = entry[1]
-    return CorpusFacts(vocab_size=facts["vocab_size"], tokens=facts["tokens"], sha256=facts["sha256"])
+    return CorpusFacts(**{field.name: entry[1][field.name] for field in dataclasses.fields(CorpusFacts)})
 
 
 def resolve_data(config: DataConfig, path: Path | None, tokenizer: Path | None = None) -> DataConfig:
@@ -193,7 +178,7 @@ def _with_tokenizer(config: DataConfig, tokenizer: Path | None) -> DataConfig:
         raise DataError(
             f"data.tokenizer: the place of {config.tokenizer} is not known; launch the run from its manifest"
         )
-    return dataclasses.replace(config, tokenizer_sha256=tokenizer_sha256(tokenizer))
+    return dataclasses.replace(config, tokenizer_sha256=hashlib.sha256(read_tokenizer_file(tokenizer)).hexdigest())
 
 
 def downloaded_ptb() -> Path:
@@ -203,56 +188,38 @@ def downloaded_ptb() -> Path:
 
 def _read(config: DataConfig, path: Path | None) -> Texts:
     """The texts of a corpus, verified to be the ones that ``config`` means."""
-    match config.corpus:
-        case "pydoc":
-            from seqlm.data.pydoc_corpus import pydoc_texts
+    if config.corpus == "pydoc":
+        from seqlm.data.pydoc_corpus import pydoc_texts
 
-            found = f"Python {platform.python_version()} makes another pydoc text"
-            return _as_configured(config, pydoc_texts(), found, "use the Python of that text")
-        case "ptb":
-            if path is None and is_folder(downloaded_ptb()):
-                path = downloaded_ptb()
-            if path is None:
-                raise DataError(
-                    "the Penn Treebank's files are not given; pass --data or set SEQLM_DATA to a folder or zip file "
-                    f'with {WANTED}; "seqlm data ptb" fetches them; corpus = "pydoc" needs no files'
-                )
-            texts = read_texts(path)
-            for split, expected in PTB_SHA256.items():
-                found = texts.file_sha256(split)
-                if found != expected:
-                    raise DataError(
-                        f"{texts.file_names[split]} in {path} is not the Penn Treebank's {split} split: found sha256 "
-                        f'{found}, expected {expected}; get the right file, or set data.corpus = "files" for other text'
-                    )
-            return texts
-        case "files":
-            if path is None:
-                raise DataError(
-                    'the files of corpus = "files" are not given; set study.data in the manifest, pass --data or set '
-                    f"SEQLM_DATA to a folder or zip file with {WANTED}"
-                )
-            return _as_configured(
-                config, _read_files(path, config.column), f"{path} holds another text", "pass the right files"
+        texts = pydoc_texts()
+        problem = f"Python {platform.python_version()} makes another pydoc text", "use the Python of that text"
+    else:
+        if path is None and config.corpus == "ptb" and is_folder(downloaded_ptb()):
+            path = downloaded_ptb()
+        if path is None:
+            fetch = '; "seqlm data ptb" fetches them' if config.corpus == "ptb" else ""
+            raise DataError(
+                f'the files of corpus = "{config.corpus}" are not given; set study.data in the manifest, pass --data '
+                f'or set SEQLM_DATA to a folder or zip file with {WANTED}{fetch}; corpus = "pydoc" needs no files'
             )
-        case _:
-            assert_never(config.corpus)
-
-
-def _read_files(path: Path, column: str | None) -> Texts:
-    if is_dataset(path):
-        return read_dataset(path, column)
-    texts = read_texts(path)
-    if column is not None:
-        raise DataError(f'data.column: expected no column beside text files ({path}), got "{column}"; remove it')
-    return texts
-
-
-def _as_configured(config: DataConfig, texts: Texts, problem: str, advice: str) -> Texts:
-    """The texts, if they are those whose digest the configuration has, or it has none."""
+        if config.corpus == "files" and is_dataset(path):
+            texts = read_dataset(path, config.column)
+        elif config.column is not None:
+            raise DataError(
+                f'data.column: expected no column beside text files ({path}), got "{config.column}"; remove it'
+            )
+        else:
+            texts = read_texts(path)
+        problem = f"{path} holds another text", "pass the right files"
+    for split, expected in PTB_SHA256.items() if config.corpus == "ptb" else ():
+        if (found := texts.file_sha256(split)) != expected:
+            raise DataError(
+                f"{texts.file_names[split]} in {path} is not the Penn Treebank's {split} split: found sha256 {found}, "
+                f'expected {expected}; get the right file, or set data.corpus = "files" for other text'
+            )
     if config.sha256 is not None and config.sha256 != (found := texts.sha256()):
         raise DataError(
-            f"{problem} than the configuration says: found sha256 {found}, expected {config.sha256}; {advice}"
+            f"{problem[0]} than the configuration says: found sha256 {found}, expected {config.sha256}; {problem[1]}"
         )
     return texts
 
@@ -262,30 +229,14 @@ def _key(config: DataConfig, sha256: str | None) -> str:
     return cache.digest_key({"format": [FORMAT, sys.byteorder], "sha256": sha256, **kind})
 
 
-def _from_cache(config: DataConfig, key: str, sha256: str) -> Corpus | None:
-    entry = cache.find("corpora", key)
-    if entry is None:
+def _from_cache(key: str, sha256: str) -> Corpus | None:
+    if (entry := cache.find(KIND, key)) is None:
         return None
-    folder, facts = entry
-    try:
-        vocabulary: Any = json.loads((folder / "vocabulary.json").read_text("utf-8"))
-        splits = {split: _map_ids(folder / f"{split}.bin") for split in SPLITS}
-        counts = {split: facts["bytes"][split] for split in SPLITS}
-        lossless = facts["lossless"]
-    except (KeyError, OSError, ValueError, TypeError):
-        return None
-    corpus = Corpus(
-        name=config.corpus,
-        vocabulary=tuple(vocabulary),
-        splits=splits,
+    files, facts = entry
+    return Corpus(
+        vocabulary=tuple(json.loads(bytes(files["vocabulary.json"]))),
+        splits={split: files[f"{split}.bin"].cast("i") for split in SPLITS},
         sha256=sha256,
-        bytes=counts,
-        lossless=lossless,
+        bytes=facts["bytes"],
+        lossless=facts["lossless"],
     )
-    return corpus if facts == _cached_facts(corpus) else None
-
-
-def _map_ids(path: Path) -> memoryview:
-    """The ids of a file, mapped into memory: ranks on one machine share the pages."""
-    with path.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)).cast("i")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
 """Split -> its names in data sets. ``validation`` is the usual one."""
 WANTED_SPLITS = "train, validation (or valid, val, dev) and test"
 _KNOWN = {name for names in SPLIT_NAMES.values() for name in names}
-_FILE = re.compile(r"(?P<word>[A-Za-z]*).*?(?:-of-(?P<count>\d+))?\.(?P<kind>parquet|arrow)")
 
 
 def is_dataset(path: Path) -> bool:
@@ -62,33 +61,31 @@ def read_dataset(folder: Path, column: str | None) -> Texts:
 
 def _files_of(folder: Path) -> dict[str, list[Path]]:
     """Return the files of each split. The name of a file begins with that of its split, or its folder has that name."""
-    places: dict[Path, dict[str, list[Path]]] = {}
+    found: dict[str, list[Path]] = {}
+    places = set[str]()
     for path in [*below(folder, "*.parquet"), *below(folder, "data-*.arrow")]:
-        found = _FILE.fullmatch(path.name)
-        word = found["word"] if found else path.stem
-        in_folder = word not in _KNOWN and path.parent.name in _KNOWN and path.parent != folder
-        place, name = (path.parent.parent, path.parent.name) if in_folder else (path.parent, word)
-        places.setdefault(place, {}).setdefault(name, []).append(path)
-    known = {place: found for place, found in places.items() if _KNOWN & found.keys()}
-    if len(known) > 1:
-        named = ", ".join(sorted(str(place.relative_to(folder)) for place in known))
+        name, place = re.split("[^A-Za-z]", path.name)[0], path.parent
+        if name not in _KNOWN and place.name in _KNOWN and place != folder:
+            name, place = place.name, place.parent
+        found.setdefault(name, []).append(path)
+        places |= {str(place.relative_to(folder))} if name in _KNOWN else set()
+    if len(places) > 1:
+        named = ", ".join(sorted(places))
         raise DataError(f"folder {folder} holds several data sets ({named}); pass the folder of one of them")
-    splits = next(iter(known.values()), {name: of for found in places.values() for name, of in found.items()})
-    there = ", ".join(sorted(splits))
     chosen = {}
     for split in SPLITS:
-        same = sorted(splits.keys() & SPLIT_NAMES[split])
+        same = sorted(found.keys() & SPLIT_NAMES[split])
         if len(same) > 1:
             raise DataError(f"data set {folder} has the splits {' and '.join(same)}; leave only one of them")
         if not same:
-            usual = SPLIT_NAMES[split][0]
+            usual, there = SPLIT_NAMES[split][0], ", ".join(sorted(found))
             raise DataError(f"data set {folder} has no {usual} split; expected {WANTED_SPLITS}, found {there}")
-        chosen[split] = sorted(splits[same[0]])
-        count = (_FILE.fullmatch(chosen[split][0].name) or {"count": None})["count"]
-        if count and int(count) != len(chosen[split]):
+        files = chosen[split] = sorted(found[same[0]])
+        count = re.search(r"-of-(\d+)\.", files[0].name)
+        if count and int(count[1]) != len(files):
             raise DataError(
-                f"{chosen[split][0].parent} is damaged (expected {int(count)} files of the split {same[0]}, found "
-                f"{len(chosen[split])}); fetch or save the data set again"
+                f"{files[0].parent} is damaged (expected {int(count[1])} files of the split {same[0]}, found "
+                f"{len(files)}); fetch or save the data set again"
             )
     return chosen
 
@@ -96,13 +93,21 @@ def _files_of(folder: Path) -> dict[str, list[Path]]:
 def _read_split(files: Sequence[Path], column: str | None) -> bytes:
     """Return the rows of the files of a split as UTF-8 text."""
     import pyarrow
+    import pyarrow.ipc
+    import pyarrow.parquet
 
     text = io.BytesIO()
     for path in files:
         try:
-            for row in _rows(path, column):
-                if row is not None:
-                    text.write((row if row.endswith("\n") else f"{row}\n").encode())
+            if path.suffix == ".parquet":
+                batches = pyarrow.parquet.ParquetFile(path)
+                name = _text_column(batches.schema_arrow, column, path)
+                batches = batches.iter_batches(columns=[name])
+            else:
+                batches = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
+                name = _text_column(batches.schema, column, path)
+            for row in (row for batch in batches for row in batch.column(name).to_pylist() if row is not None):
+                text.write((row if row.endswith("\n") else f"{row}\n").encode())
         except (pyarrow.ArrowException, UnicodeError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # others are pyarrow's own, of the content
                 raise FileError.from_os_error("read", path, error) from None
@@ -111,32 +116,15 @@ def _read_split(files: Sequence[Path], column: str | None) -> bytes:
     return text.getvalue()
 
 
-def _rows(path: Path, column: str | None) -> Iterator[str | None]:
-    import pyarrow
-    import pyarrow.ipc
-    import pyarrow.parquet
-
-    if path.suffix == ".parquet":
-        file = pyarrow.parquet.ParquetFile(path)
-        name = _text_column(file.schema_arrow, column, path)
-        batches = file.iter_batches(columns=[name])
-    else:
-        batches = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
-        name = _text_column(batches.schema, column, path)
-    for batch in batches:
-        yield from batch.column(name).to_pylist()
-
-
 def _text_column(schema: Any, column: str | None, path: Path) -> str:
     """Return the name of the text column."""
     import pyarrow.types as kinds
 
     texts = [field.name for field in schema if kinds.is_string(field.type) or kinds.is_large_string(field.type)]
     there = f"one of its columns of texts: {', '.join(texts) or 'none'}"
-    if column is not None and column in texts:
-        return column
-    if column is not None:
-        raise DataError(f'data.column: {path} has no text in "{column}"{nearest(column, texts)}; expected {there}')
-    if "text" not in texts and len(texts) != 1:
+    name = column or ("text" if "text" in texts or len(texts) != 1 else texts[0])
+    if name in texts:
+        return name
+    if column is None:
         raise DataError(f"data.column: missing for {path}; expected {there}")
-    return "text" if "text" in texts else texts[0]
+    raise DataError(f'data.column: {path} has no text in "{column}"{nearest(column, texts)}; expected {there}')

@@ -6,17 +6,17 @@ Only the checksums are trusted: a file is put in place only if it is the one tha
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pooch
 
 from seqlm.data.corpus import PTB_SHA256
 from seqlm.errors import DataError, DownloadError, FileError, is_storage_failure
-from seqlm.files import folder_beside, make_directory, replacing
+from seqlm.files import make_directory
 from seqlm.reading import exists
 
 BASE_URLS = (
@@ -44,42 +44,38 @@ def download_ptb(target: Path, base_urls: Sequence[str] = BASE_URLS, *, timeout_
     """
     make_directory(target)
     pooch.get_logger().setLevel("WARNING")
+    download = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=timeout_seconds)
     fetched = []
     for split, digest in PTB_SHA256.items():
         path = target / f"ptb.{split}.txt"
         try:
-            if exists(path):
-                if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != digest:
-                    problem = f"is there but is not the Penn Treebank's: expected sha256 {digest}, got {found}"
-                    raise DataError(f"{path} {problem}; move it away")
-                continue
-            with folder_beside(path) as scratch, replacing(path) as temporary:
-                temporary.write_bytes(_fetch(path.name, digest, base_urls, timeout_seconds, scratch))
+            if not exists(path):
+                _fetch(path, digest, base_urls, download)
+                logging.getLogger("seqlm").info("fetched %s (%s bytes)", path, f"{path.stat().st_size:,}")
+                fetched.append(path)
+            elif (found := pooch.file_hash(path)) != digest:
+                problem = f"is there but is not the Penn Treebank's: expected sha256 {digest}, got {found}"
+                raise DataError(f"{path} {problem}; move it away")
         except OSError as error:
             raise FileError.from_os_error("fetch", path, error) from None
-        logging.getLogger("seqlm").info("fetched %s (%s bytes)", path, f"{path.stat().st_size:,}")
-        fetched.append(path)
     return fetched
 
 
-def _fetch(name: str, expected: str, base_urls: Sequence[str], timeout_seconds: float, scratch: Path) -> bytes:
-    """Return the verified content of one file, from the first address that has it. ``scratch`` is an empty folder."""
+def _fetch(path: Path, digest: str, base_urls: Sequence[str], download: Any) -> None:
+    """Put a verified file in place, from the first address that has it."""
     problems = []
-    download = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=timeout_seconds)
     for base_url in base_urls:
-        url = f"{base_url.rstrip('/')}/{name}"
+        url = f"{base_url.rstrip('/')}/{path.name}"
         try:
-            return Path(pooch.retrieve(url, expected, fname=name, path=scratch, downloader=download)).read_bytes()
+            pooch.retrieve(url, digest, fname=path.name, path=path.parent, downloader=download)
+            return
         except (OSError, ValueError) as error:
             if is_storage_failure(error):
                 raise
             problems.append(f"{url}: {error}")
-    raise DownloadError(f"cannot fetch {name} ({' | '.join(problems)})\n{_by_hand()}")
-
-
-def _by_hand() -> str:
     listing = "\n".join(f"{digest}  ptb.{split}.txt" for split, digest in PTB_SHA256.items())
-    return (
+    raise DownloadError(
+        f"cannot fetch {path.name} ({' | '.join(problems)})\n"
         "Get the three files on a machine with network, put them in one folder (or zip file), and pass --data FOLDER "
         f"or set SEQLM_DATA to it. The sha256 of each must be\n{listing}"
     )

@@ -76,10 +76,7 @@ def pydoc_texts() -> Texts:
     file_names = {split: f"pydoc {split} text" for split in SPLITS}
     entry = cache.find("texts", key)
     if entry is not None:
-        try:
-            return Texts({split: (entry[0] / f"{split}.txt").read_bytes() for split in SPLITS}, file_names)
-        except OSError:
-            pass
+        return Texts({split: bytes(entry[0][f"{split}.txt"]) for split in SPLITS}, file_names)
     contents = {split: text.encode() for split, text in split_lines(build_lines(library)).items()}
     cache.store("texts", key, {f"{split}.txt": content for split, content in contents.items()}, {})
     return Texts(contents, file_names)

@@ -28,8 +28,6 @@ LARGEST_RATIO = 200
 tenth."""
 HARMLESS_TOTAL = 64 * 2**20
 """Bytes of text that may be packed as tightly as they like."""
-_ENCRYPTED = 0x1
-"""Bit of a zip entry's flags."""
 
 
 @dataclass(frozen=True)
@@ -58,20 +56,14 @@ class Texts:
         Raises:
             DataError: the file is empty, or is not UTF-8; the line of the first bad byte is named.
         """
-        raw = self.contents[split]
-        name = self.file_names[split]
+        raw, name = self.contents[split], self.file_names[split]
         try:
-            text = raw.decode("utf-8")
+            text, wrong = raw.decode("utf-8"), raw.find(0)
         except UnicodeDecodeError as error:
-            line = raw.count(b"\n", 0, error.start) + 1
-            raise DataError(
-                f"{name} line {line}: byte 0x{raw[error.start]:02x} is not UTF-8; save the file as UTF-8 text"
-            ) from None
-        if "\0" in text:
-            line = text.count("\n", 0, text.index("\0")) + 1
-            raise DataError(
-                f"{name} line {line}: byte 0x00 is no text; expected a text file with one sentence per line"
-            )
+            wrong = error.start
+        if wrong >= 0:
+            line = raw.count(b"\n", 0, wrong) + 1
+            raise DataError(f"{name} line {line}: byte 0x{raw[wrong]:02x} is not UTF-8 text; save the file as UTF-8")
         if not text.strip("\ufeff \t\r\n"):
             raise DataError(f"{name} is empty; expected a text file with one sentence per line")
         return text.removeprefix("\ufeff")
@@ -101,23 +93,12 @@ def read_texts(path: Path) -> Texts:
 
 def _choose(where: str, found: Sequence[str]) -> dict[str, str]:
     """Return split -> place, from the places of all files. Exactly one complete set may be there."""
-    by_name: dict[str, list[str]] = {}
-    for place in found:
-        by_name.setdefault(PurePosixPath(place).name, []).append(place)
-    used = [naming for naming in NAMINGS if not by_name.keys().isdisjoint(naming)]
-    if not used:
-        raise DataError(f"{where} holds no text of a corpus; expected {WANTED}")
-    there = [name for naming in used for name in naming if name in by_name]
-    if len(used) > 1:
-        raise DataError(f"{where} holds files of two namings ({', '.join(there)}); leave only one set of three")
-    for name in there:
-        if len(same := by_name[name]) > 1:
-            raise DataError(
-                f"{where} holds {name} more than once ({', '.join(sorted(same))}); leave only one set of three"
-            )
-    if missing := [name for name in used[0] if name not in by_name]:
-        raise DataError(f"{where} has no {' and no '.join(missing)} beside {', '.join(there)}; expected {WANTED}")
-    return {split: by_name[name][0] for split, name in zip(SPLITS, used[0], strict=True)}
+    texts = sorted(place for place in found if any(PurePosixPath(place).name in naming for naming in NAMINGS))
+    by_name = {PurePosixPath(place).name: place for place in texts}
+    for naming in NAMINGS:
+        if by_name.keys() == set(naming) and len(texts) == len(naming):
+            return {split: by_name[name] for split, name in zip(SPLITS, naming, strict=True)}
+    raise DataError(f"{where} holds {', '.join(texts[:6]) or 'no text of a corpus'}; expected {WANTED}, each once")
 
 
 def _read_folder(folder: Path) -> Texts:
@@ -135,18 +116,16 @@ def _read_zip(path: Path) -> Texts:
     try:
         with zipfile.ZipFile(path) as archive:
             return _read_archive(path, archive)
-    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, ValueError) as error:
-        problem = f"is no zip file, or a damaged one ({error})"
-        raise DataError(f"{path} {problem}; expected a folder or a zip file with {WANTED}") from None
-    except NotImplementedError as error:
-        raise DataError(f"{path} cannot be read ({error}); pack it again as an ordinary zip file") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}); expected a folder or a plain zip file with {WANTED}"
+        ) from None
     except OSError as error:
         raise FileError.from_os_error("read", path, error) from None
 
 
 def _read_archive(path: Path, archive: zipfile.ZipFile) -> Texts:
-    entries = [entry for entry in archive.infolist() if not entry.filename.endswith("/")]
-    places = _choose(f"zip file {path}", [entry.filename for entry in entries])
+    places = _choose(f"zip file {path}", [one.filename for one in archive.infolist() if not one.filename.endswith("/")])
     infos = {split: archive.getinfo(place) for split, place in places.items()}
     total, packed = sum(info.file_size for info in infos.values()), path.stat().st_size
     if total > max(HARMLESS_TOTAL, LARGEST_RATIO * packed):
@@ -156,9 +135,9 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> Texts:
         )
     contents = {}
     for split, info in infos.items():
-        if info.flag_bits & _ENCRYPTED or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             # Of other methods than these, Python unpacks a piece whatever its size.
-            raise NotImplementedError(f"{info.filename} is encrypted, or not packed by deflate")
+            raise ValueError(f"{info.filename} is not packed by deflate")
         with archive.open(info) as file:
             contents[split] = file.read(info.file_size)  # unpacks no more than that
     return Texts(contents, {split: PurePosixPath(place).name for split, place in places.items()})

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import operator
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import final
 
@@ -48,15 +49,6 @@ def read_tokenizer_file(path: Path) -> bytes:
             "set it to null"
         )
     return content
-
-
-def tokenizer_sha256(path: Path) -> str:
-    """The digest of a tokenizer file, 64 hex digits.
-
-    Raises:
-        DataError, FileError: as :func:`read_tokenizer_file`.
-    """
-    return hashlib.sha256(read_tokenizer_file(path)).hexdigest()
 
 
 @final
@@ -103,10 +95,17 @@ class Tokenizer:
         return tuple(found)
 
     def encode_texts(self, texts: Mapping[str, str]) -> Encoded:
-        """Return each split's ids."""
-        splits = {split: self._encode(whole_lines(text)) for split, text in texts.items()}
-        lossless = not any(self._loses(whole_lines(texts[split])) for split in ("valid", "test"))
-        return Encoded(vocabulary=self.vocabulary(), splits=splits, lossless=lossless)
+        """Return each split's ids, line by line."""
+        splits, lossless = {split: array("i") for split in texts}, True
+        for split, text in texts.items():
+            lines = whole_lines(text)
+            while batch := list(itertools.islice(lines, LINES)):
+                found = [one.ids for one in self._tokenizer.encode_batch(batch, add_special_tokens=False)]
+                splits[split].extend(itertools.chain.from_iterable(found))
+                if split != "train" and lossless:
+                    back = self._tokenizer.decode_batch(found, skip_special_tokens=False)
+                    lossless = ["".join(line.split()) for line in back] == ["".join(line.split()) for line in batch]
+        return Encoded(self.vocabulary(), splits, lossless)
 
     @property
     def unknown_id(self) -> int | None:
@@ -119,46 +118,11 @@ class Tokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    def _encode(self, lines: Iterable[str]) -> array[int]:
-        """The ids of the lines (int32), each line by itself."""
-        found = array("i")
-        for batch in _batches(lines):
-            for encoding in self._tokenizer.encode_batch(batch, add_special_tokens=False):
-                found.extend(encoding.ids)
-        return found
-
-    def _loses(self, lines: Iterable[str]) -> bool:
-        """Whether the ids of a line do not give the line back, white space aside."""
-        for batch in _batches(lines):
-            encodings = self._tokenizer.encode_batch(batch, add_special_tokens=False)
-            texts = self._tokenizer.decode_batch([found.ids for found in encodings], skip_special_tokens=False)
-            if any("".join(text.split()) != "".join(line.split()) for text, line in zip(texts, batch, strict=True)):
-                return True
-        return False
-
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The text of the ids, cut into a piece for each id; joined they are the text that the ids stand for.
 
         A character whose bytes are several tokens belongs to the last of them.
         """
-        whole = self._decode(ids)
-        ends = [_common(whole, self._decode(ids[:end])) for end in range(1, len(ids) + 1)]
-        places = list(itertools.accumulate([0, *ends], max))
-        return [whole[start:end] for start, end in itertools.pairwise(places)]
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
-        return text
-
-
-def _common(first: str, second: str) -> int:
-    """Characters at the start that are equal."""
-    return next(
-        (n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
-    )
-
-
-def _batches(lines: Iterable[str]) -> Iterator[list[str]]:
-    rest = iter(lines)
-    while batch := list(itertools.islice(rest, LINES)):
-        yield batch
+        texts = [self._tokenizer.decode(list(ids[:end]), skip_special_tokens=False) for end in range(len(ids) + 1)]
+        ends = (sum(itertools.takewhile(bool, map(operator.eq, texts[-1], text))) for text in texts)
+        return [texts[-1][start:end] for start, end in itertools.pairwise(itertools.accumulate(ends, max))]

@@ -6,8 +6,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from seqlm.data.source import SPLITS
 from seqlm.errors import DataError
@@ -27,22 +26,16 @@ def whole_lines(text: str) -> Iterator[str]:
     return (found[0] for found in re.finditer(r".*\n|.+", text))
 
 
-def lines(text: str) -> Iterator[str]:
-    r"""The lines of a text, without their ends (``\n`` or ``\r\n``)."""
-    return (line.removesuffix("\n").removesuffix("\r") for line in whole_lines(text))
-
-
-def tokens_of_line(line: str, level: Level) -> list[str]:
-    """A line's words, or its characters (a space is one, ``<unk>`` is kept whole), followed by ``<eos>``."""
-    tokens = line.split() if level == "word" else _CHARACTERS.findall(line)
-    tokens.append(EOS)
-    return tokens
-
-
 def tokens_of(text: str, level: Level) -> Iterator[str]:
-    """All tokens of a text, in order."""
-    for line in lines(text):
-        yield from tokens_of_line(line, level)
+    r"""All tokens of a text, in order.
+
+    A line's words, or its characters (a space is one, ``<unk>`` is kept whole), are followed by ``<eos>`` for its end,
+    which is ``\n`` or ``\r\n``.
+    """
+    for line in whole_lines(text):
+        line = line.removesuffix("\n").removesuffix("\r")
+        yield from line.split() if level == "word" else _CHARACTERS.findall(line)
+        yield EOS
 
 
 def build_vocabulary(tokens: Iterable[str], vocab_size: int | None) -> tuple[str, ...]:
@@ -65,16 +58,15 @@ def _by_frequency(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """A text as ids."""
+class Encoded(NamedTuple):
+    """A text as ids: id -> token; "train", "valid", "test" -> ids (int32).
+
+    ``lossless``: the ids of valid and test determine the text, white space aside; no part of it became ``<unk>``.
+    """
 
     vocabulary: tuple[str, ...]
-    """Id -> token."""
     splits: Mapping[str, array[int]]
-    """"train", "valid", "test" -> ids (int32)."""
     lossless: bool
-    """Whether the ids of valid and test determine the text, white space aside: no part of it became ``<unk>``."""
 
 
 def encode(texts: Mapping[str, str], file_names: Mapping[str, str], level: Level, vocab_size: int | None) -> Encoded:
@@ -94,26 +86,25 @@ def encode(texts: Mapping[str, str], file_names: Mapping[str, str], level: Level
         vectors[split].count(unk) == sum(token == UNK for token in tokens_of(texts[split], level))
         for split in ("valid", "test")
     )
-    return Encoded(vocabulary=vocabulary, splits=vectors, lossless=lossless)
+    return Encoded(vocabulary, vectors, lossless)
 
 
 def _check_known(texts: Mapping[str, str], file_names: Mapping[str, str], level: Level, ids: Mapping[str, int]) -> None:
-    noun = {"word": "word", "char": "character"}[level]
-    unknown: dict[str, tuple[str, int]] = {}  # token -> file and line of its first place
+    places: dict[str, str] = {}  # unknown token -> its first place
     for split in ("valid", "test"):
-        if ids.keys() >= set(tokens_of(texts[split], level)):
-            continue
-        for number, line in enumerate(lines(texts[split]), start=1):
-            for token in tokens_of_line(line, level):
-                if token not in ids:
-                    unknown.setdefault(token, (file_names[split], number))
-    if not unknown:
+        line = 1
+        for token in tokens_of(texts[split], level):
+            if token not in ids:
+                places.setdefault(token, f"{file_names[split]} line {line}")
+            line += token == EOS
+    if not places:
         return
-    token, (name, number) = next(iter(unknown.items()))
+    noun = {"word": "word", "char": "character"}[level]
+    token, place = next(iter(places.items()))
     shown = token if len(token) <= 60 else f"{token[:57]}..."
     replace = f"replace it by {UNK}, or " if UNK in ids else ""
-    in_all = f"; {len(unknown):,} unknown {noun}s in valid and test in all" if len(unknown) > 1 else ""
+    in_all = f"; {len(places):,} unknown {noun}s in valid and test in all" if len(places) > 1 else ""
     raise DataError(
-        f'{name} line {number}: "{shown}" is not in the vocabulary of train ({len(ids):,} {noun}s){in_all}; '
+        f'{place}: "{shown}" is not in the vocabulary of train ({len(ids):,} {noun}s){in_all}; '
         f"{replace}set data.vocab_size to cut the vocabulary"
     )

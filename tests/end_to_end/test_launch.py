@@ -588,7 +588,7 @@ def test_plan_of_the_published_study_lists_19_runs_and_says_what_run_refuses(
     assert len({run["fingerprint"] for run in runs}) == 19
     assert document["ok"] is False
     refused = document["data"]["refused"]
-    assert refused.startswith("the Penn Treebank's files are not given; pass --data or set SEQLM_DATA")
+    assert refused.startswith('the files of corpus = "ptb" are not given; set study.data in the manifest, pass --data')
     assert said.splitlines()[-1] == f"error: run would refuse this: {refused}"
     code, error = answer_of(capsys, "run", paper, "--backend", "local")
     assert (code, error) == (2, f"error: {refused}")

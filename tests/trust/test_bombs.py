@@ -77,7 +77,7 @@ def test_a_zip_of_ten_megabytes_that_unpacks_to_ten_gibibytes_takes_a_hundredth_
     assert 9 * MIB < len(stream) < 14 * MIB
     path = zip_by_hand(tmp_path / "bomb.zip", "train.txt", stream, crc, declared)
     message = refusal(lambda: read_texts(path))
-    assert any(told in message for told in ("which no text does", "is no zip file, or a damaged one"))
+    assert any(told in message for told in ("which no text does", "bomb.zip cannot be read ("))
     assert peak() < 250 * MIB
 
 
@@ -113,7 +113,7 @@ def test_a_zip_that_is_not_packed_by_deflate_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
         for name, text in {**SMALL, "train.txt": b"a b\n"}.items():
             archive.writestr(name, text)
-    assert "train.txt is encrypted, or not packed by deflate); pack it again" in refusal(lambda: read_texts(path))
+    assert "(train.txt is not packed by deflate); expected a folder or" in refusal(lambda: read_texts(path))
 
 
 def test_a_text_that_packs_well_is_no_bomb(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_name_with_a_nul_in_a_zip_does_not_hide_a_second_text(tmp_path: Path) 
         for name, text in {**SMALL, "train.txt": b"a b\n", "train.txt_hidden": b"other\n"}.items():
             archive.writestr(name, text)
     path.write_bytes(path.read_bytes().replace(b"train.txt_hidden", b"train.txt\0hidden"))
-    assert "holds train.txt more than once" in refusal(lambda: read_texts(path))
+    assert "holds test.txt, train.txt, train.txt, valid.txt; expected" in refusal(lambda: read_texts(path))
 
 
 # -- texts -------------------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def corpus(folder: Path, train: bytes, valid: bytes = b"a b\n") -> Callable[[], 
 @pytest.mark.parametrize(
     ("train", "told"),
     [
-        (b"a b\n\x7fELF\x02\x01\x01\x00\x00", "train.txt line 2: byte 0x00 is no text"),
+        (b"a b\n\x7fELF\x02\x01\x01\x00\x00", "train.txt line 2: byte 0x00 is not UTF-8 text"),
         (b"a b\n\n\xff\xfe\n", "train.txt line 3: byte 0xff is not UTF-8"),
         (b"a b \xed\xa0\x80\n", "train.txt line 1: byte 0xed is not UTF-8"),
     ],

@@ -65,7 +65,6 @@ def test_a_damaged_entry_is_noticed_and_made_again(write_texts, cache_folder, mo
     folder = write_texts()
     sound = load_corpus(WORDS, folder)
     sound = corpus.Corpus(
-        name=sound.name,
         vocabulary=sound.vocabulary,
         splits={split: memoryview(bytes(ids)).cast("i") for split, ids in sound.splits.items()},
         sha256=sound.sha256,

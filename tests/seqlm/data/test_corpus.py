@@ -85,7 +85,7 @@ def test_splits_decode_to_the_text_that_went_in(write_texts):
         (
             WORDS,
             {"valid": b"the cat\ncaf\xe9\n"},
-            "valid.txt line 2: byte 0xe9 is not UTF-8; save the file as UTF-8",
+            "valid.txt line 2: byte 0xe9 is not UTF-8 text; save the file as UTF-8",
         ),
         *((WORDS, {"test": content}, "test.txt is empty; expected") for content in (b"", b"\n \n", b"\xef\xbb\xbf")),
     ],
