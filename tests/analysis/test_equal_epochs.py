@@ -16,7 +16,7 @@ from analysis.study.study import Study, load_study
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import at, write_attempt
-from tests.analysis.contents import said, table
+from tests.analysis.contents import table
 from tests.analysis.hand_made import add_run, result_of
 from tests.analysis.searches import stop
 
@@ -57,21 +57,6 @@ def test_of_two_done_runs_the_fewer_epochs_are_those_by_which_both_are_compared(
     assert mixed.runs.iloc[1]["val_ppl"] == 80.0, "the data are of all epochs"
     assert mixed.runs["compared_val_ppl"].tolist()[:2] == [110.0, 115.0]
     assert mixed.runs["compared_best_epoch"].tolist()[:2] == [1, 1]
-
-
-def test_a_run_is_compared_at_the_end_of_its_schedule_or_not_at_all(tmp_path: Path) -> None:
-    for n in range(3):
-        add_run(tmp_path, n, f"constant{n}", "gru", "sgd", LONG[:2], lr=1.0 + n)
-    add_run(tmp_path, 3, "at-its-end", "gru", "adam", LONG[:2], schedule="cosine", decay_epochs=2)
-    add_run(tmp_path, 4, "cut", "gru", "adam", LONG, schedule="cosine", decay_epochs=4)
-    study = load_study(tmp_path)
-    rates = [study.runs.iloc[n]["optim.lr"] * (1 + math.cos(math.pi * 2 / end)) / 2 for n, end in ((3, 2), (4, 4))]
-    assert rates == pytest.approx([0.0, 0.05]), "after two epochs one has ended and one is at half its rate"
-    assert set(compared(study)) == {"constant0", "constant1", "constant2", "at-its-end"}
-    assert (
-        "Not compared with the others: 5 cut (4), whose learning rate falls to 0 over that many epochs: after 2 it "
-        "would still be high, or has long been low."
-    ) in said(results_blocks(study))
 
 
 def test_runs_of_one_schedule_are_compared_wherever_they_end(tmp_path: Path) -> None:

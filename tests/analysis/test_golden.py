@@ -17,12 +17,12 @@ from analysis.study.study import load_study
 from seqlm.files import write_json
 from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
 from tests.analysis.contents import too_long
+from tests.analysis.discussion.test_effects import add_quickstart
 from tests.analysis.discussion.test_next_runs import make_unfinished
-from tests.analysis.discussion.test_optimizers import add_quickstart
 from tests.analysis.hand_made import add_run, digits
-from tests.analysis.sections.test_bits import make_bits
 from tests.analysis.sections.test_cost import make_costs
 from tests.analysis.sections.test_published import make_published
+from tests.analysis.sections.test_results import make_bits
 from tests.analysis.sections.test_search import make_searched
 from tests.analysis.synthetic import make_study
 from tests.analysis.test_sections import write_again

@@ -3,12 +3,14 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from seqlm import environment
 from seqlm.environment import VARIABLES
 from seqlm.errors import UsageError
+from seqlm.schema import words_of
 from tests.test_architecture import tree_of
 
 ROOT = Path(__file__).parents[2]
@@ -56,17 +58,12 @@ def test_a_variable_has_a_type(variable: environment.Variable[object], text: str
     assert variable.read({variable.name: text}) == value
 
 
-@pytest.mark.parametrize(
-    ("variable", "text", "expected"),
-    [
-        (environment.LEASE_SECONDS, "nan", "a number of seconds above 0"),
-        (environment.ATTEMPT, "0", "a whole number above 0"),
-        (environment.KEEP_LAST, "no", "0 or 1"),
-        (environment.DETERMINISTIC, "true", "0 or 1"),
-        (environment.DEVICE, "tpu", "cpu or cuda"),
-    ],
-    ids=lambda value: getattr(value, "name", ""),
-)
-def test_a_wrong_value_is_one_line(variable: environment.Variable[object], text: str, expected: str) -> None:
-    with pytest.raises(UsageError, match=f'^{variable.name}: expected {expected}, got "{text}"$'):
-        variable.read({variable.name: text})
+WRONG = {float: ("soon", "0", "-1", "nan"), int: ("many", "0", "-1", "3.5"), bool: ("no", "true"), str: (), Path: ()}
+
+
+@pytest.mark.parametrize("variable", VARIABLES, ids=lambda variable: variable.name)
+def test_a_wrong_value_is_one_line(variable: environment.Variable[object]) -> None:
+    for text in WRONG.get(get_args(variable.kind)[0], ("tpu",)):
+        expected = re.escape(words_of(variable.kind))
+        with pytest.raises(UsageError, match=f'^{variable.name}: expected {expected}, got "{text}"$'):
+            variable.read({variable.name: text})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,33 @@ import pytest
 from seqlm import machine
 from seqlm.errors import UsageError
 from seqlm.machine import Card, Gpu, parse_listing, visible
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("model name\t: Xeon\nflags\t\t: fpu avx512f avx512_bf16 sha_ni\n", True),
+        ("flags\t\t: fpu amx_tile amx_bf16\n", True),
+        ("Features\t: fp asimd i8mm bf16\n", True),
+        ("flags\t\t: fpu avx2 avx512f\n", False),
+        ("vendor_id\t: bf16\n", False),
+        ("", False),
+    ],
+)
+def test_bf16_is_found_among_the_processors_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, found: bool
+) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    assert machine.has_bf16() is found
+
+
+@pytest.mark.process
+def test_a_system_without_cpuinfo_is_taken_to_have_no_bf16(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "absent")
+    assert machine.has_bf16() is False
+    assert machine.cpu_model()
+
 
 H100_MIG = """\
 GPU 0: NVIDIA H100 NVL (UUID: GPU-81495ec7-da36-8ea5-9f7d-5804aa3fef20)
@@ -31,12 +59,7 @@ GPU 1: Tesla V100-SXM2-16GB (UUID: GPU-7bbcd9e7-b1e2-5e53-fb9a-6d27e364dd40)
 GPU 2: Tesla V100-SXM2-16GB (UUID: GPU-0b610645-cc68-d906-0b75-f88e8d241313)
 GPU 3: Tesla V100-SXM2-16GB (UUID: GPU-362ffce9-16cd-679a-9e46-0da23373846d)
 """
-V100_UUIDS = [
-    "GPU-ccf578c6-5369-9ff4-e1c2-d4c0c9d4d338",
-    "GPU-7bbcd9e7-b1e2-5e53-fb9a-6d27e364dd40",
-    "GPU-0b610645-cc68-d906-0b75-f88e8d241313",
-    "GPU-362ffce9-16cd-679a-9e46-0da23373846d",
-]
+V100_UUIDS = re.findall(r"GPU-[-\w]+", V100)
 LOST_CARD = "Unable to determine the device handle for GPU1: 0000:44:00.0: Unknown Error\n"
 ERRORS = [
     "",
@@ -156,18 +179,12 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listing: str, code: in
 
 @pytest.mark.process
 def test_the_gpus_of_this_process_are_those_of_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake(tmp_path, monkeypatch, V100)
+    fake(tmp_path, monkeypatch, LOST_CARD + V100, code=255)  # the others are found
     assert [gpu.id for gpu in machine.gpus()] == V100_UUIDS
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
     assert [gpu.id for gpu in machine.gpus()] == [V100_UUIDS[3], V100_UUIDS[1]]
     (tmp_path / "listing").write_text("")
     assert machine.devices() == ["Tesla V100-SXM2-16GB"] * 2, "nvidia-smi is called once, since it may take seconds"
-
-
-@pytest.mark.process
-def test_the_other_cards_are_found_when_one_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake(tmp_path, monkeypatch, LOST_CARD + V100.splitlines(keepends=True)[0], code=255)
-    assert [gpu.id for gpu in machine.gpus()] == V100_UUIDS[:1]
 
 
 @pytest.mark.process

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from pathlib import Path
 
 import pytest
@@ -9,20 +11,25 @@ import pytest
 from seqlm.errors import FileError
 from seqlm.model_files import ModelFiles
 from seqlm.rundir import RunDirectory
-from tests.full_disk import full_disk
+from tests.faults import ChangeFaults
 from tests.seqlm.training.studies import make_config
 
 FILES = ModelFiles(contents={"lstm.py": b"import torch\n" * 1000, "parts/cell.py": b"x = 1\n" * 1000})
 
 
-@pytest.mark.parametrize("most_bytes", [0, 7000])
-def test_a_full_disk_while_a_model_is_kept_does_not_stop_the_next_launch(tmp_path: Path, most_bytes: int) -> None:
-    with full_disk(most_bytes), pytest.raises(FileError, match=r"cannot (keep|write)"):
-        FILES.keep(tmp_path / "model")
-    FILES.keep(tmp_path / "model")
-    kept = {str(path.relative_to(tmp_path / "model")) for path in tmp_path.rglob("*") if path.is_file()}
-    assert kept == set(FILES.contents), "no temporary file is left"
-    assert all((tmp_path / "model" / name).read_bytes() == content for name, content in FILES.contents.items())
+def test_a_disk_that_fails_at_any_call_while_a_model_is_kept_does_not_stop_the_next_launch(tmp_path: Path) -> None:
+    for number in itertools.count(1):
+        folder = tmp_path / str(number)
+        with pytest.MonkeyPatch.context() as patch:
+            faults = ChangeFaults(patch, tmp_path, number)
+            with contextlib.suppress(FileError):
+                FILES.keep(folder)
+        FILES.keep(folder)
+        kept = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        assert kept == FILES.contents, "no temporary file is left"
+        if not faults.has_failed:
+            break
+    assert number > 4
 
 
 def test_what_a_killed_launch_began_of_a_model_is_swept_by_the_next_one(tmp_path: Path) -> None:

@@ -75,51 +75,35 @@ def test_a_live_lease_of_another_host_says_running_until_it_is_stale_released_or
     assert run.observe().state == "done"
 
 
-def test_a_new_owner_sweeps_what_dead_owners_have_begun_and_nothing_else(run: RunDirectory) -> None:
-    begun = [
-        run.last_checkpoint.with_name(".last.pt.abc.tmp"),
-        run.last_checkpoint.with_name(".best.pt.def.tmp"),
-        run.path / ".metrics.jsonl.abc.tmp",
-        run.path / ".result.json.abc.tmp",
-        run.path / ".canary.json.abc.tmp",
-        run.lease_dir / ".000001.json.abc.tmp",
-        run.attempt_dir(1) / ".worker.json.abc.tmp",
-        run.attempt_dir(1) / ".worker-1.json.abc.tmp",
-        run.attempt_dir(1) / ".end-1.json.abc.tmp",
-        run.path / ".rung-3.json.abc.tmp",
-        run.attempt_dir(1) / ".progress.json.tmp",
-    ]
-    kept = [
-        run.last_checkpoint,
-        run.best_checkpoint,
-        run.metrics_file,
-        run.lease_dir / "000001.json",
-        run.attempt_dir(1) / ".exit.json.abc.tmp",  # a launcher may be about to put it in place
-        run.attempt_dir(2) / ".worker-1.json.abc.tmp",  # another rank of the new owner's attempt
-        run.attempt_dir(1) / "worker.json",
-    ]
-    for path in (*begun, *kept):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("x")
-    run.sweep(2)
-    assert not [path for path in begun if path.exists()]
-    assert all(path.exists() for path in kept)
+SWEEPS = {
+    "a new owner": (
+        (2,),
+        "checkpoints/.last.pt.a.tmp checkpoints/.best.pt.a.tmp .metrics.jsonl.a.tmp .result.json.a.tmp "
+        ".canary.json.a.tmp lease/.000001.json.a.tmp attempts/0001/.worker.json.a.tmp "
+        "attempts/0001/.worker-1.json.a.tmp attempts/0001/.end-1.json.a.tmp attempts/0001/.progress.json.tmp "
+        ".rung-3.json.a.tmp",
+        "checkpoints/last.pt checkpoints/best.pt metrics.jsonl lease/000001.json attempts/0001/worker.json "
+        "attempts/0001/.exit.json.a.tmp attempts/0002/.worker-1.json.a.tmp",  # of a launcher, and of another rank
+    ),
+    "a launcher": (
+        (),
+        ".config.json.a.tmp .provenance.json.a.tmp attempts/0001/.start.json.a.tmp attempts/0001/.exit.json.a.tmp",
+        "checkpoints/.last.pt.a.tmp .metrics.jsonl.a.tmp",
+    ),
+}
 
 
-def test_a_launcher_sweeps_what_dead_launchers_have_begun_and_nothing_of_a_worker(run: RunDirectory) -> None:
-    begun = [
-        run.path / ".config.json.abc.tmp",
-        run.path / ".provenance.json.abc.tmp",
-        run.attempt_dir(1) / ".start.json.abc.tmp",
-        run.attempt_dir(1) / ".exit.json.abc.tmp",
-    ]
-    kept = [run.last_checkpoint.with_name(".last.pt.abc.tmp"), run.path / ".metrics.jsonl.abc.tmp"]
-    for path in (*begun, *kept):
+@pytest.mark.parametrize(("attempt", "begun", "kept"), SWEEPS.values(), ids=SWEEPS)
+def test_what_dead_ones_of_its_kind_have_begun_is_swept_and_nothing_else(
+    run: RunDirectory, attempt: tuple[int, ...], begun: str, kept: str
+) -> None:
+    for name in f"{begun} {kept}".split():
+        path = run.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
-    run.sweep()
-    assert not [path for path in begun if path.exists()]
-    assert all(path.exists() for path in kept)
+    run.sweep(*attempt)
+    assert not [name for name in begun.split() if (run.path / name).exists()]
+    assert all((run.path / name).exists() for name in kept.split())
 
 
 def test_a_run_is_found_again_whatever_its_name_is_now(tmp_path: Path) -> None:
@@ -131,10 +115,11 @@ def test_a_run_is_found_again_whatever_its_name_is_now(tmp_path: Path) -> None:
 
 
 def test_another_configuration_never_overwrites_a_run(run: RunDirectory) -> None:
+    before = run.config_file.read_bytes()
     run.create(make_config(), {"name": "again"})
     with pytest.raises(FileError, match="holds another configuration"):
         run.create(make_config(seed=5), {})
-    assert run.read_config() == make_config()
+    assert run.config_file.read_bytes() == before
 
 
 def test_runs_are_listed_in_manifest_order(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def replay(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_decisions_on_files_are_those_of_a_replay_in_whatever_order_runs_arrive(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
     search = Search(rungs=(1, 3, 5), keep=draw.choice([0.34, 0.5, 0.25]), min_runs=3, within=("model.arch",))

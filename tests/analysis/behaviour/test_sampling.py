@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from itertools import product
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from analysis.behaviour import sampling
 from analysis.behaviour.sampling import draw_samples, inverse_cumulative, prompt_ids
 from analysis.study.behaviour import Settings
 from seqlm.errors import DataError, DivergedError
-from seqlm.models import LanguageModel
 from tests.analysis.behaviour.models import ARCHS, SEQ_LEN, VOCAB_SIZE, make_models, next_logits
 
 LENGTHS = [2, SEQ_LEN, SEQ_LEN + 1, 2 * SEQ_LEN]
@@ -57,32 +55,6 @@ def test_the_seed_decides_the_samples_however_many_are_drawn_at_a_time(
     again = draw_samples(model, SETTINGS, None, lambda: asked.append(1))
     assert [(sample.prompt, sample.tokens) for sample in again] == texts
     assert len(asked) == 2 * len(LENGTHS), "a stop is possible before each batch"
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_generate_draws_pairs_with_the_probabilities_of_the_softmax(temperature: float) -> None:
-    (model, reference), count = make_models("gru"), 4000
-    generator = torch.Generator().manual_seed(2)
-    first, state = torch.full((count,), 2), model.initial_state(count)
-    tokens = model.generate(first, state, 2, generator, temperature=temperature)
-    drawn = Counter(map(tuple, tokens.t().tolist()))
-    assert chi_square(drawn, reference, temperature) > 1e-3
-    assert chi_square(drawn, reference, 1.7 - temperature) < 1e-6, "the test tells one temperature from the other"
-
-
-def chi_square(drawn: Counter[tuple[int, int]], model: LanguageModel, temperature: float) -> float:
-    """The p-value of the pairs drawn after the token 2; rare pairs are counted together."""
-    p = {}
-    for one, two in product(range(VOCAB_SIZE), repeat=2):
-        of_first, of_second = (next_logits(model, [2, one]) / temperature).softmax(-1).tolist()
-        p[one, two] = of_first[one] * of_second[two]
-    count = drawn.total()
-    common = [pair for pair in p if p[pair] * count >= 5]
-    observed, expected = [drawn[pair] for pair in common], [p[pair] * count for pair in common]
-    if len(common) < len(p):
-        observed.append(count - sum(observed))
-        expected.append(count - sum(expected))
-    return float(chisquare(observed, expected).pvalue)
 
 
 def test_the_first_tokens_are_uniform() -> None:

@@ -3,10 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from analysis.blocks.sentences import text_sentences
-from analysis.report import report_page
 from analysis.study.study import load_study
 from seqlm.files import read_json, write_json
 from seqlm.rundir import RunDirectory
@@ -23,17 +20,6 @@ def add_text_run(study_dir: Path, order: int, ppl: float, sha256: str, **keys: A
     write_json(run.config_file, {**config, "data": {"corpus": "files"}})
     write_json(run.result_file, {**(read_json(run.result_file) or {}), "corpus_sha256": sha256})
     return run
-
-
-@pytest.mark.usefixtures("blank_figures")
-def test_the_page_names_the_best_of_each_text(tmp_path: Path) -> None:
-    add_text_run(tmp_path, 0, 20.0, OTHER)
-    for order, (ppl, seed) in enumerate([(100.0, 1), (102.0, 2)], start=1):
-        add_text_run(tmp_path, order, ppl, ONE, seed=seed)
-    assert [(arch, name, of) for arch, _, name, of in report_page(load_study(tmp_path)).best] == [
-        ("GRU on files sha256 abababab", "2/3 run1", "mean of 2 seeds"),
-        ("GRU on files sha256 cdcdcdcd", "1 run0", "epoch 1"),
-    ]
 
 
 def test_times_to_the_best_of_a_study_are_those_to_the_best_on_the_same_text(tmp_path: Path) -> None:

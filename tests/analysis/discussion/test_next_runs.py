@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 
-from analysis.discussion.next_runs import LONGER, SCHEDULE, fall_per_epoch, falling_runs
+from analysis.discussion.next_runs import fall_per_epoch, falling_runs
 from analysis.study.study import load_study
 from seqlm.files import write_json
-from seqlm.optimizers import SgdConfig
 from tests.analysis.hand_made import add_run
 
 
@@ -42,18 +41,8 @@ def make_unfinished(folder: Path) -> None:
     add_run(folder, 1, "level", "rnn", "adam", [200.0, 150.0, 100.0, 99.99], schedule="linear", decay_epochs=4)
     add_run(folder, 2, "ended", "gru", "sgd_schedule", val, lr=1.0, **FALLS)
     add_run(folder, 3, "half-way", "rnn", "adam", val, schedule="cosine", decay_epochs=8)
-    for order, kind in enumerate(["timeout", "diverged", "oom", "node", "code", "oom"], start=4):
+    for order, kind in enumerate(["timeout", "diverged", "oom", "node", "code", "oom", "cancelled"], start=4):
         add_run(folder, order, kind, "rnn", "adam", [100.0], lr=1.0 + order, failure=kind)
-    planned = {"number": 11, "name": "absent", "fingerprint": "0" * 64, "arch": "gru", "optimizer": "adam"}
+    planned = {"number": 12, "name": "absent", "fingerprint": "0" * 64, "arch": "gru", "optimizer": "adam"}
     excluded = {"name": "out", "arch": "transformer", "optimizer": "sgd"}
     write_json(folder / "study.json", {"planned": [planned], "excluded": [excluded]})
-
-
-def test_a_run_whose_learning_rate_has_ended_needs_a_longer_schedule_if_its_curve_falls(
-    tmp_path: Path,
-) -> None:
-    make_unfinished(tmp_path)
-    rate = SgdConfig(optimizer="sgd_schedule", lr=1.0, **FALLS).learning_rate(4)  # of the fifth epoch
-    assert rate < 0.01
-    falling = falling_runs(load_study(tmp_path)).set_index("name")["proposal"]
-    assert falling.to_dict() == {"annealed": SCHEDULE, "ended": SCHEDULE, "half-way": LONGER}

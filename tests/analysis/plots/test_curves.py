@@ -23,7 +23,7 @@ from benchmarks.report_study import make_study as make_large_study
 from seqlm.config import RunConfig
 from seqlm.files import write_json_lines
 from tests.analysis.contents import curve_charts
-from tests.analysis.synthetic import DIVERGED, EXPLODING, fail, make_run
+from tests.analysis.synthetic import fail, make_run
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +76,9 @@ def test_epochs_on_the_axis_are_whole_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_runs_that_leave_the_axis_or_end_early_are_named_and_flatten_no_other(charts: dict[str, Chart]) -> None:
+def test_runs_that_leave_the_axis_or_end_early_are_marked_and_flatten_no_other(charts: dict[str, Chart]) -> None:
     chart = charts["validation"]
     assert all(axes.get_ylim()[1] < 1000 for axes in chart.figure.axes)
-    assert f"2 rnn-sgd (up to 8,600.00) and 7 {EXPLODING} (up to 6,067.40)" in chart.caption
-    assert f"Ended early (×): 3 {DIVERGED}." in chart.caption
     assert [line.get_marker() for line in chart.figure.axes[0].lines].count("x") == 1
     assert any("▲" in text.get_text() for text in chart.figure.axes[0].texts)
 
@@ -198,9 +196,9 @@ def test_a_figure_always_gives_the_same_bytes_whatever_the_users_settings(two_ru
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "$\\frac{1}{$", "日本語 🚀", "n" * 300])
-def test_any_name_can_be_drawn(tmp_path: Path, name: str) -> None:
-    make_run(tmp_path, 0, epochs=2, name=name)
+def test_any_name_can_be_drawn(tmp_path: Path) -> None:
+    for order, name in enumerate(["<script>alert(1)</script>", "$\\frac{1}{$", "日本語 🚀", "n" * 300]):
+        make_run(tmp_path, order, epochs=2, name=name)
     chart = curve_charts(load_study(tmp_path))["validation"]
     figures = {kind: figure_bytes(chart.figure, kind) for kind in FORMATS}
     assert all(figures.values())

@@ -226,21 +226,15 @@ def test_an_earlier_checkpoint_is_told(run: RunDirectory) -> None:
     assert "computed from an earlier checkpoint" in study.warnings[0]
 
 
-def test_a_study_without_behaviour_says_the_command(run: RunDirectory) -> None:
+def test_runs_without_behaviour_are_named_with_the_command(run: RunDirectory) -> None:
     study = load_study(run.path.parent)
-    (block,) = behaviour_section(study).blocks
-    assert block.kind == "prose"
-    assert "launch.py behaviour optimizers" in block.text
+    assert "launch.py behaviour optimizers" in said(behaviour_section(study).blocks)
     assert samples_appendix(study).blocks == []
-
-
-def test_a_best_run_without_behaviour_is_named(run: RunDirectory) -> None:
     make_run(run.path.parent, 3, epochs=2)
     add_behaviour(run)
-    first = behaviour_section(load_study(run.path.parent)).blocks[0]
-    assert first.kind == "prose"
-    assert "4 gru-adam. " in first.text
-    assert "launch.py behaviour optimizers --only name=gru-adam" in first.text
+    first = said(behaviour_section(load_study(run.path.parent)).blocks[:1])
+    assert "4 gru-adam. " in first
+    assert "launch.py behaviour optimizers --only name=gru-adam" in first
 
 
 def test_the_runs_that_the_manifest_asks_about_are_named_and_not_the_best_ones(run: RunDirectory) -> None:

@@ -10,7 +10,7 @@ from analysis.blocks.section import Block
 from analysis.sections.published import published_section
 from analysis.study.study import load_study
 from seqlm.rundir import RunDirectory
-from tests.analysis.contents import said, table
+from tests.analysis.contents import said
 from tests.analysis.hand_made import add_run, digits
 
 
@@ -40,18 +40,6 @@ def make_published(tmp_path: Path) -> list[Block]:
     return compared(tmp_path, {run: {**numbers, **({"replications": None} if run is runs[3] else {})} for run in runs})
 
 
-def test_each_run_stands_beside_its_published_numbers_with_a_verdict(tmp_path: Path) -> None:
+def test_the_median_difference_is_that_of_the_finished_runs(tmp_path: Path) -> None:
     blocks = make_published(tmp_path)
-    rows = table(blocks, "published")
-    assert {row["name"]: row["verdict"] for row in rows} == {
-        "in": "within",
-        "low": "below",
-        "high": "above",
-        "alone": "no replications",
-        "open": "pending",
-        "gone": "failed: diverged",
-    }
-    by_name = {row["name"]: row for row in rows}
-    assert by_name["open"]["val_ppl"] == by_name["open"]["percent"] == by_name["gone"]["train_ppl"] == "–"
-    assert by_name["alone"]["percent"] == "0.0"
     assert f"is {np.median([2, 10, 30, 0]):.1f} % over 4 runs; the largest is +30.0 % (3 high)." in said(blocks)

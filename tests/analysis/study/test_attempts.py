@@ -178,15 +178,6 @@ def test_a_failed_attempt_has_its_kind_and_ends_when_that_was_recorded(tmp_path:
     assert Budget(tmp_path, Policy()).spent()["core_hours"] == 2 * 130 / 3600, "the budget counts the same"
 
 
-def test_a_damaged_record_is_a_warning_and_no_failure_of_the_run(tmp_path: Path) -> None:
-    run = resumed_run(tmp_path)
-    run.worker_file(1).write_text("{")
-    study = load_study(tmp_path)
-    assert study.runs["state"].tolist() == ["done"]
-    assert any("attempts/0001/worker.json is damaged" in line for line in study.warnings)
-    assert attempt_of(study, 1, 1)["outcome"] == "interrupted"
-
-
 def test_moments_without_a_zone_are_utc_wherever_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()

@@ -22,9 +22,10 @@ def run(tmp_path: Path) -> RunDirectory:
     return run
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("blank_figures")
-@pytest.mark.parametrize("damage", ["a folder", "a pipe", "a link", "nothing whole"])
+@pytest.mark.parametrize(
+    "damage", ["a folder", "a pipe", "a link", pytest.param("nothing whole", marks=pytest.mark.slow)]
+)
 def test_samples_that_cannot_be_read_cost_the_samples_alone(run: RunDirectory, damage: str) -> None:
     run.samples_file.unlink()
     match damage:
@@ -42,9 +43,10 @@ def test_samples_that_cannot_be_read_cost_the_samples_alone(run: RunDirectory, d
     assert behaviour.samples == []
     (warning,) = warnings
     assert "samples.jsonl" in warning
-    files = report_files(load_study(run.path.parent))
-    assert "figures/gradient-norms.svg" in files
-    assert "samples.jsonl" in files["index.html"].decode()
+    if damage == "nothing whole":
+        files = report_files(load_study(run.path.parent))
+        assert "figures/gradient-norms.svg" in files
+        assert "samples.jsonl" in files["index.html"].decode()
 
 
 def test_a_checkpoint_that_cannot_be_read_is_a_warning_and_the_behaviour_stays(run: RunDirectory) -> None:

@@ -17,7 +17,6 @@ from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import LaunchOptions
 from jobs.spec import Submission
 from jobs.study.kept_code import live_code
-from seqlm.errors import UsageError
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
 from tests.crawl import Crawl
@@ -124,8 +123,6 @@ def test_the_limit_comes_from_the_environment() -> None:
     assert hung_seconds({"SEQLM_HUNG_MINUTES": "0.5"}) == 30
     rare = {"SEQLM_HUNG_MINUTES": "0.5", "SEQLM_PROGRESS_SECONDS": "20"}
     assert hung_seconds(rare) == 60, "a worker that writes every 20 s says nothing for as long"
-    with pytest.raises(UsageError, match='SEQLM_HUNG_MINUTES: expected a number of minutes above 0, got "soon"'):
-        hung_seconds({"SEQLM_HUNG_MINUTES": "soon"})
 
 
 # -- and what becomes of it ----------------------------------------------------------------------------------------

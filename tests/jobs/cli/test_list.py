@@ -71,6 +71,8 @@ def test_studies_are_listed_by_their_last_change_with_state_and_perplexity(
     assert (studies["old"]["states"], studies["old"]["best_val_ppl"]) == ({"done": 2}, 30.0)
     change(runs_dir / "old", 0)
     assert list(listed(capsys, runs_dir)) == ["old", "new"]
+    with owned(next(run for run in runs_in(runs_dir / "new") if run.id.startswith("pending"))):
+        assert listed(capsys, runs_dir)["new"]["states"]["running"] == 1
 
 
 def test_the_report_of_several_studies_is_no_study(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,12 +88,6 @@ def test_the_table_says_it_in_words(runs_dir: Path, capsys: pytest.CaptureFixtur
     assert "1 of 5 done, 1 failed, 1 cancelled, 2 pending" in new
     assert "2023-11-" in old
     assert "30.00" in old
-
-
-def test_a_live_worker_is_running(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = next(run for run in runs_in(runs_dir / "new") if run.id.startswith("pending"))
-    with owned(run):
-        assert listed(capsys, runs_dir)["new"]["states"]["running"] == 1
 
 
 def test_damaged_and_foreign_folders_are_a_line_each_and_hide_no_study(

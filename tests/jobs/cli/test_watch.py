@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import shutil
-import threading
 import time
+import typing
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,74 @@ import pytest
 
 import jobs.cli.view
 import launch
-from jobs.cli.view import StudyView, Watcher, changes, table_lines, watch
+from jobs import terminal
+from jobs.cli.studies import summary
+from jobs.cli.view import STATES, StudyView, Watcher, changes, table_lines, tell_skipped, watch
 from jobs.spec import RunSpec
 from jobs.study.folder import find_study, launching, write_queue
 from jobs.study.squeue import Scheduler
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
+from seqlm.state import State
 from tests.commands import ask
-from tests.facts import fail, make_folder, owned
+from tests.facts import fail, make_folder, owned, stop
+from tests.fakes import make_planned
+from tests.jobs.cli.test_live import shown
 from tests.seqlm.training.studies import make_config
 from tests.slurm_jobs import write_jobs
-from tests.waiting import wait_for
+
+REASON = "stopped at epoch 2: 5th of 12, keeps 4"
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> RunDirectory:
+    run = add(tmp_path / "s", "one")
+    trained(run, 2)
+    stop(run, {"rung": 2, "rank": 5, "of": 12, "goes_on": 4})
+    return run
+
+
+def test_every_state_has_its_place_and_its_color() -> None:
+    assert set(STATES) == set(typing.get_args(State))
+    assert set(terminal.STATE_COLORS.values()) <= set(terminal.CODES)
+
+
+@pytest.mark.usefixtures("stopped")
+def test_status_watcher_list_and_live_table_show_it_as_over(tmp_path: Path) -> None:
+    (run,) = ask(["status", "s", "--runs-dir", "."], folder=tmp_path, env={})["runs"]
+    assert (run["state"], run["epochs_done"], run["epochs_total"], run["reason"]) == ("stopped", 2, 4, REASON)
+    study = Watcher(tmp_path / "s").look()
+    assert study.is_over
+    assert study.summary == "s: 1 stopped"
+    assert summary(tmp_path / "s", Scheduler())["states"] == {"stopped": 1}
+    assert any("stopped" in line and "180.00" in line for line in shown(study, 120))
+    (line,) = changes(StudyView(name="s", runs=[{**study.runs[0], "state": "running"}]), study)
+    assert line.endswith(REASON)
+
+
+def test_a_launch_names_the_first_run_in_each_state_that_it_skips(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table at its end has the reasons of all."""
+    config = add(tmp_path / "s", "one").read_config()
+    states: list[State] = ["failed", "failed", "stopped", "failed"]
+    planned = [
+        replace(make_planned(RunSpec(name=f"run{number}", config=config)), action="skip", reason=f"because {number}")
+        for number in range(4)
+    ]
+    planned = [
+        replace(item, observation=replace(item.observation, state=state))
+        for item, state in zip(planned, states, strict=True)
+    ]
+    tell_skipped(planned)
+    failed, stopped = capsys.readouterr().err.splitlines()
+    assert failed == "skipped run0: because 0; and 2 more failed (--verbose names them)"
+    assert stopped == "skipped run2: because 2"
+    terminal.configure(verbose=True)
+    tell_skipped(planned)
+    terminal.configure()
+    assert len(capsys.readouterr().err.splitlines()) == 4
+
 
 STEPS = 50
 
@@ -222,29 +279,6 @@ def test_changes_are_states_and_epochs_each_once(tmp_path: Path) -> None:
     ]
 
 
-def test_watching_in_lines_ends_when_every_run_is_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(jobs.cli.view, "LOOK_SECONDS", 0.01)
-    run = add(tmp_path / "s", "one")
-    look, looks = Watcher.look, list[StudyView]()
-
-    def counted(self: Watcher) -> StudyView:
-        looks.append(look(self))
-        return looks[-1]
-
-    monkeypatch.setattr(Watcher, "look", counted)
-    with running(run):
-        watching = threading.Thread(target=watch, args=(Watcher(tmp_path / "s"),))
-        watching.start()
-        wait_for(lambda: len(looks), "ten looks at the study", until=lambda count: count >= 10)
-        assert watching.is_alive()
-        write_json(run.result_file, {})
-    wait_for(lambda: not watching.is_alive(), "watching to end")
-    assert capsys.readouterr().out.splitlines() == ["s: 1 running", "one  done", "s: 1 done"]
-    assert json.loads(run.result_file.read_text()) == {}
-
-
 def test_watching_waits_for_runs_that_a_live_launcher_has_not_requested_yet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -294,3 +328,36 @@ def test_watching_a_study_whose_launcher_has_ended_before_its_runs_says_so(
 ) -> None:
     watch(Watcher(tmp_path))
     assert capsys.readouterr().out == f"{tmp_path.name}: no runs\n"
+
+
+@pytest.mark.parametrize(
+    ("running", "waiting", "expected"),
+    [
+        ([10, 30], [], 30),
+        ([10, 30], [15], 30),
+        ([10, 30], [15, 10, 5], 35),
+        ([5], [1, 2, 3], 11),
+        ([10, None], [], None),
+        ([10], [5, None], None),
+        ([], [5], None),
+        ([], [], None),
+    ],
+)
+def test_as_many_runs_go_at_once_as_now_and_an_unknown_time_leaves_no_estimate(
+    running: list[float | None], waiting: list[float | None], expected: float | None
+) -> None:
+    runs = [{"state": "running", "seconds_left": seconds} for seconds in running]
+    runs += [{"state": "queued", "seconds_left": seconds} for seconds in waiting]
+    assert StudyView(name="s", runs=runs).seconds_left == expected
+
+
+def test_the_slowest_run_is_named_if_it_is_several_times_slower_than_estimated() -> None:
+    def going(name: str, speed: float, expected: float | None) -> dict[str, Any]:
+        return {"name": name, "tokens_per_second": speed, "expected_tokens_per_second": expected}
+
+    well = [going("well", 30_000, 40_000), going("unknown", 1, None)]
+    assert StudyView(name="s", runs=well).slow_line is None
+    line = StudyView(name="s", runs=[*well, going("slow", 9_000, 40_000), going("slower", 600, 40_000)]).slow_line
+    assert line is not None
+    assert "slower and 1 more" in line
+    assert "600 of 40.0k tok/s" in line

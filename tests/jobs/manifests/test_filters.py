@@ -90,14 +90,6 @@ def test_a_run_whose_configuration_is_lost_can_be_asked_for_its_name() -> None:
     assert select([facts], ["arch=gru"], [], dict)[0] == []
 
 
-def test_facts_are_flat_and_dotted() -> None:
-    facts = facts_of("a", "a-01", SPECS[0].config, Resources(ranks=3))
-    assert facts["name"] == "a"
-    assert facts["id"] == "a-01"
-    assert facts["fingerprint"] == SPECS[0].fingerprint
-    assert (facts["model.arch"], facts["optim.lr"], facts["seed"], facts["resources.ranks"]) == ("rnn", 0.1, 1, 3)
-
-
 WITHOUT_SENSE = (
     "",
     "gru",

@@ -17,7 +17,6 @@ from jobs.manifests.load import load_manifest
 from jobs.manifests.reader import read_toml_file
 from seqlm.config import valid_keys
 from tests import commands
-from tests.jobs.manifests import test_draws, test_manifest
 
 ROOT = Path(__file__).parents[3]
 VALIDATOR = Draft202012Validator(manifest_schema())
@@ -64,16 +63,6 @@ FILES = [path for path in FILES if re.search(r"^\[study\]", path.read_text("utf-
 def test_the_manifests_of_the_project_are_right(path: Path) -> None:
     load_manifest(path)
     assert errors(json.loads(json.dumps(read_toml_file(path), default=str))) == []
-
-
-GOOD = (test_manifest.TOML, test_draws.GOOD)
-
-
-@pytest.mark.parametrize("text", GOOD)
-def test_what_the_loader_accepts_is_valid(tmp_path: Path, text: str) -> None:
-    data = read(tmp_path, text, "study.toml")
-    load_manifest(tmp_path / "study.toml")
-    assert errors(data) == []
 
 
 # -- the command ---------------------------------------------------------------------------------------------------

@@ -128,16 +128,6 @@ def test_published_results_change_nothing_about_a_run(tmp_path: Path) -> None:
     assert [run.fingerprint for run in plain] == [run.fingerprint for run in published]
 
 
-def test_the_backend_of_the_study_and_its_settings_are_read(tmp_path: Path) -> None:
-    text = GOOD.replace('name = "s"', 'name = "s"\nbackend = "ray"')
-    table = {"address": "auto", "max_parallel": 3, "retries": 0, "env": {"NCCL_SOCKET_IFNAME": "eth0"}}
-    lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items() if key != "env")
-    manifest = load(tmp_path, f'{text}[backend.ray]\n{lines}env.NCCL_SOCKET_IFNAME = "eth0"\n')
-    assert manifest.backend_name == "ray"
-    assert manifest.backend == {"ray": table}
-    assert load(tmp_path, GOOD).backend_name is None
-
-
 def test_a_byte_order_mark_and_windows_line_ends_are_no_mistake(tmp_path: Path) -> None:
     path = tmp_path / "study.toml"
     path.write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())

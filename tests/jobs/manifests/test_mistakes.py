@@ -13,7 +13,7 @@ import random
 import re
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ VALIDATOR = Draft202012Validator(manifest_schema())
 TRAIN = {"epochs": 30, "batch_size": 20, "seq_len": 35, "clip_norm": 0.25, "precision": "fp32"}
 OPTIM = {"lr": 0.5, "schedule": "per_epoch", "decay": 2.0, "flat_epochs": 3, "warmup_steps": 5, "weight_decay": 0.1}
 EVERY_KEY: dict[str, Any] = {
-    "seeds": [5, 6],
+    "seeds": [5],
     "study": {"name": "s", "data": "texts", "backend": "local"},
     "defaults": {"data": {"corpus": "pydoc", "level": "word", "vocab_size": 100}, "train": TRAIN},
     "resources": {"ranks": 2, "cpus": 3, "gpus": 1, "priority": -1},
@@ -146,7 +146,16 @@ def keys_of(data: Any, path: Key = ()) -> Iterator[Key]:
             yield from keys_of(item, (*path, number))
 
 
-KEYS = list(keys_of(EVERY_KEY))
+def distinct(keys: Iterable[Key]) -> Iterator[Key]:
+    """Yield the first key of each name, and of each kind of entry."""
+    seen = set[object]()
+    for key in keys:
+        if not {key[0], key[-1]} <= seen:
+            yield key
+        seen |= {key[0], key[-1]}
+
+
+KEYS = list(distinct(keys_of(EVERY_KEY)))
 SINGLE = [key for key in KEYS if key[-1] not in ("groups", "notes", *EVERY_KEY) or key[0] == "seeds"]
 
 

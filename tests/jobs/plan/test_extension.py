@@ -37,6 +37,10 @@ def planned(seen: Observation, *, before: int, epochs: int, has_checkpoint: bool
     return item.action, item.reason, item.spec.config.train.epochs
 
 
+ENDS_THERE = ("resume", "after 45 epochs, and ends there, since 40 are requested", 45)
+NOT_YET = ", for 40 epochs; run this again once it has ended, for"
+
+
 @pytest.mark.parametrize(
     ("seen", "before", "epochs", "expected"),
     [
@@ -48,32 +52,12 @@ def planned(seen: Observation, *, before: int, epochs: int, has_checkpoint: bool
         (observed("pending", 10), 40, 60, ("resume", "after 10 epochs, for 60 epochs instead of 40", 60)),
         (observed("pending", 10), 40, 20, ("resume", "after 10 epochs, for 20 epochs instead of 40", 20)),
         (observed("pending", 0), 40, 20, ("resume", "in the first epoch, for 20 epochs instead of 40", 20)),
-        (
-            observed("pending", 45, 40),
-            60,
-            40,
-            ("resume", "after 45 epochs, and ends there, since 40 are requested", 45),
-        ),
-        (
-            observed("failed", 45, 40, "diverged"),
-            60,
-            40,
-            ("resume", "after 45 epochs, and ends there, since 40 are requested", 45),
-        ),
+        (observed("pending", 45, 40), 60, 40, ENDS_THERE),
+        (observed("failed", 45, 40, "diverged"), 60, 40, ENDS_THERE),
         (observed("failed", 45, 40, "diverged"), 60, 60, ("skip", "diverged: why; `retry` starts it again", 60)),
         (observed("failed", 10, 0, "diverged"), 40, 60, ("skip", "diverged: why; `retry` starts it again", 60)),
-        (
-            observed("running", 10),
-            40,
-            60,
-            ("skip", "running, for 40 epochs; run this again once it has ended, for 60", 60),
-        ),
-        (
-            observed("queued", 10),
-            40,
-            20,
-            ("skip", "queued, for 40 epochs; run this again once it has ended, for 20", 20),
-        ),
+        (observed("running", 10), 40, 60, ("skip", f"running{NOT_YET} 60", 60)),
+        (observed("queued", 10), 40, 20, ("skip", f"queued{NOT_YET} 20", 20)),
         (observed("running", 10), 40, 40, ("skip", "running", 40)),
     ],
 )
@@ -162,21 +146,6 @@ def test_a_stopped_run_that_is_extended_is_taken_up_by_the_next_launch_if_this_o
     for _ in range(2):  # the first launch ends before it starts anything
         with preparing([spec], FakeBackend(lambda submission: 0), options) as (planned, _):
             assert planned[0].action == "resume"
-
-
-def test_nothing_but_the_epochs_of_a_configuration_changes(run: RunDirectory, spec: RunSpec) -> None:
-    before = run.config_file.read_bytes()
-    run.create(spec.config, {"name": "a"})
-    assert run.config_file.read_bytes() == before
-    with pytest.raises(FileError, match="holds another configuration"):
-        run.create(make_config(epochs=2, lr=0.25), {"name": "a"})
-    assert run.config_file.read_bytes() == before
-
-
-def test_a_result_that_does_not_say_its_epochs_is_one_of_all(run: RunDirectory) -> None:
-    write_json(run.result_file, {"best_val_ppl": 8.0})
-    assert run.is_done()
-    assert run.observe().state == "done"
 
 
 def test_a_run_with_damaged_files_has_ended_and_hides_no_other(run: RunDirectory) -> None:

@@ -81,10 +81,3 @@ def test_a_split_too_small_for_a_window_says_what_would_fit(tokens, batch_size, 
         f"train split has {tokens:,} tokens: batch_size {batch_size} gives columns of {tokens // batch_size} tokens, "
         f"seq_len 35 needs at least 36; {remedy}"
     )
-
-
-@pytest.mark.parametrize("tokens", [3, 35 * 4])
-def test_columns_too_short_for_a_window_have_none(tokens):
-    table = columns(ids(tokens), 4)
-    assert table.shape == (tokens // 4, 4)
-    assert list(windows(table, 35)) == []

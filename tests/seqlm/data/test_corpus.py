@@ -125,11 +125,6 @@ def test_the_data_folder_stays_untouched(write_texts):
     assert state() == before
 
 
-def test_files_that_are_not_given_are_an_error_that_says_where_to_name_them():
-    with pytest.raises(DataError, match=r"study\.data .* --data .* SEQLM_DATA"):
-        load_corpus(WORDS, None)
-
-
 @pytest.mark.parametrize("config", [WORDS, CHARS, DataConfig(corpus="files", vocab_size=4)])
 def test_facts_are_those_of_the_loaded_corpus_with_and_without_cache(write_texts, config):
     folder = write_texts()

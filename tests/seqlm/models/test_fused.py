@@ -17,7 +17,7 @@ from seqlm.models.products import PACKED_SIZE, RepeatedProduct, apply
 from seqlm.models.recurrent import FusedGRU, FusedRNN
 from seqlm.models.reference import LayerNorm
 from seqlm.models.transformer import Attention, LinearResidual, NormLinear
-from tests.seqlm.models.comparison import assert_same_values_and_gradients
+from tests.seqlm.models.conftest import assert_same_values_and_gradients
 
 
 @st.composite

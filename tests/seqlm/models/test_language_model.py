@@ -10,17 +10,15 @@ from seqlm.models import LanguageModel, build_model
 VOCAB_SIZE = 11
 
 
-@pytest.mark.parametrize("t", [0, 3, 6])
-def test_a_token_changes_its_own_and_later_logits_and_no_earlier_ones(
-    model: LanguageModel, tokens: Tensor, t: int
-) -> None:
-    model.eval()
-    other = tokens.clone()
-    other[t] = (other[t] + 1) % VOCAB_SIZE
-    state = model.initial_state(4)
-    before, after = model(tokens, state)[0], model(other, state)[0]
-    torch.testing.assert_close(before[:t], after[:t], rtol=0, atol=1e-12)
-    assert (before[t:] - after[t:]).abs().amax(dim=(1, 2)).min() > 1e-9
+def test_a_token_changes_its_own_and_later_logits_and_no_earlier_ones(model: LanguageModel, tokens: Tensor) -> None:
+    state = model.eval().initial_state(4)
+    before, _ = model(tokens, state)
+    for t in (0, 3, 6):
+        other = tokens.clone()
+        other[t] = (other[t] + 1) % VOCAB_SIZE
+        after, _ = model(other, state)
+        torch.testing.assert_close(before[:t], after[:t], rtol=0, atol=1e-12)
+        assert (before[t:] - after[t:]).abs().amax(dim=(1, 2)).min() > 1e-9
 
 
 def test_sequences_of_a_batch_do_not_touch_each_other(model: LanguageModel, tokens: Tensor) -> None:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from seqlm import machine
-from seqlm.errors import UsageError
 from seqlm.machine import has_bf16, matmul_library
 from seqlm.models import products
 from seqlm.models.products import (
@@ -139,7 +138,7 @@ def test_fp32_products_err_by_the_additions_alone(name: str) -> None:
 
 
 @pytest.mark.usefixtures("library")
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(
     shape=st.tuples(*[st.integers(1, 200)] * 3),
     layouts=st.tuples(*[st.sampled_from(["rows", "transposed", "part", "every other column"])] * 2),
@@ -186,9 +185,6 @@ def test_the_variable_overrides_the_library_of_the_processor(monkeypatch: pytest
     for name in ("onednn", "blas"):
         monkeypatch.setenv("SEQLM_MATMUL", name)
         assert matmul_library() == name
-    monkeypatch.setenv("SEQLM_MATMUL", "MKL")
-    with pytest.raises(UsageError, match=r'SEQLM_MATMUL: expected onednn or blas, got "MKL"'):
-        matmul_library()
 
 
 @pytest.mark.parametrize(

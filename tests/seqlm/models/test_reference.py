@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from seqlm.architectures import RecurrentConfig, TransformerConfig
 from seqlm.models import LanguageModel, build_model
 from seqlm.models.reference import LayerNorm, MultiHeadAttention, sinusoids
-from tests.seqlm.models.comparison import assert_same_values_and_gradients
+from tests.seqlm.models.conftest import assert_same_values_and_gradients
 
 VOCAB_SIZE = 11
 ROOT_2 = math.sqrt(2)

@@ -22,7 +22,7 @@ from tests.seqlm.training.studies import Attempt, make_config, make_run, write_t
 from tests.seqlm.training.test_distributed import env_of_two
 
 
-def attempt_at(folder: Path, config: RunConfig, *, train_lines: int = 220) -> Attempt:
+def attempt_at(folder: Path, config: RunConfig, *, train_lines: int = 60) -> Attempt:
     corpus = load_corpus(config.data, write_text(folder / "text", train_lines=train_lines))
     return Attempt(make_run(folder / "study" / "canary" / "run", config), corpus, attempt=1)
 

@@ -69,12 +69,9 @@ def names(run: RunDirectory) -> list[str]:
     return sorted(path.name for path in run.last_checkpoint.parent.iterdir())
 
 
-def test_a_run_without_checkpoints_has_none_to_go_on_from(run: RunDirectory) -> None:
-    assert files_of(run).load_last() is None
-
-
 def test_the_second_of_two_saves_keeps_the_first_as_the_previous_checkpoint(run: RunDirectory) -> None:
     files = files_of(run)
+    assert files.load_last() is None
     files.save(checkpoint(1.0))
     assert names(run) == ["best.pt", "last.pt", "position.json"]
     files.save(checkpoint(2.0, epoch=2))

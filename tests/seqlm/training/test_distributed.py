@@ -7,23 +7,83 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch import distributed as dist
 
+from seqlm.config import RunConfig
 from seqlm.errors import BackendError, UsageError
 from seqlm.files import read_json
 from seqlm.training.distributed import Rank, process_group, rank_from_environment
 from seqlm.training.failure import failure_kind
+from seqlm.training.step import micro_batches_from
 from tests import commands
 from tests.facts import failure_of
 from tests.seqlm.training.ranks import steps_file, take_steps
 from tests.seqlm.training.studies import make_config, make_run, write_text
 from tests.waiting import wait_for
 
-ROOT = Path(__file__).parents[3]
 ARCHITECTURES = ("rnn", "gru", "transformer")
+PARTS = (1, 2, 3, 4)
+
+
+def assert_same(found: dict[str, Any], wanted: dict[str, Any], state: Tensor) -> None:
+    """Losses, gradients and validation agree to 1e-10; ``state`` is the carried state over all columns."""
+    for pair in zip(found["results"], wanted["results"], strict=True):  # loss, gradient norm
+        assert pair[0] == pytest.approx(pair[1], rel=1e-10)
+    assert found["valid"] == pytest.approx(wanted["valid"], rel=1e-10)
+    assert found["gradients"].keys() == wanted["gradients"].keys()
+    for name, gradient in found["gradients"].items():
+        torch.testing.assert_close(gradient, wanted["gradients"][name], rtol=1e-10, atol=1e-14)
+    assert state.shape == wanted["state"].shape
+    torch.testing.assert_close(state, wanted["state"], rtol=1e-10, atol=1e-14)
+
+
+def dropping(arch: str) -> RunConfig:
+    """A run whose masks are shared by all columns of a step, with an optimizer that has a velocity."""
+    changes: dict[str, Any] = {"tied": True, "embedding_keep": 0.7}
+    if arch != "transformer":
+        changes |= {"embedding_size": 16, "weight_keep": 0.6}
+    return make_config(arch, optim={"momentum": 0.9, "warmup_steps": 5}, **changes)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_parts_of_a_batch_have_the_same_words_and_weights_dropped(tmp_path: Path, arch: str) -> None:
+    text = write_text(tmp_path / "text")
+    run = make_run(tmp_path / arch, dropping(arch))
+    whole = take_steps(run.path, text, Rank())
+    found = take_steps(run.path, text, Rank(), 3)
+    assert_same(found, whole, found["state"])
+
+
+@pytest.mark.process
+def test_two_ranks_in_parts_give_what_one_rank_gives_at_once(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "text")
+    runs = [make_run(tmp_path / arch, make_config(arch)) for arch in ARCHITECTURES]
+    runs += [make_run(tmp_path / f"{arch}-dropping", dropping(arch)) for arch in ARCHITECTURES]
+    run_ranks([run.path for run in runs], text, 2, micro_batches=",".join(map(str, PARTS)))
+    for run in runs:
+        whole = take_steps(run.path, text, Rank())
+        assert all(gradient.abs().sum() > 0 for gradient in whole["gradients"].values())
+        for parts in PARTS:
+            ranks = [torch.load(steps_file(run.path, 2, rank, parts), weights_only=True) for rank in range(2)]
+            state = torch.cat([steps["state"] for steps in ranks], dim=1)
+            for steps in ranks:
+                assert_same(steps, whole, state)
+
+
+@pytest.mark.parametrize("text", ["0", "3.5", "-1", "two", "4"])
+def test_a_number_of_parts_that_no_rank_can_have_is_told_with_what_is_valid(text: str) -> None:
+    with pytest.raises(UsageError, match=f'SEQLM_MICRO_BATCHES: expected a whole number from 1 to 3, .*, got "{text}"'):
+        micro_batches_from({"SEQLM_MICRO_BATCHES": text}, 11, 3)  # columns: 4, 4, 3
+    assert micro_batches_from({"SEQLM_MICRO_BATCHES": "3"}, 11, 3) == 3
+    assert micro_batches_from({}, 11, 3) == 1
+
+
+ROOT = Path(__file__).parents[3]
 
 
 def run_ranks(runs: list[Path], text: Path, world_size: int, micro_batches: str = "1") -> None:
@@ -46,10 +106,9 @@ def env_of_two(folder: Path, **more: str) -> dict[str, str]:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(("batch_size", "ranks"), [(8, 2), (20, 3)])
-def test_ranks_give_the_gradients_and_losses_of_one(tmp_path: Path, batch_size: int, ranks: int) -> None:
-    text = write_text(tmp_path / "text")
-    runs = [make_run(tmp_path / arch, make_config(arch, batch_size=batch_size)) for arch in ARCHITECTURES]
+def test_ranks_with_unlike_numbers_of_columns_give_the_gradients_and_losses_of_one(tmp_path: Path) -> None:
+    text, ranks = write_text(tmp_path / "text"), 3
+    runs = [make_run(tmp_path / arch, make_config(arch, batch_size=20)) for arch in ARCHITECTURES]
     run_ranks([run.path for run in runs], text, ranks)
     for run in runs:
         alone = take_steps(run.path, text, Rank())
@@ -75,8 +134,6 @@ def test_a_device_that_is_not_there_is_an_error_and_no_silent_fallback(monkeypat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BackendError, match="PyTorch sees no CUDA device"):
         rank_from_environment({"SEQLM_DEVICE": "cuda"})
-    with pytest.raises(UsageError, match='SEQLM_DEVICE: expected cpu or cuda, got "tpu"'):
-        rank_from_environment({"SEQLM_DEVICE": "tpu"})
 
 
 @pytest.mark.process
@@ -172,15 +229,6 @@ def test_a_rank_that_waits_for_its_peers_in_vain_is_not_to_blame(
     with pytest.raises(RuntimeError) as caught, process_group(Rank(index=0, world_size=2)):
         pass
     assert failure_kind(caught.value) == "node", str(caught.value)
-
-
-def test_a_collective_time_limit_that_makes_no_sense_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SEQLM_COLLECTIVE_MINUTES", "never")
-    with (
-        pytest.raises(UsageError, match='SEQLM_COLLECTIVE_MINUTES: expected a number of minutes above 0, got "never"'),
-        process_group(Rank(index=0, world_size=2)),
-    ):
-        pass
 
 
 JOINS = """

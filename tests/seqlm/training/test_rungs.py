@@ -21,7 +21,7 @@ EPOCHS = 4
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A study in which two better runs have come to the rungs 1 and 2."""
-    monkeypatch.setenv("SEQLM_DATA", str(write_text(tmp_path / "text")))
+    monkeypatch.setenv("SEQLM_DATA", str(write_text(tmp_path / "text", train_lines=60)))
     monkeypatch.setenv("SEQLM_DEVICE", "cpu")
     monkeypatch.setattr(attempt.StopSignal, "install", lambda self: None)  # the handlers of this process stay
     for number in (1, 2):

@@ -34,7 +34,7 @@ class Hosts:
         self.run = make_run(folder / "study" / "run", make_config(epochs=EPOCHS))
         self.env = {
             **os.environ,
-            "SEQLM_DATA": str(write_text(folder / "text")),
+            "SEQLM_DATA": str(write_text(folder / "text", train_lines=60)),
             "SEQLM_DEVICE": "cpu",
             "SEQLM_LEASE_SECONDS": "0.1",
             "SEQLM_STALE_LEASE_MINUTES": "0.015",
@@ -87,24 +87,6 @@ def epochs(run: RunDirectory) -> list[int]:
     return [record["epoch"] for record in run.read_metrics()[0]]
 
 
-def test_a_stopped_worker_is_taken_over_and_once_it_wakes_it_ends_without_changing_a_byte(hosts: Hosts) -> None:
-    first = hosts.start("a", hosts.hold, attempt=1)
-    wait_for(lambda: epochs(hosts.run), "an epoch of the run")
-    first.send_signal(signal.SIGSTOP)
-    said = hosts.finish_elsewhere()
-    assert f"over from pid {first.pid} on a, which gives no sign of life" in said
-    assert epochs(hosts.run) == list(range(EPOCHS))
-    before = hosts.files()
-    hosts.go_on.touch()
-    first.send_signal(signal.SIGCONT)
-    _, said = commands.finish(first)
-    assert first.returncode == BUSY
-    assert said.splitlines()[-1].startswith("error: this run was taken over by pid ")
-    assert " on b " in said
-    assert hosts.files() == before
-    assert failure_of(hosts.run) is None
-
-
 @pytest.mark.parametrize("file", ["last.pt", "result.json"])
 def test_a_worker_stopped_with_a_file_written_does_not_put_it_in_place_of_its_successors(
     hosts: Hosts, file: str
@@ -138,17 +120,21 @@ def test_a_worker_stopped_between_its_check_and_the_renaming_finds_nothing_to_re
     assert hosts.files() == before
 
 
-def test_two_ranks_that_were_taken_over_both_end_and_neither_leaves_a_failure(hosts: Hosts) -> None:
+def test_two_stopped_ranks_are_taken_over_and_once_they_wake_both_end_without_changing_a_byte(hosts: Hosts) -> None:
     meeting = {"WORLD_SIZE": "2", "SEQLM_RENDEZVOUS": str(hosts.run.path.parent / "meeting")}
     ranks = [hosts.start("a", hosts.hold, attempt=1, env={**meeting, "RANK": str(r)}) for r in (0, 1)]
     wait_for(lambda: epochs(hosts.run), "an epoch of the run")
     for process in ranks:
         process.send_signal(signal.SIGSTOP)
-    hosts.finish_elsewhere()
+    said = hosts.finish_elsewhere()
+    assert f"over from pid {ranks[0].pid} on a, which gives no sign of life" in said
+    assert epochs(hosts.run) == list(range(EPOCHS))
     before = hosts.files()
     hosts.go_on.touch()
     for process in ranks:
         process.send_signal(signal.SIGCONT)
-    said = [commands.finish(process)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [BUSY, BUSY], said
+    ends = [commands.finish(process)[1].splitlines()[-1] for process in ranks]
+    assert [process.returncode for process in ranks] == [BUSY, BUSY], ends
+    assert all(end.startswith("error: this run was taken over by pid ") and " on b" in end for end in ends), ends
     assert hosts.files() == before
+    assert failure_of(hosts.run) is None

@@ -22,9 +22,9 @@ from tests.seqlm.training.studies import Attempt, make_config, make_run, write_t
 ARCHITECTURES = ("rnn", "gru", "transformer")
 
 
-@pytest.fixture
-def corpus(tmp_path: Path) -> Corpus:
-    return load_corpus(make_config().data, write_text(tmp_path / "text"))
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return load_corpus(make_config().data, write_text(tmp_path_factory.mktemp("text"), train_lines=110))
 
 
 def attempt_at(run_folder: Path, config: RunConfig, corpus: Corpus) -> Attempt:

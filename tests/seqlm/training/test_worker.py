@@ -14,9 +14,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from seqlm.errors import EXIT_BUSY, EXIT_RUNG, EXIT_STOPPED, EXIT_STORAGE, DivergedError, FileError
+from seqlm.errors import EXIT_RUNG, EXIT_STOPPED, EXIT_STORAGE, DivergedError, FileError
 from seqlm.files import read_json
-from seqlm.lease import newest_lease
 from seqlm.models import products
 from seqlm.rundir import RunDirectory
 from seqlm.training import attempt, distributed, worker
@@ -177,23 +176,6 @@ def test_a_deterministic_worker_does_not_fill_memory_that_is_about_to_be_written
         torch.utils.deterministic.fill_uninitialized_memory = True
         os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
     assert seen == [True, False, ":4096:8"]
-
-
-def test_on_a_file_system_without_links_a_worker_owns_its_run(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse_links(*_: Any) -> None:
-        raise PermissionError(errno.EPERM, "no hard links here")
-
-    def second_worker() -> None:
-        assert run.observe().state == "running"
-        assert worker.main([str(run.path)]) == EXIT_BUSY
-
-    monkeypatch.setattr(os, "link", refuse_links)
-    ended_by(monkeypatch, second_worker)
-    assert worker.main([str(run.path)]) == 0
-    assert newest_lease(run.lease_dir)["released"]
-    assert run.observe().state == "pending"
 
 
 def test_a_record_that_cannot_be_completed_changes_nothing_about_the_end(
