@@ -519,6 +519,15 @@ def test_a_rank_without_a_lease_stops_only_for_an_owner_of_a_later_attempt(clust
         require_attempt(cluster.folder, 1)
 
 
+def test_leases_that_a_listing_does_not_show_yet_are_asked_for_by_name(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(5):
+        cluster.claim("a").release()
+    monkeypatch.setattr(os, "listdir", lambda folder: ["000001.json", "000002.json", "notes.json", "9.json"])
+    assert newest_generation(cluster.folder) == 5
+
+
 @pytest.mark.parametrize("kind", [LookFaults, ChangeFaults])
 def test_a_claim_whose_nth_call_fails_is_one_line_and_the_next_claimant_gets_the_run(
     tmp_path: Path, cluster: Cluster, kind: type[LookFaults] | type[ChangeFaults]
