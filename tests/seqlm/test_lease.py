@@ -22,7 +22,7 @@ import pytest
 from seqlm import lease as leases
 from seqlm import processes
 from seqlm.errors import FileError, LeaseLostError, RunBusyError
-from seqlm.lease import Lease, claim, kept, live_owner, newest_lease, require_attempt, stale_seconds
+from seqlm.lease import Lease, claim, kept, live_owner, newest_generation, newest_lease, require_attempt, stale_seconds
 from tests import commands
 from tests.faults import ChangeFaults, LookFaults
 from tests.waiting import wait_for
