@@ -63,12 +63,14 @@ from tests import shapes  # noqa: E402 -- tests are found from here on
 if shapes.AVAILABLE:
     shapes.install(CHECKED)
 
-from tests import commands, leftovers, waiting, warm  # noqa: E402 -- after the hook
+from slurm.testcluster import ClusterOptions, LoopbackCluster  # noqa: E402 -- after the hook
+from tests import commands, leftovers, waiting, warm  # noqa: E402
 from tests.ray_lab import RayLab  # noqa: E402
+from tests.slurm.real import require_slurm  # noqa: E402
 
 subprocess.Popen = warm.OwnPopen  # type: ignore[misc] -- what code under test starts in this process
 os.environ.setdefault(waiting.SESSION_VARIABLE, f"{os.getpid()}-{time.time_ns()}")
-SHARED = {"ray_cluster": "ray", "report": "report", "browser": "report", "texts": "pydoc"}
+SHARED = {"ray_cluster": "ray", "slurm_cluster": "slurm", "report": "report", "browser": "report", "texts": "pydoc"}
 """Fixtures that take long to make -> the group of their tests, which one process of the test run does."""
 LONG = (
     "tests/slurm/test_cluster.py",
@@ -167,6 +169,20 @@ def ray_cluster() -> Generator[RayLab]:
         yield lab
     finally:
         lab.close()
+
+
+@pytest.fixture(scope="session")
+def _running_slurm() -> Generator[LoopbackCluster]:
+    require_slurm()
+    with LoopbackCluster(ClusterOptions(nodes=3, cpus=4, gpus=2)) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm_cluster(_running_slurm: LoopbackCluster) -> Generator[LoopbackCluster]:
+    """Three nodes of four cores and two fake GPUs each."""
+    yield _running_slurm
+    _running_slurm.run("scancel", "--me")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +64,11 @@ def test_a_case_whose_process_dies_ends_alone_and_is_measured_by_the_next_call(
     def start(argv: list[str], *words: Any) -> Any:
         started.append(argv[argv.index("--case") + 1])
         dies = len(started) == 2
-        return start_rank([sys.executable, "-c", "import os; os.abort()"] if dies else argv, *words)
+        return start_rank(["sh", "-c", "kill -ABRT $$"] if dies else ["sh", "-c", f"exit {main(argv[3:])}"], *words)
 
     monkeypatch.setattr(subprocess, "Popen", warm.Popen)
+    monkeypatch.setattr("torch.set_num_threads", lambda number: None)
+    monkeypatch.setattr("benchmarks.gpu.steps.cases", lambda *_: dict.fromkeys(("one", "two", "three"), dict))
     monkeypatch.setattr("benchmarks.gpu.__main__.start_rank", start)
     argv = ["--rehearse", "--out", str(tmp_path), "--parts", "synchronisations"]
     assert main(argv) == 1

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
+import psutil
 import pytest
 
 from jobs.study.folder import read_jobs
@@ -18,11 +16,10 @@ from seqlm.files import read_json
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands, searches
 from tests.chaos.study import processes
-from tests.crawl import Crawl, blank_figures
+from tests.crawl import Crawl
 from tests.outcome import alone, outcome
-from tests.seqlm.training.studies import runs_in, write_text
 from tests.slurm.real import require_slurm
-from tests.small_study import ROOT, STUB_LAUNCH, SlurmStudy, epochs_of, read_soon, worker_of, worker_pid
+from tests.small_study import SlurmStudy, epochs_of, read_soon, worker_of
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.process
@@ -33,91 +30,8 @@ def jobs(study: SlurmStudy) -> dict[str, str]:
     return read_jobs(study.folder / "runs/small")
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[LoopbackCluster]:
-    require_slurm()
-    with LoopbackCluster(ClusterOptions(nodes=3, cpus=4, gpus=2)) as cluster:
-        yield cluster
-
-
-def test_a_time_limit_that_strikes_three_times_costs_no_epoch(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    study = SlurmStudy(cluster, tmp_path, epochs=100_000, timeout_min=1, env={"SEQLM_TEST_STUB_SECONDS": "2"})
-    assert study("run", "small.toml", "--no-wait").returncode == 0
-
-    def strikes() -> list[str]:
-        return [str(end.kind) for run in study.runs() for end in run.failures()]
-
-    def writers() -> list[int]:
-        return [record["attempt"] for run in study.runs() for record in run.read_metrics()[0]]
-
-    wait_for(  # on a busy machine an attempt may end before its first epoch does
-        lambda: (strikes(), writers()),
-        "three strikes, then an attempt that goes on with the epochs of an earlier one",
-        until=lambda seen: len(seen[0]) >= 3 and len(set(seen[1])) >= 2 and seen[1][-1] >= 4,
-    )
-    assert set(strikes()) == {"timeout"}
-    (run,) = study.runs()
-    assert study("cancel", "small", "--all").returncode == 0
-    assert study.each() == ["cancelled"]
-    assert epochs_of(run) == list(range(len(epochs_of(run))))
-    assert writers() == sorted(writers())
-
-
-def test_the_quickstarts_grid_is_one_array_whose_runs_have_gpus_of_their_own(
-    cluster: LoopbackCluster, tmp_path: Path
-) -> None:
-    crawl = Crawl(tmp_path, epochs=0, step_seconds=5)
-    env = {"SEQLM_DEVICE": "cpu", "SEQLM_DATA": str(write_text(tmp_path / "text")), **crawl.env}  # the GPUs are fake
-    lines = (f"{name} = {json.dumps(value)}\n" for name, value in env.items())
-    (tmp_path / "site.toml").write_text("".join(["[env]\n", *lines]))
-    changes = ["data.corpus=files", "train.epochs=1", "train.batch_size=4", "train.seq_len=10", "model.hidden_size=16"]
-    changes += ["resources.cpus=1", "resources.gpus=1"]
-    argv = [sys.executable, str(STUB_LAUNCH), "run", str(ROOT / "jobs/manifests/quickstart.toml")]
-    argv += ["--backend", "slurm", "--json", *(word for change in changes for word in ("--set", change))]
-    argv += ["--only", "arch=rnn,gru", "--only", "optimizer=adam"]
-    of_jobs_too = {**blank_figures(), "SEQLM_SLURM_CONFIG": str(tmp_path / "site.toml")}
-    options = {"cwd": tmp_path, "env": {**cluster.env, "SEQLM_DATA": env["SEQLM_DATA"], **of_jobs_too}}
-    answer = commands.run([*argv, "--no-wait", "--then-report"], **options)
-    assert answer.returncode == 0, answer.stderr
-    (array,) = json.loads(answer.stdout)["data"]["jobs"]
-    study_dir = tmp_path / "runs/quickstart"
-    assert sorted(read_jobs(study_dir).values()) == [f"{array}_{number}" for number in range(7)]
-
-    def workers() -> list[dict[str, Any]]:
-        return [read_json(path) or {} for path in study_dir.glob("*/attempts/0001/worker.json")]
-
-    # The crawl holds them: three nodes of two GPUs have six runs at once.
-    begun = wait_for(workers, "six runs to begin", until=lambda workers: len(workers) == 6 and all(workers))
-    assert len({(worker["node"], worker["gpu"]) for worker in begun}) == 6, begun
-    crawl.end()
-    again = commands.run(argv, **options)  # waits, and submits nothing
-    assert again.returncode == 0, again.stderr
-    assert "0 of 7 runs to do" in again.stderr
-    assert [run["state"] for run in json.loads(again.stdout)["data"]["runs"]] == ["done"] * 7
-    assert all(epochs_of(run) == [0] and run.attempts() == [1] for run in runs_in(study_dir))
-    wait_for((study_dir / "report/index.html").exists, "the report")
-
-
-def test_two_ranks_on_two_nodes_have_the_losses_of_one(
-    cluster: LoopbackCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = SlurmStudy(cluster, tmp_path, trains=True, ranks=2, keep=1.0)
-    assert study("run", "small.toml", "--no-wait").returncode == 0
-    wait_for(study.each, "the run of two ranks to end", until=lambda states: states == ["done"])
-    (run,) = study.runs()
-    assert worker_of(run)["node"] != worker_of(run, 1)["node"]
-    one = alone([run], tmp_path / "text", tmp_path / "one", monkeypatch)[run.id]
-    losses = [[record["val_loss"] for record in metrics] for metrics in (run.read_metrics()[0], one.metrics)]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
-
-
-def test_four_quarters_of_a_gpu_are_one_job(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    study = SlurmStudy(cluster, tmp_path, rates=[0.01, 0.02, 0.03, 0.04], gpus=0.25)
-    answer = study("run", "small.toml", "--json")
-    assert answer.returncode == 0, answer.stderr
-    assert len(set(jobs(study).values())) == 1
-    assert len({(worker_of(run)["node"], worker_of(run)["gpu"]) for run in study.runs()}) == 1
-    assert study.each() == ["done"] * 4
+def until_all_end(study: SlurmStudy) -> None:
+    wait_for(study.each, "all runs to end", until=lambda states: not {"queued", "running"} & set(states))
 
 
 def until_it_is_saved(cluster: LoopbackCluster, job: str) -> None:
@@ -128,140 +42,108 @@ def until_it_is_saved(cluster: LoopbackCluster, job: str) -> None:
     wait_for(lambda: saved.exists() and last.encode() in saved.read_bytes(), "the controller to save its state")
 
 
-def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change_no_bit_of_its_weights(
-    cluster: LoopbackCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_runs_of_an_array_have_gpus_of_their_own_and_those_with_half_of_one_share_a_job(
+    slurm_cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
-    crawl = Crawl(tmp_path, epochs=1, step_seconds=1)
-    study = SlurmStudy(cluster, tmp_path, trains=True, rates=[0.01, 0.02, 0.03], epochs=12, env=crawl.env)
+    crawl = Crawl(tmp_path, epochs=0)
+    whole, halves = [1e-3, 2e-3, 3e-3, 4e-3, 5e-3], [0.01, 0.02]
+    study = SlurmStudy(slurm_cluster, tmp_path, rates=whole, epochs=1, env=crawl.env)
+    study.add(rates=halves, ranks=1, gpus=0.5, cpus=1)
+    answer = study("run", "small.toml", "--no-wait")
+    assert answer.returncode == 0, answer.stderr
+    assert sorted(Counter(jobs(study).values()).values()) == [1, 1, 1, 1, 1, 2]
+    assert len({job.partition("_")[0] for job in jobs(study).values()}) == 2, "arrays"
+    begun = wait_for(
+        lambda: [read_json(run.worker_file(1)) or {} for run in study.runs()],
+        "all runs to begin, which the crawl holds: three nodes of two GPUs",
+        until=lambda workers: len(workers) == 7 and all(workers),
+    )
+    shared = Counter((worker["node"], worker["gpu"]) for worker in begun)
+    assert sorted(shared.values()) == [1, 1, 1, 1, 1, 2], begun
+    crawl.end()
+    again = study("run", "small.toml")  # waits, and submits nothing
+    assert again.returncode == 0, again.stderr
+    assert "0 of 7 runs to do" in again.stderr
+    assert study.each() == ["done"] * 7
+    assert all(epochs_of(run) == [0] and run.attempts() == [1] for run in study.runs())
+
+
+def test_requeue_scancel_lost_nodes_and_a_killed_controller_in_one_study_change_no_bit_of_its_weights(
+    slurm_cluster: LoopbackCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, crawl = slurm_cluster, Crawl(tmp_path, epochs=1, step_seconds=1)
+    study = SlurmStudy(cluster, tmp_path, trains=True, rates=[0.01, 0.02], epochs=6, keep=1.0, env=crawl.env)
+    study.add(rates=[0.03], ranks=2, gpus=1, cpus=1)
     assert study("run", "small.toml", "--no-wait").returncode == 0
-    study.until_they_train()
-    further = {run.id: run.last_attempt() for run in study.runs()}  # a new cluster may lose a node at first
-    requeued, cancelled, lost = study.runs()
-    nodes = {run.id: worker_of(run)["node"] for run in study.runs()}
+    wait_for(study.epochs, "an epoch of each run", until=lambda seen: len(seen) == 3 and all(seen))
+    requeued, cancelled, pair = study.runs()
+    before = {run.id: run.last_attempt() for run in study.runs()}  # a new cluster may lose a node at first
+    assert worker_of(pair)["node"] != worker_of(pair, 1)["node"]
     cluster.run("scontrol", "requeue", jobs(study)[requeued.id])
     cluster.run("scancel", jobs(study)[cancelled.id])
     wait_for(study.each, "the run to be cancelled", until=lambda states: states[1] == "cancelled")
-    wait_for(lambda: requeued.end(further[requeued.id]).has_ended, "the first worker of the requeued run to end")
-    until_it_is_saved(cluster, jobs(study)[lost.id])
+    again = before[requeued.id] + 1
+    wait_for(requeued.worker_file(again).exists, "the second worker of the requeued run")
+    until_it_is_saved(cluster, jobs(study)[pair.id])
     cluster.restart_controller(kill=True)
-    index = cluster.node_names.index(nodes[lost.id])
-    cluster.kill_node(index, with_jobs=True)
-    crawl.end()
-    # A controller that has just restarted may take minutes to miss a node.
+
+    # One node fails with all that is on it. Another one is only unknown to SLURM: the worker there goes on.
+    lost, unknown = (read_soon(run.worker_file(run.last_attempt()))["node"] for run in (pair, requeued))
+    for node in {lost, unknown}:
+        cluster.kill_node(cluster.node_names.index(node), with_jobs=node == lost)
+        cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")  # as after SlurmdTimeout
     wait_for(
-        lambda: (study.each(), lost.last_attempt()),
-        "the controller to miss the node",
-        until=lambda seen: "running" not in seen[0] or seen[1] > further[lost.id],
-    )
-    cluster.start_node(index)
-    cluster.wait_for_nodes()
-    wait_for(study.each, "all runs to end", until=lambda states: not {"queued", "running"} & set(states))
-    states = dict(zip([run.id for run in study.runs()], study.each(), strict=True))
-    assert states.pop(cancelled.id) == "cancelled"
-    assert set(states.values()) == {"done"}, study("status", "small.toml").stdout
-    for run in (requeued, lost):
-        assert epochs_of(run) == list(range(12))
-    assert requeued.last_attempt() > further[requeued.id]
-    assert lost.last_attempt() > further[lost.id]
-    assert epochs_of(cancelled) == list(range(len(epochs_of(cancelled))))
-    assert worker_of(lost)["threads"] == 1, "as many as in the quiet study, else sums are rounded apart"
-    quiet = alone((requeued, lost), tmp_path / "text", tmp_path / "quiet", monkeypatch)
-    assert [outcome(run).differences(quiet[run.id]) for run in (requeued, lost)] == [[], []]
-
-
-def test_a_job_that_is_held_or_suspended_goes_on_where_it_was(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    crawl = Crawl(tmp_path, epochs=1, step_seconds=1)
-    study = SlurmStudy(cluster, tmp_path, epochs=12, env=crawl.env)
-    assert study("run", "small.toml", "--no-wait").returncode == 0
-    study.until_they_train()
-    (run,) = study.runs()
-    job = jobs(study)[run.id]
-    cluster.run("scontrol", "requeuehold", job)
-    wait_for(study.each, "the job to wait again", until=lambda states: states == ["queued"])
-    assert "held" in study.each("reason")[0]
-    wait_for(  # SLURM holds a job at the end of its completion, after a release that comes before
-        lambda: cluster.run("scontrol", "show", "job", job).stdout,
-        "it to be held",
-        until=lambda shown: "=PENDING" in shown,
-    )
-    cluster.run("scontrol", "release", job)
-    wait_for(lambda: read_json(run.worker_file(2)), "the second attempt", until=bool)
-    cluster.run("scontrol", "suspend", job)
-    assert study.each() == ["running"]
-    assert "suspended" in study.each("reason")[0]
-    assert "0 of 1 runs to do" in study("run", "small.toml", "--no-wait").stderr
-    cluster.run("scontrol", "resume", job)
-    crawl.end()
-    wait_for(study.each, "the run to end", until=lambda states: states == ["done"])
-    assert epochs_of(run) == list(range(12))
-    assert run.attempts() == [1, 2]
-
-
-def test_a_search_ends_with_nobody_waiting_although_a_worker_is_killed(
-    cluster: LoopbackCluster, tmp_path: Path
-) -> None:
-    crawl = Crawl(tmp_path, epochs=1)
-    study = SlurmStudy(cluster, tmp_path, rates=searches.RATES, epochs=searches.EPOCHS, gpus=0, env=crawl.env)
-    study.write(searches.TABLE)
-    answer = study("run", "small.toml", "--no-wait", "--json")
-    assert answer.returncode == 0, answer.stderr
-    victim = searches.kill_between_rungs(study.runs)
-    crawl.end()
-    wait_for(study.each, "all runs to end", until=lambda states: not {"queued", "running"} & set(states))
-    assert len(victim.attempts()) == 2
-    assert searches.EPOCHS in searches.ends_of(study.runs()).values()
-
-
-def test_a_node_that_lost_only_its_daemon_leaves_no_second_copy_writing(
-    cluster: LoopbackCluster, tmp_path: Path
-) -> None:
-    crawl = Crawl(tmp_path, epochs=1, step_seconds=1)
-    study = SlurmStudy(cluster, tmp_path, epochs=12, env=crawl.env)
-    assert study("run", "small.toml", "--no-wait").returncode == 0
-    study.until_they_train()
-    (run,) = study.runs()
-    index = cluster.node_names.index(worker_of(run)["node"])
-    cluster.kill_node(index)  # the worker goes on, unknown to SLURM, which starts the job once more elsewhere
-    wait_for(
-        lambda: [process.pid for process in processes(run.path.parent) if "stub_worker.py" in process.words[1]],
+        lambda: [one.pid for one in processes(requeued.path.parent) if one.is_worker and one.run_dir == requeued.path],
         "a worker of the second copy",
         until=lambda workers: len(workers) == 2,
     )
     crawl.end()
-    wait_for(run.result_file.exists, "the result")
-    cluster.start_node(index)
+    wait_for(requeued.result_file.exists, "the result")
+    for node in {lost, unknown}:
+        cluster.start_node(cluster.node_names.index(node))
     cluster.wait_for_nodes()
-    wait_for(study.each, "the run to be done", until=lambda states: states == ["done"])
-    assert epochs_of(run) == list(range(12))
-    writers = {record["attempt"] for record in run.read_metrics()[0]}
-    assert len(writers) == 1, "one of the copies wrote, the other waited"
+    until_all_end(study)
+    assert study.each() == ["done", "cancelled", "done"], study("status", "small.toml").stdout
+    writers = {run.id: [record["attempt"] for record in run.read_metrics()[0]] for run in study.runs()}
+    assert max(writers[requeued.id]) == again, "one of the two copies wrote, the other waited"
+    assert max(writers[pair.id]) > before[pair.id]
+    for run in (requeued, pair):
+        assert epochs_of(run) == list(range(6))
+    assert epochs_of(cancelled) == list(range(len(epochs_of(cancelled))))
+    assert worker_of(pair)["threads"] == 1, "as many as in the quiet study, else sums are rounded apart"
+    quiet = alone((requeued, pair), tmp_path / "text", tmp_path / "quiet", monkeypatch)
+    assert outcome(requeued).differences(quiet[requeued.id]) == []
+    losses = [[record["val_loss"] for record in found] for found in (pair.read_metrics()[0], quiet[pair.id].metrics)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6), "two ranks on two nodes have the losses of one"
 
 
-def test_a_node_on_which_a_worker_dies_twice_is_not_used_again(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    study = SlurmStudy(cluster, tmp_path, epochs=100_000, gpus=0, env=Crawl(tmp_path, epochs=0).env)
+def test_a_search_ends_with_nobody_waiting_although_a_worker_dies_twice_on_a_node_which_is_not_used_again(
+    slurm_cluster: LoopbackCluster, tmp_path: Path
+) -> None:
+    crawl = Crawl(tmp_path, epochs=1)
+    study = SlurmStudy(slurm_cluster, tmp_path, rates=searches.RATES, epochs=searches.EPOCHS, gpus=0, env=crawl.env)
+    study.write(searches.TABLE)
     wait_for(  # jobs of other tests may be ending
-        lambda: commands.run(["sinfo", "-h", "-N", "-o", "%t"], env=cluster.env, check=True).stdout.split(),
+        lambda: slurm_cluster.run("sinfo", "-h", "-N", "-o", "%t").stdout.split(),
         "all nodes to be idle",
         until=lambda states: set(states) == {"idle"},
     )
     assert study("run", "small.toml", "--no-wait").returncode == 0
-    (run,) = study.runs()
-    nodes = []
-    for attempt in (1, 2, 3):
-        record = run.worker_file(attempt)
-        wait_for(record.exists, f"the worker of attempt {attempt}")
-        nodes.append(read_soon(record)["node"])
-        if attempt < 3:
-            os.kill(read_soon(record)["pid"], signal.SIGKILL)
+    victim = searches.kill_between_rungs(study.runs)
+    os.kill(read_soon(victim.worker_file(2))["pid"], signal.SIGKILL)
+    nodes = [read_soon(victim.worker_file(attempt))["node"] for attempt in (1, 2, 3)]
     assert nodes[0] == nodes[1] != nodes[2], "SLURM takes the first free node, until it may not"
-    assert [run.end(attempt).node for attempt in (1, 2)] == [nodes[0], nodes[0]]
-    assert study("cancel", "small", "--all").returncode == 0
+    assert [victim.end(attempt).node for attempt in (1, 2)] == nodes[:2]
+    crawl.end()
+    until_all_end(study)
+    assert victim.attempts() == [1, 2, 3]
+    assert searches.EPOCHS in searches.ends_of(study.runs()).values()
 
 
-def test_a_run_stops_at_its_budget_goes_on_here_and_comes_back_to_slurm(
-    cluster: LoopbackCluster, tmp_path: Path
+def test_a_run_out_of_budget_goes_on_here_and_comes_back_to_slurm_where_its_job_is_held_and_suspended(
+    slurm_cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
-    crawl = Crawl(tmp_path, epochs=1, step_seconds=1)
+    cluster, crawl = slurm_cluster, Crawl(tmp_path, epochs=1, step_seconds=1)
     study = SlurmStudy(cluster, tmp_path, epochs=12, gpus=0, env=crawl.env)
     assert study("run", "small.toml", "--no-wait", "--set", "policy.core_hours=0.0003").returncode == 0
     spent = ["waits: budget of 0.0003 core hours is spent"]
@@ -275,28 +157,67 @@ def test_a_run_stops_at_its_budget_goes_on_here_and_comes_back_to_slurm(
     launcher.send_signal(signal.SIGINT)
     commands.finish(launcher)
     assert launcher.returncode == 130
-    crawl.end()
+
     assert study("run", "small.toml", "--no-wait").returncode == 0
+    wait_for(run.worker_file(here + 1).exists, "a worker on SLURM")
+    job = jobs(study)[run.id]
+    cluster.run("scontrol", "requeuehold", job)
+    wait_for(study.each, "the job to wait again", until=lambda states: states == ["queued"])
+    assert "held" in study.each("reason")[0]
+    wait_for(  # SLURM holds a job at the end of its completion, after a release that comes before
+        lambda: cluster.run("scontrol", "show", "job", job).stdout,
+        "it to be held",
+        until=lambda shown: "=PENDING" in shown,
+    )
+    cluster.run("scontrol", "release", job)
+    wait_for(run.worker_file(here + 2).exists, "the next attempt")
+    cluster.run("scontrol", "suspend", job)
+    assert study.each() == ["running"]
+    assert "suspended" in study.each("reason")[0]
+    assert "0 of 1 runs to do" in study("run", "small.toml", "--no-wait").stderr
+    cluster.run("scontrol", "resume", job)
+    crawl.end()
     wait_for(study.each, "the run to end", until=lambda states: states == ["done"])
     assert [one.id for one in study.runs()] == [run.id]
     assert epochs_of(run) == list(range(12))
     backends = [(read_json(run.start_file(attempt)) or {})["backend"] for attempt in run.attempts()]
-    assert backends == ["slurm"] * (here - 1) + ["local", "slurm"]
+    assert backends == ["slurm"] * (here - 1) + ["local", "slurm", "slurm"]
 
 
-def test_with_accounting_a_job_that_the_queue_has_forgotten_is_still_known(tmp_path: Path) -> None:
+def test_preemptions_and_time_limits_cost_no_epoch_and_accounting_knows_a_job_that_the_queue_has_forgotten(
+    tmp_path: Path,
+) -> None:
     require_slurm(accounting=True)
-    options = ClusterOptions(nodes=1, accounting=True, min_job_age_seconds=2)
+    options = ClusterOptions(
+        nodes=1, cpus=2, gpus=0, accounting=True, preemption=True, grace_seconds=20, min_job_age_seconds=2
+    )
     with LoopbackCluster(options) as cluster:
-        study = SlurmStudy(cluster, tmp_path, epochs=100_000)
+        slow = {"SEQLM_TEST_STUB_SECONDS": "0.5"}
+        study = SlurmStudy(cluster, tmp_path, rates=[0.01, 0.02], gpus=0, epochs=100_000, env=slow)
         assert study("run", "small.toml", "--no-wait").returncode == 0
-        study.until_they_train()
-        (run,) = study.runs()
-        (job,) = jobs(study).values()
-        os.kill(worker_pid(run), signal.SIGSTOP)  # it cannot say a word
+        wait_for(study.epochs, "an epoch of both runs", until=lambda seen: len(seen) == 2 and all(seen))
+        runs = forgotten, limited = study.runs()
+        cluster.run("sbatch", "-p", "urgent", "--exclusive", "--wrap", "true")
+        for run in runs:
+            wait_for(run.exit_file(1).exists, "the record of the preemption")
+            assert run.end(1).kind == "preempted"
+
+        limit = ("scontrol", "update", f"JobId={jobs(study)[limited.id]}", "TimeLimit=1")
+        wait_for(lambda: cluster.run(*limit, check=False).returncode == 0, "the end of its first start, which has none")
+        worker = psutil.Process(read_soon(forgotten.worker_file(2))["pid"])
+        worker.parent().suspend()  # the job's process records nothing any more
+        job = jobs(study)[forgotten.id]
         cluster.run("scancel", job)
+        struck, *_ = wait_for(  # an attempt that begins before the limit is changed takes the signal for a preemption
+            lambda: [end.attempt for end in limited.failures() if end.kind == "timeout"], "the time limit to strike"
+        )
         wait_for(
-            lambda: cluster.run("squeue", "-h", "-t", "all").stdout.strip(),
+            lambda: [record["attempt"] for record in limited.read_metrics()[0]],
+            "an attempt after it to go on",
+            until=lambda writers: writers[-1] > struck,
+        )
+        wait_for(
+            lambda: cluster.run("squeue", "-h", "-t", "all", "-j", job, check=False).stdout.strip(),
             "the queue to forget the job",
             until=lambda queue: not queue,
         )
@@ -306,24 +227,7 @@ def test_with_accounting_a_job_that_the_queue_has_forgotten_is_still_known(tmp_p
             "the accounting to have the end of the job",
             until=lambda state: state.startswith("CANCELLED"),
         )
-        assert study.each() == ["cancelled"]
-
-
-def test_a_preempted_run_is_saved_requeued_and_goes_on(tmp_path: Path) -> None:
-    require_slurm()
-    with LoopbackCluster(ClusterOptions(nodes=1, cpus=1, gpus=0, preemption=True, grace_seconds=20)) as cluster:
-        study = SlurmStudy(cluster, tmp_path, gpus=0, epochs=100_000, env={"SEQLM_TEST_STUB_SECONDS": "0.5"})
-        assert study("run", "small.toml", "--no-wait").returncode == 0
-        study.until_they_train()
-        (run,) = study.runs()
-        cluster.run("sbatch", "-p", "urgent", "--wrap", "sleep 5")
-        wait_for(run.exit_file(1).exists, "the record of the preemption")
-        assert run.end(1).kind == "preempted"
-        seen = len(epochs_of(run))
-        wait_for(
-            lambda: (run.attempts(), len(epochs_of(run))),
-            f"a second attempt and more than {seen} epochs",
-            until=lambda now: len(now[0]) > 1 and now[1] > seen,
-        )
+        assert study.each()[0] == "cancelled"
         assert study("cancel", "small", "--all").returncode == 0
-        assert epochs_of(run) == list(range(len(epochs_of(run))))
+        assert study.each() == ["cancelled", "cancelled"]
+        assert study.epochs() == [list(range(len(epochs_of(run)))) for run in runs]

@@ -19,10 +19,9 @@ from slurm import doctor, settings
 from slurm.backend import SlurmBackend
 from slurm.doctor import OVER, examine, findings
 from slurm.settings import SlurmSettings
-from slurm.testcluster import ClusterOptions, LoopbackCluster
+from slurm.testcluster import LoopbackCluster
 from tests import commands
 from tests.slurm.programs import answering, program
-from tests.slurm.real import require_slurm
 from tests.slurm.test_site import CONFIG
 
 ROOT = Path(__file__).parent.parent.parent
@@ -152,11 +151,9 @@ def test_a_torch_that_is_broken_or_sees_no_gpu_is_bad(cluster: Path, tmp_path: P
 
 
 @pytest.mark.process
-def test_doctor_finds_nothing_bad_on_the_test_cluster(tmp_path: Path) -> None:
-    require_slurm()
-    with LoopbackCluster(ClusterOptions(nodes=1, cpus=2, gpus=1)) as real:
-        words = ["doctor", "--backend", "slurm", "--json", "--runs-dir", str(tmp_path / "runs"), "--wait-s", "600"]
-        done = commands.run([sys.executable, str(ROOT / "launch.py"), *words], env=real.env, cwd=tmp_path)
+def test_doctor_finds_nothing_bad_on_the_test_cluster(slurm_cluster: LoopbackCluster, tmp_path: Path) -> None:
+    words = ["doctor", "--backend", "slurm", "--json", "--runs-dir", str(tmp_path / "runs"), "--wait-s", "600"]
+    done = commands.run([sys.executable, str(ROOT / "launch.py"), *words], env=slurm_cluster.env, cwd=tmp_path)
     found = {finding["subject"]: finding for finding in json.loads(done.stdout)["data"]["findings"]}
     assert [finding for finding in found.values() if finding["level"] == "bad"] == []
     assert done.returncode == 0

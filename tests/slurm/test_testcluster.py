@@ -62,22 +62,22 @@ def test_closing_ends_jobs_daemons_and_what_jobs_left_running(tmp_path: Path) ->
     own.close()
 
 
-def test_nothing_outlives_a_killed_owner(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_outlives_an_owner_that_is_interrupted_or_killed(number: signal.Signals) -> None:
     require_slurm()
-    program = (
-        "import time; from slurm.testcluster import *\n"
-        "cluster = LoopbackCluster(ClusterOptions(nodes=1)); cluster.start()\n"
-        "cluster.run('sbatch', '--wrap=sleep 300', '--output=/dev/null')\n"
-        "print(cluster.supervisor_pid, cluster.folder, flush=True); time.sleep(300)\n"
-    )
-    owner = commands.start([sys.executable, "-c", program], cwd=ROOT, stderr=None)
-    supervisor, folder = commands.next_line(owner).split()
-    pids = [int(supervisor), *descendants([int(supervisor)])]
+    up = commands.start([sys.executable, "-m", "slurm.testcluster", "up", "--nodes", "1"], cwd=ROOT, stderr=None)
+    commands.next_line(up)
+    conf = Path(commands.next_line(up).strip().partition("=")[2])
+    assert conf.exists()
+    env = {**os.environ, "SLURM_CONF": str(conf)}
+    commands.run(["sbatch", "--wrap=sleep 300", "--output=/dev/null"], env=env, check=True)
+    pids = descendants([up.pid])
     assert len(pids) > 3
-    owner.kill()
-    commands.finish(owner)
+    up.send_signal(number)
+    commands.finish(up)
+    assert up.returncode == (0 if number == signal.SIGINT else -number)
     wait_for_ends(pids)
-    assert not Path(folder).exists()
+    assert not conf.parent.exists()
 
 
 def test_a_cluster_whose_supervisor_was_killed_is_gone_and_can_be_closed() -> None:
@@ -119,19 +119,6 @@ def test_up_detached_and_down_from_the_command_line() -> None:
         assert down.returncode == code
     assert down.stderr == f"error: {folder}: expected the folder of a running test cluster\n"
     assert not Path(folder).exists()
-
-
-def test_ctrl_c_takes_it_down() -> None:
-    require_slurm()
-    command = [sys.executable, "-m", "slurm.testcluster", "up", "--nodes", "1"]
-    up = commands.start(command, cwd=ROOT, stderr=None)
-    commands.next_line(up)
-    folder = Path(commands.next_line(up).strip().partition("=")[2]).parent
-    assert (folder / "slurm.conf").exists()
-    up.send_signal(signal.SIGINT)
-    commands.finish(up)
-    assert up.returncode == 0
-    assert not folder.exists()
 
 
 # -- without SLURM ---------------------------------------------------------------------------------------------------

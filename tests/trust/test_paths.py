@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,11 @@ import launch
 from benchmarks.toml_text import toml_text
 from seqlm.errors import UsageError
 from slurm.environment import require_plain_path
-from slurm.testcluster import ClusterOptions, LoopbackCluster
+from slurm.testcluster import LoopbackCluster
 from tests import commands
 from tests.crawl import blank_figures
 from tests.fake_slurm import FakeSlurm
 from tests.seqlm.training.studies import runs_in
-from tests.slurm.real import require_slurm
 from tests.small_study import ROOT, Study
 from tests.waiting import wait_for
 
@@ -162,22 +160,15 @@ def test_a_folder_that_jobs_would_look_for_under_another_name_is_refused(
         require_plain_path(tmp_path / "é")
 
 
-@pytest.fixture
-def cluster() -> Iterator[LoopbackCluster]:
-    require_slurm()
-    with LoopbackCluster(ClusterOptions(nodes=1, cpus=2)) as cluster:
-        yield cluster
-
-
 def test_a_real_slurm_runs_a_study_in_a_folder_with_a_name_like_a_program(
-    cluster: LoopbackCluster, tmp_path: Path
+    slurm_cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
     folder = tmp_path / ON_ONE_LINE
     study = Study(folder, epochs=1, stub=True)
     manifest = folder / "small.toml"
     manifest.write_text(f"{manifest.read_text()}resources.gpus = 0\nresources.cpus = 1\n")
     argv = study.command("run", "small.toml", "--backend", "slurm", "--then-report", "--no-behaviour")
-    done = commands.run(argv, cwd=folder, env={**cluster.env, **blank_figures(), "SEQLM_BACKEND": ""})
+    done = commands.run(argv, cwd=folder, env={**slurm_cluster.env, **blank_figures(), "SEQLM_BACKEND": ""})
     assert done.returncode == 0, done.stdout + done.stderr
     assert [run.result_file.exists() for run in study.runs()] == [True]
     wait_for((folder / "runs/small/report/index.html").exists, "the report")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -86,7 +84,9 @@ def listening(lab: RayLab) -> list[tuple[str, int]]:
     return [(host.strip("[]").removeprefix("::ffff:"), int(port)) for host, _, port in pairs]
 
 
-def test_another_user_of_the_host_does_not_get_into_the_ray_of_a_launch(lab: RayLab, tmp_path: Path) -> None:
+def test_another_user_of_the_host_does_not_get_into_the_ray_of_a_launch_which_ends_with_its_killed_launcher(
+    lab: RayLab, tmp_path: Path
+) -> None:
     # A host has an address; and everybody may look into the folder in which Ray makes its own.
     for words in (
         ["addr", "add", f"{ADDRESS}/32", "dev", "lo"],
@@ -97,7 +97,7 @@ def test_another_user_of_the_host_does_not_get_into_the_ray_of_a_launch(lab: Ray
     lab.env |= SHELL
     study = RayStudy(lab, tmp_path, gpus=0, epochs=5000)
     launcher = study.start("run", "small.toml")
-    wait_for(lambda: any(study.epochs()) or launcher.poll() is not None, "an epoch of the run")
+    wait_for(study.epochs, "an epoch of the run", until=any, by=launcher)
 
     (server,) = [pid for pid, words in lab.pids().items() if "gcs_server" in words.split()[0]]
     environ = dict(word.partition("=")[::2] for word in Path(f"/proc/{server}/environ").read_text().split("\0"))
@@ -133,7 +133,10 @@ def test_another_user_of_the_host_does_not_get_into_the_ray_of_a_launch(lab: Ray
     assert set(found["sockets"]) == {"PermissionError"}
     assert found["environ"] == "PermissionError"
 
-    os.killpg(launcher.pid, signal.SIGINT)
+    launcher.kill()
     assert told_in(commands.finish(launcher)) == []
-    assert files_with(tmp_path) == []
+    wait_for(lab.processes, "Ray and the worker to end", until=lambda alive: not alive)
     assert not [path for path in lab.folder.iterdir() if path.is_dir()], "Ray's folder is gone with it"
+    assert files_with(tmp_path) == []
+    # A process lets go of its locks a moment after it has left its network.
+    wait_for(study.each, "the run to be released", until=lambda states: states == ["pending"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,12 +17,11 @@ from slurm import doctor
 from slurm.environment import job_environment
 from slurm.settings import read_settings
 from slurm.submission import JobPlan
-from slurm.testcluster import ClusterOptions, LoopbackCluster
+from slurm.testcluster import LoopbackCluster
 from tests import commands
 from tests.crawl import Crawl, blank_figures
 from tests.fake_slurm import FakeSlurm
 from tests.ray_lab import RayLab
-from tests.slurm.real import require_slurm
 from tests.small_study import Study, worker_of
 from tests.trust.canaries import OWN, PASSED, SHELL, environment_of, files_with, told_in
 from tests.waiting import wait_for
@@ -238,19 +236,12 @@ def test_a_secret_in_env_gets_a_line_of_advice_stands_in_no_file_of_the_study_an
     assert told.options.env["NCCL_DEBUG"] == "INFO"
 
 
-@pytest.fixture
-def cluster() -> Iterator[LoopbackCluster]:
-    require_slurm()
-    with LoopbackCluster(ClusterOptions(nodes=1, cpus=2)) as cluster:
-        yield cluster
-
-
 @pytest.mark.process
 def test_a_job_of_slurm_has_the_named_secret_and_no_other_and_the_spool_has_no_more(
-    cluster: LoopbackCluster, tmp_path: Path
+    slurm_cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
     study = study_on(tmp_path, "slurm")
-    env = {**cluster.env, **SHELL, **blank_figures(), "SEQLM_BACKEND": "slurm"}
+    env = {**slurm_cluster.env, **SHELL, **blank_figures(), "SEQLM_BACKEND": "slurm"}
 
     def command(*words: str) -> subprocess.CompletedProcess[str]:
         return study(*words, env=env)
@@ -260,8 +251,10 @@ def test_a_job_of_slurm_has_the_named_secret_and_no_other_and_the_spool_has_no_m
     found = environment_of(training(study))
     assert found["HF_TOKEN"] == PASSED["HF_TOKEN"]
     assert OWN.keys().isdisjoint(found)
-    assert files_with(cluster.folder, OWN.values()) == []
-    assert files_with(cluster.folder, PASSED.values())  # where SLURM keeps a job's environment: the look itself works
+    assert files_with(slurm_cluster.folder, OWN.values()) == []
+    assert files_with(
+        slurm_cluster.folder, PASSED.values()
+    )  # where SLURM keeps a job's environment: the look itself works
     looks = (["status"], ["logs"], ["cancel", "--all"])
     said += [command(word, "small", "--json", *flags) for word, *flags in looks]
     assert told_in(answer.stdout + answer.stderr for answer in said) == []

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from seqlm.files import read_json
 from seqlm.lease import live_owner
 from tests import commands
 from tests.chaos.disk import may_mount
@@ -25,19 +24,17 @@ pytestmark = pytest.mark.process
 # -- clusters ------------------------------------------------------------------------------------------------------
 
 
-def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_as_it_would_have_undisturbed(
+def test_on_three_nodes_of_which_one_is_killed_a_run_ends_as_undisturbed_and_two_ranks_on_two_nodes_as_one(
     ray_cluster: RayLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray_cluster.tell_cluster("add 4 1")  # a third node with a GPU, until one is killed
     crawl = Crawl(tmp_path, epochs=1, step_seconds=1)
-    study = RayStudy(ray_cluster, tmp_path, rates=(0.01, 0.02), trains=True, epochs=4, env=crawl.env)
-    study.add(rates=(0.1,), ranks=2, gpus=1, cpus=1)
+    study = RayStudy(ray_cluster, tmp_path, trains=True, epochs=4, keep=1.0, env=crawl.env)
+    study.add(archs=("gru",), ranks=2, gpus=1, cpus=1)
     launcher = study.start("run", "small.toml")
-    (victim, *_) = wait_for(
-        lambda: [run for run in study.runs() if epochs_of(run) and worker_of(run)["ranks"] == 1],
-        "an epoch of a run of one rank",
-        by=launcher,
-    )
+    wait_for(study.epochs, "an epoch of both runs", until=lambda seen: len(seen) == 2 and all(seen), by=launcher)
+    victim, pair = study.runs()
+    assert len({worker_of(run, rank)["node"] for run, rank in ((victim, 0), (pair, 0), (pair, 1))}) == 3
     ray_cluster.tell_cluster(f"kill {worker_of(victim)['node']}")
     # Its ranks live on for a moment, and without the crawl they would be done in it.
     wait_for(
@@ -48,40 +45,30 @@ def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_as_it_would_have_undi
     crawl.end()
     _, stderr = commands.finish(launcher)
     assert launcher.returncode == 0, stderr
-    runs = study.runs()
-    assert len(runs) == 3
-    assert all(epochs_of(run) == [0, 1, 2, 3] for run in runs)
-    again = [run for run in runs if len(run.attempts()) > 1]
-    assert victim in again
-    assert {run.end(1).kind for run in again} == {"node"}
-    workers = [worker_of(run) for run in runs]
-    assert sorted(worker["ranks"] for worker in workers) == [1, 1, 2]
-    assert {worker["threads"] for worker in workers} == {1}, "as many as here, else sums are rounded apart"
-    quiet = alone([victim], tmp_path / "text", tmp_path / "quiet", monkeypatch)
+    assert study.epochs() == [[0, 1, 2, 3]] * 2
+    assert (victim.attempts(), victim.end(1).kind, pair.attempts()) == ([1, 2], "node", [1])
+    assert {worker_of(run)["threads"] for run in (victim, pair)} == {1}, "as many as here, else sums are rounded apart"
+    quiet = alone([victim, pair], tmp_path / "text", tmp_path / "quiet", monkeypatch)
     assert outcome(victim).differences(quiet[victim.id]) == []
-
-
-def test_two_ranks_meet_on_two_nodes_and_give_the_losses_of_one(
-    ray_cluster: RayLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = RayStudy(ray_cluster, tmp_path, ranks=2, trains=True, keep=1.0)
-    assert study("run", "small.toml").returncode == 0
-    (run,) = study.runs()
-    assert worker_of(run)["node"] != worker_of(run, 1)["node"]
-    one = alone([run], tmp_path / "text", tmp_path / "one", monkeypatch)[run.id]
-    losses = [[record["val_loss"] for record in metrics] for metrics in (run.read_metrics()[0], one.metrics)]
+    losses = [[record["val_loss"] for record in found] for found in (pair.read_metrics()[0], quiet[pair.id].metrics)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
-OVERTAKEN = """
+DRIVER = """
+import pathlib
 from pathlib import Path
-import ray
-from ray.util.placement_group import placement_group
-from jobs.backends.ray_executor import RayExecutor
+import jobs.backends.ray_executor as backends
+from ray.util.placement_group import placement_group, remove_placement_group
+from jobs.launch.dispatch import Dispatcher
+from jobs.launch.job import LaunchOptions
+from jobs.plan.planned import plan
+from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import live_code
-from jobs.spec import Resources, Submission
+from seqlm.rundir import RunDirectory
+from tests.seqlm.training.studies import make_config
 
-backend = RayExecutor(address="auto")
+backend, study = backends.RayExecutor(address="auto"), Path("study").absolute()
+backends.PATIENCE_SECONDS, backends.REFRESH_SECONDS = 2.0, 0.5
 backend.open(live_code())
 resources = Resources(cpus=1, gpus=1)
 
@@ -90,8 +77,10 @@ def free_node():
         backend.wait(0.5)
     return places[0].node
 
+# Another user takes the place of a run before it starts.
 wanted = free_node()
-assert placement_group([{"GPU": 1}], bundle_label_selector=[{"ray.io/node-id": wanted}]).wait(1000)
+taken = placement_group([{"GPU": 1}], bundle_label_selector=[{"ray.io/node-id": wanted}])
+assert taken.wait(1000)
 folder = Path("run").absolute()
 folder.mkdir()
 program = "import pathlib, time\\nwhile not pathlib.Path('seen').exists(): time.sleep(0.05)"
@@ -105,24 +94,10 @@ while not (ended := backend.poll(job)):
         (folder / "seen").touch()
     backend.wait(0.5)
 print(last.node != wanted, ended.exit_code, ended.message, free_node() == last.node)
-backend.close()
-"""
-"""A run whose place another user takes before it starts, and the place of the next run."""
+remove_placement_group(taken)
 
-BLIND = """
-from pathlib import Path
-import jobs.backends.ray_executor as backends
-from jobs.launch.dispatch import Dispatcher
-from jobs.launch.job import LaunchOptions
-from jobs.plan.planned import plan
-from jobs.spec import Resources, RunSpec
-from jobs.study.kept_code import live_code
-from seqlm.rundir import RunDirectory
-from tests.seqlm.training.studies import make_config
-
-backend, study = backends.RayExecutor(address="auto"), Path("study").absolute()
-backend.open(live_code())
-blind, _ = sorted(node for node, has in backend.capacity().nodes.items() if has.gpus)
+# One of two nodes does not see the folders of four runs.
+blind = wanted
 
 class Blind(backends.RankHost):
     def run(self, submission, rank, *, node, **more):
@@ -132,7 +107,7 @@ backends.RankHost = Blind
 worker = "import pathlib, sys; pathlib.Path(sys.argv[1], 'result.json').write_text('{}')"
 items = []
 for seed in range(4):
-    spec = RunSpec(name=f"run{seed}", config=make_config(seed=seed), resources=Resources(cpus=1, gpus=1))
+    spec = RunSpec(name=f"run{seed}", config=make_config(seed=seed), resources=resources)
     run = RunDirectory.locate(study, spec.name, spec.fingerprint)
     run.create(spec.config, {"name": spec.name})
     items.append(plan(spec, run, run.observe(), has_checkpoint=False, retry=False))
@@ -143,20 +118,15 @@ lost = [path.read_text() for path in study.glob("*/attempts/*/exit.json")]
 print(ends, len(lost), all('"kind": "node"' in text and "does not see" in text for text in lost))
 backend.close()
 """
-"""Four runs, whose folders one of the two nodes with GPUs does not see."""
 
 
-@pytest.mark.parametrize(
-    ("driver", "said"),
-    [(OVERTAKEN, "True 0 ended True"), (BLIND, "['done', 'done', 'done', 'done'] 1 True")],
-    ids=["taken by others", "without the runs folder"],
-)
-def test_a_run_goes_to_another_node_and_the_next_one_avoids_the_first(
-    ray_cluster: RayLab, tmp_path: Path, driver: str, said: str
+def test_a_run_goes_to_another_node_if_others_have_taken_its_place_or_the_node_does_not_see_its_folder(
+    ray_cluster: RayLab, tmp_path: Path
 ) -> None:
-    (tmp_path / "driver.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{driver}")
+    (tmp_path / "driver.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{DRIVER}")
     answer = ray_cluster.run([sys.executable, "driver.py"], cwd=tmp_path)
-    assert answer.stdout.strip() == said, answer.stderr
+    expected = ["True 0 ended True", "['done', 'done', 'done', 'done'] 1 True"]
+    assert answer.stdout.splitlines() == expected, answer.stderr
 
 
 def test_a_study_begun_locally_is_finished_on_ray(ray_cluster: RayLab, tmp_path: Path) -> None:
@@ -230,15 +200,32 @@ def test_a_folder_that_the_nodes_do_not_see_is_one_clear_line(ray_cluster: RayLa
 # -- embedded ------------------------------------------------------------------------------------------------------
 
 
-def test_a_signal_to_the_launchers_group_stops_the_workers_and_leaves_nothing_running(
+@pytest.mark.skipif(not may_mount(), reason="only root may mount the file system that this test needs")
+def test_a_signal_to_the_group_of_a_launcher_with_a_read_only_home_stops_the_workers_on_the_gpus_of_the_caller(
     lab: RayLab, tmp_path: Path
 ) -> None:
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\nfor n in 0 1 2 3; do echo "GPU $n: Fake (UUID: GPU-$n$n$n$n)"; done\n')
+    program.chmod(0o755)
+    home = tmp_path / "home"
+    home.mkdir()
+    lab.env |= {"PATH": f"{program.parent}:{lab.env['PATH']}", "CUDA_VISIBLE_DEVICES": "2,3", "HOME": str(home)}
     del lab.env["RAY_worker_niceness"]
-    study = RayStudy(lab, tmp_path, archs=("rnn", "gru"), gpus=0, epochs=5000)
-    launcher = study.start("run", "small.toml")
-    wait_for(study.epochs, "an epoch of one of the two runs", until=lambda epochs: len(epochs) == 2 and any(epochs))
-    begun = [read_json(run.worker_file(1)) for run in study.runs()]
-    niceness = {os.getpriority(os.PRIO_PROCESS, worker["pid"]) for worker in begun if worker}
+    study = RayStudy(lab, tmp_path, archs=("rnn", "gru", "transformer"), epochs=5000)
+    read_only = 'mount -t tmpfs -o ro none "$HOME" && exec "$@"'
+    words = ["unshare", "--mount", "sh", "-c", read_only, "sh", *study.command("run", "small.toml")]
+    launcher = lab.start(words, cwd=tmp_path)
+    wait_for(
+        study.epochs,
+        "an epoch of two of the three runs",
+        until=lambda epochs: sum(map(bool, epochs)) == 2,
+        by=launcher,
+    )
+    begun = [worker_of(run) for run in study.runs() if epochs_of(run)]
+    assert {worker["gpu"] for worker in begun} == {"GPU-2222", "GPU-3333"}
+    assert sorted(study.each()) == ["queued", "running", "running"], "no third GPU"
+    niceness = {os.getpriority(os.PRIO_PROCESS, worker["pid"]) for worker in begun}
     assert niceness == {os.getpriority(os.PRIO_PROCESS, 0)}, "as on the backend local"
     os.killpg(launcher.pid, signal.SIGTERM)  # as `timeout` does: to all that it has started in its group
     _, stderr = commands.finish(launcher)
@@ -246,70 +233,7 @@ def test_a_signal_to_the_launchers_group_stops_the_workers_and_leaves_nothing_ru
     assert "the workers have stopped" in stderr
     assert "Traceback" not in stderr
     wait_for(lab.processes, "all processes of the lab to end", until=lambda alive: not alive)
+    assert not list(lab.folder.glob("seqlm-ray-*")), "the files of its Ray"
     wait_for(study.each, "the runs to be released", until=lambda states: set(states) == {"pending"})
     logs = [run.stderr_log(1).read_text() for run in study.runs() if epochs_of(run)]
-    assert logs
     assert all("stopped; run again to resume" in log for log in logs)
-
-
-@pytest.mark.skipif(not may_mount(), reason="only root may mount the file system that this test needs")
-def test_a_killed_launcher_with_a_read_only_home_takes_its_ray_and_its_workers_along(
-    lab: RayLab, tmp_path: Path
-) -> None:
-    study, home = RayStudy(lab, tmp_path, gpus=0, epochs=5000), tmp_path / "home"
-    home.mkdir()
-    lab.env["HOME"] = str(home)
-    script = 'mount -t tmpfs -o ro none "$HOME" && exec "$@"'
-    words = ["unshare", "--mount", "sh", "-c", script, "sh", *study.command("run", "small.toml")]
-    launcher = lab.start(words, cwd=tmp_path)
-    wait_for(study.epochs, "an epoch of the run", until=any, by=launcher)
-    launcher.kill()
-    commands.finish(launcher)
-    wait_for(lab.processes, "all processes of the lab to end", until=lambda alive: not alive)
-    assert not list(lab.folder.glob("seqlm-ray-*")), "the files of its Ray"
-    # A process lets go of its locks a moment after it has left its network.
-    wait_for(study.each, "the run to be released", until=lambda states: states == ["pending"])
-
-
-ON_TWO_CARDS = """
-import os
-from pathlib import Path
-from jobs.study.kept_code import live_code
-from jobs.backends.ray_executor import RayExecutor
-from jobs.spec import Resources, Submission
-from seqlm.rundir import RunDirectory
-
-backend = RayExecutor(address=os.environ.get("RAY_ADDRESS"))
-print(backend.capacity().gpus)
-backend.open(live_code())
-resources = Resources(cpus=1, gpus=1)
-program = (
-    "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['SEQLM_GPU_SHARE'], flush=True); "
-    "time.sleep(600)"
-)
-logs = []
-for number in range(2):
-    run = Path(f"run{number}").absolute()
-    run.mkdir()
-    backend.submit(
-        Submission(run_dir=run, attempt=1, argv=("python", "-c", program), env={}, cwd=run, resources=resources)
-    )
-    logs.append(RunDirectory(run).stdout_log(1))
-while not all(log.exists() and log.read_text() for log in logs):
-    backend.wait(0.2)
-print(*sorted(log.read_text().strip() for log in logs))
-print(backend.free().gpus)
-backend.close()
-"""
-
-
-def test_the_gpus_that_the_caller_has_chosen_are_those_that_ray_books(lab: RayLab, tmp_path: Path) -> None:
-    program = tmp_path / "bin" / "nvidia-smi"
-    program.parent.mkdir()
-    program.write_text('#!/bin/sh\nfor n in 0 1 2 3; do echo "GPU $n: Fake (UUID: GPU-$n$n$n$n)"; done\n')
-    program.chmod(0o755)
-    lab.env["PATH"] = f"{program.parent}:{lab.env['PATH']}"
-    (tmp_path / "driver.py").write_text(ON_TWO_CARDS)
-    lab.env |= {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "2,3"}
-    answer = lab.run([sys.executable, "driver.py"], cwd=tmp_path)
-    assert answer.stdout.splitlines() == ["2.0", "GPU-2222 1 GPU-3333 1", "0.0"], answer.stderr
