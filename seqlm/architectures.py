@@ -20,8 +20,14 @@ CLASS_SEPARATOR = ":"
 """Between file and class of a model of one's own."""
 
 
-class _BuiltIn:
-    """What the configurations of seqlm's own models derive from their keys alike."""
+class _Model(Section):
+    """What the tables of all architectures have."""
+
+    NAME = "model"
+    MODEL: ClassVar[str]
+    """Module and class of the model."""
+    CARRIES_STATE: ClassVar[bool] = True
+    """Whether the state at the end of a window is the start of the next one."""
 
     arch: str
 
@@ -32,15 +38,11 @@ class _BuiltIn:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecurrentConfig(_BuiltIn, Section):
+class RecurrentConfig(_Model):
     """A stacked RNN (tanh) or GRU."""
 
-    NAME = "model"
     LABELS: ClassVar[Mapping[str, str]] = {"rnn": "RNN", "gru": "GRU"}
-    MODEL: ClassVar[str] = "seqlm.models.recurrent:RecurrentModel"
-    """Module and class of the model."""
-    CARRIES_STATE: ClassVar[bool] = True
-    """Whether the state at the end of a window is the start of the next one."""
+    MODEL = "seqlm.models.recurrent:RecurrentModel"
 
     arch: Literal["rnn", "gru"]
     """Architecture."""
@@ -105,33 +107,22 @@ class RecurrentConfig(_BuiltIn, Section):
             RNN     I (2 E + 3 L H + 4 H) + H^2
             GRU     I (2 E + 7 L H + 7 H) + 3 H^2
 
-        and what masks of a whole step add (:meth:`_shared`).
+        Masks of a whole step add I (E + 1) with dropped words, and 2 g L H^2 with dropped weights.
         """
-        h = self.hidden_size
+        e, h, layers = self.embedding_size, self.hidden_size, self.num_layers
         kept, passing = {"rnn": (3, 4), "gru": (7, 7)}[self.arch]
-        values = tokens * (2 * self.embedding_size + kept * self.num_layers * h + passing * h) + self._gates * h * h
-        return values + self._shared(tokens)
-
-    def _shared(self, tokens: int) -> int:
-        """Return the values that masks of a whole step add: I (E + 1) with dropped words, 2 g L H^2 with weights."""
-        words = tokens * (self.embedding_size + 1) if self.embedding_keep < 1 else 0
-        weights = 2 * self._gates * self.num_layers * self.hidden_size**2 if self.weight_keep < 1 else 0
-        return words + weights
-
-    def products_in_a_row(self, seq_len: int) -> int:
-        """Return the number of products in one layer each of which depends on the one before."""
-        return seq_len
+        words = tokens * (e + 1) if self.embedding_keep < 1 else 0
+        weights = 2 * self._gates * layers * h * h if self.weight_keep < 1 else 0
+        return tokens * (2 * e + kept * layers * h + passing * h) + self._gates * h * h + words + weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerConfig(_BuiltIn, Section):
+class TransformerConfig(_Model):
     """A decoder-only Transformer with pre-norm blocks."""
 
-    NAME = "model"
     LABELS: ClassVar[Mapping[str, str]] = {"transformer": "Transformer"}
-    MODEL: ClassVar[str] = "seqlm.models.transformer:Transformer"
-    CARRIES_STATE: ClassVar[bool] = False
-    """Each window is seen alone."""
+    MODEL = "seqlm.models.transformer:Transformer"
+    CARRIES_STATE = False
 
     arch: Literal["transformer"]
     """Architecture."""
@@ -187,19 +178,12 @@ class TransformerConfig(_BuiltIn, Section):
         values = tokens * (4 * h + self.num_layers * (8 * h + m + 2 * self.num_heads * seq_len) + 3 * m)
         return values + (tokens * (h + 1) if self.embedding_keep < 1 else 0)
 
-    def products_in_a_row(self, seq_len: int) -> int:
-        """Return 6, for queries, scores, the weighted sum, W_o, W_1 and W_2 of a block."""
-        return 6
-
 
 @dataclass(frozen=True, kw_only=True)
-class CustomConfig(Section):
+class CustomConfig(_Model):
     """Your own model: a class in a Python file. docs/guides/own-model.md says what it has to provide."""
 
-    NAME = "model"
     LABELS: ClassVar[Mapping[str, str]] = {"custom": "Own model"}
-    MODEL: ClassVar[str] = ""
-    CARRIES_STATE: ClassVar[bool] = True
 
     arch: Literal["custom"]
     """Architecture."""

@@ -127,14 +127,11 @@ class OptimConfig(Section, ABC):
             steps: steps of an epoch.
         """
         rate = self.lr
-        if self.schedule in PUBLISHED:
-            assert self.decay is not None, "resolved when the table was made"
-            assert self.flat_epochs is not None, "likewise"
+        if self.decay is not None and self.flat_epochs is not None:  # a published schedule has both, no other has one
             falls = max(0, epoch - (self.flat_epochs - 1))
             exponent = falls * (falls + 1) / 2 if self.schedule == "compounding" else falls
             rate = float(rate * self.decay**-exponent)
-        elif self.schedule in ANNEALED:
-            assert self.decay_epochs is not None, "checked when the table was made"
+        elif self.decay_epochs is not None:
             t = min(1.0, (epoch + step / steps) / self.decay_epochs)
             rate *= (1 + math.cos(math.pi * t)) / 2 if self.schedule == "cosine" else 1 - t
         return rate * min(1.0, (epoch * steps + step + 1) / self.warmup_steps) if self.warmup_steps else rate

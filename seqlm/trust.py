@@ -28,12 +28,13 @@ LAUNCHED = "launched.json"
 _TOKEN = re.compile("[0-9a-f]{32}")
 
 
-def twins_folder() -> Path | None:
-    """``XDG_CONFIG_HOME/seqlm/launched``, else ``~/.config/seqlm/launched``. ``None``: there is no home folder."""
+def _twins_folder() -> Path:
+    """``XDG_CONFIG_HOME/seqlm/launched``, else ``~/.config/seqlm/launched``."""
     shared = Path(os.environ.get("XDG_CONFIG_HOME", ""))
-    with contextlib.suppress(RuntimeError):
+    try:
         return (shared if shared.is_absolute() else Path.home() / ".config") / "seqlm" / "launched"
-    return None
+    except RuntimeError:
+        raise FileError("there is no home folder") from None
 
 
 def distrusted(study_dir: Path) -> str | None:
@@ -57,13 +58,10 @@ def record_launch(study_dir: Path, models: Collection[str | None], tell: Callabl
     known = next((token for token in _tokens(study_dir) if _twin(token) == here), None)
     if problem is None and known:
         return
-    folder = twins_folder()
     try:
         if problem is not None and (other := _other_model(study_dir, models)):
             raise FileError(f"{other} is not of this manifest")
-        if folder is None:
-            raise FileError("there is no home folder")
-        token = secrets.token_hex(16)
+        token, folder = secrets.token_hex(16), _twins_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_text(folder / token, str(here))
         write_json(study_dir / LAUNCHED, {"tokens": [*_tokens(study_dir), token]})
@@ -80,9 +78,8 @@ def _tokens(study_dir: Path) -> list[str]:
 
 def _twin(token: str) -> Path | None:
     """Return the path of the study of a token, or ``None`` if this user has no such token."""
-    folder = twins_folder()
     with contextlib.suppress(FileError, OSError, ValueError):
-        return None if folder is None else Path(read_bytes(folder / token).decode())
+        return Path(read_bytes(_twins_folder() / token).decode())
     return None
 
 

@@ -19,13 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
 
 from seqlm.architectures import CustomConfig
 from seqlm.check_model import checks
 from seqlm.check_model.checks import BrokenContractError, Subject
 from seqlm.check_model.ranks import check_ranks
-from seqlm.check_model.sizes import sizes_of
 from seqlm.errors import SeqlmError
+from seqlm.models import LanguageModel
 from seqlm.models.custom import described
 from seqlm.training.distributed import run_program
 
@@ -54,38 +57,30 @@ LARGEST = 500_000_000
 
 
 def answers(requests: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield the answer about each model. Of those that are alike only the first is tested and measured."""
+    """Yield the answer about each model. Of those that are alike only the first is tested and measured.
+
+    Alike are models that differ only in numbers that change no shape, such as 0.7. 0.0 and 1.0 may switch something
+    off, and a model that cannot be built without values is like no other.
+    """
     known: dict[str, dict[str, Any]] = {}
     for request in requests:
         subject = Subject(CustomConfig(**request["config"]), Path(request["folder"]))
-        kind = _kind(subject, request["vocab_size"], request["seq_len"])
+        built, arguments, window = None, dict(subject.config.arguments), (request["vocab_size"], request["seq_len"])
+        with contextlib.suppress(Exception), torch.device("meta"):
+            model = subject.build(*window)
+            built = [model.label, [tuple(parameter.shape) for parameter in model.parameters()]]
+            for name, value in subject.config.arguments.items():
+                arguments[name] = "a number" if isinstance(value, float) and value not in (0, 1) else value
+        kind = repr([window, {**vars(subject.config), "arguments": arguments}, built])
         if kind not in known:
-            known[kind] = _answer(subject, request["vocab_size"], request["seq_len"], ranks=request["ranks"])
+            sizes = _sizes(subject, *window)
+            if sizes is not None and sizes["parameters"] > LARGEST:
+                text = f"{sizes['parameters']:,} parameters are too many to try here"
+                note = {"level": "note", "subject": "import", "text": text}
+                known[kind] = {"findings": [note], "traceback": None, "sizes": sizes}
+            else:
+                known[kind] = {**examine(subject, ranks=request["ranks"]), "sizes": sizes}
         yield known[kind]
-
-
-def _kind(subject: Subject, vocab_size: int, seq_len: int) -> str:
-    """What models have in common for which one answer is enough: all but numbers that change no shape, such as 0.7.
-
-    0.0 and 1.0 may switch something off, and a model that cannot be built without values is like no other.
-    """
-    built, arguments = None, dict(subject.config.arguments)
-    with contextlib.suppress(Exception), torch.device("meta"):
-        model = subject.build(vocab_size, seq_len)
-        built = [model.label, [tuple(parameter.shape) for parameter in model.parameters()]]
-        arguments = {
-            name: "a number" if isinstance(value, float) and value not in (0, 1) else value
-            for name, value in arguments.items()
-        }
-    return repr([vocab_size, seq_len, {**vars(subject.config), "arguments": arguments}, built])
-
-
-def _answer(subject: Subject, vocab_size: int, seq_len: int, *, ranks: bool) -> dict[str, Any]:
-    sizes = _sizes(subject, vocab_size, seq_len)
-    if sizes is not None and sizes["parameters"] > LARGEST:
-        text = f"{sizes['parameters']:,} parameters are too many to try here"
-        return {"findings": [{"level": "note", "subject": "import", "text": text}], "sizes": sizes, "traceback": None}
-    return {**examine(subject, ranks=ranks), "sizes": sizes}
 
 
 def examine(subject: Subject, *, ranks: bool) -> dict[str, Any]:
@@ -108,14 +103,48 @@ def examine(subject: Subject, *, ranks: bool) -> dict[str, Any]:
 
 
 def _sizes(subject: Subject, vocab_size: int, seq_len: int) -> dict[str, Any] | None:
-    """The sizes of the model, built without values where it can be."""
+    """Measure the parameters, operations and memory of a model for windows of ``seq_len`` tokens.
+
+    On tensors without values (the device ``meta``), which take no memory; on such ones the model is built too, if it
+    can be. ``flops_per_token`` counts matrix products of forward and backward pass, the backward pass as twice the
+    forward pass, unless the model says it itself. ``saved_bytes`` is what autograd keeps of a window with no column,
+    and ``saved_bytes_per_column`` what each column adds; both include the logits.
+    """
     for device in ("meta", "cpu"):
-        try:
-            with torch.device(device):
-                return sizes_of(subject.build(vocab_size, seq_len), seq_len)
-        except Exception:
-            continue
+        with contextlib.suppress(Exception), torch.device(device):
+            model = subject.build(vocab_size, seq_len).to("meta").train()
+            one, two = (_saved_bytes(model, seq_len, columns) for columns in (1, 2))
+            own = model.flops_per_token(seq_len)
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                _loss(model, seq_len, 2)
+            return {
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                "flops_per_token": 3 * counter.get_total_flops() // (2 * seq_len) if own is None else int(own),
+                "saved_bytes": max(0, 2 * one - two),
+                "saved_bytes_per_column": two - one,
+                "label": None if model.label is None else str(model.label),
+            }
     return None
+
+
+def _loss(model: LanguageModel, seq_len: int, columns: int) -> None:
+    tokens = torch.zeros(seq_len, columns, dtype=torch.int64, device="meta")
+    model.loss(tokens, tokens, model.initial_state(columns))
+
+
+def _saved_bytes(model: LanguageModel, seq_len: int, columns: int) -> int:
+    kept: dict[int, Any] = {}
+    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        _loss(model, seq_len, columns)
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def main() -> int:

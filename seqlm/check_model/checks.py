@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import io
+from array import array
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
@@ -14,14 +13,18 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from seqlm.architectures import CustomConfig
+from seqlm.config import DataConfig, RunConfig, TrainConfig
+from seqlm.data.corpus import Corpus
+from seqlm.data.source import SPLITS
 from seqlm.models import LanguageModel, build_model
 from seqlm.models.custom import described
 from seqlm.models.dropout import Dropout
 from seqlm.models.language_model import hidden_states_of
 from seqlm.models.state import State, map_state, tensors_of
+from seqlm.optimizers import AdamConfig
 from seqlm.training.distributed import Rank
-from seqlm.training.optimizers import restore_optimizer
-from seqlm.training.step import TrainingStep, numbers_of, still_step
+from seqlm.training.step import numbers_of, still_step
+from seqlm.training.trainer import Trainer
 
 SEED = 1
 STEPS, COLUMNS, VOCAB = 7, 4, 41
@@ -34,6 +37,12 @@ PARTS = 3
 
 class BrokenContractError(Exception):
     """The model breaks the contract. The message is one sentence for its author."""
+
+
+def require(condition: object, problem: str) -> None:
+    """Raise BrokenContractError unless the condition holds."""
+    if not condition:
+        raise BrokenContractError(problem)
 
 
 @final
@@ -57,11 +66,11 @@ class Subject:
 def without_dropout(model: LanguageModel) -> Iterator[None]:
     """Let dropout keep every unit of ``model`` while the block runs, so that training steps can be compared.
 
-    Covers dropout modules, the dropout of ``nn.LSTM`` and ``nn.MultiheadAttention``, and functions of PyTorch with
-    "dropout" in their name. The modules stay switched off.
+    Covers functions of PyTorch with "dropout" in their name, which its dropout modules call, the dropout of ``nn.LSTM``
+    and ``nn.MultiheadAttention``, and that of seqlm. The last two stay switched off.
     """
     for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd | Dropout):
+        if isinstance(module, Dropout):
             module.eval()
         elif isinstance(module, nn.RNNBase | nn.MultiheadAttention):
             module.dropout = 0.0
@@ -119,41 +128,34 @@ def shape(tensor: Tensor) -> str:
 def shapes(subject: Subject) -> str:
     """State, logits and the state after a window have the right form, for several lengths and numbers of columns."""
     model = subject.build().eval()
-    for steps, columns in ((STEPS, COLUMNS), (1, COLUMNS), (STEPS, 1)):
+    axis = model.batch_axis
+    for steps, columns in ((STEPS, COLUMNS), (STEPS, 1), (1, COLUMNS)):
         state = model.initial_state(columns)
-        _require_state(model, state, columns)
-        found = model(subject.tokens[:steps, :columns], state)
-        if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Tensor)):
-            raise BrokenContractError("forward returns no pair: expected (logits, state)")
-        logits, after = found
-        if logits.shape != (steps, columns, VOCAB):
-            wanted = f"(T, B, V) = ({steps}, {columns}, {VOCAB})"
-            raise BrokenContractError(f"forward returns logits of shape {shape(logits)}, expected {wanted}")
-        if not logits.isfinite().all():
-            raise BrokenContractError("forward returns logits that are not finite numbers")
-        forms = [[(tensor.shape, tensor.dtype) for tensor in tensors_of(one)] for one in (state, after)]
-        if forms[0] != forms[1]:
-            listed = [", ".join(map(shape, tensors_of(one))) or "None" for one in (state, after)]
-            raise BrokenContractError(
-                f"forward turns a state of {listed[0]} into one of {listed[1]}; expected the same"
-            )
-    listed = [shape(tensor) for tensor in tensors_of(model.initial_state(COLUMNS))]
-    form = f"a state of {', '.join(listed)}" if listed else "no state"
-    return f"{form} for {COLUMNS} columns; logits (T, B, V)"
-
-
-def _require_state(model: LanguageModel, state: Any, columns: int) -> None:
-    if not _is_state(state):
-        raise BrokenContractError(
-            f"initial_state returns a {type(state).__name__}; expected a tensor, a tuple of tensors, or None"
+        is_state = _is_state(state)
+        require(
+            is_state, f"initial_state returns a {type(state).__name__}; expected a tensor, a tuple of them, or None"
         )
-    for tensor in tensors_of(state):
-        axis = model.batch_axis
-        if not axis < tensor.dim() or tensor.shape[axis] != columns:
-            raise BrokenContractError(
+        for tensor in tensors_of(state):
+            require(
+                axis < tensor.dim() and tensor.shape[axis] == columns,
                 f"initial_state({columns}) returns a tensor {shape(tensor)}; expected the batch of {columns} on axis "
-                f"{axis} (batch_axis says which one)"
+                f"{axis} (batch_axis says which one)",
             )
+        found = model(subject.tokens[:steps, :columns], state)
+        is_pair = isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Tensor)
+        require(is_pair, "forward returns no pair: expected (logits, state)")
+        logits, after = found
+        wanted = f"(T, B, V) = ({steps}, {columns}, {VOCAB})"
+        fits = logits.shape == (steps, columns, VOCAB)
+        require(fits, f"forward returns logits of shape {shape(logits)}, expected {wanted}")
+        require(logits.isfinite().all(), "forward returns logits that are not finite numbers")
+        forms = [[(tensor.shape, tensor.dtype) for tensor in tensors_of(one)] for one in (state, after)]
+        listed = [", ".join(map(shape, tensors_of(one))) or "None" for one in (state, after)]
+        require(
+            forms[0] == forms[1], f"forward turns a state of {listed[0]} into one of {listed[1]}; expected the same"
+        )
+    form = "no state" if listed[0] == "None" else f"a state of {listed[0]}"
+    return f"{form} for {COLUMNS} columns; logits (T, B, V)"
 
 
 def _is_state(value: Any) -> bool:
@@ -168,28 +170,19 @@ def causality(subject: Subject) -> str:
     where = _where(has_trained)
     for training in (False, True) if has_trained else (False,):
         logits = _logits(model.train(training), tokens)
-        scale = float(logits.abs().max())
-        leaks: dict[int, int] = {}
+        mixes = False
         for later in range(1, STEPS):
-            off = (_logits(model, _changed(tokens, later))[:later] - logits[:later]).abs().amax(dim=(1, 2))
-            if (leaky := (off > TOLERANCE * scale).nonzero()).numel():
-                leaks.setdefault(int(leaky[0]), later)
-        if leaks:
-            first = min(leaks)
-            raise BrokenContractError(
-                f"the model sees the future: token {leaks[first] + 1} of a window changes the logits at position "
-                f"{first + 1}{where}"
-            )
-        if difference(_logits(model, _changed(tokens, slice(None), 0))[:, 1:], logits[:, 1:]) > TOLERANCE:
-            raise BrokenContractError(f"columns mix: the tokens of column 1 change the logits of the others{where}")
+            changed = tokens.clone()
+            changed[later, 0] = (changed[later, 0] + 1) % VOCAB
+            off = (_logits(model, changed) - logits).abs().amax(dim=2) > TOLERANCE * logits.abs().max()
+            if (leaks := off[:later].any(dim=1)).any():
+                raise BrokenContractError(
+                    f"the model sees the future: token {later + 1} of a window changes the logits at position "
+                    f"{int(leaks.nonzero()[0]) + 1}{where}"
+                )
+            mixes |= bool(off[:, 1:].any())
+        require(not mixes, f"columns mix: the tokens of column 1 change the logits of the others{where}")
     return f"no logit depends on a later token or on another column{where}"
-
-
-def _changed(tokens: Tensor, *place: int | slice) -> Tensor:
-    """The window with other tokens at ``place``."""
-    changed = tokens.clone()
-    changed[place] = (changed[place] + 1) % VOCAB
-    return changed
 
 
 def _logits(model: LanguageModel, tokens: Tensor) -> Tensor:
@@ -213,11 +206,10 @@ def evaluation(subject: Subject) -> str:
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     model(subject.tokens[:STEPS], model.initial_state(COLUMNS))
     after = {**tensors, **dict(model.named_buffers())}  # forward may have assigned another tensor
-    changed = [name for name, tensor in after.items() if not torch.equal(tensor, before[name])]
-    if changed:
-        raise BrokenContractError(
-            f"an evaluation changes {changed[0].removeprefix('module.')}; change a buffer only if self.training is True"
-        )
+    for name, tensor in after.items():
+        is_same = torch.equal(tensor, before[name])
+        name = name.removeprefix("module.")
+        require(is_same, f"an evaluation changes {name}; change a buffer only if self.training is True")
     return "changes no buffer"
 
 
@@ -231,15 +223,14 @@ def carried_state(subject: Subject) -> str:
     whole, end = model(subject.tokens, start)
     first, state = model(subject.tokens[:STEPS], model.initial_state(COLUMNS))
     second, after = model(subject.tokens[STEPS:], state)
-    if difference(first, whole[:STEPS]) > TOLERANCE:
-        raise BrokenContractError("a longer window changes the logits of its first half")
-    if (off := difference(second, whole[STEPS:])) > TOLERANCE:
-        raise BrokenContractError(
-            f"two windows with the state carried are not one long window: logits of the second differ by {off:.1g}"
-        )
-    if difference(after, end) > TOLERANCE:
-        raise BrokenContractError("two windows with the state carried end in another state than one long window")
-    return "two windows with the state carried are one long window"
+    two = "two windows with the state carried"
+    is_same = difference(first, whole[:STEPS]) <= TOLERANCE
+    require(is_same, "a longer window changes the logits of its first half")
+    off = difference(second, whole[STEPS:])
+    require(off <= TOLERANCE, f"{two} are not one long window: logits of the second differ by {off:.1g}")
+    is_same = difference(after, end) <= TOLERANCE
+    require(is_same, f"{two} end in another state than one long window")
+    return f"{two} are one long window"
 
 
 def gradients(subject: Subject) -> str:
@@ -253,16 +244,13 @@ def gradients(subject: Subject) -> str:
     for window in (slice(0, STEPS), slice(STEPS, 2 * STEPS)):
         loss, state = model.loss(subject.tokens[window], subject.targets[window], map_state(Tensor.detach, state))
         loss.backward()
-    without = [name for name, p in trained.items() if p.grad is None or not p.grad.any()]
-    if without:
-        names = ", ".join(name.removeprefix("module.") for name in without[:3])
-        more = f" and {len(without) - 3} more" if len(without) > 3 else ""
-        raise BrokenContractError(
-            f"no gradient reaches {names}{more}; use every parameter in forward, or set its requires_grad to False"
-        )
-    wrong = [name for name, p in trained.items() if p.grad is not None and not p.grad.isfinite().all()]
-    if wrong:
-        raise BrokenContractError(f"the gradient by {wrong[0].removeprefix('module.')} is not finite")
+    without = [name.removeprefix("module.") for name, p in trained.items() if p.grad is None or not p.grad.any()]
+    names = ", ".join(without[:3]) + (f" and {len(without) - 3} more" if len(without) > 3 else "")
+    advice = "use every parameter in forward, or set its requires_grad to False"
+    require(not without, f"no gradient reaches {names}; {advice}")
+    for name, p in trained.items():
+        is_finite = p.grad is not None and p.grad.isfinite().all()
+        require(is_finite, f"the gradient by {name.removeprefix('module.')} is not finite")
     return f"reach all {len(trained)} tensors of parameters"
 
 
@@ -279,70 +267,61 @@ def hidden_states(subject: Subject) -> str:
         hook.remove()
     found = [output[0] if isinstance(output, tuple) else output for output in outputs]
     forms = [shape(one) if isinstance(one, Tensor) else type(one).__name__ for one in found]
-    if len(found) != len(layers) or any(
-        not isinstance(one, Tensor) or one.shape[:2] != (STEPS, COLUMNS) or one.dim() != 3 for one in found
-    ):
-        raise BrokenContractError(
-            f"the {len(layers)} modules of hidden_states return {', '.join(forms) or 'nothing'} in a window; expected "
-            f"one tensor (T, B, H) = ({STEPS}, {COLUMNS}, H) of each"
-        )
+    are_right = (isinstance(one, Tensor) and one.dim() == 3 and one.shape[:2] == (STEPS, COLUMNS) for one in found)
+    require(
+        len(found) == len(layers) and all(are_right),
+        f"the {len(layers)} modules of hidden_states return {', '.join(forms) or 'nothing'} in a window; expected one "
+        f"tensor (T, B, H) = ({STEPS}, {COLUMNS}, H) of each",
+    )
     reached = torch.autograd.grad(logits[-1].sum(), found, allow_unused=True)
-    if any(gradient is None for gradient in reached):
-        raise BrokenContractError("the logits are not computed from what each module of hidden_states returns")
+    problem = "the logits are not computed from what each module of hidden_states returns"
+    require(all(gradient is not None for gradient in reached), problem)
     return f"{len(layers)} layers"
 
 
 def resume(subject: Subject) -> str:
     """Training that goes on from saved parameters, state and generator equals training without a stop, bit for bit."""
-    whole, end = _train(subject, range(4))
-    losses, saved = _train(subject, range(2))
-    if losses != whole[:2]:
-        raise BrokenContractError(
-            "the same seed gives another loss; draw all random numbers from torch's generator, not from random or numpy"
-        )
-    file = io.BytesIO()
-    torch.save(saved, file)
-    file.seek(0)
-    losses, resumed = _train(subject, range(2, 4), torch.load(file, weights_only=True))  # noqa: TID251
-    ours, theirs = end["model"], resumed["model"]
-    if losses != whole[2:] or not all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items()):
-        raise BrokenContractError(
-            "a resumed training is not the one without a stop; keep what changes from step to step in the state, in a "
-            "parameter or in a buffer"
-        )
+    whole, stopped, resumed = (_trainer(subject) for _ in range(3))
+    is_same = _loss(whole, 2) == _loss(stopped, 2)
+    advice = "draw all random numbers from torch's generator, not from random or numpy"
+    require(is_same, f"the same seed gives another loss; {advice}")
+    saved, loss = stopped.checkpoint(), _loss(whole, 4)
+    resumed.restore(saved)
+    is_same = _loss(resumed, 4) == loss
+    pairs = zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True)
+    is_same = is_same and all(torch.equal(one, other) for one, other in pairs)
+    advice = "keep what changes from step to step in the state, in a parameter or in a buffer"
+    require(is_same, f"a resumed training is not the one without a stop; {advice}")
     return "four steps with a stop equal four steps without, bit for bit"
 
 
-def _train(subject: Subject, steps: range, saved: dict[str, Any] | None = None) -> tuple[list[float], dict[str, Any]]:
-    """Take these steps as a run does, the first of them or from what is ``saved``. Return their losses and the end."""
-    model = subject.build().train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
-    step = TrainingStep(model, optimizer, clip_norm=1.0, tokens_per_step=STEPS * COLUMNS)
-    state: State = model.initial_state(COLUMNS)
-    torch.manual_seed(5)
-    if saved is not None:
-        model.load_state_dict(saved["model"])
-        restore_optimizer(optimizer, saved["optimizer"])
-        state = saved["state"]
-        torch.set_rng_state(saved["generator"])
-    losses = []
-    for number in steps:
-        window = slice(STEPS * (number % 2), STEPS * (number % 2 + 1))
-        result = step(subject.tokens[window], subject.targets[window], state)
-        state = result.state
-        losses.append(float(result.loss_nats))
-    tensors = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    return losses, {**tensors, "state": state, "generator": torch.get_rng_state()}
+def _trainer(subject: Subject) -> Trainer:
+    """A run that trains the model on a text of four windows."""
+    config = RunConfig(
+        model=subject.config,
+        data=DataConfig(corpus="files"),
+        optim=AdamConfig(optimizer="adam", lr=0.01),
+        train=TrainConfig(batch_size=COLUMNS, seq_len=STEPS),
+    )
+    text = memoryview(array("i", [number**2 % VOCAB for number in range(COLUMNS * (4 * STEPS + 1))]))
+    splits, vocabulary = dict.fromkeys(SPLITS, text), tuple(map(str, range(VOCAB)))
+    corpus = Corpus(vocabulary=vocabulary, splits=splits, sha256="", bytes={}, lossless=True)
+    return Trainer(config, corpus, rank=Rank(), model_dir=subject.folder)
+
+
+def _loss(trainer: Trainer, steps: int) -> float:
+    """Train until so many steps of the first epoch are done; return the sum of their losses."""
+    for _ in trainer.events(1):
+        if trainer.step == steps:
+            break
+    return trainer.total.loss_nats
 
 
 def micro_batches(subject: Subject) -> str:
     """A step in several parts is the step of the whole batch."""
     whole, parts = (gradients_of(subject, parts=parts) for parts in (1, PARTS))
-    if wrong := differing(parts, whole):
-        raise BrokenContractError(
-            f"a batch in {PARTS} parts is not the whole batch: {wrong[0]} differs; the model may use statistics over "
-            "the batch, or count its calls"
-        )
+    wrong, advice = differing(parts, whole), "the model may use statistics over the batch, or count its calls"
+    require(not wrong, f"a batch in {PARTS} parts is not the whole batch: {', '.join(wrong[:1])} differs; {advice}")
     return f"a batch in {PARTS} parts is the whole batch{_where(_is_deterministic(subject))}"
 
 
@@ -381,21 +360,15 @@ def capture(subject: Subject) -> str:
     Tensors of the device ``meta`` have shapes and no values. Whatever needs a value fails on them, as it would stop a
     GPU; so does a tensor that does not move with the model.
     """
-    model = copy.deepcopy(subject.build().train()).to("meta")
+    model = subject.build().train().to("meta")
     tokens, targets = (text[:STEPS].to("meta") for text in (subject.tokens, subject.targets))
     try:
-        state = model.initial_state(COLUMNS)
-        for tensor in tensors_of(state):
-            if tensor.device.type != "meta":
-                raise BrokenContractError(
-                    "initial_state makes tensors on the CPU wherever the model is; use the device of a parameter, as "
-                    "weight.new_zeros does"
-                )
-        loss, _ = model.loss(tokens, targets, state)
+        loss, _ = model.loss(tokens, targets, model.initial_state(COLUMNS))
         loss.backward()
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
         raise BrokenContractError(
             "a GPU cannot record the step, which reads a number back, has a shape that depends on values, or uses a "
-            f"tensor that does not move with the model: {described(error, subject.config.file)}"
+            "tensor that does not move with the model (initial_state may make one, if not by weight.new_zeros): "
+            f"{described(error, subject.config.file)}"
         ) from error
     return "reads no number back, and its shapes are fixed"

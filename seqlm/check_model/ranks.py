@@ -16,7 +16,7 @@ from unittest import mock
 from torch import Tensor
 
 from seqlm.architectures import CustomConfig
-from seqlm.check_model.checks import COLUMNS, BrokenContractError, Subject, differing, gradients_of
+from seqlm.check_model.checks import COLUMNS, Subject, differing, gradients_of, require
 from seqlm.data.layout import own_columns
 from seqlm.environment import COLLECTIVE_MINUTES, RENDEZVOUS
 from seqlm.training.distributed import Rank, process_group, run_program
@@ -46,15 +46,10 @@ def check_ranks(subject: Subject) -> str:
                 _, errors = other.communicate(timeout=60 * MINUTES)
             finally:
                 other.kill()
-    if other.returncode:
-        raise BrokenContractError(
-            f"the second rank fails: {(errors.strip().splitlines() or ['without a message'])[-1]}"
-        )
-    wrong = differing(found, whole)
-    if wrong:
-        raise BrokenContractError(
-            f"two ranks are not one: {wrong[0]} differs; the model may use statistics over the batch"
-        )
+    lines = errors.strip().splitlines() or ["without a message"]
+    require(not other.returncode, f"the second rank fails: {lines[-1]}")
+    wrong, advice = ", ".join(differing(found, whole)[:1]), "the model may use statistics over the batch"
+    require(not wrong, f"two ranks are not one: {wrong} differs; {advice}")
     return "two ranks take the step of one"
 
 

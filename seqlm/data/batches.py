@@ -56,21 +56,11 @@ from seqlm.data.layout import own_columns, shared
 
 
 def columns(
-    ids: memoryview,
-    batch_size: int,
-    rank: int = 0,
-    world: int = 1,
-    *,
-    device: torch.device | str = "cpu",
+    ids: memoryview, batch_size: int, rank: int = 0, world: int = 1, *, device: torch.device | str = "cpu"
 ) -> Int[Tensor, "column_length own_columns"]:
-    """The columns that ``rank`` owns, as int64 on ``device``; column length = tokens // batch_size (0 if too few).
+    """The columns that ``rank`` of ``world`` owns; column length = tokens // batch_size (0 if too few).
 
-    Args:
-        ids: int32 ids of a whole split, as in ``Corpus.splits``.
-        batch_size: columns of the global batch, B.
-        rank: this process, from 0.
-        world: number of ranks.
-        device: where the tensor goes, once for all windows.
+    ``ids`` are those of a whole split, as in ``Corpus.splits``. ``batch_size`` is that of the global batch, B.
 
     Raises:
         UsageError: there are more ranks than columns.

@@ -80,7 +80,6 @@ class Corpus:
 
     @property
     def tokens(self) -> dict[str, int]:
-        """Tokens of each split."""
         return {split: len(ids) for split, ids in self.splits.items()}
 
     @property

@@ -23,12 +23,9 @@ def require_windows(split: str, tokens: int, batch_size: int, seq_len: int) -> i
     if count:
         return count
     column = tokens // batch_size
-    remedies = []
-    if tokens // (seq_len + 1) >= 1:
-        remedies.append(f"train.batch_size to at most {tokens // (seq_len + 1):,}")
-    if column >= 2:
-        remedies.append(f"train.seq_len to at most {column - 1:,}")
-    advice = f"lower {' or '.join(remedies)}" if remedies else "lower both, or use a longer text"
+    most = {"train.batch_size": tokens // (seq_len + 1), "train.seq_len": column - 1}
+    remedies = " or ".join(f"{key} to at most {value:,}" for key, value in most.items() if value >= 1)
+    advice = f"lower {remedies}" if remedies else "lower both, or use a longer text"
     raise DataError(
         f"{split} split has {tokens:,} tokens: batch_size {batch_size:,} gives columns of {column:,} tokens, "
         f"seq_len {seq_len:,} needs at least {seq_len + 1:,}; {advice}"

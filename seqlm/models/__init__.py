@@ -12,9 +12,9 @@ hidden states (T, B, H), logits (T, B, V), a carried state (L, B, H). Products a
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,12 +45,8 @@ def build_model(
         folder: where the files of a user's own model are; of another model nothing is read.
 
     Raises:
-        ValueError: if ``vocab_size`` or ``seq_len`` is less than 1.
         ModelError: the user's own model cannot be used.
     """
-    for name, value in (("vocab_size", vocab_size), ("seq_len", seq_len)):
-        if value < 1:
-            raise ValueError(f"{name}: expected a whole number of at least 1, got {value}")
     keep_freed_memory()
     if isinstance(config, CustomConfig):
         assert folder is not None, "the caller knows where the files are"
@@ -83,24 +79,17 @@ def build_reference(
     reference.load_state_dict({"output.weight": parameters["embedding.weight"], **parameters}, assign=True)
     reference.vocab_size, reference.seq_len = model.vocab_size, model.seq_len
     if masks is not None:
-        given = _GivenMasks(iter(masks))
+        given = iter(masks)
+
+        def drop(_module: nn.Module, inputs: tuple[Tensor], _output: Tensor) -> Tensor:
+            (x,), mask = inputs, next(given)
+            return x if mask is None else x * mask.view(x.shape).to(x)
+
         for module in reference.modules():
-            if isinstance(getattr(module, "dropout", None), nn.Dropout):
-                module.dropout = given
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0  # draws nothing
+                module.register_forward_hook(drop)
     return reference.train(model.training)
-
-
-@final
-class _GivenMasks(nn.Module):
-    """A dropout with given masks, one for each call."""
-
-    def __init__(self, masks: Iterator[Tensor | None]) -> None:
-        super().__init__()
-        self.masks = masks
-
-    def forward(self, x: Tensor) -> Tensor:
-        mask = next(self.masks)
-        return x if mask is None else x * mask.view(x.shape).to(x)
 
 
 def class_of(config: BuiltInConfig) -> Any:

@@ -61,9 +61,7 @@ def build_custom(
             raise ModelError(f"model.source: {config.class_name} has no method {method}; see docs/guides/own-model.md")
     if not any(True for _ in model.parameters()):
         raise ModelError(f"model.source: {config.class_name} has no parameters, so there is nothing to train")
-    if not isinstance(model, LanguageModel):
-        return Adapter(model)
-    return model
+    return model if isinstance(model, LanguageModel) else Adapter(model)
 
 
 def load_class(config: CustomConfig, folder: Path) -> Callable[..., Any]:
@@ -92,14 +90,9 @@ def _import(config: CustomConfig, path: Path) -> Any:
     assert spec.loader is not None, "it is a file"
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    printed = io.StringIO()
-    try:
-        problem = f"model.source: {config.file} does not import"
-        with _reported(config, problem), _watched(), contextlib.redirect_stdout(printed):
-            spec.loader.exec_module(module)
-    except ModelError:
-        sys.modules.pop(name, None)
-        raise
+    printed, problem = io.StringIO(), f"model.source: {config.file} does not import"
+    with _reported(config, problem), _watched(), contextlib.redirect_stdout(printed):
+        spec.loader.exec_module(module)
     if text := printed.getvalue().strip():
         first = text.splitlines()[0][:60]
         raise ModelError(f'model.source: {config.file} prints "{first}" when it is imported; remove the print')
@@ -139,11 +132,7 @@ def _add_hook() -> None:
 
 def _refuse_processes(event: str, arguments: Any) -> None:
     if _is_importing and event in STARTS:
-        raise _StartsProcessError(event)
-
-
-class _StartsProcessError(Exception):
-    """A file starts a process while it is imported."""
+        raise RuntimeError("starts a process when it is imported; move that into a function")
 
 
 @contextlib.contextmanager
@@ -153,9 +142,6 @@ def _reported(config: CustomConfig, problem: str) -> Iterator[None]:
         yield
     except ModelError:
         raise
-    except _StartsProcessError:
-        line = f"model.source: {config.file} starts a process when it is imported; move that into a function"
-        raise ModelError(line) from None
     except (Exception, SystemExit) as error:
         raise ModelError(f"{problem}: {described(error, config.file)}") from error
 
@@ -191,14 +177,11 @@ class Adapter(LanguageModel):
         return getattr(self.module, "hidden_states", None)
 
     def initial_state(self, batch_size: int) -> State:
-        """That of the user's module."""
         return self.module.initial_state(batch_size)  # type: ignore[operator]
 
     def forward(self, tokens: Int[Tensor, "T B"], state: State) -> Any:
-        """That of the user's module."""
         return self.module(tokens, state)
 
     def flops_per_token(self, seq_len: int) -> int | None:
-        """What the user's module says, if it does."""
         own = getattr(self.module, "flops_per_token", None)
         return own(seq_len) if callable(own) else own

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seqlm.models.dropout import step_masks
-from seqlm.models.output_loss import fused_output_loss
+from seqlm.models.output_loss import CHUNK_TOKENS, fused_output_loss
 from seqlm.models.products import LinearMap, linear
 from seqlm.models.state import State, tensors_of
 
@@ -77,7 +77,8 @@ class LanguageModel(nn.Module, ABC):
     def predictor(self, state: State) -> Predictor:
         """The model as a function of one token at a time, starting from ``state``.
 
-        A model that carries a state gets windows of one token. Another one gets the last ``seq_len`` tokens each time.
+        A model that carries a state gets windows of one token. Another one gets the last ``seq_len`` tokens each time:
+        once the window slides, each token is at another position.
         """
         carries_state = any(tensor.numel() for tensor in tensors_of(state))
         window: deque[Tensor] = deque(maxlen=1 if carries_state else self.seq_len)
@@ -85,11 +86,14 @@ class LanguageModel(nn.Module, ABC):
         def predict(tokens: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
             nonlocal state
             window.append(tokens)
-            logits, state = self(torch.stack(tuple(window)), state)
-            last: Tensor = logits[-1]
-            return last
+            logits, state = self._last_logits(torch.stack(tuple(window)), state)
+            return logits
 
         return predict
+
+    def _last_logits(self, tokens: Int[Tensor, "T B"], state: State) -> tuple[Float[Tensor, "B V"], State]:
+        logits, state = self(tokens, state)
+        return logits[-1], state
 
     def flops_per_token(self, seq_len: int) -> int | None:
         """Floating-point operations of training per predicted token. ``None``: seqlm counts the matrix products."""
@@ -97,20 +101,13 @@ class LanguageModel(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """The device of the parameters."""
         return next(self.parameters()).device
 
     def sample(self, prompt: Int[Tensor, "P B"], state: State, length: int, draw: Draw) -> Int[Tensor, "length B"]:
-        """Extend ``prompt`` token by token: ``draw`` sees the logits, and what it chooses is the next input.
+        """Extend ``prompt`` by ``length`` tokens: ``draw`` sees the logits, and what it chooses is the next input.
 
-        Dropout is off and no graph is kept; the training flag is as before afterwards.
-
-        Args:
-            prompt: the tokens that each sequence begins with, at least one; not part of the result.
-            state: what the model remembers before ``prompt``. The recurrent models continue from it; the
-                Transformer has nothing in it, and its context starts at ``prompt``.
-            length: tokens to draw.
-            draw: called ``length`` times.
+        ``state`` is what the model remembers before ``prompt``, which is not part of the result. Dropout is off and no
+        graph is kept; the training flag is as before afterwards.
 
         Raises:
             ValueError: if ``prompt`` is empty or ``length`` is less than 1.
@@ -141,14 +138,10 @@ class LanguageModel(nn.Module, ABC):
         *,
         temperature: float = 1.0,
     ) -> Int[Tensor, "length B"]:
-        """Sample recursively: each token is drawn from the model's prediction and is the next one's input.
+        """Sample recursively after the first token of each sequence: each token is drawn from the model's prediction.
 
-        Args:
-            tokens: the first token of each sequence; not part of the result.
-            state: as in :meth:`sample`.
-            length: tokens to draw.
-            generator: source of the draws, on the device of the parameters; none: the device's global one.
-            temperature: the logits are divided by it before the softmax; 1 is the model's own distribution.
+        ``generator`` is the source of the draws, on the device of the parameters (``None``: the device's global one).
+        The logits are divided by ``temperature`` before the softmax.
 
         Raises:
             ValueError: if ``length`` is less than 1, or ``temperature`` is not a positive finite number.
@@ -161,10 +154,6 @@ class LanguageModel(nn.Module, ABC):
             return torch.multinomial(probabilities, num_samples=1, generator=generator).squeeze(1)
 
         return self.sample(tokens.unsqueeze(0), state, length, draw)
-
-
-LOGIT_ROWS = 1024
-"""Tokens whose logits are in memory at a time when losses are wanted one by one; 40 MB at 10,000 words."""
 
 
 def hidden_states_of(model: LanguageModel) -> list[nn.Module] | None:
@@ -201,42 +190,40 @@ class FusedModel(LanguageModel):
 
     @staticmethod
     @abstractmethod
-    def self_check_shapes(config: Any) -> Iterator[tuple[Any, int, int]]:
+    def self_check_shapes(config: Any) -> Iterator[tuple[Any, int, int, int]]:
         """Yield small configurations whose operations are like those of ``config``, each with T and B of a window.
 
-        Widths leave the same remainder by 8: kernels of products depend on the alignment of rows.
+        Widths leave the same remainder by 8: kernels of products depend on the alignment of rows. The last number is
+        that of the products in a forward pass each of which depends on the one before.
         """
 
     @abstractmethod
-    def features(
-        self, tokens: Int[Tensor, "T B"], state: Float[Tensor, "L B H"]
-    ) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "L B H"]]:
+    def features(self, tokens: Int[Tensor, "T B"], state: State) -> tuple[Float[Tensor, "T B H"], State]:
         """What the output layer reads at each time step, and the state after the window.
 
         Raises:
             IndexError: on the CPU, if a token is not an id of the vocabulary, 0 .. V - 1.
         """
 
-    def forward(
-        self, tokens: Int[Tensor, "T B"], state: Float[Tensor, "L B H"]
-    ) -> tuple[Float[Tensor, "T B V"], Float[Tensor, "L B H"]]:
-        """The output layer on the features."""
+    def forward(self, tokens: Int[Tensor, "T B"], state: State) -> tuple[Float[Tensor, "T B V"], State]:
         hidden, state = self.features(tokens, state)
         return linear(self.output, hidden, self.dtype), state
 
+    def _last_logits(self, tokens: Int[Tensor, "T B"], state: State) -> tuple[Float[Tensor, "B V"], State]:
+        hidden, state = self.features(tokens, state)
+        return linear(self.output, hidden[-1], self.dtype), state
+
     def loss(
-        self, tokens: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: Float[Tensor, "L B H"]
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, "L B H"]]:
-        """The sum of the losses, without all logits in memory at once."""
+        self, tokens: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: State
+    ) -> tuple[Float[Tensor, ""], State]:
         hidden, state = self.features(tokens, state)
         return fused_output_loss(self.output, hidden, targets, self.dtype), state
 
     def token_losses(
-        self, tokens: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: Float[Tensor, "L B H"]
-    ) -> tuple[Float[Tensor, "T B"], Float[Tensor, "L B H"]]:
-        """The loss of each token, with the logits of a slice of the tokens in memory at a time."""
+        self, tokens: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: State
+    ) -> tuple[Float[Tensor, "T B"], State]:
         hidden, state = self.features(tokens, state)
-        slices = zip(hidden.flatten(0, 1).split(LOGIT_ROWS), targets.flatten().split(LOGIT_ROWS), strict=True)
+        slices = zip(hidden.flatten(0, 1).split(CHUNK_TOKENS), targets.flatten().split(CHUNK_TOKENS), strict=True)
         losses = [F.cross_entropy(self.output(h), target, reduction="none").double() for h, target in slices]
         return torch.cat(losses).view(targets.shape), state
 

@@ -26,14 +26,8 @@ def fused_output_loss(
     """Sum over the window of -log softmax(W_y h + b_y)[target], in nats, in the memory of one chunk.
 
     The gradients are computed together with the loss, chunk by chunk, so that no logit outlives its chunk; ``backward``
-    only multiplies them by the incoming gradient, and works once. There is no second derivative.
-
-    Args:
-        output: the output layer, W_y (V, H) and b_y.
-        hidden: what it reads.
-        targets: the next tokens, ids 0 .. V - 1.
-        dtype: type of the products; none: that of ``hidden``.
-        chunk_tokens: most tokens of a chunk.
+    only multiplies them by the incoming gradient, and works once. There is no second derivative. ``output`` has W_y
+    (V, H) and b_y. Products are computed in ``dtype`` (``None``: that of ``hidden``).
     """
     arguments = (hidden.flatten(0, 1), output.weight, output.bias, targets.flatten())
     return apply(_OutputLoss, *arguments, dtype or hidden.dtype, chunk_tokens, torch.is_grad_enabled())

@@ -247,19 +247,17 @@ class RepeatedProduct:
         self.overwrites = self._packed is None and dtype == self._result_dtype
         """Whether :meth:`plus` leaves its result in ``other``."""
 
-    def times(self, h: Float[Tensor, "rows K"]) -> Float[Tensor, "rows H"]:
-        """The product h W^T."""
-        if self._packed is not None:
-            return _onednn(h, self._packed).to(self._result_dtype)
-        return product(h, self._transposed, self._result_dtype)
-
-    def plus(self, h: Float[Tensor, "rows K"], other: Float[Tensor, "rows H"]) -> Float[Tensor, "rows H"]:
+    def plus(self, h: Float[Tensor, "rows K"], other: Float[Tensor, "rows H"] | None = None) -> Float[Tensor, "rows H"]:
         """``other`` + h W^T, summed in the type of ``other``, and in its memory if that saves a copy."""
-        if self.overwrites:
-            return torch.addmm(other, h, self._transposed, out=other)
-        if self._packed is None:
+        if self._packed is not None:
+            added = None if other is None or other.dtype != h.dtype else other
+            result = _onednn(h, self._packed, added)
+            if other is None:
+                return result.to(self._result_dtype)
+            return result + other if added is None else result
+        if other is None or not self.overwrites:
             return product(h, self._transposed, self._result_dtype, other)
-        return _onednn(h, self._packed, other) if h.dtype == other.dtype else _onednn(h, self._packed) + other
+        return torch.addmm(other, h, self._transposed, out=other)
 
 
 def _can_be_packed(weight: Tensor) -> bool:

@@ -33,6 +33,7 @@ from seqlm.models import reference
 from seqlm.models.dropout import Dropout, drop, drop_words
 from seqlm.models.language_model import FusedModel
 from seqlm.models.products import PACKED_SIZE, RepeatedProduct, TiedOutput, apply, product
+from seqlm.models.state import State
 
 _REFERENCES: dict[str, type[reference.RecurrentModel]] = {"rnn": reference.RNN, "gru": reference.GRU}
 
@@ -66,12 +67,12 @@ class RecurrentModel(FusedModel):
         )
 
     @staticmethod
-    def self_check_shapes(config: RecurrentConfig) -> Iterator[tuple[RecurrentConfig, int, int]]:
+    def self_check_shapes(config: RecurrentConfig) -> Iterator[tuple[RecurrentConfig, int, int, int]]:
         remainder = config.hidden_size % 8
         small = RecurrentConfig(arch=config.arch, hidden_size=64 + remainder, embedding_size=48, keep=0.5)
-        yield small, 12, 100
+        yield small, 12, 100, 12 * small.num_layers
         if config.hidden_size >= PACKED_SIZE:  # a CPU has another product (RepeatedProduct) from this width on
-            yield replace(small, hidden_size=PACKED_SIZE + remainder, num_layers=1), 9, 4
+            yield replace(small, hidden_size=PACKED_SIZE + remainder, num_layers=1), 9, 4, 9
 
     def initial_state(self, batch_size: int) -> Float[Tensor, "L B H"]:
         """Zeros."""
@@ -82,9 +83,7 @@ class RecurrentModel(FusedModel):
         widths = [self.embedding.embedding_dim] + [self.hidden_size] * len(self.layers)
         yield from self.dropout.masks([(steps, columns, width) for width in widths], self.output.weight)
 
-    def features(
-        self, tokens: Int[Tensor, "T B"], state: Float[Tensor, "L B H"]
-    ) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "L B H"]]:
+    def features(self, tokens: Int[Tensor, "T B"], state: State) -> tuple[Float[Tensor, "T B H"], State]:
         """The dropped-out outputs of the top layer, x^L, and the state h^1 .. h^L after the window."""
         # Of each layer: the map of its inputs, then those of its hidden state.
         maps = [cast("list[nn.Linear]", list(layer.children())) for layer in self.layers]
@@ -104,18 +103,13 @@ class RecurrentModel(FusedModel):
 
 @final
 class FusedRNN(Function):
-    """h_1 .. h_T of :class:`seqlm.models.reference.RNNLayer`, with its products in ``dtype``."""
+    """h_1 .. h_T (T, B, H) of :class:`seqlm.models.reference.RNNLayer`, with its products in ``dtype``.
+
+    From x (T, B, D), h_0 (B, H), W_x (H, D), b (H,) and W_h (H, H).
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Float[Tensor, "T B D"],
-        h_0: Float[Tensor, "B H"],
-        W_x: Float[Tensor, "H D"],
-        b: Float[Tensor, " H"],
-        W_h: Float[Tensor, "H H"],
-        dtype: torch.dtype,
-    ) -> Float[Tensor, "T B H"]:
+    def forward(ctx: Any, x: Tensor, h_0: Tensor, W_x: Tensor, b: Tensor, W_h: Tensor, dtype: torch.dtype) -> Tensor:
         x_low = x.flatten(0, 1).to(dtype)
         h = _states(x, h_0)
         h_low = _rounded(h, dtype)
@@ -129,7 +123,7 @@ class FusedRNN(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out: Float[Tensor, "T B H"]) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         x_low, W_x, W_h, h, h_low = ctx.saved_tensors
         dtype = x_low.dtype
         # d holds the factors 1 - h^2 at first, and step by step the gradient of the pre-activations.
@@ -140,7 +134,7 @@ class FusedRNN(Function):
         d_h = d_out[-1]
         for t in range(len(d) - 1, -1, -1):
             _round(d[t].mul_(d_h), d_low[t])
-            d_h = recurrent.plus(d_low[t], d_out[t - 1]) if t else recurrent.times(d_low[t])
+            d_h = recurrent.plus(d_low[t], d_out[t - 1] if t else None)
         d_low = d_low.flatten(0, 1)
         d_x = product(d_low, W_x.to(dtype), d.dtype).unflatten(0, d.shape[:2])
         d_W_x = product(d_low.t(), x_low, d.dtype)
@@ -150,7 +144,9 @@ class FusedRNN(Function):
 
 @final
 class FusedGRU(Function):
-    """h_1 .. h_T of :class:`seqlm.models.reference.GRULayer`, with its products in ``dtype``.
+    """h_1 .. h_T (T, B, H) of :class:`seqlm.models.reference.GRULayer`, with its products in ``dtype``.
+
+    From x (T, B, D), h_0 (B, H), W (3 H, D), b (3 H,), U_rz (2 H, H) and U_h (H, H).
 
     With the gradient g of h_t = h + z (c - h), where h = h_{t-1}, the gradients of the pre-activations are::
 
@@ -163,15 +159,8 @@ class FusedGRU(Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Float[Tensor, "T B D"],
-        h_0: Float[Tensor, "B H"],
-        W: Float[Tensor, "3*H D"],
-        b: Float[Tensor, " 3*H"],
-        U_rz: Float[Tensor, "2*H H"],
-        U_h: Float[Tensor, "H H"],
-        dtype: torch.dtype,
-    ) -> Float[Tensor, "T B H"]:
+        ctx: Any, x: Tensor, h_0: Tensor, W: Tensor, b: Tensor, U_rz: Tensor, U_h: Tensor, dtype: torch.dtype
+    ) -> Tensor:
         steps, batch, _ = x.shape
         hidden = h_0.shape[1]
         x_low = x.flatten(0, 1).to(dtype)
@@ -195,7 +184,7 @@ class FusedGRU(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out: Float[Tensor, "T B H"]) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         x_low, W, U_rz, U_h, h, h_low, rz, c, rh_low = ctx.saved_tensors
         dtype = x_low.dtype
         steps, batch, hidden = c.shape
@@ -214,7 +203,7 @@ class FusedGRU(Function):
         d_h = d_out[-1]
         for t in range(steps - 1, -1, -1):
             _round(d_c[t].mul_(d_h), d_c_low[t])
-            d_rh = candidate.times(d_c_low[t])
+            d_rh = candidate.plus(d_c_low[t])
             d_rz[t, :, :hidden].mul_(d_rh)
             d_rz[t, :, hidden:].mul_(d_h)
             _round(d_rz[t], d_rz_low[t])

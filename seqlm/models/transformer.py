@@ -15,7 +15,6 @@ of all windows. Products are computed in ``dtype``; names that end in ``_low`` a
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from typing import Any, cast, final
 
@@ -28,8 +27,8 @@ from torch.autograd.function import once_differentiable
 from seqlm.architectures import TransformerConfig
 from seqlm.models import reference
 from seqlm.models.dropout import Dropout, drop, drop_words
-from seqlm.models.language_model import FusedModel, Predictor
-from seqlm.models.products import TiedOutput, apply, linear, product
+from seqlm.models.language_model import FusedModel
+from seqlm.models.products import TiedOutput, apply, product
 from seqlm.models.state import State
 
 NORM_EPSILON = 1e-6
@@ -65,10 +64,10 @@ class Transformer(FusedModel):
         return reference.Transformer(vocab_size, *sizes, config.keep, config.attention_keep)
 
     @staticmethod
-    def self_check_shapes(config: TransformerConfig) -> Iterator[tuple[TransformerConfig, int, int]]:
+    def self_check_shapes(config: TransformerConfig) -> Iterator[tuple[TransformerConfig, int, int, int]]:
         inner = 96 + config.mlp_size % 8
         small = TransformerConfig(arch="transformer", hidden_size=64, num_heads=4, mlp_size=inner, keep=0.5)
-        yield small, 12, 100
+        yield small, 12, 100, 6 * small.num_layers  # queries, scores, weighted sum, W_o, W_1 and W_2
 
     def initial_state(self, batch_size: int) -> Float[Tensor, "0 B H"]:
         """Nothing."""
@@ -84,9 +83,7 @@ class Transformer(FusedModel):
             yield self.dropout.mask((tokens, self.mlp_size), like)
             yield self.dropout.mask((tokens, self.hidden_size), like)
 
-    def features(
-        self, tokens: Int[Tensor, "T B"], state: Float[Tensor, "0 B H"]
-    ) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "0 B H"]]:
+    def features(self, tokens: Int[Tensor, "T B"], state: State) -> tuple[Float[Tensor, "T B H"], State]:
         """The normalised outputs of the top block, and ``state`` itself."""
         (words,) = self._step_masks([((self.embedding.num_embeddings,), self.embedding_keep)])
         masks = self.masks(*tokens.shape)
@@ -112,23 +109,13 @@ class Transformer(FusedModel):
         inner = apply(NormLinear, x, norm.a, norm.b, hidden.weight, hidden.bias, scale, next(masks), dtype)
         return apply(LinearResidual, x, inner, mlp.W_2.weight, mlp.W_2.bias, next(masks), dtype)
 
-    def predictor(self, state: State) -> Predictor:
-        """The last ``seq_len`` tokens each time: once the window slides, each token stands at another position."""
-        window: deque[Tensor] = deque(maxlen=self.seq_len)
-
-        def predict(tokens: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
-            window.append(tokens)
-            hidden, _ = self.features(torch.stack(tuple(window)), state)
-            return linear(self.output, hidden[-1], self.dtype)
-
-        return predict
-
 
 @final
 class NormLinear(Function):
-    """W norm(x) + c with ``reference.LayerNorm`` of gain ``a`` and shift ``b``, and if ``scale`` is given, a relu.
+    """W norm(x) + c (I, M), by ``reference.LayerNorm`` of gain ``a`` and shift ``b``; if ``scale`` is given, a relu.
 
-    After the relu, ``factors`` drop units: 0 or ``scale``. ``None``: nothing is dropped, and ``scale`` is 1.
+    x (I, H), a and b (H,), W (M, H), c (M,). After the relu, ``factors`` (I, M) drop units: 0 or ``scale``. ``None``:
+    nothing is dropped, and ``scale`` is 1.
 
     With u = (x - mean) / (std + eps), norm(x) = a u + b, so that W norm(x) + c = (W diag(a)) u + (c + W b).
 
@@ -148,15 +135,15 @@ class NormLinear(Function):
     @staticmethod
     def forward(
         ctx: Any,
-        x: Float[Tensor, "I H"],
-        a: Float[Tensor, " H"],
-        b: Float[Tensor, " H"],
-        W: Float[Tensor, "M H"],
-        c: Float[Tensor, " M"],
+        x: Tensor,
+        a: Tensor,
+        b: Tensor,
+        W: Tensor,
+        c: Tensor,
         scale: float | None,
-        factors: Float[Tensor, "I M"] | None,
+        factors: Tensor | None,
         dtype: torch.dtype,
-    ) -> Float[Tensor, "I M"]:
+    ) -> Tensor:
         u = x - x.mean(dim=1, keepdim=True)
         # The unbiased one; torch.std_mean is several times slower.
         std = torch.linalg.vector_norm(u, dim=1, keepdim=True) / (x.shape[1] - 1) ** 0.5
@@ -172,7 +159,7 @@ class NormLinear(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out: Float[Tensor, "I M"]) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         u_low, std, a, b, W, out = ctx.saved_tensors
         if out is not None:
             d_out = torch.ops.aten.threshold_backward(d_out, out, 0.0)
@@ -196,8 +183,8 @@ class NormLinear(Function):
 class Attention(Function):
     """Causal attention (T, B, H), dropout(softmax(s)) v for all N heads.
 
-    ``qkv`` has queries, keys and values of all heads side by side, QKV = 3 H. ``factors`` are the dropout's on the
-    attention weights; ``None``: no dropout.
+    ``qkv`` (T, B, 3 H) has queries, keys and values of all heads side by side. ``factors`` (B, N, T, T) are the
+    dropout's on the attention weights; ``None``: no dropout.
 
     With w = softmax(s), p = factors w, and g the gradient of the output, the gradients are::
 
@@ -208,13 +195,7 @@ class Attention(Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        qkv: Float[Tensor, "T B QKV"],
-        factors: Float[Tensor, "B N T T"] | None,
-        num_heads: int,
-        dtype: torch.dtype,
-    ) -> Float[Tensor, "T B H"]:
+    def forward(ctx: Any, qkv: Tensor, factors: Tensor | None, num_heads: int, dtype: torch.dtype) -> Tensor:
         heads = qkv.unflatten(2, (3, num_heads, -1)).permute(2, 1, 3, 0, 4)  # 3, B, N, T, K
         q, k, v = heads.to(dtype).flatten(1, 2).contiguous()
         s = product(q, k.transpose(1, 2), qkv.dtype).mul_(q.shape[-1] ** -0.5)
@@ -232,7 +213,7 @@ class Attention(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out: Float[Tensor, "T B H"]) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, w, factors = ctx.saved_tensors
         g = d_out.to(q.dtype).unflatten(2, (ctx.num_heads, -1)).permute(1, 2, 0, 3).flatten(0, 1)
         p = w if factors is None else w * factors
@@ -249,18 +230,15 @@ class Attention(Function):
 
 @final
 class LinearResidual(Function):
-    """A residual step with its dropout, x + factors (W y + c). ``factors`` = ``None``: no dropout."""
+    """A residual step with its dropout, x + factors (W y + c). ``factors`` = ``None``: no dropout.
+
+    x, the factors and the result are (I, H), y (I, M), W (H, M), c (H,).
+    """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Float[Tensor, "I H"],
-        y: Float[Tensor, "I M"],
-        W: Float[Tensor, "H M"],
-        c: Float[Tensor, " H"],
-        factors: Float[Tensor, "I H"] | None,
-        dtype: torch.dtype,
-    ) -> Float[Tensor, "I H"]:
+        ctx: Any, x: Tensor, y: Tensor, W: Tensor, c: Tensor, factors: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
         y_low = y.to(dtype)
         out = product(y_low, W.to(dtype).t(), x.dtype, c)
         if factors is not None:
@@ -270,7 +248,7 @@ class LinearResidual(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out: Float[Tensor, "I H"]) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         y_low, W, factors = ctx.saved_tensors
         d = d_out if factors is None else d_out * factors
         d_low = d.to(y_low.dtype)

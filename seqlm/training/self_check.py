@@ -25,9 +25,9 @@ import gc
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,29 +60,25 @@ depends on rounding would change gradients by more than any bound."""
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A model with fused operations and a window, both small."""
+class Case(NamedTuple):
+    """A model with fused operations and a window (T, B), both small."""
 
     model: BuiltInConfig
     steps: int
-    """T."""
     columns: int
-    """B."""
+    products: int
+    """Those in a row of a forward pass."""
 
     def bound(self, precision: Precision) -> float:
         """Largest error that a tensor may have (see the module)."""
-        products = 2 * self.model.num_layers * self.model.products_in_a_row(self.steps)  # forward and back
         terms = max(self.steps * self.columns, self.model.hidden_size)
-        return HEADROOM * math.sqrt(products) * (ROUNDOFF[precision] + math.sqrt(terms) * ROUNDOFF["fp32"])
+        return HEADROOM * math.sqrt(2 * self.products) * (ROUNDOFF[precision] + math.sqrt(terms) * ROUNDOFF["fp32"])
 
 
 def cases(config: BuiltInConfig) -> list[Case]:
     """Return what is checked for models like ``config``. A window has more tokens than a chunk of the output loss."""
     model = class_of(config)
-    shapes = model.self_check_shapes(config) if issubclass(model, FusedModel) else ()
-    return [Case(model=small, steps=steps, columns=columns) for small, steps, columns in shapes]
+    return [Case(*shapes) for shapes in model.self_check_shapes(config)] if issubclass(model, FusedModel) else []
 
 
 def check_device(config: RunConfig, rank: Rank) -> None:

@@ -31,7 +31,7 @@ def test_the_loss_at_each_step_is_the_mean_over_windows_and_columns(
     arch: str, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PARALLEL_COLUMNS", 6)  # two windows of three columns at a time
-    monkeypatch.setattr(language_model, "LOGIT_ROWS", 5)
+    monkeypatch.setattr(language_model, "CHUNK_TOKENS", 5)
     fused, reference = make_models(arch)
     columns = torch.randint(VOCAB_SIZE, (30, 3), generator=torch.Generator().manual_seed(3))
     for model in (fused, reference):

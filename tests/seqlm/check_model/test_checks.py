@@ -158,7 +158,7 @@ BROKEN = [  # the text of model.py -> how the line begins
     ("print('hello')\n", 'model.source: model.py prints "hello" when it is imported; remove the'),
     pytest.param(
         "import os\nif not os.fork(): os._exit(0)\n",
-        "model.source: model.py starts a process when it is imported; move that into a function",
+        f"{IMPORTS}RuntimeError: starts a process when it is imported; move that into a function (model.py line 2)",
         marks=pytest.mark.process,
     ),
     ("raise SystemExit(3)\n", f"{IMPORTS}SystemExit: 3 (model.py line 1)"),

@@ -113,7 +113,7 @@ def test_a_repeated_product_is_the_plain_one(
     exact, exact_sum = h.double() @ weight.double().t(), h.double() @ weight.double().t() + other
     before = other.clone()
     # 1032 terms of size 1: rounding in float32 is some 1e-5, in bfloat16 it would be 0.1.
-    torch.testing.assert_close(repeated.times(h).double(), exact, rtol=0, atol=1e-3)
+    torch.testing.assert_close(repeated.plus(h).double(), exact, rtol=0, atol=1e-3)
     torch.testing.assert_close(repeated.plus(h, other).double(), exact_sum, rtol=0, atol=1e-3)
     torch.testing.assert_close(other.double(), exact_sum if repeated.overwrites else before.double(), rtol=0, atol=1e-3)
 

@@ -52,12 +52,6 @@ def test_a_token_outside_the_vocabulary_is_an_error(model: LanguageModel) -> Non
         model(torch.full((2, 4), VOCAB_SIZE), model.initial_state(4))
 
 
-@pytest.mark.parametrize(("sizes", "name"), [((0, 5), "vocab_size"), ((5, 0), "seq_len")])
-def test_sizes_below_one_are_refused_by_name(config: ModelConfig, sizes: tuple[int, int], name: str) -> None:
-    with pytest.raises(ValueError, match=rf"^{name}: expected a whole number of at least 1, got 0$"):
-        build_model(config, *sizes)
-
-
 def test_the_models_are_made_of_linear_layers_and_embeddings_alone(model: LanguageModel) -> None:
     from_torch = {type(module) for module in model.modules() if type(module).__module__.startswith("torch.")}
     assert from_torch - {nn.Dropout} == {nn.Linear, nn.Embedding, nn.ModuleList}

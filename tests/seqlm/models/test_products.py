@@ -97,7 +97,7 @@ def computed(name: str, a: Tensor, b: Tensor, added: Tensor, dtype: torch.dtype)
             linear(layer, a, dtype).backward(b)
             return gradient(layer.weight), b.t(), a
         case "repeated times":
-            out = repeated.times(a_low)
+            out = repeated.plus(a_low)
         case "repeated plus":
             out = repeated.plus(a_low, added.clone())
     return out, a, b
@@ -250,7 +250,7 @@ def test_a_packed_bf16_product_of_a_cpu_rounds_the_finished_sum_once() -> None:
     exact, multiplied, magnitude = exact_and_magnitude("repeated plus", a, b, added)
     bound = (PACKED_SIZE + 1) * ROUNDED_SUM * magnitude + ROUNDED_TO_BF16 * multiplied.abs()
     for found, wanted in (
-        (repeated.times(a.bfloat16()), multiplied),
+        (repeated.plus(a.bfloat16()), multiplied),
         (repeated.plus(a.bfloat16(), added), exact),
     ):
         assert found.dtype == torch.float32
