@@ -162,10 +162,10 @@ def lab() -> Generator[RayLab]:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Generator[RayLab]:
-    """Two nodes of four cores and one fake GPU each, behind a head without; for tests that leave it as it was."""
+    """Two nodes of four cores and one fake GPU each; for tests that leave it as it was."""
     lab = RayLab()
     try:
-        lab.start_cluster((1, 0), (4, 1), (4, 1))
+        lab.start_cluster((4, 1), (4, 1))
         yield lab
     finally:
         lab.close()

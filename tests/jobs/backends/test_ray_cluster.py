@@ -24,14 +24,15 @@ pytestmark = pytest.mark.process
 # -- clusters ------------------------------------------------------------------------------------------------------
 
 
-def test_on_three_nodes_of_which_one_is_killed_a_run_ends_as_undisturbed_and_two_ranks_on_two_nodes_as_one(
+def test_a_run_on_a_new_node_that_is_killed_ends_as_undisturbed_and_two_ranks_on_two_nodes_as_one(
     ray_cluster: RayLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ray_cluster.tell_cluster("add 4 1")  # a third node with a GPU, until one is killed
-    crawl = Crawl(tmp_path, epochs=1, step_seconds=1)
+    crawl = Crawl(tmp_path, epochs=1, step_seconds=3)
     study = RayStudy(ray_cluster, tmp_path, trains=True, epochs=4, keep=1.0, env=crawl.env)
-    study.add(archs=("gru",), ranks=2, gpus=1, cpus=1)
+    study.add(archs=("gru",), ranks=2, gpus=1, cpus=1, priority=1)
     launcher = study.start("run", "small.toml")
+    wait_for(study.epochs, "an epoch of the two ranks", until=any, by=launcher)
+    ray_cluster.tell_cluster("add 4 1")  # a third node with a GPU, until it is killed
     wait_for(study.epochs, "an epoch of both runs", until=lambda seen: len(seen) == 2 and all(seen), by=launcher)
     victim, pair = study.runs()
     assert len({worker_of(run, rank)["node"] for run, rank in ((victim, 0), (pair, 0), (pair, 1))}) == 3
