@@ -594,12 +594,10 @@ class RunDirectory:
         spent: Callable[[], str | None] = lambda: None,
         config: RunConfig | None = None,
     ) -> Observation:
-        """Return the state of the run and how far it is.
+        """Return the state of the run and how far it is. ``config``: the configuration, if the caller has read it.
 
-        Args:
-            view: what its launcher or scheduler says of it. ``None``: nothing will start it.
-            spent: returns why no run of the study goes on, as in :func:`seqlm.state.state_of`.
-            config: the configuration, if the caller has read it.
+        ``view`` is what its launcher or scheduler says of it (``None``: nothing will start it), and ``spent`` returns
+        why no run of the study goes on.
         """
         if not exists(self.path):  # it has no files
             return Observation(**vars(state_of(Facts(is_cancelled=self.is_cancelled()), view or View(), spent)))

@@ -302,11 +302,8 @@ def read(
 ) -> TableT:
     """Make a table from plain data.
 
-    Args:
-        kind: the table's dataclass.
-        raw: its keys and values.
-        prefix: precedes keys in messages. ``None``: the table's name and a dot.
-        unknown: returns the line for a key that is no field. ``None``: a line with the nearest field.
+    ``prefix`` precedes keys in messages; without it, the table's name and a dot. ``unknown`` returns the line for a key
+    that is no field; without it, a line with the nearest field.
 
     Raises:
         ConfigError: one line for each unknown key, missing key, wrong value and broken condition.

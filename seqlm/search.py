@@ -32,13 +32,8 @@ def goes_on(value: float, reached: Collection[float], *, keep: float, min_runs: 
 
     It goes on while its value is among the lowest ceil(len(reached) * keep), or if fewer than ``min_runs`` runs have
     reached the rung. Equal values share a place: either all of them go on or none, so the order of arrival of equal
-    runs does not matter. NaN and infinite values are the worst, and equal to each other.
-
-    Args:
-        value: of the run at this rung; lower is better.
-        reached: the values at this rung of all runs that have reached it so far, this run among them.
-        keep: share that goes on, above 0 and below 1.
-        min_runs: no run is stopped before this number of runs has reached the rung.
+    runs does not matter. Lower is better; NaN and infinite values are the worst, and equal to each other. ``reached``
+    has the values of all runs that have reached the rung so far, this one among them.
     """
     return len(reached) < min_runs or _rank(value, reached) <= places(len(reached), keep)
 

@@ -73,16 +73,13 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, *, guard: Guard = unguarded) -> None:
-    """Write a checkpoint beside ``path``, read it back, and put it in place in one step.
+    """Write a checkpoint, with tensors on any device, beside ``path``, read it back, and put it in place in one step.
 
-    Args:
-        path: where it goes.
-        checkpoint: with tensors on any device.
-        guard: called before the file is put in place; what it raises leaves everything as it was.
+    After an error, the checkpoint that stood there before stays.
 
     Raises:
-        FileError: it cannot be written, or not be read back; the checkpoint that stood there before stays.
-        LeaseLostError: ``guard`` says that the run is another worker's by now; the same holds.
+        FileError: it cannot be written, or not be read back.
+        LeaseLostError: ``guard`` says that the run is another worker's by now.
     """
     with replacing(path, guard=guard) as temporary:
         try:

@@ -60,11 +60,9 @@ class TrainingStep:
     multiplies them by the number of ranks over the tokens of the whole window, however unevenly the columns are shared.
 
     Args:
-        model: trained in place.
         optimizer: of :func:`seqlm.training.optimizers.build_optimizer`, over the model's parameters.
         clip_norm: largest gradient norm over all parameters.
         tokens_per_step: predicted tokens of a window over all ranks.
-        rank: this process; several ranks need their process group.
         bucket_mb: gradients of several ranks are reduced in buckets of this size (MiB), while backward goes on.
         capture: replay the step as a CUDA graph, from the first one on; for one rank on a GPU.
         micro_batches: parts into which the columns of this rank are cut; gradients are added up over them, and several

@@ -33,14 +33,11 @@ UNTIMED_STEPS = 4
 def train(trainer: Trainer, attempt: Attempt, search: Search | None = None) -> dict[str, Any]:
     """Train to ``train.epochs``, or end at the last checkpoint if that is further. Return the result.
 
-    Args:
-        trainer: of this rank.
-        attempt: its own. Several ranks stop after the same step, and only the first one writes files.
-        search: may end the training at one of its rungs, between two epochs.
+    Several ranks stop after the same step, and only the first one writes files.
 
     Raises:
         CheckpointError: the run's own checkpoint cannot be used.
-        LeftAtRungError: a search ends the training here. The state has been saved.
+        LeftAtRungError: ``search`` ends the training at one of its rungs, between two epochs. The state has been saved.
         DivergedError: a loss or gradient norm is not finite. Nothing of that step is saved.
         StopRequested: the attempt was asked to stop. The state has been saved.
         FileError: a file of the run cannot be written.
