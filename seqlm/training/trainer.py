@@ -69,8 +69,8 @@ class Trainer:
     from a generator seeded by (seed, epoch, rank), whose state is part of a checkpoint. So an interrupted run ends in
     the parameters of an uninterrupted one, bit for bit on the same devices.
 
-    ``attempt`` is the number of this attempt, for the records of epochs, and ``micro_batches`` the parts in which a step
-    takes the rank's columns. ``model_dir`` has the files of the user's own model.
+    ``attempt`` is the number of this attempt, for the records of epochs, and ``micro_batches`` the parts in which a
+    step takes the rank's columns. ``model_dir`` has the files of the user's own model.
 
     Raises:
         DataError, UsageError: a split is too small for the batch, or there are more ranks than columns.
