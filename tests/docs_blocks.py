@@ -52,7 +52,7 @@ _FENCE = re.compile(
 )
 _GENERATED = re.compile(r"<!-- generated: .*?<!-- end -->", re.S)
 _QUOTED = re.compile(r"""'[^']*'|"[^"$`]*\"""")
-_SHELL = frozenset("|&;<>$`\\*~")
+_SHELL = re.compile(r"^\w+=|^export |[|&;<>$`\\*~()]", re.M)
 
 
 @final
@@ -146,6 +146,7 @@ class Session:
     Args:
         folder: the working folder; it exists.
         env: the variables of the commands.
+        program: what ``seqlm`` is in blocks.
         enter: what a command line becomes, to run it in another place.
         edits: texts that are replaced in blocks, for shorter runs; each occurs on the page.
         gpu: whether to run blocks that need a GPU.
@@ -157,6 +158,7 @@ class Session:
         folder: Path,
         env: Mapping[str, str],
         *,
+        program: Path = ROOT / "launch.py",
         enter: Callable[[Sequence[str]], list[str]] = list,
         edits: Mapping[str, str] | None = None,
         gpu: bool = False,
@@ -164,6 +166,7 @@ class Session:
     ) -> None:
         self.folder = folder
         self._env = {**env, "PATH": os.pathsep.join([str(Path(sys.executable).parent), env["PATH"]])}
+        self._seqlm = [sys.executable, str(program)]
         self._enter = enter
         self._edits = dict(edits or {})
         self._gpu = gpu
@@ -219,11 +222,11 @@ class Session:
         exported = self.folder.parent / f"{self.folder.name}.exported"
         if "export " in text:
             text += f"env -0 >{shlex.quote(str(exported))}"
-        lines = _command_lines(text)
-        for number, argv in enumerate(lines, start=1):
+        lines = self._command_lines(text)
+        for number, (folder, argv) in enumerate(lines, start=1):
             options: dict[str, Any] = {"stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL, "process_group": 0}
             env = {**self._env, **(self._slow if after else {})}
-            process = commands.start(self._enter(argv), cwd=self.folder, env=env, **options)
+            process = commands.start(self._enter(argv), cwd=folder, env=env, **options)
             if after:
                 wait_for(lambda: list(self.folder.glob(after[1])), after[1])
                 os.killpg(process.pid, signal.SIGINT)
@@ -233,18 +236,22 @@ class Session:
         if exported.exists():  # for the blocks below, as in one terminal
             self._env |= dict(line.split("=", 1) for line in exported.read_text("utf-8").split("\0") if line)
 
+    def _command_lines(self, text: str) -> list[tuple[Path, list[str]]]:
+        """Return a block as folders and command lines: one for each line if all are plain, else one of bash for all.
 
-def _command_lines(text: str) -> list[list[str]]:
-    """Return a block as command lines: one for each line if all are plain calls of seqlm, else one of bash for all.
-
-    Tests start the former from a warm process (:mod:`tests.warm`).
-    """
-    lines = [shlex.split(line, comments=True) for line in text.splitlines()]
-    lines = [words for words in lines if words]
-    plain = re.sub(r"#.*", "", _QUOTED.sub("", text))
-    if all(words[0] == "seqlm" for words in lines) and not _SHELL & set(plain):
-        return [[sys.executable, str(ROOT / "launch.py"), *words[1:]] for words in lines]
-    return [["bash", "-euo", "pipefail", "-c", text]]
+        Tests start plain calls of seqlm from a warm process (:mod:`tests.warm`).
+        """
+        lines = [shlex.split(line, comments=True) for line in text.splitlines()]
+        if _SHELL.search(re.sub(r"#.*", "", _QUOTED.sub("", text))):
+            seqlm = f'seqlm() {{ {shlex.join(self._seqlm)} "$@"; }}'
+            return [(self.folder, ["bash", "-euo", "pipefail", "-c", f"{seqlm}\n{text}"])]
+        found, folder = [], self.folder
+        for words in filter(None, lines):
+            if words[0] == "cd":
+                folder /= words[1]
+            else:
+                found.append((folder, [*self._seqlm, *words[1:]] if words[0] == "seqlm" else words))
+        return found
 
 
 # -- comparing -------------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ class Study:
         """
         self.folder = folder
         self.env: Mapping[str, str] = os.environ
-        self._program = STUB_LAUNCH if stub else ROOT / "launch.py"
+        self.program = STUB_LAUNCH if stub else ROOT / "launch.py"
         write_text(folder / "text", train_lines=lines)
         self.manifest = folder / "small.toml"
         self.manifest.write_text(MANIFEST.format(head=head, keep=keep, epochs=epochs))
@@ -83,7 +83,7 @@ class Study:
             manifest.write("\n".join(["", *lines, ""]))
 
     def command(self, *words: str) -> list[str]:
-        return [sys.executable, str(self._program), *words]
+        return [sys.executable, str(self.program), *words]
 
     def __call__(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
         return commands.run(self.command(*words), cwd=self.folder, **{"env": self.env, **options})

@@ -381,11 +381,12 @@ def following(study_dir: Path, where: str, planned: Sequence[PlannedRun]) -> Ite
         display.look()
         thread.start()
         try:
-            yield
+            try:
+                yield
+            finally:
+                ended.set()
+                thread.join()
         except KeyboardInterrupt:
             terminal.tell("the workers have stopped; the same command goes on from here")
             raise
-        finally:
-            ended.set()
-            thread.join()
         display.look()

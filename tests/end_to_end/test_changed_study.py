@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,10 +38,11 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     return Study(tmp_path, epochs=1, archs=("rnn", "gru"), lines=60)
 
 
-@pytest.fixture
-def stub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Launches of this process start the stub in the place of the worker."""
+@pytest.fixture(autouse=True)
+def stub(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Launches of this process start the stub in the place of the worker. Call it with what happens in its attempts."""
     monkeypatch.setitem(LaunchOptions.__init__.__kwdefaults__, "worker", (str(STUB_WORKER),))
+    return lambda what: monkeypatch.setenv("SEQLM_TEST_STUB", what)
 
 
 def states(ask: Ask) -> dict[str, tuple[str, str | None]]:
@@ -48,7 +50,6 @@ def states(ask: Ask) -> dict[str, tuple[str, str | None]]:
     return {run["id"]: (run["state"], run["reason"]) for run in ask("status", "small")[1]["runs"]}
 
 
-@pytest.mark.usefixtures("stub")
 def test_a_run_with_a_damaged_configuration_blocks_no_other_and_is_made_whole(study: Study, ask: Ask) -> None:
     assert ask("run", "small.toml", "--only", "arch=gru")[0] == 0
     (gru,) = study.runs()
@@ -66,7 +67,6 @@ def test_a_run_with_a_damaged_configuration_blocks_no_other_and_is_made_whole(st
     assert gru.metrics_file.read_bytes().startswith(results), "not trained again"
 
 
-@pytest.mark.usefixtures("stub")
 def test_a_changed_text_is_named_before_anything_starts(study: Study, ask: Ask) -> None:
     assert ask("run", "small.toml")[0] == 0
     digest = study.runs()[0].read_config().data.sha256
@@ -86,36 +86,33 @@ def test_a_changed_text_is_named_before_anything_starts(study: Study, ask: Ask) 
     assert ask("plan", "small.toml", "--only", "arch=gru")[1]["changes"] == [], "it has run with this text"
 
 
-def use_broken_model(study: Study) -> Path:
-    """Put a model that passes its test and fails when it trains into the manifest; returns the manifest."""
-    broken = "if tokens.shape[1] == 8: raise RuntimeError('broken')"
-    write_model(study.folder, ("outputs = []", f"{broken}\n        outputs = []"), name="mine.py")
-    manifest = study.folder / "small.toml"
-    manifest.write_text(manifest.read_text().split("[defaults.model]")[0] + OWN)
-    return manifest
-
-
-def test_retry_says_that_a_model_was_mended_and_run_starts_the_mended_one(study: Study, ask: Ask) -> None:
-    manifest = use_broken_model(study)
+def test_retry_says_that_a_model_was_mended_and_run_starts_the_mended_one(
+    study: Study, ask: Ask, stub: Callable[[str], None]
+) -> None:
+    study.manifest.write_text(study.manifest.read_text().split("[defaults.model]")[0] + OWN)
+    write_model(study.folder, ("# hidden", "pass"), name="mine.py")
+    stub('{"1/0": "code", "2/0": "code"}')
     code, found, err = ask("run", "small.toml")
     assert (code, found["runs"][0]["state"]) == (1, "failed"), err
     assert "has changed" not in ask("retry", "small")[2]
+    (run,) = study.runs()
+    kept = (run.model_dir / "mine.py").read_bytes()
     write_model(study.folder, name="mine.py")
+    stub("{}")
     _, found, err = ask("retry", "small", "--runs-dir", str(study.folder / "runs"))
-    assert found["runs"][0]["state"] == "failed", "the copy that the run began with"
+    assert (run.model_dir / "mine.py").read_bytes() == kept, "the copy that the run began with"
     told = err.splitlines()[0]
     assert "mine.py:Model has changed" in told
-    assert f"run {manifest}" in told
+    assert f"run {study.manifest}" in told
     code, found, err = ask("run", "small.toml")
-    assert (code, found["runs"][0]["state"]) == (0, "done")
-    assert "+0 -1 lines" in err
+    assert (code, found["runs"][0]["state"], len(study.runs())) == (0, "done", 2)
+    assert "+1 -1 lines" in err
 
 
 def origins(ask: Ask) -> dict[str, str]:
     return {run["id"]: run["origin"] for run in ask("status", "small")[1]["runs"]}
 
 
-@pytest.mark.usefixtures("stub")
 def test_status_tells_runs_of_another_text_manifest_or_none_apart(
     study: Study, ask: Ask, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,7 +144,6 @@ def test_status_tells_runs_of_another_text_manifest_or_none_apart(
     assert [run["id"] for run in ask("status", "small", "--only", "origin=orphaned")[1]["runs"]] == [rnn]
 
 
-@pytest.mark.usefixtures("stub")
 def test_a_run_whose_folder_was_deleted_is_pending_until_it_runs_again(study: Study, ask: Ask) -> None:
     assert ask("run", "small.toml")[0] == 0
     (gru,) = (run for run in study.runs() if run.id.startswith("gru"))
@@ -159,24 +155,21 @@ def test_a_run_whose_folder_was_deleted_is_pending_until_it_runs_again(study: St
 
 
 def test_a_failed_canary_is_the_reason_of_the_runs_that_wait_and_logs_show_its_log(
-    study: Study, ask: Ask, capsys: pytest.CaptureFixture[str]
+    study: Study, ask: Ask, capsys: pytest.CaptureFixture[str], stub: Callable[[str], None]
 ) -> None:
-    manifest = use_broken_model(study)
-    gru = """
-[[run]]
-model = { arch = "gru", hidden_size = 8, num_layers = 1, embedding_size = 8 }
-"""
-    manifest.write_text(manifest.read_text() + gru)
+    stub('{"1/0": "code"}')
     code, error, _ = ask("run", "small.toml", "--canary")
     assert code != 0
-    assert "canary mine.py:Model-adam" in error["message"]
+    assert "canary rnn-adam" in error["message"]
+    assert not any(run.attempts() for run in study.runs())
     for state, reason in states(ask).values():
         assert state == "pending"
         assert "canary" in str(reason)
-        assert "broken" in str(reason)
+        assert "an error of the model" in str(reason)
     assert launch.main(["status", "small"]) == 0
-    assert capsys.readouterr().out.count("broken") == 2
+    assert capsys.readouterr().out.count("an error of the model") == 2
     records = ask("logs", "small")[1]["runs"]
-    assert any("broken" in line for line in records[0]["stderr"]), "of its canary"
+    assert any("an error of the model" in line for line in records[0]["stderr"]), "of its canary"
+    stub("{}")
     assert ask("run", "small.toml", "--no-canary", "--only", "arch=gru")[0] == 0
     assert sorted(state for state, _ in states(ask).values()) == ["done", "pending"]

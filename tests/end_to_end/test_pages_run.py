@@ -17,6 +17,7 @@ from tests.docs_blocks import ROOT, Session, command_words, pages, place_of, rea
 from tests.ray_lab import RayLab
 from tests.seqlm.training.studies import write_text
 from tests.slurm.real import require_slurm
+from tests.small_study import STUB_LAUNCH
 
 pytestmark = pytest.mark.process
 
@@ -37,6 +38,7 @@ EDITS: Mapping[str, Mapping[str, str]] = {
     "docs/start/first-study.md": {
         'data = { corpus = "pydoc", vocab_size = 1000 }': 'data.corpus = "files"',
         "train.epochs = 4": "train = { epochs = 4, batch_size = 4, seq_len = 10 }",
+        "seqlm report first": "seqlm report first --no-behaviour",
     },
     "docs/guides/slurm.md": {**TINY_TEXT, **SMALL, "cpus = 4": "cpus = 1", "timeout_min": SLURM_ON_CPUS},
     "docs/guides/ray.md": {
@@ -46,6 +48,7 @@ EDITS: Mapping[str, Mapping[str, str]] = {
         "[resources]": RAY_ON_CPUS,
     },
     "docs/guides/moving.md": TINY_TEXT,
+    "docs/guides/own-model.md": {'"pydoc"': '"files"', "train.batch_size = 100": "train.batch_size = 4"},
     "docs/guides/search.md": {
         'data.corpus = "pydoc"': 'data.corpus = "files"\ntrain.seq_len = 10',
         "train.batch_size = 40": "train.batch_size = 4",
@@ -54,6 +57,8 @@ EDITS: Mapping[str, Mapping[str, str]] = {
     },
 }
 """Page -> texts of its blocks that tests replace, to train for less time and without GPUs."""
+TRAINED = ("docs/start/first-study.md",)
+"""Pages that use a trained model; on others, the stub trains (:mod:`tests.tools.stub_worker`)."""
 DRAWN = ("docs/guides/writing-up.md",)
 """Pages whose reports have figures; on others, the files of figures are blank."""
 
@@ -79,10 +84,11 @@ def _env(page: str, env: Mapping[str, str]) -> dict[str, str]:
 
 def _run(page: str, folder: Path, env: Mapping[str, str], enter: Callable[[Sequence[str]], list[str]] = list) -> None:
     edits = EDITS.get(page, {})
-    if any('data.corpus = "files"' in new for new in edits.values()):
+    if any('"files"' in new for new in edits.values()):
         env = {**env, "SEQLM_DATA": str(write_text(folder / "text"))}
     crawl = Crawl(folder.parent, epochs=0, step_seconds=0.1)
-    Session(folder, env, enter=enter, edits=edits, crawl=crawl).run_page(ROOT / page)
+    program = ROOT / "launch.py" if page in TRAINED else STUB_LAUNCH
+    Session(folder, env, program=program, enter=enter, edits=edits, crawl=crawl).run_page(ROOT / page)
 
 
 @pytest.mark.parametrize("page", pages_on("local", "study"))

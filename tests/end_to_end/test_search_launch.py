@@ -1,4 +1,4 @@
-"""A search on this machine, with real workers."""
+"""A search on this machine. That it leaves the results of runs as they are: ``tests/seqlm/training/test_rungs.py``."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from seqlm.files import write_json_lines
 from tests import commands, searches
 from tests.crawl import Crawl
 from tests.facts import failure_of
-from tests.outcome import alone, outcome
 from tests.seqlm.training.studies import make_config, make_run
 from tests.small_study import Study, read_soon
 
 pytestmark = pytest.mark.process
 
 
-def test_a_search_stops_what_is_behind_although_a_worker_is_killed_and_what_goes_on_is_exact(
+def test_a_search_stops_what_is_behind_although_a_worker_is_killed_and_retry_lets_it_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crawl = Crawl(tmp_path, epochs=1)
     for name, value in crawl.env.items():
         monkeypatch.setenv(name, value)
-    study = Study(tmp_path, epochs=searches.EPOCHS, rates=searches.RATES, cpus=1)
+    study = Study(tmp_path, stub=True, epochs=searches.EPOCHS, rates=searches.RATES, cpus=1)
     study.write(searches.TABLE)
     launcher = study.start("run", "small.toml")
     victim = searches.kill_between_rungs(study.runs)
@@ -44,18 +43,16 @@ def test_a_search_stops_what_is_behind_although_a_worker_is_killed_and_what_goes
     status = study("status", "small.toml")
     assert all(str(run.observe().reason) in status.stdout for run in stopped)
 
-    expected = alone(runs, tmp_path / "text", tmp_path / "alone", monkeypatch)
-    assert all(outcome(run) == expected[run.id] for run in runs if run not in stopped)
     assert "0 of 4 runs to do" in study("run", "small.toml").stderr
     again = study("retry", "small.toml", "--kind", "stopped", "--json")
     while any(run["state"] == "stopped" for run in json.loads(again.stdout)["data"]["runs"]):  # at the next rung
         again = study("retry", "small.toml", "--kind", "stopped", "--json")
     assert again.returncode == 0
-    assert {run.id: outcome(run) for run in runs} == expected
+    assert set(searches.ends_of(runs).values()) == {searches.EPOCHS}
 
 
 def test_all_ranks_of_a_run_leave_at_its_rung_and_go_on_together(tmp_path: Path) -> None:
-    study = Study(tmp_path, ranks=2, cpus=1)
+    study = Study(tmp_path, lines=60, ranks=2, cpus=1)
     study.write("[search]", "rungs = [1]", "min_runs = 1", "keep = 0.5")
     for number in (1, 2):
         better = make_run(tmp_path / f"runs/small/better-{number:08x}", make_config(seed=number))

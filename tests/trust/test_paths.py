@@ -64,7 +64,7 @@ def marks(*folders: Path) -> list[Path]:
 
 def test_a_whole_study_lives_in_a_folder_with_a_name_like_a_program(tmp_path: Path) -> None:
     folder = tmp_path / HOSTILE
-    study = Study(folder)
+    study = Study(folder, epochs=1, lines=60)
     manifest = folder / "-rf $(touch x)\n.toml"
     text = (folder / "small.toml").read_text()
     manifest.write_text(f"{text}resources.ranks = 2\nresources.cpus = 1\nresources.gpus = 0\n")  # ranks meet in a file
@@ -76,7 +76,7 @@ def test_a_whole_study_lives_in_a_folder_with_a_name_like_a_program(tmp_path: Pa
         return done
 
     assert json.loads(command("plan", f"./{manifest.name}").stdout)["ok"]
-    done = command("run", f"./{manifest.name}", "--backend", "local", "--report", "--no-behaviour")
+    done = command("run", f"./{manifest.name}", "--backend", "local")
     assert all(line.isprintable() for line in done.stderr.splitlines())
     for words in (["status"], ["logs"], ["cancel"], ["retry", "--backend", "local"], ["report", "--no-behaviour"]):
         command(words[0], str(runs / "small"), *words[1:])

@@ -70,8 +70,9 @@ def test_a_checkpoint_that_is_a_program_is_refused_and_does_not_run(
 
 
 def test_commands_on_a_study_with_such_a_checkpoint_do_not_run_it(tmp_path: Path) -> None:
-    study, marker = Study(tmp_path, epochs=1), tmp_path / "marker"
+    study, marker = Study(tmp_path, stub=True, epochs=1), tmp_path / "marker"
     assert study("run", "small.toml").returncode == 0
+    study.program = ROOT / "launch.py"
     (run,) = study.runs()
     as_archive(run.best_checkpoint, marker)
     done = study("behaviour", "small", "--backend", "local")

@@ -31,6 +31,8 @@ T = TypeVar("T")
 VALUES: list[Any] = [None, True, [], "x", 2**62]
 DEEPEST = 5
 """Tables within one another in which fields are changed."""
+MANY = 12
+"""Fields."""
 
 
 def changed(document: Any, value: Any, deepest: int = DEEPEST) -> Iterator[Any]:
@@ -53,9 +55,10 @@ def variants(document: Any) -> list[Any]:
 
 
 def rounds(documents: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield variants of all documents at once, until each field of each has had two values."""
+    """Yield variants of all documents at once: two for each field of the longest, all if it has few."""
     found = {name: variants(document) for name, document in documents.items()}
-    for number in range(2 * max(map(len, found.values())) // len(VALUES)):
+    fields = max(map(len, found.values())) // len(VALUES)
+    for number in range(fields * (len(VALUES) if fields < MANY else 2)):
         yield {name: several[number % len(several)] for name, several in found.items()}
 
 
