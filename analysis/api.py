@@ -72,7 +72,7 @@ def open_study(paths: str | Path | Iterable[str | Path]) -> Study:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Study(files.Study):
+class Study(files.StudyFiles):
     """What the files of a study hold. Get one from :func:`open_study`.
 
     ``runs``, ``epochs`` and ``attempts`` are DataFrames, as are the properties below; the columns of each are

@@ -36,7 +36,7 @@ from analysis.study import units
 from analysis.study.examined import examined_runs
 from analysis.study.numbering import VariantNumber
 from analysis.study.settings import best_settings
-from analysis.study.study import Study, load_study
+from analysis.study.study import StudyFiles, load_study
 from analysis.study.values import rows_of
 from seqlm.errors import FileError, UsageError
 from seqlm.files import folder_beside, make_directory, replace_folder, write_new
@@ -89,7 +89,7 @@ def folder_of(*study_dirs: Path, output: Path | None = None) -> tuple[Path, Path
     return folder, target
 
 
-def report_files(study: Study) -> dict[str, bytes]:
+def report_files(study: StudyFiles) -> dict[str, bytes]:
     """Every file of the report by its path in the report's folder."""
     page = report_page(study)
     drawn = {f"{chart.name}.{kind}": figure_bytes(chart.figure, kind) for chart in page.charts for kind in FORMATS}
@@ -134,7 +134,7 @@ SHOWN = ("results", "settings", "search-frontier", "published", "validation")
 """Tables and figures that the page shows at once."""
 
 
-def report_sections(study: Study) -> list[Section]:
+def report_sections(study: StudyFiles) -> list[Section]:
     """Everything below the report's header: what a reader asks first, then the rest, folded."""
     nothing = Prose(text="No epoch has been finished yet, so there are no curves.")
     unfinished = open_runs_table(study)
@@ -170,7 +170,7 @@ STATES = ("done", "running", "queued", "pending", "stopped", "cancelled", "faile
 class Page:
     """What the report says, its figures not yet drawn."""
 
-    study: Study
+    study: StudyFiles
     sections: list[Section]
     """In the order of the page, each with a block."""
     data: dict[str, pd.DataFrame]
@@ -202,7 +202,7 @@ class Page:
         ]
 
 
-def report_page(study: Study) -> Page:
+def report_page(study: StudyFiles) -> Page:
     """What the report says, its figures not yet drawn."""
     data = {
         "runs": study.runs,

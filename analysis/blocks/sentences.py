@@ -14,7 +14,7 @@ from analysis.study import units
 from analysis.study.columns import SAME_TEXT
 from analysis.study.comparison import APART, finished, went_further
 from analysis.study.settings import Setting
-from analysis.study.study import Study
+from analysis.study.study import StudyFiles
 
 
 def sentences(template: str, **values: Any) -> list[str]:
@@ -70,7 +70,7 @@ def first_few(items: Sequence[str], most: int) -> str:
 # -- one text or several, how many runs, and how many epochs of each -----------------------------------------------
 
 
-def text_sentences(study: Study, closing: str = "This section is about the first text alone.") -> list[str]:
+def text_sentences(study: StudyFiles, closing: str = "This section is about the first text alone.") -> list[str]:
     """Return a warning, which ends with ``closing``, if the runs predict different texts; nothing else."""
     return sentences(
         "texts",
@@ -81,7 +81,7 @@ def text_sentences(study: Study, closing: str = "This section is about the first
     )
 
 
-def scoring_sentences(study: Study) -> list[str]:
+def scoring_sentences(study: StudyFiles) -> list[str]:
     """Say how validation text is scored, and over how many tokens, if finished runs on one text differ in that."""
     done = finished(study.runs)
     ways = {key: done[f"eval.{key}"].fillna(done[f"train.{key}"]) for key in ("batch_size", "seq_len")}
@@ -95,7 +95,7 @@ def scoring_sentences(study: Study) -> list[str]:
     return found
 
 
-def scope_sentences(study: Study) -> list[str]:
+def scope_sentences(study: StudyFiles) -> list[str]:
     """Say by which epochs the runs of a study at equal epochs are compared, and which runs are not, if they differ."""
     apart = study.runs[study.runs["state"] == APART].sort_values("number")
     return sentences(
@@ -114,7 +114,7 @@ def scope_sentences(study: Study) -> list[str]:
     )
 
 
-def scope(study: Study) -> str:
+def scope(study: StudyFiles) -> str:
     """Return what the numbers of a table or figure are of, with a space in front: epochs, and runs of how many.
 
     Empty if every run has finished, all with the same epochs. ``study`` is one at equal epochs.

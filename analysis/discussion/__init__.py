@@ -10,10 +10,10 @@ from analysis.discussion.next_runs import next_blocks
 from analysis.discussion.picks import picks_blocks
 from analysis.discussion.reliability import reliability_blocks
 from analysis.study.pairs import pairs_of
-from analysis.study.study import Study
+from analysis.study.study import StudyFiles
 
 
-def discussion_section(study: Study) -> Section:
+def discussion_section(study: StudyFiles) -> Section:
     """Return four parts; a question that the data cannot answer yet is answered by a sentence that says so."""
     compared = study.compared
     one = compared.on_one_text
@@ -31,7 +31,7 @@ def discussion_section(study: Study) -> Section:
     return Section(name="discussion", title="Discussion", blocks=blocks)
 
 
-def next_section(study: Study) -> Section:
+def next_section(study: StudyFiles) -> Section:
     """What to run next, from the data alone."""
     settings = study.compared.on_one_text.settings
     return Section(name="next", title="What to run next", blocks=next_blocks(study, settings))

@@ -20,10 +20,10 @@ from analysis.study import units
 from analysis.study.comparison import finished
 from analysis.study.pairs import ARCHITECTURE, OPTIMIZER, Pair, changes_of, pairs_of
 from analysis.study.settings import Setting, best_of, best_settings, by_perplexity, on_one_machine
-from analysis.study.study import Study
+from analysis.study.study import StudyFiles
 
 
-def optimizers_blocks(study: Study, settings: Sequence[Setting], pairs: Sequence[Pair]) -> list[Block]:
+def optimizers_blocks(study: StudyFiles, settings: Sequence[Setting], pairs: Sequence[Pair]) -> list[Block]:
     """The comparison over all settings, then in pairs. ``pairs``: of :func:`analysis.study.pairs.pairs_of`."""
     rows = _rows(study, settings)
     duels = _duels([pair for pair in pairs if pair.key == OPTIMIZER])
@@ -41,7 +41,7 @@ def optimizers_blocks(study: Study, settings: Sequence[Setting], pairs: Sequence
     return [Points(items=said), _table(rows, scope(study))] if rows else paragraphs(said)
 
 
-def _rows(study: Study, settings: Sequence[Setting]) -> list[dict[str, Any]]:
+def _rows(study: StudyFiles, settings: Sequence[Setting]) -> list[dict[str, Any]]:
     """Return a row for each optimizer with a finished run, in the report's order. Times are those on one machine."""
     done = finished(study.runs)
     timed = {run for setting in on_one_machine(settings) for run in setting.runs}
@@ -138,7 +138,7 @@ def _table(rows: Sequence[dict[str, Any]], of: str) -> Table:
 # -- any hyperparameter ------------------------------------------------------------------------------------------------
 
 
-def effects_section(study: Study) -> Section:
+def effects_section(study: StudyFiles) -> Section:
     """Every setting over the values of each hyperparameter, and the changes between those alike in all others."""
     one = study.on_one_text.compared
     settings = one.settings

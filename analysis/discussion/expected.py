@@ -27,7 +27,7 @@ from analysis.study.pairs import (
 )
 from analysis.study.record import Expectation
 from analysis.study.settings import Setting, differ, interval, settings_of
-from analysis.study.study import Study
+from analysis.study.study import StudyFiles
 from analysis.study.values import rows_of
 
 METRICS = {
@@ -91,7 +91,7 @@ class Case:
         return write(self.values[0]), write(self.values[1])
 
 
-def expected_blocks(study: Study) -> list[Block]:
+def expected_blocks(study: StudyFiles) -> list[Block]:
     """A sentence for each expectation, and a row for each case of it."""
     points, kinds, found = [], Counter[str](), list[Case]()
     for place, expectation in enumerate(study.expectations, start=1):
@@ -121,7 +121,7 @@ def expected_blocks(study: Study) -> list[Block]:
 # -- cases ---------------------------------------------------------------------------------------------------------
 
 
-def _reached(study: Study, metric: str, ids: Sequence[str]) -> list[Reached]:
+def _reached(study: StudyFiles, metric: str, ids: Sequence[str]) -> list[Reached]:
     """Return the settings of some finished runs, with the values of those that have the number."""
     runs = study.runs[study.runs["id"].isin(ids)]
     runs = runs[runs[metric].map(units.is_number) & ((runs[metric] > 0) | (metric == "gap"))]
@@ -196,7 +196,7 @@ def _verdict(cases: Sequence[Case]) -> str:
     return ONE_SEED if ONE_SEED in shown else UNCLEAR
 
 
-def _missing(study: Study, expectation: Expectation, sides: Sequence[Sequence[Reached]]) -> str | None:
+def _missing(study: StudyFiles, expectation: Expectation, sides: Sequence[Sequence[Reached]]) -> str | None:
     """Name the runs of a side of which none has finished with the number; ``None`` if both sides have one."""
     empty = [ids for side, ids in zip(sides, (expectation.lower, expectation.higher), strict=True) if not side]
     runs = study.runs[study.runs["id"].isin([one for ids in empty for one in ids])].sort_values("number")

@@ -16,7 +16,7 @@ from analysis.blocks.sentences import sentences
 from analysis.study import units
 from analysis.study.comparison import finished
 from analysis.study.settings import Setting, by_perplexity
-from analysis.study.study import Study
+from analysis.study.study import StudyFiles
 from analysis.study.values import rows_of
 from seqlm.optimizers import ANNEALED, PUBLISHED
 
@@ -35,7 +35,7 @@ NO_RATE = 0.01
 LONGER, SCHEDULE = "more epochs", "longer schedule"
 
 
-def next_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]:
+def next_blocks(study: StudyFiles, settings: Sequence[Setting]) -> list[Block]:
     """Proposals that the data support. ``settings``: those that are compared."""
     runs = study.runs.sort_values("number")
     runs = runs.assign(reference=runs["number"].astype(str) + " " + runs["name"])
@@ -84,7 +84,7 @@ def _question(settings: Sequence[Setting]) -> dict[str, Any]:
 # -- longer --------------------------------------------------------------------------------------------------------
 
 
-def falling_runs(study: Study) -> pd.DataFrame:
+def falling_runs(study: StudyFiles) -> pd.DataFrame:
     """Return the finished runs that fell by more than 0.1 % an epoch at their end (``fall``), the lowest first.
 
     ``proposal`` is more epochs, or for a run whose learning rate has come to its end a longer schedule in a new run.

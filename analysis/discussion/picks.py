@@ -11,10 +11,10 @@ from analysis.plots.scatter import time_chart
 from analysis.study import units
 from analysis.study.comparison import WITHIN
 from analysis.study.settings import Setting, best_of, is_longer, on_one_machine
-from analysis.study.study import OVERFITTED_FROM, Study
+from analysis.study.study import OVERFITTED_FROM, StudyFiles
 
 
-def picks_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]:
+def picks_blocks(study: StudyFiles, settings: Sequence[Setting]) -> list[Block]:
     """The picks in sentences, as a table, and in a figure. Times are those on one machine."""
     if not settings:
         return [Prose(text="No run has finished, so there is nothing to pick.")]

@@ -17,7 +17,7 @@ from analysis.blocks.sentences import scope, sentences
 from analysis.blocks.table import Column, Table, number
 from analysis.study import units
 from analysis.study.settings import Setting
-from analysis.study.study import Study
+from analysis.study.study import StudyFiles
 
 ENOUGH = 3
 """Settings, finished or diverged, that an architecture needs to be ranked."""
@@ -26,7 +26,7 @@ NEAR = 1.2
 """Multiple of the study's lowest perplexity within which settings are counted."""
 
 
-def reliability_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]:
+def reliability_blocks(study: StudyFiles, settings: Sequence[Setting]) -> list[Block]:
     """Return the verdict if there are enough settings, and the numbers of each architecture."""
     lowest = min((setting.val_ppl for setting in settings), default=math.nan)
     rows = _rows(study, settings, lowest)
@@ -35,7 +35,7 @@ def reliability_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]
     return [*paragraphs(told), *([_table(rows, scope(study))] if rows else [])]
 
 
-def _rows(study: Study, settings: Sequence[Setting], lowest: float) -> list[dict[str, Any]]:
+def _rows(study: StudyFiles, settings: Sequence[Setting], lowest: float) -> list[dict[str, Any]]:
     """Return one row for each architecture with a run that finished or diverged, in the report's order.
 
     A setting with a diverged run counts as tried (``settings``) and as not within any factor, even if it has finished

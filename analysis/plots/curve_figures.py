@@ -30,7 +30,7 @@ from analysis.plots.curves import (
 from analysis.study import units
 from analysis.study.comparison import finished
 from analysis.study.numbering import RunNumber
-from analysis.study.study import Study
+from analysis.study.study import StudyFiles
 from analysis.study.values import Values
 
 BEST_PANELS = 6
@@ -38,7 +38,7 @@ BEST_PANELS = 6
 
 
 @look.applied()
-def curve_charts(study: Study) -> list[Chart]:
+def curve_charts(study: StudyFiles) -> list[Chart]:
     """Every figure that the study's epochs allow; none while no epoch has been finished.
 
     Of more than ``MOST_LINES`` curves, only the first figure has panels over time.
@@ -60,7 +60,7 @@ def curve_charts(study: Study) -> list[Chart]:
 
 
 @look.applied()
-def group_chart(study: Study, title: str, curves: Sequence[Curve]) -> Chart | None:
+def group_chart(study: StudyFiles, title: str, curves: Sequence[Curve]) -> Chart | None:
     """Those of the ``curves`` of a study that are of a group of ``[report] groups``; none if it has none."""
     runs = study.runs[study.runs["id"].isin(study.groups[title])]
     numbers = set(runs["number"])
@@ -72,7 +72,7 @@ def group_chart(study: Study, title: str, curves: Sequence[Curve]) -> Chart | No
 # -- validation ----------------------------------------------------------------------------------------------------
 
 
-def runs_chart(study: Study, runs: pd.DataFrame, curves: Sequence[Curve], name: str, title: str) -> Chart:
+def runs_chart(study: StudyFiles, runs: pd.DataFrame, curves: Sequence[Curve], name: str, title: str) -> Chart:
     """The curves of some runs over epochs and over time, with a legend of their names."""
     chart = _chart({"": curves}, study, name, title, legend_entries(curves), 3)
     done = finished(runs)
@@ -93,7 +93,7 @@ def runs_chart(study: Study, runs: pd.DataFrame, curves: Sequence[Curve], name: 
     return Chart(name=name, title=chart.title, caption=" ".join(caption), figure=chart.figure)
 
 
-def rows_chart(study: Study, rows: Mapping[str, Sequence[Curve]], key: str) -> Chart:
+def rows_chart(study: StudyFiles, rows: Mapping[str, Sequence[Curve]], key: str) -> Chart:
     """A row for each optimizer, or for each architecture: its curves over epochs and over time."""
     curves = [curve for row in rows.values() for curve in row]
     archs, optimizers = {curve.arch for curve in curves}, {curve.optimizer for curve in curves}
@@ -103,7 +103,7 @@ def rows_chart(study: Study, rows: Mapping[str, Sequence[Curve]], key: str) -> C
 
 def _chart(
     rows: Mapping[str, Sequence[Curve]],
-    study: Study,
+    study: StudyFiles,
     name: str,
     title: str,
     entries: Sequence[Line2D],
@@ -140,14 +140,14 @@ def _chart(
     return Chart(name=name, title=f"{title} over {spoken}", caption=caption, figure=figure)
 
 
-def _unit(study: Study) -> Unit:
+def _unit(study: StudyFiles) -> Unit:
     return unit_for(study.epochs["elapsed_seconds"].max())
 
 
 # -- a panel for each run ------------------------------------------------------------------------------------------
 
 
-def panels_chart(study: Study, curves: Sequence[Curve], unit: Unit | None) -> Chart:
+def panels_chart(study: StudyFiles, curves: Sequence[Curve], unit: Unit | None) -> Chart:
     """Training and validation perplexity of each run in a panel of its own, over time, or for ``None`` over epochs."""
     shown = choose_panels(curves)
     entries = [

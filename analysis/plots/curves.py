@@ -21,7 +21,7 @@ from analysis.plots.axes import Mark, Unit, fit, place_numbers, shared_cut
 from analysis.study import units
 from analysis.study.comparison import finished
 from analysis.study.numbering import RunNumber
-from analysis.study.study import Study
+from analysis.study.study import StudyFiles
 from analysis.study.values import Values
 
 LABEL_LENGTH = 28
@@ -111,7 +111,7 @@ class Curve:
         return np.concatenate([values for values in (self.val_ppl, self.low, self.high) if values is not None])
 
 
-def curves_of(study: Study) -> list[Curve]:
+def curves_of(study: StudyFiles) -> list[Curve]:
     """The curves of the runs that have a perplexity to draw, by number."""
     names = ["epoch", "elapsed_seconds", "train_ppl", "val_ppl"]
     columns = study.epochs[names].to_numpy(float, na_value=math.nan).T
@@ -130,7 +130,7 @@ def curves_of(study: Study) -> list[Curve]:
     return curves
 
 
-def setting_curves(study: Study, curves: Sequence[Curve]) -> list[Curve]:
+def setting_curves(study: StudyFiles, curves: Sequence[Curve]) -> list[Curve]:
     """``curves`` with the finished seeds of a setting as one, by number; all others as they are."""
     done = set(finished(study.runs)["number"])
     groups: dict[RunNumber, list[Curve]] = defaultdict(list)

@@ -26,7 +26,7 @@ from analysis.plots.axes import (
 from analysis.study import units
 from analysis.study.comparison import finished
 from analysis.study.settings import Setting
-from analysis.study.study import Study
+from analysis.study.study import StudyFiles
 
 MOST_NUMBERS = 40
 """Of more points, only those on the front carry their numbers, and all are smaller."""
@@ -98,7 +98,7 @@ STOPPED: dict[str, Any] = {"marker": "x", "markersize": 5, "markeredgewidth": 1.
 
 
 @look.applied()
-def frontier_chart(study: Study, epochs: pd.DataFrame, hours: str) -> Chart:
+def frontier_chart(study: StudyFiles, epochs: pd.DataFrame, hours: str) -> Chart:
     """Draw a line for each architecture. ``epochs`` and ``hours``: see :func:`analysis.sections.search.spent_hours`."""
     done = set(finished(study.runs)["id"])
     found = epochs[np.isfinite(epochs["val_ppl"])]

@@ -17,7 +17,7 @@ from analysis.plots.axes import MOST_MARKED, draw_points, fit, label_grid, panel
 from analysis.study import units
 from analysis.study.pairs import CHOICES, chains, is_numeric, printed, sorted_values
 from analysis.study.settings import Setting
-from analysis.study.study import Study
+from analysis.study.study import StudyFiles
 from seqlm.config import varying_keys
 
 MOST_SLICES = 12
@@ -26,7 +26,7 @@ FEW_VALUES = 8
 
 
 @look.applied()
-def slices_chart(study: Study) -> Chart | None:
+def slices_chart(study: StudyFiles) -> Chart | None:
     """A panel for each key that varies; none where none does."""
     settings = study.settings
     keys = slice_keys(settings)

@@ -13,7 +13,7 @@ from analysis.blocks.figure import Chart
 from analysis.plots import look
 from analysis.plots.axes import panels_with_legend, unit_for
 from analysis.study import units
-from analysis.study.study import Study
+from analysis.study.study import StudyFiles
 from seqlm.reading import moment
 
 MOST_LANES = 40
@@ -33,7 +33,7 @@ Lanes: TypeAlias = Mapping[str, list[Bar]]
 """GPU or host -> its attempts, by their start; those that overlap on one are in lanes of their own."""
 
 
-def lanes_of(study: Study) -> Lanes:
+def lanes_of(study: StudyFiles) -> Lanes:
     """Return the first lanes of the attempts whose start and end are known."""
     facts = study.attempts.join(study.runs.set_index("id")["arch"], on="id")
     facts["start"], facts["end"] = facts["started_at"].map(moment), facts["ended_at"].map(moment)
@@ -49,7 +49,7 @@ def lanes_of(study: Study) -> Lanes:
 
 
 @look.applied()
-def timeline_chart(study: Study) -> Chart | None:
+def timeline_chart(study: StudyFiles) -> Chart | None:
     """A bar for each attempt; none where no attempt has both its times."""
     lanes = lanes_of(study)
     if not lanes:

@@ -17,7 +17,7 @@ from analysis.sections.samples import LEAST_DISTINCT, MOST_REPEATED, MOST_UNKNOW
 from analysis.study import units
 from analysis.study.examined import ExaminedRun, examined_runs
 from analysis.study.settings import best_runs, in_report_order
-from analysis.study.study import Study
+from analysis.study.study import StudyFiles
 from analysis.study.units import plain_text
 from analysis.study.values import Values, rows_of
 
@@ -35,7 +35,7 @@ FEWEST = 3
 TWO_DECIMALS = units.decimals(".2f")
 
 
-def behaviour_section(study: Study) -> Section:
+def behaviour_section(study: StudyFiles) -> Section:
     """Loss at each time step, gradients back in time, and samples."""
     runs = examined_runs(study)
     shown = [run for run in runs if run.is_shown]
@@ -78,7 +78,7 @@ def behaviour_section(study: Study) -> Section:
     return Section(name="behaviour", title="Behaviour of the trained models", short="Behaviour", blocks=blocks)
 
 
-def samples_appendix(study: Study) -> Section:
+def samples_appendix(study: StudyFiles) -> Section:
     """All samples of the runs that the section shows; without a block where there are none."""
     blocks = all_samples([run for run in examined_runs(study) if run.is_shown])
     return Section(name="all-samples", title="Appendix: all samples", short="All samples", blocks=blocks)

@@ -14,10 +14,10 @@ from analysis.plots.timeline import timeline_chart
 from analysis.study import units
 from analysis.study.comparison import finished
 from analysis.study.settings import in_report_order
-from analysis.study.study import Study
+from analysis.study.study import StudyFiles
 
 
-def cost_section(study: Study) -> Section:
+def cost_section(study: StudyFiles) -> Section:
     """Time, memory and machines of every run, and of all together."""
     attempts = costs_of(study.attempts)
     blocks: list[Block] = [Prose(text="No run has been started yet, so nothing has been spent.")]
@@ -43,7 +43,7 @@ def costs_of(attempts: pd.DataFrame) -> pd.DataFrame:
 # -- the table -----------------------------------------------------------------------------------------------------
 
 
-def cost_table(study: Study, attempts: pd.DataFrame) -> Table:
+def cost_table(study: StudyFiles, attempts: pd.DataFrame) -> Table:
     """A row for each run that has been started. ``attempts`` as :func:`costs_of` gives them."""
     by_run = attempts.groupby("id", sort=False)
     last = attempts.drop_duplicates("id", keep="last").set_index("id")
@@ -84,7 +84,7 @@ def cost_table(study: Study, attempts: pd.DataFrame) -> Table:
 # -- totals --------------------------------------------------------------------------------------------------------
 
 
-def totals(study: Study, attempts: pd.DataFrame) -> list[str]:
+def totals(study: StudyFiles, attempts: pd.DataFrame) -> list[str]:
     """What all runs together have cost, in sentences. ``attempts`` as :func:`costs_of` gives them."""
     over = study.runs.loc[study.runs["state"].isin(["failed", "cancelled"]), "id"]
     failed_before = attempts.duplicated("id", keep="last") & (attempts["outcome"] == "failed")

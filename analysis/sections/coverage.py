@@ -9,14 +9,14 @@ from analysis.blocks.sentences import scope
 from analysis.blocks.table import Column, Table, number
 from analysis.study import units
 from analysis.study.settings import Setting, by_perplexity
-from analysis.study.study import Study
+from analysis.study.study import StudyFiles
 from analysis.study.values import rows_of
 
 REASONS = {"running": "At work while this report was written.", "queued": "Waits for its turn."}
 """Of runs for which none is recorded."""
 
 
-def coverage_table(study: Study) -> Table:
+def coverage_table(study: StudyFiles) -> Table:
     """A row for each architecture, with the best setting and the states of its runs with each optimizer."""
     one = study.on_one_text.compared
     best: dict[tuple[Any, Any], Setting] = {}
@@ -51,7 +51,7 @@ def coverage_table(study: Study) -> Table:
     )
 
 
-def open_runs_table(study: Study) -> Table:
+def open_runs_table(study: StudyFiles) -> Table:
     """The runs that are not done, by number, those of the manifest without a directory too, with the end of their logs.
 
     Those that a search has stopped are in its section.

@@ -13,7 +13,7 @@ from analysis.blocks.sentences import sentences
 from analysis.blocks.table import RUN_COLUMNS, Column, Table, number
 from analysis.study import units
 from analysis.study.settings import in_report_order
-from analysis.study.study import Study
+from analysis.study.study import StudyFiles
 from analysis.study.values import rows_of
 
 WITHIN, BELOW, ABOVE, NO_REPLICATIONS = "within", "below", "above", "no replications"
@@ -23,7 +23,7 @@ PUBLISHED = ["published_val_ppl", "published_train_ppl"]
 """Columns of the runs table; a run that has one of them is compared."""
 
 
-def published_section(study: Study) -> Section:
+def published_section(study: StudyFiles) -> Section:
     """How close the runs come to what has been published of them; no block where nothing has been."""
     runs = in_report_order(study.after(study.runs["published_epochs"]).runs)
     published = runs[PUBLISHED].map(units.is_number).any(axis=1)

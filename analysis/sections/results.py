@@ -26,7 +26,7 @@ from analysis.study.settings import (
     repeats_seeds,
     settings_of,
 )
-from analysis.study.study import OVERFITTED_FROM, Study
+from analysis.study.study import OVERFITTED_FROM, StudyFiles
 from analysis.study.values import rows_of
 from seqlm.config import LATER_KEYS
 
@@ -51,7 +51,7 @@ TIE = "\N{ALMOST EQUAL TO}"
 BITS = number("val_bits_per_byte", "Bits/byte", units.decimals(".3f"))
 
 
-def results_blocks(study: Study) -> list[Block]:
+def results_blocks(study: StudyFiles) -> list[Block]:
     """Which setting is best and how sure that is, tables of runs and settings, and runs that ended worse."""
     compared = study.compared
     return [
@@ -65,7 +65,7 @@ def results_blocks(study: Study) -> list[Block]:
     ]
 
 
-def only_text(study: Study) -> list[str]:
+def only_text(study: StudyFiles) -> list[str]:
     """Name what all finished runs predict; nothing if that is several texts, or no run has finished."""
     if len(study.texts) != 1:
         return []
@@ -85,7 +85,7 @@ def best_sentences(settings: Sequence[Setting]) -> list[str]:
     return sentences("best", best=best, next=second, equal=equal, difference=difference)
 
 
-def groups_section(study: Study) -> Section:
+def groups_section(study: StudyFiles) -> Section:
     """A table and a figure for each group of ``[report] groups`` that has a run; no block if there is none."""
     blocks: list[Block] = []
     curves = curves_of(study) if study.groups else []
@@ -99,7 +99,7 @@ def groups_section(study: Study) -> Section:
 # -- results -------------------------------------------------------------------------------------------------------
 
 
-def results_table(study: Study, group: str | None = None) -> Table:
+def results_table(study: StudyFiles, group: str | None = None) -> Table:
     """Perplexity of every run, or of those of a group, at its best epoch and after its last, at equal epochs.
 
     The lowest run of the best setting of each architecture among those of the table is bold; on each text, if the study
@@ -169,7 +169,7 @@ def overfitting(done: pd.DataFrame) -> list[str]:
     return sentences("overfitting", groups=groups, most=MOST_NAMED)
 
 
-def settings_table(study: Study) -> Table:
+def settings_table(study: StudyFiles) -> Table:
     """Validation perplexity of each setting over its seeds, against the best setting of its architecture and text."""
     lowest = {(setting.text, setting.arch): setting for setting in best_settings(study.settings)}
 
@@ -219,7 +219,7 @@ def _tie(p_value: float | None) -> str:
 # -- bits per byte: runs on one text with different vocabularies, whose perplexities do not compare ----------------
 
 
-def bits_blocks(study: Study) -> list[Block]:
+def bits_blocks(study: StudyFiles) -> list[Block]:
     """Return a ranking of the runs on each text that is predicted with several vocabularies; nothing if none is."""
     ranked = _ranked_by_bits(study)
     if ranked.empty:
@@ -228,7 +228,7 @@ def bits_blocks(study: Study) -> list[Block]:
     return [*paragraphs(said), _bits_table(ranked)]
 
 
-def _ranked_by_bits(study: Study) -> pd.DataFrame:
+def _ranked_by_bits(study: StudyFiles) -> pd.DataFrame:
     """Return the finished runs whose text is also predicted with another vocabulary, best first on each text."""
     runs = finished(study.runs)
     several = runs.groupby(SAME_TEXT, dropna=False)["text"].transform("nunique") > 1
@@ -263,7 +263,7 @@ def _bits_table(ranked: pd.DataFrame) -> Table:
 # -- hyperparameters -----------------------------------------------------------------------------------------------
 
 
-def hyperparameter_blocks(study: Study) -> list[Block]:
+def hyperparameter_blocks(study: StudyFiles) -> list[Block]:
     """Every hyperparameter of every run, and the command that launches it; a sentence names what all runs share."""
     values = {key: set(map(units.plain_value, study.runs[key])) - {units.MISSING} for key in HYPERPARAMETERS}
     varying = [key for key in HYPERPARAMETERS if len(values[key]) > 1 and key not in ("model.arch", "optim.optimizer")]

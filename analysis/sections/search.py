@@ -20,13 +20,13 @@ from analysis.plots.slices import slices_chart
 from analysis.sections.results import epochs_of_run
 from analysis.study import units
 from analysis.study.comparison import finished
-from analysis.study.study import Study
+from analysis.study.study import StudyFiles
 from seqlm.reading import moment
 
 METRICS = {"val_ppl": "validation perplexity", "train_ppl": "training perplexity", "val_loss": "validation loss"}
 
 
-def search_section(study: Study) -> Section:
+def search_section(study: StudyFiles) -> Section:
     """Rungs, stopped runs and the frontier; no block for a study that is no search and has no stopped run."""
     blocks: list[Block] = []
     stopped = study.runs[study.runs["state"] == "stopped"].sort_values(["rung", "rung_value", "number"])
@@ -46,7 +46,7 @@ def search_section(study: Study) -> Section:
     return Section(name="search", title="Search", blocks=blocks)
 
 
-def rung_slices(study: Study, epochs: int) -> Chart | None:
+def rung_slices(study: StudyFiles, epochs: int) -> Chart | None:
     """Every run that has reached a rung as it was there, over each hyperparameter; none if no hyperparameter varies.
 
     These are the only equal epochs that stopped runs have.
@@ -62,7 +62,7 @@ def rung_slices(study: Study, epochs: int) -> Chart | None:
     return replace(chart, name="slices-rung", title=title, caption=f"{caption} {chart.caption}")
 
 
-def _sentences(study: Study, rungs: Sequence[dict[str, Any]]) -> list[str]:
+def _sentences(study: StudyFiles, rungs: Sequence[dict[str, Any]]) -> list[str]:
     epochs, hours = spent_hours(study)
     spent = float(epochs["hours"].iloc[-1]) if len(epochs) else math.nan
     asked = int(study.runs["epochs_asked"].sum()) + sum(run.config.get("train.epochs", 0) for run in study.absent)
@@ -108,7 +108,7 @@ def _rungs_table(rungs: Sequence[dict[str, Any]]) -> Table:
     )
 
 
-def _stopped_table(study: Study, stopped: pd.DataFrame) -> Table:
+def _stopped_table(study: StudyFiles, stopped: pd.DataFrame) -> Table:
     """A row for each stopped run: what it was compared by, with how many, and what would have gone on."""
 
     def place(run: Any) -> str:
@@ -140,13 +140,13 @@ def _stopped_table(study: Study, stopped: pd.DataFrame) -> Table:
 # -- rungs ---------------------------------------------------------------------------------------------------------
 
 
-def rungs_of(study: Study) -> list[int]:
+def rungs_of(study: StudyFiles) -> list[int]:
     """Return the rungs of the study's searches, and those at which a run was stopped, ascending."""
     stopped = set(study.runs["rung"].dropna().astype(int))
     return sorted(stopped.union(*(rule.rungs for rule in study.searches.values())))
 
 
-def rung_of(study: Study, epochs: int) -> dict[str, Any]:
+def rung_of(study: StudyFiles, epochs: int) -> dict[str, Any]:
     """Return what became of the runs at a rung: how many reached it, were stopped here, and went on.
 
     ``pairs``: of finished runs that the search compares with each other, without ties; ``agreeing``, ``share``: those
@@ -184,7 +184,7 @@ def rung_of(study: Study, epochs: int) -> dict[str, Any]:
 HOURS = {"gpus": "GPU hours", "cores": "core hours", "runs": "run hours"}
 
 
-def spent_hours(study: Study) -> tuple[pd.DataFrame, str]:
+def spent_hours(study: StudyFiles) -> tuple[pd.DataFrame, str]:
     """Return the epochs in the order in which they ended, with the ``hours`` that the study had spent by then.
 
     Also return what the hours are: GPU hours if every attempt was on GPUs, core hours if none was, else run hours.
@@ -209,7 +209,7 @@ def spent_hours(study: Study) -> tuple[pd.DataFrame, str]:
     return epochs, HOURS[kind]
 
 
-def whole_hours(study: Study, epochs: pd.DataFrame) -> float:
+def whole_hours(study: StudyFiles, epochs: pd.DataFrame) -> float:
     """Return the hours that the started runs would have taken for all their epochs, at their hours per epoch."""
     each = epochs.assign(own=epochs["hours"].diff().fillna(epochs["hours"]))
     own = each.groupby("id")["own"].agg(["sum", "size"])

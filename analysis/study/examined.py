@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from analysis.study.behaviour import Behaviour, GradientNorms, Sample, StepLosses
 from analysis.study.numbering import RunNumber
 from analysis.study.settings import best_runs, in_report_order, places_of
-from analysis.study.study import Study
+from analysis.study.study import StudyFiles
 from analysis.study.values import rows_of
 from seqlm.architectures import carries_state
 
@@ -59,7 +59,7 @@ class ExaminedRun:
         return self.gradients is not None and (self.carries_state or len(self.gradients.layers) > 1)
 
 
-def examined_runs(study: Study) -> list[ExaminedRun]:
+def examined_runs(study: StudyFiles) -> list[ExaminedRun]:
     """All of them, in the report's order."""
     if not study.behaviours:
         return []

@@ -35,7 +35,7 @@ OVERFITTED_FROM = 1.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class StudyFiles:
     """Everything the report is made of."""
 
     name: str
@@ -144,7 +144,7 @@ class Study:
         return self.epochs[self.epochs["id"] == run_id]
 
 
-def load_study(*study_dirs: Path) -> Study:
+def load_study(*study_dirs: Path) -> StudyFiles:
     """Read every run below each of ``study_dirs``.
 
     Raises:
@@ -198,7 +198,7 @@ def load_study(*study_dirs: Path) -> Study:
     own_models = units.names_in_print(archs, own)
     units.set_own_models(own_models)
     epochs = _epochs_table(runs)
-    return Study(
+    return StudyFiles(
         name=" + ".join(read),
         directories={name: folder for name, (folder, _, _) in read.items()},
         runs=_runs_table(runs, epochs),

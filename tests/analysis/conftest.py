@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from analysis.report import write_report
-from analysis.study.study import Study, load_study
+from analysis.study.study import StudyFiles, load_study
 from tests.analysis.synthetic import make_study
 
 
@@ -15,7 +15,7 @@ def study_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def study(study_dir: Path) -> Study:
+def study(study_dir: Path) -> StudyFiles:
     return load_study(study_dir)
 
 

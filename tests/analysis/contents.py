@@ -9,10 +9,10 @@ from analysis.blocks.section import Block, Points, Prose
 from analysis.blocks.table import Table
 from analysis.plots import curve_figures
 from analysis.report import Page
-from analysis.study.study import Study
+from analysis.study.study import StudyFiles
 
 
-def curve_charts(study: Study) -> dict[str, Chart]:
+def curve_charts(study: StudyFiles) -> dict[str, Chart]:
     """Return the figures of learning curves by name."""
     return {chart.name: chart for chart in curve_figures.curve_charts(study)}
 

@@ -12,7 +12,7 @@ import pytest
 from analysis.sections.coverage import open_runs_table
 from analysis.sections.results import results_blocks
 from analysis.study.settings import settings_of
-from analysis.study.study import Study, load_study
+from analysis.study.study import StudyFiles, load_study
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import at, write_attempt
@@ -29,13 +29,13 @@ def extend(run: RunDirectory, epochs: int) -> None:
     write_json(run.result_file, result_of(records[:epochs]))
 
 
-def compared(study: Study) -> dict[str, float]:
+def compared(study: StudyFiles) -> dict[str, float]:
     """Name -> perplexity of each setting that comparisons rest on."""
     return {setting.name: setting.val_ppl for setting in settings_of(study.compared.runs)}
 
 
 @pytest.fixture
-def mixed(tmp_path: Path) -> Study:
+def mixed(tmp_path: Path) -> StudyFiles:
     """One run of two epochs, one of four; one that was stopped and one that waits do not count."""
     add_run(tmp_path, 0, "short", "gru", "sgd", [120.0, 110.0], train=[100.0, 90.0])
     add_run(tmp_path, 1, "long", "rnn", "sgd", LONG, train=[110.0, 100.0, 80.0, 70.0])
@@ -45,7 +45,7 @@ def mixed(tmp_path: Path) -> Study:
     return load_study(tmp_path)
 
 
-def test_of_two_done_runs_the_fewer_epochs_are_those_by_which_both_are_compared(mixed: Study) -> None:
+def test_of_two_done_runs_the_fewer_epochs_are_those_by_which_both_are_compared(mixed: StudyFiles) -> None:
     assert mixed.runs["compared_epochs"].tolist() == [2, 2, 2, 2]
     assert mixed.runs["state"].tolist() == ["done", "done", "stopped", "pending"]
     assert compared(mixed) == {"short": 110.0, "long": 115.0}

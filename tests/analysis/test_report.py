@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from analysis.report import SIGNATURE, report_sections, write_report
-from analysis.study.study import Study
+from analysis.study.study import StudyFiles
 from jobs.manifests.load import load_manifest
 from seqlm.errors import FileError, UsageError
 from seqlm.files import write_json
@@ -115,7 +115,7 @@ def test_ids_are_unique_and_every_link_leads_somewhere(report: Path) -> None:
 
 
 @pytest.mark.usefixtures("blank_figures")
-def test_links_in_the_notes_of_the_paper_manifest_lead_to_sections(study: Study) -> None:
+def test_links_in_the_notes_of_the_paper_manifest_lead_to_sections(study: StudyFiles) -> None:
     sections = report_sections(study)
     there = {f"section-{section.name}" for section in sections}
     there |= {block.name for section in sections for block in [*section.tables, *section.charts]}
@@ -133,7 +133,7 @@ def test_a_failed_run_is_told_with_kind_message_place_and_log(report: Path) -> N
         assert "epochs; run again to resume" in section
 
 
-def test_data_files_equal_the_tables(study: Study, report: Path) -> None:
+def test_data_files_equal_the_tables(study: StudyFiles, report: Path) -> None:
     for name, table in (("runs", study.runs), ("epochs", study.epochs)):
         with (report / f"data/{name}.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))

@@ -24,7 +24,7 @@ from analysis.sections.coverage import coverage_table, open_runs_table
 from analysis.sections.published import published_section
 from analysis.sections.results import groups_section, results_blocks
 from analysis.sections.search import search_section
-from analysis.study.study import Study, load_study
+from analysis.study.study import StudyFiles, load_study
 from tests.analysis.hand_made import add_run, digits
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sections.md"
@@ -51,7 +51,7 @@ def parts_of(study_toml: str, folder: Path) -> str:
     return "\n\n".join(f"## {name}\n\n{written(part_of(study, name))}".strip() for name in names)
 
 
-def part_of(study: Study, name: str) -> Iterable[Block]:
+def part_of(study: StudyFiles, name: str) -> Iterable[Block]:
     """The blocks of a section, or those of the answer to one question of the discussion."""
     match name:
         case "results":

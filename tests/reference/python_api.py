@@ -9,7 +9,7 @@ from typing import Any
 
 import analysis
 from analysis import api
-from analysis.study.study import Study as StudyFiles
+from analysis.study.study import StudyFiles
 
 SECTIONS = ("Args:", "Raises:")
 

@@ -16,7 +16,7 @@ from analysis.blocks.table import Table
 from analysis.discussion.effects import effects_section, optimizers_blocks
 from analysis.plots.slices import slices_chart
 from analysis.study.pairs import pairs_of
-from analysis.study.study import Study, load_study
+from analysis.study.study import StudyFiles, load_study
 from tests.analysis.contents import said, table
 from tests.analysis.hand_made import add_run
 from tests.analysis.synthetic import make_run
@@ -107,7 +107,7 @@ def additive(values: dict[str, Any]) -> float:
 
 
 @pytest.fixture(scope="module")
-def factorial(tmp_path_factory: pytest.TempPathFactory) -> Study:
+def factorial(tmp_path_factory: pytest.TempPathFactory) -> StudyFiles:
     """18 runs whose loss is a sum of a part of each hyperparameter."""
     folder = tmp_path_factory.mktemp("runs") / "grid"
     return load_study(make_grid(folder, {key: list(values) for key, values in COEFFICIENTS.items()}, additive))
@@ -127,7 +127,7 @@ def chart_of(section: Section, name: str) -> Chart:
     return chart
 
 
-def test_a_grid_whose_loss_is_a_sum_gives_back_its_coefficients(factorial: Study) -> None:
+def test_a_grid_whose_loss_is_a_sum_gives_back_its_coefficients(factorial: StudyFiles) -> None:
     rows = table_of(effects_section(factorial), "effects")
     assert [(r["key"], r["lower"], r["higher"], r["pairs"]) for r in rows] == [
         ("model.arch", "rnn", "gru", 2),  # of each width, at the best of three learning rates
@@ -193,7 +193,7 @@ def test_runs_that_differ_in_several_keys_show_no_paired_effect(tmp_path: Path) 
 # -- figures -------------------------------------------------------------------------------------------------------
 
 
-def test_slices_have_a_point_for_each_setting_and_lines_through_those_alike_in_all_else(factorial: Study) -> None:
+def test_slices_have_a_point_for_each_setting_and_lines_through_those_alike_in_all_else(factorial: StudyFiles) -> None:
     chart = slices_chart(factorial)
     assert chart is not None
     hidden, rate = chart.figure.axes

@@ -18,7 +18,7 @@ from analysis.plots.axes import Mark, place_numbers
 from analysis.plots.curve_figures import BEST_PANELS
 from analysis.plots.curves import LABEL_LENGTH, MOST_LINES, STANDING_OUT, curves_of, prominent, styles_of
 from analysis.plots.files import FORMATS, figure_bytes, inline_svg
-from analysis.study.study import Study, load_study
+from analysis.study.study import StudyFiles, load_study
 from benchmarks.report_study import make_study as make_large_study
 from seqlm.config import RunConfig
 from seqlm.files import write_json_lines
@@ -27,7 +27,7 @@ from tests.analysis.synthetic import fail, make_run
 
 
 @pytest.fixture(scope="module")
-def charts(study: Study) -> dict[str, Chart]:
+def charts(study: StudyFiles) -> dict[str, Chart]:
     return curve_charts(study)
 
 
@@ -59,7 +59,7 @@ def test_all_runs_are_drawn_over_epochs_and_over_time_by_optimizer_and_by_archit
 
 
 @pytest.mark.slow
-def test_lines_hold_the_metrics_with_epochs_counted_from_1(study: Study, charts: dict[str, Chart]) -> None:
+def test_lines_hold_the_metrics_with_epochs_counted_from_1(study: StudyFiles, charts: dict[str, Chart]) -> None:
     over_epochs, over_time = ({line.run: line for line in panel.lines} for panel in charts["validation"].panels)
     for run in study.runs.to_dict("records"):
         epochs, number = study.epochs_of(run["id"]), str(run["number"])
@@ -178,7 +178,7 @@ def test_numbers_cover_no_other_and_stay_beside_their_points() -> None:
 
 
 @pytest.fixture(scope="module")
-def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Study:
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> StudyFiles:
     folder = tmp_path_factory.mktemp("two")
     for order in (3, 6):
         make_run(folder, order)
@@ -187,7 +187,7 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_figure_always_gives_the_same_bytes_whatever_the_users_settings(two_runs: Study, kind: str) -> None:
+def test_a_figure_always_gives_the_same_bytes_whatever_the_users_settings(two_runs: StudyFiles, kind: str) -> None:
     first = figure_bytes(curve_charts(two_runs)["validation"].figure, kind)
     with matplotlib.rc_context({"font.size": 20, "axes.grid.axis": "x", "lines.solid_capstyle": "butt"}):
         assert figure_bytes(curve_charts(two_runs)["validation"].figure, kind) == first

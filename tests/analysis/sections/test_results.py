@@ -18,7 +18,7 @@ from analysis.sections.results import (
     results_table,
 )
 from analysis.study.settings import best_runs
-from analysis.study.study import Study, load_study
+from analysis.study.study import StudyFiles, load_study
 from seqlm.config import LATER_KEYS
 from seqlm.files import write_json
 from tests.analysis.contents import only_table, said
@@ -49,7 +49,7 @@ def make_bits(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def hyperparameters_table(study: Study) -> Table:
+def hyperparameters_table(study: StudyFiles) -> Table:
     return only_table(hyperparameter_blocks(study))
 
 
@@ -57,11 +57,11 @@ def read(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def bold_names(study: Study) -> list[str]:
+def bold_names(study: StudyFiles) -> list[str]:
     return [row.cells[1].text for row in results_table(study).rows if row.cells[1].bold]
 
 
-def test_the_best_run_of_each_architecture_is_bold_and_no_other(study: Study) -> None:
+def test_the_best_run_of_each_architecture_is_bold_and_no_other(study: StudyFiles) -> None:
     assert bold_names(study) == ["rnn-adam", "gru-sgd-schedule", "transformer-adam"]
     bold = re.findall(r"\*\*([\d.,]+)\*\*", results_table(study).to_markdown())
     assert bold == ["120.78", "155.87", "66.40", "102.85", "151.98", "131.30"]
@@ -104,7 +104,7 @@ def test_a_nan_is_never_the_best_nor_a_number_in_a_table(tmp_path: Path) -> None
     assert read(table.to_csv())[0]["val_ppl"] == ""
 
 
-def test_numbers_in_results_csv_are_those_of_the_runs_exactly(study: Study) -> None:
+def test_numbers_in_results_csv_are_those_of_the_runs_exactly(study: StudyFiles) -> None:
     rows = {row["name"]: row for row in read(results_table(study).to_csv())}
     for run in study.runs.to_dict("records"):
         row = rows[run["name"]]
@@ -115,7 +115,7 @@ def test_numbers_in_results_csv_are_those_of_the_runs_exactly(study: Study) -> N
     assert rows[DIVERGED]["state"] == "failed"
 
 
-def test_every_hyperparameter_is_in_a_column_or_in_the_sentence_on_what_is_shared(study: Study) -> None:
+def test_every_hyperparameter_is_in_a_column_or_in_the_sentence_on_what_is_shared(study: StudyFiles) -> None:
     blocks = hyperparameter_blocks(study)
     table, shared = hyperparameters_table(study), said(blocks)
     shown = {column.key for column in table.columns} | {"model.arch", "optim.optimizer"}

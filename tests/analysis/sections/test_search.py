@@ -10,7 +10,7 @@ import pytest
 from analysis.blocks.figure import Chart
 from analysis.report import report_page
 from analysis.sections.search import search_section
-from analysis.study.study import Study, load_study
+from analysis.study.study import StudyFiles, load_study
 from seqlm.files import write_json, write_json_lines
 from tests.analysis.attempt_files import write_attempt, write_job
 from tests.analysis.contents import table, too_long
@@ -37,12 +37,12 @@ def make_searched(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def searched(tmp_path: Path) -> Study:
+def searched(tmp_path: Path) -> StudyFiles:
     make_searched(tmp_path)
     return load_study(tmp_path)
 
 
-def test_the_rungs_are_held_against_the_end(searched: Study) -> None:
+def test_the_rungs_are_held_against_the_end(searched: StudyFiles) -> None:
     val = searched.epochs.pivot_table(index="number", columns="epoch", values="val_ppl").dropna()
     pairs = list(itertools.combinations(val.index, 2))
     end = val.min(axis=1)
@@ -51,7 +51,7 @@ def test_the_rungs_are_held_against_the_end(searched: Study) -> None:
     assert [(row["pairs"], row["agreeing"]) for row in rows] == [(str(len(pairs)), str(n)) for n in agree]
 
 
-def test_the_frontier_is_the_best_so_far_over_the_hours_of_all_runs(searched: Study) -> None:
+def test_the_frontier_is_the_best_so_far_over_the_hours_of_all_runs(searched: StudyFiles) -> None:
     chart = next(block for block in search_section(searched).blocks if isinstance(block, Chart))
     line, *points = chart.panels[0].lines
     assert [round(3600 * x) for x in line.x] == [*range(10, 130, 10), 120]

@@ -12,7 +12,7 @@ import pytest
 from analysis.blocks.section import Points
 from analysis.sections.cost import cost_section
 from analysis.study.columns import ATTEMPTS
-from analysis.study.study import Study, load_study
+from analysis.study.study import StudyFiles, load_study
 from jobs.manifests.policy import Policy
 from jobs.study.budget import Budget
 from seqlm.files import read_json, write_json, write_json_lines
@@ -24,7 +24,7 @@ from tests.analysis.synthetic import make_run
 from tests.cancelling import cancel
 
 
-def attempt_of(study: Study, number: int, attempt: int) -> dict[str, Any]:
+def attempt_of(study: StudyFiles, number: int, attempt: int) -> dict[str, Any]:
     rows = study.attempts[(study.attempts["number"] == number) & (study.attempts["attempt"] == attempt)]
     (row,) = rows.to_dict("records")
     return {str(key): value for key, value in row.items()}

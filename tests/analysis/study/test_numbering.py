@@ -13,7 +13,7 @@ from analysis.report import write_report
 from analysis.sections.coverage import coverage_table
 from analysis.sections.published import published_section
 from analysis.study.numbering import VariantNumber
-from analysis.study.study import Study, load_study
+from analysis.study.study import StudyFiles, load_study
 from jobs.manifests.load import load_manifest
 from jobs.plan.record import record_of, write_record
 from seqlm.files import write_json, write_json_lines
@@ -59,12 +59,12 @@ def launch(
     return run
 
 
-def names(study: Study) -> list[str]:
+def names(study: StudyFiles) -> list[str]:
     return [f"{number} {name}" for number, name in zip(study.runs["number"], study.runs["name"], strict=True)]
 
 
 @pytest.fixture
-def seen(tmp_path: Path) -> Study:
+def seen(tmp_path: Path) -> StudyFiles:
     """Run 3 whole with bf16, then tried with two epochs; run 6 whole."""
     folder = tmp_path / "paper"
     launch(folder, 6, [350.0, 103.2], train=[66.0])
@@ -73,7 +73,7 @@ def seen(tmp_path: Path) -> Study:
     return load_study(folder)
 
 
-def test_two_launches_of_one_run_keep_its_number_and_the_absent_runs(seen: Study) -> None:
+def test_two_launches_of_one_run_keep_its_number_and_the_absent_runs(seen: StudyFiles) -> None:
     assert names(seen) == ["3 rnn-sgd_schedule", "3b rnn-sgd_schedule, bf16", "6 gru-sgd_schedule"]
     assert [run.number for run in seen.absent] == [1, 2, 4, 5, *range(7, 20)]
     assert seen.size == 19
@@ -82,7 +82,7 @@ def test_two_launches_of_one_run_keep_its_number_and_the_absent_runs(seen: Study
     assert list(transformer.values()) == ["Transformer", "4 absent", "1 absent", "1 absent"]
 
 
-def test_a_whole_run_in_other_precision_is_compared_with_the_published_one_and_a_trial_is_not(seen: Study) -> None:
+def test_a_whole_run_in_other_precision_is_compared_with_the_published_one_and_a_trial_is_not(seen: StudyFiles) -> None:
     rows = table(published_section(seen).blocks, "published")
     assert [(row["number"], row["published_val_ppl"], row["val_ppl"], row["verdict"]) for row in rows] == [
         ("3", "196", "–", "2 of 40 epochs"),
@@ -201,7 +201,7 @@ def test_numbers_of_variants_are_sorted_between_those_of_the_plan() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("svg_only")
-def test_the_whole_report_shows_variants_by_their_numbers(seen: Study) -> None:
+def test_the_whole_report_shows_variants_by_their_numbers(seen: StudyFiles) -> None:
     report = write_report(*seen.directories.values()).parent
     page = (report / "index.html").read_text("utf-8")
     assert "<b>2 of 19 done</b> · 17 absent · 1 variant (1 done)" in page

@@ -10,13 +10,13 @@ from scipy import stats
 from analysis.blocks.sentences import described
 from analysis.sections.results import results_table, settings_table
 from analysis.study.settings import interval, settings_of
-from analysis.study.study import Study, load_study
+from analysis.study.study import StudyFiles, load_study
 from seqlm.files import write_json
 from tests.analysis.hand_made import add_run
 from tests.analysis.synthetic import fail, make_run
 
 
-def make_seeds(tmp_path: Path, found: dict[int, list[float]]) -> Study:
+def make_seeds(tmp_path: Path, found: dict[int, list[float]]) -> StudyFiles:
     """Finished runs of published settings, one for each of their best validation perplexities."""
     order = 0
     for published, perplexities in found.items():

@@ -7,14 +7,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.study.study import Study, load_study
+from analysis.study.study import StudyFiles, load_study
 from seqlm.errors import UsageError
 from seqlm.files import write_json_lines, write_text
 from tests.analysis.synthetic import CUT, DIVERGED, EXPLODING, INTERRUPTED, fail, make_run
 from tests.facts import owned
 
 
-def row(study: Study, name: str) -> pd.Series:
+def row(study: StudyFiles, name: str) -> pd.Series:
     return study.runs.set_index("name").loc[name]
 
 
@@ -25,7 +25,7 @@ def test_a_folder_without_runs_is_a_usage_error(tmp_path: Path) -> None:
         load_study(tmp_path / "nowhere")
 
 
-def test_epochs_equal_the_lines_of_metrics(study: Study, study_dir: Path) -> None:
+def test_epochs_equal_the_lines_of_metrics(study: StudyFiles, study_dir: Path) -> None:
     for run_id in study.runs["id"]:
         lines = (study_dir / run_id / "metrics.jsonl").read_text().splitlines()
         complete = [json.loads(line) for line in lines if line.endswith("}")]
@@ -36,7 +36,7 @@ def test_epochs_equal_the_lines_of_metrics(study: Study, study_dir: Path) -> Non
             assert table[column].astype(float).tolist() == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
 
 
-def test_null_stays_nan_and_never_becomes_a_best_or_a_zero(study: Study) -> None:
+def test_null_stays_nan_and_never_becomes_a_best_or_a_zero(study: StudyFiles) -> None:
     diverged = row(study, DIVERGED)
     values = study.epochs_of(diverged["id"])["val_ppl"]
     assert math.isnan(values.iloc[-1])
@@ -56,13 +56,13 @@ def test_a_run_whose_every_epoch_is_nan_has_no_best(tmp_path: Path) -> None:
     assert only["epochs_done"] == 2
 
 
-def test_a_cut_metrics_line_gives_a_warning_and_the_remaining_epochs(study: Study) -> None:
+def test_a_cut_metrics_line_gives_a_warning_and_the_remaining_epochs(study: StudyFiles) -> None:
     cut = row(study, CUT)
     assert study.warnings == [f"{cut['id']}/metrics.jsonl: line 40 is cut or damaged and was left out"]
     assert study.epochs_of(cut["id"])["epoch"].tolist() == list(range(39))
 
 
-def test_a_finished_run_is_told_by_its_result_even_where_metrics_are_cut(study: Study, study_dir: Path) -> None:
+def test_a_finished_run_is_told_by_its_result_even_where_metrics_are_cut(study: StudyFiles, study_dir: Path) -> None:
     for name in (CUT, EXPLODING):
         run = row(study, name)
         result = json.loads((study_dir / run["id"] / "result.json").read_text())
@@ -72,7 +72,7 @@ def test_a_finished_run_is_told_by_its_result_even_where_metrics_are_cut(study: 
         assert run["epochs_done"] == 40
 
 
-def test_states_and_reasons_are_those_of_the_files(study: Study) -> None:
+def test_states_and_reasons_are_those_of_the_files(study: StudyFiles) -> None:
     assert row(study, INTERRUPTED)["state"] == "pending"
     diverged = row(study, DIVERGED)
     assert (diverged["state"], diverged["failure_kind"]) == ("failed", "diverged")
@@ -88,7 +88,7 @@ def test_a_run_at_work_is_running(tmp_path: Path) -> None:
         assert load_study(tmp_path).runs["state"].tolist() == ["running"]
 
 
-def test_numbers_are_places_in_the_manifest_whatever_is_there(study: Study, tmp_path: Path) -> None:
+def test_numbers_are_places_in_the_manifest_whatever_is_there(study: StudyFiles, tmp_path: Path) -> None:
     assert study.runs["number"].tolist() == list(range(1, 10))
     for order in (8, 1, 4):
         make_run(tmp_path, order)
@@ -114,7 +114,7 @@ def test_studies_reported_together_are_numbered_through(tmp_path: Path) -> None:
         load_study(tmp_path / "one", tmp_path / "two" / ".." / "one")
 
 
-def test_times_and_gap_follow_from_the_epochs(study: Study) -> None:
+def test_times_and_gap_follow_from_the_epochs(study: StudyFiles) -> None:
     run = study.runs.set_index("name").loc["gru-adam"]
     epochs = study.epochs_of(run["id"])
     assert run["gap"] == pytest.approx(math.log(run["val_ppl"]) - math.log(run["train_ppl"]))
