@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
@@ -69,11 +70,13 @@ def key_of(line: str) -> str:
 
 def find_manifest(argument: str) -> Path:
     """Return the path of a manifest given by its path, or by the name of one that comes with seqlm: ``quickstart``."""
-    if argument.isidentifier() and not os.path.exists(argument):  # noqa: PTH110 -- raises nothing
-        own = Path(__file__).with_name(f"{argument}.toml")
-        if own.is_file():
-            return own
-    return Path(argument)
+    given = Path(argument)
+    own = Path(__file__).with_name(f"{argument}.toml") if argument.isidentifier() else given
+    for path in (given, own):
+        with contextlib.suppress(OSError, ValueError):
+            path.stat()
+            return path
+    return given
 
 
 def read_toml_file(path: Path) -> dict[str, Any]:
@@ -91,7 +94,10 @@ def read_toml_file(path: Path) -> dict[str, Any]:
         check_plain(data)
     except FileNotFoundError:
         # Hint at the manifest in the same folder whose name, without its suffix, is closest.
-        by_stem = {one.stem: one for one in path.parent.glob("*.toml")}
+        there: list[str] = []
+        with contextlib.suppress(OSError):
+            there = os.listdir(path.parent)  # noqa: PTH208 -- names alone
+        by_stem = {name.removesuffix(".toml"): path.with_name(name) for name in there if name.endswith(".toml")}
         stems = difflib.get_close_matches(path.stem, by_stem, n=1, cutoff=0.5)
         what = "no such file" + (f'; did you mean "{by_stem[stems[0]]}"?' if stems else "")
     except IsADirectoryError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import math
+import os
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -225,5 +226,5 @@ def _positive(value: Any) -> float | None:
 
 def _within(folder: Path) -> list[Path]:
     with contextlib.suppress(OSError):
-        return list(folder.iterdir())
+        return [folder / name for name in os.listdir(folder)]  # noqa: PTH208 -- names alone
     return []
