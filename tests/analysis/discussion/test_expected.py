@@ -52,6 +52,12 @@ def test_seeds_decide_by_welchs_test(tmp_path: Path, values: list[float], others
     assert f"{word}: the validation perplexity is " in said(blocks)
 
 
+@pytest.mark.parametrize("metric", ["speed", None, 7])
+def test_an_expectation_about_no_measure_is_left_out(tmp_path: Path, metric: Any) -> None:
+    sides = [[add_run(tmp_path, place, arch, arch, "sgd", [9.0])] for place, arch in enumerate(("gru", "rnn"))]
+    assert held_against(tmp_path, *sides, metric) == []
+
+
 @pytest.mark.parametrize(
     ("seconds", "device", "verdict"),
     [([10.0, 8.0, 12.0], "A", "no clear difference"), ([40.0, 38.0, 42.0], "A", "lower"), ([40.0] * 3, "B", None)],
