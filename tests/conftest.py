@@ -280,6 +280,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         _current = None
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    global _current
+    if nextitem is None:  # after the last test, the clusters of the session are stopped
+        _current = None
+
+
 # -- too long --------------------------------------------------------------------------------------------------------
 
 
