@@ -421,7 +421,7 @@ class RunDirectory:
         return found.state in ("done", "cancelled", "stopped") or (found.state == "failed" and found.is_final)
 
     def has_checkpoint(self) -> bool:
-        """Whether there is something to go on from."""
+        """Whether there is a checkpoint to go on from."""
         return exists(self.last_checkpoint) or exists(self.previous_checkpoint)
 
     def cannot_go_on(self, epochs: int) -> str | None:

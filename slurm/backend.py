@@ -119,8 +119,8 @@ class SlurmBackend(Backend):
         ``REQUEST`` stands for the number of the request, and ``ARRAY_N`` for the id of the N-th array in one that waits
         for it.
         """
+        require_plain_path(options.study_dir.absolute())
         folder = options.study_dir.absolute() / "launches" / "REQUEST"
-        require_plain_path(folder)
         plan = self._plan(todo, options, live_code(), None)
         return [
             script(plan, number, self.settings, folder, after=f"ARRAY_{number}" if number else None)

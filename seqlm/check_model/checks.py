@@ -310,7 +310,7 @@ def _trainer(subject: Subject) -> Trainer:
 
 
 def _loss(trainer: Trainer, steps: int) -> float:
-    """Train until so many steps of the first epoch are done; return the sum of their losses."""
+    """Train the first ``steps`` steps; return the sum of their losses in nats."""
     for _ in trainer.events(1):
         if trainer.step == steps:
             break

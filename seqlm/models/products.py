@@ -249,15 +249,13 @@ class RepeatedProduct:
 
     def plus(self, h: Float[Tensor, "rows K"], other: Float[Tensor, "rows H"] | None = None) -> Float[Tensor, "rows H"]:
         """``other`` + h W^T, summed in the type of ``other``, and in its memory if that saves a copy."""
-        if self._packed is not None:
-            added = None if other is None or other.dtype != h.dtype else other
-            result = _onednn(h, self._packed, added)
-            if other is None:
-                return result.to(self._result_dtype)
-            return result + other if added is None else result
-        if other is None or not self.overwrites:
+        if self._packed is None:
+            if other is not None and self.overwrites:
+                return torch.addmm(other, h, self._transposed, out=other)
             return product(h, self._transposed, self._result_dtype, other)
-        return torch.addmm(other, h, self._transposed, out=other)
+        if other is None:
+            return _onednn(h, self._packed).to(self._result_dtype)
+        return _onednn(h, self._packed, other) if h.dtype == other.dtype else _onednn(h, self._packed) + other
 
 
 def _can_be_packed(weight: Tensor) -> bool:
