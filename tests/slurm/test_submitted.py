@@ -209,6 +209,18 @@ def test_plan_prints_the_scripts_that_run_submits(
     assert RunDirectory(told.options.study_dir / told.arrays[1].jobs[0][0]).read_provenance()["name"] == "long"
 
 
+def test_plan_shows_no_script_once_the_budget_is_spent(
+    fake: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.toml").write_text(PRIORITIES)
+    words = ["plan", str(tmp_path / "m.toml"), "--backend", "slurm", "--runs-dir", str(tmp_path / "runs"), "--json"]
+    for is_spent in (False, True):
+        if is_spent:
+            write_attempt(RunDirectory(tmp_path / "runs/s/other-1"), 1, start=0, end=3600, gpus=("GPU-1",))
+        assert launch.main([*words, "--set", "policy.gpu_hours=0.5"]) == 0
+        assert ("scripts" in json.loads(capsys.readouterr().out)["data"]) is not is_spent
+
+
 def test_the_report_job_is_submitted_with_the_settings_of_the_runs(
     fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
