@@ -1,7 +1,8 @@
 """A job on its allocation: a dispatcher over the job's runs, as on any machine, and what follows from their ends.
 
 ``python -m slurm.job PLAN ARRAY`` runs once on each node. The first node's process dispatches the runs of the job.
-Those of the other nodes start their ranks of the one run that such a job has.
+Those of the other nodes start their ranks of the one run that such a job has. If SIGTERM ends it on any of them, the
+script calls ``python -m slurm.job PLAN ARRAY ended``.
 
     SIGUSR2           the time limit is near, or a preemption is announced: the workers save, the job is requeued
     SIGTERM           scancel, a requeue from outside, a preemption: the workers stop between two steps
@@ -35,7 +36,7 @@ from jobs.study.squeue import ask
 from seqlm import machine
 from seqlm.ends import End, Verdict
 from seqlm.environment import ATTEMPT, MICRO_BATCHES
-from seqlm.errors import DamagedFileError, FileError, SeqlmError, is_storage_failure
+from seqlm.errors import BackendError, DamagedFileError, FileError, SeqlmError, is_storage_failure
 from seqlm.files import read_json, write_json
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind
@@ -127,11 +128,26 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals)
     if fault is not None and not left:
         raise fault
     is_over = signals.stop and signals.warned_at is None  # SLURM itself requeues the job, or a user has cancelled it
-    if left and not is_over and _requeue(plan, host, left):
+    if not is_over and _requeue(plan, host, left):
         return True
     budget = Budget.kept(plan.options.study_dir, plan.options.policy)
     are_well = [_is_well(run, budget) for run in runs]
     return all(are_well)
+
+
+def take_up(plan: JobPlan, number: int, context: SlurmContext) -> None:
+    """After SIGTERM has ended ``srun`` or a task of it, requeue the job unless SLURM knows of that signal.
+
+    On a node that comes back it may be meant for the job's start before. A process that has not begun to note signals
+    ends by it, and ``srun`` kills those on the other nodes, which record nothing.
+    """
+    if look_again(ask, "squeue", "-h", "-j", str(context.number), "-o", "%T").strip() != "RUNNING":
+        return
+    host = JobHost(plan, plan.arrays[number], context, Signals())
+    runs = [RunDirectory(plan.options.study_dir / run_id) for run_id in host.array.jobs[context.index]]
+    for run in runs:
+        _fail(run, BackendError("SIGTERM ended a process of the job, and SLURM lets the job run"), host, "node")
+    _requeue(plan, host, {run: one for run in runs if (one := _again(plan, run, host, None)) is not None})
 
 
 def _options(plan: JobPlan) -> LaunchOptions:
@@ -197,7 +213,7 @@ def _is_well(run: RunDirectory, budget: Budget) -> bool:
     return seen.state not in ("failed", "cancelled")
 
 
-def _fail(run: RunDirectory, error: Exception, host: JobHost) -> None:
+def _fail(run: RunDirectory, error: Exception, host: JobHost, kind: FailureKind = "code") -> None:
     """Record an error of the job itself in a run that is not over."""
     message = str(error) if isinstance(error, SeqlmError) else f"{type(error).__name__}: {error}"
     state = "pending"
@@ -205,7 +221,7 @@ def _fail(run: RunDirectory, error: Exception, host: JobHost) -> None:
         state = run.observe().state
     with contextlib.suppress(SeqlmError, OSError):
         if state == "pending":
-            _record(run, "node" if is_storage_failure(error) else "code", message, host)
+            _record(run, "node" if is_storage_failure(error) else kind, message, host)
 
 
 def _record(run: RunDirectory, kind: FailureKind, message: str, host: JobHost, **more: Any) -> None:
@@ -215,7 +231,9 @@ def _record(run: RunDirectory, kind: FailureKind, message: str, host: JobHost, *
 
 
 def _requeue(plan: JobPlan, host: JobHost, left: Mapping[RunDirectory, tuple[End, Verdict]]) -> bool:
-    """Requeue the job; if SLURM refuses, record that in the runs that were to be tried again."""
+    """Requeue the job if runs are left; if SLURM refuses, record that in them. Return whether it was requeued."""
+    if not left:
+        return False
     first, _ = next(iter(left.values()))
     problem = requeue(plan, host.context, f"{first.kind}: {first.message}", [found for _, found in left.values()])
     for run, (end, _) in left.items() if problem else ():
@@ -284,6 +302,9 @@ def main() -> int:
     with signals.noted():
         plan = look_again(JobPlan.read, Path(sys.argv[1]))
         context, number = SlurmContext.from_environment(os.environ), int(sys.argv[2])
+        if sys.argv[3:]:
+            take_up(plan, number, context)
+            return 0
         if context.node_rank:
             serve(plan, number, context, signals)
             return 0

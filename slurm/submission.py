@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -182,9 +183,10 @@ def script(plan: JobPlan, number: int, settings: SlurmSettings, folder: Path, *,
     path = f"export PYTHONPATH={shlex.quote(str(plan.code))}${{PYTHONPATH:+:$PYTHONPATH}}"
     python = settings.python or shlex.quote(sys.executable)
     srun = shlex.join(["srun", f"--cpus-per-task={cpus}", f"--wait={END_SECONDS}", *settings.srun_args])
-    command = f"{srun} {python} -u -m slurm.job {shlex.quote(str(folder / PLAN_FILE))} {number}"
-    # Killed before it has begun an attempt, the job's program leaves no word: the script ends by the same signal.
-    command += " || { code=$?; [ $code -le 128 ] || kill -$((code - 128)) $$; exit $code; }"
+    program = f"{python} -u -m slurm.job {shlex.quote(str(folder / PLAN_FILE))} {number}"
+    # A program that a signal ended may leave no word. Then the script's end by the same signal is the only one.
+    again = f"[ $code -ne {128 + signal.SIGTERM} ] || {program} ended; [ $code -le 128 ] || kill -$((code - 128)) $$"
+    command = f"{srun} {program} || {{ code=$?; {again}; exit $code; }}"
     given = {key: value for key, value in options.items() if value is not None}
     return batch_script(settings, given, command, first=[path])
 

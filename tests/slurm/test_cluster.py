@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -115,6 +116,23 @@ def test_requeue_scancel_lost_nodes_and_a_killed_controller_in_one_study_change_
     assert outcome(requeued).differences(quiet[requeued.id]) == []
     losses = [[record["val_loss"] for record in found] for found in (pair.read_metrics()[0], quiet[pair.id].metrics)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6), "two ranks on two nodes have the losses of one"
+
+
+def test_a_job_goes_on_although_a_signal_ends_the_process_on_its_second_node_at_its_start(
+    slurm_cluster: LoopbackCluster, tmp_path: Path
+) -> None:
+    study = SlurmStudy(slurm_cluster, tmp_path, trains=True, epochs=1, ranks=2)
+    python = tmp_path / "python"
+    python.write_text(f"""#!/bin/sh
+[ "$SLURM_NODEID$SLURM_RESTART_COUNT" != 1 ] || kill -TERM $$
+exec {sys.executable} "$@"
+""")
+    python.chmod(0o755)
+    table = "[backend.slurm]\n"
+    study.manifest.write_text(study.manifest.read_text().replace(table, f'{table}python = "{python}"\n'))
+    assert study("run", "small.toml", "--no-wait").returncode == 0
+    until_all_end(study)
+    assert study.each() == ["done"], study("status", "small.toml").stdout
 
 
 def test_a_search_ends_with_nobody_waiting_although_a_worker_dies_twice_on_a_node_which_is_not_used_again(

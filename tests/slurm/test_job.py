@@ -537,6 +537,22 @@ def test_a_signal_to_the_whole_job_that_reaches_its_worker_first_is_the_jobs(
     assert run.failures() == []
 
 
+@pytest.mark.parametrize(("state", "requeued"), [("RUNNING", True), ("COMPLETING", False)])
+def test_a_job_that_a_signal_ended_is_requeued_unless_slurm_knows_of_the_signal(
+    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch, state: str, requeued: bool
+) -> None:
+    run = make(tmp_path)
+    program(room, "squeue", f"echo {state}")
+    told = plan(run)
+    told.write(tmp_path / "plan.json")
+    for name, value in ENV.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["job", str(tmp_path / "plan.json"), "0", "ended"])
+    assert job.main() == 0
+    assert ("requeue 77_0" in calls(room)) == requeued
+    assert [failed.kind for failed in run.failures()] == ["node"] * requeued
+
+
 # -- several nodes ---------------------------------------------------------------------------------------------------
 
 TWO = Resources(ranks=2, cpus=1, gpus=1)
