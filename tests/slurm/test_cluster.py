@@ -35,6 +35,13 @@ def until_all_end(study: SlurmStudy) -> None:
     wait_for(study.each, "all runs to end", until=lambda states: not {"queued", "running"} & set(states))
 
 
+def until_all_are_idle(cluster: LoopbackCluster) -> None:
+    states = ("sinfo", "-h", "-N", "-o", "%t")
+    wait_for(
+        lambda: set(cluster.run(*states).stdout.split()), "all nodes to be idle", until=lambda found: found == {"idle"}
+    )
+
+
 def until_it_is_saved(cluster: LoopbackCluster, job: str) -> None:
     """Return when the controller has written down what it was told so far: what it has not, a crash takes from it."""
     saved = cluster.folder / "state" / "job_state"
@@ -100,9 +107,12 @@ def test_requeue_scancel_lost_nodes_and_a_killed_controller_in_one_study_change_
     )
     crawl.end()
     wait_for(requeued.result_file.exists, "the result")
+    # A job that starts in the instant in which its nodes come back is killed by what SLURM sends about its last start.
+    cluster.run("scontrol", "hold", jobs(study)[pair.id])
     for node in {lost, unknown}:
         cluster.start_node(cluster.node_names.index(node))
-    cluster.wait_for_nodes()
+    until_all_are_idle(cluster)
+    cluster.run("scontrol", "release", jobs(study)[pair.id])
     until_all_end(study)
     assert study.each() == ["done", "cancelled", "done"], study("status", "small.toml").stdout
     writers = {run.id: [record["attempt"] for record in run.read_metrics()[0]] for run in study.runs()}
@@ -141,11 +151,7 @@ def test_a_search_ends_with_nobody_waiting_although_a_worker_dies_twice_on_a_nod
     crawl = Crawl(tmp_path, epochs=1)
     study = SlurmStudy(slurm_cluster, tmp_path, rates=searches.RATES, epochs=searches.EPOCHS, gpus=0, env=crawl.env)
     study.write(searches.TABLE)
-    wait_for(  # jobs of other tests may be ending
-        lambda: slurm_cluster.run("sinfo", "-h", "-N", "-o", "%t").stdout.split(),
-        "all nodes to be idle",
-        until=lambda states: set(states) == {"idle"},
-    )
+    until_all_are_idle(slurm_cluster)  # jobs of other tests may be ending
     assert study("run", "small.toml", "--no-wait").returncode == 0
     victim = searches.kill_between_rungs(study.runs)
     os.kill(read_soon(victim.worker_file(2))["pid"], signal.SIGKILL)
