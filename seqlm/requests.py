@@ -147,7 +147,15 @@ def file_request(study_dir: Path, record: Mapping[str, Any], plan: Mapping[str, 
 
     ``plan`` is that of runs to train (:attr:`Request.plan`).
     """
-    place = study_dir.absolute() / "launches"
+    folder = claim_number(study_dir.absolute() / "launches")
+    if plan is not None:
+        write_text(folder / RUNS, json.dumps(plan, ensure_ascii=False, allow_nan=False))
+    write_json(folder / REQUEST, record)
+    return Request(folder=folder, record=record)
+
+
+def claim_number(place: Path) -> Path:
+    """Make the folder with the next number in the folder ``place``, and return it. No other process gets the same."""
     make_directory(place)
     while True:
         numbers = (int(path.name) for path in listed(place, "[0-9]*") if path.name.isdecimal())
@@ -158,7 +166,4 @@ def file_request(study_dir: Path, record: Mapping[str, Any], plan: Mapping[str, 
             continue
         except OSError as error:
             raise FileError.from_os_error("write", folder, error) from None
-        if plan is not None:
-            write_text(folder / RUNS, json.dumps(plan, ensure_ascii=False, allow_nan=False))
-        write_json(folder / REQUEST, record)
-        return Request(folder=folder, record=record)
+        return folder

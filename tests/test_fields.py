@@ -26,6 +26,7 @@ COMMANDS = {
     "plan": ["plan", "stored.toml", "--backend", "local"],
     "status": ["status", "stored"],
     "results": ["results", "stored"],
+    "note": ["note", "stored", "--tag", "good", "--text", "a"],
     "list": ["list"],
     "logs": ["logs", "stored"],
     "cancel": ["cancel", "stored", "--only", "name=rnn-adam"],

@@ -59,6 +59,7 @@ def results_blocks(study: StudyFiles) -> list[Block]:
         *paragraphs([*only_text(study), *scoring_sentences(study), *scope_sentences(compared)]),
         *paragraphs(best_sentences(compared.on_one_text.settings)),
         results_table(study),
+        *notes_blocks(study),
         *bits_blocks(compared),
         *([settings_table(compared)] if repeats_seeds(compared.runs) else []),
         *paragraphs(overfitting(finished(compared.runs))),
@@ -153,6 +154,21 @@ def results_table(study: StudyFiles, group: str | None = None) -> Table:
         run=lambda run: run["number"],
         bold=lambda run: run["id"] in best,
     )
+
+
+def notes_blocks(study: StudyFiles) -> list[Block]:
+    """Return a table of the runs about which somebody has written a note; nothing if nobody has."""
+    runs = study.runs[study.runs["tags"].notna() | study.runs["note"].notna()]
+    columns = [Column("tags", "Tags", units.text), Column("note", "Note", units.text)]
+    table = Table(
+        name="notes",
+        title="Notes",
+        caption="As written with the command note.",
+        columns=[*RUN_COLUMNS, *columns],
+        records=in_report_order(runs),
+        run=lambda run: run["number"],
+    )
+    return [] if runs.empty else [table]
 
 
 def epochs_of_run(run: Any) -> str:

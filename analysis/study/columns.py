@@ -66,6 +66,8 @@ RUNS = _meanings(
     ("setting", "", "number of the first run that differs in nothing but the seed and the number of epochs"),
     ("state", "", "done, running, queued, pending, stopped, cancelled or failed"),
     ("reason", "", "why the run is in that state"),
+    ("tags", "", "its tags, as `note` wrote them, with spaces between; missing without any"),
+    ("note", "", "what `note` says about it; missing without any"),
     ("rung", "epochs", "epochs after which a search stopped the run; missing for other runs, like the next ones", int),
     ("rung_value", "", "what the search compared there: validation or training perplexity, or validation loss", float),
     ("rung_rank", "", "place of the run there, from 1, the lowest value first", int),

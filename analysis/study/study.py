@@ -25,8 +25,9 @@ from analysis.study.numbering import RunNumber, number_runs
 from analysis.study.record import Expectation, PlannedRun, StudyRecord, read_study_record
 from analysis.study.run import LoadedRun, origin_of, read_run
 from analysis.study.settings import Setting, timed_settings
-from analysis.study.values import clean
+from analysis.study.values import as_text, clean, read_or_warn
 from seqlm.errors import UsageError
+from seqlm.notes import Note, read_notes
 from seqlm.rundir import RunDirectory, require_format, slugify
 from seqlm.search import Search
 
@@ -155,6 +156,7 @@ def load_study(*study_dirs: Path) -> StudyFiles:
         require_format(study_dir)
         found = [read_run(run) for run in RunDirectory.unordered_in(study_dir)]
         record = read_study_record(study_dir)
+        _add_notes(study_dir, found, record.warnings)
         if not found and not record.planned:
             raise UsageError(f"{study_dir} holds no runs, so there is nothing to report; `run` a manifest first")
         if study_dir.resolve() in (folder.resolve() for folder, _, _ in read.values()):
@@ -220,6 +222,13 @@ def load_study(*study_dirs: Path) -> StudyFiles:
         warnings=warnings,
         own_models=own_models,
     )
+
+
+def _add_notes(study_dir: Path, runs: Iterable[LoadedRun], warnings: list[str]) -> None:
+    notes: dict[str, Note] = read_or_warn(lambda: read_notes(study_dir), {}, warnings)
+    for run in runs:
+        note = notes.get(run.row["id"], Note())
+        run.row |= {"tags": as_text(" ".join(note.tags)), "note": as_text(note.text)}
 
 
 def _free_name(runs: Sequence[LoadedRun], study_dir: Path, taken: Collection[str]) -> str:

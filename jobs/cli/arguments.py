@@ -101,6 +101,11 @@ class Arguments:
     )
     prompt: str | None = option("how the texts begin (default: nothing)", metavar="TEXT")
     seed: Any = option("seed of the sampling (behaviour: default that of the run)", type=seed, metavar="N")
+    tag: tuple[str, ...] = option(
+        "what --only tag=... finds; repeat --tag for more; the runs lose their earlier tags. none: no tag",
+        metavar="TAG",
+    )
+    text: str | None = option("what is to be said about the runs, in place of what was said before", metavar="TEXT")
     force: bool = option("compute it again, even if nothing has changed")
     output: Path | None = option(
         "where to write (default: report in the study's folder; of several studies: next to their folders)",
@@ -159,6 +164,11 @@ COMMANDS = {
         "results", "results.results", "first --sort test_ppl",
         "show what came of the runs, each at its best epoch of all, and what differs. The report compares equal epochs",
         ("study", *FILTERS, "sort", "csv"),
+    ),
+    "note": Command(
+        "results", "results.note", "first --only lr=0.01 --tag good --text 'rerun with more seeds'",
+        "write tags and a text about runs, or show them",
+        ("study", *FILTERS, "tag", "text"),
     ),
     "generate": Command(
         "results", "results.generate", "first gru-adam-lr0.01 'the first' --temperature 0.8",

@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs import terminal
 from jobs.cli.arguments import Arguments
-from jobs.manifests.filters import select, whole_id
+from jobs.manifests.filters import select, tagged, whole_id
 from jobs.study.folder import ObservedRun, find_study, is_behaviour_study, observe_study
 from seqlm.errors import UsageError, nearest
 
@@ -28,7 +28,8 @@ def find_trained(arguments: Arguments) -> Path:
 def chosen_runs(arguments: Arguments, study_dir: Path) -> list[ObservedRun]:
     """Return the runs of a study that pass the filters. If there are none, a line says why; that is no error."""
     found = observe_study(study_dir)
-    runs, why = select(found, arguments.only, arguments.exclude, ObservedRun.facts)
+    noted = study_dir.parent if is_behaviour_study(study_dir) else study_dir
+    runs, why = select(found, arguments.only, arguments.exclude, tagged(ObservedRun.facts, noted))
     if why is not None:
         terminal.tell(why)
     return runs

@@ -1,4 +1,4 @@
-"""``results`` and ``generate``: what became of the runs of a study, and text from one of its trained models."""
+"""``results``, ``note`` and ``generate``: what became of runs, what people say about them, and what a model writes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 
 from jobs import terminal
 from jobs.cli.arguments import Arguments
-from jobs.cli.naming import REPORTED, chosen_runs, named_runs, reported
+from jobs.cli.naming import REPORTED, chosen_runs, find_trained, named_runs, reported
 from jobs.cli.tables import Column, show
 from jobs.cli.view import what_differs
 from jobs.study.folder import find_study, observe_study
 from seqlm.errors import UsageError, nearest_key, printable
+from seqlm.notes import TAG, Note, read_notes, write_note
+from seqlm.schema import show as quoted
 
 COLUMNS = (*REPORTED[:3], "state", *REPORTED[3:], "reason")
 """What ``results`` has of each run besides what differs, with the names of the report's columns."""
@@ -92,6 +94,25 @@ def _say_table(records: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Non
 
 def _shown(value: Any) -> str:
     return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+# -- note ----------------------------------------------------------------------------------------------------------
+
+
+def note(arguments: Arguments) -> tuple[dict[str, Any], int]:
+    """Write a note about runs, if it has tags or a text, and print what is noted about them."""
+    for tag in arguments.tag:
+        if not TAG.fullmatch(tag):
+            raise UsageError(f"--tag: expected a word without any of , = < > ! * ? [ ], got {quoted(tag)}")
+    study_dir = find_trained(arguments)
+    runs = chosen_runs(arguments, study_dir)
+    if runs and (arguments.tag or arguments.text is not None):
+        tags = [tag for tag in dict.fromkeys(arguments.tag) if tag != "none"] if arguments.tag else None
+        write_note(study_dir, [run.run.id for run in runs], tags, arguments.text)
+    notes = read_notes(study_dir)
+    records = [{"name": run.name, "id": run.run.id, **vars(notes.get(run.run.id, Note()))} for run in runs]
+    show((Column("run", "name"), Column("tags", text=" ".join), Column("note", "text")), records)
+    return {"study": study_dir.name, "runs": records}, 0
 
 
 # -- generate ------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any
 from jobs import terminal
 from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import find_data
-from jobs.manifests.filters import select
+from jobs.manifests.filters import select, tagged
 from jobs.manifests.policy import Policy
 from jobs.spec import RunSpec
 from jobs.study.folder import ObservedRun, Observer, observe_study
@@ -51,8 +51,8 @@ def choose(
         UsageError: a filter is wrong, or no run passes.
     """
     done = [run for run in runs if run.observation.state == "done" and run.config is not None]
-    if only or exclude:
-        passed, why = select(runs, only, exclude, ObservedRun.facts)
+    if runs and (only or exclude):
+        passed, why = select(runs, only, exclude, tagged(ObservedRun.facts, runs[0].run.path.parent))
         if why is not None:
             raise UsageError(why)
         passing = {run.run.id for run in passed}

@@ -4,6 +4,7 @@
     arch=rnn,gru           either
     name=rnn-*             shell-style pattern
     hidden_size!=1500      the run has the key, with another value
+    tag=good               one of its tags (:mod:`seqlm.notes`)
 
 All conditions of one filter must hold. A run without the key (``num_heads`` of an RNN) meets no condition on that key.
 """
@@ -11,6 +12,7 @@ All conditions of one filter must hold. A run without the key (``num_heads`` of 
 from __future__ import annotations
 
 import fnmatch
+import functools
 import itertools
 import operator
 import re
@@ -22,6 +24,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 from jobs.spec import Resources, RunSpec
 from seqlm.config import OPEN_TABLES, RunConfig, base_key, choices_of, valid_keys
 from seqlm.errors import UsageError, nearest, nearest_key
+from seqlm.notes import Note, read_notes
 from seqlm.rundir import RunDirectory
 from seqlm.state import FailureKind, State
 
@@ -74,7 +77,7 @@ class Condition:
                 raise self._mistake(f'{key}: {expected}, got "{value}"{nearest(value, _CHOICES[key])}')
         if key not in facts:
             return False
-        equal = any(self._equals(key, facts[key], value) for value in self.values)
+        equal = any(self._equals(key, fact, value) for fact in _values(facts[key]) for value in self.values)
         return equal == (self.operator == "=")
 
     def why_none(self, runs: Sequence[Mapping[str, Any]]) -> str | None:
@@ -82,7 +85,8 @@ class Condition:
         if any(self.holds(facts) for facts in runs):
             return None
         key = self._full_key(runs[0])
-        found = list(dict.fromkeys("none" if facts[key] is None else str(facts[key]) for facts in runs if key in facts))
+        values = (value for facts in runs if key in facts for value in _values(facts[key]))
+        found = list(dict.fromkeys("none" if value is None else str(value) for value in values))
         if not found:
             return f"no run has {key}"
         hint = nearest(",".join(self.values), found) if key in ("name", "id") else ""
@@ -108,8 +112,9 @@ class Condition:
         except ValueError:
             found = ",".join(self.values)
             raise self._mistake(f'expected a number after {self.operator}, got "{found}"') from None
-        if isinstance(fact, str):
-            raise self._mistake(f"{key} is a text, {self.operator} compares numbers; use = or !=")
+        if isinstance(fact, str | tuple):
+            kind = "a text" if isinstance(fact, str) else "a list"
+            raise self._mistake(f"{key} is {kind}, {self.operator} compares numbers; use = or !=")
         return fact is not None and bool(_ORDER[self.operator](fact, limit))
 
     def _equals(self, key: str, fact: Any, value: str) -> bool:
@@ -125,6 +130,11 @@ class Condition:
             return bool(float(value) == fact)
         except ValueError:
             raise self._mistake(f'{key}: expected a number, got "{value}"') from None
+
+
+def _values(fact: Any) -> Sequence[Any]:
+    """Return the values of a fact, of which one has to meet a condition. An empty list is as if it were left open."""
+    return (fact or (None,)) if isinstance(fact, tuple) else (fact,)
 
 
 def parse(text: str) -> list[Condition]:
@@ -176,6 +186,12 @@ def facts_of_spec(spec: RunSpec, folders: Mapping[str, Path] | None = None) -> d
     return facts_of(spec.name, run_id, spec.config, spec.resources)
 
 
+def tagged(facts: Callable[[_Item], Mapping[str, Any]], study_dir: Path) -> Callable[[_Item], Mapping[str, Any]]:
+    """Return ``facts`` with the tags of each run in a study. The function returned raises ``FileError``, too."""
+    notes = functools.cache(lambda: read_notes(study_dir))
+    return lambda run: {**(found := facts(run)), "tag": notes().get(found["id"], Note()).tags}
+
+
 def select(
     runs: Sequence[_Item], only: Sequence[str], exclude: Sequence[str], facts: Callable[[_Item], Mapping[str, Any]]
 ) -> tuple[list[_Item], str | None]:
@@ -225,9 +241,9 @@ def listing(values: Sequence[str]) -> str:
 
 
 def asks_for_identity(filters: Sequence[str]) -> bool:
-    """Whether a filter uses the id or the fingerprint of runs, which depend on the content of their text.
+    """Whether a filter uses the id, fingerprint or tags of runs, which depend on the content of their text.
 
     Raises:
         UsageError: a filter cannot be read.
     """
-    return any(condition.key in ("id", "fingerprint") for text in filters for condition in parse(text))
+    return any(condition.key in ("id", "fingerprint", "tag") for text in filters for condition in parse(text))

@@ -123,7 +123,7 @@ def replace_last_object(path: Path, document: Any) -> None:
 
 def commands(study_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Do what commands do with a study's folder, apart from starting workers."""
-    for words in ("status --json", "status --only state=done", "list", "logs", "clean --dry-run", "propose"):
+    for words in ("status --json", "status --only tag=good", "list", "logs", "note", "clean --dry-run", "propose"):
         name, *flags = words.split()
         launch.main([name, *([] if name == "list" else [str(study_dir)]), *flags, "--runs-dir", str(study_dir.parent)])
         capsys.readouterr()
@@ -182,7 +182,8 @@ def study_files(ids: list[str]) -> dict[str, Any]:
     request = {"kind": "run", "backend": "slurm", "launcher": {"pid": 1, "host": "x"}, "runs": {ids[-1]: {"epochs": 3}}}
     plan, array = {"arrays": [{"jobs": [[ids[-1]]]}]}, {"id": "1"}
     queue = {"launcher": this_launcher(), "waiting": {ids[1]: "x"}}
-    return {"study.json": record, "queue.json": queue} | {
+    note = {"at": "x", "runs": ids, "tags": ["good"], "text": "t"}
+    return {"study.json": record, "queue.json": queue, "notes/000001/note.json": note} | {
         f"launches/000001/{name}.json": found
         for name, found in (("request", request), ("plan", plan), ("array-0", array))
     }
@@ -197,7 +198,8 @@ def test_no_field_of_a_studys_own_files_is_a_traceback(
     monkeypatch.setattr(os, "fsync", lambda handle: None)
     study_dir = tmp_path / "runs" / "small"
     runs = [whole_run(study_dir, seed, kind) for seed, kind in enumerate(KINDS)]
-    (study_dir / "launches" / "000001").mkdir(parents=True)
+    for folder in ("launches", "notes"):
+        (study_dir / folder / "000001").mkdir(parents=True)
     files = study_files([run.id for run in runs])
     for name, document in files.items():  # a plan is read only if its request and the ids of its arrays are there
         (study_dir / name).write_text(json.dumps(document))

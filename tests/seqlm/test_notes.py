@@ -1,0 +1,31 @@
+"""Notes about runs: what the newest of them say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from seqlm.errors import DamagedFileError
+from seqlm.notes import Note, read_notes, write_note
+
+
+def test_tags_and_texts_are_those_of_the_newest_note_that_has_them_and_no_note_is_edited(tmp_path: Path) -> None:
+    write_note(tmp_path, ["a", "b"], ["good", "wide"], None)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("note.json")}
+    write_note(tmp_path, ["b", "c"], None, "again")
+    write_note(tmp_path, ["b"], ["bad"], None)
+    assert read_notes(tmp_path) == {"a": Note(("good", "wide")), "b": Note(("bad",), "again"), "c": Note((), "again")}
+    write_note(tmp_path, ["a", "b"], [], "")
+    assert read_notes(tmp_path) == {"a": Note(), "b": Note(), "c": Note((), "again")}
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_number_without_a_note_says_nothing_and_a_damaged_note_is_an_error(tmp_path: Path) -> None:
+    write_note(tmp_path, ["a"], ["good"], None)
+    folder = tmp_path / "notes" / "000002"
+    folder.mkdir()
+    assert read_notes(tmp_path) == {"a": Note(("good",))}
+    (folder / "note.json").write_text('{"runs": 3}')
+    with pytest.raises(DamagedFileError, match="runs"):
+        read_notes(tmp_path)
