@@ -136,6 +136,8 @@ class RunDirectory:
     """The tokenizer that the run was launched with; only runs with ``data.tokenizer`` have one."""
     provenance_file = _Below("provenance.json")
     metrics_file = _Below("metrics.jsonl")
+    trace_file = _Below("steps.f32")
+    """Loss, gradient norm and time of every step (:mod:`seqlm.trace`)."""
     result_file = _Below("result.json")
     model_dir = _Below("model")
     """The files of the user's own model, kept when the run was launched. Other runs have no such folder."""

@@ -17,6 +17,7 @@ import torch
 
 from seqlm.environment import SEARCH
 from seqlm.rundir import RunDirectory
+from seqlm.trace import read_trace
 from seqlm.training import attempt, worker
 from seqlm.training.checkpoint import load_checkpoint
 from tests.seqlm.training.studies import make_run, runs_in
@@ -37,13 +38,15 @@ class Outcome:
     """Every epoch without :data:`OF_THE_DAY`."""
     result: dict[str, Any]
     """``result.json`` without :data:`RESULT_OF_THE_DAY`."""
+    trace: list[tuple[float, float]]
+    """Loss and gradient norm of every step."""
 
     def differences(self, other: Outcome) -> list[str]:
         """The parts in which the two differ, few words each."""
         names = sorted(self.tensors.keys() | other.tensors.keys())
         found = [name for name in names if self.tensors.get(name) != other.tensors.get(name)]
-        found += ["metrics.jsonl"] * (self.metrics != other.metrics)
-        return found + ["result.json"] * (self.result != other.result)
+        parts = {"metrics.jsonl": "metrics", "result.json": "result", "steps.f32": "trace"}
+        return found + [name for name, part in parts.items() if getattr(self, part) != getattr(other, part)]
 
 
 def outcome(run: RunDirectory) -> Outcome:
@@ -58,10 +61,14 @@ def outcome(run: RunDirectory) -> Outcome:
         for part, content in (("model", checkpoint.model), ("optimizer", checkpoint.optimizer)):
             tensors |= {f"{path.name} {part} {name}": digest for name, digest in _digests(content)}
     metrics, _ = run.read_metrics()
+    trace = read_trace(run)
+    assert trace is not None
+    assert len(trace.rows) == trace.covered == len(metrics) * trace.steps
     return Outcome(
         tensors=tensors,
         metrics=[{key: value for key, value in epoch.items() if key not in OF_THE_DAY} for epoch in metrics],
         result={key: value for key, value in (run.read_result() or {}).items() if key not in RESULT_OF_THE_DAY},
+        trace=[(loss, norm) for loss, norm, _ in trace.rows],
     )
 
 

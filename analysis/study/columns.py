@@ -115,6 +115,7 @@ EPOCHS = _meanings(
     _ID,
     _NUMBER,
     ("epoch", "", "epoch, from 0", int),
+    ("steps", "", "training steps of an epoch; missing for old runs", int),
     ("train_loss", "nats/token", "mean training loss over the epoch", float),
     ("val_loss", "nats/token", "validation loss after the epoch", float),
     ("train_ppl", "", "exp(train_loss)", float),

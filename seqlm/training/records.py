@@ -61,6 +61,7 @@ def epoch_record(trainer: Trainer, valid: TokenLoss, valid_seconds: float) -> di
     history, train, seconds = trainer.history, trainer.total, trainer.seconds + valid_seconds
     return {
         "epoch": len(history),
+        "steps": trainer.steps,
         "train_loss": train.mean,
         "val_loss": valid.mean,
         "train_ppl": perplexity(train.mean),

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, final
@@ -14,8 +15,10 @@ from typing import Any, final
 import torch
 
 from seqlm.environment import CHECKPOINT_MINUTES
+from seqlm.trace import TraceWriter
+from seqlm.training.checkpoint import Checkpoint
 from seqlm.training.checkpoint_files import CheckpointFiles
-from seqlm.training.trainer import Trainer
+from seqlm.training.trainer import Diverged, StepsDone, Trainer
 
 NICENESS = 10
 """Of the thread that writes: if a core is free it loses nothing, else the training goes first."""
@@ -25,17 +28,32 @@ NICENESS = 10
 class Saving:
     """Saves the checkpoints of a training. All ranks call :meth:`save` after the same step, and the first one writes.
 
-    An error of the thread is raised by the next call of any method but :meth:`close`.
+    The trace of its steps (:mod:`seqlm.trace`) is written before the checkpoint that covers them. An error of the
+    thread is raised by the next call of any method but :meth:`close`.
     """
 
     def __init__(self, trainer: Trainer, files: CheckpointFiles) -> None:
         self._trainer = trainer
         self._files = files
+        self._trace = TraceWriter(files.run, files.attempt.guard)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer", initializer=_be_nice)
         self._work: Future[None] | None = None
         self._memory: dict[tuple[Any, ...], torch.Tensor] = {}
         self._every_seconds = 60 * CHECKPOINT_MINUTES.read()
         self._saved_at = time.monotonic()
+
+    def begin_trace(self) -> None:
+        """Have the trace go on where the training stands."""
+        if self._trainer.rank.is_first:
+            self._trace.begin(self._trainer.epoch * self._trainer.steps + self._trainer.step)
+
+    def trace(self, event: StepsDone | Diverged) -> None:
+        """Keep the rows of steps for the next checkpoint; write them now if there will be none."""
+        if self._trainer.rank.is_first:
+            self._trace.add(event.rows)
+            if isinstance(event, Diverged):
+                self.wait()
+                self._trace.take()()
 
     def is_due(self) -> bool:
         """Whether the time between two checkpoints within an epoch is over. Raises the last one's error."""
@@ -50,7 +68,11 @@ class Saving:
         if self._trainer.rank.is_first:
             self.wait()  # the copies have one place
             tensors = copied({"model": checkpoint.model, "optimizer": checkpoint.optimizer}, self._memory)
-            self._work = self._thread.submit(self._files.save, replace(checkpoint, **tensors))
+            self._work = self._thread.submit(self._write, self._trace.take(), replace(checkpoint, **tensors))
+
+    def _write(self, rows: Callable[[], None], checkpoint: Checkpoint) -> None:
+        rows()
+        self._files.save(checkpoint)
 
     @property
     def is_writing(self) -> bool:

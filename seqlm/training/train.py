@@ -22,7 +22,7 @@ from seqlm.training.checkpoint_files import CheckpointFiles
 from seqlm.training.progress import Progress
 from seqlm.training.records import require_perplexity, result_record
 from seqlm.training.saving import Saving
-from seqlm.training.trainer import EpochBegins, EpochEnded, StepsDone, Trainer
+from seqlm.training.trainer import Diverged, EpochBegins, EpochEnded, StepsDone, Trainer
 
 VALID_WINDOWS = 2
 """Windows of the validation text that a canary looks at: evaluating needs memory of its own."""
@@ -51,6 +51,7 @@ def train(trainer: Trainer, attempt: Attempt, search: Search | None = None) -> d
         progress.say(f"float32 matrix products on {trainer.rank.device_name}: {trainer.rank.matmul}")
     try:
         _resume(trainer, files, progress)
+        saving.begin_trace()
         for event in trainer.events(
             trainer.config.train.epochs,
             asks=lambda: (attempt.stop.received, saving.is_due()),
@@ -59,6 +60,8 @@ def train(trainer: Trainer, attempt: Attempt, search: Search | None = None) -> d
             if isinstance(event, EpochBegins) and trainer.step == 0 and search and trainer.epoch in search.rungs:
                 _decide(trainer, attempt, search, saving)
             progress.show(event)
+            if isinstance(event, StepsDone | Diverged):
+                saving.trace(event)
             if isinstance(event, StepsDone) and event.stop:
                 saving.save()
                 saving.wait()

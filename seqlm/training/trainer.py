@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, final
@@ -26,6 +26,7 @@ from seqlm.models import build_model
 from seqlm.models.language_model import FusedModel
 from seqlm.models.products import use_precision
 from seqlm.models.state import State, join_states, map_state, rebuilt, split_state, tensors_of
+from seqlm.trace import StepRow
 from seqlm.training.capture import Captured, is_captured
 from seqlm.training.checkpoint import Checkpoint, Position
 from seqlm.training.distributed import Rank
@@ -49,8 +50,17 @@ class EpochBegins:
 class StepsDone:
     """All steps so far have finite losses. All ranks get the same answers to what they have asked for."""
 
+    rows: Sequence[StepRow]
+    """Of the steps since the last such event."""
     stop: bool
     save: bool
+
+
+@dataclass(frozen=True)
+class Diverged:
+    """The loss or gradient norm of the last of ``rows`` is not finite. The next event is ``DivergedError``."""
+
+    rows: Sequence[StepRow]
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ class EpochEnded:
     """An epoch has been trained and validated: the last one of the history."""
 
 
-Event: TypeAlias = EpochBegins | StepsDone | EpochEnded
+Event: TypeAlias = EpochBegins | StepsDone | Diverged | EpochEnded
 
 
 @final
@@ -163,13 +173,14 @@ class Trainer:
             self._begin_epoch(self.epoch + 1)
             yield EpochEnded()
 
-    def _train_epoch(self, asks: Callable[[], tuple[bool, bool]], *, read_each: bool) -> Iterator[StepsDone]:
+    def _train_epoch(self, asks: Callable[[], tuple[bool, bool]], *, read_each: bool) -> Iterator[StepsDone | Diverged]:
         """Take the steps of the epoch that are still to do."""
         self.model.train()
         results = StepResults(self.rank, read_each=read_each)
         started, before = time.perf_counter(), self.seconds
         if self.step == self.steps:
             return  # it was stopped after the last step, before the validation
+        read_at = started
         seq_len = self.config.train.seq_len
         for inputs, targets in windows(self.columns[self.step * seq_len :], seq_len):
             self.set_step(self.epoch, self.step)
@@ -179,15 +190,19 @@ class Trainer:
             results.add(result)
             if results.are_full or self.step == self.steps:
                 losses, (stop, save) = results.read(*asks())
-                for loss_nats, norm in losses:
-                    if not (math.isfinite(loss_nats) and math.isfinite(norm)):
-                        mean = loss_nats / self.tokens_per_step
+                now = time.perf_counter()
+                rows = [(nats / self.tokens_per_step, norm, (now - read_at) / len(losses)) for nats, norm in losses]
+                for number, (mean, norm, _) in enumerate(rows, start=1):
+                    if not (math.isfinite(mean) and math.isfinite(norm)):
+                        yield Diverged(rows[:number])
                         raise DivergedError(
                             f"the loss of a step is {mean:g} with gradient norm {norm:g}; lower optim.lr"
                         )
+                for loss_nats, _ in losses:
                     self.total.add(loss_nats, self.tokens_per_step)
-                self.seconds = before + time.perf_counter() - started
-                yield StepsDone(stop=stop, save=save)
+                self.seconds = before + now - started
+                yield StepsDone(rows=rows, stop=stop, save=save)
+                read_at = time.perf_counter()
 
     def set_step(self, epoch: int, step: int) -> None:
         """Set what the number of a step decides: the learning rate, and the key of masks that a step shares over ranks.

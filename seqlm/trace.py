@@ -1,0 +1,120 @@
+"""The trace of a run, ``steps.f32``: loss, gradient norm and time of every step. Standard library alone.
+
+A step has a row of three little-endian float32. Its place is its number, ``epoch * steps + step``, with the steps of an
+epoch. So a step that is taken once more overwrites its row, and an extended run goes on behind its last one. The rows
+up to a checkpoint are on disk before it takes its place, and a worker that resumes forgets those behind it. So an
+interrupted run has the losses and norms of an uninterrupted one, bit for bit.
+
+The learning rate has no column: it is a function of that number
+(:meth:`seqlm.optimizers.OptimizerConfig.learning_rate`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sys
+from array import array
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeAlias, final
+
+from seqlm.errors import DamagedFileError, FileError
+from seqlm.files import Guard, read_json
+from seqlm.reading import read_bytes
+from seqlm.rundir import RunDirectory
+
+StepRow: TypeAlias = tuple[float, float, float]
+"""Loss (nats per predicted token), gradient norm over all parameters before clipping, seconds."""
+COLUMNS = 3
+ROW_BYTES = 4 * COLUMNS
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """The steps of a run, as far as they are written."""
+
+    rows: list[StepRow]
+    """By the number of the step. A step that nobody has recorded is three NaN."""
+    steps: int
+    """Steps of an epoch."""
+    covered: int
+    """How many of the rows belong to steps that the run's checkpoint or result holds: they are not taken again."""
+
+
+def read_trace(run: RunDirectory) -> Trace | None:
+    """Return the trace of a run; ``None``: it has none, or does not say how many steps an epoch has.
+
+    Raises:
+        FileError: a file cannot be read.
+    """
+    try:
+        content = read_bytes(run.trace_file)
+    except FileNotFoundError:
+        return None
+    metrics, _ = run.read_metrics()
+    told = [metrics[-1]] if metrics else []
+    for attempt in reversed([] if metrics else run.attempts()):
+        with contextlib.suppress(DamagedFileError):
+            told.append(read_json(run.progress_file(attempt)) or {})
+    steps = next((record["steps"] for record in told if type(record.get("steps")) is int), 0)
+    if steps < 1:
+        return None
+    numbers = array("f", content[: len(content) // ROW_BYTES * ROW_BYTES])
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    columns = (numbers[column::COLUMNS] for column in range(COLUMNS))
+    rows = [row if row[2] else (math.nan, math.nan, math.nan) for row in zip(*columns, strict=True)]
+    epoch, step = run.progress()
+    return Trace(rows=rows, steps=steps, covered=min(len(rows), epoch * steps + step))
+
+
+@final
+class TraceWriter:
+    """Writes the rows of the one process that owns the run. Keeps them in memory between two checkpoints."""
+
+    def __init__(self, run: RunDirectory, guard: Guard) -> None:
+        self._path, self._guard = run.trace_file, guard
+        self._place, self._rows = 0, array("f")
+
+    def begin(self, number: int) -> None:
+        """Forget what is written of the step with this number and those after it.
+
+        Raises:
+            FileError: the file cannot be written.
+            LeaseLostError: the run is another worker's by now.
+        """
+        self._place, self._rows = number * ROW_BYTES, array("f")
+        self._write(self._place, b"")
+
+    def add(self, rows: Iterable[StepRow]) -> None:
+        """Keep the rows of the next steps."""
+        for row in rows:
+            self._rows.extend(row)
+
+    def take(self) -> Callable[[], None]:
+        """Return a function, for any thread, that writes the rows kept so far and waits until they are on disk.
+
+        It raises as :meth:`begin`.
+        """
+        place, rows = self._place, self._rows
+        self._place, self._rows = place + len(rows) // COLUMNS * ROW_BYTES, array("f")
+        if sys.byteorder == "big":
+            rows.byteswap()
+        return lambda: self._write(place, rows.tobytes())
+
+    def _write(self, place: int, content: bytes) -> None:
+        """Put ``content`` at ``place``, and let the file end behind it."""
+        self._guard()
+        try:
+            handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+            with os.fdopen(handle, "wb") as file:
+                file.truncate(place)
+                file.seek(place)
+                file.write(content)
+                file.flush()
+                os.fsync(handle)
+        except OSError as error:
+            raise FileError.from_os_error("write", self._path, error) from None
