@@ -4,8 +4,6 @@
 Each command imports what it needs when it runs, so that ``--help`` and ``status`` answer at once.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The backends, by name. No other module lists them: a new backend is one class and one line here."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import importlib.util

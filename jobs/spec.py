@@ -1,7 +1,5 @@
 """The records a launcher handles: a run to train, the resources it requests, and the submission handed to a backend."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the launcher prints for a person: tables, lines, and whether they have color."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

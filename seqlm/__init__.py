@@ -3,8 +3,6 @@
 ``open_study`` is where notebooks and scripts begin; docs/reference/python.md describes what it returns.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 from pathlib import Path

@@ -6,8 +6,6 @@ module in :mod:`seqlm.models` with the class that ``MODEL`` names. docs/project/
 Symbols: V vocabulary, T window (``seq_len``), E embedding, H hidden, M inner width of the MLP, A heads, L layers.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field

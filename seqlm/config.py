@@ -4,14 +4,12 @@ Only what decides the result is here: model, data, optimizer, training, seed. Wh
 devices and in which folder, is in :mod:`jobs.spec`. Imports the standard library only.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from seqlm.architectures import ARCHITECTURES, BuiltInConfig, CustomConfig, ModelConfig
 from seqlm.errors import ConfigError, nearest
@@ -139,7 +137,7 @@ class RunConfig(Table):
                 f"{self.train.epochs}"
             )
 
-    def with_epochs(self, epochs: int) -> RunConfig:
+    def with_epochs(self, epochs: int) -> Self:
         """The same run, to go on to ``epochs``."""
         return self if epochs == self.train.epochs else replace(self, train=replace(self.train, epochs=epochs))
 
@@ -152,7 +150,7 @@ class RunConfig(Table):
         return flat(self.to_dict())
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> RunConfig:
+    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
         """Read plain data strictly.
 
         Raises:

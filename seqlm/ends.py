@@ -9,8 +9,6 @@ Nobody has to be first, since the order of the files does not matter. Whether a 
 :func:`verdict` says it to everybody from the same facts. Standard library alone.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

@@ -4,13 +4,12 @@ Invariants of our own code are asserted, not raised. The exit codes of a worker,
 learn how an attempt ended, are in the table below.
 """
 
-from __future__ import annotations
-
 import difflib
 import errno
 import signal
 import unicodedata
 from collections.abc import Iterable
+from typing import Self
 
 # Exit codes of a worker. A negative code is the signal that killed it, as in subprocess.
 
@@ -118,7 +117,7 @@ class FileError(SeqlmError):
     """What the system reported."""
 
     @classmethod
-    def from_os_error(cls, verb: str, path: object, error: OSError) -> FileError:
+    def from_os_error(cls, verb: str, path: object, error: OSError) -> Self:
         """One line from an ``OSError``, for example ``cannot write x/y: No space left on device``."""
         found = cls(f"cannot {verb} {path}: {error.strerror or error}")
         found.errno = error.errno

@@ -11,8 +11,6 @@ What reads or writes a file by its name raises ``FileError`` if that fails. Its 
 :func:`replace_folder` and :func:`flush`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

@@ -25,8 +25,6 @@ or writes leases raises ``FileError`` if that fails, and ``UsageError`` if a var
 library alone.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

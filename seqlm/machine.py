@@ -1,7 +1,5 @@
 """What this machine has: cores and GPUs, found without importing torch."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import itertools

@@ -7,8 +7,6 @@ A run keeps a copy, so an edit while jobs wait changes nothing, and a run explai
 runs the files. Standard library alone.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 A new optimizer is a class here, listed in :data:`OPTIMIZERS`: its names, the class that takes its steps, and its keys.
 """
 
-from __future__ import annotations
-
 import math
 import typing
 from abc import ABC, abstractmethod

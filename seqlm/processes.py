@@ -1,7 +1,5 @@
 """Which process is meant: a record of a process, and whether that process is alive. Standard library alone."""
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Mapping

@@ -8,8 +8,6 @@ there is none, or a link to nothing, and ``UnfitFileError`` if it is a link, a f
 no regular file, or too large.
 """
 
-from __future__ import annotations
-
 import errno
 import fnmatch
 import json

@@ -7,8 +7,6 @@ The newest request that names a run counts. The number is claimed by making the 
 raises ``FileError`` if that fails, or ``DamagedFileError``. Standard library alone.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import re

@@ -1,7 +1,5 @@
 """What decides how the sums of a run are rounded, and whether it has changed from one attempt to the next."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Mapping
 from typing import Any

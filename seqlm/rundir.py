@@ -15,15 +15,13 @@ of a run, with ``task.json`` as well. It writes ``behaviour.json`` and ``samples
 ``status``, ``logs`` and ``cancel`` treat the folder ``behaviour`` as a study.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
@@ -82,7 +80,7 @@ class Observation(RunState):
     """Epochs that ``result.json`` is about. 0: there is none, or it does not say."""
 
     @classmethod
-    def damaged(cls, error: Exception) -> Observation:
+    def damaged(cls, error: Exception) -> Self:
         """Return the state of a run of which a file cannot be read, with the error as its reason."""
         return cls(**vars(state_of(Facts(damage=str(error)))))
 
@@ -98,7 +96,7 @@ class _Below:
     def __init__(self, *names: str) -> None:
         self._names = names
 
-    def __get__(self, run: RunDirectory, kind: type | None = None) -> Path:
+    def __get__(self, run: "RunDirectory", kind: type | None = None) -> Path:
         return run.path.joinpath(*self._names)
 
 
@@ -120,7 +118,7 @@ class RunDirectory:
         return self.seen or Requests(self.path.parent)
 
     @classmethod
-    def canary(cls, study_dir: Path, run_id: str) -> RunDirectory:
+    def canary(cls, study_dir: Path, run_id: str) -> Self:
         """The folder for the canary of a study's run."""
         return cls(study_dir / CANARY_FOLDER / run_id)
 
@@ -221,9 +219,7 @@ class RunDirectory:
         return {path.name.rpartition("-")[2]: path for path in found}
 
     @classmethod
-    def locate(
-        cls, study_dir: Path, name: str, fingerprint: str, folders: Mapping[str, Path] | None = None
-    ) -> RunDirectory:
+    def locate(cls, study_dir: Path, name: str, fingerprint: str, folders: Mapping[str, Path] | None = None) -> Self:
         """Return the folder of the run with ``fingerprint``: the existing one under any name, else the one to make.
 
         A run is its configuration, so a renamed entry of a manifest is the same run. For many runs, pass the result of
@@ -239,7 +235,7 @@ class RunDirectory:
         return next(cls.unordered_in(study_dir), None) is not None
 
     @classmethod
-    def unordered_in(cls, study_dir: Path) -> Iterator[RunDirectory]:
+    def unordered_in(cls, study_dir: Path) -> Iterator[Self]:
         """Every run of a study in no particular order, with the requests of this moment.
 
         Those that wait for their first attempt are among them.

@@ -6,8 +6,6 @@ Schema of manifests from the same declarations (:mod:`jobs.manifests.json_schema
 since each worker and each `status` reads configurations.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

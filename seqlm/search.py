@@ -8,14 +8,12 @@ Each decision is made once and kept in a file of its own in the run's folder, ``
 later request for it lets it go on. Whatever reads or writes files raises ``FileError`` if that fails.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from seqlm.config import valid_keys
 from seqlm.errors import ConfigError, FileError, UsageError, nearest_key
@@ -90,7 +88,7 @@ class Search(Table):
     Without it, with all runs of the study."""
 
     @classmethod
-    def from_text(cls, text: str) -> Search | None:
+    def from_text(cls, text: str) -> Self | None:
         """Read the text of ``SEQLM_SEARCH``. ``None``: there is no search.
 
         Raises:

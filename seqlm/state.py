@@ -4,8 +4,6 @@ Every command, launcher, job and report takes the state from :func:`state_of`. T
 decides. The table in docs/explanation/failures.md is generated from these rows. Standard library alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias

@@ -8,8 +8,6 @@ belongs to its new owner. A study that was moved keeps its token. A copy, while 
 Workers do not ask: a launch has decided what they run.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

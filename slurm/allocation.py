@@ -1,14 +1,12 @@
 """What a job has: the variables that SLURM sets, and its cores and GPUs as a backend."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Self, final
 
 from jobs.attempt.supervisor import Ended, first_cause, interface_of, rank_variables
 from jobs.backends.local import LocalBackend
@@ -46,7 +44,7 @@ class SlurmContext:
     partition: str
 
     @classmethod
-    def from_environment(cls, env: Mapping[str, str]) -> SlurmContext:
+    def from_environment(cls, env: Mapping[str, str]) -> Self:
         """Read SLURM's variables."""
         array, task = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
         end = env.get("SLURM_JOB_END_TIME", "")

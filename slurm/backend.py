@@ -4,8 +4,6 @@ Each job runs a dispatcher on its allocation (:mod:`slurm.job`). ``status`` read
 squeue and sacct once for what these do not have (:mod:`jobs.study.squeue`).
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import shlex

@@ -3,8 +3,6 @@
 A requeued job waits as long as the policy says, and is kept off nodes that failed twice in a row.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

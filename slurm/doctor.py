@@ -1,7 +1,5 @@
 """``doctor --backend slurm``: check whether this cluster can run seqlm, and say what to change if it cannot."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

@@ -5,8 +5,6 @@ holds secrets (tokens of services, passwords of proxies) that jobs do not need. 
 Nothing of it is written on the command line or into the script, not even the names.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import os
 from collections.abc import Collection, Mapping, Sequence

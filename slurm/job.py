@@ -10,8 +10,6 @@ script calls ``python -m slurm.job PLAN ARRAY ended``.
     out of memory     on one node the run goes on in this job, with twice as many micro-batches
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

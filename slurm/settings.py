@@ -4,8 +4,6 @@ The site file is not part of the study. Partitions, accounts and module loads be
 portable. It is the file named by ``SEQLM_SLURM_CONFIG``, else ``cluster.toml`` in this module's folder.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Mapping

@@ -4,8 +4,6 @@ Each query is one call of a SLURM command. Separate pure functions parse the out
 queries once per launch.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable

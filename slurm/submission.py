@@ -1,14 +1,12 @@
 """Submit runs as job arrays: group them, write one plan for all jobs and a script for each array, and call sbatch."""
 
-from __future__ import annotations
-
 import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from jobs.attempt.supervisor import progress_variables
 from jobs.launch.job import LaunchOptions
@@ -66,7 +64,7 @@ class JobPlan:
         write_json(path, asdict(self))
 
     @classmethod
-    def read(cls, path: Path) -> JobPlan:
+    def read(cls, path: Path) -> Self:
         """Read a plan that :meth:`write` wrote.
 
         Raises:

@@ -1,7 +1,5 @@
 """One attempt of a run, as its launcher or job follows it: the same on every backend."""
 
-from __future__ import annotations
-
 import functools
 import math
 import os
@@ -57,7 +55,7 @@ class Attempt:
         self._where = where
 
     @functools.cached_property
-    def heartbeat(self) -> Heartbeat:
+    def heartbeat(self) -> "Heartbeat":
         """Whether its worker makes progress. It is watched from the first use on."""
         return Heartbeat(self.run, self.number, hung_seconds({**os.environ, **self._submission.env}))
 

@@ -4,8 +4,6 @@ Linux counts such kills for each control group. Containers, systemd and SLURM pu
 groups with a limit.
 """
 
-from __future__ import annotations
-
 import contextlib
 from pathlib import Path
 from typing import final

@@ -3,8 +3,6 @@
 The local backend supervises all ranks of a run, the actor of the Ray backend one, and a job of SLURM those of its node.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os
@@ -175,7 +173,7 @@ class Supervisor:
         """Note that a rank has failed: the others have ``PEER_GRACE_SECONDS`` to notice."""
         self._failed_at = self._failed_at or time.monotonic()
 
-    def poll(self) -> Ended | None:
+    def poll(self) -> "Ended | None":
         """Return how the ranks here ended; ``None`` while one lives. Ranks that outlive a failed one are killed."""
         polled = {rank: process.poll() for rank, process in self._processes.items()}
         if any(polled.values()):
@@ -194,7 +192,7 @@ class Supervisor:
 
     def follow(
         self, poll_seconds: float, *, is_stopped: Callable[[], bool], has_peer_failed: Callable[[], bool]
-    ) -> Ended:
+    ) -> "Ended":
         """Wait for the ranks here, and return how they ended. Both conditions are about the other nodes and the user.
 
         If the run ``is_stopped``, they are asked to stop between two steps.

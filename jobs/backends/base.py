@@ -1,7 +1,5 @@
 """The interfaces of a backend: where runs go, and how a launcher starts them there."""
 
-from __future__ import annotations
-
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -162,7 +160,7 @@ class Backend(ABC):
             BackendError: the run can never fit here, or its precision does not exist here.
         """
 
-    def executor(self, study_dir: Path) -> Executor:
+    def executor(self, study_dir: Path) -> "Executor":
         """Return what starts the runs of a study. Nothing is started yet."""
         raise NotImplementedError
 

@@ -1,7 +1,5 @@
 """Backend ``local``: this machine's cores and GPUs as slots, and one process for each rank."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -4,8 +4,6 @@ Ray itself, which takes half a second to import, is imported to ask a cluster an
 (:mod:`jobs.backends.ray_executor`).
 """
 
-from __future__ import annotations
-
 import functools
 import os
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The Ray that runs go to: an existing cluster, or one that a launch starts on this machine and ends."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging

@@ -3,8 +3,6 @@
 Calls to actors return references at once. ``poll`` and ``wait`` collect the answers that have arrived.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import math

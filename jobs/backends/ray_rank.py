@@ -1,7 +1,5 @@
 """The actor of one rank on Ray, which holds its cores and GPU and runs its process."""
 
-from __future__ import annotations
-
 import socket
 import sys
 from dataclasses import replace

@@ -3,8 +3,6 @@
 To add a command, write a line of :data:`COMMANDS`. Importing this imports little, so that ``--help`` is quick.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``doctor``: whether this machine can launch, train and report, and what to do if it cannot."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

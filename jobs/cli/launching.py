@@ -3,8 +3,6 @@
 Each finds its runs and where they go. :func:`carry_out` launches them: attended, in the background, or by SLURM.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 from collections.abc import Collection, Mapping, Sequence

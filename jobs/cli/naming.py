@@ -1,7 +1,5 @@
 """Which runs of a study a command is about: those that pass its filters, and one by its name, id or number."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

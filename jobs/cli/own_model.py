@@ -1,7 +1,5 @@
 """``check-model``: whether a user's own model keeps the contract, in words for its author."""
 
-from __future__ import annotations
-
 import tomllib
 from pathlib import Path
 from typing import Any

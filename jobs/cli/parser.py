@@ -4,8 +4,6 @@ A field of the record that is made by :func:`option` is a flag, and one made by 
 one. The name of the field is that of the flag, and its annotation says how it is read.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses
@@ -60,14 +58,14 @@ positive = _number(int, lambda number: number >= 1, "a whole number, 1 or more")
 seed = _number(int, lambda number: 0 <= number < 2**32, "a whole number from 0 to 2^32 - 1")
 above_zero = _number(float, lambda number: 0 < number < math.inf, "a number above 0")
 
-BY_TYPE: dict[str, dict[str, Any]] = {
-    "bool": {"action": "store_true"},
-    "bool | None": {"action": argparse.BooleanOptionalAction},
-    "tuple[str, ...]": {"action": "append", "default": []},
-    "Path": {"type": Path},
-    "Path | None": {"type": Path},
-    "int": {"type": positive, "metavar": "N"},
-    "int | None": {"type": positive, "metavar": "N"},
+BY_TYPE: dict[Any, dict[str, Any]] = {
+    bool: {"action": "store_true"},
+    bool | None: {"action": argparse.BooleanOptionalAction},
+    tuple[str, ...]: {"action": "append", "default": []},
+    Path: {"type": Path},
+    Path | None: {"type": Path},
+    int: {"type": positive, "metavar": "N"},
+    int | None: {"type": positive, "metavar": "N"},
 }
 """Annotation of a field -> how its option is read. Fields of other types are texts."""
 
@@ -126,7 +124,7 @@ class Parser(argparse.ArgumentParser):
                     made.add_argument(key, **how)
                 else:
                     names = [*(flag for flag in flags if not flag.startswith("--")), flag_of(arguments[key])]
-                    made.add_argument(*names, **{**BY_TYPE.get(str(arguments[key].type), {}), **how, "dest": key})
+                    made.add_argument(*names, **{**BY_TYPE.get(arguments[key].type, {}), **how, "dest": key})
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")

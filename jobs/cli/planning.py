@@ -1,7 +1,5 @@
 """The command plan, and what commands that launch share with it: opening a manifest, and where runs go."""
 
-from __future__ import annotations
-
 import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """``results``, ``note`` and ``generate``: what became of runs, what people say about them, and what a model writes."""
 
-from __future__ import annotations
-
 import csv
 import sys
 from collections.abc import Mapping, Sequence

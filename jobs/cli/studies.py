@@ -1,7 +1,5 @@
 """``list`` and ``clean``: the studies in the runs folder, and what may be deleted from one."""
 
-from __future__ import annotations
-
 import contextlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

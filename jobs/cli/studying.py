@@ -3,8 +3,6 @@
 Each command imports what only it needs inside its function, so that ``status``, ``logs`` and ``cancel`` start fast.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Tables: columns of records, which are also the documents of ``--json``."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

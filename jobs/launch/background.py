@@ -1,7 +1,5 @@
 """The process of a launcher: the signals that end it, and its start in the background."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import signal

@@ -4,8 +4,6 @@ A job is launched like a run, by the same launcher on the same backends. Only it
 is ``runs/<study>/behaviour/<run id>/``; behaviour.json and samples.jsonl are in the folder of the run.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Canaries: before a grid starts, a short run of each architecture-optimizer pair checks that it fits and trains."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """What has changed since runs of a study were launched: their texts, tokenizers, and the files of their own models."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 from collections import Counter

@@ -1,7 +1,5 @@
 """Run a plan to completion: start what fits, watch it, and try failed runs again."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

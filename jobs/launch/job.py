@@ -1,7 +1,5 @@
 """The options of a launch, the process in which it runs, and what starts the next attempt of a run."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Test the user's own models before a grid starts, in a process of its own, which imports torch and their files."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """One launch of a study: find its data, plan its runs, keep the code and their files, request them, dispatch."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence

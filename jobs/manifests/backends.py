@@ -1,7 +1,5 @@
 """The tables ``[backend.*]`` of a manifest. The class of each backend declares its keys, as a dataclass."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

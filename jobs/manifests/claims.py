@@ -3,8 +3,6 @@
 None of it is part of a run's configuration. It is kept in ``study.json`` (:mod:`jobs.plan.record`).
 """
 
-from __future__ import annotations
-
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -6,8 +6,6 @@ random numbers do. The first n of 2n settings are the same n, so a search can be
 SciPy takes about a second to import, so it is imported when something is drawn.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

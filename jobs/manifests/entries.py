@@ -4,8 +4,6 @@ Each problem is reported: unknown keys with the nearest valid one, wrong tables,
 configuration are checked later, by :class:`seqlm.config.RunConfig`.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass, replace

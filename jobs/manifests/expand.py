@@ -5,8 +5,6 @@ Lists multiply (grid) or advance together (zip). The settings that a sample has 
 Pure functions of plain data. Keys are dotted (``optim.lr``), as everywhere in a manifest.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

@@ -9,8 +9,6 @@
 All conditions of one filter must hold. A run without the key (``num_heads`` of an RNN) meets no condition on that key.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import functools
 import itertools

@@ -4,8 +4,6 @@ It is made from the dataclasses of the tables and of :mod:`seqlm.config`. It see
 keys, such as those that not every architecture has, are checked only when the manifest is loaded.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 Each problem is one line, and all lines are raised together. ``docs/reference/manifest.md`` is the reference for users.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence

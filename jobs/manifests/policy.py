@@ -4,11 +4,9 @@ The policy is no part of a run's identity. It is kept in ``study.json``, for lau
 with each SLURM job.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from seqlm.schema import NotNegative, Table, Valid
 
@@ -55,7 +53,7 @@ class Policy(Table):
         for name, value in vars(self).items():
             object.__setattr__(self, name, None if value == UNLIMITED else value)
 
-    def with_retries(self, retries: int | None) -> Policy:
+    def with_retries(self, retries: int | None) -> Self:
         """Return the policy with this value of ``max_stalled_retries``. ``None``: no override."""
         return self if retries is None else replace(self, max_stalled_retries=retries)
 

@@ -1,7 +1,5 @@
 """Read a manifest's file: TOML to plain data, with one line for each problem of the text."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import json

@@ -1,7 +1,5 @@
 """Recognise variables that hold secrets by name, and pass them to workers without writing them to a file."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 

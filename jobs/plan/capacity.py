@@ -1,10 +1,8 @@
 """Free cores and GPUs of nodes: decide whether a run fits, where, and if not, why."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Self, final
 
 from jobs.spec import Resources
 from seqlm.errors import BackendError
@@ -71,7 +69,7 @@ class Capacity:
         gpus = f"{self.gpus:g} GPUs, " if self.gpus else ""
         return f"{nodes}{gpus}{self.cpus:g} cores"
 
-    def copy(self) -> Capacity:
+    def copy(self) -> Self:
         """Return an independent copy, for trying allocations."""
         nodes = [replace(node, gpus=dict(node.gpus)) for node in self.nodes.values()]
         made = Capacity(nodes, where=self.where)

@@ -4,8 +4,6 @@ Symbols: B batch, T window (``seq_len``), V vocabulary, P parameters. All functi
 :func:`earlier_throughput`, which reads run directories.
 """
 
-from __future__ import annotations
-
 import bisect
 import contextlib
 import math

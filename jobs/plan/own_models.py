@@ -4,8 +4,6 @@ A launch tests each model once (:mod:`jobs.launch.own_models`). What passed is k
 model's files, its arguments, and the sizes of vocabulary and window.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.metadata
 from dataclasses import dataclass

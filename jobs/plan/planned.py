@@ -1,7 +1,5 @@
 """Decide what each run needs: start, resume, extend or nothing."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 

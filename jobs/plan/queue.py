@@ -1,7 +1,5 @@
 """The queue of a launch: the order in which runs start, and the reason why each run waits."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias, final

@@ -5,8 +5,6 @@ report can list runs that were never launched. What other manifests planned for 
 :class:`jobs.study.record.StudyRecord` reads it.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The total cost of a launch (GPU hours, wall time, disk), the study's budget, and its search."""
 
-from __future__ import annotations
-
 import functools
 import heapq
 from collections.abc import Callable, Sequence

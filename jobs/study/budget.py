@@ -4,14 +4,12 @@ All attempts of runs and canaries count, those that failed too. Behaviour jobs d
 attempt are those that its workers recorded, so that the clocks of other nodes do not matter.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias, final
+from typing import Any, Self, TypeAlias, final
 
 from jobs.manifests.policy import Policy
 from jobs.spec import Resources
@@ -60,7 +58,7 @@ class Budget:
         self._next = -math.inf
 
     @classmethod
-    def kept(cls, study_dir: Path, default: Policy | None = None) -> Budget:
+    def kept(cls, study_dir: Path, default: Policy | None = None) -> Self:
         """Return the budget that ``study.json`` has now. ``default`` counts if that has no policy."""
         return cls(study_dir, StudyRecord(study_dir).policy or default or Policy())
 

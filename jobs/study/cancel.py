@@ -3,8 +3,6 @@
 A request says which runs are to stop. Workers, launchers and jobs look for it on any machine; no process is signalled.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable
 from typing import Any

@@ -4,8 +4,6 @@ A finished run keeps all that a report, a behaviour job or a reader needs: only 
 nothing but going on. Whole runs go only if a user has chosen them. What is a link, or is reached through one, stays.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import secrets

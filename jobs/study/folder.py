@@ -1,7 +1,5 @@
 """A study's folder, ``runs/<study>/``: its runs and their states, its launcher, its queue and its jobs."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

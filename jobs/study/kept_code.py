@@ -5,8 +5,6 @@
 A copy is verified by its content, never by its name.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The contents of ``provenance.json``, written when a run is launched: code, machine, versions and command."""
 
-from __future__ import annotations
-
 import contextlib
 import getpass
 import importlib.metadata

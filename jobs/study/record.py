@@ -3,8 +3,6 @@
 :mod:`jobs.plan.record` writes it. No command needs it: what is damaged counts as not kept.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path

@@ -5,8 +5,6 @@ another machine, or that it disappeared without a result. This works without acc
 answer, and after the controller has purged a job.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import time

@@ -8,8 +8,6 @@ first error of the user's code, or ``None``).
 A program of its own: a launcher does not import torch, and code of a user's cannot disturb it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import sys

@@ -1,7 +1,5 @@
 """The checks of a user's own model on one processor, each on the same small window."""
 
-from __future__ import annotations
-
 import contextlib
 from array import array
 from collections.abc import Iterator, Mapping

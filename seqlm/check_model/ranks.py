@@ -3,8 +3,6 @@
 ``python -m seqlm.check_model.ranks CONFIG FOLDER`` is the second one.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -44,8 +44,6 @@ With ``eval.batch_size`` or ``eval.seq_len`` nothing of a text that is scored is
 Letters: N tokens of the split, B columns of the global batch, T = ``seq_len``. Ids are int64, as embeddings want them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -6,8 +6,6 @@ that does not match its index is no entry: the caller makes it again. A cache th
 run.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib

@@ -4,8 +4,6 @@ Tokenising is done once and kept in the cache; the text itself is read and hashe
 never be that of another text. No torch here: the launcher plans with it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

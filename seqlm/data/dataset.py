@@ -4,8 +4,6 @@ Needs the package ``pyarrow``; ``datasets`` is not needed and nothing is downloa
 line or more: a row without a line end at its end gets one, and a row without a value is left out.
 """
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 :mod:`seqlm.data.batches` explains the picture behind it.
 """
 
-from __future__ import annotations
-
 from seqlm.errors import DataError, UsageError
 
 

@@ -4,8 +4,6 @@ The text is licensed by the Linguistic Data Consortium. Users are responsible fo
 Only the checksums are trusted: a file is put in place only if it is the one that the study used.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Sequence

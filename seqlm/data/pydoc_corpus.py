@@ -7,8 +7,6 @@ as for any other corpus. The same Python gives the same text; another version of
 digest says so.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import re

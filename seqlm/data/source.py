@@ -4,8 +4,6 @@ A zip file may come from anywhere. Nothing of it is written to disk, so that the
 itself how large its texts are, and may lie: no more than that is unpacked, and no more than text packs to is believed.
 """
 
-from __future__ import annotations
-
 import codecs
 import hashlib
 import struct

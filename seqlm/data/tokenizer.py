@@ -5,8 +5,6 @@ model has written. Truncation, padding and special tokens that the file asks for
 lines, each with its line end, and each line into the tokens that the file's rules give.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import operator

@@ -1,7 +1,5 @@
 """Text to tokens, tokens to a vocabulary, and both to ids."""
 
-from __future__ import annotations
-
 import re
 from array import array
 from collections import Counter
@@ -65,7 +63,7 @@ class Encoded(NamedTuple):
     """
 
     vocabulary: tuple[str, ...]
-    splits: Mapping[str, array[int]]
+    splits: Mapping[str, "array[int]"]
     lossless: bool
 
 

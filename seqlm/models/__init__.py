@@ -9,8 +9,6 @@ hidden states (T, B, H), logits (T, B, V), a carried state (L, B, H). Products a
 ``torch.nn.Linear`` applies the same W to the last axis.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Iterable
 from pathlib import Path

@@ -3,8 +3,6 @@
 docs/guides/own-model.md is the contract that the class has to meet. :mod:`seqlm.check_model` tests it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib.util

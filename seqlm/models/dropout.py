@@ -1,7 +1,5 @@
 """Dropout masks: drawn for a whole window at once, or the same for all windows of a step."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import final

@@ -1,7 +1,5 @@
 """What every language model of the study can do, and how one samples from it."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections import deque

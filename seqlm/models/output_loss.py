@@ -1,7 +1,5 @@
 """The output layer and the cross-entropy in one, for a window's tokens in chunks."""
 
-from __future__ import annotations
-
 from typing import Any, final
 
 import torch

@@ -15,8 +15,6 @@ On a CPU, float32 products of two matrices go through oneDNN where it is the fas
 (:func:`seqlm.machine.matmul_library`), by the operator that ``torch.compile`` emits: ``torch.mm`` always takes BLAS.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any, TypeAlias, final
 

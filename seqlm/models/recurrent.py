@@ -16,8 +16,6 @@ Products are computed in ``dtype``; states, pre-activations and sums keep the ty
 ``_low``, it is rounded to ``dtype`` (the same tensor if the types agree).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast, final

@@ -7,8 +7,6 @@ B batch, T time, V vocabulary, H hidden units, L layers, D width of a layer's in
 Tokens are (T, B), hidden states (T, B, H), logits (T, B, V). ``keep`` is the probability of keeping a unit.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -4,8 +4,6 @@ A state is ``None``, a tensor, or a tuple of states. Each tensor has the batch o
 a model (``LanguageModel.batch_axis``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 

@@ -13,8 +13,6 @@ All can be differentiated once, not twice. :mod:`seqlm.models.reference` has the
 of all windows. Products are computed in ``dtype``; names that end in ``_low`` are rounded to it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, cast, final
 

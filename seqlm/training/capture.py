@@ -1,7 +1,5 @@
 """CUDA graphs: a function of tensors that a GPU does again and again, recorded once and launched as a whole."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Generic, TypeVar, final

@@ -13,8 +13,6 @@ killed between the two leaves a best.pt that is missing or of an earlier epoch. 
 which then stands at the end of the best epoch.
 """
 
-from __future__ import annotations
-
 import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which rank this process is, and the few collective operations that training needs."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import datetime

@@ -1,7 +1,5 @@
 """What went wrong, as a rank records it at its end. Classified inside the worker, since schedulers cannot tell."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

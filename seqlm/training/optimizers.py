@@ -1,7 +1,5 @@
 """Optimizers from their configurations, and the key of the masks of a step."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 from collections.abc import Iterable

@@ -18,8 +18,6 @@ The largest errors over 20 seeds, measured on a processor with AVX-512 bf16, wer
 TF32 (emulated by truncated operands) and 33 % in bf16.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import hashlib

@@ -1,7 +1,5 @@
 """``python -m slurm.testcluster``: a real SLURM on this machine, to try a grid on without a cluster."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal

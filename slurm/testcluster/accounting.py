@@ -1,7 +1,5 @@
 """Accounting of a test cluster: a database on a Unix socket and slurmdbd, so that sacct works."""
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Mapping
 

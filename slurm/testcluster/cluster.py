@@ -1,7 +1,5 @@
 """A real SLURM as a context manager."""
 
-from __future__ import annotations
-
 import os
 import signal
 import stat

@@ -1,7 +1,5 @@
 """Options of a test cluster, and the SLURM configuration files made from them."""
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Start, stop and watch the daemons of a test cluster, through their supervisor process."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import shutil

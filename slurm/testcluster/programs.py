@@ -1,7 +1,5 @@
 """Find SLURM's programs, and say what to install if they are missing."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterable

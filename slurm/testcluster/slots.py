@@ -1,7 +1,5 @@
 """Reserve ports and loopback addresses for a test cluster, apart from other clusters on this machine."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 from dataclasses import dataclass
