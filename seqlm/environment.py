@@ -1,10 +1,8 @@
 """Every environment variable of seqlm: name, values, default and meaning. Standard library alone.
 
-No other module reads a variable whose name begins with ``SEQLM_``. The tables of
-docs/reference/environment.md are made from this list (``python -m tests.reference``).
+No other module reads a variable whose name begins with ``SEQLM_``. The tables of docs/reference/environment.md are made
+from this list and the docstrings (``python -m tests.reference``).
 """
-
-from __future__ import annotations
 
 import contextlib
 import os
@@ -28,10 +26,7 @@ class Variable(Generic[T]):
     kind: Any
     """The type, with what is valid, as in the annotations of tables (:mod:`seqlm.schema`)."""
     default: T
-    """The value if the variable is unset or empty."""
-    meaning: str
-    unset: str = ""
-    """The default in words, for the documentation. Empty: as a text of the variable."""
+    """The value if the variable is unset or empty. If that does not say it all, the docstring does, after "Unset:"."""
     is_internal: bool = False
     """Whether a launcher sets it for its workers, so that nobody else needs to."""
 
@@ -86,150 +81,68 @@ SECONDS = Annotated[float, Valid("a number of seconds above 0", above=0)]
 
 # -- where things are ----------------------------------------------------------------------------------------------
 
-RUNS = Variable("SEQLM_RUNS", PATH, Path("runs"), "Folder of the studies. `--runs-dir` overrides it.", "`runs`")
-DATA: Variable[Path | None] = Variable(
-    "SEQLM_DATA",
-    PATH,
-    None,
-    "Folder or zip file of the corpus. `--data` overrides it.",
-    "the manifest's path, else the corpus's own place",
-)
-CACHE: Variable[Path | None] = Variable(
-    "SEQLM_CACHE",
-    PATH,
-    None,
-    "Folder for tokenised corpora, the Penn Treebank and passed self-checks.",
-    "`XDG_CACHE_HOME/seqlm`, else `~/.cache/seqlm`",
-)
-SLURM_CONFIG: Variable[Path | None] = Variable(
-    "SEQLM_SLURM_CONFIG", PATH, None, "Site file of the backend slurm.", "`slurm/cluster.toml`, if it exists"
-)
+RUNS = Variable("SEQLM_RUNS", PATH, Path("runs"))
+"""Folder of the studies. ``--runs-dir`` overrides it. Unset: ``runs``."""
+DATA: Variable[Path | None] = Variable("SEQLM_DATA", PATH, None)
+"""Folder or zip file of the corpus. ``--data`` overrides it. Unset: the manifest's path, else the corpus's own
+place."""
+CACHE: Variable[Path | None] = Variable("SEQLM_CACHE", PATH, None)
+"""Folder for tokenised corpora, the Penn Treebank and passed self-checks. Unset: ``XDG_CACHE_HOME/seqlm``, else
+``~/.cache/seqlm``."""
+SLURM_CONFIG: Variable[Path | None] = Variable("SEQLM_SLURM_CONFIG", PATH, None)
+"""Site file of the backend slurm. Unset: ``slurm/cluster.toml``, if it exists."""
 
 # -- how runs are computed -----------------------------------------------------------------------------------------
 
-BACKEND: Variable[str | None] = Variable(
-    "SEQLM_BACKEND",
-    Annotated[str, Valid("the name of a backend")],
-    None,
-    "Where runs are sent. `--backend` overrides it.",
-    "the manifest's, else ray if it is installed, else local",
-)
-DEVICE: Variable[str | None] = Variable(
-    "SEQLM_DEVICE",
-    Annotated[Literal["cpu", "cuda"], Valid("cpu or cuda")],
-    None,
-    "Device of a worker.",
-    "set by the launcher, else cuda if PyTorch sees a GPU",
-)
+BACKEND: Variable[str | None] = Variable("SEQLM_BACKEND", Annotated[str, Valid("the name of a backend")], None)
+"""Where runs are sent. ``--backend`` overrides it. Unset: the manifest's, else ray if it is installed, else local."""
+DEVICE: Variable[str | None] = Variable("SEQLM_DEVICE", Annotated[Literal["cpu", "cuda"], Valid("cpu or cuda")], None)
+"""Device of a worker. Unset: set by the launcher, else cuda if PyTorch sees a GPU."""
 MATMUL: Variable[str | None] = Variable(
-    "SEQLM_MATMUL",
-    Annotated[Literal["onednn", "blas"], Valid("onednn or blas")],
-    None,
-    "Library for float32 matrix products on a processor. `blas` is the one that PyTorch was built with (MKL).",
-    "by the processor: `onednn` for AMD's with AVX-512, else `blas`",
+    "SEQLM_MATMUL", Annotated[Literal["onednn", "blas"], Valid("onednn or blas")], None
 )
-DETERMINISTIC = Variable(
-    "SEQLM_DETERMINISTIC",
-    FLAG,
-    False,
-    "1: use only operations whose results do not vary from one time to the next, on a GPU too.",
-)
+"""Library for float32 matrix products on a processor. ``blas`` is the one that PyTorch was built with (MKL). Unset: by
+the processor: ``onednn`` for AMD's with AVX-512, else ``blas``."""
+DETERMINISTIC = Variable("SEQLM_DETERMINISTIC", FLAG, False)
+"""1: use only operations whose results do not vary from one time to the next, on a GPU too."""
 
 # -- when something counts as dead ---------------------------------------------------------------------------------
 
-HUNG_MINUTES = Variable(
-    "SEQLM_HUNG_MINUTES", MINUTES, 10.0, "A run that shows no progress for so long is killed and tried again."
-)
-COLLECTIVE_MINUTES = Variable(
-    "SEQLM_COLLECTIVE_MINUTES", MINUTES, 10.0, "A rank that waits for the other ranks for so long gives up."
-)
-PROGRESS_SECONDS = Variable(
-    "SEQLM_PROGRESS_SECONDS",
-    SECONDS,
-    1.0,
-    "Least time between two writes of `progress.json`. The key `progress_s` of a backend's table sets it.",
-)
-LEASE_SECONDS = Variable("SEQLM_LEASE_SECONDS", SECONDS, 10.0, "Time between two heartbeats of a run's lease.")
-STALE_LEASE_MINUTES = Variable(
-    "SEQLM_STALE_LEASE_MINUTES",
-    MINUTES,
-    3.0,
-    "A worker of another host without a heartbeat for so long counts as dead, and its run is taken over.",
-)
+HUNG_MINUTES = Variable("SEQLM_HUNG_MINUTES", MINUTES, 10.0)
+"""A run that shows no progress for so long is killed and tried again."""
+COLLECTIVE_MINUTES = Variable("SEQLM_COLLECTIVE_MINUTES", MINUTES, 10.0)
+"""A rank that waits for the other ranks for so long gives up."""
+PROGRESS_SECONDS = Variable("SEQLM_PROGRESS_SECONDS", SECONDS, 1.0)
+"""Least time between two writes of ``progress.json``. The key ``progress_s`` of a backend's table sets it."""
+LEASE_SECONDS = Variable("SEQLM_LEASE_SECONDS", SECONDS, 10.0)
+"""Time between two heartbeats of a run's lease."""
+STALE_LEASE_MINUTES = Variable("SEQLM_STALE_LEASE_MINUTES", MINUTES, 3.0)
+"""A worker of another host without a heartbeat for so long counts as dead, and its run is taken over."""
 
 # -- set by a launcher for its workers -----------------------------------------------------------------------------
 
-ATTEMPT: Variable[int | None] = Variable(
-    "SEQLM_ATTEMPT", COUNT, None, "Number of the attempt.", "one more than the attempts so far", True
-)
-CANARY: Variable[int | None] = Variable(
-    "SEQLM_CANARY",
-    COUNT,
-    None,
-    "In the folder of a canary: train this number of steps and write `canary.json`.",
-    "an ordinary run",
-    True,
-)
-MICRO_BATCHES = Variable(
-    "SEQLM_MICRO_BATCHES",
-    COUNT,
-    1,
-    "Parts in which a step takes the rank's columns, to save memory.",
-    is_internal=True,
-)
-CHECKPOINT_MINUTES = Variable(
-    "SEQLM_CHECKPOINT_MINUTES",
-    MINUTES,
-    10.0,
-    "Time between two checkpoints within an epoch. `policy.checkpoint_min` sets it.",
-    is_internal=True,
-)
-KEEP_LAST = Variable(
-    "SEQLM_KEEP_LAST",
-    FLAG,
-    True,
-    "0: delete `last.pt` as soon as the run is done. `policy.keep_last` sets it.",
-    is_internal=True,
-)
-SEARCH = Variable(
-    "SEQLM_SEARCH",
-    Annotated[str, Valid("the table as JSON")],
-    "",
-    "The table `[search]` of the manifest as JSON: at its rungs the worker may stop the run.",
-    "no search",
-    True,
-)
+ATTEMPT: Variable[int | None] = Variable("SEQLM_ATTEMPT", COUNT, None, is_internal=True)
+"""Number of the attempt. Unset: one more than the attempts so far."""
+CANARY: Variable[int | None] = Variable("SEQLM_CANARY", COUNT, None, is_internal=True)
+"""In the folder of a canary: train this number of steps and write ``canary.json``. Unset: an ordinary run."""
+MICRO_BATCHES = Variable("SEQLM_MICRO_BATCHES", COUNT, 1, is_internal=True)
+"""Parts in which a step takes the rank's columns, to save memory."""
+CHECKPOINT_MINUTES = Variable("SEQLM_CHECKPOINT_MINUTES", MINUTES, 10.0, is_internal=True)
+"""Time between two checkpoints within an epoch. ``policy.checkpoint_min`` sets it."""
+KEEP_LAST = Variable("SEQLM_KEEP_LAST", FLAG, True, is_internal=True)
+"""0: delete ``last.pt`` as soon as the run is done. ``policy.keep_last`` sets it."""
+SEARCH = Variable("SEQLM_SEARCH", Annotated[str, Valid("the table as JSON")], "", is_internal=True)
+"""The table ``[search]`` of the manifest as JSON: at its rungs the worker may stop the run. Unset: no search."""
 GPU_SHARE = Variable(
-    "SEQLM_GPU_SHARE",
-    Annotated[float, Valid("a number of GPUs above 0", above=0)],
-    1.0,
-    "Share of the GPU whose memory a rank may use. `resources.gpus` sets it.",
-    is_internal=True,
+    "SEQLM_GPU_SHARE", Annotated[float, Valid("a number of GPUs above 0", above=0)], 1.0, is_internal=True
 )
-NODE = Variable(
-    "SEQLM_NODE",
-    Annotated[str, Valid("a name")],
-    "",
-    "Name of the node, if its host name does not identify it. Recorded in `worker.json`.",
-    "none",
-    True,
-)
-RENDEZVOUS: Variable[Path | None] = Variable(
-    "SEQLM_RENDEZVOUS",
-    PATH,
-    None,
-    "File in which the first of several ranks writes the port where they meet.",
-    "none",
-    True,
-)
-RENDEZVOUS_HOST = Variable(
-    "SEQLM_RENDEZVOUS_HOST",
-    Annotated[str, Valid("an address")],
-    "127.0.0.1",
-    "Address of the first rank's host.",
-    "`127.0.0.1`",
-    True,
-)
+"""Share of the GPU whose memory a rank may use. ``resources.gpus`` sets it."""
+NODE = Variable("SEQLM_NODE", Annotated[str, Valid("a name")], "", is_internal=True)
+"""Name of the node, if its host name does not identify it. Recorded in ``worker.json``. Unset: none."""
+RENDEZVOUS: Variable[Path | None] = Variable("SEQLM_RENDEZVOUS", PATH, None, is_internal=True)
+"""File in which the first of several ranks writes the port where they meet. Unset: none."""
+RENDEZVOUS_HOST = Variable("SEQLM_RENDEZVOUS_HOST", Annotated[str, Valid("an address")], "127.0.0.1", is_internal=True)
+"""Address of the first rank's host. Unset: ``127.0.0.1``."""
 
 VARIABLES: tuple[Variable[object], ...] = tuple(
     value for value in list(globals().values()) if isinstance(value, Variable)

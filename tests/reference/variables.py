@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
 from typing import Any
 
 from jobs.registry import BACKENDS
+from seqlm import environment
 from seqlm.environment import BACKEND, VARIABLES, Variable
 from seqlm.schema import words_of
-from tests.reference.markdown import table
+from tests.reference.markdown import prose, table
 
 
 def parts() -> dict[str, str]:
@@ -16,12 +20,28 @@ def parts() -> dict[str, str]:
 
 
 def _table(*, is_internal: bool) -> str:
-    rows = [
-        [f"`{variable.name}`", _expected(variable), variable.unset or f"{variable.default:g}", variable.meaning]
-        for variable in VARIABLES
-        if variable.is_internal == is_internal
-    ]
+    rows = []
+    for variable, text in _described():
+        meaning, _, unset = text.removesuffix(".").partition(" Unset: ")
+        if variable.is_internal == is_internal:
+            default = unset or f"{variable.default:g}"
+            rows.append([f"`{variable.name}`", _expected(variable), default, f"{meaning.removesuffix('.')}."])
     return table(["variable", "value", "default", "meaning"], rows)
+
+
+def _described() -> list[tuple[Variable[Any], str]]:
+    """Return the variables with the docstrings below them."""
+    body = ast.parse(inspect.getsource(environment)).body
+    found = []
+    for statement, below in itertools.pairwise(body):
+        match statement, below:
+            case (
+                ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(doc))),
+            ) if isinstance(variable := getattr(environment, name), Variable):
+                found.append((variable, prose(doc)))
+    assert [variable for variable, _ in found] == [*VARIABLES], "each has a docstring"
+    return found
 
 
 def _expected(variable: Variable[Any]) -> str:
