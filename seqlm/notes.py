@@ -4,8 +4,6 @@ A note has tags, a text, or both. The newest note of a run that has tags decides
 Whatever reads or writes them raises ``FileError`` if that fails, or ``DamagedFileError``. Standard library alone.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
