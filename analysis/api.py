@@ -31,6 +31,7 @@ from analysis.run import Run
 from analysis.sections.behaviour import behaviour_data
 from analysis.study import columns, units
 from analysis.study import study as files
+from analysis.study.difference import Difference, differences
 from analysis.study.examined import examined_runs
 from analysis.study.settings import geometric_mean, on_one_machine
 from seqlm.environment import RUNS
@@ -182,6 +183,26 @@ class Study(files.StudyFiles):
             directory=self.directory_of(row["id"]).path,
             metrics=self.epochs_of(row["id"]).drop(columns=["id", "number"]).reset_index(drop=True),
         )
+
+    def diff(self, a: str | int, b: str | int) -> pd.DataFrame:
+        """Return everything in which two runs differ, a row each, with the first step at which their losses differ.
+
+        The columns are the fields of :class:`analysis.study.difference.Difference`.
+
+        Args:
+            a: name, id or number of a run.
+            b: the same of another one.
+
+        >>> study.diff("transformer-seed1", "transformer-seed2")[["kind", "key", "a", "b"]].head(1)
+                    kind   key  a  b
+        0  configuration  seed  1  2
+
+        Raises:
+            UsageError: no run is called so, or several are.
+        """
+        found = differences(*(self.directory_of(self.run(which).id) for which in (a, b)))
+        table = pd.DataFrame(found, columns=list(Difference._fields), dtype=object)
+        return table.astype({"epoch": "Int64", "step": "Int64"})
 
     # -- figures -------------------------------------------------------------------------------------------------------
 

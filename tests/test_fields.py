@@ -27,6 +27,7 @@ COMMANDS = {
     "status": ["status", "stored"],
     "results": ["results", "stored"],
     "note": ["note", "stored", "--tag", "good", "--text", "a"],
+    "diff": ["diff", "stored/rnn-adam", "stored/gru-adam", "--patch"],
     "list": ["list"],
     "logs": ["logs", "stored"],
     "cancel": ["cancel", "stored", "--only", "name=rnn-adam"],

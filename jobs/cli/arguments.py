@@ -41,6 +41,8 @@ class Arguments:
     studies: tuple[str, ...] = positional(STUDY, nargs="+", metavar="study")
     run: str = positional(RUN)
     one_run: str = positional(RUN, nargs="?", metavar="run")
+    a: str = positional("the first study, or a run as STUDY/RUN")
+    b: str = positional("the second study or run")
     beginning: str = positional("how the text begins, one word or several", metavar="prompt")
     source: str = positional("the class, as in model.source", metavar="FILE.py:CLASS")
     corpus: str = positional("ptb: Penn Treebank", choices=("ptb",))
@@ -89,6 +91,7 @@ class Arguments:
     yes: bool = option("delete without asking")
     sort: str = option("a column of --csv, lowest first (default: val_ppl)", metavar="KEY", default="val_ppl")
     csv: bool = option("print comma-separated values with all columns")
+    patch: bool = option("print how the files of the code differ")
     tokens: int = option("tokens to write (default: 50)", default=50)
     window: int | None = option("tokens of context (default: 2 seq_len)")
     samples: int | None = option("texts of each length (default: 10)")
@@ -167,6 +170,11 @@ COMMANDS = {
         "results", "results.note", "first --only lr=0.01 --tag good --text 'rerun with more seeds'",
         "write tags and a text about runs, or show them",
         ("study", *FILTERS, "tag", "text"),
+    ),
+    "diff": Command(
+        "results", "results.diff", "first/gru-adam-lr0.01 first/gru-adam-lr0.001",
+        "show what differs between two runs, or two studies run by run, and where their losses part",
+        ("a", "b", *FILTERS, "patch"),
     ),
     "generate": Command(
         "results", "results.generate", "first gru-adam-lr0.01 'the first' --temperature 0.8",

@@ -51,6 +51,19 @@ def named_runs(runs: Sequence[ObservedRun], text: str, study_dir: Path) -> list[
     return found
 
 
+def one_run(runs: Sequence[ObservedRun], text: str, study_dir: Path) -> ObservedRun:
+    """Return the only run that a text names.
+
+    Raises:
+        UsageError: as :func:`named_runs`, or several runs have this name.
+    """
+    named = named_runs(runs, text, study_dir)
+    if len(named) > 1:
+        ids = ", ".join(run.run.id for run in named)
+        raise UsageError(f'"{text}" is the name of several runs; use an id: {ids}')
+    return named[0]
+
+
 REPORTED = ("number", "name", "id", "val_ppl", "best_epoch", "epochs_done", "test_ppl", "wall_seconds")
 
 

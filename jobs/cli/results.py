@@ -1,16 +1,18 @@
-"""``results``, ``note`` and ``generate``: what became of runs, what people say about them, and what a model writes."""
+"""``results``, ``note``, ``diff`` and ``generate``: what became of runs, notes about them, and text from a model."""
 
 import csv
+import math
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs import terminal
 from jobs.cli.arguments import Arguments
-from jobs.cli.naming import REPORTED, chosen_runs, find_trained, named_runs, reported
+from jobs.cli.naming import REPORTED, chosen_runs, find_trained, one_run, reported
 from jobs.cli.tables import Column, show
 from jobs.cli.view import what_differs
-from jobs.study.folder import find_study, observe_study
+from jobs.study.folder import ObservedRun, find_study, observe_study
 from seqlm.errors import UsageError, nearest_key, printable
 from seqlm.notes import TAG, Note, read_notes, write_note
 from seqlm.schema import show as quoted
@@ -113,19 +115,76 @@ def note(arguments: Arguments) -> tuple[dict[str, Any], int]:
     return {"study": study_dir.name, "runs": records}, 0
 
 
+# -- diff ----------------------------------------------------------------------------------------------------------
+
+
+def diff(arguments: Arguments) -> tuple[dict[str, Any], int]:
+    """Print what differs between two runs, or between the runs of two studies that have the same name."""
+    from analysis.study.difference import Difference, differences, patch
+
+    left, right = (_runs_of(arguments, text) for text in (arguments.a, arguments.b))
+    if ("" in left) != ("" in right):
+        raise UsageError("expected two runs or two studies, got one of each; a run is written STUDY/RUN")
+    records: dict[str, dict[str, Any]] = {}
+    patches = []
+    for name in {**left, **right}:
+        a, b = left.get(name), right.get(name)
+        found = differences(a.run, b.run) if a and b else [Difference("run", name, a and a.run.id, b and b.run.id)]
+        for one in found:
+            record = records.setdefault(repr(one), {key: _plain(value) for key, value in one._asdict().items()})
+            record["runs"] = [*record.get("runs", []), *filter(None, [a and b and name])]
+        patches += [patch(a.run, b.run)] if arguments.patch and a and b else []
+    sides = [Column(title, side, _exact) for title, side in ((arguments.a, "a"), (arguments.b, "b"))]
+    runs = Column("runs", lambda record: ", ".join(record["runs"]) or None, optional=True, spare=1)
+    if records:
+        show([Column("", "kind"), Column("", _place), *sides, runs], [*records.values()])
+    else:
+        terminal.say("no difference")
+    lines = "\n".join(filter(None, dict.fromkeys(patches))) if arguments.patch else None
+    if lines:
+        terminal.say(lines)
+    return {"differences": [*records.values()], "patch": lines}, 0
+
+
+def _runs_of(arguments: Arguments, text: str) -> dict[str, ObservedRun]:
+    """Return the runs of a study by name, those of one name by id; of STUDY/RUN that run, with an empty name."""
+    try:
+        runs = chosen_runs(arguments, find_study(text, arguments.runs_dir))
+    except UsageError as error:
+        study, _, name = text.rstrip("/").rpartition("/")
+        try:
+            study_dir = find_study(study, arguments.runs_dir)
+        except UsageError:
+            raise error from None
+        return {"": one_run(chosen_runs(arguments, study_dir), name, study_dir)}
+    counts = Counter(run.name for run in runs)
+    return {run.name if counts[run.name] == 1 else run.run.id: run for run in runs}
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it: a number that is not finite as text."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _place(record: Mapping[str, Any]) -> str:
+    places = [f"{word} {record[word] + 1}" for word in ("epoch", "step") if record[word] is not None]
+    return " in ".join([record["key"], *filter(None, [", ".join(places)])])
+
+
+def _exact(value: Any) -> str:
+    return f"{value:.9g}" if isinstance(value, float) else _shown(value)
+
+
 # -- generate ------------------------------------------------------------------------------------------------------
 
 
 def generate(arguments: Arguments) -> tuple[dict[str, Any], int]:
     """Print a prompt and the text that a run's model writes after it. Words that the model does not know are named."""
     study_dir = find_study(arguments.study, arguments.runs_dir)
-    named = named_runs(observe_study(study_dir), arguments.run, study_dir)
-    if len(named) > 1:
-        ids = ", ".join(run.run.id for run in named)
-        raise UsageError(f'"{arguments.run}" is the name of several runs; use an id: {ids}')
+    named = one_run(observe_study(study_dir), arguments.run, study_dir)
     from analysis import open_study
 
-    run = open_study(study_dir).run(named[0].run.id)
+    run = open_study(study_dir).run(named.run.id)
     text = run.generate(
         arguments.beginning,
         tokens=arguments.tokens,

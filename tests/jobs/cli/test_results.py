@@ -6,13 +6,14 @@ import csv
 import io
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import launch
-from seqlm.files import write_json_lines
+from seqlm.files import write_json, write_json_lines
 from tests.analysis.example_study import make_examples
 from tests.commands import ask
 from tests.jobs.cli.test_watch import add
@@ -108,6 +109,38 @@ def test_a_report_s_number_names_a_run(seqlm: Any) -> None:
     assert found["name"] == "gru-adam"
     (line,) = seqlm("logs", "optimizers", "99", code=2).err.splitlines()
     assert 'no run "99"' in line
+
+
+# -- diff -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_named_by_its_study_and_its_name_number_id_or_folder(seqlm: Any, runs_dir: Path) -> None:
+    (folder,) = (path for path in (runs_dir / "optimizers").iterdir() if path.name.startswith("gru-adam-"))
+    other = "optimizers/rnn-adam"
+    names = [f"optimizers/{name}" for name in ("gru-adam", "4", folder.name)] + [str(folder), f"{folder}/"]
+    found = [asked(seqlm, "diff", other, name)["differences"] for name in names]
+    assert found[0]
+    assert all(one == found[0] for one in found)
+    mirrored = asked(seqlm, "diff", names[0], other)["differences"]
+    assert [{**one, "a": one["b"], "b": one["a"]} for one in mirrored] == found[0]
+
+
+def test_two_studies_are_compared_run_by_run(seqlm: Any, runs_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs_dir / "optimizers", tmp_path / "copy")
+    assert asked(seqlm, "diff", "optimizers", str(tmp_path / "copy"))["differences"] == []
+    changed, lost = (next((tmp_path / "copy").glob(f"{name}-*")) for name in ("rnn-adam-wide", "gru-sgd"))
+    write_json(changed / "result.json", {**json.loads((changed / "result.json").read_text()), "test_ppl": 1.0})
+    shutil.rmtree(lost)
+    found = asked(seqlm, "diff", "optimizers", str(tmp_path / "copy"))["differences"]
+    assert {(one["kind"], one["key"], *one["runs"]) for one in found} == {
+        ("run", "gru-sgd"),
+        ("results", "test_ppl", "rnn-adam-wide"),
+    }
+
+
+@pytest.mark.parametrize("pair", [("optimizers/gru-adam", "optimizers"), ("optimizers/gru", "optimizers/gru-adam")])
+def test_what_cannot_be_compared_is_one_line(seqlm: Any, pair: tuple[str, str]) -> None:
+    assert len(seqlm("diff", *pair, code=2).err.splitlines()) == 1
 
 
 # -- generate ------------------------------------------------------------------------------------------------------
