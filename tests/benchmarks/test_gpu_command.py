@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +12,10 @@ from benchmarks.gpu.folder import Results
 from benchmarks.gpu.study import Pace
 from benchmarks.shapes import published
 from jobs.attempt.supervisor import start_rank
-from tests import warm
 
 
 def read(folder: Path, part: str) -> dict[str, Any]:
     return Results(folder).read(part)
-
-
-@pytest.mark.parametrize(
-    ("argv", "line"),
-    [
-        (["--minutes", "soon"], "argument --minutes: expected a number of at least 0, got soon"),
-        (["--parts", "stepps"], "argument --parts: invalid choice: 'stepps'"),
-        (["--reherse"], "unrecognized arguments: --reherse"),
-        (["--ptb", "nowhere.zip"], "nowhere.zip does not exist; expected a folder or a zip file with"),
-    ],
-)
-def test_a_mistake_is_one_line_and_exit_code_2(
-    argv: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(argv) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert len(printed.err.splitlines()) == 1
-    assert printed.err.startswith(f"error: {line}")
-    assert not list(tmp_path.iterdir())
 
 
 def test_the_pace_comes_from_measured_steps_and_memory() -> None:
@@ -66,7 +43,7 @@ def test_a_case_whose_process_dies_ends_alone_and_is_measured_by_the_next_call(
         dies = len(started) == 2
         return start_rank(["sh", "-c", "kill -ABRT $$"] if dies else ["sh", "-c", f"exit {main(argv[3:])}"], *words)
 
-    monkeypatch.setattr(subprocess, "Popen", warm.Popen)
+    monkeypatch.setattr("benchmarks.gpu.__main__._device", lambda **_: {"name": "here", "precisions": ["fp32"]})
     monkeypatch.setattr("torch.set_num_threads", lambda number: None)
     monkeypatch.setattr("benchmarks.gpu.steps.cases", lambda *_: dict.fromkeys(("one", "two", "three"), dict))
     monkeypatch.setattr("benchmarks.gpu.__main__.start_rank", start)

@@ -48,25 +48,6 @@ def test_json_is_one_document_with_everything(tmp_path: Path, capsys: pytest.Cap
     assert "[3/3] transformer-2x16-b4: " in printed.err
 
 
-@pytest.mark.parametrize(
-    ("argv", "line"),
-    [
-        (["--shapes", "gru-2x1500-b2"], '--shapes: unknown shape "gru-2x1500-b2"; did you mean "gru-2x1500-b20"?'),
-        (["--rounds", "0"], "argument --rounds: expected a positive whole number, got 0"),
-        (["--out", "result.txt"], "--out: expected a file name that ends in .json, got result.txt"),
-    ],
-)
-def test_a_mistake_is_one_line_and_exit_code_2(
-    argv: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(argv) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert len(printed.err.splitlines()) == 1
-    assert printed.err.startswith(f"error: {line}")
-
-
 def test_peak_memory_is_that_of_the_step_and_not_of_the_process() -> None:
     peak = measure_peak_memory("torch.nn-fp32", tiny()[0], torch.device("cpu"))
     assert 0 <= peak.bytes < 50_000_000

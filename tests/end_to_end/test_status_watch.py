@@ -63,13 +63,17 @@ def read_until(terminal: int, text: str) -> str:
 
 
 @pytest.mark.process
-def test_watching_ends_with_the_last_run_and_leaves_the_last_table(running: RunDirectory) -> None:
-    process, terminal = watch(running.path.parent, term="xterm")
-    read_until(terminal, "1 running")
+@pytest.mark.parametrize(("term", "is_redrawn"), [("xterm", True), ("dumb", False)])
+def test_watching_ends_with_the_last_run_and_a_dumb_terminal_gets_lines(
+    running: RunDirectory, term: str, is_redrawn: bool
+) -> None:
+    process, terminal = watch(running.path.parent, term=term)
+    seen = read_until(terminal, "1 running")
     write_json(running.result_file, {})
-    read_until(terminal, "1 done")
+    seen += read_until(terminal, "1 done")
     commands.finish(process)
     assert process.returncode == 0
+    assert ("\x1b" in seen) == is_redrawn
     os.close(terminal)
 
 
@@ -82,18 +86,6 @@ def test_ctrl_c_ends_watching_with_130_and_gives_the_cursor_back(running: RunDir
     _, stderr = commands.finish(process)
     assert process.returncode == 130
     assert stderr == "error: interrupted\n"
-    os.close(terminal)
-
-
-@pytest.mark.process
-def test_a_dumb_terminal_gets_lines(running: RunDirectory) -> None:
-    process, terminal = watch(running.path.parent, term="dumb")
-    seen = read_until(terminal, "study: 1 running")
-    write_json(running.result_file, {})
-    seen += read_until(terminal, "study: 1 done")
-    commands.finish(process)
-    assert process.returncode == 0
-    assert "\x1b" not in seen
     os.close(terminal)
 
 

@@ -61,12 +61,5 @@ def test_a_scheduler_that_does_not_answer_makes_no_run_failed() -> None:
             assert state_of(facts, view, spent).state not in ("failed", "cancelled")
 
 
-def test_a_job_that_is_killed_after_an_attempt_has_begun_is_no_failure_of_the_run() -> None:
-    view = View(stage="ended", reason="SLURM reports FAILED", kind="code")
-    for has_begun, kind in ((False, "code"), (True, "node")):
-        found = state_of(Facts(has_attempt=True, has_begun=has_begun), view)
-        assert (found.state, found.kind, found.is_final) == ("failed", kind, kind == "code")
-
-
 def test_a_result_counts_whatever_else_is_known() -> None:
     assert all(state_of(*case).state == "done" for case in cases() if case[0].is_done and not case[0].damage)

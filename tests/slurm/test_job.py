@@ -302,29 +302,7 @@ def test_a_job_looks_at_the_budget_before_it_trains_and_while_it_does(
 
 
 KILLED = "import os; os.kill(os.getpid(), 9)"
-BY_HAND = "the worker was killed by SIGKILL on n1 (by a person, or by the system when memory ran out)"
 PEER_LOST = f"{SAY}say(kind='node', message='lost another rank', peer_lost=True); sys.exit(1)"
-
-
-@pytest.mark.parametrize(
-    ("program", "kind", "message"),
-    [
-        (KILLED, "node", BY_HAND),
-        (PEER_LOST, "node", "lost another rank"),
-        ("import sys; sys.exit(143)", "preempted", "another process stopped it"),
-        ("import os; os.kill(os.getpid(), 15)", "preempted", "another process stopped it"),
-    ],
-)
-def test_a_worker_that_ends_for_a_cause_outside_of_it_is_tried_again_in_a_new_job(
-    tmp_path: Path, room: Path, program: str, kind: str, message: str
-) -> None:
-    run = make(tmp_path)
-    assert work(plan(run, program=program))
-    assert calls(room) == ["requeue 77_0"]
-    end = run.end(1)
-    assert (end.kind, message in end.message) == (kind, True), end
-    assert kind != "node" or end.node == "n1"
-    assert not run.observe().is_final
 
 
 def test_the_wait_is_asked_for_although_slurm_ends_the_job_meanwhile(tmp_path: Path, room: Path) -> None:

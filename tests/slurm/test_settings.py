@@ -42,12 +42,6 @@ def problems(folder: Path, site: str | None = None, **table: Any) -> list[str]:
 # -- where settings come from --------------------------------------------------------------------------------------
 
 
-def test_without_a_file_the_defaults_hold(tmp_path: Path) -> None:
-    assert read(tmp_path) == SlurmSettings()
-    assert (SlurmSettings().timeout_min, SlurmSettings().signal_before_s, SlurmSettings().retries) == (60, 120, None)
-    assert SlurmSettings().progress_s == 10
-
-
 def test_the_manifest_goes_before_the_site_key_by_key(tmp_path: Path) -> None:
     site = 'partition = "cpu"\naccount = "ours"\nsetup = ["a", "b"]\nsrun_args = ["-v"]\ntimeout_min = 90\n'
     site += 'env = {A = "site", B = "site"}\nsbatch = {core-spec = 1, gres_flags = "x", comment = "c"}\n'

@@ -24,13 +24,12 @@ from jobs.study.folder import read_jobs
 from jobs.study.kept_code import Code
 from seqlm.errors import BackendError
 from seqlm.requests import Request, file_request
-from slurm import backend
 from slurm.environment import batch_script, submit_script
 from slurm.settings import SlurmSettings, read_settings
 from slurm.submission import JobPlan, plan_jobs, script, submit
 from tests import commands
 from tests.fake_slurm import FakeSlurm
-from tests.fakes import make_estimate, make_fresh
+from tests.fakes import make_fresh
 from tests.seqlm.training.studies import make_config
 
 CODE = Code(path=Path("/code"), commit=None, dirty=False, live=False)
@@ -171,15 +170,6 @@ def test_a_job_whose_program_is_killed_ends_by_the_same_signal(
     monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
     file.write_text(text(planned(tmp_path / "study", 1), SlurmSettings()))
     assert commands.run(["bash", str(file)], cwd=tmp_path).returncode == code
-
-
-def test_a_plan_shows_the_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "max_array_size", lambda: 1000)
-    monkeypatch.setattr(backend, "live_code", lambda: CODE)
-    items = [replace(item, estimate=make_estimate(3600)) for item in planned(tmp_path, 3)]
-    (found,) = backend.SlurmBackend().scripts(items, LaunchOptions(study_dir=tmp_path, policy=Policy()))
-    assert re.findall(r"--array=([0-9-]+)", found) == ["0-2"]
-    assert f"{tmp_path}/launches/REQUEST/plan.json" in found
 
 
 @pytest.mark.process

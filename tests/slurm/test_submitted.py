@@ -47,15 +47,6 @@ def submit(folder: Path, text: str, *words: str) -> int:
     return launch.main(["run", str(folder / "m.toml"), *where, "--no-wait", "--live-code", *words])
 
 
-def test_a_launch_on_slurm_leaves_what_the_manifest_says_with_the_study(fake: FakeSlurm, tmp_path: Path) -> None:
-    grid = f'[[grid]]\nmodel.arch = ["rnn", "gru"]\n{KEYS}[report]\nbehaviour = ["gru-sgd"]\n'
-    assert submit(tmp_path, grid, "--only", "arch=rnn") == 0
-    assert list(fake.jobs()) == ["1_0"]
-    record = json.loads((tmp_path / "s" / "study.json").read_text())
-    rnn, gru = (run["fingerprint"] for run in record["planned"])
-    assert (list(record["estimates"]), record["behaviour"]) == ([rnn], [gru])
-
-
 @pytest.mark.parametrize(
     ("has_controller", "ranks", "line"), [(False, 1, "Unable to contact slurm controller"), (True, 16, "never fits")]
 )

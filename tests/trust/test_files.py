@@ -87,16 +87,6 @@ def _planned(study: Study) -> list[RunDirectory]:
     return [RunDirectory(study.folder / "runs" / "small" / run.id)]
 
 
-def test_a_file_that_is_a_link_is_replaced_and_its_target_stays(tmp_path: Path) -> None:
-    target = tmp_path / "target"
-    target.write_text("precious")
-    link = tmp_path / "result.json"
-    link.symlink_to(target)
-    write_json(link, {"a": 1})
-    assert not link.is_symlink()
-    assert target.read_text() == "precious"
-
-
 def test_a_log_that_is_a_link_is_replaced_and_one_that_is_a_file_goes_on(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_text("precious")

@@ -13,8 +13,6 @@ from analysis.blocks.section import Points
 from analysis.sections.cost import cost_section
 from analysis.study.columns import ATTEMPTS
 from analysis.study.study import StudyFiles, load_study
-from jobs.manifests.policy import Policy
-from jobs.study.budget import Budget
 from seqlm.files import read_json, write_json, write_json_lines
 from seqlm.reading import moment
 from seqlm.rundir import RunDirectory
@@ -167,15 +165,6 @@ def test_times_that_nobody_recorded_are_missing_whatever_the_files_dates_are(tmp
     assert math.isnan(first["seconds"])
     assert math.isnan(first["lost_seconds"])
     assert first["epoch_seconds"] == 190
-
-
-def test_a_failed_attempt_has_its_kind_and_ends_when_that_was_recorded(tmp_path: Path) -> None:
-    run = make_run(tmp_path, 0, epochs=1, done=False)
-    write_attempt(run, 1, start=0, alive=120)
-    run.write_exit(1, {"kind": "oom", "message": "m", "ended_at": at(130)})
-    row = attempt_of(load_study(tmp_path), 1, 1)
-    assert (row["outcome"], row["failure_kind"], row["seconds"]) == ("failed", "oom", 130)
-    assert Budget(tmp_path, Policy()).spent()["core_hours"] == 2 * 130 / 3600, "the budget counts the same"
 
 
 def test_moments_without_a_zone_are_utc_wherever_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,11 @@ from jobs.attempt.attempt import Heartbeat, hung_seconds
 from jobs.backends.local import LocalBackend
 from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import LaunchOptions
-from jobs.spec import Submission
 from jobs.study.kept_code import live_code
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
 from tests.crawl import Crawl
-from tests.fakes import FakeBackend
-from tests.jobs.launch.test_dispatch import finish, run_all, todo
+from tests.jobs.launch.test_dispatch import todo
 from tests.seqlm.training.studies import make_config, make_run
 from tests.small_study import read_soon
 from tests.tools.stub_launch import STUB
@@ -126,30 +124,6 @@ def test_the_limit_comes_from_the_environment() -> None:
 
 
 # -- and what becomes of it ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("no_waiting")
-def test_a_launcher_kills_a_run_that_hangs_and_tries_it_again(tmp_path: Path) -> None:
-    backend = FakeBackend(finish, ends=False)
-    backend.obeys = False  # a hung worker hears no SIGTERM
-    submit = backend.submit
-
-    def begin(submission: Submission) -> str:
-        if submission.attempt == 2:
-            backend._ends = True
-        job_id = submit(submission)
-        RunDirectory(submission.run_dir).stdout_log(submission.attempt).write_text("")
-        return job_id
-
-    backend.submit = begin  # type: ignore[method-assign]
-    (item,) = todo(tmp_path, 1)
-    run_all(backend, [item], env={"SEQLM_HUNG_MINUTES": "0.002"})
-    assert ("1", True) in backend.stopped
-    end = item.run.end(1)
-    assert end.kind == "node"
-    assert end.message.startswith("no step for 0.002 min")
-    assert item.run.observe().state == "done"
-    assert item.run.attempts() == [1, 2]
 
 
 @pytest.mark.process

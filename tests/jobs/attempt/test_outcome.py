@@ -7,7 +7,9 @@ import pytest
 from jobs.attempt.attempt import Attempt
 from jobs.attempt.supervisor import Ended, ended
 from jobs.spec import Resources, Submission
+from seqlm.rundir import RunDirectory
 from seqlm.state import FailureKind
+from tests.facts import fail
 from tests.seqlm.training.studies import make_config, make_run
 
 
@@ -52,6 +54,7 @@ def test_a_rank_that_was_killed_for_its_memory_explains_the_others() -> None:
         (-2, True, None),
         (120, True, None),  # it stopped, and its last line found no room
         (143, False, "preempted"),
+        (-15, False, "preempted"),
         (120, False, "node"),
         (74, True, "node"),
         (-9, True, "node"),
@@ -62,7 +65,17 @@ def test_an_exit_without_a_failure_is_recorded_unless_it_was_asked_for(
     tmp_path: Path, code: int, was_asked: bool, kind: FailureKind | None
 ) -> None:
     run = make_run(tmp_path / "run", make_config())
-    end = Ended(exit_code=code, message="ended")
-    submission = Submission(run_dir=run.path, attempt=1, argv=(), env={}, cwd=tmp_path, resources=Resources())
-    Attempt(submission, "here").record_exit(end, was_asked=was_asked)
+    record(run, Ended(exit_code=code, message="ended"), was_asked=was_asked)
     assert run.end(1).kind == kind
+
+
+def record(run: RunDirectory, end: Ended, *, was_asked: bool = False) -> None:
+    submission = Submission(run_dir=run.path, attempt=1, argv=(), env={}, cwd=run.path, resources=Resources())
+    Attempt(submission, "here").record_exit(end, was_asked=was_asked)
+
+
+def test_a_kill_for_memory_goes_before_the_word_of_another_rank(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", make_config())
+    fail(run, {"kind": "node", "message": "lost rank 1"})
+    record(run, Ended(exit_code=-9, message="ended", out_of_memory=True))
+    assert run.end(1).kind == "oom"

@@ -28,10 +28,9 @@ from seqlm.data.corpus import CorpusFacts, load_corpus
 from seqlm.errors import CanaryError
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
-from tests.cancelling import cancel
 from tests.facts import fail
 from tests.fakes import FakeBackend, make_fresh
-from tests.seqlm.training.studies import make_config, runs_in, write_text
+from tests.seqlm.training.studies import make_config, write_text
 
 FACTS = CorpusFacts(vocab_size=20, tokens={"train": 1000, "valid": 100, "test": 100}, sha256="")
 GIB = 2**30
@@ -270,14 +269,6 @@ def test_canaries_tell_the_times_that_the_study_keeps_as_estimates(tmp_path: Pat
     assert [found["seconds"] for found in after.values()] == [pytest.approx(2 * per_epoch / 100)] * 12
 
 
-@pytest.mark.process
-@pytest.mark.parametrize(("count", "canaries", "expected"), [(5, None, 10), (5, True, 12), (6, False, 12)])
-def test_small_grids_start_at_once_and_a_choice_goes_before(
-    tmp_path: Path, count: int, canaries: bool | None, expected: int
-) -> None:
-    assert len(submitted(tmp_path, FakeBackend(passes), count=count, canaries=canaries)) == expected
-
-
 def interrupt(submission: Submission) -> int:
     signal.raise_signal(signal.SIGINT)
     return 143
@@ -294,19 +285,6 @@ def test_nothing_of_the_grid_starts_when_a_canary_fails_or_somebody_interrupts(
     assert {submission.run_dir.parent.name for submission in backend.submissions} == {"canary"}
     assert {run.observation.state for run in observe_study(tmp_path / "runs" / "study")} == {"pending"}
     assert not backend.is_open
-
-
-@pytest.mark.process
-def test_a_run_cancelled_during_the_canaries_does_not_start(tmp_path: Path) -> None:
-    def cancel_one(submission: Submission) -> int:
-        if submission.run_dir.parent.name == "canary":
-            (run,) = [found for found in runs_in(tmp_path / "runs" / "study") if "rnn3" in found.id]
-            cancel(run)
-        return passes(submission)
-
-    names = submitted(tmp_path, FakeBackend(cancel_one))
-    assert "rnn3" not in names
-    assert len(names) == 13
 
 
 @pytest.mark.process

@@ -292,36 +292,6 @@ def test_other_runs_go_on_next_to_a_worker_that_hangs_and_cannot_be_killed(
     assert capsys.readouterr().err.count("has not ended") == 1
 
 
-def test_retries_without_an_epoch_in_between_come_to_an_end(tmp_path: Path) -> None:
-    (item,) = todo(tmp_path, 1)
-    backend = FakeBackend(lambda submission: -9)
-    run_all(backend, [item], policy=Policy(max_stalled_retries=2))
-    assert [submission.attempt for submission in backend.submissions] == [1, 2, 3]
-    assert item.run.observe().state == "failed"
-
-
-@pytest.mark.parametrize("kind", ["diverged", "code"])
-def test_a_failure_of_the_runs_own_is_not_tried_again(tmp_path: Path, kind: str) -> None:
-    def end(submission: Submission) -> int:
-        fail(RunDirectory(submission.run_dir), {"kind": kind, "message": "its own"})
-        return 1
-
-    backend = FakeBackend(end)
-    (item,) = todo(tmp_path, 1)
-    run_all(backend, [item])
-    assert len(backend.submissions) == 1
-    assert item.run.observe().reason == f"{kind}: its own"
-
-
-def test_a_run_cancelled_while_it_runs_is_stopped_by_its_launcher(tmp_path: Path) -> None:
-    (item,) = todo(tmp_path, 1)
-    backend = FakeBackend(finish, ends=False)
-    backend.when_started = lambda submission: cancel(item.run)
-    run_all(backend, [item])
-    assert backend.stopped == [("1", False)]
-    assert item.run.observe().state == "cancelled"
-
-
 def test_the_queue_is_told_with_the_reason_of_each_run_and_empty_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -341,39 +311,6 @@ def test_the_variables_and_the_policy_of_the_manifest_reach_the_worker_and_hide_
     assert (told["NCCL_DEBUG"], told["SEQLM_ATTEMPT"]) == ("INFO", "1")
     assert told["PYTHONPATH"] == "/of/the/user", "a backend searches the code first"
     assert (told["SEQLM_CHECKPOINT_MINUTES"], told["SEQLM_KEEP_LAST"]) == ("2.5", "0")
-
-
-@pytest.mark.parametrize(
-    ("code", "of_memory", "another_rank_speaks", "kind", "message"),
-    [
-        (143, False, False, "preempted", "another process stopped it"),
-        (-15, False, False, "preempted", "another process stopped it"),
-        (-2, False, False, "preempted", "another process stopped it"),
-        (120, False, False, "node", ""),  # on a full disk Python ends with it in place of the worker's own word
-        (-9, False, False, "node", ""),
-        (-9, True, False, "oom", ""),
-        (-9, True, True, "oom", ""),
-    ],
-)
-def test_a_worker_that_ends_for_a_cause_outside_of_it_is_tried_again(
-    tmp_path: Path, code: int, of_memory: bool, another_rank_speaks: bool, kind: str, message: str
-) -> None:
-    (item,) = todo(tmp_path, 1)
-
-    def end_once(submission: Submission) -> int:
-        if submission.attempt > 1:
-            return finish(submission)
-        if another_rank_speaks:
-            fail(item.run, {"kind": "node", "message": "lost rank 1", "attempt": 1})
-        return code
-
-    backend = FakeBackend(end_once)
-    backend.out_of_memory = of_memory
-    run_all(backend, [item])
-    assert item.run.observe().state == "done"
-    end = item.run.end(1)
-    assert (end.kind, message in end.message) == (kind, True)
-    assert backend.submissions[1].env["SEQLM_MICRO_BATCHES"] == ("2" if of_memory else "1")
 
 
 def test_each_launch_counts_its_own_failures(tmp_path: Path) -> None:
@@ -415,14 +352,6 @@ def test_a_study_with_a_damaged_failure_is_launched_and_its_run_goes_on(tmp_path
     assert [item.action for item in planned] == ["start", "start"]
     run_all(backend, planned)
     assert [item.run.observe().state for item in planned] == ["done", "done"]
-
-
-def test_a_run_that_another_worker_has_is_tried_later_and_nothing_is_written_for_it(tmp_path: Path) -> None:
-    (item,) = todo(tmp_path, 1)
-    backend = FakeBackend(lambda submission: 75)
-    run_all(backend, [item], policy=Policy(max_stalled_retries=3))
-    assert len(backend.submissions) == 4
-    assert failure_of(item.run) is None
 
 
 # -- a budget ----------------------------------------------------------------------------------------------------------

@@ -17,14 +17,14 @@ from jobs.study.folder import launching, observe_study
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from seqlm.errors import DamagedFileError, DataError, RunBusyError
-from seqlm.files import read_json, write_json
+from seqlm.files import read_json
 from seqlm.model_files import read_model_files
 from seqlm.requests import file_request
 from tests.cancelling import cancel
 from tests.facts import make_folder, owned
 from tests.fakes import FakeBackend
 from tests.seqlm.check_model.faulty import write_model
-from tests.seqlm.training.studies import make_config, runs_in, write_text
+from tests.seqlm.training.studies import make_config, write_text
 
 pytestmark = pytest.mark.process
 
@@ -123,19 +123,6 @@ def test_a_run_that_waits_is_as_it_was_launched_and_its_first_attempt_makes_its_
     assert read_model_files(model, run.model_dir) == spec.model_files
     run.config_file.unlink()
     assert run.read_config() == config, "the request has it as well"
-
-
-def test_a_run_that_is_done_is_no_longer_once_more_epochs_are_requested(tmp_path: Path, spec: RunSpec) -> None:
-    launch([spec], tmp_path / "s")
-    (run,) = runs_in(tmp_path / "s")
-    run.create_as_launched()
-    write_json(run.result_file, {"epochs": spec.config.train.epochs})
-    run.last_checkpoint.write_bytes(b"")
-    assert run.observe().state == "done"
-    launch([replace(spec, config=spec.config.with_epochs(9))], tmp_path / "s")
-    (run,) = runs_in(tmp_path / "s")
-    assert (run.observe().state, run.read_config().train.epochs) == ("pending", 9)
-    assert RunConfig.from_dict(read_json(run.config_file) or {}).train.epochs != 9, "until its attempt starts"
 
 
 @pytest.mark.parametrize("run_id", ["../elsewhere-12345678", "/etc-12345678", ".hidden-12345678", ""])

@@ -67,15 +67,6 @@ def test_the_latest_launch_says_how_far_a_run_goes_and_nothing_is_repeated(
     assert planned(seen, before=before, epochs=epochs) == expected
 
 
-def test_a_done_run_without_its_last_checkpoint_is_skipped_with_the_reason() -> None:
-    action, reason, _ = planned(observed("done", 40, 40), before=40, epochs=60, has_checkpoint=False)
-    assert action == "skip"
-    assert reason == (
-        "done after 40 epochs; it cannot go on to 60, because its last.pt was deleted; move a away to train it again"
-    )
-    assert planned(observed("done", 40, 40), before=40, epochs=40, has_checkpoint=False)[1] == "done"
-
-
 # -- on a folder ---------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from torch import distributed as dist
 from seqlm.config import RunConfig
 from seqlm.errors import BackendError, UsageError
 from seqlm.files import read_json
+from seqlm.rundir import RunDirectory
 from seqlm.training.distributed import Rank, process_group, rank_from_environment
 from seqlm.training.failure import failure_kind
 from seqlm.training.step import micro_batches_from
@@ -30,16 +31,16 @@ ARCHITECTURES = ("rnn", "gru", "transformer")
 PARTS = (1, 2, 3, 4)
 
 
-def assert_same(found: dict[str, Any], wanted: dict[str, Any], state: Tensor) -> None:
-    """Losses, gradients and validation agree to 1e-10; ``state`` is the carried state over all columns."""
+def assert_same(found: dict[str, Any], wanted: dict[str, Any], state: Tensor, rel: float = 1e-10) -> None:
+    """Losses, gradients and validation agree to ``rel``; ``state`` is the carried state over all columns."""
     for pair in zip(found["results"], wanted["results"], strict=True):  # loss, gradient norm
-        assert pair[0] == pytest.approx(pair[1], rel=1e-10)
-    assert found["valid"] == pytest.approx(wanted["valid"], rel=1e-10)
+        assert pair[0] == pytest.approx(pair[1], rel=rel)
+    assert found["valid"] == pytest.approx(wanted["valid"], rel=rel)
     assert found["gradients"].keys() == wanted["gradients"].keys()
     for name, gradient in found["gradients"].items():
-        torch.testing.assert_close(gradient, wanted["gradients"][name], rtol=1e-10, atol=1e-14)
+        torch.testing.assert_close(gradient, wanted["gradients"][name], rtol=rel, atol=rel / 1000)
     assert state.shape == wanted["state"].shape
-    torch.testing.assert_close(state, wanted["state"], rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(state, wanted["state"], rtol=rel, atol=rel / 1000)
 
 
 def dropping(arch: str) -> RunConfig:
@@ -66,13 +67,18 @@ def test_two_ranks_in_parts_give_what_one_rank_gives_at_once(tmp_path: Path) -> 
     runs += [make_run(tmp_path / f"{arch}-dropping", dropping(arch)) for arch in ARCHITECTURES]
     run_ranks([run.path for run in runs], text, 2, micro_batches=",".join(map(str, PARTS)))
     for run in runs:
-        whole = take_steps(run.path, text, Rank())
-        assert all(gradient.abs().sum() > 0 for gradient in whole["gradients"].values())
-        for parts in PARTS:
-            ranks = [torch.load(steps_file(run.path, 2, rank, parts), weights_only=True) for rank in range(2)]
-            state = torch.cat([steps["state"] for steps in ranks], dim=1)
-            for steps in ranks:
-                assert_same(steps, whole, state)
+        assert_same_on_ranks(run, text, 2, *PARTS)
+
+
+def assert_same_on_ranks(run: RunDirectory, text: Path, ranks: int, *parts: int, rel: float = 1e-10) -> None:
+    """The steps that so many ranks have left are those of one rank that takes each batch at once."""
+    whole = take_steps(run.path, text, Rank())
+    assert all(gradient.abs().sum() > 0 for gradient in whole["gradients"].values())
+    for number in parts:
+        found = [torch.load(steps_file(run.path, ranks, rank, number), weights_only=True) for rank in range(ranks)]
+        state = torch.cat([steps["state"] for steps in found], dim=1)
+        for steps in found:
+            assert_same(steps, whole, state, rel)
 
 
 @pytest.mark.parametrize("text", ["0", "3.5", "-1", "two", "4"])
@@ -111,16 +117,7 @@ def test_ranks_with_unlike_numbers_of_columns_give_the_gradients_and_losses_of_o
     runs = [make_run(tmp_path / arch, make_config(arch, batch_size=20)) for arch in ARCHITECTURES]
     run_ranks([run.path for run in runs], text, ranks)
     for run in runs:
-        alone = take_steps(run.path, text, Rank())
-        assert all(gradient.abs().sum() > 0 for gradient in alone["gradients"].values())
-        for rank in range(ranks):
-            steps = torch.load(steps_file(run.path, ranks, rank), weights_only=True)
-            for found, wanted in zip(steps["results"], alone["results"], strict=True):  # loss, gradient norm
-                assert found == pytest.approx(wanted, rel=1e-8)  # optimizers scale gradients by a float32 number
-            assert steps["valid"] == pytest.approx(alone["valid"], rel=1e-8)
-            assert steps["gradients"].keys() == alone["gradients"].keys()
-            for name, gradient in steps["gradients"].items():
-                torch.testing.assert_close(gradient, alone["gradients"][name], rtol=1e-6, atol=1e-9)
+        assert_same_on_ranks(run, text, ranks, 1, rel=1e-6)  # optimizers scale gradients by a float32 number
 
 
 def test_a_rank_comes_from_the_environment() -> None:
