@@ -25,13 +25,8 @@ def this_host() -> dict[str, str]:
 
 def this_process() -> dict[str, Any]:
     """What identifies this process in a lease: ``pid``, ``process_group``, ``process_start`` and :func:`this_host`."""
-    process = os.getpid()
-    return {
-        "pid": process,
-        "process_group": os.getpgrp(),
-        **this_host(),
-        "process_start": process_start(process),
-    }
+    pid = os.getpid()
+    return {"pid": pid, "process_group": os.getpgrp(), **this_host(), "process_start": process_start(pid)}
 
 
 def process_start(pid: int) -> int | None:
@@ -49,11 +44,6 @@ def _process_fields(pid: int) -> list[str]:
     return fields if len(fields) > 19 else []
 
 
-def is_here(owner: Mapping[str, Any]) -> bool:
-    """Whether a recorded process ran where this one runs, so that its process id means something here."""
-    return all(owner.get(key) == value for key, value in this_host().items())
-
-
 def is_alive(owner: Mapping[str, Any]) -> bool | None:
     """Whether a recorded process (:func:`this_process`) lives. ``None``: unknown.
 
@@ -61,7 +51,8 @@ def is_alive(owner: Mapping[str, Any]) -> bool | None:
     those whose start time is not known.
     """
     pid, started = owner.get("pid"), owner.get("process_start")
-    if not is_here(owner) or not isinstance(pid, int) or pid <= 0:
+    is_here = all(owner.get(key) == value for key, value in this_host().items())
+    if not is_here or not isinstance(pid, int) or pid <= 0:
         return None
     try:
         os.kill(pid, 0)

@@ -30,8 +30,6 @@ class RunState:
     """Kind of failure. ``None``: the run has not failed."""
     is_final: bool = True
     """Whether nobody tries a failed run again by himself. Of no meaning for other states."""
-    waits_for_budget: bool = False
-    """Whether the run waits because the budget of its study is spent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +127,7 @@ def rows(facts: Facts, view: View, spent: Callable[[], str | None]) -> Iterator[
         RunState("cancelled", view.reason, "cancelled"),
     )
     budget = spent()
-    waiting = RunState("pending", f"waits: {budget}", waits_for_budget=True)
+    waiting = RunState("pending", f"waits: {budget}")
     yield Row("the budget of the study is spent", "the budget", budget is not None, waiting)
     # A job that had begun to follow its workers records what goes wrong, unless it is killed or cannot write.
     kind = "node" if facts.has_begun and view.kind == "code" else view.kind or "code"

@@ -9,8 +9,6 @@ The learning rate has no column: it is a function of that number
 (:meth:`seqlm.optimizers.OptimizerConfig.learning_rate`).
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os
