@@ -38,7 +38,7 @@ from analysis.study.numbering import VariantNumber
 from analysis.study.settings import best_settings
 from analysis.study.study import StudyFiles, load_study
 from analysis.study.values import rows_of
-from seqlm.errors import FileError, UsageError
+from seqlm.errors import UsageError, file_errors
 from seqlm.files import folder_beside, make_directory, replace_folder, write_new
 from seqlm.reading import exists, is_file, is_folder, is_link, listed
 
@@ -60,15 +60,12 @@ def write_report(*study_dirs: Path, output: Path | None = None) -> Path:
     folder, target = folder_of(*study_dirs, output=output)
     files = report_files(load_study(*study_dirs))
     make_directory(target.parent)
-    try:
-        with folder_beside(target) as new:
-            for name, content in files.items():
-                path = new / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_new(path, content)
-            replace_folder(new, target)
-    except OSError as error:
-        raise FileError.from_os_error("write report", target, error) from None
+    with file_errors("write report", target), folder_beside(target) as new:
+        for name, content in files.items():
+            path = new / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_new(path, content)
+        replace_folder(new, target)
     return folder / "index.html"
 
 

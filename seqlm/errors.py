@@ -4,11 +4,12 @@ Invariants of our own code are asserted, not raised. The exit codes of a worker,
 learn how an attempt ended, are in the table below.
 """
 
+import contextlib
 import difflib
 import errno
 import signal
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Self
 
 # Exit codes of a worker. A negative code is the signal that killed it, as in subprocess.
@@ -122,6 +123,18 @@ class FileError(SeqlmError):
         found = cls(f"cannot {verb} {path}: {error.strerror or error}")
         found.errno = error.errno
         return found
+
+
+@contextlib.contextmanager
+def file_errors(verb: str, path: object, *, within: bool = False) -> Iterator[None]:
+    """Raise a ``FileError`` about ``path`` in place of an ``OSError`` of the block (:meth:`FileError.from_os_error`).
+
+    ``within``: about the file that the error names, if it names one.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise FileError.from_os_error(verb, (within and error.filename) or path, error) from None
 
 
 class DamagedFileError(FileError):

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from seqlm.errors import DamagedFileError, FileError
+from seqlm.errors import DamagedFileError, FileError, file_errors
 from seqlm.reading import (
     LARGEST_HASHED,
     exists,
@@ -71,21 +71,18 @@ def replacing(path: Path, *, sync: bool = True, guard: Guard = unguarded) -> Ite
     ``sync=False`` leaves out the flush to disk, for what a crash of the machine makes worthless anyway. If anything
     goes wrong, or ``guard`` raises when all is written, the old file stays.
     """
-    try:
-        with file_beside(path) as temporary:
-            yield temporary
-            if sync:
-                flush(temporary)
-            guard()
-            try:
-                temporary.replace(path)
-            except FileNotFoundError:
-                guard()  # a new owner removes the temporary files of the previous one, which learns of it here
-                raise
-            if sync:
-                flush(path.parent)
-    except OSError as error:
-        raise FileError.from_os_error("write", path, error) from None
+    with file_errors("write", path), file_beside(path) as temporary:
+        yield temporary
+        if sync:
+            flush(temporary)
+        guard()
+        try:
+            temporary.replace(path)
+        except FileNotFoundError:
+            guard()  # a new owner removes the temporary files of the previous one, which learns of it here
+            raise
+        if sync:
+            flush(path.parent)
 
 
 def write_once(path: Path, content: bytes, *, guard: Guard = unguarded) -> bool:
@@ -93,20 +90,17 @@ def write_once(path: Path, content: bytes, *, guard: Guard = unguarded) -> bool:
 
     On a file system without hard links, readers may see the file empty for an instant, and after a crash for ever.
     """
-    try:
-        with file_beside(path) as temporary:
-            temporary.write_bytes(content)
-            flush(temporary)
-            guard()
-            try:
-                if not hard_link(temporary, path):
-                    write_new(path, content)
-            except FileExistsError:
-                # A client of NFS repeats a request whose answer was lost, and then finds its own link (man 2 open).
-                return temporary.stat().st_nlink == 2
-            flush(path.parent)
-    except OSError as error:
-        raise FileError.from_os_error("write", path, error) from None
+    with file_errors("write", path), file_beside(path) as temporary:
+        temporary.write_bytes(content)
+        flush(temporary)
+        guard()
+        try:
+            if not hard_link(temporary, path):
+                write_new(path, content)
+        except FileExistsError:
+            # A client of NFS repeats a request whose answer was lost, and then finds its own link (man 2 open).
+            return temporary.stat().st_nlink == 2
+        flush(path.parent)
     return True
 
 
@@ -145,10 +139,8 @@ def append_to(path: Path) -> BinaryIO:
 
 def make_directory(path: Path) -> None:
     """Make a folder and its parents unless they exist."""
-    try:
+    with file_errors("make folder", path):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError.from_os_error("make folder", path, error) from None
 
 
 @contextlib.contextmanager

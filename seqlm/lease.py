@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from seqlm.environment import LEASE_SECONDS, STALE_LEASE_MINUTES
-from seqlm.errors import FileError, LeaseLostError, RunBusyError
+from seqlm.errors import FileError, LeaseLostError, RunBusyError, file_errors
 from seqlm.files import json_text, read_json, write_json, write_once
 from seqlm.processes import is_alive, this_process
 from seqlm.reading import exists, listed, moment, timestamp
@@ -113,7 +113,7 @@ def claim(
     Raises:
         RunBusyError: there is a live owner; the text is ``busy``, followed by who it is.
     """
-    try:
+    with file_errors("take the lease in", folder):
         folder.mkdir(parents=True, exist_ok=True)
         newest = 0
         while True:
@@ -133,8 +133,6 @@ def claim(
             lease = _take(folder, newest, attempt)
             if lease is not None:
                 return lease
-    except OSError as error:
-        raise FileError.from_os_error("take the lease in", folder, error) from None
 
 
 @contextlib.contextmanager

@@ -184,9 +184,13 @@ class Field:
         return [f"{key}: expected {self.words}, got {show(value)}{hint}"]
 
 
-@functools.cache
 def fields_of(kind: type) -> Mapping[str, Field]:
     """Return the fields of a dataclass by name."""
+    return _fields_of(kind)
+
+
+@functools.cache
+def _fields_of(kind: type) -> Mapping[str, Field]:
     hints = typing.get_type_hints(kind, include_extras=True)
     found = {}
     for field in dataclasses.fields(kind):

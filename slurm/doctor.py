@@ -14,7 +14,7 @@ from jobs.backends.base import MARK, PROGRAM, Finding, torch_finding
 from jobs.plan.capacity import with_noun
 from jobs.spec import Resources
 from jobs.study.squeue import ask
-from seqlm.errors import BackendError, FileError
+from seqlm.errors import BackendError, FileError, file_errors
 from seqlm.reading import listed
 from slurm.environment import batch_script, submit_script
 from slurm.settings import SlurmSettings
@@ -75,11 +75,9 @@ def _try(settings: SlurmSettings, *, runs_dir: Path, has_gpus: bool, wait_s: flo
         BackendError: the job cannot be submitted.
         FileError: ``runs_dir`` cannot be written.
     """
-    try:
+    with file_errors("write", runs_dir):
         runs_dir.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".slurm-doctor-", dir=runs_dir.absolute()))
-    except OSError as error:
-        raise FileError.from_os_error("write", runs_dir, error) from None
     try:
         job = submit_script(folder / "trial.sh", script(settings, folder, has_gpus=has_gpus, wait_s=wait_s), settings)
         try:

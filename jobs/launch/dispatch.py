@@ -21,7 +21,7 @@ from jobs.study.budget import Budget
 from jobs.study.folder import this_launcher, write_queue
 from jobs.study.kept_code import Code
 from seqlm.ends import End, Verdict, verdict
-from seqlm.errors import EXIT_BUSY, STOPPED_EXITS, FileError
+from seqlm.errors import EXIT_BUSY, STOPPED_EXITS, FileError, file_errors
 from seqlm.requests import Requests
 from seqlm.state import FailureKind
 
@@ -164,7 +164,7 @@ class Dispatcher:
         """Start an attempt of a run, unless it was cancelled while it waited."""
         run, attempt = item.run, None
         try:
-            with self._files_of(item):
+            with file_errors("read or write", item.run.path, within=True):
                 item = replace(item, observation=run.observe())
                 if not self._is_ours(item) or item.observation.state == "cancelled":
                     return
@@ -249,7 +249,7 @@ class Dispatcher:
         """Record how an attempt ended, and queue its run again if the policy retries its failure."""
         item, run = one.item, one.item.run
         try:
-            with self._files_of(item):
+            with file_errors("read or write", item.run.path, within=True):
                 is_ours = self._is_ours(item)
                 if is_ours:
                     one.attempt.record_exit(ended, was_asked=one.stop_asked is not None)
@@ -316,7 +316,7 @@ class Dispatcher:
         """Record how an attempt failed (0: it was not even started). Return whether that could be written."""
         record = {"kind": kind, "message": message, "where": self._host.where, **more}
         try:
-            with self._files_of(item):
+            with file_errors("read or write", item.run.path, within=True):
                 item.run.write_exit(attempt or item.run.last_attempt() + 1, record)
         except FileError as error:
             self._warn(f"{item.spec.name}: {error}")
@@ -381,22 +381,10 @@ class Dispatcher:
             self._warn(f"{error}; status shows an older queue")
 
     @contextlib.contextmanager
-    def _files_of(self, item: PlannedRun) -> Iterator[None]:
-        """Turn an ``OSError`` in the block into one line about the run.
-
-        Raises:
-            FileError: the block raised an ``OSError``.
-        """
-        try:
-            yield
-        except OSError as error:
-            raise FileError.from_os_error("read or write", error.filename or item.run.path, error) from None
-
-    @contextlib.contextmanager
     def _warnings_for(self, item: PlannedRun) -> Iterator[None]:
         """Warn of an error in reading or writing the files of a run, and go on. The caller does the block again."""
         try:
-            with self._files_of(item):
+            with file_errors("read or write", item.run.path, within=True):
                 yield
         except FileError as error:
             self._warn(f"{item.spec.name}: {error}")

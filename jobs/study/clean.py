@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from jobs.study.folder import Observer, launching
 from jobs.study.squeue import Scheduler
-from seqlm.errors import FileError, RunBusyError, UsageError
+from seqlm.errors import FileError, RunBusyError, UsageError, file_errors
 from seqlm.lease import live_owner
 from seqlm.reading import below, exists, is_file, is_folder, is_link, timestamp
 from seqlm.requests import Requests, file_request
@@ -61,7 +61,7 @@ def find_leftovers(study_dir: Path, run_ids: Collection[str] | None = None) -> l
             files = [one for one in (path, *below(path)) if exists(one) and not is_folder(one)]
             found.append(Leftover(kind=kind, path=relative, size_bytes=sum(one.lstat().st_size for one in files)))
 
-    try:
+    with file_errors("read", study_dir, within=True):
         if study_dir.stat().st_uid != os.geteuid():
             raise UsageError(f"{study_dir} belongs to another user; clean deletes only in your own studies")
         for folder in (study_dir, study_dir / BEHAVIOUR_FOLDER, study_dir / CANARY_FOLDER):
@@ -80,8 +80,6 @@ def find_leftovers(study_dir: Path, run_ids: Collection[str] | None = None) -> l
                     for path in (run.last_checkpoint, run.previous_checkpoint) if has_best else ():
                         if exists(path):
                             add("last checkpoint", path)
-    except OSError as error:
-        raise FileError.from_os_error("read", error.filename or study_dir, error) from None
     return found
 
 

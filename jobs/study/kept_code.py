@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import seqlm
-from seqlm.errors import FileError
+from seqlm.errors import FileError, file_errors
 from seqlm.files import flush, folder_beside, json_text, make_directory, read_json, write_json
 from seqlm.reading import below, exists, is_file, is_folder, is_link, listed, read_bytes
 
@@ -75,10 +75,8 @@ def keep_code(study_dir: Path, *, tell: Callable[[str], None] = lambda line: Non
     origin = read_json(root / ORIGIN)
     commit = _commit(root) if origin is None else None
     names = _names(root, commit) if origin is None else origin["files"]
-    try:
+    with file_errors("read", root, within=True):
         contents = {name: (root / name).read_bytes() for name in sorted(names)}
-    except OSError as error:
-        raise FileError.from_os_error("read", error.filename or root, error) from None
     files = {name: _sha256(content) for name, content in contents.items()}
     if origin is None:
         digest = _sha256(json.dumps(files).encode())[:8]
@@ -103,12 +101,10 @@ def distrust(study_dir: Path) -> str | None:
         FileError: a folder cannot be read.
     """
     kept = [study_dir / "code", *(run / "model" for run in listed(study_dir))]
-    try:
+    with file_errors("check", study_dir, within=True):
         for path in (study_dir, *(path for folder in kept if exists(folder) for path in (folder, *below(folder)))):
             if path.lstat().st_uid != os.geteuid():
                 return f"{path} belongs to another user"
-    except OSError as error:
-        raise FileError.from_os_error("check", error.filename or study_dir, error) from None
     return None
 
 

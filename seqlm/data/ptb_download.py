@@ -13,7 +13,7 @@ from typing import Any
 import pooch
 
 from seqlm.data.corpus import PTB_SHA256
-from seqlm.errors import DataError, DownloadError, FileError, is_storage_failure
+from seqlm.errors import DataError, DownloadError, file_errors, is_storage_failure
 from seqlm.files import make_directory
 from seqlm.reading import exists
 
@@ -46,7 +46,7 @@ def download_ptb(target: Path, base_urls: Sequence[str] = BASE_URLS, *, timeout_
     fetched = []
     for split, digest in PTB_SHA256.items():
         path = target / f"ptb.{split}.txt"
-        try:
+        with file_errors("fetch", path):
             if not exists(path):
                 _fetch(path, digest, base_urls, download)
                 logging.getLogger("seqlm").info("fetched %s (%s bytes)", path, f"{path.stat().st_size:,}")
@@ -54,8 +54,6 @@ def download_ptb(target: Path, base_urls: Sequence[str] = BASE_URLS, *, timeout_
             elif (found := pooch.file_hash(path)) != digest:
                 problem = f"is there but is not the Penn Treebank's: expected sha256 {digest}, got {found}"
                 raise DataError(f"{path} {problem}; move it away")
-        except OSError as error:
-            raise FileError.from_os_error("fetch", path, error) from None
     return fetched
 
 

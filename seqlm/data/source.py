@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from seqlm.errors import DataError, FileError
+from seqlm.errors import DataError, FileError, file_errors
 from seqlm.reading import exists, is_file, is_folder, listed
 
 SPLITS = ("train", "valid", "test")
@@ -104,10 +104,8 @@ def _read_folder(folder: Path) -> Texts:
     for path in (folder / name for name in places.values()):
         if not is_file(path):
             raise DataError(f"{path} is no regular file; expected a text file with one sentence per line")
-    try:
+    with file_errors("read", folder, within=True):
         return Texts({split: (folder / name).read_bytes() for split, name in places.items()}, places)
-    except OSError as error:
-        raise FileError.from_os_error("read", error.filename or folder, error) from None
 
 
 def _read_zip(path: Path) -> Texts:

@@ -25,7 +25,7 @@ from torch.distributed import (  # type: ignore[attr-defined] # public, missing 
 )
 
 from seqlm.environment import COLLECTIVE_MINUTES, DEVICE, GPU_SHARE, RENDEZVOUS, RENDEZVOUS_HOST
-from seqlm.errors import EXIT_FAILED, EXIT_UNPRINTED, BackendError, FileError, UsageError
+from seqlm.errors import EXIT_FAILED, EXIT_UNPRINTED, BackendError, FileError, UsageError, file_errors
 from seqlm.machine import CUDA_BYTES, cpu_model
 from seqlm.models.products import fp32_library
 from seqlm.reading import parse_json, read_bytes
@@ -173,12 +173,10 @@ def _offer_port(path: Path, host: str, limit: datetime.timedelta) -> Store:
         store = TCPStore(host, port, master_listen_fd=listener.detach(), **options)
     else:  # on all addresses: the host's name may mean another one here than elsewhere
         store = TCPStore(host, 0, **options)
-    try:
+    with file_errors("write", path):
         path.unlink(missing_ok=True)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             json.dump({"port": store.port, "secret": secret}, file)
-    except OSError as error:
-        raise FileError.from_os_error("write", path, error) from None
     return PrefixStore(secret, store)
 
 
