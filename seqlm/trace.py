@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias, final
 
-from seqlm.errors import DamagedFileError, FileError
+from seqlm.errors import DamagedFileError, file_errors
 from seqlm.files import Guard, read_json
 from seqlm.reading import read_bytes
 from seqlm.rundir import RunDirectory
@@ -106,7 +106,7 @@ class TraceWriter:
     def _write(self, place: int, content: bytes) -> None:
         """Put ``content`` at ``place``, and let the file end behind it."""
         self._guard()
-        try:
+        with file_errors("write", self._path):
             handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
             with os.fdopen(handle, "wb") as file:
                 file.truncate(place)
@@ -114,5 +114,3 @@ class TraceWriter:
                 file.write(content)
                 file.flush()
                 os.fsync(handle)
-        except OSError as error:
-            raise FileError.from_os_error("write", self._path, error) from None
