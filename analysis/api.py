@@ -6,8 +6,6 @@
 Study 'optimizers': 5 of 7 runs done, 1 failed, 1 pending
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -46,7 +44,7 @@ REPR_PERPLEXITIES = ["train_ppl", "val_ppl", "test_ppl"]
 REPR_COLUMNS = ["number", *REPR_TEXTS, "epochs_done", *REPR_PERPLEXITIES]
 
 
-def open_study(paths: str | Path | Iterable[str | Path]) -> Study:
+def open_study(paths: str | Path | Iterable[str | Path]) -> "Study":
     """Read the runs of a study, or of several studies together.
 
     The study may be running, unfinished or damaged: a run without a result stays in ``runs`` with its ``state`` and

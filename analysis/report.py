@@ -1,7 +1,5 @@
 """The report of a study: a folder with one page, its Markdown twin, and the tables, figures and data behind them."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import io

@@ -7,8 +7,6 @@ run is ``runs/<study>/<run id>/``; its folder gets ``behaviour.json`` and ``samp
 One process. Exit codes: 0 done, else those of :mod:`seqlm.errors`.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

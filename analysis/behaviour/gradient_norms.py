@@ -1,7 +1,5 @@
 """How far the loss at the last time step reaches back: its gradient with respect to each earlier hidden state."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """What can be counted in a text that a model has written. Pure functions on lists of tokens."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Iterable, Sequence
 

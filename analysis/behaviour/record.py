@@ -1,14 +1,12 @@
 """Load one run's trained model, compute its behaviour, and write the files."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -170,7 +168,7 @@ class Trained:
     """Digest of the file."""
 
     @classmethod
-    def load(cls, run: RunDirectory) -> Trained:
+    def load(cls, run: RunDirectory) -> Self:
         """Read the files of a finished run.
 
         Raises:

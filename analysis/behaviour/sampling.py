@@ -1,7 +1,5 @@
 """Texts from a model's own predictions, and what a model thinks of a text."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 

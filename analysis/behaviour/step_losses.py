@@ -1,7 +1,5 @@
 """The mean loss at each time step of a window."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,10 +1,8 @@
 """What to compute: the task that the launcher has put into the job's folder."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from pydantic import ValidationError
 
@@ -38,7 +36,7 @@ class Task:
     settings: Settings
 
     @classmethod
-    def read(cls, job: RunDirectory, config: RunConfig) -> Task:
+    def read(cls, job: RunDirectory, config: RunConfig) -> Self:
         """The task of a job's folder.
 
         Raises:

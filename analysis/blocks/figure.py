@@ -1,7 +1,5 @@
 """A figure of the report with its caption, and what a reader's pointer finds in it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -39,7 +37,7 @@ class Chart:
                     tick.label1.set_in_layout(False)
 
     @cached_property
-    def panels(self) -> list[Panel]:
+    def panels(self) -> list["Panel"]:
         """The axes that have lines with labels."""
         panels = [Panel(axes, _labelled(axes.lines)) for axes in self.figure.axes]
         return [panel for panel in panels if panel.lines]

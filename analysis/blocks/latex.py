@@ -4,8 +4,6 @@ Whatever a text holds, the result prints it and does nothing else. It compiles w
 character that pdfLaTeX lacks is printed as its number, such as ``[U+4E2D]``.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Sequence

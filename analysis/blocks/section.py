@@ -1,7 +1,5 @@
 """What a section of the report is made of. The templates have a part for each kind of block, by its ``kind``."""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from collections.abc import Container, Iterable
@@ -72,7 +70,7 @@ class Folded:
 
     kind: ClassVar[str] = "folded"
 
-    blocks: list[Block]
+    blocks: list["Block"]
     title: str = ""
     """Empty: the titles of the tables and figures in it."""
 
@@ -91,7 +89,7 @@ class Section:
 
     name: str
     title: str
-    blocks: list[Block]
+    blocks: list["Block"]
     short: str | None = None
     """Title in the page's list of sections, where it differs."""
     folded: bool = False

@@ -1,7 +1,5 @@
 """Sentences of the report: the words are in templates/sentences, the numbers come from Python."""
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Sequence

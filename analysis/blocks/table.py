@@ -1,7 +1,5 @@
 """A table of the report and its forms as text: CSV, LaTeX and Markdown. The page's template makes the HTML."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re
@@ -44,7 +42,7 @@ class Column:
     """Bold in the rows that stand out."""
     kind: Literal["text", "state"] = "text"
 
-    def cell(self, record: Any, *, bold: bool) -> Cell:
+    def cell(self, record: Any, *, bold: bool) -> "Cell":
         """Return the cell of a record."""
         item = getitem if isinstance(record, dict) else getattr
         value = item(record, self.key) if self.of is None else self.of(record)

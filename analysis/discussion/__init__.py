@@ -1,7 +1,5 @@
 """The discussion of a study: four questions, each answered from its data alone, with the numbers behind the answer."""
 
-from __future__ import annotations
-
 from analysis.blocks.section import Block, Note, Section, Subheading, paragraphs
 from analysis.blocks.sentences import scope_sentences, text_sentences
 from analysis.discussion.effects import optimizers_blocks

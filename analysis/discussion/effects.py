@@ -3,8 +3,6 @@
 The hyperparameters are not ranked: each has been varied over other values and in other settings.
 """
 
-from __future__ import annotations
-
 import itertools
 import statistics
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What was expected before the study, next to what was observed, in runs that are otherwise equal."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections import Counter, defaultdict

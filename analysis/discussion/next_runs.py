@@ -3,8 +3,6 @@
 The best epoch of a run that improved up to its end is its last, and its perplexity fell by more than 0.1 % an epoch.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

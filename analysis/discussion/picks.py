@@ -1,7 +1,5 @@
 """Which setting to take for wall-clock time and which for generalisation, and what each costs the other way."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from analysis.blocks.section import Block, Points, Prose

@@ -4,8 +4,6 @@ An architecture is reliable if a large share of its settings come near the study
 would call an architecture reliable whose settings are all equally bad.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

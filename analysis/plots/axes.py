@@ -1,7 +1,5 @@
 """Figures and their axes: size and layout, limits and ticks, and the numbers of runs beside their points."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple

@@ -1,7 +1,5 @@
 """The figures of the trained models' behaviour: loss at each time step, and gradients back in time."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

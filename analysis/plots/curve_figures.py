@@ -1,7 +1,5 @@
 """The learning curves of a study, as figures with their captions."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Learning curves on axes: a line for each run, or for the seeds of a setting with their band."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

@@ -1,7 +1,5 @@
 """Figures as bytes: the same figure always gives the same ones, and an SVG that can stand inside a page."""
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import functools

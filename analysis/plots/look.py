@@ -3,8 +3,6 @@
 Legible for the colour-blind, in grey print and on dark pages.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Hashable, Iterator, Sequence
 from collections.abc import Set as AbstractSet

@@ -1,7 +1,5 @@
 """Settings as points: perplexity against time, and the frontier of a search."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Slices: the best validation perplexity over the values of each hyperparameter, a small panel for each."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """The timeline of a study's jobs: what ran where, from when to when."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias

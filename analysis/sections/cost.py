@@ -1,7 +1,5 @@
 """What a study has cost: the section with a table of runs, totals in sentences, and the timeline of its jobs."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 

@@ -1,7 +1,5 @@
 """Which architecture has been run with which optimizer, how far that has come, and the unfinished runs."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Published perplexities beside the reproduced ones."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from typing import Any

@@ -1,7 +1,5 @@
 """The tables of a study: results, of all runs and of each group, and hyperparameters."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -5,8 +5,6 @@ that repeats itself, or is mostly ``<unk>``, has a low perplexity too (Holtzman 
 Text Degeneration), so such texts are best only where there are no others.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple

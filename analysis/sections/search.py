@@ -1,7 +1,5 @@
 """What a search has stopped and why, what that saved, and how well its rungs knew the end."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import Counter, defaultdict

@@ -3,8 +3,6 @@
 Times are those that worker and launcher have recorded, in whole seconds, never those of files, which a copy changes.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

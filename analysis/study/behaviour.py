@@ -3,12 +3,10 @@
 :mod:`analysis.behaviour` makes and writes them, the report reads them. What cannot be used is left out, with a warning.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import (
@@ -69,7 +67,7 @@ class Settings:
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class _Curves:
     @model_validator(mode="after")
-    def _equal_lengths(self) -> _Curves:
+    def _equal_lengths(self) -> Self:
         lengths = [value.shape[-1] for value in vars(self).values() if isinstance(value, np.ndarray)]
         if len({*lengths, len(getattr(self, "tokens", range(lengths[0])))}) > 1:
             raise ValueError(f"expected lists of one length, got {lengths}")

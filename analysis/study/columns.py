@@ -1,7 +1,5 @@
 """The tables of a study: what their columns mean, and the type of each."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -42,7 +40,7 @@ class Meaning:
     unit: str
     """Empty for texts, counts and other pure numbers."""
     text: str
-    type: type[float | int] | None = None
+    type: "type[float | int] | None" = None
     """``int``: whole numbers below 2^53, any of which may be missing. ``None``: whatever a run has recorded."""
 
 

@@ -3,8 +3,6 @@
 What differs every day is left out: times, paths, process ids.
 """
 
-from __future__ import annotations
-
 import difflib
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """A run together with how its model behaves."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from analysis.study.behaviour import Behaviour, GradientNorms, Sample, StepLosses

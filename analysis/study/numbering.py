@@ -5,8 +5,6 @@ manifest was edited, and belongs to the entry with its name. The first run of an
 else the first variant that replicates it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ Architectures and optimizers have learning rates of their own, so they are compa
 settings that agree in all but the keys of the optimizer.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import statistics

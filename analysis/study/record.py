@@ -1,7 +1,5 @@
 """What launches wrote into ``study.json``: plan, published results, groups, expectations, estimates."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ Damage of ``config.json`` or ``result.json`` also makes the run "failed". A run 
 else is damaged.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import shlex

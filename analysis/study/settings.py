@@ -6,8 +6,6 @@ narrow (resampling three values can never leave their range); Student's t holds 
 losses of seeds are about normal (Student, 1908; Agarwal et al., 2021, on the trouble with few seeds).
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import re
@@ -16,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 
@@ -42,7 +40,7 @@ class Interval:
     n: int
     """Seeds."""
 
-    def p_value(self, other: Interval) -> float:
+    def p_value(self, other: Self) -> float:
         """Return the two-sided p value of Welch's t test of the losses; NaN if one of the two has a single seed."""
         if min(self.n, other.n) == 1:
             return math.nan
@@ -56,7 +54,7 @@ class Interval:
 
         return 2 * float(stdtr(freedom, -abs(difference) / math.sqrt(sum(variances))))
 
-    def doubt_against(self, other: Interval) -> str | None:
+    def doubt_against(self, other: Self) -> str | None:
         """Return why seeds show no difference; ``None`` if they do, or if both sides have a single seed."""
         if self.n == other.n == 1:
             return None

@@ -1,7 +1,5 @@
 """How names, numbers and tokens are written in tables, captions and figures: one way for each, everywhere."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Read single values of a run's files, whatever the files hold there."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias, TypeVar
