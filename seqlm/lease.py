@@ -189,13 +189,10 @@ def live_owner(folder: Path) -> dict[str, Any] | None:
         return None
     if is_alive(owner):
         return owner
-    try:
+    with file_errors("read", path), contextlib.suppress(FileNotFoundError):
         age = time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise FileError.from_os_error("read", path, error) from None
-    return owner if abs(age) < stale_seconds() else None
+        return owner if abs(age) < stale_seconds() else None
+    return None
 
 
 def wait_until_free(folders: Sequence[Path], seconds: float) -> None:

@@ -1,5 +1,6 @@
 """Which process is meant: a record of a process, and whether that process is alive. Standard library alone."""
 
+import contextlib
 import os
 import socket
 from collections.abc import Mapping
@@ -65,14 +66,12 @@ def is_alive(owner: Mapping[str, Any]) -> bool | None:
 
 
 def _first_line(path: str) -> str:
-    try:
+    with contextlib.suppress(OSError, ValueError):
         return Path(path).read_text("ascii").strip()
-    except (OSError, ValueError):
-        return ""
+    return ""
 
 
 def _link(path: str) -> str:
-    try:
+    with contextlib.suppress(OSError):
         return str(Path(path).readlink())
-    except OSError:
-        return ""
+    return ""

@@ -7,6 +7,7 @@ The newest request that names a run counts. The number is claimed by making the 
 raises ``FileError`` if that fails, or ``DamagedFileError``. Standard library alone.
 """
 
+import contextlib
 import functools
 import json
 import re
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
 
-from seqlm.errors import DamagedFileError, FileError, printable
+from seqlm.errors import DamagedFileError, file_errors, printable
 from seqlm.files import make_directory, read_json, write_json, write_text
 from seqlm.reading import listed
 
@@ -158,10 +159,6 @@ def claim_number(place: Path) -> Path:
     while True:
         numbers = (int(path.name) for path in listed(place, "[0-9]*") if path.name.isdecimal())
         folder = place / f"{max(numbers, default=0) + 1:06d}"
-        try:
+        with file_errors("write", folder), contextlib.suppress(FileExistsError):
             folder.mkdir()
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise FileError.from_os_error("write", folder, error) from None
-        return folder
+            return folder

@@ -4,6 +4,7 @@ Damage of ``config.json`` or ``result.json`` also makes the run "failed". A run 
 else is damaged.
 """
 
+import contextlib
 import math
 import re
 import shlex
@@ -17,7 +18,7 @@ from analysis.study.attempts import read_attempts
 from analysis.study.behaviour import Behaviour, read_behaviour
 from analysis.study.columns import as_columns
 from analysis.study.values import as_list, as_mapping, as_number, as_text, clean, read_or_warn
-from seqlm.errors import FileError
+from seqlm.errors import file_errors
 from seqlm.reading import read_tail
 from seqlm.rundir import MAX_RUNS, RunDirectory, epochs_of
 from seqlm.state import Facts, state_of
@@ -157,12 +158,9 @@ def _outcome(epochs: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, 
 def _log_tail(run: RunDirectory) -> list[str]:
     """The last lines of the newest attempt's ``stderr.log``."""
     path = run.stderr_log(run.last_attempt())
-    try:
+    text = ""
+    with file_errors("read", path), contextlib.suppress(FileNotFoundError):
         text = read_tail(path, 16_384, below=run.path).decode("utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise FileError.from_os_error("read", path, error) from None
     lines = ["".join(c for c in line.expandtabs(4) if c.isprintable())[:300] for line in text.splitlines()]
     return [line for line in lines if line.strip()][-LOG_LINES:]
 
