@@ -6,7 +6,7 @@ decides. The table in docs/explanation/failures.md is generated from these rows.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 State: TypeAlias = Literal["pending", "queued", "running", "done", "stopped", "failed", "cancelled"]
 FailureKind: TypeAlias = Literal["oom", "diverged", "node", "preempted", "timeout", "code", "cancelled"]
@@ -74,78 +74,51 @@ class View:
         return self.stage in ("queued", "running", "unknown")
 
 
-class Row(NamedTuple):
-    """One row of the table of states. The first two fields are for the documentation."""
+def rows(facts: Facts, view: View, spent: Callable[[], str | None]) -> Iterator[tuple[object, RunState]]:
+    """Yield the rows of the table of states, in the order in which they decide: whether one holds, and the state then.
 
-    condition: str
-    meaning: str
-    """What the reason says. Empty: the state has no reason."""
-    holds: object
-    found: RunState
-    """The state, if it holds."""
-
-
-def rows(facts: Facts, view: View, spent: Callable[[], str | None]) -> Iterator[Row]:
-    """Yield the rows of the table of states, as they are for one run, in the order in which they decide."""
+    The comment above each ``yield`` has the condition, and after "->" what the reason says, for the documentation.
+    """
     failure, has_failed = facts.failure or RunState("failed"), facts.failure is not None
     running = RunState("running", (view.stage == "running" and view.reason) or None)
-    yield Row(
-        "a file that decides cannot be read, or is damaged",
-        "the file, with kind `code`",
-        facts.damage,
-        RunState("failed", facts.damage, "code"),
-    )
-    yield Row("the result covers the requested epochs", "", facts.is_done, RunState("done"))
-    yield Row(
-        "a worker that may live owns the run, and its attempt has not recorded its end", "", facts.has_owner, running
-    )
-    yield Row(
-        "the newest request that names the run cancels it, or its job has recorded a `scancel`",
-        "by whom",
-        facts.is_cancelled or failure.state == "cancelled",
-        RunState("cancelled", "cancelled by the user" if facts.is_cancelled else failure.reason, "cancelled"),
-    )
-    yield Row("a search stopped the run", "its place at the rung", facts.stopped, RunState("stopped", facts.stopped))
-    yield Row(
-        "its attempt failed, the policy has it tried again, and a launcher or a job is there for that",
-        "kind and message",
-        has_failed and not failure.is_final and view.may_run,
-        RunState("queued", f"tried again after {failure.reason}"),
-    )
-    yield Row("its attempt failed", "kind and message", has_failed, failure)
-    yield Row(
-        "a launcher or a job will start the run, or the scheduler does not answer",
-        "what it waits for",
-        view.stage in ("queued", "unknown"),
-        RunState("queued", view.reason or None),
-    )
-    yield Row("its job runs, and its worker has not reported yet", "", view.stage == "running", running)
-    yield Row(
-        "its job was cancelled with `scancel`",
-        "what the scheduler reports",
-        view.kind == "cancelled",
-        RunState("cancelled", view.reason, "cancelled"),
-    )
+    #: a file that decides cannot be read, or is damaged -> the file, with kind `code`
+    yield facts.damage, RunState("failed", facts.damage, "code")
+    #: the result covers the requested epochs
+    yield facts.is_done, RunState("done")
+    #: a worker that may live owns the run, and its attempt has not recorded its end
+    yield facts.has_owner, running
+    cancelled = RunState("cancelled", "cancelled by the user" if facts.is_cancelled else failure.reason, "cancelled")
+    #: the newest request that names the run cancels it, or its job has recorded a `scancel` -> by whom
+    yield facts.is_cancelled or failure.state == "cancelled", cancelled
+    #: a search stopped the run -> its place at the rung
+    yield facts.stopped, RunState("stopped", facts.stopped)
+    again = RunState("queued", f"tried again after {failure.reason}")
+    #: its attempt failed, the policy has it tried again, and a launcher or a job is there for that -> kind and message
+    yield has_failed and not failure.is_final and view.may_run, again
+    #: its attempt failed -> kind and message
+    yield has_failed, failure
+    #: a launcher or a job will start the run, or the scheduler does not answer -> what it waits for
+    yield view.stage in ("queued", "unknown"), RunState("queued", view.reason or None)
+    #: its job runs, and its worker has not reported yet
+    yield view.stage == "running", running
+    #: its job was cancelled with `scancel` -> what the scheduler reports
+    yield view.kind == "cancelled", RunState("cancelled", view.reason, "cancelled")
     budget = spent()
-    waiting = RunState("pending", f"waits: {budget}")
-    yield Row("the budget of the study is spent", "the budget", budget is not None, waiting)
+    #: the budget of the study is spent -> the budget
+    yield budget is not None, RunState("pending", f"waits: {budget}")
     # A job that had begun to follow its workers records what goes wrong, unless it is killed or cannot write.
     kind = "node" if facts.has_begun and view.kind == "code" else view.kind or "code"
-    yield Row(
-        "its job ended in another way than well, and wrote nothing",
-        "what the scheduler reports; `node` if an attempt had begun",
-        view.kind,
-        RunState("failed", f"{kind}: {view.reason}", kind, is_final=kind not in RETRIED),
-    )
+    ended = RunState("failed", f"{kind}: {view.reason}", kind, is_final=kind not in RETRIED)
+    #: its job ended in another way than well, and wrote nothing -> what the scheduler reports; `node` if an attempt had
+    #: begun
+    yield view.kind, ended
     epochs = f"{facts.epochs} epoch{'s' if facts.epochs > 1 else ''}"
     after = f"after {epochs}" if facts.epochs else "before the first epoch ended"
-    yield Row(
-        "it has an attempt, or had a job that is no longer listed",
-        "after which epoch it was interrupted",
-        facts.has_attempt or view.reason,
-        RunState("pending", view.reason or f"interrupted {after}; run again to resume"),
-    )
-    yield Row("none of these", "", True, RunState("pending"))
+    interrupted = RunState("pending", view.reason or f"interrupted {after}; run again to resume")
+    #: it has an attempt, or had a job that is no longer listed -> after which epoch it was interrupted
+    yield facts.has_attempt or view.reason, interrupted
+    #: none of these
+    yield True, RunState("pending")
 
 
 def state_of(facts: Facts, view: View = View(), spent: Callable[[], str | None] = lambda: None) -> RunState:
@@ -153,4 +126,4 @@ def state_of(facts: Facts, view: View = View(), spent: Callable[[], str | None] 
 
     ``spent`` returns why no run of the study goes on: its budget is spent. It is called only if that may decide.
     """
-    return next(row.found for row in rows(facts, view, spent) if row.holds)
+    return next(found for holds, found in rows(facts, view, spent) if holds)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+
 from seqlm.state import Facts, View, rows
 from tests.reference.markdown import table
 
 
+def described() -> list[tuple[str, str]]:
+    """Return condition and meaning of each row, from the comment above it. The meaning is empty without a reason."""
+    comments = re.findall(r"(?:    #: .*\n)+", inspect.getsource(rows))
+    texts = (" ".join(comment.replace("#:", "").split()).partition(" -> ") for comment in comments)
+    return [(condition, meaning) for condition, _, meaning in texts]
+
+
 def parts() -> dict[str, str]:
     """Return the Markdown of the generated parts by name."""
-    found = enumerate(rows(Facts(), View(), lambda: None), start=1)
-    lines = [[str(n), row.condition, f"`{row.found.state}`", row.meaning or "-"] for n, row in found]
+    found = enumerate(zip(described(), rows(Facts(), View(), lambda: None), strict=True), start=1)
+    lines = [[str(n), condition, f"`{state.state}`", meaning or "-"] for n, ((condition, meaning), (_, state)) in found]
     return {"states": table(["", "if", "state", "reason"], lines)}
