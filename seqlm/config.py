@@ -22,8 +22,7 @@ Precision: TypeAlias = Literal["fp32", "tf32", "bf16"]
 
 LARGEST_SEED = 2**32 - 1
 """PyTorch reads the lowest 32 bits of a seed on a CPU: a larger one would draw the numbers of a smaller one."""
-SEEDS = "a whole number from 0 to 2^32 - 1"
-Seed = Annotated[int, Valid(SEEDS, least=0, most=LARGEST_SEED)]
+Seed = Annotated[int, Valid("a whole number from 0 to 2^32 - 1", least=0, most=LARGEST_SEED)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,10 +253,7 @@ OPEN_TABLES = ("model.arguments",)
 
 
 def base_key(key: str) -> str:
-    """Return the key of the open table that a dotted key is in: ``model.arguments`` for ``model.arguments.depth``.
-
-    Any other key is returned as it is.
-    """
+    """Return the open table that a key is in, ``model.arguments`` for ``model.arguments.depth``, else the key."""
     return next((table for table in OPEN_TABLES if key.startswith(f"{table}.")), key)
 
 
@@ -327,10 +323,9 @@ def choices_of(key: str) -> tuple[str, ...]:
 
 
 def applicable_keys(section: str, values: Mapping[str, Any]) -> set[str]:
-    """The keys of ``section`` that apply once its variant (architecture, optimizer) is chosen by ``values``.
+    """Return the keys of ``section`` that apply to the variant (architecture, optimizer) that ``values`` choose.
 
-    All keys of the section while no valid variant is chosen. The manifest uses it to let ``[defaults.model]``
-    hold ``num_heads`` beside recurrent runs.
+    All keys of the section if they choose no valid one.
     """
     selector, variants = VARIANTS[section]
     chosen = [v for v in variants if selector and values.get(selector) in fields_of(v)[selector].choices]

@@ -149,10 +149,7 @@ _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
 def is_storage_failure(error: BaseException) -> bool:
-    """Whether a file could not be written or read: a full disk, a quota, a read-only or failing file system.
-
-    A stale handle is a file that another host has replaced, as NFS reports it.
-    """
+    """Whether a file could not be written or read: full disk, quota, read-only or failing file system, stale handle."""
     return isinstance(error, FileError) or (isinstance(error, OSError) and error.errno in _STORAGE)
 
 

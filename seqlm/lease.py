@@ -54,10 +54,7 @@ _FILE = re.compile(r"[0-9]{6,}\.json")
 
 
 def stale_seconds() -> float:
-    """How long the heartbeat of another host must have been missing before its lease is taken over.
-
-    ``SEQLM_STALE_LEASE_MINUTES``, but at least three heartbeats (``SEQLM_LEASE_SECONDS``).
-    """
+    """Return after how many seconds of silence another host's lease is taken over: three heartbeats or more."""
     return max(60 * STALE_LEASE_MINUTES.read(), 3 * LEASE_SECONDS.read())
 
 
@@ -225,10 +222,7 @@ def last_beat(folder: Path, attempt: int) -> float | None:
 
 
 def last_sign_of(*records: Mapping[str, Any]) -> float | None:
-    """Return when an attempt was last known to live, in seconds since 1970, for a rank that recorded no end.
-
-    ``records`` are its progress and its exit. ``None``: unknown.
-    """
+    """Return when an attempt last lived, by its progress and its exit, in seconds since 1970. ``None``: unknown."""
     times = [moment(record.get(key)) for record in records for key in ("updated_at", "ended_at")]
     return max((time for time in times if time is not None), default=None)
 

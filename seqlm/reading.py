@@ -196,10 +196,7 @@ def listed(folder: Path, pattern: str = "*") -> list[Path]:
 
 
 def below(folder: Path, pattern: str = "*") -> list[Path]:
-    """Return what is in a folder and the folders below, at any depth, and has a name that matches ``pattern``.
-
-    Links are not followed.
-    """
+    """Return what has a name that matches ``pattern`` in a folder and those below, at any depth, but behind no link."""
     found = []
     for path in listed(folder):
         found += [path] if fnmatch.fnmatch(path.name, pattern) else []
@@ -229,10 +226,7 @@ def _is_deeper(value: dict[str, Any] | list[Any], levels: int) -> bool:
 
 
 def wrong_field(name: str, record: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with the first field of a record that has another type than ``FIELDS`` says, or ``None``.
-
-    ``name`` is that of the file.
-    """
+    """Return what is wrong with the first field whose type is not that of ``FIELDS`` for a file of this name."""
     for key, kind in FIELDS.get(name, {}).items():
         if key in record and not fits(kind, record[key]):
             return f"{key}: expected {words_of(kind)}, got {show(record[key])}"

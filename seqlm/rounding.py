@@ -44,10 +44,7 @@ def worker_of_checkpoint(run: RunDirectory) -> dict[str, Any]:
 
 
 def threads_of_checkpoint(run: RunDirectory) -> int | None:
-    """Return the threads of each rank of the attempt that saved the last checkpoint of a run.
-
-    ``None``: unknown, or the attempt had a GPU.
-    """
+    """Return the threads of each rank of the attempt that saved the last checkpoint. ``None``: unknown, or on a GPU."""
     worker = worker_of_checkpoint(run)
     threads = worker.get("threads") if worker.get("gpus") == 0 else None
     return threads if type(threads) is int and threads > 0 else None

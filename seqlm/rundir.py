@@ -236,10 +236,7 @@ class RunDirectory:
 
     @classmethod
     def unordered_in(cls, study_dir: Path) -> Iterator[Self]:
-        """Every run of a study in no particular order, with the requests of this moment.
-
-        Those that wait for their first attempt are among them.
-        """
+        """Every run of a study in no order, even if it waits for its first attempt, with the requests of now."""
         seen = Requests(study_dir)
         ids = {*(path.name for path in listed(study_dir, "[!.]*")), *seen.by_run()}
         return (run for run_id in ids if (run := cls(study_dir / run_id, seen)).is_known())
@@ -463,10 +460,7 @@ class RunDirectory:
         return ranks, exits
 
     def failures(self, first: int = 1) -> list[End]:
-        """Return how the attempts from number ``first`` on failed that did.
-
-        An attempt that was stopped, or killed together with its launcher, is no failure.
-        """
+        """Return the failures from attempt ``first`` on. One that was stopped, or killed with its launcher, is none."""
         return [end for number in self.attempts() if number >= first and (end := self.end(number)).kind is not None]
 
     def verdict(self, policy: Mapping[str, Any], failures: Sequence[End]) -> Verdict:
