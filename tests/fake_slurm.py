@@ -87,9 +87,10 @@ class FakeSlurm:
         (self.bin / name).write_text(f"#!/bin/sh\n{body}\n", "utf-8")
         (self.bin / name).chmod(0o755)
 
-    def on_path(self, monkeypatch: Any) -> None:
-        """Have this process and its children find these programs before any others."""
+    def on_path(self, monkeypatch: Any) -> "FakeSlurm":
+        """Have this process and its children find these programs before any others; return itself."""
         monkeypatch.setenv("PATH", f"{self.bin}{os.pathsep}{os.environ['PATH']}")
+        return self
 
     def opened(self) -> contextlib.AbstractContextManager[Room]:
         return opened(self.folder)

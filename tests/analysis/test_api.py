@@ -114,14 +114,6 @@ def test_a_damaged_study_opens_with_warnings(tmp_path: Path) -> None:
         assert isinstance(getattr(study, name)(), Axes)
 
 
-def test_several_studies_open_together(runs_dir: Path) -> None:
-    both = open_study([runs_dir / "optimizers", str(runs_dir / "widths")])
-    assert len(both.runs) == 9
-    assert both.run("rnn-h32").number == 8
-    assert both.run("rnn-h32").directory.parent.name == "widths"
-    assert both.plot_curves().get_legend() is not None
-
-
 def test_no_folder_or_an_empty_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="paths: expected the folder of at least one study, got none"):
         open_study([])

@@ -25,8 +25,7 @@ pytestmark = pytest.mark.process
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    fake = FakeSlurm(tmp_path / "fake")
-    fake.on_path(monkeypatch)
+    fake = FakeSlurm(tmp_path / "fake").on_path(monkeypatch)
     monkeypatch.chdir(tmp_path)
     return fake
 

@@ -493,16 +493,6 @@ def test_a_signal_does_not_make_a_failure_that_is_tried_again_the_last_word(tmp_
     assert "requeue 77_0" not in calls(room), "SLURM itself puts the job back"
 
 
-def test_a_failure_that_a_lost_job_could_not_settle_is_taken_up_by_the_next_start(tmp_path: Path) -> None:
-    run, stands = make(tmp_path, "a"), make(tmp_path, "b")
-    for made, record in ((run, {}), (stands, {"stands": True})):
-        fail(made, {"kind": "node", "message": "lost", **record})
-    start_again(plan(run, stands), 1)
-    assert run.result_file.exists()
-    assert [failed.kind for failed in run.failures()] == ["node"]
-    assert not stands.result_file.exists()
-
-
 def test_a_signal_to_the_whole_job_that_reaches_its_worker_first_is_the_jobs(
     tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

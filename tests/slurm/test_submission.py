@@ -10,7 +10,6 @@ import re
 import shutil
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +67,6 @@ def request(items: list[PlannedRun]) -> Request:
     return file_request(
         items[0].run.path.parent, {"kind": "run", "backend": "slurm", "runs": {item.run.id: {} for item in items}}
     )
-
-
-def test_runs_of_equal_resources_are_one_array_in_the_order_of_the_queue(tmp_path: Path) -> None:
-    items = planned(tmp_path, 5)
-    items[2] = replace(items[2], spec=replace(items[2].spec, resources=Resources(ranks=2, cpus=1, gpus=1)))
-    first, second = names(jobs(items, SlurmSettings()), items)
-    assert (first, second) == ([["run0"], ["run1"], ["run3"], ["run4"]], [["run2"]])
 
 
 @pytest.mark.parametrize(
@@ -177,8 +169,7 @@ def test_a_job_whose_program_is_killed_ends_by_the_same_signal(
 def test_a_submission_writes_as_many_files_for_many_runs_as_for_few(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    fake = FakeSlurm(tmp_path / "fake")
-    fake.on_path(monkeypatch)
+    fake = FakeSlurm(tmp_path / "fake").on_path(monkeypatch)
     items = planned(tmp_path / "s", number)
     policy = Policy(oom=1, timeout=None, checkpoint_min=2.5, keep_last=False)
     asked = request(items)

@@ -31,9 +31,7 @@ pytestmark = pytest.mark.process
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     monkeypatch.delenv("SEQLM_BACKEND")
-    made = FakeSlurm(tmp_path / "fake")
-    made.on_path(monkeypatch)
-    return made
+    return FakeSlurm(tmp_path / "fake").on_path(monkeypatch)
 
 
 KEYS = 'model.hidden_size = 4\noptim.optimizer = "sgd"\noptim.lr = 1\n'
@@ -89,8 +87,7 @@ def test_retry_goes_by_the_policy_of_the_manifest_and_by_what_the_run_needed(fak
 def test_a_failure_that_only_slurm_knows_of_ends_the_attempt_at_its_last_sign_of_life(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake = FakeSlurm(tmp_path / "fake", accounting=True)
-    fake.on_path(monkeypatch)
+    fake = FakeSlurm(tmp_path / "fake", accounting=True).on_path(monkeypatch)
     text = f"[policy]\ncore_hours = 9\n{RUN}resources.ranks = 2\nresources.cpus = 2\n"
     assert submit(tmp_path, text) == 0
     (run,) = runs_in(tmp_path / "s")
@@ -230,8 +227,7 @@ def test_the_report_job_is_submitted_with_the_settings_of_the_runs(
 def test_runs_wait_on_while_only_the_accounting_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fake = FakeSlurm(tmp_path / "fake", accounting=True)
-    fake.on_path(monkeypatch)
+    fake = FakeSlurm(tmp_path / "fake", accounting=True).on_path(monkeypatch)
     assert submit(tmp_path, f"{RUN}seeds = [1, 2, 3]\n") == 0
     assert list(fake.jobs()) == ["1_0", "1_1", "1_2"]
     with fake.opened() as room:

@@ -125,8 +125,7 @@ def test_no_link_that_waits_where_a_file_is_written_is_followed(tmp_path: Path) 
 def test_no_link_that_waits_where_the_script_of_the_report_is_written_is_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slurm = FakeSlurm(tmp_path / "slurm")
-    slurm.on_path(monkeypatch)
+    slurm = FakeSlurm(tmp_path / "slurm").on_path(monkeypatch)
     target = tmp_path / "target"
     target.write_text("precious")
     (tmp_path / "0002").mkdir()

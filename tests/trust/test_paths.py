@@ -105,8 +105,7 @@ RECORD = "#!/bin/sh\nfor word; do printf '%s\\0' \"$word\"; done >> {record}\n"
 def test_bash_reads_the_scripts_for_sbatch_as_they_are_meant(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slurm = FakeSlurm(tmp_path / "slurm")
-    slurm.on_path(monkeypatch)
+    slurm = FakeSlurm(tmp_path / "slurm").on_path(monkeypatch)
     Study(tmp_path / name, epochs=1)
     monkeypatch.chdir(tmp_path / name)
     record = tmp_path / "record"
@@ -137,8 +136,7 @@ def test_a_folder_that_a_directive_cannot_carry_is_refused_for_slurm_alone(
 ) -> None:
     if not (IS_UTF_8 or name.isascii()):
         pytest.skip("no name of a file in this locale")
-    slurm = FakeSlurm(tmp_path / "slurm")
-    slurm.on_path(monkeypatch)
+    slurm = FakeSlurm(tmp_path / "slurm").on_path(monkeypatch)
     Study(tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     words = [command, "small.toml", "--runs-dir", str(tmp_path / name), "--set", "resources.gpus=0"]

@@ -144,8 +144,7 @@ def test_a_failure_tells_its_place_and_no_values_of_variables() -> None:
 @pytest.mark.process
 @pytest.mark.usefixtures("shell")
 def test_sbatch_is_called_without_the_secrets_of_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slurm = FakeSlurm(tmp_path / "slurm")
-    slurm.on_path(monkeypatch)
+    slurm = FakeSlurm(tmp_path / "slurm").on_path(monkeypatch)
     study_on(tmp_path / "own", "slurm")
     monkeypatch.chdir(tmp_path / "own")
     assert launch.main(["run", "small.toml", "--backend", "slurm", "--no-wait", "--then-report"]) == 0
@@ -165,8 +164,7 @@ def test_sbatch_is_called_without_the_secrets_of_the_shell(tmp_path: Path, monke
 def test_the_token_with_which_sbatch_submits_reaches_no_command_of_a_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str, arrives: bool
 ) -> None:
-    slurm = FakeSlurm(tmp_path / "slurm")
-    slurm.on_path(monkeypatch)
+    slurm = FakeSlurm(tmp_path / "slurm").on_path(monkeypatch)
     monkeypatch.setenv("SLURM_JWT", "token")
     study_on(tmp_path, "slurm", f'python = "printenv SLURM_JWT #"\n{more}')  # in place of Python
     monkeypatch.chdir(tmp_path)
@@ -189,8 +187,7 @@ SECRET_ENV = f'env = {{HF_TOKEN = "{PASSED["HF_TOKEN"]}", NCCL_DEBUG = "INFO"}}'
 def test_a_secret_in_env_gets_a_line_of_advice_stands_in_no_file_of_the_study_and_reaches_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    slurm = FakeSlurm(tmp_path / "slurm")
-    slurm.on_path(monkeypatch)
+    slurm = FakeSlurm(tmp_path / "slurm").on_path(monkeypatch)
     study_on(tmp_path, "slurm", SECRET_ENV)
     monkeypatch.chdir(tmp_path)
     assert launch.main(["run", "small.toml", "--backend", "slurm", "--no-wait"]) == 0

@@ -20,11 +20,10 @@ from analysis.sections.behaviour import (
     vanishes_after,
 )
 from analysis.sections.samples import choose, chosen_samples, shade, texts_of
-from analysis.study.behaviour import read_behaviour
 from analysis.study.examined import ExaminedRun, examined_runs
 from analysis.study.study import load_study
 from analysis.study.units import plain_text
-from seqlm.files import write_json, write_text
+from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
 from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
 from tests.analysis.contents import said
@@ -204,17 +203,6 @@ def test_hostile_tokens_are_escaped_and_the_title_says_entropy_and_probability(r
     assert f"[the] {HOSTILE}" in markdown, "the given first word is marked"
     assert "data/samples.csv" in files
     assert files["data/behaviour.csv"].decode().splitlines()[1].endswith("loss_zero_state,1,6.0")
-
-
-def test_a_cut_line_of_samples_costs_that_sample_alone(run: RunDirectory) -> None:
-    add_behaviour(run)
-    add_samples(run, [raw_sample(0, ["a"]), raw_sample(1, ["b"])])
-    path = run.path / "samples.jsonl"
-    write_text(path, path.read_text("utf-8")[:-20])
-    behaviour, warnings = read_behaviour(run)
-    assert behaviour is not None
-    assert [sample.index for sample in behaviour.samples] == [0]
-    assert "line 2 is cut or damaged" in warnings[0]
 
 
 def test_an_earlier_checkpoint_is_told(run: RunDirectory) -> None:

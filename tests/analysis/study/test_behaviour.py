@@ -24,9 +24,10 @@ def run(tmp_path: Path) -> RunDirectory:
 
 @pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize(
-    "damage", ["a folder", "a pipe", "a link", pytest.param("nothing whole", marks=pytest.mark.slow)]
+    "damage", ["a folder", "a pipe", "a link", "a cut line", pytest.param("nothing whole", marks=pytest.mark.slow)]
 )
 def test_samples_that_cannot_be_read_cost_the_samples_alone(run: RunDirectory, damage: str) -> None:
+    text = run.samples_file.read_text("utf-8")
     run.samples_file.unlink()
     match damage:
         case "a folder":
@@ -35,12 +36,14 @@ def test_samples_that_cannot_be_read_cost_the_samples_alone(run: RunDirectory, d
             os.mkfifo(run.samples_file)
         case "a link":
             run.samples_file.symlink_to(run.config_file)
+        case "a cut line":
+            run.samples_file.write_text(text[:-20], "utf-8")
         case _:
             run.samples_file.write_text('{"index": 0')
     behaviour, warnings = read_behaviour(run)
     assert behaviour is not None
     assert behaviour.loss_per_step.zero_state.tolist() == [6.0, 5.0, 4.5, 4.25]
-    assert behaviour.samples == []
+    assert [sample.index for sample in behaviour.samples] == ([0] if damage == "a cut line" else [])
     (warning,) = warnings
     assert "samples.jsonl" in warning
     if damage == "nothing whole":

@@ -146,8 +146,7 @@ def test_without_a_study_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_slurm_is_asked_once_about_all_studies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    slurm = FakeSlurm(tmp_path / "slurm")
-    slurm.on_path(monkeypatch)
+    slurm = FakeSlurm(tmp_path / "slurm").on_path(monkeypatch)
     for number in range(3):
         run = make_run(tmp_path / "runs" / f"s{number}" / "run-00000001", make_config())
         write_jobs(run.path.parent, {run.id: f"{number + 1}_0"})

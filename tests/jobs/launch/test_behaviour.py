@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -220,9 +219,3 @@ def test_a_folder_is_one_of_behaviour_jobs_by_the_runs_around_it(grid: Path, tmp
     make_run(tmp_path / "runs" / "behaviour" / "run-1", CONFIG)
     assert not is_behaviour_study(tmp_path / "runs" / "behaviour"), "a study that happens to be called so"
     assert study_name(tmp_path / "runs" / "behaviour") == "behaviour"
-
-
-def test_a_checkpoint_is_known_by_its_bytes(grid: Path) -> None:
-    job = BehaviourLaunch(grid).jobs[0]
-    assert job.checkpoint_sha256 == hashlib.sha256(b"the parameters of rnn-b").hexdigest()
-    assert job.judge_sha256 == hashlib.sha256(b"the parameters of gru-a").hexdigest()

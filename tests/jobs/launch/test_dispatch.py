@@ -342,18 +342,6 @@ def test_a_run_that_failed_when_its_launcher_was_gone_is_taken_up_by_the_next_la
     assert actions == ["start", "skip"]
 
 
-def test_a_study_with_a_damaged_failure_is_launched_and_its_run_goes_on(tmp_path: Path) -> None:
-    specs = [RunSpec(name=f"run{seed}", config=make_config(seed=seed)) for seed in (1, 2)]
-    damaged, _ = (make_folder(tmp_path, spec) for spec in specs)
-    damaged.attempt_dir(1).mkdir(parents=True)
-    damaged.end_file(1).touch()
-    backend = FakeBackend(finish)
-    planned = resolve_resources(plan_runs(specs, tmp_path), backend, None)
-    assert [item.action for item in planned] == ["start", "start"]
-    run_all(backend, planned)
-    assert [item.run.observe().state for item in planned] == ["done", "done"]
-
-
 # -- a budget ----------------------------------------------------------------------------------------------------------
 
 HOUR = 3600.0

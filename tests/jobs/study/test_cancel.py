@@ -20,7 +20,7 @@ from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from seqlm.state import View
 from slurm import backend as slurm_backend
-from tests.facts import fail, failure_of, owned
+from tests.facts import fail, owned
 from tests.jobs.study.test_study import make_study
 from tests.slurm_jobs import write_jobs
 from tests.waiting import wait_for
@@ -67,14 +67,6 @@ def stays(host: str, pid: int) -> str:
 
 
 # -- marks, and waiting ------------------------------------------------------------------------------------------------
-
-
-def test_finished_runs_are_left_alone_and_waiting_ones_are_marked(tmp_path: Path) -> None:
-    done, waiting = make_study(tmp_path / "s", 1, 2)
-    write_json(done.result_file, {})
-    assert cancel_all(tmp_path / "s") == {"run2": None}
-    assert failure_of(done) is None
-    assert waiting.observe().state == "cancelled"
 
 
 @pytest.mark.parametrize(("words", "which"), [((), "run"), (("--only", "name=run1"), "such run")])

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +11,6 @@ import pytest
 from seqlm.config import DataConfig
 from seqlm.data import cache, corpus
 from seqlm.data.corpus import corpus_facts, load_corpus
-from tests import commands
 from tests.waiting import wait_for
 
 WORDS = DataConfig(corpus="files")
@@ -133,30 +130,6 @@ def test_a_full_disk_leaves_no_part_of_an_entry(write_texts, cache_folder, monke
     assert load_corpus(WORDS, write_texts()).tokens["valid"] == 4
     assert "No space left on device" in "".join(logged)
     assert entries(cache_folder) == []
-
-
-@pytest.mark.process
-def test_builders_at_the_same_time_agree_and_leave_one_entry(write_texts, cache_folder):
-    folder = write_texts(train="the cat saw the dog sat ran <unk>\n" * 2_000)
-    script = (
-        "import sys, pathlib\n"
-        "from seqlm.config import DataConfig\n"
-        "from seqlm.data.corpus import load_corpus\n"
-        "sys.stdin.readline()\n"
-        "corpus = load_corpus(DataConfig(corpus='files'), pathlib.Path(sys.argv[1]))\n"
-        "print(corpus.facts, corpus.vocabulary, sum(corpus.splits['train']))"
-    )
-    command = [sys.executable, "-c", script, str(folder)]
-    builders = [commands.start(command, stdin=subprocess.PIPE) for _ in range(3)]
-    for builder in builders:
-        assert builder.stdin is not None
-        builder.stdin.write("go\n")
-        builder.stdin.flush()
-    outputs = [commands.finish(builder) for builder in builders]
-    assert len(set(outputs)) == 1
-    assert outputs[0][0].startswith("CorpusFacts(vocab_size=8")
-    assert outputs[0][1] == ""
-    assert len(entries(cache_folder)) == 1
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
