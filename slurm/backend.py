@@ -9,11 +9,11 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
-from jobs.backends.base import Backend, Finding
+from jobs.backends.base import Backend, Finding, Waiting
 from jobs.launch.job import LaunchOptions
 from jobs.plan.capacity import Capacity, Node
 from jobs.plan.planned import PlannedRun
@@ -31,6 +31,7 @@ from slurm.environment import batch_script, require_plain_path, sbatch_environme
 from slurm.settings import SlurmSettings, read_settings
 from slurm.site import PartitionFacts, max_array_size, partition_facts
 from slurm.submission import JobPlan, plan_jobs, script, submit
+from slurm.waiting import waiting_jobs
 
 REPORT_MINUTES = 30
 
@@ -148,6 +149,15 @@ class SlurmBackend(Backend):
         if behaviour is not False:
             commands.append(f"{command} --behaviour" if behaviour else command)
         return submit_script(folder / "report.sh", batch_script(settings, options, *commands), settings)
+
+    @classmethod
+    def waiting(cls, study_dir: Path, run_ids: Collection[str]) -> dict[str, Waiting]:
+        """Return why and how long the jobs of these runs wait, by run id; a run without a waiting job is left out.
+
+        Raises:
+            BackendError: SLURM does not answer.
+        """
+        return waiting_jobs(study_dir, run_ids)
 
     @classmethod
     def cancel(cls, study_dir: Path, marked: Sequence[ObservedRun]) -> dict[str, str | None]:

@@ -104,11 +104,28 @@ def torch_finding(subject: str, found: Sequence[Any], *, gpus: str | None, advic
     return Finding("ok", subject, f"{version}, sees {sees}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """Why and how long a run waits."""
+
+    text: str
+    job: str | None = None
+    """The job of a scheduler."""
+    action: str = ""
+    """What can be done. Empty: nothing."""
+    place: str = ""
+    """Its place in the scheduler's queue, such as ``14th of 62 in gpu``; empty if it has none."""
+    starts_at: float | None = None
+    """When it is expected to start, in seconds since 1970. ``None``: nobody says."""
+    sooner: tuple[int, float] | None = None
+    """A shorter time limit (minutes), and when the run would start with it. ``None``: nothing is gained."""
+
+
 class Backend(ABC):
     """Where runs go: its settings, what it has, and what runs would get there. Its methods start nothing.
 
     A launcher starts the runs of a backend through its :meth:`executor`. A scheduler that queues jobs itself is
-    ``is_scheduled``, and has the methods ``check``, ``submit``, ``submit_report`` and ``cancel`` of
+    ``is_scheduled``, and has the methods ``check``, ``submit``, ``submit_report``, ``cancel`` and ``waiting`` of
     :class:`slurm.backend.SlurmBackend` in place of that. :data:`jobs.registry.BACKENDS` names each class.
     """
 

@@ -148,6 +148,11 @@ COMMANDS = {
         "follow a study", "studying.logs", "first rnn-adam-lr0.001 -f", "print the logs of the latest attempts",
         ("study", "one_run", *FILTERS, "follow", "lines"),
     ),
+    "why": Command(
+        "follow a study", "why.why", "first rnn-adam-lr0.001",
+        "say why a run waits, failed or was stopped, and what to do; without a run, a line for each that is not well",
+        ("study", "one_run", *FILTERS),
+    ),
     "cancel": Command(
         "follow a study", "studying.cancel", "first --only 'arch=gru lr>0.001'", "stop runs that are not over",
         ("study", *FILTERS, "all"),
