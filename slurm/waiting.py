@@ -56,7 +56,6 @@ REASONS: Mapping[str, tuple[str, str]] = {
     "launch_failed_requeued_held": ("it could not be started on its node, and is held", RELEASE),
 }
 """Reason of a waiting job (``man squeue``, JOB REASON CODES) -> what it means, and what to do."""
-STANDARD_TIME = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
 SHARES = (2, 4, 8)
 """By what a time limit is divided to look for an earlier start."""
 LEAST_MINUTES, WORTH_SECONDS = 15, 300
@@ -93,9 +92,13 @@ def waiting_jobs(study_dir: Path, run_ids: Collection[str]) -> dict[str, Waiting
     return found
 
 
+def _ask(*command: str) -> str:
+    return ask(*command, environ={**os.environ, "SLURM_TIME_FORMAT": "standard"})
+
+
 def _squeue(*flags: str, fields: str) -> list[list[str]]:
     """Return the fields of each waiting job, tasks of arrays one by one."""
-    text = ask("squeue", "-h", "-r", "-a", "-t", "PD", *flags, "-o", fields, environ=STANDARD_TIME)
+    text = _ask("squeue", "-h", "-r", "-a", "-t", "PD", *flags, "-o", fields)
     return [line.strip().split("|") for line in text.splitlines()]
 
 
@@ -121,7 +124,7 @@ def _sooner(script: Path, minutes: int, starts_at: float) -> tuple[int, float] |
         if (limit := minutes // share) < LEAST_MINUTES:
             break
         with contextlib.suppress(BackendError):
-            said = ask("sbatch", "--test-only", f"--time={limit}", str(script), environ=STANDARD_TIME)
+            said = _ask("sbatch", "--test-only", f"--time={limit}", str(script))
             start = _moment(said.partition(" to start at ")[2].partition(" ")[0])
             if start is not None and start <= starts_at - WORTH_SECONDS:
                 return limit, start

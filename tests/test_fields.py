@@ -30,6 +30,7 @@ COMMANDS = {
     "diff": ["diff", "stored/rnn-adam", "stored/gru-adam", "--patch"],
     "list": ["list"],
     "logs": ["logs", "stored"],
+    "why": ["why", "stored"],
     "cancel": ["cancel", "stored", "--only", "name=rnn-adam"],
     "clean": ["clean", "stored", "--dry-run"],
 }
