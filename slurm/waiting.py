@@ -21,6 +21,7 @@ ACCOUNT = "see `sacctmgr show assoc user=$USER` and set sbatch.account or sbatch
 LATER = "nothing to do: it starts when your other jobs end"
 SMALLER = "ask for fewer ranks, GPUs or hours, or take another partition; then `run` again"
 REASONS: Mapping[str, tuple[str, str]] = {
+    "None": ("about to start", ""),
     "Priority": ("other jobs have priority", ""),
     "Resources": ("it is next, and waits for free nodes", ""),
     "Dependency": ("another job has to end first", ""),

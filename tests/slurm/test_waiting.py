@@ -64,9 +64,8 @@ def test_starts_are_those_of_scontrol_for_a_full_cluster_a_held_job_a_begin_time
     wait_for(lambda: cluster.run("squeue", "-h").stdout, "jobs of other tests to end", until=lambda text: not text)
     full = cluster.run("sbatch", "--parsable", "-N3", "--exclusive", "-t", "45", "--wrap", "sleep 900").stdout.strip()
     study = SlurmStudy(cluster, tmp_path, rates=[0.01, 0.02, 0.03, 0.04], timeout_min=60)
-    wait_for(
-        lambda: cluster.run("squeue", "-h", "-o", "%T").stdout.strip(), "the nodes to be full", until="RUNNING".__eq__
-    )
+    states = ("squeue", "-h", "-o", "%T")
+    wait_for(lambda: cluster.run(*states).stdout.strip(), "the nodes to be full", until="RUNNING".__eq__)
     try:
         assert study("run", "small.toml", "--no-wait").returncode == 0
         array = cluster.run("squeue", "-h", "-t", "PD", "-o", "%A").stdout.strip()
@@ -74,18 +73,20 @@ def test_starts_are_those_of_scontrol_for_a_full_cluster_a_held_job_a_begin_time
         cluster.run("scontrol", "update", f"JobId={array}_2", "StartTime=now+7200")
         cluster.run("scontrol", "update", f"JobId={array}_3", f"Dependency=afterok:{full}")
 
-        def told() -> dict[int, dict[str, Any]]:
-            found = commands.ask(["why", "small.toml"], folder=study.folder, env=study.env)["runs"]
-            return dict(enumerate(found))
+        def told() -> tuple[list[Any], list[Any]]:
+            """Starts and reasons by `why`, and by scontrol, whose plan may change in between."""
+            runs = commands.ask(["why", "small.toml"], folder=study.folder, env=study.env)["runs"]
+            shown = [cluster.run("scontrol", "show", "job", f"{array}_{number}").stdout for number in range(4)]
+            plan = [[re.findall(f"{key}=(\\S+)", text)[0] for key in ("StartTime", "Reason")] for text in shown]
+            starts = [run["starts_at"] and clock(datetime.fromisoformat(run["starts_at"]).timestamp()) for run in runs]
+            words = [run["headline"].partition(": ")[2].partition(";")[0] for run in runs]
+            expected = [(None if start == "Unknown" else start, REASONS[reason][0]) for start, reason in plan]
+            return list(zip(starts, words, strict=True)), expected
 
-        planned = wait_for(told, "SLURM's plan", until=lambda runs: runs[0]["starts_at"] and runs[2]["starts_at"])
-        for number, run in planned.items():
-            shown = cluster.run("scontrol", "show", "job", f"{array}_{number}").stdout
-            start, reason = (re.findall(f"{key}=(\\S+)", shown)[0] for key in ("StartTime", "Reason"))
-            at = None if run["starts_at"] is None else datetime.fromisoformat(run["starts_at"]).timestamp()
-            assert (at and clock(at)) == (None if start == "Unknown" else start), shown
-            assert REASONS[reason][0] in run["headline"]
-        assert planned[1]["details"]["do"] == REASONS["JobHeldAdmin"][1], "who holds it here is root"
+        found, _ = wait_for(told, "SLURM's plan", until=lambda pair: pair[0] == pair[1] and pair[0][0][0])
+        assert [start is not None for start, _ in found] == [True, False, True, False]
+        (held,) = commands.ask(["why", "small.toml", study.runs()[1].id], folder=study.folder, env=study.env)["runs"]
+        assert held["details"]["do"] == REASONS["JobHeldAdmin"][1], "who holds it here is root"
     finally:
         cluster.run("scancel", "-u", "root", check=False)
         study("cancel", "small.toml", "--all")
