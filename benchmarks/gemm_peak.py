@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.device import seconds_of_call
-from benchmarks.shapes import Shape
+from benchmarks.shapes import Shape, built_in
 from seqlm.config import Precision
 from seqlm.models.products import set_switches
 
@@ -60,7 +60,7 @@ class GemmPeak:
             drawn = torch.randn(rows, columns, generator=generator, device=device)
             return drawn.bfloat16() if precision == "bf16" else drawn
 
-        n, h, v, c = shape.tokens, shape.config.built_in.hidden_size, shape.vocab_size, shape.cube
+        n, h, v, c = shape.tokens, built_in(shape.config).hidden_size, shape.vocab_size, shape.cube
         hidden, weight, logits, d_logits = matrix(n, h), matrix(v, h), matrix(n, v), matrix(n, v)
         self.products = (
             Product(hidden, weight.t(), logits),

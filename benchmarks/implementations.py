@@ -12,7 +12,7 @@ from benchmarks.baselines.builtin import builtin_model
 from benchmarks.baselines.step import BaselineStep, default_optimizer
 from benchmarks.names import REFERENCE, compiled, ours, precision_of
 from benchmarks.ours import OurStep
-from benchmarks.shapes import Shape
+from benchmarks.shapes import Shape, built_in
 from seqlm.architectures import RecurrentConfig
 from seqlm.config import Precision
 from seqlm.models import build_model, build_reference
@@ -53,7 +53,7 @@ def build_step(name: str, shape: Shape, device: torch.device, compiler: str | No
     if name == ours(precision):
         return InPrecision(OurStep(shape, dtype, device), precision)
     config = shape.config
-    size = (config.built_in, shape.vocab_size, config.train.seq_len)
+    size = (built_in(config), shape.vocab_size, config.train.seq_len)
     model: nn.Module
     model = build_reference(build_model(*size), size[0]) if name == REFERENCE else builtin_model(*size)
     model.to(device)
@@ -80,6 +80,6 @@ def draw_windows(shape: Shape, device: torch.device, count: int) -> list[tuple[T
 
 
 def _zero_state(shape: Shape, device: torch.device) -> Tensor:
-    model = shape.config.built_in
+    model = built_in(shape.config)
     layers = model.num_layers if isinstance(model, RecurrentConfig) else 0
     return torch.zeros(layers, shape.config.train.batch_size, model.hidden_size, device=device)

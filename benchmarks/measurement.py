@@ -19,7 +19,7 @@ from benchmarks.implementations import Step, build_step, draw_windows
 from benchmarks.interleave import Rounds, Spread, Turn, interleave
 from benchmarks.names import PRECISIONS, REFERENCE, builtin, compared_with, compiled, implementation_names, ours
 from benchmarks.peak_memory import measure_in_child
-from benchmarks.shapes import Shape
+from benchmarks.shapes import Shape, built_in
 from jobs.plan.estimate import flops_per_token
 from seqlm.config import Precision
 from seqlm.errors import BackendError, RunError
@@ -91,7 +91,7 @@ def measure_shape(shape: Shape, settings: Settings, say: Callable[[str], None]) 
 
 
 def _facts(shape: Shape) -> dict[str, Any]:
-    model, train = shape.config.built_in, shape.config.train
+    model, train = built_in(shape.config), shape.config.train
     return {
         "name": shape.name,
         "runs": list(shape.runs),

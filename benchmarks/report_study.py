@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from benchmarks.shapes import built_in
 from seqlm.config import RunConfig
 from seqlm.files import write_json, write_text
 from seqlm.rundir import RunDirectory
@@ -56,7 +57,7 @@ def _configs(epochs: int) -> Iterator[RunConfig]:
 def _make_run(study: Path, order: int, config: RunConfig, epochs: int) -> None:
     rng = random.Random(order)
     arch, optimizer = config.model.arch, config.optim.optimizer
-    name = f"{arch}-{optimizer}-lr{config.optim.lr:g}-h{config.built_in.hidden_size}-seed{config.seed}"
+    name = f"{arch}-{optimizer}-lr{config.optim.lr:g}-h{built_in(config).hidden_size}-seed{config.seed}"
     run = RunDirectory.locate(study, name, config.fingerprint())
     run.create(config, _provenance(name, order))
     run.attempt_dir(1).mkdir(parents=True)
@@ -111,8 +112,8 @@ def _epochs(rng: random.Random, config: RunConfig, epochs: int, *, explodes: boo
     """Curves that fall to a best perplexity, lower for steps near the middle; an exploding one turns early."""
     away = abs(math.log(config.optim.lr / OPTIMIZERS[config.optim.optimizer]))
     best = ARCHITECTURES[config.model.arch] * math.exp(0.12 * away + 0.15 * (config.optim.optimizer == "sgd"))
-    best *= math.exp(rng.gauss(0, 0.01) - 0.02 * math.log2(config.built_in.hidden_size / 512))
-    seconds = {"rnn": 95.0, "gru": 190.0, "transformer": 40.0}[config.model.arch] * config.built_in.hidden_size / 1024
+    best *= math.exp(rng.gauss(0, 0.01) - 0.02 * math.log2(built_in(config).hidden_size / 512))
+    seconds = {"rnn": 95.0, "gru": 190.0, "transformer": 40.0}[config.model.arch] * built_in(config).hidden_size / 1024
     records = []
     elapsed = 0.0
     for epoch in range(epochs):

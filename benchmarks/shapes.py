@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jobs
 from jobs.manifests.load import load_manifest
-from seqlm.architectures import BuiltInConfig, RecurrentConfig, TransformerConfig
+from seqlm.architectures import BuiltInConfig, CustomConfig, RecurrentConfig, TransformerConfig
 from seqlm.config import DataConfig, RunConfig, TrainConfig
 from seqlm.errors import UsageError, nearest
 from seqlm.optimizers import AdamConfig
@@ -22,6 +22,12 @@ GROUPS = {
     "all": "published and small",
     "tiny": "three that take a moment, to see that the benchmark works; their figures mean nothing",
 }
+
+
+def built_in(config: RunConfig) -> BuiltInConfig:
+    """Return the model of a run whose architecture comes with seqlm."""
+    assert not isinstance(config.model, CustomConfig), "no shape has an own model"
+    return config.model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +44,7 @@ class Shape:
 
     @property
     def name(self) -> str:
-        model = self.config.built_in
+        model = built_in(self.config)
         return f"{model.arch}-{model.num_layers}x{model.hidden_size}-b{self.config.train.batch_size}"
 
     @property
@@ -49,13 +55,13 @@ class Shape:
     def shrunk(self) -> Shape:
         """A copy of next to no size, with the same architecture and optimizer."""
         model: BuiltInConfig
-        match self.config.built_in:
+        match built_in(self.config):
             case RecurrentConfig() as recurrent:
                 model = replace(recurrent, hidden_size=16, embedding_size=16)
             case TransformerConfig() as transformer:
                 model = replace(transformer, hidden_size=2 * transformer.num_heads, mlp_size=16)
             case _:
-                raise ValueError(f"{self.config.built_in.arch} is no architecture of the published study")
+                raise ValueError(f"{self.config.model.arch} is no architecture of the published study")
         train = replace(self.config.train, batch_size=2, seq_len=2)
         return replace(self, config=replace(self.config, model=model, train=train), vocab_size=16)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
-from seqlm.architectures import ARCHITECTURES, BuiltInConfig, CustomConfig, ModelConfig
+from seqlm.architectures import ARCHITECTURES, ModelConfig
 from seqlm.errors import ConfigError, nearest
 from seqlm.optimizers import OPTIMIZERS, OptimConfig
 from seqlm.reading import MOST_EPOCHS
@@ -181,12 +181,6 @@ class RunConfig(Table):
         """Return the columns and the window that a split must fill once: with ``eval``, one token and its successor."""
         scored_whole = split != "train" and self.eval.batch_size is not None
         return (1, 1) if scored_whole else (self.train.batch_size, self.train.seq_len)
-
-    @property
-    def built_in(self) -> BuiltInConfig:
-        """The model, of a run whose architecture comes with seqlm."""
-        assert not isinstance(self.model, CustomConfig), "the caller knows that the architecture is seqlm's"
-        return self.model
 
     def fingerprint(self) -> str:
         """SHA-256 (64 hex digits) over the canonical JSON of the configuration: the identity of the run.

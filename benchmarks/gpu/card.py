@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.device import device_name, seconds_of_call, synchronize
 from benchmarks.names import PRECISIONS
-from benchmarks.shapes import Shape
+from benchmarks.shapes import Shape, built_in
 from seqlm.errors import BackendError
 from seqlm.models.products import use_precision
 
@@ -89,7 +89,7 @@ def least_traffic_bytes(shape: Shape) -> int:
     in the caches.
     """
     copies = 13 if shape.config.optim.optimizer == "adam" else 9
-    return 4 * (copies * shape.config.built_in.parameter_count(shape.vocab_size) + 5 * shape.tokens * shape.vocab_size)
+    return 4 * (copies * built_in(shape.config).parameter_count(shape.vocab_size) + 5 * shape.tokens * shape.vocab_size)
 
 
 def profile(step: Callable[[], object], device: torch.device) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.checkpoints import write_text
 from benchmarks.gpu.folder import Budget, Results
 from benchmarks.names import ours
-from benchmarks.shapes import PUBLISHED_MANIFEST, Shape, tiny
+from benchmarks.shapes import PUBLISHED_MANIFEST, Shape, built_in, tiny
 from benchmarks.toml_text import toml_text
 from jobs.attempt.supervisor import start_rank
 from jobs.manifests.load import Manifest, load_manifest
@@ -165,7 +165,7 @@ def _tiny_study(folder: Path) -> Path:
         "study": {"name": "rehearsal"},
         "defaults": {
             "data": {"corpus": "files"},
-            "model": {"hidden_size": shape.built_in.hidden_size, "embedding_size": 8},
+            "model": {"hidden_size": built_in(shape).hidden_size, "embedding_size": 8},
             "optim": {"optimizer": "adam", "lr": 0.01},
             "train": {"epochs": 2, "batch_size": shape.train.batch_size, "seq_len": shape.train.seq_len},
         },
