@@ -35,6 +35,7 @@ from analysis.study.settings import geometric_mean, on_one_machine
 from seqlm.environment import RUNS
 from seqlm.errors import UsageError, nearest
 from seqlm.reading import exists
+from seqlm.trace import read_trace
 
 REPR_ROWS = 60
 """Runs that a notebook shows of a study."""
@@ -145,7 +146,7 @@ class Study(files.StudyFiles):
         return behaviour_data(examined_runs(self)).get(name, pd.DataFrame(columns=list(columns.TABLES[name])))
 
     def columns(self, table: str) -> pd.DataFrame:
-        """Describe the columns of ``runs``, ``epochs``, ``attempts``, ``results``, ``behaviour`` or ``samples``.
+        """Describe the columns of ``runs``, ``epochs``, ``attempts``, ``results``, ``steps``, ``behaviour``, ``samples``.
 
         >>> study.columns("epochs").loc["val_loss", "unit"]
         'nats/token'
@@ -202,6 +203,25 @@ class Study(files.StudyFiles):
         table = pd.DataFrame(found, columns=list(Difference._fields), dtype=object)
         return table.astype({"epoch": "Int64", "step": "Int64"})
 
+    def steps(self, which: str | int) -> pd.DataFrame:
+        """One row for each training step of a run; none if it has no trace (``steps.f32``).
+
+        >>> list(study.steps("gru-adam"))
+        ['epoch', 'step', 'loss', 'grad_norm', 'seconds', 'lr']
+
+        Raises:
+            UsageError: no run is called so, or several are.
+            FileError: a file of the run cannot be read.
+        """
+        run = self.directory_of(self.run(which).id)
+        if (trace := read_trace(run)) is None:
+            return columns.table_of("steps", ())
+        table = pd.DataFrame(trace.rows, columns=["loss", "grad_norm", "seconds"])
+        table.insert(0, "epoch", table.index // trace.steps)
+        table.insert(1, "step", table.index % trace.steps)
+        rate = run.read_config().optim.learning_rate
+        return table.assign(lr=[rate(*place, trace.steps) for place in zip(table["epoch"], table["step"], strict=True)])
+
     # -- figures -------------------------------------------------------------------------------------------------------
 
     def plot_curves(
@@ -242,6 +262,27 @@ class Study(files.StudyFiles):
             axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
 
         return self._drawn(ax, draw, curves, legend_entries, "No epoch has been finished")
+
+    def plot_steps(self, which: str | int, ax: Axes | None = None, *, value: str = "loss") -> Axes:
+        """Draw a column of :meth:`steps` of one run over its epochs. A loss or norm that is not finite has no point.
+
+        >>> axes = study.plot_steps("gru-adam", value="grad_norm")
+
+        Raises:
+            UsageError: no run is called so, several are, or ``value`` is no column.
+            FileError: a file of the run cannot be read.
+        """
+        table = self.steps(which)
+        if value not in table:
+            raise UsageError(f"value: expected one of {', '.join(table)}, got {value!r}")
+        steps = table["step"].max() + 1
+
+        def draw(axes: Axes) -> None:
+            axes.plot(table["epoch"] + table["step"] / steps, table[value], linewidth=0.7)
+            meaning = columns.STEPS[value]
+            axes.set(xlabel="Epochs", ylabel=f"{meaning.text}{f' ({meaning.unit})' if meaning.unit else ''}")
+
+        return self._drawn(ax, draw, [*table.index], lambda _: (), "The run has no trace of its steps")
 
     def plot_pareto(self, ax: Axes | None = None) -> Axes:
         """Draw the best validation perplexity of each setting against the time to it, with the Pareto front.

@@ -129,6 +129,15 @@ EPOCHS = _meanings(
 )
 """Whatever else a run recorded follows these columns."""
 
+STEPS = _meanings(
+    ("epoch", "", "epoch, from 0", int),
+    ("step", "", "step of the epoch, from 0", int),
+    ("loss", "nats/token", "training loss of the step", float),
+    ("grad_norm", "", "norm of the gradient over all parameters before clipping", float),
+    ("seconds", "s", "time of the step; on a GPU the mean of those that were read at once", float),
+    ("lr", "", "learning rate", float),
+)
+
 ATTEMPTS = _meanings(
     _NUMBER,
     _ID,
@@ -214,6 +223,7 @@ TABLES: Mapping[str, Mapping[str, Meaning]] = MappingProxyType(
         "epochs": EPOCHS,
         "attempts": ATTEMPTS,
         "results": RESULTS,
+        "steps": STEPS,
         "behaviour": BEHAVIOUR,
         "samples": SAMPLES,
     }

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import doctest
+import math
 import os
 import shutil
+import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ from matplotlib.figure import Figure
 from analysis import Study, open_study
 from analysis.study.columns import TABLES
 from seqlm.errors import CheckpointError, UsageError
-from seqlm.files import write_json
+from seqlm.files import write_json, write_json_lines
 from tests import commands, hostile
 from tests.analysis.example_study import make_examples, make_widths
 from tests.analysis.hand_made import add_run
@@ -67,10 +69,31 @@ def test_every_column_is_documented_in_its_order_and_there_without_a_result(stud
     add_run(tmp_path, 0, "waits", "gru", "adam", [], done=False, epochs=3)
     waiting = open_study(tmp_path)
     for table, columns in TABLES.items():
-        assert list(getattr(study, table).columns) == list(study.columns(table).index) == list(columns)
+        some, none = (
+            one.steps(one.runs["id"].iloc[0]) if table == "steps" else getattr(one, table) for one in (study, waiting)
+        )
+        assert list(some.columns) == list(study.columns(table).index) == list(columns)
         assert all(meaning.text for meaning in columns.values())
-        assert list(getattr(waiting, table).columns) == list(columns)
-        assert len(getattr(waiting, table)) == (1 if table == "runs" else 0)
+        assert list(none.columns) == list(columns)
+        assert len(none) == (1 if table == "runs" else 0)
+
+
+def test_the_steps_of_a_run_are_those_of_its_trace_with_their_place_and_learning_rate(tmp_path: Path) -> None:
+    run = add_run(tmp_path, 1, "rnn-sgd", "rnn", "sgd", [], done=False, epochs=3)
+    write_json_lines(run.metrics_file, [{"epoch": 0, "steps": 2, "val_ppl": 90.0, "val_loss": 4.5}])
+    rows = [(4.0, 1.0, 0.5), (3.0, 2.0, 0.5), (math.nan, math.inf, 0.5)]
+    run.trace_file.write_bytes(b"".join(struct.pack("<3f", *row) for row in rows))
+    add_run(tmp_path, 2, "waits", "gru", "adam", [], done=False, epochs=3)
+    study = open_study(tmp_path)
+    assert [text.get_text() for text in study.plot_steps("waits").texts] == ["The run has no trace of its steps"]
+    steps = study.steps("rnn-sgd")
+    assert steps[["epoch", "step"]].to_numpy().tolist() == [[0, 0], [0, 1], [1, 0]]
+    assert steps["loss"].tolist()[:2] == [4.0, 3.0]
+    assert set(steps["lr"]) == {run.read_config().optim.lr}
+    (line,) = study.plot_steps("rnn-sgd", value="grad_norm").lines
+    assert line.get_xydata()[:2].tolist() == [[0.0, 1.0], [0.5, 2.0]]  # type: ignore[index]
+    with pytest.raises(UsageError, match=r"value: expected one of epoch, .*, got 'losses'"):
+        study.plot_steps("rnn-sgd", value="losses")
 
 
 def test_results_are_the_means_over_seeds_with_an_interval(study: Study) -> None:
@@ -95,8 +118,8 @@ def test_a_missing_value_of_one_seed_leaves_the_mean_missing(tmp_path: Path) -> 
 
 
 def test_a_table_that_does_not_exist_is_refused_with_the_names_of_those_that_do(study: Study) -> None:
-    with pytest.raises(UsageError, match=r"table: expected one of runs, epochs, .*, got 'steps'"):
-        study.columns("steps")
+    with pytest.raises(UsageError, match=r"table: expected one of runs, epochs, .*, got 'losses'"):
+        study.columns("losses")
 
 
 # -- studies that are not whole ----------------------------------------------------------------------------------------
