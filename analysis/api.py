@@ -146,7 +146,7 @@ class Study(files.StudyFiles):
         return behaviour_data(examined_runs(self)).get(name, pd.DataFrame(columns=list(columns.TABLES[name])))
 
     def columns(self, table: str) -> pd.DataFrame:
-        """Describe the columns of ``runs``, ``epochs``, ``attempts``, ``results``, ``steps``, ``behaviour``, ``samples``.
+        """Describe the columns of a table of this study, such as ``epochs``.
 
         >>> study.columns("epochs").loc["val_loss", "unit"]
         'nats/token'
