@@ -274,7 +274,7 @@ class Study(files.StudyFiles):
         """
         table = self.steps(which)
         if value not in table:
-            raise UsageError(f"value: expected one of {', '.join(table)}, got {value!r}")
+            raise UsageError(f"value: expected one of {', '.join(map(str, table))}, got {value!r}")
         steps = table["step"].max() + 1
 
         def draw(axes: Axes) -> None:
