@@ -13,13 +13,14 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
+from jobs import terminal
 from jobs.backends.base import Backend, Finding, Waiting
 from jobs.launch.job import LaunchOptions
 from jobs.plan.capacity import Capacity, Node
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places
 from jobs.spec import Resources, RunSpec
-from jobs.study.folder import ObservedRun, read_jobs
+from jobs.study.folder import PLAN_FILE, ObservedRun, read_jobs
 from jobs.study.kept_code import Code, live_code
 from jobs.study.squeue import ask
 from seqlm.errors import BackendError
@@ -34,6 +35,7 @@ from slurm.submission import JobPlan, plan_jobs, script, submit
 from slurm.waiting import waiting_jobs
 
 REPORT_MINUTES = 30
+MESSAGE_MINUTES = 15
 
 
 @final
@@ -139,16 +141,32 @@ class SlurmBackend(Backend):
         command = (
             f"{python} {shlex.quote(str(code.path / 'launch.py'))} report {shlex.quote(str(study_dir.absolute()))}"
         )
-        options = {
-            "dependency": f"afterany:{':'.join(jobs)}",
-            "job-name": f"seqlm-{study_dir.name}-report",
-            "output": folder / "report.log",
-            "time": max(REPORT_MINUTES, settings.timeout_min) if behaviour is not False else REPORT_MINUTES,
-        }
+        minutes = max(REPORT_MINUTES, settings.timeout_min) if behaviour is not False else REPORT_MINUTES
         commands = [f"{command} --no-behaviour"]
         if behaviour is not False:
             commands.append(f"{command} --behaviour" if behaviour else command)
-        return submit_script(folder / "report.sh", batch_script(settings, options, *commands), settings)
+        return self._submit_after(jobs, study_dir, folder, "report", minutes, *commands)
+
+    def submit_message(self, study_dir: Path, folder: Path, jobs: Sequence[str], code: Code) -> None:
+        """Submit a job that sends a message once all of ``jobs`` have ended. A refusal is one line."""
+        python = self.settings.python or shlex.quote(sys.executable)
+        command = f"{python} -m slurm.job {shlex.quote(str(folder / PLAN_FILE))} over"
+        try:
+            in_code = f"cd {shlex.quote(str(code.path))}"
+            self._submit_after(jobs, study_dir, folder, "over", MESSAGE_MINUTES, in_code, command)
+        except BackendError as error:
+            terminal.tell(f"warning: no message will say that the study is over: {error}")
+
+    def _submit_after(
+        self, jobs: Sequence[str], study_dir: Path, folder: Path, name: str, minutes: int, *commands: str
+    ) -> str:
+        options = {
+            "dependency": f"afterany:{':'.join(jobs)}",
+            "job-name": f"seqlm-{study_dir.name}-{name}",
+            "output": folder / f"{name}.log",
+            "time": minutes,
+        }
+        return submit_script(folder / f"{name}.sh", batch_script(self.settings, options, *commands), self.settings)
 
     @classmethod
     def waiting(cls, study_dir: Path, run_ids: Collection[str]) -> dict[str, Waiting]:

@@ -50,7 +50,7 @@ def sbatch_environment(settings: SlurmSettings, environ: Mapping[str, str]) -> d
     Raises:
         UsageError: a variable named by ``env_pass`` is not set.
     """
-    passed = secrets.passed(settings.env_pass, environ, "backend.slurm")
+    passed = secrets.passed(settings.env_pass, environ, "backend.slurm.env_pass")
     secret = {name: value for name, value in settings.env.items() if secrets.looks_secret(name)}
     return {**job_environment(environ, passed), **secret}
 

@@ -23,6 +23,7 @@ from typing import Any, final
 
 from jobs.attempt.memory_kills import MemoryKills
 from jobs.attempt.supervisor import Supervisor
+from jobs.launch import notify
 from jobs.launch.background import STOP_SECONDS, Interrupts
 from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import Host, LaunchOptions, next_submission
@@ -52,6 +53,8 @@ MOST_STARTS = 10
 """In how many starts of the job such a run is tried, and one whose files cannot be read or written."""
 WAIT_SECONDS = 120.0
 """How long such a run waits in the queue."""
+OVER_SECONDS, OVER_LOOK_SECONDS = 720.0, 5.0
+"""How long, and how often, a job that is to say so looks whether the study is over."""
 
 
 class Signals(Interrupts):
@@ -294,11 +297,24 @@ def _started(run: RunDirectory, context: SlurmContext) -> tuple[int, dict[str, A
         time.sleep(POLL_SECONDS)
 
 
+def tell_over(options: LaunchOptions) -> int:
+    """Send that the study is over, and return the exit code.
+
+    Workers of a job that was killed seem to live for some minutes. If jobs of another request run longer, theirs sends.
+    """
+    until = time.monotonic() + OVER_SECONDS
+    while not notify.over(options.study_dir, options.notify) and time.monotonic() < until:
+        time.sleep(OVER_LOOK_SECONDS)
+    return 0
+
+
 def main() -> int:
     """Run the part of a job that is on this node; return the exit code."""
     signals = Signals()
     with signals.noted():
         plan = look_again(JobPlan.read, Path(sys.argv[1]))
+        if sys.argv[2] == "over":
+            return tell_over(plan.options)
         context, number = SlurmContext.from_environment(os.environ), int(sys.argv[2])
         if sys.argv[3:]:
             take_up(plan, number, context)

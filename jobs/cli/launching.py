@@ -5,6 +5,7 @@ Each finds its runs and where they go. :func:`carry_out` launches them: attended
 
 import functools
 import os
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from jobs.cli.naming import chosen_runs, find_trained
 from jobs.cli.planning import choose, choose_again, open_manifest, plan
 from jobs.cli.tables import STATE, Column, show
 from jobs.cli.view import Watcher, following, say_status, tell_skipped, watch
+from jobs.launch import notify
 from jobs.launch.background import detach
 from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch
 from jobs.launch.changes import edited_models
@@ -55,6 +57,7 @@ def run(arguments: Arguments) -> tuple[Any, int]:
         study_dir=study_dir,
         record=record_of(manifest, specs, data),
         policy=manifest.policy,
+        notify=manifest.notify,
         search=manifest.search,
     )
     specs = [replace(spec, command=[*alone, f"name={spec.name}", *changes, *paths]) for spec in specs]
@@ -87,6 +90,7 @@ def retry(arguments: Arguments) -> tuple[Any, int]:
         study_dir=study_dir,
         retry=True,
         policy=record.policy or Policy(),
+        notify=record.notify,
         search=record.search,
     )
     return train(arguments, specs, options, choose_again(study_dir, chosen, arguments))
@@ -162,13 +166,15 @@ def carry_out(
     settings, name = backend.settings, f"backend.{backend.name}"
     for line in secrets.advice(settings.env, f"{name}.env"):
         terminal.tell(f"warning: {line}")
+    needed = notify.variables(options.notify)
     options = replace(options, live_code=arguments.live_code, policy=options.policy.with_retries(settings.retries))
     if backend.is_scheduled:
+        backend.settings = replace(settings, env_pass=(*settings.env_pass, *needed))
         return _submit(arguments, specs, options, backend)
     if not arguments.no_wait:
         canary = arguments.canary if options.canary is None else options.canary
         return None, attend(specs, replace(options, canary=canary), backend)
-    secrets.passed(settings.env_pass, os.environ, name)  # an error now, not in the background
+    secrets.passed(settings.env_pass, os.environ, f"{name}.env_pass")  # an error now, not in the background
     argv = [word for word in arguments.argv if word not in ("--no-wait", "--json")]
     pid = detach([str(LAUNCH_FILE), *argv], options.study_dir)
     see = f"{terminal.program()} status {printable(str(options.study_dir))}"
@@ -184,11 +190,15 @@ def attend(specs: Sequence[RunSpec], options: LaunchOptions, backend: Backend) -
         KeyboardInterrupt: interrupted; the workers have stopped.
     """
     settings = backend.settings
-    passed = secrets.passed(settings.env_pass, os.environ, f"backend.{backend.name}")
+    passed = secrets.passed(settings.env_pass, os.environ, f"backend.{backend.name}.env_pass")
     env = {**settings.env, **passed, **progress_variables(settings.progress_s)}
     options = replace(options, max_parallel=settings.max_parallel, env=env)
     shown = functools.partial(following, options.study_dir, backend.where())
-    return {item.run.id for item in launch(specs, backend, options, shown)}
+    try:
+        return {item.run.id for item in launch(specs, backend, options, shown)}
+    finally:
+        if not isinstance(sys.exception(), KeyboardInterrupt):
+            notify.over(options.study_dir, options.notify)
 
 
 def _submit(
@@ -211,6 +221,8 @@ def _submit(
             if arguments.then_report:
                 job = backend.submit_report(study_dir, request.folder, jobs, code, behaviour=arguments.behaviour)
                 terminal.tell(f"the report is written by job {job} after the last run")
+            if options.notify is not None and "over" in options.notify.on:
+                backend.submit_message(study_dir, request.folder, jobs, code)
     what = f"jobs {', '.join(jobs)}" if jobs else "nothing to submit"
     terminal.tell(f"{study_name(study_dir)}: {len(todo)} of {len(planned)} runs to do: {what}")
     ids = {item.run.id for item in planned}

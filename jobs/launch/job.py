@@ -9,7 +9,7 @@ from typing import Any
 from jobs.attempt.attempt import micro_batches
 from jobs.attempt.supervisor import worker_variables
 from jobs.launch.background import STOP_SECONDS, Interrupts
-from jobs.manifests.policy import Policy
+from jobs.manifests.policy import Notify, Policy
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Submission
 from jobs.study.kept_code import Code
@@ -38,6 +38,8 @@ class LaunchOptions:
     """Maximum number of runs at once. ``None`` means as many as the backend has room for."""
     policy: Policy = field(default_factory=Policy)
     """How often failed runs are retried automatically, and how often runs save checkpoints."""
+    notify: Notify | None = None
+    """Who gets messages. ``None`` means nobody."""
     search: Search | None = None
     """When runs are compared and stopped. ``None`` means never."""
     env: Mapping[str, str] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from jobs.manifests.claims import Claim, Published, Report
 from jobs.manifests.draws import Distribution, draw, number_of_settings, read_distribution
 from jobs.manifests.expand import SECTIONS, Entry, EntryKind, has_several, problems_of
 from jobs.manifests.filters import Condition
-from jobs.manifests.policy import Policy
+from jobs.manifests.policy import Notify, Policy
 from jobs.manifests.reader import Problems, check_plain
 from jobs.registry import BACKENDS
 from jobs.spec import Resources
@@ -90,7 +90,7 @@ def _list_of_tables(key: str) -> Any:
 
 ENTRY_KINDS: tuple[EntryKind, ...] = ("run", "grid", "zip", "sample")
 _LISTS = (*ENTRY_KINDS, "exclude", "expect")
-TOP_KEYS = ("study", "defaults", *_LISTS, "report", "seeds", "resources", "policy", "search", "backend")
+TOP_KEYS = ("study", "defaults", *_LISTS, "report", "seeds", "resources", "policy", "notify", "search", "backend")
 CONFIG_KEYS = tuple(valid_keys())
 SET_KEYS = (*CONFIG_KEYS, *Resources.full_keys(), *Policy.full_keys(), *Search.full_keys(), "study.name")
 """The keys of ``--set``."""
@@ -127,6 +127,7 @@ class ManifestFile:
         """Dotted key -> value; likewise ``resources``."""
         self.resources = self._flatten({"resources": raw.get("resources", {})}, Resources.full_keys(), self.name)
         self.policy = self._table(raw, Policy)
+        self.notify = self._table(raw, Notify) if "notify" in raw else None
         is_search = "search" in raw or any(key.startswith("search.") for key in self.setting)
         self.search = self._table(raw, Search) if is_search else None
         top = self.problems.read(EntryTable, {key: raw[key] for key in raw if key == "seeds"}, self.name)

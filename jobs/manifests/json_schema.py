@@ -15,7 +15,7 @@ from jobs.manifests.backends import table_of
 from jobs.manifests.claims import Claim, Published, Report
 from jobs.manifests.entries import ENTRY_KINDS, TOP_KEYS, EntryTable, SampleTable, StudyTable
 from jobs.manifests.expand import SECTIONS
-from jobs.manifests.policy import Policy
+from jobs.manifests.policy import Notify, Policy
 from jobs.registry import BACKENDS
 from jobs.spec import Resources
 from seqlm.config import OPEN_TABLES, VARIANTS, RunConfig, choices_of, nested, valid_keys
@@ -51,6 +51,7 @@ def manifest_schema() -> Schema:
         "seeds": table_keys(EntryTable)["seeds"],
         "resources": _table(table_keys(Resources)),
         "policy": _table(table_keys(Policy)),
+        "notify": _table(table_keys(Notify)),
         "search": _table(
             {
                 **search,

@@ -25,7 +25,7 @@ from jobs.manifests.expand import (
     text_of,
 )
 from jobs.manifests.filters import NO_SINGLE_RUN, meets
-from jobs.manifests.policy import Policy
+from jobs.manifests.policy import Notify, Policy
 from jobs.manifests.reader import key_of, read_toml_file
 from jobs.spec import Resources, RunSpec
 from seqlm.architectures import CustomConfig
@@ -59,6 +59,8 @@ class Manifest:
     """Backend name -> its table, as written."""
     policy: Policy
     """What is done about failures (``[policy]`` and ``--set policy.KEY``)."""
+    notify: Notify | None
+    """Who gets messages (``[notify]``). ``None``: nobody."""
     search: Search | None
     """When the runs are compared and stopped (``[search]`` and ``--set search.KEY``). ``None``: no run is stopped."""
     runs: tuple[RunSpec, ...]
@@ -128,6 +130,7 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
         backend_name=file.study.backend,
         backend=file.backend,
         policy=file.policy,
+        notify=file.notify,
         search=file.search,
         runs=tuple(replace(spec, entry=plan.name) for spec, plan in zip(specs, written, strict=True)),
         excluded=tuple(excluded),

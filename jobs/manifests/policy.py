@@ -1,14 +1,15 @@
-"""What is done about the failures of a study's runs, how often they are saved, and what they may use: ``[policy]``.
+"""What is done about failures, how often runs are saved, what they may use: ``[policy]``; and messages: ``[notify]``.
 
-The policy is no part of a run's identity. It is kept in ``study.json``, for launches without the manifest, and sent
-with each SLURM job.
+Neither is part of a run's identity. Both are kept in ``study.json``, for launches without the manifest, and sent with
+each SLURM job.
 """
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
-from seqlm.schema import NotNegative, Table, Valid
+from seqlm.schema import Line, NotNegative, Table, Valid
 
 UNLIMITED = "unlimited"
 
@@ -60,3 +61,33 @@ class Policy(Table):
     def to_dict(self) -> dict[str, Any]:
         """As the manifest would write it."""
         return {key: UNLIMITED if value is None else value for key, value in vars(self).items()}
+
+
+Event: TypeAlias = Literal["over", "failed", "stalled"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notify(Table):
+    """Who gets a message about a study, and about what."""
+
+    NAME = "notify"
+
+    command: Line | None = None
+    """Program that gets each message on its standard input, such as `"mail -s seqlm me@example.org"`. It runs in
+    the study's folder, without a shell."""
+    url_env: Annotated[str, Valid("the name of a variable", pattern="^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """Name of the variable with the URL of a service that Apprise knows, in place of a command, such as
+    `"SEQLM_NOTIFY"`. The URL is not written to any file."""
+    on: Annotated[tuple[Event, ...], Valid('a list of "over", "failed" and "stalled"')] = ("over", "failed", "stalled")
+    """`over`: no run of the study is running or queued any more. `failed`: a run failed and is not tried again.
+    `stalled`: a run failed twice in a row without progress, and is tried again."""
+
+    def _conditions(self) -> Iterator[str]:
+        if self.command is None and self.url_env is None:
+            yield "notify.command: missing, expected a program, or notify.url_env"
+        if self.command is not None and self.url_env is not None:
+            yield "notify.url_env: not together with notify.command; leave one of them out"
+        try:
+            shlex.split(self.command or "")
+        except ValueError as error:
+            yield f"notify.command: cannot be split into words: {error}"

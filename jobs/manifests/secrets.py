@@ -7,7 +7,7 @@ from seqlm.errors import UsageError
 
 _SECRET = re.compile(
     r"TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|COOKIE|BEARER|JWT|(^|_)(API_?KEY|KEY|KEYS|PASS|PWD|PAT|AUTH)(_|$)"
-    r"|APIKEY|_URL_AUTH",
+    r"|APIKEY|_URL_AUTH|^SEQLM_NOTIFY$",
     re.IGNORECASE,
 )
 _HARMLESS = ("PWD", "OLDPWD", "TOKENIZERS_PARALLELISM")
@@ -33,7 +33,7 @@ def advice(env: Mapping[str, str], where: str) -> list[str]:
 
 
 def passed(names: Iterable[str], environ: Mapping[str, str], where: str) -> dict[str, str]:
-    """Return the variables that ``env_pass`` names, with their values. Never write them to a file.
+    """Return the variables that the key ``where`` names, with their values. Never write them to a file.
 
     Raises:
         UsageError: a variable is not set.
@@ -41,6 +41,6 @@ def passed(names: Iterable[str], environ: Mapping[str, str], where: str) -> dict
     found = {}
     for name in names:
         if name not in environ:
-            raise UsageError(f"{where}.env_pass: {name} is not set in this shell; export it, or leave the name out")
+            raise UsageError(f"{where}: {name} is not set in this shell; export it, or leave the name out")
         found[name] = environ[name]
     return found

@@ -93,6 +93,7 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
             )
         ),
         "policy": manifest.policy.to_dict(),
+        "notify": None if manifest.notify is None else manifest.notify.to_dict(),
         "search": None if manifest.search is None else manifest.search.to_dict(),
         "backend": {name: _without_secrets(table) for name, table in manifest.backend.items()},
     }

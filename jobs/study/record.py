@@ -10,7 +10,7 @@ from typing import Any, final
 
 from jobs.manifests.backends import check_tables
 from jobs.manifests.filters import Origin
-from jobs.manifests.policy import Policy
+from jobs.manifests.policy import Notify, Policy
 from jobs.manifests.reader import Problems
 from seqlm.config import RunConfig
 from seqlm.errors import FileError
@@ -19,6 +19,7 @@ from seqlm.requests import Requests
 from seqlm.rundir import FINGERPRINT_DIGITS, slugify, study_record_file
 from seqlm.schema import TableT
 from seqlm.search import Search
+from seqlm.trust import distrusted
 
 NOTES: Mapping[Origin | None, str] = {
     "text": "of another text or tokenizer",
@@ -47,6 +48,11 @@ class StudyRecord:
     def policy(self) -> Policy | None:
         """The policy of the last launch from a manifest. ``None``: it was not kept."""
         return self._table(Policy)
+
+    @property
+    def notify(self) -> Notify | None:
+        """Who got messages. ``None``: nobody, or another user launched the study, whose command is not run."""
+        return None if distrusted(self._study_dir) else self._table(Notify)
 
     @property
     def search(self) -> Search | None:

@@ -12,7 +12,7 @@ from jobs.manifests.backends import table_of
 from jobs.manifests.claims import Claim, Published, Report
 from jobs.manifests.entries import EntryTable, SampleTable, StudyTable
 from jobs.manifests.json_schema import Schema, choices, config_keys, manifest_schema, table_keys
-from jobs.manifests.policy import Policy
+from jobs.manifests.policy import Notify, Policy
 from jobs.spec import Resources
 from seqlm.config import VARIANTS, RunConfig
 from seqlm.schema import fields_of
@@ -54,6 +54,7 @@ def _tables() -> dict[str, str]:
         "expect": _table(table_keys(Claim), _defaults(Claim)),
         "report": _table(_prefixed("report", table_keys(Report)), _prefixed("report", _defaults(Report))),
         "policy": _table(_prefixed("policy", table_keys(Policy)), _prefixed("policy", Policy().to_dict())),
+        "notify": _table(_prefixed("notify", table_keys(Notify)), _prefixed("notify", _defaults(Notify))),
         "search": _table(_prefixed("search", table_keys(Search)), _prefixed("search", _defaults(Search))),
         "backend": _table(table_keys(table_of("local")), _defaults(table_of("local"))),
         "ray": _table({"address": table_keys(table_of("ray"))["address"]}, _defaults(table_of("ray"))),
@@ -109,7 +110,7 @@ def _default(value: Any) -> str:
         return "; ".join(f"{default} ({', '.join(names)})" for default, names in value.items())
     if value in (None, (), [], {}):
         return "none"
-    return f"`{json.dumps(value)}`" if isinstance(value, str | bool) else f"{value:g}"
+    return f"`{json.dumps(value)}`" if isinstance(value, str | bool | tuple) else f"{value:g}"
 
 
 def _defaults(kind: Any) -> dict[str, Any]:

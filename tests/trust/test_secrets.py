@@ -60,7 +60,7 @@ def shell(monkeypatch: pytest.MonkeyPatch) -> None:
 
 SECRETS = (
     "HF_TOKEN WANDB_API_KEY AWS_SECRET_ACCESS_KEY AWS_ACCESS_KEY_ID DB_PASSWORD GITHUB_PAT OPENAI_APIKEY CONDA_TOKEN "
-    "SLURM_JWT SSH_AUTH_SOCK my_secret PGPASSFILE_PASS"
+    "SLURM_JWT SSH_AUTH_SOCK my_secret PGPASSFILE_PASS SEQLM_NOTIFY"
 )
 NO_SECRETS = "PATH PWD TOKENIZERS_PARALLELISM NCCL_DEBUG PYTHONPATH KEYBOARD MONKEY_BUSINESS"
 
@@ -71,9 +71,9 @@ def test_the_names_of_secrets_are_known_as_such_and_ordinary_ones_are_not() -> N
 
 
 def test_a_variable_that_is_to_be_passed_and_is_not_set_is_an_error_that_names_it() -> None:
-    assert passed(["HF_TOKEN"], {"HF_TOKEN": "t", "OTHER": "o"}, "backend.ray") == {"HF_TOKEN": "t"}
+    assert passed(["HF_TOKEN"], {"HF_TOKEN": "t", "OTHER": "o"}, "backend.ray.env_pass") == {"HF_TOKEN": "t"}
     with pytest.raises(UsageError, match=r"^backend\.ray\.env_pass: HF_TOKEN is not set in this shell; export it"):
-        passed(["HF_TOKEN"], {}, "backend.ray")
+        passed(["HF_TOKEN"], {}, "backend.ray.env_pass")
 
 
 ORDINARY = (

@@ -42,6 +42,7 @@ EVERY_KEY: dict[str, Any] = {
         **{"checkpoint_min": 5, "oom": 1, "timeout": 2, "node": 3, "preempted": "unlimited", "keep_last": False},
         **{"max_stalled_retries": 4, "gpu_hours": 2.5, "core_hours": 7},
     },
+    "notify": {"command": "mail -s seqlm me@example.org", "on": ["over", "failed"]},
     "search": {"rungs": [3, 9], "metric": "val_loss", "keep": 0.5, "min_runs": 2, "within": ["model.arch"]},
     "report": {"behaviour": ["rnn"], "groups": {"all": ["*"]}, "notes": {"cost": "Cheap."}},
     "expect": [{"text": "wide helps", "metric": "gap", "lower": "name=rnn", "higher": "arch=gru", "why": "more room"}],
@@ -289,6 +290,8 @@ policy.oom : -1 | "often" : 0 | "unlimited"
 policy.gpu_hours : 0 | "1" | ~nan : 0.1 | "unlimited"
 policy.max_stalled_retries : -1 | "unlimited" : 0
 policy.keep_last : 0 | "no" : true
+notify.command : "" | 3 : "mail me"
+notify.on : "over" | ["ovre"] : ["stalled"]
 search.keep : 0 | 1 | ~nan : 0.01 | 0.99
 search.min_runs : 0 : 1
 search.rungs : [] | [0, 3] | ~[9, 3] | [3, 3] | ~[3, 30] | ~[1.0] : [1] | [3, 29]
