@@ -83,7 +83,7 @@ class Arguments:
     report: bool = option("write the report at the end")
     dry_run: bool = option("show what would be done, and do nothing", "-n")
     # What one command takes:
-    watch: bool = option("show changes until every run is over")
+    watch: bool = option("show changes, or export them, until every run is over")
     follow: bool = option("print new lines until the run is over", "-f")
     lines: int = option("last lines of each log (default: 20)", "-n", default=20)
     all: bool = option("stop every run, without a question")
@@ -121,6 +121,7 @@ class Arguments:
     files: tuple[str, ...] = option(
         "a further file that it imports, as in model.files; repeat --files for more", metavar="FILE"
     )
+    target: str | None = option("the tracker", "--to", choices=("csv", "tensorboard", "mlflow", "wandb"))
     to: Path | None = option("default: the folder in which runs look for it", metavar="DIR")
 
 
@@ -193,6 +194,11 @@ COMMANDS = {
     "report": Command(
         "results", "launching.report", "first second", "write the report of one study, or of several together",
         ("studies", "behaviour", "output"),
+    ),
+    "export": Command(
+        "results", "studying.export", "first --to tensorboard --output events",
+        "export steps, epochs and results to files of another tracker, as far as checkpoints cover them",
+        ("study", *FILTERS, "target", "output", "watch"),
     ),
     "propose": Command(
         "results", "proposing.propose_runs", "first --count 9", "propose settings for the next runs of a study",

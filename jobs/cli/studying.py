@@ -1,4 +1,4 @@
-"""The commands that follow a study: status, logs, cancel; and schema, data.
+"""The commands that follow a study: status, logs, export, cancel; and schema, data.
 
 Each command imports what only it needs inside its function, so that ``status``, ``logs`` and ``cancel`` start fast.
 """
@@ -8,12 +8,13 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, TextIO
 
 from jobs import terminal
 from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments
-from jobs.cli.naming import chosen_runs, named_runs
+from jobs.cli.naming import chosen_runs, find_trained, named_runs
 from jobs.cli.view import Watcher, say_status, watch
 from jobs.registry import BACKENDS, backend_class
 from jobs.study.folder import ObservedRun, find_study, launcher_dir, observe_study, study_name
@@ -25,6 +26,8 @@ from seqlm.rundir import RunDirectory
 
 FOLLOW_SECONDS = 1.0
 """Interval at which a followed log and the state of its run are polled, as with ``tail -f``."""
+EXPORT_SECONDS = 10.0
+"""Least time between two exports of ``export --watch``."""
 LARGEST_TAIL = 4 * 2**20
 """Bytes read from the end of a log to find its last lines. Longer lines are cut."""
 
@@ -134,6 +137,30 @@ def _print_from(path: Path, position: int, *, rest: bool) -> int:
             position += end
             file.seek(position)
     return position
+
+
+# -- export --------------------------------------------------------------------------------------------------------
+
+
+def export(arguments: Arguments) -> tuple[Any, int]:
+    """Export what is new of each run, once or until every run is over."""
+    from analysis.export import export_run
+
+    if arguments.target is None or arguments.output is None:
+        raise UsageError("export: expected --to and --output, such as: --to csv --output exported")
+    study_dir = find_trained(arguments)
+    watcher, points = Watcher(study_dir), Counter[str]()
+    while True:
+        is_over = not arguments.watch or watcher.look().is_over
+        for run in chosen_runs(arguments, study_dir):
+            if run.config is None:
+                terminal.tell(f"warning: {run.name} is left out: {run.observation.reason}")
+            elif new := export_run(run.run, run.name, arguments.target, arguments.output):
+                points[run.run.id] += new
+                terminal.say(f"{run.name}: {new} new points")
+        if is_over:
+            return {"study": study_dir.name, "output": str(arguments.output), "points": dict(points)}, 0
+        time.sleep(max(EXPORT_SECONDS, watcher.pause_seconds))
 
 
 # -- cancel --------------------------------------------------------------------------------------------------------
