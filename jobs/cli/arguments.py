@@ -151,7 +151,7 @@ COMMANDS = {
     ),
     "why": Command(
         "follow a study", "why.why", "first rnn-adam-lr0.001",
-        "say why a run waits, failed or was stopped, and what to do; without a run, a line for each that is not well",
+        "say why a run waits, failed, was stopped or is slow, and what to do; without a run, a line for each not well",
         ("study", "one_run", *FILTERS),
     ),
     "cancel": Command(

@@ -10,6 +10,8 @@ import pytest
 import launch
 from jobs.cli.why import NEXT
 from jobs.study.folder import launching, write_queue
+from seqlm.files import write_json, write_json_lines
+from seqlm.rundir import RunDirectory
 from seqlm.state import FailureKind
 from tests.commands import ask
 from tests.facts import fail
@@ -56,6 +58,47 @@ def test_a_failed_run_has_what_to_do_and_the_last_line_of_its_log(
     headline, *details = capsys.readouterr().out.splitlines()
     assert headline == "code  failed: code: it fails"
     assert len(details) == 2
+
+
+def done(run: RunDirectory, *, seconds: float, backend: str = "local") -> None:
+    """Let a run be done after four epochs of so many seconds, on two ranks of three cores each."""
+    phases = {"start_up": 1.0, "data": 1.0, "step": 60.0, "waiting": 31.0, "checkpoint": 2.0, "validation": 5.0}
+    records = [
+        {"epoch": epoch, "val_ppl": 100.0, "val_loss": 4.6, "epoch_seconds": seconds, "phases": phases}
+        for epoch in range(4)
+    ]
+    write_json_lines(run.metrics_file, records)
+    run.attempt_dir(1).mkdir(parents=True)
+    write_json(run.start_file(1), {"backend": backend, "resources": {"ranks": 2, "cpus": 3}})
+    for rank in range(2):
+        used = {"seconds": 4320.0, "cpu_seconds": 4320.0 * 1.1, "peak_resident_bytes": 3 * 2**30}
+        write_json(run.worker_file(1, rank), {"device": "a card", "resources": used})
+    write_json(run.result_file, {"epochs": 4})
+
+
+def test_a_slow_run_is_compared_with_others_like_it_and_its_plan(tmp_path: Path) -> None:
+    study = tmp_path / "s"
+    for number in range(4):
+        done(add(study, f"gru-{number}", "gru", order=number), seconds=20 if number == 3 else 10)
+    done(add(study, "rnn", order=4), seconds=40)
+    fingerprint = add(study, "gru-3", "gru", order=3).read_config().fingerprint()
+    write_json(study / "study.json", {"version": 2, "estimates": {fingerprint: {"seconds": 32, "epochs": 4}}})
+    (slow,) = ask(["why", "s", "--runs-dir", "."], folder=tmp_path, env={})["runs"]
+    assert (slow["name"], slow["headline"]) == ("gru-3", "done, 100% slower than its 3 siblings, 2.5 x plan")
+
+
+@pytest.mark.parametrize("backend", ["local", "slurm"])
+def test_a_run_has_where_its_time_went_what_it_used_and_what_would_be_enough(tmp_path: Path, backend: str) -> None:
+    table = {"slurm": {"mem_gb": 32, "timeout_min": 120}}
+    done(add(tmp_path / "s", "gru", "gru"), seconds=10, backend=backend)
+    write_json(tmp_path / "s" / "study.json", {"version": 2, "backend": table})
+    (run,) = ask(["why", "s", "gru", "--runs-dir", "."], folder=tmp_path, env={})["runs"]
+    of_job = backend == "slurm"
+    assert run["details"] == {
+        "time": "steps 60%, waiting for results 31%, validation 5%, checkpoints 2%, data 1%, start-up 1%",
+        "asked": f"6 cores{', 32 GiB, 120 min' if of_job else ''}; used 2.2 cores, 6 GiB, 72 min",
+        "enough": f"cpus = 2{', mem_gb = 9, timeout_min = 90' if of_job else ''}",
+    }
 
 
 def test_a_run_that_is_well_needs_no_line(tmp_path: Path) -> None:
