@@ -53,8 +53,9 @@ MOST_STARTS = 10
 """In how many starts of the job such a run is tried, and one whose files cannot be read or written."""
 WAIT_SECONDS = 120.0
 """How long such a run waits in the queue."""
-OVER_SECONDS, OVER_LOOK_SECONDS = 720.0, 5.0
-"""How long, and how often, a job that is to say so looks whether the study is over."""
+OVER_SECONDS = 720.0
+"""How long a job that is to say so looks whether the study is over: workers that were killed seem to live for some
+minutes. If jobs of another request run longer, that request has such a job, too."""
 
 
 class Signals(Interrupts):
@@ -297,24 +298,14 @@ def _started(run: RunDirectory, context: SlurmContext) -> tuple[int, dict[str, A
         time.sleep(POLL_SECONDS)
 
 
-def tell_over(options: LaunchOptions) -> int:
-    """Send that the study is over, and return the exit code.
-
-    Workers of a job that was killed seem to live for some minutes. If jobs of another request run longer, theirs sends.
-    """
-    until = time.monotonic() + OVER_SECONDS
-    while not notify.over(options.study_dir, options.notify) and time.monotonic() < until:
-        time.sleep(OVER_LOOK_SECONDS)
-    return 0
-
-
 def main() -> int:
     """Run the part of a job that is on this node; return the exit code."""
     signals = Signals()
     with signals.noted():
         plan = look_again(JobPlan.read, Path(sys.argv[1]))
         if sys.argv[2] == "over":
-            return tell_over(plan.options)
+            notify.over(plan.options.study_dir, plan.options.notify, seconds=OVER_SECONDS)
+            return 0
         context, number = SlurmContext.from_environment(os.environ), int(sys.argv[2])
         if sys.argv[3:]:
             take_up(plan, number, context)

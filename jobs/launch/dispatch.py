@@ -15,7 +15,7 @@ from jobs.attempt.supervisor import KILL_SECONDS, Ended
 from jobs.backends.base import Executor
 from jobs.launch.background import STOP_SECONDS
 from jobs.launch.job import Host, LaunchOptions, next_submission
-from jobs.launch.notify import Failures
+from jobs.launch.notify import Messages
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import Queue
 from jobs.study.budget import Budget
@@ -111,7 +111,7 @@ class Dispatcher:
         self._writes_queue = writes_queue
         self._queue_written: Mapping[str, str] | None = None
         self._queue_tried_at = -math.inf
-        self._failures = Failures(options.study_dir, options.notify, options.request)
+        self._messages = Messages(options.study_dir, options.notify, options.request)
         self._host = host or Host()
         self._interrupts = self._host.interrupts
         self.left: dict[str, str] = {}
@@ -144,7 +144,7 @@ class Dispatcher:
                 self._settle_stopped()
                 raise
             self._write_queue()
-            self._failures.wait()
+            self._messages.wait()
         if self._unwritten:
             names = ", ".join(self._unwritten)
             raise FileError(f"{names}: failed, but that cannot be written; the warnings above say why")
@@ -268,7 +268,7 @@ class Dispatcher:
             return
         self._live.remove(one)
         if failures:
-            self._failures.add(run, failures, seen.reason, is_final=delay is None)
+            self._messages.failure(run, failures, seen.reason, is_final=delay is None)
         self._look_at_budget(at_once=True)
         if is_ours and ended.exit_code == EXIT_BUSY and seen.state not in ("done", "stopped", "cancelled"):
             # The attempt has written nothing, since the other worker may.

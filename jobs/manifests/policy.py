@@ -83,10 +83,9 @@ class Notify(Table):
     `stalled`: a run failed twice in a row without progress, and is tried again."""
 
     def _conditions(self) -> Iterator[str]:
-        if self.command is None and self.url_env is None:
-            yield "notify.command: missing, expected a program, or notify.url_env"
-        if self.command is not None and self.url_env is not None:
-            yield "notify.url_env: not together with notify.command; leave one of them out"
+        if (self.command is None) == (self.url_env is None):
+            got = "neither" if self.command is None else "both"
+            yield f"notify.command: expected it or notify.url_env, got {got}"
         try:
             shlex.split(self.command or "")
         except ValueError as error:

@@ -65,9 +65,9 @@ def test_a_message_comes_again_only_if_its_sender_could_not_write_the_answer_dow
 
     with monkeypatch.context() as patch:
         patch.setattr(notify, "write_once", refuse)
-        assert over(done, MESSAGES)
+        over(done, MESSAGES)
     for _ in range(3):
-        assert over(done, MESSAGES)
+        over(done, MESSAGES)
     assert numbers(done) == ["1/over"] * 2
 
 
@@ -128,7 +128,7 @@ def test_a_run_that_fails_and_one_that_gets_no_further_are_one_message_each(tmp_
     run_all(FakeBackend(end), items, notify=MESSAGES, **given)
     expected = [f"1/failed-{diverges.id}", f"1/failed-{stalls.id}", f"1/stalled-{stalls.id}"]
     assert sorted(numbers(tmp_path / "s")) == expected
-    assert over(tmp_path / "s", MESSAGES)
+    over(tmp_path / "s", MESSAGES)
     text = (tmp_path / "s" / "messages").read_text()
     assert "over: 2 failed, 1 done" in text
     assert text.count("its own") == 2
@@ -137,11 +137,11 @@ def test_a_run_that_fails_and_one_that_gets_no_further_are_one_message_each(tmp_
 def test_many_failures_are_ten_messages_and_what_nobody_asked_for_is_none(tmp_path: Path) -> None:
     for asked, number in (("failed", 10), ("stalled", 0)):
         folder = tmp_path / asked
-        failures = notify.Failures(folder, Notify(command="tee -a messages", on=(asked,)), 1)
+        messages = notify.Messages(folder, Notify(command="tee -a messages", on=(asked,)), 1)
         for run in (make_folder(folder, spec) for spec in SPECS):
             fail(run, FAILURE)
-            failures.add(run, run.failures(), "diverged", is_final=True)
-            failures.wait()
+            messages.failure(run, run.failures(), "diverged", is_final=True)
+            messages.wait()
         assert len(numbers(folder)) == number
 
 
@@ -172,7 +172,7 @@ def test_a_program_that_fails_costs_a_line_and_is_not_tried_again(
 ) -> None:
     monkeypatch.setattr(notify, "SEND_SECONDS", 0.1)
     for lines in (1, 0):
-        assert over(done, Notify(command=command))
+        over(done, Notify(command=command))
         assert len(capsys.readouterr().err.splitlines()) == lines
 
 
@@ -199,7 +199,7 @@ def test_a_url_gets_the_message_and_is_neither_shown_nor_written(
     module.Apprise = Apprise  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "apprise", module)
     monkeypatch.setenv("SEQLM_NOTIFY", url)
-    assert over(done, Notify(url_env="SEQLM_NOTIFY"))
+    over(done, Notify(url_env="SEQLM_NOTIFY"))
     assert got[0] == url
     assert "over: 1 done" in got[1]
     said = capsys.readouterr()

@@ -207,6 +207,7 @@ def test_the_manifest_has_every_key_and_is_right(folder: Path) -> None:
 
 FOLLOWS = re.compile(
     r": missing, expected |: applies to |matches no run|lists of one length|several ranks|a multiple|with tied|with it,"
+    r"|got neither"
 )
 """Lines that follow from another mistake: without that key, others do not hold."""
 
