@@ -7,7 +7,7 @@ output folder says how far each run is. Nothing uses a network.
 import csv
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,13 +40,16 @@ def export_run(run: RunDirectory, name: str, target: str, folder: Path) -> int:
         UsageError: the library of ``target`` is not installed.
     """
     state_file, key = folder / "exported.json", f"{target}/{run.path.parent.name}/{run.id}"
-    state = read_json(state_file) or {}
-    next_step, of_result = state.get(key, (0, None))
-    points, result = _points(run), _numbers("result", run.read_result() or {})
-    new = [point for point in points if point.step >= next_step]
+    state, (epochs, _) = read_json(state_file) or {}, run.read_metrics()
+    result, before = _numbers("result", run.read_result() or {}), state.get(key, {})
+    seen = [len(epochs), *run.progress(), result.get("result/epochs")]
+    if seen == before.get("seen"):
+        return 0
+    points = _points(run, epochs)
+    new = [point for point in points if point.step >= before.get("next_step", 0)]
     if points and result:
         points.append(points[-1]._replace(values=result))
-        new += points[-1:] if result.get("result/epochs") != of_result else []
+        new += points[-1:] if before.get("seen", [None])[-1] != seen[-1] else []
     if new:
         make_directory(folder)
         try:
@@ -56,14 +59,14 @@ def export_run(run: RunDirectory, name: str, target: str, folder: Path) -> int:
             raise UsageError(
                 f'--to {target}: {error.name} is not installed; use: pip install "seqlm[{target}]"'
             ) from None
-        write_json(state_file, {**state, key: (points[-1].step + 1, result.get("result/epochs"))})
+        write_json(state_file, {**state, key: {"next_step": points[-1].step + 1, "seen": seen}})
     return len(new)
 
 
-def _points(run: RunDirectory) -> list[Point]:
+def _points(run: RunDirectory, epochs: Sequence[Mapping[str, Any]]) -> list[Point]:
     """Return what a checkpoint covers. The last step of an epoch waits for the values of the epoch."""
     values: defaultdict[int, dict[str, float]] = defaultdict(dict)
-    trace, (epochs, _) = read_trace(run), run.read_metrics()
+    trace = read_trace(run)
     for step, row in enumerate(trace.rows[: min(trace.covered, (len(epochs) + 1) * trace.steps - 1)] if trace else ()):
         values[step] = dict(zip(STEP_VALUES, row, strict=True)) if row[2] == row[2] else {}  # else nobody recorded it
     for record in epochs:

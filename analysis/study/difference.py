@@ -42,8 +42,8 @@ class Difference(NamedTuple):
 def differences(a: RunDirectory, b: RunDirectory) -> list[Difference]:
     """Return everything in which two runs differ. If a file cannot be read, that alone is returned.
 
-    Of what only one of them has recorded, such as the device of a run that has started, nothing is returned. Commits
-    are compared if the code of a run is not kept.
+    A kind that only one of them has recorded, such as the device of a run that has begun, is not compared. Commits are
+    compared if the code of a run is not kept.
     """
     try:
         left, right = _facts(a), _facts(b)
@@ -63,7 +63,8 @@ def patch(a: RunDirectory, b: RunDirectory) -> str:
     """Return a unified diff of the kept code of two runs, with their own models. Raises ``FileError``."""
     left, right = _code(a), _code(b)
     lines: list[str] = []
-    for name in sorted(left.keys() | right.keys()) if left and right else ():
+    differ = {name for name in {**left, **right} if left.get(name) != right.get(name)} if left and right else ()
+    for name in sorted(differ):
         before, after = (files.get(name, b"").decode(errors="replace").splitlines() for files in (left, right))
         lines += difflib.unified_diff(before, after, f"a/{name}", f"b/{name}", lineterm="")
     return "\n".join(lines)

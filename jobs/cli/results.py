@@ -126,24 +126,23 @@ def diff(arguments: Arguments) -> tuple[dict[str, Any], int]:
     if ("" in left) != ("" in right):
         raise UsageError("expected two runs or two studies, got one of each; a run is written STUDY/RUN")
     records: dict[str, dict[str, Any]] = {}
-    patches = []
+    patches: dict[str, None] = {}
     for name in {**left, **right}:
         a, b = left.get(name), right.get(name)
         found = differences(a.run, b.run) if a and b else [Difference("run", name, a and a.run.id, b and b.run.id)]
         for one in found:
             record = records.setdefault(repr(one), {key: _plain(value) for key, value in one._asdict().items()})
             record["runs"] = [*record.get("runs", []), *filter(None, [a and b and name])]
-        patches += [patch(a.run, b.run)] if arguments.patch and a and b else []
+        if arguments.patch and a and b and (lines := patch(a.run, b.run)):
+            patches[lines] = None
+    common = [name for name in left if name and name in right]
     sides = [Column(title, side, _exact) for title, side in ((arguments.a, "a"), (arguments.b, "b"))]
-    runs = Column("runs", lambda record: ", ".join(record["runs"]) or None, optional=True, spare=1)
+    runs = Column("runs", text=lambda names: "all" if names == common else ", ".join(names))
     if records:
-        show([Column("", "kind"), Column("", _place), *sides, runs], [*records.values()])
-    else:
-        terminal.say("no difference")
-    lines = "\n".join(filter(None, dict.fromkeys(patches))) if arguments.patch else None
-    if lines:
-        terminal.say(lines)
-    return {"differences": [*records.values()], "patch": lines}, 0
+        show([Column("", "kind"), Column("", _place), *sides, *([runs] if common else [])], [*records.values()])
+    if patches or not records:
+        terminal.say("\n".join(patches) or "no difference")
+    return {"differences": [*records.values()], "patch": "\n".join(patches) if arguments.patch else None}, 0
 
 
 def _runs_of(arguments: Arguments, text: str) -> dict[str, ObservedRun]:
