@@ -56,6 +56,7 @@ MOST_BYTES = 2**20
 ROOM = 16384
 """Length of the command line and of the variables of a spawner, in which programs show their own (``/proc``)."""
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _NEW_NETWORK = 0x40000000
 _MADV_COLLAPSE = 25
@@ -85,6 +86,8 @@ class Program:
     """-1: that of the parent; 0: a new one."""
     umask: int
     """-1: that of the parent."""
+    dies_with_parent: bool
+    """As the ranks of :func:`jobs.attempt.supervisor.start_rank` do. A stub, which imports no torch, begins cold."""
     network: str
     """File of the network namespace to enter (``nsenter --net=FILE``), or nothing."""
 
@@ -98,8 +101,9 @@ class Popen(subprocess.Popen[Any]):
         gid, gids, uid, umask, new_session, group = arguments[17:23]
         variables = {os.fsdecode(k): os.fsdecode(v) for k, v in (os.environ if env is None else env).items()}
         folder = os.fspath(cwd) if cwd is not None else str(Path.cwd())
-        plain = executable is preexec is gid is gids is uid is None and not pass_fds and not shell
         words = [os.fspath(word) for word in args] if isinstance(args, list | tuple) else []
+        dies = getattr(preexec, "__qualname__", "") == "_die_with_the_parent" and "".join(words[2:3]).startswith(OWN)
+        plain = executable is gid is gids is uid is None and (preexec is None or dies) and not pass_fds and not shell
         network = ""
         if words[:1] == ["nsenter"] and words[1].startswith("--net="):
             network, words = words[1].removeprefix("--net="), words[2:]
@@ -115,6 +119,7 @@ class Popen(subprocess.Popen[Any]):
             new_session=new_session,
             process_group=group,
             umask=umask,
+            dies_with_parent=dies,
             network=network,
         )
         self.pid = _ask(program, files)
@@ -201,6 +206,8 @@ def serve(asker: socket.socket) -> tuple[Program, list[int]]:
         while os.getppid() == first:
             time.sleep(0.0005)
         program = Program(**json.loads(data))
+        if program.dies_with_parent:
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if program.new_session:
             os.setsid()
         if program.process_group != -1:
