@@ -41,7 +41,7 @@ FIELDS: Mapping[str, Mapping[str, Any]] = {
         **dict.fromkeys(("name", "entry", "data", "study"), str | None),
         "order": int | None,
         "command": list,
-        **dict.fromkeys(("resources", "code"), dict),
+        **dict.fromkeys(("resources", "code", "git", "versions"), dict),
     },
     "start.json": {"launcher": dict | None, "resources": dict, "backend": str},
     "result.json": {"epochs": int | None},

@@ -84,8 +84,8 @@ def _facts(run: RunDirectory) -> dict[str, dict[str, Any]]:
         "configuration": config,
         "data": {"sha256": digest} if digest else {},
         "code": {name: hashlib.sha256(content).hexdigest()[:12] for name, content in _code(run).items()},
-        "commit": _table(record.get("git")),
-        "versions": {**_table(record.get("versions")), **of_workers("python", "torch")},
+        "commit": record.get("git", {}),
+        "versions": {**record.get("versions", {}), **of_workers("python", "torch")},
         "device": of_workers("host", "gpus", *(key for key in ROUNDING if key != "torch")),
         "results": {
             **{"state": seen.state, "epochs_done": seen.epochs_done, "best_val_ppl": seen.best_val_ppl},
@@ -94,14 +94,10 @@ def _facts(run: RunDirectory) -> dict[str, dict[str, Any]]:
     }
 
 
-def _table(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
 def _code(run: RunDirectory) -> dict[str, bytes]:
     """Return the files of the code of the newest attempt, and of the user's own model. Empty: no copy is kept."""
     worker = read_json(run.worker_file(run.last_attempt())) or {}
-    path = worker.get("code") or _table(run.read_provenance().get("code")).get("path") or ""
+    path = worker.get("code") or run.read_provenance().get("code", {}).get("path") or ""
     copy = PurePath(str(path)).name
     files = _files(run.path.parent / "code" / copy) if copy else {}
     return files and {**files, **{f"model/{name}": content for name, content in _files(run.model_dir).items()}}
@@ -115,17 +111,12 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 def _parted(a: RunDirectory, b: RunDirectory) -> Iterator[Difference]:
-    """Yield where the losses of two runs differ: at steps, then at epochs."""
+    """Yield where the losses of two runs differ, as texts, since NaN equals itself there: at steps, then at epochs."""
     if (one := read_trace(a)) and (other := read_trace(b)):
         for place, (left, right) in enumerate(zip(one.rows, other.rows, strict=False)):
-            if not math.isnan(left[2] + right[2]) and _differ(left[0], right[0]):  # a row without a time is missing
+            if not math.isnan(left[2] + right[2]) and str(left[0]) != str(right[0]):  # a row without a time is missing
                 yield Difference("losses", "train_loss", left[0], right[0], *divmod(place, one.steps))
     for before, after in zip(a.read_metrics()[0], b.read_metrics()[0], strict=False):
         for key in ("train_loss", "val_loss"):
-            if _differ(before.get(key), after.get(key)):
+            if str(before.get(key)) != str(after.get(key)):
                 yield Difference("losses", key, before.get(key), after.get(key), before["epoch"])
-
-
-def _differ(left: Any, right: Any) -> bool:
-    """Return whether two losses differ. NaN is equal to itself."""
-    return bool(left != right and (left == left or right == right))

@@ -133,7 +133,7 @@ def test_steps_that_no_run_or_one_run_has_recorded_do_not_differ(tmp_path: Path)
 def test_what_one_run_has_not_recorded_is_no_difference(tmp_path: Path) -> None:
     left, right = a_run(tmp_path / "a"), a_run(tmp_path / "b")
     right.worker_file(1).unlink()
-    change(right.provenance_file, versions=None, code={"path": "/the/working/tree"})
+    change(right.provenance_file, versions={}, code={"path": "/the/working/tree"})
     assert differences(left, right) == []
 
 
