@@ -50,7 +50,7 @@ COLD_VARIABLES = ("PYTHONHASHSEED", "PYTHONWARNINGS", "LD_PRELOAD", "SEQLM_TEST_
 IS_COLD = "SEQLM_TEST_COLD" in os.environ
 OWN = ("seqlm.", "analysis.", "benchmarks.", "tests.seqlm.training.")
 """Modules of this repository that are worth a warm start: they import torch."""
-STARTS_NOTHING = ("seqlm.", "analysis.", "tests.seqlm.training.")
+STARTS_NOTHING = ("seqlm.training.", "analysis.", "tests.seqlm.training.")
 """Modules that need no spawner of their own."""
 MOST_BYTES = 2**20
 ROOM = 16384
