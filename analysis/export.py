@@ -109,6 +109,7 @@ def _to_tensorboard(folder: Path, run: RunDirectory, name: str, points: list[Poi
 
 def _to_mlflow(folder: Path, run: RunDirectory, name: str, points: list[Point], new: list[Point]) -> None:
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}  # read when it is imported
+    import sqlalchemy  # noqa: F401 -- mlflow-skinny comes without it, and says something else if it is missing
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
 
