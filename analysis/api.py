@@ -27,6 +27,7 @@ from analysis.plots.axes import unit_for
 from analysis.plots.curves import curves_of, draw_curves, legend_entries, setting_curves
 from analysis.run import Run
 from analysis.sections.behaviour import behaviour_data
+from analysis.sections.cost import costs_of, resources_of
 from analysis.study import columns, units
 from analysis.study import study as files
 from analysis.study.difference import Difference, differences
@@ -119,6 +120,15 @@ class Study(files.StudyFiles):
             for setting in self.compared.settings
         ]
         return pd.DataFrame(rows, columns=list(columns.RESULTS))
+
+    @cached_property
+    def resources(self) -> pd.DataFrame:
+        """One row for each run that has been started: what it asked for and used, and what would have been enough.
+
+        >>> study.resources["core_hours"].notna().any()
+        True
+        """
+        return resources_of(self, costs_of(self.attempts))
 
     @cached_property
     def behaviour(self) -> pd.DataFrame:

@@ -2,7 +2,9 @@
 
 import math
 from collections import Counter
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.blocks.section import Block, Points, Prose, Section
@@ -10,6 +12,7 @@ from analysis.blocks.sentences import sentences
 from analysis.blocks.table import RUN_COLUMNS, Column, Table, number
 from analysis.plots.timeline import timeline_chart
 from analysis.study import units
+from analysis.study.columns import table_of
 from analysis.study.comparison import finished
 from analysis.study.settings import in_report_order
 from analysis.study.study import StudyFiles
@@ -21,7 +24,8 @@ def cost_section(study: StudyFiles) -> Section:
     blocks: list[Block] = [Prose(text="No run has been started yet, so nothing has been spent.")]
     if len(attempts):
         chart = timeline_chart(study)
-        blocks = [Points(items=totals(study, attempts)), cost_table(study, attempts), *([chart] if chart else [])]
+        tables = [cost_table(study, attempts), resources_table(study, attempts)]
+        blocks = [Points(items=totals(study, attempts)), *tables, *([chart] if chart else [])]
     return Section(name="cost", title="Cost", blocks=blocks)
 
 
@@ -45,22 +49,18 @@ def cost_table(study: StudyFiles, attempts: pd.DataFrame) -> Table:
     """A row for each run that has been started. ``attempts`` as :func:`costs_of` gives them."""
     by_run = attempts.groupby("id", sort=False)
     last = attempts.drop_duplicates("id", keep="last").set_index("id")
-    measured = study.epochs.groupby("id", sort=False).agg(
-        tokens_per_second=("train_tokens_per_second", "median"), peak_memory_bytes=("peak_memory_bytes", "max")
-    )
+    speeds = study.epochs.groupby("id", sort=False).agg(tokens_per_second=("train_tokens_per_second", "median"))
     runs = in_report_order(study.runs[study.runs["id"].isin(attempts["id"])]).set_index("id", drop=False)
     records = runs.assign(
         **last[["backend", "machine"]],
         ratio=(runs["wall_seconds"] / runs["estimated_seconds"]).where(runs["state"] == "done"),
         attempts=by_run.size(),
-        **by_run[["lost_seconds", "gpu_hours", "core_hours"]].agg(math.fsum),
-    ).join(measured)
-    hours = [("gpu_hours", "GPU h"), ("core_hours", "Core h")]
+        lost_seconds=by_run["lost_seconds"].agg(math.fsum),
+    ).join(speeds)
     return Table(
         name="cost",
         title="What each run has cost",
-        caption="Estimate: at the first launch. Tokens/s: median. Memory: peak of one rank. Outside epochs: start-up, "
-        "checkpoints, test.",
+        caption="Estimate: at the first launch. Tokens/s: median. Outside epochs: start-up, checkpoints, test.",
         columns=[
             *RUN_COLUMNS,
             Column("backend", "Backend", units.text),
@@ -69,12 +69,58 @@ def cost_table(study: StudyFiles, attempts: pd.DataFrame) -> Table:
             number("wall_seconds", "Actual", units.duration),
             number("ratio", "Ratio", units.decimals(".2f")),
             number("tokens_per_second", "Tokens/s", units.decimals(",.0f")),
-            number("peak_memory_bytes", "Memory", units.memory),
             number("attempts", "Attempts"),
             number("lost_seconds", "Outside epochs", units.duration),
-            *(number(key, title, units.hours) for key, title in hours if records[key].notna().any()),
         ],
         records=records,
+        run=lambda run: run["number"],
+    )
+
+
+def resources_of(study: StudyFiles, attempts: pd.DataFrame) -> pd.DataFrame:
+    """A row for each run that has been started: what it asked for, and used. ``attempts``: of :func:`costs_of`."""
+    ran = attempts.assign(
+        timed=attempts["spent"].where(attempts["cpu_seconds"].notna()),
+        idle_gpu_hours=attempts["gpu_hours"] * (1 - attempts["gpu_busy"]),
+        kwh=attempts["joules"] / 3.6e6,
+    )
+    sums = ["cpu_seconds", "timed", "core_hours", "gpu_hours", "idle_gpu_hours", "kwh"]
+    found = ran.groupby("id", sort=False)[sums].sum(min_count=1)
+    last = ran.drop_duplicates("id", keep="last").set_index("id")
+    used = found["cpu_seconds"] / found["timed"]
+    found = found.assign(
+        cores=last["cores"],
+        used_cores=used,
+        enough_cores=np.ceil(used / last["ranks"]) * last["ranks"],
+        peak_memory_bytes=study.epochs.groupby("id")["peak_memory_bytes"].max(),
+        resident_bytes=ran.groupby("id")["resident_bytes"].max(),
+    )
+    runs = in_report_order(study.runs[study.runs["id"].isin(found.index)])
+    rows: list[Any] = runs[["number", "id"]].join(found, on="id").to_dict("records")
+    return table_of("resources", rows)
+
+
+def resources_table(study: StudyFiles, attempts: pd.DataFrame) -> Table:
+    """The same as a table, without what no run has recorded."""
+    found = resources_of(study, attempts).drop(columns="number").set_index("id")
+    columns = [
+        number("cores", "Cores", units.decimals(".0f")),
+        number("used_cores", "Used", units.decimals(".1f")),
+        number("enough_cores", "Enough", units.decimals(".0f")),
+        number("peak_memory_bytes", "Memory", units.memory),
+        number("resident_bytes", "Host memory", units.memory),
+        number("core_hours", "Core h", units.hours),
+        number("gpu_hours", "GPU h", units.hours),
+        number("idle_gpu_hours", "Idle GPU h", units.hours),
+        number("kwh", "kWh", units.decimals(".2f")),
+    ]
+    return Table(
+        name="resources",
+        title="What each run asked for, and used",
+        caption="Cores: of all ranks, then those used on average, and enough. Memory: peak of a rank, on its GPU or of "
+        "its process. Host memory: of all ranks.",
+        columns=[*RUN_COLUMNS, *(column for column in columns if found[column.key].notna().any())],
+        records=in_report_order(study.runs[study.runs["id"].isin(found.index)]).join(found, on="id"),
         run=lambda run: run["number"],
     )
 

@@ -92,6 +92,7 @@ def read_attempts(
             "started_at": _iso(started_at),
             "ended_at": _iso(ended_at),
             "seconds": seconds,
+            **_used(workers),
             "changes": ", ".join(changes.values()) or None,
             "outcome": outcome,
             "failure_kind": kind,
@@ -107,6 +108,19 @@ def read_attempts(
         if found["outcome"] != "not started":
             carried = -rest if rest < 0 else 0.0
     return rows
+
+
+def _used(workers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What the ranks of an attempt have used; NaN where one of them has recorded nothing."""
+    used = [as_mapping(worker.get("resources")) for worker in workers]
+    gpus = [as_mapping(found.get("gpu")) for found in used]
+    found = {
+        "cpu_seconds": [as_number(one.get("cpu_seconds")) for one in used],
+        "resident_bytes": [as_number(one.get("peak_resident_bytes")) for one in used],
+        "gpu_busy": [as_number(one.get("busy")) / len(gpus) for one in gpus],
+        "joules": [as_number(one.get("joules")) for one in gpus],
+    }
+    return {key: math.fsum(numbers) if numbers else math.nan for key, numbers in found.items()}
 
 
 def _iso(seconds: float | None) -> str | None:

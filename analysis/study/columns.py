@@ -157,6 +157,10 @@ ATTEMPTS = _meanings(
     ("started_at", "", "start, ISO 8601"),
     ("ended_at", "", "end, ISO 8601; of an attempt that was cut off, its last heartbeat"),
     ("seconds", "s", "from started_at to ended_at", float),
+    ("cpu_seconds", "s", "time of processors of all ranks", float),
+    ("resident_bytes", "bytes", "most memory of the machine, of all ranks", float),
+    ("gpu_busy", "", "share of the time in which a kernel ran, mean of the GPUs", float),
+    ("joules", "J", "energy of the GPUs", float),
     ("changes", "", "what affects rounding or masks and differs from the attempt before, such as threads"),
     ("outcome", "", "done, rung (left at a rung of a search), failed, cancelled, interrupted, running or not started"),
     ("failure_kind", "", "kind of a failure"),
@@ -217,6 +221,21 @@ SAMPLES = _meanings(
     ("copied", "", "that passage"),
 )
 
+RESOURCES = _meanings(
+    _NUMBER,
+    _ID,
+    ("cores", "", "cores that the last attempt asked for, of all ranks", float),
+    ("used_cores", "", "time of processors over time, mean of all attempts", float),
+    ("enough_cores", "", "cores that would have been enough, of all ranks", float),
+    ("peak_memory_bytes", "bytes", "peak memory of one rank: on its GPU, or of its process", int),
+    ("resident_bytes", "bytes", "most memory of the machine in an attempt, of all ranks", int),
+    ("core_hours", "h", "cores times hours, of attempts without a GPU", float),
+    ("gpu_hours", "h", "GPUs times hours", float),
+    ("idle_gpu_hours", "h", "those in which no kernel ran", float),
+    ("kwh", "kWh", "energy of the GPUs", float),
+)
+"""A row for each run that has been started."""
+
 TABLES: Mapping[str, Mapping[str, Meaning]] = MappingProxyType(
     {
         "runs": RUNS,
@@ -224,6 +243,7 @@ TABLES: Mapping[str, Mapping[str, Meaning]] = MappingProxyType(
         "attempts": ATTEMPTS,
         "results": RESULTS,
         "steps": STEPS,
+        "resources": RESOURCES,
         "behaviour": BEHAVIOUR,
         "samples": SAMPLES,
     }

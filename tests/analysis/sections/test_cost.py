@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from analysis.blocks.section import Points, Section
 from analysis.plots.timeline import lanes_of, timeline_chart
-from analysis.sections.cost import cost_section
+from analysis.sections.cost import cost_section, costs_of, resources_of
 from analysis.study.study import load_study
-from seqlm.files import write_json
+from seqlm.files import read_json, write_json
+from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import write_attempt, write_job
 from tests.analysis.study.test_attempts import resumed_run
 from tests.analysis.synthetic import fail, make_run
@@ -36,13 +38,12 @@ def make_costs(study_dir: Path) -> Path:
 
 def test_hours_are_those_of_the_attempts_times_their_cores_and_gpus(tmp_path: Path) -> None:
     section = cost_section(load_study(make_costs(tmp_path)))
-    (table,) = section.tables
-    values = {cell.value for cell in (row.cells[0] for row in table.rows)}
-    assert values == {1, 2, 4}
-    by_run = {
-        row.run: {column.key: cell.value for column, cell in zip(table.columns, row.cells, strict=True)}
-        for row in table.rows
-    }
+    by_run: dict[object, dict[str, Any]] = {}
+    for table in section.tables:
+        assert {row.cells[0].value for row in table.rows} == {1, 2, 4}
+        for row in table.rows:
+            cells = zip(table.columns, row.cells, strict=True)
+            by_run.setdefault(row.run, {}).update({column.key: cell.value for column, cell in cells})
     assert by_run[1]["core_hours"] == pytest.approx(450 * 2 / 3600)
     assert math.isnan(by_run[1]["gpu_hours"])
     assert by_run[2]["gpu_hours"] == pytest.approx(900 * 0.5 / 3600)
@@ -57,6 +58,27 @@ def test_hours_are_those_of_the_attempts_times_their_cores_and_gpus(tmp_path: Pa
     assert f"{(450 + 900 + 860) / 3600:.2f} run hours" in said
     assert f"{(900 / 2 + 2 * 860) / 3600:.2f} GPU hours" in said
     assert f"{2 * 450 / 3600:.2f} core hours" in said
+
+
+def test_what_ranks_have_used_is_summed_over_them_and_over_attempts(tmp_path: Path) -> None:
+    study_dir = make_costs(tmp_path)
+    before = load_study(study_dir)
+    assert before.attempts["cpu_seconds"].isna().all()
+    (pair,) = before.runs.loc[before.runs["number"] == 4, "id"]
+    for rank, (cores, busy) in enumerate([(0.7, 0.5), (1.1, 0.7)]):
+        file = RunDirectory(study_dir / pair).worker_file(1, rank)
+        gpu = {"busy": busy, "peak_memory_bytes": 2**30, "joules": 1.8e6, "throttled": {}}
+        used = {"seconds": 860.0, "cpu_seconds": 860 * cores, "peak_resident_bytes": 2**31, "gpu": gpu}
+        write_json(file, {**(read_json(file) or {}), "resources": used})
+    study = load_study(study_dir)
+    (row,) = [row for row in resources_of(study, costs_of(study.attempts)).to_dict("records") if row["number"] == 4]
+    assert row["used_cores"] == pytest.approx(1.8)
+    assert row["enough_cores"] == 2
+    assert row["idle_gpu_hours"] == pytest.approx(2 * 860 / 3600 * 0.4)
+    assert row["kwh"] == pytest.approx(1.0)
+    assert row["resident_bytes"] == 2**32
+    keys = {column.key for table in cost_section(study).tables for column in table.columns}
+    assert {"used_cores", "idle_gpu_hours", "kwh"} <= keys
 
 
 def test_a_lane_for_each_gpu_and_an_attempt_of_two_ranks_on_both(tmp_path: Path) -> None:
