@@ -125,8 +125,8 @@ class Study(files.StudyFiles):
     def resources(self) -> pd.DataFrame:
         """One row for each run that has been started: what it asked for and used, and what would have been enough.
 
-        >>> study.resources["core_hours"].notna().any()
-        True
+        >>> list(study.resources)[:5]
+        ['number', 'id', 'cores', 'used_cores', 'enough_cores']
         """
         return resources_of(self, costs_of(self.attempts))
 
