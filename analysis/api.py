@@ -194,13 +194,9 @@ class Study(files.StudyFiles):
         )
 
     def diff(self, a: str | int, b: str | int) -> pd.DataFrame:
-        """Return everything in which two runs differ, a row each, with the first step at which their losses differ.
+        """Return everything in which two runs, given by name, id or number, differ: a row for each difference.
 
-        The columns are the fields of :class:`analysis.study.difference.Difference`.
-
-        Args:
-            a: name, id or number of a run.
-            b: the same of another one.
+        The last row has the ``epoch`` and ``step`` from which on their losses differ, both from 0, if they do.
 
         >>> study.diff("transformer-seed1", "transformer-seed2")[["kind", "key", "a", "b"]].head(1)
                     kind   key  a  b

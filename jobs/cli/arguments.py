@@ -109,7 +109,7 @@ class Arguments:
     text: str | None = option("what is to be said about the runs, in place of what was said before", metavar="TEXT")
     force: bool = option("compute it again, even if nothing has changed")
     output: Path | None = option(
-        "where to write (default: report in the study's folder; of several studies: next to their folders)",
+        "where to write (default of report: report in the study's folder; of several studies: next to their folders)",
         metavar="DIR",
     )
     count: int = option("how many (default: 9)", default=9)
