@@ -30,9 +30,9 @@ from jobs.study.budget import Budget
 from jobs.study.kept_code import Code
 from seqlm.errors import EXIT_RUNG, BackendError, FileError
 from seqlm.files import write_json, write_json_lines
-from seqlm.rundir import Observation, RunDirectory
+from seqlm.rundir import RunDirectory
 from seqlm.search import Search, decide
-from seqlm.state import FailureKind, State
+from seqlm.state import State
 from tests.analysis.attempt_files import write_attempt
 from tests.cancelling import cancel
 from tests.facts import fail, failure_of, launch_again, make_folder, owned
@@ -45,40 +45,6 @@ pytestmark = pytest.mark.usefixtures("no_waiting")
 @pytest.fixture(autouse=True)
 def _short_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job.Host, "stop_seconds", 0.05)
-
-
-def observed(state: State, kind: FailureKind | None = None) -> Observation:
-    return Observation(state=state, epoch=None, best_val_ppl=None, reason=None, kind=kind)
-
-
-@pytest.mark.parametrize(
-    ("observation", "has_checkpoint", "retry", "action"),
-    [
-        (observed("pending"), False, False, "start"),
-        (observed("pending"), True, False, "resume"),
-        (observed("done"), True, False, "skip"),
-        (observed("done"), True, True, "skip"),
-        (observed("running"), True, True, "skip"),
-        (observed("queued"), False, True, "skip"),
-        (observed("failed", "diverged"), True, False, "skip"),
-        (observed("failed", "code"), False, False, "skip"),
-        (observed("failed", "oom"), False, False, "skip"),
-        (observed("failed", "code"), False, True, "start"),
-        (observed("failed", "node"), True, False, "resume"),
-        (observed("failed", "preempted"), True, False, "resume"),
-        (observed("failed", "timeout"), False, False, "start"),
-        (observed("cancelled", "cancelled"), True, False, "skip"),
-        (observed("cancelled", "cancelled"), True, True, "resume"),
-    ],
-)
-def test_the_plan_follows_from_the_state(
-    tmp_path: Path, observation: Observation, has_checkpoint: bool, retry: bool, action: str
-) -> None:
-    spec = RunSpec(name="a", config=make_config())
-    planned = plan(spec, RunDirectory(tmp_path), observation, has_checkpoint=has_checkpoint, retry=retry)
-    assert planned.action == action
-    if action == "skip":
-        assert planned.reason
 
 
 def finish(submission: Submission) -> int:

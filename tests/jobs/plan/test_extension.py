@@ -30,10 +30,12 @@ def observed(state: State, gone: int, result: int = 0, kind: FailureKind | None 
     return Observation(state=state, epoch=epoch, best_val_ppl=None, reason=reason, kind=kind, result_epochs=result)
 
 
-def planned(seen: Observation, *, before: int, epochs: int, has_checkpoint: bool = True) -> tuple[str, str | None, int]:
+def planned(
+    seen: Observation, *, before: int = 40, epochs: int = 40, has_checkpoint: bool = True, retry: bool = False
+) -> tuple[str, str | None, int]:
     """Action, reason and last epoch if a launch requests ``epochs``, and the one before requested ``before``."""
     spec = RunSpec(name="a", config=make_config(epochs=epochs))
-    item = plan(spec, RunDirectory(Path("a")), seen, has_checkpoint=has_checkpoint, retry=False, before=before)
+    item = plan(spec, RunDirectory(Path("a")), seen, has_checkpoint=has_checkpoint, retry=retry, before=before)
     return item.action, item.reason, item.spec.config.train.epochs
 
 
@@ -65,6 +67,28 @@ def test_the_latest_launch_says_how_far_a_run_goes_and_nothing_is_repeated(
     seen: Observation, before: int, epochs: int, expected: tuple[str, str, int]
 ) -> None:
     assert planned(seen, before=before, epochs=epochs) == expected
+
+
+@pytest.mark.parametrize(
+    ("seen", "has_checkpoint", "retry", "action"),
+    [
+        (observed("pending", 0), False, False, "start"),
+        (observed("done", 40, 40), True, True, "skip"),
+        (observed("running", 10), True, True, "skip"),
+        (observed("queued", 0), False, True, "skip"),
+        (observed("failed", 0, 0, "oom"), False, False, "skip"),
+        (observed("failed", 0, 0, "code"), False, True, "start"),
+        (observed("failed", 10, 0, "node"), True, False, "resume"),
+        (observed("failed", 10, 0, "preempted"), True, False, "resume"),
+        (observed("failed", 0, 0, "timeout"), False, False, "start"),
+        (observed("cancelled", 10, 0, "cancelled"), True, False, "skip"),
+        (observed("cancelled", 10, 0, "cancelled"), True, True, "resume"),
+    ],
+)
+def test_the_plan_follows_from_the_state(seen: Observation, has_checkpoint: bool, retry: bool, action: str) -> None:
+    found, reason, _ = planned(seen, has_checkpoint=has_checkpoint, retry=retry)
+    assert found == action
+    assert reason or action == "start"
 
 
 # -- on a folder ---------------------------------------------------------------------------------------------------
