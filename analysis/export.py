@@ -17,7 +17,7 @@ from seqlm.reading import moment
 from seqlm.rundir import RunDirectory
 from seqlm.trace import read_trace
 
-STEP_VALUES = ("step/train_loss", "step/gradient_norm", "step/seconds")
+STEP_VALUES = ("step/loss", "step/grad_norm", "step/seconds")
 MLFLOW_BATCH = 1000
 """Most metrics that MLflow takes at once."""
 

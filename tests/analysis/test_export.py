@@ -53,7 +53,7 @@ def expected(run: RunDirectory, covered: int) -> list[Value]:
     """What is to be exported of such a run. The last step of an epoch is exported together with the epoch."""
     found: list[Value] = []
     for step in range(covered):
-        values = {"train_loss": 1 / (step + 1), "gradient_norm": 1 / 3, "seconds": 0.25}
+        values = {"loss": 1 / (step + 1), "grad_norm": 1 / 3, "seconds": 0.25}
         found += [(run.id, f"step/{name}", step, float32(value)) for name, value in values.items()]
     for epoch in range(covered // STEPS):
         values = {"epoch": epoch, "steps": STEPS, "val_ppl": 100 / (epoch + 1), "lr": 0.1}
