@@ -38,6 +38,58 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def memory_groups(membership: str, root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
+    """Return the folders of the control group that counts a process's memory, and of those around it, from inside out.
+
+    ``membership`` is the content of ``/proc/self/cgroup``. Version 2 has one line ``0::/path``, version 1 has one for
+    each controller: ``4:memory:/path``. In a container the path may be that of the host, and the group's own files are
+    at the root.
+    """
+    found = []
+    for line in membership.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers or "memory" in controllers.split(","):
+            top = root / "memory" if controllers else root
+            inside = top / path.lstrip("/")
+            found += [folder for folder in (inside, *inside.parents) if folder.is_relative_to(top)]
+    return found
+
+
+def own_groups() -> list[Path]:
+    """Return the :func:`memory_groups` of this process; empty if it has none."""
+    with contextlib.suppress(OSError):
+        return memory_groups(Path("/proc/self/cgroup").read_text("utf-8"))
+    return []
+
+
+def group_memory(groups: Iterable[Path]) -> tuple[int | None, int | None]:
+    """Return the peak and the limit, in bytes, of the memory of the control group with the lowest limit.
+
+    Without a limit, the peak is that of the first group. ``None``: the kernel does not say.
+    """
+    found = [
+        (
+            _number(group, "memory.peak", "memory.max_usage_in_bytes"),
+            _number(group, "memory.max", "memory.limit_in_bytes"),
+        )
+        for group in groups
+    ]
+    limited = [(peak, limit) for peak, limit in found if limit is not None and limit < UNLIMITED]
+    return min(limited, key=lambda one: one[1]) if limited else (found[0][0] if found else None, None)
+
+
+UNLIMITED = 2**60
+"""From this number of bytes on, a limit of version 1 says that there is none."""
+
+
+def _number(folder: Path, *names: str) -> int | None:
+    """Return the number in the first of these files that holds one."""
+    for name in names:
+        with contextlib.suppress(OSError, ValueError):
+            return int((folder / name).read_text("utf-8"))
+    return None
+
+
 def cpu_model() -> str:
     """Name of the processor."""
     return " ".join(_cpu_fields("model name")) or platform.processor() or platform.machine()
@@ -243,8 +295,3 @@ def mps_directory(env: Mapping[str, str]) -> Path | None:
     """The folder in which a daemon of NVIDIA's MPS has its control socket. ``None``: no daemon is there."""
     folder = Path(env.get("CUDA_MPS_PIPE_DIRECTORY") or "/tmp/nvidia-mps")
     return folder if exists(folder / "control") else None
-
-
-def devices() -> list[str]:
-    """The machine's devices for a person: its GPUs, else its processor."""
-    return [name for _, name in gpus()] or [f"{cpu_model()} ({cpu_count()} cores)"]

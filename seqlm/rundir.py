@@ -188,8 +188,17 @@ class RunDirectory:
         return self.attempt_dir(attempt) / "exit.json"
 
     def worker_file(self, attempt: int, rank: int = 0) -> Path:
-        """Host, devices and versions of a rank of an attempt: ``worker.json``, ``worker-1.json``, ..."""
+        """Host, devices and resources of a rank of an attempt: ``worker.json``, ``worker-1.json``, ..."""
         return self.attempt_dir(attempt) / (f"worker-{rank}.json" if rank else "worker.json")
+
+    def hang_file(self, attempt: int, rank: int = 0) -> Path:
+        """Where a rank is that makes no progress. It goes if the rank goes on (:mod:`seqlm.hang`)."""
+        return self.attempt_dir(attempt) / f"hang-{rank}.json"
+
+    def environment(self, digest: str) -> Path:
+        """Packages, driver and variables of workers of the study."""
+        is_below = self.path.parent.name in (CANARY_FOLDER, BEHAVIOUR_FOLDER)
+        return self.path.parents[1 if is_below else 0] / "environments" / f"{digest}.json"
 
     def progress_file(self, attempt: int) -> Path:
         """The progress of an attempt within its epoch, written by its first rank at intervals."""

@@ -22,7 +22,15 @@ from seqlm.training import attempt, worker
 from seqlm.training.checkpoint import load_checkpoint
 from tests.seqlm.training.studies import make_run, runs_in
 
-OF_THE_DAY = ("epoch_seconds", "elapsed_seconds", "train_tokens_per_second", "peak_memory_bytes", "attempt")
+OF_THE_DAY = (
+    "epoch_seconds",
+    "elapsed_seconds",
+    "phases",
+    "communication_seconds",
+    "train_tokens_per_second",
+    "peak_memory_bytes",
+    "attempt",
+)
 """What ``metrics.jsonl`` says of the machine, not of the training."""
 RESULT_OF_THE_DAY = ("elapsed_seconds", "attempt", "finished_at")
 """The same of ``result.json``."""

@@ -3,7 +3,10 @@
 Times are those that worker and launcher have recorded, in whole seconds, never those of files, which a copy changes.
 """
 
+import contextlib
+import functools
 import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -12,6 +15,7 @@ from typing import Any
 
 from analysis.study.values import as_mapping, as_number, as_text, read_or_warn
 from seqlm.ends import End
+from seqlm.errors import FileError
 from seqlm.files import read_json
 from seqlm.lease import last_sign_of
 from seqlm.machine import short_name
@@ -89,6 +93,7 @@ def read_attempts(
             "attempt": attempt,
             **_place(workers, start),
             "code": PurePath(as_text(first.get("code")) or "").name or None,
+            "versions": _versions(run, first),
             "started_at": _iso(started_at),
             "ended_at": _iso(ended_at),
             "seconds": seconds,
@@ -121,6 +126,25 @@ def _used(workers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "joules": [as_number(one.get("joules")) for one in gpus],
     }
     return {key: math.fsum(numbers) if numbers else math.nan for key, numbers in found.items()}
+
+
+PACKAGES = ("seqlm", "python", "torch", "tokenizers", "driver")
+
+
+def _versions(run: RunDirectory, worker: Mapping[str, Any]) -> str | None:
+    digest, found = str(worker.get("environment")), {}
+    if re.fullmatch("[0-9a-f]{64}", digest):
+        found = _environment(run.environment(digest))
+    known = {key: worker.get(key) for key in PACKAGES} | {**as_mapping(found.get("packages"))} | found
+    return ", ".join(f"{name} {text}" for name in PACKAGES if (text := as_text(known.get(name)))) or None
+
+
+@functools.lru_cache
+def _environment(file: Path) -> dict[str, Any]:
+    """Return what a file of ``environments/`` holds, which never changes; empty if it cannot be read."""
+    with contextlib.suppress(FileError):
+        return read_json(file) or {}
+    return {}
 
 
 def _iso(seconds: float | None) -> str | None:

@@ -154,6 +154,7 @@ ATTEMPTS = _meanings(
     ("places", "", "hosts and GPUs of all ranks, joined by ' + '"),
     ("micro_batches", "", "parts of each rank's batch; more than 1 if memory was short", int),
     ("code", "", "folder of its code: a copy's name is the commit and a digest of the files"),
+    ("versions", "", "versions of seqlm, Python, PyTorch, the tokenizers and the driver of the first rank"),
     ("started_at", "", "start, ISO 8601"),
     ("ended_at", "", "end, ISO 8601; of an attempt that was cut off, its last heartbeat"),
     ("seconds", "s", "from started_at to ended_at", float),

@@ -171,8 +171,8 @@ def _log_tail(run: RunDirectory) -> list[str]:
 def origin_of(runs: Sequence[LoadedRun]) -> dict[str, list[str]]:
     """Sum up where all runs come from: for each title the distinct values, in the order of the runs.
 
-    ``provenance.json`` is of the newest launch, on the launcher's host. Devices and hosts are those of the attempts. If
-    attempts ran other code than one another, each is listed.
+    ``provenance.json`` is of the newest launch. Devices, hosts and versions are those of the attempts. If attempts ran
+    other code than one another, each is listed.
     """
     attempts = [attempt for run in runs for attempt in run.attempts]
     provenances = [run.provenance for run in runs]
@@ -180,16 +180,13 @@ def origin_of(runs: Sequence[LoadedRun]) -> dict[str, list[str]]:
     several = [f"{code}: {units.count(number, 'attempt')}" for code, number in codes.items()]
     times = sorted(str(record["launched_at"]) for record in provenances if record.get("launched_at"))
     ends = [re.sub(r"T(\d\d:\d\d):\d\d\+00:00$", r" \1 UTC", time) for time in _distinct([*times[:1], *times[-1:]])]
-    versions = [as_mapping(record.get("versions")) for record in provenances]
-    packages = _distinct(package for found in versions for package in found)
-    named = [f"{name} {' and '.join(_distinct(str(v.get(name) or '') for v in versions))}" for name in packages]
     return {
         "Launched": [" to ".join(ends)] if ends else [],
         "Code": _distinct(map(_commit, provenances)),
         **({"Code of attempts": several} if len(several) > 1 else {}),
         "Devices": _distinct(attempt["machine"] or "" for attempt in attempts),
         "Hosts": _distinct(attempt["host"] or "" for attempt in attempts),
-        "Versions": [", ".join(named)] if named else [],
+        "Versions": _distinct(attempt["versions"] or "" for attempt in attempts),
     }
 
 

@@ -48,7 +48,15 @@ STOP_SECONDS = 60.0
 """How long a worker that was asked to stop may take to save."""
 MPS_SECONDS = 60.0
 """How long MPS may take to start, to let a process use the card, or to quit."""
-OF_THE_DAY = ("epoch_seconds", "elapsed_seconds", "train_tokens_per_second", "peak_memory_bytes", "attempt")
+OF_THE_DAY = (
+    "epoch_seconds",
+    "elapsed_seconds",
+    "phases",
+    "communication_seconds",
+    "train_tokens_per_second",
+    "peak_memory_bytes",
+    "attempt",
+)
 """What ``metrics.jsonl`` says of the machine, not of the training."""
 
 Say = Callable[[str], None]

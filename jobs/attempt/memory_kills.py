@@ -8,22 +8,10 @@ import contextlib
 from pathlib import Path
 from typing import final
 
+from seqlm.machine import own_groups
 
-def groups_files(membership: str, root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
-    """Return the files with the kernel's count of kills in this process's group, from ``/proc/self/cgroup``.
-
-    Version 2 has one line ``0::/path``, version 1 has one for each controller: ``4:memory:/path``. In a container the
-    path may be that of the host, and the group's own files are at the root.
-    """
-    files = []
-    for line in membership.splitlines():
-        _, controllers, path = line.split(":", 2)
-        inside = path.lstrip("/")
-        if not controllers:
-            files += [root / inside / "memory.events", root / "memory.events"]
-        elif "memory" in controllers.split(","):
-            files += [root / "memory" / inside / "memory.oom_control", root / "memory" / "memory.oom_control"]
-    return files
+COUNTS = ("memory.events", "memory.oom_control")
+"""The kernel's files with the number of kills in a group, of versions 2 and 1 of control groups."""
 
 
 def kill_count(files: list[Path]) -> int:
@@ -39,9 +27,7 @@ def kill_count(files: list[Path]) -> int:
 
 def own_kill_count() -> int:
     """Return the number of out-of-memory kills so far in the group of this process."""
-    with contextlib.suppress(OSError):
-        return kill_count(groups_files(Path("/proc/self/cgroup").read_text("utf-8")))
-    return 0
+    return kill_count([group / name for group in own_groups() for name in COUNTS])
 
 
 @final

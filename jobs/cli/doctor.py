@@ -1,7 +1,10 @@
 """``doctor``: whether this machine can launch, train and report, and what to do if it cannot."""
 
+import contextlib
+import importlib.metadata
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -10,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import seqlm
 from jobs.backends.base import PROGRAM, Backend, Finding, torch_finding
 from jobs.cli.arguments import Arguments, read
 from jobs.cli.tables import FINDINGS, show
 from jobs.launch.prepare import find_data
 from jobs.registry import BACKENDS, backend_class
-from jobs.study.provenance import versions
 from jobs.terminal import memory
 from seqlm import machine
 from seqlm.config import DataConfig
@@ -26,6 +29,8 @@ from seqlm.reading import exists
 
 ROOT = Path(__file__).resolve().parents[2]
 CALIBRATION = ROOT / "jobs" / "manifests" / "calibration.toml"
+PACKAGES = ("torch", "pandas", "matplotlib", "ray", "tokenizers")
+"""Packages whose versions are shown if they are installed."""
 LOW_DISK_BYTES = 2 * 1024**3
 
 
@@ -71,7 +76,7 @@ def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:
     bf16 = "bf16" if machine.has_bf16() else "no bf16"
     processor = f"{machine.cpu_model()}, {cores} cores, {bf16}, fp32 products by {machine.matmul_library()}{busy}"
     return [
-        Finding("ok", "versions", ", ".join(f"{name} {version}" for name, version in versions().items())),
+        Finding("ok", "versions", ", ".join(f"{name} {version}" for name, version in _versions().items())),
         _torch(gpus),
         Finding("note" if is_busy else "ok", "processor", processor),
         *devices,
@@ -82,6 +87,15 @@ def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:
         else Finding("note", "git", "not found; runs will record no commit"),
         _penn_treebank(data_path),
     ]
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of seqlm, Python and the installed packages of ``PACKAGES``, without importing them."""
+    found = {"seqlm": seqlm.__version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def _torch(gpus: Sequence[machine.Gpu]) -> Finding:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 from jobs import terminal
-from jobs.attempt.attempt import Attempt, hung_seconds
+from jobs.attempt.attempt import Attempt
 from jobs.attempt.supervisor import KILL_SECONDS, Ended
 from jobs.backends.base import Executor
 from jobs.launch.background import STOP_SECONDS
@@ -23,6 +23,7 @@ from jobs.study.folder import this_launcher, write_queue
 from jobs.study.kept_code import Code
 from seqlm.ends import End, Verdict, verdict
 from seqlm.errors import EXIT_BUSY, STOPPED_EXITS, FileError, file_errors
+from seqlm.hang import hung_seconds
 from seqlm.requests import Requests
 from seqlm.state import FailureKind
 

@@ -32,11 +32,13 @@ from seqlm.errors import (
     is_storage_failure,
 )
 from seqlm.files import Guard, make_directory, unguarded, write_json
+from seqlm.hang import explain
 from seqlm.lease import claim, kept, require_attempt
 from seqlm.reading import timestamp
 from seqlm.rundir import RunDirectory, stopped_reason
 from seqlm.training.distributed import AllLeave, Rank
 from seqlm.training.failure import describe_failure, failure_text, tell
+from seqlm.training.witness import watched
 
 STOPPED = "stopped; run again to resume"
 CANCELLED = "cancelled; `retry` resumes it"
@@ -125,9 +127,10 @@ class Attempt:
         if (stopped := run.read_stopped()) is not None:
             print(stopped_reason(stopped))
             return EXIT_RUNG
-        self.record_start()
+        record = self.record_start()
         try:
-            work()
+            with watched(self, record):
+                work()
         except LeaseLostError:
             raise
         except LeftAtRungError as left:
@@ -147,7 +150,10 @@ class Attempt:
 
     def _failed(self, error: Exception) -> int:
         tell(failure_text(error))
-        is_told = self._write_end(describe_failure(error, rank=self.rank.index))
+        record = describe_failure(error, rank=self.rank.index)
+        if record["peer_lost"] and (why := explain(self.run, self.number)):
+            record["message"] = f"{why} ({record['message']})"
+        is_told = self._write_end(record)
         return EXIT_FAILED if is_told and not is_storage_failure(error) else EXIT_STORAGE
 
     def _write_end(self, record: Mapping[str, Any]) -> bool:
@@ -193,8 +199,10 @@ class Attempt:
             self.guard = lease.check
             yield
 
-    def record_start(self) -> None:
+    def record_start(self) -> dict[str, Any]:
         """Write where and with what this rank runs: ``worker.json`` in the attempt's folder, or ``worker-N.json``.
+
+        Return what is written. These fields never change.
 
         Raises:
             FileError: it cannot be written.
@@ -222,3 +230,4 @@ class Attempt:
             "started_at": timestamp(),
         }
         write_json(self.run.worker_file(self.number, rank.index), record, guard=self.guard)
+        return record

@@ -80,8 +80,7 @@ class Rank:
         """Return the peak memory of this rank so far: allocated on the GPU, or resident in the process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        return resident_peak_bytes()
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The element-wise sum of ``tensor`` over all ranks, in place; the same values on every rank."""
@@ -114,6 +113,12 @@ class Rank:
             dist.broadcast(sent, src=source)
             part.copy_(sent)
         return torch.load(io.BytesIO(received.numpy().tobytes()), weights_only=True)  # noqa: TID251
+
+
+def resident_peak_bytes() -> int:
+    """Return the most memory of the machine that this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def rank_from_environment(env: Mapping[str, str]) -> Rank:

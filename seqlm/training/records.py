@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import time
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from seqlm.errors import DivergedError
 from seqlm.reading import timestamp
+from seqlm.training.witness import process_seconds
 
 if TYPE_CHECKING:
     from seqlm.training.trainer import Trainer
@@ -38,6 +41,25 @@ class TokenLoss:
     def mean(self) -> float:
         """Nats per predicted token; NaN before the first token."""
         return self.loss_nats / self.tokens if self.tokens else math.nan
+
+
+class Phases:
+    """Where the time of a worker went since the last record of an epoch, each moment in one phase."""
+
+    def __init__(self) -> None:
+        self._at = time.perf_counter() - process_seconds()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    def end(self, phase: str) -> float:
+        """Count the time since the last call as that of ``phase``. Return the present time of ``perf_counter``."""
+        before, self._at = self._at, time.perf_counter()
+        self._seconds[phase] += self._at - before
+        return self._at
+
+    def take(self) -> dict[str, float]:
+        """Return the seconds of each phase, and begin again."""
+        found, self._seconds = dict(self._seconds), defaultdict(float)
+        return found
 
 
 def require_perplexity(valid: TokenLoss, when: str) -> None:
@@ -71,6 +93,8 @@ def epoch_record(trainer: Trainer, valid: TokenLoss, valid_seconds: float) -> di
         "lr": trainer.lr,
         "epoch_seconds": seconds,
         "elapsed_seconds": (history[-1]["elapsed_seconds"] if history else 0.0) + seconds,
+        "phases": trainer.phases.take(),
+        "communication_seconds": trainer.communication_seconds(),
         "train_tokens_per_second": train.tokens / trainer.seconds,
         "peak_memory_bytes": trainer.rank.peak_memory_bytes(),
         "attempt": trainer.attempt,

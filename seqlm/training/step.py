@@ -105,6 +105,16 @@ class TrainingStep:
         """
         self._rehearses = isinstance(self._objective, nn.parallel.DistributedDataParallel)
 
+    def communication_seconds(self) -> float | None:
+        """Return the mean time in which the ranks reduced the gradients of a step, with waiting for each other.
+
+        DistributedDataParallel times some of its steps. ``None``: there is one rank.
+        """
+        if isinstance(self._objective, nn.parallel.DistributedDataParallel):
+            nanoseconds = self._objective._get_ddp_logging_data().get("avg_backward_comm_time")
+            return nanoseconds / 1e9 if nanoseconds else None
+        return None
+
     def __call__(self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: State) -> StepResult:
         """Forward, backward, clip, update."""
         if self._rehearses:

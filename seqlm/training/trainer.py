@@ -37,7 +37,7 @@ from seqlm.training.optimizers import (
     set_learning_rate,
     step_key,
 )
-from seqlm.training.records import TokenLoss, epoch_record, require_perplexity
+from seqlm.training.records import Phases, TokenLoss, epoch_record, require_perplexity
 from seqlm.training.step import StepResults, TrainingStep, generator_state, set_generator_state
 
 
@@ -126,9 +126,11 @@ class Trainer:
             capture=capture,
             micro_batches=micro_batches,
         )
+        self.communication_seconds = self.take_step.communication_seconds
         self.window_loss: Callable[[Tensor, Tensor, State], tuple[Tensor, State]] = (
             Captured(self.model.loss) if capture else self.model.loss
         )
+        self.phases = Phases()
         self.history: list[dict[str, Any]] = []
         self._begin_epoch(0)
 
@@ -160,18 +162,22 @@ class Trainer:
         Raises:
             DivergedError: a loss or gradient norm is not finite.
         """
+        self.phases.end("start_up")
         while self.epoch < epochs:
             self.set_step(self.epoch, min(self.step, self.steps - 1))  # all of them may be done
             yield EpochBegins()
+            self.phases.end("checkpoint")
             if self.step == 0:
                 torch.manual_seed(mask_seed(self.config.seed, self.epoch, self.rank.index))
             yield from self._train_epoch(asks, read_each=read_each)
             started = time.perf_counter()
             valid = self.evaluate("valid", before_window)
             require_perplexity(valid, f"after epoch {self.epoch + 1}")
+            self.phases.end("validation")
             self.history.append(epoch_record(self, valid, time.perf_counter() - started))
             self._begin_epoch(self.epoch + 1)
             yield EpochEnded()
+            self.phases.end("checkpoint")
 
     def _train_epoch(self, asks: Callable[[], tuple[bool, bool]], *, read_each: bool) -> Iterator[StepsDone | Diverged]:
         """Take the steps of the epoch that are still to do."""
@@ -183,14 +189,16 @@ class Trainer:
         read_at = started
         seq_len = self.config.train.seq_len
         for inputs, targets in windows(self.columns[self.step * seq_len :], seq_len):
+            self.phases.end("data")
             self.set_step(self.epoch, self.step)
             result = self.take_step(inputs, targets, self.state)
             self.state = result.state
             self.step += 1
             results.add(result)
+            self.phases.end("step")
             if results.are_full or self.step == self.steps:
                 losses, (stop, save) = results.read(*asks())
-                now = time.perf_counter()
+                now = self.phases.end("waiting")
                 rows = [(nats / self.tokens_per_step, norm, (now - read_at) / len(losses)) for nats, norm in losses]
                 for number, (mean, norm, _) in enumerate(rows, start=1):
                     if not (math.isfinite(mean) and math.isfinite(norm)):
@@ -202,7 +210,7 @@ class Trainer:
                     self.total.add(loss_nats, self.tokens_per_step)
                 self.seconds = before + now - started
                 yield StepsDone(rows=rows, stop=stop, save=save)
-                read_at = time.perf_counter()
+                read_at = self.phases.end("checkpoint")
 
     def set_step(self, epoch: int, step: int) -> None:
         """Set what the number of a step decides: the learning rate, and the key of masks that a step shares over ranks.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from seqlm.config import RunConfig
-from seqlm.files import write_json, write_json_lines
+from seqlm.files import make_directory, write_json, write_json_lines
 from seqlm.rundir import RunDirectory
 from tests.facts import fail
 
@@ -75,7 +75,11 @@ def add_run(
         write_json_lines(run.metrics_file, records)
     if device is not None:
         run.attempt_dir(1).mkdir(parents=True)
-        write_json(run.worker_file(1), {"rank": 0, "ranks": 1, "device": device, "gpu": None, "threads": 2})
+        worker = {"rank": 0, "ranks": 1, "device": device, "gpu": None, "threads": 2, "environment": "e" * 64}
+        write_json(run.worker_file(1), worker)
+        make_directory(run.environment("e" * 64).parent)
+        packages = {"seqlm": "0.1.0", "torch": "2.13.0", "pandas": "3.1.1"}
+        write_json(run.environment("e" * 64), {"python": "3.12.3", "driver": None, "packages": packages})
     if failure is not None:
         fail(run, {"kind": failure, "message": f"it ended by {failure}", "where": "worker.py:1"})
     elif done:
@@ -96,9 +100,7 @@ def make_provenance(name: str, order: int) -> dict[str, Any]:
         "command": ["python", "launch.py", "run", "jobs/manifests/optimizers.toml", "--only", f"name={name}"],
         "launched_at": None,
         "host": "node07",
-        "devices": ["NVIDIA H100 80GB HBM3", "NVIDIA H100 80GB HBM3"],
         "git": {"commit": "3f1c9a7be2d04586b1aa7733c5e0f98d21764b0e", "dirty": True},
-        "versions": {"seqlm": "0.1.0", "python": "3.12.3", "torch": "2.13.0", "pandas": "3.1.1"},
     }
 
 

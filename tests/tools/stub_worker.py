@@ -9,6 +9,7 @@ many epochs, such as ``{"1/3": "oom"}``: an error of that kind, or the signal of
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -73,6 +74,7 @@ if __name__ == "__main__":
     cuda = SimpleNamespace(OutOfMemoryError=MemoryError)
     distributed = SimpleNamespace(DistError=ConnectionError)
     substitute("torch", __version__="none", get_num_threads=lambda: 1, cuda=cuda, distributed=distributed)
+    substitute("seqlm.training.witness", watched=lambda *_: contextlib.nullcontext(), process_seconds=lambda: 0.0)
     substitute("seqlm.training.distributed", Rank=SimpleNamespace, AllLeave=Exception)
     parts = {"Checkpoint": Checkpoint, "load_checkpoint": load_checkpoint, "save_checkpoint": save_checkpoint}
     substitute("seqlm.training.checkpoint", **parts, require_text=nothing)
@@ -90,7 +92,7 @@ from seqlm.training.attempt import (  # noqa: E402
     attempt_number,
 )
 from seqlm.training.checkpoint_files import CheckpointFiles  # noqa: E402
-from seqlm.training.records import TokenLoss, epoch_record, result_record  # noqa: E402
+from seqlm.training.records import Phases, TokenLoss, epoch_record, result_record  # noqa: E402
 
 ERRORS = {
     "oom": MemoryError("no memory"),
@@ -126,6 +128,7 @@ def attend(run: RunDirectory, attempt: int, stop: StopSignal) -> int:
             files.write_metrics(history)
         model = SimpleNamespace(parameters=lambda: [SimpleNamespace(numel=lambda: 1)])
         parts = {"rank": RANK, "corpus": CORPUS, "model": model, "attempt": attempt, "micro_batches": 1}
+        parts |= {"phases": Phases(), "communication_seconds": nothing}
         trainer: Any = SimpleNamespace(**parts, steps=2, history=history, lr=config.optim.lr, seconds=SECONDS)
 
         def save(step: int = 0) -> None:

@@ -77,6 +77,13 @@ def test_the_code_of_every_attempt_is_named_where_they_differ(tmp_path: Path) ->
     assert "77e0aa31c4d2-01234567" in shown
 
 
+def test_versions_are_those_of_the_workers_and_what_a_file_lacks_is_left_out(tmp_path: Path) -> None:
+    run = add_run(tmp_path, 0, "a", "gru", "adam", [90.0], device="Card")
+    assert load_study(tmp_path).origin["Versions"] == ["seqlm 0.1.0, python 3.12.3, torch 2.13.0"]
+    write_json(run.worker_file(1), {"environment": "../../x", "python": "3.11.7", "torch": "2.8.0"})
+    assert load_study(tmp_path).origin["Versions"] == ["python 3.11.7, torch 2.8.0"]
+
+
 def test_an_attempt_names_what_rounds_otherwise_than_in_the_attempt_before(tmp_path: Path) -> None:
     run = make_run(tmp_path, 0, epochs=1)
     write_attempt(run, 1, start=0, end=10)

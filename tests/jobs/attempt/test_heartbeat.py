@@ -57,7 +57,10 @@ def watched(tmp_path: Path) -> Watched:
 def test_a_run_of_which_nothing_changes_for_ten_minutes_hangs_and_no_sooner(watched: Watched) -> None:
     assert not watched.is_hung_after(9.9)
     assert watched.is_hung_after(0.2)
-    assert watched.heartbeat.message.startswith("no step for 10 min; ")
+    assert watched.heartbeat.message == "no step for 10 min; its worker hung and was killed"
+    write_json(watched.run.worker_file(1), {"rank": 0})
+    write_json(watched.run.hang_file(1), {"where": "forward, own.py:7"})
+    assert watched.heartbeat.message == "no step for 10 min; its worker was in forward, own.py:7"
 
 
 @pytest.mark.parametrize(

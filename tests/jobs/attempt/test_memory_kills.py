@@ -4,16 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.attempt.memory_kills import MemoryKills, groups_files, kill_count
-
-V1 = "9:name=systemd:/\n4:cpu,memory:/box/7\n0::/\n"
-
-
-def test_files_of_both_versions_of_control_groups_are_looked_at(tmp_path: Path) -> None:
-    found = groups_files("0::/slice/job_7\n", tmp_path)
-    assert found == [tmp_path / "slice/job_7/memory.events", tmp_path / "memory.events"]
-    assert tmp_path / "memory/box/7/memory.oom_control" in groups_files(V1, tmp_path)
-    assert tmp_path / "memory/memory.oom_control" in groups_files(V1, tmp_path), "as a container sees its own"
+from jobs.attempt.memory_kills import MemoryKills, kill_count
 
 
 @pytest.mark.parametrize("text", ["low 0\noom 3\noom_kill 2\n", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"])

@@ -182,8 +182,7 @@ def test_a_record_that_cannot_be_completed_changes_nothing_about_the_end(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lose_the_folder() -> None:
-        run.worker_file(1).unlink()
-        run.attempt_dir(1).rmdir()
+        run.attempt_dir(1).rename(run.path / "lost")
 
     ended_by(monkeypatch, lose_the_folder)
     assert worker.main([str(run.path)]) == 0
