@@ -64,7 +64,8 @@ def open_runs_table(study: StudyFiles) -> Table:
     return Table(
         name="open",
         title="Unfinished runs",
-        caption="Best: lowest validation perplexity so far. Where: place of the failure. Below: the end of its log.",
+        caption="Best: lowest validation perplexity so far. Where: place of the failure. Below: the end of its log, or "
+        "steps of a diverged run.",
         columns=[
             number("number", "No."),
             Column("name", "Run"),

@@ -22,6 +22,7 @@ from seqlm.errors import file_errors
 from seqlm.reading import read_tail
 from seqlm.rundir import MAX_RUNS, RunDirectory, epochs_of
 from seqlm.state import Facts, state_of
+from seqlm.trace import read_trace
 
 LOG_LINES = 12
 """Last lines of the log that are shown for a run that failed."""
@@ -98,7 +99,7 @@ def read_run(run: RunDirectory) -> LoadedRun:
         row |= {"rung": stop.get("rung")} | {f"rung_{key}": stop.get(key) for key in RUNG_KEYS}
     tail: list[str] = []
     if state in ("failed", "cancelled"):
-        tail = read_or_warn(lambda: _log_tail(run), [], warnings)
+        tail = read_or_warn(lambda: [*_log_tail(run), *_last_steps(run)], [], warnings)
         end = read_or_warn(lambda: run.end(run.last_attempt()), None, [])
         row |= {
             "failure_kind": kind,
@@ -163,6 +164,16 @@ def _log_tail(run: RunDirectory) -> list[str]:
         text = read_tail(path, 16_384, below=run.path).decode("utf-8", errors="replace")
     lines = ["".join(c for c in line.expandtabs(4) if c.isprintable())[:300] for line in text.splitlines()]
     return [line for line in lines if line.strip()][-LOG_LINES:]
+
+
+def _last_steps(run: RunDirectory) -> list[str]:
+    """The last steps of a run that diverged."""
+    trace = read_trace(run)
+    if trace is None or not trace.rows or all(map(math.isfinite, trace.rows[-1])):
+        return []
+    numbered = [*enumerate(trace.rows)][-LOG_LINES:]
+    places = ((number // trace.steps + 1, number % trace.steps + 1, *row) for number, row in numbered)
+    return [f"epoch {epoch}, step {n}: loss {loss:.4g}, gradient norm {norm:.4g}" for epoch, n, loss, norm, _ in places]
 
 
 # -- origin --------------------------------------------------------------------------------------------------------

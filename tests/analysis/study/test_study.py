@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from pathlib import Path
 
 import pandas as pd
@@ -80,6 +81,18 @@ def test_states_and_reasons_are_those_of_the_files(study: StudyFiles) -> None:
     tail = study.log_tails[diverged["id"]]
     assert len(tail) == 12
     assert tail[-1].startswith("error: the loss of step 4,711")
+
+
+def test_a_diverged_run_ends_with_its_last_steps(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 0, epochs=1, done=False)
+    write_json_lines(run.metrics_file, [{"epoch": 0, "steps": 2, "val_ppl": 90.0, "val_loss": 4.5}])
+    fail(run, "diverged", "the loss of a step is nan")
+    run.stderr_log(1).unlink(missing_ok=True)
+    rows = [(4.0, 1.0, 0.5), (3.5, 2.0, 0.5), (math.nan, math.inf, 0.5)]
+    for until, tail in ((2, []), (3, [(1, 1, "4", "1"), (1, 2, "3.5", "2"), (2, 1, "nan", "inf")])):
+        run.trace_file.write_bytes(b"".join(struct.pack("<3f", *row) for row in rows[:until]))
+        lines = [f"epoch {e}, step {s}: loss {loss}, gradient norm {norm}" for e, s, loss, norm in tail]
+        assert load_study(tmp_path).log_tails.get(run.id, []) == lines
 
 
 def test_a_run_at_work_is_running(tmp_path: Path) -> None:
