@@ -200,6 +200,13 @@ class RunDirectory:
         is_below = self.path.parent.name in (CANARY_FOLDER, BEHAVIOUR_FOLDER)
         return self.path.parents[1 if is_below else 0] / "environments" / f"{digest}.json"
 
+    def read_environment(self, worker: Mapping[str, Any]) -> dict[str, Any]:
+        """Return with what packages, driver and variables a rank ran; empty if that is not known, or damaged."""
+        digest, found = str(worker.get("environment")), None
+        with contextlib.suppress(FileError):
+            found = read_json(self.environment(digest)) if re.fullmatch("[0-9a-f]{64}", digest) else None
+        return found if found and isinstance(found.get("packages"), dict) else {}
+
     def progress_file(self, attempt: int) -> Path:
         """The progress of an attempt within its epoch, written by its first rank at intervals."""
         return self.attempt_dir(attempt) / "progress.json"

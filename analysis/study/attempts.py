@@ -3,10 +3,7 @@
 Times are those that worker and launcher have recorded, in whole seconds, never those of files, which a copy changes.
 """
 
-import contextlib
-import functools
 import math
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -15,7 +12,6 @@ from typing import Any
 
 from analysis.study.values import as_mapping, as_number, as_text, read_or_warn
 from seqlm.ends import End
-from seqlm.errors import FileError
 from seqlm.files import read_json
 from seqlm.lease import last_sign_of
 from seqlm.machine import short_name
@@ -132,19 +128,9 @@ PACKAGES = ("seqlm", "python", "torch", "tokenizers", "driver")
 
 
 def _versions(run: RunDirectory, worker: Mapping[str, Any]) -> str | None:
-    digest, found = str(worker.get("environment")), {}
-    if re.fullmatch("[0-9a-f]{64}", digest):
-        found = _environment(run.environment(digest))
+    found = run.read_environment(worker)
     known = {key: worker.get(key) for key in PACKAGES} | {**as_mapping(found.get("packages"))} | found
     return ", ".join(f"{name} {text}" for name in PACKAGES if (text := as_text(known.get(name)))) or None
-
-
-@functools.lru_cache
-def _environment(file: Path) -> dict[str, Any]:
-    """Return what a file of ``environments/`` holds, which never changes; empty if it cannot be read."""
-    with contextlib.suppress(FileError):
-        return read_json(file) or {}
-    return {}
 
 
 def _iso(seconds: float | None) -> str | None:

@@ -19,6 +19,8 @@ from seqlm.rounding import ROUNDING
 from seqlm.rundir import RunDirectory
 from seqlm.trace import read_trace
 
+SYSTEM = ("system", "driver", "cuda")
+"""Further versions in the record of a worker's environment."""
 RESULT = ("best_epoch", "best_train_ppl", "final_train_ppl", "final_val_ppl", "test_ppl", "parameters")
 """Fields of ``result.json`` that are compared."""
 
@@ -76,6 +78,9 @@ def _facts(run: RunDirectory) -> dict[str, dict[str, Any]]:
     workers = [worker for attempt in run.attempts() if (worker := read_json(run.worker_file(attempt)))]
     digest = config.pop("data.sha256") or (result or {}).get("corpus_sha256")  # the result has that of Penn Treebank
 
+    environment = run.read_environment(workers[-1]) if workers else {}
+    packages = {**environment.get("packages", {}), **{key: environment[key] for key in SYSTEM if key in environment}}
+
     def of_workers(*keys: str) -> dict[str, str]:
         found = {key: dict.fromkeys(str(one[key]) for one in workers if one.get(key) is not None) for key in keys}
         return {key: ", then ".join(values) for key, values in found.items() if values}
@@ -85,7 +90,7 @@ def _facts(run: RunDirectory) -> dict[str, dict[str, Any]]:
         "data": {"sha256": digest} if digest else {},
         "code": {name: hashlib.sha256(content).hexdigest()[:12] for name, content in _code(run).items()},
         "commit": record.get("git", {}),
-        "versions": {**record.get("versions", {}), **of_workers("python", "torch")},
+        "versions": {**record.get("versions", {}), **packages, **of_workers("python", "torch")},
         "device": of_workers("host", "gpus", *(key for key in ROUNDING if key != "torch")),
         "results": {
             **{"state": seen.state, "epochs_done": seen.epochs_done, "best_val_ppl": seen.best_val_ppl},
