@@ -78,7 +78,7 @@ def _facts(run: RunDirectory) -> dict[str, dict[str, Any]]:
     workers = [worker for attempt in run.attempts() if (worker := read_json(run.worker_file(attempt)))]
     digest = config.pop("data.sha256") or (result or {}).get("corpus_sha256")  # the result has that of Penn Treebank
 
-    environment = run.read_environment(workers[-1]) if workers else {}
+    environment = next(filter(None, map(run.read_environment, reversed(workers))), {})
     packages = {**environment.get("packages", {}), **{key: environment[key] for key in SYSTEM if key in environment}}
 
     def of_workers(*keys: str) -> dict[str, str]:

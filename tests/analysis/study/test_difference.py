@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.study.difference import differences, patch
-from seqlm.files import read_json, write_json, write_json_lines
+from seqlm.files import make_directory, read_json, write_json, write_json_lines
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import write_attempt
 from tests.analysis.hand_made import add_run
@@ -45,12 +45,22 @@ def a_run(study: Path, lr: float = 0.1) -> RunDirectory:
 def add_attempt(run: RunDirectory, attempt: int, **fields: Any) -> None:
     write_attempt(run, attempt, start=0.0, end=30.0)
     change(run.worker_file(attempt), **{"code": "/any/place/3f1c-0123", "torch": "2.13.0", **fields})
+    if attempt == 1:
+        change_packages(run, numpy="2.0.0")
 
 
 def write_code(run: RunDirectory, name: str, text: str) -> None:
     path = run.path.parent / "code" / "3f1c-0123" / "seqlm" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
+
+
+def change_packages(run: RunDirectory, **packages: str) -> None:
+    """Let the worker have recorded these packages."""
+    digest = f"{len(packages):064x}"
+    make_directory(run.environment(digest).parent)
+    write_json(run.environment(digest), {"driver": None, "packages": packages})
+    change(run.worker_file(1), environment=digest)
 
 
 def change(path: Path, **fields: Any) -> None:
@@ -74,6 +84,7 @@ PLANTED: dict[tuple[str, str], Callable[[RunDirectory], None]] = {
     ("code", "seqlm/new.py"): lambda run: write_code(run, "new.py", "pass\n"),
     ("versions", "torch"): lambda run: change(run.worker_file(1), torch="2.14.0"),
     ("versions", "seqlm"): lambda run: change(run.provenance_file, versions={**VERSIONS, "seqlm": "0.2.0"}),
+    ("versions", "ray"): lambda run: change_packages(run, numpy="2.0.0", ray="2.50.0"),
     ("device", "threads"): lambda run: change(run.worker_file(1), threads=3),
     ("device", "device"): lambda run: add_attempt(run, 2, device="NVIDIA H100"),
     ("results", "test_ppl"): lambda run: change(run.result_file, test_ppl=1.0),
