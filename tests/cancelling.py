@@ -1,7 +1,5 @@
 """A run is cancelled, as ``seqlm cancel`` does it."""
 
-from __future__ import annotations
-
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 

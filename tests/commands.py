@@ -1,7 +1,5 @@
 """Start processes and wait for their ends. Every test that needs a process starts it here."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -6,8 +6,6 @@
 - The whole run fails if a process, a mount or shared memory is left at its end.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import os

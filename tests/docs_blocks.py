@@ -20,8 +20,6 @@ Manifests need no marker: all are checked. A page of which blocks are run has a 
 of the shell; those that need a GPU as well.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import io

@@ -1,7 +1,5 @@
 """Facts of runs as workers and launchers write them, for tests that make up a study."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """A fake machine room: a backend without processes, whose jobs do to the run's files what the test says."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace

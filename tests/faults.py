@@ -1,7 +1,5 @@
 """A file system whose N-th call fails, under a Python whose ``pathlib`` takes that for "there is no such file"."""
 
-from __future__ import annotations
-
 import abc
 import contextlib
 import errno

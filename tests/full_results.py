@@ -4,8 +4,6 @@ With these, the lines of :mod:`seqlm.models.products` that run on a GPU also run
 PyTorch's CUDA kernels accept, and float64 as well, which gives the exact result for comparison.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TypeAlias

@@ -1,7 +1,5 @@
 """Files of a working folder that have the names of modules. Nothing of seqlm may import them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 OURS = ("analysis", "jobs", "launch", "slurm")

@@ -3,8 +3,6 @@
 Ray always listens on the machine's own address. A network namespace has no such address.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

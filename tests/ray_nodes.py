@@ -5,8 +5,6 @@ by Ray's id, with all its processes, without notice to the others; ``add CPUS GP
 closed.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

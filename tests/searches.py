@@ -1,7 +1,5 @@
 """A small search for the tests of each backend: what it adds to a manifest, and what is to become of its runs."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ A check takes longer than most of the operations that it checks. So a test check
 combination of modules, shapes and types that the function is called with.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import inspect

@@ -1,7 +1,5 @@
 """Runs that were submitted to SLURM, without a SLURM."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A study of small runs in a folder of its own, and the command line on it: here, on a Ray cluster, and on SLURM."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -3,8 +3,6 @@
 ``make lint`` checks who may import whom (pyproject.toml).
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from functools import cache

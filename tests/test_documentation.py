@@ -3,8 +3,6 @@
 ``make docs`` checks the links and anchors between the pages.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

@@ -4,8 +4,6 @@ The samples are the files of ``tests/end_to_end/stored_study.zip``, a study that
 answer about it.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import zipfile

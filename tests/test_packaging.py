@@ -1,7 +1,5 @@
 """What an installed seqlm needs is in the wheel, and its version is in the changelog."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 import tarfile

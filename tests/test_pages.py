@@ -1,7 +1,5 @@
 """Every code block of the documentation is run or says why not, and every manifest in it is one."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import re

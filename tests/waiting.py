@@ -3,8 +3,6 @@
 A test that waits too long fails with what it waited for, the last state, and the stacks of all that the session runs.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

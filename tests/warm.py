@@ -14,8 +14,6 @@ start, such as SLURM and Ray, begin as usual, and so does everything on systems 
 ``SEQLM_TEST_COLD=1``.
 """
 
-from __future__ import annotations
-
 import _imp
 import atexit
 import contextlib

@@ -4,8 +4,6 @@ Shared by every worker, whatever its work is: training (:mod:`seqlm.training.wor
 finished run (:mod:`analysis.behaviour`).
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import platform

@@ -5,8 +5,6 @@ the file is ever run. PyTorch writes it as a zip archive and reads it without lo
 are checked here, so that a flipped bit does not go unnoticed.
 """
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields

@@ -1,7 +1,5 @@
 """The progress of a training: a bar on a terminal or lines in a log, and ``progress.json`` for other processes."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import sys

@@ -1,7 +1,5 @@
 """Save a training while it goes on: a copy of its tensors in memory, written by a thread of its own."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

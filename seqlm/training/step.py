@@ -13,8 +13,6 @@ whole columns with their carried state, since columns are independent texts. Los
 result is the same up to rounding. Dropout masks are drawn part by part: they differ from those of an undivided step.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext

@@ -1,7 +1,5 @@
 """What follows the events of :mod:`seqlm.training.trainer`: a run is trained to its end, or a canary is tried."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Mapping

@@ -4,8 +4,6 @@
 follow its events (:mod:`seqlm.training.train`).
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import time

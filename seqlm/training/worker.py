@@ -7,8 +7,6 @@ What differs between ranks and machines comes from the environment: ``RANK``, ``
 Exit codes: 0 done, else those of :mod:`seqlm.errors`. SIGTERM, SIGINT and SIGUSR2 stop the worker after it has saved.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

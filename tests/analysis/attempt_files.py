@@ -1,7 +1,5 @@
 """Records of attempts made up for tests, as workers and launchers leave them."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Any
 

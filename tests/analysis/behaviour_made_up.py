@@ -1,7 +1,5 @@
 """Behaviour files made up for tests, in the form that ``launch.py behaviour`` writes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from seqlm.files import write_json, write_json_lines

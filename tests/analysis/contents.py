@@ -1,7 +1,5 @@
 """What the blocks of a section say, for tests to look into."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from analysis.blocks.figure import Chart

@@ -1,7 +1,5 @@
 """The made-up studies of the examples in docs/reference/python.md and of the notebook. One run has a small model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

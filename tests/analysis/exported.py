@@ -4,8 +4,6 @@
 of its own, since MLflow leaves threads and files open.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import sys

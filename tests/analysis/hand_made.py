@@ -1,7 +1,5 @@
 """Runs with results chosen by hand, for studies whose right answers are known."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

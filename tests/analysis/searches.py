@@ -1,7 +1,5 @@
 """Runs that a search has stopped, made up for tests."""
 
-from __future__ import annotations
-
 import math
 
 from seqlm.rundir import RunDirectory

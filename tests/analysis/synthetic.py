@@ -1,7 +1,5 @@
 """Study folders made up for tests: curves shaped like the published ones, no training behind them."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

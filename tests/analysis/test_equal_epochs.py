@@ -1,7 +1,5 @@
 """Runs that went different numbers of epochs are compared by their first ones, in every part of the report."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

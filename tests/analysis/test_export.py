@@ -1,7 +1,5 @@
 """What is exported of a run: every value that a checkpoint covers, once, as the tracker's own library reads it."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import struct

@@ -3,8 +3,6 @@
 ``python -m tests.analysis.test_golden`` writes them again; read their diff. Other tests compute the numbers.
 """
 
-from __future__ import annotations
-
 import re
 import tempfile
 from collections.abc import Callable

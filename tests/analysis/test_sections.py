@@ -5,8 +5,6 @@ architecture and optimizer; the rest is given to ``add_run``) and the keys of ``
 run. Other tests compute the numbers.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import tomllib

@@ -1,7 +1,5 @@
 """``python -m benchmarks.gpu``, rehearsed on the CPU."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

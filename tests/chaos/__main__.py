@@ -7,8 +7,6 @@ on a small file system that gets full and read-only; otherwise these accidents a
 Exit codes: 0 every study came to what the quiet one came to; 1 one did not.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """A small file system of our own: mounted where a helper process alone sees it, and gone with that process."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import time

@@ -1,7 +1,5 @@
 """What is done to a study. A fault is a generator: it does its work, yields what it hit, and then takes it back."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """The loop: start the study, disturb it at random times, start launchers that are gone, check when it is done."""
 
-from __future__ import annotations
-
 import math
 import random
 import shutil

@@ -1,7 +1,5 @@
 """The same study without any disturbance, once: what everything is compared with."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from tests.chaos.study import Lab, Study

@@ -1,7 +1,5 @@
 """A full disk and a folder that has become read-only, for real: on a small file system of the test's own."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

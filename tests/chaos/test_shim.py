@@ -1,7 +1,5 @@
 """What the processes of a chaos study are made to believe; a shim that did nothing would make the loop say nothing."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The short form of the loop, with a fixed seed; ``make chaos`` is the long one."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """Workers that are certainly not done yet when a test disturbs them, however fast the machine and slow the test."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -8,8 +8,6 @@
 fails (conftest.py).
 """
 
-from __future__ import annotations
-
 import importlib.abc
 import importlib.machinery
 import importlib.util

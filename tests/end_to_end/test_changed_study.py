@@ -1,7 +1,5 @@
 """A study in which something has changed since it was launched: its text, a model, its manifest, its folders."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

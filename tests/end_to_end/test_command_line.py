@@ -3,8 +3,6 @@
 ``python -m tests.end_to_end.test_command_line`` writes the answers in ``usage.txt`` again; read their diff.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import io

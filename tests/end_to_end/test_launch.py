@@ -1,7 +1,5 @@
 """The command line from end to end on small runs, with real workers or the stub (:mod:`tests.tools.stub_worker`)."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """`launch.py behaviour` and the report that computes what it lacks, with a substitute for the real worker."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """A study with own models from end to end: the examples at a tiny size, next to an architecture of seqlm's."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

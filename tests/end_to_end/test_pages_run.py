@@ -1,7 +1,5 @@
 """The blocks of the documentation do what the pages say: on this machine, on a real SLURM, on a real Ray."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """``launch.py report`` on made-up studies."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A search on this machine. That it leaves the results of runs as they are: ``tests/seqlm/training/test_rungs.py``."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

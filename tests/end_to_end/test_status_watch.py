@@ -1,7 +1,5 @@
 """`status --watch` as a command."""
 
-from __future__ import annotations
-
 import codecs
 import os
 import pty

@@ -4,8 +4,6 @@ The zip file holds two runs, of which one is done and the other was interrupted 
 of :func:`tests.seqlm.training.studies.write_text` with 220 lines.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -3,8 +3,6 @@
 On the page, ``<word>``, numbers, quoted texts, and words with a dot, a slash, a hyphen or an underscore are examples.
 """
 
-from __future__ import annotations
-
 import ast
 import errno
 import itertools

@@ -1,7 +1,5 @@
 """Write the generated parts of docs/."""
 
-from __future__ import annotations
-
 from tests.reference.pages import wanted
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """Exit codes of the command line and of workers, for docs/reference/exit-codes.md."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import itertools

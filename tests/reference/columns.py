@@ -1,7 +1,5 @@
 """The columns of DataFrames and of the report's CSV files, for docs/reference/columns.md."""
 
-from __future__ import annotations
-
 import functools
 import tempfile
 from pathlib import Path

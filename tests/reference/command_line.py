@@ -1,7 +1,5 @@
 """Every command with its options and an example, for docs/reference/command-line.md."""
 
-from __future__ import annotations
-
 import argparse
 
 from jobs.cli.arguments import COMMANDS, COMMON, parser

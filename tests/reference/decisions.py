@@ -1,7 +1,5 @@
 """The list of docs/project/decisions, read from the records."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import NamedTuple

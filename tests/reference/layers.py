@@ -1,7 +1,5 @@
 """The layers of the packages, from the rule in pyproject.toml that `make lint` checks."""
 
-from __future__ import annotations
-
 import tomllib
 from pathlib import Path
 

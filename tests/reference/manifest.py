@@ -1,7 +1,5 @@
 """The key tables of docs/reference/manifest.md, and the JSON Schema of manifests."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, fields

@@ -1,7 +1,5 @@
 """Markdown that the pages of the reference have in common."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 

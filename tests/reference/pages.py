@@ -1,7 +1,5 @@
 """Which pages have generated parts, and what these parts should be."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

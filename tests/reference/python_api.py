@@ -1,7 +1,5 @@
 """The Python API from its docstrings, for docs/reference/python.md."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from dataclasses import fields

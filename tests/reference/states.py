@@ -1,7 +1,5 @@
 """The table of the states of a run, from the rows of :mod:`seqlm.state`."""
 
-from __future__ import annotations
-
 import inspect
 import re
 

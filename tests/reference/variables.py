@@ -1,7 +1,5 @@
 """The tables of docs/reference/environment.md."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import itertools

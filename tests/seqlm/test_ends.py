@@ -1,7 +1,5 @@
 """How an attempt ended, from its witnesses in any order, and whether its failure is final."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ A model: each actor is a generator that yields after each write of the functions
 chooses who goes on and who is killed, and shrinks an order that breaks a property to its shortest form.
 """
 
-from __future__ import annotations
-
 import contextlib
 import tempfile
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Who owns a run, as the files of its lease tell it."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import itertools

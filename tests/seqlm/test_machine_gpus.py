@@ -1,7 +1,5 @@
 """Which GPUs a process gets. The listings are what `nvidia-smi -L` printed on real machines, as published."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

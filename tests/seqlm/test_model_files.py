@@ -1,7 +1,5 @@
 """The files of a user's own model in the folder of a run."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Notes about runs: what the newest of them say."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

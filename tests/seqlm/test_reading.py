@@ -1,7 +1,5 @@
 """What exists is known or an error: a file that cannot be looked at is never taken for one that is not there."""
 
-from __future__ import annotations
-
 import errno
 import os
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The requests of a study: the newest one that names a run counts."""
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What affects the rounding of a run, or its dropout masks, and has changed since its checkpoint, is one line."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The schema layer: what a type accepts, with pydantic as the judge, and what a table says of wrong data."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

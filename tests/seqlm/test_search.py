@@ -1,7 +1,5 @@
 """The rule of a search and its records, on made-up curves in files."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Mapping, Sequence

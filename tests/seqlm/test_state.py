@@ -1,7 +1,5 @@
 """The state of a run over all combinations of facts and views."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator
 from typing import TypeAlias, get_args

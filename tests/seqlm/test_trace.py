@@ -1,7 +1,5 @@
 """The trace of a run: a row for each step, as if the run had never been interrupted."""
 
-from __future__ import annotations
-
 import math
 import os
 import struct

@@ -1,7 +1,5 @@
 """Small programs on PATH that answer as SLURM's own do."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 

@@ -1,7 +1,5 @@
 """Whether a real SLURM can be brought up here: needed with CI=true, else its tests are left out."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

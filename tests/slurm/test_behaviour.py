@@ -1,7 +1,5 @@
 """Behaviour jobs as jobs of SLURM: what is submitted, with fake programs, and what comes of it, with the real ones."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

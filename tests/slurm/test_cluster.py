@@ -1,7 +1,5 @@
 """Studies on a real SLURM: arrays, several nodes, and everything that can happen to a job."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

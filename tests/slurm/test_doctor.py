@@ -1,7 +1,5 @@
 """The doctor of a cluster, with small programs in place of SLURM's own."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

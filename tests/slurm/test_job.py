@@ -1,7 +1,5 @@
 """What a job does inside, without SLURM: its variables are set by hand, its commands are small programs on PATH."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

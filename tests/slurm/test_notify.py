@@ -1,7 +1,5 @@
 """On SLURM a small job after all others says that a study is over, with nobody logged in."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

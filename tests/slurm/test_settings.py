@@ -1,7 +1,5 @@
 """What a site and a study set for SLURM, and the line that each wrong setting gets."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What a cluster says of itself, on the texts of SLURM 24.11."""
 
-from __future__ import annotations
-
 import os
 import re
 from dataclasses import replace

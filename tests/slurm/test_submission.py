@@ -3,8 +3,6 @@
 ``python -m tests.slurm.test_submission`` writes the scripts in ``scripts.txt`` again; read their diff.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """What a launch on SLURM submits, asks and leaves with the study, with programs that run no job."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The test cluster is a real SLURM, survives what is done to it, and leaves nothing behind."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

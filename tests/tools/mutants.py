@@ -4,8 +4,6 @@
 coverage; then each mutant runs in a copy of the repository, against the tests that reach its line, until one fails.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import itertools

@@ -4,8 +4,6 @@ Runs alternate: quiet, four busy processes, quiet, a writer that syncs, and so o
 its own; the seed of the order is printed. Logs and results stay in the folder that is named at the beginning.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import itertools

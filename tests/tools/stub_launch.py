@@ -1,7 +1,5 @@
 """The command line of seqlm, whose runs the stub trains (:mod:`tests.tools.stub_worker`)."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

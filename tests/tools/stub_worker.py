@@ -7,8 +7,6 @@ from the configuration. ``SEQLM_TEST_CRAWL`` (:mod:`tests.crawl`) holds it as it
 many epochs, such as ``{"1/3": "oom"}``: an error of that kind, or the signal of that name.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Values that stand for secrets, and where they have come to."""
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Files that mean harm: zip files, texts and manifests that are far larger, or far deeper, than they look."""
 
-from __future__ import annotations
-
 import struct
 import sys
 import tracemalloc

@@ -1,7 +1,5 @@
 """What is written obeys the user's umask and follows no link out of the run's folder."""
 
-from __future__ import annotations
-
 import json
 import os
 import stat

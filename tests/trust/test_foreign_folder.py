@@ -1,7 +1,5 @@
 """``report`` on a folder that somebody else may have written: it waits for nothing, follows nothing and stays small."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

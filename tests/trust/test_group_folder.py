@@ -1,7 +1,5 @@
 """Two users work on one study in a folder of their group: setgid, and umask 002."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """A study is trusted by the user who launched it, wherever it is moved, and by nobody who only has its files."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

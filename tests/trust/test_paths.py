@@ -1,7 +1,5 @@
 """Names and folders that a shell, a directive of SLURM or a path could take for something else."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

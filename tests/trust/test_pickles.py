@@ -1,7 +1,5 @@
 """A checkpoint or a message that is a program in disguise runs nothing, wherever it is read."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import pickle

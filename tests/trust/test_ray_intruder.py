@@ -1,7 +1,5 @@
 """Another user of the host and the Ray that a launch starts: ``nobody`` connects, reads and submits in vain."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

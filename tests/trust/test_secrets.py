@@ -1,7 +1,5 @@
 """The submitter's environment is written to no file, and jobs on a cluster get only the variables that are named."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """What a log, a name or a message holds cannot drive the terminal that shows it."""
 
-from __future__ import annotations
-
 import io
 import json
 import re

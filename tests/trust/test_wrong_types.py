@@ -1,7 +1,5 @@
 """Commands on a study in whose files fields have another type, or are numbers that no run has: lines, no traceback."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import itertools

@@ -1,7 +1,5 @@
 """Tiny models of each architecture in float64, and what they predict when they read a text from its start."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Learning curves: what is drawn of each run, of seeds as bands, and of very many runs."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

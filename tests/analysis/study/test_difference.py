@@ -1,7 +1,5 @@
 """What differs between two runs: each planted difference is found, and nothing else."""
 
-from __future__ import annotations
-
 import math
 import struct
 from collections.abc import Callable, Sequence

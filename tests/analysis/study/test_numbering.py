@@ -1,7 +1,5 @@
 """Numbers, variants and entries of the plan, in studies that several launches have left."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A user's own models in a report: each file and class is an architecture with a name and a colour of its own."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path

@@ -12,8 +12,6 @@ Loaded by ``lies.py``. Of ``control.json``, for files below ``below``:
 Code is imported as ever. Locks, links and file times are real.
 """
 
-from __future__ import annotations
-
 import builtins
 import errno
 import io

@@ -1,7 +1,5 @@
 """A worker that hangs is detected and retried; one that works is left alone."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import signal

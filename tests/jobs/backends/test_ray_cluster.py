@@ -1,7 +1,5 @@
 """The Ray backend on a real Ray: an embedded one, and clusters of several simulated nodes with fake GPUs."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

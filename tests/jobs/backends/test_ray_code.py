@@ -1,7 +1,5 @@
 """What of this machine travels to the nodes of a Ray cluster, and what is refused before. No Ray is started."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Ranks on Ray whose node is short of memory, groups that are used again, and calls of Ray; no Ray runs."""
 
-from __future__ import annotations
-
 import signal
 from pathlib import Path
 from types import SimpleNamespace

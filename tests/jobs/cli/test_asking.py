@@ -1,7 +1,5 @@
 """Commands that take something away ask first on a terminal, and without one need a flag."""
 
-from __future__ import annotations
-
 import io
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A budget on the command line: what `plan`, `run` and `status` say of it."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

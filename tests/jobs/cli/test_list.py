@@ -1,7 +1,5 @@
 """``list``: the studies under the runs folder, whatever state their folders are in."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -3,8 +3,6 @@
 ``python -m tests.jobs.cli.test_live`` writes the tables in ``screens.txt`` again; read their diff.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import threading

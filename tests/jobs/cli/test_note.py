@@ -1,7 +1,5 @@
 """``note``: what is noted about runs, in every command that takes filters, in the report and in the API."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """``results`` and ``generate``, and a run named by its number in the report."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -4,8 +4,6 @@ It writes the files that the real one writes, in no time, or does what ``stand-i
 ``fail`` (a list of run ids), ``wait`` (until a signal to stop).
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import signal

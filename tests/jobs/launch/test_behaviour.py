@@ -1,7 +1,5 @@
 """Which models are examined, by which judge, and when a result is computed again."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType

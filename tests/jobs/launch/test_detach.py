@@ -1,7 +1,5 @@
 """The background launcher of ``--no-wait``, until the command that has started it returns."""
 
-from __future__ import annotations
-
 import os
 import signal
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every call at a study's files fails once: nothing that a run has is taken for missing, and nothing is lost."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import itertools

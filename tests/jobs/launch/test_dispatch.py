@@ -1,7 +1,5 @@
 """A plan run to completion on a fake machine: starts, ends, retries, signals, a budget, rungs of a search, files."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

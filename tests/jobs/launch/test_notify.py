@@ -1,7 +1,5 @@
 """``[notify]``: each message once, whichever process dies, from launchers alone, at no cost if it cannot be sent."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import re

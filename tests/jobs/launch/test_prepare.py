@@ -1,7 +1,5 @@
 """A launch plans as the owner of the study: what it does follows from the runs as they are then."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Two runs whose fingerprints begin with the same digits, which name their folders: neither is taken for the other."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """How many cores a run gets when it goes on. Sums on a CPU are rounded in an order that follows from the threads."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A tokenizer file from the manifest to the run: found beside the manifest, part of the identity, kept with the run."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """``[[sample]]``: what is drawn, what it is called, and the line that each wrong entry gets."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

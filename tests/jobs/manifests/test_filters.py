@@ -1,7 +1,5 @@
 """``--only`` and ``--exclude``: what a condition means, and the line for one that means nothing."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """``launch.py schema``: the JSON Schema agrees with what the loader accepts and refuses."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

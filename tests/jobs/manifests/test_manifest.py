@@ -1,7 +1,5 @@
 """The manifest: what a right one expands to. ``python -m tests.jobs.manifests.test_manifest`` writes expansions.txt."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from dataclasses import asdict

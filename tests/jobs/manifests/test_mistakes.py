@@ -5,8 +5,6 @@ the JSON Schema, which pydantic makes, refuses. Mistakes across keys by whole se
 ``python -m tests.jobs.manifests.test_mistakes`` writes again.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import random

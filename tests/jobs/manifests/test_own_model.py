@@ -1,7 +1,5 @@
 """A user's own model in a manifest: its keys, its files, and its place in the identity of a run."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

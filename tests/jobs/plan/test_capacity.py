@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 
 from jobs.plan.capacity import Allocation, Capacity, Node

@@ -1,7 +1,5 @@
 """What a run costs: exact where it can be, against the models themselves; and never a guess of the time."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a launch does with runs that have trained other epochs than it requests."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The queue of a launch: whatever waits, runs, and is free; and the time that playing it through takes."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -3,8 +3,6 @@
 ``python -m tests.jobs.plan.test_study_record`` writes ``study_record.json`` again; read its diff.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import tempfile

@@ -1,7 +1,5 @@
 """``clean``: what goes, and what stays whatever somebody has put in its way."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

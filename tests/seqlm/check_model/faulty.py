@@ -1,7 +1,5 @@
 """A small model of a user's that keeps the contract, and others that break it, each in one place."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 SOUND = """

@@ -1,7 +1,5 @@
 """The checks of a user's own model: each fault is caught by the check that is about it, in words."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

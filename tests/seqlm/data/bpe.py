@@ -1,7 +1,5 @@
 """A tiny byte-level BPE tokenizer, trained on the spot."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import tokenizers

@@ -1,7 +1,5 @@
 """The reference next to the models of ``torch.nn``, and the step with which benchmarks train those."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

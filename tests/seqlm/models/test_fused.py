@@ -1,7 +1,5 @@
 """The models that train are those of seqlm.models.reference: values and gradients at random shapes."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import pytest

@@ -1,7 +1,5 @@
 """Each product against float64, within bounds that a sum or a result in a shorter type would break."""
 
-from __future__ import annotations
-
 from collections.abc import Generator, Iterator
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 ``test_baselines.py`` compares RNN and Transformer with those of ``torch.nn``.
 """
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Dropout of word types and recurrent weights, and tied embeddings, each against a literal implementation."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from typing import Any

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 
 from tests.seqlm.training.graphs import Graph, on_the_cpu

@@ -11,8 +11,6 @@ has the name HOST. Everything else is the real worker. Options:
     sweep=no             it sees no temporary file of others, as where a listing lags
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -5,8 +5,6 @@ replay does the same operations on the same memory. So a replay gives wrong numb
 function does in Python, or memory that another call has left.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from typing import Any

@@ -3,8 +3,6 @@
 Processes are forked from one that has imported torch, since importing it takes longer than the tiny runs.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -6,8 +6,6 @@ For each run, takes three steps with the trainer's own step and writes the losse
 state and the gradients of the first step into the run's folder; once for each number in ``MICRO_BATCHES`` (``1,2``).
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

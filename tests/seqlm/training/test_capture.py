@@ -1,7 +1,5 @@
 """Captured steps and windows on a CPU, with :mod:`tests.seqlm.training.graphs` in place of CUDA graphs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The files of a run's checkpoints, written and read without a trainer."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Checkpoint files that are damaged, cannot be written, or cannot be read back."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import itertools

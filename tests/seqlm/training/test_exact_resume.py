@@ -3,8 +3,6 @@
 Here by signals to processes; ``test_trainer.py`` stops each architecture in its own process.
 """
 
-from __future__ import annotations
-
 import signal
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A run that gets more epochs later ends in the bits of one that trained them all at once."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

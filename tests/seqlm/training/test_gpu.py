@@ -4,8 +4,6 @@ On a GPU a step is captured as a CUDA graph and replayed; on a CPU the same line
 with ``python -m pytest -m gpu``.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A user's own model trains as those of seqlm do: exact resume, several ranks, micro-batches, a state of any form."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

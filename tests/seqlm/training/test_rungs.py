@@ -1,7 +1,5 @@
 """A worker at the rungs of a search: it leaves or goes on, and a run that goes on later is as if it had never left."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

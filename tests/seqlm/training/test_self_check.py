@@ -1,7 +1,5 @@
 """The self-check finds planted faults and nothing else, changes no run, and is repeated for another kind of device."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

@@ -1,7 +1,5 @@
 """A run whose worker was taken for dead: real workers, on hosts that see no lock of each other."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

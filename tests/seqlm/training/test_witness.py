@@ -1,7 +1,5 @@
 """What a rank records of itself: what it used, and where it is if the run hangs."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """One rank's life as its files tell it afterwards."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re
