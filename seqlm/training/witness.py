@@ -31,7 +31,7 @@ import seqlm
 from seqlm.environment import GPU_SHARE
 from seqlm.errors import FileError, SeqlmError
 from seqlm.files import append_to, json_text, make_directory, remove, write_json, write_once
-from seqlm.hang import Heartbeat, hung_seconds
+from seqlm.hang import LOOKS, Heartbeat, hung_seconds
 from seqlm.machine import VISIBLE, group_memory, own_groups
 from seqlm.reading import timestamp
 from seqlm.training.distributed import resident_peak_bytes
@@ -93,9 +93,10 @@ def _watch(attempt: Attempt, record: Mapping[str, Any], ended: threading.Event) 
             heartbeat = Heartbeat(run, number, silent_seconds)
             record = {**record, "environment": _write_environment(attempt)}
             while not is_over:
-                is_over = ended.wait(0 if written_at < 0 else min(LOOK_SECONDS, silent_seconds / 8))
+                is_over = ended.wait(0 if written_at < 0 else min(LOOK_SECONDS, silent_seconds / LOOKS))
                 faulthandler.dump_traceback_later(silent_seconds, file=stacks)
-                os.ftruncate(stacks.fileno(), 0)
+                if os.fstat(stacks.fileno()).st_size:  # it was held for long, and goes on
+                    os.ftruncate(stacks.fileno(), 0)
                 if card is not None:
                     card.look()
                 with contextlib.suppress(FileError):

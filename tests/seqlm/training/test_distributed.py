@@ -150,6 +150,7 @@ def test_a_rank_whose_peer_does_not_answer_gives_up_after_the_collective_time_li
             rank.stdin.write("\n")
             rank.stdin.flush()
         wait_for(run.metrics_file.exists, "an epoch of the run")
+        assert run.read_metrics()[0][0]["communication_seconds"] > 0
         ranks[1].send_signal(signal.SIGSTOP)
         _, said = commands.finish(ranks[0])
         assert ranks[0].returncode == 1, said

@@ -121,6 +121,11 @@ def test_metrics_result_and_checkpoints_follow_the_contract(tmp_path: Path, corp
     assert warnings == []
     assert [e["epoch"] for e in epochs] == [0, 1, 2]
     assert epochs[2]["elapsed_seconds"] == pytest.approx(sum(e["epoch_seconds"] for e in epochs))
+    for record, phases in zip(epochs, (e["phases"] for e in epochs), strict=True):
+        assert phases.keys() == {"start_up", "data", "step", "waiting", "checkpoint", "validation"} - (
+            {"start_up"} if record["epoch"] else set()
+        )
+        assert math.fsum(phases.values()) >= record["epoch_seconds"], "each moment is in one of them"
     assert attempt.run.read_result() == json.loads(json.dumps(result))
     best = min(epochs, key=lambda e: e["val_loss"])
     assert result["best_epoch"] == best["epoch"]
