@@ -57,6 +57,8 @@ REASONS: Mapping[str, tuple[str, str]] = {
     "launch_failed_requeued_held": ("it could not be started on its node, and is held", RELEASE),
 }
 """Reason of a waiting job (``man squeue``, JOB REASON CODES) -> what it means, and what to do."""
+UNPLANNED = ("Dependency", "DependencyNeverSatisfied", "JobHeldUser", "JobHeldAdmin", "JobHoldMaxRequeue")
+"""Reasons for which SLURM plans no start. It may still show one from before."""
 SHARES = (2, 4, 8)
 """By what a time limit is divided to look for an earlier start."""
 LEAST_MINUTES, WORTH_SECONDS = 15, 300
@@ -81,7 +83,7 @@ def waiting_jobs(study_dir: Path, run_ids: Collection[str]) -> dict[str, Waiting
         if job in rows:
             reason, start, partition, limit = rows[job]
             text, action = REASONS.get(reason.strip("()").partition(",")[0], (f"SLURM reports {reason}", ""))
-            queue, starts_at = queues[partition], _moment(start)
+            queue, starts_at = queues[partition], None if reason in UNPLANNED else _moment(start)
             place = f"{ordinal(queue.index(job) + 1)} of {len(queue)} in {partition}" if job in queue else ""
             script = _script(study_dir, run_id, job)
             sooner = None
