@@ -85,8 +85,10 @@ def test_starts_are_those_of_scontrol_for_a_full_cluster_a_held_job_a_begin_time
             expected = [(start, REASONS[reason][0]) for start, (_, reason) in zip(known, plan, strict=True)]
             return list(zip(starts, words, strict=True)), expected
 
-        found, _ = wait_for(told, "SLURM's plan", until=lambda pair: pair[0] == pair[1] and pair[0][0][0])
-        assert [start is not None for start, _ in found] == [True, False, True, False]
+        def is_planned(pair: tuple[list[Any], list[Any]]) -> bool:
+            return pair[0] == pair[1] and [start is not None for start, _ in pair[0]] == [True, False, True, False]
+
+        wait_for(told, "SLURM's plan, the same in both", until=is_planned)
         (held,) = commands.ask(["why", "small.toml", study.runs()[1].id], folder=study.folder, env=study.env)["runs"]
         assert held["details"]["do"] == REASONS["JobHeldAdmin"][1], "who holds it here is root"
     finally:
