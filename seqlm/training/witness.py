@@ -241,9 +241,10 @@ def collectives() -> list[tuple[int, str, bool]]:
 
     They are those of PyTorch's flight recorder. Empty: there are none, or this PyTorch records none.
     """
-    dump = getattr(torch._C._distributed_c10d, "_dump_fr_trace_json", None)
-    if dump is None or not dist.is_initialized():
+    if not dist.is_initialized():
         return []
+    recorder = "nccl" if dist.get_backend() == "nccl" else "fr"  # NCCL's group has one of its own
+    dump: Any = getattr(torch._C._distributed_c10d, f"_dump_{recorder}_trace_json", None)
     with contextlib.suppress(LookupError, TypeError, ValueError):
         return [
             (
