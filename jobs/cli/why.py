@@ -40,7 +40,7 @@ NEXT: Mapping[str | None, str] = {
 """Kind of a failure that nobody tries again -> what to do. ``None``: no failure."""
 WELL = ("running", "done")
 SLOW, SIBLINGS = 1.25, 2
-"""A run is slow if its epochs take so many times as long as those of at least so many runs like it."""
+"""A run is slow if an epoch takes ``SLOW`` times as long as with at least ``SIBLINGS`` runs like it."""
 SPARE = 1.25
 """How many times what was used is enough."""
 PHASES = {
@@ -137,7 +137,7 @@ def _measured(run: RunDirectory) -> tuple[Sequence[Mapping[str, Any]], Mapping[s
 def waiting_runs(study_dir: Path, run_ids: Collection[str]) -> dict[str, Waiting]:
     """Return what these runs wait for, by run id, as far as the study's launcher or its jobs say.
 
-    A scheduler that does not answer is told of; ``status`` has the last known state.
+    If a scheduler does not answer, a warning says so, and its runs are left out.
     """
     found = {run_id: one for run_id, one in _behind_launcher(study_dir).items() if run_id in run_ids} if run_ids else {}
     for name in BACKENDS if run_ids - found.keys() else ():
