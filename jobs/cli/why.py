@@ -21,9 +21,9 @@ from jobs.registry import BACKENDS, backend_class
 from jobs.spec import Resources
 from jobs.study.folder import ObservedRun, find_study, launcher_of, observe_study
 from jobs.study.record import StudyRecord
-from seqlm.errors import BackendError, FileError
+from seqlm.errors import BackendError, FileError, SeqlmError
 from seqlm.files import read_json
-from seqlm.reading import read_tail, timestamp
+from seqlm.reading import listed, read_tail, timestamp
 from seqlm.rundir import RunDirectory
 from seqlm.schema import read
 
@@ -94,7 +94,7 @@ class Paces:
 def spent(one: ObservedRun) -> dict[str, str]:
     """Return where the time of a run went, what it asked for and used, and what would have been enough."""
     run, details = one.run, dict[str, str]()
-    epochs, first = _measured(run)
+    epochs, _ = _measured(run)
     phases = [found for epoch in epochs if isinstance(found := epoch.get("phases"), dict)]
     times = {label: math.fsum(finite(found.get(key)) or 0.0 for found in phases) for key, label in PHASES.items()}
     if total := math.fsum(times.values()):
@@ -103,10 +103,10 @@ def spent(one: ObservedRun) -> dict[str, str]:
     attempt = run.last_attempt()
     start = read_json(run.start_file(attempt)) or {}
     asked = read(Resources, start.get("resources", {}))
-    workers = [first, *(read_json(run.worker_file(attempt, rank)) or {} for rank in range(1, asked.ranks))]
+    workers = [read_json(file) or {} for file in listed(run.attempt_dir(attempt), "worker*.json")]
     used = [found for worker in workers if isinstance(found := worker.get("resources"), dict)]
     seconds, busy, peaks = ([finite(found.get(key)) or 0.0 for found in used] for key in USED)
-    if len(used) == len(workers) and all(seconds):
+    if len(used) == asked.ranks and all(seconds):
         table = StudyRecord(run.path.parent).backends.get("slurm", {}) if start.get("backend") == "slurm" else {}
         cores = [time / age for time, age in zip(busy, seconds, strict=True)]
         memory, minutes = math.fsum(peaks) / 2**30, max(seconds) / 60
@@ -216,7 +216,8 @@ def explained(one: ObservedRun, waiting: Waiting | None, paces: Paces) -> Record
             details["log"] = next((line for line in reversed(lines) if line.strip()), "")
     if slow := paces.slower(one):
         headline += f", {slow}"
-    details |= spent(one)
+    with contextlib.suppress(SeqlmError):  # `status` names a damaged file if it matters
+        details |= spent(one)
     return {**one.to_dict(), "headline": headline, "details": details, "starts_at": starts_at}
 
 

@@ -17,7 +17,7 @@ from jobs.launch.behaviour import BehaviourLaunch
 from jobs.launch.prepare import plan_runs
 from jobs.study.folder import launching, observe_study, this_launcher
 from seqlm.errors import SeqlmError
-from seqlm.files import json_text, write_json, write_json_lines
+from seqlm.files import json_text, read_json, write_json, write_json_lines
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import write_attempt
 from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
@@ -68,6 +68,10 @@ def whole_run(study_dir: Path, seed: int, kind: str) -> RunDirectory:
     more = {"resources": resources, "entry": "rnn-adam", "data": "text", "code": {"path": "/x/code/y", "live": False}}
     write_json(run.provenance_file, {**provenance, **more, "order": seed % 1000})
     write_attempt(run, 1, start=0.0, end=9.0, alive=8.0)
+    used = {"seconds": 9.0, "cpu_seconds": 8.0, "peak_resident_bytes": 2**30, "gpu": {"busy": 0.5, "joules": 1.0}}
+    write_json(
+        run.worker_file(1), {**(read_json(run.worker_file(1)) or {}), "environment": "e" * 64, "resources": used}
+    )
     start = {"backend": "local", "job_id": "1", "resources": resources, "code": "/x/code/y"}
     write_json(run.start_file(1), {**start, "launcher": {"pid": 1, "host": "x"}})
     write_json(run.exit_file(1), {"kind": "node", "message": "lost", "ended_at": "2026-01-01"})
@@ -121,7 +125,8 @@ def replace_last_object(path: Path, document: Any) -> None:
 
 def commands(study_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Do what commands do with a study's folder, apart from starting workers."""
-    for words in ("status --json", "status --only tag=good", "list", "logs", "note", "clean --dry-run", "propose"):
+    of_study = ("status --json", "status --only tag=good", "why", "logs", "note", "clean --dry-run", "propose")
+    for words in (*of_study, "list"):
         name, *flags = words.split()
         launch.main([name, *([] if name == "list" else [str(study_dir)]), *flags, "--runs-dir", str(study_dir.parent)])
         capsys.readouterr()
