@@ -28,7 +28,7 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def seqlm(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> Any:
-    def call(*words: str, code: int = 0) -> pytest.CaptureResult[str]:  # type: ignore[type-arg]
+    def call(*words: str, code: int = 0) -> "pytest.CaptureResult[str]":  # type: ignore[type-arg]
         capsys.readouterr()
         assert launch.main([*words, "--runs-dir", str(runs_dir)]) == code
         return capsys.readouterr()
