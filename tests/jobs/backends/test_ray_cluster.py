@@ -45,7 +45,8 @@ def test_a_run_on_a_new_node_that_is_killed_ends_as_undisturbed_and_two_ranks_on
     _, stderr = commands.finish(launcher)
     assert launcher.returncode == 0, stderr
     assert study.epochs() == [[0, 1, 2, 3]] * 2
-    assert (victim.attempts()[:2], victim.end(1).kind, pair.attempts()) == ([1, 2], "node", [1]), "Ray may lag"
+    # Ray may list the killed node for a moment, in which a second attempt is lost there.
+    assert (victim.attempts()[:2], victim.end(1).kind, pair.attempts()) == ([1, 2], "node", [1])
     assert {worker_of(run)["threads"] for run in (victim, pair)} == {1}, "as many as here, else sums are rounded apart"
     quiet = alone([victim, pair], tmp_path / "text", tmp_path / "quiet", monkeypatch)
     assert outcome(victim).differences(quiet[victim.id]) == []
