@@ -197,12 +197,12 @@ def _write_environment(attempt: Attempt) -> str:
     packages: dict[str, str] = {}
     for package in importlib.metadata.distributions():
         packages.setdefault(package.name, package.version)  # the first one on the path is imported
-    driver = None
+    driver, system = None, os.uname()  # platform.platform() starts a process
     with contextlib.suppress(OSError):
         driver = re.search(r"Module\b.*?(\d+\.[\d.]+)", Path("/proc/driver/nvidia/version").read_text("utf-8"))
     record = {
         "python": platform.python_version(),
-        "system": platform.platform(),
+        "system": " ".join((system.sysname, system.release, system.machine, *platform.libc_ver())),
         "driver": driver and driver[1],
         "cuda": torch.version.cuda,
         "packages": dict(sorted(packages.items())) | {"seqlm": seqlm.__version__},
