@@ -26,7 +26,7 @@ GROUPS = {
 
 def built_in(config: RunConfig) -> BuiltInConfig:
     """Return the model of a run whose architecture comes with seqlm."""
-    assert not isinstance(config.model, CustomConfig), "no shape has an own model"
+    assert not isinstance(config.model, CustomConfig), "every shape is of one of seqlm's models"
     return config.model
 
 

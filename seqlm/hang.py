@@ -69,7 +69,7 @@ class Heartbeat:
         self._has_begun = False
 
     def is_hung(self) -> bool:
-        """Look at the files, unless that was done a moment ago. Return whether nothing has changed for too long.
+        """Look at the files, unless the last look is recent. Return whether nothing has changed for too long.
 
         Of a long time between two looks, only twice the planned time counts: the watcher itself may have been stopped,
         or its machine may have slept.

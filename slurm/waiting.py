@@ -127,7 +127,8 @@ def _sooner(script: Path, minutes: int, starts_at: float) -> tuple[int, float] |
         if (limit := minutes // share) < LEAST_MINUTES:
             break
         with contextlib.suppress(BackendError):
-            said = _ask("sbatch", "--test-only", f"--time={limit}", str(script))
+            words = ("sbatch", "--test-only", f"--time={limit}", str(script))
+            said = _ask("sh", "-c", 'exec "$@" 2>&1', "sh", *words)  # it answers on stderr
             start = _moment(said.partition(" to start at ")[2].partition(" ")[0])
             if start is not None and start <= starts_at - WORTH_SECONDS:
                 return limit, start

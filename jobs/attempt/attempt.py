@@ -46,7 +46,7 @@ class Attempt:
         self._where = where
 
     @functools.cached_property
-    def heartbeat(self) -> "Heartbeat":
+    def heartbeat(self) -> Heartbeat:
         """Whether its worker makes progress. It is watched from the first use on."""
         return Heartbeat(self.run, self.number, hung_seconds({**os.environ, **self._submission.env}))
 

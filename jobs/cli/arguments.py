@@ -103,7 +103,7 @@ class Arguments:
     prompt: str | None = option("how the texts begin (default: nothing)", metavar="TEXT")
     seed: Any = option("seed of the sampling (behaviour: default that of the run)", type=seed, metavar="N")
     tag: tuple[str, ...] = option(
-        "what --only tag=... finds; repeat --tag for more; the runs lose their earlier tags. none: no tag",
+        "what --only tag=... finds, in place of earlier tags; repeat --tag for more; --tag none leaves none",
         metavar="TAG",
     )
     text: str | None = option("what is to be said about the runs, in place of what was said before", metavar="TEXT")

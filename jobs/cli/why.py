@@ -176,7 +176,7 @@ def why(arguments: Arguments) -> tuple[Any, int]:
     every = chosen_runs(arguments, study_dir)
     runs = named_runs(every, arguments.one_run, study_dir) if arguments.one_run else every
     waiting = waiting_runs(study_dir, {run.run.id for run in runs if run.observation.state == "queued"})
-    paces = Paces(every if runs is every else observe_study(study_dir))
+    paces = Paces(every)
     records = [explained(run, waiting.get(run.run.id), paces) for run in runs]
     if not arguments.one_run:
         records = [one for one in records if one["state"] not in WELL or one["headline"] != one["state"]]

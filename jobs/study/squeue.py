@@ -37,7 +37,7 @@ _NOTHING_TO_LEARN = ("Invalid job id", "accounting storage is disabled", "sacct 
 
 
 def ask(*command: str, environ: Mapping[str, str] | None = None) -> str:
-    """Run a SLURM command and return its output: what ``sbatch --test-only`` says is on stderr.
+    """Run a SLURM command and return its output.
 
     It runs with ``environ``, or by default with this process's environment. ``SINFO_*`` variables are removed, since
     they would change the output of sinfo.
@@ -59,7 +59,7 @@ def ask(*command: str, environ: Mapping[str, str] | None = None) -> str:
         line = complaint(error.stderr) or complaint(error.stdout) or f"exit code {error.returncode}"
         hint = f"; {_LOGIN_NODE}, or set SLURM_CONF" if "configuration source" in line else ""
         raise BackendError(f"{command[0]}: {line.removeprefix(f'{command[0]}: ')}{hint}") from None
-    return done.stdout or done.stderr
+    return done.stdout
 
 
 def complaint(text: str) -> str:

@@ -61,7 +61,7 @@ def test_a_failed_run_has_what_to_do_and_the_last_line_of_its_log(
 
 
 def done(run: RunDirectory, *, seconds: float, backend: str = "local") -> None:
-    """Let a run be done after four epochs of so many seconds, on two ranks of three cores each."""
+    """Let a run be done after four epochs of ``seconds`` each, on two ranks of three cores each."""
     phases = {"start_up": 1.0, "data": 1.0, "step": 60.0, "waiting": 31.0, "checkpoint": 2.0, "validation": 5.0}
     records = [
         {"epoch": epoch, "val_ppl": 100.0, "val_loss": 4.6, "epoch_seconds": seconds, "phases": phases}

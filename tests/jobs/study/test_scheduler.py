@@ -54,6 +54,12 @@ def test_slurms_words_are_told_in_ours(state: str, reason: str, stage: str, kind
     assert (found.stage, found.kind, found.reason) == (stage, kind, text)
 
 
+@pytest.mark.process
+def test_a_warning_of_a_command_is_no_answer(room: Path) -> None:
+    answering(room, "squeue", "7_0|RUNNING|None\n", to="stderr")
+    assert squeue.ask("squeue") == ""
+
+
 def test_the_answers_of_squeue_and_sacct_are_read_by_job() -> None:
     assert {
         job: state.stage for job, state in read_squeue("7_0|RUNNING|None\n7_1|PENDING|Priority\nodd\n").items()

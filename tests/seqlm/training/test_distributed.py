@@ -69,7 +69,7 @@ def test_two_ranks_in_parts_give_what_one_rank_gives_at_once(tmp_path: Path) -> 
 
 
 def assert_same_on_ranks(run: RunDirectory, text: Path, ranks: int, *parts: int, rel: float = 1e-10) -> None:
-    """The steps that so many ranks have left are those of one rank that takes each batch at once."""
+    """The steps that the ranks have left are those of one rank that takes each batch at once."""
     whole = take_steps(run.path, text, Rank())
     assert all(gradient.abs().sum() > 0 for gradient in whole["gradients"].values())
     for number in parts:
