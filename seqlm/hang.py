@@ -134,6 +134,17 @@ def explain(run: RunDirectory, attempt: int) -> str:
     return f"{who} did not come to {operation}; it was {where}"
 
 
+def waiting_ranks(run: RunDirectory, attempt: int) -> str:
+    """Return which ranks of a silent attempt waited for another one, and where. Empty: none has left that."""
+    places = dict[str, list[str]]()
+    with contextlib.suppress(FileError):
+        for rank in range(len(listed(run.attempt_dir(attempt), "worker*.json"))):
+            _, where, call = _left(run, attempt, rank)
+            if call is not None:
+                places.setdefault(f"in {call[1]}, {where.rpartition(', ')[2]}", []).append(str(rank))
+    return "; ".join(f"rank{'s' if len(ranks) > 1 else ''} {', '.join(ranks)} {at}" for at, ranks in places.items())
+
+
 def _left(run: RunDirectory, attempt: int, rank: int) -> tuple[int, str, tuple[int, str] | None]:
     """Return what a rank has left: the number of its last operation, where it is, and what it waits for, if anything.
 

@@ -5,7 +5,6 @@ A requeued job waits as long as the policy says, and is kept off nodes that fail
 
 import contextlib
 import json
-import os
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -63,7 +62,7 @@ def clock_ahead_s() -> float:
     """Return the seconds by which the controller's clock is ahead of this machine's; 0 if it does not answer."""
     asked_at = time.time()
     with contextlib.suppress(BackendError, ValueError, IndexError):
-        answer = ask("scontrol", "show", "config", environ={**os.environ, "SLURM_TIME_FORMAT": "standard"})
+        answer = ask("scontrol", "show", "config")
         at = datetime.fromisoformat(answer.removeprefix("Configuration data as of ").split()[0])  # in our time zone
         return at.timestamp() - (asked_at + time.time()) / 2
     return 0.0

@@ -106,16 +106,16 @@ def torch_finding(subject: str, found: Sequence[Any], *, gpus: str | None, advic
 
 @dataclass(frozen=True, kw_only=True)
 class Waiting:
-    """Why and how long a run waits."""
+    """What a scheduler says of a job that waits."""
 
+    job: str
     text: str
-    job: str | None = None
-    """The job of a scheduler."""
-    action: str = ""
-    """What can be done. Empty: nothing."""
-    place: str = ""
-    """Its place in the scheduler's queue, such as ``14th of 62 in gpu``; empty if it has none."""
-    starts_at: float | None = None
+    """Why it waits."""
+    action: str
+    """What can be done."""
+    place: str
+    """Its place in the queue, such as ``14th of 62 in gpu``."""
+    starts_at: float | None
     """When it is expected to start, in seconds since 1970. ``None``: nobody says."""
     sooner: tuple[int, float] | None = None
     """A shorter time limit (minutes), and when the run would start with it. ``None``: nothing is gained."""

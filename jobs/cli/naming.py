@@ -23,9 +23,12 @@ def find_trained(arguments: Arguments) -> Path:
     return study_dir
 
 
-def chosen_runs(arguments: Arguments, study_dir: Path) -> list[ObservedRun]:
-    """Return the runs of a study that pass the filters. If there are none, a line says why; that is no error."""
-    found = observe_study(study_dir)
+def chosen_runs(arguments: Arguments, study_dir: Path, every: Sequence[ObservedRun] | None = None) -> list[ObservedRun]:
+    """Return the runs of a study that pass the filters. If there are none, a line says why; that is no error.
+
+    ``every`` run, if the caller has observed the study.
+    """
+    found = observe_study(study_dir) if every is None else every
     noted = study_dir.parent if is_behaviour_study(study_dir) else study_dir
     runs, why = select(found, arguments.only, arguments.exclude, tagged(ObservedRun.facts, noted))
     if why is not None:

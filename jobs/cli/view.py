@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import math
 import socket
 import statistics
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, final
@@ -72,9 +73,10 @@ class StudyView:
 
         ``None`` if nothing runs, or the time of any run is not known.
         """
-        running = [run["seconds_left"] for run in self.runs if run["state"] == "running"]
-        left = [*running, *(run["seconds_left"] for run in self.runs if run["state"] == "queued")]
-        return max(*running, sum(left) / len(running)) if running and None not in left else None
+        running, queued = (
+            [run["seconds_left"] for run in self.runs if run["state"] == s] for s in ("running", "queued")
+        )
+        return played(running, queued)[1]
 
     @property
     def slow_line(self) -> str | None:
@@ -94,6 +96,24 @@ class StudyView:
         counts = "  ".join(f"{found[state]} {state}" for state in STATES if found[state]) or "no runs"
         left = f"  about {terminal.duration(self.seconds_left)} left" if self.seconds_left is not None else ""
         return f"{self.name}: {counts}{left}"
+
+
+def played(running: Sequence[float | None], queued: Iterable[float | None]) -> tuple[list[float | None], float | None]:
+    """Return in how many seconds each queued run starts and all runs have ended, if a run starts when another ends.
+
+    ``running`` and ``queued`` are the seconds that runs still take. ``None``: not known, like all that follows.
+    """
+    ends = [] if None in running else [end for end in running if end is not None]
+    heapq.heapify(ends)
+    starts = []
+    for seconds in queued:
+        start = heapq.heappop(ends) if ends else None
+        starts.append(start)
+        if start is not None and seconds is not None:
+            heapq.heappush(ends, start + seconds)
+        else:
+            ends = []
+    return starts, max(ends, default=None)
 
 
 def _speed_share(run: Record) -> float:
@@ -140,18 +160,16 @@ def _measured(observed: ObservedRun) -> tuple[dict[str, Any], Hashable, float | 
     run, config, seen = observed.run, observed.config, observed.observation
     progress: Mapping[str, Any] = {}
     worker: Mapping[str, Any] = {}
-    epochs: Sequence[Mapping[str, Any]] = []
     with contextlib.suppress(SeqlmError):  # the observation's reason names the file if it matters
-        epochs, _ = run.read_metrics()
         if seen.state == "running" and (attempt := run.last_attempt()):
             progress = read_json(run.progress_file(attempt)) or {}
             worker = read_json(run.worker_file(attempt)) or {}
     if progress.get("epoch") != seen.epochs_done:
         progress = {}  # of an epoch that is over
     step, steps, rate = (finite(progress.get(key)) for key in ("step", "steps", "train_tokens_per_second"))
-    durations = [number for epoch in epochs if (number := finite(epoch.get("epoch_seconds"))) is not None]
+    durations = epoch_seconds(observed)
     seconds = statistics.median(durations) if durations else None
-    last = epochs[-1] if epochs else {}
+    last = observed.epochs[-1] if observed.epochs else {}
     shape, expected = None, None
     if config is not None:
         train = config.train
@@ -173,6 +191,11 @@ def _measured(observed: ObservedRun) -> tuple[dict[str, Any], Hashable, float | 
         "device": " ".join(str(part) for part in where if part) or None,
     }
     return measures, shape, seconds
+
+
+def epoch_seconds(run: ObservedRun) -> list[float]:
+    """Return the time of each epoch of a run that has one."""
+    return [seconds for epoch in run.epochs if (seconds := finite(epoch.get("epoch_seconds"))) is not None]
 
 
 def finite(value: Any) -> float | None:

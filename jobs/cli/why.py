@@ -1,228 +1,179 @@
 """The command ``why``: why a run waits, failed, was stopped or is slow, and what can be done about it."""
 
 import contextlib
-import heapq
 import math
+import operator
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from datetime import datetime, timedelta
+from collections.abc import Collection, Hashable, Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 from jobs import terminal
 from jobs.backends.base import Waiting
 from jobs.cli.arguments import Arguments
 from jobs.cli.naming import chosen_runs, named_runs
-from jobs.cli.view import Record, finite, records_of
+from jobs.cli.view import epoch_seconds, finite, played, records_of
 from jobs.registry import BACKENDS, backend_class
 from jobs.spec import Resources
 from jobs.study.folder import ObservedRun, find_study, launcher_of, observe_study
 from jobs.study.record import StudyRecord
 from seqlm.errors import BackendError, FileError, SeqlmError
 from seqlm.files import read_json
-from seqlm.reading import listed, read_tail, timestamp
-from seqlm.rundir import RunDirectory
+from seqlm.hang import waiting_ranks
+from seqlm.reading import listed, timestamp
 from seqlm.schema import read
 
-NEXT: Mapping[str | None, str] = {
+GO_ON = "`run` starts it, or goes on from its last checkpoint"
+NEXT = {
     "oom": "more ranks, a GPU with more memory, or more mem_gb; then `retry`",
     "diverged": "lower optim.lr, which makes it another run; `retry` ends the same",
-    "node": "`run` goes on from its last checkpoint",
-    "preempted": "`run` goes on from its last checkpoint",
-    "timeout": "`run` goes on from its last checkpoint",
     "code": "correct what its log says, then `retry`",
     "cancelled": "`retry` goes on from its last checkpoint",
-    None: "`run` starts it, or goes on from its last checkpoint",
 }
-"""Kind of a failure that nobody tries again -> what to do. ``None``: no failure."""
-WELL = ("running", "done")
-SLOW, SIBLINGS = 1.25, 2
-"""A run is slow if an epoch takes ``SLOW`` times as long as with at least ``SIBLINGS`` runs like it."""
+"""Kind of a failure that nobody tries again -> what to do, if that is not :data:`GO_ON`."""
+LEAST_SLOWER, SIBLINGS, TENTHS = 1.25, 3, 9
+"""An epoch of a slow run typically takes ``LEAST_SLOWER`` times as long as with at least ``SIBLINGS`` runs like it, and
+longer than so many tenths of the epochs of each of them: where programs share a machine, all have slow epochs."""
 SPARE = 1.25
 """How many times what was used is enough."""
-PHASES = {
-    "step": "steps",
-    "waiting": "waiting for results",
-    "validation": "validation",
-    "checkpoint": "checkpoints",
-    "data": "data",
-    "start_up": "start-up",
-}
-"""Phase of ``metrics.jsonl`` -> what `why` calls it."""
-USED = ("seconds", "cpu_seconds", "peak_resident_bytes")
-"""What a rank has used, in ``resources`` of its ``worker.json``."""
-LOG_BYTES = 2**16
-"""Bytes from the end of a log in which its last line is looked for."""
-
-
-# -- where the time went -----------------------------------------------------------------------------------------------
-
-
-@final
-class Paces:
-    """How long the epochs of runs take that train the same model on the same kind of device."""
-
-    def __init__(self, runs: Iterable[ObservedRun]) -> None:
-        self._seconds: dict[str, float] = {}
-        self._alike: defaultdict[Hashable, set[str]] = defaultdict(set)
-        for one in runs:
-            epochs, worker = _measured(one.run)
-            seconds = [number for epoch in epochs if (number := finite(epoch.get("epoch_seconds"))) is not None]
-            if seconds and one.config is not None:
-                config, places = one.config, (worker.get(key) for key in ("device", "ranks", "threads"))
-                kind = (config.model, config.data, replace(config.train, epochs=1), config.eval, *map(str, places))
-                self._seconds[one.run.id] = statistics.median(seconds)
-                self._alike[kind].add(one.run.id)
-
-    def slower(self, one: ObservedRun) -> str:
-        """Return by how much a run is slower than its siblings and than planned; empty if it is not slow."""
-        own = self._seconds.get(one.run.id)
-        siblings = next((ids - {one.run.id} for ids in self._alike.values() if one.run.id in ids), set[str]())
-        if own is None or one.config is None or len(siblings) < SIBLINGS:
-            return ""
-        others = statistics.median(self._seconds[run_id] for run_id in siblings)
-        if own < SLOW * others:
-            return ""
-        text = f"{own / others - 1:.0%} slower than its {len(siblings)} siblings"
-        estimate = StudyRecord(one.run.path.parent).estimate(one.config.fingerprint())
-        return text if estimate is None else f"{text}, {own * estimate[1] / estimate[0]:.1f} x plan"
-
-
-def spent(one: ObservedRun) -> dict[str, str]:
-    """Return where the time of a run went, what it asked for and used, and what would have been enough."""
-    run, details = one.run, dict[str, str]()
-    epochs, _ = _measured(run)
-    phases = [found for epoch in epochs if isinstance(found := epoch.get("phases"), dict)]
-    times = {label: math.fsum(finite(found.get(key)) or 0.0 for found in phases) for key, label in PHASES.items()}
-    if total := math.fsum(times.values()):
-        shares = sorted(times.items(), key=lambda item: -item[1])
-        details["time"] = ", ".join(f"{label} {time / total:.0%}" for label, time in shares if time >= 0.005 * total)
-    attempt = run.last_attempt()
-    start = read_json(run.start_file(attempt)) or {}
-    asked = read(Resources, start.get("resources", {}))
-    workers = [read_json(file) or {} for file in listed(run.attempt_dir(attempt), "worker*.json")]
-    used = [found for worker in workers if isinstance(found := worker.get("resources"), dict)]
-    seconds, busy, peaks = ([finite(found.get(key)) or 0.0 for found in used] for key in USED)
-    if len(used) == asked.ranks and all(seconds):
-        table = StudyRecord(run.path.parent).backends.get("slurm", {}) if start.get("backend") == "slurm" else {}
-        cores = [time / age for time, age in zip(busy, seconds, strict=True)]
-        memory, minutes = math.fsum(peaks) / 2**30, max(seconds) / 60
-        wanted = {"cores": (asked.cpus or 1) * asked.ranks, "GiB": table.get("mem_gb"), "min": table.get("timeout_min")}
-        taken = {"cores": math.fsum(cores), "GiB": memory, "min": minutes}
-        enough = {"cpus": max(cores), "mem_gb": SPARE * memory + 1, "timeout_min": SPARE * minutes}
-        shown = {"cpus": "cores", "mem_gb": "GiB", "timeout_min": "min"}
-        details["asked"] = f"{_amounts(wanted, '.0f')}; used {_amounts(taken, '.2g')}"
-        known = [f"{key} = {math.ceil(enough[key])}" for key, unit in shown.items() if wanted[unit] is not None]
-        details["enough"] = ", ".join(known)
-    return details
-
-
-def _amounts(amounts: Mapping[str, float | None], form: str) -> str:
-    return ", ".join(f"{amount:{form}} {unit}" for unit, amount in amounts.items() if amount is not None)
-
-
-def _measured(run: RunDirectory) -> tuple[Sequence[Mapping[str, Any]], Mapping[str, Any]]:
-    """Return the epochs of a run and the record of its first rank; empty if they cannot be read."""
-    with contextlib.suppress(FileError):
-        return run.read_metrics()[0], read_json(run.worker_file(run.last_attempt())) or {}
-    return [], {}
-
-
-# -- what a run waits for ----------------------------------------------------------------------------------------------
-
-
-def waiting_runs(study_dir: Path, run_ids: Collection[str]) -> dict[str, Waiting]:
-    """Return what these runs wait for, by run id, as far as the study's launcher or its jobs say.
-
-    If a scheduler does not answer, a warning says so, and its runs are left out.
-    """
-    found = {run_id: one for run_id, one in _behind_launcher(study_dir).items() if run_id in run_ids} if run_ids else {}
-    for name in BACKENDS if run_ids - found.keys() else ():
-        if (kind := backend_class(name)).is_scheduled:
-            try:
-                found |= kind.waiting(study_dir, run_ids - found.keys())
-            except BackendError as error:
-                terminal.tell(f"warning: {error}")
-    return found
-
-
-def _behind_launcher(study_dir: Path) -> dict[str, Waiting]:
-    """Play the queue of the study's launcher through: a run starts when one before it ends, as `plan` estimates."""
-    if (launcher := launcher_of(study_dir)) is None:
-        return {}
-    now, records = time.time(), {record["id"]: record for record in records_of(observe_study(study_dir))}
-    left = [one["seconds_left"] for one in records.values() if one["state"] == "running"]
-    ends = [] if None in left else sorted(left)
-    found = {}
-    for run_id, reason in launcher.waiting.items():
-        start, own = heapq.heappop(ends) if ends else None, records.get(run_id, {}).get("seconds_left")
-        found[run_id] = Waiting(text=reason, starts_at=None if start is None else now + start)
-        if start is not None and own is not None:
-            heapq.heappush(ends, start + own)
-        else:
-            ends = []  # of what comes later nothing is known
-    return found
-
-
-# -- the command -------------------------------------------------------------------------------------------------------
+PHASES = {"step": "steps", "waiting": "waiting for ranks", "checkpoint": "checkpoints", "start_up": "start-up"}
+"""Phase of ``metrics.jsonl`` -> what `why` calls it, if that is another word."""
 
 
 def why(arguments: Arguments) -> tuple[Any, int]:
     """Print a line for each run that is not well, or all that is known about one run."""
     study_dir = find_study(arguments.study, arguments.runs_dir)
-    every = chosen_runs(arguments, study_dir)
-    runs = named_runs(every, arguments.one_run, study_dir) if arguments.one_run else every
-    waiting = waiting_runs(study_dir, {run.run.id for run in runs if run.observation.state == "queued"})
-    paces = Paces(every)
-    records = [explained(run, waiting.get(run.run.id), paces) for run in runs]
-    if not arguments.one_run:
-        records = [one for one in records if one["state"] not in WELL or one["headline"] != one["state"]]
-    for record in records:
-        terminal.say(f"{record['name']}  {record['headline']}")
-        for label, text in record["details"].items() if arguments.one_run else ():
-            terminal.say(f"  {label:7} {text}")
+    every = observe_study(study_dir)
+    runs = chosen_runs(arguments, study_dir, every)
+    if arguments.one_run:
+        runs = named_runs(runs, arguments.one_run, study_dir)
+    jobs = waiting_jobs(study_dir, {one.run.id for one in runs if one.observation.state == "queued"})
+    starts, slow, records = planned_starts(study_dir, every), slow_runs(every), []
+    for one in runs:
+        seen, job = one.observation, jobs.get(one.run.id)
+        if not arguments.one_run and seen.state in ("running", "done") and one.run.id not in slow:
+            continue
+        reasons = dict.fromkeys(filter(None, (seen.reason, *((job.text, job.place) if job else ()))))
+        state = f"{seen.state} ({job.job})" if job else seen.state
+        headline = ": ".join(filter(None, (state, "; ".join(reasons)))) + slow.get(one.run.id, "")
+        starts_at = job.starts_at if job else starts.get(one.run.id)
+        details = details_of(one, job, starts_at) if arguments.one_run else {}
+        terminal.say("\n".join([f"{one.name}  {headline}", *(f"  {key:7} {text}" for key, text in details.items())]))
+        start = None if starts_at is None else timestamp(starts_at)
+        records.append({**one.to_dict(), "headline": headline, "details": details, "starts_at": start})
     if not records:
         terminal.say("every run is running or done, none of them slower than others like it")
     return {"study": study_dir.name, "runs": records}, 0
 
 
-def explained(one: ObservedRun, waiting: Waiting | None, paces: Paces) -> Record:
-    """Return the entry of a run in ``--json``: that of ``status``, and what is to be said of it.
-
-    ``starts_at`` is when it is expected to start (ISO 8601), ``None`` if nobody says.
-    """
-    seen, run, details = one.observation, one.run, dict[str, str]()
-    headline, starts_at = f"{seen.state}: {seen.reason}" if seen.reason else seen.state, None
-    if waiting is not None:
-        job = f" ({waiting.job})" if waiting.job else ""
-        headline = f"{seen.state}{job}: {'; '.join(filter(None, (waiting.text, waiting.place)))}"
-        if waiting.starts_at is not None:
-            starts_at = timestamp(waiting.starts_at)
-            details["starts"] = f"about {_clock(waiting.starts_at)}{', by the plan of SLURM' if job else ''}"
-        if waiting.sooner is not None:
-            minutes, start = waiting.sooner
-            details["sooner"] = f"timeout_min = {minutes} would start about {_clock(start)}; runs resume exactly"
-        if waiting.action:
-            details["do"] = waiting.action
+def details_of(one: ObservedRun, job: Waiting | None, starts_at: float | None) -> dict[str, str]:
+    """Return all that is known about a run besides its headline."""
+    seen, run, attempt, details = one.observation, one.run, one.run.last_attempt(), dict[str, str]()
+    if starts_at is not None:
+        details["starts"] = f"about {_clock(starts_at)}{', by the plan of SLURM' if job else ''}"
+    if job is not None:
+        if job.sooner is not None:
+            limit, start = job.sooner
+            details["sooner"] = f"timeout_min = {limit} would start about {_clock(start)}; runs resume exactly"
+        details["do"] = job.action
     elif seen.state in ("pending", "cancelled") or (seen.state == "failed" and seen.is_final):
-        details["do"] = NEXT[seen.kind]
+        details["do"] = NEXT.get(seen.kind or "", GO_ON)
+    if waiting := waiting_ranks(run, attempt):
+        details["waiting"] = waiting
     if seen.state == "failed":
-        with contextlib.suppress(FileError, OSError):
-            log = run.stderr_log(run.last_attempt())
-            lines = read_tail(log, LOG_BYTES).decode("utf-8", errors="replace").split("\n")
-            details["log"] = next((line for line in reversed(lines) if line.strip()), "")
-    if slow := paces.slower(one):
-        headline += f", {slow}"
+        details["log"] = str(run.stderr_log(attempt))
     with contextlib.suppress(SeqlmError):  # `status` names a damaged file if it matters
         details |= spent(one)
-    return {**one.to_dict(), "headline": headline, "details": details, "starts_at": starts_at}
+    return details
 
 
 def _clock(moment: float) -> str:
-    """Return a time of today or of the next days on this machine's clock: ``14:35``, ``Tue 14:35`` or a date."""
-    then = datetime.fromtimestamp(moment).astimezone()
-    days = (then.date() - datetime.now().astimezone().date()) // timedelta(days=1)
-    return then.strftime("%H:%M" if days == 0 else "%a %H:%M" if 0 < days < 7 else "%Y-%m-%d %H:%M")
+    """Return a time of this machine's clock: ``14:35``, or with the date if that is not today's."""
+    then, today = datetime.fromtimestamp(moment).astimezone(), datetime.now().astimezone().date()
+    return then.strftime("%H:%M" if then.date() == today else "%Y-%m-%d %H:%M")
+
+
+# -- what a run waits for ----------------------------------------------------------------------------------------------
+
+
+def waiting_jobs(study_dir: Path, run_ids: Collection[str]) -> dict[str, Waiting]:
+    """Return what schedulers say of the waiting jobs of these runs. If one does not answer, a warning says so."""
+    found: dict[str, Waiting] = {}
+    for kind in map(backend_class, BACKENDS) if run_ids else ():
+        try:
+            found |= kind.waiting(study_dir, run_ids) if kind.is_scheduled else {}
+        except BackendError as error:
+            terminal.tell(f"warning: {error}")
+    return found
+
+
+def planned_starts(study_dir: Path, every: Sequence[ObservedRun]) -> dict[str, float]:
+    """Return when the runs behind the study's launcher start, as far as that is known: each when one before it ends."""
+    if (launcher := launcher_of(study_dir)) is None or not launcher.waiting:
+        return {}
+    left = {record["id"]: record["seconds_left"] for record in records_of(every)}
+    running = [left[one.run.id] for one in every if one.observation.state == "running"]
+    starts, _ = played(running, [left.get(run_id) for run_id in launcher.waiting])
+    found = zip(launcher.waiting, starts, strict=True)
+    return {run_id: time.time() + start for run_id, start in found if start is not None}
+
+
+# -- where the time went -----------------------------------------------------------------------------------------------
+
+
+def slow_runs(runs: Iterable[ObservedRun]) -> dict[str, str]:
+    """Return by how much slow runs are slower than runs like them on the same kind of device, and than planned."""
+    alike = defaultdict[Hashable, list[tuple[ObservedRun, float, float]]](list)
+    for one in runs:
+        seconds, worker = sorted(epoch_seconds(one)), dict[str, Any]()
+        with contextlib.suppress(FileError):
+            worker = read_json(one.run.worker_file(one.run.last_attempt())) or {}
+        if seconds and one.config is not None:
+            places = (str(worker.get(key)) for key in ("device", "ranks", "threads"))
+            kind = (one.config.model, one.config.data, one.config.with_epochs(1).train, one.config.eval, *places)
+            alike[kind].append((one, statistics.median(seconds), seconds[len(seconds) * TENTHS // 10]))
+    found = {}
+    for group in alike.values():
+        for one, own, _ in group:
+            others = [other for other in group if other[0] is not one]
+            usual = statistics.median(median for _, median, _ in others) if len(others) >= SIBLINGS else math.inf
+            if one.config and own >= LEAST_SLOWER * usual and own > max(slowest for _, _, slowest in others):
+                estimate = StudyRecord(one.run.path.parent).estimate(one.config.fingerprint())
+                plan = f", {own * estimate[1] / estimate[0]:.1f} x plan" if estimate else ""
+                found[one.run.id] = f", {own / usual - 1:.0%} slower than its {len(others)} siblings{plan}"
+    return found
+
+
+def spent(one: ObservedRun) -> dict[str, str]:
+    """Return where the time of a run went, what its last attempt asked for and used, and what would be enough."""
+    run, attempt, details = one.run, one.run.last_attempt(), dict[str, str]()
+    times: defaultdict[str, float] = defaultdict(float)
+    for epoch in one.epochs:
+        for phase, seconds in epoch["phases"].items() if isinstance(epoch.get("phases"), dict) else ():
+            times[PHASES.get(phase, phase)] += finite(seconds) or 0.0
+    if total := math.fsum(times.values()):
+        shares = sorted(((seconds / total, phase) for phase, seconds in times.items()), reverse=True)
+        details["time"] = ", ".join(f"{phase} {share:.0%}" for share, phase in shares if share >= 0.005)
+    start = read_json(run.start_file(attempt)) or {}
+    asked = read(Resources, start.get("resources", {}))
+    table = StudyRecord(run.path.parent).backends.get("slurm", {}) if start.get("backend") == "slurm" else {}
+    workers = [read_json(file) or {} for file in listed(run.attempt_dir(attempt), "worker*.json")]
+    used = [found for worker in workers if isinstance(found := worker.get("resources"), dict)]
+    ages, busy, peaks = (
+        [finite(found.get(key)) or 0.0 for found in used] for key in ("seconds", "cpu_seconds", "peak_resident_bytes")
+    )
+    if len(used) == asked.ranks and all(ages):
+        cores, memory, minutes = list(map(operator.truediv, busy, ages)), math.fsum(peaks) / 2**30, max(ages) / 60
+        rows = [  # key, unit, asked, used, enough
+            ("cpus", "cores", (asked.cpus or 1) * asked.ranks, math.fsum(cores), max(cores)),
+            ("mem_gb", "GiB", table.get("mem_gb"), memory, SPARE * memory + 1),
+            ("timeout_min", "min", table.get("timeout_min"), minutes, SPARE * minutes),
+        ]
+        known = [row for row in rows if row[2] is not None]
+        wanted = ", ".join(f"{amount:.0f} {unit}" for _, unit, amount, _, _ in known)
+        details["asked"] = f"{wanted}; used {', '.join(f'{amount:.2g} {unit}' for _, unit, _, amount, _ in rows)}"
+        details["enough"] = ", ".join(f"{key} = {math.ceil(amount)}" for key, _, _, _, amount in known)
+    return details

@@ -5,7 +5,7 @@ import functools
 import os
 import re
 import socket
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -19,7 +19,7 @@ from jobs.study.record import StudyRecord
 from jobs.study.squeue import Scheduler
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
-from seqlm.errors import DamagedFileError, SeqlmError, UsageError
+from seqlm.errors import DamagedFileError, FileError, SeqlmError, UsageError
 from seqlm.files import read_json, remove, write_json
 from seqlm.lease import claim, kept, live_owner
 from seqlm.model_files import read_model_files
@@ -48,6 +48,13 @@ class ObservedRun:
         config, resources = self.config, read(Resources, self.provenance.get("resources", {}))
         facts = facts_of(name=self.name, id=self.run.id, config=config, resources=resources)
         return {**facts, "state": self.observation.state, "kind": self.observation.kind, "origin": self.origin}
+
+    @functools.cached_property
+    def epochs(self) -> Sequence[Mapping[str, Any]]:
+        """The epochs that it has finished, read once; empty if they cannot be read."""
+        with contextlib.suppress(FileError):
+            return self.run.read_metrics()[0]
+        return []
 
     @property
     def epochs_total(self) -> int | None:

@@ -33,20 +33,54 @@ _KINDS: Mapping[str, FailureKind] = {
     "OUT_OF_MEMORY": "oom",
 }
 """SLURM's job states (``man squeue``, JOB STATE CODES) -> kinds of failure; all others are of kind ``code``."""
+_RELEASE, _ASK = "`scontrol release {job}`", "ask the cluster's administrators"
+_ACCOUNT = "see `sacctmgr show assoc user=$USER`; set sbatch.account or sbatch.qos, and `run` again"
+_WAIT, _OTHERS = "wait; a shorter timeout_min may start sooner", "wait until other jobs end"
+_SMALLER = "`run` again with fewer ranks, GPUs or minutes, or in another partition"
+_PARTITION = "wait, or `run` again in another partition"
+REASONS: Mapping[str, tuple[str, str]] = {
+    "None": ("about to start", "wait a moment"),
+    "Priority": ("other jobs have priority", _WAIT),
+    "Resources": ("it is next, and waits for free nodes", _WAIT),
+    "DependencyNeverSatisfied": ("a job that it depends on has failed", "`cancel` it, then `run` again"),
+    "Dependency": ("another job has to end first", "`scontrol show job {job}` names that job"),
+    "JobHeldUser": ("it is held by its user", _RELEASE),
+    "JobHeldAdmin": ("it is held by an administrator", _ASK),
+    "JobHoldMaxRequeue": ("it was requeued too often, and is held", _RELEASE),
+    "launch_failed_requeued_held": ("it could not be started on its node, and is held", _RELEASE),
+    "BeginTime": ("it may not begin before a time that was set", "`scontrol update JobId={job} StartTime=now`"),
+    "JobArrayTaskLimit": ("as many runs are running as max_parallel allows", _OTHERS),
+    "ReqNodeNotAvail": ("a node that it needs is down, drained or reserved", "see `sinfo -R`"),
+    "Reservation": ("it waits for its reservation", "`scontrol show reservation` has its time"),
+    "Licenses": ("a licence is in use", _OTHERS),
+    "BadConstraints": ("no node has what it asks for", _SMALLER),
+    "PartitionDown": ("its partition is down", _PARTITION),
+    "PartitionInactive": ("its partition takes no jobs", _PARTITION),
+    "PartitionNodeLimit": ("it asks for more nodes than its partition allows", _SMALLER),
+    "PartitionTimeLimit": ("its time limit is longer than its partition allows", _SMALLER),
+    "InvalidAccount": ("its account does not exist", _ACCOUNT),
+    "InvalidQOS": ("its quality of service does not exist", _ACCOUNT),
+    "AccountNotAllowed": ("its account may not use the partition", _ACCOUNT),
+    "AssocGrp": ("your group uses as much as it may", f"{_OTHERS}; if the hours of your group are spent, {_ASK}"),
+    "AssocMax": ("you use as much as your account allows", _OTHERS),
+    "QOS": ("as much is used as its quality of service allows", _OTHERS),
+}
+"""Beginning of the reason of a waiting job (``man squeue``, JOB REASON CODES) -> what it means, and what to do."""
 _NOTHING_TO_LEARN = ("Invalid job id", "accounting storage is disabled", "sacct is not on PATH")
 
 
 def ask(*command: str, environ: Mapping[str, str] | None = None) -> str:
     """Run a SLURM command and return its output.
 
-    It runs with ``environ``, or by default with this process's environment. ``SINFO_*`` variables are removed, since
-    they would change the output of sinfo.
+    It runs with ``environ``, or by default with this process's environment, but without the variables that would change
+    the output of sinfo, and the format of times.
 
     Raises:
         BackendError: the command is missing, does not answer in time, or fails.
     """
     given = os.environ if environ is None else environ
     environ = {name: value for name, value in given.items() if not name.startswith("SINFO_")}
+    environ["SLURM_TIME_FORMAT"] = "standard"
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=CALL_SECONDS, env=environ, check=True)
     except FileNotFoundError:
@@ -135,8 +169,7 @@ def job_state(state: str, reason: str = "") -> View:
     """Return a job's state from SLURM's state and reason, such as ``PENDING`` and ``Resources``."""
     word, plain = state.split()[0].rstrip("+") if state else "UNKNOWN", reason.strip("() ")
     if word in _QUEUED:
-        known = plain not in ("", "None")
-        return View(stage="queued", reason=f"SLURM reports {plain}" if known else "about to start")
+        return View(stage="queued", reason=meaning(plain)[0])
     if word in _RUNNING:
         suspended = "suspended: SLURM has stopped its processes for a while"
         return View(stage="running", reason=suspended if word in _SUSPENDED else "")
@@ -148,6 +181,12 @@ def job_state(state: str, reason: str = "") -> View:
     elif plain.startswith("RaisedSignal"):  # of 53: the node could not write the job's log
         text, kind = f"{text} ({plain.partition('(')[0]})", _KINDS.get(word, "node")
     return View(stage="ended", reason=text, kind=kind)
+
+
+def meaning(reason: str) -> tuple[str, str]:
+    """Return what SLURM's reason of a waiting job means, and what to do."""
+    unknown = (f"SLURM reports {reason}", "see `man squeue`, JOB REASON CODES")
+    return next((found for word, found in REASONS.items() if (reason or "None").startswith(word)), unknown)
 
 
 def parents(jobs: Iterable[str]) -> list[str]:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from jobs.backends.base import Waiting
+from jobs.study.squeue import REASONS, meaning
 from slurm.testcluster import LoopbackCluster
-from slurm.waiting import REASONS, UNPLANNED, waiting_jobs
+from slurm.waiting import waiting_jobs
 from tests import commands
 from tests.slurm.programs import program
 from tests.slurm_jobs import write_jobs
@@ -28,15 +29,15 @@ def now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> float:
     """A SLURM with a queue of six jobs; four of them are a study's."""
     folder, now = tmp_path / "bin", float(int(time.time()))
     folder.mkdir()
-    rows = ["7_0|Priority|{0}|gpu|2:00:00", "7_1|Resources|N/A|gpu|2:00:00", "7_2|JobHeldUser|N/A|gpu|2:00:00"]
-    rows.append("7_3|ReqNodeNotAvail, UnavailableNodes:n[1-2]|N/A|gpu|2:00:00")
-    listed = "\n".join(rows).format(clock(now + 7200))
-    program(folder, "squeue", f'case "$*" in *" -p gpu "*) printf "5\\n7_1\\n6\\n7_0\\n";; *) echo "{listed}";; esac')
+    soon, limit = clock(now + 7200), "2:00:00|/a|b.sh"
+    reasons = {"7_1": "Resources|N/A", "6": "Priority|N/A", "7_0": f"Priority|{soon}", "7_2": f"JobHeldUser|{soon}"}
+    reasons["7_3"] = "ReqNodeNotAvail, UnavailableNodes:n[1-2]|N/A"
+    listed = "\n".join(["5|cpu|Priority|N/A|1:00|x", *(f"{job}|gpu|{text}|{limit}" for job, text in reasons.items())])
+    program(folder, "squeue", f'echo "{listed}"')
     said = f"sbatch: Job 9 to start at {clock(now + 600)} using 1 processors on nodes n1 in partition gpu"
-    program(folder, "sbatch", f'case "$*" in *--time=30*) echo "{said}" >&2;; *) exit 1;; esac')
+    program(folder, "sbatch", f'case "$*" in *"--time=30 /a|b.sh") echo "{said}" >&2;; *) exit 1;; esac')
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
-    request = write_jobs(tmp_path / "study", {f"run-{number}": f"7_{number}" for number in range(4)})
-    (request.folder / "array-0.sh").touch()
+    write_jobs(tmp_path / "study", {f"run-{number}": f"7_{number}" for number in range(4)})
     return now
 
 
@@ -44,17 +45,19 @@ def now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> float:
 def test_a_waiting_job_has_its_reason_its_place_its_start_and_a_limit_that_starts_sooner(
     tmp_path: Path, now: float
 ) -> None:
-    found = waiting_jobs(tmp_path / "study", {"run-0", "run-1", "run-2", "run-3"})
-    assert found["run-0"] == Waiting(
-        text=REASONS["Priority"][0],
-        job="7_0",
-        place="4th of 4 in gpu",
-        starts_at=now + 7200,
-        sooner=(30, now + 600),
-    )
-    assert (found["run-1"].place, found["run-1"].starts_at, found["run-1"].sooner) == ("2nd of 4 in gpu", None, None)
-    assert (found["run-2"].place, "7_2" in found["run-2"].action) == ("", True)
-    assert found["run-3"].text == REASONS["ReqNodeNotAvail"][0]
+    (found,) = waiting_jobs(tmp_path / "study", {"run-0"}).values()
+    text, action = REASONS["Priority"]
+    known = {"job": "7_0", "text": text, "action": action, "place": "3rd of 5 in gpu", "starts_at": now + 7200}
+    assert found == Waiting(**known, sooner=(30, now + 600))
+    _, resources, held, drained = waiting_jobs(tmp_path / "study", {"run-0", "run-1", "run-2", "run-3"}).values()
+    assert (resources.place, resources.starts_at, resources.sooner) == ("1st of 5 in gpu", None, None)
+    assert (held.starts_at, "7_2" in held.action) == (None, True)
+    assert drained.text == REASONS["ReqNodeNotAvail"][0]
+
+
+def test_each_reason_means_what_its_row_says_and_has_something_to_do() -> None:
+    assert {word: meaning(word) for word in REASONS} == REASONS
+    assert all(all(row) for row in REASONS.values())
 
 
 @pytest.mark.process
@@ -81,7 +84,10 @@ def test_starts_are_those_of_scontrol_for_a_full_cluster_a_held_job_a_begin_time
             plan = [[re.findall(f"{key}=(\\S+)", text)[0] for key in ("StartTime", "Reason")] for text in shown]
             starts = [run["starts_at"] and clock(datetime.fromisoformat(run["starts_at"]).timestamp()) for run in runs]
             words = [run["headline"].partition(": ")[2].partition(";")[0] for run in runs]
-            known = [None if start == "Unknown" or reason in UNPLANNED else start for start, reason in plan]
+            is_held = [reason.startswith(("JobHeld", "Dependency")) for _, reason in plan]
+            known = [
+                None if held or start == "Unknown" else start for held, (start, _) in zip(is_held, plan, strict=True)
+            ]
             expected = [(start, REASONS[reason][0]) for start, (_, reason) in zip(known, plan, strict=True)]
             return list(zip(starts, words, strict=True)), expected
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import launch
-from jobs.cli.why import NEXT
+from jobs.cli.why import GO_ON, NEXT
 from jobs.study.folder import launching, write_queue
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
@@ -41,31 +41,28 @@ def test_nothing_is_said_of_the_start_of_a_run_behind_one_whose_time_is_not_know
     assert (two["starts_at"], two["details"]) == (None, {})
 
 
-def test_a_failed_run_has_what_to_do_and_the_last_line_of_its_log(
+def test_a_failed_run_has_what_to_do_and_its_log_and_the_overview_has_a_line_for_each(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kinds = typing.get_args(FailureKind)
-    assert set(NEXT) == {*kinds, None}
     for number, kind in enumerate(kinds):
-        run = add(tmp_path / "s", kind, order=number)
-        fail(run, {"kind": kind, "message": "it fails"})
-        run.stderr_log(1).write_text("Traceback\nValueError: wrong\n\n")
-    found = {run["name"]: run for run in ask(["why", "s", "--runs-dir", "."], folder=tmp_path, env={})["runs"]}
-    for kind in kinds:
-        assert found[kind]["details"]["do"] == NEXT[kind]
-        assert found[kind]["details"].get("log") == (None if kind == "cancelled" else "ValueError: wrong")
-    assert launch.main(["why", "s", "code", "--runs-dir", str(tmp_path)]) == 0
-    headline, *details = capsys.readouterr().out.splitlines()
-    assert headline == "code  failed: code: it fails"
-    assert len(details) == 2
+        fail(add(tmp_path / "s", kind, order=number), {"kind": kind, "message": "it fails"})
+        (run,) = ask(["why", "s", kind, "--runs-dir", "."], folder=tmp_path, env={})["runs"]
+        assert run["details"]["do"] == NEXT.get(kind, GO_ON)
+        assert run["details"].get("log", "").endswith("stderr.log") == (kind != "cancelled")
+    assert set(NEXT) < set(kinds)
+    assert launch.main(["why", "s", "--runs-dir", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == len(kinds)
+    assert "code  failed: code: it fails" in shown
 
 
-def done(run: RunDirectory, *, seconds: float, backend: str = "local") -> None:
-    """Let a run be done after four epochs of ``seconds`` each, on two ranks of three cores each."""
-    phases = {"start_up": 1.0, "data": 1.0, "step": 60.0, "waiting": 31.0, "checkpoint": 2.0, "validation": 5.0}
+def done(run: RunDirectory, *seconds: float, backend: str = "local") -> None:
+    """Let a run be done after epochs of so many seconds, on two ranks of three cores each."""
+    phases = {"start_up": 0.1, "data": 1.9, "step": 60.0, "waiting": 31.0, "checkpoint": 2.0, "validation": 5.0}
     records = [
-        {"epoch": epoch, "val_ppl": 100.0, "val_loss": 4.6, "epoch_seconds": seconds, "phases": phases}
-        for epoch in range(4)
+        {"epoch": epoch, "val_ppl": 100.0, "val_loss": 4.6, "epoch_seconds": time, "phases": phases}
+        for epoch, time in enumerate(seconds)
     ]
     write_json_lines(run.metrics_file, records)
     run.attempt_dir(1).mkdir(parents=True)
@@ -79,23 +76,31 @@ def done(run: RunDirectory, *, seconds: float, backend: str = "local") -> None:
 def test_a_slow_run_is_compared_with_others_like_it_and_its_plan(tmp_path: Path) -> None:
     study = tmp_path / "s"
     for number in range(4):
-        done(add(study, f"gru-{number}", "gru", order=number), seconds=20 if number == 3 else 10)
-    done(add(study, "rnn", order=4), seconds=40)
+        done(add(study, f"gru-{number}", "gru", order=number), *[20 if number == 3 else 10] * 4)
+    done(add(study, "rnn", order=4), *[40] * 4)
     fingerprint = add(study, "gru-3", "gru", order=3).read_config().fingerprint()
     write_json(study / "study.json", {"version": 2, "estimates": {fingerprint: {"seconds": 32, "epochs": 4}}})
     (slow,) = ask(["why", "s", "--runs-dir", "."], folder=tmp_path, env={})["runs"]
     assert (slow["name"], slow["headline"]) == ("gru-3", "done, 100% slower than its 3 siblings, 2.5 x plan")
 
 
+def test_a_run_no_slower_than_its_siblings_are_at_times_is_well(tmp_path: Path) -> None:
+    for number in range(4):
+        done(
+            add(tmp_path / "s", f"gru-{number}", "gru", order=number), *([20] * 4 if number == 3 else [10, 21, 10, 10])
+        )
+    assert ask(["why", "s", "--runs-dir", "."], folder=tmp_path, env={})["runs"] == []
+
+
 @pytest.mark.parametrize("backend", ["local", "slurm"])
 def test_a_run_has_where_its_time_went_what_it_used_and_what_would_be_enough(tmp_path: Path, backend: str) -> None:
     table = {"slurm": {"mem_gb": 32, "timeout_min": 120}}
-    done(add(tmp_path / "s", "gru", "gru"), seconds=10, backend=backend)
+    done(add(tmp_path / "s", "gru", "gru"), *[10] * 4, backend=backend)
     write_json(tmp_path / "s" / "study.json", {"version": 2, "backend": table})
     (run,) = ask(["why", "s", "gru", "--runs-dir", "."], folder=tmp_path, env={})["runs"]
     of_job = backend == "slurm"
     assert run["details"] == {
-        "time": "steps 60%, waiting for results 31%, validation 5%, checkpoints 2%, data 1%, start-up 1%",
+        "time": "steps 60%, waiting for ranks 31%, validation 5%, checkpoints 2%, data 2%",
         "asked": f"6 cores{', 32 GiB, 120 min' if of_job else ''}; used 2.2 cores, 6 GiB, 72 min",
         "enough": f"cpus = 2{', mem_gb = 9, timeout_min = 90' if of_job else ''}",
     }

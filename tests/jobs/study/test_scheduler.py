@@ -31,12 +31,12 @@ NO_ACCOUNTING = "Slurm accounting storage is disabled"
 @pytest.mark.parametrize(
     ("state", "reason", "stage", "kind", "text"),
     [
-        ("PENDING", "Resources", "queued", None, "SLURM reports Resources"),
+        ("PENDING", "Resources", "queued", None, "it is next, and waits for free nodes"),
         ("PENDING", "None", "queued", None, "about to start"),
-        ("PENDING", "ReqNodeNotAvail", "queued", None, "SLURM reports ReqNodeNotAvail"),
+        ("PENDING", "(Odd, really)", "queued", None, "SLURM reports Odd, really"),
         ("RUNNING", "None", "running", None, ""),
         ("COMPLETING", "None", "running", None, ""),
-        ("REQUEUE_HOLD", "JobHeldUser", "queued", None, "SLURM reports JobHeldUser"),
+        ("REQUEUE_HOLD", "JobHeldUser", "queued", None, "it is held by its user"),
         ("SUSPENDED", "None", "running", None, "suspended: SLURM has stopped its processes for a while"),
         ("CANCELLED by 1000", "", "ended", "cancelled", "cancelled by scancel"),
         ("CANCELLED+", "", "ended", "cancelled", "cancelled by scancel"),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from seqlm.files import json_text, read_json, write_json
-from seqlm.hang import explain
+from seqlm.hang import explain, waiting_ranks
 from seqlm.reading import listed
 from seqlm.training import attempt as attempts
 from seqlm.training.distributed import Rank
@@ -194,5 +194,6 @@ def test_ranks_that_came_to_unlike_numbers_of_operations_name_the_one_behind(tmp
         write_json(run.hang_file(1, rank), {"where": "forward, own.py:7", "collectives": calls})
     expected = "rank 2 of 4 (n2) did not come to all_reduce 8; it was in forward, own.py:7"
     assert explain(run, 1) == expected
+    assert waiting_ranks(run, 1) == "ranks 0, 1, 3 in all_reduce, own.py:7"
     run.hang_file(1, 1).write_text('{"collectives": [[1], 7, ["a", "b", "c"]]}')
     assert explain(run, 1).startswith("rank 1 of 4 (n1) did not come to all_reduce 8; "), "damage stops nothing"
