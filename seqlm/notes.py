@@ -5,9 +5,9 @@ Whatever reads or writes them raises ``FileError`` if that fails, or ``DamagedFi
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from seqlm.files import read_json, write_json
 from seqlm.reading import listed, timestamp
@@ -15,26 +15,17 @@ from seqlm.requests import claim_number
 
 TAG = re.compile(r"[^\s,=<>!*?\[\]]+")
 """What a tag looks like, so that a filter can name it."""
+EMPTY: Mapping[str, Any] = {"tags": [], "text": ""}
+"""What is noted about a run without a note."""
 
 
-@dataclass(frozen=True)
-class Note:
-    """What is noted about a run."""
-
-    tags: tuple[str, ...] = ()
-    text: str = ""
-
-
-def read_notes(study_dir: Path) -> dict[str, Note]:
-    """Return what is noted about each run of a study, by run id."""
-    found: dict[str, Note] = {}
+def read_notes(study_dir: Path) -> dict[str, Mapping[str, Any]]:
+    """Return ``tags`` and ``text`` of each run of a study that has a note, by run id."""
+    found: dict[str, Mapping[str, Any]] = {}
     for folder in listed(study_dir / "notes", "[0-9]*"):
         record = read_json(folder / "note.json") or {}  # the process that claimed the number may have been killed
-        tags, text = record.get("tags"), record.get("text")
-        for run_id in record.get("runs", []):
-            note = found.get(run_id, Note())
-            note = note if tags is None else replace(note, tags=tuple(tags))
-            found[run_id] = note if text is None else replace(note, text=text)
+        given = {key: record[key] for key in EMPTY if record.get(key) is not None}
+        found |= {run_id: {**found.get(run_id, EMPTY), **given} for run_id in record.get("runs", [])}
     return found
 
 

@@ -27,7 +27,7 @@ from analysis.study.run import LoadedRun, origin_of, read_run
 from analysis.study.settings import Setting, timed_settings
 from analysis.study.values import as_text, clean, read_or_warn
 from seqlm.errors import UsageError
-from seqlm.notes import Note, read_notes
+from seqlm.notes import EMPTY, read_notes
 from seqlm.rundir import RunDirectory, require_format, slugify
 from seqlm.search import Search
 
@@ -225,10 +225,10 @@ def load_study(*study_dirs: Path) -> StudyFiles:
 
 
 def _add_notes(study_dir: Path, runs: Iterable[LoadedRun], warnings: list[str]) -> None:
-    notes: dict[str, Note] = read_or_warn(lambda: read_notes(study_dir), {}, warnings)
+    notes: dict[str, Mapping[str, Any]] = read_or_warn(lambda: read_notes(study_dir), {}, warnings)
     for run in runs:
-        note = notes.get(run.row["id"], Note())
-        run.row |= {"tags": as_text(" ".join(note.tags)), "note": as_text(note.text)}
+        note = notes.get(run.row["id"], EMPTY)
+        run.row |= {"tags": as_text(" ".join(note["tags"])), "note": as_text(note["text"])}
 
 
 def _free_name(runs: Sequence[LoadedRun], study_dir: Path, taken: Collection[str]) -> str:

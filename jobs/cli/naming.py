@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs import terminal
 from jobs.cli.arguments import Arguments
-from jobs.manifests.filters import select, tagged, whole_id
+from jobs.manifests.filters import select, whole_id
 from jobs.study.folder import ObservedRun, find_study, is_behaviour_study, observe_study
 from seqlm.errors import UsageError, nearest
 
@@ -30,7 +30,7 @@ def chosen_runs(arguments: Arguments, study_dir: Path, every: Sequence[ObservedR
     """
     found = observe_study(study_dir) if every is None else every
     noted = study_dir.parent if is_behaviour_study(study_dir) else study_dir
-    runs, why = select(found, arguments.only, arguments.exclude, tagged(ObservedRun.facts, noted))
+    runs, why = select(found, arguments.only, arguments.exclude, ObservedRun.facts, noted)
     if why is not None:
         terminal.tell(why)
     return runs

@@ -16,7 +16,7 @@ from jobs.launch.changes import changes
 from jobs.launch.job import LaunchOptions
 from jobs.launch.own_models import check_models
 from jobs.launch.prepare import check_data, estimated, find_data, plan_runs, resolve_resources, resolve_specs
-from jobs.manifests.filters import asks_for_identity, facts_of_spec, select, tagged
+from jobs.manifests.filters import asks_for_identity, facts_of_spec, select
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.reader import find_manifest
 from jobs.plan.capacity import with_noun
@@ -229,8 +229,8 @@ def open_manifest(arguments: Arguments) -> tuple[Manifest, list[RunSpec], Path]:
     if not exists(study_dir) and is_file(study_record_file(beside)):
         what = f"{beside} has runs of this study, {study_dir} has none; to use them add --runs-dir {beside.parent}"
         terminal.tell(f"note: {what}")
-    facts = tagged(functools.partial(facts_of_spec, folders=folders), study_dir)
-    chosen, why = select(known, arguments.only, arguments.exclude, facts)
+    facts = functools.partial(facts_of_spec, folders=folders)
+    chosen, why = select(known, arguments.only, arguments.exclude, facts, study_dir)
     if why is not None:
         raise UsageError(f"{arguments.manifest}: {why}")
     if arguments.data and all(spec.config.data.corpus == "pydoc" for spec in chosen):

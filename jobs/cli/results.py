@@ -14,7 +14,7 @@ from jobs.cli.tables import Column, show
 from jobs.cli.view import what_differs
 from jobs.study.folder import ObservedRun, find_study, observe_study
 from seqlm.errors import UsageError, nearest_key, printable
-from seqlm.notes import TAG, Note, read_notes, write_note
+from seqlm.notes import EMPTY, TAG, read_notes, write_note
 from seqlm.schema import show as quoted
 
 COLUMNS = (*REPORTED[:3], "state", *REPORTED[3:], "reason")
@@ -110,7 +110,7 @@ def note(arguments: Arguments) -> tuple[dict[str, Any], int]:
         tags = [tag for tag in dict.fromkeys(arguments.tag) if tag != "none"] if arguments.tag else None
         write_note(study_dir, [run.run.id for run in runs], tags, arguments.text)
     notes = read_notes(study_dir)
-    records = [{"name": run.name, "id": run.run.id, **vars(notes.get(run.run.id, Note()))} for run in runs]
+    records = [{"name": run.name, "id": run.run.id, **notes.get(run.run.id, EMPTY)} for run in runs]
     show((Column("run", "name"), Column("tags", text=" ".join), Column("note", "text")), records)
     return {"study": study_dir.name, "runs": records}, 0
 

@@ -15,7 +15,7 @@ from typing import Any
 from jobs import terminal
 from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import find_data
-from jobs.manifests.filters import select, tagged
+from jobs.manifests.filters import select
 from jobs.manifests.policy import Policy
 from jobs.spec import RunSpec
 from jobs.study.folder import ObservedRun, Observer, observe_study
@@ -50,7 +50,7 @@ def choose(
     """
     done = [run for run in runs if run.observation.state == "done" and run.config is not None]
     if runs and (only or exclude):
-        passed, why = select(runs, only, exclude, tagged(ObservedRun.facts, runs[0].run.path.parent))
+        passed, why = select(runs, only, exclude, ObservedRun.facts, runs[0].run.path.parent)
         if why is not None:
             raise UsageError(why)
         passing = {run.run.id for run in passed}

@@ -10,7 +10,6 @@ All conditions of one filter must hold. A run without the key (``num_heads`` of 
 """
 
 import fnmatch
-import functools
 import itertools
 import operator
 import re
@@ -22,7 +21,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 from jobs.spec import Resources, RunSpec
 from seqlm.config import OPEN_TABLES, RunConfig, base_key, choices_of, valid_keys
 from seqlm.errors import UsageError, nearest, nearest_key
-from seqlm.notes import Note, read_notes
+from seqlm.notes import EMPTY, read_notes
 from seqlm.rundir import RunDirectory
 from seqlm.state import FailureKind, State
 
@@ -184,26 +183,27 @@ def facts_of_spec(spec: RunSpec, folders: Mapping[str, Path] | None = None) -> d
     return facts_of(spec.name, run_id, spec.config, spec.resources)
 
 
-def tagged(facts: Callable[[_Item], Mapping[str, Any]], study_dir: Path) -> Callable[[_Item], Mapping[str, Any]]:
-    """Return ``facts`` with the tags of each run in a study. The function returned raises ``FileError``, too."""
-    notes = functools.cache(lambda: read_notes(study_dir))
-    return lambda run: {**(found := facts(run)), "tag": notes().get(found["id"], Note()).tags}
-
-
 def select(
-    runs: Sequence[_Item], only: Sequence[str], exclude: Sequence[str], facts: Callable[[_Item], Mapping[str, Any]]
+    runs: Sequence[_Item],
+    only: Sequence[str],
+    exclude: Sequence[str],
+    facts: Callable[[_Item], Mapping[str, Any]],
+    study_dir: Path | None = None,
 ) -> tuple[list[_Item], str | None]:
     """Return the runs that pass, in their order: some ``only`` matches, if there are any, and no ``exclude`` does.
 
-    ``facts`` returns what filters use of a run. The second value is one line that says why none of the runs passes.
+    ``facts`` returns what filters use of a run besides its tags, which are noted in ``study_dir``. The second value is
+    one line that says why none of the runs passes.
 
     Raises:
         UsageError: a filter cannot be read, has an unknown key, compares a text with a number, or has a value
             that is not valid for its key.
+        FileError: a note cannot be read.
     """
     if not only and not exclude:
         return list(runs), None  # computing the facts of a thousand runs (fingerprints) takes longer than all the rest
-    known = [facts(run) for run in runs]
+    notes = read_notes(study_dir) if study_dir else {}
+    known = [{**(one := facts(run)), "tag": tuple(notes.get(one.get("id"), EMPTY)["tags"])} for run in runs]
     wanted, unwanted = ([parse(text) for text in texts] for texts in (only, exclude))
     met = [[meets(one, conditions) for conditions in wanted] for one in known]
     missed = [[meets(one, conditions) for conditions in unwanted] for one in known]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from seqlm.errors import DamagedFileError
-from seqlm.notes import Note, read_notes, write_note
+from seqlm.notes import EMPTY, read_notes, write_note
 
 
 def test_tags_and_texts_are_those_of_the_newest_note_that_has_them_and_no_note_is_edited(tmp_path: Path) -> None:
@@ -13,9 +13,10 @@ def test_tags_and_texts_are_those_of_the_newest_note_that_has_them_and_no_note_i
     before = {path: path.read_bytes() for path in tmp_path.rglob("note.json")}
     write_note(tmp_path, ["b", "c"], None, "again")
     write_note(tmp_path, ["b"], ["bad"], None)
-    assert read_notes(tmp_path) == {"a": Note(("good", "wide")), "b": Note(("bad",), "again"), "c": Note((), "again")}
+    a, b = {"tags": ["good", "wide"], "text": ""}, {"tags": ["bad"], "text": "again"}
+    assert read_notes(tmp_path) == {"a": a, "b": b, "c": {"tags": [], "text": "again"}}
     write_note(tmp_path, ["a", "b"], [], "")
-    assert read_notes(tmp_path) == {"a": Note(), "b": Note(), "c": Note((), "again")}
+    assert read_notes(tmp_path) == {"a": EMPTY, "b": EMPTY, "c": {"tags": [], "text": "again"}}
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -23,7 +24,7 @@ def test_a_number_without_a_note_says_nothing_and_a_damaged_note_is_an_error(tmp
     write_note(tmp_path, ["a"], ["good"], None)
     folder = tmp_path / "notes" / "000002"
     folder.mkdir()
-    assert read_notes(tmp_path) == {"a": Note(("good",))}
+    assert read_notes(tmp_path) == {"a": {"tags": ["good"], "text": ""}}
     (folder / "note.json").write_text('{"runs": 3}')
     with pytest.raises(DamagedFileError, match="runs"):
         read_notes(tmp_path)
