@@ -53,6 +53,8 @@ MOST_STARTS = 10
 """In how many starts of the job such a run is tried, and one whose files cannot be read or written."""
 WAIT_SECONDS = 120.0
 """How long such a run waits in the queue."""
+CANCEL_SECONDS = 10.0
+"""How long a job that was cancelled looks whether the study is over: others may be cancelled with it."""
 OVER_SECONDS = 720.0
 """How long a job that is to say so looks whether the study is over: workers that were killed seem to live for some
 minutes. If jobs of another request run longer, that request has such a job, too."""
@@ -134,6 +136,10 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals)
         return True
     budget = Budget.kept(plan.options.study_dir, plan.options.policy)
     are_well = [_is_well(run, budget) for run in runs]
+    if (
+        is_over and host.stopped() is not None
+    ):  # with `scancel -u`, the job that is to say that the study is over goes too
+        notify.over(plan.options.study_dir, plan.options.notify, seconds=CANCEL_SECONDS)
     return all(are_well)
 
 

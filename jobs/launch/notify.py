@@ -84,7 +84,7 @@ class Messages:
                     return
                 number = f"{int(self._folder.parent.name)}/{name}"
                 body = f"{study_name(self._study_dir)}: {event}: {text}\n(message {number})\n"
-                problem = _deliver(self._notify, body, self._study_dir)
+                problem = _problem_of(self._notify, body, self._study_dir)
                 write_once(answer, json_text({"at": timestamp(), "problem": problem}).encode())
         except RunBusyError:
             return
@@ -116,23 +116,19 @@ def over(study_dir: Path, notify: Notify | None, *, seconds: float = 0.0) -> Non
     Messages(study_dir, notify, newest).send("over", "over", "\n".join(lines))
 
 
-def _deliver(notify: Notify, text: str, study_dir: Path) -> str | None:
-    """Return why a message did not arrive, without the URL, which may be a secret. ``None``: it did."""
-    if notify.command is not None:
-        given: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": study_dir}
-        try:
-            subprocess.run(
-                shlex.split(notify.command), input=text, text=True, timeout=SEND_SECONDS, check=True, **given
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            return str(error)
-        return None
+def _problem_of(notify: Notify, text: str, study_dir: Path) -> str | None:
+    """Deliver a message. Return why it did not arrive, without the URL, which may be a secret. ``None``: it did."""
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": study_dir}
     try:
+        if notify.command is not None:
+            words = shlex.split(notify.command)
+            subprocess.run(words, input=text, text=True, timeout=SEND_SECONDS, check=True, **quiet)
+            return None
         import apprise
 
         logging.getLogger("apprise").disabled = True  # it names URLs
         service = apprise.Apprise()
         is_sent = service.add(os.environ[str(notify.url_env)]) and service.notify(title="seqlm", body=text)
+        return None if is_sent else "the service did not take it"
     except Exception as error:  # whatever a service raises, the runs go on
-        return type(error).__name__
-    return None if is_sent else "the service did not take it"
+        return str(error) if notify.url_env is None else type(error).__name__

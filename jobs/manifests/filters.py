@@ -203,7 +203,7 @@ def select(
     if not only and not exclude:
         return list(runs), None  # computing the facts of a thousand runs (fingerprints) takes longer than all the rest
     notes = read_notes(study_dir) if study_dir else {}
-    known = [{**(one := facts(run)), "tag": tuple(notes.get(one.get("id"), EMPTY)["tags"])} for run in runs]
+    known = [{**(one := facts(run)), "tag": tuple(notes.get(str(one.get("id")), EMPTY)["tags"])} for run in runs]
     wanted, unwanted = ([parse(text) for text in texts] for texts in (only, exclude))
     met = [[meets(one, conditions) for conditions in wanted] for one in known]
     missed = [[meets(one, conditions) for conditions in unwanted] for one in known]

@@ -31,6 +31,7 @@ from slurm.submission import ArrayPlan, JobPlan
 from tests.analysis.attempt_files import write_attempt
 from tests.cancelling import cancel
 from tests.facts import fail
+from tests.jobs.launch.test_notify import MESSAGES, numbers
 from tests.seqlm.training.studies import make_config, make_run
 from tests.slurm.programs import answering, program
 from tests.waiting import wait_for
@@ -108,7 +109,7 @@ def plan(*runs: RunDirectory, program: str = TELL, **changes: object) -> JobPlan
     request = file_request(study_dir, {"kind": "run", "backend": "slurm", "policy": policy, "runs": wanted})
     resources = changes.pop("resources", None) or Resources(cpus=1, gpus=0)
     jobs = (tuple(run.id for run in runs),)
-    given: dict[str, Any] = {key: changes.pop(key) for key in ("policy", "search", "env") if key in changes}
+    given: dict[str, Any] = {key: changes.pop(key) for key in ("policy", "search", "env", "notify") if key in changes}
     options = LaunchOptions(study_dir=study_dir, request=request.number, worker=("-S", "-c", program), **given)
     known: dict[str, object] = {
         "options": options,
@@ -262,9 +263,10 @@ def test_scancel_is_told_from_a_requeue_by_what_the_controller_says(
     jobs: list[Mapping[str, object]] = [{"job_id": 78, "job_state": words}, {"job_id": 77, "job_state": ["RUNNING"]}]
     (room / "state").write_text(json.dumps({"jobs": jobs}))
     thread = stop_when_ready(run, signals, warn=False)
-    work(plan(run, program=STOPPABLE), signals=signals)
+    work(plan(run, program=STOPPABLE, notify=MESSAGES), signals=signals)
     thread.join()
     assert (run.observe().state == "cancelled") == cancelled
+    assert numbers(tmp_path) == (["1/over"] if cancelled else []), "the job that waits for all may be cancelled as well"
     assert "requeue 77_0" not in calls(room), "SLURM does that itself"
 
 
