@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jobs.launch.prepare import launch_record, run_record
 from jobs.spec import RunSpec
 from jobs.study.folder import launching, write_queue
 from jobs.study.kept_code import live_code
-from jobs.study.provenance import launch_record, run_record
 from seqlm.config import RunConfig
 from seqlm.files import write_json, write_json_lines
 from seqlm.lease import claim

@@ -11,6 +11,7 @@ no regular file, or too large.
 import errno
 import fnmatch
 import json
+import math
 import os
 import stat
 import sys
@@ -240,6 +241,12 @@ def _whole(digits: str) -> int:
 
 
 _DECODER = json.JSONDecoder(parse_int=_whole)
+
+
+def finite(value: Any) -> float | None:
+    """Return a finite number from a file, else ``None``."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) else None
 
 
 def moment(text: Any) -> float | None:

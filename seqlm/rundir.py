@@ -41,7 +41,7 @@ from seqlm.files import (
 )
 from seqlm.lease import live_owner
 from seqlm.model_files import ModelFiles, keep_tokenizer, read_model_files
-from seqlm.reading import MOST_EPOCHS, below, exists, is_folder, listed, read_bytes, timestamp, wrong_field
+from seqlm.reading import MOST_EPOCHS, below, exists, finite, is_folder, listed, read_bytes, timestamp, wrong_field
 from seqlm.requests import Request, Requests
 from seqlm.state import Facts, RunState, View, state_of
 
@@ -618,11 +618,10 @@ class RunDirectory:
         else:
             epochs, _ = self.read_metrics()
             epoch = epochs[-1]["epoch"] if epochs else None
-            best = min((e["val_ppl"] for e in epochs if _is_finite(e["val_ppl"])), default=None)
+            best = min((ppl for one in epochs if (ppl := finite(one["val_ppl"])) is not None), default=None)
             facts = replace(facts, epochs=0 if epoch is None else epoch + 1)
         found = state_of(facts, view or View(), spent)
-        best = best if _is_finite(best) else None
-        return Observation(**vars(found), epoch=epoch, best_val_ppl=best, result_epochs=of_result)
+        return Observation(**vars(found), epoch=epoch, best_val_ppl=finite(best), result_epochs=of_result)
 
 
 def study_record_file(study_dir: Path) -> Path:
@@ -679,10 +678,6 @@ def ordinal(number: int) -> str:
     """
     teens = number % 100 in (11, 12, 13)
     return f"{number}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _is_epoch(record: Any) -> bool:

@@ -9,12 +9,12 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
 from jobs import terminal
-from jobs.backends.base import Backend, Finding
+from jobs.backends.base import Backend, Finding, Waiting
 from jobs.launch.job import LaunchOptions
 from jobs.plan.capacity import Capacity, Node
 from jobs.plan.planned import PlannedRun
@@ -168,7 +168,9 @@ class SlurmBackend(Backend):
         }
         return submit_script(folder / f"{name}.sh", batch_script(self.settings, options, *commands), self.settings)
 
-    waiting = staticmethod(waiting_jobs)
+    @classmethod
+    def waiting(cls, study_dir: Path, run_ids: Collection[str]) -> dict[str, Waiting]:
+        return waiting_jobs(study_dir, run_ids)
 
     @classmethod
     def cancel(cls, study_dir: Path, marked: Sequence[ObservedRun]) -> dict[str, str | None]:

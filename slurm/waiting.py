@@ -20,13 +20,14 @@ LEAST_MINUTES, WORTH_SECONDS = 15, 300
 
 
 def waiting_jobs(study_dir: Path, run_ids: Collection[str]) -> dict[str, Waiting]:
-    """Return the waiting jobs of these runs, by run id. For a single run, look for a limit that starts it sooner.
+    """Return the waiting jobs of these runs, by run id; none if SLURM does not answer.
 
-    Raises:
-        BackendError: SLURM does not answer.
+    For a single run, look for a time limit that starts it sooner.
     """
     jobs = {run_id: job for run_id, job in read_jobs(study_dir).items() if run_id in run_ids}
-    shown = ask("squeue", "-h", "-r", "-a", "-t", "PD", "-S", "-p,i", "-o", "%i|%P|%r|%S|%l|%o") if jobs else ""
+    shown = ""
+    with contextlib.suppress(BackendError):  # the reason of the run says so
+        shown = ask("squeue", "-h", "-r", "-a", "-t", "PD", "-S", "-p,i", "-o", "%i|%P|%r|%S|%l|%o") if jobs else ""
     rows = {row[0]: row[1:] for line in shown.splitlines() if len(row := line.strip().split("|", 5)) == 6}
     queues = defaultdict[str, list[str]](list)
     for job, (partitions, *_) in rows.items():

@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
@@ -125,7 +125,7 @@ class Backend(ABC):
     """Where runs go: its settings, what it has, and what runs would get there. Its methods start nothing.
 
     A launcher starts the runs of a backend through its :meth:`executor`. A scheduler that queues jobs itself is
-    ``is_scheduled``, and has the methods ``check``, ``submit``, ``submit_report``, ``cancel`` and ``waiting`` of
+    ``is_scheduled``, and has the methods ``check``, ``submit``, ``submit_report`` and ``cancel`` of
     :class:`slurm.backend.SlurmBackend` in place of that. :data:`jobs.registry.BACKENDS` names each class.
     """
 
@@ -156,6 +156,11 @@ class Backend(ABC):
         ``wait_s`` is the longest wait for that job.
         """
         return []
+
+    @classmethod
+    def waiting(cls, study_dir: Path, run_ids: Collection[str]) -> dict[str, Waiting]:
+        """Return the waiting jobs of these runs in the queue of a scheduler, by run id, if that answers."""
+        return {}
 
     @abstractmethod
     def describe(self) -> str:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jobs import terminal
 from jobs.cli.arguments import Arguments
-from jobs.cli.view import finite
 from jobs.manifests.draws import Choice, Distribution, Real, Whole, read_distribution
 from jobs.manifests.expand import Entry, config_of, has_several, run_name
 from jobs.manifests.load import load_manifest
@@ -240,5 +239,5 @@ def _result_of(run: ObservedRun, metric: str) -> tuple[str, list[float]] | None:
     if run.observation.kind == "diverged":
         return "diverged", []
     ended = {"done": "finished", "stopped": "stopped"}.get(run.observation.state)
-    values = [value for one in run.run.read_metrics()[0] if (value := finite(one.get(metric))) is not None]
+    values = run.values(metric)
     return (ended, values) if ended and values else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import math
 import socket
 import statistics
 import sys
@@ -26,6 +25,7 @@ from seqlm import machine
 from seqlm.config import varying_keys
 from seqlm.errors import SeqlmError, printable
 from seqlm.files import read_json
+from seqlm.reading import finite
 from seqlm.state import State
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _measured(observed: ObservedRun) -> tuple[dict[str, Any], Hashable, float | 
     if progress.get("epoch") != seen.epochs_done:
         progress = {}  # of an epoch that is over
     step, steps, rate = (finite(progress.get(key)) for key in ("step", "steps", "train_tokens_per_second"))
-    durations = epoch_seconds(observed)
+    durations = observed.values("epoch_seconds")
     seconds = statistics.median(durations) if durations else None
     last = observed.epochs[-1] if observed.epochs else {}
     shape, expected = None, None
@@ -191,16 +191,6 @@ def _measured(observed: ObservedRun) -> tuple[dict[str, Any], Hashable, float | 
         "device": " ".join(str(part) for part in where if part) or None,
     }
     return measures, shape, seconds
-
-
-def epoch_seconds(run: ObservedRun) -> list[float]:
-    """Return the time of each epoch of a run that has one."""
-    return [seconds for epoch in run.epochs if (seconds := finite(epoch.get("epoch_seconds"))) is not None]
-
-
-def finite(value: Any) -> float | None:
-    """Return a finite number from a file, else ``None``: another user's file must not break the view."""
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 # -- tables and lines -------------------------------------------------------------------------------------------------

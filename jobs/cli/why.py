@@ -6,7 +6,7 @@ import operator
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,15 @@ from jobs import terminal
 from jobs.backends.base import Waiting
 from jobs.cli.arguments import Arguments
 from jobs.cli.naming import chosen_runs, named_runs
-from jobs.cli.view import epoch_seconds, finite, played, records_of
+from jobs.cli.view import played, records_of
 from jobs.registry import BACKENDS, backend_class
 from jobs.spec import Resources
 from jobs.study.folder import ObservedRun, find_study, launcher_of, observe_study
 from jobs.study.record import StudyRecord
-from seqlm.errors import BackendError, FileError, SeqlmError
+from seqlm.errors import FileError, SeqlmError
 from seqlm.files import read_json
 from seqlm.hang import waiting_ranks
-from seqlm.reading import listed, timestamp
+from seqlm.reading import finite, listed, timestamp
 from seqlm.schema import read
 
 GO_ON = "`run` starts it, or goes on from its last checkpoint"
@@ -50,7 +50,9 @@ def why(arguments: Arguments) -> tuple[Any, int]:
     runs = chosen_runs(arguments, study_dir, every)
     if arguments.one_run:
         runs = named_runs(runs, arguments.one_run, study_dir)
-    jobs = waiting_jobs(study_dir, {one.run.id for one in runs if one.observation.state == "queued"})
+    queued, jobs = {one.run.id for one in runs if one.observation.state == "queued"}, dict[str, Waiting]()
+    for name in BACKENDS if queued else ():
+        jobs |= backend_class(name).waiting(study_dir, queued)
     starts, slow, records = planned_starts(study_dir, every), slow_runs(every), []
     for one in runs:
         seen, job = one.observation, jobs.get(one.run.id)
@@ -96,20 +98,6 @@ def _clock(moment: float) -> str:
     return then.strftime("%H:%M" if then.date() == today else "%Y-%m-%d %H:%M")
 
 
-# -- what a run waits for ----------------------------------------------------------------------------------------------
-
-
-def waiting_jobs(study_dir: Path, run_ids: Collection[str]) -> dict[str, Waiting]:
-    """Return what schedulers say of the waiting jobs of these runs. If one does not answer, a warning says so."""
-    found: dict[str, Waiting] = {}
-    for kind in map(backend_class, BACKENDS) if run_ids else ():
-        try:
-            found |= kind.waiting(study_dir, run_ids) if kind.is_scheduled else {}
-        except BackendError as error:
-            terminal.tell(f"warning: {error}")
-    return found
-
-
 def planned_starts(study_dir: Path, every: Sequence[ObservedRun]) -> dict[str, float]:
     """Return when the runs behind the study's launcher start, as far as that is known: each when one before it ends."""
     if (launcher := launcher_of(study_dir)) is None or not launcher.waiting:
@@ -128,7 +116,7 @@ def slow_runs(runs: Iterable[ObservedRun]) -> dict[str, str]:
     """Return by how much slow runs are slower than runs like them on the same kind of device, and than planned."""
     alike = defaultdict[Hashable, list[tuple[ObservedRun, float, float]]](list)
     for one in runs:
-        seconds, worker = sorted(epoch_seconds(one)), dict[str, Any]()
+        seconds, worker = sorted(one.values("epoch_seconds")), dict[str, Any]()
         with contextlib.suppress(FileError):
             worker = read_json(one.run.worker_file(one.run.last_attempt())) or {}
         if seconds and one.config is not None:

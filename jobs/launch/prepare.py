@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import getpass
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +24,6 @@ from jobs.spec import RunSpec
 from jobs.study.budget import Budget
 from jobs.study.folder import Observer, launcher_dir, launching, study_name, this_launcher, write_queue
 from jobs.study.kept_code import Code, keep_code, live_code
-from jobs.study.provenance import launch_record, run_record
 from seqlm.architectures import CustomConfig
 from seqlm.data.corpus import CorpusFacts, load_corpus, resolve_data
 from seqlm.data.layout import require_windows
@@ -266,6 +267,33 @@ def _request(
     first = "waits for the canaries" if has_canaries else "about to start"
     write_queue(study_dir, {item.run.id: first for item in todo}, request.number)
     return code, request
+
+
+def launch_record(study: str, code: Code) -> dict[str, Any]:
+    """Return what ``provenance.json`` of all runs of a launch says: launcher and code."""
+    user = None
+    with contextlib.suppress(KeyError, OSError):
+        user = getpass.getuser()
+    return {
+        "study": study,
+        "launched_at": timestamp(),
+        "host": socket.gethostname(),
+        "user": user,
+        "git": {"commit": code.commit, "dirty": code.dirty},
+        "code": {"path": str(code.path), "live": code.live},
+    }
+
+
+def run_record(spec: RunSpec) -> dict[str, Any]:
+    """Return what ``provenance.json`` says of one run."""
+    return {
+        "name": spec.name,
+        "entry": spec.entry,
+        "order": spec.order,
+        "command": list(spec.command),
+        "resources": spec.resources.to_dict(),
+        "data": str(spec.data_path.absolute()) if spec.data_path else None,
+    }
 
 
 def keep_files(specs: Sequence[RunSpec], study_dir: Path) -> None:

@@ -12,7 +12,6 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from jobs.plan.own_models import model_sizes
 from seqlm.architectures import CustomConfig
@@ -20,6 +19,7 @@ from seqlm.config import DataConfig, RunConfig
 from seqlm.data.corpus import CorpusFacts
 from seqlm.data.layout import number_of_windows
 from seqlm.errors import FileError
+from seqlm.reading import finite
 from seqlm.rundir import CANARY_FOLDER, RunDirectory
 
 FLOAT_BYTES = 4
@@ -210,16 +210,12 @@ def earlier_throughput(runs_root: Path) -> Throughput:
                 with contextlib.suppress(FileError):
                     config = run.read_config()
                     for record in [*run.read_metrics()[0], run.read_canary() or {}]:
-                        if (speed := _positive(record.get("train_tokens_per_second"))) is not None:
+                        if (speed := finite(record.get("train_tokens_per_second")) or 0.0) > 0:
                             found.setdefault(config, []).append(speed)
-                        if (peak := _positive(record.get("peak_memory_bytes"))) is not None:
+                        if (peak := finite(record.get("peak_memory_bytes")) or 0.0) > 0:
                             peaks[config.fingerprint()] = max(int(peak), peaks.get(config.fingerprint(), 0))
     medians = {config: statistics.median(found) for config, found in {**tried, **speeds}.items()}
     return Throughput(speeds=medians, peak_memory_bytes=peaks)
-
-
-def _positive(value: Any) -> float | None:
-    return value if isinstance(value, int | float) and math.isfinite(value) and value > 0 else None
 
 
 def _within(folder: Path) -> list[Path]:

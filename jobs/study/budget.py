@@ -17,7 +17,7 @@ from jobs.study.record import StudyRecord
 from seqlm.errors import DamagedFileError, UnfitFileError
 from seqlm.files import read_json
 from seqlm.lease import last_sign_of
-from seqlm.reading import listed, moment
+from seqlm.reading import finite, listed, moment
 from seqlm.rundir import CANARY_FOLDER, RunDirectory
 
 UNITS = {"gpu_hours": "GPU hours", "core_hours": "core hours"}
@@ -85,7 +85,7 @@ class Budget:
     def _used(self, folder: Path) -> Hours:
         """Return what one attempt has used. A worker that recorded no end counts until its last sign of life."""
         workers = {path.stem.removeprefix("worker"): _record(path) for path in listed(folder, "worker*.json")}
-        has_ended = len(workers) >= max((_number(worker.get("ranks")) for worker in workers.values()), default=1)
+        has_ended = len(workers) >= max((finite(worker.get("ranks")) or 0 for worker in workers.values()), default=1)
         used, sign = [], None
         for rank, worker in workers.items():
             start, end = moment(worker.get("started_at")), moment(_record(folder / f"end{rank}.json").get("ended_at"))
@@ -95,8 +95,8 @@ class Budget:
                 end = sign
             if start is not None and end is not None:
                 hours = max(0.0, end - start) / 3600
-                gpus, cores = _number(worker.get("gpus")), _number(worker.get("threads"), 1.0)
-                used.append({"gpu_hours": gpus * hours, "core_hours": cores * hours})
+                gpus, cores = finite(worker.get("gpus")) or 0.0, finite(worker.get("threads")) or 1.0
+                used.append({"gpu_hours": max(0.0, gpus * hours), "core_hours": max(0.0, cores * hours)})
         amount = total(used)
         if has_ended:
             self._ended[folder] = amount
@@ -122,8 +122,3 @@ def _record(path: Path) -> Mapping[str, Any]:
     with contextlib.suppress(DamagedFileError, UnfitFileError):  # one damaged file must not hide what the others say
         return read_json(path) or {}
     return {}
-
-
-def _number(value: Any, otherwise: float = 0.0) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-    return float(value) if is_number else otherwise

@@ -23,7 +23,7 @@ from seqlm.errors import DamagedFileError, FileError, SeqlmError, UsageError
 from seqlm.files import read_json, remove, write_json
 from seqlm.lease import claim, kept, live_owner
 from seqlm.model_files import read_model_files
-from seqlm.reading import is_file, is_folder, listed
+from seqlm.reading import finite, is_file, is_folder, listed
 from seqlm.requests import Request, Requests
 from seqlm.rundir import BEHAVIOUR_FOLDER, CANARY_FOLDER, Observation, RunDirectory, require_format, study_record_file
 from seqlm.schema import fits, read
@@ -55,6 +55,10 @@ class ObservedRun:
         with contextlib.suppress(FileError):
             return self.run.read_metrics()[0]
         return []
+
+    def values(self, metric: str) -> list[float]:
+        """Return a metric of its epochs, without values that are no finite number."""
+        return [value for epoch in self.epochs if (value := finite(epoch.get(metric))) is not None]
 
     @property
     def epochs_total(self) -> int | None:

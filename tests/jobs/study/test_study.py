@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli.studying import print_log
+from jobs.launch.prepare import launch_record, run_record
 from jobs.manifests.filters import select
 from jobs.spec import Resources, RunSpec
 from jobs.study.folder import (
@@ -14,7 +15,6 @@ from jobs.study.folder import (
     write_queue,
 )
 from jobs.study.kept_code import Code
-from jobs.study.provenance import launch_record, run_record
 from seqlm.errors import FileError, UsageError
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
