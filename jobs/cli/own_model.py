@@ -31,7 +31,7 @@ def check_model(arguments: Arguments) -> tuple[Any, int]:
     except ConfigError as error:
         raise UsageError("; ".join(error.problems)) from None
     files = read_model_files(config, path.parent)
-    (answer,) = ask([(config, files, VOCAB_SIZE, SEQ_LEN)], ranks=True)
+    (answer,) = ask([(config, files, VOCAB_SIZE, SEQ_LEN)])
     findings = answer["findings"]
     show(FINDINGS, findings)
     if (sizes := answer["sizes"]) is not None:

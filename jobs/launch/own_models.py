@@ -45,7 +45,7 @@ def check_models(planned: Iterable[PlannedRun]) -> None:
     for (model, vocab_size, seq_len), item in todo.items():
         assert item.spec.model_files is not None, "a run with the user's own model has its files"
         requests.append((model, item.spec.model_files, vocab_size, seq_len))
-    answers = ask(requests, ranks=False)
+    answers = ask(requests)
     problems: dict[str, list[str]] = {}
     for ((model, vocab_size, seq_len), item), answer in zip(todo.items(), answers, strict=True):
         lines = [f"{finding['subject']}: {finding['text']}" for finding in answer["findings"] if is_bad(finding)]
@@ -66,10 +66,8 @@ def is_bad(finding: Mapping[str, str]) -> bool:
     return finding["level"] == "bad"
 
 
-def ask(requests: Sequence[tuple[CustomConfig, ModelFiles, int, int]], *, ranks: bool) -> list[dict[str, Any]]:
+def ask(requests: Sequence[tuple[CustomConfig, ModelFiles, int, int]]) -> list[dict[str, Any]]:
     """Return the answer of :mod:`seqlm.check_model` about each model: (configuration, files, V, T).
-
-    With ``ranks``, two ranks are tested as well.
 
     Raises:
         ModelError: the process ended without an answer, as a file does that exits when it is imported.
@@ -82,7 +80,7 @@ def ask(requests: Sequence[tuple[CustomConfig, ModelFiles, int, int]], *, ranks:
         for number, (config, files, vocab_size, seq_len) in enumerate(requests):
             place = folder / str(number)
             files.keep(place)
-            about = {"config": vars(config), "vocab_size": vocab_size, "seq_len": seq_len, "ranks": ranks}
+            about = {"config": vars(config), "vocab_size": vocab_size, "seq_len": seq_len}
             models.append({"folder": str(place), **about})
         request, answer = folder / "request.json", folder / "answer.json"
         request.write_text(json.dumps(models), "utf-8")

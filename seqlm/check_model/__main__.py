@@ -1,9 +1,8 @@
 """Test user's own models: ``python -m seqlm.check_model REQUEST ANSWER``, two JSON files.
 
-The request is a list of models, each with ``folder``, ``config``, ``vocab_size``, ``seq_len`` and ``ranks`` (whether to
-test two ranks as well). The answer has an object for each model: ``findings``, each with a ``level`` (``ok``, ``bad``,
-or ``note`` for what could not be tested), ``sizes`` (``None`` if they cannot be measured) and ``traceback`` (of the
-first error of the user's code, or ``None``).
+The request is a list of models, each with ``folder``, ``config``, ``vocab_size`` and ``seq_len``. The answer has an
+object for each model: ``findings``, each with a ``level`` (``ok``, ``bad``, or ``note`` for what could not be tested),
+``sizes`` (``None`` if they cannot be measured) and ``traceback`` (of the first error of the user's code, or ``None``).
 
 A program of its own: a launcher does not import torch, and code of a user's cannot disturb it.
 """
@@ -24,7 +23,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from seqlm.architectures import CustomConfig
 from seqlm.check_model import checks
 from seqlm.check_model.checks import BrokenContractError, Subject
-from seqlm.check_model.ranks import check_ranks
 from seqlm.errors import SeqlmError
 from seqlm.models import LanguageModel
 from seqlm.models.custom import described
@@ -47,6 +45,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "hidden states": checks.hidden_states,
     "resume": checks.resume,
     "micro-batches": checks.micro_batches,
+    "two ranks": checks.two_ranks,
     "GPU recording": checks.capture,
 }
 """Each returns what it found to be right. It raises BrokenContractError, or whatever the model's code raises."""
@@ -77,15 +76,15 @@ def answers(requests: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                 note = {"level": "note", "subject": "import", "text": text}
                 known[kind] = {"findings": [note], "traceback": None, "sizes": sizes}
             else:
-                known[kind] = {**examine(subject, ranks=request["ranks"]), "sizes": sizes}
+                known[kind] = {**examine(subject), "sizes": sizes}
         yield known[kind]
 
 
-def examine(subject: Subject, *, ranks: bool) -> dict[str, Any]:
+def examine(subject: Subject) -> dict[str, Any]:
     """Test everything and return the findings. Without a model of the right shapes, nothing else is tested."""
     findings: list[dict[str, str]] = []
     first: str | None = None
-    for name, check in {**CHECKS, **({"two ranks": check_ranks} if ranks else {})}.items():
+    for name, check in CHECKS.items():
         cause: BaseException | None = None
         try:
             level, text = "ok", check(subject)

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from seqlm.architectures import CustomConfig
 from seqlm.config import DataConfig, RunConfig, TrainConfig
 from seqlm.data.corpus import Corpus
+from seqlm.data.layout import own_columns
 from seqlm.data.source import SPLITS
 from seqlm.models import LanguageModel, build_model
 from seqlm.models.custom import described
@@ -323,19 +324,20 @@ def micro_batches(subject: Subject) -> str:
     return f"a batch in {PARTS} parts is the whole batch{_where(_is_deterministic(subject))}"
 
 
-def gradients_of(
-    subject: Subject, *, parts: int = 1, columns: slice = slice(0, COLUMNS), rank: Rank | None = None
-) -> dict[str, Tensor]:
-    """What a step on these columns of the first window gives: loss, state and gradients, without dropout.
+def two_ranks(subject: Subject) -> str:
+    """The gradients of two models, each with its share of the columns, add up to those of the whole batch."""
+    shares = [own_columns(COLUMNS, rank, 2) for rank in range(2)]
+    whole, *found = (gradients_of(subject, columns=slice(own.start, own.stop)) for own in (range(COLUMNS), *shares))
+    sums = {name: found[0][name] + found[1][name] for name in whole if name.startswith("the gradient")}
+    wrong = ", ".join(differing(sums, whole)[:1])
+    require(not wrong, f"two ranks are not one: {wrong} differs; the model may use statistics over the batch")
+    return "two ranks take the step of one"
 
-    Args:
-        subject: the model.
-        parts: micro-batches.
-        columns: those of ``rank``.
-        rank: one of several that take the step together. ``None``: the only one.
-    """
+
+def gradients_of(subject: Subject, *, parts: int = 1, columns: slice = slice(0, COLUMNS)) -> dict[str, Tensor]:
+    """What a step in ``parts`` on these columns of the first window gives: loss, state, gradients, without dropout."""
     model = subject.build().train(mode=_is_deterministic(subject))
-    step = still_step(model, STEPS * COLUMNS, micro_batches=parts, rank=rank or Rank())
+    step = still_step(model, STEPS * COLUMNS, micro_batches=parts)
     tokens, targets = subject.tokens[:STEPS, columns], subject.targets[:STEPS, columns]
     with without_dropout(model):
         return numbers_of(step, tokens, targets, model.initial_state(tokens.shape[1]))
