@@ -137,7 +137,8 @@ def test_the_examples_keep_the_contract(folder: str, source: str, config: dict[s
 @pytest.mark.slow
 def test_a_step_that_depends_on_the_number_of_columns_is_not_that_of_two_ranks(tmp_path: Path) -> None:
     write_model(tmp_path, ("# hidden", "h = h * h.shape[1]"))
-    assert any(line.startswith("two ranks: two ranks are not one: the gradient by ") for line in lines(answer(tmp_path)))
+    found = lines(answer(tmp_path))
+    assert any(line.startswith("two ranks: two ranks are not one: the gradient by ") for line in found), found
 
 
 IMPORTS = "model.source: model.py does not import: "
