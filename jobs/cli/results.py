@@ -1,7 +1,6 @@
 """``results``, ``note``, ``diff`` and ``generate``: what became of runs, notes about them, and text from a model."""
 
 import csv
-import math
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -93,7 +92,7 @@ def _say_table(records: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Non
 
 
 def _shown(value: Any) -> str:
-    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
 # -- note ----------------------------------------------------------------------------------------------------------
@@ -131,18 +130,16 @@ def diff(arguments: Arguments) -> tuple[dict[str, Any], int]:
         a, b = left.get(name), right.get(name)
         found = differences(a.run, b.run) if a and b else [Difference("run", name, a and a.run.id, b and b.run.id)]
         for one in found:
-            record = records.setdefault(repr(one), {key: _plain(value) for key, value in one._asdict().items()})
-            record["runs"] = [*record.get("runs", []), *filter(None, [a and b and name])]
-        if arguments.patch and a and b and (lines := patch(a.run, b.run)):
-            patches[lines] = None
-    common = [name for name in left if name and name in right]
-    sides = [Column(title, side, _exact) for title, side in ((arguments.a, "a"), (arguments.b, "b"))]
-    runs = Column("runs", text=lambda names: "all" if names == common else ", ".join(names))
+            records.setdefault(repr(one), {**one._asdict(), "runs": []})["runs"] += [name] if name else []
+        if arguments.patch and a and b:
+            patches[patch(a.run, b.run)] = None
+    sides = [Column(title, side, _shown) for title, side in ((arguments.a, "a"), (arguments.b, "b"))]
     if records:
-        show([Column("", "kind"), Column("", _place), *sides, *([runs] if common else [])], [*records.values()])
-    if patches or not records:
-        terminal.say("\n".join(patches) or "no difference")
-    return {"differences": [*records.values()], "patch": "\n".join(patches) if arguments.patch else None}, 0
+        show([Column("", "kind"), Column("", _place), *sides, Column("", "runs", ", ".join)], [*records.values()])
+    text = "\n".join(filter(None, patches))
+    if text or not records:
+        terminal.say(text or "no difference")
+    return {"differences": [*records.values()], "patch": text if arguments.patch else None}, 0
 
 
 def _runs_of(arguments: Arguments, text: str) -> dict[str, ObservedRun]:
@@ -160,18 +157,9 @@ def _runs_of(arguments: Arguments, text: str) -> dict[str, ObservedRun]:
     return {run.name if counts[run.name] == 1 else run.run.id: run for run in runs}
 
 
-def _plain(value: Any) -> Any:
-    """Return a value as JSON has it: a number that is not finite as text."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _place(record: Mapping[str, Any]) -> str:
-    places = [f"{word} {record[word] + 1}" for word in ("epoch", "step") if record[word] is not None]
-    return " in ".join([record["key"], *filter(None, [", ".join(places)])])
-
-
-def _exact(value: Any) -> str:
-    return f"{value:.9g}" if isinstance(value, float) else _shown(value)
+    place = "" if record["step"] is None else f" in epoch {record['epoch'] + 1}, step {record['step'] + 1}"
+    return f"{record['key']}{place}"
 
 
 # -- generate ------------------------------------------------------------------------------------------------------

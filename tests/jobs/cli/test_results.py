@@ -131,7 +131,7 @@ def test_two_studies_are_compared_run_by_run(seqlm: Any, runs_dir: Path, tmp_pat
     shutil.rmtree(lost)
     found = asked(seqlm, "diff", "optimizers", str(tmp_path / "copy"))["differences"]
     assert {(one["kind"], one["key"], *one["runs"]) for one in found} == {
-        ("run", "gru-sgd"),
+        ("run", "gru-sgd", "gru-sgd"),
         ("results", "test_ppl", "rnn-adam-wide"),
     }
 
