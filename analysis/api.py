@@ -25,6 +25,7 @@ from analysis.plots import behaviour as behaviour_figures
 from analysis.plots import look, scatter, slices, timeline
 from analysis.plots.axes import unit_for
 from analysis.plots.curves import curves_of, draw_curves, legend_entries, setting_curves
+from analysis.plots.steps import draw_steps
 from analysis.run import Run
 from analysis.sections.behaviour import behaviour_data
 from analysis.sections.cost import costs_of, resources_of
@@ -270,7 +271,7 @@ class Study(files.StudyFiles):
         return self._drawn(ax, draw, curves, legend_entries, "No epoch has been finished")
 
     def plot_steps(self, which: str | int, ax: Axes | None = None, *, value: str = "loss") -> Axes:
-        """Draw a column of :meth:`steps` of one run over its epochs. A loss or norm that is not finite has no point.
+        """Draw a column of :meth:`steps` of one run over its epochs: the mean and the range of each 100th of the steps.
 
         >>> axes = study.plot_steps("gru-adam", value="grad_norm")
 
@@ -281,12 +282,12 @@ class Study(files.StudyFiles):
         table = self.steps(which)
         if value not in table:
             raise UsageError(f"value: expected one of {', '.join(map(str, table))}, got {value!r}")
-        steps = table["step"].max() + 1
+        values, meaning = table[value].to_numpy(float), columns.STEPS[value]
+        epochs = table["epoch"].to_numpy(float) + (table["step"].to_numpy(float) + 1) / (table["step"].max() + 1)
 
         def draw(axes: Axes) -> None:
-            axes.plot(table["epoch"] + table["step"] / steps, table[value], linewidth=0.7)
-            meaning = columns.STEPS[value]
-            axes.set(xlabel="Epochs", ylabel=f"{meaning.text}{f' ({meaning.unit})' if meaning.unit else ''}")
+            draw_steps(axes, epochs, values, color=look.PALETTE[0])
+            axes.set_ylabel(f"{meaning.text}{f' ({meaning.unit})' if meaning.unit else ''}")
 
         return self._drawn(ax, draw, [*table.index], lambda _: (), "The run has no trace of its steps")
 

@@ -25,6 +25,7 @@ from analysis.plots.curves import (
     prominent,
     setting_curves,
 )
+from analysis.plots.steps import steps_chart
 from analysis.study import units
 from analysis.study.comparison import finished
 from analysis.study.numbering import RunNumber
@@ -37,7 +38,7 @@ BEST_PANELS = 6
 
 @look.applied()
 def curve_charts(study: StudyFiles) -> list[Chart]:
-    """Every figure that the study's epochs allow; none while no epoch has been finished.
+    """Every figure that the study's epochs and steps allow; none while no step has been saved.
 
     Of more than ``MOST_LINES`` curves, only the first figure has panels over time.
     """
@@ -54,7 +55,7 @@ def curve_charts(study: StudyFiles) -> list[Chart]:
     if curves:
         charts.append(panels_chart(study, curves, None))
         charts += [panels_chart(study, curves, _unit(study))] if len(curves) <= MOST_LINES else []
-    return charts
+    return [*charts, *filter(None, [steps_chart(study, [curve.number for curve in choose_panels(curves)])])]
 
 
 @look.applied()

@@ -89,7 +89,7 @@ def test_the_steps_of_a_run_are_those_of_its_trace_with_their_place_and_learning
     assert steps["loss"].tolist()[:2] == [4.0, 3.0]
     assert set(steps["lr"]) == {run.read_config().optim.lr}
     (line,) = study.plot_steps("rnn-sgd", value="grad_norm").lines
-    assert line.get_xydata()[:2].tolist() == [[0.0, 1.0], [0.5, 2.0]]  # type: ignore[index]
+    assert line.get_xydata()[:2].tolist() == [[0.5, 1.0], [1.0, 2.0]]  # type: ignore[index]
     with pytest.raises(UsageError, match=r"value: expected one of epoch, .*, got 'losses'"):
         study.plot_steps("rnn-sgd", value="losses")
 

@@ -22,7 +22,7 @@ from tests.analysis.sections.test_cost import make_costs
 from tests.analysis.sections.test_published import make_published
 from tests.analysis.sections.test_results import make_bits
 from tests.analysis.sections.test_search import make_searched
-from tests.analysis.synthetic import make_study
+from tests.analysis.synthetic import STEPS, add_trace, make_study
 from tests.analysis.test_sections import write_again
 from tests.seqlm.training.studies import runs_in
 
@@ -43,8 +43,10 @@ SIDES = (("low", "adam"), ("high", "sgd"))
 
 
 def make_nine(folder: Path) -> None:
-    """Runs that explode, diverge and wait, with the behaviour of six, of which two have a gradient of exactly zero."""
+    """Runs that explode, diverge and wait. Two have a trace, six a behaviour, two of them a gradient of exactly zero."""
     make_study(folder)
+    for run in runs_in(folder)[:2]:
+        add_trace(run, [6.0] * STEPS)
     for run in runs_in(folder)[:6]:
         add_behaviour(run)
         add_samples(run, [raw_sample(index, ["a", "<eos>"], perplexity_other=9.0 + index) for index in range(4)])

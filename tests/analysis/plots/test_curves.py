@@ -19,9 +19,9 @@ from analysis.plots.files import FORMATS, figure_bytes, inline_svg
 from analysis.study.study import StudyFiles, load_study
 from benchmarks.report_study import make_study as make_large_study
 from seqlm.config import RunConfig
-from seqlm.files import write_json_lines
+from seqlm.files import write_json, write_json_lines
 from tests.analysis.contents import curve_charts
-from tests.analysis.synthetic import fail, make_run
+from tests.analysis.synthetic import STEPS, add_trace, fail, make_run
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +173,24 @@ def test_numbers_cover_no_other_and_stay_beside_their_points() -> None:
     assert sorted(heights, key=lambda text: heights[text]) == ["3", "0", "1", "2"]
     assert np.diff(sorted(heights.values())).min() > 8, "the height of a number in points"
     assert heights["3"] == points["3"]
+
+
+@pytest.mark.slow
+def test_each_run_with_a_trace_has_a_panel_of_its_steps_also_within_its_first_epoch(tmp_path: Path) -> None:
+    whole, begun, _ = (
+        make_run(tmp_path, order, epochs=epochs, done=False) for order, epochs in ((0, 2), (3, 0), (6, 2))
+    )
+    write_json(begun.progress_file(1), {"epoch": 0, "step": 3, "steps": STEPS})
+    losses = np.random.default_rng(1).uniform(3, 9, 2 * STEPS)
+    losses[7] = np.nan
+    add_trace(whole, losses)
+    add_trace(begun, losses[:3])
+    chart = curve_charts(load_study(tmp_path))["steps"]
+    assert runs_of(chart) == [{"1"}, {"4"}]
+    for axes, drawn in zip(chart.figure.axes, (losses, losses[:3]), strict=True):
+        ((_, low), (end, high)) = axes.dataLim.get_points()
+        assert (low, high) == pytest.approx((np.nanmin(drawn), np.nanmax(drawn)))
+        assert end == pytest.approx(len(drawn) / STEPS, rel=0.02)
 
 
 @pytest.fixture(scope="module")
