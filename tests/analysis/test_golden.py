@@ -43,7 +43,7 @@ SIDES = (("low", "adam"), ("high", "sgd"))
 
 
 def make_nine(folder: Path) -> None:
-    """Runs that explode, diverge and wait. Two have a trace, six a behaviour, two of them a gradient of exactly zero."""
+    """Runs that explode, diverge and wait. Two have a trace, six a behaviour, two a gradient of exactly zero."""
     make_study(folder)
     for run in runs_in(folder)[:2]:
         add_trace(run, [6.0] * STEPS)
