@@ -47,6 +47,9 @@ class End:
     micro_batches: int = 1
     node: str | None = None
     """The node that failed. ``None``: not recorded, or one of several."""
+    memory_mb: int | None = None
+    """Memory of each node of its job, if the system killed a run on a GPU for it: smaller micro-batches spare none of
+    that. ``None``: it did not, or the memory is not known."""
     stands: bool = False
     """Whether its launcher or job has given the run up."""
 
@@ -142,7 +145,7 @@ def verdict(policy: Mapping[str, Any], failures: Sequence[End], *, most_micro_ba
             in_a_row, best = 0, one.progress
     if policy.get(kind) != "unlimited" and used[kind] >= limit(kind):
         return _after(limit(kind), "with ever smaller micro-batches" if kind == "oom" else "of this kind", kind)
-    if kind == "oom" and 2 * failed.micro_batches > most_micro_batches:
+    if kind == "oom" and failed.memory_mb is None and 2 * failed.micro_batches > most_micro_batches:
         parts = f"{failed.micro_batches} micro-batch{'' if failed.micro_batches == 1 else 'es'}"
         return Verdict(why=f", with {parts} a step; its ranks have too few columns for smaller ones")
     if in_a_row >= limit("max_stalled_retries"):

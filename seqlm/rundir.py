@@ -452,11 +452,18 @@ class RunDirectory:
 
     def end(self, attempt: int) -> End:
         """Return how an attempt ended, as far as it has."""
-        end = end_of(attempt, *self._witnesses(attempt))
-        if end.kind != "node" or end.node is not None:
+        ranks, exits = self._witnesses(attempt)
+        end = end_of(attempt, ranks, exits)
+        was_killed = any(record.get("kind") == "oom" for record in exits)
+        if not was_killed and (end.kind != "node" or end.node is not None):
             return end
-        node = (read_json(self.start_file(attempt)) or {}).get("node")  # the only one that it had
-        return replace(end, node=node if isinstance(node, str) else None)
+        start = read_json(self.start_file(attempt)) or {}
+        match start:
+            case {"resources": {"gpus": int() | float() as gpus}, "memory_mb": int(memory)} if was_killed and gpus > 0:
+                return replace(end, memory_mb=memory)
+            case {"node": str(node)} if not was_killed:  # the only one that it had
+                return replace(end, node=node)
+        return end
 
     def _witnesses(self, attempt: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Return what the ranks of an attempt have recorded of its end, and those who waited for them.

@@ -42,6 +42,8 @@ class SlurmContext:
     node_rank: int
     """The place of this node among them."""
     partition: str
+    memory_mb: int | None
+    """The memory of this job on each node. ``None``: unknown, or all that the node has."""
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str]) -> Self:
@@ -59,6 +61,7 @@ class SlurmContext:
             nodes=int(env.get("SLURM_JOB_NUM_NODES") or 1),
             node_rank=int(env.get("SLURM_NODEID") or 0),
             partition=env.get("SLURM_JOB_PARTITION", ""),
+            memory_mb=int(env.get("SLURM_MEM_PER_NODE") or 0) or None,
         )
 
 
@@ -89,7 +92,7 @@ class JobBackend(LocalBackend):
         Raises:
             BackendError: SLURM gave the job fewer GPUs than it needs.
         """
-        self.job, self.host = context.job, context.host
+        self.job, self.host, self.memory_mb = context.job, context.host, context.memory_mb
         self.node = context.host if context.nodes == 1 else None
         self._context = context
         gpus = {machine.addressed(device): 1.0 for device in context.devices} if resources.gpus else {}

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -17,6 +18,7 @@ from jobs import terminal
 from jobs.backends.base import Backend, Finding, Waiting
 from jobs.launch.job import LaunchOptions
 from jobs.plan.capacity import Capacity, Node
+from jobs.plan.limits import Limits, advice, earlier, fitting, more_memory_gb
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places
 from jobs.spec import Resources, RunSpec
@@ -111,8 +113,45 @@ class SlurmBackend(Backend):
         place = places(todo)
         # SLURM starts the jobs of an array in this order.
         ordered = sorted(todo, key=lambda item: place[item.run.id])
-        most = max_array_size()
-        return plan_jobs(ordered, options, self.settings, code, request=request, most=most)
+        most, limits = max_array_size(), self._limits(todo, options)
+        plan = plan_jobs(ordered, options, self.settings, code, request=request, most=most, limits=limits)
+        return replace(plan, arrays=tuple(replace(one, most=self._most(one.resources)) for one in plan.arrays))
+
+    def _limits(self, todo: Sequence[PlannedRun], options: LaunchOptions) -> dict[str, Limits]:
+        """Return what the job of each run asks for, by run id. A line says if that is far too much."""
+        settings, asked = self.settings, self.settings.limits
+        known = earlier(
+            options.study_dir.parent,
+            [item for item in todo if item.run.id not in options.tasks],
+            self._partition.name.split(","),
+        )
+        found = {
+            item.run.id: fitting(
+                item,
+                known[item.run.id],
+                asked,
+                save_seconds=settings.signal_before_s,
+                runs=settings.runs_per_job(item.spec.resources),
+            )
+            for item in todo
+            if item.run.id in known
+        }
+        if not settings.fit_limits:
+            if line := advice(found.values(), asked):
+                terminal.tell(line)
+            found = {}
+        for item in todo:
+            limits, most = found.get(item.run.id, asked), self._most(item.spec.resources)
+            if needs := max(limits.mem_gb or 0, more_memory_gb(item.run)):
+                limits = replace(limits, mem_gb=min(needs, most.mem_gb or needs))
+            found[item.run.id] = limits
+        return found
+
+    def _most(self, resources: Resources) -> Limits:
+        """Return the most that a job of such runs may ask for: a node's memory, if the settings do not say."""
+        settings: SlurmSettings = self.settings
+        has = max((kind.memory_mb / 1024 for kind in self._partition.fitting(resources, settings)), default=None)
+        return replace(settings.limits, mem_gb=settings.mem_gb if settings.fit_limits and settings.mem_gb else has)
 
     def scripts(self, todo: Sequence[PlannedRun], options: LaunchOptions) -> list[str]:
         """Return the sbatch scripts that :meth:`submit` would submit, one for each array, with ``--live-code``.

@@ -71,11 +71,14 @@ def clock_ahead_s() -> float:
 # -- back into the queue ---------------------------------------------------------------------------------------------
 
 
-def requeue(plan: JobPlan, context: SlurmContext, reason: str, verdicts: Sequence[Verdict]) -> str | None:
+def requeue(
+    plan: JobPlan, context: SlurmContext, reason: str, verdicts: Sequence[Verdict], raised: Sequence[str]
+) -> str | None:
     """Put the running job back into the queue, after which SLURM kills its processes; return why that was refused.
 
     It waits as long as the run with the longest delay, and is kept off the nodes that any of its runs found sick.
-    ``verdicts`` are those of the runs to try again, and ``reason`` is the failure of the first.
+    ``verdicts`` are those of the runs to try again, and ``reason`` is the failure of the first. ``raised`` are limits
+    of the job to change, in SLURM's words.
     """
     delay = max(found.delay or 0.0 for found in verdicts)
     exclude = _excluded(plan, context, list(dict.fromkeys(node for found in verdicts for node in found.sick_nodes)))
@@ -85,12 +88,16 @@ def requeue(plan: JobPlan, context: SlurmContext, reason: str, verdicts: Sequenc
         except BackendError as error:
             return str(error)
         print(f"requeued: {reason}", flush=True)
+        changes = [[one] for one in raised]  # SLURM may refuse one of them
         if delay > FIRST_DELAY_SECONDS or exclude:  # SLURM itself waits that long
-            changes = [f"StartTime=now+{round(delay)}", *([f"ExcNodeList={','.join(exclude)}"] if exclude else [])]
+            changes.append(
+                [f"StartTime=now+{round(delay)}", *([f"ExcNodeList={','.join(exclude)}"] if exclude else [])]
+            )
+        for words in changes:
             try:
-                ask("scontrol", "update", f"JobId={context.job}", *changes)
+                ask("scontrol", "update", f"JobId={context.job}", *words)
             except BackendError as error:
-                print(f"without the wait of {delay:g} s, and without excluding a node: {error}", flush=True)
+                print(f"without {' '.join(words)}: {error}", flush=True)
     return None
 
 

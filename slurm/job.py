@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -27,6 +27,7 @@ from jobs.launch import notify
 from jobs.launch.background import STOP_SECONDS, Interrupts
 from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import Host, LaunchOptions, next_submission
+from jobs.plan.limits import MORE_MEMORY
 from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget
@@ -88,9 +89,20 @@ class JobHost(Host):
         self.where = f"job {self.context.job} on {self.context.host}"
         self.stop_seconds = max(STOP_SECONDS, self.plan.signal_before_s)
 
-    def tries_again(self, kind: FailureKind | None, number: int) -> bool:
-        """Return whether the run is tried again here. What another node may help with waits in the queue."""
-        return (kind == "oom" or (kind is None and number <= BUSY_TRIES)) and self.context.nodes == 1
+    def tries_again(self, failure: End | None, number: int) -> bool:
+        """Return whether the run is tried again here. What another node or more memory may help with waits."""
+        if failure is None:
+            return number <= BUSY_TRIES and self.context.nodes == 1
+        return failure.kind == "oom" and self.context.nodes == 1 and self.more_memory_mb([failure]) is None
+
+    def more_memory_mb(self, failures: Iterable[End]) -> int | None:
+        """Return how much memory the job is to ask for in its next start. ``None``: none of the failures is of that."""
+        short = max((one.memory_mb or 0 for one in failures), default=0)
+        has, most = self.context.memory_mb or 0, self.array.most
+        if most is None or most.mem_gb is None or short < has or short == 0:
+            return None
+        wanted = min(round(MORE_MEMORY * short), round(1024 * most.mem_gb))
+        return wanted if wanted > has else None
 
     def stopped(self) -> tuple[FailureKind, str] | None:
         if not self.interrupts.stop:
@@ -101,7 +113,7 @@ class JobHost(Host):
             return ("cancelled", "cancelled by scancel") if is_cancelled else None
         limit = self.context.end_time or self.started + 60 * self.array.timeout_min
         if warned_at + clock_ahead_s() >= limit - self.plan.signal_before_s - LIMIT_SLACK_SECONDS:
-            return "timeout", f"the job's time limit of {self.array.timeout_min} min"
+            return "timeout", "the job's time limit"
         return "preempted", "preempted by another job"
 
 
@@ -242,8 +254,13 @@ def _requeue(plan: JobPlan, host: JobHost, left: Mapping[RunDirectory, tuple[End
     """Requeue the job if runs are left; if SLURM refuses, record that in them. Return whether it was requeued."""
     if not left:
         return False
-    first, _ = next(iter(left.values()))
-    problem = requeue(plan, host.context, f"{first.kind}: {first.message}", [found for _, found in left.values()])
+    ends, verdicts = zip(*left.values(), strict=True)
+    raised, most = [], host.array.most
+    if (memory := host.more_memory_mb(ends)) is not None:
+        raised.append(f"MinMemoryNode={memory}")
+    if most is not None and most.timeout_min > host.array.timeout_min and any(one.kind == "timeout" for one in ends):
+        raised.append(f"TimeLimit={most.timeout_min}")
+    problem = requeue(plan, host.context, f"{ends[0].kind}: {ends[0].message}", verdicts, raised)
     for run, (end, _) in left.items() if problem else ():
         message = f"{end.message}; the job could not be requeued ({problem}); run again to resume"
         with contextlib.suppress(FileError, OSError):

@@ -15,6 +15,7 @@ from jobs.backends.base import BackendTable, Seconds
 from jobs.manifests.backends import check_table
 from jobs.manifests.reader import Problems, read_toml_file
 from jobs.plan.capacity import TINY
+from jobs.plan.limits import Limits
 from jobs.spec import Resources
 from seqlm.environment import SLURM_CONFIG
 from seqlm.errors import BackendError, ManifestError
@@ -116,6 +117,9 @@ class SlurmSettings(BackendTable):
     limit counts."""
     mem_gb: Annotated[float, Valid("a number above 0", above=0)] | None = None
     """Memory of each node in GB; without it, the cluster's default."""
+    fit_limits: bool = False
+    """Ask for the time and the memory that earlier runs like this took, and some more; `timeout_min` and `mem_gb` are
+    then the most. Short jobs start sooner. A job whose time was too short continues with `timeout_min`."""
     ranks_per_node: Count | None = None
     """Ranks of a run on each node; without it, all on one node. A run with more ranks gets several nodes, and
     `resources.ranks` must be a multiple of it."""
@@ -133,6 +137,11 @@ class SlurmSettings(BackendTable):
     )
     """Any other long option of `sbatch`, also of the site's plugins, without the leading hyphens: a text, a number, or
     `true` for an option without a value. `gres_flags` and `gres-flags` are the same."""
+
+    @property
+    def limits(self) -> Limits:
+        """What each job asks for, or the most of that (``fit_limits``)."""
+        return Limits(timeout_min=self.timeout_min, mem_gb=self.mem_gb)
 
     @property
     def warning_s(self) -> int:

@@ -73,6 +73,11 @@ class PartitionFacts:
         """GPUs of the nodes that have most."""
         return max((kind.gpus for kind in self.kinds), default=0)
 
+    def fitting(self, resolved: Resources, settings: SlurmSettings) -> list[NodeKind]:
+        """Return the kinds of nodes that have what a job of runs with these resources needs of each node."""
+        gpus, cpus, memory_mb = _needs(resolved, settings)
+        return [k for k in self.kinds if k.gpus >= gpus and k.cpus >= cpus and k.memory_mb >= memory_mb]
+
     def resolve(self, resources: Resources, settings: SlurmSettings) -> Resources:
         """Return a run's resources with no field left ``None``.
 
@@ -89,21 +94,26 @@ class PartitionFacts:
             )
         each_gpus = resources.gpus if resources.gpus is not None else float(self.gpus_per_node > 0)
         resolved = replace(resources, gpus=each_gpus)
-        nodes, ranks = settings.nodes(resolved)
-        runs, each = settings.runs_per_job(resolved), resources.cpus or 1
-        gpus, cpus = math.ceil(ranks * each_gpus), ranks * runs * each  # of a node
-        memory_mb = math.ceil((settings.mem_gb or 0) * 1024)
-        fitting = [k for k in self.kinds if k.gpus >= gpus and k.cpus >= cpus and k.memory_mb >= memory_mb]
+        nodes, _ = settings.nodes(resolved)
+        fitting = self.fitting(resolved, settings)
         enough = sum(kind.count for kind in fitting)
         if enough < nodes or (self.max_nodes is not None and nodes > self.max_nodes):
+            gpus, cpus, memory_mb = _needs(resolved, settings)
             each_has = [with_noun(gpus, "GPU")] if gpus else []
             each_has.append(with_noun(cpus, "core"))
             each_has += [f"{memory_mb / 1024:g} GB of memory"] if memory_mb else []
             has = f"has {enough} of these" if enough < nodes else f"allows {self.max_nodes} per job"
             needs = f"{with_noun(nodes, 'node')} with {' and '.join(each_has)}"
             raise BackendError(f"never fits: needs {needs}, partition {self.name} {has}")
-        shares = [kind.cpus // kind.gpus // runs for kind in fitting] if each_gpus else [1]
+        shares = [kind.cpus // kind.gpus // settings.runs_per_job(resolved) for kind in fitting] if each_gpus else [1]
         return replace(resolved, cpus=resources.cpus or max(1, min(shares)))
+
+
+def _needs(resolved: Resources, settings: SlurmSettings) -> tuple[int, int, int]:
+    """Return what a job of runs with these resources needs of each node: GPUs, cores and memory (MB)."""
+    _, ranks = settings.nodes(resolved)
+    cpus = ranks * settings.runs_per_job(resolved) * (resolved.cpus or 1)
+    return math.ceil(ranks * (resolved.gpus or 0)), cpus, math.ceil((settings.mem_gb or 0) * 1024)
 
 
 def partition_facts(partition: str | None) -> PartitionFacts:

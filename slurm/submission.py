@@ -6,10 +6,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from jobs.attempt.supervisor import progress_variables
 from jobs.launch.job import LaunchOptions
+from jobs.plan.limits import Limits
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources
 from jobs.study.folder import ARRAY_FILE, PLAN_FILE, study_name
@@ -37,6 +39,10 @@ class ArrayPlan:
     resources: Resources
     """Of each run."""
     timeout_min: int
+    mem_gb: float | None = None
+    """Memory of each node. ``None``: the cluster's default."""
+    most: Limits | None = None
+    """The most that a job may ask for after one of its limits has ended it. ``None``: no more."""
 
     @property
     def runs_per_job(self) -> int:
@@ -85,24 +91,25 @@ def plan_jobs(
     *,
     request: int | None,
     most: int,
+    limits: Mapping[str, Limits] = MappingProxyType({}),
 ) -> JobPlan:
-    """Group runs of equal resources into arrays, and return what their jobs do.
+    """Group runs of equal resources and limits into arrays, and return what their jobs do.
 
     ``todo`` is in queue order, and arrays keep that order. ``request`` is the number of their request, if there is one
-    yet. ``most`` is the cluster's MaxArraySize, the maximum number
-    of jobs of an array.
+    yet. ``most`` is the cluster's MaxArraySize, the maximum number of jobs of an array. ``limits`` are those of runs,
+    by run id, that do not have the limits of the settings.
 
     Raises:
         BackendError: the cluster takes no job arrays.
     """
     if most < 1:
         raise BackendError("this cluster takes no job arrays (MaxArraySize is 0); ask its administrator to allow some")
-    groups: dict[Resources, list[str]] = {}
+    groups: dict[tuple[Resources, Limits], list[str]] = {}
     for item in todo:
-        groups.setdefault(item.spec.resources, []).append(item.run.id)
+        groups.setdefault((item.spec.resources, limits.get(item.run.id, settings.limits)), []).append(item.run.id)
     arrays = [
-        ArrayPlan(jobs=jobs, resources=wanted, timeout_min=settings.timeout_min)
-        for wanted, ids in groups.items()
+        ArrayPlan(jobs=jobs, resources=wanted, **vars(asked))
+        for (wanted, asked), ids in groups.items()
         for jobs in _chunks(_chunks(ids, settings.runs_per_job(wanted)), most)
     ]
     env = {**plain_env(settings), **progress_variables(settings.progress_s)}
@@ -170,7 +177,7 @@ def script(plan: JobPlan, number: int, settings: SlurmSettings, folder: Path, *,
         "ntasks-per-node": 1,
         "cpus-per-task": cpus,
         "gpus-per-node": gpus if resources.gpus else None,
-        "mem": None if settings.mem_gb is None else f"{round(settings.mem_gb * 1024)}M",
+        "mem": None if array.mem_gb is None else f"{round(array.mem_gb * 1024)}M",
         "signal": f"USR2@{settings.warning_s}",
         "requeue": True,
         "chdir": plan.code,

@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from analysis.blocks.section import Block, Points, Prose, Section
@@ -16,6 +15,7 @@ from analysis.study.columns import table_of
 from analysis.study.comparison import finished
 from analysis.study.settings import in_report_order
 from analysis.study.study import StudyFiles
+from seqlm.enough import enough
 
 
 def cost_section(study: StudyFiles) -> Section:
@@ -91,7 +91,7 @@ def resources_of(study: StudyFiles, attempts: pd.DataFrame) -> pd.DataFrame:
     found = found.assign(
         cores=last["cores"],
         used_cores=used,
-        enough_cores=np.ceil(used / last["ranks"]) * last["ranks"],
+        enough_cores=(used / last["ranks"]).map(lambda each: enough(cores=each).cpus, "ignore") * last["ranks"],
         peak_memory_bytes=study.epochs.groupby("id")["peak_memory_bytes"].max(),
         resident_bytes=ran.groupby("id")["resident_bytes"].max(),
     )

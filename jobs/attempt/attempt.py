@@ -17,11 +17,12 @@ from seqlm.rundir import RunDirectory
 from seqlm.state import FailureKind
 
 
-def micro_batches(run: RunDirectory, batch_size: int, ranks: int) -> int:
+def micro_batches(run: RunDirectory, batch_size: int, ranks: int, memory_mb: int | None = None) -> int:
     """Return the number for the next attempt. It doubles after each attempt that ran out of memory.
 
-    A run that needed four keeps them for the rest of its life, in every launch. A canary gets the number of its run. A
-    behaviour job takes no steps and gets one.
+    A run on a GPU that was killed for the memory of its node keeps its number if the job now has more memory
+    (``memory_mb``). A run that needed four keeps them for the rest of its life, in every launch. A canary gets the
+    number of its run. A behaviour job takes no steps and gets one.
 
     Raises:
         FileError: the run's earlier failures cannot be read.
@@ -30,8 +31,11 @@ def micro_batches(run: RunDirectory, batch_size: int, ranks: int) -> int:
         return 1
     if run.is_canary:
         run = RunDirectory(run.path.parents[1] / run.id)
-    doubled = (2 * failed.micro_batches for failed in reversed(run.failures()) if failed.kind == "oom")
-    return min(next(doubled, 1), most_micro_batches(batch_size, ranks))
+    failed = next((one for one in reversed(run.failures()) if one.kind == "oom"), None)
+    if failed is None:
+        return 1
+    has_more = failed.memory_mb is not None and (memory_mb or 0) > failed.memory_mb
+    return min((1 if has_more else 2) * failed.micro_batches, most_micro_batches(batch_size, ranks))
 
 
 @final

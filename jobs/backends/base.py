@@ -208,6 +208,8 @@ class Executor(ABC):
     """The scheduler's job in which all of it runs. ``None``: the ids that :meth:`submit` returns are of jobs."""
     node: str | None = None
     """The node to name if a run fails. ``None``: not known, or one of several."""
+    memory_mb: int | None = None
+    """The memory of that job on each node. ``None``: not known."""
 
     @abstractmethod
     def open(self, code: Code) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import operator
 import statistics
 import time
 from collections import defaultdict
@@ -16,14 +15,16 @@ from jobs.backends.base import Waiting
 from jobs.cli.arguments import Arguments
 from jobs.cli.naming import chosen_runs, named_runs
 from jobs.cli.view import played, records_of
+from jobs.plan.limits import alike, used
 from jobs.registry import BACKENDS, backend_class
 from jobs.spec import Resources
 from jobs.study.folder import ObservedRun, find_study, launcher_of, observe_study
 from jobs.study.record import StudyRecord
+from seqlm.enough import enough
 from seqlm.errors import FileError, SeqlmError
 from seqlm.files import read_json
 from seqlm.hang import waiting_ranks
-from seqlm.reading import finite, listed, timestamp
+from seqlm.reading import finite, timestamp
 from seqlm.schema import read
 
 GO_ON = "`run` starts it, or goes on from its last checkpoint"
@@ -37,8 +38,6 @@ NEXT = {
 LEAST_SLOWER, SIBLINGS, TENTHS = 1.25, 3, 9
 """An epoch of a slow run typically takes ``LEAST_SLOWER`` times as long as with at least ``SIBLINGS`` runs like it, and
 longer than so many tenths of the epochs of each of them: where programs share a machine, all have slow epochs."""
-SPARE = 1.25
-"""How many times what was used is enough."""
 PHASES = {"step": "steps", "waiting": "waiting for ranks", "checkpoint": "checkpoints", "start_up": "start-up"}
 """Phase of ``metrics.jsonl`` -> what `why` calls it, if that is another word."""
 
@@ -114,17 +113,18 @@ def planned_starts(study_dir: Path, every: Sequence[ObservedRun]) -> dict[str, f
 
 def slow_runs(runs: Iterable[ObservedRun]) -> dict[str, str]:
     """Return by how much slow runs are slower than runs like them on the same kind of device, and than planned."""
-    alike = defaultdict[Hashable, list[tuple[ObservedRun, float, float]]](list)
+    groups = defaultdict[Hashable, list[tuple[ObservedRun, float, float]]](list)
     for one in runs:
         seconds, worker = sorted(one.values("epoch_seconds")), dict[str, Any]()
         with contextlib.suppress(FileError):
             worker = read_json(one.run.worker_file(one.run.last_attempt())) or {}
         if seconds and one.config is not None:
             places = (str(worker.get(key)) for key in ("device", "ranks", "threads"))
-            kind = (one.config.model, one.config.data, one.config.with_epochs(1).train, one.config.eval, *places)
-            alike[kind].append((one, statistics.median(seconds), seconds[len(seconds) * TENTHS // 10]))
+            groups[alike(one.config), *places].append(
+                (one, statistics.median(seconds), seconds[len(seconds) * TENTHS // 10])
+            )
     found = {}
-    for group in alike.values():
+    for group in groups.values():
         for one, own, _ in group:
             others = [other for other in group if other[0] is not one]
             usual = statistics.median(median for _, median, _ in others) if len(others) >= SIBLINGS else math.inf
@@ -148,20 +148,15 @@ def spent(one: ObservedRun) -> dict[str, str]:
     start = read_json(run.start_file(attempt)) or {}
     asked = read(Resources, start.get("resources", {}))
     table = StudyRecord(run.path.parent).backends.get("slurm", {}) if start.get("backend") == "slurm" else {}
-    workers = [read_json(file) or {} for file in listed(run.attempt_dir(attempt), "worker*.json")]
-    used = [found for worker in workers if isinstance(found := worker.get("resources"), dict)]
-    ages, busy, peaks = (
-        [finite(found.get(key)) or 0.0 for found in used] for key in ("seconds", "cpu_seconds", "peak_resident_bytes")
-    )
-    if len(used) == asked.ranks and all(ages):
-        cores, memory, minutes = list(map(operator.truediv, busy, ages)), math.fsum(peaks) / 2**30, max(ages) / 60
+    if (found := used(run, attempt, asked.ranks)) is not None:
+        needs = enough(cores=max(found.cores), memory_bytes=found.memory_bytes, seconds=found.seconds)
         rows = [  # key, unit, asked, used, enough
-            ("cpus", "cores", (asked.cpus or 1) * asked.ranks, math.fsum(cores), max(cores)),
-            ("mem_gb", "GiB", table.get("mem_gb"), memory, SPARE * memory + 1),
-            ("timeout_min", "min", table.get("timeout_min"), minutes, SPARE * minutes),
+            ("cpus", "cores", (asked.cpus or 1) * asked.ranks, math.fsum(found.cores), needs.cpus),
+            ("mem_gb", "GiB", table.get("mem_gb"), found.memory_bytes / 2**30, needs.mem_gb),
+            ("timeout_min", "min", table.get("timeout_min"), found.seconds / 60, needs.timeout_min),
         ]
         known = [row for row in rows if row[2] is not None]
         wanted = ", ".join(f"{amount:.0f} {unit}" for _, unit, amount, _, _ in known)
         details["asked"] = f"{wanted}; used {', '.join(f'{amount:.2g} {unit}' for _, unit, _, amount, _ in rows)}"
-        details["enough"] = ", ".join(f"{key} = {math.ceil(amount)}" for key, _, _, _, amount in known)
+        details["enough"] = ", ".join(f"{key} = {amount}" for key, _, _, _, amount in known)
     return details

@@ -173,7 +173,7 @@ class Dispatcher:
                 if not self._is_ours(item) or item.observation.state == "cancelled":
                     return
                 run.create_as_launched()
-                submission = next_submission(item, self._options, self._code)
+                submission = next_submission(item, self._options, self._code, self._executor.memory_mb)
             attempt = Attempt(submission, self._host.where)
             attempt.record_start(
                 {
@@ -181,6 +181,7 @@ class Dispatcher:
                     "backend": self._executor.name,
                     "job_id": self._executor.job,
                     "node": self._executor.node,
+                    "memory_mb": self._executor.memory_mb,
                     "restart": os.environ.get("SLURM_RESTART_COUNT"),
                     "launcher": this_launcher(),
                 }
@@ -277,17 +278,17 @@ class Dispatcher:
         else:
             self._unseen.pop(run.id, None)
         if delay is not None:
-            self._retry(item, seen.kind, delay)
+            self._retry(item, failures[-1] if failures else None, delay)
         elif seen.state == "pending" and self._is_spent is not None:  # stopped for that: waits again
             self._queue.put_back(self._again(item))
 
     # -- trying again --------------------------------------------------------------------------------------------
 
-    def _retry(self, item: PlannedRun, kind: FailureKind | None, delay: float) -> None:
+    def _retry(self, item: PlannedRun, failure: End | None, delay: float) -> None:
         """Queue a failed run for its next attempt in ``delay`` seconds, or leave it to this process's next start."""
-        if self._host.tries_again(kind, len(self._unseen[item.run.id])):
+        if self._host.tries_again(failure, len(self._unseen[item.run.id])):
             self._queue.put_back(self._again(item), not_before=time.monotonic() + delay)
-        elif kind is None:
+        elif failure is None:
             self.left[item.run.id] = "another worker has the run"
 
     def _again(self, item: PlannedRun) -> PlannedRun:
@@ -308,7 +309,7 @@ class Dispatcher:
         """Count an error in the files of a run. What the worker has written stays in place until it can be read."""
         found = self._count_unseen(item, attempt)
         message, is_final = f"{error}{found.why}", found.delay is None
-        if is_final or not self._host.tries_again("node", 0):
+        if is_final or not self._host.tries_again(self._unseen[item.run.id][-1], 0):
             progress = self._unseen[item.run.id][-1].progress
             is_written = self._record(item, attempt, "node", message, stands=is_final, progress=progress)
             if not is_written and is_final:
@@ -316,7 +317,7 @@ class Dispatcher:
             elif not is_written:
                 self.left[item.run.id] = message
         if found.delay is not None:
-            self._retry(item, "node", found.delay)
+            self._retry(item, self._unseen[item.run.id][-1], found.delay)
 
     def _record(self, item: PlannedRun, attempt: int, kind: FailureKind, message: str, **more: Any) -> bool:
         """Record how an attempt failed (0: it was not even started). Return whether that could be written."""

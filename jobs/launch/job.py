@@ -13,6 +13,7 @@ from jobs.manifests.policy import Notify, Policy
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Submission
 from jobs.study.kept_code import Code
+from seqlm.ends import End
 from seqlm.environment import ATTEMPT, DATA, MICRO_BATCHES
 from seqlm.search import Search
 from seqlm.state import FailureKind
@@ -65,8 +66,8 @@ class Host:
     def __init__(self) -> None:
         self.interrupts = Interrupts()
 
-    def tries_again(self, kind: FailureKind | None, number: int) -> bool:
-        """Return whether a run that failed with ``kind`` is tried again by this dispatcher.
+    def tries_again(self, failure: End | None, number: int) -> bool:
+        """Return whether a run that failed is tried again by this dispatcher.
 
         ``None``: it has not failed, but found another worker at the run, ``number`` times in a row.
         """
@@ -77,8 +78,8 @@ class Host:
         return None
 
 
-def next_submission(item: PlannedRun, options: LaunchOptions, code: Code) -> Submission:
-    """Return what starts the next attempt of a run.
+def next_submission(item: PlannedRun, options: LaunchOptions, code: Code, memory_mb: int | None = None) -> Submission:
+    """Return what starts the next attempt of a run. ``memory_mb``: that of the job, if it is known.
 
     Raises:
         FileError: the earlier failures of the run cannot be read.
@@ -88,7 +89,8 @@ def next_submission(item: PlannedRun, options: LaunchOptions, code: Code) -> Sub
     if spec.data_path is not None:
         env[DATA.name] = str(spec.data_path.absolute())
     env[ATTEMPT.name] = str(attempt)
-    env[MICRO_BATCHES.name] = str(micro_batches(item.run, spec.config.train.batch_size, spec.resources.ranks))
+    parts = micro_batches(item.run, spec.config.train.batch_size, spec.resources.ranks, memory_mb)
+    env[MICRO_BATCHES.name] = str(parts)
     return Submission(
         run_dir=run_dir,
         attempt=attempt,

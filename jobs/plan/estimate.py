@@ -204,9 +204,9 @@ def earlier_throughput(runs_root: Path) -> Throughput:
     speeds: dict[RunConfig, list[float]] = {}
     tried: dict[RunConfig, list[float]] = {}
     peaks: dict[str, int] = {}
-    for study in _within(runs_root):
+    for study in within(runs_root):
         for folder, found in ((study, speeds), (study / CANARY_FOLDER, tried)):
-            for run in map(RunDirectory, _within(folder)):
+            for run in map(RunDirectory, within(folder)):
                 with contextlib.suppress(FileError):
                     config = run.read_config()
                     for record in [*run.read_metrics()[0], run.read_canary() or {}]:
@@ -218,7 +218,8 @@ def earlier_throughput(runs_root: Path) -> Throughput:
     return Throughput(speeds=medians, peak_memory_bytes=peaks)
 
 
-def _within(folder: Path) -> list[Path]:
+def within(folder: Path) -> list[Path]:
+    """Return what is in a folder; empty if it cannot be read."""
     with contextlib.suppress(OSError):
         return [folder / name for name in os.listdir(folder)]  # noqa: PTH208 -- names alone
     return []

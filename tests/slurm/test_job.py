@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from jobs.attempt.attempt import micro_batches
 from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import LaunchOptions
 from jobs.manifests.policy import Policy
+from jobs.plan.limits import Limits
 from jobs.spec import Resources
 from jobs.study import budget
 from seqlm import ends
@@ -109,11 +111,12 @@ def plan(*runs: RunDirectory, program: str = TELL, **changes: object) -> JobPlan
     request = file_request(study_dir, {"kind": "run", "backend": "slurm", "policy": policy, "runs": wanted})
     resources = changes.pop("resources", None) or Resources(cpus=1, gpus=0)
     jobs = (tuple(run.id for run in runs),)
+    most = changes.pop("most", None)
     given: dict[str, Any] = {key: changes.pop(key) for key in ("policy", "search", "env", "notify") if key in changes}
     options = LaunchOptions(study_dir=study_dir, request=request.number, worker=("-S", "-c", program), **given)
     known: dict[str, object] = {
         "options": options,
-        "arrays": (ArrayPlan(jobs=jobs, resources=resources, timeout_min=changes.pop("timeout_min", 10)),),  # type: ignore[arg-type]
+        "arrays": (ArrayPlan(jobs=jobs, resources=resources, timeout_min=changes.pop("timeout_min", 10), most=most),),  # type: ignore[arg-type]
         "code": Path.cwd(),
         "data": {},
         "signal_before_s": 60,
@@ -234,8 +237,33 @@ def test_limits_without_an_epoch_in_between_come_to_an_end(tmp_path: Path, room:
         thread.join()
         assert well == (restarts < 2)
     assert calls(room) == ["requeue 77_0", "requeue 77_0", "update JobId=77_0 StartTime=now+5"]
-    reason = "timeout: the job's time limit of 10 min, after 2 retries in a row without progress"
+    reason = "timeout: the job's time limit, after 2 retries in a row without progress"
     assert run.observe().reason == reason
+
+
+def test_a_time_that_was_too_short_and_memory_that_was_too_little_are_raised_in_the_queue(
+    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, signals = make(tmp_path, "late"), Signals()
+    thread = stop_when_ready(run, signals, warn=True)
+    told = plan(run, program=STOPPABLE, most=Limits(timeout_min=120))
+    assert work(told, place(SLURM_JOB_END_TIME=str(int(time.time()) + 60)), signals)
+    thread.join()
+    assert calls(room) == ["requeue 77_0", "update JobId=77_0 TimeLimit=120"]
+
+    kills = [0]
+    monkeypatch.setattr("jobs.attempt.memory_kills.own_kill_count", lambda: kills[0])
+    monkeypatch.setattr("jobs.attempt.supervisor.own_kill_count", lambda: 0)
+    killed, told_parts = make(tmp_path, "large"), []
+    told = plan(killed, program=KILLED, resources=Resources(cpus=1, gpus=1), most=Limits(timeout_min=10, mem_gb=2))
+    for memory in ("1000", "1500", "2048"):
+        kills[0] += 1
+        work(told, place(CUDA_VISIBLE_DEVICES="0", SLURM_MEM_PER_NODE=memory))
+        told_parts.append(micro_batches(killed, 8, 1, memory_mb=2048))
+    raised = [call.rpartition("=")[2] for call in calls(room) if "MinMemoryNode" in call]
+    assert raised == ["1500", "2048"], "1.5 times what it had, and no more than a node has"
+    assert told_parts[:2] == [1, 1]
+    assert told_parts[2] > 1, "then smaller micro-batches are left"
 
 
 @pytest.mark.parametrize("clock_behind_s", [300, -300])

@@ -15,6 +15,7 @@ import pytest
 
 from jobs.launch.job import LaunchOptions
 from jobs.manifests.policy import Policy
+from jobs.plan.limits import Limits
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources, RunSpec
 from jobs.study.folder import read_jobs
@@ -65,6 +66,21 @@ def request(items: list[PlannedRun]) -> Request:
     return file_request(
         items[0].run.path.parent, {"kind": "run", "backend": "slurm", "runs": {item.run.id: {} for item in items}}
     )
+
+
+def test_runs_with_other_limits_are_another_array(tmp_path: Path) -> None:
+    items, settings = planned(tmp_path, 4), SlurmSettings(timeout_min=240, mem_gb=64, signal_before_s=600)
+    fits = {item.run.id: Limits(timeout_min=30, mem_gb=number % 2 + 1) for number, item in enumerate(items[:3])}
+    options = LaunchOptions(study_dir=tmp_path)
+    made = plan_jobs(items, options, settings, CODE, request=1, most=1000, limits=fits)
+    asked = [
+        re.findall("--(array|mem|time|signal)=([^ ]*)$", script(made, number, settings, tmp_path), re.M)
+        for number in range(len(made.arrays))
+    ]
+    assert [dict(found) for found in asked] == [
+        {"array": array, "mem": mem, "time": time, "signal": "USR2@600"}
+        for array, mem, time in (("0-1", "1024M", "30"), ("0-0", "2048M", "30"), ("0-0", "65536M", "240"))
+    ]
 
 
 @pytest.mark.parametrize(

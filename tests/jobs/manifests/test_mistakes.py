@@ -87,7 +87,14 @@ EVERY_KEY: dict[str, Any] = {
         "ray": {"address": "auto"},
         "slurm": {
             **{"partition": "p", "account": "a", "qos": "q", "constraint": "c d", "reservation": "r", "nodelist": "n"},
-            **{"exclude": "e", "timeout_min": 5, "signal_before_s": 9, "mem_gb": 1.5, "ranks_per_node": 2},
+            **{
+                "exclude": "e",
+                "timeout_min": 5,
+                "signal_before_s": 9,
+                "mem_gb": 1.5,
+                "fit_limits": True,
+                "ranks_per_node": 2,
+            },
             **{"setup": ["module load x"], "python": "python3 -u", "srun_args": ["--x"], "sbatch": {"gres": "x"}},
         },
     },

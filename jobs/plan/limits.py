@@ -1,0 +1,166 @@
+"""Limits that fit: the time and the memory to ask a scheduler for, from what earlier attempts used (``fit_limits``)."""
+
+import contextlib
+import math
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from jobs.plan.estimate import within
+from jobs.plan.planned import PlannedRun
+from jobs.spec import Resources
+from seqlm.config import RunConfig
+from seqlm.enough import enough
+from seqlm.errors import SeqlmError
+from seqlm.files import read_json
+from seqlm.reading import listed
+from seqlm.rundir import RunDirectory
+from seqlm.schema import fits, read
+
+STEP_MINUTES = 15
+"""The shortest time to ask for. Further ones are 2, 4, 8, ... times as long, so that few arrays are made."""
+BEGIN_SECONDS = 60.0
+"""How long a job may take until the process of its first rank starts, and how much earlier than asked its end comes."""
+LEAST_RUNS, AGREE = 3, 1.2
+"""How many runs have to agree about the memory, and how many times the least of their peaks the highest may be."""
+MORE_MEMORY = 1.5
+"""How many times the memory is asked for that was too little."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Used:
+    """What the ranks of an attempt have used."""
+
+    cores: Sequence[float]
+    """Of each rank on average."""
+    memory_bytes: float
+    """Of the ranks of the node where that is most."""
+    seconds: float
+    """Of the rank that ran longest."""
+
+
+def used(run: RunDirectory, attempt: int, ranks: int) -> Used | None:
+    """Return what an attempt has used. ``None``: one of its ranks has recorded nothing."""
+    cores, longest, on_nodes = [], 0.0, defaultdict[Any, float](float)
+    for file in listed(run.attempt_dir(attempt), "worker*.json"):
+        worker = read_json(file) or {}
+        match worker:
+            case {
+                "resources": {
+                    "seconds": int() | float() as seconds,
+                    "cpu_seconds": int() | float() as busy,
+                    "peak_resident_bytes": int() | float() as peak,
+                }
+            } if seconds > 0:
+                cores.append(busy / seconds)
+                longest = max(longest, seconds)
+                on_nodes[worker.get("node") or worker.get("host")] += peak
+    return Used(cores=cores, memory_bytes=max(on_nodes.values()), seconds=longest) if len(cores) == ranks else None
+
+
+def alike(config: RunConfig) -> Hashable:
+    """Return what decides how long an epoch takes, as far as the configuration does."""
+    return config.model, config.data, replace(config.train, epochs=1), config.eval
+
+
+@dataclass(kw_only=True)
+class Earlier:
+    """What earlier runs of a kind took, in the partitions in question."""
+
+    start_seconds: float = 0.0
+    epochs: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Device -> seconds of each epoch."""
+    peaks: dict[Path, float] = field(default_factory=dict)
+    """Folder of a run -> the most memory of a node."""
+
+    def add(
+        self, run: RunDirectory, attempt: int, ranks: int, device: str, epochs: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Add an attempt. ``epochs`` are the records of all epochs of the run."""
+        for epoch in epochs:
+            phases = epoch.get("phases") or {}
+            if phases and epoch.get("attempt") == attempt and fits(Mapping[str, float], phases):
+                self.start_seconds = max(self.start_seconds, phases.get("start_up", 0.0))
+                seconds = math.fsum(phases.values()) - phases.get("start_up", 0.0)
+                self.epochs[device].append(seconds)
+        if (found := used(run, attempt, ranks)) is not None:
+            self.peaks[run.path] = max(self.peaks.get(run.path, 0.0), found.memory_bytes)
+
+    @property
+    def epoch_seconds(self) -> float:
+        """The 90th percentile of an epoch, on the device where it is longest."""
+        return max(sorted(found)[math.ceil(0.9 * len(found)) - 1] for found in self.epochs.values())
+
+    @property
+    def memory_bytes(self) -> float | None:
+        """The most memory of a node. ``None``: too few runs agree."""
+        peaks = self.peaks.values()
+        return max(peaks) if len(peaks) >= LEAST_RUNS and max(peaks) <= AGREE * min(peaks) else None
+
+
+def earlier(root: Path, todo: Sequence[PlannedRun], partitions: Collection[str]) -> dict[str, Earlier]:
+    """Return what runs like those of ``todo`` took, by run id: the same model on the same text, with the same ranks.
+
+    Only attempts on SLURM in one of ``partitions`` count, of all studies below ``root``. What cannot be read is left
+    out.
+    """
+    if not todo:
+        return {}
+    kinds = {item.run.id: (alike(item.spec.config), replace(item.spec.resources, priority=0)) for item in todo}
+    configs = {config for config, _ in kinds.values()}
+    found = defaultdict[Hashable, Earlier](Earlier)
+    for run in (RunDirectory(path) for study in within(root) for path in within(study)):
+        with contextlib.suppress(SeqlmError):
+            config = alike(run.read_config())
+            epochs = run.read_metrics()[0] if config in configs else []
+            for attempt in {number for epoch in epochs if type(number := epoch.get("attempt")) is int}:
+                start, worker = (read_json(file(attempt)) or {} for file in (run.start_file, run.worker_file))
+                place = run.read_environment(worker).get("variables", {}).get("SLURM_JOB_PARTITION")
+                if start.get("backend") == "slurm" and place in partitions:
+                    resources = replace(read(Resources, start.get("resources", {})), priority=0)
+                    device = str(worker.get("device"))
+                    found[config, resources].add(run, attempt, resources.ranks, device, epochs)
+    return {run_id: found[kind] for run_id, kind in kinds.items() if kind in found}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the job of a run asks for."""
+
+    timeout_min: int
+    mem_gb: float | None = None
+    """Of each node. ``None``: the cluster's default."""
+
+
+def fitting(item: PlannedRun, known: Earlier, most: Limits, *, save_seconds: float, runs: int) -> Limits:
+    """Return the limits that fit a run, at most ``most``.
+
+    ``save_seconds``: how long before its end a job is told to save; ``runs``: how many runs like this share the job.
+    """
+    minutes, memory = most.timeout_min, most.mem_gb
+    if known.epochs:
+        left = item.spec.config.train.epochs - item.epochs_done
+        training = 60 * enough(seconds=known.start_seconds + left * known.epoch_seconds).timeout_min
+        needed = max(BEGIN_SECONDS + training + save_seconds, 2 * save_seconds) / 60
+        minutes = min(minutes, STEP_MINUTES * 2 ** math.ceil(math.log2(max(1, needed / STEP_MINUTES))))
+    if known.memory_bytes is not None:
+        memory = min(enough(memory_bytes=runs * known.memory_bytes).mem_gb, most.mem_gb or math.inf)
+    return Limits(timeout_min=minutes, mem_gb=memory)
+
+
+def advice(fits: Collection[Limits], asked: Limits) -> str | None:
+    """Return a line if runs like these have needed less than half of what is asked for. ``None``: they have not."""
+    if not fits:
+        return None
+    minutes, memory = max(one.timeout_min for one in fits), max(one.mem_gb or 0 for one in fits)
+    needs = [f"{minutes} of timeout_min = {asked.timeout_min}"] if 2 * minutes < asked.timeout_min else []
+    needs += [f"{memory:g} of mem_gb = {asked.mem_gb:g}"] if asked.mem_gb and 2 * memory < asked.mem_gb else []
+    return f"note: runs like these need {' and '.join(needs)}; fit_limits = true asks for that" if needs else None
+
+
+def more_memory_gb(run: RunDirectory) -> float:
+    """Return the memory of a node that a run needs after the system killed it for the last one; 0 if it did not."""
+    failed = next((one for one in reversed(run.failures()) if one.kind == "oom"), None)
+    return MORE_MEMORY * ((failed.memory_mb if failed else None) or 0) / 1024

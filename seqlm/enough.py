@@ -1,0 +1,27 @@
+"""What would have been enough for a run: one answer for ``why``, the report and ``fit_limits`` of SLURM."""
+
+import math
+from dataclasses import dataclass
+
+TIME, MEMORY, SPARE_GB = 1.25, 1.3, 1
+"""How many times the time and the memory that were used are enough, and by how much memory more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enough:
+    """What to ask for."""
+
+    cpus: int
+    """Cores of each rank."""
+    mem_gb: int
+    """Memory of each node."""
+    timeout_min: int
+
+
+def enough(*, cores: float = 0, memory_bytes: float = 0, seconds: float = 0) -> Enough:
+    """Return what is enough for a run that used so many cores in each rank, so much memory of a node and this time."""
+    return Enough(
+        cpus=math.ceil(cores),
+        mem_gb=math.ceil(MEMORY * memory_bytes / 2**30 + SPARE_GB),
+        timeout_min=math.ceil(TIME * seconds / 60),
+    )

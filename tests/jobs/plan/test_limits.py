@@ -1,0 +1,137 @@
+"""Limits that fit: what earlier runs used, and what is asked for."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.plan.limits import Earlier, Limits, advice, earlier, fitting, more_memory_gb
+from jobs.plan.planned import PlannedRun
+from jobs.spec import Resources, RunSpec
+from seqlm.config import RunConfig
+from seqlm.files import write_json, write_json_lines
+from seqlm.rundir import RunDirectory
+from tests.fakes import make_fresh
+from tests.seqlm.training.studies import make_config
+
+PAIR = Resources(ranks=2, cpus=1, gpus=1)
+MOST = Limits(timeout_min=240, mem_gb=64)
+DIGEST = "a" * 64
+
+
+def trained(
+    folder: Path,
+    seed: int,
+    *,
+    seconds: float = 60,
+    gigabytes: float = 2,
+    config: RunConfig | None = None,
+    resources: Resources = PAIR,
+    backend: str = "slurm",
+    partition: str = "gpu",
+    device: str = "A100",
+    epochs: int = 10,
+) -> RunDirectory:
+    """A run of two ranks on one node that has trained, on a cluster."""
+    spec = RunSpec(name=f"run{seed}", config=config or make_config(seed=seed), resources=resources)
+    run = make_fresh(folder, spec).run
+    records = [
+        {"epoch": n, "val_ppl": 9.0, "attempt": 1, "phases": {"step": seconds, **({"start_up": 30.0} if not n else {})}}
+        for n in range(epochs)
+    ]
+    write_json_lines(run.metrics_file, records)
+    run.attempt_dir(1).mkdir(parents=True)
+    write_json(run.start_file(1), {"backend": backend, "resources": resources.to_dict()})
+    environment = {"packages": {}, "variables": {"SLURM_JOB_PARTITION": partition}}
+    run.environment(DIGEST).parent.mkdir(exist_ok=True)
+    write_json(run.environment(DIGEST), environment)
+    for rank in range(resources.ranks):
+        used = {"seconds": 700.0, "cpu_seconds": 700.0, "peak_resident_bytes": gigabytes * 2**30}
+        record = {"node": "n1", "device": device, "environment": DIGEST, "resources": used}
+        write_json(run.worker_file(1, rank), record)
+    return run
+
+
+def planned(folder: Path, *, epochs: int = 20, resources: Resources = PAIR) -> PlannedRun:
+    """A run like those that :func:`trained` makes, of another study."""
+    return make_fresh(folder / "new", RunSpec(name="x", config=make_config(seed=9, epochs=epochs), resources=resources))
+
+
+def known(folder: Path, item: PlannedRun) -> Earlier | None:
+    return earlier(folder, [item], ["gpu"]).get(item.run.id)
+
+
+def test_a_run_asks_for_the_time_of_its_epochs_and_three_that_agree_set_its_memory(tmp_path: Path) -> None:
+    item = planned(tmp_path)
+    asked = []
+    for seed in range(3):
+        trained(tmp_path / "old", seed, gigabytes=2 + 0.1 * seed)
+        found = known(tmp_path, item)
+        assert found is not None
+        asked.append(fitting(item, found, MOST, save_seconds=120, runs=1))
+    # 1.25 x (30 s + 20 epochs of 60 s), 60 s for the begin and 120 s to save: 28.6 minutes
+    assert [one.timeout_min for one in asked] == [30, 30, 30]
+    assert [one.mem_gb for one in asked] == [64, 64, 7], "1.3 x two ranks of 2.2 GB, and 1"
+
+
+@pytest.mark.parametrize(
+    ("epochs", "seconds", "save", "minutes"),
+    [(1, 1, 120, 15), (20, 60, 120, 30), (20, 120, 120, 60), (20, 600, 120, 240), (1, 1, 800, 30)],
+)
+def test_the_time_is_a_step_and_at_most_that_of_the_settings(
+    tmp_path: Path, epochs: int, seconds: float, save: float, minutes: int
+) -> None:
+    trained(tmp_path / "old", 0, seconds=seconds)
+    item = planned(tmp_path, epochs=epochs)
+    found = known(tmp_path, item)
+    assert found is not None
+    assert fitting(item, found, MOST, save_seconds=save, runs=1).timeout_min == minutes
+
+
+def test_what_disagrees_or_is_less_than_all_sets_no_memory_and_the_slower_device_the_time(tmp_path: Path) -> None:
+    for seed in range(3):
+        trained(
+            tmp_path / "old", seed, gigabytes=2 + 2 * seed, device=("A100", "A100", "V100")[seed], seconds=60 + seed
+        )
+    found = known(tmp_path, planned(tmp_path))
+    assert found is not None
+    assert (found.memory_bytes, found.epoch_seconds) == (None, 62)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"backend": "ray"},
+        {"partition": "old"},
+        {"resources": replace(PAIR, ranks=1)},
+        {"resources": replace(PAIR, gpus=0)},
+        {"config": make_config(hidden_size=17)},
+        {"config": make_config(batch_size=9)},
+    ],
+    ids=str,
+)
+def test_runs_on_other_devices_with_other_ranks_or_of_other_models_set_no_limit(
+    tmp_path: Path, other: dict[str, object]
+) -> None:
+    trained(tmp_path / "old", 0, **other)  # type: ignore[arg-type]
+    assert known(tmp_path, planned(tmp_path)) is None
+
+
+def test_a_line_of_advice_where_less_than_half_was_used() -> None:
+    small, large = Limits(timeout_min=30, mem_gb=8), Limits(timeout_min=120, mem_gb=40)
+    assert advice([], MOST) is None
+    assert advice([small, large], MOST) is None
+    line = advice([small, replace(small, timeout_min=60)], MOST) or ""
+    assert all(part in line for part in ("60 of timeout_min = 240", "8 of mem_gb = 64", "fit_limits")), line
+    assert "mem_gb" not in (advice([small], Limits(timeout_min=240)) or "")
+
+
+def test_only_a_kill_for_the_memory_of_a_node_on_a_gpu_asks_for_more_of_it(tmp_path: Path) -> None:
+    gpu, cpu = (trained(tmp_path, seed, resources=Resources(gpus=1 - seed)) for seed in (0, 1))
+    for run in (gpu, cpu):
+        write_json(run.start_file(1), {"resources": {"gpus": float(run is gpu)}, "memory_mb": 2048})
+        run.write_exit(1, {"kind": "oom", "message": "killed"})
+    assert [more_memory_gb(run) for run in (gpu, cpu)] == [3.0, 0.0]
+    own = trained(tmp_path, 2)
+    own.write_end(1, 0, {"kind": "oom", "message": "CUDA out of memory"})
+    assert more_memory_gb(own) == 0.0
