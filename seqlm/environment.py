@@ -87,8 +87,11 @@ DATA: Variable[Path | None] = Variable("SEQLM_DATA", PATH, None)
 """Folder or zip file of the corpus. ``--data`` overrides it. Unset: the manifest's path, else the corpus's own
 place."""
 CACHE: Variable[Path | None] = Variable("SEQLM_CACHE", PATH, None)
-"""Folder for tokenised corpora, the Penn Treebank and passed self-checks. Unset: ``XDG_CACHE_HOME/seqlm``, else
-``~/.cache/seqlm``."""
+"""Folder for tokenised corpora, the Penn Treebank, unpacked code and passed self-checks. Unset:
+``XDG_CACHE_HOME/seqlm``, else ``~/.cache/seqlm``."""
+STAGE = Variable("SEQLM_STAGE", FLAG, False)
+"""1: a worker reads its corpus from a copy in ``TMPDIR``, which the first worker on a node makes. The key ``stage`` of
+``[backend.slurm]`` sets it."""
 SLURM_CONFIG: Variable[Path | None] = Variable("SEQLM_SLURM_CONFIG", PATH, None)
 """Site file of the backend slurm. Unset: ``slurm/cluster.toml``, if it exists."""
 

@@ -10,18 +10,20 @@ no regular file, or too large.
 
 import errno
 import fnmatch
+import io
 import json
 import math
 import os
 import stat
 import sys
+import zipfile
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
 
-from seqlm.errors import FileError, UnfitFileError
+from seqlm.errors import DamagedFileError, FileError, UnfitFileError
 from seqlm.schema import fits, show, words_of
 
 T = TypeVar("T")
@@ -144,6 +146,19 @@ def read_bytes(path: Path) -> bytes:
         raise
     except OSError as error:
         raise FileError.from_os_error("read", path, error) from None
+
+
+def read_archive(path: Path) -> dict[str, bytes]:
+    """The files of a zip file without compression, by their paths in it."""
+    content = read_bytes(path)
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as file:
+            if sum(one.file_size for one in file.infolist()) <= len(content):
+                return {one.filename: file.read(one) for one in file.infolist()}
+        problem = "its files are larger than it is itself"
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError) as error:
+        problem = str(error)
+    raise DamagedFileError(f"{path} is damaged ({problem}); move it away")
 
 
 def read_tail(path: Path, most: int, below: Path | None = None) -> bytes:

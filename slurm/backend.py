@@ -8,7 +8,6 @@ import functools
 import os
 import shlex
 import shutil
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from seqlm.lease import wait_until_free
 from seqlm.requests import Request
 from seqlm.rundir import RunDirectory
 from slurm.doctor import examine
-from slurm.environment import batch_script, require_plain_path, sbatch_environment, submit_script
+from slurm.environment import batch_script, program_of, require_plain_path, sbatch_environment, submit_script
 from slurm.settings import SlurmSettings, read_settings
 from slurm.site import PartitionFacts, max_array_size, partition_facts
 from slurm.submission import JobPlan, plan_jobs, script, submit
@@ -176,10 +175,8 @@ class SlurmBackend(Backend):
         If it is true, it computes the behaviour in another user's study as well. ``folder``: of the request.
         """
         settings = self.settings
-        python = settings.python or shlex.quote(sys.executable)
-        command = (
-            f"{python} {shlex.quote(str(code.path / 'launch.py'))} report {shlex.quote(str(study_dir.absolute()))}"
-        )
+        program = program_of(code.archive or code.path, "launch", settings)
+        command = f"{program} report {shlex.quote(str(study_dir.absolute()))}"
         minutes = max(REPORT_MINUTES, settings.timeout_min) if behaviour is not False else REPORT_MINUTES
         commands = [f"{command} --no-behaviour"]
         if behaviour is not False:
@@ -188,11 +185,10 @@ class SlurmBackend(Backend):
 
     def submit_message(self, study_dir: Path, folder: Path, jobs: Sequence[str], code: Code) -> None:
         """Submit a job that sends a message once all of ``jobs`` have ended. A refusal is one line."""
-        python = self.settings.python or shlex.quote(sys.executable)
-        command = f"{python} -m slurm.job {shlex.quote(str(folder / PLAN_FILE))} over"
+        program = program_of(code.archive or code.path, "slurm.job", self.settings)
         try:
-            in_code = f"cd {shlex.quote(str(code.path))}"
-            self._submit_after(jobs, study_dir, folder, "over", MESSAGE_MINUTES, in_code, command)
+            command = f"{program} {shlex.quote(str(folder / PLAN_FILE))} over"
+            self._submit_after(jobs, study_dir, folder, "over", MESSAGE_MINUTES, command)
         except BackendError as error:
             terminal.tell(f"warning: no message will say that the study is over: {error}")
 

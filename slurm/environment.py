@@ -7,7 +7,9 @@ Nothing of it is written on the command line or into the script, not even the na
 
 import fnmatch
 import os
-from collections.abc import Collection, Mapping, Sequence
+import shlex
+import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +62,10 @@ def plain_env(settings: SlurmSettings) -> dict[str, str]:
     return {name: value for name, value in settings.env.items() if not secrets.looks_secret(name)}
 
 
-def batch_script(settings: SlurmSettings, options: Mapping[str, Any], *commands: str, first: Sequence[str] = ()) -> str:
+def batch_script(settings: SlurmSettings, options: Mapping[str, Any], *commands: str) -> str:
     """Return a script for sbatch, by submitit, with the placement of the settings.
 
-    An option that is ``True`` takes no value. ``first``: lines before the ``setup`` of the settings.
+    An option that is ``True`` takes no value.
 
     Raises:
         BackendError: this is no machine of a cluster.
@@ -79,11 +81,19 @@ def batch_script(settings: SlurmSettings, options: Mapping[str, Any], *commands:
         raise BackendError("srun is not on PATH; run this on a login node of the cluster") from None
     executor.update_parameters(
         additional_parameters={key.replace("-", "_"): value for key, value in given.items()},
-        setup=[*([] if TOKEN in settings.env_pass else [f"unset {TOKEN}"]), *first, *settings.setup],
+        setup=[*([] if TOKEN in settings.env_pass else [f"unset {TOKEN}"]), *settings.setup],
         stderr_to_stdout=True,
         use_srun=False,
     )
     return str(executor._make_submission_file_text("\n".join(commands), "seqlm"))
+
+
+def program_of(code: Path, module: str, settings: SlurmSettings) -> str:
+    """Return the command that runs a module of ``code``, which is an archive or the folder of a working tree."""
+    python, place = settings.python or shlex.quote(sys.executable), shlex.quote(str(code))
+    if code.suffix == ".zip":
+        return f"{python} -u {place} {module}"
+    return f"env PYTHONPATH={place}${{PYTHONPATH:+:$PYTHONPATH}} {python} -u -m {module}"
 
 
 def submit_script(path: Path, script: str, settings: SlurmSettings) -> str:

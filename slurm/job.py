@@ -31,7 +31,7 @@ from jobs.plan.limits import MORE_MEMORY
 from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget
-from jobs.study.kept_code import Code
+from jobs.study.kept_code import Code, source_tree
 from jobs.study.squeue import ask
 from seqlm import machine
 from seqlm.ends import End, Verdict
@@ -126,7 +126,7 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals)
     fault: Exception | None = None
     try:
         backend = JobBackend(context, array.resources, len(runs))
-        code = Code(path=plan.code, commit=None, dirty=False, live=False)
+        code = Code(path=source_tree(), commit=None, dirty=False, live=False)
         dispatcher = Dispatcher(backend, code, _options(plan), writes_queue=False, host=host)
         untold = dispatcher.left
         try:
@@ -281,7 +281,7 @@ def serve(plan: JobPlan, number: int, context: SlurmContext, signals: Interrupts
     run, options = RunDirectory(plan.options.study_dir / run_id), _options(plan)
     attempt, record = _started(run, context)
     item = look_again(_planned, plan, array, run, Observation(state="pending"))
-    code = Code(path=plan.code, commit=None, dirty=False, live=False)
+    code = Code(path=source_tree(), commit=None, dirty=False, live=False)
     submission = look_again(next_submission, item, options, code)
     env = {ATTEMPT.name: str(attempt), MICRO_BATCHES.name: str(record["micro_batches"])}
     submission = replace(submission, attempt=attempt, env={**submission.env, **env})

@@ -130,6 +130,9 @@ class SlurmSettings(BackendTable):
     )
     """Command that starts Python in a job, such as `"apptainer exec --nv image.sif python"`; without it, the Python
     that launches."""
+    stage: bool = False
+    """Whether a worker reads its corpus from a copy in `TMPDIR`, which the first worker on a node makes. For file
+    systems that are slow to read from."""
     srun_args: _Lines = ()
     """Further arguments of the `srun` that starts the ranks."""
     sbatch: Annotated[Mapping[str, Any], Valid("a table of options of sbatch", check=_sbatch)] = field(

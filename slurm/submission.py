@@ -2,7 +2,6 @@
 
 import shlex
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,10 +15,11 @@ from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources
 from jobs.study.folder import ARRAY_FILE, PLAN_FILE, study_name
 from jobs.study.kept_code import Code
+from seqlm.environment import STAGE
 from seqlm.errors import BackendError, FileError
 from seqlm.files import read_json, write_json
 from seqlm.requests import Request
-from slurm.environment import batch_script, plain_env, submit_script
+from slurm.environment import batch_script, plain_env, program_of, submit_script
 from slurm.settings import SlurmSettings
 
 DEFAULT_NICE = 100
@@ -57,6 +57,7 @@ class JobPlan:
     """Those of the launch, with the variables of the workers and the request. No ``tasks`` and no ``record``."""
     arrays: tuple[ArrayPlan, ...]
     code: Path
+    """The archive of the code, or the folder of a working tree."""
     data: Mapping[str, str]
     """Run id -> the path of its corpus, for runs that have one."""
     signal_before_s: int
@@ -112,12 +113,13 @@ def plan_jobs(
         for (wanted, asked), ids in groups.items()
         for jobs in _chunks(_chunks(ids, settings.runs_per_job(wanted)), most)
     ]
-    env = {**plain_env(settings), **progress_variables(settings.progress_s)}
+    stage = {STAGE.name: "1"} if settings.stage else {}
+    env = {**stage, **plain_env(settings), **progress_variables(settings.progress_s)}
     study_dir = options.study_dir.absolute()
     return JobPlan(
         options=replace(options, study_dir=study_dir, env=env, request=request, tasks={}, record=None),
         arrays=tuple(arrays),
-        code=code.path,
+        code=code.archive or code.path,
         data={item.run.id: str(path.absolute()) for item in todo if (path := item.spec.data_path) is not None},
         signal_before_s=settings.warning_s,
         exclude=settings.exclude,
@@ -180,20 +182,18 @@ def script(plan: JobPlan, number: int, settings: SlurmSettings, folder: Path, *,
         "mem": None if array.mem_gb is None else f"{round(array.mem_gb * 1024)}M",
         "signal": f"USR2@{settings.warning_s}",
         "requeue": True,
-        "chdir": plan.code,
+        "chdir": folder,
         "output": folder / f"array-{number}_%a.out",
         "nice": _nice(plan, array, settings),
         "dependency": f"afterany:{after}" if after is not None and limit is not None else None,
     }
-    path = f"export PYTHONPATH={shlex.quote(str(plan.code))}${{PYTHONPATH:+:$PYTHONPATH}}"
-    python = settings.python or shlex.quote(sys.executable)
     srun = shlex.join(["srun", f"--cpus-per-task={cpus}", f"--wait={END_SECONDS}", *settings.srun_args])
-    program = f"{python} -u -m slurm.job {shlex.quote(str(folder / PLAN_FILE))} {number}"
+    program = f"{program_of(plan.code, 'slurm.job', settings)} {shlex.quote(str(folder / PLAN_FILE))} {number}"
     # A program that a signal ended may leave no word. Then the script's end by the same signal is the only one.
     again = f"[ $code -ne {128 + signal.SIGTERM} ] || {program} ended; [ $code -le 128 ] || kill -$((code - 128)) $$"
     command = f"{srun} {program} || {{ code=$?; {again}; exit $code; }}"
     given = {key: value for key, value in options.items() if value is not None}
-    return batch_script(settings, given, command, first=[path])
+    return batch_script(settings, given, command)
 
 
 def _nice(plan: JobPlan, array: ArrayPlan, settings: SlurmSettings) -> int | None:

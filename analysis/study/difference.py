@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 from seqlm.errors import FileError
 from seqlm.files import read_json
-from seqlm.reading import below, is_file, read_bytes
+from seqlm.reading import below, exists, is_file, read_archive, read_bytes
 from seqlm.rounding import ROUNDING
 from seqlm.rundir import RunDirectory
 from seqlm.trace import read_trace
 
+NO_CODE = ("code-origin.json", "__main__.py")
+"""Files of an archive of the code that are not part of the code."""
 SYSTEM = ("system", "driver", "cuda")
 """Further versions in the record of a worker's environment."""
 RESULT = ("best_epoch", "best_train_ppl", "final_train_ppl", "final_val_ppl", "test_ppl", "parameters")
@@ -105,6 +107,8 @@ def _code(run: RunDirectory) -> dict[str, bytes]:
 
 @functools.lru_cache(maxsize=4)
 def _files(folder: Path) -> dict[str, bytes]:
-    """Return the content of each file of a folder that is never changed, by its path there."""
+    """Return the content of each file of a folder or its archive, which never change, by its path there."""
+    if exists(archive := folder.with_name(f"{folder.name}.zip")):
+        return {name: content for name, content in read_archive(archive).items() if name not in NO_CODE}
     found = [path for path in below(folder) if is_file(path) and path.suffix != ".pyc"]
-    return {str(path.relative_to(folder)): read_bytes(path) for path in found if path.name != "code-origin.json"}
+    return {str(path.relative_to(folder)): read_bytes(path) for path in found if path.name not in NO_CODE}

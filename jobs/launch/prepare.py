@@ -29,14 +29,14 @@ from seqlm.data.corpus import CorpusFacts, load_corpus, resolve_data
 from seqlm.data.layout import require_windows
 from seqlm.environment import DATA
 from seqlm.errors import BackendError, DamagedFileError, DataError, FileError, UsageError
-from seqlm.files import make_directory, read_json, remove
+from seqlm.files import make_directory, read_json
 from seqlm.lease import last_beat
 from seqlm.model_files import keep_tokenizer
-from seqlm.reading import below, exists, listed, timestamp
+from seqlm.reading import exists, listed, timestamp
 from seqlm.requests import Request, file_request
 from seqlm.rounding import threads_of_checkpoint
 from seqlm.rundir import FINGERPRINT_DIGITS, SAME_DIGITS, Observation, RunDirectory, require_format
-from seqlm.trust import distrusted, record_launch
+from seqlm.trust import record_launch
 
 
 def find_data(flag: Path | None, manifest: Path | None) -> Path | None:
@@ -218,9 +218,6 @@ def preparing(
         if any(item.action != "skip" for item in planned):
             planned = estimated(planned, earlier_throughput(options.study_dir.parent))
         todo = [item for item in planned if item.action != "skip"]
-        if options.code_dir is not None or distrusted(options.study_dir) is not None:
-            # Python runs these in place of the sources, which are verified.
-            remove(below((options.code_dir or options.study_dir) / "code", "__pycache__"))
         if options.record is not None:
             models = {model.sha256 for spec in specs if isinstance(model := spec.config.model, CustomConfig)}
             record_launch(options.study_dir, models, terminal.tell)

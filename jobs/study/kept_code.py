@@ -1,24 +1,29 @@
-"""The code a study was launched with, copied into its folder, so that later edits do not affect waiting jobs.
+"""The code a study was launched with, kept in its folder as one file, so that later edits do not affect waiting jobs.
 
-    <study>/code/<commit>-<digest>/    the files, and code-origin.json with their commit and SHA-256 digests
+    <study>/code/<commit>-<digest>.zip           the files, and code-origin.json with their commit and SHA-256 digests
+    <cache>/code/<digest>/<commit>-<digest>/     the same, unpacked in the cache of the user who runs it
 
-A copy is verified by its content, never by its name.
+An archive and what is unpacked of it are verified by their content, never by their names. ``python ARCHIVE MODULE ...``
+unpacks an archive and runs a module of it.
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import subprocess
+import sys
+import zipfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import seqlm
+from seqlm.data.cache import cache_folder, local_folder, own_folder
 from seqlm.errors import FileError, file_errors
-from seqlm.files import flush, folder_beside, json_text, make_directory, read_json, write_json
-from seqlm.reading import below, exists, is_file, is_folder, is_link, listed, read_bytes
+from seqlm.files import folder_beside, json_text, make_directory, read_json, replace_folder, write_once
+from seqlm.reading import below, exists, is_file, is_link, listed, read_archive, read_bytes
 
 PACKAGES = ("analysis", "jobs", "seqlm", "slurm")
 """The packages that are kept from a tree without git."""
@@ -26,9 +31,11 @@ COMMAND_LINE = "launch.py"
 KEPT = ("--", ".", ":(exclude)benchmarks", ":(exclude)docs", ":(exclude)tests")
 """What is kept of a checkout, in git's terms: everything that runs and reports may need."""
 IMPORTABLE = (".py", ".pyc", ".so")
-"""Suffixes of foreign files that Python could import from a copy."""
+"""Suffixes of foreign files that Python could import from an unpacked archive."""
 ORIGIN = "code-origin.json"
-"""The file in a copy that records its commit, since a copy has no git repository."""
+"""The file in an archive that records its commit, since an archive has no git repository."""
+MAIN = "__main__.py"
+"""The file in an archive that Python runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +50,8 @@ class Code:
     """Whether files of the code differ from the commit."""
     live: bool
     """Whether workers run from the working tree itself."""
+    archive: Path | None = None
+    """The file that was kept, of which ``path`` is unpacked. ``None``: there is none, as for a working tree."""
 
 
 def source_tree() -> Path:
@@ -61,15 +70,15 @@ def live_code() -> Code:
 
 
 def keep_code(study_dir: Path, *, tell: Callable[[str], None] = lambda line: None) -> Code:
-    """Copy the code into ``<study>/code/<commit>-<digest>`` unless it is already there, and return the copy.
+    """Write the code to ``<study>/code/<commit>-<digest>.zip`` unless it is already there, and unpack it for this user.
 
-    From a git checkout, copies the tracked files of ``KEPT`` with their uncommitted changes. Files that git does not
-    track are not copied, since they might be secrets; ``tell`` is called with a warning if modules are left out.
-    Outside a checkout, copies seqlm's packages and the command line. If the running code is itself a copy, as on a
-    cluster, the name of that copy is kept.
+    From a git checkout, keeps the tracked files of ``KEPT`` with their uncommitted changes. Files that git does not
+    track are not kept, since they might be secrets; ``tell`` is called with a warning if modules are left out.
+    Outside a checkout, keeps seqlm's packages and the command line. If the running code is itself unpacked, as on a
+    cluster, the name of its archive is kept.
 
     Raises:
-        FileError: the copy cannot be read or written, or has other content than its name says.
+        FileError: the archive cannot be read, written or unpacked, or has other content than its name says.
     """
     root = source_tree()
     origin = read_json(root / ORIGIN)
@@ -77,19 +86,80 @@ def keep_code(study_dir: Path, *, tell: Callable[[str], None] = lambda line: Non
     names = _names(root, commit) if origin is None else origin["files"]
     with file_errors("read", root, within=True):
         contents = {name: (root / name).read_bytes() for name in sorted(names)}
-    files = {name: _sha256(content) for name, content in contents.items()}
     if origin is None:
+        files = {name: _sha256(content) for name, content in contents.items()}
         digest = _sha256(json.dumps(files).encode())[:8]
         _warn_of_untracked(root, commit, files, tell)
         name = f"{commit[:12] if commit else 'no-commit'}-{digest}"
         dirty = bool(commit and _changes(root, *KEPT))
         origin = {"name": name, "commit": commit, "dirty": dirty, "files": files}
-    target = study_dir.absolute() / "code" / origin["name"]
-    if not (exists(target) or is_link(target)):
-        _copy(contents, target, origin)
-    elif (wrong := _difference(target, {**files, ORIGIN: _sha256(json_text(origin).encode())})) is not None:
-        raise FileError(f"{target} is not the code that its name says ({wrong}); move it away and launch again")
-    return Code(path=target, commit=origin["commit"], dirty=origin["dirty"], live=False)
+    contents[ORIGIN] = json_text(origin).encode()
+    contents[MAIN] = f"from {__name__} import main\n\nmain()\n".encode()
+    archive = study_dir.absolute() / "code" / f"{origin['name']}.zip"
+    make_directory(archive.parent)
+    if (exists(archive) or not write_once(archive, _packed(contents))) and (kept := read_archive(archive)) != contents:
+        wrong = min(name for name in {**kept, **contents} if kept.get(name) != contents.get(name))
+        what = f"is not the code that its name says ({wrong} differs)"
+        raise FileError(f"{archive} {what}; move it away and launch again")
+    code = {"commit": origin["commit"], "dirty": origin["dirty"], "live": False}
+    return Code(path=unpack(archive), archive=archive, **code)
+
+
+def _packed(contents: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name, content in contents.items():
+            file.writestr(zipfile.ZipInfo(name), content)
+    return buffer.getvalue()
+
+
+def unpack(archive: Path) -> Path:
+    """Return the folder with the files of an archive, in the cache. Several processes may unpack it at once.
+
+    Raises:
+        FileError: the archive cannot be read, or there is no room for its files.
+    """
+    contents = read_archive(archive)
+    digest = _sha256(json.dumps({name: _sha256(content) for name, content in contents.items()}).encode())
+    problem: FileError | None = None
+    for cache in (cache_folder, local_folder):
+        try:
+            folder = own_folder(cache() / "code") / digest / archive.stem
+            if not is_same(folder, contents):
+                _unpack(contents, folder)
+            return folder
+        except FileError as error:
+            problem = problem or error
+    assert problem is not None
+    raise problem
+
+
+def _unpack(contents: Mapping[str, bytes], folder: Path) -> None:
+    """Write the files below ``folder``, whose parent has its digest as its name. They come into place in one step."""
+    target = folder.parent
+    with file_errors("unpack the code in", target), folder_beside(target) as building:
+        for name, content in contents.items():
+            place = building / folder.name / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(content)
+        try:
+            if not is_same(folder, contents):
+                replace_folder(building, target)
+        except OSError:
+            if not is_same(folder, contents):  # else another process has just unpacked the same
+                raise
+
+
+def main() -> None:
+    """Unpack the archive that Python runs, and run a module of it: ``python ARCHIVE MODULE WORD ...``."""
+    archive, *words = sys.argv
+    try:
+        folder = unpack(Path(archive))
+    except (FileError, OSError) as error:
+        sys.exit(f"error: {error}")
+    os.chdir(folder)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    os.execv(sys.executable, [sys.executable, "-u", "-m", *words])
 
 
 def distrust(study_dir: Path) -> str | None:
@@ -127,49 +197,24 @@ def _warn_of_untracked(root: Path, commit: str | None, files: Collection[str], t
         )
 
 
-def _difference(kept: Path, files: Mapping[str, str]) -> str | None:
-    """Return the first difference of a copy from the digests of its files, or ``None``.
+def is_same(folder: Path, contents: Mapping[str, bytes]) -> bool:
+    """Return whether a folder has these files.
 
     A link is a difference, and so is a foreign file that Python could import.
     """
-    if is_link(kept):
-        return "it is a link"
-    for path in below(kept):
-        name = str(path.relative_to(kept))
-        if is_link(path):
-            return f"{name} is a link"
-        if name not in files and path.suffix in IMPORTABLE and "__pycache__" not in path.parts:
-            return f"{name} is not part of it"
-    for name, sha256 in files.items():
-        try:
-            if _sha256(read_bytes(kept / name)) != sha256:
-                return f"{name} has changed"
-        except FileNotFoundError:
-            return f"{name} is missing"
-    return None
+    for path in (folder, *below(folder)):
+        name = str(path.relative_to(folder))
+        is_foreign = name not in contents and path.suffix in IMPORTABLE and "__pycache__" not in path.parts
+        if is_link(path) or is_foreign:
+            return False
+    try:
+        return all(read_bytes(folder / name) == content for name, content in contents.items())
+    except FileNotFoundError:
+        return False
 
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _copy(contents: Mapping[str, bytes], target: Path, origin: Mapping[str, Any]) -> None:
-    """Write the copy to a temporary folder, flush it, and rename it into place."""
-    make_directory(target.parent)
-    try:
-        with folder_beside(target) as building:
-            for name, content in contents.items():
-                place = building / name
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_bytes(content)
-            write_json(building / ORIGIN, origin)
-            for path in below(building):  # after the last write: the disk takes them together, in half the time
-                flush(path)
-            building.rename(target)
-            flush(target.parent)
-    except OSError as error:
-        if not is_folder(target):  # otherwise another launch has just made the same copy
-            raise FileError.from_os_error("write", target, error) from None
 
 
 def _commit(root: Path) -> str | None:

@@ -4,6 +4,8 @@ An entry is a folder ``<cache>/<kind>/<key>/`` with its files and an ``index.jso
 each. It is written under another name and renamed into place in one step, so a reader sees all of it or none. An entry
 that does not match its index is no entry: the caller makes it again. A cache that cannot be written costs time, never a
 run.
+
+With ``SEQLM_STAGE``, an entry is read from a copy on the node itself, which the first process there makes.
 """
 
 import contextlib
@@ -13,13 +15,14 @@ import json
 import logging
 import mmap
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from seqlm.environment import CACHE
-from seqlm.errors import FileError
+from seqlm.environment import CACHE, STAGE
+from seqlm.errors import FileError, file_errors
 from seqlm.files import folder_beside, json_text, make_directory, replace_folder
 
 _INDEX = "index.json"
@@ -42,18 +45,45 @@ def cache_folder() -> Path:
         raise FileError(f"there is no home folder for the cache; set {CACHE.name} to a folder") from None
 
 
+def own_folder(path: Path) -> Path:
+    """Make a folder unless it is there, and return it.
+
+    Raises:
+        FileError: it cannot be made, or belongs to another user, who could change what is read from it.
+    """
+    with file_errors("make folder", path):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.lstat().st_uid != os.geteuid():
+            raise FileError(f"{path} belongs to another user; set {CACHE.name} to a folder of your own")
+    return path
+
+
+def local_folder() -> Path:
+    """A cache of this user in the folder for temporary files (``TMPDIR``), which is the node's own.
+
+    Raises:
+        FileError: it cannot be made, or belongs to another user.
+    """
+    return own_folder(Path(tempfile.gettempdir(), f"seqlm-{os.geteuid()}"))
+
+
 def digest_key(parts: Mapping[str, Any]) -> str:
     """A key (64 hex digits) that changes with any of ``parts``."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def find(kind: str, key: str, *, verify: bool = True) -> tuple[dict[str, memoryview], dict[str, Any]] | None:
-    """The files of an intact entry, mapped into memory, and the facts stored with it. ``None``: there is no such entry.
+Entry: TypeAlias = tuple[dict[str, memoryview], dict[str, Any]]
+"""The files of an entry, mapped into memory, and the facts stored with it."""
 
-    ``verify=False`` compares the files' sizes only, not their content, which is enough to read the facts.
+
+def find(kind: str, key: str, *, verify: bool = True, root: Path | None = None) -> Entry | None:
+    """Return an intact entry. ``None``: there is no such entry.
+
+    ``verify=False`` compares the files' sizes only, not their content, which is enough to read the facts. ``root`` is
+    the cache; ``None``: that of the user.
     """
     try:
-        folder = cache_folder() / kind / key
+        folder = (root or cache_folder()) / kind / key
         index = json.loads((folder / _INDEX).read_text("utf-8"))
         files = {}
         for name, expected in index["files"].items():
@@ -68,10 +98,30 @@ def find(kind: str, key: str, *, verify: bool = True) -> tuple[dict[str, memoryv
         return None
 
 
-def store(kind: str, key: str, files: Mapping[str, bytes | memoryview], facts: Mapping[str, Any]) -> None:
+def find_here(kind: str, key: str) -> Entry | None:
+    """Return an intact entry as :func:`find` does: with ``SEQLM_STAGE``, from a copy on this node."""
+    if not STAGE.read():
+        return find(kind, key)
+    with contextlib.suppress(FileError):
+        root = local_folder()
+        with one_at_a_time(kind, key, root):
+            if find(kind, key, root=root) is None and (found := find(kind, key)) is not None:
+                store(kind, key, *found, root)
+        if (found := find(kind, key, root=root)) is not None:
+            return found
+    return find(kind, key)
+
+
+def store(
+    kind: str,
+    key: str,
+    files: Mapping[str, bytes | memoryview],
+    facts: Mapping[str, Any],
+    root: Path | None = None,
+) -> None:
     """Keep an entry. Failure is logged once as a warning and is not an error."""
     try:
-        entry = cache_folder() / kind / key
+        entry = (root or cache_folder()) / kind / key
         make_directory(entry.parent)
         with folder_beside(entry) as temporary:
             index: dict[str, Any] = {"facts": dict(facts), "files": {}}
@@ -82,16 +132,16 @@ def store(kind: str, key: str, files: Mapping[str, bytes | memoryview], facts: M
             (temporary / _INDEX).write_text(json_text(index), "utf-8")
             replace_folder(temporary, entry)
     except (OSError, FileError) as error:
-        if find(kind, key) is None:  # otherwise another process was faster
+        if find(kind, key, root=root) is None:  # otherwise another process was faster
             _warn_once(str(error))
 
 
 @contextlib.contextmanager
-def one_at_a_time(kind: str, key: str) -> Iterator[None]:
+def one_at_a_time(kind: str, key: str, cache: Path | None = None) -> Iterator[None]:
     """Let one process of this machine at a time into the block that makes an entry; where no lock is to be had, all."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError, FileError):
-            root = cache_folder() / kind
+            root = (cache or cache_folder()) / kind
             make_directory(root)
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             handle = os.open(root / f".{key[:16]}.lock", flags, 0o660)

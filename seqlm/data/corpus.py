@@ -1,7 +1,8 @@
 """A corpus: its vocabulary and, for each split, its tokens as one vector of ids.
 
-Tokenising is done once and kept in the cache; the text itself is read and hashed each time, so that what is cached can
-never be that of another text. No torch here: the launcher plans with it.
+Tokenising is done once and kept in the cache, by the digest of the text, so that what is cached can never be that of
+another text. If the configuration has that digest, the text itself is read only if it is not in the cache. No torch
+here: the launcher plans with it.
 """
 
 import dataclasses
@@ -87,7 +88,7 @@ class Corpus:
 
 
 def load_corpus(config: DataConfig, path: Path | None, tokenizer: Path | None = None) -> Corpus:
-    """Read, check and tokenise a corpus.
+    """Read, check and tokenise a corpus. If it is in the cache by ``config.sha256``, its text is not read.
 
     ``path`` is the folder or zip file of its texts; ``pydoc`` needs none and ignores it. ``tokenizer`` is the file that
     ``config.tokenizer`` means; it is not read if the corpus is in the cache.
@@ -98,8 +99,11 @@ def load_corpus(config: DataConfig, path: Path | None, tokenizer: Path | None = 
             right.
         FileError: the file system refuses to let a text be read.
     """
+    config = _with_tokenizer(config, tokenizer)
+    if config.sha256 is not None and (found := _from_cache(_key(config, config.sha256), config.sha256)):
+        return found
     texts = _read(config, path)
-    config, sha256 = _with_tokenizer(config, tokenizer), texts.sha256()
+    sha256 = texts.sha256()
     key = _key(config, sha256)
     if found := _from_cache(key, sha256):
         return found
@@ -227,7 +231,7 @@ def _key(config: DataConfig, sha256: str | None) -> str:
 
 
 def _from_cache(key: str, sha256: str) -> Corpus | None:
-    if (entry := cache.find(KIND, key)) is None:
+    if (entry := cache.find_here(KIND, key)) is None:
         return None
     files, facts = entry
     return Corpus(

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,8 @@ def test_what_is_chosen_is_computed_once_and_anew_only_when_its_checkpoint_chang
     assert (job["backend"], job["resources"]["ranks"]) == ("local", 1)
     provenance = study.job("gru").read_provenance()
     assert provenance["study"] == "small/behaviour"
-    assert Path(provenance["code"]["path"]).parent == study.path / "code", "one copy of the code for both"
+    code_name = Path(provenance["code"]["path"]).name
+    assert [path.stem for path in (study.path / "code").iterdir()] == [code_name], "one archive of the code for both"
     assert provenance["command"][2:] == ["behaviour", "runs/small", "--only", f"id={study.runs['gru'].id}"]
 
     code, states, err = study.behaviour()
@@ -301,14 +303,15 @@ def test_a_report_on_a_study_of_somebody_else_computes_only_if_asked(
 
 @pytest.mark.process
 def test_a_report_runs_no_kept_code_that_was_changed(study: Study) -> None:
-    kept = keep_code(study.path).path
+    kept = keep_code(study.path).archive
     marker = study.folder / "planted-code-ran"
-    with (kept / "seqlm" / "__init__.py").open("a") as module:
-        module.write(f"\nopen({str(marker)!r}, 'w').close()\n")
+    assert kept is not None
+    with zipfile.ZipFile(kept, "a") as file:
+        file.writestr("torch.py", f"open({str(marker)!r}, 'w').close()")
     code, _, err = study("report", "small")
     assert code == 0, err
     assert not marker.exists()
-    assert f"{kept.relative_to(study.folder)} is not the code that its name says (seqlm/__init__.py has changed)" in err
+    assert f"{kept.relative_to(study.folder)} is not the code that its name says (torch.py differs)" in err
     assert study.attempts() == {"rnn-a": 0, "rnn-b": 0, "gru": 0}
     assert (study.path / "report/index.html").exists()
 

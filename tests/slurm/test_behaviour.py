@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def test_an_array_of_behaviour_jobs_runs_their_module_and_is_submitted_once(
     first = fake.jobs()["1_0"]
     assert first.options["job-name"] == "seqlm-small-behaviour"
     assert first.options["time"] == "7"
-    assert first.options["chdir"].startswith(f"{study_dir}/code/")
+    assert f"{study_dir}/code/" in first.script
 
     jobs = [RunDirectory(study_dir / "behaviour" / runs[name].id) for name in ("rnn-b", "gru")]
     plan = JobPlan.read(study_dir / "behaviour/launches/000001/plan.json")
@@ -68,10 +69,10 @@ def test_the_reports_job_writes_it_before_it_computes_what_may_take_too_long(
     fake: FakeSlurm, tmp_path: Path, behaviour: bool | None, second: list[str]
 ) -> None:
     (tmp_path / "small").mkdir()
-    code, settings = live_code(), SlurmSettings(timeout_min=90)
+    code, settings = replace(live_code(), archive=Path("/code/1.zip")), SlurmSettings(timeout_min=90)
     SlurmBackend(settings).submit_report(tmp_path / "small", tmp_path / "small", ["7"], code, behaviour=behaviour)
     script = (tmp_path / "small/report.sh").read_text().splitlines()
-    command = f"{sys.executable} {code.path / 'launch.py'} report {tmp_path / 'small'}"
+    command = f"{sys.executable} -u /code/1.zip launch report {tmp_path / 'small'}"
     assert {
         "#SBATCH --dependency=afterany:7",
         "#SBATCH --job-name=seqlm-small-report",

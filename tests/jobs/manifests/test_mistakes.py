@@ -95,7 +95,13 @@ EVERY_KEY: dict[str, Any] = {
                 "fit_limits": True,
                 "ranks_per_node": 2,
             },
-            **{"setup": ["module load x"], "python": "python3 -u", "srun_args": ["--x"], "sbatch": {"gres": "x"}},
+            **{
+                "setup": ["module load x"],
+                "python": "python3 -u",
+                "srun_args": ["--x"],
+                "stage": True,
+                "sbatch": {"gres": "x"},
+            },
         },
     },
 }

@@ -1,15 +1,16 @@
-import errno
 import os
+import shutil
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from jobs.study import kept_code
 from jobs.study.folder import launching
-from jobs.study.kept_code import distrust, keep_code, live_code
-from seqlm.errors import FileError
+from jobs.study.kept_code import Code, distrust, keep_code, live_code, unpack
+from seqlm.errors import DamagedFileError, FileError
 from tests import commands
 
 pytestmark = pytest.mark.process
@@ -18,6 +19,12 @@ pytestmark = pytest.mark.process
 def git(folder: Path, *words: str) -> None:
     identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
     commands.run(["git", *identity, *words], cwd=folder, check=True)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SEQLM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "code"
 
 
 @pytest.fixture
@@ -42,7 +49,10 @@ def test_a_clean_checkout_is_kept_under_its_commit_and_only_once(tree: Path, tmp
     assert (first.dirty, first.live) == (False, False)
     assert (live_code().path, live_code().live, live_code().dirty) == (tree, True, False)
     assert keep_code(tmp_path / "study") == first
-    assert list((tmp_path / "study" / "code").iterdir()) == [first.path]
+    assert list((tmp_path / "study" / "code").iterdir()) == [first.archive]
+    second = keep_code(tmp_path / "other")
+    assert second.archive != first.archive
+    assert second.path == first.path, "it is unpacked once for all studies"
 
 
 @pytest.mark.parametrize("folder", ["benchmarks", "docs", "tests"])
@@ -55,21 +65,24 @@ def test_what_no_run_needs_is_not_kept_and_a_change_of_it_is_no_other_code(
     git(tree, "add", ".")
     git(tree, "commit", "-qm", "second")
     kept = keep_code(tmp_path / "study")
-    assert sorted(entry.name for entry in kept.path.iterdir()) == [".gitignore", "code-origin.json", "seqlm"]
+    assert files(kept.path) == [".gitignore", *ADDED, "seqlm/__init__.py"]
     path.write_text("version = 2\n")
     assert keep_code(tmp_path / "study") == kept
     assert live_code().dirty  # benchmarks record it
 
 
-def test_what_a_killed_launcher_had_copied_is_gone_with_the_next_one(tree: Path, tmp_path: Path) -> None:
+def archive_of(code: Code) -> Path:
+    assert code.archive is not None
+    return code.archive
+
+
+def test_what_a_killed_launcher_had_written_is_gone_with_the_next_one(tree: Path, tmp_path: Path) -> None:
     study = tmp_path / "study"
-    kept = keep_code(study)
-    begun = kept.path.with_name(".0123456789ab.fedcba9876543210.tmp")
-    (begun / "seqlm").mkdir(parents=True)
-    (begun / "seqlm/config.py").write_text("half of")
+    archive = archive_of(keep_code(study))
+    archive.with_name(".0123456789ab.fedcba9876543210.tmp").write_text("half of")
     with launching(study):
         pass
-    assert list(kept.path.parent.iterdir()) == [kept.path]
+    assert list(archive.parent.iterdir()) == [archive]
 
 
 @pytest.mark.parametrize("file", ["__init__.py", "new.py"])
@@ -90,6 +103,10 @@ def test_what_is_edited_or_added_is_kept_anew_and_changes_nothing_in_an_older_co
     assert len({first.path, second.path, keep_code(tmp_path / "study").path}) == 3
 
 
+ADDED = ["__main__.py", "code-origin.json"]
+"""What an archive has besides the files of the tree."""
+
+
 def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
@@ -100,55 +117,73 @@ def test_what_git_does_not_track_stays_out_and_a_module_among_it_is_named(tree: 
         (tree / file).write_text("private")
     said: list[str] = []
     kept = keep_code(tmp_path / "study", tell=said.append)
-    assert files(kept.path) == [".gitignore", "code-origin.json", "seqlm/__init__.py"]
+    assert files(kept.path) == [".gitignore", *ADDED, "seqlm/__init__.py"]
     assert not kept.dirty
     assert said == [
         "warning: not kept with the study, since git does not track it: local_secrets.py; `git add` what the runs need"
     ]
 
 
-def link_all(copy: Path) -> None:
-    copy.rename(copy.parent.parent / "elsewhere")
-    copy.symlink_to(copy.parent.parent / "elsewhere")
+def test_an_archive_that_is_not_what_its_name_says_is_an_error(tree: Path, tmp_path: Path) -> None:
+    kept = keep_code(tmp_path / "study")
+    archive = archive_of(kept)
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr("json.py", "")
+    with pytest.raises(FileError, match=r"is not the code that its name says \(json\.py differs\); move it away"):
+        keep_code(tmp_path / "study")
+    archive.write_bytes(archive.read_bytes()[:-30])
+    with pytest.raises(DamagedFileError, match="is damaged"):
+        keep_code(tmp_path / "study")
+    archive.rename(tmp_path / "away")
+    assert keep_code(tmp_path / "study") == kept
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
-    "seqlm/__init__.py has changed": lambda copy: (copy / "seqlm/__init__.py").write_text("version = 3\n"),
-    "seqlm/__init__.py is missing": lambda copy: (copy / "seqlm/__init__.py").unlink(),
-    "json is a link": lambda copy: (copy / "json").symlink_to(copy / "seqlm"),
-    "json.py is not part of it": lambda copy: (copy / "json.py").touch(),
-    "json.pyc is not part of it": lambda copy: (copy / "json.pyc").touch(),
-    "it is a link": link_all,
+    "changed": lambda copy: (copy / "seqlm/__init__.py").write_text("version = 3\n"),
+    "missing": lambda copy: (copy / "seqlm/__init__.py").unlink(),
+    "a link": lambda copy: (copy / "json").symlink_to(copy / "seqlm"),
+    "foreign": lambda copy: (copy / "json.py").touch(),
+    "compiled": lambda copy: (copy / "json.pyc").touch(),
+    "all gone": lambda copy: shutil.rmtree(copy),
 }
 
 
 @pytest.mark.parametrize("what", DAMAGES)
-def test_a_copy_that_is_not_what_its_name_says_is_an_error(tree: Path, tmp_path: Path, what: str) -> None:
+def test_what_was_unpacked_is_unpacked_again_if_it_has_changed(tree: Path, tmp_path: Path, what: str) -> None:
     kept = keep_code(tmp_path / "study")
+    before = files(kept.path)
     DAMAGES[what](kept.path)
-    with pytest.raises(FileError) as found:
+    assert unpack(archive_of(kept)) == kept.path
+    assert files(kept.path) == before
+    assert (kept.path / "seqlm/__init__.py").read_text() == "version = 1\n"
+
+
+def test_processes_that_unpack_at_once_all_run_the_whole_code(tmp_path: Path, cache: Path) -> None:
+    archive = archive_of(keep_code(tmp_path / "study"))
+    shutil.rmtree(cache)
+    argv = [sys.executable, str(archive), "launch", "--help"]
+    processes = [commands.start(argv, cwd=tmp_path) for _ in range(6)]
+    printed = [commands.finish(process) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 6, printed
+    assert len({stdout for stdout, _ in printed}) == 1
+    assert [path.name for path in cache.iterdir()] == [unpack(archive).parent.name]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can give a folder to somebody else")
+def test_a_cache_that_is_not_this_users_own_is_not_used(
+    tree: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    keep_code(tmp_path / "study")
+    os.chown(cache, 64711, -1)
+    second = keep_code(tmp_path / "study")
+    assert second.path.is_relative_to(tmp_path / f"seqlm-{os.geteuid()}")
+    os.chown(second.path.parent.parent, 64711, -1)
+    with pytest.raises(FileError, match="belongs to another user; set SEQLM_CACHE to a folder of your own"):
         keep_code(tmp_path / "study")
-    line = f"{kept.path} is not the code that its name says ({what}); move it away and launch again"
-    assert str(found.value) == line
-    kept.path.rename(tmp_path / "away")
-    assert keep_code(tmp_path / "study") == kept
 
 
-def test_a_copy_that_cannot_be_read_is_one_line(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = keep_code(tmp_path / "study").path
-    real = os.open
-
-    def fails(path: object, *arguments: Any, **options: Any) -> int:
-        if path == str(kept / "seqlm/__init__.py"):
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real(path, *arguments, **options)  # type: ignore[call-overload, no-any-return]
-
-    monkeypatch.setattr(os, "open", fails)
-    with pytest.raises(FileError, match=r"cannot read .*seqlm/__init__\.py: Input/output error"):
-        keep_code(tmp_path / "study")
-
-
-def test_what_python_and_its_libraries_leave_in_a_copy_is_no_damage(tree: Path, tmp_path: Path) -> None:
+def test_what_python_and_its_libraries_leave_in_the_unpacked_code_is_no_damage(tree: Path, tmp_path: Path) -> None:
     kept = keep_code(tmp_path / "study")
     (kept.path / "seqlm" / "__pycache__").mkdir()
     (kept.path / "seqlm" / "__pycache__" / "__init__.cpython-311.pyc").write_bytes(b"compiled")
@@ -156,28 +191,10 @@ def test_what_python_and_its_libraries_leave_in_a_copy_is_no_damage(tree: Path, 
     said: list[str] = []
     assert keep_code(tmp_path / "study", tell=said.append) == kept
     assert said == []
+    assert (kept.path / "core.4711").exists()
 
 
-def test_all_of_a_copy_is_on_disk_before_it_has_its_name(
-    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flushed: list[str] = []
-    fsync = os.fsync
-
-    def note(handle: int) -> None:
-        flushed.append(str(Path(f"/proc/self/fd/{handle}").readlink()))
-        fsync(handle)
-
-    monkeypatch.setattr(os, "fsync", note)
-    kept = keep_code(tmp_path / "study")
-    code = kept.path.parent
-    before = [Path(path).relative_to(code).parts for path in flushed[: flushed.index(str(code))]]
-    names = {"/".join(parts[1:]) for parts in before if parts[0].startswith(f".{kept.path.name}.")}
-    assert {".gitignore", "seqlm/__init__.py", "seqlm", ""} <= names
-    assert any(Path(name).name.startswith(".code-origin.json.") for name in names)
-
-
-def test_a_copy_belongs_to_the_group_of_its_study_and_the_umask_decides_who_reads_it(
+def test_an_archive_belongs_to_the_group_of_its_study_and_the_umask_decides_who_reads_it(
     tree: Path, tmp_path: Path
 ) -> None:
     (tree / "seqlm" / "__init__.py").chmod(0o600)
@@ -189,9 +206,8 @@ def test_a_copy_belongs_to_the_group_of_its_study_and_the_umask_decides_who_read
         kept = keep_code(study)
     finally:
         os.umask(before)
-    made = [kept.path.parent, kept.path, *kept.path.rglob("*")]
-    assert {oct(path.stat().st_mode) for path in made if path.is_dir()} == {oct(0o42775)}
-    assert {oct(path.stat().st_mode) for path in made if path.is_file()} == {oct(0o100664)}
+    archive = archive_of(kept)
+    assert [oct(path.stat().st_mode) for path in (archive.parent, archive)] == [oct(0o42775), oct(0o100664)]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root alone can give a checkout to somebody else")
@@ -208,13 +224,14 @@ def test_a_copy_of_the_code_knows_its_commit_and_is_kept_under_its_name(
     (tree / "seqlm" / "new.py").write_text("")
     git(tree, "add", "seqlm/new.py")
     first = keep_code(tmp_path / "study")
-    (first.path / "sent-along.toml").write_text("")
-    monkeypatch.setattr(kept_code, "source_tree", lambda: first.path)
+    copy = shutil.copytree(first.path, tmp_path / "copy")  # as Ray does
+    (copy / "sent-along.toml").write_text("")
+    monkeypatch.setattr(kept_code, "source_tree", lambda: copy)
     assert keep_code(tmp_path / "study") == first
     second = keep_code(tmp_path / "other")
     assert not (second.path / "sent-along.toml").exists()
     assert (second.commit, second.dirty, second.path.name) == (first.commit, True, first.path.name)
-    assert {p.name for p in second.path.rglob("*.py")} == {"__init__.py", "new.py"}
+    assert {p.name for p in second.path.rglob("*.py")} == {"__init__.py", "__main__.py", "new.py"}
     assert (live_code().commit, live_code().dirty) == (first.commit, True)
 
 
@@ -235,19 +252,20 @@ def test_without_git_our_packages_and_the_command_line_are_kept(
     kept = keep_code(tmp_path / "study")
     assert kept.commit is None
     assert kept.path.name.startswith("no-commit-")
-    assert {str(p.relative_to(kept.path)) for p in kept.path.rglob("*") if p.is_file()} == {
+    assert files(kept.path) == [
+        "__main__.py",
         "analysis/templates/page.html",
         "code-origin.json",
         "launch.py",
         "seqlm/data/__init__.py",
-    }
+    ]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root alone can give a file to somebody else")
-@pytest.mark.parametrize("place", [".", "code/a/seqlm/x.py", "run-1/model/m.py"])
+@pytest.mark.parametrize("place", [".", "code/a.zip", "run-1/model/m.py"])
 def test_what_belongs_to_another_user_is_not_trusted(tmp_path: Path, place: str) -> None:
     study = tmp_path / "study"
-    for file in ("code/a/seqlm/x.py", "run-1/model/m.py"):
+    for file in ("code/a.zip", "run-1/model/m.py"):
         (study / file).parent.mkdir(parents=True)
         (study / file).touch()
     assert distrust(study) is None

@@ -1,14 +1,17 @@
 import fcntl
 import logging
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from seqlm.config import DataConfig
 from seqlm.data import cache, corpus
-from seqlm.data.corpus import corpus_facts, load_corpus
+from seqlm.data.corpus import corpus_facts, load_corpus, resolve_data
+from seqlm.errors import DataError
 from tests.waiting import wait_for
 
 WORDS = DataConfig(corpus="files")
@@ -52,6 +55,36 @@ def test_facts_are_read_from_the_cache_without_its_ids_unless_they_are_cut_short
     file.write_bytes(content[:-4])
     assert corpus_facts(WORDS, folder) == facts
     assert loads == [(WORDS, folder, None)]
+
+
+def test_a_text_whose_digest_is_known_is_read_only_if_it_is_not_in_the_cache(write_texts, cache_folder):
+    folder = write_texts()
+    known = resolve_data(WORDS, folder)
+    first = load_corpus(known, folder)
+    (folder / "train.txt").write_text("another text\n")
+    assert load_corpus(known, folder) == load_corpus(known, folder / "nowhere") == first
+    with pytest.raises(DataError, match="holds another text"):
+        load_corpus(replace(known, level="char"), folder)
+
+
+def test_a_staged_corpus_is_read_from_the_node_and_copied_again_if_that_is_damaged(
+    write_texts, cache_folder, tmp_path, monkeypatch
+):
+    folder = write_texts()
+    known = resolve_data(WORDS, folder)
+    first = load_corpus(known, folder)
+    monkeypatch.setenv("SEQLM_STAGE", "1")
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "node"))
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: load_corpus(known, folder), range(4))) == [first] * 4
+    (staged,) = entries(tmp_path / "node" / f"seqlm-{os.geteuid()}")
+    (kept,) = entries(cache_folder)
+    (staged / "train.bin").unlink()  # not written to, since it is mapped into memory
+    assert load_corpus(known, folder) == first
+    assert (staged / "train.bin").read_bytes() == (kept / "train.bin").read_bytes()
+    (kept / "train.bin").unlink()
+    (folder / "train.txt").unlink()
+    assert load_corpus(known, folder) == first, "what is on the node is enough"
 
 
 @pytest.mark.parametrize("name", ["train.bin", "vocabulary.json", "index.json"])
