@@ -24,10 +24,12 @@ from jobs.spec import Resources, RunSpec
 from jobs.study.folder import PLAN_FILE, ObservedRun, read_jobs
 from jobs.study.kept_code import Code, live_code
 from jobs.study.squeue import ask
+from seqlm.environment import SLURM_CONFIG
 from seqlm.errors import BackendError
 from seqlm.lease import wait_until_free
 from seqlm.requests import Request
 from seqlm.rundir import RunDirectory
+from slurm import site_file
 from slurm.doctor import examine
 from slurm.environment import batch_script, program_of, require_plain_path, sbatch_environment, submit_script
 from slurm.settings import SlurmSettings, read_settings
@@ -52,13 +54,18 @@ class SlurmBackend(Backend):
         return read_settings(table, where=where, environ=os.environ)
 
     @classmethod
-    def doctor(cls, *, runs_dir: Path, is_asked: bool, wait_s: float) -> list[Finding]:
+    def doctor(
+        cls, *, runs_dir: Path, is_asked: bool, wait_s: float, site: Path | None = None, record: Path | None = None
+    ) -> list[Finding]:
         """Look for sbatch. The cluster itself is checked only on request, since that takes a job."""
         found = []
         if shutil.which("sbatch") is not None:
             found.append(Finding("ok", "SLURM", "sbatch found; `doctor --backend slurm` looks at the cluster"))
         if is_asked:
-            found += examine(cls.read({}, where=""), runs_dir=runs_dir, wait_s=wait_s)
+            if site is not None or record is not None:
+                found += site_file.write(site_file.answers(), site, record)
+            environ = {**os.environ, **({} if site is None else {SLURM_CONFIG.name: str(site)})}
+            found += examine(read_settings({}, where="", environ=environ), runs_dir=runs_dir, wait_s=wait_s)
         return found
 
     @functools.cached_property

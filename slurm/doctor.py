@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 import shlex
 import shutil
 import sys
@@ -14,7 +15,7 @@ from jobs.backends.base import MARK, PROGRAM, Finding, torch_finding
 from jobs.plan.capacity import with_noun
 from jobs.spec import Resources
 from jobs.study.squeue import ask
-from seqlm.errors import BackendError, FileError, file_errors
+from seqlm.errors import BackendError, FileError, file_errors, nearest
 from seqlm.reading import listed
 from slurm.environment import batch_script, submit_script
 from slurm.settings import SlurmSettings
@@ -37,7 +38,7 @@ def examine(settings: SlurmSettings, *, runs_dir: Path, wait_s: float = WAIT_S) 
         size = max_array_size()
         found.append(Finding("ok" if size else "bad", "job arrays", f"up to {size:,} tasks in an array (MaxArraySize)"))
         facts = partition_facts(settings.partition)
-        found += _partition(facts, settings)
+        found += [*_partition(facts, settings), *_options(settings)]
     except BackendError as error:
         return [*found, Finding("bad", "SLURM", str(error))]
     try:
@@ -63,6 +64,16 @@ def _partition(facts: PartitionFacts, settings: SlurmSettings) -> list[Finding]:
         Finding("ok", "partition", f"{facts.name}: {with_noun(facts.nodes, 'node')}, up to {has}, {limit}"),
         Finding("ok", "settings", f"{ranks} on a node, {each} each, {memory}{settings.timeout_min} min"),
     ]
+
+
+def _options(settings: SlurmSettings) -> list[Finding]:
+    """Return a finding for each option of the table ``sbatch`` that ``sbatch --help`` does not list here."""
+    if not settings.sbatch:
+        return []
+    known = re.findall(r"--([a-z][a-z0-9-]*)", ask("sbatch", "--help"))
+    lacking = [option for option in settings.sbatch if option not in known]
+    text = "`sbatch --help` does not list it here; is its plugin missing?"
+    return [Finding("note", f"sbatch.{option}", f"{text}{nearest(option, known)}") for option in lacking]
 
 
 # -- a trial job on a compute node -----------------------------------------------------------------------------------
@@ -115,7 +126,7 @@ def script(settings: SlurmSettings, folder: Path, *, has_gpus: bool, wait_s: flo
         "ntasks": 1,
         "chdir": folder,  # Python imports from it
         "output": str(folder / "log").replace("%", "%%"),
-        **({"gpus-per-node": 1} if has_gpus else {}),
+        **settings.gpu_options(int(has_gpus)),
     }
     python = settings.python or shlex.quote(sys.executable)
     command = f"{shlex.join(['srun', *settings.srun_args])} {python} -c {shlex.quote(PROGRAM)}"

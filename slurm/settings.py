@@ -33,6 +33,8 @@ MAX_SIGNAL_S = 65_535
 OPTION = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 """The name of an option of sbatch. Which ones there are depends on SLURM's version and on the plugins of the site."""
 
+GPUS = r"^[a-z][a-z-]*=[^{}]*\{gpus\}[^{}]*$"
+
 OURS: dict[str, str] = {
     **{
         key: f"set {key}" for key in ("partition", "account", "qos", "constraint", "reservation", "nodelist", "exclude")
@@ -120,6 +122,10 @@ class SlurmSettings(BackendTable):
     fit_limits: bool = False
     """Ask for the time and the memory that earlier runs like this took, and some more; `timeout_min` and `mem_gb` are
     then the most. Short jobs start sooner. A job whose time was too short continues with `timeout_min`."""
+    gpu_request: Annotated[
+        Line, Valid('an option of sbatch with {gpus}, such as "gres=gpu:a100:{gpus}"', pattern=GPUS)
+    ] = "gpus-per-node={gpus}"
+    """Option of `sbatch` that asks for the GPUs of a node, `{gpus}` of them, such as `"gres=gpu:a100:{gpus}"`."""
     ranks_per_node: Count | None = None
     """Ranks of a run on each node; without it, all on one node. A run with more ranks gets several nodes, and
     `resources.ranks` must be a multiple of it."""
@@ -150,6 +156,11 @@ class SlurmSettings(BackendTable):
     def warning_s(self) -> int:
         """Seconds before the time limit at which a run gets the signal."""
         return min(self.signal_before_s, 30 * self.timeout_min)
+
+    def gpu_options(self, gpus: int) -> dict[str, str]:
+        """Return the option of sbatch that asks for so many GPUs of each node."""
+        name, _, value = self.gpu_request.partition("=")
+        return {name: value.format(gpus=gpus)} if gpus else {}
 
     def nodes(self, resources: Resources) -> tuple[int, int]:
         """Return a run's number of nodes, and its number of ranks on each node.

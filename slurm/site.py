@@ -18,7 +18,7 @@ from slurm.settings import SlurmSettings
 FAKE_GPU = "fake"
 """The type of the GPUs of a test cluster."""
 
-_PARTITION_FORMAT = "%P|%l|%D|%c|%m|%G|%s"
+PARTITION_FORMAT = "%P|%l|%D|%c|%m|%G|%s"
 
 
 def max_array_size() -> int:
@@ -44,8 +44,8 @@ class NodeKind:
     cpus: int
     gpus: int
     memory_mb: int
-    fakes: bool = False
-    """Whether the GPUs are a test cluster's, without real devices."""
+    gpu_types: tuple[str, ...] = ()
+    """Of the GPUs, as far as the cluster has types."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class PartitionFacts:
     @property
     def has_gpus(self) -> bool:
         """Whether nodes have GPUs that programs can use. Those of a test cluster are none."""
-        return any(kind.gpus and not kind.fakes for kind in self.kinds)
+        return any(kind.gpus and FAKE_GPU not in kind.gpu_types for kind in self.kinds)
 
     @property
     def gpus_per_node(self) -> int:
@@ -125,7 +125,7 @@ def partition_facts(partition: str | None) -> PartitionFacts:
         BackendError: no answer, or no such partition.
     """
     # Query all partitions in one call, for a hint if a name is misspelt. -e lists unlike nodes separately.
-    partitions, default = read_partitions(ask("sinfo", "-h", "-a", "-e", "-o", _PARTITION_FORMAT))
+    partitions, default = read_partitions(ask("sinfo", "-h", "-a", "-e", "-o", PARTITION_FORMAT))
     there = f"(there are: {', '.join(partitions)})"
     if partition is None and default is None:
         raise BackendError(f"the cluster has no default partition; set partition {there}")
@@ -166,7 +166,7 @@ def read_partitions(text: str) -> tuple[dict[str, PartitionFacts], str | None]:
             cpus=_number(cpus),
             gpus=count_gpus(gres),
             memory_mb=_number(memory),
-            fakes=f"gpu:{FAKE_GPU}:" in gres,
+            gpu_types=tuple(re.findall(r"(?:^|,)gpu:(\w*[a-zA-Z][\w.-]*)", gres)),
         )
         before = partitions[name].kinds if name in partitions else ()
         largest = size.rpartition("-")[2]  # of "1-infinite", "1-4" or "1"

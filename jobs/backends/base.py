@@ -150,10 +150,13 @@ class Backend(ABC):
         return read(cls.TABLE, table)
 
     @classmethod
-    def doctor(cls, *, runs_dir: Path, is_asked: bool, wait_s: float) -> list[Finding]:
+    def doctor(
+        cls, *, runs_dir: Path, is_asked: bool, wait_s: float, site: Path | None = None, record: Path | None = None
+    ) -> list[Finding]:
         """Return what ``doctor`` says of it. Only ``is_asked``, as by ``--backend``, may start a job.
 
-        ``wait_s`` is the longest wait for that job.
+        ``wait_s`` is the longest wait for that job. A scheduler writes ``site``, the settings that suit it, and
+        ``record``, what it says of itself.
         """
         return []
 

@@ -46,7 +46,9 @@ class RayBackend(Backend):
         return replace(settings, address=os.environ.get("RAY_ADDRESS") or settings.address)
 
     @classmethod
-    def doctor(cls, *, runs_dir: Path, is_asked: bool, wait_s: float) -> list[Finding]:
+    def doctor(
+        cls, *, runs_dir: Path, is_asked: bool, wait_s: float, site: Path | None = None, record: Path | None = None
+    ) -> list[Finding]:
         """Check that Ray is installed, and that the cluster of ``RAY_ADDRESS`` answers."""
         if default_backend() != cls.name:
             return [Finding("note", "Ray", "not installed; runs go to backend local")]

@@ -114,6 +114,8 @@ class Arguments:
     )
     count: int = option("how many (default: 9)", default=9)
     wait_s: int = option("longest wait for the trial job (default: 120)", metavar="S", default=120)
+    write_site: Path | None = option("write a site file for this cluster (slurm)", metavar="FILE")
+    record: Path | None = option("write what the cluster says of itself, to send in (slurm)", metavar="FILE")
     calibrate: bool = option("measure training speed on this machine, for the times of plan")
     arguments: str | None = option(
         "its arguments, as in model.arguments: 'hidden_size = 64, keep = 0.5'", metavar="TABLE"
@@ -207,7 +209,7 @@ COMMANDS = {
     "doctor": Command(
         "this machine", "doctor.doctor", "--calibrate",
         "check this machine, and with --backend slurm the cluster, with a trial job",
-        ("data", "backend", "wait_s", "calibrate"),
+        ("data", "backend", "wait_s", "write_site", "record", "calibrate"),
     ),
     "check-model": Command(
         "launch", "own_model.check_model", "lstm.py:LSTM --arguments 'hidden_size = 64'",

@@ -36,11 +36,14 @@ LOW_DISK_BYTES = 2 * 1024**3
 
 def doctor(arguments: Arguments) -> tuple[Any, int]:
     """Print findings about this machine, and the cluster with ``--backend slurm``. Exit code 3: runs would fail."""
+    if (arguments.write_site or arguments.record) and not backend_class(arguments.backend or "local").is_scheduled:
+        raise UsageError("--write-site and --record: expected --backend slurm with them")
     findings = examine(arguments.runs_dir, find_data(arguments.data, None))
     for name in BACKENDS:
         kind: type[Backend] = backend_class(name)
         is_asked = name == arguments.backend
-        findings += kind.doctor(runs_dir=arguments.runs_dir, is_asked=is_asked, wait_s=arguments.wait_s)
+        files = {"site": arguments.write_site, "record": arguments.record}
+        findings += kind.doctor(runs_dir=arguments.runs_dir, is_asked=is_asked, wait_s=arguments.wait_s, **files)
     show(FINDINGS, findings)
     data = {"findings": [vars(finding) for finding in findings]}
     if any(finding.level == "bad" for finding in findings):

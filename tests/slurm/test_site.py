@@ -77,8 +77,8 @@ def test_partitions_are_read_with_the_kinds_of_their_nodes() -> None:
         time_limit_min=2880,
         max_nodes=None,
         kinds=(
-            NodeKind(count=4, cpus=64, gpus=4, memory_mb=515_000),
-            NodeKind(count=2, cpus=32, gpus=8, memory_mb=257_000),
+            NodeKind(count=4, cpus=64, gpus=4, memory_mb=515_000, gpu_types=("a100",)),
+            NodeKind(count=2, cpus=32, gpus=8, memory_mb=257_000, gpu_types=("h100",)),
         ),
     )
     assert (partitions["main"].nodes, partitions["main"].has_gpus, partitions["gpu"].has_gpus) == (4, False, True)

@@ -124,6 +124,7 @@ CASES: dict[str, tuple[Resources, dict[str, Any], str]] = {
         {"sbatch": {"container-image": "nvidia/pytorch:25.01#x", "container_mount_home": True, "of-2031": 3}},
         "",
     ),
+    "GPUs of a type": (WHOLE, {"gpu_request": "gres=gpu:a100:{gpus}"}, ""),
     "runs that share a GPU": (Resources(cpus=2, gpus=0.25), {}, ""),
     "no GPUs": (Resources(cpus=2, gpus=0), {}, ""),
     "a second array": (WHOLE, {}, "7"),

@@ -87,21 +87,9 @@ EVERY_KEY: dict[str, Any] = {
         "ray": {"address": "auto"},
         "slurm": {
             **{"partition": "p", "account": "a", "qos": "q", "constraint": "c d", "reservation": "r", "nodelist": "n"},
-            **{
-                "exclude": "e",
-                "timeout_min": 5,
-                "signal_before_s": 9,
-                "mem_gb": 1.5,
-                "fit_limits": True,
-                "ranks_per_node": 2,
-            },
-            **{
-                "setup": ["module load x"],
-                "python": "python3 -u",
-                "srun_args": ["--x"],
-                "stage": True,
-                "sbatch": {"gres": "x"},
-            },
+            **{"exclude": "e", "timeout_min": 5, "signal_before_s": 9, "mem_gb": 1.5, "ranks_per_node": 2},
+            **{"fit_limits": True, "stage": True, "gpu_request": "gres=gpu:a:{gpus}"},
+            **{"setup": ["module load x"], "python": "python3 -u", "srun_args": ["--x"], "sbatch": {"gres": "x"}},
         },
     },
 }
@@ -327,6 +315,7 @@ backend.slurm.partition : "a b" | "" : "a,b"
 backend.slurm.constraint : " " | "a\nb" : "a b"
 backend.slurm.signal_before_s : 0 | 65536 : 65535
 backend.slurm.mem_gb : 0 : 0.5
+backend.slurm.gpu_request : "gres=gpu:a100" | "--gres=gpu:{gpus}" | "gres=gpu:{}:{gpus}" : "gpus-per-node=a100:{gpus}"
 backend.slurm.setup : ~["#SBATCH x"] | [""] : ["x y"]
 backend.slurm.sbatch : {gpus = 1} | ~{part = "x"} | {"a b" = 1} | ~{nice = 0.5} | {x = false} : {nice = 1, x = true}
 backend.slurm.sbatch : {"--hold" = true} | ~{comment = "a\n#SBATCH"} : {hold = true}
