@@ -114,10 +114,8 @@ def explain(run: RunDirectory, attempt: int) -> str:
     It is a rank that has left nothing, or whose interpreter a call of C holds; else the one that has come to fewer
     collective operations than others.
     """
-    ranks, worker = 0, dict[str, Any]()
-    with contextlib.suppress(FileError):
-        ranks = len(listed(run.attempt_dir(attempt), "worker*.json"))
-    left = [_left(run, attempt, rank) for rank in range(ranks)]
+    left, worker = _left_by_ranks(run, attempt), dict[str, Any]()
+    ranks = len(left)
     if all(where == GONE for _, where, _ in left):
         return ""
     rank = min(range(ranks), key=lambda one: left[one][0])
@@ -137,12 +135,17 @@ def explain(run: RunDirectory, attempt: int) -> str:
 def waiting_ranks(run: RunDirectory, attempt: int) -> str:
     """Return which ranks of a silent attempt waited for another one, and where. Empty: none has left that."""
     places = dict[str, list[str]]()
-    with contextlib.suppress(FileError):
-        for rank in range(len(listed(run.attempt_dir(attempt), "worker*.json"))):
-            _, where, call = _left(run, attempt, rank)
-            if call is not None:
-                places.setdefault(f"in {call[1]}, {where.rpartition(', ')[2]}", []).append(str(rank))
+    for rank, (_, where, call) in enumerate(_left_by_ranks(run, attempt)):
+        if call is not None:
+            places.setdefault(f"in {call[1]}, {where.rpartition(', ')[2]}", []).append(str(rank))
     return "; ".join(f"rank{'s' if len(ranks) > 1 else ''} {', '.join(ranks)} {at}" for at, ranks in places.items())
+
+
+def _left_by_ranks(run: RunDirectory, attempt: int) -> list[tuple[int, str, tuple[int, str] | None]]:
+    """Return :func:`_left` of each rank that has begun."""
+    with contextlib.suppress(FileError):
+        return [_left(run, attempt, rank) for rank in range(len(listed(run.attempt_dir(attempt), "worker*.json")))]
+    return []
 
 
 def _left(run: RunDirectory, attempt: int, rank: int) -> tuple[int, str, tuple[int, str] | None]:

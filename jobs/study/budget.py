@@ -45,7 +45,7 @@ def total(amounts: Iterable[Hours]) -> Hours:
 
 @final
 class Budget:
-    """The budget of a study. Falsy if it has no limits."""
+    """The budget of a study."""
 
     def __init__(self, study_dir: Path, policy: Policy) -> None:
         """The limits are those of ``policy``. Nothing is read yet."""
@@ -61,9 +61,6 @@ class Budget:
     def kept(cls, study_dir: Path, default: Policy | None = None) -> Self:
         """Return the budget that ``study.json`` has now. ``default`` counts if that has no policy."""
         return cls(study_dir, StudyRecord(study_dir).policy or default or Policy())
-
-    def __bool__(self) -> bool:
-        return bool(self.limits)
 
     def spent(self, *, at_once: bool = False) -> Hours:
         """Return what all attempts have used so far. They are read, unless that was done ``READ_SECONDS`` ago.

@@ -35,13 +35,13 @@ _KINDS: Mapping[str, FailureKind] = {
 """SLURM's job states (``man squeue``, JOB STATE CODES) -> kinds of failure; all others are of kind ``code``."""
 _RELEASE, _ASK = "`scontrol release {job}`", "ask the cluster's administrators"
 _ACCOUNT = "see `sacctmgr show assoc user=$USER`; set sbatch.account or sbatch.qos, and `run` again"
-_WAIT, _OTHERS = "wait; a shorter timeout_min may start sooner", "wait until other jobs end"
+_OTHERS = "wait until other jobs end"
 _SMALLER = "`run` again with fewer ranks, GPUs or minutes, or in another partition"
 _PARTITION = "wait, or `run` again in another partition"
 REASONS: Mapping[str, tuple[str, str]] = {
     "None": ("about to start", "wait a moment"),
-    "Priority": ("other jobs have priority", _WAIT),
-    "Resources": ("it is next, and waits for free nodes", _WAIT),
+    "Priority": ("other jobs have priority", _OTHERS),
+    "Resources": ("it waits for free nodes", _OTHERS),
     "DependencyNeverSatisfied": ("a job that it depends on has failed", "`cancel` it, then `run` again"),
     "Dependency": ("another job has to end first", "`scontrol show job {job}` names that job"),
     "JobHeldUser": ("it is held by its user", _RELEASE),

@@ -31,7 +31,7 @@ NO_ACCOUNTING = "Slurm accounting storage is disabled"
 @pytest.mark.parametrize(
     ("state", "reason", "stage", "kind", "text"),
     [
-        ("PENDING", "Resources", "queued", None, "it is next, and waits for free nodes"),
+        ("PENDING", "Resources", "queued", None, "it waits for free nodes"),
         ("PENDING", "None", "queued", None, "about to start"),
         ("PENDING", "(Odd, really)", "queued", None, "SLURM reports Odd, really"),
         ("RUNNING", "None", "running", None, ""),
