@@ -21,8 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, final
 
-from jobs.attempt.memory_kills import MemoryKills
-from jobs.attempt.supervisor import Supervisor
+from jobs.attempt.supervisor import MemoryKills, Supervisor
 from jobs.launch import notify
 from jobs.launch.background import STOP_SECONDS, Interrupts
 from jobs.launch.dispatch import Dispatcher

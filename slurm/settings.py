@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from jobs.backends.base import BackendTable, Seconds
-from jobs.manifests.backends import check_table
-from jobs.manifests.reader import Problems, read_toml_file
+from jobs.manifests.reader import Problems, check_table, read_toml_file
 from jobs.plan.capacity import TINY
 from jobs.plan.limits import Limits
 from jobs.spec import Resources

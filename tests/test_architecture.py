@@ -57,8 +57,8 @@ ANSWERS_NO = {
     *("glob", "rglob", "iterdir", "walk"),
 }
 """Functions of ``os``, ``os.path`` and ``Path`` that take a file system's error for "there is none", or did once."""
-ASKS_OTHERS = ("jobs/study/cancel.py", "slurm/testcluster/")
-"""What asks /proc alone, and what no run depends on."""
+ASKS_OTHERS = ("slurm/testcluster/",)
+"""What no run depends on."""
 
 
 def test_only_seqlm_reading_says_what_exists() -> None:

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, final
 
-from jobs.attempt.memory_kills import MemoryKills, own_kill_count
 from jobs.manifests.policy import Policy
 from jobs.spec import Submission
 from seqlm import environment, machine
 from seqlm.errors import EXIT_FAILED, EXPLAINING_EXITS, STOPPED_EXITS, STORAGE_EXITS, FileError
 from seqlm.files import append_to, make_directory
+from seqlm.machine import own_groups
 from seqlm.reading import read_tail
 from seqlm.rundir import RunDirectory
 from seqlm.search import Search
@@ -132,7 +132,7 @@ class Supervisor:
         self,
         submission: Submission,
         *,
-        memory_kills: MemoryKills,
+        memory_kills: "MemoryKills",
         host: str | None = None,
     ) -> None:
         """Start nothing yet.
@@ -253,6 +253,50 @@ def _die_with_the_parent() -> None:
     if _libc is not None:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+# -- kills for memory ----------------------------------------------------------------------------------------------
+
+COUNTS = ("memory.events", "memory.oom_control")
+"""The kernel's files with the number of kills in a group, of versions 2 and 1 of control groups."""
+
+
+def kill_count(files: list[Path]) -> int:
+    """Return the number of out-of-memory kills so far, from the first file that holds it; 0 if none does."""
+    for file in files:
+        with contextlib.suppress(OSError, ValueError):
+            for line in file.read_text("utf-8").splitlines():
+                name, _, number = line.partition(" ")
+                if name == "oom_kill":
+                    return int(number)
+    return 0
+
+
+def own_kill_count() -> int:
+    """Return the number of out-of-memory kills so far in the group of this process."""
+    return kill_count([group / name for group in own_groups() for name in COUNTS])
+
+
+@final
+class MemoryKills:
+    """The kills on this node for memory, since SIGKILL has no visible sender. Each explains one killed rank.
+
+    Linux counts them for each control group. Containers, systemd and SLURM start processes in groups with a limit.
+    """
+
+    def __init__(self) -> None:
+        self._explained = 0
+
+    def explain_one(self, before: int) -> bool:
+        """Return whether a process ended by SIGKILL because the node was out of memory. Uses up one kill.
+
+        ``before``: the kills that had been counted when the process started.
+        """
+        explained = max(self._explained, before)
+        if own_kill_count() <= explained:
+            return False
+        self._explained = explained + 1
+        return True
 
 
 # -- how an attempt ended --------------------------------------------------------------------------------------------

@@ -7,8 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.attempt.memory_kills import MemoryKills
-from jobs.attempt.supervisor import INTERFACE_VARIABLE, Ended, Supervisor, rank_variables
+from jobs.attempt.supervisor import INTERFACE_VARIABLE, Ended, MemoryKills, Supervisor, rank_variables
 from jobs.backends.base import Backend, BackendTable, Executor
 from jobs.plan.capacity import Allocation, Capacity, Node, with_noun
 from jobs.spec import Resources, RunSpec, Submission

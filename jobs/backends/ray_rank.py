@@ -8,8 +8,7 @@ from typing import final
 
 import ray
 
-from jobs.attempt.memory_kills import MemoryKills
-from jobs.attempt.supervisor import Ended, Supervisor, interface_of, rank_variables
+from jobs.attempt.supervisor import Ended, MemoryKills, Supervisor, interface_of, rank_variables
 from jobs.spec import Submission
 from seqlm import machine
 from seqlm.errors import EXIT_LOST, EXIT_STOPPED, FileError

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,17 +18,19 @@ from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments
 from jobs.cli.naming import chosen_runs, find_trained, named_runs
 from jobs.cli.view import Watcher, say_status, watch
 from jobs.registry import BACKENDS, backend_class
-from jobs.study.folder import ObservedRun, find_study, launcher_dir, observe_study, study_name
+from jobs.study.folder import ObservedRun, find_study, launcher_dir, observe_study, study_name, this_launcher
 from seqlm.errors import UsageError, printable
-from seqlm.lease import wait_until_free
-from seqlm.reading import LARGEST_HASHED, open_regular
-from seqlm.requests import Requests
+from seqlm.lease import WAIT_SECONDS, live_owner, wait_until_free
+from seqlm.reading import LARGEST_HASHED, open_regular, timestamp
+from seqlm.requests import Requests, file_request
 from seqlm.rundir import RunDirectory
 
 FOLLOW_SECONDS = 1.0
 """Interval at which a followed log and the state of its run are polled, as with ``tail -f``."""
 EXPORT_SECONDS = 10.0
 """Least time between two exports of ``export --watch``."""
+STOP_SECONDS = 90.0
+"""Seconds that `cancel` waits for workers to stop: more than a launcher gives them before it kills them."""
 LARGEST_TAIL = 4 * 2**20
 """Bytes read from the end of a log to find its last lines. Longer lines are cut."""
 
@@ -168,8 +171,6 @@ def export(arguments: Arguments) -> tuple[Any, int]:
 
 def cancel(arguments: Arguments) -> tuple[Any, int]:
     """Stop runs that are not over, and wait until they have stopped. Exit code 1 if one has not."""
-    from jobs.study.cancel import mark, wait_until_stopped
-
     study_dir = find_study(arguments.study, arguments.runs_dir)
     runs = chosen_runs(arguments, study_dir)
     if arguments.all and arguments.only:
@@ -205,6 +206,38 @@ def cancel(arguments: Arguments) -> tuple[Any, int]:
     ids = {one.run.id for one in marked}
     records = [{**run.to_dict(), "problem": problems.get(run.run.id)} for run in after if run.run.id in ids]
     return {"study": study_dir.name, "runs": records}, EXIT_RUN_FAILED if any(problems.values()) else 0
+
+
+def mark(runs: Iterable[ObservedRun]) -> list[ObservedRun]:
+    """Mark every run that has not ended as cancelled, and return these runs in the order of ``runs``.
+
+    The mark is one request that names all of them. A launcher or a job on any machine skips a marked run in its queue
+    and stops one that is running. Workers check for it as well. A run that finishes at the same moment stays done.
+
+    Raises:
+        FileError: the request cannot be written; nothing is cancelled.
+    """
+    found = [run for run in runs if run.observation.state in ("pending", "queued", "running")]
+    if found:
+        wanted: dict[str, Any] = {one.run.id: {} for one in found}
+        record = {"kind": "cancel", "at": timestamp(), "launcher": this_launcher(), "runs": wanted}
+        file_request(found[0].run.path.parent, record)
+    return found
+
+
+def wait_until_stopped(runs: Iterable[ObservedRun]) -> dict[str, str]:
+    """Wait until no worker is running any of these runs. Return run id -> a line, for each that has not stopped."""
+    left = list(runs)
+    deadline = time.monotonic() + STOP_SECONDS
+    while (left := [one for one in left if live_owner(one.run.lease_dir) is not None]) and time.monotonic() < deadline:
+        time.sleep(WAIT_SECONDS)
+    found = {}
+    for one in left:
+        owner = live_owner(one.run.lease_dir) or {}
+        who = f"its worker on {owner.get('host', 'an unknown host')} (process {owner.get('pid', 'unknown')})"
+        line = f"marked as cancelled, but {who} has not stopped yet; see status, and end it there if it hangs"
+        found[one.run.id] = line
+    return found
 
 
 # -- schema, data -------------------------------------------------------------------------------------------------

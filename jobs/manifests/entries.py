@@ -10,13 +10,12 @@ from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, final
 
-from jobs.manifests.backends import check_tables
 from jobs.manifests.claims import Claim, Published, Report
 from jobs.manifests.draws import Distribution, draw, number_of_settings, read_distribution
 from jobs.manifests.expand import SECTIONS, Entry, EntryKind, has_several, problems_of
 from jobs.manifests.filters import Condition
 from jobs.manifests.policy import Notify, Policy
-from jobs.manifests.reader import Problems, check_plain
+from jobs.manifests.reader import Problems, check_plain, check_tables
 from jobs.registry import BACKENDS
 from jobs.spec import Resources
 from seqlm.config import OPEN_TABLES, Seed, base_key, valid_keys

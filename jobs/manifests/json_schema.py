@@ -11,11 +11,11 @@ from typing import Any, TypeAlias
 
 from pydantic import TypeAdapter
 
-from jobs.manifests.backends import table_of
 from jobs.manifests.claims import Claim, Published, Report
 from jobs.manifests.entries import ENTRY_KINDS, TOP_KEYS, EntryTable, SampleTable, StudyTable
 from jobs.manifests.expand import SECTIONS
 from jobs.manifests.policy import Notify, Policy
+from jobs.manifests.reader import table_of
 from jobs.registry import BACKENDS
 from jobs.spec import Resources
 from seqlm.config import OPEN_TABLES, VARIANTS, RunConfig, choices_of, nested, valid_keys

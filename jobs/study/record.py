@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, final
 
-from jobs.manifests.backends import check_tables
 from jobs.manifests.filters import Origin
 from jobs.manifests.policy import Notify, Policy
-from jobs.manifests.reader import Problems
+from jobs.manifests.reader import Problems, check_tables
 from seqlm.config import RunConfig
 from seqlm.errors import FileError
 from seqlm.files import read_json

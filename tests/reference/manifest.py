@@ -6,11 +6,11 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from jobs.manifests.backends import table_of
 from jobs.manifests.claims import Claim, Published, Report
 from jobs.manifests.entries import EntryTable, SampleTable, StudyTable
 from jobs.manifests.json_schema import Schema, choices, config_keys, manifest_schema, table_keys
 from jobs.manifests.policy import Notify, Policy
+from jobs.manifests.reader import table_of
 from jobs.spec import Resources
 from seqlm.config import VARIANTS, RunConfig
 from seqlm.schema import fields_of

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.attempt.memory_kills import MemoryKills, kill_count
+from jobs.attempt.supervisor import MemoryKills, kill_count
 
 
 @pytest.mark.parametrize("text", ["low 0\noom 3\noom_kill 2\n", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"])
@@ -15,7 +15,7 @@ def test_the_count_of_kills_is_read_from_the_first_file_that_tells(tmp_path: Pat
 
 def test_each_kill_since_then_explains_one_death(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = [0]
-    monkeypatch.setattr("jobs.attempt.memory_kills.own_kill_count", lambda: counted[0])
+    monkeypatch.setattr("jobs.attempt.supervisor.own_kill_count", lambda: counted[0])
     kills = MemoryKills()
     counted[0] = 5
     assert not kills.explain_one(5), "those before its life were others'"

@@ -251,7 +251,7 @@ def test_a_rank_that_the_system_has_killed_for_its_memory_is_told_from_one_that_
 ) -> None:
     counter = tmp_path / "memory.events"
     counter.write_text("oom_kill 0\n")
-    monkeypatch.setattr("jobs.attempt.memory_kills.own_groups", lambda: [counter.parent])
+    monkeypatch.setattr("jobs.attempt.supervisor.own_groups", lambda: [counter.parent])
     die = f"import os; open({str(counter)!r}, 'w').write('oom_kill {kills}\\n'); os.kill(os.getpid(), 9)"
     backend = LocalBackend()
     resources = Resources(cpus=1)

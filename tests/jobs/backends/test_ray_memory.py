@@ -31,7 +31,7 @@ def test_a_rank_has_the_gpu_that_ray_booked_and_is_short_of_memory_where_its_own
 ) -> None:
     counter = tmp_path / "memory.events"
     counter.write_text("oom_kill 3\n")
-    monkeypatch.setattr("jobs.attempt.memory_kills.own_groups", lambda: [counter.parent])
+    monkeypatch.setattr("jobs.attempt.supervisor.own_groups", lambda: [counter.parent])
     monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.1")
     monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_accelerator_ids=lambda: {"GPU": ["6"]}))
     monkeypatch.setattr("seqlm.machine.addressed", lambda index: f"GPU-{index}")

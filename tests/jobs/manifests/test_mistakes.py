@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from jobs.manifests.backends import table_of
 from jobs.manifests.claims import Claim, Published, Report
 from jobs.manifests.entries import SET_KEYS, SampleTable, StudyTable
 from jobs.manifests.json_schema import manifest_schema
 from jobs.manifests.load import load_manifest
+from jobs.manifests.reader import table_of
 from jobs.registry import BACKENDS
 from seqlm.errors import ManifestError
 from seqlm.schema import fields_of, show

@@ -7,8 +7,8 @@ from typing import final
 import pytest
 
 import launch
-from jobs.study import cancel
-from jobs.study.cancel import mark, wait_until_stopped
+from jobs.cli import studying
+from jobs.cli.studying import mark, wait_until_stopped
 from jobs.study.folder import launching, observe_study, write_queue
 from jobs.study.squeue import Scheduler
 from seqlm import lease, processes
@@ -41,7 +41,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(cancel, "time", clock)
+    monkeypatch.setattr(studying, "time", clock)
     return clock
 
 
@@ -86,7 +86,7 @@ def test_every_run_is_marked_before_any_is_waited_for_and_all_are_waited_for_tog
     problems = cancel_all(tmp_path / "s")
     assert problems == dict.fromkeys(("run1", "run2", "run3"), stays("elsewhere", os.getpid()))
     assert all(run.is_cancelled() for run in runs), "which those workers will see"
-    assert clock.now == pytest.approx(cancel.STOP_SECONDS, abs=1), "once, not for each"
+    assert clock.now == pytest.approx(studying.STOP_SECONDS, abs=1), "once, not for each"
 
 
 def test_a_request_that_cannot_be_written_is_one_line_and_cancels_nothing(
@@ -97,7 +97,7 @@ def test_a_request_that_cannot_be_written_is_one_line_and_cancels_nothing(
     def refuse(*_: object) -> None:
         raise FileError("cannot write request.json: No space left on device")
 
-    monkeypatch.setattr(cancel, "file_request", refuse)
+    monkeypatch.setattr(studying, "file_request", refuse)
     assert launch.main(["cancel", str(tmp_path / "runs" / "s"), "--all"]) == 1
     assert capsys.readouterr().err == "error: cannot write request.json: No space left on device\n"
     assert not run.is_cancelled()
