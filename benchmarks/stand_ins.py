@@ -13,7 +13,7 @@ from pathlib import Path
 from jobs.plan.capacity import Capacity, Node
 from jobs.plan.estimate import Estimate
 from jobs.plan.planned import PlannedRun, plan
-from jobs.plan.totals import wall_seconds
+from jobs.plan.queue import wall_seconds
 from jobs.spec import Resources, RunSpec
 from seqlm.config import RunConfig
 from seqlm.files import write_json
@@ -133,7 +133,7 @@ def least_makespan(slots: int, found: Sequence[Sequence[Span]]) -> float:
 
 
 def free_makespan(slots: int, wanted: Sequence[StandIn]) -> float:
-    """What the queue's order takes where starting a run costs nothing, by :func:`jobs.plan.totals.wall_seconds`."""
+    """What the queue's order takes where starting a run costs nothing, by :func:`jobs.plan.queue.wall_seconds`."""
     node = Node(name="node", cpus=slots, gpus={str(device): 1.0 for device in range(slots)})
     seconds = wall_seconds(plan_study(Path(), wanted), Capacity([node], where="the node"))
     assert seconds is not None, "all of them are known"

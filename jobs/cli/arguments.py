@@ -212,7 +212,7 @@ COMMANDS = {
         ("data", "backend", "wait_s", "write_site", "record", "calibrate"),
     ),
     "check-model": Command(
-        "launch", "own_model.check_model", "lstm.py:LSTM --arguments 'hidden_size = 64'",
+        "launch", "planning.check_model", "lstm.py:LSTM --arguments 'hidden_size = 64'",
         "test your own model in seconds", ("source", "arguments", "files"),
     ),
     "schema": Command(

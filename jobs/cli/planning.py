@@ -1,6 +1,7 @@
-"""The command plan, and what commands that launch share with it: opening a manifest, and where runs go."""
+"""``plan`` and ``check-model``, and what commands that launch share: opening a manifest, and where runs go."""
 
 import functools
+import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
@@ -11,10 +12,10 @@ from jobs import terminal
 from jobs.backends.base import Backend
 from jobs.cli.arguments import Arguments
 from jobs.cli.parser import flag_of
-from jobs.cli.tables import Column, show
+from jobs.cli.tables import FINDINGS, Column, show
 from jobs.launch.changes import changes
 from jobs.launch.job import LaunchOptions
-from jobs.launch.own_models import check_models
+from jobs.launch.own_models import ask, check_models, is_bad
 from jobs.launch.prepare import check_data, estimated, find_data, plan_runs, resolve_resources, resolve_specs
 from jobs.manifests.filters import asks_for_identity, facts_of_spec, select
 from jobs.manifests.load import Manifest, load_manifest
@@ -22,19 +23,26 @@ from jobs.manifests.reader import find_manifest
 from jobs.plan.capacity import with_noun
 from jobs.plan.estimate import earlier_throughput
 from jobs.plan.planned import Action, PlannedRun
-from jobs.plan.totals import budget_of, search_line, totals
+from jobs.plan.queue import totals
 from jobs.registry import BACKENDS, backend_class, default_backend
 from jobs.spec import RunSpec
-from jobs.study.budget import Budget
+from jobs.study.budget import UNITS, Budget, hours_of, total
 from jobs.study.folder import ObservedRun
 from jobs.study.record import StudyRecord
 from seqlm import machine
+from seqlm.architectures import CLASS_SEPARATOR, CustomConfig
 from seqlm.data.corpus import corpus_facts
 from seqlm.environment import BACKEND, DEVICE, RUNS
-from seqlm.errors import BackendError, DataError, UsageError, printable
+from seqlm.errors import BackendError, ConfigError, DataError, ModelError, UsageError, printable
+from seqlm.model_files import read_model_files
 from seqlm.reading import exists, is_file
 from seqlm.requests import Requests
 from seqlm.rundir import RunDirectory, study_record_file
+from seqlm.schema import read
+from seqlm.search import Search
+
+VOCAB_SIZE, SEQ_LEN = 10_000, 35
+"""For the sizes: those of the Penn Treebank, and the default window."""
 
 # -- where runs go -------------------------------------------------------------------------------------------------
 
@@ -186,6 +194,28 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
     return ({**data, "scripts": scripts} if scripts else data), 0 if refused is None else UsageError.exit_code
 
 
+def budget_of(todo: Sequence[PlannedRun], budget: Budget) -> tuple[str, dict[str, Any]] | None:
+    """Return what ``plan`` says of the study's budget, and its entry of ``--json``. ``None``: it has no limits.
+
+    What the runs to do need is ``None`` if it is not known. The runs that a search will stop are counted in full.
+    """
+    data = budget.to_dict()
+    if data is None:
+        return None
+    known = [hours_of(item.spec.resources, item.seconds) for item in todo if item.seconds is not None]
+    needs = total(known) if len(known) == len(todo) else {}
+    amounts = [f"{needs[key]:.3g} {UNITS[key]}" for key in data if key in needs]
+    what = f"the rest needs at most about {' and '.join(amounts)}" if amounts else "it is not known what the rest needs"
+    return f"{budget.line()}; {what}", {key: {**found, "needs": needs.get(key)} for key, found in data.items()}
+
+
+def search_line(search: Search) -> str:
+    """Return one line about a search: its rungs, and what it compares."""
+    rungs = ", ".join(map(str, search.rungs))
+    among = f" among runs of equal {', '.join(search.within)}" if search.within else ""
+    return f"search: {search.keep:.3g} of the runs go on after epochs {rungs} by {search.metric}{among}"
+
+
 def _warn_of_memory(todo: Sequence[PlannedRun]) -> None:
     """Warn of the run that needs most on the processor, if that is more than this machine has."""
     needs = [
@@ -238,3 +268,45 @@ def open_manifest(arguments: Arguments) -> tuple[Manifest, list[RunSpec], Path]:
             '--data: these runs read corpus "pydoc", which has no files; set data.corpus to "ptb" or "files"'
         )
     return manifest, resolve_specs(chosen, data), study_dir
+
+
+# -- check-model ---------------------------------------------------------------------------------------------------
+
+
+def check_model(arguments: Arguments) -> tuple[Any, int]:
+    """Print what each check found. Exit code 2: the model breaks the contract."""
+    file, _, name = arguments.source.rpartition(CLASS_SEPARATOR)
+    path = Path(file)
+    source = f"{path.name}{CLASS_SEPARATOR}{name}" if file else arguments.source
+    raw = {
+        **{"arch": next(iter(CustomConfig.LABELS)), "source": source},
+        **{"arguments": _table(arguments.arguments), "files": list(arguments.files)},
+    }
+    try:
+        config = read(CustomConfig, raw)
+    except ConfigError as error:
+        raise UsageError("; ".join(error.problems)) from None
+    files = read_model_files(config, path.parent)
+    (answer,) = ask([(config, files, VOCAB_SIZE, SEQ_LEN)])
+    findings = answer["findings"]
+    show(FINDINGS, findings)
+    if (sizes := answer["sizes"]) is not None:
+        words = f"{sizes['parameters']:,} parameters, {terminal.short_number(sizes['flops_per_token'])}FLOP per token"
+        terminal.say(f"\nwith {VOCAB_SIZE:,} words and windows of {SEQ_LEN}: {words}")
+    if answer["traceback"]:
+        terminal.detail(answer["traceback"])
+        if not arguments.verbose:
+            terminal.tell("-v prints the traceback")
+    return answer, ModelError.exit_code if any(map(is_bad, findings)) else 0
+
+
+def _table(text: str | None) -> dict[str, Any]:
+    """Return the arguments typed after ``--arguments``: ``hidden_size = 64, keep = 0.5``, with or without braces."""
+    if text is None:
+        return {}
+    inner = text.strip().removeprefix("{").removesuffix("}")
+    try:
+        found: dict[str, Any] = tomllib.loads(f"arguments = {{ {inner} }}")["arguments"]
+    except tomllib.TOMLDecodeError:
+        raise UsageError(f"--arguments: expected NAME = VALUE, ..., such as 'hidden_size = 64', got {text}") from None
+    return found

@@ -1,12 +1,16 @@
-"""The queue of a launch: the order in which runs start, and the reason why each run waits."""
+"""The queue of a launch: the order in which runs start, why each waits, and what all of them cost."""
 
+import functools
+import heapq
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias, final
 
-from jobs.plan.capacity import Capacity
+from jobs.plan.capacity import TINY, Capacity
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources
+from seqlm.architectures import CustomConfig
 
 SortKey: TypeAlias = tuple[float, float, int]
 """A run's sort key in the queue; the lowest starts first."""
@@ -90,3 +94,63 @@ class Queue:
             reasons[item.run.id] = lack or f"{front.spec.name} is to start first"
         self.reasons = reasons
         return None
+
+
+# -- totals --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """Sums over the runs of a plan."""
+
+    gpu_hours: float | None
+    """Sum over the runs to do of hours times GPUs."""
+    wall_seconds: float | None
+    """Time from the first start to the last end of the runs to do."""
+    disk_bytes: int
+    """Size of the checkpoints of all runs, including existing ones."""
+    unknown: str | None
+    """Why hours and time are unknown, else ``None``."""
+
+
+def totals(planned: Sequence[PlannedRun], capacity: Callable[[], Capacity], *, max_parallel: int | None) -> Totals:
+    """Return the totals of planned runs, which have estimates, and resolved resources unless they are skipped."""
+    todo = [item for item in planned if item.action != "skip"]
+    unknown = [item.spec for item in todo if item.seconds is None]
+    reason = None
+    if unknown:
+        archs = " or ".join(dict.fromkeys(spec.config.model.kind for spec in unknown))
+        reason = f"no {archs} of about this size has been trained here on such a text yet"
+        if not all(isinstance(spec.config.model, CustomConfig) for spec in unknown):
+            reason += "; `doctor --calibrate` measures its speed"
+    gpu_seconds = sum(
+        (item.seconds or 0.0) * item.spec.resources.ranks * (item.spec.resources.gpus or 0) for item in todo
+    )
+    return Totals(
+        gpu_hours=None if unknown else gpu_seconds / 3600,
+        wall_seconds=None if unknown else wall_seconds(todo, capacity(), max_parallel=max_parallel),
+        disk_bytes=sum(item.estimate.disk_bytes or 0 for item in planned if item.estimate),
+        unknown=reason,
+    )
+
+
+def wall_seconds(runs: Sequence[PlannedRun], capacity: Capacity, *, max_parallel: int | None = None) -> float | None:
+    """Return about how many seconds pass until all runs have ended; ``None`` if the time of a run is unknown.
+
+    The queue is played through with each run taking 1/n of the machine, if n such runs fit at once. Start-up times are
+    ignored. Pure; ``runs`` have resolved resources, and each fits into ``capacity``.
+    """
+    if any(run.seconds is None for run in runs):
+        return None
+    place, most = places(runs), min(len(runs), max_parallel or len(runs))
+    share = functools.cache(lambda resources: 1 / capacity.how_many(resources, most))
+    ends: list[tuple[float, float]] = []
+    now, taken = 0.0, 0.0
+    for run in sorted(runs, key=lambda run: place[run.run.id]):
+        own = share(run.spec.resources)
+        while taken + own > 1 + TINY:
+            now, freed = heapq.heappop(ends)
+            taken -= freed
+        heapq.heappush(ends, (now + (run.seconds or 0.0), own))
+        taken += own
+    return max((end for end, _ in ends), default=0.0)

@@ -14,7 +14,7 @@ import jobs.cli.view
 import launch
 from jobs import terminal
 from jobs.cli.studies import summary
-from jobs.cli.view import STATES, StudyView, Watcher, changes, table_lines, tell_skipped, watch
+from jobs.cli.view import STATES, StudyView, Watcher, changes, played, table_lines, tell_skipped, watch
 from jobs.spec import RunSpec
 from jobs.study.folder import find_study, launching, write_queue
 from jobs.study.squeue import Scheduler
@@ -347,6 +347,7 @@ def test_as_many_runs_go_at_once_as_now_and_an_unknown_time_leaves_no_estimate(
     runs = [{"state": "running", "seconds_left": seconds} for seconds in running]
     runs += [{"state": "queued", "seconds_left": seconds} for seconds in waiting]
     assert StudyView(name="s", runs=runs).seconds_left == expected
+    assert played([None], [5, 5])[0] == [None, None]
 
 
 def test_the_slowest_run_is_named_if_it_is_several_times_slower_than_estimated() -> None:

@@ -32,15 +32,6 @@ def test_a_run_behind_others_starts_when_one_before_it_ends(tmp_path: Path) -> N
     assert (two["headline"], one["headline"]) == ("queued: needs 1 core, 0 free", "running")
 
 
-def test_nothing_is_said_of_the_start_of_a_run_behind_one_whose_time_is_not_known(tmp_path: Path) -> None:
-    study = tmp_path / "s"
-    first, second = add(study, "one"), add(study, "two", order=1)
-    with launching(study), running(first):
-        write_queue(study, {second.id: "needs 1 core, 0 free"})
-        (two,) = ask(["why", "s", "--runs-dir", "."], folder=tmp_path, env={})["runs"]
-    assert (two["starts_at"], two["details"]) == (None, {})
-
-
 def test_a_failed_run_has_what_to_do_and_its_log_and_the_overview_has_a_line_for_each(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from jobs.plan.capacity import Allocation, Capacity, Node
 from jobs.plan.planned import PlannedRun
-from jobs.plan.queue import Queue, places
-from jobs.plan.totals import wall_seconds
+from jobs.plan.queue import Queue, places, wall_seconds
 from jobs.spec import Resources, RunSpec
 from tests.fakes import make_planned
 from tests.seqlm.training.studies import make_config
