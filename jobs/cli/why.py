@@ -5,7 +5,7 @@ import math
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ from jobs.cli.view import played, records_of
 from jobs.plan.limits import alike, used
 from jobs.registry import BACKENDS, backend_class
 from jobs.spec import Resources
-from jobs.study.folder import ObservedRun, find_study, launcher_of, observe_study
+from jobs.study.folder import PLAN_FILE, ObservedRun, find_study, launcher_of, observe_study
 from jobs.study.record import StudyRecord
 from seqlm.enough import enough
 from seqlm.errors import FileError, SeqlmError
 from seqlm.files import read_json
 from seqlm.hang import waiting_ranks
 from seqlm.reading import finite, timestamp
-from seqlm.schema import read
+from seqlm.schema import fits, read
 
 GO_ON = "`run` starts it, or goes on from its last checkpoint"
 NEXT = {
@@ -147,13 +147,15 @@ def spent(one: ObservedRun) -> dict[str, str]:
         details["time"] = ", ".join(f"{phase} {share:.0%}" for share, phase in shares if share >= 0.005)
     start = read_json(run.start_file(attempt)) or {}
     asked = read(Resources, start.get("resources", {}))
-    table = StudyRecord(run.path.parent).backends.get("slurm", {}) if start.get("backend") == "slurm" else {}
+    plan = read_json(run.path.parent / "launches" / f"{finite(start.get('request')) or 0:06.0f}" / PLAN_FILE) or {}
+    arrays = (one for one in plan.get("arrays", ()) if fits(list[list[str]], one.get("jobs")))
+    job: Mapping[str, Any] = next((one for one in arrays if any(run.id in runs for runs in one["jobs"])), {})
     if (found := used(run, attempt, asked.ranks)) is not None:
         needs = enough(cores=max(found.cores), memory_bytes=found.memory_bytes, seconds=found.seconds)
         rows = [  # key, unit, asked, used, enough
             ("cpus", "cores", (asked.cpus or 1) * asked.ranks, math.fsum(found.cores), needs.cpus),
-            ("mem_gb", "GiB", table.get("mem_gb"), found.memory_bytes / 2**30, needs.mem_gb),
-            ("timeout_min", "min", table.get("timeout_min"), found.seconds / 60, needs.timeout_min),
+            ("mem_gb", "GiB", finite(job.get("mem_gb")), found.memory_bytes / 2**30, needs.mem_gb),
+            ("timeout_min", "min", finite(job.get("timeout_min")), found.seconds / 60, needs.timeout_min),
         ]
         known = [row for row in rows if row[2] is not None]
         wanted = ", ".join(f"{amount:.0f} {unit}" for _, unit, amount, _, _ in known)

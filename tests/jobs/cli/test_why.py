@@ -9,13 +9,14 @@ import pytest
 
 import launch
 from jobs.cli.why import GO_ON, NEXT
-from jobs.study.folder import launching, write_queue
+from jobs.study.folder import PLAN_FILE, launching, write_queue
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
 from seqlm.state import FailureKind
 from tests.commands import ask
 from tests.facts import fail
 from tests.jobs.cli.test_watch import add, at_step, running, trained
+from tests.slurm_jobs import write_jobs
 
 
 def test_a_run_behind_others_starts_when_one_before_it_ends(tmp_path: Path) -> None:
@@ -48,7 +49,7 @@ def test_a_failed_run_has_what_to_do_and_its_log_and_the_overview_has_a_line_for
     assert "code  failed: code: it fails" in shown
 
 
-def done(run: RunDirectory, *seconds: float, backend: str = "local") -> None:
+def done(run: RunDirectory, *seconds: float) -> None:
     """Let a run be done after epochs of so many seconds, on two ranks of three cores each."""
     phases = {"start_up": 0.1, "data": 1.9, "step": 60.0, "waiting": 31.0, "checkpoint": 2.0, "validation": 5.0}
     records = [
@@ -57,7 +58,7 @@ def done(run: RunDirectory, *seconds: float, backend: str = "local") -> None:
     ]
     write_json_lines(run.metrics_file, records)
     run.attempt_dir(1).mkdir(parents=True)
-    write_json(run.start_file(1), {"backend": backend, "resources": {"ranks": 2, "cpus": 3}})
+    write_json(run.start_file(1), {"request": 1, "resources": {"ranks": 2, "cpus": 3}})
     for rank in range(2):
         used = {"seconds": 4320.0, "cpu_seconds": 4320.0 * 1.1, "peak_resident_bytes": 3 * 2**30}
         write_json(run.worker_file(1, rank), {"device": "a card", "resources": used})
@@ -83,14 +84,15 @@ def test_a_run_no_slower_than_its_siblings_are_at_times_is_well(tmp_path: Path) 
     assert ask(["why", "s", "--runs-dir", "."], folder=tmp_path, env={})["runs"] == []
 
 
-@pytest.mark.parametrize("backend", ["local", "slurm"])
-def test_a_run_has_where_its_time_went_what_it_used_and_what_would_be_enough(tmp_path: Path, backend: str) -> None:
-    table = {"slurm": {"mem_gb": 32, "timeout_min": 120}}
-    done(add(tmp_path / "s", "gru", "gru"), *[10] * 4, backend=backend)
-    write_json(tmp_path / "s" / "study.json", {"version": 2, "backend": table})
-    (run,) = ask(["why", "s", "gru", "--runs-dir", "."], folder=tmp_path, env={})["runs"]
-    of_job = backend == "slurm"
-    assert run["details"] == {
+@pytest.mark.parametrize("of_job", [False, True])
+def test_a_run_has_where_its_time_went_what_it_used_and_what_would_be_enough(tmp_path: Path, of_job: bool) -> None:
+    run = add(tmp_path / "s", "gru", "gru")
+    if of_job:
+        plan = {"arrays": [{"jobs": [["other"], [run.id]], "mem_gb": 32, "timeout_min": 120}]}
+        write_json(write_jobs(tmp_path / "s", {run.id: "7_1"}).folder / PLAN_FILE, plan)
+    done(run, *[10] * 4)
+    (found,) = ask(["why", "s", "gru", "--runs-dir", "."], folder=tmp_path, env={})["runs"]
+    assert found["details"] == {
         "time": "steps 60%, waiting for ranks 31%, validation 5%, checkpoints 2%, data 2%",
         "asked": f"6 cores{', 32 GiB, 120 min' if of_job else ''}; used 2.2 cores, 6 GiB, 72 min",
         "enough": f"cpus = 2{', mem_gb = 9, timeout_min = 90' if of_job else ''}",
