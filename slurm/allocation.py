@@ -11,11 +11,12 @@ from typing import Self, final
 from jobs.attempt.supervisor import Ended, first_cause, interface_of, rank_variables
 from jobs.backends.local import LocalBackend
 from jobs.plan.capacity import Allocation, Capacity, Node
-from jobs.spec import Resources, Submission
+from jobs.spec import Submission
 from seqlm import machine
 from seqlm.errors import EXIT_LOST, BackendError, FileError
 from seqlm.files import read_json
 from seqlm.rundir import RunDirectory
+from slurm.submission import ArrayPlan
 
 LOST_SECONDS = 120.0
 """How long after its ranks on the first node a run waits for those on the others. A lost node ends the whole job."""
@@ -31,6 +32,8 @@ class SlurmContext:
     """The number of this job alone: each task of an array has its own."""
     index: int
     """The place of this job in its array."""
+    jobs: int
+    """The number of jobs of the array."""
     restarts: int
     end_time: float | None
     """When the time limit ends, in seconds since 1970. ``None``: unknown."""
@@ -54,6 +57,7 @@ class SlurmContext:
             job=f"{array}_{task}" if array else env["SLURM_JOB_ID"],
             number=int(env["SLURM_JOB_ID"]),
             index=int(task or 0),
+            jobs=int(env.get("SLURM_ARRAY_TASK_COUNT") or 1),
             restarts=int(env.get("SLURM_RESTART_COUNT") or 0),
             end_time=float(end) if end.isdigit() else None,
             devices=tuple(device for device in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if device),
@@ -86,21 +90,20 @@ class JobBackend(LocalBackend):
 
     name = "slurm"
 
-    def __init__(self, context: SlurmContext, resources: Resources, runs: int) -> None:
-        """``resources`` are those of each of the job's ``runs``.
+    def __init__(self, context: SlurmContext, array: ArrayPlan) -> None:
+        """``array``: that of the job.
 
         Raises:
-            BackendError: SLURM gave the job fewer GPUs than it needs.
+            BackendError: SLURM gave the job fewer GPUs than it asked for.
         """
         self.job, self.host, self.memory_mb = context.job, context.host, context.memory_mb
         self.node = context.host if context.nodes == 1 else None
         self._context = context
-        gpus = {machine.addressed(device): 1.0 for device in context.devices} if resources.gpus else {}
-        cpus = (resources.cpus or 1) * (resources.ranks // context.nodes) * runs
+        gpus = {machine.addressed(device): 1.0 for device in context.devices} if array.gpus else {}
         names = [context.host, *map(str, range(1, context.nodes))]  # the nodes of a job are alike
-        nodes = [Node(name=name, cpus=cpus, gpus=dict(gpus)) for name in names]
+        nodes = [Node(name=name, cpus=array.cpus, gpus=dict(gpus)) for name in names]
         super().__init__(capacity=Capacity(nodes, where=f"job {context.job}"))
-        if self.capacity().place(resources) is None:
+        if len(gpus) < array.gpus:
             has = f"{len(gpus)} GPU{'s' if len(gpus) > 1 else ''}" if gpus else "no GPU"
             variable = f"is {','.join(context.devices)}" if context.devices else "is empty"
             raise BackendError(f"SLURM gave this job {has}: CUDA_VISIBLE_DEVICES {variable}; see gres.conf (File=)")

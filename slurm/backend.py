@@ -121,7 +121,8 @@ class SlurmBackend(Backend):
         ordered = sorted(todo, key=lambda item: place[item.run.id])
         most, limits = max_array_size(), self._limits(todo, options)
         plan = plan_jobs(ordered, options, self.settings, code, request=request, most=most, limits=limits)
-        return replace(plan, arrays=tuple(replace(one, most=self._most(one.resources)) for one in plan.arrays))
+        arrays = (replace(one, most=self._most(next(iter(one.runs.values())))) for one in plan.arrays)
+        return replace(plan, arrays=tuple(arrays))
 
     def _limits(self, todo: Sequence[PlannedRun], options: LaunchOptions) -> dict[str, Limits]:
         """Return what the job of each run asks for, by run id. A line says if that is far too much."""
@@ -216,7 +217,7 @@ class SlurmBackend(Backend):
 
     @classmethod
     def cancel(cls, study_dir: Path, marked: Sequence[ObservedRun]) -> dict[str, str | None]:
-        """Cancel the jobs of runs that were marked as cancelled. A job that has other live runs is kept.
+        """Cancel the jobs and arrays of runs that were marked as cancelled. One that has other live runs is kept.
 
         Returns of each run that has a job, by its id, why the job may not have stopped.
         """

@@ -26,6 +26,7 @@ from jobs.launch import notify
 from jobs.launch.background import STOP_SECONDS, Interrupts
 from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import Host, LaunchOptions, next_submission
+from jobs.plan.capacity import Capacity
 from jobs.plan.limits import MORE_MEMORY
 from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
@@ -41,6 +42,7 @@ from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind
 from slurm.allocation import JobBackend, SlurmContext, node_file, variables
 from slurm.control import clock_ahead_s, job_words, look_again, requeue
+from slurm.share import Share
 from slurm.submission import ArrayPlan, JobPlan
 
 POLL_SECONDS = 0.5
@@ -79,10 +81,14 @@ class JobHost(Host):
     """A job as the process of a dispatcher."""
 
     plan: JobPlan
-    array: ArrayPlan
+    share: Share
     context: SlurmContext
     interrupts: Signals
     started: float = field(default_factory=time.time)
+
+    @property
+    def array(self) -> ArrayPlan:
+        return self.share.array
 
     def __post_init__(self) -> None:
         self.where = f"job {self.context.job} on {self.context.host}"
@@ -103,12 +109,21 @@ class JobHost(Host):
         wanted = min(round(MORE_MEMORY * short), round(1024 * most.mem_gb))
         return wanted if wanted > has else None
 
+    def may_start(self, run: RunDirectory, seen: Observation) -> bool:
+        return self.share.may_take(run, seen)
+
+    def next_run(self, free: Capacity, *, is_idle: bool) -> PlannedRun | None:
+        with contextlib.suppress(FileError, OSError):  # the next look is soon
+            if (found := self.share.next_run(free, is_idle=is_idle)) is not None:
+                return _planned(self.plan, self.array, *found)
+        return None
+
     def stopped(self) -> tuple[FailureKind, str] | None:
         if not self.interrupts.stop:
             return None
         warned_at = self.interrupts.warned_at
         if warned_at is None:  # SLURM itself requeues the job or ends it, unless a user has cancelled it
-            is_cancelled = "CANCELLED" in job_words(self.context.number)
+            is_cancelled = "CANCELLED" in job_words(self.context.number) and not self.share.has_others()
             return ("cancelled", "cancelled by scancel") if is_cancelled else None
         limit = self.context.end_time or self.started + 60 * self.array.timeout_min
         if warned_at + clock_ahead_s() >= limit - self.plan.signal_before_s - LIMIT_SLACK_SECONDS:
@@ -118,18 +133,18 @@ class JobHost(Host):
 
 def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals) -> bool:
     """Run a job of array ``number`` on its first node; return whether all is well, or the job was requeued."""
-    array = plan.arrays[number]
-    host = JobHost(plan, array, context, signals)
-    runs = [RunDirectory(plan.options.study_dir / run_id) for run_id in array.jobs[context.index]]
+    share = Share(plan, number, context)
+    host = JobHost(plan, share, context, signals)
     untold: dict[str, str] = {}
     fault: Exception | None = None
     try:
-        backend = JobBackend(context, array.resources, len(runs))
+        backend = JobBackend(context, share.array)
         code = Code(path=source_tree(), commit=None, dirty=False, live=False)
-        dispatcher = Dispatcher(backend, code, _options(plan), writes_queue=False, host=host)
+        options = replace(_options(plan), max_parallel=share.array.at_once)
+        dispatcher = Dispatcher(backend, code, options, writes_queue=False, host=host)
         untold = dispatcher.left
         try:
-            items = [item for run in runs if (item := _to_do(plan, array, run, host)) is not None]
+            items = [item for run in share.own if (item := _to_do(plan, run, host)) is not None]
             dispatcher.dispatch(items)
         except KeyboardInterrupt:
             print("stopped by a signal", flush=True)
@@ -137,16 +152,16 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals)
             backend.close()
     except Exception as error:
         fault = error
-        for run in runs:
+        for run in share.begun():
             _fail(run, error, host)
-    left = {run: one for run in runs if (one := _again(plan, run, host, untold.get(run.id))) is not None}
+    left = {run: one for run in share.runs if (one := _again(plan, run, host, untold.get(run.id))) is not None}
     if fault is not None and not left:
         raise fault
     is_over = signals.stop and signals.warned_at is None  # SLURM itself requeues the job, or a user has cancelled it
     if not is_over and _requeue(plan, host, left):
         return True
     budget = Budget.kept(plan.options.study_dir, plan.options.policy)
-    are_well = [_is_well(run, budget) for run in runs]
+    are_well = [_is_well(run, budget) for run in share.begun()]
     if (
         is_over and host.stopped() is not None
     ):  # with `scancel -u`, the job that is to say that the study is over goes too
@@ -162,11 +177,11 @@ def take_up(plan: JobPlan, number: int, context: SlurmContext) -> None:
     """
     if look_again(ask, "squeue", "-h", "-j", str(context.number), "-o", "%T").strip() != "RUNNING":
         return
-    host = JobHost(plan, plan.arrays[number], context, Signals())
-    runs = [RunDirectory(plan.options.study_dir / run_id) for run_id in host.array.jobs[context.index]]
-    for run in runs:
+    share = Share(plan, number, context)
+    host = JobHost(plan, share, context, Signals())
+    for run in share.begun():
         _fail(run, BackendError("SIGTERM ended a process of the job, and SLURM lets the job run"), host, "node")
-    _requeue(plan, host, {run: one for run in runs if (one := _again(plan, run, host, None)) is not None})
+    _requeue(plan, host, {run: one for run in share.runs if (one := _again(plan, run, host, None)) is not None})
 
 
 def _options(plan: JobPlan) -> LaunchOptions:
@@ -180,17 +195,16 @@ def _options(plan: JobPlan) -> LaunchOptions:
 def _planned(plan: JobPlan, array: ArrayPlan, run: RunDirectory, seen: Observation) -> PlannedRun:
     data = plan.data.get(run.id)
     path = Path(data) if data else None
-    spec = RunSpec(name=run.id, config=run.read_config(), resources=array.resources, data_path=path)
+    spec = RunSpec(name=run.id, config=run.read_config(), resources=array.runs[run.id], data_path=path)
     return PlannedRun(spec=spec, run=run, observation=seen, action="resume", reason=None)
 
 
-def _to_do(plan: JobPlan, array: ArrayPlan, run: RunDirectory, host: JobHost) -> PlannedRun | None:
-    """Return a run that this job is to train. ``None``: it is over, a file of it is damaged, or cannot be read."""
+def _to_do(plan: JobPlan, run: RunDirectory, host: JobHost) -> PlannedRun | None:
+    """Return a run that this job is to train. ``None``: another job has it, or it is over or cannot be read."""
     try:
         seen = look_again(run.observe)
-        if seen.state in ("done", "stopped", "cancelled") or (seen.state == "failed" and seen.is_final):
-            return None
-        return look_again(_planned, plan, array, run, seen)
+        may_take = look_again(host.share.may_take, run, seen)
+        return look_again(_planned, plan, host.array, run, seen) if may_take else None
     except DamagedFileError as error:  # `status` says the same
         print(f"{run.id} is left alone: {error}", flush=True)
     except (FileError, OSError) as error:
@@ -207,6 +221,8 @@ def _again(plan: JobPlan, run: RunDirectory, host: JobHost, why: str | None) -> 
     try:
         request, seen = look_again(run.request), look_again(run.observe)
         if request is not None and request.number != plan.options.request:
+            return None
+        if not look_again(host.share.may_take, run, seen):
             return None
         failures = run.failures(run.first_attempt()) if seen.state == "failed" and not seen.is_final else []
         if failures:
@@ -260,7 +276,7 @@ def _requeue(plan: JobPlan, host: JobHost, left: Mapping[RunDirectory, tuple[End
     if most is not None and most.timeout_min > host.array.timeout_min and any(one.kind == "timeout" for one in ends):
         raised.append(f"TimeLimit={most.timeout_min}")
     problem = requeue(plan, host.context, f"{ends[0].kind}: {ends[0].message}", verdicts, raised)
-    for run, (end, _) in left.items() if problem else ():
+    for run, (end, _) in left.items() if problem and not host.share.has_others() else ():
         message = f"{end.message}; the job could not be requeued ({problem}); run again to resume"
         with contextlib.suppress(FileError, OSError):
             _record(run, end.kind or "node", message, host, stands=True)
@@ -276,8 +292,7 @@ def serve(plan: JobPlan, number: int, context: SlurmContext, signals: Interrupts
     Whatever else happens is decided on the first node. ``srun`` ends this process if that one ends without a start.
     """
     array = plan.arrays[number]
-    (run_id,) = array.jobs[context.index]
-    run, options = RunDirectory(plan.options.study_dir / run_id), _options(plan)
+    (run,), options = Share(plan, number, context).own, _options(plan)
     attempt, record = _started(run, context)
     item = look_again(_planned, plan, array, run, Observation(state="pending"))
     code = Code(path=source_tree(), commit=None, dirty=False, live=False)
@@ -285,8 +300,8 @@ def serve(plan: JobPlan, number: int, context: SlurmContext, signals: Interrupts
     env = {ATTEMPT.name: str(attempt), MICRO_BATCHES.name: str(record["micro_batches"])}
     submission = replace(submission, attempt=attempt, env={**submission.env, **env})
     first_host = look_again(ask, "scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()[0]
-    each = array.resources.ranks // context.nodes
-    devices = [machine.addressed(device) for device in context.devices] if array.resources.gpus else []
+    each = array.runs[run.id].ranks // context.nodes
+    devices = [machine.addressed(device) for device in context.devices] if array.gpus else []
     ranks = Supervisor(submission, memory_kills=MemoryKills(), host=context.host)
     for local in range(each):
         rank = context.node_rank * each + local

@@ -19,7 +19,7 @@ from jobs.spec import Resources
 from seqlm.environment import SLURM_CONFIG
 from seqlm.errors import BackendError, ManifestError
 from seqlm.reading import exists
-from seqlm.schema import Count, Line, Valid, Word, show
+from seqlm.schema import Count, Line, Valid, Word, show, unknown_key
 
 SITE_FILE = Path(__file__).parent / "cluster.toml"
 """The default site file, used if ``SEQLM_SLURM_CONFIG`` is unset. Not tracked by git."""
@@ -76,6 +76,20 @@ def _sbatch(name: str, value: Any) -> Iterator[str]:
             yield f"{place}: expected true, a text of one line or a number, got {show(found)}"
 
 
+POOL: Mapping[str, int] = {"jobs": 1, "cpus": 1, "gpus": 0}
+"""Key of a pool -> its least value."""
+
+
+def _pool(name: str, value: Any) -> Iterator[str]:
+    for key in value.keys() - POOL.keys():
+        yield unknown_key(f"{name}.{key}", [f"{name}.{known}" for known in POOL])
+    for key, least in POOL.items() if value else ():
+        if key not in value and least:
+            yield f"{name}.{key}: missing, expected a positive whole number"
+        elif type(found := value.get(key, least)) is not int or found < least:
+            yield f"{name}.{key}: expected a whole number, {least} or more, got {show(found)}"
+
+
 _Nodes = Annotated[Word, Valid('a list of nodes, such as "node[01-04],node09"')] | None
 _Lines = Annotated[tuple[Line, ...], Valid("a list of texts, each one line")]
 
@@ -92,6 +106,10 @@ class SlurmSettings(BackendTable):
                 "not": {"enum": sorted({*OURS, *(key.replace("-", "_") for key in OURS)})},
             },
             "additionalProperties": {"anyOf": [{"const": True}, {"type": ["string", "number"]}]},
+        },
+        "pool": {
+            "properties": {key: {"type": "integer", "minimum": least} for key, least in POOL.items()},
+            "additionalProperties": False,
         },
     }
     progress_s: Seconds = 10.0
@@ -128,6 +146,11 @@ class SlurmSettings(BackendTable):
     ranks_per_node: Count | None = None
     """Ranks of a run on each node; without it, all on one node. A run with more ranks gets several nodes, and
     `resources.ranks` must be a multiple of it."""
+    pool: Annotated[Mapping[str, Any], Valid("a table with jobs, cpus and gpus", check=_pool)] = field(
+        default_factory=dict
+    )
+    """Jobs of one node each that share out the runs, several at once, such as `{ jobs = 4, gpus = 4, cpus = 32 }`.
+    `gpus` and `cpus` are those of each job. A run that needs more gets a job of its own."""
     setup: Annotated[_Lines, Valid("a list of texts, each one line", check=_setup)] = ()
     """Shell lines before a job's command, such as module loads."""
     python: Annotated[Line, Valid('a command that starts Python, such as "apptainer exec image.sif python"')] | None = (
@@ -164,13 +187,13 @@ class SlurmSettings(BackendTable):
     def nodes(self, resources: Resources) -> tuple[int, int]:
         """Return a run's number of nodes, and its number of ranks on each node.
 
-        A run with fewer ranks than ``ranks_per_node`` gets one node.
+        A run with fewer ranks than ``ranks_per_node`` gets one node, and so does a run of the pool.
 
         Raises:
             BackendError: the ranks cannot be divided equally.
         """
         ranks, each = resources.ranks, self.ranks_per_node
-        if each is None or ranks <= each:
+        if each is None or ranks <= each or self.is_for_pool(resources):
             return 1, ranks
         if ranks % each:
             below, above = ranks - ranks % each, ranks - ranks % each + each
@@ -179,6 +202,12 @@ class SlurmSettings(BackendTable):
                 f"got {ranks}"
             )
         return ranks // each, each
+
+    def is_for_pool(self, resources: Resources) -> bool:
+        """Return whether a run goes into the pool: there is one, and the run fits into one of its jobs."""
+        ranks, cpus, gpus = resources.ranks, resources.cpus or 1, resources.gpus or 0
+        fits: bool = ranks * cpus <= self.pool.get("cpus", 0) and ranks * gpus <= self.pool.get("gpus", 0) + TINY
+        return fits
 
     def runs_per_job(self, resources: Resources) -> int:
         """Return how many runs share one job: as many as share a GPU, since SLURM allocates only whole GPUs."""

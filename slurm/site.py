@@ -92,7 +92,9 @@ class PartitionFacts:
             raise BackendError(
                 f"timeout_min: expected at most {limit}, the limit of partition {self.name}, got {settings.timeout_min}"
             )
-        each_gpus = resources.gpus if resources.gpus is not None else float(self.gpus_per_node > 0)
+        pool = settings.pool
+        has_gpus = pool.get("gpus", 0) > 0 if pool else self.gpus_per_node > 0
+        each_gpus = resources.gpus if resources.gpus is not None else float(has_gpus)
         resolved = replace(resources, gpus=each_gpus)
         nodes, _ = settings.nodes(resolved)
         fitting = self.fitting(resolved, settings)
@@ -106,14 +108,19 @@ class PartitionFacts:
             needs = f"{with_noun(nodes, 'node')} with {' and '.join(each_has)}"
             raise BackendError(f"never fits: needs {needs}, partition {self.name} {has}")
         shares = [kind.cpus // kind.gpus // settings.runs_per_job(resolved) for kind in fitting] if each_gpus else [1]
+        if each_gpus and settings.is_for_pool(resolved):
+            shares = [int(pool["cpus"] * each_gpus / pool["gpus"])]
         return replace(resolved, cpus=resources.cpus or max(1, min(shares)))
 
 
 def _needs(resolved: Resources, settings: SlurmSettings) -> tuple[int, int, int]:
     """Return what a job of runs with these resources needs of each node: GPUs, cores and memory (MB)."""
+    memory_mb = math.ceil((settings.mem_gb or 0) * 1024)
+    if settings.is_for_pool(resolved):
+        return settings.pool.get("gpus", 0), settings.pool["cpus"], memory_mb
     _, ranks = settings.nodes(resolved)
     cpus = ranks * settings.runs_per_job(resolved) * (resolved.cpus or 1)
-    return math.ceil(ranks * (resolved.gpus or 0)), cpus, math.ceil((settings.mem_gb or 0) * 1024)
+    return math.ceil(ranks * (resolved.gpus or 0)), cpus, memory_mb
 
 
 def partition_facts(partition: str | None) -> PartitionFacts:

@@ -1,13 +1,15 @@
 """Submit runs as job arrays: group them, write one plan for all jobs and a script for each array, and call sbatch."""
 
+import math
 import shlex
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
+from jobs import terminal
 from jobs.attempt.supervisor import progress_variables
 from jobs.launch.job import LaunchOptions
 from jobs.plan.limits import Limits
@@ -26,27 +28,50 @@ DEFAULT_NICE = 100
 """What ``--nice`` without a value means to sbatch."""
 END_SECONDS = 10
 """How long the processes of a job on other nodes may take to end after that of its first node."""
+TOO_MANY = ("accounting/QOS policy", "Invalid job array specification", "SubmitJob")
+"""Words of sbatch if an array has more jobs than the user may submit (MaxSubmitJobs, a QOS, MaxArraySize)."""
+KEYS: Mapping[str, str] = {
+    "nvalid account": "account",
+    "nvalid qos": "qos",
+    "nvalid partition": "partition",
+    "nvalid feature": "constraint",
+    "nvalid reservation": "reservation",
+    "nvalid node name": "nodelist or exclude",
+}
+"""Words of sbatch -> the key of the settings that is wrong."""
 
 # -- the plan: what each job of a submission does, in one file next to the request ------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayPlan:
-    """The jobs of one array: runs of equal resources, in the order in which they start."""
+    """An array: equal jobs, and the runs that they share out (:mod:`slurm.share`)."""
 
-    jobs: tuple[tuple[str, ...], ...]
-    """The ids of the runs of each job: one, or several that share a GPU."""
-    resources: Resources
-    """Of each run."""
+    runs: Mapping[str, Resources]
+    """Run id -> its resources, in the order in which the runs start."""
+    jobs: int
+    """The number of jobs. SLURM may accept fewer."""
+    nodes: int
+    """Nodes of each job. A job with several nodes has one run."""
+    cpus: int
+    """Cores of each node. Likewise ``gpus``."""
+    gpus: int
+    at_once: int | None
+    """Maximum number of runs of a job at once. ``None``: as many as there is room for."""
     timeout_min: int
     mem_gb: float | None = None
     """Memory of each node. ``None``: the cluster's default."""
     most: Limits | None = None
     """The most that a job may ask for after one of its limits has ended it. ``None``: no more."""
+    is_pool: bool = False
 
     @property
-    def runs_per_job(self) -> int:
-        return max(map(len, self.jobs))
+    def priority(self) -> int:
+        return max(resources.priority for resources in self.runs.values())
+
+    def is_shared(self, jobs: int) -> bool:
+        """Whether each of ``jobs`` jobs takes runs of the others once it has room."""
+        return self.is_pool or (self.nodes == 1 and jobs * (self.at_once or 1) < len(self.runs))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +119,9 @@ def plan_jobs(
     most: int,
     limits: Mapping[str, Limits] = MappingProxyType({}),
 ) -> JobPlan:
-    """Group runs of equal resources and limits into arrays, and return what their jobs do.
+    """Group runs into arrays, and return what their jobs do.
+
+    The runs of the pool are one array. All others are arrays of equal resources and limits.
 
     ``todo`` is in queue order, and arrays keep that order. ``request`` is the number of their request, if there is one
     yet. ``most`` is the cluster's MaxArraySize, the maximum number of jobs of an array. ``limits`` are those of runs,
@@ -105,13 +132,14 @@ def plan_jobs(
     """
     if most < 1:
         raise BackendError("this cluster takes no job arrays (MaxArraySize is 0); ask its administrator to allow some")
-    groups: dict[tuple[Resources, Limits], list[str]] = {}
+    groups: dict[tuple[Resources | None, Limits], dict[str, Resources]] = {}
     for item in todo:
-        groups.setdefault((item.spec.resources, limits.get(item.run.id, settings.limits)), []).append(item.run.id)
+        wanted, kept = item.spec.resources, settings.limits
+        asked = limits.get(item.run.id, kept)
+        group = (None, kept) if settings.is_for_pool(wanted) else (wanted, asked)
+        groups.setdefault(group, {})[item.run.id] = wanted
     arrays = [
-        ArrayPlan(jobs=jobs, resources=wanted, **vars(asked))
-        for (wanted, asked), ids in groups.items()
-        for jobs in _chunks(_chunks(ids, settings.runs_per_job(wanted)), most)
+        array for (wanted, asked), runs in groups.items() for array in _arrays(runs, wanted, asked, settings, most)
     ]
     stage = {STAGE.name: "1"} if settings.stage else {}
     env = {**stage, **plain_env(settings), **progress_variables(settings.progress_s)}
@@ -127,8 +155,28 @@ def plan_jobs(
     )
 
 
-def _chunks(items: Sequence[Any], size: int) -> list[tuple[Any, ...]]:
-    return [tuple(items[start : start + size]) for start in range(0, len(items), size)]
+def _arrays(
+    runs: Mapping[str, Resources], wanted: Resources | None, asked: Limits, settings: SlurmSettings, most: int
+) -> Iterator[ArrayPlan]:
+    """Yield the arrays of runs that all want the same. ``wanted`` ``None``: the pool."""
+    limit = settings.max_parallel
+    if wanted is None:
+        pool = settings.pool
+        jobs = min(pool["jobs"], len(runs), most)
+        at_once = None if limit is None else max(1, limit // jobs)
+        size = {"nodes": 1, "cpus": pool["cpus"], "gpus": pool.get("gpus", 0)}
+        yield ArrayPlan(runs=runs, jobs=jobs, at_once=at_once, is_pool=True, **size, **vars(asked))
+        return
+    nodes, ranks = settings.nodes(wanted)
+    at_once = settings.runs_per_job(wanted)
+    cpus = (wanted.cpus or 1) * ranks * at_once
+    size = {"nodes": nodes, "cpus": cpus, "gpus": math.ceil(ranks * (wanted.gpus or 0))}
+    # A job with several nodes has one run, so an array of such jobs has no more runs than jobs.
+    step = most if nodes > 1 else len(runs)
+    for start in range(0, len(runs), step):
+        part = dict(list(runs.items())[start : start + step])
+        jobs = min(math.ceil(len(part) / at_once), most)
+        yield ArrayPlan(runs=part, jobs=jobs, at_once=at_once, **size, **vars(asked))
 
 
 # -- scripts ---------------------------------------------------------------------------------------------------------
@@ -137,48 +185,76 @@ def _chunks(items: Sequence[Any], size: int) -> list[tuple[Any, ...]]:
 def submit(plan: JobPlan, settings: SlurmSettings, request: Request) -> list[str]:
     """Write the plan and submit its arrays one after the other; return their ids.
 
+    Of an array that is more than the user may submit, half the jobs are submitted, and so on. Its runs share these
+    jobs. Runs for which there is no job wait for the next launch.
+
     Raises:
         BackendError: sbatch rejected an array. The arrays before it are submitted; the message says so.
         UsageError: a variable named by ``env_pass`` is not set.
     """
     plan.write(request.folder / PLAN_FILE)
     ids: list[str] = []
-    for number in range(len(plan.arrays)):
-        text = script(plan, number, settings, request.folder, after=ids[-1] if ids else None)
-        try:
-            job = submit_script(request.folder / f"array-{number}.sh", text, settings)
-        except BackendError as error:
-            error = BackendError(f"sbatch rejected the job: {error}")
-            if not ids:
-                raise error from None
-            started = sum(len(runs) for array in plan.arrays[:number] for runs in array.jobs)
-            before = f"{started} of {len(request.runs)} runs were submitted before and go on"
-            raise BackendError(f"{error}; {before}; `run` submits the others") from None
-        write_json(request.folder / ARRAY_FILE.format(number), {"id": job})
-        ids.append(job)
+    left, why = 0, ""
+    for number, array in enumerate(plan.arrays):
+        job, jobs, refusal = None, array.jobs, None
+        while job is None and jobs:
+            text = script(plan, number, settings, request.folder, jobs=jobs, after=ids[-1] if ids else None)
+            try:
+                job = submit_script(request.folder / f"array-{number}.sh", text, settings)
+            except BackendError as error:
+                if not any(words in str(error) for words in TOO_MANY):
+                    raise _rejected(error, plan, number, ids) from None
+                jobs, refusal = jobs // 2, error
+        # Jobs with several nodes take no further run.
+        without = len(array.runs) if job is None else max(0, len(array.runs) - jobs) if array.nodes > 1 else 0
+        record: dict[str, Any] = {"id": job, "jobs": jobs, "shared": array.is_shared(jobs)}
+        if without:
+            left, why = left + without, str(refusal)
+            record["why"] = f"SLURM takes no more jobs of yours now ({why}); the next `run` submits it"
+        write_json(request.folder / ARRAY_FILE.format(number), record)
+        ids += [job] if job is not None else []
+    if left and not ids:
+        raise BackendError(f"sbatch rejected the job: {why}")
+    if left:
+        terminal.tell(f"warning: {left} runs wait for the next `run`: SLURM takes no more jobs of yours now ({why})")
     return ids
 
 
-def script(plan: JobPlan, number: int, settings: SlurmSettings, folder: Path, *, after: str | None = None) -> str:
+def _rejected(error: BackendError, plan: JobPlan, number: int, before: Sequence[str]) -> BackendError:
+    """Return the error of a launch of whose arrays sbatch has rejected one for good."""
+    key = next((key for words, key in KEYS.items() if words in str(error)), None)
+    text = f"sbatch rejected the job: {error}{f'; set {key}' if key else ''}"
+    if before:
+        counts = [len(array.runs) for array in plan.arrays]
+        text += f"; {sum(counts[:number])} of {sum(counts)} runs were submitted before and go on"
+        text += "; `run` submits the others"
+    return BackendError(text)
+
+
+def script(
+    plan: JobPlan,
+    number: int,
+    settings: SlurmSettings,
+    folder: Path,
+    *,
+    jobs: int | None = None,
+    after: str | None = None,
+) -> str:
     """Return the script of an array. ``folder`` is that of the request, ``after`` the id of the array before it.
 
-    SLURM limits the jobs of one array alone. If runs at once are limited, each array therefore waits for the one
-    before.
+    ``jobs``: how many of its jobs; ``None``: all. SLURM limits the jobs of one array alone. If runs at once are
+    limited, each array therefore waits for the one before.
     """
     array, limit = plan.arrays[number], settings.max_parallel
-    resources, runs = array.resources, array.runs_per_job
-    nodes, ranks_per_node = settings.nodes(resources)
-    cpus = (resources.cpus or 1) * runs * ranks_per_node
-    gpus = ranks_per_node if resources.gpus == 1 else 1  # runs that share a GPU are in the same job
-    at_once = f"%{max(1, limit // runs)}" if limit is not None else ""
+    at_once = f"%{max(1, limit // (array.at_once or 1))}" if limit is not None else ""
     options: dict[str, Any] = {
-        "array": f"0-{len(array.jobs) - 1}{at_once}",
+        "array": f"0-{(jobs or array.jobs) - 1}{at_once}",
         "job-name": f"seqlm-{study_name(plan.options.study_dir).replace('/', '-')}",
         "time": array.timeout_min,
-        "nodes": nodes,
+        "nodes": array.nodes,
         "ntasks-per-node": 1,
-        "cpus-per-task": cpus,
-        **settings.gpu_options(gpus if resources.gpus else 0),
+        "cpus-per-task": array.cpus,
+        **settings.gpu_options(array.gpus),
         "mem": None if array.mem_gb is None else f"{round(array.mem_gb * 1024)}M",
         "signal": f"USR2@{settings.warning_s}",
         "requeue": True,
@@ -187,7 +263,7 @@ def script(plan: JobPlan, number: int, settings: SlurmSettings, folder: Path, *,
         "nice": _nice(plan, array, settings),
         "dependency": f"afterany:{after}" if after is not None and limit is not None else None,
     }
-    srun = shlex.join(["srun", f"--cpus-per-task={cpus}", f"--wait={END_SECONDS}", *settings.srun_args])
+    srun = shlex.join(["srun", f"--cpus-per-task={array.cpus}", f"--wait={END_SECONDS}", *settings.srun_args])
     program = f"{program_of(plan.code, 'slurm.job', settings)} {shlex.quote(str(folder / PLAN_FILE))} {number}"
     # A program that a signal ended may leave no word. Then the script's end by the same signal is the only one.
     again = f"[ $code -ne {128 + signal.SIGTERM} ] || {program} ended; [ $code -le 128 ] || kill -$((code - 128)) $$"
@@ -198,6 +274,6 @@ def script(plan: JobPlan, number: int, settings: SlurmSettings, folder: Path, *,
 
 def _nice(plan: JobPlan, array: ArrayPlan, settings: SlurmSettings) -> int | None:
     """Return by how much the priority of an array is lowered. ``None``: the settings say."""
-    lower = min(max(one.resources.priority for one in plan.arrays) - array.resources.priority, 10_000)
+    lower = min(max(one.priority for one in plan.arrays) - array.priority, 10_000)
     own = settings.sbatch.get("nice", 0)
     return lower + (DEFAULT_NICE if own is True else int(own)) if lower else None

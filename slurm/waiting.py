@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jobs.backends.base import Waiting
 from jobs.study.folder import read_jobs
-from jobs.study.squeue import ask, meaning
+from jobs.study.squeue import ask, meaning, parents
 from seqlm.errors import BackendError
 from seqlm.rundir import ordinal
 from slurm.site import read_minutes
@@ -35,6 +35,8 @@ def waiting_jobs(study_dir: Path, run_ids: Collection[str]) -> dict[str, Waiting
             queues[partition].append(job)
     found = {}
     for run_id, job in jobs.items():
+        if job not in rows:  # of an array its first job that waits
+            job = next((one for one in rows if parents([one]) == [job]), job)
         if job in rows:
             partitions, reason, start, limit, script = rows[job]
             (text, action), partition = meaning(reason), partitions.partition(",")[0]

@@ -136,10 +136,12 @@ class SlurmStudy(ClusterStudy):
         trains: bool = False,
         env: Mapping[str, str] | None = None,
         timeout_min: int = 10,
+        settings: Sequence[str] = ("ranks_per_node = 1",),
         **grid: Any,
     ) -> None:
-        settings = (f"timeout_min = {timeout_min}", "signal_before_s = 20", "progress_s = 0.5", "ranks_per_node = 1")
-        super().__init__("slurm", folder, *settings, trains=trains, env=env or {}, **grid)
+        """``settings``: more lines of ``[backend.slurm]``."""
+        times = (f"timeout_min = {timeout_min}", "signal_before_s = 20", "progress_s = 0.5")
+        super().__init__("slurm", folder, *times, *settings, trains=trains, env=env or {}, **grid)
         self.env = {**cluster.env, "SEQLM_BACKEND": ""}
 
 

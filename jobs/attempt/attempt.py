@@ -54,8 +54,10 @@ class Attempt:
         """Whether its worker makes progress. It is watched from the first use on."""
         return Heartbeat(self.run, self.number, hung_seconds({**os.environ, **self._submission.env}))
 
-    def record_start(self, launch: Mapping[str, Any]) -> None:
+    def record_start(self, launch: Mapping[str, Any]) -> bool:
         """Write ``start.json`` before the ranks are started. ``launch``: who starts them.
+
+        Returns whether this process was the first to start the attempt.
 
         Raises:
             FileError: it cannot be written.
@@ -70,7 +72,7 @@ class Attempt:
             "started_at": timestamp(),
         }
         make_directory(self.run.attempt_dir(self.number))
-        write_once(self.run.start_file(self.number), json_text(record).encode())
+        return write_once(self.run.start_file(self.number), json_text(record).encode())
 
     def record(self, kind: FailureKind | None, message: str, **more: Any) -> None:
         """Record how the attempt ended, if that adds something to what its ranks have recorded.

@@ -43,7 +43,7 @@ def show_studies(arguments: Arguments) -> tuple[dict[str, Any], int]:
 
 def _open_jobs(study_dir: Path) -> Iterable[str]:
     with contextlib.suppress(SeqlmError, OSError):  # the summary of this study says what is wrong
-        return open_jobs(study_dir).values()
+        return [job for job, _ in open_jobs(study_dir).values() if job is not None]
     return ()
 
 

@@ -133,7 +133,7 @@ class Dispatcher:
         self._look_at_budget(at_once=True)
         with self._interrupts.noted():
             try:
-                while self._queue or self._live:
+                while self._queue or self._live or self._has_found_one_more():
                     if self._interrupts.stop:
                         raise KeyboardInterrupt
                     self._start_what_fits()
@@ -160,22 +160,33 @@ class Dispatcher:
             return
         while not self._interrupts.stop:
             item = self._queue.take(self._executor.free(), len(self._alive), time.monotonic())
-            if item is None:
+            if item is not None:
+                self._start(item)
+            elif self._queue or not self._has_found_one_more():
                 return
-            self._start(item)
+
+    def _has_found_one_more(self) -> bool:
+        """Queue one more run that the host has. Return whether there is one."""
+        if self._is_spent is not None:
+            return False
+        item = self._host.next_run(self._executor.free(), is_idle=not self._live)
+        if item is not None:
+            self._queue.put_back(item)
+        return item is not None
 
     def _start(self, item: PlannedRun) -> None:
-        """Start an attempt of a run, unless it was cancelled while it waited."""
+        """Start an attempt of a run, unless it was cancelled or another process took it while it waited."""
         run, attempt = item.run, None
         try:
             with file_errors("read or write", item.run.path, within=True):
+                last = run.last_attempt()
                 item = replace(item, observation=run.observe())
-                if not self._is_ours(item) or item.observation.state == "cancelled":
+                if not self._is_ours(item) or not self._host.may_start(run, item.observation):
                     return
                 run.create_as_launched()
                 submission = next_submission(item, self._options, self._code, self._executor.memory_mb)
             attempt = Attempt(submission, self._host.where)
-            attempt.record_start(
+            is_first = attempt.number == last + 1 and attempt.record_start(
                 {
                     "request": self._options.request,
                     "backend": self._executor.name,
@@ -186,6 +197,9 @@ class Dispatcher:
                     "launcher": this_launcher(),
                 }
             )
+            if not is_first:  # another job has started it since: look again
+                self._queue.put_back(item)
+                return
             job_id = self._executor.submit(submission)
         except FileError as error:
             self._have_trouble(item, error, attempt.number if attempt else 0)

@@ -10,11 +10,13 @@ from jobs.attempt.attempt import micro_batches
 from jobs.attempt.supervisor import worker_variables
 from jobs.launch.background import STOP_SECONDS, Interrupts
 from jobs.manifests.policy import Notify, Policy
+from jobs.plan.capacity import Capacity
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Submission
 from jobs.study.kept_code import Code
 from seqlm.ends import End
 from seqlm.environment import ATTEMPT, DATA, MICRO_BATCHES
+from seqlm.rundir import Observation, RunDirectory
 from seqlm.search import Search
 from seqlm.state import FailureKind
 
@@ -72,6 +74,18 @@ class Host:
         ``None``: it has not failed, but found another worker at the run, ``number`` times in a row.
         """
         return True
+
+    def may_start(self, run: RunDirectory, seen: Observation) -> bool:
+        """Return whether a run whose turn has come is started.
+
+        Raises:
+            FileError: a file of the run cannot be read.
+        """
+        return seen.state != "cancelled"
+
+    def next_run(self, free: Capacity, *, is_idle: bool) -> PlannedRun | None:
+        """Return one more run to start, which fits into what is ``free``. ``is_idle``: no run is live."""
+        return None
 
     def stopped(self) -> tuple[FailureKind, str] | None:
         """Return kind and message of the failure of runs that were stopped with this process. ``None``: no failure."""

@@ -47,14 +47,17 @@ class Queue:
         return len(self._items)
 
     def put_back(self, item: PlannedRun, *, not_before: float = -math.inf) -> None:
-        """Put a run that was taken out back at its old position. ``not_before``: its earliest start."""
+        """Put a run that was taken out back at its old position. ``not_before``: its earliest start.
+
+        A run that was never in the queue goes to the end.
+        """
         self._not_before[item.run.id] = not_before
         self._items = sorted([*self._items, item], key=self._place)
         reasons = self.reasons
         self.reasons = {other.run.id: reasons.get(other.run.id, "tried again in a moment") for other in self._items}
 
     def _place(self, item: PlannedRun) -> SortKey:
-        return self._places[item.run.id]
+        return self._places.get(item.run.id, (math.inf, 0.0, 0))
 
     def hold(self, reason: str) -> None:
         """Note why all runs wait that are left."""

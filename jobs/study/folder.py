@@ -187,8 +187,10 @@ class Observer:
         """
         self._requests = Requests(study_dir)
         jobs = open_jobs(study_dir, ids)
-        states = (scheduler or Scheduler()).states(jobs.values())
-        self.jobs: Mapping[str, View] = {run_id: states[job] for run_id, job in jobs.items()}
+        states = (scheduler or Scheduler()).states(job for job, _ in jobs.values() if job is not None)
+        self.jobs: Mapping[str, View] = {
+            run_id: View(reason=why) if job is None else states[job] for run_id, (job, why) in jobs.items()
+        }
         """Run id -> its job, for the runs whose job matters."""
         self.launcher = launcher_of(study_dir)
         self._is_spent = functools.cache(lambda: Budget.kept(study_dir).is_spent())  # read when it is first needed
@@ -288,36 +290,47 @@ _JOB = re.compile(r"[0-9]{1,18}")
 
 
 def read_jobs(study_dir: Path) -> dict[str, str]:
-    """Return the job id of each run whose newest request went to a scheduler, by run id."""
-    newest = Requests(study_dir).by_run()
-    requests = {request.number: request for request in newest.values() if request.record.get("backend") == "slurm"}
-    jobs = ((request, run_id, job) for request in requests.values() for run_id, job in _jobs_of(request))
-    return {run_id: job for request, run_id, job in jobs if newest.get(run_id) is request}
+    """Return the job of each run whose newest request went to a scheduler, by run id.
+
+    It is a job, such as ``12_3``, or an array, such as ``12``, whose jobs share out their runs.
+    """
+    return {run_id: job for run_id, (job, _) in _submitted(study_dir).items() if job is not None}
 
 
-def open_jobs(study_dir: Path, ids: Collection[str] | None = None) -> dict[str, str]:
-    """Return the jobs of :func:`read_jobs` of these runs that have not ended. ``None``: of all runs."""
+def open_jobs(study_dir: Path, ids: Collection[str] | None = None) -> dict[str, tuple[str | None, str]]:
+    """Return the jobs of these runs that have not ended, or ``None`` and why a run has none. ``ids`` ``None``: all."""
     requests = Requests(study_dir)
     return {
         run_id: job
-        for run_id, job in read_jobs(study_dir).items()
+        for run_id, job in _submitted(study_dir).items()
         if (ids is None or run_id in ids) and not RunDirectory(study_dir / run_id, requests).has_ended()
     }
 
 
-def _jobs_of(request: Request) -> Iterator[tuple[str, str]]:
-    """Yield each run of a request and its job, as far as arrays have been submitted."""
+def _submitted(study_dir: Path) -> dict[str, tuple[str | None, str]]:
+    newest = Requests(study_dir).by_run()
+    requests = {request.number: request for request in newest.values() if request.record.get("backend") == "slurm"}
+    jobs = ((request, *found) for request in requests.values() for found in _jobs_of(request))
+    return {run_id: (job, why) for request, run_id, job, why in jobs if newest.get(run_id) is request}
+
+
+def _jobs_of(request: Request) -> Iterator[tuple[str, str | None, str]]:
+    """Yield each run of a request, its job, and why it has none, as far as arrays have been submitted."""
     plan_file = request.folder / PLAN_FILE
     for number, array in enumerate((read_json(plan_file) or {}).get("arrays", [])):
         path = request.folder / ARRAY_FILE.format(number)
-        job = (read_json(path) or {}).get("id")
-        if job is None:
+        if (record := read_json(path)) is None:
             continue
-        if not (isinstance(job, str) and _JOB.fullmatch(job)):
-            raise DamagedFileError(f"{path} is damaged (expected the id of a job, got {str(job)[:40]!r}); move it away")
-        if not fits(list[list[str]], jobs := array.get("jobs")):
-            raise DamagedFileError(f"{plan_file} is damaged (expected the runs of each job); move it away")
-        yield from ((run_id, f"{job}_{index}") for index, runs in enumerate(jobs) for run_id in runs)
+        job, jobs, why = record.get("id"), record.get("jobs"), record.get("why")
+        if not (job is None or (isinstance(job, str) and _JOB.fullmatch(job))) or type(jobs) is not int:
+            raise DamagedFileError(f"{path} is damaged (expected the id of a job and a number of jobs); move it away")
+        if not fits(Mapping[str, Any], runs := array.get("runs")):
+            raise DamagedFileError(f"{plan_file} is damaged (expected the runs of each array); move it away")
+        for place, run_id in enumerate(runs):
+            if job is None or (why is not None and place >= jobs):
+                yield run_id, None, str(why)
+            else:
+                yield run_id, job if record.get("shared") is True else f"{job}_{place % max(1, jobs)}", ""
 
 
 def queue_file(study_dir: Path) -> Path:

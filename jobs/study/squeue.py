@@ -8,7 +8,7 @@ answer, and after the controller has purged a job.
 import os
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import final
 
 from seqlm.errors import BackendError
@@ -111,7 +111,7 @@ class Scheduler:
         self._answers: dict[str, View] = {}
 
     def states(self, jobs: Iterable[str]) -> dict[str, View]:
-        """Return the state of each job (``12`` or ``12_3``)."""
+        """Return the state of each job (``12_3``), or of an array (``12``) as a run that waits in it sees it."""
         wanted = frozenset(jobs)
         if not wanted:
             return {}
@@ -122,13 +122,13 @@ class Scheduler:
 
     def _ask(self, wanted: frozenset[str]) -> dict[str, View]:
         queue = self._call("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r", "-j", ",".join(parents(wanted)))
-        found = {} if queue is None else read_squeue(queue)
+        found = {} if queue is None else with_arrays(wanted, read_squeue(queue))
         missing = wanted - found.keys()
         if not missing:
             return found
         flags = ("-n", "-P", "-X", "-D", "-o", "JobID,State,ExitCode")
         account = self._call("sacct", *flags, "-j", ",".join(parents(missing)))
-        accounted = {} if account is None else read_sacct(account)
+        accounted = {} if account is None else with_arrays(missing, read_sacct(account))
         reason = "SLURM no longer lists its job and no result was written; `run` resumes it"
         lost = View(stage="gone", reason=reason)
         if queue is None or account is None:
@@ -187,6 +187,24 @@ def meaning(reason: str) -> tuple[str, str]:
     """Return what SLURM's reason of a waiting job means, and what to do."""
     unknown = (f"SLURM reports {reason}", "see `man squeue`, JOB REASON CODES")
     return next((found for word, found in REASONS.items() if (reason or "None").startswith(word)), unknown)
+
+
+def with_arrays(wanted: Iterable[str], found: Mapping[str, View]) -> dict[str, View]:
+    """Add the states of the arrays among ``wanted`` to those of their jobs."""
+    tasks: dict[str, list[View]] = {}
+    for job, view in found.items():
+        array, _, index = job.partition("_")
+        if index.isdigit():
+            tasks.setdefault(array, []).append(view)
+    return {**{job: _of_array(job, tasks[job]) for job in wanted if job in tasks}, **found}
+
+
+def _of_array(array: str, jobs: Sequence[View]) -> View:
+    """Return the state of an array from the states of its jobs."""
+    if running := sum(job.stage == "running" for job in jobs):
+        reason = f"waits for room in array {array} ({running} of {len(jobs)} jobs run)"
+        return View(stage="queued", reason=reason)
+    return min(jobs, key=lambda job: (job.stage != "queued", job.kind != "cancelled", job.kind is None))
 
 
 def parents(jobs: Iterable[str]) -> list[str]:

@@ -110,13 +110,13 @@ def plan(*runs: RunDirectory, program: str = TELL, **changes: object) -> JobPlan
     wanted = {run.id: {"from_attempt": changes.pop("first", 1)} for run in runs}
     request = file_request(study_dir, {"kind": "run", "backend": "slurm", "policy": policy, "runs": wanted})
     resources = changes.pop("resources", None) or Resources(cpus=1, gpus=0)
-    jobs = (tuple(run.id for run in runs),)
-    most = changes.pop("most", None)
+    array: dict[str, Any] = {"jobs": 1, "nodes": 1, "cpus": 8, "gpus": 1 if resources.gpus else 0}
+    array |= {"at_once": len(runs), "timeout_min": changes.pop("timeout_min", 10), "most": changes.pop("most", None)}
     given: dict[str, Any] = {key: changes.pop(key) for key in ("policy", "search", "env", "notify") if key in changes}
     options = LaunchOptions(study_dir=study_dir, request=request.number, worker=("-S", "-c", program), **given)
     known: dict[str, object] = {
         "options": options,
-        "arrays": (ArrayPlan(jobs=jobs, resources=resources, timeout_min=changes.pop("timeout_min", 10), most=most),),  # type: ignore[arg-type]
+        "arrays": (ArrayPlan(runs={run.id: resources for run in runs}, **array),),
         "code": Path.cwd(),
         "data": {},
         "signal_before_s": 60,

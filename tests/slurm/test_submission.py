@@ -56,12 +56,6 @@ def text(
     return script(jobs(items, settings, policy), number, settings, folder, after=after or None)
 
 
-def names(plan: JobPlan, items: list[PlannedRun]) -> list[list[list[str]]]:
-    """The names of the runs of each job of each array."""
-    by_id = {item.run.id: item.spec.name for item in items}
-    return [[[by_id[run_id] for run_id in runs] for runs in array.jobs] for array in plan.arrays]
-
-
 def request(items: list[PlannedRun]) -> Request:
     return file_request(
         items[0].run.path.parent, {"kind": "run", "backend": "slurm", "runs": {item.run.id: {} for item in items}}
@@ -84,21 +78,29 @@ def test_runs_with_other_limits_are_another_array(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "most", "at_once", "arrays"),
+    ("resources", "settings", "most", "arrays"),
     [
-        (1, 2, None, [[1, 1], [1, 1], [1, 1]]),  # no more jobs in an array than the cluster takes
-        (0.25, 1000, None, [[4, 2]]),  # runs that share a GPU are one job
-        (0.25, 1000, 3, [[3, 3]]),  # no more of them than may go at once
+        ({"gpus": 1}, {}, 1000, [(6, 6, 1, 1, False)]),
+        ({"gpus": 1}, {}, 2, [(6, 2, 1, 1, True)]),  # no more jobs than the cluster takes: they share the runs
+        ({"gpus": 1, "ranks": 2}, {"ranks_per_node": 1}, 4, [(4, 4, 2, 1, False), (2, 2, 2, 1, False)]),
+        ({"gpus": 0.25}, {}, 1000, [(6, 2, 1, 1, False)]),  # four share a GPU
+        ({"gpus": 0.25}, {"max_parallel": 3}, 1000, [(6, 2, 1, 1, False)]),
+        ({"gpus": 0.25}, {"pool": {"jobs": 3, "gpus": 2, "cpus": 4}}, 1000, [(6, 3, 1, 2, True)]),
+        ({"gpus": 1}, {"pool": {"jobs": 9, "gpus": 1, "cpus": 1}}, 1000, [(6, 6, 1, 1, True)]),
+        ({"gpus": 1, "ranks": 2}, {"pool": {"jobs": 3, "gpus": 1, "cpus": 4}}, 1000, [(6, 6, 1, 2, False)]),
     ],
 )
-def test_six_runs_are_so_many_in_each_job_of_each_array(
-    tmp_path: Path, gpus: float, most: int, at_once: int | None, arrays: list[list[int]]
+def test_six_runs_are_arrays_of_so_many_jobs_of_so_many_nodes_with_so_many_gpus(
+    tmp_path: Path,
+    resources: dict[str, float],
+    settings: dict[str, Any],
+    most: int,
+    arrays: list[tuple[int, int, int, int, bool]],
 ) -> None:
-    items = planned(tmp_path, 6, Resources(cpus=1, gpus=gpus))
-    found = jobs(items, SlurmSettings(max_parallel=at_once), most=most).arrays
-    assert [[len(runs) for runs in array.jobs] for array in found] == arrays
-    in_order = [run_id for array in found for runs in array.jobs for run_id in runs]
-    assert in_order == [item.run.id for item in items]
+    items = planned(tmp_path, 6, Resources(**{"cpus": 1, **resources}))  # type: ignore[arg-type]
+    found = jobs(items, SlurmSettings(**settings), most=most).arrays
+    assert [(len(one.runs), one.jobs, one.nodes, one.gpus, one.is_shared(one.jobs)) for one in found] == arrays
+    assert [run_id for array in found for run_id in array.runs] == [item.run.id for item in items]
 
 
 def test_a_cluster_that_takes_no_arrays_is_told_in_one_line(tmp_path: Path) -> None:
@@ -193,7 +195,7 @@ def test_a_submission_writes_as_many_files_for_many_runs_as_for_few(
     files = {path.name for path in asked.folder.iterdir()}
     assert files == {"request.json", "plan.json", "array-0.sh", "array-0.json"}
     told = JobPlan.read(asked.folder / "plan.json")
-    assert told.arrays[0].jobs == tuple((item.run.id,) for item in items)
+    assert list(told.arrays[0].runs) == [item.run.id for item in items]
     assert (told.options.worker, told.options.policy, told.options.request, told.code) == (
         ("-m", "seqlm.training.worker"),
         policy,

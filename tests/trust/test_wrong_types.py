@@ -183,7 +183,7 @@ def study_files(ids: list[str]) -> dict[str, Any]:
         "estimates": {digits[0]: {"seconds": 1.0, "epochs": 3}},
     }
     request = {"kind": "run", "backend": "slurm", "launcher": {"pid": 1, "host": "x"}, "runs": {ids[-1]: {"epochs": 3}}}
-    plan, array = {"arrays": [{"jobs": [[ids[-1]]]}]}, {"id": "1"}
+    plan, array = {"arrays": [{"runs": {ids[-1]: {}}}]}, {"id": "1", "jobs": 1, "shared": True, "why": "x"}
     queue = {"launcher": this_launcher(), "waiting": {ids[1]: "x"}}
     note = {"at": "x", "runs": ids, "tags": ["good"], "text": "t"}
     return {"study.json": record, "queue.json": queue, "notes/000001/note.json": note} | {

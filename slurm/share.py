@@ -1,0 +1,125 @@
+"""Which runs of its array a job takes.
+
+Job ``k`` of ``N`` first has the runs ``k``, ``k + N``, ... of its array. If the array is shared, a job with room then
+takes those of the other jobs that none of them has. A run belongs to the job that has started its newest attempt, as
+long as that job runs. If two jobs start the same attempt, the one that writes its ``start.json`` goes on with the run.
+"""
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Mapping
+from typing import Any, final
+
+from jobs.plan.capacity import Capacity
+from jobs.study.squeue import ask
+from seqlm.errors import BackendError, FileError
+from seqlm.files import read_json
+from seqlm.rundir import Observation, RunDirectory
+from slurm.allocation import SlurmContext
+from slurm.submission import JobPlan
+
+LOOK_SECONDS = 10.0
+"""Time between two looks at the runs of the other jobs, and between two questions to SLURM."""
+
+
+@final
+class Share:
+    """The runs of a job."""
+
+    def __init__(self, plan: JobPlan, number: int, context: SlurmContext) -> None:
+        """``number``: of the array."""
+        self.array = plan.arrays[number]
+        self._context, self._request = context, plan.options.request
+        self._every = every = [RunDirectory(plan.options.study_dir / run_id) for run_id in self.array.runs]
+        self.own = every[context.index :: context.jobs]
+        self.is_shared = self.array.is_shared(context.jobs)
+        others = [run for run in every if run not in self.own]
+        self.runs = [*self.own, *others] if self.is_shared else self.own
+        """The runs that the job may take, in the order in which it takes them, without those seen to be over."""
+        self._states: Mapping[str, str] | None = None
+        self._asked_at = self._looked_at = -math.inf
+
+    def may_take(self, run: RunDirectory, seen: Observation) -> bool:
+        """Return whether this job may start the next attempt of a run.
+
+        Raises:
+            FileError: the record of the last attempt cannot be read.
+        """
+        if is_over(seen):
+            return False
+        job = self._starter(run).get("job_id") if self.is_shared else None
+        if job in (None, self._context.job):
+            return True
+        state = self.job_states().get(job)
+        # A node that failed needs time, which its own job gives to the run.
+        is_left = state is None or (state == "PENDING" and seen.kind != "node")
+        return seen.state != "running" and is_left
+
+    def next_run(self, free: Capacity, *, is_idle: bool) -> tuple[RunDirectory, Observation] | None:
+        """Return a run that no job has and that fits. ``is_idle``: the job ends unless there is one.
+
+        Raises:
+            FileError: a file of a run cannot be read.
+        """
+        now = time.monotonic()
+        if not self.is_shared or (now - self._looked_at < LOOK_SECONDS and not is_idle):
+            return None
+        for run in list(self.runs):
+            if free.place(self.array.runs[run.id]) is None:
+                continue
+            seen = run.observe()
+            if is_over(seen):
+                self.runs.remove(run)
+            elif not self.has_begun(run) and self.may_take(run, seen):
+                return run, seen
+        self._looked_at = now
+        return None
+
+    def has_begun(self, run: RunDirectory) -> bool:
+        """Return whether this start of the job has started the newest attempt of a run."""
+        start = self._starter(run)
+        here = (self._context.job, os.environ.get("SLURM_RESTART_COUNT"))
+        return (start.get("job_id"), start.get("restart")) == here
+
+    def begun(self) -> list[RunDirectory]:
+        """Return the runs that the job is to answer for: its own, or those it has started if the array is shared."""
+
+        def is_begun(run: RunDirectory) -> bool:
+            with contextlib.suppress(FileError):
+                return self.has_begun(run)
+            return False
+
+        return [run for run in self._every if is_begun(run)] if self.is_shared else list(self.own)
+
+    def _starter(self, run: RunDirectory) -> Mapping[str, Any]:
+        """Return the record of the newest attempt of a run, if it was started for the request of this job."""
+        start = read_json(run.start_file(attempt)) if (attempt := run.last_attempt()) else None
+        return start if start is not None and start.get("request") == self._request else {}
+
+    def job_states(self) -> Mapping[str, str]:
+        """Return the states of the jobs of the array that wait or run. Those that are ending are left out.
+
+        While SLURM does not answer, the states are those of its last answer.
+        """
+        now = time.monotonic()
+        if self._states is None or now - self._asked_at >= LOOK_SECONDS:
+            self._asked_at = now
+            array, states = self._context.job.partition("_")[0], "PENDING,RUNNING,SUSPENDED"
+            try:
+                text = ask("squeue", "-h", "-r", "-t", states, "-o", "%i|%T", "-j", array)
+                self._states = dict(line.split("|", 1) for line in text.split() if "|" in line)
+            except BackendError:
+                known = {f"{array}_{index}": "RUNNING" for index in range(self._context.jobs)}
+                self._states = self._states or known
+        return self._states
+
+    def has_others(self) -> bool:
+        """Return whether another job can take over the runs of this one."""
+        return self.is_shared and any(job != self._context.job for job in self.job_states())
+
+
+def is_over(seen: Observation) -> bool:
+    """Return whether nothing is to be done for a run."""
+    return seen.state in ("done", "stopped", "cancelled") or (seen.state == "failed" and seen.is_final)
