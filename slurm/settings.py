@@ -76,14 +76,18 @@ def _sbatch(name: str, value: Any) -> Iterator[str]:
             yield f"{place}: expected true, a text of one line or a number, got {show(found)}"
 
 
-POOL: Mapping[str, int] = {"jobs": 1, "cpus": 1, "gpus": 0}
-"""Key of a pool -> its least value."""
+POOL: Mapping[str, tuple[int, str]] = {
+    "jobs": (1, "Most jobs at once, each on a node of its own."),
+    "cpus": (1, "Cores of each job."),
+    "gpus": (0, "GPUs of each job."),
+}
+"""Key of a pool -> its least value, and its description."""
 
 
 def _pool(name: str, value: Any) -> Iterator[str]:
     for key in value.keys() - POOL.keys():
         yield unknown_key(f"{name}.{key}", [f"{name}.{known}" for known in POOL])
-    for key, least in POOL.items() if value else ():
+    for key, (least, _) in POOL.items() if value else ():
         if key not in value and least:
             yield f"{name}.{key}: missing, expected a positive whole number"
         elif type(found := value.get(key, least)) is not int or found < least:
@@ -108,7 +112,9 @@ class SlurmSettings(BackendTable):
             "additionalProperties": {"anyOf": [{"const": True}, {"type": ["string", "number"]}]},
         },
         "pool": {
-            "properties": {key: {"type": "integer", "minimum": least} for key, least in POOL.items()},
+            "properties": {
+                key: {"description": text, "type": "integer", "minimum": least} for key, (least, text) in POOL.items()
+            },
             "additionalProperties": False,
         },
     }
