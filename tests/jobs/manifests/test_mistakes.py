@@ -87,28 +87,9 @@ EVERY_KEY: dict[str, Any] = {
         "ray": {"address": "auto"},
         "slurm": {
             **{"partition": "p", "account": "a", "qos": "q", "constraint": "c d", "reservation": "r", "nodelist": "n"},
-<<<<<<< HEAD
             **{"exclude": "e", "timeout_min": 5, "signal_before_s": 9, "mem_gb": 1.5, "ranks_per_node": 2},
-            **{"fit_limits": True, "stage": True, "gpu_request": "gres=gpu:a:{gpus}"},
+            **{"fit_limits": True, "stage": True, "pool": {"jobs": 4, "cpus": 32}, "gpu_request": "gres=gpu:a:{gpus}"},
             **{"setup": ["module load x"], "python": "python3 -u", "srun_args": ["--x"], "sbatch": {"gres": "x"}},
-=======
-            **{
-                "exclude": "e",
-                "timeout_min": 5,
-                "signal_before_s": 9,
-                "mem_gb": 1.5,
-                "fit_limits": True,
-                "ranks_per_node": 2,
-                "pool": {"jobs": 4, "cpus": 32, "gpus": 4},
-            },
-            **{
-                "setup": ["module load x"],
-                "python": "python3 -u",
-                "srun_args": ["--x"],
-                "stage": True,
-                "sbatch": {"gres": "x"},
-            },
->>>>>>> 8293e94f (The keys of a pool have descriptions)
         },
     },
 }
