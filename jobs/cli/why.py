@@ -148,8 +148,8 @@ def spent(one: ObservedRun) -> dict[str, str]:
     start = read_json(run.start_file(attempt)) or {}
     asked = read(Resources, start.get("resources", {}))
     plan = read_json(run.path.parent / "launches" / f"{finite(start.get('request')) or 0:06.0f}" / PLAN_FILE) or {}
-    arrays = (one for one in plan.get("arrays", ()) if fits(list[list[str]], one.get("jobs")))
-    job: Mapping[str, Any] = next((one for one in arrays if any(run.id in runs for runs in one["jobs"])), {})
+    arrays = (one for one in plan.get("arrays", ()) if fits(Mapping[str, Any], one.get("runs")))
+    job: Mapping[str, Any] = next((one for one in arrays if run.id in one["runs"] and not one.get("is_pool")), {})
     if (found := used(run, attempt, asked.ranks)) is not None:
         needs = enough(cores=max(found.cores), memory_bytes=found.memory_bytes, seconds=found.seconds)
         rows = [  # key, unit, asked, used, enough

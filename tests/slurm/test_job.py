@@ -251,13 +251,10 @@ def test_a_time_that_was_too_short_and_memory_that_was_too_little_are_raised_in_
     thread.join()
     assert calls(room) == ["requeue 77_0", "update JobId=77_0 TimeLimit=120"]
 
-    kills = [0]
-    monkeypatch.setattr("jobs.attempt.memory_kills.own_kill_count", lambda: kills[0])
-    monkeypatch.setattr("jobs.attempt.supervisor.own_kill_count", lambda: 0)
+    monkeypatch.setattr("jobs.attempt.supervisor.MemoryKills.explain_one", lambda *_: True)
     killed, told_parts = make(tmp_path, "large"), []
     told = plan(killed, program=KILLED, resources=Resources(cpus=1, gpus=1), most=Limits(timeout_min=10, mem_gb=2))
     for memory in ("1000", "1500", "2048"):
-        kills[0] += 1
         work(told, place(CUDA_VISIBLE_DEVICES="0", SLURM_MEM_PER_NODE=memory))
         told_parts.append(micro_batches(killed, 8, 1, memory_mb=2048))
     raised = [call.rpartition("=")[2] for call in calls(room) if "MinMemoryNode" in call]
