@@ -7,10 +7,11 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import ParamSpec, TypeVar
 
+from jobs.launch.background import handled
 from jobs.study.squeue import ask
 from seqlm.ends import FIRST_DELAY_SECONDS, Verdict
 from seqlm.errors import BackendError, FileError, is_storage_failure
@@ -82,7 +83,8 @@ def requeue(
     """
     delay = max(found.delay or 0.0 for found in verdicts)
     exclude = _excluded(plan, context, list(dict.fromkeys(node for found in verdicts for node in found.sick_nodes)))
-    with _undisturbed():
+    # SLURM sends these when it ends the calling job. Started programs ignore them, too.
+    with handled((signal.SIGTERM, signal.SIGINT), signal.SIG_IGN):
         try:
             look_again(ask, "scontrol", "requeue", context.job)
         except BackendError as error:
@@ -99,17 +101,6 @@ def requeue(
             except BackendError as error:
                 print(f"without {' '.join(words)}: {error}", flush=True)
     return None
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Ignore SIGTERM and SIGINT, in started programs too, since SLURM sends these when it ends the calling job."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _excluded(plan: JobPlan, context: SlurmContext, sick: list[str]) -> list[str]:

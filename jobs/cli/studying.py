@@ -20,7 +20,7 @@ from jobs.cli.view import Watcher, say_status, watch
 from jobs.registry import BACKENDS, backend_class
 from jobs.study.folder import ObservedRun, find_study, launcher_dir, observe_study, study_name, this_launcher
 from seqlm.errors import UsageError, printable
-from seqlm.lease import WAIT_SECONDS, live_owner, wait_until_free
+from seqlm.lease import live_owner, wait_until_free
 from seqlm.reading import LARGEST_HASHED, open_regular, timestamp
 from seqlm.requests import Requests, file_request
 from seqlm.rundir import RunDirectory
@@ -227,16 +227,13 @@ def mark(runs: Iterable[ObservedRun]) -> list[ObservedRun]:
 
 def wait_until_stopped(runs: Iterable[ObservedRun]) -> dict[str, str]:
     """Wait until no worker is running any of these runs. Return run id -> a line, for each that has not stopped."""
-    left = list(runs)
-    deadline = time.monotonic() + STOP_SECONDS
-    while (left := [one for one in left if live_owner(one.run.lease_dir) is not None]) and time.monotonic() < deadline:
-        time.sleep(WAIT_SECONDS)
-    found = {}
-    for one in left:
-        owner = live_owner(one.run.lease_dir) or {}
-        who = f"its worker on {owner.get('host', 'an unknown host')} (process {owner.get('pid', 'unknown')})"
-        line = f"marked as cancelled, but {who} has not stopped yet; see status, and end it there if it hangs"
-        found[one.run.id] = line
+    runs, found = list(runs), {}
+    wait_until_free([one.run.lease_dir for one in runs], seconds=STOP_SECONDS)
+    for one in runs:
+        if (owner := live_owner(one.run.lease_dir)) is not None:
+            who = f"its worker on {owner.get('host', 'an unknown host')} (process {owner.get('pid', 'unknown')})"
+            line = f"marked as cancelled, but {who} has not stopped yet; see status, and end it there if it hangs"
+            found[one.run.id] = line
     return found
 
 

@@ -33,8 +33,9 @@ NEXT = {
     "diverged": "lower optim.lr, which makes it another run; `retry` ends the same",
     "code": "correct what its log says, then `retry`",
     "cancelled": "`retry` goes on from its last checkpoint",
+    "stopped": "`retry --kind stopped` goes on from its last checkpoint",
 }
-"""Kind of a failure that nobody tries again -> what to do, if that is not :data:`GO_ON`."""
+"""Kind of a failure that is final, or state of a run -> what to do, if that is not :data:`GO_ON`."""
 LEAST_SLOWER, SIBLINGS, TENTHS = 1.25, 3, 9
 """An epoch of a slow run typically takes ``LEAST_SLOWER`` times as long as with at least ``SIBLINGS`` runs like it, and
 longer than so many tenths of the epochs of each of them: where programs share a machine, all have slow epochs."""
@@ -80,8 +81,8 @@ def details_of(one: ObservedRun, job: Waiting | None, starts_at: float | None) -
             limit, start = job.sooner
             details["sooner"] = f"timeout_min = {limit} would start about {_clock(start)}; runs resume exactly"
         details["do"] = job.action
-    elif seen.state in ("pending", "cancelled") or (seen.state == "failed" and seen.is_final):
-        details["do"] = NEXT.get(seen.kind or "", GO_ON)
+    elif seen.state in ("pending", "cancelled", "stopped", "failed"):
+        details["do"] = NEXT.get(seen.kind or seen.state, GO_ON) if seen.is_final else GO_ON
     if waiting := waiting_ranks(run, attempt):
         details["waiting"] = waiting
     if seen.state == "failed":

@@ -6,9 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from jobs import terminal
 from jobs.study.folder import launcher_of
@@ -20,6 +21,17 @@ STOP_SECONDS = 60.0
 """Time that workers have to stop before they are killed. A step at the published sizes takes seconds on a CPU."""
 START_SECONDS = 120.0
 """How long a background launcher may read data before the command returns without it."""
+
+
+@contextlib.contextmanager
+def handled(signals: Iterable[signal.Signals], handler: Any) -> Iterator[None]:
+    """Have a handler for these signals while the block runs."""
+    before = {one: signal.signal(one, handler) for one in signals}
+    try:
+        yield
+    finally:
+        for one, former in before.items():
+            signal.signal(one, former)
 
 
 class Interrupts:
@@ -38,17 +50,10 @@ class Interrupts:
         """Ask for the end of the launch, as the first Ctrl-C does."""
         self.stop = self._asked = True
 
-    @contextlib.contextmanager
-    def noted(self) -> Iterator[None]:
-        """Note signals while the block runs. No signal raises an exception in it."""
+    def noted(self) -> contextlib.AbstractContextManager[None]:
+        """Note signals while a block runs. No signal raises an exception in it."""
         # A signal that the caller has set to be ignored (nohup) stays ignored.
-        numbers = [number for number in self.signals if signal.getsignal(number) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, self._note) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        return handled([one for one in self.signals if signal.getsignal(one) is not signal.SIG_IGN], self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.stop = True

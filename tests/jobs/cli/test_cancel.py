@@ -1,6 +1,7 @@
 import os
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import final
 
@@ -26,7 +27,9 @@ from tests.waiting import wait_for
 
 @final
 class Clock:
-    """Time that passes in sleeping alone."""
+    """Time that passes in sleeping alone, but for the age of files."""
+
+    time = time.time
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -41,7 +44,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(studying, "time", clock)
+    monkeypatch.setattr(lease, "time", clock)
     return clock
 
 

@@ -14,7 +14,7 @@ from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
 from seqlm.state import FailureKind
 from tests.commands import ask
-from tests.facts import fail
+from tests.facts import fail, stop
 from tests.jobs.cli.test_watch import add, at_step, running, trained
 from tests.slurm_jobs import write_jobs
 
@@ -42,10 +42,12 @@ def test_a_failed_run_has_what_to_do_and_its_log_and_the_overview_has_a_line_for
         (run,) = ask(["why", "s", kind, "--runs-dir", "."], folder=tmp_path, env={})["runs"]
         assert run["details"]["do"] == NEXT.get(kind, GO_ON)
         assert run["details"].get("log", "").endswith("stderr.log") == (kind != "cancelled")
-    assert set(NEXT) < set(kinds)
+    stop(add(tmp_path / "s", "slow", order=99), {"rung": 2, "rank": 5, "of": 12, "goes_on": 4})
+    (run,) = ask(["why", "s", "slow", "--runs-dir", "."], folder=tmp_path, env={})["runs"]
+    assert run["details"]["do"] == NEXT["stopped"]
     assert launch.main(["why", "s", "--runs-dir", str(tmp_path)]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert len(shown) == len(kinds)
+    assert len(shown) == len(kinds) + 1
     assert "code  failed: code: it fails" in shown
 
 
