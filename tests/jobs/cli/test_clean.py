@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import launch
-from jobs.study import clean
-from jobs.study.clean import delete_leftovers, find_leftovers
+from jobs.cli import studies
+from jobs.cli.studies import delete_leftovers, find_leftovers
 from jobs.study.folder import launching, observe_study
 from seqlm.errors import FileError
 from seqlm.files import write_json
@@ -82,7 +82,7 @@ def test_a_dry_run_shows_and_deletes_nothing(study: Path, capsys: pytest.Capture
     before = files(study)
     code, data, _ = ask("clean", str(study), "--dry-run")
     assert (code, data["dry_run"], data["freed_bytes"]) == (0, True, 0)
-    assert {item["kind"] for item in data["items"]} == set(clean.KINDS) - {"run"}
+    assert {item["kind"] for item in data["items"]} == set(studies.KINDS) - {"run"}
     assert files(study) == before
     assert not (study / "launcher").exists()
     assert launch.main(["clean", str(study), "-n"]) == 0
@@ -240,7 +240,7 @@ def test_a_study_that_is_being_launched_is_not_cleaned(study: Path, folder: str)
 
 
 def test_the_study_is_owned_while_it_deletes(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    delete, held = clean._delete, []
+    delete, held = studies._delete, []
 
     def look(path: Path) -> str | None:
         for folder in (study, study / "behaviour"):
@@ -249,7 +249,7 @@ def test_the_study_is_owned_while_it_deletes(study: Path, monkeypatch: pytest.Mo
             held.append(folder)
         return delete(path)
 
-    monkeypatch.setattr(clean, "_delete", look)
+    monkeypatch.setattr(studies, "_delete", look)
     delete_leftovers(study, find_leftovers(study)[:1])
     assert held == [study, study / "behaviour"]
 
