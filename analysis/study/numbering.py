@@ -79,12 +79,9 @@ def number_runs(
         if entry is not None:
             members[entry.digits] = found
     size = max([*entries, *claims], default=0)
-    nameless = {
-        place: PlannedRun(number=place, name="", digits="", arch=None, optimizer=None)
-        for place in range(1, max(claims, default=0))
-    }
+    nameless = {place: PlannedRun(number=place) for place in range(1, max(claims, default=0))}
     absent = [
-        dataclasses.replace(entry, number=first + place, name=clean(entry.name))
+        dataclasses.replace(entry, number=first + place)
         for place, entry in sorted({**nameless, **entries}.items())
         if place not in claims
     ]
@@ -94,7 +91,7 @@ def number_runs(
 def _claims(runs: Sequence[LoadedRun], entries: Mapping[int, PlannedRun]) -> dict[int, list[LoadedRun]]:
     """Return the runs of each place."""
     by_digits = {entry.digits: place for place, entry in entries.items()}
-    by_name = {clean(entry.name): place for place, entry in sorted(entries.items(), reverse=True)}
+    by_name = {entry.name: place for place, entry in sorted(entries.items(), reverse=True)}
     claims: dict[int, list[LoadedRun]] = {}
     others: list[LoadedRun] = []
     for run in runs:

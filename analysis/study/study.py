@@ -152,11 +152,15 @@ def load_study(*study_dirs: Path) -> StudyFiles:
         UsageError: a folder holds neither runs nor the plan of any, is given twice, or is of another version.
     """
     read: dict[str, tuple[Path, list[LoadedRun], StudyRecord]] = {}
+    warnings: list[str] = []
     for study_dir in study_dirs:
         require_format(study_dir)
         found = [read_run(run) for run in RunDirectory.unordered_in(study_dir)]
-        record = read_study_record(study_dir)
-        _add_notes(study_dir, found, record.warnings)
+        lines: list[str] = []
+        record = read_study_record(study_dir, lines)
+        _add_notes(study_dir, found, lines)
+        lines += (line for run in found for line in run.warnings)
+        warnings += [clean(line.replace(f"{study_dir}/", "")) for line in lines]
         if not found and not record.planned:
             raise UsageError(f"{study_dir} holds no runs, so there is nothing to report; `run` a manifest first")
         if study_dir.resolve() in (folder.resolve() for folder, _, _ in read.values()):
@@ -171,20 +175,19 @@ def load_study(*study_dirs: Path) -> StudyFiles:
     absent_of_groups: dict[str, int] = {}
     behaviour_of: list[str] = []
     expectations: list[Expectation] = []
-    warnings: list[str] = []
     size = 0
     runs: list[LoadedRun] = []
-    for name, (folder, found, record) in read.items():
+    for name, (_, found, record) in read.items():
         without_run, members, places = number_runs(found, record.planned, first=size)
         absent += without_run
         size += places
         found.sort(key=lambda run: run.row["number"])
         runs += found
         for run in found:
-            run.row |= {"study": name, "estimated_seconds": record.estimated_seconds.get(run.digits)}
+            run.row |= {"study": name, "estimated_seconds": record.estimates.get(run.digits, {}).get("seconds")}
             if len(study_dirs) > 1:
                 run.row["id"] = f"{name}/{run.row['id']}"
-        for title, digits in record.groups.items():
+        for title, digits in record.groups:
             title = f"{name}: {title}" if len(study_dirs) > 1 else title
             groups[title] = _ids(members, digits)
             absent_of_groups[title] = len(set(digits) - members.keys())
@@ -192,8 +195,6 @@ def load_study(*study_dirs: Path) -> StudyFiles:
         for expectation in record.expectations:
             lower, higher = (tuple(_ids(members, side, most=1)) for side in (expectation.lower, expectation.higher))
             expectations.append(dataclasses.replace(expectation, lower=lower, higher=higher))
-        lines = [*record.warnings, *(line for run in found for line in run.warnings)]
-        warnings += [clean(line.replace(f"{folder}/", "")) for line in lines]
     excluded = [entry for record in records.values() for entry in record.excluded]
     archs = [*(r.row["arch"] for r in runs), *(plan.arch for plan in absent), *(arch for arch, _ in excluded)]
     own = {run.row["arch"]: clean(str(label)) for run in runs if (label := run.provenance.get("label"))}
