@@ -28,7 +28,7 @@ from analysis.plots.curves import curves_of, draw_curves, legend_entries, settin
 from analysis.plots.steps import draw_steps
 from analysis.run import Run
 from analysis.sections.behaviour import behaviour_data
-from analysis.sections.cost import costs_of, resources_of
+from analysis.sections.cost import resources_of
 from analysis.study import columns, units
 from analysis.study import study as files
 from analysis.study.difference import Difference, differences
@@ -129,7 +129,7 @@ class Study(files.StudyFiles):
         >>> list(study.resources)[:5]
         ['number', 'id', 'cores', 'used_cores', 'enough_cores']
         """
-        return resources_of(self, costs_of(self.attempts))
+        return resources_of(self)[list(columns.RESOURCES)]
 
     @cached_property
     def behaviour(self) -> pd.DataFrame:

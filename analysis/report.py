@@ -238,7 +238,7 @@ def render_markdown(page: Page) -> str:
 
 
 def _environment(*, html: bool) -> Environment:
-    return Environment(
+    found = Environment(
         loader=PackageLoader("analysis", "templates"),
         optimized=False,  # templates are rendered once, and to optimise them takes longer
         autoescape=html,
@@ -247,6 +247,8 @@ def _environment(*, html: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    found.filters["kind"] = lambda block: type(block).__name__.lower()
+    return found
 
 
 def _variables(page: Page) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,8 +18,6 @@ from analysis.study.values import Values
 @dataclass(frozen=True, kw_only=True)
 class Chart:
     """A figure with its caption. ``name`` is the stem of its files and its anchor on the page."""
-
-    kind: ClassVar[str] = "chart"
 
     name: str
     title: str

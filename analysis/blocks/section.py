@@ -1,10 +1,10 @@
-"""What a section of the report is made of. The templates have a part for each kind of block, by its ``kind``."""
+"""What a section of the report is made of. The templates have a part for each kind of block, by its class."""
 
 import itertools
 from collections import Counter
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 from markdown_it import MarkdownIt
 from markupsafe import Markup
@@ -17,8 +17,6 @@ from analysis.blocks.table import Table
 class Samples:
     """Samples under titles of groups, and the scale of their shades. A sample is what the template shows of it."""
 
-    kind: ClassVar[str] = "samples"
-
     legend: list[tuple[int, str]]
     groups: list[tuple[str, list[dict[str, Any]]]]
 
@@ -27,16 +25,12 @@ class Samples:
 class Prose:
     """A paragraph."""
 
-    kind: ClassVar[str] = "prose"
-
     text: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
     """A text of the author, in Markdown."""
-
-    kind: ClassVar[str] = "note"
 
     text: str
 
@@ -50,8 +44,6 @@ class Note:
 class Points:
     """A list of sentences."""
 
-    kind: ClassVar[str] = "points"
-
     items: list[str]
 
 
@@ -59,16 +51,12 @@ class Points:
 class Subheading:
     """The title of a part of a section."""
 
-    kind: ClassVar[str] = "subheading"
-
     text: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folded:
     """Blocks that the page shows once a reader opens them, and in print."""
-
-    kind: ClassVar[str] = "folded"
 
     blocks: list["Block"]
     title: str = ""

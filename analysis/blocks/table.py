@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import getitem
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
@@ -64,8 +64,7 @@ RUN_COLUMNS = [
 """The columns that say which run a row is about, for records with the columns of the runs table."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
+class Cell(NamedTuple):
     """One cell: what is shown, and the value behind it at full precision."""
 
     text: str
@@ -73,8 +72,7 @@ class Cell:
     bold: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
+class Row(NamedTuple):
     """One row, and a line of code beneath it that takes the table's whole width."""
 
     cells: list[Cell]
@@ -87,8 +85,6 @@ class Row:
 class Table:
     """A table with its caption. ``name`` is the stem of its files and its anchor on the page."""
 
-    kind: ClassVar[str] = "table"
-
     name: str
     title: str
     """First words of the caption."""
@@ -97,7 +93,7 @@ class Table:
     columns: Sequence[Column]
     records: pd.DataFrame | Sequence[Any] = ()
     """What each row is about."""
-    run: Callable[[Any], RunNumber | None] = lambda record: None
+    run: Callable[[Any], RunNumber | None] = lambda record: record.get("number") if isinstance(record, dict) else None
     """Number of the run that a record is about."""
     bold: Callable[[Any], bool] = lambda record: False
     """Whether a record stands out."""

@@ -215,7 +215,6 @@ def behaviour_table(runs: Sequence[ExaminedRun]) -> Table:
             mean("longest_copy", "Longest copy", units.decimals(".1f")),
         ],
         records=[{"number": run.number, "name": run.name, **facts_of(run)} for run in runs],
-        run=lambda run: run["number"],
     )
 
 

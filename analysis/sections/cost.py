@@ -24,7 +24,7 @@ def cost_section(study: StudyFiles) -> Section:
     blocks: list[Block] = [Prose(text="No run has been started yet, so nothing has been spent.")]
     if len(attempts):
         chart = timeline_chart(study)
-        tables = [cost_table(study, attempts), resources_table(study, attempts)]
+        tables = [cost_table(study, attempts), resources_table(study)]
         blocks = [Points(items=totals(study, attempts)), *tables, *([chart] if chart else [])]
     return Section(name="cost", title="Cost", blocks=blocks)
 
@@ -73,36 +73,35 @@ def cost_table(study: StudyFiles, attempts: pd.DataFrame) -> Table:
             number("lost_seconds", "Outside epochs", units.duration),
         ],
         records=records,
-        run=lambda run: run["number"],
     )
 
 
-def resources_of(study: StudyFiles, attempts: pd.DataFrame) -> pd.DataFrame:
-    """A row for each run that has been started: what it asked for, and used. ``attempts``: of :func:`costs_of`."""
-    ran = attempts.assign(
-        timed=attempts["spent"].where(attempts["cpu_seconds"].notna()),
-        idle_gpu_hours=attempts["gpu_hours"] * (1 - attempts["gpu_busy"]),
-        kwh=attempts["joules"] / 3.6e6,
+def resources_of(study: StudyFiles) -> pd.DataFrame:
+    """Return a row for each run that has been started, with what it asked for and used, and its columns in tables."""
+    ran = costs_of(study.attempts)
+    ran = ran.assign(
+        timed=ran["spent"].where(ran["cpu_seconds"].notna()),
+        idle_gpu_hours=ran["gpu_hours"] * (1 - ran["gpu_busy"]),
+        kwh=ran["joules"] / 3.6e6,
     )
-    sums = ["cpu_seconds", "timed", "core_hours", "gpu_hours", "idle_gpu_hours", "kwh"]
-    found = ran.groupby("id", sort=False)[sums].sum(min_count=1)
-    last = ran.drop_duplicates("id", keep="last").set_index("id")
+    by_run, last = ran.groupby("id", sort=False), ran.drop_duplicates("id", keep="last").set_index("id")
+    found = by_run[["cpu_seconds", "timed", "core_hours", "gpu_hours", "idle_gpu_hours", "kwh"]].sum(min_count=1)
     used = found["cpu_seconds"] / found["timed"]
     found = found.assign(
         cores=last["cores"],
         used_cores=used,
         enough_cores=(used / last["ranks"]).map(lambda each: enough(cores=each).cpus, "ignore") * last["ranks"],
         peak_memory_bytes=study.epochs.groupby("id")["peak_memory_bytes"].max(),
-        resident_bytes=ran.groupby("id")["resident_bytes"].max(),
+        resident_bytes=by_run["resident_bytes"].max(),
     )
     runs = in_report_order(study.runs[study.runs["id"].isin(found.index)])
-    rows: list[Any] = runs[["number", "id"]].join(found, on="id").to_dict("records")
-    return table_of("resources", rows)
+    rows: list[Any] = runs[["number", "id", "name", "arch", "optimizer"]].join(found, on="id").to_dict("records")
+    return table_of("resources", rows, more=["name", "arch", "optimizer"])
 
 
-def resources_table(study: StudyFiles, attempts: pd.DataFrame) -> Table:
+def resources_table(study: StudyFiles) -> Table:
     """The same as a table, without what no run has recorded."""
-    found = resources_of(study, attempts).drop(columns="number").set_index("id")
+    records = resources_of(study)
     columns = [
         number("cores", "Cores", units.decimals(".0f")),
         number("used_cores", "Used", units.decimals(".1f")),
@@ -119,9 +118,8 @@ def resources_table(study: StudyFiles, attempts: pd.DataFrame) -> Table:
         title="What each run asked for, and used",
         caption="Cores: of all ranks, then those used on average, and enough. Memory: peak of a rank, on its GPU or of "
         "its process. Host memory: of all ranks.",
-        columns=[*RUN_COLUMNS, *(column for column in columns if found[column.key].notna().any())],
-        records=in_report_order(study.runs[study.runs["id"].isin(found.index)]).join(found, on="id"),
-        run=lambda run: run["number"],
+        columns=[*RUN_COLUMNS, *(column for column in columns if records[column.key].notna().any())],
+        records=records,
     )
 
 

@@ -76,7 +76,6 @@ def open_runs_table(study: StudyFiles) -> Table:
             Column("failure_where", "Where", units.text, lambda run: run.get("failure_where")),
         ],
         records=sorted(records, key=lambda run: run["number"]),
-        run=lambda run: run["number"],
         code=lambda run: "\n".join(study.log_tails.get(run.get("id"), [])) or None,
         code_title="Log",
     )

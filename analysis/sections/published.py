@@ -101,7 +101,6 @@ def published_table(compared: pd.DataFrame) -> Table:
             number("replications", "Replications", units.text, _replications),
         ],
         records=compared,
-        run=lambda run: run["number"],
     )
 
 

@@ -149,7 +149,6 @@ def results_table(study: StudyFiles, group: str | None = None) -> Table:
             Column("state", "State", of=lambda run: run["whole_state"], kind="state"),
         ],
         records=runs.assign(epochs_to_best=runs["best_epoch"] + 1),
-        run=lambda run: run["number"],
         bold=lambda run: run["id"] in best,
     )
 
@@ -164,7 +163,6 @@ def notes_blocks(study: StudyFiles) -> list[Block]:
         caption="As written with the command note.",
         columns=[*RUN_COLUMNS, *columns],
         records=in_report_order(runs),
-        run=lambda run: run["number"],
     )
     return [] if runs.empty else [table]
 
@@ -269,7 +267,6 @@ def _bits_table(ranked: pd.DataFrame) -> Table:
             number("val_ppl", "Perplexity", units.perplexity),
         ],
         records=ranked,
-        run=lambda run: run["number"],
         bold=lambda run: run["is_best"],
     )
 
@@ -297,7 +294,6 @@ def hyperparameter_blocks(study: StudyFiles) -> list[Block]:
             *(number(key, ALWAYS_SHOWN.get(key, key), units.plain_value) for key in keys),
         ],
         records=in_report_order(study.runs),
-        run=lambda run: run["number"],
         code=lambda run: run["command"] if isinstance(run["command"], str) else None,
         code_title="Command",
     )

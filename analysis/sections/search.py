@@ -131,7 +131,6 @@ def _stopped_table(study: StudyFiles, stopped: pd.DataFrame) -> Table:
             Column("epochs_done", "Epochs", shown=epochs_of_run, numeric=True),
         ],
         records=stopped,
-        run=lambda run: run["number"],
     )
 
 

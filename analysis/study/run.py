@@ -17,7 +17,7 @@ from analysis.study import units
 from analysis.study.attempts import read_attempts
 from analysis.study.behaviour import Behaviour, read_behaviour
 from analysis.study.columns import as_columns
-from analysis.study.values import as_list, as_mapping, as_number, as_text, clean, read_or_warn
+from analysis.study.values import as_number, as_text, clean, read_or_warn
 from seqlm.errors import file_errors
 from seqlm.reading import read_tail
 from seqlm.rundir import MAX_RUNS, RunDirectory, epochs_of
@@ -80,7 +80,6 @@ def read_run(run: RunDirectory) -> LoadedRun:
             f"{str(order)[:40]!r}; the run is numbered after the others"
         )
         order = None
-    command = as_list(provenance.get("command"))
     row = {
         "name": clean(str(provenance.get("name") or run.id)),
         "id": run.id,
@@ -92,10 +91,10 @@ def read_run(run: RunDirectory) -> LoadedRun:
         "finished_epochs": finished,
         **_outcome(epochs, result),
         **config,
-        "command": shlex.join(map(str, command)) if command else None,
+        "command": shlex.join(map(str, provenance.get("command") or ())) or None,
     }
     if state == "stopped":
-        stop = as_mapping(read_or_warn(run.read_stopped, None, warnings))
+        stop: dict[str, Any] = read_or_warn(run.read_stopped, {}, warnings)
         row |= {"rung": stop.get("rung")} | {f"rung_{key}": stop.get(key) for key in RUNG_KEYS}
     tail: list[str] = []
     if state in ("failed", "cancelled"):
@@ -202,7 +201,7 @@ def origin_of(runs: Sequence[LoadedRun]) -> dict[str, list[str]]:
 
 
 def _commit(record: Mapping[str, Any]) -> str:
-    git = as_mapping(record.get("git"))
+    git = record.get("git", {})
     if not git.get("commit"):
         return ""
     return str(git["commit"])[:12] + (" + uncommitted changes" if git.get("dirty") else "")

@@ -36,11 +36,6 @@ def as_mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def as_list(value: Any) -> list[Any]:
-    """Return a value if it is a list, else an empty one."""
-    return value if isinstance(value, list) else []
-
-
 def as_text(value: Any) -> str | None:
     """Return a value as one printable line; ``None`` if it is empty, a list or a mapping."""
     return None if value is None or isinstance(value, dict | list) else clean(str(value)) or None

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis.blocks.section import Folded
 from analysis.plots.behaviour import gradient_chart, loss_chart, rescaled
 from analysis.report import report_files
 from analysis.sections.behaviour import (
@@ -162,7 +163,7 @@ def test_the_samples_of_all_models_are_chosen_together_and_name_their_run(run: R
     labels = ["Sample 1 of 4 gru-adam", "Sample 1 of 1 rnn-adam", "Sample 0 of 4 gru-adam"]
     assert [sample["label"] for sample in samples] == labels
     appendix = samples_appendix(load_study(run.path.parent)).blocks
-    assert [block.title for block in appendix if block.kind == "folded"] == [
+    assert [block.title for block in appendix if isinstance(block, Folded)] == [
         "Samples of 1 rnn-adam",
         "Samples of 4 gru-adam",
     ]

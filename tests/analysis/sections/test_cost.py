@@ -6,7 +6,7 @@ import pytest
 
 from analysis.blocks.section import Points, Section
 from analysis.plots.timeline import lanes_of, timeline_chart
-from analysis.sections.cost import cost_section, costs_of, resources_of
+from analysis.sections.cost import cost_section, resources_of
 from analysis.study.study import load_study
 from seqlm.files import read_json, write_json
 from seqlm.rundir import RunDirectory
@@ -69,7 +69,7 @@ def test_what_ranks_have_used_is_summed_over_them_and_over_attempts(tmp_path: Pa
         used = {"seconds": 860.0, "cpu_seconds": 860 * cores, "peak_resident_bytes": 2**31, "gpu": gpu}
         write_json(file, {**(read_json(file) or {}), "resources": used})
     study = load_study(study_dir)
-    (row,) = [row for row in resources_of(study, costs_of(study.attempts)).to_dict("records") if row["number"] == 4]
+    (row,) = [row for row in resources_of(study).to_dict("records") if row["number"] == 4]
     assert row["used_cores"] == pytest.approx(1.8)
     assert row["enough_cores"] == 2
     assert row["idle_gpu_hours"] == pytest.approx(2 * 860 / 3600 * 0.4)
