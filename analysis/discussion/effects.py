@@ -6,6 +6,7 @@ The hyperparameters are not ranked: each has been varied over other values and i
 import itertools
 import statistics
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import pandas as pd
@@ -93,14 +94,8 @@ def _duels(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
 def _relations(pairs: Sequence[Pair]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Return the changes of another hyperparameter that pairs of several optimizers show, the most different first."""
     changes = changes_of([pair for pair in pairs if pair.key != OPTIMIZER])
-    found = []
-    for change in changes:
-        ends = [change[key] for key in ("key", "lower", "higher")]
-        split = [
-            one for one in changes if one["optimizer"] and [one[key] for key in ("key", "lower", "higher")] == ends
-        ]
-        if change["optimizer"] is None and len(split) > 1:
-            found.append((change, split))
+    groups = (list(group) for _, group in itertools.groupby(changes, itemgetter("key", "lower", "higher")))
+    found = [(whole, split) for whole, *split in groups if split]
 
     def spread(split: Sequence[dict[str, Any]]) -> float:
         nats: list[float] = [one["mean_change_nats"] for one in split]

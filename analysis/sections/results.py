@@ -89,7 +89,7 @@ def groups_section(study: StudyFiles) -> Section:
     blocks: list[Block] = []
     curves = curves_of(study) if study.groups else []
     for title, ids in study.groups.items():
-        if ids:
+        if study.runs["id"].isin(ids).any():
             blocks += [Subheading(text=title), results_table(study, title)]
             blocks += filter(None, [group_chart(study, title, curves)])
     return Section(name="groups", title="Groups of runs", short="Groups", blocks=blocks)
@@ -105,7 +105,8 @@ def results_table(study: StudyFiles, group: str | None = None) -> Table:
     has several.
     """
     all_runs = study.runs
-    study, absent = study.compared, len(study.absent) if group is None else study.absent_of_groups[group]
+    absent = {run.digits for run in study.absent}.intersection(study.groups[group]) if group else study.absent
+    study = study.compared
     texts = list(study.texts.index)
     whole = {"of_all": all_runs["val_ppl"], "at": all_runs["best_epoch"] + 1, "whole_state": all_runs["state"]}
     runs = in_report_order(study.runs.assign(**whole, test_ppl=all_runs["test_ppl"]))
@@ -127,7 +128,8 @@ def results_table(study: StudyFiles, group: str | None = None) -> Table:
     caption = (
         f"{at_best}; final: after the last. "
         f"{'Bits/byte: validation loss per byte of the text. ' if bits else ''}"
-        f"Bold: best setting of each architecture{' on its text' if len(texts) > 1 else ''}.{scope_of(runs, absent)}"
+        f"Bold: best setting of each architecture{' on its text' if len(texts) > 1 else ''}."
+        f"{scope_of(runs, len(absent))}"
     )
     return Table(
         name="results" if group is None else f"group-{study.group_name(group)}",

@@ -47,11 +47,6 @@ def read_attempts(
 
     def row(attempt: int) -> dict[str, Any]:
         is_last = attempt == attempts[-1]
-
-        def is_of_it(record: Mapping[str, Any]) -> bool:
-            recorded = record.get("attempt")
-            return bool(record) and (is_last if recorded is None else recorded == attempt)
-
         found = {path.name: read(path) for path in listed(run.attempt_dir(attempt), "*.json")}
         start, progress, last, exit_ = (
             found.get(path(attempt).name, {})
@@ -66,7 +61,7 @@ def read_attempts(
         if first:
             circumstances.append({**first, **{key: as_text(first.get(key)) for key in ROUNDING}})
             changes = differences(*circumstances[-2:]) if len(circumstances) > 1 else {}
-        if is_of_it(result) and (state == "done" or "attempt" in result):
+        if result and result.get("attempt", attempt if is_last and state == "done" else None) == attempt:
             outcome = "done"
         elif end.outcome in ("done", "rung"):  # the result is of a later attempt, which went further, or none
             outcome = end.outcome

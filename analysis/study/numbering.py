@@ -65,18 +65,19 @@ def number_runs(
     claims = _claims(runs, entries)
     members: dict[str, list[LoadedRun]] = {}
     for place, found in claims.items():
-        entry = entries.get(place)
-        found.sort(key=lambda run: (*_distance(run, entry), str(run.provenance.get("launched_at")), run.row["id"]))
-        plan = entry.config if entry is not None and entry.config else found[0].config
+        entry = entries.get(place, PlannedRun(number=place))
+        found.sort(key=lambda run: (str(run.provenance.get("launched_at")), run.row["id"]))
+        found.sort(key=lambda run: (run.digits != entry.digits, not _replicates(run.config, entry.config)))
+        plan = entry.config or found[0].config
         for index, run in enumerate(found):
             run.row["number"] = VariantNumber(first + place, index) if index else first + place
             run.row["variant"] = _difference_text(plan, run.config) if run.config else None
             if run.row["variant"]:
                 run.row["name"] += f", {run.row['variant']}"
-            if entry is not None and entry.published and _replicates(run.config, plan):
+            if entry.published and _replicates(run.config, plan):
                 run.row |= entry.published
             members.setdefault(run.digits, [run])
-        if entry is not None:
+        if entry.digits:
             members[entry.digits] = found
     size = max([*entries, *claims], default=0)
     nameless = {place: PlannedRun(number=place) for place in range(1, max(claims, default=0))}
@@ -106,13 +107,6 @@ def _claims(runs: Sequence[LoadedRun], entries: Mapping[int, PlannedRun]) -> dic
             claims.setdefault(place, []).append(run)
     following = max([*entries, *claims], default=0) + 1
     return claims | {place: [run] for place, run in enumerate(others, start=following)}
-
-
-def _distance(run: LoadedRun, entry: PlannedRun | None) -> tuple[bool, bool]:
-    """Order the runs of an entry: the planned one, then those that replicate it, then others."""
-    if entry is None:
-        return False, False
-    return run.digits != entry.digits, not _replicates(run.config, entry.config)
 
 
 # -- differences ---------------------------------------------------------------------------------------------------

@@ -156,11 +156,8 @@ class Setting:
 
 def settings_of(runs: pd.DataFrame) -> list[Setting]:
     """Return the settings that have a finished run with a validation perplexity, by number."""
-    columns = ["setting", "number", "name", "arch", "optimizer", "text", "val_ppl", "test_ppl", "gap", "final_val_ppl"]
-    columns += ["machine", "epoch_scatter"]
-    done = finished(runs)
-    final_gap = nats_between(done["final_val_ppl"], done["final_train_ppl"])
-    found = done[[*columns, *SETTING_KEYS]].assign(final_gap=final_gap).sort_values(["setting", "number"])
+    done = finished(runs).sort_values(["setting", "number"])
+    found = done.assign(final_gap=nats_between(done["final_val_ppl"], done["final_train_ppl"]))
     settings = []
     for number, members in itertools.groupby(found.to_dict("records"), key=lambda run: run["setting"]):
         first, *others = rows = list(members)

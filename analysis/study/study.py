@@ -52,17 +52,15 @@ class StudyFiles:
     absent: list[PlannedRun]
     """Entries of the manifests that have no run directory."""
     groups: dict[str, list[str]]
-    """Title of each group of ``[report] groups`` -> ids of its runs."""
-    absent_of_groups: dict[str, int]
-    """Title of each group -> how many of its runs have no run directory."""
+    """Title of each group of ``[report] groups`` -> ids of its runs; of an absent one, its first digits."""
     behaviour_of: list[str]
-    """Ids of the runs whose trained models the manifest asks about; without a run directory, its first digits."""
+    """Ids of the runs whose trained models the manifest asks about; of an absent one, its first digits."""
     notes: list[tuple[str, str]]
     """Part of the report and the author's text for it, in Markdown."""
     excluded: list[tuple[str | None, str | None]]
     """Architecture and optimizer of the runs that the manifest leaves out."""
     expectations: list[Expectation]
-    """With the ids of runs in place of fingerprints; an entry that has no run directory is left out."""
+    """With the ids of runs in place of fingerprints, but for absent ones."""
     searches: dict[str, Search]
     """The rule of each search by the name of its study; without the studies that are none."""
     log_tails: dict[str, list[str]]
@@ -172,7 +170,6 @@ def load_study(*study_dirs: Path) -> StudyFiles:
     forget_single_digests([*configs, *(entry.config for record in records.values() for entry in record.planned)])
     absent: list[PlannedRun] = []
     groups: dict[str, list[str]] = {}
-    absent_of_groups: dict[str, int] = {}
     behaviour_of: list[str] = []
     expectations: list[Expectation] = []
     size = 0
@@ -190,8 +187,7 @@ def load_study(*study_dirs: Path) -> StudyFiles:
         for title, digits in record.groups:
             title = f"{name}: {title}" if len(study_dirs) > 1 else title
             groups[title] = _ids(members, digits)
-            absent_of_groups[title] = len(set(digits) - members.keys())
-        behaviour_of += [*_ids(members, record.behaviour, most=1), *(set(record.behaviour) - members.keys())]
+        behaviour_of += _ids(members, record.behaviour, most=1)
         for expectation in record.expectations:
             lower, higher = (tuple(_ids(members, side, most=1)) for side in (expectation.lower, expectation.higher))
             expectations.append(dataclasses.replace(expectation, lower=lower, higher=higher))
@@ -211,7 +207,6 @@ def load_study(*study_dirs: Path) -> StudyFiles:
         ),
         absent=absent,
         groups=groups,
-        absent_of_groups=absent_of_groups,
         behaviour_of=behaviour_of,
         notes=[note for record in records.values() for note in record.notes],
         excluded=excluded,
@@ -240,8 +235,11 @@ def _free_name(runs: Sequence[LoadedRun], study_dir: Path, taken: Collection[str
 
 
 def _ids(members: Mapping[str, list[LoadedRun]], digits: Iterable[str], most: int | None = None) -> list[str]:
-    """Return the ids of the runs of each entry, or of its first ``most`` runs."""
-    return [run.row["id"] for entry in digits for run in members.get(entry, [])[:most]]
+    """Return the ids of the runs of each entry, or of its first ``most`` runs; of an entry without a run its digits."""
+    found = []
+    for entry in digits:
+        found += [run.row["id"] for run in members.get(entry, [])[:most]] or [entry]
+    return found
 
 
 def _named(run: LoadedRun) -> dict[str, Any]:
