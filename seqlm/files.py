@@ -272,7 +272,7 @@ def read_json_lines(path: Path, is_record: Callable[[Any], bool]) -> tuple[list[
         text = read_bytes(path).decode("utf-8", errors="replace")
     except FileNotFoundError:
         return [], []
-    lines = text.splitlines()
+    lines = text.removesuffix("\n").split("\n") if text else []  # not at other ends of lines, which a text may hold
     with contextlib.suppress(ValueError):
         whole = parse_json(f"[{','.join(lines)}]")  # several times as fast as line by line
         if isinstance(whole, list) and len(whole) == len(lines) and all(map(is_record, whole)):

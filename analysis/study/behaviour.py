@@ -24,8 +24,7 @@ from pydantic.dataclasses import dataclass
 
 from analysis.study.values import Values, clean, read_or_warn
 from seqlm.config import LARGEST_SEED
-from seqlm.files import file_sha256, read_json
-from seqlm.reading import parse_json, read_bytes
+from seqlm.files import file_sha256, read_json, read_json_lines
 from seqlm.rundir import BEHAVIOUR_VERSION, RunDirectory
 from seqlm.schema import show
 
@@ -178,7 +177,7 @@ class Behaviour:
     samples: Annotated[list[Sample], Field(exclude=True)] = dataclasses.field(default_factory=list)
 
 
-_BEHAVIOUR, _SAMPLE = TypeAdapter(Behaviour), TypeAdapter(Sample)
+_BEHAVIOUR, _SAMPLES = TypeAdapter(Behaviour), TypeAdapter(list[Sample])
 
 
 def plain(record: Behaviour | Sample | Settings) -> dict[str, Any]:
@@ -206,29 +205,22 @@ def read_behaviour(run: RunDirectory) -> tuple[Behaviour | None, list[str]]:
     raw = read_or_warn(lambda: read_json(run.behaviour_file), None, warnings)
     if raw is None:
         return None, warnings
-    samples: list[Sample] = read_or_warn(lambda: _read_samples(run, warnings), [], warnings)
+    lines, cut = read_or_warn(lambda: read_json_lines(run.samples_file, _is_sample), None, warnings) or ([], [])
+    warnings += cut
     digest = read_or_warn(lambda: file_sha256(run.best_checkpoint), None, warnings)
     if digest not in (None, raw.get("checkpoint_sha256")):
         warnings.append(f"{run.behaviour_file} was computed from an earlier checkpoint; compute the behaviour again")
     try:
         found = _BEHAVIOUR.validate_json(json.dumps(raw))
-        return dataclasses.replace(found, samples=samples), warnings
+        return dataclasses.replace(found, samples=_SAMPLES.validate_json(json.dumps(lines))), warnings
     except ValidationError as error:
         problem = problems_of(error)[0]
     return None, [f"{run.behaviour_file} is damaged or of another version ({problem}); compute the behaviour again"]
 
 
-def _read_samples(run: RunDirectory, warnings: list[str]) -> list[Sample]:
-    """Return the samples of a run; add a warning for each line that is cut or damaged."""
+def _is_sample(record: Any) -> bool:
     try:
-        lines = read_bytes(run.samples_file).decode("utf-8", errors="replace").split("\n")
-    except FileNotFoundError:
-        return []
-    samples = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                samples.append(_SAMPLE.validate_json(json.dumps(parse_json(line))))
-            except ValueError:
-                warnings.append(f"{run.samples_file}: line {number} is cut or damaged and was left out")
-    return samples
+        _SAMPLES.validate_json(json.dumps([record]))
+    except ValidationError:
+        return False
+    return True
