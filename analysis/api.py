@@ -140,7 +140,7 @@ class Study(files.StudyFiles):
         0       4  loss_zero_state  1    6.0
         1       4  loss_zero_state  2    5.0
         """
-        return self._of_behaviour("behaviour")
+        return behaviour_data(examined_runs(self))["behaviour"]
 
     @cached_property
     def samples(self) -> pd.DataFrame:
@@ -151,10 +151,7 @@ class Study(files.StudyFiles):
         0    the         cat sat            50.0
         1    the  dog ran on the            50.0
         """
-        return self._of_behaviour("samples")
-
-    def _of_behaviour(self, name: str) -> pd.DataFrame:
-        return behaviour_data(examined_runs(self)).get(name, pd.DataFrame(columns=list(columns.TABLES[name])))
+        return behaviour_data(examined_runs(self))["samples"]
 
     def columns(self, table: str) -> pd.DataFrame:
         """Describe the columns of a table of this study, such as ``epochs``.

@@ -199,12 +199,8 @@ class Page:
 
 def report_page(study: StudyFiles) -> Page:
     """What the report says, its figures not yet drawn."""
-    data = {
-        "runs": study.runs,
-        "epochs": study.epochs,
-        "attempts": study.attempts,
-        **behaviour_data(examined_runs(study)),
-    }
+    behaviour = {name: table for name, table in behaviour_data(examined_runs(study)).items() if len(table)}
+    data = {"runs": study.runs, "epochs": study.epochs, "attempts": study.attempts, **behaviour}
     sections = [_with_notes(section, study.notes) for section in report_sections(study) if section.blocks]
     return Page(study=study, sections=sections, data=data)
 

@@ -15,6 +15,7 @@ from analysis.blocks.table import Column, Table, number
 from analysis.plots.behaviour import gradient_chart, loss_chart
 from analysis.sections.samples import LEAST_DISTINCT, MOST_REPEATED, MOST_UNKNOWN, all_samples, chosen_samples, texts_of
 from analysis.study import units
+from analysis.study.columns import table_of
 from analysis.study.examined import ExaminedRun, examined_runs
 from analysis.study.settings import best_runs, in_report_order
 from analysis.study.study import StudyFiles
@@ -232,7 +233,7 @@ def samples_means(run: ExaminedRun) -> pd.Series[Any]:
 
 
 def behaviour_data(runs: Sequence[ExaminedRun]) -> dict[str, pd.DataFrame]:
-    """Tables of every curve's points and of every sample, at full precision; empty without any."""
+    """Tables of every curve's points and of every sample, at full precision."""
     points: list[dict[str, Any]] = []
     samples: list[dict[str, Any]] = []
     for run in runs:
@@ -260,4 +261,4 @@ def behaviour_data(runs: Sequence[ExaminedRun]) -> dict[str, pd.DataFrame]:
             }
             for sample in run.samples
         ]
-    return {name: pd.DataFrame(rows) for name, rows in (("behaviour", points), ("samples", samples)) if rows}
+    return {name: table_of(name, rows) for name, rows in (("behaviour", points), ("samples", samples))}
