@@ -16,11 +16,12 @@ from markupsafe import Markup
 
 from analysis.blocks.figure import Chart
 from analysis.blocks.latex import latex_table
-from analysis.blocks.section import Note, Prose, Section, labels, with_details_folded
+from analysis.blocks.section import Note, Prose, Section, with_details_folded
 from analysis.blocks.sentences import scope_of
 from analysis.blocks.table import Table, escape_markdown, longest_run_of_backticks, markdown_code
-from analysis.discussion import discussion_section, next_section
+from analysis.discussion import discussion_section
 from analysis.discussion.effects import effects_section
+from analysis.discussion.next_runs import next_section
 from analysis.plots import look
 from analysis.plots.curve_figures import curve_charts
 from analysis.plots.files import FORMATS, figure_bytes, inline_svg
@@ -260,7 +261,8 @@ def _variables(page: Page) -> dict[str, Any]:
         "figure_formats": FORMATS,
         "table_formats": {"csv": "CSV", "tex": "LaTeX", "md": "Markdown"},
         "line_colours": look.line_colours(),
-        "labels": labels(page.sections),
+        "labels": {table.name: f"Table {place}" for place, table in enumerate(page.tables, start=1)}
+        | {chart.name: f"Figure {place}" for place, chart in enumerate(page.charts, start=1)},
         "states": states,
         "done": counted["done"],
         "counts": [(state, counted[state]) for state in STATES if counted[state]],

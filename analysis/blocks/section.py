@@ -1,7 +1,6 @@
 """What a section of the report is made of. The templates have a part for each kind of block, by its class."""
 
 import itertools
-from collections import Counter
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -114,16 +113,3 @@ def with_details_folded(section: Section, shown: Container[str]) -> Section:
         found = list(group)
         blocks += [Folded(blocks=found)] if folded else found
     return replace(section, blocks=blocks)
-
-
-def labels(sections: Iterable[Section]) -> dict[str, str]:
-    """``Table 3`` or ``Figure 1`` for each table and figure by its name, counted through the report."""
-    found: dict[str, str] = {}
-    counts = Counter[str]()
-    for section in sections:
-        for block in flat(section.blocks):
-            if isinstance(block, Table | Chart):
-                word = "Figure" if isinstance(block, Chart) else "Table"
-                counts[word] += 1
-                found[block.name] = f"{word} {counts[word]}"
-    return found

@@ -4,7 +4,6 @@ from analysis.blocks.section import Block, Note, Section, Subheading, paragraphs
 from analysis.blocks.sentences import scope_sentences, text_sentences
 from analysis.discussion.effects import optimizers_blocks
 from analysis.discussion.expected import expected_blocks
-from analysis.discussion.next_runs import next_blocks
 from analysis.discussion.picks import picks_blocks
 from analysis.discussion.reliability import reliability_blocks
 from analysis.study.pairs import pairs_of
@@ -27,9 +26,3 @@ def discussion_section(study: StudyFiles) -> Section:
         notes = [Note(text=text) for part, text in study.notes if part == name]
         blocks += [Subheading(text=title), *answer, *notes]
     return Section(name="discussion", title="Discussion", blocks=blocks)
-
-
-def next_section(study: StudyFiles) -> Section:
-    """What to run next, from the data alone."""
-    settings = study.compared.on_one_text.settings
-    return Section(name="next", title="What to run next", blocks=next_blocks(study, settings))

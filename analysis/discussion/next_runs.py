@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.blocks.section import Block, Points
+from analysis.blocks.section import Points, Section
 from analysis.blocks.sentences import sentences
 from analysis.study import units
 from analysis.study.comparison import finished
@@ -33,8 +33,9 @@ NO_RATE = 0.01
 LONGER, SCHEDULE = "more epochs", "longer schedule"
 
 
-def next_blocks(study: StudyFiles, settings: Sequence[Setting]) -> list[Block]:
-    """Proposals that the data support. ``settings``: those that are compared."""
+def next_section(study: StudyFiles) -> Section:
+    """Proposals that the data support."""
+    settings = study.compared.on_one_text.settings
     runs = study.runs.sort_values("number")
     runs = runs.assign(reference=runs["number"].astype(str) + " " + runs["name"])
     falling = falling_runs(study)
@@ -50,7 +51,7 @@ def next_blocks(study: StudyFiles, settings: Sequence[Setting]) -> list[Block]:
         stopped=runs.loc[runs["state"] == "stopped", "reference"].to_list(),
         study=next(iter(study.directories)),
     )
-    return [Points(items=told)]
+    return Section(name="next", title="What to run next", blocks=[Points(items=told)])
 
 
 # -- one question --------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """What launches wrote into ``study.json``: plan, published results, groups, expectations, estimates."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,10 +33,11 @@ def _config(raw: dict[str, Any]) -> dict[str, Any]:
     return as_columns(raw)
 
 
-def _published(raw: dict[str, Any]) -> dict[str, float]:
+def _published(raw: dict[str, Any]) -> dict[str, Any]:
     """Return what is published of a run as columns of the runs table."""
-    low, high = raw.get("replications") or (math.nan, math.nan)
-    found = {f"published_{key}": raw.get(key, math.nan) for key in ("epochs", "train_ppl", "val_ppl")}
+    ends = raw.get("replications")
+    low, high = ends if isinstance(ends, list) and len(ends) == 2 else (None, None)
+    found = {f"published_{key}": raw.get(key) for key in ("epochs", "train_ppl", "val_ppl")}
     return {**found, "replications_low": low, "replications_high": high} if raw else {}
 
 
@@ -68,7 +68,7 @@ class PlannedRun:
     optimizer: Line | None = None
     config: Annotated[dict[str, Any], AfterValidator(_config)] = field(default_factory=dict)
     """Dotted key -> value, before ``--set``; empty if it is not recorded."""
-    published: Annotated[dict[str, float], BeforeValidator(_published)] = field(default_factory=dict)
+    published: Annotated[dict[str, Any], AfterValidator(_published)] = field(default_factory=dict)
     """Columns of the runs table; empty if nothing has been published of the run."""
 
 

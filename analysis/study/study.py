@@ -154,6 +154,7 @@ def load_study(*study_dirs: Path) -> StudyFiles:
     for study_dir in study_dirs:
         require_format(study_dir)
         found = [read_run(run) for run in RunDirectory.unordered_in(study_dir)]
+        found.sort(key=lambda run: (math.inf if run.order is None else run.order, run.row["id"]))
         lines: list[str] = []
         record = read_study_record(study_dir, lines)
         _add_notes(study_dir, found, lines)
@@ -163,7 +164,6 @@ def load_study(*study_dirs: Path) -> StudyFiles:
             raise UsageError(f"{study_dir} holds no runs, so there is nothing to report; `run` a manifest first")
         if study_dir.resolve() in (folder.resolve() for folder, _, _ in read.values()):
             raise UsageError(f"{study_dir} is given twice; name each study once")
-        found.sort(key=lambda run: (math.inf if run.order is None else run.order, run.row["id"]))
         read[_free_name(found, study_dir, read)] = study_dir, found, record
     records = {name: record for name, (_, _, record) in read.items()}
     configs = (config for _, found, _ in read.values() for run in found for config in (run.config, run.row))

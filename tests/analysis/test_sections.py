@@ -16,8 +16,9 @@ import pytest
 from analysis.blocks.figure import Chart
 from analysis.blocks.section import Block, Points, Prose, Subheading, flat
 from analysis.blocks.table import Table
-from analysis.discussion import discussion_section, next_section
+from analysis.discussion import discussion_section
 from analysis.discussion.effects import effects_section
+from analysis.discussion.next_runs import next_section
 from analysis.sections.coverage import coverage_table, open_runs_table
 from analysis.sections.published import published_section
 from analysis.sections.results import groups_section, results_blocks
