@@ -5,18 +5,17 @@ A requeued job waits as long as the policy says, and is kept off nodes that fail
 
 import contextlib
 import json
-import signal
 import time
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import ParamSpec, TypeVar
 
-from jobs.launch.background import handled
 from jobs.study.squeue import ask
 from seqlm.ends import FIRST_DELAY_SECONDS, Verdict
 from seqlm.errors import BackendError, FileError, is_storage_failure
+from seqlm.files import write_text
 from slurm.allocation import SlurmContext
-from slurm.submission import JobPlan
+from slurm.submission import CHANGES, JobPlan
 
 TRIES = 5
 AGAIN_SECONDS = 1.0
@@ -72,35 +71,25 @@ def clock_ahead_s() -> float:
 # -- back into the queue ---------------------------------------------------------------------------------------------
 
 
-def requeue(
+def ask_back(
     plan: JobPlan, context: SlurmContext, reason: str, verdicts: Sequence[Verdict], raised: Sequence[str]
-) -> str | None:
-    """Put the running job back into the queue, after which SLURM kills its processes; return why that was refused.
+) -> None:
+    """Write what the job's script changes when it puts the job back into the queue, for the exit code ``AGAIN``.
 
-    It waits as long as the run with the longest delay, and is kept off the nodes that any of its runs found sick.
-    ``verdicts`` are those of the runs to try again, and ``reason`` is the failure of the first. ``raised`` are limits
-    of the job to change, in SLURM's words.
+    The script does that on its node, since a container may have no ``scontrol``. The job waits as long as the run with
+    the longest delay, and is kept off the nodes that any of its runs found sick. ``verdicts`` are those of the runs to
+    try again, and ``reason`` is the failure of the first. ``raised`` are limits of the job to change, in SLURM's words.
     """
     delay = max(found.delay or 0.0 for found in verdicts)
     exclude = _excluded(plan, context, list(dict.fromkeys(node for found in verdicts for node in found.sick_nodes)))
-    # SLURM sends these when it ends the calling job. Started programs ignore them, too.
-    with handled((signal.SIGTERM, signal.SIGINT), signal.SIG_IGN):
-        try:
-            look_again(ask, "scontrol", "requeue", context.job)
-        except BackendError as error:
-            return str(error)
-        print(f"requeued: {reason}", flush=True)
-        changes = [[one] for one in raised]  # SLURM may refuse one of them
-        if delay > FIRST_DELAY_SECONDS or exclude:  # SLURM itself waits that long
-            changes.append(
-                [f"StartTime=now+{round(delay)}", *([f"ExcNodeList={','.join(exclude)}"] if exclude else [])]
-            )
-        for words in changes:
-            try:
-                ask("scontrol", "update", f"JobId={context.job}", *words)
-            except BackendError as error:
-                print(f"without {' '.join(words)}: {error}", flush=True)
-    return None
+    print(f"requeued: {reason}", flush=True)
+    changes = list(raised)  # each line is a command of its own, since SLURM may refuse one of them
+    if delay > FIRST_DELAY_SECONDS or exclude:  # SLURM itself waits that long
+        changes.append(f"StartTime=now+{round(delay)}{' ExcNodeList=' * bool(exclude)}{','.join(exclude)}")
+    try:
+        write_text(plan.folder / CHANGES.format(context.number), "".join(f"{line}\n" for line in changes))
+    except FileError as error:
+        print(f"without {'; '.join(changes) or 'changes'}: {error}", flush=True)
 
 
 def _excluded(plan: JobPlan, context: SlurmContext, sick: list[str]) -> list[str]:

@@ -1,8 +1,10 @@
 """A job on its allocation: a dispatcher over the job's runs, as on any machine, and what follows from their ends.
 
-``python -m slurm.job PLAN ARRAY`` runs once on each node. The first node's process dispatches the runs of the job.
-Those of the other nodes start their ranks of the one run that such a job has. If SIGTERM ends it on any of them, the
-script calls ``python -m slurm.job PLAN ARRAY ended``.
+``python -m slurm.job PLAN ARRAY on FIRST_NODE`` runs once on each node. The first node's process dispatches the runs of
+the job. Those of the other nodes start their ranks of the one run that such a job has. The job's script does what needs
+SLURM's commands, which a container may not have: the exit code ``AGAIN`` has it requeue the job. It calls
+``python -m slurm.job PLAN ARRAY refused REASON`` if SLURM refuses that, and ``... ended`` if SIGTERM has ended the
+program.
 
     SIGUSR2           the time limit is near, or a preemption is announced: the workers save, the job is requeued
     SIGTERM           scancel, a requeue from outside, a preemption: the workers stop between two steps
@@ -32,7 +34,6 @@ from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget
 from jobs.study.kept_code import Code, source_tree
-from jobs.study.squeue import ask
 from seqlm import machine
 from seqlm.ends import End, Verdict
 from seqlm.environment import ATTEMPT, MICRO_BATCHES
@@ -41,9 +42,9 @@ from seqlm.files import read_json, write_json
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind
 from slurm.allocation import JobBackend, SlurmContext, node_file, variables
-from slurm.control import clock_ahead_s, job_words, look_again, requeue
+from slurm.control import ask_back, clock_ahead_s, job_words, look_again
 from slurm.share import Share
-from slurm.submission import ArrayPlan, JobPlan
+from slurm.submission import AGAIN, ArrayPlan, JobPlan
 
 POLL_SECONDS = 0.5
 """Time between two looks at the folder of the run from a node that is not the first."""
@@ -131,8 +132,8 @@ class JobHost(Host):
         return "preempted", "preempted by another job"
 
 
-def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals) -> bool:
-    """Run a job of array ``number`` on its first node; return whether all is well, or the job was requeued."""
+def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals) -> int:
+    """Run a job of array ``number`` on its first node; return its exit code: 0, 1 or ``AGAIN``."""
     share = Share(plan, number, context)
     host = JobHost(plan, share, context, signals)
     untold: dict[str, str] = {}
@@ -158,30 +159,43 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals)
     if fault is not None and not left:
         raise fault
     is_over = signals.stop and signals.warned_at is None  # SLURM itself requeues the job, or a user has cancelled it
-    if not is_over and _requeue(plan, host, left):
-        return True
+    if not is_over and left:
+        return _ask_back(plan, host, left)
     budget = Budget.kept(plan.options.study_dir, plan.options.policy)
     are_well = [_is_well(run, budget) for run in share.begun()]
     if (
         is_over and host.stopped() is not None
     ):  # with `scancel -u`, the job that is to say that the study is over goes too
         notify.over(plan.options.study_dir, plan.options.notify, seconds=CANCEL_SECONDS)
-    return all(are_well)
+    return 0 if all(are_well) else 1
 
 
-def take_up(plan: JobPlan, number: int, context: SlurmContext) -> None:
-    """After SIGTERM has ended ``srun`` or a task of it, requeue the job unless SLURM knows of that signal.
+def take_up(plan: JobPlan, number: int, context: SlurmContext) -> int:
+    """Return ``AGAIN`` if runs are left after a signal of which SLURM does not know has ended ``srun`` or a task of it.
 
-    On a node that comes back it may be meant for the job's start before. A process that has not begun to note signals
-    ends by it, and ``srun`` kills those on the other nodes, which record nothing.
+    A process that has not begun to note signals ends by it, and ``srun`` kills those on the other nodes, which record
+    nothing.
     """
-    if look_again(ask, "squeue", "-h", "-j", str(context.number), "-o", "%T").strip() != "RUNNING":
-        return
     share = Share(plan, number, context)
     host = JobHost(plan, share, context, Signals())
     for run in share.begun():
         _fail(run, BackendError("SIGTERM ended a process of the job, and SLURM lets the job run"), host, "node")
-    _requeue(plan, host, {run: one for run in share.runs if (one := _again(plan, run, host, None)) is not None})
+    left = {run: one for run in share.runs if (one := _again(plan, run, host, None)) is not None}
+    return _ask_back(plan, host, left) if left else 0
+
+
+def refuse(plan: JobPlan, number: int, context: SlurmContext, problem: str) -> int:
+    """Record in the runs that are left that SLURM did not requeue their job. Return the job's exit code."""
+    share = Share(plan, number, context)
+    host = JobHost(plan, share, context, Signals())
+    host.interrupts.warned_at = time.time()  # a run that was stopped is left, too
+    for run in () if share.has_others() else share.runs:
+        if (one := _again(plan, run, host, None)) is not None:
+            end, _ = one
+            message = f"{end.message}; the job could not be requeued ({problem}); run again to resume"
+            with contextlib.suppress(FileError, OSError):
+                _record(run, end.kind or "node", message, host, stands=True)
+    return 1
 
 
 def _options(plan: JobPlan) -> LaunchOptions:
@@ -265,28 +279,22 @@ def _record(run: RunDirectory, kind: FailureKind, message: str, host: JobHost, *
     run.write_exit(run.last_attempt() + 1, record)
 
 
-def _requeue(plan: JobPlan, host: JobHost, left: Mapping[RunDirectory, tuple[End, Verdict]]) -> bool:
-    """Requeue the job if runs are left; if SLURM refuses, record that in them. Return whether it was requeued."""
-    if not left:
-        return False
+def _ask_back(plan: JobPlan, host: JobHost, left: Mapping[RunDirectory, tuple[End, Verdict]]) -> int:
+    """Return ``AGAIN``, with which the job's script requeues the job for the runs that are left."""
     ends, verdicts = zip(*left.values(), strict=True)
     raised, most = [], host.array.most
     if (memory := host.more_memory_mb(ends)) is not None:
         raised.append(f"MinMemoryNode={memory}")
     if most is not None and most.timeout_min > host.array.timeout_min and any(one.kind == "timeout" for one in ends):
         raised.append(f"TimeLimit={most.timeout_min}")
-    problem = requeue(plan, host.context, f"{ends[0].kind}: {ends[0].message}", verdicts, raised)
-    for run, (end, _) in left.items() if problem and not host.share.has_others() else ():
-        message = f"{end.message}; the job could not be requeued ({problem}); run again to resume"
-        with contextlib.suppress(FileError, OSError):
-            _record(run, end.kind or "node", message, host, stands=True)
-    return problem is None
+    ask_back(plan, host.context, f"{ends[0].kind}: {ends[0].message}", verdicts, raised)
+    return AGAIN
 
 
 # -- on the other nodes ------------------------------------------------------------------------------------------------
 
 
-def serve(plan: JobPlan, number: int, context: SlurmContext, signals: Interrupts) -> None:
+def serve(plan: JobPlan, number: int, context: SlurmContext, signals: Interrupts, first_host: str) -> None:
     """Start this node's ranks of the job's run once its first node has started its own, and record how they end.
 
     Whatever else happens is decided on the first node. ``srun`` ends this process if that one ends without a start.
@@ -299,7 +307,6 @@ def serve(plan: JobPlan, number: int, context: SlurmContext, signals: Interrupts
     submission = look_again(next_submission, item, options, code)
     env = {ATTEMPT.name: str(attempt), MICRO_BATCHES.name: str(record["micro_batches"])}
     submission = replace(submission, attempt=attempt, env={**submission.env, **env})
-    first_host = look_again(ask, "scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()[0]
     each = array.runs[run.id].ranks // context.nodes
     devices = [machine.addressed(device) for device in context.devices] if array.gpus else []
     ranks = Supervisor(submission, memory_kills=MemoryKills(), host=context.host)
@@ -344,13 +351,15 @@ def main() -> int:
             notify.over(plan.options.study_dir, plan.options.notify, seconds=OVER_SECONDS)
             return 0
         context, number = SlurmContext.from_environment(os.environ), int(sys.argv[2])
-        if sys.argv[3:]:
-            take_up(plan, number, context)
-            return 0
-        if context.node_rank:
-            serve(plan, number, context, signals)
-            return 0
-        return 0 if run_job(plan, number, context, signals) else 1
+        match sys.argv[3:]:
+            case ["ended"]:
+                return take_up(plan, number, context)
+            case ["refused", problem]:
+                return refuse(plan, number, context, problem)
+            case ["on", first_host] if context.node_rank:
+                serve(plan, number, context, signals, first_host)
+                return 0
+        return run_job(plan, number, context, signals)
 
 
 if __name__ == "__main__":

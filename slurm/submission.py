@@ -26,6 +26,10 @@ from slurm.settings import SlurmSettings
 
 DEFAULT_NICE = 100
 """What ``--nice`` without a value means to sbatch."""
+AGAIN = 76
+"""Exit code of a job that is to be requeued."""
+CHANGES = "requeue-{}"
+"""File next to the plan: what to change of the job with this number when it is requeued."""
 END_SECONDS = 10
 """How long the processes of a job on other nodes may take to end after that of its first node."""
 TOO_MANY = ("accounting/QOS policy", "Invalid job array specification", "SubmitJob")
@@ -90,6 +94,11 @@ class JobPlan:
     """Nodes that the jobs must not get, as a SLURM host list. ``None``: no node is excluded."""
     must_have_nodes: bool
     """Whether the settings name the nodes of the jobs, so that none can be excluded."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its request."""
+        return self.options.study_dir / "launches" / f"{self.options.request:06d}"
 
     def write(self, path: Path) -> None:
         """Write the plan for :meth:`read`."""
@@ -265,11 +274,39 @@ def script(
     }
     srun = shlex.join(["srun", f"--cpus-per-task={array.cpus}", f"--wait={END_SECONDS}", *settings.srun_args])
     program = f"{program_of(plan.code, 'slurm.job', settings)} {shlex.quote(str(folder / PLAN_FILE))} {number}"
-    # A program that a signal ended may leave no word. Then the script's end by the same signal is the only one.
-    again = f"[ $code -ne {128 + signal.SIGTERM} ] || {program} ended; [ $code -le 128 ] || kill -$((code - 128)) $$"
-    command = f"{srun} {program} || {{ code=$?; {again}; exit $code; }}"
+    changes = f"{shlex.quote(str(folder))}/{CHANGES.format('$SLURM_JOB_ID')}"
     given = {key: value for key, value in options.items() if value is not None}
-    return batch_script(settings, given, command)
+    return batch_script(
+        settings, given, f"code=0\n{srun} {program} on $SLURMD_NODENAME || code=$?", last_lines(program, changes)
+    )
+
+
+def last_lines(program: str, changes: str) -> str:
+    """Return what a job's script does when ``program`` has ended with ``$code``, in bash: SLURM's commands are there.
+
+    If SIGTERM has ended the program although SLURM knows of no signal, which on a node that comes back may be meant for
+    the job's start before, the program says what follows. A program that a signal ended may leave no word. Then the
+    script's end by the same signal is the only one. ``changes`` is a file with a change of the job in each line.
+    """
+    return f"""\
+again=$code state= job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID changes={changes}
+if [ $code -eq {128 + signal.SIGTERM} ]; then
+    for seconds in 1 2 4 8; do state=$(squeue -h -j $SLURM_JOB_ID -o %T) && break; sleep $seconds; done
+    [ "$state" != RUNNING ] || {program} ended || again=$?
+fi
+if [ $again -eq {AGAIN} ]; then
+    trap '' TERM INT  # which a requeue sends
+    for seconds in 1 2 4 8 0; do
+        said=$(scontrol requeue $job 2>&1) && break
+        [ $seconds -gt 0 ] || {{ rm -f "$changes"; {program} refused "$said"; exit 1; }}
+        sleep $seconds
+    done
+    [ ! -e "$changes" ] || while read -r change; do scontrol update JobId=$job $change || :; done < "$changes"
+    rm -f "$changes"
+    exit 0
+fi
+[ $code -le 128 ] || kill -$((code - 128)) $$
+exit $code"""
 
 
 def _nice(plan: JobPlan, array: ArrayPlan, settings: SlurmSettings) -> int | None:

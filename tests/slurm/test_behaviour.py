@@ -56,7 +56,7 @@ def test_an_array_of_behaviour_jobs_runs_their_module_and_is_submitted_once(
     for index in range(2):
         env = {"SLURM_JOB_ID": "1", "SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": str(index)}
         place = SlurmContext.from_environment({**env, "CUDA_VISIBLE_DEVICES": "0"})
-        assert run_job(plan, 0, place, Signals())
+        assert run_job(plan, 0, place, Signals()) == 0
     capsys.readouterr()
     assert all(job.observe().state == "done" for job in jobs)
     assert all(runs[name].behaviour_file.exists() for name in ("rnn-b", "gru"))

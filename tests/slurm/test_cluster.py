@@ -126,14 +126,15 @@ def test_requeue_scancel_lost_nodes_and_a_killed_controller_in_one_study_change_
     assert losses[0] == pytest.approx(losses[1], abs=1e-6), "two ranks on two nodes have the losses of one"
 
 
-def test_a_job_goes_on_although_a_signal_ends_the_process_on_its_second_node_at_its_start(
+def test_a_job_goes_on_although_a_signal_ends_the_process_on_its_second_node_at_its_start_and_it_has_no_scontrol(
     slurm_cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
+    """As in a container, which has a Python and nothing of SLURM."""
     study = SlurmStudy(slurm_cluster, tmp_path, trains=True, epochs=1, ranks=2)
     python = tmp_path / "python"
     python.write_text(f"""#!/bin/sh
 [ "$SLURM_NODEID$SLURM_RESTART_COUNT" != 1 ] || kill -TERM $$
-exec {sys.executable} "$@"
+PATH=/nowhere exec {sys.executable} "$@"
 """)
     python.chmod(0o755)
     table = "[backend.slurm]\n"

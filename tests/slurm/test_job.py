@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from jobs.manifests.policy import Policy
 from jobs.plan.limits import Limits
 from jobs.spec import Resources
 from jobs.study import budget
+from jobs.study.folder import PLAN_FILE
 from seqlm import ends
 from seqlm.errors import BackendError, FileError
 from seqlm.files import write_json
@@ -29,7 +31,8 @@ from seqlm.rundir import RunDirectory
 from slurm import allocation, control, job
 from slurm.allocation import SlurmContext
 from slurm.job import Signals, run_job, serve
-from slurm.submission import ArrayPlan, JobPlan
+from slurm.submission import CHANGES, ArrayPlan, JobPlan, last_lines
+from tests import commands
 from tests.analysis.attempt_files import write_attempt
 from tests.cancelling import cancel
 from tests.facts import fail
@@ -131,7 +134,19 @@ def place(**env: str) -> SlurmContext:
 
 
 def work(told: JobPlan, where: SlurmContext | None = None, signals: Signals | None = None) -> bool:
-    return run_job(told, 0, where or place(), signals or Signals())
+    """Let a job run, and the last lines of its script. Return whether all is well, or the job was requeued."""
+    where = where or place()
+    return end_script(told, where, run_job(told, 0, where, signals or Signals())) == 0
+
+
+def end_script(told: JobPlan, where: SlurmContext, code: int) -> int:
+    """Let the last lines of a job's script run; return its exit code."""
+    told.write(told.folder / PLAN_FILE)
+    program = f"{sys.executable} -m slurm.job {told.folder}/{PLAN_FILE} 0"
+    lines = last_lines(program, f"{told.folder}/{CHANGES.format(where.number)}").replace("sleep", ":")
+    done = commands.run(["bash", "-euc", f"code={code}\n{lines}"], env={**os.environ, **ENV})
+    assert not (told.folder / CHANGES.format(where.number)).exists()
+    return done.returncode
 
 
 def stop_when_ready(run: RunDirectory, signals: Signals, *, warn: bool) -> threading.Thread:
@@ -532,16 +547,12 @@ def test_a_signal_to_the_whole_job_that_reaches_its_worker_first_is_the_jobs(
 
 @pytest.mark.parametrize(("state", "requeued"), [("RUNNING", True), ("COMPLETING", False)])
 def test_a_job_that_a_signal_ended_is_requeued_unless_slurm_knows_of_the_signal(
-    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch, state: str, requeued: bool
+    tmp_path: Path, room: Path, state: str, requeued: bool
 ) -> None:
     run = make(tmp_path)
     program(room, "squeue", f"echo {state}")
-    told = plan(run)
-    told.write(tmp_path / "plan.json")
-    for name, value in ENV.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "argv", ["job", str(tmp_path / "plan.json"), "0", "ended"])
-    assert job.main() == 0
+    code = end_script(plan(run), place(), 128 + signal.SIGTERM)
+    assert code == (0 if requeued else -signal.SIGTERM)
     assert ("requeue 77_0" in calls(room)) == requeued
     assert [failed.kind for failed in run.failures()] == ["node"] * requeued
 
@@ -557,9 +568,8 @@ def work_on_two(told: JobPlan, room: Path, *, restarts: int = 0, second: str = "
     other = place(**env, SLURM_NODEID="1", SLURMD_NODENAME=second)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_RESTART_COUNT", str(restarts))
-        patch.setenv("SLURM_JOB_NODELIST", f"n1,{second}")
         patch.setattr(job, "POLL_SECONDS", 0.05)
-        thread = threading.Thread(target=serve, args=(told, 0, other, Signals()), daemon=True)
+        thread = threading.Thread(target=serve, args=(told, 0, other, Signals(), "n1"), daemon=True)
         thread.start()
         well = work(told, place(**env))
         wait_for(lambda: not thread.is_alive(), "the end of the other node's process")
