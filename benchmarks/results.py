@@ -17,8 +17,8 @@ import torch
 from benchmarks.device import device_name
 from benchmarks.measurement import Settings
 from benchmarks.names import REFERENCE, builtin, compiled, ours
-from jobs.cli.tables import Column, lines_of
 from jobs.study.kept_code import live_code
+from jobs.terminal import Column, lines_of
 from seqlm import machine
 from seqlm.files import write_json, write_text
 from seqlm.models.products import fp32_library

@@ -16,10 +16,9 @@ from typing import Any
 import seqlm
 from jobs.backends.base import PROGRAM, Backend, Finding, torch_finding
 from jobs.cli.arguments import Arguments, read
-from jobs.cli.tables import FINDINGS, show
 from jobs.launch.prepare import find_data
 from jobs.registry import BACKENDS, backend_class
-from jobs.terminal import memory
+from jobs.terminal import FINDINGS, memory, show
 from seqlm import machine
 from seqlm.config import DataConfig
 from seqlm.data.cache import cache_folder

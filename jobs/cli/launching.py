@@ -18,7 +18,6 @@ from jobs.backends.local import LocalBackend
 from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments
 from jobs.cli.naming import chosen_runs, find_trained
 from jobs.cli.planning import choose, choose_again, open_manifest, plan
-from jobs.cli.tables import STATE, Column, show
 from jobs.cli.view import Watcher, following, say_status, tell_skipped, watch
 from jobs.launch import notify
 from jobs.launch.background import detach
@@ -34,6 +33,7 @@ from jobs.study.budget import Budget
 from jobs.study.folder import find_study, is_behaviour_study, observe_study, study_name
 from jobs.study.kept_code import distrust
 from jobs.study.record import StudyRecord
+from jobs.terminal import STATE, Column, show
 from seqlm.errors import SeqlmError, UsageError, printable
 from seqlm.rundir import Observation
 from seqlm.trust import distrusted

@@ -12,7 +12,6 @@ from jobs import terminal
 from jobs.backends.base import Backend
 from jobs.cli.arguments import Arguments
 from jobs.cli.parser import flag_of
-from jobs.cli.tables import FINDINGS, Column, show
 from jobs.launch.changes import changes
 from jobs.launch.job import LaunchOptions
 from jobs.launch.own_models import ask, check_models, is_bad
@@ -29,6 +28,7 @@ from jobs.spec import RunSpec
 from jobs.study.budget import UNITS, Budget, hours_of, total
 from jobs.study.folder import ObservedRun
 from jobs.study.record import StudyRecord
+from jobs.terminal import FINDINGS, Column, show
 from seqlm import machine
 from seqlm.architectures import CLASS_SEPARATOR, CustomConfig
 from seqlm.data.corpus import corpus_facts

@@ -9,9 +9,9 @@ from typing import Any
 from jobs import terminal
 from jobs.cli.arguments import Arguments
 from jobs.cli.naming import REPORTED, chosen_runs, find_trained, one_run, reported
-from jobs.cli.tables import Column, show
 from jobs.cli.view import what_differs
 from jobs.study.folder import ObservedRun, find_study, observe_study
+from jobs.terminal import Column, show
 from seqlm.errors import UsageError, nearest_key, printable
 from seqlm.notes import EMPTY, TAG, read_notes, write_note
 from seqlm.schema import show as quoted

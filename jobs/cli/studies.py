@@ -13,12 +13,11 @@ from typing import Any, Literal, TypeAlias
 
 from jobs.cli.arguments import Arguments
 from jobs.cli.naming import chosen_runs, find_trained
-from jobs.cli.tables import Column, show
 from jobs.cli.view import STATES, STATUS, records_of
 from jobs.study.folder import Observer, launching, observe_study, open_jobs, study_name
 from jobs.study.record import StudyRecord
 from jobs.study.squeue import Scheduler
-from jobs.terminal import confirm, memory, perplexity, say, tell
+from jobs.terminal import Column, confirm, memory, perplexity, say, show, tell
 from seqlm.errors import FileError, RunBusyError, SeqlmError, UsageError, file_errors, printable
 from seqlm.lease import live_owner
 from seqlm.reading import below, exists, is_file, is_folder, is_link, listed, timestamp

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, final
 
 from jobs import terminal
-from jobs.cli.tables import STATE, Column, lines_of, show
 from jobs.study.budget import Budget
 from jobs.study.folder import ObservedRun, launcher_of, observe_study, study_name
 from jobs.study.record import NOTES, StudyRecord
 from jobs.study.squeue import Scheduler
+from jobs.terminal import STATE, Column, lines_of, show
 from seqlm import machine
 from seqlm.config import varying_keys
 from seqlm.errors import SeqlmError, printable

@@ -15,6 +15,7 @@ from jobs.backends.base import Waiting
 from jobs.cli.arguments import Arguments
 from jobs.cli.naming import chosen_runs, named_runs
 from jobs.cli.view import played, records_of
+from jobs.plan.capacity import with_noun
 from jobs.plan.limits import alike, used
 from jobs.registry import BACKENDS, backend_class
 from jobs.spec import Resources
@@ -39,7 +40,7 @@ NEXT = {
 LEAST_SLOWER, SIBLINGS, TENTHS = 1.25, 3, 9
 """An epoch of a slow run typically takes ``LEAST_SLOWER`` times as long as with at least ``SIBLINGS`` runs like it, and
 longer than so many tenths of the epochs of each of them: where programs share a machine, all have slow epochs."""
-PHASES = {"step": "steps", "waiting": "waiting for ranks", "checkpoint": "checkpoints", "start_up": "start-up"}
+PHASES = {"step": "steps", "waiting": "waiting for results", "checkpoint": "checkpoints", "start_up": "start-up"}
 """Phase of ``metrics.jsonl`` -> what `why` calls it, if that is another word."""
 
 
@@ -139,27 +140,29 @@ def slow_runs(runs: Iterable[ObservedRun]) -> dict[str, str]:
 def spent(one: ObservedRun) -> dict[str, str]:
     """Return where the time of a run went, what its last attempt asked for and used, and what would be enough."""
     run, attempt, details = one.run, one.run.last_attempt(), dict[str, str]()
+    start = read_json(run.start_file(attempt)) or {}
+    asked = read(Resources, start.get("resources", {}))
+    names = {**PHASES, "waiting": "waiting for ranks"} if asked.ranks > 1 else PHASES
     times: defaultdict[str, float] = defaultdict(float)
     for epoch in one.epochs:
         for phase, seconds in epoch["phases"].items() if isinstance(epoch.get("phases"), dict) else ():
-            times[PHASES.get(phase, phase)] += finite(seconds) or 0.0
+            times[names.get(phase, phase)] += finite(seconds) or 0.0
     if total := math.fsum(times.values()):
         shares = sorted(((seconds / total, phase) for phase, seconds in times.items()), reverse=True)
         details["time"] = ", ".join(f"{phase} {share:.0%}" for share, phase in shares if share >= 0.005)
-    start = read_json(run.start_file(attempt)) or {}
-    asked = read(Resources, start.get("resources", {}))
     plan = read_json(run.path.parent / "launches" / f"{finite(start.get('request')) or 0:06.0f}" / PLAN_FILE) or {}
     arrays = (one for one in plan.get("arrays", ()) if fits(Mapping[str, Any], one.get("runs")))
     job: Mapping[str, Any] = next((one for one in arrays if run.id in one["runs"] and not one.get("is_pool")), {})
     if (found := used(run, attempt, asked.ranks)) is not None:
         needs = enough(cores=max(found.cores), memory_bytes=found.memory_bytes, seconds=found.seconds)
-        rows = [  # key, unit, asked, used, enough
-            ("cpus", "cores", (asked.cpus or 1) * asked.ranks, math.fsum(found.cores), needs.cpus),
-            ("mem_gb", "GiB", finite(job.get("mem_gb")), found.memory_bytes / 2**30, needs.mem_gb),
-            ("timeout_min", "min", finite(job.get("timeout_min")), found.seconds / 60, needs.timeout_min),
+        cores, memory, minutes = math.fsum(found.cores), finite(job.get("mem_gb")), finite(job.get("timeout_min"))
+        rows = [  # key, asked, used, enough
+            ("cpus", with_noun((asked.cpus or 1) * asked.ranks, "core"), f"{cores:.2g} cores", needs.cpus),
+            ("mem_gb", memory and f"{memory:.0f} GiB", f"{found.memory_bytes / 2**30:.2g} GiB", needs.mem_gb),
+            ("timeout_min", minutes and f"{minutes:.0f} min", f"{found.seconds / 60:.2g} min", needs.timeout_min),
         ]
-        known = [row for row in rows if row[2] is not None]
-        wanted = ", ".join(f"{amount:.0f} {unit}" for _, unit, amount, _, _ in known)
-        details["asked"] = f"{wanted}; used {', '.join(f'{amount:.2g} {unit}' for _, unit, _, amount, _ in rows)}"
-        details["enough"] = ", ".join(f"{key} = {amount}" for key, _, _, _, amount in known)
+        known = [(key, str(wanted), amount) for key, wanted, _, amount in rows if wanted]
+        used_amounts = ", ".join(amount for _, _, amount, _ in rows)
+        details["asked"] = f"{', '.join(wanted for _, wanted, _ in known)}; used {used_amounts}"
+        details["enough"] = ", ".join(f"{key} = {amount}" for key, _, amount in known)
     return details

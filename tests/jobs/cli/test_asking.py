@@ -8,7 +8,7 @@ from typing import final
 import pytest
 
 import launch
-from tests.jobs.study.test_clean import files, make_study, run_of
+from tests.jobs.cli.test_clean import files, make_study, run_of
 
 
 @final
