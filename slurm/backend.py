@@ -16,7 +16,7 @@ from typing import Any, final
 from jobs import terminal
 from jobs.backends.base import Backend, Finding, Waiting
 from jobs.launch.job import LaunchOptions
-from jobs.plan.capacity import Capacity, Node
+from jobs.plan.capacity import Capacity, Node, with_noun
 from jobs.plan.limits import Limits, advice, earlier, fitting, more_memory_gb
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places
@@ -78,13 +78,28 @@ class SlurmBackend(Backend):
         return f"SLURM, partition {facts.name} ({facts.nodes} nodes{gpus})"
 
     def capacity(self) -> Capacity:
-        facts = self._partition
+        facts, pool = self._partition, self.settings.pool
+        kinds = [(kind.count, kind.cpus, kind.gpus) for kind in facts.kinds]
+        if pool:
+            kinds = [(pool["jobs"], pool["cpus"], pool.get("gpus", 0))]
         nodes = [
-            Node(name=f"{number}-{place}", cpus=kind.cpus, gpus={str(index): 1.0 for index in range(kind.gpus)})
-            for number, kind in enumerate(facts.kinds)
-            for place in range(kind.count)
+            Node(name=f"{number}-{place}", cpus=cpus, gpus={str(index): 1.0 for index in range(gpus)})
+            for number, (count, cpus, gpus) in enumerate(kinds)
+            for place in range(count)
         ]
         return Capacity(nodes, where=f"partition {facts.name}")
+
+    def summary(self, todo: Sequence[PlannedRun]) -> str:
+        pool = self.settings.pool
+        inside = sum(self.settings.is_for_pool(item.spec.resources) for item in todo)
+        if not inside:
+            return ""
+        room = with_noun(pool["gpus"], "GPU") if pool.get("gpus") else with_noun(pool["cpus"], "core")
+        jobs = with_noun(min(pool["jobs"], inside), "pool job")
+        larger = len(todo) - inside
+        ordinary = "ordinary jobs" if larger > 1 else "an ordinary job"
+        others = f"; {with_noun(larger, 'larger run')} as {ordinary}" if larger else ""
+        return f"{with_noun(inside, 'run')} in {jobs} of {room}{others}"
 
     def resolve(self, spec: RunSpec, at_most: int) -> Resources:
         partition = self._partition  # outside the try: a missing cluster is not an error of this run
@@ -176,8 +191,8 @@ class SlurmBackend(Backend):
 
     def submit_report(
         self, study_dir: Path, folder: Path, jobs: Sequence[str], code: Code, *, behaviour: bool | None = None
-    ) -> str:
-        """Submit a job that writes the report once all of ``jobs`` have ended, however they ended. Return its id.
+    ) -> None:
+        """Submit a job that writes the report once all of ``jobs`` have ended, however they ended. A refusal is a line.
 
         Unless ``behaviour`` is false, the job then computes the behaviour of the models and writes the report again.
         If it is true, it computes the behaviour in another user's study as well. ``folder``: of the request.
@@ -189,7 +204,11 @@ class SlurmBackend(Backend):
         commands = [f"{command} --no-behaviour"]
         if behaviour is not False:
             commands.append(f"{command} --behaviour" if behaviour else command)
-        return self._submit_after(jobs, study_dir, folder, "report", minutes, *commands)
+        try:
+            job = self._submit_after(jobs, study_dir, folder, "report", minutes, *commands)
+            terminal.tell(f"the report is written by job {job} after the last run")
+        except BackendError as error:
+            terminal.tell(f"warning: no job will write the report, `{terminal.program()} report` does: {error}")
 
     def submit_message(self, study_dir: Path, folder: Path, jobs: Sequence[str], code: Code) -> None:
         """Submit a job that sends a message once all of ``jobs`` have ended. A refusal is one line."""

@@ -13,6 +13,7 @@ from analysis.plots.timeline import timeline_chart
 from analysis.study import units
 from analysis.study.columns import table_of
 from analysis.study.comparison import finished
+from analysis.study.pools import used_of_pools
 from analysis.study.settings import in_report_order
 from analysis.study.study import StudyFiles
 from seqlm.enough import enough
@@ -136,6 +137,7 @@ def totals(study: StudyFiles, attempts: pd.DataFrame) -> list[str]:
         attempts=attempts,
         unknown=attempts[attempts["seconds"].isna()],
         hours={name: attempts[f"{name.lower()}_hours"].dropna() for name in ("GPU", "core")},
+        pools=used_of_pools(study.directories.values(), attempts),
         over=over,
         spent_over=attempts.loc[attempts["id"].isin(over), "spent"].sum(),
         cut=(cut := attempts[failed_before | (attempts["outcome"] == "interrupted")]),

@@ -193,6 +193,10 @@ class Backend(ABC):
         """Return the scripts that a launch of these runs would submit to a scheduler."""
         return []
 
+    def summary(self, todo: Any) -> str:
+        """Return a line about the jobs that a launch of these runs would submit. Empty: nothing to add."""
+        return ""
+
     def where(self) -> str:
         """Return a few words about where runs go and how many at once."""
         limit = self.settings.max_parallel

@@ -219,8 +219,7 @@ def _submit(
             code, request = prepared
             jobs = backend.submit(todo, options, code, request)
             if arguments.then_report:
-                job = backend.submit_report(study_dir, request.folder, jobs, code, behaviour=arguments.behaviour)
-                terminal.tell(f"the report is written by job {job} after the last run")
+                backend.submit_report(study_dir, request.folder, jobs, code, behaviour=arguments.behaviour)
             if options.notify is not None and "over" in options.notify.on:
                 backend.submit_message(study_dir, request.folder, jobs, code)
     what = f"jobs {', '.join(jobs)}" if jobs else "nothing to submit"

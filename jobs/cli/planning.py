@@ -176,6 +176,8 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
         terminal.say(limits[0])
     if backend.is_here:
         _warn_of_memory(todo)
+    if summary := backend.summary(todo):
+        terminal.say(summary)
     is_submitted = todo and not budget.is_spent()
     scripts = backend.scripts(todo, LaunchOptions(study_dir=study_dir, policy=manifest.policy)) if is_submitted else []
     for script in scripts:

@@ -52,9 +52,16 @@ def write_attempt(
 
 
 def write_job(
-    run: RunDirectory, attempt: int, *, backend: str = "local", ranks: int = 1, cpus: int = 2, gpus: float = 0.0
+    run: RunDirectory,
+    attempt: int,
+    *,
+    backend: str = "local",
+    job: str = "4711",
+    ranks: int = 1,
+    cpus: int = 2,
+    gpus: float = 0.0,
 ) -> None:
     """``start.json`` of an attempt; cores and GPUs are those of a rank."""
     resources = {"ranks": ranks, "cpus": cpus, "gpus": gpus, "priority": 0}
     make_directory(run.attempt_dir(attempt))
-    write_json(run.start_file(attempt), {"backend": backend, "job_id": "4711", "resources": resources})
+    write_json(run.start_file(attempt), {"backend": backend, "job_id": job, "resources": resources})

@@ -38,6 +38,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--backend", choices=("local", "ray", "slurm"), default="local", help="slurm: a test cluster (default: local)"
     )
+    parser.add_argument("--pool", action="store_true", help="on SLURM: two jobs share out the runs")
     kinds = list(dict.fromkeys(kind.name for kind in (*ALL, *ON_SLURM)))
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, metavar="KIND", help="these alone")
     parser.add_argument("--short", action="store_true", help="three small runs instead of twelve")
@@ -73,6 +74,7 @@ def _disturb(
         epochs=epochs,
         lines=lines,
         backend=options.backend,
+        pool=options.pool,
         variables={} if cluster is None else cluster.env,
     )
     quiet = quiet_study(lab, epochs)

@@ -47,6 +47,11 @@ batch_size = 8
 seq_len = 8
 """
 
+POOL = """
+[backend.slurm]
+pool = { jobs = 2, cpus = 3 }
+"""
+
 RUN = """
 [[run]]
 name = "{arch}-{optimizer}-{seed}"
@@ -115,6 +120,7 @@ class Lab:
         epochs: int,
         lines: int,
         backend: str = "local",
+        pool: bool = False,
         variables: Mapping[str, str] | None = None,
     ) -> Lab:
         lab = cls(folder, backend, variables or {})
@@ -123,7 +129,7 @@ class Lab:
             RUN.format(arch=arch, optimizer=optimizer, seed=seed, ranks=ranks, lr=LR[optimizer])
             for arch, optimizer, seed, ranks in (FEW if few else ALL)
         ]
-        lab.manifest.write_text(HEAD.format(epochs=epochs) + "".join(runs), "utf-8")
+        lab.manifest.write_text("".join([HEAD.format(epochs=epochs), POOL if pool else "", *runs]), "utf-8")
         (lab.shim / "steps").mkdir(parents=True)
         return lab
 

@@ -115,6 +115,7 @@ def plan(*runs: RunDirectory, program: str = TELL, **changes: object) -> JobPlan
     resources = changes.pop("resources", None) or Resources(cpus=1, gpus=0)
     array: dict[str, Any] = {"jobs": 1, "nodes": 1, "cpus": 8, "gpus": 1 if resources.gpus else 0}
     array |= {"at_once": len(runs), "timeout_min": changes.pop("timeout_min", 10), "most": changes.pop("most", None)}
+    array |= changes.pop("array", {})  # type: ignore[call-overload]
     given: dict[str, Any] = {key: changes.pop(key) for key in ("policy", "search", "env", "notify") if key in changes}
     options = LaunchOptions(study_dir=study_dir, request=request.number, worker=("-S", "-c", program), **given)
     known: dict[str, object] = {

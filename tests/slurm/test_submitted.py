@@ -152,6 +152,21 @@ def test_runs_share_the_jobs_that_the_user_may_submit_and_what_has_none_is_submi
     assert Counter(job.parent for job in fake.jobs().values()) == {1: 2, 2: 1, 3: 2, 4: 2, 5: 2}
 
 
+def test_a_pool_is_planned_in_one_line_and_its_array_is_cancelled_with_its_last_run(
+    fake: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = "[backend.slurm]\npool = { jobs = 2, cpus = 3 }\n"
+    large = RUN + 'name = "large"\nseed = 9\nresources.cpus = 4\n'
+    small = [RUN + f'name = "{name}"\nseed = {number}\n' for number, name in enumerate("abc")]
+    assert submit(tmp_path, "".join([pool, *small, large]), "--dry-run") == 0
+    assert "3 runs in 2 pool jobs of 3 cores; 1 larger run as an ordinary job\n" in capsys.readouterr().out
+    assert submit(tmp_path, "".join([pool, *small, large])) == 0
+    assert list(fake.jobs()) == ["1_0", "1_1", "2_0"]
+    for name, state in (("a", "PENDING"), ("b", "PENDING"), ("c", "CANCELLED")):
+        assert launch.main(["cancel", str(tmp_path / "s"), "--only", f"name={name}"]) == 0
+        assert {job: one.state for job, one in fake.jobs().items()} == {"1_0": state, "1_1": state, "2_0": "PENDING"}
+
+
 PRIORITIES = """
 [study]
 name = "s"

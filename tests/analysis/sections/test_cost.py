@@ -7,6 +7,7 @@ import pytest
 from analysis.blocks.section import Points, Section
 from analysis.plots.timeline import lanes_of, timeline_chart
 from analysis.sections.cost import cost_section, resources_of
+from analysis.study.pools import used_of_pools
 from analysis.study.study import load_study
 from seqlm.files import read_json, write_json
 from seqlm.rundir import RunDirectory
@@ -56,6 +57,25 @@ def test_hours_are_those_of_the_attempts_times_their_cores_and_gpus(tmp_path: Pa
     assert f"{(450 + 900 + 860) / 3600:.2f} run hours" in said
     assert f"{(900 / 2 + 2 * 860) / 3600:.2f} GPU hours" in said
     assert f"{2 * 450 / 3600:.2f} core hours" in said
+
+
+def test_the_jobs_of_a_pool_were_idle_where_their_runs_left_room_while_one_ran(tmp_path: Path) -> None:
+    times = {"7_0": [(0, 100), (0, 100), (100, 200), (900, 1000)], "7_1": [(0, 400)], "8_0": [(0, 9000)]}
+    for number, (job, start, end) in enumerate((job, *time) for job, found in times.items() for time in found):
+        run = make_run(tmp_path, number)
+        write_attempt(run, 1, start=start, end=end, gpus=("0",))
+        write_job(run, 1, backend="slurm", job=job, gpus=1.0)
+    room = {"runs": {}, "gpus": 2, "cpus": 8}
+    (tmp_path / "launches/000001").mkdir(parents=True)
+    for array, name in enumerate(("7", "8")):
+        write_json(tmp_path / f"launches/000001/array-{array}.json", {"id": name, "jobs": 2})
+    plan = {"arrays": [{**room, "is_pool": True}, {**room, "is_pool": False}]}
+    write_json(tmp_path / "launches/000001/plan.json", plan)
+    assert used_of_pools([tmp_path], load_study(tmp_path).attempts) == {
+        "GPU": (pytest.approx(2 * (300 + 400) / 3600), pytest.approx((400 + 400) / 3600))
+    }
+    said = " ".join(sentences(cost_section(load_study(tmp_path))))
+    assert "0.39 GPU hours, of which 43 % were idle" in said
 
 
 def test_what_ranks_have_used_is_summed_over_them_and_over_attempts(tmp_path: Path) -> None:
