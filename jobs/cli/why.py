@@ -39,7 +39,7 @@ NEXT = {
 """Kind of a failure that is final, or state of a run -> what to do, if that is not :data:`GO_ON`."""
 LEAST_SLOWER, SIBLINGS, TENTHS = 1.25, 3, 9
 """An epoch of a slow run typically takes ``LEAST_SLOWER`` times as long as with at least ``SIBLINGS`` runs like it, and
-longer than so many tenths of the epochs of each of them: where programs share a machine, all have slow epochs."""
+longer than ``TENTHS`` tenths of the epochs of each of them: where programs share a machine, all have slow epochs."""
 PHASES = {"step": "steps", "waiting": "waiting for results", "checkpoint": "checkpoints", "start_up": "start-up"}
 """Phase of ``metrics.jsonl`` -> what `why` calls it, if that is another word."""
 

@@ -52,7 +52,7 @@ def test_a_failed_run_has_what_to_do_and_its_log_and_the_overview_has_a_line_for
 
 
 def done(run: RunDirectory, *seconds: float) -> None:
-    """Let a run be done after epochs of so many seconds, on two ranks of three cores each."""
+    """Let a run be done after epochs that took ``seconds``, on two ranks of three cores each."""
     phases = {"start_up": 0.1, "data": 1.9, "step": 60.0, "waiting": 31.0, "checkpoint": 2.0, "validation": 5.0}
     records = [
         {"epoch": epoch, "val_ppl": 100.0, "val_loss": 4.6, "epoch_seconds": time, "phases": phases}
