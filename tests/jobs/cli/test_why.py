@@ -90,7 +90,12 @@ def test_a_run_no_slower_than_its_siblings_are_at_times_is_well(tmp_path: Path) 
 def test_a_run_has_where_its_time_went_what_it_used_and_what_would_be_enough(tmp_path: Path, of_job: bool) -> None:
     run = add(tmp_path / "s", "gru", "gru")
     if of_job:
-        plan = {"arrays": [{"runs": {"other": {}, run.id: {}}, "mem_gb": 32, "timeout_min": 120}]}
+        plan = {
+            "arrays": [
+                {"runs": {"other": {}}, "mem_gb": 1, "timeout_min": 1},
+                {"runs": {"other": {}, run.id: {}}, "mem_gb": 32, "timeout_min": 120},
+            ]
+        }
         write_json(write_jobs(tmp_path / "s", {run.id: "7_1"}).folder / PLAN_FILE, plan)
     done(run, *[10] * 4)
     (found,) = ask(["why", "s", "gru", "--runs-dir", "."], folder=tmp_path, env={})["runs"]
