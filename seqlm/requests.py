@@ -141,6 +141,11 @@ def _read(folder: Path) -> Request | None:
     return Request(folder=folder, record=record)
 
 
+def numbered(study_dir: Path, number: int) -> Path:
+    """Return the folder of a request of a study."""
+    return study_dir / "launches" / f"{number:06d}"
+
+
 def file_request(study_dir: Path, record: Mapping[str, Any], plan: Mapping[str, Any] | None = None) -> Request:
     """Claim the next number and write a request, which counts from then on.
 

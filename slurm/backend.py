@@ -15,21 +15,23 @@ from typing import Any, final
 
 from jobs import terminal
 from jobs.backends.base import Backend, Finding, Waiting
+from jobs.launch.canary import Canaries, of_canaries
 from jobs.launch.job import LaunchOptions
 from jobs.plan.capacity import Capacity, Node, with_noun
 from jobs.plan.limits import Limits, advice, earlier, fitting, more_memory_gb
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places
 from jobs.spec import Resources, RunSpec
-from jobs.study.folder import PLAN_FILE, ObservedRun, read_jobs
+from jobs.study.folder import PLAN_FILE, ObservedRun, open_jobs, read_jobs
 from jobs.study.kept_code import Code, live_code
 from jobs.study.squeue import ask
 from seqlm.environment import SLURM_CONFIG
 from seqlm.errors import BackendError
 from seqlm.lease import wait_until_free
 from seqlm.requests import Request
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import CANARY_FOLDER, RunDirectory
 from slurm import site_file
+from slurm.canary import submit_after, withdraw_stuck
 from slurm.doctor import examine
 from slurm.environment import batch_script, program_of, require_plain_path, sbatch_environment, submit_script
 from slurm.settings import SlurmSettings, read_settings
@@ -117,13 +119,29 @@ class SlurmBackend(Backend):
         require_plain_path(study_dir.absolute())
         sbatch_environment(self.settings, os.environ)
 
-    def submit(self, todo: Sequence[PlannedRun], options: LaunchOptions, code: Code, request: Request) -> list[str]:
-        """Submit prepared runs, and return the ids of the jobs. The caller owns the study.
+    def tidy(self, study_dir: Path) -> None:
+        """End what launches of a study have left that can never start. The caller owns the study."""
+        withdraw_stuck(study_dir)
+
+    def submit(
+        self,
+        todo: Sequence[PlannedRun],
+        options: LaunchOptions,
+        code: Code,
+        request: Request,
+        canaries: Canaries | None = None,
+    ) -> list[str]:
+        """Submit prepared runs, and return the ids of the jobs. They wait for the canaries, if there are any.
+
+        The caller owns the study.
 
         Raises:
             BackendError: a job was rejected. Those before it are submitted and recorded; the message says so.
         """
-        return submit(self._plan(todo, options, code, request.number), self.settings, request)
+        plan = self._plan(todo, options, code, request.number)
+        if canaries is None:
+            return submit(plan, self.settings, request)
+        return submit_after(canaries, plan, self.settings, request, of_canaries(options), code, max_array_size())
 
     def _plan(self, todo: Sequence[PlannedRun], options: LaunchOptions, code: Code, request: int | None) -> JobPlan:
         """Return what the jobs of these runs do.
@@ -244,8 +262,9 @@ class SlurmBackend(Backend):
         mine = [one for one in marked if one.run.id in jobs]
         wanted = {jobs[one.run.id] for one in mine}
         live = {job for run_id, job in jobs.items() if not RunDirectory(study_dir / run_id).has_ended()}
+        canaries = [] if live else [job for job, _ in open_jobs(study_dir / CANARY_FOLDER).values() if job is not None]
         try:
-            if over := sorted(wanted - live):
+            if over := sorted({*wanted - live, *canaries}):
                 ask("scancel", "--quiet", *over)
         except BackendError as error:
             line = f"marked as cancelled, but its job runs until it sees the mark: {error}"

@@ -42,6 +42,7 @@ from seqlm.files import read_json, write_json
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind
 from slurm.allocation import JobBackend, SlurmContext, node_file, variables
+from slurm.canary import withdraw
 from slurm.control import ask_back, clock_ahead_s, job_words, look_again
 from slurm.share import Share
 from slurm.submission import AGAIN, ArrayPlan, JobPlan
@@ -162,12 +163,15 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals)
     if not is_over and left:
         return _ask_back(plan, host, left)
     budget = Budget.kept(plan.options.study_dir, plan.options.policy)
-    are_well = [_is_well(run, budget) for run in share.begun()]
+    seen = [_told(run, budget) for run in share.begun()]
+    if plan.grid is not None and any(one.state in ("failed", "cancelled") and one.is_final for one in seen):
+        look_again(withdraw, [plan.grid])
     if (
         is_over and host.stopped() is not None
     ):  # with `scancel -u`, the job that is to say that the study is over goes too
         notify.over(plan.options.study_dir, plan.options.notify, seconds=CANCEL_SECONDS)
-    return 0 if all(are_well) else 1
+    well = ("done",) if plan.grid is not None else ("done", "stopped", "pending", "queued", "running")
+    return 0 if all(one.state in well for one in seen) else 1
 
 
 def take_up(plan: JobPlan, number: int, context: SlurmContext) -> int:
@@ -252,14 +256,14 @@ def _again(plan: JobPlan, run: RunDirectory, host: JobHost, why: str | None) -> 
     return None
 
 
-def _is_well(run: RunDirectory, budget: Budget) -> bool:
-    """Print the state of a run. Return whether it is done, was stopped by its search, or waits."""
+def _told(run: RunDirectory, budget: Budget) -> Observation:
+    """Print and return the state of a run."""
     try:
         seen = run.observe(spent=budget.is_spent)
-    except (SeqlmError, OSError):
-        return False
+    except (SeqlmError, OSError) as error:
+        return Observation.damaged(error)
     print(f"{run.id} {seen.state}: {seen.reason or 'well'}", flush=True)
-    return seen.state not in ("failed", "cancelled")
+    return seen
 
 
 def _fail(run: RunDirectory, error: Exception, host: JobHost, kind: FailureKind = "code") -> None:
@@ -350,6 +354,9 @@ def main() -> int:
         if sys.argv[2] == "over":
             notify.over(plan.options.study_dir, plan.options.notify, seconds=OVER_SECONDS)
             return 0
+        if plan.is_withdrawn:
+            print("this job does not start: its launch is withdrawn", flush=True)
+            return 1
         context, number = SlurmContext.from_environment(os.environ), int(sys.argv[2])
         match sys.argv[3:]:
             case ["ended"]:

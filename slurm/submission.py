@@ -15,12 +15,13 @@ from jobs.launch.job import LaunchOptions
 from jobs.plan.limits import Limits
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources
-from jobs.study.folder import ARRAY_FILE, PLAN_FILE, study_name
+from jobs.study.folder import ARRAY_FILE, PLAN_FILE, WITHDRAWN_FILE, study_name
 from jobs.study.kept_code import Code
 from seqlm.environment import STAGE
 from seqlm.errors import BackendError, FileError
 from seqlm.files import read_json, write_json
-from seqlm.requests import Request
+from seqlm.reading import exists
+from seqlm.requests import Request, numbered
 from slurm.environment import batch_script, plain_env, program_of, submit_script
 from slurm.settings import SlurmSettings
 
@@ -94,6 +95,14 @@ class JobPlan:
     """Nodes that the jobs must not get, as a SLURM host list. ``None``: no node is excluded."""
     must_have_nodes: bool
     """Whether the settings name the nodes of the jobs, so that none can be excluded."""
+    grid: Path | None = None
+    """The folder of the request whose jobs wait for these, which are canaries. ``None``: they are none."""
+
+    @property
+    def is_withdrawn(self) -> bool:
+        """Whether the request of these jobs is withdrawn, so that none is to start."""
+        number = self.options.request
+        return number is not None and exists(numbered(self.options.study_dir, number) / WITHDRAWN_FILE)
 
     @property
     def folder(self) -> Path:
@@ -191,11 +200,19 @@ def _arrays(
 # -- scripts ---------------------------------------------------------------------------------------------------------
 
 
-def submit(plan: JobPlan, settings: SlurmSettings, request: Request) -> list[str]:
+def submit(
+    plan: JobPlan,
+    settings: SlurmSettings,
+    request: Request,
+    *,
+    hold: bool = False,
+    after_ok: Sequence[str] = (),
+) -> list[str]:
     """Write the plan and submit its arrays one after the other; return their ids.
 
     Of an array that is more than the user may submit, half the jobs are submitted, and so on. Its runs share these
     jobs. Runs for which there is no job wait for the next launch.
+    With ``hold``, the arrays wait to be released. ``after_ok`` are jobs that have to end well first.
 
     Raises:
         BackendError: sbatch rejected an array. The arrays before it are submitted; the message says so.
@@ -207,7 +224,8 @@ def submit(plan: JobPlan, settings: SlurmSettings, request: Request) -> list[str
     for number, array in enumerate(plan.arrays):
         job, jobs, refusal = None, array.jobs, None
         while job is None and jobs:
-            text = script(plan, number, settings, request.folder, jobs=jobs, after=ids[-1] if ids else None)
+            folder, after = request.folder, ids[-1] if ids else None
+            text = script(plan, number, settings, folder, jobs=jobs, after=after, hold=hold, after_ok=after_ok)
             try:
                 job = submit_script(request.folder / f"array-{number}.sh", text, settings)
             except BackendError as error:
@@ -248,14 +266,18 @@ def script(
     *,
     jobs: int | None = None,
     after: str | None = None,
+    hold: bool = False,
+    after_ok: Sequence[str] = (),
 ) -> str:
     """Return the script of an array. ``folder`` is that of the request, ``after`` the id of the array before it.
 
     ``jobs``: how many of its jobs; ``None``: all. SLURM limits the jobs of one array alone. If runs at once are
-    limited, each array therefore waits for the one before.
+    limited, each array therefore waits for the one before. ``hold`` and ``after_ok`` are as in :func:`submit`.
     """
     array, limit = plan.arrays[number], settings.max_parallel
     at_once = f"%{max(1, limit // (array.at_once or 1))}" if limit is not None else ""
+    follows = [f"afterok:{':'.join(after_ok)}"] if after_ok else []
+    follows += [f"afterany:{after}"] if after is not None and limit is not None else []
     options: dict[str, Any] = {
         "array": f"0-{(jobs or array.jobs) - 1}{at_once}",
         "job-name": f"seqlm-{study_name(plan.options.study_dir).replace('/', '-')}",
@@ -270,7 +292,8 @@ def script(
         "chdir": folder,
         "output": folder / f"array-{number}_%a.out",
         "nice": _nice(plan, array, settings),
-        "dependency": f"afterany:{after}" if after is not None and limit is not None else None,
+        "hold": hold or None,
+        "dependency": ",".join(follows) or None,
     }
     srun = shlex.join(["srun", f"--cpus-per-task={array.cpus}", f"--wait={END_SECONDS}", *settings.srun_args])
     program = f"{program_of(plan.code, 'slurm.job', settings)} {shlex.quote(str(folder / PLAN_FILE))} {number}"

@@ -37,6 +37,10 @@ class Job:
     """Whether the controller still has a record of it."""
 
     @property
+    def reason(self) -> str:
+        return "JobHeldUser" if "hold" in self.options else "Dependency" if "dependency" in self.options else "None"
+
+    @property
     def parent(self) -> int:
         return int(self.id.partition("_")[0])
 
@@ -134,6 +138,9 @@ def sbatch(room: Room, words: list[str]) -> str:
 
 
 def squeue(room: Room, words: list[str]) -> str:
+    if "-u" in words:
+        waiting = [job for job in room.jobs if job.state == "PENDING"]
+        return "\n".join(f"{job.parent}|{job.reason}|{job.options.get('chdir')}" for job in waiting)
     found = room.found(words[words.index("-j") + 1])
     return "\n".join(f"{job.id}|{job.state}|None" for job in found if job.is_known)
 
@@ -151,6 +158,8 @@ def scancel(room: Room, words: list[str]) -> str:
 
 
 def scontrol(room: Room, words: list[str]) -> str:
+    for job in room.found(words[1]) if words[0] == "release" else ():
+        del job.options["hold"]
     return "\n".join(f"{key} = {value}" for key, value in CONFIG.items())
 
 

@@ -19,7 +19,7 @@ from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments
 from jobs.cli.naming import chosen_runs, find_trained
 from jobs.cli.planning import choose, choose_again, open_manifest, plan
 from jobs.cli.view import Watcher, following, say_status, tell_skipped, watch
-from jobs.launch import notify
+from jobs.launch import canary, notify
 from jobs.launch.background import detach
 from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch
 from jobs.launch.changes import edited_models
@@ -34,7 +34,7 @@ from jobs.study.folder import find_study, is_behaviour_study, observe_study, stu
 from jobs.study.kept_code import distrust
 from jobs.study.record import StudyRecord
 from jobs.terminal import STATE, Column, show
-from seqlm.errors import SeqlmError, UsageError, printable
+from seqlm.errors import SeqlmError, printable
 from seqlm.rundir import Observation
 from seqlm.trust import distrusted
 
@@ -206,8 +206,6 @@ def _submit(
 ) -> tuple[dict[str, Any] | None, Collection[str]]:
     """Submit to a scheduler, and watch the jobs unless ``--no-wait`` says otherwise; they need no launcher."""
     study_dir = options.study_dir
-    if arguments.canary:
-        raise UsageError(f"--canary: jobs of {backend.name} start without canaries so far; leave the flag out")
     backend.check(study_dir)
     with preparing(specs, backend, options) as (planned, prepared):
         tell_skipped(planned)
@@ -217,7 +215,9 @@ def _submit(
             terminal.tell(f"nothing starts: {why}")
         elif prepared is not None:
             code, request = prepared
-            jobs = backend.submit(todo, options, code, request)
+            wants = canary.wanted(arguments.canary if options.canary is None else options.canary, todo)
+            canaries = canary.requested(todo, study_dir, backend.name) if wants else None
+            jobs = backend.submit(todo, options, code, request, canaries)
             if arguments.then_report:
                 backend.submit_report(study_dir, request.folder, jobs, code, behaviour=arguments.behaviour)
             if options.notify is not None and "over" in options.notify.on:

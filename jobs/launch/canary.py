@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 from jobs import terminal
 from jobs.backends.base import Executor
@@ -9,12 +11,12 @@ from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import LaunchOptions
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun
+from jobs.study.folder import pair_of
 from jobs.study.kept_code import Code
-from seqlm.config import RunConfig
 from seqlm.environment import CANARY
 from seqlm.errors import CanaryError
 from seqlm.reading import timestamp
-from seqlm.requests import file_request
+from seqlm.requests import Request, file_request
 from seqlm.rundir import CANARY_FOLDER, RunDirectory
 
 CANARY_ABOVE = 10
@@ -33,33 +35,52 @@ def wanted(choice: bool | None, todo: Iterable[PlannedRun]) -> bool:
     return sum(item.action == "start" for item in todo) > CANARY_ABOVE if choice is None else choice
 
 
-def check(todo: Sequence[PlannedRun], executor: Executor, code: Code, options: LaunchOptions) -> None:
-    """Run a canary for each architecture-optimizer pair of runs that start, and return if all pass.
+class Canaries(NamedTuple):
+    """The canaries of a launch."""
 
-    ``todo`` are the runs about to start or resume, as prepared, and ``executor`` is open.
+    items: list[PlannedRun]
+    request: Request
+
+
+def requested(todo: Sequence[PlannedRun], study_dir: Path, backend: str) -> Canaries | None:
+    """File the request for a canary of each architecture-optimizer pair of runs that start. ``None``: none starts.
+
+    ``todo`` are the runs about to start or resume, as prepared.
+    """
+    chosen = choose(item for item in todo if item.action == "start")
+    if not chosen:
+        return None
+    pairs = ", ".join(pair_of(item.spec.config) for item in chosen)
+    terminal.tell(f"canaries first, {STEPS} steps each: {pairs} (--no-canary starts without them)")
+    canaries, plan = [], {}
+    for item in chosen:
+        run = RunDirectory.canary(study_dir, item.run.id)
+        plan[run.id] = {"config": item.spec.config.to_dict(), "provenance": item.run.read_provenance()}
+        canaries.append(PlannedRun(spec=item.spec, run=run, observation=run.observe(), action="start", reason=None))
+    wanted = {item.run.id: {"from_attempt": item.run.last_attempt() + 1} for item in canaries}
+    request = {"kind": "run", "at": timestamp(), "backend": backend, "policy": POLICY.to_dict(), "runs": wanted}
+    return Canaries(canaries, file_request(study_dir / CANARY_FOLDER, request, {"runs": plan}))
+
+
+def of_canaries(options: LaunchOptions) -> LaunchOptions:
+    """Return the options of the canaries of a launch."""
+    return replace(options, request=None, policy=POLICY, env={**options.env, CANARY.name: str(STEPS)})
+
+
+def check(todo: Sequence[PlannedRun], executor: Executor, code: Code, options: LaunchOptions) -> None:
+    """Run the canaries of a launch, and return if all pass. ``executor`` is open.
 
     Raises:
         CanaryError: a canary failed.
     """
-    chosen = choose(item for item in todo if item.action == "start")
-    if not chosen:
+    if (found := requested(todo, options.study_dir, executor.name)) is None:
         return
-    pairs = ", ".join(_pair(item.spec.config) for item in chosen)
-    terminal.tell(f"canaries first, {STEPS} steps each: {pairs} (--no-canary starts without them)")
-    canaries, plan = [], {}
-    for item in chosen:
-        run = RunDirectory.canary(options.study_dir, item.run.id)
-        plan[run.id] = {"config": item.spec.config.to_dict(), "provenance": item.run.read_provenance()}
-        canaries.append(PlannedRun(spec=item.spec, run=run, observation=run.observe(), action="start", reason=None))
-    wanted = {item.run.id: {"from_attempt": item.run.last_attempt() + 1} for item in canaries}
-    request = {"kind": "run", "at": timestamp(), "policy": POLICY.to_dict(), "runs": wanted}
-    file_request(options.study_dir / CANARY_FOLDER, request, {"runs": plan})
-    options = replace(options, request=None, policy=POLICY, env={**options.env, CANARY.name: str(STEPS)})
-    Dispatcher(executor, code, options, writes_queue=False).dispatch(canaries)
+    canaries = found.items
+    Dispatcher(executor, code, of_canaries(options), writes_queue=False).dispatch(canaries)
     failed: list[str] = []
     kinds = set()
     for item in canaries:
-        pair, seen, record = _pair(item.spec.config), item.run.observe(), item.run.read_canary()
+        pair, seen, record = pair_of(item.spec.config), item.run.observe(), item.run.read_canary()
         if seen.state == "done" and record is not None:
             figures = f"{record['step_seconds']:.2g} s a step, {terminal.memory(record['peak_memory_bytes'])}"
             terminal.tell(f"canary {pair} passes: {figures}")
@@ -87,10 +108,5 @@ def choose(items: Iterable[PlannedRun]) -> list[PlannedRun]:
 
     pairs: dict[str, list[PlannedRun]] = {}
     for item in items:
-        pairs.setdefault(_pair(item.spec.config), []).append(item)
+        pairs.setdefault(pair_of(item.spec.config), []).append(item)
     return [max(runs, key=rank) for runs in pairs.values()]
-
-
-def _pair(config: RunConfig) -> str:
-    """Return architecture and optimizer, such as ``gru-adam``."""
-    return f"{config.model.kind}-{config.optim.optimizer}"

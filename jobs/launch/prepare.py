@@ -211,6 +211,9 @@ def preparing(
         before = look()
         planned = check(before)
     with launching(options.study_dir):
+        if target.is_scheduled:
+            scheduled: Any = target
+            scheduled.tidy(options.study_dir)
         is_empty = listed(options.study_dir) == [launcher_dir(options.study_dir)]
         found = before if before is not None and is_empty else look()
         if found != before:

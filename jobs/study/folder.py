@@ -23,7 +23,7 @@ from seqlm.errors import DamagedFileError, FileError, SeqlmError, UsageError
 from seqlm.files import read_json, remove, write_json
 from seqlm.lease import claim, kept, live_owner
 from seqlm.model_files import read_model_files
-from seqlm.reading import finite, is_file, is_folder, listed
+from seqlm.reading import exists, finite, is_file, is_folder, listed
 from seqlm.requests import Request, Requests
 from seqlm.rundir import BEHAVIOUR_FOLDER, CANARY_FOLDER, Observation, RunDirectory, require_format, study_record_file
 from seqlm.schema import fits, read
@@ -141,7 +141,8 @@ def is_behaviour_study(study_dir: Path) -> bool:
 def study_name(study_dir: Path) -> str:
     """Return the name of a study: its folder's name, or ``<study>/behaviour`` for its behaviour jobs."""
     folder = study_dir.absolute()
-    return f"{folder.parent.name}/{folder.name}" if is_behaviour_study(folder) else folder.name
+    is_below = is_behaviour_study(folder) or (folder.name == CANARY_FOLDER and exists(study_record_file(folder.parent)))
+    return f"{folder.parent.name}/{folder.name}" if is_below else folder.name
 
 
 def observe_study(
@@ -170,10 +171,16 @@ def _failed_canary(study_dir: Path) -> str | None:
     observer = Observer(study_dir / CANARY_FOLDER)
     canaries = (observer.look_at(run) for run in RunDirectory.unordered_in(study_dir / CANARY_FOLDER))
     for one in canaries:
-        if one.observation.state == "failed":
+        if one.observation.state in ("failed", "cancelled") and one.config is not None:
             log = one.run.stderr_log(max(1, one.run.last_attempt()))
-            return f"not started: the canary of {one.name} failed ({one.observation.reason}); see {log}"
+            why = f"canary {pair_of(one.config)} failed: {one.observation.reason}"
+            return f"held back: {why}; run again after the fix (see {log})"
     return None
+
+
+def pair_of(config: RunConfig) -> str:
+    """Return architecture and optimizer, such as ``gru-adam``."""
+    return f"{config.model.kind}-{config.optim.optimizer}"
 
 
 @final
@@ -286,6 +293,8 @@ PLAN_FILE = "plan.json"
 """What the jobs of a scheduler do, in the folder of their request."""
 ARRAY_FILE = "array-{}.json"
 """The id of a job array, in the folder of its request."""
+WITHDRAWN_FILE = "withdrawn.json"
+"""Says, in the folder of a request, that its jobs are cancelled and count no more."""
 _JOB = re.compile(r"[0-9]{1,18}")
 
 
@@ -315,7 +324,9 @@ def _submitted(study_dir: Path) -> dict[str, tuple[str | None, str]]:
 
 
 def _jobs_of(request: Request) -> Iterator[tuple[str, str | None, str]]:
-    """Yield each run of a request, its job, and why it has none, as far as arrays have been submitted."""
+    """Yield each run of a request, its job, and why it has none, as far as arrays are submitted and not withdrawn."""
+    if exists(request.folder / WITHDRAWN_FILE):
+        return
     plan_file = request.folder / PLAN_FILE
     for number, array in enumerate((read_json(plan_file) or {}).get("arrays", [])):
         path = request.folder / ARRAY_FILE.format(number)

@@ -116,6 +116,10 @@ def attend(run: RunDirectory, attempt: int, stop: StopSignal) -> int:
     config, search = run.read_config(), Search.from_text(SEARCH.read())
 
     def work() -> None:
+        if run.is_canary:
+            happen(0, attempt)
+            write_json(run.canary_file, {"attempt": attempt, "step_seconds": 0.1, "peak_memory_bytes": 1})
+            return
         fingerprint = config.fingerprint()
         files = CheckpointFiles(attempt=made, fingerprint=fingerprint, corpus_sha256=CORPUS.sha256)
         if reason := run.cannot_go_on(config.train.epochs):

@@ -1,0 +1,149 @@
+"""Canaries of grids on SLURM: what is submitted, what a failure does, and what a killed launcher leaves."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+import launch
+from jobs.study.folder import WITHDRAWN_FILE
+from seqlm.reading import listed
+from seqlm.requests import numbered
+from seqlm.rundir import RunDirectory
+from slurm import job
+from slurm.testcluster import LoopbackCluster
+from tests import commands
+from tests.fake_slurm import FakeSlurm
+from tests.small_study import SlurmStudy, Study
+from tests.waiting import wait_for
+
+pytestmark = pytest.mark.process
+
+STUB = "SEQLM_TEST_STUB"
+STUCK = {"PENDING JobHeldUser", "PENDING Dependency"}
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    monkeypatch.delenv("SEQLM_BACKEND")
+    monkeypatch.chdir(tmp_path)
+    Study(tmp_path, rates=[0.01, 0.02], gpus=0, cpus=1)
+    return FakeSlurm(tmp_path / "fake").on_path(monkeypatch)
+
+
+def run(*words: str) -> int:
+    return launch.main(["run", "small.toml", "--backend", "slurm", "--no-wait", "--live-code", *words])
+
+
+def canary_attempts(study_dir: Path) -> list[list[int]]:
+    return [RunDirectory(path).attempts() for path in listed(study_dir / "canary", "*-*")]
+
+
+def test_the_grid_depends_on_held_canaries_which_are_released_last(fake: FakeSlurm, tmp_path: Path) -> None:
+    assert run("--canary") == 0
+    first, second = fake.jobs()["1_0"], fake.jobs()["2_0"]
+    assert first.options["job-name"] == "seqlm-small-canary"
+    assert second.options["dependency"] == "afterok:1"
+    steps = [call[:2] for call in fake.calls("sbatch", "scontrol") if "show" not in call]
+    assert [step[0] for step in steps] == ["sbatch", "sbatch", "scontrol"]
+    assert fake.calls("scontrol")[-1] == ["scontrol", "release", "1"]
+    assert len(fake.jobs()) == 3, "one canary, since both runs are one pair, and two runs"
+    assert run("--canary") == 0
+    assert len(fake.jobs()) == 3, "nothing of it is replaced"
+
+
+def test_a_grid_that_sbatch_refuses_leaves_no_canary(fake: FakeSlurm, tmp_path: Path) -> None:
+    with fake.opened() as room:
+        room.most_jobs = 1
+    assert run("--canary") == 3
+    assert {one.state for one in fake.jobs().values()} == {"CANCELLED"}
+    with fake.opened() as room:
+        room.most_jobs = 100
+    assert run("--canary") == 0
+    assert [one.state for one in fake.jobs().values()].count("PENDING") == 3
+
+
+def test_a_cancelled_grid_needs_no_canary(fake: FakeSlurm, tmp_path: Path) -> None:
+    assert run("--canary") == 0
+    assert launch.main(["cancel", "small", "--only", "name=*0.01*"]) == 0
+    assert fake.jobs()["1_0"].state == "PENDING"
+    assert launch.main(["cancel", "small", "--all"]) == 0
+    assert {one.state for one in fake.jobs().values()} == {"CANCELLED"}
+
+
+def test_a_job_whose_launch_is_withdrawn_starts_nothing(
+    fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("--no-canary") == 0
+    folder = numbered(tmp_path / "runs" / "small", 1)
+    (folder / WITHDRAWN_FILE).write_text("{}")
+    monkeypatch.setattr("sys.argv", ["job", str(folder / "plan.json"), "0"])
+    monkeypatch.setattr(job, "run_job", lambda *_: pytest.fail("it starts"))
+    assert job.main() == 1
+
+
+def jobs_there(cluster: LoopbackCluster) -> set[str]:
+    """State and reason of each job in the queue."""
+    return set(cluster.run("squeue", "-h", "-r", "-o", "%T %r").stdout.splitlines())
+
+
+def test_a_failed_canary_holds_the_grid_back_until_a_run_after_the_fix(
+    slurm_cluster: LoopbackCluster, tmp_path: Path
+) -> None:
+    study = SlurmStudy(slurm_cluster, tmp_path, archs=("rnn", "gru"), gpus=0, epochs=1, env={STUB: '{"1/0": "oom"}'})
+    assert study("run", "small.toml", "--canary", "--no-wait").returncode == 0
+    wait_for(study.each, "the grid to be held back", until=lambda states: set(states) == {"pending"})
+    (reason,) = {str(one["reason"]) for one in study.status()}
+    assert reason.startswith("held back: canary ")
+    assert "-adam failed: oom: " in reason
+    assert "run again after the fix" in reason
+    wait_for(lambda: jobs_there(slurm_cluster), "all jobs to be gone", until=lambda found: not found)
+    assert [run.attempts() for run in study.runs()] == [[], []]
+    study.manifest.write_text(study.manifest.read_text().replace("1/0", "9/0"))
+    assert study("run", "small.toml", "--canary", "--no-wait").returncode == 0
+    wait_for(study.each, "all runs to end", until=lambda states: set(states) == {"done"})
+    assert canary_attempts(tmp_path / "runs/small") == [[1, 2]] * 2
+
+
+def test_a_launcher_killed_after_each_step_leaves_held_jobs_which_the_next_run_replaces(
+    slurm_cluster: LoopbackCluster, tmp_path: Path
+) -> None:
+    study = SlurmStudy(slurm_cluster, tmp_path, rates=[0.01, 0.02], gpus=0, epochs=1)
+    study.add(archs=("gru",), rates=[0.01], ranks=1, gpus=0, cpus=2)
+    folder = tmp_path / "killing"
+    folder.mkdir()
+    for name, step in (("sbatch", "true"), ("scontrol", '[ "$1" = release ]')):
+        real = shutil.which(name, path=slurm_cluster.env["PATH"])
+        program = folder / name
+        program.write_text(f"""#!/bin/sh
+cd {folder}
+{step} || exec {real} "$@"
+number=$(($(cat number) + 1))
+echo $number > number
+[ $number != "$(cat before)" ] || {{ kill -KILL $PPID; exit 1; }}
+{real} "$@"
+code=$?
+[ $number != "$(cat after)" ] || kill -KILL $PPID
+exit $code
+""")
+        program.chmod(0o755)
+    env = {**study.env, "PATH": f"{folder}{os.pathsep}{study.env['PATH']}"}
+
+    def launched(*, before: int = 0, after: int = 0) -> None:
+        for file, number in (("number", 0), ("before", before), ("after", after)):
+            (folder / file).write_text(f"{number}\n")
+        done = commands.run(study.command("run", "small.toml", "--canary", "--no-wait"), cwd=tmp_path, env=env)
+        assert (done.returncode == 0) == (before == after), done.stderr
+
+    steps = ("the array of the canaries", "the first array", "the second array", "the release")
+    for number, step in enumerate(steps, start=1):
+        launched(before=number)
+        if step != "the release":
+            launched(after=number)
+        wait_for(lambda: jobs_there(slurm_cluster) <= STUCK, f"jobs that cannot start, after {step}")
+    launched()
+    wait_for(study.each, "all runs to end", until=lambda states: set(states) == {"done"})
+    assert [run.attempts() for run in study.runs()] == [[1]] * 3
+    assert canary_attempts(tmp_path / "runs/small") == [[1]] * 2
+    wait_for(lambda: jobs_there(slurm_cluster), "no job to be left", until=lambda found: not found)
