@@ -157,7 +157,7 @@ def _on_a_cluster(options: argparse.Namespace, turn: Callable[[_Turn], None], me
 
 def _command(turn: _Turn) -> None:
     runs_dir = turn.folder / "runs"
-    words = ["run", str(_manifest(turn)), "--backend", "slurm", "--no-wait", "--runs-dir", str(runs_dir)]
+    words = ["run", str(_manifest(turn)), "--backend", "slurm", "--no-wait", "--no-canary", "--runs-dir", str(runs_dir)]
     figures, _ = turn.take("seqlm", sys.executable, str(ROOT / "launch.py"), *words)
     turn.require_all_in_queue("seqlm")
     turn.note("seqlm", figures)

@@ -96,7 +96,7 @@ class Study:
     def start(self, output: IO[bytes], *words: str, **variables: str) -> subprocess.Popen[bytes]:
         """``launch.py run``, with more words and variables; it waits for the runs, as one in a terminal does."""
         options = ["--backend", self.lab.backend, "--runs-dir", str(self.runs_dir)]
-        options += [] if self.lab.backend == "slurm" else ["--no-canary"]  # there are none there
+        options.append("--no-canary")
         argv = [sys.executable, str(ROOT / "launch.py"), "run", str(self.lab.manifest), *options, *words]
         env = {**self.lab.env(), **variables}
         return warm.Popen(argv, cwd=self.lab.folder, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output)

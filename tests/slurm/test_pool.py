@@ -57,7 +57,7 @@ def test_the_runs_of_a_pool_are_those_of_single_jobs_bit_for_bit_although_each_o
         study.add(archs=["rnn"], rates=[0.2 + number / 1000 for number in range(RUNS // 3)], gpus=0, cpus=2)
         study.add(archs=["gru"], rates=[0.6], ranks=2, gpus=1, cpus=1)
         study.add(rates=[0.7], ranks=4, gpus=0, cpus=1)
-        assert study("run", "small.toml", "--no-wait").returncode == 0
+        assert study("run", "small.toml", "--no-wait", "--no-canary").returncode == 0
         lost, cancelled, preempted = (f"1_{index}" for index in range(3))
         wait_for(study.epochs, "an epoch of some runs", until=lambda seen: sum(map(bool, seen)) >= 6)
         nodes = wait_for(lambda: nodes_of(cluster), "the jobs", until=lambda found: len(found) == 4)
@@ -94,7 +94,7 @@ def test_twenty_runs_go_through_the_jobs_that_a_user_may_submit_with_nobody_wait
         cluster.run("sacctmgr", "-i", "add", "user", "root", "account=lab")
         cluster.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=3")
         study = SlurmStudy(cluster, tmp_path, rates=[number / 1000 for number in range(1, 21)], gpus=0)
-        assert study("run", "small.toml", "--no-wait").returncode == 0
+        assert study("run", "small.toml", "--no-wait", "--no-canary").returncode == 0
         until_all_end(study)
         assert study.each() == ["done"] * 20, study("status", "small.toml").stdout
         assert len(jobs_of(study.runs())) == 20
