@@ -24,9 +24,11 @@ def clock(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%dT%H:%M:%S")
 
 
-@pytest.fixture
-def now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> float:
-    """A SLURM with a queue of six jobs; four of them are a study's."""
+@pytest.mark.process
+def test_a_waiting_job_has_its_reason_its_place_its_start_and_a_limit_that_starts_sooner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a queue of six jobs, of which four are a study's."""
     folder, now = tmp_path / "bin", float(int(time.time()))
     folder.mkdir()
     soon, limit = clock(now + 7200), "2:00:00|/a|b.sh"
@@ -38,13 +40,6 @@ def now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> float:
     program(folder, "sbatch", f'case "$*" in *"--time=30 /a|b.sh") echo "{said}" >&2;; *) exit 1;; esac')
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
     write_jobs(tmp_path / "study", {f"run-{number}": f"7_{number}" for number in range(4)})
-    return now
-
-
-@pytest.mark.process
-def test_a_waiting_job_has_its_reason_its_place_its_start_and_a_limit_that_starts_sooner(
-    tmp_path: Path, now: float
-) -> None:
     (found,) = waiting_jobs(tmp_path / "study", {"run-0"}).values()
     text, action = REASONS["Priority"]
     known = {"job": "7_0", "text": text, "action": action, "place": "3rd of 5 in gpu", "starts_at": now + 7200}
