@@ -89,10 +89,8 @@ def _numbers(prefix: str, record: Mapping[str, Any]) -> dict[str, float]:
 
 # -- targets: each writes the new points of a run as one batch; ImportError: its library is missing --------------------
 
-Points = Sequence[Point]
 
-
-def _to_csv(folder: Path, run: RunDirectory, name: str, points: Points, new: Points, batch: int) -> None:
+def _to_csv(folder: Path, run: RunDirectory, name: str, points: list[Point], new: list[Point], batch: int) -> None:
     columns = dict.fromkeys(key for point in points for key in point.values)
     with replacing(folder / f"{run.id}.csv") as path, path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ["step", "time", *columns], lineterminator="\n")
@@ -100,23 +98,23 @@ def _to_csv(folder: Path, run: RunDirectory, name: str, points: Points, new: Poi
         writer.writerows({"step": point.step, "time": point.time, **point.values} for point in points)
 
 
-def _to_tensorboard(folder: Path, run: RunDirectory, name: str, points: Points, new: Points, batch: int) -> None:
+def _to_tensorboard(
+    folder: Path, run: RunDirectory, name: str, points: list[Point], new: list[Point], batch: int
+) -> None:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    events = [Event(wall_time=new[0].time, file_version="brain.Event:2")]
-    for step, _, time, values in new:
-        summary = Summary(value=[Summary.Value(tag=key, simple_value=value) for key, value in values.items()])
-        events.append(Event(step=step, wall_time=time, summary=summary))
     make_directory(folder / run.id)
     with replacing(folder / run.id / f"events.out.tfevents.{batch:08}") as path, path.open("wb") as file:
         writer = RecordWriter(file)
-        for event in events:
-            writer.write(event.SerializeToString())
+        writer.write(Event(wall_time=new[0].time, file_version="brain.Event:2").SerializeToString())
+        for step, _, time, values in new:
+            summary = Summary(value=[Summary.Value(tag=key, simple_value=value) for key, value in values.items()])
+            writer.write(Event(step=step, wall_time=time, summary=summary).SerializeToString())
 
 
-def _to_mlflow(folder: Path, run: RunDirectory, name: str, points: Points, new: Points, batch: int) -> None:
+def _to_mlflow(folder: Path, run: RunDirectory, name: str, points: list[Point], new: list[Point], batch: int) -> None:
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}  # read when it is imported
     import sqlalchemy  # noqa: F401 -- mlflow-skinny comes without it, and says something else if it is missing
     from mlflow import MlflowClient
@@ -137,20 +135,17 @@ def _to_mlflow(folder: Path, run: RunDirectory, name: str, points: Points, new: 
         client.set_terminated(own.info.run_id)
 
 
-def _to_wandb(folder: Path, run: RunDirectory, name: str, points: Points, new: Points, batch: int) -> None:
+def _to_wandb(folder: Path, run: RunDirectory, name: str, points: list[Point], new: list[Point], batch: int) -> None:
     os.environ["WANDB_ERROR_REPORTING"] = "false"  # else it looks up an address when it is imported
     import wandb
 
     quiet = wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True, x_disable_stats=True)
-    own: dict[str, Any] = {
-        "id": run.id,
-        "name": name,
-        "project": run.path.parent.name,
-        "config": run.read_config().by_key(),
-    }
+    own: dict[str, Any] = {"id": run.id, "name": name, "project": run.path.parent.name, "resume": "allow"}
     make_directory(folder / "wandb")
     with folder_beside(folder / "wandb" / run.id) as new_folder:
-        with wandb.init(**own, mode="offline", dir=new_folder, resume="allow", settings=quiet) as session:
+        with wandb.init(
+            **own, config=run.read_config().by_key(), mode="offline", dir=new_folder, settings=quiet
+        ) as session:
             for point in new:
                 session.log(point.values, step=point.step)
         (made,) = listed(new_folder / "wandb", "offline-run-*")

@@ -23,21 +23,10 @@ from analysis.study.pairs import (
     tuned_keys,
     value_of,
 )
-from analysis.study.record import Expectation
+from analysis.study.record import METRICS, Expectation
 from analysis.study.settings import Setting, differ, interval, settings_of
 from analysis.study.study import StudyFiles
 from analysis.study.values import rows_of
-
-METRICS = {
-    "val_ppl": "validation perplexity",
-    "train_ppl": "training perplexity",
-    "test_ppl": "test perplexity",
-    "gap": "gap between validation and training loss at the best epoch",
-    "wall_seconds": "wall-clock time",
-    "epoch_seconds": "time per epoch",
-    "seconds_to_5pct": "time to within 5 % of a run's own best",
-}
-"""Columns of the runs table, in words; of each, less is better."""
 
 SHORT = {"gap": "gap (nats)", "seconds_to_5pct": "time to 5 %"}
 """Shorter words for some of them in a table."""

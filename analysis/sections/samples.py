@@ -79,17 +79,15 @@ def all_samples(runs: Sequence[ExaminedRun]) -> list[Block]:
             groups = choose(texts_of([run]))
             chosen = [text for group in groups.values() for text, _ in group]
             groups["Others"] = [(text, "") for text in texts_of([run]) if text not in chosen]
-            blocks.append(Folded(title=f"Samples of {run.reference}", blocks=[_about(run), _shown(groups, width)]))
+            of, judge = run.behaviour, run.behaviour.judge
+            about = (
+                f"{units.count(len(run.samples), 'sample')}; parameters of epoch {of.best_epoch + 1}, temperature "
+                f"{units.plain_value(of.settings.temperature)}, seed {of.settings.seed}, "
+                f"{f'judge {judge.name}' if judge else 'no judge'}."
+            )
+            shown: list[Block] = [Prose(text=about), _shown(groups, width)]
+            blocks.append(Folded(title=f"Samples of {run.reference}", blocks=shown))
     return blocks
-
-
-def _about(run: ExaminedRun) -> Prose:
-    of, judge = run.behaviour, run.behaviour.judge
-    return Prose(
-        text=f"{units.count(len(run.samples), 'sample')}; parameters of epoch {of.best_epoch + 1}, temperature "
-        f"{units.plain_value(of.settings.temperature)}, seed {of.settings.seed}, "
-        f"{f'judge {judge.name}' if judge else 'no judge'}."
-    )
 
 
 # -- which are shown -----------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ PACKAGES = ("seqlm", "python", "torch", "tokenizers", "driver")
 
 def _versions(run: RunDirectory, worker: Mapping[str, Any]) -> str | None:
     found = run.read_environment(worker)
-    known = {key: worker.get(key) for key in PACKAGES} | {**as_mapping(found.get("packages"))} | found
+    known = {**worker, **found.get("packages", {}), **found}
     return ", ".join(f"{name} {text}" for name in PACKAGES if (text := as_text(known.get(name)))) or None
 
 
@@ -135,7 +135,7 @@ def _iso(seconds: float | None) -> str | None:
 def _place(workers: Sequence[Mapping[str, Any]], start: Mapping[str, Any]) -> dict[str, Any]:
     """Where the attempt ran and with what. An attempt that a user started has no ``start``."""
     first: Mapping[str, Any] = workers[0] if workers else {}
-    given = as_mapping(start.get("resources"))
+    given = start.get("resources", {})
     ranks = next((n for n in (as_number(first.get("ranks")), as_number(given.get("ranks"))) if n >= 1), math.nan)
     gpus, cores = as_number(given.get("gpus")) * ranks, as_number(given.get("cpus"))
     on_gpus = sum(bool(worker.get("gpu")) for worker in workers)

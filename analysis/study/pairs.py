@@ -109,9 +109,7 @@ def _met(chain: Sequence[Setting]) -> Iterable[tuple[Setting, Setting]]:
 
 
 def _pairs_of_choices(settings: Iterable[Setting], key: str, keys: Sequence[str]) -> Iterator[Pair]:
-    chosen: dict[Any, list[Setting]] = defaultdict(list)
-    for setting in settings:
-        chosen[value_of(setting, key)].append(setting)
+    chosen = {value_of(group[0], key): group for group in grouped_by(settings, [key])}
     known = {value: {name for setting in group for name in setting.config} for value, group in chosen.items()}
     is_tuned = key in (ARCHITECTURE, OPTIMIZER)
     left_out = (key, *FOLLOWS, *(tuned_keys() if is_tuned else ()))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf, TypeAdapter, ValidationError
 
@@ -16,10 +16,16 @@ from seqlm.rundir import FINGERPRINT_DIGITS, MAX_RUNS, study_record_file
 from seqlm.schema import read
 from seqlm.search import Search
 
-Metric: TypeAlias = Literal[
-    "val_ppl", "train_ppl", "test_ppl", "gap", "wall_seconds", "epoch_seconds", "seconds_to_5pct"
-]
-"""What an expectation compares: columns of the runs table."""
+METRICS = {
+    "val_ppl": "validation perplexity",
+    "train_ppl": "training perplexity",
+    "test_ppl": "test perplexity",
+    "gap": "gap between validation and training loss at the best epoch",
+    "wall_seconds": "wall-clock time",
+    "epoch_seconds": "time per epoch",
+    "seconds_to_5pct": "time to within 5 % of a run's own best",
+}
+"""What an expectation compares: columns of the runs table, in words. Of each, less is better."""
 
 
 def _of(*keys: str) -> BeforeValidator:
@@ -77,7 +83,7 @@ class Expectation:
     """What was expected before the study: the lowest ``metric`` of some runs is below that of some others."""
 
     text: Line
-    metric: Metric
+    metric: Annotated[str, Field(pattern=f"^({'|'.join(METRICS)})$")]
     lower: tuple[Digits, ...]
     higher: tuple[Digits, ...]
     why: Line | None = None

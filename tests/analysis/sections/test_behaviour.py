@@ -96,16 +96,15 @@ def test_a_gradient_that_is_zero_by_construction_is_not_called_vanished(run: Run
     assert values == [1, None]
 
 
-def test_rescaling_is_exact_and_a_constant_curve_is_zero() -> None:
-    assert rescaled(np.array([2.0, 6.0, 3.0])).tolist() == [0.0, 1.0, 0.25]
+def test_what_curves_come_to_at_their_limits() -> None:
     assert rescaled(np.array([5.0, 5.0])).tolist() == [0.0, 0.0]
     np.testing.assert_equal(rescaled(np.array([1.0, math.nan, 3.0])), [0.0, math.nan, 1.0])
-
-
-def test_a_gradient_that_never_vanishes_has_no_number_of_steps() -> None:
     assert vanishes_after(np.array([0.5, 0.6, 1.0])) is None
     assert vanishes_after(np.array([0.0, 0.0, 1.0])) == 1
     assert vanishes_after(np.zeros(3)) is None
+    assert settles_at(np.array([8.0] * 5 + [4.0] * 20)) == 6
+    assert settles_at(np.array([4.0] * 10)) is None
+    assert [shade(v, 0.5) for v in (0.0, 0.49, 0.5, 3.9, 99.0, math.nan)] == [0, 0, 1, 7, 7, 0]
 
 
 def test_a_change_past_the_training_length_has_a_standard_error() -> None:
@@ -115,11 +114,6 @@ def test_a_change_past_the_training_length_has_a_standard_error() -> None:
     assert beyond(np.array(inside + rise), 6) == pytest.approx((0.5, 0.0683), abs=1e-4)
     assert beyond(np.array(inside + same), 6) == pytest.approx((0.01, 0.0683), abs=1e-4)
     assert beyond(np.array(inside), 6) is None
-
-
-def test_a_loss_settles_where_the_mean_of_ten_steps_is_near_its_lowest() -> None:
-    assert settles_at(np.array([8.0] * 5 + [4.0] * 20)) == 6
-    assert settles_at(np.array([4.0] * 10)) is None
 
 
 def test_best_leaves_out_heavy_repetition_and_the_reason_names_the_judge(run: RunDirectory) -> None:
@@ -182,10 +176,6 @@ def test_words_are_joined_as_one_reads_them() -> None:
     tokens = ["it", "is", "n't", "mr.", "<unk>", "'s", "N", "%", "<eos>", "no", ",", "$", "N"]
     assert plain_text(tokens, "word") == "it isn't mr. <unk>'s N%\nno, $N"
     assert plain_text(["a", " ", "b", "<eos>", "c"], "char") == "a b\nc"
-
-
-def test_shades_are_steps_of_equal_width() -> None:
-    assert [shade(v, 0.5) for v in (0.0, 0.49, 0.5, 3.9, 99.0, math.nan)] == [0, 0, 1, 7, 7, 0]
 
 
 @pytest.mark.slow
