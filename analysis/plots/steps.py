@@ -21,7 +21,7 @@ from analysis.study.values import Values, read_or_warn, rows_of
 from seqlm.trace import Trace, read_trace
 
 MOST_PARTS = 100
-"""More steps than this are drawn in so many parts."""
+"""Most parts in which the steps of a run are drawn."""
 
 
 @look.applied()
@@ -54,9 +54,9 @@ def steps_chart(study: StudyFiles, numbers: Collection[RunNumber]) -> Chart | No
 
 
 def draw_steps(axes: Axes, epochs: Values, values: Values, cut: float = math.inf, **style: Any) -> Axes:
-    """Draw the values of steps, each after so many epochs: mean and range of each part of those that are finite.
+    """Draw the values of steps over ``epochs``: mean and range in each part of the steps with finite values.
 
-    The axis ends at ``cut``.
+    The vertical axis ends at ``cut``.
     """
     places = np.flatnonzero(np.isfinite(values))
     parts = np.array_split(places, min(len(places), MOST_PARTS) or 1)[: len(places)]
