@@ -21,6 +21,11 @@ def sentences(template: str, **values: Any) -> list[str]:
     return [" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip()]
 
 
+def caption(template: str, **values: Any) -> str:
+    """Return a template as one paragraph."""
+    return " ".join(sentences(f"caption_{template}", **values))
+
+
 @functools.cache
 def _environment() -> Environment:
     found = Environment(

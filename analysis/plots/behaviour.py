@@ -10,15 +10,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from analysis.blocks.figure import Chart, name_values, run_mark
-from analysis.blocks.sentences import first_few
+from analysis.blocks.sentences import caption
 from analysis.plots import look
 from analysis.plots.axes import Mark, fit, panels_with_legend, place_numbers
 from analysis.plots.curves import LABEL_LENGTH
 from analysis.study import units
 from analysis.study.examined import ExaminedRun
 from analysis.study.values import Values
-
-STYLES_CAPTION = "Colour: architecture; line: optimizer."
 
 
 @look.applied()
@@ -30,17 +28,10 @@ def loss_chart(runs: Sequence[ExaminedRun]) -> Chart:
     draw_losses(left, runs, carried=False)
     draw_losses(right, runs, carried=True)
     left.set_ylabel("Mean validation loss (nats)")
-    caption = STYLES_CAPTION
-    if lengths := _training_lengths(runs):
-        named = units.listing([str(length) for length in lengths])
-        caption += (
-            f" Dotted line: length of a window in training ({named} tokens); "
-            "the steps up to it are those of such a window."
-        )
-    if not all(run.carries_state for run in runs):
-        caption += " The Transformer carries no state, so its two curves are the same."
+    lengths, all_carry = map(str, _training_lengths(runs)), all(run.carries_state for run in runs)
+    text = caption("losses", lengths=[*lengths], all_carry=all_carry)
     title = "Validation loss at each time step of a window"
-    return Chart(name="loss-per-step", title=title, caption=caption, figure=figure)
+    return Chart(name="loss-per-step", title=title, caption=text, figure=figure)
 
 
 def draw_losses(axes: Axes, runs: Sequence[ExaminedRun], *, carried: bool) -> Axes:
@@ -77,14 +68,10 @@ def gradient_chart(runs: Sequence[ExaminedRun]) -> Chart:
     draw_gradient_norms(right, runs)
     left.set_ylabel("Gradient norm, rescaled")
     counts = sorted({run.gradients.columns for run in runs if run.gradients})
-    caption = (
-        f"{STYLES_CAPTION} Norm of the mean gradient over {units.listing([f'{count:,}' for count in counts])} "
-        "sequences; pale: mean of the norms."
-    )
-    if zero := [run.reference for run in runs if run.gradients and (run.gradients.overall == 0).any()]:
-        caption += f" Exact zeros are left out on the right: {first_few(zero, 2)}."
+    zero = [run.reference for run in runs if run.gradients and (run.gradients.overall == 0).any()]
+    text = caption("gradients", counts=[f"{count:,}" for count in counts], zero=zero)
     title = "How far the loss at the last time step reaches back"
-    return Chart(name="gradient-norms", title=title, caption=caption, figure=figure)
+    return Chart(name="gradient-norms", title=title, caption=text, figure=figure)
 
 
 def draw_gradient_norms(axes: Axes, runs: Sequence[ExaminedRun]) -> Axes:

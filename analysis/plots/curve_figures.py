@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from analysis.blocks.figure import Chart
-from analysis.blocks.sentences import sentences
+from analysis.blocks.sentences import caption
 from analysis.plots import look
 from analysis.plots.axes import Unit, label_grid, panel_grid, panels_with_legend, unit_for
 from analysis.plots.curves import (
@@ -80,7 +80,7 @@ def runs_chart(study: StudyFiles, runs: pd.DataFrame, curves: Sequence[Curve], n
     for limit in limits:
         chart.figure.axes[0].axvline(limit, color=look.MUTED, linestyle=(0, (1, 2)), linewidth=1.2, zorder=1)
     top = chart.figure.axes[0].get_ylim()[1]
-    caption = sentences(
+    text = caption(
         "curves",
         named=len(prominent(curves)),
         curves=len(curves),
@@ -89,7 +89,7 @@ def runs_chart(study: StudyFiles, runs: pd.DataFrame, curves: Sequence[Curve], n
         limits=[str(limit) for limit in limits],
         **_ends(runs, curves, [top] * len(curves), [curve.drawn for curve in curves]),
     )
-    return Chart(name=name, title=chart.title, caption=" ".join(caption), figure=chart.figure)
+    return Chart(name=name, title=chart.title, caption=text, figure=chart.figure)
 
 
 def rows_chart(study: StudyFiles, rows: Mapping[str, Sequence[Curve]], key: str) -> Chart:
@@ -129,14 +129,14 @@ def _chart(
                 place.set_title(heading, loc="left")
             else:
                 place.set_ylabel("")
-    caption = (
+    text = (
         "Number: run. Colour: architecture; line and marker: optimizer. ▲: leaves the axis; ×: ended early; "
         "band: lowest to highest of several seeds."
     )
     if any(len(row) > MOST_LINES for row in rows.values()):
-        caption += f" Coloured: {STANDING_OUT_OF_KIND} of the best in each panel; grey: at most {MOST_GREY} others."
+        text += f" Coloured: {STANDING_OUT_OF_KIND} of the best in each panel; grey: at most {MOST_GREY} others."
     spoken = "epochs and wall-clock time" if len(along) > 1 else "epochs"
-    return Chart(name=name, title=f"{title} over {spoken}", caption=caption, figure=figure)
+    return Chart(name=name, title=f"{title} over {spoken}", caption=text, figure=figure)
 
 
 def _unit(study: StudyFiles) -> Unit:
@@ -163,7 +163,7 @@ def panels_chart(study: StudyFiles, curves: Sequence[Curve], unit: Unit | None) 
     label_grid(grid, "Perplexity", grid[0].get_xlabel())
     left_out = study.runs[~study.runs["number"].isin([curve.number for curve in curves])]
     values = [np.concatenate([curve.train_ppl, curve.val_ppl]) for curve in shown]
-    caption = sentences(
+    text = caption(
         "curves_of_runs",
         left_out=len(curves) - len(shown),
         settings=len({curve.setting for curve in curves}),
@@ -174,7 +174,7 @@ def panels_chart(study: StudyFiles, curves: Sequence[Curve], unit: Unit | None) 
     return Chart(
         name="runs-time" if unit else "runs-epochs",
         title=f"Training and validation perplexity of {what} over {'wall-clock time' if unit else 'epochs'}",
-        caption=" ".join(caption),
+        caption=text,
         figure=figure,
     )
 

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.blocks.figure import Chart, name_values, run_mark
+from analysis.blocks.sentences import caption
 from analysis.plots import look
 from analysis.plots.axes import (
     MOST_MARKED,
@@ -44,13 +45,9 @@ def time_chart(settings: Sequence[Setting], front: Sequence[Setting], of: str = 
     figure, (axes,) = panels_with_legend(3.8, time_handles(settings, front))
     draw_times(axes, settings, front)
     numbered = "numbers: runs" if len(settings) <= MOST_NUMBERS else "numbers: runs of the front"
-    caption = f"Colour: architecture; marker: optimizer; {numbered}. Grey line: the Pareto front. ↑: above the axis."
-    return Chart(
-        name="time-and-perplexity",
-        title="Best validation perplexity against the time to it",
-        caption=caption + of,
-        figure=figure,
-    )
+    text = f"Colour: architecture; marker: optimizer; {numbered}. Grey line: the Pareto front. ↑: above the axis.{of}"
+    title = "Best validation perplexity against the time to it"
+    return Chart(name="time-and-perplexity", title=title, caption=text, figure=figure)
 
 
 def time_handles(settings: Sequence[Setting], front: Sequence[Setting]) -> list[Line2D]:
@@ -125,16 +122,9 @@ def frontier_chart(study: StudyFiles, epochs: pd.DataFrame, hours: str) -> Chart
     axes.set_xlim(0, float(found["hours"].max()) * 1.015)
     place_numbers(axes, marks)
     name_values(axes, hours)
-    caption = (
-        "Line: lowest by then of each architecture. Points with numbers: best epochs of finished runs, when they "
-        "ended. Hours of finished epochs."
-    )
-    left_out = int(study.runs["epochs_done"].sum()) - len(epochs)
-    if left_out:
-        caption += f" Left out, without a recorded time: {units.count(left_out, 'epoch')}."
-    return Chart(
-        name="search-frontier", title=f"Best validation perplexity against {hours}", caption=caption, figure=figure
-    )
+    text = caption("frontier", left_out=int(study.runs["epochs_done"].sum()) - len(epochs))
+    title = f"Best validation perplexity against {hours}"
+    return Chart(name="search-frontier", title=title, caption=text, figure=figure)
 
 
 # -- shared --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,15 @@ from typing import Any
 import pandas as pd
 
 from analysis.blocks.section import Block, Section, Subheading, paragraphs
-from analysis.blocks.sentences import scope, scope_of, scope_sentences, scoring_sentences, sentences, text_sentences
+from analysis.blocks.sentences import (
+    caption,
+    scope,
+    scope_of,
+    scope_sentences,
+    scoring_sentences,
+    sentences,
+    text_sentences,
+)
 from analysis.blocks.table import RUN_COLUMNS, Column, Table, number
 from analysis.plots.curve_figures import group_chart
 from analysis.plots.curves import curves_of
@@ -119,22 +127,11 @@ def results_table(study: StudyFiles, group: str | None = None) -> Table:
     best = set(best_runs(runs, study.settings if group is None else settings_of(runs))["id"])
     of_all = [number("of_all", "Of all", units.perplexity), number("at", "Its epoch", units.whole)]
     bits = [BITS] if runs["val_bits_per_byte"].map(units.is_number).any() else []
-    seeds = "Seeds: next table" if repeats_seeds(study.runs) else "One seed each: n = 1"
-    at_best = (
-        "Train, valid.: at the best epoch; of all, test: at that of all epochs"
-        if longer
-        else "Train, valid., test: at the epoch of the lowest validation perplexity"
-    )
-    caption = (
-        f"{at_best}; final: after the last. "
-        f"{'Bits/byte: validation loss per byte of the text. ' if bits else ''}"
-        f"Bold: best setting of each architecture{' on its text' if len(texts) > 1 else ''}."
-        f"{scope_of(runs, len(absent))}"
-    )
+    of, seeds = scope_of(runs, len(absent)), repeats_seeds(study.runs)
     return Table(
         name="results" if group is None else f"group-{study.group_name(group)}",
         title="Perplexity of each run" if group is None else f"{group}: perplexity of each run",
-        caption=f"{caption} {seeds}." if group is None else caption,
+        caption=caption("results", longer=longer, bits=bits, several=len(texts) > 1, of=of, group=group, seeds=seeds),
         columns=[
             *RUN_COLUMNS,
             *([Column("text", "Text")] if len(texts) > 1 else []),
