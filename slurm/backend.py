@@ -18,7 +18,7 @@ from jobs.backends.base import Backend, Finding, Waiting
 from jobs.launch.canary import Canaries, of_canaries
 from jobs.launch.job import LaunchOptions
 from jobs.plan.capacity import Capacity, Node, with_noun
-from jobs.plan.limits import Limits, advice, earlier, fitting, more_memory_gb
+from jobs.plan.limits import Limits, advice, fitting, more_memory_gb
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places
 from jobs.spec import Resources, RunSpec
@@ -160,22 +160,14 @@ class SlurmBackend(Backend):
     def _limits(self, todo: Sequence[PlannedRun], options: LaunchOptions) -> dict[str, Limits]:
         """Return what the job of each run asks for, by run id. A line says if that is far too much."""
         settings, asked = self.settings, self.settings.limits
-        known = earlier(
+        found = fitting(
             options.study_dir.parent,
             [item for item in todo if item.run.id not in options.tasks],
             self._partition.name.split(","),
+            asked,
+            save_seconds=settings.signal_before_s,
+            sharing=settings.runs_per_job,
         )
-        found = {
-            item.run.id: fitting(
-                item,
-                known[item.run.id],
-                asked,
-                save_seconds=settings.signal_before_s,
-                runs=settings.runs_per_job(item.spec.resources),
-            )
-            for item in todo
-            if item.run.id in known
-        }
         if not settings.fit_limits:
             if line := advice(found.values(), asked):
                 terminal.tell(line)

@@ -3,11 +3,12 @@
 Both are made from the answers of five commands of SLURM. Tests replay such records (``tests/slurm/records``).
 """
 
+import contextlib
 import getpass
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from jobs.backends.base import Finding
 from jobs.plan.capacity import with_noun
@@ -30,22 +31,15 @@ CONFIG = (
 )
 """The settings of SLURM that a record has."""
 MINUTES = 120
+"""The most that a site file asks for: short jobs start sooner."""
 
 
 def answers() -> dict[str, str]:
-    """Return the answers of SLURM's commands. One that fails, as without accounting, has an empty answer.
-
-    Raises:
-        BackendError: there are no partitions to ask for.
-    """
-    found = {}
+    """Return the answers of SLURM's commands. One that fails, as without accounting, has an empty answer."""
+    found = dict.fromkeys(QUESTIONS, "")
     for key, words in QUESTIONS.items():
-        try:
+        with contextlib.suppress(BackendError):
             found[key] = ask(*(word.format(user=getpass.getuser()) for word in words))
-        except BackendError:
-            if key == "partitions":
-                raise
-            found[key] = ""
     return found
 
 
@@ -53,6 +47,7 @@ def write(given: Mapping[str, str], site: Path | None, record: Path | None) -> l
     """Write the files that are asked for.
 
     Raises:
+        BackendError: no partition has nodes, or SLURM does not answer.
         UsageError: one of them exists.
         FileError: one of them cannot be written.
     """
@@ -68,14 +63,13 @@ def write(given: Mapping[str, str], site: Path | None, record: Path | None) -> l
 
 def record_text(given: Mapping[str, str]) -> str:
     """Return the record of a cluster: facts of an allow-list, in the words of SLURM. Accounts are numbered."""
-    names: dict[str, str] = {}
     rows = [line.split("|") for line in given["accounts"].splitlines()]
-    for account in (name for row in rows for name in row[:2] if name):
-        names.setdefault(account, f"account{len(names) + 1}")
+    known = dict.fromkeys(name for row in rows for name in row[:2] if name)
+    numbers = {name: f"account{number}" for number, name in enumerate(known, start=1)}
+    accounts = ["|".join([*(numbers.get(name, "") for name in row[:2]), *row[2:]]) for row in rows]
     kept = [line for line in given["config"].splitlines() if line.partition("=")[0].strip() in CONFIG]
-    accounts = ["|".join([*(names.get(name, "") for name in row[:2]), *row[2:]]) for row in rows]
-    found: dict[str, Any] = {"format": 1, "source": "recorded", **given, "json": given["json"].startswith("{")}
-    return json_text(found | {"config": "\n".join([*kept, ""]), "accounts": "\n".join([*accounts, ""])})
+    texts = {key: "".join(f"{line}\n" for line in lines) for key, lines in (("config", kept), ("accounts", accounts))}
+    return json_text({"format": 1, "source": "recorded", **given, **texts, "json": given["json"].startswith("{")})
 
 
 def site_text(given: Mapping[str, str]) -> str:
@@ -89,44 +83,39 @@ def site_text(given: Mapping[str, str]) -> str:
     if not usable:
         raise BackendError("sinfo: expected a partition with nodes, got none")
     chosen = usable.get(default or "") or next(iter(usable.values()))
-    accounts = [line.split("|") for line in given["accounts"].splitlines()]
+    rows = [line.split("|") for line in given["accounts"].splitlines() if line.count("|") == 2]
+    accounts, qos = ({name: "" for row in rows for name in row[part].split(",") if name} for part in (1, 2))
     types = sorted({name for kind in chosen.kinds for name in kind.gpu_types})
-    limit, has = chosen.time_limit_min, min(kind.memory_mb for kind in chosen.kinds) / 1024
+    limit, memory = chosen.time_limit_min or math.inf, min(kind.memory_mb for kind in chosen.kinds) // 1024
+    gpus, longest = chosen.gpus_per_node, "no limit" if chosen.time_limit_min is None else f"at most {limit}"
     lines = [
-        f"# {given['version'].strip() or 'SLURM'}, as `seqlm doctor --backend slurm --write-site` found it.",
+        f"# {given['version'].strip()}, as `seqlm doctor --backend slurm --write-site` found it.",
         "# docs/reference/manifest.md has every key, docs/guides/slurm.md what to do if your site is different.",
-        "",
         *(
-            f"{'' if one is chosen else '# '}partition = {json.dumps(one.name)}  # {about(one)}"
-            for one in usable.values()
+            f"{'# ' * (one is not chosen)}partition = {json.dumps(name)}  # {about(one)}"
+            for name, one in usable.items()
         ),
-    ]
-    if own := [row[0] for row in accounts if row[0]][:1]:
-        others = sorted({row[1] for row in accounts if len(row) > 1} - {*own, ""})
-        more = f"; you may also charge {', '.join(others)}" if others else ""
-        lines.append(f"account = {json.dumps(own[0])}  # your default{more}")
-    if qos := sorted({name for row in accounts for name in row[-1].split(",") if len(row) > 2 and name}):
-        lines.append(f"# qos = {json.dumps(qos[0])}  # those that you may use: {', '.join(qos)}")
-    most = "no limit" if limit is None else f"at most {limit}"
-    lines += [
-        f"timeout_min = {MINUTES if limit is None else min(limit, MINUTES)}  # {most}; a run that needs longer goes on",
-        f"# mem_gb = {max(1, int(has / max(1, chosen.gpus_per_node)))}  # of each node, which have {has:.0f} or more",
+        *[
+            f"account = {json.dumps(row[0])}  # your default; yours: {', '.join(accounts)}"
+            for row in rows[:1]
+            if row[0]
+        ],
+        *([f"# qos = {json.dumps(min(qos))}  # yours: {', '.join(qos)}"] if qos else []),
+        f"timeout_min = {min(limit, MINUTES)}  # {longest}; a run that needs longer goes on in another job",
+        f"# mem_gb = {max(1, memory // max(1, gpus))}  # of each node, which have {memory} or more",
         "# fit_limits = true  # jobs ask for what earlier ones took, and for no more than the two lines above",
+        *([f"ranks_per_node = {gpus}  # the GPUs of a node"] if gpus else []),
+        *(f'# gpu_request = "gres=gpu:{name}:{{gpus}}"  # for GPUs of this type alone' for name in types),
+        *([f'env.{DEVICE.name} = "cpu"  # the GPUs of a test cluster are no devices'] if types == [FAKE_GPU] else []),
+        '# setup = ["module load cuda"]  # shell lines before the command of each job',
     ]
-    if chosen.gpus_per_node:
-        lines.append(f"ranks_per_node = {chosen.gpus_per_node}  # the GPUs of a node")
-    lines += [f'# gpu_request = "gres=gpu:{name}:{{gpus}}"  # for GPUs of this type alone' for name in types]
-    if types == [FAKE_GPU]:
-        lines.append(f'env.{DEVICE.name} = "cpu"  # the GPUs of a test cluster are no devices')
-    lines += ['# setup = ["module load cuda"]  # shell lines before the command of each job', ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, ""])
 
 
 def about(facts: PartitionFacts) -> str:
     """Return what a partition has, in a few words."""
-    kinds = [
-        f"{with_noun(kind.count, 'node')} of {with_noun(kind.cpus, 'core')}"
-        + (f" and {with_noun(kind.gpus, ' '.join([*kind.gpu_types, 'GPU']))}" if kind.gpus else "")
-        for kind in facts.kinds
-    ]
+    kinds = []
+    for kind in facts.kinds:
+        gpus = f" and {with_noun(kind.gpus, ' '.join([*kind.gpu_types, 'GPU']))}" if kind.gpus else ""
+        kinds.append(f"{with_noun(kind.count, 'node')} of {with_noun(kind.cpus, 'core')}{gpus}")
     return ", ".join(kinds)

@@ -3,8 +3,8 @@
 import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,66 +65,6 @@ def alike(config: RunConfig) -> Hashable:
     return config.model, config.data, replace(config.train, epochs=1), config.eval
 
 
-@dataclass(kw_only=True)
-class Earlier:
-    """What earlier runs of a kind took, in the partitions in question."""
-
-    start_seconds: float = 0.0
-    epochs: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    """Device -> seconds of each epoch."""
-    peaks: dict[Path, float] = field(default_factory=dict)
-    """Folder of a run -> the most memory of a node."""
-
-    def add(
-        self, run: RunDirectory, attempt: int, ranks: int, device: str, epochs: Sequence[Mapping[str, Any]]
-    ) -> None:
-        """Add an attempt. ``epochs`` are the records of all epochs of the run."""
-        for epoch in epochs:
-            phases = epoch.get("phases") or {}
-            if phases and epoch.get("attempt") == attempt and fits(Mapping[str, float], phases):
-                self.start_seconds = max(self.start_seconds, phases.get("start_up", 0.0))
-                seconds = math.fsum(phases.values()) - phases.get("start_up", 0.0)
-                self.epochs[device].append(seconds)
-        if (found := used(run, attempt, ranks)) is not None:
-            self.peaks[run.path] = max(self.peaks.get(run.path, 0.0), found.memory_bytes)
-
-    @property
-    def epoch_seconds(self) -> float:
-        """The 90th percentile of an epoch, on the device where it is longest."""
-        return max(sorted(found)[math.ceil(0.9 * len(found)) - 1] for found in self.epochs.values())
-
-    @property
-    def memory_bytes(self) -> float | None:
-        """The most memory of a node. ``None``: too few runs agree."""
-        peaks = self.peaks.values()
-        return max(peaks) if len(peaks) >= LEAST_RUNS and max(peaks) <= AGREE * min(peaks) else None
-
-
-def earlier(root: Path, todo: Sequence[PlannedRun], partitions: Collection[str]) -> dict[str, Earlier]:
-    """Return what runs like those of ``todo`` took, by run id: the same model on the same text, with the same ranks.
-
-    Only attempts on SLURM in one of ``partitions`` count, of all studies below ``root``. What cannot be read is left
-    out.
-    """
-    if not todo:
-        return {}
-    kinds = {item.run.id: (alike(item.spec.config), replace(item.spec.resources, priority=0)) for item in todo}
-    configs = {config for config, _ in kinds.values()}
-    found = defaultdict[Hashable, Earlier](Earlier)
-    for run in (RunDirectory(path) for study in within(root) for path in within(study)):
-        with contextlib.suppress(SeqlmError):
-            config = alike(run.read_config())
-            epochs = run.read_metrics()[0] if config in configs else []
-            for attempt in {number for epoch in epochs if type(number := epoch.get("attempt")) is int}:
-                start, worker = (read_json(file(attempt)) or {} for file in (run.start_file, run.worker_file))
-                place = run.read_environment(worker).get("variables", {}).get("SLURM_JOB_PARTITION")
-                if start.get("backend") == "slurm" and place in partitions:
-                    resources = replace(read(Resources, start.get("resources", {})), priority=0)
-                    device = str(worker.get("device"))
-                    found[config, resources].add(run, attempt, resources.ranks, device, epochs)
-    return {run_id: found[kind] for run_id, kind in kinds.items() if kind in found}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """What the job of a run asks for."""
@@ -134,20 +74,84 @@ class Limits:
     """Of each node. ``None``: the cluster's default."""
 
 
-def fitting(item: PlannedRun, known: Earlier, most: Limits, *, save_seconds: float, runs: int) -> Limits:
-    """Return the limits that fit a run, at most ``most``.
+class Earlier:
+    """What earlier runs of a kind took."""
 
-    ``save_seconds``: how long before its end a job is told to save; ``runs``: how many runs like this share the job.
+    def __init__(self) -> None:
+        self._start_seconds = 0.0
+        self._epochs = defaultdict[str, list[float]](list)
+        """Device -> seconds of each epoch."""
+        self._peaks = defaultdict[Path, float](float)
+        """Folder of a run -> the most memory of a node."""
+
+    def add(
+        self, run: RunDirectory, attempt: int, ranks: int, device: str, epochs: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Add an attempt. ``epochs`` are the records of all epochs of the run."""
+        for epoch in epochs:
+            phases = epoch.get("phases") or {}
+            if phases and epoch.get("attempt") == attempt and fits(Mapping[str, float], phases):
+                start = phases.get("start_up", 0.0)
+                self._start_seconds = max(self._start_seconds, start)
+                self._epochs[device].append(math.fsum(phases.values()) - start)
+        if (found := used(run, attempt, ranks)) is not None:
+            self._peaks[run.path] = max(self._peaks[run.path], found.memory_bytes)
+
+    def limits(self, epochs: int, most: Limits, *, save_seconds: float, runs: int) -> Limits:
+        """Return the limits that fit a run with so many epochs to train, at most ``most``.
+
+        ``save_seconds``: how long before its end a job is told to save; ``runs``: how many runs like this share the
+        job. The time is that of the slowest device.
+        """
+        minutes, memory, peaks = most.timeout_min, most.mem_gb, self._peaks.values()
+        if self._epochs:
+            usual = max(sorted(found)[math.ceil(0.9 * len(found)) - 1] for found in self._epochs.values())
+            training = 60 * enough(seconds=self._start_seconds + epochs * usual).timeout_min
+            needed = max(BEGIN_SECONDS + training + save_seconds, 2 * save_seconds) / 60
+            minutes = min(minutes, STEP_MINUTES * 2 ** math.ceil(math.log2(max(1, needed / STEP_MINUTES))))
+        if len(peaks) >= LEAST_RUNS and max(peaks) <= AGREE * min(peaks):
+            memory = min(enough(memory_bytes=runs * max(peaks)).mem_gb, most.mem_gb or math.inf)
+        return Limits(timeout_min=minutes, mem_gb=memory)
+
+
+def fitting(
+    root: Path,
+    todo: Sequence[PlannedRun],
+    partitions: Collection[str],
+    most: Limits,
+    *,
+    save_seconds: float,
+    sharing: Callable[[Resources], int],
+) -> dict[str, Limits]:
+    """Return the limits that fit, by run id, of those of ``todo`` for which that is known.
+
+    It is known from runs of the same model on the same text, with the same resources. Only attempts on SLURM in one of
+    ``partitions`` count, of all studies below ``root``. What cannot be read is left out. ``save_seconds`` is as in
+    :meth:`Earlier.limits`, and ``sharing`` tells ``runs``.
     """
-    minutes, memory = most.timeout_min, most.mem_gb
-    if known.epochs:
-        left = item.spec.config.train.epochs - item.epochs_done
-        training = 60 * enough(seconds=known.start_seconds + left * known.epoch_seconds).timeout_min
-        needed = max(BEGIN_SECONDS + training + save_seconds, 2 * save_seconds) / 60
-        minutes = min(minutes, STEP_MINUTES * 2 ** math.ceil(math.log2(max(1, needed / STEP_MINUTES))))
-    if known.memory_bytes is not None:
-        memory = min(enough(memory_bytes=runs * known.memory_bytes).mem_gb, most.mem_gb or math.inf)
-    return Limits(timeout_min=minutes, mem_gb=memory)
+    kinds = {item.run.id: (alike(item.spec.config), replace(item.spec.resources, priority=0)) for item in todo}
+    configs, earlier = {config for config, _ in kinds.values()}, defaultdict[Hashable, Earlier](Earlier)
+    for run in (RunDirectory(path) for study in within(root) for path in within(study) if todo):
+        with contextlib.suppress(SeqlmError):
+            config = alike(run.read_config())
+            epochs = run.read_metrics()[0] if config in configs else []
+            for attempt in {number for epoch in epochs if type(number := epoch.get("attempt")) is int}:
+                start, worker = (read_json(file(attempt)) or {} for file in (run.start_file, run.worker_file))
+                place = run.read_environment(worker).get("variables", {}).get("SLURM_JOB_PARTITION")
+                if start.get("backend") == "slurm" and place in partitions:
+                    resources = replace(read(Resources, start.get("resources", {})), priority=0)
+                    device = str(worker.get("device"))
+                    earlier[config, resources].add(run, attempt, resources.ranks, device, epochs)
+    return {
+        item.run.id: earlier[kinds[item.run.id]].limits(
+            item.spec.config.train.epochs - item.epochs_done,
+            most,
+            save_seconds=save_seconds,
+            runs=sharing(item.spec.resources),
+        )
+        for item in todo
+        if kinds[item.run.id] in earlier
+    }
 
 
 def advice(fits: Collection[Limits], asked: Limits) -> str | None:

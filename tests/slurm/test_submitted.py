@@ -14,6 +14,7 @@ from jobs.attempt.attempt import micro_batches
 from jobs.cli.arguments import EXIT_RUN_FAILED
 from jobs.cli.view import Watcher
 from jobs.manifests.policy import Policy
+from jobs.spec import Resources
 from jobs.study.budget import Budget
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
@@ -21,6 +22,7 @@ from slurm.submission import JobPlan
 from tests.analysis.attempt_files import ORIGIN, at, write_attempt
 from tests.facts import fail
 from tests.fake_slurm import FakeSlurm
+from tests.jobs.plan.test_limits import trained
 from tests.seqlm.training.studies import runs_in
 
 pytestmark = pytest.mark.process
@@ -99,6 +101,22 @@ def test_a_failure_that_only_slurm_knows_of_ends_the_attempt_at_its_last_sign_of
     assert (run.end(1).kind, run.end(1).at) == ("oom", at(3606))
     assert Budget(tmp_path / "s", Policy()).spent()["core_hours"] == 2 * 2 * 3606 / 3600
     assert load_study(tmp_path / "s").attempts["seconds"].tolist() == [3606]
+
+
+@pytest.mark.parametrize("fit", [False, True])
+def test_what_earlier_runs_took_is_asked_for_with_fit_limits_and_else_advised_in_one_line(
+    fake: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str], fit: bool
+) -> None:
+    keys = f"[backend.slurm]\ntimeout_min = 240\nfit_limits = {str(fit).lower()}\n"
+    assert submit(tmp_path, f"{keys}{RUN}resources.cpus = 1\n") == 0
+    (run,) = runs_in(tmp_path / "s")
+    trained(tmp_path / "earlier", 0, config=run.read_config(), resources=Resources(cpus=1, gpus=1), partition="main")
+    fake.end("1")
+    capsys.readouterr()
+    assert submit(tmp_path, f"{keys}{RUN}resources.cpus = 1\n", "--set", "train.epochs=3") == 0
+    assert [job.options["time"] for job in fake.jobs().values()] == ["240", "15" if fit else "240"]
+    advised = [line for line in capsys.readouterr().err.splitlines() if "fit_limits" in line]
+    assert len(advised) == (0 if fit else 1), advised
 
 
 FIVE = '[study]\nname = "s"\n' + "".join(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.plan.limits import Earlier, Limits, advice, earlier, fitting, more_memory_gb
+from jobs.plan.limits import Limits, advice, fitting, more_memory_gb
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources, RunSpec
 from seqlm.config import RunConfig
@@ -57,21 +57,20 @@ def planned(folder: Path, *, epochs: int = 20, resources: Resources = PAIR) -> P
     return make_fresh(folder / "new", RunSpec(name="x", config=make_config(seed=9, epochs=epochs), resources=resources))
 
 
-def known(folder: Path, item: PlannedRun) -> Earlier | None:
-    return earlier(folder, [item], ["gpu"]).get(item.run.id)
+def asked(folder: Path, item: PlannedRun, *, save: float = 120, runs: int = 1) -> Limits | None:
+    """What the job of a run asks for. ``None``: nothing is known of runs like it."""
+    found = fitting(folder, [item], ["gpu"], MOST, save_seconds=save, sharing=lambda _: runs)
+    return found.get(item.run.id)
 
 
 def test_a_run_asks_for_the_time_of_its_epochs_and_three_that_agree_set_its_memory(tmp_path: Path) -> None:
-    item = planned(tmp_path)
-    asked = []
+    item, found = planned(tmp_path), []
     for seed in range(3):
         trained(tmp_path / "old", seed, gigabytes=2 + 0.1 * seed)
-        found = known(tmp_path, item)
-        assert found is not None
-        asked.append(fitting(item, found, MOST, save_seconds=120, runs=1))
+        found.append(asked(tmp_path, item))
     # 1.25 x (30 s + 20 epochs of 60 s), 60 s for the begin and 120 s to save: 28.6 minutes
-    assert [one.timeout_min for one in asked] == [30, 30, 30]
-    assert [one.mem_gb for one in asked] == [64, 64, 7], "1.3 x two ranks of 2.2 GB, and 1"
+    assert found == [Limits(timeout_min=30, mem_gb=64)] * 2 + [Limits(timeout_min=30, mem_gb=7)], "1.3 x 4.4 GB, and 1"
+    assert asked(tmp_path, item, runs=2) == Limits(timeout_min=30, mem_gb=13), "two runs that share a job"
 
 
 @pytest.mark.parametrize(
@@ -82,20 +81,15 @@ def test_the_time_is_a_step_and_at_most_that_of_the_settings(
     tmp_path: Path, epochs: int, seconds: float, save: float, minutes: int
 ) -> None:
     trained(tmp_path / "old", 0, seconds=seconds)
-    item = planned(tmp_path, epochs=epochs)
-    found = known(tmp_path, item)
-    assert found is not None
-    assert fitting(item, found, MOST, save_seconds=save, runs=1).timeout_min == minutes
+    found = asked(tmp_path, planned(tmp_path, epochs=epochs), save=save)
+    assert found == Limits(timeout_min=minutes, mem_gb=64)
 
 
-def test_what_disagrees_or_is_less_than_all_sets_no_memory_and_the_slower_device_the_time(tmp_path: Path) -> None:
+def test_what_disagrees_sets_no_memory_and_the_slower_device_the_time(tmp_path: Path) -> None:
     for seed in range(3):
-        trained(
-            tmp_path / "old", seed, gigabytes=2 + 2 * seed, device=("A100", "A100", "V100")[seed], seconds=60 + seed
-        )
-    found = known(tmp_path, planned(tmp_path))
-    assert found is not None
-    assert (found.memory_bytes, found.epoch_seconds) == (None, 62)
+        device = ("A100", "A100", "V100")[seed]
+        trained(tmp_path / "old", seed, gigabytes=2 + 2 * seed, device=device, seconds=60 + 60 * (device == "V100"))
+    assert asked(tmp_path, planned(tmp_path)) == Limits(timeout_min=60, mem_gb=64)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +108,7 @@ def test_runs_on_other_devices_with_other_ranks_or_of_other_models_set_no_limit(
     tmp_path: Path, other: dict[str, object]
 ) -> None:
     trained(tmp_path / "old", 0, **other)  # type: ignore[arg-type]
-    assert known(tmp_path, planned(tmp_path)) is None
+    assert asked(tmp_path, planned(tmp_path)) is None
 
 
 def test_a_line_of_advice_where_less_than_half_was_used() -> None:
