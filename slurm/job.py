@@ -96,11 +96,18 @@ class JobHost(Host):
         self.where = f"job {self.context.job} on {self.context.host}"
         self.stop_seconds = max(STOP_SECONDS, self.plan.signal_before_s)
 
-    def tries_again(self, failure: End | None, number: int) -> bool:
-        """Return whether the run is tried again here. What another node or more memory may help with waits."""
+    def tries_again(self, failure: End | None, found: Verdict, number: int) -> bool:
+        """Return whether the run is tried again here. What another node or more memory may help with waits.
+
+        A job that shares its runs has others to do, so it tries again here until its node has failed twice in a row.
+        """
+        if self.context.nodes > 1:
+            return False
         if failure is None:
-            return number <= BUSY_TRIES and self.context.nodes == 1
-        return failure.kind == "oom" and self.context.nodes == 1 and self.more_memory_mb([failure]) is None
+            return number <= BUSY_TRIES
+        if failure.kind == "node":
+            return self.share.is_shared and self.context.host not in found.sick_nodes
+        return failure.kind == "oom" and self.more_memory_mb([failure]) is None
 
     def more_memory_mb(self, failures: Iterable[End]) -> int | None:
         """Return how much memory the job is to ask for in its next start. ``None``: none of the failures is of that."""
@@ -115,10 +122,8 @@ class JobHost(Host):
         return self.share.may_take(run, seen)
 
     def next_run(self, free: Capacity, *, is_idle: bool) -> PlannedRun | None:
-        with contextlib.suppress(FileError, OSError):  # the next look is soon
-            if (found := self.share.next_run(free, is_idle=is_idle)) is not None:
-                return _planned(self.plan, self.array, *found)
-        return None
+        found = self.share.next_run(free, is_idle=is_idle)
+        return None if found is None else look_again(_planned, self.plan, self.array, *found)
 
     def stopped(self) -> tuple[FailureKind, str] | None:
         if not self.interrupts.stop:
@@ -226,7 +231,8 @@ def _to_do(plan: JobPlan, run: RunDirectory, host: JobHost) -> PlannedRun | None
     except DamagedFileError as error:  # `status` says the same
         print(f"{run.id} is left alone: {error}", flush=True)
     except (FileError, OSError) as error:
-        _fail(run, error, host)
+        if not host.share.is_shared:  # another job may have the run
+            _fail(run, error, host)
     return None
 
 

@@ -58,23 +58,19 @@ class Share:
         return seen.state != "running" and is_left
 
     def next_run(self, free: Capacity, *, is_idle: bool) -> tuple[RunDirectory, Observation] | None:
-        """Return a run that no job has and that fits. ``is_idle``: the job ends unless there is one.
-
-        Raises:
-            FileError: a file of a run cannot be read.
-        """
+        """Return a run that no job has and that fits. ``is_idle``: the job ends unless there is one."""
         now = time.monotonic()
         if not self.is_shared or (now - self._looked_at < LOOK_SECONDS and not is_idle):
             return None
-        for run in list(self.runs):
-            if free.place(self.array.runs[run.id]) is None:
-                continue
-            seen = run.observe()
-            if is_over(seen):
-                self.runs.remove(run)
-            elif not self.has_begun(run) and self.may_take(run, seen):
-                return run, seen
-        self._looked_at = now
+        for run in [one for one in self.runs if free.place(self.array.runs[one.id]) is not None]:
+            self._looked_at = now
+            with contextlib.suppress(FileError, OSError):  # the next look is soon
+                seen = run.observe()
+                if is_over(seen):
+                    self.runs.remove(run)
+                elif not self.has_begun(run) and self.may_take(run, seen):
+                    self._looked_at = -math.inf
+                    return run, seen
         return None
 
     def has_begun(self, run: RunDirectory) -> bool:
@@ -116,7 +112,8 @@ class Share:
         return self._states
 
     def has_others(self) -> bool:
-        """Return whether another job can take over the runs of this one."""
+        """Return whether another job can take over the runs of this one, as SLURM says now."""
+        self._asked_at = -math.inf
         return self.is_shared and any(job != self._context.job for job in self.job_states())
 
 

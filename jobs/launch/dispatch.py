@@ -274,7 +274,7 @@ class Dispatcher:
                     one.attempt.record_exit(ended, was_asked=one.stop_asked is not None)
                 seen = run.observe()
                 failures = run.failures(run.first_attempt()) if is_ours and seen.state == "failed" else []
-                delay = run.verdict(self._options.policy.to_dict(), failures).delay if failures else None
+                found = run.verdict(self._options.policy.to_dict(), failures) if failures else Verdict()
         except FileError as error:
             one.looks += 1
             one.look_at = time.monotonic() + LOOK_SECONDS
@@ -284,24 +284,24 @@ class Dispatcher:
             return
         self._live.remove(one)
         if failures:
-            self._messages.failure(run, failures, seen.reason, is_final=delay is None)
+            self._messages.failure(run, failures, seen.reason, is_final=found.delay is None)
         self._look_at_budget(at_once=True)
         if is_ours and ended.exit_code == EXIT_BUSY and seen.state not in ("done", "stopped", "cancelled"):
             # The attempt has written nothing, since the other worker may.
-            delay = self._count_unseen(item, one.attempt.number).delay
+            found = self._count_unseen(item, one.attempt.number)
         else:
             self._unseen.pop(run.id, None)
-        if delay is not None:
-            self._retry(item, failures[-1] if failures else None, delay)
+        if found.delay is not None:
+            self._retry(item, failures[-1] if failures else None, found)
         elif seen.state == "pending" and self._is_spent is not None:  # stopped for that: waits again
             self._queue.put_back(self._again(item))
 
     # -- trying again --------------------------------------------------------------------------------------------
 
-    def _retry(self, item: PlannedRun, failure: End | None, delay: float) -> None:
-        """Queue a failed run for its next attempt in ``delay`` seconds, or leave it to this process's next start."""
-        if self._host.tries_again(failure, len(self._unseen[item.run.id])):
-            self._queue.put_back(self._again(item), not_before=time.monotonic() + delay)
+    def _retry(self, item: PlannedRun, failure: End | None, found: Verdict) -> None:
+        """Queue a failed run for its next attempt, or leave it to this process's next start."""
+        if self._host.tries_again(failure, found, len(self._unseen[item.run.id])):
+            self._queue.put_back(self._again(item), not_before=time.monotonic() + (found.delay or 0.0))
         elif failure is None:
             self.left[item.run.id] = "another worker has the run"
 
@@ -323,7 +323,7 @@ class Dispatcher:
         """Count an error in the files of a run. What the worker has written stays in place until it can be read."""
         found = self._count_unseen(item, attempt)
         message, is_final = f"{error}{found.why}", found.delay is None
-        if is_final or not self._host.tries_again(self._unseen[item.run.id][-1], 0):
+        if is_final or not self._host.tries_again(self._unseen[item.run.id][-1], found, 0):
             progress = self._unseen[item.run.id][-1].progress
             is_written = self._record(item, attempt, "node", message, stands=is_final, progress=progress)
             if not is_written and is_final:
@@ -331,7 +331,7 @@ class Dispatcher:
             elif not is_written:
                 self.left[item.run.id] = message
         if found.delay is not None:
-            self._retry(item, self._unseen[item.run.id][-1], found.delay)
+            self._retry(item, self._unseen[item.run.id][-1], found)
 
     def _record(self, item: PlannedRun, attempt: int, kind: FailureKind, message: str, **more: Any) -> bool:
         """Record how an attempt failed (0: it was not even started). Return whether that could be written."""

@@ -14,7 +14,7 @@ from jobs.plan.capacity import Capacity
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Submission
 from jobs.study.kept_code import Code
-from seqlm.ends import End
+from seqlm.ends import End, Verdict
 from seqlm.environment import ATTEMPT, DATA, MICRO_BATCHES
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.search import Search
@@ -68,8 +68,8 @@ class Host:
     def __init__(self) -> None:
         self.interrupts = Interrupts()
 
-    def tries_again(self, failure: End | None, number: int) -> bool:
-        """Return whether a run that failed is tried again by this dispatcher.
+    def tries_again(self, failure: End | None, found: Verdict, number: int) -> bool:
+        """Return whether a run that failed is tried again by this dispatcher. ``found`` says that it is tried again.
 
         ``None``: it has not failed, but found another worker at the run, ``number`` times in a row.
         """

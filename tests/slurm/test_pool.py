@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.study.folder import read_jobs
 from seqlm.files import read_json
 from seqlm.rundir import RunDirectory
 from slurm.testcluster import ClusterOptions, LoopbackCluster
@@ -99,3 +100,27 @@ def test_twenty_runs_go_through_the_jobs_that_a_user_may_submit_with_nobody_wait
         assert study.each() == ["done"] * 20, study("status", "small.toml").stdout
         assert len(jobs_of(study.runs())) == 20
         assert len(set(jobs_of(study.runs()))) <= 3
+
+
+def test_an_array_that_shares_its_runs_and_is_cancelled_leaves_all_of_them_cancelled(
+    slurm_cluster: LoopbackCluster, tmp_path: Path
+) -> None:
+    crawl = Crawl(tmp_path, epochs=0)
+    pool = ("pool = { jobs = 2, cpus = 1 }",)
+    study = SlurmStudy(
+        slurm_cluster, tmp_path, env=crawl.env, settings=pool, gpus=0, rates=[0.01, 0.02, 0.03, 0.04, 0.05]
+    )
+    assert study("run", "small.toml", "--no-wait").returncode == 0
+    (array,) = set(read_jobs(tmp_path / "runs/small").values())
+    wait_for(study.each, "two runs to begin", until=lambda states: sorted(states)[-2:] == ["running", "running"])
+    slurm_cluster.run("scancel", array)
+    until_all_end(study)
+    assert study.each() == ["cancelled"] * 5
+    wait_for(
+        lambda: [run.observe().state for run in study.runs()],
+        "the jobs to record it, for when SLURM has forgotten them",
+        until=lambda states: states == ["cancelled"] * 5,
+    )
+    crawl.end()
+    assert study("retry", "small").returncode == 0
+    assert study.each() == ["done"] * 5

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from jobs.manifests.policy import Policy
+from seqlm import ends
 from seqlm.errors import BackendError
 from seqlm.files import write_json
 from seqlm.rundir import Observation, RunDirectory
@@ -14,7 +16,7 @@ from slurm.share import Share
 from slurm.submission import JobPlan
 from tests.facts import fail
 from tests.slurm.programs import answering
-from tests.slurm.test_job import calls, make, place, plan, room, work
+from tests.slurm.test_job import KILLED, TELL, calls, make, place, plan, room, work
 
 __all__ = ["room"]
 
@@ -116,3 +118,17 @@ def test_of_two_jobs_that_start_the_same_attempt_one_goes_on(
     assert not run.is_done()
     assert run.attempts() == [1]
     assert other.is_done()
+
+
+def test_a_job_that_shares_its_runs_tries_one_again_until_its_node_has_failed_twice_in_a_row(
+    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ends, "FIRST_DELAY_SECONDS", 0.0)
+    answering(room, "squeue", "77_0|RUNNING\n")
+    killed, other = make(tmp_path, "a"), make(tmp_path, "b")
+    program = f"import sys\nif sys.argv[1].endswith('a'):\n    {KILLED}\n{TELL}"
+    told = plan(killed, other, program=program, policy=Policy(), array={**SHARED, "at_once": 1})
+    work(told, place(SLURM_ARRAY_TASK_COUNT="3"))
+    assert killed.attempts() == [1, 2], "the third one is for another node"
+    assert other.is_done()
+    assert not killed.has_ended()
