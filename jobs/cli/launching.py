@@ -22,9 +22,8 @@ from jobs.cli.view import Watcher, following, say_status, tell_skipped, watch
 from jobs.launch import canary, notify
 from jobs.launch.background import detach
 from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch
-from jobs.launch.changes import edited_models
 from jobs.launch.job import LaunchOptions
-from jobs.launch.prepare import find_data, launch, preparing
+from jobs.launch.prepare import edited_models, find_data, launch, preparing
 from jobs.manifests import secrets
 from jobs.manifests.policy import Policy
 from jobs.plan.record import record_of

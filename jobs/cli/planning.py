@@ -12,10 +12,9 @@ from jobs import terminal
 from jobs.backends.base import Backend
 from jobs.cli.arguments import Arguments
 from jobs.cli.parser import flag_of
-from jobs.launch.changes import changes
 from jobs.launch.job import LaunchOptions
 from jobs.launch.own_models import ask, check_models, is_bad
-from jobs.launch.prepare import check_data, estimated, find_data, plan_runs, resolve_resources, resolve_specs
+from jobs.launch.prepare import changes, check_data, estimated, find_data, plan_runs, resolve_resources, resolve_specs
 from jobs.manifests.filters import asks_for_identity, facts_of_spec, select
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.reader import find_manifest

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.launch.changes import changes
-from jobs.launch.prepare import check_data, plan_runs, resolve_specs
+from jobs.launch.prepare import changes, check_data, plan_runs, resolve_specs
 from jobs.manifests.load import load_manifest
 from jobs.plan.record import record_of, write_record
 from jobs.spec import RunSpec
