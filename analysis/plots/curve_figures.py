@@ -129,12 +129,8 @@ def _chart(
                 place.set_title(heading, loc="left")
             else:
                 place.set_ylabel("")
-    text = (
-        "Number: run. Colour: architecture; line and marker: optimizer. ▲: leaves the axis; ×: ended early; "
-        "band: lowest to highest of several seeds."
-    )
-    if any(len(row) > MOST_LINES for row in rows.values()):
-        text += f" Coloured: {STANDING_OUT_OF_KIND} of the best in each panel; grey: at most {MOST_GREY} others."
+    is_crowded = any(len(row) > MOST_LINES for row in rows.values())
+    text = caption("rows", crowded=is_crowded, coloured=STANDING_OUT_OF_KIND, grey=MOST_GREY)
     spoken = "epochs and wall-clock time" if len(along) > 1 else "epochs"
     return Chart(name=name, title=f"{title} over {spoken}", caption=text, figure=figure)
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
 from analysis.blocks.figure import Chart, name_values, run_mark
-from analysis.blocks.sentences import first_few, scope
+from analysis.blocks.sentences import caption, scope
 from analysis.plots import look
 from analysis.plots.axes import MOST_MARKED, draw_points, fit, label_grid, panel_grid
 from analysis.study import units
@@ -34,14 +34,9 @@ def slices_chart(study: StudyFiles) -> Chart | None:
     for axes, key in zip(grid, keys, strict=False):
         draw_slice(axes, key, settings)
     label_grid(grid, "Validation perplexity")
-    caption = "Colour: architecture; marker: optimizer. Lines join settings that agree in every other key."
-    if left_out := keys[MOST_SLICES:]:
-        caption += f" Left out: {first_few(left_out, 2)}."
+    text = caption("slices", left_out=keys[MOST_SLICES:], of=scope(study))
     return Chart(
-        name="slices",
-        title="Best validation perplexity over each hyperparameter",
-        caption=caption + scope(study),
-        figure=figure,
+        name="slices", title="Best validation perplexity over each hyperparameter", caption=text, figure=figure
     )
 
 
