@@ -20,20 +20,11 @@ from seqlm.rundir import RunDirectory
 from seqlm.trace import read_trace
 from seqlm.training import attempt, worker
 from seqlm.training.checkpoint import load_checkpoint
+from seqlm.training.records import OF_THE_DAY
 from tests.seqlm.training.studies import make_run, runs_in
 
-OF_THE_DAY = (
-    "epoch_seconds",
-    "elapsed_seconds",
-    "phases",
-    "communication_seconds",
-    "train_tokens_per_second",
-    "peak_memory_bytes",
-    "attempt",
-)
-"""What ``metrics.jsonl`` says of the machine, not of the training."""
 RESULT_OF_THE_DAY = ("elapsed_seconds", "attempt", "finished_at")
-"""The same of ``result.json``."""
+"""What ``result.json`` says of the machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +34,7 @@ class Outcome:
     tensors: dict[str, str]
     """Name of a checkpoint and part of it -> SHA-256 of its bytes, type and shape."""
     metrics: list[dict[str, Any]]
-    """Every epoch without :data:`OF_THE_DAY`."""
+    """Every epoch without :data:`seqlm.training.records.OF_THE_DAY`."""
     result: dict[str, Any]
     """``result.json`` without :data:`RESULT_OF_THE_DAY`."""
     trace: list[tuple[float, float]]

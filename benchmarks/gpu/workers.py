@@ -27,6 +27,7 @@ from seqlm.errors import BackendError
 from seqlm.files import read_json
 from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import Position, load_checkpoint
+from seqlm.training.records import OF_THE_DAY
 
 ROOT = Path(__file__).resolve().parents[2]
 RESUMED = ("rnn-2x256-b20", "gru-2x256-b20", "transformer-2x256-b20")
@@ -48,17 +49,6 @@ STOP_SECONDS = 60.0
 """How long a worker that was asked to stop may take to save."""
 MPS_SECONDS = 60.0
 """How long MPS may take to start, to let a process use the card, or to quit."""
-OF_THE_DAY = (
-    "epoch_seconds",
-    "elapsed_seconds",
-    "phases",
-    "communication_seconds",
-    "train_tokens_per_second",
-    "peak_memory_bytes",
-    "attempt",
-)
-"""What ``metrics.jsonl`` says of the machine, not of the training."""
-
 Say = Callable[[str], None]
 Save = Callable[[], None]
 

@@ -15,6 +15,12 @@ from seqlm.training.witness import process_seconds
 if TYPE_CHECKING:
     from seqlm.training.trainer import Trainer
 
+OF_THE_DAY = (
+    *("epoch_seconds", "elapsed_seconds", "phases", "communication_seconds", "train_tokens_per_second"),
+    *("peak_memory_bytes", "attempt"),
+)
+"""What ``metrics.jsonl`` says of the machine, not of the training."""
+
 
 def perplexity(mean_loss_nats: float) -> float:
     """exp(mean loss per predicted token, in nats); infinite where the exponential overflows, NaN for NaN."""
@@ -94,7 +100,7 @@ def epoch_record(trainer: Trainer, valid: TokenLoss, valid_seconds: float) -> di
         "epoch_seconds": seconds,
         "elapsed_seconds": (history[-1]["elapsed_seconds"] if history else 0.0) + seconds,
         "phases": trainer.phases.take(),
-        "communication_seconds": trainer.communication_seconds(),
+        "communication_seconds": trainer.take_step.communication_seconds(),
         "train_tokens_per_second": train.tokens / trainer.seconds,
         "peak_memory_bytes": trainer.rank.peak_memory_bytes(),
         "attempt": trainer.attempt,

@@ -124,7 +124,6 @@ class Trainer:
             capture=capture,
             micro_batches=micro_batches,
         )
-        self.communication_seconds = self.take_step.communication_seconds
         self.window_loss: Callable[[Tensor, Tensor, State], tuple[Tensor, State]] = (
             Captured(self.model.loss) if capture else self.model.loss
         )

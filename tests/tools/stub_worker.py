@@ -130,7 +130,7 @@ def attend(run: RunDirectory, attempt: int, stop: StopSignal) -> int:
             files.write_metrics(history)
         model = SimpleNamespace(parameters=lambda: [SimpleNamespace(numel=lambda: 1)])
         parts = {"rank": RANK, "corpus": CORPUS, "model": model, "attempt": attempt, "micro_batches": 1}
-        parts |= {"phases": Phases(), "communication_seconds": nothing}
+        parts |= {"phases": Phases(), "take_step": SimpleNamespace(communication_seconds=nothing)}
         trainer: Any = SimpleNamespace(**parts, steps=2, history=history, lr=config.optim.lr, seconds=SECONDS)
 
         def save(step: int = 0) -> None:
