@@ -147,6 +147,10 @@ def spent(one: ObservedRun) -> dict[str, str]:
     for epoch in one.epochs:
         for phase, seconds in epoch["phases"].items() if isinstance(epoch.get("phases"), dict) else ():
             times[names.get(phase, phase)] += finite(seconds) or 0.0
+        # Ranks that reduce their gradients also wait for each other, within the steps.
+        reduced = (finite(epoch.get("communication_seconds")) or 0.0) * (finite(epoch.get("steps")) or 0.0)
+        times["waiting for ranks"] += min(reduced, times["steps"])
+        times["steps"] -= min(reduced, times["steps"])
     if total := math.fsum(times.values()):
         shares = sorted(((seconds / total, phase) for phase, seconds in times.items()), reverse=True)
         details["time"] = ", ".join(f"{phase} {share:.0%}" for share, phase in shares if share >= 0.005)

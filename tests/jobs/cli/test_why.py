@@ -54,10 +54,8 @@ def test_a_failed_run_has_what_to_do_and_its_log_and_the_overview_has_a_line_for
 def done(run: RunDirectory, *seconds: float) -> None:
     """Let a run be done after epochs that took ``seconds``, on two ranks of three cores each."""
     phases = {"start_up": 0.1, "data": 1.9, "step": 60.0, "waiting": 31.0, "checkpoint": 2.0, "validation": 5.0}
-    records = [
-        {"epoch": epoch, "val_ppl": 100.0, "val_loss": 4.6, "epoch_seconds": time, "phases": phases}
-        for epoch, time in enumerate(seconds)
-    ]
+    every = {"val_ppl": 100.0, "val_loss": 4.6, "phases": phases, "steps": 10, "communication_seconds": 2.0}
+    records = [{"epoch": epoch, "epoch_seconds": time, **every} for epoch, time in enumerate(seconds)]
     write_json_lines(run.metrics_file, records)
     run.attempt_dir(1).mkdir(parents=True)
     write_json(run.start_file(1), {"request": 1, "resources": {"ranks": 2, "cpus": 3}})
@@ -100,7 +98,7 @@ def test_a_run_has_where_its_time_went_what_it_used_and_what_would_be_enough(tmp
     done(run, *[10] * 4)
     (found,) = ask(["why", "s", "gru", "--runs-dir", "."], folder=tmp_path, env={})["runs"]
     assert found["details"] == {
-        "time": "steps 60%, waiting for ranks 31%, validation 5%, checkpoints 2%, data 2%",
+        "time": "waiting for ranks 51%, steps 40%, validation 5%, checkpoints 2%, data 2%",
         "asked": f"6 cores{', 32 GiB, 120 min' if of_job else ''}; used 2.2 cores, 6 GiB, 72 min",
         "enough": f"cpus = 2{', mem_gb = 9, timeout_min = 90' if of_job else ''}",
     }
