@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import re
 import shlex
 import shutil
 import sys
@@ -15,7 +14,7 @@ from jobs.backends.base import MARK, PROGRAM, Finding, torch_finding
 from jobs.plan.capacity import with_noun
 from jobs.spec import Resources
 from jobs.study.squeue import ask
-from seqlm.errors import BackendError, FileError, file_errors, nearest
+from seqlm.errors import BackendError, FileError, file_errors
 from seqlm.reading import listed
 from slurm.environment import batch_script, submit_script
 from slurm.settings import SlurmSettings
@@ -54,26 +53,22 @@ def _partition(facts: PartitionFacts, settings: SlurmSettings) -> list[Finding]:
         BackendError: such a run could never start.
     """
     limit = "no time limit" if facts.time_limit_min is None else f"jobs of up to {facts.time_limit_min:,} min"
-    cores = max((kind.cpus for kind in facts.kinds), default=0)
-    has = f"{with_noun(facts.gpus_per_node, 'GPU')} and {with_noun(cores, 'core')} on a node"
     gets = facts.resolve(Resources(ranks=settings.ranks_per_node or 1), settings)
     memory = f"{settings.mem_gb:g} GB of memory, " if settings.mem_gb else ""
     each = f"{with_noun(gets.gpus or 0, 'GPU')} and {with_noun(gets.cpus or 1, 'core')}"
     ranks = with_noun(gets.ranks, "rank")
     return [
-        Finding("ok", "partition", f"{facts.name}: {with_noun(facts.nodes, 'node')}, up to {has}, {limit}"),
+        Finding("ok", "partition", f"{facts.name}: {facts.about()}, {limit}"),
         Finding("ok", "settings", f"{ranks} on a node, {each} each, {memory}{settings.timeout_min} min"),
     ]
 
 
 def _options(settings: SlurmSettings) -> list[Finding]:
     """Return a finding for each option of the table ``sbatch`` that ``sbatch --help`` does not list here."""
-    if not settings.sbatch:
-        return []
-    known = re.findall(r"--([a-z][a-z0-9-]*)", ask("sbatch", "--help"))
-    lacking = [option for option in settings.sbatch if option not in known]
+    known = ask("sbatch", "--help") if settings.sbatch else ""
+    lacking = (option for option in settings.sbatch if f"--{option}" not in known)
     text = "`sbatch --help` does not list it here; is its plugin missing?"
-    return [Finding("note", f"sbatch.{option}", f"{text}{nearest(option, known)}") for option in lacking]
+    return [Finding("note", f"sbatch.{option}", text) for option in lacking]
 
 
 # -- a trial job on a compute node -----------------------------------------------------------------------------------

@@ -2,9 +2,8 @@
 
 ``python -m slurm.job PLAN ARRAY on FIRST_NODE`` runs once on each node. The first node's process dispatches the runs of
 the job. Those of the other nodes start their ranks of the one run that such a job has. The job's script does what needs
-SLURM's commands, which a container may not have: the exit code ``AGAIN`` has it requeue the job. It calls
-``python -m slurm.job PLAN ARRAY refused REASON`` if SLURM refuses that, and ``... ended`` if SIGTERM has ended the
-program.
+SLURM's commands, which a container may not have: the exit code ``AGAIN`` has it requeue the job. If SIGTERM has ended
+the program, it calls ``python -m slurm.job PLAN ARRAY ended``.
 
     SIGUSR2           the time limit is near, or a preemption is announced: the workers save, the job is requeued
     SIGTERM           scancel, a requeue from outside, a preemption: the workers stop between two steps
@@ -193,20 +192,6 @@ def take_up(plan: JobPlan, number: int, context: SlurmContext) -> int:
     return _ask_back(plan, host, left) if left else 0
 
 
-def refuse(plan: JobPlan, number: int, context: SlurmContext, problem: str) -> int:
-    """Record in the runs that are left that SLURM did not requeue their job. Return the job's exit code."""
-    share = Share(plan, number, context)
-    host = JobHost(plan, share, context, Signals())
-    host.interrupts.warned_at = time.time()  # a run that was stopped is left, too
-    for run in () if share.has_others() else share.runs:
-        if (one := _again(plan, run, host, None)) is not None:
-            end, _ = one
-            message = f"{end.message}; the job could not be requeued ({problem}); run again to resume"
-            with contextlib.suppress(FileError, OSError):
-                _record(run, end.kind or "node", message, host, stands=True)
-    return 1
-
-
 def _options(plan: JobPlan) -> LaunchOptions:
     """Return the options of the launch, with the budget that the study has now: it may have changed since."""
     options = plan.options
@@ -367,8 +352,6 @@ def main() -> int:
         match sys.argv[3:]:
             case ["ended"]:
                 return take_up(plan, number, context)
-            case ["refused", problem]:
-                return refuse(plan, number, context, problem)
             case ["on", first_host] if context.node_rank:
                 serve(plan, number, context, signals, first_host)
                 return 0

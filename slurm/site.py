@@ -73,6 +73,14 @@ class PartitionFacts:
         """GPUs of the nodes that have most."""
         return max((kind.gpus for kind in self.kinds), default=0)
 
+    def about(self) -> str:
+        """Return what the partition has, in a few words."""
+        kinds = []
+        for kind in self.kinds:
+            gpus = f" and {with_noun(kind.gpus, ' '.join([*kind.gpu_types, 'GPU']))}" if kind.gpus else ""
+            kinds.append(f"{with_noun(kind.count, 'node')} of {with_noun(kind.cpus, 'core')}{gpus}")
+        return ", ".join(kinds)
+
     def fitting(self, resolved: Resources, settings: SlurmSettings) -> list[NodeKind]:
         """Return the kinds of nodes that have what a job of runs with these resources needs of each node."""
         gpus, cpus, memory_mb = _needs(resolved, settings)

@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jobs.backends.base import Finding
-from jobs.plan.capacity import with_noun
 from jobs.study.squeue import ask
 from seqlm.environment import DEVICE, SLURM_CONFIG
 from seqlm.errors import BackendError, UsageError
 from seqlm.files import json_text, write_once
-from slurm.site import FAKE_GPU, PARTITION_FORMAT, PartitionFacts, read_partitions
+from slurm.site import FAKE_GPU, PARTITION_FORMAT, read_partitions
 
 QUESTIONS: Mapping[str, tuple[str, ...]] = {
     "version": ("sbatch", "--version"),
@@ -92,7 +91,7 @@ def site_text(given: Mapping[str, str]) -> str:
         f"# {given['version'].strip()}, as `seqlm doctor --backend slurm --write-site` found it.",
         "# docs/reference/manifest.md has every key, docs/guides/slurm.md what to do if your site is different.",
         *(
-            f"{'# ' * (one is not chosen)}partition = {json.dumps(name)}  # {about(one)}"
+            f"{'# ' * (one is not chosen)}partition = {json.dumps(name)}  # {one.about()}"
             for name, one in usable.items()
         ),
         *[
@@ -110,12 +109,3 @@ def site_text(given: Mapping[str, str]) -> str:
         '# setup = ["module load cuda"]  # shell lines before the command of each job',
     ]
     return "\n".join([*lines, ""])
-
-
-def about(facts: PartitionFacts) -> str:
-    """Return what a partition has, in a few words."""
-    kinds = []
-    for kind in facts.kinds:
-        gpus = f" and {with_noun(kind.gpus, ' '.join([*kind.gpu_types, 'GPU']))}" if kind.gpus else ""
-        kinds.append(f"{with_noun(kind.count, 'node')} of {with_noun(kind.cpus, 'core')}{gpus}")
-    return ", ".join(kinds)

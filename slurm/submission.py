@@ -319,14 +319,10 @@ if [ $code -eq {128 + signal.SIGTERM} ]; then
 fi
 if [ $again -eq {AGAIN} ]; then
     trap '' TERM INT  # which a requeue sends
-    for seconds in 1 2 4 8 0; do
-        said=$(scontrol requeue $job 2>&1) && break
-        [ $seconds -gt 0 ] || {{ rm -f "$changes"; {program} refused "$said"; exit 1; }}
-        sleep $seconds
-    done
-    [ ! -e "$changes" ] || while read -r change; do scontrol update JobId=$job $change || :; done < "$changes"
+    code=137  # unless SLURM requeues it, as if its node were lost: `run` resumes its runs
+    for seconds in 1 2 4 8; do scontrol requeue $job && code=0 && break; sleep $seconds; done
+    [ $code -gt 0 ] || while read -r change; do scontrol update JobId=$job $change || :; done < "$changes"
     rm -f "$changes"
-    exit 0
 fi
 [ $code -le 128 ] || kill -$((code - 128)) $$
 exit $code"""

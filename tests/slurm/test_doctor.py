@@ -80,7 +80,7 @@ def test_a_healthy_cluster_is_described_from_the_login_node_and_from_a_compute_n
     texts = {subject: finding.text for subject, finding in found.items()}
     assert texts["sbatch"] == "slurm-wlm 24.11.5"
     assert texts["job arrays"] == "up to 1,001 tasks in an array (MaxArraySize)"
-    assert texts["partition"] == "gpu: 1 node, up to 2 GPUs and 8 cores on a node, jobs of up to 30 min"
+    assert texts["partition"] == "gpu: 1 node of 8 cores and 2 a100 GPUs, jobs of up to 30 min"
     assert texts["settings"] == "1 rank on a node, 1 GPU and 4 cores each, 2 GB of memory, 20 min"
     assert "is visible on node" in texts["shared folder"]
     assert texts["torch on node"] == "9.9, sees A100"

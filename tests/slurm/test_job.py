@@ -23,6 +23,7 @@ from jobs.plan.limits import Limits
 from jobs.spec import Resources
 from jobs.study import budget
 from jobs.study.folder import PLAN_FILE
+from jobs.study.squeue import job_state
 from seqlm import ends
 from seqlm.errors import BackendError, FileError
 from seqlm.files import write_json
@@ -485,13 +486,16 @@ def test_a_run_that_another_worker_holds_is_tried_a_few_times_then_it_holds_no_a
     assert run.failures() == []
 
 
-def test_where_requeueing_fails_the_run_says_so_and_can_be_resumed(tmp_path: Path, room: Path) -> None:
+def test_where_requeueing_fails_the_job_ends_as_if_its_node_were_lost_and_its_run_can_be_resumed(
+    tmp_path: Path, room: Path
+) -> None:
     (room / "down").touch()
     run = make(tmp_path)
-    assert not work(plan(run, program="import os; os.kill(os.getpid(), 9)"))
+    told = plan(run, program=KILLED)
+    assert end_script(told, place(), run_job(told, 0, place(), Signals())) == -signal.SIGKILL
     seen = run.observe()
-    assert (seen.kind, seen.is_final) == ("node", True)
-    assert "could not be requeued" in (seen.reason or "")
+    assert (seen.kind, seen.is_final) == ("node", False)
+    assert job_state("FAILED", "RaisedSignal:9(Killed)").kind == "node"
 
 
 SHORT_OF_MEMORY = f"""{SAY}
