@@ -101,6 +101,16 @@ def test_without_sbatch_or_a_controller_nothing_more_is_asked(cluster: Path, tmp
     assert only.text.startswith("sbatch: fatal: Could not establish a configuration source; launch from a login node")
 
 
+@pytest.mark.process
+def test_an_option_that_sbatch_does_not_list_there_is_a_note(cluster: Path, tmp_path: Path) -> None:
+    program(
+        cluster, "sbatch", 'case "$1" in --version) echo slurm 24;; --help) echo "  --comment=x  a";; *) exit 1;; esac'
+    )
+    found = look(tmp_path, SlurmSettings(sbatch={"comment": "a", "container-image": "b"}))
+    notes = {subject for subject, finding in found.items() if finding.level == "note"}
+    assert notes == {"sbatch.container-image"}
+
+
 # -- the trial job -------------------------------------------------------------------------------------------------
 
 
