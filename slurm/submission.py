@@ -35,15 +35,8 @@ END_SECONDS = 10
 """How long the processes of a job on other nodes may take to end after that of its first node."""
 TOO_MANY = ("accounting/QOS policy", "Invalid job array specification", "SubmitJob")
 """Words of sbatch if an array has more jobs than the user may submit (MaxSubmitJobs, a QOS, MaxArraySize)."""
-KEYS: Mapping[str, str] = {
-    "nvalid account": "account",
-    "nvalid qos": "qos",
-    "nvalid partition": "partition",
-    "nvalid feature": "constraint",
-    "nvalid reservation": "reservation",
-    "nvalid node name": "nodelist or exclude",
-}
-"""Words of sbatch -> the key of the settings that is wrong."""
+KEYS = ("account", "qos", "partition", "reservation")
+"""Settings that sbatch names if they are wrong."""
 
 # -- the plan: what each job of a submission does, in one file next to the request ------------------------------------
 
@@ -177,24 +170,21 @@ def _arrays(
     runs: Mapping[str, Resources], wanted: Resources | None, asked: Limits, settings: SlurmSettings, most: int
 ) -> Iterator[ArrayPlan]:
     """Yield the arrays of runs that all want the same. ``wanted`` ``None``: the pool."""
-    limit = settings.max_parallel
+    pool, limit = settings.pool, settings.max_parallel
+    at_once: int | None
     if wanted is None:
-        pool = settings.pool
-        jobs = min(pool["jobs"], len(runs), most)
+        jobs, nodes, cpus, gpus = pool["jobs"], 1, pool["cpus"], pool.get("gpus", 0)
         at_once = None if limit is None else max(1, limit // jobs)
-        size = {"nodes": 1, "cpus": pool["cpus"], "gpus": pool.get("gpus", 0)}
-        yield ArrayPlan(runs=runs, jobs=jobs, at_once=at_once, is_pool=True, **size, **vars(asked))
-        return
-    nodes, ranks = settings.nodes(wanted)
-    at_once = settings.runs_per_job(wanted)
-    cpus = (wanted.cpus or 1) * ranks * at_once
-    size = {"nodes": nodes, "cpus": cpus, "gpus": math.ceil(ranks * (wanted.gpus or 0))}
-    # A job with several nodes has one run, so an array of such jobs has no more runs than jobs.
-    step = most if nodes > 1 else len(runs)
+    else:
+        nodes, ranks = settings.nodes(wanted)
+        at_once = settings.runs_per_job(wanted)
+        cpus, gpus = (wanted.cpus or 1) * ranks * at_once, math.ceil(ranks * (wanted.gpus or 0))
+        jobs = math.ceil(len(runs) / at_once)
+    step = most if nodes > 1 else len(runs)  # a job with several nodes takes no further run
     for start in range(0, len(runs), step):
         part = dict(list(runs.items())[start : start + step])
-        jobs = min(math.ceil(len(part) / at_once), most)
-        yield ArrayPlan(runs=part, jobs=jobs, at_once=at_once, **size, **vars(asked))
+        size = {"jobs": min(jobs, len(part), most), "nodes": nodes, "cpus": cpus, "gpus": gpus}
+        yield ArrayPlan(runs=part, at_once=at_once, is_pool=wanted is None, **size, **vars(asked))
 
 
 # -- scripts ---------------------------------------------------------------------------------------------------------
@@ -230,10 +220,9 @@ def submit(
                 job = submit_script(request.folder / f"array-{number}.sh", text, settings)
             except BackendError as error:
                 if not any(words in str(error) for words in TOO_MANY):
-                    raise _rejected(error, plan, number, ids) from None
+                    raise _rejected(error, plan, number) from None
                 jobs, refusal = jobs // 2, error
-        # Jobs with several nodes take no further run.
-        without = len(array.runs) if job is None else max(0, len(array.runs) - jobs) if array.nodes > 1 else 0
+        without = 0 if job is not None and array.nodes == 1 else len(array.runs) - jobs
         record: dict[str, Any] = {"id": job, "jobs": jobs, "shared": array.is_shared(jobs)}
         if without:
             left, why = left + without, str(refusal)
@@ -247,11 +236,11 @@ def submit(
     return ids
 
 
-def _rejected(error: BackendError, plan: JobPlan, number: int, before: Sequence[str]) -> BackendError:
+def _rejected(error: BackendError, plan: JobPlan, number: int) -> BackendError:
     """Return the error of a launch of whose arrays sbatch has rejected one for good."""
-    key = next((key for words, key in KEYS.items() if words in str(error)), None)
-    text = f"sbatch rejected the job: {error}{f'; set {key}' if key else ''}"
-    if before:
+    text = f"sbatch rejected the job: {error}"
+    text += "".join(f"; set {key}" for key in KEYS if f"nvalid {key}" in str(error))
+    if number:
         counts = [len(array.runs) for array in plan.arrays]
         text += f"; {sum(counts[:number])} of {sum(counts)} runs were submitted before and go on"
         text += "; `run` submits the others"
