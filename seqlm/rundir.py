@@ -18,6 +18,8 @@ of a run, with ``task.json`` as well. It writes ``behaviour.json`` and ``samples
 import contextlib
 import math
 import re
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +31,7 @@ from seqlm.ends import End, Progress, Verdict, end_of, most_micro_batches, verdi
 from seqlm.errors import ConfigError, DamagedFileError, FileError, UsageError, printable
 from seqlm.files import (
     Guard,
+    append_to,
     json_text,
     make_directory,
     read_json,
@@ -41,7 +44,18 @@ from seqlm.files import (
 )
 from seqlm.lease import live_owner
 from seqlm.model_files import ModelFiles, keep_tokenizer, read_model_files
-from seqlm.reading import MOST_EPOCHS, below, exists, finite, is_folder, listed, read_bytes, timestamp, wrong_field
+from seqlm.reading import (
+    MOST_EPOCHS,
+    below,
+    exists,
+    finite,
+    is_folder,
+    listed,
+    open_regular,
+    read_bytes,
+    timestamp,
+    wrong_field,
+)
 from seqlm.requests import Request, Requests
 from seqlm.state import Facts, RunState, View, state_of
 
@@ -174,6 +188,9 @@ class RunDirectory:
 
     def stderr_log(self, attempt: int) -> Path:
         return self.attempt_dir(attempt) / "stderr.log"
+
+    older_log = _Below("older.log")
+    """What the attempts before the newest one have printed."""
 
     def start_file(self, attempt: int) -> Path:
         """Who follows an attempt, and with what it starts. An attempt that a user started has none."""
@@ -343,6 +360,33 @@ class RunDirectory:
             is_others = path.name.startswith(_OF_OTHERS) or path.parent == own
             if is_launchers == (attempt is None) and not is_others:
                 remove([path])
+
+    def fold(self, attempt: int) -> None:
+        """Keep fewer files of the attempts before ``attempt``: their logs become one, and their progress goes.
+
+        Called by a new owner of the run. Errors are left to the next one.
+        """
+        for number in self.attempts():
+            if number >= attempt:
+                break
+            with contextlib.suppress(OSError, FileError):
+                self.drop_progress(number)
+                remove([path for path in listed(self.attempt_dir(number), "hang-*.txt") if path.stat().st_size == 0])
+            for path in (self.stdout_log(number), self.stderr_log(number)):
+                with (
+                    contextlib.suppress(OSError, FileError),
+                    open_regular(path, largest=sys.maxsize) as log,
+                    append_to(self.older_log) as older,
+                ):
+                    older.write(f"== attempt {number}, {path.name}\n".encode())
+                    shutil.copyfileobj(log, older)
+                    remove([path])
+
+    def drop_progress(self, attempt: int) -> None:
+        """Delete the progress of an attempt of one rank that has ended: its other files say how far it came."""
+        has_ended = exists(self.end_file(attempt)) and exists(self.metrics_file)
+        if (has_ended or exists(self.exit_file(attempt))) and not exists(self.worker_file(attempt, 1)):
+            remove([self.progress_file(attempt)])
 
     # -- reading -------------------------------------------------------------------------------------------------
 

@@ -144,6 +144,8 @@ class Attempt:
             tell(CANCELLED if is_cancelled else STOPPED)
             code, outcome = EXIT_STOPPED, "interrupted"
         self._write_end({"outcome": outcome})
+        if self.rank.is_first:
+            run.drop_progress(self.number)
         return code
 
     def _failed(self, error: Exception) -> int:
@@ -194,6 +196,7 @@ class Attempt:
         lease = claim(run.lease_dir, attempt=self.number, busy=busy, pause=pause, tell=tell)
         with kept(lease, stop_if_cancelled):
             run.sweep(self.number)
+            run.fold(self.number)
             self.guard = lease.check
             yield
 
