@@ -44,7 +44,9 @@ def submit_after(
     short = replace(settings, timeout_min=min(settings.timeout_min, MINUTES))
     options = replace(options, study_dir=options.study_dir / CANARY_FOLDER, notify=None)
     trial = plan_jobs(canaries.items, options, short, code, request=canaries.request.number, most=most)
-    ids = submit(replace(trial, grid=request.folder), short, canaries.request, hold=True)
+    env = {**trial.options.env, **options.env}
+    trial = replace(trial, options=replace(trial.options, env=env), grid=request.folder)
+    ids = submit(trial, short, canaries.request, hold=True)
     try:
         return submit(plan, settings, request, after_ok=ids)
     finally:

@@ -37,7 +37,10 @@ def run(*words: str) -> int:
 
 
 def canary_attempts(study_dir: Path) -> list[list[int]]:
-    return [RunDirectory(path).attempts() for path in listed(study_dir / "canary", "*-*")]
+    """Return the attempts of each canary, all of which have passed."""
+    canaries = [RunDirectory(path) for path in listed(study_dir / "canary", "*-*")]
+    assert all(one.read_canary() for one in canaries)
+    return [one.attempts() for one in canaries]
 
 
 def test_the_grid_depends_on_held_canaries_which_are_released_last(fake: FakeSlurm, tmp_path: Path) -> None:
@@ -88,10 +91,12 @@ def jobs_there(cluster: LoopbackCluster) -> set[str]:
     return set(cluster.run("squeue", "-h", "-r", "-o", "%T %r").stdout.splitlines())
 
 
+@pytest.mark.parametrize("settings", [(), ("pool = { jobs = 1, cpus = 2 }",)], ids=["single jobs", "a pool"])
 def test_a_failed_canary_holds_the_grid_back_until_a_run_after_the_fix(
-    slurm_cluster: LoopbackCluster, tmp_path: Path
+    slurm_cluster: LoopbackCluster, tmp_path: Path, settings: tuple[str, ...]
 ) -> None:
-    study = SlurmStudy(slurm_cluster, tmp_path, archs=("rnn", "gru"), gpus=0, epochs=1, env={STUB: '{"1/0": "oom"}'})
+    env = {STUB: '{"1/0": "oom"}'}
+    study = SlurmStudy(slurm_cluster, tmp_path, settings=settings, archs=("rnn", "gru"), gpus=0, epochs=1, env=env)
     assert study("run", "small.toml", "--canary", "--no-wait").returncode == 0
     wait_for(study.each, "the grid to be held back", until=lambda states: set(states) == {"pending"})
     (reason,) = {str(one["reason"]) for one in study.status()}

@@ -77,7 +77,7 @@ if __name__ == "__main__":
     parts = {"Checkpoint": Checkpoint, "load_checkpoint": load_checkpoint, "save_checkpoint": save_checkpoint}
     substitute("seqlm.training.checkpoint", **parts, require_text=nothing)
 
-from seqlm.environment import KEEP_LAST, SEARCH  # noqa: E402 -- after the substitutes
+from seqlm.environment import CANARY, KEEP_LAST, SEARCH  # noqa: E402 -- after the substitutes
 from seqlm.errors import CheckpointError, DamagedError, DamagedFileError, DivergedError  # noqa: E402
 from seqlm.files import read_json, write_json, write_text  # noqa: E402
 from seqlm.rundir import RunDirectory  # noqa: E402
@@ -116,7 +116,7 @@ def attend(run: RunDirectory, attempt: int, stop: StopSignal) -> int:
     config, search = run.read_config(), Search.from_text(SEARCH.read())
 
     def work() -> None:
-        if run.is_canary:
+        if run.is_canary and CANARY.is_set():
             happen(0, attempt)
             write_json(run.canary_file, {"attempt": attempt, "step_seconds": 0.1, "peak_memory_bytes": 1})
             return
