@@ -19,7 +19,7 @@ class Enough:
 
 
 def enough(*, cores: float = 0, memory_bytes: float = 0, seconds: float = 0) -> Enough:
-    """Return what is enough for a run that used so many cores in each rank, so much memory of a node and this time."""
+    """Return what is enough for a run that used these cores in each rank, this memory of a node and this time."""
     return Enough(
         cpus=math.ceil(cores),
         mem_gb=math.ceil(MEMORY * memory_bytes / 2**30 + SPARE_GB),

@@ -186,7 +186,7 @@ class SlurmSettings(BackendTable):
         return min(self.signal_before_s, 30 * self.timeout_min)
 
     def gpu_options(self, gpus: int) -> dict[str, str]:
-        """Return the option of sbatch that asks for so many GPUs of each node."""
+        """Return the option of sbatch that asks for this number of GPUs on each node."""
         name, _, value = self.gpu_request.partition("=")
         return {name: value.format(gpus=gpus)} if gpus else {}
 

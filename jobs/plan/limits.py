@@ -26,7 +26,7 @@ BEGIN_SECONDS = 60.0
 LEAST_RUNS, AGREE = 3, 1.2
 """How many runs have to agree about the memory, and how many times the least of their peaks the highest may be."""
 MORE_MEMORY = 1.5
-"""How many times the memory is asked for that was too little."""
+"""Factor by which a job asks for more memory than was too little."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +98,9 @@ class Earlier:
             self._peaks[run.path] = max(self._peaks[run.path], found.memory_bytes)
 
     def limits(self, epochs: int, most: Limits, *, save_seconds: float, runs: int) -> Limits:
-        """Return the limits that fit a run with so many epochs to train, at most ``most``.
+        """Return the limits that fit a run with ``epochs`` left to train, at most ``most``.
 
-        ``save_seconds``: how long before its end a job is told to save; ``runs``: how many runs like this share the
+        ``save_seconds``: how long before its end a job gets the signal to save; ``runs``: how many runs like this share the
         job. The time is that of the slowest device.
         """
         minutes, memory, peaks = most.timeout_min, most.mem_gb, self._peaks.values()
@@ -155,7 +155,7 @@ def fitting(
 
 
 def advice(fits: Collection[Limits], asked: Limits) -> str | None:
-    """Return a line if runs like these have needed less than half of what is asked for. ``None``: they have not."""
+    """Return a line if runs like these have needed less than half of ``asked``. ``None``: they have not."""
     if not fits:
         return None
     minutes, memory = max(one.timeout_min for one in fits), max(one.mem_gb or 0 for one in fits)
