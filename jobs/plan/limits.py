@@ -100,8 +100,8 @@ class Earlier:
     def limits(self, epochs: int, most: Limits, *, save_seconds: float, runs: int) -> Limits:
         """Return the limits that fit a run with ``epochs`` left to train, at most ``most``.
 
-        ``save_seconds``: how long before its end a job gets the signal to save; ``runs``: how many runs like this share the
-        job. The time is that of the slowest device.
+        ``save_seconds``: how long before its end a job gets the signal to save; ``runs``: the number of runs like this
+        that share the job. The time is that of the slowest device.
         """
         minutes, memory, peaks = most.timeout_min, most.mem_gb, self._peaks.values()
         if self._epochs:
