@@ -21,7 +21,7 @@ from seqlm.reading import exists, listed, timestamp
 from seqlm.requests import Request
 from seqlm.rundir import CANARY_FOLDER
 from slurm.settings import SlurmSettings
-from slurm.submission import JobPlan, plan_jobs, submit
+from slurm.submission import JobPlan, NoRoomError, plan_jobs, submit
 
 MINUTES = 30
 """The longest time limit of a canary. A short one may start sooner."""
@@ -43,12 +43,21 @@ def submit_after(
     """
     short = replace(settings, timeout_min=min(settings.timeout_min, MINUTES))
     options = replace(options, study_dir=options.study_dir / CANARY_FOLDER, notify=None)
-    trial = plan_jobs(canaries.items, options, short, code, request=canaries.request.number, most=most)
-    env = {**trial.options.env, **options.env}
-    trial = replace(trial, options=replace(trial.options, env=env), grid=request.folder)
-    ids = submit(trial, short, canaries.request, hold=True)
+
+    def submit_held(most: int) -> list[str]:
+        trial = plan_jobs(canaries.items, options, short, code, request=canaries.request.number, most=most)
+        env = {**trial.options.env, **options.env}
+        trial = replace(trial, options=replace(trial.options, env=env), grid=request.folder)
+        return submit(trial, short, canaries.request, hold=True)
+
+    ids = submit_held(most)
     try:
-        return submit(plan, settings, request, after_ok=ids)
+        try:
+            return submit(plan, settings, request, after_ok=ids)
+        except NoRoomError:  # a single job for all canaries may leave room
+            ask("scancel", *ids)
+            ids = submit_held(1)
+            return submit(plan, settings, request, after_ok=ids)
     finally:
         arrays = [read_json(path) or {} for path in listed(request.folder, ARRAY_FILE.format("*"))]
         if any(array.get("id") for array in arrays):

@@ -52,10 +52,11 @@ class Share:
         job = self._starter(run).get("job_id") if self.is_shared else None
         if job in (None, self._context.job):
             return True
-        state = self.job_states().get(job)
+        if seen.state == "running" or self.job_states().get(job) == "RUNNING":
+            return False
+        state = self.job_states(at_once=True).get(job)  # it may have come to run since the last answer
         # A node that failed needs time, which its own job gives to the run.
-        is_left = state is None or (state == "PENDING" and seen.kind != "node")
-        return seen.state != "running" and is_left
+        return state is None or (state == "PENDING" and seen.kind != "node")
 
     def next_run(self, free: Capacity, *, is_idle: bool) -> tuple[RunDirectory, Observation] | None:
         """Return a run that no job has and that fits. ``is_idle``: the job ends unless there is one."""
@@ -94,27 +95,25 @@ class Share:
         start = read_json(run.start_file(attempt)) if (attempt := run.last_attempt()) else None
         return start if start is not None and start.get("request") == self._request else {}
 
-    def job_states(self) -> Mapping[str, str]:
+    def job_states(self, *, at_once: bool = False) -> Mapping[str, str]:
         """Return the states of the jobs of the array that wait or run. Those that are ending are left out.
 
-        While SLURM does not answer, the states are those of its last answer.
+        SLURM is asked ``at_once``, or if its last answer is old. While it does not answer, all of them may run.
         """
         now = time.monotonic()
-        if self._states is None or now - self._asked_at >= LOOK_SECONDS:
+        if self._states is None or at_once or now - self._asked_at >= LOOK_SECONDS:
             self._asked_at = now
             array, states = self._context.job.partition("_")[0], "PENDING,RUNNING,SUSPENDED"
             try:
                 text = ask("squeue", "-h", "-r", "-t", states, "-o", "%i|%T", "-j", array)
                 self._states = dict(line.split("|", 1) for line in text.split() if "|" in line)
             except BackendError:
-                known = {f"{array}_{index}": "RUNNING" for index in range(self._context.jobs)}
-                self._states = self._states or known
+                self._states = {f"{array}_{index}": "RUNNING" for index in range(self._context.jobs)}
         return self._states
 
     def has_others(self) -> bool:
         """Return whether another job can take over the runs of this one, as SLURM says now."""
-        self._asked_at = -math.inf
-        return self.is_shared and any(job != self._context.job for job in self.job_states())
+        return self.is_shared and any(job != self._context.job for job in self.job_states(at_once=True))
 
 
 def is_over(seen: Observation) -> bool:

@@ -38,6 +38,11 @@ TOO_MANY = ("accounting/QOS policy", "Invalid job array specification", "SubmitJ
 KEYS = ("account", "qos", "partition", "reservation")
 """Settings that sbatch names if they are wrong."""
 
+
+class NoRoomError(BackendError):
+    """The user may submit no job now."""
+
+
 # -- the plan: what each job of a submission does, in one file next to the request ------------------------------------
 
 
@@ -230,7 +235,7 @@ def submit(
         write_json(request.folder / ARRAY_FILE.format(number), record)
         ids += [job] if job is not None else []
     if left and not ids:
-        raise BackendError(f"sbatch rejected the job: {why}")
+        raise NoRoomError(f"sbatch rejected the job: {why}")
     if left:
         terminal.tell(f"warning: {left} runs wait for the next `run`: SLURM takes no more jobs of yours now ({why})")
     return ids

@@ -94,8 +94,11 @@ def test_twenty_runs_go_through_the_jobs_that_a_user_may_submit_with_nobody_wait
         cluster.run("sacctmgr", "-i", "add", "account", "lab")
         cluster.run("sacctmgr", "-i", "add", "user", "root", "account=lab")
         cluster.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=3")
-        study = SlurmStudy(cluster, tmp_path, rates=[number / 1000 for number in range(1, 21)], gpus=0)
-        assert study("run", "small.toml", "--no-wait", "--no-canary").returncode == 0
+        rates = [number / 1000 for number in range(1, 6)]
+        study = SlurmStudy(cluster, tmp_path, archs=["rnn", "gru", "transformer"], rates=rates, gpus=0)
+        study.add(archs=["rnn"], rates=[number / 10 for number in range(1, 6)], gpus=0, cpus=1)
+        answer = study("run", "small.toml", "--no-wait", "--canary")  # three of them, as many as jobs
+        assert answer.returncode == 0, answer.stderr
         until_all_end(study)
         assert study.each() == ["done"] * 20, study("status", "small.toml").stdout
         assert len(jobs_of(study.runs())) == 20

@@ -87,6 +87,20 @@ def test_while_slurm_does_not_answer_no_job_takes_what_another_has_begun(
     assert all(one.may_take(other, SEEN["waits"]) for one in found.values())
 
 
+def test_a_job_that_has_come_to_run_since_slurm_was_asked_keeps_what_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, run = make(tmp_path, "a"), make(tmp_path, "b")
+    told = plan(before, run, array=SHARED)
+    for one in (before, run):
+        begin(one, told, "77_1")
+    monkeypatch.setattr(share, "ask", lambda *_: "77_0|RUNNING\n77_1|PENDING")
+    first = shares(told)["77_0"]
+    assert first.may_take(before, SEEN["waits"])
+    monkeypatch.setattr(share, "ask", lambda *_: "77_0|RUNNING\n77_1|RUNNING")
+    assert not first.may_take(run, SEEN["waits"])
+
+
 def test_a_job_goes_on_with_the_runs_of_one_that_is_gone_and_leaves_those_of_one_that_runs(
     tmp_path: Path, room: Path
 ) -> None:
