@@ -93,7 +93,7 @@ def program_of(code: Path, module: str, settings: SlurmSettings) -> str:
     python, place = settings.python or shlex.quote(sys.executable), shlex.quote(str(code))
     if code.suffix == ".zip":
         return f"{python} -u {place} {module}"
-    return f"env PYTHONPATH={place}${{PYTHONPATH:+:$PYTHONPATH}} {python} -u -m {module}"
+    return f"env PYTHONPATH={place}${{PYTHONPATH:+:$PYTHONPATH}} {python} -P -u -m {module}"
 
 
 def submit_script(path: Path, script: str, settings: SlurmSettings) -> str:

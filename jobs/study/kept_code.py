@@ -157,9 +157,8 @@ def main() -> None:
         folder = unpack(Path(archive))
     except (FileError, OSError) as error:
         sys.exit(f"error: {error}")
-    os.chdir(folder)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
-    os.execv(sys.executable, [sys.executable, "-u", "-m", *words])
+    os.execv(sys.executable, [sys.executable, "-P", "-u", "-m", *words])  # -P: no module of the current folder
 
 
 def distrust(study_dir: Path) -> str | None:

@@ -11,7 +11,7 @@ from jobs.study import kept_code
 from jobs.study.folder import launching
 from jobs.study.kept_code import Code, distrust, keep_code, live_code, unpack
 from seqlm.errors import DamagedFileError, FileError
-from tests import commands
+from tests import commands, hostile
 
 pytestmark = pytest.mark.process
 
@@ -162,6 +162,7 @@ def test_processes_that_unpack_at_once_all_run_the_whole_code(tmp_path: Path, ca
     archive = archive_of(keep_code(tmp_path / "study"))
     shutil.rmtree(cache)
     argv = [sys.executable, str(archive), "launch", "--help"]
+    hostile.put_modules(tmp_path)
     processes = [commands.start(argv, cwd=tmp_path) for _ in range(6)]
     printed = [commands.finish(process) for process in processes]
     assert [process.returncode for process in processes] == [0] * 6, printed
