@@ -34,7 +34,9 @@ def _command_line() -> str:
 
 
 def _family(kind: type[SeqlmError]) -> list[type[SeqlmError]]:
-    return [kind, *(found for child in kind.__subclasses__() for found in _family(child))]
+    """Return a kind of error and those below it of ``seqlm.errors``: what else is imported does not matter."""
+    below = (child for child in kind.__subclasses__() if child.__module__ == errors.__name__)
+    return [kind, *(found for child in below for found in _family(child))]
 
 
 def _workers() -> str:
