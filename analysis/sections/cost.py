@@ -87,7 +87,7 @@ def resources_of(study: StudyFiles) -> pd.DataFrame:
     )
     by_run, last = ran.groupby("id", sort=False), ran.drop_duplicates("id", keep="last").set_index("id")
     found = by_run[["cpu_seconds", "timed", "core_hours", "gpu_hours", "idle_gpu_hours", "kwh"]].sum(min_count=1)
-    used = found["cpu_seconds"] / found["timed"]
+    used = found["cpu_seconds"] / found["timed"].where(found["timed"] > 0)  # times of attempts are whole seconds
     found = found.assign(
         cores=last["cores"],
         used_cores=used,

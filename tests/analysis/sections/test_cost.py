@@ -99,6 +99,15 @@ def test_what_ranks_have_used_is_summed_over_them_and_over_attempts(tmp_path: Pa
     assert {"used_cores", "idle_gpu_hours", "kwh"} <= keys
 
 
+def test_of_an_attempt_that_took_no_whole_second_the_cores_are_not_known(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 0, epochs=1)
+    write_attempt(run, 1, start=5.0, end=5.0)
+    write_json(run.worker_file(1), {**(read_json(run.worker_file(1)) or {}), "resources": {"cpu_seconds": 0.5}})
+    (row,) = resources_of(load_study(tmp_path)).to_dict("records")
+    assert math.isnan(row["used_cores"])
+    assert math.isnan(row["enough_cores"])
+
+
 def test_a_lane_for_each_gpu_and_an_attempt_of_two_ranks_on_both(tmp_path: Path) -> None:
     study = load_study(make_costs(tmp_path))
     lanes = {place: [(bar.start, bar.end) for bar in bars] for place, bars in lanes_of(study).items()}
