@@ -170,9 +170,8 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals)
     seen = [_told(run, budget) for run in share.begun()]
     if plan.grid is not None and any(one.state in ("failed", "cancelled") and one.is_final for one in seen):
         look_again(withdraw, [plan.grid])
-    if (
-        is_over and host.stopped() is not None
-    ):  # with `scancel -u`, the job that is to say that the study is over goes too
+    # With `scancel -u`, the job that is to say that the study is over goes too.
+    if is_over and host.stopped() is not None:
         notify.over(plan.options.study_dir, plan.options.notify, seconds=CANCEL_SECONDS)
     well = ("done",) if plan.grid is not None else ("done", "stopped", "pending", "queued", "running")
     return 0 if all(one.state in well for one in seen) else 1

@@ -99,13 +99,13 @@ class JobPlan:
     @property
     def is_withdrawn(self) -> bool:
         """Whether the request of these jobs is withdrawn, so that none is to start."""
-        number = self.options.request
-        return number is not None and exists(numbered(self.options.study_dir, number) / WITHDRAWN_FILE)
+        return exists(self.folder / WITHDRAWN_FILE)
 
     @property
     def folder(self) -> Path:
-        """The folder of its request."""
-        return self.options.study_dir / "launches" / f"{self.options.request:06d}"
+        """The folder of the request of these jobs."""
+        assert self.options.request is not None, "a plan without a request is for display alone"
+        return numbered(self.options.study_dir, self.options.request)
 
     def write(self, path: Path) -> None:
         """Write the plan for :meth:`read`."""
