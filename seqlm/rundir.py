@@ -530,6 +530,10 @@ class RunDirectory:
         """Return the failures from attempt ``first`` on. One that was stopped, or killed with its launcher, is none."""
         return [end for number in self.attempts() if number >= first and (end := self.end(number)).kind is not None]
 
+    def last_out_of_memory(self) -> End | None:
+        """Return the last failure for memory in the run's life. ``None``: there is none."""
+        return next((one for one in reversed(self.failures()) if one.kind == "oom"), None)
+
     def verdict(self, policy: Mapping[str, Any], failures: Sequence[End]) -> Verdict:
         """Say whether the run is tried again after the last of these failures."""
         most = 1

@@ -98,7 +98,7 @@ class Share:
     def job_states(self, *, at_once: bool = False) -> Mapping[str, str]:
         """Return the states of the jobs of the array that wait or run. Those that are ending are left out.
 
-        SLURM is asked ``at_once``, or if its last answer is old. While it does not answer, all of them may run.
+        ``at_once``: ask SLURM even if its last answer is recent. While it does not answer, all of them may run.
         """
         now = time.monotonic()
         if self._states is None or at_once or now - self._asked_at >= LOOK_SECONDS:

@@ -43,7 +43,7 @@ def answers() -> dict[str, str]:
 
 
 def write(given: Mapping[str, str], site: Path | None, record: Path | None) -> list[Finding]:
-    """Write the files that are asked for.
+    """Write the site file ``site`` and the record ``record``, each unless it is ``None``.
 
     Raises:
         BackendError: no partition has nodes, or SLURM does not answer.

@@ -31,8 +31,7 @@ def micro_batches(run: RunDirectory, batch_size: int, ranks: int, memory_mb: int
         return 1
     if run.is_canary:
         run = RunDirectory(run.path.parents[1] / run.id)
-    failed = next((one for one in reversed(run.failures()) if one.kind == "oom"), None)
-    if failed is None:
+    if (failed := run.last_out_of_memory()) is None:
         return 1
     has_more = failed.memory_mb is not None and (memory_mb or 0) > failed.memory_mb
     return min((1 if has_more else 2) * failed.micro_batches, most_micro_batches(batch_size, ranks))

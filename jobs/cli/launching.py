@@ -166,13 +166,17 @@ def carry_out(
     for line in secrets.advice(settings.env, f"{name}.env"):
         terminal.tell(f"warning: {line}")
     needed = notify.variables(options.notify)
-    options = replace(options, live_code=arguments.live_code, policy=options.policy.with_retries(settings.retries))
+    options = replace(
+        options,
+        live_code=arguments.live_code,
+        policy=options.policy.with_retries(settings.retries),
+        canary=arguments.canary if options.canary is None else options.canary,
+    )
     if backend.is_scheduled:
         backend.settings = replace(settings, env_pass=(*settings.env_pass, *needed))
         return _submit(arguments, specs, options, backend)
     if not arguments.no_wait:
-        canary = arguments.canary if options.canary is None else options.canary
-        return None, attend(specs, replace(options, canary=canary), backend)
+        return None, attend(specs, options, backend)
     secrets.passed(settings.env_pass, os.environ, f"{name}.env_pass")  # an error now, not in the background
     argv = [word for word in arguments.argv if word not in ("--no-wait", "--json")]
     pid = detach([str(LAUNCH_FILE), *argv], options.study_dir)
@@ -214,7 +218,7 @@ def _submit(
             terminal.tell(f"nothing starts: {why}")
         elif prepared is not None:
             code, request = prepared
-            wants = canary.wanted(arguments.canary if options.canary is None else options.canary, todo)
+            wants = canary.wanted(options.canary, todo)
             canaries = canary.requested(todo, study_dir, backend.name) if wants else None
             jobs = backend.submit(todo, options, code, request, canaries)
             if arguments.then_report:

@@ -26,6 +26,7 @@ from seqlm.errors import FileError, SeqlmError
 from seqlm.files import read_json
 from seqlm.hang import waiting_ranks
 from seqlm.reading import finite, timestamp
+from seqlm.requests import numbered
 from seqlm.schema import fits, read
 
 GO_ON = "`run` starts it, or goes on from its last checkpoint"
@@ -154,7 +155,8 @@ def spent(one: ObservedRun) -> dict[str, str]:
     if total := math.fsum(times.values()):
         shares = sorted(((seconds / total, phase) for phase, seconds in times.items()), reverse=True)
         details["time"] = ", ".join(f"{phase} {share:.0%}" for share, phase in shares if share >= 0.005)
-    plan = read_json(run.path.parent / "launches" / f"{finite(start.get('request')) or 0:06.0f}" / PLAN_FILE) or {}
+    request = numbered(run.path.parent, int(finite(start.get("request")) or 0))
+    plan = read_json(request / PLAN_FILE) or {}
     arrays = (one for one in plan.get("arrays", ()) if fits(Mapping[str, Any], one.get("runs")))
     job: Mapping[str, Any] = next((one for one in arrays if run.id in one["runs"] and not one.get("is_pool")), {})
     if (found := used(run, attempt, asked.ranks)) is not None:

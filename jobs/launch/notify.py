@@ -26,7 +26,7 @@ from seqlm.errors import RunBusyError, SeqlmError, UsageError
 from seqlm.files import json_text, write_once
 from seqlm.lease import claim, kept
 from seqlm.reading import exists, listed, timestamp
-from seqlm.requests import Requests
+from seqlm.requests import Requests, numbered
 from seqlm.rundir import RunDirectory
 
 SEND_SECONDS = 20.0
@@ -56,7 +56,7 @@ class Messages:
 
     def __init__(self, study_dir: Path, notify: Notify | None, request: int | None) -> None:
         self._study_dir, self._notify = study_dir, None if request is None else notify
-        self._folder = study_dir / "launches" / f"{request or 0:06d}" / "notify"
+        self._folder = numbered(study_dir, request or 0) / "notify"
         self._threads: list[threading.Thread] = []
 
     def failure(self, run: RunDirectory, failures: Sequence[End], reason: str | None, *, is_final: bool) -> None:

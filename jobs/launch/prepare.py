@@ -265,8 +265,7 @@ def _request(
         },
     }
     request = file_request(study_dir, record, {"provenance": launch_record(study_name(study_dir), code), "runs": plan})
-    has_canaries = canary.wanted(options.canary, todo) and not target.is_scheduled
-    first = "waits for the canaries" if has_canaries else "about to start"
+    first = "waits for the canaries" if canary.wanted(options.canary, todo) else "about to start"
     write_queue(study_dir, {item.run.id: first for item in todo}, request.number)
     return code, request
 

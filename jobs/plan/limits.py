@@ -166,5 +166,5 @@ def advice(fits: Collection[Limits], asked: Limits) -> str | None:
 
 def more_memory_gb(run: RunDirectory) -> float:
     """Return the memory of a node that a run needs after the system killed it for the last one; 0 if it did not."""
-    failed = next((one for one in reversed(run.failures()) if one.kind == "oom"), None)
+    failed = run.last_out_of_memory()
     return MORE_MEMORY * ((failed.memory_mb if failed else None) or 0) / 1024

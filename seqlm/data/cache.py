@@ -105,10 +105,10 @@ def find_here(kind: str, key: str) -> Entry | None:
     with contextlib.suppress(FileError):
         root = local_folder()
         with one_at_a_time(kind, key, root):
-            if find(kind, key, root=root) is None and (found := find(kind, key)) is not None:
+            if (staged := find(kind, key, root=root)) is None and (found := find(kind, key)) is not None:
                 store(kind, key, *found, root)
-        if (found := find(kind, key, root=root)) is not None:
-            return found
+                return find(kind, key, root=root) or found
+            return staged
     return find(kind, key)
 
 
