@@ -175,8 +175,19 @@ class Field:
         """The values of a ``Literal``; none for any other kind."""
         return typing.get_args(self.kind) if typing.get_origin(self.kind) is Literal else ()
 
+    @property
+    def table(self) -> Any:
+        """The table that the values of this field are. ``None``: they are none."""
+        return self.kind if isinstance(self.kind, type) and issubclass(self.kind, Table) else None
+
     def problems(self, key: str, value: Any) -> Iterable[str]:
         """Return a line for each problem with a value."""
+        if self.table is not None and isinstance(value, Mapping):
+            try:
+                read(self.table, value, prefix=f"{key}.")
+            except ConfigError as error:
+                return error.problems
+            return ()
         if self.test(value):
             return self.check(key, value) if self.check and value is not None else ()
         quoted = isinstance(value, str) and self.kind in (int, float) and _NUMBER.fullmatch(value)
@@ -255,7 +266,9 @@ class Table:
 
     @classmethod
     def kept(cls, field: Field, value: Any) -> Any:
-        """Return a valid value as the table keeps it: a list as a tuple."""
+        """Return a valid value as the table keeps it: a list as a tuple, plain data of a table as this table."""
+        if field.table is not None and isinstance(value, Mapping):
+            return read(field.table, value)
         return tuple(value) if isinstance(value, list) else value
 
     @classmethod

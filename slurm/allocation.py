@@ -107,9 +107,8 @@ class JobBackend(LocalBackend):
             has = f"{len(gpus)} GPU{'s' if len(gpus) > 1 else ''}" if gpus else "no GPU"
             variable = f"is {','.join(context.devices)}" if context.devices else "is empty"
             raise BackendError(f"SLURM gave this job {has}: CUDA_VISIBLE_DEVICES {variable}; see gres.conf (File=)")
-        self._others: dict[str, tuple[Ended, float]] = {}
-        """Job id -> how its ranks on this node ended, and when, while those on others have not."""
-        self._submissions: dict[str, Submission] = {}
+        self._ended: tuple[Ended, float] | None = None
+        """How the ranks of a run on several nodes ended on this node, and when, while those on others have not."""
 
     def here(self, allocations: Sequence[Allocation]) -> Sequence[Allocation]:
         return [allocation for allocation in allocations if allocation.node == self._context.host]
@@ -118,29 +117,23 @@ class JobBackend(LocalBackend):
         return variables(submission, self._context, rank, device, self._context.host)
 
     def submit(self, submission: Submission) -> str:
-        job_id = super().submit(submission)
-        self._submissions[job_id] = submission
-        return job_id
+        self._submission = submission  # a job with several nodes has one run
+        return super().submit(submission)
 
     def poll(self, job_id: str) -> Ended | None:
-        ended, since = self._others.get(job_id, (None, 0.0))
-        if ended is None:
-            ended, since = super().poll(job_id), time.monotonic()
-        if ended is None:
-            return None
-        submission, ends = self._submissions[job_id], [ended]
+        ended, since = self._ended or (super().poll(job_id), time.monotonic())
+        if ended is None or self._context.nodes == 1:
+            return ended
+        self._ended, ends = (ended, since), [ended]
         for node in range(1, self._context.nodes):
             record = None
             with contextlib.suppress(FileError):  # the next look is soon
-                record = read_json(node_file(submission, node))
-            if record is not None:
-                ends.append(Ended(**record))
-            elif time.monotonic() - since < LOST_SECONDS:
-                self._others[job_id] = ended, since
+                record = read_json(node_file(self._submission, node))
+            if record is None and time.monotonic() - since < LOST_SECONDS:
                 return None
-            else:
-                ends.append(Ended(exit_code=EXIT_LOST, message=f"node {node} of the job does not answer", is_lost=True))
-        self._others.pop(job_id, None)
+            lost = {"exit_code": EXIT_LOST, "message": f"node {node} of the job does not answer", "is_lost": True}
+            ends.append(Ended(**(record or lost)))
+        self._ended = None
         return first_cause(ends)
 
 

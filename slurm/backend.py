@@ -15,7 +15,7 @@ from typing import Any, final
 
 from jobs import terminal
 from jobs.backends.base import Backend, Finding, Waiting
-from jobs.launch.canary import Canaries, of_canaries
+from jobs.launch.canary import Canaries
 from jobs.launch.job import LaunchOptions
 from jobs.plan.capacity import Capacity, Node, with_noun
 from jobs.plan.limits import Limits, advice, fitting, more_memory_gb
@@ -31,7 +31,7 @@ from seqlm.lease import wait_until_free
 from seqlm.requests import Request
 from seqlm.rundir import CANARY_FOLDER, RunDirectory
 from slurm import site_file
-from slurm.canary import submit_after, withdraw_stuck
+from slurm.canary import plan_canaries, withdraw_stuck
 from slurm.doctor import examine
 from slurm.environment import batch_script, program_of, require_plain_path, sbatch_environment, submit_script
 from slurm.settings import SlurmSettings, read_settings
@@ -39,8 +39,8 @@ from slurm.site import PartitionFacts, max_array_size, partition_facts
 from slurm.submission import JobPlan, plan_jobs, script, submit
 from slurm.waiting import waiting_jobs
 
-REPORT_MINUTES = 30
-MESSAGE_MINUTES = 15
+LAST_MINUTES = 30
+"""Time limit of the job that follows a study, without the behaviour of models."""
 
 
 @final
@@ -82,8 +82,8 @@ class SlurmBackend(Backend):
     def capacity(self) -> Capacity:
         facts, pool = self._partition, self.settings.pool
         kinds = [(kind.count, kind.cpus, kind.gpus) for kind in facts.kinds]
-        if pool:
-            kinds = [(pool["jobs"], pool["cpus"], pool.get("gpus", 0))]
+        if pool.jobs:
+            kinds = [(pool.jobs, pool.cpus, pool.gpus)]
         nodes = [
             Node(name=f"{number}-{place}", cpus=cpus, gpus={str(index): 1.0 for index in range(gpus)})
             for number, (count, cpus, gpus) in enumerate(kinds)
@@ -93,11 +93,11 @@ class SlurmBackend(Backend):
 
     def summary(self, todo: Sequence[PlannedRun]) -> str:
         pool = self.settings.pool
-        inside = sum(self.settings.is_for_pool(item.spec.resources) for item in todo)
+        inside = sum(self.settings.shape(item.spec.resources).at_once is None for item in todo)
         if not inside:
             return ""
-        room = with_noun(pool["gpus"], "GPU") if pool.get("gpus") else with_noun(pool["cpus"], "core")
-        jobs = with_noun(min(pool["jobs"], inside), "pool job")
+        room = with_noun(pool.gpus, "GPU") if pool.gpus else with_noun(pool.cpus, "core")
+        jobs = with_noun(min(pool.jobs, inside), "pool job")
         larger = len(todo) - inside
         ordinary = "ordinary jobs" if larger > 1 else "an ordinary job"
         others = f"; {with_noun(larger, 'larger run')} as {ordinary}" if larger else ""
@@ -136,12 +136,12 @@ class SlurmBackend(Backend):
         The caller owns the study.
 
         Raises:
-            BackendError: a job was rejected. Those before it are submitted and recorded; the message says so.
+            BackendError: a job was rejected. Nothing is submitted.
         """
-        plan = self._plan(todo, options, code, request.number)
+        settings, plan = self.settings, self._plan(todo, options, code, request.number)
         if canaries is None:
-            return submit(plan, self.settings, request)
-        return submit_after(canaries, plan, self.settings, request, of_canaries(options), code, max_array_size())
+            return submit(plan, settings)
+        return submit(plan, settings, plan_canaries(canaries, plan, settings, options, code, max_array_size()))
 
     def _plan(self, todo: Sequence[PlannedRun], options: LaunchOptions, code: Code, request: int | None) -> JobPlan:
         """Return what the jobs of these runs do.
@@ -166,7 +166,7 @@ class SlurmBackend(Backend):
             self._partition.name.split(","),
             asked,
             save_seconds=settings.signal_before_s,
-            sharing=settings.runs_per_job,
+            sharing=lambda resources: settings.shape(resources).at_once or 1,
         )
         if not settings.fit_limits:
             if line := advice(found.values(), asked):
@@ -182,7 +182,8 @@ class SlurmBackend(Backend):
     def _most(self, resources: Resources) -> Limits:
         """Return the most that a job of such runs may ask for: a node's memory, if the settings do not say."""
         settings: SlurmSettings = self.settings
-        has = max((kind.memory_mb / 1024 for kind in self._partition.fitting(resources, settings)), default=None)
+        fitting = self._partition.fitting(settings.shape(resources), settings.mem_gb)
+        has = max((kind.memory_mb / 1024 for kind in fitting), default=None)
         return replace(settings.limits, mem_gb=settings.mem_gb if settings.fit_limits and settings.mem_gb else has)
 
     def scripts(self, todo: Sequence[PlannedRun], options: LaunchOptions) -> list[str]:
@@ -192,53 +193,50 @@ class SlurmBackend(Backend):
         for it.
         """
         require_plain_path(options.study_dir.absolute())
-        folder = options.study_dir.absolute() / "launches" / "REQUEST"
-        plan = self._plan(todo, options, live_code(), None)
-        return [
-            script(plan, number, self.settings, folder, after=f"ARRAY_{number}" if number else None)
-            for number in range(len(plan.arrays))
-        ]
+        plan, is_limited = self._plan(todo, options, live_code(), None), self.settings.max_parallel is not None
+        follows = [f"afterany:ARRAY_{number}" if number and is_limited else "" for number in range(len(plan.arrays))]
+        return [script(plan, number, self.settings, after) for number, after in enumerate(follows)]
 
-    def submit_report(
-        self, study_dir: Path, folder: Path, jobs: Sequence[str], code: Code, *, behaviour: bool | None = None
+    def submit_last(
+        self,
+        study_dir: Path,
+        folder: Path,
+        jobs: Sequence[str],
+        code: Code,
+        *,
+        message: bool,
+        report: bool,
+        behaviour: bool | None = None,
     ) -> None:
-        """Submit a job that writes the report once all of ``jobs`` have ended, however they ended. A refusal is a line.
+        """Submit a job for what is left to do once all of ``jobs`` have ended, however they ended. A refusal is a line.
 
-        Unless ``behaviour`` is false, the job then computes the behaviour of the models and writes the report again.
-        If it is true, it computes the behaviour in another user's study as well. ``folder``: of the request.
+        It sends the message that the study is over, and writes the report. Unless ``behaviour`` is false, it then
+        computes the behaviour of the models and writes the report again. If it is true, it computes the behaviour in
+        another user's study as well. ``folder``: of the request.
         """
-        settings = self.settings
-        program = program_of(code.archive or code.path, "launch", settings)
-        command = f"{program} report {shlex.quote(str(study_dir.absolute()))}"
-        minutes = max(REPORT_MINUTES, settings.timeout_min) if behaviour is not False else REPORT_MINUTES
-        commands = [f"{command} --no-behaviour"]
-        if behaviour is not False:
-            commands.append(f"{command} --behaviour" if behaviour else command)
-        try:
-            job = self._submit_after(jobs, study_dir, folder, "report", minutes, *commands)
-            terminal.tell(f"the report is written by job {job} after the last run")
-        except BackendError as error:
-            terminal.tell(f"warning: no job will write the report, `{terminal.program()} report` does: {error}")
-
-    def submit_message(self, study_dir: Path, folder: Path, jobs: Sequence[str], code: Code) -> None:
-        """Submit a job that sends a message once all of ``jobs`` have ended. A refusal is one line."""
-        program = program_of(code.archive or code.path, "slurm.job", self.settings)
-        try:
-            command = f"{program} {shlex.quote(str(folder / PLAN_FILE))} over"
-            self._submit_after(jobs, study_dir, folder, "over", MESSAGE_MINUTES, command)
-        except BackendError as error:
-            terminal.tell(f"warning: no message will say that the study is over: {error}")
-
-    def _submit_after(
-        self, jobs: Sequence[str], study_dir: Path, folder: Path, name: str, minutes: int, *commands: str
-    ) -> str:
+        settings, place = self.settings, code.archive or code.path
+        minutes, does, commands = LAST_MINUTES, [], []
+        if message:
+            does.append("sends the message that the study is over")
+            commands.append(f"{program_of(place, 'slurm.job', settings)} {shlex.quote(str(folder / PLAN_FILE))} over")
+        if report:
+            does.append("writes the report")
+            command = f"{program_of(place, 'launch', settings)} report {shlex.quote(str(study_dir.absolute()))}"
+            commands.append(f"{command} --no-behaviour")
+            if behaviour is not False:
+                commands.append(f"{command} --behaviour" if behaviour else command)
+                minutes = max(minutes, settings.timeout_min)
         options = {
             "dependency": f"afterany:{':'.join(jobs)}",
-            "job-name": f"seqlm-{study_dir.name}-{name}",
-            "output": folder / f"{name}.log",
+            "job-name": f"seqlm-{study_dir.name}-last",
+            "output": folder / "last.log",
             "time": minutes,
         }
-        return submit_script(folder / f"{name}.sh", batch_script(self.settings, options, *commands), self.settings)
+        try:
+            job = submit_script(folder / "last.sh", batch_script(settings, options, *commands), settings)
+            terminal.tell(f"after the last run, job {job} {' and '.join(does)}")
+        except BackendError as error:
+            terminal.tell(f"warning: no job {' and '.join(does)} after the last run: {error}")
 
     @classmethod
     def waiting(cls, study_dir: Path, run_ids: Collection[str]) -> dict[str, Waiting]:

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import ParamSpec, TypeVar
 
 from jobs.study.squeue import ask
-from seqlm.ends import FIRST_DELAY_SECONDS, Verdict
+from seqlm.ends import FIRST_DELAY_SECONDS, End, Verdict
 from seqlm.errors import BackendError, FileError, is_storage_failure
 from seqlm.files import write_text
 from slurm.allocation import SlurmContext
@@ -72,17 +72,17 @@ def clock_ahead_s() -> float:
 
 
 def ask_back(
-    plan: JobPlan, context: SlurmContext, reason: str, verdicts: Sequence[Verdict], raised: Sequence[str]
+    plan: JobPlan, context: SlurmContext, failure: End, verdicts: Sequence[Verdict], raised: Sequence[str]
 ) -> None:
     """Write what the job's script changes when it puts the job back into the queue, for the exit code ``AGAIN``.
 
     The script does that on its node, since a container may have no ``scontrol``. The job waits as long as the run with
     the longest delay, and is kept off the nodes that any of its runs found sick. ``verdicts`` are those of the runs to
-    try again, and ``reason`` is the failure of the first. ``raised`` are limits of the job to change, in SLURM's words.
+    try again, and ``failure`` is that of the first. ``raised`` are limits of the job to change, in SLURM's words.
     """
     delay = max(found.delay or 0.0 for found in verdicts)
     exclude = _excluded(plan, context, list(dict.fromkeys(node for found in verdicts for node in found.sick_nodes)))
-    print(f"requeued: {reason}", flush=True)
+    print(f"requeued: {failure.kind}: {failure.message}", flush=True)
     changes = list(raised)  # each line is a command of its own, since SLURM may refuse one of them
     if delay > FIRST_DELAY_SECONDS or exclude:  # SLURM itself waits that long
         changes.append(f"StartTime=now+{round(delay)}{' ExcNodeList=' * bool(exclude)}{','.join(exclude)}")

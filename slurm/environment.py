@@ -96,8 +96,8 @@ def program_of(code: Path, module: str, settings: SlurmSettings) -> str:
     return f"env PYTHONPATH={place}${{PYTHONPATH:+:$PYTHONPATH}} {python} -P -u -m {module}"
 
 
-def submit_script(path: Path, script: str, settings: SlurmSettings) -> str:
-    """Write a script, submit it, and return the id of its job.
+def submit_script(path: Path, script: str, settings: SlurmSettings, *words: str) -> str:
+    """Write a script, submit it with further options (``words``), and return the id of its job.
 
     Raises:
         BackendError: sbatch rejected it.
@@ -105,7 +105,7 @@ def submit_script(path: Path, script: str, settings: SlurmSettings) -> str:
         UsageError: as :func:`sbatch_environment`.
     """
     write_text(path, script)
-    answer = ask("sbatch", "--parsable", str(path), environ=sbatch_environment(settings, os.environ))
+    answer = ask("sbatch", "--parsable", *words, str(path), environ=sbatch_environment(settings, os.environ))
     job = answer.strip().partition(";")[0]
     if not job.isdigit():
         raise BackendError(f'sbatch: expected a job id, got "{job}"')

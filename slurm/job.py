@@ -1,9 +1,8 @@
 """A job on its allocation: a dispatcher over the job's runs, as on any machine, and what follows from their ends.
 
-``python -m slurm.job PLAN ARRAY on FIRST_NODE`` runs once on each node. The first node's process dispatches the runs of
+``python -m slurm.job PLAN ARRAY FIRST_NODE`` runs once on each node. The first node's process dispatches the runs of
 the job. Those of the other nodes start their ranks of the one run that such a job has. The job's script does what needs
-SLURM's commands, which a container may not have: the exit code ``AGAIN`` has it requeue the job. If SIGTERM has ended
-the program, it calls ``python -m slurm.job PLAN ARRAY ended``.
+SLURM's commands, which a container may not have: the exit code ``AGAIN`` has it requeue the job.
 
     SIGUSR2           the time limit is near, or a preemption is announced: the workers save, the job is requeued
     SIGTERM           scancel, a requeue from outside, a preemption: the workers stop between two steps
@@ -16,11 +15,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, final
+from typing import final
 
 from jobs.attempt.supervisor import MemoryKills, Supervisor
 from jobs.launch import notify
@@ -36,7 +35,7 @@ from jobs.study.kept_code import Code, source_tree
 from seqlm import machine
 from seqlm.ends import End, Verdict
 from seqlm.environment import ATTEMPT, MICRO_BATCHES
-from seqlm.errors import BackendError, DamagedFileError, FileError, SeqlmError, is_storage_failure
+from seqlm.errors import DamagedFileError, FileError, SeqlmError, is_storage_failure
 from seqlm.files import read_json, write_json
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind
@@ -44,7 +43,7 @@ from slurm.allocation import JobBackend, SlurmContext, node_file, variables
 from slurm.canary import withdraw
 from slurm.control import ask_back, clock_ahead_s, job_words, look_again
 from slurm.share import Share
-from slurm.submission import AGAIN, ArrayPlan, JobPlan
+from slurm.submission import AGAIN, MOST_STARTS, ArrayPlan, JobPlan
 
 POLL_SECONDS = 0.5
 """Time between two looks at the folder of the run from a node that is not the first."""
@@ -52,10 +51,8 @@ LIMIT_SLACK_SECONDS = 75.0
 """How much earlier than asked SLURM may announce a time limit: it looks once a minute (``man sbatch``, --signal)."""
 BUSY_TRIES = 3
 """How often a run that another worker holds is tried on this allocation, such as one on a node that SLURM lost."""
-MOST_STARTS = 10
-"""In how many starts of the job such a run is tried, and one whose files cannot be read or written."""
 WAIT_SECONDS = 120.0
-"""How long such a run waits in the queue."""
+"""How long such a run then waits in the queue."""
 CANCEL_SECONDS = 10.0
 """How long a job that was cancelled looks whether the study is over: others may be cancelled with it."""
 OVER_SECONDS = 720.0
@@ -105,10 +102,10 @@ class JobHost(Host):
         if failure is None:
             return number <= BUSY_TRIES
         if failure.kind == "node":
-            return self.share.is_shared and self.context.host not in found.sick_nodes
+            return self.array.is_pool and self.context.host not in found.sick_nodes
         return failure.kind == "oom" and self.more_memory_mb([failure]) is None
 
-    def more_memory_mb(self, failures: Iterable[End]) -> int | None:
+    def more_memory_mb(self, failures: Sequence[End]) -> int | None:
         """Return how much memory the job is to ask for in its next start. ``None``: none of the failures is of that."""
         short = max((one.memory_mb or 0 for one in failures), default=0)
         has, most = self.context.memory_mb or 0, self.array.most
@@ -116,6 +113,14 @@ class JobHost(Host):
             return None
         wanted = min(round(MORE_MEMORY * short), round(1024 * most.mem_gb))
         return wanted if wanted > has else None
+
+    def raised(self, failures: Sequence[End]) -> list[str]:
+        """Return the limits of the job to change for its next start, in SLURM's words."""
+        memory, most = self.more_memory_mb(failures), self.array.most
+        found = [] if memory is None else [f"MinMemoryNode={memory}"]
+        if most is not None and most.timeout_min > self.array.timeout_min:
+            found += [f"TimeLimit={most.timeout_min}" for one in failures if one.kind == "timeout"][:1]
+        return found
 
     def may_start(self, run: RunDirectory, seen: Observation) -> bool:
         return self.share.may_take(run, seen)
@@ -165,7 +170,9 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals)
         raise fault
     is_over = signals.stop and signals.warned_at is None  # SLURM itself requeues the job, or a user has cancelled it
     if not is_over and left:
-        return _ask_back(plan, host, left)
+        ends, verdicts = zip(*left.values(), strict=True)
+        ask_back(plan, context, ends[0], verdicts, host.raised(ends))
+        return AGAIN
     budget = Budget.kept(plan.options.study_dir, plan.options.policy)
     seen = [_told(run, budget) for run in share.begun()]
     if plan.grid is not None and any(one.state in ("failed", "cancelled") and one.is_final for one in seen):
@@ -175,20 +182,6 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals)
         notify.over(plan.options.study_dir, plan.options.notify, seconds=CANCEL_SECONDS)
     well = ("done",) if plan.grid is not None else ("done", "stopped", "pending", "queued", "running")
     return 0 if all(one.state in well for one in seen) else 1
-
-
-def take_up(plan: JobPlan, number: int, context: SlurmContext) -> int:
-    """Return ``AGAIN`` if runs are left after a signal of which SLURM does not know has ended ``srun`` or a task of it.
-
-    A process that has not begun to note signals ends by it, and ``srun`` kills those on the other nodes, which record
-    nothing.
-    """
-    share = Share(plan, number, context)
-    host = JobHost(plan, share, context, Signals())
-    for run in share.begun():
-        _fail(run, BackendError("SIGTERM ended a process of the job, and SLURM lets the job run"), host, "node")
-    left = {run: one for run in share.runs if (one := _again(plan, run, host, None)) is not None}
-    return _ask_back(plan, host, left) if left else 0
 
 
 def _options(plan: JobPlan) -> LaunchOptions:
@@ -215,7 +208,7 @@ def _to_do(plan: JobPlan, run: RunDirectory, host: JobHost) -> PlannedRun | None
     except DamagedFileError as error:  # `status` says the same
         print(f"{run.id} is left alone: {error}", flush=True)
     except (FileError, OSError) as error:
-        if not host.share.is_shared:  # another job may have the run
+        if not host.array.is_pool:  # another job may have the run
             _fail(run, error, host)
     return None
 
@@ -256,33 +249,14 @@ def _told(run: RunDirectory, budget: Budget) -> Observation:
     return seen
 
 
-def _fail(run: RunDirectory, error: Exception, host: JobHost, kind: FailureKind = "code") -> None:
-    """Record an error of the job itself in a run that is not over."""
+def _fail(run: RunDirectory, error: Exception, host: JobHost) -> None:
+    """Record an error of the job itself as the end of an attempt that could not even be started, of a run not over."""
     message = str(error) if isinstance(error, SeqlmError) else f"{type(error).__name__}: {error}"
-    state = "pending"
+    kind: FailureKind = "node" if is_storage_failure(error) else "code"
+    record = {"kind": kind, "message": message, "where": host.where, "node": host.context.host}
     with contextlib.suppress(SeqlmError, OSError):
-        state = run.observe().state
-    with contextlib.suppress(SeqlmError, OSError):
-        if state == "pending":
-            _record(run, "node" if is_storage_failure(error) else kind, message, host)
-
-
-def _record(run: RunDirectory, kind: FailureKind, message: str, host: JobHost, **more: Any) -> None:
-    """Record how an attempt failed that could not even be started."""
-    record = {"kind": kind, "message": message, "where": host.where, "node": host.context.host, **more}
-    run.write_exit(run.last_attempt() + 1, record)
-
-
-def _ask_back(plan: JobPlan, host: JobHost, left: Mapping[RunDirectory, tuple[End, Verdict]]) -> int:
-    """Return ``AGAIN``, with which the job's script requeues the job for the runs that are left."""
-    ends, verdicts = zip(*left.values(), strict=True)
-    raised, most = [], host.array.most
-    if (memory := host.more_memory_mb(ends)) is not None:
-        raised.append(f"MinMemoryNode={memory}")
-    if most is not None and most.timeout_min > host.array.timeout_min and any(one.kind == "timeout" for one in ends):
-        raised.append(f"TimeLimit={most.timeout_min}")
-    ask_back(plan, host.context, f"{ends[0].kind}: {ends[0].message}", verdicts, raised)
-    return AGAIN
+        if run.observe().state == "pending":
+            run.write_exit(run.last_attempt() + 1, record)
 
 
 # -- on the other nodes ------------------------------------------------------------------------------------------------
@@ -293,9 +267,12 @@ def serve(plan: JobPlan, number: int, context: SlurmContext, signals: Interrupts
 
     Whatever else happens is decided on the first node. ``srun`` ends this process if that one ends without a start.
     """
-    array = plan.arrays[number]
-    (run,), options = Share(plan, number, context).own, _options(plan)
-    attempt, record = _started(run, context)
+    share, options = Share(plan, number, context), _options(plan)
+    array, (run,) = share.array, share.own
+    while not _now_true(lambda: share.has_begun(run)):
+        time.sleep(POLL_SECONDS)
+    attempt = look_again(run.last_attempt)
+    record = look_again(read_json, run.start_file(attempt)) or {}
     item = look_again(_planned, plan, array, run, Observation(state="pending"))
     code = Code(path=source_tree(), commit=None, dirty=False, live=False)
     submission = look_again(next_submission, item, options, code)
@@ -325,17 +302,6 @@ def _now_true(look: Callable[[], bool]) -> bool:
     return False
 
 
-def _started(run: RunDirectory, context: SlurmContext) -> tuple[int, dict[str, Any]]:
-    """Wait for the attempt that this start of the job makes, and return its number and the record of its start."""
-    while True:
-        with contextlib.suppress(FileError):
-            attempt = run.last_attempt()
-            record = read_json(run.start_file(attempt)) or {} if attempt else {}
-            if (record.get("job_id"), record.get("restart")) == (context.job, os.environ.get("SLURM_RESTART_COUNT")):
-                return attempt, record
-        time.sleep(POLL_SECONDS)
-
-
 def main() -> int:
     """Run the part of a job that is on this node; return the exit code."""
     signals = Signals()
@@ -348,12 +314,9 @@ def main() -> int:
             print("this job does not start: its launch is withdrawn", flush=True)
             return 1
         context, number = SlurmContext.from_environment(os.environ), int(sys.argv[2])
-        match sys.argv[3:]:
-            case ["ended"]:
-                return take_up(plan, number, context)
-            case ["on", first_host] if context.node_rank:
-                serve(plan, number, context, signals, first_host)
-                return 0
+        if context.node_rank:
+            serve(plan, number, context, signals, sys.argv[3])
+            return 0
         return run_job(plan, number, context, signals)
 
 

@@ -19,15 +19,12 @@ from jobs.spec import Resources
 from seqlm.environment import SLURM_CONFIG
 from seqlm.errors import BackendError, ManifestError
 from seqlm.reading import exists
-from seqlm.schema import Count, Line, Valid, Word, show, unknown_key
+from seqlm.schema import Count, Line, NotNegative, Table, Valid, Word, show
 
 SITE_FILE = Path(__file__).parent / "cluster.toml"
 """The default site file, used if ``SEQLM_SLURM_CONFIG`` is unset. Not tracked by git."""
 
 _PREFIX = "backend.slurm."
-
-MAX_SIGNAL_S = 65_535
-"""The longest warning that SLURM can give."""
 
 OPTION = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 """The name of an option of sbatch. Which ones there are depends on SLURM's version and on the plugins of the site."""
@@ -76,22 +73,35 @@ def _sbatch(name: str, value: Any) -> Iterator[str]:
             yield f"{place}: expected true, a text of one line or a number, got {show(found)}"
 
 
-POOL: Mapping[str, tuple[int, str]] = {
-    "jobs": (1, "Most jobs at once, each on a node of its own."),
-    "cpus": (1, "Cores of each job."),
-    "gpus": (0, "GPUs of each job."),
-}
-"""Key of a pool -> its least value, and its description."""
+@dataclass(frozen=True, kw_only=True)
+class Pool(Table):
+    """Jobs of one node each that share out runs, several at once."""
+
+    NAME: ClassVar[str] = "pool"
+
+    jobs: NotNegative = 0
+    """Most jobs at once, each on a node of its own. 0: there is no pool."""
+    cpus: NotNegative = 0
+    """Cores of each job."""
+    gpus: NotNegative = 0
+    """GPUs of each job."""
+
+    def _conditions(self) -> Iterator[str]:
+        if self.jobs and not self.cpus:
+            yield f"{self.key('cpus')}: missing, expected a positive whole number"
 
 
-def _pool(name: str, value: Any) -> Iterator[str]:
-    for key in value.keys() - POOL.keys():
-        yield unknown_key(f"{name}.{key}", [f"{name}.{known}" for known in POOL])
-    for key, (least, _) in POOL.items() if value else ():
-        if key not in value and least:
-            yield f"{name}.{key}: missing, expected a positive whole number"
-        elif type(found := value.get(key, least)) is not int or found < least:
-            yield f"{name}.{key}: expected a whole number, {least} or more, got {show(found)}"
+@dataclass(frozen=True, kw_only=True)
+class JobShape:
+    """What the jobs of runs that want the same have."""
+
+    nodes: int
+    """A job with several nodes has one run."""
+    at_once: int | None
+    """Maximum number of runs at once. ``None``: it is a job of the pool, with as many as there is room for."""
+    cpus: int
+    """Cores of each node. Likewise ``gpus``."""
+    gpus: int
 
 
 _Nodes = Annotated[Word, Valid('a list of nodes, such as "node[01-04],node09"')] | None
@@ -110,12 +120,6 @@ class SlurmSettings(BackendTable):
                 "not": {"enum": sorted({*OURS, *(key.replace("-", "_") for key in OURS)})},
             },
             "additionalProperties": {"anyOf": [{"const": True}, {"type": ["string", "number"]}]},
-        },
-        "pool": {
-            "properties": {
-                key: {"description": text, "type": "integer", "minimum": least} for key, (least, text) in POOL.items()
-            },
-            "additionalProperties": False,
         },
     }
     progress_s: Seconds = 10.0
@@ -137,7 +141,7 @@ class SlurmSettings(BackendTable):
     """Nodes that a job must not get."""
     timeout_min: Count = 60
     """Time limit of a job in minutes. A run that needs longer is saved and resumed in another job."""
-    signal_before_s: Annotated[int, Valid(f"a whole number from 1 to {MAX_SIGNAL_S}", least=1, most=MAX_SIGNAL_S)] = 120
+    signal_before_s: Annotated[int, Valid("a whole number from 1 to 65535", least=1, most=65_535)] = 120
     """Seconds before the time limit, or a preemption, at which a run gets the signal to save. At most half the time
     limit counts."""
     mem_gb: Annotated[float, Valid("a number above 0", above=0)] | None = None
@@ -152,9 +156,7 @@ class SlurmSettings(BackendTable):
     ranks_per_node: Count | None = None
     """Ranks of a run on each node; without it, all on one node. A run with more ranks gets several nodes, and
     `resources.ranks` must be a multiple of it."""
-    pool: Annotated[Mapping[str, Any], Valid("a table with jobs, cpus and gpus", check=_pool)] = field(
-        default_factory=dict
-    )
+    pool: Pool = Pool()
     """Jobs of one node each that share out the runs, several at once, such as `{ jobs = 4, gpus = 4, cpus = 32 }`.
     `gpus` and `cpus` are those of each job. A run that needs more gets a job of its own."""
     setup: Annotated[_Lines, Valid("a list of texts, each one line", check=_setup)] = ()
@@ -190,36 +192,28 @@ class SlurmSettings(BackendTable):
         name, _, value = self.gpu_request.partition("=")
         return {name: value.format(gpus=gpus)} if gpus else {}
 
-    def nodes(self, resources: Resources) -> tuple[int, int]:
-        """Return a run's number of nodes, and its number of ranks on each node.
+    def shape(self, resources: Resources) -> JobShape:
+        """Return what a job of runs with these resources has.
 
-        A run with fewer ranks than ``ranks_per_node`` gets one node, and so does a run of the pool.
+        If a job of the pool has room for such a run, it is one. Otherwise a run with fewer ranks than
+        ``ranks_per_node`` gets one node, and as many runs share a job as share a GPU, since SLURM allocates whole GPUs.
 
         Raises:
             BackendError: the ranks cannot be divided equally.
         """
-        ranks, each = resources.ranks, self.ranks_per_node
-        if each is None or ranks <= each or self.is_for_pool(resources):
-            return 1, ranks
+        ranks, cpus, gpus, pool = resources.ranks, resources.cpus or 1, resources.gpus or 0, self.pool
+        if ranks * cpus <= pool.cpus and ranks * gpus <= pool.gpus + TINY:
+            return JobShape(nodes=1, at_once=None, cpus=pool.cpus, gpus=pool.gpus)
+        each = min(ranks, self.ranks_per_node or ranks)
         if ranks % each:
             below, above = ranks - ranks % each, ranks - ranks % each + each
             raise BackendError(
                 f"resources.ranks: expected a multiple of ranks_per_node = {each}, such as {below} or {above}, "
                 f"got {ranks}"
             )
-        return ranks // each, each
-
-    def is_for_pool(self, resources: Resources) -> bool:
-        """Return whether a run goes into the pool: there is one, and the run fits into one of its jobs."""
-        ranks, cpus, gpus = resources.ranks, resources.cpus or 1, resources.gpus or 0
-        fits: bool = ranks * cpus <= self.pool.get("cpus", 0) and ranks * gpus <= self.pool.get("gpus", 0) + TINY
-        return fits
-
-    def runs_per_job(self, resources: Resources) -> int:
-        """Return how many runs share one job: as many as share a GPU, since SLURM allocates only whole GPUs."""
-        gpus = resources.gpus
-        runs = int((1 + TINY) / gpus) if gpus and gpus < 1 else 1
-        return min(runs, self.max_parallel or runs)
+        sharing = int((1 + TINY) / gpus) if 0 < gpus < 1 else 1
+        at_once = min(sharing, self.max_parallel or sharing)
+        return JobShape(nodes=ranks // each, at_once=at_once, cpus=each * at_once * cpus, gpus=math.ceil(each * gpus))
 
 
 def read_settings(manifest_table: Mapping[str, Any], *, where: str, environ: Mapping[str, str]) -> SlurmSettings:

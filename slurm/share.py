@@ -1,7 +1,7 @@
 """Which runs of its array a job takes.
 
-Job ``k`` of ``N`` first has the runs ``k``, ``k + N``, ... of its array. If the array is shared, a job with room then
-takes those of the other jobs that none of them has. A run belongs to the job that has started its newest attempt, as
+Job ``k`` of ``N`` first has the runs ``k``, ``k + N``, ... of its array. In a pool a job with room then takes those of
+the other jobs that none of them has. A run belongs to the job that has started its newest attempt, as
 long as that job runs. If two jobs start the same attempt, the one that writes its ``start.json`` goes on with the run.
 """
 
@@ -34,9 +34,8 @@ class Share:
         self._context, self._request = context, plan.options.request
         self._every = every = [RunDirectory(plan.options.study_dir / run_id) for run_id in self.array.runs]
         self.own = every[context.index :: context.jobs]
-        self.is_shared = self.array.is_shared(context.jobs)
         others = [run for run in every if run not in self.own]
-        self.runs = [*self.own, *others] if self.is_shared else self.own
+        self.runs = [*self.own, *others] if self.array.is_pool else self.own
         """The runs that the job may take, in the order in which it takes them, without those seen to be over."""
         self._states: Mapping[str, str] | None = None
         self._asked_at = self._looked_at = -math.inf
@@ -49,7 +48,7 @@ class Share:
         """
         if is_over(seen):
             return False
-        job = self._starter(run).get("job_id") if self.is_shared else None
+        job = self._starter(run).get("job_id") if self.array.is_pool else None
         if job in (None, self._context.job):
             return True
         if seen.state == "running" or self.job_states().get(job) == "RUNNING":
@@ -61,7 +60,7 @@ class Share:
     def next_run(self, free: Capacity, *, is_idle: bool) -> tuple[RunDirectory, Observation] | None:
         """Return a run that no job has and that fits. ``is_idle``: the job ends unless there is one."""
         now = time.monotonic()
-        if not self.is_shared or (now - self._looked_at < LOOK_SECONDS and not is_idle):
+        if not self.array.is_pool or (now - self._looked_at < LOOK_SECONDS and not is_idle):
             return None
         for run in [one for one in self.runs if free.place(self.array.runs[one.id]) is not None]:
             self._looked_at = now
@@ -81,14 +80,14 @@ class Share:
         return (start.get("job_id"), start.get("restart")) == here
 
     def begun(self) -> list[RunDirectory]:
-        """Return the runs that the job is to answer for: its own, or those it has started if the array is shared."""
+        """Return the runs that the job is to answer for: its own, or in a pool those it has started."""
 
         def is_begun(run: RunDirectory) -> bool:
             with contextlib.suppress(FileError):
                 return self.has_begun(run)
             return False
 
-        return [run for run in self._every if is_begun(run)] if self.is_shared else list(self.own)
+        return [run for run in self._every if is_begun(run)] if self.array.is_pool else list(self.own)
 
     def _starter(self, run: RunDirectory) -> Mapping[str, Any]:
         """Return the record of the newest attempt of a run, if it was started for the request of this job."""
@@ -113,7 +112,7 @@ class Share:
 
     def has_others(self) -> bool:
         """Return whether another job can take over the runs of this one, as SLURM says now."""
-        return self.is_shared and any(job != self._context.job for job in self.job_states(at_once=True))
+        return self.array.is_pool and any(job != self._context.job for job in self.job_states(at_once=True))
 
 
 def is_over(seen: Observation) -> bool:

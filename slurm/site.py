@@ -4,7 +4,6 @@ Each query is one call of a SLURM command. Separate pure functions parse the out
 queries once per launch.
 """
 
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from jobs.plan.capacity import with_noun
 from jobs.spec import Resources
 from jobs.study.squeue import ask
 from seqlm.errors import BackendError, nearest
-from slurm.settings import SlurmSettings
+from slurm.settings import JobShape, SlurmSettings
 
 FAKE_GPU = "fake"
 """The type of the GPUs of a test cluster."""
@@ -81,10 +80,10 @@ class PartitionFacts:
             kinds.append(f"{with_noun(kind.count, 'node')} of {with_noun(kind.cpus, 'core')}{gpus}")
         return ", ".join(kinds)
 
-    def fitting(self, resolved: Resources, settings: SlurmSettings) -> list[NodeKind]:
-        """Return the kinds of nodes that have what a job of runs with these resources needs of each node."""
-        gpus, cpus, memory_mb = _needs(resolved, settings)
-        return [k for k in self.kinds if k.gpus >= gpus and k.cpus >= cpus and k.memory_mb >= memory_mb]
+    def fitting(self, shape: JobShape, mem_gb: float | None) -> list[NodeKind]:
+        """Return the kinds of nodes that have what a job needs of each node."""
+        memory_mb = 1024 * (mem_gb or 0)
+        return [k for k in self.kinds if k.gpus >= shape.gpus and k.cpus >= shape.cpus and k.memory_mb >= memory_mb]
 
     def resolve(self, resources: Resources, settings: SlurmSettings) -> Resources:
         """Return a run's resources with no field left ``None``.
@@ -101,34 +100,25 @@ class PartitionFacts:
                 f"timeout_min: expected at most {limit}, the limit of partition {self.name}, got {settings.timeout_min}"
             )
         pool = settings.pool
-        has_gpus = pool.get("gpus", 0) > 0 if pool else self.gpus_per_node > 0
+        has_gpus = pool.gpus > 0 if pool.jobs else self.gpus_per_node > 0
         each_gpus = resources.gpus if resources.gpus is not None else float(has_gpus)
         resolved = replace(resources, gpus=each_gpus)
-        nodes, _ = settings.nodes(resolved)
-        fitting = self.fitting(resolved, settings)
+        shape = settings.shape(resolved)
+        fitting = self.fitting(shape, settings.mem_gb)
         enough = sum(kind.count for kind in fitting)
-        if enough < nodes or (self.max_nodes is not None and nodes > self.max_nodes):
-            gpus, cpus, memory_mb = _needs(resolved, settings)
-            each_has = [with_noun(gpus, "GPU")] if gpus else []
-            each_has.append(with_noun(cpus, "core"))
-            each_has += [f"{memory_mb / 1024:g} GB of memory"] if memory_mb else []
-            has = f"has {enough} of these" if enough < nodes else f"allows {self.max_nodes} per job"
-            needs = f"{with_noun(nodes, 'node')} with {' and '.join(each_has)}"
+        if enough < shape.nodes or (self.max_nodes is not None and shape.nodes > self.max_nodes):
+            each_has = [with_noun(shape.gpus, "GPU")] if shape.gpus else []
+            each_has.append(with_noun(shape.cpus, "core"))
+            each_has += [f"{settings.mem_gb:g} GB of memory"] if settings.mem_gb else []
+            has = f"has {enough} of these" if enough < shape.nodes else f"allows {self.max_nodes} per job"
+            needs = f"{with_noun(shape.nodes, 'node')} with {' and '.join(each_has)}"
             raise BackendError(f"never fits: needs {needs}, partition {self.name} {has}")
-        shares = [kind.cpus // kind.gpus // settings.runs_per_job(resolved) for kind in fitting] if each_gpus else [1]
-        if each_gpus and settings.is_for_pool(resolved):
-            shares = [int(pool["cpus"] * each_gpus / pool["gpus"])]
+        shares = [1]
+        if each_gpus and shape.at_once is None:
+            shares = [int(pool.cpus * each_gpus / pool.gpus)]
+        elif each_gpus:
+            shares = [kind.cpus // kind.gpus // (shape.at_once or 1) for kind in fitting]
         return replace(resolved, cpus=resources.cpus or max(1, min(shares)))
-
-
-def _needs(resolved: Resources, settings: SlurmSettings) -> tuple[int, int, int]:
-    """Return what a job of runs with these resources needs of each node: GPUs, cores and memory (MB)."""
-    memory_mb = math.ceil((settings.mem_gb or 0) * 1024)
-    if settings.is_for_pool(resolved):
-        return settings.pool.get("gpus", 0), settings.pool["cpus"], memory_mb
-    _, ranks = settings.nodes(resolved)
-    cpus = ranks * settings.runs_per_job(resolved) * (resolved.cpus or 1)
-    return math.ceil(ranks * (resolved.gpus or 0)), cpus, memory_mb
 
 
 def partition_facts(partition: str | None) -> PartitionFacts:

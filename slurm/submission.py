@@ -1,9 +1,11 @@
 """Submit runs as job arrays: group them, write one plan for all jobs and a script for each array, and call sbatch."""
 
+import contextlib
+import itertools
 import math
 import shlex
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -15,20 +17,24 @@ from jobs.launch.job import LaunchOptions
 from jobs.plan.limits import Limits
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources
-from jobs.study.folder import ARRAY_FILE, PLAN_FILE, WITHDRAWN_FILE, study_name
+from jobs.study.folder import PLAN_FILE, SUBMITTED_FILE, WITHDRAWN_FILE, study_name
 from jobs.study.kept_code import Code
+from jobs.study.squeue import ask
 from seqlm.environment import STAGE
 from seqlm.errors import BackendError, FileError
-from seqlm.files import read_json, write_json
-from seqlm.reading import exists
-from seqlm.requests import Request, numbered
+from seqlm.files import json_text, read_json, write_json, write_once
+from seqlm.reading import exists, timestamp
+from seqlm.requests import numbered
 from slurm.environment import batch_script, plain_env, program_of, submit_script
-from slurm.settings import SlurmSettings
+from slurm.settings import JobShape, SlurmSettings
 
 DEFAULT_NICE = 100
 """What ``--nice`` without a value means to sbatch."""
 AGAIN = 76
 """Exit code of a job that is to be requeued."""
+MOST_STARTS = 10
+"""In how many starts of a job it is requeued for what tells nothing of its runs: another worker has one, its files
+cannot be read or written, or a process that could record nothing was ended."""
 CHANGES = "requeue-{}"
 """File next to the plan: what to change of the job with this number when it is requeued."""
 END_SECONDS = 10
@@ -39,8 +45,8 @@ KEYS = ("account", "qos", "partition", "reservation")
 """Settings that sbatch names if they are wrong."""
 
 
-class NoRoomError(BackendError):
-    """The user may submit no job now."""
+class _NoRoomError(BackendError):
+    """SLURM takes too few jobs of the user now."""
 
 
 # -- the plan: what each job of a submission does, in one file next to the request ------------------------------------
@@ -48,12 +54,12 @@ class NoRoomError(BackendError):
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayPlan:
-    """An array: equal jobs, and the runs that they share out (:mod:`slurm.share`)."""
+    """An array: equal jobs, and their runs (:mod:`slurm.share`)."""
 
     runs: Mapping[str, Resources]
     """Run id -> its resources, in the order in which the runs start."""
     jobs: int
-    """The number of jobs. SLURM may accept fewer."""
+    """The number of jobs. 0: it is not submitted."""
     nodes: int
     """Nodes of each job. A job with several nodes has one run."""
     cpus: int
@@ -67,19 +73,20 @@ class ArrayPlan:
     most: Limits | None = None
     """The most that a job may ask for after one of its limits has ended it. ``None``: no more."""
     is_pool: bool = False
+    """Whether a job with room takes runs of the others."""
+    job: str | None = None
+    """The id of the array. ``None``: it is not submitted."""
+    why: str = ""
+    """Why it is not, although the others are."""
 
     @property
     def priority(self) -> int:
         return max(resources.priority for resources in self.runs.values())
 
-    def is_shared(self, jobs: int) -> bool:
-        """Whether each of ``jobs`` jobs takes runs of the others once it has room."""
-        return self.is_pool or (self.nodes == 1 and jobs * (self.at_once or 1) < len(self.runs))
-
 
 @dataclass(frozen=True, kw_only=True)
 class JobPlan:
-    """What the jobs of a submission do."""
+    """What the jobs of a submission do. In its file, the arrays are as SLURM has taken them."""
 
     options: LaunchOptions
     """Those of the launch, with the variables of the workers and the request. No ``tasks`` and no ``record``."""
@@ -103,9 +110,13 @@ class JobPlan:
 
     @property
     def folder(self) -> Path:
-        """The folder of the request of these jobs."""
-        assert self.options.request is not None, "a plan without a request is for display alone"
-        return numbered(self.options.study_dir, self.options.request)
+        """The folder of the request of these jobs. A plan that is for display alone has none."""
+        study_dir, request = self.options.study_dir, self.options.request
+        return study_dir / "launches" / "REQUEST" if request is None else numbered(study_dir, request)
+
+    def with_arrays(self, number: int, *arrays: ArrayPlan) -> Self:
+        """Return the plan with these arrays in place of one."""
+        return replace(self, arrays=(*self.arrays[:number], *arrays, *self.arrays[number + 1 :]))
 
     def write(self, path: Path) -> None:
         """Write the plan for :meth:`read`."""
@@ -137,7 +148,8 @@ def plan_jobs(
 ) -> JobPlan:
     """Group runs into arrays, and return what their jobs do.
 
-    The runs of the pool are one array. All others are arrays of equal resources and limits.
+    The runs of the pool are one array. All others are arrays of equal resources and limits. If the cluster takes no
+    array of so many jobs, the jobs of an array that it takes become a pool.
 
     ``todo`` is in queue order, and arrays keep that order. ``request`` is the number of their request, if there is one
     yet. ``most`` is the cluster's MaxArraySize, the maximum number of jobs of an array. ``limits`` are those of runs,
@@ -148,17 +160,27 @@ def plan_jobs(
     """
     if most < 1:
         raise BackendError("this cluster takes no job arrays (MaxArraySize is 0); ask its administrator to allow some")
-    groups: dict[tuple[Resources | None, Limits], dict[str, Resources]] = {}
+    groups: dict[tuple[JobShape, Resources | None, Limits], dict[str, Resources]] = {}
     for item in todo:
         wanted, kept = item.spec.resources, settings.limits
-        asked = limits.get(item.run.id, kept)
-        group = (None, kept) if settings.is_for_pool(wanted) else (wanted, asked)
+        shape, asked = settings.shape(wanted), limits.get(item.run.id, kept)
+        group = (shape, None, kept) if shape.at_once is None else (shape, wanted, asked)
         groups.setdefault(group, {})[item.run.id] = wanted
-    arrays = [
-        array for (wanted, asked), runs in groups.items() for array in _arrays(runs, wanted, asked, settings, most)
-    ]
+    arrays = []
+    for (shape, _, asked), runs in groups.items():
+        at_once, limit, jobs = shape.at_once, settings.max_parallel, settings.pool.jobs
+        if at_once is not None:
+            jobs = math.ceil(len(runs) / at_once)
+        elif limit is not None:
+            at_once = max(1, limit // jobs)
+        size = {"nodes": shape.nodes, "cpus": shape.cpus, "gpus": shape.gpus, "at_once": at_once, **vars(asked)}
+        step = most if shape.nodes > 1 else len(runs)  # a job with several nodes takes no further run
+        for start in range(0, len(runs), step):
+            part = dict(list(runs.items())[start : start + step])
+            is_pool = shape.at_once is None or (shape.nodes == 1 and jobs > most)
+            arrays.append(ArrayPlan(runs=part, jobs=min(jobs, len(part), most), is_pool=is_pool, **size))
     stage = {STAGE.name: "1"} if settings.stage else {}
-    env = {**stage, **plain_env(settings), **progress_variables(settings.progress_s)}
+    env = {**stage, **plain_env(settings), **progress_variables(settings.progress_s), **options.env}
     study_dir = options.study_dir.absolute()
     return JobPlan(
         options=replace(options, study_dir=study_dir, env=env, request=request, tasks={}, record=None),
@@ -171,109 +193,121 @@ def plan_jobs(
     )
 
 
-def _arrays(
-    runs: Mapping[str, Resources], wanted: Resources | None, asked: Limits, settings: SlurmSettings, most: int
-) -> Iterator[ArrayPlan]:
-    """Yield the arrays of runs that all want the same. ``wanted`` ``None``: the pool."""
-    pool, limit = settings.pool, settings.max_parallel
-    at_once: int | None
-    if wanted is None:
-        jobs, nodes, cpus, gpus = pool["jobs"], 1, pool["cpus"], pool.get("gpus", 0)
-        at_once = None if limit is None else max(1, limit // jobs)
-    else:
-        nodes, ranks = settings.nodes(wanted)
-        at_once = settings.runs_per_job(wanted)
-        cpus, gpus = (wanted.cpus or 1) * ranks * at_once, math.ceil(ranks * (wanted.gpus or 0))
-        jobs = math.ceil(len(runs) / at_once)
-    step = most if nodes > 1 else len(runs)  # a job with several nodes takes no further run
-    for start in range(0, len(runs), step):
-        part = dict(list(runs.items())[start : start + step])
-        size = {"jobs": min(jobs, len(part), most), "nodes": nodes, "cpus": cpus, "gpus": gpus}
-        yield ArrayPlan(runs=part, at_once=at_once, is_pool=wanted is None, **size, **vars(asked))
+def pooled(plan: JobPlan, most: int | None = None) -> JobPlan:
+    """Return a plan whose runs of one node are one pool, with at most ``most`` jobs that have room for each of them."""
+    small = [array for array in plan.arrays if array.nodes == 1]
+    if not small:
+        return plan
+    runs = sorted((run for array in small for run in array.runs.items()), key=lambda run: -run[1].priority)
+    at_once = [array.at_once for array in small]
+    pool = replace(
+        max(small, key=lambda array: (array.gpus, array.cpus)),
+        runs=dict(runs),
+        jobs=min(sum(array.jobs for array in small), most or len(runs)),
+        cpus=max(array.cpus for array in small),
+        at_once=None if None in at_once else max(filter(None, at_once)),
+        timeout_min=max(array.timeout_min for array in small),
+        mem_gb=max((array.mem_gb for array in small if array.mem_gb is not None), default=None),
+        is_pool=True,
+    )
+    return replace(plan, arrays=(pool, *(array for array in plan.arrays if array.nodes > 1)))
 
 
 # -- scripts ---------------------------------------------------------------------------------------------------------
 
 
-def submit(
-    plan: JobPlan,
-    settings: SlurmSettings,
-    request: Request,
-    *,
-    hold: bool = False,
-    after_ok: Sequence[str] = (),
-) -> list[str]:
-    """Write the plan and submit its arrays one after the other; return their ids.
+def submit(plan: JobPlan, settings: SlurmSettings, canaries: JobPlan | None = None) -> list[str]:
+    """Submit the arrays of a plan, and before them those of canaries, on which they depend; return the ids of the plan.
 
-    Of an array that is more than the user may submit, half the jobs are submitted, and so on. Its runs share these
-    jobs. Runs for which there is no job wait for the next launch.
-    With ``hold``, the arrays wait to be released. ``after_ok`` are jobs that have to end well first.
+    The first jobs are held until everything is submitted and recorded. What a launcher leaves that is killed before
+    cannot start (:func:`slurm.canary.withdraw_stuck`).
+
+    If SLURM takes fewer jobs of the user, the runs of one node become a pool of half as many jobs, and so on. Runs of
+    several nodes for which there is no job wait for the next launch.
 
     Raises:
-        BackendError: sbatch rejected an array. The arrays before it are submitted; the message says so.
+        BackendError: sbatch rejected an array, or takes no job at all. Nothing is submitted.
         UsageError: a variable named by ``env_pass`` is not set.
     """
-    plan.write(request.folder / PLAN_FILE)
-    ids: list[str] = []
-    left, why = 0, ""
-    for number, array in enumerate(plan.arrays):
-        job, jobs, refusal = None, array.jobs, None
-        while job is None and jobs:
-            folder, after = request.folder, ids[-1] if ids else None
-            text = script(plan, number, settings, folder, jobs=jobs, after=after, hold=hold, after_ok=after_ok)
-            try:
-                job = submit_script(request.folder / f"array-{number}.sh", text, settings)
-            except BackendError as error:
-                if not any(words in str(error) for words in TOO_MANY):
-                    raise _rejected(error, plan, number) from None
-                jobs, refusal = jobs // 2, error
-        without = 0 if job is not None and array.nodes == 1 else len(array.runs) - jobs
-        record: dict[str, Any] = {"id": job, "jobs": jobs, "shared": array.is_shared(jobs)}
-        if without:
-            left, why = left + without, str(refusal)
-            record["why"] = f"SLURM takes no more jobs of yours now ({why}); the next `run` submits it"
-        write_json(request.folder / ARRAY_FILE.format(number), record)
-        ids += [job] if job is not None else []
-    if left and not ids:
-        raise NoRoomError(f"sbatch rejected the job: {why}")
-    if left:
-        terminal.tell(f"warning: {left} runs wait for the next `run`: SLURM takes no more jobs of yours now ({why})")
-    return ids
+    plans = [plan] if canaries is None else [canaries, plan]
+    try:
+        return _submit(plans, settings)
+    except _NoRoomError:  # a single job for all canaries leaves most room
+        return _submit([pooled(one, 1 if one is canaries else None) for one in plans], settings)
 
 
-def _rejected(error: BackendError, plan: JobPlan, number: int) -> BackendError:
-    """Return the error of a launch of whose arrays sbatch has rejected one for good."""
-    text = f"sbatch rejected the job: {error}"
-    text += "".join(f"; set {key}" for key in KEYS if f"nvalid {key}" in str(error))
-    if number:
-        counts = [len(array.runs) for array in plan.arrays]
-        text += f"; {sum(counts[:number])} of {sum(counts)} runs were submitted before and go on"
-        text += "; `run` submits the others"
-    return BackendError(text)
+def _submit(plans: Sequence[JobPlan], settings: SlurmSettings) -> list[str]:
+    """Submit plans, all of which depend on the first, and record them; return the ids of the last.
 
+    SLURM limits the jobs of one array alone. If runs at once are limited, each array waits for the one before.
 
-def script(
-    plan: JobPlan,
-    number: int,
-    settings: SlurmSettings,
-    folder: Path,
-    *,
-    jobs: int | None = None,
-    after: str | None = None,
-    hold: bool = False,
-    after_ok: Sequence[str] = (),
-) -> str:
-    """Return the script of an array. ``folder`` is that of the request, ``after`` the id of the array before it.
-
-    ``jobs``: how many of its jobs; ``None``: all. SLURM limits the jobs of one array alone. If runs at once are
-    limited, each array therefore waits for the one before. ``hold`` and ``after_ok`` are as in :func:`submit`.
+    Raises:
+        BackendError, FileError, UsageError: as :func:`submit`. What was submitted is cancelled.
     """
-    array, limit = plan.arrays[number], settings.max_parallel
+    ids: list[list[str]] = []
+    try:
+        for plan in plans:
+            words, after = ([], [f"afterok:{':'.join(ids[0])}"]) if ids else (["--hold"], [])
+            ids.append([])
+            number = 0
+            while number < len(plan.arrays):
+                before = [f"afterany:{job}" for job in ids[-1][-1:] if settings.max_parallel is not None]
+                found = _submit_array(plan, number, settings, ",".join([*after, *before]), words)
+                ids[-1] += [array.job for array in found if array.job is not None]
+                plan = plan.with_arrays(number, *found)
+                number += len(found)
+            left = [array for array in plan.arrays if array.job is None]
+            if not ids[-1]:
+                raise _NoRoomError(left[0].why)
+            plan.write(plan.folder / PLAN_FILE)
+        ask("scontrol", "release", ",".join(ids[0]))
+        for plan in plans:
+            write_once(plan.folder / SUBMITTED_FILE, json_text({"at": timestamp()}).encode())
+    except BaseException:
+        with contextlib.suppress(BackendError):  # a later launch cancels what this one cannot
+            if jobs := list(itertools.chain(*ids)):
+                ask("scancel", *jobs)
+        raise
+    if left:
+        terminal.tell(f"warning: {sum(len(array.runs) for array in left)} runs wait for the next `run`: {left[0].why}")
+    return ids[-1]
+
+
+def _submit_array(
+    plan: JobPlan, number: int, settings: SlurmSettings, dependency: str, words: Sequence[str]
+) -> list[ArrayPlan]:
+    """Submit an array with as many of its jobs as SLURM takes; return it, and an array of the runs that have none.
+
+    Raises:
+        BackendError: sbatch rejected the array.
+        _NoRoomError: SLURM takes fewer jobs, and each has runs of its own.
+    """
+    array, why = plan.arrays[number], ""
+    runs, jobs = list(array.runs.items()), array.jobs
+    while jobs:
+        count = jobs if array.nodes > 1 else len(runs)  # a job with several nodes has one run
+        part = replace(array, jobs=jobs, runs=dict(runs[:count]))
+        text = script(plan.with_arrays(number, part), number, settings, dependency)
+        try:
+            part = replace(part, job=submit_script(plan.folder / f"array-{number}.sh", text, settings, *words))
+        except BackendError as error:
+            why = f"sbatch rejected the job: {error}"
+            if not any(known in why for known in TOO_MANY):
+                raise BackendError(why + "".join(f"; set {key}" for key in KEYS if f"nvalid {key}" in why)) from None
+            if array.nodes == 1 and not array.is_pool:
+                raise _NoRoomError(why) from None
+            jobs //= 2
+        else:
+            return [part, *([replace(array, jobs=0, runs=dict(runs[count:]), why=why)] if runs[count:] else [])]
+    return [replace(array, jobs=0, why=why)]
+
+
+def script(plan: JobPlan, number: int, settings: SlurmSettings, dependency: str = "") -> str:
+    """Return the script of an array. ``dependency``: the jobs that it waits for, as sbatch has them."""
+    array, limit, folder = plan.arrays[number], settings.max_parallel, plan.folder
     at_once = f"%{max(1, limit // (array.at_once or 1))}" if limit is not None else ""
-    follows = [f"afterok:{':'.join(after_ok)}"] if after_ok else []
-    follows += [f"afterany:{after}"] if after is not None and limit is not None else []
     options: dict[str, Any] = {
-        "array": f"0-{(jobs or array.jobs) - 1}{at_once}",
+        "array": f"0-{array.jobs - 1}{at_once}",
         "job-name": f"seqlm-{study_name(plan.options.study_dir).replace('/', '-')}",
         "time": array.timeout_min,
         "nodes": array.nodes,
@@ -281,41 +315,38 @@ def script(
         "cpus-per-task": array.cpus,
         **settings.gpu_options(array.gpus),
         "mem": None if array.mem_gb is None else f"{round(array.mem_gb * 1024)}M",
-        "signal": f"USR2@{settings.warning_s}",
+        "signal": f"USR2@{plan.signal_before_s}",
         "requeue": True,
         "chdir": folder,
         "output": folder / f"array-{number}_%a.out",
         "nice": _nice(plan, array, settings),
-        "hold": hold or None,
-        "dependency": ",".join(follows) or None,
+        "dependency": dependency or None,
     }
     srun = shlex.join(["srun", f"--cpus-per-task={array.cpus}", f"--wait={END_SECONDS}", *settings.srun_args])
     program = f"{program_of(plan.code, 'slurm.job', settings)} {shlex.quote(str(folder / PLAN_FILE))} {number}"
     changes = f"{shlex.quote(str(folder))}/{CHANGES.format('$SLURM_JOB_ID')}"
     given = {key: value for key, value in options.items() if value is not None}
-    return batch_script(
-        settings, given, f"code=0\n{srun} {program} on $SLURMD_NODENAME || code=$?", last_lines(program, changes)
-    )
+    return batch_script(settings, given, f"code=0\n{srun} {program} $SLURMD_NODENAME || code=$?", last_lines(changes))
 
 
-def last_lines(program: str, changes: str) -> str:
-    """Return what a job's script does when ``program`` has ended with ``$code``, in bash: SLURM's commands are there.
+def last_lines(changes: str) -> str:
+    """Return what a job's script does when its program has ended with ``$code``, in bash: SLURM's commands are there.
 
-    If SIGTERM has ended the program although SLURM knows of no signal, which on a node that comes back may be meant for
-    the job's start before, the program says what follows. A program that a signal ended may leave no word. Then the
+    SIGTERM may end the program although SLURM knows of no signal: on a node that comes back it may be meant for the
+    job's start before. Then the job starts again, too. A program that a signal ended may leave no word. Then the
     script's end by the same signal is the only one. ``changes`` is a file with a change of the job in each line.
     """
     return f"""\
 again=$code state= job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID changes={changes}
-if [ $code -eq {128 + signal.SIGTERM} ]; then
+if [ $code -eq {128 + signal.SIGTERM} ] && [ ${{SLURM_RESTART_COUNT:-0}} -lt {MOST_STARTS - 1} ]; then
     for seconds in 1 2 4 8; do state=$(squeue -h -j $SLURM_JOB_ID -o %T) && break; sleep $seconds; done
-    [ "$state" != RUNNING ] || {program} ended || again=$?
+    [ "$state" != RUNNING ] || again={AGAIN}
 fi
 if [ $again -eq {AGAIN} ]; then
     trap '' TERM INT  # which a requeue sends
     code=137  # unless SLURM requeues it, as if its node were lost: `run` resumes its runs
     for seconds in 1 2 4 8; do scontrol requeue $job && code=0 && break; sleep $seconds; done
-    [ $code -gt 0 ] || while read -r change; do scontrol update JobId=$job $change || :; done < "$changes"
+    [ $code -gt 0 ] || cat "$changes" | while read -r change; do scontrol update JobId=$job $change || :; done
     rm -f "$changes"
 fi
 [ $code -le 128 ] || kill -$((code - 128)) $$

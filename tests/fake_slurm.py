@@ -126,11 +126,12 @@ class FakeSlurm:
 def sbatch(room: Room, words: list[str]) -> str:
     script = Path(words[-1]).read_text("utf-8")
     lines = [line for line in script.splitlines() if line.startswith("#SBATCH")]
-    pairs = [shlex.split(line)[1].removeprefix("--").partition("=") for line in lines]
+    given = [*(shlex.split(line)[1] for line in lines), *(word for word in words[:-1] if word != "--parsable")]
+    pairs = [word.removeprefix("--").partition("=") for word in given]
     options = {name: value for name, _, value in pairs}
     last = re.search(r"-(\d+)", options.get("array", ""))
     numbers = [f"_{index}" for index in range(int(last[1]) + 1)] if last else ["_0"] if "array" in options else [""]
-    if len(room.jobs) + len(numbers) > room.most_jobs:
+    if sum(job.state in ("PENDING", "RUNNING") for job in room.jobs) + len(numbers) > room.most_jobs:
         sys.exit("sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit)")
     job = max((job.parent for job in room.jobs), default=0) + 1
     room.jobs += [Job(id=f"{job}{n}", script=script, options=options, environment={**os.environ}) for n in numbers]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.study.folder import ARRAY_FILE, PLAN_FILE
+from jobs.study.folder import PLAN_FILE, SUBMITTED_FILE
 from seqlm.files import write_json
 from seqlm.requests import Request, file_request
 from seqlm.rundir import RunDirectory
@@ -19,10 +19,10 @@ def write_jobs(study_dir: Path, jobs: Mapping[str, str]) -> Request:
         array, _, index = job.partition("_")
         arrays.setdefault(array, {})[int(index or len(arrays[array]))] = run_id
     plans: list[Any] = []
-    for number, (array, places) in enumerate(arrays.items()):
+    for array, places in arrays.items():
         names = [places.get(index, f"other-{index}") for index in range(max(places) + 1)]
-        plans.append({"runs": {name: {} for name in names}})
-        record = {"id": array, "jobs": len(names), "shared": array in jobs.values()}
-        write_json(request.folder / ARRAY_FILE.format(number), record)
+        runs: dict[str, Any] = {name: {} for name in names}
+        plans.append({"job": array, "jobs": len(names), "runs": runs, "is_pool": array in jobs.values()})
     write_json(request.folder / PLAN_FILE, {"arrays": plans})
+    write_json(request.folder / SUBMITTED_FILE, {})
     return request

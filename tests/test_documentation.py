@@ -70,7 +70,7 @@ def test_every_page_that_the_code_names_is_there() -> None:
 
 def _named() -> Iterator[tuple[Path, str]]:
     """Return the files of docs/ that are named outside of it, with the file that names each."""
-    sources = [ROOT / "launch.py", ROOT / "Makefile", ROOT / "README.md", ROOT / "slurm" / "cluster.example.toml"]
+    sources = [ROOT / "launch.py", ROOT / "Makefile", ROOT / "README.md"]
     for package in ("seqlm", "jobs", "slurm", "analysis", "benchmarks", "examples", "tests"):
         sources += [file for kind in ("*.py", "*.toml", "*.ipynb", "*.html") for file in (ROOT / package).rglob(kind)]
     for file in sources:

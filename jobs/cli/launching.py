@@ -221,10 +221,10 @@ def _submit(
             wants = canary.wanted(options.canary, todo)
             canaries = canary.requested(todo, study_dir, backend.name) if wants else None
             jobs = backend.submit(todo, options, code, request, canaries)
-            if arguments.then_report:
-                backend.submit_report(study_dir, request.folder, jobs, code, behaviour=arguments.behaviour)
-            if options.notify is not None and "over" in options.notify.on:
-                backend.submit_message(study_dir, request.folder, jobs, code)
+            tells, reports = options.notify is not None and "over" in options.notify.on, arguments.then_report
+            if tells or reports:
+                last = {"message": tells, "report": reports, "behaviour": arguments.behaviour}
+                backend.submit_last(study_dir, request.folder, jobs, code, **last)
     what = f"jobs {', '.join(jobs)}" if jobs else "nothing to submit"
     terminal.tell(f"{study_name(study_dir)}: {len(todo)} of {len(planned)} runs to do: {what}")
     ids = {item.run.id for item in planned}

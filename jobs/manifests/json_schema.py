@@ -89,6 +89,10 @@ def table_keys(kind: type) -> dict[str, Schema]:
             left_out = ("title",) if described.get("default") not in (None, {}, []) else ("title", "default")
             keys[name] = {"description": text} if text else {}
             keys[name] |= {key: value for key, value in described.items() if key not in left_out}
+    for name, field in fields_of(kind).items():
+        if field.table is not None:
+            described = {key: text for key, text in keys[name].items() if key == "description"}
+            keys[name] = {**described, **_table(table_keys(field.table))}
     return keys
 
 

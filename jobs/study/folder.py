@@ -291,8 +291,8 @@ def launcher_of(study_dir: Path) -> Launcher | None:
 
 PLAN_FILE = "plan.json"
 """What the jobs of a scheduler do, in the folder of their request."""
-ARRAY_FILE = "array-{}.json"
-"""The id of a job array, in the folder of its request."""
+SUBMITTED_FILE = "submitted.json"
+"""Says, in the folder of a request, that all its jobs are submitted. Without it they count as never submitted."""
 WITHDRAWN_FILE = "withdrawn.json"
 """Says, in the folder of a request, that its jobs are cancelled and count no more."""
 _JOB = re.compile(r"[0-9]{1,18}")
@@ -324,24 +324,24 @@ def _submitted(study_dir: Path) -> dict[str, tuple[str | None, str]]:
 
 
 def _jobs_of(request: Request) -> Iterator[tuple[str, str | None, str]]:
-    """Yield each run of a request, its job, and why it has none, as far as arrays are submitted and not withdrawn."""
-    if exists(request.folder / WITHDRAWN_FILE):
+    """Yield each run of a request, its job, and why it has none, if the request is submitted and not withdrawn."""
+    if exists(request.folder / WITHDRAWN_FILE) or not exists(request.folder / SUBMITTED_FILE):
         return
     plan_file = request.folder / PLAN_FILE
-    for number, array in enumerate((read_json(plan_file) or {}).get("arrays", [])):
-        path = request.folder / ARRAY_FILE.format(number)
-        if (record := read_json(path)) is None:
-            continue
-        job, jobs, why = record.get("id"), record.get("jobs"), record.get("why")
-        if not (job is None or (isinstance(job, str) and _JOB.fullmatch(job))) or type(jobs) is not int:
-            raise DamagedFileError(f"{path} is damaged (expected the id of a job and a number of jobs); move it away")
-        if not fits(Mapping[str, Any], runs := array.get("runs")):
-            raise DamagedFileError(f"{plan_file} is damaged (expected the runs of each array); move it away")
+    for array in (read_json(plan_file) or {}).get("arrays", []):
+        job, jobs, runs = array.get("job"), array.get("jobs"), array.get("runs")
+        is_valid = type(jobs) is int and fits(Mapping[str, Any], runs)
+        if not is_valid or not (job is None or (isinstance(job, str) and _JOB.fullmatch(job))):
+            raise DamagedFileError(f"{plan_file} is damaged (expected id, jobs and runs of each array); move it away")
         for place, run_id in enumerate(runs):
-            if job is None or (why is not None and place >= jobs):
-                yield run_id, None, str(why)
+            if job is None:
+                yield (
+                    run_id,
+                    None,
+                    f"SLURM takes no more jobs of yours now ({array.get('why')}); the next `run` submits it",
+                )
             else:
-                yield run_id, job if record.get("shared") is True else f"{job}_{place % max(1, jobs)}", ""
+                yield run_id, job if array.get("is_pool") is True else f"{job}_{place % max(1, jobs)}", ""
 
 
 def queue_file(study_dir: Path) -> Path:

@@ -13,7 +13,7 @@ from jobs.manifests.policy import Notify, Policy
 from jobs.manifests.reader import table_of
 from jobs.spec import Resources
 from seqlm.config import VARIANTS, RunConfig
-from seqlm.schema import fields_of
+from seqlm.schema import Table, fields_of
 from seqlm.search import Search
 from tests.reference.markdown import table
 
@@ -106,7 +106,7 @@ def _default(value: Any) -> str:
         return "-"
     if isinstance(value, dict) and all(isinstance(names, list) for names in value.values()) and value:
         return "; ".join(f"{default} ({', '.join(names)})" for default, names in value.items())
-    if value in (None, (), [], {}):
+    if value in (None, (), [], {}) or isinstance(value, Table):
         return "none"
     return f"`{json.dumps(value)}`" if isinstance(value, str | bool | tuple) else f"{value:g}"
 

@@ -70,13 +70,15 @@ def test_the_reports_job_writes_it_before_it_computes_what_may_take_too_long(
 ) -> None:
     (tmp_path / "small").mkdir()
     code, settings = replace(live_code(), archive=Path("/code/1.zip")), SlurmSettings(timeout_min=90)
-    SlurmBackend(settings).submit_report(tmp_path / "small", tmp_path / "small", ["7"], code, behaviour=behaviour)
-    script = (tmp_path / "small/report.sh").read_text().splitlines()
+    SlurmBackend(settings).submit_last(
+        tmp_path / "small", tmp_path / "small", ["7"], code, message=False, report=True, behaviour=behaviour
+    )
+    script = (tmp_path / "small/last.sh").read_text().splitlines()
     command = f"{sys.executable} -u /code/1.zip launch report {tmp_path / 'small'}"
     assert {
         "#SBATCH --dependency=afterany:7",
-        "#SBATCH --job-name=seqlm-small-report",
-        f"#SBATCH --output={tmp_path / 'small/report.log'}",
+        "#SBATCH --job-name=seqlm-small-last",
+        f"#SBATCH --output={tmp_path / 'small/last.log'}",
         f"#SBATCH --time={90 if second else 30}",
         "unset SLURM_JWT",
     } <= {*script}

@@ -50,7 +50,7 @@ def test_a_cluster_that_takes_no_further_job_costs_the_message_alone(
     with fake.opened() as room:
         room.most_jobs = 1
     assert launch.main(["run", "small.toml", "--backend", "slurm", "--no-wait"]) == 0
-    assert "no message" in capsys.readouterr().err
+    assert "no job sends the message" in capsys.readouterr().err
     assert len(fake.jobs()) == 1
 
 

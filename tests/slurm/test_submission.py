@@ -49,11 +49,8 @@ def jobs(
     return plan_jobs(items, options, settings, CODE, request=request, most=most)
 
 
-def text(
-    items: list[PlannedRun], settings: SlurmSettings, policy: Policy | None = None, number: int = 0, after: str = ""
-) -> str:
-    folder = items[0].run.path.parent / "launches" / "000001"
-    return script(jobs(items, settings, policy), number, settings, folder, after=after or None)
+def text(items: list[PlannedRun], settings: SlurmSettings, dependency: str = "") -> str:
+    return script(jobs(items, settings), 0, settings, dependency)
 
 
 def request(items: list[PlannedRun]) -> Request:
@@ -68,7 +65,7 @@ def test_runs_with_other_limits_are_another_array(tmp_path: Path) -> None:
     options = LaunchOptions(study_dir=tmp_path)
     made = plan_jobs(items, options, settings, CODE, request=1, most=1000, limits=fits)
     asked = [
-        re.findall("--(array|mem|time|signal)=([^ ]*)$", script(made, number, settings, tmp_path), re.M)
+        re.findall("--(array|mem|time|signal)=([^ ]*)$", script(made, number, settings), re.M)
         for number in range(len(made.arrays))
     ]
     assert [dict(found) for found in asked] == [
@@ -99,7 +96,7 @@ def test_six_runs_are_arrays_of_so_many_jobs_of_so_many_nodes_with_so_many_gpus(
 ) -> None:
     items = planned(tmp_path, 6, Resources(**{"cpus": 1, **resources}))  # type: ignore[arg-type]
     found = jobs(items, SlurmSettings(**settings), most=most).arrays
-    assert [(len(one.runs), one.jobs, one.nodes, one.gpus, one.is_shared(one.jobs)) for one in found] == arrays
+    assert [(len(one.runs), one.jobs, one.nodes, one.gpus, one.is_pool) for one in found] == arrays
     assert [run_id for array in found for run_id in array.runs] == [item.run.id for item in items]
 
 
@@ -129,16 +126,15 @@ CASES: dict[str, tuple[Resources, dict[str, Any], str]] = {
     "GPUs of a type": (WHOLE, {"gpu_request": "gres=gpu:a100:{gpus}"}, ""),
     "runs that share a GPU": (Resources(cpus=2, gpus=0.25), {}, ""),
     "no GPUs": (Resources(cpus=2, gpus=0), {}, ""),
-    "a second array": (WHOLE, {}, "7"),
-    "a second array with a limit": (WHOLE, {"max_parallel": 3}, "7"),
+    "a second array with a limit": (WHOLE, {"max_parallel": 3}, "afterany:7"),
 }
-"""Case -> resources of four runs, settings, and the array before."""
+"""Case -> resources of four runs, settings, and what the array depends on."""
 
 
 def case(folder: Path, name: str) -> str:
     """A block of ``scripts.txt``: the script of a case."""
-    resources, settings, after = CASES[name]
-    found = text(planned(folder / "study", 4, resources), read_settings(settings, where="m", environ={}), after=after)
+    resources, settings, dependency = CASES[name]
+    found = text(planned(folder / "study", 4, resources), read_settings(settings, where="m", environ={}), dependency)
     found = found.replace(str(folder), "/FOLDER").replace(sys.executable, "PYTHON")
     lines = [
         line for line in found.splitlines() if not re.search("SUBMITIT|wckey", line)
@@ -160,9 +156,8 @@ def test_an_option_that_sbatch_does_not_know_is_refused_by_it_in_one_line(
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
     settings = SlurmSettings(sbatch={"licences": "a"})
     items = planned(tmp_path / "s", 1)
-    asked = request(items)
     with pytest.raises(BackendError, match=r"^sbatch rejected the job: .*unrecognized option '--licences=a'$"):
-        submit(jobs(items, settings), settings, asked)
+        submit(jobs(items, settings, request=request(items).number), settings)
     with pytest.raises(BackendError, match=r"^sbatch: unrecognized option '--licences=a'$"):
         submit_script(tmp_path / "report.sh", batch_script(settings, {}, "true"), settings)
 
@@ -190,10 +185,10 @@ def test_a_submission_writes_as_many_files_for_many_runs_as_for_few(
     items = planned(tmp_path / "s", number)
     policy = Policy(oom=1, timeout=None, checkpoint_min=2.5, keep_last=False)
     asked = request(items)
-    assert submit(jobs(items, SlurmSettings(), policy, request=asked.number), SlurmSettings(), asked) == ["1"]
-    assert len(fake.calls()) == 1, "of sbatch"
+    assert submit(jobs(items, SlurmSettings(), policy, request=asked.number), SlurmSettings()) == ["1"]
+    assert [call[0] for call in fake.calls()] == ["sbatch", "scontrol"]
     files = {path.name for path in asked.folder.iterdir()}
-    assert files == {"request.json", "plan.json", "array-0.sh", "array-0.json"}
+    assert files == {"request.json", "plan.json", "array-0.sh", "submitted.json"}
     told = JobPlan.read(asked.folder / "plan.json")
     assert list(told.arrays[0].runs) == [item.run.id for item in items]
     assert (told.options.worker, told.options.policy, told.options.request, told.code) == (

@@ -21,7 +21,7 @@ from seqlm.rundir import RunDirectory
 from slurm.submission import JobPlan
 from tests.analysis.attempt_files import ORIGIN, at, write_attempt
 from tests.facts import fail
-from tests.fake_slurm import FakeSlurm
+from tests.fake_slurm import FakeSlurm, Job
 from tests.jobs.plan.test_limits import trained
 from tests.seqlm.training.studies import runs_in
 
@@ -151,23 +151,32 @@ def test_several_arrays_together_keep_to_the_limit_of_the_site_and_plan_says_so(
 
 
 def test_runs_share_the_jobs_that_the_user_may_submit_and_what_has_none_is_submitted_by_the_next_run(
-    fake: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "m.toml").write_text(FIVE)
+    (tmp_path / "site.toml").write_text("ranks_per_node = 1\n")
+    monkeypatch.setenv("SEQLM_SLURM_CONFIG", str(tmp_path / "site.toml"))
     words = [str(tmp_path / "m.toml"), "--backend", "slurm", "--runs-dir", str(tmp_path / "runs"), "--no-wait"]
+
+    def waiting() -> list[Job]:
+        return [job for job in fake.jobs().values() if job.state == "PENDING"]
+
     with fake.opened() as room:
         room.most_jobs = 3
     assert launch.main(["run", *words, "--live-code"]) == 0
-    assert list(fake.jobs()) == ["1_0", "1_1", "2_0"]
+    assert [(job.options["nodes"], job.options["cpus-per-task"]) for job in waiting()] == [("1", "4")] * 2 + [
+        ("2", "2")
+    ]
+    assert not any("hold" in job.options for job in waiting())
     capsys.readouterr()
     assert launch.main(["status", "s", "--runs-dir", str(tmp_path / "runs"), "--json"]) == 0
     runs = json.loads(capsys.readouterr().out)["data"]["runs"]
-    assert Counter(run["state"] for run in runs) == {"queued": 4, "pending": 6}
+    assert Counter(run["state"] for run in runs) == {"queued": 9, "pending": 1}
     assert all("job submit limit" in run["reason"] for run in runs if run["state"] == "pending")
     with fake.opened() as room:
         room.most_jobs = 100
     assert launch.main(["run", *words, "--live-code"]) == 0
-    assert Counter(job.parent for job in fake.jobs().values()) == {1: 2, 2: 1, 3: 2, 4: 2, 5: 2}
+    assert [job.options["nodes"] for job in waiting()] == ["1", "1", "2", "2"]
 
 
 def test_a_pool_is_planned_in_one_line_and_its_array_is_cancelled_with_its_last_run(

@@ -124,7 +124,9 @@ def test_no_link_that_waits_where_the_script_of_the_report_is_written_is_followe
     target = tmp_path / "target"
     target.write_text("precious")
     (tmp_path / "0002").mkdir()
-    (tmp_path / "0002" / "report.sh").symlink_to(target)
-    backend.SlurmBackend().submit_report(tmp_path / "study", tmp_path / "0002", ["1"], live_code())
+    (tmp_path / "0002" / "last.sh").symlink_to(target)
+    backend.SlurmBackend().submit_last(
+        tmp_path / "study", tmp_path / "0002", ["1"], live_code(), message=False, report=True
+    )
     assert target.read_text() == "precious"
     assert "launch report" in slurm.jobs()["1"].script

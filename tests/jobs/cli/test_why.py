@@ -90,8 +90,8 @@ def test_a_run_has_where_its_time_went_what_it_used_and_what_would_be_enough(tmp
     if of_job:
         plan = {
             "arrays": [
-                {"runs": {"other": {}}, "mem_gb": 1, "timeout_min": 1},
-                {"runs": {"other": {}, run.id: {}}, "mem_gb": 32, "timeout_min": 120},
+                {"job": "6", "jobs": 1, "runs": {"other": {}}, "mem_gb": 1, "timeout_min": 1},
+                {"job": "7", "jobs": 2, "runs": {"other": {}, run.id: {}}, "mem_gb": 32, "timeout_min": 120},
             ]
         }
         write_json(write_jobs(tmp_path / "s", {run.id: "7_1"}).folder / PLAN_FILE, plan)
