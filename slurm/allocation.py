@@ -3,7 +3,7 @@
 import contextlib
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, final
@@ -69,38 +69,24 @@ class SlurmContext:
         )
 
 
-def variables(
-    submission: Submission, context: SlurmContext, rank: int, device: str | None, first_host: str
-) -> dict[str, str]:
-    """Return the variables of a rank on this node."""
-    return rank_variables(
-        submission,
-        rank,
-        device,
-        node=context.host,
-        first_host=first_host,
-        interface=interface_of(context.host) if submission.resources.ranks > 1 else None,
-        cores=machine.cpu_count(),  # a test cluster has more cores than its machine
-    )
-
-
 @final
 class JobBackend(LocalBackend):
-    """The cores and GPUs of a job on its first node. :func:`slurm.job.serve` starts the ranks on its other nodes."""
+    """The cores and GPUs of a job, whose ranks on this node it starts; each node does so (:func:`slurm.job.serve`)."""
 
     name = "slurm"
 
-    def __init__(self, context: SlurmContext, array: ArrayPlan) -> None:
-        """``array``: that of the job.
+    def __init__(self, context: SlurmContext, array: ArrayPlan, first_host: str) -> None:
+        """``array``: that of the job; ``first_host``: its first node.
 
         Raises:
             BackendError: SLURM gave the job fewer GPUs than it asked for.
         """
         self.job, self.host, self.memory_mb = context.job, context.host, context.memory_mb
         self.node = context.host if context.nodes == 1 else None
-        self._context = context
+        self._context, self._first_host = context, first_host
         gpus = {machine.addressed(device): 1.0 for device in context.devices} if array.gpus else {}
-        names = [context.host, *map(str, range(1, context.nodes))]  # the nodes of a job are alike
+        # The nodes of a job are alike.
+        names = [context.host if number == context.node_rank else str(number) for number in range(context.nodes)]
         nodes = [Node(name=name, cpus=array.cpus, gpus=dict(gpus)) for name in names]
         super().__init__(capacity=Capacity(nodes, where=f"job {context.job}"))
         if len(gpus) < array.gpus:
@@ -110,11 +96,19 @@ class JobBackend(LocalBackend):
         self._ended: tuple[Ended, float] | None = None
         """How the ranks of a run on several nodes ended on this node, and when, while those on others have not."""
 
-    def here(self, allocations: Sequence[Allocation]) -> Sequence[Allocation]:
-        return [allocation for allocation in allocations if allocation.node == self._context.host]
+    def here(self, allocations: Sequence[Allocation]) -> Iterable[tuple[int, Allocation]]:
+        return [one for one in enumerate(allocations) if one[1].node == self._context.host]
 
     def variables(self, submission: Submission, rank: int, device: str | None) -> dict[str, str]:
-        return variables(submission, self._context, rank, device, self._context.host)
+        return rank_variables(
+            submission,
+            rank,
+            device,
+            node=self._context.host,
+            first_host=self._first_host,
+            interface=interface_of(self._context.host) if submission.resources.ranks > 1 else None,
+            cores=machine.cpu_count(),  # a test cluster has more cores than its machine
+        )
 
     def submit(self, submission: Submission) -> str:
         self._submission = submission  # a job with several nodes has one run

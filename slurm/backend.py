@@ -35,7 +35,7 @@ from slurm.canary import plan_canaries, withdraw_stuck
 from slurm.doctor import examine
 from slurm.environment import batch_script, program_of, require_plain_path, sbatch_environment, submit_script
 from slurm.settings import SlurmSettings, read_settings
-from slurm.site import PartitionFacts, max_array_size, partition_facts
+from slurm.site import PartitionFacts, partition_facts
 from slurm.submission import JobPlan, plan_jobs, script, submit
 from slurm.waiting import waiting_jobs
 
@@ -141,24 +141,18 @@ class SlurmBackend(Backend):
         settings, plan = self.settings, self._plan(todo, options, code, request.number)
         if canaries is None:
             return submit(plan, settings)
-        return submit(plan, settings, plan_canaries(canaries, plan, settings, options, code, max_array_size()))
+        return submit(plan, settings, plan_canaries(canaries, plan, settings, options, code))
 
     def _plan(self, todo: Sequence[PlannedRun], options: LaunchOptions, code: Code, request: int | None) -> JobPlan:
-        """Return what the jobs of these runs do.
-
-        Raises:
-            BackendError: the controller does not answer, or takes no arrays.
-        """
+        """Return what the jobs of these runs do."""
         place = places(todo)
         # SLURM starts the jobs of an array in this order.
         ordered = sorted(todo, key=lambda item: place[item.run.id])
-        most, limits = max_array_size(), self._limits(todo, options)
-        plan = plan_jobs(ordered, options, self.settings, code, request=request, most=most, limits=limits)
-        arrays = (replace(one, most=self._most(next(iter(one.runs.values())))) for one in plan.arrays)
-        return replace(plan, arrays=tuple(arrays))
+        limits = self._limits(todo, options)
+        return plan_jobs(ordered, options, self.settings, code, request=request, limits=limits)
 
-    def _limits(self, todo: Sequence[PlannedRun], options: LaunchOptions) -> dict[str, Limits]:
-        """Return what the job of each run asks for, by run id. A line says if that is far too much."""
+    def _limits(self, todo: Sequence[PlannedRun], options: LaunchOptions) -> dict[str, tuple[Limits, Limits]]:
+        """Return by run id what its job asks for, and the most that it may. A line says if that is far too much."""
         settings, asked = self.settings, self.settings.limits
         found = fitting(
             options.study_dir.parent,
@@ -172,19 +166,16 @@ class SlurmBackend(Backend):
             if line := advice(found.values(), asked):
                 terminal.tell(line)
             found = {}
+        limits = {}
         for item in todo:
-            limits, most = found.get(item.run.id, asked), self._most(item.spec.resources)
-            if needs := max(limits.mem_gb or 0, more_memory_gb(item.run)):
-                limits = replace(limits, mem_gb=min(needs, most.mem_gb or needs))
-            found[item.run.id] = limits
-        return found
-
-    def _most(self, resources: Resources) -> Limits:
-        """Return the most that a job of such runs may ask for: a node's memory, if the settings do not say."""
-        settings: SlurmSettings = self.settings
-        fitting = self._partition.fitting(settings.shape(resources), settings.mem_gb)
-        has = max((kind.memory_mb / 1024 for kind in fitting), default=None)
-        return replace(settings.limits, mem_gb=settings.mem_gb if settings.fit_limits and settings.mem_gb else has)
+            limit, most = found.get(item.run.id, asked), settings.mem_gb if settings.fit_limits else None
+            if most is None:  # that of a node
+                kinds = self._partition.fitting(settings.shape(item.spec.resources), settings.mem_gb)
+                most = max((kind.memory_mb / 1024 for kind in kinds), default=None)
+            if needs := max(limit.mem_gb or 0, more_memory_gb(item.run)):
+                limit = replace(limit, mem_gb=min(needs, most or needs))
+            limits[item.run.id] = limit, replace(asked, mem_gb=most)
+        return limits
 
     def scripts(self, todo: Sequence[PlannedRun], options: LaunchOptions) -> list[str]:
         """Return the sbatch scripts that :meth:`submit` would submit, one for each array, with ``--live-code``.

@@ -25,12 +25,12 @@ MINUTES = 30
 
 
 def plan_canaries(
-    canaries: Canaries, grid: JobPlan, settings: SlurmSettings, options: LaunchOptions, code: Code, most: int
+    canaries: Canaries, grid: JobPlan, settings: SlurmSettings, options: LaunchOptions, code: Code
 ) -> JobPlan:
     """Return what the jobs of canaries do. ``grid``: the plan that depends on them; the rest as in ``plan_jobs``."""
     short = replace(settings, timeout_min=min(settings.timeout_min, MINUTES))
     options = replace(of_canaries(options), study_dir=options.study_dir / CANARY_FOLDER, notify=None)
-    plan = plan_jobs(canaries.items, options, short, code, request=canaries.request.number, most=most)
+    plan = plan_jobs(canaries.items, options, short, code, request=canaries.request.number)
     return replace(plan, grid=grid.folder)
 
 
@@ -64,10 +64,8 @@ def withdraw_stuck(study_dir: Path) -> None:
         BackendError: SLURM does not answer.
     """
     launches = [*listed(study_dir / "launches"), *listed(study_dir / CANARY_FOLDER / "launches")]
-    if not any(listed(folder, "array-*.sh") for folder in launches):
-        return
     known, stuck = {folder.resolve() for folder in launches}, set()
-    for _, reason, folder in _waiting():
+    for _, reason, folder in _waiting() if known else ():
         if folder in known and (
             reason == "DependencyNeverSatisfied"
             or exists(folder / WITHDRAWN_FILE)

@@ -99,21 +99,19 @@ def _excluded(plan: JobPlan, context: SlurmContext, sick: list[str]) -> list[str
     """
     if not sick:
         return []
-    found = f"{', '.join(sick)} has failed twice in a row"
-    if plan.must_have_nodes:
-        print(f"{found}; the settings name the nodes, so it is not excluded", flush=True)
-        return []
+    excluded: list[str] = []
     try:
         named = ask("scontrol", "show", "hostnames", plan.exclude).split() if plan.exclude else []
-        excluded = [*named, *sick]
-        left = set(_nodes_like(sick, context.partition)) - set(excluded)
+        left = set(_nodes_like(sick, context.partition)) - {*named, *sick}
+        if plan.must_have_nodes:
+            so = "the settings name the nodes, so it is not excluded"
+        elif len(left) < context.nodes:
+            so = "it is not excluded, since too few other nodes like it are usable"
+        else:
+            so, excluded = "the job does not get it again", [*named, *sick]
     except BackendError as error:
-        print(f"{found}; it is not excluded: {error}", flush=True)
-        return []
-    if len(left) < context.nodes:
-        print(f"{found}; it is not excluded, since too few other nodes like it are usable", flush=True)
-        return []
-    print(f"{found}; the job does not get it again", flush=True)
+        so = f"it is not excluded: {error}"
+    print(f"{', '.join(sick)} has failed twice in a row; {so}", flush=True)
     return excluded
 
 

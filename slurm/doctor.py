@@ -31,19 +31,18 @@ OVER = f"{MARK} is over"
 
 def examine(settings: SlurmSettings, *, runs_dir: Path, wait_s: float = WAIT_S) -> list[Finding]:
     """Check the cluster from a login node, then from a compute node. Stop at a problem that prevents further checks."""
-    found: list[Finding] = []
+    found, subject = [], "SLURM"
     try:
         found.append(Finding("ok", "sbatch", ask("sbatch", "--version").strip()))
         size = max_array_size()
         found.append(Finding("ok" if size else "bad", "job arrays", f"up to {size:,} tasks in an array (MaxArraySize)"))
         facts = partition_facts(settings.partition)
         found += [*_partition(facts, settings), *_options(settings)]
-    except BackendError as error:
-        return [*found, Finding("bad", "SLURM", str(error))]
-    try:
-        return [*found, *_try(settings, runs_dir=runs_dir, has_gpus=facts.has_gpus, wait_s=wait_s)]
+        subject = "compute node"
+        found += _try(settings, runs_dir=runs_dir, has_gpus=facts.has_gpus, wait_s=wait_s)
     except (BackendError, FileError) as error:
-        return [*found, Finding("bad", "compute node", str(error))]
+        found.append(Finding("bad", subject, str(error)))
+    return found
 
 
 def _partition(facts: PartitionFacts, settings: SlurmSettings) -> list[Finding]:
@@ -93,19 +92,15 @@ def _try(settings: SlurmSettings, *, runs_dir: Path, has_gpus: bool, wait_s: flo
                 listed(folder)  # makes a network file system refresh its cache
                 with contextlib.suppress(OSError):
                     log = (folder / "log").read_text("utf-8", errors="replace")
-            return findings(log, "" if log else _state(job), runs_dir=runs_dir, has_gpus=has_gpus, wait_s=wait_s)
+            state = ""
+            with contextlib.suppress(BackendError):  # it is not listed any more
+                state = ask("squeue", "-h", "-j", job, "-o", "%T (%r)").strip() if not log else ""
+            return findings(log, state, runs_dir=runs_dir, has_gpus=has_gpus, wait_s=wait_s)
         finally:  # it must end before its folder is removed
             with contextlib.suppress(BackendError):  # that it has ended already is an error
                 ask("scancel", job)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _state(job: str) -> str:
-    """Return a job's state and why it waits, such as ``PENDING (Resources)``. Empty: it is not listed any more."""
-    with contextlib.suppress(BackendError):
-        return ask("squeue", "-h", "-j", job, "-o", "%T (%r)").strip()
-    return ""
 
 
 def script(settings: SlurmSettings, folder: Path, *, has_gpus: bool, wait_s: float) -> str:

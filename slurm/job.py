@@ -21,25 +21,25 @@ from pathlib import Path
 from types import FrameType
 from typing import final
 
-from jobs.attempt.supervisor import MemoryKills, Supervisor
 from jobs.launch import notify
 from jobs.launch.background import STOP_SECONDS, Interrupts
 from jobs.launch.dispatch import Dispatcher
-from jobs.launch.job import Host, LaunchOptions, next_submission
+from jobs.launch.job import Host, next_submission
 from jobs.plan.capacity import Capacity
 from jobs.plan.limits import MORE_MEMORY
 from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget
+from jobs.study.folder import WITHDRAWN_FILE
 from jobs.study.kept_code import Code, source_tree
-from seqlm import machine
 from seqlm.ends import End, Verdict
 from seqlm.environment import ATTEMPT, MICRO_BATCHES
 from seqlm.errors import DamagedFileError, FileError, SeqlmError, is_storage_failure
 from seqlm.files import read_json, write_json
+from seqlm.reading import exists
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind
-from slurm.allocation import JobBackend, SlurmContext, node_file, variables
+from slurm.allocation import JobBackend, SlurmContext, node_file
 from slurm.canary import withdraw
 from slurm.control import ask_back, clock_ahead_s, job_words, look_again
 from slurm.share import Share
@@ -84,10 +84,6 @@ class JobHost(Host):
     interrupts: Signals
     started: float = field(default_factory=time.time)
 
-    @property
-    def array(self) -> ArrayPlan:
-        return self.share.array
-
     def __post_init__(self) -> None:
         self.where = f"job {self.context.job} on {self.context.host}"
         self.stop_seconds = max(STOP_SECONDS, self.plan.signal_before_s)
@@ -102,13 +98,13 @@ class JobHost(Host):
         if failure is None:
             return number <= BUSY_TRIES
         if failure.kind == "node":
-            return self.array.is_pool and self.context.host not in found.sick_nodes
+            return self.share.array.is_pool and self.context.host not in found.sick_nodes
         return failure.kind == "oom" and self.more_memory_mb([failure]) is None
 
     def more_memory_mb(self, failures: Sequence[End]) -> int | None:
         """Return how much memory the job is to ask for in its next start. ``None``: none of the failures is of that."""
         short = max((one.memory_mb or 0 for one in failures), default=0)
-        has, most = self.context.memory_mb or 0, self.array.most
+        has, most = self.context.memory_mb or 0, self.share.array.most
         if most is None or most.mem_gb is None or short < has or short == 0:
             return None
         wanted = min(round(MORE_MEMORY * short), round(1024 * most.mem_gb))
@@ -116,9 +112,9 @@ class JobHost(Host):
 
     def raised(self, failures: Sequence[End]) -> list[str]:
         """Return the limits of the job to change for its next start, in SLURM's words."""
-        memory, most = self.more_memory_mb(failures), self.array.most
+        memory, most = self.more_memory_mb(failures), self.share.array.most
         found = [] if memory is None else [f"MinMemoryNode={memory}"]
-        if most is not None and most.timeout_min > self.array.timeout_min:
+        if most is not None and most.timeout_min > self.share.array.timeout_min:
             found += [f"TimeLimit={most.timeout_min}" for one in failures if one.kind == "timeout"][:1]
         return found
 
@@ -127,7 +123,7 @@ class JobHost(Host):
 
     def next_run(self, free: Capacity, *, is_idle: bool) -> PlannedRun | None:
         found = self.share.next_run(free, is_idle=is_idle)
-        return None if found is None else look_again(_planned, self.plan, self.array, *found)
+        return None if found is None else look_again(_planned, self.plan, self.share.array, *found)
 
     def stopped(self) -> tuple[FailureKind, str] | None:
         if not self.interrupts.stop:
@@ -136,7 +132,7 @@ class JobHost(Host):
         if warned_at is None:  # SLURM itself requeues the job or ends it, unless a user has cancelled it
             is_cancelled = "CANCELLED" in job_words(self.context.number) and not self.share.has_others()
             return ("cancelled", "cancelled by scancel") if is_cancelled else None
-        limit = self.context.end_time or self.started + 60 * self.array.timeout_min
+        limit = self.context.end_time or self.started + 60 * self.share.array.timeout_min
         if warned_at + clock_ahead_s() >= limit - self.plan.signal_before_s - LIMIT_SLACK_SECONDS:
             return "timeout", "the job's time limit"
         return "preempted", "preempted by another job"
@@ -149,9 +145,9 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals)
     untold: dict[str, str] = {}
     fault: Exception | None = None
     try:
-        backend = JobBackend(context, share.array)
+        backend = JobBackend(context, share.array, context.host)
         code = Code(path=source_tree(), commit=None, dirty=False, live=False)
-        options = replace(_options(plan), max_parallel=share.array.at_once)
+        options = replace(plan.options, max_parallel=share.array.at_once)
         dispatcher = Dispatcher(backend, code, options, writes_queue=False, host=host)
         untold = dispatcher.left
         try:
@@ -184,18 +180,9 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals)
     return 0 if all(one.state in well for one in seen) else 1
 
 
-def _options(plan: JobPlan) -> LaunchOptions:
-    """Return the options of the launch, with the budget that the study has now: it may have changed since."""
-    options = plan.options
-    limits = Budget.kept(options.study_dir, options.policy).limits
-    policy = replace(options.policy, gpu_hours=limits.get("gpu_hours"), core_hours=limits.get("core_hours"))
-    return replace(options, policy=policy)
-
-
 def _planned(plan: JobPlan, array: ArrayPlan, run: RunDirectory, seen: Observation) -> PlannedRun:
-    data = plan.data.get(run.id)
-    path = Path(data) if data else None
-    spec = RunSpec(name=run.id, config=run.read_config(), resources=array.runs[run.id], data_path=path)
+    data_path, resources = plan.data.get(run.id), array.runs[run.id]
+    spec = RunSpec(name=run.id, config=run.read_config(), resources=resources, data_path=data_path)
     return PlannedRun(spec=spec, run=run, observation=seen, action="resume", reason=None)
 
 
@@ -204,11 +191,11 @@ def _to_do(plan: JobPlan, run: RunDirectory, host: JobHost) -> PlannedRun | None
     try:
         seen = look_again(run.observe)
         may_take = look_again(host.share.may_take, run, seen)
-        return look_again(_planned, plan, host.array, run, seen) if may_take else None
+        return look_again(_planned, plan, host.share.array, run, seen) if may_take else None
     except DamagedFileError as error:  # `status` says the same
         print(f"{run.id} is left alone: {error}", flush=True)
     except (FileError, OSError) as error:
-        if not host.array.is_pool:  # another job may have the run
+        if not host.share.array.is_pool:  # another job may have the run
             _fail(run, error, host)
     return None
 
@@ -267,24 +254,19 @@ def serve(plan: JobPlan, number: int, context: SlurmContext, signals: Interrupts
 
     Whatever else happens is decided on the first node. ``srun`` ends this process if that one ends without a start.
     """
-    share, options = Share(plan, number, context), _options(plan)
+    share = Share(plan, number, context)
     array, (run,) = share.array, share.own
-    while not _now_true(lambda: share.has_begun(run)):
+    backend = JobBackend(context, array, first_host)
+    while not share.has_begun(run):
         time.sleep(POLL_SECONDS)
     attempt = look_again(run.last_attempt)
     record = look_again(read_json, run.start_file(attempt)) or {}
     item = look_again(_planned, plan, array, run, Observation(state="pending"))
     code = Code(path=source_tree(), commit=None, dirty=False, live=False)
-    submission = look_again(next_submission, item, options, code)
+    submission = look_again(next_submission, item, plan.options, code)
     env = {ATTEMPT.name: str(attempt), MICRO_BATCHES.name: str(record["micro_batches"])}
     submission = replace(submission, attempt=attempt, env={**submission.env, **env})
-    each = array.runs[run.id].ranks // context.nodes
-    devices = [machine.addressed(device) for device in context.devices] if array.gpus else []
-    ranks = Supervisor(submission, memory_kills=MemoryKills(), host=context.host)
-    for local in range(each):
-        rank = context.node_rank * each + local
-        device = devices[local % len(devices)] if devices else None
-        ranks.start(rank, variables(submission, context, rank, device, first_host))
+    ranks = backend.ranks(backend.submit(submission))
 
     def is_stopped() -> bool:
         return signals.stop or _now_true(run.is_cancelled)
@@ -310,7 +292,7 @@ def main() -> int:
         if sys.argv[2] == "over":
             notify.over(plan.options.study_dir, plan.options.notify, seconds=OVER_SECONDS)
             return 0
-        if plan.is_withdrawn:
+        if exists(plan.folder / WITHDRAWN_FILE):
             print("this job does not start: its launch is withdrawn", flush=True)
             return 1
         context, number = SlurmContext.from_environment(os.environ), int(sys.argv[2])

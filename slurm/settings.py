@@ -243,7 +243,5 @@ def read_settings(manifest_table: Mapping[str, Any], *, where: str, environ: Map
     for key in ("env", "sbatch"):
         merged[key] = {**site.get(key, {}), **manifest_table.get(key, {})}
     merged["sbatch"] = {option.replace("_", "-"): value for option, value in merged["sbatch"].items()}
-    merged["env_pass"] = dict.fromkeys([*site.get("env_pass", ()), *manifest_table.get("env_pass", ())])
-    for key in ("setup", "srun_args", "env_pass"):
-        merged[key] = tuple(merged.get(key, ()))
+    merged["env_pass"] = tuple(dict.fromkeys([*site.get("env_pass", ()), *manifest_table.get("env_pass", ())]))
     return SlurmSettings(**merged)

@@ -34,8 +34,7 @@ class Share:
         self._context, self._request = context, plan.options.request
         self._every = every = [RunDirectory(plan.options.study_dir / run_id) for run_id in self.array.runs]
         self.own = every[context.index :: context.jobs]
-        others = [run for run in every if run not in self.own]
-        self.runs = [*self.own, *others] if self.array.is_pool else self.own
+        self.runs = [*self.own, *(run for run in every if run not in self.own)] if self.array.is_pool else self.own
         """The runs that the job may take, in the order in which it takes them, without those seen to be over."""
         self._states: Mapping[str, str] | None = None
         self._asked_at = self._looked_at = -math.inf
@@ -74,20 +73,15 @@ class Share:
         return None
 
     def has_begun(self, run: RunDirectory) -> bool:
-        """Return whether this start of the job has started the newest attempt of a run."""
-        start = self._starter(run)
-        here = (self._context.job, os.environ.get("SLURM_RESTART_COUNT"))
-        return (start.get("job_id"), start.get("restart")) == here
+        """Return whether this start of the job has started the newest attempt of a run, as far as it can be read."""
+        start: Mapping[str, Any] = {}
+        with contextlib.suppress(FileError):
+            start = self._starter(run)
+        return (start.get("job_id"), start.get("restart")) == (self._context.job, os.environ.get("SLURM_RESTART_COUNT"))
 
     def begun(self) -> list[RunDirectory]:
         """Return the runs that the job is to answer for: its own, or in a pool those it has started."""
-
-        def is_begun(run: RunDirectory) -> bool:
-            with contextlib.suppress(FileError):
-                return self.has_begun(run)
-            return False
-
-        return [run for run in self._every if is_begun(run)] if self.array.is_pool else list(self.own)
+        return [run for run in self._every if self.has_begun(run)] if self.array.is_pool else list(self.own)
 
     def _starter(self, run: RunDirectory) -> Mapping[str, Any]:
         """Return the record of the newest attempt of a run, if it was started for the request of this job."""

@@ -17,13 +17,13 @@ from jobs.launch.job import LaunchOptions
 from jobs.plan.limits import Limits
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources
-from jobs.study.folder import PLAN_FILE, SUBMITTED_FILE, WITHDRAWN_FILE, study_name
+from jobs.study.folder import PLAN_FILE, SUBMITTED_FILE, study_name
 from jobs.study.kept_code import Code
 from jobs.study.squeue import ask
 from seqlm.environment import STAGE
 from seqlm.errors import BackendError, FileError
 from seqlm.files import json_text, read_json, write_json, write_once
-from seqlm.reading import exists, timestamp
+from seqlm.reading import timestamp
 from seqlm.requests import numbered
 from slurm.environment import batch_script, plain_env, program_of, submit_script
 from slurm.settings import JobShape, SlurmSettings
@@ -39,8 +39,10 @@ CHANGES = "requeue-{}"
 """File next to the plan: what to change of the job with this number when it is requeued."""
 END_SECONDS = 10
 """How long the processes of a job on other nodes may take to end after that of its first node."""
-TOO_MANY = ("accounting/QOS policy", "Invalid job array specification", "SubmitJob")
-"""Words of sbatch if an array has more jobs than the user may submit (MaxSubmitJobs, a QOS, MaxArraySize)."""
+TOO_LARGE = "Invalid job array specification"
+"""Words of sbatch if an array has more jobs than the cluster takes (MaxArraySize)."""
+TOO_MANY = ("accounting/QOS policy", "SubmitJob", TOO_LARGE)
+"""The same, or if an array has more jobs than the user may submit (MaxSubmitJobs, a QOS)."""
 KEYS = ("account", "qos", "partition", "reservation")
 """Settings that sbatch names if they are wrong."""
 
@@ -93,7 +95,7 @@ class JobPlan:
     arrays: tuple[ArrayPlan, ...]
     code: Path
     """The archive of the code, or the folder of a working tree."""
-    data: Mapping[str, str]
+    data: Mapping[str, Path]
     """Run id -> the path of its corpus, for runs that have one."""
     signal_before_s: int
     exclude: str | None
@@ -102,11 +104,6 @@ class JobPlan:
     """Whether the settings name the nodes of the jobs, so that none can be excluded."""
     grid: Path | None = None
     """The folder of the request whose jobs wait for these, which are canaries. ``None``: they are none."""
-
-    @property
-    def is_withdrawn(self) -> bool:
-        """Whether the request of these jobs is withdrawn, so that none is to start."""
-        return exists(self.folder / WITHDRAWN_FILE)
 
     @property
     def folder(self) -> Path:
@@ -143,42 +140,31 @@ def plan_jobs(
     code: Code,
     *,
     request: int | None,
-    most: int,
-    limits: Mapping[str, Limits] = MappingProxyType({}),
+    limits: Mapping[str, tuple[Limits, Limits]] = MappingProxyType({}),
 ) -> JobPlan:
     """Group runs into arrays, and return what their jobs do.
 
-    The runs of the pool are one array. All others are arrays of equal resources and limits. If the cluster takes no
-    array of so many jobs, the jobs of an array that it takes become a pool.
+    The runs of the pool are one array. All others are arrays of equal resources and limits.
 
     ``todo`` is in queue order, and arrays keep that order. ``request`` is the number of their request, if there is one
-    yet. ``most`` is the cluster's MaxArraySize, the maximum number of jobs of an array. ``limits`` are those of runs,
-    by run id, that do not have the limits of the settings.
-
-    Raises:
-        BackendError: the cluster takes no job arrays.
+    yet. ``limits``: by run id what the job asks for, and the most that it may ask for; without them, the limits of the
+    settings.
     """
-    if most < 1:
-        raise BackendError("this cluster takes no job arrays (MaxArraySize is 0); ask its administrator to allow some")
-    groups: dict[tuple[JobShape, Resources | None, Limits], dict[str, Resources]] = {}
+    groups: dict[tuple[JobShape, Resources | None, Limits, Limits | None], dict[str, Resources]] = {}
     for item in todo:
         wanted, kept = item.spec.resources, settings.limits
-        shape, asked = settings.shape(wanted), limits.get(item.run.id, kept)
-        group = (shape, None, kept) if shape.at_once is None else (shape, wanted, asked)
+        shape, (asked, largest) = settings.shape(wanted), limits.get(item.run.id, (kept, None))
+        group = (shape, None, kept, largest) if shape.at_once is None else (shape, wanted, asked, largest)
         groups.setdefault(group, {})[item.run.id] = wanted
     arrays = []
-    for (shape, _, asked), runs in groups.items():
+    for (shape, _, asked, largest), runs in groups.items():
         at_once, limit, jobs = shape.at_once, settings.max_parallel, settings.pool.jobs
         if at_once is not None:
             jobs = math.ceil(len(runs) / at_once)
         elif limit is not None:
             at_once = max(1, limit // jobs)
-        size = {"nodes": shape.nodes, "cpus": shape.cpus, "gpus": shape.gpus, "at_once": at_once, **vars(asked)}
-        step = most if shape.nodes > 1 else len(runs)  # a job with several nodes takes no further run
-        for start in range(0, len(runs), step):
-            part = dict(list(runs.items())[start : start + step])
-            is_pool = shape.at_once is None or (shape.nodes == 1 and jobs > most)
-            arrays.append(ArrayPlan(runs=part, jobs=min(jobs, len(part), most), is_pool=is_pool, **size))
+        size = vars(shape) | vars(asked) | {"jobs": min(jobs, len(runs)), "at_once": at_once, "most": largest}
+        arrays.append(ArrayPlan(runs=runs, is_pool=shape.at_once is None, **size))
     stage = {STAGE.name: "1"} if settings.stage else {}
     env = {**stage, **plain_env(settings), **progress_variables(settings.progress_s), **options.env}
     study_dir = options.study_dir.absolute()
@@ -186,7 +172,7 @@ def plan_jobs(
         options=replace(options, study_dir=study_dir, env=env, request=request, tasks={}, record=None),
         arrays=tuple(arrays),
         code=code.archive or code.path,
-        data={item.run.id: str(path.absolute()) for item in todo if (path := item.spec.data_path) is not None},
+        data={item.run.id: path.absolute() for item in todo if (path := item.spec.data_path) is not None},
         signal_before_s=settings.warning_s,
         exclude=settings.exclude,
         must_have_nodes=bool(settings.nodelist or settings.reservation or "nodefile" in settings.sbatch),
@@ -253,9 +239,9 @@ def _submit(plans: Sequence[JobPlan], settings: SlurmSettings) -> list[str]:
             while number < len(plan.arrays):
                 before = [f"afterany:{job}" for job in ids[-1][-1:] if settings.max_parallel is not None]
                 found = _submit_array(plan, number, settings, ",".join([*after, *before]), words)
-                ids[-1] += [array.job for array in found if array.job is not None]
+                ids[-1] += [found[0].job] if found[0].job is not None else []
                 plan = plan.with_arrays(number, *found)
-                number += len(found)
+                number += 1
             left = [array for array in plan.arrays if array.job is None]
             if not ids[-1]:
                 raise _NoRoomError(left[0].why)
@@ -276,7 +262,7 @@ def _submit(plans: Sequence[JobPlan], settings: SlurmSettings) -> list[str]:
 def _submit_array(
     plan: JobPlan, number: int, settings: SlurmSettings, dependency: str, words: Sequence[str]
 ) -> list[ArrayPlan]:
-    """Submit an array with as many of its jobs as SLURM takes; return it, and an array of the runs that have none.
+    """Submit an array with as many of its jobs as SLURM takes; return it, and an array of runs that have no job yet.
 
     Raises:
         BackendError: sbatch rejected the array.
@@ -294,11 +280,12 @@ def _submit_array(
             why = f"sbatch rejected the job: {error}"
             if not any(known in why for known in TOO_MANY):
                 raise BackendError(why + "".join(f"; set {key}" for key in KEYS if f"nvalid {key}" in why)) from None
-            if array.nodes == 1 and not array.is_pool:
+            if array.nodes == 1 and not array.is_pool and TOO_LARGE not in why:
                 raise _NoRoomError(why) from None
-            jobs //= 2
+            jobs, array = jobs // 2, replace(array, is_pool=array.nodes == 1)
         else:
-            return [part, *([replace(array, jobs=0, runs=dict(runs[count:]), why=why)] if runs[count:] else [])]
+            rest = runs[count:]
+            return [part, *([replace(array, jobs=len(rest), runs=dict(rest))] if rest else [])]
     return [replace(array, jobs=0, why=why)]
 
 

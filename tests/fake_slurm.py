@@ -53,6 +53,10 @@ class Room:
     has_accounting: bool = False
     most_jobs: int = 10_000
     """Jobs that may wait or run at once."""
+    most_of_array: int = 1000
+    """Jobs of an array."""
+    fails: str = "none"
+    """Part of the command lines that fail."""
     calls: list[list[str]] = field(default_factory=list)
     jobs: list[Job] = field(default_factory=list)
 
@@ -131,6 +135,8 @@ def sbatch(room: Room, words: list[str]) -> str:
     options = {name: value for name, _, value in pairs}
     last = re.search(r"-(\d+)", options.get("array", ""))
     numbers = [f"_{index}" for index in range(int(last[1]) + 1)] if last else ["_0"] if "array" in options else [""]
+    if len(numbers) > room.most_of_array:
+        sys.exit("sbatch: error: Batch job submission failed: Invalid job array specification")
     if sum(job.state in ("PENDING", "RUNNING") for job in room.jobs) + len(numbers) > room.most_jobs:
         sys.exit("sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit)")
     job = max((job.parent for job in room.jobs), default=0) + 1
@@ -175,6 +181,8 @@ def main() -> None:
         room.calls.append([name, *words])
         if not room.has_controller and name != "sacct":
             sys.exit(f"{name}: error: {DOWN}")
+        if room.fails in " ".join([name, *words]):
+            sys.exit(f"{name}: error: Invalid account or account/partition combination specified")
         print(globals()[name](room, words))
 
 

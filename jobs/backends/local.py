@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from jobs.attempt.supervisor import INTERFACE_VARIABLE, Ended, MemoryKills, Supervisor, rank_variables
@@ -66,7 +66,7 @@ class LocalBackend(Backend, Executor):
         assert allocations is not None, "asked whether there is room before"
         ranks = Supervisor(submission, memory_kills=self._memory_kills, host=self.host)
         try:
-            for rank, allocation in enumerate(self.here(allocations)):
+            for rank, allocation in self.here(allocations):
                 ranks.start(rank, self.variables(submission, rank, allocation.device))
         except OSError as error:
             ranks.signal(signal.SIGKILL)
@@ -75,9 +75,9 @@ class LocalBackend(Backend, Executor):
         self._jobs[job_id] = (ranks, allocations)
         return job_id
 
-    def here(self, allocations: Sequence[Allocation]) -> Sequence[Allocation]:
-        """Return what the ranks of a run that start on this node hold, from rank 0."""
-        return allocations
+    def here(self, allocations: Sequence[Allocation]) -> Iterable[tuple[int, Allocation]]:
+        """Return the ranks of a run that start on this node, and what they hold."""
+        return enumerate(allocations)
 
     def variables(self, submission: Submission, rank: int, device: str | None) -> dict[str, str]:
         """Return the variables of a rank."""
@@ -87,8 +87,12 @@ class LocalBackend(Backend, Executor):
             variables[machine.ORDER] = machine.PCI_ORDER  # a GPU without a UUID has nvidia-smi's number
         return variables
 
+    def ranks(self, job_id: str) -> Supervisor:
+        """Return the ranks of a run that have not been seen to end."""
+        return self._jobs[job_id][0]
+
     def poll(self, job_id: str) -> Ended | None:
-        ended = self._jobs[job_id][0].poll()
+        ended = self.ranks(job_id).poll()
         if ended is not None:
             del self._jobs[job_id]
         return ended

@@ -106,7 +106,7 @@ class Dispatcher:
         self._unwritten: list[str] = []
         """The names of runs whose failures could not be written."""
         self._warnings: set[str] = set()
-        self._budget = Budget(options.study_dir, options.policy)
+        self._budget = Budget.kept(options.study_dir, options.policy)  # it may have changed since the launch
         self._is_spent: str | None = None
         """Why no run goes on: the budget is spent. ``None``: it is not."""
         self._writes_queue = writes_queue

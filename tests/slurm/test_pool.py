@@ -90,13 +90,13 @@ def test_the_runs_of_a_pool_are_those_of_single_jobs_bit_for_bit_although_each_o
 def test_twenty_runs_go_through_the_jobs_that_a_user_may_submit_with_nobody_waiting(tmp_path: Path) -> None:
     require_slurm(accounting=True)
     limits = ("AccountingStorageEnforce=limits",)
-    with LoopbackCluster(ClusterOptions(nodes=3, cpus=1, gpus=0, accounting=True, extra_lines=limits)) as cluster:
+    with LoopbackCluster(ClusterOptions(nodes=3, cpus=2, gpus=0, accounting=True, extra_lines=limits)) as cluster:
         cluster.run("sacctmgr", "-i", "add", "account", "lab")
         cluster.run("sacctmgr", "-i", "add", "user", "root", "account=lab")
         cluster.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=3")
         rates = [number / 1000 for number in range(1, 6)]
         study = SlurmStudy(cluster, tmp_path, archs=["rnn", "gru", "transformer"], rates=rates, gpus=0)
-        study.add(archs=["rnn"], rates=[number / 10 for number in range(1, 6)], gpus=0, cpus=1)
+        study.add(archs=["rnn"], rates=[number / 10 for number in range(1, 6)], gpus=0, cpus=2)
         answer = study("run", "small.toml", "--no-wait", "--canary")  # three of them, as many as jobs
         assert answer.returncode == 0, answer.stderr
         until_all_end(study)

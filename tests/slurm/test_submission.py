@@ -42,11 +42,9 @@ def planned(folder: Path, count: int, resources: Resources = WHOLE) -> list[Plan
     return items
 
 
-def jobs(
-    items: list[PlannedRun], settings: SlurmSettings, policy: Policy | None = None, most: int = 1000, request: int = 1
-) -> JobPlan:
+def jobs(items: list[PlannedRun], settings: SlurmSettings, policy: Policy | None = None, request: int = 1) -> JobPlan:
     options = LaunchOptions(study_dir=items[0].run.path.parent, policy=policy or Policy())
-    return plan_jobs(items, options, settings, CODE, request=request, most=most)
+    return plan_jobs(items, options, settings, CODE, request=request)
 
 
 def text(items: list[PlannedRun], settings: SlurmSettings, dependency: str = "") -> str:
@@ -61,48 +59,42 @@ def request(items: list[PlannedRun]) -> Request:
 
 def test_runs_with_other_limits_are_another_array(tmp_path: Path) -> None:
     items, settings = planned(tmp_path, 4), SlurmSettings(timeout_min=240, mem_gb=64, signal_before_s=600)
-    fits = {item.run.id: Limits(timeout_min=30, mem_gb=number % 2 + 1) for number, item in enumerate(items[:3])}
+    asked = [Limits(timeout_min=30, mem_gb=number % 2 + 1) for number in range(3)]
+    fits = {item.run.id: (limits, settings.limits) for item, limits in zip(items, asked, strict=False)}
     options = LaunchOptions(study_dir=tmp_path)
-    made = plan_jobs(items, options, settings, CODE, request=1, most=1000, limits=fits)
-    asked = [
+    made = plan_jobs(items, options, settings, CODE, request=1, limits=fits)
+    found = [
         re.findall("--(array|mem|time|signal)=([^ ]*)$", script(made, number, settings), re.M)
         for number in range(len(made.arrays))
     ]
-    assert [dict(found) for found in asked] == [
+    assert [dict(one) for one in found] == [
         {"array": array, "mem": mem, "time": time, "signal": "USR2@600"}
         for array, mem, time in (("0-1", "1024M", "30"), ("0-0", "2048M", "30"), ("0-0", "65536M", "240"))
     ]
 
 
 @pytest.mark.parametrize(
-    ("resources", "settings", "most", "arrays"),
+    ("resources", "settings", "arrays"),
     [
-        ({"gpus": 1}, {}, 1000, [(6, 6, 1, 1, False)]),
-        ({"gpus": 1}, {}, 2, [(6, 2, 1, 1, True)]),  # no more jobs than the cluster takes: they share the runs
-        ({"gpus": 1, "ranks": 2}, {"ranks_per_node": 1}, 4, [(4, 4, 2, 1, False), (2, 2, 2, 1, False)]),
-        ({"gpus": 0.25}, {}, 1000, [(6, 2, 1, 1, False)]),  # four share a GPU
-        ({"gpus": 0.25}, {"max_parallel": 3}, 1000, [(6, 2, 1, 1, False)]),
-        ({"gpus": 0.25}, {"pool": {"jobs": 3, "gpus": 2, "cpus": 4}}, 1000, [(6, 3, 1, 2, True)]),
-        ({"gpus": 1}, {"pool": {"jobs": 9, "gpus": 1, "cpus": 1}}, 1000, [(6, 6, 1, 1, True)]),
-        ({"gpus": 1, "ranks": 2}, {"pool": {"jobs": 3, "gpus": 1, "cpus": 4}}, 1000, [(6, 6, 1, 2, False)]),
+        ({"gpus": 1}, {}, [(6, 6, 1, 1, False)]),
+        ({"gpus": 1, "ranks": 2}, {"ranks_per_node": 1}, [(6, 6, 2, 1, False)]),
+        ({"gpus": 0.25}, {}, [(6, 2, 1, 1, False)]),  # four share a GPU
+        ({"gpus": 0.25}, {"max_parallel": 3}, [(6, 2, 1, 1, False)]),
+        ({"gpus": 0.25}, {"pool": {"jobs": 3, "gpus": 2, "cpus": 4}}, [(6, 3, 1, 2, True)]),
+        ({"gpus": 1}, {"pool": {"jobs": 9, "gpus": 1, "cpus": 1}}, [(6, 6, 1, 1, True)]),
+        ({"gpus": 1, "ranks": 2}, {"pool": {"jobs": 3, "gpus": 1, "cpus": 4}}, [(6, 6, 1, 2, False)]),
     ],
 )
 def test_six_runs_are_arrays_of_so_many_jobs_of_so_many_nodes_with_so_many_gpus(
     tmp_path: Path,
     resources: dict[str, float],
     settings: dict[str, Any],
-    most: int,
     arrays: list[tuple[int, int, int, int, bool]],
 ) -> None:
     items = planned(tmp_path, 6, Resources(**{"cpus": 1, **resources}))  # type: ignore[arg-type]
-    found = jobs(items, SlurmSettings(**settings), most=most).arrays
+    found = jobs(items, SlurmSettings(**settings)).arrays
     assert [(len(one.runs), one.jobs, one.nodes, one.gpus, one.is_pool) for one in found] == arrays
     assert [run_id for array in found for run_id in array.runs] == [item.run.id for item in items]
-
-
-def test_a_cluster_that_takes_no_arrays_is_told_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match="this cluster takes no job arrays"):
-        jobs(planned(tmp_path, 1), SlurmSettings(), most=0)
 
 
 SCRIPTS = Path(__file__).with_name("scripts.txt")

@@ -179,6 +179,32 @@ def test_runs_share_the_jobs_that_the_user_may_submit_and_what_has_none_is_submi
     assert [job.options["nodes"] for job in waiting()] == ["1", "1", "2", "2"]
 
 
+def test_runs_share_the_jobs_that_an_array_of_the_cluster_may_have(fake: FakeSlurm, tmp_path: Path) -> None:
+    with fake.opened() as room:
+        room.most_of_array = 2
+    several = f"{RUN}resources.cpus = 1\nresources.ranks = 2\nseeds = [6, 7, 8]\n[backend.slurm]\nranks_per_node = 1\n"
+    assert submit(tmp_path, f"{RUN}seeds = [1, 2, 3, 4, 5]\n{several}") == 0
+    assert [job.options["array"] for job in fake.jobs().values()] == ["0-1"] * 2 + ["0-0"] + ["0-1"] * 2
+    told = JobPlan.read(tmp_path / "s" / "launches" / "000001" / "plan.json")
+    assert [(array.is_pool, len(array.runs)) for array in told.arrays] == [(True, 5), (False, 1), (False, 2)]
+
+
+@pytest.mark.parametrize("step", ["array-1.sh", "scontrol release"])
+def test_a_launch_of_which_a_step_fails_leaves_no_job_and_the_next_one_starts_all(
+    fake: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str], step: str
+) -> None:
+    text = "".join(f"{RUN}name = \"{number}\"\nseed = {number}\nresources.cpus = {number}\n" for number in (1, 2))
+    with fake.opened() as room:
+        room.fails = step
+    assert submit(tmp_path, text) == 3
+    assert "Invalid account" in capsys.readouterr().err
+    assert {job.state for job in fake.jobs().values()} == {"CANCELLED"}
+    with fake.opened() as room:
+        room.fails = "none"
+    assert submit(tmp_path, text) == 0
+    assert [job.state for job in fake.jobs().values()][-2:] == ["PENDING"] * 2
+
+
 def test_a_pool_is_planned_in_one_line_and_its_array_is_cancelled_with_its_last_run(
     fake: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
