@@ -9,7 +9,7 @@
 #   make cold         run all tests with new interpreters in place of warm forks, two threads each; then some in a Latin-1 locale
 #   make versions     quickstart and the tests that start no process with Python 3.13, and with the lowest versions that pyproject.toml allows
 #   make lock         write down the exact versions in .venv; LOCKED=1 with any other target installs them
-#   make chaos        break things on purpose for ten minutes; CHAOS="--seed N" the same once more, CHAOS="--backend slurm --pool" a pool (docs/project/chaos.md)
+#   make chaos        break things on purpose for ten minutes, and for ten in a pool on a test cluster; CHAOS="--seed N" the first once more (docs/project/chaos.md)
 PYTHON ?= python3
 PYTHON_3_13 ?= python3.13
 VENV ?= .venv
@@ -69,6 +69,7 @@ lock: $(VENV)/installed-test
 
 chaos: $(VENV)/installed-test
 	$(BIN)/python -m tests.chaos --minutes 10 $(CHAOS)
+	$(if $(CHAOS),,$(BIN)/python -m tests.chaos --minutes 10 --backend slurm --pool)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
