@@ -335,11 +335,8 @@ def _jobs_of(request: Request) -> Iterator[tuple[str, str | None, str]]:
             raise DamagedFileError(f"{plan_file} is damaged (expected id, jobs and runs of each array); move it away")
         for place, run_id in enumerate(runs):
             if job is None:
-                yield (
-                    run_id,
-                    None,
-                    f"SLURM takes no more jobs of yours now ({array.get('why')}); the next `run` submits it",
-                )
+                why = f"SLURM takes no more jobs of yours now ({array.get('why')}); the next `run` submits it"
+                yield run_id, None, why
             else:
                 yield run_id, job if array.get("is_pool") is True else f"{job}_{place % max(1, jobs)}", ""
 

@@ -193,7 +193,7 @@ def test_runs_share_the_jobs_that_an_array_of_the_cluster_may_have(fake: FakeSlu
 def test_a_launch_of_which_a_step_fails_leaves_no_job_and_the_next_one_starts_all(
     fake: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str], step: str
 ) -> None:
-    text = "".join(f"{RUN}name = \"{number}\"\nseed = {number}\nresources.cpus = {number}\n" for number in (1, 2))
+    text = "".join(f'{RUN}name = "{number}"\nseed = {number}\nresources.cpus = {number}\n' for number in (1, 2))
     with fake.opened() as room:
         room.fails = step
     assert submit(tmp_path, text) == 3
