@@ -18,8 +18,8 @@ from tests.waiting import wait_for
 
 pytestmark = pytest.mark.process
 
-RUNS = int(os.environ.get("SEQLM_TEST_POOL_RUNS", "20"))
-"""Of the pool that is disturbed; 96 take ten minutes on two cores."""
+RUNS = int(os.environ.get("SEQLM_TEST_POOL_RUNS", "12"))
+"""Of the pool that is disturbed; 96 take four minutes on two cores."""
 
 
 def jobs_of(runs: Sequence[RunDirectory]) -> list[str]:
