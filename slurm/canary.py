@@ -5,7 +5,7 @@ that its jobs count no more, and they are cancelled. A job that starts all the s
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,15 +42,15 @@ def _waiting() -> Iterator[tuple[str, str, Path]]:
         yield job, reason, Path(folder).resolve()
 
 
-def withdraw(folders: Iterable[Path]) -> None:
+def withdraw(folders: Collection[Path]) -> None:
     """Mark requests as withdrawn, and cancel their waiting jobs.
 
     Raises:
         BackendError: SLURM does not answer. The jobs are marked, and a launch tries again.
     """
+    for folder in folders:
+        write_once(folder / WITHDRAWN_FILE, json_text({"at": timestamp()}).encode())
     places = {folder.resolve() for folder in folders}
-    for place in places:
-        write_once(place / WITHDRAWN_FILE, json_text({"at": timestamp()}).encode())
     if jobs := sorted({job for job, _, folder in _waiting() if folder in places}):
         ask("scancel", "--quiet", *jobs)
 
@@ -64,13 +64,16 @@ def withdraw_stuck(study_dir: Path) -> None:
         BackendError: SLURM does not answer.
     """
     launches = [*listed(study_dir / "launches"), *listed(study_dir / CANARY_FOLDER / "launches")]
-    known, stuck = {folder.resolve() for folder in launches}, set()
-    for _, reason, folder in _waiting() if known else ():
-        if folder in known and (
+    known = {folder.resolve(): folder for folder in launches}
+    stuck = {
+        folder
+        for _, reason, place in (_waiting() if known else ())
+        if (folder := known.get(place)) is not None
+        and (
             reason == "DependencyNeverSatisfied"
             or exists(folder / WITHDRAWN_FILE)
             or not exists(folder / SUBMITTED_FILE)
-        ):
-            stuck.add(folder)
+        )
+    }
     if stuck:
         withdraw(stuck)

@@ -183,12 +183,12 @@ def study_files(ids: list[str]) -> dict[str, Any]:
         "estimates": {digits[0]: {"seconds": 1.0, "epochs": 3}},
     }
     request = {"kind": "run", "backend": "slurm", "launcher": {"pid": 1, "host": "x"}, "runs": {ids[-1]: {"epochs": 3}}}
-    plan, array = {"arrays": [{"runs": {ids[-1]: {}}}]}, {"id": "1", "jobs": 1, "shared": True, "why": "x"}
+    plan = {"arrays": [{"runs": {ids[-1]: {}}, "job": "1", "jobs": 1, "is_pool": True, "why": "x"}]}
     queue = {"launcher": this_launcher(), "waiting": {ids[1]: "x"}}
     note = {"at": "x", "runs": ids, "tags": ["good"], "text": "t"}
     return {"study.json": record, "queue.json": queue, "notes/000001/note.json": note} | {
         f"launches/000001/{name}.json": found
-        for name, found in (("request", request), ("plan", plan), ("array-0", array))
+        for name, found in (("request", request), ("plan", plan), ("submitted", {"at": "x"}))
     }
 
 
@@ -204,7 +204,7 @@ def test_no_field_of_a_studys_own_files_is_a_traceback(
     for folder in ("launches", "notes"):
         (study_dir / folder / "000001").mkdir(parents=True)
     files = study_files([run.id for run in runs])
-    for name, document in files.items():  # a plan is read only if its request and the ids of its arrays are there
+    for name, document in files.items():  # a plan is read only if its request is submitted
         (study_dir / name).write_text(json.dumps(document))
     for name, document in files.items():
         sections = {key: {key: found} for key, found in document.items()} if name == "study.json" else {"": document}
