@@ -85,12 +85,13 @@ def replacing(path: Path, *, sync: bool = True, guard: Guard = unguarded) -> Ite
             flush(path.parent)
 
 
-def write_once(path: Path, content: bytes, *, guard: Guard = unguarded) -> bool:
+def write_once(path: Path, content: bytes, *, guard: Guard = unguarded, beside: Path | None = None) -> bool:
     """Write a file in one step unless it exists. Return whether this call has written it.
 
+    ``beside``: a file on the same file system in whose folder a crash may leave a temporary one; ``None``: ``path``.
     On a file system without hard links, readers may see the file empty for an instant, and after a crash for ever.
     """
-    with file_errors("write", path), file_beside(path) as temporary:
+    with file_errors("write", path), file_beside(beside or path) as temporary:
         temporary.write_bytes(content)
         flush(temporary)
         guard()

@@ -213,7 +213,8 @@ def _write_environment(attempt: Attempt) -> str:
     file = attempt.run.environment(digest)
     with contextlib.suppress(FileError):
         make_directory(file.parent)
-        write_once(file, text, guard=attempt.guard)
+        own = attempt.run.worker_file(attempt.number, attempt.rank.index)  # the next worker sweeps its folder
+        write_once(file, text, guard=attempt.guard, beside=own)
     return digest
 
 

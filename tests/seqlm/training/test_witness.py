@@ -12,7 +12,7 @@ import pytest
 
 from seqlm.files import json_text, read_json, write_json
 from seqlm.hang import explain, waiting_ranks
-from seqlm.reading import listed
+from seqlm.reading import below, listed
 from seqlm.training import attempt as attempts
 from seqlm.training.distributed import Rank
 from seqlm.training.witness import Card, resources, where_it_is
@@ -174,6 +174,21 @@ def test_a_rank_adds_what_it_used_and_runs_with_to_its_record_and_changes_nothin
     assert environment["variables"]["SLURM_JOB_PARTITION"] == "gpu"
     assert "very-secret" not in file.read_text()
     assert {path.name for path in listed(run.attempt_dir(1))} == {"worker.json", "end.json"}
+
+
+def test_what_a_kill_leaves_of_an_environment_lies_where_the_next_worker_sweeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "study" / "run", make_config())
+    found: list[Path] = []
+
+    def look(*_: object) -> bool:
+        found.extend(below(tmp_path, ".*.tmp"))
+        return False
+
+    monkeypatch.setattr("seqlm.files.hard_link", look)
+    assert attempts.Attempt(run=run, rank=Rank(), number=1).make(lambda: None) == 0
+    assert {path.parent for path in found} == {run.lease_dir, run.attempt_dir(1)}
 
 
 def test_a_run_without_several_ranks_says_where_its_worker_is(tmp_path: Path) -> None:
