@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = read(words)
         if arguments is None:
-            print(parser().format_help(), end="")
+            print(parser(terminal.program()).format_help(), end="")
             return 0
         terminal.configure(json=as_json, verbose=arguments.verbose)
         data, code = handler(arguments.command)(arguments)

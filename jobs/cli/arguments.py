@@ -3,6 +3,7 @@
 To add a command, write a line of :data:`COMMANDS`. Importing this imports little, so that ``--help`` is quick.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -224,9 +225,10 @@ COMMANDS = {
 """The commands, by name, in the order of the help."""
 
 
-def parser(prog: str | None = None) -> Parser:
-    """Return the parser of the whole command line. ``prog`` is the program's name in help; ``None``: as started."""
-    top = Parser(prog=prog or terminal.program(), description="Run a whole language-model study from one manifest.")
+@functools.cache
+def parser(prog: str) -> Parser:
+    """Return the parser of the whole command line. ``prog`` is the program's name in help."""
+    top = Parser(prog=prog, description="Run a whole language-model study from one manifest.")
     top.add_argument("--version", action="version", version=f"seqlm {__version__}")
     top.add_commands(COMMANDS, {one.name: one for one in fields(Arguments)}, COMMON)
     return top
@@ -239,7 +241,7 @@ def read(words: Sequence[str]) -> Arguments | None:
         UsageError: a word is wrong; the message says what would be right.
         SystemExit: ``--help`` or ``--version`` was printed.
     """
-    found = vars(parser().parse_args(list(words)))
+    found = vars(parser(terminal.program()).parse_args(list(words)))
     if found["command"] is None:
         return None
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
