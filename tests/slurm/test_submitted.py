@@ -205,6 +205,20 @@ def test_a_launch_of_which_a_step_fails_leaves_no_job_and_the_next_one_starts_al
     assert [job.state for job in fake.jobs().values()][-2:] == ["PENDING"] * 2
 
 
+def test_jobs_that_a_user_holds_stay_and_those_of_a_launch_without_an_end_are_replaced(
+    fake: FakeSlurm, tmp_path: Path
+) -> None:
+    assert submit(tmp_path, f"{RUN}seeds = [1, 2]\n") == 0
+    with fake.opened() as room:
+        for job in room.jobs:
+            job.options["hold"] = ""
+    assert submit(tmp_path, f"{RUN}seeds = [1, 2]\n") == 0
+    assert [job.state for job in fake.jobs().values()] == ["PENDING"] * 2
+    (tmp_path / "s" / "launches" / "000001" / "submitted.json").unlink()  # as if the launcher had been killed before
+    assert submit(tmp_path, f"{RUN}seeds = [1, 2]\n") == 0
+    assert [job.state for job in fake.jobs().values()] == ["CANCELLED"] * 2 + ["PENDING"] * 2
+
+
 def test_a_pool_is_planned_in_one_line_and_its_array_is_cancelled_with_its_last_run(
     fake: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
