@@ -202,7 +202,7 @@ class SlurmSettings(BackendTable):
             BackendError: the ranks cannot be divided equally.
         """
         ranks, cpus, gpus, pool = resources.ranks, resources.cpus or 1, resources.gpus or 0, self.pool
-        if ranks * cpus <= pool.cpus and ranks * gpus <= pool.gpus + TINY:
+        if pool.jobs and ranks * cpus <= pool.cpus and ranks * gpus <= pool.gpus + TINY:
             return JobShape(nodes=1, at_once=None, cpus=pool.cpus, gpus=pool.gpus)
         each = min(ranks, self.ranks_per_node or ranks)
         if ranks % each:

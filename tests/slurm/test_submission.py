@@ -82,6 +82,7 @@ def test_runs_with_other_limits_are_another_array(tmp_path: Path) -> None:
         ({"gpus": 0.25}, {"max_parallel": 3}, [(6, 2, 1, 1, False)]),
         ({"gpus": 0.25}, {"pool": {"jobs": 3, "gpus": 2, "cpus": 4}}, [(6, 3, 1, 2, True)]),
         ({"gpus": 1}, {"pool": {"jobs": 9, "gpus": 1, "cpus": 1}}, [(6, 6, 1, 1, True)]),
+        ({"gpus": 1}, {"pool": {"jobs": 0, "gpus": 1, "cpus": 1}}, [(6, 6, 1, 1, False)]),  # no pool here
         ({"gpus": 1, "ranks": 2}, {"pool": {"jobs": 3, "gpus": 1, "cpus": 4}}, [(6, 6, 1, 2, False)]),
     ],
 )
