@@ -286,6 +286,11 @@ def _submit_array(
         else:
             rest = runs[count:]
             return [part, *([replace(array, jobs=len(rest), runs=dict(rest))] if rest else [])]
+    why += (
+        "; the cluster may take no job arrays (MaxArraySize); ask the administrator to allow some"
+        if TOO_LARGE in why
+        else ""
+    )
     return [replace(array, jobs=0, why=why)]
 
 

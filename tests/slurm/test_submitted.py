@@ -189,6 +189,17 @@ def test_runs_share_the_jobs_that_an_array_of_the_cluster_may_have(fake: FakeSlu
     assert [(array.is_pool, len(array.runs)) for array in told.arrays] == [(True, 5), (False, 1), (False, 2)]
 
 
+def test_a_cluster_that_takes_no_arrays_is_told_in_one_line(
+    fake: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with fake.opened() as room:
+        room.most_of_array = 0
+    assert submit(tmp_path, RUN) == 3
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "no job arrays (MaxArraySize)" in error
+    assert fake.jobs() == {}
+
+
 @pytest.mark.parametrize("step", ["array-1.sh", "scontrol release"])
 def test_a_launch_of_which_a_step_fails_leaves_no_job_and_the_next_one_starts_all(
     fake: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str], step: str
