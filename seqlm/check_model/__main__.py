@@ -1,13 +1,15 @@
 """Test user's own models: ``python -m seqlm.check_model REQUEST ANSWER``, two JSON files.
 
 The request is a list of models, each with ``folder``, ``config``, ``vocab_size`` and ``seq_len``. The answer has an
-object for each model: ``findings``, each with a ``level`` (``ok``, ``bad``, or ``note`` for what could not be tested),
-``sizes`` (``None`` if they cannot be measured) and ``traceback`` (of the first error of the user's code, or ``None``).
+object for each model: ``findings``, each with a ``level`` (``ok``, ``bad``, or ``note`` for what breaks no rule, and
+for what could not be tested), ``sizes`` (``None`` if they cannot be measured) and ``traceback`` (of the first error of
+the user's code, or ``None``).
 
 A program of its own: a launcher does not import torch, and code of a user's cannot disturb it.
 """
 
 import contextlib
+import functools
 import json
 import sys
 import traceback
@@ -35,18 +37,23 @@ def _build(subject: Subject) -> str:
     return f"{subject.config.class_name}({arguments}) can be made"
 
 
+def _variants(check: str, holds: str) -> Callable[[Subject], str]:
+    return functools.partial(checks.compare, check, holds)
+
+
 CHECKS: dict[str, Callable[[Subject], str]] = {
     "import": _build,
     "shapes": checks.shapes,
-    "causality": checks.causality,
     "evaluation": checks.evaluation,
-    "carried state": checks.carried_state,
+    "causality": _variants("causality", "no logit depends on a later token or on another column"),
+    "carried state": _variants("carried state", "one token after the other, with the state carried, gives the same"),
+    "loss": checks.loss,
     "gradients": checks.gradients,
     "hidden states": checks.hidden_states,
     "resume": checks.resume,
-    "micro-batches": checks.micro_batches,
-    "two ranks": checks.two_ranks,
-    "GPU recording": checks.capture,
+    "micro-batches": _variants("micro-batches", f"a batch in {checks.PARTS} parts is the whole batch"),
+    "two ranks": _variants("two ranks", "two ranks take the step of one"),
+    "GPU recording": checks.recording,
 }
 """Each returns what it found to be right. It raises BrokenContractError, or whatever the model's code raises."""
 LARGEST = 500_000_000
@@ -87,7 +94,8 @@ def examine(subject: Subject) -> dict[str, Any]:
     for name, check in CHECKS.items():
         cause: BaseException | None = None
         try:
-            level, text = "ok", check(subject)
+            text = check(subject)
+            level = "note" if isinstance(text, checks.Note) else "ok"
         except (SeqlmError, BrokenContractError) as error:
             level, text, cause = "bad", str(error), error.__cause__
         except Exception as error:  # of the user's code

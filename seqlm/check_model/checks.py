@@ -1,14 +1,21 @@
-"""The checks of a user's own model on one processor, each on the same small window."""
+"""The checks of a user's own model, on one processor and small windows.
+
+Most of them are one idea: a training step under a changed condition gives what the plain step gives (:data:`VARIANTS`).
+Steps are taken with perturbed parameters, since a layer that starts at zero hides what it does.
+"""
 
 import contextlib
+import functools
+import tempfile
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from seqlm.architectures import CustomConfig
 from seqlm.config import DataConfig, RunConfig, TrainConfig
@@ -16,26 +23,40 @@ from seqlm.data.corpus import Corpus
 from seqlm.data.layout import own_columns
 from seqlm.data.source import SPLITS
 from seqlm.models import LanguageModel, build_model
-from seqlm.models.custom import described
+from seqlm.models.custom import Adapter, described
 from seqlm.models.dropout import Dropout
 from seqlm.models.language_model import hidden_states_of
-from seqlm.models.state import State, map_state, tensors_of
+from seqlm.models.state import map_state, tensors_of
 from seqlm.optimizers import AdamConfig
+from seqlm.training.checkpoint import load_checkpoint, save_checkpoint
 from seqlm.training.distributed import Rank
+from seqlm.training.saving import copied_checkpoint
 from seqlm.training.step import numbers_of, still_step
 from seqlm.training.trainer import Trainer
 
 SEED = 1
 STEPS, COLUMNS, VOCAB = 7, 4, 41
 """T, B and V of the window. All differ, so that an exchanged axis shows."""
+PERTURBATION = 0.1
+"""Standard deviation of what is added to each parameter."""
 TOLERANCE = 1e-4
 """Largest difference, relative to the largest entry, that counts as rounding in float32."""
-PARTS = 3
-"""Micro-batches: the columns do not divide evenly."""
+PARTS, RANKS = 3, 2
+"""Micro-batches, into which the columns do not divide evenly, and ranks."""
+LOGITS, TOKEN_LOSSES, LOSS, GRADIENT = "a logit", "the loss of a token", "the loss", "the gradient"
+
+Numbers: TypeAlias = dict[str, Tensor]
+"""What a step computes, by name."""
 
 
 class BrokenContractError(Exception):
     """The model breaks the contract. The message is one sentence for its author."""
+
+
+class Note(str):
+    """What a check found if no rule is broken, but the author should know it."""
+
+    __slots__ = ()
 
 
 def require(condition: object, problem: str) -> None:
@@ -46,7 +67,7 @@ def require(condition: object, problem: str) -> None:
 
 @final
 class Subject:
-    """A model of the user's, built as often as a check needs it, always with the same initial values."""
+    """A model of the user's, built as often as a check needs it, always with the same values."""
 
     def __init__(self, config: CustomConfig, folder: Path) -> None:
         self.config = config
@@ -56,9 +77,33 @@ class Subject:
         """Two windows (2 T, B)."""
 
     def build(self, vocab_size: int = VOCAB, seq_len: int = STEPS) -> LanguageModel:
-        """A new model with the same initial values each time."""
+        """Return a new model with initial values."""
         torch.manual_seed(SEED)
         return build_model(self.config, vocab_size, seq_len, folder=self.folder)
+
+    def perturbed(self, *, training: bool) -> LanguageModel:
+        """Return a new model with perturbed parameters."""
+        return perturb(self.build()).train(training)
+
+    @functools.cached_property
+    def draws(self) -> bool:
+        """Whether training draws random numbers without dropout. Steps are then compared in evaluation alone."""
+        logits = []
+        for seed in (1, 2):
+            model = self.perturbed(training=True)
+            torch.manual_seed(seed)
+            with without_dropout(model), torch.no_grad():
+                logits.append(model(self.tokens, model.initial_state(COLUMNS))[0])
+        return not torch.equal(*logits)
+
+
+@torch.no_grad()
+def perturb(model: LanguageModel) -> LanguageModel:
+    """Move every parameter away from its initial value."""
+    torch.manual_seed(SEED)
+    for parameter in model.parameters():
+        parameter.add_(PERTURBATION * torch.randn_like(parameter))
+    return model
 
 
 @contextlib.contextmanager
@@ -90,38 +135,142 @@ class _KeepAll(TorchFunctionMode):
         return func(*args, **options)
 
 
-def differing(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """The names whose tensors differ by more than rounding, of those that both have.
-
-    A gradient that is zero by construction, such as that by the bias of a Transformer's keys, is nothing but rounding:
-    tensors are compared on a scale of at least 1 % of the largest entry of any gradient.
-    """
-    gradients = [tensor for name, tensor in wanted.items() if name.startswith("the gradient") and tensor.numel()]
-    least = 0.01 * max((float(tensor.abs().max()) for tensor in gradients), default=0) + 1e-12
-    both = (name for name in wanted if name in found)
-    return [name for name in both if difference(found[name], wanted[name], least=least) > TOLERANCE]
-
-
-def difference(found: State, wanted: State, *, least: float = 1e-12) -> float:
-    """The largest deviation of any entry, relative to the largest entry wanted of its tensor; infinite for NaN.
-
-    ``least``: the smallest number that deviations are relative to.
-    """
-    worst = 0.0
-    for one, other in zip(tensors_of(found), tensors_of(wanted), strict=True):
-        if one.numel():
-            scale = max(float(other.detach().abs().max()), least)
-            error = float((one.detach() - other.detach()).abs().max()) / scale
-            worst = max(worst, error if error == error else float("inf"))
-    return worst
-
-
 def shape(tensor: Tensor) -> str:
     """``(7, 4, 41)``."""
     return f"({', '.join(map(str, tensor.shape))})"
 
 
-# -- the checks ----------------------------------------------------------------------------------------------------
+# -- the plain step and its variants -------------------------------------------------------------------------------
+
+
+def take(
+    subject: Subject,
+    training: bool,
+    *,
+    tokens: Tensor | None = None,
+    columns: slice = slice(None),
+    parts: int = 1,
+    with_own_loss: bool = True,
+) -> Numbers:
+    """Take a step without dropout on the second of two windows (2 T, B), from the state that the first has left.
+
+    Return the logits (T, B, V), the loss of each token (T, B), the loss, the state and the gradients.
+    ``with_own_loss=False``: the losses are those of :class:`LanguageModel`, the cross-entropy of the logits in nats.
+    """
+    model = subject.perturbed(training=training)
+    if not with_own_loss:
+        for name in ("loss", "token_losses"):
+            setattr(model, name, getattr(LanguageModel, name).__get__(model))
+    first, window = (subject.tokens if tokens is None else tokens)[:, columns].split(STEPS)
+    targets = subject.targets[STEPS:, columns]
+    with without_dropout(model):
+        with torch.no_grad():
+            _, state = model(first, model.initial_state(first.shape[1]))
+            logits, _ = model(window, map_state(Tensor.clone, state))
+            losses, _ = model.token_losses(window, targets, map_state(Tensor.clone, state))
+        step = still_step(model, STEPS * COLUMNS, micro_batches=parts)
+        numbers = numbers_of(step, window, targets, map_state(Tensor.clone, state))
+    return {LOGITS: logits, TOKEN_LOSSES: losses, **numbers}
+
+
+def later_tokens(subject: Subject, training: bool, position: int) -> Numbers:
+    """Change the token at ``position`` and those after it. What is before them stays."""
+    tokens = subject.tokens.clone()
+    tokens[STEPS + position :, 0] = (tokens[STEPS + position :, 0] + 1) % VOCAB
+    numbers = take(subject, training, tokens=tokens)
+    return {name: numbers[name][:position] for name in (LOGITS, TOKEN_LOSSES)}
+
+
+def single_columns(subject: Subject, training: bool) -> Numbers:
+    """Take the step with each column on its own."""
+    steps = [take(subject, training, columns=slice(column, column + 1)) for column in range(COLUMNS)]
+    return {name: torch.cat([step[name] for step in steps], dim=1) for name in (LOGITS, TOKEN_LOSSES)}
+
+
+def ranks(subject: Subject, training: bool) -> Numbers:
+    """Take the step by two models, each with its share of the columns. Losses and gradients add up."""
+    shares = [own_columns(COLUMNS, rank, RANKS) for rank in range(RANKS)]
+    steps = [take(subject, training, columns=slice(own.start, own.stop)) for own in shares]
+    summed = [name for name in steps[0] if name == LOSS or name.startswith(GRADIENT)]
+    return {name: torch.stack([step[name] for step in steps]).sum(dim=0) for name in summed}
+
+
+@torch.no_grad()
+def token_by_token(subject: Subject, training: bool) -> Numbers:
+    """Predict both windows one token after the other, as a model generates; without a state, the second one alone."""
+    model = subject.perturbed(training=training)
+    start = model.initial_state(COLUMNS)
+    tokens = subject.tokens if any(tensor.numel() for tensor in tensors_of(start)) else subject.tokens[STEPS:]
+    with without_dropout(model):
+        predict = model.predictor(start)
+        return {LOGITS: torch.stack([predict(row) for row in tokens])[-STEPS:]}
+
+
+class Variant(NamedTuple):
+    """A changed condition under which a step gives what the plain step gives."""
+
+    check: str
+    changed: Callable[[Subject, bool], Numbers]
+    """Takes the step in training or in evaluation; returns the leading part of what has to be the same, by name."""
+    problem: str
+    """What to report. ``{name}`` is what differs first."""
+
+
+BATCH = "the model may use statistics over the batch, or count its calls"
+VARIANTS = (
+    *(
+        Variant(
+            "causality",
+            functools.partial(later_tokens, position=position),
+            f"the model sees the future: token {position + 1} of a window changes {{name}} before it",
+        )
+        for position in range(1, STEPS)
+    ),
+    Variant("causality", single_columns, "columns mix: {name} differs if a column is on its own"),
+    Variant(
+        "carried state",
+        token_by_token,
+        "{name} of a window differs if it is seen one token after the other, with the state carried",
+    ),
+    Variant(
+        "micro-batches",
+        functools.partial(take, parts=PARTS),
+        f"a batch in {PARTS} parts is not the whole batch: {{name}} differs; {BATCH}",
+    ),
+    Variant("two ranks", ranks, f"two ranks are not one: {{name}} differs; {BATCH}"),
+)
+"""The checks that compare steps. ``resume`` and ``loss`` do so too, in their own way."""
+
+
+def compare(check: str, holds: str, subject: Subject) -> str:
+    """Compare the variants of a check with the plain step, in evaluation and in training. Return what then holds."""
+    where = ", in evaluation: training draws random numbers without a dropout of PyTorch or seqlm"
+    for training in (False,) if subject.draws else (False, True):
+        plain = take(subject, training)
+        for variant in VARIANTS:
+            if variant.check == check:
+                name = differing(variant.changed(subject, training), plain)
+                require(name is None, variant.problem.format(name=name) + where * subject.draws)
+    return holds + where * subject.draws
+
+
+def differing(found: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> str | None:
+    """Return the first name whose tensor is not, up to rounding, the leading part of that of the plain step.
+
+    A gradient that is zero by construction, such as that by the bias of a Transformer's keys, is nothing but rounding:
+    gradients are compared on a scale of at least 1 % of the largest entry of any gradient.
+    """
+    largest = {name: float(tensor.abs().max()) for name, tensor in plain.items() if tensor.numel()}
+    least = 0.01 * max((size for name, size in largest.items() if name.startswith(GRADIENT)), default=0.0)
+    for name in (name for name in largest if name in found):
+        wanted = plain[name][tuple(map(slice, found[name].shape))]
+        scale = max(largest[name], least if name.startswith(GRADIENT) else 0.0, 1e-12)
+        if not float((found[name] - wanted).abs().max()) <= TOLERANCE * scale:  # NaN differs
+            return name
+    return None
+
+
+# -- checks of their own -------------------------------------------------------------------------------------------
 
 
 def shapes(subject: Subject) -> str:
@@ -139,6 +288,11 @@ def shapes(subject: Subject) -> str:
                 axis < tensor.dim() and tensor.shape[axis] == columns,
                 f"initial_state({columns}) returns a tensor {shape(tensor)}; expected the batch of {columns} on axis "
                 f"{axis} (batch_axis says which one)",
+            )
+            require(
+                not tensor.requires_grad,
+                "initial_state returns a parameter, or what is computed from one. No gradient passes between windows, "
+                "so it would not be trained; add it in forward (docs/guides/own-model.md, a learned start)",
             )
         found = model(subject.tokens[:steps, :columns], state)
         is_pair = isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Tensor)
@@ -162,131 +316,109 @@ def _is_state(value: Any) -> bool:
 
 
 @torch.no_grad()
-def causality(subject: Subject) -> str:
-    """A later token changes no earlier logit, and no token changes another column, in training and in evaluation."""
-    model, tokens = subject.build(), subject.tokens[:STEPS]
-    has_trained = _is_deterministic(subject)
-    where = _where(has_trained)
-    for training in (False, True) if has_trained else (False,):
-        logits = _logits(model.train(training), tokens)
-        mixes = False
-        for later in range(1, STEPS):
-            changed = tokens.clone()
-            changed[later, 0] = (changed[later, 0] + 1) % VOCAB
-            off = (_logits(model, changed) - logits).abs().amax(dim=2) > TOLERANCE * logits.abs().max()
-            if (leaks := off[:later].any(dim=1)).any():
-                raise BrokenContractError(
-                    f"the model sees the future: token {later + 1} of a window changes the logits at position "
-                    f"{int(leaks.nonzero()[0]) + 1}{where}"
-                )
-            mixes |= bool(off[:, 1:].any())
-        require(not mixes, f"columns mix: the tokens of column 1 change the logits of the others{where}")
-    return f"no logit depends on a later token or on another column{where}"
-
-
-def _logits(model: LanguageModel, tokens: Tensor) -> Tensor:
-    """The logits (T, B, V) of a window, without dropout. Buffers stay as they are."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    logits: Tensor
-    with without_dropout(model):
-        logits, _ = torch.func.functional_call(model, buffers, (tokens, model.initial_state(tokens.shape[1])))
-    return logits
-
-
-def _where(training: bool) -> str:
-    return "" if training else ", in evaluation: training draws random numbers without a dropout of PyTorch or seqlm"
-
-
-@torch.no_grad()
 def evaluation(subject: Subject) -> str:
-    """An evaluation changes no buffer and no parameter."""
-    model = subject.build().eval()
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    before = {name: tensor.clone() for name, tensor in tensors.items()}
-    model(subject.tokens[:STEPS], model.initial_state(COLUMNS))
-    after = {**tensors, **dict(model.named_buffers())}  # forward may have assigned another tensor
-    for name, tensor in after.items():
+    """An evaluation gives the same the second time, and changes no state, buffer or parameter."""
+    model, tokens = subject.perturbed(training=False), subject.tokens
+    state = model.initial_state(COLUMNS)
+    held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    held |= {f"the state ({number})": tensor for number, tensor in enumerate(tensors_of(state), start=1)}
+    before = {name: tensor.clone() for name, tensor in held.items()}
+    logits, _ = model(tokens, state)
+    held |= dict(model.named_buffers())  # forward may have assigned another tensor
+    for name, tensor in held.items():
         is_same = torch.equal(tensor, before[name])
-        name = name.removeprefix("module.")
-        require(is_same, f"an evaluation changes {name}; change a buffer only if self.training is True")
-    return "changes no buffer"
+        advice = "change a buffer only if self.training is True, and return a new state (h = h + x, not h += x)"
+        require(is_same, f"an evaluation changes {name.removeprefix('module.')}; {advice}")
+    is_same = differing({LOGITS: model(tokens, state)[0]}, {LOGITS: logits}) is None
+    advice = "it draws random numbers (F.dropout needs training=self.training), or keeps something from call to call"
+    require(is_same, f"an evaluation gives other logits the second time; {advice}")
+    return "repeats itself, and changes no state, buffer or parameter"
 
 
-@torch.no_grad()
-def carried_state(subject: Subject) -> str:
-    """Two windows with the state carried are one window of both."""
-    model = subject.build().eval()
-    start = model.initial_state(COLUMNS)
-    if not any(tensor.numel() for tensor in tensors_of(start)):
-        return "no state: each window is seen alone"
-    whole, end = model(subject.tokens, start)
-    first, state = model(subject.tokens[:STEPS], model.initial_state(COLUMNS))
-    second, after = model(subject.tokens[STEPS:], state)
-    two = "two windows with the state carried"
-    is_same = difference(first, whole[:STEPS]) <= TOLERANCE
-    require(is_same, "a longer window changes the logits of its first half")
-    off = difference(second, whole[STEPS:])
-    require(off <= TOLERANCE, f"{two} are not one long window: logits of the second differ by {off:.1g}")
-    is_same = difference(after, end) <= TOLERANCE
-    require(is_same, f"{two} end in another state than one long window")
-    return f"{two} are one long window"
+def loss(subject: Subject) -> str:
+    """The model's own losses are the cross-entropy of its logits in nats. In training, ``loss`` may add to it."""
+    own, plain = (take(subject, False, with_own_loss=with_own) for with_own in (True, False))
+    name = differing(own, plain)
+    require(name is None, f"{name} differs from the cross-entropy of forward in nats, which the report would not see")
+    own, plain = (take(subject, True, with_own_loss=with_own) for with_own in (True, False))
+    if not subject.draws and differing(own, plain) is not None:
+        more = float(own[LOSS] - plain[LOSS]) / (STEPS * COLUMNS)
+        return Note(f"in training, a regulariser adds {more:.3g} nats per token here to the cross-entropy of forward")
+    model = subject.build()
+    if isinstance(model, Adapter) and hasattr(model.module, "loss"):
+        return Note("the method loss is not used; a subclass of seqlm.models.LanguageModel may override it")
+    return "the summed cross-entropy of forward, in nats"
 
 
 def gradients(subject: Subject) -> str:
-    """The loss of a window has a gradient by every parameter."""
-    model = subject.build().train()
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    with torch.no_grad():  # a layer that starts at zero passes no gradient on
-        for parameter in trained.values():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    state = model.initial_state(COLUMNS)
-    for window in (slice(0, STEPS), slice(STEPS, 2 * STEPS)):
-        loss, state = model.loss(subject.tokens[window], subject.targets[window], map_state(Tensor.detach, state))
-        loss.backward()
-    without = [name.removeprefix("module.") for name, p in trained.items() if p.grad is None or not p.grad.any()]
+    """The loss of two windows in one has a gradient by every parameter."""
+    model = subject.perturbed(training=True)
+    trained = {name.removeprefix("module."): p for name, p in model.named_parameters() if p.requires_grad}
+    total, _ = model.loss(subject.tokens, subject.targets, model.initial_state(COLUMNS))
+    total.backward()
+    found = {name: torch.zeros(()) if p.grad is None else p.grad for name, p in trained.items()}
+    without = [name for name, gradient in found.items() if not gradient.any()]
     names = ", ".join(without[:3]) + (f" and {len(without) - 3} more" if len(without) > 3 else "")
     advice = "use every parameter in forward, or set its requires_grad to False"
     require(not without, f"no gradient reaches {names}; {advice}")
-    for name, p in trained.items():
-        is_finite = p.grad is not None and p.grad.isfinite().all()
-        require(is_finite, f"the gradient by {name.removeprefix('module.')} is not finite")
+    for name, gradient in found.items():
+        require(gradient.isfinite().all(), f"the gradient by {name} is not finite")
     return f"reach all {len(trained)} tensors of parameters"
 
 
 def hidden_states(subject: Subject) -> str:
-    """The modules that the model names return hidden states, and the last logits are computed from them."""
-    model = subject.build().eval()
+    """The modules that the model names return hidden states, from which the logits and the carried state follow.
+
+    A model that carries a state gets one token at a time, so that gradients by earlier outputs pass through the state.
+    """
+    model = subject.perturbed(training=False)
     layers = hidden_states_of(model)
     if layers is None:
         return "none named; the report will have no gradient norms"
+    state = model.initial_state(COLUMNS)
+    carries = any(tensor.numel() for tensor in tensors_of(state))
     outputs: list[Any] = []
     hooks = [layer.register_forward_hook(lambda _layer, _inputs, output: outputs.append(output)) for layer in layers]
-    logits, _ = model(subject.tokens[:STEPS], model.initial_state(COLUMNS))
+    windows = subject.tokens[:STEPS].split(1 if carries else STEPS)
+    for window in windows:
+        logits, state = model(window, state)
     for hook in hooks:
         hook.remove()
     found = [output[0] if isinstance(output, tuple) else output for output in outputs]
-    forms = [shape(one) if isinstance(one, Tensor) else type(one).__name__ for one in found]
-    are_right = (isinstance(one, Tensor) and one.dim() == 3 and one.shape[:2] == (STEPS, COLUMNS) for one in found)
+    wanted = (len(windows[0]), COLUMNS)
+    forms = [shape(one) if isinstance(one, Tensor) else type(one).__name__ for one in found[: len(layers)]]
+    are_right = (isinstance(one, Tensor) and one.dim() == 3 and one.shape[:2] == wanted for one in found)
     require(
-        len(found) == len(layers) and all(are_right),
+        len(found) == len(layers) * len(windows) and all(are_right),
         f"the {len(layers)} modules of hidden_states return {', '.join(forms) or 'nothing'} in a window; expected one "
-        f"tensor (T, B, H) = ({STEPS}, {COLUMNS}, H) of each",
+        f"tensor (T, B, H) = ({wanted[0]}, {wanted[1]}, H) of each, in their order",
     )
-    reached = torch.autograd.grad(logits[-1].sum(), found, allow_unused=True)
+    error = nn.functional.cross_entropy(logits[-1], subject.targets[STEPS - 1], reduction="sum")
+    reached = torch.autograd.grad(error, found, allow_unused=True, materialize_grads=True)
     problem = "the logits are not computed from what each module of hidden_states returns"
-    require(all(gradient is not None for gradient in reached), problem)
+    require(all(gradient.any() for gradient in reached[-len(layers) :]), problem)
+    if carries:
+        earlier = [reached[number : -len(layers) : len(layers)] for number in range(len(layers))]
+        problem = (
+            "the carried state is not computed from what each module of hidden_states returns, so that the report "
+            "would show a model without memory; name modules whose output is carried on, or none"
+        )
+        require(all(any(gradient.any() for gradient in of_layer) for of_layer in earlier), problem)
     return f"{len(layers)} layers"
 
 
 def resume(subject: Subject) -> str:
-    """Training that goes on from saved parameters, state and generator equals training without a stop, bit for bit."""
+    """Training that goes on from the file of a checkpoint equals training without a stop, bit for bit."""
     whole, stopped, resumed = (_trainer(subject) for _ in range(3))
-    is_same = _loss(whole, 2) == _loss(stopped, 2)
+    is_same = _train(whole, 2) == _train(stopped, 2)
     advice = "draw all random numbers from torch's generator, not from random or numpy"
     require(is_same, f"the same seed gives another loss; {advice}")
-    saved, loss = stopped.checkpoint(), _loss(whole, 4)
-    resumed.restore(saved)
-    is_same = _loss(resumed, 4) == loss
+    with tempfile.TemporaryDirectory(prefix="seqlm-resume-") as folder:
+        file = Path(folder) / "last.pt"
+        save_checkpoint(file, copied_checkpoint(stopped.checkpoint(), {}))
+        total = _train(whole, 4)  # all draw from one generator, which restore sets
+        resumed.restore(load_checkpoint(file, resumed.config.fingerprint()))
+    is_same = _train(resumed, 4) == total
     pairs = zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True)
     is_same = is_same and all(torch.equal(one, other) for one, other in pairs)
     advice = "keep what changes from step to step in the state, in a parameter or in a buffer"
@@ -295,7 +427,7 @@ def resume(subject: Subject) -> str:
 
 
 def _trainer(subject: Subject) -> Trainer:
-    """A run that trains the model on a text of four windows."""
+    """A run that trains the perturbed model on a text of four windows."""
     config = RunConfig(
         model=subject.config,
         data=DataConfig(corpus="files"),
@@ -305,10 +437,12 @@ def _trainer(subject: Subject) -> Trainer:
     text = memoryview(array("i", [number**2 % VOCAB for number in range(COLUMNS * (4 * STEPS + 1))]))
     splits, vocabulary = dict.fromkeys(SPLITS, text), tuple(map(str, range(VOCAB)))
     corpus = Corpus(vocabulary=vocabulary, splits=splits, sha256="", bytes={}, lossless=True)
-    return Trainer(config, corpus, rank=Rank(), model_dir=subject.folder)
+    trainer = Trainer(config, corpus, rank=Rank(), model_dir=subject.folder)
+    perturb(trainer.model)
+    return trainer
 
 
-def _loss(trainer: Trainer, steps: int) -> float:
+def _train(trainer: Trainer, steps: int) -> float:
     """Train the first ``steps`` steps; return the sum of their losses in nats."""
     for _ in trainer.events(1):
         if trainer.step == steps:
@@ -316,59 +450,40 @@ def _loss(trainer: Trainer, steps: int) -> float:
     return trainer.total.loss_nats
 
 
-def micro_batches(subject: Subject) -> str:
-    """A step in several parts is the step of the whole batch."""
-    whole, parts = (gradients_of(subject, parts=parts) for parts in (1, PARTS))
-    wrong, advice = differing(parts, whole), "the model may use statistics over the batch, or count its calls"
-    require(not wrong, f"a batch in {PARTS} parts is not the whole batch: {', '.join(wrong[:1])} differs; {advice}")
-    return f"a batch in {PARTS} parts is the whole batch{_where(_is_deterministic(subject))}"
-
-
-def two_ranks(subject: Subject) -> str:
-    """The gradients of two models, each with its share of the columns, add up to those of the whole batch."""
-    shares = [own_columns(COLUMNS, rank, 2) for rank in range(2)]
-    whole, *found = (gradients_of(subject, columns=slice(own.start, own.stop)) for own in (range(COLUMNS), *shares))
-    sums = {name: found[0][name] + found[1][name] for name in whole if name.startswith("the gradient")}
-    wrong = ", ".join(differing(sums, whole)[:1])
-    require(not wrong, f"two ranks are not one: {wrong} differs; the model may use statistics over the batch")
-    return "two ranks take the step of one"
-
-
-def gradients_of(subject: Subject, *, parts: int = 1, columns: slice = slice(0, COLUMNS)) -> dict[str, Tensor]:
-    """What a step in ``parts`` on these columns of the first window gives: loss, state, gradients, without dropout."""
-    model = subject.build().train(mode=_is_deterministic(subject))
-    step = still_step(model, STEPS * COLUMNS, micro_batches=parts)
-    tokens, targets = subject.tokens[:STEPS, columns], subject.targets[:STEPS, columns]
-    with without_dropout(model):
-        return numbers_of(step, tokens, targets, model.initial_state(tokens.shape[1]))
-
-
-@torch.no_grad()
-def _is_deterministic(subject: Subject) -> bool:
-    """Whether training draws no random numbers without dropout. Otherwise windows are compared in evaluation."""
-    model = subject.build().train()
-    found = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        found.append(_logits(model, subject.tokens[:STEPS]))
-    return torch.equal(*found)
-
-
-def capture(subject: Subject) -> str:
+def recording(subject: Subject) -> str:
     """A step runs on tensors without values, so that a GPU can record it: no numbers read back, and fixed shapes.
 
-    Tensors of the device ``meta`` have shapes and no values. Whatever needs a value fails on them, as it would stop a
-    GPU; so does a tensor that does not move with the model.
+    Tensors of the device ``meta`` have shapes and no values. Whatever needs a value fails on them. A model whose step
+    cannot be recorded trains on a GPU without a recording.
     """
     model = subject.build().train().to("meta")
-    tokens, targets = (text[:STEPS].to("meta") for text in (subject.tokens, subject.targets))
+    tokens, targets = (text[STEPS:].to("meta") for text in (subject.tokens, subject.targets))
     try:
-        loss, _ = model.loss(tokens, targets, model.initial_state(COLUMNS))
-        loss.backward()
+        with _NoTransfers():
+            total, _ = model.loss(tokens, targets, model.initial_state(COLUMNS))
+            total.backward()
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-        raise BrokenContractError(
-            "a GPU cannot record the step, which reads a number back, has a shape that depends on values, or uses a "
-            "tensor that does not move with the model (initial_state may make one, if not by weight.new_zeros): "
-            f"{described(error, subject.config.file)}"
-        ) from error
+        reason = described(error, subject.config.file)
+        advice = "register it as a buffer; in initial_state, use weight.new_zeros"
+        require("expected device" not in reason, f"a tensor does not move with the model; {advice}: {reason}")
+        return Note(
+            "a GPU cannot record the step, and launches its operations one by one, which takes longer: the step reads "
+            f"a number back, has a shape that depends on values, or copies from the processor: {reason}"
+        )
     return "reads no number back, and its shapes are fixed"
+
+
+@final
+class _NoTransfers(TorchFunctionMode):
+    """Refuse functions that copy from the processor's memory to the device of the model."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.is_meta:
+            inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and not leaf.is_meta]
+            is_copy = func in (Tensor.to, Tensor.type_as, Tensor.copy_)
+            is_large = any(tensor.dim() for tensor in inputs)  # a kernel takes a single number as an argument
+            if func in (torch.tensor, torch.as_tensor, Tensor.new_tensor) or (inputs and (is_copy or is_large)):
+                name = func.__name__
+                raise RuntimeError(f"{name} copies from the processor; make tensors with device=tokens.device")
+        return made

@@ -65,8 +65,9 @@ class Saving:
         self._saved_at = time.monotonic()
         if self._trainer.rank.is_first:
             self.wait()  # the copies have one place
-            tensors = copied({"model": checkpoint.model, "optimizer": checkpoint.optimizer}, self._memory)
-            self._work = self._thread.submit(self._write, self._trace.take(), replace(checkpoint, **tensors))
+            self._work = self._thread.submit(
+                self._write, self._trace.take(), copied_checkpoint(checkpoint, self._memory)
+            )
 
     def _write(self, rows: Callable[[], None], checkpoint: Checkpoint) -> None:
         rows()
@@ -94,17 +95,25 @@ def _be_nice() -> None:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
-def copied(tree: Any, memory: dict[tuple[Any, ...], torch.Tensor]) -> Any:
-    """Return ``tree``, nested tables and lists, with a copy on the CPU in place of each tensor.
+def copied_checkpoint(checkpoint: Checkpoint, memory: dict[tuple[Any, ...], torch.Tensor]) -> Checkpoint:
+    """Return a checkpoint with copies on the CPU of its parameters and of the optimizer's tensors.
 
-    The copies are in ``memory``, and the next call writes into them: only the first one has to wait for pages. Names
-    of the same memory, as of a tied parameter, share their copy.
+    The copies are in ``memory``, and the next call writes into them: only the first one has to wait for pages.
+    """
+    parts = {"model": checkpoint.model, "optimizer": checkpoint.optimizer}
+    return replace(checkpoint, **_copied(parts, memory))
+
+
+def _copied(tree: Any, memory: dict[tuple[Any, ...], torch.Tensor]) -> Any:
+    """Return ``tree``, nested tables and lists, with a copy in place of each tensor, in the same order in memory.
+
+    Names of the same memory, as of a tied parameter, share their copy.
     """
     if isinstance(tree, torch.Tensor):
         key = (tree.device, tree.data_ptr(), tree.dtype, tree.shape, tree.stride())
         if key not in memory:
-            memory[key] = torch.empty(tree.shape, dtype=tree.dtype, pin_memory=tree.is_cuda)
+            memory[key] = torch.empty_like(tree, device="cpu", pin_memory=tree.is_cuda)
         return memory[key].copy_(tree.detach())
     if isinstance(tree, dict):
-        return {name: copied(item, memory) for name, item in tree.items()}
-    return [copied(item, memory) for item in tree] if isinstance(tree, list | tuple) else tree
+        return {name: _copied(item, memory) for name, item in tree.items()}
+    return [_copied(item, memory) for item in tree] if isinstance(tree, list | tuple) else tree

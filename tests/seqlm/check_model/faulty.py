@@ -43,6 +43,14 @@ COUNTS = (
     (HIDDEN, "self.steps.add_(self.training); h = h * 0.9**self.steps * self.scale[0]"),
 )
 """Changes that keep the contract: a buffer that counts the steps of the training, and one that cannot be written."""
+UNRECORDABLE = {
+    "reads a number back": (HIDDEN, "h = h / max(1.0, h.abs().max().item())"),
+    "has a shape that depends on values": (LOGITS, "logits = logits + 0.0 * logits[logits > 0].sum()"),
+    "makes a tensor on the processor": (HIDDEN, "h = h + torch.arange(len(h)).to(h)[:, None, None] * 0"),
+    "makes a tensor of numbers": (HIDDEN, "h = h * torch.tensor([1.0] * 8, device=h.device)"),
+    "indexes by a tensor of the processor": (HIDDEN, "h = h[..., torch.arange(8)]"),
+}
+"""Changes that keep the contract, and with which a GPU cannot record a step."""
 FAULTS: dict[str, tuple[list[tuple[str, str]], str, str]] = {
     "time and batch exchanged": (
         [(LOGITS, "logits = logits.transpose(0, 1)")],
@@ -54,15 +62,10 @@ FAULTS: dict[str, tuple[list[tuple[str, str]], str, str]] = {
         "shapes",
         "initial_state(4) returns a tensor (1, 8); expected the batch of 4 on axis 0 (batch_axis says which one)",
     ),
-    "sees the future": (
-        [(HIDDEN, "h = h + h.flip(0)")],
-        "causality",
-        "the model sees the future: token 2 of a window changes the logits at position 1",
-    ),
     "drops the state": (
         [(LOGITS, "state = torch.zeros_like(state)")],
         "carried state",
-        "two windows with the state carried are not one long window",
+        "a logit of a window differs if it is seen one token after the other, with the state carried",
     ),
     "unused parameter": (
         [(INIT, "self.unused = nn.Linear(3, 3)")],
@@ -74,20 +77,10 @@ FAULTS: dict[str, tuple[list[tuple[str, str]], str, str]] = {
         "hidden states",
         "the 2 modules of hidden_states return ",
     ),
-    "random numbers of Python": (
-        [(HIDDEN, "h = h * (1 + random.random()) if self.training else h")],
-        "resume",
-        "the same seed gives another loss; draw all random numbers from torch's generator",
-    ),
     "counts its calls in an attribute": (
         [(HIDDEN, "self.calls = getattr(self, 'calls', 0) + self.training; h = h * 0.9**self.calls")],
         "resume",
         "a resumed training is not the one without a stop",
-    ),
-    "statistics over the batch": (
-        [(HIDDEN, "h = h - h.mean(dim=1, keepdim=True) if self.training else h")],
-        "causality",
-        "columns mix: the tokens of column 1 change the logits of the others",
     ),
     "batch normalization after a dropout of its own": (
         [
@@ -96,32 +89,17 @@ FAULTS: dict[str, tuple[list[tuple[str, str]], str, str]] = {
             (HIDDEN, "h = self.norm(dropout(h, 0.5, self.training).flatten(0, 1)).view_as(h)"),
         ],
         "causality",
-        "the model sees the future: token 2 of a window changes the logits at position 1",
+        "the model sees the future: token 2 of a window changes a logit before it",
     ),
     "a gradient that depends on the size of the batch": (
         [(LOGITS, "logits = logits / len(state) if self.training else logits")],
-        "micro-batches",
-        "a batch in 3 parts is not the whole batch: the loss differs",
+        "causality",
+        "columns mix: a logit differs if a column is on its own",
     ),
     "a buffer that an evaluation changes": (
         [(INIT, "self.register_buffer('calls', torch.zeros(()))"), (HIDDEN, "self.calls.add_(1)")],
         "evaluation",
         "an evaluation changes calls; change a buffer only if self.training is True",
-    ),
-    "reads a number back": (
-        [(HIDDEN, "h = h / max(1.0, h.abs().max().item())if self.training else h")],
-        "GPU recording",
-        "a GPU cannot record the step",
-    ),
-    "a tensor that stays behind": (
-        [(INIT, "self.scale = torch.full((hidden_size,), 2.0)"), (HIDDEN, "h = h * self.scale")],
-        "GPU recording",
-        "a GPU cannot record the step",
-    ),
-    "a shape that depends on values": (
-        [(LOGITS, "logits = logits + 0.0 * logits[logits > 0].sum()")],
-        "GPU recording",
-        "a GPU cannot record the step",
     ),
 }
 """What is wrong -> replacements of texts of the sound model, the check that catches it, and how its line begins."""
