@@ -45,14 +45,14 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "import": _build,
     "shapes": checks.shapes,
     "evaluation": checks.evaluation,
-    "causality": _variants("causality", "no logit depends on a later token or on another column"),
+    "causality": _variants("causality", "no logit depends on a later token"),
+    "columns": _variants("columns", "each column on its own, as on several ranks, gives the same"),
     "carried state": _variants("carried state", "one token after the other, with the state carried, gives the same"),
     "loss": checks.loss,
     "gradients": checks.gradients,
     "hidden states": checks.hidden_states,
     "resume": checks.resume,
     "micro-batches": _variants("micro-batches", f"a batch in {checks.PARTS} parts is the whole batch"),
-    "two ranks": _variants("two ranks", "two ranks take the step of one"),
     "GPU recording": checks.recording,
 }
 """Each returns what it found to be right. It raises BrokenContractError, or whatever the model's code raises."""

@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_leaves
 from seqlm.architectures import CustomConfig
 from seqlm.config import DataConfig, RunConfig, TrainConfig
 from seqlm.data.corpus import Corpus
-from seqlm.data.layout import own_columns
 from seqlm.data.source import SPLITS
 from seqlm.models import LanguageModel, build_model
 from seqlm.models.custom import Adapter, described
@@ -41,8 +40,8 @@ PERTURBATION = 0.1
 """Standard deviation of what is added to each parameter."""
 TOLERANCE = 1e-4
 """Largest difference, relative to the largest entry, that counts as rounding in float32."""
-PARTS, RANKS = 3, 2
-"""Micro-batches, into which the columns do not divide evenly, and ranks."""
+PARTS = 3
+"""Micro-batches: the columns do not divide evenly."""
 LOGITS, TOKEN_LOSSES, LOSS, GRADIENT = "a logit", "the loss of a token", "the loss", "the gradient"
 
 Numbers: TypeAlias = dict[str, Tensor]
@@ -182,17 +181,11 @@ def later_tokens(subject: Subject, training: bool, position: int) -> Numbers:
 
 
 def single_columns(subject: Subject, training: bool) -> Numbers:
-    """Take the step with each column on its own."""
+    """Take the step with each column on its own, as ranks would. Losses and gradients add up."""
     steps = [take(subject, training, columns=slice(column, column + 1)) for column in range(COLUMNS)]
-    return {name: torch.cat([step[name] for step in steps], dim=1) for name in (LOGITS, TOKEN_LOSSES)}
-
-
-def ranks(subject: Subject, training: bool) -> Numbers:
-    """Take the step by two models, each with its share of the columns. Losses and gradients add up."""
-    shares = [own_columns(COLUMNS, rank, RANKS) for rank in range(RANKS)]
-    steps = [take(subject, training, columns=slice(own.start, own.stop)) for own in shares]
+    numbers = {name: torch.cat([step[name] for step in steps], dim=1) for name in (LOGITS, TOKEN_LOSSES)}
     summed = [name for name in steps[0] if name == LOSS or name.startswith(GRADIENT)]
-    return {name: torch.stack([step[name] for step in steps]).sum(dim=0) for name in summed}
+    return numbers | {name: torch.stack([step[name] for step in steps]).sum(dim=0) for name in summed}
 
 
 @torch.no_grad()
@@ -226,7 +219,7 @@ VARIANTS = (
         )
         for position in range(1, STEPS)
     ),
-    Variant("causality", single_columns, "columns mix: {name} differs if a column is on its own"),
+    Variant("columns", single_columns, f"columns mix: {{name}} differs if each column is on its own; {BATCH}"),
     Variant(
         "carried state",
         token_by_token,
@@ -237,7 +230,6 @@ VARIANTS = (
         functools.partial(take, parts=PARTS),
         f"a batch in {PARTS} parts is not the whole batch: {{name}} differs; {BATCH}",
     ),
-    Variant("two ranks", ranks, f"two ranks are not one: {{name}} differs; {BATCH}"),
 )
 """The checks that compare steps. ``resume`` and ``loss`` do so too, in their own way."""
 

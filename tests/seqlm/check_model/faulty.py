@@ -93,8 +93,8 @@ FAULTS: dict[str, tuple[list[tuple[str, str]], str, str]] = {
     ),
     "a gradient that depends on the size of the batch": (
         [(LOGITS, "logits = logits / len(state) if self.training else logits")],
-        "causality",
-        "columns mix: a logit differs if a column is on its own",
+        "columns",
+        "columns mix: a logit differs if each column is on its own",
     ),
     "a buffer that an evaluation changes": (
         [(INIT, "self.register_buffer('calls', torch.zeros(()))"), (HIDDEN, "self.calls.add_(1)")],

@@ -21,9 +21,11 @@ from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.failure import failure_text
 from tests.outcome import outcome
 from tests.seqlm.check_model.faulty import write_model
+from tests.seqlm.check_model.zoo import sound
 from tests.seqlm.training.studies import Attempt, make_config, write_text
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
+ZOO = Path(sound.__file__).parent
 OWN: dict[str, tuple[Path, dict[str, Any]]] = {
     "lstm": (
         EXAMPLES / "lstm",
@@ -36,6 +38,7 @@ OWN: dict[str, tuple[Path, dict[str, Any]]] = {
         EXAMPLES / "min_gru",
         {"source": "min_gru.py:MinGRU", "files": ["causal.py"], "arguments": {"hidden_size": 8, "width": 3}},
     ),
+    "columns side by side": (ZOO, {"source": "sound.py:OrthogonalRNN", "arguments": {"hidden_size": 8}}),
 }
 
 

@@ -133,7 +133,7 @@ class MixtureOfExperts(nn.Module):
 
 
 class OrthogonalRNN(nn.Module):
-    """Its recurrent matrix starts orthogonal; ``qr`` returns it with columns side by side in memory."""
+    """Its recurrent matrix starts orthogonal. ``qr`` returns it with columns side by side in memory, as its state is."""
 
     batch_axis = 0
 
@@ -149,7 +149,7 @@ class OrthogonalRNN(nn.Module):
     def forward(self, tokens, h):
         outputs = []
         for x in self.embedding(tokens):
-            h = torch.relu(x + h @ self.W)
+            h = torch.relu(x.t() + self.W @ h.t()).t()
             outputs.append(h)
         return self.output(torch.stack(outputs)), h
 
