@@ -31,7 +31,7 @@ from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget
 from jobs.study.folder import WITHDRAWN_FILE
-from jobs.study.kept_code import Code, source_tree
+from jobs.study.kept_code import running_code
 from seqlm.ends import End, Verdict
 from seqlm.environment import ATTEMPT, MICRO_BATCHES
 from seqlm.errors import DamagedFileError, FileError, SeqlmError, is_storage_failure
@@ -146,7 +146,7 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals)
     fault: Exception | None = None
     try:
         backend = JobBackend(context, share.array, context.host)
-        code = Code(path=source_tree(), commit=None, dirty=False, live=False)
+        code = running_code(plan.code)
         options = replace(plan.options, max_parallel=share.array.at_once)
         dispatcher = Dispatcher(backend, code, options, writes_queue=False, host=host)
         untold = dispatcher.left
@@ -262,7 +262,7 @@ def serve(plan: JobPlan, number: int, context: SlurmContext, signals: Interrupts
     attempt = look_again(run.last_attempt)
     record = look_again(read_json, run.start_file(attempt)) or {}
     item = look_again(_planned, plan, array, run, Observation(state="pending"))
-    code = Code(path=source_tree(), commit=None, dirty=False, live=False)
+    code = running_code(plan.code)
     submission = look_again(next_submission, item, plan.options, code)
     env = {ATTEMPT.name: str(attempt), MICRO_BATCHES.name: str(record["micro_batches"])}
     submission = replace(submission, attempt=attempt, env={**submission.env, **env})

@@ -96,7 +96,7 @@ def next_submission(item: PlannedRun, options: LaunchOptions, code: Code, memory
     """Return what starts the next attempt of a run. ``memory_mb``: that of the job, if it is known.
 
     Raises:
-        FileError: the earlier failures of the run cannot be read.
+        FileError: the earlier failures of the run cannot be read, or the code cannot be unpacked again.
     """
     spec, run_dir, attempt = item.spec, item.run.path.absolute(), item.run.last_attempt() + 1
     env = {**options.env, **worker_variables(options.policy, options.search), "PYTHONUNBUFFERED": "1"}
@@ -110,6 +110,6 @@ def next_submission(item: PlannedRun, options: LaunchOptions, code: Code, memory
         attempt=attempt,
         argv=(sys.executable, *options.worker, str(run_dir)),
         env=env,
-        cwd=code.path,
+        cwd=code.ready(),
         resources=spec.resources,
     )

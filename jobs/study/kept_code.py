@@ -7,6 +7,8 @@ An archive and what is unpacked of it are verified by their content, never by th
 unpacks an archive and runs a module of it.
 """
 
+import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -14,6 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -22,7 +25,7 @@ from pathlib import Path
 import seqlm
 from seqlm.data.cache import cache_folder, local_folder, own_folder
 from seqlm.errors import FileError, file_errors
-from seqlm.files import folder_beside, json_text, make_directory, read_json, replace_folder, write_once
+from seqlm.files import folder_beside, json_text, make_directory, read_json, remove, write_once
 from seqlm.reading import below, exists, is_file, is_link, listed, read_archive, read_bytes
 
 PACKAGES = ("analysis", "jobs", "seqlm", "slurm")
@@ -36,6 +39,10 @@ ORIGIN = "code-origin.json"
 """The file in an archive that records its commit, since an archive has no git repository."""
 MAIN = "__main__.py"
 """The file in an archive that Python runs."""
+MOST_COPIES = 9
+"""Folders in the cache with the same code, all but one of them damaged."""
+UNUSED_DAYS = 90
+"""Time after which unpacked code that nothing has started from is deleted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +60,18 @@ class Code:
     archive: Path | None = None
     """The file that was kept, of which ``path`` is unpacked. ``None``: there is none, as for a working tree."""
 
+    def ready(self) -> Path:
+        """Return a folder with the code from which a program can start: ``path``, unless it lacks files by now.
+
+        Call it before each start: somebody may clear the cache while a study runs.
+
+        Raises:
+            FileError: the archive cannot be read, or there is no room for its files.
+        """
+        if self.archive is None or _is_complete(self.path, self.archive):
+            return self.path
+        return unpack(self.archive)
+
 
 def source_tree() -> Path:
     """Return the folder from which the running code was imported."""
@@ -67,6 +86,12 @@ def live_code() -> Code:
         commit = _commit(root)
         origin = {"commit": commit, "dirty": bool(commit and _changes(root))}
     return Code(path=root, commit=origin["commit"], dirty=origin["dirty"], live=True)
+
+
+def running_code(kept: Path) -> Code:
+    """Return the code of this process, a job of SLURM, which was started from ``kept``: an archive or a folder."""
+    archive = kept if kept.suffix == ".zip" else None
+    return Code(path=source_tree(), commit=None, dirty=False, live=False, archive=archive)
 
 
 def keep_code(study_dir: Path, *, tell: Callable[[str], None] = lambda line: None) -> Code:
@@ -114,20 +139,29 @@ def _packed(contents: Mapping[str, bytes]) -> bytes:
 
 
 def unpack(archive: Path) -> Path:
-    """Return the folder with the files of an archive, in the cache. Several processes may unpack it at once.
+    """Return a folder with the files of an archive, in the cache. Several processes may unpack it at once.
+
+    A folder that lacks files or has other ones stays as it is, since a program may be running from it, and another
+    folder is made. What has not been used for ``UNUSED_DAYS`` is deleted.
 
     Raises:
-        FileError: the archive cannot be read, or there is no room for its files.
+        FileError: the archive cannot be read, there is no room for its files, or the cache is open to other users.
     """
     contents = read_archive(archive)
     digest = _sha256(json.dumps({name: _sha256(content) for name, content in contents.items()}).encode())
     problem: FileError | None = None
     for cache in (cache_folder, local_folder):
         try:
-            folder = own_folder(cache() / "code") / digest / archive.stem
-            if not is_same(folder, contents):
-                _unpack(contents, folder)
-            return folder
+            root = own_folder(cache() / "code")
+            for name in (digest, *(f"{digest}-{number}" for number in range(2, MOST_COPIES + 1))):
+                folder = root / name / archive.stem
+                if not exists(folder.parent):
+                    _unpack(contents, folder)
+                    _prune(root)
+                if is_same(folder, contents):
+                    os.utime(folder.parent)
+                    return folder
+            raise FileError(f"{root} has {MOST_COPIES} damaged copies of {archive}; delete it")
         except FileError as error:
             problem = problem or error
     assert problem is not None
@@ -135,7 +169,7 @@ def unpack(archive: Path) -> Path:
 
 
 def _unpack(contents: Mapping[str, bytes], folder: Path) -> None:
-    """Write the files below ``folder``, whose parent has its digest as its name. They come into place in one step."""
+    """Write the files below ``folder``, whose parent comes into place in one step, unless it is there by then."""
     target = folder.parent
     with file_errors("unpack the code in", target), folder_beside(target) as building:
         for name, content in contents.items():
@@ -143,11 +177,28 @@ def _unpack(contents: Mapping[str, bytes], folder: Path) -> None:
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(content)
         try:
-            if not is_same(folder, contents):
-                replace_folder(building, target)
-        except OSError:
-            if not is_same(folder, contents):  # else another process has just unpacked the same
+            building.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # else another process was faster
                 raise
+
+
+def _prune(root: Path) -> None:
+    """Delete what no start has used for ``UNUSED_DAYS``."""
+    oldest = time.time() - UNUSED_DAYS * 24 * 3600
+    with contextlib.suppress(OSError, FileError):
+        remove(path for path in listed(root) if path.lstat().st_mtime < oldest)
+
+
+def _is_complete(folder: Path, archive: Path) -> bool:
+    """Return whether a folder has all files of an archive, by their sizes, and note that it is used."""
+    try:
+        with zipfile.ZipFile(archive) as file:
+            are_there = all((folder / one.filename).stat().st_size == one.file_size for one in file.infolist())
+        os.utime(folder.parent)
+    except (OSError, zipfile.BadZipFile):
+        return False
+    return are_there
 
 
 def main() -> None:

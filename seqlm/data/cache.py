@@ -16,6 +16,7 @@ import logging
 import mmap
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,9 @@ from seqlm.errors import FileError, file_errors
 from seqlm.files import folder_beside, json_text, make_directory, replace_folder
 
 _INDEX = "index.json"
+LOCK_SECONDS = 300
+LOCK_SILENT_SECONDS = 5
+LOCK_POLL_SECONDS = 0.05
 
 
 def cache_folder() -> Path:
@@ -46,15 +50,20 @@ def cache_folder() -> Path:
 
 
 def own_folder(path: Path) -> Path:
-    """Make a folder unless it is there, and return it.
+    """Make a folder that no other user may enter, unless it is there, and return it.
 
     Raises:
-        FileError: it cannot be made, or belongs to another user, who could change what is read from it.
+        FileError: it cannot be made, or another user could change what is read from it.
     """
     with file_errors("make folder", path):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.lstat().st_uid != os.geteuid():
+        target = path.stat()
+        if not {path.lstat().st_uid, target.st_uid} == {os.geteuid()}:
             raise FileError(f"{path} belongs to another user; set {CACHE.name} to a folder of your own")
+        if target.st_mode & 0o077:
+            raise FileError(
+                f"other users may enter {path}; type `chmod 700 {path}`, or delete it if they have changed it"
+            )
     return path
 
 
@@ -138,7 +147,11 @@ def store(
 
 @contextlib.contextmanager
 def one_at_a_time(kind: str, key: str, cache: Path | None = None) -> Iterator[None]:
-    """Let one process of this machine at a time into the block that makes an entry; where no lock is to be had, all."""
+    """Let one process of this machine at a time into the block that makes an entry.
+
+    All enter if no lock can be made. A process that has waited for ``LOCK_SECONDS`` enters too: in a cache that is
+    shared, another user may hold the lock for any time.
+    """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError, FileError):
             root = (cache or cache_folder()) / kind
@@ -146,8 +159,23 @@ def one_at_a_time(kind: str, key: str, cache: Path | None = None) -> Iterator[No
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             handle = os.open(root / f".{key[:16]}.lock", flags, 0o660)
             stack.callback(os.close, handle)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            _wait_for_lock(handle, f"another process makes the same entry of {root}")
         yield
+
+
+def _wait_for_lock(handle: int, reason: str) -> None:
+    logger, started = logging.getLogger("seqlm"), time.monotonic()
+    is_told = False
+    while (waited := time.monotonic() - started) < LOCK_SECONDS:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(LOCK_POLL_SECONDS)
+        if waited > LOCK_SILENT_SECONDS and not is_told:
+            logger.warning("%s; waiting for it, %d minutes at most", reason, LOCK_SECONDS // 60)
+            is_told = True
+    logger.warning("%s, and has not finished; going on without it", reason)
 
 
 @cache

@@ -1,6 +1,7 @@
 import os
 import shutil
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from jobs.study import kept_code
 from jobs.study.folder import launching
-from jobs.study.kept_code import Code, distrust, keep_code, live_code, unpack
+from jobs.study.kept_code import UNUSED_DAYS, Code, distrust, keep_code, live_code, unpack
 from seqlm.errors import DamagedFileError, FileError
 from tests import commands, hostile
 
@@ -150,12 +151,39 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("what", DAMAGES)
 def test_what_was_unpacked_is_unpacked_again_if_it_has_changed(tree: Path, tmp_path: Path, what: str) -> None:
+    """Into another folder: a program may still be running from the changed one."""
     kept = keep_code(tmp_path / "study")
     before = files(kept.path)
     DAMAGES[what](kept.path)
-    assert unpack(archive_of(kept)) == kept.path
-    assert files(kept.path) == before
-    assert (kept.path / "seqlm/__init__.py").read_text() == "version = 1\n"
+    damaged = files(kept.path) if kept.path.exists() else None
+    for again in (unpack(archive_of(kept)), unpack(archive_of(kept))):
+        assert files(again) == before
+        assert (again / "seqlm/__init__.py").read_text() == "version = 1\n"
+        assert (files(kept.path) if kept.path.exists() else None) == damaged
+
+
+@pytest.mark.parametrize("what", ["changed", "missing", "all gone"])
+def test_a_start_finds_the_code_after_the_cache_was_cleared(tree: Path, tmp_path: Path, what: str) -> None:
+    kept = keep_code(tmp_path / "study")
+    before = files(kept.path)
+    assert kept.ready() == kept.path
+    DAMAGES[what](kept.path)
+    if what == "changed":
+        (kept.path / "seqlm/__init__.py").write_text("")
+    assert files(kept.ready()) == before
+
+
+def test_code_that_nothing_has_started_from_for_months_is_deleted(tree: Path, tmp_path: Path) -> None:
+    kept = []
+    for version in ("2", "3", "4"):
+        (tree / "seqlm/__init__.py").write_text(f"version = {version}\n")
+        kept.append(keep_code(tmp_path / "study"))
+        long_ago = time.time() - (UNUSED_DAYS + 1) * 24 * 3600
+        os.utime(kept[-1].path.parent, (long_ago, long_ago))
+        if version == "2":
+            kept[0].ready()  # a start
+    assert [code.path.exists() for code in kept] == [True, False, True]
+    assert (kept[1].ready() / "seqlm/__init__.py").read_text() == "version = 3\n", "the study has its archive"
 
 
 def test_processes_that_unpack_at_once_all_run_the_whole_code(tmp_path: Path, cache: Path) -> None:
@@ -182,6 +210,22 @@ def test_a_cache_that_is_not_this_users_own_is_not_used(
     os.chown(second.path.parent.parent, 64711, -1)
     with pytest.raises(FileError, match="belongs to another user; set SEQLM_CACHE to a folder of your own"):
         keep_code(tmp_path / "study")
+
+
+def test_a_cache_that_other_users_may_enter_is_not_used(
+    tree: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled code in ``__pycache__`` is not compared, so nobody else may put it there."""
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    first = keep_code(tmp_path / "study")
+    cache.chmod(0o770)
+    second = keep_code(tmp_path / "study")
+    assert second.path.is_relative_to(tmp_path / f"seqlm-{os.geteuid()}")
+    (tmp_path / f"seqlm-{os.geteuid()}").chmod(0o777)
+    with pytest.raises(FileError, match=r"other users may enter .*; type `chmod 700 "):
+        keep_code(tmp_path / "study")
+    cache.chmod(0o700)
+    assert keep_code(tmp_path / "study") == first
 
 
 def test_what_python_and_its_libraries_leave_in_the_unpacked_code_is_no_damage(tree: Path, tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_of_two_workers_that_start_together_one_tokenises(write_texts, monkeypat
 
     def slow(*arguments):
         calls.append("encode")
-        wait_for(lambda: len(asked) == 2, "the other worker to ask for the lock")
+        wait_for(lambda: len(asked) >= 2, "the other worker to ask for the lock")
         return plain(*arguments)
 
     monkeypatch.setattr(fcntl, "flock", ask)
@@ -203,3 +203,11 @@ def test_no_stranger_may_hold_the_lock_of_an_entry(cache_folder):
     with cache.one_at_a_time("corpora", "0" * 64):
         (lock,) = (cache_folder / "corpora").glob(".*.lock")
     assert lock.stat().st_mode & 0o007 == 0
+
+
+def test_a_lock_that_is_never_released_delays_no_longer_than_it_says(cache_folder, monkeypatch, logged):
+    monkeypatch.setattr(cache, "LOCK_SECONDS", 0.5)
+    monkeypatch.setattr(cache, "LOCK_SILENT_SECONDS", 0.1)
+    with cache.one_at_a_time("corpora", "0" * 64), cache.one_at_a_time("corpora", "0" * 64):
+        pass
+    assert len(logged) == 2, "it waits, and it goes on"

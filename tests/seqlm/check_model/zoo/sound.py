@@ -133,7 +133,7 @@ class MixtureOfExperts(nn.Module):
 
 
 class OrthogonalRNN(nn.Module):
-    """Its recurrent matrix starts orthogonal. ``qr`` returns it with columns side by side in memory, as its state is."""
+    """Its recurrent matrix starts orthogonal. In memory, it lies by columns, as its state does."""
 
     batch_axis = 0
 
