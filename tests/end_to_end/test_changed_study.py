@@ -5,11 +5,14 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import launch
-from jobs.launch.job import LaunchOptions
+from jobs.launch import dispatch
+from jobs.launch.job import LaunchOptions, next_submission
+from jobs.spec import Submission
 from tests.commands import Ask
 from tests.seqlm.check_model.faulty import write_model
 from tests.small_study import STUB_WORKER, Study
@@ -171,3 +174,15 @@ def test_a_failed_canary_is_the_reason_of_the_runs_that_wait_and_logs_show_its_l
     stub("{}")
     assert ask("run", "small.toml", "--no-canary", "--only", "arch=gru")[0] == 0
     assert sorted(state for state, _ in states(ask).values()) == ["done", "pending"]
+
+
+def test_a_cache_that_is_cleared_before_each_start_fails_no_run(
+    study: Study, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def clear_first(*arguments: Any) -> Submission:
+        shutil.rmtree(study.folder / "cache" / "code")
+        return next_submission(*arguments)
+
+    monkeypatch.setattr(dispatch, "next_submission", clear_first)
+    assert ask("run", "small.toml", "--max-parallel", "1")[0] == 0
+    assert [run.last_attempt() for run in study.runs()] == [1, 1]
