@@ -84,6 +84,7 @@ def batch_script(settings: SlurmSettings, options: Mapping[str, Any], *commands:
         setup=[*([] if TOKEN in settings.env_pass else [f"unset {TOKEN}"]), *settings.setup],
         stderr_to_stdout=True,
         use_srun=False,
+        wckey=None,  # submitit's own, which a site that enforces workload keys rejects
     )
     return str(executor._make_submission_file_text("\n".join(commands), "seqlm"))
 
