@@ -48,9 +48,9 @@ def results() -> TextIO:
     return sys.stderr if _json else sys.stdout
 
 
-def say(text: str) -> None:
-    """Print a result, with control characters as escapes."""
-    print(*map(printable, text.split("\n")), sep="\n", file=results())
+def say(*lines: str) -> None:
+    """Print lines of a result, with control characters as escapes. No text can make a line of its own."""
+    print(*map(printable, lines), sep="\n", file=results())
 
 
 def quantity(value: float | None, units: Sequence[str], base: float) -> str:

@@ -154,7 +154,7 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
         terminal.tell(f"warning: {line}")
     counts = Counter(item.action for item in planned)
     summary = ", ".join(f"{counts[action]} {action}" for action in get_args(Action) if counts[action])
-    terminal.say(f"\n{manifest.study}: {with_noun(len(planned), 'run')} ({summary}) in {printable(str(study_dir))}")
+    terminal.say("", f"{manifest.study}: {with_noun(len(planned), 'run')} ({summary}) in {printable(str(study_dir))}")
     if manifest.excluded:
         terminal.say(f"excluded by the manifest: {', '.join(run['name'] for run in manifest.excluded)}")
     search = manifest.search
@@ -180,7 +180,7 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
     is_submitted = todo and not budget.is_spent()
     scripts = backend.scripts(todo, LaunchOptions(study_dir=study_dir, policy=manifest.policy)) if is_submitted else []
     for script in scripts:
-        terminal.say(f"\nwould submit:\n{script}")
+        terminal.say("", "would submit:", *script.split("\n"))
     if refused is not None:
         terminal.tell(f"error: run would refuse this: {refused}")
     data = {
@@ -293,7 +293,7 @@ def check_model(arguments: Arguments) -> tuple[Any, int]:
     show(FINDINGS, findings)
     if (sizes := answer["sizes"]) is not None:
         words = f"{sizes['parameters']:,} parameters, {terminal.short_number(sizes['flops_per_token'])}FLOP per token"
-        terminal.say(f"\nwith {VOCAB_SIZE:,} words and windows of {SEQ_LEN}: {words}")
+        terminal.say("", f"with {VOCAB_SIZE:,} words and windows of {SEQ_LEN}: {words}")
     if answer["traceback"]:
         terminal.detail(answer["traceback"])
         if not arguments.verbose:

@@ -159,7 +159,7 @@ def propose_runs(arguments: Arguments) -> tuple[dict[str, Any], int]:
         value = "diverged" if near["value"] is None else f"{metric} {near['value']:.5g}"
         reason = f"predicted {metric} {one['predicted']:.5g}; nearest run {near['name']} ({value})"
         lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items()]
-        terminal.say("\n".join([f"\n# {reason}, distance {near['distance']:.2f}", "[[run]]", *lines]))
+        terminal.say("", f"# {reason}, distance {near['distance']:.2f}", "[[run]]", *lines)
     return {"study": study_dir.name, "metric": metric, "sampler": SAMPLER, **ends, "proposals": records}, 0
 
 

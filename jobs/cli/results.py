@@ -138,7 +138,7 @@ def diff(arguments: Arguments) -> tuple[dict[str, Any], int]:
         show([Column("", "kind"), Column("", _place), *sides, Column("", "runs", ", ".join)], [*records.values()])
     text = "\n".join(filter(None, patches))
     if text or not records:
-        terminal.say(text or "no difference")
+        terminal.say(*(text or "no difference").split("\n"))
     return {"differences": [*records.values()], "patch": text if arguments.patch else None}, 0
 
 
@@ -181,5 +181,5 @@ def generate(arguments: Arguments) -> tuple[dict[str, Any], int]:
     if text.unknown:
         words = ", ".join(f'"{word}"' for word in text.unknown)
         terminal.tell(f"warning: not in the vocabulary of {run.name}, which reads <unk> instead: {words}")
-    terminal.say(str(text))
+    terminal.say(*str(text).split("\n"))
     return {"study": study_dir.name, "name": run.name, "id": run.id, **vars(text)}, 0

@@ -246,7 +246,7 @@ def schema(arguments: Arguments) -> tuple[Any, int]:
 
     found = manifest_schema()
     if not arguments.json:
-        terminal.say(json.dumps(found, indent=1))
+        terminal.say(*json.dumps(found, indent=1).split("\n"))
     return found, 0
 
 

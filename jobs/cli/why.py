@@ -65,7 +65,7 @@ def why(arguments: Arguments) -> tuple[Any, int]:
         headline = ": ".join(filter(None, (state, "; ".join(reasons)))) + slow.get(one.run.id, "")
         starts_at = job.starts_at if job else starts.get(one.run.id)
         details = details_of(one, job, starts_at) if arguments.one_run else {}
-        terminal.say("\n".join([f"{one.name}  {headline}", *(f"  {key:7} {text}" for key, text in details.items())]))
+        terminal.say(f"{one.name}  {headline}", *(f"  {key:7} {text}" for key, text in details.items()))
         start = None if starts_at is None else timestamp(starts_at)
         records.append({**one.to_dict(), "headline": headline, "details": details, "starts_at": start})
     if not records:

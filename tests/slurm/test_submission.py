@@ -64,7 +64,7 @@ def test_runs_with_other_limits_are_another_array(tmp_path: Path) -> None:
     options = LaunchOptions(study_dir=tmp_path)
     made = plan_jobs(items, options, settings, CODE, request=1, limits=fits)
     found = [
-        re.findall("--(array|mem|time|signal)=([^ ]*)$", script(made, number, settings), re.M)
+        re.findall(r"--(array|mem|time|signal)=(\S*)$", script(made, number, settings), re.M)
         for number in range(len(made.arrays))
     ]
     assert [dict(one) for one in found] == [

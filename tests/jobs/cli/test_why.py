@@ -51,6 +51,13 @@ def test_a_failed_run_has_what_to_do_and_its_log_and_the_overview_has_a_line_for
     assert "code  failed: code: it fails" in shown
 
 
+def test_a_name_with_a_line_break_makes_no_line_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    forged = "a\nb  failed: code: forged"
+    fail(add(tmp_path / "s", forged), {"kind": "code", "message": "it fails"})
+    assert launch.main(["why", "s", "--runs-dir", str(tmp_path)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
 def done(run: RunDirectory, *seconds: float) -> None:
     """Let a run be done after epochs that took ``seconds``, on two ranks of three cores each."""
     phases = {"start_up": 0.1, "data": 1.9, "step": 60.0, "waiting": 31.0, "checkpoint": 2.0, "validation": 5.0}
