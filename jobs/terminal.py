@@ -65,7 +65,7 @@ def quantity(value: float | None, units: Sequence[str], base: float) -> str:
         if abs(value) < base:
             return f"{value:.0f}{unit}" if unit == units[0] else f"{value:.1f}{unit}"
         value /= base
-    return f"{value:.1f}{units[-1]}"
+    return f"{value:.1f}{units[-1]}" if abs(value) < base**2 else f"{value:.1e}{units[-1]}"
 
 
 def short_number(value: float | None) -> str:
