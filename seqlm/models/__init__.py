@@ -60,8 +60,7 @@ def build_reference(
 ) -> LanguageModel:
     """Return ``model`` by its equations, with the same parameters, which can be differentiated any number of times.
 
-    The dropouts of a whole step (``embedding_keep``, ``weight_keep``) are off. A model without hand-written gradients
-    is its own reference.
+    A model without hand-written gradients is its own reference.
 
     Args:
         model: built from ``config``.
@@ -70,11 +69,9 @@ def build_reference(
     """
     if not isinstance(model, FusedModel):
         return model
-    parameters = model.state_dict()
     with torch.device("meta"):  # draws nothing
         reference = model.by_equations(config, model.vocab_size)
-    # A tied model has the matrix of its output layer in its embedding.
-    reference.load_state_dict({"output.weight": parameters["embedding.weight"], **parameters}, assign=True)
+    reference.load_state_dict(model.state_dict(), assign=True)
     reference.vocab_size, reference.seq_len = model.vocab_size, model.seq_len
     if masks is not None:
         given = iter(masks)

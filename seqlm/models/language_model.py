@@ -3,8 +3,9 @@
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812 -- the field's own abbreviation
@@ -167,32 +168,39 @@ def hidden_states_of(model: LanguageModel) -> list[nn.Module] | None:
 class FusedModel(LanguageModel):
     """A model with hand-written gradients, of which :mod:`seqlm.models.reference` has the equations.
 
-    Parameters have the names and values that they have there. The logits are a linear layer of its features.
+    Its modules are those of its reference, so parameters have the names and initial values that they have there. The
+    logits are a linear layer of its features.
     """
 
+    references: ClassVar[Mapping[str, type[LanguageModel]]]
+    """Architecture -> the model of its equations, whose arguments have the names of the keys of the configuration."""
     output: LinearMap
     """The output layer, H -> V."""
     mask_key: Tensor | None = None
     """Decides which word types and weights are dropped (:func:`seqlm.models.dropout.step_masks`), () int64 on the
     device of the parameters. ``None``: each forward pass draws its own from the device's generator."""
 
-    def __init__(self, dtype: torch.dtype | None) -> None:
+    def __init__(self, config: Any, vocab_size: int, dtype: torch.dtype | None) -> None:
         super().__init__()
+        for name, module in self.by_equations(config, vocab_size).named_children():
+            self.add_module(name, module)
         self.dtype = dtype
         """Type in which products are computed. ``None``: that of the parameters."""
 
-    @staticmethod
-    @abstractmethod
-    def by_equations(config: Any, vocab_size: int) -> LanguageModel:
-        """Return the model of ``config`` by its equations, without the dropouts of a whole step and tied matrices."""
+    @classmethod
+    def by_equations(cls, config: Any, vocab_size: int) -> LanguageModel:
+        """Return the model of ``config`` by its equations, with fresh initial values."""
+        arguments = asdict(config)
+        return cls.references[arguments.pop("arch")](vocab_size, **arguments)
 
     @staticmethod
     @abstractmethod
     def self_check_shapes(config: Any) -> Iterator[tuple[Any, int, int, int]]:
         """Yield small configurations whose operations are like those of ``config``, each with T and B of a window.
 
-        Widths leave the same remainder by 8: kernels of products depend on the alignment of rows. The last number is
-        that of the products in a forward pass each of which depends on the one before.
+        They have the variants of ``config``, and drop with one probability whatever it drops with. Widths leave the
+        same remainder by 8: kernels of products depend on the alignment of rows. The last number is that of the
+        products in a forward pass each of which depends on the one before.
         """
 
     @abstractmethod

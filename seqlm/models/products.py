@@ -16,12 +16,11 @@ On a CPU, float32 products of two matrices go through oneDNN where it is the fas
 """
 
 import functools
-from typing import Any, TypeAlias, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
-import torch.nn.functional as F  # noqa: N812 -- the field's own abbreviation
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function
 
 from seqlm import machine
@@ -81,24 +80,17 @@ def apply(function: type[Function], *arguments: Any) -> Tensor:
     return result
 
 
-@final
-class TiedOutput(nn.Module):
-    """An output layer with the embedding's matrix E: E h + b_y (Press and Wolf, 2017). Only b_y is its own."""
-
-    def __init__(self, embedding: nn.Embedding) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(embedding.num_embeddings))
-        self._embedding = (embedding,)  # hidden from torch, so that the matrix has one name, in checkpoints too
+@runtime_checkable
+class LinearMap(Protocol):
+    """A layer W x + b, such as ``nn.Linear``."""
 
     @property
-    def weight(self) -> Tensor:
-        return self._embedding[0].weight
+    def weight(self) -> Tensor: ...
 
-    def forward(self, x: Float[Tensor, "*shape H"]) -> Float[Tensor, "*shape V"]:
-        return F.linear(x, self.weight, self.bias)
+    @property
+    def bias(self) -> Tensor | None: ...
 
-
-LinearMap: TypeAlias = nn.Linear | TiedOutput
+    def __call__(self, x: Tensor, /) -> Tensor: ...
 
 
 def linear(layer: LinearMap, x: Float[Tensor, "*shape D"], dtype: torch.dtype | None = None) -> Tensor:
@@ -193,11 +185,31 @@ def _by_onednn(a: Tensor, dtype: torch.dtype) -> bool:
 @functools.cache
 def fp32_library() -> str:
     """``onednn`` or ``blas``: the library of this process for float32 products on the CPU."""
-    return machine.matmul_library() if _has_onednn() else "blas"
+    return "blas" if onednn_fault(torch.float32) else machine.matmul_library()
 
 
-def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
+@functools.cache
+def onednn_fault(dtype: torch.dtype) -> str | None:
+    """Why this process cannot use oneDNN for products of ``dtype``. ``None``: it can.
+
+    PyTorch does not promise that the operators stay, so each computes a product of small whole numbers, which is exact
+    in any order of summation, and is compared with BLAS.
+    """
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+        return "PyTorch has none here"
+    h, W, added = (torch.arange(rows * 8, dtype=dtype, device="cpu").view(rows, 8) % 5 for rows in (3, 8, 3))
+    exact = h @ W.t()
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(W, len(h))
+        is_right = all(
+            torch.equal(_onednn(h, form), exact)
+            and torch.equal(_onednn(h, form, added[0]), exact + added[0])
+            and torch.equal(_onednn(h, form, added), exact + added)
+            for form in (W, packed)
+        )
+    except (AttributeError, RuntimeError, TypeError) as error:
+        return f"{error}".partition("\n")[0]
+    return None if is_right else "it multiplies wrongly"
 
 
 def _stores_full_results(device: torch.device) -> bool:
@@ -262,5 +274,5 @@ def _can_be_packed(weight: Tensor) -> bool:
         weight.device.type == "cpu"
         and weight.dtype in (torch.float32, torch.bfloat16)
         and (min(weight.shape) >= PACKED_SIZE or _by_onednn(weight, weight.dtype))
-        and _has_onednn()
+        and onednn_fault(weight.dtype) is None
     )
