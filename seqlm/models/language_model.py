@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -168,8 +168,7 @@ def hidden_states_of(model: LanguageModel) -> list[nn.Module] | None:
 class FusedModel(LanguageModel):
     """A model with hand-written gradients, of which :mod:`seqlm.models.reference` has the equations.
 
-    Its modules are those of its reference, so parameters have the names and initial values that they have there. The
-    logits are a linear layer of its features.
+    Its modules are those of its reference, with their initial values. The logits are a linear layer of its features.
     """
 
     references: ClassVar[Mapping[str, type[LanguageModel]]]
@@ -198,18 +197,13 @@ class FusedModel(LanguageModel):
     def self_check_shapes(config: Any) -> Iterator[tuple[Any, int, int, int]]:
         """Yield small configurations whose operations are like those of ``config``, each with T and B of a window.
 
-        They have the variants of ``config``, and drop with one probability whatever it drops with. Widths leave the
-        same remainder by 8: kernels of products depend on the alignment of rows. The last number is that of the
-        products in a forward pass each of which depends on the one before.
+        Widths leave the same remainder by 8: kernels of products depend on the alignment of rows. The last number is
+        that of the products in a forward pass each of which depends on the one before.
         """
 
     @abstractmethod
     def features(self, tokens: Int[Tensor, "T B"], state: State) -> tuple[Float[Tensor, "T B H"], State]:
-        """What the output layer reads at each time step, and the state after the window.
-
-        Raises:
-            IndexError: on the CPU, if a token is not an id of the vocabulary, 0 .. V - 1.
-        """
+        """What the output layer reads at each time step, and the state after the window."""
 
     def forward(self, tokens: Int[Tensor, "T B"], state: State) -> tuple[Float[Tensor, "T B V"], State]:
         hidden, state = self.features(tokens, state)
@@ -248,6 +242,12 @@ class FusedModel(LanguageModel):
         if key is None:
             key = torch.empty((), dtype=torch.int64, device=weight.device).random_(-(2**63), None)
         return step_masks(key, wanted, weight)
+
+
+def small_like(config: Any, **sizes: int) -> Any:
+    """Return ``config`` with other sizes, and with half of the units kept of whatever it drops."""
+    keeps = {name: 0.5 for name, value in asdict(config).items() if name.endswith("keep") and value < 1}
+    return replace(config, **keeps, **sizes)
 
 
 def scaled(logits: Float[Tensor, "B V"], temperature: float) -> Float[Tensor, "B V"]:

@@ -11,8 +11,7 @@ from torch.autograd.function import once_differentiable
 from seqlm.models.products import LinearMap, accumulate, apply, product
 
 CHUNK_TOKENS = 1024
-"""Tokens of a chunk. Two matrices of CHUNK_TOKENS x V are the most that the fused loss keeps at a time. The number was
-found on processors; none has been measured on a GPU."""
+"""Tokens of a chunk. Two matrices of CHUNK_TOKENS x V are the most that the fused loss keeps at a time."""
 
 
 def fused_output_loss(

@@ -82,13 +82,10 @@ def apply(function: type[Function], *arguments: Any) -> Tensor:
 
 @runtime_checkable
 class LinearMap(Protocol):
-    """A layer W x + b, such as ``nn.Linear``."""
+    """A layer W x + b: ``nn.Linear``, or one that shares its matrix."""
 
-    @property
-    def weight(self) -> Tensor: ...
-
-    @property
-    def bias(self) -> Tensor | None: ...
+    weight: Tensor
+    bias: Tensor
 
     def __call__(self, x: Tensor, /) -> Tensor: ...
 
@@ -100,8 +97,7 @@ def linear(layer: LinearMap, x: Float[Tensor, "*shape D"], dtype: torch.dtype | 
     """
     dtype = dtype or x.dtype
     if dtype == x.dtype and not _by_onednn(x, dtype):
-        result: Tensor = layer(x)
-        return result
+        return layer(x)
     multiplied = rounded_product(x.reshape(-1, x.shape[-1]), layer.weight.t(), dtype).view(*x.shape[:-1], -1)
     return multiplied if layer.bias is None else multiplied + layer.bias
 
@@ -192,24 +188,17 @@ def fp32_library() -> str:
 def onednn_fault(dtype: torch.dtype) -> str | None:
     """Why this process cannot use oneDNN for products of ``dtype``. ``None``: it can.
 
-    PyTorch does not promise that the operators stay, so each computes a product of small whole numbers, which is exact
-    in any order of summation, and is compared with BLAS.
+    PyTorch does not promise that its operators stay. So they multiply small whole numbers, exact in any order of
+    summation, and are compared with BLAS.
     """
-    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
-        return "PyTorch has none here"
     h, W, added = (torch.arange(rows * 8, dtype=dtype, device="cpu").view(rows, 8) % 5 for rows in (3, 8, 3))
-    exact = h @ W.t()
+    exact = [h @ W.t(), h @ W.t() + added[0], h @ W.t() + added]
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(W, len(h))
-        is_right = all(
-            torch.equal(_onednn(h, form), exact)
-            and torch.equal(_onednn(h, form, added[0]), exact + added[0])
-            and torch.equal(_onednn(h, form, added), exact + added)
-            for form in (W, packed)
-        )
+        found = [_onednn(h, form, other) for form in (W, packed) for other in (None, added[0], added)]
     except (AttributeError, RuntimeError, TypeError) as error:
         return f"{error}".partition("\n")[0]
-    return None if is_right else "it multiplies wrongly"
+    return None if all(map(torch.equal, found, exact * 2)) else "it multiplies wrongly"
 
 
 def _stores_full_results(device: torch.device) -> bool:
@@ -238,11 +227,8 @@ class RepeatedProduct:
     W stays the same for a whole window, so it is prepared once: on a CPU, matrices that are large, or that oneDNN
     multiplies anyway, go into its own layout (no public call does that); others are transposed.
 
-    Args:
-        weight: W (H, K), in the type of the results.
-        dtype: type of the operands, which W is rounded to.
-        rows: rows of each factor h (rows, K).
-        steps: how often the product will be asked for.
+    ``weight`` is W (H, K), in the type of the results. Operands are rounded to ``dtype``. Each factor h is (rows, K),
+    and there will be ``steps`` of them.
     """
 
     def __init__(self, weight: Float[Tensor, "H K"], dtype: torch.dtype, rows: int, steps: int) -> None:

@@ -18,6 +18,7 @@ Products are computed in ``dtype``; states, pre-activations and sums keep the ty
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any, ClassVar, final
 
 import torch
@@ -29,7 +30,7 @@ from torch.autograd.function import once_differentiable
 from seqlm.architectures import RecurrentConfig
 from seqlm.models import reference
 from seqlm.models.dropout import Dropout, drop, drop_words
-from seqlm.models.language_model import FusedModel
+from seqlm.models.language_model import FusedModel, small_like
 from seqlm.models.products import PACKED_SIZE, RepeatedProduct, apply, product
 from seqlm.models.state import State
 
@@ -39,6 +40,7 @@ class RecurrentModel(FusedModel):
     """The function of :class:`seqlm.models.reference.RecurrentModel`."""
 
     references: ClassVar = {"rnn": reference.RNN, "gru": reference.GRU}
+    initial_state = reference.RecurrentModel.initial_state
     embedding: nn.Embedding
     layers: nn.ModuleList
 
@@ -50,43 +52,30 @@ class RecurrentModel(FusedModel):
     @staticmethod
     def self_check_shapes(config: RecurrentConfig) -> Iterator[tuple[RecurrentConfig, int, int, int]]:
         size, wide = (least + config.hidden_size % 8 for least in (64, PACKED_SIZE))
-        small = RecurrentConfig(
-            arch=config.arch,
-            hidden_size=size,
-            embedding_size=size if config.tied else 48,
-            keep=0.5,
-            embedding_keep=1.0 if config.embedding_keep == 1 else 0.5,
-            weight_keep=1.0 if config.weight_keep == 1 else 0.5,
-            tied=config.tied,
-        )
+        small = small_like(config, hidden_size=size, embedding_size=size if config.tied else 48, num_layers=2)
         yield small, 12, 100, 12 * small.num_layers
         if config.hidden_size >= PACKED_SIZE:  # a CPU has another product (RepeatedProduct) from this width on
             embedding_size = wide if config.tied else 48
             yield replace(small, hidden_size=wide, embedding_size=embedding_size, num_layers=1), 9, 4, 9
 
-    def initial_state(self, batch_size: int) -> Float[Tensor, "L B H"]:
-        """Zeros."""
-        return self.output.weight.new_zeros(len(self.layers), batch_size, self.output.weight.shape[1])
-
     def masks(self, steps: int, columns: int) -> Iterator[Tensor | None]:
         """Yield those of word types and of the embedding, and for each layer those of its weights and its outputs."""
         weights = [(linear.weight.shape, self.weight_keep) for layer in self.layers for linear in _maps(layer)[1:]]
-        words, *of_weights = self._step_masks([((self.embedding.num_embeddings,), self.embedding_keep), *weights])
+        of_step = iter(self._step_masks([((self.embedding.num_embeddings,), self.embedding_keep), *weights]))
         widths = [self.embedding.embedding_dim] + [self.output.weight.shape[1]] * len(self.layers)
-        embedded, *outputs = self.dropout.masks([(steps, columns, width) for width in widths], self.output.weight)
-        yield words
-        yield embedded
-        remaining = iter(of_weights)
-        for layer, mask in zip(self.layers, outputs, strict=True):
-            for _ in _maps(layer)[1:]:
-                yield next(remaining)
-            yield mask
+        units = iter(self.dropout.masks([(steps, columns, width) for width in widths], self.output.weight))
+        yield next(of_step)
+        yield next(units)
+        for layer in self.layers:
+            yield from islice(of_step, len(_maps(layer)) - 1)
+            yield next(units)
 
     def features(self, tokens: Int[Tensor, "T B"], state: State) -> tuple[Float[Tensor, "T B H"], State]:
         """The dropped-out outputs of the top layer, x^L, and the state h^1 .. h^L after the window."""
         masks = self.masks(*tokens.shape)
         embedded = drop_words(self.embedding(tokens), tokens, next(masks))
-        x, last = drop(embedded, next(masks)), []
+        x = drop(embedded, next(masks))
+        last = []
         for layer, h in zip(self.layers, state.unbind(0), strict=True):
             inputs, *recurrent = _maps(layer)
             kept = [drop(linear.weight, next(masks)) for linear in recurrent]

@@ -1,19 +1,19 @@
 """RNN, GRU and Transformer by their equations, in plain PyTorch: the file to read first.
 
 :mod:`seqlm.models.recurrent` and :mod:`seqlm.models.transformer` train the same functions with hand-written gradients.
-They are built from the modules of the classes here, so names and initial values of the parameters are those of this
-file. Tests, the self-check and gradient norms compute with the classes here.
+They are built from the modules of these classes, which give their parameters names and initial values. Tests, the
+self-check and gradient norms compute with these classes.
 
 B batch, T time, V vocabulary, H hidden units, L layers, D width of a layer's input, N heads of width K = H / N.
-Tokens are (T, B), hidden states (T, B, H), logits (T, B, V). ``keep`` is the probability of keeping a unit.
+Tokens are (T, B), hidden states (T, B, H), logits (T, B, V). ``keep`` is the probability of keeping a unit. Products
+are written for column vectors, W x; ``nn.Linear`` applies the same W to the last axis.
 
-A model reads x_1 .. x_T and predicts x_2 .. x_{T+1}. Training minimizes the loss per token, in nats::
+A model reads token_1 .. token_T and predicts token_2 .. token_{T+1}. Training minimizes the loss per token, in nats::
 
-    loss       = - sum over t and b of log softmax(logits_t)[x_{t+1}]        of a window: LanguageModel.loss
+    loss       = - sum over t and b of log softmax(logits_t)[token_{t+1}]    of a window: LanguageModel.loss
     perplexity = exp(sum of the losses / number of predicted tokens)         of a text: seqlm.training.records
 
-Three variants are off by default. Each of their masks holds 0 or 1 / keep, and is one for all time steps and columns
-of a training step:
+Three variants are off by default. Entries of a mask are 0 or 1 / keep; all time steps and columns share the mask:
 
 - ``tied``: the output layer has the embedding's matrix, W_y = E (Press and Wolf, 2017). Only b_y is its own.
 - ``embedding_keep``: m[token_t] E[token_t] in place of E[token_t], with a mask m (V,) of word types.
@@ -54,7 +54,8 @@ class RNNLayer(nn.Module):
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """Return h_1 .. h_T (T, B, H) for x_1 .. x_T (T, B, D) and h_0 (B, H)."""
-        outputs, W_h = [], self.weight_dropout(self.W_h.weight)
+        W_h = self.weight_dropout(self.W_h.weight)
+        outputs = []
         for x_t in x:
             h = torch.tanh(self.W_x(x_t) + F.linear(h, W_h))
             outputs.append(h)
@@ -86,7 +87,8 @@ class GRULayer(nn.Module):
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """Return h_1 .. h_T (T, B, H) for x_1 .. x_T (T, B, D) and h_0 (B, H)."""
-        outputs, U_rz, U_h = [], self.weight_dropout(self.U_rz.weight), self.weight_dropout(self.U_h.weight)
+        U_rz, U_h = self.weight_dropout(self.U_rz.weight), self.weight_dropout(self.U_h.weight)
+        outputs = []
         for x_t in x:
             r_x, z_x, c_x = self.W(x_t).chunk(3, dim=-1)
             r_h, z_h = F.linear(h, U_rz).chunk(2, dim=-1)
@@ -134,15 +136,12 @@ class RecurrentModel(LanguageModel):
         self.layers = nn.ModuleList(self.layer(width, hidden_size, weight_keep) for width in widths)
         self.output = TiedOutput(self.embedding) if tied else nn.Linear(hidden_size, vocab_size)
         self.word_dropout, self.dropout = nn.Dropout(1 - embedding_keep), nn.Dropout(1 - keep)
+        self.hidden_states = list(self.layers)
         for weight in (self.embedding.weight, self.output.weight):
             nn.init.uniform_(weight, -0.1, 0.1)
         nn.init.zeros_(self.output.bias)
         for parameter in self.layers.parameters():
             nn.init.uniform_(parameter, -(hidden_size**-0.5), hidden_size**-0.5)
-
-    @property
-    def hidden_states(self) -> nn.ModuleList:
-        return self.layers
 
     def initial_state(self, batch_size: int) -> Tensor:
         """Return zeros (L, B, H)."""
@@ -283,13 +282,10 @@ class Transformer(LanguageModel):
         self.norm = LayerNorm(hidden_size)
         self.output = TiedOutput(self.embedding) if tied else nn.Linear(hidden_size, vocab_size)
         self.word_dropout, self.dropout = nn.Dropout(1 - embedding_keep), nn.Dropout(1 - keep)
+        self.hidden_states = list(self.blocks)
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
-
-    @property
-    def hidden_states(self) -> nn.ModuleList:
-        return self.blocks
 
     def initial_state(self, batch_size: int) -> Tensor:
         """Return nothing, (0, B, H)."""

@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 from seqlm.architectures import TransformerConfig
 from seqlm.models import reference
 from seqlm.models.dropout import Dropout, drop, drop_words
-from seqlm.models.language_model import FusedModel
+from seqlm.models.language_model import FusedModel, small_like
 from seqlm.models.products import apply, product
 from seqlm.models.state import State
 
@@ -38,6 +38,7 @@ class Transformer(FusedModel):
     """The function of :class:`seqlm.models.reference.Transformer`."""
 
     references: ClassVar = {"transformer": reference.Transformer}
+    initial_state = reference.Transformer.initial_state
     embedding: nn.Embedding
     blocks: nn.ModuleList
     norm: reference.LayerNorm
@@ -50,20 +51,8 @@ class Transformer(FusedModel):
 
     @staticmethod
     def self_check_shapes(config: TransformerConfig) -> Iterator[tuple[TransformerConfig, int, int, int]]:
-        small = TransformerConfig(
-            arch="transformer",
-            hidden_size=64,
-            num_heads=4,
-            mlp_size=96 + config.mlp_size % 8,
-            keep=0.5,
-            embedding_keep=1.0 if config.embedding_keep == 1 else 0.5,
-            tied=config.tied,
-        )
+        small = small_like(config, hidden_size=64, num_layers=2, num_heads=4, mlp_size=96 + config.mlp_size % 8)
         yield small, 12, 100, 6 * small.num_layers  # queries, scores, weighted sum, W_o, W_1 and W_2
-
-    def initial_state(self, batch_size: int) -> Float[Tensor, "0 B H"]:
-        """Nothing."""
-        return self.output.weight.new_zeros(0, batch_size, self.hidden_size)
 
     def masks(self, steps: int, columns: int) -> Iterator[Tensor | None]:
         """Yield those of word types, the embedding, and of each block: the weights, the step, the MLP and the step."""

@@ -2,9 +2,8 @@
 
 The fused operations compute one small window, and on a GPU so does a training step that is captured as a CUDA graph.
 Loss, state and gradients are compared with those of the equations (:mod:`seqlm.models.reference`) in float64 on the
-same device, with the same parameters and dropout masks. A check that has passed is kept in the cache folder. It is
-repeated for another device, driver, version of torch, library of products, precision, variant of the model (tied
-matrices, dropout of words or weights) or version of the code.
+same device, with the same parameters and dropout masks. A check that has passed is kept in the cache folder, and
+repeated for another device, driver, torch, library of products, precision, variant of the model, or code.
 
 The error of a tensor is the largest deviation of any entry, relative to the largest entry of the exact tensor. Its
 bound is :data:`HEADROOM` times::
@@ -58,10 +57,6 @@ AWAY_FROM_ZERO = 5.0
 """Bias, with either sign, in front of a relu: about five standard deviations of its input. A pre-activation whose sign
 depends on rounding would change gradients by more than any bound."""
 DRIVER = Path("/proc/driver/nvidia/version")
-ADVICE = (
-    'use another device, train.precision = "fp32" or seqlm/models/reference.py, or set '
-    f"{SELF_CHECK.name}=warn to train all the same"
-)
 
 
 class Case(NamedTuple):
@@ -98,29 +93,23 @@ def check_device(config: RunConfig, rank: Rank) -> None:
     model, precision = config.model, config.train.precision
     if not rank.is_first or isinstance(model, CustomConfig):
         return
-    for case in cases(model):
-        if find(KIND, digest_key(_identity(case, precision, rank))) is not None:
-            continue
+    unknown = [case for case in cases(model) if find(KIND, digest_key(_identity(case, precision, rank))) is None]
+    for case in unknown:
         try:
             check_case(case, precision, rank)
         except SelfCheckError as error:
             if SELF_CHECK.read() == "stop":
-                raise SelfCheckError(f"{error}; {ADVICE}") from None
-            print(f"warning: {error}; trained all the same ({SELF_CHECK.name} is warn)", flush=True)
+                advice = 'use another device, train.precision = "fp32" or seqlm/models/reference.py'
+                raise SelfCheckError(f"{error}; {advice}; {SELF_CHECK.name}=warn trains all the same") from None
+            print(f"warning: {error}; trains all the same, since {SELF_CHECK.name} is warn", flush=True)
 
 
 def check_case(case: Case, precision: Precision, rank: Rank) -> float:
-    """Check one case and keep in the cache that it has passed; returns the largest error as a share of the bound.
-
-    Raises:
-        SelfCheckError: a tensor is further off than its bound.
-        BackendError: the device does not have this precision.
-    """
+    """Check one case, or raise, and keep that it has passed. Return the largest error as a share of the bound."""
     bound, largest = case.bound(precision), 0.0
     with _undisturbed(rank.device):
-        dtype = use_precision(precision, rank.device)
         torch.manual_seed(SEED)
-        fused = _draw_model(case, dtype).to(rank.device)
+        fused = _draw_model(case, use_precision(precision, rank.device)).to(rank.device)
         fused.mask_key = torch.tensor(SEED, device=rank.device)
         torch.manual_seed(SEED)
         masks = list(fused.masks(case.steps, case.columns))
@@ -128,11 +117,9 @@ def check_case(case: Case, precision: Precision, rank: Rank) -> float:
         for captured in (False, True) if is_captured(rank) else (False,):
             errors = _errors(_compute(fused, case, captured=captured), exact)
             if found := _worst(errors, bound):
-                raise SelfCheckError(
-                    f"self-check on {rank.device_name}: {case.model.arch}{' as a CUDA graph' * captured}, {found}, in "
-                    f"{precision}: expected an error of at most {bound:.2g} of the largest entry, found "
-                    f"{errors[found]:.2g}"
-                )
+                what = f"{case.model.arch}{' as a CUDA graph' * captured}, {found}, in {precision}"
+                limit = f"expected an error of at most {bound:.2g} of the largest entry, found {errors[found]:.2g}"
+                raise SelfCheckError(f"self-check on {rank.device_name}: {what}: {limit}")
             largest = max(largest, *errors.values())
     identity = _identity(case, precision, rank)
     store(KIND, digest_key(identity), {}, {**identity, "largest_error": largest, "bound": bound})
@@ -204,10 +191,8 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-# -- what a passed check is kept for -------------------------------------------------------------------------------
-
-
 def _identity(case: Case, precision: Precision, rank: Rank) -> dict[str, Any]:
+    """What a check that has passed is kept for."""
     return {
         "model": asdict(case.model),
         "steps": case.steps,
@@ -235,6 +220,5 @@ def _driver(device: torch.device) -> str:
 def _code_digest() -> str:
     """SHA-256 of the source of the models and of what this check calls."""
     here = Path(__file__)
-    models = listed(here.parents[1] / "models", "*.py")
-    files = [*models, *map(here.with_name, (here.name, "step.py"))]
+    files = [*listed(here.parents[1] / "models", "*.py"), here, here.with_name("step.py")]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
