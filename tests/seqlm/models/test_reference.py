@@ -7,11 +7,14 @@ import dataclasses
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from seqlm.architectures import BuiltInConfig, CustomConfig, RecurrentConfig, TransformerConfig
 from seqlm.models import LanguageModel, build_model
@@ -221,6 +224,27 @@ def test_a_copy_of_the_file_takes_every_key_of_the_configuration_and_starts_with
     assert all(map(torch.equal, own.state_dict().values(), built_in.state_dict().values()))
     own_loss, loss = (model.eval().loss(tokens, tokens, model.initial_state(4))[0] for model in (own, built_in))
     torch.testing.assert_close(own_loss, loss)
+
+
+class Devices(TorchDispatchMode):
+    """Collects the devices of all tensors that operations make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.found |= {leaf.device.type for leaf in tree_leaves(result) if isinstance(leaf, Tensor)}
+        return result
+
+
+def test_every_tensor_is_made_on_the_device_of_the_parameters(reference: LanguageModel, tokens: Tensor) -> None:
+    """A copy from the CPU would keep the step of a model of one's own out of a CUDA graph."""
+    model, ids = reference.to("meta"), tokens.to("meta")
+    with Devices() as devices:
+        model.loss(ids, ids, model.initial_state(4))
+    assert devices.found == {"meta"}
 
 
 # -- initial values --------------------------------------------------------------------------------------------------
