@@ -108,6 +108,9 @@ MATMUL: Variable[str | None] = Variable(
 the processor: ``onednn`` for AMD's with AVX-512, else ``blas``."""
 DETERMINISTIC = Variable("SEQLM_DETERMINISTIC", FLAG, False)
 """1: use only operations whose results do not vary from one time to the next, on a GPU too."""
+SELF_CHECK = Variable("SEQLM_SELF_CHECK", Annotated[Literal["stop", "warn"], Valid("stop or warn")], "stop")
+"""What a worker does if the self-check of its device fails: ``stop`` fails the run, ``warn`` prints the figures in its
+log and trains. Unset: ``stop``."""
 
 # -- when something counts as dead ---------------------------------------------------------------------------------
 

@@ -127,23 +127,31 @@ def _cpu_fields(*names: str) -> list[str]:
     return []
 
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of ``mallopt`` (malloc.h of glibc)."""
+MMAP_THRESHOLDS = (2**30, 2**25)
+"""What is asked for, and the most that glibc before 2.35 takes on a machine of 64 bits (``HEAP_MAX_SIZE / 2``)."""
+
+
 @functools.cache
 def keep_freed_memory() -> None:
     """Have glibc keep the memory that this process frees, unless an environment variable has set how it does that.
 
     Logits are allocated and freed in every step. Returning their pages to the system each time costs a small model a
     sixth of its speed (docs/project/decisions/2026-11-24-freed-memory.md). Other C libraries are left alone.
+
+    By default, glibc raises its thresholds to fit the blocks that are freed. Setting either threshold ends that. So the
+    one for trimming is set only if ``mallopt`` has taken the one for ``mmap`` (it returns 0 if it refuses a value).
     """
     import ctypes
 
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt and platform.libc_ver()[0] == "glibc" and not any(name.startswith("MALLOC_") for name in os.environ):
-        for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-            mallopt(parameter, 2**30)
-
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Parameters of ``mallopt`` (malloc.h of glibc)."""
+    if not mallopt or platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    for size in MMAP_THRESHOLDS:
+        if mallopt(M_MMAP_THRESHOLD, size):
+            mallopt(M_TRIM_THRESHOLD, 2**30)
+            return
 
 
 class Gpu(NamedTuple):

@@ -1,15 +1,10 @@
 """The language models of the study, written from tensor operations and linear layers.
 
-:mod:`seqlm.models.reference` has them by their equations, which is what to read first. Training uses those of
-:mod:`seqlm.models.recurrent` and :mod:`seqlm.models.transformer`, which are the same functions, faster.
-
-Notation, the same in all signatures and equations: B batch, T time (positions of a window), V vocabulary, H hidden
-units, L layers; where needed, D width of a layer's input, N attention heads of width K = H / N. Tokens are (T, B),
-hidden states (T, B, H), logits (T, B, V), a carried state (L, B, H). Products are written for column vectors, W x;
-``torch.nn.Linear`` applies the same W to the last axis.
+:mod:`seqlm.models.reference` has them by their equations and the notation of all signatures: read it first. Training
+uses those of :mod:`seqlm.models.recurrent` and :mod:`seqlm.models.transformer`, which are the same functions, faster.
 """
 
-import importlib
+import pkgutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -35,12 +30,8 @@ def build_model(
 ) -> LanguageModel:
     """The model that ``config`` describes, with fresh initial values from torch's global generator.
 
-    Args:
-        config: architecture, sizes and dropout.
-        vocab_size: V; token ids are 0 .. V - 1.
-        seq_len: tokens of a training window; the samples of a model without a state look back no further.
-        product_dtype: type in which matrix products are computed; none: that of the parameters.
-        folder: where the files of a user's own model are; of another model nothing is read.
+    Samples of a model without a state look back ``seq_len`` tokens at most. Products are computed in ``product_dtype``
+    (``None``: the type of the parameters). ``folder`` has the files of a user's own model.
 
     Raises:
         ModelError: the user's own model cannot be used.
@@ -60,37 +51,28 @@ def build_reference(
 ) -> LanguageModel:
     """Return ``model`` by its equations, with the same parameters, which can be differentiated any number of times.
 
-    The dropouts of a whole step (``embedding_keep``, ``weight_keep``) are off. A model without hand-written gradients
-    is its own reference.
-
-    Args:
-        model: built from ``config``.
-        config: its configuration.
-        masks: those of its dropouts, one after the other (:meth:`FusedModel.masks`). ``None``: ``nn.Dropout`` draws.
+    A model without hand-written gradients is its own reference. ``config`` is what ``model`` was built from. ``masks``
+    are those of its dropouts, one after the other (:meth:`FusedModel.masks`). ``None``: ``nn.Dropout`` draws.
     """
     if not isinstance(model, FusedModel):
         return model
-    parameters = model.state_dict()
     with torch.device("meta"):  # draws nothing
         reference = model.by_equations(config, model.vocab_size)
-    # A tied model has the matrix of its output layer in its embedding.
-    reference.load_state_dict({"output.weight": parameters["embedding.weight"], **parameters}, assign=True)
+    reference.load_state_dict(model.state_dict(), assign=True)
     reference.vocab_size, reference.seq_len = model.vocab_size, model.seq_len
     if masks is not None:
         given = iter(masks)
 
-        def drop(_module: nn.Module, inputs: tuple[Tensor], _output: Tensor) -> Tensor:
-            (x,), mask = inputs, next(given)
+        def drop(x: Tensor) -> Tensor:
+            mask = next(given)
             return x if mask is None else x * mask.view(x.shape).to(x)
 
         for module in reference.modules():
             if isinstance(module, nn.Dropout):
-                module.p = 0.0  # draws nothing
-                module.register_forward_hook(drop)
+                module.forward = drop  # type: ignore[assignment, method-assign]
     return reference.train(model.training)
 
 
 def class_of(config: BuiltInConfig) -> Any:
     """The class of the models that ``config`` describes."""
-    module, _, name = config.MODEL.partition(":")
-    return getattr(importlib.import_module(module), name)
+    return pkgutil.resolve_name(config.MODEL)

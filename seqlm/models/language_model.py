@@ -3,8 +3,9 @@
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812 -- the field's own abbreviation
@@ -167,24 +168,29 @@ def hidden_states_of(model: LanguageModel) -> list[nn.Module] | None:
 class FusedModel(LanguageModel):
     """A model with hand-written gradients, of which :mod:`seqlm.models.reference` has the equations.
 
-    Parameters have the names and values that they have there. The logits are a linear layer of its features.
+    Its modules are those of its reference, with their initial values. The logits are a linear layer of its features.
     """
 
+    references: ClassVar[Mapping[str, type[LanguageModel]]]
+    """Architecture -> the model of its equations, whose arguments have the names of the keys of the configuration."""
     output: LinearMap
     """The output layer, H -> V."""
     mask_key: Tensor | None = None
     """Decides which word types and weights are dropped (:func:`seqlm.models.dropout.step_masks`), () int64 on the
     device of the parameters. ``None``: each forward pass draws its own from the device's generator."""
 
-    def __init__(self, dtype: torch.dtype | None) -> None:
+    def __init__(self, config: Any, vocab_size: int, dtype: torch.dtype | None) -> None:
         super().__init__()
+        for name, module in self.by_equations(config, vocab_size).named_children():
+            self.add_module(name, module)
         self.dtype = dtype
         """Type in which products are computed. ``None``: that of the parameters."""
 
-    @staticmethod
-    @abstractmethod
-    def by_equations(config: Any, vocab_size: int) -> LanguageModel:
-        """Return the model of ``config`` by its equations, without the dropouts of a whole step and tied matrices."""
+    @classmethod
+    def by_equations(cls, config: Any, vocab_size: int) -> LanguageModel:
+        """Return the model of ``config`` by its equations, with fresh initial values."""
+        arguments = asdict(config)
+        return cls.references[arguments.pop("arch")](vocab_size, **arguments)
 
     @staticmethod
     @abstractmethod
@@ -197,11 +203,7 @@ class FusedModel(LanguageModel):
 
     @abstractmethod
     def features(self, tokens: Int[Tensor, "T B"], state: State) -> tuple[Float[Tensor, "T B H"], State]:
-        """What the output layer reads at each time step, and the state after the window.
-
-        Raises:
-            IndexError: on the CPU, if a token is not an id of the vocabulary, 0 .. V - 1.
-        """
+        """What the output layer reads at each time step, and the state after the window."""
 
     def forward(self, tokens: Int[Tensor, "T B"], state: State) -> tuple[Float[Tensor, "T B V"], State]:
         hidden, state = self.features(tokens, state)
@@ -240,6 +242,12 @@ class FusedModel(LanguageModel):
         if key is None:
             key = torch.empty((), dtype=torch.int64, device=weight.device).random_(-(2**63), None)
         return step_masks(key, wanted, weight)
+
+
+def small_like(config: Any, **sizes: int) -> Any:
+    """Return ``config`` with other sizes, and with half of the units kept of whatever it drops."""
+    keeps = {name: 0.5 for name, value in asdict(config).items() if name.endswith("keep") and value < 1}
+    return replace(config, **keeps, **sizes)
 
 
 def scaled(logits: Float[Tensor, "B V"], temperature: float) -> Float[Tensor, "B V"]:

@@ -25,7 +25,8 @@ def fused_output_loss(
 
     The gradients are computed together with the loss, chunk by chunk, so that no logit outlives its chunk; ``backward``
     only multiplies them by the incoming gradient, and works once. There is no second derivative. ``output`` has W_y
-    (V, H) and b_y. Products are computed in ``dtype`` (``None``: that of ``hidden``).
+    (V, H) and b_y. Products are computed in ``dtype`` (``None``: that of ``hidden``). The default of ``chunk_tokens``
+    was found on processors; a GPU may want more.
     """
     arguments = (hidden.flatten(0, 1), output.weight, output.bias, targets.flatten())
     return apply(_OutputLoss, *arguments, dtype or hidden.dtype, chunk_tokens, torch.is_grad_enabled())
@@ -58,7 +59,9 @@ class _OutputLoss(Function):
             # log sum exp, from the largest logit and its probability (at least 1 / V): two reductions, no exponential.
             loss += (largest - p.amax(dim=1).log() - at_target).sum()
             if with_gradients:
-                p.scatter_add_(1, target, p.new_full((), -1.0).expand(len(h), 1))
+                # With a number, not a tensor, to add: that of a tensor is a sort on a GPU in deterministic mode, and in
+                # some versions of PyTorch it copies to the device, which a CUDA graph cannot hold.
+                p.scatter_(1, target, -1.0, reduce="add")
                 d_bias += p.sum(dim=0)
                 d_logits = p.to(dtype)
                 d_hidden.append(product(d_logits, low_weight, hidden.dtype))

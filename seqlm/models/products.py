@@ -16,12 +16,11 @@ On a CPU, float32 products of two matrices go through oneDNN where it is the fas
 """
 
 import functools
-from typing import Any, TypeAlias, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
-import torch.nn.functional as F  # noqa: N812 -- the field's own abbreviation
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function
 
 from seqlm import machine
@@ -81,24 +80,14 @@ def apply(function: type[Function], *arguments: Any) -> Tensor:
     return result
 
 
-@final
-class TiedOutput(nn.Module):
-    """An output layer with the embedding's matrix E: E h + b_y (Press and Wolf, 2017). Only b_y is its own."""
+@runtime_checkable
+class LinearMap(Protocol):
+    """A layer W x + b: ``nn.Linear``, or one that shares its matrix."""
 
-    def __init__(self, embedding: nn.Embedding) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(embedding.num_embeddings))
-        self._embedding = (embedding,)  # hidden from torch, so that the matrix has one name, in checkpoints too
+    weight: Tensor
+    bias: Tensor
 
-    @property
-    def weight(self) -> Tensor:
-        return self._embedding[0].weight
-
-    def forward(self, x: Float[Tensor, "*shape H"]) -> Float[Tensor, "*shape V"]:
-        return F.linear(x, self.weight, self.bias)
-
-
-LinearMap: TypeAlias = nn.Linear | TiedOutput
+    def __call__(self, x: Tensor, /) -> Tensor: ...
 
 
 def linear(layer: LinearMap, x: Float[Tensor, "*shape D"], dtype: torch.dtype | None = None) -> Tensor:
@@ -108,8 +97,7 @@ def linear(layer: LinearMap, x: Float[Tensor, "*shape D"], dtype: torch.dtype | 
     """
     dtype = dtype or x.dtype
     if dtype == x.dtype and not _by_onednn(x, dtype):
-        result: Tensor = layer(x)
-        return result
+        return layer(x)
     multiplied = rounded_product(x.reshape(-1, x.shape[-1]), layer.weight.t(), dtype).view(*x.shape[:-1], -1)
     return multiplied if layer.bias is None else multiplied + layer.bias
 
@@ -193,11 +181,24 @@ def _by_onednn(a: Tensor, dtype: torch.dtype) -> bool:
 @functools.cache
 def fp32_library() -> str:
     """``onednn`` or ``blas``: the library of this process for float32 products on the CPU."""
-    return machine.matmul_library() if _has_onednn() else "blas"
+    return "blas" if onednn_fault(torch.float32) else machine.matmul_library()
 
 
-def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
+@functools.cache
+def onednn_fault(dtype: torch.dtype) -> str | None:
+    """Why this process cannot use oneDNN for products of ``dtype``. ``None``: it can.
+
+    PyTorch does not promise that its operators stay. So they multiply small whole numbers, exact in any order of
+    summation, and are compared with BLAS.
+    """
+    h, W, added = (torch.arange(rows * 8, dtype=dtype, device="cpu").view(rows, 8) % 5 for rows in (3, 8, 3))
+    exact = [h @ W.t(), h @ W.t() + added[0], h @ W.t() + added]
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(W, len(h))
+        found = [_onednn(h, form, other) for form in (W, packed) for other in (None, added[0], added)]
+    except (AttributeError, RuntimeError, TypeError) as error:
+        return f"{error}".partition("\n")[0]
+    return None if all(map(torch.equal, found, exact * 2)) else "it multiplies wrongly"
 
 
 def _stores_full_results(device: torch.device) -> bool:
@@ -226,11 +227,8 @@ class RepeatedProduct:
     W stays the same for a whole window, so it is prepared once: on a CPU, matrices that are large, or that oneDNN
     multiplies anyway, go into its own layout (no public call does that); others are transposed.
 
-    Args:
-        weight: W (H, K), in the type of the results.
-        dtype: type of the operands, which W is rounded to.
-        rows: rows of each factor h (rows, K).
-        steps: how often the product will be asked for.
+    ``weight`` is W (H, K), in the type of the results. Operands are rounded to ``dtype``. Each factor h is (rows, K),
+    and there will be ``steps`` of them.
     """
 
     def __init__(self, weight: Float[Tensor, "H K"], dtype: torch.dtype, rows: int, steps: int) -> None:
@@ -262,5 +260,5 @@ def _can_be_packed(weight: Tensor) -> bool:
         weight.device.type == "cpu"
         and weight.dtype in (torch.float32, torch.bfloat16)
         and (min(weight.shape) >= PACKED_SIZE or _by_onednn(weight, weight.dtype))
-        and _has_onednn()
+        and onednn_fault(weight.dtype) is None
     )

@@ -18,7 +18,8 @@ Products are computed in ``dtype``; states, pre-activations and sums keep the ty
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, cast, final
+from itertools import islice
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float, Int
@@ -29,74 +30,65 @@ from torch.autograd.function import once_differentiable
 from seqlm.architectures import RecurrentConfig
 from seqlm.models import reference
 from seqlm.models.dropout import Dropout, drop, drop_words
-from seqlm.models.language_model import FusedModel
-from seqlm.models.products import PACKED_SIZE, RepeatedProduct, TiedOutput, apply, product
+from seqlm.models.language_model import FusedModel, small_like
+from seqlm.models.products import PACKED_SIZE, RepeatedProduct, apply, product
 from seqlm.models.state import State
-
-_REFERENCES: dict[str, type[reference.RecurrentModel]] = {"rnn": reference.RNN, "gru": reference.GRU}
 
 
 @final
 class RecurrentModel(FusedModel):
-    """The function of :class:`seqlm.models.reference.RecurrentModel`.
+    """The function of :class:`seqlm.models.reference.RecurrentModel`."""
 
-    Two more dropouts, both off by default, have one mask for a whole step (:func:`seqlm.models.dropout.step_masks`):
-    of word types, so that all occurrences of a word have embedding(token_t) = 0, and of recurrent weights, so that a
-    layer computes every time step with the masked W_h, or U_rz and U_h of the GRU. Kept ones are divided by the
-    probability of keeping them. ``tied``: W_y is the embedding's matrix.
-    """
+    references: ClassVar = {"rnn": reference.RNN, "gru": reference.GRU}
+    initial_state = reference.RecurrentModel.initial_state
+    embedding: nn.Embedding
+    layers: nn.ModuleList
 
     def __init__(self, config: RecurrentConfig, vocab_size: int, dtype: torch.dtype | None = None) -> None:
-        super().__init__(dtype)
-        layer_type = _REFERENCES[config.arch].layer
-        widths = [config.embedding_size] + [config.hidden_size] * (config.num_layers - 1)
-        self.hidden_size = config.hidden_size
-        self.embedding = nn.Embedding(vocab_size, config.embedding_size)
-        self.layers = nn.ModuleList(layer_type(width, config.hidden_size) for width in widths)
-        self.output = TiedOutput(self.embedding) if config.tied else nn.Linear(config.hidden_size, vocab_size)
+        super().__init__(config, vocab_size, dtype)
         self.dropout = Dropout(config.keep)
         self.embedding_keep, self.weight_keep = config.embedding_keep, config.weight_keep
-        reference.draw_recurrent(self.embedding, self.layers, self.output, config.hidden_size)
-
-    @staticmethod
-    def by_equations(config: RecurrentConfig, vocab_size: int) -> reference.RecurrentModel:
-        return _REFERENCES[config.arch](
-            vocab_size, config.hidden_size, config.num_layers, config.embedding_size, config.keep
-        )
 
     @staticmethod
     def self_check_shapes(config: RecurrentConfig) -> Iterator[tuple[RecurrentConfig, int, int, int]]:
-        remainder = config.hidden_size % 8
-        small = RecurrentConfig(arch=config.arch, hidden_size=64 + remainder, embedding_size=48, keep=0.5)
+        size, wide = (least + config.hidden_size % 8 for least in (64, PACKED_SIZE))
+        small = small_like(config, hidden_size=size, embedding_size=size if config.tied else 48, num_layers=2)
         yield small, 12, 100, 12 * small.num_layers
         if config.hidden_size >= PACKED_SIZE:  # a CPU has another product (RepeatedProduct) from this width on
-            yield replace(small, hidden_size=PACKED_SIZE + remainder, num_layers=1), 9, 4, 9
-
-    def initial_state(self, batch_size: int) -> Float[Tensor, "L B H"]:
-        """Zeros."""
-        return self.output.weight.new_zeros(len(self.layers), batch_size, self.hidden_size)
+            embedding_size = wide if config.tied else 48
+            yield replace(small, hidden_size=wide, embedding_size=embedding_size, num_layers=1), 9, 4, 9
 
     def masks(self, steps: int, columns: int) -> Iterator[Tensor | None]:
-        """Yield those of the embedding and of each layer's outputs, with their own values at every time step."""
-        widths = [self.embedding.embedding_dim] + [self.hidden_size] * len(self.layers)
-        yield from self.dropout.masks([(steps, columns, width) for width in widths], self.output.weight)
+        """Yield those of word types and of the embedding, and for each layer those of its weights and its outputs."""
+        weights = [(linear.weight.shape, self.weight_keep) for layer in self.layers for linear in _maps(layer)[1:]]
+        of_step = iter(self._step_masks([((self.embedding.num_embeddings,), self.embedding_keep), *weights]))
+        widths = [self.embedding.embedding_dim] + [self.output.weight.shape[1]] * len(self.layers)
+        units = iter(self.dropout.masks([(steps, columns, width) for width in widths], self.output.weight))
+        yield next(of_step)
+        yield next(units)
+        for layer in self.layers:
+            yield from islice(of_step, len(_maps(layer)) - 1)
+            yield next(units)
 
     def features(self, tokens: Int[Tensor, "T B"], state: State) -> tuple[Float[Tensor, "T B H"], State]:
         """The dropped-out outputs of the top layer, x^L, and the state h^1 .. h^L after the window."""
-        # Of each layer: the map of its inputs, then those of its hidden state.
-        maps = [cast("list[nn.Linear]", list(layer.children())) for layer in self.layers]
-        weights = [(linear.weight.shape, self.weight_keep) for _, *recurrent in maps for linear in recurrent]
-        words, *drawn = self._step_masks([((self.embedding.num_embeddings,), self.embedding_keep), *weights])
-        rest, masks = iter(drawn), self.masks(*tokens.shape)
-        x = drop(drop_words(self.embedding(tokens), tokens, words), next(masks))
+        masks = self.masks(*tokens.shape)
+        embedded = drop_words(self.embedding(tokens), tokens, next(masks))
+        x = drop(embedded, next(masks))
         last = []
-        for layer, (inputs, *recurrent), h in zip(self.layers, maps, state.unbind(0), strict=True):
-            kept = [drop(linear.weight, next(rest)) for linear in recurrent]
+        for layer, h in zip(self.layers, state.unbind(0), strict=True):
+            inputs, *recurrent = _maps(layer)
+            kept = [drop(linear.weight, next(masks)) for linear in recurrent]
             function = FusedRNN if isinstance(layer, reference.RNNLayer) else FusedGRU
             outputs = apply(function, x, h, inputs.weight, inputs.bias, *kept, self.dtype or x.dtype)
             last.append(outputs[-1])
             x = drop(outputs, next(masks))
         return x, torch.stack(last)
+
+
+def _maps(layer: nn.Module) -> list[nn.Linear]:
+    """The map of a layer's inputs, then those of its hidden state."""
+    return [module for module in layer.children() if isinstance(module, nn.Linear)]
 
 
 @final

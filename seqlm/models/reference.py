@@ -1,32 +1,63 @@
 """RNN, GRU and Transformer by their equations, in plain PyTorch: the file to read first.
 
-:mod:`seqlm.models.recurrent` and :mod:`seqlm.models.transformer` train the same functions with hand-written gradients,
-on these parameters. Tests, the self-check and gradient norms compute with the classes here.
+:mod:`seqlm.models.recurrent` and :mod:`seqlm.models.transformer` train the same functions with hand-written gradients.
+They are built from the modules of these classes, which give their parameters names and initial values. Tests, the
+self-check and gradient norms compute with these classes.
 
 B batch, T time, V vocabulary, H hidden units, L layers, D width of a layer's input, N heads of width K = H / N.
-Tokens are (T, B), hidden states (T, B, H), logits (T, B, V). ``keep`` is the probability of keeping a unit.
+Tokens are (T, B), hidden states (T, B, H), logits (T, B, V). ``keep`` is the probability of keeping a unit. Products
+are written for column vectors, W x; ``nn.Linear`` applies the same W to the last axis.
+
+A model reads token_1 .. token_T and predicts token_2 .. token_{T+1}. Training minimizes the loss per token, in nats::
+
+    loss       = - sum over t and b of log softmax(logits_t)[token_{t+1}]    of a window: LanguageModel.loss
+    perplexity = exp(sum of the losses / number of predicted tokens)         of a text: seqlm.training.records
+
+Three variants are off by default. Entries of a mask are 0 or 1 / keep; all time steps and columns share the mask:
+
+- ``tied``: the output layer has the embedding's matrix, W_y = E (Press and Wolf, 2017). Only b_y is its own.
+- ``embedding_keep``: m[token_t] E[token_t] in place of E[token_t], with a mask m (V,) of word types.
+- ``weight_keep``, of RNN and GRU: M * W_h in place of W_h, with a mask M of its shape; also of U_r, U_z and U_h.
 """
 
 import torch
+import torch.nn.functional as F  # noqa: N812 -- the field's own abbreviation
 from torch import Tensor, nn
 
 from seqlm.models.language_model import LanguageModel
-from seqlm.models.products import LinearMap
+
+
+class TiedOutput(nn.Module):
+    """The output layer of a tied model, E h + b_y."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(embedding.num_embeddings))
+        self._embedding = (embedding,)  # hidden from torch, so that the matrix has one name, in checkpoints too
+
+    @property
+    def weight(self) -> Tensor:
+        return self._embedding[0].weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
 
 
 class RNNLayer(nn.Module):
     """A layer of the tanh RNN (Elman, 1990), h_t = tanh(W_x x_t + W_h h_{t-1} + b). ``W_x`` has b as its bias."""
 
-    def __init__(self, input_size: int, hidden_size: int) -> None:
+    def __init__(self, input_size: int, hidden_size: int, weight_keep: float) -> None:
         super().__init__()
         self.W_x = nn.Linear(input_size, hidden_size)
         self.W_h = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.weight_dropout = nn.Dropout(1 - weight_keep)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """Return h_1 .. h_T (T, B, H) for x_1 .. x_T (T, B, D) and h_0 (B, H)."""
+        W_h = self.weight_dropout(self.W_h.weight)
         outputs = []
         for x_t in x:
-            h = torch.tanh(self.W_x(x_t) + self.W_h(h))
+            h = torch.tanh(self.W_x(x_t) + F.linear(h, W_h))
             outputs.append(h)
         return torch.stack(outputs)
 
@@ -47,20 +78,22 @@ class GRULayer(nn.Module):
     ``W`` has W_r, W_z, W_h stacked along its outputs, and as its bias b_r, b_z, b_h. ``U_rz`` has U_r and U_z.
     """
 
-    def __init__(self, input_size: int, hidden_size: int) -> None:
+    def __init__(self, input_size: int, hidden_size: int, weight_keep: float) -> None:
         super().__init__()
         self.W = nn.Linear(input_size, 3 * hidden_size)
         self.U_rz = nn.Linear(hidden_size, 2 * hidden_size, bias=False)
         self.U_h = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.weight_dropout = nn.Dropout(1 - weight_keep)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """Return h_1 .. h_T (T, B, H) for x_1 .. x_T (T, B, D) and h_0 (B, H)."""
+        U_rz, U_h = self.weight_dropout(self.U_rz.weight), self.weight_dropout(self.U_h.weight)
         outputs = []
         for x_t in x:
             r_x, z_x, c_x = self.W(x_t).chunk(3, dim=-1)
-            r_h, z_h = self.U_rz(h).chunk(2, dim=-1)
+            r_h, z_h = F.linear(h, U_rz).chunk(2, dim=-1)
             r, z = torch.sigmoid(r_x + r_h), torch.sigmoid(z_x + z_h)
-            c = torch.tanh(c_x + self.U_h(r * h))
+            c = torch.tanh(c_x + F.linear(r * h, U_h))
             h = (1 - z) * h + z * c
             outputs.append(h)
         return torch.stack(outputs)
@@ -79,32 +112,45 @@ class RecurrentModel(LanguageModel):
     Dropout lies on the embedding and on the output of each layer, never on the path from h^l_{t-1} to h^l_t, with a
     fresh mask at each time step (Zaremba et al., 2014). The state is h^1 .. h^L at the end of a window, without
     dropout. The next window continues from it.
+
+    E and W_y start uniform in [-0.1, 0.1], b_y at zero, all else uniform in [-1/sqrt(H), 1/sqrt(H)]. ``tied`` needs
+    ``embedding_size`` = ``hidden_size``.
     """
 
     layer: type[RNNLayer | GRULayer]
 
     def __init__(
-        self, vocab_size: int, hidden_size: int, num_layers: int = 2, embedding_size: int = 200, keep: float = 0.35
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        num_layers: int = 2,
+        embedding_size: int = 200,
+        keep: float = 0.35,
+        embedding_keep: float = 1.0,
+        weight_keep: float = 1.0,
+        tied: bool = False,
     ) -> None:
         super().__init__()
         widths = [embedding_size] + [hidden_size] * (num_layers - 1)
         self.embedding = nn.Embedding(vocab_size, embedding_size)
-        self.layers = nn.ModuleList(self.layer(width, hidden_size) for width in widths)
-        self.output = nn.Linear(hidden_size, vocab_size)
-        self.dropout = nn.Dropout(1 - keep)
-        draw_recurrent(self.embedding, self.layers, self.output, hidden_size)
-
-    @property
-    def hidden_states(self) -> nn.ModuleList:
-        return self.layers
+        self.layers = nn.ModuleList(self.layer(width, hidden_size, weight_keep) for width in widths)
+        self.output = TiedOutput(self.embedding) if tied else nn.Linear(hidden_size, vocab_size)
+        self.word_dropout, self.dropout = nn.Dropout(1 - embedding_keep), nn.Dropout(1 - keep)
+        self.hidden_states = list(self.layers)
+        for weight in (self.embedding.weight, self.output.weight):
+            nn.init.uniform_(weight, -0.1, 0.1)
+        nn.init.zeros_(self.output.bias)
+        for parameter in self.layers.parameters():
+            nn.init.uniform_(parameter, -(hidden_size**-0.5), hidden_size**-0.5)
 
     def initial_state(self, batch_size: int) -> Tensor:
         """Return zeros (L, B, H)."""
-        return self.output.weight.new_zeros(len(self.layers), batch_size, self.output.in_features)
+        return self.output.weight.new_zeros(len(self.layers), batch_size, self.output.weight.shape[1])
 
     def forward(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits, and the state after the window."""
-        x, last = self.dropout(self.embedding(tokens)), []
+        words = self.word_dropout(self.embedding.weight.new_ones(self.embedding.num_embeddings, 1))
+        x, last = self.dropout(words[tokens] * self.embedding(tokens)), []
         for layer, h in zip(self.layers, state, strict=True):
             outputs = layer(x, h)
             last.append(outputs[-1])
@@ -122,15 +168,6 @@ class GRU(RecurrentModel):
     """The stacked GRU."""
 
     layer = GRULayer
-
-
-def draw_recurrent(embedding: nn.Embedding, layers: nn.ModuleList, output: LinearMap, hidden_size: int) -> None:
-    """Draw embedding and W_y from [-0.1, 0.1], all else from [-1/sqrt(H), 1/sqrt(H)], uniformly; b_y becomes zero."""
-    for weight in (embedding.weight, output.weight):
-        nn.init.uniform_(weight, -0.1, 0.1)
-    nn.init.zeros_(output.bias)
-    for parameter in layers.parameters():
-        nn.init.uniform_(parameter, -(hidden_size**-0.5), hidden_size**-0.5)
 
 
 class LayerNorm(nn.Module):
@@ -221,7 +258,8 @@ class Transformer(LanguageModel):
         x   = block_L( .. block_1(x))
         logits = W_y norm(x) + b_y
 
-    Each window is seen alone, so the state is empty, (0, B, H), and returned as it came.
+    Each window is seen alone, so the state is empty, (0, B, H), and returned as it came. Every matrix starts
+    Xavier-uniform (Glorot and Bengio, 2010).
     """
 
     def __init__(
@@ -233,6 +271,8 @@ class Transformer(LanguageModel):
         mlp_size: int = 2048,
         keep: float = 0.9,
         attention_keep: float = 0.9,
+        embedding_keep: float = 1.0,
+        tied: bool = False,
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, hidden_size)
@@ -240,13 +280,12 @@ class Transformer(LanguageModel):
             Block(hidden_size, num_heads, mlp_size, keep, attention_keep) for _ in range(num_layers)
         )
         self.norm = LayerNorm(hidden_size)
-        self.output = nn.Linear(hidden_size, vocab_size)
-        self.dropout = nn.Dropout(1 - keep)
-        draw_transformer(self)
-
-    @property
-    def hidden_states(self) -> nn.ModuleList:
-        return self.blocks
+        self.output = TiedOutput(self.embedding) if tied else nn.Linear(hidden_size, vocab_size)
+        self.word_dropout, self.dropout = nn.Dropout(1 - embedding_keep), nn.Dropout(1 - keep)
+        self.hidden_states = list(self.blocks)
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
 
     def initial_state(self, batch_size: int) -> Tensor:
         """Return nothing, (0, B, H)."""
@@ -254,8 +293,10 @@ class Transformer(LanguageModel):
 
     def forward(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits, and ``state`` itself."""
-        embedded = self.embedding(tokens) * self.embedding.embedding_dim**0.5
-        x = self.dropout(embedded + sinusoids(torch.arange(len(tokens)).to(embedded), embedded.shape[-1])[:, None])
+        words = self.word_dropout(self.embedding.weight.new_ones(self.embedding.num_embeddings, 1))
+        embedded = words[tokens] * self.embedding(tokens) * self.embedding.embedding_dim**0.5
+        positions = torch.arange(len(tokens), dtype=embedded.dtype, device=embedded.device)
+        x = self.dropout(embedded + sinusoids(positions, embedded.shape[-1])[:, None])
         for block in self.blocks:
             x = block(x)
         return self.output(self.norm(x)), state
@@ -271,10 +312,3 @@ def sinusoids(positions: Tensor, width: int) -> Tensor:
     even = torch.arange(0, width, 2, dtype=positions.dtype, device=positions.device)
     angles = positions[:, None] * 10_000 ** (-even / width)
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)[:, :width]
-
-
-def draw_transformer(model: nn.Module) -> None:
-    """Draw every parameter with more than one axis Xavier-uniform (Glorot and Bengio, 2010)."""
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            nn.init.xavier_uniform_(parameter)

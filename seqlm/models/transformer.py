@@ -14,7 +14,7 @@ of all windows. Products are computed in ``dtype``; names that end in ``_low`` a
 """
 
 from collections.abc import Iterator
-from typing import Any, cast, final
+from typing import Any, ClassVar, cast, final
 
 import torch
 from jaxtyping import Float, Int
@@ -25,8 +25,8 @@ from torch.autograd.function import once_differentiable
 from seqlm.architectures import TransformerConfig
 from seqlm.models import reference
 from seqlm.models.dropout import Dropout, drop, drop_words
-from seqlm.models.language_model import FusedModel
-from seqlm.models.products import TiedOutput, apply, product
+from seqlm.models.language_model import FusedModel, small_like
+from seqlm.models.products import apply, product
 from seqlm.models.state import State
 
 NORM_EPSILON = 1e-6
@@ -35,45 +35,29 @@ MASKED_SCORE = -1e9
 
 @final
 class Transformer(FusedModel):
-    """The function of :class:`seqlm.models.reference.Transformer`.
+    """The function of :class:`seqlm.models.reference.Transformer`."""
 
-    Word types can be dropped, so that all occurrences of a word in a step have embedding(token_t) = 0, and the
-    embedding's matrix can be ``tied`` to W_y. Both are off by default.
-    """
+    references: ClassVar = {"transformer": reference.Transformer}
+    initial_state = reference.Transformer.initial_state
+    embedding: nn.Embedding
+    blocks: nn.ModuleList
+    norm: reference.LayerNorm
 
     def __init__(self, config: TransformerConfig, vocab_size: int, dtype: torch.dtype | None = None) -> None:
-        super().__init__(dtype)
-        hidden = config.hidden_size
-        self.hidden_size, self.num_heads, self.mlp_size = hidden, config.num_heads, config.mlp_size
-        self.embedding = nn.Embedding(vocab_size, hidden)
-        self.embedding_keep = config.embedding_keep
+        super().__init__(config, vocab_size, dtype)
+        self.hidden_size, self.num_heads, self.mlp_size = config.hidden_size, config.num_heads, config.mlp_size
         self.dropout, self.attention_dropout = Dropout(config.keep), Dropout(config.attention_keep)
-        self.blocks = nn.ModuleList(
-            reference.Block(hidden, config.num_heads, config.mlp_size, config.keep, config.attention_keep)
-            for _ in range(config.num_layers)
-        )
-        self.norm = reference.LayerNorm(hidden)
-        self.output = TiedOutput(self.embedding) if config.tied else nn.Linear(hidden, vocab_size)
-        reference.draw_transformer(self)
-
-    @staticmethod
-    def by_equations(config: TransformerConfig, vocab_size: int) -> reference.Transformer:
-        sizes = config.hidden_size, config.num_layers, config.num_heads, config.mlp_size
-        return reference.Transformer(vocab_size, *sizes, config.keep, config.attention_keep)
+        self.embedding_keep = config.embedding_keep
 
     @staticmethod
     def self_check_shapes(config: TransformerConfig) -> Iterator[tuple[TransformerConfig, int, int, int]]:
-        inner = 96 + config.mlp_size % 8
-        small = TransformerConfig(arch="transformer", hidden_size=64, num_heads=4, mlp_size=inner, keep=0.5)
+        small = small_like(config, hidden_size=64, num_layers=2, num_heads=4, mlp_size=96 + config.mlp_size % 8)
         yield small, 12, 100, 6 * small.num_layers  # queries, scores, weighted sum, W_o, W_1 and W_2
 
-    def initial_state(self, batch_size: int) -> Float[Tensor, "0 B H"]:
-        """Nothing."""
-        return self.output.weight.new_zeros(0, batch_size, self.hidden_size)
-
     def masks(self, steps: int, columns: int) -> Iterator[Tensor | None]:
-        """Yield that of the embedding, and for each block those of the weights, the step, the MLP and the step."""
+        """Yield those of word types, the embedding, and of each block: the weights, the step, the MLP and the step."""
         like, tokens = self.output.weight, steps * columns
+        yield from self._step_masks([((self.embedding.num_embeddings,), self.embedding_keep)])
         yield self.dropout.mask((steps, columns, self.hidden_size), like)
         for _ in self.blocks:
             yield self.attention_dropout.mask((columns, self.num_heads, steps, steps), like)
@@ -83,9 +67,8 @@ class Transformer(FusedModel):
 
     def features(self, tokens: Int[Tensor, "T B"], state: State) -> tuple[Float[Tensor, "T B H"], State]:
         """The normalised outputs of the top block, and ``state`` itself."""
-        (words,) = self._step_masks([((self.embedding.num_embeddings,), self.embedding_keep)])
         masks = self.masks(*tokens.shape)
-        embedded = drop_words(self.embedding(tokens) * self.hidden_size**0.5, tokens, words)
+        embedded = drop_words(self.embedding(tokens) * self.hidden_size**0.5, tokens, next(masks))
         positions = torch.arange(len(tokens), dtype=embedded.dtype, device=embedded.device)
         placed = embedded + reference.sinusoids(positions, self.hidden_size).unsqueeze(1)
         x = drop(placed, next(masks)).flatten(0, 1)

@@ -2,8 +2,8 @@
 
 The fused operations compute one small window, and on a GPU so does a training step that is captured as a CUDA graph.
 Loss, state and gradients are compared with those of the equations (:mod:`seqlm.models.reference`) in float64 on the
-same device, with the same parameters and dropout masks. A check that has passed is kept in the cache folder. It is
-repeated for another device, driver, version of torch, precision or version of the code.
+same device, with the same parameters and dropout masks. A check that has passed is kept in the cache folder, and
+repeated for another device, driver, torch, library of products, precision, variant of the model, or code.
 
 The error of a tensor is the largest deviation of any entry, relative to the largest entry of the exact tensor. Its
 bound is :data:`HEADROOM` times::
@@ -14,7 +14,7 @@ Operands rounded with unit roundoff u (:data:`ROUNDOFF`) change a product's resu
 sum of n terms in fp32 rounds n times, which adds up to sqrt(n) 2^-24 if rounding errors are independent (Higham and
 Mary, SIAM J. Sci. Comput. 41, 2019). The errors of d products in a row add up in the same way.
 
-The largest errors over 20 seeds, measured on a processor with AVX-512 bf16, were 2 % of their bounds in fp32, 25 % in
+The largest errors over 20 seeds, measured on a processor with AVX-512 bf16, were 3 % of their bounds in fp32, 25 % in
 TF32 (emulated by truncated operands) and 33 % in bf16.
 """
 
@@ -33,6 +33,7 @@ from torch import Tensor
 from seqlm.architectures import BuiltInConfig, CustomConfig
 from seqlm.config import Precision, RunConfig
 from seqlm.data.cache import digest_key, find, store
+from seqlm.environment import SELF_CHECK
 from seqlm.errors import SelfCheckError
 from seqlm.models import LanguageModel, build_model, build_reference, class_of
 from seqlm.models.language_model import FusedModel
@@ -83,7 +84,7 @@ def check_device(config: RunConfig, rank: Rank) -> None:
     """Check what the run of ``config`` uses, unless that has passed on this kind of device before.
 
     Only the first rank checks, and of a user's own model nothing. Random generators are left as they were, and on a GPU
-    no memory stays reserved.
+    no memory stays reserved. With ``SEQLM_SELF_CHECK=warn``, a check that fails is a line in the log.
 
     Raises:
         SelfCheckError: a tensor is further off than its bound.
@@ -92,35 +93,33 @@ def check_device(config: RunConfig, rank: Rank) -> None:
     model, precision = config.model, config.train.precision
     if not rank.is_first or isinstance(model, CustomConfig):
         return
-    for case in cases(model):
-        if find(KIND, digest_key(_identity(case, precision, rank))) is None:
+    unknown = [case for case in cases(model) if find(KIND, digest_key(_identity(case, precision, rank))) is None]
+    for case in unknown:
+        try:
             check_case(case, precision, rank)
+        except SelfCheckError as error:
+            if SELF_CHECK.read() == "stop":
+                advice = 'use another device, train.precision = "fp32" or seqlm/models/reference.py'
+                raise SelfCheckError(f"{error}; {advice}; {SELF_CHECK.name}=warn trains all the same") from None
+            print(f"warning: {error}; trains all the same, since {SELF_CHECK.name} is warn", flush=True)
 
 
 def check_case(case: Case, precision: Precision, rank: Rank) -> float:
-    """Check one case and keep in the cache that it has passed; returns the largest error as a share of the bound.
-
-    Raises:
-        SelfCheckError: a tensor is further off than its bound.
-        BackendError: the device does not have this precision.
-    """
+    """Check one case, or raise, and keep that it has passed. Return the largest error as a share of the bound."""
     bound, largest = case.bound(precision), 0.0
     with _undisturbed(rank.device):
-        dtype = use_precision(precision, rank.device)
         torch.manual_seed(SEED)
-        fused = _draw_model(case, dtype).to(rank.device)
+        fused = _draw_model(case, use_precision(precision, rank.device)).to(rank.device)
+        fused.mask_key = torch.tensor(SEED, device=rank.device)
         torch.manual_seed(SEED)
         masks = list(fused.masks(case.steps, case.columns))
         exact = _compute(build_reference(fused, case.model, masks).double(), case, captured=False)
         for captured in (False, True) if is_captured(rank) else (False,):
             errors = _errors(_compute(fused, case, captured=captured), exact)
             if found := _worst(errors, bound):
-                raise SelfCheckError(
-                    f"self-check on {rank.device_name}: {case.model.arch}{' as a CUDA graph' * captured}, {found}, in "
-                    f"{precision}: expected an error of at most {bound:.2g} of the largest entry, found "
-                    f'{errors[found]:.2g}; use another device, train.precision = "fp32" or '
-                    "seqlm/models/reference.py"
-                )
+                what = f"{case.model.arch}{' as a CUDA graph' * captured}, {found}, in {precision}"
+                limit = f"expected an error of at most {bound:.2g} of the largest entry, found {errors[found]:.2g}"
+                raise SelfCheckError(f"self-check on {rank.device_name}: {what}: {limit}")
             largest = max(largest, *errors.values())
     identity = _identity(case, precision, rank)
     store(KIND, digest_key(identity), {}, {**identity, "largest_error": largest, "bound": bound})
@@ -192,10 +191,8 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-# -- what a passed check is kept for -------------------------------------------------------------------------------
-
-
 def _identity(case: Case, precision: Precision, rank: Rank) -> dict[str, Any]:
+    """What a check that has passed is kept for."""
     return {
         "model": asdict(case.model),
         "steps": case.steps,
@@ -204,6 +201,7 @@ def _identity(case: Case, precision: Precision, rank: Rank) -> dict[str, Any]:
         "device": rank.device_name,
         "driver": _driver(rank.device),
         "torch": torch.__version__,
+        "matmul": rank.matmul,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "code": _code_digest(),
     }
@@ -222,6 +220,5 @@ def _driver(device: torch.device) -> str:
 def _code_digest() -> str:
     """SHA-256 of the source of the models and of what this check calls."""
     here = Path(__file__)
-    models = listed(here.parents[1] / "models", "*.py")
-    files = [*models, *map(here.with_name, (here.name, "step.py"))]
+    files = [*listed(here.parents[1] / "models", "*.py"), here, here.with_name("step.py")]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -10,6 +10,7 @@ import torch
 from seqlm.environment import CANARY, KEEP_LAST
 from seqlm.errors import CheckpointError
 from seqlm.files import read_json, write_json
+from seqlm.models.products import onednn_fault
 from seqlm.reading import timestamp
 from seqlm.rounding import changes, worker_of_checkpoint
 from seqlm.rundir import RunDirectory, stopped_reason
@@ -46,7 +47,9 @@ def train(trainer: Trainer, attempt: Attempt, search: Search | None = None) -> d
     saving = Saving(trainer, files)
     progress = Progress(trainer, attempt)
     if trainer.rank.matmul:
-        progress.say(f"float32 matrix products on {trainer.rank.device_name}: {trainer.rank.matmul}")
+        fault = onednn_fault(torch.bfloat16 if trainer.config.train.precision == "bf16" else torch.float32)
+        without = f" (without oneDNN: {fault})" if fault else ""
+        progress.say(f"float32 matrix products on {trainer.rank.device_name}: {trainer.rank.matmul}{without}")
     try:
         _resume(trainer, files, progress)
         saving.begin_trace()

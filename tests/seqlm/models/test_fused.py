@@ -20,13 +20,16 @@ from tests.seqlm.models.conftest import assert_same_values_and_gradients
 
 @st.composite
 def recurrent_shapes(draw: st.DrawFn, arch: Literal["rnn", "gru"]) -> dict[str, Any]:
-    small = st.integers(1, 7)
+    hidden_size, tied = draw(st.integers(1, 7)), draw(st.booleans())
     return {
         "arch": arch,
-        "hidden_size": draw(small),
+        "hidden_size": hidden_size,
         "num_layers": draw(st.integers(1, 3)),
-        "embedding_size": draw(small),
+        "embedding_size": hidden_size if tied else draw(st.integers(1, 7)),
         "keep": draw(st.sampled_from([1.0, 0.6])),
+        "embedding_keep": draw(st.sampled_from([1.0, 0.6])),
+        "weight_keep": draw(st.sampled_from([1.0, 0.6])),
+        "tied": tied,
     }
 
 
@@ -41,6 +44,8 @@ def transformer_shapes(draw: st.DrawFn) -> dict[str, Any]:
         "mlp_size": draw(st.integers(1, 9)),
         "keep": draw(st.sampled_from([1.0, 0.6])),
         "attention_keep": draw(st.sampled_from([1.0, 0.7])),
+        "embedding_keep": draw(st.sampled_from([1.0, 0.6])),
+        "tied": draw(st.booleans()),
     }
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,10 +19,12 @@ from seqlm.models.products import (
     RepeatedProduct,
     accumulate,
     linear,
+    onednn_fault,
     product,
     rounded_product,
     set_switches,
 )
+from seqlm.training.distributed import Rank
 from tests.full_results import full_results_on_the_cpu
 
 SIZE = 64
@@ -51,6 +55,16 @@ names = pytest.mark.parametrize("name", NAMES)
 def _switches_restored() -> Iterator[None]:
     yield
     set_switches("fp32")
+
+
+@pytest.fixture
+def probed_anew() -> Iterator[None]:
+    """oneDNN is probed as in a new process, and again after the test."""
+    for cached in (products.onednn_fault, products.fp32_library):
+        cached.cache_clear()
+    yield
+    for cached in (products.onednn_fault, products.fp32_library):
+        cached.cache_clear()
 
 
 @pytest.fixture
@@ -201,6 +215,68 @@ def test_the_library_follows_from_the_processor(
     monkeypatch.setattr(machine, "CPUINFO", cpuinfo)
     monkeypatch.delenv("SEQLM_MATMUL", raising=False)
     assert matmul_library() == library
+
+
+class Onednn:
+    """PyTorch's operators of oneDNN, one of them with a fault."""
+
+    def __init__(self, faulty: str, fault: str) -> None:
+        self._real, self._faulty, self._fault = torch.ops.mkldnn, faulty, fault
+
+    def __getattr__(self, name: str) -> Any:
+        is_faulty = self._faulty == name
+        if is_faulty and self._fault == "missing":
+            raise AttributeError(f"no operator {name}")
+        real = getattr(self._real, name)
+        binary = real.binary if name == "_linear_pointwise" else None
+        operator = Mock(side_effect=self._broken(real) if is_faulty else real)
+        operator.binary = self._broken(binary) if self._faulty == f"{name}.binary" else binary
+        if self._faulty == f"{name}.binary" and self._fault == "missing":
+            del operator.binary
+        return operator
+
+    def _broken(self, real: Any) -> Any:
+        def refuse(*_: Any) -> Any:
+            raise RuntimeError("refused")
+
+        def err(*arguments: Any) -> Any:
+            return 2 * real(*arguments).to_dense()
+
+        return refuse if self._fault == "refuses" else err
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch has no oneDNN here")
+@pytest.mark.parametrize("fault", ["missing", "refuses", "errs"])
+@pytest.mark.parametrize("faulty", ["_linear_pointwise", "_linear_pointwise.binary", "_reorder_linear_weight"])
+def test_a_fault_of_any_operator_of_onednn_leaves_all_products_to_blas(
+    monkeypatch: pytest.MonkeyPatch, probed_anew: None, faulty: str, fault: str
+) -> None:
+    monkeypatch.setenv("SEQLM_MATMUL", "onednn")
+    monkeypatch.setattr(torch.ops, "mkldnn", Onednn(faulty, fault))
+    a, b, added = drawn(PACKED_SIZE, bf16=False)
+    a, added = a[:20], added[:20]
+    repeated = RepeatedProduct(b.t(), torch.float32, rows=20, steps=35)
+    exact, _, magnitude = exact_and_magnitude("repeated plus", a, b, added)
+    for found in (product(a, b, torch.float32, added), repeated.plus(a, added.clone())):
+        assert ((found - exact).abs() <= (PACKED_SIZE + 1) * ROUNDED_SUM * magnitude).all()
+    assert Rank().matmul == "blas", "the record of a run says what it used"
+    assert onednn_fault(torch.float32)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch has no oneDNN here")
+def test_sound_operators_of_onednn_are_used(monkeypatch: pytest.MonkeyPatch, probed_anew: None) -> None:
+    monkeypatch.setenv("SEQLM_MATMUL", "onednn")
+    assert (onednn_fault(torch.float32), Rank().matmul) == (None, "onednn")
+
+
+@pytest.mark.skipif(has_bf16(), reason="this processor multiplies bf16 itself")
+def test_bf16_products_of_a_processor_without_bf16_do_not_need_onednn() -> None:
+    a, b, added = drawn(PACKED_SIZE, bf16=True)
+    a, added = a[:20], added[:20]
+    found = RepeatedProduct(b.t(), torch.bfloat16, rows=20, steps=35).plus(a.bfloat16(), added)
+    exact, multiplied, magnitude = exact_and_magnitude("repeated plus", a, b, added)
+    bound = (PACKED_SIZE + 1) * ROUNDED_SUM * magnitude + ROUNDED_TO_BF16 * multiplied.abs()
+    assert ((found - exact).abs() <= bound).all()
 
 
 @names

@@ -3,17 +3,24 @@
 ``test_baselines.py`` compares RNN and Transformer with those of ``torch.nn``.
 """
 
+import dataclasses
 import math
+import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from seqlm.architectures import RecurrentConfig, TransformerConfig
+from seqlm.architectures import BuiltInConfig, CustomConfig, RecurrentConfig, TransformerConfig
 from seqlm.models import LanguageModel, build_model
 from seqlm.models.dropout import Dropout
 from seqlm.models.reference import LayerNorm, MultiHeadAttention, sinusoids
+from seqlm.models.reference import __file__ as reference_file
 from tests.seqlm.models.conftest import assert_same_values_and_gradients
 
 VOCAB_SIZE = 11
@@ -93,7 +100,7 @@ def test_every_step_and_every_place_has_its_own_dropout_mask(
     arch: str, shapes: list[tuple[int, ...]], fused: LanguageModel
 ) -> None:
     """In the order in which the reference applies them; ``test_fused`` compares both with the same masks."""
-    masks = list(fused.masks(7, 4))
+    masks = [mask for mask in fused.masks(7, 4) if mask is not None]
     assert [mask.numel() for mask in masks] == [math.prod(shape) for shape in shapes]
     rows = torch.cat([mask.flatten() for mask in masks]).unfold(0, 64, 64)
     assert len(rows.unique(dim=0)) == len(rows)
@@ -186,6 +193,58 @@ def test_the_transformer_sees_each_window_alone(arch: str, model: LanguageModel,
     first, after = model(tokens, state)
     assert after is state
     torch.testing.assert_close(model(tokens, after)[0], first, rtol=0, atol=0)
+
+
+# -- the file as a model of one's own --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(
+            RecurrentConfig(arch=arch, hidden_size=6, embedding_size=6, embedding_keep=0.5, weight_keep=0.5, tied=True)
+            for arch in ("rnn", "gru")
+        ),
+        TransformerConfig(arch="transformer", hidden_size=8, num_heads=2, mlp_size=12, embedding_keep=0.5, tied=True),
+    ],
+)
+def test_a_copy_of_the_file_takes_every_key_of_the_configuration_and_starts_with_the_same_parameters(
+    tmp_path: Path, config: BuiltInConfig, tokens: Tensor
+) -> None:
+    shutil.copy(reference_file, tmp_path / "reference.py")
+    arguments = dataclasses.asdict(config)
+    name = {"rnn": "RNN", "gru": "GRU", "transformer": "Transformer"}[arguments.pop("arch")]
+    torch.manual_seed(1)
+    own = build_model(
+        CustomConfig(arch="custom", source=f"reference.py:{name}", arguments=arguments), VOCAB_SIZE, folder=tmp_path
+    )
+    torch.manual_seed(1)
+    built_in = build_model(config, VOCAB_SIZE)
+    assert list(own.state_dict()) == list(built_in.state_dict())
+    assert all(map(torch.equal, own.state_dict().values(), built_in.state_dict().values()))
+    own_loss, loss = (model.eval().loss(tokens, tokens, model.initial_state(4))[0] for model in (own, built_in))
+    torch.testing.assert_close(own_loss, loss)
+
+
+class Devices(TorchDispatchMode):
+    """Collects the devices of all tensors that operations make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.found |= {leaf.device.type for leaf in tree_leaves(result) if isinstance(leaf, Tensor)}
+        return result
+
+
+def test_every_tensor_is_made_on_the_device_of_the_parameters(reference: LanguageModel, tokens: Tensor) -> None:
+    """A copy from the CPU would keep the step of a model of one's own out of a CUDA graph."""
+    model, ids = reference.to("meta"), tokens.to("meta")
+    with Devices() as devices:
+        model.loss(ids, ids, model.initial_state(4))
+    assert devices.found == {"meta"}
 
 
 # -- initial values --------------------------------------------------------------------------------------------------

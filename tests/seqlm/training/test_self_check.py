@@ -10,15 +10,19 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqlm import machine
 from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
 from seqlm.config import Precision, RunConfig
 from seqlm.errors import EXIT_FAILED, SelfCheckError
-from seqlm.models import LanguageModel, output_loss, products, recurrent, transformer
+from seqlm.models import LanguageModel, language_model, output_loss, products, recurrent, transformer
+from seqlm.models.dropout import drop
 from seqlm.models.language_model import FusedModel
+from seqlm.models.output_loss import fused_output_loss
+from seqlm.models.products import LinearMap
+from seqlm.models.reference import TiedOutput
 from seqlm.rundir import RunDirectory
 from seqlm.training import self_check, worker
 from seqlm.training.checkpoint import load_checkpoint
@@ -195,6 +199,56 @@ def test_a_wrong_forward_pass_is_reported_before_the_gradients_that_it_ruins(
         check_case(cases(model_config("rnn"))[0], "fp32", Rank())
 
 
+def without_words(embedded: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """No word is dropped."""
+    return embedded
+
+
+def without_weights(x: Tensor, mask: Tensor | None) -> Tensor:
+    """No weight is dropped: weights have two axes, hidden states three."""
+    return x if x.dim() == 2 else drop(x, mask)
+
+
+def with_tied_gradients_lost(output: LinearMap, *arguments: Any) -> Tensor:
+    """The matrix gets no gradient from a tied output layer."""
+    if isinstance(output, TiedOutput):
+        free = nn.Linear(1, 1, device="meta")
+        free.weight, free.bias = nn.Parameter(output.weight.detach()), output.bias
+        output = free
+    return fused_output_loss(output, *arguments)
+
+
+MODULES = {"rnn": recurrent, "gru": recurrent, "transformer": transformer}
+VARIANTS = [
+    *((arch, {"embedding_keep": 0.9}, MODULES[arch], "drop_words", without_words) for arch in MODULES),
+    *((arch, {"weight_keep": 0.9}, MODULES[arch], "drop", without_weights) for arch in ("rnn", "gru")),
+    *((arch, {"tied": True}, language_model, "fused_output_loss", with_tied_gradients_lost) for arch in MODULES),
+]
+"""Architecture, key of the variant, and an operation that goes wrong only with it."""
+
+
+@pytest.mark.parametrize("hidden_size", [64, pytest.param(1600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("arch", "keys", "module", "operation", "fault"), VARIANTS)
+def test_a_fault_in_a_variant_of_a_model_is_found_where_a_run_uses_it(
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arch: str,
+    keys: dict[str, Any],
+    module: Any,
+    operation: str,
+    fault: Any,
+    hidden_size: int,
+) -> None:
+    if "tied" in keys and arch != "transformer":
+        keys = {**keys, "embedding_size": hidden_size}
+    monkeypatch.setattr(module, operation, fault)
+    for case in cases(model_config(arch, hidden_size)):
+        check_case(case, "fp32", Rank())
+    for case in cases(model_config(arch, hidden_size, **keys)):
+        with pytest.raises(SelfCheckError, match=f"{arch}, "):
+            check_case(case, "fp32", Rank())
+
+
 class RoundedProducts(TorchDispatchMode):
     """Products of float32 whose operands are cut to the ten bits of TF32."""
 
@@ -313,10 +367,23 @@ def test_every_size_with_the_same_alignment_shares_its_check(cache: Path, comput
     assert len(computed) == 2
 
 
+@pytest.mark.parametrize("arch", ["gru", "transformer"])
+def test_each_variant_is_checked_once_whatever_it_keeps(cache: Path, computed: list[Any], arch: str) -> None:
+    keeps = ["embedding_keep"] if arch == "transformer" else ["embedding_keep", "weight_keep"]
+    variants = [{}, {"tied": True}, *({name: keep} for name in keeps for keep in (0.7, 0.9)), dict.fromkeys(keeps, 0.5)]
+    for _ in range(2):
+        for variant in variants:
+            widths = {"embedding_size": 16} if arch == "gru" else {}
+            check_device(make_config(arch, **widths, **variant), Rank())
+    different = [{}, {"tied"}, *({name} for name in keeps), *([set(keeps)] if len(keeps) > 1 else [])]
+    assert len(computed) == len(different)
+
+
 def test_another_torch_processor_device_or_code_is_checked_anew(
     cache: Path, computed: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others: list[tuple[Any, str, Any]] = [
+        (Rank, "matmul", "another"),
         (torch, "__version__", "2.99"),
         (torch.backends.cpu, "get_cpu_capability", lambda: "another"),
         (torch, "are_deterministic_algorithms_enabled", lambda: True),
@@ -399,9 +466,29 @@ def test_a_run_on_a_device_that_computes_wrongly_fails_as_code_with_one_line_and
     assert failure["kind"] == "code"
     assert re.fullmatch(
         r"self-check on .*: gru, the gradient by layers\.\d\.U_h\.weight, in fp32: expected an error of at most "
-        r'\S+ of the largest entry, found 0\.15; use another device, train\.precision = "fp32" or .*reference\.py',
+        r"\S+ of the largest entry, found 0\.15; use another device, .*SEQLM_SELF_CHECK=warn.*",
         failure["message"],
     )
     assert capsys.readouterr().err == f"error: {failure['message']}\n"
     assert not run.metrics_file.exists()
     assert worker_run(tmp_path / "other", make_config("rnn"), monkeypatch)[1] == 0
+
+
+def test_a_run_whose_self_check_may_only_warn_trains_and_is_checked_again_the_next_time(
+    tmp_path: Path,
+    cache: Path,
+    computed: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plant(monkeypatch, recurrent.FusedGRU, 5, too_small)
+    monkeypatch.setenv("SEQLM_SELF_CHECK", "warn")
+    for times in (1, 2):
+        run, code = worker_run(tmp_path / str(times), make_config("gru", epochs=1), monkeypatch)
+        assert code == 0
+        assert run.read_result() is not None
+        assert len(computed) == times
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "self-check" in line]
+        assert re.search(r"gru, the gradient by .* found 0\.15.*SEQLM_SELF_CHECK", line)
+    monkeypatch.setenv("SEQLM_SELF_CHECK", "stop")
+    assert worker_run(tmp_path / "stopped", make_config("gru"), monkeypatch)[1] == EXIT_FAILED

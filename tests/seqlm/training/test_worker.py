@@ -207,6 +207,25 @@ def test_a_folder_without_a_configuration_is_no_run(tmp_path: Path, capsys: pyte
     assert "config.json is missing" in line
 
 
+def test_a_fault_of_onednn_is_a_line_in_the_log_and_the_record_says_what_multiplies(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SEQLM_MATMUL", "onednn")
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
+    caches = products.onednn_fault, products.fp32_library
+    try:
+        for cached in caches:
+            cached.cache_clear()
+        assert worker.main([str(run.path)]) == 0
+    finally:
+        for cached in caches:
+            cached.cache_clear()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "oneDNN" in line]
+    assert "blas" in line
+    assert "_reorder_linear_weight" in line
+    assert record_of(run)["matmul"] == "blas"
+
+
 def test_a_gpu_is_recorded_with_its_multiprocessors(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's generator gives its numbers to places in a tensor by them: a MIG instance has a part of the card's."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
