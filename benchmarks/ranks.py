@@ -111,7 +111,7 @@ def _stepper(shape: Shape, columns: int, rank: Rank, bucket_mb: int) -> Callable
     import torch
 
     from seqlm.models import build_model
-    from seqlm.training.optimizers import build_optimizer
+    from seqlm.optimizers import build_optimizer
     from seqlm.training.step import TrainingStep
 
     torch.manual_seed(shape.config.seed)

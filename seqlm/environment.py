@@ -108,6 +108,10 @@ MATMUL: Variable[str | None] = Variable(
 the processor: ``onednn`` for AMD's with AVX-512, else ``blas``."""
 DETERMINISTIC = Variable("SEQLM_DETERMINISTIC", FLAG, False)
 """1: use only operations whose results do not vary from one time to the next, on a GPU too."""
+CAPTURE_RANKS = Variable("SEQLM_CAPTURE_RANKS", FLAG, False)
+"""1: several ranks of a run reduce their gradients at once, after the backward pass, and on GPUs replay forward and
+backward pass as a CUDA graph. 0: DistributedDataParallel reduces them while the backward pass goes on. All ranks and
+attempts of a run need the same value."""
 
 # -- when something counts as dead ---------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from jobs.plan.estimate import flops_per_token
 from seqlm.config import Precision
 from seqlm.models import build_model
 from seqlm.models.products import use_precision
-from seqlm.training.optimizers import build_optimizer
+from seqlm.optimizers import build_optimizer
 from seqlm.training.step import TrainingStep
 
 STUDIED = ("rnn-2x1500-b20", "gru-2x1500-b20", "transformer-2x512-b128", "transformer-6x512-b128")

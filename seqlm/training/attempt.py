@@ -150,7 +150,7 @@ class Attempt:
 
     def _failed(self, error: Exception) -> int:
         tell(failure_text(error))
-        record = describe_failure(error, rank=self.rank.index)
+        record = describe_failure(error, rank=self.rank.index, ranks=self.rank.world_size)
         if record["peer_lost"] and (why := explain(self.run, self.number)):
             record["message"] = f"{why} ({record['message']})"
         is_told = self._write_end(record)

@@ -24,6 +24,8 @@ from seqlm.training.trainer import Diverged, EpochBegins, EpochEnded, StepsDone,
 
 VALID_WINDOWS = 2
 """Windows of the validation text that a canary looks at: evaluating needs memory of its own."""
+NOT_CAPTURED = "no CUDA graph: each operation of a step is launched on its own, because a capture fails with {}"
+"""What the log of a run says if its model cannot be captured. What that costs has not been measured."""
 UNTIMED_STEPS = 4
 """Steps at the beginning whose time says nothing: memory is new and, on a GPU, the first one records the graph."""
 
@@ -49,6 +51,8 @@ def train(trainer: Trainer, attempt: Attempt, search: Search | None = None) -> d
         progress.say(f"float32 matrix products on {trainer.rank.device_name}: {trainer.rank.matmul}")
     try:
         _resume(trainer, files, progress)
+        if problem := trainer.record():
+            progress.say(NOT_CAPTURED.format(problem))
         saving.begin_trace()
         for event in trainer.events(
             trainer.config.train.epochs,
@@ -156,6 +160,8 @@ def run_canary(trainer: Trainer, attempt: Attempt, steps: int) -> dict[str, Any]
     rank = trainer.rank
     on_gpu = rank.device.type == "cuda"
     before = _besides_tensors(rank.device) if on_gpu else 0
+    if (problem := trainer.record()) and rank.is_first:
+        print(NOT_CAPTURED.format(problem), flush=True)
     seconds: list[float] = []
     started = time.perf_counter()
     for event in trainer.events(steps, asks=lambda: (attempt.stop.received, False), read_each=True):

@@ -19,24 +19,19 @@ from seqlm.config import RunConfig
 from seqlm.data.batches import columns, whole_text, windows
 from seqlm.data.corpus import Corpus
 from seqlm.data.layout import number_of_windows, own_columns, require_windows
+from seqlm.environment import CAPTURE_RANKS
 from seqlm.errors import DivergedError
 from seqlm.models import build_model
 from seqlm.models.language_model import FusedModel
 from seqlm.models.products import use_precision
 from seqlm.models.state import State, join_states, map_state, rebuilt, split_state, tensors_of
+from seqlm.optimizers import build_optimizer, restore_optimizer, set_learning_rate
 from seqlm.trace import StepRow
-from seqlm.training.capture import Captured, is_captured
+from seqlm.training.capture import CaptureError, Captured, generator_states, is_captured, set_generator_states
 from seqlm.training.checkpoint import Checkpoint, Position
 from seqlm.training.distributed import Rank
-from seqlm.training.optimizers import (
-    build_optimizer,
-    can_be_captured,
-    restore_optimizer,
-    set_learning_rate,
-    step_key,
-)
 from seqlm.training.records import Phases, TokenLoss, epoch_record, require_perplexity
-from seqlm.training.step import StepResults, TrainingStep, generator_state, set_generator_state
+from seqlm.training.step import GPU_STEPS, StepResults, TrainingStep
 
 
 @dataclass(frozen=True)
@@ -114,18 +109,19 @@ class Trainer:
         self._mask_key = torch.zeros((), dtype=torch.int64, device=rank.device)
         if isinstance(self.model, FusedModel):
             self.model.mask_key = self._mask_key
-        capture = is_captured(rank) and can_be_captured(self.optimizer)
+        capture = is_captured(rank)
         self.take_step = TrainingStep(
             self.model,
             self.optimizer,
             clip_norm=train.clip_norm,
             tokens_per_step=self.tokens_per_step,
             rank=rank,
+            flat=CAPTURE_RANKS.read(),
             capture=capture,
             micro_batches=micro_batches,
         )
         self.window_loss: Callable[[Tensor, Tensor, State], tuple[Tensor, State]] = (
-            Captured(self.model.loss) if capture else self.model.loss
+            Captured(self.model.loss, self.model) if capture else self.model.loss
         )
         self.phases = Phases()
         self.history: list[dict[str, Any]] = []
@@ -137,6 +133,38 @@ class Trainer:
         self.total = TokenLoss()
         self.seconds = 0.0
         self.state: State = self.model.initial_state(self.columns.shape[1])
+
+    def record(self) -> str | None:
+        """Capture the step and the windows of all evaluations as CUDA graphs, if this run replays them on its device.
+
+        Called before the first step of each attempt, so that all attempts decide in the same way. If anything cannot be
+        captured, on any rank, nothing is replayed. Return why, the same on every rank. ``None``: there is no such thing.
+
+        Raises:
+            torch.cuda.OutOfMemoryError, RuntimeError: the GPU has too little memory, or is broken.
+        """
+        if not isinstance(self.window_loss, Captured):
+            return None
+        problem = None
+        try:
+            self.model.train()
+            inputs, targets = next(windows(self.columns, self.config.train.seq_len))
+            self.take_step.record(inputs, targets, self.model.initial_state(inputs.shape[1]))
+            self.model.eval()
+            with torch.no_grad():
+                for part in itertools.chain.from_iterable(self._scored.values()):
+                    state = self.model.initial_state(part.shape[1])
+                    for inputs, targets in windows(part, self._window, last_shorter=True):
+                        if targets.numel():
+                            self.window_loss.record(inputs, targets, state)
+        except CaptureError as error:
+            problem = str(error)
+        problems: list[str | None] = [self.rank.from_rank(index, problem) for index in range(self.rank.world_size)]
+        problem = next(filter(None, problems), None)
+        if problem is not None:
+            self.take_step.never_capture()
+            self.window_loss = self.model.loss
+        return problem
 
     # -- the protocol ------------------------------------------------------------------------------------------
 
@@ -179,7 +207,7 @@ class Trainer:
     def _train_epoch(self, asks: Callable[[], tuple[bool, bool]], *, read_each: bool) -> Iterator[StepsDone | Diverged]:
         """Take the steps of the epoch that are still to do."""
         self.model.train()
-        results = StepResults(self.rank, read_each=read_each)
+        results = StepResults(self.rank, most=1 if read_each or self.rank.device.type == "cpu" else GPU_STEPS)
         started, before = time.perf_counter(), self.seconds
         if self.step == self.steps:
             return  # it was stopped after the last step, before the validation
@@ -264,6 +292,7 @@ class Trainer:
     def checkpoint(self) -> Checkpoint:
         """Return where the training stands, between two steps, with its own tensors. Every rank gives its part."""
         within = self.step > 0
+        on_cpu, on_device = generator_states(self.rank.device)
         gathered = [self.rank.gather(tensor) for tensor in tensors_of(self.state)] if within else []
         ranks = range(self.rank.world_size) if within else ()
         position = Position(
@@ -273,7 +302,8 @@ class Trainer:
             tokens=self.total.tokens,
             seconds=self.seconds,
             states=[rebuilt(self.state, iter([tensors[index] for tensors in gathered])) for index in ranks],
-            generators=self.rank.gather(generator_state(self.rank.device)) if within else [],
+            generators=self.rank.gather(on_device) if within else [],
+            cpu_generators=self.rank.gather(on_cpu) if within else [],
             ranks=self.rank.world_size,
             device=self.rank.device.type,
         )
@@ -303,7 +333,7 @@ class Trainer:
             self._restore_within_epoch(position)
 
     def _restore_within_epoch(self, position: Position) -> None:
-        """Restore the random generator, and the state of this rank's columns.
+        """Restore the random generators, and the state of this rank's columns.
 
         With another number of ranks, another type of device, or a GPU with other multiprocessors, the masks of the rest
         of the epoch differ from those of an uninterrupted run.
@@ -315,7 +345,8 @@ class Trainer:
             join_states(position.states, axis),
         )
         if (position.ranks, position.device) == (rank.world_size, rank.device.type):
-            set_generator_state(rank.device, position.generators[rank.index])
+            on_cpu = position.cpu_generators[rank.index] if position.cpu_generators else torch.get_rng_state()
+            set_generator_states(rank.device, on_cpu, position.generators[rank.index])
         else:
             torch.manual_seed(mask_seed(self.config.seed, position.epoch, rank.index) ^ position.step)
 
@@ -324,3 +355,14 @@ def mask_seed(seed: int, epoch: int, rank: int) -> int:
     """Return the seed of the dropout masks of one epoch on one rank."""
     # Odd multipliers keep the seeds of neighbouring (epoch, rank) pairs apart; the generator scrambles the rest.
     return (seed + 0x9E3779B97F4A7C15 * (epoch + 1) + 0xC2B2AE3D27D4EB4F * rank) % 2**63
+
+
+def step_key(seed: int, epoch: int, step: int) -> int:
+    """Return the key of a step's masks, from -2^63 to 2^63 - 1: SplitMix64 of one number after the other."""
+    key = 0
+    for number in (seed, epoch, step):
+        key = (key ^ number) + 0x9E3779B97F4A7C15 & 2**64 - 1
+        key = (key ^ key >> 30) * 0xBF58476D1CE4E5B9 & 2**64 - 1
+        key = (key ^ key >> 27) * 0x94D049BB133111EB & 2**64 - 1
+        key ^= key >> 31
+    return key - 2**64 if key >= 2**63 else key

@@ -5,9 +5,8 @@ from torch import Tensor
 from benchmarks.graph_nodes import DTYPES, META, Nodes, like_a_gpu
 from seqlm.config import Precision
 from seqlm.models import LanguageModel, build_model
-from seqlm.optimizers import AdamWConfig, OptimConfig, SgdConfig
+from seqlm.optimizers import AdamWConfig, OptimConfig, SgdConfig, build_optimizer, set_learning_rate
 from seqlm.training.distributed import Rank
-from seqlm.training.optimizers import build_optimizer, set_learning_rate
 from seqlm.training.step import GPU_STEPS, StepResult, StepResults, TrainingStep
 from tests.seqlm.training.studies import make_config
 
