@@ -27,6 +27,7 @@ class Graph:
 
     def __init__(self) -> None:
         self.operations: list[tuple[Any, Any, Any, list[Tensor]]] = []
+        self.replays = 0
 
     def reset(self) -> None:
         """Forget the operations."""
@@ -34,6 +35,7 @@ class Graph:
 
     def replay(self) -> None:
         """Do the operations again, into the memory of the first time."""
+        self.replays += 1
         with torch.no_grad():
             for function, args, kwargs, made in self.operations:
                 for old, new in zip(made, _tensors(function(*args, **kwargs)), strict=True):

@@ -1,5 +1,6 @@
 """Captured steps and windows on a CPU, with :mod:`tests.seqlm.training.graphs` in place of CUDA graphs."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from seqlm.models import build_model
 from seqlm.optimizers import OptimConfig, build_optimizer, set_learning_rate
 from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import StopRequested
-from seqlm.training.capture import Captured, CaptureError, is_captured
+from seqlm.training.capture import Captured, CaptureError, generator_states, is_captured, set_generator_states
 from seqlm.training.distributed import Rank
 from seqlm.training.failure import failure_kind
 from seqlm.training.step import TrainingStep
@@ -30,9 +31,58 @@ from tests.seqlm.training.test_step import ARCHITECTURES, BATCH, OPTIMIZERS, VOC
 pytestmark = pytest.mark.usefixtures("cuda_graphs")
 
 
-@pytest.mark.parametrize(("device", "ranks", "expected"), [("cuda", 1, True), ("cuda", 2, False), ("cpu", 1, False)])
-def test_one_rank_on_a_gpu_is_captured(device: str, ranks: int, expected: bool) -> None:
+@pytest.mark.parametrize(
+    ("device", "ranks", "variable", "expected"),
+    [("cuda", 1, "", True), ("cuda", 2, "", False), ("cuda", 2, "1", True), ("cpu", 1, "1", False)],
+)
+def test_one_rank_on_a_gpu_is_captured_and_several_are_on_request(
+    device: str, ranks: int, variable: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEQLM_CAPTURE_RANKS", variable)
     assert is_captured(Rank(world_size=ranks, device=torch.device(device))) == expected
+
+
+@pytest.fixture
+def two_ranks(monkeypatch: pytest.MonkeyPatch) -> Rank:
+    """The first of two ranks, the other of which has the same gradients."""
+    monkeypatch.setenv("SEQLM_CAPTURE_RANKS", "1")
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, src: None)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(2))
+    return Rank(world_size=2)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+@everything
+def test_captured_gradients_of_a_rank_are_plain_ones(
+    arch: str, optim: OptimConfig, micro_batches: int, two_ranks: Rank
+) -> None:
+    found = []
+    for capture in (False, True):
+        step, model = make_step(arch, optim, capture=capture, micro_batches=micro_batches, rank=two_ranks, flat=True)
+        state, seen = model.initial_state(BATCH), []
+        for number, (inputs, targets) in enumerate(windows(6)):
+            set_learning_rate(step.optimizer, 0.01 / (1 + number))
+            result = step(inputs, targets, state)
+            state = result.state
+            seen += [result.loss_nats.clone(), result.grad_norm.clone(), *kept(step)]
+        found.append(seen)
+    assert all(map(torch.equal, *found))
+
+
+def test_no_rank_is_captured_if_another_cannot_be(
+    tmp_path: Path, two_ranks: Rank, cuda_graphs: list[Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config("gru")
+    monkeypatch.setattr("seqlm.training.trainer.is_captured", lambda rank: True)
+    monkeypatch.setattr(Rank, "from_rank", lambda self, source, value: value if source == 0 else "no capture there")
+    corpus = load_corpus(config.data, write_text(tmp_path / "text", train_lines=60))
+    trainer = Attempt(make_run(tmp_path / "run", config), corpus, rank=two_ranks).trainer
+    assert trainer.record() == "no capture there"
+    captures = len(cuda_graphs)
+    assert captures
+    list(itertools.islice(trainer.events(1), 4))
+    assert len(cuda_graphs) == captures
+    assert not any(graph.replays for graph in cuda_graphs)
 
 
 @pytest.mark.parametrize("arch", ["rnn", "gru", "transformer"])
@@ -63,6 +113,18 @@ def test_replays_follow_the_rate_and_the_masks_of_each_step(arch: str) -> None:
         found.append(seen)
     for plain, captured in zip(*found, strict=True):
         assert torch.equal(plain, captured)
+
+
+def test_both_generators_of_a_model_that_draws_on_the_cpu_for_its_gpu_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generator of its own stands in for the GPU's."""
+    on_device, device = torch.Generator().manual_seed(5), torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda _: on_device.get_state())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, _: on_device.set_state(state))
+    states = generator_states(device)
+    first = torch.rand(3), torch.rand(3, generator=on_device)
+    set_generator_states(device, *states)
+    second = torch.rand(3), torch.rand(3, generator=on_device)
+    assert all(map(torch.equal, first, second))
 
 
 @everything
