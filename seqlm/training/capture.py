@@ -6,7 +6,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar, final
+from typing import Generic, TypeVar, final
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +54,6 @@ class Captured(Generic[Result]):
             moves no parameter. ``None``: ``function``, which then moves none itself.
     """
 
-    failure: ClassVar[str | None] = None
-    """Why a capture of this process has failed, after it had begun. Then nothing else is captured in the process."""
-
     def __init__(
         self, function: Callable[..., Result], model: nn.Module, warm_up: Callable[..., object] | None = None
     ) -> None:
@@ -66,16 +63,14 @@ class Captured(Generic[Result]):
         """Shapes -> a graph with the memory that it reads and writes."""
 
     def __call__(self, *arguments: State) -> Result:
-        self.record(*arguments)
-        tensors = tensors_of(arguments)
-        graph, memory, result = self._recordings[_shapes(arguments)]
-        for static, tensor in zip(memory, tensors, strict=True):
+        graph, memory, result = self.record(*arguments)
+        for static, tensor in zip(memory, tensors_of(arguments), strict=True):
             static.copy_(tensor)
         graph.replay()
         return result
 
-    def record(self, *arguments: State) -> None:
-        """Record the function for the shapes of ``arguments``, if it has not been. Generators and buffers stay as is.
+    def record(self, *arguments: State) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Result]:
+        """Return the recording for the shapes of ``arguments``, made now or before. Generators and buffers stay as is.
 
         The last warm-up may not wait for the device. So what a capture would refuse is nearly always found before one
         has begun.
@@ -85,10 +80,9 @@ class Captured(Generic[Result]):
             torch.cuda.OutOfMemoryError, RuntimeError: the GPU has too little memory, or is broken. If CUDA reports
                 that the capture was invalidated, the OutOfMemoryError is the context of that.
         """
-        if _shapes(arguments) in self._recordings:
-            return
-        if Captured.failure is not None:
-            raise CaptureError(Captured.failure)
+        shapes = tuple(tensor.shape for tensor in tensors_of(arguments))
+        if shapes in self._recordings:
+            return self._recordings[shapes]
         static = cloned(arguments)
         stream = _stream_for(tensors_of(static)[0].device)
         with undone(self._model):
@@ -96,71 +90,60 @@ class Captured(Generic[Result]):
             with torch.cuda.stream(stream):
                 for _ in range(WARM_UP_CALLS - 1):
                     self._warm_up(*cloned(arguments))
-                with _refusals(), _waiting_is_an_error():
+                with _waiting_is_refused():
                     self._warm_up(*cloned(arguments))
             torch.cuda.current_stream().wait_stream(stream)
-            with _refusals():
+            with _waiting_is_refused():
                 graph, result = _capture(lambda: self._function(*static), stream)
-        self._recordings[_shapes(arguments)] = (graph, tensors_of(static), result)
-
-
-def _shapes(arguments: tuple[State, ...]) -> tuple[torch.Size, ...]:
-    return tuple(tensor.shape for tensor in tensors_of(arguments))
+        self._recordings[shapes] = (graph, tensors_of(static), result)
+        return self._recordings[shapes]
 
 
 def _capture(function: Callable[[], Result], stream: torch.cuda.Stream) -> tuple[torch.cuda.CUDAGraph, Result]:
     """Return the graph of a function, and its result in the memory of the graph.
 
-    If that fails, PyTorch (read in versions 2.8 to 2.13) stays on the stream of the capture, its allocator still serves
-    the capture, so that it can give no free memory back, and in some versions the generator still counts what the
-    capture draws, so that nobody else can draw. A capture that ends well resets the generator.
+    If that fails, PyTorch (2.8 to 2.13, by reading) stays on the stream of the capture, its allocator still serves the
+    capture, so that it can give no free memory back, and in some versions nobody can draw from the generator until
+    another capture has ended well.
     """
     graph, pool, before = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), torch.cuda.current_stream()
     try:
         with torch.cuda.graph(graph, pool=pool, stream=stream):  # gives free memory back first; computes nothing
-            return graph, function()
-    except BaseException as error:
-        Captured.failure = _reason(error)
+            result = function()
+    except BaseException:
         graph.reset()
         torch.cuda.set_stream(before)
-        with contextlib.suppress(AttributeError, RuntimeError):  # no such function; the allocator has ended it itself
+        with contextlib.suppress(RuntimeError):  # it serves the capture no more
             torch._C._cuda_endAllocateToPool(stream.device_index, pool)
         with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):
             torch.zeros(1, device=stream.device)
         raise
+    return graph, result
 
 
 @contextlib.contextmanager
-def _waiting_is_an_error() -> Iterator[None]:
-    """Have PyTorch raise an error where an operation waits for the device, as ``item`` and unpinned copies do."""
+def _waiting_is_refused() -> Iterator[None]:
+    """Raise a :class:`CaptureError` for what fails in the block, or waits for the device, as ``item`` does.
+
+    A failed allocation and a broken device are raised as they are.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of each first use: not every such operation is known to it
+        warnings.simplefilter("ignore")  # of the first use: PyTorch does not know of every wait
         torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-@contextlib.contextmanager
-def _refusals() -> Iterator[None]:
-    """Raise what the block raises as a :class:`CaptureError`, unless memory or the device have failed."""
     try:
         yield
     except Exception as error:
         if failure_kind(error) != "code":
             raise
-        raise CaptureError(_reason(error)) from error
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if "torch" not in Path(frame.filename).parts][-1]
+        line = str(error).partition("\n")[0][:200]
+        raise CaptureError(f"{type(error).__name__}: {line} ({Path(own.filename).name}:{own.lineno})") from error
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
-def _reason(error: BaseException) -> str:
-    """Return the first line of an error, with the innermost line of code outside of PyTorch."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "torch" not in Path(frame.filename).parts]
-    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}{place}"
-
-
-# -- what a warm-up leaves as it was ---------------------------------------------------------------------------------
+# -- what a warm-up leaves as it was -------------------------------------------------------------------------------
 
 
 def cloned(arguments: tuple[State, ...]) -> tuple[State, ...]:
@@ -170,9 +153,9 @@ def cloned(arguments: tuple[State, ...]) -> tuple[State, ...]:
 
 @contextlib.contextmanager
 def undone(model: nn.Module) -> Iterator[None]:
-    """Restore the generators and the model's buffers after the block, also if it fails."""
-    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    generators = generator_states(device)
+    """Restore generators and the model's buffers after the block, also if it fails."""
+    drawn_from = generators(next((tensor.device for tensor in model.parameters()), torch.device("cpu")))
+    states = [generator.get_state() for generator in drawn_from]
     buffers = [
         (module, name, buffer, buffer.clone())
         for module in model.modules()
@@ -182,7 +165,8 @@ def undone(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        set_generator_states(device, *generators)
+        for generator, state in zip(drawn_from, states, strict=True):
+            generator.set_state(state)
         with torch.no_grad():
             for module, name, buffer, copy in buffers:
                 module._buffers[name] = buffer  # forward may have assigned another tensor
@@ -190,16 +174,7 @@ def undone(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(copy)
 
 
-def generator_states(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the states of the global random generators of the CPU and of ``device``. On a CPU, both are one."""
-    on_cpu = torch.get_rng_state()
-    return on_cpu, torch.cuda.get_rng_state(device) if device.type == "cuda" else on_cpu
-
-
-def set_generator_states(device: torch.device, on_cpu: Tensor, on_device: Tensor) -> None:
-    """Restore what :func:`generator_states` returned."""
-    torch.set_rng_state(on_cpu)
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(on_device, device)
-    else:
-        torch.set_rng_state(on_device)
+def generators(device: torch.device) -> tuple[torch.Generator, torch.Generator]:
+    """Return the global generators of the CPU and of ``device``: a model may draw from both. On a CPU, they are one."""
+    on_cpu = torch.default_generator
+    return on_cpu, torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else on_cpu

@@ -6,7 +6,7 @@ launch; on a CPU or with several ranks the same lines run each time.
 
 Every step of a captured run is a replay, the first one too: what PyTorch asks to run before a capture runs with the
 update switched off. So a run that is resumed computes its steps as one that was not. For the same reason, several ranks
-that resume a run take a step with the update switched off before their first one (:meth:`TrainingStep.resume`).
+take a step with the update switched off before their first one (:meth:`TrainingStep.prepare`).
 
 Several ranks reduce their gradients by DistributedDataParallel, or in one flat buffer after the backward pass
 (``SEQLM_CAPTURE_RANKS``). With a flat buffer, on GPUs, forward and backward pass are the graph, and clipping and update
@@ -93,44 +93,41 @@ class TrainingStep:
         self.clip_norm = clip_norm
         self.micro_batches = micro_batches
         self._rank = rank
-        self._is_flat = flat and rank.world_size > 1
-        self.scale = (1 if self._is_flat else rank.world_size) / tokens_per_step
+        self.scale = (1 if flat else rank.world_size) / tokens_per_step
         self._objective: nn.Module = _Objective(model)
-        self._captured: Captured[Any] | None = None
-        self._rehearses = False
-        if self._is_flat:
-            self._share(*model.parameters(), *model.buffers())
+        self._flat: Tensor | None = None
+        if flat and rank.world_size > 1:
+            self._flat = self._gradients_in_one(
+                [parameter for parameter in model.parameters() if parameter.requires_grad]
+            )
+            self._share(*model.parameters())
         elif rank.world_size > 1:
             devices = [rank.device] if rank.device.type == "cuda" else None
             self._objective = nn.parallel.DistributedDataParallel(
                 self._objective, device_ids=devices, gradient_as_bucket_view=True, bucket_cap_mb=bucket_mb
             )
+        self.captured: Captured[Any] | None = None
+        """Replays the step, or with a flat buffer its gradients. ``None``: each operation is launched on its own."""
         if capture:
-            function = self._flat_gradients if self._is_flat else self._eager
-            self._captured = Captured(function, model, self._warm_up)
+            whole = Captured(self._eager, model, self._warm_up)
+            self.captured = whole if self._flat is None else Captured(self._gradients, model)
 
-    def record(self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: State) -> None:
-        """Capture the step for windows and states of these shapes, if steps are captured. Nothing is changed.
+    def prepare(self, *window: State) -> None:
+        """Have the first step of this process computed as the others, on windows and states of these shapes.
+
+        Captures the step, if steps are captured. DistributedDataParallel takes a step that changes nothing: it reduces
+        all gradients of its first backward pass in one bucket, in the order of the parameters; then it fills its
+        buckets in the order in which the gradients became ready. The place in a bucket decides in which order three or
+        more ranks are added up.
 
         Raises:
             CaptureError, torch.cuda.OutOfMemoryError, RuntimeError: see :meth:`Captured.record`.
         """
-        if self._captured is not None:
-            self._captured.record(inputs, targets, state)
-
-    def never_capture(self) -> None:
-        """Launch each operation of the steps from now on."""
-        self._captured = None
-
-    def resume(self) -> None:
-        """Have the next step computed as every step but the first one of a run.
-
-        DistributedDataParallel reduces all gradients of its first backward pass in one bucket, in the order of the
-        parameters; then it fills its buckets in the order in which the gradients became ready. The place in a bucket
-        decides in which order three or more ranks are added up. So the next call first takes a step that changes
-        nothing, after which the buckets are as in the process that took the run's first step.
-        """
-        self._rehearses = isinstance(self._objective, nn.parallel.DistributedDataParallel)
+        if self.captured is not None:
+            self.captured.record(*window)
+        elif isinstance(self._objective, nn.parallel.DistributedDataParallel):
+            with undone(self.model):
+                self._warm_up(*cloned(window))
 
     def communication_seconds(self) -> float | None:
         """Return the mean time in which the ranks reduced the gradients of a step, with waiting for each other.
@@ -145,26 +142,17 @@ class TrainingStep:
 
     def __call__(self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: State) -> StepResult:
         """Forward, backward, clip, update."""
-        if self._rehearses:
-            self._rehearses = False
-            with undone(self.model):
-                self._warm_up(*cloned((inputs, targets, state)))
-        if not self._is_flat:
-            result: StepResult = (self._captured or self._eager)(inputs, targets, state)
+        if self._flat is None:
+            result: StepResult = (self.captured or self._eager)(inputs, targets, state)
             return result
         self._share(*self.model.buffers())
-        loss_nats, after, flat = (self._captured or self._flat_gradients)(inputs, targets, state)
-        self._rank.sum(flat)
-        trained = self._trained()
-        for parameter, gradient in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
-            parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
+        loss_nats, after = (self.captured or self._gradients)(inputs, targets, state)
+        self._rank.sum(self._flat)
         return StepResult(loss_nats, self._update(loss_nats), after)
 
-    def _eager(
-        self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: State, *, moves: bool = True
-    ) -> StepResult:
+    def _eager(self, *window: State, moves: bool = True) -> StepResult:
         """``moves=False``: all of the step is computed, and the update leaves parameters and moments as they are."""
-        loss_nats, after = self._gradients(inputs, targets, state)
+        loss_nats, after = self._gradients(*window)
         return StepResult(loss_nats, self._update(loss_nats, moves=moves), after)
 
     def _gradients(
@@ -172,7 +160,10 @@ class TrainingStep:
     ) -> tuple[Float[Tensor, ""], State]:
         """Forward and backward pass: return the summed loss and the state after the window."""
         losses, states = [], []
-        self.optimizer.zero_grad(set_to_none=True)
+        if self._flat is None:
+            self.optimizer.zero_grad(set_to_none=True)
+        else:
+            self._flat.zero_()
         windows = split_state((inputs, targets), self.micro_batches, axis=1)
         parts = zip(windows, split_state(state, self.micro_batches, self.model.batch_axis), strict=True)
         for number, (window, before) in enumerate(parts, start=1):
@@ -184,26 +175,9 @@ class TrainingStep:
         loss_nats = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
         return loss_nats, join_states(states, self.model.batch_axis)
 
-    def _flat_gradients(
-        self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: State
-    ) -> tuple[Float[Tensor, ""], State, Float[Tensor, " P"]]:
-        """Return what :meth:`_gradients` does, and this rank's gradients one after the other."""
-        loss_nats, after = self._gradients(inputs, targets, state)
-        return loss_nats, after, torch.cat([p.grad.flatten() for p in self._trained() if p.grad is not None])
-
-    def _trained(self) -> list[nn.Parameter]:
-        """Return the parameters that the last backward pass has reached."""
-        return [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-
-    def _share(self, *tensors: Tensor) -> None:
-        """Give all ranks the tensors of the first one, as DistributedDataParallel does. Constants may be views."""
-        for tensor in tensors:
-            if tensor.is_contiguous():
-                torch.distributed.broadcast(tensor.detach(), src=0)
-
     def _update(self, loss_nats: Float[Tensor, ""], *, moves: bool = True) -> Float[Tensor, ""]:
         """Clip the gradients and move the parameters, if all is finite. Return the norm before clipping."""
-        gradients = [parameter.grad for parameter in self._trained() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients) * self.scale
         found_inf = ~torch.isfinite(loss_nats + norm) if moves else torch.ones_like(norm)
         # Fused optimizers divide each gradient by grad_scale as they read it, and leave all parameters alone where
@@ -213,13 +187,25 @@ class TrainingStep:
         self.optimizer.step()
         return norm
 
-    def _warm_up(self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: State) -> None:
+    def _warm_up(self, *window: State) -> None:
         """Compute a step that moves no parameter and no moment. No gradient is left: a capture makes its own set."""
-        if self._is_flat:
-            self._flat_gradients(inputs, targets, state)
-        else:
-            self._eager(inputs, targets, state, moves=False)
+        self._eager(*window, moves=False)
         self.optimizer.zero_grad(set_to_none=True)
+
+    @staticmethod
+    def _gradients_in_one(parameters: list[nn.Parameter]) -> Tensor:
+        """Return a buffer in which the parameters, all of one type, have their gradients from now on."""
+        flat = parameters[0].new_zeros(sum(parameter.numel() for parameter in parameters))
+        for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = gradient.view_as(parameter)
+        return flat
+
+    @staticmethod
+    def _share(*tensors: Tensor) -> None:
+        """Give all ranks the tensors of the first one, as DistributedDataParallel does. Constants may be views."""
+        for tensor in tensors:
+            if tensor.is_contiguous():
+                torch.distributed.broadcast(tensor.detach(), src=0)
 
     def _reduction(self, *, is_last: bool) -> AbstractContextManager[None]:
         """Gradients of all parts but the last are kept on this rank: each reduction would cost as much as one."""

@@ -1,7 +1,6 @@
 """What follows the events of :mod:`seqlm.training.trainer`: a run is trained to its end, or a canary is tried."""
 
 import statistics
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,7 +50,7 @@ def train(trainer: Trainer, attempt: Attempt, search: Search | None = None) -> d
         progress.say(f"float32 matrix products on {trainer.rank.device_name}: {trainer.rank.matmul}")
     try:
         _resume(trainer, files, progress)
-        if problem := trainer.record():
+        if problem := trainer.prepare():
             progress.say(NOT_CAPTURED.format(problem))
         saving.begin_trace()
         for event in trainer.events(
@@ -160,18 +159,16 @@ def run_canary(trainer: Trainer, attempt: Attempt, steps: int) -> dict[str, Any]
     rank = trainer.rank
     on_gpu = rank.device.type == "cuda"
     before = _besides_tensors(rank.device) if on_gpu else 0
-    if (problem := trainer.record()) and rank.is_first:
+    if (problem := trainer.prepare()) and rank.is_first:
         print(NOT_CAPTURED.format(problem), flush=True)
     seconds: list[float] = []
-    started = time.perf_counter()
     for event in trainer.events(steps, asks=lambda: (attempt.stop.received, False), read_each=True):
         if isinstance(event, StepsDone):
-            seconds.append(time.perf_counter() - started)
+            seconds += [step_seconds for _, _, step_seconds in event.rows]
             if event.stop:
                 raise StopRequested
             if len(seconds) == steps:
                 break
-        started = time.perf_counter()
     require_perplexity(trainer.evaluate("valid", most=VALID_WINDOWS), f"after {steps} steps")
     step_seconds = statistics.median(seconds[UNTIMED_STEPS:])
     record = {

@@ -27,7 +27,7 @@ from seqlm.models.products import use_precision
 from seqlm.models.state import State, join_states, map_state, rebuilt, split_state, tensors_of
 from seqlm.optimizers import build_optimizer, restore_optimizer, set_learning_rate
 from seqlm.trace import StepRow
-from seqlm.training.capture import CaptureError, Captured, generator_states, is_captured, set_generator_states
+from seqlm.training.capture import Captured, CaptureError, generators, is_captured
 from seqlm.training.checkpoint import Checkpoint, Position
 from seqlm.training.distributed import Rank
 from seqlm.training.records import Phases, TokenLoss, epoch_record, require_perplexity
@@ -134,8 +134,8 @@ class Trainer:
         self.seconds = 0.0
         self.state: State = self.model.initial_state(self.columns.shape[1])
 
-    def record(self) -> str | None:
-        """Capture the step and the windows of all evaluations as CUDA graphs, if this run replays them on its device.
+    def prepare(self) -> str | None:
+        """Prepare the steps, and capture the windows of all evaluations as CUDA graphs if steps are captured.
 
         Called before the first step of each attempt, so that all attempts decide in the same way. If anything cannot be
         captured, on any rank, nothing is replayed. Return why, the same on every rank. ``None``: there is no such thing.
@@ -143,26 +143,19 @@ class Trainer:
         Raises:
             torch.cuda.OutOfMemoryError, RuntimeError: the GPU has too little memory, or is broken.
         """
-        if not isinstance(self.window_loss, Captured):
-            return None
         problem = None
         try:
             self.model.train()
             inputs, targets = next(windows(self.columns, self.config.train.seq_len))
-            self.take_step.record(inputs, targets, self.model.initial_state(inputs.shape[1]))
-            self.model.eval()
-            with torch.no_grad():
-                for part in itertools.chain.from_iterable(self._scored.values()):
-                    state = self.model.initial_state(part.shape[1])
-                    for inputs, targets in windows(part, self._window, last_shorter=True):
-                        if targets.numel():
-                            self.window_loss.record(inputs, targets, state)
+            self.take_step.prepare(inputs, targets, self.model.initial_state(inputs.shape[1]))
+            if isinstance(self.window_loss, Captured):
+                self._record_windows(self.window_loss)
         except CaptureError as error:
             problem = str(error)
         problems: list[str | None] = [self.rank.from_rank(index, problem) for index in range(self.rank.world_size)]
         problem = next(filter(None, problems), None)
         if problem is not None:
-            self.take_step.never_capture()
+            self.take_step.captured = None
             self.window_loss = self.model.loss
         return problem
 
@@ -287,12 +280,22 @@ class Trainer:
         loss_nats, tokens = self.rank.sum(total).tolist()
         return TokenLoss(loss_nats=loss_nats, tokens=int(tokens))
 
+    @torch.no_grad()
+    def _record_windows(self, window_loss: Captured[Any]) -> None:
+        """Capture the windows of every shape that an evaluation has."""
+        self.model.eval()
+        for part in itertools.chain.from_iterable(self._scored.values()):
+            state = self.model.initial_state(part.shape[1])
+            for inputs, targets in windows(part, self._window, last_shorter=True):
+                if targets.numel():
+                    window_loss.record(inputs, targets, state)
+
     # -- checkpoints -------------------------------------------------------------------------------------------
 
     def checkpoint(self) -> Checkpoint:
         """Return where the training stands, between two steps, with its own tensors. Every rank gives its part."""
         within = self.step > 0
-        on_cpu, on_device = generator_states(self.rank.device)
+        on_cpu, on_device = generators(self.rank.device)
         gathered = [self.rank.gather(tensor) for tensor in tensors_of(self.state)] if within else []
         ranks = range(self.rank.world_size) if within else ()
         position = Position(
@@ -302,8 +305,8 @@ class Trainer:
             tokens=self.total.tokens,
             seconds=self.seconds,
             states=[rebuilt(self.state, iter([tensors[index] for tensors in gathered])) for index in ranks],
-            generators=self.rank.gather(on_device) if within else [],
-            cpu_generators=self.rank.gather(on_cpu) if within else [],
+            generators=self.rank.gather(on_device.get_state()) if within else [],
+            cpu_generators=self.rank.gather(on_cpu.get_state()) if within else [],
             ranks=self.rank.world_size,
             device=self.rank.device.type,
         )
@@ -324,8 +327,6 @@ class Trainer:
         restore_optimizer(self.optimizer, checkpoint.optimizer)
         self.history = checkpoint.history
         position = checkpoint.position
-        if position.epoch or position.step:
-            self.take_step.resume()
         self._begin_epoch(position.epoch)
         if position.step:
             self.step, self.seconds = position.step, position.seconds
@@ -345,8 +346,10 @@ class Trainer:
             join_states(position.states, axis),
         )
         if (position.ranks, position.device) == (rank.world_size, rank.device.type):
-            on_cpu = position.cpu_generators[rank.index] if position.cpu_generators else torch.get_rng_state()
-            set_generator_states(rank.device, on_cpu, position.generators[rank.index])
+            on_cpu, on_device = generators(rank.device)
+            on_device.set_state(position.generators[rank.index])
+            if position.cpu_generators:
+                on_cpu.set_state(position.cpu_generators[rank.index])
         else:
             torch.manual_seed(mask_seed(self.config.seed, position.epoch, rank.index) ^ position.step)
 

@@ -160,6 +160,5 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: device.stream is not device.default_stream)
     monkeypatch.setattr(torch.cuda, "set_stream", device.set_stream)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", device.set_sync_debug_mode)
-    monkeypatch.setattr(capture.Captured, "failure", None)
     capture._stream_for.cache_clear()
     return device

@@ -103,7 +103,13 @@ def run_ranks(
     ranks = []
     for rank in range(world_size):
         env = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world_size), "SEQLM_RENDEZVOUS": meeting}
-        env.update(SEQLM_DEVICE="cpu", GLOO_SOCKET_IFNAME="lo", SEQLM_DATA=str(text), MICRO_BATCHES=micro_batches, **(how or {}))
+        env.update(
+            SEQLM_DEVICE="cpu",
+            GLOO_SOCKET_IFNAME="lo",
+            SEQLM_DATA=str(text),
+            MICRO_BATCHES=micro_batches,
+            **(how or {}),
+        )
         ranks.append(commands.start([sys.executable, "-m", "tests.seqlm.training.ranks", *runs], env=env))
     said = [commands.finish(rank)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * world_size, said
