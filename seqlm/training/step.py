@@ -106,11 +106,10 @@ class TrainingStep:
             self._objective = nn.parallel.DistributedDataParallel(
                 self._objective, device_ids=devices, gradient_as_bucket_view=True, bucket_cap_mb=bucket_mb
             )
-        self.captured: Captured[Any] | None = None
-        """Replays the step, or with a flat buffer its gradients. ``None``: each operation is launched on its own."""
+        self._captured: Captured[Any] | None = None
         if capture:
             whole = Captured(self._eager, model, self._warm_up)
-            self.captured = whole if self._flat is None else Captured(self._gradients, model)
+            self._captured = whole if self._flat is None else Captured(self._gradients, model)
 
     def prepare(self, *window: State) -> None:
         """Have the first step of this process computed as the others, on windows and states of these shapes.
@@ -123,11 +122,15 @@ class TrainingStep:
         Raises:
             CaptureError, torch.cuda.OutOfMemoryError, RuntimeError: see :meth:`Captured.record`.
         """
-        if self.captured is not None:
-            self.captured.record(*window)
+        if self._captured is not None:
+            self._captured.record(*window)
         elif isinstance(self._objective, nn.parallel.DistributedDataParallel):
             with undone(self.model):
                 self._warm_up(*cloned(window))
+
+    def never_capture(self) -> None:
+        """Launch each operation of the steps on its own from now on."""
+        self._captured = None
 
     def communication_seconds(self) -> float | None:
         """Return the mean time in which the ranks reduced the gradients of a step, with waiting for each other.
@@ -143,10 +146,10 @@ class TrainingStep:
     def __call__(self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: State) -> StepResult:
         """Forward, backward, clip, update."""
         if self._flat is None:
-            result: StepResult = (self.captured or self._eager)(inputs, targets, state)
+            result: StepResult = (self._captured or self._eager)(inputs, targets, state)
             return result
         self._share(*self.model.buffers())
-        loss_nats, after = (self.captured or self._gradients)(inputs, targets, state)
+        loss_nats, after = (self._captured or self._gradients)(inputs, targets, state)
         self._rank.sum(self._flat)
         return StepResult(loss_nats, self._update(loss_nats), after)
 

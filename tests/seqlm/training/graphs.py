@@ -4,9 +4,9 @@ A capture records the operations on tensors, and takes back what they have chang
 replay does the same operations on the same memory. So a replay gives wrong numbers if it needs anything that the
 function does in Python, or memory that another call has left.
 
-``nonzero`` is the operation that waits for the device: an error in a capture, and wherever waiting is an error. (On a CPU
-our own models read a scalar.) A capture that fails leaves
-behind what PyTorch leaves behind: its stream is the current one, its pool is being served, and nobody can draw.
+``nonzero`` is the operation that waits for the device: an error in a capture, and wherever waiting is an error. (On a
+CPU our own models read a scalar.) A capture that fails leaves behind what PyTorch leaves behind: its stream is the
+current one, its pool is being served, and nobody can draw.
 """
 
 import contextlib
