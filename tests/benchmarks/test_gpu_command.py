@@ -38,7 +38,7 @@ def spread(median: float) -> dict[str, float]:
 def concluded(folder: Path, part: str, *records: dict[str, Any]) -> str:
     """Return the line of the summary that names a choice."""
     cases = {str(number): {"name": str(number), "error": None, **record} for number, record in enumerate(records)}
-    known = {"device": {"name": "card", "cores": 1, "processor": "cpu"}, "versions": {}, "rehearsal": False}
+    known = {"device": {"name": "card"}, "cores": 1, "processor": "cpu", "versions": {}, "rehearsal": False}
     known |= {"git": {"commit": "c", "dirty": False}, "command": "", "date": "", "complete": True}
     Results(folder).write(part, {**known, "cases": cases})
     (line,) = (line for line in as_markdown(Results(folder)).splitlines() if line.startswith("To choose"))
