@@ -135,10 +135,13 @@ def _waiting_is_refused() -> Iterator[None]:
     except Exception as error:
         if failure_kind(error) != "code":
             raise
-        frames = traceback.extract_tb(error.__traceback__)
+        first: BaseException = error
+        while first.__context__ is not None:  # the end of a capture raises another error
+            first = first.__context__
+        frames = traceback.extract_tb(first.__traceback__)
         own = [frame for frame in frames if "torch" not in Path(frame.filename).parts][-1]
-        line = str(error).partition("\n")[0][:200]
-        raise CaptureError(f"{type(error).__name__}: {line} ({Path(own.filename).name}:{own.lineno})") from error
+        line = str(first).partition("\n")[0][:200]
+        raise CaptureError(f"{type(first).__name__}: {line} ({Path(own.filename).name}:{own.lineno})") from error
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

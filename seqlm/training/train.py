@@ -26,7 +26,7 @@ VALID_WINDOWS = 2
 NOT_CAPTURED = "no CUDA graph: each operation of a step is launched on its own, because a capture fails with {}"
 """What the log of a run says if its model cannot be captured. What that costs has not been measured."""
 UNTIMED_STEPS = 4
-"""Steps at the beginning whose time says nothing: memory is new and, on a GPU, the first one records the graph."""
+"""Steps at the beginning whose time says nothing: memory is new, and libraries set themselves up."""
 
 
 def train(trainer: Trainer, attempt: Attempt, search: Search | None = None) -> dict[str, Any]:

@@ -85,6 +85,8 @@ class Device:
         try:
             with recorder:
                 yield
+        except Exception:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")  # noqa: B904
         finally:
             with torch.no_grad():
                 recorder.take_back()

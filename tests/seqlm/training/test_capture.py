@@ -207,15 +207,18 @@ def fails_in_a_capture(error: Exception) -> Captured[Tensor]:
     [
         (torch.cuda.OutOfMemoryError("CUDA out of memory"), "oom"),
         (RuntimeError("CUDA error: an unsupported operation"), "code"),
-        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), "node"),
     ],
 )
 def test_a_capture_that_fails_leaves_the_process_as_it_was(cuda_device: Device, error: Exception, kind: str) -> None:
     generator = torch.get_rng_state()
-    with pytest.raises(Exception, match=str(error)) as caught:
+    with pytest.raises((CaptureError, RuntimeError)) as caught:
         fails_in_a_capture(error).record(torch.zeros(3))
     assert failure_kind(caught.value) == kind
-    assert isinstance(caught.value, CaptureError) == (kind == "code"), "no reason to go on without a capture"
+    if kind == "code":
+        assert isinstance(caught.value, CaptureError)
+        assert str(error) in str(caught.value)
+    else:
+        assert not isinstance(caught.value, CaptureError), "no reason to go on without a capture"
     assert torch.equal(torch.get_rng_state(), generator)
     assert (cuda_device.stream, cuda_device.pools, cuda_device.can_draw) == (cuda_device.default_stream, set(), True)
 
