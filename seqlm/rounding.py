@@ -27,7 +27,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Return a line on what differs from the worker that saved a checkpoint and affects its numbers. Empty: nothing.
 
-    Masks stay if only threads, library, reduction or processor differ: another version of PyTorch may draw other numbers.
+    Masks stay if only threads, library, reduction or processor differ. Another version of PyTorch may draw other ones.
     """
     found = differences(before, now)
     keeps_masks = {"threads", "matmul", "reduction"} | (set() if before.get("gpus") or now.get("gpus") else {"device"})

@@ -97,10 +97,8 @@ class TrainingStep:
         self._objective: nn.Module = _Objective(model)
         self._flat: Tensor | None = None
         if flat and rank.world_size > 1:
-            self._flat = self._gradients_in_one(
-                [parameter for parameter in model.parameters() if parameter.requires_grad]
-            )
-            self._share(*model.parameters())
+            self._flat = _flat_gradients([parameter for parameter in model.parameters() if parameter.requires_grad])
+            _share(*model.parameters())
         elif rank.world_size > 1:
             devices = [rank.device] if rank.device.type == "cuda" else None
             self._objective = nn.parallel.DistributedDataParallel(
@@ -148,7 +146,7 @@ class TrainingStep:
         if self._flat is None:
             result: StepResult = (self._captured or self._eager)(inputs, targets, state)
             return result
-        self._share(*self.model.buffers())
+        _share(*self.model.buffers())
         loss_nats, after = (self._captured or self._gradients)(inputs, targets, state)
         self._rank.sum(self._flat)
         return StepResult(loss_nats, self._update(loss_nats), after)
@@ -195,26 +193,26 @@ class TrainingStep:
         self._eager(*window, moves=False)
         self.optimizer.zero_grad(set_to_none=True)
 
-    @staticmethod
-    def _gradients_in_one(parameters: list[nn.Parameter]) -> Tensor:
-        """Return a buffer in which the parameters, all of one type, have their gradients from now on."""
-        flat = parameters[0].new_zeros(sum(parameter.numel() for parameter in parameters))
-        for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad = gradient.view_as(parameter)
-        return flat
-
-    @staticmethod
-    def _share(*tensors: Tensor) -> None:
-        """Give all ranks the tensors of the first one, as DistributedDataParallel does. Constants may be views."""
-        for tensor in tensors:
-            if tensor.is_contiguous():
-                torch.distributed.broadcast(tensor.detach(), src=0)
-
     def _reduction(self, *, is_last: bool) -> AbstractContextManager[None]:
         """Gradients of all parts but the last are kept on this rank: each reduction would cost as much as one."""
         if is_last or not isinstance(self._objective, nn.parallel.DistributedDataParallel):
             return nullcontext()
         return self._objective.no_sync()
+
+
+def _flat_gradients(parameters: list[nn.Parameter]) -> Float[Tensor, " P"]:
+    """Return a buffer in which the parameters, all of one type, have their gradients from now on."""
+    flat = parameters[0].new_zeros(sum(parameter.numel() for parameter in parameters))
+    for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = gradient.view_as(parameter)
+    return flat
+
+
+def _share(*tensors: Tensor) -> None:
+    """Give all ranks the tensors of the first one, as DistributedDataParallel does. Constants may be views."""
+    for tensor in tensors:
+        if tensor.is_contiguous():
+            torch.distributed.broadcast(tensor.detach(), src=0)
 
 
 @final
@@ -225,10 +223,8 @@ class _Objective(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
-        self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: State
-    ) -> tuple[Float[Tensor, ""], State]:
-        return self.model.loss(inputs, targets, state)
+    def forward(self, *window: State) -> tuple[Float[Tensor, ""], State]:
+        return self.model.loss(*window)
 
 
 @final

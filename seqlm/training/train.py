@@ -23,8 +23,6 @@ from seqlm.training.trainer import Diverged, EpochBegins, EpochEnded, StepsDone,
 
 VALID_WINDOWS = 2
 """Windows of the validation text that a canary looks at: evaluating needs memory of its own."""
-NOT_CAPTURED = "no CUDA graph: each operation of a step is launched on its own, because a capture fails with {}"
-"""What the log of a run says if its model cannot be captured. What that costs has not been measured."""
 UNTIMED_STEPS = 4
 """Steps at the beginning whose time says nothing: memory is new, and libraries set themselves up."""
 
@@ -50,8 +48,8 @@ def train(trainer: Trainer, attempt: Attempt, search: Search | None = None) -> d
         progress.say(f"float32 matrix products on {trainer.rank.device_name}: {trainer.rank.matmul}")
     try:
         _resume(trainer, files, progress)
-        if problem := trainer.prepare():
-            progress.say(NOT_CAPTURED.format(problem))
+        if line := trainer.prepare():
+            progress.say(line)
         saving.begin_trace()
         for event in trainer.events(
             trainer.config.train.epochs,
@@ -159,8 +157,8 @@ def run_canary(trainer: Trainer, attempt: Attempt, steps: int) -> dict[str, Any]
     rank = trainer.rank
     on_gpu = rank.device.type == "cuda"
     before = _besides_tensors(rank.device) if on_gpu else 0
-    if (problem := trainer.prepare()) and rank.is_first:
-        print(NOT_CAPTURED.format(problem), flush=True)
+    if (line := trainer.prepare()) and rank.is_first:
+        print(line, flush=True)
     seconds: list[float] = []
     for event in trainer.events(steps, asks=lambda: (attempt.stop.received, False), read_each=True):
         if isinstance(event, StepsDone):

@@ -138,7 +138,7 @@ class Trainer:
         """Prepare the steps, and capture the windows of all evaluations as CUDA graphs if steps are captured.
 
         Called before the first step of each attempt, so that all attempts decide in the same way. If anything cannot be
-        captured, on any rank, nothing is replayed. Return why, the same on every rank. ``None``: nothing has failed.
+        captured, on any rank, nothing is replayed. Return a line on that for the log. ``None``: nothing has failed.
 
         Raises:
             torch.cuda.OutOfMemoryError, RuntimeError: the GPU has too little memory, or is broken.
@@ -154,10 +154,11 @@ class Trainer:
             problem = str(error)
         problems: list[str | None] = [self.rank.from_rank(index, problem) for index in range(self.rank.world_size)]
         problem = next(filter(None, problems), None)
-        if problem is not None:
-            self.take_step.never_capture()
-            self.window_loss = self.model.loss
-        return problem
+        if problem is None:
+            return None
+        self.take_step.never_capture()
+        self.window_loss = self.model.loss
+        return f"no CUDA graph: each operation of a step is launched on its own, because a capture fails with {problem}"
 
     # -- the protocol ------------------------------------------------------------------------------------------
 

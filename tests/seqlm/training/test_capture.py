@@ -77,7 +77,7 @@ def test_no_rank_is_captured_if_another_cannot_be(
     monkeypatch.setattr(Rank, "from_rank", lambda self, source, value: value if source == 0 else "no capture there")
     corpus = load_corpus(config.data, write_text(tmp_path / "text", train_lines=60))
     trainer = Attempt(make_run(tmp_path / "run", config), corpus, rank=two_ranks).trainer
-    assert trainer.prepare() == "no capture there"
+    assert "no capture there" in (trainer.prepare() or "")
     captures = len(cuda_graphs)
     assert captures
     list(itertools.islice(trainer.events(1), 4))
