@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.shapes import Shape, select
 from seqlm.config import Precision
 from seqlm.models import build_model, products
-from seqlm.training.optimizers import build_optimizer
+from seqlm.optimizers import build_optimizer
 from seqlm.training.step import TrainingStep
 
 META = torch.device("meta")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.shapes import Shape
 from seqlm.models import build_model
-from seqlm.training.optimizers import build_optimizer
+from seqlm.optimizers import build_optimizer
 from seqlm.training.step import TrainingStep
 
 

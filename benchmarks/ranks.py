@@ -1,8 +1,8 @@
 """What a second rank brings: a step of two ranks against the same step without communication, and against one rank.
 
 Each rank is a process with an equal part of the threads. In turns, all of them take a step on their own columns with
-the reduction of gradients, then without it; then the first rank takes the whole batch alone with all threads, while
-the others wait. See ``benchmarks/README.md``.
+the reduction of gradients in buckets, in one flat buffer (on GPUs behind a CUDA graph), and without it; then the first
+rank takes the whole batch alone with all threads, while the others wait. See ``benchmarks/README.md``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"--shape: expected one shape, got the group {options.shape}")
         if not 1 < options.ranks <= shapes[0].config.train.batch_size:
             raise UsageError(f"--ranks: expected 2 to the batch size, got {options.ranks}")
-        measured = _measure(shapes[0], options.ranks, options.rounds, options.bucket_mb)
+        measured = measure(shapes[0], options.ranks, options.rounds, options.bucket_mb)
     except SeqlmError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -55,23 +55,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measure(shape: Shape, ranks: int, rounds: int, bucket_mb: Sequence[int]) -> dict[str, Any]:
-    """What the first rank measured."""
+def measure(shape: Shape, ranks: int, rounds: int, bucket_mb: Sequence[int], device: str = "cpu") -> dict[str, Any]:
+    """What the first rank measured. On ``cuda``, each rank has a card of its own."""
     import torch
     from torch import multiprocessing
 
     with tempfile.TemporaryDirectory() as folder:
-        work = (shape, ranks, rounds, list(bucket_mb), torch.get_num_threads(), folder)
+        work = (shape, ranks, rounds, list(bucket_mb), torch.get_num_threads(), folder, device)
         multiprocessing.spawn(_one_rank, args=work, nprocs=ranks)  # type: ignore[attr-defined,no-untyped-call]
         result: dict[str, Any] = json.loads((Path(folder) / "result.json").read_text("utf-8"))
     return result
 
 
 def _one_rank(
-    index: int, shape: Shape, ranks: int, rounds: int, bucket_mb: list[int], threads: int, folder: str
+    index: int, shape: Shape, ranks: int, rounds: int, bucket_mb: list[int], threads: int, folder: str, device: str
 ) -> None:
     import torch
 
+    from benchmarks.device import synchronize
     from benchmarks.interleave import interleave
     from seqlm.training.distributed import Rank, process_group
 
@@ -79,13 +80,15 @@ def _one_rank(
     os.environ["SEQLM_RENDEZVOUS"] = str(Path(folder) / "meeting")
     share = max(1, threads // ranks)
     torch.set_num_threads(share)
-    rank = Rank(index=index, world_size=ranks)
+    place = torch.device(device, index) if device == "cuda" else torch.device(device)
+    rank = Rank(index=index, world_size=ranks, device=place)
     batch = shape.config.train.batch_size
     own = len(range(index, batch, ranks))
     with process_group(rank):
-        together = {mb: _stepper(shape, own, rank, mb) for mb in bucket_mb}
-        apart = _stepper(shape, own, Rank(), 25)
-        alone = _stepper(shape, batch, Rank(), 25) if rank.is_first else None
+        together = {f"reduced-{mb}": _stepper(shape, own, rank, mb) for mb in bucket_mb}
+        together["flat"] = _stepper(shape, own, rank, flat=True)
+        apart = _stepper(shape, own, Rank(device=place))
+        alone = _stepper(shape, batch, Rank(device=place)) if rank.is_first else None
 
         def timed(step: Callable[[], None] | None, threads: int) -> float:
             torch.set_num_threads(threads)
@@ -93,30 +96,31 @@ def _one_rank(
             start = time.perf_counter()
             if step is not None:
                 step()
+            synchronize(place)
             torch.distributed.barrier()
             return time.perf_counter() - start
 
         turns: dict[str, Callable[[], float]] = {
-            f"reduced-{mb}": functools.partial(timed, step, share) for mb, step in together.items()
+            name: functools.partial(timed, step, share) for name, step in together.items()
         }
         turns["not-reduced"] = lambda: timed(apart, share)
         turns["one-rank"] = lambda: timed(alone, threads)
         measured = interleave(turns, seconds=0, least_rounds=rounds, warmup_rounds=3)
     if rank.is_first:
-        (Path(folder) / "result.json").write_text(json.dumps(_figures(measured, bucket_mb)), "utf-8")
+        (Path(folder) / "result.json").write_text(json.dumps(_figures(measured, list(together))), "utf-8")
 
 
-def _stepper(shape: Shape, columns: int, rank: Rank, bucket_mb: int) -> Callable[[], None]:
-    """A step on random windows of ``columns`` columns, with a model of its own."""
+def _stepper(shape: Shape, columns: int, rank: Rank, bucket_mb: int = 25, *, flat: bool = False) -> Callable[[], None]:
+    """A step on random windows of ``columns`` columns, with a model of its own; on GPUs captured where it can be."""
     import torch
 
     from seqlm.models import build_model
-    from seqlm.training.optimizers import build_optimizer
+    from seqlm.optimizers import build_optimizer
     from seqlm.training.step import TrainingStep
 
     torch.manual_seed(shape.config.seed)
     train = shape.config.train
-    model = build_model(shape.config.model, shape.vocab_size, train.seq_len)
+    model = build_model(shape.config.model, shape.vocab_size, train.seq_len).to(rank.device)
     optimizer = build_optimizer(shape.config.optim, model.parameters())
     step = TrainingStep(
         model,
@@ -125,8 +129,10 @@ def _stepper(shape: Shape, columns: int, rank: Rank, bucket_mb: int) -> Callable
         tokens_per_step=shape.tokens if rank.world_size > 1 else train.seq_len * columns,
         rank=rank,
         bucket_mb=bucket_mb,
+        flat=flat,
+        capture=rank.device.type == "cuda" and (flat or rank.world_size == 1),
     )
-    inputs, targets = torch.randint(shape.vocab_size, (2, train.seq_len, columns))
+    inputs, targets = torch.randint(shape.vocab_size, (2, train.seq_len, columns)).to(rank.device)
     state: list[Tensor] = [model.initial_state(columns)]
 
     def take() -> None:
@@ -135,17 +141,17 @@ def _stepper(shape: Shape, columns: int, rank: Rank, bucket_mb: int) -> Callable
     return take
 
 
-def _figures(measured: Rounds, bucket_mb: Sequence[int]) -> dict[str, Any]:
+def _figures(measured: Rounds, names: Sequence[str]) -> dict[str, Any]:
     def of(name: str) -> dict[str, float]:
-        return {key: round(1000 * value, 1) for key, value in vars(measured.spread(name)).items()}
+        return {key: round(1000 * value, 3) for key, value in vars(measured.spread(name)).items()}
 
     def ratio(numerator: str, denominator: str) -> dict[str, float]:
         return {key: round(value, 3) for key, value in vars(measured.ratio(numerator, denominator)).items()}
 
-    names = [f"reduced-{mb}" for mb in bucket_mb]
     return {
         "milliseconds": {name: of(name) for name in (*names, "not-reduced", "one-rank")},
         "efficiency": {name: ratio("not-reduced", name) for name in names},
+        "flat_times_as_fast": {name: ratio(name, "flat") for name in names if name != "flat"},
         "speed_of_one_rank_with_all_threads": {name: ratio("one-rank", name) for name in names},
         "rounds": measured.count,
     }

@@ -111,6 +111,10 @@ DETERMINISTIC = Variable("SEQLM_DETERMINISTIC", FLAG, False)
 SELF_CHECK = Variable("SEQLM_SELF_CHECK", Annotated[Literal["stop", "warn"], Valid("stop or warn")], "stop")
 """What a worker does if the self-check of its device fails: ``stop`` fails the run, ``warn`` prints the figures in its
 log and trains. Unset: ``stop``."""
+CAPTURE_RANKS = Variable("SEQLM_CAPTURE_RANKS", FLAG, False)
+"""1: several ranks of a run reduce their gradients at once, after the backward pass, and on GPUs replay forward and
+backward pass as a CUDA graph. 0: DistributedDataParallel reduces them while the backward pass goes on. All ranks and
+attempts of a run need the same value."""
 
 # -- when something counts as dead ---------------------------------------------------------------------------------
 

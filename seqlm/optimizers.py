@@ -1,15 +1,19 @@
-"""The optimizers: their configurations, and the learning rate of each step. Standard library alone.
+"""The optimizers: their configurations, the learning rate of each step, and the objects that take the steps.
 
 A new optimizer is a class here, listed in :data:`OPTIMIZERS`: its names, the class that takes its steps, and its keys.
+Launchers read configurations, so nothing here imports PyTorch but :func:`build_optimizer`, by the name of the class.
 """
 
+import importlib
+import inspect
 import math
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
+from seqlm.errors import CheckpointError
 from seqlm.schema import Count, Positive, Section, Valid, listing, show
 
 Schedule: TypeAlias = Literal["constant", "compounding", "per_epoch", "cosine", "linear"]
@@ -35,7 +39,7 @@ class OptimConfig(Section, ABC):
 
     NAME = "optim"
     CLASS: ClassVar[str]
-    """Module and name of the class that takes the steps, such as ``torch.optim:Adam``."""
+    """Module and name of the class that takes the steps, such as ``torch.optim:Adam``. It has a fused form."""
     IS_DECOUPLED: ClassVar[bool] = False
     """Whether weight decay is no penalty, but for matrices and embeddings alone and outside of the gradient."""
 
@@ -248,3 +252,73 @@ def foreign_keys(optimizer: str | None, own: Mapping[str, Any], shared: Mapping[
     if schedule is None:
         schedule = "compounding" if optimizer == _PUBLISHED_SGD else "constant"
     return foreign | {key for key, schedules in _NEEDED_BY.items() if key in shared and schedule not in schedules}
+
+
+# -- what takes the steps ------------------------------------------------------------------------------------------
+
+
+def build_optimizer(config: OptimConfig, parameters: Iterable[Any]) -> Any:
+    """Return the ``torch.optim.Optimizer`` of a configuration, in its fused form: one pass over a group's parameters.
+
+    A decoupled decay applies to parameters of two and more axes only: matrices and embeddings, but no gains and biases.
+    So these optimizers have two groups, and the others have one.
+
+    On a GPU the learning rate is a tensor on the device, so that a captured step follows its schedule. Velocities exist
+    from the start, as zeros: PyTorch would make them in the first step, and a captured step would repeat that.
+
+    ``step()`` divides each gradient by ``optimizer.grad_scale``, and changes nothing if ``optimizer.found_inf`` is 1,
+    as torch.amp.GradScaler uses both.
+    """
+    parameters = list(parameters)
+    on_gpu = parameters[0].device.type == "cuda"
+    module, _, name = config.CLASS.partition(":")
+    kind = getattr(importlib.import_module(module), name)
+    options = {**config.arguments(), "fused": True}
+    groups = parameters
+    if config.IS_DECOUPLED:
+        groups = _by_decay(parameters, config.weight_decay)
+    elif config.weight_decay:
+        options["weight_decay"] = config.weight_decay
+    if "capturable" in inspect.signature(kind).parameters:
+        options["capturable"] = on_gpu
+    lr = parameters[0].new_tensor(config.lr) if on_gpu else config.lr
+    optimizer = kind(groups, lr=lr, **options)
+    if isinstance(config, SgdConfig) and config.momentum:
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = parameter.new_zeros(parameter.shape)
+    return optimizer
+
+
+def _by_decay(parameters: Iterable[Any], decay: float) -> list[dict[str, Any]]:
+    """Return the groups of a decoupled decay, none of them empty."""
+    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": decay}, {"params": [], "weight_decay": 0.0}]
+    for parameter in parameters:
+        groups[0 if parameter.ndim > 1 else 1]["params"].append(parameter)
+    return [group for group in groups if group["params"]]
+
+
+def restore_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
+    """Take over the moments and step counts of ``optimizer.state_dict()``, and nothing else.
+
+    Learning rate and form of the optimizer follow from the configuration and the device, which may be another one.
+
+    Raises:
+        CheckpointError: the parameters of ``state`` are in other groups. It numbers them group by group, so moments
+            would go to wrong parameters.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    if [group["params"] for group in state["param_groups"]] != [group["params"] for group in groups]:
+        raise CheckpointError(
+            "the checkpoint is of another version of seqlm, whose optimizer decays other parameters; finish this run "
+            "with that version, or move its checkpoints/ away to start it again from its first epoch"
+        )
+    optimizer.load_state_dict({**state, "param_groups": groups})
+
+
+def set_learning_rate(optimizer: Any, lr: float) -> None:
+    """Put ``lr`` into every parameter group."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], float):
+            group["lr"] = lr
+        else:  # a tensor on a GPU
+            group["lr"].fill_(lr)

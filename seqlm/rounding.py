@@ -8,7 +8,7 @@ from seqlm.errors import DamagedFileError
 from seqlm.files import read_json
 from seqlm.rundir import RunDirectory
 
-ROUNDING = ("ranks", "micro_batches", "threads", "device", "multiprocessors", "matmul", "torch")
+ROUNDING = ("ranks", "micro_batches", "threads", "device", "multiprocessors", "matmul", "reduction", "torch")
 """Fields of ``worker.json`` that decide how sums are rounded or which dropout masks are drawn."""
 
 
@@ -27,10 +27,10 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Return a line on what differs from the worker that saved a checkpoint and affects its numbers. Empty: nothing.
 
-    Masks stay if only threads, library or processor differ: another version of PyTorch may draw other numbers.
+    Masks stay if only threads, library, reduction or processor differ. Another version of PyTorch may draw other ones.
     """
     found = differences(before, now)
-    keeps_masks = {"threads", "matmul"} | (set() if before.get("gpus") or now.get("gpus") else {"device"})
+    keeps_masks = {"threads", "matmul", "reduction"} | (set() if before.get("gpus") or now.get("gpus") else {"device"})
     equal = f"up to rounding{'' if found.keys() <= keeps_masks else ' and dropout masks'}"
     return f"now {', '.join(found.values())}: the result is equal to that of a quiet run {equal}" if found else ""
 

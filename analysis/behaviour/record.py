@@ -25,6 +25,7 @@ from seqlm.errors import CheckpointError, SeqlmError
 from seqlm.files import file_sha256, write_json, write_json_lines
 from seqlm.models import LanguageModel, build_reference
 from seqlm.models.language_model import hidden_states_of
+from seqlm.models.products import set_switches
 from seqlm.reading import is_folder, timestamp
 from seqlm.rundir import BEHAVIOUR_VERSION, RunDirectory
 from seqlm.training.attempt import Attempt
@@ -47,6 +48,7 @@ def record_behaviour(attempt: Attempt, task: Task, corpus: Corpus) -> dict[str, 
     """
     job, device, between, guard = attempt.run, attempt.rank.device, attempt.stop.check, attempt.guard
     started = time.perf_counter()
+    set_switches("fp32")  # a user's own model may use cuDNN, whose TF32 is on by default
     study_dir = job.path.parent.parent
     trained = Trained.load(RunDirectory(study_dir / job.id))
     require_text(trained.run.best_checkpoint, trained.checkpoint, corpus.sha256)

@@ -34,7 +34,7 @@ from seqlm.files import make_directory, write_text
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
-IN_CHILDREN = ("synchronisations", "steps", "variants")
+IN_CHILDREN = ("synchronisations", "steps", "choices", "ranks", "variants")
 ROOT = Path(__file__).resolve().parents[2]
 CPU_TESTS = ("tests/seqlm/training/test_gpu.py", "-k", "cpu and rnn")
 """In a rehearsal: some of the same bodies on the CPU."""

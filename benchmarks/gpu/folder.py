@@ -18,6 +18,8 @@ PARTS = {
     "steps": "step time, kernels and memory at the published shapes, beside torch.nn; the card's peaks",
     "resume": "runs killed in mid-epoch and resumed, compared bit for bit",
     "sharing": "several small runs on one card, with and without MPS",
+    "choices": "chunks of the output loss, and the width of bf16 rows",
+    "ranks": "two ranks: gradients in buckets, in one buffer behind a CUDA graph, and one rank with the whole batch",
     "variants": "torch.compile of torch.nn's models",
     "study": "the published runs on the Penn Treebank, shortest first",
 }

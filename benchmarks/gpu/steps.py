@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu import card
+from benchmarks.gpu.choices import choice_cases
 from benchmarks.gpu.folder import Results
 from benchmarks.implementations import Step, build_step, draw_windows
 from benchmarks.interleave import interleave
@@ -25,12 +26,13 @@ from benchmarks.measurement import Settings, StepTurn, measure_shape
 from benchmarks.models import WARMUP_ROUNDS
 from benchmarks.names import PRECISIONS, REFERENCE, builtin, ours
 from benchmarks.peak_memory import measure_peak_memory
+from benchmarks.ranks import measure
 from benchmarks.shapes import Shape, published, select, tiny
 from jobs.plan.estimate import flops_per_token
 from seqlm.config import Precision
 from seqlm.models import build_model
 from seqlm.models.products import use_precision
-from seqlm.training.optimizers import build_optimizer
+from seqlm.optimizers import build_optimizer
 from seqlm.training.step import TrainingStep
 
 STUDIED = ("rnn-2x1500-b20", "gru-2x1500-b20", "transformer-2x512-b128", "transformer-6x512-b128")
@@ -39,6 +41,8 @@ UNCHECKED_STEPS = 5
 """Steps before those: libraries set themselves up, and the step is captured and replayed once."""
 CHECKED_STEPS = 10
 """Steps that are checked for synchronisations."""
+RANKS = 2
+ROUNDS_OF_RANKS = {"cuda": 100, "cpu": 2}
 SECONDS = 6.0
 """Time of the rounds of a shape."""
 SECONDS_OF_A_CASE = 25.0
@@ -59,6 +63,14 @@ def cases(part: str, document: dict[str, Any], device: torch.device) -> dict[str
         case "steps":
             shapes = _by_use(published()) if on_gpu else list(tiny())
             return {shape.name: functools.partial(_measure, shape, settings, document) for shape in shapes}
+        case "choices":
+            return dict(choice_cases(document["device"]["precisions"], device))
+        case "ranks":
+            if on_gpu and document["device"]["visible_devices"] < RANKS:
+                document["needs"] = f"{RANKS} GPUs"
+                return {}
+            shapes = select(STUDIED) if on_gpu else list(tiny())
+            return {shape.name: functools.partial(_measure_ranks, shape, device) for shape in shapes}
         case "variants":
             shapes = select(STUDIED) if on_gpu else list(tiny())
             return {shape.name: functools.partial(_measure_variants, shape, settings) for shape in shapes}
@@ -218,6 +230,17 @@ def _release() -> None:
 
 def _line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+# -- several ranks -------------------------------------------------------------------------------------------------
+
+
+def _measure_ranks(shape: Shape, device: torch.device) -> dict[str, Any]:
+    """Time a step of two ranks, each on a card of its own, in both ways, and of one rank."""
+    found = measure(shape, RANKS, ROUNDS_OF_RANKS[device.type], [25], device.type)
+    figures = ", ".join(f"{name} {spread['median']} ms" for name, spread in found["milliseconds"].items())
+    _say(f"{shape.name}: {figures}")
+    return {"name": shape.name, **found}
 
 
 # -- variants ------------------------------------------------------------------------------------------------------

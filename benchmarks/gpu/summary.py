@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.gpu.folder import PARTS, Results
 from benchmarks.names import PRECISIONS, ours
+
+NOISE = 0.02
+"""Part of a ratio of times that no choice is made for."""
 
 
 def as_markdown(results: Results) -> str:
@@ -22,6 +26,8 @@ def as_markdown(results: Results) -> str:
         "steps": _steps,
         "resume": _resume,
         "sharing": _sharing,
+        "choices": _choices,
+        "ranks": _ranks,
         "variants": _variants,
         "study": _study,
     }
@@ -162,6 +168,66 @@ def _sharing(document: Mapping[str, Any]) -> list[str]:
     if rows:
         lines += [*_table(["", *(f"{count} at once" for count in counts)], rows), ""]
     return lines + [f"- {mode}: not measured, {f['unavailable']}" for mode, f in modes.items() if f["unavailable"]]
+
+
+CHOICES = {
+    "chunks": "`CHUNK_TOKENS` of `seqlm/models/output_loss.py`",
+    "rows": "padding bf16 rows to multiples of 16 bytes, in `seqlm/models/products.py`",
+}
+"""What is chosen -> where."""
+
+
+def _choices(document: Mapping[str, Any]) -> list[str]:
+    records = [record for record in document.get("cases", {}).values() if record["error"] is None]
+    lines = []
+    for choice, place in CHOICES.items():
+        measured = [record for record in records if record["choice"] == choice]
+        if not measured:
+            continue
+        labels = list(measured[0]["ms"])
+        rows = [[record["name"], *(_number(record["ms"][label]) for label in labels)] for record in measured]
+        lines += [
+            "Time, ms (median):",
+            "",
+            *_table(["", *labels], rows),
+            "",
+            f"To choose: {place}. {_better(measured)}",
+            "",
+        ]
+    return lines
+
+
+def _better(measured: Sequence[Mapping[str, Any]]) -> str:
+    """Say which alternative is never slower than what is used today, and the fastest of these over all cases."""
+    ratios = {label: [r["times_as_fast"][label]["median"] for r in measured] for label in measured[0]["times_as_fast"]}
+    sound = {label: found for label, found in ratios.items() if min(found) >= 1 - NOISE and max(found) > 1 + NOISE}
+    if not sound:
+        return f"Keep {measured[0]['today']}: no alternative is faster somewhere and slower nowhere."
+    best = max(sound, key=lambda label: math.prod(sound[label]))
+    return f"Take {best}: {min(sound[best]):.2f} to {max(sound[best]):.2f} times as fast as {measured[0]['today']}."
+
+
+def _ranks(document: Mapping[str, Any]) -> list[str]:
+    records = [record for record in document.get("cases", {}).values() if record["error"] is None]
+    if not records:
+        return []
+    names = list(records[0]["milliseconds"])
+    rows = []
+    for record in records:
+        times = [_median(record["milliseconds"][name]) for name in names]
+        rows.append([record["name"], *times, _ratio(record["flat_times_as_fast"]["reduced-25"])])
+    medians = [record["flat_times_as_fast"]["reduced-25"]["median"] for record in records]
+    faster = min(medians) >= 1 - NOISE and max(medians) > 1 + NOISE
+    gains = [record["speed_of_one_rank_with_all_threads"]["flat" if faster else "reduced-25"] for record in records]
+    return [
+        "Step, ms (median): gradients in buckets, in one buffer, not reduced, and one rank with the whole batch:",
+        "",
+        *_table(["shape", *names, "one buffer / buckets, times as fast"], rows),
+        "",
+        f"To choose: the default of `SEQLM_CAPTURE_RANKS` should be {int(faster)}. With it, a second rank makes a step "
+        f"{min(gain['median'] for gain in gains):.2f} to {max(gain['median'] for gain in gains):.2f} times as fast.",
+        "",
+    ]
 
 
 def _variants(document: Mapping[str, Any]) -> list[str]:

@@ -177,6 +177,8 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
         _warn_of_memory(todo)
     if summary := backend.summary(todo):
         terminal.say(summary)
+    if any(item.spec.resources.gpus and item.spec.config.train.precision == "fp32" for item in todo):
+        terminal.say('fp32 products use no tensor cores of a GPU; train.precision = "tf32" does, and makes another run')
     is_submitted = todo and not budget.is_spent()
     scripts = backend.scripts(todo, LaunchOptions(study_dir=study_dir, policy=manifest.policy)) if is_submitted else []
     for script in scripts:

@@ -17,7 +17,7 @@ from typing import Any, final
 
 import torch
 
-from seqlm.environment import ATTEMPT, GPU_SHARE, MICRO_BATCHES, NODE
+from seqlm.environment import ATTEMPT, CAPTURE_RANKS, GPU_SHARE, MICRO_BATCHES, NODE
 from seqlm.errors import (
     EXIT_BUSY,
     EXIT_FAILED,
@@ -150,7 +150,7 @@ class Attempt:
 
     def _failed(self, error: Exception) -> int:
         tell(failure_text(error))
-        record = describe_failure(error, rank=self.rank.index)
+        record = describe_failure(error, rank=self.rank.index, ranks=self.rank.world_size)
         if record["peer_lost"] and (why := explain(self.run, self.number)):
             record["message"] = f"{why} ({record['message']})"
         is_told = self._write_end(record)
@@ -220,6 +220,7 @@ class Attempt:
             "device": rank.device_name,
             "multiprocessors": rank.multiprocessors,
             "matmul": rank.matmul,
+            "reduction": "" if rank.world_size == 1 else "flat" if CAPTURE_RANKS.read() else "buckets",
             "gpu": os.environ.get("CUDA_VISIBLE_DEVICES") or None,
             # What the rank holds: a launcher sets the variable even if the rank computes on the processor.
             "gpus": GPU_SHARE.read() if GPU_SHARE.is_set() or rank.device.type == "cuda" else 0,

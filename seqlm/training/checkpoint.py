@@ -43,7 +43,9 @@ class Position:
     states: list[State] = field(default_factory=list)
     """The state of each rank's columns; none at an epoch's start, where it is that of the model's initial state."""
     generators: list[torch.Tensor] = field(default_factory=list)
-    """The state of each rank's generator; none at an epoch's start, where the seed decides."""
+    """The state of the generator of each rank's device; none at an epoch's start, where the seed decides."""
+    cpu_generators: list[torch.Tensor] = field(default_factory=list)
+    """That of each rank's CPU. Checkpoints of earlier versions have none."""
     ranks: int = 0
     """Number of ranks that wrote it; 0 where that is not known."""
     device: str = ""
@@ -95,7 +97,7 @@ def _content(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _checkpoint(content: Mapping[str, Any]) -> Checkpoint:
     """Undo :func:`_content`. What earlier versions have written as well is left out."""
-    position = _part(Position, content["position"])
+    position = _part(Position, {"cpu_generators": [], **content["position"]})
     return _part(Checkpoint, {**content, "position": position})
 
 

@@ -72,8 +72,8 @@ _NCCL_MISUSED = ("ncclinvalidusage", "ncclinvalidargument")
 """What NCCL says of a call that is wrong each time, such as two ranks on one GPU."""
 
 
-def failure_kind(error: BaseException) -> FailureKind:
-    """The kind of a failure: ``diverged``, ``oom``, ``node``, ``preempted`` or ``code``.
+def failure_kind(error: BaseException, ranks: int = 1) -> FailureKind:
+    """The kind of a failure of a run with ``ranks``: ``diverged``, ``oom``, ``node``, ``preempted`` or ``code``.
 
     ``node`` is what the run may not be to blame for: its disk or GPU failed, it lost its other ranks, or a run that
     shares its GPU under MPS had a fault. Words are looked for in what libraries say, never in an error of ours, nor in
@@ -86,7 +86,7 @@ def failure_kind(error: BaseException) -> FailureKind:
     if failed_allocation(error) is not None:
         return "oom"
     broken = _says(error, _BROKEN_DEVICE) or _may_be_of_a_neighbour(error)
-    return "node" if broken or is_storage_failure(error) or _is_peer_lost(error) else "code"
+    return "node" if broken or is_storage_failure(error) or _is_peer_lost(error, ranks) else "code"
 
 
 def _may_be_of_a_neighbour(error: BaseException) -> bool:
@@ -111,8 +111,8 @@ def failed_allocation(error: BaseException) -> BaseException | None:
     return None
 
 
-def _is_peer_lost(error: BaseException) -> bool:
-    if _says(error, _NCCL_MISUSED):
+def _is_peer_lost(error: BaseException, ranks: int) -> bool:
+    if ranks == 1 or _says(error, _NCCL_MISUSED):
         return False
     return isinstance(error, torch.distributed.DistError) or _says(error, _PEER_LOST)
 
@@ -124,9 +124,9 @@ def _says(error: BaseException, signs: tuple[str, ...]) -> bool:
     return any(sign in text for sign in signs)
 
 
-def describe_failure(error: BaseException, *, rank: int) -> dict[str, Any]:
-    """Return what a rank records of its failure: kind, a line for a person, where it happened, ..."""
-    kind = failure_kind(error)
+def describe_failure(error: BaseException, *, rank: int, ranks: int = 1) -> dict[str, Any]:
+    """Return what one of ``ranks`` records of its failure: kind, a line for a person, where it happened, ..."""
+    kind = failure_kind(error, ranks)
     error = failed_allocation(error) or error
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}" if frames else "unknown"
@@ -137,7 +137,7 @@ def describe_failure(error: BaseException, *, rank: int) -> dict[str, Any]:
         message = f"two ranks are on one card, and NCCL needs one for each; use resources.ranks = 1 ({message})"
     if isinstance(error, torch.cuda.OutOfMemoryError) and (share := GPU_SHARE.read()) < 1:
         message = f"out of memory with its share of {share:g} of the GPU ({message})"
-    peer_lost = kind != "oom" and _is_peer_lost(error)
+    peer_lost = kind != "oom" and _is_peer_lost(error, ranks)
     if peer_lost:
         message = f"rank {rank} lost another rank of the run, which ended or whose machine is gone ({message})"
     if kind == "node" and _may_be_of_a_neighbour(error):

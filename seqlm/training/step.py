@@ -6,7 +6,11 @@ launch; on a CPU or with several ranks the same lines run each time.
 
 Every step of a captured run is a replay, the first one too: what PyTorch asks to run before a capture runs with the
 update switched off. So a run that is resumed computes its steps as one that was not. For the same reason, several ranks
-that resume a run take a step with the update switched off before their first one (:meth:`TrainingStep.resume`).
+take a step with the update switched off before their first one (:meth:`TrainingStep.prepare`).
+
+Several ranks reduce their gradients by DistributedDataParallel, or in one flat buffer after the backward pass
+(``SEQLM_CAPTURE_RANKS``). With a flat buffer, on GPUs, forward and backward pass are the graph, and clipping and update
+run after the reduction; nothing depends on which step of a process is the first one.
 
 Micro-batches are a rank's columns in several parts, one after the other, so that a step needs less memory. A part is
 whole columns with their carried state, since columns are independent texts. Losses and gradients are added up, so the
@@ -14,6 +18,7 @@ result is the same up to rounding. Dropout masks are drawn part by part: they di
 """
 
 import math
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -27,13 +32,15 @@ from seqlm.data.layout import own_columns
 from seqlm.environment import MICRO_BATCHES
 from seqlm.models import LanguageModel
 from seqlm.models.state import State, join_states, map_state, split_state, tensors_of
-from seqlm.training.capture import Captured
+from seqlm.training.capture import Captured, cloned, undone
 from seqlm.training.distributed import Rank
 
 CLIP_EPSILON = 1e-6
 """Added to the norm by which clipped gradients are divided, as in ``torch.nn.utils.clip_grad_norm_``."""
 GPU_STEPS = 32
-"""Steps between two readings on a GPU, which has to finish all of them first; on a CPU each step is read."""
+"""Most steps between two readings on a GPU, which has to finish all of them first; on a CPU each step is read."""
+READING_SECONDS = 2.0
+"""Time between two readings on a GPU, if a step takes less: a signal is obeyed, and progress is shown, after one."""
 
 
 @final
@@ -54,15 +61,16 @@ class TrainingStep:
     """Takes one step on a window; all steps of a run have windows of one shape.
 
     The update is by the gradients of the mean loss over ``tokens_per_step``, the tokens of the *global* window. Each
-    rank computes those of its summed loss, and DistributedDataParallel averages them over ranks; the optimizer
-    multiplies them by the number of ranks over the tokens of the whole window, however unevenly the columns are shared.
+    rank computes those of its summed loss. They are averaged (DistributedDataParallel) or added up (flat) over ranks,
+    and the optimizer divides them by the tokens of the whole window, however unevenly the columns are shared.
 
     Args:
-        optimizer: of :func:`seqlm.training.optimizers.build_optimizer`, over the model's parameters.
+        optimizer: of :func:`seqlm.optimizers.build_optimizer`, over the model's parameters.
         clip_norm: largest gradient norm over all parameters.
         tokens_per_step: predicted tokens of a window over all ranks.
         bucket_mb: gradients of several ranks are reduced in buckets of this size (MiB), while backward goes on.
-        capture: replay the step as a CUDA graph, from the first one on; for one rank on a GPU.
+        flat: reduce them in one buffer instead, after the backward pass.
+        capture: replay the step as a CUDA graph, from the first one on; on a GPU, several ranks need ``flat``.
         micro_batches: parts into which the columns of this rank are cut; gradients are added up over them, and several
             ranks reduce them once, with the last part.
     """
@@ -76,37 +84,57 @@ class TrainingStep:
         tokens_per_step: int,
         rank: Rank = Rank(),  # noqa: B008 -- immutable
         bucket_mb: float = 25,
+        flat: bool = False,
         capture: bool = False,
         micro_batches: int = 1,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.clip_norm = clip_norm
-        self.scale = rank.world_size / tokens_per_step
         self.micro_batches = micro_batches
+        self._rank = rank
+        self.scale = (1 if flat else rank.world_size) / tokens_per_step
         self._objective: nn.Module = _Objective(model)
-        if rank.world_size > 1:
+        self._flat: Tensor | None = None
+        if flat and rank.world_size > 1:
+            self._flat = _flat_gradients([parameter for parameter in model.parameters() if parameter.requires_grad])
+            _share(*model.parameters())
+        elif rank.world_size > 1:
             devices = [rank.device] if rank.device.type == "cuda" else None
             self._objective = nn.parallel.DistributedDataParallel(
                 self._objective, device_ids=devices, gradient_as_bucket_view=True, bucket_cap_mb=bucket_mb
             )
-        self._captured = Captured(self._eager, warm_up=self._warm_up) if capture else None
-        self._rehearses = False
+        self._captured: Captured[Any] | None = None
+        if capture:
+            whole = Captured(self._eager, model, self._warm_up)
+            self._captured = whole if self._flat is None else Captured(self._gradients, model)
 
-    def resume(self) -> None:
-        """Have the next step computed as every step but the first one of a run.
+    def prepare(self, *window: State) -> None:
+        """Have the first step of this process computed as the others, on windows and states of these shapes.
 
-        DistributedDataParallel reduces all gradients of its first backward pass in one bucket, in the order of the
-        parameters; then it fills its buckets in the order in which the gradients became ready. The place in a bucket
-        decides in which order three or more ranks are added up. So the next call first takes a step that changes
-        nothing, after which the buckets are as in the process that took the run's first step.
+        Captures the step, if steps are captured. DistributedDataParallel takes a step that changes nothing: it reduces
+        all gradients of its first backward pass in one bucket, in the order of the parameters; then it fills its
+        buckets in the order in which the gradients became ready. The place in a bucket decides in which order three or
+        more ranks are added up.
+
+        Raises:
+            CaptureError, torch.cuda.OutOfMemoryError, RuntimeError: see :meth:`Captured.record`.
         """
-        self._rehearses = isinstance(self._objective, nn.parallel.DistributedDataParallel)
+        if self._captured is not None:
+            self._captured.record(*window)
+        elif isinstance(self._objective, nn.parallel.DistributedDataParallel):
+            with undone(self.model):
+                self._warm_up(*cloned(window))
+
+    def never_capture(self) -> None:
+        """Launch each operation of the steps on its own from now on."""
+        self._captured = None
 
     def communication_seconds(self) -> float | None:
         """Return the mean time in which the ranks reduced the gradients of a step, with waiting for each other.
 
-        DistributedDataParallel times some of its steps. ``None``: there is one rank.
+        DistributedDataParallel times some of its steps. ``None``: there is one rank, or gradients are reduced in a flat
+        buffer, which is not timed.
         """
         if isinstance(self._objective, nn.parallel.DistributedDataParallel):
             nanoseconds = self._objective._get_ddp_logging_data().get("avg_backward_comm_time")
@@ -115,19 +143,28 @@ class TrainingStep:
 
     def __call__(self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: State) -> StepResult:
         """Forward, backward, clip, update."""
-        if self._rehearses:
-            self._rehearses = False
-            self._warm_up(inputs, targets, state)
-        if self._captured is not None:
-            return self._captured(inputs, targets, state)
-        return self._eager(inputs, targets, state)
+        if self._flat is None:
+            result: StepResult = (self._captured or self._eager)(inputs, targets, state)
+            return result
+        _share(*self.model.buffers())
+        loss_nats, after = (self._captured or self._gradients)(inputs, targets, state)
+        self._rank.sum(self._flat)
+        return StepResult(loss_nats, self._update(loss_nats), after)
 
-    def _eager(
-        self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: State, *, moves: bool = True
-    ) -> StepResult:
+    def _eager(self, *window: State, moves: bool = True) -> StepResult:
         """``moves=False``: all of the step is computed, and the update leaves parameters and moments as they are."""
+        loss_nats, after = self._gradients(*window)
+        return StepResult(loss_nats, self._update(loss_nats, moves=moves), after)
+
+    def _gradients(
+        self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: State
+    ) -> tuple[Float[Tensor, ""], State]:
+        """Forward and backward pass: return the summed loss and the state after the window."""
         losses, states = [], []
-        self.optimizer.zero_grad(set_to_none=True)
+        if self._flat is None:
+            self.optimizer.zero_grad(set_to_none=True)
+        else:
+            self._flat.zero_()
         windows = split_state((inputs, targets), self.micro_batches, axis=1)
         parts = zip(windows, split_state(state, self.micro_batches, self.model.batch_axis), strict=True)
         for number, (window, before) in enumerate(parts, start=1):
@@ -136,34 +173,24 @@ class TrainingStep:
                 loss_nats.backward()
             losses.append(loss_nats.detach())
             states.append(map_state(Tensor.detach, after))
+        loss_nats = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+        return loss_nats, join_states(states, self.model.batch_axis)
+
+    def _update(self, loss_nats: Float[Tensor, ""], *, moves: bool = True) -> Float[Tensor, ""]:
+        """Clip the gradients and move the parameters, if all is finite. Return the norm before clipping."""
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients) * self.scale
-        loss_nats = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
         found_inf = ~torch.isfinite(loss_nats + norm) if moves else torch.ones_like(norm)
         # Fused optimizers divide each gradient by grad_scale as they read it, and leave all parameters alone where
         # found_inf is 1. GradScaler of torch.amp uses both the same way. Scale and clipping thus cost no pass.
         self.optimizer.grad_scale = ((norm + CLIP_EPSILON) / self.clip_norm).clamp_(min=1).float() / self.scale  # type: ignore[attr-defined]
         self.optimizer.found_inf = found_inf.float()  # type: ignore[attr-defined]
         self.optimizer.step()
-        return StepResult(loss_nats, norm, join_states(states, self.model.batch_axis))
+        return norm
 
-    def _warm_up(self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: State) -> None:
-        """Compute a step that changes nothing: no parameter, buffer, moment or generator, and no gradient is left."""
-        generator = generator_state(inputs.device)
-        buffers = [
-            (module, name, buffer, buffer.clone())
-            for module in self.model.modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None
-        ]
-        self._eager(inputs, targets, state, moves=False)
-        set_generator_state(inputs.device, generator)
-        with torch.no_grad():
-            for module, name, buffer, copy in buffers:
-                module._buffers[name] = buffer  # forward may have assigned another tensor
-                if not torch.equal(buffer, copy):  # a constant may be a view that cannot be written
-                    buffer.copy_(copy)
-        # Gradients that are alive at the capture would keep their memory, for a second set is made in the graph's.
+    def _warm_up(self, *window: State) -> None:
+        """Compute a step that moves no parameter and no moment. No gradient is left: a capture makes its own set."""
+        self._eager(*window, moves=False)
         self.optimizer.zero_grad(set_to_none=True)
 
     def _reduction(self, *, is_last: bool) -> AbstractContextManager[None]:
@@ -171,6 +198,21 @@ class TrainingStep:
         if is_last or not isinstance(self._objective, nn.parallel.DistributedDataParallel):
             return nullcontext()
         return self._objective.no_sync()
+
+
+def _flat_gradients(parameters: list[nn.Parameter]) -> Float[Tensor, " P"]:
+    """Return a buffer in which the parameters, all of one type, have their gradients from now on."""
+    flat = parameters[0].new_zeros(sum(parameter.numel() for parameter in parameters))
+    for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = gradient.view_as(parameter)
+    return flat
+
+
+def _share(*tensors: Tensor) -> None:
+    """Give all ranks the tensors of the first one, as DistributedDataParallel does. Constants may be views."""
+    for tensor in tensors:
+        if tensor.is_contiguous():
+            torch.distributed.broadcast(tensor.detach(), src=0)
 
 
 @final
@@ -181,21 +223,22 @@ class _Objective(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
-        self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: State
-    ) -> tuple[Float[Tensor, ""], State]:
-        return self.model.loss(inputs, targets, state)
+    def forward(self, *window: State) -> tuple[Float[Tensor, ""], State]:
+        return self.model.loss(*window)
 
 
 @final
 class StepResults:
-    """What the steps since the last reading gave, in float64. With ``read_each``, full after one step on a GPU, too."""
+    """What the steps since the last reading gave, in float64: one step at first, then those of :data:`READING_SECONDS`.
 
-    def __init__(self, rank: Rank, *, read_each: bool = False) -> None:
+    ``most`` is the largest number of steps between two readings. On a GPU a reading has to wait for all of them.
+    """
+
+    def __init__(self, rank: Rank, *, most: int = 1) -> None:
         self._rank = rank
-        capacity = GPU_STEPS if rank.device.type == "cuda" and not read_each else 1
-        self._kept = torch.zeros(capacity, 2, dtype=torch.float64, device=rank.device)
-        self._count = 0
+        self._kept = torch.zeros(most, 2, dtype=torch.float64, device=rank.device)
+        self._count, self._wanted = 0, 1
+        self._read_at = time.perf_counter()
 
     def add(self, result: StepResult) -> None:
         """Copy a step's numbers, on the device."""
@@ -205,34 +248,27 @@ class StepResults:
 
     @property
     def are_full(self) -> bool:
-        return self._count == len(self._kept)
+        return self._count == self._wanted
 
     def read(self, *flags: bool) -> tuple[list[tuple[float, float]], list[bool]]:
         """(loss in nats summed over the ranks, gradient norm) of each step since the last reading.
 
         Also return for each of ``flags`` whether any rank has it set, so ranks agree without an extra collective. Every
-        rank must read after the same steps, with as many flags; all get the same answer.
+        rank must read after the same steps, with as many flags; all get the same answer. The time of the steps, from
+        which the number until the next reading follows, is the mean over the ranks.
         """
         kept = self._kept[: self._count].clone()
         kept[:, 1] /= self._rank.world_size  # the norm is the same on every rank, the loss is a share
-        self._count = 0
-        own = torch.tensor([float(flag) for flag in flags], dtype=kept.dtype, device=kept.device)
-        numbers = self._rank.sum(torch.cat([kept.flatten(), own])).tolist()
+        if self._rank.device.type == "cuda":
+            torch.cuda.synchronize(self._rank.device)
+        now = time.perf_counter()
+        own = torch.tensor([*map(float, flags), now - self._read_at], dtype=kept.dtype, device=kept.device)
+        *numbers, seconds = self._rank.sum(torch.cat([kept.flatten(), own])).tolist()
+        steps_per_second = self._count * self._rank.world_size / seconds
+        self._wanted = max(1, min(len(self._kept), int(READING_SECONDS * steps_per_second)))
+        self._count, self._read_at = 0, now
         end = len(numbers) - len(flags)
         return list(zip(numbers[:end:2], numbers[1:end:2], strict=True)), [count > 0 for count in numbers[end:]]
-
-
-def generator_state(device: torch.device) -> Tensor:
-    """Return the state of the global random generator of a device."""
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def set_generator_state(device: torch.device, state: Tensor) -> None:
-    """Restore what :func:`generator_state` returned."""
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)
 
 
 # -- micro-batches -------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """What follows the events of :mod:`seqlm.training.trainer`: a run is trained to its end, or a canary is tried."""
 
 import statistics
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +25,7 @@ from seqlm.training.trainer import Diverged, EpochBegins, EpochEnded, StepsDone,
 VALID_WINDOWS = 2
 """Windows of the validation text that a canary looks at: evaluating needs memory of its own."""
 UNTIMED_STEPS = 4
-"""Steps at the beginning whose time says nothing: memory is new and, on a GPU, the first one records the graph."""
+"""Steps at the beginning whose time says nothing: memory is new, and libraries set themselves up."""
 
 
 def train(trainer: Trainer, attempt: Attempt, search: Search | None = None) -> dict[str, Any]:
@@ -52,6 +51,8 @@ def train(trainer: Trainer, attempt: Attempt, search: Search | None = None) -> d
         progress.say(f"float32 matrix products on {trainer.rank.device_name}: {trainer.rank.matmul}{without}")
     try:
         _resume(trainer, files, progress)
+        if line := trainer.prepare():
+            progress.say(line)
         saving.begin_trace()
         for event in trainer.events(
             trainer.config.train.epochs,
@@ -159,16 +160,16 @@ def run_canary(trainer: Trainer, attempt: Attempt, steps: int) -> dict[str, Any]
     rank = trainer.rank
     on_gpu = rank.device.type == "cuda"
     before = _besides_tensors(rank.device) if on_gpu else 0
+    if (line := trainer.prepare()) and rank.is_first:
+        print(line, flush=True)
     seconds: list[float] = []
-    started = time.perf_counter()
     for event in trainer.events(steps, asks=lambda: (attempt.stop.received, False), read_each=True):
         if isinstance(event, StepsDone):
-            seconds.append(time.perf_counter() - started)
+            seconds += [step_seconds for _, _, step_seconds in event.rows]
             if event.stop:
                 raise StopRequested
             if len(seconds) == steps:
                 break
-        started = time.perf_counter()
     require_perplexity(trainer.evaluate("valid", most=VALID_WINDOWS), f"after {steps} steps")
     step_seconds = statistics.median(seconds[UNTIMED_STEPS:])
     record = {

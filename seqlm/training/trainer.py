@@ -19,24 +19,19 @@ from seqlm.config import RunConfig
 from seqlm.data.batches import columns, whole_text, windows
 from seqlm.data.corpus import Corpus
 from seqlm.data.layout import number_of_windows, own_columns, require_windows
+from seqlm.environment import CAPTURE_RANKS
 from seqlm.errors import DivergedError
 from seqlm.models import build_model
 from seqlm.models.language_model import FusedModel
 from seqlm.models.products import use_precision
 from seqlm.models.state import State, join_states, map_state, rebuilt, split_state, tensors_of
+from seqlm.optimizers import build_optimizer, restore_optimizer, set_learning_rate
 from seqlm.trace import StepRow
-from seqlm.training.capture import Captured, is_captured
+from seqlm.training.capture import Captured, CaptureError, generators, is_captured
 from seqlm.training.checkpoint import Checkpoint, Position
 from seqlm.training.distributed import Rank
-from seqlm.training.optimizers import (
-    build_optimizer,
-    can_be_captured,
-    restore_optimizer,
-    set_learning_rate,
-    step_key,
-)
 from seqlm.training.records import Phases, TokenLoss, epoch_record, require_perplexity
-from seqlm.training.step import StepResults, TrainingStep, generator_state, set_generator_state
+from seqlm.training.step import GPU_STEPS, StepResults, TrainingStep
 
 
 @dataclass(frozen=True)
@@ -114,18 +109,19 @@ class Trainer:
         self._mask_key = torch.zeros((), dtype=torch.int64, device=rank.device)
         if isinstance(self.model, FusedModel):
             self.model.mask_key = self._mask_key
-        capture = is_captured(rank) and can_be_captured(self.optimizer)
+        capture = is_captured(rank)
         self.take_step = TrainingStep(
             self.model,
             self.optimizer,
             clip_norm=train.clip_norm,
             tokens_per_step=self.tokens_per_step,
             rank=rank,
+            flat=CAPTURE_RANKS.read(),
             capture=capture,
             micro_batches=micro_batches,
         )
         self.window_loss: Callable[[Tensor, Tensor, State], tuple[Tensor, State]] = (
-            Captured(self.model.loss) if capture else self.model.loss
+            Captured(self.model.loss, self.model) if capture else self.model.loss
         )
         self.phases = Phases()
         self.history: list[dict[str, Any]] = []
@@ -137,6 +133,32 @@ class Trainer:
         self.total = TokenLoss()
         self.seconds = 0.0
         self.state: State = self.model.initial_state(self.columns.shape[1])
+
+    def prepare(self) -> str | None:
+        """Prepare the steps, and capture the windows of all evaluations as CUDA graphs if steps are captured.
+
+        Called before the first step of each attempt, so that all attempts decide in the same way. If anything cannot be
+        captured, on any rank, nothing is replayed. Return a line on that for the log. ``None``: nothing has failed.
+
+        Raises:
+            torch.cuda.OutOfMemoryError, RuntimeError: the GPU has too little memory, or is broken.
+        """
+        problem = None
+        try:
+            self.model.train()
+            inputs, targets = next(windows(self.columns, self.config.train.seq_len))
+            self.take_step.prepare(inputs, targets, self.model.initial_state(inputs.shape[1]))
+            if isinstance(self.window_loss, Captured):
+                self._record_windows(self.window_loss)
+        except CaptureError as error:
+            problem = str(error)
+        problems: list[str | None] = [self.rank.from_rank(index, problem) for index in range(self.rank.world_size)]
+        problem = next(filter(None, problems), None)
+        if problem is None:
+            return None
+        self.take_step.never_capture()
+        self.window_loss = self.model.loss
+        return f"no CUDA graph: each operation of a step is launched on its own, because a capture fails with {problem}"
 
     # -- the protocol ------------------------------------------------------------------------------------------
 
@@ -179,7 +201,7 @@ class Trainer:
     def _train_epoch(self, asks: Callable[[], tuple[bool, bool]], *, read_each: bool) -> Iterator[StepsDone | Diverged]:
         """Take the steps of the epoch that are still to do."""
         self.model.train()
-        results = StepResults(self.rank, read_each=read_each)
+        results = StepResults(self.rank, most=1 if read_each or self.rank.device.type == "cpu" else GPU_STEPS)
         started, before = time.perf_counter(), self.seconds
         if self.step == self.steps:
             return  # it was stopped after the last step, before the validation
@@ -259,11 +281,22 @@ class Trainer:
         loss_nats, tokens = self.rank.sum(total).tolist()
         return TokenLoss(loss_nats=loss_nats, tokens=int(tokens))
 
+    @torch.no_grad()
+    def _record_windows(self, window_loss: Captured[Any]) -> None:
+        """Capture the windows of every shape that an evaluation has."""
+        self.model.eval()
+        for part in itertools.chain.from_iterable(self._scored.values()):
+            state = self.model.initial_state(part.shape[1])
+            for inputs, targets in windows(part, self._window, last_shorter=True):
+                if targets.numel():
+                    window_loss.record(inputs, targets, state)
+
     # -- checkpoints -------------------------------------------------------------------------------------------
 
     def checkpoint(self) -> Checkpoint:
         """Return where the training stands, between two steps, with its own tensors. Every rank gives its part."""
         within = self.step > 0
+        on_cpu, on_device = generators(self.rank.device)
         gathered = [self.rank.gather(tensor) for tensor in tensors_of(self.state)] if within else []
         ranks = range(self.rank.world_size) if within else ()
         position = Position(
@@ -273,7 +306,8 @@ class Trainer:
             tokens=self.total.tokens,
             seconds=self.seconds,
             states=[rebuilt(self.state, iter([tensors[index] for tensors in gathered])) for index in ranks],
-            generators=self.rank.gather(generator_state(self.rank.device)) if within else [],
+            generators=self.rank.gather(on_device.get_state()) if within else [],
+            cpu_generators=self.rank.gather(on_cpu.get_state()) if within else [],
             ranks=self.rank.world_size,
             device=self.rank.device.type,
         )
@@ -294,8 +328,6 @@ class Trainer:
         restore_optimizer(self.optimizer, checkpoint.optimizer)
         self.history = checkpoint.history
         position = checkpoint.position
-        if position.epoch or position.step:
-            self.take_step.resume()
         self._begin_epoch(position.epoch)
         if position.step:
             self.step, self.seconds = position.step, position.seconds
@@ -303,7 +335,7 @@ class Trainer:
             self._restore_within_epoch(position)
 
     def _restore_within_epoch(self, position: Position) -> None:
-        """Restore the random generator, and the state of this rank's columns.
+        """Restore the random generators, and the state of this rank's columns.
 
         With another number of ranks, another type of device, or a GPU with other multiprocessors, the masks of the rest
         of the epoch differ from those of an uninterrupted run.
@@ -315,7 +347,10 @@ class Trainer:
             join_states(position.states, axis),
         )
         if (position.ranks, position.device) == (rank.world_size, rank.device.type):
-            set_generator_state(rank.device, position.generators[rank.index])
+            on_cpu, on_device = generators(rank.device)
+            on_device.set_state(position.generators[rank.index])
+            if position.cpu_generators:
+                on_cpu.set_state(position.cpu_generators[rank.index])
         else:
             torch.manual_seed(mask_seed(self.config.seed, position.epoch, rank.index) ^ position.step)
 
@@ -324,3 +359,14 @@ def mask_seed(seed: int, epoch: int, rank: int) -> int:
     """Return the seed of the dropout masks of one epoch on one rank."""
     # Odd multipliers keep the seeds of neighbouring (epoch, rank) pairs apart; the generator scrambles the rest.
     return (seed + 0x9E3779B97F4A7C15 * (epoch + 1) + 0xC2B2AE3D27D4EB4F * rank) % 2**63
+
+
+def step_key(seed: int, epoch: int, step: int) -> int:
+    """Return the key of a step's masks, from -2^63 to 2^63 - 1: SplitMix64 of one number after the other."""
+    key = 0
+    for number in (seed, epoch, step):
+        key = (key ^ number) + 0x9E3779B97F4A7C15 & 2**64 - 1
+        key = (key ^ key >> 30) * 0xBF58476D1CE4E5B9 & 2**64 - 1
+        key = (key ^ key >> 27) * 0x94D049BB133111EB & 2**64 - 1
+        key ^= key >> 31
+    return key - 2**64 if key >= 2**63 else key

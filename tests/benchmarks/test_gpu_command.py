@@ -8,6 +8,7 @@ import pytest
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.folder import Results
 from benchmarks.gpu.study import Pace
+from benchmarks.gpu.summary import as_markdown
 from benchmarks.shapes import published
 from jobs.attempt.supervisor import start_rank
 
@@ -28,6 +29,60 @@ def test_the_pace_comes_from_measured_steps_and_memory() -> None:
     tight = Pace(steps=steps, at_once=4, card_bytes=4 * 10**9, precision="fp32")
     assert tight.share(small, 10_000) == 0.51, "a gigabyte and a half, and what CUDA takes"
     assert Pace(steps={}, at_once=1, card_bytes=None, precision="fp32").share(large, 10_000) == 0
+
+
+def spread(median: float) -> dict[str, float]:
+    return {"median": median, "least": median, "most": median}
+
+
+def concluded(folder: Path, part: str, *records: dict[str, Any]) -> str:
+    """Return the line of the summary that names a choice."""
+    cases = {str(number): {"name": str(number), "error": None, **record} for number, record in enumerate(records)}
+    known = {"device": {"name": "card"}, "cores": 1, "processor": "cpu", "versions": {}, "rehearsal": False}
+    known |= {"git": {"commit": "c", "dirty": False}, "command": "", "date": "", "complete": True}
+    Results(folder).write(part, {**known, "cases": cases})
+    (line,) = (line for line in as_markdown(Results(folder)).splitlines() if line.startswith("To choose"))
+    return line
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "taken"),
+    [
+        ((1.0, 1.2), (1.3, 0.8), "Take 1,100"),
+        ((1.0, 1.2), (1.3, 1.0), "Take 8,192"),
+        ((1.01, 1.0), (1.3, 0.9), "Keep 1,024"),
+    ],
+)
+def test_what_is_slower_somewhere_is_not_chosen(
+    tmp_path: Path, small: tuple[float, float], large: tuple[float, float], taken: str
+) -> None:
+    records = [
+        {
+            "choice": "chunks",
+            "today": "1,024 tokens",
+            "ms": dict.fromkeys(("1,024 tokens", "1,100 tokens", "8,192 tokens"), 1.0),
+            "times_as_fast": {"1,100 tokens": spread(one), "8,192 tokens": spread(other)},
+        }
+        for one, other in zip(small, large, strict=True)
+    ]
+    assert taken in concluded(tmp_path, "choices", *records)
+
+
+@pytest.mark.parametrize(("ratios", "default"), [((1.4, 1.0), 1), ((1.4, 0.9), 0), ((1.0, 1.01), 0)])
+def test_one_buffer_is_the_default_of_ranks_where_it_wins_and_nowhere_loses(
+    tmp_path: Path, ratios: tuple[float, ...], default: int
+) -> None:
+    records = [
+        {
+            "milliseconds": {name: spread(1.0) for name in ("reduced-25", "flat", "not-reduced", "one-rank")},
+            "flat_times_as_fast": {"reduced-25": spread(ratio)},
+            "speed_of_one_rank_with_all_threads": {"reduced-25": spread(0.8), "flat": spread(1.7)},
+        }
+        for ratio in ratios
+    ]
+    line = concluded(tmp_path, "ranks", *records)
+    assert f"`SEQLM_CAPTURE_RANKS` should be {default}" in line
+    assert ("1.70" if default else "0.80") in line
 
 
 @pytest.mark.process

@@ -17,6 +17,7 @@ CARD = {**HERE, "device": "NVIDIA H100", "gpus": 1, "threads": 16, "multiprocess
         (HERE, {**HERE, "torch": "2.14"}, "torch 2.14 instead of 2.13", True),
         (HERE, {**HERE, "device": "Zen 5"}, "device Zen 5 instead of Zen 4", False),
         (HERE, {**HERE, "matmul": "blas"}, "matmul blas instead of onednn", False),
+        ({**HERE, "reduction": "flat"}, {**HERE, "reduction": "buckets"}, "reduction buckets instead of flat", False),
         (HERE, CARD, "device NVIDIA H100 instead of Zen 4", True),
         (CARD, {**CARD, "device": "NVIDIA A100"}, "device NVIDIA A100 instead of NVIDIA H100", True),
         (CARD, {**CARD, "multiprocessors": 60}, "multiprocessors 60 instead of 132", True),

@@ -233,6 +233,15 @@ def test_without_a_fitting_judge_the_samples_are_rated_by_nobody(
     assert json.loads(first)["measures"]["perplexity_other"] is None
 
 
+def test_a_job_computes_in_float32_whatever_shortcuts_libraries_take_by_default(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's own model may have layers of cuDNN."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert main([str(lab.job("rnn-1", settings={"samples": 1, "lengths": [2]}).path)]) == 0
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_a_second_worker_refuses(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     job = lab.job("rnn-1")
     with owned(job):

@@ -1,4 +1,4 @@
-"""A budget on the command line: what `plan`, `run` and `status` say of it."""
+"""A budget on the command line, and what else `plan` says below its table."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import launch
+from seqlm import machine
 from seqlm.config import RunConfig
 from seqlm.files import write_json_lines
 from seqlm.rundir import RunDirectory
@@ -58,6 +59,22 @@ def test_plan_says_what_is_spent_and_what_the_rest_needs(study: Study, capsys: p
     )
     budget = ask(capsys, "plan", "small.toml", *limit)["budget"]
     assert budget == {"core_hours": {"limit": 5, "spent": 1, "needs": pytest.approx(needs)}}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "precision", "advised"), [("1", "fp32", True), ("1", "tf32", False), ("0", "fp32", False)]
+)
+def test_plan_recommends_tf32_to_runs_in_fp32_on_gpus(
+    study: Study,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: str,
+    precision: str,
+    advised: bool,
+) -> None:
+    monkeypatch.setattr(machine, "gpus", lambda: [machine.Gpu("GPU-aa", "Card")])
+    words = ("--set", f"resources.gpus={gpus}", "--set", f"train.precision={precision}")
+    assert ("tensor cores" in says(capsys, "plan", "small.toml", *words)) == advised
 
 
 @pytest.mark.process

@@ -1,12 +1,18 @@
 import pytest
 
-from tests.seqlm.training.graphs import Graph, on_the_cpu
+from tests.seqlm.training.graphs import Device, Graph, on_the_cpu
 
 
 @pytest.fixture
-def cuda_graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
-    """The captures of the test, which are made and replayed on the CPU."""
+def cuda_device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    """A stand-in for a GPU, on which captures are made and replayed on the CPU."""
     return on_the_cpu(monkeypatch)
+
+
+@pytest.fixture
+def cuda_graphs(cuda_device: Device) -> list[Graph]:
+    """The captures of the test, which are made and replayed on the CPU."""
+    return cuda_device.graphs
 
 
 @pytest.fixture(params=["graphs", pytest.param("cuda", marks=pytest.mark.gpu)])

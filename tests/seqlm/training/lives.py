@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -46,12 +46,18 @@ class End:
 
 
 def live(
-    folder: Path, text: Path, *, ranks: int = 1, end: End | None = None, save_every: int | None = None
+    folder: Path,
+    text: Path,
+    *,
+    ranks: int = 1,
+    end: End | None = None,
+    save_every: int | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> list[int]:
     """One attempt at the run in ``folder``, which saves within its epochs after given steps; return the exit codes."""
     attempt = RunDirectory(folder).last_attempt() + 1
     RunDirectory(folder).attempt_dir(attempt).mkdir(parents=True)
-    arguments = (folder, text, ranks, attempt, end, save_every)
+    arguments = (folder, text, ranks, attempt, end, save_every, dict(variables or {}))
     sys.audit("os.fork")  # which the fork server does unseen
     processes = [CONTEXT.Process(target=_rank, args=(rank, *arguments)) for rank in range(ranks)]
     for process in processes:
@@ -70,10 +76,18 @@ def live(
 
 
 def _rank(
-    index: int, folder: Path, text: Path, ranks: int, attempt: int, end: End | None, save_every: int | None
+    index: int,
+    folder: Path,
+    text: Path,
+    ranks: int,
+    attempt: int,
+    end: End | None,
+    save_every: int | None,
+    variables: dict[str, str],
 ) -> None:
     log = RunDirectory(folder).attempt_dir(attempt) / f"rank-{index}.log"
     sys.stdout = sys.stderr = log.open("w")
+    os.environ.update(variables)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     os.environ["SEQLM_RENDEZVOUS"] = str(RunDirectory(folder).attempt_dir(attempt) / "rendezvous")
     torch.set_num_threads(1)

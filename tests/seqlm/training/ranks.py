@@ -37,18 +37,19 @@ def take_steps(folder: Path, text: Path, rank: Rank, micro_batches: int = 1) -> 
     finally:
         torch.set_default_dtype(before)
     gradients: dict[str, Tensor] = {}
-    clip = nn.utils.clip_grad_norm_
+    total_norm = nn.utils.get_total_norm
 
-    def record(parameters: Any, limit: float, **options: Any) -> Tensor:
+    def record(tensors: Any) -> Tensor:
         if not gradients:  # after the reduction over ranks, before clipping
+            scale = trainer.take_step.scale
             gradients.update(
-                {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+                {name: scale * p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
             )
-        return clip(parameters, limit, **options)
+        return total_norm(tensors)
 
     state, results = trainer.model.initial_state(trainer.columns.shape[1]), []
     reader = StepResults(rank)
-    with mock.patch.object(nn.utils, "clip_grad_norm_", record):
+    with mock.patch.object(nn.utils, "get_total_norm", record):
         for number, (inputs, targets) in zip(range(STEPS), windows(trainer.columns, 5), strict=False):
             trainer.set_step(0, number)
             result = trainer.take_step(inputs, targets, state)

@@ -29,6 +29,7 @@ def make(fingerprint: str = "f" * 64) -> Checkpoint:
             seconds=1.5,
             states=[torch.ones(2, 4, 3)],
             generators=[torch.get_rng_state()],
+            cpu_generators=[torch.get_rng_state()],
             ranks=1,
             device="cpu",
         ),

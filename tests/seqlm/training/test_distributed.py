@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from tests.waiting import wait_for
 
 ARCHITECTURES = ("rnn", "gru", "transformer")
 PARTS = (1, 2, 3, 4)
+FLAT = {"SEQLM_CAPTURE_RANKS": "1"}
+each_reduction = pytest.mark.parametrize("how", [{}, FLAT], ids=["buckets", "flat"])
 
 
 def assert_same(found: dict[str, Any], wanted: dict[str, Any], state: Tensor, rel: float = 1e-10) -> None:
@@ -59,11 +62,12 @@ def test_parts_of_a_batch_have_the_same_words_and_weights_dropped(tmp_path: Path
 
 
 @pytest.mark.process
-def test_two_ranks_in_parts_give_what_one_rank_gives_at_once(tmp_path: Path) -> None:
+@each_reduction
+def test_two_ranks_in_parts_give_what_one_rank_gives_at_once(tmp_path: Path, how: dict[str, str]) -> None:
     text = write_text(tmp_path / "text")
     runs = [make_run(tmp_path / arch, make_config(arch)) for arch in ARCHITECTURES]
     runs += [make_run(tmp_path / f"{arch}-dropping", dropping(arch)) for arch in ARCHITECTURES]
-    run_ranks([run.path for run in runs], text, 2, micro_batches=",".join(map(str, PARTS)))
+    run_ranks([run.path for run in runs], text, 2, ",".join(map(str, PARTS)), how)
     for run in runs:
         assert_same_on_ranks(run, text, 2, *PARTS)
 
@@ -71,6 +75,7 @@ def test_two_ranks_in_parts_give_what_one_rank_gives_at_once(tmp_path: Path) -> 
 def assert_same_on_ranks(run: RunDirectory, text: Path, ranks: int, *parts: int, rel: float = 1e-10) -> None:
     """The steps that the ranks have left are those of one rank that takes each batch at once."""
     whole = take_steps(run.path, text, Rank())
+    assert whole["gradients"]
     assert all(gradient.abs().sum() > 0 for gradient in whole["gradients"].values())
     for number in parts:
         found = [torch.load(steps_file(run.path, ranks, rank, number), weights_only=True) for rank in range(ranks)]
@@ -90,13 +95,21 @@ def test_a_number_of_parts_that_no_rank_can_have_is_told_with_what_is_valid(text
 ROOT = Path(__file__).parents[3]
 
 
-def run_ranks(runs: list[Path], text: Path, world_size: int, micro_batches: str = "1") -> None:
+def run_ranks(
+    runs: list[Path], text: Path, world_size: int, micro_batches: str = "1", how: Mapping[str, str] | None = None
+) -> None:
     """Let a gloo group of processes take its steps on each of the runs."""
     meeting = str(text / f"meeting-{world_size}")
     ranks = []
     for rank in range(world_size):
         env = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world_size), "SEQLM_RENDEZVOUS": meeting}
-        env.update(SEQLM_DEVICE="cpu", GLOO_SOCKET_IFNAME="lo", SEQLM_DATA=str(text), MICRO_BATCHES=micro_batches)
+        env.update(
+            SEQLM_DEVICE="cpu",
+            GLOO_SOCKET_IFNAME="lo",
+            SEQLM_DATA=str(text),
+            MICRO_BATCHES=micro_batches,
+            **(how or {}),
+        )
         ranks.append(commands.start([sys.executable, "-m", "tests.seqlm.training.ranks", *runs], env=env))
     said = [commands.finish(rank)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * world_size, said
@@ -110,10 +123,13 @@ def env_of_two(folder: Path, **more: str) -> dict[str, str]:
 
 
 @pytest.mark.process
-def test_ranks_with_unlike_numbers_of_columns_give_the_gradients_and_losses_of_one(tmp_path: Path) -> None:
+@each_reduction
+def test_ranks_with_unlike_numbers_of_columns_give_the_gradients_and_losses_of_one(
+    tmp_path: Path, how: dict[str, str]
+) -> None:
     text, ranks = write_text(tmp_path / "text"), 3
     runs = [make_run(tmp_path / arch, make_config(arch, batch_size=20)) for arch in ARCHITECTURES]
-    run_ranks([run.path for run in runs], text, ranks)
+    run_ranks([run.path for run in runs], text, ranks, how=how)
     for run in runs:
         assert_same_on_ranks(run, text, ranks, 1, rel=1e-6)  # optimizers scale gradients by a float32 number
 
@@ -224,7 +240,7 @@ def test_a_rank_that_waits_for_its_peers_in_vain_is_not_to_blame(
     monkeypatch.setattr(dist.distributed_c10d._world, "group_count", dist.distributed_c10d._world.group_count)
     with pytest.raises(RuntimeError) as caught, process_group(Rank(index=0, world_size=2)):
         pass
-    assert failure_kind(caught.value) == "node", str(caught.value)
+    assert failure_kind(caught.value, ranks=2) == "node", str(caught.value)
 
 
 JOINS = """
@@ -287,7 +303,7 @@ def test_a_rank_that_finds_no_first_one_gives_up(tmp_path: Path, monkeypatch: py
         process_group(Rank(index=1, world_size=2)),
     ):
         pass
-    assert failure_kind(caught.value) == "node"
+    assert failure_kind(caught.value, ranks=2) == "node"
 
 
 @pytest.mark.process

@@ -92,6 +92,20 @@ def test_ranks_stop_after_the_same_step_wherever_a_signal_comes_and_not_in_the_t
     assert outcome(RunDirectory(folder)) == lab.quiet(2)
 
 
+def test_three_ranks_that_reduce_in_one_buffer_end_as_if_nothing_had_stopped_them(lab: Lab) -> None:
+    """Three: the order in which ranks are added up matters."""
+    flat = {"SEQLM_CAPTURE_RANKS": "1"}
+    quiet, folder = lab.run("flat-quiet"), lab.run("flat")
+    assert live(quiet, lab.text, ranks=3, variables=flat) == [0] * 3
+    end = End(by=KILL, at="step", number=6)
+    assert live(folder, lab.text, ranks=3, end=end, save_every=2, variables=flat)[0] == -KILL
+    end = End(by=TERM, at="step", number=7, rank=2)
+    assert live(folder, lab.text, ranks=3, end=end, variables=flat) == [EXIT_STOPPED] * 3
+    assert position_of(folder).step > 0
+    assert live(folder, lab.text, ranks=3, variables=flat) == [0] * 3
+    assert outcome(RunDirectory(folder)) == outcome(RunDirectory(quiet))
+
+
 def test_a_run_that_is_interrupted_again_and_again_ends_all_the_same(lab: Lab) -> None:
     folder = lab.run("again")
     ends = [

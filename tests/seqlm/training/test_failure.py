@@ -58,7 +58,14 @@ NCCL_SAYS = "(run with NCCL_DEBUG=WARN for details), NCCL version 2.27.5\nncclIn
     ],
 )
 def test_a_failure_has_the_kind_that_its_policy_needs(error: BaseException, kind: str) -> None:
-    assert failure_kind(error) == kind
+    assert failure_kind(error, ranks=2) == kind
+
+
+@pytest.mark.parametrize("text", ["the request timed out", "Broken pipe", "Connection reset by peer"])
+def test_a_run_of_one_rank_has_lost_no_other_rank(text: str) -> None:
+    failure = describe_failure(RuntimeError(text), rank=0, ranks=1)
+    assert (failure["kind"], failure["peer_lost"]) == ("code", False)
+    assert failure["message"] == f"RuntimeError: {text}"
 
 
 @pytest.mark.parametrize("says", ["device-side assert triggered", "an illegal memory access was encountered"])
@@ -98,7 +105,7 @@ def test_a_failure_is_one_line_with_its_place() -> None:
 
 
 def test_a_lost_rank_is_named_before_the_words_of_the_library() -> None:
-    failure = describe_failure(RuntimeError("Connection reset by peer. GLHF!"), rank=0)
+    failure = describe_failure(RuntimeError("Connection reset by peer. GLHF!"), rank=0, ranks=2)
     assert failure["message"].startswith("rank 0 lost another rank of the run, which ended or whose machine is gone")
 
 

@@ -24,8 +24,7 @@ from torch import Tensor
 from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
 from seqlm.models import build_model
 from seqlm.models.products import set_switches
-from seqlm.optimizers import SgdConfig
-from seqlm.training.optimizers import build_optimizer
+from seqlm.optimizers import SgdConfig, build_optimizer
 from seqlm.training.step import TrainingStep
 from tests.full_results import full_results_on_the_cpu
 

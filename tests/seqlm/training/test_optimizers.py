@@ -1,19 +1,24 @@
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from seqlm.config import LARGEST_SEED
 from seqlm.errors import CheckpointError
-from seqlm.models import build_model
-from seqlm.optimizers import AdamConfig, AdamWConfig, OptimConfig, SgdConfig
-from seqlm.training.optimizers import build_optimizer, can_be_captured, restore_optimizer, set_learning_rate, step_key
-from seqlm.training.step import TrainingStep
-from seqlm.training.trainer import mask_seed
-from tests.seqlm.training.studies import make_config
+from seqlm.optimizers import (
+    OPTIMIZERS,
+    AdamConfig,
+    AdamWConfig,
+    OptimConfig,
+    SgdConfig,
+    build_optimizer,
+    restore_optimizer,
+    set_learning_rate,
+)
+from seqlm.training.trainer import mask_seed, step_key
 
 
 def rates(epochs: int, steps: int = 1, **keys: Any) -> list[float]:
@@ -110,51 +115,18 @@ def test_the_moments_that_memory_is_estimated_for_are_there(optimizer: OptimConf
     assert sum(v.numel() == 7 for v in built.state[parameter].values()) == optimizer.moments
 
 
-@dataclass(frozen=True, kw_only=True)
-class RmspropConfig(OptimConfig):
-    """An optimizer of PyTorch that has no fused form."""
-
-    LABELS: ClassVar[Mapping[str, str]] = {"rmsprop": "RMSprop"}
-    CLASS = "torch.optim:RMSprop"
-
-    optimizer: Literal["rmsprop"]
-    """Optimizer."""
-
-    @property
-    def moments(self) -> int:
-        """The running average of the squared gradients."""
-        return 1
-
-    def arguments(self) -> dict[str, Any]:
-        return {"alpha": 0.9}
-
-
-def test_any_optimizer_of_pytorch_takes_clipped_steps_and_skips_those_that_are_not_finite() -> None:
-    config = make_config("rnn")
-    torch.manual_seed(1)
-    ours, theirs = (build_model(config.model, 9, 5) for _ in range(2))
-    theirs.load_state_dict(ours.state_dict())
-    optimizer = build_optimizer(RmspropConfig(optimizer="rmsprop", lr=0.01, weight_decay=0.1), ours.parameters())
-    expected = torch.optim.RMSprop(theirs.parameters(), lr=0.01, alpha=0.9, weight_decay=0.1)
-    step = TrainingStep(ours, optimizer, clip_norm=0.01, tokens_per_step=20)
-    tokens = torch.arange(20).view(5, 4) % 9
-    for _ in range(3):
-        norm = float(step(tokens, tokens, ours.initial_state(4)).grad_norm)
-        expected.zero_grad()
-        (theirs.loss(tokens, tokens, theirs.initial_state(4))[0] / 20).backward()
-        assert torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.01) == pytest.approx(norm, rel=1e-5)
-        assert norm > 0.01
-        expected.step()
-    before = [parameter.clone() for parameter in ours.parameters()]
-    for parameter, other in zip(before, theirs.parameters(), strict=True):
-        torch.testing.assert_close(parameter, other)
-    step.scale = math.inf
-    step(tokens, tokens, ours.initial_state(4))
-    assert all(map(torch.equal, before, ours.parameters()))
-    assert not can_be_captured(optimizer)
-    restored = build_optimizer(RmspropConfig(optimizer="rmsprop", lr=0.01, weight_decay=0.1), ours.parameters())
-    restore_optimizer(restored, optimizer.state_dict())
-    assert [state["step"] for state in restored.state.values()] == [3] * len(before)
+def test_every_optimizer_has_a_fused_form_which_a_training_step_needs() -> None:
+    for kind in OPTIMIZERS:
+        for name in typing.get_args(typing.get_type_hints(kind)["optimizer"]):
+            parameter = torch.nn.Parameter(torch.ones(3))
+            optimizer = build_optimizer(kind(optimizer=name, lr=1.0), [parameter])
+            parameter.grad = torch.ones(3)
+            optimizer.found_inf = torch.ones(())
+            optimizer.step()
+            assert torch.equal(parameter, torch.ones(3)), name
+            optimizer.found_inf, optimizer.grad_scale = torch.zeros(()), torch.full((), 2.0)
+            optimizer.step()
+            assert not torch.equal(parameter, torch.ones(3)), name
 
 
 def test_keys_of_steps_are_unlike_whatever_the_seed_and_step() -> None:

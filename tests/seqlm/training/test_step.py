@@ -1,3 +1,8 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from unittest.mock import Mock
+
 import pytest
 import torch
 from torch import Tensor
@@ -5,10 +10,9 @@ from torch import Tensor
 from benchmarks.graph_nodes import DTYPES, META, Nodes, like_a_gpu
 from seqlm.config import Precision
 from seqlm.models import LanguageModel, build_model
-from seqlm.optimizers import AdamWConfig, OptimConfig, SgdConfig
+from seqlm.optimizers import AdamWConfig, OptimConfig, SgdConfig, build_optimizer, set_learning_rate
 from seqlm.training.distributed import Rank
-from seqlm.training.optimizers import build_optimizer, set_learning_rate
-from seqlm.training.step import GPU_STEPS, StepResult, StepResults, TrainingStep
+from seqlm.training.step import GPU_STEPS, READING_SECONDS, StepResult, StepResults, TrainingStep
 from tests.seqlm.training.studies import make_config
 
 ARCHITECTURES = ("rnn", "gru", "transformer")
@@ -31,6 +35,7 @@ def make_step(
     keep: float = 0.7,
     micro_batches: int = 1,
     dtype: torch.dtype | None = None,
+    **ranks: Any,
 ) -> tuple[TrainingStep, LanguageModel]:
     torch.manual_seed(1)
     model = build_model(make_config(arch, keep=keep).model, VOCAB, 5, dtype).to(device)
@@ -41,6 +46,7 @@ def make_step(
         tokens_per_step=5 * BATCH,
         capture=capture,
         micro_batches=micro_batches,
+        **ranks,
     )
     return step, model
 
@@ -161,14 +167,61 @@ def test_the_result_is_the_summed_loss_and_the_norm_before_clipping() -> None:
     assert not result.state.requires_grad
 
 
-def test_on_a_cpu_every_step_is_read_and_on_a_gpu_many_at_once() -> None:
-    results = StepResults(Rank())
-    results.add(StepResult(torch.tensor(3.0), torch.tensor(4.0), torch.zeros(0)))
-    assert results.are_full
-    assert results.read(True, False) == ([(3.0, 4.0)], [True, False])
-    assert not results.are_full
-    assert results.read() == ([], [])
-    assert GPU_STEPS > 1
+RESULT = StepResult(torch.tensor(3.0), torch.tensor(4.0), torch.zeros(0))
+
+
+def steps_between(results: StepResults, clock: Mock, step_seconds: float) -> int:
+    """Take steps of a given length until they are to be read, and read them."""
+    count = 0
+    while not results.are_full:
+        results.add(RESULT)
+        clock.perf_counter.return_value += step_seconds
+        count += 1
+    losses, flags = results.read(True, False)
+    world_size = results._rank.world_size
+    assert losses == [(3.0 * world_size, 4.0)] * count
+    assert flags == [True, False]
+    return count
+
+
+@pytest.mark.parametrize("step_seconds", [1e-4, 0.03, 0.5, 1.5, 19.0])
+def test_readings_of_steps_are_two_seconds_or_a_step_apart(
+    step_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Mock(perf_counter=Mock(return_value=7.0))
+    monkeypatch.setattr("seqlm.training.step.time", clock)
+    results = StepResults(Rank(), most=GPU_STEPS)
+    assert steps_between(results, clock, 30.0) == 1, "the first step of a process takes long"
+    steps_between(results, clock, step_seconds)
+    for _ in range(2):
+        count = steps_between(results, clock, step_seconds)
+        assert count == max(1, min(GPU_STEPS, int(READING_SECONDS / step_seconds)))
+
+
+def test_ranks_of_unlike_speed_read_after_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    meeting, given = threading.Barrier(2), {}
+
+    def sum_of_both(self: Rank, tensor: Tensor) -> Tensor:
+        given[self.index] = tensor
+        meeting.wait()
+        total = given[0] + given[1]
+        meeting.wait()
+        return total
+
+    monkeypatch.setattr(Rank, "sum", sum_of_both)
+    clocks = [Mock(perf_counter=Mock(return_value=0.0)) for _ in range(2)]
+    number = threading.local()
+    monkeypatch.setattr("seqlm.training.step.time", Mock(perf_counter=lambda: clocks[number.rank].perf_counter()))
+
+    def counts(index: int) -> list[int]:
+        number.rank = index
+        results = StepResults(Rank(index=index, world_size=2), most=GPU_STEPS)
+        return [steps_between(results, clocks[index], (0.09, 0.23)[index]) for _ in range(4)]
+
+    with ThreadPoolExecutor(2) as ranks:
+        first, second = ranks.map(counts, range(2))
+    assert first == second
+    assert 1 < first[-1] < GPU_STEPS
 
 
 @pytest.mark.gpu

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -14,6 +15,7 @@ from seqlm.models import build_model
 from seqlm.training.attempt import StopRequested
 from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.records import TokenLoss, best_epoch, perplexity
+from seqlm.training.step import StepResults
 from tests.outcome import outcome
 from tests.seqlm.training.studies import Attempt, make_config, make_run, write_text
 
@@ -272,3 +274,36 @@ def test_perplexity_is_one_place_and_never_hides_what_is_not_finite() -> None:
 
 def test_a_nan_epoch_is_never_the_best() -> None:
     assert best_epoch([{"val_loss": math.nan}, {"val_loss": 5.0}, {"val_loss": 5.0}]) == 1
+
+
+@pytest.mark.slow
+def test_a_run_ends_in_the_same_whatever_number_of_steps_is_read_at_once(
+    tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where a run that is resumed reads after other steps than one that is not."""
+    config = make_config("gru", optimizer="adam", lr=0.01, keep=0.7)
+    each = attempt_at(tmp_path / "each", config, corpus)
+    each.train()
+    monkeypatch.setattr("seqlm.training.trainer.StepResults", lambda rank, most: StepResults(rank, most=4))
+    run = attempt_at(tmp_path / "several", config, corpus).run
+    for stop in (3, 6, 0):
+        with contextlib.suppress(StopRequested):
+            Attempt(run, corpus).stop_after(stop).train()
+    assert outcome(run) == outcome(each.run)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_before_that_lacks_the_generators_of_cpus_goes_on(
+    tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config("gru", keep=0.7)
+    quiet = attempt_at(tmp_path / "quiet", config, corpus)
+    quiet.train()
+    stopped = attempt_at(tmp_path / "stopped", config, corpus)
+    with pytest.raises(StopRequested):
+        stopped.stop_after(3).train()
+    content = torch.load(stopped.run.last_checkpoint, weights_only=True)
+    del content["position"]["cpu_generators"]
+    torch.save(content, stopped.run.last_checkpoint)
+    Attempt(stopped.run, corpus).train()
+    assert outcome(stopped.run) == outcome(quiet.run)
