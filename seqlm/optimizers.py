@@ -285,7 +285,7 @@ def build_optimizer(config: OptimConfig, parameters: Iterable[Any]) -> Any:
     optimizer = kind(groups, lr=lr, **options)
     if isinstance(config, SgdConfig) and config.momentum:
         for parameter in parameters:
-            optimizer.state[parameter]["momentum_buffer"] = parameter.new_zeros(parameter.shape)
+            optimizer.state[parameter]["momentum_buffer"] = parameter.detach().clone().zero_()
     return optimizer
 
 
@@ -313,6 +313,10 @@ def restore_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
             "with that version, or move its checkpoints/ away to start it again from its first epoch"
         )
     optimizer.load_state_dict({**state, "param_groups": groups})
+    for parameter, moments in optimizer.state.items():  # earlier versions wrote them row by row
+        for name, tensor in moments.items():
+            if tensor.shape == parameter.shape and tensor.stride() != parameter.stride():
+                moments[name] = parameter.detach().clone().copy_(tensor)
 
 
 def set_learning_rate(optimizer: Any, lr: float) -> None:

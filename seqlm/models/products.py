@@ -84,9 +84,10 @@ def apply(function: type[Function], *arguments: Any) -> Tensor:
 class LinearMap(Protocol):
     """A layer W x + b: ``nn.Linear``, or one that shares its matrix."""
 
-    weight: Tensor
-    bias: Tensor
-
+    @property
+    def weight(self) -> Tensor: ...
+    @property
+    def bias(self) -> Tensor: ...
     def __call__(self, x: Tensor, /) -> Tensor: ...
 
 

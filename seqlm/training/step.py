@@ -172,7 +172,7 @@ class TrainingStep:
                 loss_nats, after = self._objective(*window, before)
                 loss_nats.backward()
             losses.append(loss_nats.detach())
-            states.append(map_state(Tensor.detach, after))
+            states.append(map_state(lambda tensor: tensor.detach().contiguous(), after))  # as after a resume
         loss_nats = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
         return loss_nats, join_states(states, self.model.batch_axis)
 
@@ -201,10 +201,13 @@ class TrainingStep:
 
 
 def _flat_gradients(parameters: list[nn.Parameter]) -> Float[Tensor, " P"]:
-    """Return a buffer in which the parameters, all of one type, have their gradients from now on."""
+    """Return a buffer in which the parameters, all of one type, have their gradients from now on.
+
+    Each gradient lies in memory as its parameter does: fused optimizers take both for one order of numbers.
+    """
     flat = parameters[0].new_zeros(sum(parameter.numel() for parameter in parameters))
     for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = gradient.view_as(parameter)
+        parameter.grad = gradient.as_strided(parameter.shape, torch.empty_like(parameter).stride())
     return flat
 
 

@@ -33,7 +33,7 @@ def take_steps(folder: Path, text: Path, rank: Rank, micro_batches: int = 1) -> 
     torch.set_default_dtype(torch.float64)
     try:
         corpus = load_corpus(config.data, text)
-        trainer = Trainer(config, corpus, rank=rank, micro_batches=micro_batches)
+        trainer = Trainer(config, corpus, rank=rank, micro_batches=micro_batches, model_dir=run.model_dir)
     finally:
         torch.set_default_dtype(before)
     gradients: dict[str, Tensor] = {}

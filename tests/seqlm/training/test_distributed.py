@@ -24,6 +24,7 @@ from tests import commands
 from tests.facts import failure_of
 from tests.seqlm.training.ranks import steps_file, take_steps
 from tests.seqlm.training.studies import make_config, make_run, write_text
+from tests.seqlm.training.test_own_models import own_run
 from tests.waiting import wait_for
 
 ARCHITECTURES = ("rnn", "gru", "transformer")
@@ -67,6 +68,7 @@ def test_two_ranks_in_parts_give_what_one_rank_gives_at_once(tmp_path: Path, how
     text = write_text(tmp_path / "text")
     runs = [make_run(tmp_path / arch, make_config(arch)) for arch in ARCHITECTURES]
     runs += [make_run(tmp_path / f"{arch}-dropping", dropping(arch)) for arch in ARCHITECTURES]
+    runs += [own_run(tmp_path / "own", "columns side by side")[0]]
     run_ranks([run.path for run in runs], text, 2, ",".join(map(str, PARTS)), how)
     for run in runs:
         assert_same_on_ranks(run, text, 2, *PARTS)
@@ -79,7 +81,7 @@ def assert_same_on_ranks(run: RunDirectory, text: Path, ranks: int, *parts: int,
     assert all(gradient.abs().sum() > 0 for gradient in whole["gradients"].values())
     for number in parts:
         found = [torch.load(steps_file(run.path, ranks, rank, number), weights_only=True) for rank in range(ranks)]
-        state = torch.cat([steps["state"] for steps in found], dim=1)
+        state = torch.cat([steps["state"] for steps in found], dim=-2)
         for steps in found:
             assert_same(steps, whole, state, rel)
 

@@ -1,3 +1,4 @@
+import copy
 import math
 import typing
 from collections.abc import Callable, Iterator
@@ -113,6 +114,32 @@ def test_the_moments_that_memory_is_estimated_for_are_there(optimizer: OptimConf
     parameter.grad = torch.ones(7)
     built.step()
     assert sum(v.numel() == 7 for v in built.state[parameter].values()) == optimizer.moments
+
+
+@pytest.mark.parametrize("is_of_earlier_version", [False, True])
+@pytest.mark.parametrize(
+    "optimizer", [SgdConfig(optimizer="sgd", lr=0.1, momentum=0.9), AdamConfig(optimizer="adam", lr=0.1)]
+)
+def test_a_matrix_that_lies_by_columns_takes_the_steps_of_one_that_lies_by_rows(
+    optimizer: OptimConfig, is_of_earlier_version: bool
+) -> None:
+    """Also after a resume, and if the checkpoint has its moments by rows."""
+    values, found = torch.arange(12.0).view(3, 4) / 7, []
+    for start in (values, values.t().contiguous().t()):
+        parameter = torch.nn.Parameter(start.clone())
+        built = build_optimizer(optimizer, [parameter])
+        for step in range(4):
+            if step == 2:
+                state = copy.deepcopy(built.state_dict())
+                for name, tensor in state["state"][0].items() if is_of_earlier_version else ():
+                    state["state"][0][name] = tensor.contiguous()
+                built = build_optimizer(optimizer, [parameter])
+                restore_optimizer(built, state)
+            parameter.grad = torch.empty_like(parameter).copy_((values - step).sin())
+            built.step()
+        found.append(parameter.detach())
+    assert found[1].stride() != found[0].stride()
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-6)
 
 
 def test_every_optimizer_has_a_fused_form_which_a_training_step_needs() -> None:

@@ -133,11 +133,11 @@ class MixtureOfExperts(nn.Module):
 
 
 class OrthogonalRNN(nn.Module):
-    """Its recurrent matrix starts orthogonal. In memory, it lies by columns, as its state does."""
+    """Its recurrent matrix starts orthogonal. In memory, it lies by columns, as its state does (``h.t()``)."""
 
     batch_axis = 0
 
-    def __init__(self, vocab_size, hidden_size=12):
+    def __init__(self, vocab_size, hidden_size=40):
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, hidden_size)
         self.W = nn.Parameter(torch.linalg.qr(torch.randn(hidden_size, hidden_size))[0])
@@ -149,7 +149,8 @@ class OrthogonalRNN(nn.Module):
     def forward(self, tokens, h):
         outputs = []
         for x in self.embedding(tokens):
-            h = torch.relu(x.t() + self.W @ h.t()).t()
+            h = h / (1 + h.square().mean(dim=1, keepdim=True))
+            h = torch.relu(self.W @ h.t() + x.t()).t()
             outputs.append(h)
         return self.output(torch.stack(outputs)), h
 
