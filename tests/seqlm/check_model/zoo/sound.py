@@ -137,7 +137,7 @@ class OrthogonalRNN(nn.Module):
 
     batch_axis = 0
 
-    def __init__(self, vocab_size, hidden_size=40):
+    def __init__(self, vocab_size, hidden_size=64):
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, hidden_size)
         self.W = nn.Parameter(torch.linalg.qr(torch.randn(hidden_size, hidden_size))[0])
