@@ -13,6 +13,7 @@ import torch
 from seqlm import machine
 from seqlm.environment import GPU_SHARE, MICRO_BATCHES, NODE
 from seqlm.errors import DivergedError, ModelError, SeqlmError, is_storage_failure
+from seqlm.reading import exists
 from seqlm.state import FailureKind
 
 _NO_MEMORY = (
@@ -85,8 +86,13 @@ def failure_kind(error: BaseException, ranks: int = 1) -> FailureKind:
         return "preempted"
     if failed_allocation(error) is not None:
         return "oom"
-    broken = _says(error, _BROKEN_DEVICE) or _may_be_of_a_neighbour(error)
+    broken = _says(error, _BROKEN_DEVICE) or _may_be_of_a_neighbour(error) or _is_code_gone()
     return "node" if broken or is_storage_failure(error) or _is_peer_lost(error, ranks) else "code"
+
+
+def _is_code_gone() -> bool:
+    """Whether somebody has deleted the code of this process, as with the cache. An import then fails at any time."""
+    return not exists(Path(__file__))
 
 
 def _may_be_of_a_neighbour(error: BaseException) -> bool:
@@ -140,6 +146,8 @@ def describe_failure(error: BaseException, *, rank: int, ranks: int = 1) -> dict
     peer_lost = kind != "oom" and _is_peer_lost(error, ranks)
     if peer_lost:
         message = f"rank {rank} lost another rank of the run, which ended or whose machine is gone ({message})"
+    if kind == "node" and _is_code_gone():
+        message = f"the code of this run was deleted from the cache while it ran ({message})"
     if kind == "node" and _may_be_of_a_neighbour(error):
         message = f"this run, or another one on its GPU under MPS, had a fault ({message})"
     return {

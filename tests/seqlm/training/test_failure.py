@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from seqlm.errors import CheckpointError, DivergedError, FileError
+from seqlm.training import failure
 from seqlm.training.failure import describe_failure, failure_kind, failure_text
 
 NCCL_SAYS = "(run with NCCL_DEBUG=WARN for details), NCCL version 2.27.5\nncclInvalid"
@@ -146,3 +147,14 @@ def test_a_cause_that_is_its_own_cause_has_an_end() -> None:
     error = ValueError("a bug")
     error.__cause__ = error
     assert failure_kind(error) == "code"
+
+
+def test_code_that_was_deleted_under_a_run_is_no_fault_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = ModuleNotFoundError("No module named 'seqlm.training.records'")
+    assert failure_kind(error) == "code"
+    monkeypatch.setattr(failure, "__file__", str(tmp_path / "gone" / "failure.py"))
+    record = describe_failure(error, rank=0)
+    assert record["kind"] == "node"
+    assert "deleted" in record["message"]
