@@ -318,7 +318,7 @@ def evaluation(subject: Subject) -> str:
     logits, _ = model(tokens, state)
     held |= dict(model.named_buffers())  # forward may have assigned another tensor
     for name, tensor in held.items():
-        is_same = torch.equal(tensor, before[name])
+        is_same = name in before and torch.equal(tensor, before[name])
         advice = "change a buffer only if self.training is True, and return a new state (h = h + x, not h += x)"
         require(is_same, f"an evaluation changes {name.removeprefix('module.')}; {advice}")
     is_same = differing({LOGITS: model(tokens, state)[0]}, {LOGITS: logits}) is None
@@ -450,17 +450,23 @@ def recording(subject: Subject) -> str:
     """
     model = subject.build().train().to("meta")
     tokens, targets = (text[STEPS:].to("meta") for text in (subject.tokens, subject.targets))
+    buffers = dict(model.named_buffers())
     try:
         with _NoTransfers():
             total, _ = model.loss(tokens, targets, model.initial_state(COLUMNS))
             total.backward()
+        for name, buffer in model.named_buffers():
+            if buffer is not buffers.get(name):
+                raise RuntimeError(
+                    f"forward assigns another tensor to the buffer {name.removeprefix('module.')}; change it in place"
+                )
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
         reason = described(error, subject.config.file)
         advice = "register it as a buffer; in initial_state, use weight.new_zeros"
         require("expected device" not in reason, f"a tensor does not move with the model; {advice}: {reason}")
         return Note(
-            "a GPU cannot record the step, and launches its operations one by one, which takes longer: the step reads "
-            f"a number back, has a shape that depends on values, or copies from the processor: {reason}"
+            "a GPU cannot record the step, which reads a number back, has a shape that depends on values, copies from "
+            f"the processor or assigns a buffer; it would launch its operations one by one, which is slower: {reason}"
         )
     return "reads no number back, and its shapes are fixed"
 

@@ -93,8 +93,12 @@ class Captured(Generic[Result]):
                 with _waiting_is_refused():
                     self._warm_up(*cloned(arguments))
             torch.cuda.current_stream().wait_stream(stream)
+            buffers = dict(self._model.named_buffers())
             with _waiting_is_refused():
                 graph, result = _capture(lambda: self._function(*static), stream)
+            for name, buffer in self._model.named_buffers():
+                if buffer is not buffers.get(name):
+                    raise CaptureError(f"forward assigns another tensor to {name}, which a replay does not do")
         self._recordings[shapes] = (graph, tensors_of(static), result)
         return self._recordings[shapes]
 

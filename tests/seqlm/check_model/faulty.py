@@ -44,11 +44,15 @@ COUNTS = (
 )
 """Changes that keep the contract: a buffer that counts the steps of the training, and one that cannot be written."""
 UNRECORDABLE = {
-    "reads a number back": (HIDDEN, "h = h / max(1.0, h.abs().max().item())"),
-    "has a shape that depends on values": (LOGITS, "logits = logits + 0.0 * logits[logits > 0].sum()"),
-    "makes a tensor on the processor": (HIDDEN, "h = h + torch.arange(len(h)).to(h)[:, None, None] * 0"),
-    "makes a tensor of numbers": (HIDDEN, "h = h * torch.tensor([1.0] * 8, device=h.device)"),
-    "indexes by a tensor of the processor": (HIDDEN, "h = h[..., torch.arange(8)]"),
+    "reads a number back": [(HIDDEN, "h = h / max(1.0, h.abs().max().item())")],
+    "has a shape that depends on values": [(LOGITS, "logits = logits + 0.0 * logits[logits > 0].sum()")],
+    "makes a tensor on the processor": [(HIDDEN, "h = h + torch.arange(len(h)).to(h)[:, None, None] * 0")],
+    "makes a tensor of numbers": [(HIDDEN, "h = h * torch.tensor([1.0] * 8, device=h.device)")],
+    "indexes by a tensor of the processor": [(HIDDEN, "h = h[..., torch.arange(8)]")],
+    "assigns another tensor to a buffer": [
+        (INIT, "self.register_buffer('steps', torch.zeros(()))"),
+        (HIDDEN, "self.steps = self.steps + 1 if self.training else self.steps"),
+    ],
 }
 """Changes that keep the contract, and with which a GPU cannot record a step."""
 FAULTS: dict[str, tuple[list[tuple[str, str]], str, str]] = {

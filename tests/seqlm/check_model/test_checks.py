@@ -1,6 +1,5 @@
 """The checks of a user's own model: each fault is caught by the check that is about it, in words."""
 
-import re
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -84,14 +83,14 @@ def test_an_unsound_model_is_refused(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", UNRECORDABLE.values(), ids=UNRECORDABLE.keys())
-def test_a_model_that_a_gpu_cannot_record_gets_a_note(tmp_path: Path, change: tuple[str, str]) -> None:
-    write_model(tmp_path, change)
+@pytest.mark.parametrize("changes", UNRECORDABLE.values(), ids=UNRECORDABLE.keys())
+def test_a_model_that_a_gpu_cannot_record_gets_a_note(tmp_path: Path, changes: list[tuple[str, str]]) -> None:
+    write_model(tmp_path, *changes)
     found = answer(tmp_path)
     assert not lines(found)
     (note,) = lines(found, "note")
     assert note.startswith("GPU recording: ")
-    assert re.search(r"\(model\.py line \d+\)$", note), note
+    assert "model.py line " in note or "the buffer steps" in note
 
 
 @pytest.mark.slow
