@@ -7,7 +7,8 @@
 #   make soak         rehearse benchmarks.gpu, then run all tests N=10 times, quiet and under load, in random orders, and show what failed
 #                     (RENAME=0.05: with a planted race, every renaming waits so many seconds)
 #   make cold         run all tests with new interpreters in place of warm forks, two threads each; then some in a Latin-1 locale
-#   make versions     quickstart and the tests that start no process with Python 3.13, and with the lowest versions that pyproject.toml allows
+#   make newest       run the tests that start no process with Python 3.13 and the newest releases, in .venv-3.13 (PYTHON_3_13=...)
+#   make versions     the same after the quickstart; then both with the lowest versions that pyproject.toml allows
 #   make lock         write down the exact versions in .venv; LOCKED=1 with any other target installs them
 #   make chaos        break things on purpose for ten minutes, and for ten in a pool on a test cluster; CHAOS="--seed N" the first once more (docs/project/chaos.md)
 PYTHON ?= python3
@@ -22,11 +23,14 @@ PYTEST := $(BIN)/python -m pytest -n $(if $(FAST),auto,$(TEST_PROCESSES)) --dist
 FAST_TESTS := -m "not process and not slow"
 IN_PROCESS_TESTS := -m "not process"
 CONSTRAINTS := tests/constraints.txt
-# pip cannot choose the lowest versions; uv can.
-INSTALL := $(if $(LOWEST),$(BIN)/uv pip install --quiet --python $(BIN)/python --resolution lowest-direct,\
+# pip cannot choose the lowest versions; uv can, and installs a CUDA build of torch with a third of pip's processor time.
+INSTALLER := $(BIN)/$(if $(VERSIONS),uv,pip)
+INSTALL := $(if $(VERSIONS),$(BIN)/uv pip install --quiet --python $(BIN)/python --resolution $(VERSIONS),\
   $(BIN)/pip install --disable-pip-version-check --quiet $(if $(LOCKED),--constraint $(CONSTRAINTS)))
+NEWEST := VERSIONS=highest VENV=.venv-3.13 PYTHON=$(PYTHON_3_13) RUN="--runs-dir .venv-3.13/runs" FAST=1 FAST_TESTS='$(IN_PROCESS_TESTS)'
+LOWEST := VERSIONS=lowest-direct VENV=.venv-lowest RUN="--runs-dir .venv-lowest/runs" FAST=1 FAST_TESTS='$(IN_PROCESS_TESTS)'
 
-.PHONY: quickstart test coverage docs package soak cold versions lock chaos lint types check install clean
+.PHONY: quickstart test coverage docs package soak cold newest newest-installed versions lock chaos lint types check install clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python launch.py run jobs/manifests/quickstart.toml --report $(RUN)
@@ -59,9 +63,15 @@ cold: $(VENV)/installed-test
 	$(PYTEST)
 	LOCPATH=$(abspath $(dir $(LATIN_1))) LC_ALL=en_US.ISO-8859-1 $(PYTEST) $(LATIN_1_TESTS)
 
+newest:
+	$(MAKE) $(NEWEST) test
+
+newest-installed:
+	$(MAKE) $(NEWEST) .venv-3.13/installed-test
+
 versions:
-	$(MAKE) VENV=.venv-3.13 PYTHON=$(PYTHON_3_13) RUN="--runs-dir .venv-3.13/runs" FAST=1 FAST_TESTS='$(IN_PROCESS_TESTS)' quickstart test
-	$(MAKE) VENV=.venv-lowest LOWEST=1 RUN="--runs-dir .venv-lowest/runs" FAST=1 FAST_TESTS='$(IN_PROCESS_TESTS)' quickstart test
+	$(MAKE) $(NEWEST) quickstart test
+	$(MAKE) $(LOWEST) quickstart test
 
 lock: $(VENV)/installed-test
 	{ echo "# The versions of the last green check: make LOCKED=1 ..."; \
@@ -87,17 +97,19 @@ $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "error: $(PYTHON) is too old, seqlm needs Python 3.11 or newer; use: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(if $(LOWEST),$(BIN)/pip install --disable-pip-version-check --quiet uv)
 
-$(VENV)/installed: pyproject.toml | $(BIN)/pip
+$(BIN)/uv: | $(BIN)/pip
+	$(BIN)/pip install --disable-pip-version-check --quiet uv
+
+$(VENV)/installed: pyproject.toml | $(INSTALLER)
 	$(INSTALL) --editable .
 	touch $@
 
-$(VENV)/installed-test: pyproject.toml | $(BIN)/pip
+$(VENV)/installed-test: pyproject.toml | $(INSTALLER)
 	$(INSTALL) --editable '.[test]'
 	touch $@ $(VENV)/installed
 
-$(VENV)/installed-docs: pyproject.toml | $(BIN)/pip
+$(VENV)/installed-docs: pyproject.toml | $(INSTALLER)
 	$(INSTALL) --editable '.[docs]'
 	touch $@
 

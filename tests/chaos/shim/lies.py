@@ -4,7 +4,8 @@
 ``control.json`` says what to do:
 
     back_seconds    how far the clock of these processes is behind the machine's
-    lag_seconds     a folder made by another process is left out of listings for so long
+    lag_seconds     a folder made by another process is left out of listings for so long: of ``os.listdir`` and
+                    ``os.scandir``, not of ``glob``, which the product does not use
     below           the folder to which that applies, and what ``lying_files.py`` does
 
 The clock is that of Python alone: ``time.time``, ``time.time_ns``, ``datetime.now``. Times that the kernel writes
