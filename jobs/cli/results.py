@@ -1,6 +1,5 @@
 """``results``, ``note``, ``diff`` and ``generate``: what became of runs, notes about them, and text from a model."""
 
-import csv
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -53,12 +52,12 @@ def results(arguments: Arguments) -> tuple[dict[str, Any], int]:
     if sort != "number":  # they are in this order, and those of equal value stay in it
         records.sort(key=lambda record: _order({**record, **record["differs"]}.get(sort)))
     if arguments.csv:
-        writer = csv.DictWriter(sys.stdout, [*COLUMNS[:4], *keys, *COLUMNS[4:]], lineterminator="\n")
-        writer.writeheader()
-        for one in records:
-            row = {**one, **one["differs"]}
-            del row["differs"]
-            writer.writerow({key: printable(cell) if isinstance(cell, str) else cell for key, cell in row.items()})
+        from analysis.blocks.table import csv_text  # here, since it imports pandas
+
+        header = [*COLUMNS[:4], *keys, *COLUMNS[4:]]
+        cells = ([{**one, **one["differs"]}.get(key) for key in header] for one in records)
+        rows_of_text = ([printable(cell) if isinstance(cell, str) else cell for cell in row] for row in cells)
+        sys.stdout.write(csv_text(header, rows_of_text))
     else:
         _say_table(records, keys)
     return {"study": study_dir.name, "runs": records}, 0

@@ -252,12 +252,13 @@ def differing(found: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> str |
     A gradient that is zero by construction, such as that by the bias of a Transformer's keys, is nothing but rounding:
     gradients are compared on a scale of at least 1 % of the largest entry of any gradient.
     """
-    largest = {name: float(tensor.abs().max()) for name, tensor in plain.items() if tensor.numel()}
+    largest = {name: float(tensor.double().abs().max()) for name, tensor in plain.items() if tensor.numel()}
     least = 0.01 * max((size for name, size in largest.items() if name.startswith(GRADIENT)), default=0.0)
     for name in (name for name in largest if name in found):
         wanted = plain[name][tuple(map(slice, found[name].shape))]
         scale = max(largest[name], least if name.startswith(GRADIENT) else 0.0, 1e-12)
-        if not float((found[name] - wanted).abs().max()) <= TOLERANCE * scale:  # NaN differs
+        error = float((found[name].double() - wanted.double()).abs().max())
+        if not error <= TOLERANCE * scale:  # NaN differs
             return name
     return None
 

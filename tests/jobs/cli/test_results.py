@@ -80,6 +80,13 @@ def test_csv_has_a_column_for_each_key_that_differs(seqlm: Any) -> None:
     assert rows[-1]["test_ppl"] == ""
 
 
+def test_a_name_in_the_csv_starts_no_formula(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add(tmp_path / "s", "=HYPERLINK(1)", order=1)
+    assert launch.main(["results", "s", "--runs-dir", str(tmp_path), "--csv"]) == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert row["name"] == "'=HYPERLINK(1)"
+
+
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_on_a_terminal_keys_are_left_out_until_the_table_fits(
     seqlm: Any, width: int, monkeypatch: pytest.MonkeyPatch
