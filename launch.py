@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments is not None and arguments.verbose:
             import traceback
 
-            traceback.print_exc()
+            terminal.detail(traceback.format_exc())
         return _fail(error_text(error), error.exit_code, as_json)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED, as_json)
