@@ -163,7 +163,8 @@ def carry_out(
         KeyboardInterrupt: interrupted while waiting.
     """
     settings, name = backend.settings, f"backend.{backend.name}"
-    for line in secrets.advice(settings.env, f"{name}.env"):
+    command = options.notify.command if options.notify else None
+    for line in [*secrets.advice(settings.env, f"{name}.env"), *secrets.advice_on_command(command)]:
         terminal.tell(f"warning: {line}")
     needed = notify.variables(options.notify)
     options = replace(

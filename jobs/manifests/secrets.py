@@ -10,6 +10,8 @@ _SECRET = re.compile(
     r"|APIKEY|_URL_AUTH|^SEQLM_NOTIFY$",
     re.IGNORECASE,
 )
+_TOKEN = re.compile(r"(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{16,}")
+"""What web services take for a password: a long word of letters and digits."""
 _HARMLESS = ("PWD", "OLDPWD", "TOKENIZERS_PARALLELISM")
 
 
@@ -29,6 +31,16 @@ def advice(env: Mapping[str, str], where: str) -> list[str]:
         f'write env_pass = ["{name}"] and set the variable in your shell'
         for name in env
         if looks_secret(name)
+    ]
+
+
+def advice_on_command(command: str | None) -> list[str]:
+    """Return a line if the command of ``[notify]`` has a word that looks like a secret."""
+    if command is None or _TOKEN.search(command) is None:
+        return []
+    return [
+        "notify.command has a word that looks like a secret. The study keeps the command, and other users of the "
+        'machine see it while it runs; write url_env = "SEQLM_NOTIFY" and set the variable in your shell'
     ]
 
 

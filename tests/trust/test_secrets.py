@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import launch
-from jobs.manifests.secrets import looks_secret, passed
+from jobs.manifests.secrets import advice_on_command, looks_secret, passed
 from seqlm.errors import UsageError
 from seqlm.training.failure import describe_failure, failure_text
 from slurm import doctor
@@ -255,3 +255,19 @@ def test_a_rank_on_a_ray_cluster_has_the_named_secret_and_no_other_and_no_log_of
     assert told_in(commands.finish(launcher)) == []
     assert files_with(ray_cluster.folder) == []
     assert files_with(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "is_told"),
+    [
+        ("curl -d @- https://hooks.example.org/services/T024BE7LD/B0182/x8Zk2mQ4tYw9LpVr7NcB3hJd", True),
+        ("curl -H 'Authorization: Bearer abcdef0123456789abcdef' https://example.org", True),
+        ("mail -s seqlm-study-2026 me@example.org", False),
+        ("/home/me/scripts-of-2026/tell_me_that_it_is_over.sh --loud", False),
+        (None, False),
+    ],
+)
+def test_a_secret_in_the_command_of_notify_gets_a_warning(command: str | None, is_told: bool) -> None:
+    lines = advice_on_command(command)
+    assert bool(lines) == is_told
+    assert all("url_env" in line and "x8Zk2" not in line for line in lines)
