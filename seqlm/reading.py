@@ -214,9 +214,13 @@ def listed(folder: Path, pattern: str = "*") -> list[Path]:
 def below(folder: Path, pattern: str = "*") -> list[Path]:
     """Return what has a name that matches ``pattern`` in a folder and those below, at any depth, but behind no link."""
     found = []
-    for path in listed(folder):
-        found += [path] if fnmatch.fnmatch(path.name, pattern) else []
-        found += below(path, pattern) if stat.S_ISDIR(_mode(path, follow=False)) else []
+    left = listed(folder)[::-1]
+    while left:
+        path = left.pop()
+        if fnmatch.fnmatch(path.name, pattern):
+            found.append(path)
+        if stat.S_ISDIR(_mode(path, follow=False)):
+            left += listed(path)[::-1]
     return found
 
 

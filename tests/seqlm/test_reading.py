@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,3 +78,24 @@ def test_kinds_and_listings(tmp_path: Path) -> None:
     assert [path.name for path in listed(tmp_path)] == [".hidden.json", "folder", "link"]
     assert listed(tmp_path, "f*") == [tmp_path / "folder"]
     assert below(tmp_path, "*.json") == [tmp_path / ".hidden.json", tmp_path / "folder" / "inner" / "a.json"]
+
+
+def test_folders_deeper_than_python_recurses_are_listed_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    depth = sys.getrecursionlimit() + 100
+    for name in ("a", "c"):
+        (tmp_path / name).touch()
+    (tmp_path / "b").mkdir()
+    monkeypatch.chdir(tmp_path / "b")
+    for _ in range(depth):
+        Path("d").mkdir()
+        os.chdir("d")
+    try:
+        found = below(tmp_path)
+        assert len(found) == depth + 3
+        assert [path.name for path in (*found[:2], found[-1])] == ["a", "b", "c"]
+    finally:  # no tool of Python deletes so deep a folder
+        for _ in range(depth):
+            os.chdir("..")
+            Path("d").rmdir()
