@@ -68,7 +68,7 @@ class Code:
         Raises:
             FileError: the archive cannot be read, or there is no room for its files.
         """
-        if self.archive is None or _is_complete(self.path, self.archive):
+        if self.archive is None or not exists(self.archive) or _is_complete(self.path, self.archive):
             return self.path
         return unpack(self.archive)
 
