@@ -16,7 +16,7 @@ On a CPU, float32 products of two matrices go through oneDNN where it is the fas
 """
 
 import functools
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, TypeAlias, final
 
 import torch
 from jaxtyping import Float
@@ -80,15 +80,9 @@ def apply(function: type[Function], *arguments: Any) -> Tensor:
     return result
 
 
-@runtime_checkable
-class LinearMap(Protocol):
-    """A layer W x + b: ``nn.Linear``, or one that shares its matrix."""
-
-    @property
-    def weight(self) -> Tensor: ...
-    @property
-    def bias(self) -> Tensor: ...
-    def __call__(self, x: Tensor, /) -> Tensor: ...
+LinearMap: TypeAlias = Any
+"""A layer W x + b with its ``weight`` and ``bias``: ``nn.Linear``, or one that shares its matrix. Modules of PyTorch
+keep both where checks of protocols do not look."""
 
 
 def linear(layer: LinearMap, x: Float[Tensor, "*shape D"], dtype: torch.dtype | None = None) -> Tensor:
@@ -98,7 +92,8 @@ def linear(layer: LinearMap, x: Float[Tensor, "*shape D"], dtype: torch.dtype | 
     """
     dtype = dtype or x.dtype
     if dtype == x.dtype and not _by_onednn(x, dtype):
-        return layer(x)
+        result: Tensor = layer(x)
+        return result
     multiplied = rounded_product(x.reshape(-1, x.shape[-1]), layer.weight.t(), dtype).view(*x.shape[:-1], -1)
     return multiplied if layer.bias is None else multiplied + layer.bias
 
