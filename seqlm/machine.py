@@ -130,7 +130,7 @@ def _cpu_fields(*names: str) -> list[str]:
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of ``mallopt`` (malloc.h of glibc)."""
 MMAP_THRESHOLDS = (2**30, 2**25)
-"""What is asked for, and the most that glibc before 2.35 takes on a machine of 64 bits (``HEAP_MAX_SIZE / 2``)."""
+"""The threshold to set, and the most that glibc before 2.35 takes on a machine of 64 bits (``HEAP_MAX_SIZE / 2``)."""
 
 
 @functools.cache

@@ -55,9 +55,12 @@ def results(arguments: Arguments) -> tuple[dict[str, Any], int]:
         from analysis.blocks.table import csv_text  # here, since it imports pandas
 
         header = [*COLUMNS[:4], *keys, *COLUMNS[4:]]
-        cells = ([{**one, **one["differs"]}.get(key) for key in header] for one in records)
-        rows_of_text = ([printable(cell) if isinstance(cell, str) else cell for cell in row] for row in cells)
-        sys.stdout.write(csv_text(header, rows_of_text))
+        table = []
+        for one in records:
+            row = {**one, **one["differs"]}
+            cells = (row.get(key) for key in header)
+            table.append([printable(cell) if isinstance(cell, str) else cell for cell in cells])
+        sys.stdout.write(csv_text(header, table))
     else:
         _say_table(records, keys)
     return {"study": study_dir.name, "runs": records}, 0

@@ -172,6 +172,12 @@ def take(
     return {LOGITS: logits, TOKEN_LOSSES: losses, **numbers}
 
 
+@functools.lru_cache(maxsize=2)
+def plain_step(subject: Subject, training: bool) -> Numbers:
+    """Take the plain step. Several checks compare with it."""
+    return take(subject, training)
+
+
 def later_tokens(subject: Subject, training: bool, position: int) -> Numbers:
     """Change the token at ``position`` and those after it. What is before them stays."""
     tokens = subject.tokens.clone()
@@ -238,7 +244,7 @@ def compare(check: str, holds: str, subject: Subject) -> str:
     """Compare the variants of a check with the plain step, in evaluation and in training. Return what then holds."""
     where = ", in evaluation: training draws random numbers without a dropout of PyTorch or seqlm"
     for training in (False,) if subject.draws else (False, True):
-        plain = take(subject, training)
+        plain = plain_step(subject, training)
         for variant in VARIANTS:
             if variant.check == check:
                 name = differing(variant.changed(subject, training), plain)
@@ -330,10 +336,9 @@ def evaluation(subject: Subject) -> str:
 
 def loss(subject: Subject) -> str:
     """The model's own losses are the cross-entropy of its logits in nats. In training, ``loss`` may add to it."""
-    own, plain = (take(subject, False, with_own_loss=with_own) for with_own in (True, False))
-    name = differing(own, plain)
+    name = differing(plain_step(subject, False), take(subject, False, with_own_loss=False))
     require(name is None, f"{name} differs from the cross-entropy of forward in nats, which the report would not see")
-    own, plain = (take(subject, True, with_own_loss=with_own) for with_own in (True, False))
+    own, plain = plain_step(subject, True), take(subject, True, with_own_loss=False)
     if not subject.draws and differing(own, plain) is not None:
         more = float(own[LOSS] - plain[LOSS]) / (STEPS * COLUMNS)
         return Note(f"in training, a regulariser adds {more:.3g} nats per token here to the cross-entropy of forward")

@@ -72,8 +72,8 @@ class Captured(Generic[Result]):
     def record(self, *arguments: State) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Result]:
         """Return the recording for the shapes of ``arguments``, made now or before. Generators and buffers stay as is.
 
-        The last warm-up may not wait for the device. So what a capture would refuse is nearly always found before one
-        has begun.
+        Warm-ups work on copies: a user's own ``forward`` may write into its state. The last warm-up may not wait for
+        the device. So what a capture would refuse is nearly always found before one has begun.
 
         Raises:
             CaptureError: the function cannot be captured.
@@ -83,15 +83,15 @@ class Captured(Generic[Result]):
         shapes = tuple(tensor.shape for tensor in tensors_of(arguments))
         if shapes in self._recordings:
             return self._recordings[shapes]
-        static = cloned(arguments)
+        static = map_state(Tensor.clone, arguments)
         stream = _stream_for(tensors_of(static)[0].device)
         with undone(self._model):
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(WARM_UP_CALLS - 1):
-                    self._warm_up(*cloned(arguments))
+                    self._warm_up(*map_state(Tensor.clone, arguments))
                 with _waiting_is_refused():
-                    self._warm_up(*cloned(arguments))
+                    self._warm_up(*map_state(Tensor.clone, arguments))
             torch.cuda.current_stream().wait_stream(stream)
             buffers = dict(self._model.named_buffers())
             with _waiting_is_refused():
@@ -151,11 +151,6 @@ def _waiting_is_refused() -> Iterator[None]:
 
 
 # -- what a warm-up leaves as it was -------------------------------------------------------------------------------
-
-
-def cloned(arguments: tuple[State, ...]) -> tuple[State, ...]:
-    """Return copies: a user's own ``forward`` may write into its state."""
-    return tuple(map_state(Tensor.clone, argument) for argument in arguments)
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ from seqlm.data.layout import own_columns
 from seqlm.environment import MICRO_BATCHES
 from seqlm.models import LanguageModel
 from seqlm.models.state import State, join_states, map_state, split_state, tensors_of
-from seqlm.training.capture import Captured, cloned, undone
+from seqlm.training.capture import Captured, undone
 from seqlm.training.distributed import Rank
 
 CLIP_EPSILON = 1e-6
@@ -124,7 +124,7 @@ class TrainingStep:
             self._captured.record(*window)
         elif isinstance(self._objective, nn.parallel.DistributedDataParallel):
             with undone(self.model):
-                self._warm_up(*cloned(window))
+                self._warm_up(*map_state(Tensor.clone, window))
 
     def never_capture(self) -> None:
         """Launch each operation of the steps on its own from now on."""
@@ -203,7 +203,7 @@ class TrainingStep:
 def _flat_gradients(parameters: list[nn.Parameter]) -> Float[Tensor, " P"]:
     """Return a buffer in which the parameters, all of one type, have their gradients from now on.
 
-    Each gradient lies in memory as its parameter does: fused optimizers take both for one order of numbers.
+    Each gradient has the strides of its parameter: fused optimizers read both in one order.
     """
     flat = parameters[0].new_zeros(sum(parameter.numel() for parameter in parameters))
     for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):

@@ -117,7 +117,7 @@ def test_replays_follow_the_rate_and_the_masks_of_each_step(arch: str) -> None:
 
 
 def test_what_a_model_draws_on_the_cpu_for_its_gpu_is_undone_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A generator of its own stands in for the GPU's, and what a checkpoint keeps is that of both."""
+    """A second generator replaces the GPU's. A checkpoint keeps the states of both."""
     own = torch.Generator().manual_seed(5)
     monkeypatch.setattr(torch.cuda, "default_generators", (own,))
     drawn = generators(torch.device("cuda", 0))
