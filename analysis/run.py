@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
 from seqlm.reading import is_file
 from seqlm.rundir import RunDirectory
-from seqlm.trust import distrusted
+from seqlm.trust import distrusted, of_run
 
 if TYPE_CHECKING:
     from seqlm.models import LanguageModel
@@ -74,7 +73,7 @@ class Run:
         """Load the model of the best epoch: on the CPU, dropout off, in float32. Imports torch.
 
         Args:
-            trust: run the file of a user's own model in a study that you have not launched. Read it first.
+            trust: run the file of a user's own model of a run that you have not launched. Read it first.
 
         >>> model = study.run("gru-adam").load_model()
         >>> sum(parameter.numel() for parameter in model.parameters())
@@ -83,13 +82,14 @@ class Run:
         Raises:
             CheckpointError: the checkpoint is missing, damaged, or of another run.
             FileError: a file of the run cannot be read.
-            UsageError: the run has a user's own model, and you have not launched its study.
+            UsageError: the run has a user's own model, and you have not launched this run.
         """
         from seqlm.training.checkpoint import load_checkpoint, trained_model
 
         model = self.config.model
-        if isinstance(model, CustomConfig) and not trust and (why := distrusted(self.directory.parent)):
-            raise UsageError(f"{why}, so its {model.source} is not run; read it, then use load_model(trust=True)")
+        place = f"{self.directory.parent}/{self.name}"
+        if not trust and (why := distrusted(of_run(self.config, place))):
+            raise UsageError(f"{why}; read it, then use load_model(trust=True), or --trust on the command line")
         path = RunDirectory(self.directory).best_checkpoint
         checkpoint = load_checkpoint(path, self.config.fingerprint())
         folder = RunDirectory(self.directory).model_dir

@@ -52,9 +52,20 @@ class RunSpec:
     entry: str = ""
     """The run's name in the manifest before ``--set``."""
 
+    judge: RunConfig | None = None
+    """Of a behaviour job: the configuration of the model that rates the texts. ``None``: there is none."""
+    launched: tuple[str, ...] = ()
+    """Fingerprints of the configurations whose models its worker may run, as the launch had them. Empty: those of
+    :attr:`config` and :attr:`judge`."""
+
     @property
     def fingerprint(self) -> str:
         return self.config.fingerprint()
+
+    def may_run(self) -> tuple[str, ...]:
+        """Return the fingerprints of the configurations whose models its worker may run."""
+        judges = [] if self.judge is None else [self.judge.fingerprint()]
+        return self.launched or (self.fingerprint, *judges)
 
 
 @dataclass(frozen=True, kw_only=True)

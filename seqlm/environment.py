@@ -137,6 +137,9 @@ CANARY: Variable[int | None] = Variable("SEQLM_CANARY", COUNT, None, is_internal
 """In the folder of a canary: train this number of steps and write ``canary.json``. Unset: an ordinary run."""
 MICRO_BATCHES = Variable("SEQLM_MICRO_BATCHES", COUNT, 1, is_internal=True)
 """Parts in which a step takes the rank's columns, to save memory."""
+LAUNCHED = Variable("SEQLM_LAUNCHED", Annotated[str, Valid("fingerprints")], "", is_internal=True)
+"""Fingerprints of the configurations that a worker may train or load, separated by commas. Another one in its folder
+is an error. Unset: any."""
 CHECKPOINT_MINUTES = Variable("SEQLM_CHECKPOINT_MINUTES", MINUTES, 10.0, is_internal=True)
 """Time between two checkpoints within an epoch. ``policy.checkpoint_min`` sets it."""
 KEEP_LAST = Variable("SEQLM_KEEP_LAST", FLAG, True, is_internal=True)

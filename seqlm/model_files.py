@@ -14,8 +14,8 @@ from pathlib import Path
 
 from seqlm.architectures import CustomConfig
 from seqlm.errors import FileError, ModelError, UsageError
-from seqlm.files import file_sha256, make_directory, remove, replacing
-from seqlm.reading import below, is_file, is_link, read_bytes
+from seqlm.files import file_sha256, make_directory, replacing
+from seqlm.reading import read_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class ModelFiles:
         """Write the files below ``folder``, or check that they are there.
 
         Raises:
-            ModelError: a file that was kept before has changed, or there is another file.
+            ModelError: a file that was kept before has changed.
             FileError: a file cannot be read or written.
         """
         for name, content in self.contents.items():
@@ -47,11 +47,6 @@ class ModelFiles:
                 make_directory(path.parent)
                 with replacing(path) as temporary:
                     temporary.write_bytes(content)
-        for path in below(folder):  # which its own files could import in place of a package
-            if path.name == "__pycache__":
-                remove([path])
-            elif (is_file(path) or is_link(path)) and str(path.relative_to(folder)) not in self.contents:
-                raise ModelError(f"{path} is no file of the model; move it away")
 
 
 def read_model_files(config: CustomConfig, folder: Path) -> ModelFiles:
@@ -65,7 +60,8 @@ def read_model_files(config: CustomConfig, folder: Path) -> ModelFiles:
     for key, name in (("source", config.file), *(("files", name) for name in config.files)):
         path = folder / name
         try:
-            contents[name] = read_bytes(path.resolve(strict=True))
+            # A link may be the user's own way to keep files. What a study keeps has none.
+            contents[name] = read_bytes(path.resolve(strict=True) if config.sha256 is None else path)
         except FileNotFoundError:
             raise ModelError(f"model.{key}: {path} does not exist") from None
         except OSError as error:

@@ -48,7 +48,6 @@ FIELDS: Mapping[str, Mapping[str, Any]] = {
     },
     "start.json": {"launcher": dict | None, "resources": dict, "backend": str},
     "result.json": {"epochs": int | None},
-    "launched.json": {"tokens": list},
     "queue.json": {"launcher": dict, "waiting": dict},
     "request.json": {"runs": dict[str, dict[str, Any]]},
     "runs.json": {"provenance": dict, "runs": dict[str, dict[str, Any]]},

@@ -1,32 +1,102 @@
-"""Which studies this user has launched: only their files are run without being asked. Standard library alone.
+"""What this user has launched, by its content: of what a study keeps, nothing else runs without being asked.
 
-    <study>/launched.json                           random tokens, one for each user who launched it with a manifest
-    $XDG_CONFIG_HOME/seqlm/launched/<token>         the twin in that user's own configuration: the study's path
+    $XDG_CONFIG_HOME/seqlm/launched/<study>.json     digests of what the user has launched in one study
 
-A folder that somebody else made has no token with a twin here, whoever owns its files: what is unpacked from an archive
-belongs to its new owner. A study that was moved keeps its token. A copy, while the original is there, is not trusted.
-Workers do not ask: a launch has decided what they run.
+A digest stands for a run's whole configuration, with the files of its model and its tokenizer (its fingerprint), or for
+a table of ``study.json`` with commands. Where the bytes lie does not matter: a study that was moved, copied or unpacked
+runs what its user has launched before, and what somebody else has put into it or changed in it is unknown, whoever owns
+the files. There is nothing in the study that could be copied to be trusted. Standard library alone.
+
+Workers do not ask, since other nodes need no configuration folder. They are told by ``SEQLM_LAUNCHED`` which
+configurations their launch was about, and read no file twice.
 """
 
-import contextlib
+import hashlib
+import json
 import os
-import re
-import secrets
-from collections.abc import Callable, Collection
+import stat
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from seqlm.architectures import CustomConfig
-from seqlm.errors import FileError, printable
-from seqlm.files import read_json, write_json, write_text
-from seqlm.reading import below, exists, is_file, is_link, read_bytes
-from seqlm.rundir import RunDirectory
+from seqlm.config import RunConfig
+from seqlm.environment import LAUNCHED
+from seqlm.errors import FileError, UsageError, file_errors, printable
+from seqlm.files import json_text, replacing
+from seqlm.reading import LARGEST_TEXT, exists, is_folder, listed, open_regular, parse_json
 
-LAUNCHED = "launched.json"
-"""File of a study with its tokens."""
-_TOKEN = re.compile("[0-9a-f]{32}")
+OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+"""Permissions that nobody else may have to the records."""
 
 
-def _twins_folder() -> Path:
+@dataclass(frozen=True)
+class _Known:
+    digests: Collection[str]
+    problem: str = ""
+    """Why records are not believed."""
+
+
+def table_digest(name: str, table: Any) -> str:
+    """Return the digest of a table of ``study.json``, as 64 hex digits, from its values in memory or in the file."""
+    text = json.dumps(json.loads(json_text({name: table})), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def distrusted(things: Mapping[str, str]) -> str | None:
+    """Return what this user has not launched, in words; ``None``: all of it is known. ``things``: digest -> words."""
+    if not things:
+        return None
+    known = _known()
+    unknown = list(dict.fromkeys(words for digest, words in things.items() if digest not in known.digests))
+    if not unknown:
+        return None
+    more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+    return f"{unknown[0]}{more} was not launched by you{known.problem}"
+
+
+def of_run(config: RunConfig, name: str, *, whole: bool = False) -> dict[str, str]:
+    """Return what of a run has to be launched before it is run: its own model, or with ``whole`` any run."""
+    if isinstance(config.model, CustomConfig):
+        return {config.fingerprint(): f"{config.model.source} of {printable(name)}"}
+    return {config.fingerprint(): printable(name)} if whole else {}
+
+
+def record_launch(study_dir: Path, digests: Collection[str]) -> None:
+    """Record that this user launches what has these digests. The caller owns the study.
+
+    Raises:
+        FileError: the record cannot be written, or others could change it.
+    """
+    folder, study = _folder(), str(study_dir.resolve())
+    with file_errors("write", folder, within=True):
+        for place in (*reversed(folder.parents), folder):
+            if not is_folder(place):
+                place.mkdir(mode=0o700, exist_ok=True)
+    if problem := _problem(folder, folder.stat()):
+        raise FileError(problem)
+    path = folder / f"{hashlib.sha256(study.encode(errors='surrogateescape')).hexdigest()[:32]}.json"
+    before = _read(path) if exists(path) else ()
+    if set(digests) <= set(before):
+        return
+    with replacing(path) as temporary:
+        temporary.write_text(json_text({"study": study, "digests": sorted({*before, *digests})}), "utf-8")
+        temporary.chmod(0o600)
+
+
+def require_launched(config: RunConfig) -> None:
+    """Refuse a configuration that the launch of this worker was not about.
+
+    Raises:
+        UsageError: it is another one.
+    """
+    launched = LAUNCHED.read()
+    if launched and config.fingerprint() not in launched.split(","):
+        raise UsageError("the configuration in the folder of the run has changed since its launch; launch again")
+
+
+def _folder() -> Path:
     """``XDG_CONFIG_HOME/seqlm/launched``, else ``~/.config/seqlm/launched``."""
     shared = Path(os.environ.get("XDG_CONFIG_HOME", ""))
     try:
@@ -35,62 +105,44 @@ def _twins_folder() -> Path:
         raise FileError("there is no home folder") from None
 
 
-def distrusted(study_dir: Path) -> str | None:
-    """Return why the files of a study are not run without being asked, or ``None`` if this user has launched it."""
-    here, why = study_dir.resolve(), f"{study_dir} was not launched by this user"
-    for token in _tokens(study_dir):
-        original = _twin(token)
-        if original is not None and (original == here or token not in _tokens(original)):
-            return None
-        why = why if original is None else f"{study_dir} is a copy of {original}"
-    return why
-
-
-def record_launch(study_dir: Path, models: Collection[str | None], tell: Callable[[str], None]) -> None:
-    """Record that this user launches a study with a manifest, whose own models have the digests ``models``.
-
-    A study of somebody else that keeps other models stays untrusted: the launch runs none of them. Problems are told
-    in one line and stop no launch: the study is then not trusted later. The caller owns the study.
-    """
-    here, problem = study_dir.resolve(), distrusted(study_dir)
-    known = next((token for token in _tokens(study_dir) if _twin(token) == here), None)
-    if problem is None and known:
-        return
+def _known() -> _Known:
+    """Return all that this user has launched. Records that another user has made or may change are not believed."""
+    digests: set[str] = set()
+    problem = ""
     try:
-        if problem is not None and (other := _other_model(study_dir, models)):
-            raise FileError(f"{other} is not of this manifest")
-        token, folder = secrets.token_hex(16), _twins_folder()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_text(folder / token, str(here))
-        write_json(study_dir / LAUNCHED, {"tokens": [*_tokens(study_dir), token]})
+        folder = _folder()
+        if is_folder(folder) and not (problem := _problem(folder, folder.stat())):
+            for path in listed(folder, "*.json"):
+                try:
+                    digests.update(_read(path))
+                except FileError as error:
+                    problem = problem or str(error)
     except (FileError, OSError) as error:
-        tell(f"warning: {study_dir} is not recorded as launched by you, so `report` runs no model of it: {error}")
+        problem = str(error)
+    return _Known(digests, problem and f" ({problem})")
 
 
-def _tokens(study_dir: Path) -> list[str]:
-    with contextlib.suppress(FileError, OSError):
-        found = (read_json(study_dir / LAUNCHED) or {}).get("tokens", [])
-        return [token for token in found if isinstance(token, str) and _TOKEN.fullmatch(token)]
-    return []
+def _read(path: Path) -> list[str]:
+    """Return the digests in a record.
+
+    Raises:
+        FileError: it cannot be read, or others may change it.
+    """
+    try:
+        with open_regular(path, largest=LARGEST_TEXT) as file:
+            if problem := _problem(path, os.fstat(file.fileno())):
+                raise FileError(problem)
+            found = parse_json(file.read().decode())
+    except OSError as error:
+        raise FileError.from_os_error("read", path, error) from None
+    except ValueError as error:
+        raise FileError(f"{path} is damaged ({error}); delete it, and launch again") from None
+    digests = found.get("digests") if isinstance(found, dict) else None
+    return [digest for digest in digests if isinstance(digest, str)] if isinstance(digests, list) else []
 
 
-def _twin(token: str) -> Path | None:
-    """Return the path of the study of a token, or ``None`` if this user has no such token."""
-    with contextlib.suppress(FileError, OSError, ValueError):
-        return Path(read_bytes(_twins_folder() / token).decode())
-    return None
-
-
-def _other_model(study_dir: Path, models: Collection[str | None]) -> str | None:
-    """Return a file of a user's own model that a study keeps and that is of none of these models."""
-    for run in RunDirectory.unordered_in(study_dir):
-        model, known = run.read_config().model, set[Path]()
-        if isinstance(model, CustomConfig):
-            if model.sha256 in models:
-                known = {run.model_dir / name for name in (model.file, *model.files)}
-            elif exists(run.model_source(model)):
-                return printable(str(run.model_source(model)))
-        for path in below(run.model_dir):
-            if (is_file(path) or is_link(path)) and path not in known:
-                return printable(str(path))
-    return None
+def _problem(path: Path, status: os.stat_result) -> str:
+    """Return why a record or the folder of records may be somebody else's. Empty: it is this user's alone."""
+    if status.st_uid != os.geteuid():
+        return f"{path} belongs to another user"
+    return f"others may write to {path}; use: chmod go-w {path}" if status.st_mode & OTHERS_MAY_WRITE else ""

@@ -27,6 +27,7 @@ from jobs.study.kept_code import Code, live_code
 from jobs.study.squeue import ask
 from seqlm.environment import SLURM_CONFIG
 from seqlm.errors import BackendError
+from seqlm.files import read_json
 from seqlm.lease import wait_until_free
 from seqlm.requests import Request
 from seqlm.rundir import CANARY_FOLDER, RunDirectory
@@ -36,7 +37,7 @@ from slurm.doctor import examine
 from slurm.environment import batch_script, program_of, require_plain_path, sbatch_environment, submit_script
 from slurm.settings import SlurmSettings, read_settings
 from slurm.site import PartitionFacts, partition_facts
-from slurm.submission import JobPlan, plan_jobs, script, submit
+from slurm.submission import JobPlan, plan_jobs, plan_program, script, submit
 from slurm.waiting import waiting_jobs
 
 LAST_MINUTES = 30
@@ -209,7 +210,8 @@ class SlurmBackend(Backend):
         minutes, does, commands = LAST_MINUTES, [], []
         if message:
             does.append("sends the message that the study is over")
-            commands.append(f"{program_of(place, 'slurm.job', settings)} {shlex.quote(str(folder / PLAN_FILE))} over")
+            path = folder / PLAN_FILE
+            commands.append(f"{plan_program(path, read_json(path) or {}, place, settings)} over")
         if report:
             does.append("writes the report")
             command = f"{program_of(place, 'launch', settings)} report {shlex.quote(str(study_dir.absolute()))}"

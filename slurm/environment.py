@@ -16,7 +16,7 @@ from typing import Any
 from jobs.manifests import secrets
 from jobs.study.squeue import ask
 from seqlm.errors import BackendError, UsageError
-from seqlm.files import write_text
+from seqlm.files import file_sha256, write_text
 from slurm.settings import SlurmSettings
 
 PASSED = (
@@ -42,6 +42,14 @@ PASSED = (
 
 TOKEN = "SLURM_JWT"
 """A secret that sbatch itself may need to submit. Scripts unset it: SLURM passes every ``SLURM_*`` to the job."""
+
+_START = (
+    "import hashlib, runpy, sys; del sys.argv[0]; digest = sys.argv.pop(1); "
+    "found = hashlib.sha256(open(sys.argv[0], 'rb').read()).hexdigest(); "
+    "found == digest or sys.exit('error: ' + sys.argv[0] + ' has changed since its launch; launch again'); "
+    "runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+"""Program that checks and runs an archive: ``ARCHIVE DIGEST MODULE WORD ...``."""
 
 
 def sbatch_environment(settings: SlurmSettings, environ: Mapping[str, str]) -> dict[str, str]:
@@ -90,10 +98,16 @@ def batch_script(settings: SlurmSettings, options: Mapping[str, Any], *commands:
 
 
 def program_of(code: Path, module: str, settings: SlurmSettings) -> str:
-    """Return the command that runs a module of ``code``, which is an archive or the folder of a working tree."""
+    """Return the command that runs a module of ``code``, which is an archive or the folder of a working tree.
+
+    An archive that is changed until the command runs is refused: the script, which SLURM keeps, has its digest.
+
+    Raises:
+        FileError: the archive cannot be read.
+    """
     python, place = settings.python or shlex.quote(sys.executable), shlex.quote(str(code))
     if code.suffix == ".zip":
-        return f"{python} -u {place} {module}"
+        return f"{python} -P -u -c {shlex.quote(_START)} {place} {file_sha256(code)} {module}"
     return f"env PYTHONPATH={place}${{PYTHONPATH:+:$PYTHONPATH}} {python} -P -u -m {module}"
 
 

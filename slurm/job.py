@@ -1,8 +1,8 @@
 """A job on its allocation: a dispatcher over the job's runs, as on any machine, and what follows from their ends.
 
-``python -m slurm.job PLAN ARRAY FIRST_NODE`` runs once on each node. The first node's process dispatches the runs of
-the job. Those of the other nodes start their ranks of the one run that such a job has. The job's script does what needs
-SLURM's commands, which a container may not have: the exit code ``AGAIN`` has it requeue the job.
+``python -m slurm.job PLAN DIGEST ARRAY FIRST_NODE`` runs once on each node. The first node's process dispatches the
+runs of the job. Those of the other nodes start their ranks of the one run that such a job has. The job's script does
+what needs SLURM's commands, which a container may not have: the exit code ``AGAIN`` has it requeue the job.
 
     SIGUSR2           the time limit is near, or a preemption is announced: the workers save, the job is requeued
     SIGTERM           scancel, a requeue from outside, a preemption: the workers stop between two steps
@@ -34,7 +34,7 @@ from jobs.study.folder import WITHDRAWN_FILE
 from jobs.study.kept_code import running_code
 from seqlm.ends import End, Verdict
 from seqlm.environment import ATTEMPT, MICRO_BATCHES
-from seqlm.errors import DamagedFileError, FileError, SeqlmError, is_storage_failure
+from seqlm.errors import DamagedFileError, FileError, SeqlmError, UsageError, is_storage_failure
 from seqlm.files import read_json, write_json
 from seqlm.reading import exists
 from seqlm.rundir import Observation, RunDirectory
@@ -182,7 +182,8 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals)
 
 def _planned(plan: JobPlan, array: ArrayPlan, run: RunDirectory, seen: Observation) -> PlannedRun:
     data_path, resources = plan.data.get(run.id), array.runs[run.id]
-    spec = RunSpec(name=run.id, config=run.read_config(), resources=resources, data_path=data_path)
+    launched = plan.launched[run.id]
+    spec = RunSpec(name=run.id, config=run.read_config(), resources=resources, data_path=data_path, launched=launched)
     return PlannedRun(spec=spec, run=run, observation=seen, action="resume", reason=None)
 
 
@@ -288,16 +289,21 @@ def main() -> int:
     """Run the part of a job that is on this node; return the exit code."""
     signals = Signals()
     with signals.noted():
-        plan = look_again(JobPlan.read, Path(sys.argv[1]))
-        if sys.argv[2] == "over":
+        _, path, digest, part, *first_node = sys.argv
+        try:
+            plan = look_again(JobPlan.read, Path(path), digest)
+        except UsageError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return UsageError.exit_code
+        if part == "over":
             notify.over(plan.options.study_dir, plan.options.notify, seconds=OVER_SECONDS)
             return 0
         if exists(plan.folder / WITHDRAWN_FILE):
             print("this job does not start: its launch is withdrawn", flush=True)
             return 1
-        context, number = SlurmContext.from_environment(os.environ), int(sys.argv[2])
+        context, number = SlurmContext.from_environment(os.environ), int(part)
         if context.node_rank:
-            serve(plan, number, context, signals, sys.argv[3])
+            serve(plan, number, context, signals, *first_node)
             return 0
         return run_job(plan, number, context, signals)
 

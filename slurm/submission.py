@@ -21,10 +21,11 @@ from jobs.study.folder import PLAN_FILE, SUBMITTED_FILE, study_name
 from jobs.study.kept_code import Code
 from jobs.study.squeue import ask
 from seqlm.environment import STAGE
-from seqlm.errors import BackendError, FileError
+from seqlm.errors import BackendError, FileError, UsageError
 from seqlm.files import json_text, read_json, write_json, write_once
 from seqlm.reading import timestamp
 from seqlm.requests import numbered
+from seqlm.trust import table_digest
 from slurm.environment import batch_script, plain_env, program_of, submit_script
 from slurm.settings import JobShape, SlurmSettings
 
@@ -97,6 +98,8 @@ class JobPlan:
     """The archive of the code, or the folder of a working tree."""
     data: Mapping[str, Path]
     """Run id -> the path of its corpus, for runs that have one."""
+    launched: Mapping[str, tuple[str, ...]]
+    """Run id -> the fingerprints of the configurations whose models its worker may run."""
     signal_before_s: int
     exclude: str | None
     """Nodes that the jobs must not get, as a SLURM host list. ``None``: no node is excluded."""
@@ -120,17 +123,25 @@ class JobPlan:
         write_json(path, asdict(self))
 
     @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read a plan that :meth:`write` wrote.
+    def read(cls, path: Path, sha256: str | None = None) -> Self:
+        """Read a plan that :meth:`write` wrote. ``sha256``: the digest that it must have. ``None``: any.
 
         Raises:
             FileError: it cannot be read.
+            UsageError: it has another digest.
         """
         from pydantic import TypeAdapter  # a launcher does without
 
         if (raw := read_json(path)) is None:
             raise FileError(f"cannot read {path}: No such file or directory")
+        if sha256 not in (None, plan_sha256(raw)):
+            raise UsageError(f"{path} has changed since its launch; launch again")
         return TypeAdapter(cls).validate_python(raw)
+
+
+def plan_sha256(plan: Mapping[str, Any]) -> str:
+    """Return the digest of all of a plan but its arrays, whose ids SLURM gives later. The jobs' scripts have it."""
+    return table_digest("plan", {key: value for key, value in plan.items() if key != "arrays"})
 
 
 def plan_jobs(
@@ -173,6 +184,7 @@ def plan_jobs(
         arrays=tuple(arrays),
         code=code.archive or code.path,
         data={item.run.id: path.absolute() for item in todo if (path := item.spec.data_path) is not None},
+        launched={item.run.id: item.spec.may_run() for item in todo},
         signal_before_s=settings.warning_s,
         exclude=settings.exclude,
         must_have_nodes=bool(settings.nodelist or settings.reservation or "nodefile" in settings.sbatch),
@@ -315,10 +327,15 @@ def script(plan: JobPlan, number: int, settings: SlurmSettings, dependency: str 
         "dependency": dependency or None,
     }
     srun = shlex.join(["srun", f"--cpus-per-task={array.cpus}", f"--wait={END_SECONDS}", *settings.srun_args])
-    program = f"{program_of(plan.code, 'slurm.job', settings)} {shlex.quote(str(folder / PLAN_FILE))} {number}"
+    program = f"{plan_program(folder / PLAN_FILE, asdict(plan), plan.code, settings)} {number}"
     changes = f"{shlex.quote(str(folder))}/{CHANGES.format('$SLURM_JOB_ID')}"
     given = {key: value for key, value in options.items() if value is not None}
     return batch_script(settings, given, f"code=0\n{srun} {program} $SLURMD_NODENAME || code=$?", last_lines(changes))
+
+
+def plan_program(path: Path, plan: Mapping[str, Any], code: Path, settings: SlurmSettings) -> str:
+    """Return the command that does a part of the plan in a file, but for the words that say which."""
+    return f"{program_of(code, 'slurm.job', settings)} {shlex.quote(str(path))} {plan_sha256(plan)}"
 
 
 def last_lines(changes: str) -> str:

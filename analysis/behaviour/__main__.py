@@ -19,6 +19,7 @@ from seqlm.errors import EXIT_USAGE, SeqlmError, UsageError
 from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import Attempt, StopSignal, attempt_number
 from seqlm.training.distributed import limit_memory, rank_from_environment
+from seqlm.trust import require_launched
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         if rank.world_size != 1:
             raise UsageError(f"WORLD_SIZE: expected 1 (behaviour is computed by one process), got {rank.world_size}")
         config = job.read_config()
+        require_launched(config)
         task = Task.read(job, config)
         attempt = Attempt(run=job, rank=rank, number=attempt_number(job, os.environ), stop=stop)
     except SeqlmError as error:

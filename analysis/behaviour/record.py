@@ -31,6 +31,7 @@ from seqlm.rundir import BEHAVIOUR_VERSION, RunDirectory
 from seqlm.training.attempt import Attempt
 from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, trained_model
 from seqlm.training.records import perplexity
+from seqlm.trust import require_launched
 
 
 def record_behaviour(attempt: Attempt, task: Task, corpus: Corpus) -> dict[str, Any]:
@@ -180,6 +181,7 @@ class Trained:
         if not is_folder(run.path):
             raise CheckpointError(f"{run.path} does not exist; expected a finished run of this study")
         config = run.read_config()
+        require_launched(config)
         checkpoint = dataclasses.replace(load_checkpoint(run.best_checkpoint, config.fingerprint()), optimizer=None)
         sha256 = file_sha256(run.best_checkpoint)
         if sha256 is None:

@@ -77,9 +77,10 @@ class Arguments:
         "try a few steps of each architecture with each optimizer first (default: above 10 runs)"
     )
     behaviour: bool | None = option(
-        "compute missing behaviour of the trained models before the report, also in another user's study "
-        "(default: only in your own)"
+        "compute missing behaviour of the trained models before the report, also of runs that others launched "
+        "(default: only of your own)"
     )
+    trust: bool = option("from now on, run the models and commands that this study keeps as if you had launched it")
     then_report: bool = option("submit a job that writes the report after the last run (slurm)")
     report: bool = option("write the report at the end")
     dry_run: bool = option("show what would be done, and do nothing", "-n")
@@ -163,7 +164,7 @@ COMMANDS = {
     ),
     "retry": Command(
         "launch", "launching.retry", "first --kind oom", "launch failed and cancelled runs again",
-        ("study", *TRAIN, "kind"),
+        ("study", *TRAIN, "kind", "trust"),
     ),
     "clean": Command(
         "follow a study", "studies.clean_study", "first --dry-run",
@@ -188,15 +189,15 @@ COMMANDS = {
     "generate": Command(
         "results", "results.generate", "first gru-adam-lr0.01 'the first' --temperature 0.8",
         "print text that a trained model writes after a prompt",
-        ("study", "run", "beginning", "tokens", "temperature", "seed"),
+        ("study", "run", "beginning", "tokens", "temperature", "seed", "trust"),
     ),
     "behaviour": Command(
         "results", "launching.behaviour", "first --prompt 'the'", "compute what trained models do",
-        ("study", *LAUNCH, "window", "samples", "temperature", "prompt", "seed", "force"),
+        ("study", *LAUNCH, "window", "samples", "temperature", "prompt", "seed", "force", "trust"),
     ),
     "report": Command(
         "results", "launching.report", "first second", "write the report of one study, or of several together",
-        ("studies", "behaviour", "output"),
+        ("studies", "behaviour", "trust", "output"),
     ),
     "export": Command(
         "results", "studying.export", "first --to tensorboard --output events",

@@ -30,12 +30,12 @@ from jobs.plan.record import record_of
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget
 from jobs.study.folder import find_study, is_behaviour_study, observe_study, study_name
-from jobs.study.kept_code import distrust
+from jobs.study.launched import trust_study
 from jobs.study.record import StudyRecord
 from jobs.terminal import STATE, Column, show
 from seqlm.errors import SeqlmError, printable
 from seqlm.rundir import Observation
-from seqlm.trust import distrusted
+from seqlm.trust import distrusted, of_run
 
 LAUNCH_FILE = Path(__file__).resolve().parents[2] / "launch.py"
 
@@ -68,7 +68,7 @@ def retry(arguments: Arguments) -> tuple[Any, int]:
 
     Runs that a search stopped go on only with ``--kind stopped``.
     """
-    study_dir = find_trained(arguments)
+    study_dir = _found(arguments)
     runs = chosen_runs(arguments, study_dir)
     chosen = [one for one in runs if one.config is not None and _is_to_retry(one.observation, arguments.kind)]
     for one in runs:
@@ -95,6 +95,14 @@ def retry(arguments: Arguments) -> tuple[Any, int]:
     return train(arguments, specs, options, choose_again(study_dir, chosen, arguments))
 
 
+def _found(arguments: Arguments) -> Path:
+    """Return the folder of the study, and with ``--trust`` record that what it keeps is this user's."""
+    study_dir = find_trained(arguments)
+    if arguments.trust:
+        trust_study(study_dir, terminal.tell)
+    return study_dir
+
+
 def _is_to_retry(seen: Observation, kinds: Sequence[str]) -> bool:
     if seen.state == "stopped":
         return "stopped" in kinds
@@ -103,7 +111,7 @@ def _is_to_retry(seen: Observation, kinds: Sequence[str]) -> bool:
 
 def behaviour(arguments: Arguments) -> tuple[Any, int]:
     """Compute what trained models do and print what became of each. Exit code 1 if one failed or has no checkpoint."""
-    study_dir = find_trained(arguments)
+    study_dir = _found(arguments)
     wanted = BehaviourLaunch(
         study_dir,
         only=arguments.only,
@@ -258,6 +266,8 @@ def _write_report(arguments: Arguments, study_dirs: Sequence[Path]) -> tuple[str
 
     folder_of(*study_dirs, output=arguments.output)  # refused before anything is computed
     wanted, asked = study_dirs if arguments.behaviour is not False else (), arguments.behaviour is True
+    for study_dir in study_dirs if arguments.trust else ():
+        trust_study(study_dir, terminal.tell)
     behaviour = [found for study_dir in wanted for found in compute_missing_behaviour(study_dir, asked=asked)]
     return str(write_report(*study_dirs, output=arguments.output)), behaviour
 
@@ -265,17 +275,17 @@ def _write_report(arguments: Arguments, study_dirs: Sequence[Path]) -> tuple[str
 def compute_missing_behaviour(study_dir: Path, *, asked: bool) -> list[dict[str, Any]]:
     """Compute on this machine the behaviour that a report lacks. Problems go to stderr and do not stop the report.
 
-    Unless ``asked`` for by a flag, nothing is computed in a study that this user has not launched, or that holds
-    another user's code. A result is kept as long as its checkpoints are unchanged, whatever its settings.
+    Unless ``asked`` for by a flag, nothing is computed for a run that this user has not launched. A result is kept as
+    long as its checkpoints are unchanged, whatever its settings.
     """
     if is_behaviour_study(study_dir):
         return []
     try:
-        problem = None if asked else distrusted(study_dir) or distrust(study_dir)
-        if problem is not None:
-            terminal.tell(f"behaviour is left as it is: {problem}; --behaviour computes what is missing")
-            return []
         wanted = BehaviourLaunch(study_dir)
+        problem = None if asked or not wanted.specs else _not_launched(study_dir, wanted)
+        if problem is not None:
+            terminal.tell(f"behaviour is left as it is: {problem}; --trust computes what is missing")
+            return []
         if wanted.specs:
             attend(wanted.specs, wanted.options(), LocalBackend())
         outcomes = wanted.outcomes()
@@ -290,6 +300,15 @@ def compute_missing_behaviour(study_dir: Path, *, asked: bool) -> list[dict[str,
         if found["state"] in (*FAILURES, "kept"):
             terminal.tell(behaviour_line(found))
     return outcomes
+
+
+def _not_launched(study_dir: Path, wanted: BehaviourLaunch) -> str | None:
+    """Return what of missing behaviour this user has not launched. ``None``: nothing."""
+    runs: dict[str, str] = {}
+    for spec in wanted.specs:
+        for config in filter(None, (spec.config, spec.judge)):
+            runs |= of_run(config, f"{study_dir}/{spec.name}", whole=True)
+    return distrusted(runs) or StudyRecord(study_dir).distrusted("behaviour")
 
 
 def behaviour_line(found: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from jobs.cli.arguments import Arguments
 from jobs.cli.naming import REPORTED, chosen_runs, find_trained, one_run, reported
 from jobs.cli.view import what_differs
 from jobs.study.folder import ObservedRun, find_study, observe_study
+from jobs.study.launched import trust_study
 from jobs.terminal import Column, show
 from seqlm.errors import UsageError, nearest_key, printable
 from seqlm.notes import EMPTY, TAG, read_notes, write_note
@@ -171,6 +172,8 @@ def generate(arguments: Arguments) -> tuple[dict[str, Any], int]:
     """Print a prompt and the text that a run's model writes after it. Words that the model does not know are named."""
     study_dir = find_study(arguments.study, arguments.runs_dir)
     named = one_run(observe_study(study_dir), arguments.run, study_dir)
+    if arguments.trust:
+        trust_study(study_dir, terminal.tell)
     from analysis import open_study
 
     run = open_study(study_dir).run(named.run.id)

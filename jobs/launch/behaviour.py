@@ -19,12 +19,14 @@ from jobs.manifests.filters import select
 from jobs.manifests.policy import Policy
 from jobs.spec import RunSpec
 from jobs.study.folder import ObservedRun, Observer, observe_study
+from jobs.study.launched import TASK_SETTINGS
 from jobs.study.record import StudyRecord
 from seqlm.config import DataConfig, RunConfig
-from seqlm.errors import FileError, UsageError
+from seqlm.errors import FileError, UsageError, printable
 from seqlm.files import file_sha256, read_json
 from seqlm.reading import is_file
 from seqlm.rundir import BEHAVIOUR_FOLDER, BEHAVIOUR_VERSION, RunDirectory
+from seqlm.trust import distrusted, table_digest
 
 SETTINGS = ("window", "samples", "temperature", "prompt", "seed")
 """Settings that flags can set."""
@@ -96,8 +98,8 @@ class BehaviourJob:
     """The job that computes the behaviour of one run."""
 
     run: ObservedRun
-    judge_id: str | None
-    """Run id of its judge."""
+    judge: ObservedRun | None
+    """Its judge."""
     folder: RunDirectory
     """The job's own folder."""
     checkpoint_sha256: str | None
@@ -105,6 +107,11 @@ class BehaviourJob:
     judge_sha256: str | None
     settings: Mapping[str, Any]
     """The settings set by flags, now or at an earlier launch."""
+
+    @property
+    def judge_id(self) -> str | None:
+        """Run id of its judge."""
+        return None if self.judge is None else self.judge.run.id
 
     def is_current(self) -> bool:
         """Return whether the stored result has these checkpoints and settings. A damaged result counts as none."""
@@ -124,10 +131,15 @@ class BehaviourJob:
 
 
 def _last_settings(folder: RunDirectory) -> dict[str, Any]:
-    """Return the settings that flags set at a job's last launch; empty if it was never launched."""
+    """Return the settings that flags set at a job's last launch; empty if this user has not launched it with them."""
     with contextlib.suppress(FileError):
         settings = (read_json(folder.task_file) or {}).get("settings")
-        return {key: settings[key] for key in SETTINGS if key in settings} if isinstance(settings, dict) else {}
+        if not isinstance(settings, dict) or not settings:
+            return {}
+        why = distrusted({table_digest(TASK_SETTINGS, settings): printable(str(folder.task_file))})
+        if why is None:
+            return {key: settings[key] for key in SETTINGS if key in settings}
+        terminal.tell(f"note: {why}; the usual settings are taken")
     return {}
 
 
@@ -167,7 +179,7 @@ class BehaviourLaunch:
             folder = RunDirectory(study_dir / BEHAVIOUR_FOLDER / run.run.id)
             job = BehaviourJob(
                 run=run,
-                judge_id=judge.run.id if judge else None,
+                judge=judge,
                 folder=folder,
                 checkpoint_sha256=checksum(run.run.best_checkpoint),
                 judge_sha256=checksum(judge.run.best_checkpoint) if judge else None,
@@ -185,7 +197,8 @@ class BehaviourLaunch:
             flags = [f"--{key}={value}" for key, value in job.settings.items()]
             command = ["python", "launch.py", "behaviour", str(study_dir), "--only", f"id={run_id}", *flags]
             resources, path = replace(spec.resources, ranks=1), find_data(data, spec.data_path)
-            self.specs.append(replace(spec, resources=resources, data_path=path, command=command))
+            spec = replace(spec, resources=resources, data_path=path, command=command)
+            self.specs.append(spec if job.judge is None else replace(spec, judge=job.judge.config))
             self.tasks[run_id] = {"judge": job.judge_id, "settings": dict(job.settings)}
 
     def options(self) -> LaunchOptions:

@@ -15,7 +15,7 @@ from jobs.plan.planned import PlannedRun
 from jobs.spec import Submission
 from jobs.study.kept_code import Code
 from seqlm.ends import End, Verdict
-from seqlm.environment import ATTEMPT, DATA, MICRO_BATCHES
+from seqlm.environment import ATTEMPT, DATA, LAUNCHED, MICRO_BATCHES
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.search import Search
 from seqlm.state import FailureKind
@@ -103,6 +103,7 @@ def next_submission(item: PlannedRun, options: LaunchOptions, code: Code, memory
     if spec.data_path is not None:
         env[DATA.name] = str(spec.data_path.absolute())
     env[ATTEMPT.name] = str(attempt)
+    env[LAUNCHED.name] = ",".join(spec.may_run())
     parts = micro_batches(item.run, spec.config.train.batch_size, spec.resources.ranks, memory_mb)
     env[MICRO_BATCHES.name] = str(parts)
     return Submission(

@@ -84,7 +84,7 @@ class Messages:
                     return
                 number = f"{int(self._folder.parent.name)}/{name}"
                 body = f"{study_name(self._study_dir)}: {event}: {text}\n(message {number})\n"
-                problem = _problem_of(self._notify, body, self._study_dir)
+                problem = _problem_of(self._notify, body)
                 write_once(answer, json_text({"at": timestamp(), "problem": problem}).encode())
         except RunBusyError:
             return
@@ -116,9 +116,11 @@ def over(study_dir: Path, notify: Notify | None, *, seconds: float = 0.0) -> Non
     Messages(study_dir, notify, newest).send("over", "over", "\n".join(lines))
 
 
-def _problem_of(notify: Notify, text: str, study_dir: Path) -> str | None:
+def _problem_of(notify: Notify, text: str) -> str | None:
     """Deliver a message. Return why it did not arrive, without the URL, which may be a secret. ``None``: it did."""
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": study_dir}
+    # Not in the study's folder: programs read files of the folder in which they start, and others may write there.
+    folder = os.path.expanduser("~")
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
     try:
         if notify.command is not None:
             words = shlex.split(notify.command)

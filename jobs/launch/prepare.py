@@ -22,9 +22,12 @@ from jobs.plan.own_models import model_sizes
 from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import write_record
 from jobs.spec import RunSpec
+from jobs.study import launched
 from jobs.study.budget import Budget
 from jobs.study.folder import Observer, launcher_dir, launching, study_name, this_launcher, write_queue
 from jobs.study.kept_code import Code, keep_code, live_code
+from jobs.study.launched import TASK_SETTINGS
+from jobs.study.record import COMMANDING
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from seqlm.data.corpus import CorpusFacts, cached_facts, load_corpus, resolve_data
@@ -38,7 +41,7 @@ from seqlm.reading import exists, listed, timestamp
 from seqlm.requests import Request, file_request
 from seqlm.rounding import threads_of_checkpoint
 from seqlm.rundir import FINGERPRINT_DIGITS, SAME_DIGITS, Observation, RunDirectory, require_format
-from seqlm.trust import record_launch
+from seqlm.trust import distrusted, of_run, table_digest
 
 
 def find_data(flag: Path | None, manifest: Path | None) -> Path | None:
@@ -198,7 +201,10 @@ def preparing(
     Raises:
         RunBusyError: another launcher is running on this study.
         BackendError, DataError, FileError, ModelError: nothing has been started.
+        UsageError: without a manifest, the study keeps a model that this user has not launched.
     """
+    if options.record is None:
+        require_trusted(specs)
     look = functools.partial(plan_runs, specs, options.study_dir, retry=options.retry, tasks=options.tasks)
 
     def check(found: list[PlannedRun]) -> list[PlannedRun]:
@@ -223,11 +229,38 @@ def preparing(
         if any(item.action != "skip" for item in planned):
             planned = estimated(planned, earlier_throughput(options.study_dir.parent))
         todo = [item for item in planned if item.action != "skip"]
+        _record_launch(specs, options)
         if options.record is not None:
-            models = {model.sha256 for spec in specs if isinstance(model := spec.config.model, CustomConfig)}
-            record_launch(options.study_dir, models, terminal.tell)
             write_record(options.study_dir, options.record, todo, terminal.tell)
         yield planned, _request(todo, specs, target, options) if todo else None
+
+
+def require_trusted(specs: Iterable[RunSpec]) -> None:
+    """Check that this user has launched the models that a study keeps for these runs and their judges.
+
+    Raises:
+        UsageError: a model of one.
+    """
+    if why := distrusted(_models_of(specs)):
+        raise UsageError(f"{why}; read what the study keeps, then add --trust")
+
+
+def _models_of(specs: Iterable[RunSpec]) -> dict[str, str]:
+    """Return the models of the user that runs and their judges have: digest -> words."""
+    found: dict[str, str] = {}
+    for spec in specs:
+        for config in filter(None, (spec.config, spec.judge)):
+            found |= of_run(config, spec.name)
+    return found
+
+
+def _record_launch(specs: Sequence[RunSpec], options: LaunchOptions) -> None:
+    """Record for this user what is launched: runs, judges, settings of behaviour, and tables with commands."""
+    digests = {fingerprint for spec in specs for fingerprint in spec.may_run()}
+    digests |= {table_digest(TASK_SETTINGS, task["settings"]) for task in options.tasks.values()}
+    if options.record is not None:
+        digests |= {table_digest(name, options.record.get(name)) for name in COMMANDING}
+    launched.record(options.code_dir or options.study_dir, digests, terminal.tell)
 
 
 def _request(

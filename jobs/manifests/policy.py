@@ -74,7 +74,7 @@ class Notify(Table):
 
     command: Line | None = None
     """Program that gets each message on its standard input, such as `"mail -s seqlm me@example.org"`. It runs in
-    the study's folder, without a shell."""
+    your home folder, without a shell."""
     url_env: Annotated[str, Valid("the name of a variable", pattern="^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     """Name of the variable with the URL of a service that Apprise knows, in place of a command, such as
     `"SEQLM_NOTIFY"`. The URL is not written to any file."""

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -59,6 +60,8 @@ class Code:
     """Whether workers run from the working tree itself."""
     archive: Path | None = None
     """The file that was kept, of which ``path`` is unpacked. ``None``: there is none, as for a working tree."""
+    sha256: str | None = None
+    """Digest of the content of :attr:`archive`; another one is not unpacked. ``None``: it is not known."""
 
     def ready(self) -> Path:
         """Return a folder with the code from which a program can start: ``path``, unless it lacks files by now.
@@ -66,11 +69,11 @@ class Code:
         Call it before each start: somebody may clear the cache while a study runs.
 
         Raises:
-            FileError: the archive cannot be read, or there is no room for its files.
+            FileError: the archive cannot be read or was changed, or there is no room for its files.
         """
         if self.archive is None or not exists(self.archive) or _is_complete(self.path, self.archive):
             return self.path
-        return unpack(self.archive)
+        return unpack(self.archive, self.sha256)
 
 
 def source_tree() -> Path:
@@ -91,7 +94,10 @@ def live_code() -> Code:
 def running_code(kept: Path) -> Code:
     """Return the code of this process, a job of SLURM, which was started from ``kept``: an archive or a folder."""
     archive = kept if kept.suffix == ".zip" else None
-    return Code(path=source_tree(), commit=None, dirty=False, live=False, archive=archive)
+    root = source_tree()
+    name = re.fullmatch("([0-9a-f]{64})(-[0-9])?", root.parent.name)  # as :func:`unpack` has it
+    sha256 = None if name is None or archive is None else name[1]
+    return Code(path=root, commit=None, dirty=False, live=False, archive=archive, sha256=sha256)
 
 
 def keep_code(study_dir: Path, *, tell: Callable[[str], None] = lambda line: None) -> Code:
@@ -127,7 +133,7 @@ def keep_code(study_dir: Path, *, tell: Callable[[str], None] = lambda line: Non
         what = f"is not the code that its name says ({wrong} differs)"
         raise FileError(f"{archive} {what}; move it away and launch again")
     code = {"commit": origin["commit"], "dirty": origin["dirty"], "live": False}
-    return Code(path=unpack(archive), archive=archive, **code)
+    return Code(path=unpack(archive, sha256 := contents_sha256(contents)), archive=archive, sha256=sha256, **code)
 
 
 def _packed(contents: Mapping[str, bytes]) -> bytes:
@@ -138,17 +144,28 @@ def _packed(contents: Mapping[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def unpack(archive: Path) -> Path:
+def contents_sha256(contents: Mapping[str, bytes]) -> str:
+    """Return the digest of files by their paths and contents, as 64 hex digits."""
+    digests = {name: _sha256(content) for name, content in contents.items()}
+    return _sha256(json.dumps(digests, sort_keys=True).encode())
+
+
+def unpack(archive: Path, sha256: str | None = None) -> Path:
     """Return a folder with the files of an archive, in the cache. Several processes may unpack it at once.
+
+    ``sha256``: the digest that its content must have (:func:`contents_sha256`). ``None``: any.
 
     A folder that lacks files or has other ones stays as it is, since a program may be running from it, and another
     folder is made. What has not been used for ``UNUSED_DAYS`` is deleted.
 
     Raises:
-        FileError: the archive cannot be read, there is no room for its files, or the cache is open to other users.
+        FileError: the archive cannot be read or has another digest, there is no room for its files, or the cache is
+            open to other users.
     """
     contents = read_archive(archive)
-    digest = _sha256(json.dumps({name: _sha256(content) for name, content in contents.items()}).encode())
+    digest = contents_sha256(contents)
+    if sha256 not in (None, digest):
+        raise FileError(f"{archive} has changed since its launch; move it away and launch again")
     problem: FileError | None = None
     for cache in (cache_folder, local_folder):
         try:
@@ -210,22 +227,6 @@ def main() -> None:
         sys.exit(f"error: {error}")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
     os.execv(sys.executable, [sys.executable, "-P", "-u", "-m", *words])  # -P: no module of the current folder
-
-
-def distrust(study_dir: Path) -> str | None:
-    """Return why what a study keeps is not run without being asked: some of it belongs to another user. Else ``None``.
-
-    That is its folder, its code, and users' own models in the folders of runs.
-
-    Raises:
-        FileError: a folder cannot be read.
-    """
-    kept = [study_dir / "code", *(run / "model" for run in listed(study_dir))]
-    with file_errors("check", study_dir, within=True):
-        for path in (study_dir, *(path for folder in kept if exists(folder) for path in (folder, *below(folder)))):
-            if path.lstat().st_uid != os.geteuid():
-                return f"{path} belongs to another user"
-    return None
 
 
 def _names(root: Path, commit: str | None) -> list[str]:

@@ -12,14 +12,20 @@ from jobs.manifests.filters import Origin
 from jobs.manifests.policy import Notify, Policy
 from jobs.manifests.reader import Problems, check_tables
 from seqlm.config import RunConfig
-from seqlm.errors import FileError
+from seqlm.errors import FileError, UsageError, printable
 from seqlm.files import read_json
 from seqlm.requests import Requests
 from seqlm.rundir import FINGERPRINT_DIGITS, slugify, study_record_file
 from seqlm.schema import TableT
 from seqlm.search import Search
-from seqlm.trust import distrusted
+from seqlm.trust import distrusted, table_digest
 
+COMMANDING = {
+    "notify": "[notify] of study.json",
+    "backend": "[backend.*] of study.json",
+    "behaviour": "behaviour of study.json",
+}
+"""Tables of ``study.json`` that say what is run, in words. They are used only as this user has launched them."""
 NOTES: Mapping[Origin | None, str] = {
     "text": "of another text or tokenizer",
     "model": "of another version of its model",
@@ -41,6 +47,12 @@ class StudyRecord:
         except FileError as error:
             tell(f"warning: {error}; what it says of the manifest is left out")
 
+    def distrusted(self, name: str) -> str | None:
+        """Return why a table of ``COMMANDING`` is not used; ``None``: this user has launched it, or it is empty."""
+        table = self.raw.get(name)
+        what = f"{COMMANDING[name]} in {printable(str(self._study_dir))}"
+        return distrusted({table_digest(name, table): what}) if table else None
+
     # -- for launches without the manifest -------------------------------------------------------------------------
 
     @property
@@ -50,8 +62,11 @@ class StudyRecord:
 
     @property
     def notify(self) -> Notify | None:
-        """Who got messages. ``None``: nobody, or another user launched the study, whose command is not run."""
-        return None if distrusted(self._study_dir) else self._table(Notify)
+        """Who got messages. ``None``: nobody, or this user has not launched the table, and its command is not run."""
+        if why := self.distrusted("notify"):
+            self._tell(f"warning: no messages are sent: {why}; --trust sends them")
+            return None
+        return self._table(Notify)
 
     @property
     def search(self) -> Search | None:
@@ -60,7 +75,13 @@ class StudyRecord:
 
     @property
     def backends(self) -> Mapping[str, Mapping[str, Any]]:
-        """The ``[backend.*]`` tables of the last launch from a manifest, by backend; empty if none."""
+        """The ``[backend.*]`` tables of the last launch from a manifest, by backend; empty if none.
+
+        Raises:
+            UsageError: this user has not launched them. They have lines of shell, and variables for programs.
+        """
+        if why := self.distrusted("backend"):
+            raise UsageError(f"{why}; read it, then add --trust, or `run` the manifest")
         problems = Problems()
         found = check_tables(self.raw.get("backend", {}), str(study_record_file(self._study_dir)), problems)
         return {} if self._warn(problems, "backend") else found

@@ -5,14 +5,15 @@ docs/guides/own-model.md is the contract that the class has to meet. :mod:`seqlm
 
 import contextlib
 import functools
+import importlib.abc
+import importlib.machinery
 import importlib.util
 import inspect
 import io
-import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, final
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from seqlm.architectures import CustomConfig
 from seqlm.errors import ModelError, nearest
-from seqlm.model_files import read_model_files
+from seqlm.model_files import ModelFiles, read_model_files
 from seqlm.models.language_model import LanguageModel
 from seqlm.models.state import State
 
@@ -30,8 +31,6 @@ STARTS = frozenset({"os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.sp
 MODULE_PREFIX = "seqlm_own_model_"
 """Of the name under which a file is imported, so that a file called ``random.py`` hides no module of Python's."""
 
-_folders: list[Path] = []
-"""The folder whose files this process has imported, if any."""
 _is_importing = False
 
 
@@ -69,9 +68,7 @@ def load_class(config: CustomConfig, folder: Path) -> Callable[..., Any]:
         ModelError: a file is missing or has changed, does not import, prints or starts a process while it is imported,
             or has no such class.
     """
-    read_model_files(config, folder)
-    path = (folder / config.file).resolve()
-    module = _import(config, path)
+    module = _import(config, read_model_files(config, folder), folder)
     found = getattr(module, config.class_name, None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         what = "no class" if found is None else "not a subclass of torch.nn.Module:"
@@ -80,47 +77,107 @@ def load_class(config: CustomConfig, folder: Path) -> Callable[..., Any]:
     return found
 
 
-def _import(config: CustomConfig, path: Path) -> Any:
-    name = f"{MODULE_PREFIX}{path.stem}"
-    _forget_others(path.parent)
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None, "its suffix is .py"
-    assert spec.loader is not None, "it is a file"
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+@final
+class _Source(importlib.abc.SourceLoader):
+    """Imports the files of a model from the bytes that were checked.
+
+    No file is opened again, and no other file of their folder is found.
+    """
+
+    def __init__(self, config: CustomConfig, files: ModelFiles, folder: Path) -> None:
+        """``folder`` is where the files are, for tracebacks and ``__file__``."""
+        main = PurePosixPath(config.file)
+        self._top = folder.resolve() / main.parent
+        self._contents = {
+            PurePosixPath(name).relative_to(main.parent): content
+            for name, content in files.contents.items()
+            if PurePosixPath(name).is_relative_to(main.parent)
+        }
+        self._main = PurePosixPath(main.name)
+        self.name = f"{MODULE_PREFIX}{main.stem}"
+        """Name of the module with the class."""
+        self.imported: set[str] = set()
+        """Names of all modules that were found here."""
+
+    def load(self) -> Any:
+        """Import the file with the class, and return its module."""
+        spec = self.find_spec(self.name)
+        assert spec is not None, "the file is among the contents"
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[self.name] = module
+        self.exec_module(module)
+        return module
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: Any = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        file, folder = self._file(fullname), PurePosixPath(*fullname.split("."))
+        if file is None and not any(folder in name.parents for name in self._contents):
+            return None
+        self.imported.add(fullname)
+        if file is None:  # a folder without __init__.py
+            spec = importlib.machinery.ModuleSpec(fullname, None, is_package=True)
+            spec.submodule_search_locations = [str(self._top / folder)]
+            return spec
+        place = self._top / file
+        below = [str(place.parent)] if file.name == "__init__.py" else None
+        return importlib.util.spec_from_file_location(fullname, place, loader=self, submodule_search_locations=below)
+
+    def _file(self, fullname: str) -> PurePosixPath | None:
+        """Return the file of a module, relative to that of the class."""
+        if fullname == self.name:
+            return self._main
+        words = fullname.split(".")
+        places = (PurePosixPath(*words, "__init__.py"), PurePosixPath(*words[:-1], f"{words[-1]}.py"))
+        return next((place for place in places if place in self._contents), None)
+
+    def get_filename(self, fullname: str) -> str:
+        file = self._file(fullname)
+        assert file is not None, "find_spec has found it"
+        return str(self._top / file)
+
+    def get_data(self, path: str | bytes) -> bytes:
+        """Return the bytes of a file that was checked; compiled files are none."""
+        try:
+            return self._contents[PurePosixPath(Path(str(path)).relative_to(self._top))]
+        except (KeyError, ValueError):
+            raise OSError(f"{path!r} is no file of the model") from None
+
+
+def _import(config: CustomConfig, files: ModelFiles, folder: Path) -> Any:
+    _forget_others()
+    source = _Source(config, files, folder)
+    # Before what is installed, which may have the names of the user's files, and behind Python's own modules.
+    finders: list[Any] = sys.meta_path
+    finders.insert(finders.index(importlib.machinery.PathFinder), source)
     printed, problem = io.StringIO(), f"model.source: {config.file} does not import"
     with _reported(config, problem), _watched(), contextlib.redirect_stdout(printed):
-        spec.loader.exec_module(module)
+        module = source.load()
     if text := printed.getvalue().strip():
         first = text.splitlines()[0][:60]
         raise ModelError(f'model.source: {config.file} prints "{first}" when it is imported; remove the print')
     return module
 
 
-def _forget_others(folder: Path) -> None:
-    """Let imports find the files of ``folder``, and none of the model that was imported before."""
-    for other in _folders:
-        sys.path[:] = [place for place in sys.path if place != str(other)]
-        for name, module in list(sys.modules.items()):
-            file = getattr(module, "__file__", None)
-            if file and file.startswith(f"{other}{os.sep}"):
-                del sys.modules[name]
-    _folders[:] = [folder]
-    sys.path.insert(0, str(folder))
-    importlib.invalidate_caches()
+def _forget_others() -> None:
+    """Let imports find no file of the model that was imported before."""
+    finders: list[Any] = sys.meta_path
+    for source in [finder for finder in finders if isinstance(finder, _Source)]:
+        finders.remove(source)
+        for name in source.imported:
+            sys.modules.pop(name, None)
 
 
 @contextlib.contextmanager
 def _watched() -> Iterator[None]:
-    """Refuse to start processes while the block runs, and leave no compiled files next to the sources."""
+    """Refuse to start processes while the block runs."""
     global _is_importing
     _add_hook()
-    _is_importing, before = True, sys.dont_write_bytecode
-    sys.dont_write_bytecode = True
+    _is_importing = True
     try:
         yield
     finally:
-        _is_importing, sys.dont_write_bytecode = False, before
+        _is_importing = False
 
 
 @functools.cache

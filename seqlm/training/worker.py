@@ -25,6 +25,7 @@ from seqlm.training.self_check import check_device
 from seqlm.training.step import micro_batches_from
 from seqlm.training.train import canary_steps, run_canary, train
 from seqlm.training.trainer import Trainer
+from seqlm.trust import require_launched
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         rank = rank_from_environment(os.environ)
         steps = canary_steps(run, os.environ)
         config = run.read_config()
+        require_launched(config)
         parts = micro_batches_from(os.environ, config.train.batch_size, rank.world_size)
         for variable in VARIABLES:
             variable.read()

@@ -19,7 +19,7 @@ from jobs.study.kept_code import keep_code
 from seqlm.files import write_json
 from seqlm.lease import live_owner
 from seqlm.rundir import RunDirectory
-from seqlm.trust import distrusted, record_launch
+from seqlm.trust import record_launch
 from tests import commands
 from tests.facts import start_of
 from tests.jobs.launch.test_behaviour import done_run
@@ -60,7 +60,7 @@ class Study:
         self._capsys = capsys
         self.started: list[subprocess.Popen[str]] = []
         self.runs = finished_runs(folder)
-        record_launch(self.path, (), pytest.fail)
+        record_launch(self.path, {run.read_config().fingerprint() for run in self.runs.values()})
 
     def __call__(self, *words: str) -> tuple[int, str, str]:
         """Exit code, stdout, and stderr but for the line that each report begins with."""
@@ -282,25 +282,22 @@ def test_a_report_computes_what_is_missing_first_and_then_nothing(study: Study) 
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("whose", ["another user's", "an unpacked one"])
-def test_a_report_on_a_study_of_somebody_else_computes_only_if_asked(
-    study: Study, monkeypatch: pytest.MonkeyPatch, whose: str
+@pytest.mark.parametrize("flag", ["--behaviour", "--trust"])
+def test_a_report_on_a_study_of_somebody_else_computes_only_if_asked_and_with_trust_from_then_on(
+    study: Study, monkeypatch: pytest.MonkeyPatch, flag: str
 ) -> None:
-    if whose == "an unpacked one":
-        monkeypatch.setenv("XDG_CONFIG_HOME", str(study.folder / "of-another-user"))
-    elif os.geteuid():
-        pytest.skip("root alone can give a folder to somebody else")
-    else:
-        os.chown(study.path, 1, -1)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(study.folder / "of-another-user"))
     code, out, err = study("report", "small")
     assert (code, out) == (0, "runs/small/report/index.html\n"), err
     assert len(err.splitlines()) == 1
-    assert "--behaviour computes what is missing" in err
+    assert "--trust computes what is missing" in err
     assert not (study.path / "behaviour").exists()
     assert not (study.path / "code").exists()
-    code, _, err = study("report", "small", "--behaviour")
+    code, _, err = study("report", "small", flag)
     assert (code, study.attempts()) == (0, {"rnn-a": 0, "rnn-b": 1, "gru": 1}), err
-    assert (distrusted(study.path) is not None) == (whose == "an unpacked one")
+    study.runs["rnn-b"].best_checkpoint.write_bytes(b"others")
+    code, _, err = study("report", "small")
+    assert study.attempts() == {"rnn-a": 0, "rnn-b": 2, "gru": 2}, err
 
 
 @pytest.mark.process

@@ -55,22 +55,25 @@ def test_a_cluster_that_takes_no_further_job_costs_the_message_alone(
 
 
 def test_it_comes_once_after_scancel_of_every_array_and_once_after_the_runs_have_gone_on(
-    slurm_cluster: LoopbackCluster, tmp_path: Path
+    slurm_cluster: LoopbackCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crawl = Crawl(tmp_path, epochs=1)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
     study = SlurmStudy(slurm_cluster, tmp_path, rates=[0.01, 0.02, 0.03], epochs=3, env=crawl.env)
     study.write(*NOTIFY)
     study_dir = tmp_path / "runs" / "small"
     assert study("run", "small.toml", "--no-wait").returncode == 0
     study.until_they_train()
-    assert numbers(study_dir) == []
+    assert numbers(home) == []
     slurm_cluster.run("scancel", *{job.partition("_")[0] for job in read_jobs(study_dir).values()})
-    wait_for(lambda: numbers(study_dir) == ["1/over"], "the message")
-    assert "over: 3 cancelled" in (study_dir / "messages").read_text()
+    wait_for(lambda: numbers(home) == ["1/over"], "the message")
+    assert "over: 3 cancelled" in (home / "messages").read_text()
     crawl.end()
     again = study("retry", "small", "--no-wait")
     assert again.returncode == 0, again.stderr
-    wait_for(lambda: len(numbers(study_dir)) == 2, "the second message")
-    assert numbers(study_dir) == ["1/over", "2/over"]
-    assert "over: 3 done" in (study_dir / "messages").read_text()
+    wait_for(lambda: len(numbers(home)) == 2, "the second message")
+    assert numbers(home) == ["1/over", "2/over"]
+    assert "over: 3 done" in (home / "messages").read_text()
     assert study.each() == ["done"] * 3

@@ -10,10 +10,12 @@ import pytest
 from jobs.launch.behaviour import BehaviourLaunch, choose, judge_of
 from jobs.manifests.policy import Policy
 from jobs.study.folder import ObservedRun, is_behaviour_study, observe_study, study_name
+from jobs.study.launched import TASK_SETTINGS
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import BEHAVIOUR_VERSION, RunDirectory, study_record_file
+from seqlm.trust import record_launch, table_digest
 from tests.facts import launch_again
 from tests.seqlm.training.studies import make_config, make_run
 
@@ -120,6 +122,7 @@ def pretend_computed(study_dir: Path, given: Mapping[str, Any] = MappingProxyTyp
         assert job.run.config is not None
         job.folder.create(job.run.config, {"name": job.run.name})
         write_json(job.folder.task_file, {"judge": job.judge_id, "settings": job.settings})
+        record_launch(study_dir, {table_digest(TASK_SETTINGS, job.settings)})
         made = {
             "version": BEHAVIOUR_VERSION,
             "checkpoint_sha256": job.checkpoint_sha256,

@@ -22,7 +22,7 @@ from seqlm.files import write_json
 from seqlm.reading import exists
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory, study_record_file
-from seqlm.trust import record_launch
+from seqlm.trust import record_launch, table_digest
 from tests import commands
 from tests.analysis.synthetic import make_run
 from tests.facts import fail, launch_again, make_folder
@@ -39,9 +39,17 @@ FAILURE = {"kind": "diverged", "message": "its own"}
 NUMBER = re.compile(r"\(message (\S+)\)")
 
 
-def numbers(study_dir: Path) -> list[str]:
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home folder, in which the command runs."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+def numbers(home: Path, name: str = "messages") -> list[str]:
     """The messages in the order in which they came."""
-    path = study_dir / "messages"
+    path = home / name
     return NUMBER.findall(path.read_text()) if path.exists() else []
 
 
@@ -66,7 +74,7 @@ def test_a_message_comes_again_only_if_its_sender_could_not_write_the_answer_dow
         over(done, MESSAGES)
     for _ in range(3):
         over(done, MESSAGES)
-    assert numbers(done) == ["1/over"] * 2
+    assert numbers(done.parent / "home") == ["1/over"] * 2
 
 
 MOMENTS: list[Callable[[Study], object]] = [
@@ -99,9 +107,9 @@ def test_a_study_whose_launcher_is_killed_at_ten_moments_is_said_to_be_over_once
     codes = [study(*words, env=env).returncode for _ in range(4)]
     assert codes[-2:] == [0, 0]
     study_dir = tmp_path / "runs" / "small"
-    assert (study_dir / "tries").read_text() == "xx"
+    assert (tmp_path / "home" / "tries").read_text() == "xx"
     newest = max(int(folder.name) for folder in (study_dir / "launches").iterdir())
-    assert numbers(study_dir) == [f"{newest}/over"]
+    assert numbers(tmp_path / "home") == [f"{newest}/over"]
 
 
 # -- what is sent ------------------------------------------------------------------------------------------------------
@@ -125,22 +133,22 @@ def test_a_run_that_fails_and_one_that_gets_no_further_are_one_message_each(tmp_
     given: dict[str, Any] = {"is_requested": True, "policy": policy, "request": request.number}
     run_all(FakeBackend(end), items, notify=MESSAGES, **given)
     expected = [f"1/failed-{diverges.id}", f"1/failed-{stalls.id}", f"1/stalled-{stalls.id}"]
-    assert sorted(numbers(tmp_path / "s")) == expected
+    assert sorted(numbers(tmp_path / "home")) == expected
     over(tmp_path / "s", MESSAGES)
-    text = (tmp_path / "s" / "messages").read_text()
+    text = (tmp_path / "home" / "messages").read_text()
     assert "over: 2 failed, 1 done" in text
     assert text.count("its own") == 2
 
 
-def test_many_failures_are_ten_messages_and_what_nobody_asked_for_is_none(tmp_path: Path) -> None:
+def test_many_failures_are_ten_messages_and_what_nobody_asked_for_is_none(tmp_path: Path, home: Path) -> None:
     for asked, number in (("failed", 10), ("stalled", 0)):
         folder = tmp_path / asked
-        messages = notify.Messages(folder, Notify(command="tee -a messages", on=(asked,)), 1)
+        messages = notify.Messages(folder, Notify(command=f"tee -a messages-{asked}", on=(asked,)), 1)
         for run in (make_folder(folder, spec) for spec in SPECS):
             fail(run, FAILURE)
             messages.failure(run, run.failures(), "diverged", is_final=True)
             messages.wait()
-        assert len(numbers(folder)) == number
+        assert len(numbers(home, f"messages-{asked}")) == number
 
 
 # -- by whom -----------------------------------------------------------------------------------------------------------
@@ -155,9 +163,9 @@ def test_no_command_that_reads_sends_anything_and_a_study_of_somebody_else_has_n
         name, *flags = words.split()
         study = [] if name == "list" else [str(done)]
         assert launch.main([name, *study, *flags, "--runs-dir", str(done.parent)]) == 0
-    assert numbers(done) == []
+    assert numbers(done.parent / "home") == []
     assert StudyRecord(done).notify is None
-    record_launch(done, set(), pytest.fail)
+    record_launch(done, {table_digest("notify", MESSAGES.to_dict())})
     assert StudyRecord(done).notify == MESSAGES
 
 
