@@ -119,8 +119,7 @@ def over(study_dir: Path, notify: Notify | None, *, seconds: float = 0.0) -> Non
 def _problem_of(notify: Notify, text: str) -> str | None:
     """Deliver a message. Return why it did not arrive, without the URL, which may be a secret. ``None``: it did."""
     # Not in the study's folder: programs read files of the folder in which they start, and others may write there.
-    folder = os.path.expanduser("~")
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": Path.home()}
     try:
         if notify.command is not None:
             words = shlex.split(notify.command)

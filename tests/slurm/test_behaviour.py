@@ -1,8 +1,6 @@
 """Behaviour jobs as jobs of SLURM: what is submitted, with fake programs, and what comes of it, with the real ones."""
 
 import json
-import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import launch
 from jobs.study.kept_code import live_code
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory, study_record_file
+from seqlm.trust import record_launch, table_digest
 from slurm.allocation import SlurmContext
 from slurm.backend import SlurmBackend
 from slurm.job import Signals, run_job
@@ -36,7 +35,9 @@ def test_an_array_of_behaviour_jobs_runs_their_module_and_is_submitted_once(
     monkeypatch.setattr("jobs.study.kept_code.KEPT", ("--",))  # with the tests, which the substitute is one of
     runs = finished_runs(tmp_path)
     study_dir = tmp_path / "runs" / "small"
-    write_json(study_record_file(study_dir), {"backend": {"slurm": {"timeout_min": 7}}})  # of the launch of the runs
+    backends = {"slurm": {"timeout_min": 7}}  # of the launch of the runs
+    write_json(study_record_file(study_dir), {"backend": backends})
+    record_launch(study_dir, {table_digest("backend", backends)})
     words = ["behaviour", "small", "--backend", "slurm", "--no-wait", "--json"]
     assert launch.main(words) == 0
     assert json.loads(capsys.readouterr().out)["data"] == {"study": "small/behaviour", "jobs": ["1"]}
@@ -69,12 +70,11 @@ def test_the_reports_job_writes_it_before_it_computes_what_may_take_too_long(
     fake: FakeSlurm, tmp_path: Path, behaviour: bool | None, second: list[str]
 ) -> None:
     (tmp_path / "small").mkdir()
-    code, settings = replace(live_code(), archive=Path("/code/1.zip")), SlurmSettings(timeout_min=90)
+    code, settings = live_code(), SlurmSettings(timeout_min=90)
     SlurmBackend(settings).submit_last(
         tmp_path / "small", tmp_path / "small", ["7"], code, message=False, report=True, behaviour=behaviour
     )
     script = (tmp_path / "small/last.sh").read_text().splitlines()
-    command = f"{sys.executable} -u /code/1.zip launch report {tmp_path / 'small'}"
     assert {
         "#SBATCH --dependency=afterany:7",
         "#SBATCH --job-name=seqlm-small-last",
@@ -82,8 +82,6 @@ def test_the_reports_job_writes_it_before_it_computes_what_may_take_too_long(
         f"#SBATCH --time={90 if second else 30}",
         "unset SLURM_JWT",
     } <= {*script}
-    assert [line for line in script if "report " in line] == [
-        f"{command} --no-behaviour",
-        *(f"{command}{flag}" for flag in second),
-    ]
+    written = [line.partition("launch report ")[2] for line in script if "report " in line]
+    assert written == [f"{tmp_path / 'small'}{flag}" for flag in (" --no-behaviour", *second)]
     assert len(fake.calls("sbatch")) == 1

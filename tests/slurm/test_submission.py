@@ -129,7 +129,7 @@ def case(folder: Path, name: str) -> str:
     """A block of ``scripts.txt``: the script of a case."""
     resources, settings, dependency = CASES[name]
     found = text(planned(folder / "study", 4, resources), read_settings(settings, where="m", environ={}), dependency)
-    found = found.replace(str(folder), "/FOLDER").replace(sys.executable, "PYTHON")
+    found = re.sub("[0-9a-f]{64}", "DIGEST", found.replace(str(folder), "/FOLDER").replace(sys.executable, "PYTHON"))
     lines = [line for line in found.splitlines() if "SUBMITIT" not in line]  # of this version of submitit
     return "\n".join([f"== {name}", *lines, "", ""])
 
