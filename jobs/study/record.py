@@ -80,11 +80,13 @@ class StudyRecord:
         Raises:
             UsageError: this user has not launched them. They have lines of shell, and variables for programs.
         """
-        if why := self.distrusted("backend"):
-            raise UsageError(f"{why}; read it, then add --trust, or `run` the manifest")
         problems = Problems()
         found = check_tables(self.raw.get("backend", {}), str(study_record_file(self._study_dir)), problems)
-        return {} if self._warn(problems, "backend") else found
+        if self._warn(problems, "backend"):
+            return {}
+        if why := self.distrusted("backend"):
+            raise UsageError(f"{why}; read it, then add --trust, or `run` the manifest")
+        return found
 
     @property
     def manifest(self) -> Path:

@@ -19,6 +19,7 @@ from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import record_of, write_record
+from jobs.study.launched import trust_study
 from jobs.study.record import StudyRecord
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory, study_record_file
@@ -44,6 +45,7 @@ def test_the_policy_the_search_and_the_tables_of_all_backends_are_kept(tmp_path:
         '[policy]\noom = 7\npreempted = 2\ntimeout = "unlimited"\n[backend.ray]\nmax_parallel = 3\nenv = {A = "b"}\n'
         'env_pass = ["HF_TOKEN"]\n[backend.slurm]\ntimeout_min = 7\n[search]\nrungs = [3]\nkeep = 0.5',
     )
+    trust_study(tmp_path, pytest.fail)
     found, none = (StudyRecord(folder, pytest.fail) for folder in (tmp_path, tmp_path / "older"))
     assert found.policy == manifest.policy == Policy(oom=7, preempted=2, timeout=None)
     assert found.search == manifest.search == Search(rungs=(3,), keep=0.5)
@@ -53,6 +55,7 @@ def test_the_policy_the_search_and_the_tables_of_all_backends_are_kept(tmp_path:
 
 def test_of_what_looks_like_a_secret_the_name_is_kept(tmp_path: Path) -> None:
     keep(tmp_path, '[backend.ray]\nenv = {A = "b", HF_TOKEN = "oops"}\nenv_pass = ["PIN"]')
+    trust_study(tmp_path, pytest.fail)
     assert StudyRecord(tmp_path).backends == {"ray": {"env": {"A": "b"}, "env_pass": ["PIN", "HF_TOKEN"]}}
     assert "oops" not in study_record_file(tmp_path).read_text()
 
