@@ -73,7 +73,7 @@ class Budget:
         started = time.monotonic()
         if at_once or started >= self._next:
             runs = map(RunDirectory, (*listed(self._study_dir), *listed(self._study_dir / CANARY_FOLDER)))
-            folders = (run.attempt_dir(attempt) for run in runs for attempt in run.attempts())
+            folders = (run.attempt_dir(attempt) for run in runs for attempt in _attempts(run))
             self._spent = total(self._ended.get(folder) or self._used(folder) for folder in folders)
             took = time.monotonic() - started
             self._next = started + max(READ_SECONDS, took / READ_SHARE)
@@ -113,6 +113,12 @@ class Budget:
     def to_dict(self) -> dict[str, dict[str, float | None]] | None:
         """Return the limits and what is spent of them, as JSON outputs have it. ``None``: there is no limit."""
         return {key: {"limit": limit, "spent": self.spent()[key]} for key, limit in self.limits.items()} or None
+
+
+def _attempts(run: RunDirectory) -> list[int]:
+    with contextlib.suppress(UnfitFileError):  # behind a link
+        return run.attempts()
+    return []
 
 
 def _record(path: Path) -> Mapping[str, Any]:
