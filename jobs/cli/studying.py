@@ -19,7 +19,7 @@ from jobs.cli.naming import chosen_runs, find_trained, named_runs
 from jobs.cli.view import Watcher, say_status, watch
 from jobs.registry import BACKENDS, backend_class
 from jobs.study.folder import ObservedRun, find_study, launcher_dir, observe_study, study_name, this_launcher
-from seqlm.errors import UsageError, printable
+from seqlm.errors import FileError, UsageError, printable
 from seqlm.lease import live_owner, wait_until_free
 from seqlm.reading import LARGEST_HASHED, open_regular, timestamp
 from seqlm.requests import Requests, file_request
@@ -65,8 +65,14 @@ def logs(arguments: Arguments) -> tuple[Any, int]:
             raise UsageError(f"--follow: expected one run, got {len(runs)}; name it: logs {arguments.study} RUN -f")
         follow_logs(runs[0], arguments.lines)
         return None, 0
-    records = [print_log(run, arguments.lines, terminal.results())[0] for run in runs]
-    return {"study": study_dir.name, "runs": records}, 0
+    records, code = [], 0
+    for run in runs:
+        try:
+            records.append(print_log(run, arguments.lines, terminal.results())[0])
+        except FileError as error:  # the logs of the other runs can be read
+            terminal.tell(f"error: {printable(str(error))}")
+            code = EXIT_RUN_FAILED
+    return {"study": study_dir.name, "runs": records}, code
 
 
 def print_log(run: ObservedRun, lines: int, stream: TextIO) -> tuple[dict[str, Any], dict[Path, int]]:
