@@ -50,7 +50,6 @@ from seqlm.reading import (
     exists,
     finite,
     is_folder,
-    is_link,
     listed,
     open_regular,
     read_bytes,
@@ -288,10 +287,12 @@ class RunDirectory:
 
         A linked folder, which is not looked into, is a run if it is named like one.
         """
+        if self.launched() is not None:
+            return True
         try:
-            return self.launched() is not None or exists(self.config_file) or exists(self.provenance_file)
-        except UnfitFileError:
-            return is_link(self.path) and re.search(f"-[0-9a-f]{{{FINGERPRINT_DIGITS}}}$", self.id) is not None
+            return exists(self.config_file) or exists(self.provenance_file)
+        except UnfitFileError:  # a link
+            return re.search(f"-[0-9a-f]{{{FINGERPRINT_DIGITS}}}$", self.id) is not None
 
     def place(self, provenance: Mapping[str, Any]) -> tuple[float, str]:
         """Return the sort key of a run in its study: its place in the manifest, then its id."""

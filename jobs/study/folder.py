@@ -172,8 +172,11 @@ def observe_study(
 
 def _failed_canary(study_dir: Path) -> str | None:
     """Return why runs were not started that wait for nothing else: a canary failed. ``None``: none has."""
-    observer = Observer(study_dir / CANARY_FOLDER)
-    canaries = (observer.look_at(run) for run in RunDirectory.unordered_in(study_dir / CANARY_FOLDER))
+    try:
+        observer, runs = Observer(study_dir / CANARY_FOLDER), [*RunDirectory.unordered_in(study_dir / CANARY_FOLDER)]
+    except UnfitFileError as error:  # a link
+        return str(error)
+    canaries = map(observer.look_at, runs)
     for one in canaries:
         if one.observation.state in ("failed", "cancelled") and one.config is not None:
             log = one.run.stderr_log(max(1, one.run.last_attempt()))
