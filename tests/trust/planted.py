@@ -151,7 +151,7 @@ def planted_studies(folder: Path, plant: Plant) -> Iterator[tuple[str, Path, lis
     those that a study has once.
     """
     every, outside = places(folder / "template"), folder / "outside"
-    ids = [path.name for path in (folder / "template").glob("*-????????")]
+    ids = [path.name for path in (folder / "template" / MANY[0]).glob("*-*")]
     outside.mkdir()
     of_runs = [place for place in every if place.kind is not None]
     study_dir = folder / "runs" / "small"
