@@ -62,7 +62,7 @@ def write_report(*study_dirs: Path, output: Path | None = None) -> Path:
     with file_errors("write report", target), folder_beside(target) as new:
         for name, content in files.items():
             path = new / name
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(path.parent)
             write_new(path, content)
         replace_folder(new, target)
     return folder / "index.html"

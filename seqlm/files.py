@@ -6,9 +6,12 @@ flushed to disk, and renamed. A reader sees the old file or the new one, never a
 Modes are left to the system: a new file asks for 0666 and a new folder for 0777, and umask, default ACLs and a setgid
 folder decide, as they do for other programs. A mode that is set afterwards would take away what they gave.
 
+Below a study, nothing is written or deleted behind a link (:func:`seqlm.reading.at`).
+
 What reads or writes a file by its name raises ``FileError`` if that fails. Its parts raise ``OSError``:
-:func:`file_beside`, :func:`write_new`, :func:`hard_link`, :func:`append_to`, :func:`folder_beside`,
-:func:`replace_folder` and :func:`flush`.
+:func:`file_beside`, :func:`write_new`, :func:`hard_link`, :func:`rename`, :func:`open_at`, :func:`append_to`,
+:func:`make_folder`, :func:`folder_beside`, :func:`replace_folder`, :func:`flush` and :func:`delete`. All raise
+``UnfitFileError`` at a link in place of a folder.
 """
 
 import contextlib
@@ -19,6 +22,7 @@ import math
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -26,12 +30,14 @@ from typing import Any, BinaryIO, TypeAlias
 from seqlm.errors import DamagedFileError, FileError, file_errors
 from seqlm.reading import (
     LARGEST_HASHED,
+    at,
     exists,
     is_folder,
     is_link,
     open_regular,
     parse_json,
     read_bytes,
+    status,
     wrong_field,
 )
 
@@ -56,12 +62,11 @@ def unguarded() -> None:
 def file_beside(path: Path) -> Iterator[Path]:
     """Make a new empty file in the folder of ``path`` and yield its path. Remove what is left of it at the end."""
     temporary = _temporary(path)
-    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
+    os.close(open_at(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
     try:
         yield temporary
     finally:
-        with contextlib.suppress(OSError):  # the error that led here says more
-            temporary.unlink()
+        remove([temporary])  # if that fails, the error that led here says more
 
 
 @contextlib.contextmanager
@@ -77,7 +82,7 @@ def replacing(path: Path, *, sync: bool = True, guard: Guard = unguarded) -> Ite
             flush(temporary)
         guard()
         try:
-            temporary.replace(path)
+            rename(temporary, path)
         except FileNotFoundError:
             guard()  # a new owner removes the temporary files of the previous one, which learns of it here
             raise
@@ -100,14 +105,14 @@ def write_once(path: Path, content: bytes, *, guard: Guard = unguarded, beside: 
                 write_new(path, content)
         except FileExistsError:
             # A client of NFS repeats a request whose answer was lost, and then finds its own link (man 2 open).
-            return temporary.stat().st_nlink == 2
+            return status(temporary).st_nlink == 2
         flush(path.parent)
     return True
 
 
 def write_new(path: Path, content: bytes) -> None:
     """Write a file that does not exist yet, under its final name, and flush it."""
-    with path.open("xb") as file:
+    with os.fdopen(open_at(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -116,12 +121,35 @@ def write_new(path: Path, content: bytes) -> None:
 def hard_link(source: Path, path: Path) -> bool:
     """Make ``path`` a second name of ``source``, unless it exists. Return False if there are no hard links here."""
     try:
-        os.link(source, path)
+        # follow_symlinks: a link gets a second name itself, and not what it leads to
+        at(
+            source,
+            lambda old, old_folder: at(
+                path,
+                lambda new, folder: os.link(old, new, src_dir_fd=old_folder, dst_dir_fd=folder, follow_symlinks=False),
+            ),
+        )
     except OSError as error:
         if error.errno in NO_LINKS:
             return False
         raise
     return True
+
+
+def rename(source: Path, target: Path) -> None:
+    """Put a file or folder in the place of ``target``, or of no file."""
+    at(
+        source,
+        lambda old, old_folder: at(
+            target, lambda new, folder: os.replace(old, new, src_dir_fd=old_folder, dst_dir_fd=folder)
+        ),
+    )
+
+
+def open_at(path: Path, flags: int, mode: int = 0o666) -> int:
+    """Return the handle of a file, opened with ``flags`` without following a link or waiting for a pipe's reader."""
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return at(path, lambda name, folder: os.open(name, flags, mode, dir_fd=folder))
 
 
 def append_to(path: Path) -> BinaryIO:
@@ -130,9 +158,9 @@ def append_to(path: Path) -> BinaryIO:
     A pipe there that nobody reads is an error, and keeps nobody waiting.
     """
     if is_link(path):
-        path.unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    return os.fdopen(os.open(path, flags, 0o666), "ab")
+        with contextlib.suppress(FileNotFoundError):
+            delete(path)
+    return os.fdopen(open_at(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab")
 
 
 # -- folders -------------------------------------------------------------------------------------------------------
@@ -141,34 +169,47 @@ def append_to(path: Path) -> BinaryIO:
 def make_directory(path: Path) -> None:
     """Make a folder and its parents unless they exist."""
     with file_errors("make folder", path):
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            make_folder(path)
+        except FileNotFoundError:
+            make_directory(path.parent)
+            make_directory(path)
+        except OSError:
+            if not is_folder(path):
+                raise
+            at(path / "any", lambda name, folder: None)  # raises if it is a link below a study
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder that does not exist yet."""
+    at(path, lambda name, folder: os.mkdir(name, dir_fd=folder))
 
 
 @contextlib.contextmanager
 def folder_beside(path: Path) -> Iterator[Path]:
     """Make a new folder next to ``path`` and yield its path. Remove what is left of it at the end."""
     temporary = _temporary(path)
-    temporary.mkdir()
+    make_folder(temporary)
     try:
         yield temporary
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove([temporary])
 
 
 def replace_folder(new: Path, target: Path) -> None:
     """Put the folder ``new`` in the place of ``target``, and delete what was there. If that fails, it comes back."""
     if not exists(target):
-        new.rename(target)
+        rename(new, target)
         return
     aside = _temporary(target)
-    target.rename(aside)
+    rename(target, aside)
     try:
-        new.rename(target)
+        rename(new, target)
     except OSError:
         if exists(target):
             remove([aside])
         else:
-            aside.rename(target)
+            rename(aside, target)
         raise
     remove([aside])
 
@@ -181,7 +222,7 @@ def flush(path: Path) -> None:
 
     A folder that the file system cannot flush is left as it is: a crash of the machine may undo what came last.
     """
-    handle = os.open(path, os.O_RDONLY)
+    handle = at(path, lambda name, folder: os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder))
     try:
         os.fsync(handle)
     except OSError as error:
@@ -195,14 +236,25 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
+def delete(path: Path) -> None:
+    """Delete a file, or a folder with all in it. Of a link, and of links in a folder, the targets stay."""
+
+    def act(name: str | Path, folder: int | None) -> None:
+        try:
+            os.unlink(name, dir_fd=folder)
+        except (IsADirectoryError, PermissionError):
+            if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                raise
+            shutil.rmtree(name, dir_fd=folder)
+
+    at(path, act)
+
+
 def remove(paths: Iterable[Path]) -> None:
     """Delete files and folders. What cannot be deleted stays."""
     for path in paths:
         with contextlib.suppress(OSError, FileError):
-            if is_folder(path) and not is_link(path):
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            delete(path)
 
 
 # -- text and JSON -------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any, final
 from seqlm.environment import HUNG_MINUTES, PROGRESS_SECONDS
 from seqlm.errors import FileError
 from seqlm.files import read_json
-from seqlm.reading import exists, listed, read_tail
+from seqlm.reading import exists, listed, read_tail, status
 from seqlm.rundir import RunDirectory
 
 LOOKS = 40
@@ -95,8 +95,8 @@ class Heartbeat:
 def _state(path: Path) -> tuple[float, float, float]:
     """Return what changes if a file, or the list of files in a folder, changes."""
     try:
-        state = path.stat()
-    except OSError:
+        state = status(path)
+    except (OSError, FileError):
         return MISSING
     return (state.st_mtime_ns, state.st_ino, state.st_size)
 

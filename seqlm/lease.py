@@ -38,9 +38,9 @@ from typing import Any, Literal, final
 
 from seqlm.environment import LEASE_SECONDS, STALE_LEASE_MINUTES
 from seqlm.errors import FileError, LeaseLostError, RunBusyError, file_errors
-from seqlm.files import json_text, read_json, write_json, write_once
+from seqlm.files import json_text, make_directory, open_at, read_json, write_json, write_once
 from seqlm.processes import is_alive, this_process
-from seqlm.reading import exists, listed, moment, timestamp
+from seqlm.reading import at, exists, listed, moment, status, timestamp
 
 LOOK_SECONDS = 1.0
 """How often a lease is looked at that may be stale."""
@@ -76,8 +76,8 @@ class Lease:
 
     def beat(self) -> None:
         """Give a sign of life; a beat that the disk refuses is left out."""
-        with contextlib.suppress(OSError):
-            os.utime(self.file)
+        with contextlib.suppress(OSError, FileError):
+            at(self.file, lambda name, folder: os.utime(name, dir_fd=folder))
 
     def release(self) -> None:
         """Say that the owner is done. One that has lost its lease, or whose disk is full, says nothing."""
@@ -111,7 +111,7 @@ def claim(
         RunBusyError: there is a live owner; the text is ``busy``, followed by who it is.
     """
     with file_errors("take the lease in", folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_directory(folder)
         newest = 0
         while True:
             newest = max(newest, newest_generation(folder))
@@ -187,7 +187,7 @@ def live_owner(folder: Path) -> dict[str, Any] | None:
     if is_alive(owner):
         return owner
     with file_errors("read", path), contextlib.suppress(FileNotFoundError):
-        age = time.time() - path.stat().st_mtime
+        age = time.time() - status(path).st_mtime
         return owner if abs(age) < stale_seconds() else None
     return None
 
@@ -216,8 +216,8 @@ def last_beat(folder: Path, attempt: int) -> float | None:
     ``None``: the newest lease is not of a worker of this attempt, or cannot be read.
     """
     path = folder / _name(newest_generation(folder))
-    with contextlib.suppress(OSError):
-        return path.stat().st_mtime if _read(path).get("attempt") == attempt else None
+    with contextlib.suppress(OSError, FileError):
+        return status(path).st_mtime if _read(path).get("attempt") == attempt else None
     return None
 
 
@@ -308,7 +308,7 @@ def _watch(
 def _state(path: Path) -> tuple[int, int, int] | None:
     """What changes when a lease's heart beats. The file is opened, which makes a client of NFS ask its server."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = open_at(path, os.O_RDONLY)
         try:
             state = os.fstat(handle)
         finally:

@@ -15,7 +15,7 @@ from pathlib import Path
 from seqlm.architectures import CustomConfig
 from seqlm.errors import FileError, ModelError, UsageError
 from seqlm.files import file_sha256, make_directory, replacing
-from seqlm.reading import read_bytes
+from seqlm.reading import is_confined, read_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +60,8 @@ def read_model_files(config: CustomConfig, folder: Path) -> ModelFiles:
     for key, name in (("source", config.file), *(("files", name) for name in config.files)):
         path = folder / name
         try:
-            # A link may be the user's own way to keep files. What a study keeps has none.
-            contents[name] = read_bytes(path.resolve(strict=True) if config.sha256 is None else path)
+            # Next to a manifest, a user's own links are followed.
+            contents[name] = read_bytes(path if is_confined(path) else path.resolve(strict=True))
         except FileNotFoundError:
             raise ModelError(f"model.{key}: {path} does not exist") from None
         except OSError as error:

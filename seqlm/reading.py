@@ -1,11 +1,14 @@
 """Reading small files of a folder that somebody else may have written: no waiting, no links, no limits exceeded.
 
+Below a study, which :func:`confine` names, no function here or in :mod:`seqlm.files` follows a link: each opens the
+folders between the study and a file one after the other (:func:`at`). The study's folder itself may be a link.
+
 What exists is asked here too. :class:`pathlib.Path` takes a file that cannot be looked at for one that does not exist:
 ``exists`` and its like from Python 3.14 on, ``glob`` from 3.13 on. A run would then start again at its first epoch.
 
-All functions that look at files raise ``FileError`` if that fails. Those that read one raise ``FileNotFoundError`` if
-there is none, or a link to nothing, and ``UnfitFileError`` if it is a link, a folder, a pipe or anything else that is
-no regular file, or too large.
+All functions that look at files raise ``FileError`` if that fails, which is an ``UnfitFileError`` if a link is in the
+place of a folder of a study. Those that read one raise ``FileNotFoundError`` if there is none, or a link to nothing,
+and ``UnfitFileError`` if it is a link, a folder, a pipe or anything else that is no regular file, or too large.
 """
 
 import errno
@@ -60,25 +63,100 @@ STALE_TRIES = 3
 """How often a file is opened that another host replaces meanwhile (``ESTALE`` on NFS)."""
 
 
-def open_regular(path: Path, *, largest: int, below: Path | None = None) -> BufferedReader:
-    """Open a regular file of at most ``largest`` bytes to read it, without waiting and without following a link.
+_studies: set[str] = set()
+"""The folders that :func:`confine` has named: as given and without links, both absolute."""
+_FOLDER_FLAGS = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""``O_PATH``: as with any path, the folder needs no permission to read. macOS lacks that flag."""
 
-    With ``below``, a folder above ``path``, no folder between the two may be a link either.
+
+def confine(study_dir: Path) -> None:
+    """Follow no link below a study's folder from now on, in this process.
+
+    Links above the folder, or in its place, are followed: users put their studies where there is room.
     """
-    return os.fdopen(_open_regular(path, largest, below)[0], "rb")
+    _studies.update((os.fspath(study_dir.absolute()), os.path.realpath(study_dir)))
 
 
-def _open_regular(path: Path, largest: int, below: Path | None = None) -> tuple[int, int]:
+def is_confined(path: Path) -> bool:
+    """Return whether a path is one below a study that :func:`confine` has named. The study's own folder is not."""
+    return bool(_names(path))
+
+
+def at(path: Path, act: Callable[[str | Path, int | None], T]) -> T:
+    """Return what ``act`` returns for the name of ``path`` in its folder and for the folder's handle (``dir_fd``).
+
+    Outside of studies, it is called with ``path`` itself and ``None``. ``act`` must not follow a link at the name.
+
+    Raises:
+        UnfitFileError: below a study, a link is in the place of a folder of ``path``, or there is a ``..`` in it.
+        OSError: ``act`` raised it, or a folder cannot be entered.
+    """
+    names = _names(path)
+    if not names:
+        return act(path, None)
+    folder: int | None = None
+    try:
+        for place, name in enumerate(names[:-1], start=1 - len(names)):
+            inner = _enter(path, place, name, folder)
+            if folder is not None:
+                os.close(folder)
+            folder = inner
+        return act(names[-1], folder)
+    except OSError as error:
+        error.filename = os.fspath(path)
+        raise
+    finally:
+        if folder is not None:
+            os.close(folder)
+
+
+def _names(path: Path) -> list[str]:
+    """Return a path below a study as names: the first with the study's own path before it. Empty: it is not below one.
+
+    If studies are within one another, the outermost counts.
+    """
+    if not _studies:
+        return []
+    text = os.fspath(path)
+    text = text if text.startswith("/") else f"{os.getcwd()}/{text}"  # noqa: PTH109 -- a text
+    end, turns_back = text.find("/", 1), False
+    while end > 0:
+        if text[:end] in _studies:
+            first, *others = text[end + 1 :].split("/")
+            if ".." not in (first, *others):
+                return [f"{text[:end]}/{first}", *others]
+            turns_back = first != ".."  # else it leaves the study at once, as a user's ../exported does
+        end = text.find("/", end + 1)
+    if turns_back:
+        raise UnfitFileError(f"{path}: expected a path without .. below a study")
+    return []
+
+
+def _enter(path: Path, place: int, name: str, folder: int | None) -> int:
+    """Open the folder ``path.parents[-place - 1]``, which has ``name`` in the open ``folder``."""
+    try:
+        return os.open(name, _FOLDER_FLAGS, dir_fd=folder)
+    except OSError as error:
+        is_none = error.errno in (errno.ELOOP, errno.ENOTDIR)
+        if is_none and stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+            raise _linked(path.parents[-place - 1]) from None
+        raise
+
+
+def _linked(folder: Path) -> UnfitFileError:
+    return UnfitFileError(f"{folder}: expected a folder, found a link, which is not followed below a study")
+
+
+def open_regular(path: Path, *, largest: int) -> BufferedReader:
+    """Open a regular file of at most ``largest`` bytes to read it, without waiting and without following a link."""
+    return os.fdopen(_open_regular(path, largest)[0], "rb")
+
+
+def _open_regular(path: Path, largest: int) -> tuple[int, int]:
     """Return the handle of the file that :func:`open_regular` opens, and its size in bytes."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    *folders, name = [os.fspath(path)] if below is None else path.relative_to(below).parts
-    opened: list[int] = []
     try:
-        if below is not None:
-            opened.append(_open(os.fspath(below), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, None))
-        for part in folders:
-            opened.append(_open(part, flags | os.O_DIRECTORY, opened[-1]))
-        handle = _open(name, flags, opened[-1] if opened else None)
+        handle = _unless_stale(lambda: at(path, lambda name, folder: os.open(name, flags, dir_fd=folder)))
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -87,9 +165,6 @@ def _open_regular(path: Path, largest: int, below: Path | None = None) -> tuple[
         if error.errno in _KINDS:
             raise _refused(path, _KINDS[error.errno]) from None
         raise FileError.from_os_error("read", path, error) from None
-    finally:
-        for folder in opened:
-            os.close(folder)
     status = os.fstat(handle)
     kind = _KINDS_OPENED.get(stat.S_IFMT(status.st_mode), "a device")
     if kind == "a file" and status.st_size <= largest:
@@ -100,10 +175,6 @@ def _open_regular(path: Path, largest: int, below: Path | None = None) -> tuple[
         if kind != "a file"
         else UnfitFileError(f"cannot read {path}: expected at most {largest:,} bytes, found {status.st_size:,}")
     )
-
-
-def _open(name: str, flags: int, folder: int | None) -> int:
-    return _unless_stale(lambda: os.open(name, flags, dir_fd=folder))
 
 
 def _unless_stale(read: Callable[[], T]) -> T:
@@ -117,7 +188,7 @@ def _unless_stale(read: Callable[[], T]) -> T:
     return read()
 
 
-_KINDS = {errno.ELOOP: "a link", errno.ENOTDIR: "a link or a file in place of a folder", errno.ENXIO: "a socket"}
+_KINDS = {errno.ELOOP: "a link", errno.ENOTDIR: "a file in place of a folder", errno.ENXIO: "a socket"}
 _KINDS_OPENED = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe"}
 
 
@@ -160,9 +231,9 @@ def read_archive(path: Path) -> dict[str, bytes]:
     raise DamagedFileError(f"{path} is damaged ({problem}); move it away")
 
 
-def read_tail(path: Path, most: int, below: Path | None = None) -> bytes:
+def read_tail(path: Path, most: int) -> bytes:
     """The last bytes of a regular file of any size, ``most`` at most. Raises ``OSError`` if it cannot be read."""
-    with open_regular(path, largest=sys.maxsize, below=below) as file:
+    with open_regular(path, largest=sys.maxsize) as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - most))
         return file.read(most)
 
@@ -190,7 +261,7 @@ def is_link(path: Path) -> bool:
 def _mode(path: Path, *, follow: bool = True) -> int:
     """Return type and permissions of what there is at ``path``. 0: there is nothing."""
     try:
-        return _unless_stale(lambda: path.stat(follow_symlinks=follow).st_mode)
+        return _stat(path, follow=follow).st_mode
     except ValueError:  # a NUL in the path
         return 0
     except OSError as error:
@@ -199,15 +270,48 @@ def _mode(path: Path, *, follow: bool = True) -> int:
         raise FileError.from_os_error("read", path, error) from None
 
 
-def listed(folder: Path, pattern: str = "*") -> list[Path]:
-    """Return what is in a folder and has a name that matches ``pattern``, by name. What is no folder is empty."""
+def status(path: Path) -> os.stat_result:
+    """Return size, times and owner of what there is at ``path``: of a link itself. Raises ``FileNotFoundError``."""
     try:
-        names = _unless_stale(lambda: os.listdir(folder))  # noqa: PTH208 -- names alone
+        return _stat(path, follow=False)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise FileError.from_os_error("read", path, error) from None
+
+
+def _stat(path: Path, *, follow: bool) -> os.stat_result:
+    return _unless_stale(lambda: at(path, lambda name, folder: os.stat(name, dir_fd=folder, follow_symlinks=follow)))
+
+
+def listed(folder: Path, pattern: str = "*") -> list[Path]:
+    """Return what is in a folder and has a name that matches ``pattern``, by name. What is no folder is empty.
+
+    Below a study, a link is no empty folder but an error: a run must not look as if it had no attempts.
+    """
+    try:
+        names = _unless_stale(lambda: _names_in(folder))
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise FileError.from_os_error("read", folder, error) from None
     return [folder / name for name in sorted(fnmatch.filter(names, pattern))]
+
+
+def _names_in(folder: Path) -> list[str]:
+    if not is_confined(folder):
+        return os.listdir(folder)  # noqa: PTH208 -- names alone
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        handle = at(folder, lambda name, parent: os.open(name, flags, dir_fd=parent))
+    except NotADirectoryError:
+        if is_link(folder):
+            raise _linked(folder) from None
+        raise
+    try:
+        return os.listdir(handle)  # noqa: PTH208
+    finally:
+        os.close(handle)
 
 
 def below(folder: Path, pattern: str = "*") -> list[Path]:

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
 
-from seqlm.errors import DamagedFileError, file_errors, printable
-from seqlm.files import make_directory, read_json, write_json, write_text
-from seqlm.reading import listed
+from seqlm.errors import DamagedFileError, FileError, file_errors, printable
+from seqlm.files import make_directory, make_folder, read_json, write_json, write_text
+from seqlm.reading import listed, status
 
 REQUEST = "request.json"
 RUNS = "runs.json"
@@ -124,8 +124,8 @@ class Requests:
 def _stamp(file: Path) -> object:
     """Return what tells a file from another one that has its place later. A new object: it cannot be looked at."""
     try:
-        found = file.stat()
-    except OSError:
+        found = status(file)
+    except (OSError, FileError):
         return object()
     return found.st_ino, found.st_mtime_ns
 
@@ -165,5 +165,5 @@ def claim_number(place: Path) -> Path:
         numbers = (int(path.name) for path in listed(place, "[0-9]*") if path.name.isdecimal())
         folder = place / f"{max(numbers, default=0) + 1:06d}"
         with file_errors("write", folder), contextlib.suppress(FileExistsError):
-            folder.mkdir()
+            make_folder(folder)
             return folder

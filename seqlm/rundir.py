@@ -28,7 +28,7 @@ from typing import Any, Self
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from seqlm.ends import End, Progress, Verdict, end_of, most_micro_batches, verdict
-from seqlm.errors import ConfigError, DamagedFileError, FileError, UsageError, printable
+from seqlm.errors import ConfigError, DamagedFileError, FileError, UnfitFileError, UsageError, printable
 from seqlm.files import (
     Guard,
     append_to,
@@ -53,6 +53,7 @@ from seqlm.reading import (
     listed,
     open_regular,
     read_bytes,
+    status,
     timestamp,
     wrong_field,
 )
@@ -130,6 +131,13 @@ class RunDirectory:
     def requests(self) -> Requests:
         """The requests of its study."""
         return self.seen or Requests(self.path.parent)
+
+    @property
+    def study_dir(self) -> Path:
+        """The folder of its study, that of a canary or a behaviour job too."""
+        parent = self.path.parent
+        is_below = parent.name in (CANARY_FOLDER, BEHAVIOUR_FOLDER) and exists(study_record_file(parent.parent))
+        return parent.parent if is_below else parent
 
     @classmethod
     def canary(cls, study_dir: Path, run_id: str) -> Self:
@@ -275,8 +283,16 @@ class RunDirectory:
         return (run for run_id in ids if (run := cls(study_dir / run_id, seen)).is_known())
 
     def is_known(self) -> bool:
-        """Whether a launch has requested the run, or it has one of its first two files, of which one may be lost."""
-        return self.launched() is not None or exists(self.config_file) or exists(self.provenance_file)
+        """Whether a launch has requested the run, or it has one of its first two files, of which one may be lost.
+
+        A linked folder, which is not looked into, is a run if it is named like one.
+        """
+        if self.launched() is not None:
+            return True
+        try:
+            return exists(self.config_file) or exists(self.provenance_file)
+        except UnfitFileError:  # a link
+            return re.search(f"-[0-9a-f]{{{FINGERPRINT_DIGITS}}}$", self.id) is not None
 
     def place(self, provenance: Mapping[str, Any]) -> tuple[float, str]:
         """Return the sort key of a run in its study: its place in the manifest, then its id."""
@@ -371,7 +387,7 @@ class RunDirectory:
                 break
             with contextlib.suppress(OSError, FileError):
                 self.drop_progress(number)
-                remove([path for path in listed(self.attempt_dir(number), "hang-*.txt") if path.stat().st_size == 0])
+                remove([path for path in listed(self.attempt_dir(number), "hang-*.txt") if status(path).st_size == 0])
             for path in (self.stdout_log(number), self.stderr_log(number)):
                 with (
                     contextlib.suppress(OSError, FileError),

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, final
 
 from seqlm.errors import DamagedFileError, file_errors
-from seqlm.files import Guard, read_json
+from seqlm.files import Guard, open_at, read_json
 from seqlm.reading import read_bytes
 from seqlm.rundir import RunDirectory
 
@@ -106,11 +106,10 @@ class TraceWriter:
     def _write(self, place: int, content: bytes) -> None:
         """Put ``content`` at ``place``, and let the file end behind it."""
         self._guard()
-        with file_errors("write", self._path):
-            handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-            with os.fdopen(handle, "wb") as file:
-                file.truncate(place)
-                file.seek(place)
-                file.write(content)
-                file.flush()
-                os.fsync(handle)
+        flags = os.O_WRONLY | os.O_CREAT
+        with file_errors("write", self._path), os.fdopen(open_at(self._path, flags), "wb") as file:
+            file.truncate(place)
+            file.seek(place)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())

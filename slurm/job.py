@@ -36,7 +36,7 @@ from seqlm.ends import End, Verdict
 from seqlm.environment import ATTEMPT, MICRO_BATCHES
 from seqlm.errors import DamagedFileError, FileError, SeqlmError, UsageError, is_storage_failure
 from seqlm.files import read_json, write_json
-from seqlm.reading import exists
+from seqlm.reading import confine, exists
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind
 from slurm.allocation import JobBackend, SlurmContext, node_file
@@ -295,6 +295,7 @@ def main() -> int:
         except UsageError as error:
             print(f"error: {error}", file=sys.stderr)
             return UsageError.exit_code
+        confine(plan.options.study_dir)
         if part == "over":
             notify.over(plan.options.study_dir, plan.options.notify, seconds=OVER_SECONDS)
             return 0

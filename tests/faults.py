@@ -57,7 +57,9 @@ class _Faults(abc.ABC):
 
         def call(what: Any = ".", *arguments: Any, **options: Any) -> Any:
             writes = bool(arguments[0] & (os.O_WRONLY | os.O_RDWR)) if is_open else None
-            path = None if self._is_held else self._path(what, writes=writes)
+            folder = options.get("dir_fd", options.get("src_dir_fd"))
+            full = what if folder is None else f"{os.readlink(f'/proc/self/fd/{folder}')}/{what}"  # noqa: PTH115
+            path = None if self._is_held else self._path(full, writes=writes)
             if path is not None and path.startswith(self._folder):
                 self._left -= 1
                 if self._left == 0 or (self._lasting and self._left < 0):

@@ -16,6 +16,7 @@ from analysis.behaviour.task import Task
 from seqlm.data.corpus import load_corpus
 from seqlm.environment import DATA
 from seqlm.errors import EXIT_USAGE, SeqlmError, UsageError
+from seqlm.reading import confine
 from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import Attempt, StopSignal, attempt_number
 from seqlm.training.distributed import limit_memory, rank_from_environment
@@ -29,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         print("usage: python -m analysis.behaviour JOB_DIR", file=sys.stderr)
         return EXIT_USAGE
     job = RunDirectory(Path(arguments[0]).absolute())
+    confine(job.study_dir)
     stop = StopSignal()
     stop.install()
     try:

@@ -35,7 +35,7 @@ def read_attempts(
     If an attempt went on with an epoch that earlier ones began, all of the epoch's seconds are in its
     ``epoch_seconds``. What exceeds its own time was spent by the earlier attempts, and is not lost.
     """
-    attempts = run.attempts()
+    attempts: list[int] = read_or_warn(run.attempts, [], warnings)
     seconds_of: dict[float, list[float]] = defaultdict(list)
     for epoch in epochs:
         seconds_of[as_number(epoch.get("attempt"))].append(as_number(epoch.get("epoch_seconds")))
@@ -47,7 +47,8 @@ def read_attempts(
 
     def row(attempt: int) -> dict[str, Any]:
         is_last = attempt == attempts[-1]
-        found = {path.name: read(path) for path in listed(run.attempt_dir(attempt), "*.json")}
+        files: list[Path] = read_or_warn(lambda: listed(run.attempt_dir(attempt), "*.json"), [], warnings)
+        found = {path.name: read(path) for path in files}
         start, progress, last, exit_ = (
             found.get(path(attempt).name, {})
             for path in (run.start_file, run.progress_file, run.end_file, run.exit_file)

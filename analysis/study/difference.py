@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from seqlm.errors import FileError
 from seqlm.files import read_json
-from seqlm.reading import below, exists, is_file, read_archive, read_bytes
+from seqlm.reading import read_archive
 from seqlm.rounding import ROUNDING
 from seqlm.rundir import RunDirectory
 from seqlm.trace import read_trace
@@ -102,13 +102,13 @@ def _code(run: RunDirectory) -> dict[str, bytes]:
     """Return the files of the code of the newest attempt. Empty: no copy is kept."""
     path = _worker(run).get("code") or run.read_provenance().get("code", {}).get("path") or ""
     copy = PurePath(str(path)).name
-    return _files(run.path.parent / "code" / copy) if copy else {}
+    return _files(run.path.parent / "code" / f"{copy}.zip") if copy else {}
 
 
 @functools.lru_cache(maxsize=4)
-def _files(folder: Path) -> dict[str, bytes]:
-    """Return the content of each file of a folder or its archive, which never change, by its path there."""
-    if exists(archive := folder.with_name(f"{folder.name}.zip")):
+def _files(archive: Path) -> dict[str, bytes]:
+    """Return the content of each file of an archive, which never changes, by its path there."""
+    try:
         return {name: content for name, content in read_archive(archive).items() if name not in NO_CODE}
-    found = [path for path in below(folder) if is_file(path) and path.suffix != ".pyc"]
-    return {str(path.relative_to(folder)): read_bytes(path) for path in found if path.name not in NO_CODE}
+    except FileNotFoundError:
+        return {}

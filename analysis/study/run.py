@@ -160,7 +160,7 @@ def _log_tail(run: RunDirectory) -> list[str]:
     path = run.stderr_log(run.last_attempt())
     text = ""
     with file_errors("read", path), contextlib.suppress(FileNotFoundError):
-        text = read_tail(path, 16_384, below=run.path).decode("utf-8", errors="replace")
+        text = read_tail(path, 16_384).decode("utf-8", errors="replace")
     lines = ["".join(c for c in line.expandtabs(4) if c.isprintable())[:300] for line in text.splitlines()]
     return [line for line in lines if line.strip()][-LOG_LINES:]
 

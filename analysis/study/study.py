@@ -28,6 +28,7 @@ from analysis.study.settings import Setting, timed_settings
 from analysis.study.values import as_text, clean, read_or_warn
 from seqlm.errors import UsageError
 from seqlm.notes import EMPTY, read_notes
+from seqlm.reading import confine
 from seqlm.rundir import RunDirectory, require_format, slugify
 from seqlm.search import Search
 
@@ -152,6 +153,7 @@ def load_study(*study_dirs: Path) -> StudyFiles:
     read: dict[str, tuple[Path, list[LoadedRun], StudyRecord]] = {}
     warnings: list[str] = []
     for study_dir in study_dirs:
+        confine(study_dir)
         require_format(study_dir)
         found = [read_run(run) for run in RunDirectory.unordered_in(study_dir)]
         found.sort(key=lambda run: (math.inf if run.order is None else run.order, run.row["id"]))

@@ -12,7 +12,7 @@ from jobs.attempt.supervisor import Ended, MemoryKills, Supervisor, interface_of
 from jobs.spec import Submission
 from seqlm import machine
 from seqlm.errors import EXIT_LOST, EXIT_STOPPED, FileError
-from seqlm.reading import is_folder
+from seqlm.reading import confine, is_folder
 from seqlm.rundir import RunDirectory
 
 POLL_SECONDS = 0.05
@@ -42,6 +42,7 @@ class RankHost:
         """
         if not _sees(submission.run_dir):
             return None
+        confine(RunDirectory(submission.run_dir).study_dir)
         address = ray.util.get_node_ip_address()
         gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
         variables = rank_variables(

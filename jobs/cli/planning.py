@@ -34,7 +34,7 @@ from seqlm.data.corpus import corpus_facts
 from seqlm.environment import BACKEND, DEVICE, RUNS
 from seqlm.errors import BackendError, ConfigError, DataError, ModelError, UsageError, printable
 from seqlm.model_files import read_model_files
-from seqlm.reading import exists, is_file
+from seqlm.reading import confine, exists, is_file
 from seqlm.requests import Requests
 from seqlm.rundir import RunDirectory, study_record_file
 from seqlm.schema import read
@@ -254,6 +254,7 @@ def open_manifest(arguments: Arguments) -> tuple[Manifest, list[RunSpec], Path]:
     manifest = load_manifest(find_manifest(arguments.manifest), arguments.changes)
     data = find_data(arguments.data, manifest.data_path)
     study_dir = arguments.runs_dir / manifest.study
+    confine(study_dir)
     known: Sequence[RunSpec] = manifest.runs
     folders: Mapping[str, Path] = {}
     if asks_for_identity([*arguments.only, *arguments.exclude]):

@@ -3,9 +3,9 @@
 import contextlib
 import os
 import secrets
-import shutil
+import stat
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +18,10 @@ from jobs.study.folder import Observer, launching, observe_study, open_jobs, stu
 from jobs.study.record import StudyRecord
 from jobs.study.squeue import Scheduler
 from jobs.terminal import Column, confirm, memory, perplexity, say, show, tell
-from seqlm.errors import FileError, RunBusyError, SeqlmError, UsageError, file_errors, printable
+from seqlm.errors import FileError, RunBusyError, SeqlmError, UnfitFileError, UsageError, file_errors, printable
+from seqlm.files import delete, rename
 from seqlm.lease import live_owner
-from seqlm.reading import below, exists, is_file, is_folder, is_link, listed, timestamp
+from seqlm.reading import below, confine, exists, is_file, is_folder, is_link, listed, status, timestamp
 from seqlm.requests import Requests, file_request
 from seqlm.rundir import BEHAVIOUR_FOLDER, CANARY_FOLDER, RunDirectory, study_record_file
 from seqlm.state import State
@@ -35,6 +36,8 @@ def show_studies(arguments: Arguments) -> tuple[dict[str, Any], int]:
     if is_file(runs_dir):
         raise FileError(f"cannot read {runs_dir}: Not a directory")
     folders = [path for path in listed(runs_dir, "[!.]*") if is_folder(path) and not is_file(path / "report.md")]
+    for folder in folders:
+        confine(folder)
     scheduler = Scheduler()
     scheduler.states({job for folder in folders for job in _open_jobs(folder)})
     records = [summary(folder, scheduler) for folder in folders]
@@ -64,7 +67,7 @@ def summary(study_dir: Path, scheduler: Scheduler) -> dict[str, Any]:
         if not runs and not is_file(file):
             return {**record, "problem": "holds no runs"}
         there = [one.run.path for one in runs if exists(one.run.path)] or [file if is_file(file) else study_dir]
-        changed_at = datetime.fromtimestamp(max(path.stat().st_mtime for path in there), UTC)
+        changed_at = datetime.fromtimestamp(max(status(path).st_mtime for path in there), UTC)
         best = [one.observation.best_val_ppl for one in runs if one.observation.best_val_ppl is not None]
         record |= {"changed_at": changed_at.isoformat(timespec="seconds"), "best_val_ppl": min(best, default=None)}
         states.update(one.observation.state for one in runs)
@@ -128,7 +131,7 @@ def clean_study(arguments: Arguments) -> tuple[dict[str, Any], int]:
     """Show what may be deleted, ask, and delete it."""
     study_dir = find_trained(arguments)
     run_ids = _runs_to_delete(arguments, study_dir)
-    items = find_leftovers(study_dir, run_ids)
+    items = find_leftovers(study_dir, run_ids, tell)
     only_shows = arguments.dry_run or not items
     name = printable(study_name(study_dir))
     if items:
@@ -177,44 +180,60 @@ def _what(items: Sequence[Leftover]) -> str:
     return f"{len(items)} {what} ({memory(sum(item.size_bytes for item in items))})"
 
 
-def find_leftovers(study_dir: Path, run_ids: Collection[str] | None = None) -> list[Leftover]:
+def find_leftovers(
+    study_dir: Path, run_ids: Collection[str] | None = None, tell: Callable[[str], None] = lambda line: None
+) -> list[Leftover]:
     """List what may be deleted from a study. Writes nothing.
 
-    With ``run_ids``, it lists the folders of these runs, and nothing else.
+    With ``run_ids``, it lists the folders of these runs, and nothing else. ``tell`` is called with a line for each
+    folder that is left alone because it is a link.
 
     Raises:
         RunBusyError: one of these runs is running or queued.
         UsageError: the study belongs to another user.
         FileError: a folder or a record of the study's jobs cannot be read.
     """
+    confine(study_dir)
     found: list[Leftover] = []
     scheduler = Scheduler()
 
+    @contextlib.contextmanager
+    def left_alone() -> Iterator[None]:
+        try:
+            yield
+        except UnfitFileError as error:  # a link in the place of a folder
+            tell(f"left alone: {error}")
+
     def add(kind: Kind, path: Path) -> None:
-        relative = path.relative_to(study_dir)
-        if not any(is_link(study_dir / step) for step in (relative, *relative.parents[:-1])):
-            files = [one for one in (path, *below(path)) if exists(one) and not is_folder(one)]
-            found.append(Leftover(kind=kind, path=relative, size_bytes=sum(one.lstat().st_size for one in files)))
+        if not is_link(path):
+            there = map(status, (path, *below(path)) if exists(path) else ())
+            size_bytes = sum(one.st_size for one in there if not stat.S_ISDIR(one.st_mode))
+            found.append(Leftover(kind=kind, path=path.relative_to(study_dir), size_bytes=size_bytes))
+
+    def look(observer: Observer, run: RunDirectory) -> None:
+        state = observer.look_at(run).observation.state  # "failed" if a file of it is damaged
+        # A worker may be at it whatever its files say of its state.
+        is_busy = live_owner(run.lease_dir) is not None or state in ("running", "queued")
+        if run_ids is not None and is_busy:
+            raise RunBusyError(f"{run.path} is running or queued; `cancel` stops it; nothing was deleted")
+        if run_ids is not None and (exists(run.path) or run.launched()):
+            add("run", run.path)
+        elif run_ids is None and state == "done" and not is_busy:
+            has_best = is_file(run.best_checkpoint) and status(run.best_checkpoint).st_size > 0
+            for path in (run.last_checkpoint, run.previous_checkpoint) if has_best else ():
+                if exists(path):
+                    add("last checkpoint", path)
 
     with file_errors("read", study_dir, within=True):
-        if study_dir.stat().st_uid != os.geteuid():
+        if status(study_dir.resolve()).st_uid != os.geteuid():
             raise UsageError(f"{study_dir} belongs to another user; clean deletes only in your own studies")
         for folder in (study_dir, study_dir / BEHAVIOUR_FOLDER, study_dir / CANARY_FOLDER):
-            observer = Observer(folder, scheduler)
-            chosen = [RunDirectory(folder / run_id) for run_id in run_ids or ()]
-            for run in RunDirectory.unordered_in(folder) if run_ids is None else chosen:
-                state = observer.look_at(run).observation.state  # "failed" if a file of it is damaged
-                # A worker may be at it whatever its files say of its state.
-                is_busy = live_owner(run.lease_dir) is not None or state in ("running", "queued")
-                if run_ids is not None and is_busy:
-                    raise RunBusyError(f"{run.path} is running or queued; `cancel` stops it; nothing was deleted")
-                if run_ids is not None and (exists(run.path) or run.launched()):
-                    add("run", run.path)
-                elif run_ids is None and state == "done" and not is_busy:
-                    has_best = is_file(run.best_checkpoint) and run.best_checkpoint.stat().st_size > 0
-                    for path in (run.last_checkpoint, run.previous_checkpoint) if has_best else ():
-                        if exists(path):
-                            add("last checkpoint", path)
+            with left_alone():
+                observer = Observer(folder, scheduler)
+                chosen = [RunDirectory(folder / run_id) for run_id in run_ids or ()]
+                for run in RunDirectory.unordered_in(folder) if run_ids is None else chosen:
+                    with left_alone():
+                        look(observer, run)
     return found
 
 
@@ -231,7 +250,7 @@ def delete_leftovers(
     """
     with contextlib.ExitStack() as owned:
         owned.enter_context(launching(study_dir))
-        if is_folder(study_dir / BEHAVIOUR_FOLDER):
+        if is_folder(study_dir / BEHAVIOUR_FOLDER) and not is_link(study_dir / BEHAVIOUR_FOLDER):
             owned.enter_context(launching(study_dir / BEHAVIOUR_FOLDER))
         now = {item.path for item in find_leftovers(study_dir, run_ids)}
         in_use = "stays: it has come into use meanwhile"
@@ -253,10 +272,13 @@ def _delete(path: Path) -> str | None:
     try:
         if is_folder(path):
             # Under a temporary file's name first: a run of which half is deleted must not look like a run.
-            path = path.rename(path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp"))
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+            hidden = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+            rename(path, hidden)
+            path = hidden
+        with contextlib.suppress(FileNotFoundError):
+            delete(path)
+    except FileError as error:
+        return str(error)
     except OSError as error:
         return str(FileError.from_os_error("delete", path, error))
     return None

@@ -19,7 +19,7 @@ from jobs.cli.naming import chosen_runs, find_trained, named_runs
 from jobs.cli.view import Watcher, say_status, watch
 from jobs.registry import BACKENDS, backend_class
 from jobs.study.folder import ObservedRun, find_study, launcher_dir, observe_study, study_name, this_launcher
-from seqlm.errors import UsageError, printable
+from seqlm.errors import FileError, UnfitFileError, UsageError, printable
 from seqlm.lease import live_owner, wait_until_free
 from seqlm.reading import LARGEST_HASHED, open_regular, timestamp
 from seqlm.requests import Requests, file_request
@@ -65,8 +65,14 @@ def logs(arguments: Arguments) -> tuple[Any, int]:
             raise UsageError(f"--follow: expected one run, got {len(runs)}; name it: logs {arguments.study} RUN -f")
         follow_logs(runs[0], arguments.lines)
         return None, 0
-    records = [print_log(run, arguments.lines, terminal.results())[0] for run in runs]
-    return {"study": study_dir.name, "runs": records}, 0
+    records, code = [], 0
+    for run in runs:
+        try:
+            records.append(print_log(run, arguments.lines, terminal.results())[0])
+        except FileError as error:  # the logs of the other runs can be read
+            terminal.tell(f"error: {error}")
+            code = EXIT_RUN_FAILED
+    return {"study": study_dir.name, "runs": records}, code
 
 
 def print_log(run: ObservedRun, lines: int, stream: TextIO) -> tuple[dict[str, Any], dict[Path, int]]:
@@ -152,17 +158,26 @@ def export(arguments: Arguments) -> tuple[Any, int]:
     if arguments.target is None or arguments.output is None:
         raise UsageError("export: expected --to and --output, such as: --to csv --output exported")
     study_dir = find_trained(arguments)
-    watcher, points = Watcher(study_dir), Counter[str]()
+    watcher, points, problems = Watcher(study_dir), Counter[str](), dict[str, None]()
     while True:
         is_over = not arguments.watch or watcher.look().is_over
         for run in chosen_runs(arguments, study_dir):
             if run.config is None:
                 terminal.tell(f"warning: {run.name} is left out: {run.observation.reason}")
-            elif new := export_run(run.run, run.name, arguments.target, arguments.output):
+                continue
+            try:
+                new = export_run(run.run, run.name, arguments.target, arguments.output)
+            except UnfitFileError as error:  # the files of the other runs can be read
+                problems[str(error)] = None
+                continue
+            if new:
                 points[run.run.id] += new
                 terminal.say(f"{run.name}: {new} new points")
         if is_over:
-            return {"study": study_dir.name, "output": str(arguments.output), "points": dict(points)}, 0
+            for problem in problems:
+                terminal.tell(f"error: {problem}")
+            document = {"study": study_dir.name, "output": str(arguments.output), "points": dict(points)}
+            return document, EXIT_RUN_FAILED if problems else 0
         time.sleep(max(EXPORT_SECONDS, watcher.pause_seconds))
 
 

@@ -15,12 +15,15 @@ from jobs import terminal
 from jobs.study.folder import launcher_of
 from seqlm.errors import BackendError
 from seqlm.files import append_to, make_directory
-from seqlm.reading import listed
+from seqlm.reading import listed, read_tail
 
 STOP_SECONDS = 60.0
 """Time that workers have to stop before they are killed. A step at the published sizes takes seconds on a CPU."""
 START_SECONDS = 120.0
 """How long a background launcher may read data before the command returns without it."""
+
+LARGEST_END = 2**16
+"""Most bytes that are read of the log of a launcher that exited, for its last line."""
 
 
 @contextlib.contextmanager
@@ -96,6 +99,6 @@ def detach(argv: Sequence[str], study_dir: Path) -> int:
         child.terminate()
         raise
     if child.returncode:
-        lines = log.read_text("utf-8", errors="replace").strip().splitlines()
+        lines = read_tail(log, LARGEST_END).decode("utf-8", errors="replace").strip().splitlines()
         raise BackendError(f"the launcher exited at once: {lines[-1] if lines else 'no output'} (see {log})")
     return child.pid  # it finished before its queue was seen

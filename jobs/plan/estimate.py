@@ -7,9 +7,8 @@ Symbols: B batch, T window (``seq_len``), V vocabulary, P parameters. All functi
 import bisect
 import contextlib
 import math
-import os
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from seqlm.config import DataConfig, RunConfig
 from seqlm.data.corpus import CorpusFacts
 from seqlm.data.layout import number_of_windows
 from seqlm.errors import FileError
-from seqlm.reading import finite
+from seqlm.reading import confine, finite, listed
 from seqlm.rundir import CANARY_FOLDER, RunDirectory
 
 FLOAT_BYTES = 4
@@ -204,7 +203,7 @@ def earlier_throughput(runs_root: Path) -> Throughput:
     speeds: dict[RunConfig, list[float]] = {}
     tried: dict[RunConfig, list[float]] = {}
     peaks: dict[str, int] = {}
-    for study in within(runs_root):
+    for study in studies_in(runs_root):
         for folder, found in ((study, speeds), (study / CANARY_FOLDER, tried)):
             for run in map(RunDirectory, within(folder)):
                 with contextlib.suppress(FileError):
@@ -218,8 +217,15 @@ def earlier_throughput(runs_root: Path) -> Throughput:
     return Throughput(speeds=medians, peak_memory_bytes=peaks)
 
 
+def studies_in(runs_root: Path) -> Iterator[Path]:
+    """Yield each folder below ``runs_root``, taken for a study: no link below it is followed."""
+    for study in within(runs_root):
+        confine(study)
+        yield study
+
+
 def within(folder: Path) -> list[Path]:
     """Return what is in a folder; empty if it cannot be read."""
-    with contextlib.suppress(OSError):
-        return [folder / name for name in os.listdir(folder)]  # noqa: PTH208 -- names alone
+    with contextlib.suppress(FileError):
+        return listed(folder)
     return []

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.plan.estimate import within
+from jobs.plan.estimate import studies_in, within
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources
 from seqlm.config import RunConfig
@@ -131,7 +131,7 @@ def fitting(
     """
     kinds = {item.run.id: (alike(item.spec.config), replace(item.spec.resources, priority=0)) for item in todo}
     configs, earlier = {config for config, _ in kinds.values()}, defaultdict[Hashable, Earlier](Earlier)
-    for run in (RunDirectory(path) for study in within(root) for path in within(study) if todo):
+    for run in (RunDirectory(path) for study in studies_in(root) for path in within(study) if todo):
         with contextlib.suppress(SeqlmError):
             config = alike(run.read_config())
             epochs = run.read_metrics()[0] if config in configs else []

@@ -7,9 +7,9 @@ attempt are those that its workers recorded, so that the clocks of other nodes d
 import contextlib
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self, TypeAlias, final
+from typing import Any, Self, TypeAlias, TypeVar, final
 
 from jobs.manifests.policy import Policy
 from jobs.spec import Resources
@@ -19,6 +19,8 @@ from seqlm.files import read_json
 from seqlm.lease import last_sign_of
 from seqlm.reading import finite, listed, moment
 from seqlm.rundir import CANARY_FOLDER, RunDirectory
+
+T = TypeVar("T")
 
 UNITS = {"gpu_hours": "GPU hours", "core_hours": "core hours"}
 """Key of the policy -> its unit in messages."""
@@ -72,8 +74,10 @@ class Budget:
         """
         started = time.monotonic()
         if at_once or started >= self._next:
-            runs = map(RunDirectory, (*listed(self._study_dir), *listed(self._study_dir / CANARY_FOLDER)))
-            folders = (run.attempt_dir(attempt) for run in runs for attempt in run.attempts())
+            runs = (*listed(self._study_dir), *_unless_linked(lambda: listed(self._study_dir / CANARY_FOLDER)))
+            folders = (
+                run.attempt_dir(attempt) for run in map(RunDirectory, runs) for attempt in _unless_linked(run.attempts)
+            )
             self._spent = total(self._ended.get(folder) or self._used(folder) for folder in folders)
             took = time.monotonic() - started
             self._next = started + max(READ_SECONDS, took / READ_SHARE)
@@ -81,7 +85,8 @@ class Budget:
 
     def _used(self, folder: Path) -> Hours:
         """Return what one attempt has used. A worker that recorded no end counts until its last sign of life."""
-        workers = {path.stem.removeprefix("worker"): _record(path) for path in listed(folder, "worker*.json")}
+        files = _unless_linked(lambda: listed(folder, "worker*.json"))
+        workers = {path.stem.removeprefix("worker"): _record(path) for path in files}
         has_ended = len(workers) >= max((finite(worker.get("ranks")) or 0 for worker in workers.values()), default=1)
         used, sign = [], None
         for rank, worker in workers.items():
@@ -113,6 +118,13 @@ class Budget:
     def to_dict(self) -> dict[str, dict[str, float | None]] | None:
         """Return the limits and what is spent of them, as JSON outputs have it. ``None``: there is no limit."""
         return {key: {"limit": limit, "spent": self.spent()[key]} for key, limit in self.limits.items()} or None
+
+
+def _unless_linked(look: Callable[[], list[T]]) -> list[T]:
+    """Return what a folder of the study holds; nothing if a link is in its place, which hides nothing of the others."""
+    with contextlib.suppress(UnfitFileError):
+        return look()
+    return []
 
 
 def _record(path: Path) -> Mapping[str, Any]:

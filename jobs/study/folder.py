@@ -19,11 +19,11 @@ from jobs.study.record import StudyRecord
 from jobs.study.squeue import Scheduler
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
-from seqlm.errors import DamagedFileError, FileError, SeqlmError, UsageError
+from seqlm.errors import DamagedFileError, FileError, SeqlmError, UnfitFileError, UsageError
 from seqlm.files import read_json, remove, write_json
 from seqlm.lease import claim, kept, live_owner
 from seqlm.model_files import read_model_files
-from seqlm.reading import exists, finite, is_file, is_folder, listed
+from seqlm.reading import confine, exists, finite, is_file, is_folder, listed
 from seqlm.requests import Request, Requests
 from seqlm.rundir import BEHAVIOUR_FOLDER, CANARY_FOLDER, Observation, RunDirectory, require_format, study_record_file
 from seqlm.schema import fits, read
@@ -108,6 +108,8 @@ class ObservedRun:
 def find_study(argument: str, runs_dir: Path) -> Path:
     """Return the folder of a study given by its folder, by its manifest, or by its name below ``runs_dir``.
 
+    From then on, no link below it is followed (:func:`seqlm.reading.confine`).
+
     Raises:
         UsageError: there is no such study. The message lists the existing studies.
         FileError: the folder cannot be read.
@@ -115,12 +117,14 @@ def find_study(argument: str, runs_dir: Path) -> Path:
     path = Path(argument)
     folders = [folder for folder in (path, runs_dir / argument) if is_folder(folder)]
     for folder in folders:
+        confine(folder)
         # A launcher that has just started makes these files in a moment.
         if RunDirectory.any_in(folder) or is_file(study_record_file(folder)) or launcher_of(folder) is not None:
             require_format(folder)
             return folder
     if is_file(path):
         folder = runs_dir / load_manifest(path).study
+        confine(folder)
         if not is_folder(folder):
             raise UsageError(f"{path}: this study has not been launched yet (no folder {folder}); use run {path}")
         require_format(folder)
@@ -168,8 +172,11 @@ def observe_study(
 
 def _failed_canary(study_dir: Path) -> str | None:
     """Return why runs were not started that wait for nothing else: a canary failed. ``None``: none has."""
-    observer = Observer(study_dir / CANARY_FOLDER)
-    canaries = (observer.look_at(run) for run in RunDirectory.unordered_in(study_dir / CANARY_FOLDER))
+    try:
+        observer, runs = Observer(study_dir / CANARY_FOLDER), [*RunDirectory.unordered_in(study_dir / CANARY_FOLDER)]
+    except UnfitFileError as error:  # a link
+        return str(error)
+    canaries = map(observer.look_at, runs)
     for one in canaries:
         if one.observation.state in ("failed", "cancelled") and one.config is not None:
             log = one.run.stderr_log(max(1, one.run.last_attempt()))
@@ -246,7 +253,9 @@ def launching(study_dir: Path) -> Iterator[None]:
     """
     busy = f"study {study_name(study_dir)} is already being launched; `status` shows it, `cancel` stops its runs"
     with kept(claim(launcher_dir(study_dir), busy=busy, tell=terminal.tell)):
-        remove([*listed(study_dir, ".*.json.*.tmp"), *listed(study_dir / "code", ".*.tmp")])  # of dead launchers
+        remove(listed(study_dir, ".*.json.*.tmp"))  # of dead launchers
+        with contextlib.suppress(UnfitFileError):  # a link, in whose place nothing is kept
+            remove(listed(study_dir / "code", ".*.tmp"))
         yield
 
 

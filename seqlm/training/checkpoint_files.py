@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
-from seqlm.errors import CheckpointError, DamagedError
-from seqlm.files import hard_link, write_json, write_json_lines
+from seqlm.errors import CheckpointError, DamagedError, file_errors
+from seqlm.files import delete, hard_link, rename, write_json, write_json_lines
 from seqlm.reading import exists, timestamp
 from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import Attempt
@@ -64,7 +64,8 @@ class CheckpointFiles:
                 raise
             checkpoint = self.load(previous)
             self.attempt.guard()
-            previous.replace(last)
+            with file_errors("write", last):
+                rename(previous, last)
             tell(f"warning: {error}; going on from {previous.name}, the checkpoint before it")
         if checkpoint.history:
             try:
@@ -145,9 +146,9 @@ class CheckpointFiles:
     def finish(self, *, keep_last: bool) -> None:
         """Delete the checkpoints that a finished run no longer needs."""
         self.attempt.guard()
-        self.run.previous_checkpoint.unlink(missing_ok=True)
+        _delete(self.run.previous_checkpoint)
         if not keep_last:
-            self.run.last_checkpoint.unlink(missing_ok=True)
+            _delete(self.run.last_checkpoint)
 
     def _save_best(self, checkpoint: Checkpoint) -> None:
         save_checkpoint(self.run.best_checkpoint, replace(checkpoint, optimizer=None), guard=self.attempt.guard)
@@ -155,6 +156,11 @@ class CheckpointFiles:
     def _make_room(self) -> None:
         """Rename the present ``last.pt``. The new checkpoint is complete, in a file of the same folder."""
         self.attempt.guard()
-        self.run.previous_checkpoint.unlink(missing_ok=True)
+        _delete(self.run.previous_checkpoint)
         with contextlib.suppress(FileNotFoundError, FileExistsError):  # a client of NFS may repeat what it has done
             hard_link(self.run.last_checkpoint, self.run.previous_checkpoint)
+
+
+def _delete(path: Path) -> None:
+    with file_errors("delete", path), contextlib.suppress(FileNotFoundError):
+        delete(path)

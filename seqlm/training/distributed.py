@@ -26,6 +26,7 @@ from torch.distributed import (  # type: ignore[attr-defined] # public, missing 
 
 from seqlm.environment import COLLECTIVE_MINUTES, DEVICE, GPU_SHARE, RENDEZVOUS, RENDEZVOUS_HOST
 from seqlm.errors import EXIT_FAILED, EXIT_UNPRINTED, BackendError, FileError, UsageError, file_errors
+from seqlm.files import open_at, remove
 from seqlm.machine import CUDA_BYTES, cpu_model
 from seqlm.models.products import fp32_library
 from seqlm.reading import parse_json, read_bytes
@@ -179,8 +180,8 @@ def _offer_port(path: Path, host: str, limit: datetime.timedelta) -> Store:
     else:  # on all addresses: the host's name may mean another one here than elsewhere
         store = TCPStore(host, 0, **options)
     with file_errors("write", path):
-        path.unlink(missing_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        remove([path])
+        with os.fdopen(open_at(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             json.dump({"port": store.port, "secret": secret}, file)
     return PrefixStore(secret, store)
 
@@ -258,8 +259,7 @@ def process_group(rank: Rank) -> Iterator[None]:
         raise
     finally:
         if rank.is_first:
-            with contextlib.suppress(OSError):  # the secret has served its purpose
-                path.unlink()
+            remove([path])  # the secret has served its purpose
     dist.destroy_process_group()
 
 

@@ -17,6 +17,7 @@ import torch.utils.deterministic
 from seqlm.data.corpus import load_corpus
 from seqlm.environment import DATA, DETERMINISTIC, SEARCH, VARIABLES
 from seqlm.errors import EXIT_STORAGE, EXIT_USAGE, SeqlmError
+from seqlm.reading import confine
 from seqlm.rundir import RunDirectory
 from seqlm.search import Search
 from seqlm.training.attempt import Attempt, StopSignal, attempt_number
@@ -35,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         print("usage: python -m seqlm.training.worker RUN_DIR", file=sys.stderr)
         return EXIT_USAGE
     run = RunDirectory(Path(arguments[0]).absolute())
+    confine(run.study_dir)
     stop = StopSignal()
     stop.install()
     try:

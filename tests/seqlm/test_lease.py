@@ -255,8 +255,8 @@ def test_a_link_that_the_server_made_but_did_not_confirm_counts(
 ) -> None:
     link = os.link
 
-    def made_but_asked_again(source: Path, target: Path) -> None:
-        link(source, target)
+    def made_but_asked_again(source: Path, target: Path, **options: Any) -> None:
+        link(source, target, **options)
         raise FileExistsError(errno.EEXIST, "File exists")
 
     monkeypatch.setattr(os, "link", made_but_asked_again)
@@ -267,7 +267,7 @@ NO_LINKS = [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS]
 
 
 def refuse_links(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    def refuse(source: Path, target: Path) -> None:
+    def refuse(source: Path, target: Path, **options: Any) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "link", refuse)
@@ -335,7 +335,7 @@ def test_a_heart_goes_on_after_beats_that_the_disk_refuses(
 ) -> None:
     lease, utime, refused = cluster.claim("a"), os.utime, []
 
-    def refuse(path: Path, times: None = None) -> None:
+    def refuse(path: Path, times: None = None, **options: Any) -> None:
         refused.append(path)
         raise OSError(code, "no")
 
@@ -375,7 +375,7 @@ from seqlm import lease, processes
 from seqlm.errors import RunBusyError
 folder, me, log = Path(sys.argv[1]), sys.argv[2], open(sys.argv[3], "a")
 if sys.argv[4] == "no links":
-    def refuse(source, target):
+    def refuse(source, target, **options):
         raise PermissionError(1, "no hard links here")
     os.link = refuse
 processes.this_host = lambda: {"host": me, "machine_id": me}
@@ -556,11 +556,11 @@ def test_a_claimant_whose_file_was_swept_away_by_the_new_owner_claims_the_next_n
 ) -> None:
     link = os.link
 
-    def swept(source: Path, target: Path) -> None:
+    def swept(source: Path, target: Path, **options: Any) -> None:
         if target.name == "000001.json":
             target.write_text('{"released": true}')
             source.unlink()
-        link(source, target)
+        link(source, target, **options)
 
     monkeypatch.setattr(os, "link", swept)
     assert cluster.claim("a").generation == 2

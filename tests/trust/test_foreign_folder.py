@@ -95,7 +95,7 @@ def test_no_log_is_read_from_a_folder_behind_a_link(run: RunDirectory, tmp_path:
     attempt.symlink_to(tmp_path / "mine")
     study = load_study(tmp_path / "small")
     assert study.log_tails == {}
-    assert f"{run.id}/attempts/0001/stderr.log: expected a regular file, found a link" in "".join(study.warnings)
+    assert f"{run.id}/attempts/0001: expected a folder, found a link" in "".join(study.warnings)
 
 
 def test_a_link_to_nothing_is_no_file(run: RunDirectory, tmp_path: Path) -> None:

@@ -69,7 +69,8 @@ datetime.datetime = _Datetime  # type: ignore[misc]
 def _mkdir(path: Any, *arguments: Any, **options: Any) -> None:
     _REAL_MKDIR(path, *arguments, **options)
     if not isinstance(path, int):
-        line = json.dumps({"path": os.path.abspath(os.fspath(path)), "at": time.monotonic(), "pid": os.getpid()})  # noqa: PTH100
+        place = os.path.abspath(lying_files.full(path, options.get("dir_fd")))  # noqa: PTH100
+        line = json.dumps({"path": place, "at": time.monotonic(), "pid": os.getpid()})
         _append("made.jsonl", line + "\n")
 
 
@@ -77,8 +78,9 @@ def _hidden(folder: Any) -> set[str]:
     """Names that others have put into a folder too lately to be seen."""
     lag = float(control().get("lag_seconds", 0.0))
     late = control().get("rename_lag_seconds")
-    if not (lag or late) or isinstance(folder, int):
+    if not (lag or late):
         return set()
+    folder = os.readlink(f"/proc/self/fd/{folder}") if isinstance(folder, int) else folder  # noqa: PTH115
     place = os.path.abspath(os.fspath(folder))  # noqa: PTH100
     if not place.startswith(control()["below"]):
         return set()

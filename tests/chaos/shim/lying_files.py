@@ -65,6 +65,13 @@ def unseen_names(folder: str) -> set[str]:
 # -- what goes wrong -------------------------------------------------------------------------------------------------
 
 
+def full(path: Any, folder: int | None) -> Any:
+    """A path that a call has given, with the folder whose handle it has given as well."""
+    if folder is None or isinstance(path, int):
+        return path
+    return os.path.join(os.readlink(f"/proc/self/fd/{folder}"), os.fspath(path))  # noqa: PTH115, PTH118
+
+
 def _place(path: Any) -> str | None:
     """An absolute path if it lies below the folder in which files lie, else none."""
     if isinstance(path, int) or not (below := _control().get("below")):
@@ -126,7 +133,7 @@ def _open(
 
 
 def _os_open(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-    place = _place(path) if dir_fd is None else None
+    place = None if flags & os.O_DIRECTORY else _place(full(path, dir_fd))
     if place is not None:
         reads = not flags & (os.O_WRONLY | os.O_RDWR)
         _arrive(place, reads=reads)
@@ -141,7 +148,7 @@ def _placing(real: Callable[..., None]) -> Callable[..., None]:
     """``os.replace`` and its like: has others see the old file for a while."""
 
     def place_file(source: Any, target: Any, **options: Any) -> None:
-        place = _place(target)
+        place = _place(full(target, options.get("dst_dir_fd")))
         if place is None:
             real(source, target, **options)
             return
@@ -198,6 +205,6 @@ def _as_seen(place: str) -> str:
 
 
 def _stat(path: Any, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> os.stat_result:
-    place = _place(path) if dir_fd is None else None
+    place = _place(full(path, dir_fd))
     seen = path if place is None else _as_seen(place)
     return _REAL_STAT(seen, dir_fd=dir_fd, follow_symlinks=follow_symlinks)

@@ -45,7 +45,7 @@ def main(host: str, *options_and_run: str) -> int:
     """Run one rank on ``host``; returns its exit code."""
     *options, run_dir = options_and_run
     orders = dict(option.split("=") for option in options)
-    fsync, replace = os.fsync, Path.replace
+    fsync, replace = os.fsync, os.replace
     events = Trainer.events
     written = stop_at(orders.get("stop", "nothing:0"))
     about_to_rename = stop_at(orders.get("freeze", "nothing:0"))
@@ -62,16 +62,16 @@ def main(host: str, *options_and_run: str) -> int:
         fsync(handle)
         written(path)
 
-    def stop_then_replace(self: Path, target: Path) -> Path:
-        about_to_rename(str(self))
-        return replace(self, target)
+    def stop_then_replace(source: Any, target: Any, **options: Any) -> None:
+        about_to_rename(str(source))
+        replace(source, target, **options)
 
     with (
         mock.patch.object(processes, "this_host", return_value={"host": host, "machine_id": host}),
         mock.patch.object(lease, "LOOK_SECONDS", 0.05),
         mock.patch.object(Trainer, "events", events_when_told),
         mock.patch.object(os, "fsync", fsync_then_stop),
-        mock.patch.object(Path, "replace", stop_then_replace),
+        mock.patch.object(os, "replace", stop_then_replace),
     ):
         if orders.get("sweep") == "no":
             mock.patch.object(RunDirectory, "sweep").start()

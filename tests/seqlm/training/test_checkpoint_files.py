@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -168,21 +169,21 @@ def test_whatever_renaming_ends_a_save_there_is_a_checkpoint_to_go_on_from_and_t
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = files_of(run)
-    replace = Path.replace
+    replace = os.replace
     for number in range(1, 20):
         for path in run.last_checkpoint.parent.iterdir():
             path.unlink()
         files.save(checkpoint(1.0))
-        renamed: list[Path] = []
+        renamed: list[Any] = []
 
-        def kill(path: Path, target: Path, renamed: list[Path] = renamed, number: int = number) -> Path:
+        def kill(path: Any, target: Any, renamed: list[Any] = renamed, number: int = number, **folders: Any) -> None:
             renamed.append(path)
             if len(renamed) == number:
                 raise KeyboardInterrupt
-            return replace(path, target)
+            replace(path, target, **folders)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "replace", kill)
+            patch.setattr(os, "replace", kill)
             with contextlib.suppress(KeyboardInterrupt):
                 files.save(checkpoint(2.0, epoch=2))
         found = files.load_last()
