@@ -26,7 +26,7 @@ pytestmark = pytest.mark.process
 
 def jobs(study: SlurmStudy) -> dict[str, str]:
     """Run id -> job id."""
-    return read_jobs(study.folder / "runs/small")
+    return {run_id: job.id for run_id, job in read_jobs(study.folder / "runs/small").items()}
 
 
 def until_all_end(study: SlurmStudy) -> None:
