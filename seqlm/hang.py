@@ -61,9 +61,7 @@ class Heartbeat:
         self._every = min(hung_seconds / LOOKS, MOST_SECONDS)
         self._clock = clock
         self._is_behaviour = exists(run.task_file)
-        logs = (run.stdout_log(attempt), run.stderr_log(attempt))
-        self._files = (run.progress_file(attempt), run.metrics_file, run.last_checkpoint.parent, *logs)
-        self._seen = [_state(path) for path in self._files]
+        self._seen = self._look()
         self._looked_at = clock()
         self._silent = 0.0
         self._has_begun = False
@@ -76,14 +74,20 @@ class Heartbeat:
         """
         now = self._clock()
         if now - self._looked_at >= self._every:
-            seen = [_state(path) for path in self._files]
-            self._has_begun = self._has_begun or seen[-2:] != [MISSING, MISSING]  # the logs
+            seen = self._look()
+            self._has_begun = self._has_begun or any(state != MISSING for state in seen[1])
             if seen == self._seen and self._has_begun:
                 self._silent += min(now - self._looked_at, 2 * self._every)
             else:
                 self._seen, self._silent = seen, 0.0
             self._looked_at = now
         return self._silent >= self._hung_seconds and not self._is_behaviour
+
+    def _look(self) -> tuple[list[tuple[float, float, float]], list[tuple[float, float, float]]]:
+        """Return the states of the files that change while a worker lives, and those of its logs."""
+        run = self._run
+        files = (run.progress_file(self._attempt), run.metrics_file, run.last_checkpoint.parent)
+        return [_state(path) for path in files], [_state(path) for path in run.logs(self._attempt)]
 
     @property
     def message(self) -> str:

@@ -20,7 +20,7 @@ import math
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -191,11 +191,20 @@ class RunDirectory:
         """Folder of one attempt, counted from 1: ``attempts/0001``."""
         return self.path / "attempts" / f"{attempt:04d}"
 
-    def stdout_log(self, attempt: int) -> Path:
-        return self.attempt_dir(attempt) / "stdout.log"
+    def stdout_log(self, attempt: int, first_rank: int = 0) -> Path:
+        """What the ranks on one node print. Appends of several nodes to one file lose lines on a network disk."""
+        return self.attempt_dir(attempt) / (f"stdout-{first_rank}.log" if first_rank else "stdout.log")
 
-    def stderr_log(self, attempt: int) -> Path:
-        return self.attempt_dir(attempt) / "stderr.log"
+    def stderr_log(self, attempt: int, first_rank: int = 0) -> Path:
+        """What the ranks on one node, of which ``first_rank`` is the first, print on stderr."""
+        return self.attempt_dir(attempt) / (f"stderr-{first_rank}.log" if first_rank else "stderr.log")
+
+    def logs(self, attempt: int) -> list[Path]:
+        """The logs of an attempt: the two of its first node, which may not exist yet, and those of other nodes."""
+        names = re.compile("std(?:out|err)-([1-9][0-9]{0,5})[.]log")
+        others = {path: found for path in listed(self.attempt_dir(attempt)) if (found := names.fullmatch(path.name))}
+        ranked = sorted(others, key=lambda path: int(others[path][1]))
+        return [self.stdout_log(attempt), self.stderr_log(attempt), *ranked]
 
     older_log = _Below("older.log")
     """What the attempts before the newest one have printed."""
@@ -276,11 +285,14 @@ class RunDirectory:
         return next(cls.unordered_in(study_dir), None) is not None
 
     @classmethod
-    def unordered_in(cls, study_dir: Path) -> Iterator[Self]:
-        """Every run of a study in no order, even if it waits for its first attempt, with the requests of now."""
+    def unordered_in(cls, study_dir: Path, known: Collection[str] = ()) -> Iterator[Self]:
+        """Every run of a study in no order, even if it waits for its first attempt, with the requests of now.
+
+        The caller knows that the names in ``known`` are ids of runs.
+        """
         seen = Requests(study_dir)
         ids = {*(path.name for path in listed(study_dir, "[!.]*")), *seen.by_run()}
-        return (run for run_id in ids if (run := cls(study_dir / run_id, seen)).is_known())
+        return (run for run_id in ids if (run := cls(study_dir / run_id, seen)).id in known or run.is_known())
 
     def is_known(self) -> bool:
         """Whether a launch has requested the run, or it has one of its first two files, of which one may be lost.
@@ -388,7 +400,10 @@ class RunDirectory:
             with contextlib.suppress(OSError, FileError):
                 self.drop_progress(number)
                 remove([path for path in listed(self.attempt_dir(number), "hang-*.txt") if status(path).st_size == 0])
-            for path in (self.stdout_log(number), self.stderr_log(number)):
+            logs: list[Path] = []
+            with contextlib.suppress(FileError):
+                logs = self.logs(number)
+            for path in logs:
                 with (
                     contextlib.suppress(OSError, FileError),
                     open_regular(path, largest=sys.maxsize) as log,

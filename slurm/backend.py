@@ -24,7 +24,7 @@ from jobs.plan.queue import places
 from jobs.spec import Resources, RunSpec
 from jobs.study.folder import PLAN_FILE, ObservedRun, open_jobs, read_jobs
 from jobs.study.kept_code import Code, live_code
-from jobs.study.squeue import ask
+from jobs.study.squeue import cancel_jobs, live_jobs
 from seqlm.environment import SLURM_CONFIG
 from seqlm.errors import BackendError
 from seqlm.files import read_json
@@ -239,18 +239,20 @@ class SlurmBackend(Backend):
     def cancel(cls, study_dir: Path, marked: Sequence[ObservedRun]) -> dict[str, str | None]:
         """Cancel the jobs and arrays of runs that were marked as cancelled. One that has other live runs is kept.
 
-        Returns of each run that has a job, by its id, why the job may not have stopped.
+        Returns of each run whose job is cancelled, by its id, why the job may not have stopped. A job that is not this
+        user's goes on until it sees the mark.
         """
         jobs = read_jobs(study_dir)
-        mine = [one for one in marked if one.run.id in jobs]
-        wanted = {jobs[one.run.id] for one in mine}
+        wanted = {one.run.id: jobs[one.run.id] for one in marked if one.run.id in jobs}
         live = {job for run_id, job in jobs.items() if not RunDirectory(study_dir / run_id).has_ended()}
         canaries = [] if live else [job for job, _ in open_jobs(study_dir / CANARY_FOLDER).values() if job is not None]
         try:
-            if over := sorted({*wanted - live, *canaries}):
-                ask("scancel", "--quiet", *over)
+            over = live_jobs({*set(wanted.values()) - live, *canaries})
+            cancel_jobs(over)
         except BackendError as error:
             line = f"marked as cancelled, but its job runs until it sees the mark: {error}"
-            return dict.fromkeys((one.run.id for one in mine), line)
-        wait_until_free([one.run.lease_dir for one in mine], seconds=30)
-        return dict.fromkeys(one.run.id for one in mine)
+            return dict.fromkeys(wanted, line)
+        ids = {job.id for job in over}
+        ended = [one.run for one in marked if one.run.id in wanted and wanted[one.run.id].id in ids]
+        wait_until_free([run.lease_dir for run in ended], seconds=30)
+        return dict.fromkeys(run.id for run in ended)

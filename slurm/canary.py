@@ -4,8 +4,7 @@ A launch whose canary has failed is withdrawn, and one that was killed before al
 that its jobs count no more, and they are cancelled. A job that starts all the same looks for the mark first.
 """
 
-import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from jobs.launch.canary import Canaries, of_canaries
 from jobs.launch.job import LaunchOptions
 from jobs.study.folder import SUBMITTED_FILE, WITHDRAWN_FILE
 from jobs.study.kept_code import Code
-from jobs.study.squeue import ask
+from jobs.study.squeue import cancel_jobs, waiting_in
 from seqlm.files import json_text, write_once
 from seqlm.reading import exists, listed, timestamp
 from seqlm.rundir import CANARY_FOLDER
@@ -34,14 +33,6 @@ def plan_canaries(
     return replace(plan, grid=grid.folder)
 
 
-def _waiting() -> Iterator[tuple[str, str, Path]]:
-    """Yield each waiting job of this user: its id, why it waits, and its working directory, that of its request."""
-    text = ask("squeue", "-h", "-a", "-t", "PD", "-u", str(os.geteuid()), "-o", "%F|%r|%Z")
-    for line in filter(None, text.splitlines()):
-        job, reason, folder = line.strip().split("|", 2)
-        yield job, reason, Path(folder).resolve()
-
-
 def withdraw(folders: Collection[Path]) -> None:
     """Mark requests as withdrawn, and cancel their waiting jobs.
 
@@ -50,9 +41,7 @@ def withdraw(folders: Collection[Path]) -> None:
     """
     for folder in folders:
         write_once(folder / WITHDRAWN_FILE, json_text({"at": timestamp()}).encode())
-    places = {folder.resolve() for folder in folders}
-    if jobs := sorted({job for job, _, folder in _waiting() if folder in places}):
-        ask("scancel", "--quiet", *jobs)
+    cancel_jobs(waiting_in(folders))
 
 
 def withdraw_stuck(study_dir: Path) -> None:
@@ -64,16 +53,12 @@ def withdraw_stuck(study_dir: Path) -> None:
         BackendError: SLURM does not answer.
     """
     launches = [*listed(study_dir / "launches"), *listed(study_dir / CANARY_FOLDER / "launches")]
-    known = {folder.resolve(): folder for folder in launches}
     stuck = {
-        folder
-        for _, reason, place in (_waiting() if known else ())
-        if (folder := known.get(place)) is not None
-        and (
-            reason == "DependencyNeverSatisfied"
-            or exists(folder / WITHDRAWN_FILE)
-            or not exists(folder / SUBMITTED_FILE)
-        )
+        job.folder
+        for job in waiting_in(launches)
+        if job.reason == "DependencyNeverSatisfied"
+        or exists(job.folder / WITHDRAWN_FILE)
+        or not exists(job.folder / SUBMITTED_FILE)
     }
     if stuck:
         withdraw(stuck)

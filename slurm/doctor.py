@@ -13,7 +13,7 @@ from pathlib import Path
 from jobs.backends.base import MARK, PROGRAM, Finding, torch_finding
 from jobs.plan.capacity import with_noun
 from jobs.spec import Resources
-from jobs.study.squeue import ask
+from jobs.study.squeue import Claim, ask, cancel_jobs, live_jobs
 from seqlm.errors import BackendError, FileError, file_errors
 from seqlm.reading import listed
 from slurm.environment import batch_script, submit_script
@@ -97,8 +97,8 @@ def _try(settings: SlurmSettings, *, runs_dir: Path, has_gpus: bool, wait_s: flo
                 state = ask("squeue", "-h", "-j", job, "-o", "%T (%r)").strip() if not log else ""
             return findings(log, state, runs_dir=runs_dir, has_gpus=has_gpus, wait_s=wait_s)
         finally:  # it must end before its folder is removed
-            with contextlib.suppress(BackendError):  # that it has ended already is an error
-                ask("scancel", job)
+            with contextlib.suppress(BackendError):
+                cancel_jobs(live_jobs([Claim(job, folder)]))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -36,8 +36,10 @@ class Share:
         self.own = every[context.index :: context.jobs]
         self.runs = [*self.own, *(run for run in every if run not in self.own)] if self.array.is_pool else self.own
         """The runs that the job may take, in the order in which it takes them, without those seen to be over."""
-        self._states: Mapping[str, str] | None = None
+        self._states: Mapping[str, str] = {}
         self._asked_at = self._looked_at = -math.inf
+        self._attempts: dict[str, int] = {}
+        """Run id -> its newest attempt when SLURM was last asked."""
 
     def may_take(self, run: RunDirectory, seen: Observation) -> bool:
         """Return whether this job may start the next attempt of a run.
@@ -47,12 +49,15 @@ class Share:
         """
         if is_over(seen):
             return False
-        job = self._starter(run).get("job_id") if self.array.is_pool else None
+        attempt, start = self._newest(run) if self.array.is_pool else (0, {})
+        job = start.get("job_id")
         if job in (None, self._context.job):
             return True
         if seen.state == "running" or self.job_states().get(job) == "RUNNING":
             return False
-        state = self.job_states(at_once=True).get(job)  # it may have come to run since the last answer
+        # A job that has begun the attempt since the last answer has come to run since. Otherwise the answer holds: if
+        # that job runs by now, the first of the two to write `start.json` of the next attempt goes on with the run.
+        state = self.job_states(at_once=self._attempts.get(run.id) != attempt).get(job)
         # A node that failed needs time, which its own job gives to the run.
         return state is None or (state == "PENDING" and seen.kind != "node")
 
@@ -76,26 +81,30 @@ class Share:
         """Return whether this start of the job has started the newest attempt of a run, as far as it can be read."""
         start: Mapping[str, Any] = {}
         with contextlib.suppress(FileError):
-            start = self._starter(run)
+            _, start = self._newest(run)
         return (start.get("job_id"), start.get("restart")) == (self._context.job, os.environ.get("SLURM_RESTART_COUNT"))
 
     def begun(self) -> list[RunDirectory]:
         """Return the runs that the job is to answer for: its own, or in a pool those it has started."""
         return [run for run in self._every if self.has_begun(run)] if self.array.is_pool else list(self.own)
 
-    def _starter(self, run: RunDirectory) -> Mapping[str, Any]:
-        """Return the record of the newest attempt of a run, if it was started for the request of this job."""
+    def _newest(self, run: RunDirectory) -> tuple[int, Mapping[str, Any]]:
+        """Return the newest attempt of a run, 0 before the first, and its record if it is of this job's request."""
         start = read_json(run.start_file(attempt)) if (attempt := run.last_attempt()) else None
-        return start if start is not None and start.get("request") == self._request else {}
+        return attempt, start if start is not None and start.get("request") == self._request else {}
 
     def job_states(self, *, at_once: bool = False) -> Mapping[str, str]:
         """Return the states of the jobs of the array that wait or run. Those that are ending are left out.
 
         ``at_once``: ask SLURM even if its last answer is recent. While it does not answer, all of them may run.
+        One answer serves all runs whose newest attempts had begun before.
         """
         now = time.monotonic()
-        if self._states is None or at_once or now - self._asked_at >= LOOK_SECONDS:
-            self._asked_at = now
+        if at_once or now - self._asked_at >= LOOK_SECONDS:
+            self._asked_at, self._attempts = now, {}
+            for run in self.runs:
+                with contextlib.suppress(FileError):  # SLURM is then asked again for this run
+                    self._attempts[run.id] = run.last_attempt()
             array, states = self._context.job.partition("_")[0], "PENDING,RUNNING,SUSPENDED"
             try:
                 text = ask("squeue", "-h", "-r", "-t", states, "-o", "%i|%T", "-j", array)

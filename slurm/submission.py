@@ -1,7 +1,6 @@
 """Submit runs as job arrays: group them, write one plan for all jobs and a script for each array, and call sbatch."""
 
 import contextlib
-import itertools
 import math
 import shlex
 import signal
@@ -19,7 +18,7 @@ from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources
 from jobs.study.folder import PLAN_FILE, SUBMITTED_FILE, study_name
 from jobs.study.kept_code import Code
-from jobs.study.squeue import ask
+from jobs.study.squeue import Claim, ask, cancel_jobs, live_jobs
 from seqlm.environment import STAGE
 from seqlm.errors import BackendError, FileError, UsageError
 from seqlm.files import json_text, read_json, write_json, write_once
@@ -263,8 +262,8 @@ def _submit(plans: Sequence[JobPlan], settings: SlurmSettings) -> list[str]:
             write_once(plan.folder / SUBMITTED_FILE, json_text({"at": timestamp()}).encode())
     except BaseException:
         with contextlib.suppress(BackendError):  # a later launch cancels what this one cannot
-            if jobs := list(itertools.chain(*ids)):
-                ask("scancel", *jobs)
+            claims = [Claim(job, plan.folder) for plan, jobs in zip(plans, ids, strict=False) for job in jobs]
+            cancel_jobs(live_jobs(claims))
         raise
     if left:
         terminal.tell(f"warning: {sum(len(array.runs) for array in left)} runs wait for the next `run`: {left[0].why}")

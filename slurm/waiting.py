@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jobs.backends.base import Waiting
 from jobs.study.folder import read_jobs
-from jobs.study.squeue import ask, meaning, parents
+from jobs.study.squeue import ask, meaning, works_in
 from seqlm.errors import BackendError
 from seqlm.rundir import ordinal
 from slurm.site import read_minutes
@@ -27,18 +27,18 @@ def waiting_jobs(study_dir: Path, run_ids: Collection[str]) -> dict[str, Waiting
     jobs = {run_id: job for run_id, job in read_jobs(study_dir).items() if run_id in run_ids}
     shown = ""
     with contextlib.suppress(BackendError):  # the reason of the run says so
-        shown = ask("squeue", "-h", "-r", "-a", "-t", "PD", "-S", "-p,i", "-o", "%i|%P|%r|%S|%l|%o") if jobs else ""
-    rows = {row[0]: row[1:] for line in shown.splitlines() if len(row := line.strip().split("|", 5)) == 6}
+        shown = ask("squeue", "-h", "-r", "-a", "-t", "PD", "-S", "-p,i", "-o", "%i|%P|%r|%S|%l|%Z") if jobs else ""
+    rows = {row[0]: row[1:] for line in shown.split("\n") if len(row := line.split("|", 5)) == 6}
     queues = defaultdict[str, list[str]](list)
-    for job, (partitions, *_) in rows.items():
+    for name, (partitions, *_) in rows.items():
         for partition in partitions.split(","):
-            queues[partition].append(job)
+            queues[partition].append(name)
     found = {}
-    for run_id, job in jobs.items():
-        if job not in rows:  # of an array its first job that waits
-            job = next((one for one in rows if parents([one]) == [job]), job)
-        if job in rows:
-            partitions, reason, start, limit, script = rows[job]
+    for run_id, claim in jobs.items():
+        # of an array its first job that waits
+        job = claim.id if claim.id in rows else next((one for one in rows if one.partition("_")[0] == claim.id), None)
+        if job is not None and works_in(rows[job][-1], claim.folder):
+            partitions, reason, start, limit, _ = rows[job]
             (text, action), partition = meaning(reason), partitions.partition(",")[0]
             is_held = reason.startswith(("Dependency", "JobHe", "JobHo"))  # SLURM may show a start from before
             starts_at = None if is_held else _moment(start)
@@ -49,7 +49,7 @@ def waiting_jobs(study_dir: Path, run_ids: Collection[str]) -> dict[str, Waiting
                 action=action.format(job=job),
                 place=f"{ordinal(queues[partition].index(job) + 1)} of {len(queues[partition])} in {partition}",
                 starts_at=starts_at,
-                sooner=_sooner(script, read_minutes(limit) or 0, starts_at) if is_alone and starts_at else None,
+                sooner=_sooner(job, read_minutes(limit) or 0, starts_at) if is_alone and starts_at else None,
             )
     return found
 
@@ -61,9 +61,12 @@ def _moment(text: str) -> float | None:
     return None
 
 
-def _sooner(script: str, minutes: int, starts_at: float) -> tuple[int, float] | None:
+def _sooner(job: str, minutes: int, starts_at: float) -> tuple[int, float] | None:
     """Ask SLURM whether a shorter time limit would start the job earlier; return the longest such limit."""
-    for limit in (minutes // share for share in SHARES if minutes // share >= LEAST_MINUTES):
+    script = ""
+    with contextlib.suppress(BackendError):
+        script = ask("squeue", "-h", "-j", job, "-o", "%o").strip()
+    for limit in (minutes // share for share in SHARES if script and minutes // share >= LEAST_MINUTES):
         with contextlib.suppress(BackendError):
             command = ("sbatch", "--test-only", f"--time={limit}", script)
             said = ask("sh", "-c", 'exec "$@" 2>&1', "sh", *command)  # it answers on stderr

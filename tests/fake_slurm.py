@@ -33,12 +33,18 @@ class Job:
     """Those of the script: ``{"time": "5"}``."""
     environment: dict[str, str] = field(default_factory=dict)
     """That of sbatch."""
+    user: int = field(default_factory=os.geteuid)
     is_known: bool = True
     """Whether the controller still has a record of it."""
 
     @property
     def reason(self) -> str:
         return "JobHeldUser" if "hold" in self.options else "Dependency" if "dependency" in self.options else "None"
+
+    @property
+    def folder(self) -> str:
+        """Its working directory."""
+        return self.options.get("chdir", "/")
 
     @property
     def parent(self) -> int:
@@ -145,17 +151,25 @@ def sbatch(room: Room, words: list[str]) -> str:
 
 
 def squeue(room: Room, words: list[str]) -> str:
-    if "-u" in words:
-        waiting = [job for job in room.jobs if job.state == "PENDING"]
-        return "\n".join(f"{job.parent}|{job.reason}|{job.options.get('chdir')}" for job in waiting)
-    found = room.found(words[words.index("-j") + 1])
-    return "\n".join(f"{job.id}|{job.state}|None" for job in found if job.is_known)
+    asked = {word: words[words.index(word) + 1] for word in ("-u", "-j", "-t", "-o") if word in words}
+    found = room.found(asked["-j"]) if "-j" in asked else room.jobs
+    found = [job for job in found if job.is_known and asked.get("-u", str(job.user)) == str(job.user)]
+    if asked["-t"] == "PD":
+        found = [job for job in found if job.state == "PENDING"]
+    rows = [{"i": job.id, "F": job.parent, "T": job.state, "r": job.reason, "Z": job.folder} for job in found]
+    return "\n".join(filled(asked["-o"], row) for row in rows)
+
+
+def filled(text: str, values: dict[str, Any]) -> str:
+    """Return a format of squeue or sinfo with its values."""
+    return re.sub(r"%(\w)", lambda letter: str(values[letter[1]]), text)
 
 
 def sacct(room: Room, words: list[str]) -> str:
     if not room.has_accounting:
         sys.exit("Slurm accounting storage is disabled")
-    return "\n".join(f"{job.id}|{job.state}|0:0" for job in room.found(words[words.index("-j") + 1]))
+    found = room.found(words[words.index("-j") + 1])
+    return "\n".join(f"{job.id}|{job.state}|0:0|{job.folder}" for job in found)
 
 
 def scancel(room: Room, words: list[str]) -> str:
@@ -172,7 +186,7 @@ def scontrol(room: Room, words: list[str]) -> str:
 
 def sinfo(room: Room, words: list[str]) -> str:
     values = {"P": "main*", "l": "infinite", "D": 2, "c": 4, "m": 2000, "G": "gpu:fake:2", "s": "1-infinite"}
-    return re.sub(r"%(\w)", lambda letter: str(values[letter[1]]), words[words.index("-o") + 1])
+    return filled(words[words.index("-o") + 1], values)
 
 
 def main() -> None:

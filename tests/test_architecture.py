@@ -73,6 +73,18 @@ def test_only_seqlm_reading_says_what_exists() -> None:
     assert not found, "\n".join([*found, "use exists, is_file, is_folder, is_link, listed or below of seqlm.reading"])
 
 
+def test_only_the_module_that_asks_whose_a_job_is_cancels_jobs() -> None:
+    """A bare id, which may be another user's or another study's job, cannot be passed to scancel."""
+    found = []
+    for _, path in modules():
+        place = path.relative_to(ROOT).as_posix()
+        if place != "jobs/study/squeue.py" and not place.startswith(("slurm/testcluster/", "benchmarks/")):
+            words = [word for call in ast.walk(tree_of(path)) if isinstance(call, ast.Call) for word in call.args]
+            cancels = [word for word in words if isinstance(word, ast.Constant) and word.value == "scancel"]
+            found += [f"{place}:{word.lineno}" for word in cancels]
+    assert not found, "\n".join([*found, "use live_jobs and cancel_jobs of jobs.study.squeue"])
+
+
 @pytest.mark.process
 def test_the_map_names_every_folder_and_module_at_the_top() -> None:
     text = (ROOT / "docs" / "explanation" / "architecture.md").read_text("utf-8")

@@ -156,11 +156,11 @@ def _outcome(epochs: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, 
 
 
 def _log_tail(run: RunDirectory) -> list[str]:
-    """The last lines of the newest attempt's ``stderr.log``."""
-    path = run.stderr_log(run.last_attempt())
+    """The last lines of what the newest attempt has printed on stderr, those of its first node last."""
     text = ""
-    with file_errors("read", path), contextlib.suppress(FileNotFoundError):
-        text = read_tail(path, 16_384).decode("utf-8", errors="replace")
+    for path in [path for path in run.logs(run.last_attempt()) if path.name.startswith("stderr")][::-1]:
+        with file_errors("read", path), contextlib.suppress(FileNotFoundError):
+            text += read_tail(path, 16_384).decode("utf-8", errors="replace")
     lines = ["".join(c for c in line.expandtabs(4) if c.isprintable())[:300] for line in text.splitlines()]
     return [line for line in lines if line.strip()][-LOG_LINES:]
 

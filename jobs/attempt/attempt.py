@@ -95,7 +95,7 @@ class Attempt:
         run, code = self.run, ended.exit_code
         if code in (0, EXIT_BUSY, EXIT_RUNG) or run.is_done():
             return
-        kind, message = cause(ended, run.stderr_log(self.number))
+        kind, message = cause(ended, run.stderr_log(self.number, ended.first_rank))
         if run.is_cancelled() or (was_asked and code in (*STOPPED_EXITS, EXIT_UNPRINTED)):
             self.record(None, ended.message, exit_code=code)
         else:

@@ -156,7 +156,9 @@ class Supervisor:
         return next(iter(self._processes.values())).pid
 
     def start(self, rank: int, variables: Mapping[str, str]) -> None:
-        """Start a rank, whose output is appended to the logs of the attempt. ``variables``: its :func:`rank_variables`.
+        """Start a rank, whose output is appended to this node's logs of the attempt.
+
+        ``variables`` are its :func:`rank_variables`.
 
         Raises:
             OSError: the process cannot be started, or a log cannot be opened.
@@ -166,7 +168,8 @@ class Supervisor:
         number = submission.attempt
         if not self._processes:
             make_directory(run.attempt_dir(number))
-        with append_to(run.stdout_log(number)) as stdout, append_to(run.stderr_log(number)) as stderr:
+        first = next(iter(self._processes), rank)
+        with append_to(run.stdout_log(number, first)) as stdout, append_to(run.stderr_log(number, first)) as stderr:
             self._processes[rank] = start_rank(submission.argv, variables, str(submission.cwd), stdout, stderr)
 
     def peer_failed(self) -> None:
@@ -316,6 +319,8 @@ class Ended:
     """Whether the rank has no exit code of its own: its node or its host process is gone."""
     node: str | None = None
     """The node of the rank. ``None``: not known."""
+    first_rank: int = 0
+    """The first rank on that node, after which its logs are named."""
 
 
 def first_cause(ends: Sequence[Ended]) -> Ended:
@@ -350,7 +355,13 @@ def ended(codes: Mapping[int, int], ranks: int, *, out_of_memory: int | None = N
             how = f"was killed by {signal.Signals(-code).name}"
     who = f"rank {rank}" if ranks > 1 else "the worker"
     where = f" on {host}" if host else ""
-    return Ended(exit_code=code, message=f"{who} {how}{where}", out_of_memory=out_of_memory is not None, node=host)
+    return Ended(
+        exit_code=code,
+        message=f"{who} {how}{where}",
+        out_of_memory=out_of_memory is not None,
+        node=host,
+        first_rank=min(codes),
+    )
 
 
 def cause(ended: Ended, stderr_log: Path) -> tuple[FailureKind, str]:

@@ -338,11 +338,13 @@ class RayExecutor(Executor):
         node = job.allocations[rank].node
         self._total = self._cluster.capacity()
         if node not in self._total.nodes:
-            return Ended(exit_code=EXIT_LOST, message=f"{who} lost its node {node_address(node)}", is_lost=True)
+            message = f"{who} lost its node {node_address(node)}"
+            return Ended(exit_code=EXIT_LOST, message=message, is_lost=True, first_rank=rank)
         reason = str(error).strip().splitlines()[-1] if self._cluster.is_embedded else "see Ray's logs"
         return Ended(
             exit_code=EXIT_LOST,
             message=f"{who} lost its actor ({type(error).__name__}): {reason}",
             out_of_memory=isinstance(error, ray.exceptions.OutOfMemoryError),  # Ray kills before the system has to
             is_lost=True,
+            first_rank=rank,
         )

@@ -16,7 +16,7 @@ from jobs.cli.naming import chosen_runs, find_trained
 from jobs.cli.view import STATES, STATUS, records_of
 from jobs.study.folder import Observer, launching, observe_study, open_jobs, study_name
 from jobs.study.record import StudyRecord
-from jobs.study.squeue import Scheduler
+from jobs.study.squeue import Claim, Scheduler
 from jobs.terminal import Column, confirm, memory, perplexity, say, show, tell
 from seqlm.errors import FileError, RunBusyError, SeqlmError, UnfitFileError, UsageError, file_errors, printable
 from seqlm.files import delete, rename
@@ -48,7 +48,7 @@ def show_studies(arguments: Arguments) -> tuple[dict[str, Any], int]:
     return {"runs_dir": str(runs_dir), "studies": records}, 0
 
 
-def _open_jobs(study_dir: Path) -> Iterable[str]:
+def _open_jobs(study_dir: Path) -> Iterable[Claim]:
     with contextlib.suppress(SeqlmError, OSError):  # the summary of this study says what is wrong
         return [job for job, _ in open_jobs(study_dir).values() if job is not None]
     return ()

@@ -91,11 +91,14 @@ def print_log(run: ObservedRun, lines: int, stream: TextIO) -> tuple[dict[str, A
         print(printable(f"== {name}: no attempt yet{f': {why}' if why else ''}"), file=stream)
         return record, positions
     print(printable(f"== {name}, attempt {attempt}: {folder.attempt_dir(attempt)}"), file=stream)
-    for output, path in (("stdout", folder.stdout_log(attempt)), ("stderr", folder.stderr_log(attempt))):
+    for path in folder.logs(attempt):
         raw, positions[path] = _tail(path)
-        record[output] = _lines(raw)[-lines:]
-        for line in record[output]:
-            print(printable(line if output == "stdout" else f"stderr: {line}"), file=stream)
+        output, _, first_rank = path.stem.partition("-")
+        shown = _lines(raw)[-lines:]
+        record[output] += shown
+        labels = [f"node of rank {first_rank}"] * bool(first_rank) + ["stderr"] * (output == "stderr")
+        for line in shown:
+            print(printable(f"{', '.join(labels)}: {line}" if labels else line), file=stream)
     return record, positions
 
 
@@ -109,6 +112,8 @@ def follow_logs(run: ObservedRun, lines: int) -> None:
         if newest > attempt:
             record, positions = print_log(run, lines, sys.stdout)
             attempt = record["attempt"]
+        for path in run.run.logs(attempt) if attempt else ():  # another node may begin later
+            positions.setdefault(path, 0)
         for path, position in positions.items():
             positions[path] = _print_from(path, position, rest=over)
         if over:

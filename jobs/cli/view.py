@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any, TextIO, final
 
 from jobs import terminal
 from jobs.study.budget import Budget
-from jobs.study.folder import ObservedRun, launcher_of, observe_study, study_name
+from jobs.study.folder import ObservedRun, Seen, launcher_of, observe_study, study_name
 from jobs.study.record import NOTES, StudyRecord
-from jobs.study.squeue import Scheduler
 from jobs.terminal import STATE, Column, lines_of, show
 from seqlm import machine
 from seqlm.config import varying_keys
@@ -262,7 +261,7 @@ class Watcher:
     def __init__(self, study_dir: Path, ids: Collection[str] | None = None) -> None:
         """``ids`` are the runs to watch; ``None``: all."""
         self._study_dir, self._ids = study_dir, ids
-        self._scheduler = Scheduler()
+        self._seen = Seen(study_dir)
         self.pause_seconds = LOOK_SECONDS
         """How long to wait before the next poll: longer after one that took long."""
 
@@ -271,7 +270,7 @@ class Watcher:
         started, launcher = time.monotonic(), launcher_of(self._study_dir)
         study = StudyView(
             name=study_name(self._study_dir),
-            runs=records_of(observe_study(self._study_dir, self._scheduler, self._ids)),
+            runs=records_of(observe_study(self._study_dir, ids=self._ids, seen=self._seen)),
             is_starting=launcher is not None and not launcher.has_listed,
         )
         took = time.monotonic() - started

@@ -25,6 +25,7 @@ from seqlm.ends import End, Verdict, verdict
 from seqlm.errors import EXIT_BUSY, STOPPED_EXITS, FileError, file_errors
 from seqlm.hang import hung_seconds
 from seqlm.requests import Requests
+from seqlm.rundir import RunDirectory
 from seqlm.state import FailureKind
 
 POLL_SECONDS = 0.1
@@ -237,10 +238,12 @@ class Dispatcher:
             if one.ended is not None and one.look_at <= now:
                 self._settle(one, one.ended)
 
-    def _look_at_budget(self, *, at_once: bool = False) -> None:
-        """Read what is spent, unless it was read recently."""
+    def _look_at_budget(self, ended: RunDirectory | None = None, *, at_once: bool = False) -> None:
+        """Read what is spent, unless it was read recently. Of a run that has ``ended`` it is read in any case."""
         before = self._is_spent
         with contextlib.suppress(FileError):  # what was spent before still counts; the next look is soon
+            if ended is not None:
+                self._budget.count(ended)
             self._is_spent = self._budget.is_spent(at_once=at_once)
         if self._is_spent is not None and before is None and (number := len(self._alive)):
             runs = "1 run stops" if number == 1 else f"{number} runs stop"
@@ -285,7 +288,7 @@ class Dispatcher:
         self._live.remove(one)
         if failures:
             self._messages.failure(run, failures, seen.reason, is_final=found.delay is None)
-        self._look_at_budget(at_once=True)
+        self._look_at_budget(run)
         if is_ours and ended.exit_code == EXIT_BUSY and seen.state not in ("done", "stopped", "cancelled"):
             # The attempt has written nothing, since the other worker may.
             found = self._count_unseen(item, one.attempt.number)

@@ -2,6 +2,9 @@
 
 All attempts of runs and canaries count, those that failed too. Behaviour jobs do not count. The times of an
 attempt are those that its workers recorded, so that the clocks of other nodes do not matter.
+
+A dispatcher keeps the totals. When one of its runs ends it reads the attempts of that run alone. What live runs and
+those of other launchers and jobs have used, it learns from a reading of all attempts every :data:`READ_SECONDS`.
 """
 
 import contextlib
@@ -31,6 +34,8 @@ READ_SHARE = 0.05
 
 Hours: TypeAlias = Mapping[str, float]
 """An amount of computing: hours of each of :data:`UNITS`."""
+_Attempt: TypeAlias = tuple[bool, str, int]
+"""Whether it is of a canary, the id of its run, and its number."""
 
 
 def hours_of(resources: Resources, seconds: float) -> Hours:
@@ -45,6 +50,10 @@ def total(amounts: Iterable[Hours]) -> Hours:
     return {key: sum(amount[key] for amount in amounts) for key in UNITS}
 
 
+def _limits(policy: Policy) -> dict[str, float]:
+    return {key: float(limit) for key in UNITS if (limit := getattr(policy, key)) is not None}
+
+
 @final
 class Budget:
     """The budget of a study."""
@@ -52,17 +61,22 @@ class Budget:
     def __init__(self, study_dir: Path, policy: Policy) -> None:
         """The limits are those of ``policy``. Nothing is read yet."""
         self._study_dir = study_dir
-        self.limits = {key: float(limit) for key in UNITS if (limit := getattr(policy, key)) is not None}
+        self.limits = _limits(policy)
         """Key of :data:`UNITS` -> the limit in hours, for those that are limited."""
-        self._ended: dict[Path, Hours] = {}
-        """What the attempts have used that have ended."""
-        self._spent: Hours = {}
+        self._used: dict[_Attempt, Hours] = {}
+        """What each attempt has used, as last read."""
+        self._ended: set[_Attempt] = set()
+        """The attempts that have ended, which are not read again."""
         self._next = -math.inf
 
     @classmethod
     def kept(cls, study_dir: Path, default: Policy | None = None) -> Self:
         """Return the budget that ``study.json`` has now. ``default`` counts if that has no policy."""
         return cls(study_dir, StudyRecord(study_dir).policy or default or Policy())
+
+    def renew(self) -> None:
+        """Take the limits that ``study.json`` has now. What the attempts have used is kept."""
+        self.limits = _limits(StudyRecord(self._study_dir).policy or Policy())
 
     def spent(self, *, at_once: bool = False) -> Hours:
         """Return what all attempts have used so far. They are read, unless that was done ``READ_SECONDS`` ago.
@@ -75,15 +89,25 @@ class Budget:
         started = time.monotonic()
         if at_once or started >= self._next:
             runs = (*listed(self._study_dir), *_unless_linked(lambda: listed(self._study_dir / CANARY_FOLDER)))
-            folders = (
-                run.attempt_dir(attempt) for run in map(RunDirectory, runs) for attempt in _unless_linked(run.attempts)
-            )
-            self._spent = total(self._ended.get(folder) or self._used(folder) for folder in folders)
+            self._used = {key: hours for run in map(RunDirectory, runs) for key, hours in self._used_by(run).items()}
             took = time.monotonic() - started
             self._next = started + max(READ_SECONDS, took / READ_SHARE)
-        return self._spent
+        return total(self._used.values())
 
-    def _used(self, folder: Path) -> Hours:
+    def count(self, run: RunDirectory) -> None:
+        """Read what the attempts of one run have used, and nothing of other runs. Errors as of :meth:`spent`."""
+        if self.limits:
+            self._used |= self._used_by(run)
+
+    def _used_by(self, run: RunDirectory) -> dict[_Attempt, Hours]:
+        """Return what each attempt of a run has used."""
+        found = {}
+        for attempt in _unless_linked(run.attempts):
+            key = (run.is_canary, run.id, attempt)
+            found[key] = self._used[key] if key in self._ended else self._read(key, run.attempt_dir(attempt))
+        return found
+
+    def _read(self, key: _Attempt, folder: Path) -> Hours:
         """Return what one attempt has used. A worker that recorded no end counts until its last sign of life."""
         files = _unless_linked(lambda: listed(folder, "worker*.json"))
         workers = {path.stem.removeprefix("worker"): _record(path) for path in files}
@@ -101,7 +125,7 @@ class Budget:
                 used.append({"gpu_hours": max(0.0, gpus * hours), "core_hours": max(0.0, cores * hours)})
         amount = total(used)
         if has_ended:
-            self._ended[folder] = amount
+            self._ended.add(key)
         return amount
 
     def is_spent(self, *, at_once: bool = False) -> str | None:

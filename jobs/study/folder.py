@@ -13,10 +13,11 @@ from typing import Any, final
 from jobs import terminal
 from jobs.manifests.filters import Origin, facts_of
 from jobs.manifests.load import load_manifest
+from jobs.manifests.policy import Policy
 from jobs.spec import Resources, RunSpec
 from jobs.study.budget import Budget
 from jobs.study.record import StudyRecord
-from jobs.study.squeue import Scheduler
+from jobs.study.squeue import Claim, Scheduler
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from seqlm.errors import DamagedFileError, FileError, SeqlmError, UnfitFileError, UsageError
@@ -149,25 +150,60 @@ def study_name(study_dir: Path) -> str:
     return f"{folder.parent.name}/{folder.name}" if is_below else folder.name
 
 
+@final
+class Seen:
+    """What a caller that polls a study keeps from one look to the next, so that it reads no run again that is over."""
+
+    def __init__(self, study_dir: Path) -> None:
+        """Nothing is read yet."""
+        self.scheduler = Scheduler()
+        self.budget = Budget(study_dir, Policy())
+        self._study_dir = study_dir
+        self._over: dict[str, tuple[Request | None, ObservedRun]] = {}
+        """Run id -> its newest request when it was seen to be over, and what was seen."""
+
+    def over(self, requests: Requests) -> dict[str, ObservedRun]:
+        """Return, by id, the runs that are over: their folders are still there, and no later request names them."""
+        there = {path.name for path in listed(self._study_dir)} if self._over else set()
+        return {
+            run_id: one
+            for run_id, (request, one) in self._over.items()
+            if run_id in there and requests.newest(run_id) is request
+        }
+
+    def note(self, one: ObservedRun, request: Request | None) -> None:
+        """Remember a run if it is over. ``request``: its newest."""
+        if one.observation.state in ("done", "stopped") and one.config is not None:
+            self._over[one.run.id] = (request, one)
+
+
 def observe_study(
-    study_dir: Path, scheduler: Scheduler | None = None, ids: Collection[str] | None = None
+    study_dir: Path,
+    scheduler: Scheduler | None = None,
+    ids: Collection[str] | None = None,
+    *,
+    seen: Seen | None = None,
 ) -> list[ObservedRun]:
     """Return every run of the study with its state, in manifest order. A damaged run has the damage as its reason.
 
-    ``scheduler`` and ``ids`` are as in :class:`Observer`.
+    The arguments are as in :class:`Observer`.
     """
-    observer, plan = Observer(study_dir, scheduler, ids), StudyRecord(study_dir)
+    observer, plan = Observer(study_dir, scheduler, ids, seen=seen), StudyRecord(study_dir)
     why_not_started = functools.cache(lambda: _failed_canary(study_dir))
     observed = []
-    for run in RunDirectory.unordered_in(study_dir):
+    for run in RunDirectory.unordered_in(study_dir, observer.over):
         if ids is None or run.id in ids:
-            one = observer.look_at(run)
-            seen = one.observation
-            if (seen.state, seen.reason) == ("pending", None):
-                seen = replace(seen, reason=why_not_started())
+            one = observer.over.get(run.id) or observer.look_at(run)
+            found = one.observation
+            if (found.state, found.reason) == ("pending", None):
+                found = replace(found, reason=why_not_started())
             origin = plan.origin(run.id, one.config, one.provenance)
-            observed.append(replace(one, observation=seen, origin=origin))
-    return sorted(observed, key=lambda seen: seen.run.place(seen.provenance))
+            if (found, origin) != (one.observation, one.origin):
+                one = replace(one, observation=found, origin=origin)
+            if seen is not None:
+                seen.note(one, run.request())
+            observed.append(one)
+    return sorted(observed, key=lambda one: one.run.place(one.provenance))
 
 
 def _failed_canary(study_dir: Path) -> str | None:
@@ -194,20 +230,37 @@ def pair_of(config: RunConfig) -> str:
 class Observer:
     """Observes runs of a study, with what its launcher, its jobs and its budget say at one moment."""
 
-    def __init__(self, study_dir: Path, scheduler: Scheduler | None = None, ids: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        study_dir: Path,
+        scheduler: Scheduler | None = None,
+        ids: Collection[str] | None = None,
+        *,
+        seen: Seen | None = None,
+    ) -> None:
         """Query SLURM about the jobs of these runs. ``ids`` ``None``: of all runs.
 
-        Callers that poll keep one ``scheduler``, which queries SLURM less often.
+        Callers that look at several studies keep one ``scheduler``, which queries SLURM less often. Callers that poll
+        a study keep what they have ``seen``.
         """
         self._requests = Requests(study_dir)
-        jobs = open_jobs(study_dir, ids)
-        states = (scheduler or Scheduler()).states(job for job, _ in jobs.values() if job is not None)
+        self.over: Mapping[str, ObservedRun] = {} if seen is None else seen.over(self._requests)
+        """The runs that a caller has seen to be over, by id. They are not read again."""
+        scheduler = scheduler or (Scheduler() if seen is None else seen.scheduler)
+        jobs = open_jobs(study_dir, ids, self.over)
+        states = scheduler.states(job for job, _ in jobs.values() if job is not None)
         self.jobs: Mapping[str, View] = {
             run_id: View(reason=why) if job is None else states[job] for run_id, (job, why) in jobs.items()
         }
         """Run id -> its job, for the runs whose job matters."""
         self.launcher = launcher_of(study_dir)
-        self._is_spent = functools.cache(lambda: Budget.kept(study_dir).is_spent())  # read when it is first needed
+
+        def is_spent() -> str | None:
+            budget = Budget(study_dir, Policy()) if seen is None else seen.budget
+            budget.renew()
+            return budget.is_spent()
+
+        self._is_spent = functools.cache(is_spent)  # read when it is first needed
 
     def observe(self, run: RunDirectory, config: RunConfig | None = None) -> Observation:
         """Return the state of a run. ``config``: its configuration, if the caller has read it.
@@ -307,32 +360,39 @@ WITHDRAWN_FILE = "withdrawn.json"
 _JOB = re.compile(r"[0-9]{1,18}")
 
 
-def read_jobs(study_dir: Path) -> dict[str, str]:
-    """Return the job of each run whose newest request went to a scheduler, by run id.
+def read_jobs(study_dir: Path) -> dict[str, Claim]:
+    """Return the job of each run whose newest request went to a scheduler, by run id, as the files claim.
 
     It is a job, such as ``12_3``, or an array, such as ``12``, whose jobs share out their runs.
     """
     return {run_id: job for run_id, (job, _) in _submitted(study_dir).items() if job is not None}
 
 
-def open_jobs(study_dir: Path, ids: Collection[str] | None = None) -> dict[str, tuple[str | None, str]]:
-    """Return the jobs of these runs that have not ended, or ``None`` and why a run has none. ``ids`` ``None``: all."""
+def open_jobs(
+    study_dir: Path, ids: Collection[str] | None = None, over: Collection[str] = ()
+) -> dict[str, tuple[Claim | None, str]]:
+    """Return the jobs of these runs that have not ended, or ``None`` and why a run has none. ``ids`` ``None``: all.
+
+    Runs that are known to be ``over`` are not read.
+    """
     requests = Requests(study_dir)
     return {
         run_id: job
         for run_id, job in _submitted(study_dir).items()
-        if (ids is None or run_id in ids) and not RunDirectory(study_dir / run_id, requests).has_ended()
+        if (ids is None or run_id in ids)
+        and run_id not in over
+        and not RunDirectory(study_dir / run_id, requests).has_ended()
     }
 
 
-def _submitted(study_dir: Path) -> dict[str, tuple[str | None, str]]:
+def _submitted(study_dir: Path) -> dict[str, tuple[Claim | None, str]]:
     newest = Requests(study_dir).by_run()
     requests = {request.number: request for request in newest.values() if request.record.get("backend") == "slurm"}
     jobs = ((request, *found) for request in requests.values() for found in _jobs_of(request))
     return {run_id: (job, why) for request, run_id, job, why in jobs if newest.get(run_id) is request}
 
 
-def _jobs_of(request: Request) -> Iterator[tuple[str, str | None, str]]:
+def _jobs_of(request: Request) -> Iterator[tuple[str, Claim | None, str]]:
     """Yield each run of a request, its job, and why it has none, if the request is submitted and not withdrawn."""
     if exists(request.folder / WITHDRAWN_FILE) or not exists(request.folder / SUBMITTED_FILE):
         return
@@ -347,7 +407,8 @@ def _jobs_of(request: Request) -> Iterator[tuple[str, str | None, str]]:
                 why = f"SLURM takes no more jobs of yours now ({array.get('why')}); the next `run` submits it"
                 yield run_id, None, why
             else:
-                yield run_id, job if array.get("is_pool") is True else f"{job}_{place % max(1, jobs)}", ""
+                task = f"{job}_{place % max(1, jobs)}"
+                yield run_id, Claim(job if array.get("is_pool") is True else task, request.folder), ""
 
 
 def queue_file(study_dir: Path) -> Path:

@@ -3,12 +3,22 @@
 The state of a run is read from its folder. SLURM adds only what no file has: that a job waits and why, that it runs on
 another machine, or that it disappeared without a result. This works without accounting, while the controller does not
 answer, and after the controller has purged a job.
+
+The id of a job in the files of a study is a claim (:class:`Claim`). In a copied study, on another cluster, or after a
+reset of SLURM's ids, it is the id of another job. A claim counts only if SLURM's own record of the job has the working
+directory that the submission gave it: the folder of the request. :func:`cancel_jobs` takes only jobs (:class:`Job`)
+that were found that way.
 """
 
+import contextlib
+import functools
 import os
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import final
 
 from seqlm.errors import BackendError
@@ -18,6 +28,8 @@ CALL_SECONDS = 20.0
 """Timeout of a query."""
 EVERY_SECONDS = 10.0
 """Minimum interval between queries for callers that poll."""
+SQUEUE = ("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%Z")
+"""Lists jobs. The working directory is last, since it may contain a ``|``."""
 _LOGIN_NODE = "launch from a login node of the cluster"
 
 _QUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
@@ -102,39 +114,149 @@ def complaint(text: str) -> str:
     return lines[-1] if lines else ""
 
 
+# -- whose jobs they are ---------------------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True)
+class Claim:
+    """A job (``12_3``) or an array (``12``) as the files of a study name it."""
+
+    id: str
+    folder: Path
+    """The folder of its request, in which its jobs work."""
+
+
+@final
+@dataclass(frozen=True)
+class Row:
+    """A job as SLURM lists it."""
+
+    job: str
+    view: View
+    folder: str
+    """Its working directory."""
+
+
+@final
+@dataclass(frozen=True)
+class Job:
+    """A live job or array of this user that works in the folder of a request. Only this module makes one."""
+
+    id: str
+    reason: str
+    """Why it waits, in SLURM's words. Empty: it may be running."""
+    folder: Path
+
+
+def works_in(directory: str, folder: Path) -> bool:
+    """Return whether a working directory that SLURM has recorded is the folder of a request, maybe by another path."""
+    if Path(directory).parts[-2:] != folder.parts[-2:]:  # ``launches/000001``
+        return False
+    with contextlib.suppress(OSError):  # one of the two is not here
+        return Path(directory).samefile(folder)
+    return Path(directory).resolve() == folder.resolve()
+
+
+def rows_of(claims: Iterable[Claim], rows: Iterable[Row]) -> dict[Claim, list[Row]]:
+    """Return the rows about each claimed job, or about all jobs of a claimed array, that are those of its request.
+
+    A claim without such a row is left out.
+    """
+    is_there = functools.cache(works_in)
+    named = defaultdict[str, list[Row]](list)
+    for row in rows:
+        for name in {row.job, row.job.partition("_")[0]}:
+            named[name].append(row)
+    found = {one: [row for row in named.get(one.id, ()) if is_there(row.folder, one.folder)] for one in claims}
+    return {claim: rows for claim, rows in found.items() if rows}
+
+
+def live_jobs(claims: Collection[Claim]) -> list[Job]:
+    """Return those of the claimed jobs that wait or run, and are this user's.
+
+    Raises:
+        BackendError: squeue does not answer.
+    """
+    if not claims:
+        return []
+    text = ""
+    try:
+        text = ask(*SQUEUE, "-u", str(os.geteuid()), "-j", ",".join(parents(claims)))
+    except BackendError as error:
+        if not _is_answer(error):
+            raise
+    found = rows_of(claims, read_squeue(text))
+    is_live = {claim: any(row.view.stage in ("queued", "running") for row in rows) for claim, rows in found.items()}
+    return [Job(claim.id, "", claim.folder) for claim in found if is_live[claim]]
+
+
+def waiting_in(folders: Collection[Path]) -> list[Job]:
+    """Return the waiting jobs of this user that work in the folders of requests.
+
+    Raises:
+        BackendError: squeue does not answer.
+    """
+    if not folders:
+        return []
+    text = ask("squeue", "-h", "-a", "-t", "PD", "-u", str(os.geteuid()), "-o", "%F|%r|%Z")
+    rows = [row for line in text.split("\n") if len(row := line.split("|", 2)) == 3]
+    return [Job(job, reason, one) for job, reason, folder in rows for one in folders if works_in(folder, one)]
+
+
+def cancel_jobs(jobs: Iterable[Job]) -> None:
+    """End jobs.
+
+    Raises:
+        BackendError: scancel does not answer, or refuses.
+    """
+    if ids := sorted({job.id for job in jobs}):
+        ask("scancel", "--quiet", *ids)
+
+
+# -- states ----------------------------------------------------------------------------------------------------------
+
+
 @final
 class Scheduler:
     """Queries SLURM about jobs, and caches the answers for :data:`EVERY_SECONDS`."""
 
     def __init__(self) -> None:
         self._asked_at = -EVERY_SECONDS
-        self._answers: dict[str, View] = {}
+        self._answers: dict[Claim, View] = {}
 
-    def states(self, jobs: Iterable[str]) -> dict[str, View]:
-        """Return the state of each job (``12_3``), or of an array (``12``) as a run that waits in it sees it."""
-        wanted = frozenset(jobs)
+    def states(self, claims: Iterable[Claim]) -> dict[Claim, View]:
+        """Return the state of each job (``12_3``), or of an array (``12``) as a run that waits in it sees it.
+
+        A job that works in another folder than that of its request is ``gone``.
+        """
+        wanted = frozenset(claims)
         if not wanted:
             return {}
         now = time.monotonic()
         if now - self._asked_at >= EVERY_SECONDS or not wanted <= self._answers.keys():
             self._asked_at, self._answers = now, self._ask(wanted)
-        return {job: self._answers[job] for job in wanted}
+        return {claim: self._answers[claim] for claim in wanted}
 
-    def _ask(self, wanted: frozenset[str]) -> dict[str, View]:
-        queue = self._call("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r", "-j", ",".join(parents(wanted)))
-        found = {} if queue is None else with_arrays(wanted, read_squeue(queue))
+    def _ask(self, wanted: frozenset[Claim]) -> dict[Claim, View]:
+        queue = self._call(*SQUEUE, "-j", ",".join(parents(wanted)))
+        listed = [] if queue is None else read_squeue(queue)
+        found = views_of(wanted, listed)
         missing = wanted - found.keys()
         if not missing:
             return found
-        flags = ("-n", "-P", "-X", "-D", "-o", "JobID,State,ExitCode")
+        flags = ("-n", "-P", "-X", "-D", "-o", "JobID,State,ExitCode,WorkDir")
         account = self._call("sacct", *flags, "-j", ",".join(parents(missing)))
-        accounted = {} if account is None else with_arrays(missing, read_sacct(account))
+        found |= views_of(missing, [] if account is None else read_sacct(account))
         reason = "SLURM no longer lists its job and no result was written; `run` resumes it"
         lost = View(stage="gone", reason=reason)
         if queue is None or account is None:
             silent = "slurmctld" if queue is None else "slurmdbd (accounting)"
             lost = View(stage="unknown", reason=f"{silent} does not answer; this is the last known state")
-        return {**{job: accounted.get(job, lost) for job in missing}, **found}
+        folders = {row.job: row.folder for row in listed} | {row.job.partition("_")[0]: row.folder for row in listed}
+        for claim in missing - found.keys():
+            found[claim] = lost if claim.id not in folders else _of_others(claim, folders[claim.id])
+        return found
 
     def _call(self, *command: str) -> str | None:
         """Return a command's output, or ``None`` if there is no answer.
@@ -144,24 +266,35 @@ class Scheduler:
         try:
             return ask(*command)
         except BackendError as error:
-            return "" if any(text in str(error) for text in _NOTHING_TO_LEARN) else None
+            return "" if _is_answer(error) else None
 
 
-def read_squeue(text: str) -> dict[str, View]:
-    """Parse the output of ``squeue -h -r -t all -o "%i|%T|%r"``."""
-    rows = (line.strip().split("|") for line in text.splitlines())
-    return {row[0]: job_state(*row[1:]) for row in rows if len(row) == 3}
+def _is_answer(error: BackendError) -> bool:
+    return any(text in str(error) for text in _NOTHING_TO_LEARN)
 
 
-def read_sacct(text: str) -> dict[str, View]:
-    """Parse the output of ``sacct -n -P -X -D -o JobID,State,ExitCode``. The last line of a requeued job counts.
+def _of_others(claim: Claim, folder: str) -> View:
+    """Return the state of a claimed job that is another folder's: a study that was copied or moved claims such jobs."""
+    reason = f"job {claim.id} works in {folder}, not in this study; `run` starts or resumes the run"
+    return View(stage="gone", reason=reason)
+
+
+def read_squeue(text: str) -> list[Row]:
+    """Parse the output of :data:`SQUEUE`. A folder may have a ``|`` in its name."""
+    rows = (line.split("|", 3) for line in text.split("\n"))
+    return [Row(row[0], job_state(row[1], row[2]), row[3]) for row in rows if len(row) == 4]
+
+
+def read_sacct(text: str) -> list[Row]:
+    """Parse the output of ``sacct -n -P -X -D -o JobID,State,ExitCode,WorkDir``. A requeued job has several rows.
 
     Lines about several waiting tasks (``12_[0-3%2]``) are no job's: squeue lists each task.
     """
-    found: dict[str, View] = {}
-    for name, state, code in (row for line in text.splitlines() if len(row := line.strip().split("|")) == 3):
+    found = []
+    for name, state, code, folder in (row for line in text.split("\n") if len(row := line.split("|", 3)) == 4):
         signal = code.partition(":")[2]
-        found[name] = job_state(state, f"RaisedSignal:{signal}" if signal.strip("0") else "")
+        if "[" not in name:
+            found.append(Row(name, job_state(state, f"RaisedSignal:{signal}" if signal.strip("0") else ""), folder))
     return found
 
 
@@ -189,14 +322,13 @@ def meaning(reason: str) -> tuple[str, str]:
     return next((found for word, found in REASONS.items() if (reason or "None").startswith(word)), unknown)
 
 
-def with_arrays(wanted: Iterable[str], found: Mapping[str, View]) -> dict[str, View]:
-    """Add the states of the arrays among ``wanted`` to those of their jobs."""
-    tasks: dict[str, list[View]] = {}
-    for job, view in found.items():
-        array, _, index = job.partition("_")
-        if index.isdigit():
-            tasks.setdefault(array, []).append(view)
-    return {**{job: _of_array(job, tasks[job]) for job in wanted if job in tasks}, **found}
+def views_of(claims: Iterable[Claim], rows: Iterable[Row]) -> dict[Claim, View]:
+    """Return the states of the claimed jobs and arrays that are those of their requests. The last row of a job counts.
+
+    Claims that are not are left out.
+    """
+    found = {claim: {row.job: row.view for row in its} for claim, its in rows_of(claims, rows).items()}
+    return {claim: jobs.get(claim.id) or _of_array(claim.id, list(jobs.values())) for claim, jobs in found.items()}
 
 
 def _of_array(array: str, jobs: Sequence[View]) -> View:
@@ -207,6 +339,6 @@ def _of_array(array: str, jobs: Sequence[View]) -> View:
     return min(jobs, key=lambda job: (job.stage != "queued", job.kind != "cancelled", job.kind is None))
 
 
-def parents(jobs: Iterable[str]) -> list[str]:
-    """Return the ids of the job arrays that jobs belong to, each once."""
-    return sorted({job.partition("_")[0] for job in jobs}, key=int)
+def parents(claims: Iterable[Claim]) -> list[str]:
+    """Return the ids of the job arrays that claimed jobs belong to, each once."""
+    return sorted({claim.id.partition("_")[0] for claim in claims}, key=int)

@@ -1,6 +1,7 @@
 """Studies on a real SLURM: arrays, several nodes, and everything that can happen to a job."""
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -11,7 +12,7 @@ import psutil
 import pytest
 
 from jobs.study.folder import read_jobs
-from seqlm.files import read_json
+from seqlm.files import read_json, write_json
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands, searches
 from tests.chaos.study import processes
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.process
 
 def jobs(study: SlurmStudy) -> dict[str, str]:
     """Run id -> job id."""
-    return read_jobs(study.folder / "runs/small")
+    return {run_id: job.id for run_id, job in read_jobs(study.folder / "runs/small").items()}
 
 
 def until_all_end(study: SlurmStudy) -> None:
@@ -142,6 +143,30 @@ PATH=/nowhere exec {sys.executable} "$@"
     assert study("run", "small.toml", "--no-wait").returncode == 0
     until_all_end(study)
     assert study.each() == ["done"], study("status", "small.toml").stdout
+
+
+def test_a_copied_study_leaves_the_jobs_of_the_original_alone_and_the_job_that_its_plan_names(
+    slurm_cluster: LoopbackCluster, tmp_path: Path
+) -> None:
+    cluster, folder = slurm_cluster, tmp_path / "a|b"
+    folder.mkdir()
+    until_all_are_idle(cluster)
+    other = cluster.run("sbatch", "--parsable", "-N3", "--exclusive", "-t", "9", "--wrap", "sleep 500").stdout.strip()
+    study = SlurmStudy(cluster, folder, rates=[0.01, 0.02], epochs=1)
+    assert study("run", "small.toml", "--no-wait").returncode == 0
+    mine = jobs(study)
+    copy = SlurmStudy(cluster, tmp_path, rates=[0.01, 0.02], epochs=1)
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    assert (study.each(), copy.each()) == (["queued"] * 2, ["pending"] * 2)
+    plan_file = tmp_path / "runs/small/launches/000001/plan.json"
+    plan = read_json(plan_file) or {}
+    write_json(plan_file, {**plan, "arrays": [{**plan["arrays"][0], "job": other, "is_pool": True}]})
+    assert copy.each() == ["pending"] * 2
+    assert copy("cancel", "small.toml", "--all").returncode == 0
+    assert cluster.run("squeue", "-h", "-j", other, "-o", "%T").stdout.strip() in ("PENDING", "RUNNING")
+    cluster.run("scancel", other)
+    until_all_end(study)
+    assert (study.each(), jobs(study)) == (["done"] * 2, mine)
 
 
 def test_a_search_ends_with_nobody_waiting_although_a_worker_dies_twice_on_a_node_which_is_not_used_again(

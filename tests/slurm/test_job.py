@@ -1,6 +1,7 @@
 """What a job does inside, without SLURM: its variables are set by hand, its commands are small programs on PATH."""
 
 import errno
+import io
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from jobs.attempt.attempt import micro_batches
+from jobs.cli.studying import print_log
 from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import LaunchOptions
@@ -22,7 +24,7 @@ from jobs.manifests.policy import Policy
 from jobs.plan.limits import Limits
 from jobs.spec import Resources
 from jobs.study import budget
-from jobs.study.folder import PLAN_FILE
+from jobs.study.folder import PLAN_FILE, observe_study
 from jobs.study.squeue import job_state
 from seqlm import ends
 from seqlm.errors import BackendError, FileError
@@ -587,6 +589,28 @@ def test_each_node_starts_its_own_ranks_of_the_same_attempt(tmp_path: Path, room
     assert first["SEQLM_RENDEZVOUS_HOST"] == second["SEQLM_RENDEZVOUS_HOST"] == "n1"
     assert first["SEQLM_RENDEZVOUS"] == second["SEQLM_RENDEZVOUS"]
     assert (first["SEQLM_ATTEMPT"], second["SEQLM_ATTEMPT"]) == ("1", "1")
+
+
+def test_each_node_has_logs_of_its_own_and_the_one_that_failed_says_why(tmp_path: Path, room: Path) -> None:
+    run = make(tmp_path)
+    program = (
+        "import os, sys, time\nrank = os.environ['RANK']\nprint('out of', rank)\nprint('why', rank, file=sys.stderr)\n"
+        "time.sleep(0.5 * (rank == '0'))\nsys.exit(1 if rank == '0' else 74)"
+    )
+    work_on_two(plan(run, program=program, resources=TWO), room)
+    printed = {path.name: path.read_text() for path in run.logs(1)}
+    assert printed == {
+        "stdout.log": "out of 0\n",
+        "stderr.log": "why 0\n",
+        "stdout-1.log": "out of 1\n",
+        "stderr-1.log": "why 1\n",
+    }
+    assert run.end(1).message.startswith("why 1"), "the exit code of rank 1 explains that of rank 0"
+    (seen,) = observe_study(tmp_path)
+    shown = print_log(seen, 10, io.StringIO())[0]
+    assert (shown["stdout"], shown["stderr"]) == (["out of 0", "out of 1"], ["why 0", "why 1"])
+    run.fold(2)
+    assert all(text in run.older_log.read_text() for text in printed.values())
 
 
 def test_of_several_nodes_only_one_that_lost_a_rank_is_to_blame(tmp_path: Path, room: Path) -> None:

@@ -34,7 +34,7 @@ def test_a_grid_of_short_and_long_runs_asks_for_less_than_half_and_loses_no_epoc
     assert again.returncode == 0, again.stderr
     limits = slurm_cluster.run("squeue", "-h", "-r", "-t", "all", "-o", "%i|%l").stdout.split()
     asked = {job: read_minutes(limit) for job, _, limit in (line.partition("|") for line in limits)}
-    minutes = [asked[read_jobs(tmp_path / "runs/small")[run.id]] for run in study.runs()]
+    minutes = [asked[read_jobs(tmp_path / "runs/small")[run.id].id] for run in study.runs()]
     assert minutes == [120, 15, 15, 30], "what nothing like it has shown before, then 2 epochs and many"
     assert sum(minutes[1:]) <= 3 * 120 / 2
     assert study.each() == ["done"] * 4

@@ -67,7 +67,7 @@ def test_it_comes_once_after_scancel_of_every_array_and_once_after_the_runs_have
     assert study("run", "small.toml", "--no-wait").returncode == 0
     study.until_they_train()
     assert numbers(home) == []
-    slurm_cluster.run("scancel", *{job.partition("_")[0] for job in read_jobs(study_dir).values()})
+    slurm_cluster.run("scancel", *{job.id.partition("_")[0] for job in read_jobs(study_dir).values()})
     wait_for(lambda: numbers(home) == ["1/over"], "the message")
     assert "over: 3 cancelled" in (home / "messages").read_text()
     crawl.end()

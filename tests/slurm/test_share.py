@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from jobs.manifests.policy import Policy
+from jobs.plan.capacity import Capacity, Node
 from seqlm import ends
 from seqlm.errors import BackendError
 from seqlm.files import write_json
@@ -87,6 +88,26 @@ def test_while_slurm_does_not_answer_no_job_takes_what_another_has_begun(
     assert all(one.may_take(other, SEEN["waits"]) for one in found.values())
 
 
+@pytest.mark.parametrize("number", [2, 40])
+def test_one_question_to_slurm_serves_all_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    runs = [make(tmp_path, f"r{index}") for index in range(number)]
+    told = plan(*runs, array=SHARED)
+    for run in runs:
+        begin(run, told, "77_1")
+    asked: list[str] = []
+
+    def suspended(*words: str) -> str:
+        asked.append(words[0])
+        return "77_0|RUNNING\n77_1|SUSPENDED"
+
+    monkeypatch.setattr(share, "ask", suspended)
+    found, free = shares(told)["77_0"], Capacity([Node(name="n1", cpus=8, gpus={})], where="here")
+    assert not any(found.may_take(run, run.observe()) for run in runs)
+    for _ in range(2):
+        assert found.next_run(free, is_idle=True) is None
+    assert asked == ["squeue"]
+
+
 def test_a_job_that_has_come_to_run_since_slurm_was_asked_keeps_what_it_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +119,7 @@ def test_a_job_that_has_come_to_run_since_slurm_was_asked_keeps_what_it_begins(
     first = shares(told)["77_0"]
     assert first.may_take(before, SEEN["waits"])
     monkeypatch.setattr(share, "ask", lambda *_: "77_0|RUNNING\n77_1|RUNNING")
+    begin(run, told, "77_1")
     assert not first.may_take(run, SEEN["waits"])
 
 

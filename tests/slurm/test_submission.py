@@ -190,7 +190,8 @@ def test_a_submission_writes_as_many_files_for_many_runs_as_for_few(
         Path("/code"),
     )
     assert told.options.env["SEQLM_PROGRESS_SECONDS"] == "10"
-    assert read_jobs(tmp_path / "s") == {item.run.id: f"1_{place}" for place, item in enumerate(items)}
+    found = {run_id: (job.id, job.folder) for run_id, job in read_jobs(tmp_path / "s").items()}
+    assert found == {item.run.id: (f"1_{place}", asked.folder) for place, item in enumerate(items)}
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from jobs.manifests.policy import Policy
 from jobs.spec import Resources
 from jobs.study.budget import Budget
 from seqlm.files import write_json
+from seqlm.reading import listed
 from seqlm.rundir import RunDirectory
 from slurm.submission import JobPlan
 from tests.analysis.attempt_files import ORIGIN, at, write_attempt
@@ -101,6 +103,86 @@ def test_a_failure_that_only_slurm_knows_of_ends_the_attempt_at_its_last_sign_of
     assert (run.end(1).kind, run.end(1).at) == ("oom", at(3606))
     assert Budget(tmp_path / "s", Policy()).spent()["core_hours"] == 2 * 2 * 3606 / 3600
     assert load_study(tmp_path / "s").attempts["seconds"].tolist() == [3606]
+
+
+def told_of(capsys: pytest.CaptureFixture[str], folder: Path) -> list[tuple[str, str | None]]:
+    """State and reason of each run of the study ``s`` in a folder, by `status`."""
+    capsys.readouterr()
+    assert launch.main(["status", "s", "--json", "--runs-dir", str(folder)]) == 0
+    return [(run["state"], run["reason"]) for run in json.loads(capsys.readouterr().out)["data"]["runs"]]
+
+
+def name_job(study_dir: Path, job: str) -> None:
+    """Have the newest plan of a study name another job."""
+    file = listed(study_dir / "launches")[-1] / "plan.json"
+    plan = json.loads(file.read_text())
+    plan["arrays"][0]["job"] = job
+    write_json(file, plan)
+
+
+@pytest.mark.parametrize("accounting", [False, True])
+def test_a_plan_that_names_a_job_of_another_folder_has_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], accounting: bool
+) -> None:
+    fake = FakeSlurm(tmp_path / "fake", accounting=accounting).on_path(monkeypatch)
+    with fake.opened() as room:
+        room.jobs.append(Job(id="1_0", state="RUNNING", options={"chdir": "/other/launches/000001"}))
+    assert submit(tmp_path, RUN) == 0
+    fake.end("2", "NODE_FAIL", purged=True)
+    name_job(tmp_path / "s", "1")
+    ((state, reason),) = told_of(capsys, tmp_path)
+    assert state == "pending"
+    assert "/other/launches/000001" in str(reason)
+    assert submit(tmp_path, RUN) == 0
+    assert fake.jobs()["3_0"].state == "PENDING", "its run starts"
+    name_job(tmp_path / "s", "1")
+    assert launch.main(["cancel", "s", "--all", "--runs-dir", str(tmp_path)]) == 0
+    assert fake.jobs()["1_0"].state == "RUNNING"
+
+
+def test_a_copy_of_a_study_whose_jobs_run_leaves_them_alone_and_has_jobs_of_its_own(
+    fake: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--runs-dir", str(tmp_path / "copy"), "--backend", "slurm", "--no-wait", "--live-code"]
+    text = f"{RUN}seeds = [1, 2]\n"
+    assert submit(tmp_path, text, "--canary") == 0
+    for job in ("1", "2"):
+        fake.end(job, "RUNNING")
+    shutil.copytree(tmp_path / "s", tmp_path / "copy" / "s")
+    assert [state for state, _ in told_of(capsys, tmp_path / "copy")] == ["pending"] * 2
+    assert launch.main(["run", str(tmp_path / "m.toml"), *words, "--no-canary"]) == 0
+    assert launch.main(["cancel", "s", "--all", "--runs-dir", str(tmp_path / "copy")]) == 0
+    states = {job.parent: job.state for job in fake.jobs().values()}
+    assert states == {1: "RUNNING", 2: "RUNNING", 3: "CANCELLED"}
+    assert launch.main(["retry", "s", *words]) == 0
+    assert [state for state, _ in told_of(capsys, tmp_path / "copy")] == ["queued"] * 2
+    assert [state for state, _ in told_of(capsys, tmp_path)] == ["running"] * 2
+
+
+def test_jobs_of_a_colleague_in_a_study_are_shown_and_end_by_the_mark_alone(
+    fake: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit(tmp_path, RUN) == 0
+    with fake.opened() as room:
+        room.jobs[0].state, room.jobs[0].user = "RUNNING", os.geteuid() + 1
+    assert told_of(capsys, tmp_path)[0][0] == "running"
+    assert launch.main(["cancel", "s", "--all", "--runs-dir", str(tmp_path)]) == 0
+    assert fake.calls("scancel") == []
+    assert runs_in(tmp_path / "s")[0].is_cancelled()
+
+
+def test_a_study_behind_a_link_has_its_jobs(
+    fake: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    where = ["--backend", "slurm", "--no-wait", "--live-code", "--runs-dir"]
+    (tmp_path / "m.toml").write_text(f'[study]\nname = "s"\n{RUN}')
+    assert launch.main(["run", str(tmp_path / "m.toml"), *where, str(tmp_path / "link")]) == 0
+    for name in ("link", "there"):
+        assert [state for state, _ in told_of(capsys, tmp_path / name)] == ["queued"]
+    assert launch.main(["cancel", "s", "--all", "--runs-dir", str(tmp_path / "there")]) == 0
+    assert fake.jobs()["1_0"].state == "CANCELLED"
 
 
 @pytest.mark.parametrize("fit", [False, True])

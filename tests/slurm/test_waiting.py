@@ -31,11 +31,11 @@ def test_a_waiting_job_has_its_reason_its_place_its_start_and_a_limit_that_start
     """In a queue of six jobs, of which four are a study's."""
     folder, now = tmp_path / "bin", float(int(time.time()))
     folder.mkdir()
-    soon, limit = clock(now + 7200), "2:00:00|/a|b.sh"
+    soon, limit = clock(now + 7200), f"2:00:00|{tmp_path}/study/launches/000001"
     reasons = {"7_1": "Resources|N/A", "6": "Priority|N/A", "7_0": f"Priority|{soon}", "7_2": f"JobHeldUser|{soon}"}
     reasons["7_3"] = "ReqNodeNotAvail, UnavailableNodes:n[1-2]|N/A"
-    listed = "\n".join(["5|cpu|Priority|N/A|1:00|x", *(f"{job}|gpu|{text}|{limit}" for job, text in reasons.items())])
-    program(folder, "squeue", f'echo "{listed}"')
+    listed = "\n".join(["5|cpu|Priority|N/A|1:00|/x", *(f"{job}|gpu|{text}|{limit}" for job, text in reasons.items())])
+    program(folder, "squeue", f'case "$*" in *%o) echo "/a|b.sh";; *) echo "{listed}";; esac')
     said = f"sbatch: Job 9 to start at {clock(now + 600)} using 1 processors on nodes n1 in partition gpu"
     program(folder, "sbatch", f'case "$*" in *"--time=30 /a|b.sh") echo "{said}" >&2;; *) exit 1;; esac')
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)

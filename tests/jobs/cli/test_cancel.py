@@ -10,6 +10,7 @@ import pytest
 import launch
 from jobs.cli import studying
 from jobs.cli.studying import mark, wait_until_stopped
+from jobs.study import squeue
 from jobs.study.folder import launching, observe_study, write_queue
 from jobs.study.squeue import Scheduler
 from seqlm import lease, processes
@@ -18,7 +19,6 @@ from seqlm.files import write_json
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from seqlm.state import View
-from slurm import backend as slurm_backend
 from tests.facts import fail, owned
 from tests.jobs.study.test_study import make_study
 from tests.slurm_jobs import write_jobs
@@ -151,13 +151,15 @@ def test_a_worker_of_another_host_is_cancelled_by_the_mark_and_waited_for(
 def test_a_controller_that_does_not_answer_is_the_problem_of_runs_with_jobs_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(*words: str) -> None:
+    def refuse(*words: str) -> str:
+        if words[0] == "squeue":
+            return f"7_0|PENDING|None|{folder}"
         assert words[-1] == "7_0"
         raise BackendError("scancel does not answer")
 
     runs = make_study(tmp_path / "s", 1, 2)
-    write_jobs(tmp_path / "s", {runs[1].id: "7_0"})
-    monkeypatch.setattr(slurm_backend, "ask", refuse)
+    folder = write_jobs(tmp_path / "s", {runs[1].id: "7_0"}).folder
+    monkeypatch.setattr(squeue, "ask", refuse)
     monkeypatch.setattr(Scheduler, "states", lambda self, jobs: {job: View(stage="queued") for job in jobs})
     assert launch.main(["cancel", str(tmp_path / "s"), "--all"]) == 1
     said = capsys.readouterr()

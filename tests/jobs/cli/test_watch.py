@@ -3,6 +3,7 @@ import itertools
 import shutil
 import time
 import typing
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +20,10 @@ from jobs.spec import RunSpec
 from jobs.study.folder import find_study, launching, write_queue
 from jobs.study.squeue import Scheduler
 from seqlm.files import write_json, write_json_lines
+from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from seqlm.state import State
+from tests.calls import counted
 from tests.commands import ask
 from tests.facts import fail, make_folder, owned, stop
 from tests.fakes import make_planned
@@ -237,10 +240,49 @@ def test_a_run_that_is_launched_again_is_not_over(tmp_path: Path, monkeypatch: p
     fail(run, {"kind": "diverged", "message": "nan"})
     watcher = Watcher(tmp_path / "s")
     assert watcher.look().is_over
-    write_jobs(tmp_path / "s", {run.id: "12_0"})
-    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: "12_0|PENDING|Priority")
+    folder = write_jobs(tmp_path / "s", {run.id: "12_0"}).folder
+    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: f"12_0|PENDING|Priority|{folder}")
     again = watcher.look()
     assert ([one["state"] for one in again.runs], again.is_over) == (["queued"], False)
+
+
+def with_result(run: RunDirectory) -> None:
+    trained(run, 4)
+    write_json(run.result_file, {"epochs": 4, "best_val_ppl": 180.0})
+
+
+@pytest.mark.parametrize("on_slurm", [False, True])
+def test_runs_that_are_over_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_slurm: bool) -> None:
+    monkeypatch.setattr(Scheduler, "_call", lambda *_: "")
+    costs = []
+    for number in (2, 40):
+        study = tmp_path / str(number)
+        live, *others = [add(study, f"r{order}", order=order) for order in range(number + 1)]
+        if on_slurm:
+            write_jobs(study, {run.id: f"7_{place}" for place, run in enumerate((live, *others))})
+        for run in others:
+            with_result(run)
+        write_json(study / "study.json", {"policy": {"core_hours": 1}})
+        watcher = Watcher(study)
+        with running(live):
+            watcher.look()
+            with counted() as calls:
+                view = watcher.look()
+        assert Counter(run["state"] for run in view.runs) == {"running": 1, "done": number}
+        costs.append(calls.total())
+    assert costs[0] == costs[1] > 0
+
+
+def test_a_run_that_was_done_is_read_again_after_a_request_and_gone_with_its_folder(tmp_path: Path) -> None:
+    first, second = add(tmp_path / "s", "a"), add(tmp_path / "s", "b", order=1)
+    for run in (first, second):
+        with_result(run)
+    watcher = Watcher(tmp_path / "s")
+    assert [run["state"] for run in watcher.look().runs] == ["done", "done"]
+    file_request(tmp_path / "s", {"kind": "run", "runs": {first.id: {"from_attempt": 1, "epochs": 8}}})
+    assert [run["state"] for run in watcher.look().runs] == ["pending", "done"]
+    shutil.rmtree(second.path)
+    assert [run["id"] for run in watcher.look().runs] == [first.id]
 
 
 @pytest.mark.parametrize(("took", "pause"), [(0, 0.5), (0.3, 1.5)])

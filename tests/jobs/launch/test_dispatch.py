@@ -32,6 +32,7 @@ from seqlm.rundir import RunDirectory
 from seqlm.search import Search, decide
 from seqlm.state import State
 from tests.analysis.attempt_files import write_attempt
+from tests.calls import counted
 from tests.cancelling import cancel
 from tests.facts import fail, failure_of, launch_again, make_folder, owned
 from tests.fakes import FakeBackend, make_fresh
@@ -365,6 +366,17 @@ def test_live_runs_stop_when_the_budget_is_spent_and_go_on_when_it_is_raised(
     backend = FakeBackend(uses(1), slots=2)
     assert [state for state, _ in run_within(Policy(core_hours=20), backend, items)] == ["done"] * 3
     assert [submission.attempt for submission in backend.submissions] == [2, 2, 1]
+
+
+def test_a_run_within_a_budget_costs_the_same_in_a_large_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.study.budget.READ_SECONDS", 3600.0)
+    each = []
+    for number in (8, 48):
+        items = todo(tmp_path / str(number), number)
+        with counted() as calls:
+            run_all(FakeBackend(uses(1), slots=1), items, policy=Policy(core_hours=1000))
+        each.append(calls["listdir"] / number)
+    assert each[1] < 1.5 * each[0]
 
 
 def test_a_failed_attempt_has_used_its_hours_and_is_not_tried_again_beyond_the_budget(tmp_path: Path) -> None:

@@ -1,17 +1,19 @@
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
 from jobs.manifests.policy import Policy
 from jobs.spec import Resources
-from jobs.study.budget import Budget, Hours, hours_of
+from jobs.study.budget import READ_SECONDS, Budget, Hours, hours_of
 from jobs.study.folder import ObservedRun, observe_study
 from jobs.study.squeue import Scheduler
 from seqlm.files import write_json
 from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory, study_record_file
 from tests.analysis.attempt_files import at, write_attempt
+from tests.calls import counted
 from tests.facts import fail, launch_again
 from tests.seqlm.training.studies import make_config, make_run
 from tests.slurm_jobs import write_jobs
@@ -90,6 +92,36 @@ def test_an_attempt_that_has_ended_is_read_once(tmp_path: Path, monkeypatch: pyt
     assert budget.spent(at_once=True)["core_hours"] == 2 + 6
 
 
+def test_the_end_of_a_run_costs_the_same_however_many_have_ended(tmp_path: Path) -> None:
+    costs = []
+    for number in (4, 64):
+        study = tmp_path / str(number)
+        runs = [make_run(study / f"a-{seed}", make_config(seed=seed)) for seed in range(number)]
+        for run in runs:
+            write_attempt(run, 1, start=0, end=HOUR)
+        budget = Budget(study, Policy(core_hours=1000))
+        assert budget.spent()["core_hours"] == 2 * number
+        write_attempt(runs[0], 2, start=HOUR, end=2 * HOUR)
+        with counted() as calls:
+            budget.count(runs[0])
+            assert budget.spent()["core_hours"] == 2 * (number + 1)
+        costs.append(calls.total())
+    assert costs[0] == costs[1] > 0
+
+
+def test_what_others_have_used_is_seen_at_the_next_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, other = (make_run(tmp_path / name, make_config(seed=seed)) for seed, name in enumerate(("a-1", "b-2")))
+    budget = Budget(tmp_path, Policy(core_hours=5))
+    assert budget.is_spent() is None
+    for run in (mine, other):
+        write_attempt(run, 1, start=0, end=HOUR)
+    budget.count(mine)
+    assert budget.spent()["core_hours"] == 2
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + READ_SECONDS + 1)
+    assert budget.spent()["core_hours"] == 4
+
+
 def test_a_budget_is_spent_once_one_limit_is_reached(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a-1", make_config())
     write_attempt(run, 1, start=0, end=40 * HOUR, gpus=("GPU-1",))
@@ -129,8 +161,8 @@ def test_a_run_that_the_budget_keeps_from_starting_says_so(tmp_path: Path, monke
     record(7)
     assert observed(study).observation.reason is None, "an hour is left"
     record(6)
-    write_jobs(study, {run.id: "12_0"})
-    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: "12_0|COMPLETED|")
+    folder = write_jobs(study, {run.id: "12_0"}).folder
+    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: f"12_0|COMPLETED||{folder}")
     assert observed(study).observation.state == "pending", "its job of SLURM has seen that and has ended"
     record("unlimited")
     seen = observed(study).observation

@@ -5,7 +5,7 @@ import pytest
 
 from jobs.study import squeue
 from jobs.study.folder import Observer, read_jobs
-from jobs.study.squeue import Scheduler, job_state, parents, read_sacct, read_squeue
+from jobs.study.squeue import Claim, Scheduler, job_state, parents, read_sacct, read_squeue, works_in
 from seqlm.files import write_json
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
@@ -61,22 +61,23 @@ def test_a_warning_of_a_command_is_no_answer(room: Path) -> None:
 
 
 def test_the_answers_of_squeue_and_sacct_are_read_by_job() -> None:
-    jobs = read_squeue("7_0|RUNNING|None\n7_1|PENDING|Priority\nodd\n")
-    assert {job: state.stage for job, state in jobs.items()} == {"7_0": "running", "7_1": "queued"}
-    text = "7_0|REQUEUED|0:0\n7_0|TIMEOUT|0:0\n7_1|FAILED|0:9\n7_2|FAILED|1:0\n"
+    rows = read_squeue("7_0|RUNNING|None|/a\n7_1|PENDING|Priority|/b|c \nodd\n")
+    found = [(row.job, row.view.stage, row.folder) for row in rows]
+    assert found == [("7_0", "running", "/a"), ("7_1", "queued", "/b|c ")]
+    text = "7_0|REQUEUED|0:0|/a\n7_0|TIMEOUT|0:0|/a\n7_1|FAILED|0:9|/a|b\n7_2|FAILED|1:0|/\n7_[3-4%2]|PENDING|0:0|/a\n"
     kinds = {"7_0": "timeout", "7_1": "node", "7_2": "code"}
-    assert {job: state.kind for job, state in read_sacct(text).items()} == kinds
+    assert {row.job: row.view.kind for row in read_sacct(text)} == kinds
 
 
 @pytest.mark.process
 def test_a_thousand_runs_take_two_calls_at_most(room: Path) -> None:
-    answering(room, "squeue", "".join(f"7_{number}|PENDING|Priority|\n" for number in range(900)))
-    answering(room, "sacct", "".join(f"7_{number}|COMPLETED|0:0\n" for number in range(900, 1000)))
+    answering(room, "squeue", "".join(f"7_{number}|PENDING|Priority|{room}\n" for number in range(900)))
+    answering(room, "sacct", "".join(f"7_{number}|COMPLETED|0:0|{room}\n" for number in range(900, 1000)))
     asker = Scheduler()
-    states = asker.states([f"7_{number}" for number in range(1000)])
+    states = asker.states([Claim(f"7_{number}", room) for number in range(1000)])
     assert len(states) == 1000
     assert sum(state.stage == "ended" for state in states.values()) == 100
-    asker.states(["7_1"])  # an answer is kept for a while
+    asker.states([Claim("7_1", room)])  # an answer is kept for a while
     assert [len((room / f"{name}.asked").read_text().splitlines()) for name in ("squeue", "sacct")] == [1, 1]
 
 
@@ -87,12 +88,15 @@ NO_CONTROLLER = "slurmctld does not answer; this is the last known state"
 @pytest.mark.parametrize(
     ("squeue_says", "sacct_says", "expected"),
     [
-        ("7|RUNNING|None", "", View(stage="running", reason="")),
+        ("7|RUNNING|None|{room}", "", View(stage="running", reason="")),
         ("error: Invalid job id specified", f"error: {NO_ACCOUNTING}", "gone"),
         (DOWN, LOST, View(stage="unknown", reason=NO_CONTROLLER)),
-        (DOWN, "7|TIMEOUT|0:0", View(stage="ended", reason="SLURM reports TIMEOUT", kind="timeout")),
-        (DOWN, "7|PENDING|0:0", "queued"),
-        (DOWN, "8|TIMEOUT|0:0\n7_[2-3]|PENDING|0:0", View(stage="unknown", reason=NO_CONTROLLER)),
+        (DOWN, "7|TIMEOUT|0:0|{room}", View(stage="ended", reason="SLURM reports TIMEOUT", kind="timeout")),
+        (DOWN, "7|PENDING|0:0|{room}", "queued"),
+        (DOWN, "7|TIMEOUT|0:0|/other", "unknown"),
+        ("7|RUNNING|None|/other", "7|TIMEOUT|0:0|{room}", "ended"),
+        ("7|RUNNING|None|/other", f"error: {NO_ACCOUNTING}", "gone"),
+        (DOWN, "8|TIMEOUT|0:0|{room}\n7_[2-3]|PENDING|0:0|{room}", View(stage="unknown", reason=NO_CONTROLLER)),
         ("", LOST, View(stage="unknown", reason="slurmdbd (accounting) does not answer; this is the last known state")),
         ("", "", "gone"),
         ("hangs", "hangs", "unknown"),
@@ -106,13 +110,32 @@ def test_a_job_is_gone_only_if_the_queue_and_the_accounting_have_answered(
             program(room, name, "exec sleep 60")
             monkeypatch.setattr(squeue, "CALL_SECONDS", 0.1)
         else:
+            says = says.replace("{room}", str(room))
             answering(room, name, f"{says}\n", **({"code": 1, "to": "stderr"} if "error: " in says else {}))
-    found = Scheduler().states(["7"])["7"]
+    (found,) = Scheduler().states([Claim("7", room)]).values()
     assert (found.stage if isinstance(expected, str) else found) == expected
 
 
 def test_the_arrays_of_jobs_are_named_once() -> None:
-    assert parents(["12_1", "9", "12_0"]) == ["9", "12"]
+    assert parents(Claim(job, Path("/")) for job in ("12_1", "9", "12_0")) == ["9", "12"]
+
+
+def test_a_folder_is_the_same_by_any_path_and_a_copy_of_it_is_another(tmp_path: Path) -> None:
+    study, copy, link = tmp_path / "s", tmp_path / "copy", tmp_path / "link"
+    for folder in (study, copy):
+        (folder / "launches" / "000001").mkdir(parents=True)
+    link.symlink_to(study)
+
+    def works(place: Path, of: Path) -> bool:
+        return works_in(str(place / "launches" / "000001"), of / "launches" / "000001")
+
+    assert works(study, study)
+    assert works(link, study)
+    assert works(study, link)
+    assert not works(copy, study)
+    study.rename(tmp_path / "moved")
+    assert not works(study, tmp_path / "moved"), "its jobs need the folder where it was"
+    assert works(tmp_path / "gone" / ".." / "lost", tmp_path / "lost"), "compared by name if it is not here"
 
 
 # -- runs that have jobs -------------------------------------------------------------------------------------------
@@ -147,7 +170,7 @@ def test_only_runs_that_have_not_spoken_are_asked_about(room: Path) -> None:
     write_json(runs[0].result_file, {})
     write_jobs(study, {run.id: f"7_{number}" for number, run in enumerate(runs)})
     fail(runs[1], {"kind": "diverged", "message": "nan"})
-    answering(room, "squeue", "7_2|PENDING|Resources\n")
+    answering(room, "squeue", f"7_2|PENDING|Resources|{study}/launches/000001\n")
     assert list(Observer(study).jobs) == ["c-3"]
 
 
@@ -155,9 +178,9 @@ def test_the_newest_request_that_names_a_run_says_whose_it_is(tmp_path: Path) ->
     study = tmp_path / "study"
     one, other = (make_run(study / name, make_config(seed=seed)) for seed, name in enumerate(("a-1", "b-2")))
     write_jobs(study, {one.id: "7_0", other.id: "7_1"})
-    assert read_jobs(study) == {one.id: "7_0", other.id: "7_1"}
+    assert {run: job.id for run, job in read_jobs(study).items()} == {one.id: "7_0", other.id: "7_1"}
     file_request(study, {"kind": "run", "backend": "slurm", "runs": {one.id: {}}})
-    assert read_jobs(study) == {other.id: "7_1"}, "its new job is not known yet"
+    assert list(read_jobs(study)) == [other.id], "its new job is not known yet"
     file_request(study, {"kind": "run", "backend": "local", "runs": {other.id: {}}})
     assert read_jobs(study) == {}
 
