@@ -4,9 +4,14 @@ The places are walked, so that a file which a study gets one day is among them. 
 (:data:`Plant`), as is who plants it.
 """
 
+import functools
 import hashlib
+import io
+import itertools
 import json
+import os
 import shutil
+import socket
 import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,6 +63,62 @@ def _mark(file: Path) -> None:
         texts = dict.fromkeys(("name", "message", "reason", "label", "where", "device", "text", "host", "node"), SECRET)
         record = {**json.loads(last), **texts}
         file.write_text("".join(f"{line}\n" for line in lines) + json.dumps(record) + "\n")
+
+
+def pipe(path: Path, outside: Path) -> None:
+    """Leave a pipe that nobody writes to."""
+    _clear(path)
+    os.mkfifo(path)
+
+
+def listener(path: Path, outside: Path) -> None:
+    """Leave a socket."""
+    _clear(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(f"/proc/self/fd/{folder}/{path.name}")  # the path of a socket has few characters
+    os.close(folder)
+
+
+def sparse(path: Path, outside: Path) -> None:
+    """Leave a file that is larger than any memory, and takes no room."""
+    _clear(path)
+    with path.open("wb") as file:
+        file.truncate(2**40)
+
+
+def deflated(path: Path, outside: Path) -> None:
+    """Leave a small zip file that unpacks to much, with a name in it that PyTorch reads first."""
+    _clear(path)
+    path.write_bytes(_much())
+
+
+def dense(path: Path, outside: Path) -> None:
+    """Leave JSON whose values take twenty times the memory of their text."""
+    _clear(path)
+    path.write_text('{"version": 2, "runs": [' + "[]," * 5_000_000 + "[]]}")
+
+
+def other_kind(path: Path, outside: Path) -> None:
+    """Leave a file in place of a folder, and a folder in place of a file."""
+    was_folder = path.is_dir()
+    _clear(path)
+    path.write_text("{}") if was_folder else path.mkdir()
+
+
+@functools.cache
+def _much() -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("last/data.pkl", bytes(700 * 2**20))
+    return made.getvalue()
+
+
+def _clear(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 # -- the study -----------------------------------------------------------------------------------------------------
@@ -142,29 +203,30 @@ def places(folder: Path) -> list[Place]:
     return found
 
 
-def planted_studies(folder: Path, plant: Plant) -> Iterator[tuple[str, Path, list[str]]]:
+def planted_studies(folder: Path, *plants: Plant) -> Iterator[tuple[str, Path, list[str]]]:
     """Yield what is planted in words, a study below ``folder`` in which it is, and the ids of its runs.
 
     ``folder/outside`` has what is outside, and ``folder/template`` is a study in which nothing is planted.
 
-    In the first one, each place that a run has is planted in a run of its own. Each of the others has one place of
-    those that a study has once.
+    In the first one, everything is planted in each place that a run has, in a run of its own. Each of the others has
+    one place of those that a study has once, with one of ``plants`` after the other.
     """
     every, outside = places(folder / "template"), folder / "outside"
     ids = [path.name for path in (folder / "template" / MANY[0]).glob("*-*")]
     outside.mkdir()
-    of_runs = [place for place in every if place.kind is not None]
+    of_runs = [(place, plant) for place in every if place.kind is not None for plant in plants]
     study_dir = folder / "runs" / "small"
-    runs = [add_run(study_dir, seed, str(place.kind)) for seed, place in enumerate(of_runs)]
+    runs = [add_run(study_dir, seed, str(place.kind)) for seed, (place, _) in enumerate(of_runs)]
     add_records(study_dir, runs)
-    for number, (place, run) in enumerate(zip(of_runs, runs, strict=True)):
+    for number, ((place, plant), run) in enumerate(zip(of_runs, runs, strict=True)):
         plant(study_dir / str(place.path).replace("*", run.id), outside / f"run-{number}{place.path.suffix}")
     yield OF_RUNS, study_dir, [run.id for run in runs]
-    for number, place in enumerate(place for place in every if place.kind is None):
+    once = (place for place in every if place.kind is None)
+    for number, (place, plant) in enumerate(zip(once, itertools.cycle(plants), strict=False)):
         study_dir = folder / f"runs-{number}" / "small"
         shutil.copytree(folder / "template", study_dir)
         plant(study_dir / place.path, outside / f"{number}{place.path.suffix}")
-        yield str(place.path), study_dir, ids
+        yield f"{place.path} {plant.__name__}", study_dir, ids
 
 
 # -- what is done with it ------------------------------------------------------------------------------------------

@@ -1,7 +1,12 @@
 """A study that somebody else has made: no command runs what it keeps, as the table of trust.md says."""
 
+import contextlib
+import os
 import re
-from collections.abc import Sequence
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +23,7 @@ from tests.facts import fail
 from tests.seqlm.check_model.faulty import INIT, write_model
 from tests.seqlm.training.studies import Attempt, make_config, write_text
 from tests.small_study import ROOT
+from tests.trust import planted
 
 PAGE = ROOT / "docs" / "explanation" / "trust.md"
 WORDS = {
@@ -133,3 +139,61 @@ def test_with_trust_it_runs(
     code, err = ask([*words_of(name, study), "--trust"], capsys)
     assert code == 0, err
     assert marker.exists()
+
+
+# -- what is no record -------------------------------------------------------------------------------------------------
+
+SECONDS = 60
+"""The longest that a command may take. One that waits for a pipe takes for ever."""
+MOST_MEMORY = 400 * 2**20
+"""Bytes that a command may take beyond what this process has."""
+
+
+def peak_memory() -> int:
+    """Return the most bytes of memory that this process has had since :func:`forget_peak`."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return 1024 * int(line.split()[1])
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+@contextlib.contextmanager
+def in_time(what: str) -> Iterator[None]:
+    def give_up(number: int, frame: object) -> None:
+        pytest.fail(f"{what} waits")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_pipes_sockets_and_large_files_in_any_place_keep_nobody_waiting_and_take_little_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    monkeypatch.setattr("jobs.cli.studying.STOP_SECONDS", 0.1)  # for owners whose records nobody can read
+    kinds = (planted.pipe, planted.listener, planted.sparse, planted.deflated, planted.other_kind)
+    for what, study_dir, _ in planted.planted_studies(tmp_path, *kinds):
+        if os.geteuid() == 0:
+            for path in (study_dir, *study_dir.rglob("*")):
+                os.lchown(path, 64711, -1)
+        exported = tmp_path / f"exported-{study_dir.parent.name}"
+        forget_peak()
+        before = peak_memory()
+        draws = what == planted.OF_RUNS or what.startswith("report")
+        with in_time(what):
+            answers = planted.ask_all(study_dir, tmp_path / "template", exported, capsys, draws=draws)
+        for answer in answers:
+            assert answer.code in (0, 1, 2), f"{what}: {answer}"
+            assert "Traceback" not in answer.err, f"{what}: {answer}"
+        assert peak_memory() - before < MOST_MEMORY, what
+        shutil.rmtree(study_dir.parent)
