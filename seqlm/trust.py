@@ -3,12 +3,13 @@
     $XDG_CONFIG_HOME/seqlm/launched/<study>.json     digests of what the user has launched in one study
 
 A digest stands for a run's whole configuration, with the files of its model and its tokenizer (its fingerprint), or for
-a table of ``study.json`` with commands. Where the bytes lie does not matter: a study that was moved, copied or unpacked
-runs what its user has launched before, and what somebody else has put into it or changed in it is unknown, whoever owns
-the files. There is nothing in the study that could be copied to be trusted. Standard library alone.
+a table of ``study.json`` with commands. Where the bytes are does not matter: a study that was moved, copied or unpacked
+runs what its user has launched before. What somebody else has added or changed has no recorded digest, also in files
+that belong to the user. Nothing in a study makes it trusted, so nothing can be copied to that end. Standard library
+alone.
 
-Workers do not ask, since other nodes need no configuration folder. They are told by ``SEQLM_LAUNCHED`` which
-configurations their launch was about, and read no file twice.
+Workers do not ask, since other nodes need no configuration folder. ``SEQLM_LAUNCHED`` names the configurations of their
+launch, and they read no file twice.
 """
 
 import hashlib

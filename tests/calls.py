@@ -1,4 +1,4 @@
-"""Counts what is asked of the file system, for tests of what a loop may cost."""
+"""Counts the calls of the file system, for tests of what a loop may cost."""
 
 import contextlib
 import os

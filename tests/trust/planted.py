@@ -52,7 +52,7 @@ def link(path: Path, outside: Path) -> None:
 
 
 def _mark(file: Path) -> None:
-    """Put the secret where a text may be. What is told from the file is then told with the secret."""
+    """Put the secret where a text may be, so that whatever shows the text shows the secret."""
     if file.suffix == ".zip":
         with zipfile.ZipFile(file, "a") as archive:
             archive.writestr("more.py", SECRET)
@@ -243,6 +243,7 @@ def commands(study_dir: Path, sound: Path, exported: Path) -> list[list[str]]:
         ["logs", name],
         ["diff", str(sound), name, "--patch"],
         ["results", name, "--csv"],
+        ["propose", name],
         ["list"],
         ["note", name, "--tag", "seen"],
         ["export", name, "--to", "csv", "--output", str(exported)],

@@ -23,7 +23,7 @@ pytestmark = [
     ),
 ]
 
-ANNA, BERT, GROUP = 64711, 64712, 64800
+ANNA, BERT, EVE, GROUP = 64711, 64712, 64713, 64800
 EPOCHS = 12
 """Metrics are written while the next epoch trains: a worker crawls an epoch or two later than asked."""
 
@@ -75,6 +75,8 @@ def test_a_member_of_the_group_goes_on_with_a_study_that_another_one_has_begun(t
     assert begun.attempts() == [1, 2]
     assert len(list((begun.path.parent / "code").iterdir())) == 1
     run(study, ANNA, "report", "small", "--no-behaviour")
+    report = start(study, EVE, "report", "small")
+    assert "was not launched by you; --trust computes what is missing" in commands.finish(report)[1]
 
     shared = [path for path in (folder / "runs").rglob("*") if not path.is_symlink()]
     assert {path.stat().st_gid for path in shared} == {GROUP}

@@ -44,7 +44,7 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pat
 
 @pytest.fixture
 def run(tmp_path: Path, user: Callable[[str], Path]) -> RunDirectory:
-    """A run of an own model in the study ``small``, as this user has launched it."""
+    """A run of a user's own model in the study ``small``, which this user has launched."""
     run, config = own_run(tmp_path / "runs" / "small" / "min-gru-00000000", NAME)
     record_launch(run.path.parent, {config.fingerprint()})
     return run
