@@ -85,6 +85,45 @@ def test_only_the_module_that_asks_whose_a_job_is_cancels_jobs() -> None:
     assert not found, "\n".join([*found, "use live_jobs and cancel_jobs of jobs.study.squeue"])
 
 
+BY_PATH = {
+    *("stat", "lstat", "open", "listdir", "scandir", "read_text", "read_bytes", "write_text", "write_bytes", "rmtree"),
+    *("unlink", "mkdir", "makedirs", "rename", "touch", "rmdir", "utime", "link", "symlink_to", "hardlink_to", "chmod"),
+}
+"""Functions of ``os``, ``shutil`` and ``Path`` that follow links in the folders of a path."""
+OPENS_OTHERS = ("_cluster.open", "executor.open", "archive.open")
+ELSEWHERE = (
+    *("seqlm/check_model/", "seqlm/data/", "seqlm/machine.py", "seqlm/processes.py", "seqlm/training/self_check.py"),
+    *("seqlm/trust.py", "jobs/attempt/supervisor.py", "jobs/backends/ray_cluster.py", "jobs/launch/own_models.py"),
+    *("jobs/manifests/reader.py", "jobs/study/kept_code.py", "jobs/terminal.py", "slurm/doctor.py"),
+    "slurm/testcluster/",
+)
+"""Modules whose paths are not below a study: caches, corpora, manifests, temporary folders, what the system says."""
+MADE_THROUGH_THE_DOOR = {
+    ("seqlm/files.py", "temporary.write_bytes"),
+    ("seqlm/files.py", "temporary.write_text"),
+    ("seqlm/model_files.py", "temporary.write_bytes"),
+    ("seqlm/training/checkpoint.py", "path.open"),
+    ("seqlm/training/witness.py", "Path('/proc/driver/nvidia/version').read_text"),
+    ("analysis/export.py", "path.open"),
+}
+"""Temporary files that :func:`seqlm.files.file_beside` has made, a checkpoint that was opened before, and a driver."""
+
+
+def test_what_is_below_a_study_is_reached_through_the_two_doors_alone() -> None:
+    found = []
+    for name, path in modules():
+        place = path.relative_to(ROOT).as_posix()
+        if name == "launch" or name.startswith("benchmarks") or place.startswith(ELSEWHERE):
+            continue
+        for call in (node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)):
+            named = call.func.attr if isinstance(call.func, ast.Attribute) else ""
+            text, has_folder = ast.unparse(call.func), any((one.arg or "").endswith("dir_fd") for one in call.keywords)
+            is_other = text.endswith(OPENS_OTHERS) or (place, text) in MADE_THROUGH_THE_DOOR
+            if (named in BY_PATH or text == "open") and not has_folder and not is_other and place != "seqlm/reading.py":
+                found.append(f"{place}:{call.lineno}: {ast.unparse(call)}")
+    assert not found, "\n".join([*found, "use seqlm.reading and seqlm.files, which follow no link below a study"])
+
+
 @pytest.mark.process
 def test_the_map_names_every_folder_and_module_at_the_top() -> None:
     text = (ROOT / "docs" / "explanation" / "architecture.md").read_text("utf-8")

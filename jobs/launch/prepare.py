@@ -33,7 +33,7 @@ from seqlm.config import RunConfig
 from seqlm.data.corpus import CorpusFacts, cached_facts, load_corpus, resolve_data
 from seqlm.data.layout import require_windows
 from seqlm.environment import DATA
-from seqlm.errors import BackendError, DamagedFileError, DataError, FileError, ModelError, UsageError
+from seqlm.errors import BackendError, DamagedFileError, DataError, FileError, ModelError, UnfitFileError, UsageError
 from seqlm.files import make_directory, read_json
 from seqlm.lease import last_beat
 from seqlm.model_files import ModelFiles, keep_tokenizer, read_model_files
@@ -115,7 +115,7 @@ def plan_runs(
             return item if reason is None else replace(item, action="skip", reason=reason)
         except UsageError as error:
             raise UsageError(f"{spec.name}: {error}") from None
-        except DamagedFileError as error:
+        except (DamagedFileError, UnfitFileError) as error:
             damaged = Observation.damaged(error)
             return PlannedRun(spec=spec, run=run, observation=damaged, action="skip", reason=damaged.reason)
 
