@@ -34,6 +34,7 @@ class Job:
     environment: dict[str, str] = field(default_factory=dict)
     """That of sbatch."""
     user: int = field(default_factory=os.geteuid)
+    """Who has submitted it."""
     is_known: bool = True
     """Whether the controller still has a record of it."""
 

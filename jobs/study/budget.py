@@ -65,6 +65,8 @@ class Budget:
         """Key of :data:`UNITS` -> the limit in hours, for those that are limited."""
         self._used: dict[_Attempt, Hours] = {}
         """What each attempt has used, as last read."""
+        self._spent: Hours = {}
+        """Their total."""
         self._ended: set[_Attempt] = set()
         """The attempts that have ended, which are not read again."""
         self._next = -math.inf
@@ -90,14 +92,16 @@ class Budget:
         if at_once or started >= self._next:
             runs = (*listed(self._study_dir), *_unless_linked(lambda: listed(self._study_dir / CANARY_FOLDER)))
             self._used = {key: hours for run in map(RunDirectory, runs) for key, hours in self._used_by(run).items()}
+            self._spent = total(self._used.values())
             took = time.monotonic() - started
             self._next = started + max(READ_SECONDS, took / READ_SHARE)
-        return total(self._used.values())
+        return self._spent
 
     def count(self, run: RunDirectory) -> None:
         """Read what the attempts of one run have used, and nothing of other runs. Errors as of :meth:`spent`."""
         if self.limits:
             self._used |= self._used_by(run)
+            self._spent = total(self._used.values())
 
     def _used_by(self, run: RunDirectory) -> dict[_Attempt, Hours]:
         """Return what each attempt of a run has used."""

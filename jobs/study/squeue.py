@@ -21,14 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from seqlm.errors import BackendError
+from seqlm.errors import BackendError, printable
 from seqlm.state import FailureKind, View
 
 CALL_SECONDS = 20.0
 """Timeout of a query."""
 EVERY_SECONDS = 10.0
 """Minimum interval between queries for callers that poll."""
-SQUEUE = ("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%Z")
+SQUEUE = ("squeue", "-h", "-a", "-r", "-t", "all", "-o", "%i|%T|%r|%Z")
 """Lists jobs. The working directory is last, since it may contain a ``|``."""
 _LOGIN_NODE = "launch from a login node of the cluster"
 
@@ -275,7 +275,7 @@ def _is_answer(error: BackendError) -> bool:
 
 def _of_others(claim: Claim, folder: str) -> View:
     """Return the state of a claimed job that is another folder's: a study that was copied or moved claims such jobs."""
-    reason = f"job {claim.id} works in {folder}, not in this study; `run` starts or resumes the run"
+    reason = f"job {claim.id} works in {printable(folder)}, not in this study; `run` starts or resumes the run"
     return View(stage="gone", reason=reason)
 
 
