@@ -14,12 +14,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from seqlm.environment import MATMUL
-from seqlm.errors import UsageError
+from seqlm.errors import BackendError, UsageError
 from seqlm.reading import exists
 
 CPUINFO = Path("/proc/cpuinfo")
 CUDA_BYTES = 512 * 2**20
 """Memory of a GPU that a process takes besides its tensors: CUDA's context and kernels. A round figure."""
+NVIDIA_SMI_SECONDS = 20.0
+"""How long nvidia-smi may take. Without persistence mode it loads the driver for each GPU first."""
+NO_DEVICES = 6
+"""Exit code of nvidia-smi if there is no GPU (``man nvidia-smi``, RETURN VALUE)."""
+DRIVER = Path("/proc/driver/nvidia")
+"""Is there if NVIDIA's kernel module is loaded."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 ORDER = "CUDA_DEVICE_ORDER"
 PCI_ORDER = "PCI_BUS_ID"
@@ -198,7 +204,11 @@ def parse_listing(text: str) -> list[Card]:
 
 
 def cards() -> list[Card]:
-    """The GPUs that nvidia-smi lists, whatever CUDA_VISIBLE_DEVICES says; empty if there is no nvidia-smi."""
+    """The GPUs that nvidia-smi lists, whatever CUDA_VISIBLE_DEVICES says; empty if there is no nvidia-smi.
+
+    Raises:
+        BackendError: nvidia-smi gives no answer.
+    """
     return parse_listing(_nvidia_smi("-L"))
 
 
@@ -210,17 +220,38 @@ def exclusive_gpus() -> list[Gpu]:
 
 
 def _nvidia_smi(*options: str) -> str:
-    """What nvidia-smi prints; empty if it cannot be started, or does not end within 20 s."""
+    """Return what nvidia-smi prints; nothing if it is not installed, or finds no driver or no GPU.
+
+    Raises:
+        BackendError: it gives no answer, so whether there are GPUs is not known.
+    """
     program = shutil.which("nvidia-smi")
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return _printed(program, *options) if program else ""
-    return ""
+    if program is None:
+        return ""
+    try:
+        printed, code = _printed(program, *options)
+    except subprocess.TimeoutExpired:
+        problem = f"did not answer within {NVIDIA_SMI_SECONDS:g} s"
+    except OSError as error:
+        problem = f"cannot be started: {error.strerror or error}"
+    else:
+        # If a GPU does not answer, the others are listed, and the exit code is not 0.
+        has_answer = code in (0, NO_DEVICES) or "GPU" in printed or not exists(DRIVER)
+        if has_answer:
+            return printed
+        problem = f"failed: {(printed.strip().splitlines() or [f'exit code {code}'])[-1]}"
+    raise BackendError(
+        f"nvidia-smi {problem}, so the GPUs of this machine are not known; see `nvidia-smi -L`, or set {VISIBLE}= to "
+        "go on without GPUs"
+    )
 
 
 @functools.cache
-def _printed(program: str, *options: str) -> str:
-    """Called once for each process. If a GPU does not answer, the others are listed, and the exit code is not 0."""
-    return subprocess.run([program, *options], capture_output=True, text=True, timeout=20, check=False).stdout
+def _printed(program: str, *options: str) -> tuple[str, int]:
+    """Return what nvidia-smi prints, and its exit code. It is called once for each process."""
+    command = [program, *options]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=False)
+    return ended.stdout, ended.returncode
 
 
 def gpus() -> list[Gpu]:

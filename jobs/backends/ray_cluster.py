@@ -48,10 +48,15 @@ class RayCluster:
     """A connection to Ray. ``address``: ``None`` means an embedded Ray, which lives as long as the connection.
 
     Raises:
-        BackendError: ``address`` is that of a job server.
+        BackendError: ``address`` is that of a job server, or for Ray's client.
     """
 
     def __init__(self, address: str | None) -> None:
+        if address is not None and address.startswith("ray://"):
+            raise BackendError(
+                f"{address} is for Ray's client, which seqlm does not use; launch on a node of the cluster with the "
+                'address "auto"'
+            )
         if address is not None and address.startswith(("http://", "https://")):
             raise BackendError(
                 f"{address} is a job server and no cluster to join; launch on one of its nodes, or use: "
@@ -129,7 +134,7 @@ class RayCluster:
         else:
             options.update(address=self._address, runtime_env=runtime_env)
         try:
-            host, _, port = (self._address or "").removeprefix("ray://").rpartition(":")
+            host, _, port = (self._address or "").rpartition(":")
             if host and port.isdigit():  # where nothing listens, Ray itself goes on asking for minutes
                 socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
             # Ray has its workers import from the folder in which it is initialised.
@@ -172,12 +177,17 @@ def _private() -> Iterator[Path]:
         raise BackendError(
             f"Ray {ray.__version__} lets other users of this machine in; install ray>={oldest}, or use --backend local"
         )
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    variables = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        # Ray would kill workers when other programs fill the machine's memory. The kernel kills what takes most.
+        "RAY_memory_monitor_refresh_ms": "0",
+    }
     is_cluster = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False  # what Ray does on macOS and Windows: every address is 127.0.0.1
     folder = Path(tempfile.mkdtemp(prefix="seqlm-ray-", dir=os.environ.get("RAY_TMPDIR")))
     try:
-        with mock.patch.dict(os.environ, token):
+        with mock.patch.dict(os.environ, variables):
             os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
             _read_environment_again()
             yield folder

@@ -123,15 +123,19 @@ class RayExecutor(Executor):
 
     def free(self) -> Capacity:
         self._refresh_if_due()
-        return self._free()
+        free = self._unbooked()
+        if any(job.waits_long for job in self._jobs.values()):
+            for node in free.nodes:
+                free.withhold(node, math.inf, math.inf)
+        return free
 
-    def _free(self) -> Capacity:
+    def _unbooked(self) -> Capacity:
+        """Return what no run of this launch and no other user holds, also while a run waits long for Ray."""
         free, now = self.capacity(), time.monotonic()
         for job in self._jobs.values():
             free.take(job.allocations)
-        is_stuck = any(job.waits_long for job in self._jobs.values())
         for node in free.nodes:
-            is_out = is_stuck or self._avoided.get(node, 0.0) > now
+            is_out = self._avoided.get(node, 0.0) > now
             free.withhold(node, *((math.inf, math.inf) if is_out else self._foreign.get(node, (0.0, 0.0))))
         return free
 
@@ -175,7 +179,8 @@ class RayExecutor(Executor):
     # -- a run -----------------------------------------------------------------------------------------------------
 
     def submit(self, submission: Submission) -> str:
-        allocations = self._free().place(submission.resources)
+        # Not by free(): a run may have begun to wait long since the caller asked whether there is room.
+        allocations = self._unbooked().place(submission.resources)
         assert allocations is not None, "asked whether there is room before"
         groups = self._take_idle(submission.resources, allocations)
         job = _Job(submission=submission, groups=groups, is_placed=bool(groups))
@@ -341,10 +346,11 @@ class RayExecutor(Executor):
             message = f"{who} lost its node {node_address(node)}"
             return Ended(exit_code=EXIT_LOST, message=message, is_lost=True, first_rank=rank)
         reason = str(error).strip().splitlines()[-1] if self._cluster.is_embedded else "see Ray's logs"
+        if isinstance(error, ray.exceptions.OutOfMemoryError):  # of all programs on the node, not of this run
+            reason = f"the memory of node {node_address(node)} is used up"
         return Ended(
             exit_code=EXIT_LOST,
             message=f"{who} lost its actor ({type(error).__name__}): {reason}",
-            out_of_memory=isinstance(error, ray.exceptions.OutOfMemoryError),  # Ray kills before the system has to
             is_lost=True,
             first_rank=rank,
         )

@@ -69,7 +69,7 @@ def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:
     try:
         gpus = machine.gpus()
         devices = list(_devices(gpus))
-    except UsageError as error:
+    except (BackendError, UsageError) as error:
         devices = [Finding("bad", "GPU", str(error))]
     has_git = shutil.which("git") is not None
     cores, load = machine.cpu_count(), os.getloadavg()[0]

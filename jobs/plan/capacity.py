@@ -81,8 +81,9 @@ class Capacity:
     def resolve(self, resources: Resources, at_most: int) -> Resources:
         """Return a run's resources with no field left ``None``, assuming that everything is free.
 
-        By default each rank gets one GPU if there are any, and an equal share of the cores among the runs that fit at
-        once, of which there are at most ``at_most``.
+        By default each rank gets one GPU if there are any. With a GPU or a share of one, it gets as many cores as
+        there are for each: other launches may use the other GPUs. Without, it gets an equal share of the cores among
+        the runs that fit at once, of which there are at most ``at_most``.
 
         Raises:
             BackendError: the run can never fit here.
@@ -94,6 +95,10 @@ class Capacity:
             raise BackendError(f"never fits: {self.why_not(resolved, f'{self.where} has {{}}')}")
         if resources.cpus:
             return resolved
+        if resolved.gpus:
+            ranks = {name: node.holds(TINY, resolved.gpus) for name, node in self.nodes.items()}
+            cores = min(self.nodes[name].cpus / number for name, number in ranks.items() if number)
+            return replace(resolved, cpus=max(1, int(cores + TINY)))
         at_once = self.how_many(resolved, at_most)
         cpus = max(1, int(self.total_cpus // (at_once * resources.ranks)))
         while cpus > 1 and self.how_many(replace(resolved, cpus=cpus), at_once) < at_once:

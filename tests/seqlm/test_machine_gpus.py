@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from seqlm import machine
-from seqlm.errors import UsageError
+from seqlm.errors import BackendError, UsageError
 from seqlm.machine import Card, Gpu, parse_listing, visible
 
 
@@ -198,6 +198,35 @@ def test_a_gpu_whose_card_takes_one_process_is_exclusive(tmp_path: Path, monkeyp
     assert [gpu.id for gpu in machine.exclusive_gpus()] == instances
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,MIG-a4")
     assert [gpu.id for gpu in machine.exclusive_gpus()] == instances[1:]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("does", "has_driver", "problem"),
+    [
+        ("exec sleep 60", True, "did not answer within"),
+        ("exec sleep 60", False, "did not answer within"),
+        ("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18", True, "version mismatch"),
+        ("echo 'NVIDIA-SMI has failed because it could not communicate with the driver'; exit 9", False, None),
+        ("echo 'No devices were found'; exit 6", True, None),
+        ("exit 0", True, None),
+    ],
+)
+def test_gpus_that_are_not_known_are_an_error_and_not_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str, has_driver: bool, problem: str | None
+) -> None:
+    fake(tmp_path, monkeypatch, "")
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{does}\n")
+    monkeypatch.setattr(machine, "NVIDIA_SMI_SECONDS", 0.2)
+    monkeypatch.setattr(machine, "DRIVER", tmp_path if has_driver else tmp_path / "absent")
+    if problem is None:
+        assert machine.gpus() == []
+    else:
+        with pytest.raises(BackendError, match=rf"^nvidia-smi.*{problem}.*CUDA_VISIBLE_DEVICES= ") as caught:
+            machine.gpus()
+        assert "\n" not in str(caught.value)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        assert machine.gpus() == []
 
 
 def test_a_variable_that_hides_all_gpus_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,11 @@ def test_a_job_server_is_no_cluster_to_join() -> None:
         ray_cluster.RayCluster("http://head:8265")
 
 
+def test_an_address_of_rays_client_is_no_cluster_to_join() -> None:
+    with pytest.raises(BackendError, match=r'^ray://head:10001 is for .*; launch on a node .* address "auto"$'):
+        ray_cluster.RayCluster("ray://head:10001")
+
+
 def test_an_address_where_nothing_listens_is_told_at_once() -> None:
     with pytest.raises(
         BackendError, match=r"^no Ray cluster at 127\.0\.0\.1:9: .*; `ray status` shows whether it is up$"

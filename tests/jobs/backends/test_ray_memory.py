@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from jobs.attempt.supervisor import Ended
-from jobs.backends.ray_executor import RayExecutor, _Group, _Job
+from jobs.backends.ray_executor import PATIENCE_SECONDS, RayExecutor, _Group, _Job
 from jobs.backends.ray_rank import RankHost
 from jobs.plan.capacity import Allocation, Capacity, Node
 from jobs.spec import Resources, Submission
@@ -43,13 +43,11 @@ def test_a_rank_has_the_gpu_that_ray_booked_and_is_short_of_memory_where_its_own
     assert RunDirectory(tmp_path).stdout_log(1).read_text() == "GPU-6\n"
 
 
-@pytest.mark.parametrize(
-    ("error", "is_short"),
-    [(ray.exceptions.OutOfMemoryError("low on memory"), True), (ray.exceptions.ActorDiedError(), False)],
-)
-def test_a_rank_whose_host_ray_has_killed_for_memory_is_short_of_memory(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, is_short: bool
+@pytest.mark.parametrize("error", [ray.exceptions.OutOfMemoryError("low on memory"), ray.exceptions.ActorDiedError()])
+def test_a_rank_whose_host_ray_has_killed_is_lost_and_does_not_need_less_memory(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
+    """Ray kills for the memory of the whole node, which other programs may have taken."""
     backend = RayExecutor(address="x")
     submission = Submission(run_dir=Path("/run"), attempt=1, argv=(), env={}, cwd=Path("/"), resources=ONE)
     held = [Allocation(node="n0", cpus=1, device=None, gpus=0)]
@@ -61,12 +59,35 @@ def test_a_rank_whose_host_ray_has_killed_for_memory_is_short_of_memory(
 
     monkeypatch.setattr(ray, "get", get)
     monkeypatch.setattr(RayExecutor, "_release", lambda self, job: None)
+    monkeypatch.setattr("jobs.backends.ray_executor.node_address", lambda node: "10.0.0.1")
     there = Capacity([Node(name="n0", cpus=1, gpus={})], where="the cluster")
     monkeypatch.setattr("jobs.backends.ray_cluster.RayCluster.capacity", lambda self: there)
     backend._take(job, "answer")
     ended = backend.poll("job")
     assert isinstance(ended, Ended)
-    assert ended.out_of_memory == is_short
+    assert (ended.is_lost, ended.out_of_memory) == (True, False)
+
+
+def test_a_run_that_ray_places_slowly_leaves_room_for_the_one_that_was_promised_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backend, now = RayExecutor(address="x"), [0.0]
+    monkeypatch.setattr("jobs.backends.ray_executor.time", SimpleNamespace(monotonic=lambda: now[0]))
+    there = Capacity([Node(name="n0", cpus=2, gpus={})], where="the cluster")
+    monkeypatch.setattr("jobs.backends.ray_cluster.RayCluster.capacity", lambda self: there)
+    monkeypatch.setattr(RayExecutor, "_refresh_if_due", lambda self: None)
+
+    def start(self: RayExecutor, job: _Job, allocations: list[Allocation]) -> None:
+        group: Any = _Group(group=None, hosts=[None], allocations=allocations, needs=(1, 0))
+        job.groups, job.since = [group], now[0]
+
+    monkeypatch.setattr(RayExecutor, "_start", start)
+    submission = Submission(run_dir=Path("/run"), attempt=1, argv=(), env={}, cwd=Path("/"), resources=ONE)
+    backend.submit(submission)
+    assert backend.free().place(ONE) is not None
+    now[0] = PATIENCE_SECONDS + 1  # the dispatcher wrote to a slow disk
+    backend.submit(submission)
+    assert backend.free().place(ONE) is None
 
 
 @pytest.mark.parametrize(

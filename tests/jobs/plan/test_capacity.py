@@ -103,7 +103,9 @@ def test_what_can_never_fit_is_refused_with_the_whole_of_what_there_is() -> None
     ("nodes", "asked", "at_most", "cpus", "gpus"),
     [
         (((8, 2),), Resources(), 5, 4, 1),  # two at once, one for each GPU
-        (((8, 2),), Resources(), 1, 8, 1),
+        (((8, 2),), Resources(), 1, 4, 1),  # the other GPU is for another launch
+        (((64, 8),), Resources(ranks=2), 1, 8, 1),
+        (((64, 8), (64, 0)), Resources(), 1, 8, 1),
         (((8, 2),), Resources(gpus=0.25), 100, 1, 0.25),
         (((8, 2), (2, 2)), Resources(), 4, 1, 1),  # as many as the poorest node gives each of its GPUs
         (((4, 0),), Resources(ranks=2), 1, 2, 0),
