@@ -86,6 +86,20 @@ def test_a_job_whose_launch_is_withdrawn_starts_nothing(
     assert job.main() == 1
 
 
+@pytest.mark.parametrize(("job_id", "code"), [("1", 0), ("2", 1)])
+def test_a_job_of_a_deleted_study_does_not_take_the_runs_of_the_one_in_its_place(
+    fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job_id: str, code: int
+) -> None:
+    assert run("--no-canary") == 0
+    plan = numbered(tmp_path / "runs" / "small", 1) / "plan.json"
+    env = {"SLURM_ARRAY_JOB_ID": job_id, "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": job_id}
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", ["job", str(plan), "0", "n1"])
+    monkeypatch.setattr(job, "run_job", lambda *_: 0)
+    assert job.main() == code
+
+
 def jobs_there(cluster: LoopbackCluster) -> set[str]:
     """State and reason of each job in the queue."""
     return set(cluster.run("squeue", "-h", "-r", "-o", "%T %r").stdout.splitlines())
