@@ -30,7 +30,7 @@ from jobs.plan.limits import MORE_MEMORY
 from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget
-from jobs.study.folder import WITHDRAWN_FILE
+from jobs.study.folder import PLAN_FILE, WITHDRAWN_FILE
 from jobs.study.kept_code import running_code
 from seqlm.ends import End, Verdict
 from seqlm.environment import ATTEMPT, MICRO_BATCHES
@@ -182,7 +182,7 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals)
 
 def _planned(plan: JobPlan, array: ArrayPlan, run: RunDirectory, seen: Observation) -> PlannedRun:
     data_path, resources = plan.data.get(run.id), array.runs[run.id]
-    launched = plan.launched[run.id]
+    launched = plan.launched.get(run.id, ())
     spec = RunSpec(name=run.id, config=run.read_config(), resources=resources, data_path=data_path, launched=launched)
     return PlannedRun(spec=spec, run=run, observation=seen, action="resume", reason=None)
 
@@ -304,6 +304,10 @@ def main() -> int:
             print("this job does not start: its launch is withdrawn", flush=True)
             return 1
         context, number = SlurmContext.from_environment(os.environ), int(part)
+        array = context.job.partition("_")[0]
+        if array not in (one.job for one in plan.arrays[number : number + 1]):
+            print(f"this job does not start: {plan.folder / PLAN_FILE} is that of another study's jobs", flush=True)
+            return 1
         if context.node_rank:
             serve(plan, number, context, signals, *first_node)
             return 0

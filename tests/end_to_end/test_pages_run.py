@@ -46,6 +46,7 @@ EDITS: Mapping[str, Mapping[str, str]] = {
         "[resources]": RAY_ON_CPUS,
     },
     "docs/guides/moving.md": TINY_TEXT,
+    "docs/guides/cookbook.md": {"cat ~/messages.txt": "cat messages.txt"},
     "docs/guides/own-model.md": {'"pydoc"': '"files"', "train.batch_size = 100": "train.batch_size = 4"},
     "docs/guides/search.md": {
         'data.corpus = "pydoc"': 'data.corpus = "files"\ntrain.seq_len = 10',
@@ -55,6 +56,8 @@ EDITS: Mapping[str, Mapping[str, str]] = {
     },
 }
 """Page -> texts of its blocks that tests replace, to train for less time and without GPUs."""
+AT_HOME = ("docs/guides/cookbook.md",)
+"""Pages that are tried with the folder of the test as the home folder."""
 TRAINED = ("docs/start/first-study.md",)
 """Pages that use a trained model; on others, the stub trains (:mod:`tests.tools.stub_worker`)."""
 DRAWN = ("docs/guides/writing-up.md",)
@@ -80,10 +83,15 @@ def _env(page: str, env: Mapping[str, str]) -> dict[str, str]:
     return {**env, **({} if page in DRAWN else blank_figures())}
 
 
+def _at_home(page: str, folder: Path) -> dict[str, str]:
+    return {"HOME": str(folder)} if page in AT_HOME else {}
+
+
 def _run(page: str, folder: Path, env: Mapping[str, str], enter: Callable[[Sequence[str]], list[str]] = list) -> None:
     edits = EDITS.get(page, {})
     if any('"files"' in new for new in edits.values()):
         env = {**env, "SEQLM_DATA": str(write_text(folder / "text"))}
+    env = {**env, **_at_home(page, folder)}
     crawl = Crawl(folder.parent, epochs=0, step_seconds=0.1)
     program = ROOT / "launch.py" if page in TRAINED else STUB_LAUNCH
     Session(folder, env, program=program, enter=enter, edits=edits, crawl=crawl).run_page(ROOT / page)

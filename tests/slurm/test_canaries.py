@@ -8,10 +8,12 @@ import pytest
 
 import launch
 from jobs.study.folder import WITHDRAWN_FILE
+from seqlm.files import read_json
 from seqlm.reading import listed
 from seqlm.requests import numbered
 from seqlm.rundir import RunDirectory
 from slurm import job
+from slurm.submission import plan_sha256
 from slurm.testcluster import LoopbackCluster
 from tests import commands
 from tests.fake_slurm import FakeSlurm
@@ -75,15 +77,34 @@ def test_a_cancelled_grid_needs_no_canary(fake: FakeSlurm, tmp_path: Path) -> No
     assert {one.state for one in fake.jobs().values()} == {"CANCELLED"}
 
 
+def started(plan: Path) -> list[str]:
+    """Return the words with which the script of the first array starts a job."""
+    return [str(plan), plan_sha256(read_json(plan) or {}), "0", "n1"]
+
+
 def test_a_job_whose_launch_is_withdrawn_starts_nothing(
     fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run("--no-canary") == 0
     folder = numbered(tmp_path / "runs" / "small", 1)
     (folder / WITHDRAWN_FILE).write_text("{}")
-    monkeypatch.setattr("sys.argv", ["job", str(folder / "plan.json"), "0"])
+    monkeypatch.setattr("sys.argv", ["job", *started(folder / "plan.json")])
     monkeypatch.setattr(job, "run_job", lambda *_: pytest.fail("it starts"))
     assert job.main() == 1
+
+
+@pytest.mark.parametrize(("job_id", "code"), [("1", 0), ("2", 1)])
+def test_a_job_of_a_deleted_study_does_not_take_the_runs_of_the_one_in_its_place(
+    fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job_id: str, code: int
+) -> None:
+    assert run("--no-canary") == 0
+    plan = numbered(tmp_path / "runs" / "small", 1) / "plan.json"
+    env = {"SLURM_ARRAY_JOB_ID": job_id, "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": job_id}
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", ["job", *started(plan)])
+    monkeypatch.setattr(job, "run_job", lambda *_: 0)
+    assert job.main() == code
 
 
 def jobs_there(cluster: LoopbackCluster) -> set[str]:

@@ -126,6 +126,7 @@ def plan(*runs: RunDirectory, program: str = TELL, **changes: object) -> JobPlan
         "arrays": (ArrayPlan(runs={run.id: resources for run in runs}, **array),),
         "code": Path.cwd(),
         "data": {},
+        "launched": {},
         "signal_before_s": 60,
         "exclude": None,
         "must_have_nodes": False,
