@@ -300,9 +300,13 @@ def _named(cards: Sequence[Card], item: str, variable: str) -> tuple[Gpu, ...]:
 
 
 def addressed(device: str) -> str:
-    """The UUID of a GPU that a scheduler has named by its index, which is taken for nvidia-smi's."""
-    found = (card.whole.id for card in cards() if str(card.index) == device and not card.instances)
-    return next(found, device)
+    """The UUID of a GPU that a scheduler has named by its index, which is taken for nvidia-smi's.
+
+    It is the index if the GPU has no UUID, or if nvidia-smi gives no answer: the worker then uses the index.
+    """
+    with contextlib.suppress(BackendError):
+        return next((card.whole.id for card in cards() if str(card.index) == device and not card.instances), device)
+    return device
 
 
 def short_name(device: str) -> str:

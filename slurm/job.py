@@ -34,7 +34,7 @@ from jobs.study.folder import PLAN_FILE, WITHDRAWN_FILE
 from jobs.study.kept_code import running_code
 from seqlm.ends import End, Verdict
 from seqlm.environment import ATTEMPT, MICRO_BATCHES
-from seqlm.errors import BackendError, DamagedFileError, FileError, SeqlmError, UsageError, is_storage_failure
+from seqlm.errors import DamagedFileError, FileError, SeqlmError, UsageError, is_storage_failure
 from seqlm.files import read_json, write_json
 from seqlm.reading import confine, exists
 from seqlm.rundir import Observation, RunDirectory
@@ -182,7 +182,7 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals)
 
 def _planned(plan: JobPlan, array: ArrayPlan, run: RunDirectory, seen: Observation) -> PlannedRun:
     data_path, resources = plan.data.get(run.id), array.runs[run.id]
-    launched = plan.launched.get(run.id, ())
+    launched = plan.launched[run.id]
     spec = RunSpec(name=run.id, config=run.read_config(), resources=resources, data_path=data_path, launched=launched)
     return PlannedRun(spec=spec, run=run, observation=seen, action="resume", reason=None)
 
@@ -240,8 +240,7 @@ def _told(run: RunDirectory, budget: Budget) -> Observation:
 def _fail(run: RunDirectory, error: Exception, host: JobHost) -> None:
     """Record an error of the job itself as the end of an attempt that could not even be started, of a run not over."""
     message = str(error) if isinstance(error, SeqlmError) else f"{type(error).__name__}: {error}"
-    is_of_node = is_storage_failure(error) or isinstance(error, BackendError)  # such as an nvidia-smi without an answer
-    kind: FailureKind = "node" if is_of_node else "code"
+    kind: FailureKind = "node" if is_storage_failure(error) else "code"
     record = {"kind": kind, "message": message, "where": host.where, "node": host.context.host}
     with contextlib.suppress(SeqlmError, OSError):
         if run.observe().state == "pending":

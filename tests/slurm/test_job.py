@@ -126,7 +126,7 @@ def plan(*runs: RunDirectory, program: str = TELL, **changes: object) -> JobPlan
         "arrays": (ArrayPlan(runs={run.id: resources for run in runs}, **array),),
         "code": Path.cwd(),
         "data": {},
-        "launched": {},
+        "launched": {run.id: () for run in runs},
         "signal_before_s": 60,
         "exclude": None,
         "must_have_nodes": False,
@@ -301,8 +301,9 @@ def test_a_time_limit_is_told_from_a_preemption_whatever_the_nodes_clock_says(
     ("words", "cancelled"), [(["CANCELLED", "COMPLETING"], True), (["PENDING", "COMPLETING"], False)]
 )
 def test_scancel_is_told_from_a_requeue_by_what_the_controller_says(
-    tmp_path: Path, room: Path, words: list[str], cancelled: bool
+    tmp_path: Path, room: Path, words: list[str], cancelled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # in which the command of MESSAGES writes
     run, signals = make(tmp_path), Signals()
     jobs: list[Mapping[str, object]] = [{"job_id": 78, "job_state": words}, {"job_id": 77, "job_state": ["RUNNING"]}]
     (room / "state").write_text(json.dumps({"jobs": jobs}))
