@@ -2,6 +2,7 @@
 
 import math
 import struct
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from analysis.study.difference import differences, patch
 from seqlm.files import make_directory, read_json, write_json
+from seqlm.reading import read_archive
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import write_attempt
 from tests.analysis.hand_made import add_run
@@ -45,9 +47,12 @@ def add_attempt(run: RunDirectory, attempt: int, **fields: Any) -> None:
 
 
 def write_code(run: RunDirectory, name: str, text: str) -> None:
-    path = run.path.parent / "code" / "3f1c-0123" / "seqlm" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path = run.path.parent / "code" / "3f1c-0123.zip"
+    path.parent.mkdir(exist_ok=True)
+    files = {**(read_archive(path) if path.exists() else {}), f"seqlm/{name}": text.encode()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for file, content in files.items():
+            archive.writestr(file, content)
 
 
 def change_packages(run: RunDirectory, **packages: str) -> None:
