@@ -25,8 +25,8 @@ class RayTable(BackendTable):
     """``[backend.ray]``."""
 
     address: Annotated[str, Valid('an address, such as "auto"', least=1)] | None = None
-    """The Ray cluster to join, such as `"auto"`; without it, seqlm starts Ray on this machine. `--ray-address` and
-    `RAY_ADDRESS` override it."""
+    """The Ray cluster to join, such as `"auto"`; without it, or with `"local"`, seqlm starts Ray on this machine.
+    `--ray-address` and `RAY_ADDRESS` override it."""
 
 
 @final
@@ -43,7 +43,9 @@ class RayBackend(Backend):
     @classmethod
     def read(cls, table: Mapping[str, Any], *, where: str) -> RayTable:
         settings: RayTable = super().read(table, where=where)
-        return replace(settings, address=os.environ.get("RAY_ADDRESS") or settings.address)
+        address = os.environ.get("RAY_ADDRESS") or settings.address
+        # To Ray, "local" is a Ray of its own. Started by seqlm, it is closed to other users.
+        return replace(settings, address=None if address == "local" else address)
 
     @classmethod
     def doctor(

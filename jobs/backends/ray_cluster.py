@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any, final
 from unittest import mock
 
+from jobs import terminal
 from jobs.backends.local import this_machine
 from jobs.plan.capacity import Capacity, Node
 from jobs.study.kept_code import Code, source_tree
 from seqlm import machine
-from seqlm.errors import BackendError
+from seqlm.errors import BackendError, FileError
+from seqlm.reading import below, read_tail
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """Object store of an embedded Ray: near Ray's minimum, since no large object goes through it."""
@@ -27,6 +29,10 @@ OLDEST_PRIVATE = (2, 54)
 """The first version of Ray in which every server that accepts commands requires a token."""
 KNOCK_SECONDS = 10.0
 """Time that a cluster has to accept a connection."""
+LONGEST_PLACE = 107 - len("/seqlm-12345678/r/session_2026-12-01_00-00-00_000000_4194304/sockets/plasma_store")
+"""Most bytes of the path of a folder in which Ray may have its own: that of a socket has at most 107 (man 7 unix)."""
+LOG_BYTES, LOG_LINES = 16_384, 20
+"""What is shown of each log of a Ray that did not start."""
 CONNECT_TRIES = 3
 """Number of tries to join a cluster that does not answer within Ray's own timeout."""
 
@@ -125,7 +131,7 @@ class RayCluster:
             folder = self._private.enter_context(_private())
             options.update(
                 address="local",
-                _temp_dir=str(folder / "ray"),
+                _temp_dir=str(folder / "r"),
                 num_cpus=int(here.cpus),
                 num_gpus=len(devices),
                 include_dashboard=False,
@@ -141,14 +147,27 @@ class RayCluster:
             with mock.patch.dict(os.environ, names), contextlib.chdir(source_tree()):
                 _init(options)
         except Exception as error:  # Ray raises what its layers raise: ConnectionError, RuntimeError, ValueError, ...
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            terminal.detail("\n".join([*lines, *(_last_lines(folder) if folder is not None else [])]))
             self._private.close()
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            what = "cannot start Ray on this machine" if self.is_embedded else f"no Ray cluster at {self._address}"
+            where = f"{self._address}{' (RAY_ADDRESS)' if os.environ.get('RAY_ADDRESS') == self._address else ''}"
+            what = "cannot start Ray on this machine" if self.is_embedded else f"no Ray cluster at {where}"
             hint = "--backend local does without" if self.is_embedded else "`ray status` shows whether it is up"
-            raise BackendError(f"{what}: {reason}; {hint}") from None
+            more = "; --verbose shows what Ray says" if len(lines) > 1 or folder is not None else ""
+            raise BackendError(f"{what}: {lines[0]}; {hint}{more}") from None
         self.is_open = True
         if folder is not None:
             self._watchdog = _watch(folder)
+
+
+def _last_lines(folder: Path) -> list[str]:
+    """Return the last lines of the logs of a Ray that did not start, each with the name of its file."""
+    found = []
+    for path in below(folder, "*.[eo][ru][rt]"):
+        with contextlib.suppress(FileError, OSError):
+            text = read_tail(path, LOG_BYTES).decode(errors="replace")
+            found += [f"{path.name}: {line}" for line in text.splitlines()[-LOG_LINES:]]
+    return found
 
 
 def _init(options: dict[str, Any]) -> None:
@@ -185,7 +204,7 @@ def _private() -> Iterator[Path]:
     }
     is_cluster = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False  # what Ray does on macOS and Windows: every address is 127.0.0.1
-    folder = Path(tempfile.mkdtemp(prefix="seqlm-ray-", dir=os.environ.get("RAY_TMPDIR")))
+    folder = Path(tempfile.mkdtemp(prefix="seqlm-", dir=_place_of_sockets()))
     try:
         with mock.patch.dict(os.environ, variables):
             os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
@@ -195,6 +214,23 @@ def _private() -> Iterator[Path]:
         _read_environment_again()
         ray_constants.ENABLE_RAY_CLUSTER = is_cluster
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _place_of_sockets() -> str:
+    """Return the first folder for temporary files whose path leaves room for the names of Ray's sockets.
+
+    Raises:
+        BackendError: none does.
+    """
+    given = os.environ.get("RAY_TMPDIR")
+    places = [given] if given else [tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR")]
+    for place in filter(None, places):
+        if len(os.fsencode(place)) <= LONGEST_PLACE:
+            return place
+    raise BackendError(
+        f"the paths of Ray's sockets in {places[0]} are longer than the system allows; set RAY_TMPDIR to a folder of "
+        f"yours with at most {LONGEST_PLACE} characters"
+    )
 
 
 def _read_environment_again() -> None:

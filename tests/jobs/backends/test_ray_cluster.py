@@ -235,7 +235,7 @@ def test_a_signal_to_the_group_of_a_launcher_with_a_read_only_home_stops_the_wor
     assert "the workers have stopped" in stderr
     assert "Traceback" not in stderr
     wait_for(lab.processes, "all processes of the lab to end", until=lambda alive: not alive)
-    assert not list(lab.folder.glob("seqlm-ray-*")), "the files of its Ray"
+    assert not list(lab.folder.glob("seqlm-*")), "the files of its Ray"
     wait_for(study.each, "the runs to be released", until=lambda states: set(states) == {"pending"})
     logs = [run.stderr_log(1).read_text() for run in study.runs() if epochs_of(run)]
     assert all("stopped; run again to resume" in log for log in logs)
