@@ -85,7 +85,8 @@ def is_confined(path: Path) -> bool:
 def at(path: Path, act: Callable[[str | Path, int | None], T]) -> T:
     """Return what ``act`` returns for the name of ``path`` in its folder and for the folder's handle (``dir_fd``).
 
-    Outside of studies, it is called with ``path`` itself and ``None``. ``act`` must not follow a link at the name.
+    Outside of studies, it is called with ``path`` itself and ``None``. What a link at the name itself means is left to
+    ``act``.
 
     Raises:
         UnfitFileError: below a study, a link is in the place of a folder of ``path``, or there is a ``..`` in it.

@@ -172,6 +172,7 @@ def add_records(study_dir: Path, runs: Sequence[RunDirectory]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json_text(record))  # type: ignore[arg-type]
     (study_dir / "code").mkdir()
+    (study_dir / "code" / ".draft.tmp").write_text("a name that a launch clears up\n")
     with zipfile.ZipFile(study_dir / "code" / "y.zip", "w") as archive:
         archive.writestr("launch.py", "x = 1\n")
 
