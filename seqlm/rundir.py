@@ -608,7 +608,7 @@ class RunDirectory:
 
     def read_metrics(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Return the epochs of ``metrics.jsonl``, and one warning for each line that is no complete record."""
-        return read_json_lines(self.metrics_file, _is_epoch)
+        return read_json_lines(self.metrics_file, _is_epoch, is_kept=False)
 
     def is_cancelled(self) -> bool:
         """Return whether the newest request that names the run cancels it."""

@@ -28,6 +28,7 @@ from analysis.study.settings import Setting, timed_settings
 from analysis.study.values import as_text, clean, read_or_warn
 from seqlm.errors import UsageError
 from seqlm.notes import EMPTY, read_notes
+from seqlm.reading import one_look
 from seqlm.rundir import RunDirectory, require_format, slugify
 from seqlm.search import Search
 
@@ -153,11 +154,12 @@ def load_study(*study_dirs: Path) -> StudyFiles:
     warnings: list[str] = []
     for study_dir in study_dirs:
         require_format(study_dir)
-        found = [read_run(run) for run in RunDirectory.unordered_in(study_dir)]
-        found.sort(key=lambda run: (math.inf if run.order is None else run.order, run.row["id"]))
         lines: list[str] = []
-        record = read_study_record(study_dir, lines)
-        _add_notes(study_dir, found, lines)
+        with one_look():
+            record = read_study_record(study_dir, lines)
+            found = [read_run(run) for run in RunDirectory.unordered_in(study_dir)]
+            _add_notes(study_dir, found, lines)
+        found.sort(key=lambda run: (math.inf if run.order is None else run.order, run.row["id"]))
         lines += (line for run in found for line in run.warnings)
         warnings += [clean(line.replace(f"{study_dir}/", "")) for line in lines]
         if not found and not record.planned:
