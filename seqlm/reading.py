@@ -19,7 +19,7 @@ import re
 import stat
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from io import BufferedReader
@@ -51,7 +51,8 @@ DEEPEST = 64
 """Lists and tables within one another in a JSON file."""
 LARGEST_WHOLE = 2**63 - 1
 """Largest whole number in a JSON file, with either sign."""
-LARGEST_NUMBER = 1e60
+LEAST_PERPLEXITY = 0.99
+LARGEST_NUMBER = 1e100
 """Largest other number, with either sign, so that nothing overflows that is computed from a few. Its inverse is the
 least above 0."""
 MOST_EPOCHS = 10**6
@@ -351,6 +352,17 @@ def finite(value: Any) -> float | None:
     """Return a finite number from a file, else ``None``."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return value if is_number and math.isfinite(value) else None
+
+
+def without_impossible(record: dict[str, Any], perplexities: Iterable[str]) -> dict[str, Any]:
+    """Return a record in which the values of these keys that are no perplexity are ``None``.
+
+    A perplexity is the exponential of a loss above 0. ``LEAST_PERPLEXITY`` leaves room for rounding.
+    """
+    for key in perplexities:
+        if key in record and (finite(record[key]) or 0.0) < LEAST_PERPLEXITY:
+            record[key] = None
+    return record
 
 
 def moment(text: Any) -> float | None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pandas as pd
 
 from analysis.study import units
@@ -248,9 +249,16 @@ def _named(run: LoadedRun) -> dict[str, Any]:
     return {"id": run.row["id"], "number": run.row["number"]}
 
 
-def _epochs_table(runs: Iterable[LoadedRun]) -> pd.DataFrame:
-    rows = [{**_named(run), **epoch} for run in runs for epoch in run.epochs]
-    return table_of("epochs", rows, more=sorted({key for row in rows for key in row} - set(EPOCHS)))
+def _epochs_table(runs: Sequence[LoadedRun]) -> pd.DataFrame:
+    lengths = [len(run.epochs["epoch"]) for run in runs]
+    named = {key: np.repeat(np.array([run.row[key] for run in runs], object), lengths) for key in ("id", "number")}
+    keys = dict.fromkeys(key for run in runs for key in run.epochs)
+    empty = [np.full(length, math.nan) for length in lengths]
+    values = {
+        key: np.concatenate([run.epochs.get(key, other) for run, other in zip(runs, empty, strict=True)] or [[]])
+        for key in keys
+    }
+    return table_of("epochs", {**named, **values}, more=sorted(key for key in keys if key not in EPOCHS))
 
 
 def _runs_table(runs: Sequence[LoadedRun], epochs: pd.DataFrame) -> pd.DataFrame:

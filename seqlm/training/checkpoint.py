@@ -204,6 +204,10 @@ def _fault_of_pickle(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> str | N
     return None
 
 
+def _shapes(parameters: Mapping[str, Tensor]) -> Iterable[tuple[str, torch.Size]]:
+    return sorted((name, tensor.shape) for name, tensor in parameters.items())
+
+
 def _bytes_held(tensors: Iterable[Tensor]) -> int:
     """Return the bytes of the storages of some tensors, which may share them."""
     storages = {storage.data_ptr(): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in tensors)}
@@ -243,15 +247,12 @@ def trained_model(path: Path, checkpoint: Checkpoint, model: ModelConfig, seq_le
     wrong = CheckpointError(f"{path} does not hold the parameters of its model")
     size, parameters = len(checkpoint.vocabulary), checkpoint.model
     if not isinstance(model, CustomConfig):  # before it takes any memory
-        if model.num_layers > len(parameters):
+        needed = model.parameter_count(size) * torch.float32.itemsize
+        if model.num_layers > len(parameters) or needed > _bytes_held(parameters.values()):
             raise wrong
         with torch.device("meta"):
-            planned = build_model(model, size, seq_len)
-        shapes = {name: tensor.shape for name, tensor in planned.state_dict().items()}
-        needed = sum(parameter.nbytes for parameter in planned.parameters())
-        if shapes != {name: tensor.shape for name, tensor in parameters.items()} or needed > _bytes_held(
-            parameters.values()
-        ):
+            planned = build_model(model, size, seq_len).state_dict()
+        if [*_shapes(planned)] != [*_shapes(parameters)]:
             raise wrong
     trained = build_model(model, size, seq_len, folder=folder)
     try:
