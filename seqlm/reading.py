@@ -270,12 +270,13 @@ def read_json_bytes(path: Path, *, is_kept: bool = True) -> bytes:
     content = read_bytes(path, LARGEST_TEXT if path.name in LISTS or path.suffix == ".jsonl" else LARGEST_RECORD)
     size, taken = parsed_bytes(content), _taken.get()
     if size > LARGEST_PARSED:
-        raise UnfitFileError(f"cannot read {path}: expected at most {LARGEST_PARSED:,} bytes in memory, found more")
+        raise UnfitFileError(f"cannot read {path}: expected at most {LARGEST_PARSED:,} bytes in memory; move it away")
     if is_kept and size > ORDINARY and taken is not None:
         others = sum(other for file, other in taken.items() if file != path)
         if others + size > LARGEST_TOGETHER:
             raise UnfitFileError(
-                f"cannot read {path}: expected at most {LARGEST_TOGETHER:,} bytes in memory of such files together"
+                f"cannot read {path}: expected at most {LARGEST_TOGETHER:,} bytes in memory with others of its study; "
+                "move it away"
             )
         taken[path] = size
     return content

@@ -31,6 +31,7 @@ def steps_chart(study: StudyFiles, numbers: Collection[RunNumber]) -> Chart | No
     ``None``: none of them has a trace.
     """
     runs = study.runs if len(study.runs) <= MOST_LINES else study.runs[study.runs["number"].isin(numbers)]
+
     def read(run: Any) -> Trace | None:
         trace = read_or_warn(lambda: read_trace(study.directory_of(run.id)), None, study.warnings)
         return trace if trace and trace.rows else None

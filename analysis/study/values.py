@@ -33,7 +33,9 @@ def as_number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
-def columns_of(records: Sequence[Mapping[str, Any]], keys: Sequence[str], most_others: int) -> dict[str, "array[float]"]:
+def columns_of(
+    records: Sequence[Mapping[str, Any]], keys: Sequence[str], most_others: int
+) -> dict[str, "array[float]"]:
     """Return the numbers of records by key, with NaN for what is none: of ``keys``, and of the first other ones.
 
     They take a tenth of the memory of the records, and as much whatever the records hold.
