@@ -20,7 +20,7 @@ from typing import TypeAlias, final, overload
 
 from seqlm.errors import DamagedFileError, file_errors
 from seqlm.files import Guard, read_json
-from seqlm.reading import read_bytes
+from seqlm.reading import exists, read_bytes
 from seqlm.rundir import RunDirectory
 
 StepRow: TypeAlias = tuple[float, float, float]
@@ -73,9 +73,7 @@ def read_trace(run: RunDirectory) -> Trace | None:
     Raises:
         FileError: a file cannot be read.
     """
-    try:
-        content = read_bytes(run.trace_file)
-    except FileNotFoundError:
+    if not exists(run.trace_file):
         return None
     metrics, _ = run.read_metrics()
     told = [metrics[-1]] if metrics else []
@@ -85,7 +83,13 @@ def read_trace(run: RunDirectory) -> Trace | None:
     steps = next((record["steps"] for record in told if type(record.get("steps")) is int), 0)
     if steps < 1:
         return None
-    numbers = array("f", content[: len(content) // ROW_BYTES * ROW_BYTES])
+    try:
+        content = read_bytes(run.trace_file)
+    except FileNotFoundError:
+        return None
+    numbers = array("f")
+    numbers.frombytes(memoryview(content)[: len(content) // ROW_BYTES * ROW_BYTES])
+    del content  # both are large
     if sys.byteorder == "big":
         numbers.byteswap()
     rows = Rows(numbers)

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from analysis.blocks.figure import Chart, name_values, run_mark
 from analysis.plots import look
@@ -49,9 +50,9 @@ def steps_chart(study: StudyFiles, numbers: Collection[RunNumber]) -> Chart | No
         if (trace := read(run)) is None:
             continue  # it has vanished since
         losses = steps_of(trace)[:, 0]
-        cut = CUT_FACTOR * min(losses[np.isfinite(losses)], default=math.inf)
+        cut = CUT_FACTOR * float(np.min(losses, where=np.isfinite(losses), initial=math.inf))
         style = {"color": look.colour_of(run.arch), "gid": run_mark(run.number), "label": f"{run.number} {run.name}"}
-        draw_steps(axes, np.arange(1, len(losses) + 1) / trace.steps, losses, cut, **style)
+        draw_steps(axes, np.arange(1.0, len(losses) + 1) / trace.steps, losses, cut, **style)
         short = units.short_name(run.name, LABEL_LENGTH - len(str(run.number)) - 2, run.arch, run.optimizer)
         axes.set_title(f"{run.number}  {short}", loc="left", fontsize=8)
         axes.set_xlim(0, longest * 1.015)
@@ -61,14 +62,14 @@ def steps_chart(study: StudyFiles, numbers: Collection[RunNumber]) -> Chart | No
     return Chart(name="steps", title="Training loss within epochs", caption=caption, figure=figure)
 
 
-def draw_steps(axes: Axes, epochs: Values, values: Values, cut: float = math.inf, **style: Any) -> Axes:
+def draw_steps(axes: Axes, epochs: Values, values: NDArray[np.floating[Any]], cut: float = math.inf, **style: Any) -> Axes:
     """Draw the values of steps over ``epochs``: mean and range in each part of the steps with finite values.
 
     The vertical axis ends at ``cut``.
     """
     places = np.flatnonzero(np.isfinite(values))
     parts = np.array_split(places, min(len(places), MOST_PARTS) or 1)[: len(places)]
-    x, mean = (np.array([column[part].mean() for part in parts]) for column in (epochs, values))
+    x, mean = (np.array([column[part].mean(dtype=np.float64) for part in parts]) for column in (epochs, values))
     low, high = (np.array([end(values[part]) for part in parts]) for end in (np.min, np.max))
     band = {key: value for key, value in style.items() if key != "label"}
     axes.fill_between(x, low, high, alpha=0.3, linewidth=0, **band)

@@ -176,7 +176,7 @@ def _last_steps(run: RunDirectory) -> list[str]:
     trace = read_trace(run)
     if trace is None or not trace.rows or all(map(math.isfinite, trace.rows[-1])):
         return []
-    first = max(0, len(trace.rows) - LOG_LINES)
+    first = max(0, len(trace.rows) - LOG_LINES)  # the others may be many
     numbered = enumerate(trace.rows[first:], start=first)
     places = ((number // trace.steps + 1, number % trace.steps + 1, *row) for number, row in numbered)
     return [f"epoch {epoch}, step {n}: loss {loss:.4g}, gradient norm {norm:.4g}" for epoch, n, loss, norm, _ in places]

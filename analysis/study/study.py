@@ -254,10 +254,8 @@ def _epochs_table(runs: Sequence[LoadedRun]) -> pd.DataFrame:
     named = {key: np.repeat(np.array([run.row[key] for run in runs], object), lengths) for key in ("id", "number")}
     keys = dict.fromkeys(key for run in runs for key in run.epochs)
     empty = [np.full(length, math.nan) for length in lengths]
-    values = {
-        key: np.concatenate([run.epochs.get(key, other) for run, other in zip(runs, empty, strict=True)] or [[]])
-        for key in keys
-    }
+    parts = {key: [run.epochs.get(key, other) for run, other in zip(runs, empty, strict=True)] for key in keys}
+    values = {key: np.concatenate(found) for key, found in parts.items()}
     return table_of("epochs", {**named, **values}, more=sorted(key for key in keys if key not in EPOCHS))
 
 

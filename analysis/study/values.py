@@ -66,9 +66,12 @@ def clean(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def steps_of(trace: Trace) -> NDArray[np.float64]:
-    """Return loss, gradient norm and time of each step of a run, one row for each; NaN if it is not recorded."""
-    table = np.array(trace.rows.numbers, np.float64).reshape(-1, COLUMNS)
+def steps_of(trace: Trace) -> NDArray[np.float32]:
+    """Return loss, gradient norm and time of each step of a run, one row for each; NaN if it is not recorded.
+
+    It shares the memory of the trace.
+    """
+    table = np.frombuffer(trace.rows.numbers, np.float32).reshape(-1, COLUMNS)
     table[table[:, -1] == 0] = math.nan
     return table
 
