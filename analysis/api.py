@@ -13,6 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 from matplotlib import pyplot
 from matplotlib.artist import Artist
@@ -34,6 +35,7 @@ from analysis.study import study as files
 from analysis.study.difference import Difference, differences
 from analysis.study.examined import examined_runs
 from analysis.study.settings import geometric_mean, on_one_machine
+from analysis.study.values import steps_of
 from seqlm.environment import RUNS
 from seqlm.errors import UsageError, nearest
 from seqlm.reading import exists
@@ -220,7 +222,7 @@ class Study(files.StudyFiles):
         run = self.directory_of(self.run(which).id)
         if (trace := read_trace(run)) is None:
             return columns.table_of("steps", ())
-        table = pd.DataFrame(trace.rows, columns=["loss", "grad_norm", "seconds"])
+        table = pd.DataFrame(steps_of(trace).astype(np.float64), columns=["loss", "grad_norm", "seconds"])
         table.insert(0, "epoch", table.index // trace.steps)
         table.insert(1, "step", table.index % trace.steps)
         rate = run.read_config().optim.learning_rate

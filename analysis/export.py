@@ -70,7 +70,8 @@ def _points(run: RunDirectory, epochs: Sequence[Mapping[str, Any]], result: Mapp
     values: defaultdict[tuple[int, bool], dict[str, float]] = defaultdict(dict)
     steps = trace.steps if (trace := read_trace(run)) else 1
     for step, row in enumerate(trace.rows[: min(trace.covered, (len(epochs) + 1) * steps - 1)] if trace else ()):
-        values[step, False] = dict(zip(STEP_VALUES, row, strict=True)) if row[2] == row[2] else {}  # else not recorded
+        if row[2] == row[2]:  # else not recorded
+            values[step, False] = dict(zip(STEP_VALUES, row, strict=True))
     for record in epochs:
         values[(record["epoch"] + 1) * steps - 1, False] |= _numbers("epoch", record)
     if epochs and (found := _numbers("result", result)):

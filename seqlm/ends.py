@@ -21,6 +21,8 @@ FIRST_DELAY_SECONDS = 1.0
 DELAY_FACTOR = 5.0
 """Factor by which each further retry in a row waits longer: a full disk or a sick node needs time."""
 LONGEST_DELAY_SECONDS = 300.0
+LONGEST_TEXT = 1000
+"""Characters of a text in a record of an end that are used. Workers and launchers write a few hundred."""
 
 Progress: TypeAlias = tuple[int, int]
 """What is saved of a run: finished epochs, then steps of the next one."""
@@ -70,7 +72,7 @@ def end_of(attempt: int, ranks: Iterable[Mapping[str, Any]], exits: Iterable[Map
     return End(
         attempt=attempt,
         kind=None if kind is None else kind if kind in get_args(FailureKind) else "code",
-        message=str(cause.get("message") or ""),
+        message=str(cause.get("message") or "")[:LONGEST_TEXT],
         where=_text(cause.get("where")),
         outcome=None if first is None else _text(first.get("outcome")),
         has_ended=first is not None or bool(seen),
@@ -94,7 +96,7 @@ def _weight_of_exit(record: Mapping[str, Any]) -> int:
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+    return value[:LONGEST_TEXT] if isinstance(value, str) else None
 
 
 def progress_in(record: Mapping[str, Any]) -> Progress | None:

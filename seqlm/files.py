@@ -36,7 +36,7 @@ from seqlm.reading import (
     is_link,
     open_regular,
     parse_json,
-    read_bytes,
+    read_json_bytes,
     status,
     wrong_field,
 )
@@ -44,6 +44,8 @@ from seqlm.reading import (
 Guard: TypeAlias = Callable[[], None]
 """Called immediately before a new file takes its place. It raises if this process no longer owns the run."""
 
+MOST_WARNINGS = 100
+"""Lines of a file that are named one by one if they are damaged."""
 NO_FOLDER_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 """How a file system refuses to flush a folder."""
 
@@ -303,7 +305,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         DamagedFileError: it is not a JSON object, or a field has another type than :data:`seqlm.reading.FIELDS` says.
     """
     try:
-        data = parse_json(read_bytes(path).decode("utf-8"))
+        data = parse_json(read_json_bytes(path).decode("utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -315,24 +317,28 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return data
 
 
-def read_json_lines(path: Path, is_record: Callable[[Any], bool]) -> tuple[list[dict[str, Any]], list[str]]:
+def read_json_lines(
+    path: Path, is_record: Callable[[Any], bool], *, is_kept: bool = True
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the records of a file with one JSON value per line, and one warning for each line that is no record.
 
     No file has no records. A file that is cut in the middle of a line (a full disk, a copy made too early) loses only
-    that line.
+    that line. Beyond ``MOST_WARNINGS``, the last warning counts the other lines. ``is_kept``: as in
+    :func:`seqlm.reading.read_json_bytes`.
     """
     try:
-        text = read_bytes(path).decode("utf-8", errors="replace")
+        text = read_json_bytes(path, is_kept=is_kept).decode("utf-8", errors="replace").removesuffix("\n")
     except FileNotFoundError:
         return [], []
-    lines = text.removesuffix("\n").split("\n") if text else []  # not at other ends of lines, which a text may hold
+    if not text:
+        return [], []
     with contextlib.suppress(ValueError):
-        whole = parse_json(f"[{','.join(lines)}]")  # several times as fast as line by line
-        if isinstance(whole, list) and len(whole) == len(lines) and all(map(is_record, whole)):
+        whole = parse_json(f"[{text.replace(chr(10), ',')}]")  # several times as fast as line by line
+        if isinstance(whole, list) and len(whole) == text.count("\n") + 1 and all(map(is_record, whole)):
             return whole, []
     records: list[dict[str, Any]] = []
-    warnings: list[str] = []
-    for number, line in enumerate(lines, start=1):
+    damaged: list[int] = []
+    for number, line in enumerate(text.split("\n"), start=1):  # not at other ends of lines, which a text may hold
         if not line.strip():
             continue
         try:
@@ -342,7 +348,10 @@ def read_json_lines(path: Path, is_record: Callable[[Any], bool]) -> tuple[list[
         if is_record(record):
             records.append(record)
         else:
-            warnings.append(f"{path}: line {number} is cut or damaged and was left out")
+            damaged.append(number)
+    warnings = [f"{path}: line {number} is cut or damaged and was left out" for number in damaged[:MOST_WARNINGS]]
+    if len(damaged) > MOST_WARNINGS:
+        warnings.append(f"{path}: {len(damaged) - MOST_WARNINGS:,} more lines are cut or damaged and were left out")
     return records, warnings
 
 

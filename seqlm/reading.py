@@ -11,16 +11,19 @@ place of a folder of a study. Those that read one raise ``FileNotFoundError`` if
 and ``UnfitFileError`` if it is a link, a folder, a pipe or anything else that is no regular file, or too large.
 """
 
+import contextlib
 import errno
 import fnmatch
 import io
 import json
 import math
 import os
+import re
 import stat
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from io import BufferedReader
 from pathlib import Path
@@ -33,12 +36,28 @@ T = TypeVar("T")
 
 LARGEST_TEXT = 64 * 2**20
 """Most bytes of a file that is read into memory."""
+LARGEST_RECORD = 2**20
+"""Most bytes of a JSON file, but for those of ``LISTS``."""
+LISTS = frozenset(
+    {"behaviour.json", "exported.json", "plan.json", "queue.json", "request.json", "runs.json", "study.json"}
+)
+"""JSON files that list runs, or values of each step, of at most ``LARGEST_TEXT`` bytes."""
+LARGEST_PARSED = 128 * 2**20
+"""Most bytes that a JSON text may take in memory: its values can be thirty times as large as it is."""
+LARGEST_TOGETHER = 192 * 2**20
+"""Most bytes that the JSON files of a study may take which take more than ``ORDINARY`` each, in one look at it."""
+ORDINARY = 16 * 2**10
+"""Bytes above the memory that a record of one run takes, by far."""
 LARGEST_HASHED = 64 * 2**30
 """Most bytes of a file that is read for its digest alone: a sparse file may be larger than any disk."""
 DEEPEST = 64
 """Lists and tables within one another in a JSON file."""
 LARGEST_WHOLE = 2**63 - 1
 """Largest whole number in a JSON file, with either sign."""
+LEAST_PERPLEXITY = 0.99
+LARGEST_NUMBER = 1e100
+"""Largest other number, with either sign, so that nothing overflows that is computed from a few. Its inverse is the
+least above 0."""
 MOST_EPOCHS = 10**6
 """Most epochs of a run."""
 
@@ -197,11 +216,11 @@ def _refused(path: Path, found: str) -> UnfitFileError:
     return UnfitFileError(f"cannot read {path}: expected a regular file, found {found}")
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of a regular file of at most ``LARGEST_TEXT`` bytes."""
+def read_bytes(path: Path, largest: int = LARGEST_TEXT) -> bytes:
+    """The content of a regular file of at most ``largest`` bytes."""
 
     def read() -> bytes:
-        handle, left = _open_regular(path, LARGEST_TEXT)
+        handle, left = _open_regular(path, largest)
         parts = []
         try:
             while left and (part := os.read(handle, left)):
@@ -224,9 +243,11 @@ def read_archive(path: Path) -> dict[str, bytes]:
     content = read_bytes(path)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as file:
-            if sum(one.file_size for one in file.infolist()) <= len(content):
-                return {one.filename: file.read(one) for one in file.infolist()}
-        problem = "its files are larger than it is itself"
+            parts = file.infolist()
+            problem = "its files are compressed, or larger than it is itself"
+            are_stored = all(part.compress_type == zipfile.ZIP_STORED for part in parts)
+            if are_stored and sum(part.file_size for part in parts) <= len(content):
+                return {part.filename: file.read(part) for part in parts}
     except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError) as error:
         problem = str(error)
     raise DamagedFileError(f"{path} is damaged ({problem}); move it away")
@@ -281,6 +302,14 @@ def status(path: Path) -> os.stat_result:
         raise FileError.from_os_error("read", path, error) from None
 
 
+def is_mine(path: Path) -> bool:
+    """Return whether what there is at ``path``, or what a link there leads to, belongs to this user."""
+    try:
+        return _stat(path, follow=True).st_uid == os.geteuid()
+    except OSError:
+        return False
+
+
 def _stat(path: Path, *, follow: bool) -> os.stat_result:
     return _unless_stale(lambda: at(path, lambda name, folder: os.stat(name, dir_fd=folder, follow_symlinks=follow)))
 
@@ -328,11 +357,70 @@ def below(folder: Path, pattern: str = "*") -> list[Path]:
     return found
 
 
+_taken: ContextVar[dict[Path, int] | None] = ContextVar("taken", default=None)
+"""File -> the bytes that it takes, of those larger than ``ORDINARY`` in the present look at a study."""
+
+
+@contextlib.contextmanager
+def one_look() -> Iterator[None]:
+    """Within the block, the larger JSON files of a study take at most ``LARGEST_TOGETHER`` bytes, all together."""
+    before = _taken.set({})
+    try:
+        yield
+    finally:
+        _taken.reset(before)
+
+
+def read_json_bytes(path: Path, *, is_kept: bool = True) -> bytes:
+    """Return the content of a JSON file that is not too large to be parsed.
+
+    ``is_kept``: whether what is parsed is kept for the rest of the look at a study, and counts for it.
+
+    Raises:
+        UnfitFileError: it has too many bytes, or takes too many, alone or with others (:func:`one_look`).
+    """
+    content = read_bytes(path, LARGEST_TEXT if path.name in LISTS or path.suffix == ".jsonl" else LARGEST_RECORD)
+    size, taken = parsed_bytes(content), _taken.get()
+    if size > LARGEST_PARSED:
+        raise UnfitFileError(f"cannot read {path}: expected at most {LARGEST_PARSED:,} bytes in memory; move it away")
+    if is_kept and size > ORDINARY and taken is not None:
+        others = sum(other for file, other in taken.items() if file != path)
+        if others + size > LARGEST_TOGETHER:
+            raise UnfitFileError(
+                f"cannot read {path}: expected at most {LARGEST_TOGETHER:,} bytes in memory with others of its study; "
+                "move it away"
+            )
+        taken[path] = size
+    return content
+
+
+def parsed_bytes(content: bytes) -> int:
+    """Return the most bytes that a JSON text, or lines of such texts, take in memory with the values in them.
+
+    In CPython a number takes 32 bytes with its place in a list, a short text 56 and its place, and a list or a table of
+    one value about 100 and 180. Of texts, each character takes 1, 2 or 4 bytes. ``content``, the text and its parts are
+    in memory at the same time.
+    """
+    width = 1
+    if not content.isascii() or b"\\u" in content:
+        width = 4 if _WIDE.search(content) else 2 if _WIDER.search(content) else 1
+    count = content.count
+    values = 96 * count(b"[") + 120 * count(b"{") + 48 * count(b":") + 33 * count(b",") + 28 * count(b'"')
+    return values + 64 * count(b"\n") + (1 + 2 * width) * len(content)
+
+
+_WIDE = re.compile(rb"[\xf0-\xff]|\\u[dD]")
+_WIDER = re.compile(rb"[\xc4-\xef]|\\u(?!00)")
+"""What makes a text one of 4 bytes for each character, or of 2."""
+
+
 def parse_json(text: str) -> Any:
-    """The value of a JSON text.
+    """The value of a JSON text. Numbers beyond ``LARGEST_NUMBER``, NaN and infinities are ``None``.
 
     Raises:
         ValueError: no JSON, nested deeper than ``DEEPEST``, or with a whole number beyond ``LARGEST_WHOLE``.
+
+    The caller has checked that it is not too large (:func:`read_json_bytes`).
     """
     try:
         value = _DECODER.decode(text)
@@ -363,13 +451,31 @@ def _whole(digits: str) -> int:
     return number
 
 
-_DECODER = json.JSONDecoder(parse_int=_whole)
+def _real(digits: str) -> float | None:
+    size = abs(number := float(digits))
+    if size <= LARGEST_NUMBER:
+        return number if size >= 1 / LARGEST_NUMBER else 0.0
+    return None
+
+
+_DECODER = json.JSONDecoder(parse_int=_whole, parse_float=_real, parse_constant=lambda _: None)
 
 
 def finite(value: Any) -> float | None:
     """Return a finite number from a file, else ``None``."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return value if is_number and math.isfinite(value) else None
+
+
+def without_impossible(record: dict[str, Any], perplexities: Iterable[str]) -> dict[str, Any]:
+    """Return a record in which the values of these keys that are no perplexity are ``None``.
+
+    A perplexity is the exponential of a loss above 0. ``LEAST_PERPLEXITY`` leaves room for rounding.
+    """
+    for key in perplexities:
+        if key in record and (finite(record[key]) or 0.0) < LEAST_PERPLEXITY:
+            record[key] = None
+    return record
 
 
 def moment(text: Any) -> float | None:

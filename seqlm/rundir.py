@@ -55,6 +55,7 @@ from seqlm.reading import (
     read_bytes,
     status,
     timestamp,
+    without_impossible,
     wrong_field,
 )
 from seqlm.requests import Request, Requests
@@ -471,7 +472,8 @@ class RunDirectory:
         return found or {}
 
     def read_result(self) -> dict[str, Any] | None:
-        return read_json(self.result_file)
+        result = read_json(self.result_file)
+        return None if result is None else without_impossible(result, [key for key in result if key.endswith("_ppl")])
 
     def read_canary(self) -> dict[str, Any] | None:
         return read_json(self.canary_file)
@@ -639,7 +641,8 @@ class RunDirectory:
 
     def read_metrics(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Return the epochs of ``metrics.jsonl``, and one warning for each line that is no complete record."""
-        return read_json_lines(self.metrics_file, _is_epoch)
+        records, warnings = read_json_lines(self.metrics_file, _is_epoch, is_kept=False)
+        return [without_impossible(record, ("train_ppl", "val_ppl")) for record in records], warnings
 
     def is_cancelled(self) -> bool:
         """Return whether the newest request that names the run cancels it."""

@@ -14,13 +14,13 @@ import math
 import os
 import sys
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, final
+from typing import TypeAlias, final, overload
 
 from seqlm.errors import DamagedFileError, file_errors
 from seqlm.files import Guard, open_at, read_json
-from seqlm.reading import read_bytes
+from seqlm.reading import exists, read_bytes
 from seqlm.rundir import RunDirectory
 
 StepRow: TypeAlias = tuple[float, float, float]
@@ -30,12 +30,37 @@ ROW_BYTES = 4 * COLUMNS
 
 
 @final
+class Rows(Sequence[StepRow]):
+    """The rows of a trace, in the memory that the file takes. A step that nobody has recorded is three NaN."""
+
+    def __init__(self, numbers: "array[float]") -> None:
+        self.numbers = numbers
+        """The columns of each row after those of the row before. The time of a step that is not recorded is 0."""
+
+    def __len__(self) -> int:
+        return len(self.numbers) // COLUMNS
+
+    @overload
+    def __getitem__(self, place: int) -> StepRow: ...
+    @overload
+    def __getitem__(self, place: slice) -> "Rows": ...
+    def __getitem__(self, place: int | slice) -> "StepRow | Rows":
+        if isinstance(place, slice):
+            first, end, step = place.indices(len(self))
+            assert step == 1, "rows follow each other"
+            return Rows(self.numbers[first * COLUMNS : end * COLUMNS])
+        start = range(len(self))[place] * COLUMNS
+        loss, norm, seconds = self.numbers[start : start + COLUMNS]
+        return (loss, norm, seconds) if seconds else (math.nan, math.nan, math.nan)
+
+
+@final
 @dataclass(frozen=True, kw_only=True)
 class Trace:
     """The steps of a run, as far as they are written."""
 
-    rows: list[StepRow]
-    """By the number of the step. A step that nobody has recorded is three NaN."""
+    rows: Rows
+    """By the number of the step."""
     steps: int
     """Steps of an epoch."""
     covered: int
@@ -48,9 +73,7 @@ def read_trace(run: RunDirectory) -> Trace | None:
     Raises:
         FileError: a file cannot be read.
     """
-    try:
-        content = read_bytes(run.trace_file)
-    except FileNotFoundError:
+    if not exists(run.trace_file):
         return None
     metrics, _ = run.read_metrics()
     told = [metrics[-1]] if metrics else []
@@ -60,11 +83,16 @@ def read_trace(run: RunDirectory) -> Trace | None:
     steps = next((record["steps"] for record in told if type(record.get("steps")) is int), 0)
     if steps < 1:
         return None
-    numbers = array("f", content[: len(content) // ROW_BYTES * ROW_BYTES])
+    try:
+        content = read_bytes(run.trace_file)
+    except FileNotFoundError:
+        return None
+    numbers = array("f")
+    numbers.frombytes(memoryview(content)[: len(content) // ROW_BYTES * ROW_BYTES])
+    del content  # both are large
     if sys.byteorder == "big":
         numbers.byteswap()
-    columns = (numbers[column::COLUMNS] for column in range(COLUMNS))
-    rows = [row if row[2] else (math.nan, math.nan, math.nan) for row in zip(*columns, strict=True)]
+    rows = Rows(numbers)
     epoch, step = run.progress()
     return Trace(rows=rows, steps=steps, covered=min(len(rows), epoch * steps + step))
 

@@ -51,7 +51,8 @@ def curve_charts(study: StudyFiles) -> list[Chart]:
         by = {"optimizer": units.OPTIMIZERS, "arch": units.ARCHITECTURES}
         for key, titles in by.items():
             rows = {title: [c for c in merged if getattr(c, key) == value] for value, title in titles.items()}
-            charts.append(rows_chart(study, {title: row for title, row in rows.items() if row}, key))
+            if rows := {title: row for title, row in rows.items() if row}:  # else no configuration could be read
+                charts.append(rows_chart(study, rows, key))
     if curves:
         charts.append(panels_chart(study, curves, None))
         charts += [panels_chart(study, curves, _unit(study))] if len(curves) <= MOST_LINES else []

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from analysis.blocks.figure import Chart, name_values, run_mark
 from analysis.plots import look
@@ -17,7 +18,7 @@ from analysis.plots.curves import LABEL_LENGTH, MOST_LINES
 from analysis.study import units
 from analysis.study.numbering import RunNumber
 from analysis.study.study import StudyFiles
-from analysis.study.values import Values, read_or_warn, rows_of
+from analysis.study.values import Values, read_or_warn, rows_of, steps_of
 from seqlm.trace import Trace, read_trace
 
 MOST_PARTS = 100
@@ -31,36 +32,46 @@ def steps_chart(study: StudyFiles, numbers: Collection[RunNumber]) -> Chart | No
     ``None``: none of them has a trace.
     """
     runs = study.runs if len(study.runs) <= MOST_LINES else study.runs[study.runs["number"].isin(numbers)]
-    traced: list[tuple[Any, Trace]] = []
-    for run in rows_of(runs[["number", "id", "name", "arch", "optimizer"]]):
-        trace = read_or_warn(lambda of=run.id: read_trace(study.directory_of(of)), None, study.warnings)  # type: ignore[misc]
-        traced += [(run, trace)] if trace and trace.rows else []
+
+    def read(run: Any) -> Trace | None:
+        trace = read_or_warn(lambda: read_trace(study.directory_of(run.id)), None, study.warnings)
+        return trace if trace and trace.rows else None
+
+    longest, traced = 0.0, []
+    for run in rows_of(runs[["number", "id", "name", "arch", "optimizer"]]):  # all of them at once may be large
+        if (trace := read(run)) is not None:
+            longest = max(longest, len(trace.rows) / trace.steps)
+            traced.append(run)
     if not traced:
         return None
     entries = [Line2D([], [], color=look.MUTED, label="mean"), Patch(color=look.MUTED, alpha=0.3, label="range")]
     figure, grid = panel_grid(len(traced), 1.1, entries)
-    for axes, (run, trace) in zip(grid, traced, strict=True):
-        losses = np.array(trace.rows)[:, 0]
-        cut = CUT_FACTOR * min(losses[np.isfinite(losses)], default=math.inf)
+    for axes, run in zip(grid, traced, strict=True):
+        if (trace := read(run)) is None:
+            continue  # it has vanished since
+        losses = steps_of(trace)[:, 0]
+        cut = CUT_FACTOR * float(np.min(losses, where=np.isfinite(losses), initial=math.inf))
         style = {"color": look.colour_of(run.arch), "gid": run_mark(run.number), "label": f"{run.number} {run.name}"}
-        draw_steps(axes, np.arange(1, len(losses) + 1) / trace.steps, losses, cut, **style)
+        draw_steps(axes, np.arange(1.0, len(losses) + 1) / trace.steps, losses, cut, **style)
         short = units.short_name(run.name, LABEL_LENGTH - len(str(run.number)) - 2, run.arch, run.optimizer)
         axes.set_title(f"{run.number}  {short}", loc="left", fontsize=8)
-        axes.set_xlim(0, max(len(other.rows) / other.steps for _, other in traced) * 1.015)
+        axes.set_xlim(0, longest * 1.015)
         name_values(axes, "epochs", "loss (nats)")
     label_grid(grid, "Loss (nats)", "Epochs")
     caption = f"Mean and range of the steps in each of {MOST_PARTS} parts of a run."
     return Chart(name="steps", title="Training loss within epochs", caption=caption, figure=figure)
 
 
-def draw_steps(axes: Axes, epochs: Values, values: Values, cut: float = math.inf, **style: Any) -> Axes:
+def draw_steps(
+    axes: Axes, epochs: Values, values: NDArray[np.floating[Any]], cut: float = math.inf, **style: Any
+) -> Axes:
     """Draw the values of steps over ``epochs``: mean and range in each part of the steps with finite values.
 
     The vertical axis ends at ``cut``.
     """
     places = np.flatnonzero(np.isfinite(values))
     parts = np.array_split(places, min(len(places), MOST_PARTS) or 1)[: len(places)]
-    x, mean = (np.array([column[part].mean() for part in parts]) for column in (epochs, values))
+    x, mean = (np.array([column[part].mean(dtype=np.float64) for part in parts]) for column in (epochs, values))
     low, high = (np.array([end(values[part]) for part in parts]) for end in (np.min, np.max))
     band = {key: value for key, value in style.items() if key != "label"}
     axes.fill_between(x, low, high, alpha=0.3, linewidth=0, **band)

@@ -163,8 +163,9 @@ def rung_of(study: StudyFiles, epochs: int) -> dict[str, Any]:
     pairs = agreeing = 0
     for members in ended.values():
         for (a, a_end), (b, b_end) in itertools.combinations(members, 2):
-            pairs += a != b and a_end != b_end
-            agreeing += (a - b) * (a_end - b_end) > 0
+            differ = a != b and a_end != b_end
+            pairs += differ
+            agreeing += differ and (a < b) == (a_end < b_end)
     return {
         "epochs": epochs,
         "reached": len(runs),

@@ -293,10 +293,17 @@ def forget_single_digests(configs: Iterable[dict[str, Any]]) -> None:
 
 
 def table_of(
-    name: str, rows: Iterable[Mapping[str, Any]], more: Sequence[str] = (), dtype: type | None = None
+    name: str,
+    rows: Iterable[Mapping[str, Any]] | dict[str, Any],
+    more: Sequence[str] = (),
+    dtype: type | None = None,
 ) -> pd.DataFrame:
-    """Return rows as one of ``TABLES``, followed by the columns ``more``. A value of another type is missing."""
-    table = pd.DataFrame(list(rows), columns=[*TABLES[name], *more], dtype=dtype)
+    """Return rows, or columns by name, as one of ``TABLES``, followed by the columns ``more``.
+
+    A value of another type is missing.
+    """
+    data = rows if isinstance(rows, dict) else list(rows)
+    table = pd.DataFrame(data, columns=[*TABLES[name], *more], dtype=dtype)
     for column, meaning in TABLES[name].items():
         if meaning.type is not None:
             numbers = pd.to_numeric(table[column], errors="coerce").astype(float)

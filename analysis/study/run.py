@@ -8,6 +8,7 @@ import contextlib
 import math
 import re
 import shlex
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from typing import Any
 from analysis.study import units
 from analysis.study.attempts import read_attempts
 from analysis.study.behaviour import Behaviour, read_behaviour
-from analysis.study.columns import as_columns
-from analysis.study.values import as_number, as_text, clean, read_or_warn
+from analysis.study.columns import EPOCHS, as_columns
+from analysis.study.values import as_number, as_text, clean, columns_of, read_or_warn
 from seqlm.errors import file_errors
 from seqlm.reading import read_tail
 from seqlm.rundir import MAX_RUNS, RunDirectory, epochs_of
@@ -26,6 +27,10 @@ from seqlm.trace import read_trace
 
 LOG_LINES = 12
 """Last lines of the log that are shown for a run that failed."""
+
+OF_EPOCHS = [key for key in EPOCHS if key not in ("id", "number")]
+MOST_OTHERS = 16
+"""Numbers of an epoch that are no column of ``EPOCHS`` and are kept."""
 
 RUNG_KEYS = ("value", "rank", "of", "goes_on", "cut")
 """What the decision at a rung says of a rung, besides its epochs."""
@@ -42,7 +47,8 @@ class LoadedRun:
     """The configuration with dotted keys, and the digest of the text; empty if it cannot be read."""
     row: dict[str, Any]
     """Of the runs table, without what follows from other runs."""
-    epochs: list[dict[str, Any]]
+    epochs: "dict[str, array[float]]"
+    """Of the epochs table, a column for each key that has numbers; NaN is missing."""
     attempts: list[dict[str, Any]]
     """Of the attempts table, without the run's number and id."""
     provenance: dict[str, Any]
@@ -114,7 +120,7 @@ def read_run(run: RunDirectory) -> LoadedRun:
         digits=run.id.rpartition("-")[2],
         config=config,
         row=row,
-        epochs=epochs,
+        epochs=columns_of(epochs, OF_EPOCHS, MOST_OTHERS),
         attempts=attempts,
         provenance=provenance,
         log_tail=tail,
@@ -170,7 +176,8 @@ def _last_steps(run: RunDirectory) -> list[str]:
     trace = read_trace(run)
     if trace is None or not trace.rows or all(map(math.isfinite, trace.rows[-1])):
         return []
-    numbered = [*enumerate(trace.rows)][-LOG_LINES:]
+    first = max(0, len(trace.rows) - LOG_LINES)  # the others may be many
+    numbered = enumerate(trace.rows[first:], start=first)
     places = ((number // trace.steps + 1, number % trace.steps + 1, *row) for number, row in numbered)
     return [f"epoch {epoch}, step {n}: loss {loss:.4g}, gradient norm {norm:.4g}" for epoch, n, loss, norm, _ in places]
 

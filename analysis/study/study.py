@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pandas as pd
 
 from analysis.study import units
@@ -28,7 +29,7 @@ from analysis.study.settings import Setting, timed_settings
 from analysis.study.values import as_text, clean, read_or_warn
 from seqlm.errors import UsageError
 from seqlm.notes import EMPTY, read_notes
-from seqlm.reading import confine
+from seqlm.reading import confine, one_look
 from seqlm.rundir import RunDirectory, require_format, slugify
 from seqlm.search import Search
 
@@ -155,11 +156,12 @@ def load_study(*study_dirs: Path) -> StudyFiles:
     for study_dir in study_dirs:
         confine(study_dir)
         require_format(study_dir)
-        found = [read_run(run) for run in RunDirectory.unordered_in(study_dir)]
-        found.sort(key=lambda run: (math.inf if run.order is None else run.order, run.row["id"]))
         lines: list[str] = []
-        record = read_study_record(study_dir, lines)
-        _add_notes(study_dir, found, lines)
+        with one_look():
+            record = read_study_record(study_dir, lines)
+            found = [read_run(run) for run in RunDirectory.unordered_in(study_dir)]
+            _add_notes(study_dir, found, lines)
+        found.sort(key=lambda run: (math.inf if run.order is None else run.order, run.row["id"]))
         lines += (line for run in found for line in run.warnings)
         warnings += [clean(line.replace(f"{study_dir}/", "")) for line in lines]
         if not found and not record.planned:
@@ -248,9 +250,14 @@ def _named(run: LoadedRun) -> dict[str, Any]:
     return {"id": run.row["id"], "number": run.row["number"]}
 
 
-def _epochs_table(runs: Iterable[LoadedRun]) -> pd.DataFrame:
-    rows = [{**_named(run), **epoch} for run in runs for epoch in run.epochs]
-    return table_of("epochs", rows, more=sorted({key for row in rows for key in row} - set(EPOCHS)))
+def _epochs_table(runs: Sequence[LoadedRun]) -> pd.DataFrame:
+    lengths = [len(run.epochs["epoch"]) for run in runs]
+    named = {key: np.repeat(np.array([run.row[key] for run in runs], object), lengths) for key in ("id", "number")}
+    keys = dict.fromkeys(key for run in runs for key in run.epochs)
+    empty = [np.full(length, math.nan) for length in lengths]
+    parts = {key: [run.epochs.get(key, other) for run, other in zip(runs, empty, strict=True)] for key in keys}
+    values = {key: np.concatenate(found) for key, found in parts.items()}
+    return table_of("epochs", {**named, **values}, more=sorted(key for key in keys if key not in EPOCHS))
 
 
 def _runs_table(runs: Sequence[LoadedRun], epochs: pd.DataFrame) -> pd.DataFrame:

@@ -41,12 +41,12 @@ def results(arguments: Arguments) -> tuple[dict[str, Any], int]:
     if arguments.csv and arguments.json:
         raise UsageError("--csv prints a table, --json one document; use one of them")
     study_dir = find_study(arguments.study, arguments.runs_dir)
-    runs = chosen_runs(arguments, study_dir)
     seen = {
         run.run.id: {"state": run.observation.state, "reason": run.observation.reason, "differs": differs}
+        for runs in [chosen_runs(arguments, study_dir)]
         for run, differs in zip(runs, what_differs(runs), strict=True)
     }
-    rows = reported(study_dir) if runs else {}
+    rows = reported(study_dir) if seen else {}
     records = [{**row, **seen[run_id]} for run_id, row in rows.items() if run_id in seen]
     keys = list(dict.fromkeys(key for record in records for key in record["differs"]))
     sort = _sort_key(arguments.sort, keys)

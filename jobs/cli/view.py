@@ -166,9 +166,10 @@ def _measured(observed: ObservedRun) -> tuple[dict[str, Any], Hashable, float | 
     if progress.get("epoch") != seen.epochs_done:
         progress = {}  # of an epoch that is over
     step, steps, rate = (finite(progress.get(key)) for key in ("step", "steps", "train_tokens_per_second"))
-    durations = observed.values("epoch_seconds")
+    epochs = observed.epochs()
+    durations = [found for epoch in epochs if (found := finite(epoch.get("epoch_seconds"))) is not None]
     seconds = statistics.median(durations) if durations else None
-    last = observed.epochs[-1] if observed.epochs else {}
+    last = epochs[-1] if epochs else {}
     shape, expected = None, None
     if config is not None:
         train = config.train

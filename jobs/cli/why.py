@@ -145,7 +145,7 @@ def spent(one: ObservedRun) -> dict[str, str]:
     asked = read(Resources, start.get("resources", {}))
     names = {**PHASES, "waiting": "waiting for ranks"} if asked.ranks > 1 else PHASES
     times: defaultdict[str, float] = defaultdict(float)
-    for epoch in one.epochs:
+    for epoch in one.epochs():
         for phase, seconds in epoch["phases"].items() if isinstance(epoch.get("phases"), dict) else ():
             times[names.get(phase, phase)] += finite(seconds) or 0.0
         # Ranks that reduce their gradients also wait for each other, within the steps.

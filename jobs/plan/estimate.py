@@ -18,7 +18,7 @@ from seqlm.config import DataConfig, RunConfig
 from seqlm.data.corpus import CorpusFacts
 from seqlm.data.layout import number_of_windows
 from seqlm.errors import FileError
-from seqlm.reading import confine, finite, listed
+from seqlm.reading import confine, finite, is_mine, listed, one_look
 from seqlm.rundir import CANARY_FOLDER, RunDirectory
 
 FLOAT_BYTES = 4
@@ -28,6 +28,10 @@ CHUNK_TOKENS = 1024
 needs torch and is not imported here."""
 CHECKPOINT_BYTES_PER_WORD = 18
 """Bytes per word of the vocabulary in a checkpoint: a word of 8 letters and the file format's overhead."""
+LEAST_SPEED, MOST_SPEED = 1e-3, 1e12
+"""Training tokens per second that a run can have measured."""
+MOST_MEMORY = 2**50
+"""Bytes of memory that a rank or node can have used."""
 MOST_APART = 100
 """Highest ratio of work per time step at which the FLOP/s of one run are used for another. A toy's are far lower."""
 
@@ -195,33 +199,42 @@ def seconds_estimate(config: RunConfig, vocab_size: int, tokens: int, throughput
 
 
 def earlier_throughput(runs_root: Path) -> Throughput:
-    """Return the median speed and the peak memory of the epochs of all runs in all studies below ``runs_root``.
+    """Return the median speed and the peak memory of the epochs of all runs in this user's studies below ``runs_root``.
 
-    A canary's speed is used only if no epoch of its configuration has been measured. Unreadable folders are skipped.
-    Device and number of ranks of the runs are ignored.
+    A canary's speed is used only if no epoch of its configuration has been measured. Unreadable folders, and numbers
+    that no machine measures, are skipped. Device and number of ranks of the runs are ignored.
     """
     speeds: dict[RunConfig, list[float]] = {}
     tried: dict[RunConfig, list[float]] = {}
     peaks: dict[str, int] = {}
-    for study in studies_in(runs_root):
+    for study in own_studies(runs_root):
         for folder, found in ((study, speeds), (study / CANARY_FOLDER, tried)):
             for run in map(RunDirectory, within(folder)):
                 with contextlib.suppress(FileError):
                     config = run.read_config()
                     for record in [*run.read_metrics()[0], run.read_canary() or {}]:
-                        if (speed := finite(record.get("train_tokens_per_second")) or 0.0) > 0:
+                        speed, peak = (finite(record.get(key)) or 0.0 for key in _MEASURED)
+                        if LEAST_SPEED <= speed <= MOST_SPEED:
                             found.setdefault(config, []).append(speed)
-                        if (peak := finite(record.get("peak_memory_bytes")) or 0.0) > 0:
+                        if 1 <= peak <= MOST_MEMORY:
                             peaks[config.fingerprint()] = max(int(peak), peaks.get(config.fingerprint(), 0))
     medians = {config: statistics.median(found) for config, found in {**tried, **speeds}.items()}
     return Throughput(speeds=medians, peak_memory_bytes=peaks)
 
 
-def studies_in(runs_root: Path) -> Iterator[Path]:
-    """Yield each folder below ``runs_root``, taken for a study: no link below it is followed."""
+_MEASURED = ("train_tokens_per_second", "peak_memory_bytes")
+
+
+def own_studies(runs_root: Path) -> Iterator[Path]:
+    """Yield the folders below ``runs_root`` that belong to this user, each for one look at it.
+
+    What others have measured, or say that they have, decides nothing about this user's runs.
+    """
     for study in within(runs_root):
-        confine(study)
-        yield study
+        if is_mine(study):
+            confine(study)
+            with one_look():
+                yield study
 
 
 def within(folder: Path) -> list[Path]:

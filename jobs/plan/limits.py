@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.plan.estimate import studies_in, within
+from jobs.plan.estimate import MOST_MEMORY, own_studies, within
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources
 from seqlm.config import RunConfig
@@ -23,6 +23,8 @@ STEP_MINUTES = 15
 """The shortest time to ask for. Further ones are 2, 4, 8, ... times as long, so that few arrays are made."""
 BEGIN_SECONDS = 60.0
 """How long a job may take until the process of its first rank starts, and how much earlier than asked its end comes."""
+LONGEST, MOST_CORES = 1e9, 1e5
+"""Seconds that an attempt may have taken, and cores that a rank may have kept busy."""
 LEAST_RUNS, AGREE = 3, 1.2
 """How many runs have to agree about the memory, and how many times the least of their peaks the highest may be."""
 MORE_MEMORY = 1.5
@@ -42,7 +44,7 @@ class Used:
 
 
 def used(run: RunDirectory, attempt: int, ranks: int) -> Used | None:
-    """Return what an attempt has used. ``None``: one of its ranks has recorded nothing."""
+    """Return what an attempt has used. ``None``: one of its ranks has recorded nothing, or what no machine does."""
     cores, longest, on_nodes = [], 0.0, defaultdict[Any, float](float)
     for file in listed(run.attempt_dir(attempt), "worker*.json"):
         worker = read_json(file) or {}
@@ -53,7 +55,7 @@ def used(run: RunDirectory, attempt: int, ranks: int) -> Used | None:
                     "cpu_seconds": int() | float() as busy,
                     "peak_resident_bytes": int() | float() as peak,
                 }
-            } if seconds > 0:
+            } if 0 < seconds <= LONGEST and 0 <= busy <= MOST_CORES * seconds and 0 <= peak <= MOST_MEMORY:
                 cores.append(busy / seconds)
                 longest = max(longest, seconds)
                 on_nodes[worker.get("node") or worker.get("host")] += peak
@@ -90,7 +92,9 @@ class Earlier:
         """Add an attempt. ``epochs`` are the records of all epochs of the run."""
         for epoch in epochs:
             phases = epoch.get("phases") or {}
-            if phases and epoch.get("attempt") == attempt and fits(Mapping[str, float], phases):
+            if not phases or epoch.get("attempt") != attempt or not fits(Mapping[str, float], phases):
+                continue
+            if all(0 <= seconds <= LONGEST for seconds in phases.values()):
                 start = phases.get("start_up", 0.0)
                 self._start_seconds = max(self._start_seconds, start)
                 self._epochs[device].append(math.fsum(phases.values()) - start)
@@ -126,12 +130,12 @@ def fitting(
     """Return the limits that fit, by run id, of those of ``todo`` for which that is known.
 
     It is known from runs of the same model on the same text, with the same resources. Only attempts on SLURM in one of
-    ``partitions`` count, of all studies below ``root``. What cannot be read is left out. ``save_seconds`` is as in
-    :meth:`Earlier.limits`, and ``sharing`` tells ``runs``.
+    ``partitions`` count, of all studies of this user below ``root``. What cannot be read is left out. ``save_seconds``
+    is as in :meth:`Earlier.limits`, and ``sharing`` tells ``runs``.
     """
     kinds = {item.run.id: (alike(item.spec.config), replace(item.spec.resources, priority=0)) for item in todo}
     configs, earlier = {config for config, _ in kinds.values()}, defaultdict[Hashable, Earlier](Earlier)
-    for run in (RunDirectory(path) for study in studies_in(root) for path in within(study) if todo):
+    for run in (RunDirectory(path) for study in own_studies(root) for path in within(study) if todo):
         with contextlib.suppress(SeqlmError):
             config = alike(run.read_config())
             epochs = run.read_metrics()[0] if config in configs else []

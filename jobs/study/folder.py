@@ -24,7 +24,7 @@ from seqlm.errors import DamagedFileError, FileError, SeqlmError, UnfitFileError
 from seqlm.files import read_json, remove, write_json
 from seqlm.lease import claim, kept, live_owner
 from seqlm.model_files import read_model_files
-from seqlm.reading import confine, exists, finite, is_file, is_folder, listed
+from seqlm.reading import confine, exists, finite, is_file, is_folder, listed, one_look
 from seqlm.requests import Request, Requests
 from seqlm.rundir import BEHAVIOUR_FOLDER, CANARY_FOLDER, Observation, RunDirectory, require_format, study_record_file
 from seqlm.schema import fits, read
@@ -50,16 +50,15 @@ class ObservedRun:
         facts = facts_of(name=self.name, id=self.run.id, config=config, resources=resources)
         return {**facts, "state": self.observation.state, "kind": self.observation.kind, "origin": self.origin}
 
-    @functools.cached_property
     def epochs(self) -> Sequence[Mapping[str, Any]]:
-        """The epochs that it has finished, read once; empty if they cannot be read."""
+        """Read the epochs that it has finished; empty if they cannot be read. Many runs have too many to keep."""
         with contextlib.suppress(FileError):
             return self.run.read_metrics()[0]
         return []
 
     def values(self, metric: str) -> list[float]:
         """Return a metric of its epochs, without values that are no finite number."""
-        return [value for epoch in self.epochs if (value := finite(epoch.get(metric))) is not None]
+        return [value for epoch in self.epochs() if (value := finite(epoch.get(metric))) is not None]
 
     @property
     def epochs_total(self) -> int | None:
@@ -177,6 +176,7 @@ class Seen:
             self._over[one.run.id] = (request, one)
 
 
+@one_look()
 def observe_study(
     study_dir: Path,
     scheduler: Scheduler | None = None,

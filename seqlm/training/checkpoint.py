@@ -3,25 +3,36 @@
 A checkpoint is a dictionary of tensors and plain data, so that it loads with ``weights_only=True`` and no code of
 the file is ever run. PyTorch writes it as a zip archive and reads it without looking at the archive's checksums. They
 are checked here, so that a flipped bit does not go unnoticed.
+
+What a file takes in memory is limited by its size before PyTorch sees it. Its entries have to be stored, since PyTorch
+would unpack others, and the pickle in it makes nothing but plain data and tensors.
 """
 
+import io
+import pickletools
+import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch
+from torch import Tensor
 
-from seqlm.architectures import ModelConfig
+from seqlm.architectures import CustomConfig, ModelConfig
 from seqlm.errors import CheckpointError, DamagedError, FileError
 from seqlm.files import Guard, replacing, unguarded
 from seqlm.models import LanguageModel, build_model
 from seqlm.models.state import State
-from seqlm.reading import LARGEST_HASHED, open_regular
+from seqlm.reading import LARGEST_HASHED, LARGEST_TEXT, open_regular
 from seqlm.training.distributed import Rank
 
 FORMAT = "seqlm checkpoint 2"
+MOST_PARTS = 4_000_000
+"""Most instructions in the pickle of a checkpoint. A token of the vocabulary takes two."""
+_GLOBALS = re.compile(r"collections OrderedDict|torch \w*Storage|torch\._utils _rebuild_(tensor_v2|parameter)")
+"""Classes and functions that the pickle of a checkpoint names. PyTorch allows more, such as a bytearray of any size."""
 
 Part = TypeVar("Part", "Checkpoint", "Position")
 
@@ -87,8 +98,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, guard: Guard = unguar
         except RuntimeError as error:
             # The archive writer of PyTorch reports a full disk as a RuntimeError without the system's reason.
             raise OSError(None, f"the disk is full or failing ({str(error).splitlines()[0][:120]})") from None
-        if not _is_whole(temporary):
-            raise OSError(None, "it was damaged right after it was written; is the disk failing?")
+        with temporary.open("rb") as file:
+            if fault := _fault(file):
+                raise OSError(None, f"it was damaged right after it was written ({fault}); is the disk failing?")
 
 
 def _content(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -115,25 +127,25 @@ def load_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
     """
     advice = f"move {path.parent} away to start this run again from its first epoch"
     try:
-        open_regular(path, largest=LARGEST_HASHED).close()
-        if not _is_whole(path):
-            raise DamagedError(f"{path} is truncated, damaged or not a seqlm checkpoint; {advice}")
+        with open_regular(path, largest=LARGEST_HASHED) as file:  # one file is checked and read
+            if fault := _fault(file):
+                raise DamagedError(f"{path} is truncated, damaged or not a seqlm checkpoint ({fault}); {advice}")
+            size = file.seek(0, io.SEEK_END)
+            file.seek(0)
+            content = _loaded(file)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
-    except OSError as error:
+    except OSError as error:  # such as one of a shared disk that does not answer: the file may be sound
         raise FileError.from_os_error("read", path, error) from None
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
-    except OSError as error:  # of a shared disk that does not answer: the file may be sound
-        raise FileError.from_os_error("read", path, error) from None
-    except Exception:  # many kinds for a malicious file; none says more to a person
-        raise DamagedError(f"{path} is not a seqlm checkpoint; {advice}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DamagedError(f'{path} is not a seqlm checkpoint of the format "{FORMAT}"; {advice}')
     try:
         checkpoint = _checkpoint(content)
-    except (TypeError, KeyError):
+        is_held = _bytes_held(checkpoint.model.values()) <= size
+    except (TypeError, KeyError, AttributeError):
         raise DamagedError(f"{path} lacks parts of a seqlm checkpoint; {advice}") from None
+    if not is_held:
+        raise DamagedError(f"{path} has parameters larger than itself; {advice}")
     if checkpoint.fingerprint != fingerprint:
         raise CheckpointError(
             f"{path} belongs to another run (fingerprint {checkpoint.fingerprint[:8]}, this run has "
@@ -142,22 +154,64 @@ def load_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
     return checkpoint
 
 
-def _is_whole(path: Path) -> bool:
-    """Return whether a file is an archive whose parts have the checksums in it.
+def _loaded(file: BinaryIO) -> Any:
+    """Return the content of a checkpoint; ``None`` if it is another program's. Raises ``OSError``."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251
+    except OSError:
+        raise
+    except Exception:  # many kinds for a malicious file; none says more to a person
+        return None
+
+
+def _fault(file: BinaryIO) -> str | None:
+    """Return why a file is no archive of stored parts with the checksums in it. ``None``: it is one.
 
     Raises:
         OSError: it cannot be read.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
+        with zipfile.ZipFile(file) as archive:
+            parts, size = archive.infolist(), file.seek(0, io.SEEK_END)
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+                return "its parts are compressed"
+            if min(part.header_offset for part in parts) > 0 or sum(part.file_size for part in parts) > size:
+                return "its parts are larger than the file, or do not begin where it does"
+            if broken := archive.testzip():
+                return f"{broken[:80]!r} has another checksum"
+            for part in parts:
+                if part.filename.lower().endswith(".pkl") and (fault := _fault_of_pickle(archive, part)):
+                    return fault
     except OSError:
         raise
     except Exception:  # many kinds, which say no more to a person
-        with path.open("rb") as file:  # an archive that seems to have no end may be one that cannot be read
-            while file.read(2**20):
-                pass
-        return False
+        file.seek(0)  # an archive that seems to have no end may be one that cannot be read
+        while file.read(2**20):
+            pass
+        return "no archive"
+    return None
+
+
+def _fault_of_pickle(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> str | None:
+    """Return why a pickle may take more memory than its size allows. ``None``: it takes a multiple of its size."""
+    if part.file_size > LARGEST_TEXT:
+        return f"its pickle has more than {LARGEST_TEXT:,} bytes"
+    for number, (instruction, argument, _) in enumerate(pickletools.genops(archive.read(part))):
+        if number >= MOST_PARTS:
+            return f"its pickle has more than {MOST_PARTS:,} instructions"
+        if instruction.name in ("GLOBAL", "STACK_GLOBAL", "INST") and not _GLOBALS.fullmatch(str(argument)):
+            return f"its pickle names {str(argument)[:80]!r}"
+    return None
+
+
+def _shapes(parameters: Mapping[str, Tensor]) -> Iterable[tuple[str, torch.Size]]:
+    return sorted((name, tensor.shape) for name, tensor in parameters.items())
+
+
+def _bytes_held(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of the storages of some tensors, which may share them."""
+    storages = {storage.data_ptr(): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in tensors)}
+    return sum(storages.values())
 
 
 def checkpoint_from_first(rank: Rank, load: Callable[[], Checkpoint | None]) -> Checkpoint | None:
@@ -190,11 +244,21 @@ def trained_model(path: Path, checkpoint: Checkpoint, model: ModelConfig, seq_le
     Raises:
         CheckpointError: the checkpoint's parameters are not those of this model.
     """
-    trained = build_model(model, len(checkpoint.vocabulary), seq_len, folder=folder)
+    wrong = CheckpointError(f"{path} does not hold the parameters of its model")
+    size, parameters = len(checkpoint.vocabulary), checkpoint.model
+    if not isinstance(model, CustomConfig):  # before it takes any memory
+        needed = model.parameter_count(size) * torch.float32.itemsize
+        if model.num_layers > len(parameters) or needed > _bytes_held(parameters.values()):
+            raise wrong
+        with torch.device("meta"):
+            planned = build_model(model, size, seq_len).state_dict()
+        if [*_shapes(planned)] != [*_shapes(parameters)]:
+            raise wrong
+    trained = build_model(model, size, seq_len, folder=folder)
     try:
-        trained.load_state_dict(checkpoint.model)
+        trained.load_state_dict(parameters)
     except RuntimeError:
-        raise CheckpointError(f"{path} does not hold the parameters of its model") from None
+        raise wrong from None
     return trained.eval()
 
 

@@ -29,7 +29,7 @@ from seqlm.errors import EXIT_FAILED, EXIT_UNPRINTED, BackendError, FileError, U
 from seqlm.files import open_at, remove
 from seqlm.machine import CUDA_BYTES, cpu_model
 from seqlm.models.products import fp32_library
-from seqlm.reading import parse_json, read_bytes
+from seqlm.reading import LARGEST_RECORD, parse_json, read_bytes
 
 POLL_SECONDS = 0.1
 """How often a rank looks for the file of the first one."""
@@ -191,7 +191,7 @@ def _find_port(path: Path, host: str, limit: datetime.timedelta) -> Store:
     deadline = time.monotonic() + limit.total_seconds()
     while True:
         try:
-            offer = parse_json(read_bytes(path).decode())
+            offer = parse_json(read_bytes(path, LARGEST_RECORD).decode())
             once = min(limit, CONNECT_LIMIT)
             store = TCPStore(host, offer["port"], is_master=False, timeout=once, wait_for_workers=False)
         except (FileError, OSError, LookupError, TypeError, ValueError, dist.DistError) as error:

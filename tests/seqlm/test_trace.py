@@ -33,7 +33,7 @@ def run(tmp_path: Path) -> RunDirectory:
 def rows_of(run: RunDirectory) -> list[StepRow]:
     found = read_trace(run)
     assert found is not None
-    return found.rows
+    return [*found.rows]
 
 
 def test_an_epochs_rows_have_its_loss_its_norms_and_its_time(tmp_path: Path, corpus: Corpus) -> None:

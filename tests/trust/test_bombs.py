@@ -1,11 +1,14 @@
 """Files that mean harm: zip files, texts and manifests that are far larger, or far deeper, than they look."""
 
+import json
+import os
 import struct
+import subprocess
 import sys
 import tracemalloc
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,11 @@ from jobs.manifests.load import load_manifest
 from seqlm.config import DataConfig
 from seqlm.data.corpus import load_corpus
 from seqlm.data.source import read_texts
-from seqlm.errors import DataError, ManifestError, SeqlmError
+from seqlm.errors import DamagedFileError, DataError, ManifestError, SeqlmError
+from seqlm.reading import LARGEST_RECORD, LARGEST_TEXT, LISTS, parse_json, parsed_bytes, read_archive
 from tests import commands
-from tests.small_study import Study
+from tests.small_study import ROOT, Study
+from tests.trust.test_wrong_types import KINDS, study_files, whole_run
 
 MIB = 2**20
 SMALL = {"valid.txt": b"a\n", "test.txt": b"b\n"}
@@ -94,6 +99,13 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 reserve address space do not count, and without that of the process which started it."""
 
 
+def measured(program: Sequence[str], folder: Path) -> tuple[subprocess.CompletedProcess[str], int]:
+    """Run the command line in a new process: what it printed, and the most bytes that it held."""
+    words = [program[0], "-c", WITH_PEAK, str(folder / "peak"), *program[1:]]
+    done = commands.run(words, cold=True, cwd=folder)  # a warm process has torch in its memory
+    return done, int((folder / "peak").read_text()) * 1024
+
+
 @pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_refusal_of_a_bomb_is_what_the_command_line_prints_within_little_memory(
@@ -103,11 +115,10 @@ def test_the_refusal_of_a_bomb_is_what_the_command_line_prints_within_little_mem
     study = Study(tmp_path)
     peaks = []
     for data, code in ((tmp_path / "text", 0), (bomb, 2)):
-        command = study.command("plan", "small.toml", "--data", str(data), "--backend", "local")
-        measured = [command[0], "-c", WITH_PEAK, str(tmp_path / "peak"), *command[1:]]
-        done = commands.run(measured, cold=True, cwd=tmp_path)  # a warm process has torch in its memory
+        words = study.command("plan", "small.toml", "--data", str(data), "--backend", "local")
+        done, most = measured(words, tmp_path)
         assert done.returncode == code, done.stderr
-        peaks.append(int((tmp_path / "peak").read_text()) * 1024)
+        peaks.append(most)
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: zip file ")
     assert "which no text does" in line
@@ -150,6 +161,84 @@ def test_a_name_with_a_nul_in_a_zip_does_not_hide_a_second_text(tmp_path: Path) 
             archive.writestr(name, text)
     path.write_bytes(path.read_bytes().replace(b"train.txt_hidden", b"train.txt\0hidden"))
     assert "holds test.txt, train.txt, train.txt, valid.txt; expected" in refusal(lambda: read_texts(path))
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_an_archive_of_code_that_is_packed_is_refused(
+    tmp_path: Path, compression: int, peak: Callable[[], int]
+) -> None:
+    path = tmp_path / "code.zip"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("a.py", bytes(40 * MIB))
+        archive.writestr("b.py", os.urandom(50 * MIB // 1000))
+    before = peak()
+    assert "its files are compressed" in refusal(lambda: read_archive(path), DamagedFileError)
+    assert peak() - before < 10 * MIB
+
+
+# -- records of a study ------------------------------------------------------------------------------------------------
+
+RUNS = 4
+"""In the planted study; what is kept of all of them would be several GB."""
+
+
+def amplify(path: Path, size: int) -> None:
+    """Let the last record of a file have a list of tables, which take thirty times as much memory as ``size``."""
+    *before, last = path.read_bytes().splitlines(keepends=True) if path.suffix == ".jsonl" else [path.read_bytes()]
+    tables = b",".join([b'{"a":0}'] * (size // 8))
+    path.write_bytes(b"".join([*before, last.rstrip().removesuffix(b"}"), b', "more": [', tables, b"]}\n"]))
+
+
+@pytest.fixture(scope="module", params=["as large as is read", "far too large"])
+def planted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study in which every record that takes more memory than its file is as large as is read, or larger."""
+    folder, fits = tmp_path_factory.mktemp("planted"), request.param == "as large as is read"
+    study_dir = folder / "runs" / "small"
+    runs = [whole_run(study_dir, seed, KINDS[seed % len(KINDS)]) for seed in range(RUNS)]
+    for number in ("launches/000001", "notes/000001"):
+        (study_dir / number).mkdir(parents=True)
+    for name, document in study_files([run.id for run in runs[:4]]).items():
+        (study_dir / name).write_text(json.dumps(document))
+    for path in study_dir.rglob("*.json*"):
+        may_be_large = path.name in LISTS or path.suffix == ".jsonl"
+        if fits:
+            amplify(path, 7 * MIB // 2 if may_be_large else LARGEST_RECORD - 50_000)
+        else:
+            amplify(path, 20 * MIB if may_be_large and path.parent.parent == study_dir else 2 * LARGEST_RECORD)
+    runs[0].trace_file.touch()
+    os.truncate(runs[0].trace_file, LARGEST_TEXT)
+    return folder
+
+
+@pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("status small", "why small", "results small", "logs small", "note small", "list", "diff small small"),
+        *("export small --to csv --output exported", "report small --no-behaviour"),
+    ],
+)
+def test_records_that_are_larger_in_memory_than_in_their_files_take_little(planted: Path, words: str) -> None:
+    done, most = measured([sys.executable, str(ROOT / "launch.py"), *words.split()], planted)
+    assert "Traceback" not in done.stderr
+    assert most < 600 * MIB
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        *(b"[]", b"{}", b"[1.5]", b'{"a":1.5}', b"1.5", b"99999", b'"ab"', b'{"a":[[]]}', b'"\\ud83d"'),
+        '"\U0001f600"'.encode(),
+    ],
+)
+def test_what_a_text_takes_in_memory_is_known_before_it_is_parsed(item: bytes, peak: Callable[[], int]) -> None:
+    content = b"[" + b",".join([item] * 50_000) + b', "' + b"long" * 50_000 + b'"]'
+    before = peak()
+    value = parse_json(content.decode("utf-8"))
+    assert len(value) == 50_001
+    assert peak() - before < parsed_bytes(content)
 
 
 # -- texts -------------------------------------------------------------------------------------------------------------

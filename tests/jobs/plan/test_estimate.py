@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -250,3 +251,16 @@ def test_damaged_runs_and_lines_and_absent_folders_are_passed_over(tmp_path: Pat
     )
     assert earlier_throughput(tmp_path).speeds == {config(MODELS[2]): 4.0}
     assert earlier_throughput(tmp_path / "absent") == Throughput()
+
+
+def test_what_another_user_has_measured_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path, "a", config(), [4.0])
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    assert earlier_throughput(tmp_path) == Throughput()
+
+
+@pytest.mark.parametrize("speed", [1e308, 1e-320, 2**62, -1, 1e60, 1e-50])
+def test_a_speed_or_a_memory_that_no_machine_has_is_passed_over(tmp_path: Path, speed: float) -> None:
+    make_run(tmp_path, "a", config(), [4.0, speed])
+    make_canary(tmp_path, "a", config(MODELS[2]), train_tokens_per_second=speed, peak_memory_bytes=abs(speed) * 2**60)
+    assert earlier_throughput(tmp_path) == Throughput(speeds={config(): 4.0})

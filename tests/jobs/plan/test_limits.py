@@ -1,5 +1,6 @@
 """Limits that fit: what earlier runs used, and what is asked for."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,3 +130,21 @@ def test_only_a_kill_for_the_memory_of_a_node_on_a_gpu_asks_for_more_of_it(tmp_p
     own = trained(tmp_path, 2)
     own.write_end(1, 0, {"kind": "oom", "message": "CUDA out of memory"})
     assert more_memory_gb(own) == 0.0
+
+
+@pytest.mark.parametrize("value", [1e308, 1e60, 2**62, -1, -1e60])
+def test_times_and_memory_that_no_machine_has_are_passed_over(tmp_path: Path, value: float) -> None:
+    item = planned(tmp_path)
+    for seed in range(3):
+        trained(tmp_path / "old", seed)
+    usual = asked(tmp_path, item)
+    for seed in range(3, 6):
+        trained(tmp_path / "odd", seed, seconds=value, gigabytes=value)
+    assert asked(tmp_path, item) == usual
+
+
+def test_what_another_users_runs_took_limits_none_of_mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    item = planned(tmp_path)
+    trained(tmp_path / "old", 1)
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    assert asked(tmp_path, item) is None
