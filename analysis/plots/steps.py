@@ -62,7 +62,9 @@ def steps_chart(study: StudyFiles, numbers: Collection[RunNumber]) -> Chart | No
     return Chart(name="steps", title="Training loss within epochs", caption=caption, figure=figure)
 
 
-def draw_steps(axes: Axes, epochs: Values, values: NDArray[np.floating[Any]], cut: float = math.inf, **style: Any) -> Axes:
+def draw_steps(
+    axes: Axes, epochs: Values, values: NDArray[np.floating[Any]], cut: float = math.inf, **style: Any
+) -> Axes:
     """Draw the values of steps over ``epochs``: mean and range in each part of the steps with finite values.
 
     The vertical axis ends at ``cut``.
