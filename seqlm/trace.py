@@ -75,14 +75,10 @@ def read_trace(run: RunDirectory) -> Trace | None:
     """
     if not exists(run.trace_file):
         return None
-    metrics, _ = run.read_metrics()
-    told = [metrics[-1]] if metrics else []
-    for attempt in reversed([] if metrics else run.attempts()):
-        with contextlib.suppress(DamagedFileError):
-            told.append(read_json(run.progress_file(attempt)) or {})
-    steps = next((record["steps"] for record in told if type(record.get("steps")) is int), 0)
+    steps = _steps_of_an_epoch(run)
     if steps < 1:
         return None
+    epoch, step = run.progress()
     try:
         content = read_bytes(run.trace_file)
     except FileNotFoundError:
@@ -93,8 +89,17 @@ def read_trace(run: RunDirectory) -> Trace | None:
     if sys.byteorder == "big":
         numbers.byteswap()
     rows = Rows(numbers)
-    epoch, step = run.progress()
     return Trace(rows=rows, steps=steps, covered=min(len(rows), epoch * steps + step))
+
+
+def _steps_of_an_epoch(run: RunDirectory) -> int:
+    """Return how many steps an epoch of a run has; 0 if it does not say."""
+    metrics, _ = run.read_metrics()
+    told = [metrics[-1]] if metrics else []
+    for attempt in reversed([] if metrics else run.attempts()):
+        with contextlib.suppress(DamagedFileError):
+            told.append(read_json(run.progress_file(attempt)) or {})
+    return next((record["steps"] for record in told if type(record.get("steps")) is int), 0)
 
 
 @final

@@ -16,7 +16,7 @@ from jobs.cli.studying import print_log
 from jobs.study.folder import launcher_dir, launcher_of, observe_study
 from seqlm.errors import FileError, UsageError
 from seqlm.files import file_sha256, read_json, write_json
-from seqlm.reading import LARGEST_HASHED, LARGEST_TEXT
+from seqlm.reading import LARGEST_HASHED, LARGEST_RECORD, LARGEST_TEXT, LISTS
 from seqlm.rundir import MAX_RUNS, RunDirectory
 from seqlm.training.checkpoint import load_checkpoint
 from tests.analysis.attempt_files import write_attempt
@@ -73,7 +73,9 @@ def pipe(path: Path) -> str:
 def huge(path: Path) -> str:
     with path.open("wb") as sparse:
         sparse.truncate(2**40)
-    return f"at most {LARGEST_HASHED if path.suffix == '.pt' else LARGEST_TEXT:,} bytes, found {2**40:,}"
+    lists = path.name in LISTS or path.suffix == ".jsonl"
+    most = LARGEST_HASHED if path.suffix == ".pt" else LARGEST_TEXT if lists else LARGEST_RECORD
+    return f"at most {most:,} bytes, found {2**40:,}"
 
 
 @pytest.mark.parametrize("file", FILES)
