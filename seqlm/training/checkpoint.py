@@ -98,7 +98,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, guard: Guard = unguar
         except RuntimeError as error:
             # The archive writer of PyTorch reports a full disk as a RuntimeError without the system's reason.
             raise OSError(None, f"the disk is full or failing ({str(error).splitlines()[0][:120]})") from None
-        with temporary.open("rb") as file:
+        with open_regular(temporary, largest=LARGEST_HASHED) as file:
             if fault := _fault(file):
                 raise OSError(None, f"it was damaged right after it was written ({fault}); is the disk failing?")
 
