@@ -181,7 +181,7 @@ def test_pipes_sockets_and_large_files_in_any_place_keep_nobody_waiting_and_take
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda handle: None)
     monkeypatch.setattr("jobs.cli.studying.STOP_SECONDS", 0.1)  # for owners whose records nobody can read
-    kinds = (planted.pipe, planted.listener, planted.sparse, planted.deflated, planted.other_kind)
+    kinds = (planted.pipe, planted.listener, planted.sparse, planted.deflated, planted.dense, planted.other_kind)
     for what, study_dir, _ in planted.planted_studies(tmp_path, *kinds):
         if os.geteuid() == 0:
             for path in (study_dir, *study_dir.rglob("*")):
