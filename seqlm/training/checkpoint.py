@@ -31,8 +31,11 @@ from seqlm.training.distributed import Rank
 FORMAT = "seqlm checkpoint 2"
 MOST_PARTS = 4_000_000
 """Most instructions in the pickle of a checkpoint. A token of the vocabulary takes two."""
-_GLOBALS = re.compile(r"collections OrderedDict|torch \w*Storage|torch\._utils _rebuild_(tensor_v2|parameter)")
-"""Classes and functions that the pickle of a checkpoint names. PyTorch allows more, such as a bytearray of any size."""
+_GLOBALS = re.compile(
+    r"collections \w+|torch \w+|torch\.(storage|nn\.parameter) \w+|torch\.(_utils|_tensor) _rebuild_\w+|"
+    r"torch\.serialization _get_layout"
+)
+"""What the pickle of a checkpoint may name of that which PyTorch allows: not a bytearray, which may have any size."""
 
 Part = TypeVar("Part", "Checkpoint", "Position")
 
@@ -128,7 +131,7 @@ def load_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
     advice = f"move {path.parent} away to start this run again from its first epoch"
     try:
         with open_regular(path, largest=LARGEST_HASHED) as file:  # one file is checked and read
-            if fault := _fault(file):
+            if fault := _fault(file) or _fault_of_pickles(file):
                 raise DamagedError(f"{path} is truncated, damaged or not a seqlm checkpoint ({fault}); {advice}")
             size = file.seek(0, io.SEEK_END)
             file.seek(0)
@@ -179,9 +182,6 @@ def _fault(file: BinaryIO) -> str | None:
                 return "its parts are larger than the file, or do not begin where it does"
             if broken := archive.testzip():
                 return f"{broken[:80]!r} has another checksum"
-            for part in parts:
-                if part.filename.lower().endswith(".pkl") and (fault := _fault_of_pickle(archive, part)):
-                    return fault
     except OSError:
         raise
     except Exception:  # many kinds, which say no more to a person
@@ -192,15 +192,28 @@ def _fault(file: BinaryIO) -> str | None:
     return None
 
 
-def _fault_of_pickle(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> str | None:
-    """Return why a pickle may take more memory than its size allows. ``None``: it takes a multiple of its size."""
-    if part.file_size > LARGEST_TEXT:
-        return f"its pickle has more than {LARGEST_TEXT:,} bytes"
-    for number, (instruction, argument, _) in enumerate(pickletools.genops(archive.read(part))):
-        if number >= MOST_PARTS:
-            return f"its pickle has more than {MOST_PARTS:,} instructions"
-        if instruction.name in ("GLOBAL", "STACK_GLOBAL", "INST") and not _GLOBALS.fullmatch(str(argument)):
-            return f"its pickle names {str(argument)[:80]!r}"
+def _fault_of_pickles(file: BinaryIO) -> str | None:
+    """Return why a pickle in an archive may take more memory than its size allows. ``None``: none may.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with zipfile.ZipFile(file) as archive:
+        for part in archive.infolist():
+            if not part.filename.lower().endswith(".pkl"):
+                continue
+            if part.file_size > LARGEST_TEXT:
+                return f"its pickle has more than {LARGEST_TEXT:,} bytes"
+            try:
+                for number, (instruction, argument, _) in enumerate(pickletools.genops(archive.read(part))):
+                    if number >= MOST_PARTS:
+                        return f"its pickle has more than {MOST_PARTS:,} instructions"
+                    if instruction.name in ("GLOBAL", "STACK_GLOBAL", "INST") and not _GLOBALS.fullmatch(str(argument)):
+                        return f"its pickle names {str(argument)[:80]!r}"
+            except OSError:
+                raise
+            except Exception as error:  # many kinds for a malicious file
+                return f"no pickle: {str(error)[:80]}"
     return None
 
 
@@ -210,7 +223,8 @@ def _shapes(parameters: Mapping[str, Tensor]) -> Iterable[tuple[str, torch.Size]
 
 def _bytes_held(tensors: Iterable[Tensor]) -> int:
     """Return the bytes of the storages of some tensors, which may share them."""
-    storages = {storage.data_ptr(): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in tensors)}
+    dense = [tensor for tensor in tensors if tensor.layout == torch.strided]  # others have no storage of their own
+    storages = {storage.data_ptr(): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in dense)}
     return sum(storages.values())
 
 

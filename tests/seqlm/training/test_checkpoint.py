@@ -2,6 +2,7 @@ import errno
 import io
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,20 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     for name, value in vars(make().position).items():
         found = getattr(loaded.position, name)
         assert torch.equal(found[0], value[0]) if isinstance(value, list) else found == value, name
+
+
+KINDS = ("float8_e4m3fn", "bfloat16", "uint16", "uint64", "bool", "complex64", "int8")
+
+
+def test_parameters_of_any_kind_come_back(tmp_path: Path) -> None:
+    tensors = {name: torch.arange(4).to(getattr(torch, name)) for name in KINDS}
+    tensors["sparse"] = torch.eye(3).to_sparse()
+    tensors["transposed"] = torch.arange(6.0).reshape(2, 3).t()
+    save_checkpoint(tmp_path / "last.pt", replace(make(), model=tensors))
+    loaded = load_checkpoint(tmp_path / "last.pt", "f" * 64).model
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert loaded[name].to_dense().tolist() == tensor.to_dense().tolist()
 
 
 def zero_the_end(content: bytes) -> bytes:
