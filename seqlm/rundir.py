@@ -300,12 +300,11 @@ class RunDirectory:
 
         A linked folder, which is not looked into, is a run if it is named like one.
         """
-        if self.launched() is not None:
-            return True
         try:
-            return exists(self.config_file) or exists(self.provenance_file)
+            has_begun = exists(self.config_file) or exists(self.provenance_file)
         except UnfitFileError:  # a link
-            return re.search(f"-[0-9a-f]{{{FINGERPRINT_DIGITS}}}$", self.id) is not None
+            has_begun = re.search(f"-[0-9a-f]{{{FINGERPRINT_DIGITS}}}$", self.id) is not None
+        return has_begun or self.launched() is not None  # what a launch has planned may be large
 
     def place(self, provenance: Mapping[str, Any]) -> tuple[float, str]:
         """Return the sort key of a run in its study: its place in the manifest, then its id."""
