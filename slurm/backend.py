@@ -37,7 +37,7 @@ from slurm.doctor import examine
 from slurm.environment import batch_script, program_of, require_plain_path, sbatch_environment, submit_script
 from slurm.settings import SlurmSettings, read_settings
 from slurm.site import PartitionFacts, partition_facts
-from slurm.submission import JobPlan, plan_jobs, plan_program, script, submit
+from slurm.submission import JobPlan, plan_jobs, plan_program, plan_sha256, script, submit
 from slurm.waiting import waiting_jobs
 
 LAST_MINUTES = 30
@@ -181,8 +181,8 @@ class SlurmBackend(Backend):
     def scripts(self, todo: Sequence[PlannedRun], options: LaunchOptions) -> list[str]:
         """Return the sbatch scripts that :meth:`submit` would submit, one for each array, with ``--live-code``.
 
-        ``REQUEST`` stands for the number of the request, and ``ARRAY_N`` for the id of the N-th array in one that waits
-        for it.
+        ``REQUEST`` stands for the number of the request, ``DIGEST`` for that of the plan, and ``ARRAY_N`` for the id of
+        the N-th array in one that waits for it.
         """
         require_plain_path(options.study_dir.absolute())
         plan, is_limited = self._plan(todo, options, live_code(), None), self.settings.max_parallel is not None
@@ -211,7 +211,7 @@ class SlurmBackend(Backend):
         if message:
             does.append("sends the message that the study is over")
             path = folder / PLAN_FILE
-            commands.append(f"{plan_program(path, read_json(path) or {}, place, settings)} over")
+            commands.append(f"{plan_program(path, plan_sha256(read_json(path) or {}), place, settings)} over")
         if report:
             does.append("writes the report")
             command = f"{program_of(place, 'launch', settings)} report {shlex.quote(str(study_dir.absolute()))}"

@@ -326,15 +326,16 @@ def script(plan: JobPlan, number: int, settings: SlurmSettings, dependency: str 
         "dependency": dependency or None,
     }
     srun = shlex.join(["srun", f"--cpus-per-task={array.cpus}", f"--wait={END_SECONDS}", *settings.srun_args])
-    program = f"{plan_program(folder / PLAN_FILE, asdict(plan), plan.code, settings)} {number}"
+    digest = "DIGEST" if plan.options.request is None else plan_sha256(asdict(plan))
+    program = f"{plan_program(folder / PLAN_FILE, digest, plan.code, settings)} {number}"
     changes = f"{shlex.quote(str(folder))}/{CHANGES.format('$SLURM_JOB_ID')}"
     given = {key: value for key, value in options.items() if value is not None}
     return batch_script(settings, given, f"code=0\n{srun} {program} $SLURMD_NODENAME || code=$?", last_lines(changes))
 
 
-def plan_program(path: Path, plan: Mapping[str, Any], code: Path, settings: SlurmSettings) -> str:
+def plan_program(path: Path, digest: str, code: Path, settings: SlurmSettings) -> str:
     """Return the command that does a part of the plan in a file, but for the words that say which."""
-    return f"{program_of(code, 'slurm.job', settings)} {shlex.quote(str(path))} {plan_sha256(plan)}"
+    return f"{program_of(code, 'slurm.job', settings)} {shlex.quote(str(path))} {digest}"
 
 
 def last_lines(changes: str) -> str:

@@ -12,7 +12,7 @@ from seqlm.files import read_json, write_json
 from slurm import job
 from slurm.environment import program_of
 from slurm.settings import SlurmSettings
-from slurm.submission import JobPlan, plan_program
+from slurm.submission import JobPlan, plan_sha256
 from tests import commands
 from tests.slurm.test_submission import jobs, planned
 
@@ -40,7 +40,7 @@ def test_a_plan_that_was_changed_starts_nothing(
     plan = jobs(planned(tmp_path / "study", 2), SlurmSettings(env={"A": "1"}))
     path = tmp_path / "plan.json"
     plan.write(path)
-    digest = plan_program(path, asdict(plan), plan.code, SlurmSettings()).split()[-1]
+    digest = plan_sha256(asdict(plan))
     first, *others = plan.arrays
     submitted = replace(plan, arrays=(replace(first, job="12"), *others))
     submitted.write(path)

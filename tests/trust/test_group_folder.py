@@ -75,14 +75,14 @@ def test_a_member_of_the_group_goes_on_with_a_study_that_another_one_has_begun(t
     assert begun.attempts() == [1, 2]
     assert len(list((begun.path.parent / "code").iterdir())) == 1
     run(study, ANNA, "report", "small", "--no-behaviour")
-    report = start(study, EVE, "report", "small")
-    assert "was not launched by you; --trust computes what is missing" in commands.finish(report)[1]
 
     shared = [path for path in (folder / "runs").rglob("*") if not path.is_symlink()]
     assert {path.stat().st_gid for path in shared} == {GROUP}
     assert [path for path in shared if path.is_dir() and not path.stat().st_mode & stat.S_ISGID] == []
     assert [path for path in shared if path.stat().st_mode & 0o060 != 0o060] == []
     assert owners(folder / "runs") == {ANNA, BERT}
+    report = start(study, EVE, "report", "small")
+    assert "was not launched by you; --trust computes what is missing" in commands.finish(report)[1]
 
 
 def owners(folder: Path) -> set[int]:
