@@ -7,11 +7,14 @@ network.
 """
 
 import csv
+import heapq
+import itertools
+import math
 import os
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 from seqlm.errors import UsageError, file_errors
 from seqlm.files import folder_beside, make_directory, read_json, replace_folder, replacing, write_json
@@ -50,48 +53,68 @@ def export_run(run: RunDirectory, name: str, target: str, folder: Path) -> int:
     seen = [len(epochs), *run.progress(), result.get("epochs")]
     if seen == before.get("seen"):
         return 0
-    points = _points(run, epochs, result)
-    new = [point for point in points if [*point[:2]] > before["after"]]
-    if new:
+    points, after = Points(run, epochs, result), before["after"]
+    number, last = 0, None
+    for point in points.after(after):
+        number, last = number + 1, point
+    if last is not None:
         make_directory(folder)
         try:
             with file_errors("write", folder, within=True):
-                TARGETS[target](folder.absolute(), run, name, points, new, before["batches"])
+                TARGETS[target](folder.absolute(), run, name, points, after, before["batches"])
         except ImportError as error:
             raise UsageError(
                 f'--to {target}: {error.name} is not installed; use: pip install "seqlm[{target}]"'
             ) from None
-        write_json(record_file, {**record, key: {"after": new[-1][:2], "batches": before["batches"] + 1, "seen": seen}})
-    return len(new)
+        write_json(record_file, {**record, key: {"after": last[:2], "batches": before["batches"] + 1, "seen": seen}})
+    return number
 
 
-def _points(run: RunDirectory, epochs: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> list[Point]:
-    """Return what a checkpoint covers. The last step of an epoch waits for the values of the epoch."""
-    values: defaultdict[tuple[int, bool], dict[str, float]] = defaultdict(dict)
-    steps = trace.steps if (trace := read_trace(run)) else 1
-    for step, row in enumerate(trace.rows[: min(trace.covered, (len(epochs) + 1) * steps - 1)] if trace else ()):
-        if row[2] == row[2]:  # else not recorded
-            values[step, False] = dict(zip(STEP_VALUES, row, strict=True))
-    for record in epochs:
-        values[(record["epoch"] + 1) * steps - 1, False] |= _numbers("epoch", record)
-    if epochs and (found := _numbers("result", result)):
-        values[(epochs_of(result) or len(epochs)) * steps - 1, True] = found
-    time = start = moment((read_json(run.worker_file(1)) or {}).get("started_at")) or 0.0
-    points = []
-    for place, found in sorted(values.items()):
-        time = start + found.get("epoch/elapsed_seconds", time - start + found.get("step/seconds", 0.0))
-        points += [Point(*place, time, found)] if found else []
-    return points
+@final
+class Points:
+    """The points of a run that a checkpoint covers, in order. Each is made when its turn comes: there may be many."""
+
+    def __init__(self, run: RunDirectory, epochs: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> None:
+        """The last step of an epoch waits for the values of the epoch."""
+        trace = read_trace(run)
+        steps = trace.steps if trace else 1
+        self._rows = trace.rows if trace else ()
+        self._covered = min(trace.covered, (len(epochs) + 1) * steps - 1) if trace else 0
+        self._values: dict[tuple[int, bool], dict[str, float]] = {}
+        """What epochs and the result say, by step and whether it is the result."""
+        for record in epochs:
+            self._values.setdefault(((record["epoch"] + 1) * steps - 1, False), {}).update(_numbers("epoch", record))
+        if epochs and (found := _numbers("result", result)):
+            self._values[(epochs_of(result) or len(epochs)) * steps - 1, True] = found
+        self._start = moment((read_json(run.worker_file(1)) or {}).get("started_at")) or 0.0
+
+    def __iter__(self) -> Iterator[Point]:
+        time = start = self._start
+        steps = ((step, False) for step in range(self._covered))
+        for place, _ in itertools.groupby(heapq.merge(steps, sorted(self._values))):
+            found = {**self._of_step(*place), **self._values.get(place, {})}
+            time = start + found.get("epoch/elapsed_seconds", time - start + found.get("step/seconds", 0.0))
+            if found:
+                yield Point(*place, time, found)
+
+    def _of_step(self, step: int, is_result: bool) -> dict[str, float]:
+        """Return what the trace says of a step; nothing if it is not recorded."""
+        row = (math.nan,) if is_result or step >= self._covered else self._rows[step]
+        return {} if math.isnan(row[-1]) else dict(zip(STEP_VALUES, row, strict=True))
+
+    def after(self, place: Sequence[Any]) -> Iterator[Point]:
+        """Yield the points after a step and whether it was the result."""
+        return (point for point in self if [*point[:2]] > [*place])
 
 
 def _numbers(prefix: str, record: Mapping[str, Any]) -> dict[str, float]:
     return {f"{prefix}/{key}": float(value) for key, value in record.items() if type(value) in (int, float)}
 
 
-# -- targets: each writes the new points of a run as one batch; ImportError: its library is missing --------------------
+# -- targets: each writes the points after a place as one batch; ImportError: a library is missing ---------------------
 
 
-def _to_csv(folder: Path, run: RunDirectory, name: str, points: list[Point], new: list[Point], batch: int) -> None:
+def _to_csv(folder: Path, run: RunDirectory, name: str, points: Points, after: Sequence[Any], batch: int) -> None:
     columns = dict.fromkeys(key for point in points for key in point.values)
     with replacing(folder / f"{run.id}.csv") as path, path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ["step", "time", *columns], lineterminator="\n")
@@ -100,7 +123,7 @@ def _to_csv(folder: Path, run: RunDirectory, name: str, points: list[Point], new
 
 
 def _to_tensorboard(
-    folder: Path, run: RunDirectory, name: str, points: list[Point], new: list[Point], batch: int
+    folder: Path, run: RunDirectory, name: str, points: Points, after: Sequence[Any], batch: int
 ) -> None:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -109,13 +132,14 @@ def _to_tensorboard(
     make_directory(folder / run.id)
     with replacing(folder / run.id / f"events.out.tfevents.{batch:08}") as path, path.open("wb") as file:
         writer = RecordWriter(file)
-        writer.write(Event(wall_time=new[0].time, file_version="brain.Event:2").SerializeToString())
-        for step, _, time, values in new:
+        first = next(points.after(after))
+        writer.write(Event(wall_time=first.time, file_version="brain.Event:2").SerializeToString())
+        for step, _, time, values in points.after(after):
             summary = Summary(value=[Summary.Value(tag=key, simple_value=value) for key, value in values.items()])
             writer.write(Event(step=step, wall_time=time, summary=summary).SerializeToString())
 
 
-def _to_mlflow(folder: Path, run: RunDirectory, name: str, points: list[Point], new: list[Point], batch: int) -> None:
+def _to_mlflow(folder: Path, run: RunDirectory, name: str, points: Points, after: Sequence[Any], batch: int) -> None:
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}  # read when it is imported
     import sqlalchemy  # noqa: F401 -- mlflow-skinny comes without it, and says something else if it is missing
     from mlflow import MlflowClient
@@ -129,14 +153,18 @@ def _to_mlflow(folder: Path, run: RunDirectory, name: str, points: list[Point], 
     if batch == 0:
         params = [Param(key, str(value)) for key, value in run.read_config().by_key().items()]
         client.log_batch(own.info.run_id, params=params)
-    metrics = [Metric(key, value, int(1000 * at), step) for step, _, at, values in new for key, value in values.items()]
-    for place in range(0, len(metrics), MLFLOW_BATCH):
-        client.log_batch(own.info.run_id, metrics[place : place + MLFLOW_BATCH])
-    if new[-1].is_result:
+    metrics = (
+        Metric(key, value, int(1000 * at), step)
+        for step, _, at, values in points.after(after)
+        for key, value in values.items()
+    )
+    while batch_of_metrics := [*itertools.islice(metrics, MLFLOW_BATCH)]:
+        client.log_batch(own.info.run_id, batch_of_metrics)
+    if deque(points.after(after), maxlen=1)[0].is_result:
         client.set_terminated(own.info.run_id)
 
 
-def _to_wandb(folder: Path, run: RunDirectory, name: str, points: list[Point], new: list[Point], batch: int) -> None:
+def _to_wandb(folder: Path, run: RunDirectory, name: str, points: Points, after: Sequence[Any], batch: int) -> None:
     os.environ["WANDB_ERROR_REPORTING"] = "false"  # else it looks up an address when it is imported
     import wandb
 
@@ -147,7 +175,7 @@ def _to_wandb(folder: Path, run: RunDirectory, name: str, points: list[Point], n
         with wandb.init(
             **own, config=run.read_config().by_key(), mode="offline", dir=new_folder, settings=quiet
         ) as session:
-            for point in new:
+            for point in points.after(after):
                 session.log(point.values, step=point.step)
         (made,) = listed(new_folder / "wandb", "offline-run-*")
         replace_folder(made, folder / "wandb" / f"offline-run-{batch:08}-{run.id}")

@@ -37,6 +37,8 @@ MOST_STARTS = 10
 cannot be read or written, or a process that could record nothing was ended."""
 CHANGES = "requeue-{}"
 """File next to the plan: what to change of the job with this number when it is requeued."""
+CHANGE = "(MinMemoryNode|TimeLimit|StartTime)=[^ ]+( ExcNodeList=[^ ]+)?"
+"""What such a line may be, as a regular expression: others may write to the file."""
 END_SECONDS = 10
 """How long the processes of a job on other nodes may take to end after that of its first node."""
 TOO_LARGE = "Invalid job array specification"
@@ -343,7 +345,8 @@ def last_lines(changes: str) -> str:
 
     SIGTERM may end the program although SLURM knows of no signal: on a node that comes back it may be meant for the
     job's start before. Then the job starts again, too. A program that a signal ended may leave no word. Then the
-    script's end by the same signal is the only one. ``changes`` is a file with a change of the job in each line.
+    script's end by the same signal is the only one. ``changes`` is a file with a change of the job in each line; what
+    is no such change is passed over.
     """
     return f"""\
 again=$code state= job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID changes={changes}
@@ -355,7 +358,8 @@ if [ $again -eq {AGAIN} ]; then
     trap '' TERM INT  # which a requeue sends
     code=137  # unless SLURM requeues it, as if its node were lost: `run` resumes its runs
     for seconds in 1 2 4 8; do scontrol requeue $job && code=0 && break; sleep $seconds; done
-    [ $code -gt 0 ] || cat "$changes" | while read -r change; do scontrol update JobId=$job $change || :; done
+    [ $code -gt 0 ] || [ ! -f "$changes" ] || grep -xE '{CHANGE}' "$changes" |
+        while read -r change; do scontrol update JobId=$job $change || :; done
     rm -f "$changes"
 fi
 [ $code -le 128 ] || kill -$((code - 128)) $$

@@ -5,6 +5,7 @@ import json
 import struct
 import sys
 import tempfile
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -143,3 +144,19 @@ def test_a_missing_library_is_one_line(library: str, tmp_path: Path, monkeypatch
     assert code == 2
     assert f"seqlm[{library}]" in error["message"]
     assert "\n" not in error["message"]
+
+
+def test_a_run_of_many_steps_is_exported_in_little_memory(tmp_path: Path) -> None:
+    steps = 100_000
+    run = add_run(tmp_path / "small", 0, "m", "gru", "adam", [100.0])
+    run.trace_file.write_bytes(struct.pack("<3f", 1.0, 0.5, 0.25) * steps)
+    write_json_lines(run.metrics_file, [{"epoch": 0, "steps": steps, "val_ppl": 100.0}])
+    run.position_file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(run.position_file, {"epoch": 1, "step": 0})
+    tracemalloc.start()
+    try:
+        assert export_run(run, "m", "csv", tmp_path / "exported") >= steps
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100 * steps, "bytes: a table for each step takes four times as much"
