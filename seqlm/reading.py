@@ -469,12 +469,13 @@ def finite(value: Any) -> float | None:
 
 
 def without_impossible(record: dict[str, Any], perplexities: Iterable[str]) -> dict[str, Any]:
-    """Return a record in which the values of these keys that are no perplexity are ``None``.
+    """Return a record in which the numbers of these keys that are no perplexity are ``None``.
 
     A perplexity is the exponential of a loss above 0. ``LEAST_PERPLEXITY`` leaves room for rounding.
     """
     for key in perplexities:
-        if key in record and (finite(record[key]) or 0.0) < LEAST_PERPLEXITY:
+        value = finite(record.get(key))
+        if value is not None and value < LEAST_PERPLEXITY:
             record[key] = None
     return record
 

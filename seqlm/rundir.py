@@ -300,11 +300,12 @@ class RunDirectory:
 
         A linked folder, which is not looked into, is a run if it is named like one.
         """
+        if self.requests.to_train(self.id) is not None:
+            return True
         try:
-            has_begun = exists(self.config_file) or exists(self.provenance_file)
+            return exists(self.config_file) or exists(self.provenance_file)
         except UnfitFileError:  # a link
-            has_begun = re.search(f"-[0-9a-f]{{{FINGERPRINT_DIGITS}}}$", self.id) is not None
-        return has_begun or self.launched() is not None  # what a launch has planned may be large
+            return re.search(f"-[0-9a-f]{{{FINGERPRINT_DIGITS}}}$", self.id) is not None
 
     def place(self, provenance: Mapping[str, Any]) -> tuple[float, str]:
         """Return the sort key of a run in its study: its place in the manifest, then its id."""

@@ -110,8 +110,10 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(autouse=True)
 def _plain_output() -> Generator[None]:
-    """Print as a new process does: commands of earlier tests have set how this one prints."""
+    """Print and follow links as a new process does: earlier tests have set how this one prints and confined it."""
     yield
+    if reading := sys.modules.get("seqlm.reading"):
+        reading._studies.clear()
     if terminal := sys.modules.get("jobs.terminal"):
         terminal.configure()
 

@@ -102,7 +102,7 @@ def test_every_described_field_is_a_word_of_the_code() -> None:
 
 def test_every_file_of_a_run_and_of_a_study_is_described() -> None:
     run = RunDirectory(Path("RUN"))
-    ends, others = ("_file", "_dir", "_log", "_checkpoint"), ("kept_dir", "has_checkpoint")
+    ends, others = ("_file", "_dir", "_log", "_checkpoint"), ("kept_dir", "has_checkpoint", "study_dir")
     members = [getattr(run, name) for name in vars(RunDirectory) if name.endswith(ends) and name not in others]
     paths = [member(1) if callable(member) else member for member in members]
     assert {name.rstrip("/") for name in DESCRIBED[FILES]["A run"]} == {

@@ -166,10 +166,7 @@ def _measured(observed: ObservedRun) -> tuple[dict[str, Any], Hashable, float | 
     if progress.get("epoch") != seen.epochs_done:
         progress = {}  # of an epoch that is over
     step, steps, rate = (finite(progress.get(key)) for key in ("step", "steps", "train_tokens_per_second"))
-    epochs = observed.epochs()
-    durations = [found for epoch in epochs if (found := finite(epoch.get("epoch_seconds"))) is not None]
-    seconds = statistics.median(durations) if durations else None
-    last = epochs[-1] if epochs else {}
+    seconds, last = observed.pace
     shape, expected = None, None
     if config is not None:
         train = config.train
@@ -184,9 +181,9 @@ def _measured(observed: ObservedRun) -> tuple[dict[str, Any], Hashable, float | 
     where = (host != socket.gethostname() and host, gpu and machine.short_name(str(gpu)), worker.get("device"))
     measures = {
         "share": min(1.0, step / steps) if step is not None and steps else None,
-        "train_ppl": finite(progress.get("train_ppl")) or finite(last.get("train_ppl")),
-        "val_ppl": finite(last.get("val_ppl")),
-        "tokens_per_second": (rate or finite(last.get("train_tokens_per_second"))) if seen.state == "running" else None,
+        "train_ppl": finite(progress.get("train_ppl")) or last.get("train_ppl"),
+        "val_ppl": last.get("val_ppl"),
+        "tokens_per_second": (rate or last.get("train_tokens_per_second")) if seen.state == "running" else None,
         "expected_tokens_per_second": expected,
         "device": " ".join(str(part) for part in where if part) or None,
     }

@@ -18,8 +18,8 @@ from seqlm.config import DataConfig, RunConfig
 from seqlm.data.corpus import CorpusFacts
 from seqlm.data.layout import number_of_windows
 from seqlm.errors import FileError
-from seqlm.reading import confine, finite, is_mine, listed, one_look
-from seqlm.rundir import CANARY_FOLDER, RunDirectory
+from seqlm.reading import confine, finite, is_file, is_mine, listed, one_look
+from seqlm.rundir import CANARY_FOLDER, RunDirectory, study_record_file
 
 FLOAT_BYTES = 4
 """Bytes of a float32. Parameters, gradients and optimizer state are all float32."""
@@ -232,7 +232,8 @@ def own_studies(runs_root: Path) -> Iterator[Path]:
     """
     for study in within(runs_root):
         if is_mine(study):
-            confine(study)
+            if is_file(study_record_file(study)):  # with --runs-dir . there are other folders, too
+                confine(study)
             with one_look():
                 yield study
 

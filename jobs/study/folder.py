@@ -5,6 +5,7 @@ import functools
 import os
 import re
 import socket
+import statistics
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,9 @@ from seqlm.requests import Request, Requests
 from seqlm.rundir import BEHAVIOUR_FOLDER, CANARY_FOLDER, Observation, RunDirectory, require_format, study_record_file
 from seqlm.schema import fits, read
 from seqlm.state import View
+
+LAST = ("train_ppl", "val_ppl", "train_tokens_per_second")
+"""Numbers of a run's last epoch that are shown while it trains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,15 @@ class ObservedRun:
         with contextlib.suppress(FileError):
             return self.run.read_metrics()[0]
         return []
+
+    @functools.cached_property
+    def pace(self) -> tuple[float | None, Mapping[str, float]]:
+        """The median time of its epochs in seconds, ``None`` if it has none, and the numbers of the last one."""
+        epochs = self.epochs()
+        durations = [found for epoch in epochs if (found := finite(epoch.get("epoch_seconds"))) is not None]
+        last = epochs[-1] if epochs else {}
+        numbers = {key: found for key in LAST if (found := finite(last.get(key))) is not None}
+        return statistics.median(durations) if durations else None, numbers
 
     def values(self, metric: str) -> list[float]:
         """Return a metric of its epochs, without values that are no finite number."""
