@@ -53,6 +53,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
 KINDS = ("float8_e4m3fn", "bfloat16", "uint16", "uint64", "bool", "complex64", "int8")
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants:UserWarning")
 def test_parameters_of_any_kind_come_back(tmp_path: Path) -> None:
     tensors = {name: torch.arange(4).to(getattr(torch, name)) for name in KINDS}
     tensors["sparse"] = torch.eye(3).to_sparse()
