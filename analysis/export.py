@@ -11,7 +11,6 @@ import heapq
 import itertools
 import math
 import os
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -61,7 +60,7 @@ def export_run(run: RunDirectory, name: str, target: str, folder: Path) -> int:
         make_directory(folder)
         try:
             with file_errors("write", folder, within=True):
-                TARGETS[target](folder.absolute(), run, name, points, after, before["batches"])
+                TARGETS[target](folder.absolute(), run, name, points, after, last, before["batches"])
         except ImportError as error:
             raise UsageError(
                 f'--to {target}: {error.name} is not installed; use: pip install "seqlm[{target}]"'
@@ -114,7 +113,9 @@ def _numbers(prefix: str, record: Mapping[str, Any]) -> dict[str, float]:
 # -- targets: each writes the points after a place as one batch; ImportError: a library is missing ---------------------
 
 
-def _to_csv(folder: Path, run: RunDirectory, name: str, points: Points, after: Sequence[Any], batch: int) -> None:
+def _to_csv(
+    folder: Path, run: RunDirectory, name: str, points: Points, after: Sequence[Any], last: Point, batch: int
+) -> None:
     columns = dict.fromkeys(key for point in points for key in point.values)
     with replacing(folder / f"{run.id}.csv") as path, path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ["step", "time", *columns], lineterminator="\n")
@@ -123,7 +124,7 @@ def _to_csv(folder: Path, run: RunDirectory, name: str, points: Points, after: S
 
 
 def _to_tensorboard(
-    folder: Path, run: RunDirectory, name: str, points: Points, after: Sequence[Any], batch: int
+    folder: Path, run: RunDirectory, name: str, points: Points, after: Sequence[Any], last: Point, batch: int
 ) -> None:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -139,7 +140,9 @@ def _to_tensorboard(
             writer.write(Event(step=step, wall_time=time, summary=summary).SerializeToString())
 
 
-def _to_mlflow(folder: Path, run: RunDirectory, name: str, points: Points, after: Sequence[Any], batch: int) -> None:
+def _to_mlflow(
+    folder: Path, run: RunDirectory, name: str, points: Points, after: Sequence[Any], last: Point, batch: int
+) -> None:
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}  # read when it is imported
     import sqlalchemy  # noqa: F401 -- mlflow-skinny comes without it, and says something else if it is missing
     from mlflow import MlflowClient
@@ -160,11 +163,13 @@ def _to_mlflow(folder: Path, run: RunDirectory, name: str, points: Points, after
     )
     while batch_of_metrics := [*itertools.islice(metrics, MLFLOW_BATCH)]:
         client.log_batch(own.info.run_id, batch_of_metrics)
-    if deque(points.after(after), maxlen=1)[0].is_result:
+    if last.is_result:
         client.set_terminated(own.info.run_id)
 
 
-def _to_wandb(folder: Path, run: RunDirectory, name: str, points: Points, after: Sequence[Any], batch: int) -> None:
+def _to_wandb(
+    folder: Path, run: RunDirectory, name: str, points: Points, after: Sequence[Any], last: Point, batch: int
+) -> None:
     os.environ["WANDB_ERROR_REPORTING"] = "false"  # else it looks up an address when it is imported
     import wandb
 

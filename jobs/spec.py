@@ -64,8 +64,11 @@ class RunSpec:
 
     def may_run(self) -> tuple[str, ...]:
         """Return the fingerprints of the configurations whose models its worker may run."""
-        judges = [] if self.judge is None else [self.judge.fingerprint()]
-        return self.launched or (self.fingerprint, *judges)
+        return self.launched or tuple(config.fingerprint() for config in self.configs())
+
+    def configs(self) -> list[RunConfig]:
+        """Return its configuration, and that of its judge if it has one."""
+        return [self.config] if self.judge is None else [self.config, self.judge]
 
 
 @dataclass(frozen=True, kw_only=True)

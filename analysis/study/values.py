@@ -36,7 +36,7 @@ def as_number(value: Any) -> float:
 def columns_of(
     records: Sequence[Mapping[str, Any]], keys: Sequence[str], most_others: int
 ) -> dict[str, "array[float]"]:
-    """Return the numbers of records by key, with NaN for what is none: of ``keys``, and of the first other ones.
+    """Return the numbers of records by key: of ``keys``, and of the first other keys. NaN stands for any other value.
 
     They take a tenth of the memory of the records, and as much whatever the records hold.
     """

@@ -23,7 +23,7 @@ from jobs.launch import canary, notify
 from jobs.launch.background import detach
 from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch
 from jobs.launch.job import LaunchOptions
-from jobs.launch.prepare import edited_models, find_data, launch, preparing
+from jobs.launch.prepare import edited_models, find_data, launch, preparing, things_of
 from jobs.manifests import secrets
 from jobs.manifests.policy import Policy
 from jobs.plan.record import record_of
@@ -35,7 +35,7 @@ from jobs.study.record import StudyRecord
 from jobs.terminal import STATE, Column, show
 from seqlm.errors import SeqlmError, printable
 from seqlm.rundir import Observation
-from seqlm.trust import distrusted, of_run
+from seqlm.trust import distrusted
 
 LAUNCH_FILE = Path(__file__).resolve().parents[2] / "launch.py"
 
@@ -284,7 +284,8 @@ def compute_missing_behaviour(study_dir: Path, *, asked: bool) -> list[dict[str,
         wanted = BehaviourLaunch(study_dir)
         problem = None if asked or not wanted.specs else _not_launched(study_dir, wanted)
         if problem is not None:
-            terminal.tell(f"behaviour is left as it is: {problem}; --trust computes what is missing")
+            where = printable(str(study_dir))
+            terminal.tell(f"behaviour is left as it is: in {where}, {problem}; --trust computes what is missing")
             return []
         if wanted.specs:
             attend(wanted.specs, wanted.options(), LocalBackend())
@@ -304,11 +305,7 @@ def compute_missing_behaviour(study_dir: Path, *, asked: bool) -> list[dict[str,
 
 def _not_launched(study_dir: Path, wanted: BehaviourLaunch) -> str | None:
     """Return what of missing behaviour this user has not launched. ``None``: nothing."""
-    runs: dict[str, str] = {}
-    for spec in wanted.specs:
-        for config in filter(None, (spec.config, spec.judge)):
-            runs |= of_run(config, f"{study_dir}/{spec.name}", whole=True)
-    return distrusted(runs) or StudyRecord(study_dir).distrusted("behaviour")
+    return distrusted(things_of(wanted.specs, whole=True)) or StudyRecord(study_dir).distrusted("behaviour")
 
 
 def behaviour_line(found: Mapping[str, Any]) -> str:

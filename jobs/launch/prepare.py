@@ -241,16 +241,19 @@ def require_trusted(specs: Iterable[RunSpec]) -> None:
     Raises:
         UsageError: a model of one.
     """
-    if why := distrusted(_models_of(specs)):
+    if why := distrusted(things_of(specs)):
         raise UsageError(f"{why}; read what the study keeps, then add --trust")
 
 
-def _models_of(specs: Iterable[RunSpec]) -> dict[str, str]:
-    """Return the models of the user that runs and their judges have: digest -> words."""
+def things_of(specs: Iterable[RunSpec], *, whole: bool = False) -> dict[str, str]:
+    """Return what of runs and their judges has to be launched before it is run: digest -> words.
+
+    That is their models of the user's own; with ``whole``, all of them.
+    """
     found: dict[str, str] = {}
     for spec in specs:
-        for config in filter(None, (spec.config, spec.judge)):
-            found |= of_run(config, spec.name)
+        for config in spec.configs():
+            found |= of_run(config, spec.name, whole=whole)
     return found
 
 

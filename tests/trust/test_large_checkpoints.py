@@ -32,7 +32,7 @@ def checkpoint(model: dict[str, torch.Tensor], vocabulary: int = 3) -> Checkpoin
 
 
 def repacked(path: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> None:
-    """Write the parts of a checkpoint anew."""
+    """Write the parts of a checkpoint again, each as ``change`` returns it."""
     with zipfile.ZipFile(path) as archive:
         parts = {part.filename: change(part.filename, archive.read(part)) for part in archive.infolist()}
     with zipfile.ZipFile(path, "w", compression) as archive:
