@@ -1,7 +1,6 @@
 """``list`` and ``clean``: the studies in the runs folder, and what may be deleted from one."""
 
 import contextlib
-import os
 import secrets
 import stat
 from collections import Counter
@@ -21,7 +20,7 @@ from jobs.terminal import Column, confirm, memory, perplexity, say, show, tell
 from seqlm.errors import FileError, RunBusyError, SeqlmError, UnfitFileError, UsageError, file_errors, printable
 from seqlm.files import delete, rename
 from seqlm.lease import live_owner
-from seqlm.reading import below, confine, exists, is_file, is_folder, is_link, listed, status, timestamp
+from seqlm.reading import below, confine, exists, is_file, is_folder, is_link, is_mine, listed, status, timestamp
 from seqlm.requests import Requests, file_request
 from seqlm.rundir import BEHAVIOUR_FOLDER, CANARY_FOLDER, RunDirectory, study_record_file
 from seqlm.state import State
@@ -225,7 +224,7 @@ def find_leftovers(
                     add("last checkpoint", path)
 
     with file_errors("read", study_dir, within=True):
-        if status(study_dir.resolve()).st_uid != os.geteuid():
+        if not is_mine(study_dir):
             raise UsageError(f"{study_dir} belongs to another user; clean deletes only in your own studies")
         for folder in (study_dir, study_dir / BEHAVIOUR_FOLDER, study_dir / CANARY_FOLDER):
             with left_alone():
