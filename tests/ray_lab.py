@@ -122,6 +122,11 @@ class RayLab:
                 continue
         return found
 
+    def kill(self, server: str) -> None:
+        """Kill the only process of Ray with this name: ``raylet`` or ``gcs_server``."""
+        (pid,) = [pid for pid, words in self.pids().items() if words.partition(" ")[0].endswith(f"/{server}")]
+        os.kill(pid, signal.SIGKILL)
+
     def _kill(self) -> dict[int, str]:
         """Kill all that lives in the lab, and return it: what it starts meanwhile is killed at the next call."""
         alive = self.pids()

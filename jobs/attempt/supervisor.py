@@ -243,18 +243,22 @@ def start_rank(
         stdout=stdout,
         stderr=stderr,
         process_group=0,
-        preexec_fn=_die_with_the_parent,
+        preexec_fn=_in_the_new_process,
     )
 
 
-def _die_with_the_parent() -> None:
-    """In the new process: have the kernel kill it if its parent ends (a node is lost, a job is killed).
+def die_with_the_parent() -> None:
+    """Have the kernel kill this process if its parent ends: a node is lost, a job is killed.
 
-    A rank that outlived its host would write to the files of the attempt that replaces it. Ray blocks SIGINT in its
-    processes, so the signal mask is reset as well.
+    A rank that outlived its host would write to the files of the attempt that replaces it.
     """
     if _libc is not None:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _in_the_new_process() -> None:
+    """Run between fork and exec. Ray blocks SIGINT in its processes, so the signal mask is reset."""
+    die_with_the_parent()
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 

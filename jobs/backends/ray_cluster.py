@@ -10,9 +10,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for_answers
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NoReturn, TypeVar, final
 from unittest import mock
 
 from jobs import terminal
@@ -20,8 +24,10 @@ from jobs.backends.local import this_machine
 from jobs.plan.capacity import Capacity, Node
 from jobs.study.kept_code import Code, source_tree
 from seqlm import machine
-from seqlm.errors import BackendError, FileError
+from seqlm.errors import BackendError, FileError, LostBackendError
 from seqlm.reading import below, read_tail
+
+Answer = TypeVar("Answer")
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """Object store of an embedded Ray: near Ray's minimum, since no large object goes through it."""
@@ -35,6 +41,13 @@ LOG_BYTES, LOG_LINES = 16_384, 20
 """What is shown of each log of a Ray that did not start."""
 CONNECT_TRIES = 3
 """Number of tries to join a cluster that does not answer within Ray's own timeout."""
+ANSWER_SECONDS = 1.0
+"""How long the head may take to answer before it is asked whether it is there at all."""
+LOST_SECONDS = 20.0
+"""How long the head of a cluster may accept no connection before it counts as lost. Ray itself ends this process and
+the nodes after a minute (``RAY_gcs_rpc_server_reconnect_timeout_s``), by when runs have to be stopped."""
+SERVERS = ("gcs_server", "raylet")
+"""The names of the processes without which an embedded Ray runs nothing."""
 
 for _name, _value in (
     ("RAY_USAGE_STATS_ENABLED", "0"),
@@ -44,8 +57,9 @@ for _name, _value in (
 ):
     os.environ.setdefault(_name, _value)
 
+import psutil  # noqa: E402
 import ray  # noqa: E402 -- reads the variables above as it is imported
-from ray._private import ray_constants, services  # noqa: E402 -- for developers; there is no other way
+from ray._private import ray_constants, services, worker  # noqa: E402 -- for developers; there is no other way
 from ray._private.state import available_resources_per_node  # noqa: E402
 
 
@@ -71,6 +85,14 @@ class RayCluster:
         self._address = address
         self._watchdog: subprocess.Popen[bytes] | None = None
         self._private = contextlib.ExitStack()
+        self._head: tuple[str, int] | None = None
+        """Host and port of the head of the cluster that is joined."""
+        self._family: list[psutil.Process] = []
+        """The processes of the embedded Ray when it had started."""
+        self._servers: list[psutil.Process] = []
+        """Those of them without which it runs nothing."""
+        self._lost_for: str | None = None
+        """Why nothing is asked any more. ``None``: Ray answers."""
         self.is_open = False
 
     @property
@@ -87,23 +109,71 @@ class RayCluster:
 
     def close(self) -> None:
         """Leave the cluster, or end the embedded Ray. Everything that this connection started ends."""
+        family = _with_children(self._family)
         if self.is_open:
             self.is_open = False
             with _quiet():
-                ray.shutdown()
+                ray.shutdown()  # takes some 7 s without the head
         if self._watchdog is not None:
             self._watchdog.communicate()
             self._watchdog = None
+        for process in family:  # workers lead groups of their own, and agents may wait a minute for a dead head
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        self._family, self._servers, self._lost_for = [], [], None
         self._private.close()
+
+    def ask(self, call: Callable[[], Answer]) -> Answer:
+        """Return what a call of Ray returns that may wait for the head.
+
+        The call is made in another thread: where nothing answers, it would never return, and after a minute Ray would
+        end this process without an error.
+
+        Raises:
+            LostBackendError: the embedded Ray has ended, or the head of the cluster has accepted no connection for
+                ``LOST_SECONDS``. Every later call raises this at once, until Ray is opened again.
+        """
+        answer: Future[Answer] = Future()
+
+        def make() -> None:
+            try:
+                answer.set_result(call())
+            except BaseException as error:
+                answer.set_exception(error)
+
+        self._require_servers()
+        threading.Thread(target=make, daemon=True).start()
+        silent_since = None
+        while not wait_for_answers([answer], timeout=ANSWER_SECONDS).done:
+            self._require_servers()
+            now = time.monotonic()
+            silent_since = None if self._head is None or _listens(self._head) else silent_since or now
+            if silent_since is not None and now - silent_since > LOST_SECONDS:
+                self._lose(f"the Ray cluster at {self._address} has not answered for {now - silent_since:.0f} s")
+        return answer.result()
+
+    def _require_servers(self) -> None:
+        """Raise if Ray is known to be lost, or a server of the embedded Ray has ended."""
+        if self._lost_for is not None:
+            raise LostBackendError(self._lost_for)
+        if not all(map(_lives, self._servers)):
+            self._lose("Ray on this machine has ended")
+
+    def _lose(self, why: str) -> NoReturn:
+        self._lost_for = why
+        raise LostBackendError(why)
 
     def capacity(self) -> Capacity:
         """Return what the live nodes have. If the connection is not open, join the cluster for a moment.
 
         Raises:
-            BackendError: the cluster cannot be reached.
+            BackendError: the cluster cannot be reached. If the connection is open, it is a ``LostBackendError``.
         """
         if self.is_open:
-            return _capacity("this machine" if self.is_embedded else "the cluster")
+            found = self.ask(lambda: _capacity("this machine" if self.is_embedded else "the cluster"))
+            if self.is_embedded and not found.nodes:
+                self._lose("Ray on this machine has no node any more")
+            return found
         if self.is_embedded:
             return this_machine()
         self._connect(None)
@@ -113,13 +183,25 @@ class RayCluster:
             self.close()
 
     def free(self, total: Capacity) -> Capacity:
-        """Return what nobody holds of ``total``, by Ray's last report. The connection must be open."""
+        """Return what nobody holds of ``total``, by Ray's last report. The connection must be open.
+
+        Raises:
+            LostBackendError: as in :meth:`ask`.
+        """
         free = total.copy()
-        has = available_resources_per_node()
+        has = self.ask(available_resources_per_node)
         for name, node in free.nodes.items():
             there = has.get(name, {})
             free.withhold(name, node.cpus - there.get("CPU", 0.0), node.free_gpus - there.get("GPU", 0.0))
         return free
+
+    def address_of(self, node: str) -> str:
+        """Return the address of a node, for messages."""
+        with contextlib.suppress(LostBackendError):
+            for entry in self.ask(ray.nodes):
+                if entry["NodeID"] == node:
+                    return str(entry["NodeManagerAddress"])
+        return node[:8]
 
     def _connect(self, runtime_env: dict[str, Any] | None) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "seqlm"}
@@ -144,6 +226,7 @@ class RayCluster:
             if host and port.isdigit():  # where nothing listens, Ray itself goes on asking for minutes
                 socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
             # Ray has its workers import from the folder in which it is initialised.
+            before = psutil.Process().children()
             with mock.patch.dict(os.environ, names), contextlib.chdir(source_tree()):
                 _init(options)
         except Exception as error:  # Ray raises what its layers raise: ConnectionError, RuntimeError, ValueError, ...
@@ -156,8 +239,17 @@ class RayCluster:
             more = "; --verbose shows what Ray says" if len(lines) > 1 or folder is not None else ""
             raise BackendError(f"{what}: {lines[0]}; {hint}{more}") from None
         self.is_open = True
-        if folder is not None:
-            self._watchdog = _watch(folder)
+        # Ray prints notes about nodes that die to stdout, with parts of their logs.
+        self._private.enter_context(mock.patch.object(worker, "print_to_stdstream", _tell_detail))
+        if folder is None:
+            host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+            self._head = (host.strip("[]"), int(port))
+        else:
+            # Each server leads a group (see _init), in which the processes are that it has started.
+            leaders = [one for one in psutil.Process().children() if one not in before and _leads_a_group(one)]
+            self._family = _with_children(leaders)
+            self._servers = [process for process in self._family if process.name() in SERVERS]
+            self._watchdog = _watch(folder, leaders)
 
 
 def _last_lines(folder: Path) -> list[str]:
@@ -255,15 +347,48 @@ groups, each with a hyphen before it. A process that is ending may still write t
 """
 
 
-def _watch(folder: Path) -> subprocess.Popen[bytes]:
-    """Start a process that ends the embedded Ray's processes if this one is killed."""
-    import psutil  # only for an embedded Ray
-
-    # Each server leads a group (see _init), in which the processes are that it has started.
-    leaders = [child.pid for child in psutil.Process().children() if os.getpgid(child.pid) == child.pid]
-    argv = ["sh", "-c", WATCHDOG, "sh", str(folder), *(f"-{pid}" for pid in leaders)]
+def _watch(folder: Path, leaders: Sequence[psutil.Process]) -> subprocess.Popen[bytes]:
+    """Start a process that ends the embedded Ray's process groups if this process is killed."""
+    argv = ["sh", "-c", WATCHDOG, "sh", str(folder), *(f"-{process.pid}" for process in leaders)]
     # A session of its own: a signal to the launcher's process group must not end it.
     return subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True)
+
+
+def _leads_a_group(process: psutil.Process) -> bool:
+    try:
+        return bool(os.getpgid(process.pid) == process.pid)
+    except ProcessLookupError:
+        return False
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
+def _with_children(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Return these processes and all that they have started and that has not lost its parent since."""
+    found = list(processes)
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            found += [child for child in process.children(recursive=True) if child not in found]
+    return found
+
+
+def _listens(address: tuple[str, int]) -> bool:
+    """Return whether something accepts connections at an address."""
+    try:
+        socket.create_connection(address, timeout=KNOCK_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def _tell_detail(data: Mapping[str, Any], *ignored: Any, **more: Any) -> None:
+    """Show with ``--verbose`` what Ray would print."""
+    terminal.detail("\n".join(data["lines"]))
 
 
 def _capacity(where: str) -> Capacity:
@@ -274,11 +399,6 @@ def _capacity(where: str) -> Capacity:
             gpus = {str(index): 1.0 for index in range(int(has.get("GPU", 0)))}
             nodes.append(Node(name=entry["NodeID"], cpus=has.get("CPU", 0.0), gpus=gpus))
     return Capacity(nodes, where=where)
-
-
-def node_address(node: str) -> str:
-    """Return the address of a node, for messages."""
-    return next((entry["NodeManagerAddress"] for entry in ray.nodes() if entry["NodeID"] == node), node[:8])
 
 
 def _runtime_env(code: Code) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Calls to actors return references at once. ``poll`` and ``wait`` collect the ans
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import time
@@ -19,12 +20,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from jobs import terminal
 from jobs.attempt.supervisor import Ended, first_cause
 from jobs.backends.base import Executor
-from jobs.backends.ray_cluster import RayCluster, node_address
+from jobs.backends.ray_cluster import RayCluster
 from jobs.backends.ray_rank import RankHost
 from jobs.plan.capacity import Allocation, Capacity
 from jobs.spec import Resources, Submission
 from jobs.study.kept_code import Code
-from seqlm.errors import EXIT_LOST, EXIT_STOPPED, BackendError
+from seqlm.errors import EXIT_LOST, EXIT_STOPPED, BackendError, LostBackendError
 from seqlm.rundir import RunDirectory
 
 REFRESH_SECONDS = 2.0
@@ -35,6 +36,11 @@ AVOID_SECONDS = 600.0
 """How long no run is submitted to a node that does not see the runs folder."""
 IDLE_SECONDS = 5.0
 """How long the group and actors of a run that has ended wait for one of the same resources: new ones take a second."""
+
+MOST_STARTS = 4
+"""How often a launch starts Ray on this machine, if that ends before the launch."""
+SAVE_SECONDS = 20.0
+"""How long runs have to save and stop after an embedded Ray has lost its head. Its workers end after a minute."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -101,6 +107,10 @@ class RayExecutor(Executor):
         self._avoided: dict[str, float] = {}
         """Node -> until when no run is submitted there, on the monotonic clock."""
         self._numbers = itertools.count(1)
+        self._starts = 0
+        """How often Ray was started on this machine."""
+        self._is_lost = False
+        """Whether Ray is not asked any more: the head of the cluster does not answer, or an embedded Ray has ended."""
 
     def capacity(self) -> Capacity:
         """Return everything that the cluster has, as if nothing ran."""
@@ -112,6 +122,8 @@ class RayExecutor(Executor):
         self._code = code
         terminal.tell("starting Ray on this machine" if self._cluster.is_embedded else "joining the Ray cluster")
         self._cluster.open(code)
+        self._starts += 1
+        self._is_lost, self._total, self._refreshed_at = False, None, -math.inf
         self._refresh_if_due()
 
     def close(self) -> None:
@@ -140,10 +152,26 @@ class RayExecutor(Executor):
         return free
 
     def _refresh_if_due(self) -> None:
-        """Query the nodes of the cluster, and what other users hold of them. Look after runs that wait for Ray."""
-        if time.monotonic() - self._refreshed_at <= REFRESH_SECONDS:
+        """Query the cluster, unless it was queried recently. Start an embedded Ray again that has ended.
+
+        Raises:
+            LostBackendError: the head of the cluster does not answer any more. Runs can still be stopped.
+            BackendError: the embedded Ray has ended, and cannot be started again.
+        """
+        if self._is_lost or time.monotonic() - self._refreshed_at <= REFRESH_SECONDS:
             return
         self._refreshed_at = time.monotonic()
+        try:
+            self._refresh()
+        except LostBackendError as error:
+            if not self._cluster.is_embedded:
+                self._is_lost = True
+                problem = f"{error}; `run` continues from the checkpoints once `ray status` shows that it is up"
+                raise LostBackendError(problem) from None
+            self._start_again(str(error))
+
+    def _refresh(self) -> None:
+        """Query the nodes of the cluster, and what other users hold of them. Look after runs that wait for Ray."""
         self._total = self._cluster.capacity()
         free, others = self._cluster.free(self._total), self._total.copy()
         for job in self._jobs.values():
@@ -155,8 +183,8 @@ class RayExecutor(Executor):
                 name: (node.cpus - free.nodes[name].cpus, node.free_gpus - free.nodes[name].free_gpus)
                 for name, node in others.nodes.items()
             }
-        for job in self._jobs.values():
-            if self._is_lost(job):
+        for job in [job for job in self._jobs.values() if job.pending]:
+            if self._is_gone(job):
                 self._release(job.groups)  # Ray would wait for a lost node forever
             elif (
                 not self._has_room(job)
@@ -167,13 +195,45 @@ class RayExecutor(Executor):
                 self._release(job.groups)
                 self._start(job, allocations)
 
-    @staticmethod
-    def _has_room(job: _Job) -> bool:
-        """Return whether Ray has found room for a run."""
-        job.is_placed = job.is_placed or placement_group_table(job.groups[0].group)["state"] == "CREATED"
+    def _start_again(self, problem: str) -> None:
+        """End what is left of the embedded Ray, and start another one. Its runs have ended then.
+
+        Raises:
+            BackendError: it cannot be started, or has ended too often.
+        """
+        assert self._code is not None, "open before anything ends"
+        terminal.tell(f"warning: {problem}; its runs continue from their checkpoints")
+        running = [job for job in self._jobs.values() if job.pending]
+        for job in running:
+            for host in job.hosts:  # those that live need no head to be asked
+                host.stop.remote(job.attempt)
+        deadline = time.monotonic() + SAVE_SECONDS
+        while (left := deadline - time.monotonic()) > 0 and any(job.pending for job in running):
+            self._advance(left)
+        for job in running:
+            if job.pending:
+                job.ends.append(Ended(exit_code=EXIT_LOST, message=problem, is_lost=True))
+        for job in self._jobs.values():  # references and actors of the Ray that has ended
+            job.pending, job.groups = {}, []
+        self._idle.clear()
+        self._is_lost = True
+        self._cluster.close()
+        if self._starts == MOST_STARTS:
+            raise BackendError(
+                f"{problem}, for the {MOST_STARTS}th time in this launch; `dmesg` shows whether the system killed it; "
+                "--backend local does without"
+            )
+        self.open(self._code)
+
+    def _has_room(self, job: _Job) -> bool:
+        """Return whether Ray has found room for a run, as far as is known."""
+        if not job.is_placed:
+            with contextlib.suppress(LostBackendError):
+                found = self._cluster.ask(functools.partial(placement_group_table, job.groups[0].group))
+                job.is_placed = found["state"] == "CREATED"
         return job.is_placed
 
-    def _is_lost(self, holder: _Job | _Group) -> bool:
+    def _is_gone(self, holder: _Job | _Group) -> bool:
         return any(one.node not in self.capacity().nodes for one in holder.allocations)
 
     # -- a run -----------------------------------------------------------------------------------------------------
@@ -188,7 +248,10 @@ class RayExecutor(Executor):
             self._run(job)
         else:
             self._end_idle(0.0)
-            self._start(job, allocations)
+            try:
+                self._start(job, allocations)
+            except LostBackendError as error:  # free() and wait() say what becomes of the launch
+                job.ends.append(Ended(exit_code=EXIT_LOST, message=str(error), is_lost=True))
         job_id = f"{submission.run_dir.name}/{submission.attempt}-{next(self._numbers)}"
         self._jobs[job_id] = job
         return job_id
@@ -200,7 +263,7 @@ class RayExecutor(Executor):
             if (
                 group.needs == (resources.cpus, resources.gpus)
                 and len(group.hosts) <= left
-                and not self._is_lost(group)
+                and not self._is_gone(group)
             ):
                 found.append(group)
                 left -= len(group.hosts)
@@ -211,18 +274,27 @@ class RayExecutor(Executor):
         return found
 
     def _start(self, job: _Job, allocations: list[Allocation]) -> None:
-        """Ask Ray for a group on the nodes that were chosen. Ray itself would spread shares of GPUs over many cards."""
+        """Ask Ray for a group on the nodes that were chosen. Ray itself would spread shares of GPUs over many cards.
+
+        Raises:
+            LostBackendError: Ray does not answer any more.
+        """
         wanted = job.submission.resources
         gpus = wanted.gpus or 0
         bundle = {"CPU": allocations[0].cpus, **({"GPU": gpus} if gpus else {})}
         nodes = [{"ray.io/node-id": one.node} for one in allocations]
-        group = placement_group([dict(bundle) for _ in nodes], strategy="PACK", bundle_label_selector=nodes)
-        actor: Any = ray.remote(RankHost)
-        hosts = []
-        for rank in range(len(nodes)):
-            place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
-            options = {"num_cpus": bundle["CPU"], "num_gpus": gpus, "scheduling_strategy": place}
-            hosts.append(actor.options(max_concurrency=3, **options).remote())
+
+        def create() -> tuple[PlacementGroup, list[Any]]:
+            group = placement_group([dict(bundle) for _ in nodes], strategy="PACK", bundle_label_selector=nodes)
+            actor: Any = ray.remote(RankHost)
+            hosts = []
+            for rank in range(len(nodes)):
+                place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
+                options = {"num_cpus": bundle["CPU"], "num_gpus": gpus, "scheduling_strategy": place}
+                hosts.append(actor.options(max_concurrency=3, **options).remote())
+            return group, hosts
+
+        group, hosts = self._cluster.ask(create)
         job.groups = [_Group(group=group, hosts=hosts, allocations=allocations, needs=(wanted.cpus, wanted.gpus))]
         self._run(job)
 
@@ -231,7 +303,7 @@ class RayExecutor(Executor):
         assert self._code is not None, "open before anything is submitted"
         # Ray unpacks the kept code where the actors of a cluster run.
         is_kept_here = self._cluster.is_embedded or self._code.live
-        job.since, first_host = time.monotonic(), node_address(job.allocations[0].node)
+        job.since, first_host = time.monotonic(), self._cluster.address_of(job.allocations[0].node)
         job.pending = {
             host.run.remote(
                 job.submission,
@@ -258,24 +330,33 @@ class RayExecutor(Executor):
 
     def stop(self, job_id: str, *, force: bool) -> None:
         job = self._jobs.get(job_id)
-        if job is None:
+        if job is None or not job.pending:
             return
         job.is_stopped = not force
+        if self._is_lost and (force or not job.is_placed):
+            job.pending = {}
+            job.ends.append(Ended(exit_code=EXIT_LOST, message="Ray does not answer any more", is_lost=True))
+            return
         if force or not self._has_room(job):
             self._release(job.groups)
             return
         for host in job.hosts:
             host.stop.remote(job.attempt)
 
-    @staticmethod
-    def _release(groups: Sequence[_Group]) -> None:
+    def _release(self, groups: Sequence[_Group]) -> None:
         """Kill the actors of groups and give the resources back to Ray. Ray answers what they still owe with errors."""
-        for group in groups:
-            for host in group.hosts:
+
+        def release() -> None:
+            for group in groups:
+                for host in group.hosts:
+                    with contextlib.suppress(ray.exceptions.RayError, ValueError):
+                        ray.kill(host)
                 with contextlib.suppress(ray.exceptions.RayError, ValueError):
-                    ray.kill(host)
-            with contextlib.suppress(ray.exceptions.RayError, ValueError):
-                remove_placement_group(group.group)
+                    remove_placement_group(group.group)
+
+        if groups:
+            with contextlib.suppress(LostBackendError):  # they end with the Ray that is lost
+                self._cluster.ask(release)
 
     def _end_idle(self, seconds: float) -> None:
         """Release the groups that have waited longer than ``seconds``."""
@@ -312,7 +393,7 @@ class RayExecutor(Executor):
         except ray.exceptions.RayError as error:
             end = self._what_became_of(job, rank, error)
         node = job.allocations[rank].node
-        problem = f"node {node_address(node)} does not see {job.submission.run_dir}" if end is None else ""
+        problem = f"node {self._cluster.address_of(node)} does not see {job.submission.run_dir}" if end is None else ""
         lost = Ended(exit_code=EXIT_LOST, message=f"{problem}; is its file system mounted?", is_lost=True)
         job.ends.append(end or lost)
         if job.ends[-1].exit_code:
@@ -341,13 +422,16 @@ class RayExecutor(Executor):
             return Ended(exit_code=EXIT_STOPPED, message="stopped")
         who = f"rank {rank}" if len(job.hosts) > 1 else "the worker"
         node = job.allocations[rank].node
-        self._total = self._cluster.capacity()
+        try:
+            self._total = self._cluster.capacity()
+        except LostBackendError as lost:
+            return Ended(exit_code=EXIT_LOST, message=f"{who} lost its actor: {lost}", is_lost=True, first_rank=rank)
         if node not in self._total.nodes:
-            message = f"{who} lost its node {node_address(node)}"
+            message = f"{who} lost its node {self._cluster.address_of(node)}"
             return Ended(exit_code=EXIT_LOST, message=message, is_lost=True, first_rank=rank)
         reason = str(error).strip().splitlines()[-1] if self._cluster.is_embedded else "see Ray's logs"
         if isinstance(error, ray.exceptions.OutOfMemoryError):  # of all programs on the node, not of this run
-            reason = f"the memory of node {node_address(node)} is used up"
+            reason = f"the memory of node {self._cluster.address_of(node)} is used up"
         return Ended(
             exit_code=EXIT_LOST,
             message=f"{who} lost its actor ({type(error).__name__}): {reason}",

@@ -8,7 +8,14 @@ from typing import final
 
 import ray
 
-from jobs.attempt.supervisor import Ended, MemoryKills, Supervisor, interface_of, rank_variables
+from jobs.attempt.supervisor import (
+    Ended,
+    MemoryKills,
+    Supervisor,
+    die_with_the_parent,
+    interface_of,
+    rank_variables,
+)
 from jobs.spec import Submission
 from seqlm import machine
 from seqlm.errors import EXIT_LOST, EXIT_STOPPED, FileError
@@ -27,6 +34,7 @@ class RankHost:
     """
 
     def __init__(self) -> None:
+        die_with_the_parent()  # Ray itself leaves workers behind whose node has ended
         self._stopped: set[Path] = set()
         """The folders of the attempts that were asked to stop."""
         self._failed: set[Path] = set()

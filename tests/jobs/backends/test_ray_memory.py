@@ -34,6 +34,7 @@ def test_a_rank_has_the_gpu_that_ray_booked_and_is_short_of_memory_where_its_own
     monkeypatch.setattr("jobs.attempt.supervisor.own_groups", lambda: [counter.parent])
     monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.1")
     monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_accelerator_ids=lambda: {"GPU": ["6"]}))
+    monkeypatch.setattr("jobs.backends.ray_rank.die_with_the_parent", lambda: None)
     monkeypatch.setattr("seqlm.machine.addressed", lambda index: f"GPU-{index}")
     argv = ("python", "-c", KILL, str(counter), f"oom_kill {after}\n")
     submission = Submission(run_dir=tmp_path, attempt=1, argv=argv, env={}, cwd=tmp_path, resources=ONE)
@@ -59,7 +60,7 @@ def test_a_rank_whose_host_ray_has_killed_is_lost_and_does_not_need_less_memory(
 
     monkeypatch.setattr(ray, "get", get)
     monkeypatch.setattr(RayExecutor, "_release", lambda self, job: None)
-    monkeypatch.setattr("jobs.backends.ray_executor.node_address", lambda node: "10.0.0.1")
+    monkeypatch.setattr("jobs.backends.ray_cluster.RayCluster.address_of", lambda self, node: "10.0.0.1")
     there = Capacity([Node(name="n0", cpus=1, gpus={})], where="the cluster")
     monkeypatch.setattr("jobs.backends.ray_cluster.RayCluster.capacity", lambda self: there)
     backend._take(job, "answer")
