@@ -8,6 +8,7 @@ import functools
 import itertools
 import math
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from jobs.attempt.supervisor import Ended, first_cause
 from jobs.backends.base import Executor
 from jobs.backends.ray_cluster import RayCluster
 from jobs.backends.ray_rank import RankHost
-from jobs.plan.capacity import Allocation, Capacity
+from jobs.plan.capacity import Allocation, Capacity, with_noun
 from jobs.spec import Resources, Submission
 from jobs.study.kept_code import Code
 from seqlm.errors import EXIT_LOST, EXIT_STOPPED, BackendError, LostBackendError
@@ -51,9 +52,11 @@ class _Group:
     hosts: list[Any]
     """The actor of each rank."""
     allocations: list[Allocation]
-    """Where each rank is, and what it holds. The capacity's GPU may be another one than Ray's."""
+    """Where each rank is, and what it holds. Its GPU is a guess until the actor has said which one Ray has chosen."""
     needs: tuple[float | None, float | None]
     """Cores and GPUs of a rank."""
+    cards: dict[Any, int] = field(default_factory=dict)
+    """Outstanding answers about the GPUs: object reference -> rank of the group."""
     idle_since: float = 0.0
 
 
@@ -104,6 +107,8 @@ class RayExecutor(Executor):
         self._jobs: dict[str, _Job] = {}
         self._idle: list[_Group] = []
         """Groups of runs that have ended, which wait for another run."""
+        self._cards: defaultdict[str, dict[str, str]] = defaultdict(dict)
+        """Node -> Ray's name of a GPU -> its name in the capacity, for the GPUs that actors have named."""
         self._avoided: dict[str, float] = {}
         """Node -> until when no run is submitted there, on the monotonic clock."""
         self._numbers = itertools.count(1)
@@ -136,16 +141,17 @@ class RayExecutor(Executor):
     def free(self) -> Capacity:
         self._refresh_if_due()
         free = self._unbooked()
-        if any(job.waits_long for job in self._jobs.values()):
-            for node in free.nodes:
-                free.withhold(node, math.inf, math.inf)
+        for job in self._jobs.values():
+            for allocation in job.allocations if job.waits_long else ():
+                free.withhold(allocation.node, math.inf, math.inf)
         return free
 
-    def _unbooked(self) -> Capacity:
-        """Return what no run of this launch and no other user holds, also while a run waits long for Ray."""
+    def _unbooked(self, *, but: _Job | None = None) -> Capacity:
+        """Return what no run of this launch, ``but`` for one, and no other user holds, also while a run waits long."""
         free, now = self.capacity(), time.monotonic()
         for job in self._jobs.values():
-            free.take(job.allocations)
+            if job is not but:
+                free.take(job.allocations)
         for node in free.nodes:
             is_out = self._avoided.get(node, 0.0) > now
             free.withhold(node, *((math.inf, math.inf) if is_out else self._foreign.get(node, (0.0, 0.0))))
@@ -174,8 +180,10 @@ class RayExecutor(Executor):
         """Query the nodes of the cluster, and what other users hold of them. Look after runs that wait for Ray."""
         self._total = self._cluster.capacity()
         free, others = self._cluster.free(self._total), self._total.copy()
-        for job in self._jobs.values():
-            others.take(job.allocations)
+        live = [job for job in self._jobs.values() if job.pending]
+        for job in live:
+            if self._has_room(job):
+                others.take(job.allocations)
         for group in self._idle:
             others.take(group.allocations)
         if not self._cluster.is_embedded:
@@ -183,17 +191,19 @@ class RayExecutor(Executor):
                 name: (node.cpus - free.nodes[name].cpus, node.free_gpus - free.nodes[name].free_gpus)
                 for name, node in others.nodes.items()
             }
-        for job in [job for job in self._jobs.values() if job.pending]:
+        for job in live:
             if self._is_gone(job):
                 self._release(job.groups)  # Ray would wait for a lost node forever
-            elif (
-                not self._has_room(job)
-                and job.waits_long
-                and (allocations := free.place(job.submission.resources)) is not None
-            ):
-                free.take(allocations)  # another user took the node first
-                self._release(job.groups)
-                self._start(job, allocations)
+            elif job.waits_long:
+                self._place_elsewhere(job)
+
+    def _place_elsewhere(self, job: _Job) -> None:
+        """Start a run on other nodes, if Ray has no room for it where it was sent: another user took that first."""
+        free = self._unbooked(but=job)
+        allocations = free.place(job.submission.resources)
+        if allocations is not None and {one.node for one in allocations} != {one.node for one in job.allocations}:
+            self._release(job.groups)
+            self._start(job, allocations)
 
     def _start_again(self, problem: str) -> None:
         """End what is left of the embedded Ray, and start another one. Its runs have ended then.
@@ -295,7 +305,10 @@ class RayExecutor(Executor):
             return group, hosts
 
         group, hosts = self._cluster.ask(create)
-        job.groups = [_Group(group=group, hosts=hosts, allocations=allocations, needs=(wanted.cpus, wanted.gpus))]
+        made = _Group(group=group, hosts=hosts, allocations=allocations, needs=(wanted.cpus, wanted.gpus))
+        if gpus:
+            made.cards = {host.gpu.remote(): rank for rank, host in enumerate(hosts)}
+        job.groups, job.is_placed = [made], False
         self._run(job)
 
     def _run(self, job: _Job) -> None:
@@ -327,6 +340,17 @@ class RayExecutor(Executor):
                 group.idle_since = time.monotonic()
             self._idle += job.groups
         return first_cause(job.ends)
+
+    def why_waits(self, job_id: str) -> str:
+        job = self._jobs[job_id]
+        if job.is_placed or not job.pending or not job.waits_long:
+            return ""
+        wanted, free = job.submission.resources, self._unbooked(but=job)
+        if free.place(wanted) is None:
+            return free.why_not(wanted)
+        needs = f"{with_noun(wanted.gpus or 0, 'GPU')} and {with_noun(wanted.cpus or 1, 'core')} of a node"
+        each = f" for each of {wanted.ranks} ranks" if wanted.ranks > 1 else ""
+        return f"Ray has found no room yet for {needs}{each}; others may hold shares of all cards"
 
     def stop(self, job_id: str, *, force: bool) -> None:
         job = self._jobs.get(job_id)
@@ -367,7 +391,9 @@ class RayExecutor(Executor):
     def wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         self._refresh_if_due()
-        self._end_idle(IDLE_SECONDS)
+        # What waits for Ray may wait for a card of which an idle group holds a share.
+        waits = any(job.pending and not job.is_placed for job in self._jobs.values())
+        self._end_idle(0.0 if waits else IDLE_SECONDS)
         while not self._advance(max(0.0, left := deadline - time.monotonic())) and left > 0:
             if not any(job.pending for job in self._jobs.values()):
                 time.sleep(min(left, seconds))
@@ -379,12 +405,32 @@ class RayExecutor(Executor):
         owed = {reference: job for job in self._jobs.values() for reference in job.pending}
         if not owed:
             return False
-        arrived, _ = ray.wait(list(owed), num_returns=1, timeout=seconds)
+        groups = [group for job in self._jobs.values() for group in job.groups]
+        cards = {reference: group for group in groups for reference in group.cards}
+        asked = [*cards, *owed]
+        arrived, _ = ray.wait(asked, num_returns=1, timeout=seconds)
         if arrived:  # and all others that are there by now
-            arrived, _ = ray.wait(list(owed), num_returns=len(owed), timeout=0)
+            arrived, _ = ray.wait(asked, num_returns=len(asked), timeout=0)
         for reference in arrived:
-            self._take(owed[reference], reference)
+            if reference in cards:
+                self._note_card(cards[reference], reference)
+            else:
+                self._take(owed[reference], reference)
         return any(not job.pending for job in self._jobs.values())
+
+    def _note_card(self, group: _Group, reference: Any) -> None:
+        """Note which GPU Ray has chosen for a rank, so that the shares that are free of each card are known."""
+        rank = group.cards.pop(reference)
+        with contextlib.suppress(ray.exceptions.RayError):  # the end of the rank says what happened
+            card, held = ray.get(reference), group.allocations[rank]
+            if card is None or held.device is None:
+                return
+            known = self._cards[held.node]
+            if card not in known:
+                node = self.capacity().nodes.get(held.node)
+                unnamed = [device for device in (node.gpus if node else ()) if device not in known.values()]
+                known[card] = held.device if held.device in unnamed or not unnamed else unnamed[0]
+            group.allocations[rank] = replace(held, device=known[card])
 
     def _take(self, job: _Job, reference: Any) -> None:
         rank = job.pending.pop(reference)

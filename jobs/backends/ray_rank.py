@@ -40,6 +40,11 @@ class RankHost:
         self._failed: set[Path] = set()
         """The folders of the attempts of which another rank has failed."""
 
+    def gpu(self) -> str | None:
+        """Return Ray's name of the GPU that it has booked for this rank. ``None``: none."""
+        gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+        return str(gpus[0]) if gpus else None
+
     def run(
         self, submission: Submission, rank: int, *, node: str, first_host: str, kept_code: Path | None
     ) -> Ended | None:
@@ -52,11 +57,11 @@ class RankHost:
             return None
         confine(RunDirectory(submission.run_dir).study_dir)
         address = ray.util.get_node_ip_address()
-        gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+        gpu = self.gpu()
         variables = rank_variables(
             submission,
             rank,
-            machine.addressed(gpus[0]) if gpus else None,
+            None if gpu is None else machine.addressed(gpu),
             node=node,
             first_host=first_host,
             interface=interface_of(address) if submission.resources.ranks > 1 else None,

@@ -182,6 +182,9 @@ class Capacity:
             of = f" ({ranks} ranks of {cpus})" if ranks > 1 else ""
             return f"needs {with_noun(ranks * cpus, 'core')}{of}, {has.format(f'{round(self.cpus, 4):g}')}"
         wanted = f"{with_noun(gpus, 'GPU')} and {with_noun(cpus, 'core')}" if gpus else with_noun(cpus, "core")
+        most = max((free for node in self.nodes.values() for free in node.gpus.values()), default=0.0)
+        if gpus > most + TINY:
+            return f"needs {with_noun(gpus, 'GPU')} on one card, no card has more than {round(most, 4):g} free"
         if ranks == 1:
             return f"needs {wanted} on one node, no node has that"
         held = sum(node.holds(self.cores_held(resources), gpus) for node in self.nodes.values())

@@ -123,6 +123,51 @@ def test_a_run_gets_groups_that_others_have_left_if_they_have_its_ranks_on_as_fe
     assert "".join(backend._jobs[backend.submit(submission)].hosts) == hosts
 
 
+def test_what_is_free_of_each_card_is_what_ray_has_booked_and_a_run_that_fits_on_none_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray has put two halves on two cards, which one card would hold."""
+    backend, now, cards = RayExecutor(address="x"), [0.0], iter(["GPU-b", "GPU-a"])
+    monkeypatch.setattr("jobs.backends.ray_executor.time", SimpleNamespace(monotonic=lambda: now[0]))
+    there = Capacity([Node(name="n0", cpus=8, gpus={"0": 1.0, "1": 1.0})], where="the cluster")
+    monkeypatch.setattr("jobs.backends.ray_cluster.RayCluster.capacity", lambda self: there)
+    monkeypatch.setattr(RayExecutor, "_refresh_if_due", lambda self: None)
+    monkeypatch.setattr(ray, "wait", lambda asked, **options: ([one for one in asked if "card" in one], []))
+    monkeypatch.setattr(ray, "get", lambda reference: next(cards))
+
+    def start(self: RayExecutor, job: _Job, allocations: list[Allocation]) -> None:
+        number = len(self._jobs)
+        group: Any = _Group(
+            group=None,
+            hosts=[None],
+            allocations=allocations,
+            needs=(1, 0),
+            cards={f"card{number}": 0} if number < 2 else {},
+        )
+        job.groups, job.since, job.pending = [group], now[0], {f"end{number}": 0}
+
+    monkeypatch.setattr(RayExecutor, "_start", start)
+
+    def submit(gpus: float) -> str:
+        needs = Resources(cpus=1, gpus=gpus)
+        return backend.submit(
+            Submission(run_dir=Path("/run"), attempt=1, argv=(), env={}, cwd=Path("/"), resources=needs)
+        )
+
+    submit(0.5)
+    submit(0.5)
+    whole = Resources(cpus=1, gpus=1)
+    assert backend.free().place(whole) is not None
+    hasty = submit(1)
+    backend.wait(0)
+    assert backend.why_waits(hasty) == ""
+    now[0] = PATIENCE_SECONDS + 1
+    assert backend.why_waits(hasty) == "needs 1 GPU on one card, no card has more than 0.5 free"
+    backend._jobs.pop(hasty)
+    assert backend._unbooked().nodes["n0"].gpus == {"0": 0.5, "1": 0.5}
+    assert backend._unbooked().place(whole) is None
+
+
 def test_ray_is_asked_as_often_for_a_hundred_live_runs_as_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     backend, asked = RayExecutor(address="x"), []
     submission = Submission(run_dir=Path("/run"), attempt=1, argv=(), env={}, cwd=Path("/"), resources=ONE)
