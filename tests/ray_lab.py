@@ -71,6 +71,13 @@ class RayLab:
         self._cluster.stdin.flush()
         assert commands.next_line(self._cluster) == "ok\n"
 
+    def drain(self, node: str) -> None:
+        """Say that a node, named by Ray's id, will be preempted in an hour."""
+        words = ["--address", self.env["RAY_ADDRESS"], "--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+        words += ["--reason-message", "test", "--deadline-remaining-seconds", "3600"]
+        answer = self.run([sys.executable, "-m", "ray.scripts.scripts", "drain-node", *words], cwd=self.folder)
+        assert answer.returncode == 0, answer.stderr
+
     def command(self, argv: Sequence[str]) -> list[str]:
         return ["nsenter", f"--net=/proc/{self._network.pid}/ns/net", *argv]
 

@@ -325,6 +325,8 @@ class Ended:
     """The node of the rank. ``None``: not known."""
     first_rank: int = 0
     """The first rank on that node, after which its logs are named."""
+    stopped_for: str = ""
+    """Why the backend has stopped it. Empty: it has not, or nobody knows."""
 
 
 def first_cause(ends: Sequence[Ended]) -> Ended:
@@ -374,6 +376,8 @@ def cause(ended: Ended, stderr_log: Path) -> tuple[FailureKind, str]:
     with contextlib.suppress(OSError, FileError):
         text = read_tail(stderr_log, LARGEST_LAST_LINE).decode("utf-8", errors="replace")
         last_line = "".join(text.strip().splitlines()[-1:]).strip()
+    if ended.exit_code in STOPPED_EXITS and ended.stopped_for:
+        return "preempted", f"stopped, since {ended.stopped_for}"
     if ended.exit_code in STOPPED_EXITS:
         return "preempted", f"{ended.message}; another process stopped it (is the node being drained?)"
     if ended.out_of_memory:

@@ -60,7 +60,7 @@ for _name, _value in (
 import psutil  # noqa: E402
 import ray  # noqa: E402 -- reads the variables above as it is imported
 from ray._private import ray_constants, services, worker  # noqa: E402 -- for developers; there is no other way
-from ray._private.state import available_resources_per_node  # noqa: E402
+from ray._private.state import available_resources_per_node, state  # noqa: E402
 
 
 @final
@@ -194,6 +194,14 @@ class RayCluster:
             there = has.get(name, {})
             free.withhold(name, node.cpus - there.get("CPU", 0.0), node.free_gpus - there.get("GPU", 0.0))
         return free
+
+    def draining(self) -> set[str]:
+        """Return the nodes that are to be shut down: their owner, an autoscaler or a preemption notice has said so.
+
+        Raises:
+            LostBackendError: as in :meth:`ask`.
+        """
+        return self.ask(_draining_nodes)
 
     def address_of(self, node: str) -> str:
         """Return the address of a node, for messages."""
@@ -389,6 +397,11 @@ def _listens(address: tuple[str, int]) -> bool:
 def _tell_detail(data: Mapping[str, Any], *ignored: Any, **more: Any) -> None:
     """Show with ``--verbose`` what Ray would print."""
     terminal.detail("\n".join(data["lines"]))
+
+
+def _draining_nodes() -> set[str]:
+    """Return the ids of the nodes that Ray drains. Ray places nothing there; what runs there has to leave by itself."""
+    return set(state.get_draining_nodes())
 
 
 def _capacity(where: str) -> Capacity:

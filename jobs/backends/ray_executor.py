@@ -71,6 +71,8 @@ class _Job:
     is_placed: bool = False
     """Whether Ray was seen to have found room for its group. Groups that others have left have room."""
     is_stopped: bool = False
+    leaves_for: str = ""
+    """Why it was asked to stop and continue elsewhere. Empty: it was not."""
     ends: list[Ended] = field(default_factory=list)
     """How its ranks ended, the first one first."""
 
@@ -109,6 +111,8 @@ class RayExecutor(Executor):
         """Groups of runs that have ended, which wait for another run."""
         self._cards: defaultdict[str, dict[str, str]] = defaultdict(dict)
         """Node -> Ray's name of a GPU -> its name in the capacity, for the GPUs that actors have named."""
+        self._draining: set[str] = set()
+        """Nodes that are to be shut down."""
         self._avoided: dict[str, float] = {}
         """Node -> until when no run is submitted there, on the monotonic clock."""
         self._numbers = itertools.count(1)
@@ -153,7 +157,7 @@ class RayExecutor(Executor):
             if job is not but:
                 free.take(job.allocations)
         for node in free.nodes:
-            is_out = self._avoided.get(node, 0.0) > now
+            is_out = node in self._draining or self._avoided.get(node, 0.0) > now
             free.withhold(node, *((math.inf, math.inf) if is_out else self._foreign.get(node, (0.0, 0.0))))
         return free
 
@@ -187,6 +191,7 @@ class RayExecutor(Executor):
         for group in self._idle:
             others.take(group.allocations)
         if not self._cluster.is_embedded:
+            self._draining = self._cluster.draining()
             self._foreign = {
                 name: (node.cpus - free.nodes[name].cpus, node.free_gpus - free.nodes[name].free_gpus)
                 for name, node in others.nodes.items()
@@ -194,8 +199,13 @@ class RayExecutor(Executor):
         for job in live:
             if self._is_gone(job):
                 self._release(job.groups)  # Ray would wait for a lost node forever
-            elif job.waits_long:
+            elif not job.is_placed and (job.waits_long or self._is_draining(job)):
                 self._place_elsewhere(job)
+            elif job.is_placed and not job.leaves_for and (node := self._is_draining(job)):
+                job.leaves_for = f"node {self._cluster.address_of(node)} is being drained"
+                for host in job.hosts:
+                    host.stop.remote(job.attempt)
+        self._drop([group for group in self._idle if self._is_draining(group)])
 
     def _place_elsewhere(self, job: _Job) -> None:
         """Start a run on other nodes, if Ray has no room for it where it was sent: another user took that first."""
@@ -243,6 +253,10 @@ class RayExecutor(Executor):
                 job.is_placed = found["state"] == "CREATED"
         return job.is_placed
 
+    def _is_draining(self, holder: _Job | _Group) -> str | None:
+        """Return a node of a run or group that is to be shut down. ``None``: none is."""
+        return next((one.node for one in holder.allocations if one.node in self._draining), None)
+
     def _is_gone(self, holder: _Job | _Group) -> bool:
         return any(one.node not in self.capacity().nodes for one in holder.allocations)
 
@@ -274,6 +288,7 @@ class RayExecutor(Executor):
                 group.needs == (resources.cpus, resources.gpus)
                 and len(group.hosts) <= left
                 and not self._is_gone(group)
+                and not self._is_draining(group)
             ):
                 found.append(group)
                 left -= len(group.hosts)
@@ -333,13 +348,13 @@ class RayExecutor(Executor):
         if job.pending:
             return None
         del self._jobs[job_id]
-        if any(end.is_lost for end in job.ends) or job.is_stopped:
+        if any(end.is_lost for end in job.ends) or job.is_stopped or self._is_draining(job):
             self._release(job.groups)
         else:
             for group in job.groups:
                 group.idle_since = time.monotonic()
             self._idle += job.groups
-        return first_cause(job.ends)
+        return replace(first_cause(job.ends), stopped_for=job.leaves_for)
 
     def why_waits(self, job_id: str) -> str:
         job = self._jobs[job_id]
@@ -384,9 +399,12 @@ class RayExecutor(Executor):
 
     def _end_idle(self, seconds: float) -> None:
         """Release the groups that have waited longer than ``seconds``."""
-        ended = [group for group in self._idle if time.monotonic() - group.idle_since > seconds]
-        self._release(ended)
-        self._idle = [group for group in self._idle if group not in ended]
+        self._drop([group for group in self._idle if time.monotonic() - group.idle_since > seconds])
+
+    def _drop(self, groups: Sequence[_Group]) -> None:
+        """Release idle groups."""
+        self._release(groups)
+        self._idle = [group for group in self._idle if group not in groups]
 
     def wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

@@ -199,6 +199,31 @@ def test_a_folder_that_the_nodes_do_not_see_is_one_clear_line(ray_cluster: RayLa
     assert "Traceback" not in answer.stderr
 
 
+def test_a_run_on_a_node_that_is_drained_saves_and_continues_on_another_one(
+    ray_cluster: RayLab, tmp_path: Path
+) -> None:
+    ray_cluster.tell_cluster("add 6 1")
+    crawl = Crawl(tmp_path, epochs=1, step_seconds=0.5)
+    study = RayStudy(ray_cluster, tmp_path, epochs=20, env=crawl.env, gpus=1, cpus=6)  # fits on no other node
+    launcher = study.start("run", "small.toml")
+    wait_for(study.epochs, "an epoch", until=any, by=launcher)
+    (run,) = study.runs()
+    drained = worker_of(run)["node"]
+    ray_cluster.drain(drained)
+    wait_for(lambda: run.end(1).kind, "the run to leave the node", by=launcher)
+    assert (run.end(1).kind, run.end(1).outcome) == ("preempted", "interrupted")
+    assert "is being drained" in run.end(1).message
+    ray_cluster.tell_cluster("add 6 1")
+    wait_for(run.last_attempt, "another attempt", until=lambda number: number == 2, by=launcher)
+    other = worker_of(run)["node"]
+    crawl.end()
+    _, stderr = commands.finish(launcher)
+    ray_cluster.tell_cluster(f"kill {other}")
+    assert launcher.returncode == 0, stderr
+    assert other != drained
+    assert study.epochs() == [[*range(20)]]
+
+
 IMPATIENT = f"""
 import runpy, sys
 sys.path.insert(0, {str(ROOT)!r})
