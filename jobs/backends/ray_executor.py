@@ -457,8 +457,10 @@ class RayExecutor(Executor):
         except ray.exceptions.RayError as error:
             end = self._what_became_of(job, rank, error)
         node = job.allocations[rank].node
-        problem = f"node {self._cluster.address_of(node)} does not see {job.submission.run_dir}" if end is None else ""
-        lost = Ended(exit_code=EXIT_LOST, message=f"{problem}; is its file system mounted?", is_lost=True)
+        start = RunDirectory(job.submission.run_dir).start_file(job.submission.attempt)
+        problem = f"node {self._cluster.address_of(node)} does not see {start}" if end is None else ""
+        hint = "is its file system mounted, or has the node a copy of the folder?"
+        lost = Ended(exit_code=EXIT_LOST, message=f"{problem}; {hint}", is_lost=True)
         job.ends.append(end or lost)
         if job.ends[-1].exit_code:
             for other in job.pending.values():

@@ -2,6 +2,7 @@
 
 import socket
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import final
@@ -19,10 +20,13 @@ from jobs.attempt.supervisor import (
 from jobs.spec import Submission
 from seqlm import machine
 from seqlm.errors import EXIT_LOST, EXIT_STOPPED, FileError
-from seqlm.reading import confine, is_folder
+from seqlm.reading import confine, exists, is_folder
 from seqlm.rundir import RunDirectory
 
 POLL_SECONDS = 0.05
+SEEN_SECONDS = 60.0
+"""How long the record of an attempt may take to be seen on another node: NFS remembers for up to a minute that a file
+does not exist (``acdirmax``)."""
 
 
 @final
@@ -48,12 +52,12 @@ class RankHost:
     def run(
         self, submission: Submission, rank: int, *, node: str, first_host: str, kept_code: Path | None
     ) -> Ended | None:
-        """Run a rank's process to its end. ``None``: this node does not see the run's folder.
+        """Run a rank's process to its end. ``None``: this node does not see the folder that the launcher writes to.
 
         The interpreter is that of this actor, whatever ``argv`` names. ``node`` is Ray's id of this node, and
         ``first_host`` the address of the first rank's. ``kept_code``: ``None`` means the code that came with the actor.
         """
-        if not _sees(submission.run_dir):
+        if not _sees_attempt(submission):
             return None
         confine(RunDirectory(submission.run_dir).study_dir)
         address = ray.util.get_node_ip_address()
@@ -91,9 +95,18 @@ class RankHost:
         self._failed.add(attempt)
 
 
-def _sees(folder: Path) -> bool:
-    """Return whether a folder can be seen on this node; false if its file system fails."""
+def _sees_attempt(submission: Submission) -> bool:
+    """Return whether this node sees what the launcher has written about an attempt; false if its file system fails.
+
+    The folder alone may be an old copy, in which a run would go on from an old checkpoint, unseen by its launcher.
+    """
+    start = RunDirectory(submission.run_dir).start_file(submission.attempt)
+    deadline = time.monotonic() + SEEN_SECONDS
     try:
-        return is_folder(folder)
+        while not exists(start):
+            if not is_folder(submission.run_dir) or time.monotonic() >= deadline:
+                return False
+            time.sleep(POLL_SECONDS)
     except FileError:
         return False
+    return True

@@ -82,7 +82,9 @@ wanted = free_node()
 taken = placement_group([{"GPU": 1}], bundle_label_selector=[{"ray.io/node-id": wanted}])
 assert taken.wait(1000)
 folder = Path("run").absolute()
-folder.mkdir()
+start = RunDirectory(folder).start_file(1)
+start.parent.mkdir(parents=True)
+start.touch()
 program = "import pathlib, time\\nwhile not pathlib.Path('seen').exists(): time.sleep(0.05)"
 job = backend.submit(
     Submission(run_dir=folder, attempt=1, argv=("python", "-c", program), env={}, cwd=folder, resources=resources)

@@ -1,6 +1,7 @@
 """Ranks on Ray whose node is short of memory, groups that are used again, and calls of Ray; no Ray runs."""
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,14 @@ os.kill(os.getpid(), 9)
 ONE = Resources(cpus=1, gpus=0)
 
 
+def started(submission: Submission) -> Submission:
+    """A submission whose launcher has written that it starts."""
+    start = RunDirectory(submission.run_dir).start_file(submission.attempt)
+    start.parent.mkdir(parents=True, exist_ok=True)
+    start.touch()
+    return submission
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("after", [3, 4])
 def test_a_rank_has_the_gpu_that_ray_booked_and_is_short_of_memory_where_its_own_node_has_counted_a_kill(
@@ -37,11 +46,35 @@ def test_a_rank_has_the_gpu_that_ray_booked_and_is_short_of_memory_where_its_own
     monkeypatch.setattr("jobs.backends.ray_rank.die_with_the_parent", lambda: None)
     monkeypatch.setattr("seqlm.machine.addressed", lambda index: f"GPU-{index}")
     argv = ("python", "-c", KILL, str(counter), f"oom_kill {after}\n")
-    submission = Submission(run_dir=tmp_path, attempt=1, argv=argv, env={}, cwd=tmp_path, resources=ONE)
+    submission = started(Submission(run_dir=tmp_path, attempt=1, argv=argv, env={}, cwd=tmp_path, resources=ONE))
     found = RankHost().run(submission, 0, node="n0", first_host="127.0.0.1", kept_code=tmp_path)
     assert found is not None
     assert (found.exit_code, found.out_of_memory) == (-signal.SIGKILL, after == 4)
     assert RunDirectory(tmp_path).stdout_log(1).read_text() == "GPU-6\n"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("comes_late", [False, True])
+def test_a_node_with_an_old_copy_of_the_folder_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes_late: bool
+) -> None:
+    """The record of the attempt is what an old copy lacks. On NFS it may be seen some seconds later than written."""
+    argv = ("python", "-c", "import pathlib; pathlib.Path('began').touch()")
+    submission = Submission(run_dir=tmp_path, attempt=2, argv=argv, env={}, cwd=tmp_path, resources=ONE)
+    started(replace(submission, attempt=1))
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += 20.0
+        if comes_late:
+            started(submission)
+
+    monkeypatch.setattr("jobs.backends.ray_rank.die_with_the_parent", lambda: None)
+    monkeypatch.setattr("jobs.backends.ray_rank.time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.1")
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_accelerator_ids=lambda: {}))
+    found = RankHost().run(submission, 0, node="n0", first_host="127.0.0.1", kept_code=tmp_path)
+    assert (found is not None, (tmp_path / "began").exists()) == (comes_late, comes_late)
 
 
 @pytest.mark.parametrize("error", [ray.exceptions.OutOfMemoryError("low on memory"), ray.exceptions.ActorDiedError()])
