@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import os
+import pwd
 import secrets
 import shutil
 import socket
@@ -195,6 +196,29 @@ class RayCluster:
             free.withhold(name, node.cpus - there.get("CPU", 0.0), node.free_gpus - there.get("GPU", 0.0))
         return free
 
+    def _require_own_cluster(self) -> None:
+        """Refuse a cluster whose workers belong to another user, who could read and change what they do.
+
+        A launch asks for the capacity before it joins with code, so nothing has been sent then.
+
+        Raises:
+            BackendError: the raylet of this machine belongs to another user.
+        """
+        here = ray.get_runtime_context().get_node_id()
+        (path,) = [entry["RayletSocketName"] for entry in ray.nodes() if entry["NodeID"] == here]
+        owner = Path(path.removeprefix("unix://")).stat().st_uid
+        if owner == os.getuid():
+            return
+        self.close()
+        try:
+            name = pwd.getpwuid(owner).pw_name
+        except KeyError:
+            name = f"with the number {owner}"
+        raise BackendError(
+            f"the Ray cluster at {self._address} belongs to user {name}, as whom your code would run; start one of "
+            "your own with `ray start --head`, or --backend local does without"
+        )
+
     def draining(self) -> set[str]:
         """Return the nodes that are to be shut down: their owner, an autoscaler or a preemption notice has said so.
 
@@ -250,6 +274,7 @@ class RayCluster:
         # Ray prints notes about nodes that die to stdout, with parts of their logs.
         self._private.enter_context(mock.patch.object(worker, "print_to_stdstream", _tell_detail))
         if folder is None:
+            self._require_own_cluster()
             host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
             self._head = (host.strip("[]"), int(port))
         else:

@@ -226,6 +226,23 @@ def test_a_run_on_a_node_that_is_drained_saves_and_continues_on_another_one(
     assert study.epochs() == [[*range(20)]]
 
 
+def test_a_cluster_of_another_user_is_refused_before_anything_is_sent(ray_cluster: RayLab, tmp_path: Path) -> None:
+    study = RayStudy(ray_cluster, tmp_path)
+    sockets = [*ray_cluster.folder.glob("**/session_2*/sockets/raylet")]
+    for path in sockets:
+        os.chown(path, 65534, -1)
+    try:
+        answer = study("run", "small.toml")
+    finally:
+        for path in sockets:
+            os.chown(path, os.getuid(), -1)
+    assert answer.returncode == 3
+    assert "belongs to user nobody, as whom your code would run" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert "joining the Ray cluster" not in answer.stderr
+    assert study.runs() == []
+
+
 IMPATIENT = f"""
 import runpy, sys
 sys.path.insert(0, {str(ROOT)!r})
