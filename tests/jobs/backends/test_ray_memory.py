@@ -10,10 +10,13 @@ import pytest
 import ray
 
 from jobs.attempt.supervisor import Ended
+from jobs.backends.ray_cluster import RayCluster
 from jobs.backends.ray_executor import PATIENCE_SECONDS, RayExecutor, _Group, _Job
 from jobs.backends.ray_rank import RankHost
 from jobs.plan.capacity import Allocation, Capacity, Node
 from jobs.spec import Resources, Submission
+from jobs.study.kept_code import Code
+from seqlm.errors import BackendError, LostBackendError
 from seqlm.rundir import RunDirectory
 
 KILL = """
@@ -199,6 +202,19 @@ def test_what_is_free_of_each_card_is_what_ray_has_booked_and_a_run_that_fits_on
     backend._jobs.pop(hasty)
     assert backend._unbooked().nodes["n0"].gpus == {"0": 0.5, "1": 0.5}
     assert backend._unbooked().place(whole) is None
+
+
+def test_a_ray_of_the_launch_that_ends_again_and_again_ends_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = []
+
+    def capacity(self: RayCluster) -> Capacity:
+        raise LostBackendError("Ray on this machine has ended")
+
+    monkeypatch.setattr(RayCluster, "open", lambda self, code: starts.append(code))
+    monkeypatch.setattr(RayCluster, "capacity", capacity)
+    with pytest.raises(BackendError, match=r"^Ray on this machine has ended, for the 4th time in this launch; "):
+        RayExecutor().open(Code(path=Path("/code"), commit=None, dirty=False, live=True))
+    assert len(starts) == 4
 
 
 def test_ray_is_asked_as_often_for_a_hundred_live_runs_as_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
