@@ -129,8 +129,13 @@ class RayExecutor(Executor):
 
     def open(self, code: Code) -> None:
         self._code = code
+        self._join()
+
+    def _join(self) -> None:
+        """Join or start Ray with the code of this launch."""
+        assert self._code is not None, "open before anything joins"
         terminal.tell("starting Ray on this machine" if self._cluster.is_embedded else "joining the Ray cluster")
-        self._cluster.open(code)
+        self._cluster.open(self._code)
         self._starts += 1
         self._is_lost, self._total, self._refreshed_at = False, None, -math.inf
         self._refresh_if_due()
@@ -221,7 +226,6 @@ class RayExecutor(Executor):
         Raises:
             BackendError: it cannot be started, or has ended too often.
         """
-        assert self._code is not None, "open before anything ends"
         terminal.tell(f"warning: {problem}; its runs continue from their checkpoints")
         running = [job for job in self._jobs.values() if job.pending]
         for job in running:
@@ -243,7 +247,7 @@ class RayExecutor(Executor):
                 f"{problem}, for the {MOST_STARTS}th time in this launch; `dmesg` shows whether the system killed it; "
                 "--backend local does without"
             )
-        self.open(self._code)
+        self._join()
 
     def _has_room(self, job: _Job) -> bool:
         """Return whether Ray has found room for a run, as far as is known."""
