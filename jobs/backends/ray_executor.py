@@ -53,8 +53,8 @@ class _Group:
     """The actor of each rank."""
     allocations: list[Allocation]
     """Where each rank is, and what it holds. Its GPU is a guess until the actor has said which one Ray has chosen."""
-    needs: tuple[float | None, float | None]
-    """Cores and GPUs of a rank."""
+    needs: Resources
+    """What each rank needs (:func:`_needs`)."""
     cards: dict[Any, int] = field(default_factory=dict)
     """Outstanding answers about the GPUs: object reference -> rank of the group."""
     idle_since: float = 0.0
@@ -93,14 +93,20 @@ class _Job:
         return not self.is_placed and time.monotonic() - self.since > PATIENCE_SECONDS
 
 
+def _needs(resources: Resources) -> Resources:
+    """Return what a single rank of a run needs, whatever its run is."""
+    return replace(resources, ranks=1, priority=0)
+
+
 @final
 class RayExecutor(Executor):
     """Placement groups on a Ray cluster, or on an embedded Ray that lives as long as the executor is open."""
 
     name = "ray"
 
-    def __init__(self, *, address: str | None = None) -> None:
-        self._cluster = RayCluster(address)
+    def __init__(self, *, address: str | None = None, asks_memory: bool = False) -> None:
+        """``asks_memory``: whether runs ask for the memory of a GPU."""
+        self._cluster = RayCluster(address, asks_memory=asks_memory)
         self._code: Code | None = None
         self._total: Capacity | None = None
         self._refreshed_at = -math.inf
@@ -289,7 +295,7 @@ class RayExecutor(Executor):
         found, left = list[_Group](), resources.ranks
         for group in sorted(self._idle, key=lambda group: len(group.hosts), reverse=True):
             if (
-                group.needs == (resources.cpus, resources.gpus)
+                group.needs == _needs(resources)
                 and len(group.hosts) <= left
                 and not self._is_gone(group)
                 and not self._is_draining(group)
@@ -308,8 +314,7 @@ class RayExecutor(Executor):
         Raises:
             LostBackendError: Ray does not answer any more.
         """
-        wanted = job.submission.resources
-        gpus = wanted.gpus or 0
+        gpus = allocations[0].gpus
         bundle = {"CPU": allocations[0].cpus, **({"GPU": gpus} if gpus else {})}
         nodes = [{"ray.io/node-id": one.node} for one in allocations]
 
@@ -324,7 +329,7 @@ class RayExecutor(Executor):
             return group, hosts
 
         group, hosts = self._cluster.ask(create)
-        made = _Group(group=group, hosts=hosts, allocations=allocations, needs=(wanted.cpus, wanted.gpus))
+        made = _Group(group=group, hosts=hosts, allocations=allocations, needs=_needs(job.submission.resources))
         if gpus:
             made.cards = {host.gpu.remote(): rank for rank, host in enumerate(hosts)}
         job.groups, job.is_placed = [made], False
@@ -338,7 +343,7 @@ class RayExecutor(Executor):
         job.since, first_host = time.monotonic(), self._cluster.address_of(job.allocations[0].node)
         job.pending = {
             host.run.remote(
-                job.submission,
+                job.submission.holding(allocation.gpus),
                 rank,
                 node=allocation.node,
                 first_host=first_host,
