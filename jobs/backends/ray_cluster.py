@@ -101,6 +101,8 @@ class RayCluster:
         """The processes of the embedded Ray when it had started."""
         self._servers: list[psutil.Process] = []
         """Those of them without which it runs nothing."""
+        self._here = ""
+        """Ray's id of the node of this machine."""
         self._lost_for: str | None = None
         """Why nothing is asked any more. ``None``: Ray answers."""
         self.is_open = False
@@ -181,8 +183,12 @@ class RayCluster:
         """
         if self.is_open:
             found = self.ask(self._capacity)
-            if self.is_embedded and not found.nodes:
-                self._lose("Ray on this machine has no node any more")
+            if self._here not in found.nodes:  # Ray ends all actors of a launch whose node is gone
+                self._lose(
+                    "Ray on this machine has ended"
+                    if self.is_embedded
+                    else f"this machine is no live node of the Ray cluster at {self._address} any more"
+                )
             return found
         if self.is_embedded:
             return this_machine()
@@ -270,8 +276,7 @@ class RayCluster:
         Raises:
             BackendError: the raylet of this machine belongs to another user.
         """
-        here = ray.get_runtime_context().get_node_id()
-        (path,) = [entry["RayletSocketName"] for entry in ray.nodes() if entry["NodeID"] == here]
+        (path,) = [entry["RayletSocketName"] for entry in ray.nodes() if entry["NodeID"] == self._here]
         owner = Path(path.removeprefix("unix://")).stat().st_uid
         if owner == os.getuid():
             return
@@ -339,6 +344,7 @@ class RayCluster:
         self.is_open = True
         # Ray prints notes about nodes that die to stdout, with parts of their logs.
         self._private.enter_context(mock.patch.object(worker, "print_to_stdstream", _tell_detail))
+        self._here = ray.get_runtime_context().get_node_id()
         if folder is None:
             self._require_own_cluster()
             host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")

@@ -284,7 +284,8 @@ class RayExecutor(Executor):
             self._end_idle(0.0)
             try:
                 self._start(job, allocations)
-            except LostBackendError as error:  # free() and wait() say what becomes of the launch
+            except LostBackendError as error:
+                self._refreshed_at = -math.inf  # free() and wait() say what becomes of the launch
                 job.ends.append(Ended(exit_code=EXIT_LOST, message=str(error), is_lost=True))
         job_id = f"{submission.run_dir.name}/{submission.attempt}-{next(self._numbers)}"
         self._jobs[job_id] = job
@@ -500,6 +501,7 @@ class RayExecutor(Executor):
         try:
             self._total = self._cluster.capacity()
         except LostBackendError as lost:
+            self._refreshed_at = -math.inf  # look at once what becomes of the launch
             return Ended(exit_code=EXIT_LOST, message=f"{who} lost its actor: {lost}", is_lost=True, first_rank=rank)
         if node not in self._total.nodes:
             message = f"{who} lost its node {self._cluster.address_of(node)}"

@@ -204,6 +204,18 @@ def test_what_is_free_of_each_card_is_what_ray_has_booked_and_a_run_that_fits_on
     assert backend._unbooked().place(whole) is None
 
 
+def test_a_launch_whose_own_node_has_left_the_cluster_does_not_wait_for_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray has ended the actors of that launch, and starts no more for it."""
+    cluster = RayCluster("10.0.0.1:6379")
+    cluster.is_open, cluster._here = True, "here"
+    nodes = [{"NodeID": name, "Alive": name != "here", "Resources": {"CPU": 4.0}} for name in ("here", "there")]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    with pytest.raises(LostBackendError, match=r"^this machine is no live node of the Ray cluster at 10.0.0.1:6379"):
+        cluster.capacity()
+
+
 def test_a_ray_of_the_launch_that_ends_again_and_again_ends_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     starts = []
 
