@@ -1,5 +1,6 @@
 """The Ray that runs go to: an existing cluster, or one that a launch starts on this machine and ends."""
 
+import atexit
 import contextlib
 import functools
 import logging
@@ -47,10 +48,12 @@ KIND = "accelerator_type:"
 CONNECT_TRIES = 3
 """Number of tries to join a cluster that does not answer within Ray's own timeout."""
 HEAD_SECONDS = 1.0
-"""How long the head may take to answer before it is asked whether it is there at all."""
+"""How long a call may take before the head is asked whether it answers at all."""
 LOST_SECONDS = 20.0
-"""How long the head of a cluster may accept no connection before it counts as lost. Ray itself ends this process and
+"""How long the head of a cluster may answer nothing before it counts as lost. Ray itself ends this process and
 the nodes after a minute (``RAY_gcs_rpc_server_reconnect_timeout_s``), by when runs have to be stopped."""
+LEAVE_SECONDS = 15.0
+"""How long Ray may take to leave a cluster that does not answer."""
 SERVERS = ("gcs_server", "raylet")
 """The names of the processes without which an embedded Ray runs nothing."""
 
@@ -95,12 +98,12 @@ class RayCluster:
         """Node -> the memory of the smallest of its GPUs. ``None``: it does not say."""
         self._watchdog: subprocess.Popen[bytes] | None = None
         self._private = contextlib.ExitStack()
-        self._head: tuple[str, int] | None = None
-        """Host and port of the head of the cluster that is joined."""
         self._family: list[psutil.Process] = []
         """The processes of the embedded Ray when it had started."""
         self._servers: list[psutil.Process] = []
         """Those of them without which it runs nothing."""
+        self._is_stuck = False
+        """Whether Ray has not let go of a connection, so that there can be no other one in this process."""
         self._here = ""
         """Ray's id of the node of this machine."""
         self._lost_for: str | None = None
@@ -122,16 +125,21 @@ class RayCluster:
     def close(self) -> None:
         """Leave the cluster, or end the embedded Ray. Everything that this connection started ends."""
         family = _with_children(self._family)
+        if self._lost_for is not None:
+            _kill(family)  # a server that is stuck would keep Ray from leaving
         if self.is_open:
             self.is_open = False
             with _quiet():
-                ray.shutdown()  # takes some 7 s without the head
+                if self._lost_for is None:
+                    ray.shutdown()
+                else:  # takes some seconds without the head, and forever with one that is stuck
+                    self._is_stuck = not wait_for_answers([_in_a_thread(ray.shutdown)], timeout=LEAVE_SECONDS).done
+            if self._is_stuck:
+                atexit.unregister(ray.shutdown)
         if self._watchdog is not None:
             self._watchdog.communicate()
             self._watchdog = None
-        for process in family:  # workers lead groups of their own, and agents may wait a minute for a dead head
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+        _kill(family)  # workers lead groups of their own, and agents may wait a minute for a dead head
         self._family, self._servers, self._lost_for = [], [], None
         self._private.close()
 
@@ -142,26 +150,19 @@ class RayCluster:
         end this process without an error.
 
         Raises:
-            LostBackendError: the embedded Ray has ended, or the head of the cluster has accepted no connection for
+            LostBackendError: a server of the embedded Ray has ended, or no call has been answered for
                 ``LOST_SECONDS``. Every later call raises this at once, until Ray is opened again.
         """
-        answer: Future[Answer] = Future()
-
-        def make() -> None:
-            try:
-                answer.set_result(call())
-            except BaseException as error:
-                answer.set_exception(error)
-
         self._require_servers()
-        threading.Thread(target=make, daemon=True).start()
-        silent_since = None
+        answer, probe, heard_at = _in_a_thread(call), None, time.monotonic()
         while not wait_for_answers([answer], timeout=HEAD_SECONDS).done:
             self._require_servers()
-            now = time.monotonic()
-            silent_since = None if self._head is None or _listens(self._head) else silent_since or now
-            if silent_since is not None and now - silent_since > LOST_SECONDS:
-                self._lose(f"the Ray cluster at {self._address} has not answered for {now - silent_since:.0f} s")
+            if probe is None or probe.done():
+                heard_at = heard_at if probe is None else time.monotonic()
+                probe = _in_a_thread(ray.nodes)
+            elif time.monotonic() - heard_at > LOST_SECONDS:
+                where = "Ray on this machine" if self.is_embedded else f"the Ray cluster at {self._address}"
+                self._lose(f"{where} has not answered for {LOST_SECONDS:g} s")
         return answer.result()
 
     def _require_servers(self) -> None:
@@ -307,6 +308,10 @@ class RayCluster:
         return node[:8]
 
     def _connect(self, runtime_env: dict[str, Any] | None) -> None:
+        if self._is_stuck:
+            raise BackendError(
+                "Ray on this machine has ended and cannot be started again by the same launch; run again"
+            )
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "seqlm"}
         folder, names = None, {}
         if self.is_embedded:
@@ -347,8 +352,6 @@ class RayCluster:
         self._here = ray.get_runtime_context().get_node_id()
         if folder is None:
             self._require_own_cluster()
-            host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-            self._head = (host.strip("[]"), int(port))
         else:
             # Each server leads a group (see _init), in which the processes are that it has started.
             leaders = [one for one in psutil.Process().children() if one not in before and _leads_a_group(one)]
@@ -482,13 +485,24 @@ def _with_children(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
     return found
 
 
-def _listens(address: tuple[str, int]) -> bool:
-    """Return whether something accepts connections at an address."""
-    try:
-        socket.create_connection(address, timeout=KNOCK_SECONDS).close()
-    except OSError:
-        return False
-    return True
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+def _in_a_thread(call: Callable[[], Answer]) -> Future[Answer]:
+    """Make a call in a thread of its own, which may never end."""
+    answer: Future[Answer] = Future()
+
+    def make() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=make, daemon=True).start()
+    return answer
 
 
 def _tell_detail(data: Mapping[str, Any], *ignored: Any, **more: Any) -> None:

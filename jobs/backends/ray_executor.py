@@ -56,7 +56,7 @@ class _Group:
     needs: Resources
     """What each rank needs (:func:`_needs`)."""
     cards: dict[Any, int] = field(default_factory=dict)
-    """Outstanding answers about the GPUs: object reference -> rank of the group."""
+    """Outstanding answers about the GPUs, which come once an actor has started: object reference -> rank."""
     idle_since: float = 0.0
 
 
@@ -72,7 +72,7 @@ class _Job:
     """Whether Ray was seen to have found room for its group. Groups that others have left have room."""
     is_stopped: bool = False
     leaves_for: str = ""
-    """Why it was asked to stop and continue elsewhere. Empty: it was not."""
+    """Why it was asked to stop and be started again. Empty: it was not."""
     ends: list[Ended] = field(default_factory=list)
     """How its ranks ended, the first one first."""
 
@@ -235,6 +235,7 @@ class RayExecutor(Executor):
         terminal.tell(f"warning: {problem}; its runs continue from their checkpoints")
         running = [job for job in self._jobs.values() if job.pending]
         for job in running:
+            job.leaves_for = problem
             for host in job.hosts:  # those that live need no head to be asked
                 host.stop.remote(job.attempt)
         deadline = time.monotonic() + SAVE_SECONDS
@@ -331,8 +332,7 @@ class RayExecutor(Executor):
 
         group, hosts = self._cluster.ask(create)
         made = _Group(group=group, hosts=hosts, allocations=allocations, needs=_needs(job.submission.resources))
-        if gpus:
-            made.cards = {host.gpu.remote(): rank for rank, host in enumerate(hosts)}
+        made.cards = {host.gpu.remote(): rank for rank, host in enumerate(hosts)}
         job.groups, job.is_placed = [made], False
         self._run(job)
 
@@ -382,11 +382,12 @@ class RayExecutor(Executor):
         if job is None or not job.pending:
             return
         job.is_stopped = not force
-        if self._is_lost and (force or not job.is_placed):
-            job.pending = {}
-            job.ends.append(Ended(exit_code=EXIT_LOST, message="Ray does not answer any more", is_lost=True))
-            return
-        if force or not self._has_room(job):
+        if self._is_lost:
+            self._advance(0.0)  # the answers of its actors, which need no head
+            if force or not job.is_placed:
+                job.pending = {}
+                job.ends.append(Ended(exit_code=EXIT_LOST, message="Ray does not answer any more", is_lost=True))
+        elif force or not self._has_room(job):
             self._release(job.groups)
             return
         for host in job.hosts:
@@ -433,24 +434,26 @@ class RayExecutor(Executor):
         owed = {reference: job for job in self._jobs.values() for reference in job.pending}
         if not owed:
             return False
-        groups = [group for job in self._jobs.values() for group in job.groups]
-        cards = {reference: group for group in groups for reference in group.cards}
+        cards = {
+            reference: (job, group) for job in self._jobs.values() for group in job.groups for reference in group.cards
+        }
         asked = [*cards, *owed]
         arrived, _ = ray.wait(asked, num_returns=1, timeout=seconds)
         if arrived:  # and all others that are there by now
             arrived, _ = ray.wait(asked, num_returns=len(asked), timeout=0)
         for reference in arrived:
             if reference in cards:
-                self._note_card(cards[reference], reference)
+                self._note_card(*cards[reference], reference)
             else:
                 self._take(owed[reference], reference)
         return any(not job.pending for job in self._jobs.values())
 
-    def _note_card(self, group: _Group, reference: Any) -> None:
+    def _note_card(self, job: _Job, group: _Group, reference: Any) -> None:
         """Note which GPU Ray has chosen for a rank, so that the shares that are free of each card are known."""
         rank = group.cards.pop(reference)
         with contextlib.suppress(ray.exceptions.RayError):  # the end of the rank says what happened
             card, held = ray.get(reference), group.allocations[rank]
+            job.is_placed = True
             if card is None or held.device is None:
                 return
             known = self._cards[held.node]
