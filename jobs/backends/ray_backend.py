@@ -55,9 +55,12 @@ class RayBackend(Backend):
         if default_backend() != cls.name:
             return [Finding("note", "Ray", "not installed; runs go to backend local")]
         backend = cls(cls.read({}, where=""))
-        if backend.is_here:
-            return [Finding("ok", "Ray", "installed; one is started on this machine for each launch")]
         try:
+            if backend.is_here:
+                from jobs.backends import ray_private
+
+                ray_private.require(starts=True)
+                return [Finding("ok", "Ray", "installed; one is started on this machine for each launch")]
             return [Finding("ok", "Ray", backend.describe())]
         except BackendError as error:
             return [Finding("bad", "Ray", str(error))]

@@ -1,7 +1,6 @@
 """The Ray that runs go to: an existing cluster, or one that a launch starts on this machine and ends."""
 
 import contextlib
-import functools
 import logging
 import os
 import secrets
@@ -25,8 +24,6 @@ from seqlm.reading import below, read_tail
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """Object store of an embedded Ray: near Ray's minimum, since no large object goes through it."""
-OLDEST_PRIVATE = (2, 54)
-"""The first version of Ray in which every server that accepts commands requires a token."""
 KNOCK_SECONDS = 10.0
 """Time that a cluster has to accept a connection."""
 LONGEST_PLACE = 107 - len("/seqlm-12345678/r/session_2026-12-01_00-00-00_000000_4194304/sockets/plasma_store")
@@ -45,8 +42,8 @@ for _name, _value in (
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402 -- reads the variables above as it is imported
-from ray._private import ray_constants, services  # noqa: E402 -- for developers; there is no other way
-from ray._private.state import available_resources_per_node  # noqa: E402
+
+from jobs.backends import ray_private  # noqa: E402
 
 
 @final
@@ -81,7 +78,7 @@ class RayCluster:
         """Start or join the cluster, with ``code`` for the actors.
 
         Raises:
-            BackendError: Ray cannot be started, or there is no such cluster.
+            BackendError: Ray cannot be started, there is no such cluster, or the installed Ray lacks what seqlm needs.
         """
         self._connect(None if self.is_embedded else _runtime_env(code))
 
@@ -100,7 +97,7 @@ class RayCluster:
         """Return what the live nodes have. If the connection is not open, join the cluster for a moment.
 
         Raises:
-            BackendError: the cluster cannot be reached.
+            BackendError: the cluster cannot be reached, or the installed Ray lacks what seqlm needs.
         """
         if self.is_open:
             return _capacity("this machine" if self.is_embedded else "the cluster")
@@ -115,13 +112,14 @@ class RayCluster:
     def free(self, total: Capacity) -> Capacity:
         """Return what nobody holds of ``total``, by Ray's last report. The connection must be open."""
         free = total.copy()
-        has = available_resources_per_node()
+        has = ray_private.available_per_node()
         for name, node in free.nodes.items():
             there = has.get(name, {})
             free.withhold(name, node.cpus - there.get("CPU", 0.0), node.free_gpus - there.get("GPU", 0.0))
         return free
 
     def _connect(self, runtime_env: dict[str, Any] | None) -> None:
+        ray_private.require(starts=self.is_embedded)
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "seqlm"}
         folder, names = None, {}
         if self.is_embedded:
@@ -172,11 +170,9 @@ def _last_lines(folder: Path) -> list[str]:
 
 def _init(options: dict[str, Any]) -> None:
     """``ray.init``, again where a cluster that accepts connections is too busy to answer one."""
-    # SIGTERM to the process group of the launcher, as `timeout` sends it, must not end Ray before the workers stop.
-    own_group = functools.partial(services.ConsolePopen, process_group=0)
     for tries_left in reversed(range(CONNECT_TRIES)):
         try:
-            with _quiet(), mock.patch.object(services, "ConsolePopen", own_group):
+            with _quiet():
                 ray.init(**options)
             return
         except ConnectionError:
@@ -191,28 +187,21 @@ def _private() -> Iterator[Path]:
     Ray makes its folders writable for everybody, so their parent is one that only this user can enter. Its servers
     listen on loopback alone and ask for a token, which is in the environment of this user's processes and in no file.
     """
-    if tuple(map(int, ray.__version__.split(".")[:2])) < OLDEST_PRIVATE:
-        oldest = ".".join(map(str, OLDEST_PRIVATE))
-        raise BackendError(
-            f"Ray {ray.__version__} lets other users of this machine in; install ray>={oldest}, or use --backend local"
-        )
     variables = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         # Ray would kill workers when other programs fill the machine's memory. The kernel kills what takes most.
         "RAY_memory_monitor_refresh_ms": "0",
     }
-    is_cluster = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False  # what Ray does on macOS and Windows: every address is 127.0.0.1
     folder = Path(tempfile.mkdtemp(prefix="seqlm-", dir=_place_of_sockets()))
     try:
-        with mock.patch.dict(os.environ, variables):
+        # SIGTERM to the process group of the launcher, as `timeout` sends it, must not end Ray before the workers stop.
+        with mock.patch.dict(os.environ, variables), ray_private.on_loopback(), ray_private.own_process_groups():
             os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
-            _read_environment_again()
+            ray_private.read_environment_again()
             yield folder
     finally:
-        _read_environment_again()
-        ray_constants.ENABLE_RAY_CLUSTER = is_cluster
+        ray_private.read_environment_again()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -233,14 +222,6 @@ def _place_of_sockets() -> str:
     )
 
 
-def _read_environment_again() -> None:
-    """Have Ray read its variables again: it read them on import, before the launch chose a cluster."""
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined] # compiled; from Ray 2.52 on
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
-
-
 WATCHDOG = """
 cat > /dev/null
 folder=$1 tries=0
@@ -259,7 +240,7 @@ def _watch(folder: Path) -> subprocess.Popen[bytes]:
     """Start a process that ends the embedded Ray's processes if this one is killed."""
     import psutil  # only for an embedded Ray
 
-    # Each server leads a group (see _init), in which the processes are that it has started.
+    # Each server leads a group (see _private), in which the processes are that it has started.
     leaders = [child.pid for child in psutil.Process().children() if os.getpgid(child.pid) == child.pid]
     argv = ["sh", "-c", WATCHDOG, "sh", str(folder), *(f"-{pid}" for pid in leaders)]
     # A session of its own: a signal to the launcher's process group must not end it.
