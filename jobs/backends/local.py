@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jobs.attempt.supervisor import INTERFACE_VARIABLE, Ended, MemoryKills, Supervisor, rank_variables
 from jobs.backends.base import Backend, BackendTable, Executor
-from jobs.plan.capacity import Allocation, Capacity, Node, with_noun
+from jobs.plan.capacity import Allocation, Capacity, Card, Node, with_noun
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
 from seqlm import machine
@@ -64,6 +64,7 @@ class LocalBackend(Backend, Executor):
         assert submission.resources.cpus is not None, "resources are resolved before they are submitted"
         allocations = self.free().place(submission.resources)
         assert allocations is not None, "asked whether there is room before"
+        submission = submission.holding(allocations[0].gpus)
         ranks = Supervisor(submission, memory_kills=self._memory_kills, host=self.host)
         try:
             for rank, allocation in self.here(allocations):
@@ -112,8 +113,12 @@ def this_machine() -> Capacity:
     Raises:
         UsageError: CUDA_VISIBLE_DEVICES names a GPU that does not exist, or names one twice.
     """
-    gpus = {device: 1.0 for device, _ in machine.gpus()}
-    return Capacity([Node(name="this machine", cpus=machine.cpu_count(), gpus=gpus)], where="this machine")
+    found = machine.gpus()
+    memory = machine.gpu_memory_gb() if found else {}
+    cards = {gpu.id: Card(type=gpu.name, memory_gb=memory.get(gpu.id)) for gpu in found}
+    gpus = dict.fromkeys(cards, 1.0)
+    node = Node(name="this machine", cpus=machine.cpu_count(), gpus=gpus, cards=cards)
+    return Capacity([node], where="this machine")
 
 
 def require_device(spec: RunSpec, resources: Resources) -> None:
