@@ -192,11 +192,14 @@ def _private() -> Iterator[Path]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         # Ray would kill workers when other programs fill the machine's memory. The kernel kills what takes most.
         "RAY_memory_monitor_refresh_ms": "0",
+        # Ray would start a process for each core, and have ray.init wait for them. An actor starts its own.
+        "RAY_prestart_worker_first_driver": "0",
     }
     folder = Path(tempfile.mkdtemp(prefix="seqlm-", dir=_place_of_sockets()))
     try:
         # SIGTERM to the process group of the launcher, as `timeout` sends it, must not end Ray before the workers stop.
-        with mock.patch.dict(os.environ, variables), ray_private.on_loopback(), ray_private.own_process_groups():
+        servers = ray_private.needed_servers_in_own_groups()
+        with mock.patch.dict(os.environ, variables), ray_private.on_loopback(), servers:
             os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
             ray_private.read_environment_again()
             yield folder
@@ -241,7 +244,8 @@ def _watch(folder: Path) -> subprocess.Popen[bytes]:
     import psutil  # only for an embedded Ray
 
     # Each server leads a group (see _private), in which the processes are that it has started.
-    leaders = [child.pid for child in psutil.Process().children() if os.getpgid(child.pid) == child.pid]
+    children = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    leaders = [child.pid for child in children if os.getpgid(child.pid) == child.pid]
     argv = ["sh", "-c", WATCHDOG, "sh", str(folder), *(f"-{pid}" for pid in leaders)]
     # A session of its own: a signal to the launcher's process group must not end it.
     return subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True)

@@ -5,9 +5,9 @@ before Ray is imported, when it is not yet known whether a launch joins a cluste
 """
 
 import contextlib
-import functools
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 from unittest import mock
 
@@ -19,6 +19,9 @@ OLDEST = (2, 54)
 """The first version of Ray in which every server that accepts commands requires a token."""
 NEWEST = (2, 60)
 """The newest version of Ray with which seqlm was tested."""
+
+UNNEEDED = ("dashboard.py", "log_monitor.py", "monitor.py")
+"""Programs of Ray that an embedded Ray does without: a web page, copies of logs, and what asks for further nodes."""
 
 TO_JOIN = (("ray._private.state", "available_resources_per_node"),)
 """Module and name of what a connection to a cluster needs."""
@@ -57,11 +60,20 @@ def available_per_node() -> Mapping[str, Mapping[str, float]]:
 
 
 @contextlib.contextmanager
-def own_process_groups() -> Iterator[None]:
-    """Have every server that Ray starts in the block lead a process group of its own."""
+def needed_servers_in_own_groups() -> Iterator[None]:
+    """Have a Ray that is started in the block leave out :data:`UNNEEDED`. Each server leads a process group of its own.
+
+    Ray waits for its dashboard server to start, and for its monitor to end, and no parameter of ``ray.init`` leaves
+    them out. With ``include_dashboard=False``, the end of the dashboard server is a warning in a log to Ray.
+    """
     popen = _find("ray._private.services", "ConsolePopen")
+
+    def start(command: Sequence[str], **options: Any) -> Any:
+        is_unneeded = any(PurePath(word).name in UNNEEDED for word in command)
+        return popen(["true"] if is_unneeded else command, process_group=0, **options)
+
     services = importlib.import_module("ray._private.services")
-    with mock.patch.object(services, "ConsolePopen", functools.partial(popen, process_group=0)):
+    with mock.patch.object(services, "ConsolePopen", start):
         yield
 
 
