@@ -136,6 +136,7 @@ class RayCluster:
                 object_store_memory=OBJECT_STORE_BYTES,
             )
         else:
+            names = {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}  # a Ray job that launches has code of its own
             options.update(address=self._address, runtime_env=runtime_env)
         try:
             host, _, port = (self._address or "").rpartition(":")
@@ -201,6 +202,7 @@ def _private() -> Iterator[Path]:
         servers = ray_private.needed_servers_in_own_groups()
         with mock.patch.dict(os.environ, variables), ray_private.on_loopback(), servers:
             os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
+            os.environ.pop("RAY_JOB_CONFIG_JSON_ENV_VAR", None)  # of a job that launches, on another Ray
             ray_private.read_environment_again()
             yield folder
     finally:
@@ -269,11 +271,13 @@ def node_address(node: str) -> str:
 def _runtime_env(code: Code) -> dict[str, Any]:
     """Return Ray's description of what goes to the nodes: the code that git tracks, and no variables of this machine.
 
-    A live tree is not sent: nodes that share its file system run it in place.
+    A live tree is not sent: nodes that share its file system run it in place. What is said here overrides what a job
+    that launches has of the same name; that job's other variables and packages hold for the actors too.
     """
     if code.live:
         return {"env_vars": {"PYTHONPATH": str(code.path)}}
-    return {"working_dir": str(code.path)}
+    # Without patterns, those of the job would say which files are not sent. Ray takes an empty list for none.
+    return {"working_dir": str(code.path), "excludes": ["__pycache__"]}
 
 
 @contextlib.contextmanager
