@@ -46,8 +46,8 @@ class _Group:
     """The actor of each rank."""
     allocations: list[Allocation]
     """Where each rank is, and what it holds. The capacity's GPU may be another one than Ray's."""
-    needs: tuple[float | None, float | None]
-    """Cores and GPUs of a rank."""
+    needs: Resources
+    """What each rank needs (:func:`_needs`)."""
     idle_since: float = 0.0
 
 
@@ -82,14 +82,20 @@ class _Job:
         return not self.is_placed and time.monotonic() - self.since > PATIENCE_SECONDS
 
 
+def _needs(resources: Resources) -> Resources:
+    """Return what a single rank of a run needs, whatever its run is."""
+    return replace(resources, ranks=1, priority=0)
+
+
 @final
 class RayExecutor(Executor):
     """Placement groups on a Ray cluster, or on an embedded Ray that lives as long as the executor is open."""
 
     name = "ray"
 
-    def __init__(self, *, address: str | None = None) -> None:
-        self._cluster = RayCluster(address)
+    def __init__(self, *, address: str | None = None, asks_memory: bool = False) -> None:
+        """``asks_memory``: whether runs ask for the memory of a GPU."""
+        self._cluster = RayCluster(address, asks_memory=asks_memory)
         self._code: Code | None = None
         self._total: Capacity | None = None
         self._refreshed_at = -math.inf
@@ -197,11 +203,7 @@ class RayExecutor(Executor):
         """Return idle groups that together have the ranks of a run, on no more nodes than wanted. Empty: none have."""
         found, left = list[_Group](), resources.ranks
         for group in sorted(self._idle, key=lambda group: len(group.hosts), reverse=True):
-            if (
-                group.needs == (resources.cpus, resources.gpus)
-                and len(group.hosts) <= left
-                and not self._is_lost(group)
-            ):
+            if group.needs == _needs(resources) and len(group.hosts) <= left and not self._is_lost(group):
                 found.append(group)
                 left -= len(group.hosts)
         nodes = {one.node for group in found for one in group.allocations}
@@ -212,8 +214,7 @@ class RayExecutor(Executor):
 
     def _start(self, job: _Job, allocations: list[Allocation]) -> None:
         """Ask Ray for a group on the nodes that were chosen. Ray itself would spread shares of GPUs over many cards."""
-        wanted = job.submission.resources
-        gpus = wanted.gpus or 0
+        gpus = allocations[0].gpus
         bundle = {"CPU": allocations[0].cpus, **({"GPU": gpus} if gpus else {})}
         nodes = [{"ray.io/node-id": one.node} for one in allocations]
         group = placement_group([dict(bundle) for _ in nodes], strategy="PACK", bundle_label_selector=nodes)
@@ -223,7 +224,7 @@ class RayExecutor(Executor):
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
             options = {"num_cpus": bundle["CPU"], "num_gpus": gpus, "scheduling_strategy": place}
             hosts.append(actor.options(max_concurrency=3, **options).remote())
-        job.groups = [_Group(group=group, hosts=hosts, allocations=allocations, needs=(wanted.cpus, wanted.gpus))]
+        job.groups = [_Group(group=group, hosts=hosts, allocations=allocations, needs=_needs(job.submission.resources))]
         self._run(job)
 
     def _run(self, job: _Job) -> None:
@@ -234,7 +235,7 @@ class RayExecutor(Executor):
         job.since, first_host = time.monotonic(), node_address(job.allocations[0].node)
         job.pending = {
             host.run.remote(
-                job.submission,
+                job.submission.holding(allocation.gpus),
                 rank,
                 node=allocation.node,
                 first_host=first_host,

@@ -1,5 +1,6 @@
 """Free cores and GPUs of nodes: decide whether a run fits, where, and if not, why."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,6 +9,8 @@ from typing import Self, final
 from jobs.spec import Resources
 from seqlm.errors import BackendError
 
+SMALLEST_SHARE = 1e-4
+"""Of a GPU, as Ray counts."""
 TINY = 1e-6
 """Tolerance for rounding: GPU shares are added in floating point."""
 
@@ -34,7 +37,7 @@ class Card:
             return least
         if self.memory_gb is None or memory > self.memory_gb:
             return None
-        return max(least, memory / self.memory_gb)
+        return max(least, math.ceil(memory / self.memory_gb / SMALLEST_SHARE - TINY) * SMALLEST_SHARE)
 
 
 UNKNOWN = Card()
