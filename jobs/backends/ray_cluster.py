@@ -16,6 +16,7 @@ from unittest import mock
 
 from jobs import terminal
 from jobs.backends.local import this_machine
+from jobs.backends.ray_growth import Bundle, Largest
 from jobs.plan.capacity import Capacity, Card, Node
 from jobs.study.kept_code import Code, source_tree
 from seqlm import machine
@@ -55,12 +56,13 @@ class RayCluster:
     """A connection to Ray. ``address``: ``None`` means an embedded Ray, which lives as long as the connection.
 
     With ``asks_memory``, the nodes of a cluster are asked how much memory their GPUs have: Ray does not know.
+    ``largest``: what an autoscaler may add.
 
     Raises:
         BackendError: ``address`` is that of a job server, or for Ray's client.
     """
 
-    def __init__(self, address: str | None, *, asks_memory: bool = False) -> None:
+    def __init__(self, address: str | None, *, asks_memory: bool = False, largest: Largest | None = None) -> None:
         if address is not None and address.startswith("ray://"):
             raise BackendError(
                 f"{address} is for Ray's client, which seqlm does not use; launch on a node of the cluster with the "
@@ -73,6 +75,7 @@ class RayCluster:
             )
         self._address = address
         self._asks_memory = asks_memory
+        self._largest = largest
         self._memory_gb: dict[str, float | None] = {}
         """Node -> the memory of the smallest of its GPUs. ``None``: it does not say."""
         self._watchdog: subprocess.Popen[bytes] | None = None
@@ -126,7 +129,10 @@ class RayCluster:
             devices = [str(index) for index in range(int(has.get("GPU", 0)))]
             gpus, known = dict.fromkeys(devices, 1.0), dict.fromkeys(devices, cards[name])
             nodes.append(Node(name=name, cpus=has.get("CPU", 0.0), gpus=gpus, cards=known))
-        return Capacity(nodes, where="this machine" if self.is_embedded else "the cluster")
+        found = Capacity(nodes, where="this machine" if self.is_embedded else "the cluster")
+        if self._largest is not None:  # a run books fewer cores than it asks for only if there never are as many
+            found.total_cpus = self._largest.grown(found).cpus
+        return found
 
     def _cards(self, entries: Mapping[str, Mapping[str, float]]) -> dict[str, Card]:
         """Return what is known of the GPUs of nodes, from Ray's resources of each node by its id."""
@@ -179,6 +185,16 @@ class RayCluster:
             there = has.get(name, {})
             free.withhold(name, node.cpus - there.get("CPU", 0.0), node.free_gpus - there.get("GPU", 0.0))
         return free
+
+    def request(self, bundles: Sequence[Bundle]) -> None:
+        """Ask the autoscaler for a cluster with room for all ``bundles``, in place of what was asked before.
+
+        Raises:
+            RayError: the cluster does not answer.
+        """
+        from ray.autoscaler.sdk import request_resources  # only for a cluster that grows
+
+        request_resources(bundles=list(bundles))
 
     def _connect(self, runtime_env: dict[str, Any] | None) -> None:
         ray_private.require(starts=self.is_embedded)
