@@ -1,5 +1,6 @@
 """Backend ``local``: this machine's cores and GPUs as slots, and one process for each rank."""
 
+import functools
 import os
 import signal
 import sys
@@ -113,12 +114,14 @@ def this_machine() -> Capacity:
     Raises:
         UsageError: CUDA_VISIBLE_DEVICES names a GPU that does not exist, or names one twice.
     """
-    found = machine.gpus()
-    memory = machine.gpu_memory_gb() if found else {}
-    cards = {gpu.id: Card(type=gpu.name, memory_gb=memory.get(gpu.id)) for gpu in found}
+    cards = {gpu.id: Card(type=gpu.name, memory=functools.partial(_memory_of, gpu.id)) for gpu in machine.gpus()}
     gpus = dict.fromkeys(cards, 1.0)
     node = Node(name="this machine", cpus=machine.cpu_count(), gpus=gpus, cards=cards)
     return Capacity([node], where="this machine")
+
+
+def _memory_of(gpu: str) -> float | None:
+    return machine.gpu_memory_gb().get(gpu)
 
 
 def require_device(spec: RunSpec, resources: Resources) -> None:

@@ -144,7 +144,10 @@ class RayCluster:
             self._memory_gb |= dict(zip(asked, self._answers(asked), strict=True))
         kinds = {name: [key for key in has if key.startswith(KIND)] for name, has in entries.items()}
         return {
-            name: Card(type=found[0].removeprefix(KIND) if len(found) == 1 else "", memory_gb=self._memory_gb.get(name))
+            name: Card(
+                type=found[0].removeprefix(KIND) if len(found) == 1 else "",
+                memory=functools.partial(self._memory_gb.get, name),
+            )
             for name, found in kinds.items()
         }
 
@@ -334,9 +337,14 @@ def _watch(folder: Path) -> subprocess.Popen[bytes]:
 def _common(cards: Iterable[Card]) -> Card:
     """Return what is true of each GPU of a node: which of them a rank gets is Ray's choice."""
     cards = list(cards)
-    kinds, sizes = {card.type for card in cards}, [card.memory_gb for card in cards]
-    known = [size for size in sizes if size is not None]
-    return Card(type=kinds.pop() if len(kinds) == 1 else "", memory_gb=min(known) if known and known == sizes else None)
+    kinds = {card.type for card in cards}
+
+    def smallest() -> float | None:
+        sizes = [card.memory() for card in cards]
+        known = [size for size in sizes if size is not None]
+        return min(known) if known and len(known) == len(sizes) else None
+
+    return Card(type=kinds.pop() if len(kinds) == 1 else "", memory=smallest)
 
 
 def node_address(node: str) -> str:

@@ -50,7 +50,6 @@ def test_ray_is_the_default_where_it_shares_out_gpus(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: object() if is_installed else None)
     monkeypatch.setattr("seqlm.machine.gpus", lambda: [Gpu(str(number), "Fake") for number in range(gpus)])
-    monkeypatch.setattr("seqlm.machine.gpu_memory_gb", dict)
     if address is not None:
         monkeypatch.setenv("RAY_ADDRESS", address)
     assert choose().name == name
