@@ -9,12 +9,12 @@ import argparse
 import functools
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +91,11 @@ def measure(rounds: int, before: Path | None) -> dict[str, Any]:
     turns: dict[str, Callable[[], float]] = {}
     for name, take in turns_of(before).items():
         turns[name] = functools.partial(_take, take, measured[name])
+    words = f"--rounds {rounds}{' --before FOLDER' if before is not None else ''}"
     document: dict[str, Any] = {
         "schema_version": 1,
         "benchmark": "ray_start",
-        "command": shlex.join(["python", "-m", "benchmarks.ray_start", "--rounds", str(rounds)]),
+        "command": f"python -m benchmarks.ray_start {words}",
         **circumstances(),
         "load_average_before": load_average(),
     }
@@ -105,6 +106,7 @@ def measure(rounds: int, before: Path | None) -> dict[str, Any]:
         warmup_rounds=1,
         on_round=lambda number, _: print(f"round {number} of {rounds}", file=sys.stderr, flush=True),
     )
+    document["versions"] |= {"ray": version("ray")}
     return {**document, **summary(measured, rounds), "load_average_after": load_average()}
 
 
