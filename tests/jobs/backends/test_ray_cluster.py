@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -244,6 +245,7 @@ def test_a_signal_to_the_group_of_a_launcher_with_a_read_only_home_stops_the_wor
     begun = [worker_of(run) for run in study.runs() if epochs_of(run)]
     assert {worker["gpu"] for worker in begun} == {"GPU-2222", "GPU-3333"}
     assert sorted(study.each()) == ["queued", "running", "running"], "no third GPU"
+    assert not [words for words in lab.processes() if re.search(r"/(dashboard|log_monitor|monitor)\.py", words)]
     niceness = {os.getpriority(os.PRIO_PROCESS, worker["pid"]) for worker in begun}
     assert niceness == {os.getpriority(os.PRIO_PROCESS, 0)}, "as on the backend local"
     os.killpg(launcher.pid, signal.SIGTERM)  # as `timeout` does: to all that it has started in its group
