@@ -1,6 +1,7 @@
 """The Ray that runs go to: an existing cluster, or one that a launch starts on this machine and ends."""
 
 import contextlib
+import functools
 import logging
 import os
 import secrets

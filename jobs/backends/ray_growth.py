@@ -29,7 +29,7 @@ class Largest(Table):
         """Return what a cluster that has ``now``, all of it free, has once its autoscaler has added all nodes."""
         alike = [node for node in now.nodes.values() if (node.cpus, len(node.gpus)) == (self.cpus, self.gpus)]
         devices = [str(index) for index in range(self.gpus)]
-        card = Card(type=self.accelerator_type or "", memory_gb=self.gpu_memory_gb)
+        card = Card(type=self.accelerator_type or "", memory=lambda: self.gpu_memory_gb)
         new = [
             Node(
                 name=f"new node {number}",
