@@ -238,6 +238,10 @@ class Executor(ABC):
     def free(self) -> Capacity:
         """Return what is free now, as a copy. A submission that fits into it starts."""
 
+    def ask_for_room(self, waiting: Sequence[Resources]) -> None:
+        """Ask a cluster that grows for room for runs with these resources, which wait. Empty: none waits."""
+        return
+
     @abstractmethod
     def submit(self, submission: Submission) -> str:
         """Start or queue an attempt that fits into what :meth:`free` has just shown; return the backend's job id.

@@ -23,6 +23,7 @@ from unittest import mock
 
 from jobs import terminal
 from jobs.backends.local import this_machine
+from jobs.backends.ray_growth import Bundle, Largest
 from jobs.plan.capacity import Capacity, Card, Node
 from jobs.study.kept_code import Code, source_tree
 from seqlm import machine
@@ -33,8 +34,6 @@ Answer = TypeVar("Answer")
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """Object store of an embedded Ray: near Ray's minimum, since no large object goes through it."""
-OLDEST_PRIVATE = (2, 54)
-"""The first version of Ray in which every server that accepts commands requires a token."""
 KNOCK_SECONDS = 10.0
 """Time that a cluster has to accept a connection."""
 LONGEST_PLACE = 107 - len("/seqlm-12345678/r/session_2026-12-01_00-00-00_000000_4194304/sockets/plasma_store")
@@ -67,8 +66,8 @@ for _name, _value in (
 
 import psutil  # noqa: E402
 import ray  # noqa: E402 -- reads the variables above as it is imported
-from ray._private import ray_constants, services, worker  # noqa: E402 -- for developers; there is no other way
-from ray._private.state import available_resources_per_node, state  # noqa: E402
+
+from jobs.backends import ray_private  # noqa: E402
 
 
 @final
@@ -76,12 +75,13 @@ class RayCluster:
     """A connection to Ray. ``address``: ``None`` means an embedded Ray, which lives as long as the connection.
 
     With ``asks_memory``, the nodes of a cluster are asked how much memory their GPUs have: Ray does not know.
+    ``largest``: what an autoscaler may add.
 
     Raises:
         BackendError: ``address`` is that of a job server, or for Ray's client.
     """
 
-    def __init__(self, address: str | None, *, asks_memory: bool = False) -> None:
+    def __init__(self, address: str | None, *, asks_memory: bool = False, largest: Largest | None = None) -> None:
         if address is not None and address.startswith("ray://"):
             raise BackendError(
                 f"{address} is for Ray's client, which seqlm does not use; launch on a node of the cluster with the "
@@ -94,6 +94,7 @@ class RayCluster:
             )
         self._address = address
         self._asks_memory = asks_memory
+        self._largest = largest
         self._memory_gb: dict[str, float | None] = {}
         """Node -> the memory of the smallest of its GPUs. ``None``: it does not say."""
         self._watchdog: subprocess.Popen[bytes] | None = None
@@ -118,7 +119,7 @@ class RayCluster:
         """Start or join the cluster, with ``code`` for the actors.
 
         Raises:
-            BackendError: Ray cannot be started, or there is no such cluster.
+            BackendError: Ray cannot be started, there is no such cluster, or the installed Ray lacks what seqlm needs.
         """
         self._connect(None if self.is_embedded else _runtime_env(code))
 
@@ -180,7 +181,8 @@ class RayCluster:
         """Return what the live nodes have. If the connection is not open, join the cluster for a moment.
 
         Raises:
-            BackendError: the cluster cannot be reached. If the connection is open, it is a ``LostBackendError``.
+            BackendError: the cluster cannot be reached, or the installed Ray lacks what seqlm needs. It is a
+                ``LostBackendError`` if the connection is open.
         """
         if self.is_open:
             found = self.ask(self._capacity)
@@ -207,7 +209,10 @@ class RayCluster:
             devices = [str(index) for index in range(int(has.get("GPU", 0)))]
             gpus, known = dict.fromkeys(devices, 1.0), dict.fromkeys(devices, cards[name])
             nodes.append(Node(name=name, cpus=has.get("CPU", 0.0), gpus=gpus, cards=known))
-        return Capacity(nodes, where="this machine" if self.is_embedded else "the cluster")
+        found = Capacity(nodes, where="this machine" if self.is_embedded else "the cluster")
+        if self._largest is not None:  # a run books fewer cores than it asks for only if there never are as many
+            found.total_cpus = self._largest.grown(found).cpus
+        return found
 
     def _cards(self, entries: Mapping[str, Mapping[str, float]]) -> dict[str, Card]:
         """Return what is known of the GPUs of nodes, from Ray's resources of each node by its id."""
@@ -215,7 +220,7 @@ class RayCluster:
             (here,) = this_machine().nodes.values()
             return dict.fromkeys(entries, _common(here.cards.values()))
         if self._asks_memory:
-            silent = {*self._memory_gb, *_draining_nodes()}  # those have answered, and these do no more work
+            silent = {*self._memory_gb, *ray_private.draining_nodes()}  # those have answered, and these do no more work
             asked = [name for name, has in entries.items() if has.get("GPU") and name not in silent]
             self._memory_gb |= dict(zip(asked, self._answers(asked), strict=True))
         kinds = {name: [key for key in has if key.startswith(KIND)] for name, has in entries.items()}
@@ -263,7 +268,7 @@ class RayCluster:
             LostBackendError: as in :meth:`ask`.
         """
         free = total.copy()
-        has = self.ask(available_resources_per_node)
+        has = self.ask(ray_private.available_per_node)
         for name, node in free.nodes.items():
             there = has.get(name, {})
             free.withhold(name, node.cpus - there.get("CPU", 0.0), node.free_gpus - there.get("GPU", 0.0))
@@ -297,7 +302,7 @@ class RayCluster:
         Raises:
             LostBackendError: as in :meth:`ask`.
         """
-        return self.ask(_draining_nodes)
+        return self.ask(ray_private.draining_nodes)
 
     def address_of(self, node: str) -> str:
         """Return the address of a node, for messages."""
@@ -307,11 +312,22 @@ class RayCluster:
                     return str(entry["NodeManagerAddress"])
         return node[:8]
 
+    def request(self, bundles: Sequence[Bundle]) -> None:
+        """Ask the autoscaler for a cluster with room for all ``bundles``, in place of what was asked before.
+
+        Raises:
+            RayError, LostBackendError: the cluster does not answer.
+        """
+        from ray.autoscaler.sdk import request_resources  # only for a cluster that grows
+
+        self.ask(lambda: request_resources(bundles=list(bundles)))
+
     def _connect(self, runtime_env: dict[str, Any] | None) -> None:
         if self._is_stuck:
             raise BackendError(
                 "Ray on this machine has ended and cannot be started again by the same launch; run again"
             )
+        ray_private.require(starts=self.is_embedded)
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "seqlm"}
         folder, names = None, {}
         if self.is_embedded:
@@ -328,6 +344,7 @@ class RayCluster:
                 object_store_memory=OBJECT_STORE_BYTES,
             )
         else:
+            names = {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}  # a Ray job that launches has code of its own
             options.update(address=self._address, runtime_env=runtime_env)
         try:
             host, _, port = (self._address or "").rpartition(":")
@@ -348,15 +365,15 @@ class RayCluster:
             raise BackendError(f"{what}: {lines[0]}; {hint}{more}") from None
         self.is_open = True
         # Ray prints notes about nodes that die to stdout, with parts of their logs.
-        self._private.enter_context(mock.patch.object(worker, "print_to_stdstream", _tell_detail))
+        self._private.enter_context(ray_private.messages_to(terminal.detail))
         self._here = ray.get_runtime_context().get_node_id()
         if folder is None:
             self._require_own_cluster()
         else:
-            # Each server leads a group (see _init), in which the processes are that it has started.
+            # Each server leads a group (see _private), in which the processes are that it has started.
             leaders = [one for one in psutil.Process().children() if one not in before and _leads_a_group(one)]
             self._family = _with_children(leaders)
-            self._servers = [process for process in self._family if process.name() in SERVERS]
+            self._servers = [process for process in self._family if _is_server(process)]
             self._watchdog = _watch(folder, leaders)
 
 
@@ -372,11 +389,9 @@ def _last_lines(folder: Path) -> list[str]:
 
 def _init(options: dict[str, Any]) -> None:
     """``ray.init``, again where a cluster that accepts connections is too busy to answer one."""
-    # SIGTERM to the process group of the launcher, as `timeout` sends it, must not end Ray before the workers stop.
-    own_group = functools.partial(services.ConsolePopen, process_group=0)
     for tries_left in reversed(range(CONNECT_TRIES)):
         try:
-            with _quiet(), mock.patch.object(services, "ConsolePopen", own_group):
+            with _quiet():
                 ray.init(**options)
             return
         except ConnectionError:
@@ -391,28 +406,25 @@ def _private() -> Iterator[Path]:
     Ray makes its folders writable for everybody, so their parent is one that only this user can enter. Its servers
     listen on loopback alone and ask for a token, which is in the environment of this user's processes and in no file.
     """
-    if tuple(map(int, ray.__version__.split(".")[:2])) < OLDEST_PRIVATE:
-        oldest = ".".join(map(str, OLDEST_PRIVATE))
-        raise BackendError(
-            f"Ray {ray.__version__} lets other users of this machine in; install ray>={oldest}, or use --backend local"
-        )
     variables = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         # Ray would kill workers when other programs fill the machine's memory. The kernel kills what takes most.
         "RAY_memory_monitor_refresh_ms": "0",
+        # Ray would start a process for each core, and have ray.init wait for them. An actor starts its own.
+        "RAY_prestart_worker_first_driver": "0",
     }
-    is_cluster = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False  # what Ray does on macOS and Windows: every address is 127.0.0.1
     folder = Path(tempfile.mkdtemp(prefix="seqlm-", dir=_place_of_sockets()))
     try:
-        with mock.patch.dict(os.environ, variables):
+        # SIGTERM to the process group of the launcher, as `timeout` sends it, must not end Ray before the workers stop.
+        servers = ray_private.needed_servers_in_own_groups()
+        with mock.patch.dict(os.environ, variables), ray_private.on_loopback(), servers:
             os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
-            _read_environment_again()
+            os.environ.pop("RAY_JOB_CONFIG_JSON_ENV_VAR", None)  # of a job that launches, on another Ray
+            ray_private.read_environment_again()
             yield folder
     finally:
-        _read_environment_again()
-        ray_constants.ENABLE_RAY_CLUSTER = is_cluster
+        ray_private.read_environment_again()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -431,14 +443,6 @@ def _place_of_sockets() -> str:
         f"the paths of Ray's sockets in {places[0]} are longer than the system allows; set RAY_TMPDIR to a folder of "
         f"yours with at most {LONGEST_PLACE} characters"
     )
-
-
-def _read_environment_again() -> None:
-    """Have Ray read its variables again: it read them on import, before the launch chose a cluster."""
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined] # compiled; from Ray 2.52 on
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
 
 
 WATCHDOG = """
@@ -464,8 +468,15 @@ def _watch(folder: Path, leaders: Sequence[psutil.Process]) -> subprocess.Popen[
 
 def _leads_a_group(process: psutil.Process) -> bool:
     try:
-        return bool(os.getpgid(process.pid) == process.pid)
+        return _lives(process) and bool(os.getpgid(process.pid) == process.pid)
     except ProcessLookupError:
+        return False
+
+
+def _is_server(process: psutil.Process) -> bool:
+    try:
+        return process.name() in SERVERS
+    except psutil.Error:
         return False
 
 
@@ -505,16 +516,6 @@ def _in_a_thread(call: Callable[[], Answer]) -> Future[Answer]:
     return answer
 
 
-def _tell_detail(data: Mapping[str, Any], *ignored: Any, **more: Any) -> None:
-    """Show with ``--verbose`` what Ray would print."""
-    terminal.detail("\n".join(data["lines"]))
-
-
-def _draining_nodes() -> set[str]:
-    """Return the ids of the nodes that Ray drains. Ray places nothing there; what runs there has to leave by itself."""
-    return set(state.get_draining_nodes())
-
-
 def _common(cards: Iterable[Card]) -> Card:
     """Return what is true of each GPU of a node: which of them a rank gets is Ray's choice."""
     cards = list(cards)
@@ -531,11 +532,13 @@ def _common(cards: Iterable[Card]) -> Card:
 def _runtime_env(code: Code) -> dict[str, Any]:
     """Return Ray's description of what goes to the nodes: the code that git tracks, and no variables of this machine.
 
-    A live tree is not sent: nodes that share its file system run it in place.
+    A live tree is not sent: nodes that share its file system run it in place. What is said here overrides what a job
+    that launches has of the same name; that job's other variables and packages hold for the actors too.
     """
     if code.live:
         return {"env_vars": {"PYTHONPATH": str(code.path)}}
-    return {"working_dir": str(code.path)}
+    # Without patterns, those of the job would say which files are not sent. Ray takes an empty list for none.
+    return {"working_dir": str(code.path), "excludes": ["__pycache__"]}
 
 
 @contextlib.contextmanager

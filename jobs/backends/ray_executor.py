@@ -22,6 +22,7 @@ from jobs import terminal
 from jobs.attempt.supervisor import Ended, first_cause
 from jobs.backends.base import Executor
 from jobs.backends.ray_cluster import RayCluster
+from jobs.backends.ray_growth import Bundle, Largest, bundles
 from jobs.backends.ray_rank import RankHost
 from jobs.plan.capacity import Allocation, Capacity, with_noun
 from jobs.spec import Resources, Submission
@@ -31,6 +32,8 @@ from seqlm.rundir import RunDirectory
 
 REFRESH_SECONDS = 2.0
 """Time between two queries of the cluster for its nodes and for what other users hold."""
+REQUEST_SECONDS = 30.0
+"""Time after which an autoscaler is asked again: a request of another launch replaces that of this one."""
 PATIENCE_SECONDS = 5.0
 """How long Ray may take to place a run that should fit, before no further run is submitted."""
 AVOID_SECONDS = 600.0
@@ -104,9 +107,16 @@ class RayExecutor(Executor):
 
     name = "ray"
 
-    def __init__(self, *, address: str | None = None, asks_memory: bool = False) -> None:
-        """``asks_memory``: whether runs ask for the memory of a GPU."""
-        self._cluster = RayCluster(address, asks_memory=asks_memory)
+    def __init__(
+        self, *, address: str | None = None, asks_memory: bool = False, largest: Largest | None = None
+    ) -> None:
+        """``asks_memory``: whether runs ask for the memory of a GPU. ``largest``: what an autoscaler may add."""
+        self._cluster = RayCluster(address, asks_memory=asks_memory, largest=largest)
+        self._largest = largest
+        self._requested: list[Bundle] = []
+        """What the autoscaler was asked for last."""
+        self._requested_at = -math.inf
+        self._thought_of_room_at = -math.inf
         self._code: Code | None = None
         self._total: Capacity | None = None
         self._refreshed_at = -math.inf
@@ -147,6 +157,7 @@ class RayExecutor(Executor):
         self._refresh_if_due()
 
     def close(self) -> None:
+        self._request([])
         self._jobs.clear()
         self._idle.clear()
         self._cluster.close()
@@ -161,9 +172,12 @@ class RayExecutor(Executor):
                 free.withhold(allocation.node, math.inf, math.inf)
         return free
 
-    def _unbooked(self, *, but: _Job | None = None) -> Capacity:
-        """Return what no run of this launch, ``but`` for one, and no other user holds, also while a run waits long."""
-        free, now = self.capacity(), time.monotonic()
+    def _unbooked(self, total: Capacity | None = None, *, but: _Job | None = None) -> Capacity:
+        """Return what no run of this launch, ``but`` for one, and no other user holds, also while a run waits long.
+
+        ``total``: of what. ``None``: of what the cluster has.
+        """
+        free, now = total or self.capacity(), time.monotonic()
         for job in self._jobs.values():
             if job is not but:
                 free.take(job.allocations)
@@ -171,6 +185,26 @@ class RayExecutor(Executor):
             is_out = node in self._draining or self._avoided.get(node, 0.0) > now
             free.withhold(node, *((math.inf, math.inf) if is_out else self._foreign.get(node, (0.0, 0.0))))
         return free
+
+    def ask_for_room(self, waiting: Sequence[Resources]) -> None:
+        if self._largest is None or time.monotonic() - self._thought_of_room_at <= REFRESH_SECONDS:
+            return
+        self._thought_of_room_at = time.monotonic()
+        room = self._unbooked(self._largest.grown(self.capacity()))
+        held = [allocation for job in self._jobs.values() for allocation in job.allocations]
+        self._request(bundles(waiting, room, held, self._foreign))
+
+    def _request(self, wanted: list[Bundle]) -> None:
+        """Ask the autoscaler for a cluster of this size, unless it was asked a moment ago. Empty: withdraw that."""
+        is_as_before = wanted == self._requested
+        if is_as_before and (not wanted or time.monotonic() - self._requested_at <= REQUEST_SECONDS):
+            return
+        try:
+            self._cluster.request(wanted)
+        except (ray.exceptions.RayError, LostBackendError) as error:  # asked again at the next look
+            terminal.detail(f"the autoscaler cannot be asked for nodes: {error}")
+            return
+        self._requested, self._requested_at = wanted, time.monotonic()
 
     def _refresh_if_due(self) -> None:
         """Query the cluster, unless it was queried recently. Start an embedded Ray again that has ended.

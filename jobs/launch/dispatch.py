@@ -138,6 +138,7 @@ class Dispatcher:
                     if self._interrupts.stop:
                         raise KeyboardInterrupt
                     self._start_what_fits()
+                    self._executor.ask_for_room([] if self._is_spent else self._queue.waiting(len(self._alive)))
                     self._write_queue()
                     self._executor.wait(POLL_SECONDS)
                     self._collect()

@@ -100,7 +100,7 @@ class Capacity:
         self.nodes = {node.name: node for node in nodes}
         self.where = where
         self.total_cpus = self.cpus
-        """Cores of all nodes, free or taken."""
+        """Cores of all nodes, free or taken; of a cluster that grows, once it has grown."""
 
     @property
     def cpus(self) -> float:
@@ -174,6 +174,8 @@ class Capacity:
     def cores_held(self, resources: Resources) -> float:
         """Return the cores booked for a rank: those it computes with, or fewer if there are more ranks than cores."""
         assert resources.cpus is not None, "resources are resolved before they are placed"
+        if not self.total_cpus:  # the head of a Ray cluster whose nodes are still to come
+            return resources.cpus
         return min(resources.cpus, self.total_cpus / resources.ranks)
 
     # -- booking -------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from jobs.backends.ray_growth import Largest
 from jobs.manifests.claims import Claim, Published, Report
 from jobs.manifests.entries import EntryTable, SampleTable, StudyTable
 from jobs.manifests.json_schema import Schema, choices, config_keys, manifest_schema, table_keys
@@ -31,7 +32,8 @@ def parts() -> dict[str, str]:
 
 
 def _tables() -> dict[str, str]:
-    common = {name: schema for name, schema in table_keys(table_of("local")).items() if name != "progress_s"}
+    shared = table_keys(table_of("local"))
+    common = {name: schema for name, schema in shared.items() if name != "progress_s"}
     own = [name for name in fields_of(table_of("slurm")) if name not in common]
     return {
         "config": _table(config_keys(), _config_defaults()),
@@ -55,7 +57,13 @@ def _tables() -> dict[str, str]:
         "notify": _table(_prefixed("notify", table_keys(Notify)), _prefixed("notify", _defaults(Notify))),
         "search": _table(_prefixed("search", table_keys(Search)), _prefixed("search", _defaults(Search))),
         "backend": _table(table_keys(table_of("local")), _defaults(table_of("local"))),
-        "ray": _table({"address": table_keys(table_of("ray"))["address"]}, _defaults(table_of("ray"))),
+        "ray": _table(
+            {
+                **{name: schema for name, schema in table_keys(table_of("ray")).items() if name not in shared},
+                **_prefixed("largest", table_keys(Largest)),
+            },
+            {**_defaults(table_of("ray")), **_prefixed("largest", _defaults(Largest))},
+        ),
         "slurm": _table({name: table_keys(table_of("slurm"))[name] for name in own}, _defaults(table_of("slurm"))),
     }
 

@@ -1,6 +1,8 @@
 """The Ray backend on a real Ray: an embedded one, and clusters of several simulated nodes with fake GPUs."""
 
+import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -160,6 +162,17 @@ def test_a_study_begun_locally_is_finished_on_ray(ray_cluster: RayLab, tmp_path:
     assert backends == {"local", "ray"}
 
 
+OF_A_JOB = {
+    "runtime_env": {
+        "working_dir": "gcs://_ray_pkg_0123456789abcdef.zip",
+        "excludes": ["*.py"],
+        "env_vars": {"SET_BY": "ray job submit"},
+    },
+    "metadata": {"job_submission_id": "raysubmit_1"},
+}
+"""What the driver of `ray job submit --working-dir .` gets of its job in a variable."""
+
+
 def test_shares_of_a_gpu_run_at_once_on_one_card_and_what_waits_says_why_and_can_be_cancelled(
     ray_cluster: RayLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +181,7 @@ def test_shares_of_a_gpu_run_at_once_on_one_card_and_what_waits_says_why_and_can
     study = RayStudy(ray_cluster, tmp_path, rates=rates, gpus=0.01, gpu_memory_gb=quarter, epochs=5000)
     study.add(rates=(0.1,), ranks=2, gpus=1, cpus=1, priority=-1)
     monkeypatch.setitem(ray_cluster.env, "WANDB_API_KEY", "very-secret")
+    monkeypatch.setitem(ray_cluster.env, "RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(OF_A_JOB))
     left = study("run", "small.toml", "--no-wait")
     assert left.returncode == 0, left.stderr
     wait_for(study.each, "four runs to run", until=lambda states: states == ["running"] * 4 + ["queued"])
@@ -176,7 +190,9 @@ def test_shares_of_a_gpu_run_at_once_on_one_card_and_what_waits_says_why_and_can
     sharing = study.runs()[:4]
     assert len({(worker_of(run)["node"], worker_of(run)["gpu"]) for run in sharing}) == 1
     for run in sharing:
-        assert b"very-secret" not in Path(f"/proc/{worker_pid(run)}/environ").read_bytes()
+        environ = Path(f"/proc/{worker_pid(run)}/environ").read_bytes().split(b"\0")
+        assert b"WANDB_API_KEY=very-secret" not in environ
+        assert b"SET_BY=ray job submit" in environ
         assert "runtime_resources" in worker_of(run)["code"], "that of the launcher"
     assert study("cancel", "small", "--only", f"id={waiting['id']}").returncode == 0
     assert study.each() == ["running"] * 4 + ["cancelled"]
@@ -304,6 +320,7 @@ def test_a_signal_to_the_group_of_a_launcher_with_a_read_only_home_stops_the_wor
     begun = [worker_of(run) for run in study.runs() if epochs_of(run)]
     assert {worker["gpu"] for worker in begun} == {"GPU-2222", "GPU-3333"}
     assert sorted(study.each()) == ["queued", "running", "running"], "no third GPU"
+    assert not [words for words in lab.processes() if re.search(r"/(dashboard|log_monitor|monitor)\.py", words)]
     niceness = {os.getpriority(os.PRIO_PROCESS, worker["pid"]) for worker in begun}
     assert niceness == {os.getpriority(os.PRIO_PROCESS, 0)}, "as on the backend local"
     os.killpg(launcher.pid, signal.SIGTERM)  # as `timeout` does: to all that it has started in its group
