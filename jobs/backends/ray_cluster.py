@@ -353,6 +353,10 @@ class RayCluster:
             # Ray has its workers import from the folder in which it is initialised.
             before = psutil.Process().children()
             with mock.patch.dict(os.environ, names), contextlib.chdir(source_tree()):
+                if (
+                    runtime_env is None
+                ):  # what a Ray job that launches has is not needed, and not there on a Ray of ours
+                    os.environ.pop("RAY_JOB_CONFIG_JSON_ENV_VAR", None)
                 _init(options)
         except Exception as error:  # Ray raises what its layers raise: ConnectionError, RuntimeError, ValueError, ...
             lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -420,7 +424,6 @@ def _private() -> Iterator[Path]:
         servers = ray_private.needed_servers_in_own_groups()
         with mock.patch.dict(os.environ, variables), ray_private.on_loopback(), servers:
             os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
-            os.environ.pop("RAY_JOB_CONFIG_JSON_ENV_VAR", None)  # of a job that launches, on another Ray
             ray_private.read_environment_again()
             yield folder
     finally:
