@@ -57,6 +57,14 @@ class BackendTable(Table):
     higher number means less load on shared file systems (Lustre, NFS)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SharedTable(BackendTable):
+    """The keys of backends whose GPUs several launches share without a scheduler."""
+
+    leave_gpus: NotNegative = 0
+    """GPUs that a launch leaves to others: it never uses more than all the others at once."""
+
+
 # -- a backend ---------------------------------------------------------------------------------------------------------
 
 Level: TypeAlias = Literal["ok", "note", "bad"]
@@ -234,12 +242,19 @@ class Executor(ABC):
     def free(self) -> Capacity:
         """Return what is free now, as a copy. A submission that fits into it starts."""
 
+    def waits(self, wanted: Sequence[Resources]) -> None:
+        """Note what waiting runs need for which there is no room, so that other launches can make room. Empty: none.
+
+        Most backends share nothing with other launches.
+        """
+
     @abstractmethod
     def submit(self, submission: Submission) -> str:
         """Start or queue an attempt that fits into what :meth:`free` has just shown; return the backend's job id.
 
         Raises:
             BackendError, FileError: it cannot be started.
+            TakenError: another launch has taken its place since. It can be tried again.
         """
 
     @abstractmethod

@@ -23,6 +23,7 @@ from jobs.study.folder import this_launcher, write_queue
 from jobs.study.kept_code import Code
 from seqlm.ends import End, Verdict, verdict
 from seqlm.errors import EXIT_BUSY, STOPPED_EXITS, FileError, file_errors
+from seqlm.gpus import TakenError
 from seqlm.hang import hung_seconds
 from seqlm.requests import Requests
 from seqlm.rundir import RunDirectory
@@ -160,11 +161,14 @@ class Dispatcher:
                 self._queue.take_all()
             return
         while not self._interrupts.stop:
-            item = self._queue.take(self._executor.free(), len(self._alive), time.monotonic())
+            item = None
+            if self._queue:
+                item = self._queue.take(self._executor.free(), len(self._alive), time.monotonic())
             if item is not None:
                 self._start(item)
             elif self._queue or not self._has_found_one_more():
-                return
+                break
+        self._executor.waits(self._queue.lacking if self._queue else ())
 
     def _has_found_one_more(self) -> bool:
         """Queue one more run that the host has. Return whether there is one."""
@@ -205,8 +209,18 @@ class Dispatcher:
         except FileError as error:
             self._have_trouble(item, error, attempt.number if attempt else 0)
             return
+        except TakenError as taken:
+            self._give_way(item, attempt, str(taken))
+            return
         # Kept before anything else can fail, so that an error stops this worker too.
         self._live.append(_Live(id=job_id, item=item, attempt=attempt))
+
+    def _give_way(self, item: PlannedRun, attempt: Attempt | None, why: str) -> None:
+        """Queue a run again whose place somebody else has taken. Its attempt has not failed: no rank has started."""
+        if attempt is not None:
+            with self._warnings_for(item):
+                attempt.record(None, f"not started: {why}")
+        self._queue.put_back(item, not_before=time.monotonic() + LOOK_SECONDS, why=why)
 
     def _is_ours(self, item: PlannedRun) -> bool:
         """Return whether no later request names the run.
@@ -286,6 +300,9 @@ class Dispatcher:
                 self._have_trouble(item, error, one.attempt.number)
             return
         self._live.remove(one)
+        if ended.taken is not None:
+            self._give_way(item, None, ended.taken)
+            return
         if failures:
             self._messages.failure(run, failures, seen.reason, is_final=found.delay is None)
         self._look_at_budget(run)

@@ -52,6 +52,8 @@ class Capacity:
         self.where = where
         self.total_cpus = self.cpus
         """Cores of all nodes, free or taken."""
+        self.why_taken = ""
+        """Who has the GPUs that are not free, in a few words. Empty: runs of the same launch, or nobody."""
 
     @property
     def cpus(self) -> float:
@@ -73,7 +75,7 @@ class Capacity:
         """Return an independent copy, for trying allocations."""
         nodes = [replace(node, gpus=dict(node.gpus)) for node in self.nodes.values()]
         made = Capacity(nodes, where=self.where)
-        made.total_cpus = self.total_cpus
+        made.total_cpus, made.why_taken = self.total_cpus, self.why_taken
         return made
 
     # -- resolving resources -------------------------------------------------------------------------------------
@@ -177,7 +179,8 @@ class Capacity:
         """Return why a run does not fit, in one line such as ``needs 2 GPUs, 1 free``. ``has`` says what is there."""
         ranks, gpus, cpus = resources.ranks, resources.gpus or 0, resources.cpus or 1
         if ranks * gpus > self.gpus + TINY:
-            return f"needs {with_noun(ranks * gpus, 'GPU')}, {has.format(f'{round(self.gpus, 4):g}')}"
+            why = f"; {self.why_taken}" if self.why_taken else ""
+            return f"needs {with_noun(ranks * gpus, 'GPU')}, {has.format(f'{round(self.gpus, 4):g}')}{why}"
         if min(ranks * cpus, self.total_cpus) > self.cpus + TINY or ranks * cpus > self.total_cpus + TINY:
             of = f" ({ranks} ranks of {cpus})" if ranks > 1 else ""
             return f"needs {with_noun(ranks * cpus, 'core')}{of}, {has.format(f'{round(self.cpus, 4):g}')}"
