@@ -219,6 +219,25 @@ def exclusive_gpus() -> list[Gpu]:
     return [gpu for card in cards() if card.whole.id in exclusive for gpu in card.gpus if gpu in chosen]
 
 
+_SLICE = re.compile(r"MIG \S*?(\d+)gb")
+
+
+def gpu_memory_gb() -> dict[str, float]:
+    """The memory of each GPU and MIG instance in 10^9 bytes, by its :attr:`Gpu.id`, as far as it is known.
+
+    Raises:
+        BackendError: nvidia-smi gives no answer.
+    """
+    found = {}
+    for line in _nvidia_smi("--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits").splitlines():
+        index, *rest = map(str.strip, line.split(","))
+        if len(rest) == 2 and rest[1].isdigit():  # in MiB
+            found |= dict.fromkeys((index, rest[0]), int(rest[1]) * 2**20 / 1e9)
+    # nvidia-smi lists no memory of instances, but their names have it.
+    instances = (gpu for card in cards() for gpu in card.instances)
+    return found | {gpu.id: float(size[1]) for gpu in instances if (size := _SLICE.search(gpu.name))}
+
+
 def _nvidia_smi(*options: str) -> str:
     """Return what nvidia-smi prints; nothing if it is not installed, or finds no driver or no GPU.
 

@@ -10,7 +10,7 @@ from typing import Self, final
 
 from jobs.attempt.supervisor import Ended, first_cause, interface_of, rank_variables
 from jobs.backends.local import LocalBackend
-from jobs.plan.capacity import Allocation, Capacity, Node
+from jobs.plan.capacity import Allocation, Capacity, Card, Node
 from jobs.spec import Submission
 from seqlm import machine
 from seqlm.errors import EXIT_LOST, BackendError, FileError
@@ -86,8 +86,9 @@ class JobBackend(LocalBackend):
         self._context, self._first_host = context, first_host
         gpus = {machine.addressed(device): 1.0 for device in context.devices} if array.gpus else {}
         # The nodes of a job are alike.
+        card = Card(type=array.accelerator_type or "")
         names = [context.host if number == context.node_rank else str(number) for number in range(context.nodes)]
-        nodes = [Node(name=name, cpus=array.cpus, gpus=dict(gpus)) for name in names]
+        nodes = [Node(name=name, cpus=array.cpus, gpus=dict(gpus), cards=dict.fromkeys(gpus, card)) for name in names]
         super().__init__(capacity=Capacity(nodes, where=f"job {context.job}"))
         if len(gpus) < array.gpus:
             has = f"{len(gpus)} GPU{'s' if len(gpus) > 1 else ''}" if gpus else "no GPU"

@@ -102,6 +102,8 @@ class JobShape:
     cpus: int
     """Cores of each node. Likewise ``gpus``."""
     gpus: int
+    accelerator_type: str | None = None
+    """The type of its GPUs, as SLURM has it. ``None``: any."""
 
 
 _Nodes = Annotated[Word, Valid('a list of nodes, such as "node[01-04],node09"')] | None
@@ -187,22 +189,34 @@ class SlurmSettings(BackendTable):
         """Seconds before the time limit at which a run gets the signal."""
         return min(self.signal_before_s, 30 * self.timeout_min)
 
-    def gpu_options(self, gpus: int) -> dict[str, str]:
-        """Return the option of sbatch that asks for this number of GPUs on each node."""
+    def gpu_options(self, gpus: int, accelerator_type: str | None = None) -> dict[str, str]:
+        """Return the option of sbatch that asks for this number of GPUs, of any type or of one, on each node.
+
+        Raises:
+            BackendError: ``gpu_request`` has no place for a type.
+        """
         name, _, value = self.gpu_request.partition("=")
-        return {name: value.format(gpus=gpus)} if gpus else {}
+        if accelerator_type is not None and value.partition("{gpus}")[0] not in ("", "gpu:"):
+            raise BackendError(
+                f'resources.accelerator_type: expected none, since gpu_request = "{self.gpu_request}" says which GPUs; '
+                "leave one of them out"
+            )
+        number = str(gpus) if accelerator_type is None else f"{accelerator_type}:{gpus}"
+        return {name: value.format(gpus=number)} if gpus else {}
 
     def shape(self, resources: Resources) -> JobShape:
         """Return what a job of runs with these resources has.
 
-        If a job of the pool has room for such a run, it is one. Otherwise a run with fewer ranks than
-        ``ranks_per_node`` gets one node, and as many runs share a job as share a GPU, since SLURM allocates whole GPUs.
+        If a job of the pool has room for such a run, and the run may have any GPU, it is one. Otherwise a run with
+        fewer ranks than ``ranks_per_node`` gets one node, and as many runs share a job as share a GPU, since SLURM
+        allocates whole GPUs.
 
         Raises:
             BackendError: the ranks cannot be divided equally.
         """
         ranks, cpus, gpus, pool = resources.ranks, resources.cpus or 1, resources.gpus or 0, self.pool
-        if pool.jobs and ranks * cpus <= pool.cpus and ranks * gpus <= pool.gpus + TINY:
+        kind = resources.accelerator_type
+        if pool.jobs and kind is None and ranks * cpus <= pool.cpus and ranks * gpus <= pool.gpus + TINY:
             return JobShape(nodes=1, at_once=None, cpus=pool.cpus, gpus=pool.gpus)
         each = min(ranks, self.ranks_per_node or ranks)
         if ranks % each:
@@ -213,7 +227,13 @@ class SlurmSettings(BackendTable):
             )
         sharing = int((1 + TINY) / gpus) if 0 < gpus < 1 else 1
         at_once = min(sharing, self.max_parallel or sharing)
-        return JobShape(nodes=ranks // each, at_once=at_once, cpus=each * at_once * cpus, gpus=math.ceil(each * gpus))
+        return JobShape(
+            nodes=ranks // each,
+            at_once=at_once,
+            cpus=each * at_once * cpus,
+            gpus=math.ceil(each * gpus),
+            accelerator_type=kind,
+        )
 
 
 def read_settings(manifest_table: Mapping[str, Any], *, where: str, environ: Mapping[str, str]) -> SlurmSettings:

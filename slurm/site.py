@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from jobs.plan.capacity import with_noun
+from jobs.plan.capacity import Card, with_noun
 from jobs.spec import Resources
 from jobs.study.squeue import ask
 from seqlm.errors import BackendError, nearest
@@ -83,7 +83,35 @@ class PartitionFacts:
     def fitting(self, shape: JobShape, mem_gb: float | None) -> list[NodeKind]:
         """Return the kinds of nodes that have what a job needs of each node."""
         memory_mb = 1024 * (mem_gb or 0)
-        return [k for k in self.kinds if k.gpus >= shape.gpus and k.cpus >= shape.cpus and k.memory_mb >= memory_mb]
+        return [
+            kind
+            for kind in self.kinds
+            if kind.gpus >= shape.gpus
+            and kind.cpus >= shape.cpus
+            and kind.memory_mb >= memory_mb
+            and shape.accelerator_type in (None, *kind.gpu_types)
+        ]
+
+    def type_of(self, resources: Resources) -> str | None:
+        """Return the type of GPUs, as SLURM has it, that a run asks for. ``None``: any.
+
+        Raises:
+            BackendError: no type or several types have that name, or the run asks for GPUs by their memory.
+        """
+        there = sorted({name for kind in self.kinds for name in kind.gpu_types})
+        types = f"its types are {', '.join(there)}" if there else "its GPUs have no types"
+        if resources.gpu_memory_gb is not None:
+            raise BackendError(
+                "resources.gpu_memory_gb: expected none, since SLURM does not know how much memory a GPU has; set "
+                f"resources.gpus or resources.accelerator_type (partition {self.name}: {types})"
+            )
+        if (wanted := resources.accelerator_type) is None:
+            return None
+        found = [name for name in there if Card(type=name).is_a(wanted)]
+        if wanted not in there and len(found) != 1:
+            what = f"stands for {' and '.join(found)}; write more of it" if found else "is none"
+            raise BackendError(f"resources.accelerator_type: {wanted} {what} (partition {self.name}: {types})")
+        return wanted if wanted in there else found[0]
 
     def resolve(self, resources: Resources, settings: SlurmSettings) -> Resources:
         """Return a run's resources with no field left ``None``.
@@ -101,13 +129,15 @@ class PartitionFacts:
             )
         pool = settings.pool
         has_gpus = pool.gpus > 0 if pool.jobs else self.gpus_per_node > 0
-        each_gpus = resources.gpus if resources.gpus is not None else float(has_gpus)
-        resolved = replace(resources, gpus=each_gpus)
+        kind = self.type_of(resources)
+        each_gpus = resources.gpus if resources.gpus is not None else float(has_gpus or kind is not None)
+        resolved = replace(resources, gpus=each_gpus, accelerator_type=kind)
+        settings.gpu_options(1, kind)  # refused here if the settings have no place for a type
         shape = settings.shape(resolved)
         fitting = self.fitting(shape, settings.mem_gb)
         enough = sum(kind.count for kind in fitting)
         if enough < shape.nodes or (self.max_nodes is not None and shape.nodes > self.max_nodes):
-            each_has = [with_noun(shape.gpus, "GPU")] if shape.gpus else []
+            each_has = [with_noun(shape.gpus, f"{kind} GPU" if kind else "GPU")] if shape.gpus else []
             each_has.append(with_noun(shape.cpus, "core"))
             each_has += [f"{settings.mem_gb:g} GB of memory"] if settings.mem_gb else []
             has = f"has {enough} of these" if enough < shape.nodes else f"allows {self.max_nodes} per job"

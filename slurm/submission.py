@@ -69,6 +69,8 @@ class ArrayPlan:
     cpus: int
     """Cores of each node. Likewise ``gpus``."""
     gpus: int
+    accelerator_type: str | None = None
+    """The type of the GPUs, as SLURM has it. ``None``: any."""
     at_once: int | None
     """Maximum number of runs of a job at once. ``None``: as many as there is room for."""
     timeout_min: int
@@ -193,23 +195,31 @@ def plan_jobs(
 
 
 def pooled(plan: JobPlan, most: int | None = None) -> JobPlan:
-    """Return a plan whose runs of one node are one pool, with at most ``most`` jobs that have room for each of them."""
-    small = [array for array in plan.arrays if array.nodes == 1]
-    if not small:
-        return plan
-    runs = sorted((run for array in small for run in array.runs.items()), key=lambda run: -run[1].priority)
-    at_once = [array.at_once for array in small]
-    pool = replace(
-        max(small, key=lambda array: (array.gpus, array.cpus)),
+    """Return a plan whose runs of one node are a pool for each type of GPUs.
+
+    A pool has at most ``most`` jobs, each with room for each of its runs.
+    """
+    small: dict[str | None, list[ArrayPlan]] = {}
+    for array in plan.arrays:
+        if array.nodes == 1:
+            small.setdefault(array.accelerator_type, []).append(array)
+    pools = [_pool(arrays, most) for arrays in small.values()]
+    return replace(plan, arrays=(*pools, *(array for array in plan.arrays if array.nodes > 1)))
+
+
+def _pool(arrays: Sequence[ArrayPlan], most: int | None) -> ArrayPlan:
+    runs = sorted((run for array in arrays for run in array.runs.items()), key=lambda run: -run[1].priority)
+    at_once = [array.at_once for array in arrays]
+    return replace(
+        max(arrays, key=lambda array: (array.gpus, array.cpus)),
         runs=dict(runs),
-        jobs=min(sum(array.jobs for array in small), most or len(runs)),
-        cpus=max(array.cpus for array in small),
+        jobs=min(sum(array.jobs for array in arrays), most or len(runs)),
+        cpus=max(array.cpus for array in arrays),
         at_once=None if None in at_once else max(filter(None, at_once)),
-        timeout_min=max(array.timeout_min for array in small),
-        mem_gb=max((array.mem_gb for array in small if array.mem_gb is not None), default=None),
+        timeout_min=max(array.timeout_min for array in arrays),
+        mem_gb=max((array.mem_gb for array in arrays if array.mem_gb is not None), default=None),
         is_pool=True,
     )
-    return replace(plan, arrays=(pool, *(array for array in plan.arrays if array.nodes > 1)))
 
 
 # -- scripts ---------------------------------------------------------------------------------------------------------
@@ -318,7 +328,7 @@ def script(plan: JobPlan, number: int, settings: SlurmSettings, dependency: str 
         "nodes": array.nodes,
         "ntasks-per-node": 1,
         "cpus-per-task": array.cpus,
-        **settings.gpu_options(array.gpus),
+        **settings.gpu_options(array.gpus, array.accelerator_type),
         "mem": None if array.mem_gb is None else f"{round(array.mem_gb * 1024)}M",
         "signal": f"USR2@{plan.signal_before_s}",
         "requeue": True,

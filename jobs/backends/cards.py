@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, final
 
 from jobs import terminal
-from jobs.plan.capacity import TINY, Allocation, with_noun
+from jobs.plan.capacity import TINY, Allocation
 from jobs.study.folder import study_name
 from seqlm.errors import BackendError, FileError
 from seqlm.gpus import Booking, Claim, LaunchNote, Ledger, Survey, has_uuid, others_on, used_by
@@ -291,8 +291,3 @@ def _in_short(reasons: Sequence[str]) -> str:
     reasons = list(dict.fromkeys(reasons))
     more = f" and {len(reasons) - 2} more" if len(reasons) > 2 else ""
     return f"{', '.join(reasons[:2])}{more}"
-
-
-def leaving(total: int, leave: int) -> str:
-    """Return what is said of a machine or cluster of which a launch leaves some GPUs. Empty: it leaves none."""
-    return f" (of {with_noun(total, 'GPU')}, leave_gpus = {leave} stay free)" if leave else ""

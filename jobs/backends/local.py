@@ -9,8 +9,8 @@ from pathlib import Path
 
 from jobs.attempt.supervisor import INTERFACE_VARIABLE, Ended, MemoryKills, Supervisor, rank_variables
 from jobs.backends.base import Backend, Executor, SharedTable
-from jobs.backends.cards import Cards, leaving, withhold_left
-from jobs.plan.capacity import TINY, Allocation, Capacity, Node, with_noun
+from jobs.backends.cards import Cards, withhold_left
+from jobs.plan.capacity import TINY, Allocation, Capacity, Card, Node, with_noun
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
 from seqlm import machine
@@ -29,11 +29,7 @@ class LocalBackend(Backend, Executor):
     """Name of this node, for messages. ``None``: it needs none."""
 
     def __init__(self, settings: SharedTable | None = None, *, capacity: Capacity | None = None) -> None:
-        """``capacity``: what runs may use. ``None``: all of this machine.
-
-        Raises:
-            BackendError: ``leave_gpus`` leaves none to use.
-        """
+        """``capacity``: what runs may use. ``None``: all of this machine."""
         super().__init__(settings)
         self._capacity = capacity or this_machine()
         self._cards: Cards | None = None
@@ -46,10 +42,11 @@ class LocalBackend(Backend, Executor):
         return f"this machine ({self._capacity.describe()})"
 
     def capacity(self) -> Capacity:
-        return without_left(self._capacity, self.settings.leave_gpus)
+        return self._capacity.copy()
 
     def resolve(self, spec: RunSpec, at_most: int) -> Resources:
-        resources = self.capacity().resolve(spec.resources, at_most)
+        resources = self._capacity.resolve(spec.resources, at_most)
+        require_left(resources, self._capacity, self.settings.leave_gpus)
         require_device(spec, resources)
         return resources
 
@@ -97,6 +94,7 @@ class LocalBackend(Backend, Executor):
         claims: list[Claim | None] = [None] * len(allocations)
         if self._cards is not None:
             claims = self._cards.book(allocations, run_id)
+        submission = submission.holding(allocations[0].gpus)
         ranks = Supervisor(submission, memory_kills=self._memory_kills, host=self.host)
         try:
             for rank, allocation in self.here(allocations):
@@ -152,21 +150,26 @@ def this_machine() -> Capacity:
     Raises:
         UsageError: CUDA_VISIBLE_DEVICES names a GPU that does not exist, or names one twice.
     """
-    gpus = {device: 1.0 for device, _ in machine.gpus()}
-    return Capacity([Node(name="this machine", cpus=machine.cpu_count(), gpus=gpus)], where="this machine")
+    found = machine.gpus()
+    memory = machine.gpu_memory_gb() if found else {}
+    cards = {gpu.id: Card(type=gpu.name, memory_gb=memory.get(gpu.id)) for gpu in found}
+    gpus = dict.fromkeys(cards, 1.0)
+    node = Node(name="this machine", cpus=machine.cpu_count(), gpus=gpus, cards=cards)
+    return Capacity([node], where="this machine")
 
 
-def without_left(capacity: Capacity, leave: int) -> Capacity:
-    """Return what a launch may use that leaves so many GPUs to others. Which ones it leaves is decided run by run."""
-    usable = capacity.copy()
-    if leave:
-        total = 0
-        for node in usable.nodes.values():
-            total += len(node.gpus)
-            kept = max(0, len(node.gpus) - max(0, leave - (total - len(node.gpus))))
-            node.gpus = dict(list(node.gpus.items())[:kept])
-        usable.where += leaving(total, min(leave, total))
-    return usable
+def require_left(resources: Resources, capacity: Capacity, leave: int) -> None:
+    """Refuse a run that can never start because of the GPUs that its launch leaves to others.
+
+    Raises:
+        BackendError: it needs more than the others.
+    """
+    total = sum(len(node.gpus) for node in capacity.nodes.values())
+    if resources.gpus and resources.ranks > total - leave:
+        raise BackendError(
+            f"never fits: needs {with_noun(resources.ranks, 'GPU')}, and leave_gpus = {leave} leaves this launch "
+            f"{max(0, total - leave)} of the {total} of {capacity.where}"
+        )
 
 
 def cards_of(capacity: Capacity, study_dir: Path, leave: int) -> Cards | None:
@@ -189,7 +192,8 @@ def least_gpus(own: Capacity, wanted: Sequence[Resources], leave: int) -> float 
     """
     (node,) = own.nodes.values()
     withhold_left(node.gpus, {gpu for gpu, share in node.gpus.items() if share < 1 - TINY}, leave)
-    needs = [one.ranks * (one.gpus or 0) for one in wanted if one.gpus and own.place(one) is not None]
+    places = [own.place(one) for one in wanted if one.gpus]
+    needs = [sum(one.gpus for one in allocations) for allocations in places if allocations is not None]
     return min(needs, default=None)
 
 

@@ -1,7 +1,8 @@
 """Free cores and GPUs of nodes: decide whether a run fits, where, and if not, why."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Self, final
 
 from jobs.spec import Resources
@@ -9,6 +10,39 @@ from seqlm.errors import BackendError
 
 TINY = 1e-6
 """Tolerance for rounding: GPU shares are added in floating point."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What is known of a GPU, or of a part of one that MIG made."""
+
+    type: str = ""
+    """Its name, such as ``NVIDIA H100 NVL``. Empty: not known."""
+    memory_gb: float | None = None
+    """In 10^9 bytes. ``None``: not known."""
+
+    def is_a(self, accelerator_type: str) -> bool:
+        """Whether its name has all words of that of a kind."""
+        return _words(accelerator_type) <= _words(self.type)
+
+    def share(self, resources: Resources) -> float | None:
+        """Return how much of it a rank with resolved resources holds. ``None``: it is no GPU for that rank."""
+        least, memory = resources.gpus or 0.0, resources.gpu_memory_gb
+        if resources.accelerator_type is not None and not self.is_a(resources.accelerator_type):
+            return None
+        if memory is None:
+            return least
+        if self.memory_gb is None or memory > self.memory_gb:
+            return None
+        return max(least, memory / self.memory_gb)
+
+
+UNKNOWN = Card()
+
+
+def _words(name: str) -> set[str]:
+    """Return what makes up the name of a kind of GPUs, in small letters."""
+    return set(re.findall(r"[a-z0-9.]+", name.lower()))
 
 
 @dataclass(kw_only=True)
@@ -20,16 +54,26 @@ class Node:
     """Free cores."""
     gpus: dict[str, float]
     """Device (as in CUDA_VISIBLE_DEVICES) -> its free share, 0 to 1."""
+    cards: Mapping[str, Card] = field(default_factory=dict)
+    """Device -> what is known of it."""
 
     @property
     def free_gpus(self) -> float:
         """Sum of the free shares of all GPUs."""
         return sum(self.gpus.values())
 
-    def holds(self, cpus: float, gpus: float) -> int:
-        """Return how many ranks fit here now, each with ``cpus`` cores and ``gpus`` of a GPU."""
+    def shares(self, resources: Resources) -> dict[str, float]:
+        """Return how much of each GPU a rank with resolved resources would hold, for the GPUs that it can have."""
+        found = {device: self.cards.get(device, UNKNOWN).share(resources) for device in self.gpus}
+        return {device: share for device, share in found.items() if share}
+
+    def holds(self, cpus: float, resources: Resources) -> int:
+        """Return how many ranks fit here now, each with ``cpus`` cores and the GPU of ``resources``."""
         by_cores = int((self.cpus + TINY) / cpus)
-        return min(by_cores, sum(int((free + TINY) / gpus) for free in self.gpus.values())) if gpus else by_cores
+        if not resources.gpus:
+            return by_cores
+        shares = self.shares(resources)
+        return min(by_cores, sum(int((self.gpus[device] + TINY) / share) for device, share in shares.items()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +127,15 @@ class Capacity:
     def resolve(self, resources: Resources, at_most: int) -> Resources:
         """Return a run's resources with no field left ``None``, assuming that everything is free.
 
-        By default each rank gets one GPU if there are any. With a GPU or a share of one, it gets as many cores as
-        there are for each: other launches may use the other GPUs. Without, it gets an equal share of the cores among
-        the runs that fit at once, of which there are at most ``at_most``.
+        By default each rank gets one GPU if there are any, or as much of one as has the memory that it needs. With a
+        GPU or a share of one, it gets as many cores as there are for each: other launches may use the other GPUs.
+        Without, it gets an equal share of the cores among the runs that fit at once, of which there are at most
+        ``at_most``.
 
         Raises:
             BackendError: the run can never fit here.
         """
-        gpus = resources.gpus if resources.gpus is not None else float(self.gpus > 0)
+        gpus = resources.gpus if resources.gpus is not None else self._default_gpus(resources)
         resolved = replace(resources, cpus=resources.cpus or 1, gpus=gpus)
         demanded = resources.ranks * resources.cpus if resources.cpus else 0
         if demanded > self.total_cpus + TINY or self.place(resolved) is None:
@@ -98,7 +143,7 @@ class Capacity:
         if resources.cpus:
             return resolved
         if resolved.gpus:
-            ranks = {name: node.holds(TINY, resolved.gpus) for name, node in self.nodes.items()}
+            ranks = {name: node.holds(TINY, resolved) for name, node in self.nodes.items()}
             cores = min(self.nodes[name].cpus / number for name, number in ranks.items() if number)
             return replace(resolved, cpus=max(1, int(cores + TINY)))
         at_once = self.how_many(resolved, at_most)
@@ -106,6 +151,14 @@ class Capacity:
         while cpus > 1 and self.how_many(replace(resolved, cpus=cpus), at_once) < at_once:
             cpus -= 1
         return replace(resolved, cpus=cpus)
+
+    def _default_gpus(self, resources: Resources) -> float:
+        """Return the least that a rank holds of any GPU, if its resources do not say it."""
+        if resources.gpu_memory_gb is None and resources.accelerator_type is None:
+            return float(self.gpus > 0)
+        if resources.gpu_memory_gb is None or resources.ranks > 1:  # ranks of a run cannot share a GPU
+            return 1.0
+        return min((share for node in self.nodes.values() for share in node.shares(resources).values()), default=1.0)
 
     def how_many(self, resources: Resources, at_most: int) -> int:
         """Return how many runs with these resources fit at once, at least 1 and at most ``at_most``."""
@@ -128,9 +181,8 @@ class Capacity:
         Uses as few nodes as possible, prefers the node with the fewest free GPUs and cores that holds the ranks, and
         shares the fullest GPU that has room.
         """
-        cpus, gpus = self.cores_held(resources), resources.gpus or 0
-        left = resources.ranks
-        room = {name: min(node.holds(cpus, gpus), left) for name, node in self.nodes.items()}
+        cpus, left = self.cores_held(resources), resources.ranks
+        room = {name: min(node.holds(cpus, resources), left) for name, node in self.nodes.items()}
         allocations: list[Allocation] = []
         while left:
             enough = [name for name, ranks in room.items() if ranks >= left]
@@ -141,10 +193,12 @@ class Capacity:
             if not best or not room[best]:
                 return None
             free = dict(self.nodes[best].gpus)
+            shares = self.nodes[best].shares(resources) if resources.gpus else {}
             for _ in range(min(room.pop(best), left)):
-                device = None
-                if gpus:
-                    device = min((one for one in free if free[one] + TINY >= gpus), key=lambda one: free[one])
+                device, gpus = None, 0.0
+                if shares:
+                    device = min((one for one in shares if free[one] + TINY >= shares[one]), key=lambda one: free[one])
+                    gpus = shares[device]
                     free[device] -= gpus
                 allocations.append(Allocation(node=best, cpus=cpus, device=device, gpus=gpus))
                 left -= 1
@@ -178,17 +232,26 @@ class Capacity:
     def why_not(self, resources: Resources, has: str = "{} free") -> str:
         """Return why a run does not fit, in one line such as ``needs 2 GPUs, 1 free``. ``has`` says what is there."""
         ranks, gpus, cpus = resources.ranks, resources.gpus or 0, resources.cpus or 1
-        if ranks * gpus > self.gpus + TINY:
+        free = sum(node.gpus[device] for node in self.nodes.values() for device in node.shares(resources))
+        if ranks * gpus > free + TINY:
             why = f"; {self.why_taken}" if self.why_taken else ""
-            return f"needs {with_noun(ranks * gpus, 'GPU')}, {has.format(f'{round(self.gpus, 4):g}')}{why}"
+            return f"needs {_gpus_of(resources, ranks)}, {has.format(f'{round(free, 4):g}')}{why}"
         if min(ranks * cpus, self.total_cpus) > self.cpus + TINY or ranks * cpus > self.total_cpus + TINY:
             of = f" ({ranks} ranks of {cpus})" if ranks > 1 else ""
             return f"needs {with_noun(ranks * cpus, 'core')}{of}, {has.format(f'{round(self.cpus, 4):g}')}"
-        wanted = f"{with_noun(gpus, 'GPU')} and {with_noun(cpus, 'core')}" if gpus else with_noun(cpus, "core")
+        wanted = f"{_gpus_of(resources, 1)} and {with_noun(cpus, 'core')}" if gpus else with_noun(cpus, "core")
         if ranks == 1:
             return f"needs {wanted} on one node, no node has that"
-        held = sum(node.holds(self.cores_held(resources), gpus) for node in self.nodes.values())
+        held = sum(node.holds(self.cores_held(resources), resources) for node in self.nodes.values())
         return f"needs {wanted} for each of {ranks} ranks, there is room for {held}"
+
+
+def _gpus_of(resources: Resources, ranks: int) -> str:
+    """Return in words the GPUs of so many ranks, such as ``2 GPUs (A100, 20 GB)``."""
+    number = with_noun(round(ranks * (resources.gpus or 0), 4), "GPU")
+    kind = [] if resources.accelerator_type is None else [resources.accelerator_type]
+    kind += [] if resources.gpu_memory_gb is None else [f"{resources.gpu_memory_gb:g} GB"]
+    return f"{number} ({', '.join(kind)})" if kind else number
 
 
 def with_noun(number: float, noun: str) -> str:

@@ -13,7 +13,7 @@ from jobs.study import squeue
 from jobs.study.squeue import ask
 from seqlm.errors import BackendError
 from slurm.backend import SlurmBackend
-from slurm.settings import SlurmSettings
+from slurm.settings import SlurmSettings, read_settings
 from slurm.site import (
     NodeKind,
     PartitionFacts,
@@ -115,6 +115,29 @@ def test_gpus_are_counted_in_what_a_node_has(gres: str, gpus: int) -> None:
 )
 def test_times_are_read_as_slurm_writes_them(text: str, minutes: int | None) -> None:
     assert read_minutes(text) == minutes
+
+
+@pytest.mark.parametrize(
+    ("wanted", "settings", "expected"),
+    [
+        ({"accelerator_type": "H100"}, {}, "h100"),
+        ({"accelerator_type": "a100"}, {"gpu_request": "gres=gpu:{gpus}"}, "a100"),
+        ({"accelerator_type": "h200"}, {}, r"h200 is none \(partition gpu: its types are a100, h100\)"),
+        ({"accelerator_type": "a100"}, {"gpu_request": "gres=gpu:h100:{gpus}"}, "leave one of them out"),
+        ({"accelerator_type": "a100", "gpus": 1, "ranks": 8}, {}, "needs 1 node with 8 a100 GPUs and 8 cores"),
+        ({"gpu_memory_gb": 20}, {}, r"set resources.gpus or resources.accelerator_type \(partition gpu: its types are"),
+    ],
+    ids=["of a type", "its own option", "unknown", "a type in the settings", "on nodes of the type", "by memory"],
+)
+def test_a_kind_of_gpus_is_a_type_of_the_partition(
+    wanted: dict[str, Any], settings: dict[str, Any], expected: str
+) -> None:
+    partition, read = read_partitions(SINFO)[0]["gpu"], read_settings(settings, where="m", environ={})
+    if " " not in expected:
+        assert partition.resolve(Resources(**wanted), read).accelerator_type == expected
+        return
+    with pytest.raises(BackendError, match=expected):
+        partition.resolve(Resources(**wanted), read)
 
 
 # -- calls ---------------------------------------------------------------------------------------------------------

@@ -117,6 +117,7 @@ CASES: dict[str, tuple[Resources, dict[str, Any], str]] = {
         "",
     ),
     "GPUs of a type": (WHOLE, {"gpu_request": "gres=gpu:a100:{gpus}"}, ""),
+    "GPUs of the type of a run": (Resources(cpus=4, gpus=1, accelerator_type="a100"), {}, ""),
     "runs that share a GPU": (Resources(cpus=2, gpus=0.25), {}, ""),
     "no GPUs": (Resources(cpus=2, gpus=0), {}, ""),
     "a second array with a limit": (WHOLE, {"max_parallel": 3}, "afterany:7"),

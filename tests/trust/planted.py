@@ -157,7 +157,6 @@ def add_records(study_dir: Path, runs: Sequence[RunDirectory]) -> None:
     files: Mapping[str, object] = {
         "study.json": {"version": 2, "name": "small", "planned": [], "policy": {"gpu_hours": 100.0}},
         "queue.json": {"launcher": {"pid": 1, "host": "x"}, "waiting": {}},
-        "launched.json": {"tokens": ["a" * 32]},
         "launcher/000001.json": {"pid": 1, "host": "x", "released": True},
         "notes/000001/note.json": {"at": "x", "runs": [runs[0].id], "tags": ["good"], "text": "t"},
         f"environments/{'e' * 64}.json": {"python": "3.12", "packages": {"torch": "2"}},

@@ -35,7 +35,7 @@ EVERY_KEY: dict[str, Any] = {
     "seeds": [5],
     "study": {"name": "s", "data": "texts", "backend": "local"},
     "defaults": {"data": {"corpus": "pydoc", "level": "word", "vocab_size": 100}, "train": TRAIN},
-    "resources": {"ranks": 2, "cpus": 3, "gpus": 1, "priority": -1},
+    "resources": {"ranks": 2, "cpus": 3, "gpus": 1, "priority": -1, "gpu_memory_gb": 20, "accelerator_type": "A100"},
     "policy": {
         **{"checkpoint_min": 5, "oom": 1, "timeout": 2, "node": 3, "preempted": "unlimited", "keep_last": False},
         **{"max_stalled_retries": 4, "gpu_hours": 2.5, "core_hours": 7},
@@ -298,7 +298,9 @@ search.rungs : [] | [0, 3] | ~[9, 3] | [3, 3] | ~[3, 30] | ~[1.0] : [1] | [3, 29
 search.within : ["model.arhc"] | "seed" : ["seed"]
 resources.ranks : 0 | ~21 : 1
 resources.cpus : 0 : 1
-resources.gpus : -0.1 | 1.1 : 0 | 1
+resources.gpus : -0.1 | 1.1 : 1
+resources.gpu_memory_gb : 0 : 0.5
+resources.accelerator_type : "" | 3 : "A100" | "RTX 3090"
 study.name : "" | ".s" | "a/b" | "$(x)" : "a-b.c_d"
 study.backend : "cloud" : "slurm"
 seeds : [] | [-1] | [4294967296] | [true] : [0] | [4294967295]

@@ -1,6 +1,8 @@
+from typing import Any
+
 import pytest
 
-from jobs.plan.capacity import Allocation, Capacity, Node
+from jobs.plan.capacity import Allocation, Capacity, Card, Node
 from jobs.spec import Resources
 from seqlm.errors import BackendError
 
@@ -118,3 +120,60 @@ def test_open_choices_are_made_so_that_the_machine_is_shared_equally(
 ) -> None:
     resolved = cluster(*nodes).resolve(asked, at_most)
     assert (resolved.cpus, resolved.gpus) == (cpus, gpus)
+
+
+# -- GPUs by their memory and kind -------------------------------------------------------------------------------------
+
+SMALL, LARGE = Card(type="NVIDIA RTX A5000", memory_gb=25), Card(type="NVIDIA A100-SXM4-80GB", memory_gb=80)
+
+
+def machine_of(*cards: Card) -> Capacity:
+    devices = {str(number): card for number, card in enumerate(cards)}
+    node = Node(name="n0", cpus=16, gpus=dict.fromkeys(devices, 1.0), cards=devices)
+    return Capacity([node], where="this machine")
+
+
+def test_runs_that_need_memory_fill_each_card_by_its_own_size() -> None:
+    capacity = machine_of(SMALL, LARGE)
+    resources = capacity.resolve(Resources(gpu_memory_gb=20, cpus=1), 8)
+    assert resources.gpus == 20 / 80
+    found = []
+    while (allocations := capacity.place(resources)) is not None:
+        capacity.take(allocations)
+        found += [(allocation.device, allocation.gpus) for allocation in allocations]
+    assert sorted(found) == [("0", 20 / 25), *[("1", 20 / 80)] * 4]
+    assert capacity.why_not(resources) == "needs 0.25 GPUs (20 GB), 0.2 free"
+
+
+def test_each_rank_of_several_has_a_whole_card_with_the_memory_and_of_the_kind_that_it_needs() -> None:
+    capacity = machine_of(SMALL, LARGE, SMALL, LARGE)
+    resources = capacity.resolve(Resources(ranks=2, gpu_memory_gb=40), 1)
+    assert (where(capacity, resources), resources.gpus) == ([("n0", "1"), ("n0", "3")], 1)
+    assert where(capacity, capacity.resolve(Resources(ranks=2, accelerator_type="a5000"), 1)) == [
+        ("n0", "0"),
+        ("n0", "2"),
+    ]
+    with pytest.raises(BackendError, match=r"never fits: needs 3 GPUs \(A5000\), this machine has 2"):
+        capacity.resolve(Resources(ranks=3, accelerator_type="A5000"), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_meant"), [("A100", True), ("a100 80gb", True), ("A10", False), ("H100", False), ("SXM4-A100", True)]
+)
+def test_a_kind_is_named_by_whole_words_of_its_name(name: str, is_meant: bool) -> None:
+    assert LARGE.is_a(name) == is_meant
+
+
+@pytest.mark.parametrize(
+    ("cards", "wanted", "reason"),
+    [
+        ([SMALL], {"gpu_memory_gb": 30}, r"needs 1 GPU \(30 GB\), this machine has 0"),
+        ([Card()], {"gpu_memory_gb": 1}, r"needs 1 GPU \(1 GB\), this machine has 0"),
+        ([], {"gpu_memory_gb": 1}, r"needs 1 GPU \(1 GB\), this machine has 0"),
+        ([], {"accelerator_type": "A100"}, r"needs 1 GPU \(A100\), this machine has 0"),
+    ],
+    ids=["too small", "of unknown size", "no GPU at all", "no GPU of the kind"],
+)
+def test_what_no_card_has_never_fits(cards: list[Card], wanted: dict[str, Any], reason: str) -> None:
+    with pytest.raises(BackendError, match=reason):
+        machine_of(*cards).resolve(Resources(**wanted), 1)
