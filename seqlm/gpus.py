@@ -30,7 +30,7 @@ from typing import Any, final
 
 from seqlm import machine
 from seqlm.environment import GPU_LEDGER, GPU_OTHERS_GIB
-from seqlm.errors import FileError, file_errors, printable
+from seqlm.errors import BackendError, FileError, file_errors, printable
 from seqlm.processes import process_parent, this_host
 from seqlm.reading import finite, listed, parse_json
 
@@ -68,6 +68,41 @@ class TakenError(Exception):
 def has_uuid(gpu: str) -> bool:
     """Return whether a GPU can be booked: a number may name another card to another process."""
     return gpu.startswith(("GPU-", "MIG-"))
+
+
+def full_id(gpu: str) -> str:
+    """Return the whole UUID of a GPU that is named by the beginning of it, as a scheduler was configured.
+
+    It is ``gpu`` itself if nvidia-smi gives no answer, or lists none or several of that name.
+    """
+    with contextlib.suppress(BackendError):
+        found = [one.id for card in machine.cards() for one in card.gpus if one.id.startswith(gpu)]
+        if len(found) == 1:
+            return found[0]
+    return gpu
+
+
+def who_has(gpu: str, share: float, *, asks_nvidia_smi: bool) -> str | None:
+    """Return why a share of a GPU is not free, in a line. ``None``: it is free.
+
+    With ``asks_nvidia_smi`` it is looked for other programs as well, which takes as long as nvidia-smi does.
+
+    Raises:
+        FileError: the ledger cannot be read.
+    """
+    bookings = Ledger().bookings()
+    holders = [one for one in bookings if one.gpu == gpu]
+    if sum(one.share for one in holders) + share > 1 + TINY:
+        return used_by(gpu, holders)
+    if asks_nvidia_smi:
+        survey = Survey()
+        try:
+            use = survey.wait()
+        finally:
+            survey.close()
+        if use is not None and (others := others_on(gpu, use, bookings)):
+            return f"{machine.short_name(gpu)} is used by {others}"
+    return None
 
 
 # -- the ledger ----------------------------------------------------------------------------------------------------

@@ -242,11 +242,9 @@ class Executor(ABC):
     def free(self) -> Capacity:
         """Return what is free now, as a copy. A submission that fits into it starts."""
 
+    @abstractmethod
     def waits(self, wanted: Sequence[Resources]) -> None:
-        """Note what waiting runs need for which there is no room, so that other launches can make room. Empty: none.
-
-        Most backends share nothing with other launches.
-        """
+        """Note what waiting runs need for which there is no room, so that other launches make room. Empty: none."""
 
     @abstractmethod
     def submit(self, submission: Submission) -> str:

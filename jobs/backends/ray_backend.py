@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, final
 
-from jobs.backends.base import Backend, BackendTable, Executor, Finding
-from jobs.backends.local import require_device, this_machine
+from jobs.backends.base import Backend, Executor, Finding, SharedTable
+from jobs.backends.local import require_device, require_left, this_machine
 from jobs.plan.capacity import Capacity
 from jobs.registry import default_backend
 from jobs.spec import Resources, RunSpec
@@ -21,7 +21,7 @@ from seqlm.schema import Valid
 
 
 @dataclass(frozen=True, kw_only=True)
-class RayTable(BackendTable):
+class RayTable(SharedTable):
     """``[backend.ray]``."""
 
     address: Annotated[str, Valid('an address, such as "auto"', least=1)] | None = None
@@ -79,6 +79,7 @@ class RayBackend(Backend):
 
     def resolve(self, spec: RunSpec, at_most: int) -> Resources:
         resources = self.capacity().resolve(spec.resources, at_most)
+        require_left(resources, self._capacity, self.settings.leave_gpus)
         if self.is_here:
             require_device(spec, resources)
         return resources
@@ -86,4 +87,4 @@ class RayBackend(Backend):
     def executor(self, study_dir: Path) -> Executor:
         from jobs.backends.ray_executor import RayExecutor
 
-        return RayExecutor(address=self.settings.address)
+        return RayExecutor(address=self.settings.address, study_dir=study_dir, leave=self.settings.leave_gpus)

@@ -126,14 +126,13 @@ class RayCluster:
         folder, names = None, {}
         if self.is_embedded:
             here = this_machine()
-            devices = [device for node in here.nodes.values() for device in node.gpus]
-            names = {machine.VISIBLE: ",".join(devices), machine.ORDER: machine.PCI_ORDER}  # Ray books GPUs by these
+            names = {machine.VISIBLE: ""}  # the launcher books GPUs, by the ledger that all launches here share
             folder = self._private.enter_context(_private())
             options.update(
                 address="local",
                 _temp_dir=str(folder / "r"),
                 num_cpus=int(here.cpus),
-                num_gpus=len(devices),
+                num_gpus=0,
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
             )

@@ -19,12 +19,17 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from jobs import terminal
 from jobs.attempt.supervisor import Ended, first_cause
 from jobs.backends.base import Executor
+from jobs.backends.cards import Cards
+from jobs.backends.local import cards_of, least_gpus, left_by_others, this_machine
 from jobs.backends.ray_cluster import RayCluster, node_address
 from jobs.backends.ray_rank import RankHost
+from jobs.backends.ray_turns import Turns
 from jobs.plan.capacity import Allocation, Capacity
 from jobs.spec import Resources, Submission
+from jobs.study.folder import study_name
 from jobs.study.kept_code import Code
 from seqlm.errors import EXIT_LOST, EXIT_STOPPED, BackendError
+from seqlm.gpus import TakenError
 from seqlm.rundir import RunDirectory
 
 REFRESH_SECONDS = 2.0
@@ -49,6 +54,11 @@ class _Group:
     needs: tuple[float | None, float | None]
     """Cores and GPUs of a rank."""
     idle_since: float = 0.0
+    taken: str | None = None
+    """Who has the GPU that Ray has given one of its actors. The group keeps it, so that Ray gives others another one.
+    ``None``: nobody is known to have it."""
+    asked: list[Any] = field(default_factory=list)
+    """Outstanding answers of its actors whether that is still so."""
 
 
 @dataclass(kw_only=True)
@@ -88,8 +98,15 @@ class RayExecutor(Executor):
 
     name = "ray"
 
-    def __init__(self, *, address: str | None = None) -> None:
+    def __init__(self, *, address: str | None = None, study_dir: Path | None = None, leave: int = 0) -> None:
+        """Nothing is started yet. ``leave``: the number of GPUs that are left to others."""
         self._cluster = RayCluster(address)
+        self._study_dir = study_dir or Path.cwd()
+        self._leave = leave
+        self._cards: Cards | None = None
+        """The GPUs of this machine, if Ray is embedded and there are any: this launcher chooses among them, not Ray."""
+        self._turns: Turns | None = None
+        """The launches on the cluster. ``None``: Ray is embedded, and the launches of this machine have the ledger."""
         self._code: Code | None = None
         self._total: Capacity | None = None
         self._refreshed_at = -math.inf
@@ -105,18 +122,36 @@ class RayExecutor(Executor):
     def capacity(self) -> Capacity:
         """Return everything that the cluster has, as if nothing ran."""
         if self._total is None:
-            self._total = self._cluster.capacity()
+            self._total = self._query()
         return self._total.copy()
+
+    def _query(self) -> Capacity:
+        """Return what Ray has now. An embedded one knows of no GPU, since this launcher books those of this machine."""
+        found = self._cluster.capacity()
+        if self._cluster.is_embedded:
+            (here,) = this_machine().nodes.values()
+            for node in found.nodes.values():
+                node.gpus, node.cards = here.gpus, here.cards
+        return found
 
     def open(self, code: Code) -> None:
         self._code = code
         terminal.tell("starting Ray on this machine" if self._cluster.is_embedded else "joining the Ray cluster")
         self._cluster.open(code)
+        if not self._cluster.is_embedded:
+            self._turns = Turns(study_name(self._study_dir))
+        elif self._cards is None and (cards := cards_of(this_machine(), self._study_dir, self._leave)) is not None:
+            cards.announce()
+            self._cards = cards
         self._refresh_if_due()
 
     def close(self) -> None:
         self._jobs.clear()
         self._idle.clear()
+        if self._cards is not None:
+            self._cards.close()
+            self._cards = None
+        self._turns = None
         self._cluster.close()
 
     # -- what is free ----------------------------------------------------------------------------------------------
@@ -131,20 +166,72 @@ class RayExecutor(Executor):
 
     def _unbooked(self) -> Capacity:
         """Return what no run of this launch and no other user holds, also while a run waits long for Ray."""
-        free, now = self.capacity(), time.monotonic()
-        for job in self._jobs.values():
-            free.take(job.allocations)
+        free, now = self._own(), time.monotonic()
+        if self._cards is not None and free.nodes:
+            left_by_others(free, self._cards)
+        why = [group.taken for group in self._idle if group.taken is not None]
+        for group in self._idle:
+            if group.taken is not None:
+                free.take(group.allocations)
         for node in free.nodes:
             is_out = self._avoided.get(node, 0.0) > now
             free.withhold(node, *((math.inf, math.inf) if is_out else self._foreign.get(node, (0.0, 0.0))))
+        if self._turns is not None:
+            why += self._withhold_for_others(free, self._turns)
+        free.why_taken = free.why_taken or ", ".join(dict.fromkeys(why))
         return free
+
+    def _own(self) -> Capacity:
+        """Return what the runs of this launch leave of everything."""
+        own = self.capacity()
+        for job in self._jobs.values():
+            own.take(job.allocations)
+        return own
+
+    def _holds(self) -> dict[str, float]:
+        """Return the GPUs and cores that runs of this launch hold."""
+        allocations = [one for job in self._jobs.values() for one in job.allocations]
+        return {"gpus": sum(one.gpus for one in allocations), "cpus": sum(one.cpus for one in allocations)}
+
+    def _withhold_for_others(self, free: Capacity, turns: Turns) -> list[str]:
+        """Take from ``free`` what this launch leaves to others on the cluster, and return why."""
+        why, holds, total = list[str](), self._holds(), self.capacity()
+        excess = free.gpus - max(0.0, total.gpus - self._leave - holds["gpus"])
+        if self._leave and excess > 0:
+            why.append(f"leave_gpus = {self._leave}")
+            for node in free.nodes.values():
+                taken = min(node.free_gpus, excess)
+                free.withhold(node.name, 0.0, taken)
+                excess -= taken
+        if (first := turns.first_in_line(holds, total)) is not None:
+            holder, unit = first
+            why.append(f"it is the turn of {holder}")
+            for name in free.nodes:
+                free.withhold(name, math.inf if unit == "cpus" else 0.0, math.inf)
+            self._end_idle(0.0)
+        return why
+
+    def waits(self, wanted: Sequence[Resources]) -> None:
+        own = self._own()
+        if not own.nodes:
+            return
+        if self._cards is not None:
+            self._cards.waits(least_gpus(own, wanted, self._leave))
+        elif self._turns is not None:
+            places = [places for one in wanted if (places := own.place(one)) is not None]
+            amounts = [(sum(one.gpus for one in place), sum(one.cpus for one in place)) for place in places]
+            least = min(amounts, default=None)
+            self._turns.waits(None if least is None else {"gpus": least[0], "cpus": least[1]})
 
     def _refresh_if_due(self) -> None:
         """Query the nodes of the cluster, and what other users hold of them. Look after runs that wait for Ray."""
         if time.monotonic() - self._refreshed_at <= REFRESH_SECONDS:
             return
         self._refreshed_at = time.monotonic()
-        self._total = self._cluster.capacity()
+        self._total = self._query()
+        if self._turns is not None:
+            self._turns.exchange(self._holds())
+        self._look_at_taken()
         free, others = self._cluster.free(self._total), self._total.copy()
         for job in self._jobs.values():
             others.take(job.allocations)
@@ -180,8 +267,11 @@ class RayExecutor(Executor):
 
     def submit(self, submission: Submission) -> str:
         # Not by free(): a run may have begun to wait long since the caller asked whether there is room.
-        allocations = self._unbooked().place(submission.resources)
-        assert allocations is not None, "asked whether there is room before"
+        free = self._unbooked()
+        allocations = free.place(submission.resources)
+        if allocations is None:
+            raise TakenError(free.why_not(submission.resources))
+        submission = submission.holding(allocations[0].gpus)
         groups = self._take_idle(submission.resources, allocations)
         job = _Job(submission=submission, groups=groups, is_placed=bool(groups))
         if groups:
@@ -191,14 +281,23 @@ class RayExecutor(Executor):
             self._start(job, allocations)
         job_id = f"{submission.run_dir.name}/{submission.attempt}-{next(self._numbers)}"
         self._jobs[job_id] = job
+        self._has_changed()
         return job_id
+
+    def _has_changed(self) -> None:
+        """Tell other launches that this one has taken or given back something."""
+        if self._cards is not None:
+            self._cards.has_changed()
+        if self._turns is not None:
+            self._turns.has_changed()
 
     def _take_idle(self, resources: Resources, wanted: Sequence[Allocation]) -> list[_Group]:
         """Return idle groups that together have the ranks of a run, on no more nodes than wanted. Empty: none have."""
         found, left = list[_Group](), resources.ranks
         for group in sorted(self._idle, key=lambda group: len(group.hosts), reverse=True):
             if (
-                group.needs == (resources.cpus, resources.gpus)
+                group.taken is None
+                and group.needs == self._needs(resources)
                 and len(group.hosts) <= left
                 and not self._is_lost(group)
             ):
@@ -208,12 +307,20 @@ class RayExecutor(Executor):
         if left or len(nodes) > len({one.node for one in wanted}):
             return []
         self._idle = [group for group in self._idle if group not in found]
+        if self._cluster.is_embedded:
+            places = iter(wanted)  # Ray knows of no GPU: any actor runs a rank on the one that was chosen
+            for group in found:
+                group.allocations = [next(places) for _ in group.hosts]
         return found
+
+    def _needs(self, resources: Resources) -> tuple[float | None, float | None]:
+        """Return what Ray books for a rank."""
+        return resources.cpus, 0.0 if self._cluster.is_embedded else resources.gpus
 
     def _start(self, job: _Job, allocations: list[Allocation]) -> None:
         """Ask Ray for a group on the nodes that were chosen. Ray itself would spread shares of GPUs over many cards."""
         wanted = job.submission.resources
-        gpus = wanted.gpus or 0
+        gpus = self._needs(wanted)[1] or 0
         bundle = {"CPU": allocations[0].cpus, **({"GPU": gpus} if gpus else {})}
         nodes = [{"ray.io/node-id": one.node} for one in allocations]
         group = placement_group([dict(bundle) for _ in nodes], strategy="PACK", bundle_label_selector=nodes)
@@ -223,7 +330,7 @@ class RayExecutor(Executor):
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
             options = {"num_cpus": bundle["CPU"], "num_gpus": gpus, "scheduling_strategy": place}
             hosts.append(actor.options(max_concurrency=3, **options).remote())
-        job.groups = [_Group(group=group, hosts=hosts, allocations=allocations, needs=(wanted.cpus, wanted.gpus))]
+        job.groups = [_Group(group=group, hosts=hosts, allocations=allocations, needs=self._needs(wanted))]
         self._run(job)
 
     def _run(self, job: _Job) -> None:
@@ -239,6 +346,8 @@ class RayExecutor(Executor):
                 node=allocation.node,
                 first_host=first_host,
                 kept_code=job.submission.cwd if is_kept_here else None,
+                device=allocation.device if self._cluster.is_embedded else None,
+                holder={"study": study_name(self._study_dir)} if self._cards is None else self._cards.holder,
             ): rank
             for rank, (host, allocation) in enumerate(zip(job.hosts, job.allocations, strict=True))
         }
@@ -248,13 +357,43 @@ class RayExecutor(Executor):
         if job.pending:
             return None
         del self._jobs[job_id]
-        if any(end.is_lost for end in job.ends) or job.is_stopped:
+        self._has_changed()
+        cause = first_cause(job.ends)
+        if cause.taken is not None and not job.is_stopped:
+            self._keep_taken(job, cause.taken)
+        elif any(end.is_lost for end in job.ends) or job.is_stopped:
             self._release(job.groups)
         else:
             for group in job.groups:
                 group.idle_since = time.monotonic()
             self._idle += job.groups
-        return first_cause(job.ends)
+        return cause
+
+    def _keep_taken(self, job: _Job, taken: str) -> None:
+        """Keep the groups of a run whose GPU somebody else has, until they have it no more."""
+        for group in job.groups:
+            group.idle_since = time.monotonic()
+            group.taken = None if self._cluster.is_embedded else taken
+        self._idle += job.groups
+
+    def _look_at_taken(self) -> None:
+        """Ask the actors whose GPU somebody else has whether that is still so, and take the answers that are there."""
+        for group in [one for one in self._idle if one.taken is not None]:
+            if not group.asked:
+                group.asked = [host.who_has.remote(group.needs[1] or 0.0) for host in group.hosts]
+                continue
+            arrived, left = ray.wait(group.asked, num_returns=len(group.asked), timeout=0)
+            if left:
+                continue
+            group.asked = []
+            try:
+                answers = ray.get(arrived)
+            except ray.exceptions.RayError:  # it has lost an actor
+                self._idle.remove(group)
+                self._release([group])
+                continue
+            group.taken = next((answer for answer in answers if answer is not None), None)
+            group.idle_since = time.monotonic()
 
     def stop(self, job_id: str, *, force: bool) -> None:
         job = self._jobs.get(job_id)
@@ -279,7 +418,8 @@ class RayExecutor(Executor):
 
     def _end_idle(self, seconds: float) -> None:
         """Release the groups that have waited longer than ``seconds``."""
-        ended = [group for group in self._idle if time.monotonic() - group.idle_since > seconds]
+        now = time.monotonic()
+        ended = [group for group in self._idle if group.taken is None and now - group.idle_since > seconds]
         self._release(ended)
         self._idle = [group for group in self._idle if group not in ended]
 
@@ -341,7 +481,7 @@ class RayExecutor(Executor):
             return Ended(exit_code=EXIT_STOPPED, message="stopped")
         who = f"rank {rank}" if len(job.hosts) > 1 else "the worker"
         node = job.allocations[rank].node
-        self._total = self._cluster.capacity()
+        self._total = self._query()
         if node not in self._total.nodes:
             message = f"{who} lost its node {node_address(node)}"
             return Ended(exit_code=EXIT_LOST, message=message, is_lost=True, first_rank=rank)

@@ -16,7 +16,8 @@ from tests import commands
 from tests.crawl import Crawl
 from tests.facts import start_of
 from tests.fake_gpus import FakeGpus, short
-from tests.small_study import ClusterStudy, Study, worker_of, worker_pid
+from tests.ray_lab import RayLab
+from tests.small_study import ClusterStudy, RayStudy, Study, worker_of, worker_pid
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.process
@@ -170,3 +171,32 @@ def test_gpus_that_a_launch_leaves_stay_free(tmp_path: Path) -> None:
     answer = study("plan", "small.toml", "--set", "resources.ranks=2", "--set", "seed=9")
     assert answer.returncode == 3
     assert "leave_gpus = 2" in answer.stderr
+
+
+def test_an_embedded_ray_and_the_backend_local_share_the_gpus(lab: RayLab, tmp_path: Path) -> None:
+    gpus, crawl = FakeGpus(tmp_path / "gpus", 2), Crawl(tmp_path, epochs=0)
+    foreign = commands.start(["sleep", "1000"])
+    gpus.use((0, foreign.pid, "foreign"))
+    study = RayStudy(lab, tmp_path, env=crawl.env)
+    lab.env |= {name: gpus.env[name] for name in ("PATH", "SEQLM_GPU_LEDGER")}
+    launcher = study.start("run", "small.toml")
+    wait_for(states_of(study), "a run", until=lambda states: states == ["running"], by=launcher)
+    (held,) = Ledger(gpus.ledger).bookings()
+    assert held.gpu == gpus.ids[1], "not that of the other program"
+    assert (held.pid, held.study) == (worker_pid(study.runs()[0]), "small")
+    local = study_on(gpus, tmp_path / "local", env=crawl.env)
+    other = local.start("run", "small.toml")
+    wait_for(
+        lambda: [run["reason"] or "" for run in local.status()] if states_of(local)() else [],
+        "the reasons of the other launch",
+        until=lambda reasons: reasons and "foreign" in reasons[0] and "study small" in reasons[0],
+        by=other,
+    )
+    gpus.use()
+    wait_for(states_of(local), "its run", until=lambda states: states == ["running"], by=other)
+    foreign.kill()
+    commands.finish(foreign)
+    crawl.end()
+    for process in (launcher, other):
+        finish(process)
+    assert study.each() == ["done"]
