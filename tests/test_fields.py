@@ -23,6 +23,7 @@ STORED = zipfile.ZipFile(ROOT / "tests" / "end_to_end" / "stored_study.zip")
 COMMANDS = {
     "plan": ["plan", "stored.toml", "--backend", "local"],
     "status": ["status", "stored"],
+    "status --machine": ["status", "--machine"],
     "results": ["results", "stored"],
     "note": ["note", "stored", "--tag", "good", "--text", "a"],
     "diff": ["diff", "stored/rnn-adam", "stored/gru-adam", "--patch"],

@@ -62,7 +62,7 @@ class SharedTable(BackendTable):
     """The keys of backends whose GPUs several launches share without a scheduler."""
 
     leave_gpus: NotNegative = 0
-    """GPUs that a launch leaves to others: it never uses more than all the others at once."""
+    """Number of GPUs that this launch does not use, whichever they are, so that others find some free."""
 
 
 # -- a backend ---------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from jobs.launch.notify import Messages
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import Queue
 from jobs.study.budget import Budget
-from jobs.study.folder import this_launcher, write_queue
+from jobs.study.folder import newest_limit, this_launcher, write_queue
 from jobs.study.kept_code import Code
 from seqlm.ends import End, Verdict, verdict
 from seqlm.errors import EXIT_BUSY, STOPPED_EXITS, FileError, file_errors
@@ -242,6 +242,7 @@ class Dispatcher:
         if look := now - self._looked_at >= LOOK_SECONDS:
             self._looked_at = now
             self._look_at_budget()
+            self._look_at_limit()
         for one in list(self._live):
             if one.ended is None:
                 one.ended = self._executor.poll(one.id)
@@ -262,6 +263,16 @@ class Dispatcher:
         if self._is_spent is not None and before is None and (number := len(self._alive)):
             runs = "1 run stops" if number == 1 else f"{number} runs stop"
             terminal.tell(f"{self._is_spent}; {runs} at a checkpoint")
+
+    def _look_at_limit(self) -> None:
+        """Take on a number of runs at once that was set since the launch."""
+        if self._options.request is None or not self._writes_queue:
+            return
+        most = None
+        with contextlib.suppress(FileError):  # the next look is soon
+            most = newest_limit(self._options.study_dir, self._options.request)
+        if most is not None:
+            self._queue.limit(most)
 
     def _look_at(self, one: _Live) -> None:
         """Note the progress of a live run, and stop it if it was cancelled, the budget is spent, or it hangs."""
