@@ -213,13 +213,17 @@ class Ledger:
             while (problem := self._problem()) is not None:
                 if time.monotonic() > deadline:
                     raise FileError(problem)
-                time.sleep(0.02)
+                time.sleep(0.02)  # its owner is making it
 
     def _problem(self) -> str | None:
-        """Return why the folder is unfit. One of this user's gets the right mode here."""
+        """Return what is wrong with the mode of the folder. One of this user's gets the right mode here.
+
+        Raises:
+            FileError: it is no folder.
+        """
         found = self.folder.lstat()
         if not stat.S_ISDIR(found.st_mode):
-            return f"{self.folder}: expected a folder for the bookings of GPUs, found a link or a file"
+            raise FileError(f"{self.folder}: expected a folder for the bookings of GPUs, found a link or a file")
         if found.st_mode & 0o1777 == 0o1777:
             return None
         if found.st_uid == os.geteuid():

@@ -200,3 +200,40 @@ def test_an_embedded_ray_and_the_backend_local_share_the_gpus(lab: RayLab, tmp_p
     for process in (launcher, other):
         finish(process)
     assert study.each() == ["done"]
+
+
+def test_on_a_cluster_a_taken_gpu_is_avoided_and_two_launches_take_turns(lab: RayLab, tmp_path: Path) -> None:
+    gpus, crawl = FakeGpus(tmp_path / "gpus", 2), Crawl(tmp_path, epochs=0)
+    lab.env |= {name: gpus.env[name] for name in ("PATH", "SEQLM_GPU_LEDGER")}
+    lab.start_cluster((8, 2))
+    ledger = Ledger(gpus.ledger)
+    (claim,) = ledger.book([(gpus.ids[0], 1.0)], {"study": "other"})  # the GPU that Ray gives first
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    first = RayStudy(lab, tmp_path / "first", rates=(0.01, 0.02, 0.03), env=crawl.env)
+    launchers = [first.start("run", "small.toml")]
+    reasons = wait_for(
+        lambda: [run["reason"] or run["state"] for run in first.status()] if states_of(first)() else [],
+        "a run, and the reason of others",
+        until=lambda seen: "running" in seen and any("study other" in reason for reason in seen),
+        by=launchers[0],
+    )
+    assert any(f"{short(gpus.ids[0])} is used by " in reason for reason in reasons)
+    claim.release()
+    wait_for(states_of(first), "a second run", until=lambda states: states.count("running") == 2, by=launchers[0])
+    assert sorted(one.gpu for one in ledger.bookings()) == gpus.ids
+    second = RayStudy(lab, tmp_path / "second", env=crawl.env)
+    launchers.append(second.start("run", "small.toml"))
+    wait_for(states_of(second), "it to wait", until=lambda states: states == ["queued"], by=launchers[1])
+    wait_for(
+        lambda: [run["reason"] or "" for run in first.status()],
+        "the turn of the second launch",
+        until=lambda seen: any("it is the turn of " in reason for reason in seen),
+        by=launchers[0],
+    )
+    crawl.end()
+    for launcher in launchers:
+        finish(launcher)
+    (start,) = [start_time(run) for run in second.runs()]
+    assert start < max(start_time(run) for run in first.runs())
+    assert not any(run.end(attempt).kind for run in first.runs() for attempt in run.attempts()), "no run has failed"
