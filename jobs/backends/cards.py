@@ -45,13 +45,9 @@ class Standing:
     """When it last took or gave back something, else when it began, in seconds since 1970."""
 
     @property
-    def _place(self) -> tuple[float, float, str]:
+    def place(self) -> tuple[float, float, str]:
         """Its sort key: what is free goes to the launch that holds least, then to the one that has waited longest."""
         return round(self.holds, 4), self.turn, self.token
-
-    def precedes(self, other: "Standing") -> bool:
-        """Return whether it takes what is free before another launch does."""
-        return self._place < other._place
 
 
 def first_in_line(own: Standing, others: Sequence[Standing], total: float) -> Standing | None:
@@ -62,10 +58,8 @@ def first_in_line(own: Standing, others: Sequence[Standing], total: float) -> St
     """
     active = [one for one in others if one.holds > TINY or one.needs is not None]
     share = math.ceil(total / (1 + len(active)) - TINY)
-    for one in active:
-        if one.needs is not None and one.holds + one.needs <= share + TINY and one.precedes(own):
-            return one
-    return None
+    entitled = [one for one in active if one.needs is not None and one.holds + one.needs <= share + TINY]
+    return min((one for one in entitled if one.place < own.place), key=lambda one: one.place, default=None)
 
 
 def withhold_left(free: dict[str, float], held: Collection[str], leave: int) -> None:

@@ -48,7 +48,7 @@ def test_shares_of_a_gpu_are_booked_until_it_is_full(ledger: Ledger) -> None:
         found = ledger.bookings()
         assert sorted((one.gpu, one.share) for one in found) == sorted(shares)
         assert {(one.study, one.run, one.launch, one.pid) for one in found} == {(*ANNA.values(), os.getpid())}
-        with pytest.raises(TakenError, match="GPU-aaaaaaaa-1111 is used by .*'s study paper"):
+        with pytest.raises(TakenError, match=r"GPU-aaaaaaaa-1111 is used by .*'s study paper"):
             ledger.book([("GPU-cccccccc-1111", 1.0), (GPU, 0.5)], {"study": "other"})
         assert len(ledger.bookings()) == 3, "all shares of a run are booked, or none"
         with held(ledger.book([(GPU, 0.25)], ANNA)):
