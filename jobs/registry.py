@@ -5,12 +5,18 @@ import importlib
 import importlib.util
 from typing import Any
 
+from jobs.plan.capacity import with_noun
+from seqlm import machine
+
 BACKENDS = {
     "local": "jobs.backends.local:LocalBackend",
     "ray": "jobs.backends.ray_backend:RayBackend",
     "slurm": "slurm.backend:SlurmBackend",
 }
 """Name of a backend -> its subclass of :class:`jobs.backends.base.Backend` as ``module:Class``."""
+
+MANY_GPUS = 2
+"""From this number on, Ray is the default on a machine: several launches share them in one queue."""
 
 
 @functools.cache
@@ -20,6 +26,18 @@ def backend_class(name: str) -> Any:
     return getattr(importlib.import_module(module), found)
 
 
-def default_backend() -> str:
-    """Return ``ray`` if it is installed, else ``local``."""
-    return "ray" if importlib.util.find_spec("ray") else "local"
+def default_backend(ray_address: str | None = None) -> tuple[str, str]:
+    """Return where runs go if nobody says it, and why: to Ray if it has more than one GPU to give out, else ``local``.
+
+    Raises:
+        BackendError: nvidia-smi gives no answer.
+        UsageError: CUDA_VISIBLE_DEVICES names a GPU that does not exist, or names one twice.
+    """
+    if ray_address is not None:
+        return "ray", f"the address {ray_address} is given"
+    gpus = with_noun(len(found), "GPU") if (found := machine.gpus()) else "no GPU"
+    if len(found) < MANY_GPUS:
+        return "local", f"this machine has {gpus}"
+    if not importlib.util.find_spec("ray"):
+        return "local", f"this machine has {gpus}, but Ray is not installed"
+    return "ray", f"this machine has {gpus}"

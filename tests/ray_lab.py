@@ -22,6 +22,11 @@ from tests import commands
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent
+GPU_MIB = 40_000
+"""Memory of the fake GPUs of a cluster."""
+NVIDIA_SMI = f"""#!/bin/sh
+case "$*" in *memory.total*) echo {GPU_MIB} ;; *) echo "No devices were found" && exit 6 ;; esac
+"""
 HIDDEN = ("CUDA_VISIBLE_DEVICES",)
 """Ray refuses nodes of more (fake) GPUs than it names."""
 
@@ -58,7 +63,12 @@ class RayLab:
     def start_cluster(self, *nodes: tuple[float, float]) -> None:
         """Nodes with these cores and (fake) GPUs each."""
         argv = [sys.executable, "-m", "tests.ray_nodes", json.dumps(nodes)]
-        self._cluster = self.start(argv, cwd=ROOT)
+        programs = self.folder / "bin"
+        programs.mkdir()
+        (programs / "nvidia-smi").write_text(NVIDIA_SMI)
+        (programs / "nvidia-smi").chmod(0o755)
+        path = f"PATH={programs}{os.pathsep}{self.env['PATH']}"
+        self._cluster = self.start(["env", path, *argv], cwd=ROOT)
         self.address = commands.next_line(self._cluster).strip()
         assert self.address, commands.finish(self._cluster)[1]
         self.env["RAY_ADDRESS"] = self.address

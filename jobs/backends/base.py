@@ -144,6 +144,10 @@ class Backend(ABC):
     """Whether its jobs need no launcher."""
     is_here: bool = False
     """Whether its runs use this machine alone."""
+    why: str = ""
+    """Why runs go there, for a person."""
+    stand_in: "Backend | None" = None
+    """Where runs go if it cannot be started. ``None``: nowhere."""
 
     def __init__(self, settings: Any = None) -> None:
         self.settings = self.TABLE() if settings is None else settings

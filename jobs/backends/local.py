@@ -1,5 +1,6 @@
 """Backend ``local``: this machine's cores and GPUs as slots, and one process for each rank."""
 
+import functools
 import os
 import signal
 import sys
@@ -150,14 +151,13 @@ def this_machine() -> Capacity:
     Raises:
         UsageError: CUDA_VISIBLE_DEVICES names a GPU that does not exist, or names one twice.
     """
-    found = machine.gpus()
-    memory = machine.gpu_memory_gb() if found else {}
-    cards = {gpu.id: Card(type=gpu.name, memory_gb=memory.get(gpu.id)) for gpu in found}
+    cards = {gpu.id: Card(type=gpu.name, memory=functools.partial(_memory_of, gpu.id)) for gpu in machine.gpus()}
     gpus = dict.fromkeys(cards, 1.0)
     node = Node(name="this machine", cpus=machine.cpu_count(), gpus=gpus, cards=cards)
     return Capacity([node], where="this machine")
 
 
+<<<<<<< HEAD
 def require_left(resources: Resources, capacity: Capacity, leave: int) -> None:
     """Refuse a run that can never start because of the GPUs that its launch leaves to others.
 
@@ -195,6 +195,10 @@ def least_gpus(own: Capacity, wanted: Sequence[Resources], leave: int) -> float 
     places = [own.place(one) for one in wanted if one.gpus]
     needs = [sum(one.gpus for one in allocations) for allocations in places if allocations is not None]
     return min(needs, default=None)
+=======
+def _memory_of(gpu: str) -> float | None:
+    return machine.gpu_memory_gb().get(gpu)
+>>>>>>> 15def17e6bf115afdee52e56bb28dcf8c1b3a482
 
 
 def require_device(spec: RunSpec, resources: Resources) -> None:

@@ -8,13 +8,13 @@ import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, final
 
 from jobs.backends.base import Backend, Executor, Finding, SharedTable
 from jobs.backends.local import require_device, require_left, this_machine
 from jobs.plan.capacity import Capacity
-from jobs.registry import default_backend
 from jobs.spec import Resources, RunSpec
 from seqlm.errors import BackendError
 from seqlm.schema import Valid
@@ -35,6 +35,8 @@ class RayBackend(Backend):
 
     name = "ray"
     TABLE = RayTable
+    _asks_memory = False
+    """Whether a run asks for the memory of a GPU, which the nodes of a cluster are then asked for."""
 
     @property
     def is_here(self) -> bool:  # type: ignore[override]
@@ -52,7 +54,7 @@ class RayBackend(Backend):
         cls, *, runs_dir: Path, is_asked: bool, wait_s: float, site: Path | None = None, record: Path | None = None
     ) -> list[Finding]:
         """Check that Ray is installed, and that the cluster of ``RAY_ADDRESS`` answers."""
-        if default_backend() != cls.name:
+        if not find_spec("ray"):
             return [Finding("note", "Ray", "not installed; runs go to backend local")]
         backend = cls(cls.read({}, where=""))
         if backend.is_here:
@@ -72,12 +74,15 @@ class RayBackend(Backend):
             return this_machine()
         from jobs.backends.ray_cluster import RayCluster
 
-        return RayCluster(self.settings.address).capacity()
+        return RayCluster(self.settings.address, asks_memory=self._asks_memory).capacity()
 
     def capacity(self) -> Capacity:
         return self._capacity.copy()
 
     def resolve(self, spec: RunSpec, at_most: int) -> Resources:
+        if spec.resources.gpu_memory_gb is not None and not self._asks_memory:
+            self._asks_memory = True
+            self.__dict__.pop("_capacity", None)  # which is without it
         resources = self.capacity().resolve(spec.resources, at_most)
         require_left(resources, self._capacity, self.settings.leave_gpus)
         if self.is_here:
@@ -85,6 +90,12 @@ class RayBackend(Backend):
         return resources
 
     def executor(self, study_dir: Path) -> Executor:
+        if not find_spec("ray"):
+            raise BackendError("Ray is not installed; use: pip install ray, or --backend local")
         from jobs.backends.ray_executor import RayExecutor
 
+<<<<<<< HEAD
         return RayExecutor(address=self.settings.address, study_dir=study_dir, leave=self.settings.leave_gpus)
+=======
+        return RayExecutor(address=self.settings.address, asks_memory=self._asks_memory)
+>>>>>>> 15def17e6bf115afdee52e56bb28dcf8c1b3a482

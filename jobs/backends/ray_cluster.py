@@ -10,14 +10,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 from unittest import mock
 
 from jobs import terminal
 from jobs.backends.local import this_machine
-from jobs.plan.capacity import Capacity, Node
+from jobs.plan.capacity import Capacity, Card, Node
 from jobs.study.kept_code import Code, source_tree
 from seqlm import machine
 from seqlm.errors import BackendError, FileError
@@ -33,6 +33,10 @@ LONGEST_PLACE = 107 - len("/seqlm-12345678/r/session_2026-12-01_00-00-00_000000_
 """Most bytes of the path of a folder in which Ray may have its own: that of a socket has at most 107 (man 7 unix)."""
 LOG_BYTES, LOG_LINES = 16_384, 20
 """What is shown of each log of a Ray that did not start."""
+ANSWER_SECONDS = 120.0
+"""Time that all nodes have to say how much memory their GPUs have."""
+KIND = "accelerator_type:"
+"""What precedes the kind of a node's GPUs among Ray's resources."""
 CONNECT_TRIES = 3
 """Number of tries to join a cluster that does not answer within Ray's own timeout."""
 
@@ -53,11 +57,13 @@ from ray._private.state import available_resources_per_node  # noqa: E402
 class RayCluster:
     """A connection to Ray. ``address``: ``None`` means an embedded Ray, which lives as long as the connection.
 
+    With ``asks_memory``, the nodes of a cluster are asked how much memory their GPUs have: Ray does not know.
+
     Raises:
         BackendError: ``address`` is that of a job server, or for Ray's client.
     """
 
-    def __init__(self, address: str | None) -> None:
+    def __init__(self, address: str | None, *, asks_memory: bool = False) -> None:
         if address is not None and address.startswith("ray://"):
             raise BackendError(
                 f"{address} is for Ray's client, which seqlm does not use; launch on a node of the cluster with the "
@@ -69,6 +75,9 @@ class RayCluster:
                 f"ray job submit --address {address} -- seqlm run ..."
             )
         self._address = address
+        self._asks_memory = asks_memory
+        self._memory_gb: dict[str, float | None] = {}
+        """Node -> the memory of the smallest of its GPUs. ``None``: it does not say."""
         self._watchdog: subprocess.Popen[bytes] | None = None
         self._private = contextlib.ExitStack()
         self.is_open = False
@@ -103,14 +112,70 @@ class RayCluster:
             BackendError: the cluster cannot be reached.
         """
         if self.is_open:
-            return _capacity("this machine" if self.is_embedded else "the cluster")
+            return self._capacity()
         if self.is_embedded:
             return this_machine()
         self._connect(None)
         try:
-            return _capacity("the cluster")
+            return self._capacity()
         finally:
             self.close()
+
+    def _capacity(self) -> Capacity:
+        entries = {entry["NodeID"]: entry["Resources"] for entry in ray.nodes() if entry["Alive"]}
+        cards = self._cards(entries)
+        nodes = []
+        for name, has in entries.items():
+            devices = [str(index) for index in range(int(has.get("GPU", 0)))]
+            gpus, known = dict.fromkeys(devices, 1.0), dict.fromkeys(devices, cards[name])
+            nodes.append(Node(name=name, cpus=has.get("CPU", 0.0), gpus=gpus, cards=known))
+        return Capacity(nodes, where="this machine" if self.is_embedded else "the cluster")
+
+    def _cards(self, entries: Mapping[str, Mapping[str, float]]) -> dict[str, Card]:
+        """Return what is known of the GPUs of nodes, from Ray's resources of each node by its id."""
+        if self.is_embedded:
+            (here,) = this_machine().nodes.values()
+            return dict.fromkeys(entries, _common(here.cards.values()))
+        if self._asks_memory:
+            asked = [name for name, has in entries.items() if has.get("GPU") and name not in self._memory_gb]
+            self._memory_gb |= dict(zip(asked, self._answers(asked), strict=True))
+        kinds = {name: [key for key in has if key.startswith(KIND)] for name, has in entries.items()}
+        return {
+            name: Card(
+                type=found[0].removeprefix(KIND) if len(found) == 1 else "",
+                memory=functools.partial(self._memory_gb.get, name),
+            )
+            for name, found in kinds.items()
+        }
+
+    @staticmethod
+    def _answers(nodes: Sequence[str]) -> list[float | None]:
+        """Return what nodes say of the memory of their GPUs.
+
+        Raises:
+            BackendError: a node does not answer.
+        """
+
+        def smallest() -> float | None:  # inside, so that Ray sends its code: nodes have none of ours yet
+            import os
+            import subprocess
+
+            if "MIG-" in os.environ.get("CUDA_VISIBLE_DEVICES", ""):  # nvidia-smi has the size of whole cards
+                return None
+            words = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+            try:
+                answer = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False).stdout
+            except (OSError, subprocess.TimeoutExpired):
+                return None
+            return min((int(line) * 2**20 / 1e9 for line in answer.split() if line.isdigit()), default=None)
+
+        program: Any = ray.remote(num_cpus=0, max_retries=0)(smallest)
+        asked = [program.options(label_selector={"ray.io/node-id": node}).remote() for node in nodes]
+        try:
+            return list(ray.get(asked, timeout=ANSWER_SECONDS))
+        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
+            what = str(error).strip().splitlines()[0]
+            raise BackendError(f"a node of the cluster does not say how much memory its GPUs have: {what}") from None
 
     def free(self, total: Capacity) -> Capacity:
         """Return what nobody holds of ``total``, by Ray's last report. The connection must be open."""
@@ -265,14 +330,17 @@ def _watch(folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True)
 
 
-def _capacity(where: str) -> Capacity:
-    nodes = []
-    for entry in ray.nodes():
-        if entry["Alive"]:
-            has = entry["Resources"]
-            gpus = {str(index): 1.0 for index in range(int(has.get("GPU", 0)))}
-            nodes.append(Node(name=entry["NodeID"], cpus=has.get("CPU", 0.0), gpus=gpus))
-    return Capacity(nodes, where=where)
+def _common(cards: Iterable[Card]) -> Card:
+    """Return what is true of each GPU of a node: which of them a rank gets is Ray's choice."""
+    cards = list(cards)
+    kinds = {card.type for card in cards}
+
+    def smallest() -> float | None:
+        sizes = [card.memory() for card in cards]
+        known = [size for size in sizes if size is not None]
+        return min(known) if known and len(known) == len(sizes) else None
+
+    return Card(type=kinds.pop() if len(kinds) == 1 else "", memory=smallest)
 
 
 def node_address(node: str) -> str:

@@ -51,8 +51,8 @@ class _Group:
     """The actor of each rank."""
     allocations: list[Allocation]
     """Where each rank is, and what it holds. The capacity's GPU may be another one than Ray's."""
-    needs: tuple[float | None, float | None]
-    """Cores and GPUs of a rank."""
+    needs: Resources
+    """What each rank needs (:func:`_needs`)."""
     idle_since: float = 0.0
     taken: str | None = None
     """Who has the GPU that Ray has given one of its actors. The group keeps it, so that Ray gives others another one.
@@ -92,12 +92,18 @@ class _Job:
         return not self.is_placed and time.monotonic() - self.since > PATIENCE_SECONDS
 
 
+def _needs(resources: Resources) -> Resources:
+    """Return what a single rank of a run needs, whatever its run is."""
+    return replace(resources, ranks=1, priority=0)
+
+
 @final
 class RayExecutor(Executor):
     """Placement groups on a Ray cluster, or on an embedded Ray that lives as long as the executor is open."""
 
     name = "ray"
 
+<<<<<<< HEAD
     def __init__(self, *, address: str | None = None, study_dir: Path | None = None, leave: int = 0) -> None:
         """Nothing is started yet. ``leave``: the number of GPUs that are left to others."""
         self._cluster = RayCluster(address)
@@ -107,6 +113,11 @@ class RayExecutor(Executor):
         """The GPUs of this machine, if Ray is embedded and there are any: this launcher chooses among them, not Ray."""
         self._turns: Turns | None = None
         """The launches on the cluster. ``None``: Ray is embedded, and the launches of this machine have the ledger."""
+=======
+    def __init__(self, *, address: str | None = None, asks_memory: bool = False) -> None:
+        """``asks_memory``: whether runs ask for the memory of a GPU."""
+        self._cluster = RayCluster(address, asks_memory=asks_memory)
+>>>>>>> 15def17e6bf115afdee52e56bb28dcf8c1b3a482
         self._code: Code | None = None
         self._total: Capacity | None = None
         self._refreshed_at = -math.inf
@@ -295,12 +306,16 @@ class RayExecutor(Executor):
         """Return idle groups that together have the ranks of a run, on no more nodes than wanted. Empty: none have."""
         found, left = list[_Group](), resources.ranks
         for group in sorted(self._idle, key=lambda group: len(group.hosts), reverse=True):
+<<<<<<< HEAD
             if (
                 group.taken is None
                 and group.needs == self._needs(resources)
                 and len(group.hosts) <= left
                 and not self._is_lost(group)
             ):
+=======
+            if group.needs == _needs(resources) and len(group.hosts) <= left and not self._is_lost(group):
+>>>>>>> 15def17e6bf115afdee52e56bb28dcf8c1b3a482
                 found.append(group)
                 left -= len(group.hosts)
         nodes = {one.node for group in found for one in group.allocations}
@@ -319,8 +334,12 @@ class RayExecutor(Executor):
 
     def _start(self, job: _Job, allocations: list[Allocation]) -> None:
         """Ask Ray for a group on the nodes that were chosen. Ray itself would spread shares of GPUs over many cards."""
+<<<<<<< HEAD
         wanted = job.submission.resources
         gpus = self._needs(wanted)[1] or 0
+=======
+        gpus = allocations[0].gpus
+>>>>>>> 15def17e6bf115afdee52e56bb28dcf8c1b3a482
         bundle = {"CPU": allocations[0].cpus, **({"GPU": gpus} if gpus else {})}
         nodes = [{"ray.io/node-id": one.node} for one in allocations]
         group = placement_group([dict(bundle) for _ in nodes], strategy="PACK", bundle_label_selector=nodes)
@@ -330,7 +349,11 @@ class RayExecutor(Executor):
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
             options = {"num_cpus": bundle["CPU"], "num_gpus": gpus, "scheduling_strategy": place}
             hosts.append(actor.options(max_concurrency=3, **options).remote())
+<<<<<<< HEAD
         job.groups = [_Group(group=group, hosts=hosts, allocations=allocations, needs=self._needs(wanted))]
+=======
+        job.groups = [_Group(group=group, hosts=hosts, allocations=allocations, needs=_needs(job.submission.resources))]
+>>>>>>> 15def17e6bf115afdee52e56bb28dcf8c1b3a482
         self._run(job)
 
     def _run(self, job: _Job) -> None:
@@ -341,7 +364,7 @@ class RayExecutor(Executor):
         job.since, first_host = time.monotonic(), node_address(job.allocations[0].node)
         job.pending = {
             host.run.remote(
-                job.submission,
+                job.submission.holding(allocation.gpus),
                 rank,
                 node=allocation.node,
                 first_host=first_host,

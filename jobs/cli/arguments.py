@@ -62,7 +62,8 @@ class Arguments:
     # Where runs go, and how they are launched:
     data: Path | None = option("folder or zip of the corpus (default: SEQLM_DATA)", metavar="PATH")
     backend: str | None = option(
-        "where runs go (default: SEQLM_BACKEND, the manifest's, ray, local)", choices=tuple(BACKENDS)
+        "where runs go (default: SEQLM_BACKEND, the manifest's, ray with GPUs or an address, local)",
+        choices=tuple(BACKENDS),
     )
     ray_address: str | None = option(
         "join this Ray cluster (default: RAY_ADDRESS, else start one here)", sets="ray.address", metavar="ADDRESS"

@@ -170,6 +170,7 @@ def carry_out(
         SeqlmError: nothing has been started, or a canary has failed.
         KeyboardInterrupt: interrupted while waiting.
     """
+    terminal.tell(f"backend {backend.name}, {backend.why}")
     settings, name = backend.settings, f"backend.{backend.name}"
     command = options.notify.command if options.notify else None
     for line in [*secrets.advice(settings.env, f"{name}.env"), *secrets.advice_on_command(command)]:

@@ -43,6 +43,9 @@ from seqlm.search import Search
 VOCAB_SIZE, SEQ_LEN = 10_000, 35
 """For the sizes: those of the Penn Treebank, and the default window."""
 
+HERE = "local"
+"""The backend that works on every machine."""
+
 # -- where runs go -------------------------------------------------------------------------------------------------
 
 
@@ -63,20 +66,43 @@ def choose(
         BackendError: ``SEQLM_DEVICE`` is ``cuda`` and this machine, where runs are to go, has no GPU.
         ManifestError: a table or the site file is wrong.
     """
-    variable = BACKEND.read(is_valid=lambda name: name in (*BACKENDS, None), expected=", ".join(BACKENDS))
-    wanted = arguments.backend or variable or (manifest.backend_name if manifest else last)
-    name = wanted if wanted in BACKENDS else default_backend()
+    name, why, is_asked_for = _which(arguments, manifest, last, kept or {})
     kind: type[Backend] = backend_class(name)
     table = (manifest.backend if manifest else kept or {}).get(name, {})
     where = str(manifest.path) if manifest else "study.json"
     # The names of the keys alone: values of env and setup may be secrets, and a launcher's output goes to a log.
     terminal.detail(f"backend: {name}; set in {where}: {', '.join(table) or 'nothing'}")
     backend = kind(replace(kind.read(table, where=where), **_settings_of(arguments, name)))
-    if not backend.is_here or (device := DEVICE.read()) is None:
-        return backend
-    if device == "cuda" and not machine.gpus():
-        raise BackendError(f"{DEVICE.name}=cuda: this machine has no GPU that this process may use")
-    return kind(replace(backend.settings, env={DEVICE.name: device, **backend.settings.env}))
+    if backend.is_here and (device := DEVICE.read()) is not None:
+        if device == "cuda" and not machine.gpus():
+            raise BackendError(f"{DEVICE.name}=cuda: this machine has no GPU that this process may use")
+        backend = kind(replace(backend.settings, env={DEVICE.name: device, **backend.settings.env}))
+    backend.why = why
+    if backend.is_here and name != HERE and not is_asked_for:
+        backend.stand_in = backend_class(HERE)()
+    return backend
+
+
+def _which(
+    arguments: Arguments,
+    manifest: Manifest | None,
+    last: str | None,
+    kept: Mapping[str, Mapping[str, Any]],
+) -> tuple[str, str, bool]:
+    """Return the name of the backend of a launch, why it is that, and whether it was asked for at this launch."""
+    variable = BACKEND.read(is_valid=lambda name: name in (*BACKENDS, None), expected=", ".join(BACKENDS))
+    if arguments.backend is not None:
+        return arguments.backend, "as --backend says", True
+    if variable is not None:
+        return variable, f"as {BACKEND.name} says", True
+    if manifest is not None and manifest.backend_name is not None:
+        return manifest.backend_name, "as the manifest says", False
+    if manifest is None and last in BACKENDS:
+        return last, "as in the last launch", False
+    table = (manifest.backend if manifest else kept).get("ray", {})
+    address = arguments.ray_address or backend_class("ray").read(table, where="").address
+    name, why = default_backend(address)
+    return name, f"since {why}", False
 
 
 def _settings_of(arguments: Arguments, backend: str) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def status(arguments: Arguments) -> tuple[Any, int]:
 
         return machine_status(), 0
     if not arguments.any_study:
-        raise UsageError("expected a study, or --machine; `list` shows the studies")
+        raise UsageError(f"expected a study, or --machine (see {terminal.program()} status --help)")
     if arguments.watch and arguments.json:
         raise UsageError("--watch shows changes as they come, --json prints one document; use one of them")
     study_dir = find_study(arguments.any_study, arguments.runs_dir)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import terminal
-from jobs.backends.base import Backend
+from jobs.backends.base import Backend, Executor
 from jobs.launch import canary
 from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import LaunchOptions
@@ -400,9 +400,8 @@ def launch(
         code, request = prepared
         todo = [item for item in planned if item.action != "skip"]
         options = replace(options, request=request.number)
-        executor = backend.executor(options.study_dir)
+        executor = opened(backend, options.study_dir, code)
         try:
-            executor.open(code)
             tried = [] if Budget(options.study_dir, options.policy).is_spent() else todo
             if canary.wanted(options.canary, tried):
                 canary.check(tried, executor, code, options)
@@ -415,6 +414,26 @@ def launch(
         finally:
             executor.close()
     return planned
+
+
+def opened(backend: Backend, study_dir: Path, code: Code) -> Executor:
+    """Return what starts the runs of a study, open. If the backend cannot be started, it is that of its stand-in.
+
+    Raises:
+        BackendError: it cannot be started, and there is no other.
+    """
+    executor: Executor | None = None
+    try:
+        executor = backend.executor(study_dir)
+        executor.open(code)
+    except BaseException as error:
+        if executor is not None:
+            executor.close()
+        if backend.stand_in is None or not isinstance(error, BackendError):
+            raise
+        terminal.tell(f"warning: {error}; these runs go to backend {backend.stand_in.name}")
+        return opened(backend.stand_in, study_dir, code)
+    return executor
 
 
 # -- what has changed since runs of a study were launched ------------------------------------------------------------

@@ -58,8 +58,8 @@ class StudyTable(Table):
     """Path of the text, relative to the manifest's folder; without it, the corpus's own place. `--data` and
     `SEQLM_DATA` override it."""
     backend: _Backend | None = None
-    """Where runs are sent; without it, Ray if it is installed, else local processes. `--backend` and `SEQLM_BACKEND`
-    override it."""
+    """Where runs are sent; without it, Ray on a machine with two or more GPUs or with the address of a cluster, else
+    local processes. `--backend` and `SEQLM_BACKEND` override it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,16 @@
 """Free cores and GPUs of nodes: decide whether a run fits, where, and if not, why."""
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self, final
 
 from jobs.spec import Resources
 from seqlm.errors import BackendError
 
+SMALLEST_SHARE = 1e-4
+"""Of a GPU, as Ray counts."""
 TINY = 1e-6
 """Tolerance for rounding: GPU shares are added in floating point."""
 
@@ -18,8 +21,9 @@ class Card:
 
     type: str = ""
     """Its name, such as ``NVIDIA H100 NVL``. Empty: not known."""
-    memory_gb: float | None = None
-    """In 10^9 bytes. ``None``: not known."""
+    memory: Callable[[], float | None] = lambda: None
+    """Returns its memory in 10^9 bytes, ``None`` if that is not known. It is called if a run asks for memory alone:
+    nvidia-smi may take seconds to answer."""
 
     def is_a(self, accelerator_type: str) -> bool:
         """Whether its name has all words of that of a kind."""
@@ -27,14 +31,15 @@ class Card:
 
     def share(self, resources: Resources) -> float | None:
         """Return how much of it a rank with resolved resources holds. ``None``: it is no GPU for that rank."""
-        least, memory = resources.gpus or 0.0, resources.gpu_memory_gb
+        least, needed = resources.gpus or 0.0, resources.gpu_memory_gb
         if resources.accelerator_type is not None and not self.is_a(resources.accelerator_type):
             return None
-        if memory is None:
+        if needed is None:
             return least
-        if self.memory_gb is None or memory > self.memory_gb:
+        has = self.memory()
+        if has is None or needed > has:
             return None
-        return max(least, memory / self.memory_gb)
+        return max(least, math.ceil(needed / has / SMALLEST_SHARE - TINY) * SMALLEST_SHARE)
 
 
 UNKNOWN = Card()

@@ -24,7 +24,7 @@ from seqlm.rundir import RunDirectory
 from tests import commands, hostile
 from tests.chaos.disk import may_mount
 from tests.crawl import Crawl, blank_figures
-from tests.facts import fail
+from tests.facts import fail, start_of
 from tests.seqlm.training.studies import make_config
 from tests.small_study import ROOT, STUB_LAUNCH, Study, epochs_of, worker_pid
 from tests.waiting import wait_for
@@ -58,6 +58,24 @@ def test_a_manifest_becomes_runs_and_a_report_and_a_second_run_starts_nothing(tm
     assert {path: path.stat().st_mtime_ns for run in study.runs() for path in run.path.rglob("*")} == before
 
     assert json.loads((tmp_path / "runs/small/study.json").read_text()) == record, "the first estimates stand"
+
+
+@pytest.mark.process
+def test_where_ray_cannot_start_the_runs_of_a_manifest_that_names_it_go_to_local_and_those_of_the_flag_do_not(
+    tmp_path: Path,
+) -> None:
+    study = Study(tmp_path, stub=True, head='backend = "ray"')
+    no_ray = {**os.environ, "SEQLM_BACKEND": "", "RAY_TMPDIR": f"/tmp/{'x' * 107}"}
+    refused = study("run", "small.toml", "--backend", "ray", env=no_ray)
+    assert refused.returncode == 3
+    assert "set RAY_TMPDIR" in refused.stderr
+    done = study("run", "small.toml", env=no_ray)
+    assert done.returncode == 0, done.stderr
+    (warning,) = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert "set RAY_TMPDIR" in warning
+    assert "backend local" in warning
+    (run,) = study.runs()
+    assert start_of(run)["backend"] == "local"
 
     logs = study("logs", "small.toml", "rnn-adam")
     assert "epoch 2/2 done" in logs.stdout

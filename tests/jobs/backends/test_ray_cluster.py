@@ -13,7 +13,7 @@ from tests.chaos.disk import may_mount
 from tests.crawl import Crawl
 from tests.facts import start_of
 from tests.outcome import alone, outcome
-from tests.ray_lab import ROOT, RayLab
+from tests.ray_lab import GPU_MIB, ROOT, RayLab
 from tests.small_study import RayStudy, epochs_of, worker_of, worker_pid
 from tests.waiting import wait_for
 
@@ -161,7 +161,9 @@ def test_a_study_begun_locally_is_finished_on_ray(ray_cluster: RayLab, tmp_path:
 def test_shares_of_a_gpu_run_at_once_on_one_card_and_what_waits_says_why_and_can_be_cancelled(
     ray_cluster: RayLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = RayStudy(ray_cluster, tmp_path, rates=(0.01, 0.02, 0.03, 0.04), gpus=0.25, epochs=5000)
+    quarter = GPU_MIB * 2**20 / 1e9 / 4
+    rates = (0.01, 0.02, 0.03, 0.04)
+    study = RayStudy(ray_cluster, tmp_path, rates=rates, gpus=0.01, gpu_memory_gb=quarter, epochs=5000)
     study.add(rates=(0.1,), ranks=2, gpus=1, cpus=1, priority=-1)
     monkeypatch.setitem(ray_cluster.env, "WANDB_API_KEY", "very-secret")
     left = study("run", "small.toml", "--no-wait")

@@ -1,6 +1,7 @@
 """Ranks on Ray whose node is short of memory, groups that are used again, and calls of Ray; no Ray runs."""
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,7 +52,7 @@ def test_a_rank_whose_host_ray_has_killed_is_lost_and_does_not_need_less_memory(
     backend = RayExecutor(address="x")
     submission = Submission(run_dir=Path("/run"), attempt=1, argv=(), env={}, cwd=Path("/"), resources=ONE)
     held = [Allocation(node="n0", cpus=1, device=None, gpus=0)]
-    group: Any = _Group(group=None, hosts=[None], allocations=held, needs=(1, 0))
+    group: Any = _Group(group=None, hosts=[None], allocations=held, needs=ONE)
     backend._jobs["job"] = job = _Job(submission=submission, groups=[group], pending={"answer": 0})
 
     def get(reference: str) -> Any:
@@ -78,7 +79,7 @@ def test_a_run_that_ray_places_slowly_leaves_room_for_the_one_that_was_promised_
     monkeypatch.setattr(RayExecutor, "_refresh_if_due", lambda self: None)
 
     def start(self: RayExecutor, job: _Job, allocations: list[Allocation]) -> None:
-        group: Any = _Group(group=None, hosts=[None], allocations=allocations, needs=(1, 0))
+        group: Any = _Group(group=None, hosts=[None], allocations=allocations, needs=ONE)
         job.groups, job.since = [group], now[0]
 
     monkeypatch.setattr(RayExecutor, "_start", start)
@@ -114,8 +115,8 @@ def test_a_run_gets_groups_that_others_have_left_if_they_have_its_ranks_on_as_fe
         monkeypatch.setattr(RayExecutor, name, lambda *arguments: None)
     for text in left.split():
         held = [Allocation(node=text[-1], cpus=1, device=None, gpus=0) for _ in text[:-1]]
-        other: Any = _Group(group=None, hosts=[*text[:-1]], allocations=held, needs=(1, 1))
-        group: Any = _Group(group=None, hosts=[*text[:-1]], allocations=held, needs=(1, 0))
+        other: Any = _Group(group=None, hosts=[*text[:-1]], allocations=held, needs=replace(ONE, gpus=1))
+        group: Any = _Group(group=None, hosts=[*text[:-1]], allocations=held, needs=ONE)
         backend._idle += [other, group]
     wanted = Resources(ranks=ranks, cpus=1, gpus=0)
     submission = Submission(run_dir=Path("/run"), attempt=1, argv=(), env={}, cwd=Path("/"), resources=wanted)

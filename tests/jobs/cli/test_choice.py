@@ -9,8 +9,8 @@ from jobs.backends.base import Backend
 from jobs.cli import planning
 from jobs.cli.arguments import read
 from jobs.manifests.load import Manifest, load_manifest
-from jobs.registry import default_backend
 from seqlm.errors import UsageError
+from seqlm.machine import Gpu
 
 RUN = '\n[[run]]\nmodel.arch = "rnn"\nmodel.hidden_size = 4\noptim.optimizer = "sgd"\noptim.lr = 1\n'
 
@@ -35,11 +35,32 @@ def choose(
     return planning.choose(found, given, last=last, kept=kept)
 
 
-def test_ray_is_the_default_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "ray" else None)
-    assert default_backend() == "ray"
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert default_backend() == "local"
+@pytest.mark.parametrize(
+    ("gpus", "address", "is_installed", "name"),
+    [
+        (0, None, True, "local"),
+        (1, None, True, "local"),
+        (2, None, True, "ray"),
+        (2, None, False, "local"),
+        (0, "10.0.0.1:6379", True, "ray"),
+    ],
+)
+def test_ray_is_the_default_where_it_shares_out_gpus(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, address: str | None, is_installed: bool, name: str
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: object() if is_installed else None)
+    monkeypatch.setattr("seqlm.machine.gpus", lambda: [Gpu(str(number), "Fake") for number in range(gpus)])
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    assert choose().name == name
+
+
+@pytest.mark.parametrize(("flags", "has_one"), [({}, True), ({"backend": "ray"}, False)])
+def test_what_was_not_asked_for_at_this_launch_has_a_stand_in(
+    tmp_path: Path, flags: Mapping[str, str], has_one: bool
+) -> None:
+    given = choose(manifest(tmp_path, 'backend = "ray"\n'), **flags)
+    assert (given.name, given.stand_in is not None) == ("ray", has_one)
 
 
 def test_flag_goes_over_variable_over_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

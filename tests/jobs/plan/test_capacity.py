@@ -124,7 +124,7 @@ def test_open_choices_are_made_so_that_the_machine_is_shared_equally(
 
 # -- GPUs by their memory and kind -------------------------------------------------------------------------------------
 
-SMALL, LARGE = Card(type="NVIDIA RTX A5000", memory_gb=25), Card(type="NVIDIA A100-SXM4-80GB", memory_gb=80)
+SMALL, LARGE = Card(type="NVIDIA RTX A5000", memory=lambda: 25), Card(type="NVIDIA A100-SXM4-80GB", memory=lambda: 80)
 
 
 def machine_of(*cards: Card) -> Capacity:
