@@ -87,6 +87,7 @@ def test_every_field_of_an_answer_is_described_with_its_type(
     STORED.extractall(tmp_path)
     write_text(tmp_path / "text", train_lines=220)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("seqlm.machine.cards", list)
     assert launch.main([*COMMANDS[command], "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     check(DESCRIBED[OUTPUTS]["JSON outputs"], document)

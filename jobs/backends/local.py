@@ -157,7 +157,10 @@ def this_machine() -> Capacity:
     return Capacity([node], where="this machine")
 
 
-<<<<<<< HEAD
+def _memory_of(gpu: str) -> float | None:
+    return machine.gpu_memory_gb().get(gpu)
+
+
 def require_left(resources: Resources, capacity: Capacity, leave: int) -> None:
     """Refuse a run that can never start because of the GPUs that its launch leaves to others.
 
@@ -195,10 +198,6 @@ def least_gpus(own: Capacity, wanted: Sequence[Resources], leave: int) -> float 
     places = [own.place(one) for one in wanted if one.gpus]
     needs = [sum(one.gpus for one in allocations) for allocations in places if allocations is not None]
     return min(needs, default=None)
-=======
-def _memory_of(gpu: str) -> float | None:
-    return machine.gpu_memory_gb().get(gpu)
->>>>>>> 15def17e6bf115afdee52e56bb28dcf8c1b3a482
 
 
 def require_device(spec: RunSpec, resources: Resources) -> None:

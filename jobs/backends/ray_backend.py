@@ -94,8 +94,9 @@ class RayBackend(Backend):
             raise BackendError("Ray is not installed; use: pip install ray, or --backend local")
         from jobs.backends.ray_executor import RayExecutor
 
-<<<<<<< HEAD
-        return RayExecutor(address=self.settings.address, study_dir=study_dir, leave=self.settings.leave_gpus)
-=======
-        return RayExecutor(address=self.settings.address, asks_memory=self._asks_memory)
->>>>>>> 15def17e6bf115afdee52e56bb28dcf8c1b3a482
+        return RayExecutor(
+            address=self.settings.address,
+            asks_memory=self._asks_memory,
+            study_dir=study_dir,
+            leave=self.settings.leave_gpus,
+        )

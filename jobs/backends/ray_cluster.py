@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 from unittest import mock
@@ -133,10 +133,7 @@ class RayCluster:
 
     def _cards(self, entries: Mapping[str, Mapping[str, float]]) -> dict[str, Card]:
         """Return what is known of the GPUs of nodes, from Ray's resources of each node by its id."""
-        if self.is_embedded:
-            (here,) = this_machine().nodes.values()
-            return dict.fromkeys(entries, _common(here.cards.values()))
-        if self._asks_memory:
+        if self._asks_memory and not self.is_embedded:
             asked = [name for name, has in entries.items() if has.get("GPU") and name not in self._memory_gb]
             self._memory_gb |= dict(zip(asked, self._answers(asked), strict=True))
         kinds = {name: [key for key in has if key.startswith(KIND)] for name, has in entries.items()}
@@ -328,19 +325,6 @@ def _watch(folder: Path) -> subprocess.Popen[bytes]:
     argv = ["sh", "-c", WATCHDOG, "sh", str(folder), *(f"-{pid}" for pid in leaders)]
     # A session of its own: a signal to the launcher's process group must not end it.
     return subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True)
-
-
-def _common(cards: Iterable[Card]) -> Card:
-    """Return what is true of each GPU of a node: which of them a rank gets is Ray's choice."""
-    cards = list(cards)
-    kinds = {card.type for card in cards}
-
-    def smallest() -> float | None:
-        sizes = [card.memory() for card in cards]
-        known = [size for size in sizes if size is not None]
-        return min(known) if known and len(known) == len(sizes) else None
-
-    return Card(type=kinds.pop() if len(kinds) == 1 else "", memory=smallest)
 
 
 def node_address(node: str) -> str:

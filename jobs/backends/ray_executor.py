@@ -52,7 +52,7 @@ class _Group:
     allocations: list[Allocation]
     """Where each rank is, and what it holds. The capacity's GPU may be another one than Ray's."""
     needs: Resources
-    """What each rank needs (:func:`_needs`)."""
+    """What Ray has booked for each rank."""
     idle_since: float = 0.0
     taken: str | None = None
     """Who has the GPU that Ray has given one of its actors. The group keeps it, so that Ray gives others another one.
@@ -92,32 +92,28 @@ class _Job:
         return not self.is_placed and time.monotonic() - self.since > PATIENCE_SECONDS
 
 
-def _needs(resources: Resources) -> Resources:
-    """Return what a single rank of a run needs, whatever its run is."""
-    return replace(resources, ranks=1, priority=0)
-
-
 @final
 class RayExecutor(Executor):
     """Placement groups on a Ray cluster, or on an embedded Ray that lives as long as the executor is open."""
 
     name = "ray"
 
-<<<<<<< HEAD
-    def __init__(self, *, address: str | None = None, study_dir: Path | None = None, leave: int = 0) -> None:
-        """Nothing is started yet. ``leave``: the number of GPUs that are left to others."""
-        self._cluster = RayCluster(address)
+    def __init__(
+        self,
+        *,
+        address: str | None = None,
+        asks_memory: bool = False,
+        study_dir: Path | None = None,
+        leave: int = 0,
+    ) -> None:
+        """``asks_memory``: whether runs ask for the memory of a GPU. ``leave``: how many GPUs are left to others."""
+        self._cluster = RayCluster(address, asks_memory=asks_memory)
         self._study_dir = study_dir or Path.cwd()
         self._leave = leave
         self._cards: Cards | None = None
         """The GPUs of this machine, if Ray is embedded and there are any: this launcher chooses among them, not Ray."""
         self._turns: Turns | None = None
         """The launches on the cluster. ``None``: Ray is embedded, and the launches of this machine have the ledger."""
-=======
-    def __init__(self, *, address: str | None = None, asks_memory: bool = False) -> None:
-        """``asks_memory``: whether runs ask for the memory of a GPU."""
-        self._cluster = RayCluster(address, asks_memory=asks_memory)
->>>>>>> 15def17e6bf115afdee52e56bb28dcf8c1b3a482
         self._code: Code | None = None
         self._total: Capacity | None = None
         self._refreshed_at = -math.inf
@@ -282,7 +278,6 @@ class RayExecutor(Executor):
         allocations = free.place(submission.resources)
         if allocations is None:
             raise TakenError(free.why_not(submission.resources))
-        submission = submission.holding(allocations[0].gpus)
         groups = self._take_idle(submission.resources, allocations)
         job = _Job(submission=submission, groups=groups, is_placed=bool(groups))
         if groups:
@@ -306,16 +301,12 @@ class RayExecutor(Executor):
         """Return idle groups that together have the ranks of a run, on no more nodes than wanted. Empty: none have."""
         found, left = list[_Group](), resources.ranks
         for group in sorted(self._idle, key=lambda group: len(group.hosts), reverse=True):
-<<<<<<< HEAD
             if (
                 group.taken is None
                 and group.needs == self._needs(resources)
                 and len(group.hosts) <= left
                 and not self._is_lost(group)
             ):
-=======
-            if group.needs == _needs(resources) and len(group.hosts) <= left and not self._is_lost(group):
->>>>>>> 15def17e6bf115afdee52e56bb28dcf8c1b3a482
                 found.append(group)
                 left -= len(group.hosts)
         nodes = {one.node for group in found for one in group.allocations}
@@ -328,18 +319,15 @@ class RayExecutor(Executor):
                 group.allocations = [next(places) for _ in group.hosts]
         return found
 
-    def _needs(self, resources: Resources) -> tuple[float | None, float | None]:
-        """Return what Ray books for a rank."""
-        return resources.cpus, 0.0 if self._cluster.is_embedded else resources.gpus
+    def _needs(self, resources: Resources) -> Resources:
+        """Return what Ray books for a single rank of a run, whatever its run is."""
+        if self._cluster.is_embedded:
+            return Resources(cpus=resources.cpus, gpus=0)
+        return replace(resources, ranks=1, priority=0)
 
     def _start(self, job: _Job, allocations: list[Allocation]) -> None:
         """Ask Ray for a group on the nodes that were chosen. Ray itself would spread shares of GPUs over many cards."""
-<<<<<<< HEAD
-        wanted = job.submission.resources
-        gpus = self._needs(wanted)[1] or 0
-=======
-        gpus = allocations[0].gpus
->>>>>>> 15def17e6bf115afdee52e56bb28dcf8c1b3a482
+        gpus = 0.0 if self._cluster.is_embedded else allocations[0].gpus
         bundle = {"CPU": allocations[0].cpus, **({"GPU": gpus} if gpus else {})}
         nodes = [{"ray.io/node-id": one.node} for one in allocations]
         group = placement_group([dict(bundle) for _ in nodes], strategy="PACK", bundle_label_selector=nodes)
@@ -349,11 +337,8 @@ class RayExecutor(Executor):
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
             options = {"num_cpus": bundle["CPU"], "num_gpus": gpus, "scheduling_strategy": place}
             hosts.append(actor.options(max_concurrency=3, **options).remote())
-<<<<<<< HEAD
-        job.groups = [_Group(group=group, hosts=hosts, allocations=allocations, needs=self._needs(wanted))]
-=======
-        job.groups = [_Group(group=group, hosts=hosts, allocations=allocations, needs=_needs(job.submission.resources))]
->>>>>>> 15def17e6bf115afdee52e56bb28dcf8c1b3a482
+        needs = self._needs(job.submission.resources)
+        job.groups = [_Group(group=group, hosts=hosts, allocations=allocations, needs=needs)]
         self._run(job)
 
     def _run(self, job: _Job) -> None:
@@ -403,7 +388,7 @@ class RayExecutor(Executor):
         """Ask the actors whose GPU somebody else has whether that is still so, and take the answers that are there."""
         for group in [one for one in self._idle if one.taken is not None]:
             if not group.asked:
-                group.asked = [host.who_has.remote(group.needs[1] or 0.0) for host in group.hosts]
+                group.asked = [host.who_has.remote(group.allocations[0].gpus) for host in group.hosts]
                 continue
             arrived, left = ray.wait(group.asked, num_returns=len(group.asked), timeout=0)
             if left:
