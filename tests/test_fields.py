@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import launch
+from seqlm.machine import Card, Gpu
 from seqlm.rundir import RunDirectory
 from tests.seqlm.training.studies import write_text
 
@@ -87,7 +88,9 @@ def test_every_field_of_an_answer_is_described_with_its_type(
     STORED.extractall(tmp_path)
     write_text(tmp_path / "text", train_lines=220)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("seqlm.machine.cards", list)
+    card = Card(index=0, whole=Gpu("GPU-0", "Fake"))
+    monkeypatch.setattr("seqlm.machine.cards", lambda: [card])
+    monkeypatch.setattr("seqlm.gpus.Survey.wait", lambda survey: None)
     assert launch.main([*COMMANDS[command], "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     check(DESCRIBED[OUTPUTS]["JSON outputs"], document)

@@ -5,7 +5,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,20 @@ def may_be_others() -> bool:
     return os.geteuid() == 0 and sys.platform == "linux" and shutil.which("setpriv") is not None
 
 
-def test_a_gpu_that_another_users_launch_holds_is_given_out_when_its_worker_is_gone(tmp_path: Path) -> None:
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users can enter. pytest closes its own to them."""
+    with tempfile.TemporaryDirectory(prefix="seqlm-test-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_a_gpu_that_another_users_launch_holds_is_given_out_when_its_worker_is_gone(
+    open_folder: Path, tmp_path: Path
+) -> None:
     anna, bert = (64711, 64712) if may_be_others() else (None, None)
-    tmp_path.chmod(0o755)
-    for place in tmp_path.parents[: 3 if may_be_others() else 0]:
-        place.chmod(0o755)
-    gpus, crawl = FakeGpus(tmp_path / "gpus", 2), Crawl(tmp_path, epochs=0)
-    (tmp_path / "gpus").chmod(0o777)
+    gpus, crawl = FakeGpus(open_folder / "gpus", 2), Crawl(tmp_path, epochs=0)
+    (open_folder / "gpus").chmod(0o777)  # the ledger is made there by the first launch
     first = study_on(gpus, tmp_path / "first", env=crawl.env)
     launcher = run_with_others(first, "run", "small.toml", user=anna)
     wait_for(states_of(first), "the first run", until=lambda states: states == ["running"], by=launcher)
