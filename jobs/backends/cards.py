@@ -92,6 +92,8 @@ class Cards:
         self._note: Claim | None = None
         self._note_record: Mapping[str, Any] = {}
         self._needs: float | None = None
+        self._fitting: Collection[str] = self._known
+        """The GPUs that its waiting runs can use."""
         self._turn = time.time()
         self._usable: Collection[str] = self._known
         """Those that no other program uses."""
@@ -159,9 +161,12 @@ class Cards:
         self._tell_others()
         return free, _in_short(why)
 
-    def waits(self, needs: float | None) -> None:
-        """Note the fewest GPUs, or the least share, for which a run of this launch waits. ``None``: none does."""
-        self._needs = needs
+    def waits(self, needs: float | None, fitting: Collection[str]) -> None:
+        """Note the fewest GPUs, or the least share, for which a run of this launch waits. ``None``: none does.
+
+        ``fitting`` are the GPUs that such runs can use.
+        """
+        self._needs, self._fitting = needs, fitting
         self._tell_others()
 
     def _look(self) -> None:
@@ -229,7 +234,8 @@ class Cards:
     # -- what others are told ----------------------------------------------------------------------------------------
 
     def _record(self) -> dict[str, Any]:
-        return {"study": self._study, "gpus": list(self._usable), "needs": self._needs, "turn": self._turn}
+        gpus = [gpu for gpu in self._usable if self._needs is None or gpu in self._fitting]
+        return {"study": self._study, "gpus": gpus, "needs": self._needs, "turn": self._turn}
 
     def _tell_others(self) -> None:
         if self._note is None:

@@ -83,7 +83,7 @@ class LocalBackend(Backend, Executor):
 
     def waits(self, wanted: Sequence[Resources]) -> None:
         if self._cards is not None:
-            self._cards.waits(least_gpus(self._own(), wanted, self.settings.leave_gpus))
+            self._cards.waits(*least_gpus(self._own(), wanted, self.settings.leave_gpus))
 
     def submit(self, submission: Submission) -> str:
         assert submission.resources.cpus is not None, "resources are resolved before they are submitted"
@@ -188,16 +188,19 @@ def left_by_others(own: Capacity, cards: Cards) -> Capacity:
     return own
 
 
-def least_gpus(own: Capacity, wanted: Sequence[Resources], leave: int) -> float | None:
+def least_gpus(own: Capacity, wanted: Sequence[Resources], leave: int) -> tuple[float | None, set[str]]:
     """Return the least number of GPUs with which a waiting run could start if nobody else used this machine.
 
-    ``None``: there is no such run. ``own`` is what runs of the launch leave.
+    Also return which GPUs such runs can use. ``None``: there is no such run. ``own`` is what runs of the launch leave.
     """
     (node,) = own.nodes.values()
     withhold_left(node.gpus, {gpu for gpu, share in node.gpus.items() if share < 1 - TINY}, leave)
-    places = [own.place(one) for one in wanted if one.gpus]
-    needs = [sum(one.gpus for one in allocations) for allocations in places if allocations is not None]
-    return min(needs, default=None)
+    needs, fitting = list[float](), set[str]()
+    for one in wanted:
+        if one.gpus and (allocations := own.place(one)) is not None:
+            needs.append(sum(allocation.gpus for allocation in allocations))
+            fitting.update(node.shares(one))
+    return min(needs, default=None), fitting
 
 
 def require_device(spec: RunSpec, resources: Resources) -> None:

@@ -211,9 +211,9 @@ class RayExecutor(Executor):
                 free.withhold(node.name, 0.0, taken)
                 excess -= taken
         if (first := turns.first_in_line(holds, total)) is not None:
-            holder, unit = first
+            holder, unit, nodes = first
             why.append(f"it is the turn of {holder}")
-            for name in free.nodes:
+            for name in nodes:
                 free.withhold(name, math.inf if unit == "cpus" else 0.0, math.inf)
             self._end_idle(0.0)
         return why
@@ -223,12 +223,16 @@ class RayExecutor(Executor):
         if not own.nodes:
             return
         if self._cards is not None:
-            self._cards.waits(least_gpus(own, wanted, self._leave))
+            self._cards.waits(*least_gpus(own, wanted, self._leave))
         elif self._turns is not None:
-            places = [places for one in wanted if (places := own.place(one)) is not None]
-            amounts = [(sum(one.gpus for one in place), sum(one.cpus for one in place)) for place in places]
+            amounts, where = list[tuple[float, float]](), set[str]()
+            for resources in wanted:
+                if (place := own.place(resources)) is not None:
+                    amounts.append((sum(one.gpus for one in place), sum(one.cpus for one in place)))
+                    has_it = (name for name, node in own.nodes.items() if not resources.gpus or node.shares(resources))
+                    where.update(has_it)
             least = min(amounts, default=None)
-            self._turns.waits(None if least is None else {"gpus": least[0], "cpus": least[1]})
+            self._turns.waits(None if least is None else {"gpus": least[0], "cpus": least[1]}, where)
 
     def _refresh_if_due(self) -> None:
         """Query the nodes of the cluster, and what other users hold of them. Look after runs that wait for Ray."""

@@ -8,7 +8,7 @@ import contextlib
 import getpass
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeAlias, final
 
 import ray
@@ -57,6 +57,8 @@ class Turns:
         self._holder = f"{_user()}'s study {study}"
         self._turn = time.time()
         self._needs: Amounts | None = None
+        self._nodes: list[str] = []
+        """Where its waiting runs can start."""
         actor: Any = ray.remote(Board)
         # It starts in the background; what it is told meanwhile waits for it.
         self._board = actor.options(name=f"{PREFIX}{self._token}", num_cpus=0, max_concurrency=2).remote()
@@ -65,9 +67,9 @@ class Turns:
         self._asked: dict[Any, str] = {}
         """Outstanding answer -> token."""
 
-    def waits(self, needs: Amounts | None) -> None:
-        """Note the least that a waiting run of this launch needs. ``None``: none waits."""
-        self._needs = needs
+    def waits(self, needs: Amounts | None, nodes: Iterable[str]) -> None:
+        """Note the least that a waiting run of this launch needs (``None``: none waits), and where it can have that."""
+        self._needs, self._nodes = needs, sorted(nodes)
 
     def has_changed(self) -> None:
         """Note that this launch has taken or given back something."""
@@ -78,7 +80,8 @@ class Turns:
 
         Makes calls of Ray that may wait for the head.
         """
-        self._board.write.remote({"holder": self._holder, "holds": holds, "needs": self._needs, "turn": self._turn})
+        record = {"holder": self._holder, "holds": holds, "needs": self._needs, "nodes": self._nodes}
+        self._board.write.remote({**record, "turn": self._turn})
         there = {name.removeprefix(PREFIX) for name in ray.util.list_named_actors() if name.startswith(PREFIX)} - {
             self._token
         }
@@ -94,8 +97,8 @@ class Turns:
             with contextlib.suppress(ValueError, ray.exceptions.RayError):  # it has ended meanwhile
                 self._asked[ray.get_actor(f"{PREFIX}{token}").read.remote()] = token
 
-    def first_in_line(self, holds: Amounts, total: Capacity) -> tuple[str, str] | None:
-        """Return who gets what is free before this launch, and of which unit. ``None``: nobody does.
+    def first_in_line(self, holds: Amounts, total: Capacity) -> tuple[str, str, Collection[str]] | None:
+        """Return who gets what is free before this launch, of which unit, and on which nodes. ``None``: nobody does.
 
         A launch that waits for GPUs competes for those, and one that waits for cores alone for those.
         """
@@ -108,7 +111,12 @@ class Turns:
                 totals[unit],
             )
             if first is not None:
-                return first.holder, unit
+                nodes = self._others[first.token].get("nodes")
+                return (
+                    first.holder,
+                    unit,
+                    [one for one in nodes if isinstance(one, str)] if isinstance(nodes, list) else (),
+                )
         return None
 
 

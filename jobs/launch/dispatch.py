@@ -157,6 +157,7 @@ class Dispatcher:
     def _start_what_fits(self) -> None:
         if (why := self._is_spent) is not None:
             self._queue.hold(f"waits: {why}")
+            self._executor.waits(())
             if not self._live:
                 self._queue.take_all()
             return
