@@ -61,9 +61,9 @@ def write_manifest(folder: Path, runs: int) -> Path:
     return path
 
 
-def launch_command(manifest: Path, backend: str, runs_dir: Path) -> list[str]:
+def launch_command(manifest: Path, backend: str, runs_dir: Path, *, root: Path = ROOT) -> list[str]:
     words = ["run", str(manifest), "--backend", backend, "--runs-dir", str(runs_dir), "--no-canary"]
-    return [sys.executable, str(ROOT / "launch.py"), *words]
+    return [sys.executable, str(root / "launch.py"), *words]
 
 
 def tune_turn(manifest: Path, study: Path) -> dict[str, Any]:

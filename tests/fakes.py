@@ -1,7 +1,7 @@
 """A fake machine room: a backend without processes, whose jobs do to the run's files what the test says."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import final
@@ -101,9 +101,6 @@ class FakeBackend(Backend, Executor):
         for submission, _ in self._live.values():
             free.take(free.place(submission.resources) or [])
         return free
-
-    def waits(self, wanted: Sequence[Resources]) -> None:
-        pass
 
     def wait(self, seconds: float) -> None:
         pass

@@ -29,6 +29,11 @@ case "$*" in *memory.total*) echo {GPU_MIB} ;; *) echo "No devices were found" &
 """
 HIDDEN = ("CUDA_VISIBLE_DEVICES",)
 """Ray refuses nodes of more (fake) GPUs than it names."""
+UNUSED_LISTS = (
+    *("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands"),
+    *("head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files", "rsync_exclude", "rsync_filter"),
+)
+"""Keys that a configuration of Ray's autoscaler must have."""
 
 
 @final
@@ -73,6 +78,37 @@ class RayLab:
         assert self.address, commands.finish(self._cluster)[1]
         self.env["RAY_ADDRESS"] = self.address
 
+    def start_autoscaling_cluster(self, *, cpus: float, gpus: float, nodes: int) -> None:
+        """A head of one core, and an autoscaler that adds nodes with these cores and (fake) GPUs on this machine."""
+        worker = {"CPU": cpus, "GPU": gpus, "object_store_memory": 80 * 2**20}
+        config = {
+            "cluster_name": "lab",
+            "provider": {
+                "type": "fake_multinode",
+                "use_node_id_as_ip": True,
+                "disable_node_updaters": True,
+                "disable_launch_config_check": True,
+            },
+            "max_workers": nodes,
+            "head_node_type": "head",
+            "available_node_types": {
+                "head": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0},
+                "worker": {"resources": worker, "node_config": {}, "min_workers": 0, "max_workers": nodes},
+            },
+            "idle_timeout_minutes": 0.1,
+            "upscaling_speed": 1.0,
+            **{key: {} for key in ("auth", "docker", "file_mounts")},
+            **{key: [] for key in UNUSED_LISTS},
+        }
+        file = self.folder / "autoscaling.json"
+        file.write_text(json.dumps(config))
+        words = ["--head", "--num-cpus=1", "--include-dashboard=false", f"--object-store-memory={80 * 2**20}"]
+        words += [f"--autoscaling-config={file}", f"--temp-dir={self.folder}/r", "--node-ip-address=127.0.0.1"]
+        self.env |= {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
+        begun = self.run([sys.executable, "-m", "ray.scripts.scripts", "start", *words], cwd=ROOT)
+        assert begun.returncode == 0, begun.stderr
+        self.address = self.env["RAY_ADDRESS"] = "127.0.0.1:6379"
+
     def tell_cluster(self, line: str) -> None:
         """Such as ``kill ID``."""
         assert self._cluster is not None
@@ -80,6 +116,13 @@ class RayLab:
         self._cluster.stdin.write(line + "\n")
         self._cluster.stdin.flush()
         assert commands.next_line(self._cluster) == "ok\n"
+
+    def drain(self, node: str) -> None:
+        """Say that a node, named by Ray's id, will be preempted in an hour."""
+        words = ["--address", self.env["RAY_ADDRESS"], "--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+        words += ["--reason-message", "test", "--deadline-remaining-seconds", "3600"]
+        answer = self.run([sys.executable, "-m", "ray.scripts.scripts", "drain-node", *words], cwd=self.folder)
+        assert answer.returncode == 0, answer.stderr
 
     def command(self, argv: Sequence[str]) -> list[str]:
         return ["nsenter", f"--net=/proc/{self._network.pid}/ns/net", *argv]
@@ -131,6 +174,11 @@ class RayLab:
             except OSError:
                 continue
         return found
+
+    def kill(self, server: str) -> None:
+        """Kill the only process of Ray with this name: ``raylet`` or ``gcs_server``."""
+        (pid,) = [pid for pid, words in self.pids().items() if words.partition(" ")[0].endswith(f"/{server}")]
+        os.kill(pid, signal.SIGKILL)
 
     def _kill(self) -> dict[int, str]:
         """Kill all that lives in the lab, and return it: what it starts meanwhile is killed at the next call."""

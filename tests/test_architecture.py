@@ -85,6 +85,27 @@ def test_only_the_module_that_asks_whose_a_job_is_cancels_jobs() -> None:
     assert not found, "\n".join([*found, "use live_jobs and cancel_jobs of jobs.study.squeue"])
 
 
+def test_only_one_module_uses_private_modules_of_ray() -> None:
+    found = []
+    for _, path in modules():
+        for node in ast.walk(tree_of(path)):
+            match node:
+                case ast.Import():
+                    named = [alias.name for alias in node.names]
+                case ast.ImportFrom(module=str(module)):
+                    named = [f"{module}.{alias.name}" for alias in node.names]
+                case ast.Attribute():
+                    named = [ast.unparse(node)]
+                case ast.Constant(value=str(text)):
+                    named = [text]
+                case _:
+                    named = []
+            found += [f"{path}:{node.lineno}: {text}" for text in named if re.match(r"ray\.([a-z_.]*\.)?_[a-z]", text)]
+    others = [line for line in found if "jobs/backends/ray_private.py" not in line]
+    assert len(found) > len(others), "the pattern finds none"
+    assert not others, "\n".join([*others, "jobs/backends/ray_private.py has what there is no public way for"])
+
+
 BY_PATH = {
     *("stat", "lstat", "open", "listdir", "scandir", "read_text", "read_bytes", "write_text", "write_bytes", "rmtree"),
     *("unlink", "mkdir", "makedirs", "rename", "touch", "rmdir", "utime", "link", "symlink_to", "hardlink_to", "chmod"),

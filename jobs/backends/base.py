@@ -246,9 +246,13 @@ class Executor(ABC):
     def free(self) -> Capacity:
         """Return what is free now, as a copy. A submission that fits into it starts."""
 
-    @abstractmethod
+    def ask_for_room(self, waiting: Sequence[Resources]) -> None:
+        """Ask a cluster that grows for room for runs with these resources, which wait. Empty: none waits."""
+        return
+
     def waits(self, wanted: Sequence[Resources]) -> None:
         """Note what waiting runs need for which there is no room, so that other launches make room. Empty: none."""
+        return
 
     @abstractmethod
     def submit(self, submission: Submission) -> str:
@@ -262,6 +266,10 @@ class Executor(ABC):
     @abstractmethod
     def poll(self, job_id: str) -> Ended | None:
         """Return how the job ended. ``None``: it is queued or running, as of the last :meth:`wait`."""
+
+    def why_waits(self, job_id: str) -> str:
+        """Return why a live job has not started. Empty: it has, as far as is known."""
+        return ""
 
     @abstractmethod
     def stop(self, job_id: str, *, force: bool) -> None:

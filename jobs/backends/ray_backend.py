@@ -14,6 +14,7 @@ from typing import Annotated, Any, final
 
 from jobs.backends.base import Backend, Executor, Finding, SharedTable
 from jobs.backends.local import require_device, require_left, this_machine
+from jobs.backends.ray_growth import Largest
 from jobs.plan.capacity import Capacity
 from jobs.spec import Resources, RunSpec
 from seqlm.errors import BackendError
@@ -27,6 +28,10 @@ class RayTable(SharedTable):
     address: Annotated[str, Valid('an address, such as "auto"', least=1)] | None = None
     """The Ray cluster to join, such as `"auto"`; without it, or with `"local"`, seqlm starts Ray on this machine.
     `--ray-address` and `RAY_ADDRESS` override it."""
+    largest: Largest | None = None
+    """The nodes that the cluster's autoscaler may add, such as `{nodes = 4, cpus = 16, gpus = 4}`; without it, a run
+    that does not fit on the nodes that are there is an error. `accelerator_type` and `gpu_memory_gb` describe the
+    GPUs."""
 
 
 @final
@@ -57,19 +62,27 @@ class RayBackend(Backend):
         if not find_spec("ray"):
             return [Finding("note", "Ray", "not installed; runs go to backend local")]
         backend = cls(cls.read({}, where=""))
-        if backend.is_here:
-            return [Finding("ok", "Ray", "installed; one is started on this machine for each launch")]
         try:
+            if backend.is_here:
+                from jobs.backends import ray_private
+
+                ray_private.require(starts=True)
+                return [Finding("ok", "Ray", "installed; one is started on this machine for each launch")]
             return [Finding("ok", "Ray", backend.describe())]
         except BackendError as error:
             return [Finding("bad", "Ray", str(error))]
 
     def describe(self) -> str:
         place = "Ray on this machine" if self.is_here else f"the Ray cluster at {self.settings.address}"
-        return f"{place} ({self.capacity().describe()})"
+        grows = "" if self._largest is None else f"; at its largest {self.capacity().describe()}"
+        return f"{place} ({self._now.describe()}{grows})"
+
+    @property
+    def _largest(self) -> Largest | None:
+        return None if self.is_here else self.settings.largest
 
     @functools.cached_property
-    def _capacity(self) -> Capacity:
+    def _now(self) -> Capacity:
         if self.is_here:
             return this_machine()
         from jobs.backends.ray_cluster import RayCluster
@@ -77,14 +90,20 @@ class RayBackend(Backend):
         return RayCluster(self.settings.address, asks_memory=self._asks_memory).capacity()
 
     def capacity(self) -> Capacity:
-        return self._capacity.copy()
+        return self._now.copy() if self._largest is None else self._largest.grown(self._now)
 
     def resolve(self, spec: RunSpec, at_most: int) -> Resources:
         if spec.resources.gpu_memory_gb is not None and not self._asks_memory:
             self._asks_memory = True
-            self.__dict__.pop("_capacity", None)  # which is without it
-        resources = self.capacity().resolve(spec.resources, at_most)
-        require_left(resources, self._capacity, self.settings.leave_gpus)
+            self.__dict__.pop("_now", None)  # which is without it
+        try:
+            resources = self.capacity().resolve(spec.resources, at_most)
+        except BackendError as error:
+            if self.is_here or self._largest is not None:
+                raise
+            hint = "if an autoscaler adds nodes, `largest` in [backend.ray] says which"
+            raise BackendError(f"{error}; {hint}") from None
+        require_left(resources, self.capacity(), self.settings.leave_gpus)
         if self.is_here:
             require_device(spec, resources)
         return resources
@@ -97,6 +116,7 @@ class RayBackend(Backend):
         return RayExecutor(
             address=self.settings.address,
             asks_memory=self._asks_memory,
+            largest=self._largest,
             study_dir=study_dir,
             leave=self.settings.leave_gpus,
         )

@@ -2,6 +2,7 @@
 
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +10,25 @@ from typing import final
 
 import ray
 
-from jobs.attempt.supervisor import Ended, MemoryKills, Supervisor, interface_of, rank_variables
+from jobs.attempt.supervisor import (
+    Ended,
+    MemoryKills,
+    Supervisor,
+    die_with_the_parent,
+    interface_of,
+    rank_variables,
+)
 from jobs.spec import Submission
 from seqlm import machine
 from seqlm.errors import EXIT_LOST, EXIT_STOPPED, FileError
 from seqlm.gpus import Claim, Ledger, TakenError, full_id, has_uuid, who_has
-from seqlm.reading import confine, is_folder
+from seqlm.reading import confine, exists, is_folder
 from seqlm.rundir import RunDirectory
 
 POLL_SECONDS = 0.05
+SEEN_SECONDS = 60.0
+"""How long the record of an attempt may take to be seen on another node: NFS remembers for up to a minute that a file
+does not exist (``acdirmax``)."""
 
 
 @final
@@ -29,12 +40,18 @@ class RankHost:
     """
 
     def __init__(self) -> None:
+        die_with_the_parent()  # Ray itself leaves workers behind whose node has ended
         self._stopped: set[Path] = set()
         """The folders of the attempts that were asked to stop."""
         self._failed: set[Path] = set()
         """The folders of the attempts of which another rank has failed."""
         self._gpu: str | None = None
         """The GPU of the last rank, if it can be booked."""
+
+    def gpu(self) -> str | None:
+        """Return Ray's name of the GPU that it has booked for this rank. ``None``: none."""
+        gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+        return str(gpus[0]) if gpus else None
 
     def run(
         self,
@@ -47,21 +64,20 @@ class RankHost:
         device: str | None = None,
         holder: Mapping[str, str] | None = None,
     ) -> Ended | None:
-        """Run a rank's process to its end. ``None``: this node does not see the run's folder.
+        """Run a rank's process to its end. ``None``: this node does not see the folder that the launcher writes to.
 
         The interpreter is that of this actor, whatever ``argv`` names. ``node`` is Ray's id of this node, and
         ``first_host`` the address of the first rank's. ``kept_code``: ``None`` means the code that came with the actor.
         ``device`` is the GPU that the launcher has chosen; ``None``: it is the one that Ray has given this actor, if
         any. ``holder`` says for whom it is booked on this machine.
         """
-        if not _sees(submission.run_dir):
+        if not _sees_attempt(submission):
             return None
         confine(RunDirectory(submission.run_dir).study_dir)
         address = ray.util.get_node_ip_address()
-        given = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
         is_chosen = device is not None
-        if device is None and given:
-            device = full_id(machine.addressed(given[0]))
+        if device is None and (given := self.gpu()) is not None:
+            device = full_id(machine.addressed(given))
         variables = rank_variables(
             submission,
             rank,
@@ -80,7 +96,7 @@ class RankHost:
         self._gpu, claim = device if device is not None and has_uuid(device) else None, None
         try:
             if self._gpu is not None:
-                claim = self._book(submission, holder or {}, is_chosen=is_chosen)
+                claim = self._book(self._gpu, submission, holder or {}, is_chosen=is_chosen)
             ranks.start(rank, variables, claim=claim)
         except TakenError as taken:
             return Ended(exit_code=EXIT_LOST, message=str(taken), is_lost=True, taken=str(taken))
@@ -98,18 +114,17 @@ class RankHost:
             claim.forget()
         return ended
 
-    def _book(self, submission: Submission, holder: Mapping[str, str], *, is_chosen: bool) -> Claim:
+    def _book(self, gpu: str, submission: Submission, holder: Mapping[str, str], *, is_chosen: bool) -> Claim:
         """Book the GPU of a rank. A launcher that has chosen it has looked for other programs there.
 
         Raises:
             TakenError: somebody else has it.
             FileError: the ledger cannot be read or written.
         """
-        assert self._gpu is not None, "asked whether it can be booked"
         share = submission.resources.gpus or 0.0
-        if not is_chosen and (why := who_has(self._gpu, share, asks_nvidia_smi=True)):
+        if not is_chosen and (why := who_has(gpu, share, asks_nvidia_smi=True)):
             raise TakenError(f"{why} on {socket.gethostname()}")
-        (claim,) = Ledger().book([(self._gpu, share)], {**holder, "run": submission.run_dir.name})
+        (claim,) = Ledger().book([(gpu, share)], {**holder, "run": submission.run_dir.name})
         return claim
 
     def who_has(self, share: float) -> str | None:
@@ -131,9 +146,18 @@ class RankHost:
         self._failed.add(attempt)
 
 
-def _sees(folder: Path) -> bool:
-    """Return whether a folder can be seen on this node; false if its file system fails."""
+def _sees_attempt(submission: Submission) -> bool:
+    """Return whether this node sees what the launcher has written about an attempt; false if its file system fails.
+
+    The folder alone may be an old copy, in which a run would go on from an old checkpoint, unseen by its launcher.
+    """
+    start = RunDirectory(submission.run_dir).start_file(submission.attempt)
+    deadline = time.monotonic() + SEEN_SECONDS
     try:
-        return is_folder(folder)
+        while not exists(start):
+            if not is_folder(submission.run_dir) or time.monotonic() >= deadline:
+                return False
+            time.sleep(POLL_SECONDS)
     except FileError:
         return False
+    return True

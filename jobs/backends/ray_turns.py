@@ -5,10 +5,11 @@ asked without waiting for their answers.
 """
 
 import contextlib
+import functools
 import getpass
 import secrets
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeAlias, final
 
 import ray
@@ -52,7 +53,9 @@ class Board:
 class Turns:
     """The launches on the cluster to which this process is connected."""
 
-    def __init__(self, study: str) -> None:
+    def __init__(self, study: str, ask: Callable[[Callable[[], Any]], Any]) -> None:
+        """``ask`` makes a call of Ray that may wait for the head."""
+        self._ask = ask
         self._token = secrets.token_hex(8)
         self._holder = f"{_user()}'s study {study}"
         self._turn = time.time()
@@ -61,7 +64,8 @@ class Turns:
         """Where its waiting runs can start."""
         actor: Any = ray.remote(Board)
         # It starts in the background; what it is told meanwhile waits for it.
-        self._board = actor.options(name=f"{PREFIX}{self._token}", num_cpus=0, max_concurrency=2).remote()
+        options = actor.options(name=f"{PREFIX}{self._token}", num_cpus=0, max_concurrency=2)
+        self._board = ask(options.remote)
         self._others: dict[str, Mapping[str, Any]] = {}
         """Token -> what another launch has said last."""
         self._asked: dict[Any, str] = {}
@@ -78,13 +82,14 @@ class Turns:
     def exchange(self, holds: Amounts) -> None:
         """Say what this launch holds and needs, take the answers of others that have arrived, and ask again.
 
-        Makes calls of Ray that may wait for the head.
+        Raises:
+            LostBackendError: Ray does not answer any more.
         """
         record = {"holder": self._holder, "holds": holds, "needs": self._needs, "nodes": self._nodes}
         self._board.write.remote({**record, "turn": self._turn})
-        there = {name.removeprefix(PREFIX) for name in ray.util.list_named_actors() if name.startswith(PREFIX)} - {
-            self._token
-        }
+        there = {
+            name.removeprefix(PREFIX) for name in self._ask(ray.util.list_named_actors) if name.startswith(PREFIX)
+        } - {self._token}
         arrived, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0) if self._asked else ([], [])
         for reference in arrived:
             token = self._asked.pop(reference)
@@ -95,7 +100,8 @@ class Turns:
         self._others = {token: record for token, record in self._others.items() if token in there}
         for token in there - set(self._asked.values()):
             with contextlib.suppress(ValueError, ray.exceptions.RayError):  # it has ended meanwhile
-                self._asked[ray.get_actor(f"{PREFIX}{token}").read.remote()] = token
+                other: Any = self._ask(functools.partial(ray.get_actor, f"{PREFIX}{token}"))
+                self._asked[other.read.remote()] = token
 
     def first_in_line(self, holds: Amounts, total: Capacity) -> tuple[str, str, Collection[str]] | None:
         """Return who gets what is free before this launch, of which unit, and on which nodes. ``None``: nobody does.

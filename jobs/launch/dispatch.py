@@ -139,6 +139,7 @@ class Dispatcher:
                     if self._interrupts.stop:
                         raise KeyboardInterrupt
                     self._start_what_fits()
+                    self._executor.ask_for_room([] if self._is_spent else self._queue.waiting(len(self._alive)))
                     self._write_queue()
                     self._executor.wait(POLL_SECONDS)
                     self._collect()
@@ -422,7 +423,9 @@ class Dispatcher:
 
     def _write_queue(self) -> None:
         """Record which runs wait if that has changed, now and then, and once none does."""
-        reasons, now = self._queue.reasons, time.monotonic()
+        submitted = {one.item.run.id: self._executor.why_waits(one.id) for one in self._alive}
+        reasons = {run_id: why for run_id, why in submitted.items() if why} | dict(self._queue.reasons)
+        now = time.monotonic()
         is_due = not self._queue or now - self._queue_tried_at >= QUEUE_SECONDS
         if not self._writes_queue or not is_due or reasons == self._queue_written:
             return

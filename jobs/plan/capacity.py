@@ -100,7 +100,7 @@ class Capacity:
         self.nodes = {node.name: node for node in nodes}
         self.where = where
         self.total_cpus = self.cpus
-        """Cores of all nodes, free or taken."""
+        """Cores of all nodes, free or taken; of a cluster that grows, once it has grown."""
         self.why_taken = ""
         """Who has the GPUs that are not free, in a few words. Empty: runs of the same launch, or nobody."""
 
@@ -176,6 +176,8 @@ class Capacity:
     def cores_held(self, resources: Resources) -> float:
         """Return the cores booked for a rank: those it computes with, or fewer if there are more ranks than cores."""
         assert resources.cpus is not None, "resources are resolved before they are placed"
+        if not self.total_cpus:  # the head of a Ray cluster whose nodes are still to come
+            return resources.cpus
         return min(resources.cpus, self.total_cpus / resources.ranks)
 
     # -- booking -------------------------------------------------------------------------------------------------
@@ -244,6 +246,12 @@ class Capacity:
         if min(ranks * cpus, self.total_cpus) > self.cpus + TINY or ranks * cpus > self.total_cpus + TINY:
             of = f" ({ranks} ranks of {cpus})" if ranks > 1 else ""
             return f"needs {with_noun(ranks * cpus, 'core')}{of}, {has.format(f'{round(self.cpus, 4):g}')}"
+        shares = [
+            (node.gpus[one], share) for node in self.nodes.values() for one, share in node.shares(resources).items()
+        ]
+        if gpus and all(share > free + TINY for free, share in shares):
+            most = round(max(free for free, _ in shares), 4)
+            return f"needs {_gpus_of(resources, 1)} on one card, no card has more than {most:g} free"
         wanted = f"{_gpus_of(resources, 1)} and {with_noun(cpus, 'core')}" if gpus else with_noun(cpus, "core")
         if ranks == 1:
             return f"needs {wanted} on one node, no node has that"

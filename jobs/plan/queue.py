@@ -77,6 +77,11 @@ class Queue:
         items, self._items, self.reasons = self._items, [], {}
         return items
 
+    def waiting(self, live: int) -> list[Resources]:
+        """Return the resources of the runs that could start if there was room, ``live`` runs being there already."""
+        most = len(self._items) if self._max_parallel is None else max(0, self._max_parallel - live)
+        return [item.spec.resources for item in self._items[:most]]
+
     def take(self, free: Capacity, live: int, now: float) -> PlannedRun | None:
         """Remove and return the next run that can start at ``now``, on the caller's clock; ``None`` if there is none.
 

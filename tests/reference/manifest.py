@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.backends.base import BackendTable, SharedTable
+from jobs.backends.ray_growth import Largest
 from jobs.manifests.claims import Claim, Published, Report
 from jobs.manifests.entries import EntryTable, SampleTable, StudyTable
 from jobs.manifests.json_schema import Schema, choices, config_keys, manifest_schema, table_keys
@@ -58,7 +59,17 @@ def _tables() -> dict[str, str]:
         "search": _table(_prefixed("search", table_keys(Search)), _prefixed("search", _defaults(Search))),
         "backend": _table(table_keys(BackendTable), _defaults(BackendTable)),
         "shared": _table(shared, _defaults(SharedTable)),
-        "ray": _table({"address": table_keys(table_of("ray"))["address"]}, _defaults(table_of("ray"))),
+        "ray": _table(
+            {
+                **{
+                    key: schema
+                    for key, schema in table_keys(table_of("ray")).items()
+                    if key not in table_keys(SharedTable)
+                },
+                **_prefixed("largest", table_keys(Largest)),
+            },
+            {**_defaults(table_of("ray")), **_prefixed("largest", _defaults(Largest))},
+        ),
         "slurm": _table({name: table_keys(table_of("slurm"))[name] for name in own}, _defaults(table_of("slurm"))),
     }
 

@@ -1,6 +1,8 @@
 """The Ray backend on a real Ray: an embedded one, and clusters of several simulated nodes with fake GPUs."""
 
+import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -82,7 +84,9 @@ wanted = free_node()
 taken = placement_group([{"GPU": 1}], bundle_label_selector=[{"ray.io/node-id": wanted}])
 assert taken.wait(1000)
 folder = Path("run").absolute()
-folder.mkdir()
+start = RunDirectory(folder).start_file(1)
+start.parent.mkdir(parents=True)
+start.touch()
 program = "import pathlib, time\\nwhile not pathlib.Path('seen').exists(): time.sleep(0.05)"
 job = backend.submit(
     Submission(run_dir=folder, attempt=1, argv=("python", "-c", program), env={}, cwd=folder, resources=resources)
@@ -158,6 +162,17 @@ def test_a_study_begun_locally_is_finished_on_ray(ray_cluster: RayLab, tmp_path:
     assert backends == {"local", "ray"}
 
 
+OF_A_JOB = {
+    "runtime_env": {
+        "working_dir": "gcs://_ray_pkg_0123456789abcdef.zip",
+        "excludes": ["*.py"],
+        "env_vars": {"SET_BY": "ray job submit"},
+    },
+    "metadata": {"job_submission_id": "raysubmit_1"},
+}
+"""What the driver of `ray job submit --working-dir .` gets of its job in a variable."""
+
+
 def test_shares_of_a_gpu_run_at_once_on_one_card_and_what_waits_says_why_and_can_be_cancelled(
     ray_cluster: RayLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +181,7 @@ def test_shares_of_a_gpu_run_at_once_on_one_card_and_what_waits_says_why_and_can
     study = RayStudy(ray_cluster, tmp_path, rates=rates, gpus=0.01, gpu_memory_gb=quarter, epochs=5000)
     study.add(rates=(0.1,), ranks=2, gpus=1, cpus=1, priority=-1)
     monkeypatch.setitem(ray_cluster.env, "WANDB_API_KEY", "very-secret")
+    monkeypatch.setitem(ray_cluster.env, "RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(OF_A_JOB))
     left = study("run", "small.toml", "--no-wait")
     assert left.returncode == 0, left.stderr
     wait_for(study.each, "four runs to run", until=lambda states: states == ["running"] * 4 + ["queued"])
@@ -174,7 +190,9 @@ def test_shares_of_a_gpu_run_at_once_on_one_card_and_what_waits_says_why_and_can
     sharing = study.runs()[:4]
     assert len({(worker_of(run)["node"], worker_of(run)["gpu"]) for run in sharing}) == 1
     for run in sharing:
-        assert b"very-secret" not in Path(f"/proc/{worker_pid(run)}/environ").read_bytes()
+        environ = Path(f"/proc/{worker_pid(run)}/environ").read_bytes().split(b"\0")
+        assert b"WANDB_API_KEY=very-secret" not in environ
+        assert b"SET_BY=ray job submit" in environ
         assert "runtime_resources" in worker_of(run)["code"], "that of the launcher"
     assert study("cancel", "small", "--only", f"id={waiting['id']}").returncode == 0
     assert study.each() == ["running"] * 4 + ["cancelled"]
@@ -199,6 +217,79 @@ def test_a_folder_that_the_nodes_do_not_see_is_one_clear_line(ray_cluster: RayLa
     assert answer.returncode == 3
     assert "put --runs-dir on a file system that all nodes of the cluster share" in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+def test_a_run_on_a_node_that_is_drained_saves_and_continues_on_another_one(
+    ray_cluster: RayLab, tmp_path: Path
+) -> None:
+    ray_cluster.tell_cluster("add 6 1")
+    crawl = Crawl(tmp_path, epochs=1, step_seconds=0.5)
+    study = RayStudy(ray_cluster, tmp_path, epochs=20, env=crawl.env, gpus=1, cpus=6)  # fits on no other node
+    launcher = study.start("run", "small.toml")
+    wait_for(study.epochs, "an epoch", until=any, by=launcher)
+    (run,) = study.runs()
+    drained = worker_of(run)["node"]
+    ray_cluster.drain(drained)
+    wait_for(lambda: run.end(1).kind, "the run to leave the node", by=launcher)
+    assert (run.end(1).kind, run.end(1).outcome) == ("preempted", "interrupted")
+    assert "is being drained" in run.end(1).message
+    ray_cluster.tell_cluster("add 6 1")
+    wait_for(run.last_attempt, "another attempt", until=lambda number: number == 2, by=launcher)
+    other = worker_of(run)["node"]
+    crawl.end()
+    _, stderr = commands.finish(launcher)
+    ray_cluster.tell_cluster(f"kill {other}")
+    assert launcher.returncode == 0, stderr
+    assert other != drained
+    assert study.epochs() == [[*range(20)]]
+
+
+def test_a_cluster_of_another_user_is_refused_before_anything_is_sent(ray_cluster: RayLab, tmp_path: Path) -> None:
+    study = RayStudy(ray_cluster, tmp_path)
+    sockets = [*ray_cluster.folder.glob("**/session_2*/sockets/raylet")]
+    for path in sockets:
+        os.chown(path, 65534, -1)
+    try:
+        answer = study("run", "small.toml")
+    finally:
+        for path in sockets:
+            os.chown(path, os.getuid(), -1)
+    assert answer.returncode == 3
+    assert "belongs to user nobody, as whom your code would run" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert "joining the Ray cluster" not in answer.stderr
+    assert study.runs() == []
+
+
+IMPATIENT = f"""
+import runpy, sys
+sys.path.insert(0, {str(ROOT)!r})
+import jobs.backends.ray_cluster
+jobs.backends.ray_cluster.LOST_SECONDS = 2.0
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_launch_whose_cluster_has_lost_its_head_saves_its_runs_and_ends_with_one_line(
+    lab: RayLab, tmp_path: Path
+) -> None:
+    lab.start_cluster((2, 0))
+    crawl = Crawl(tmp_path, epochs=1, step_seconds=0.5)
+    study = RayStudy(lab, tmp_path, epochs=20, env=crawl.env, gpus=0, cpus=1)
+    launcher = lab.start([sys.executable, "-c", IMPATIENT, *study.command("run", "small.toml")[1:]], cwd=tmp_path)
+    wait_for(study.epochs, "an epoch", until=any, by=launcher)
+    lab.kill("gcs_server")
+    _, stderr = commands.finish(launcher)
+    assert launcher.returncode == 3, stderr
+    assert [line for line in stderr.splitlines() if f"the Ray cluster at {lab.address} has not answered" in line]
+    assert "Traceback" not in stderr
+    assert study.each() == ["pending"]
+    (run,) = study.runs()
+    assert run.end(1).outcome == "interrupted", "it has saved"
+    crawl.end()
+    assert study("run", "small.toml", "--backend", "local").returncode == 0
+    assert study.each() == ["done"]
 
 
 # -- embedded ------------------------------------------------------------------------------------------------------
@@ -229,6 +320,7 @@ def test_a_signal_to_the_group_of_a_launcher_with_a_read_only_home_stops_the_wor
     begun = [worker_of(run) for run in study.runs() if epochs_of(run)]
     assert {worker["gpu"] for worker in begun} == {"GPU-2222", "GPU-3333"}
     assert sorted(study.each()) == ["queued", "running", "running"], "no third GPU"
+    assert not [words for words in lab.processes() if re.search(r"/(dashboard|log_monitor|monitor)\.py", words)]
     niceness = {os.getpriority(os.PRIO_PROCESS, worker["pid"]) for worker in begun}
     assert niceness == {os.getpriority(os.PRIO_PROCESS, 0)}, "as on the backend local"
     os.killpg(launcher.pid, signal.SIGTERM)  # as `timeout` does: to all that it has started in its group
@@ -241,3 +333,28 @@ def test_a_signal_to_the_group_of_a_launcher_with_a_read_only_home_stops_the_wor
     wait_for(study.each, "the runs to be released", until=lambda states: set(states) == {"pending"})
     logs = [run.stderr_log(1).read_text() for run in study.runs() if epochs_of(run)]
     assert all("stopped; run again to resume" in log for log in logs)
+
+
+def test_a_launch_outlives_the_raylet_and_the_head_of_its_own_ray_and_leaves_nothing_behind(
+    lab: RayLab, tmp_path: Path
+) -> None:
+    crawl = Crawl(tmp_path, epochs=1, step_seconds=0.5)
+    study = RayStudy(lab, tmp_path, epochs=20, env=crawl.env, gpus=0, cpus=1)
+    launcher = study.start("run", "small.toml")
+    wait_for(study.epochs, "an epoch", until=any, by=launcher)
+    (run,) = study.runs()
+    for attempt, server in enumerate(("raylet", "gcs_server"), 1):
+        rank = worker_of(run)["pid"]
+        lab.kill(server)
+        wait_for(run.last_attempt, "another attempt", until=attempt.__lt__, by=launcher)
+        assert rank not in lab.pids(), "it would hold its GPU"
+        worker_of(run)
+    crawl.end()
+    _, stderr = commands.finish(launcher)
+    assert launcher.returncode == 0, stderr
+    assert study.epochs() == [[*range(20)]]
+    assert [run.end(attempt).kind for attempt in (1, 2, 3)] == ["node", "preempted", None]
+    assert stderr.count("starting Ray on this machine") == 3
+    assert "Traceback" not in stderr
+    wait_for(lab.processes, "all processes of the lab to end", until=lambda alive: not alive)
+    assert not list(lab.folder.glob("seqlm-*")), "the files of its Rays"

@@ -29,7 +29,7 @@ def code(folder: Path, *, live: bool = False) -> Code:
 
 def test_the_kept_code_travels_and_no_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "very-secret")
-    assert ray_cluster._runtime_env(code(tmp_path)) == {"working_dir": str(tmp_path)}
+    assert ray_cluster._runtime_env(code(tmp_path)) == {"working_dir": str(tmp_path), "excludes": ["__pycache__"]}
 
 
 def test_a_live_tree_stays_where_it_is(tmp_path: Path) -> None:
@@ -137,19 +137,19 @@ def test_a_ray_that_lets_other_users_in_is_refused(tmp_path: Path, monkeypatch: 
 def test_the_environment_is_as_before_when_ray_does_not_start(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(short))
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/of/the/user")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")  # of a job of another Ray
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     seen = []
 
     def init(**options: Any) -> None:
-        seen.append(
-            (os.environ["RAY_AUTH_MODE"], len(os.environ["RAY_AUTH_TOKEN"]), "RAY_AUTH_TOKEN_PATH" in os.environ)
-        )
+        seen.append((os.environ["RAY_AUTH_MODE"], len(os.environ["RAY_AUTH_TOKEN"])))
+        seen.append({"RAY_AUTH_TOKEN_PATH", "RAY_JOB_CONFIG_JSON_ENV_VAR"} & os.environ.keys())
         seen.append(Path(options["_temp_dir"]).parent.stat().st_mode & 0o777)
         raise RuntimeError("no")
 
     monkeypatch.setattr("ray.init", init)
     with pytest.raises(BackendError, match="cannot start Ray on this machine: no"):
         ray_cluster.RayCluster(None).open(code(short))
-    assert seen == [("token", 64, False), 0o700]
+    assert seen == [("token", 64), set(), 0o700]
     assert (os.environ.get("RAY_AUTH_TOKEN"), os.environ["RAY_AUTH_TOKEN_PATH"]) == (None, "/of/the/user")
     assert not list(short.glob("seqlm-*"))

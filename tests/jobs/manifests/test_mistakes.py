@@ -84,7 +84,10 @@ EVERY_KEY: dict[str, Any] = {
     ],
     "backend": {
         "local": {"max_parallel": 2, "retries": 1, "env": {"A": "b"}, "env_pass": ["HOME"], "progress_s": 2.5},
-        "ray": {"address": "auto"},
+        "ray": {
+            "address": "auto",
+            "largest": {"nodes": 4, "cpus": 16.0, "gpus": 4, "accelerator_type": "A100", "gpu_memory_gb": 40.0},
+        },
         "slurm": {
             **{"partition": "p", "account": "a", "qos": "q", "constraint": "c d", "reservation": "r", "nodelist": "n"},
             **{"exclude": "e", "timeout_min": 5, "signal_before_s": 9, "mem_gb": 1.5, "ranks_per_node": 2},
