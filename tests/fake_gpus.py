@@ -27,8 +27,9 @@ class FakeGpus:
         listing = [f"GPU {index}: Fake card (UUID: {gpu})" for index, gpu in enumerate(self.ids)]
         (folder / "listing").write_text("\n".join([*listing, ""]))
         self.use()
+        self.nvidia_smi = PROGRAM.format(folder=folder)
         program = folder / "nvidia-smi"
-        program.write_text(PROGRAM.format(folder=folder))
+        program.write_text(self.nvidia_smi)
         program.chmod(0o755)
         self.ledger = folder / "ledger"
         shown = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}

@@ -212,8 +212,8 @@ def test_an_embedded_ray_and_the_backend_local_share_the_gpus(lab: RayLab, tmp_p
 
 def test_on_a_cluster_a_taken_gpu_is_avoided_and_two_launches_take_turns(lab: RayLab, tmp_path: Path) -> None:
     gpus, crawl = FakeGpus(tmp_path / "gpus", 2), Crawl(tmp_path, epochs=0)
-    lab.env |= {name: gpus.env[name] for name in ("PATH", "SEQLM_GPU_LEDGER")}
-    lab.start_cluster((8, 2))
+    lab.env["SEQLM_GPU_LEDGER"] = str(gpus.ledger)
+    lab.start_cluster((8, 2), nvidia_smi=gpus.nvidia_smi)
     ledger = Ledger(gpus.ledger)
     (claim,) = ledger.book([(gpus.ids[0], 1.0)], {"study": "other"})  # the GPU that Ray gives first
     for name in ("first", "second"):
