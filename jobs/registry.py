@@ -5,7 +5,6 @@ import importlib
 import importlib.util
 from typing import Any
 
-from jobs.plan.capacity import with_noun
 from seqlm import machine
 
 BACKENDS = {
@@ -35,7 +34,8 @@ def default_backend(ray_address: str | None = None) -> tuple[str, str]:
     """
     if ray_address is not None:
         return "ray", f"the address {ray_address} is given"
-    gpus = with_noun(len(found), "GPU") if (found := machine.gpus()) else "no GPU"
+    found = machine.gpus()
+    gpus = f"{len(found) or 'no'} GPU{'s' if len(found) > 1 else ''}"
     if len(found) < MANY_GPUS:
         return "local", f"this machine has {gpus}"
     if not importlib.util.find_spec("ray"):
