@@ -98,7 +98,7 @@ SLURM_CONFIG: Variable[Path | None] = Variable("SEQLM_SLURM_CONFIG", PATH, None)
 # -- how runs are computed -----------------------------------------------------------------------------------------
 
 BACKEND: Variable[str | None] = Variable("SEQLM_BACKEND", Annotated[str, Valid("the name of a backend")], None)
-"""Where runs are sent. ``--backend`` overrides it. Unset: the manifest's, else ray with two GPUs or more, else local."""
+"""Where runs are sent. ``--backend`` overrides it. Unset: the manifest's, else ray with several GPUs, else local."""
 DEVICE: Variable[str | None] = Variable("SEQLM_DEVICE", Annotated[Literal["cpu", "cuda"], Valid("cpu or cuda")], None)
 """Device of a worker. Unset: set by the launcher, else cuda if PyTorch sees a GPU."""
 MATMUL: Variable[str | None] = Variable(

@@ -159,6 +159,10 @@ class BackendError(SeqlmError):
     exit_code = 3
 
 
+class LostBackendError(BackendError):
+    """The backend was reached, and does not answer any more."""
+
+
 _JOINERS = "\u200c\u200d"
 """Of the invisible characters those that words are written with."""
 

@@ -117,6 +117,13 @@ class RayLab:
         self._cluster.stdin.flush()
         assert commands.next_line(self._cluster) == "ok\n"
 
+    def drain(self, node: str) -> None:
+        """Say that a node, named by Ray's id, will be preempted in an hour."""
+        words = ["--address", self.env["RAY_ADDRESS"], "--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+        words += ["--reason-message", "test", "--deadline-remaining-seconds", "3600"]
+        answer = self.run([sys.executable, "-m", "ray.scripts.scripts", "drain-node", *words], cwd=self.folder)
+        assert answer.returncode == 0, answer.stderr
+
     def command(self, argv: Sequence[str]) -> list[str]:
         return ["nsenter", f"--net=/proc/{self._network.pid}/ns/net", *argv]
 
@@ -167,6 +174,11 @@ class RayLab:
             except OSError:
                 continue
         return found
+
+    def kill(self, server: str) -> None:
+        """Kill the only process of Ray with this name: ``raylet`` or ``gcs_server``."""
+        (pid,) = [pid for pid, words in self.pids().items() if words.partition(" ")[0].endswith(f"/{server}")]
+        os.kill(pid, signal.SIGKILL)
 
     def _kill(self) -> dict[int, str]:
         """Kill all that lives in the lab, and return it: what it starts meanwhile is killed at the next call."""

@@ -100,7 +100,7 @@ class Popen(subprocess.Popen[Any]):
         variables = {os.fsdecode(k): os.fsdecode(v) for k, v in (os.environ if env is None else env).items()}
         folder = os.fspath(cwd) if cwd is not None else str(Path.cwd())
         words = [os.fspath(word) for word in args] if isinstance(args, list | tuple) else []
-        dies = getattr(preexec, "__qualname__", "") == "_die_with_the_parent" and "".join(words[2:3]).startswith(OWN)
+        dies = getattr(preexec, "__qualname__", "") == "_in_the_new_process" and "".join(words[2:3]).startswith(OWN)
         plain = executable is gid is gids is uid is None and (preexec is None or dies) and not pass_fds and not shell
         network = ""
         if words[:1] == ["nsenter"] and words[1].startswith("--net="):

@@ -243,18 +243,22 @@ def start_rank(
         stdout=stdout,
         stderr=stderr,
         process_group=0,
-        preexec_fn=_die_with_the_parent,
+        preexec_fn=_in_the_new_process,
     )
 
 
-def _die_with_the_parent() -> None:
-    """In the new process: have the kernel kill it if its parent ends (a node is lost, a job is killed).
+def die_with_the_parent() -> None:
+    """Have the kernel kill this process if its parent ends: a node is lost, a job is killed.
 
-    A rank that outlived its host would write to the files of the attempt that replaces it. Ray blocks SIGINT in its
-    processes, so the signal mask is reset as well.
+    A rank that outlived its host would write to the files of the attempt that replaces it.
     """
     if _libc is not None:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _in_the_new_process() -> None:
+    """Run between fork and exec. Ray blocks SIGINT in its processes, so the signal mask is reset."""
+    die_with_the_parent()
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
@@ -321,6 +325,8 @@ class Ended:
     """The node of the rank. ``None``: not known."""
     first_rank: int = 0
     """The first rank on that node, after which its logs are named."""
+    stopped_for: str = ""
+    """Why the backend has stopped it. Empty: it has not, or nobody knows."""
 
 
 def first_cause(ends: Sequence[Ended]) -> Ended:
@@ -370,6 +376,8 @@ def cause(ended: Ended, stderr_log: Path) -> tuple[FailureKind, str]:
     with contextlib.suppress(OSError, FileError):
         text = read_tail(stderr_log, LARGEST_LAST_LINE).decode("utf-8", errors="replace")
         last_line = "".join(text.strip().splitlines()[-1:]).strip()
+    if ended.exit_code in STOPPED_EXITS and ended.stopped_for:
+        return "preempted", f"stopped, since {ended.stopped_for}"
     if ended.exit_code in STOPPED_EXITS:
         return "preempted", f"{ended.message}; another process stopped it (is the node being drained?)"
     if ended.out_of_memory:

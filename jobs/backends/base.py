@@ -254,6 +254,10 @@ class Executor(ABC):
     def poll(self, job_id: str) -> Ended | None:
         """Return how the job ended. ``None``: it is queued or running, as of the last :meth:`wait`."""
 
+    def why_waits(self, job_id: str) -> str:
+        """Return why a live job has not started. Empty: it has, as far as is known."""
+        return ""
+
     @abstractmethod
     def stop(self, job_id: str, *, force: bool) -> None:
         """Ask the job's ranks to stop between two steps; with ``force``, kill them."""

@@ -1,18 +1,24 @@
 """The Ray that runs go to: an existing cluster, or one that a launch starts on this machine and ends."""
 
+import atexit
 import contextlib
 import functools
 import logging
 import os
+import pwd
 import secrets
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for_answers
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NoReturn, TypeVar, final
 from unittest import mock
 
 from jobs import terminal
@@ -21,8 +27,10 @@ from jobs.backends.ray_growth import Bundle, Largest
 from jobs.plan.capacity import Capacity, Card, Node
 from jobs.study.kept_code import Code, source_tree
 from seqlm import machine
-from seqlm.errors import BackendError, FileError
+from seqlm.errors import BackendError, FileError, LostBackendError
 from seqlm.reading import below, read_tail
+
+Answer = TypeVar("Answer")
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """Object store of an embedded Ray: near Ray's minimum, since no large object goes through it."""
@@ -38,6 +46,15 @@ KIND = "accelerator_type:"
 """What precedes the kind of a node's GPUs among Ray's resources."""
 CONNECT_TRIES = 3
 """Number of tries to join a cluster that does not answer within Ray's own timeout."""
+HEAD_SECONDS = 1.0
+"""How long a call may take before the head is asked whether it answers at all."""
+LOST_SECONDS = 20.0
+"""How long the head of a cluster may answer nothing before it counts as lost. Ray itself ends this process and
+the nodes after a minute (``RAY_gcs_rpc_server_reconnect_timeout_s``), by when runs have to be stopped."""
+LEAVE_SECONDS = 15.0
+"""How long Ray may take to leave a cluster that does not answer."""
+SERVERS = ("gcs_server", "raylet")
+"""The names of the processes without which an embedded Ray runs nothing."""
 
 for _name, _value in (
     ("RAY_USAGE_STATS_ENABLED", "0"),
@@ -47,6 +64,7 @@ for _name, _value in (
 ):
     os.environ.setdefault(_name, _value)
 
+import psutil  # noqa: E402
 import ray  # noqa: E402 -- reads the variables above as it is imported
 
 from jobs.backends import ray_private  # noqa: E402
@@ -81,6 +99,16 @@ class RayCluster:
         """Node -> the memory of the smallest of its GPUs. ``None``: it does not say."""
         self._watchdog: subprocess.Popen[bytes] | None = None
         self._private = contextlib.ExitStack()
+        self._family: list[psutil.Process] = []
+        """The processes of the embedded Ray when it had started."""
+        self._servers: list[psutil.Process] = []
+        """Those of them without which it runs nothing."""
+        self._is_stuck = False
+        """Whether Ray has not let go of a connection, so that there can be no other one in this process."""
+        self._here = ""
+        """Ray's id of the node of this machine."""
+        self._lost_for: str | None = None
+        """Why nothing is asked any more. ``None``: Ray answers."""
         self.is_open = False
 
     @property
@@ -97,23 +125,74 @@ class RayCluster:
 
     def close(self) -> None:
         """Leave the cluster, or end the embedded Ray. Everything that this connection started ends."""
+        family = _with_children(self._family)
+        if self._lost_for is not None:
+            _kill(family)  # a server that is stuck would keep Ray from leaving
         if self.is_open:
             self.is_open = False
             with _quiet():
-                ray.shutdown()
+                if self._lost_for is None:
+                    ray.shutdown()
+                else:  # takes some seconds without the head, and forever with one that is stuck
+                    self._is_stuck = not wait_for_answers([_in_a_thread(ray.shutdown)], timeout=LEAVE_SECONDS).done
+            if self._is_stuck:
+                atexit.unregister(ray.shutdown)
         if self._watchdog is not None:
             self._watchdog.communicate()
             self._watchdog = None
+        _kill(family)  # workers lead groups of their own, and agents may wait a minute for a dead head
+        self._family, self._servers, self._lost_for = [], [], None
         self._private.close()
+
+    def ask(self, call: Callable[[], Answer]) -> Answer:
+        """Return what a call of Ray returns that may wait for the head.
+
+        The call is made in another thread: where nothing answers, it would never return, and after a minute Ray would
+        end this process without an error.
+
+        Raises:
+            LostBackendError: a server of the embedded Ray has ended, or no call has been answered for
+                ``LOST_SECONDS``. Every later call raises this at once, until Ray is opened again.
+        """
+        self._require_servers()
+        answer, probe, heard_at = _in_a_thread(call), None, time.monotonic()
+        while not wait_for_answers([answer], timeout=HEAD_SECONDS).done:
+            self._require_servers()
+            if probe is None or probe.done():
+                heard_at = heard_at if probe is None else time.monotonic()
+                probe = _in_a_thread(ray.nodes)
+            elif time.monotonic() - heard_at > LOST_SECONDS:
+                where = "Ray on this machine" if self.is_embedded else f"the Ray cluster at {self._address}"
+                self._lose(f"{where} has not answered for {LOST_SECONDS:g} s")
+        return answer.result()
+
+    def _require_servers(self) -> None:
+        """Raise if Ray is known to be lost, or a server of the embedded Ray has ended."""
+        if self._lost_for is not None:
+            raise LostBackendError(self._lost_for)
+        if not all(map(_lives, self._servers)):
+            self._lose("Ray on this machine has ended")
+
+    def _lose(self, why: str) -> NoReturn:
+        self._lost_for = why
+        raise LostBackendError(why)
 
     def capacity(self) -> Capacity:
         """Return what the live nodes have. If the connection is not open, join the cluster for a moment.
 
         Raises:
-            BackendError: the cluster cannot be reached, or the installed Ray lacks what seqlm needs.
+            BackendError: the cluster cannot be reached, or the installed Ray lacks what seqlm needs. It is a
+                ``LostBackendError`` if the connection is open.
         """
         if self.is_open:
-            return self._capacity()
+            found = self.ask(self._capacity)
+            if self._here not in found.nodes:  # Ray ends all actors of a launch whose node is gone
+                self._lose(
+                    "Ray on this machine has ended"
+                    if self.is_embedded
+                    else f"this machine is no live node of the Ray cluster at {self._address} any more"
+                )
+            return found
         if self.is_embedded:
             return this_machine()
         self._connect(None)
@@ -141,7 +220,8 @@ class RayCluster:
             (here,) = this_machine().nodes.values()
             return dict.fromkeys(entries, _common(here.cards.values()))
         if self._asks_memory:
-            asked = [name for name, has in entries.items() if has.get("GPU") and name not in self._memory_gb]
+            silent = {*self._memory_gb, *ray_private.draining_nodes()}  # those have answered, and these do no more work
+            asked = [name for name, has in entries.items() if has.get("GPU") and name not in silent]
             self._memory_gb |= dict(zip(asked, self._answers(asked), strict=True))
         kinds = {name: [key for key in has if key.startswith(KIND)] for name, has in entries.items()}
         return {
@@ -182,25 +262,71 @@ class RayCluster:
             raise BackendError(f"a node of the cluster does not say how much memory its GPUs have: {what}") from None
 
     def free(self, total: Capacity) -> Capacity:
-        """Return what nobody holds of ``total``, by Ray's last report. The connection must be open."""
+        """Return what nobody holds of ``total``, by Ray's last report. The connection must be open.
+
+        Raises:
+            LostBackendError: as in :meth:`ask`.
+        """
         free = total.copy()
-        has = ray_private.available_per_node()
+        has = self.ask(ray_private.available_per_node)
         for name, node in free.nodes.items():
             there = has.get(name, {})
             free.withhold(name, node.cpus - there.get("CPU", 0.0), node.free_gpus - there.get("GPU", 0.0))
         return free
 
+    def _require_own_cluster(self) -> None:
+        """Refuse a cluster whose workers belong to another user, who could read and change what they do.
+
+        A launch asks for the capacity before it joins with code, so nothing has been sent then.
+
+        Raises:
+            BackendError: the raylet of this machine belongs to another user.
+        """
+        (path,) = [entry["RayletSocketName"] for entry in ray.nodes() if entry["NodeID"] == self._here]
+        owner = Path(path.removeprefix("unix://")).stat().st_uid
+        if owner == os.getuid():
+            return
+        self.close()
+        try:
+            name = pwd.getpwuid(owner).pw_name
+        except KeyError:
+            name = f"with the number {owner}"
+        raise BackendError(
+            f"the Ray cluster at {self._address} belongs to user {name}, as whom your code would run; start one of "
+            "your own with `ray start --head`, or --backend local does without"
+        )
+
+    def draining(self) -> set[str]:
+        """Return the nodes that are to be shut down: their owner, an autoscaler or a preemption notice has said so.
+
+        Raises:
+            LostBackendError: as in :meth:`ask`.
+        """
+        return self.ask(ray_private.draining_nodes)
+
+    def address_of(self, node: str) -> str:
+        """Return the address of a node, for messages."""
+        with contextlib.suppress(LostBackendError):
+            for entry in self.ask(ray.nodes):
+                if entry["NodeID"] == node:
+                    return str(entry["NodeManagerAddress"])
+        return node[:8]
+
     def request(self, bundles: Sequence[Bundle]) -> None:
         """Ask the autoscaler for a cluster with room for all ``bundles``, in place of what was asked before.
 
         Raises:
-            RayError: the cluster does not answer.
+            RayError, LostBackendError: the cluster does not answer.
         """
         from ray.autoscaler.sdk import request_resources  # only for a cluster that grows
 
-        request_resources(bundles=list(bundles))
+        self.ask(lambda: request_resources(bundles=list(bundles)))
 
     def _connect(self, runtime_env: dict[str, Any] | None) -> None:
+        if self._is_stuck:
+            raise BackendError(
+                "Ray on this machine has ended and cannot be started again by the same launch; run again"
+            )
         ray_private.require(starts=self.is_embedded)
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "seqlm"}
         folder, names = None, {}
@@ -225,6 +351,7 @@ class RayCluster:
             if host and port.isdigit():  # where nothing listens, Ray itself goes on asking for minutes
                 socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
             # Ray has its workers import from the folder in which it is initialised.
+            before = psutil.Process().children()
             with mock.patch.dict(os.environ, names), contextlib.chdir(source_tree()):
                 if (
                     runtime_env is None
@@ -241,8 +368,17 @@ class RayCluster:
             more = "; --verbose shows what Ray says" if len(lines) > 1 or folder is not None else ""
             raise BackendError(f"{what}: {lines[0]}; {hint}{more}") from None
         self.is_open = True
-        if folder is not None:
-            self._watchdog = _watch(folder)
+        # Ray prints notes about nodes that die to stdout, with parts of their logs.
+        self._private.enter_context(ray_private.messages_to(terminal.detail))
+        self._here = ray.get_runtime_context().get_node_id()
+        if folder is None:
+            self._require_own_cluster()
+        else:
+            # Each server leads a group (see _private), in which the processes are that it has started.
+            leaders = [one for one in psutil.Process().children() if one not in before and _leads_a_group(one)]
+            self._family = _with_children(leaders)
+            self._servers = [process for process in self._family if _is_server(process)]
+            self._watchdog = _watch(folder, leaders)
 
 
 def _last_lines(folder: Path) -> list[str]:
@@ -326,16 +462,61 @@ groups, each with a hyphen before it. A process that is ending may still write t
 """
 
 
-def _watch(folder: Path) -> subprocess.Popen[bytes]:
-    """Start a process that ends the embedded Ray's processes if this one is killed."""
-    import psutil  # only for an embedded Ray
-
-    # Each server leads a group (see _private), in which the processes are that it has started.
-    children = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
-    leaders = [child.pid for child in children if os.getpgid(child.pid) == child.pid]
-    argv = ["sh", "-c", WATCHDOG, "sh", str(folder), *(f"-{pid}" for pid in leaders)]
+def _watch(folder: Path, leaders: Sequence[psutil.Process]) -> subprocess.Popen[bytes]:
+    """Start a process that ends the embedded Ray's process groups if this process is killed."""
+    argv = ["sh", "-c", WATCHDOG, "sh", str(folder), *(f"-{process.pid}" for process in leaders)]
     # A session of its own: a signal to the launcher's process group must not end it.
     return subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True)
+
+
+def _leads_a_group(process: psutil.Process) -> bool:
+    try:
+        return _lives(process) and bool(os.getpgid(process.pid) == process.pid)
+    except ProcessLookupError:
+        return False
+
+
+def _is_server(process: psutil.Process) -> bool:
+    try:
+        return process.name() in SERVERS
+    except psutil.Error:
+        return False
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
+def _with_children(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Return these processes and all that they have started and that has not lost its parent since."""
+    found = list(processes)
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            found += [child for child in process.children(recursive=True) if child not in found]
+    return found
+
+
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+def _in_a_thread(call: Callable[[], Answer]) -> Future[Answer]:
+    """Make a call in a thread of its own, which may never end."""
+    answer: Future[Answer] = Future()
+
+    def make() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=make, daemon=True).start()
+    return answer
 
 
 def _common(cards: Iterable[Card]) -> Card:
@@ -349,11 +530,6 @@ def _common(cards: Iterable[Card]) -> Card:
         return min(known) if known and len(known) == len(sizes) else None
 
     return Card(type=kinds.pop() if len(kinds) == 1 else "", memory=smallest)
-
-
-def node_address(node: str) -> str:
-    """Return the address of a node, for messages."""
-    return next((entry["NodeManagerAddress"] for entry in ray.nodes() if entry["NodeID"] == node), node[:8])
 
 
 def _runtime_env(code: Code) -> dict[str, Any]:

@@ -4,9 +4,11 @@ Calls to actors return references at once. ``poll`` and ``wait`` collect the ans
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,13 +21,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from jobs import terminal
 from jobs.attempt.supervisor import Ended, first_cause
 from jobs.backends.base import Executor
-from jobs.backends.ray_cluster import RayCluster, node_address
+from jobs.backends.ray_cluster import RayCluster
 from jobs.backends.ray_growth import Bundle, Largest, bundles
 from jobs.backends.ray_rank import RankHost
-from jobs.plan.capacity import Allocation, Capacity
+from jobs.plan.capacity import Allocation, Capacity, with_noun
 from jobs.spec import Resources, Submission
 from jobs.study.kept_code import Code
-from seqlm.errors import EXIT_LOST, EXIT_STOPPED, BackendError
+from seqlm.errors import EXIT_LOST, EXIT_STOPPED, BackendError, LostBackendError
 from seqlm.rundir import RunDirectory
 
 REFRESH_SECONDS = 2.0
@@ -39,6 +41,11 @@ AVOID_SECONDS = 600.0
 IDLE_SECONDS = 5.0
 """How long the group and actors of a run that has ended wait for one of the same resources: new ones take a second."""
 
+MOST_STARTS = 4
+"""How often a launch starts Ray on this machine, if that ends before the launch."""
+SAVE_SECONDS = 20.0
+"""How long runs have to save and stop after an embedded Ray has lost its head. Its workers end after a minute."""
+
 
 @dataclass(kw_only=True, eq=False)
 class _Group:
@@ -48,9 +55,11 @@ class _Group:
     hosts: list[Any]
     """The actor of each rank."""
     allocations: list[Allocation]
-    """Where each rank is, and what it holds. The capacity's GPU may be another one than Ray's."""
+    """Where each rank is, and what it holds. Its GPU is a guess until the actor has said which one Ray has chosen."""
     needs: Resources
     """What each rank needs (:func:`_needs`)."""
+    cards: dict[Any, int] = field(default_factory=dict)
+    """Outstanding answers about the GPUs, which come once an actor has started: object reference -> rank."""
     idle_since: float = 0.0
 
 
@@ -65,6 +74,8 @@ class _Job:
     is_placed: bool = False
     """Whether Ray was seen to have found room for its group. Groups that others have left have room."""
     is_stopped: bool = False
+    leaves_for: str = ""
+    """Why it was asked to stop and be started again. Empty: it was not."""
     ends: list[Ended] = field(default_factory=list)
     """How its ranks ended, the first one first."""
 
@@ -114,9 +125,17 @@ class RayExecutor(Executor):
         self._jobs: dict[str, _Job] = {}
         self._idle: list[_Group] = []
         """Groups of runs that have ended, which wait for another run."""
+        self._cards: defaultdict[str, dict[str, str]] = defaultdict(dict)
+        """Node -> Ray's name of a GPU -> its name in the capacity, for the GPUs that actors have named."""
+        self._draining: set[str] = set()
+        """Nodes that are to be shut down."""
         self._avoided: dict[str, float] = {}
         """Node -> until when no run is submitted there, on the monotonic clock."""
         self._numbers = itertools.count(1)
+        self._starts = 0
+        """How often Ray was started on this machine."""
+        self._is_lost = False
+        """Whether Ray is not asked any more: the head of the cluster does not answer, or an embedded Ray has ended."""
 
     def capacity(self) -> Capacity:
         """Return everything that the cluster has, as if nothing ran."""
@@ -126,8 +145,15 @@ class RayExecutor(Executor):
 
     def open(self, code: Code) -> None:
         self._code = code
+        self._join()
+
+    def _join(self) -> None:
+        """Join or start Ray with the code of this launch."""
+        assert self._code is not None, "open before anything joins"
         terminal.tell("starting Ray on this machine" if self._cluster.is_embedded else "joining the Ray cluster")
-        self._cluster.open(code)
+        self._cluster.open(self._code)
+        self._starts += 1
+        self._is_lost, self._total, self._refreshed_at = False, None, -math.inf
         self._refresh_if_due()
 
     def close(self) -> None:
@@ -141,21 +167,22 @@ class RayExecutor(Executor):
     def free(self) -> Capacity:
         self._refresh_if_due()
         free = self._unbooked()
-        if any(job.waits_long for job in self._jobs.values()):
-            for node in free.nodes:
-                free.withhold(node, math.inf, math.inf)
+        for job in self._jobs.values():
+            for allocation in job.allocations if job.waits_long else ():
+                free.withhold(allocation.node, math.inf, math.inf)
         return free
 
-    def _unbooked(self, total: Capacity | None = None) -> Capacity:
-        """Return what no run of this launch and no other user holds, also while a run waits long for Ray.
+    def _unbooked(self, total: Capacity | None = None, *, but: _Job | None = None) -> Capacity:
+        """Return what no run of this launch, ``but`` for one, and no other user holds, also while a run waits long.
 
         ``total``: of what. ``None``: of what the cluster has.
         """
         free, now = total or self.capacity(), time.monotonic()
         for job in self._jobs.values():
-            free.take(job.allocations)
+            if job is not but:
+                free.take(job.allocations)
         for node in free.nodes:
-            is_out = self._avoided.get(node, 0.0) > now
+            is_out = node in self._draining or self._avoided.get(node, 0.0) > now
             free.withhold(node, *((math.inf, math.inf) if is_out else self._foreign.get(node, (0.0, 0.0))))
         return free
 
@@ -174,46 +201,108 @@ class RayExecutor(Executor):
             return
         try:
             self._cluster.request(wanted)
-        except ray.exceptions.RayError as error:  # asked again at the next look
+        except (ray.exceptions.RayError, LostBackendError) as error:  # asked again at the next look
             terminal.detail(f"the autoscaler cannot be asked for nodes: {error}")
             return
         self._requested, self._requested_at = wanted, time.monotonic()
 
     def _refresh_if_due(self) -> None:
-        """Query the nodes of the cluster, and what other users hold of them. Look after runs that wait for Ray."""
-        if time.monotonic() - self._refreshed_at <= REFRESH_SECONDS:
+        """Query the cluster, unless it was queried recently. Start an embedded Ray again that has ended.
+
+        Raises:
+            LostBackendError: the head of the cluster does not answer any more. Runs can still be stopped.
+            BackendError: the embedded Ray has ended, and cannot be started again.
+        """
+        if self._is_lost or time.monotonic() - self._refreshed_at <= REFRESH_SECONDS:
             return
         self._refreshed_at = time.monotonic()
+        try:
+            self._refresh()
+        except LostBackendError as error:
+            if not self._cluster.is_embedded:
+                self._is_lost = True
+                problem = f"{error}; `run` continues from the checkpoints once `ray status` shows that it is up"
+                raise LostBackendError(problem) from None
+            self._start_again(str(error))
+
+    def _refresh(self) -> None:
+        """Query the nodes of the cluster, and what other users hold of them. Look after runs that wait for Ray."""
         self._total = self._cluster.capacity()
         free, others = self._cluster.free(self._total), self._total.copy()
-        for job in self._jobs.values():
-            others.take(job.allocations)
+        live = [job for job in self._jobs.values() if job.pending]
+        for job in live:
+            if self._has_room(job):
+                others.take(job.allocations)
         for group in self._idle:
             others.take(group.allocations)
         if not self._cluster.is_embedded:
+            self._draining = self._cluster.draining()
             self._foreign = {
                 name: (node.cpus - free.nodes[name].cpus, node.free_gpus - free.nodes[name].free_gpus)
                 for name, node in others.nodes.items()
             }
-        for job in self._jobs.values():
-            if self._is_lost(job):
+        for job in live:
+            if self._is_gone(job):
                 self._release(job.groups)  # Ray would wait for a lost node forever
-            elif (
-                not self._has_room(job)
-                and job.waits_long
-                and (allocations := free.place(job.submission.resources)) is not None
-            ):
-                free.take(allocations)  # another user took the node first
-                self._release(job.groups)
-                self._start(job, allocations)
+            elif not job.is_placed and (job.waits_long or self._is_draining(job)):
+                self._place_elsewhere(job)
+            elif job.is_placed and not job.leaves_for and (node := self._is_draining(job)):
+                job.leaves_for = f"node {self._cluster.address_of(node)} is being drained"
+                for host in job.hosts:
+                    host.stop.remote(job.attempt)
+        self._drop([group for group in self._idle if self._is_draining(group)])
 
-    @staticmethod
-    def _has_room(job: _Job) -> bool:
-        """Return whether Ray has found room for a run."""
-        job.is_placed = job.is_placed or placement_group_table(job.groups[0].group)["state"] == "CREATED"
+    def _place_elsewhere(self, job: _Job) -> None:
+        """Start a run on other nodes, if Ray has no room for it where it was sent: another user took that first."""
+        free = self._unbooked(but=job)
+        allocations = free.place(job.submission.resources)
+        if allocations is not None and {one.node for one in allocations} != {one.node for one in job.allocations}:
+            self._release(job.groups)
+            self._start(job, allocations)
+
+    def _start_again(self, problem: str) -> None:
+        """End what is left of the embedded Ray, and start another one. Its runs have ended then.
+
+        Raises:
+            BackendError: it cannot be started, or has ended too often.
+        """
+        terminal.tell(f"warning: {problem}; its runs continue from their checkpoints")
+        running = [job for job in self._jobs.values() if job.pending]
+        for job in running:
+            job.leaves_for = problem
+            for host in job.hosts:  # those that live need no head to be asked
+                host.stop.remote(job.attempt)
+        deadline = time.monotonic() + SAVE_SECONDS
+        while (left := deadline - time.monotonic()) > 0 and any(job.pending for job in running):
+            self._advance(left)
+        for job in running:
+            if job.pending:
+                job.ends.append(Ended(exit_code=EXIT_LOST, message=problem, is_lost=True))
+        for job in self._jobs.values():  # references and actors of the Ray that has ended
+            job.pending, job.groups = {}, []
+        self._idle.clear()
+        self._is_lost = True
+        self._cluster.close()
+        if self._starts == MOST_STARTS:
+            raise BackendError(
+                f"{problem}, for the {MOST_STARTS}th time in this launch; `dmesg` shows whether the system killed it; "
+                "--backend local does without"
+            )
+        self._join()
+
+    def _has_room(self, job: _Job) -> bool:
+        """Return whether Ray has found room for a run, as far as is known."""
+        if not job.is_placed:
+            with contextlib.suppress(LostBackendError):
+                found = self._cluster.ask(functools.partial(placement_group_table, job.groups[0].group))
+                job.is_placed = found["state"] == "CREATED"
         return job.is_placed
 
-    def _is_lost(self, holder: _Job | _Group) -> bool:
+    def _is_draining(self, holder: _Job | _Group) -> str | None:
+        """Return a node of a run or group that is to be shut down. ``None``: none is."""
+        return next((one.node for one in holder.allocations if one.node in self._draining), None)
+
+    def _is_gone(self, holder: _Job | _Group) -> bool:
         return any(one.node not in self.capacity().nodes for one in holder.allocations)
 
     # -- a run -----------------------------------------------------------------------------------------------------
@@ -228,7 +317,11 @@ class RayExecutor(Executor):
             self._run(job)
         else:
             self._end_idle(0.0)
-            self._start(job, allocations)
+            try:
+                self._start(job, allocations)
+            except LostBackendError as error:
+                self._refreshed_at = -math.inf  # free() and wait() say what becomes of the launch
+                job.ends.append(Ended(exit_code=EXIT_LOST, message=str(error), is_lost=True))
         job_id = f"{submission.run_dir.name}/{submission.attempt}-{next(self._numbers)}"
         self._jobs[job_id] = job
         return job_id
@@ -237,7 +330,12 @@ class RayExecutor(Executor):
         """Return idle groups that together have the ranks of a run, on no more nodes than wanted. Empty: none have."""
         found, left = list[_Group](), resources.ranks
         for group in sorted(self._idle, key=lambda group: len(group.hosts), reverse=True):
-            if group.needs == _needs(resources) and len(group.hosts) <= left and not self._is_lost(group):
+            if (
+                group.needs == _needs(resources)
+                and len(group.hosts) <= left
+                and not self._is_gone(group)
+                and not self._is_draining(group)
+            ):
                 found.append(group)
                 left -= len(group.hosts)
         nodes = {one.node for group in found for one in group.allocations}
@@ -247,18 +345,29 @@ class RayExecutor(Executor):
         return found
 
     def _start(self, job: _Job, allocations: list[Allocation]) -> None:
-        """Ask Ray for a group on the nodes that were chosen. Ray itself would spread shares of GPUs over many cards."""
+        """Ask Ray for a group on the nodes that were chosen. Ray itself would spread shares of GPUs over many cards.
+
+        Raises:
+            LostBackendError: Ray does not answer any more.
+        """
         gpus = allocations[0].gpus
         bundle = {"CPU": allocations[0].cpus, **({"GPU": gpus} if gpus else {})}
         nodes = [{"ray.io/node-id": one.node} for one in allocations]
-        group = placement_group([dict(bundle) for _ in nodes], strategy="PACK", bundle_label_selector=nodes)
-        actor: Any = ray.remote(RankHost)
-        hosts = []
-        for rank in range(len(nodes)):
-            place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
-            options = {"num_cpus": bundle["CPU"], "num_gpus": gpus, "scheduling_strategy": place}
-            hosts.append(actor.options(max_concurrency=3, **options).remote())
-        job.groups = [_Group(group=group, hosts=hosts, allocations=allocations, needs=_needs(job.submission.resources))]
+
+        def create() -> tuple[PlacementGroup, list[Any]]:
+            group = placement_group([dict(bundle) for _ in nodes], strategy="PACK", bundle_label_selector=nodes)
+            actor: Any = ray.remote(RankHost)
+            hosts = []
+            for rank in range(len(nodes)):
+                place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
+                options = {"num_cpus": bundle["CPU"], "num_gpus": gpus, "scheduling_strategy": place}
+                hosts.append(actor.options(max_concurrency=3, **options).remote())
+            return group, hosts
+
+        group, hosts = self._cluster.ask(create)
+        made = _Group(group=group, hosts=hosts, allocations=allocations, needs=_needs(job.submission.resources))
+        made.cards = {host.gpu.remote(): rank for rank, host in enumerate(hosts)}
+        job.groups, job.is_placed = [made], False
         self._run(job)
 
     def _run(self, job: _Job) -> None:
@@ -266,7 +375,7 @@ class RayExecutor(Executor):
         assert self._code is not None, "open before anything is submitted"
         # Ray unpacks the kept code where the actors of a cluster run.
         is_kept_here = self._cluster.is_embedded or self._code.live
-        job.since, first_host = time.monotonic(), node_address(job.allocations[0].node)
+        job.since, first_host = time.monotonic(), self._cluster.address_of(job.allocations[0].node)
         job.pending = {
             host.run.remote(
                 job.submission.holding(allocation.gpus),
@@ -283,45 +392,71 @@ class RayExecutor(Executor):
         if job.pending:
             return None
         del self._jobs[job_id]
-        if any(end.is_lost for end in job.ends) or job.is_stopped:
+        if any(end.is_lost for end in job.ends) or job.is_stopped or self._is_draining(job):
             self._release(job.groups)
         else:
             for group in job.groups:
                 group.idle_since = time.monotonic()
             self._idle += job.groups
-        return first_cause(job.ends)
+        return replace(first_cause(job.ends), stopped_for=job.leaves_for)
+
+    def why_waits(self, job_id: str) -> str:
+        job = self._jobs[job_id]
+        if job.is_placed or not job.pending or not job.waits_long:
+            return ""
+        wanted, free = job.submission.resources, self._unbooked(but=job)
+        if free.place(wanted) is None:
+            return free.why_not(wanted)
+        needs = f"{with_noun(wanted.gpus or 0, 'GPU')} and {with_noun(wanted.cpus or 1, 'core')} of a node"
+        each = f" for each of {wanted.ranks} ranks" if wanted.ranks > 1 else ""
+        return f"Ray has found no room yet for {needs}{each}; others may hold shares of all cards"
 
     def stop(self, job_id: str, *, force: bool) -> None:
         job = self._jobs.get(job_id)
-        if job is None:
+        if job is None or not job.pending:
             return
         job.is_stopped = not force
-        if force or not self._has_room(job):
+        if self._is_lost:
+            self._advance(0.0)  # the answers of its actors, which need no head
+            if force or not job.is_placed:
+                job.pending = {}
+                job.ends.append(Ended(exit_code=EXIT_LOST, message="Ray does not answer any more", is_lost=True))
+        elif force or not self._has_room(job):
             self._release(job.groups)
             return
         for host in job.hosts:
             host.stop.remote(job.attempt)
 
-    @staticmethod
-    def _release(groups: Sequence[_Group]) -> None:
+    def _release(self, groups: Sequence[_Group]) -> None:
         """Kill the actors of groups and give the resources back to Ray. Ray answers what they still owe with errors."""
-        for group in groups:
-            for host in group.hosts:
+
+        def release() -> None:
+            for group in groups:
+                for host in group.hosts:
+                    with contextlib.suppress(ray.exceptions.RayError, ValueError):
+                        ray.kill(host)
                 with contextlib.suppress(ray.exceptions.RayError, ValueError):
-                    ray.kill(host)
-            with contextlib.suppress(ray.exceptions.RayError, ValueError):
-                remove_placement_group(group.group)
+                    remove_placement_group(group.group)
+
+        if groups:
+            with contextlib.suppress(LostBackendError):  # they end with the Ray that is lost
+                self._cluster.ask(release)
 
     def _end_idle(self, seconds: float) -> None:
         """Release the groups that have waited longer than ``seconds``."""
-        ended = [group for group in self._idle if time.monotonic() - group.idle_since > seconds]
-        self._release(ended)
-        self._idle = [group for group in self._idle if group not in ended]
+        self._drop([group for group in self._idle if time.monotonic() - group.idle_since > seconds])
+
+    def _drop(self, groups: Sequence[_Group]) -> None:
+        """Release idle groups."""
+        self._release(groups)
+        self._idle = [group for group in self._idle if group not in groups]
 
     def wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         self._refresh_if_due()
-        self._end_idle(IDLE_SECONDS)
+        # What waits for Ray may wait for a card of which an idle group holds a share.
+        waits = any(job.pending and not job.is_placed for job in self._jobs.values())
+        self._end_idle(0.0 if waits else IDLE_SECONDS)
         while not self._advance(max(0.0, left := deadline - time.monotonic())) and left > 0:
             if not any(job.pending for job in self._jobs.values()):
                 time.sleep(min(left, seconds))
@@ -333,12 +468,34 @@ class RayExecutor(Executor):
         owed = {reference: job for job in self._jobs.values() for reference in job.pending}
         if not owed:
             return False
-        arrived, _ = ray.wait(list(owed), num_returns=1, timeout=seconds)
+        cards = {
+            reference: (job, group) for job in self._jobs.values() for group in job.groups for reference in group.cards
+        }
+        asked = [*cards, *owed]
+        arrived, _ = ray.wait(asked, num_returns=1, timeout=seconds)
         if arrived:  # and all others that are there by now
-            arrived, _ = ray.wait(list(owed), num_returns=len(owed), timeout=0)
+            arrived, _ = ray.wait(asked, num_returns=len(asked), timeout=0)
         for reference in arrived:
-            self._take(owed[reference], reference)
+            if reference in cards:
+                self._note_card(*cards[reference], reference)
+            else:
+                self._take(owed[reference], reference)
         return any(not job.pending for job in self._jobs.values())
+
+    def _note_card(self, job: _Job, group: _Group, reference: Any) -> None:
+        """Note which GPU Ray has chosen for a rank, so that the shares that are free of each card are known."""
+        rank = group.cards.pop(reference)
+        with contextlib.suppress(ray.exceptions.RayError):  # the end of the rank says what happened
+            card, held = ray.get(reference), group.allocations[rank]
+            job.is_placed = True
+            if card is None or held.device is None:
+                return
+            known = self._cards[held.node]
+            if card not in known:
+                node = self.capacity().nodes.get(held.node)
+                unnamed = [device for device in (node.gpus if node else ()) if device not in known.values()]
+                known[card] = held.device if held.device in unnamed or not unnamed else unnamed[0]
+            group.allocations[rank] = replace(held, device=known[card])
 
     def _take(self, job: _Job, reference: Any) -> None:
         rank = job.pending.pop(reference)
@@ -347,8 +504,10 @@ class RayExecutor(Executor):
         except ray.exceptions.RayError as error:
             end = self._what_became_of(job, rank, error)
         node = job.allocations[rank].node
-        problem = f"node {node_address(node)} does not see {job.submission.run_dir}" if end is None else ""
-        lost = Ended(exit_code=EXIT_LOST, message=f"{problem}; is its file system mounted?", is_lost=True)
+        start = RunDirectory(job.submission.run_dir).start_file(job.submission.attempt)
+        problem = f"node {self._cluster.address_of(node)} does not see {start}" if end is None else ""
+        hint = "is its file system mounted, or has the node a copy of the folder?"
+        lost = Ended(exit_code=EXIT_LOST, message=f"{problem}; {hint}", is_lost=True)
         job.ends.append(end or lost)
         if job.ends[-1].exit_code:
             for other in job.pending.values():
@@ -376,13 +535,17 @@ class RayExecutor(Executor):
             return Ended(exit_code=EXIT_STOPPED, message="stopped")
         who = f"rank {rank}" if len(job.hosts) > 1 else "the worker"
         node = job.allocations[rank].node
-        self._total = self._cluster.capacity()
+        try:
+            self._total = self._cluster.capacity()
+        except LostBackendError as lost:
+            self._refreshed_at = -math.inf  # look at once what becomes of the launch
+            return Ended(exit_code=EXIT_LOST, message=f"{who} lost its actor: {lost}", is_lost=True, first_rank=rank)
         if node not in self._total.nodes:
-            message = f"{who} lost its node {node_address(node)}"
+            message = f"{who} lost its node {self._cluster.address_of(node)}"
             return Ended(exit_code=EXIT_LOST, message=message, is_lost=True, first_rank=rank)
         reason = str(error).strip().splitlines()[-1] if self._cluster.is_embedded else "see Ray's logs"
         if isinstance(error, ray.exceptions.OutOfMemoryError):  # of all programs on the node, not of this run
-            reason = f"the memory of node {node_address(node)} is used up"
+            reason = f"the memory of node {self._cluster.address_of(node)} is used up"
         return Ended(
             exit_code=EXIT_LOST,
             message=f"{who} lost its actor ({type(error).__name__}): {reason}",

@@ -6,7 +6,7 @@ before Ray is imported, when it is not yet known whether a launch joins a cluste
 
 import contextlib
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 from unittest import mock
@@ -23,7 +23,11 @@ NEWEST = (2, 60)
 UNNEEDED = ("dashboard.py", "log_monitor.py", "monitor.py")
 """Programs of Ray that an embedded Ray does without: a web page, copies of logs, and what asks for further nodes."""
 
-TO_JOIN = (("ray._private.state", "available_resources_per_node"),)
+TO_JOIN = (
+    ("ray._private.state", "available_resources_per_node"),
+    ("ray._private.state", "state"),
+    ("ray._private.worker", "print_to_stdstream"),
+)
 """Module and name of what a connection to a cluster needs."""
 TO_START = (
     *TO_JOIN,
@@ -57,6 +61,25 @@ def available_per_node() -> Mapping[str, Mapping[str, float]]:
     """
     per_node: Mapping[str, Mapping[str, float]] = _find("ray._private.state", "available_resources_per_node")()
     return per_node
+
+
+def draining_nodes() -> set[str]:
+    """Return the ids of the nodes that Ray drains. It places nothing there; what runs there has to leave by itself."""
+    return set(_find("ray._private.state", "state").get_draining_nodes())
+
+
+@contextlib.contextmanager
+def messages_to(tell: Callable[[str], None]) -> Iterator[None]:
+    """Pass what Ray would print to ``tell`` while the block runs: notes about lost nodes, with parts of their logs.
+
+    ``log_to_driver=False`` does not cover these.
+    """
+
+    def note(data: Mapping[str, Any], *ignored: Any, **options: Any) -> None:
+        tell("\n".join(data["lines"]))
+
+    with mock.patch.object(importlib.import_module("ray._private.worker"), "print_to_stdstream", note):
+        yield
 
 
 @contextlib.contextmanager

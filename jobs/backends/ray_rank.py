@@ -2,20 +2,31 @@
 
 import socket
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import final
 
 import ray
 
-from jobs.attempt.supervisor import Ended, MemoryKills, Supervisor, interface_of, rank_variables
+from jobs.attempt.supervisor import (
+    Ended,
+    MemoryKills,
+    Supervisor,
+    die_with_the_parent,
+    interface_of,
+    rank_variables,
+)
 from jobs.spec import Submission
 from seqlm import machine
 from seqlm.errors import EXIT_LOST, EXIT_STOPPED, FileError
-from seqlm.reading import confine, is_folder
+from seqlm.reading import confine, exists, is_folder
 from seqlm.rundir import RunDirectory
 
 POLL_SECONDS = 0.05
+SEEN_SECONDS = 60.0
+"""How long the record of an attempt may take to be seen on another node: NFS remembers for up to a minute that a file
+does not exist (``acdirmax``)."""
 
 
 @final
@@ -27,28 +38,34 @@ class RankHost:
     """
 
     def __init__(self) -> None:
+        die_with_the_parent()  # Ray itself leaves workers behind whose node has ended
         self._stopped: set[Path] = set()
         """The folders of the attempts that were asked to stop."""
         self._failed: set[Path] = set()
         """The folders of the attempts of which another rank has failed."""
 
+    def gpu(self) -> str | None:
+        """Return Ray's name of the GPU that it has booked for this rank. ``None``: none."""
+        gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+        return str(gpus[0]) if gpus else None
+
     def run(
         self, submission: Submission, rank: int, *, node: str, first_host: str, kept_code: Path | None
     ) -> Ended | None:
-        """Run a rank's process to its end. ``None``: this node does not see the run's folder.
+        """Run a rank's process to its end. ``None``: this node does not see the folder that the launcher writes to.
 
         The interpreter is that of this actor, whatever ``argv`` names. ``node`` is Ray's id of this node, and
         ``first_host`` the address of the first rank's. ``kept_code``: ``None`` means the code that came with the actor.
         """
-        if not _sees(submission.run_dir):
+        if not _sees_attempt(submission):
             return None
         confine(RunDirectory(submission.run_dir).study_dir)
         address = ray.util.get_node_ip_address()
-        gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+        gpu = self.gpu()
         variables = rank_variables(
             submission,
             rank,
-            machine.addressed(gpus[0]) if gpus else None,
+            None if gpu is None else machine.addressed(gpu),
             node=node,
             first_host=first_host,
             interface=interface_of(address) if submission.resources.ranks > 1 else None,
@@ -78,9 +95,18 @@ class RankHost:
         self._failed.add(attempt)
 
 
-def _sees(folder: Path) -> bool:
-    """Return whether a folder can be seen on this node; false if its file system fails."""
+def _sees_attempt(submission: Submission) -> bool:
+    """Return whether this node sees what the launcher has written about an attempt; false if its file system fails.
+
+    The folder alone may be an old copy, in which a run would go on from an old checkpoint, unseen by its launcher.
+    """
+    start = RunDirectory(submission.run_dir).start_file(submission.attempt)
+    deadline = time.monotonic() + SEEN_SECONDS
     try:
-        return is_folder(folder)
+        while not exists(start):
+            if not is_folder(submission.run_dir) or time.monotonic() >= deadline:
+                return False
+            time.sleep(POLL_SECONDS)
     except FileError:
         return False
+    return True

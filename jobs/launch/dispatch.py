@@ -394,7 +394,9 @@ class Dispatcher:
 
     def _write_queue(self) -> None:
         """Record which runs wait if that has changed, now and then, and once none does."""
-        reasons, now = self._queue.reasons, time.monotonic()
+        submitted = {one.item.run.id: self._executor.why_waits(one.id) for one in self._alive}
+        reasons = {run_id: why for run_id, why in submitted.items() if why} | dict(self._queue.reasons)
+        now = time.monotonic()
         is_due = not self._queue or now - self._queue_tried_at >= QUEUE_SECONDS
         if not self._writes_queue or not is_due or reasons == self._queue_written:
             return

@@ -243,6 +243,12 @@ class Capacity:
         if min(ranks * cpus, self.total_cpus) > self.cpus + TINY or ranks * cpus > self.total_cpus + TINY:
             of = f" ({ranks} ranks of {cpus})" if ranks > 1 else ""
             return f"needs {with_noun(ranks * cpus, 'core')}{of}, {has.format(f'{round(self.cpus, 4):g}')}"
+        shares = [
+            (node.gpus[one], share) for node in self.nodes.values() for one, share in node.shares(resources).items()
+        ]
+        if gpus and all(share > free + TINY for free, share in shares):
+            most = round(max(free for free, _ in shares), 4)
+            return f"needs {_gpus_of(resources, 1)} on one card, no card has more than {most:g} free"
         wanted = f"{_gpus_of(resources, 1)} and {with_noun(cpus, 'core')}" if gpus else with_noun(cpus, "core")
         if ranks == 1:
             return f"needs {wanted} on one node, no node has that"

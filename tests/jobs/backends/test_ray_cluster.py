@@ -84,7 +84,9 @@ wanted = free_node()
 taken = placement_group([{"GPU": 1}], bundle_label_selector=[{"ray.io/node-id": wanted}])
 assert taken.wait(1000)
 folder = Path("run").absolute()
-folder.mkdir()
+start = RunDirectory(folder).start_file(1)
+start.parent.mkdir(parents=True)
+start.touch()
 program = "import pathlib, time\\nwhile not pathlib.Path('seen').exists(): time.sleep(0.05)"
 job = backend.submit(
     Submission(run_dir=folder, attempt=1, argv=("python", "-c", program), env={}, cwd=folder, resources=resources)
@@ -217,6 +219,79 @@ def test_a_folder_that_the_nodes_do_not_see_is_one_clear_line(ray_cluster: RayLa
     assert "Traceback" not in answer.stderr
 
 
+def test_a_run_on_a_node_that_is_drained_saves_and_continues_on_another_one(
+    ray_cluster: RayLab, tmp_path: Path
+) -> None:
+    ray_cluster.tell_cluster("add 6 1")
+    crawl = Crawl(tmp_path, epochs=1, step_seconds=0.5)
+    study = RayStudy(ray_cluster, tmp_path, epochs=20, env=crawl.env, gpus=1, cpus=6)  # fits on no other node
+    launcher = study.start("run", "small.toml")
+    wait_for(study.epochs, "an epoch", until=any, by=launcher)
+    (run,) = study.runs()
+    drained = worker_of(run)["node"]
+    ray_cluster.drain(drained)
+    wait_for(lambda: run.end(1).kind, "the run to leave the node", by=launcher)
+    assert (run.end(1).kind, run.end(1).outcome) == ("preempted", "interrupted")
+    assert "is being drained" in run.end(1).message
+    ray_cluster.tell_cluster("add 6 1")
+    wait_for(run.last_attempt, "another attempt", until=lambda number: number == 2, by=launcher)
+    other = worker_of(run)["node"]
+    crawl.end()
+    _, stderr = commands.finish(launcher)
+    ray_cluster.tell_cluster(f"kill {other}")
+    assert launcher.returncode == 0, stderr
+    assert other != drained
+    assert study.epochs() == [[*range(20)]]
+
+
+def test_a_cluster_of_another_user_is_refused_before_anything_is_sent(ray_cluster: RayLab, tmp_path: Path) -> None:
+    study = RayStudy(ray_cluster, tmp_path)
+    sockets = [*ray_cluster.folder.glob("**/session_2*/sockets/raylet")]
+    for path in sockets:
+        os.chown(path, 65534, -1)
+    try:
+        answer = study("run", "small.toml")
+    finally:
+        for path in sockets:
+            os.chown(path, os.getuid(), -1)
+    assert answer.returncode == 3
+    assert "belongs to user nobody, as whom your code would run" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert "joining the Ray cluster" not in answer.stderr
+    assert study.runs() == []
+
+
+IMPATIENT = f"""
+import runpy, sys
+sys.path.insert(0, {str(ROOT)!r})
+import jobs.backends.ray_cluster
+jobs.backends.ray_cluster.LOST_SECONDS = 2.0
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_launch_whose_cluster_has_lost_its_head_saves_its_runs_and_ends_with_one_line(
+    lab: RayLab, tmp_path: Path
+) -> None:
+    lab.start_cluster((2, 0))
+    crawl = Crawl(tmp_path, epochs=1, step_seconds=0.5)
+    study = RayStudy(lab, tmp_path, epochs=20, env=crawl.env, gpus=0, cpus=1)
+    launcher = lab.start([sys.executable, "-c", IMPATIENT, *study.command("run", "small.toml")[1:]], cwd=tmp_path)
+    wait_for(study.epochs, "an epoch", until=any, by=launcher)
+    lab.kill("gcs_server")
+    _, stderr = commands.finish(launcher)
+    assert launcher.returncode == 3, stderr
+    assert [line for line in stderr.splitlines() if f"the Ray cluster at {lab.address} has not answered" in line]
+    assert "Traceback" not in stderr
+    assert study.each() == ["pending"]
+    (run,) = study.runs()
+    assert run.end(1).outcome == "interrupted", "it has saved"
+    crawl.end()
+    assert study("run", "small.toml", "--backend", "local").returncode == 0
+    assert study.each() == ["done"]
+
+
 # -- embedded ------------------------------------------------------------------------------------------------------
 
 
@@ -258,3 +333,28 @@ def test_a_signal_to_the_group_of_a_launcher_with_a_read_only_home_stops_the_wor
     wait_for(study.each, "the runs to be released", until=lambda states: set(states) == {"pending"})
     logs = [run.stderr_log(1).read_text() for run in study.runs() if epochs_of(run)]
     assert all("stopped; run again to resume" in log for log in logs)
+
+
+def test_a_launch_outlives_the_raylet_and_the_head_of_its_own_ray_and_leaves_nothing_behind(
+    lab: RayLab, tmp_path: Path
+) -> None:
+    crawl = Crawl(tmp_path, epochs=1, step_seconds=0.5)
+    study = RayStudy(lab, tmp_path, epochs=20, env=crawl.env, gpus=0, cpus=1)
+    launcher = study.start("run", "small.toml")
+    wait_for(study.epochs, "an epoch", until=any, by=launcher)
+    (run,) = study.runs()
+    for attempt, server in enumerate(("raylet", "gcs_server"), 1):
+        rank = worker_of(run)["pid"]
+        lab.kill(server)
+        wait_for(run.last_attempt, "another attempt", until=attempt.__lt__, by=launcher)
+        assert rank not in lab.pids(), "it would hold its GPU"
+        worker_of(run)
+    crawl.end()
+    _, stderr = commands.finish(launcher)
+    assert launcher.returncode == 0, stderr
+    assert study.epochs() == [[*range(20)]]
+    assert [run.end(attempt).kind for attempt in (1, 2, 3)] == ["node", "preempted", None]
+    assert stderr.count("starting Ray on this machine") == 3
+    assert "Traceback" not in stderr
+    wait_for(lab.processes, "all processes of the lab to end", until=lambda alive: not alive)
+    assert not list(lab.folder.glob("seqlm-*")), "the files of its Rays"

@@ -257,6 +257,18 @@ def test_other_runs_go_on_next_to_a_worker_that_hangs_and_cannot_be_killed(
     assert capsys.readouterr().err.count("has not ended") == 1
 
 
+def test_the_queue_lists_a_submitted_run_that_its_backend_has_not_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Mapping[str, str]] = []
+    monkeypatch.setattr(dispatch, "write_queue", lambda study_dir, waiting, request: told.append(waiting))
+    monkeypatch.setattr(FakeBackend, "why_waits", lambda self, job_id: "no room yet", raising=False)
+    items = todo(tmp_path, 1)
+    run_all(FakeBackend(finish), items, writes_queue=True)
+    assert told[0] == {items[0].run.id: "no room yet"}
+    assert told[-1] == {}
+
+
 def test_the_queue_is_told_with_the_reason_of_each_run_and_empty_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

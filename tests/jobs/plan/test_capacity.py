@@ -94,6 +94,12 @@ def test_the_reason_names_what_is_needed_and_what_there_is(resources: Resources,
     assert capacity.why_not(resources) == reason
 
 
+def test_the_reason_is_that_no_card_has_enough_free_if_only_all_together_have() -> None:
+    shared = Capacity([Node(name="n0", cpus=8, gpus={"0": 0.5, "1": 0.25, "2": 0.5})], where="the cluster")
+    assert shared.why_not(want(gpus=1)) == "needs 1 GPU on one card, no card has more than 0.5 free"
+    assert shared.why_not(want(gpus=0.75)) == "needs 0.75 GPUs on one card, no card has more than 0.5 free"
+
+
 def test_what_can_never_fit_is_refused_with_the_whole_of_what_there_is() -> None:
     with pytest.raises(BackendError, match=r"^never fits: needs 8 GPUs, the cluster has 4$"):
         cluster((8, 2), (8, 2)).resolve(Resources(ranks=8), at_most=1)
