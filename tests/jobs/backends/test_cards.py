@@ -1,10 +1,13 @@
 """Whose turn it is among launches that share GPUs, and what a launch leaves free."""
 
 import random
+from pathlib import Path
 
 import pytest
 
-from jobs.backends.cards import Standing, first_in_line, withhold_left
+from jobs.backends import cards
+from jobs.backends.cards import Cards, Standing, first_in_line, withhold_left
+from jobs.plan.capacity import Allocation
 
 
 def standing(token: str, holds: float, needs: float | None, turn: float = 0.0) -> Standing:
@@ -76,3 +79,39 @@ def test_a_launch_leaves_gpus_that_it_does_not_use_the_fullest_first() -> None:
     free = {"a": 0.5, "b": 0.0}
     withhold_left(free, {"a", "b"}, leave=1)
     assert free == {"a": 0.5, "b": 0.0}, "shares of GPUs that it uses already are no further GPUs"
+
+
+def test_a_launch_leaves_a_gpu_to_another_one_that_waits_and_holds_fewer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEQLM_GPU_LEDGER", str(tmp_path / "ledger"))
+    monkeypatch.setattr("shutil.which", lambda name: None)  # no nvidia-smi, and so no other programs
+    monkeypatch.setattr(cards, "LOOK_SECONDS", 0.0)
+    gpus = ["GPU-a", "GPU-b"]
+    nothing, everything = dict.fromkeys(gpus, 1.0), dict.fromkeys(gpus, 0.0)
+    first, second = (Cards(gpus, tmp_path / name) for name in ("first", "second"))
+    for launch in (first, second):
+        launch.announce()
+    places = [Allocation(node="here", cpus=1, device=gpu, gpus=1.0) for gpu in gpus]
+    claims = first.book(places, "run")
+    assert second.free(nothing)[0] == everything
+    second.waits(1.0, gpus)
+    first.waits(1.0, gpus)
+    for claim in claims[:1]:
+        assert claim is not None
+        claim.release()
+    first.has_changed()
+    own = {"GPU-a": 1.0, "GPU-b": 0.0}
+    free, why = first.free(own)
+    assert free == everything
+    assert why.endswith("study second")
+    assert second.free(nothing)[0] == own
+    taken = second.book(places[:1], "run")
+    assert first.free({"GPU-a": 1.0, "GPU-b": 1.0})[0]["GPU-a"] == 0
+    for claim in (*claims[1:], *taken):
+        assert claim is not None
+        claim.release()
+    second.waits(None, gpus)
+    assert first.free(nothing)[0] == nothing, "nobody waits any more"
+    for launch in (first, second):
+        launch.close()
