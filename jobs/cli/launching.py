@@ -170,7 +170,6 @@ def carry_out(
         SeqlmError: nothing has been started, or a canary has failed.
         KeyboardInterrupt: interrupted while waiting.
     """
-    terminal.tell(f"backend {backend.name}, {backend.why}")
     settings, name = backend.settings, f"backend.{backend.name}"
     command = options.notify.command if options.notify else None
     for line in [*secrets.advice(settings.env, f"{name}.env"), *secrets.advice_on_command(command)]:
@@ -228,6 +227,7 @@ def _submit(
             terminal.tell(f"nothing starts: {why}")
         elif prepared is not None:
             code, request = prepared
+            terminal.tell(f"backend {backend.name}, {backend.why}")
             wants = canary.wanted(options.canary, todo)
             canaries = canary.requested(todo, study_dir, backend.name) if wants else None
             jobs = backend.submit(todo, options, code, request, canaries)

@@ -398,6 +398,8 @@ def launch(
             with shown(planned):
                 return planned
         code, request = prepared
+        if backend.why:
+            terminal.tell(f"backend {backend.name}, {backend.why}")
         todo = [item for item in planned if item.action != "skip"]
         options = replace(options, request=request.number)
         executor = opened(backend, options.study_dir, code)
