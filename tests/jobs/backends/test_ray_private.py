@@ -14,7 +14,11 @@ from jobs.study.kept_code import Code
 from seqlm.errors import BackendError
 
 ROOT = Path(__file__).parents[3]
-TO_JOIN = ["ray._private.state.available_resources_per_node"]
+TO_JOIN = [
+    "ray._private.state.available_resources_per_node",
+    "ray._private.state.state",
+    "ray._private.worker.print_to_stdstream",
+]
 TO_START = [
     *TO_JOIN,
     "ray._private.services.ConsolePopen",
