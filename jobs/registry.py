@@ -5,7 +5,6 @@ import importlib
 import importlib.util
 from typing import Any
 
-from jobs.plan.capacity import with_noun
 from seqlm import machine
 
 BACKENDS = {
@@ -35,8 +34,9 @@ def default_backend(ray_address: str | None = None) -> tuple[str, str]:
     """
     if ray_address is not None:
         return "ray", f"the address {ray_address} is given"
-    gpus = with_noun(len(found), "GPU") if (found := machine.gpus()) else "no GPU"
-    if len(found) < MANY_GPUS:
+    number = len(machine.gpus())
+    gpus = {0: "no GPU", 1: "1 GPU"}.get(number, f"{number} GPUs")
+    if number < MANY_GPUS:
         return "local", f"this machine has {gpus}"
     if not importlib.util.find_spec("ray"):
         return "local", f"this machine has {gpus}, but Ray is not installed"

@@ -95,10 +95,14 @@ STAGE = Variable("SEQLM_STAGE", FLAG, False)
 SLURM_CONFIG: Variable[Path | None] = Variable("SEQLM_SLURM_CONFIG", PATH, None)
 """Site file of the backend slurm. Unset: ``slurm/cluster.toml``, if it exists."""
 
+GPU_LEDGER = Variable("SEQLM_GPU_LEDGER", PATH, Path("/tmp/seqlm-gpus"))
+"""Folder in which launches of all users book the GPUs of this machine. It has to be on a disk of the machine, and the
+same for all of them. Unset: ``/tmp/seqlm-gpus``."""
+
 # -- how runs are computed -----------------------------------------------------------------------------------------
 
 BACKEND: Variable[str | None] = Variable("SEQLM_BACKEND", Annotated[str, Valid("the name of a backend")], None)
-"""Where runs are sent. ``--backend`` overrides it. Unset: the manifest's, else ray with two GPUs or more, else local."""
+"""Where runs are sent. ``--backend`` overrides it. Unset: the manifest's, else ray with several GPUs, else local."""
 DEVICE: Variable[str | None] = Variable("SEQLM_DEVICE", Annotated[Literal["cpu", "cuda"], Valid("cpu or cuda")], None)
 """Device of a worker. Unset: set by the launcher, else cuda if PyTorch sees a GPU."""
 MATMUL: Variable[str | None] = Variable(
@@ -111,6 +115,8 @@ DETERMINISTIC = Variable("SEQLM_DETERMINISTIC", FLAG, False)
 SELF_CHECK = Variable("SEQLM_SELF_CHECK", Annotated[Literal["stop", "warn"], Valid("stop or warn")], "stop")
 """What a worker does if the self-check of its device fails: ``stop`` fails the run, ``warn`` prints the figures in its
 log and trains. Unset: ``stop``."""
+GPU_OTHERS_GIB = Variable("SEQLM_GPU_OTHERS_GIB", Annotated[float, Valid("a number of GiB, 0 or more", least=0)], 1.0)
+"""Memory in GiB that programs which compute nothing, such as a desktop, may use on a GPU that is given to a run."""
 CAPTURE_RANKS = Variable("SEQLM_CAPTURE_RANKS", FLAG, False)
 """1: several ranks of a run reduce their gradients at once, after the backward pass, and on GPUs replay forward and
 backward pass as a CUDA graph. 0: DistributedDataParallel reduces them while the backward pass goes on. All ranks and

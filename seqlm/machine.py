@@ -228,7 +228,7 @@ def gpu_memory_gb() -> dict[str, float]:
     Raises:
         BackendError: nvidia-smi gives no answer.
     """
-    found = {}
+    found: dict[str, float] = {}
     for line in _nvidia_smi("--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits").splitlines():
         index, *rest = map(str.strip, line.split(","))
         if len(rest) == 2 and rest[1].isdigit():  # in MiB

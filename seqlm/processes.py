@@ -36,6 +36,12 @@ def process_start(pid: int) -> int | None:
     return int(fields[19]) if fields else None
 
 
+def process_parent(pid: int) -> int | None:
+    """Return the number of the process that has started a process of this host. ``None``: unknown, or there is none."""
+    fields = _process_fields(pid)
+    return int(fields[1]) or None if fields else None
+
+
 def _process_fields(pid: int) -> list[str]:
     """``/proc/PID/stat`` from its third field, the state, on. Empty: no such process, or not visible."""
     try:

@@ -106,6 +106,7 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     os.environ["SEQLM_CACHE"] = str(shared / "seqlm-cache")
     os.environ["XDG_CONFIG_HOME"] = str(shared / "config")
+    os.environ["SEQLM_GPU_LEDGER"] = str(shared / "seqlm-gpus")
 
 
 @pytest.fixture(autouse=True)

@@ -65,12 +65,12 @@ class RayLab:
             "SEQLM_BACKEND": "ray",
         }
 
-    def start_cluster(self, *nodes: tuple[float, float]) -> None:
-        """Nodes with these cores and (fake) GPUs each."""
+    def start_cluster(self, *nodes: tuple[float, float], nvidia_smi: str = NVIDIA_SMI) -> None:
+        """Nodes with these cores and (fake) GPUs each, which ``nvidia_smi``, a program, describes."""
         argv = [sys.executable, "-m", "tests.ray_nodes", json.dumps(nodes)]
         programs = self.folder / "bin"
         programs.mkdir()
-        (programs / "nvidia-smi").write_text(NVIDIA_SMI)
+        (programs / "nvidia-smi").write_text(nvidia_smi)
         (programs / "nvidia-smi").chmod(0o755)
         path = f"PATH={programs}{os.pathsep}{self.env['PATH']}"
         self._cluster = self.start(["env", path, *argv], cwd=ROOT)

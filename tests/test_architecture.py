@@ -113,7 +113,14 @@ BY_PATH = {
 """Functions of ``os``, ``shutil`` and ``Path`` that follow links in the folders of a path."""
 OPENS_OTHERS = ("_cluster.open", "executor.open", "archive.open")
 ELSEWHERE = (
-    *("seqlm/check_model/", "seqlm/data/", "seqlm/machine.py", "seqlm/processes.py", "seqlm/training/self_check.py"),
+    *(
+        "seqlm/check_model/",
+        "seqlm/data/",
+        "seqlm/gpus.py",
+        "seqlm/machine.py",
+        "seqlm/processes.py",
+        "seqlm/training/self_check.py",
+    ),
     *("seqlm/trust.py", "jobs/attempt/supervisor.py", "jobs/backends/ray_cluster.py", "jobs/launch/own_models.py"),
     *("jobs/manifests/reader.py", "jobs/study/kept_code.py", "jobs/terminal.py", "slurm/doctor.py"),
     "slurm/testcluster/",

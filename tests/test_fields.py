@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import launch
+from seqlm.machine import Card, Gpu
 from seqlm.rundir import RunDirectory
 from tests.seqlm.training.studies import write_text
 
@@ -23,6 +24,7 @@ STORED = zipfile.ZipFile(ROOT / "tests" / "end_to_end" / "stored_study.zip")
 COMMANDS = {
     "plan": ["plan", "stored.toml", "--backend", "local"],
     "status": ["status", "stored"],
+    "status --machine": ["status", "--machine"],
     "results": ["results", "stored"],
     "note": ["note", "stored", "--tag", "good", "--text", "a"],
     "diff": ["diff", "stored/rnn-adam", "stored/gru-adam", "--patch"],
@@ -86,6 +88,9 @@ def test_every_field_of_an_answer_is_described_with_its_type(
     STORED.extractall(tmp_path)
     write_text(tmp_path / "text", train_lines=220)
     monkeypatch.chdir(tmp_path)
+    card = Card(index=0, whole=Gpu("GPU-0", "Fake"))
+    monkeypatch.setattr("seqlm.machine.cards", lambda: [card])
+    monkeypatch.setattr("seqlm.gpus.Survey.wait", lambda survey: None)
     assert launch.main([*COMMANDS[command], "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     check(DESCRIBED[OUTPUTS]["JSON outputs"], document)

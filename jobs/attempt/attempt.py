@@ -95,6 +95,9 @@ class Attempt:
         run, code = self.run, ended.exit_code
         if code in (0, EXIT_BUSY, EXIT_RUNG) or run.is_done():
             return
+        if ended.taken is not None:
+            self.record(None, f"not started: {ended.taken}")
+            return
         kind, message = cause(ended, run.stderr_log(self.number, ended.first_rank))
         if run.is_cancelled() or (was_asked and code in (*STOPPED_EXITS, EXIT_UNPRINTED)):
             self.record(None, ended.message, exit_code=code)

@@ -21,6 +21,7 @@ from jobs.spec import Submission
 from seqlm import environment, machine
 from seqlm.errors import EXIT_FAILED, EXPLAINING_EXITS, STOPPED_EXITS, STORAGE_EXITS, FileError
 from seqlm.files import append_to, make_directory
+from seqlm.gpus import Claim
 from seqlm.machine import own_groups
 from seqlm.reading import read_tail
 from seqlm.rundir import RunDirectory
@@ -155,10 +156,11 @@ class Supervisor:
         """Process id of the first rank on this node."""
         return next(iter(self._processes.values())).pid
 
-    def start(self, rank: int, variables: Mapping[str, str]) -> None:
+    def start(self, rank: int, variables: Mapping[str, str], *, claim: Claim | None = None) -> None:
         """Start a rank, whose output is appended to this node's logs of the attempt.
 
-        ``variables`` are its :func:`rank_variables`.
+        ``variables`` are its :func:`rank_variables`. ``claim`` is the booking of its GPU, which it holds from then on.
+        ``None``: nobody books it.
 
         Raises:
             OSError: the process cannot be started, or a log cannot be opened.
@@ -170,7 +172,7 @@ class Supervisor:
             make_directory(run.attempt_dir(number))
         first = next(iter(self._processes), rank)
         with append_to(run.stdout_log(number, first)) as stdout, append_to(run.stderr_log(number, first)) as stderr:
-            self._processes[rank] = start_rank(submission.argv, variables, str(submission.cwd), stdout, stderr)
+            self._processes[rank] = start_rank(submission.argv, variables, str(submission.cwd), stdout, stderr, claim)
 
     def peer_failed(self) -> None:
         """Note that a rank has failed: the others have ``PEER_GRACE_SECONDS`` to notice."""
@@ -218,13 +220,18 @@ class Supervisor:
 
 
 def start_rank(
-    argv: Sequence[str], variables: Mapping[str, str], cwd: str, stdout: IO[bytes], stderr: IO[bytes]
+    argv: Sequence[str],
+    variables: Mapping[str, str],
+    cwd: str,
+    stdout: IO[bytes],
+    stderr: IO[bytes],
+    claim: Claim | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start ``argv`` in ``cwd``, which holds the code, in a process group that Ctrl-C of this terminal does not reach.
 
     Modules are searched in ``cwd`` first, then in the ``PYTHONPATH`` of ``variables``, then in that of this process.
     Threads that wait spin for a short time only, unless the user has set how they wait.
-    On Linux the process ends with this one.
+    On Linux the process ends with this one. It inherits the lock of ``claim``, if there is one.
 
     Raises:
         OSError: the process cannot be started.
@@ -235,7 +242,7 @@ def start_rank(
     env["PYTHONPATH"] = os.pathsep.join(filter(None, searched))
     if not env.keys() & {*SHORT_SPIN, "OMP_WAIT_POLICY"}:
         env.update(SHORT_SPIN)
-    return subprocess.Popen(
+    process = subprocess.Popen(
         argv,
         cwd=cwd,
         env=env,
@@ -244,7 +251,11 @@ def start_rank(
         stderr=stderr,
         process_group=0,
         preexec_fn=_in_the_new_process,
+        pass_fds=() if claim is None else (claim.handle,),
     )
+    if claim is not None:
+        claim.hand_over(process.pid)
+    return process
 
 
 def die_with_the_parent() -> None:
@@ -321,6 +332,8 @@ class Ended:
     """Whether the system killed a rank because it was out of memory, as counted on the machine of that rank."""
     is_lost: bool = False
     """Whether the rank has no exit code of its own: its node or its host process is gone."""
+    taken: str | None = None
+    """Who has the GPU of a rank, which therefore was not started. ``None``: all ranks have started."""
     node: str | None = None
     """The node of the rank. ``None``: not known."""
     first_rank: int = 0
@@ -331,7 +344,7 @@ class Ended:
 
 def first_cause(ends: Sequence[Ended]) -> Ended:
     """Return how an attempt ended, from how its ranks on each node did."""
-    return min(ends, key=lambda end: (not end.out_of_memory, *_rank_of_cause(end.exit_code)))
+    return min(ends, key=lambda end: (end.taken is None, not end.out_of_memory, *_rank_of_cause(end.exit_code)))
 
 
 def _rank_of_cause(code: int) -> tuple[bool, bool, bool]:

@@ -57,6 +57,14 @@ class BackendTable(Table):
     higher number means less load on shared file systems (Lustre, NFS)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SharedTable(BackendTable):
+    """The keys of backends whose GPUs several launches share without a scheduler."""
+
+    leave_gpus: NotNegative = 0
+    """Number of GPUs that this launch does not use, whichever they are, so that others find some free."""
+
+
 # -- a backend ---------------------------------------------------------------------------------------------------------
 
 Level: TypeAlias = Literal["ok", "note", "bad"]
@@ -242,12 +250,17 @@ class Executor(ABC):
         """Ask a cluster that grows for room for runs with these resources, which wait. Empty: none waits."""
         return
 
+    def waits(self, wanted: Sequence[Resources]) -> None:
+        """Note what waiting runs need for which there is no room, so that other launches make room. Empty: none."""
+        return
+
     @abstractmethod
     def submit(self, submission: Submission) -> str:
         """Start or queue an attempt that fits into what :meth:`free` has just shown; return the backend's job id.
 
         Raises:
             BackendError, FileError: it cannot be started.
+            TakenError: another launch has taken its place since. It can be tried again.
         """
 
     @abstractmethod

@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, final
 
-from jobs.backends.base import Backend, BackendTable, Executor, Finding
-from jobs.backends.local import require_device, this_machine
+from jobs.backends.base import Backend, Executor, Finding, SharedTable
+from jobs.backends.local import require_device, require_left, this_machine
 from jobs.backends.ray_growth import Largest
 from jobs.plan.capacity import Capacity
 from jobs.spec import Resources, RunSpec
@@ -22,7 +22,7 @@ from seqlm.schema import Valid
 
 
 @dataclass(frozen=True, kw_only=True)
-class RayTable(BackendTable):
+class RayTable(SharedTable):
     """``[backend.ray]``."""
 
     address: Annotated[str, Valid('an address, such as "auto"', least=1)] | None = None
@@ -103,6 +103,7 @@ class RayBackend(Backend):
                 raise
             hint = "if an autoscaler adds nodes, `largest` in [backend.ray] says which"
             raise BackendError(f"{error}; {hint}") from None
+        require_left(resources, self.capacity(), self.settings.leave_gpus)
         if self.is_here:
             require_device(spec, resources)
         return resources
@@ -112,4 +113,10 @@ class RayBackend(Backend):
             raise BackendError("Ray is not installed; use: pip install ray, or --backend local")
         from jobs.backends.ray_executor import RayExecutor
 
-        return RayExecutor(address=self.settings.address, asks_memory=self._asks_memory, largest=self._largest)
+        return RayExecutor(
+            address=self.settings.address,
+            asks_memory=self._asks_memory,
+            largest=self._largest,
+            study_dir=study_dir,
+            leave=self.settings.leave_gpus,
+        )

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for_answers
 from pathlib import Path
@@ -216,10 +216,7 @@ class RayCluster:
 
     def _cards(self, entries: Mapping[str, Mapping[str, float]]) -> dict[str, Card]:
         """Return what is known of the GPUs of nodes, from Ray's resources of each node by its id."""
-        if self.is_embedded:
-            (here,) = this_machine().nodes.values()
-            return dict.fromkeys(entries, _common(here.cards.values()))
-        if self._asks_memory:
+        if self._asks_memory and not self.is_embedded:
             silent = {*self._memory_gb, *ray_private.draining_nodes()}  # those have answered, and these do no more work
             asked = [name for name, has in entries.items() if has.get("GPU") and name not in silent]
             self._memory_gb |= dict(zip(asked, self._answers(asked), strict=True))
@@ -332,14 +329,13 @@ class RayCluster:
         folder, names = None, {}
         if self.is_embedded:
             here = this_machine()
-            devices = [device for node in here.nodes.values() for device in node.gpus]
-            names = {machine.VISIBLE: ",".join(devices), machine.ORDER: machine.PCI_ORDER}  # Ray books GPUs by these
+            names = {machine.VISIBLE: ""}  # the launcher books GPUs, by the ledger that all launches here share
             folder = self._private.enter_context(_private())
             options.update(
                 address="local",
                 _temp_dir=str(folder / "r"),
                 num_cpus=int(here.cpus),
-                num_gpus=len(devices),
+                num_gpus=0,
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
             )
@@ -353,6 +349,10 @@ class RayCluster:
             # Ray has its workers import from the folder in which it is initialised.
             before = psutil.Process().children()
             with mock.patch.dict(os.environ, names), contextlib.chdir(source_tree()):
+                if (
+                    runtime_env is None
+                ):  # what a Ray job that launches has is not needed, and not there on a Ray of ours
+                    os.environ.pop("RAY_JOB_CONFIG_JSON_ENV_VAR", None)
                 _init(options)
         except Exception as error:  # Ray raises what its layers raise: ConnectionError, RuntimeError, ValueError, ...
             lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -420,7 +420,6 @@ def _private() -> Iterator[Path]:
         servers = ray_private.needed_servers_in_own_groups()
         with mock.patch.dict(os.environ, variables), ray_private.on_loopback(), servers:
             os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
-            os.environ.pop("RAY_JOB_CONFIG_JSON_ENV_VAR", None)  # of a job that launches, on another Ray
             ray_private.read_environment_again()
             yield folder
     finally:
@@ -514,19 +513,6 @@ def _in_a_thread(call: Callable[[], Answer]) -> Future[Answer]:
 
     threading.Thread(target=make, daemon=True).start()
     return answer
-
-
-def _common(cards: Iterable[Card]) -> Card:
-    """Return what is true of each GPU of a node: which of them a rank gets is Ray's choice."""
-    cards = list(cards)
-    kinds = {card.type for card in cards}
-
-    def smallest() -> float | None:
-        sizes = [card.memory() for card in cards]
-        known = [size for size in sizes if size is not None]
-        return min(known) if known and len(known) == len(sizes) else None
-
-    return Card(type=kinds.pop() if len(kinds) == 1 else "", memory=smallest)
 
 
 def _runtime_env(code: Code) -> dict[str, Any]:

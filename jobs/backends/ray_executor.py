@@ -21,13 +21,18 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from jobs import terminal
 from jobs.attempt.supervisor import Ended, first_cause
 from jobs.backends.base import Executor
+from jobs.backends.cards import Cards
+from jobs.backends.local import cards_of, least_gpus, left_by_others, this_machine
 from jobs.backends.ray_cluster import RayCluster
 from jobs.backends.ray_growth import Bundle, Largest, bundles
 from jobs.backends.ray_rank import RankHost
+from jobs.backends.ray_turns import Turns
 from jobs.plan.capacity import Allocation, Capacity, with_noun
 from jobs.spec import Resources, Submission
+from jobs.study.folder import study_name
 from jobs.study.kept_code import Code
 from seqlm.errors import EXIT_LOST, EXIT_STOPPED, BackendError, LostBackendError
+from seqlm.gpus import TakenError
 from seqlm.rundir import RunDirectory
 
 REFRESH_SECONDS = 2.0
@@ -57,10 +62,15 @@ class _Group:
     allocations: list[Allocation]
     """Where each rank is, and what it holds. Its GPU is a guess until the actor has said which one Ray has chosen."""
     needs: Resources
-    """What each rank needs (:func:`_needs`)."""
+    """What Ray has booked for each rank."""
     cards: dict[Any, int] = field(default_factory=dict)
     """Outstanding answers about the GPUs, which come once an actor has started: object reference -> rank."""
     idle_since: float = 0.0
+    taken: str | None = None
+    """Who has the GPU that Ray has given one of its actors. The group keeps it, so that Ray gives others another one.
+    ``None``: nobody is known to have it."""
+    asked: list[Any] = field(default_factory=list)
+    """Outstanding answers of its actors whether that is still so."""
 
 
 @dataclass(kw_only=True)
@@ -96,11 +106,6 @@ class _Job:
         return not self.is_placed and time.monotonic() - self.since > PATIENCE_SECONDS
 
 
-def _needs(resources: Resources) -> Resources:
-    """Return what a single rank of a run needs, whatever its run is."""
-    return replace(resources, ranks=1, priority=0)
-
-
 @final
 class RayExecutor(Executor):
     """Placement groups on a Ray cluster, or on an embedded Ray that lives as long as the executor is open."""
@@ -108,10 +113,25 @@ class RayExecutor(Executor):
     name = "ray"
 
     def __init__(
-        self, *, address: str | None = None, asks_memory: bool = False, largest: Largest | None = None
+        self,
+        *,
+        address: str | None = None,
+        asks_memory: bool = False,
+        largest: Largest | None = None,
+        study_dir: Path | None = None,
+        leave: int = 0,
     ) -> None:
-        """``asks_memory``: whether runs ask for the memory of a GPU. ``largest``: what an autoscaler may add."""
+        """``asks_memory``: whether runs ask for the memory of a GPU. ``largest``: what an autoscaler may add.
+
+        ``leave``: how many GPUs are left to other launches.
+        """
         self._cluster = RayCluster(address, asks_memory=asks_memory, largest=largest)
+        self._study_dir = study_dir or Path.cwd()
+        self._leave = leave
+        self._here: Cards | None = None
+        """The GPUs of this machine, if Ray is embedded and there are any: this launcher chooses among them, not Ray."""
+        self._turns: Turns | None = None
+        """The launches on the cluster. ``None``: Ray is embedded, and the launches of this machine have the ledger."""
         self._largest = largest
         self._requested: list[Bundle] = []
         """What the autoscaler was asked for last."""
@@ -140,8 +160,17 @@ class RayExecutor(Executor):
     def capacity(self) -> Capacity:
         """Return everything that the cluster has, as if nothing ran."""
         if self._total is None:
-            self._total = self._cluster.capacity()
+            self._total = self._query()
         return self._total.copy()
+
+    def _query(self) -> Capacity:
+        """Return what Ray has now. An embedded one knows of no GPU, since this launcher books those of this machine."""
+        found = self._cluster.capacity()
+        if self._cluster.is_embedded:
+            (here,) = this_machine().nodes.values()
+            for node in found.nodes.values():
+                node.gpus, node.cards = here.gpus, here.cards
+        return found
 
     def open(self, code: Code) -> None:
         self._code = code
@@ -154,12 +183,21 @@ class RayExecutor(Executor):
         self._cluster.open(self._code)
         self._starts += 1
         self._is_lost, self._total, self._refreshed_at = False, None, -math.inf
+        if not self._cluster.is_embedded:
+            self._turns = Turns(study_name(self._study_dir), self._cluster.ask)
+        elif self._here is None and (here := cards_of(this_machine(), self._study_dir, self._leave)) is not None:
+            here.announce()
+            self._here = here
         self._refresh_if_due()
 
     def close(self) -> None:
         self._request([])
         self._jobs.clear()
         self._idle.clear()
+        if self._here is not None:
+            self._here.close()
+            self._here = None
+        self._turns = None
         self._cluster.close()
 
     # -- what is free ----------------------------------------------------------------------------------------------
@@ -181,10 +219,65 @@ class RayExecutor(Executor):
         for job in self._jobs.values():
             if job is not but:
                 free.take(job.allocations)
+        if self._here is not None and free.nodes:
+            left_by_others(free, self._here)
+        taken = [group for group in self._idle if group.taken is not None]
+        for group in taken:
+            free.take(group.allocations)
         for node in free.nodes:
             is_out = node in self._draining or self._avoided.get(node, 0.0) > now
             free.withhold(node, *((math.inf, math.inf) if is_out else self._foreign.get(node, (0.0, 0.0))))
+        why = [group.taken for group in taken if group.taken is not None]
+        if self._turns is not None:
+            why += self._withhold_for_others(free, self._turns)
+        free.why_taken = free.why_taken or ", ".join(dict.fromkeys(why))
         return free
+
+    def _own(self) -> Capacity:
+        """Return what the runs of this launch leave of everything."""
+        own = self.capacity()
+        for job in self._jobs.values():
+            own.take(job.allocations)
+        return own
+
+    def _holds(self) -> dict[str, float]:
+        """Return the GPUs and cores that runs of this launch hold."""
+        allocations = [one for job in self._jobs.values() for one in job.allocations]
+        return {"gpus": sum(one.gpus for one in allocations), "cpus": sum(one.cpus for one in allocations)}
+
+    def _withhold_for_others(self, free: Capacity, turns: Turns) -> list[str]:
+        """Take from ``free`` what this launch leaves to others on the cluster, and return why."""
+        why, holds, total = list[str](), self._holds(), self.capacity()
+        excess = free.gpus - max(0.0, total.gpus - self._leave - holds["gpus"])
+        if self._leave and excess > 0:
+            why.append(f"leave_gpus = {self._leave}")
+            for node in free.nodes.values():
+                taken = min(node.free_gpus, excess)
+                free.withhold(node.name, 0.0, taken)
+                excess -= taken
+        if (first := turns.first_in_line(holds, total)) is not None:
+            holder, unit, nodes = first
+            why.append(f"it is the turn of {holder}")
+            for name in nodes:
+                free.withhold(name, math.inf if unit == "cpus" else 0.0, math.inf)
+            self._end_idle(0.0)
+        return why
+
+    def waits(self, wanted: Sequence[Resources]) -> None:
+        own = self._own()
+        if not own.nodes:
+            return
+        if self._here is not None:
+            self._here.waits(*least_gpus(own, wanted, self._leave))
+        elif self._turns is not None:
+            amounts, where = list[tuple[float, float]](), set[str]()
+            for resources in wanted:
+                if (place := own.place(resources)) is not None:
+                    amounts.append((sum(one.gpus for one in place), sum(one.cpus for one in place)))
+                    has_it = (name for name, node in own.nodes.items() if not resources.gpus or node.shares(resources))
+                    where.update(has_it)
+            least = min(amounts, default=None)
+            self._turns.waits(None if least is None else {"gpus": least[0], "cpus": least[1]}, where)
 
     def ask_for_room(self, waiting: Sequence[Resources]) -> None:
         if self._largest is None or time.monotonic() - self._thought_of_room_at <= REFRESH_SECONDS:
@@ -227,7 +320,10 @@ class RayExecutor(Executor):
 
     def _refresh(self) -> None:
         """Query the nodes of the cluster, and what other users hold of them. Look after runs that wait for Ray."""
-        self._total = self._cluster.capacity()
+        self._total = self._query()
+        if self._turns is not None:
+            self._turns.exchange(self._holds())
+        self._look_at_taken()
         free, others = self._cluster.free(self._total), self._total.copy()
         live = [job for job in self._jobs.values() if job.pending]
         for job in live:
@@ -309,8 +405,10 @@ class RayExecutor(Executor):
 
     def submit(self, submission: Submission) -> str:
         # Not by free(): a run may have begun to wait long since the caller asked whether there is room.
-        allocations = self._unbooked().place(submission.resources)
-        assert allocations is not None, "asked whether there is room before"
+        free = self._unbooked()
+        allocations = free.place(submission.resources)
+        if allocations is None:
+            raise TakenError(free.why_not(submission.resources))
         groups = self._take_idle(submission.resources, allocations)
         job = _Job(submission=submission, groups=groups, is_placed=bool(groups))
         if groups:
@@ -324,14 +422,23 @@ class RayExecutor(Executor):
                 job.ends.append(Ended(exit_code=EXIT_LOST, message=str(error), is_lost=True))
         job_id = f"{submission.run_dir.name}/{submission.attempt}-{next(self._numbers)}"
         self._jobs[job_id] = job
+        self._has_changed()
         return job_id
+
+    def _has_changed(self) -> None:
+        """Tell other launches that this one has taken or given back something."""
+        if self._here is not None:
+            self._here.has_changed()
+        if self._turns is not None:
+            self._turns.has_changed()
 
     def _take_idle(self, resources: Resources, wanted: Sequence[Allocation]) -> list[_Group]:
         """Return idle groups that together have the ranks of a run, on no more nodes than wanted. Empty: none have."""
         found, left = list[_Group](), resources.ranks
         for group in sorted(self._idle, key=lambda group: len(group.hosts), reverse=True):
             if (
-                group.needs == _needs(resources)
+                group.taken is None
+                and group.needs == self._needs(resources)
                 and len(group.hosts) <= left
                 and not self._is_gone(group)
                 and not self._is_draining(group)
@@ -342,7 +449,17 @@ class RayExecutor(Executor):
         if left or len(nodes) > len({one.node for one in wanted}):
             return []
         self._idle = [group for group in self._idle if group not in found]
+        if self._cluster.is_embedded:
+            places = iter(wanted)  # Ray knows of no GPU: any actor runs a rank on the one that was chosen
+            for group in found:
+                group.allocations = [next(places) for _ in group.hosts]
         return found
+
+    def _needs(self, resources: Resources) -> Resources:
+        """Return what Ray books for a single rank of a run, whatever its run is."""
+        if self._cluster.is_embedded:
+            return Resources(cpus=resources.cpus, gpus=0)
+        return replace(resources, ranks=1, priority=0)
 
     def _start(self, job: _Job, allocations: list[Allocation]) -> None:
         """Ask Ray for a group on the nodes that were chosen. Ray itself would spread shares of GPUs over many cards.
@@ -350,7 +467,7 @@ class RayExecutor(Executor):
         Raises:
             LostBackendError: Ray does not answer any more.
         """
-        gpus = allocations[0].gpus
+        gpus = 0.0 if self._cluster.is_embedded else allocations[0].gpus
         bundle = {"CPU": allocations[0].cpus, **({"GPU": gpus} if gpus else {})}
         nodes = [{"ray.io/node-id": one.node} for one in allocations]
 
@@ -365,7 +482,7 @@ class RayExecutor(Executor):
             return group, hosts
 
         group, hosts = self._cluster.ask(create)
-        made = _Group(group=group, hosts=hosts, allocations=allocations, needs=_needs(job.submission.resources))
+        made = _Group(group=group, hosts=hosts, allocations=allocations, needs=self._needs(job.submission.resources))
         made.cards = {host.gpu.remote(): rank for rank, host in enumerate(hosts)}
         job.groups, job.is_placed = [made], False
         self._run(job)
@@ -383,6 +500,8 @@ class RayExecutor(Executor):
                 node=allocation.node,
                 first_host=first_host,
                 kept_code=job.submission.cwd if is_kept_here else None,
+                device=allocation.device if self._cluster.is_embedded else None,
+                holder={"study": study_name(self._study_dir)} if self._here is None else self._here.holder,
             ): rank
             for rank, (host, allocation) in enumerate(zip(job.hosts, job.allocations, strict=True))
         }
@@ -392,13 +511,42 @@ class RayExecutor(Executor):
         if job.pending:
             return None
         del self._jobs[job_id]
-        if any(end.is_lost for end in job.ends) or job.is_stopped or self._is_draining(job):
+        self._has_changed()
+        cause = first_cause(job.ends)
+        if cause.taken is not None and not job.is_stopped and not self._is_draining(job):
+            self._keep_taken(job, cause.taken)
+        elif any(end.is_lost for end in job.ends) or job.is_stopped or self._is_draining(job):
             self._release(job.groups)
         else:
             for group in job.groups:
                 group.idle_since = time.monotonic()
             self._idle += job.groups
-        return replace(first_cause(job.ends), stopped_for=job.leaves_for)
+        return replace(cause, stopped_for=job.leaves_for)
+
+    def _keep_taken(self, job: _Job, taken: str) -> None:
+        """Keep the groups of a run whose GPU somebody else has, until they have it no more."""
+        for group in job.groups:
+            group.idle_since = time.monotonic()
+            group.taken = None if self._cluster.is_embedded else taken
+        self._idle += job.groups
+
+    def _look_at_taken(self) -> None:
+        """Ask the actors whose GPU somebody else has whether that is still so, and take the answers that are there."""
+        for group in [one for one in self._idle if one.taken is not None]:
+            if not group.asked:
+                group.asked = [host.who_has.remote(group.allocations[0].gpus) for host in group.hosts]
+                continue
+            arrived, left = ray.wait(group.asked, num_returns=len(group.asked), timeout=0)
+            if left:
+                continue
+            group.asked = []
+            try:
+                answers = ray.get(arrived)
+            except ray.exceptions.RayError:  # it has lost an actor
+                self._drop([group])
+                continue
+            group.taken = next((answer for answer in answers if answer is not None), None)
+            group.idle_since = time.monotonic()
 
     def why_waits(self, job_id: str) -> str:
         job = self._jobs[job_id]
@@ -444,7 +592,8 @@ class RayExecutor(Executor):
 
     def _end_idle(self, seconds: float) -> None:
         """Release the groups that have waited longer than ``seconds``."""
-        self._drop([group for group in self._idle if time.monotonic() - group.idle_since > seconds])
+        now = time.monotonic()
+        self._drop([group for group in self._idle if group.taken is None and now - group.idle_since > seconds])
 
     def _drop(self, groups: Sequence[_Group]) -> None:
         """Release idle groups."""
@@ -536,7 +685,7 @@ class RayExecutor(Executor):
         who = f"rank {rank}" if len(job.hosts) > 1 else "the worker"
         node = job.allocations[rank].node
         try:
-            self._total = self._cluster.capacity()
+            self._total = self._query()
         except LostBackendError as lost:
             self._refreshed_at = -math.inf  # look at once what becomes of the launch
             return Ended(exit_code=EXIT_LOST, message=f"{who} lost its actor: {lost}", is_lost=True, first_rank=rank)

@@ -39,6 +39,7 @@ class Arguments:
     # What a command is about:
     manifest: str = positional("the study: a TOML file; quickstart, search, ablation, strong and paper come with seqlm")
     study: str = positional(STUDY)
+    any_study: str = positional(STUDY, nargs="?", metavar="study")
     studies: tuple[str, ...] = positional(STUDY, nargs="+", metavar="study")
     run: str = positional(RUN)
     one_run: str = positional(RUN, nargs="?", metavar="run")
@@ -86,6 +87,7 @@ class Arguments:
     report: bool = option("write the report at the end")
     dry_run: bool = option("show what would be done, and do nothing", "-n")
     # What one command takes:
+    machine: bool = option("show who uses the GPUs of this machine, and who waits for one")
     watch: bool = option("show changes, or export them, until every run is over")
     follow: bool = option("print new lines until the run is over", "-f")
     lines: int = option("last lines of each log (default: 20)", "-n", default=20)
@@ -147,7 +149,7 @@ COMMANDS = {
     ),
     "status": Command(
         "follow a study", "studying.status", "first --watch", "show the state of each run",
-        ("study", *FILTERS, "watch"),
+        ("any_study", *FILTERS, "watch", "machine"),
     ),
     "list": Command("follow a study", "studies.show_studies", "--json", "show the studies in the runs folder", ()),
     "logs": Command(
@@ -162,6 +164,11 @@ COMMANDS = {
     "cancel": Command(
         "follow a study", "studying.cancel", "first --only 'arch=gru lr>0.001'", "stop runs that are not over",
         ("study", *FILTERS, "all"),
+    ),
+    "limit": Command(
+        "follow a study", "sharing.limit", "first --max-parallel 2",
+        "change how many runs of a live launch there may be at once",
+        ("study", "max_parallel"),
     ),
     "retry": Command(
         "launch", "launching.retry", "first --kind oom", "launch failed and cancelled runs again",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from jobs import terminal
-from jobs.backends.base import Backend
+from jobs.backends.base import Backend, SharedTable
 from jobs.cli.arguments import Arguments
 from jobs.cli.parser import flag_of
 from jobs.launch.job import LaunchOptions
@@ -79,7 +79,7 @@ def choose(
         backend = kind(replace(backend.settings, env={DEVICE.name: device, **backend.settings.env}))
     backend.why = why
     if backend.is_here and name != HERE and not is_asked_for:
-        backend.stand_in = backend_class(HERE)()
+        backend.stand_in = backend_class(HERE)(SharedTable(leave_gpus=backend.settings.leave_gpus))
     return backend
 
 

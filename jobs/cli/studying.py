@@ -38,10 +38,18 @@ LARGEST_TAIL = 4 * 2**20
 
 
 def status(arguments: Arguments) -> tuple[Any, int]:
-    """Print the state of each run, once or at each change."""
+    """Print the state of each run, once or at each change; or who uses the GPUs of this machine."""
+    if arguments.machine:
+        if arguments.any_study or arguments.watch or arguments.only or arguments.exclude:
+            raise UsageError("--machine is about this machine; use it without a study and other options")
+        from jobs.cli.sharing import machine_status
+
+        return machine_status(), 0
+    if not arguments.any_study:
+        raise UsageError(f"expected a study, or --machine (see {terminal.program()} status --help)")
     if arguments.watch and arguments.json:
         raise UsageError("--watch shows changes as they come, --json prints one document; use one of them")
-    study_dir = find_study(arguments.study, arguments.runs_dir)
+    study_dir = find_study(arguments.any_study, arguments.runs_dir)
     runs = chosen_runs(arguments, study_dir)
     if arguments.watch:
         watch(Watcher(study_dir, {run.run.id for run in runs} if arguments.only or arguments.exclude else None))

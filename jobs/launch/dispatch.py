@@ -19,10 +19,11 @@ from jobs.launch.notify import Messages
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import Queue
 from jobs.study.budget import Budget
-from jobs.study.folder import this_launcher, write_queue
+from jobs.study.folder import newest_limit, this_launcher, write_queue
 from jobs.study.kept_code import Code
 from seqlm.ends import End, Verdict, verdict
 from seqlm.errors import EXIT_BUSY, STOPPED_EXITS, FileError, file_errors
+from seqlm.gpus import TakenError
 from seqlm.hang import hung_seconds
 from seqlm.requests import Requests
 from seqlm.rundir import RunDirectory
@@ -157,15 +158,19 @@ class Dispatcher:
     def _start_what_fits(self) -> None:
         if (why := self._is_spent) is not None:
             self._queue.hold(f"waits: {why}")
+            self._executor.waits(())
             if not self._live:
                 self._queue.take_all()
             return
         while not self._interrupts.stop:
-            item = self._queue.take(self._executor.free(), len(self._alive), time.monotonic())
+            item = None
+            if self._queue:
+                item = self._queue.take(self._executor.free(), len(self._alive), time.monotonic())
             if item is not None:
                 self._start(item)
             elif self._queue or not self._has_found_one_more():
-                return
+                break
+        self._executor.waits(self._queue.lacking if self._queue else ())
 
     def _has_found_one_more(self) -> bool:
         """Queue one more run that the host has. Return whether there is one."""
@@ -206,8 +211,18 @@ class Dispatcher:
         except FileError as error:
             self._have_trouble(item, error, attempt.number if attempt else 0)
             return
+        except TakenError as taken:
+            self._give_way(item, attempt, str(taken))
+            return
         # Kept before anything else can fail, so that an error stops this worker too.
         self._live.append(_Live(id=job_id, item=item, attempt=attempt))
+
+    def _give_way(self, item: PlannedRun, attempt: Attempt | None, why: str) -> None:
+        """Queue a run again whose place somebody else has taken. Its attempt has not failed: no rank has started."""
+        if attempt is not None:
+            with self._warnings_for(item):
+                attempt.record(None, f"not started: {why}")
+        self._queue.put_back(item, not_before=time.monotonic() + LOOK_SECONDS, why=why)
 
     def _is_ours(self, item: PlannedRun) -> bool:
         """Return whether no later request names the run.
@@ -229,6 +244,7 @@ class Dispatcher:
         if look := now - self._looked_at >= LOOK_SECONDS:
             self._looked_at = now
             self._look_at_budget()
+            self._look_at_limit()
         for one in list(self._live):
             if one.ended is None:
                 one.ended = self._executor.poll(one.id)
@@ -249,6 +265,16 @@ class Dispatcher:
         if self._is_spent is not None and before is None and (number := len(self._alive)):
             runs = "1 run stops" if number == 1 else f"{number} runs stop"
             terminal.tell(f"{self._is_spent}; {runs} at a checkpoint")
+
+    def _look_at_limit(self) -> None:
+        """Take on a number of runs at once that was set since the launch."""
+        if self._options.request is None or not self._writes_queue:
+            return
+        most = None
+        with contextlib.suppress(FileError):  # the next look is soon
+            most = newest_limit(self._options.study_dir, self._options.request)
+        if most is not None:
+            self._queue.limit(most)
 
     def _look_at(self, one: _Live) -> None:
         """Note the progress of a live run, and stop it if it was cancelled, the budget is spent, or it hangs."""
@@ -287,6 +313,9 @@ class Dispatcher:
                 self._have_trouble(item, error, one.attempt.number)
             return
         self._live.remove(one)
+        if ended.taken is not None:
+            self._give_way(item, None, ended.taken)
+            return
         if failures:
             self._messages.failure(run, failures, seen.reason, is_final=found.delay is None)
         self._look_at_budget(run)

@@ -101,6 +101,8 @@ class Capacity:
         self.where = where
         self.total_cpus = self.cpus
         """Cores of all nodes, free or taken; of a cluster that grows, once it has grown."""
+        self.why_taken = ""
+        """Who has the GPUs that are not free, in a few words. Empty: runs of the same launch, or nobody."""
 
     @property
     def cpus(self) -> float:
@@ -122,7 +124,7 @@ class Capacity:
         """Return an independent copy, for trying allocations."""
         nodes = [replace(node, gpus=dict(node.gpus)) for node in self.nodes.values()]
         made = Capacity(nodes, where=self.where)
-        made.total_cpus = self.total_cpus
+        made.total_cpus, made.why_taken = self.total_cpus, self.why_taken
         return made
 
     # -- resolving resources -------------------------------------------------------------------------------------
@@ -239,7 +241,8 @@ class Capacity:
         ranks, gpus, cpus = resources.ranks, resources.gpus or 0, resources.cpus or 1
         free = sum(node.gpus[device] for node in self.nodes.values() for device in node.shares(resources))
         if ranks * gpus > free + TINY:
-            return f"needs {_gpus_of(resources, ranks)}, {has.format(f'{round(free, 4):g}')}"
+            why = f"; {self.why_taken}" if self.why_taken else ""
+            return f"needs {_gpus_of(resources, ranks)}, {has.format(f'{round(free, 4):g}')}{why}"
         if min(ranks * cpus, self.total_cpus) > self.cpus + TINY or ranks * cpus > self.total_cpus + TINY:
             of = f" ({ranks} ranks of {cpus})" if ranks > 1 else ""
             return f"needs {with_noun(ranks * cpus, 'core')}{of}, {has.format(f'{round(self.cpus, 4):g}')}"

@@ -39,22 +39,31 @@ class Queue:
         self._places = places(items)
         self._max_parallel = max_parallel
         self._items = sorted(items, key=self._place)
-        self._not_before: dict[str, float] = {}
+        self._not_before: dict[str, tuple[float, str]] = {}
+        """Run id -> its earliest start, and why."""
+        self.lacking: Sequence[Resources] = ()
+        """What the first waiting runs need, of one priority, for which there was no room in the last :meth:`take`."""
         self.reasons: dict[str, str] = {item.run.id: "about to start" for item in self._items}
         """Run id -> why the run waits, in queue order, as of the last :meth:`take`."""
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def put_back(self, item: PlannedRun, *, not_before: float = -math.inf) -> None:
+    def limit(self, max_parallel: int | None) -> None:
+        """Set how many runs there may be at once. ``None``: as many as there is room for."""
+        self._max_parallel = max_parallel
+
+    def put_back(
+        self, item: PlannedRun, *, not_before: float = -math.inf, why: str = "tried again in a moment"
+    ) -> None:
         """Put a run that was taken out back at its old position. ``not_before``: its earliest start.
 
         A run that was never in the queue goes to the end.
         """
-        self._not_before[item.run.id] = not_before
+        self._not_before[item.run.id] = not_before, why
         self._items = sorted([*self._items, item], key=self._place)
         reasons = self.reasons
-        self.reasons = {other.run.id: reasons.get(other.run.id, "tried again in a moment") for other in self._items}
+        self.reasons = {other.run.id: reasons.get(other.run.id, why) for other in self._items}
 
     def _place(self, item: PlannedRun) -> SortKey:
         return self._places.get(item.run.id, (math.inf, 0.0, 0))
@@ -83,10 +92,13 @@ class Queue:
         lacks: dict[Resources, str | None] = {}
         front: PlannedRun | None = None
         reasons: dict[str, str] = {}
+        lacking: list[Resources] = []
+        self.lacking = ()
         for position, item in enumerate(self._items):
             resources = item.spec.resources
-            if self._not_before.get(item.run.id, -math.inf) > now:
-                reasons[item.run.id] = "tried again in a moment"
+            not_before, why = self._not_before.get(item.run.id, (-math.inf, ""))
+            if not_before > now:
+                reasons[item.run.id] = why
                 continue
             if full:
                 reasons[item.run.id] = f"at most {self._max_parallel} at once"
@@ -99,8 +111,10 @@ class Queue:
                 self.reasons.pop(item.run.id, None)
                 return item
             front = front or item
+            if lack is not None and front.spec.resources.priority == resources.priority:
+                lacking.append(resources)
             reasons[item.run.id] = lack or f"{front.spec.name} is to start first"
-        self.reasons = reasons
+        self.reasons, self.lacking = reasons, lacking
         return None
 
 

@@ -25,8 +25,8 @@ from seqlm.errors import DamagedFileError, FileError, SeqlmError, UnfitFileError
 from seqlm.files import read_json, remove, write_json
 from seqlm.lease import claim, kept, live_owner
 from seqlm.model_files import read_model_files
-from seqlm.reading import confine, exists, finite, is_file, is_folder, listed, one_look
-from seqlm.requests import Request, Requests
+from seqlm.reading import confine, exists, finite, is_file, is_folder, listed, one_look, timestamp
+from seqlm.requests import Request, Requests, file_request
 from seqlm.rundir import BEHAVIOUR_FOLDER, CANARY_FOLDER, Observation, RunDirectory, require_format, study_record_file
 from seqlm.schema import fits, read
 from seqlm.state import View
@@ -359,6 +359,31 @@ def launcher_of(study_dir: Path) -> Launcher | None:
     queue = read_json(queue_file(study_dir)) or {}
     has_listed = queue.get("launcher") == identity
     return Launcher(identity=identity, waiting=queue.get("waiting", {}) if has_listed else {}, has_listed=has_listed)
+
+
+def file_limit(study_dir: Path, max_parallel: int) -> None:
+    """Ask the launcher of a study to run at most so many runs at once, until its end or another such request.
+
+    Raises:
+        FileError: the request cannot be written.
+    """
+    record = {"kind": "limit", "at": timestamp(), "launcher": this_launcher(), "max_parallel": max_parallel, "runs": {}}
+    file_request(study_dir, record)
+
+
+def newest_limit(study_dir: Path, request: int) -> int | None:
+    """Return the most runs at once that was asked for since a launch filed its ``request``. ``None``: nothing was.
+
+    Raises:
+        FileError: a request cannot be read.
+    """
+    for one in Requests(study_dir).newest_first():
+        if one.number <= request:
+            break
+        most = one.record.get("max_parallel")
+        if one.record.get("kind") == "limit" and type(most) is int and most > 0:
+            return most
+    return None
 
 
 # -- records of launches: each written while its writer owns the study -------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from seqlm import machine
+from seqlm import gpus, machine
 from seqlm.environment import GPU_SHARE, MICRO_BATCHES, NODE
 from seqlm.errors import DivergedError, ModelError, SeqlmError, is_storage_failure
 from seqlm.reading import exists
@@ -117,6 +117,12 @@ def failed_allocation(error: BaseException) -> BaseException | None:
     return None
 
 
+def _is_of_the_gpu(error: BaseException) -> bool:
+    """Whether a failed allocation is one of a GPU's memory, not of the machine's."""
+    is_cuda = isinstance(error, torch.cuda.OutOfMemoryError)
+    return is_cuda or _says(error, ("cuda", "cublas", "cudnn"))
+
+
 def _is_peer_lost(error: BaseException, ranks: int) -> bool:
     if ranks == 1 or _says(error, _NCCL_MISUSED):
         return False
@@ -144,6 +150,9 @@ def describe_failure(error: BaseException, *, rank: int, ranks: int = 1) -> dict
     if isinstance(error, torch.cuda.OutOfMemoryError) and (share := GPU_SHARE.read()) < 1:
         message = f"out of memory with its share of {share:g} of the GPU ({message})"
     peer_lost = kind != "oom" and _is_peer_lost(error, ranks)
+    if kind == "oom" and _is_of_the_gpu(error) and (others := gpus.others_beside_this_process()):
+        # Smaller micro-batches would not help, since nobody knows how much the others take. Another GPU does.
+        kind, message = "node", f"out of memory on a GPU that is also used by {others} ({message})"
     if peer_lost:
         message = f"rank {rank} lost another rank of the run, which ended or whose machine is gone ({message})"
     if kind == "node" and _is_code_gone():

@@ -6,6 +6,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from jobs.backends.base import BackendTable, SharedTable
 from jobs.backends.ray_growth import Largest
 from jobs.manifests.claims import Claim, Published, Report
 from jobs.manifests.entries import EntryTable, SampleTable, StudyTable
@@ -32,8 +33,8 @@ def parts() -> dict[str, str]:
 
 
 def _tables() -> dict[str, str]:
-    shared = table_keys(table_of("local"))
-    common = {name: schema for name, schema in shared.items() if name != "progress_s"}
+    common = {name: schema for name, schema in table_keys(BackendTable).items() if name != "progress_s"}
+    shared = {name: schema for name, schema in table_keys(SharedTable).items() if name not in table_keys(BackendTable)}
     own = [name for name in fields_of(table_of("slurm")) if name not in common]
     return {
         "config": _table(config_keys(), _config_defaults()),
@@ -56,10 +57,15 @@ def _tables() -> dict[str, str]:
         "policy": _table(_prefixed("policy", table_keys(Policy)), _prefixed("policy", Policy().to_dict())),
         "notify": _table(_prefixed("notify", table_keys(Notify)), _prefixed("notify", _defaults(Notify))),
         "search": _table(_prefixed("search", table_keys(Search)), _prefixed("search", _defaults(Search))),
-        "backend": _table(table_keys(table_of("local")), _defaults(table_of("local"))),
+        "backend": _table(table_keys(BackendTable), _defaults(BackendTable)),
+        "shared": _table(shared, _defaults(SharedTable)),
         "ray": _table(
             {
-                **{name: schema for name, schema in table_keys(table_of("ray")).items() if name not in shared},
+                **{
+                    key: schema
+                    for key, schema in table_keys(table_of("ray")).items()
+                    if key not in table_keys(SharedTable)
+                },
                 **_prefixed("largest", table_keys(Largest)),
             },
             {**_defaults(table_of("ray")), **_prefixed("largest", _defaults(Largest))},
