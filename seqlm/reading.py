@@ -21,6 +21,7 @@ import os
 import re
 import stat
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
@@ -483,15 +484,14 @@ def without_impossible(record: dict[str, Any], perplexities: Iterable[str]) -> d
 def moment(text: Any) -> float | None:
     """An ISO 8601 time as seconds since 1970, without a zone taken as UTC; ``None`` for anything else."""
     try:
-        time = datetime.fromisoformat(text)
+        found = datetime.fromisoformat(text)
     except (TypeError, ValueError):
         return None
-    if not 1970 < time.year < 9999:  # no clock shows this, and time zones cannot be applied at the calendar's ends
+    if not 1970 < found.year < 9999:  # no clock shows this, and time zones cannot be applied at the calendar's ends
         return None
-    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
 def timestamp(seconds: float | None = None) -> str:
     """Return a time, in seconds since 1970, in the format of the records. ``None``: the current time."""
-    now = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
-    return now.isoformat(timespec="seconds")
+    return datetime.fromtimestamp(time.time() if seconds is None else seconds, UTC).isoformat(timespec="seconds")

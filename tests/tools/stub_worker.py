@@ -15,13 +15,10 @@ import signal
 import sys
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-SECONDS = float(os.environ.get("SEQLM_TEST_STUB_SECONDS", "0.02"))
-"""Of an epoch."""
 LOOK_SECONDS = 0.02
 PROGRESS_SECONDS = 0.5
 
@@ -68,7 +65,7 @@ def nothing(*_: Any, **__: Any) -> None:
     pass
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" or "SEQLM_TEST_WITHOUT_TORCH" in os.environ:
     cuda = SimpleNamespace(OutOfMemoryError=MemoryError)
     distributed = SimpleNamespace(DistError=ConnectionError)
     substitute("torch", __version__="none", get_num_threads=lambda: 1, cuda=cuda, distributed=distributed)
@@ -78,8 +75,17 @@ if __name__ == "__main__":
     substitute("seqlm.training.checkpoint", **parts, require_text=nothing)
 
 from seqlm.environment import CANARY, KEEP_LAST, SEARCH  # noqa: E402 -- after the substitutes
-from seqlm.errors import CheckpointError, DamagedError, DamagedFileError, DivergedError  # noqa: E402
+from seqlm.errors import (  # noqa: E402
+    EXIT_STORAGE,
+    EXIT_USAGE,
+    CheckpointError,
+    DamagedError,
+    DamagedFileError,
+    DivergedError,
+    SeqlmError,
+)
 from seqlm.files import read_json, write_json, write_text  # noqa: E402
+from seqlm.reading import confine, timestamp  # noqa: E402
 from seqlm.rundir import RunDirectory  # noqa: E402
 from seqlm.search import Search, decide  # noqa: E402
 from seqlm.training.attempt import (  # noqa: E402
@@ -98,22 +104,28 @@ ERRORS = {
     "diverged": DivergedError("the loss of a step is nan"),
     "code": ValueError("an error of the model"),
 }
-RANK: Any = SimpleNamespace(
-    index=int(os.environ.get("RANK", "0")),
-    world_size=int(os.environ.get("WORLD_SIZE", "1")),
-    is_first=os.environ.get("RANK", "0") == "0",
-    device=SimpleNamespace(type="cpu"),
-    device_name="no device",
-    multiprocessors=0,
-    matmul="",
-    peak_memory_bytes=lambda: 2**20,
-)
 CORPUS: Any = SimpleNamespace(sha256="0" * 64, lossless=True, bits_per_byte=lambda split, loss: loss)
+
+
+def this_rank() -> Any:
+    """Return the rank of this process."""
+    index = int(os.environ.get("RANK", "0"))
+    return SimpleNamespace(
+        index=index,
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        is_first=index == 0,
+        device=SimpleNamespace(type="cpu"),
+        device_name="no device",
+        multiprocessors=0,
+        matmul="",
+        peak_memory_bytes=lambda: 2**20,
+    )
 
 
 def attend(run: RunDirectory, attempt: int, stop: StopSignal) -> int:
     """Make an attempt at a run; return the exit code."""
-    config, search = run.read_config(), Search.from_text(SEARCH.read())
+    config, search, rank = run.read_config(), Search.from_text(SEARCH.read()), this_rank()
+    seconds = float(os.environ.get("SEQLM_TEST_STUB_SECONDS", "0.02"))
 
     def work() -> None:
         if run.is_canary and CANARY.is_set():
@@ -126,15 +138,15 @@ def attend(run: RunDirectory, attempt: int, stop: StopSignal) -> int:
             raise CheckpointError(f"this run cannot go on: {reason}")
         found = files.load_last()
         history, step = (found.history, found.position.step) if found else ([], 0)
-        if found and RANK.is_first:
+        if found and rank.is_first:
             files.write_metrics(history)
         model = SimpleNamespace(parameters=lambda: [SimpleNamespace(numel=lambda: 1)])
-        parts = {"rank": RANK, "corpus": CORPUS, "model": model, "attempt": attempt, "micro_batches": 1}
+        parts = {"rank": rank, "corpus": CORPUS, "model": model, "attempt": attempt, "micro_batches": 1}
         parts |= {"phases": Phases(), "take_step": SimpleNamespace(communication_seconds=nothing)}
-        trainer: Any = SimpleNamespace(**parts, steps=2, history=history, lr=config.optim.lr, seconds=SECONDS)
+        trainer: Any = SimpleNamespace(**parts, steps=2, history=history, lr=config.optim.lr, seconds=seconds)
 
         def save(step: int = 0) -> None:
-            if RANK.is_first:
+            if rank.is_first:
                 position = Position(epoch=len(history), step=step)
                 files.save(Checkpoint(fingerprint=fingerprint, history=[*history], position=position))
 
@@ -146,7 +158,7 @@ def attend(run: RunDirectory, attempt: int, stop: StopSignal) -> int:
             ):
                 raise LeftAtRungError(f"stopped at epoch {epochs}")
             happen(len(history), attempt)
-            if not wait(run, attempt, len(history), stop):
+            if not wait(run, attempt, len(history), stop, seconds, tells=rank.is_first):
                 save(step + 1)
                 raise StopRequested
             loss = int(hashlib.sha256(fingerprint.encode()).hexdigest()[:4], 16) / 2**16 + 4 / (1 + len(history))
@@ -154,12 +166,12 @@ def attend(run: RunDirectory, attempt: int, stop: StopSignal) -> int:
             history.append(epoch_record(trainer, trainer.total, valid_seconds=0.0))
             save()
             print(f"epoch {len(history)}/{config.train.epochs} done", flush=True)
-        if RANK.is_first:
+        if rank.is_first:
             result = result_record(trainer, TokenLoss(history[-1]["val_loss"], 1))
             write_json(run.result_file, result, guard=made.guard)
             files.finish(keep_last=KEEP_LAST.read())
 
-    made = Attempt(run=run, rank=RANK, number=attempt, stop=stop)
+    made = Attempt(run=run, rank=rank, number=attempt, stop=stop)
     return made.make(work)
 
 
@@ -172,18 +184,17 @@ def happen(epochs: int, attempt: int) -> None:
         os.kill(os.getpid(), getattr(signal, what))
 
 
-def wait(run: RunDirectory, attempt: int, epochs: int, stop: StopSignal) -> bool:
-    """Wait for the end of an epoch, with signs of life; return whether it comes before a request to stop."""
+def wait(run: RunDirectory, attempt: int, epochs: int, stop: StopSignal, seconds: float, *, tells: bool) -> bool:
+    """Wait for the end of an epoch; return whether it comes before a request to stop. ``tells``: with signs of life."""
     slow, _, ended = os.environ.get("SEQLM_TEST_CRAWL", f"{sys.maxsize}::").split(":", 2)
     held = epochs >= int(slow)
-    due, alive = time.monotonic() + SECONDS, -PROGRESS_SECONDS
+    due, alive = time.monotonic() + seconds, -PROGRESS_SECONDS
     while time.monotonic() < due or (held and not os.path.exists(ended)):  # noqa: PTH110 -- as little as possible
         if stop.received:
             return False
-        if RANK.is_first and time.monotonic() - alive > PROGRESS_SECONDS:
+        if tells and time.monotonic() - alive > PROGRESS_SECONDS:
             alive = time.monotonic()
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            progress = {"epoch": epochs, "step": 1, "steps": 2, "phase": "train", "updated_at": now}
+            progress = {"epoch": epochs, "step": 1, "steps": 2, "phase": "train", "updated_at": timestamp()}
             write_json(run.progress_file(attempt), progress, sync=False)
         time.sleep(LOOK_SECONDS)
     return not stop.received
@@ -191,8 +202,15 @@ def wait(run: RunDirectory, attempt: int, epochs: int, stop: StopSignal) -> bool
 
 def main() -> int:
     run, stop = RunDirectory(Path(sys.argv[1]).absolute()), StopSignal()
+    confine(run.study_dir)
     stop.install()
-    return attend(run, attempt_number(run, os.environ), stop)
+    try:
+        run.read_config()
+        attempt = attempt_number(run, os.environ)
+    except SeqlmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_STORAGE if isinstance(error.__context__, OSError) else EXIT_USAGE
+    return attend(run, attempt, stop)
 
 
 if __name__ == "__main__":

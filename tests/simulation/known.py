@@ -1,0 +1,46 @@
+"""Faults that the simulation finds and that are not mended yet. The list is to become empty."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """A fault: which check finds it, after which accidents, and what happens then."""
+
+    check: str
+    accidents: frozenset[str]
+    """Accidents all of which it needs."""
+    story: str
+
+
+KNOWN = (
+    Known(
+        check="END",
+        accidents=frozenset({"kill_program"}),
+        story="the program of a job is killed; its script does not put the job back, and its runs wait for the next "
+        "`run`",
+    ),
+    Known(
+        check="END",
+        accidents=frozenset({"node_without_device"}),
+        story="a job starts on a node whose GPUs are gone, and ends without being put back",
+    ),
+    Known(
+        check="END",
+        accidents=frozenset({"config_unreadable"}),
+        story="the files of a run cannot be read when its job looks at it; no other job takes the run, and the job "
+        "ends without it",
+    ),
+    Known(
+        check="END",
+        accidents=frozenset({"silence"}),
+        story="the controller answers nothing while a job is to be put back; its runs wait for the next `run`",
+    ),
+)
+
+
+def known(problem: str, accidents: Collection[str]) -> Known | None:
+    """Return the fault that explains what a check has found. ``None``: it is a new one."""
+    check = problem.partition(":")[0]
+    return next((one for one in KNOWN if one.check == check and one.accidents <= {*accidents}), None)

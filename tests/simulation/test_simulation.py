@@ -1,0 +1,56 @@
+"""Stories of launching on SLURM: the product comes to no new fault, and planted faults are found."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests import commands
+from tests.small_study import ROOT
+
+pytestmark = pytest.mark.process
+
+PLANTED = {
+    "two-owners": ("OWNER", 45),
+    "no-wait": ("SPIN", 0),
+    "many-questions": ("COMMANDS", 0),
+    "never-back": ("END", 0),
+    "torn-files": ("FILES", 58),
+}
+"""Fault of :mod:`tests.simulation.planted` -> the check that finds it, and the seed from which on it soon does."""
+
+
+def simulate(*words: str, hash_seed: str = "0") -> subprocess.CompletedProcess[str]:
+    """Play stories in a process of their own, which replaces functions of the standard library."""
+    command = [sys.executable, "-m", "tests.simulation", *words]
+    return commands.run(command, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": hash_seed})
+
+
+def test_no_story_has_an_end_that_is_not_known() -> None:
+    found = simulate("--seeds", "30")
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_a_planted_fault_is_found(fault: str) -> None:
+    check, first = PLANTED[fault]
+    found = simulate("--plant", fault, "--first", str(first), "--seeds", "100")
+    assert found.returncode == 1, found.stdout + found.stderr
+    assert f": {check}: " in found.stdout
+
+
+def test_a_seed_tells_the_same_story_each_time() -> None:
+    stories = [simulate("7", hash_seed=hash_seed) for hash_seed in ("0", "1")]
+    assert re.search("digest [0-9a-f]{16}", stories[0].stdout), stories[0].stdout + stories[0].stderr
+    assert stories[0].stdout == stories[1].stdout
+
+
+def test_a_story_that_fails_is_told_with_fewer_accidents() -> None:
+    whole, short = (
+        simulate("5", "--only", "kill_program", *words).stdout.splitlines() for words in ((), ("--shrink",))
+    )
+    assert any(line.startswith("END: ") for line in whole), whole
+    assert any(line.startswith("END: ") for line in short), short
+    assert len(short) <= len(whole)
