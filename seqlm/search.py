@@ -23,6 +23,12 @@ from seqlm.rundir import RunDirectory
 from seqlm.schema import Count, Table, Valid, read
 
 Decision: TypeAlias = Literal["goes on", "stopped"]
+Group: TypeAlias = Mapping[str, Any]
+"""Dotted key -> value, of the keys in which runs must be equal to be compared."""
+
+ALWAYS_WITHIN = tuple(key for key in valid_keys() if key.startswith(("data.", "eval.")) and key != "data.tokenizer")
+"""Keys that decide which text is scored and how: values of different texts say nothing about each other. The digest of
+a tokenizer is one of them, the name of its file is not."""
 
 
 def goes_on(value: float, reached: Collection[float], *, keep: float, min_runs: int) -> bool:
@@ -85,7 +91,8 @@ class Search(Table):
     """No run is stopped before this number of runs has reached the rung."""
     within: Annotated[tuple[str, ...], Valid('a list of keys, such as ["model.arch"]', check=_check_keys)] = ()
     """Keys of the configuration, such as `["model.arch"]`: a run is compared with the runs that have the same values.
-    Without it, with all runs of the study."""
+    Without it, with all runs of the study. Keys of `data` and `eval` always belong to it: runs on different texts are
+    never compared."""
 
     @classmethod
     def from_text(cls, text: str) -> Self | None:
@@ -105,12 +112,9 @@ class Search(Table):
         """Return the text that :meth:`from_text` reads."""
         return json.dumps(self.to_dict())
 
-    def group_of(self, run: RunDirectory) -> tuple[Any, ...]:
-        """Return the values of ``within`` in a run's configuration; runs with equal values are compared."""
-        if not self.within:
-            return ()
-        found = run.read_config().by_key()
-        return tuple(found.get(key) for key in self.within)
+    def group_of(self, config: Mapping[str, Any]) -> Group:
+        """Return the group of a run, given its configuration by dotted key. Runs of equal groups are compared."""
+        return {key: config.get(key) for key in (*ALWAYS_WITHIN, *self.within)}
 
 
 # -- the files of a study ------------------------------------------------------------------------------------------
@@ -121,7 +125,7 @@ def values_at(run: RunDirectory, search: Search, rung: int) -> dict[str, float]:
 
     Files that are damaged, half copied, or of something else are as good as missing, except for those of ``run``.
     """
-    group = search.group_of(run)
+    group = search.group_of(run.read_config().by_key())
     own = _value_at(run, search.metric, rung)
     if own is None:
         raise FileError(f"{run.metrics_file}: expected {search.metric} of epoch {rung}, found none")
@@ -129,7 +133,7 @@ def values_at(run: RunDirectory, search: Search, rung: int) -> dict[str, float]:
     for other in RunDirectory.unordered_in(run.path.parent):
         with contextlib.suppress(FileError, OSError):
             value = None if other.id == run.id else _value_at(other, search.metric, rung)
-            if value is not None and search.group_of(other) == group:
+            if value is not None and search.group_of(other.read_config().by_key()) == group:
                 found[other.id] = value
     return found
 

@@ -157,7 +157,8 @@ def rung_of(study: StudyFiles, epochs: int) -> dict[str, Any]:
     for run in runs.to_dict("records"):
         rule = study.searches.get(run["study"])
         value = float(here.loc[run["id"], rule.metric if rule else "val_ppl"])
-        group = (run["study"], run["text"], *(str(run.get(key)) for key in (rule.within if rule else ())))
+        own = {str(key): str(found) for key, found in run.items()}
+        group = (run["study"], run["text"], *(rule.group_of(own).values() if rule else ()))
         if run["id"] in ends.index:
             ended[group].append((value if math.isfinite(value) else math.inf, ends[run["id"]]))
     pairs = agreeing = 0

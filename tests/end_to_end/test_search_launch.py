@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from seqlm.config import RunConfig
 from seqlm.files import write_json_lines
 from tests import commands, searches
 from tests.crawl import Crawl
 from tests.facts import failure_of
-from tests.seqlm.training.studies import make_config, make_run
+from tests.seqlm.training.studies import make_run
 from tests.small_study import Study, read_soon
 
 pytestmark = pytest.mark.process
@@ -52,8 +53,10 @@ def test_a_search_stops_what_is_behind_although_a_worker_is_killed_and_retry_let
 def test_all_ranks_of_a_run_leave_at_its_rung_and_go_on_together(tmp_path: Path) -> None:
     study = Study(tmp_path, lines=60, ranks=2, cpus=1)
     study.write("[search]", "rungs = [1]", "min_runs = 1", "keep = 0.5")
+    (planned,) = commands.ask(["plan", "small.toml"], folder=tmp_path, env=study.env)["runs"]
     for number in (1, 2):
-        better = make_run(tmp_path / f"runs/small/better-{number:08x}", make_config(seed=number))
+        like = RunConfig.from_dict({**planned["config"], "seed": number})
+        better = make_run(tmp_path / f"runs/small/better-{number:08x}", like)
         write_json_lines(better.metrics_file, [{"epoch": 0, "val_ppl": 1.5}])
     first = study("run", "small.toml")
     assert first.returncode == 0, first.stderr
@@ -67,3 +70,15 @@ def test_all_ranks_of_a_run_leave_at_its_rung_and_go_on_together(tmp_path: Path)
     again = study("retry", "small.toml", "--kind", "stopped")
     assert again.returncode == 0, again.stderr
     assert (run.observe().state, run.attempts()) == ("done", [1, 2])
+
+
+def test_runs_on_different_vocabularies_do_not_stop_each_other(tmp_path: Path) -> None:
+    study = Study(tmp_path, lines=60, cpus=1)
+    study.manifest.write_text(study.manifest.read_text().partition("[[grid]]")[0])
+    study.write("[search]", "rungs = [1]", "min_runs = 1", "keep = 0.5", "[resources]", "cpus = 1")
+    for number, size in enumerate((5, 40)):  # the smaller vocabulary, of lower perplexities, comes to the rung first
+        study.write("[[run]]", f'name = "of-{size}"', 'model.arch = "rnn"', 'optim.optimizer = "adam"')
+        study.write("optim.lr = 0.01", f"data.vocab_size = {size}", f"resources.priority = {-number}")
+    launched = study("run", "small.toml", "--max-parallel", "1")
+    assert launched.returncode == 0, launched.stderr
+    assert study.states() == {"of-5": "done", "of-40": "done"}

@@ -3,12 +3,14 @@
 import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from seqlm.config import DataConfig, EvalConfig
 from seqlm.errors import FileError, UsageError
 from seqlm.files import write_json_lines
 from seqlm.rundir import RunDirectory
@@ -134,7 +136,6 @@ def test_only_whole_records_of_runs_count(tmp_path: Path) -> None:
     (tmp_path / "notes-00000000").mkdir()
     group = Search(rungs=(3,), within=("model.arch",))
     assert values_at(runs[0], group, 3) == {runs[0].id: 5.0, runs[1].id: INF, runs[5].id: 4.0}
-    assert runs[7].id in values_at(runs[0], Search(rungs=(3,)), 3), "without a group no configuration is read"
     with pytest.raises(FileError, match=r"expected val_loss of epoch 3, found none"):
         values_at(runs[0], Search(rungs=(3,), metric="val_loss"), 3)
     assert set(values_at(runs[0], Search(rungs=(3,), metric="train_ppl"), 3).values()) == {9.0}
@@ -154,6 +155,26 @@ def test_a_run_is_compared_with_its_like(tmp_path: Path) -> None:
     assert compared("model.arch") == [0, 1]
     assert compared("optim.lr", "data.corpus") == [0, 2]
     assert compared("model.num_heads") == [0, 1], "runs without a key have it in common"
+
+
+def test_runs_are_compared_only_if_their_text_and_its_scoring_are_equal(tmp_path: Path) -> None:
+    own = replace(make_config(epochs=8), data=DataConfig(corpus="files", sha256="0" * 64, tokenizer="a.json"))
+    others = {
+        "another seed": replace(own, seed=2),
+        "another text": replace(own, data=replace(own.data, sha256="1" * 64)),
+        "another column": replace(own, data=replace(own.data, column="body")),
+        "another tokenizer": replace(own, data=replace(own.data, tokenizer_sha256="2" * 64)),
+        "the same tokenizer in another file": replace(own, data=replace(own.data, tokenizer="b.json")),
+        "another vocabulary": replace(own, data=DataConfig(corpus="files", sha256="0" * 64, vocab_size=300)),
+        "scored in other windows": replace(own, eval=EvalConfig(seq_len=7)),
+    }
+    runs = {name: make_run(tmp_path / f"r-{n:08x}", config) for n, (name, config) in enumerate(others.items())}
+    run = make_run(tmp_path / "own-0000000a", own)
+    for other in (run, *runs.values()):
+        write_epochs(other, [5.0])
+    found = values_at(run, Search(rungs=(1,), within=("model.arch",)), 1)
+    compared = {name for name, other in runs.items() if other.id in found}
+    assert compared == {"another seed", "the same tokenizer in another file"}
 
 
 def test_a_decision_is_made_once(tmp_path: Path) -> None:
