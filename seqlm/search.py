@@ -93,6 +93,9 @@ class Search(Table):
     """Keys of the configuration, such as `["model.arch"]`: a run is compared with the runs that have the same values.
     Without it, with all runs of the study. Keys of `data` and `eval` always belong to it: runs on different texts are
     never compared."""
+    final_seeds: Count = 1
+    """Seeds of each setting that reaches its end. The search itself is by one seed of each setting; the others are
+    trained once that is done, are compared with nobody, and are never stopped."""
 
     @classmethod
     def from_text(cls, text: str) -> Self | None:
@@ -117,6 +120,18 @@ class Search(Table):
         return {key: config.get(key) for key in (*ALWAYS_WITHIN, *self.within)}
 
 
+def search_of(run: RunDirectory, text: str) -> Search | None:
+    """Return the search that may stop a run, given the text of ``SEQLM_SEARCH``.
+
+    ``None``: there is no search, or the run is a final seed, which goes to its end.
+
+    Raises:
+        UsageError: the text is not the JSON of a search.
+    """
+    search = Search.from_text(text)
+    return search if run.first_seed() is None else None
+
+
 # -- the files of a study ------------------------------------------------------------------------------------------
 
 
@@ -132,7 +147,8 @@ def values_at(run: RunDirectory, search: Search, rung: int) -> dict[str, float]:
     found = {run.id: own}
     for other in RunDirectory.unordered_in(run.path.parent):
         with contextlib.suppress(FileError, OSError):
-            value = None if other.id == run.id else _value_at(other, search.metric, rung)
+            is_compared = other.id != run.id and other.first_seed() is None
+            value = _value_at(other, search.metric, rung) if is_compared else None
             if value is not None and search.group_of(other.read_config().by_key()) == group:
                 found[other.id] = value
     return found

@@ -216,7 +216,22 @@ def attend(specs: Sequence[RunSpec], options: LaunchOptions, backend: Backend) -
 def _submit(
     arguments: Arguments, specs: Sequence[RunSpec], options: LaunchOptions, backend: Any
 ) -> tuple[dict[str, Any] | None, Collection[str]]:
-    """Submit to a scheduler, and watch the jobs unless ``--no-wait`` says otherwise; they need no launcher."""
+    """Submit to a scheduler, and watch the jobs unless ``--no-wait`` says otherwise; they need no launcher.
+
+    Final seeds of a search are submitted once the others have ended. With ``--no-wait``, a later launch submits them.
+    """
+    left, ids = _submit_once(arguments, specs, options, backend)
+    final = [spec for spec in specs if spec.first_seed is not None]
+    if final and left is None:
+        _, more = _submit_once(arguments, final, options, backend)
+        ids = {*ids, *more}
+    return left, ids
+
+
+def _submit_once(
+    arguments: Arguments, specs: Sequence[RunSpec], options: LaunchOptions, backend: Any
+) -> tuple[dict[str, Any] | None, Collection[str]]:
+    """Submit what can start now, and watch the jobs unless ``--no-wait`` says otherwise."""
     study_dir = options.study_dir
     backend.check(study_dir)
     with preparing(specs, backend, options) as (planned, prepared):

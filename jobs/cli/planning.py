@@ -14,7 +14,16 @@ from jobs.cli.arguments import Arguments
 from jobs.cli.parser import flag_of
 from jobs.launch.job import LaunchOptions
 from jobs.launch.own_models import ask, check_models, is_bad
-from jobs.launch.prepare import changes, check_data, estimated, find_data, plan_runs, resolve_resources, resolve_specs
+from jobs.launch.prepare import (
+    changes,
+    check_data,
+    estimated,
+    find_data,
+    plan_runs,
+    resolve_resources,
+    resolve_specs,
+    without_followers,
+)
 from jobs.manifests.filters import asks_for_identity, facts_of_spec, select
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.reader import find_manifest
@@ -165,6 +174,7 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
         replace(item, facts=facts(item.spec.config.data, item.spec.data_path, item.spec.tokenizer))
         for item in plan_runs(specs, study_dir)
     ]
+    planned = without_followers(planned) if backend.is_scheduled else planned
     check_models(planned)
     planned = resolve_resources(planned, backend, limit)
     planned = estimated(planned, earlier_throughput(arguments.runs_dir), keep_last=keep_last)

@@ -29,7 +29,7 @@ from jobs.manifests.policy import Notify, Policy
 from jobs.manifests.reader import key_of, read_toml_file
 from jobs.spec import Resources, RunSpec
 from seqlm.architectures import CustomConfig
-from seqlm.config import RunConfig
+from seqlm.config import LARGEST_SEED, RunConfig
 from seqlm.errors import ConfigError, FileError, ManifestError, ModelError, UsageError
 from seqlm.model_files import ModelFiles, read_model_files
 from seqlm.rundir import MAX_RUNS
@@ -105,6 +105,10 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
     specs = [spec for _, _, spec in resolved]
     as_written = [_as_written(run, file, models) for run in resolved]
     written = [found or spec for found, spec in zip(as_written, specs, strict=True)]
+    if file.search:
+        _check_seeds(file.search, specs, file)
+        specs, written = (with_final_seeds(found, file.search) for found in (specs, written))
+        _check_names(specs, file)
     unmatched = len(problems.unmatched)
     expected = expectations(file.claims, written, file.name, problems)
     names, dropped = [spec.name for spec in written], [run["name"] for run in excluded]
@@ -306,6 +310,44 @@ def _check_rungs(search: Search, runs: Iterable[tuple[RunSpec, RunSpec]], file: 
         if last >= epochs:
             what = f"expected epochs below train.epochs of every run, got {last}; {pair[1].name} has {epochs}"
             file.problems.add(file.name, f"search.rungs: {what}")
+            return
+
+
+def _check_seeds(search: Search, specs: Sequence[RunSpec], file: ManifestFile) -> None:
+    """Add a line if a setting has several seeds, or if there are too many runs with the final seeds."""
+    firsts: dict[RunConfig, RunSpec] = {}
+    for spec in specs:
+        first = firsts.setdefault(replace(spec.config, seed=0).with_epochs(1), spec)
+        if first is not spec:
+            what = f'expected one seed of each setting in a search, got {first.config.seed} ("{first.name}") and '
+            what += f'{spec.config.seed} ("{spec.name}"), which would take places from other settings; leave one, and '
+            what += "set search.final_seeds = 2 for a second seed of the settings that reach the end"
+            file.problems.add(file.name, f"search: {what}")
+            break
+    if (number := len(specs) * search.final_seeds) > MAX_RUNS:
+        what = f"makes {number:,} runs of {len(specs):,}, expected at most {MAX_RUNS:,} in a study"
+        file.problems.add(file.name, f"search.final_seeds: {what}")
+
+
+def with_final_seeds(specs: Sequence[RunSpec], search: Search) -> list[RunSpec]:
+    """Return the runs of a search and behind them, for each, those of its further seeds: the next whole numbers."""
+    found = list(specs)
+    for spec in specs if len(specs) * search.final_seeds <= MAX_RUNS else ():
+        for number in range(1, search.final_seeds):
+            seed = (spec.config.seed + number) % (LARGEST_SEED + 1)
+            config = replace(spec.config, seed=seed)
+            name = f"{spec.name}-seed{seed}"
+            found.append(replace(spec, name=name, config=config, order=len(found), first_seed=spec.config.seed))
+    return found
+
+
+def _check_names(specs: Sequence[RunSpec], file: ManifestFile) -> None:
+    """Add a line if a run of the manifest has the name of a final seed."""
+    names = {spec.name for spec in specs if spec.first_seed is None}
+    for spec in specs:
+        if spec.first_seed is not None and spec.name in names:
+            what = f'a final seed of another run is called "{spec.name}" as well; give the run another name'
+            file.problems.add(file.name, f"search.final_seeds: {what}")
             return
 
 

@@ -28,6 +28,8 @@ class PlannedRun:
     """``None``: its corpus has not been read."""
     estimate: Estimate | None = None
     """``None``: nothing has been estimated, as for a canary."""
+    after: RunDirectory | None = None
+    """Of a final seed of a search: the run that it follows, which has to be done before it starts. ``None``: none."""
 
     @property
     def epochs_done(self) -> int:

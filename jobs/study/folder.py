@@ -112,6 +112,7 @@ class ObservedRun:
             tokenizer=None if data.tokenizer_sha256 is None else self.run.tokenizer_source(data.tokenizer_sha256),
             command=recorded.get("command", []),
             entry=recorded.get("entry", ""),
+            first_seed=recorded.get("first_seed"),
             model_files=(
                 read_model_files(model, self.run.model_source(model)) if isinstance(model, CustomConfig) else None
             ),
@@ -185,7 +186,10 @@ class Seen:
 
     def note(self, one: ObservedRun, request: Request | None) -> None:
         """Remember a run if it is over. ``request``: its newest."""
-        if one.observation.state in ("done", "stopped") and one.config is not None:
+        seen = one.observation
+        # A final seed without an epoch is trained after all if its first seed goes on.
+        is_over = seen.state == "done" or (seen.state == "stopped" and seen.epochs_done > 0)
+        if is_over and one.config is not None:
             self._over[one.run.id] = (request, one)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from seqlm.config import RunConfig
 from seqlm.files import write_json_lines
+from seqlm.rundir import RunDirectory
 from tests import commands, searches
 from tests.crawl import Crawl
 from tests.facts import failure_of
@@ -82,3 +83,33 @@ def test_runs_on_different_vocabularies_do_not_stop_each_other(tmp_path: Path) -
     launched = study("run", "small.toml", "--max-parallel", "1")
     assert launched.returncode == 0, launched.stderr
     assert study.states() == {"of-5": "done", "of-40": "done"}
+
+
+def test_settings_that_reach_the_end_get_their_final_seeds_and_no_other_does(tmp_path: Path) -> None:
+    study = Study(tmp_path, stub=True, epochs=searches.EPOCHS, rates=searches.RATES, cpus=1)
+    study.write(searches.TABLE, "final_seeds = 3")
+    launched = study("run", "small.toml")
+    assert launched.returncode == 0, launched.stderr
+
+    def seeds_by_rate() -> dict[float, dict[str, str]]:
+        found: dict[float, dict[str, str]] = {rate: {} for rate in searches.RATES}
+        for run in study.status():
+            config = RunDirectory(tmp_path / "runs/small" / run["id"]).read_config()
+            found[config.optim.lr][f"seed {config.seed}"] = run["state"]
+        return found
+
+    settings = seeds_by_rate()
+    assert all(len(seeds) == 3 for seeds in settings.values())
+    assert {len(set(seeds.values())) for seeds in settings.values()} == {1}, "all seeds of a setting end alike"
+    stopped = [rate for rate, seeds in settings.items() if "stopped" in seeds.values()]
+    assert 0 < len(stopped) < len(settings)
+    trained = {run.id for run in study.runs() if run.attempts()}
+    assert len(trained) == 3 * (len(settings) - len(stopped)) + len(stopped), "one seed is enough to search"
+    compared = [run for run in study.runs() if run.read_rungs()]
+    assert len({run.read_config().optim.lr for run in compared}) == len(compared) == len(settings)
+
+    assert "0 of 12 runs to do" in study("run", "small.toml").stderr
+    again = study("retry", "small.toml", "--kind", "stopped", "--json")
+    while any(run["state"] == "stopped" for run in json.loads(again.stdout)["data"]["runs"]):  # at the next rung
+        again = study("retry", "small.toml", "--kind", "stopped", "--json")
+    assert study.each() == 12 * ["done"]

@@ -81,7 +81,7 @@ from seqlm.environment import CANARY, KEEP_LAST, SEARCH  # noqa: E402 -- after t
 from seqlm.errors import CheckpointError, DamagedError, DamagedFileError, DivergedError  # noqa: E402
 from seqlm.files import read_json, write_json, write_text  # noqa: E402
 from seqlm.rundir import RunDirectory  # noqa: E402
-from seqlm.search import Search, decide  # noqa: E402
+from seqlm.search import decide, search_of  # noqa: E402
 from seqlm.training.attempt import (  # noqa: E402
     Attempt,
     LeftAtRungError,
@@ -113,7 +113,7 @@ CORPUS: Any = SimpleNamespace(sha256="0" * 64, lossless=True, bits_per_byte=lamb
 
 def attend(run: RunDirectory, attempt: int, stop: StopSignal) -> int:
     """Make an attempt at a run; return the exit code."""
-    config, search = run.read_config(), Search.from_text(SEARCH.read())
+    config, search = run.read_config(), search_of(run, SEARCH.read())
 
     def work() -> None:
         if run.is_canary and CANARY.is_set():

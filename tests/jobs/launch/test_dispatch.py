@@ -533,3 +533,34 @@ def test_troubles_count_in_a_row_and_not_over_the_life_of_a_run(
     run_all(backend, [item], policy=Policy(max_stalled_retries=2))
     assert item.run.observe().state == "done"
     assert tried == [*range(1, 10)]
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_final_seed_starts_after_its_first_seed_is_done_and_is_left_if_that_ends_otherwise(
+    tmp_path: Path, slots: int
+) -> None:
+    done, stopped, broken, cancelled = todo(tmp_path, 4)
+
+    def work(submission: Submission) -> int:
+        run = RunDirectory(submission.run_dir)
+        if run == stopped.run:
+            write_json(run.rung_file(1), {"decision": "stopped", "rung": 1, "attempt": submission.attempt})
+            return EXIT_RUNG
+        if run == broken.run and submission.attempt == 1:
+            cancel(cancelled.run)
+            return -9  # tried again
+        return 3 if run == broken.run else finish(submission)
+
+    further = []
+    for first in (done, stopped, broken, cancelled):
+        for number in (1, 2):
+            seed = first.spec.config.seed + 100 * number
+            spec = replace(first.spec, config=replace(first.spec.config, seed=seed), name=f"{first.spec.name}-{seed}")
+            further.append(replace(make_fresh(tmp_path, spec), after=first.run))
+    backend = FakeBackend(work, slots=slots)
+    run_all(backend, [*further, done, stopped, broken, cancelled])
+    started = [RunDirectory(submission.run_dir) for submission in backend.submissions]
+    assert {run for run in started if run in [item.run for item in further]} == {item.run for item in further[:2]}
+    assert {item.run.observe().state for item in further[:2]} == {"done"}
+    first_end = next(place for place, one in enumerate(backend.ended) if one.run_dir == done.run.path)
+    assert all(place > first_end for place, run in enumerate(started) if run in (further[0].run, further[1].run))
