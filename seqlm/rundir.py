@@ -781,7 +781,11 @@ def epochs_of(result: Mapping[str, Any]) -> int | None:
 
 def stopped_reason(stopped: Mapping[str, Any]) -> str:
     """Return the decision that stopped a run in one line, such as ``stopped at epoch 9: 5th of 12, keeps 4``."""
-    rank = stopped.get("rank")
+    rank, value, guessing = stopped.get("rank"), finite(stopped.get("value")), finite(stopped.get("guessing"))
+    if guessing is not None and (value is None or value > guessing):
+        found = "is not finite" if value is None else f"= {value:.6g}"
+        what = f"{stopped.get('metric')} {found}, worse than guessing ({guessing:.6g})"
+        return f"stopped at epoch {stopped.get('rung')}: {what}"
     place = ordinal(rank) if isinstance(rank, int) else "?"
     return f"stopped at epoch {stopped.get('rung')}: {place} of {stopped.get('of')}, keeps {stopped.get('goes_on')}"
 

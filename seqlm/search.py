@@ -31,15 +31,24 @@ ALWAYS_WITHIN = tuple(key for key in valid_keys() if key.startswith(("data.", "e
 a tokenizer is one of them, the name of its file is not."""
 
 
-def goes_on(value: float, reached: Collection[float], *, keep: float, min_runs: int) -> bool:
+def goes_on(
+    value: float, reached: Collection[float], *, keep: float, min_runs: int, guessing: float = math.inf
+) -> bool:
     """Return whether a run goes on from a rung.
 
-    It goes on while its value is among the lowest ceil(len(reached) * keep), or if fewer than ``min_runs`` runs have
+    No run goes on with a value above ``guessing``, what a model has that gives each token the same probability. Else it
+    goes on while its value is among the lowest ceil(len(reached) * keep), or if fewer than ``min_runs`` runs have
     reached the rung. Equal values share a place: either all of them go on or none, so the order of arrival of equal
     runs does not matter. Lower is better; NaN and infinite values are the worst, and equal to each other. ``reached``
     has the values of all runs that have reached the rung so far, this one among them.
     """
-    return len(reached) < min_runs or _rank(value, reached) <= places(len(reached), keep)
+    is_good_enough = len(reached) < min_runs or _rank(value, reached) <= places(len(reached), keep)
+    return is_good_enough and _ordered(value) <= guessing
+
+
+def guessing(metric: str, vocab_size: int) -> float:
+    """Return the value of a metric for a model that gives each token of the vocabulary the same probability."""
+    return math.log(vocab_size) if metric == "val_loss" else float(vocab_size)
 
 
 def places(number: int, keep: float) -> int:
@@ -84,11 +93,12 @@ class Search(Table):
     every run."""
     metric: Literal["val_ppl", "train_ppl", "val_loss"] = "val_ppl"
     """What is compared: the value of that epoch in `metrics.jsonl`. Lower is better."""
-    keep: Annotated[float, Valid("a share above 0 and below 1", above=0, below=1)] = 0.34
+    keep: Annotated[float, Valid("a share above 0 and below 1", above=0, below=1)] = 0.33
     """Share of the runs that goes on from a rung, rounded up. Runs with equal values go on together or stop
     together."""
     min_runs: Count = 3
-    """No run is stopped before this number of runs has reached the rung."""
+    """No run is stopped before this number of runs has reached the rung, except one that is worse than guessing: its
+    perplexity is above the size of the vocabulary."""
     within: Annotated[tuple[str, ...], Valid('a list of keys, such as ["model.arch"]', check=_check_keys)] = ()
     """Keys of the configuration, such as `["model.arch"]`: a run is compared with the runs that have the same values.
     Without it, with all runs of the study. Keys of `data` and `eval` always belong to it: runs on different texts are
@@ -170,8 +180,10 @@ def _value_at(run: RunDirectory, metric: str, rung: int) -> float | None:
 # -- decisions -----------------------------------------------------------------------------------------------------
 
 
-def decide(run: RunDirectory, search: Search, rung: int, attempt: int, *, guard: Guard = unguarded) -> Decision:
-    """Return the decision about a run that has finished ``rung`` epochs.
+def decide(
+    run: RunDirectory, search: Search, rung: int, attempt: int, *, vocab_size: int, guard: Guard = unguarded
+) -> Decision:
+    """Return the decision about a run that has finished ``rung`` epochs, on a text of ``vocab_size`` different tokens.
 
     Unless that is done, it is made and recorded with its evidence, and with the ``attempt`` that makes it. A run that
     was stopped here goes on if a later request says so.
@@ -184,7 +196,8 @@ def decide(run: RunDirectory, search: Search, rung: int, attempt: int, *, guard:
     values = values_at(run, search, rung)
     value, reached = values[run.id], list(values.values())
     going_on = places(len(reached), search.keep)
-    is_good = goes_on(value, reached, keep=search.keep, min_runs=search.min_runs)
+    worst = guessing(search.metric, vocab_size)
+    is_good = goes_on(value, reached, keep=search.keep, min_runs=search.min_runs, guessing=worst)
     decision: Decision = "goes on" if is_good else "stopped"
     evidence = {
         "decision": decision,
@@ -195,8 +208,9 @@ def decide(run: RunDirectory, search: Search, rung: int, attempt: int, *, guard:
         "of": len(reached),
         "keep": search.keep,
         "goes_on": going_on,
-        "cut": sorted(reached)[going_on - 1],
+        "cut": min(sorted(reached)[going_on - 1], worst),
         "min_runs": search.min_runs,
+        "guessing": worst,
         "attempt": attempt,
         "at": timestamp(),
     }

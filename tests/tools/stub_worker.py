@@ -108,6 +108,7 @@ RANK: Any = SimpleNamespace(
     matmul="",
     peak_memory_bytes=lambda: 2**20,
 )
+VOCAB_SIZE = 10**6
 CORPUS: Any = SimpleNamespace(sha256="0" * 64, lossless=True, bits_per_byte=lambda split, loss: loss)
 
 
@@ -142,7 +143,7 @@ def attend(run: RunDirectory, attempt: int, stop: StopSignal) -> int:
             if (
                 search
                 and epochs in search.rungs
-                and decide(run, search, epochs, attempt, guard=made.guard) == "stopped"
+                and decide(run, search, epochs, attempt, vocab_size=VOCAB_SIZE, guard=made.guard) == "stopped"
             ):
                 raise LeftAtRungError(f"stopped at epoch {epochs}")
             happen(len(history), attempt)

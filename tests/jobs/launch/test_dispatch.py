@@ -423,7 +423,7 @@ def climb(submission: Submission) -> int:
     assert search is not None
     finished = len(run.read_metrics()[0])
     while finished < EPOCHS:
-        if finished in search.rungs and decide(run, search, finished, submission.attempt) == "stopped":
+        if finished in search.rungs and decide(run, search, finished, submission.attempt, vocab_size=1000) == "stopped":
             return EXIT_RUNG
         finished += 1
         write_json_lines(run.metrics_file, [{"epoch": e, "val_ppl": value_of(run, e)} for e in range(finished)])
