@@ -24,7 +24,7 @@ from jobs.launch.prepare import (
     resolve_specs,
     without_followers,
 )
-from jobs.manifests.filters import asks_for_identity, facts_of_spec, select
+from jobs.manifests.filters import OBSERVED, asks_for_identity, asks_for_results, facts_of_spec, select
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.reader import find_manifest
 from jobs.plan.capacity import with_noun
@@ -35,7 +35,7 @@ from jobs.plan.search import Expectation, expectation, keys_within
 from jobs.registry import BACKENDS, backend_class, default_backend
 from jobs.spec import RunSpec
 from jobs.study.budget import UNITS, Budget, hours_of, total
-from jobs.study.folder import ObservedRun
+from jobs.study.folder import ObservedRun, observe_study
 from jobs.study.record import StudyRecord
 from jobs.terminal import FINDINGS, Column, show
 from seqlm import machine
@@ -324,13 +324,23 @@ def open_manifest(arguments: Arguments) -> tuple[Manifest, list[RunSpec], Path]:
     confine(study_dir)
     known: Sequence[RunSpec] = manifest.runs
     folders: Mapping[str, Path] = {}
-    if asks_for_identity([*arguments.only, *arguments.exclude]):
+    filters = [*arguments.only, *arguments.exclude]
+    if asks_for_identity(filters) or asks_for_results(filters):
         known, folders = resolve_specs(known, data), RunDirectory.folders(study_dir)
     beside = manifest.path.parent / RUNS.default / manifest.study
     if not exists(study_dir) and is_file(study_record_file(beside)):
         what = f"{beside} has runs of this study, {study_dir} has none; to use them add --runs-dir {beside.parent}"
         terminal.tell(f"note: {what}")
-    facts = functools.partial(facts_of_spec, folders=folders)
+    observed: dict[str, dict[str, Any]] = {}
+    unseen: dict[str, Any] = {}
+    if asks_for_results(filters):
+        observed = {one.run.id: one.observed() for one in observe_study(study_dir)}
+        unseen = {**dict.fromkeys(OBSERVED), "state": "pending", "origin": "planned", "epochs_done": 0}
+
+    def facts(spec: RunSpec) -> dict[str, Any]:
+        of_manifest = facts_of_spec(spec, folders)
+        return {**of_manifest, **observed.get(of_manifest["id"], unseen)}
+
     chosen, why = select(known, arguments.only, arguments.exclude, facts, study_dir)
     if why is not None:
         raise UsageError(f"{arguments.manifest}: {why}")

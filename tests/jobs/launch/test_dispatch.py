@@ -437,7 +437,7 @@ def test_a_search_gives_a_freed_place_to_the_next_run_at_once(tmp_path: Path) ->
     assert [submission.attempt for submission in backend.submissions] == [1] * 8
 
 
-def test_a_stopped_run_is_left_alone_and_goes_on_with_retry_or_if_it_is_asked_for_more_epochs(tmp_path: Path) -> None:
+def test_a_stopped_run_is_left_alone_however_many_epochs_are_requested_and_goes_on_with_retry(tmp_path: Path) -> None:
     items = todo(tmp_path, 4, epochs=EPOCHS)
     search = Search(rungs=(2,), keep=0.25, min_runs=1)
     run_all(FakeBackend(climb, slots=1), items, search=search)
@@ -452,7 +452,8 @@ def test_a_stopped_run_is_left_alone_and_goes_on_with_retry_or_if_it_is_asked_fo
     fewer = [replace(item.spec, config=item.spec.config.with_epochs(EPOCHS - 1)) for item in stopped]
     assert {item.action for item in plan_runs(fewer, tmp_path)} == {"skip"}
     more = [replace(item.spec, config=item.spec.config.with_epochs(EPOCHS + 2)) for item in stopped]
-    assert {(item.action, item.reason) for item in plan_runs(more, tmp_path)} == {
+    assert {item.action for item in plan_runs(more, tmp_path)} == {"skip"}
+    assert {(item.action, item.reason) for item in plan_runs(more, tmp_path, retry=True)} == {
         ("resume", f"after 2 epochs, for {EPOCHS + 2} epochs instead of {EPOCHS}")
     }
     by_hand = [item for item in plan_runs(specs, tmp_path, retry=True) if item.action != "skip"]

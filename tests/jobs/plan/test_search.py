@@ -15,9 +15,10 @@ from jobs.plan.planned import PlannedRun
 from jobs.plan.search import expectation, expected_to_pass, never_stops
 from jobs.spec import RunSpec
 from seqlm.config import RunConfig
-from seqlm.files import write_json_lines
+from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
 from seqlm.search import Search, goes_on
+from tests.facts import stop
 from tests.fakes import make_planned
 from tests.seqlm.training.studies import make_config
 from tests.small_study import Study
@@ -108,3 +109,45 @@ def test_plan_has_the_total_with_the_rule_and_without(
     assert launch.main(["plan", "small.toml", "--set", "search.rungs=[1]", "--set", "policy.core_hours=1"]) == 0
     printed = capsys.readouterr().out
     assert "at most" in printed
+
+
+def test_plan_and_run_choose_runs_by_their_state_and_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Study(tmp_path, rates=[0.1, 0.2, 0.3], epochs=EPOCHS)
+
+    def ask(command: str, *words: str) -> list[str]:
+        assert launch.main([command, "small.toml", "--json", *words]) == 0
+        return [run["name"] for run in json.loads(capsys.readouterr().out)["data"]["runs"]]
+
+    every = ask("plan")
+    assert ask("plan", "--only", "state=pending") == every, "before the first launch"
+    assert launch.main(["plan", "small.toml", "--json"]) == 0
+    good, stopped, _ = json.loads(capsys.readouterr().out)["data"]["runs"]
+    for record, value in ((good, 5.0), (stopped, 9.0)):
+        run = RunDirectory(Path(record["directory"]))
+        run.create(RunConfig.from_dict(record["config"]), {"name": record["name"]})
+        write_json_lines(run.metrics_file, [{"epoch": 0, "val_ppl": value}])
+        run.attempt_dir(1).mkdir(parents=True)
+        if record is good:
+            write_json(run.result_file, {"epochs": EPOCHS, "best_val_ppl": value, "test_ppl": 6.0})
+        else:
+            stop(run, {"rung": 1, "rank": 2, "of": 2})
+    (tmp_path / "runs/small/study.json").write_text("{}")
+    chosen = {
+        "state=done": [0],
+        "state=stopped": [1],
+        "state=pending": [2],
+        "val_ppl<8": [0],
+        "val_ppl>8": [1],
+        "val_ppl=none": [2],
+        "test_ppl<7 state=done": [0],
+        "epochs_done>=1": [0, 1],
+        "lr>0.15 epochs_done=0": [2],
+    }
+    for text, places in chosen.items():
+        assert ask("plan", "--only", text) == [every[place] for place in places], text
+    assert ask("run", "--dry-run", "--only", "state=done") == every[:1]
+    assert ask("plan", "--exclude", "state=stopped") == [every[0], every[2]]
+    assert launch.main(["plan", "small.toml", "--only", "state=finished"]) == 2
