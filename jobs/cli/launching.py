@@ -151,8 +151,15 @@ def train(arguments: Arguments, specs: Sequence[RunSpec], options: LaunchOptions
     data = say_status(runs, study_dir)
     if arguments.report:
         terminal.say(f"report: {_write_report(arguments, [study_dir])[0]}")
-    bad = ("failed", "cancelled", "pending")  # pending: its job is gone, or it waits for the budget
-    return data, EXIT_RUN_FAILED if any(one["state"] in bad for one in data["runs"]) else 0
+    is_search = options.search is not None
+    return data, EXIT_RUN_FAILED if any(_is_bad(one.observation, is_search=is_search) for one in runs) else 0
+
+
+def _is_bad(seen: Observation, *, is_search: bool) -> bool:
+    """Return whether a run makes the exit code 1. In a search, a setting that diverges is an outcome like any other."""
+    if is_search and seen.state == "failed" and seen.kind == "diverged":
+        return False
+    return seen.state in ("failed", "cancelled", "pending")  # pending: its job is gone, or it waits for the budget
 
 
 # -- the ways to launch --------------------------------------------------------------------------------------------

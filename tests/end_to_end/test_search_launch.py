@@ -113,3 +113,16 @@ def test_settings_that_reach_the_end_get_their_final_seeds_and_no_other_does(tmp
     while any(run["state"] == "stopped" for run in json.loads(again.stdout)["data"]["runs"]):  # at the next rung
         again = study("retry", "small.toml", "--kind", "stopped", "--json")
     assert study.each() == 12 * ["done"]
+
+
+def test_a_diverged_draw_is_an_outcome_of_a_search_and_another_failure_is_not(tmp_path: Path) -> None:
+    codes = {}
+    for kind in ("diverged", "code"):
+        for table in (searches.TABLE, ""):
+            folder = tmp_path / f"{kind}{len(table)}"
+            study = Study(folder, stub=True, epochs=searches.EPOCHS, rates=searches.RATES[:2], cpus=1)
+            study.write(table)
+            env = {**study.env, "SEQLM_TEST_STUB": json.dumps({"1/1": kind})}
+            codes[kind, bool(table)] = study("run", "small.toml", env=env).returncode
+            assert study.each() == ["failed", "failed"]
+    assert codes == {("diverged", True): 0, ("diverged", False): 1, ("code", True): 1, ("code", False): 1}
