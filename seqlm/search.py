@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from seqlm.config import valid_keys
-from seqlm.errors import ConfigError, FileError, UsageError, nearest_key
-from seqlm.files import Guard, unguarded, write_json
-from seqlm.reading import timestamp
+from seqlm.errors import ConfigError, DamagedFileError, FileError, UsageError, nearest_key
+from seqlm.files import Guard, read_json, unguarded, write_json
+from seqlm.reading import finite, timestamp
 from seqlm.rundir import RunDirectory
 from seqlm.schema import Count, Table, Valid, read
 
@@ -148,20 +148,46 @@ def search_of(run: RunDirectory, text: str) -> Search | None:
 def values_at(run: RunDirectory, search: Search, rung: int) -> dict[str, float]:
     """Return the value of each run of the study that has reached the rung and is compared with ``run``, by run id.
 
-    Files that are damaged, half copied, or of something else are as good as missing, except for those of ``run``.
+    Of a run about which the rung has decided, the record of that says enough; of others the metrics are read. Files
+    that are damaged, half copied, or of something else are as good as missing, except for those of ``run``.
     """
-    group = search.group_of(run.read_config().by_key())
+    group = _group_of(run, search)
     own = _value_at(run, search.metric, rung)
     if own is None:
         raise FileError(f"{run.metrics_file}: expected {search.metric} of epoch {rung}, found none")
     found = {run.id: own}
     for other in RunDirectory.unordered_in(run.path.parent):
+        if other.id == run.id or other.first_seed() is not None:
+            continue
         with contextlib.suppress(FileError, OSError):
-            is_compared = other.id != run.id and other.first_seed() is None
-            value = _value_at(other, search.metric, rung) if is_compared else None
-            if value is not None and search.group_of(other.read_config().by_key()) == group:
+            value = _compared_value(other, search, rung, group)
+            if value is not None:
                 found[other.id] = value
     return found
+
+
+def _group_of(run: RunDirectory, search: Search) -> Group:
+    """Return the group of a run, in the values that a JSON file has."""
+    group: Group = json.loads(json.dumps(search.group_of(run.read_config().by_key())))
+    return group
+
+
+def _compared_value(other: RunDirectory, search: Search, rung: int, group: Group) -> float | None:
+    """Return the value of another run at a rung. ``None``: it is not compared with the runs of ``group``, or has none.
+
+    A decision by another rule, before the table was changed, does not count.
+    """
+    decision: Mapping[str, Any] = {}
+    with contextlib.suppress(DamagedFileError):
+        decision = read_json(other.rung_file(rung)) or {}
+    recorded, value = decision.get("group"), decision.get("value", "")
+    if decision.get("metric") == search.metric and isinstance(recorded, dict) and recorded.keys() == group.keys():
+        if recorded != group:
+            return None
+        if value is None or finite(value) is not None:
+            return math.inf if value is None else float(value)
+    value = _value_at(other, search.metric, rung)
+    return value if value is not None and _group_of(other, search) == group else None
 
 
 def _value_at(run: RunDirectory, metric: str, rung: int) -> float | None:
@@ -193,7 +219,7 @@ def decide(
     """
     if rung in run.read_rungs():
         return "stopped" if (run.read_stopped() or {}).get("rung") == rung else "goes on"
-    values = values_at(run, search, rung)
+    values, group = values_at(run, search, rung), _group_of(run, search)
     value, reached = values[run.id], list(values.values())
     going_on = places(len(reached), search.keep)
     worst = guessing(search.metric, vocab_size)
@@ -211,6 +237,7 @@ def decide(
         "cut": min(sorted(reached)[going_on - 1], worst),
         "min_runs": search.min_runs,
         "guessing": worst,
+        "group": group,
         "attempt": attempt,
         "at": timestamp(),
     }

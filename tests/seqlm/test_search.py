@@ -254,3 +254,29 @@ def test_without_the_key_one_of_three_goes_on() -> None:
     search = Search(rungs=(1,))
     good = [goes_on(value, [1.0, 2.0, 3.0], keep=search.keep, min_runs=search.min_runs) for value in (1.0, 2.0, 3.0)]
     assert good == [True, False, False]
+
+
+def test_a_decision_reads_the_decisions_of_others_and_the_metrics_of_those_that_have_none(tmp_path: Path) -> None:
+    search = Search(rungs=(3,), within=("model.arch",))
+    runs = study(tmp_path, [5.0, 6.0, None, 8.0, 9.0])
+    gru = make_run(tmp_path / "g-0000000a", make_config("gru", epochs=8))
+    write_epochs(gru, [9.0, 8.0, 1.0])
+    decided = [*runs[1:4], gru]
+    for run in decided:
+        decide(run, search, 3, 1, vocab_size=1000)
+        run.metrics_file.unlink()  # nobody reads it
+        run.config_file.write_text("{")
+    runs[3].rung_file(3).write_text("{")
+    found = values_at(runs[0], search, 3)
+    assert found == {runs[0].id: 5.0, runs[1].id: 6.0, runs[2].id: INF, runs[4].id: 9.0}
+
+
+def test_a_decision_by_another_rule_says_nothing(tmp_path: Path) -> None:
+    first, second = study(tmp_path, [5.0, 6.0])
+    write_json_lines(second.metrics_file, [{"epoch": 2, "val_ppl": 6.0, "train_ppl": 7.0}])
+    decide(second, Search(rungs=(3,)), 3, 1, vocab_size=1000)
+    for run in (first, second):
+        write_json_lines(run.metrics_file, [{"epoch": 2, "val_ppl": 4.0, "train_ppl": 7.0}])
+    assert values_at(first, Search(rungs=(3,)), 3)[second.id] == 6.0
+    assert values_at(first, Search(rungs=(3,), within=("model.arch",)), 3)[second.id] == 4.0
+    assert values_at(first, Search(rungs=(3,), metric="train_ppl"), 3)[second.id] == 7.0
