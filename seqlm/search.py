@@ -11,11 +11,12 @@ later request for it lets it go on. Whatever reads or writes files raises ``File
 import contextlib
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
-from seqlm.config import valid_keys
+from seqlm.config import RunConfig, valid_keys
 from seqlm.errors import ConfigError, DamagedFileError, FileError, UsageError, nearest_key
 from seqlm.files import Guard, read_json, unguarded, write_json
 from seqlm.reading import finite, timestamp
@@ -128,6 +129,18 @@ class Search(Table):
     def group_of(self, config: Mapping[str, Any]) -> Group:
         """Return the group of a run, given its configuration by dotted key. Runs of equal groups are compared."""
         return {key: config.get(key) for key in (*ALWAYS_WITHIN, *self.within)}
+
+
+def group_sizes(search: Search, configs: Iterable[RunConfig]) -> Counter[str]:
+    """Return how many of these configurations come to the first rung, of each group of runs that are compared."""
+    groups = (search.group_of(config.by_key()) for config in configs if config.train.epochs > search.rungs[0])
+    return Counter(json.dumps(group) for group in groups)
+
+
+def never_stops(search: Search, configs: Iterable[RunConfig]) -> bool:
+    """Return whether the rule can stop none of these configurations for its place at a rung, whatever the values."""
+    largest = max(group_sizes(search, configs).values(), default=0)
+    return all(places(number, search.keep) >= number for number in range(search.min_runs, largest + 1))
 
 
 def search_of(run: RunDirectory, text: str) -> Search | None:

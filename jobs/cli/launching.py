@@ -49,6 +49,8 @@ def run(arguments: Arguments) -> tuple[Any, int]:
     manifest, specs, study_dir = open_manifest(arguments)
     data = find_data(arguments.data, manifest.data_path)
     terminal.detail(f"data: {data or 'the default place'}")
+    for line in manifest.advice:
+        terminal.tell(line)
     changes = [word for text in arguments.changes for word in ("--set", text)]
     paths = ["--data", str(arguments.data)] if arguments.data else []
     alone = [*terminal.program().split(), "run", arguments.manifest, "--only"]

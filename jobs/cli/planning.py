@@ -187,8 +187,8 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
     records = [_record(item) for item in planned]
     show(COLUMNS, records)
     changed = changes(planned, study_dir)
-    for line in changed:
-        terminal.tell(f"warning: {line}")
+    for line in [*(f"warning: {line}" for line in changed), *manifest.advice]:
+        terminal.tell(line)
     counts = Counter(item.action for item in planned)
     summary = ", ".join(f"{counts[action]} {action}" for action in get_args(Action) if counts[action])
     terminal.say("", f"{manifest.study}: {with_noun(len(planned), 'run')} ({summary}) in {printable(str(study_dir))}")

@@ -94,16 +94,6 @@ def expectation(search: Search, planned: Sequence[PlannedRun]) -> Expectation:
     return Expectation(reach=reach, go_on=go_on, shares=shares)
 
 
-def never_stops(search: Search, configs: Iterable[RunConfig]) -> bool:
-    """Return whether the rule can stop none of these settings for its place at a rung, whatever their values."""
-    sizes: defaultdict[tuple[Any, ...], int] = defaultdict(int)
-    for config in configs:
-        if config.train.epochs > search.rungs[0]:
-            sizes[_group(search, config)] += 1
-    largest = max(sizes.values(), default=0)
-    return all(places(number, search.keep) >= number for number in range(search.min_runs, largest + 1))
-
-
 def keys_within(search: Search, configs: Iterable[Mapping[str, Any]]) -> Collection[str]:
     """Return the keys in which runs have to be equal to be compared, without those of the text that do not vary."""
     varying = varying_keys(configs)

@@ -85,7 +85,13 @@ EVERY_KEY: dict[str, Any] = {
     ],
     "sample": [
         {
-            **{"name": "drawn", "count": 3, "seed": 5, "optim": {"optimizer": "adam", "lr": {"log_uniform": [0.1, 1]}}},
+            **{
+                "name": "drawn",
+                "count": 3,
+                "seed": 5,
+                "only": ["lr < 2"],
+                "optim": {"optimizer": "adam", "lr": {"log_uniform": [0.1, 1]}},
+            },
             "model": {"arch": "gru", "hidden_size": {"int": [8, 64], "step": 8}, "keep": {"uniform": [0.1, 0.9]}},
         }
     ],

@@ -12,12 +12,12 @@ import pytest
 
 import launch
 from jobs.plan.planned import PlannedRun
-from jobs.plan.search import expectation, expected_to_pass, never_stops
+from jobs.plan.search import expectation, expected_to_pass
 from jobs.spec import RunSpec
 from seqlm.config import RunConfig
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
-from seqlm.search import Search, goes_on
+from seqlm.search import Search, goes_on, never_stops
 from tests.facts import stop
 from tests.fakes import make_planned
 from tests.seqlm.training.studies import make_config
