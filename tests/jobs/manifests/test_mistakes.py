@@ -96,7 +96,14 @@ EVERY_KEY: dict[str, Any] = {
         }
     ],
     "backend": {
-        "local": {"max_parallel": 2, "retries": 1, "env": {"A": "b"}, "env_pass": ["HOME"], "progress_s": 2.5},
+        "local": {
+            "max_parallel": 2,
+            "leave_gpus": 1,
+            "retries": 1,
+            "env": {"A": "b"},
+            "env_pass": ["HOME"],
+            "progress_s": 2.5,
+        },
         "ray": {
             "address": "auto",
             "largest": {"nodes": 4, "cpus": 16.0, "gpus": 4, "accelerator_type": "A100", "gpu_memory_gb": 40.0},
