@@ -162,7 +162,7 @@ def values_at(run: RunDirectory, search: Search, rung: int) -> dict[str, float]:
     """Return the value of each run of the study that has reached the rung and is compared with ``run``, by run id.
 
     Of a run about which the rung has decided, the record of that says enough; of others the metrics are read. Files
-    that are damaged, half copied, or of something else are as good as missing, except for those of ``run``.
+    that are damaged, half copied, or of something else count as missing, except for those of ``run``.
     """
     group = _group_of(run, search)
     own = _value_at(run, search.metric, rung)
