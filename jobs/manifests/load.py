@@ -153,7 +153,7 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
         groups=groups,
         notes={str(part): text for part, text in file.report.notes.items()},
         samples=tuple({**sample, "defaults": file.defaults} for sample in file.samples),
-        advice=(*_shared_points(file.entries), *_no_stops(file.search, specs)),
+        advice=(*_shared_points(file.entries), *_no_stops(file.search, written)),
     )
 
 
@@ -349,7 +349,7 @@ def _check_seeds(search: Search, specs: Sequence[RunSpec], file: ManifestFile) -
     firsts: dict[RunConfig, RunSpec] = {}
     for spec in specs:
         first = firsts.setdefault(replace(spec.config, seed=0).with_epochs(1), spec)
-        if first is not spec:
+        if first.config.seed != spec.config.seed:
             what = f'expected one seed of each setting in a search, got {first.config.seed} ("{first.name}") and '
             what += f'{spec.config.seed} ("{spec.name}"), which would take places from other settings; leave one, and '
             what += "set search.final_seeds = 2 for a second seed of the settings that reach the end"

@@ -211,6 +211,7 @@ def test_entries_that_share_their_points_get_a_note_and_a_search_that_stops_nobo
     assert load(tmp_path, f"{BASE}{one}{other}seed = 1\n").advice == ()
     search = f"{BASE}{one}\n[search]\nrungs = [2]\n"
     assert load(tmp_path, search).advice == ()
+    assert load(tmp_path, search, "train.epochs=1").advice == (), "a short trial is no mistake"
     (warning,) = load(tmp_path, f"{search}min_runs = 5\n").advice
     assert "min_runs = 5" in warning
     assert load(tmp_path, f"{search}min_runs = 5\n".replace("count = 4", "count = 5")).advice == ()
