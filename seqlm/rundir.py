@@ -667,8 +667,9 @@ class RunDirectory:
             seen = first.observe()
         except FileError:  # `status` shows it with that run
             return None
-        is_over = seen.state in ("stopped", "cancelled") or (seen.state == "failed" and seen.is_final)
-        return f"not trained: its first seed, {first.id}, is {seen.state}" if is_over else None
+        ends = {"stopped": "was stopped", "cancelled": "was cancelled"}
+        end = "has failed" if seen.state == "failed" and seen.is_final else ends.get(seen.state)
+        return None if end is None else f"not trained: its first seed, {first.id}, {end}"
 
     def is_cancelled(self) -> bool:
         """Return whether the newest request that names the run cancels it."""

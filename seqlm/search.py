@@ -188,14 +188,14 @@ def _group_of(run: RunDirectory, search: Search) -> Group:
 def _compared_value(other: RunDirectory, search: Search, rung: int, group: Group) -> float | None:
     """Return the value of another run at a rung. ``None``: it is not compared with the runs of ``group``, or has none.
 
-    A decision by another rule, before the table was changed, does not count.
+    A decision by another metric or by fewer keys, before the table was changed, does not count.
     """
     decision: Mapping[str, Any] = {}
     with contextlib.suppress(DamagedFileError):
         decision = read_json(other.rung_file(rung)) or {}
     recorded, value = decision.get("group"), decision.get("value", "")
-    if decision.get("metric") == search.metric and isinstance(recorded, dict) and recorded.keys() == group.keys():
-        if recorded != group:
+    if decision.get("metric") == search.metric and isinstance(recorded, dict) and recorded.keys() >= group.keys():
+        if any(recorded[key] != own for key, own in group.items()):
             return None
         if value is None or finite(value) is not None:
             return math.inf if value is None else float(value)
