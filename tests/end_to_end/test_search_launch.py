@@ -122,7 +122,7 @@ def test_a_diverged_draw_is_an_outcome_of_a_search_and_another_failure_is_not(tm
             folder = tmp_path / f"{kind}{len(table)}"
             study = Study(folder, stub=True, epochs=searches.EPOCHS, rates=searches.RATES[:2], cpus=1)
             study.write(table)
-            env = {**study.env, "SEQLM_TEST_STUB": json.dumps({"1/1": kind})}
+            env = {**study.env, "SEQLM_TEST_STUB": json.dumps({"1/0": kind})}
             codes[kind, bool(table)] = study("run", "small.toml", env=env).returncode
             assert study.each() == ["failed", "failed"]
     assert codes == {("diverged", True): 0, ("diverged", False): 1, ("code", True): 1, ("code", False): 1}
