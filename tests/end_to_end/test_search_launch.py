@@ -88,7 +88,7 @@ def test_runs_on_different_vocabularies_do_not_stop_each_other(tmp_path: Path) -
 def test_settings_that_reach_the_end_get_their_final_seeds_and_no_other_does(tmp_path: Path) -> None:
     study = Study(tmp_path, stub=True, epochs=searches.EPOCHS, rates=searches.RATES, cpus=1)
     study.write(searches.TABLE, "final_seeds = 3")
-    launched = study("run", "small.toml")
+    launched = study("run", "small.toml", "--max-parallel", "1")
     assert launched.returncode == 0, launched.stderr
 
     def seeds_by_rate() -> dict[float, dict[str, str]]:

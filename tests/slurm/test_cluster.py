@@ -200,7 +200,7 @@ def test_a_launch_that_waits_submits_the_final_seeds_of_a_search_once_their_firs
     assert {run.observe().state for run in further} == {"done"}
     reached = {run.id for run in study.runs() if run.first_seed() is None and run.observe().state == "done"}
     assert {first.id for run in further if (first := run.first_seed()) is not None} == reached
-    assert len(further) == len(reached) < len(searches.RATES)
+    assert len(further) == len(reached) > 0
     again = study("run", "small.toml")
     assert "nothing to submit" in again.stderr
     assert again.returncode == 0
