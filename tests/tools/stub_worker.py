@@ -87,7 +87,7 @@ from seqlm.errors import (  # noqa: E402
 from seqlm.files import read_json, write_json, write_text  # noqa: E402
 from seqlm.reading import confine, timestamp  # noqa: E402
 from seqlm.rundir import RunDirectory  # noqa: E402
-from seqlm.search import Search, decide  # noqa: E402
+from seqlm.search import decide, search_of  # noqa: E402
 from seqlm.training.attempt import (  # noqa: E402
     Attempt,
     LeftAtRungError,
@@ -104,6 +104,7 @@ ERRORS = {
     "diverged": DivergedError("the loss of a step is nan"),
     "code": ValueError("an error of the model"),
 }
+VOCAB_SIZE = 10**6
 CORPUS: Any = SimpleNamespace(sha256="0" * 64, lossless=True, bits_per_byte=lambda split, loss: loss)
 
 
@@ -124,7 +125,7 @@ def this_rank() -> Any:
 
 def attend(run: RunDirectory, attempt: int, stop: StopSignal) -> int:
     """Make an attempt at a run; return the exit code."""
-    config, search, rank = run.read_config(), Search.from_text(SEARCH.read()), this_rank()
+    config, search, rank = run.read_config(), search_of(run, SEARCH.read()), this_rank()
     seconds = float(os.environ.get("SEQLM_TEST_STUB_SECONDS", "0.02"))
 
     def work() -> None:
@@ -154,7 +155,7 @@ def attend(run: RunDirectory, attempt: int, stop: StopSignal) -> int:
             if (
                 search
                 and epochs in search.rungs
-                and decide(run, search, epochs, attempt, guard=made.guard) == "stopped"
+                and decide(run, search, epochs, attempt, vocab_size=VOCAB_SIZE, guard=made.guard) == "stopped"
             ):
                 raise LeftAtRungError(f"stopped at epoch {epochs}")
             happen(len(history), attempt)
