@@ -211,6 +211,9 @@ def _fit(
     waiting = {setting_of(values): (name, values) for name, values in planned if setting_of(values) not in seen}
     for part in _parts(space, [*(_values(run) for run in study.runs), *(_values(run) for run in _runs(earlier))]):
         own = [(run, found) for run in study.runs if (found := _evidence(part, run, study.metric)) is not None]
+        known = {setting_of(_values(run)) for run, found in own if found.ended != "running"}
+        # Another seed of a setting with a result is no news of it.
+        own = [(run, found) for run, found in own if found.ended != "running" or setting_of(_values(run)) not in known]
         evidence = [found for _, found in own]
         evidence += [
             Evidence(name=name, drawn={key: values[key] for key in part.drawn}, ended="running", losses={})
@@ -253,7 +256,7 @@ def _evidence(space: Space, run: ObservedRun, metric: str, *, is_earlier: bool =
         value = finite(record.get(metric))
         if value is not None and (value > 0 or metric == "val_loss"):
             losses[record["epoch"] + 1] = min(value if metric == "val_loss" else math.log(value), most)
-    if ended == "finished" and not losses:
+    if (ended == "finished" and not losses) or (ended == "stopped" and seen.epochs_done == 0):
         return None
     return Evidence(name=run.name, drawn=drawn, ended=ended, losses=losses, epochs=seen.epochs_done)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -231,6 +232,21 @@ def test_runs_whose_results_are_to_come_are_told_and_not_proposed_again(
     found = json.loads(capsys.readouterr().out)["data"]
     assert found["running"] == 1
     assert not {setting_of(one["values"]) for one in first} & {setting_of(one["values"]) for one in found["proposals"]}
+
+
+def test_a_further_seed_that_has_trained_nothing_says_nothing_of_its_setting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither one that waits, nor one that was stopped before its first epoch."""
+    study = Study(tmp_path).train_all()
+    expected = document(capsys, study, "--count", "3")
+    for number, ended in enumerate(("waits", "stopped")):
+        spec = study.specs[number]
+        further = dataclasses.replace(spec, config=dataclasses.replace(spec.config, seed=7), name=f"{spec.name}-seed7")
+        run = make_folder(study.folder, further)
+        if ended == "stopped":
+            stop(run, {"metric": "val_ppl", "rung": 3, "value": 9.0, "rank": 9, "of": 9})
+    assert document(capsys, study, "--count", "3") == expected
 
 
 def test_texts_are_never_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
