@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.search import order
-from benchmarks.search.methods import METHODS, Searched, search
+from benchmarks.search.methods import METHODS, RUNS, Searched, search
 from benchmarks.search.surfaces import Recorded, Surface, Synthetic, record, spread
 from jobs.manifests.draws import draw
 from jobs.plan.proposals import Evidence, Proposer
@@ -77,31 +77,30 @@ def simulate(parts: Sequence[str], repetitions: int) -> dict[str, Any]:
 # -- proposals against draws ---------------------------------------------------------------------------------------
 
 
-def methods_on(name: str, repetitions: int) -> dict[str, Any]:
-    """Return the regrets of each method on a surface, of all repetitions.
+WITHOUT, SHORT, WHOLE = "without stopping", "with stopping", "with stopping, as many epochs as without"
+"""How a search goes on: 60 runs; as many epochs as 60 draws take with stopping; as many as 60 runs take without."""
 
-    With stopping, every search has as many epochs as 60 draws with stopping take, of the same repetition.
+
+def methods_on(name: str, repetitions: int) -> dict[str, Any]:
+    """Return the regrets of each method on a surface, of all repetitions, by how the search goes on.
+
+    A recorded surface has too few runs for the third way: a search would see nearly all of them.
     """
     recorded = Recorded() if name == "pydoc" else None
-    without: dict[str, list[Searched]] = {method: [] for method in METHODS}
-    stopping: dict[str, list[Searched]] = {method: [] for method in METHODS}
+    found: dict[str, dict[str, list[Searched]]] = {
+        mode: {method: [] for method in METHODS} for mode in ((WITHOUT, SHORT) if recorded else (WITHOUT, SHORT, WHOLE))
+    }
     for repetition in range(repetitions):
         surface: Surface = recorded or Synthetic(repetition, rough=name == "rough")
-        budget = _epochs_of_draws(surface, repetition)
-        for method, propose in METHODS.items():
-            without[method].append(search(surface, propose, repetition, stopping=False))
-            stopping[method].append(search(surface, propose, repetition, stopping=True, epochs=budget))
+        short = search(surface, METHODS["draws"], repetition, stopping=True).spent
+        budgets = {WITHOUT: None, SHORT: short, WHOLE: RUNS * surface.epochs}
+        for mode, searches in found.items():
+            for method, propose in METHODS.items():
+                stopping, epochs = mode != WITHOUT, budgets[mode]
+                searches[method].append(search(surface, propose, repetition, stopping=stopping, epochs=epochs))
         print(f"{name}: repetition {repetition + 1} of {repetitions}", file=sys.stderr, flush=True)
-    return {
-        "without stopping": {method: _regrets(found) for method, found in without.items()},
-        "with stopping": {method: _regrets(found) for method, found in stopping.items()},
-        **({"runs": len(recorded.runs), "lowest_loss": recorded.lowest} if recorded else {}),
-    }
-
-
-def _epochs_of_draws(surface: Surface, seed: int) -> int:
-    """Return the epochs that :data:`RUNS` draws train with stopping."""
-    return search(surface, METHODS["draws"], seed, stopping=True).spent
+    modes = {mode: {method: _regrets(own) for method, own in searches.items()} for mode, searches in found.items()}
+    return {"modes": modes, **({"runs": len(recorded.runs), "lowest_loss": recorded.lowest} if recorded else {})}
 
 
 def _regrets(found: Sequence[Searched]) -> dict[str, Any]:
@@ -122,7 +121,7 @@ def wins(
     document: Mapping[str, Any], surface: str, mode: str, method: str = "Gaussian process"
 ) -> tuple[int, int, int]:
     """Return in how many repetitions a method ended better than draws, equal to them, and worse."""
-    found = document["surfaces"][surface][mode]
+    found = document["surfaces"][surface]["modes"][mode]
     pairs = list(zip(found[method]["regrets"], found["draws"]["regrets"], strict=True))
     return sum(a < b for a, b in pairs), sum(a == b for a, b in pairs), sum(a > b for a, b in pairs)
 
@@ -182,12 +181,13 @@ ORDER_COLUMNS = (
 def as_markdown(document: Mapping[str, Any]) -> str:
     """Return the tables."""
     lines = [f"`{document['command']}`"]
-    for name, modes in document["surfaces"].items():
-        for mode in ("without stopping", "with stopping"):
-            lines += ["", f"{name}, {mode}: regret in nats.", "", *_regret_table(modes[mode])]
+    for name, surface in document["surfaces"].items():
+        of = f" ({surface['runs']} recorded runs)" if "runs" in surface else ""
+        for mode, found in surface["modes"].items():
+            lines += ["", f"{name}{of}, {mode}: regret in nats.", "", *_regret_table(found)]
             lines += ["", *_comparison(document, name, mode)]
-        lines += ["", f"{name}, without stopping: mean regret after so many runs.", ""]
-        lines += _table_by_runs(modes["without stopping"])
+        lines += ["", f"{name}, {WITHOUT}: mean regret by the number of runs.", ""]
+        lines += _table_by_runs(surface["modes"][WITHOUT])
     if "order" in document:
         runs = f"{order.RUNS} runs, {order.WORKERS} at once, {10 * document['repetitions']} repetitions"
         lines += ["", f"Orders of starting, {runs}. Time: of that of all runs without stopping.", ""]
@@ -214,7 +214,7 @@ def _regret_table(found: Mapping[str, Any]) -> list[str]:
 
 def _comparison(document: Mapping[str, Any], name: str, mode: str) -> list[str]:
     """Return the process against draws: the number of repetitions in which it was better, and all of them."""
-    found = document["surfaces"][name][mode]
+    found = document["surfaces"][name]["modes"][mode]
     better, equal, worse = wins(document, name, mode)
     pairs = zip(found["Gaussian process"]["regrets"], found["draws"]["regrets"], strict=True)
     each = ", ".join(f"{process:.3f} against {draws:.3f}" for process, draws in pairs)

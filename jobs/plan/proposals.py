@@ -42,7 +42,7 @@ ASKS = 3
 MOST_FITTED = 300
 """Runs with a loss to which the process is fitted. Its time grows with their number cubed."""
 MOST_RUNNING = 100
-"""Runs without a loss that the process is told of."""
+"""Runs without a loss from which proposals keep away."""
 MOST_DRAWS = 4096
 """Draws among which a setting is looked for that the study does not have."""
 
@@ -89,7 +89,7 @@ def end_losses(runs: Sequence[Evidence]) -> list[float | None]:
 
 
 def _median_fall(finished: Sequence[Evidence], epochs: int) -> float:
-    """Return by how much the loss of a finished run fell after so many epochs, as the median; 0 if none says."""
+    """Return the median fall of the loss of the finished runs from a number of epochs to their lowest; 0 if unknown."""
     falls = [run.losses[epochs] - min(run.losses.values()) for run in finished if epochs in run.losses]
     return statistics.median(falls) if falls else 0.0
 
