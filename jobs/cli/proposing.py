@@ -184,7 +184,7 @@ def _reason(record: Mapping[str, Any], metric: str) -> str:
     near = record["nearest"]
     value = "diverged" if near["value"] is None else f"{metric} {near['value']:.5g}"
     value += " expected at its end" if near["ended"] == "stopped" else ""
-    source = "a draw, since the study has what was proposed; " if record["is_draw"] else ""
+    source = "a draw near what was proposed, which cannot be run or was; " if record["is_draw"] else ""
     predicted = f"predicted {metric} {record['predicted']:.5g}"
     return f"{source}{predicted}; nearest run {near['name']} ({value}), distance {near['distance']:.2f}"
 

@@ -38,13 +38,13 @@ LARGEST_VOCABULARY = 1_000_000
 NEIGHBOURS = 3
 """Runs of which a predicted loss is the mean."""
 ASKS = 3
-"""Settings asked of the process for a proposal, before a draw takes its place."""
+"""Settings asked of the process for a proposal, before a draw near the first of them takes its place."""
 MOST_FITTED = 300
 """Runs with a loss to which the process is fitted. Its time grows with their number cubed."""
 MOST_RUNNING = 100
 """Runs without a loss from which proposals keep away."""
-MOST_DRAWS = 4096
-"""Draws among which a setting is looked for that the study does not have."""
+FIRST_DRAWS, MOST_DRAWS = 256, 4096
+"""Draws among which a setting is looked for: at first, and if none of these is free."""
 
 Ended: TypeAlias = Literal["finished", "stopped", "diverged", "running"]
 
@@ -100,7 +100,7 @@ class Proposal:
 
     drawn: Mapping[str, Any]
     is_draw: bool
-    """Whether it is a draw, because the study has every setting that the process asked for."""
+    """Whether it is a draw near what the process asked for, which the study has or which is no valid run."""
     predicted: float
     """Loss: the mean of the nearest runs, weighted by 1/distance (Shepard, 1968)."""
     nearest: Evidence
@@ -129,19 +129,30 @@ class Proposer:
         if not self._known:
             raise UsageError("expected at least one run with a loss, found none")
         self._study = self._fit([run.drawn for run, loss in ends if loss is None][:MOST_RUNNING])
-        self._draws = self._new_draws()
 
     def ask(self, is_free: Callable[[Mapping[str, Any]], bool]) -> Proposal | None:
         """Return a setting for which ``is_free`` holds, and count it as running. ``None``: no more were found."""
-        for _ in range(ASKS):
-            drawn = self._asked()
-            if is_free(drawn):
-                return self._proposal(drawn, is_draw=False)
-        for drawn in self._draws:
-            if is_free(drawn):
-                self._study.add_trial(self._trial(drawn, None))
-                return self._proposal(drawn, is_draw=True)
-        return None
+        asked = [self._asked()]
+        while not is_free(asked[-1]):
+            if len(asked) == ASKS:
+                return self._nearest_draw(asked[0], is_free)
+            asked.append(self._asked())
+        return self._proposal(asked[-1], is_draw=False)
+
+    def _nearest_draw(self, asked: Mapping[str, Any], is_free: Callable[[Mapping[str, Any]], bool]) -> Proposal | None:
+        """Return the free draw that is nearest to a setting, of the first draws. ``None``: none is free."""
+        most = min(number_of_settings(self._space) or MOST_DRAWS, MOST_DRAWS)
+        count = min(FIRST_DRAWS, most)
+        while True:
+            found = draw(self._space, count, self._seed)
+            free = [drawn for drawn in found if is_free(drawn)]
+            if free:
+                nearest = min(free, key=lambda drawn: distance(self._space, asked, drawn))
+                self._study.add_trial(self._trial(nearest, None))
+                return self._proposal(nearest, is_draw=True)
+            if len(found) < count or count == most:
+                return None
+            count = min(2 * count, most)
 
     def _proposal(self, drawn: Mapping[str, Any], *, is_draw: bool) -> Proposal:
         ranked = sorted(
@@ -155,16 +166,6 @@ class Proposer:
         return Proposal(
             drawn=drawn, is_draw=is_draw, predicted=predicted, nearest=nearest, nearest_loss=loss, distance=apart
         )
-
-    def _new_draws(self) -> Iterator[dict[str, Any]]:
-        most = min(number_of_settings(self._space) or MOST_DRAWS, MOST_DRAWS)
-        seen, count = 0, min(64, most)
-        while seen < most:
-            found = draw(self._space, count, self._seed)
-            yield from found[seen:]
-            if len(found) < count:
-                return
-            seen, count = count, min(2 * count, most)
 
     # -- Optuna --------------------------------------------------------------------------------------------------------
 

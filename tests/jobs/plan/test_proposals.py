@@ -131,6 +131,16 @@ def test_every_setting_of_a_small_space_is_proposed_once() -> None:
     assert all(one in taken for one in drawn)
 
 
+def test_what_cannot_be_run_is_replaced_by_something_near_it() -> None:
+    """Here three quarters of the space are no valid runs, and the best setting is one of them."""
+    runs = runs_of(30)
+    proposer = Proposer(SPACE, runs)
+    found = [proposer.ask(lambda drawn: drawn["model.hidden_size"] == 32) for _ in range(6)]
+    assert all(one is not None and one.drawn["model.hidden_size"] == 32 for one in found)
+    losses = [loss_of(one.drawn) - _width(one.drawn) for one in found if one is not None]
+    assert mean(losses) < mean(loss_of(run.drawn) - _width(run.drawn) for run in runs) - 0.2
+
+
 def test_a_predicted_loss_lies_among_those_of_the_runs() -> None:
     runs = runs_of(30)
     losses = [loss for loss in end_losses(runs) if loss is not None]
