@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, final
 
 from jobs.manifests.draws import Choice, Distribution, Real, Whole
-from jobs.plan.proposals import Space, distance
+from jobs.plan.proposals import Space, distance, setting_of
 from jobs.study.folder import observe_study
 from seqlm.errors import UsageError
 from seqlm.files import write_text
@@ -169,7 +169,7 @@ def _read(distribution: Distribution, text: str) -> Any:
 
 
 def record(study: Path, table: Path = TABLE) -> int:
-    """Write the runs of a study of :data:`MANIFEST` as the table, and return how many.
+    """Write the runs of :data:`MANIFEST` from its study as the table, and return how many.
 
     Runs that did not end are left out. A run that has diverged has an infinite loss from then on.
 
@@ -182,9 +182,10 @@ def record(study: Path, table: Path = TABLE) -> int:
     keys = list(Space.of(manifest.samples[0]).drawn)
     epochs = manifest.runs[0].config.train.epochs
     rows: list[list[Any]] = [[*keys, *(f"{LOSS}{epoch}" for epoch in range(1, epochs + 1))]]
+    meant = {setting_of(spec.config.by_key()) for spec in manifest.runs}
     for run in observe_study(study):
         is_over = run.observation.state == "done" or run.observation.kind == "diverged"
-        if run.config is None or not is_over:
+        if run.config is None or not is_over or setting_of(run.config.by_key()) not in meant:
             continue
         losses = {record["epoch"]: finite(record.get("val_loss")) for record in run.epochs()}
         found = [losses.get(epoch) for epoch in range(epochs)]

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.search import order
+from benchmarks.search import order, surfaces
 from benchmarks.search.__main__ import main
 from benchmarks.search.methods import FIRST, METHODS, RUNS, search
 from benchmarks.search.surfaces import Synthetic
 from jobs.manifests.draws import draw
+from jobs.manifests.load import load_manifest
+from seqlm.files import write_json, write_json_lines
+from tests.analysis.hand_made import result_of
+from tests.facts import fail, make_folder
+from tests.seqlm.training.studies import make_config
+
+SEEN = {"val_ppl": 9.0, "train_ppl": 9.0, "elapsed_seconds": 1.0}
 
 
 @pytest.mark.parametrize("rough", [False, True])
@@ -93,3 +101,28 @@ def test_a_mistake_is_one_line(words: list[str], capsys: pytest.CaptureFixture[s
     assert printed.out == ""
     assert printed.err.startswith("error: ")
     assert len(printed.err.splitlines()) == 1
+
+
+def test_a_study_is_recorded_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs of the manifest alone; one that has diverged is infinite from then on."""
+    specs = load_manifest(surfaces.MANIFEST).runs[:3]
+    strange = dataclasses.replace(specs[0], config=make_config("rnn"), name="strange")
+    study = tmp_path / "study"
+    for place, spec in enumerate([*specs, strange]):
+        epochs = 2 if place == 1 else 6
+        run = make_folder(study, spec)
+        records = [{**SEEN, "epoch": epoch, "val_loss": 5.0 + place - epoch / 10} for epoch in range(epochs)]
+        write_json_lines(run.metrics_file, records)
+        if place == 1:
+            fail(run, {"kind": "diverged", "message": "bad"})
+        else:
+            write_json(run.result_file, result_of(records))
+    table = tmp_path / "table.csv"
+    assert surfaces.record(study, table) == 3
+    read = surfaces.Recorded(table)
+    assert (len(read.runs), read.epochs, read.lowest) == (3, 6, pytest.approx(4.5))
+    curves = [read.curve({key: spec.config.by_key()[key] for key in read.space}) for spec in specs]
+    assert curves[0] == pytest.approx([5.0, 4.9, 4.8, 4.7, 4.6, 4.5])
+    assert curves[1][:2] == pytest.approx([6.0, 5.9])
+    assert not any(map(math.isfinite, curves[1][2:]))
+    assert search(read, METHODS["draws"], 1, stopping=False).regret == 0
