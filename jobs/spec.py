@@ -59,6 +59,9 @@ class RunSpec:
     """The command line that launches this run alone."""
     entry: str = ""
     """The run's name in the manifest before ``--set``."""
+    first_seed: int | None = None
+    """Of a final seed (``[search] final_seeds``): the seed of the run that it follows, whose setting is the same.
+    ``None``: it follows no run."""
 
     judge: RunConfig | None = None
     """Of a behaviour job: the configuration of the model that rates the texts. ``None``: there is none."""
@@ -73,6 +76,10 @@ class RunSpec:
     def may_run(self) -> tuple[str, ...]:
         """Return the fingerprints of the configurations whose models its worker may run."""
         return self.launched or tuple(config.fingerprint() for config in self.configs())
+
+    def first_fingerprint(self) -> str | None:
+        """Return the fingerprint of the run that it follows. ``None``: it follows none."""
+        return None if self.first_seed is None else replace(self.config, seed=self.first_seed).fingerprint()
 
     def configs(self) -> list[RunConfig]:
         """Return its configuration, and that of its judge if it has one."""

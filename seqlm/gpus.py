@@ -268,16 +268,15 @@ class Ledger:
         for path in listed(self.folder):
             if (name := _LAUNCH.fullmatch(path.name)) and (live := _live(path)) is not None:
                 record, user, changed_at = live
-                gpus, is_fresh = record.get("gpus"), abs(time.time() - changed_at) < FRESH_SECONDS
+                named, is_fresh = record.get("gpus"), abs(time.time() - changed_at) < FRESH_SECONDS
+                gpus = named if isinstance(named, list) else []
                 found.append(
                     LaunchNote(
                         token=name[1],
                         user=user,
                         study=_text(record, "study"),
                         pid=_pid(record),
-                        gpus=frozenset(gpu for gpu in gpus if isinstance(gpu, str))
-                        if isinstance(gpus, list)
-                        else (frozenset()),
+                        gpus=frozenset(gpu for gpu in gpus if isinstance(gpu, str)),
                         needs=finite(record.get("needs")) if is_fresh else None,
                         turn=finite(record.get("turn")) or 0.0,
                     )

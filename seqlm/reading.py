@@ -65,7 +65,7 @@ MOST_EPOCHS = 10**6
 FIELDS: Mapping[str, Mapping[str, Any]] = {
     "provenance.json": {
         **dict.fromkeys(("name", "entry", "data", "study"), str | None),
-        "order": int | None,
+        **dict.fromkeys(("order", "first_seed"), int | None),
         "command": list,
         **dict.fromkeys(("resources", "code", "git", "versions"), dict),
     },

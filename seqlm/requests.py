@@ -22,7 +22,7 @@ from seqlm.reading import listed, status
 
 REQUEST = "request.json"
 RUNS = "runs.json"
-_RUN_ID = re.compile(r"[a-z0-9_][a-z0-9_.-]*")
+RUN_ID = re.compile(r"[a-z0-9_][a-z0-9_.-]*")
 """A run's id is the name of its folder (:func:`seqlm.rundir.slugify`), and leads nowhere else."""
 
 
@@ -135,7 +135,7 @@ def _read(folder: Path) -> Request | None:
     record = read_json(folder / REQUEST)
     if record is None or not folder.name.isdecimal():
         return None
-    if strange := [name for name in record.get("runs", {}) if not _RUN_ID.fullmatch(name)]:
+    if strange := [name for name in record.get("runs", {}) if not RUN_ID.fullmatch(name)]:
         got = printable(strange[0])[:40]
         raise DamagedFileError(f"{folder / REQUEST} is damaged (expected ids of runs, got {got}); move it away")
     return Request(folder=folder, record=record)

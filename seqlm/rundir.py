@@ -58,7 +58,7 @@ from seqlm.reading import (
     without_impossible,
     wrong_field,
 )
-from seqlm.requests import Request, Requests
+from seqlm.requests import RUN_ID, Request, Requests
 from seqlm.state import Facts, RunState, View, state_of
 
 CANARY_FOLDER = "canary"
@@ -501,7 +501,7 @@ class RunDirectory:
     def has_ended(self) -> bool:
         """Whether the run is done, cancelled or stopped by a search, has damaged files, or has failed for good."""
         if not exists(self.path):  # it has no files
-            return self.is_cancelled()
+            return self.is_cancelled() or self.left_out() is not None
         try:
             found = state_of(self.facts(0, self.read_result()))
         except FileError:
@@ -644,6 +644,33 @@ class RunDirectory:
         records, warnings = read_json_lines(self.metrics_file, _is_epoch, is_kept=False)
         return [without_impossible(record, ("train_ppl", "val_ppl")) for record in records], warnings
 
+    def first_seed(self) -> Self | None:
+        """Return the run that a final seed of a search follows. ``None``: this run follows none.
+
+        Final seeds are compared with nobody at a rung, and start once the run that they follow is done.
+        """
+        request = self.requests.to_train(self.id)
+        run_id = None if request is None else request.runs[self.id].get("after")
+        if not isinstance(run_id, str) or not RUN_ID.fullmatch(run_id):
+            return None
+        return replace(self, path=self.path.with_name(run_id))
+
+    def left_out(self) -> str | None:
+        """Return why a final seed is not trained: the run that it follows has not reached its end.
+
+        ``None``: it has, or may still do so, or this run follows none or has begun.
+        """
+        first = self.first_seed()
+        if first is None or self.attempts():
+            return None
+        try:
+            seen = first.observe()
+        except FileError:  # `status` shows it with that run
+            return None
+        ends = {"stopped": "was stopped", "cancelled": "was cancelled"}
+        end = "has failed" if seen.state == "failed" and seen.is_final else ends.get(seen.state)
+        return None if end is None else f"not trained: its first seed, {first.id}, {end}"
+
     def is_cancelled(self) -> bool:
         """Return whether the newest request that names the run cancels it."""
         newest = self.request()
@@ -668,7 +695,7 @@ class RunDirectory:
         return Facts(
             has_owner=has_owner,
             is_cancelled=is_cancelled,
-            stopped=stopped_reason(stopped) if stopped else None,
+            stopped=stopped_reason(stopped) if stopped else None if attempts else self.left_out(),
             failure=self._failure(end, newest, first) if end and not has_owner else None,
             has_attempt=bool(attempts),
             has_begun=bool(attempts) and attempts[-1] >= first,
@@ -697,7 +724,8 @@ class RunDirectory:
         why no run of the study goes on.
         """
         if not exists(self.path):  # it has no files
-            return Observation(**vars(state_of(Facts(is_cancelled=self.is_cancelled()), view or View(), spent)))
+            facts = Facts(is_cancelled=self.is_cancelled(), stopped=self.left_out())
+            return Observation(**vars(state_of(facts, view or View(), spent)))
         result = self.read_result()
         facts = self.facts(0, result, config)
         of_result = epochs_of(result or {}) or 0
@@ -754,7 +782,11 @@ def epochs_of(result: Mapping[str, Any]) -> int | None:
 
 def stopped_reason(stopped: Mapping[str, Any]) -> str:
     """Return the decision that stopped a run in one line, such as ``stopped at epoch 9: 5th of 12, keeps 4``."""
-    rank = stopped.get("rank")
+    rank, value, guessing = stopped.get("rank"), finite(stopped.get("value")), finite(stopped.get("guessing"))
+    if guessing is not None and (value is None or value > guessing):
+        found = "is not finite" if value is None else f"= {value:.6g}"
+        what = f"{stopped.get('metric')} {found}, worse than guessing ({guessing:.6g})"
+        return f"stopped at epoch {stopped.get('rung')}: {what}"
     place = ordinal(rank) if isinstance(rank, int) else "?"
     return f"stopped at epoch {stopped.get('rung')}: {place} of {stopped.get('of')}, keeps {stopped.get('goes_on')}"
 

@@ -11,29 +11,45 @@ later request for it lets it go on. Whatever reads or writes files raises ``File
 import contextlib
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
-from seqlm.config import valid_keys
-from seqlm.errors import ConfigError, FileError, UsageError, nearest_key
-from seqlm.files import Guard, unguarded, write_json
-from seqlm.reading import timestamp
+from seqlm.config import RunConfig, valid_keys
+from seqlm.errors import ConfigError, DamagedFileError, FileError, UsageError, nearest_key
+from seqlm.files import Guard, read_json, unguarded, write_json
+from seqlm.reading import finite, timestamp
 from seqlm.rundir import RunDirectory
 from seqlm.schema import Count, Table, Valid, read
 
 Decision: TypeAlias = Literal["goes on", "stopped"]
+Group: TypeAlias = Mapping[str, Any]
+"""Dotted key -> value, of the keys in which runs must be equal to be compared."""
+
+ALWAYS_WITHIN = tuple(key for key in valid_keys() if key.startswith(("data.", "eval.")) and key != "data.tokenizer")
+"""Keys that decide which text is scored and how: values of different texts say nothing about each other. The digest of
+a tokenizer is one of them, the name of its file is not."""
 
 
-def goes_on(value: float, reached: Collection[float], *, keep: float, min_runs: int) -> bool:
+def goes_on(
+    value: float, reached: Collection[float], *, keep: float, min_runs: int, guessing: float = math.inf
+) -> bool:
     """Return whether a run goes on from a rung.
 
-    It goes on while its value is among the lowest ceil(len(reached) * keep), or if fewer than ``min_runs`` runs have
+    No run goes on with a value above ``guessing``, what a model has that gives each token the same probability. Else it
+    goes on while its value is among the lowest ceil(len(reached) * keep), or if fewer than ``min_runs`` runs have
     reached the rung. Equal values share a place: either all of them go on or none, so the order of arrival of equal
     runs does not matter. Lower is better; NaN and infinite values are the worst, and equal to each other. ``reached``
     has the values of all runs that have reached the rung so far, this one among them.
     """
-    return len(reached) < min_runs or _rank(value, reached) <= places(len(reached), keep)
+    is_good_enough = len(reached) < min_runs or _rank(value, reached) <= places(len(reached), keep)
+    return is_good_enough and _ordered(value) <= guessing
+
+
+def guessing(metric: str, vocab_size: int) -> float:
+    """Return the value of a metric for a model that gives each token of the vocabulary the same probability."""
+    return math.log(vocab_size) if metric == "val_loss" else float(vocab_size)
 
 
 def places(number: int, keep: float) -> int:
@@ -78,14 +94,19 @@ class Search(Table):
     every run."""
     metric: Literal["val_ppl", "train_ppl", "val_loss"] = "val_ppl"
     """What is compared: the value of that epoch in `metrics.jsonl`. Lower is better."""
-    keep: Annotated[float, Valid("a share above 0 and below 1", above=0, below=1)] = 0.34
+    keep: Annotated[float, Valid("a share above 0 and below 1", above=0, below=1)] = 0.33
     """Share of the runs that goes on from a rung, rounded up. Runs with equal values go on together or stop
     together."""
     min_runs: Count = 3
-    """No run is stopped before this number of runs has reached the rung."""
+    """No run is stopped before this number of runs has reached the rung, except one that is worse than guessing: its
+    perplexity is above the size of the vocabulary."""
     within: Annotated[tuple[str, ...], Valid('a list of keys, such as ["model.arch"]', check=_check_keys)] = ()
     """Keys of the configuration, such as `["model.arch"]`: a run is compared with the runs that have the same values.
-    Without it, with all runs of the study."""
+    Without it, with all runs of the study. Keys of `data` and `eval` always belong to it: runs on different texts are
+    never compared."""
+    final_seeds: Count = 1
+    """Seeds of each setting that reaches its end. The search itself is by one seed of each setting; the others are
+    trained once that is done, are compared with nobody, and are never stopped."""
 
     @classmethod
     def from_text(cls, text: str) -> Self | None:
@@ -105,12 +126,33 @@ class Search(Table):
         """Return the text that :meth:`from_text` reads."""
         return json.dumps(self.to_dict())
 
-    def group_of(self, run: RunDirectory) -> tuple[Any, ...]:
-        """Return the values of ``within`` in a run's configuration; runs with equal values are compared."""
-        if not self.within:
-            return ()
-        found = run.read_config().by_key()
-        return tuple(found.get(key) for key in self.within)
+    def group_of(self, config: Mapping[str, Any]) -> Group:
+        """Return the group of a run, given its configuration by dotted key. Runs of equal groups are compared."""
+        return {key: config.get(key) for key in (*ALWAYS_WITHIN, *self.within)}
+
+
+def group_sizes(search: Search, configs: Iterable[RunConfig]) -> Counter[str]:
+    """Return how many of these configurations come to the first rung, of each group of runs that are compared."""
+    groups = (search.group_of(config.by_key()) for config in configs if config.train.epochs > search.rungs[0])
+    return Counter(json.dumps(group) for group in groups)
+
+
+def never_stops(search: Search, configs: Iterable[RunConfig]) -> bool:
+    """Return whether the rule can stop none of these configurations for its place at a rung, whatever the values."""
+    largest = max(group_sizes(search, configs).values(), default=0)
+    return all(places(number, search.keep) >= number for number in range(search.min_runs, largest + 1))
+
+
+def search_of(run: RunDirectory, text: str) -> Search | None:
+    """Return the search that may stop a run, given the text of ``SEQLM_SEARCH``.
+
+    ``None``: there is no search, or the run is a final seed, which goes to its end.
+
+    Raises:
+        UsageError: the text is not the JSON of a search.
+    """
+    search = Search.from_text(text)
+    return search if run.first_seed() is None else None
 
 
 # -- the files of a study ------------------------------------------------------------------------------------------
@@ -119,19 +161,46 @@ class Search(Table):
 def values_at(run: RunDirectory, search: Search, rung: int) -> dict[str, float]:
     """Return the value of each run of the study that has reached the rung and is compared with ``run``, by run id.
 
-    Files that are damaged, half copied, or of something else are as good as missing, except for those of ``run``.
+    Of a run about which the rung has decided, the record of that says enough; of others the metrics are read. Files
+    that are damaged, half copied, or of something else count as missing, except for those of ``run``.
     """
-    group = search.group_of(run)
+    group = _group_of(run, search)
     own = _value_at(run, search.metric, rung)
     if own is None:
         raise FileError(f"{run.metrics_file}: expected {search.metric} of epoch {rung}, found none")
     found = {run.id: own}
     for other in RunDirectory.unordered_in(run.path.parent):
+        if other.id == run.id or other.first_seed() is not None:
+            continue
         with contextlib.suppress(FileError, OSError):
-            value = None if other.id == run.id else _value_at(other, search.metric, rung)
-            if value is not None and search.group_of(other) == group:
+            value = _compared_value(other, search, rung, group)
+            if value is not None:
                 found[other.id] = value
     return found
+
+
+def _group_of(run: RunDirectory, search: Search) -> Group:
+    """Return the group of a run, in the values that a JSON file has."""
+    group: Group = json.loads(json.dumps(search.group_of(run.read_config().by_key())))
+    return group
+
+
+def _compared_value(other: RunDirectory, search: Search, rung: int, group: Group) -> float | None:
+    """Return the value of another run at a rung. ``None``: it is not compared with the runs of ``group``, or has none.
+
+    A decision by another metric or by fewer keys, before the table was changed, does not count.
+    """
+    decision: Mapping[str, Any] = {}
+    with contextlib.suppress(DamagedFileError):
+        decision = read_json(other.rung_file(rung)) or {}
+    recorded, value = decision.get("group"), decision.get("value", "")
+    if decision.get("metric") == search.metric and isinstance(recorded, dict) and recorded.keys() >= group.keys():
+        if any(recorded[key] != own for key, own in group.items()):
+            return None
+        if value is None or finite(value) is not None:
+            return math.inf if value is None else float(value)
+    value = _value_at(other, search.metric, rung)
+    return value if value is not None and _group_of(other, search) == group else None
 
 
 def _value_at(run: RunDirectory, metric: str, rung: int) -> float | None:
@@ -150,8 +219,10 @@ def _value_at(run: RunDirectory, metric: str, rung: int) -> float | None:
 # -- decisions -----------------------------------------------------------------------------------------------------
 
 
-def decide(run: RunDirectory, search: Search, rung: int, attempt: int, *, guard: Guard = unguarded) -> Decision:
-    """Return the decision about a run that has finished ``rung`` epochs.
+def decide(
+    run: RunDirectory, search: Search, rung: int, attempt: int, *, vocab_size: int, guard: Guard = unguarded
+) -> Decision:
+    """Return the decision about a run that has finished ``rung`` epochs, on a text of ``vocab_size`` different tokens.
 
     Unless that is done, it is made and recorded with its evidence, and with the ``attempt`` that makes it. A run that
     was stopped here goes on if a later request says so.
@@ -161,10 +232,11 @@ def decide(run: RunDirectory, search: Search, rung: int, attempt: int, *, guard:
     """
     if rung in run.read_rungs():
         return "stopped" if (run.read_stopped() or {}).get("rung") == rung else "goes on"
-    values = values_at(run, search, rung)
+    values, group = values_at(run, search, rung), _group_of(run, search)
     value, reached = values[run.id], list(values.values())
     going_on = places(len(reached), search.keep)
-    is_good = goes_on(value, reached, keep=search.keep, min_runs=search.min_runs)
+    worst = guessing(search.metric, vocab_size)
+    is_good = goes_on(value, reached, keep=search.keep, min_runs=search.min_runs, guessing=worst)
     decision: Decision = "goes on" if is_good else "stopped"
     evidence = {
         "decision": decision,
@@ -175,8 +247,10 @@ def decide(run: RunDirectory, search: Search, rung: int, attempt: int, *, guard:
         "of": len(reached),
         "keep": search.keep,
         "goes_on": going_on,
-        "cut": sorted(reached)[going_on - 1],
+        "cut": min(sorted(reached)[going_on - 1], worst),
         "min_runs": search.min_runs,
+        "guessing": worst,
+        "group": group,
         "attempt": attempt,
         "at": timestamp(),
     }

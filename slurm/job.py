@@ -177,7 +177,8 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals)
     if is_over and host.stopped() is not None:
         notify.over(plan.options.study_dir, plan.options.notify, seconds=CANCEL_SECONDS)
     well = ("done",) if plan.grid is not None else ("done", "stopped", "pending", "queued", "running")
-    return 0 if all(one.state in well for one in seen) else 1
+    is_search = plan.options.search is not None
+    return 0 if all(one.state in well or (is_search and one.kind == "diverged") for one in seen) else 1
 
 
 def _planned(plan: JobPlan, array: ArrayPlan, run: RunDirectory, seen: Observation) -> PlannedRun:

@@ -53,7 +53,7 @@ def rung_slices(study: StudyFiles, epochs: int) -> Chart | None:
 
     These are the only equal epochs that stopped runs have.
     """
-    runs = study.runs[study.runs["epochs_done"] >= epochs]
+    runs = study.runs[(study.runs["epochs_done"] >= epochs) & ~study.runs["id"].isin(study.final_seeds)]
     there = replace(study, runs=runs.assign(state="done", finished_epochs=runs["epochs_done"])).after(epochs)
     chart = slices_chart(there)
     if chart is None:
@@ -67,9 +67,10 @@ def rung_slices(study: StudyFiles, epochs: int) -> Chart | None:
 def importance_blocks(study: StudyFiles, epochs: int) -> list[Block]:
     """Say which hyperparameters decide whether a setting is among the best after ``epochs`` epochs, or why not.
 
-    These are the only equal epochs that stopped runs have. A run that diverged before counts as the worst.
+    These are the only equal epochs that stopped runs have. A run that diverged before counts as the worst. Final seeds
+    do not count: only the best settings have them.
     """
-    runs = study.runs
+    runs = study.runs[~study.runs["id"].isin(study.final_seeds)]
     came = (runs["epochs_done"] >= epochs) & runs["failure_kind"].ne("diverged")
     there = replace(study, runs=runs.assign(state="done", finished_epochs=runs["epochs_done"])[came]).after(epochs).runs
     rows = [
@@ -128,6 +129,7 @@ def _sentences(study: StudyFiles, rungs: Sequence[dict[str, Any]]) -> list[str]:
         several=len(study.directories) > 1,
         METRICS=METRICS,
         runs=len(study.runs) + len(study.absent),
+        final_seeds=len(study.final_seeds),
         states=[
             *Counter(study.runs["state"]).most_common(),
             *([("absent", len(study.absent))] if study.absent else []),
@@ -204,18 +206,21 @@ def rungs_of(study: StudyFiles) -> list[int]:
 def rung_of(study: StudyFiles, epochs: int) -> dict[str, Any]:
     """Return what became of the runs at a rung: how many reached it, were stopped here, and went on.
 
+    Final seeds are none of them.
+
     ``pairs``: of finished runs that the search compares with each other, without ties; ``agreeing``, ``share``: those
     with the same order here as at the end. The order here is that of the metric after ``epochs`` epochs, the order at
     the end that of the best validation perplexity at equal epochs.
     """
     here = study.epochs[study.epochs["epoch"] == epochs - 1].drop_duplicates("id", keep="last").set_index("id")
-    runs = study.runs[study.runs["id"].isin(here.index)]
+    runs = study.runs[study.runs["id"].isin(here.index) & ~study.runs["id"].isin(study.final_seeds)]
     ends = finished(study.compared.runs).set_index("id")["val_ppl"]
     ended: dict[tuple[Any, ...], list[tuple[float, float]]] = defaultdict(list)
     for run in runs.to_dict("records"):
         rule = study.searches.get(run["study"])
         value = float(here.loc[run["id"], rule.metric if rule else "val_ppl"])
-        group = (run["study"], run["text"], *(str(run.get(key)) for key in (rule.within if rule else ())))
+        own = {str(key): str(found) for key, found in run.items()}
+        group = (run["study"], run["text"], *(rule.group_of(own).values() if rule else ()))
         if run["id"] in ends.index:
             ended[group].append((value if math.isfinite(value) else math.inf, ends[run["id"]]))
     pairs = agreeing = 0

@@ -76,6 +76,8 @@ class PlannedRun:
     """Dotted key -> value, before ``--set``; empty if it is not recorded."""
     published: Annotated[dict[str, Any], AfterValidator(_published)] = field(default_factory=dict)
     """Columns of the runs table; empty if nothing has been published of the run."""
+    after: Digits | None = None
+    """Of a final seed of a search: the run that it follows."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,6 +73,8 @@ class StudyFiles:
     """Where the results come from: launch, commits, devices, hosts, versions. Several values: the runs differ."""
     warnings: list[str]
     """What could not be read, one line each."""
+    final_seeds: frozenset[str]
+    """Ids of the final seeds of searches, which no rung has compared."""
     own_models: dict[str, str]
     """Each user's own model, such as ``lstm.py:LSTM``, with its name in print (:func:`units.set_own_models`)."""
 
@@ -159,7 +161,7 @@ def load_study(*study_dirs: Path) -> StudyFiles:
         lines: list[str] = []
         with one_look():
             record = read_study_record(study_dir, lines)
-            found = [read_run(run) for run in RunDirectory.unordered_in(study_dir)]
+            found = [read_run(run) for run in RunDirectory.unordered_in(study_dir) if run.left_out() is None]
             _add_notes(study_dir, found, lines)
         found.sort(key=lambda run: (math.inf if run.order is None else run.order, run.row["id"]))
         lines += (line for run in found for line in run.warnings)
@@ -180,7 +182,8 @@ def load_study(*study_dirs: Path) -> StudyFiles:
     runs: list[LoadedRun] = []
     for name, (_, found, record) in read.items():
         without_run, members, places = number_runs(found, record.planned, first=size)
-        absent += without_run
+        over = {run.digits for run in found if run.row["state"] in ("stopped", "failed", "cancelled")}
+        absent += (entry for entry in without_run if entry.after not in over)  # their final seeds are not to be trained
         size += places
         found.sort(key=lambda run: run.row["number"])
         runs += found
@@ -219,6 +222,7 @@ def load_study(*study_dirs: Path) -> StudyFiles:
         log_tails={run.row["id"]: run.log_tail for run in runs if run.log_tail},
         behaviours={run.row["id"]: run.behaviour for run in runs if run.behaviour},
         origin=origin_of(runs),
+        final_seeds=frozenset(run.row["id"] for run in runs if run.provenance.get("first_seed") is not None),
         warnings=warnings,
         own_models=own_models,
     )

@@ -349,9 +349,8 @@ class RayCluster:
             # Ray has its workers import from the folder in which it is initialised.
             before = psutil.Process().children()
             with mock.patch.dict(os.environ, names), contextlib.chdir(source_tree()):
-                if (
-                    runtime_env is None
-                ):  # what a Ray job that launches has is not needed, and not there on a Ray of ours
+                if runtime_env is None:
+                    # What a Ray job that launches has is not needed, and is not there on a Ray of ours.
                     os.environ.pop("RAY_JOB_CONFIG_JSON_ENV_VAR", None)
                 _init(options)
         except Exception as error:  # Ray raises what its layers raise: ConnectionError, RuntimeError, ValueError, ...

@@ -49,6 +49,8 @@ def run(arguments: Arguments) -> tuple[Any, int]:
     manifest, specs, study_dir = open_manifest(arguments)
     data = find_data(arguments.data, manifest.data_path)
     terminal.detail(f"data: {data or 'the default place'}")
+    for line in manifest.advice:
+        terminal.tell(line)
     changes = [word for text in arguments.changes for word in ("--set", text)]
     paths = ["--data", str(arguments.data)] if arguments.data else []
     alone = [*terminal.program().split(), "run", arguments.manifest, "--only"]
@@ -151,8 +153,15 @@ def train(arguments: Arguments, specs: Sequence[RunSpec], options: LaunchOptions
     data = say_status(runs, study_dir)
     if arguments.report:
         terminal.say(f"report: {_write_report(arguments, [study_dir])[0]}")
-    bad = ("failed", "cancelled", "pending")  # pending: its job is gone, or it waits for the budget
-    return data, EXIT_RUN_FAILED if any(one["state"] in bad for one in data["runs"]) else 0
+    is_search = options.search is not None
+    return data, EXIT_RUN_FAILED if any(_is_bad(one.observation, is_search=is_search) for one in runs) else 0
+
+
+def _is_bad(seen: Observation, *, is_search: bool) -> bool:
+    """Return whether a run makes the exit code 1. In a search, a setting that diverges is an outcome like any other."""
+    if is_search and seen.state == "failed" and seen.kind == "diverged":
+        return False
+    return seen.state in ("failed", "cancelled", "pending")  # pending: its job is gone, or it waits for the budget
 
 
 # -- the ways to launch --------------------------------------------------------------------------------------------
@@ -216,7 +225,22 @@ def attend(specs: Sequence[RunSpec], options: LaunchOptions, backend: Backend) -
 def _submit(
     arguments: Arguments, specs: Sequence[RunSpec], options: LaunchOptions, backend: Any
 ) -> tuple[dict[str, Any] | None, Collection[str]]:
-    """Submit to a scheduler, and watch the jobs unless ``--no-wait`` says otherwise; they need no launcher."""
+    """Submit to a scheduler, and watch the jobs unless ``--no-wait`` says otherwise; they need no launcher.
+
+    Final seeds of a search are submitted once the others have ended. With ``--no-wait``, a later launch submits them.
+    """
+    left, ids = _submit_once(arguments, specs, options, backend)
+    final = [spec for spec in specs if spec.first_seed is not None]
+    if final and left is None:
+        _, more = _submit_once(arguments, final, options, backend)
+        ids = {*ids, *more}
+    return left, ids
+
+
+def _submit_once(
+    arguments: Arguments, specs: Sequence[RunSpec], options: LaunchOptions, backend: Any
+) -> tuple[dict[str, Any] | None, Collection[str]]:
+    """Submit what can start now, and watch the jobs unless ``--no-wait`` says otherwise."""
     study_dir = options.study_dir
     backend.check(study_dir)
     with preparing(specs, backend, options) as (planned, prepared):

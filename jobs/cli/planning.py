@@ -14,18 +14,28 @@ from jobs.cli.arguments import Arguments
 from jobs.cli.parser import flag_of
 from jobs.launch.job import LaunchOptions
 from jobs.launch.own_models import ask, check_models, is_bad
-from jobs.launch.prepare import changes, check_data, estimated, find_data, plan_runs, resolve_resources, resolve_specs
-from jobs.manifests.filters import asks_for_identity, facts_of_spec, select
+from jobs.launch.prepare import (
+    changes,
+    check_data,
+    estimated,
+    find_data,
+    plan_runs,
+    resolve_resources,
+    resolve_specs,
+    without_followers,
+)
+from jobs.manifests.filters import OBSERVED, asks_for_identity, asks_for_results, facts_of_spec, select
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.reader import find_manifest
 from jobs.plan.capacity import with_noun
 from jobs.plan.estimate import earlier_throughput
 from jobs.plan.planned import Action, PlannedRun
 from jobs.plan.queue import totals
+from jobs.plan.search import Expectation, expectation, keys_within
 from jobs.registry import BACKENDS, backend_class, default_backend
 from jobs.spec import RunSpec
 from jobs.study.budget import UNITS, Budget, hours_of, total
-from jobs.study.folder import ObservedRun
+from jobs.study.folder import ObservedRun, observe_study
 from jobs.study.record import StudyRecord
 from jobs.terminal import FINDINGS, Column, show
 from seqlm import machine
@@ -165,6 +175,7 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
         replace(item, facts=facts(item.spec.config.data, item.spec.data_path, item.spec.tokenizer))
         for item in plan_runs(specs, study_dir)
     ]
+    planned = without_followers(planned) if backend.is_scheduled else planned
     check_models(planned)
     planned = resolve_resources(planned, backend, limit)
     planned = estimated(planned, earlier_throughput(arguments.runs_dir), keep_last=keep_last)
@@ -176,27 +187,34 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
     records = [_record(item) for item in planned]
     show(COLUMNS, records)
     changed = changes(planned, study_dir)
-    for line in changed:
-        terminal.tell(f"warning: {line}")
+    for line in [*(f"warning: {line}" for line in changed), *manifest.advice]:
+        terminal.tell(line)
     counts = Counter(item.action for item in planned)
     summary = ", ".join(f"{counts[action]} {action}" for action in get_args(Action) if counts[action])
     terminal.say("", f"{manifest.study}: {with_noun(len(planned), 'run')} ({summary}) in {printable(str(study_dir))}")
     if manifest.excluded:
         terminal.say(f"excluded by the manifest: {', '.join(run['name'] for run in manifest.excluded)}")
     search = manifest.search
+    costs = expected_costs = totals(planned, backend.capacity, max_parallel=limit)
+    expected = None
     if search is not None:
-        terminal.say(search_line(search))
-    costs = totals(planned, backend.capacity, max_parallel=limit)
+        expected = expectation(search, planned)
+        shortened = expected.shortened(planned)
+        expected_costs = totals(shortened, backend.capacity, max_parallel=limit)
+        terminal.say(search_line(search, manifest, expected))
     disk = f"disk {terminal.memory(costs.disk_bytes)} for checkpoints"
     if set(counts) == {"skip"}:
         terminal.say(f"nothing to start; {disk}")
     elif costs.gpu_hours is None:
         terminal.say(f"{disk}; GPU hours and time are not known: {costs.unknown}")
     else:
-        wall = f"{terminal.duration(costs.wall_seconds)} on {backend.where()}"
-        terminal.say(f"{wall}; {costs.gpu_hours:.3g} GPU hours; {disk}")
+        hours, wall = f"{costs.gpu_hours:.3g}", terminal.duration(costs.wall_seconds)
+        if expected is not None:
+            hours = f"about {expected_costs.gpu_hours:.3g}, at most {hours}"
+            wall = f"about {terminal.duration(expected_costs.wall_seconds)}, at most {wall}"
+        terminal.say(f"{wall} on {backend.where()}; {hours} GPU hours; {disk}")
     todo, budget = [item for item in planned if item.action != "skip"], Budget(study_dir, manifest.policy)
-    limits = budget_of(todo, budget)
+    limits = budget_of(todo, budget, expected)
     if limits is not None:
         terminal.say(limits[0])
     if backend.is_here:
@@ -215,6 +233,13 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
         "study": manifest.study,
         "runs": records,
         "search": None if search is None else search.to_dict(),
+        "expected": None
+        if expected is None
+        else {
+            "rungs": expected.to_dict(),
+            "gpu_hours": expected_costs.gpu_hours,
+            "wall_seconds": expected_costs.wall_seconds,
+        },
         "totals": {"backend": backend.name, "max_parallel": limit, **asdict(costs)},
         "budget": None if limits is None else limits[1],
         "refused": refused,
@@ -223,26 +248,42 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
     return ({**data, "scripts": scripts} if scripts else data), 0 if refused is None else UsageError.exit_code
 
 
-def budget_of(todo: Sequence[PlannedRun], budget: Budget) -> tuple[str, dict[str, Any]] | None:
+def budget_of(
+    todo: Sequence[PlannedRun], budget: Budget, expected: Expectation | None
+) -> tuple[str, dict[str, Any]] | None:
     """Return what ``plan`` says of the study's budget, and its entry of ``--json``. ``None``: it has no limits.
 
-    What the runs to do need is ``None`` if it is not known. The runs that a search will stop are counted in full.
+    What the runs to do need is ``None`` if it is not known. The entry counts the runs that a search will stop in full.
     """
     data = budget.to_dict()
     if data is None:
         return None
     known = [hours_of(item.spec.resources, item.seconds) for item in todo if item.seconds is not None]
     needs = total(known) if len(known) == len(todo) else {}
-    amounts = [f"{needs[key]:.3g} {UNITS[key]}" for key in data if key in needs]
-    what = f"the rest needs at most about {' and '.join(amounts)}" if amounts else "it is not known what the rest needs"
+    amounts = {key: f"at most about {needs[key]:.3g} {UNITS[key]}" for key in data if key in needs}
+    if expected is not None and amounts:
+        items = expected.shortened(todo)
+        likely = total(hours_of(item.spec.resources, item.seconds or 0.0) for item in items)
+        amounts = {key: f"about {likely[key]:.3g}, {amount}" for key, amount in amounts.items()}
+    known_needs = f"the rest needs {' and '.join(amounts.values())}"
+    what = known_needs if amounts else "it is not known what the rest needs"
     return f"{budget.line()}; {what}", {key: {**found, "needs": needs.get(key)} for key, found in data.items()}
 
 
-def search_line(search: Search) -> str:
-    """Return one line about a search: its rungs, and what it compares."""
+def search_line(search: Search, manifest: Manifest, expected: Expectation) -> str:
+    """Return one line about a search: its rungs, what it compares, and how many runs are expected to go on."""
     rungs = ", ".join(map(str, search.rungs))
-    among = f" among runs of equal {', '.join(search.within)}" if search.within else ""
-    return f"search: {search.keep:.3g} of the runs go on after epochs {rungs} by {search.metric}{among}"
+    keys = keys_within(search, (spec.config.by_key() for spec in manifest.runs))
+    among = f" among runs of equal {', '.join(keys)}" if keys else ""
+    rule = f"search: {search.keep:.3g} of the runs go on after epochs {rungs} by {search.metric}{among}"
+    if not any(expected.reach.values()):
+        return rule
+    likely = (
+        f"{expected.go_on[rung]:.0f} of {number:.0f} after epoch {rung}"
+        for rung, number in expected.reach.items()
+        if number
+    )
+    return f"{rule}; expected: {', '.join(likely)}"
 
 
 def _warn_of_memory(todo: Sequence[PlannedRun]) -> None:
@@ -283,13 +324,23 @@ def open_manifest(arguments: Arguments) -> tuple[Manifest, list[RunSpec], Path]:
     confine(study_dir)
     known: Sequence[RunSpec] = manifest.runs
     folders: Mapping[str, Path] = {}
-    if asks_for_identity([*arguments.only, *arguments.exclude]):
+    filters = [*arguments.only, *arguments.exclude]
+    if asks_for_identity(filters) or asks_for_results(filters):
         known, folders = resolve_specs(known, data), RunDirectory.folders(study_dir)
     beside = manifest.path.parent / RUNS.default / manifest.study
     if not exists(study_dir) and is_file(study_record_file(beside)):
         what = f"{beside} has runs of this study, {study_dir} has none; to use them add --runs-dir {beside.parent}"
         terminal.tell(f"note: {what}")
-    facts = functools.partial(facts_of_spec, folders=folders)
+    observed: dict[str, dict[str, Any]] = {}
+    unseen: dict[str, Any] = {}
+    if asks_for_results(filters):
+        observed = {one.run.id: one.observed() for one in observe_study(study_dir)}
+        unseen = {**dict.fromkeys(OBSERVED), "state": "pending", "origin": "planned", "epochs_done": 0}
+
+    def facts(spec: RunSpec) -> dict[str, Any]:
+        of_manifest = facts_of_spec(spec, folders)
+        return {**of_manifest, **observed.get(of_manifest["id"], unseen)}
+
     chosen, why = select(known, arguments.only, arguments.exclude, facts, study_dir)
     if why is not None:
         raise UsageError(f"{arguments.manifest}: {why}")

@@ -147,7 +147,7 @@ def _propose(
 
         def is_free(drawn: Mapping[str, Any], space: Space = space) -> bool:
             config = space.config(drawn)
-            return config is not None and setting_of(config.by_key()) not in taken
+            return config is not None and setting_of(config.by_key()) not in taken and space.allows(drawn)
 
         proposal = one.proposer.ask(is_free)
         if proposal is None:

@@ -132,6 +132,9 @@ class Dispatcher:
         """
         todo = [item for item in planned if item.action != "skip"]
         self._queue = Queue(todo, max_parallel=self._options.max_parallel)
+        for item in todo:
+            if item.after is not None:
+                self._queue.hold_until_released(item.run.id, item.reason or "a final seed")
         self._look_at_budget(at_once=True)
         with self._interrupts.noted():
             try:
@@ -162,6 +165,7 @@ class Dispatcher:
             if not self._live:
                 self._queue.take_all()
             return
+        self._look_at_final_seeds()
         while not self._interrupts.stop:
             item = None
             if self._queue:
@@ -171,6 +175,21 @@ class Dispatcher:
             elif self._queue or not self._has_found_one_more():
                 break
         self._executor.waits(self._queue.lacking if self._queue else ())
+
+    def _look_at_final_seeds(self) -> None:
+        """Let final seeds start whose first seed is done. They are left if that has ended in another way."""
+        held = self._queue.held()
+        to_do = self._queue.ids() | {one.item.run.id for one in self._live} if held else set()
+        for item in held:
+            if item.after is None or item.after.id in to_do:
+                continue
+            state = None
+            with self._warnings_for(item):
+                state = item.after.observe().state
+            if state == "done":
+                self._queue.release(item.run.id)
+            else:
+                self._queue.drop(item.run.id)
 
     def _has_found_one_more(self) -> bool:
         """Queue one more run that the host has. Return whether there is one."""

@@ -119,7 +119,39 @@ def plan_runs(
             damaged = Observation.damaged(error)
             return PlannedRun(spec=spec, run=run, observation=damaged, action="skip", reason=damaged.reason)
 
-    return [planned(spec) for spec in specs]
+    items = [planned(spec) for spec in specs]
+    of_launch = {item.spec.fingerprint: item for item in items}
+
+    def follows(item: PlannedRun) -> PlannedRun:
+        """Return a final seed with the run that it follows. It is skipped if nothing will train that to its end."""
+        fingerprint = item.spec.first_fingerprint()
+        if fingerprint is None or item.action == "skip":
+            return item
+        first = of_launch.get(fingerprint)
+        run = first.run if first else RunDirectory.locate(study_dir, item.spec.name, fingerprint, folders)
+        what = f"final seed of {first.spec.name if first else run.id}"
+        if first is not None and first.action != "skip":
+            return replace(item, after=run, reason=f"{what}, once that is done")
+        try:
+            seen = first.observation if first else observer.observe(run)
+        except (DamagedFileError, UnfitFileError) as error:
+            seen = Observation.damaged(error)
+        if seen.state == "done":
+            return replace(item, after=run, reason="; ".join(filter(None, [item.reason, what])))
+        return replace(item, action="skip", reason=f"{what}, which is {seen.state}")
+
+    return [follows(item) for item in items]
+
+
+def without_followers(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """Return the runs as a scheduler gets them: a final seed whose first seed is not done is left to a later launch."""
+    starting = {item.run.id for item in planned if item.action != "skip"}
+    return [
+        replace(item, action="skip", after=None, reason=f"{item.reason}: the next `run` after that submits it")
+        if item.after is not None and item.after.id in starting
+        else item
+        for item in planned
+    ]
 
 
 def check_data(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
@@ -205,7 +237,10 @@ def preparing(
     """
     if options.record is None:
         require_trusted(specs)
-    look = functools.partial(plan_runs, specs, options.study_dir, retry=options.retry, tasks=options.tasks)
+
+    def look() -> list[PlannedRun]:
+        found = plan_runs(specs, options.study_dir, retry=options.retry, tasks=options.tasks)
+        return without_followers(found) if target.is_scheduled else found
 
     def check(found: list[PlannedRun]) -> list[PlannedRun]:
         checked = resolve_resources(check_data(found), target, options.max_parallel)
@@ -296,6 +331,7 @@ def _request(
             item.run.id: {
                 "epochs": None if item.run.id in options.tasks else item.spec.config.train.epochs,
                 "from_attempt": item.run.last_attempt() + 1,
+                **({} if item.after is None else {"after": item.after.id}),
             }
             for item in todo
         },
@@ -327,6 +363,7 @@ def run_record(spec: RunSpec) -> dict[str, Any]:
         "name": spec.name,
         "entry": spec.entry,
         "order": spec.order,
+        **({} if spec.first_seed is None else {"first_seed": spec.first_seed}),
         "command": list(spec.command),
         "resources": spec.resources.to_dict(),
         "data": str(spec.data_path.absolute()) if spec.data_path else None,

@@ -7,7 +7,7 @@ SciPy takes about a second to import, so it is imported when something is drawn.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, final
 
@@ -16,8 +16,10 @@ from seqlm.schema import show
 
 SIGNIFICANT_DIGITS = 4
 """Significant digits of a drawn number. Names and identities have exactly these."""
-DISTRIBUTIONS = ("uniform", "log_uniform", "int")
+DISTRIBUTIONS = ("uniform", "log_uniform", "int", "log_int")
 """Names of the distributions that are tables. A list is a choice."""
+_SURELY_LOG2 = 13
+"""Base-2 logarithm of the points after which no setting is expected to be accepted, if none has been."""
 _MOST_POINTS_LOG2 = 17
 """Base-2 logarithm of the most points of the sequence in which different settings are looked for."""
 
@@ -70,18 +72,26 @@ class Real:
 @final
 @dataclass(frozen=True)
 class Whole:
-    """A whole number between two bounds, both included, in steps from the lower one."""
+    """A whole number between two bounds, both included, in steps from the lower one.
+
+    If ``log``, the logarithm is uniform, and small numbers are likelier.
+    """
 
     low: int
     high: int
     step: int
+    log: bool = False
 
     @property
     def size(self) -> int:
         return (self.high - self.low) // self.step + 1
 
     def at(self, point: float) -> int:
-        return self.low + self.step * min(int(point * self.size), self.size - 1)
+        number = point * self.size
+        if self.log:  # the steps from the lowest one to a number whose logarithm is uniform
+            behind = self.high + self.step
+            number = (math.exp(math.log(self.low) * (1 - point) + math.log(behind) * point) - self.low) / self.step
+        return self.low + self.step * min(max(int(number), 0), self.size - 1)
 
 
 Distribution: TypeAlias = Choice | Real | Whole
@@ -120,47 +130,63 @@ def read_distribution(key: str, value: Any) -> Distribution:
         found = " and ".join(names) if names else show(value)
         raise ValueError(f"{key}: expected one of {', '.join(DISTRIBUTIONS)}, got {found}")
     (name,) = names
-    if "step" in value and name != "int":
-        raise ValueError(f"{key}.step: applies to int only, got {name}")
+    is_whole = name in ("int", "log_int")
+    if "step" in value and not is_whole:
+        raise ValueError(f"{key}.step: applies to int and log_int only, got {name}")
     low, high = _bounds(f"{key}.{name}", value[name], name)
-    if name != "int":
+    if not is_whole:
         return Real(low=low, high=high, log=name == "log_uniform")
     step = value.get("step", 1)
     if type(step) is not int or not 1 <= step <= high - low:
         raise ValueError(f"{key}.step: expected a whole number from 1 to {high - low}, the range, got {show(step)}")
-    return Whole(low=int(low), high=int(high), step=step)
+    return Whole(low=int(low), high=int(high), step=step, log=name == "log_int")
 
 
 def _bounds(key: str, value: Any, name: str) -> tuple[Any, Any]:
-    kinds = (int,) if name == "int" else (int, float)
+    is_whole, is_log = name in ("int", "log_int"), name in ("log_uniform", "log_int")
+    kinds = (int,) if is_whole else (int, float)
     if isinstance(value, list) and len(value) == 2 and all(type(one) in kinds for one in value):
         low, high = value
-        if low < high and math.isfinite(low) and math.isfinite(high) and (name != "log_uniform" or low > 0):
-            return (low, high) if name == "int" else (float(low), float(high))
-    numbers = {"int": "whole numbers", "uniform": "numbers", "log_uniform": "numbers above 0"}[name]
+        if low < high and math.isfinite(low) and math.isfinite(high) and (not is_log or low > 0):
+            return (low, high) if is_whole else (float(low), float(high))
+    numbers = ("whole numbers" if is_whole else "numbers") + (" above 0" if is_log else "")
     raise ValueError(f"{key}: expected two {numbers}, the lower one first, got {show(value)}")
 
 
-def draw(space: Mapping[str, Distribution], count: int, seed: int) -> list[dict[str, Any]]:
-    """Return ``count`` different settings: key -> value. A setting that is drawn again is left out.
+def draw(
+    space: Mapping[str, Distribution],
+    count: int,
+    seed: int,
+    accepts: Callable[[dict[str, Any]], bool] = lambda setting: True,
+) -> list[dict[str, Any]]:
+    """Return ``count`` different settings: key -> value.
 
-    There are fewer if the space has fewer, or if some are too rare to be found. ``space`` has at least one key. The
-    order of its keys does not matter.
+    A setting that is drawn again is left out, and so is one that ``accepts`` refuses. There are fewer if the space has
+    fewer, or if some are too rare to be found. ``space`` has at least one key. The order of its keys does not matter.
+    What ``accepts`` raises is raised.
     """
     from scipy.stats import qmc
 
     keys = sorted(space)
     count = min(count, number_of_settings(space) or count)
-    found: dict[tuple[Any, ...], None] = {}
+    accepted: dict[tuple[Any, ...], bool] = {}
+    found: list[dict[str, Any]] = []
     # Any other number of points than a power of 2 loses balance, of which SciPy warns. Here a prefix of one is wanted.
     for exponent in range((count - 1).bit_length(), _MOST_POINTS_LOG2 + 1):
         points = qmc.Sobol(d=len(keys), scramble=True, rng=seed).random_base2(exponent).tolist()
         rows = (tuple(space[key].at(x) for key, x in zip(keys, point, strict=True)) for point in points)
-        found = dict.fromkeys(rows)
-        if len(found) >= count:
+        found = []
+        for row in dict.fromkeys(rows):
+            setting = dict(zip(keys, row, strict=True))
+            if row not in accepted:
+                accepted[row] = accepts(setting)
+            if accepted[row]:
+                found.append({key: setting[key] for key in space})
+            if len(found) == count:
+                return found
+        if not found and exponent >= _SURELY_LOG2:
             break
-    settings = (dict(zip(keys, row, strict=True)) for row in list(found)[:count])
-    return [{key: setting[key] for key in space} for setting in settings]
+    return found
 
 
 def number_of_settings(space: Mapping[str, Distribution]) -> int | None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, final
 
 from jobs.manifests.claims import Claim, Published, Report
+from jobs.manifests.constraints import are_met, parse_constraint
 from jobs.manifests.draws import Distribution, draw, number_of_settings, read_distribution
-from jobs.manifests.expand import SECTIONS, Entry, EntryKind, has_several, problems_of
+from jobs.manifests.expand import SECTIONS, Entry, EntryKind, applying, config_of, has_several, problems_of
 from jobs.manifests.filters import Condition
 from jobs.manifests.policy import Notify, Policy
 from jobs.manifests.reader import Problems, check_plain, check_tables
@@ -81,6 +82,9 @@ class SampleTable(EntryTable):
     """Number of settings to draw, all different. The first n of a larger count are the same n."""
     seed: Seed = 0
     """Seed of the draws. It is not the seed of the runs, which `seeds` or `[defaults]` set."""
+    only: Annotated[tuple[str, ...], Valid('a list of comparisons, such as ["hidden_size % num_heads == 0"]')] = ()
+    """Constraints, such as `["parameters < 5e6", "hidden_size % num_heads == 0"]`: a draw that does not meet them all
+    is left out, and the sequence goes on. See "Constraints" below."""
 
 
 def _list_of_tables(key: str) -> Any:
@@ -189,11 +193,14 @@ class ManifestFile:
             self.problems.add(where, 'expected one of "seed" and "seeds", got both')
         space: dict[str, Distribution] = {}
         if kind == "sample":
-            self.samples.append({"name": entry.name, "seeds": list(own.get("seeds", ())), "values": values})
+            only = {"only": list(head.only)} if isinstance(head, SampleTable) and head.only else {}
+            self.samples.append({"name": entry.name, "seeds": list(own.get("seeds", ())), "values": values, **only})
             values, space = self._draw(values, head, where)
         if "seeds" in own or "seed" in values:
             seeds = head.seeds if head else ()
         entry = replace(entry, values=values, seeds=seeds, published=published, space=space)
+        if isinstance(head, SampleTable):
+            entry = replace(entry, sample_seed=head.seed)
         for problem in problems_of(entry):
             self.problems.add(where, problem)
         return entry
@@ -216,13 +223,26 @@ class ManifestFile:
                 self.problems.add(where, str(error))
         if not written:
             self.problems.add(where, "expected at least one key with a list or a distribution, got none")
-        count, seed = (head.count, head.seed) if isinstance(head, SampleTable) else (1, 0)
-        drawn: list[dict[str, Any]] = draw(space, count, seed) if space else []
-        if len(space) == len(written) > 0 and len(drawn) < count:
-            size = number_of_settings(space)
-            most = (
-                f"at most {size:,}, the number of different settings" if size else f"at most {len(drawn):,}, all found"
-            )
+        count, seed, only = (head.count, head.seed, head.only) if isinstance(head, SampleTable) else (1, 0, ())
+        is_right = len(space) == len(written) > 0
+        try:
+            constraints = [parse_constraint(text) for text in only]
+            single = {key: value for key, value in values.items() if key not in written}
+
+            def accepts(setting: dict[str, Any]) -> bool:
+                own = {**single, **setting}
+                merged = applying({**self.defaults, **own}, own, {})
+                return are_met(constraints, merged, lambda: config_of(own, self.defaults))
+
+            is_free = not (only and is_right)
+            drawn = [] if not space else draw(space, count, seed) if is_free else draw(space, count, seed, accepts)
+        except ValueError as error:
+            self.problems.add(where, str(error))
+            is_right, drawn = False, []
+        if is_right and len(drawn) < count:
+            size = None if only else number_of_settings(space)
+            which = "all found that meet the constraints in only" if only else "all found"
+            most = f"at most {size:,}, the number of different settings" if size else f"at most {len(drawn):,}, {which}"
             self.problems.add(where, f"count: expected {most}, got {count:,}")
         return {**values, **{key: [one[key] for one in drawn] if key in space else [] for key in written}}, space
 

@@ -8,6 +8,7 @@ Pure functions of plain data. Keys are dotted (``optim.lr``), as everywhere in a
 import functools
 import itertools
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -15,12 +16,13 @@ from typing import Any, Literal, TypeAlias
 from jobs.manifests.claims import Published
 from jobs.manifests.draws import Distribution
 from seqlm.architectures import CLASS_SEPARATOR
-from seqlm.config import LIST_KEYS, RunConfig, applicable_keys, base_key, nested
+from seqlm.config import LIST_KEYS, RunConfig, applicable_keys, base_key, nested, valid_keys
 from seqlm.optimizers import foreign_keys
 from seqlm.schema import show
 
 Values: TypeAlias = Mapping[str, Any]
 """Dotted key -> value."""
+_LINK = re.compile(r"=\s*([a-z_]\w*(?:\.\w+)*)\s*")
 SECTIONS = (*RunConfig.SECTIONS, "resources")
 IN_DEFAULT_NAME = ("model.arch", "model.source", "optim.optimizer")
 """Keys that the name of a run without a name has already."""
@@ -44,6 +46,8 @@ class Entry:
     """Published results; only a ``[[run]]`` has them."""
     space: Mapping[str, Distribution] = field(default_factory=dict)
     """Dotted key -> its distribution. Only a ``[[sample]]`` has them; its ``values`` hold what was drawn."""
+    sample_seed: int = 0
+    """Seed of the draws of a ``[[sample]]``."""
 
     @property
     def position(self) -> str:
@@ -155,8 +159,10 @@ def run_name(entry: Entry, values: Mapping[str, Any]) -> str:
 def applying(values: dict[str, Any], own: Values, setting: Values) -> dict[str, Any]:
     """Return the values without what does not apply to the run's architecture, optimizer or schedule.
 
-    Keys of the entry itself, ``own``, stay unless they are in ``setting``, so that :class:`RunConfig` reports them.
+    A link, such as ``"=model.hidden_size"``, is replaced by the value of that key. Keys of the entry itself, ``own``,
+    stay unless they are in ``setting``, so that :class:`RunConfig` reports them.
     """
+    values = {key: linked(key, values) for key in values}
     fitting = _applicable("model", "arch", text_of(values.get("model.arch")))
     fitting |= _applicable("optim", "optimizer", text_of(values.get("optim.optimizer")))
     foreign = [key for key in values if key.startswith(("model.", "optim.")) and base_key(key) not in fitting]
@@ -170,6 +176,25 @@ def applying(values: dict[str, Any], own: Values, setting: Values) -> dict[str, 
         if key in own:
             values[key] = own[key]
     return values
+
+
+def link_of(value: Any) -> str | None:
+    """Return the key that a value is linked to. ``None``: it is no link.
+
+    >>> link_of("=model.hidden_size")
+    'model.hidden_size'
+    """
+    found = _LINK.fullmatch(value) if isinstance(value, str) else None
+    return found[1] if found and base_key(found[1]) in valid_keys() else None
+
+
+def linked(key: str, values: Values) -> Any:
+    """Return the value of a key, or of the key that it is linked to. A link to a key without a value stays one."""
+    value, seen = values[key], {key}
+    while (target := link_of(value)) is not None and target in values and target not in seen:
+        seen.add(target)
+        value = values[target]
+    return value
 
 
 @functools.cache

@@ -43,6 +43,19 @@ _CHOICES = {
     "origin": get_args(Origin),
 }
 """Key -> its only valid values."""
+RESULTS = {
+    "val_ppl": "best_val_ppl",
+    "train_ppl": "best_train_ppl",
+    "test_ppl": "test_ppl",
+    "final_val_ppl": "final_val_ppl",
+    "final_train_ppl": "final_train_ppl",
+    "best_epoch": "best_epoch",
+    "parameters": "parameters",
+}
+"""Key of a run's result, as in the report's tables -> its field in ``result.json``. ``val_ppl`` of a run that has no
+result is the lowest so far; the others are then ``None``."""
+OBSERVED = ("state", "kind", "origin", "epochs_done", *RESULTS)
+"""Keys of what the folder of a run says, not its entry in the manifest."""
 NO_SINGLE_RUN = "each condition fits some run, but no run meets all of them"
 MOST_LISTED = 8
 """Most values that a message lists."""
@@ -236,6 +249,15 @@ def whole_id(text: str, ids: Collection[str]) -> str | None:
 def listing(values: Sequence[str]) -> str:
     """Return the first values with commas between them."""
     return ", ".join(values[:MOST_LISTED]) + (", ..." if len(values) > MOST_LISTED else "")
+
+
+def asks_for_results(filters: Sequence[str]) -> bool:
+    """Whether a filter uses what the folders of runs say: their state, or their results.
+
+    Raises:
+        UsageError: a filter cannot be read.
+    """
+    return any(condition.key in OBSERVED for text in filters for condition in parse(text))
 
 
 def asks_for_identity(filters: Sequence[str]) -> bool:

@@ -18,12 +18,13 @@ from jobs.manifests.policy import Notify, Policy
 from jobs.manifests.reader import table_of
 from jobs.registry import BACKENDS
 from jobs.spec import Resources
-from seqlm.config import OPEN_TABLES, VARIANTS, RunConfig, choices_of, nested, valid_keys
+from seqlm.config import LIST_KEYS, OPEN_TABLES, VARIANTS, RunConfig, choices_of, nested, valid_keys
 from seqlm.schema import fields_of
 from seqlm.search import Search
 
 Schema: TypeAlias = dict[str, Any]
 DRAWN: Schema = {"$ref": "#/$defs/distribution"}
+LINK: Schema = {"$ref": "#/$defs/link"}
 
 
 def manifest_schema() -> Schema:
@@ -33,7 +34,7 @@ def manifest_schema() -> Schema:
     pattern: Schema = {"type": "string", "description": "Name of a run, or a shell-style pattern such as `rnn-*`."}
     tables: dict[str, Schema] = {
         "study": _table(table_keys(StudyTable), required=["name"]),
-        "defaults": _table(_nested(config_keys())),
+        "defaults": _table(_nested(_or_links(config_keys()))),
         **{kind: {"type": "array", "items": _entry(kind)} for kind in ENTRY_KINDS if kind != "sample"},
         "sample": {"type": "array", "items": _sample()},
         "exclude": {
@@ -69,7 +70,14 @@ def manifest_schema() -> Schema:
         **_table({key: tables[key] for key in TOP_KEYS}, required=["study"]),
         "anyOf": [{"required": [kind], "properties": {kind: {"minItems": 1}}} for kind in ENTRY_KINDS],
         "not": {"required": ["seeds", "defaults"], "properties": {"defaults": {"required": ["seed"]}}},
-        "$defs": {"distribution": _distribution()},
+        "$defs": {
+            "distribution": _distribution(),
+            "link": {
+                "description": "The value of another key of the run, such as `=model.hidden_size`.",
+                "type": "string",
+                "pattern": r"^=\s*[a-z_]\w*(\.\w+)*\s*$",
+            },
+        },
     }
 
 
@@ -158,12 +166,23 @@ def _or_lists(keys: Mapping[str, Schema]) -> dict[str, Schema]:
     return found
 
 
+def _or_links(keys: Mapping[str, Schema]) -> dict[str, Schema]:
+    """For each key with a single value that, or a link to another key."""
+    found: dict[str, Schema] = {}
+    for key, schema in keys.items():
+        outer = {name: inner for name, inner in schema.items() if name in ("description", "default")}
+        value = {name: inner for name, inner in schema.items() if name not in outer}
+        is_single = key not in (*LIST_KEYS, *OPEN_TABLES)
+        found[key] = {**outer, "anyOf": [value, LINK]} if is_single else schema
+    return found
+
+
 def _dotted(section: str, keys: Mapping[str, Schema]) -> dict[str, Schema]:
     return {f"{section}.{key}": schema for key, schema in keys.items()}
 
 
 def _entry(kind: str) -> Schema:
-    keys, resources = config_keys(), _dotted("resources", table_keys(Resources))
+    keys, resources = _or_links(config_keys()), _dotted("resources", table_keys(Resources))
     if kind == "run":
         resources |= _dotted("published", table_keys(Published))
     else:
@@ -175,7 +194,7 @@ def _entry(kind: str) -> Schema:
 
 
 def _sample() -> Schema:
-    single = {key: schema for key, schema in config_keys().items() if key != "seed"}
+    single = {key: schema for key, schema in _or_links(config_keys()).items() if key != "seed"}
     for table in OPEN_TABLES:
         single[table] = {
             **single[table],
@@ -195,10 +214,15 @@ def _distribution() -> Schema:
         "uniform": ("A number between two bounds.", {"type": "number"}),
         "log_uniform": ("A number whose logarithm is uniform.", {"type": "number", "exclusiveMinimum": 0}),
         "int": ("A whole number; both bounds included.", {"type": "integer"}),
+        "log_int": (
+            "A whole number whose logarithm is uniform; both bounds included.",
+            {"type": "integer", "minimum": 1},
+        ),
     }
     keys: dict[str, Schema] = {
         name: {"description": text, "type": "array", "items": number, "minItems": 2, "maxItems": 2}
         for name, (text, number) in numbers.items()
     }
-    one = {"oneOf": [{"required": [name]} for name in keys], "dependentRequired": {"step": ["int"]}}
+    whole = {"anyOf": [{"required": ["int"]}, {"required": ["log_int"]}]}
+    one = {"oneOf": [{"required": [name]} for name in keys], "dependentSchemas": {"step": whole}}
     return _table({**keys, "step": {"type": "integer", "minimum": 1}}, **one)

@@ -5,7 +5,7 @@ Each problem is one line, and all lines are raised together. ``docs/reference/ma
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,6 +19,7 @@ from jobs.manifests.expand import (
     applying,
     expand,
     has_several,
+    link_of,
     nested_tables,
     number_of_runs,
     run_name,
@@ -29,12 +30,12 @@ from jobs.manifests.policy import Notify, Policy
 from jobs.manifests.reader import key_of, read_toml_file
 from jobs.spec import Resources, RunSpec
 from seqlm.architectures import CustomConfig
-from seqlm.config import RunConfig
-from seqlm.errors import ConfigError, FileError, ManifestError, ModelError, UsageError
+from seqlm.config import LARGEST_SEED, RunConfig, valid_keys
+from seqlm.errors import ConfigError, FileError, ManifestError, ModelError, UsageError, nearest_key
 from seqlm.model_files import ModelFiles, read_model_files
 from seqlm.rundir import MAX_RUNS
 from seqlm.schema import Arguments, read, show
-from seqlm.search import Search
+from seqlm.search import Search, group_sizes, never_stops
 
 _Run: TypeAlias = tuple[Entry, Values]
 """One run as written: its entry, and the value of each key of the entry."""
@@ -80,7 +81,10 @@ class Manifest:
     notes: Mapping[str, str]
     """Part of the report -> the author's text for it, in Markdown."""
     samples: tuple[Mapping[str, Any], ...]
-    """Each ``[[sample]]`` as written: ``name``, ``seeds``, ``values`` by dotted key; and ``defaults`` of the file."""
+    """Each ``[[sample]]`` as written: ``name``, ``seeds``, ``values`` by dotted key, its constraints ``only`` if it has
+    any; and ``defaults`` of the file."""
+    advice: tuple[str, ...]
+    """Notes and warnings, each one line: the manifest is right, and may not say what was meant."""
 
 
 def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
@@ -105,6 +109,10 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
     specs = [spec for _, _, spec in resolved]
     as_written = [_as_written(run, file, models) for run in resolved]
     written = [found or spec for found, spec in zip(as_written, specs, strict=True)]
+    if file.search:
+        _check_seeds(file.search, specs, file)
+        specs, written = (with_final_seeds(found, file.search) for found in (specs, written))
+        _check_names(specs, file)
     unmatched = len(problems.unmatched)
     expected = expectations(file.claims, written, file.name, problems)
     names, dropped = [spec.name for spec in written], [run["name"] for run in excluded]
@@ -145,6 +153,7 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
         groups=groups,
         notes={str(part): text for part, text in file.report.notes.items()},
         samples=tuple({**sample, "defaults": file.defaults} for sample in file.samples),
+        advice=(*_shared_points(file.entries), *_no_stops(file.search, written)),
     )
 
 
@@ -215,6 +224,11 @@ def _resolve_all(runs: Sequence[_Run], file: ManifestFile, models: _Models) -> l
                     line += "; lists multiply in [[grid]] and advance together in [[zip]]"
                 elif is_distribution(values.get(key)):
                     line += "; a distribution belongs in [[sample]]"
+                elif (target := link_of(values.get(key))) is not None:
+                    line += f"; this run has no {target} of its own or in [defaults]"
+                elif str(values.get(key)).startswith("="):
+                    wrong = str(values[key]).removeprefix("=").strip()
+                    line += f"; a link names a key of a run{nearest_key(wrong, valid_keys())}"
                 elif isinstance(entry.space.get(key), Real) and "whole" in line:
                     line += "; int = [LOW, HIGH] draws whole numbers"
                 problems.add(_place(key, entry, own, file), line)
@@ -306,6 +320,65 @@ def _check_rungs(search: Search, runs: Iterable[tuple[RunSpec, RunSpec]], file: 
         if last >= epochs:
             what = f"expected epochs below train.epochs of every run, got {last}; {pair[1].name} has {epochs}"
             file.problems.add(file.name, f"search.rungs: {what}")
+            return
+
+
+def _shared_points(entries: Iterable[Entry]) -> Iterator[str]:
+    """Yield a line for each ``[[sample]]`` that draws from the same points as an earlier one."""
+    firsts: dict[tuple[int, int], Entry] = {}
+    for entry in entries:
+        if entry.kind != "sample" or not entry.space:
+            continue
+        first = firsts.setdefault((entry.sample_seed, len(entry.space)), entry)
+        if first is not entry:
+            what = f"draw from the same points (seed {entry.sample_seed}, {len(entry.space)} keys each)"
+            yield f"note: {first.label} and {entry.label} {what}, so their draws go together; give one another seed"
+
+
+def _no_stops(search: Search | None, specs: Iterable[RunSpec]) -> Iterator[str]:
+    """Yield a line if no run can be stopped for its place at a rung."""
+    configs = [spec.config for spec in specs if spec.first_seed is None]
+    if search is not None and never_stops(search, configs):
+        largest = max(group_sizes(search, configs).values(), default=0)
+        which = f"min_runs = {search.min_runs} and keep = {search.keep:g}, and at most {largest} runs are compared"
+        yield f"warning: [search] stops no run for its place at a rung: {which}; lower them, or shorten search.within"
+
+
+def _check_seeds(search: Search, specs: Sequence[RunSpec], file: ManifestFile) -> None:
+    """Add a line if a setting has several seeds, or if there are too many runs with the final seeds."""
+    firsts: dict[RunConfig, RunSpec] = {}
+    for spec in specs:
+        first = firsts.setdefault(replace(spec.config, seed=0).with_epochs(1), spec)
+        if first.config.seed != spec.config.seed:
+            what = f'expected one seed of each setting in a search, got {first.config.seed} ("{first.name}") and '
+            what += f'{spec.config.seed} ("{spec.name}"), which would take places from other settings; leave one, and '
+            what += "set search.final_seeds = 2 for a second seed of the settings that reach the end"
+            file.problems.add(file.name, f"search: {what}")
+            break
+    if (number := len(specs) * search.final_seeds) > MAX_RUNS:
+        what = f"makes {number:,} runs of {len(specs):,}, expected at most {MAX_RUNS:,} in a study"
+        file.problems.add(file.name, f"search.final_seeds: {what}")
+
+
+def with_final_seeds(specs: Sequence[RunSpec], search: Search) -> list[RunSpec]:
+    """Return the runs of a search and behind them, for each, those of its further seeds: the next whole numbers."""
+    found = list(specs)
+    for spec in specs if len(specs) * search.final_seeds <= MAX_RUNS else ():
+        for number in range(1, search.final_seeds):
+            seed = (spec.config.seed + number) % (LARGEST_SEED + 1)
+            config = replace(spec.config, seed=seed)
+            name = f"{spec.name}-seed{seed}"
+            found.append(replace(spec, name=name, config=config, order=len(found), first_seed=spec.config.seed))
+    return found
+
+
+def _check_names(specs: Sequence[RunSpec], file: ManifestFile) -> None:
+    """Add a line if a run of the manifest has the name of a final seed."""
+    names = {spec.name for spec in specs if spec.first_seed is None}
+    for spec in specs:
+        if spec.first_seed is not None and spec.name in names:
+            what = f'a final seed of another run is called "{spec.name}" as well; give the run another name'
+            file.problems.add(file.name, f"search.final_seeds: {what}")
             return
 
 

@@ -28,6 +28,8 @@ class PlannedRun:
     """``None``: its corpus has not been read."""
     estimate: Estimate | None = None
     """``None``: nothing has been estimated, as for a canary."""
+    after: RunDirectory | None = None
+    """Of a final seed of a search: the run that it follows, which has to be done before it starts. ``None``: none."""
 
     @property
     def epochs_done(self) -> int:
@@ -57,9 +59,9 @@ def plan(
     """Decide what to do with one run, from its observed state. Pure: nothing is read or written.
 
     A run that is running or queued is skipped. A run that is done is extended if more epochs are requested, else
-    skipped. A run that a search stopped is skipped, unless ``retry`` is set or more epochs are requested. A run that
-    was cancelled or failed is skipped, unless ``retry`` is set, the failure is not final, or it was not the run's own
-    fault (``FREE``). Every other run resumes from its checkpoint, or starts if it has none.
+    skipped. A run that a search stopped is skipped unless ``retry`` is set, however many epochs are requested. A run
+    that was cancelled or failed is skipped, unless ``retry`` is set, the failure is not final, or it was not the run's
+    own fault (``FREE``). Every other run resumes from its checkpoint, or starts if it has none.
 
     ``before`` is the number of epochs that the latest launch requested; ``None``: there was none. This launch replaces
     it, so a run may also end earlier than planned. A run that has trained more epochs than requested ends where it is.
@@ -87,7 +89,7 @@ def plan(
             reason += f"; move {run.path} away to train it again"
     elif has_failed and observation.is_final and not (retry or ends_here) and observation.kind not in FREE:
         reason = f"{observation.reason or observation.state}; `retry` starts it again"
-    elif was_stopped and not retry and epochs <= before:
+    elif was_stopped and not retry:
         reason = f"{observation.reason}; `retry --kind stopped` lets it go on"
     elif not has_checkpoint:
         action = "start"

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, final
 
+from jobs.manifests.constraints import are_met, parse_constraint
 from jobs.manifests.draws import Choice, Distribution, Real, Whole, draw, number_of_settings, read_distribution
-from jobs.manifests.expand import Entry, config_of, has_several, run_name
+from jobs.manifests.expand import Entry, applying, config_of, has_several, run_name
 from seqlm.config import RunConfig
 from seqlm.errors import ConfigError, UsageError
 
@@ -198,9 +199,17 @@ class Proposer:
     def _asked(self) -> dict[str, Any]:
         with _quiet(), _one_thread():
             params = self._study.ask(_optuna_distributions(self._space)).params
-        return {
-            key: one.rounded(params[key]) if isinstance(one, Real) else params[key] for key, one in self._space.items()
-        }
+        return {key: _rounded(one, params[key]) for key, one in self._space.items()}
+
+
+def _rounded(distribution: Distribution, value: Any) -> Any:
+    match distribution:
+        case Real():
+            return distribution.rounded(value)
+        case Whole(low, _, step):
+            return low + step * round((value - low) / step)
+        case Choice():
+            return value
 
 
 def _most_telling(known: Sequence[tuple[Evidence, float]]) -> list[tuple[Evidence, float]]:
@@ -250,8 +259,10 @@ def _optuna_distributions(space: Mapping[str, Distribution]) -> dict[str, "BaseD
                 found[key] = CategoricalDistribution(list(dict.fromkeys(values)))
             case Real(low, high, log):
                 found[key] = FloatDistribution(low, high, log=log)
-            case Whole(low, high, step):
+            case Whole(low, high, step, log=False):
                 found[key] = IntDistribution(low, high - (high - low) % step, step=step)
+            case Whole(low, high, step, log=True):
+                found[key] = IntDistribution(low, high - (high - low) % step, log=True)  # steps are rounded to
     return found
 
 
@@ -269,6 +280,8 @@ class Space:
     """Dotted key -> distribution of each key that varies."""
     defaults: Mapping[str, Any]
     seeds: Sequence[Any]
+    only: Sequence[str] = ()
+    """Constraints that a setting has to meet."""
 
     @classmethod
     def of(cls, sample: Mapping[str, Any]) -> "Space":
@@ -280,6 +293,7 @@ class Space:
             drawn={key: read_distribution(key, value) for key, value in drawn.items()},
             defaults=dict(sample["defaults"]),
             seeds=list(sample["seeds"]),
+            only=[str(one) for one in sample.get("only", ())],
         )
 
     @property
@@ -294,9 +308,17 @@ class Space:
 
     def config(self, drawn: Mapping[str, Any]) -> RunConfig | None:
         """Return the configuration of a run. ``None``: the settings are no valid run."""
+        own = {**self.written, **drawn}
         with contextlib.suppress(ConfigError):
-            return config_of({**self.written, **drawn}, self.defaults)
+            return config_of(own, self.defaults)
         return None
+
+    def allows(self, drawn: Mapping[str, Any]) -> bool:
+        """Return whether a setting meets the constraints of the ``[[sample]]``."""
+        own = {**self.written, **drawn}
+        merged = applying({**self.defaults, **own}, own, {})
+        constraints = [parse_constraint(text) for text in self.only]
+        return are_met(constraints, merged, lambda: config_of(own, self.defaults))
 
     def has(self, values: Mapping[str, Any]) -> bool:
         """Return whether a draw could have made the run with these values, by dotted key."""
@@ -338,7 +360,7 @@ def distance(space: Mapping[str, Distribution], one: Mapping[str, Any], other: M
         match distribution:
             case Choice():
                 squares.append(float(one[key] != other[key]))
-            case Real(low, high, log=True):
+            case Real(low, high, log=True) | Whole(low, high, log=True):
                 squares.append((math.log(one[key] / other[key]) / math.log(high / low)) ** 2)
             case Real(low, high) | Whole(low, high):
                 squares.append(((one[key] - other[key]) / (high - low)) ** 2)

@@ -49,6 +49,32 @@ class Queue:
     def __len__(self) -> int:
         return len(self._items)
 
+    def hold_until_released(self, run_id: str, why: str) -> None:
+        """Keep a run of the queue from starting until :meth:`release`."""
+        self._not_before[run_id] = math.inf, why
+        self.reasons[run_id] = why
+
+    def release(self, run_id: str) -> None:
+        """Let a run start that was held."""
+        del self._not_before[run_id]
+        self.reasons[run_id] = "about to start"
+
+    def held(self) -> list[PlannedRun]:
+        """Return the runs that are held."""
+        return [item for item in self._items if self._is_held(item)]
+
+    def drop(self, run_id: str) -> None:
+        """Remove a run."""
+        self._items = [item for item in self._items if item.run.id != run_id]
+        self.reasons.pop(run_id, None)
+
+    def ids(self) -> set[str]:
+        """Return the ids of all runs."""
+        return {item.run.id for item in self._items}
+
+    def _is_held(self, item: PlannedRun) -> bool:
+        return self._not_before.get(item.run.id, (0.0, ""))[0] == math.inf
+
     def limit(self, max_parallel: int | None) -> None:
         """Set how many runs there may be at once. ``None``: as many as there is room for."""
         self._max_parallel = max_parallel
@@ -79,8 +105,9 @@ class Queue:
 
     def waiting(self, live: int) -> list[Resources]:
         """Return the resources of the runs that could start if there was room, ``live`` runs being there already."""
-        most = len(self._items) if self._max_parallel is None else max(0, self._max_parallel - live)
-        return [item.spec.resources for item in self._items[:most]]
+        items = [item for item in self._items if not self._is_held(item)]
+        most = len(items) if self._max_parallel is None else max(0, self._max_parallel - live)
+        return [item.spec.resources for item in items[:most]]
 
     def take(self, free: Capacity, live: int, now: float) -> PlannedRun | None:
         """Remove and return the next run that can start at ``now``, on the caller's clock; ``None`` if there is none.

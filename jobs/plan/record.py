@@ -64,6 +64,7 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
                 "optimizer": spec.config.optim.kind,
                 "config": written[spec.name].by_key(),
                 "published": published.get(spec.name, {}),
+                **_after(replace(spec, config=written[spec.name])),
                 **named,
             }
             for spec in manifest.written
@@ -97,6 +98,12 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
         "search": None if manifest.search is None else manifest.search.to_dict(),
         "backend": {name: _without_secrets(table) for name, table in manifest.backend.items()},
     }
+
+
+def _after(spec: RunSpec) -> dict[str, str]:
+    """Return the fingerprint of the run that a final seed follows, as ``after``; nothing of another run."""
+    fingerprint = spec.first_fingerprint()
+    return {} if fingerprint is None else {"after": fingerprint}
 
 
 def _without_secrets(table: Mapping[str, Any]) -> dict[str, Any]:

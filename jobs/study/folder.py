@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, final
 
 from jobs import terminal
-from jobs.manifests.filters import Origin, facts_of
+from jobs.manifests.filters import RESULTS, Origin, facts_of
 from jobs.manifests.load import load_manifest
 from jobs.manifests.policy import Policy
 from jobs.spec import Resources, RunSpec
@@ -52,7 +52,16 @@ class ObservedRun:
         """Return the facts on which filters can select this run."""
         config, resources = self.config, read(Resources, self.provenance.get("resources", {}))
         facts = facts_of(name=self.name, id=self.run.id, config=config, resources=resources)
-        return {**facts, "state": self.observation.state, "kind": self.observation.kind, "origin": self.origin}
+        return {**facts, **self.observed()}
+
+    def observed(self) -> dict[str, Any]:
+        """Return the facts for filters that the folder of the run says: :data:`OBSERVED`."""
+        seen, result = self.observation, None
+        with contextlib.suppress(FileError):
+            result = self.run.read_result() if seen.state == "done" else None
+        found = {key: finite((result or {}).get(field)) for key, field in RESULTS.items()}
+        states = {"state": seen.state, "kind": seen.kind, "origin": self.origin}
+        return {**states, "epochs_done": seen.epochs_done, **found, "val_ppl": seen.best_val_ppl}
 
     def epochs(self) -> Sequence[Mapping[str, Any]]:
         """Read the epochs that it has finished; empty if they cannot be read. Many runs have too many to keep."""
@@ -112,6 +121,7 @@ class ObservedRun:
             tokenizer=None if data.tokenizer_sha256 is None else self.run.tokenizer_source(data.tokenizer_sha256),
             command=recorded.get("command", []),
             entry=recorded.get("entry", ""),
+            first_seed=recorded.get("first_seed"),
             model_files=(
                 read_model_files(model, self.run.model_source(model)) if isinstance(model, CustomConfig) else None
             ),
@@ -185,7 +195,10 @@ class Seen:
 
     def note(self, one: ObservedRun, request: Request | None) -> None:
         """Remember a run if it is over. ``request``: its newest."""
-        if one.observation.state in ("done", "stopped") and one.config is not None:
+        seen = one.observation
+        # A final seed without an epoch is trained after all if its first seed goes on.
+        is_over = seen.state == "done" or (seen.state == "stopped" and seen.epochs_done > 0)
+        if is_over and one.config is not None:
             self._over[one.run.id] = (request, one)
 
 

@@ -36,7 +36,7 @@ from seqlm.reading import timestamp
 from seqlm.rundir import RunDirectory, stopped_reason
 from seqlm.training.distributed import AllLeave, Rank
 from seqlm.training.failure import describe_failure, failure_text, tell
-from seqlm.training.witness import watched
+from seqlm.training.witness import process_seconds, watched
 
 STOPPED = "stopped; run again to resume"
 CANCELLED = "cancelled; `retry` resumes it"
@@ -203,6 +203,8 @@ class Attempt:
     def record_start(self) -> dict[str, Any]:
         """Write where and with what this rank runs: ``worker.json`` in the attempt's folder, or ``worker-N.json``.
 
+        It has run since its process started, which held the device from then on.
+
         Return what is written. These fields never change.
 
         Raises:
@@ -229,7 +231,7 @@ class Attempt:
             "code": str(Path(__file__).parents[2]),
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "started_at": timestamp(),
+            "started_at": timestamp(time.time() - process_seconds()),
         }
         write_json(self.run.worker_file(self.number, rank.index), record, guard=self.guard)
         return record

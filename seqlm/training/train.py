@@ -85,7 +85,9 @@ def _decide(trainer: Trainer, attempt: Attempt, search: Search, saving: Saving) 
     reason = None
     if trainer.rank.is_first:
         saving.wait()
-        if decide(attempt.run, search, trainer.epoch, attempt.number, guard=attempt.guard) == "stopped":
+        size = len(trainer.corpus.vocabulary)
+        found = decide(attempt.run, search, trainer.epoch, attempt.number, vocab_size=size, guard=attempt.guard)
+        if found == "stopped":
             reason = stopped_reason(attempt.run.read_stopped() or {})
     reason = trainer.rank.from_rank(0, reason)
     if reason is not None:

@@ -19,7 +19,7 @@ from seqlm.environment import DATA, DETERMINISTIC, SEARCH, VARIABLES
 from seqlm.errors import EXIT_STORAGE, EXIT_USAGE, SeqlmError
 from seqlm.reading import confine
 from seqlm.rundir import RunDirectory
-from seqlm.search import Search
+from seqlm.search import search_of
 from seqlm.training.attempt import Attempt, StopSignal, attempt_number
 from seqlm.training.distributed import limit_memory, process_group, rank_from_environment, run_program
 from seqlm.training.self_check import check_device
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         parts = micro_batches_from(os.environ, config.train.batch_size, rank.world_size)
         for variable in VARIABLES:
             variable.read()
-        search = Search.from_text(SEARCH.read())
+        search = search_of(run, SEARCH.read())
         attempt = Attempt(run=run, rank=rank, number=attempt_number(run, os.environ), stop=stop)
     except SeqlmError as error:
         print(f"error: {error}", file=sys.stderr)

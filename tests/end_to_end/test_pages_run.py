@@ -53,6 +53,7 @@ EDITS: Mapping[str, Mapping[str, str]] = {
         "train.batch_size = 40": "train.batch_size = 4",
         "train.epochs = 6": "train.epochs = 4",
         "count = 12": "count = 4",
+        "7 of 12 after epoch 1, 5 of 7 after epoch 3": "4 of 4 after epoch 1, 4 of 4 after epoch 3",
     },
 }
 """Page -> texts of its blocks that tests replace, to train for less time and without GPUs."""

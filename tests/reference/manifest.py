@@ -51,7 +51,9 @@ def _tables() -> dict[str, str]:
                 **_prefixed("published", _defaults(Published)),
             },
         ),
-        "sample": _table({name: table_keys(SampleTable)[name] for name in ("count", "seed")}, _defaults(SampleTable)),
+        "sample": _table(
+            {name: table_keys(SampleTable)[name] for name in ("count", "seed", "only")}, _defaults(SampleTable)
+        ),
         "expect": _table(table_keys(Claim), _defaults(Claim)),
         "report": _table(_prefixed("report", table_keys(Report)), _prefixed("report", _defaults(Report))),
         "policy": _table(_prefixed("policy", table_keys(Policy)), _prefixed("policy", Policy().to_dict())),

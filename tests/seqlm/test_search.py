@@ -1,14 +1,18 @@
 """The rule of a search and its records, on made-up curves in files."""
 
 import math
-import random
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from seqlm.config import DataConfig, EvalConfig
 from seqlm.errors import FileError, UsageError
 from seqlm.files import write_json_lines
 from seqlm.rundir import RunDirectory
@@ -56,60 +60,66 @@ def write_epochs(run: RunDirectory, values: Sequence[float | None]) -> None:
     write_json_lines(run.metrics_file, [{"epoch": n, "val_ppl": v, "train_ppl": 9.0} for n, v in enumerate(values)])
 
 
+VOCAB_SIZE = 1000
+RUNGS = (1, 3, 5)
+VALUES = st.sampled_from([NAN, INF, 2.0, 3.0, 999.0, 1000.0, 1000.5]) | st.floats(1, 1500)
+CURVES = st.lists(st.tuples(st.sampled_from(["rnn", "gru"]), st.tuples(VALUES, VALUES, VALUES)), min_size=1, max_size=9)
+
+
 def replay(
-    curves: Mapping[str, Sequence[float]], groups: Mapping[str, str], arrivals: Sequence[str], search: Search
-) -> dict[str, int]:
-    """The epoch at which each run ends, if runs come to each rung in the order of ``arrivals``: by sorting alone."""
-    ends = {name: len(curve) for name, curve in curves.items()}
-    for rung in search.rungs:
-        seen: dict[str, list[float]] = {}
-        for name in arrivals:
-            if ends[name] < rung:
-                continue
-            value = curves[name][rung - 1]
-            board = seen.setdefault(groups[name], [])
-            board.append(INF if value != value else value)
-            board.sort()
-            kept = board[: -(-len(board) * round(search.keep * 100) // 100)]  # whole numbers: no rounding
-            if len(board) >= search.min_runs and board[-1] != kept[-1] and not (value <= kept[-1]):
-                ends[name] = rung
-    return ends
+    curves: Sequence[tuple[str, tuple[float, ...]]], arrivals: Sequence[int], keep: Fraction, min_runs: int
+) -> list[int | None]:
+    """The rung at which each run is stopped. ``arrivals``: the run that comes to its next rung. By counting alone."""
+    boards: dict[tuple[str, int], list[float]] = {}
+    passed, stopped = [0] * len(curves), list[int | None]([None] * len(curves))
+    for number in arrivals:
+        if stopped[number] is not None:
+            continue
+        group, values = curves[number]
+        value = values[passed[number]]
+        board = boards.setdefault((group, passed[number]), [])
+        board.append(value if math.isfinite(value) else INF)
+        lower = sum(other < board[-1] for other in board)
+        is_behind = len(board) >= min_runs and lower >= math.ceil(len(board) * keep)
+        if is_behind or board[-1] > VOCAB_SIZE:
+            stopped[number] = RUNGS[passed[number]]
+        passed[number] += 1
+    return stopped
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_decisions_on_files_are_those_of_a_replay_in_whatever_order_runs_arrive(tmp_path: Path, seed: int) -> None:
-    draw = random.Random(seed)
-    search = Search(rungs=(1, 3, 5), keep=draw.choice([0.34, 0.5, 0.25]), min_runs=3, within=("model.arch",))
-    curves: dict[str, list[float]] = {}
-    groups: dict[str, str] = {}
-    runs: dict[str, RunDirectory] = {}
-    for number in range(24):
-        arch = draw.choice(["rnn", "gru"])
-        run = make_run(tmp_path / f"run{number}-{number:08x}", make_config(arch, seed=number, epochs=8))
-        start, rate = draw.uniform(100, 300), draw.uniform(0.5, 1.0)
-        curves[run.id] = [round(start * rate**epoch, draw.choice([-1, 3])) for epoch in range(8)]
-        if draw.random() < 0.1:
-            curves[run.id][draw.randrange(8) :] = [NAN] * 8
-            curves[run.id] = curves[run.id][:8]
-        groups[run.id], runs[run.id] = arch, run
-    arrivals = draw.sample(sorted(runs), len(runs))
-    ends = dict.fromkeys(runs, 8)
-    for rung in search.rungs:
-        for name in arrivals:
-            if ends[name] < rung:
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    curves=CURVES,
+    hundredths=st.sampled_from([10, 25, 33, 50, 67, 90]),
+    min_runs=st.integers(1, 4),
+    data=st.data(),
+)
+def test_decisions_on_files_are_those_of_a_replay_in_whatever_order_runs_arrive(
+    curves: Sequence[tuple[str, tuple[float, ...]]], hundredths: int, min_runs: int, data: st.DataObject
+) -> None:
+    numbers = range(len(curves))
+    arrivals = data.draw(st.permutations([number for number in numbers for _ in RUNGS]))
+    search = Search(rungs=RUNGS, keep=hundredths / 100, min_runs=min_runs, within=("model.arch",))
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [
+            make_run(Path(folder) / f"run-{number:08x}", make_config(arch, seed=number, epochs=8))
+            for number, (arch, _) in enumerate(curves)
+        ]
+        passed = [0] * len(runs)
+        for number in arrivals:
+            run, values = runs[number], curves[number][1]
+            if any(one["decision"] == "stopped" for one in run.read_rungs().values()):
                 continue
-            write_epochs(runs[name], curves[name][:rung])
-            if decide(runs[name], search, rung, 1) == "stopped":
-                ends[name] = rung
-    assert ends == replay(curves, groups, arrivals, search)
-    assert 0 < sum(end < 8 for end in ends.values()) < 24
-    for name, run in runs.items():
-        stopped = run.read_stopped()
-        assert (ends[name] if ends[name] < 8 else None) == (stopped or {}).get("rung")
-        if stopped:
-            assert stopped["rank"] > stopped["goes_on"] == math.ceil(stopped["of"] * Fraction(str(search.keep)))
-            assert stopped["value"] is None or stopped["value"] > stopped["cut"]
+            rung = RUNGS[passed[number]]
+            passed[number] += 1
+            write_epochs(run, [values[sum(end <= epoch for end in RUNGS)] for epoch in range(rung)])
+            decide(run, search, rung, 1, vocab_size=VOCAB_SIZE)
+        found = [(run.read_stopped() or {}).get("rung") for run in runs]
+        assert found == replay(curves, arrivals, Fraction(hundredths, 100), min_runs)
+        for run in runs:
+            if stopped := run.read_stopped():
+                assert stopped["value"] is None or stopped["value"] > stopped["cut"]
 
 
 # -- the files of a study ------------------------------------------------------------------------------------------
@@ -134,7 +144,6 @@ def test_only_whole_records_of_runs_count(tmp_path: Path) -> None:
     (tmp_path / "notes-00000000").mkdir()
     group = Search(rungs=(3,), within=("model.arch",))
     assert values_at(runs[0], group, 3) == {runs[0].id: 5.0, runs[1].id: INF, runs[5].id: 4.0}
-    assert runs[7].id in values_at(runs[0], Search(rungs=(3,)), 3), "without a group no configuration is read"
     with pytest.raises(FileError, match=r"expected val_loss of epoch 3, found none"):
         values_at(runs[0], Search(rungs=(3,), metric="val_loss"), 3)
     assert set(values_at(runs[0], Search(rungs=(3,), metric="train_ppl"), 3).values()) == {9.0}
@@ -156,17 +165,37 @@ def test_a_run_is_compared_with_its_like(tmp_path: Path) -> None:
     assert compared("model.num_heads") == [0, 1], "runs without a key have it in common"
 
 
+def test_runs_are_compared_only_if_their_text_and_its_scoring_are_equal(tmp_path: Path) -> None:
+    own = replace(make_config(epochs=8), data=DataConfig(corpus="files", sha256="0" * 64, tokenizer="a.json"))
+    others = {
+        "another seed": replace(own, seed=2),
+        "another text": replace(own, data=replace(own.data, sha256="1" * 64)),
+        "another column": replace(own, data=replace(own.data, column="body")),
+        "another tokenizer": replace(own, data=replace(own.data, tokenizer_sha256="2" * 64)),
+        "the same tokenizer in another file": replace(own, data=replace(own.data, tokenizer="b.json")),
+        "another vocabulary": replace(own, data=DataConfig(corpus="files", sha256="0" * 64, vocab_size=300)),
+        "scored in other windows": replace(own, eval=EvalConfig(seq_len=7)),
+    }
+    runs = {name: make_run(tmp_path / f"r-{n:08x}", config) for n, (name, config) in enumerate(others.items())}
+    run = make_run(tmp_path / "own-0000000a", own)
+    for other in (run, *runs.values()):
+        write_epochs(other, [5.0])
+    found = values_at(run, Search(rungs=(1,), within=("model.arch",)), 1)
+    compared = {name for name, other in runs.items() if other.id in found}
+    assert compared == {"another seed", "the same tokenizer in another file"}
+
+
 def test_a_decision_is_made_once(tmp_path: Path) -> None:
     search = Search(rungs=(3, 5))
     good, _, _, bad = study(tmp_path, [5.0, 6.0, 7.0, 8.0])
     assert good.read_rungs() == {}
-    assert [decide(run, search, 3, 1) for run in (good, bad)] == ["goes on", "stopped"]
+    assert [decide(run, search, 3, 1, vocab_size=1000) for run in (good, bad)] == ["goes on", "stopped"]
     evidence, stopped = good.read_rungs()[3], bad.read_stopped() or {}
     assert stopped == {**evidence, "decision": "stopped", "value": 8.0, "rank": 4, "at": stopped["at"]}
     assert (evidence["rank"], evidence["of"], evidence["goes_on"], evidence["cut"]) == (1, 4, 2, 6.0)
     for run in study(tmp_path, [9.0, 6.0, 7.0, 1.0]):  # others are better by now
         run.read_metrics()
-    assert [decide(run, search, 3, 1) for run in (good, bad)] == ["goes on", "stopped"]
+    assert [decide(run, search, 3, 1, vocab_size=1000) for run in (good, bad)] == ["goes on", "stopped"]
     bad.attempt_dir(1).mkdir(parents=True)
     assert bad.observe().state == "stopped"
     assert bad.observe().reason == "stopped at epoch 3: 4th of 4, keeps 2"
@@ -177,14 +206,14 @@ def test_a_run_that_a_user_lets_go_on_is_not_stopped_there_again(tmp_path: Path)
     search = Search(rungs=(3, 5))
     runs = study(tmp_path, [5.0, 6.0, 7.0, 8.0])
     bad = runs[3]
-    assert decide(bad, search, 3, 1) == "stopped"
+    assert decide(bad, search, 3, 1, vocab_size=1000) == "stopped"
     bad.attempt_dir(1).mkdir(parents=True)
     launch_again(bad)
-    assert (bad.observe().state, decide(bad, search, 3, 2)) == ("pending", "goes on")
+    assert (bad.observe().state, decide(bad, search, 3, 2, vocab_size=1000)) == ("pending", "goes on")
     assert bad.read_rungs()[3]["decision"] == "stopped", "what was decided stays on record"
     for run in runs:
         write_epochs(run, [9.0, 8.0, 7.0, 6.0, float(run.id[-1])])
-    assert decide(bad, search, 5, 2) == "stopped", "at the next rung it is compared like any other"
+    assert decide(bad, search, 5, 2, vocab_size=1000) == "stopped", "at the next rung it is compared like any other"
 
 
 def test_the_rule_goes_through_an_environment_variable() -> None:
@@ -194,3 +223,60 @@ def test_the_rule_goes_through_an_environment_variable() -> None:
     for text in ("{", "[]", '{"rungs": [3], "rate": 2}', "3"):
         with pytest.raises(UsageError, match=r"SEQLM_SEARCH: expected the \[search\] table as JSON, got "):
             Search.from_text(text)
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "decision"),
+    [
+        ("val_ppl", 1.5e15, "stopped"),
+        ("val_ppl", 1000.5, "stopped"),
+        ("val_ppl", 1000.0, "goes on"),
+        ("train_ppl", 1001.0, "stopped"),
+        ("val_ppl", None, "stopped"),
+        ("val_loss", math.log(1000) + 0.01, "stopped"),
+        ("val_loss", math.log(1000) - 0.01, "goes on"),
+    ],
+)
+def test_a_run_that_is_worse_than_guessing_is_stopped_even_if_it_is_the_first_at_the_rung(
+    tmp_path: Path, metric: Any, value: float | None, decision: str
+) -> None:
+    run = make_run(tmp_path / "r-0000000a", make_config(epochs=8))
+    write_json_lines(run.metrics_file, [{"epoch": 2, "val_ppl": 5.0, metric: value}])
+    assert decide(run, Search(rungs=(3,), metric=metric, min_runs=9), 3, 1, vocab_size=1000) == decision
+    run.attempt_dir(1).mkdir(parents=True)
+    seen = run.observe()
+    assert seen.state == ("stopped" if decision == "stopped" else "pending")
+    if decision == "stopped":
+        assert "guessing" in str(seen.reason)
+
+
+def test_without_the_key_one_of_three_goes_on() -> None:
+    search = Search(rungs=(1,))
+    good = [goes_on(value, [1.0, 2.0, 3.0], keep=search.keep, min_runs=search.min_runs) for value in (1.0, 2.0, 3.0)]
+    assert good == [True, False, False]
+
+
+def test_a_decision_reads_the_decisions_of_others_and_the_metrics_of_those_that_have_none(tmp_path: Path) -> None:
+    search = Search(rungs=(3,), within=("model.arch",))
+    runs = study(tmp_path, [5.0, 6.0, None, 8.0, 9.0])
+    gru = make_run(tmp_path / "g-0000000a", make_config("gru", epochs=8))
+    write_epochs(gru, [9.0, 8.0, 1.0])
+    decided = [*runs[1:4], gru]
+    for run in decided:
+        decide(run, search, 3, 1, vocab_size=1000)
+        run.metrics_file.unlink()  # nobody reads it
+        run.config_file.write_text("{")
+    runs[3].rung_file(3).write_text("{")
+    found = values_at(runs[0], search, 3)
+    assert found == {runs[0].id: 5.0, runs[1].id: 6.0, runs[2].id: INF, runs[4].id: 9.0}
+
+
+def test_a_decision_by_another_rule_says_nothing(tmp_path: Path) -> None:
+    first, second = study(tmp_path, [5.0, 6.0])
+    write_json_lines(second.metrics_file, [{"epoch": 2, "val_ppl": 6.0, "train_ppl": 7.0}])
+    decide(second, Search(rungs=(3,)), 3, 1, vocab_size=1000)
+    for run in (first, second):
+        write_json_lines(run.metrics_file, [{"epoch": 2, "val_ppl": 4.0, "train_ppl": 7.0}])
+    assert values_at(first, Search(rungs=(3,)), 3)[second.id] == 6.0
+    assert values_at(first, Search(rungs=(3,), within=("model.arch",)), 3)[second.id] == 4.0
+    assert values_at(first, Search(rungs=(3,), metric="train_ppl"), 3)[second.id] == 7.0

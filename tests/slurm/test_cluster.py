@@ -188,6 +188,24 @@ def test_a_search_ends_with_nobody_waiting_although_a_worker_dies_twice_on_a_nod
     assert searches.EPOCHS in searches.ends_of(study.runs()).values()
 
 
+def test_a_launch_that_waits_submits_the_final_seeds_of_a_search_once_their_first_seeds_have_ended(
+    slurm_cluster: LoopbackCluster, tmp_path: Path
+) -> None:
+    study = SlurmStudy(slurm_cluster, tmp_path, rates=searches.RATES, epochs=searches.EPOCHS, gpus=0)
+    study.write(searches.TABLE, "final_seeds = 2")
+    until_all_are_idle(slurm_cluster)
+    launched = study("run", "small.toml")
+    assert launched.returncode == 0, launched.stderr
+    further = [run for run in study.runs() if run.first_seed() is not None]
+    assert {run.observe().state for run in further} == {"done"}
+    reached = {run.id for run in study.runs() if run.first_seed() is None and run.observe().state == "done"}
+    assert {first.id for run in further if (first := run.first_seed()) is not None} == reached
+    assert len(further) == len(reached) > 0
+    again = study("run", "small.toml")
+    assert "nothing to submit" in again.stderr
+    assert again.returncode == 0
+
+
 def test_a_run_out_of_budget_goes_on_here_and_comes_back_to_slurm_where_its_job_is_held_and_suspended(
     slurm_cluster: LoopbackCluster, tmp_path: Path
 ) -> None:

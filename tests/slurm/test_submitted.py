@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from seqlm.reading import listed
 from seqlm.rundir import RunDirectory
 from slurm.submission import JobPlan
 from tests.analysis.attempt_files import ORIGIN, at, write_attempt
-from tests.facts import fail
+from tests.facts import fail, stop
 from tests.fake_slurm import FakeSlurm, Job
 from tests.jobs.plan.test_limits import trained
 from tests.seqlm.training.studies import runs_in
@@ -292,7 +293,7 @@ def test_a_cluster_that_takes_no_arrays_is_told_in_one_line(
     with fake.opened() as room:
         room.most_of_array = 0
     assert submit(tmp_path, RUN) == 3
-    (error,) = capsys.readouterr().err.splitlines()
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("backend slurm")]
     assert "no job arrays (MaxArraySize)" in error
     assert fake.jobs() == {}
 
@@ -437,3 +438,27 @@ def test_a_run_whose_job_is_gone_without_a_result_is_a_failure_of_the_launch_tha
     monkeypatch.setattr("jobs.cli.launching.watch", lose)
     words = ["run", str(tmp_path / "m.toml"), "--backend", "slurm", "--live-code", "--runs-dir", str(tmp_path)]
     assert launch.main(words) == EXIT_RUN_FAILED
+
+
+def test_a_final_seed_is_submitted_once_its_first_seed_is_done_and_none_whose_setting_was_stopped(
+    fake: FakeSlurm, tmp_path: Path
+) -> None:
+    grid = RUN.replace("[[run]]", "[[grid]]").replace("optim.lr = 1", "optim.lr = [1, 2]")
+    text = f"[search]\nrungs = [1]\nfinal_seeds = 2\n{grid}"
+    assert submit(tmp_path, text) == 0
+    good, bad = runs_in(tmp_path / "s")
+    first_jobs = list(fake.jobs())
+    assert submit(tmp_path, text) == 0
+    assert list(fake.jobs()) == first_jobs, "the first seeds are queued"
+    for run in (good, bad):
+        run.create_as_launched()
+        run.attempt_dir(1).mkdir(parents=True)
+    write_json(good.result_file, {"epochs": 40, "best_val_ppl": 2.0})
+    stop(bad, {"metric": "val_ppl", "rung": 1, "value": 9.0, "rank": 2, "of": 2})
+    assert submit(tmp_path, text) == 0
+    (further,) = [run for run in runs_in(tmp_path / "s") if run not in (good, bad)]
+    first = further.first_seed()
+    assert first is not None
+    assert first.id == good.id
+    assert replace(further.read_config(), seed=good.read_config().seed) == good.read_config()
+    assert len(fake.jobs()) == len(first_jobs) + 1

@@ -81,7 +81,7 @@ from seqlm.environment import CANARY, KEEP_LAST, SEARCH  # noqa: E402 -- after t
 from seqlm.errors import CheckpointError, DamagedError, DamagedFileError, DivergedError  # noqa: E402
 from seqlm.files import read_json, write_json, write_text  # noqa: E402
 from seqlm.rundir import RunDirectory  # noqa: E402
-from seqlm.search import Search, decide  # noqa: E402
+from seqlm.search import decide, search_of  # noqa: E402
 from seqlm.training.attempt import (  # noqa: E402
     Attempt,
     LeftAtRungError,
@@ -108,12 +108,13 @@ RANK: Any = SimpleNamespace(
     matmul="",
     peak_memory_bytes=lambda: 2**20,
 )
+VOCAB_SIZE = 10**6
 CORPUS: Any = SimpleNamespace(sha256="0" * 64, lossless=True, bits_per_byte=lambda split, loss: loss)
 
 
 def attend(run: RunDirectory, attempt: int, stop: StopSignal) -> int:
     """Make an attempt at a run; return the exit code."""
-    config, search = run.read_config(), Search.from_text(SEARCH.read())
+    config, search = run.read_config(), search_of(run, SEARCH.read())
 
     def work() -> None:
         if run.is_canary and CANARY.is_set():
@@ -142,7 +143,7 @@ def attend(run: RunDirectory, attempt: int, stop: StopSignal) -> int:
             if (
                 search
                 and epochs in search.rungs
-                and decide(run, search, epochs, attempt, guard=made.guard) == "stopped"
+                and decide(run, search, epochs, attempt, vocab_size=VOCAB_SIZE, guard=made.guard) == "stopped"
             ):
                 raise LeftAtRungError(f"stopped at epoch {epochs}")
             happen(len(history), attempt)

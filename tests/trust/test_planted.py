@@ -32,6 +32,7 @@ WORDS = {
     "export": ["{study}", "--to", "csv", "--output", "{folder}/exported"],
     "clean": ["{study}", "--yes"],
     "cancel": ["{study}", "--all"],
+    "limit": ["{study}", "--max-parallel", "1"],
     "note": ["{study}", "--tag", "good"],
     "list": [],
 }
@@ -48,7 +49,9 @@ def rows() -> list[tuple[list[str], str, str]]:
 def test_the_table_has_each_command_that_takes_a_study_and_says_where_trust_is_a_flag() -> None:
     named = [name for names, _, _ in rows() for name in names]
     assert sorted(named) == sorted(
-        name for name, command in COMMANDS.items() if name == "list" or {"study", "studies", "a"} & {*command.takes}
+        name
+        for name, command in COMMANDS.items()
+        if name == "list" or {"study", "any_study", "studies", "a"} & {*command.takes}
     )
     running = {name for names, runs, _ in rows() if runs != "nothing" for name in names}
     assert running == {name for name, command in COMMANDS.items() if "trust" in command.takes}

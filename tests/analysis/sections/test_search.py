@@ -12,10 +12,12 @@ from analysis.blocks.table import Table
 from analysis.report import report_page
 from analysis.sections.search import search_section
 from analysis.study.study import StudyFiles, load_study
-from seqlm.files import write_json, write_json_lines
+from seqlm.files import read_json, write_json, write_json_lines
+from seqlm.requests import file_request
+from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import write_attempt, write_job
-from tests.analysis.contents import table, too_long
-from tests.analysis.hand_made import add_run
+from tests.analysis.contents import said, table, too_long
+from tests.analysis.hand_made import add_run, digits
 from tests.analysis.searches import RULE, stop
 
 
@@ -167,3 +169,34 @@ def test_the_frontier_of_parameters_is_the_lowest_of_at_most_as_many(tmp_path: P
     (chart,) = [chart for chart in charts if chart.name == "search-parameters"]
     line = chart.figure.axes[0].get_lines()[0]
     assert line.get_xydata().tolist() == [[1.0, 90.0], [3.0, 70.0]]
+
+
+def test_final_seeds_are_results_and_no_rung_counts_them_and_those_that_are_not_trained_are_no_runs(
+    tmp_path: Path,
+) -> None:
+    make_searched(tmp_path)
+    before = load_study(tmp_path)
+    done, stopped = (before.runs[before.runs["state"] == state].iloc[0] for state in ("done", "stopped"))
+    values = [99.0, 77.0, 33.0]
+    final = add_run(
+        tmp_path, 5, "f", "gru", "adam", values, lr=float(done["optim.lr"]), seed=7, provenance={"first_seed": 1111}
+    )
+    left = "g-00000009"
+    config = RunDirectory(tmp_path / stopped["id"]).read_config()
+    own = {"config": {**config.to_dict(), "seed": 7}, "provenance": {"name": "g", "order": 6, "first_seed": 1111}}
+    wanted = {left: {"epochs": 3, "from_attempt": 1, "after": stopped["id"]}}
+    file_request(tmp_path, {"kind": "run", "runs": wanted}, {"provenance": {}, "runs": {left: own}})
+    planned = [
+        {"number": 6, "name": "f", "fingerprint": digits(final), "after": done["id"].rpartition("-")[2]},
+        {"number": 7, "name": "g", "fingerprint": "00000009", "after": stopped["id"].rpartition("-")[2]},
+    ]
+    write_json(tmp_path / "study.json", {**(read_json(tmp_path / "study.json") or {}), "planned": planned})
+    after = load_study(tmp_path)
+    assert set(after.runs["id"]) == {*before.runs["id"], final.id}
+    assert "g" not in {run.name for run in after.absent}
+    assert after.final_seeds == {final.id}
+    rungs = [table(search_section(study).blocks, "search-rungs") for study in (before, after)]
+    assert rungs[0] == rungs[1]
+    assert "final seed" in said(search_section(after).blocks)
+    assert "final seed" not in said(search_section(before).blocks)
+    assert after.runs.set_index("id").loc[final.id, "setting"] == done["number"]

@@ -41,6 +41,11 @@ model.hidden_size = { int = [64, 256], step = 64 }
 optim.optimizer = "adam"
 optim.lr = { log_uniform = [1e-5, 1e-1] }
 """
+LINKED = """
+model.hidden_size = { log_int = [16, 512], step = 16 }
+model.embedding_size = "=model.hidden_size"
+only = ["hidden_size * optim.lr < 1"]
+"""
 SECOND = """
 [[sample]]
 name = "schedule"
@@ -247,6 +252,22 @@ def test_a_further_seed_that_has_trained_nothing_says_nothing_of_its_setting(
         if ended == "stopped":
             stop(run, {"metric": "val_ppl", "rung": 3, "value": 9.0, "rank": 9, "of": 9})
     assert document(capsys, study, "--count", "3") == expected
+
+
+def test_proposals_follow_links_and_meet_the_constraints_of_draws(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = MANIFEST.replace('model.arch = ["gru", "transformer"]', 'model.arch = "gru"')
+    text = text.replace("model.hidden_size = { int = [64, 256], step = 64 }", LINKED)
+    study = Study(tmp_path, text).train_all()
+    assert study.propose("--count", "6") == 0
+    study.manifest.write_text(text + capsys.readouterr().out, "utf-8")
+    loaded = load_manifest(study.manifest).runs
+    assert len(loaded) == 26
+    for spec in loaded:
+        values = spec.config.by_key()
+        assert values["model.embedding_size"] == values["model.hidden_size"] in range(16, 513, 16)
+        assert values["model.hidden_size"] * values["optim.lr"] < 1
 
 
 def test_texts_are_never_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

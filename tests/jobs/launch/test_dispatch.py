@@ -423,7 +423,7 @@ def climb(submission: Submission) -> int:
     assert search is not None
     finished = len(run.read_metrics()[0])
     while finished < EPOCHS:
-        if finished in search.rungs and decide(run, search, finished, submission.attempt) == "stopped":
+        if finished in search.rungs and decide(run, search, finished, submission.attempt, vocab_size=1000) == "stopped":
             return EXIT_RUNG
         finished += 1
         write_json_lines(run.metrics_file, [{"epoch": e, "val_ppl": value_of(run, e)} for e in range(finished)])
@@ -437,7 +437,7 @@ def test_a_search_gives_a_freed_place_to_the_next_run_at_once(tmp_path: Path) ->
     assert [submission.attempt for submission in backend.submissions] == [1] * 8
 
 
-def test_a_stopped_run_is_left_alone_and_goes_on_with_retry_or_if_it_is_asked_for_more_epochs(tmp_path: Path) -> None:
+def test_a_stopped_run_is_left_alone_however_many_epochs_are_requested_and_goes_on_with_retry(tmp_path: Path) -> None:
     items = todo(tmp_path, 4, epochs=EPOCHS)
     search = Search(rungs=(2,), keep=0.25, min_runs=1)
     run_all(FakeBackend(climb, slots=1), items, search=search)
@@ -452,7 +452,8 @@ def test_a_stopped_run_is_left_alone_and_goes_on_with_retry_or_if_it_is_asked_fo
     fewer = [replace(item.spec, config=item.spec.config.with_epochs(EPOCHS - 1)) for item in stopped]
     assert {item.action for item in plan_runs(fewer, tmp_path)} == {"skip"}
     more = [replace(item.spec, config=item.spec.config.with_epochs(EPOCHS + 2)) for item in stopped]
-    assert {(item.action, item.reason) for item in plan_runs(more, tmp_path)} == {
+    assert {item.action for item in plan_runs(more, tmp_path)} == {"skip"}
+    assert {(item.action, item.reason) for item in plan_runs(more, tmp_path, retry=True)} == {
         ("resume", f"after 2 epochs, for {EPOCHS + 2} epochs instead of {EPOCHS}")
     }
     by_hand = [item for item in plan_runs(specs, tmp_path, retry=True) if item.action != "skip"]
@@ -533,3 +534,34 @@ def test_troubles_count_in_a_row_and_not_over_the_life_of_a_run(
     run_all(backend, [item], policy=Policy(max_stalled_retries=2))
     assert item.run.observe().state == "done"
     assert tried == [*range(1, 10)]
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_final_seed_starts_after_its_first_seed_is_done_and_is_left_if_that_ends_otherwise(
+    tmp_path: Path, slots: int
+) -> None:
+    done, stopped, broken, cancelled = todo(tmp_path, 4)
+
+    def work(submission: Submission) -> int:
+        run = RunDirectory(submission.run_dir)
+        if run == stopped.run:
+            write_json(run.rung_file(1), {"decision": "stopped", "rung": 1, "attempt": submission.attempt})
+            return EXIT_RUNG
+        if run == broken.run and submission.attempt == 1:
+            cancel(cancelled.run)
+            return -9  # tried again
+        return 3 if run == broken.run else finish(submission)
+
+    further = []
+    for first in (done, stopped, broken, cancelled):
+        for number in (1, 2):
+            seed = first.spec.config.seed + 100 * number
+            spec = replace(first.spec, config=replace(first.spec.config, seed=seed), name=f"{first.spec.name}-{seed}")
+            further.append(replace(make_fresh(tmp_path, spec), after=first.run))
+    backend = FakeBackend(work, slots=slots)
+    run_all(backend, [*further, done, stopped, broken, cancelled])
+    started = [RunDirectory(submission.run_dir) for submission in backend.submissions]
+    assert {run for run in started if run in [item.run for item in further]} == {item.run for item in further[:2]}
+    assert {item.run.observe().state for item in further[:2]} == {"done"}
+    first_end = next(place for place, one in enumerate(backend.ended) if one.run_dir == done.run.path)
+    assert all(place > first_end for place, run in enumerate(started) if run in (further[0].run, further[1].run))

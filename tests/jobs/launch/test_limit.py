@@ -29,9 +29,13 @@ def test_a_live_launch_takes_on_another_number_of_runs_at_once(tmp_path: Path) -
     answer = study("limit", "small", "--max-parallel", "2")
     assert answer.returncode == 0, answer.stderr
     assert "at most 2 runs at once" in answer.stdout
-    wait_for(study.each, "another run", until=lambda states: states.count("running") == 2, by=launcher)
-    reasons = [run["reason"] for run in study.status() if run["state"] == "queued"]
-    assert reasons == ["at most 2 at once"]
+    wait_for(
+        lambda: [run["reason"] for run in study.status() if run["state"] == "queued"],
+        "another run, and why the last one waits",
+        until=lambda reasons: reasons == ["at most 2 at once"],
+        by=launcher,
+    )
+    assert study.each().count("running") == 2
     crawl.end()
     _, stderr = commands.finish(launcher)
     assert launcher.returncode == 0, stderr

@@ -41,10 +41,17 @@ EVERY_KEY: dict[str, Any] = {
         **{"max_stalled_retries": 4, "gpu_hours": 2.5, "core_hours": 7},
     },
     "notify": {"command": "mail -s seqlm me@example.org", "on": ["over", "failed"]},
-    "search": {"rungs": [3, 9], "metric": "val_loss", "keep": 0.5, "min_runs": 2, "within": ["model.arch"]},
+    "search": {
+        "rungs": [3, 9],
+        "metric": "val_loss",
+        "keep": 0.5,
+        "min_runs": 2,
+        "within": ["model.arch"],
+        "final_seeds": 2,
+    },
     "report": {"behaviour": ["rnn"], "groups": {"all": ["*"]}, "notes": {"cost": "Cheap."}},
     "expect": [{"text": "wide helps", "metric": "gap", "lower": "name=rnn", "higher": "arch=gru", "why": "more room"}],
-    "exclude": [{"name": "grid-hidden16-*", "seed": 2}],
+    "exclude": [{"name": "grid-hidden16*", "seed": 2}],
     "run": [
         {
             **{"name": "rnn", "seed": 1, "resources": {"ranks": 1, "gpus": 0.25}},
@@ -63,7 +70,7 @@ EVERY_KEY: dict[str, Any] = {
     ],
     "grid": [
         {
-            **{"name": "grid", "seeds": [1, 2], "model": {"arch": ["gru"], "hidden_size": [8, 16]}},
+            **{"name": "grid", "seeds": [2], "model": {"arch": ["gru"], "hidden_size": [8, 16]}},
             "optim": {"optimizer": "adamw", "lr": 0.1, "schedule": "cosine", "decay_epochs": 40, "weight_decay": 0.0},
         }
     ],
@@ -78,12 +85,25 @@ EVERY_KEY: dict[str, Any] = {
     ],
     "sample": [
         {
-            **{"name": "drawn", "count": 3, "seed": 5, "optim": {"optimizer": "adam", "lr": {"log_uniform": [0.1, 1]}}},
+            **{
+                "name": "drawn",
+                "count": 3,
+                "seed": 5,
+                "only": ["lr < 2"],
+                "optim": {"optimizer": "adam", "lr": {"log_uniform": [0.1, 1]}},
+            },
             "model": {"arch": "gru", "hidden_size": {"int": [8, 64], "step": 8}, "keep": {"uniform": [0.1, 0.9]}},
         }
     ],
     "backend": {
-        "local": {"max_parallel": 2, "retries": 1, "env": {"A": "b"}, "env_pass": ["HOME"], "progress_s": 2.5},
+        "local": {
+            "max_parallel": 2,
+            "leave_gpus": 1,
+            "retries": 1,
+            "env": {"A": "b"},
+            "env_pass": ["HOME"],
+            "progress_s": 2.5,
+        },
         "ray": {
             "address": "auto",
             "largest": {"nodes": 4, "cpus": 16.0, "gpus": 4, "accelerator_type": "A100", "gpu_memory_gb": 40.0},

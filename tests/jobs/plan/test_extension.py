@@ -148,7 +148,7 @@ def test_a_launch_writes_down_how_far_its_runs_go_and_never_back(
 
 
 @pytest.mark.process
-def test_a_stopped_run_that_is_extended_is_taken_up_by_the_next_launch_if_this_one_does_not_start_it(
+def test_a_stopped_run_that_is_retried_is_taken_up_by_the_next_launch_if_this_one_does_not_start_it(
     tmp_path: Path, run: RunDirectory, spec: RunSpec
 ) -> None:
     spec = replace(longer(spec, 9), data_path=write_text(tmp_path / "text"))
@@ -156,9 +156,11 @@ def test_a_stopped_run_that_is_extended_is_taken_up_by_the_next_launch_if_this_o
     run.result_file.unlink()
     stop(run, {"rung": 1, "epochs": 2, "reason": "stopped at epoch 1: 2nd of 2, keeps 1"})
     assert run.observe().state == "stopped"
-    for _ in range(2):  # the first launch ends before it starts anything
-        with preparing([spec], FakeBackend(lambda submission: 0), options) as (planned, _):
-            assert planned[0].action == "resume"
+    actions = []
+    for retry in (False, True, False):  # each launch ends before it starts anything
+        with preparing([spec], FakeBackend(lambda submission: 0), replace(options, retry=retry)) as (planned, _):
+            actions.append(planned[0].action)
+    assert actions == ["skip", "resume", "resume"]
 
 
 def test_a_run_with_damaged_files_has_ended_and_hides_no_other(run: RunDirectory) -> None:

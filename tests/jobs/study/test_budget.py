@@ -12,6 +12,8 @@ from jobs.study.folder import ObservedRun, observe_study
 from jobs.study.squeue import Scheduler
 from seqlm.files import write_json
 from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory, study_record_file
+from seqlm.training import attempt
+from seqlm.training.distributed import Rank
 from tests.analysis.attempt_files import at, write_attempt
 from tests.calls import counted
 from tests.facts import fail, launch_again
@@ -36,6 +38,15 @@ def test_hours_of_all_attempts_count_gpus_and_cores_of_every_rank(tmp_path: Path
     assert spent(tmp_path)["gpu_hours"] == 3, "canaries count"
     write_attempt(RunDirectory(tmp_path / BEHAVIOUR_FOLDER / first.id), 1, start=0, end=HOUR, gpus=("GPU-1",))
     assert spent(tmp_path)["gpu_hours"] == 3, "behaviour jobs do not"
+
+
+def test_an_attempt_counts_from_the_start_of_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempt, "process_seconds", lambda: 2 * HOUR)  # in which it has imported what it needs
+    run = make_run(tmp_path / "a-1", make_config())
+    made = attempt.Attempt(run=run, rank=Rank(), number=1)
+    threads = made.record_start()["threads"]
+    run.write_end(1, 0, {"outcome": "done"})
+    assert spent(tmp_path)["core_hours"] >= 2 * threads
 
 
 def test_a_share_of_a_gpu_counts_as_that(tmp_path: Path) -> None:
