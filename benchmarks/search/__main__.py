@@ -14,13 +14,13 @@ from typing import Any
 
 from benchmarks.search import order
 from benchmarks.search.methods import METHODS, RUNS, Searched, search
-from benchmarks.search.surfaces import Recorded, Surface, Synthetic, record, spread
+from benchmarks.search.surfaces import Interpolated, Recorded, Surface, Synthetic, record, spread
 from jobs.manifests.draws import draw
 from jobs.plan.proposals import Evidence, Proposer
 from seqlm.errors import SeqlmError, UsageError
 from seqlm.files import write_json, write_text
 
-SURFACES = ("smooth", "rough", "pydoc")
+SURFACES = ("smooth", "rough", "pydoc", "pydoc-interpolated")
 PARTS = (*SURFACES, "order", "time")
 RUNS_OF_TIME = (20, 60, 200, 300)
 
@@ -86,12 +86,13 @@ def methods_on(name: str, repetitions: int) -> dict[str, Any]:
 
     A recorded surface has too few runs for the third way: a search would see nearly all of them.
     """
-    recorded = Recorded() if name == "pydoc" else None
+    recorded = Recorded() if name.startswith("pydoc") else None
+    real: Surface | None = Interpolated(recorded) if recorded and name == "pydoc-interpolated" else recorded
     found: dict[str, dict[str, list[Searched]]] = {
         mode: {method: [] for method in METHODS} for mode in ((WITHOUT, SHORT) if recorded else (WITHOUT, SHORT, WHOLE))
     }
     for repetition in range(repetitions):
-        surface: Surface = recorded or Synthetic(repetition, rough=name == "rough")
+        surface: Surface = real or Synthetic(repetition, rough=name == "rough")
         short = search(surface, METHODS["draws"], repetition, stopping=True).spent
         budgets = {WITHOUT: None, SHORT: short, WHOLE: RUNS * surface.epochs}
         for mode, searches in found.items():

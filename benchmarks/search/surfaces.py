@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, final
 
-from jobs.manifests.draws import Choice, Distribution, Real, Whole
+from jobs.manifests.draws import Choice, Distribution, Real, Whole, draw
 from jobs.plan.proposals import Space, distance, setting_of
 from jobs.study.folder import observe_study
 from seqlm.errors import UsageError
@@ -153,6 +153,49 @@ class Recorded:
     def curve(self, drawn: Mapping[str, Any]) -> Sequence[float]:
         _, place = min((distance(self.space, drawn, one), place) for place, (one, _) in enumerate(self.runs))
         return self.runs[place][1]
+
+    def end(self, drawn: Mapping[str, Any]) -> float:
+        return min(self.curve(drawn))
+
+
+@final
+class Interpolated:
+    """Real runs, and what is between them: a linear radial basis function through the curves of all recorded runs.
+
+    A diverged run counts with the highest finite loss of its epoch. ``lowest`` is that of many draws.
+    """
+
+    DRAWS = 16_384
+
+    def __init__(self, recorded: Recorded) -> None:
+        import numpy as np
+        from scipy.interpolate import RBFInterpolator
+
+        self.space, self.epochs = recorded.space, recorded.epochs
+        curves = np.array([curve for _, curve in recorded.runs])
+        highest = np.where(np.isfinite(curves), curves, -np.inf).max(axis=0)
+        points = np.array([self._point(drawn) for drawn, _ in recorded.runs])
+        self._through = RBFInterpolator(points, np.minimum(curves, highest), kernel="linear")
+        many = self._through([self._point(drawn) for drawn in draw(self.space, self.DRAWS, 0)])
+        self.lowest = min(recorded.lowest, float(many.min()))
+
+    def _point(self, drawn: Mapping[str, Any]) -> list[float]:
+        """Return a setting as numbers, in which settings are as far apart as :func:`distance` has them."""
+        found: list[float] = []
+        for key, one in self.space.items():
+            value = drawn[key]
+            match one:
+                case Choice(values):
+                    found += [float(value == other) / math.sqrt(2) for other in values]
+                case Real(low, high, log=True):
+                    found.append(math.log(value / low) / math.log(high / low))
+                case Real(low, high) | Whole(low, high):
+                    found.append((value - low) / (high - low))
+        return found
+
+    def curve(self, drawn: Mapping[str, Any]) -> Sequence[float]:
+        (losses,) = self._through([self._point(drawn)]).tolist()
+        return [float(loss) for loss in losses]
 
     def end(self, drawn: Mapping[str, Any]) -> float:
         return min(self.curve(drawn))
