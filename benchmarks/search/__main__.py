@@ -207,8 +207,8 @@ def _regret_table(found: Mapping[str, Any]) -> list[str]:
     rows = []
     for method, one in found.items():
         of, runs, epochs = one["regret"], one["runs"], one["epochs"]
-        around = f"{of['least']:.3f}-{of['most']:.3f}"
-        row = [method, f"{of['mean']:.3f}", f"{one['median']:.3f}", around]
+        around = f"{_nats(of['least'])}-{_nats(of['most'])}"
+        row = [method, _nats(of["mean"]), _nats(one["median"]), around]
         rows.append([*row, f"{runs['mean']:.0f}", f"{epochs['mean']:.0f}"])
     return _table(METHOD_COLUMNS, rows)
 
@@ -218,15 +218,19 @@ def _comparison(document: Mapping[str, Any], name: str, mode: str) -> list[str]:
     found = document["surfaces"][name]["modes"][mode]
     better, equal, worse = wins(document, name, mode)
     pairs = zip(found["Gaussian process"]["regrets"], found["draws"]["regrets"], strict=True)
-    each = ", ".join(f"{process:.3f} against {draws:.3f}" for process, draws in pairs)
+    each = ", ".join(f"{_nats(process)} against {_nats(draws)}" for process, draws in pairs)
     of = f"of {document['repetitions']} repetitions"
     return [f"The process ended better than draws in {better}, equal in {equal} and worse in {worse} {of}: {each}."]
 
 
 def _table_by_runs(found: Mapping[str, Any]) -> list[str]:
     numbers = list(found["draws"]["mean_by_runs"])
-    rows = [[method, *(f"{one['mean_by_runs'][n]:.3f}" for n in numbers)] for method, one in found.items()]
+    rows = [[method, *(_nats(one["mean_by_runs"][n]) for n in numbers)] for method, one in found.items()]
     return _table(["method", *numbers], rows)
+
+
+def _nats(value: float) -> str:
+    return f"{round(value, 3) + 0.0:.3f}"  # without the sign of a negative zero
 
 
 def _order_table(found: Mapping[str, Any]) -> list[str]:
