@@ -114,7 +114,8 @@ def propose_runs(arguments: Arguments) -> tuple[dict[str, Any], int]:
         terminal.tell(f"found only {len(records)} of {arguments.count} settings that are not in the study already")
     counts = Counter({run: ended for one in fitted for run, ended in one.runs.items()}.values())
     ends: dict[str, int] = {ended: counts[ended] for ended in ENDS}
-    basis = ", ".join(f"{number} {ended}" for ended, number in ends.items() if number)
+    words = {"running": "unfinished"}
+    basis = ", ".join(f"{number} {words.get(ended, ended)}" for ended, number in ends.items() if number)
     basis = f"{basis} runs of {study.name}" if basis else ""
     of_earlier = len({run.name for one in fitted for run in one.earlier})
     if earlier is not None:
