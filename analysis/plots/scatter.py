@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.blocks.figure import Chart, name_values, run_mark
-from analysis.blocks.sentences import caption
+from analysis.blocks.sentences import caption, scope
 from analysis.plots import look
 from analysis.plots.axes import (
     MOST_MARKED,
@@ -68,6 +68,13 @@ def draw_times(axes: Axes, settings: Sequence[Setting], front: Sequence[Setting]
         axes.step(*zip(*corners, strict=True), where="post", zorder=2, **FRONT | {"label": "_"})
     axes.set_xlabel(f"Wall-clock time to the best epoch ({unit})")
     axes.set_ylabel("Best validation perplexity")
+    _draw_settings(axes, settings, x, front)
+    name_values(axes, unit)
+    return axes
+
+
+def _draw_settings(axes: Axes, settings: Sequence[Setting], x: Sequence[float], front: Sequence[Setting]) -> None:
+    """Draw a point for each setting, at its place ``x``, with numbers, if there are many only at those of the front."""
     numbered = {setting.number for setting in (settings if len(settings) <= MOST_NUMBERS else front)}
     marks: list[Mark] = []
     alike: dict[tuple[Any, Any], list[tuple[float, float]]] = defaultdict(list)
@@ -82,8 +89,6 @@ def draw_times(axes: Axes, settings: Sequence[Setting], front: Sequence[Setting]
     for kind, points in sorted(alike.items(), key=lambda item: str(item[0])):
         draw_points(axes, points, *kind, clip_on=False, in_layout=False)
     place_numbers(axes, marks)
-    name_values(axes, unit)
-    return axes
 
 
 # -- the frontier of a search ---------------------------------------------------------------------------------------
@@ -125,6 +130,40 @@ def frontier_chart(study: StudyFiles, epochs: pd.DataFrame, hours: str) -> Chart
     text = caption("frontier", left_out=int(study.runs["epochs_done"].sum()) - len(epochs))
     title = f"Best validation perplexity against {hours}"
     return Chart(name="search-frontier", title=title, caption=text, figure=figure)
+
+
+@look.applied()
+def parameters_chart(study: StudyFiles) -> Chart | None:
+    """Draw the best validation perplexity of each setting against its parameters, with the lowest of at most as many.
+
+    ``None``: all settings with a finished run have equally many. ``study`` is one at equal epochs.
+    """
+    sizes = dict(zip(study.runs["number"], study.runs["parameters"], strict=True))
+    settings = [one for one in study.settings if units.is_number(sizes[one.runs[0]])]
+    counts = [float(sizes[one.runs[0]]) for one in settings]
+    if len(set(counts)) < 2:
+        return None
+    front: list[tuple[float, Setting]] = []
+    for count, one in sorted(zip(counts, settings, strict=True), key=lambda pair: (pair[0], pair[1].val_ppl)):
+        if not front or one.val_ppl < front[-1][1].val_ppl:
+            front.append((count, one))
+    unit, name = (1e6, "millions") if max(counts) >= 1e6 else (1e3, "thousands")
+    x = [count / unit for count in counts]
+    of_front = [one for _, one in front]
+    figure, (axes,) = panels_with_legend(3.8, time_handles(settings, of_front))
+    values = [np.array([one.val_ppl]) for one in settings]
+    fit(axes, "y", values, cut_at=shared_cut(values), room=ROOM)
+    fit(axes, "x", x, room=0.09)
+    if len(front) > 1:
+        corners = [(count / unit, one.val_ppl) for count, one in front]
+        axes.step(*zip(*corners, strict=True), where="post", zorder=2, **FRONT | {"label": "_"})
+    axes.set_xlabel(f"Parameters ({name})")
+    axes.set_ylabel("Best validation perplexity")
+    _draw_settings(axes, settings, x, of_front)
+    name_values(axes, name)
+    text = f"{caption('parameters')}{scope(study)}"
+    title = "Best validation perplexity against parameters"
+    return Chart(name="search-parameters", title=title, caption=text, figure=figure)
 
 
 # -- shared --------------------------------------------------------------------------------------------------------

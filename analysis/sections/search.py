@@ -13,11 +13,13 @@ from analysis.blocks.figure import Chart
 from analysis.blocks.section import Block, Points, Section, paragraphs
 from analysis.blocks.sentences import sentences, text_sentences
 from analysis.blocks.table import RUN_COLUMNS, Column, Table, number
-from analysis.plots.scatter import frontier_chart
+from analysis.plots.scatter import frontier_chart, parameters_chart
 from analysis.plots.slices import slices_chart
 from analysis.sections.results import epochs_of_run
 from analysis.study import units
 from analysis.study.comparison import finished
+from analysis.study.importance import BEST, CHANCE, FEWEST_SETTINGS, Importance, importances
+from analysis.study.settings import config_of
 from analysis.study.study import StudyFiles
 from seqlm.reading import moment
 
@@ -39,7 +41,9 @@ def search_section(study: StudyFiles) -> Section:
             *([_stopped_table(study, stopped)] if len(stopped) else []),
             *(paragraphs(text_sentences(study, "The figure is about the first text alone.")) if drawn else []),
             *([frontier_chart(one, epochs, hours)] if drawn else []),
+            *filter(None, [parameters_chart(one.compared)]),
             *filter(None, [rung_slices(one, rungs[0]["epochs"])] if rungs else []),
+            *(importance_blocks(one, rungs[0]["epochs"]) if rungs else []),
         ]
     return Section(name="search", title="Search", blocks=blocks)
 
@@ -58,6 +62,61 @@ def rung_slices(study: StudyFiles, epochs: int) -> Chart | None:
     title = f"Best validation perplexity of the first {first} over each hyperparameter"
     caption = f"All {units.count(len(runs), 'run')} that came there, also those that were stopped then or later."
     return replace(chart, name="slices-rung", title=title, caption=f"{caption} {chart.caption}")
+
+
+def importance_blocks(study: StudyFiles, epochs: int) -> list[Block]:
+    """Say which hyperparameters decide whether a setting is among the best after ``epochs`` epochs, or why not.
+
+    These are the only equal epochs that stopped runs have. A run that diverged before counts as the worst. Final seeds
+    do not count: only the best settings have them.
+    """
+    runs = study.runs[~study.runs["id"].isin(study.final_seeds)]
+    came = (runs["epochs_done"] >= epochs) & runs["failure_kind"].ne("diverged")
+    there = replace(study, runs=runs.assign(state="done", finished_epochs=runs["epochs_done"])[came]).after(epochs).runs
+    rows = [
+        *there.to_dict("records"),
+        *runs[runs["failure_kind"] == "diverged"].assign(val_ppl=math.inf).to_dict("records"),
+    ]
+    losses: dict[Any, list[float]] = defaultdict(list)
+    configs: dict[Any, dict[str, Any]] = {}
+    for run in rows:
+        value = float(run["val_ppl"])
+        losses[run["setting"]].append(math.log(value) if 0 < value < math.inf else math.inf)
+        configs.setdefault(run["setting"], config_of(run))
+    found: list[Importance] | None = []
+    if len(configs) >= FEWEST_SETTINGS:
+        found = importances(list(configs.values()), [sum(own) / len(own) for own in losses.values()])
+    said = sentences(
+        "importance",
+        settings=len(configs),
+        fewest=FEWEST_SETTINGS,
+        has_optuna=found is not None,
+        epochs=epochs,
+        best=BEST,
+        chance=CHANCE,
+        shown=[row for row in found or [] if row.is_shown],
+        others=[row.key for row in found or [] if not row.is_shown],
+    )
+    return [*paragraphs(said), *([_importance_table(found, epochs)] if found else [])]
+
+
+def _importance_table(found: Sequence[Importance], epochs: int) -> Table:
+    return Table(
+        name="search-importance",
+        title="Importance of each hyperparameter",
+        caption=f"PED-ANOVA of the settings in the best {units.percent(BEST)} after {units.count(epochs, 'epoch')}. p: "
+        "share of shuffled losses that make the hyperparameter as important, times the number of hyperparameters.",
+        columns=[
+            Column("key", "Hyperparameter"),
+            number("share", "Share", units.percent),
+            number("p", "p", units.decimals(".3f")),
+            Column("verdict", "Matters"),
+        ],
+        records=[
+            {"key": row.key, "share": row.share, "p": row.p, "verdict": "yes" if row.is_shown else "not shown"}
+            for row in found
+        ],
+    )
 
 
 def _sentences(study: StudyFiles, rungs: Sequence[dict[str, Any]]) -> list[str]:

@@ -118,6 +118,7 @@ class Arguments:
         metavar="DIR",
     )
     count: int = option("how many (default: 9)", default=9)
+    earlier: str | None = option("an earlier study, whose runs count too", "--from", metavar="STUDY")
     wait_s: int = option("longest wait for the trial job (default: 120)", metavar="S", default=120)
     write_site: Path | None = option("write a site file for this cluster (slurm)", metavar="FILE")
     record: Path | None = option("write what the cluster says of itself, to send in (slurm)", metavar="FILE")
@@ -214,7 +215,7 @@ COMMANDS = {
     ),
     "propose": Command(
         "results", "proposing.propose_runs", "first --count 9", "propose settings for the next runs of a study",
-        ("study", "count", "seed"),
+        ("study", "count", "seed", "earlier"),
     ),
     "doctor": Command(
         "this machine", "doctor.doctor", "--calibrate",

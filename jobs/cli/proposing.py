@@ -1,243 +1,297 @@
 """``propose``: settings for the next runs of a study, as tables to add to its manifest.
 
-The settings come from Optuna's TPE (Bergstra et al., 2011; multivariate after Falkner et al., 2018), fitted to the runs
-of ``[[sample]]`` entries that have finished, were stopped or have diverged. Optuna is imported when it is used.
+:mod:`jobs.plan.proposals` has the rule. Here are the runs that it is fitted to, read from studies, and what is printed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import math
-import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, final
 
 from jobs import terminal
 from jobs.cli.arguments import Arguments
-from jobs.manifests.draws import Choice, Distribution, Real, Whole, read_distribution
-from jobs.manifests.expand import Entry, config_of, has_several, run_name
-from jobs.manifests.load import load_manifest
+from jobs.manifests.load import Manifest, load_manifest
+from jobs.plan.proposals import (
+    SAMPLER,
+    Ended,
+    Evidence,
+    Proposal,
+    Proposer,
+    Space,
+    end_losses,
+    is_inside,
+    loss_limit,
+    setting_of,
+)
 from jobs.study.folder import ObservedRun, find_study, observe_study
 from jobs.study.record import StudyRecord
-from seqlm.config import RunConfig
-from seqlm.errors import ConfigError, DamagedFileError, UsageError
-from seqlm.reading import is_file
+from seqlm.errors import DamagedFileError, UsageError
+from seqlm.reading import finite, is_file, is_folder
 from seqlm.rundir import study_record_file
 from seqlm.search import Search
 
-if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.distributions import BaseDistribution
-
-SAMPLER = "Optuna's TPE"
-NOT_A_SETTING = ("seed", "train.epochs", "data.sha256", "data.tokenizer_sha256", "model.sha256")
-"""Keys in which runs of one setting may differ: seeds copy it, runs go on, and digests are filled in at the launch."""
-NEIGHBOURS = 3
-"""Runs of which a predicted value is the mean."""
-TRIES = 20
-"""Settings asked of Optuna for each one that is wanted. The others were in the study already or are no valid runs."""
+ENDS: tuple[Ended, ...] = ("finished", "stopped", "diverged", "running")
+ENDED: Mapping[str, Ended] = {
+    "done": "finished", "stopped": "stopped", "pending": "running", "queued": "running", "running": "running",
+}  # fmt: skip
+"""State of a run -> what its evidence is. A run that failed or was cancelled says nothing, unless it diverged."""
+KINDS = ("model.arch", "model.source", "optim.optimizer")
+"""Keys in which the runs of an earlier study must agree with a ``[[sample]]``."""
 
 
-Tried: TypeAlias = tuple[dict[str, Any], str, float | None]
-"""A run of a space: what was drawn, its name, and its value of the metric; ``None``: it has diverged."""
+@final
+class _Study:
+    """A study as far as proposals need it: its runs, and the ranges of its manifest or its last launch."""
+
+    def __init__(self, argument: str, runs_dir: Path) -> None:
+        """Read a study. A manifest that was not launched yet is a study without runs."""
+        path = Path(argument)
+        is_manifest = path.suffix == ".toml" and is_file(path)
+        self.manifest: Manifest | None = load_manifest(path) if is_manifest else None
+        new_folder = runs_dir / self.manifest.study if self.manifest else None
+        is_new = new_folder is not None and not is_folder(new_folder)
+        self.folder = new_folder if new_folder is not None and is_new else find_study(argument, runs_dir)
+        self.name = self.folder.name
+        self._record = StudyRecord(self.folder, terminal.tell)
+        self.runs = [] if is_new else [run for run in observe_study(self.folder) if run.config is not None]
+        search = self._record.search if self.manifest is None else self.manifest.search
+        self.metric = Search.metric if search is None else search.metric
+
+    def spaces(self) -> list[Space]:
+        """Return the space of each ``[[sample]]``."""
+        with self._readable():
+            samples = self._record.raw.get("samples", []) if self.manifest is None else self.manifest.samples
+            return [Space.of(sample) for sample in samples]
+
+    def planned(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return name and values of all runs, also of those that the record or the manifest alone has."""
+        with self._readable():
+            found = [(run.name, _values(run)) for run in self.runs]
+            found += [(str(one["name"]), dict(one["config"])) for one in self._record.planned if "config" in one]
+            found += [(spec.name, spec.config.by_key()) for spec in self.manifest.runs] if self.manifest else []
+            return found
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except (AttributeError, LookupError, TypeError, ValueError):
+            line = f"{study_record_file(self.folder)} is damaged; launch the manifest again"
+            raise DamagedFileError(line) from None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Space:
-    """The settings of a ``[[sample]]``, which is as :attr:`Manifest.samples` and ``study.json`` have it."""
+class _Fitted:
+    """A space whose losses can be compared, with its runs and what proposes from them."""
 
-    name: str | None
-    written: Mapping[str, Any]
-    """Dotted key -> value, list or distribution."""
-    drawn: Mapping[str, Distribution]
-    """Dotted key -> distribution of each key that varies."""
-    defaults: Mapping[str, Any]
-    seeds: list[Any]
-
-    @classmethod
-    def of(cls, sample: Mapping[str, Any]) -> Space:
-        written, name = dict(sample["values"]), sample["name"]
-        drawn = {key: value for key, value in written.items() if isinstance(value, dict) or has_several(key, value)}
-        return cls(
-            name=None if name is None else str(name),
-            written=written,
-            drawn={key: read_distribution(key, value) for key, value in drawn.items()},
-            defaults=dict(sample["defaults"]),
-            seeds=list(sample["seeds"]),
-        )
-
-    def config(self, drawn: Mapping[str, Any]) -> RunConfig | None:
-        """Return the configuration of a run. ``None``: the settings are no valid run."""
-        with contextlib.suppress(ConfigError):
-            return config_of({**self.written, **drawn}, self.defaults)
-        return None
-
-    def distance(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-        """Return the root mean square of the differences of the keys, as shares of their ranges: from 0 to 1."""
-        squares = []
-        for key, distribution in self.drawn.items():
-            match distribution:
-                case Choice():
-                    squares.append(float(one[key] != other[key]))
-                case Real(low, high, log=True):
-                    squares.append((math.log(one[key] / other[key]) / math.log(high / low)) ** 2)
-                case Real(low, high) | Whole(low, high):
-                    squares.append(((one[key] - other[key]) / (high - low)) ** 2)
-        return math.sqrt(sum(squares) / len(squares))
-
-    def distributions(self) -> dict[str, BaseDistribution]:
-        """Return Optuna's distributions of the keys that are drawn."""
-        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-        found: dict[str, BaseDistribution] = {}
-        for key, distribution in self.drawn.items():
-            match distribution:
-                case Choice(values):
-                    found[key] = CategoricalDistribution(list(dict.fromkeys(values)))
-                case Real(low, high, log):
-                    found[key] = FloatDistribution(low, high, log=log)
-                case Whole(low, high, step):
-                    found[key] = IntDistribution(low, high - (high - low) % step, step=step)
-        return found
+    space: Space
+    runs: Mapping[str, Ended]
+    """Run id -> how it ended, of the study itself."""
+    earlier: Sequence[Evidence]
+    proposer: Proposer
 
 
 def propose_runs(arguments: Arguments) -> tuple[dict[str, Any], int]:
     """Print a ``[[run]]`` for each proposal, with its reason as a comment."""
-    study_dir = find_study(arguments.study, arguments.runs_dir)
-    record = StudyRecord(study_dir, terminal.tell)
-    path = Path(arguments.study)
-    manifest = load_manifest(path) if path.suffix == ".toml" and is_file(path) else None
-    search = record.search if manifest is None else manifest.search
-    metric = Search.metric if search is None else search.metric
-    observed = [run for run in observe_study(study_dir) if run.config is not None]
-    try:
-        spaces = [Space.of(one) for one in (record.raw.get("samples", []) if manifest is None else manifest.samples)]
-        has = [(run.name, run.config.by_key()) for run in observed if run.config is not None]
-        has += [(str(one["name"]), dict(one["config"])) for one in record.planned if "config" in one]
-        has += [(spec.name, spec.config.by_key()) for spec in manifest.runs] if manifest else []
-    except (AttributeError, LookupError, TypeError, ValueError):
-        raise DamagedFileError(f"{study_record_file(study_dir)} is damaged; launch the manifest again") from None
+    study = _Study(arguments.study, arguments.runs_dir)
+    earlier = _Study(arguments.earlier, arguments.runs_dir) if arguments.earlier else None
+    spaces, planned = study.spaces(), study.planned()
     if not spaces:
-        raise UsageError(f"{study_dir.name}: no [[sample]] to propose from; add one with ranges to the manifest")
-    fitted, counts = _fitted(spaces, observed, metric, arguments.seed or 0)
+        raise UsageError(f"{study.name}: no [[sample]] to propose from; add one with ranges to the manifest")
+    fitted = [one for space in spaces for one in _fit(space, study, planned, earlier, arguments.seed or 0)]
     if not fitted:
-        raise UsageError(f"{study_dir.name}: expected at least one finished run of a [[sample]], found none")
-    taken, names = {setting_of(values) for _, values in has}, {name for name, _ in has}
-    records: list[dict[str, Any]] = []
-    for space, study, tried in itertools.islice(itertools.cycle(fitted), TRIES * arguments.count):
-        if len(records) == arguments.count:
-            break
-        params = study.ask(space.distributions()).params
-        drawn = {key: d.rounded(params[key]) if isinstance(d, Real) else params[key] for key, d in space.drawn.items()}
-        config = space.config(drawn)
-        if config is None or (setting := setting_of(config.by_key())) in taken:
-            continue
-        lists = {key: [value] for key, value in drawn.items()}
-        entry = Entry(kind="sample", number=1, name=space.name, values=lists, space=space.drawn)
-        name = run_name(entry, config.by_key())
-        while name in names:
-            name += "-2"
-        taken.add(setting)
-        names.add(name)
-        seeds = {"seeds": space.seeds} if space.seeds else {}
-        values = {**space.written, **drawn, **seeds}
-        records.append({"name": name, "values": values, **_reason(space, drawn, tried)})
+        raise UsageError(f"{study.name}: expected at least one finished run of a [[sample]], found none")
+    records = _propose(fitted, planned, study.metric, arguments.count)
     if not records:
-        raise UsageError(f"{study_dir.name}: every setting in its ranges is in the study already; widen a range")
+        raise UsageError(f"{study.name}: every setting in its ranges is in the study already; widen a range")
     if len(records) < arguments.count:
         terminal.tell(f"found only {len(records)} of {arguments.count} settings that are not in the study already")
-    ends = {ended: counts[ended] for ended in ("finished", "stopped", "diverged")}
-    basis = ", ".join(f"{number} {ended}" for ended, number in ends.items() if number)
-    terminal.say(f"# {len(records)} proposals of {SAMPLER}, fitted to {basis} runs of {study_dir.name}")
+    counts = Counter({run: ended for one in fitted for run, ended in one.runs.items()}.values())
+    ends: dict[str, int] = {ended: counts[ended] for ended in ENDS}
+    words = {"running": "unfinished"}
+    basis = ", ".join(f"{number} {words.get(ended, ended)}" for ended, number in ends.items() if number)
+    basis = f"{basis} runs of {study.name}" if basis else ""
+    of_earlier = len({run.name for one in fitted for run in one.earlier})
+    if earlier is not None:
+        basis += f"{' and ' if basis else ''}{of_earlier} runs of {earlier.name}"
+    terminal.say(f"# {len(records)} proposals of {SAMPLER}, fitted to {basis}")
     for one in records:
-        near, table = one["nearest"], {"name": one["name"], **one["values"]}
-        value = "diverged" if near["value"] is None else f"{metric} {near['value']:.5g}"
-        reason = f"predicted {metric} {one['predicted']:.5g}; nearest run {near['name']} ({value})"
+        table = {"name": one["name"], **one["values"]}
         lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items()]
-        terminal.say("", f"# {reason}, distance {near['distance']:.2f}", "[[run]]", *lines)
-    return {"study": study_dir.name, "metric": metric, "sampler": SAMPLER, **ends, "proposals": records}, 0
+        terminal.say("", f"# {_reason(one, study.metric)}", "[[run]]", *lines)
+    return {
+        "study": study.name,
+        "metric": study.metric,
+        "sampler": SAMPLER,
+        **ends,
+        "earlier": of_earlier,
+        "proposals": records,
+    }, 0
 
 
-def setting_of(values: Mapping[str, Any]) -> str:
-    """Return what distinguishes settings of a study, from the values of a run by dotted key."""
-    return json.dumps({key: value for key, value in values.items() if key not in NOT_A_SETTING}, sort_keys=True)
+def _propose(
+    fitted: Sequence[_Fitted], planned: Sequence[tuple[str, Mapping[str, Any]]], metric: str, count: int
+) -> list[dict[str, Any]]:
+    """Return up to ``count`` proposals, of each space in turn. None is in the study already."""
+    taken, names = {setting_of(values) for _, values in planned}, {name for name, _ in planned}
+    records: list[dict[str, Any]] = []
+    left = list(fitted)
+    while left and len(records) < count:
+        one = left.pop(0)
+        space = one.space
+
+        def is_free(drawn: Mapping[str, Any], space: Space = space) -> bool:
+            config = space.config(drawn)
+            return config is not None and setting_of(config.by_key()) not in taken and space.allows(drawn)
+
+        proposal = one.proposer.ask(is_free)
+        if proposal is None:
+            continue  # the space has no more settings
+        left.append(one)
+        config = space.config(proposal.drawn)
+        assert config is not None, "settings that are no valid run are not free"
+        name = space.run_name(proposal.drawn, config.by_key())
+        while name in names:
+            name += "-2"
+        taken.add(setting_of(config.by_key()))
+        names.add(name)
+        seeds = {"seeds": space.seeds} if space.seeds else {}
+        values = {**space.written, **proposal.drawn, **seeds}
+        records.append({"name": name, "values": values, **_reason_of(proposal, metric)})
+    return records
 
 
-def _reason(space: Space, drawn: Mapping[str, Any], tried: Sequence[Tried]) -> dict[str, Any]:
-    """Return the run with the nearest setting, and the value that is predicted from the nearest ones.
+def _reason_of(proposal: Proposal, metric: str) -> dict[str, Any]:
+    nearest = proposal.nearest
+    return {
+        "is_draw": proposal.is_draw,
+        "predicted": _in_metric(proposal.predicted, metric),
+        "nearest": {
+            "name": nearest.name,
+            "ended": nearest.ended,
+            "value": None if nearest.ended == "diverged" else _in_metric(proposal.nearest_loss, metric),
+            "distance": proposal.distance,
+        },
+    }
 
-    It is their mean, weighted by 1/distance (Shepard, 1968). A diverged run counts with the worst value of all.
+
+def _reason(record: Mapping[str, Any], metric: str) -> str:
+    near = record["nearest"]
+    value = "diverged" if near["value"] is None else f"{metric} {near['value']:.5g}"
+    value += " expected at its end" if near["ended"] == "stopped" else ""
+    source = "a draw near what was proposed, which cannot be run or was; " if record["is_draw"] else ""
+    predicted = f"predicted {metric} {record['predicted']:.5g}"
+    return f"{source}{predicted}; nearest run {near['name']} ({value}), distance {near['distance']:.2f}"
+
+
+def _in_metric(loss: float, metric: str) -> float:
+    return math.exp(loss) if metric.endswith("_ppl") else loss
+
+
+# -- runs as evidence ----------------------------------------------------------------------------------------------
+
+
+def _fit(
+    space: Space,
+    study: _Study,
+    planned: Sequence[tuple[str, Mapping[str, Any]]],
+    earlier: _Study | None,
+    seed: int,
+) -> Iterator[_Fitted]:
+    """Yield each part of a space in which losses can be compared and in which a run has finished.
+
+    A run that the study plans and that has no result yet counts as running.
     """
-    worst = max(value for _, _, value in tried if value is not None)
-    ranked = sorted((space.distance(drawn, other), name, value) for other, name, value in tried)[:NEIGHBOURS]
-    weighed = [(1 / max(distance, 1e-6), worst if value is None else value) for distance, _, value in ranked]
-    predicted = sum(weight * value for weight, value in weighed) / sum(weight for weight, _ in weighed)
-    distance, name, value = ranked[0]
-    return {"nearest": {"name": name, "value": value, "distance": distance}, "predicted": predicted}
-
-
-# -- Optuna ------------------------------------------------------------------------------------------------------------
-
-
-def _fitted(
-    spaces: Sequence[Space], runs: Sequence[ObservedRun], metric: str, seed: int
-) -> tuple[list[tuple[Space, Study, list[Tried]]], Counter[str]]:
-    """Return Optuna's study of each space with a finished run, its runs, and the number of runs by how they ended.
-
-    A finished run counts with its best value, a stopped one as pruned with its last, and a diverged one as worse.
-    """
-    try:
-        import optuna
-    except ImportError:
-        raise UsageError('propose: the package optuna is not installed; use: pip install "optuna>=4.1,<6"') from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    fitted: list[tuple[Space, Study, list[Tried]]] = []
-    results = [(run, found) for run in runs if (found := _result_of(run, metric)) is not None]
-    used: dict[str, str] = {}
-    for space in spaces:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler = optuna.samplers.TPESampler(
-                n_startup_trials=1,  # the runs of the study are the start
-                multivariate=True,
-                constant_liar=True,  # settings that were asked for have no value, and are avoided
-                seed=seed,
+    seen = {setting_of(_values(run)) for run in study.runs}
+    waiting = {setting_of(values): (name, values) for name, values in planned if setting_of(values) not in seen}
+    for part in _parts(space, [*(_values(run) for run in study.runs), *(_values(run) for run in _runs(earlier))]):
+        own = [(run, found) for run in study.runs if (found := _evidence(part, run, study.metric)) is not None]
+        known = {setting_of(_values(run)) for run, found in own if found.ended != "running"}
+        # Another seed of a setting with a result is no news of it.
+        own = [(run, found) for run, found in own if found.ended != "running" or setting_of(_values(run)) not in known]
+        evidence = [found for _, found in own]
+        evidence += [
+            Evidence(name=name, drawn={key: values[key] for key in part.drawn}, ended="running", losses={})
+            for name, values in waiting.values()
+            if part.has(values)
+        ]
+        from_earlier = _earlier_evidence(part, earlier, evidence, study.metric)
+        if any(run.ended == "finished" and run.losses for run in (*evidence, *from_earlier)):
+            yield _Fitted(
+                space=part,
+                runs={run.run.id: found.ended for run, found in own},
+                earlier=from_earlier,
+                proposer=Proposer(part.drawn, [*evidence, *from_earlier], seed=seed),
             )
-        study, tried = optuna.create_study(sampler=sampler), list[Tried]()
-        for run, (ended, values) in results:
-            assert run.config is not None, "those without were left out"
-            config = run.config.by_key()
-            drawn = {key: config.get(key) for key in space.drawn}
-            same = space.config(drawn)
-            if same is None or setting_of(same.by_key()) != setting_of(config):
-                continue
-            is_done = ended == "finished"
-            value = min(values) if is_done else values[-1] if values else None
-            with contextlib.suppress(ValueError):  # a value is outside its range
-                trial = optuna.trial.create_trial(
-                    state=optuna.trial.TrialState.COMPLETE if is_done else optuna.trial.TrialState.PRUNED,
-                    value=value if is_done else None,
-                    intermediate_values={} if is_done or value is None else {len(values): value},
-                    params=drawn,
-                    distributions=space.distributions(),
-                )
-                study.add_trial(trial)
-                used[run.run.id] = ended
-                tried.append((drawn, run.name, value))
-        if any(trial.state.name == "COMPLETE" for trial in study.trials):
-            fitted.append((space, study, tried))
-    return fitted, Counter(used.values())
 
 
-def _result_of(run: ObservedRun, metric: str) -> tuple[str, list[float]] | None:
-    """Return how a run ended, and its finite values of the metric. ``None``: it says nothing of its settings."""
-    if run.observation.kind == "diverged":
-        return "diverged", []
-    ended = {"done": "finished", "stopped": "stopped"}.get(run.observation.state)
-    values = run.values(metric)
-    return (ended, values) if ended and values else None
+def _parts(space: Space, runs: Sequence[Mapping[str, Any]]) -> list[Space]:
+    """Return the space; if it varies the text, a part for each text that a run has, with something else to vary."""
+    if not space.text_keys:
+        return [space]
+    texts = [{key: values.get(key) for key in space.text_keys} for values in runs]
+    drawn = {key: space.drawn[key] for key in space.text_keys}
+    found = {json.dumps(text, sort_keys=True): text for text in texts if is_inside(drawn, text)}
+    return [part for _, text in sorted(found.items()) if (part := space.at_text(text)).drawn]
+
+
+def _evidence(space: Space, run: ObservedRun, metric: str, *, is_earlier: bool = False) -> Evidence | None:
+    """Return what a run says of its setting. ``None``: nothing, or it is no setting of the space.
+
+    ``is_earlier``: the run is of another study, and may differ from the space in keys that are not drawn.
+    """
+    seen, values = run.observation, _values(run)
+    ended: Ended | None = "diverged" if seen.kind == "diverged" else ENDED.get(seen.state)
+    drawn = {key: values.get(key) for key in space.drawn}
+    if ended is None or not (is_inside(space.drawn, drawn) if is_earlier else space.has(values)):
+        return None
+    most = loss_limit(values.get("data.vocab_size"))
+    losses: dict[int, float] = {}
+    for record in run.epochs():
+        value = finite(record.get(metric))
+        if value is not None and (value > 0 or metric == "val_loss"):
+            losses[record["epoch"] + 1] = min(value if metric == "val_loss" else math.log(value), most)
+    if (ended == "finished" and not losses) or (ended == "stopped" and seen.epochs_done == 0):
+        return None
+    return Evidence(name=run.name, drawn=drawn, ended=ended, losses=losses, epochs=seen.epochs_done)
+
+
+def _earlier_evidence(space: Space, earlier: _Study | None, own: Sequence[Evidence], metric: str) -> list[Evidence]:
+    """Return the runs of an earlier study with drawn values in the ranges of a space, and its model and optimizer.
+
+    If such a run differs from the space in other keys, or went another number of epochs, its losses are not those that
+    it would have here. They are shifted, all by the same number, so that the lowest of them is the lowest loss here.
+    """
+    same: list[Evidence] = []
+    alike: list[Evidence] = []
+    for run in _runs(earlier):
+        found, values = _evidence(space, run, metric, is_earlier=True), _values(run)
+        if found is None or found.ended == "running" or earlier is None:
+            continue
+        named = replace(found, name=f"{earlier.name}/{found.name}")
+        config = space.config(found.drawn)
+        if config is None or any(config.by_key().get(key) != values.get(key) for key in KINDS):
+            continue
+        has_epochs = config.train.epochs == values.get("train.epochs")
+        (same if has_epochs and space.has(values) else alike).append(named)
+    lowest_here = min((loss for loss in end_losses([*own, *same]) if loss is not None), default=None)
+    lowest_there = min((loss for loss in end_losses(alike) if loss is not None), default=None)
+    if lowest_here is None or lowest_there is None:
+        return [*same, *alike]
+    shift = lowest_here - lowest_there
+    return [*same, *(replace(run, losses={e: loss + shift for e, loss in run.losses.items()}) for run in alike)]
+
+
+def _runs(study: _Study | None) -> list[ObservedRun]:
+    return [] if study is None else study.runs
+
+
+def _values(run: ObservedRun) -> dict[str, Any]:
+    assert run.config is not None, "those without were left out"
+    return run.config.by_key()

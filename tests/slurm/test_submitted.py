@@ -18,6 +18,7 @@ from jobs.cli.view import Watcher
 from jobs.manifests.policy import Policy
 from jobs.spec import Resources
 from jobs.study.budget import Budget
+from jobs.study.folder import read_jobs
 from seqlm.files import write_json
 from seqlm.reading import listed
 from seqlm.rundir import RunDirectory
@@ -65,6 +66,20 @@ def test_a_cluster_that_does_not_answer_or_is_too_small_is_one_line_and_nothing_
     (error,) = capsys.readouterr().err.splitlines()
     assert line in error
     assert not (tmp_path / "s").exists()
+
+
+def test_longer_runs_are_submitted_first_whatever_the_order_of_the_manifest(fake: FakeSlurm, tmp_path: Path) -> None:
+    """A search is only safe for slow starters in this order; SLURM starts the jobs of an array by their numbers."""
+    grid = KEYS.replace("hidden_size = 4", "hidden_size = [16, 64, 4, 32]")
+    assert (
+        submit(tmp_path, f'[search]\nrungs = [1]\n[defaults]\ntrain.epochs = 3\n[[grid]]\nmodel.arch = "rnn"\n{grid}')
+        == 0
+    )
+    jobs = read_jobs(tmp_path / "s")
+    numbers = {int(job.id.partition("_")[2]): run_id for run_id, job in jobs.items()}
+    assert len({job.id.partition("_")[0] for job in jobs.values()}) == 1
+    widths = [re.search(r"hidden(\d+)", numbers[number]) for number in sorted(numbers)]
+    assert [int(width[1]) for width in widths if width] == [64, 32, 16, 4]
 
 
 def test_retry_goes_by_the_policy_of_the_manifest_and_by_what_the_run_needed(fake: FakeSlurm, tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 import itertools
 import math
 import random
+import sys
 from pathlib import Path
 
 import pytest
 
 from analysis.blocks.figure import Chart
+from analysis.blocks.section import Prose
+from analysis.blocks.table import Table
 from analysis.report import report_page
 from analysis.sections.search import search_section
 from analysis.study.study import StudyFiles, load_study
@@ -105,6 +108,67 @@ def test_of_an_epoch_on_two_lines_the_last_counts_at_a_rung(tmp_path: Path) -> N
     write_json(tmp_path / "study.json", {"search": {**RULE, "rungs": [1]}})
     (row,) = table(search_section(load_study(tmp_path)).blocks, "search-rungs")
     assert (row["reached"], row["pairs"], row["agreeing"]) == ("2", "1", "0")
+
+
+# -- which hyperparameter matters, and the frontier of parameters ----------------------------------------------------
+
+
+def make_many(folder: Path, number: int) -> StudyFiles:
+    """Return runs whose first epoch depends on the learning rate alone. A third was stopped there, some diverged."""
+    rng = random.Random(3)
+    for order in range(number):
+        rate, size = float(f"{10 ** rng.uniform(-4, -1):.4g}"), 16 * rng.randint(1, 4)
+        ppl = 100 * math.exp(abs(math.log10(rate) + 2.5) + rng.gauss(0, 0.02))
+        keys: dict[str, float] = {"lr": rate, "hidden_size": size, "keep": round(rng.uniform(0.5, 0.9), 3)}
+        if order % 10 == 0:
+            add_run(folder, order, f"r{order}", "gru", "adam", [math.nan], failure="diverged", done=False, **keys)
+        elif order % 3:
+            add_run(folder, order, f"r{order}", "gru", "adam", [ppl, ppl - 5], **keys)
+        else:
+            run = add_run(folder, order, f"r{order}", "gru", "adam", [ppl], epochs=2, done=False, **keys)
+            stop(run, 1, ppl, rank=9, of=9, cut=ppl - 1)
+    write_json(folder / "study.json", {"search": {**RULE, "rungs": [1], "within": []}})
+    return load_study(folder)
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_with_enough_runs_the_report_says_which_hyperparameter_matters(tmp_path: Path) -> None:
+    rows = table(search_section(make_many(tmp_path, 60)).blocks, "search-importance")
+    assert {row["key"]: row["verdict"] for row in rows} == {
+        "optim.lr": "yes",
+        "model.hidden_size": "not shown",
+        "model.keep": "not shown",
+    }
+    assert rows[0]["key"] == "optim.lr"
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_with_few_runs_or_without_optuna_a_line_says_why_nothing_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(study: StudyFiles) -> list[str]:
+        blocks = search_section(study).blocks
+        assert not any(isinstance(block, Table) and block.name == "search-importance" for block in blocks)
+        return [block.text for block in blocks if isinstance(block, Prose) and "hyperparameter" in block.text]
+
+    (line,) = said(make_many(tmp_path / "few", 30))
+    assert "30 settings" in line
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    (line,) = said(make_many(tmp_path / "many", 60))
+    assert "optuna" in line
+
+
+def test_the_frontier_of_parameters_is_the_lowest_of_at_most_as_many(tmp_path: Path) -> None:
+    sizes, ppls = [1000, 2000, 3000, 4000], [90.0, 95.0, 70.0, 80.0]
+    for order, (size, ppl) in enumerate(zip(sizes, ppls, strict=True)):
+        keys = {"lr": 0.1 + order, "result": {"parameters": size}}
+        add_run(tmp_path, order, f"r{order}", "gru", "adam", [200.0, ppl], **keys)
+    run = add_run(tmp_path, 4, "r4", "gru", "adam", [50.0], lr=9.0, epochs=2, done=False)
+    stop(run, 1, 50.0, rank=4, of=4, cut=40.0)
+    charts = [block for block in search_section(load_study(tmp_path)).blocks if isinstance(block, Chart)]
+    (chart,) = [chart for chart in charts if chart.name == "search-parameters"]
+    line = chart.figure.axes[0].get_lines()[0]
+    assert line.get_xydata().tolist() == [[1.0, 90.0], [3.0, 70.0]]
 
 
 def test_final_seeds_are_results_and_no_rung_counts_them_and_those_that_are_not_trained_are_no_runs(

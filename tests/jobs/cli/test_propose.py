@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -14,8 +15,8 @@ from typing import Any
 import pytest
 
 import launch
-from jobs.cli.proposing import setting_of
 from jobs.manifests.load import load_manifest
+from jobs.plan.proposals import setting_of
 from jobs.plan.record import record_of, write_record
 from jobs.spec import RunSpec
 from seqlm.files import write_json, write_json_lines
@@ -39,6 +40,11 @@ model.arch = ["gru", "transformer"]
 model.hidden_size = { int = [64, 256], step = 64 }
 optim.optimizer = "adam"
 optim.lr = { log_uniform = [1e-5, 1e-1] }
+"""
+LINKED = """
+model.hidden_size = { log_int = [16, 512], step = 16 }
+model.embedding_size = "=model.hidden_size"
+only = ["hidden_size * optim.lr < 1"]
 """
 SECOND = """
 [[sample]]
@@ -70,11 +76,11 @@ class Study:
         self.specs = loaded.runs
         write_record(self.folder, record_of(loaded, loaded.runs, None), [], print)
 
-    def train(self, spec: RunSpec, ended: str = "done") -> RunDirectory:
-        """Make the folder of a run that has ended in this way."""
+    def train(self, spec: RunSpec, ended: str = "done", best: float | None = None) -> RunDirectory:
+        """Make the folder of a run that has ended in this way, by default with the perplexity of ``ppl_of``."""
         run = make_folder(self.folder, spec)
         epochs = 8 if ended == "done" else 3
-        best = ppl_of(spec.config.by_key())
+        best = ppl_of(spec.config.by_key()) if best is None else best
         records = [
             {"epoch": e, "val_ppl": best + 8 - e, "train_ppl": best / 2, "val_loss": math.log(best + 8 - e)}
             for e in range(epochs)
@@ -186,6 +192,143 @@ def test_the_metric_is_that_of_the_search(tmp_path: Path, capsys: pytest.Capture
         assert json.loads(capsys.readouterr().out)["data"]["metric"] == "train_ppl"
 
 
+def test_a_run_that_exploded_counts_at_most_as_one_that_has_learned_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its perplexity may have hundreds of digits; means of perplexities had them too."""
+    text = MANIFEST.replace('data.corpus = "ptb"', 'data.corpus = "pydoc"\ndata.vocab_size = 1000')
+    study = Study(tmp_path, text)
+    for place, spec in enumerate(study.specs):
+        study.train(spec, "stopped" if place % 5 == 1 else "done", best=1e300 if place % 2 else None)
+    for one in document(capsys, study, "--count", "12")["proposals"]:
+        assert 1 < one["predicted"] <= 1000 * (1 + 1e-9)
+        assert one["nearest"]["value"] <= 1000 * (1 + 1e-9)
+
+
+def test_a_stopped_run_is_expected_to_fall_as_the_finished_ones_did(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All runs fall alike here, so with the right correction it does not matter which of them were stopped."""
+    study = Study(tmp_path, MANIFEST.replace("count = 20", "count = 12"))
+    for place, spec in enumerate(study.specs):
+        study.train(spec, "stopped" if place % 3 else "done", best=ppl_of(spec.config.by_key()))
+    near = [one["nearest"] for one in document(capsys, study, "--count", "12")["proposals"]]
+    values = {spec.name: ppl_of(spec.config.by_key()) + 1 for spec in study.specs}
+    assert {one["ended"] for one in near} == {"finished", "stopped"}
+    for one in near:
+        assert one["value"] == pytest.approx(values[one["name"]], rel=0.02)
+
+
+def test_runs_whose_results_are_to_come_are_told_and_not_proposed_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = Study(tmp_path).train_all()
+    first = document(capsys, study, "--count", "4")["proposals"]
+    lines = [
+        f"{key} = {json.dumps(value)}" for one in first for key, value in {"name": one["name"], **one["values"]}.items()
+    ]
+    tables = "\n".join(line if not line.startswith("name") else f"[[run]]\n{line}" for line in lines)
+    study.manifest.write_text(f"{MANIFEST}{tables}\n", "utf-8")
+    loaded = load_manifest(study.manifest)
+    make_folder(study.folder, loaded.runs[20])
+    capsys.readouterr()
+    words = ["propose", str(study.manifest), "--runs-dir", str(study.folder.parent), "--count", "4", "--json"]
+    assert launch.main(words) == 0
+    found = json.loads(capsys.readouterr().out)["data"]
+    assert found["running"] == 1
+    assert not {setting_of(one["values"]) for one in first} & {setting_of(one["values"]) for one in found["proposals"]}
+
+
+def test_a_further_seed_that_has_trained_nothing_says_nothing_of_its_setting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither one that waits, nor one that was stopped before its first epoch."""
+    study = Study(tmp_path).train_all()
+    expected = document(capsys, study, "--count", "3")
+    for number, ended in enumerate(("waits", "stopped")):
+        spec = study.specs[number]
+        further = dataclasses.replace(spec, config=dataclasses.replace(spec.config, seed=7), name=f"{spec.name}-seed7")
+        run = make_folder(study.folder, further)
+        if ended == "stopped":
+            stop(run, {"metric": "val_ppl", "rung": 3, "value": 9.0, "rank": 9, "of": 9})
+    assert document(capsys, study, "--count", "3") == expected
+
+
+def test_proposals_follow_links_and_meet_the_constraints_of_draws(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = MANIFEST.replace('model.arch = ["gru", "transformer"]', 'model.arch = "gru"')
+    text = text.replace("model.hidden_size = { int = [64, 256], step = 64 }", LINKED)
+    study = Study(tmp_path, text).train_all()
+    assert study.propose("--count", "6") == 0
+    study.manifest.write_text(text + capsys.readouterr().out, "utf-8")
+    loaded = load_manifest(study.manifest).runs
+    assert len(loaded) == 26
+    for spec in loaded:
+        values = spec.config.by_key()
+        assert values["model.embedding_size"] == values["model.hidden_size"] in range(16, 513, 16)
+        assert values["model.hidden_size"] * values["optim.lr"] < 1
+
+
+def test_texts_are_never_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A small vocabulary has low perplexities, whatever the learning rate. Each has proposals of its own."""
+    text = MANIFEST.replace('data.corpus = "ptb"', 'data.corpus = "pydoc"')
+    text = text.replace("[[sample]]", "[[sample]]\ndata.vocab_size = [100, 10_000]")
+    study = Study(tmp_path, text)
+    for spec in study.specs:
+        keys = spec.config.by_key()
+        study.train(spec, best=ppl_of(keys) / (20 if keys["data.vocab_size"] == 100 else 1))
+    found = document(capsys, study, "--count", "6")["proposals"]
+    assert [one["values"]["data.vocab_size"] for one in found].count(100) == 3
+    for one in found:
+        own = [ppl_of(spec.config.by_key()) for spec in study.specs]
+        low, high = (1, 20) if one["values"]["data.vocab_size"] == 100 else (min(own), max(own) + 8)
+        assert low < one["predicted"] < high
+
+
+# -- from an earlier study -----------------------------------------------------------------------------------------
+
+
+def test_an_earlier_study_warms_up_a_manifest_that_was_never_launched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also one of fewer epochs, whose losses are others."""
+    Study(tmp_path).train_all()
+    later = tmp_path / "later.toml"
+    later.write_text(MANIFEST.replace('name = "s"', 'name = "later"').replace("epochs = 8", "epochs = 40"), "utf-8")
+    words = ["propose", str(later), "--runs-dir", str(tmp_path / "runs"), "--count", "8", "--json"]
+    assert launch.main([*words, "--from", str(tmp_path / "runs" / "s")]) == 0
+    found = json.loads(capsys.readouterr().out)["data"]
+    assert (found["study"], found["finished"], found["earlier"]) == ("later", 0, 20)
+    values = [one["values"] for one in found["proposals"]]
+    assert mean(map(ppl_of, values)) < mean(ppl_of(spec.config.by_key()) for spec in load_manifest(later).runs) - 10
+    assert launch.main(words[:-1]) == 2
+
+
+def test_an_earlier_study_of_another_level_of_losses_is_no_better_for_that(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its lowest loss counts as the lowest here."""
+    (tmp_path / "other").mkdir()
+    earlier = Study(tmp_path / "other", MANIFEST.replace("num_layers = 1", "num_layers = 2"))
+    for spec in earlier.specs:
+        earlier.train(spec, best=ppl_of(spec.config.by_key()) / 50)
+    study = Study(tmp_path).train_all()
+    lowest = min(ppl_of(spec.config.by_key()) for spec in study.specs)
+    found = document(capsys, study, "--count", "6", "--from", str(earlier.folder))
+    assert (found["finished"], found["earlier"]) == (20, 20)
+    assert all(one["predicted"] > lowest for one in found["proposals"])
+
+
+def test_an_earlier_study_of_another_optimizer_does_not_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other").mkdir()
+    earlier = Study(tmp_path / "other", MANIFEST.replace('"adam"', '"sgd"')).train_all()
+    study = Study(tmp_path).train_all()
+    assert document(capsys, study, "--count", "1", "--from", str(earlier.folder))["earlier"] == 0
+
+
 # -- what cannot be proposed ---------------------------------------------------------------------------------------
 
 
@@ -225,8 +368,10 @@ def test_a_wrong_seed_and_a_missing_optuna_are_one_line(
 ) -> None:
     assert "a whole number from 0 to 2^32 - 1, got 4294967296" in refusal(capsys, study, "--seed", "4294967296")
     monkeypatch.setitem(sys.modules, "optuna", None)
-    line = 'error: propose: the package optuna is not installed; use: pip install "optuna>=4.1,<6"\n'
-    assert refusal(capsys, study) == line
+    assert 'pip install "optuna>=5,<6"' in refusal(capsys, study)
+    monkeypatch.undo()
+    monkeypatch.setattr("optuna.__version__", "4.6.0")
+    assert 'pip install "optuna>=5,<6"' in refusal(capsys, study)
 
 
 def test_a_proposal_names_the_nearest_run_and_predicts_from_the_three_nearest(
@@ -248,6 +393,7 @@ def test_a_proposal_names_the_nearest_run_and_predicts_from_the_three_nearest(
         assert near["name"] == ranked[0][1]
         assert (near["distance"], near["value"]) == pytest.approx((ranked[0][0], ranked[0][2]))
         weights = [1 / distance for distance, _, _ in ranked]
-        values = [value for _, _, value in ranked]
-        assert one["predicted"] == pytest.approx(sum(map(math.prod, zip(weights, values, strict=True))) / sum(weights))
+        losses = [math.log(value) for _, _, value in ranked]
+        mean_loss = sum(map(math.prod, zip(weights, losses, strict=True))) / sum(weights)
+        assert one["predicted"] == pytest.approx(math.exp(mean_loss))
         assert f"nearest run {near['name']} (val_ppl {near['value']:.5g}), distance {near['distance']:.2f}" in printed

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli.proposing import Space, setting_of
 from jobs.manifests.filters import facts_of_spec, select
 from jobs.manifests.load import Manifest
+from jobs.plan.proposals import Space, setting_of
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from tests.jobs.manifests.test_json_schema import errors, read

@@ -169,3 +169,10 @@ def test_a_long_queue_is_looked_through_with_few_looks_at_the_machine(monkeypatc
     assert Room(4, *runs, taken=3).start() == []
     assert wall_seconds(runs, machine(4)) is not None
     assert len(placed) < 20
+
+
+def test_runs_of_equal_priority_and_unknown_length_keep_the_order_in_which_they_came() -> None:
+    """The runs of a SLURM job have no estimate; their plan has them in the order in which they are to start."""
+    names = ["long", "middle", "urgent", "short"]
+    room = Room(9, *(waiting(name, priority=int(name == "urgent")) for name in names))
+    assert [run.split("-")[0] for run in room.start()] == ["urgent", "long", "middle", "short"]
