@@ -7,6 +7,7 @@ trains nothing (:mod:`tests.tools.stub_worker`). The checks know the accidents, 
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 import signal
@@ -36,6 +37,8 @@ HOURS_AFTER = 12.0
 """How long after the last accident everything must be over."""
 MOST_COMMANDS, COMMANDS_SECONDS = 12, 60.0
 """SLURM commands of one process within so many seconds."""
+MOST_HITS = 10
+"""How often an attempt of a run may be disturbed before the policy gives the run up."""
 EPOCHS = 4
 EPOCH_SECONDS = (20.0, 60.0, 300.0, 600.0)
 """How long an epoch may take."""
@@ -122,6 +125,7 @@ KINDS = (
     "requeue",
     "scancel",
     "cancel",
+    "cancel_and_retry",
     "retry",
     "run",
     "code_error",
@@ -173,14 +177,21 @@ class Story:
         self.world.programs, self.world.workers = self.run_program, self.start_worker
         self.users: list[Process] = []
         self.commands: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=MOST_COMMANDS))
+        self.rates = [f"{0.1 + number / 100:g}" for number in range(self.number)]
+        self.names = [f"run-lr{rate}" for rate in self.rates]
         self.given: defaultdict[str, set[str]] = defaultdict(set)
-        """Run id -> what was done to it that may end it for good."""
+        """Name of a run -> what was done to it that may end it for good."""
+        self.cancelled: dict[str, float] = {}
+        """Name of a run -> the newest request that named it when a user cancelled it last; infinite if other commands
+        were at work then, whose requests may be older or newer."""
+        self.scancelled: set[int] = set()
+        """Arrays of which a user has ended a job with SLURM's own command."""
         self.hits: Counter[str] = Counter()
-        """Run id -> how often an attempt of it was disturbed."""
+        """Name of a run -> how often an attempt of it was disturbed."""
         self.crashes: dict[str, float] = {}
-        """Run id -> until when its model raises an error."""
+        """Name of a run -> until when its model raises an error."""
         self.unreadable: dict[str, float] = {}
-        """Part of a path -> until when it cannot be read."""
+        """Run id -> until when its configuration cannot be read."""
         self.happened: set[str] = set()
         """The kinds of accidents that have found something to happen to."""
         self.files.meddler = self.meddle
@@ -283,8 +294,7 @@ class Story:
         seam.world = self.world
         stub_worker.happen = self.happen
         try:
-            rates = ", ".join(f"{0.1 + number / 100:.2f}" for number in range(self.number))
-            text = MANIFEST.format(epochs=EPOCHS, rates=rates, jobs=self.jobs)
+            text = MANIFEST.format(epochs=EPOCHS, rates=", ".join(self.rates), jobs=self.jobs)
             self.make_file("/sim/home/m.toml", text.encode())
             words = "one two three four five six seven eight"
             for split in ("train", "valid", "test"):
@@ -332,7 +342,7 @@ class Story:
 
     def hit(self, process: Process) -> None:
         if str(process.tag).startswith("worker of "):
-            self.hits[str(process.tag).removeprefix("worker of ")] += 1
+            self.hits[name_of(run_of(process))] += 1
 
     def hit_all(self, processes: Sequence[Process]) -> None:
         for process in processes:
@@ -412,55 +422,58 @@ class Story:
         jobs = [job for job in self.cluster.jobs if job.is_live]
         if (job := self.pick(jobs, accident)) is not None:
             self.kernel.tell(f"a user types `scancel {job.id}`")
-            self.given["*"].add("scancel")  # whichever runs it has
+            self.scancelled.add(job.array)
             self.cluster.cancel(job)
 
-    def some_runs(self, accident: Accident) -> list[str]:
-        runs = self.run_ids()
-        first = int(accident.target * len(runs))
-        return runs[first : first + 1 + first % 3]
+    def some_names(self, accident: Accident) -> list[str]:
+        """Return the names of one to three runs, which may not have begun."""
+        first = int(accident.target * len(self.names))
+        return self.names[first : first + 1 + first % 3]
 
     def _cancel(self, accident: Accident) -> None:
-        if runs := self.some_runs(accident):
-            for run in runs:
-                self.given[run].add("cancel")
-            self.user("cancel", "s", *names_of(runs), "--runs-dir", "/sim/runs")
+        names, is_alone = self.some_names(accident), not any(user.lives for user in self.users)
+        for name in names:
+            self.cancelled[name] = max(self.arrays_of(name), default=0) if is_alone else math.inf
+        self.user("cancel", "s", *names, "--runs-dir", "/sim/runs")
 
     def _retry(self, accident: Accident) -> None:
-        if runs := self.some_runs(accident):
-            only = ["--only", *names_of(runs)]
-            self.user("retry", "s", *only, "--no-wait", "--live-code", "--runs-dir", "/sim/runs")
+        self.user(
+            "retry", "s", "--only", *self.some_names(accident), "--no-wait", "--live-code", "--runs-dir", "/sim/runs"
+        )
+
+    def _cancel_and_retry(self, accident: Accident) -> None:
+        """A user thinks better of it a moment later."""
+        self._cancel(accident)
+        self.kernel.after(min(accident.seconds, 90.0), lambda: self._retry(accident))
 
     def _run(self, accident: Accident) -> None:
         self.user(*self.launch)
 
     def _code_error(self, accident: Accident) -> None:
-        if run := self.pick(self.run_ids(), accident):
-            self.kernel.tell(f"the model of {run} raises errors for {accident.seconds:g} s")
-            self.crashes[run] = self.kernel.now + accident.seconds
+        name = self.pick(self.names, accident)
+        self.kernel.tell(f"the model of {name} raises errors for {accident.seconds:g} s")
+        self.crashes[name] = self.kernel.now + accident.seconds
 
     def _config_unreadable(self, accident: Accident) -> None:
         if run := self.pick(self.run_ids(), accident):
             self.kernel.tell(f"config.json of {run} cannot be read for {accident.seconds:g} s")
-            self.unreadable[f"{run}/config.json"] = self.kernel.now + accident.seconds
-            self.hits[run] += 1
+            self.unreadable[run] = self.kernel.now + accident.seconds
+            self.hits[name_of(run)] += 1
 
     def happen(self, epochs: int, attempt: int) -> None:
         """What the worker asks before each epoch."""
         me = self.kernel.current
         assert me is not None
-        run = str(me.process.tag).removeprefix("worker of ")
-        if self.crashes.get(run, 0.0) > self.kernel.now:
-            self.given[run].add("code")
+        name = name_of(run_of(me.process))
+        if self.crashes.get(name, 0.0) > self.kernel.now:
+            self.given[name].add("code")
             raise ValueError("an error of the model")
 
     def meddle(self, process: Process, call: str, path: str) -> None:
-        if call in ("open", "stat") and self.unreadable:
-            for part, until in self.unreadable.items():
-                if until > self.kernel.now and part.endswith(f"/{path.rpartition('/')[2]}"):
-                    run = part.partition("/")[0]
-                    if run in path or self._is_in(process, path, run):
-                        raise fault(5, path)
+        if self.unreadable and call in ("open", "stat") and path.rpartition("/")[2] == "config.json":
+            for run, until in self.unreadable.items():
+                if until > self.kernel.now and (run in path or self._is_in(process, path, run)):
+                    raise fault(5, path)
 
     def _is_in(self, process: Process, path: str, run: str) -> bool:
         """Whether a name without folders is of a run: whoever opens it has opened the run's folder just before."""
@@ -481,7 +494,7 @@ class Story:
         tag = str(process.tag)
         if name not in ("last.pt", "metrics.jsonl", "result.json") or not tag.startswith("worker of "):
             return
-        run = tag.removeprefix("worker of ")
+        run = run_of(process)
         folder = self.inode(f"{STUDY}/{run}/lease")
         names = sorted(one for one in (folder.names if folder else ()) if re.fullmatch(r"\d{6}\.json", one))
         if not names:
@@ -502,28 +515,39 @@ class Story:
             raise ViolationError(f"LEFT: jobs wait or run {HOURS_AFTER:g} h after the last accident: {states}")
         if alive := [process for process in self.kernel.processes if process.lives]:
             raise ViolationError(f"LEFT: {alive}")
-        for run, (state, kind, reason) in self.ends().items():
-            if (why := self.why_wrong(run, state, kind)) is not None:
-                raise ViolationError(f"END: {run} is {state} ({kind}: {reason}); {why}")
+        ends = self.ends()
+        for name in self.names:
+            state, kind, reason = ends.get(name, ("missing", None, "it has never begun"))
+            if (why := self.why_wrong(name, state, kind)) is not None:
+                raise ViolationError(f"END: {name} is {state} ({kind}: {reason}); {why}")
 
-    def why_wrong(self, run: str, state: str, kind: str | None) -> str | None:
-        given = self.given[run] | self.given["*"]
+    def why_wrong(self, name: str, state: str, kind: str | None) -> str | None:
+        """Return why a run should have come to another end. ``None``: it is what was done to it."""
+        given, arrays = self.given[name], self.arrays_of(name)
+        newest = max(arrays, default=0)
         if state == "done":
             return None
-        if state == "cancelled":
-            return None if given & {"cancel", "scancel"} else "nobody has cancelled it"
-        if state == "failed":
-            if kind == "code" and "code" in given:
-                return None
-            if kind in ("node", "preempted", "timeout") and (self.hits[run] > 10 or "scancel" in given):
-                return None
-            return "nothing that was done to it ends it for good"
-        if state == "pending" and given & {"cancel", "scancel"}:
+        if state == "failed" and kind == "code" and "code" in given:
             return None
-        return "nobody will go on with it"
+        if state == "failed" and kind in ("node", "preempted", "timeout") and self.hits[name] > MOST_HITS:
+            return None
+        if newest <= self.cancelled.get(name, -1.0) or arrays.get(newest) in self.scancelled:
+            return None
+        return "nothing that was done to it ends it for good"
+
+    def arrays_of(self, name: str) -> dict[int, int]:
+        """Return by the number of a request the array that it has submitted for a run."""
+        found: dict[int, int] = {}
+        launches = self.inode(f"{STUDY}/launches")
+        for number, folder in (launches.names if launches is not None else {}).items():
+            if number.isdigit() and (plan := folder.names.get("plan.json")) is not None:
+                for array in json.loads(plan.content)["arrays"]:
+                    if array["job"] is not None and any(name_of(run) == name for run in array["runs"]):
+                        found[int(number)] = int(array["job"])
+        return found
 
     def ends(self) -> dict[str, tuple[str, str | None, str]]:
-        """Return state, kind and reason of each run, as its files say."""
+        """Return state, kind and reason of each run that has begun, by its name, as its files say."""
         found: dict[str, tuple[str, str | None, str]] = {}
 
         def look() -> None:
@@ -531,17 +555,14 @@ class Story:
             for run in self.run_ids():
                 try:
                     seen = RunDirectory(Path(STUDY) / run).observe()
-                    found[run] = (seen.state, seen.kind, str(seen.reason))
+                    found[name_of(run)] = (seen.state, seen.kind, str(seen.reason))
                 except (SeqlmError, OSError) as error:
-                    found[run] = ("damaged", None, str(error))
+                    found[name_of(run)] = ("damaged", None, str(error))
 
-        self.kernel.spawn(
-            self.login, ["look"], lambda: look(), env={}, output=self.open_log("/sim/home/look"), tag="a look"
-        )
+        output = self.open_log("/sim/home/look")
+        self.kernel.spawn(self.login, ["look"], look, env={}, output=output, tag="a look")
         self.kernel.play(self.kernel.now + 60)
         assert len(found) == len(self.run_ids())
-        if len(found) < self.number and not self.given["*"]:
-            raise ViolationError(f"END: {len(found)} of {self.number} runs are there")
         return found
 
     def check_files(self, folder: Inode, path: str) -> None:
@@ -555,9 +576,14 @@ class Story:
                     raise ViolationError(f"FILES: {path}/{name} is damaged: {error}") from None
 
 
-def names_of(runs: Sequence[str]) -> list[str]:
-    """Return the names of runs from their ids."""
-    return [run[:-9] for run in runs]
+def run_of(worker: Process) -> str:
+    """Return the id of the run that a worker trains."""
+    return str(worker.tag).removeprefix("worker of ")
+
+
+def name_of(run_id: str) -> str:
+    """Return the name of a run from its id."""
+    return run_id[:-9]
 
 
 @dataclass
