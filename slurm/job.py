@@ -42,7 +42,7 @@ from seqlm.state import FailureKind
 from slurm.allocation import JobBackend, SlurmContext, node_file
 from slurm.canary import withdraw
 from slurm.control import ask_back, clock_ahead_s, job_words, look_again
-from slurm.share import Share
+from slurm.share import Share, is_named_by
 from slurm.submission import AGAIN, MOST_STARTS, ArrayPlan, JobPlan
 
 POLL_SECONDS = 0.5
@@ -209,8 +209,8 @@ def _again(plan: JobPlan, run: RunDirectory, host: JobHost, why: str | None) -> 
     if its files cannot be read.
     """
     try:
-        request, seen = look_again(run.request), look_again(run.observe)
-        if request is not None and request.number != plan.options.request:
+        seen = look_again(run.observe)
+        if not look_again(is_named_by, run, plan.options.request):
             return None
         if not look_again(host.share.may_take, run, seen):
             return None
@@ -244,7 +244,7 @@ def _fail(run: RunDirectory, error: Exception, host: JobHost) -> None:
     kind: FailureKind = "node" if is_storage_failure(error) else "code"
     record = {"kind": kind, "message": message, "where": host.where, "node": host.context.host}
     with contextlib.suppress(SeqlmError, OSError):
-        if run.observe().state == "pending":
+        if run.observe().state == "pending" and is_named_by(run, host.plan.options.request):
             run.write_exit(run.last_attempt() + 1, record)
 
 

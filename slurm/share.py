@@ -73,6 +73,9 @@ class Share:
                 if is_over(seen):
                     self.runs.remove(run)
                 elif not self.has_begun(run) and self.may_take(run, seen):
+                    if not is_named_by(run, self._request):
+                        self.runs.remove(run)
+                        continue
                     self._looked_at = -math.inf
                     return run, seen
         return None
@@ -116,6 +119,16 @@ class Share:
     def has_others(self) -> bool:
         """Return whether another job can take over the runs of this one, as SLURM says now."""
         return self.array.is_pool and any(job != self._context.job for job in self.job_states(at_once=True))
+
+
+def is_named_by(run: RunDirectory, request: int | None) -> bool:
+    """Return whether a request is the newest that names a run. Else the jobs of a later one have it.
+
+    Raises:
+        FileError: a request cannot be read.
+    """
+    newest = run.request()
+    return newest is None or newest.number == request
 
 
 def is_over(seen: Observation) -> bool:

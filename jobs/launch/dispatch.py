@@ -386,11 +386,15 @@ class Dispatcher:
             self._retry(item, self._unseen[item.run.id][-1], found)
 
     def _record(self, item: PlannedRun, attempt: int, kind: FailureKind, message: str, **more: Any) -> bool:
-        """Record how an attempt failed (0: it was not even started). Return whether that could be written."""
+        """Record how an attempt failed (0: it was not even started). Return whether that could be written.
+
+        Of a run that a later request names, nothing is recorded.
+        """
         record = {"kind": kind, "message": message, "where": self._host.where, **more}
         try:
             with file_errors("read or write", item.run.path, within=True):
-                item.run.write_exit(attempt or item.run.last_attempt() + 1, record)
+                if self._is_ours(item):
+                    item.run.write_exit(attempt or item.run.last_attempt() + 1, record)
         except FileError as error:
             self._warn(f"{item.spec.name}: {error}")
             return False

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
+from tests.simulation.kept import KEPT
 from tests.simulation.known import known
 from tests.simulation.planted import PLANTED
 from tests.simulation.shrink import shrunk
@@ -19,6 +20,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--shrink", action="store_true", help="tell the story with the fewest accidents that fails alike"
     )
+    parser.add_argument("--kept", action="store_true", help="play the stories in which a fault was found and mended")
     parser.add_argument("--seeds", type=int, default=100, metavar="N", help="play so many (%(default)s)")
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="from this one on (%(default)s)")
     parser.add_argument("--minutes", type=float, metavar="M", help="play so long, instead of so many")
@@ -27,6 +29,8 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     if options.plant is not None:
         PLANTED[options.plant][1]()
+    if options.kept:
+        return _play_kept()
     if options.seed is not None:
         played = play(options.seed, draw_accidents(options.seed, options.only))
         if options.shrink and played.problem is not None:
@@ -34,6 +38,15 @@ def main(argv: Sequence[str]) -> int:
         tell(played)
         return 1 if is_new(played) else 0
     return _play_many(options)
+
+
+def _play_kept() -> int:
+    found = {fault: play(seed, accidents) for fault, (seed, accidents) in KEPT.items()}
+    for fault, played in found.items():
+        print(f"{'again' if played.problem else 'mended'}: {fault}")
+        if played.problem is not None:
+            tell(played)
+    return 1 if any(played.problem for played in found.values()) else 0
 
 
 def _play_many(options: argparse.Namespace) -> int:

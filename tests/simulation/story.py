@@ -103,6 +103,10 @@ class Output:
         self._inode.content += text.encode("utf-8", "replace")
         return len(text)
 
+    def text(self) -> str:
+        """Return what the file has."""
+        return self._inode.content.decode()
+
     def flush(self) -> None:
         pass
 
@@ -434,11 +438,18 @@ class Story:
         names, is_alone = self.some_names(accident), not any(user.lives for user in self.users)
         for name in names:
             self.cancelled[name] = max(self.arrays_of(name), default=0) if is_alone else math.inf
-        self.user("cancel", "s", *names, "--runs-dir", "/sim/runs")
+        self.user("cancel", "s", "--only", f"name={','.join(names)}", "--runs-dir", "/sim/runs")
 
     def _retry(self, accident: Accident) -> None:
         self.user(
-            "retry", "s", "--only", *self.some_names(accident), "--no-wait", "--live-code", "--runs-dir", "/sim/runs"
+            "retry",
+            "s",
+            "--only",
+            f"name={','.join(self.some_names(accident))}",
+            "--no-wait",
+            "--live-code",
+            "--runs-dir",
+            "/sim/runs",
         )
 
     def _cancel_and_retry(self, accident: Accident) -> None:
@@ -486,7 +497,9 @@ class Story:
     def look_at_exit(self, process: Process) -> None:
         """Tell how a command of a user has ended."""
         if process in self.users:
-            self.kernel.tell(f"`seqlm {process.argv[1]}` ends with {process.exit_code}")
+            lines = process.output.text().splitlines()
+            said = f": {lines[-1]}" if process.exit_code and lines else ""
+            self.kernel.tell(f"`seqlm {process.argv[1]}` ends with {process.exit_code}{said}")
 
     def look_at_write(self, process: Process, path: str) -> None:
         """Check at once that only the owner of a run writes what it has come to."""

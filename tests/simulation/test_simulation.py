@@ -33,6 +33,11 @@ def test_no_story_has_an_end_that_is_not_known() -> None:
     assert found.returncode == 0, found.stdout + found.stderr
 
 
+def test_faults_that_were_mended_do_not_come_back() -> None:
+    found = simulate("--kept")
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
 @pytest.mark.parametrize("fault", PLANTED)
 def test_a_planted_fault_is_found(fault: str) -> None:
     check, first = PLANTED[fault]

@@ -1,0 +1,20 @@
+"""Stories in which the simulation has found a fault that is mended since, each with its seed and its accidents."""
+
+from collections.abc import Mapping, Sequence
+
+from tests.simulation.story import Accident
+
+KEPT: Mapping[str, tuple[int, Sequence[Accident]]] = {
+    "a job of a pool looked again and again at a run that was cancelled and launched again meanwhile": (
+        40,
+        [Accident(at=269.0, kind="cancel_and_retry", target=0.98, seconds=5.0)],
+    ),
+    "scancel of an old job cancelled a run that a later request had launched again": (
+        16,
+        [
+            Accident(at=51.06, kind="cancel_and_retry", target=0.84, seconds=1500.0),
+            Accident(at=140.12, kind="scancel", target=0.87, seconds=30.0),
+        ],
+    ),
+}
+"""What was wrong -> how it came about."""
