@@ -29,6 +29,8 @@ REQUEUE_SECONDS = 121.0
 """How long a requeued job waits at least: its credential must have expired (facts of SLURM 24.11)."""
 LOST_SECONDS = 300.0
 """How long the controller waits for a node that does not answer (SlurmdTimeout)."""
+CONNECT_SECONDS = 60.0
+"""How long a program asks a controller that does not answer. Not measured yet."""
 ANSWER_SECONDS = (0.02, 0.3)
 FORGET_SECONDS = 300.0
 """How long the controller knows of a job that has ended (MinJobAge)."""
@@ -327,12 +329,15 @@ class Cluster:
     ) -> tuple[int, str, str]:
         """Answer as one of SLURM's programs. The caller waits for it."""
         name, *rest = words
-        is_silent = self.kernel.now < self.silent_until
-        if is_silent and timeout is not None and self.silent_until - self.kernel.now > timeout:
+        silence = self.silent_until - self.kernel.now
+        if silence > 0 and timeout is not None and min(silence, CONNECT_SECONDS) > timeout:
             self.kernel.sleep(timeout)
             return TIMED_OUT, "", ""
-        if is_silent:
-            self.kernel.sleep(self.silent_until - self.kernel.now)
+        if silence > CONNECT_SECONDS:
+            self.kernel.sleep(CONNECT_SECONDS)
+            return 1, "", f"{name}: error: Unable to contact slurm controller (connect failure)\n"
+        if silence > 0:
+            self.kernel.sleep(silence)
         self.kernel.sleep(self.kernel.dice.uniform(*ANSWER_SECONDS))
         with self.kernel.inside():
             answer = self.answer(name, rest, env)

@@ -42,6 +42,8 @@ MOST_HITS = 10
 EPOCHS = 4
 EPOCH_SECONDS = (20.0, 60.0, 300.0, 600.0)
 """How long an epoch may take."""
+LIMIT_MINUTES = (20, 240)
+"""Time limit of a job."""
 MANIFEST = """
 [study]
 name = "s"
@@ -59,7 +61,7 @@ optim.optimizer = "sgd"
 
 [backend.slurm]
 pool = {{ jobs = {jobs}, cpus = 2, gpus = 2 }}
-timeout_min = 240
+timeout_min = {minutes}
 
 [[grid]]
 name = "run"
@@ -169,6 +171,7 @@ class Story:
         self.number = runs or dice.randint(2, 6)
         self.jobs = dice.randint(1, 3)
         self.epoch_seconds = dice.choice(EPOCH_SECONDS)
+        self.minutes = dice.choice(LIMIT_MINUTES)
         self.kernel = Kernel(seed, own_state=OWN_STATE)
         self.kernel.own_errors = (SeqlmError,)
         self.files = Files(self.kernel)
@@ -298,7 +301,7 @@ class Story:
         seam.world = self.world
         stub_worker.happen = self.happen
         try:
-            text = MANIFEST.format(epochs=EPOCHS, rates=", ".join(self.rates), jobs=self.jobs)
+            text = MANIFEST.format(epochs=EPOCHS, rates=", ".join(self.rates), jobs=self.jobs, minutes=self.minutes)
             self.make_file("/sim/home/m.toml", text.encode())
             words = "one two three four five six seven eight"
             for split in ("train", "valid", "test"):
