@@ -33,6 +33,7 @@ class Importance:
     """What a hyperparameter has to do with being among the best."""
 
     key: str
+    """Keys that always vary together, as linked ones do, are one hyperparameter: their names with commas between."""
     share: float
     """Of the importance of all hyperparameters that vary; from 0 to 1."""
     p: float
@@ -57,6 +58,8 @@ def importances(settings: Sequence[Mapping[str, Any]], losses: Sequence[float]) 
     keys = [key for key in keys if all(key in one for one in settings)]
     if not keys:
         return []
+    names = _together(settings, keys)
+    keys = list(names)
     try:
         study = _study([{key: one[key] for key in keys} for one in settings])
     except ImportError:
@@ -75,8 +78,18 @@ def importances(settings: Sequence[Mapping[str, Any]], losses: Sequence[float]) 
             as_large[key] += shuffled[key] >= found[key]
     whole = sum(found.values()) or 1.0
     chances = {key: min(1.0, len(keys) * as_large[key] / (shuffles + 1)) for key in keys}
-    rows = [Importance(key=key, share=found[key] / whole, p=chances[key]) for key in keys]
+    rows = [Importance(key=names[key], share=found[key] / whole, p=chances[key]) for key in keys]
     return sorted(rows, key=lambda row: (-row.share, row.key))
+
+
+def _together(settings: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, str]:
+    """Return by the first of the keys that tell the same settings apart the names of all of them."""
+    found: dict[tuple[int, ...], list[str]] = {}
+    for key in keys:
+        values = [str(one[key]) for one in settings]
+        first = {value: place for place, value in reversed(list(enumerate(values)))}
+        found.setdefault(tuple(first[value] for value in values), []).append(key)
+    return {together[0]: ", ".join(together) for together in found.values()}
 
 
 def _study(settings: Sequence[Mapping[str, Any]]) -> "Study":

@@ -46,6 +46,18 @@ def test_a_choice_that_decides_is_shown() -> None:
     assert [row.key for row in found if row.is_shown] == ["model.arch"]
 
 
+def test_keys_that_vary_together_are_one_hyperparameter() -> None:
+    """Two of them would share its importance, and a correction for one more would hide others."""
+    settings = made(4)
+    losses = [(one["model.arch"] == "rnn") + loss / 20 for one, loss in zip(settings, noise(4), strict=True)]
+    linked = [{**one, "model.embedding_size": one["model.hidden_size"]} for one in settings]
+    alone, together = importances(settings, losses), importances(linked, losses)
+    assert alone is not None
+    assert together is not None
+    assert [(row.share, row.p) for row in together] == [(row.share, row.p) for row in alone]
+    assert {*together[1].key.split(", "), *together[2].key.split(", ")} >= {"model.hidden_size", "model.embedding_size"}
+
+
 def test_noise_shows_hardly_ever_anything() -> None:
     """A search without any influence shows one in one of twenty cases."""
     shown = [any(row.is_shown for row in importances(made(seed), noise(seed)) or []) for seed in range(12)]
