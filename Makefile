@@ -10,12 +10,14 @@
 #   make newest       run the tests that start no process with Python 3.13 and the newest releases, in .venv-3.13 (PYTHON_3_13=...)
 #   make versions     the same after the quickstart; then both with the lowest versions that pyproject.toml allows
 #   make lock         write down the exact versions in .venv; LOCKED=1 with any other target installs them
+#   make simulate     play launches on SLURM in virtual time on all cores for MINUTES=10, with accidents (docs/project/testing.md)
 #   make chaos        break things on purpose for ten minutes, and for ten in a pool on a test cluster; CHAOS="--seed N" the first once more (docs/project/chaos.md)
 PYTHON ?= python3
 PYTHON_3_13 ?= python3.13
 VENV ?= .venv
 BIN := $(VENV)/bin
 N ?= 10
+MINUTES ?= 10
 # More than there are cores here: many tests wait for processes of their own.
 TEST_PROCESSES ?= 4
 PYTEST := $(BIN)/python -m pytest -n $(if $(FAST),auto,$(TEST_PROCESSES)) --dist loadgroup
@@ -30,7 +32,7 @@ INSTALL := $(if $(VERSIONS),$(BIN)/uv pip install --quiet --python $(BIN)/python
 NEWEST := VERSIONS=highest VENV=.venv-3.13 PYTHON=$(PYTHON_3_13) RUN="--runs-dir .venv-3.13/runs" FAST=1 FAST_TESTS='$(IN_PROCESS_TESTS)'
 LOWEST := VERSIONS=lowest-direct VENV=.venv-lowest RUN="--runs-dir .venv-lowest/runs" FAST=1 FAST_TESTS='$(IN_PROCESS_TESTS)'
 
-.PHONY: quickstart test coverage docs package soak cold newest newest-installed versions lock chaos lint types check install clean
+.PHONY: quickstart test coverage docs package soak cold newest newest-installed versions lock chaos simulate lint types check install clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python launch.py run jobs/manifests/quickstart.toml --report $(RUN)
@@ -80,6 +82,9 @@ lock: $(VENV)/installed-test
 chaos: $(VENV)/installed-test
 	$(BIN)/python -m tests.chaos --minutes 10 $(CHAOS)
 	$(if $(CHAOS),,$(BIN)/python -m tests.chaos --minutes 10 --backend slurm --pool)
+
+simulate: $(VENV)/installed-test
+	seq $$(getconf _NPROCESSORS_ONLN) | xargs -P 0 -I NUMBER $(BIN)/python -m tests.simulation --minutes $(MINUTES)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -121,8 +121,8 @@ class JobHost(Host):
     def may_start(self, run: RunDirectory, seen: Observation) -> bool:
         return self.share.may_take(run, seen)
 
-    def next_run(self, free: Capacity, *, is_idle: bool) -> PlannedRun | None:
-        found = self.share.next_run(free, is_idle=is_idle)
+    def next_run(self, free: Capacity, *, is_idle: bool, but: Collection[str]) -> PlannedRun | None:
+        found = self.share.next_run(free, is_idle=is_idle, but=but)
         return None if found is None else look_again(_planned, self.plan, self.share.array, *found)
 
     def stopped(self) -> tuple[FailureKind, str] | None:

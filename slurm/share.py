@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, final
 
 from jobs.plan.capacity import Capacity
@@ -61,12 +61,17 @@ class Share:
         # A node that failed needs time, which its own job gives to the run.
         return state is None or (state == "PENDING" and seen.kind != "node")
 
-    def next_run(self, free: Capacity, *, is_idle: bool) -> tuple[RunDirectory, Observation] | None:
-        """Return a run that no job has and that fits. ``is_idle``: the job ends unless there is one."""
+    def next_run(
+        self, free: Capacity, *, is_idle: bool, but: Collection[str] = ()
+    ) -> tuple[RunDirectory, Observation] | None:
+        """Return a run that no job has and that fits, but none of these ids.
+
+        ``is_idle``: the job ends unless there is one.
+        """
         now = time.monotonic()
         if not self.array.is_pool or (now - self._looked_at < LOOK_SECONDS and not is_idle):
             return None
-        for run in [one for one in self.runs if free.place(self.array.runs[one.id]) is not None]:
+        for run in [one for one in self.runs if one.id not in but and free.place(self.array.runs[one.id]) is not None]:
             self._looked_at = now
             with contextlib.suppress(FileError, OSError):  # the next look is soon
                 seen = run.observe()

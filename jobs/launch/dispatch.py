@@ -117,6 +117,8 @@ class Dispatcher:
         self._messages = Messages(options.study_dir, options.notify, options.request)
         self._host = host or Host()
         self._interrupts = self._host.interrupts
+        self._not_here: set[str] = set()
+        """Ids of runs that have failed and that this process does not try again: another node may be well."""
         self.left: dict[str, str] = {}
         """Run id -> why a run is left to the next start of this process, where the run's files cannot say it: another
         worker has the run, or nothing can be written."""
@@ -195,7 +197,7 @@ class Dispatcher:
         """Queue one more run that the host has. Return whether there is one."""
         if self._is_spent is not None:
             return False
-        item = self._host.next_run(self._executor.free(), is_idle=not self._live)
+        item = self._host.next_run(self._executor.free(), is_idle=not self._live, but=self._not_here)
         if item is not None:
             self._queue.put_back(item)
         return item is not None
@@ -356,6 +358,8 @@ class Dispatcher:
             self._queue.put_back(self._again(item), not_before=time.monotonic() + (found.delay or 0.0))
         elif failure is None:
             self.left[item.run.id] = "another worker has the run"
+        else:
+            self._not_here.add(item.run.id)
 
     def _again(self, item: PlannedRun) -> PlannedRun:
         """Return what a run needs after an attempt has ended."""
@@ -437,7 +441,9 @@ class Dispatcher:
         kind, message = stopped
         for one in self._live:
             with self._warnings_for(one.item):
-                if one.ended and self._is_ours(one.item) and one.item.run.observe().state in ("pending", "failed"):
+                # A worker that was stopped before it owned the run seems to run for a while.
+                over = ("done", "stopped", "cancelled") if one.ended and one.ended.exit_code != EXIT_BUSY else None
+                if over and self._is_ours(one.item) and one.item.run.observe().state not in over:
                     one.attempt.record(kind, message)
         for item in self._queue.take_all() if kind == "cancelled" else ():
             self._record(item, 0, kind, message)

@@ -1,7 +1,7 @@
 """The options of a launch, the process in which it runs, and what starts the next attempt of a run."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,11 @@ class Host:
         """
         return seen.state != "cancelled"
 
-    def next_run(self, free: Capacity, *, is_idle: bool) -> PlannedRun | None:
-        """Return one more run to start, which fits into what is ``free``. ``is_idle``: no run is live."""
+    def next_run(self, free: Capacity, *, is_idle: bool, but: Collection[str]) -> PlannedRun | None:
+        """Return one more run to start, which fits into what is ``free``, but none of these ids.
+
+        ``is_idle``: no run is live.
+        """
         return None
 
     def stopped(self) -> tuple[FailureKind, str] | None:

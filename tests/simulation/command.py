@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import random
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--kept", action="store_true", help="play the stories in which a fault was found and mended")
     parser.add_argument("--seeds", type=int, default=100, metavar="N", help="play so many (%(default)s)")
-    parser.add_argument("--first", type=int, default=0, metavar="SEED", help="from this one on (%(default)s)")
+    parser.add_argument("--first", type=int, metavar="SEED", help="from this one on (0; with --minutes any)")
     parser.add_argument("--minutes", type=float, metavar="M", help="play so long, instead of so many")
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS, metavar="ACCIDENT", help="draw these alone")
     parser.add_argument("--plant", choices=PLANTED, help="with this fault in the product, until it is found")
@@ -50,12 +51,16 @@ def _play_kept() -> int:
 
 
 def _play_many(options: argparse.Namespace) -> int:
+    first = options.first
+    if first is None:
+        first = 0 if options.minutes is None else random.SystemRandom().randrange(10**9)
+    print(f"from seed {first} on", flush=True)
     began, hours, number, new, seen = time.perf_counter(), 0.0, 0, 0, Counter[str]()
     while True:
         spent = time.perf_counter() - began
         if number >= options.seeds if options.minutes is None else spent > 60 * options.minutes:
             break
-        seed = options.first + number
+        seed = first + number
         played = play(seed, draw_accidents(seed, options.only))
         hours += played.seconds / 3600
         number += 1

@@ -37,6 +37,16 @@ KNOWN = (
         accidents=frozenset({"silence"}),
         story="the controller answers nothing while a job is to be put back; its runs wait for the next `run`",
     ),
+    Known(
+        check="END",
+        accidents=frozenset({"disk_full"}),
+        story="the disk is full for longer than ten starts of a job take; its runs wait for the next `run`",
+    ),
+    Known(
+        check="END",
+        accidents=frozenset({"files_hang"}),
+        story="the file server does not answer at a job's time limit; its runs wait for the next `run`",
+    ),
 )
 
 

@@ -6,6 +6,7 @@ trains nothing (:mod:`tests.tools.stub_worker`). The checks know the accidents, 
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import random
@@ -136,6 +137,8 @@ KINDS = (
     "run",
     "code_error",
     "config_unreadable",
+    "disk_full",
+    "files_hang",
     "stop_worker",
 )
 
@@ -199,6 +202,8 @@ class Story:
         """Name of a run -> until when its model raises an error."""
         self.unreadable: dict[str, float] = {}
         """Run id -> until when its configuration cannot be read."""
+        self.full_until = self.hanging_until = 0.0
+        """Until when no file can be written, and until when no call of a file is answered."""
         self.happened: set[str] = set()
         """The kinds of accidents that have found something to happen to."""
         self.files.meddler = self.meddle
@@ -474,6 +479,16 @@ class Story:
             self.unreadable[run] = self.kernel.now + accident.seconds
             self.hits[name_of(run)] += 1
 
+    def _disk_full(self, accident: Accident) -> None:
+        self.kernel.tell(f"the disk is full for {accident.seconds:g} s")
+        self.full_until = self.kernel.now + accident.seconds
+        self.hits.update(self.names)
+
+    def _files_hang(self, accident: Accident) -> None:
+        self.kernel.tell(f"the file server does not answer for {accident.seconds:g} s")
+        self.hanging_until = self.kernel.now + accident.seconds
+        self.hits.update(self.names)
+
     def happen(self, epochs: int, attempt: int) -> None:
         """What the worker asks before each epoch."""
         me = self.kernel.current
@@ -484,10 +499,15 @@ class Story:
             raise ValueError("an error of the model")
 
     def meddle(self, process: Process, call: str, path: str) -> None:
+        """Do to a call of a file what accidents do to it."""
+        if self.hanging_until > self.kernel.now:
+            self.kernel.sleep(self.hanging_until - self.kernel.now)
+        if call in ("write", "mkdir", "link") and self.full_until > self.kernel.now:
+            raise fault(errno.ENOSPC, path)
         if self.unreadable and call in ("open", "stat") and path.rpartition("/")[2] == "config.json":
             for run, until in self.unreadable.items():
                 if until > self.kernel.now and (run in path or self._is_in(process, path, run)):
-                    raise fault(5, path)
+                    raise fault(errno.EIO, path)
 
     def _is_in(self, process: Process, path: str, run: str) -> bool:
         """Whether a name without folders is of a run: whoever opens it has opened the run's folder just before."""

@@ -13,13 +13,13 @@ from tests.small_study import ROOT
 pytestmark = pytest.mark.process
 
 PLANTED = {
-    "two-owners": ("OWNER", 45),
-    "no-wait": ("SPIN", 0),
-    "many-questions": ("COMMANDS", 0),
-    "never-back": ("END", 0),
-    "torn-files": ("FILES", 58),
+    "two-owners": ("OWNER", ["cut_off_node"]),
+    "no-wait": ("SPIN", ["kill_worker"]),
+    "many-questions": ("COMMANDS", ["terminate_worker", "kill_worker"]),
+    "never-back": ("END", ["preempt"]),
+    "torn-files": ("FILES", ["kill_worker"]),
 }
-"""Fault of :mod:`tests.simulation.planted` -> the check that finds it, and the seed from which on it soon does."""
+"""Fault of :mod:`tests.simulation.planted` -> the check that finds it, and accidents after which it soon shows."""
 
 
 def simulate(*words: str, hash_seed: str = "0") -> subprocess.CompletedProcess[str]:
@@ -40,8 +40,8 @@ def test_faults_that_were_mended_do_not_come_back() -> None:
 
 @pytest.mark.parametrize("fault", PLANTED)
 def test_a_planted_fault_is_found(fault: str) -> None:
-    check, first = PLANTED[fault]
-    found = simulate("--plant", fault, "--first", str(first), "--seeds", "100")
+    check, accidents = PLANTED[fault]
+    found = simulate("--plant", fault, "--seeds", "100", "--only", *accidents)
     assert found.returncode == 1, found.stdout + found.stderr
     assert f": {check}: " in found.stdout
 
