@@ -7,11 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
+from tests.simulation.accidents import ACTS, draw_accidents
 from tests.simulation.kept import KEPT
 from tests.simulation.known import known
 from tests.simulation.planted import PLANTED
 from tests.simulation.shrink import shrunk
-from tests.simulation.story import KINDS, Played, draw_accidents, play
+from tests.simulation.story import Played, play
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seeds", type=int, default=100, metavar="N", help="play so many (%(default)s)")
     parser.add_argument("--first", type=int, metavar="SEED", help="from this one on (0; with --minutes any)")
     parser.add_argument("--minutes", type=float, metavar="M", help="play so long, instead of so many")
-    parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS, metavar="ACCIDENT", help="draw these alone")
+    parser.add_argument("--only", nargs="+", choices=ACTS, default=(), metavar="ACCIDENT", help="draw these alone")
     parser.add_argument("--plant", choices=PLANTED, help="with this fault in the product, until it is found")
     options = parser.parse_args(argv)
     if options.plant is not None:

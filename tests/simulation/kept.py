@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from tests.simulation.story import Accident
+from tests.simulation.accidents import Accident
 
 KEPT: Mapping[str, tuple[int, Sequence[Accident]]] = {
     "a job of a pool looked again and again at a run that was cancelled and launched again meanwhile": (

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from tests.simulation.story import Accident, Played, play
+from tests.simulation.accidents import Accident
+from tests.simulation.story import Played, play
 
 
 def shrunk(seed: int, accidents: Sequence[Accident], failed: Played) -> Played:

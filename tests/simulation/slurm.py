@@ -122,6 +122,10 @@ class Cluster:
         """Runs ``python -m slurm.job`` with these words, in the process that calls."""
         self._cycle()
 
+    def running(self) -> list[Job]:
+        """Return the jobs that run."""
+        return [job for job in self.jobs if job.state == "RUNNING"]
+
     # -- scheduling ---------------------------------------------------------------------------------------------------
 
     def _cycle(self) -> None:
@@ -194,7 +198,7 @@ class Cluster:
             **({"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus)))} if gpus and node.has_device else {}),
         }
         path = f"{job.folder}/{job.options['output'].rpartition('/')[2].replace('%a', str(job.index))}"
-        output = self.world.open_log(path)
+        output = self.world.files.open_log(path)
         self.kernel.tell(f"job {job.id} starts on {node.host.name}")
         script = Script(self, job)
         process = self.kernel.spawn(
@@ -367,7 +371,7 @@ class Cluster:
 
     def _sbatch(self, words: list[str], env: Mapping[str, str]) -> str:
         given, (path,) = [word for word in words[:-1] if word != "--parsable"], words[-1:]
-        script = self.world.text_of(path)
+        script = self.world.files.text(path)
         lines = [shlex.split(line)[1] for line in script.splitlines() if line.startswith("#SBATCH")]
         pairs = [word.removeprefix("--").partition("=") for word in [*lines, *given]]
         options = {name: value for name, _, value in pairs}
@@ -578,9 +582,9 @@ class Script:
                     break
                 kernel.sleep(seconds)
             path = f"{job.folder}/{CHANGES.format(job.number)}"
-            text = self.cluster.world.text_of(path, missing="")
+            text = self.cluster.world.files.text(path)
             for line in text.splitlines() if not code else ():
                 if re.fullmatch(CHANGE, line):
                     self._ask("scontrol", "update", f"JobId={job.id}", *line.split())
-            self.cluster.world.remove(path)
+            self.cluster.world.files.drop(path)
         return code

@@ -1,0 +1,279 @@
+"""What happens to a story. The accidents of a seed are drawn as data, apart from the order of calls.
+
+To add one, write a function here, with ``@accident``: its name is the kind.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import signal
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, final
+
+from tests.simulation.kernel import Process
+
+if TYPE_CHECKING:
+    from tests.simulation.story import Story
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accident:
+    """Something that happens."""
+
+    at: float
+    """Seconds from the beginning."""
+    kind: str
+    target: float
+    """Which of those that there are, as a share of them: from 0 to 1."""
+    seconds: float
+    """How long, if it takes time."""
+
+
+Act: TypeAlias = "Callable[[Story, Accident], None]"
+ACTS: dict[str, Act] = {}
+"""Kind of accident -> what does it, if there is something of that kind."""
+Choice = TypeVar("Choice")
+
+
+def accident(act: Act) -> Act:
+    """Have seeds draw accidents of this kind."""
+    ACTS[act.__name__] = act
+    return act
+
+
+def draw_accidents(seed: int, kinds: Sequence[str] = ()) -> list[Accident]:
+    """Return the accidents of a seed: some kinds of ``kinds`` (all, if there is none), close together or not."""
+    dice = random.Random(f"accidents {seed}")
+    among = sorted(kinds or ACTS)
+    chosen = dice.sample(among, k=min(len(among), dice.randint(1, 5)))
+    last = dice.choice((300.0, 900.0, 3600.0))
+    number = dice.randint(1, 10)
+    found = [
+        Accident(
+            at=dice.uniform(5.0, last),
+            kind=dice.choice(chosen),
+            target=dice.random(),
+            seconds=dice.choice((5.0, 30.0, 90.0, 400.0, 1500.0, 4000.0)),
+        )
+        for _ in range(number)
+    ]
+    return sorted(found, key=lambda one: one.at)
+
+
+@final
+@dataclass(kw_only=True)
+class Harm:
+    """What accidents have done: what checks may know."""
+
+    happened: set[str] = field(default_factory=set)
+    """The kinds of accidents that have found something to happen to."""
+    causes: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """Name of a run -> what was done to it that may end it for good."""
+    cancelled: dict[str, float] = field(default_factory=dict)
+    """Name of a run -> the newest request that named it when a user cancelled it last; infinite if other commands
+    were at work then, whose requests may be older or newer."""
+    scancelled: set[int] = field(default_factory=set)
+    """Arrays of which a user has ended a job with SLURM's own command."""
+    hits: Counter[str] = field(default_factory=Counter)
+    """Name of a run -> how often an attempt of it was disturbed."""
+    crashes: dict[str, float] = field(default_factory=dict)
+    """Name of a run -> until when its model raises an error."""
+    unreadable: dict[str, float] = field(default_factory=dict)
+    """Run id -> until when its configuration cannot be read."""
+    full_until: float = 0.0
+    """Until when no file can be written."""
+    hanging_until: float = 0.0
+    """Until when no call of a file is answered."""
+
+    def hit(self, process: Process) -> None:
+        """Count a disturbance of a worker's run. Of other processes there is nothing to count."""
+        if (run := run_of(process)) is not None:
+            self.hits[name_of(run)] += 1
+
+    def hit_all(self, processes: Sequence[Process]) -> None:
+        for process in processes:
+            self.hit(process)
+
+
+def run_of(process: Process) -> str | None:
+    """Return the id of the run that a process trains. ``None``: it trains none."""
+    tag = str(process.tag)
+    return tag.removeprefix("worker of ") if tag.startswith("worker of ") else None
+
+
+def name_of(run_id: str) -> str:
+    """Return the name of a run from its id."""
+    return run_id[:-9]
+
+
+def pick(choices: Sequence[Choice], given: Accident) -> Choice | None:
+    """Return the one that an accident hits. ``None``: there is none."""
+    return choices[min(int(given.target * len(choices)), len(choices) - 1)] if choices else None
+
+
+def some_names(story: Story, given: Accident) -> list[str]:
+    """Return the names of one to three runs, which may not have begun."""
+    first = int(given.target * len(story.study.names))
+    return story.study.names[first : first + 1 + first % 3]
+
+
+@accident
+def kill_worker(story: Story, given: Accident) -> None:
+    if (process := pick(story.workers(), given)) is not None:
+        story.kernel.tell(f"{process} is killed")
+        story.harm.hit(process)
+        story.kernel.send(process, signal.SIGKILL)
+
+
+@accident
+def terminate_worker(story: Story, given: Accident) -> None:
+    if (process := pick(story.workers(), given)) is not None:
+        story.kernel.tell(f"{process} gets SIGTERM")
+        story.harm.hit(process)
+        story.kernel.send(process, signal.SIGTERM)
+
+
+@accident
+def stop_worker(story: Story, given: Accident) -> None:
+    if (process := pick(story.workers(), given)) is not None:
+        story.kernel.tell(f"{process} stands still for {given.seconds:g} s")
+        story.harm.hit(process)
+        story.kernel.send(process, signal.SIGSTOP)
+        story.kernel.after(given.seconds, lambda: story.kernel.send(process, signal.SIGCONT))
+
+
+@accident
+def kill_program(story: Story, given: Accident) -> None:
+    jobs = [job for job in story.cluster.running() if len(job.processes) > 1 and job.processes[1].lives]
+    if (job := pick(jobs, given)) is not None:
+        story.kernel.tell(f"the program of job {job.id} is killed")
+        story.harm.hit_all(story.cluster.members(job))
+        story.kernel.send(job.processes[1], signal.SIGKILL)
+
+
+@accident
+def lose_node(story: Story, given: Accident) -> None:
+    nodes = [node for node in story.nodes if node.is_up]
+    if len(nodes) > 1 and (node := pick(nodes, given)) is not None:
+        story.kernel.tell(f"{node.host.name} loses power")
+        story.harm.hit_all([process for process in story.workers() if process.host is node.host])
+        story.cluster.lose(node, back_after=given.seconds)
+
+
+@accident
+def cut_off_node(story: Story, given: Accident) -> None:
+    nodes = [node for node in story.nodes if node.is_up]
+    if len(nodes) > 1 and (node := pick(nodes, given)) is not None:
+        story.kernel.tell(f"the controller cannot reach {node.host.name} for {given.seconds:g} s; its jobs go on")
+        story.harm.hit_all([process for process in story.workers() if process.host is node.host])
+        story.cluster.cut_off(node, given.seconds)
+
+
+@accident
+def node_without_device(story: Story, given: Accident) -> None:
+    nodes = [node for node in story.nodes if node.has_device]
+    if len(nodes) > 1 and (node := pick(nodes, given)) is not None:
+        story.kernel.tell(f"{node.host.name} loses its GPUs for {given.seconds:g} s")
+        node.has_device = False
+
+        def back() -> None:
+            node.has_device = True
+
+        story.kernel.after(given.seconds, back)
+
+
+@accident
+def silence(story: Story, given: Accident) -> None:
+    story.kernel.tell(f"the controller answers nothing for {given.seconds:g} s")
+    story.cluster.silent_until = story.kernel.now + given.seconds
+
+
+@accident
+def preempt(story: Story, given: Accident) -> None:
+    if (job := pick(story.cluster.running(), given)) is not None:
+        story.kernel.tell(f"job {job.id} is preempted")
+        story.harm.hit_all(story.cluster.members(job))
+        story.cluster.preempt(job, 60.0)
+
+
+@accident
+def requeue(story: Story, given: Accident) -> None:
+    if (job := pick(story.cluster.running(), given)) is not None:
+        story.kernel.tell(f"an administrator requeues job {job.id}")
+        story.harm.hit_all(story.cluster.members(job))
+        story.cluster.requeue(job)
+
+
+@accident
+def scancel(story: Story, given: Accident) -> None:
+    jobs = [job for job in story.cluster.jobs if job.is_live]
+    if (job := pick(jobs, given)) is not None:
+        story.kernel.tell(f"a user types `scancel {job.id}`")
+        story.harm.scancelled.add(job.array)
+        story.cluster.cancel(job)
+
+
+@accident
+def cancel(story: Story, given: Accident) -> None:
+    names, is_alone = some_names(story, given), not any(user.lives for user in story.users)
+    for name in names:
+        story.harm.cancelled[name] = max(story.arrays_of(name), default=0) if is_alone else math.inf
+    story.user("cancel", "s", "--only", f"name={','.join(names)}", "--runs-dir", "/sim/runs")
+
+
+@accident
+def retry(story: Story, given: Accident) -> None:
+    story.user(
+        "retry",
+        "s",
+        "--only",
+        f"name={','.join(some_names(story, given))}",
+        "--no-wait",
+        "--live-code",
+        "--runs-dir",
+        "/sim/runs",
+    )
+
+
+@accident
+def cancel_and_retry(story: Story, given: Accident) -> None:
+    """A user thinks better of it a moment later."""
+    cancel(story, given)
+    story.kernel.after(min(given.seconds, 90.0), lambda: retry(story, given))
+
+
+@accident
+def run(story: Story, given: Accident) -> None:
+    story.user(*story.study.command)
+
+
+@accident
+def code_error(story: Story, given: Accident) -> None:
+    name = pick(story.study.names, given)
+    story.kernel.tell(f"the model of {name} raises errors for {given.seconds:g} s")
+    story.harm.crashes[name] = story.kernel.now + given.seconds
+
+
+@accident
+def config_unreadable(story: Story, given: Accident) -> None:
+    if run := pick(story.run_ids(), given):
+        story.kernel.tell(f"config.json of {run} cannot be read for {given.seconds:g} s")
+        story.harm.unreadable[run] = story.kernel.now + given.seconds
+        story.harm.hits[name_of(run)] += 1
+
+
+@accident
+def disk_full(story: Story, given: Accident) -> None:
+    story.kernel.tell(f"the disk is full for {given.seconds:g} s")
+    story.harm.full_until = story.kernel.now + given.seconds
+    story.harm.hits.update(story.study.names)
+
+
+@accident
+def files_hang(story: Story, given: Accident) -> None:
+    story.kernel.tell(f"the file server does not answer for {given.seconds:g} s")
+    story.harm.hanging_until = story.kernel.now + given.seconds
+    story.harm.hits.update(story.study.names)

@@ -1,0 +1,87 @@
+"""What a seed draws of the study that a story launches."""
+
+import random
+from dataclasses import dataclass
+
+EPOCHS = 4
+EPOCH_SECONDS = (20.0, 60.0, 300.0, 600.0)
+"""How long an epoch may take."""
+LIMIT_MINUTES = (20, 240)
+"""Time limit of a job."""
+TEXT = "one two three four five six seven eight"
+MANIFEST = """
+[study]
+name = "s"
+data = "text"
+
+[defaults]
+data.corpus = "files"
+model.arch = "rnn"
+model.hidden_size = 4
+model.num_layers = 1
+train.epochs = {epochs}
+train.batch_size = 8
+train.seq_len = 5
+optim.optimizer = "sgd"
+
+[backend.slurm]
+pool = {{ jobs = {jobs}, cpus = 2, gpus = 2 }}
+timeout_min = {minutes}
+
+[[grid]]
+name = "run"
+optim.lr = [{rates}]
+resources.cpus = 1
+resources.gpus = 1
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A study, and how it is launched."""
+
+    runs: int
+    jobs: int
+    """Jobs of its pool."""
+    epoch_seconds: float
+    minutes: int
+    """Time limit of a job."""
+    nodes: int
+    """Of the cluster."""
+
+    @property
+    def rates(self) -> list[str]:
+        """Learning rates, by which its runs are told apart."""
+        return [f"{0.1 + number / 100:g}" for number in range(self.runs)]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of its runs."""
+        return [f"run-lr{rate}" for rate in self.rates]
+
+    @property
+    def manifest(self) -> str:
+        return MANIFEST.format(epochs=EPOCHS, rates=", ".join(self.rates), jobs=self.jobs, minutes=self.minutes)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Files from which it is launched, by their paths from the folder of its user."""
+        lines = "\n".join([TEXT] * 40)
+        return {"m.toml": self.manifest, **{f"text/{split}.txt": lines for split in ("train", "valid", "test")}}
+
+    @property
+    def command(self) -> list[str]:
+        """The words after ``seqlm`` that launch it."""
+        where = ["--backend", "slurm", "--runs-dir", "/sim/runs", "--no-wait", "--live-code", "--no-canary"]
+        return ["run", "m.toml", *where]
+
+
+def draw_study(seed: int) -> Study:
+    dice = random.Random(f"study {seed}")
+    return Study(
+        runs=dice.randint(2, 6),
+        jobs=dice.randint(1, 3),
+        epoch_seconds=dice.choice(EPOCH_SECONDS),
+        minutes=dice.choice(LIMIT_MINUTES),
+        nodes=3,
+    )
