@@ -84,7 +84,7 @@ chaos: $(VENV)/installed-test
 	$(if $(CHAOS),,$(BIN)/python -m tests.chaos --minutes 10 --backend slurm --pool)
 
 simulate: $(VENV)/installed-test
-	seq $$(getconf _NPROCESSORS_ONLN) | xargs -P 0 -I NUMBER $(BIN)/python -m tests.simulation --minutes $(MINUTES)
+	$(BIN)/python -m tests.simulation --minutes $(MINUTES)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -7,8 +7,9 @@ if os.environ.get("PYTHONHASHSEED") != "0":  # the order of sets is part of a st
     os.environ["PYTHONHASHSEED"] = "0"
     os.execv(sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]])
 os.environ["SEQLM_TEST_WITHOUT_TORCH"] = "1"
+sys.executable = "python"  # the words of a command are part of a story, too
 
-from tests.simulation import seam
+from tests.simulation import seam  # noqa: E402
 
 seam.install()
 

@@ -131,18 +131,20 @@ class Files:
             at = self._enter(at, name, path)
         return at
 
-    def _told(self, path: Any, folder: int | None) -> str:
+    @staticmethod
+    def _told(path: Any) -> str:
         """Return a path in short, for the digest and for accidents."""
-        return os.fsdecode(path) if not isinstance(path, int) else f"#{path}"
+        return path if isinstance(path, str) else f"#{path}" if isinstance(path, int) else os.fsdecode(path)
 
-    def _begin(self, call: str, path: Any, folder: int | None = None) -> Process:
-        process = self.kernel.step(f"{call} {self._told(path, folder)}")
-        self.meddler(process, call, self._told(path, folder))
+    def _begin(self, call: str, path: Any) -> Process:
+        told = self._told(path)
+        process = self.kernel.step(f"{call} {told}")
+        self.meddler(process, call, told)
         return process
 
     def _note(self, process: Process, path: Any) -> None:
         for act in self.on_write:
-            act(process, self._told(path, None))
+            act(process, self._told(path))
 
     # -- what the system does, and checks: it takes no time, and no accident happens to it ---------------------------
 
@@ -180,7 +182,7 @@ class Files:
     # -- calls -------------------------------------------------------------------------------------------------------
 
     def open(self, path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-        process = self._begin("open", path, dir_fd)
+        process = self._begin("open", path)
         parent, name = self._parent(path, dir_fd)
         if parent.kind != stat.S_IFDIR:
             raise fault(errno.ENOTDIR, path)
@@ -247,7 +249,7 @@ class Files:
         self._begin("fsync", handle)
 
     def stat(self, path: Any, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> os.stat_result:
-        self._begin("stat", path, dir_fd)
+        self._begin("stat", path)
         if isinstance(path, int):
             return self.open_files[path].inode.status()
         return self.find(path, dir_fd, follow=follow_symlinks).status()
@@ -266,7 +268,7 @@ class Files:
         return Entries([Entry(name, f"{base}/{name}" if base else name, inode.names[name]) for name in names])
 
     def mkdir(self, path: Any, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
-        process = self._begin("mkdir", path, dir_fd)
+        process = self._begin("mkdir", path)
         parent, name = self._parent(path, dir_fd)
         if parent.kind != stat.S_IFDIR:
             raise fault(errno.ENOTDIR, path)
@@ -277,7 +279,7 @@ class Files:
         self._note(process, path)
 
     def unlink(self, path: Any, *, dir_fd: int | None = None) -> None:
-        process = self._begin("unlink", path, dir_fd)
+        process = self._begin("unlink", path)
         parent, name = self._parent(path, dir_fd)
         if (inode := parent.names.get(name)) is None:
             raise fault(errno.ENOENT, path)
@@ -289,7 +291,7 @@ class Files:
         self._note(process, path)
 
     def rmdir(self, path: Any, *, dir_fd: int | None = None) -> None:
-        process = self._begin("rmdir", path, dir_fd)
+        process = self._begin("rmdir", path)
         parent, name = self._parent(path, dir_fd)
         if (inode := parent.names.get(name)) is None:
             raise fault(errno.ENOENT, path)
@@ -304,7 +306,7 @@ class Files:
     def replace(
         self, source: Any, target: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None
     ) -> None:
-        process = self._begin("rename", target, dst_dir_fd)
+        process = self._begin("rename", target)
         old, old_name = self._parent(source, src_dir_fd)
         new, new_name = self._parent(target, dst_dir_fd)
         if (inode := old.names.get(old_name)) is None:
@@ -330,7 +332,7 @@ class Files:
         dst_dir_fd: int | None = None,
         follow_symlinks: bool = True,
     ) -> None:
-        process = self._begin("link", target, dst_dir_fd)
+        process = self._begin("link", target)
         inode = self.find(source, src_dir_fd, follow=follow_symlinks)
         parent, name = self._parent(target, dst_dir_fd)
         if name in parent.names:
@@ -341,7 +343,7 @@ class Files:
         self._note(process, target)
 
     def symlink(self, target: Any, path: Any, target_is_directory: bool = False, *, dir_fd: int | None = None) -> None:
-        process = self._begin("symlink", path, dir_fd)
+        process = self._begin("symlink", path)
         parent, name = self._parent(path, dir_fd)
         if name in parent.names:
             raise fault(errno.EEXIST, path)
@@ -350,14 +352,14 @@ class Files:
         self._note(process, path)
 
     def readlink(self, path: Any, *, dir_fd: int | None = None) -> str:
-        self._begin("readlink", path, dir_fd)
+        self._begin("readlink", path)
         inode = self.find(path, dir_fd, follow=False)
         if inode.kind != stat.S_IFLNK:
             raise fault(errno.EINVAL, path)
         return inode.target
 
     def utime(self, path: Any, times: Any = None, *, dir_fd: int | None = None, **more: Any) -> None:
-        self._begin("utime", path, dir_fd)
+        self._begin("utime", path)
         inode = self.open_files[path].inode if isinstance(path, int) else self.find(path, dir_fd)
         inode.changed_at = self.kernel.now if times is None else times[1]
 

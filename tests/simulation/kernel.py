@@ -29,6 +29,7 @@ START = 1_780_000_000.0
 """The virtual time at which a story begins, in seconds since 1970."""
 STEP_SECONDS = (1e-4, 5e-4)
 """How long a call takes, at least and at most."""
+HEARD_AT_ONCE = 4000
 SPIN_CALLS, SPIN_SECONDS = 30_000, 20.0
 """More calls than this within so many seconds are a loop that does not wait."""
 
@@ -125,6 +126,7 @@ class Kernel:
     def __init__(self, seed: int, *, own_state: Sequence[tuple[Any, str, Callable[[], Any]]] = ()) -> None:
         """``own_state``: module, name and first value of what each process has of its own."""
         self.dice = random.Random(f"order {seed}")
+        self._share = self.dice.random
         self.names = random.Random(f"names {seed}")
         """Draws what a process asks for at random."""
         self.now = START
@@ -145,7 +147,9 @@ class Kernel:
         self._shown: Process | None = None
         self._outside: dict[str, Any] = {}
         self.problem: BaseException | None = None
-        self.digest = hashlib.blake2b(digest_size=8)
+        self._digest = hashlib.blake2b(digest_size=8)
+        self._heard: list[str] = []
+        """Lines of the digest that are not in it yet."""
         self.steps = 0
         self.story: list[tuple[float, str]] = []
         self.own_errors: tuple[type[BaseException], ...] = ()
@@ -157,7 +161,17 @@ class Kernel:
     def tell(self, line: str) -> None:
         """Note what happens, for the story."""
         self.story.append((self.now, line))
-        self.digest.update(f"{self.now:.6f} {line}\n".encode())
+        self._heard.append(f"{self.now:.6f} {line}\n")
+
+    def _hash(self) -> None:
+        self._digest.update("".join(self._heard).encode())
+        self._heard.clear()
+
+    @property
+    def digest(self) -> str:
+        """A hash of every call and of what is told: alike in two plays if they were alike."""
+        self._hash()
+        return self._digest.hexdigest()
 
     # -- the queue ---------------------------------------------------------------------------------------------------
 
@@ -405,17 +419,19 @@ class Kernel:
         me = self.running
         assert me is not None
         process = me.process
-        if not process.lives:
+        if process.exit_code is not None:
             raise Killed
         self.steps += 1
-        calls = process.calls
-        if len(calls) == SPIN_CALLS and self.now - calls[0] < SPIN_SECONDS:
-            seconds = self.now - calls[0]
-            self.violate(f"SPIN: {process} made {SPIN_CALLS:,} calls within {seconds:.0f} s")
-        calls.append(self.now)
+        now, calls = self.now, process.calls
+        if len(calls) == SPIN_CALLS and now - calls[0] < SPIN_SECONDS:
+            self.violate(f"SPIN: {process} made {SPIN_CALLS:,} calls within {now - calls[0]:.0f} s")
+        calls.append(now)
         if what:
-            self.digest.update(f"{process.pid} {what}\n".encode())
-        self.sleep(self.dice.uniform(*STEP_SECONDS))
+            self._heard.append(f"{process.pid} {what}\n")
+            if len(self._heard) > HEARD_AT_ONCE:
+                self._hash()
+        shortest, longest = STEP_SECONDS
+        self._sleep_until(me, now + shortest + (longest - shortest) * self._share())
         return process
 
     def violate(self, problem: str) -> NoReturn:
@@ -427,15 +443,19 @@ class Kernel:
         """Let time pass for the thread that calls."""
         me = self.running
         assert me is not None
-        deadline = self.now + seconds
+        self._sleep_until(me, self.now + seconds)
+
+    def _sleep_until(self, me: Thread, deadline: float) -> None:
+        queue, process = self._queue, me.process
         while True:
-            is_first = not self._queue or self._queue[0][0] > deadline
-            if is_first and deadline <= self._until and not me.process.is_stopped:
+            is_first = not queue or queue[0][0] > deadline
+            if is_first and deadline <= self._until and not process.is_stopped:
                 self.now = max(self.now, deadline)
             else:
                 self._wake_at(me, deadline)
                 self._pass_on(me)
-            self._require_alive(me)
+            if process.signals or process.exit_code is not None or self.problem is not None:
+                self._require_alive(me)
             if self.now >= deadline:
                 return
 

@@ -1,12 +1,25 @@
 """Faults that are planted in the product, each of which a check of the simulation must find."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from seqlm import lease
 from slurm import allocation, job, share
 from tests.tools import stub_worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planted:
+    """A fault."""
+
+    plant: Callable[[], None]
+    """Changes the product."""
+    check: str
+    """The check that finds it first."""
+    accidents: Sequence[str]
+    """Accidents after which it soon shows."""
 
 
 def _owners_do_not_look() -> None:
@@ -49,11 +62,12 @@ def _files_in_two_steps() -> None:
     stub_worker.write_json = write
 
 
-PLANTED: Mapping[str, tuple[str, Callable[[], None]]] = {
-    "two-owners": ("OWNER", _owners_do_not_look),
-    "no-wait": ("SPIN", _jobs_do_not_wait),
-    "many-questions": ("COMMANDS", _jobs_ask_all_the_time),
-    "never-back": ("END", _jobs_do_not_come_back),
-    "torn-files": ("FILES", _files_in_two_steps),
+PLANTED: Mapping[str, Planted] = {
+    "two-owners": Planted(plant=_owners_do_not_look, check="OWNER", accidents=["cut_off_node"]),
+    "no-wait": Planted(plant=_jobs_do_not_wait, check="SPIN", accidents=["kill_worker"]),
+    "many-questions": Planted(
+        plant=_jobs_ask_all_the_time, check="COMMANDS", accidents=["terminate_worker", "kill_worker"]
+    ),
+    "never-back": Planted(plant=_jobs_do_not_come_back, check="END", accidents=["preempt"]),
+    "torn-files": Planted(plant=_files_in_two_steps, check="FILES", accidents=["kill_worker"]),
 }
-"""Name -> the check that finds it first , and what plants it."""

@@ -10,6 +10,7 @@ import builtins
 import functools
 import io
 import os
+import pathlib
 import secrets
 import shutil
 import signal
@@ -28,6 +29,7 @@ world: World | None = None
 """The one that is played. ``None``: none is."""
 
 _installed = False
+_ident = threading.get_ident
 
 ON_PATH = ("find", "stat", "listdir", "scandir", "mkdir", "unlink", "rmdir", "readlink", "chmod")
 """Functions of ``os`` whose first argument is a path or a handle."""
@@ -52,7 +54,10 @@ class World:
 
 def _simulated() -> World | None:
     """Return the world, if the caller is a simulated process."""
-    return world if world is not None and world.kernel.current is not None else None
+    if world is None:
+        return None
+    kernel = world.kernel
+    return None if kernel.is_inside or kernel.running is None or _ident() != kernel.ident else world
 
 
 def _wrap(module: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
@@ -147,11 +152,19 @@ def _install_files() -> None:
 
     _wrap(io, "open", opened)
     builtins.open = io.open
-    _wrap(os.path, "realpath", _for_here(lambda here, path, **_: os.path.normpath(os.fspath(path))))
+    _wrap(os.path, "realpath", _for_here(lambda here, path, **_: _whole(here, path)))
+    # Whether resolve() looks at the file depends on the version of Python, and so would the order of calls.
+    _wrap(pathlib.Path, "resolve", _for_here(lambda here, path, **_: type(path)(_whole(here, path))))
     _wrap(os, "access", _for_here(lambda here, path, *_, **__: True))
     _wrap(
         os, "getcwd", lambda original: lambda: here.kernel.current.process.cwd if (here := _simulated()) else original()
     )
+
+
+def _whole(here: World, path: Any) -> str:
+    """Return an absolute path without ``..``. There are no links among the folders of the simulation."""
+    assert here.kernel.current is not None
+    return os.path.normpath(PurePath(here.kernel.current.process.cwd) / path)
 
 
 def _for_here(answer: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

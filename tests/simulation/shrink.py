@@ -1,25 +1,31 @@
 """Make a story that fails shorter."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tests.simulation.accidents import Accident
 from tests.simulation.story import Played, play
+from tests.simulation.study import Study
 
 
-def shrunk(seed: int, accidents: Sequence[Accident], failed: Played) -> Played:
-    """Return the story of a seed without the accidents that the same check finds the same fault without.
+def shrunk(failed: Played) -> Played:
+    """Return the story of a seed with as few accidents, runs, jobs and nodes as the same check fails with.
 
-    One accident after the other is left out, the last first, as long as that changes anything. The order of calls
-    changes with each, so a fault that needs a certain order may be lost: then the accident stays.
+    One accident after the other is left out, the last first; then the study is made smaller, step by step. Each
+    changes the order of calls, so a fault that needs a certain order may be lost: then that step is not taken.
     """
-    assert failed.problem is not None
-    check, left, best = failed.problem.partition(":")[0], list(accidents), failed
-    is_shorter = True
+    best, is_shorter = failed, True
     while is_shorter:
         is_shorter = False
-        for place in reversed(range(len(left))):
-            fewer = [*left[:place], *left[place + 1 :]]
-            played = play(seed, fewer)
-            if played.problem is not None and played.problem.partition(":")[0] == check:
-                left, best, is_shorter = fewer, played, True
+        for study, accidents in _shorter(best.study, best.accidents):
+            played = play(best.seed, accidents, study)
+            if played.check == failed.check:
+                best, is_shorter = played, True
+                break
     return best
+
+
+def _shorter(study: Study, accidents: Sequence[Accident]) -> Iterator[tuple[Study, Sequence[Accident]]]:
+    for place in reversed(range(len(accidents))):
+        yield study, [*accidents[:place], *accidents[place + 1 :]]
+    for smaller in study.smaller():
+        yield smaller, accidents

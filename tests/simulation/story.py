@@ -11,7 +11,7 @@ import json
 import re
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -35,7 +35,7 @@ from tests.tools import stub_worker
 MOST_COMMANDS, COMMANDS_SECONDS = 12, 60.0
 """SLURM commands of one process within so many seconds."""
 
-dispatch.POLL_SECONDS = 1.0
+dispatch.POLL_SECONDS = 5.0
 stub_worker.LOOK_SECONDS, stub_worker.PROGRESS_SECONDS = 3.0, 20.0
 OWN_STATE: Sequence[tuple[Any, str, Callable[[], Any]]] = (
     (reading, "_studies", set),
@@ -219,23 +219,30 @@ class Story:
             self.kernel.tell(f"`seqlm {process.argv[1]}` ends with {process.exit_code}{said}")
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Played:
     """What came of a seed."""
 
     seed: int
+    study: Study
+    accidents: Sequence[Accident]
+    happened: frozenset[str]
+    """The kinds of accidents that have found something to happen to."""
     problem: str | None
     """What a check has found. ``None``: all is well."""
-    accidents: frozenset[str]
-    """The kinds of accidents that happened."""
     steps: int
     seconds: float
     digest: str
-    lines: list[str] = field(default_factory=list)
+    lines: Sequence[str]
+
+    @property
+    def check(self) -> str | None:
+        """The check that has failed. ``None``: all is well."""
+        return None if self.problem is None else self.problem.partition(":")[0]
 
 
 def play(seed: int, accidents: Sequence[Accident] | None = None, study: Study | None = None) -> Played:
-    """Play a seed."""
+    """Play a seed, or other accidents and another study in the order of its calls."""
     story = Story(seed, accidents, study)
     problem = None
     try:
@@ -243,9 +250,17 @@ def play(seed: int, accidents: Sequence[Accident] | None = None, study: Study | 
     except ViolationError as violation:
         problem = str(violation)
     kernel = story.kernel
-    lines = [f"{clock(when)}  {line}" for when, line in kernel.story]
-    happened = frozenset(story.harm.happened)
-    return Played(seed, problem, happened, kernel.steps, kernel.now - START, kernel.digest.hexdigest(), lines)
+    return Played(
+        seed=seed,
+        study=story.study,
+        accidents=story.accidents,
+        happened=frozenset(story.harm.happened),
+        problem=problem,
+        steps=kernel.steps,
+        seconds=kernel.now - START,
+        digest=kernel.digest,
+        lines=[f"{clock(when)}  {line}" for when, line in kernel.story],
+    )
 
 
 def clock(seconds: float) -> str:

@@ -1,7 +1,10 @@
 """What a seed draws of the study that a story launches."""
 
+from __future__ import annotations
+
 import random
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 EPOCHS = 4
 EPOCH_SECONDS = (20.0, 60.0, 300.0, 600.0)
@@ -38,7 +41,7 @@ resources.gpus = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A study, and how it is launched."""
+    """A study, and how it is launched. A new field has a default: the stories that are kept do not name it."""
 
     runs: int
     jobs: int
@@ -46,8 +49,15 @@ class Study:
     epoch_seconds: float
     minutes: int
     """Time limit of a job."""
-    nodes: int
+    nodes: int = 3
     """Of the cluster."""
+
+    def smaller(self) -> Iterator[Study]:
+        """Yield studies that are a step smaller."""
+        least = {"runs": 2, "jobs": 1, "nodes": 1}  # the name of a single run does not say its learning rate
+        for name, number in least.items():
+            if (now := getattr(self, name)) > number:
+                yield replace(self, **{name: now - 1})
 
     @property
     def rates(self) -> list[str]:
@@ -77,11 +87,11 @@ class Study:
 
 
 def draw_study(seed: int) -> Study:
+    """Return the study of a seed."""
     dice = random.Random(f"study {seed}")
     return Study(
         runs=dice.randint(2, 6),
         jobs=dice.randint(1, 3),
         epoch_seconds=dice.choice(EPOCH_SECONDS),
         minutes=dice.choice(LIMIT_MINUTES),
-        nodes=3,
     )

@@ -12,15 +12,6 @@ from tests.small_study import ROOT
 
 pytestmark = pytest.mark.process
 
-PLANTED = {
-    "two-owners": ("OWNER", ["cut_off_node"]),
-    "no-wait": ("SPIN", ["kill_worker"]),
-    "many-questions": ("COMMANDS", ["terminate_worker", "kill_worker"]),
-    "never-back": ("END", ["preempt"]),
-    "torn-files": ("FILES", ["kill_worker"]),
-}
-"""Fault of :mod:`tests.simulation.planted` -> the check that finds it, and accidents after which it soon shows."""
-
 
 def simulate(*words: str, hash_seed: str = "0") -> subprocess.CompletedProcess[str]:
     """Play stories in a process of their own, which replaces functions of the standard library."""
@@ -38,12 +29,9 @@ def test_faults_that_were_mended_do_not_come_back() -> None:
     assert found.returncode == 0, found.stdout + found.stderr
 
 
-@pytest.mark.parametrize("fault", PLANTED)
-def test_a_planted_fault_is_found(fault: str) -> None:
-    check, accidents = PLANTED[fault]
-    found = simulate("--plant", fault, "--seeds", "100", "--only", *accidents)
-    assert found.returncode == 1, found.stdout + found.stderr
-    assert f": {check}: " in found.stdout
+def test_planted_faults_are_found() -> None:
+    found = simulate("--planted")
+    assert found.returncode == 0, found.stdout + found.stderr
 
 
 def test_a_seed_tells_the_same_story_each_time() -> None:
