@@ -79,6 +79,8 @@ class Harm:
     """Arrays of which a user has ended a job with SLURM's own command."""
     hits: Counter[str] = field(default_factory=Counter)
     """Name of a run -> how often an attempt of it was disturbed."""
+    errors: Counter[str] = field(default_factory=Counter)
+    """Name of a run -> how often its model has raised an error."""
     crashes: dict[str, float] = field(default_factory=dict)
     """Name of a run -> until when its model raises an error."""
     unreadable: dict[str, float] = field(default_factory=dict)
@@ -87,6 +89,10 @@ class Harm:
     """Until when no file can be written."""
     hanging_until: float = 0.0
     """Until when no call of a file is answered."""
+    slow_until: float = 0.0
+    """Until when a process or its files stand still."""
+    begun: Counter[str] = field(default_factory=Counter)
+    """Name of a run -> how many epochs were begun."""
 
     def hit(self, process: Process) -> None:
         """Count a disturbance of a worker's run. Of other processes there is nothing to count."""
@@ -143,6 +149,7 @@ def stop_worker(story: Story, given: Accident) -> None:
         story.harm.hit(process)
         story.kernel.send(process, signal.SIGSTOP)
         story.kernel.after(given.seconds, lambda: story.kernel.send(process, signal.SIGCONT))
+        story.harm.slow_until = max(story.harm.slow_until, story.kernel.now + given.seconds)
 
 
 @accident
@@ -209,11 +216,20 @@ def requeue(story: Story, given: Accident) -> None:
 
 @accident
 def scancel(story: Story, given: Accident) -> None:
-    jobs = [job for job in story.cluster.jobs if job.is_live]
+    jobs = [job for job in story.study_jobs if job.is_live]
     if (job := pick(jobs, given)) is not None:
         story.kernel.tell(f"a user types `scancel {job.id}`")
         story.harm.scancelled.add(job.array)
         story.cluster.cancel(job)
+
+
+@accident
+def reuse_id(story: Story, given: Accident) -> None:
+    """The controller begins anew with its numbers, and another job of the user's gets that of a job of the study."""
+    over = {job.array for job in story.study_jobs} - {job.array for job in story.cluster.jobs}
+    if (array := pick(sorted(over), given)) is not None:
+        story.kernel.tell(f"another job of the user's gets the number {array}")
+        story.others.append(story.cluster.add_other(array))
 
 
 @accident
@@ -270,6 +286,7 @@ def disk_full(story: Story, given: Accident) -> None:
     story.kernel.tell(f"the disk is full for {given.seconds:g} s")
     story.harm.full_until = story.kernel.now + given.seconds
     story.harm.hits.update(story.study.names)
+    story.harm.slow_until = max(story.harm.slow_until, story.kernel.now + given.seconds)
 
 
 @accident
@@ -277,3 +294,4 @@ def files_hang(story: Story, given: Accident) -> None:
     story.kernel.tell(f"the file server does not answer for {given.seconds:g} s")
     story.harm.hanging_until = story.kernel.now + given.seconds
     story.harm.hits.update(story.study.names)
+    story.harm.slow_until = max(story.harm.slow_until, story.kernel.now + given.seconds)

@@ -8,16 +8,20 @@ from __future__ import annotations
 import json
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
+from jobs.manifests.policy import Policy
+from jobs.study.budget import Budget
 from seqlm import reading
 from seqlm.errors import SeqlmError
 from seqlm.rundir import RunDirectory
 from tests.simulation.accidents import name_of, run_of
 from tests.simulation.files import Inode
 from tests.simulation.kernel import Process, ViolationError
+from tests.simulation.study import EPOCHS
 
 if TYPE_CHECKING:
     from tests.simulation.story import Story
@@ -27,9 +31,14 @@ HOURS_AFTER = 12.0
 """How long after the last accident everything must be over."""
 MOST_HITS = 10
 """How often an attempt of a run may be disturbed before the policy gives the run up."""
+STOP_SECONDS = 120.0
+"""How long after `cancel` a worker may still write."""
+COST_SECONDS = 60.0
+"""How far the product's count of an attempt's seconds may be from ours."""
 OWNED = ("last.pt", "metrics.jsonl", "result.json")
 """What only the owner of a run writes."""
 
+Told = TypeVar("Told")
 Check: TypeAlias = "Callable[[Story], None]"
 AT_END: list[Check] = []
 """Checks of what has come of a study once nobody acts any more. Each raises :class:`ViolationError`."""
@@ -51,6 +60,10 @@ def only_owners_write(story: Story, process: Process, path: str) -> None:
     if not leases:
         return
     assert folder is not None
+    newest = story.requests_of(name_of(run))[-1]
+    since = max(newest.filed_at, story.harm.slow_until)
+    if newest.is_cancel and story.kernel.now > since + STOP_SECONDS:
+        story.kernel.violate(f"CANCELLED: {process} writes {name} of a run that was cancelled long ago")
     owner = json.loads(folder.names[leases[-1]].content or b"{}")
     if (owner.get("host"), owner.get("pid")) != (process.host.name, process.pid):
         story.kernel.violate(f"OWNER: {process} has written {name} of a run that {owner.get('pid')} owns")
@@ -81,7 +94,7 @@ def _look_into(folder: Inode, path: str) -> None:
 
 @at_end
 def nothing_is_left(story: Story) -> None:
-    if left := [job for job in story.cluster.jobs if job.is_live]:
+    if left := [job for job in story.study_jobs if job.is_live]:
         states = ", ".join(f"{job.id} {job.state} ({story.cluster.reason(job)})" for job in left)
         raise ViolationError(f"LEFT: jobs wait or run {HOURS_AFTER:g} h after the last accident: {states}")
     if alive := [process for process in story.kernel.processes if process.lives]:
@@ -112,20 +125,71 @@ def _is_explained(story: Story, name: str, state: str, kind: str | None) -> bool
     return newest <= story.harm.cancelled.get(name, -1.0) or arrays.get(newest) in story.harm.scancelled
 
 
+@at_end
+def jobs_of_others_are_left_alone(story: Story) -> None:
+    for job in story.others:
+        if job.state != "RUNNING" or job.minutes != 60 or job.is_held:
+            raise ViolationError(f"OTHERS: job {job.id}, which is of no study, is {job.state}")
+
+
+@at_end
+def work_is_not_repeated(story: Story) -> None:
+    """An attempt repeats at most the epoch in which the one before it ended."""
+    begun = Counter(name_of(run) for one in story.kernel.processes if (run := run_of(one)) is not None)
+    for name in story.study.names:
+        if story.harm.begun[name] > EPOCHS + begun[name]:
+            raise ViolationError(
+                f"REPEATED: {name} began {story.harm.begun[name]} epochs of {EPOCHS} in {begun[name]} attempts"
+            )
+
+
+@at_end
+def errors_of_a_model_are_not_tried_again(story: Story) -> None:
+    for name in story.study.names:
+        asked = sum(not one.is_cancel for one in story.requests_of(name))
+        if story.harm.errors[name] > max(1, asked):
+            raise ViolationError(
+                f"RETRIES: the model of {name} raised errors in {story.harm.errors[name]} attempts of {asked} requests"
+            )
+
+
+@at_end
+def costs_are_what_was_spent(story: Story) -> None:
+    if story.harm.slow_until:  # a worker that stands still has no last sign of life
+        return
+    workers = [one for one in story.kernel.processes if run_of(one) is not None]
+    lived = sum(one.ended_at - one.began_at for one in workers if one.ended_at is not None)
+    hours = told_by_the_product(story, lambda: Budget(Path(STUDY), Policy()).spent())
+    spent = 3600 * hours["core_hours"]
+    if abs(spent - lived) > COST_SECONDS * len(workers):
+        raise ViolationError(f"COSTS: {len(workers)} workers lived {lived:.0f} s, of which {spent:.0f} s are counted")
+
+
 def ends_of(story: Story) -> dict[str, tuple[str, str | None, str]]:
     """Return state, kind and reason of each run that has begun, by its name, as its files say."""
-    found: dict[str, tuple[str, str | None, str]] = {}
 
-    def look() -> None:
-        reading.confine(Path(STUDY))
+    def look() -> dict[str, tuple[str, str | None, str]]:
+        found = {}
         for run in story.run_ids():
             try:
                 seen = RunDirectory(Path(STUDY) / run).observe()
                 found[name_of(run)] = (seen.state, seen.kind, str(seen.reason))
             except (SeqlmError, OSError) as error:
                 found[name_of(run)] = ("damaged", None, str(error))
+        return found
 
-    story.kernel.spawn(story.login, ["look"], look, env={}, output=story.files.open_log("/sim/home/look"), tag="a look")
+    return told_by_the_product(story, look)
+
+
+def told_by_the_product(story: Story, look: Callable[[], Told]) -> Told:
+    """Return what a function of the product says in a process of the login node."""
+    answers: list[Told] = []
+
+    def main() -> None:
+        reading.confine(Path(STUDY))
+        answers.append(look())
+
+    story.kernel.spawn(story.login, ["look"], main, env={}, output=story.files.open_log("/sim/home/look"), tag="a look")
     story.kernel.play(story.kernel.now + 60)
-    assert len(found) == len(story.run_ids())
-    return found
+    (answer,) = answers
+    return answer

@@ -85,6 +85,9 @@ class Process:
         self.dies_with_parent = False
         self.exit_code: int | None = None
         """Negative: the signal that has ended it. ``None``: it lives."""
+        self.began_at = kernel.now
+        self.ended_at: float | None = None
+        """``None``: it lives."""
         self.is_stopped = False
         self.waiters: list[Thread] = []
         self.tag: Any = None
@@ -365,7 +368,7 @@ class Kernel:
         """End a process: its threads stop at their next call, and whoever waits for it goes on."""
         if not process.lives:
             return
-        process.exit_code = code
+        process.exit_code, process.ended_at = code, self.now
         for act in self.on_exit:
             act(process)
         for thread in process.threads:

@@ -89,6 +89,8 @@ class Job:
     after: str = ""
     """The state to which it comes when its processes have ended. Empty: what its script's exit code says."""
     is_to_be_requeued: bool = False
+    is_other: bool = False
+    """Whether it is another job of the user's, of no study."""
 
     @property
     def id(self) -> str:
@@ -115,6 +117,9 @@ class Cluster:
         self.world, self.kernel = world, world.kernel
         self.nodes = list(nodes)
         self.jobs: list[Job] = []
+        """Those that the controller knows."""
+        self.every: list[Job] = []
+        """Those that it ever had."""
         self._numbers = itertools.count(1)
         self.silent_until = 0.0
         """Until when the controller answers nothing."""
@@ -124,7 +129,26 @@ class Cluster:
 
     def running(self) -> list[Job]:
         """Return the jobs that run."""
-        return [job for job in self.jobs if job.state == "RUNNING"]
+        return [job for job in self.jobs if job.state == "RUNNING" and not job.is_other]
+
+    def add_other(self, number: int | None = None) -> Job:
+        """Add a job that runs, takes no room and has nothing to do with a study."""
+        number = next(self._numbers) if number is None else number
+        job = Job(
+            number=number,
+            array=number,
+            index=0,
+            tasks=1,
+            at_once=None,
+            script="",
+            options={"chdir": "/sim/home/notebook"},
+            env={},
+            submitted_at=self.kernel.now,
+            state="RUNNING",
+            is_other=True,
+        )
+        self.jobs.append(job)
+        return job
 
     # -- scheduling ---------------------------------------------------------------------------------------------------
 
@@ -379,8 +403,9 @@ class Cluster:
         assert found is not None, options
         tasks = int(found[1]) + 1
         array = next(self._numbers)
+        new = []
         for index in range(tasks):
-            self.jobs.append(
+            new.append(
                 Job(
                     number=array if index == tasks - 1 else next(self._numbers),
                     array=array,
@@ -396,6 +421,8 @@ class Cluster:
                     minutes=int(options.get("time", "60")),
                 )
             )
+        self.jobs += new
+        self.every += new
         self.kernel.tell(f"array {array} of {tasks} is submitted")
         return f"{array}\n"
 

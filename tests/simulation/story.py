@@ -21,6 +21,7 @@ from jobs.launch import dispatch
 from seqlm import reading
 from seqlm.errors import SeqlmError
 from seqlm.rundir import RunDirectory
+from seqlm.training import attempt
 from slurm import job as slurm_job
 from tests.simulation import checks, seam
 from tests.simulation.accidents import ACTS, Accident, Harm, draw_accidents, name_of, run_of
@@ -28,13 +29,23 @@ from tests.simulation.checks import HOURS_AFTER, STUDY
 from tests.simulation.files import Files, Output, fault
 from tests.simulation.kernel import START, Kernel, Process, ViolationError
 from tests.simulation.seam import World
-from tests.simulation.slurm import Cluster, Node
+from tests.simulation.slurm import Cluster, Job, Node
 from tests.simulation.study import Study, draw_study
 from tests.tools import stub_worker
 
 MOST_COMMANDS, COMMANDS_SECONDS = 12, 60.0
 """SLURM commands of one process within so many seconds."""
 
+
+def process_seconds() -> float:
+    """Return the age of the process that calls."""
+    assert seam.world is not None
+    me = seam.world.kernel.current
+    assert me is not None
+    return seam.world.kernel.now - me.process.began_at
+
+
+attempt.process_seconds = process_seconds
 dispatch.POLL_SECONDS = 5.0
 stub_worker.LOOK_SECONDS, stub_worker.PROGRESS_SECONDS = 3.0, 20.0
 OWN_STATE: Sequence[tuple[Any, str, Callable[[], Any]]] = (
@@ -42,6 +53,16 @@ OWN_STATE: Sequence[tuple[Any, str, Callable[[], Any]]] = (
     (terminal, "_json", bool),
     (terminal, "_verbose", bool),
 )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user has wanted of a run."""
+
+    number: int
+    """Of the request."""
+    is_cancel: bool
+    filed_at: float
 
 
 @final
@@ -63,6 +84,8 @@ class Story:
         self.cluster = Cluster(self.world, self.nodes)
         self.cluster.program = self.job_program
         self.world.programs, self.world.workers = self.run_program, self.start_worker
+        self.others = [self.cluster.add_other()]
+        """Jobs that have nothing to do with the study."""
         self.users: list[Process] = []
         self.commands: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=MOST_COMMANDS))
         self.files.meddler = self.meddle
@@ -153,7 +176,12 @@ class Story:
             seam.world = None
 
     def is_quiet(self) -> bool:
-        return not any(job.is_live for job in self.cluster.jobs) and not any(one.lives for one in self.users)
+        return not any(job.is_live for job in self.study_jobs) and not any(one.lives for one in self.users)
+
+    @property
+    def study_jobs(self) -> list[Job]:
+        """The jobs of the study that SLURM has ever had."""
+        return [job for job in self.cluster.every if not job.is_other]
 
     def workers(self) -> list[Process]:
         return [one for one in self.kernel.processes if one.lives and run_of(one) is not None]
@@ -174,6 +202,18 @@ class Story:
                         found[int(number)] = int(array["job"])
         return found
 
+    def requests_of(self, name: str) -> list[Asked]:
+        """Return what was wanted of a run, the newest last."""
+        found = []
+        launches = self.files.look(f"{STUDY}/launches")
+        for number, folder in sorted((launches.names if launches is not None else {}).items()):
+            request = folder.names.get("request.json") if number.isdigit() else None
+            if request is not None:
+                record = json.loads(request.content)
+                if any(name_of(run) == name for run in record["runs"]):
+                    found.append(Asked(int(number), record["kind"] == "cancel", request.changed_at))
+        return found
+
     # -- accidents -----------------------------------------------------------------------------------------------------
 
     def happens(self, accident: Accident) -> None:
@@ -183,14 +223,16 @@ class Story:
         if len(self.kernel.story) > told:
             self.harm.happened.add(accident.kind)
 
-    def happen(self, epochs: int, attempt: int) -> None:
+    def happen(self, epochs: int, number: int) -> None:
         """What the worker asks before each epoch."""
         me = self.kernel.current
         assert me is not None
         run = run_of(me.process)
         assert run is not None
+        self.harm.begun[name_of(run)] += 1
         if self.harm.crashes.get(name_of(run), 0.0) > self.kernel.now:
             self.harm.causes[name_of(run)].add("code")
+            self.harm.errors[name_of(run)] += 1
             raise ValueError("an error of the model")
 
     def meddle(self, process: Process, call: str, path: str) -> None:
