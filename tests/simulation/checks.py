@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import stat
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
@@ -67,6 +66,21 @@ def only_owners_write(story: Story, process: Process, path: str) -> None:
     owner = json.loads(folder.names[leases[-1]].content or b"{}")
     if (owner.get("host"), owner.get("pid")) != (process.host.name, process.pid):
         story.kernel.violate(f"OWNER: {process} has written {name} of a run that {owner.get('pid')} owns")
+
+
+def work_is_not_repeated(story: Story, name: str) -> None:
+    """Check at the beginning of an epoch: an attempt repeats at most the epoch in which the one before it ended."""
+    attempts = sum(run_of(one) is not None and name_of(str(run_of(one))) == name for one in story.kernel.processes)
+    begun = story.harm.begun[name]
+    if begun > EPOCHS + attempts:
+        story.kernel.violate(f"REPEATED: {name} began {begun} epochs of {EPOCHS} in {attempts} attempts")
+
+
+def errors_of_a_model_are_not_tried_again(story: Story, name: str) -> None:
+    """Check at an error of a model."""
+    errors, asked = story.harm.errors[name], sum(not one.is_cancel for one in story.requests_of(name))
+    if errors > asked:
+        story.kernel.violate(f"RETRIES: the model of {name} raised errors in {errors} attempts of {asked} requests")
 
 
 @at_end
@@ -128,29 +142,8 @@ def _is_explained(story: Story, name: str, state: str, kind: str | None) -> bool
 @at_end
 def jobs_of_others_are_left_alone(story: Story) -> None:
     for job in story.others:
-        if job.state != "RUNNING" or job.minutes != 60 or job.is_held:
+        if job.state not in ("RUNNING", "PENDING") or (job.state == "PENDING") != job.is_held:
             raise ViolationError(f"OTHERS: job {job.id}, which is of no study, is {job.state}")
-
-
-@at_end
-def work_is_not_repeated(story: Story) -> None:
-    """An attempt repeats at most the epoch in which the one before it ended."""
-    begun = Counter(name_of(run) for one in story.kernel.processes if (run := run_of(one)) is not None)
-    for name in story.study.names:
-        if story.harm.begun[name] > EPOCHS + begun[name]:
-            raise ViolationError(
-                f"REPEATED: {name} began {story.harm.begun[name]} epochs of {EPOCHS} in {begun[name]} attempts"
-            )
-
-
-@at_end
-def errors_of_a_model_are_not_tried_again(story: Story) -> None:
-    for name in story.study.names:
-        asked = sum(not one.is_cancel for one in story.requests_of(name))
-        if story.harm.errors[name] > max(1, asked):
-            raise ViolationError(
-                f"RETRIES: the model of {name} raised errors in {story.harm.errors[name]} attempts of {asked} requests"
-            )
 
 
 @at_end

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seqlm import lease
+from jobs.study import budget, squeue
+from seqlm import lease, rundir
+from seqlm.ends import Verdict
+from seqlm.rundir import RunDirectory
 from slurm import allocation, job, share
 from tests.tools import stub_worker
 
@@ -62,6 +65,46 @@ def _files_in_two_steps() -> None:
     stub_worker.write_json = write
 
 
+def _workers_go_on() -> None:
+    """Nobody looks whether a run was cancelled."""
+    RunDirectory.is_cancelled = lambda self: False  # type: ignore[method-assign]
+
+
+def _any_job_is_ours() -> None:
+    """A job of the number that a request has noted is taken for that of the study."""
+    squeue.works_in = lambda directory, folder: True
+
+
+def _from_the_beginning() -> None:
+    """A worker does not find its checkpoint."""
+    stub_worker.CheckpointFiles.load_last = lambda self: None  # type: ignore[method-assign]
+
+
+def _errors_are_tried_again() -> None:
+    """A run whose model has raised an error is tried again."""
+    rundir.verdict = lambda policy, failures, **_: Verdict(delay=30.0)
+
+
+def _killed_attempts_cost_nothing() -> None:
+    """The time of an attempt that has not written its end is not counted."""
+    budget.last_sign_of = lambda *_: None
+
+
+def _leases_never_end() -> None:
+    """A worker waits for an owner that gives no sign of life any more."""
+
+    def watch(folder: Path, generation: int, seconds: float, pause: Callable[[float], None], clock: object) -> str:
+        pause(seconds)
+        return "changed"
+
+    lease._watch = watch  # type: ignore[assignment]
+
+
+def _states_are_taken_for_granted() -> None:
+    """A job ends with an error if SLURM does not know another job any more."""
+    share.Share.job_states = lambda self, **_: {}["state"]  # type: ignore[method-assign, misc]
+
+
 PLANTED: Mapping[str, Planted] = {
     "two-owners": Planted(plant=_owners_do_not_look, check="OWNER", accidents=["cut_off_node"]),
     "no-wait": Planted(plant=_jobs_do_not_wait, check="SPIN", accidents=["kill_worker"]),
@@ -70,4 +113,11 @@ PLANTED: Mapping[str, Planted] = {
     ),
     "never-back": Planted(plant=_jobs_do_not_come_back, check="END", accidents=["preempt"]),
     "torn-files": Planted(plant=_files_in_two_steps, check="FILES", accidents=["kill_worker"]),
+    "no-cancel": Planted(plant=_workers_go_on, check="CANCELLED", accidents=["cancel"]),
+    "any-job": Planted(plant=_any_job_is_ours, check="OTHERS", accidents=["reuse_id", "cancel", "run"]),
+    "no-checkpoint": Planted(plant=_from_the_beginning, check="REPEATED", accidents=["kill_worker"]),
+    "tried-again": Planted(plant=_errors_are_tried_again, check="RETRIES", accidents=["code_error"]),
+    "free-attempts": Planted(plant=_killed_attempts_cost_nothing, check="COSTS", accidents=["kill_worker"]),
+    "no-takeover": Planted(plant=_leases_never_end, check="LEFT", accidents=["lose_node"]),
+    "no-answer": Planted(plant=_states_are_taken_for_granted, check="TRACEBACK", accidents=["preempt", "kill_program"]),
 }

@@ -131,8 +131,8 @@ class Cluster:
         """Return the jobs that run."""
         return [job for job in self.jobs if job.state == "RUNNING" and not job.is_other]
 
-    def add_other(self, number: int | None = None) -> Job:
-        """Add a job that runs, takes no room and has nothing to do with a study."""
+    def add_other(self, number: int | None = None, *, is_held: bool = False) -> Job:
+        """Add a job that takes no room and has nothing to do with a study. It runs, unless it is held."""
         number = next(self._numbers) if number is None else number
         job = Job(
             number=number,
@@ -144,7 +144,8 @@ class Cluster:
             options={"chdir": "/sim/home/notebook"},
             env={},
             submitted_at=self.kernel.now,
-            state="RUNNING",
+            state="PENDING" if is_held else "RUNNING",
+            is_held=is_held,
             is_other=True,
         )
         self.jobs.append(job)

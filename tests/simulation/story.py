@@ -84,7 +84,7 @@ class Story:
         self.cluster = Cluster(self.world, self.nodes)
         self.cluster.program = self.job_program
         self.world.programs, self.world.workers = self.run_program, self.start_worker
-        self.others = [self.cluster.add_other()]
+        self.others = [self.cluster.add_other(), self.cluster.add_other(is_held=True)]
         """Jobs that have nothing to do with the study."""
         self.users: list[Process] = []
         self.commands: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=MOST_COMMANDS))
@@ -229,10 +229,13 @@ class Story:
         assert me is not None
         run = run_of(me.process)
         assert run is not None
-        self.harm.begun[name_of(run)] += 1
-        if self.harm.crashes.get(name_of(run), 0.0) > self.kernel.now:
-            self.harm.causes[name_of(run)].add("code")
-            self.harm.errors[name_of(run)] += 1
+        name = name_of(run)
+        self.harm.begun[name] += 1
+        checks.work_is_not_repeated(self, name)
+        if self.harm.crashes.get(name, 0.0) > self.kernel.now:
+            self.harm.causes[name].add("code")
+            self.harm.errors[name] += 1
+            checks.errors_of_a_model_are_not_tried_again(self, name)
             raise ValueError("an error of the model")
 
     def meddle(self, process: Process, call: str, path: str) -> None:
