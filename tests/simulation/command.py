@@ -37,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--minutes", type=float, metavar="M", help="play so long, instead of so many")
     parser.add_argument("--only", nargs="+", choices=ACTS, default=(), metavar="ACCIDENT", help="draw these alone")
     parser.add_argument("--planted", action="store_true", help="see that faults planted in the product are found")
+    parser.add_argument("--exitfirst", action="store_true", help="end at the first new fault, and do not shrink it")
     parser.add_argument("--processes", type=int, metavar="N", help="play so many at a time (one on each core)")
     options = parser.parse_args(argv)
     if options.planted:
@@ -114,6 +115,8 @@ def _play_many(options: argparse.Namespace) -> int:
             if fault is None:
                 new.append(played)
                 bar.write(f"seed {played.seed}: {played.problem.splitlines()[0]}")
+                if options.exitfirst:
+                    return 1
     spent = time.perf_counter() - began
     print(f"{number} stories, {hours:.0f} simulated hours in {spent:.0f} s: {number / spent:.1f} a second")
     for story, count in times.most_common():

@@ -2,6 +2,7 @@
 
 ``python -m tests.tools.mutants jobs slurm --count 40 --seed 1 [--tests tests/jobs ...]``. The tests run once with
 coverage; then each mutant runs in a copy of the repository, against the tests that reach its line, until one fails.
+With ``--stories 60`` it is not tested, but played: the kept stories of the simulation, and so many others.
 """
 
 import argparse
@@ -77,6 +78,19 @@ def passes(folder: Path, module: list[str], words: list[str]) -> bool:
     return done.returncode == 0
 
 
+def plays(folder: Path, stories: int) -> bool:
+    """Play stories in a copy of the repository until one ends in a new way; return whether all end well."""
+    for words in (["--kept"], ["--seeds", str(stories), "--exitfirst"]):
+        argv = [sys.executable, "-m", "tests.simulation", *words]
+        try:
+            done = subprocess.run(argv, cwd=folder, capture_output=True, timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            return False
+        if done.returncode:
+            return False
+    return True
+
+
 def main() -> None:
     """Print each mutant that no test notices, and the share of those that one does."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -84,6 +98,7 @@ def main() -> None:
     parser.add_argument("--tests", nargs="+", default=["tests"])
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--stories", type=int, metavar="N", help="play so many stories in the place of tests")
     given = parser.parse_args()
     files = [
         file for source in given.sources for file in ([source] if source.is_file() else sorted(source.rglob("*.py")))
@@ -98,18 +113,28 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as parent:
         copied = Path(parent) / "copy"
         shutil.copytree(ROOT, copied, ignore=shutil.ignore_patterns(".git", ".venv*", ".*_cache", "runs", "build"))
-        options = ["--rcfile=/dev/null", "--data-file=lines", f"--include={','.join(map(str, files))}"]
-        passes(copied, ["coverage", "run", *options, "-m", "pytest"], ["-p", __spec__.name, *given.tests])
-        reached = CoverageData(str(copied / "lines"))
-        reached.read()
+        reached = CoverageData(no_disk=True)
+        if given.stories is None:
+            options = ["--rcfile=/dev/null", "--data-file=lines", f"--include={','.join(map(str, files))}"]
+            passes(copied, ["coverage", "run", *options, "-m", "pytest"], ["-p", __spec__.name, *given.tests])
+            reached = CoverageData(str(copied / "lines"))
+            reached.read()
+        elif not plays(copied, given.stories):
+            sys.exit("the stories do not end well without any change")
         missed = 0
         for path, number in chosen:
             line, what, mutant = mutant_of(path.read_text("utf-8"), number)
-            tests = sorted(set(reached.contexts_by_lineno(str(copied / path)).get(line, [])))
             (copied / path).write_text(mutant, "utf-8")
-            if not tests or passes(copied, ["pytest"], given.tests if "" in tests else tests):
+            where = ""
+            if given.stories is not None:
+                is_missed = plays(copied, given.stories)
+            else:
+                tests = sorted(set(reached.contexts_by_lineno(str(copied / path)).get(line, [])))
+                where = "" if tests else " (not reached)"
+                is_missed = not tests or passes(copied, ["pytest"], given.tests if "" in tests else tests)
+            if is_missed:
                 missed += 1
-                print(f"{path}:{line}: {what}" + ("" if tests else " (not reached)"), flush=True)
+                print(f"{path}:{line}: {what}{where}", flush=True)
             shutil.copy(path, copied / path)
     print(f"{len(chosen) - missed} of {len(chosen)} mutants were noticed, of {len(mutants)}")
 
