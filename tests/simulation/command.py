@@ -8,17 +8,19 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from tests.simulation.accidents import ACTS, draw_accidents
-from tests.simulation.kept import KEPT
+from tests.simulation.accidents import ACTS, Accident, draw_accidents
+from tests.simulation.kept import KEPT, ORDERS
 from tests.simulation.known import known
 from tests.simulation.planted import PLANTED
 from tests.simulation.shrink import shrunk
 from tests.simulation.story import Played, play
+from tests.simulation.study import Study
 
 MOST_TOLD = 5
 """Of so many new faults the shrunk stories are told at the end."""
@@ -54,41 +56,65 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _play_kept() -> int:
+    """Play the kept stories, each in several orders."""
     is_found = False
     for kept in KEPT:
-        played = play(kept.seed, kept.accidents, kept.study)
-        print(f"{'mended' if played.problem is None else 'again'}: {kept.fault}")
-        if played.problem is not None:
-            is_found = True
-            tell(played)
+        for order in range(ORDERS):
+            played = play(order, kept.accidents, kept.study)
+            if is_new(played):
+                is_found = True
+                print(f"again: {kept.fault}")
+                tell(played)
+                break
     return 1 if is_found else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What to play until a fault is found that the product is given for that."""
+
+    name: str
+    plant: Callable[[], None]
+    check: str
+    stories: Sequence[tuple[int, Sequence[Accident], Study | None]]
 
 
 def _find_planted(seeds: int) -> int:
     """Plant one fault after the other, each in a process of its own, and play until it is found."""
+    searches = [
+        Search(
+            name=name,
+            plant=planted.plant,
+            check=planted.check,
+            stories=[(seed, draw_accidents(seed, planted.accidents), None) for seed in range(seeds)],
+        )
+        for name, planted in PLANTED.items()
+    ]
+    for kept in KEPT:
+        stories = [(order, kept.accidents, kept.study) for order in range(ORDERS)]
+        searches.append(Search(name=kept.name, plant=kept.undo, check=kept.check, stories=stories))
     context = multiprocessing.get_context("fork")
     is_missed = False
     with context.Pool(len(os.sched_getaffinity(0)), maxtasksperchild=1) as pool:
-        for line, is_found in pool.imap_unordered(_find, [(name, seeds) for name in PLANTED], chunksize=1):
+        for line, is_found in pool.imap_unordered(_find, searches, chunksize=1):
             print(line, flush=True)
             is_missed = is_missed or not is_found
     return 1 if is_missed else 0
 
 
-def _find(task: tuple[str, int]) -> tuple[str, bool]:
+def _find(search: Search) -> tuple[str, bool]:
     """Play until a planted fault is found; return what was seen, and whether it is what should have been."""
-    name, seeds = task
-    planted = PLANTED[name]
-    planted.plant()
+    search.plant()
     began = time.perf_counter()
-    for seed in range(seeds):
-        played = play(seed, draw_accidents(seed, planted.accidents))
+    for seed, accidents, study in search.stories:
+        played = play(seed, accidents, study)
+        gc.collect()
         if is_new(played):
             spent = time.perf_counter() - began
-            is_found = played.check == planted.check
-            said = "found" if is_found else f"{planted.check} was to find it"
-            return f"{name}: {said}, seed {seed}, {spent:.0f} s: {played.problem}", is_found
-    return f"{name}: not found in {seeds} stories", False
+            is_found = played.check == search.check
+            said = "found" if is_found else f"{search.check} was to find it"
+            return f"{search.name}: {said}, seed {seed}, {spent:.0f} s: {played.problem}", is_found
+    return f"{search.name}: not found in {len(search.stories)} stories", False
 
 
 # -- many --------------------------------------------------------------------------------------------------------------

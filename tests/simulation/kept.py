@@ -1,53 +1,102 @@
-"""Stories in which the simulation has found a fault that is mended since."""
+"""Stories in which the simulation has found a fault that is mended since.
 
-from collections.abc import Sequence
+The order of calls changes with the product, so each is played in several orders. That it still finds its fault is seen
+by bringing the fault back (``undo``).
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from jobs.launch.dispatch import Dispatcher
+from slurm import job, share
 from tests.simulation.accidents import Accident
 from tests.simulation.study import Study
+
+ORDERS = 12
+"""In so many orders each is played."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
     """A story, as ``python -m tests.simulation SEED --shrink`` prints it."""
 
+    name: str
     fault: str
     """What was wrong."""
-    seed: int
+    check: str
+    """The check that has found it."""
     study: Study
     accidents: Sequence[Accident]
+    undo: Callable[[], None]
+    """Brings the fault back."""
+
+
+def _any_request_is_the_newest() -> None:
+    share.is_named_by = lambda run, request: True
+
+
+def _any_request_is_the_newest_to_a_dispatcher() -> None:
+    Dispatcher._is_ours = lambda self, item: True  # type: ignore[method-assign]
+
+
+def _failed_runs_are_offered_again() -> None:
+    before = job.JobHost.next_run
+
+    def next_run(self: job.JobHost, free: Any, *, is_idle: bool, but: object) -> Any:
+        return before(self, free, is_idle=is_idle, but=())
+
+    job.JobHost.next_run = next_run  # type: ignore[method-assign]
+
+
+def _runs_that_seem_to_run_are_not_settled() -> None:
+    def settle(self: Dispatcher) -> None:
+        if (stopped := self._host.stopped()) is not None:
+            for one in self._live:
+                if one.ended and self._is_ours(one.item) and one.item.run.observe().state in ("pending", "failed"):
+                    one.attempt.record(*stopped)
+
+    Dispatcher._settle_stopped = settle  # type: ignore[method-assign]
 
 
 KEPT = (
     Kept(
+        name="later-request",
         fault="a job of a pool looked again and again at a run that was cancelled and launched again meanwhile",
-        seed=40,
+        check="SPIN",
         study=Study(runs=4, jobs=1, epoch_seconds=600.0, minutes=240),
         accidents=[Accident(at=269.0, kind="cancel_and_retry", target=0.98, seconds=5.0)],
+        undo=_any_request_is_the_newest,
     ),
     Kept(
+        name="old-scancel",
         fault="scancel of an old job cancelled a run that a later request had launched again",
-        seed=16,
+        check="END",
         study=Study(runs=5, jobs=1, epoch_seconds=20.0, minutes=240),
         accidents=[
             Accident(at=51.06, kind="cancel_and_retry", target=0.84, seconds=1500.0),
             Accident(at=140.12, kind="scancel", target=0.87, seconds=30.0),
         ],
+        undo=_any_request_is_the_newest_to_a_dispatcher,
     ),
     Kept(
+        name="full-disk",
         fault="a job of a pool looked again and again at a run for which there was no room on the disk",
-        seed=59,
+        check="SPIN",
         study=Study(runs=4, jobs=1, epoch_seconds=60.0, minutes=240),
         accidents=[Accident(at=186.0, kind="disk_full", target=0.0, seconds=30.0)],
+        undo=_failed_runs_are_offered_again,
     ),
     Kept(
+        name="early-preemption",
         fault="a job that was preempted while a worker began did not come back",
-        seed=24,
+        check="END",
         study=Study(runs=2, jobs=1, epoch_seconds=20.0, minutes=20),
         accidents=[
             Accident(at=58.27, kind="kill_worker", target=0.03, seconds=5.0),
             Accident(at=103.4, kind="kill_worker", target=0.46, seconds=5.0),
             Accident(at=252.7, kind="preempt", target=0.54, seconds=5.0),
         ],
+        undo=_runs_that_seem_to_run_are_not_settled,
     ),
 )
