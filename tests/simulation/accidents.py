@@ -195,7 +195,14 @@ def node_without_device(story: Story, given: Accident) -> None:
 @accident
 def silence(story: Story, given: Accident) -> None:
     story.kernel.tell(f"the controller answers nothing for {given.seconds:g} s")
-    story.cluster.silent_until = story.kernel.now + given.seconds
+    story.cluster.silence(given.seconds)
+
+
+@accident
+def controller_gone(story: Story, given: Accident) -> None:
+    """Unlike one that hangs, it does not even do later what it was asked."""
+    story.kernel.tell(f"the controller is gone for {given.seconds:g} s")
+    story.cluster.silence(given.seconds, is_gone=True)
 
 
 @accident
@@ -203,7 +210,7 @@ def preempt(story: Story, given: Accident) -> None:
     if (job := pick(story.cluster.running(), given)) is not None:
         story.kernel.tell(f"job {job.id} is preempted")
         story.harm.hit_all(story.cluster.members(job))
-        story.cluster.preempt(job, 60.0)
+        story.cluster.preempt(job)
 
 
 @accident
