@@ -340,7 +340,9 @@ def script(plan: JobPlan, number: int, settings: SlurmSettings, dependency: str 
         "dependency": dependency or None,
     }
     exit_code = f"SLURM_EXIT_ERROR={NOT_STARTED}"
-    srun = shlex.join(["env", exit_code, "srun", f"--cpus-per-task={array.cpus}", f"--wait={END_SECONDS}", *settings.srun_args])
+    srun = shlex.join(
+        ["env", exit_code, "srun", f"--cpus-per-task={array.cpus}", f"--wait={END_SECONDS}", *settings.srun_args]
+    )
     digest = "DIGEST" if plan.options.request is None else plan_sha256(asdict(plan))
     program = f"{plan_program(folder / PLAN_FILE, digest, plan.code, settings)} {number}"
     changes = f"{shlex.quote(str(folder))}/{CHANGES.format('$SLURM_JOB_ID')}"
@@ -357,13 +359,13 @@ def last_lines(changes: str) -> str:
     """Return what a job's script does when its program has ended with ``$code``, in bash: SLURM's commands are there.
 
     SIGTERM may end the program although SLURM knows of no signal: on a node that comes back it may be meant for the
-    job's start before. Then the job starts again, as it does if srun has started nothing. A program that a signal ended may leave no word. Then the
-    script's end by the same signal is the only one. ``changes`` is a file with a change of the job in each line; what
-    is no such change is passed over.
+    job's start before. Then the job starts again. It also does if srun has started nothing. A program that a signal
+    ended may leave no word. Then the script's end by the same signal is the only one. ``changes`` is a file with a
+    change of the job in each line; what is no such change is passed over.
     """
     return f"""\
 again=$code state= job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID changes={changes}
-if [[ $code =~ ^({128 + signal.SIGTERM}|{NOT_STARTED})$ ]] && [ ${{SLURM_RESTART_COUNT:-0}} -lt {MOST_STARTS - 1} ]; then
+if [[ $code =~ ^({128 + signal.SIGTERM}|{NOT_STARTED})$ && ${{SLURM_RESTART_COUNT:-0}} -lt {MOST_STARTS - 1} ]]; then
     for seconds in 1 2 4 8; do state=$(squeue -h -j $SLURM_JOB_ID -o %T) && break; sleep $seconds; done
     [ "$state" != RUNNING ] || again={AGAIN}
 fi

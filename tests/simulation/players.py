@@ -29,6 +29,10 @@ FIRST_ID = 100_001
 MOST_SECONDS = 120.0
 """How long a step may wait."""
 POLL_SECONDS = 0.3
+BETWEEN_SECONDS = 0.2
+"""Between the first steps of two scenarios on a test cluster: many jobs at once are too much for it."""
+CREDENTIAL_SECONDS = 10
+"""Within which a step must start, and for which a job waits that is requeued. Less fails on a busy machine."""
 CPUS, GPUS, MEMORY_MB = 8, 2, 2000
 """Of each node."""
 PROGRAM = r"""#!/bin/bash
@@ -42,6 +46,7 @@ for statement in "${@:1:$#-1}"; do
     case $1 in
         print) shift; eval "echo \"> $*\"" ;;
         sleep) until=$((SECONDS + $2)); while [ $SECONDS -lt $until ]; do sleep $((until - SECONDS)) & wait $!; done ;;
+        leave) (sleep "$2"; echo "> later") & ;;
         exit) eval "exit $2" ;;
         raise) kill -"$2" $$; sleep 5 ;;
         change) shift; echo "$*" >> "requeue-$SLURM_JOB_ID" ;;
@@ -51,13 +56,21 @@ for statement in "${@:1:$#-1}"; do
 done 2> /dev/null
 """
 
-TEST = Rules(cycle=(0.2, 0.5), answer=(0.001, 0.01), kill_wait=2, grace=3, requeue_wait=6, max_array_size=100, first_number=FIRST_ID)
+TEST = Rules(
+    cycle=(0.2, 0.5),
+    answer=(0.001, 0.01),
+    kill_wait=2,
+    grace=3,
+    requeue_wait=CREDENTIAL_SECONDS + 1,
+    max_array_size=100,
+    first_number=FIRST_ID,
+)
 """Those of test clusters, which are quick."""
 RULES = {
     "usual": TEST,
     "strict": replace(TEST, most_jobs=6, min_job_age=2, kills_invalid_depend=True),
-    "hanging": TEST,
-    "gone": TEST,
+    "hanging": replace(TEST, message_timeout=5),
+    "gone": replace(TEST, message_timeout=5),
 }
 
 
@@ -70,10 +83,11 @@ def statements(text: str) -> list[str]:
     return [statement for one in text.split(";") if (statement := one.strip())]
 
 
-def options_of(words: Sequence[str]) -> tuple[dict[str, str], list[str], list[str], str]:
+def options_of(words: Sequence[str], *, is_array: bool) -> tuple[dict[str, str], list[str], list[str], str]:
     """Return the options that a script has, those that sbatch gets, further words of srun, and a first line."""
-    options = {"time": "5", "nodes": "1", "ntasks-per-node": "1", "cpus-per-task": "1", "signal": "USR2@60"}
-    options |= {"requeue": "", "array": "0-0"}
+    options = {"time": "5", "nodes": "1", "ntasks-per-node": "1", "cpus-per-task": "1"}
+    if is_array:
+        options |= {"requeue": "", "array": "0-0", "signal": "USR2@60"}
     command, srun, first = [], [], ""
     for word in words:
         name, _, value = word.removeprefix("--").partition("=")
@@ -207,7 +221,7 @@ class Player(ABC):
             commands = [shlex.split(part.format_map(self.ids())) for part in rest.split(" | ")]
             for words, (code, out, err, seconds) in zip(commands, self.commands(commands), strict=True):
                 name = self.named(" ".join(words))
-                self.note(f"{name}: after {10 * round(seconds / 10)} s: {self.came(words, code, out, err)}")
+                self.note(f"{name}: after {5 * round(seconds / 5)} s: {self.came(words, code, out, err)}")
         elif verb == "sleep":
             self.sleep(float(rest))
         else:
@@ -221,7 +235,8 @@ class Player(ABC):
         if "--json" in words:
             out = f"{len(json.loads(out)['jobs'])} jobs" if out else ""
         elif words[:3] == ["scontrol", "show", "config"]:
-            out = ""
+            out = "; ".join(re.findall(r"^MaxArraySize .*|^Configuration data as of (?=\d{4}-\d\d-\d\dT)", out, re.M))
+        out = out.replace(":fake:", ":")  # the type of the GPUs of a test cluster
         said = err.strip().splitlines()[-1:] if code else []
         lines = sorted(settled(self.named(row)) for row in out.strip().splitlines())
         complaint = [re.sub(r"^(\w+: )?(error: )?", "", self.named(row)) for row in said]
@@ -252,16 +267,23 @@ class Player(ABC):
     def _submit(self, name: str, text: str) -> None:
         given, _, program = text.format_map(self.ids()).partition(" | ")
         kind, *words = given.split()
-        options, command, srun, first = options_of(words)
+        options, command, srun, first = options_of(words, is_array=kind == "sbatch")
         own = " ".join(shlex.quote(one) for one in statements(program))
         if kind == "plain":
-            for key in ("array", "requeue", "signal"):
-                del options[key]
             body = f"exec slurm.job {own} ."
         else:
-            words = ["env", f"SLURM_EXIT_ERROR={NOT_STARTED}", "srun", f"--cpus-per-task={options['cpus-per-task']}", "--wait=10", *srun]
+            words = [
+                "env",
+                f"SLURM_EXIT_ERROR={NOT_STARTED}",
+                "srun",
+                f"--cpus-per-task={options['cpus-per-task']}",
+                "--wait=10",
+                *srun,
+            ]
             changes = f"{self.folder}/requeue-$SLURM_JOB_ID"
-            body = f"{first}code=0\n{' '.join(words)} slurm.job {own} $SLURMD_NODENAME || code=$?\n{last_lines(changes)}"
+            body = (
+                f"{first}code=0\n{' '.join(words)} slurm.job {own} $SLURMD_NODENAME || code=$?\n{last_lines(changes)}"
+            )
         options["output"] = f"{self.folder}/{name}{'_%a' if kind == 'sbatch' else ''}.out"
         options |= {"chdir": self.folder, **self.placement}
         lines = "".join(f"#SBATCH --{key}{'=' * bool(value)}{value}\n" for key, value in options.items())
@@ -272,7 +294,9 @@ class Player(ABC):
             self.jobs[name] = Submitted(out.strip(), options)
         self.note(f"{name} is {'refused' if code else 'taken'}: {self.came(submitted, code, '', err)}")
         if code and "timed out" in err:  # it may count all the same, with the next number
-            self.jobs[name] = Submitted(str(max(FIRST_ID - 1, *(int(row.number) for row in self.rows().values())) + 1), options)
+            self.jobs[name] = Submitted(
+                str(max(FIRST_ID - 1, *(int(row.number) for row in self.rows().values())) + 1), options
+            )
 
     def _wait(self, name: str, what: str) -> None:
         is_said = what.startswith("says ")
@@ -298,7 +322,7 @@ class Player(ABC):
             raise TimeoutError(self.seen[-1])
 
 
-# -- the model ---------------------------------------------------------------------------------------------------------
+# -- the model -------------------------------------------------------------------------------------------------------
 
 
 @final
@@ -311,9 +335,7 @@ class ModelPlayer(Player):
         self.files = Files(self.kernel)
         world = World(self.kernel, self.files)
         self.rules = RULES[scenario.rules]
-        self.machines = [
-            Node(host=world.host(name), cpus=CPUS, gpus=GPUS, memory_mb=MEMORY_MB) for name in self.nodes
-        ]
+        self.machines = [Node(host=world.host(name), cpus=CPUS, gpus=GPUS, memory_mb=MEMORY_MB) for name in self.nodes]
         self.cluster = Cluster(world, self.machines, self.rules)
         self.cluster.program = self._program
         self.login = world.host("login")
@@ -389,7 +411,7 @@ class ModelPlayer(Player):
             (job,) = (job for job in cluster.jobs if job.id == self.ids()[target])
             cluster.preempt(job)
         elif what in ("hang", "kill"):
-            cluster.silence(3600, is_gone=what == "kill")
+            cluster.silence(float(target or 3600), is_gone=what == "kill")
         elif what in ("go", "start"):
             cluster.speak()
         else:
@@ -428,6 +450,8 @@ class ModelPlayer(Player):
             me.output.write(f"> {text}\n")
         elif verb == "sleep":
             self.kernel.sleep(float(text))
+        elif verb == "leave":
+            self._leave(me, float(text))
         elif verb == "exit":
             return int(text)
         elif verb == "raise":
@@ -448,12 +472,23 @@ class ModelPlayer(Player):
             me.handlers[getattr(signal, f"SIG{name}")] = ends
         return None
 
+    def _leave(self, me: Process, seconds: float) -> None:
+        """Start a process that prints something later."""
+
+        def later() -> None:
+            self.kernel.sleep(seconds)
+            me.output.write("> later\n")
+
+        with self.kernel.inside():
+            self.kernel.spawn(me.host, ["later"], later, env={}, output=me.output, parent=me, tag="later")
+
 
 def _expanded(text: str, env: Mapping[str, str]) -> str:
     """Return a text as bash expands it: variables, and sums in ``$((...))``."""
 
     def value(sum_of: re.Match[str]) -> str:
-        return str(int(eval(re.sub(r"\$?([A-Z_]+)", lambda name: env[name[1]], sum_of[1]).replace("/", "//"))))
+        text = re.sub(r"\$?([A-Z_]+)", lambda name: env[name[1]], sum_of[1]).replace("/", "//")
+        return str(int(eval(text)))  # noqa: S307 -- a sum of a scenario
 
     text = re.sub(r"\$\(\((.*)\)\)", value, text)
     return re.sub(r"\$(\w+)", lambda name: env.get(name[1], ""), text)
@@ -471,7 +506,8 @@ def on_model() -> dict[str, list[str]]:
     return found
 
 
-# -- a real SLURM ------------------------------------------------------------------------------------------------------
+# -- a real SLURM -----------------------------------------------------------------------------------------------------
+
 
 @final
 class RealCluster:
@@ -489,6 +525,7 @@ class RealCluster:
             number += scenario.nodes
         # The default, priority/multifactor, gives all jobs one priority unless it has weights: then nice changes nothing.
         lines = [f"FirstJobId={FIRST_ID}", "PriorityType=priority/basic"]
+        lines.append(f"MessageTimeout={round(rules.message_timeout)}")
         if rules.most_jobs is not None:
             lines.append("AccountingStorageEnforce=limits")
         if rules.kills_invalid_depend:
@@ -499,8 +536,9 @@ class RealCluster:
             cpus=CPUS,
             memory_mb=MEMORY_MB,
             accounting=rules.most_jobs is not None,
-            preemption=True,
+            preemption=any("preempt" in scenario.steps for scenario in scenarios.values()),
             grace_seconds=int(rules.grace),
+            credential_seconds=CREDENTIAL_SECONDS,
             min_job_age_seconds=int(rules.min_job_age),
             max_array_size=rules.max_array_size,
             extra_lines=lines,
@@ -514,7 +552,7 @@ class RealCluster:
         with self.cluster as cluster:
             (self.folder / "slurm.job").write_text(PROGRAM, "utf-8")
             (self.folder / "slurm.job").chmod(0o755)
-            for name, places in self.places.items():
+            for places in self.places.values() if len(self.places) > 1 else ():
                 nodes = ",".join(cluster.node_names[place] for place in places)
                 feature = f"f{places[0]}"
                 cluster.run("scontrol", "update", f"NodeName={nodes}", f"AvailableFeatures={feature}")
@@ -532,6 +570,7 @@ class RealCluster:
             threads = [threading.Thread(target=self._play, args=[name], daemon=True) for name in together]
             for thread in threads:
                 thread.start()
+                is_over.wait(BETWEEN_SECONDS)
             for thread in threads:
                 thread.join()
             is_over.set()
@@ -560,9 +599,9 @@ class RealCluster:
                 self.rows = {row[0]: Row(*row[1:4], int(row[4])) for row in rows}
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        env = self.cluster.env
-        env["PATH"] = f"{self.folder}:{env['PATH']}"
-        return subprocess.run(words, env=env, cwd="/", capture_output=True, text=True, timeout=300, check=False)
+        """Run a command with the program of the scenarios on PATH, which jobs inherit."""
+        path = f"PATH={self.folder}:{self.cluster.env['PATH']}"
+        return self.cluster.run("env", path, *words, seconds=300, check=False)
 
 
 @final
@@ -623,11 +662,11 @@ class RealPlayer(Player):
         while not is_so():
             if time.monotonic() > deadline:
                 return False
-            time.sleep(POLL_SECONDS)
+            self.sleep(POLL_SECONDS)
         return True
 
     def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
+        threading.Event().wait(seconds)
 
     def happens(self, what: str, target: str) -> None:
         cluster, place = self.cluster.cluster, self.places[0]
@@ -637,6 +676,8 @@ class RealPlayer(Player):
         elif what in ("hang", "go"):
             pid = int((cluster.folder / "slurmctld.pid").read_text())
             os.kill(pid, signal.SIGSTOP if what == "hang" else signal.SIGCONT)
+            if target:
+                threading.Timer(float(target), os.kill, (pid, signal.SIGCONT)).start()
         elif what == "kill":
             cluster.stop_controller()
         elif what == "start":

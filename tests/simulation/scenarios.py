@@ -18,11 +18,13 @@ A scenario is a list of steps, one a line. Each plays on nodes of its own.
     lose n1 / up n1                       it loses power and the administrator takes it for lost
     cut n1 / join n1                      nobody reaches the node for a moment
     hang / go                             the controller answers nothing; it comes back
+    hang SECONDS                          the same by itself
     kill / start                          the controller is gone; it comes back
 
 A program is a list of statements: ``print WORDS``, ``sleep SECONDS``, ``exit CODE``, ``raise SIGNAL``, ``change LINE``
-(a line of the file of changes), ``ignore SIGNAL``, ``on SIGNAL exit CODE``. ``start N:`` and ``node N:`` in front
-of a statement say in which start of the job, and on which of its nodes. It prints the signals that it gets.
+(a line of the file of changes), ``leave SECONDS`` (a process that prints later), ``ignore SIGNAL``, ``on SIGNAL exit
+CODE`` (and prints it). ``start N:`` and ``node N:`` in front of a statement say in which start of the job, and on
+which of its nodes.
 """
 
 from __future__ import annotations
@@ -41,6 +43,24 @@ class Scenario:
     is_first: bool = False
     """Whether it is over before the others of its cluster begin, as it counts the jobs of the user."""
 
+
+NOT_ASKED = {
+    "Cluster.running": "helps stories",
+    "Cluster.add_other": "helps stories: a job of the user's that has nothing to do with a study",
+    "Cluster.lose": "the controller notices a lost node after SlurmdTimeout; in scenarios the administrator is quicker",
+    "Cluster.cut_off": "the same",
+    "Cluster.cut_off.back": "the same",
+    "Cluster.back": "an end that the controller hears of late: a test cluster has no network that could be cut",
+    "Cluster._clear": "what outlives a program that ends: a test cluster follows processes by their parents alone",
+    "Cluster.stop": "a job whose node is lost while it completes: too short to be hit",
+    "Cluster._over": "the same",
+    "Cluster._without_answer": "the product's own timeout, which is no matter of SLURM",
+    "Cluster._scontrol": "a command that the model does not know fails the story",
+    "OUT_OF_MEMORY": "a test cluster has no control groups, so it limits no memory; stories kill a process instead",
+    "another user": "a test cluster answers root alone. A user may not raise TimeLimit of a job that runs",
+    "the time of things": "when the scheduler looks, when a limit strikes: from the manual and slurmctld's constants",
+}
+"""What no scenario asks of a real SLURM -> why. A name with a dot is a function of the model with such lines."""
 
 SCENARIOS = {
     "the exit code of the program is the end of the job": Scenario(
@@ -125,6 +145,16 @@ start 0: change StartTime=now+9 ExcNodeList={n1}; start 0: exit 76; print on $SL
         says a
         """,
     ),
+    "what a program has started is killed with its job": Scenario(
+        steps="""
+        a = sbatch | leave 7; ignore TERM; print begins; sleep 60
+        wait a says begins
+        run scancel --quiet {a}
+        wait a CANCELLED
+        sleep 6
+        says a
+        """,
+    ),
     "hold and release": Scenario(
         steps="""
         a = sbatch --hold | sleep 1
@@ -181,6 +211,20 @@ start 0: change StartTime=now+9 ExcNodeList={n1}; start 0: exit 76; print on $SL
         rows b
         rows d
         rows e
+        """,
+    ),
+    "a dependency on an array, a waiting job of which is cancelled": Scenario(
+        steps="""
+        a = sbatch --array=0-2 --cpus-per-task=8 | sleep 3
+        b = sbatch --dependency=afterok:{a} | sleep 1
+        c = sbatch --dependency=afterany:{a} | sleep 1
+        wait a_0 RUNNING
+        run scancel --quiet {a_2}
+        rows a
+        wait c COMPLETED
+        sleep 2
+        rows a
+        rows b
         """,
     ),
     "a dependency on a job that is requeued": Scenario(
@@ -364,6 +408,8 @@ start 0: change StartTime=now+9 ExcNodeList={n1}; start 0: exit 76; print on $SL
         run scontrol update JobId={b_0} EndTime=now+4
         run scontrol update JobId={c_0} EndTime=now+4
         run scontrol update JobId={d} EndTime=now+4
+        wait b COMPLETING
+        json b_0
         wait a TIMEOUT
         wait b TIMEOUT
         wait c TIMEOUT
@@ -387,19 +433,13 @@ start 1: sleep 30; sleep 1
         says a
         """,
     ),
-    "what a job is while it completes": Scenario(
+    "preemption of a job that does not end": Scenario(
         steps="""
         a = sbatch | ignore USR2; ignore TERM; print begins; start 0: sleep 60; start 1: sleep 30; sleep 1
-        b = sbatch --signal=USR2@1 | ignore TERM; ignore USR2; print begins; sleep 60
         wait a says begins
-        wait b says begins
         preempt a_0
         wait a COMPLETING
         json a_0
-        run scontrol update JobId={b_0} EndTime=now+1
-        wait b COMPLETING
-        json b_0
-        run scontrol requeue {b_0}
         """,
     ),
     "preemption of a job that goes on": Scenario(
@@ -439,7 +479,7 @@ start 1: sleep 30; sleep 1
     ),
     "a node that is taken for lost while its jobs live": Scenario(
         steps="""
-        a = sbatch --open-mode=append | on TERM exit 0; print start <$SLURM_RESTART_COUNT> on $SLURMD_NODENAME; \
+        a = plain --requeue --open-mode=append | print start <$SLURM_RESTART_COUNT> on $SLURMD_NODENAME; \
 start 0: sleep 40; sleep 1
         wait a says start
         down n1
@@ -585,17 +625,24 @@ start 0: sleep 40; sleep 1
     ),
     "the controller hangs": Scenario(
         steps="""
-        a = sbatch --array=0-1 | sleep 90
+        a = sbatch --array=0-1 | sleep 280
         b = sbatch --hold | sleep 1
         c = sbatch | print begins; start 0: sleep 90; sleep 1
         d = sbatch | print begins; sleep 4
         e = sbatch | print begins; start 0: sleep 4; start 0: exit 76; sleep 1
         f = sbatch pause=4 | print begins
+        h = sbatch --signal=USR2@1 | ignore USR2; print begins; sleep 90
         wait a RUNNING
         wait c says begins
         wait d says begins
         wait e says begins
+        wait h says begins
         wait f RUNNING
+        run sinfo -N -h -p main -o %N|%t|%c|%m|%G|%f
+        run sinfo -h -a -e -o %P|%l|%D|%c|%m|%G|%s
+        run scontrol show config
+        run squeue -h -r -a -t PD -S -p,i -o %i|%P|%S|%l
+        run scontrol update JobId={h_0} EndTime=now+8
         hang
         all squeue -h -j {a} -o %T | sinfo -h -o %P | scancel --quiet {a_0} | scontrol release {b} \
 | scontrol requeue {c_0} | scontrol --json show job {#a_0} | scontrol show config | scontrol show hostnames {n1}
@@ -607,6 +654,7 @@ start 0: sleep 40; sleep 1
         wait e COMPLETED
         wait f COMPLETED
         wait g COMPLETED
+        wait h TIMEOUT
         rows a
         rows c
         rows e
@@ -615,6 +663,9 @@ start 0: sleep 40; sleep 1
         says e
         says f
         says g
+        hang 2
+        all squeue -h -j {a} -o %T | scontrol update JobId={a_1} TimeLimit=3 | scancel --quiet {a_1}
+        wait a CANCELLED
         """,
         nodes=2,
         rules="hanging",

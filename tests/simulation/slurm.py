@@ -12,6 +12,7 @@ import json
 import re
 import shlex
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,8 +26,6 @@ LIMIT_SECONDS = 30.0
 """Time between two looks of the controller at the time limits."""
 PURGE_SECONDS = 60.0
 """Time between two looks of the controller for jobs to forget."""
-HANGS_SECONDS, GONE_SECONDS = 10.0, 9.0
-"""How long a program asks a controller that does not answer (MessageTimeout), and one that is not there."""
 TOO_MANY_JOBS = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
 LIVE = ("PENDING", "RUNNING", "COMPLETING", "SUSPENDED")
 HANGS, GONE = "Socket timed out on send/recv operation", "Unable to contact slurm controller (connect failure)"
@@ -41,6 +40,8 @@ class Rules:
     """Seconds between two looks of the scheduler at the queue, at least and at most."""
     answer: tuple[float, float] = (0.02, 0.3)
     """Seconds that a request or its answer takes, at least and at most."""
+    message_timeout: float = 10.0
+    """Seconds for which a program asks a controller that does not answer (MessageTimeout)."""
     kill_wait: float = 30.0
     """Seconds between SIGTERM and SIGKILL (KillWait)."""
     grace: float = 60.0
@@ -123,6 +124,8 @@ class Job:
     is_to_be_requeued: bool = False
     is_preempted: bool = False
     """Whether a job of higher rank has asked for its nodes. SLURM then ends its next start, too."""
+    is_shown: bool = True
+    """Whether SLURM has a record of it: of one of an array that is cancelled while it waits it has none."""
     is_other: bool = False
     """Whether it is another job of the user's, of no study."""
 
@@ -167,7 +170,7 @@ class Cluster:
         """Until when the controller does nothing."""
         self._late: list[Callable[[], None]] = []
         """What it does when it works again."""
-        self.is_gone = False
+        self.is_gone = self._has_gone = False
         """Whether nobody hears it meanwhile. Else it hangs: what it was asked to do, it does later."""
         self.program: Callable[[Sequence[str]], int | None] = lambda words: 0
         """Runs ``python -m slurm.job`` with these words, in the process that calls."""
@@ -286,10 +289,8 @@ class Cluster:
             self._preempt_after(job, self.kernel.dice.uniform(1.0, 3.0))
         script = Script(self, job)
         env = self.env_of(job, 0)
-        job.processes = []
-        job.processes.append(
-            self.kernel.spawn(nodes[0].host, ["bash"], script.run, env=env, output=output, tag=f"script of job {job.id}")
-        )
+        tag = f"script of job {job.id}"
+        job.processes = [self.kernel.spawn(nodes[0].host, ["bash"], script.run, env=env, output=output, tag=tag)]
 
     def env_of(self, job: Job, rank: int) -> dict[str, str]:
         """Return the environment of a job's programs on one of its nodes."""
@@ -527,9 +528,8 @@ class Cluster:
         silence = self.silent_until - self.kernel.now
         if silence <= 0 and not is_cut_off:
             return True
-        tries = 2 if name == "squeue" or "--json" in words else 1
         self._has_gone = self.is_gone or is_cut_off
-        patience = tries * (GONE_SECONDS if self._has_gone else HANGS_SECONDS)
+        patience = self._patience(name, words)
         patience = min(patience, patience if timeout is None else timeout)
         if silence < patience and not is_cut_off:
             self.kernel.sleep(silence)
@@ -539,14 +539,18 @@ class Cluster:
         self.kernel.sleep(patience)
         return False
 
+    def _patience(self, name: str, words: Sequence[str]) -> float:
+        """Return for how long a program asks the controller."""
+        tries = 2 if name == "squeue" or "--json" in words else 1
+        return tries * (self.rules.message_timeout - self._has_gone)  # a second less if nobody listens
+
     def _answer_late(self, name: str, words: list[str], env: Mapping[str, str]) -> None:
         self.kernel.tell(f"the controller does what `{name} {words[0]}` asked")
         self.answer(name, words, env)
 
     def _without_answer(self, name: str, words: list[str], timeout: float | None) -> tuple[int, str, str]:
         """Return what a program says that got no answer."""
-        tries = 2 if name == "squeue" or "--json" in words else 1
-        if timeout is not None and timeout <= tries * (GONE_SECONDS if self._has_gone else HANGS_SECONDS):
+        if timeout is not None and timeout <= self._patience(name, words):
             return TIMED_OUT, "", ""
         why = GONE if self._has_gone else HANGS
         if "--json" in words:
@@ -585,7 +589,8 @@ class Cluster:
         """Return the jobs of ``7,8_2``; ``7`` stands for all tasks of an array, or for one job of that number."""
         found = []
         for word in words.split(","):
-            if not (here := [job for job in self.jobs if word in (job.id, str(job.array), str(job.number))]):
+            known = [job for job in self.jobs if job.is_shown]
+            if not (here := [job for job in known if word in (job.id, str(job.array), str(job.number))]):
                 raise RefusedError("Invalid job id specified")
             found += here
         return found
@@ -621,7 +626,8 @@ class Cluster:
         ]
         self.jobs += new
         self.every += new
-        self.kernel.tell(f"array {array} of {len(new)} is submitted" if at_once or indices[0] is not None else f"job {array} is submitted")
+        what = f"array {array} of {len(new)}" if "array" in options else f"job {array}"
+        self.kernel.tell(f"{what} is submitted")
         return f"{array}\n"
 
     def _require(self, options: Mapping[str, str], number: int) -> None:
@@ -640,7 +646,7 @@ class Cluster:
 
     def _squeue(self, words: list[str], env: Mapping[str, str]) -> str:
         asked = {word: words[place + 1] for place, word in enumerate(words[:-1]) if word in ("-u", "-j", "-t", "-o")}
-        found = list(self.jobs)
+        found = [job for job in self.jobs if job.is_shown]
         if "-j" in asked:
             ids = asked["-j"].split(",")
             found = []
@@ -676,24 +682,27 @@ class Cluster:
         return re.sub(r"%(\w)", lambda letter: str(values[letter[1]]), form)
 
     def _scancel(self, words: list[str], env: Mapping[str, str]) -> str:
+        named = []
         for word in words:
-            if word.startswith("-"):
-                continue
-            with contextlib.suppress(RefusedError):
-                for job in self._named(word):
-                    self.cancel(job)
+            if not word.startswith("-"):
+                with contextlib.suppress(RefusedError):
+                    named += self._named(word)
+        self.cancel(*named)
         return ""
 
-    def cancel(self, job: Job) -> None:
-        """End a job for its user."""
-        if job.state == "PENDING":
-            job.ended_by = self.reason(job) or "None"
-            job.state, job.ended_at = "CANCELLED", self.kernel.now
-            self.kernel.tell(f"job {job.id} is CANCELLED")
-        elif job.state == "RUNNING":
-            self.stop(job, "CANCELLED")
-        elif job.is_to_be_requeued:
-            job.is_to_be_requeued, job.after, job.flags = False, "CANCELLED", ("COMPLETING", "CANCELLED")
+    def cancel(self, *jobs: Job) -> None:
+        """End jobs for their user."""
+        for job in jobs:
+            if job.state == "PENDING":
+                job.ended_by = self.reason(job) or "None"
+                job.state, job.ended_at = "CANCELLED", self.kernel.now
+                self.kernel.tell(f"job {job.id} is CANCELLED")
+                if any(one.array == job.array and one.state == "PENDING" and one not in jobs for one in self.jobs):
+                    job.is_shown = False
+            elif job.state == "RUNNING":
+                self.stop(job, "CANCELLED")
+            elif job.is_to_be_requeued:
+                job.is_to_be_requeued, job.after, job.flags = False, "CANCELLED", ("COMPLETING", "CANCELLED")
 
     def _scontrol(self, words: list[str], env: Mapping[str, str]) -> str:
         match words:
@@ -716,7 +725,7 @@ class Cluster:
                 return json.dumps({"jobs": words_of})
             case ["show", "config"]:
                 at = datetime.fromtimestamp(self.kernel.now).isoformat(timespec="seconds")
-                return f"Configuration data as of {at}\nMaxArraySize            = 1001\n"
+                return f"Configuration data as of {at}\nMaxArraySize            = {self.rules.max_array_size}\n"
             case ["show", "hostnames", names]:
                 return "".join(f"{name}\n" for name in names.split(","))
             case _:
@@ -752,14 +761,14 @@ class Cluster:
 
     def _sinfo(self, words: list[str], env: Mapping[str, str]) -> str:
         form = words[words.index("-o") + 1]
-        lines = []
+        lines = Counter[str]()
         for node in self.nodes:
             busy = "mix" if node.jobs else "idle"
             values = {
                 "N": node.host.name,
                 "P": "main*",
                 "l": "infinite",
-                "D": 1,
+                "D": "%D",
                 "t": busy if node.is_up else "down",
                 "c": node.cpus,
                 "m": node.memory_mb,
@@ -767,8 +776,8 @@ class Cluster:
                 "f": "(null)",
                 "s": "1-infinite",
             }
-            lines.append(re.sub(r"%(\w)", lambda letter, has=values: str(has[letter[1]]), form))
-        return "".join(f"{line}\n" for line in lines)
+            lines[re.sub(r"%(\w)", lambda letter, has=values: str(has[letter[1]]), form)] += 1
+        return "".join(line.replace("%D", str(number)) + "\n" for line, number in lines.items())
 
 
 @final
@@ -786,7 +795,11 @@ class Script:
         self.kernel.sleep(self.kernel.dice.uniform(0.1, 2.0) + self.pause)
         if "srun" not in self.commands[0]:
             return self._plain()
-        code = self._last_lines(self._srun())
+        return self.end(self._srun())
+
+    def end(self, code: int) -> int:
+        """Do what the script does when its program has ended; return its exit code, unless a signal ends it."""
+        code = self._last_lines(code)
         if code > 128:
             me = self.kernel.current
             assert me is not None
