@@ -79,6 +79,8 @@ class Harm:
     """Arrays of which a user has ended a job with SLURM's own command."""
     hits: Counter[str] = field(default_factory=Counter)
     """Name of a run -> how often an attempt of it was disturbed."""
+    excuses: Counter[str] = field(default_factory=Counter)
+    """Name of a run -> how often its worker was disturbed, or its job came to an end."""
     errors: Counter[str] = field(default_factory=Counter)
     """Name of a run -> how often its model has raised an error."""
     crashes: dict[str, float] = field(default_factory=dict)
@@ -98,6 +100,11 @@ class Harm:
         """Count a disturbance of a worker's run. Of other processes there is nothing to count."""
         if (run := run_of(process)) is not None:
             self.hits[name_of(run)] += 1
+            self.excuses[name_of(run)] += 1
+
+    def excuse(self, processes: Sequence[Process]) -> None:
+        """Count for the runs of these processes that their job comes to an end."""
+        self.excuses.update(name_of(run) for one in processes if (run := run_of(one)) is not None)
 
     def hit_all(self, processes: Sequence[Process]) -> None:
         for process in processes:

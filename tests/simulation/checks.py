@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
@@ -144,6 +145,21 @@ def jobs_of_others_are_left_alone(story: Story) -> None:
     for job in story.others:
         if job.state not in ("RUNNING", "PENDING") or (job.state == "PENDING") != job.is_held:
             raise ViolationError(f"OTHERS: job {job.id}, which is of no study, is {job.state}")
+
+
+STRANGE = {"cut_off_node", "node_without_device", "silence", "config_unreadable", "disk_full", "files_hang"}
+"""Accidents after which attempts may fail without a disturbance that is counted."""
+
+
+@at_end
+def each_attempt_has_a_reason(story: Story) -> None:
+    if STRANGE & story.harm.happened:
+        return
+    attempts = Counter(name_of(run) for one in story.kernel.processes if (run := run_of(one)) is not None)
+    for name in story.study.names:
+        reasons = sum(not one.is_cancel for one in story.requests_of(name)) + story.harm.excuses[name]
+        if attempts[name] > reasons:
+            raise ViolationError(f"ATTEMPTS: {name} had {attempts[name]} attempts and {reasons} reasons for one")
 
 
 @at_end

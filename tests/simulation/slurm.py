@@ -123,6 +123,8 @@ class Cluster:
         self._numbers = itertools.count(1)
         self.silent_until = 0.0
         """Until when the controller answers nothing."""
+        self.on_end: Callable[[Sequence[Process]], None] = lambda processes: None
+        """Told of the processes of a job that is warned or ended."""
         self.program: Callable[[Sequence[str]], int | None] = lambda words: 0
         """Runs ``python -m slurm.job`` with these words, in the process that calls."""
         self._cycle()
@@ -238,6 +240,7 @@ class Cluster:
 
     def warn(self, job: Job) -> None:
         """Send SIGUSR2 to the program of a job."""
+        self.on_end(self.members(job))
         for process in job.processes[1:]:
             self.kernel.send(process, signal.SIGUSR2)
 
@@ -253,6 +256,7 @@ class Cluster:
         """End a running job: SIGTERM, and SIGKILL later. Then it is in the state ``after``, or waits again."""
         if job.state != "RUNNING":
             return
+        self.on_end(self.members(job))
         self._forget_timers(job)
         job.state, job.after, job.is_to_be_requeued = "COMPLETING", after, requeue
         job.flags = ("COMPLETING", after if not requeue else "PENDING")

@@ -83,6 +83,7 @@ class Story:
         self.login = self.world.host("login")
         self.cluster = Cluster(self.world, self.nodes)
         self.cluster.program = self.job_program
+        self.cluster.on_end = self.harm.excuse
         self.world.programs, self.world.workers = self.run_program, self.start_worker
         self.others = [self.cluster.add_other(), self.cluster.add_other(is_held=True)]
         """Jobs that have nothing to do with the study."""
