@@ -96,7 +96,7 @@ def details_of(one: ObservedRun, job: Waiting | None, starts_at: float | None) -
 
 def _clock(moment: float) -> str:
     """Return a time of this machine's clock: ``14:35``, or with the date if that is not today's."""
-    then, today = datetime.fromtimestamp(moment).astimezone(), datetime.now().astimezone().date()
+    then, today = datetime.fromtimestamp(moment).astimezone(), datetime.fromtimestamp(time.time()).astimezone().date()
     return then.strftime("%H:%M" if then.date() == today else "%Y-%m-%d %H:%M")
 
 

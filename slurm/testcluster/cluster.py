@@ -1,6 +1,7 @@
 """A real SLURM as a context manager."""
 
 import os
+import secrets
 import signal
 import stat
 import subprocess
@@ -212,7 +213,7 @@ class LoopbackCluster:
         (place.folder / "gres.conf").write_text(gres_conf(options, place), "utf-8")
         (place.folder / "cgroup.conf").write_text(cgroup_conf(), "utf-8")
         place.munge_key.touch(mode=0o400)
-        place.munge_key.write_bytes(os.urandom(128))
+        place.munge_key.write_bytes(secrets.token_bytes(128))
 
     def _start_daemons(self) -> None:
         place, daemons = self._where, self._running

@@ -13,6 +13,7 @@ from tests.simulation import seam  # noqa: E402
 
 seam.install()
 
+import tests.tools.stub_worker  # noqa: E402, F401 -- first: it puts others in the place of modules that need torch
 from tests.simulation.command import main  # noqa: E402
 
 sys.exit(main(sys.argv[1:]))

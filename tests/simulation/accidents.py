@@ -79,10 +79,16 @@ class Harm:
     """Arrays of which a user has ended a job with SLURM's own command."""
     hits: Counter[str] = field(default_factory=Counter)
     """Name of a run -> how often an attempt of it was disturbed."""
-    errors: Counter[str] = field(default_factory=Counter)
-    """Name of a run -> how often its model has raised an error."""
-    crashes: dict[str, float] = field(default_factory=dict)
-    """Name of a run -> until when its model raises an error."""
+    excuses: Counter[str] = field(default_factory=Counter)
+    """Name of a run -> how often its worker was disturbed, or its job came to an end."""
+    errors: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Name of a run and kind -> how often its worker has raised an error."""
+    crashes: dict[str, tuple[float, str]] = field(default_factory=dict)
+    """Name of a run -> until when its worker raises an error, and the kind of that."""
+    hangs: dict[str, float] = field(default_factory=dict)
+    """Name of a run -> how many seconds its worker hangs at the next epoch."""
+    slow_start_until: float = 0.0
+    """Until when a worker needs minutes to begin."""
     unreadable: dict[str, float] = field(default_factory=dict)
     """Run id -> until when its configuration cannot be read."""
     full_until: float = 0.0
@@ -98,6 +104,11 @@ class Harm:
         """Count a disturbance of a worker's run. Of other processes there is nothing to count."""
         if (run := run_of(process)) is not None:
             self.hits[name_of(run)] += 1
+            self.excuses[name_of(run)] += 1
+
+    def excuse(self, processes: Sequence[Process]) -> None:
+        """Count for the runs of these processes that their job comes to an end."""
+        self.excuses.update(name_of(run) for one in processes if (run := run_of(one)) is not None)
 
     def hit_all(self, processes: Sequence[Process]) -> None:
         for process in processes:
@@ -273,11 +284,47 @@ def run(story: Story, given: Accident) -> None:
     story.user(*story.study.command)
 
 
+def raise_errors(story: Story, given: Accident, kind: str) -> None:
+    name = pick(story.study.names, given)
+    assert name is not None
+    story.kernel.tell(f"the worker of {name} raises errors of the kind {kind} for {given.seconds:g} s")
+    story.harm.crashes[name] = story.kernel.now + given.seconds, kind
+
+
 @accident
 def code_error(story: Story, given: Accident) -> None:
+    raise_errors(story, given, "code")
+
+
+@accident
+def diverges(story: Story, given: Accident) -> None:
+    raise_errors(story, given, "diverged")
+
+
+@accident
+def out_of_memory(story: Story, given: Accident) -> None:
+    raise_errors(story, given, "oom")
+
+
+@accident
+def device_error(story: Story, given: Accident) -> None:
+    raise_errors(story, given, "node")
+
+
+@accident
+def hang_worker(story: Story, given: Accident) -> None:
+    """A worker makes no progress and looks at no signal, while its lease is renewed."""
     name = pick(story.study.names, given)
-    story.kernel.tell(f"the model of {name} raises errors for {given.seconds:g} s")
-    story.harm.crashes[name] = story.kernel.now + given.seconds
+    assert name is not None
+    story.kernel.tell(f"the next epoch of {name} hangs for {given.seconds:g} s")
+    story.harm.hangs[name] = given.seconds
+    story.harm.slow_until = max(story.harm.slow_until, story.kernel.now + given.seconds)
+
+
+@accident
+def slow_start(story: Story, given: Accident) -> None:
+    story.kernel.tell(f"workers need minutes to begin for {given.seconds:g} s")
+    story.harm.slow_start_until = story.kernel.now + given.seconds
 
 
 @accident

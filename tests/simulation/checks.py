@@ -6,8 +6,10 @@ SPIN and COMMANDS are where calls are counted: in the kernel, and where a story 
 from __future__ import annotations
 
 import json
+import math
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
@@ -76,11 +78,15 @@ def work_is_not_repeated(story: Story, name: str) -> None:
         story.kernel.violate(f"REPEATED: {name} began {begun} epochs of {EPOCHS} in {attempts} attempts")
 
 
-def errors_of_a_model_are_not_tried_again(story: Story, name: str) -> None:
-    """Check at an error of a model."""
-    errors, asked = story.harm.errors[name], sum(not one.is_cancel for one in story.requests_of(name))
-    if errors > asked:
-        story.kernel.violate(f"RETRIES: the model of {name} raised errors in {errors} attempts of {asked} requests")
+RETRIES = {"code": 0, "diverged": 0, "oom": 3, "node": math.inf}
+"""Kind of error -> how often the policy of these studies tries a run again after it."""
+
+
+def errors_are_tried_again_as_the_policy_says(story: Story, name: str, kind: str) -> None:
+    """Check at an error of a worker."""
+    errors, asked = story.harm.errors[name, kind], sum(not one.is_cancel for one in story.requests_of(name))
+    if errors > asked * (1 + RETRIES[kind]):
+        story.kernel.violate(f"RETRIES: {name} raised {errors} errors of kind {kind} in {asked} requests")
 
 
 @at_end
@@ -130,9 +136,10 @@ def _is_explained(story: Story, name: str, state: str, kind: str | None) -> bool
     """Return whether a run has come to an end that was done to it, or is done."""
     if state == "done":
         return True
-    if state == "failed" and kind == "code" and "code" in story.harm.causes[name]:
+    if state == "failed" and kind in story.harm.causes[name] & {"code", "diverged", "oom"}:
         return True
-    if state == "failed" and kind in ("node", "preempted", "timeout") and story.harm.hits[name] > MOST_HITS:
+    hits = story.harm.hits[name] + story.harm.errors[name, "node"]
+    if state == "failed" and kind in ("node", "preempted", "timeout") and hits > MOST_HITS:
         return True
     arrays = story.arrays_of(name)
     newest = max(arrays, default=0)
@@ -144,6 +151,22 @@ def jobs_of_others_are_left_alone(story: Story) -> None:
     for job in story.others:
         if job.state not in ("RUNNING", "PENDING") or (job.state == "PENDING") != job.is_held:
             raise ViolationError(f"OTHERS: job {job.id}, which is of no study, is {job.state}")
+
+
+STRANGE = {"cut_off_node", "node_without_device", "silence", "config_unreadable", "disk_full", "files_hang"}
+"""Accidents after which attempts may fail without a disturbance that is counted."""
+
+
+@at_end
+def each_attempt_has_a_reason(story: Story) -> None:
+    if STRANGE & story.harm.happened:
+        return
+    attempts = Counter(name_of(run) for one in story.kernel.processes if (run := run_of(one)) is not None)
+    for name in story.study.names:
+        asked, errors = story.requests_of(name), [story.harm.errors[name, kind] for kind in RETRIES]
+        reasons = sum(not one.is_cancel for one in asked) + story.harm.excuses[name] + sum(errors)
+        if attempts[name] > reasons:
+            raise ViolationError(f"ATTEMPTS: {name} had {attempts[name]} attempts and {reasons} reasons for one")
 
 
 @at_end

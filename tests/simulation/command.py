@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tqdm import tqdm
 
@@ -20,7 +20,7 @@ from tests.simulation.known import known
 from tests.simulation.planted import PLANTED
 from tests.simulation.shrink import shrunk
 from tests.simulation.story import Played, play
-from tests.simulation.study import Study
+from tests.simulation.study import Study, draw_study
 
 MOST_TOLD = 5
 """Of so many new faults the shrunk stories are told at the end."""
@@ -33,6 +33,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--shrink", action="store_true", help="tell the story with the fewest accidents that fails alike"
     )
+    parser.add_argument("--runs", type=int, metavar="N", help="with SEED: play a study of so many, without accidents")
     parser.add_argument("--kept", action="store_true", help="play the stories in which a fault was found and mended")
     parser.add_argument("--seeds", type=int, default=100, metavar="N", help="play so many (%(default)s)")
     parser.add_argument("--first", type=int, metavar="SEED", help="from this one on (0; with --minutes any)")
@@ -46,6 +47,9 @@ def main(argv: Sequence[str]) -> int:
         return _find_planted(options.seeds)
     if options.kept:
         return _play_kept()
+    if options.seed is not None and options.runs is not None:
+        tell(play(options.seed, [], replace(draw_study(options.seed), runs=options.runs)))
+        return 0
     if options.seed is not None:
         played = play(options.seed, draw_accidents(options.seed, options.only))
         if options.shrink and played.problem is not None:
@@ -57,16 +61,26 @@ def main(argv: Sequence[str]) -> int:
 
 def _play_kept() -> int:
     """Play the kept stories, each in several orders."""
+    context = multiprocessing.get_context("fork")
     is_found = False
-    for kept in KEPT:
-        for order in range(ORDERS):
-            played = play(order, kept.accidents, kept.study)
-            if is_new(played):
+    with context.Pool(len(os.sched_getaffinity(0))) as pool:
+        for kept, played in pool.imap(_play_in_orders, range(len(KEPT)), chunksize=1):
+            if played is not None:
                 is_found = True
-                print(f"again: {kept.fault}")
+                print(f"again: {kept}")
                 tell(played)
-                break
     return 1 if is_found else 0
+
+
+def _play_in_orders(place: int) -> tuple[str, Played | None]:
+    """Return the fault of a kept story, and how it ends where it is found again."""
+    kept = KEPT[place]
+    for order in range(ORDERS):
+        played = play(order, kept.accidents, kept.study)
+        gc.collect()
+        if is_new(played):
+            return kept.fault, played
+    return kept.fault, None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,17 +117,15 @@ def _find_planted(seeds: int) -> int:
 
 
 def _find(search: Search) -> tuple[str, bool]:
-    """Play until a planted fault is found; return what was seen, and whether it is what should have been."""
+    """Play until the check for it finds a planted fault; return what was seen, and whether it was found."""
     search.plant()
     began = time.perf_counter()
     for seed, accidents, study in search.stories:
         played = play(seed, accidents, study)
         gc.collect()
-        if is_new(played):
+        if played.check == search.check and is_new(played):
             spent = time.perf_counter() - began
-            is_found = played.check == search.check
-            said = "found" if is_found else f"{search.check} was to find it"
-            return f"{search.name}: {said}, seed {seed}, {spent:.0f} s: {played.problem}", is_found
+            return f"{search.name}: found, seed {seed}, {spent:.0f} s: {played.problem}", True
     return f"{search.name}: not found in {len(search.stories)} stories", False
 
 

@@ -20,7 +20,7 @@ class Planted:
     plant: Callable[[], None]
     """Changes the product."""
     check: str
-    """The check that finds it first."""
+    """The check that is to find it. Others may, too."""
     accidents: Sequence[str]
     """Accidents after which it soon shows."""
 
@@ -105,6 +105,11 @@ def _states_are_taken_for_granted() -> None:
     share.Share.job_states = lambda self, **_: {}["state"]  # type: ignore[method-assign, misc]
 
 
+def _nothing_is_over() -> None:
+    """A job starts runs that are done."""
+    share.is_over = lambda seen: False
+
+
 PLANTED: Mapping[str, Planted] = {
     "two-owners": Planted(plant=_owners_do_not_look, check="OWNER", accidents=["cut_off_node"]),
     "no-wait": Planted(plant=_jobs_do_not_wait, check="SPIN", accidents=["kill_worker"]),
@@ -118,6 +123,7 @@ PLANTED: Mapping[str, Planted] = {
     "no-checkpoint": Planted(plant=_from_the_beginning, check="REPEATED", accidents=["kill_worker"]),
     "tried-again": Planted(plant=_errors_are_tried_again, check="RETRIES", accidents=["code_error"]),
     "free-attempts": Planted(plant=_killed_attempts_cost_nothing, check="COSTS", accidents=["kill_worker"]),
+    "never-over": Planted(plant=_nothing_is_over, check="ATTEMPTS", accidents=["preempt", "run"]),
     "no-takeover": Planted(plant=_leases_never_end, check="LEFT", accidents=["lose_node"]),
     "no-answer": Planted(plant=_states_are_taken_for_granted, check="TRACEBACK", accidents=["preempt", "kill_program"]),
 }

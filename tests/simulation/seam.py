@@ -65,6 +65,10 @@ def _wrap(module: Any, name: str, make: Callable[[Callable[..., Any]], Callable[
     setattr(module, name, functools.wraps(original)(make(original)))
 
 
+UNSEEN = ((time, "time_ns"), (time, "monotonic_ns"), (time, "clock_gettime"), (os, "urandom"), (os, "fork"))
+"""Functions that the product does not call where it is simulated: what they say does not follow from the seed."""
+
+
 def install() -> None:
     """Replace the functions, once and for all, before any module of seqlm is imported."""
     global _installed
@@ -75,6 +79,17 @@ def install() -> None:
     _install_time()
     _install_processes()
     _install_threads()
+    for module, name in UNSEEN:
+        _wrap(module, name, functools.partial(_refuse, name))
+
+
+def _refuse(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        if (here := _simulated()) is not None:
+            here.kernel.violate(f"SEAM: {here.kernel.current} calls {name}, which the simulation does not see")
+        return original(*args)
+
+    return call
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -327,6 +342,8 @@ def _install_processes() -> None:
 
         _wrap(module, name, make)
 
+    answer(os, "cpu_count", lambda here, me: CORES)
+    answer(os, "sched_getaffinity", lambda here, me: {*range(CORES)})
     answer(os, "getpid", lambda here, me: me.pid)
     answer(os, "getppid", lambda here, me: me.parent.pid if me.parent is not None else 1)
     answer(os, "getpgrp", lambda here, me: me.group)
@@ -394,6 +411,8 @@ def _install_processes() -> None:
     _wrap(shutil, "which", which)
 
 
+CORES = 4
+"""Of each host."""
 TIMED_OUT = -1000
 """Exit code of a program that has not answered in time."""
 PROGRAMS = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "srun")

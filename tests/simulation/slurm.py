@@ -172,6 +172,8 @@ class Cluster:
         """What it does when it works again."""
         self.is_gone = self._has_gone = False
         """Whether nobody hears it meanwhile. Else it hangs: what it was asked to do, it does later."""
+        self.on_end: Callable[[Sequence[Process]], None] = lambda processes: None
+        """Told of the processes of a job that is warned or ended."""
         self.program: Callable[[Sequence[str]], int | None] = lambda words: 0
         """Runs ``python -m slurm.job`` with these words, in the process that calls."""
         self.kernel.on_exit.append(self._look_at_exit)
@@ -340,6 +342,7 @@ class Cluster:
 
     def warn(self, job: Job) -> None:
         """Send SIGUSR2 to the programs of a job."""
+        self.on_end(self.members(job))
         for process in job.processes[1:]:
             self.kernel.send(process, signal.SIGUSR2)
 
@@ -356,6 +359,7 @@ class Cluster:
         """End a running job: SIGTERM, and SIGKILL later. Then it is in the state ``after``, or waits again."""
         if job.state != "RUNNING":
             return
+        self.on_end(self.members(job))
         self._forget_timers(job)
         job.state, job.after, job.ended_by, job.is_to_be_requeued = "COMPLETING", after, ended_by, requeue
         job.flags = ("COMPLETING", "PENDING" if requeue else after)

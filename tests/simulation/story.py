@@ -32,6 +32,7 @@ from tests.simulation.seam import World
 from tests.simulation.slurm import Cluster, Job, Node
 from tests.simulation.study import Study, draw_study
 from tests.tools import stub_worker
+from tests.tools.stub_worker import ERRORS
 
 MOST_COMMANDS, COMMANDS_SECONDS = 12, 60.0
 """SLURM commands of one process within so many seconds."""
@@ -83,6 +84,7 @@ class Story:
         self.login = self.world.host("login")
         self.cluster = Cluster(self.world, self.nodes)
         self.cluster.program = self.job_program
+        self.cluster.on_end = self.harm.excuse
         self.world.programs, self.world.workers = self.run_program, self.start_worker
         self.others = [self.cluster.add_other(), self.cluster.add_other(is_held=True)]
         """Jobs that have nothing to do with the study."""
@@ -118,7 +120,7 @@ class Story:
             output=Output(self.files.open_files[handle].inode),
             parent=parent,
             tag=f"worker of {run.id}",
-            delay=self.kernel.dice.uniform(0.5, 8.0),
+            delay=self.kernel.dice.uniform(0.5, 8.0 if self.harm.slow_start_until < self.kernel.now else 400.0),
         )
         process.dies_with_parent = dies_with_parent
         return process
@@ -232,11 +234,16 @@ class Story:
         name = name_of(run)
         self.harm.begun[name] += 1
         checks.work_is_not_repeated(self, name)
-        if self.harm.crashes.get(name, 0.0) > self.kernel.now:
-            self.harm.causes[name].add("code")
-            self.harm.errors[name] += 1
-            checks.errors_of_a_model_are_not_tried_again(self, name)
-            raise ValueError("an error of the model")
+        if (seconds := self.harm.hangs.pop(name, None)) is not None:
+            self.harm.slow_until = max(self.harm.slow_until, self.kernel.now + seconds)
+            self.harm.excuses[name] += 1
+            self.kernel.sleep(seconds)
+        until, kind = self.harm.crashes.get(name, (0.0, ""))
+        if until > self.kernel.now:
+            self.harm.causes[name].add(kind)
+            self.harm.errors[name, kind] += 1
+            checks.errors_are_tried_again_as_the_policy_says(self, name, kind)
+            raise ERRORS[kind]
 
     def meddle(self, process: Process, call: str, path: str) -> None:
         """Do to a call of a file what accidents do to it."""

@@ -20,7 +20,7 @@ def simulate(*words: str, hash_seed: str = "0") -> subprocess.CompletedProcess[s
 
 
 def test_no_story_has_an_end_that_is_not_known() -> None:
-    found = simulate("--seeds", "30")
+    found = simulate("--seeds", "100")
     assert found.returncode == 0, found.stdout + found.stderr
 
 
@@ -32,6 +32,16 @@ def test_faults_that_were_mended_do_not_come_back() -> None:
 def test_planted_faults_are_found() -> None:
     found = simulate("--planted")
     assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_a_run_costs_as_many_calls_in_a_large_study() -> None:
+    each = []
+    for runs in (6, 48):
+        told = simulate("3", "--runs", str(runs)).stdout
+        calls = re.search("([0-9]+) calls in", told)
+        assert calls is not None, told
+        each.append(int(calls[1]) / runs)
+    assert each[1] < 1.2 * each[0]
 
 
 def test_a_seed_tells_the_same_story_each_time() -> None:

@@ -37,8 +37,6 @@ from slurm.job import Signals, run_job, serve
 from slurm.submission import CHANGES, ArrayPlan, JobPlan, last_lines
 from tests import commands
 from tests.analysis.attempt_files import write_attempt
-from tests.cancelling import cancel
-from tests.facts import fail
 from tests.jobs.launch.test_notify import MESSAGES, numbers
 from tests.seqlm.training.studies import make_config, make_run
 from tests.slurm.programs import answering, program
@@ -207,16 +205,6 @@ def test_a_job_without_the_gpu_it_asked_for_says_so(tmp_path: Path) -> None:
     assert (run.observe().reason or "").startswith("code: SLURM gave this job no GPU")
 
 
-def test_runs_that_are_over_or_that_a_later_request_names_are_left_alone(tmp_path: Path) -> None:
-    done, failed, taken, own = (make(tmp_path, name) for name in "abcd")
-    write_json(done.result_file, {})
-    fail(failed, {"kind": "diverged", "message": "nan"})
-    told = plan(done, failed, taken, own)
-    plan(taken)
-    work(told)
-    assert [run.id for run in (done, failed, taken, own) if (run.path / "told-0").exists()] == ["d"]
-
-
 def test_a_run_whose_configuration_is_damaged_costs_the_others_of_its_job_nothing(tmp_path: Path, room: Path) -> None:
     damaged, other = make(tmp_path, "a"), make(tmp_path, "b")
     damaged.config_file.write_text("{")
@@ -224,25 +212,6 @@ def test_a_run_whose_configuration_is_damaged_costs_the_others_of_its_job_nothin
     assert other.is_done()
     assert damaged.attempts() == [], "with its file written again, the run can start"
     assert calls(room) == [], "nothing is tried again"
-
-
-def test_a_failed_run_is_settled_and_can_be_cancelled_while_others_of_its_job_go_on(tmp_path: Path, room: Path) -> None:
-    lost, other = make(tmp_path, "a"), make(tmp_path, "b")
-    program = "import os, sys\nif sys.argv[1].endswith('a'): os.kill(os.getpid(), 9)\n" + STOPPABLE
-    seen: list[bool] = []
-
-    def cancel_both() -> None:
-        wait_for((other.path / "ready").exists, "the other worker to be ready")
-        wait_for(lost.exit_file(1).exists, "the failure to be settled")
-        seen.append(lost.has_ended())
-        cancel(lost, other)
-
-    thread = threading.Thread(target=cancel_both)
-    thread.start()
-    work(plan(lost, other, program=program))
-    thread.join()
-    assert seen == [False], "it waits for the next start of the job"
-    assert calls(room) == [], "nothing of the job is left to do"
 
 
 def test_limits_without_an_epoch_in_between_come_to_an_end(tmp_path: Path, room: Path) -> None:
@@ -523,34 +492,6 @@ def test_a_run_short_of_memory_goes_on_in_its_job_with_smaller_micro_batches_unt
     assert run.read_result() == {"micro_batches": 4}
     assert calls(room) == []
     assert [failed.micro_batches for failed in run.failures()] == [1, 2]
-
-
-def test_a_signal_does_not_make_a_failure_that_is_tried_again_the_last_word(tmp_path: Path, room: Path) -> None:
-    """One run of a job has lost its disk while the other goes on, when the whole job is requeued from outside."""
-    lost, other = make(tmp_path, "a"), make(tmp_path, "b")
-    program = (
-        SAY + "if sys.argv[1].endswith('a'):\n    say(kind='node', message='disk')\n    sys.exit(74)\n" + STOPPABLE
-    )
-    signals = Signals()
-    thread = stop_when_ready(other, signals, warn=False)
-    work(plan(lost, other, program=program), signals=signals)
-    thread.join()
-    assert [failed.kind for failed in lost.failures()] == ["node"]
-    assert start_again(plan(lost, other), 1), "both runs are done in the job's next start"
-    assert lost.result_file.exists()
-    assert "requeue 77_0" not in calls(room), "SLURM itself puts the job back"
-
-
-def test_a_signal_to_the_whole_job_that_reaches_its_worker_first_is_the_jobs(
-    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dispatch, "GRACE_SECONDS", 5.0)
-    run, signals = make(tmp_path), Signals()
-    program = "import sys; open(sys.argv[1] + '/ready', 'w'); sys.exit(143)"
-    thread = stop_when_ready(run, signals, warn=False)
-    work(plan(run, program=program), signals=signals)
-    thread.join()
-    assert run.failures() == []
 
 
 @pytest.mark.parametrize(("state", "requeued"), [("RUNNING", True), ("COMPLETING", False)])

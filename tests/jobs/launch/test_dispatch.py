@@ -1,6 +1,5 @@
 """A plan run to completion on a fake machine: starts, ends, retries, signals, a budget, rungs of a search, files."""
 
-import contextlib
 import errno
 import os
 import random
@@ -34,7 +33,7 @@ from seqlm.state import State
 from tests.analysis.attempt_files import write_attempt
 from tests.calls import counted
 from tests.cancelling import cancel
-from tests.facts import fail, failure_of, launch_again, make_folder, owned
+from tests.facts import fail, failure_of, launch_again, make_folder
 from tests.fakes import FakeBackend, make_fresh
 from tests.seqlm.training.studies import make_config
 
@@ -98,24 +97,6 @@ def test_a_run_that_can_never_fit_is_told_before_anything_starts(tmp_path: Path)
     assert resolve_resources(skipped, FakeBackend(finish, slots=2), None) == skipped
 
 
-def test_a_run_whose_lost_worker_still_has_its_lease_is_tried_again(tmp_path: Path) -> None:
-    (item,) = todo(tmp_path, 1)
-    dying = contextlib.ExitStack()
-
-    def work(submission: Submission) -> int:
-        if submission.attempt == 1:
-            dying.enter_context(owned(item.run))
-            return -9
-        dying.close()
-        return finish(submission)
-
-    backend = FakeBackend(work)
-    run_all(backend, [item])
-    assert [submission.attempt for submission in backend.ended] == [1, 2]
-    assert item.run.observe().state == "done"
-    assert item.run.end(1).kind == "node"
-
-
 def test_a_worker_that_dies_without_a_word_gets_its_failure_written(tmp_path: Path) -> None:
     def crash(submission: Submission) -> int:
         (submission.run_dir / "attempts" / "0001" / "stderr.log").write_text("loading\nSegmentation fault\n")
@@ -127,20 +108,6 @@ def test_a_worker_that_dies_without_a_word_gets_its_failure_written(tmp_path: Pa
     assert failure is not None
     assert failure["kind"] == "code"
     assert failure["message"] == "ended with 3: Segmentation fault"
-
-
-def test_a_run_cancelled_while_it_waits_is_passed_over(tmp_path: Path) -> None:
-    first, second, third = todo(tmp_path, 3)
-
-    def cancel_the_second(submission: Submission) -> int:
-        if submission.run_dir == first.run.path:
-            cancel(second.run)
-        return finish(submission)
-
-    backend = FakeBackend(cancel_the_second, slots=1)
-    run_all(backend, [first, second, third])
-    assert [s.run_dir for s in backend.submissions] == [first.run.path, third.run.path]
-    assert second.run.observe().state == "cancelled"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
