@@ -101,7 +101,7 @@ class Harm:
     """Name of a run -> how many epochs were begun."""
 
     def hit(self, process: Process) -> None:
-        """Count a disturbance of a worker's run. Of other processes there is nothing to count."""
+        """Count a disturbance of a worker's run, as that of each of its ranks. Of others there is nothing to count."""
         if (run := run_of(process)) is not None:
             self.hits[name_of(run)] += 1
             self.excuses[name_of(run)] += 1
@@ -119,6 +119,11 @@ def run_of(process: Process) -> str | None:
     """Return the id of the run that a process trains. ``None``: it trains none."""
     tag = str(process.tag)
     return tag.removeprefix("worker of ") if tag.startswith("worker of ") else None
+
+
+def rank_of(worker: Process) -> int:
+    """Return which rank of its run a worker is."""
+    return int(worker.environ.get(b"RANK", b"0"))
 
 
 def name_of(run_id: str) -> str:

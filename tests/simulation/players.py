@@ -694,7 +694,9 @@ class RealPlayer(Player):
                 cluster.start_node(number)
         if what in ("down", "lose"):
             name = cluster.node_names[number]
-            assert not self.command("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=test")[0]
+            for _ in range(2):  # an answer of a moment ago may bring it back
+                assert not self.command("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=test")[0]
+                self.sleep(2)
 
 
 def on_slurm(rules: str, folder: Path) -> dict[str, list[str]]:

@@ -24,12 +24,12 @@ from seqlm.rundir import RunDirectory
 from seqlm.training import attempt
 from slurm import job as slurm_job
 from tests.simulation import checks, seam
-from tests.simulation.accidents import ACTS, Accident, Harm, draw_accidents, name_of, run_of
+from tests.simulation.accidents import ACTS, Accident, Harm, draw_accidents, name_of, rank_of, run_of
 from tests.simulation.checks import HOURS_AFTER, STUDY
 from tests.simulation.files import Files, Output, fault
 from tests.simulation.kernel import START, Kernel, Process, ViolationError
 from tests.simulation.seam import World
-from tests.simulation.slurm import Cluster, Job, Node
+from tests.simulation.slurm import Cluster, Job, Node, Rules
 from tests.simulation.study import Study, draw_study
 from tests.tools import stub_worker
 from tests.tools.stub_worker import ERRORS
@@ -82,7 +82,7 @@ class Story:
         hosts = [self.world.host(f"n{number}") for number in range(1, self.study.nodes + 1)]
         self.nodes = [Node(host=host, cpus=4, gpus=2) for host in hosts]
         self.login = self.world.host("login")
-        self.cluster = Cluster(self.world, self.nodes)
+        self.cluster = Cluster(self.world, self.nodes, Rules(most_jobs=self.study.most_jobs))
         self.cluster.program = self.job_program
         self.cluster.on_end = self.harm.excuse
         self.world.programs, self.world.workers = self.run_program, self.start_worker
@@ -119,7 +119,7 @@ class Story:
             env=env,
             output=Output(self.files.open_files[handle].inode),
             parent=parent,
-            tag=f"worker of {run.id}",
+            tag=f"{'canary' if run.is_canary else 'worker'} of {run.id}",
             delay=self.kernel.dice.uniform(0.5, 8.0 if self.harm.slow_start_until < self.kernel.now else 400.0),
         )
         process.dies_with_parent = dies_with_parent
@@ -186,7 +186,8 @@ class Story:
         return [job for job in self.cluster.every if not job.is_other]
 
     def workers(self) -> list[Process]:
-        return [one for one in self.kernel.processes if one.lives and run_of(one) is not None]
+        """Return the workers that live, and canaries."""
+        return [one for one in self.kernel.processes if one.lives and str(one.tag).startswith(("worker", "canary"))]
 
     def run_ids(self) -> list[str]:
         folder = self.files.look(STUDY)
@@ -230,10 +231,13 @@ class Story:
         me = self.kernel.current
         assert me is not None
         run = run_of(me.process)
-        assert run is not None
+        if run is None:
+            self._happen_to_canary()
+            return
         name = name_of(run)
-        self.harm.begun[name] += 1
-        checks.work_is_not_repeated(self, name)
+        if rank_of(me.process) == 0:
+            self.harm.begun[name] += 1
+            checks.work_is_not_repeated(self, name)
         if (seconds := self.harm.hangs.pop(name, None)) is not None:
             self.harm.slow_until = max(self.harm.slow_until, self.kernel.now + seconds)
             self.harm.excuses[name] += 1
@@ -244,6 +248,14 @@ class Story:
             self.harm.errors[name, kind] += 1
             checks.errors_are_tried_again_as_the_policy_says(self, name, kind)
             raise ERRORS[kind]
+
+    def _happen_to_canary(self) -> None:
+        """The model of a canary raises errors as long as that of any run does. Then no run of its grid begins."""
+        kinds = [kind for until, kind in self.harm.crashes.values() if until > self.kernel.now]
+        if kinds:
+            for name in self.study.names:
+                self.harm.causes[name].add("canary")
+            raise ERRORS[kinds[0]]
 
     def meddle(self, process: Process, call: str, path: str) -> None:
         """Do to a call of a file what accidents do to it."""
