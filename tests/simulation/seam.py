@@ -230,17 +230,19 @@ def _special(here: World, call: str, path: Any) -> Any:
 
 
 def _install_time() -> None:
-    def clock(offset: float) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def clock(offset: float, *, is_set: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def make(original: Callable[..., Any]) -> Callable[..., Any]:
             def call() -> float:
-                here = _simulated()
-                return original() if here is None else here.kernel.now - offset
+                if (here := _simulated()) is None:
+                    return original()
+                assert here.kernel.current is not None
+                return here.kernel.now - offset + (here.kernel.current.process.host.clock if is_set else 0.0)
 
             return call
 
         return make
 
-    _wrap(time, "time", clock(0.0))
+    _wrap(time, "time", clock(0.0, is_set=True))
     _wrap(time, "monotonic", clock(1e9))
     _wrap(time, "perf_counter", clock(1e9))
 

@@ -315,6 +315,7 @@ class Cluster:
 
     def lose(self, node: Node, *, back_after: float | None) -> None:
         """A node loses power. The controller notices later, and requeues its jobs."""
+        self.world.files.lose(node.host)
         for process in list(self.kernel.processes):
             if process.host is node.host and process.lives:
                 self.kernel.ends(process, -signal.SIGKILL)
