@@ -202,7 +202,8 @@ def _is_explained(story: Story, name: str, state: str, kind: str | None) -> bool
     if state == "stopped" and story.study.is_search:
         return True
     limit = story.study.core_hours
-    if state in ("pending", "missing") and limit is not None and counted_hours(story) >= limit:
+    is_interrupted = state in ("pending", "missing") or (state == "failed" and kind in ("node", "preempted", "timeout"))
+    if is_interrupted and limit is not None and counted_hours(story) >= limit:
         return True
     if state == "failed" and kind == "code" and "code" in story.harm.causes[name]:
         return True

@@ -16,6 +16,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -75,6 +76,8 @@ def install() -> None:
     if _installed:
         return
     _installed = True
+    # An editable install adds a name that is no folder: imports would look for it in the folder of a process.
+    sys.path[:] = [place for place in sys.path if PurePath(place).is_absolute()]
     _install_files()
     _install_time()
     _install_processes()
