@@ -99,4 +99,10 @@ KEPT = (
         ],
         undo=_runs_that_seem_to_run_are_not_settled,
     ),
+    Kept(
+        fault="a job was put back again and again once the budget was spent",
+        seed=3039,
+        study=Study(runs=3, jobs=1, epoch_seconds=300.0, minutes=20, nodes=1, core_hours=0.7318),
+        accidents=[Accident(at=85.79, kind="kill_worker", target=0.91, seconds=400.0)],
+    ),
 )
