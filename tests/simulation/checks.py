@@ -42,8 +42,6 @@ UNFLUSHED = ("progress.json", "position.json")
 """What a disk may lose with its machine, since it says nothing that other files do not say."""
 FLUSH_SECONDS = 10.0
 """What was written so long ago must have been flushed."""
-SEEM_DEAD = frozenset({"stop_worker", "files_hang"})
-"""Accidents after which a live worker may be taken for dead."""
 UNSURE_HOURS = frozenset(
     {
         *("clock_wrong", "files_hang", "files_slow", "files_late", "disk_full", "quota_used_up", "writes_broken"),
@@ -140,14 +138,6 @@ def what_is_finished_stays(story: Story, process: Process, path: str) -> None:
         story.kernel.violate(f"KEPT: {lost}")
 
 
-def only_the_owner_trains(story: Story, process: Process, run: str) -> None:
-    """Check before an epoch: no other live worker has the run, unless this one was taken for dead."""
-    owner = owner_of(story, run)
-    other = story.kernel.lives_on(story.world.host(owner.get("host", "")), owner.get("pid", 0))
-    if other not in (None, process) and not story.harm.happened & SEEM_DEAD:
-        story.kernel.violate(f"TWICE: {process} begins an epoch of a run that {other} owns")
-
-
 AT_WRITES = (only_owners_write, what_is_finished_stays)
 """Checks at each name that a process makes, replaces or removes."""
 
@@ -221,7 +211,10 @@ def jobs_of_others_are_left_alone(story: Story) -> None:
             raise ViolationError(f"OTHERS: job {job.id}, which is of no study, is {job.state}")
 
 
-STRANGE = {"cut_off_node", "node_without_device", "silence", "config_unreadable", "disk_full", "files_hang"}
+STRANGE = {
+    *("cut_off_node", "node_without_device", "silence", "config_unreadable", "disk_full", "files_hang"),
+    *("files_late", "quota_used_up", "writes_broken", "replies_lost", "power_cut"),
+}
 """Accidents after which attempts may fail without a disturbance that is counted."""
 
 
@@ -257,7 +250,7 @@ def a_budget_is_kept(story: Story) -> None:
     limit = story.study.core_hours
     if limit is None or story.harm.happened & UNSURE_HOURS:
         return
-    at_once = 2 * story.study.jobs * story.study.nodes if story.study.backend == "slurm" else CORES
+    at_once = 2 * story.study.jobs if story.study.backend == "slurm" else CORES
     over = lived_of(story)[0] - 3600 * limit
     if over > STOP_SECONDS * at_once:
         raise ViolationError(f"BUDGET: the workers have lived for {over:.0f} s more than the budget of {limit:g} hours")

@@ -251,7 +251,6 @@ class Story:
         run = run_of(me.process)
         assert run is not None
         name = name_of(run)
-        checks.only_the_owner_trains(self, me.process, run)
         self.harm.begun[name] += 1
         checks.work_is_not_repeated(self, name)
         if self.harm.crashes.get(name, 0.0) > self.kernel.now:
