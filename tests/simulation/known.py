@@ -44,6 +44,17 @@ KNOWN = (
     ),
     Known(
         check="END",
+        accidents=frozenset({"quota_used_up"}),
+        story="a quota is used up for longer than ten starts of a job take; its runs wait for the next `run`",
+    ),
+    Known(
+        check="END",
+        accidents=frozenset({"writes_broken"}),
+        story="nothing that one node writes arrives, so nothing says that its jobs should avoid it; they start there "
+        "ten times, and their runs wait for the next `run`",
+    ),
+    Known(
+        check="END",
         accidents=frozenset({"files_hang"}),
         story="the file server does not answer at a job's time limit; its runs wait for the next `run`",
     ),

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, final
 
-from tests.simulation.kernel import Host, Process
+from tests.simulation.kernel import Host, Process, ViolationError
 from tests.simulation.seam import TIMED_OUT, World
 
 CYCLE_SECONDS = (0.5, 5.0)
@@ -34,6 +34,8 @@ CONNECT_SECONDS = 60.0
 ANSWER_SECONDS = (0.02, 0.3)
 FORGET_SECONDS = 300.0
 """How long the controller knows of a job that has ended (MinJobAge)."""
+MOST_STARTS = 50
+"""How often a job may start: more are a loop, since accidents and time limits are fewer."""
 LIVE = ("PENDING", "RUNNING", "COMPLETING", "SUSPENDED")
 
 
@@ -207,6 +209,8 @@ class Cluster:
         job.state, job.node, job.after, job.flags = "RUNNING", node, "", ()
         job.is_to_be_requeued = False
         job.starts += 1
+        if job.starts > MOST_STARTS:
+            raise ViolationError(f"SPIN: job {job.id} starts for the {job.starts}th time")
         node.jobs.append(job)
         end = self.kernel.now + 60 * job.minutes
         gpus = self._wants(job)[1]
@@ -315,6 +319,7 @@ class Cluster:
 
     def lose(self, node: Node, *, back_after: float | None) -> None:
         """A node loses power. The controller notices later, and requeues its jobs."""
+        self.world.files.lose(node.host)
         for process in list(self.kernel.processes):
             if process.host is node.host and process.lives:
                 self.kernel.ends(process, -signal.SIGKILL)

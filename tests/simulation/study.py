@@ -35,7 +35,17 @@ timeout_min = {minutes}
 name = "run"
 optim.lr = [{rates}]
 resources.cpus = 1
-resources.gpus = 1
+resources.gpus = {gpus}
+"""
+SEARCH = """
+[search]
+rungs = [1, 2]
+keep = 0.5
+min_runs = 2
+"""
+BUDGET = """
+[policy]
+core_hours = {core_hours}
 """
 
 
@@ -51,6 +61,12 @@ class Study:
     """Time limit of a job."""
     nodes: int = 3
     """Of the cluster."""
+    backend: str = "slurm"
+    """``slurm``, or ``local``: then all of it is on one machine."""
+    is_search: bool = False
+    """Whether it stops runs that fall behind."""
+    core_hours: float | None = None
+    """Its budget. ``None``: no limit."""
 
     def smaller(self) -> Iterator[Study]:
         """Yield studies that are a step smaller."""
@@ -58,6 +74,15 @@ class Study:
         for name, number in least.items():
             if (now := getattr(self, name)) > number:
                 yield replace(self, **{name: now - 1})
+        if self.is_search:
+            yield replace(self, is_search=False)
+        if self.core_hours is not None:
+            yield replace(self, core_hours=None)
+
+    @property
+    def has_launcher(self) -> bool:
+        """Whether a launcher has to live as long as the runs."""
+        return self.backend != "slurm"
 
     @property
     def rates(self) -> list[str]:
@@ -71,7 +96,11 @@ class Study:
 
     @property
     def manifest(self) -> str:
-        return MANIFEST.format(epochs=EPOCHS, rates=", ".join(self.rates), jobs=self.jobs, minutes=self.minutes)
+        gpus = 0 if self.backend == "local" else 1
+        fields = {"epochs": EPOCHS, "rates": ", ".join(self.rates), "jobs": self.jobs, "minutes": self.minutes}
+        text = MANIFEST.format(**fields, gpus=gpus)
+        text += SEARCH if self.is_search else ""
+        return text + (BUDGET.format(core_hours=self.core_hours) if self.core_hours is not None else "")
 
     @property
     def files(self) -> dict[str, str]:
@@ -82,16 +111,27 @@ class Study:
     @property
     def command(self) -> list[str]:
         """The words after ``seqlm`` that launch it."""
-        where = ["--backend", "slurm", "--runs-dir", "/sim/runs", "--no-wait", "--live-code", "--no-canary"]
-        return ["run", "m.toml", *where]
+        return ["run", "m.toml", "--backend", self.backend, *self.options, "--no-canary"]
+
+    @property
+    def options(self) -> list[str]:
+        """What each command that launches runs has."""
+        return ["--runs-dir", "/sim/runs", *([] if self.has_launcher else ["--no-wait"]), "--live-code"]
 
 
 def draw_study(seed: int) -> Study:
     """Return the study of a seed."""
     dice = random.Random(f"study {seed}")
-    return Study(
+    study = Study(
         runs=dice.randint(2, 6),
         jobs=dice.randint(1, 3),
         epoch_seconds=dice.choice(EPOCH_SECONDS),
         minutes=dice.choice(LIMIT_MINUTES),
+    )
+    hours = study.runs * EPOCHS * study.epoch_seconds / 3600
+    return replace(
+        study,
+        backend="local" if dice.random() < 0.25 else "slurm",
+        is_search=dice.random() < 0.2,
+        core_hours=round(hours * dice.uniform(0.2, 0.9), 4) if dice.random() < 0.15 else None,
     )
