@@ -45,7 +45,7 @@ FLUSH_SECONDS = 10.0
 UNSURE_HOURS = frozenset(
     {
         *("clock_wrong", "files_hang", "files_slow", "files_late", "disk_full", "quota_used_up", "writes_broken"),
-        *("replies_lost", "stop_worker", "cut_off_node", "lose_node", "power_cut", "config_unreadable"),
+        *("reads_broken", "replies_lost", "stop_worker", "cut_off_node", "lose_node", "power_cut", "config_unreadable"),
     }
 )
 """Accidents after which nobody can say for how long a worker has lived."""
@@ -213,7 +213,7 @@ def jobs_of_others_are_left_alone(story: Story) -> None:
 
 STRANGE = {
     *("cut_off_node", "node_without_device", "silence", "config_unreadable", "disk_full", "files_hang"),
-    *("files_late", "quota_used_up", "writes_broken", "replies_lost", "power_cut"),
+    *("files_late", "quota_used_up", "writes_broken", "replies_lost", "power_cut", "reads_broken"),
 }
 """Accidents after which attempts may fail without a disturbance that is counted."""
 
