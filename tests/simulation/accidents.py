@@ -103,6 +103,8 @@ class Harm:
     """Until when what was written is refused when it is closed or flushed."""
     broken: dict[Host, float] = field(default_factory=dict)
     """Host -> until when no write of it arrives."""
+    unread: dict[Host, float] = field(default_factory=dict)
+    """Host -> until when some of its looks at files fail."""
     without_replies: dict[Host, float] = field(default_factory=dict)
     """Host -> until when answers to what it asks the file server are lost."""
     begun: Counter[str] = field(default_factory=Counter)
@@ -371,6 +373,15 @@ def writes_broken(story: Story, given: Accident) -> None:
     if (host := pick(story.hosts, given)) is not None:
         story.kernel.tell(f"what {host.name} writes does not arrive for {given.seconds:g} s")
         story.harm.broken[host] = story.kernel.now + given.seconds
+        story.harm.hit_all([process for process in story.workers() if process.host is host])
+
+
+@accident
+def reads_broken(story: Story, given: Accident) -> None:
+    if (host := pick(story.hosts, given)) is not None:
+        seconds = min(given.seconds, 90.0)
+        story.kernel.tell(f"one in fifty looks of {host.name} at files fails for {seconds:g} s")
+        story.harm.unread[host] = story.kernel.now + seconds
         story.harm.hit_all([process for process in story.workers() if process.host is host])
 
 

@@ -46,7 +46,7 @@ FLUSH_SECONDS = 10.0
 UNSURE_HOURS = frozenset(
     {
         *("clock_wrong", "files_hang", "files_slow", "files_late", "disk_full", "quota_used_up", "writes_broken"),
-        *("replies_lost", "stop_worker", "cut_off_node", "lose_node", "power_cut", "config_unreadable"),
+        *("reads_broken", "replies_lost", "stop_worker", "cut_off_node", "lose_node", "power_cut", "config_unreadable"),
     }
 )
 """Accidents after which nobody can say for how long a worker has lived."""

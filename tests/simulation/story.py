@@ -40,6 +40,7 @@ MOST_COMMANDS, COMMANDS_SECONDS = 12, 60.0
 """SLURM commands of one process within so many seconds."""
 SLOW_SECONDS = 0.2
 """How much longer opening and renaming take while files are slow."""
+LOOKS = ("open", "stat", "listdir", "read")
 BROKEN_CALLS = ("write", "flush", "fsync", "link", "rename", "mkdir")
 """Calls that fail on a host whose writes do not arrive."""
 
@@ -276,6 +277,8 @@ class Story:
             raise fault(errno.ENOSPC, path)
         if call == "flush" and harm.quota_until > self.kernel.now:
             raise fault(errno.EDQUOT, path)
+        if call in LOOKS and harm.unread.get(process.host, 0.0) > self.kernel.now and self.files.dice.random() < 0.02:
+            raise fault(errno.EIO, path)
         if call in BROKEN_CALLS and harm.broken.get(process.host, 0.0) > self.kernel.now:
             raise fault(errno.EIO, path)
         if harm.unreadable and call in ("open", "stat") and path.rpartition("/")[2] == "config.json":
