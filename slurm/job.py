@@ -165,11 +165,11 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals)
     if fault is not None and not left:
         raise fault
     is_over = signals.stop and signals.warned_at is None  # SLURM itself requeues the job, or a user has cancelled it
-    if not is_over and left:
+    budget = _budget(plan)
+    if not is_over and left and not _is_spent(budget):
         ends, verdicts = zip(*left.values(), strict=True)
         ask_back(plan, context, ends[0], verdicts, host.raised(ends))
         return AGAIN
-    budget = Budget.kept(plan.options.study_dir, plan.options.policy)
     seen = [_told(run, budget) for run in share.begun()]
     if plan.grid is not None and any(one.state in ("failed", "cancelled") and one.is_final for one in seen):
         look_again(withdraw, [plan.grid])
@@ -217,7 +217,8 @@ def _again(plan: JobPlan, run: RunDirectory, host: JobHost, why: str | None) -> 
         failures = run.failures(run.first_attempt()) if seen.state == "failed" and not seen.is_final else []
         if failures:
             return failures[-1], run.verdict(plan.options.policy.to_dict(), failures)
-        if seen.state == "pending" and host.interrupts.warned_at is not None:
+        # One that seems to run has a worker of an earlier start of this job, on a node that SLURM does not reach.
+        if seen.state in ("pending", "running") and host.interrupts.warned_at is not None:
             return End(attempt=0, kind="preempted", message="the job's time is up"), Verdict(delay=0.0)
     except DamagedFileError:
         return None
@@ -226,6 +227,20 @@ def _again(plan: JobPlan, run: RunDirectory, host: JobHost, why: str | None) -> 
     if why is not None and host.context.restarts + 1 < MOST_STARTS:
         return End(attempt=0, kind="node", message=why), Verdict(delay=WAIT_SECONDS)
     return None
+
+
+def _budget(plan: JobPlan) -> Budget:
+    """Return the budget that the study has now: that of the launch, if it cannot be read."""
+    with contextlib.suppress(SeqlmError, OSError):
+        return look_again(Budget.kept, plan.options.study_dir, plan.options.policy)
+    return Budget(plan.options.study_dir, plan.options.policy)
+
+
+def _is_spent(budget: Budget) -> bool:
+    """Return whether no run goes on: ``run`` with a higher budget does. A budget that cannot be read is not spent."""
+    with contextlib.suppress(SeqlmError, OSError):
+        return look_again(budget.is_spent, at_once=True) is not None
+    return False
 
 
 def _told(run: RunDirectory, budget: Budget) -> Observation:

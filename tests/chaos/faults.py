@@ -216,52 +216,11 @@ def clock_back(scene: Scene) -> Iterator[str]:
     yield f"{hours:.1f} h"
 
 
-def _late(scene: Scene, **belief: float) -> Iterator[str]:
-    """What one process does is seen by others only seconds later; the launcher is killed along with it.
-
-    The next launcher is the other host that sees it late.
-    """
-    if scene.has_launcher:
-        scene.launcher.kill()
-        with scene.lying(**belief):
-            yield f"{LAG_SECONDS:g} s; launcher {scene.launcher.pid} killed"
-
-
-LAG_SECONDS = 5.0
-
-
-@lasting(8.0)
-def late_listing(scene: Scene) -> Iterator[str]:
-    """For a while, what one process makes is seen in the listings of others only seconds later, as on NFS."""
-    return _late(scene, lag_seconds=LAG_SECONDS)
-
-
-@lasting(8.0)
-def late_rename(scene: Scene) -> Iterator[str]:
-    """For a while, what one process puts in place is seen by others only seconds later: they see the old file, or none.
-
-    The next launcher reads what workers of the one before have just written.
-    """
-    return _late(scene, rename_lag_seconds=LAG_SECONDS)
-
-
 def _bad_files(scene: Scene, **belief: Any) -> Iterator[str]:
     """Something is wrong with all files of the study, under whatever is at work."""
     if scene.has_launcher:
         with scene.lying(**belief):
             yield f"{len(workers(scene.study))} workers"
-
-
-@lasting(5.0)
-def slow_files(scene: Scene) -> Iterator[str]:
-    """Each opening and each renaming takes a fifth of a second."""
-    return _bad_files(scene, slow_seconds=0.2)
-
-
-@lasting(5.0)
-def stale_files(scene: Scene) -> Iterator[str]:
-    """Opening to read fails with ESTALE, for 0.3 s of each second: on NFS, where another host has replaced a file."""
-    return _bad_files(scene, stale_share=0.3)
 
 
 @lasting(4.0)
@@ -307,12 +266,11 @@ def requeue(scene: Scene) -> Iterator[str]:
 SIGNALS = (kill_worker, kill_rank, terminate_worker, kill_launcher, interrupt_launcher, stop_rank)
 ALL = (
     *SIGNALS,
-    *(power_cut, disk_full, read_only, clock_back, late_listing),
-    *(late_rename, slow_files, stale_files, quota_at_close, failing_run),
+    *(power_cut, disk_full, read_only, clock_back, quota_at_close, failing_run),
 )
 ON_SLURM = (
     *SIGNALS,
-    *(disk_full, read_only, slow_files, stale_files, quota_at_close, failing_run, kill_job, requeue),
+    *(disk_full, read_only, quota_at_close, failing_run, kill_job, requeue),
 )
 """After a power cut, other jobs start while files are torn: no file of theirs would be safe from that."""
 NEED_ROOT = (disk_full, read_only)

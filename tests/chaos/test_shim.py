@@ -39,7 +39,6 @@ def control(record):
 
 folder = pathlib.Path(sys.argv[1])
 """
-LISTED = "[e.name for e in os.scandir(folder)], sorted(os.listdir(folder))"
 
 
 @pytest.fixture
@@ -64,11 +63,6 @@ def in_lab(lab: Lab, folder: Path, program: str) -> str:
 
 CONTROLS: list[tuple[dict[str, Any], str, str]] = [
     (
-        {"stale_share": 1.0},
-        "reads('one/file'), of(lambda: os.open(folder / 'one/file', os.O_RDONLY)), writes('one/new')",
-        "ESTALE ESTALE 8",
-    ),
-    (
         {"failing": "one"},
         "reads('one/file'), writes('one/new'), replaces('one/other'), reads('two/file')",
         "EIO EIO EIO old",
@@ -78,7 +72,6 @@ CONTROLS: list[tuple[dict[str, Any], str, str]] = [
         "writes('one/text'), writes('../outside'), (folder / 'one/text').stat().st_size, reads('one/file')",
         "EDQUOT 8 4 old",
     ),
-    ({"slow_seconds": 0.2}, "(now := time.monotonic(), reads('one/file'), time.monotonic() - now >= 0.2)[2]", "True"),
     ({"back_seconds": 7200}, "time.time() - FIRST < -6600, datetime.now(UTC).timestamp() - FIRST < -6600", "True True"),
 ]
 """What is in ``control.json``, what a process tries then, and what comes of it."""
@@ -90,19 +83,3 @@ def test_what_a_control_makes_of_a_process(lab: Lab, folder: Path) -> None:
         record = {**control, "below": str(folder), **({"failing": str(folder / "one")} if "failing" in control else {})}
         program += f"control({record!r})\nprint({shown})\n"
     assert in_lab(lab, folder, program).splitlines() == [expected for _, _, expected in CONTROLS]
-
-
-def test_what_another_process_has_made_or_put_in_place_is_seen_late(lab: Lab, folder: Path) -> None:
-    late = {"lag_seconds": 3600.0, "rename_lag_seconds": 3600.0, "below": str(folder)}
-    lab.control(**late)
-    make = "(folder / 'three').mkdir(), replaces('one/file'), replaces('one/fresh');"
-    look = "print(reads('one/file'), reads('one/fresh'), sorted(os.listdir(folder / 'one')))"
-    look += f"; print({LISTED}, (folder / 'three').is_dir())"
-    own = in_lab(lab, folder, make + look)
-    other = in_lab(lab, folder, look)
-    lab.control(below=str(folder))
-    later = in_lab(lab, folder, look)
-    for said, content, names in ((own, "new new", True), (other, "old ENOENT", False), (later, "new new", True)):
-        assert said.startswith(content)
-        assert ("fresh" in said, said.count("'three'")) == (names, 2 if names else 0)
-        assert said.endswith("True"), "by its name it is there"

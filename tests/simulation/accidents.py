@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, final
 
-from tests.simulation.kernel import Process
+from tests.simulation.kernel import Host, Process
 
 if TYPE_CHECKING:
     from tests.simulation.story import Story
@@ -83,6 +83,8 @@ class Harm:
     """Name of a run -> how often its worker was disturbed, or its job came to an end."""
     errors: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Name of a run and kind -> how often its worker has raised an error."""
+    failed: set[tuple[str, int]] = field(default_factory=set)
+    """Name of a run and number of an attempt whose worker has raised an error."""
     crashes: dict[str, tuple[float, str]] = field(default_factory=dict)
     """Name of a run -> until when its worker raises an error, and the kind of that."""
     hangs: dict[str, float] = field(default_factory=dict)
@@ -97,6 +99,16 @@ class Harm:
     """Until when no call of a file is answered."""
     slow_until: float = 0.0
     """Until when a process or its files stand still."""
+    delayed_until: float = 0.0
+    """Until when opening and renaming a file takes longer."""
+    quota_until: float = 0.0
+    """Until when what was written is refused when it is closed or flushed."""
+    broken: dict[Host, float] = field(default_factory=dict)
+    """Host -> until when no write of it arrives."""
+    unread: dict[Host, float] = field(default_factory=dict)
+    """Host -> until when some of its looks at files fail."""
+    without_replies: dict[Host, float] = field(default_factory=dict)
+    """Host -> until when answers to what it asks the file server are lost."""
     begun: Counter[str] = field(default_factory=Counter)
     """Name of a run -> how many epochs were begun."""
 
@@ -265,16 +277,7 @@ def cancel(story: Story, given: Accident) -> None:
 
 @accident
 def retry(story: Story, given: Accident) -> None:
-    story.user(
-        "retry",
-        "s",
-        "--only",
-        f"name={','.join(some_names(story, given))}",
-        "--no-wait",
-        "--live-code",
-        "--runs-dir",
-        "/sim/runs",
-    )
+    story.user("retry", "s", "--only", f"name={','.join(some_names(story, given))}", *story.study.options)
 
 
 @accident
@@ -354,3 +357,107 @@ def files_hang(story: Story, given: Accident) -> None:
     story.harm.hanging_until = story.kernel.now + given.seconds
     story.harm.hits.update(story.study.names)
     story.harm.slow_until = max(story.harm.slow_until, story.kernel.now + given.seconds)
+
+
+@accident
+def files_late(story: Story, given: Accident) -> None:
+    """From now on."""
+    seconds = pick((3.0, 30.0, 60.0), given) or 0.0
+    if story.study.backend == "local":
+        return  # its files are those of one host
+    story.kernel.tell(f"from now on, hosts see up to {seconds:g} s late what others do to files")
+    story.files.late_seconds = max(seconds, story.files.late_seconds)
+
+
+@accident
+def files_slow(story: Story, given: Accident) -> None:
+    story.kernel.tell(f"files are slow for {given.seconds:g} s")
+    story.harm.delayed_until = story.kernel.now + given.seconds
+
+
+@accident
+def quota_used_up(story: Story, given: Accident) -> None:
+    story.kernel.tell(f"a quota is used up for {given.seconds:g} s, which shows when a file is closed")
+    story.harm.quota_until = story.kernel.now + given.seconds
+    story.harm.hits.update(story.study.names)
+
+
+@accident
+def writes_broken(story: Story, given: Accident) -> None:
+    if (host := pick(story.hosts, given)) is not None:
+        story.kernel.tell(f"what {host.name} writes does not arrive for {given.seconds:g} s")
+        story.harm.broken[host] = story.kernel.now + given.seconds
+        story.harm.hit_all([process for process in story.workers() if process.host is host])
+
+
+@accident
+def reads_broken(story: Story, given: Accident) -> None:
+    if (host := pick(story.hosts, given)) is not None:
+        seconds = min(given.seconds, 90.0)
+        story.kernel.tell(f"one in fifty looks of {host.name} at files fails for {seconds:g} s")
+        story.harm.unread[host] = story.kernel.now + seconds
+        story.harm.hit_all([process for process in story.workers() if process.host is host])
+
+
+@accident
+def replies_lost(story: Story, given: Accident) -> None:
+    if (host := pick(story.hosts, given)) is not None:
+        story.kernel.tell(f"half of the file server's answers to {host.name} are lost for {given.seconds:g} s")
+        story.harm.without_replies[host] = story.kernel.now + given.seconds
+        story.harm.hit_all([process for process in story.workers() if process.host is host])
+
+
+@accident
+def clock_wrong(story: Story, given: Accident) -> None:
+    """From now on."""
+    if (host := pick(story.hosts, given)) is not None:
+        host.clock += given.seconds if given.target * 1000 % 2 < 1 else -given.seconds
+        story.kernel.tell(f"the clock of {host.name} is {host.clock:+g} s wrong from now on")
+
+
+# -- launchers that live as long as their runs -------------------------------------------------------------------------
+
+
+def launchers(story: Story) -> list[Process]:
+    """Return the launchers of a study whose backend needs one."""
+    return [user for user in story.users if user.lives and story.study.has_launcher]
+
+
+@accident
+def kill_launcher(story: Story, given: Accident) -> None:
+    if (process := pick(launchers(story), given)) is not None:
+        story.kernel.tell(f"{process} is killed")
+        story.harm.hit_all(story.workers())
+        story.kernel.send(process, signal.SIGKILL)
+
+
+@accident
+def interrupt_launcher(story: Story, given: Accident) -> None:
+    """Ctrl-C, or its terminal is gone."""
+    if (process := pick(launchers(story), given)) is not None:
+        number = signal.SIGINT if given.seconds < 60 else signal.SIGHUP
+        story.kernel.tell(f"{process} gets {number.name}")
+        story.harm.hit_all(story.workers())
+        story.kernel.send(process, number)
+
+
+@accident
+def stop_launcher(story: Story, given: Accident) -> None:
+    if (process := pick(launchers(story), given)) is not None:
+        story.kernel.tell(f"{process} stands still for {given.seconds:g} s")
+        story.kernel.send(process, signal.SIGSTOP)
+        story.kernel.after(given.seconds, lambda: story.kernel.send(process, signal.SIGCONT))
+
+
+@accident
+def power_cut(story: Story, given: Accident) -> None:
+    """Of the machine on which everything is. What its disk had not flushed is lost."""
+    if story.study.backend == "local":
+        story.kernel.tell("the machine loses power")
+        story.harm.hit_all(story.workers())
+        story.finished.lose_power(story.kernel.now)
+        story.files.lose(story.login)
+        for process in list(story.kernel.processes):
+            if process.lives:
+                story.kernel.ends(process, -signal.SIGKILL)
+        story.login.boot += 1

@@ -10,9 +10,9 @@ import math
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, final
 
 from jobs.manifests.policy import Policy
 from jobs.study.budget import Budget
@@ -22,6 +22,7 @@ from seqlm.rundir import RunDirectory
 from tests.simulation.accidents import name_of, rank_of, run_of
 from tests.simulation.files import Inode
 from tests.simulation.kernel import Process, ViolationError
+from tests.simulation.seam import CORES
 from tests.simulation.study import EPOCHS
 
 if TYPE_CHECKING:
@@ -36,6 +37,19 @@ STOP_SECONDS = 120.0
 """How long after `cancel` a worker may still write."""
 COST_SECONDS = 60.0
 """How far the product's count of an attempt's seconds may be from ours."""
+FINAL = ("metrics.jsonl", "result.json")
+"""What is not changed any more, except that epochs are added."""
+UNFLUSHED = ("progress.json", "position.json")
+"""What a disk may lose with its machine, since it says nothing that other files do not say."""
+FLUSH_SECONDS = 10.0
+"""What was written so long ago must have been flushed."""
+UNSURE_HOURS = frozenset(
+    {
+        *("clock_wrong", "files_hang", "files_slow", "files_late", "disk_full", "quota_used_up", "writes_broken"),
+        *("reads_broken", "replies_lost", "stop_worker", "cut_off_node", "lose_node", "power_cut", "config_unreadable"),
+    }
+)
+"""Accidents after which nobody can say for how long a worker has lived."""
 OWNED = ("last.pt", "metrics.jsonl", "result.json")
 """What only the owner of a run writes."""
 
@@ -51,21 +65,25 @@ def at_end(check: Check) -> Check:
     return check
 
 
+def owner_of(story: Story, run: str) -> Mapping[str, Any]:
+    """Return the newest lease of a run. Empty: it has had none."""
+    folder = story.files.look(f"{STUDY}/{run}/lease")
+    leases = sorted(one for one in (folder.names if folder else ()) if re.fullmatch(r"\d{6}\.json", one))
+    record: Mapping[str, Any] = json.loads(folder.names[leases[-1]].content or b"{}") if folder and leases else {}
+    return record
+
+
 def only_owners_write(story: Story, process: Process, path: str) -> None:
     """Check a write at once: only the owner of a run writes what it has come to."""
     name, run = path.rpartition("/")[2], run_of(process)
     if name not in OWNED or run is None:
         return
-    folder = story.files.look(f"{STUDY}/{run}/lease")
-    leases = sorted(one for one in (folder.names if folder else ()) if re.fullmatch(r"\d{6}\.json", one))
-    if not leases:
+    if not (owner := owner_of(story, run)):
         return
-    assert folder is not None
     newest = story.requests_of(name_of(run))[-1]
     since = max(newest.filed_at, story.harm.slow_until)
     if newest.is_cancel and story.kernel.now > since + STOP_SECONDS:
         story.kernel.violate(f"CANCELLED: {process} writes {name} of a run that was cancelled long ago")
-    owner = json.loads(folder.names[leases[-1]].content or b"{}")
     if (owner.get("host"), owner.get("pid")) != (process.host.name, process.pid):
         story.kernel.violate(f"OWNER: {process} has written {name} of a run that {owner.get('pid')} owns")
 
@@ -95,6 +113,46 @@ def errors_are_tried_again_as_the_policy_says(story: Story, name: str, kind: str
         story.kernel.violate(f"RETRIES: {name} raised {errors} errors of kind {kind} in {asked} requests")
 
 
+@final
+class Finished:
+    """What files of runs have said that must not change any more."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, str], list[tuple[float, bytes]]] = {}
+        """Run id and name of a file -> when it had which content."""
+
+    def note(self, story: Story, run: str, name: str) -> str | None:
+        """Note the present content of a file; return what of an earlier one is lost. ``None``: nothing."""
+        inode = story.files.look(f"{STUDY}/{run}/{name}")
+        content = bytes(inode.content) if inode is not None else b""
+        known = self._seen.setdefault((run, name), [])
+        if known and not content.startswith(known[-1][1]):
+            return f"{name} of {run} said {known[-1][1][-200:]!r}, and says {content[-200:]!r}"
+        known.append((story.kernel.now, content))
+        return None
+
+    def note_all(self, story: Story) -> str | None:
+        """Do the same for all files that have been noted."""
+        return next(filter(None, (self.note(story, *key) for key in self._seen)), None)
+
+    def lose_power(self, now: float) -> None:
+        """Forget what the disk may have lost of a machine that loses power."""
+        for known in self._seen.values():
+            while known and known[-1][0] > now - FLUSH_SECONDS:
+                known.pop()
+
+
+def what_is_finished_stays(story: Story, process: Process, path: str) -> None:
+    """Check a write at once: a result does not change, and no line of an epoch."""
+    name, run = path.rpartition("/")[2], run_of(process)
+    if run is not None and name in FINAL and (lost := story.finished.note(story, run, name)) is not None:
+        story.kernel.violate(f"KEPT: {lost}")
+
+
+AT_WRITES = (only_owners_write, what_is_finished_stays)
+"""Checks at each name that a process makes, replaces or removes."""
+
+
 @at_end
 def no_program_ends_with_a_traceback(story: Story) -> None:
     for process in story.kernel.processes:
@@ -104,14 +162,14 @@ def no_program_ends_with_a_traceback(story: Story) -> None:
 
 @at_end
 def files_are_whole(story: Story) -> None:
-    _look_into(story.files.root, "/sim")
+    _look_into(story.files.root, "/sim", UNFLUSHED if "power_cut" in story.harm.happened else ())
 
 
-def _look_into(folder: Inode, path: str) -> None:
+def _look_into(folder: Inode, path: str, but: Collection[str]) -> None:
     for name, inode in folder.names.items():
         if inode.kind == stat.S_IFDIR:
-            _look_into(inode, f"{path}/{name}")
-        elif name.endswith(".json"):
+            _look_into(inode, f"{path}/{name}", but)
+        elif name.endswith(".json") and name not in but:
             try:
                 json.loads(inode.content)
             except ValueError as error:
@@ -142,6 +200,12 @@ def _is_explained(story: Story, name: str, state: str, kind: str | None) -> bool
     """Return whether a run has come to an end that was done to it, or is done."""
     if state == "done":
         return True
+    if state == "stopped" and story.study.is_search:
+        return True
+    limit = story.study.core_hours
+    is_interrupted = state in ("pending", "missing") or (state == "failed" and kind in ("node", "preempted", "timeout"))
+    if is_interrupted and limit is not None and counted_hours(story) >= limit:
+        return True
     if state == "failed" and kind in story.harm.causes[name] & {"code", "diverged", "oom"}:
         return True
     if state == "pending" and "canary" in story.harm.causes[name]:
@@ -161,13 +225,17 @@ def jobs_of_others_are_left_alone(story: Story) -> None:
             raise ViolationError(f"OTHERS: job {job.id}, which is of no study, is {job.state}")
 
 
-STRANGE = {"cut_off_node", "node_without_device", "silence", "config_unreadable", "disk_full", "files_hang"}
-"""Accidents after which attempts may fail without a disturbance that is counted."""
+COUNTED = {
+    *("kill_worker", "terminate_worker", "kill_program", "stop_worker", "lose_node", "preempt", "requeue", "scancel"),
+    *("cancel", "cancel_and_retry", "retry", "run", "reuse_id", "hang_worker", "slow_start"),
+    *("code_error", "diverges", "out_of_memory", "device_error"),
+}
+"""Accidents each of which is counted where it disturbs a run. After others an attempt may fail without that."""
 
 
 @at_end
 def each_attempt_has_a_reason(story: Story) -> None:
-    if STRANGE & story.harm.happened:
+    if not story.harm.happened <= COUNTED:
         return
     attempts = attempts_of(story)
     for name in story.study.names:
@@ -179,14 +247,52 @@ def each_attempt_has_a_reason(story: Story) -> None:
 
 @at_end
 def costs_are_what_was_spent(story: Story) -> None:
-    if story.harm.slow_until:  # a worker that stands still has no last sign of life
+    if story.harm.slow_until or story.harm.happened & UNSURE_HOURS:  # no last sign of life, or not when it was
         return
+    lived, number = lived_of(story)
+    spent = 3600 * counted_hours(story)
+    if abs(spent - lived) > COST_SECONDS * number:
+        raise ViolationError(f"COSTS: {number} workers lived {lived:.0f} s, of which {spent:.0f} s are counted")
+
+
+@at_end
+def what_was_finished_is_there(story: Story) -> None:
+    if (lost := story.finished.note_all(story)) is not None:
+        raise ViolationError(f"KEPT: {lost}")
+
+
+@at_end
+def a_budget_is_kept(story: Story) -> None:
+    limit = story.study.core_hours
+    if limit is None or story.harm.happened & UNSURE_HOURS:
+        return
+    at_once = 2 * story.study.jobs if story.study.backend == "slurm" else CORES
+    over = lived_of(story)[0] - 3600 * limit
+    if over > STOP_SECONDS * at_once:
+        raise ViolationError(f"BUDGET: the workers have lived for {over:.0f} s more than the budget of {limit:g} hours")
+
+
+@at_end
+def a_search_does_not_stop_the_best(story: Story) -> None:
+    """The run that is best after the first epoch is the best of whichever it is compared with."""
+    values = {}
+    for run in story.run_ids():
+        if lines := story.files.text(f"{STUDY}/{run}/metrics.jsonl").splitlines():
+            values[run] = json.loads(lines[0])["val_ppl"]
+    best = min(values, key=lambda run: values[run], default=None)
+    if best is not None and story.study.is_search and ends_of(story)[name_of(best)][0] == "stopped":
+        raise ViolationError(f"SEARCH: {best} is stopped, and none is better after the first epoch")
+
+
+def lived_of(story: Story) -> tuple[float, int]:
+    """Return how many seconds workers have lived, and how many there were."""
     workers = [one for one in story.kernel.processes if run_of(one) is not None]
-    lived = sum(one.ended_at - one.began_at for one in workers if one.ended_at is not None)
-    hours = told_by_the_product(story, lambda: Budget(Path(STUDY), Policy()).spent())
-    spent = 3600 * hours["core_hours"]
-    if abs(spent - lived) > COST_SECONDS * len(workers):
-        raise ViolationError(f"COSTS: {len(workers)} workers lived {lived:.0f} s, of which {spent:.0f} s are counted")
+    return sum(one.ended_at - one.began_at for one in workers if one.ended_at is not None), len(workers)
+
+
+def counted_hours(story: Story) -> float:
+    """Return how many core hours the study counts."""
+    return told_by_the_product(story, lambda: Budget(Path(STUDY), Policy()).spent())["core_hours"]
 
 
 def ends_of(story: Story) -> dict[str, tuple[str, str | None, str]]:

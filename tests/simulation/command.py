@@ -100,7 +100,14 @@ def _find_planted(seeds: int) -> int:
             name=name,
             plant=planted.plant,
             check=planted.check,
-            stories=[(seed, draw_accidents(seed, planted.accidents), None) for seed in range(seeds)],
+            stories=[
+                (
+                    seed,
+                    draw_accidents(seed, planted.accidents),
+                    replace(draw_study(seed, is_pool=True), **planted.study),
+                )
+                for seed in range(seeds)
+            ],
         )
         for name, planted in PLANTED.items()
     ]

@@ -59,6 +59,10 @@ def _runs_that_seem_to_run_are_not_settled() -> None:
     Dispatcher._settle_stopped = settle  # type: ignore[method-assign]
 
 
+def _no_budget_is_spent() -> None:
+    job._is_spent = lambda budget: False
+
+
 KEPT = (
     Kept(
         name="later-request",
@@ -98,5 +102,13 @@ KEPT = (
             Accident(at=252.7, kind="preempt", target=0.54, seconds=5.0),
         ],
         undo=_runs_that_seem_to_run_are_not_settled,
+    ),
+    Kept(
+        name="spent-budget",
+        fault="a job was put back again and again once the budget was spent",
+        check="SPIN",
+        study=Study(runs=3, jobs=1, epoch_seconds=300.0, minutes=20, nodes=1, core_hours=0.7318),
+        accidents=[Accident(at=85.79, kind="kill_worker", target=0.91, seconds=400.0)],
+        undo=_no_budget_is_spent,
     ),
 )

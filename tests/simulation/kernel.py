@@ -55,6 +55,8 @@ class Host:
         self.ticks = itertools.count(100)
         """Start times of its processes."""
         self.is_up = True
+        self.clock = 0.0
+        """How many seconds its clock is ahead of the cluster's."""
 
 
 @final

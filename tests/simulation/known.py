@@ -39,8 +39,25 @@ KNOWN = (
     ),
     Known(
         check="END",
+        accidents=frozenset({"controller_gone"}),
+        story="the controller is gone while a job is to be put back, or at its time limit, which then strikes without a "
+        "warning; its runs wait for the next `run`",
+    ),
+    Known(
+        check="END",
         accidents=frozenset({"disk_full"}),
         story="the disk is full for longer than ten starts of a job take; its runs wait for the next `run`",
+    ),
+    Known(
+        check="END",
+        accidents=frozenset({"quota_used_up"}),
+        story="a quota is used up for longer than ten starts of a job take; its runs wait for the next `run`",
+    ),
+    Known(
+        check="END",
+        accidents=frozenset({"writes_broken"}),
+        story="nothing that one node writes arrives, so nothing says that its jobs should avoid it; they start there "
+        "ten times, and their runs wait for the next `run`",
     ),
     Known(
         check="END",

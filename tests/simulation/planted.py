@@ -1,12 +1,12 @@
 """Faults that are planted in the product, each of which a check of the simulation must find."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jobs.study import budget, squeue
-from seqlm import lease, rundir
+from seqlm import files, lease, rundir, search
 from seqlm.ends import Verdict
 from seqlm.rundir import RunDirectory
 from slurm import allocation, job, share
@@ -23,6 +23,8 @@ class Planted:
     """The check that is to find it. Others may, too."""
     accidents: Sequence[str]
     """Accidents after which it soon shows."""
+    study: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the studies in which it soon shows."""
 
 
 def _owners_do_not_look() -> None:
@@ -76,7 +78,8 @@ def _any_job_is_ours() -> None:
 
 
 def _from_the_beginning() -> None:
-    """A worker does not find its checkpoint."""
+    """A worker does not find its checkpoint, and leaves the metrics as they were."""
+    stub_worker.CheckpointFiles.write_metrics = lambda self, history: None  # type: ignore[method-assign]
     stub_worker.CheckpointFiles.load_last = lambda self: None  # type: ignore[method-assign]
 
 
@@ -110,6 +113,27 @@ def _nothing_is_over() -> None:
     share.is_over = lambda seen: False
 
 
+def _only_the_last_epoch() -> None:
+    """The metrics lose what went before."""
+    before = stub_worker.CheckpointFiles.write_metrics
+    stub_worker.CheckpointFiles.write_metrics = lambda self, history: before(self, history[-1:])  # type: ignore[method-assign]
+
+
+def _nothing_is_flushed() -> None:
+    """What is written is left to the system."""
+    files.flush = lambda path: None
+
+
+def _budgets_do_not_count() -> None:
+    """A launch goes on whatever it has cost."""
+    budget.Budget.is_spent = lambda self, **_: None  # type: ignore[method-assign]
+
+
+def _searches_stop_all() -> None:
+    """A search stops every run at its first rung."""
+    search.goes_on = lambda *_, **__: False
+
+
 PLANTED: Mapping[str, Planted] = {
     "two-owners": Planted(plant=_owners_do_not_look, check="OWNER", accidents=["cut_off_node"]),
     "no-wait": Planted(plant=_jobs_do_not_wait, check="SPIN", accidents=["kill_worker"]),
@@ -117,7 +141,12 @@ PLANTED: Mapping[str, Planted] = {
         plant=_jobs_ask_all_the_time, check="COMMANDS", accidents=["terminate_worker", "kill_worker"]
     ),
     "never-back": Planted(plant=_jobs_do_not_come_back, check="END", accidents=["preempt"]),
-    "torn-files": Planted(plant=_files_in_two_steps, check="FILES", accidents=["kill_worker"]),
+    "torn-files": Planted(
+        plant=_files_in_two_steps,
+        check="FILES",
+        accidents=["kill_worker"],
+        study={"core_hours": None, "backend": "slurm", "epoch_seconds": 20.0},
+    ),
     "no-cancel": Planted(plant=_workers_go_on, check="CANCELLED", accidents=["cancel"]),
     "any-job": Planted(plant=_any_job_is_ours, check="OTHERS", accidents=["reuse_id", "cancel", "run"]),
     "no-checkpoint": Planted(plant=_from_the_beginning, check="REPEATED", accidents=["kill_worker"]),
@@ -125,5 +154,19 @@ PLANTED: Mapping[str, Planted] = {
     "free-attempts": Planted(plant=_killed_attempts_cost_nothing, check="COSTS", accidents=["kill_worker"]),
     "never-over": Planted(plant=_nothing_is_over, check="ATTEMPTS", accidents=["preempt", "run"]),
     "no-takeover": Planted(plant=_leases_never_end, check="LEFT", accidents=["lose_node"]),
+    "last-epoch": Planted(plant=_only_the_last_epoch, check="KEPT", accidents=["kill_worker"]),
+    "no-flush": Planted(plant=_nothing_is_flushed, check="FILES", accidents=["power_cut"], study={"backend": "local"}),
+    "no-budget": Planted(
+        plant=_budgets_do_not_count,
+        check="BUDGET",
+        accidents=["kill_worker"],
+        study={"core_hours": 0.01, "epoch_seconds": 600.0},
+    ),
+    "stop-all": Planted(
+        plant=_searches_stop_all,
+        check="SEARCH",
+        accidents=["kill_worker"],
+        study={"is_search": True, "core_hours": None},
+    ),
     "no-answer": Planted(plant=_states_are_taken_for_granted, check="TRACEBACK", accidents=["preempt", "kill_program"]),
 }

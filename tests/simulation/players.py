@@ -523,7 +523,7 @@ class RealCluster:
         for name, scenario in scenarios.items():
             self.places[name] = range(number, number + scenario.nodes)
             number += scenario.nodes
-        # The default, priority/multifactor, gives all jobs one priority unless it has weights: then nice changes nothing.
+        # With the default, priority/multifactor, nice changes nothing unless the site gives weights to something.
         lines = [f"FirstJobId={FIRST_ID}", "PriorityType=priority/basic"]
         lines.append(f"MessageTimeout={round(rules.message_timeout)}")
         if rules.most_jobs is not None:

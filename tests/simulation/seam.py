@@ -16,6 +16,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -75,6 +76,8 @@ def install() -> None:
     if _installed:
         return
     _installed = True
+    # An editable install adds a name that is no folder: imports would look for it in the folder of a process.
+    sys.path[:] = [place for place in sys.path if PurePath(place).is_absolute()]
     _install_files()
     _install_time()
     _install_processes()
@@ -230,17 +233,19 @@ def _special(here: World, call: str, path: Any) -> Any:
 
 
 def _install_time() -> None:
-    def clock(offset: float) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def clock(offset: float, *, is_set: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def make(original: Callable[..., Any]) -> Callable[..., Any]:
             def call() -> float:
-                here = _simulated()
-                return original() if here is None else here.kernel.now - offset
+                if (here := _simulated()) is None:
+                    return original()
+                assert here.kernel.current is not None
+                return here.kernel.now - offset + (here.kernel.current.process.host.clock if is_set else 0.0)
 
             return call
 
         return make
 
-    _wrap(time, "time", clock(0.0))
+    _wrap(time, "time", clock(0.0, is_set=True))
     _wrap(time, "monotonic", clock(1e9))
     _wrap(time, "perf_counter", clock(1e9))
 

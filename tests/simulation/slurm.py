@@ -19,7 +19,7 @@ from datetime import datetime
 from typing import Any, final
 
 from slurm.submission import AGAIN, CHANGE, CHANGES, MOST_STARTS, NOT_STARTED
-from tests.simulation.kernel import Host, Process, Thread
+from tests.simulation.kernel import Host, Process, Thread, ViolationError
 from tests.simulation.seam import TIMED_OUT, World
 
 LIMIT_SECONDS = 30.0
@@ -27,6 +27,8 @@ LIMIT_SECONDS = 30.0
 PURGE_SECONDS = 60.0
 """Time between two looks of the controller for jobs to forget."""
 TOO_MANY_JOBS = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+MOST_JOB_STARTS = 50
+"""How often a job may start: more are a loop, since accidents and time limits are fewer."""
 LIVE = ("PENDING", "RUNNING", "COMPLETING", "SUSPENDED")
 HANGS, GONE = "Socket timed out on send/recv operation", "Unable to contact slurm controller (connect failure)"
 
@@ -112,6 +114,7 @@ class Job:
     end: float = 0.0
     """When its time is up."""
     restarts: int = 0
+    starts: int = 0
     nodes: list[Node] = field(default_factory=list)
     devices: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Name of a node -> its GPUs there."""
@@ -274,7 +277,9 @@ class Cluster:
 
     def _start(self, job: Job, nodes: list[Node]) -> None:
         job.state, job.nodes, job.after, job.flags, job.ended_by = "RUNNING", nodes, "", (), "None"
-        job.is_to_be_requeued, job.devices = False, {}
+        job.is_to_be_requeued, job.devices, job.starts = False, {}, job.starts + 1
+        if job.starts > MOST_JOB_STARTS:
+            raise ViolationError(f"SPIN: job {job.id} starts for the {job.starts}th time")
         for node in nodes:
             taken = {device for one in node.jobs for device in one.devices.get(node.host.name, ())}
             free = [device for device in range(node.gpus) if device not in taken]
@@ -449,6 +454,7 @@ class Cluster:
         """All that runs on a node ends. The controller hears nothing of it."""
         self.lose_contact(node)
         node.host.boot += 1
+        self.world.files.lose(node.host)
         for process in list(self.kernel.processes):
             if process.host is node.host and process.lives:
                 self.kernel.ends(process, -signal.SIGKILL)

@@ -17,9 +17,11 @@ from typing import Any, final
 
 import launch
 from jobs import terminal
+from jobs.cli import view
 from jobs.launch import dispatch
 from seqlm import reading
 from seqlm.errors import SeqlmError
+from seqlm.requests import Requests
 from seqlm.rundir import RunDirectory
 from seqlm.training import attempt
 from slurm import job as slurm_job
@@ -36,6 +38,11 @@ from tests.tools.stub_worker import ERRORS
 
 MOST_COMMANDS, COMMANDS_SECONDS = 12, 60.0
 """SLURM commands of one process within so many seconds."""
+SLOW_SECONDS = 0.2
+"""How much longer opening and renaming take while files are slow."""
+LOOKS = ("open", "stat", "listdir", "read")
+BROKEN_CALLS = ("write", "flush", "fsync", "link", "rename", "mkdir")
+"""Calls that fail on a host whose writes do not arrive."""
 
 
 def process_seconds() -> float:
@@ -48,9 +55,11 @@ def process_seconds() -> float:
 
 attempt.process_seconds = process_seconds
 dispatch.POLL_SECONDS = 5.0
+view.LOOK_SECONDS = 300.0  # a terminal, which nobody watches
 stub_worker.LOOK_SECONDS, stub_worker.PROGRESS_SECONDS = 3.0, 20.0
 OWN_STATE: Sequence[tuple[Any, str, Callable[[], Any]]] = (
     (reading, "_studies", set),
+    (Requests, "_known", dict),
     (terminal, "_json", bool),
     (terminal, "_verbose", bool),
 )
@@ -77,11 +86,13 @@ class Story:
         self.harm = Harm()
         self.kernel = Kernel(seed, own_state=OWN_STATE)
         self.kernel.own_errors = (SeqlmError,)
-        self.files = Files(self.kernel)
+        self.files = Files(self.kernel, seed)
+        self.files.loses_unflushed = self.study.backend == "local"
         self.world = World(self.kernel, self.files)
         hosts = [self.world.host(f"n{number}") for number in range(1, self.study.nodes + 1)]
-        self.nodes = [Node(host=host, cpus=4, gpus=2) for host in hosts]
+        self.nodes = [] if self.study.backend == "local" else [Node(host=host, cpus=4, gpus=2) for host in hosts]
         self.login = self.world.host("login")
+        self.hosts = [*(node.host for node in self.nodes), self.login]
         self.cluster = Cluster(self.world, self.nodes, Rules(most_jobs=self.study.most_jobs))
         self.cluster.program = self.job_program
         self.cluster.on_end = self.harm.excuse
@@ -91,8 +102,11 @@ class Story:
         self.users: list[Process] = []
         self.commands: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=MOST_COMMANDS))
         self.files.meddler = self.meddle
-        self.files.on_write.append(lambda process, path: checks.only_owners_write(self, process, path))
-        self.kernel.on_exit.append(self.look_at_exit)
+        for check in checks.AT_WRITES:
+            self.files.on_write.append(lambda process, path, check=check: check(self, process, path))
+        self.files.loses_reply = self.loses_reply
+        self.kernel.on_exit += [self.look_at_exit, self.files.exited]
+        self.finished = checks.Finished()
 
     # -- the parts that the world asks for -----------------------------------------------------------------------------
 
@@ -167,15 +181,22 @@ class Story:
                 self.kernel.at(START + accident.at, lambda accident=accident: self.happens(accident))
                 last = max(last, accident.at + accident.seconds)
             self.kernel.play(START + last)
-            end = START + last + 3600 * HOURS_AFTER
-            while self.kernel.now < end and not self.is_quiet():
-                self.kernel.play(min(end, self.kernel.now + 300))
-            self.kernel.play(self.kernel.now + 60)
+            self._settle()
+            if self.study.has_launcher:  # accidents may have ended all of them
+                self.user(*self.study.command)
+                self._settle()
             for check in checks.AT_END:
                 check(self)
         finally:
             self.kernel.end_all()
             seam.world = None
+
+    def _settle(self) -> None:
+        """Play until nobody acts any more, for as many hours as that may take."""
+        end = self.kernel.now + 3600 * HOURS_AFTER
+        while self.kernel.now < end and not self.is_quiet():
+            self.kernel.play(min(end, self.kernel.now + 300))
+        self.kernel.play(self.kernel.now + max(60.0, 2 * self.files.late_seconds))
 
     def is_quiet(self) -> bool:
         return not any(job.is_live for job in self.study_jobs) and not any(one.lives for one in self.users)
@@ -245,7 +266,9 @@ class Story:
         until, kind = self.harm.crashes.get(name, (0.0, ""))
         if until > self.kernel.now:
             self.harm.causes[name].add(kind)
-            self.harm.errors[name, kind] += 1
+            if (name, number) not in self.harm.failed:  # the ranks of an attempt raise one error
+                self.harm.failed.add((name, number))
+                self.harm.errors[name, kind] += 1
             checks.errors_are_tried_again_as_the_policy_says(self, name, kind)
             raise ERRORS[kind]
 
@@ -262,12 +285,24 @@ class Story:
         harm, now = self.harm, self.kernel.now
         if harm.hanging_until > now:
             self.kernel.sleep(harm.hanging_until - now)
+        if harm.delayed_until > now and call in ("open", "rename"):
+            self.kernel.sleep(SLOW_SECONDS)
         if call in ("write", "mkdir", "link") and harm.full_until > self.kernel.now:
             raise fault(errno.ENOSPC, path)
+        if call == "flush" and harm.quota_until > self.kernel.now:
+            raise fault(errno.EDQUOT, path)
+        if call in LOOKS and harm.unread.get(process.host, 0.0) > self.kernel.now and self.files.dice.random() < 0.02:
+            raise fault(errno.EIO, path)
+        if call in BROKEN_CALLS and harm.broken.get(process.host, 0.0) > self.kernel.now:
+            raise fault(errno.EIO, path)
         if harm.unreadable and call in ("open", "stat") and path.rpartition("/")[2] == "config.json":
             for run, until in harm.unreadable.items():
                 if until > self.kernel.now and (run in path or self._is_in(process, path, run)):
                     raise fault(errno.EIO, path)
+
+    def loses_reply(self, process: Process, call: str, path: str) -> bool:
+        """Return whether the answer to a call that has changed names is lost."""
+        return self.harm.without_replies.get(process.host, 0.0) > self.kernel.now and self.files.dice.random() < 0.5
 
     def _is_in(self, process: Process, path: str, run: str) -> bool:
         """Whether a name without folders is of a run: whoever opens it has opened the run's folder just before."""

@@ -35,8 +35,18 @@ optim.optimizer = "sgd"
 name = "run"
 optim.lr = [{rates}]
 resources.cpus = 1
-resources.gpus = 1
 resources.ranks = {ranks}
+resources.gpus = {gpus}
+"""
+SEARCH = """
+[search]
+rungs = [1, 2]
+keep = 0.5
+min_runs = 2
+"""
+BUDGET = """
+[policy]
+core_hours = {core_hours}
 """
 
 
@@ -66,13 +76,34 @@ class Study:
     """Whether canaries run first."""
     most_jobs: int | None = None
     """How many jobs the user may have in the queue. ``None``: any number."""
+    backend: str = "slurm"
+    """``slurm``, or ``local``: then all of it is on one machine."""
+    is_search: bool = False
+    """Whether it stops runs that fall behind."""
+    core_hours: float | None = None
+    """Its budget. ``None``: no limit."""
 
     def smaller(self) -> Iterator[Study]:
         """Yield studies that are a step smaller."""
-        least = {"runs": 2, "jobs": 1, "nodes": 1}  # the name of a single run does not say its learning rate
+        nodes = self.ranks // (self.ranks_per_node or self.ranks)
+        least = {"runs": 2, "jobs": 1, "nodes": nodes}  # the name of a single run does not say its learning rate
         for name, number in least.items():
             if (now := getattr(self, name)) > number:
                 yield replace(self, **{name: now - 1})
+        usual = {"is_search": False, "core_hours": None, "has_canaries": False, "mem_gb": None, "most_jobs": None}
+        usual |= {"at_once": None, "ranks_per_node": None}
+        for name, value in usual.items():
+            if getattr(self, name) != value:
+                yield replace(self, **{name: value})
+        if self.ranks_per_node is None and self.ranks > 1:
+            yield replace(self, ranks=1)
+        elif self.ranks == 1 and not self.is_pool:
+            yield replace(self, is_pool=True)
+
+    @property
+    def has_launcher(self) -> bool:
+        """Whether a launcher has to live as long as the runs."""
+        return self.backend != "slurm"
 
     @property
     def rates(self) -> list[str]:
@@ -90,7 +121,11 @@ class Study:
         keys = {"pool": pool, "timeout_min": self.minutes, "ranks_per_node": self.ranks_per_node}
         keys |= {"mem_gb": self.mem_gb}
         backend = "\n".join(f"{key} = {value}" for key, value in keys.items() if value is not None)
-        return MANIFEST.format(epochs=EPOCHS, rates=", ".join(self.rates), backend=backend, ranks=self.ranks)
+        gpus = 0 if self.backend == "local" else 1
+        rates = ", ".join(self.rates)
+        text = MANIFEST.format(epochs=EPOCHS, rates=rates, backend=backend, ranks=self.ranks, gpus=gpus)
+        text += SEARCH if self.is_search else ""
+        return text + (BUDGET.format(core_hours=self.core_hours) if self.core_hours is not None else "")
 
     @property
     def files(self) -> dict[str, str]:
@@ -101,29 +136,43 @@ class Study:
     @property
     def command(self) -> list[str]:
         """The words after ``seqlm`` that launch it."""
-        where = ["--backend", "slurm", "--runs-dir", "/sim/runs", "--no-wait", "--live-code"]
         limit = [] if self.at_once is None else ["--max-parallel", str(self.at_once)]
-        return ["run", "m.toml", *where, *limit, "--canary" if self.has_canaries else "--no-canary"]
+        canaries = "--canary" if self.has_canaries else "--no-canary"
+        return ["run", "m.toml", "--backend", self.backend, *self.options, *limit, canaries]
+
+    @property
+    def options(self) -> list[str]:
+        """What each command that launches runs has."""
+        return ["--runs-dir", "/sim/runs", *([] if self.has_launcher else ["--no-wait"]), "--live-code"]
 
 
-def draw_study(seed: int) -> Study:
-    """Return the study of a seed."""
+def draw_study(seed: int, *, is_pool: bool = False) -> Study:
+    """Return the study of a seed. ``is_pool``: a pool of jobs and nothing else, which many faults need."""
     dice = random.Random(f"study {seed}")
-    return Study(
+    study = Study(
         runs=dice.randint(2, 6),
         jobs=dice.randint(1, 3),
         epoch_seconds=dice.choice(EPOCH_SECONDS),
         minutes=dice.choice(LIMIT_MINUTES),
-        **_shape(dice),
     )
+    hours = study.runs * EPOCHS * study.epoch_seconds / 3600
+    study = replace(
+        study,
+        backend="local" if dice.random() < 0.25 else "slurm",
+        is_search=dice.random() < 0.2,
+        core_hours=round(hours * dice.uniform(0.2, 0.9), 4) if dice.random() < 0.15 else None,
+    )
+    return study if study.backend == "local" or is_pool else replace(study, **_shape(dice, is_search=study.is_search))
 
 
-def _shape(dice: random.Random) -> dict[str, Any]:
+def _shape(dice: random.Random, *, is_search: bool) -> dict[str, Any]:
     """Return how the runs of a study are spread over jobs."""
     found: dict[str, Any] = {"has_canaries": dice.random() < 0.2, "mem_gb": dice.choice((None, None, 8))}
     if dice.random() < 0.15:
         found["most_jobs"] = dice.randint(2, 5)
     kind = dice.choice(("pool", "pool", "jobs", "ranks", "nodes"))
+    if kind in ("ranks", "nodes") and is_search:  # the ranks of the stub decide each for itself
+        kind = "jobs"
     if kind == "pool":
         return found
     found |= {"is_pool": False, "at_once": dice.choice((None, None, 1, 2))}

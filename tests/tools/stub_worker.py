@@ -74,6 +74,7 @@ if __name__ == "__main__" or "SEQLM_TEST_WITHOUT_TORCH" in os.environ:
     parts = {"Checkpoint": Checkpoint, "load_checkpoint": load_checkpoint, "save_checkpoint": save_checkpoint}
     substitute("seqlm.training.checkpoint", **parts, require_text=nothing)
 
+from seqlm.config import RunConfig  # noqa: E402 -- after the substitutes
 from seqlm.environment import CANARY, KEEP_LAST, SEARCH  # noqa: E402 -- after the substitutes
 from seqlm.errors import (  # noqa: E402
     EXIT_STORAGE,
@@ -87,7 +88,7 @@ from seqlm.errors import (  # noqa: E402
 from seqlm.files import read_json, write_json, write_text  # noqa: E402
 from seqlm.reading import confine, timestamp  # noqa: E402
 from seqlm.rundir import RunDirectory  # noqa: E402
-from seqlm.search import decide, search_of  # noqa: E402
+from seqlm.search import Search, decide, search_of  # noqa: E402
 from seqlm.training.attempt import (  # noqa: E402
     Attempt,
     LeftAtRungError,
@@ -123,9 +124,9 @@ def this_rank() -> Any:
     )
 
 
-def attend(run: RunDirectory, attempt: int, stop: StopSignal) -> int:
+def attend(run: RunDirectory, config: RunConfig, search: Search | None, attempt: int, stop: StopSignal) -> int:
     """Make an attempt at a run; return the exit code."""
-    config, search, rank = run.read_config(), search_of(run, SEARCH.read()), this_rank()
+    rank = this_rank()
     seconds = float(os.environ.get("SEQLM_TEST_STUB_SECONDS", "0.02"))
 
     def work() -> None:
@@ -206,12 +207,12 @@ def main() -> int:
     confine(run.study_dir)
     stop.install()
     try:
-        run.read_config()
+        config, search = run.read_config(), search_of(run, SEARCH.read())
         attempt = attempt_number(run, os.environ)
     except SeqlmError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_STORAGE if isinstance(error.__context__, OSError) else EXIT_USAGE
-    return attend(run, attempt, stop)
+    return attend(run, config, search, attempt, stop)
 
 
 if __name__ == "__main__":

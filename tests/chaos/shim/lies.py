@@ -4,9 +4,7 @@
 ``control.json`` says what to do:
 
     back_seconds    how far the clock of these processes is behind the machine's
-    lag_seconds     a folder made by another process is left out of listings for so long: of ``os.listdir`` and
-                    ``os.scandir``, not of ``glob``, which the product does not use
-    below           the folder to which that applies, and what ``lying_files.py`` does
+    below           the folder to which what ``lying_files.py`` does applies
 
 The clock is that of Python alone: ``time.time``, ``time.time_ns``, ``datetime.now``. Times that the kernel writes
 (of files) and monotonic clocks go on, as they do where somebody sets a real clock back, apart from times of files.
@@ -19,14 +17,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import lying_files
 
 LAB = os.environ["SEQLM_TEST_CHAOS"]  # no Path: pathlib itself looks at what is changed here
 _REAL_TIME, _REAL_TIME_NS, _REAL_DATETIME = time.time, time.time_ns, datetime.datetime
-_REAL_OPEN, _REAL_MKDIR, _REAL_LISTDIR, _REAL_SCANDIR = open, os.mkdir, os.listdir, os.scandir
+_REAL_OPEN = open
 
 _control: dict[str, Any] = {}
 _read_at = -1.0
@@ -61,92 +58,10 @@ class _Datetime(_REAL_DATETIME):
 time.time = lambda: _REAL_TIME() - _back_seconds()
 time.time_ns = lambda: _REAL_TIME_NS() - int(_back_seconds() * 1e9)
 datetime.datetime = _Datetime  # type: ignore[misc]
-
-
-# -- listings --------------------------------------------------------------------------------------------------------
-
-
-def _mkdir(path: Any, *arguments: Any, **options: Any) -> None:
-    _REAL_MKDIR(path, *arguments, **options)
-    if not isinstance(path, int):
-        place = os.path.abspath(lying_files.full(path, options.get("dir_fd")))  # noqa: PTH100
-        line = json.dumps({"path": place, "at": time.monotonic(), "pid": os.getpid()})
-        _append("made.jsonl", line + "\n")
-
-
-def _hidden(folder: Any) -> set[str]:
-    """Names that others have put into a folder too lately to be seen."""
-    lag = float(control().get("lag_seconds", 0.0))
-    late = control().get("rename_lag_seconds")
-    if not (lag or late):
-        return set()
-    folder = os.readlink(f"/proc/self/fd/{folder}") if isinstance(folder, int) else folder  # noqa: PTH115
-    place = os.path.abspath(os.fspath(folder))  # noqa: PTH100
-    if not place.startswith(control()["below"]):
-        return set()
-    names = lying_files.unseen_names(place)
-    try:
-        with _REAL_OPEN(os.path.join(LAB, "made.jsonl"), encoding="utf-8") as file:  # noqa: PTH118
-            for line in file:
-                made = json.loads(line)
-                parent, _, name = made["path"].rpartition("/")
-                if parent == place and made["pid"] != os.getpid() and time.monotonic() - made["at"] < lag:
-                    names.add(name)
-    except FileNotFoundError:
-        pass
-    if names:
-        _append("lagged.txt", f"{place}: {' '.join(sorted(names))}\n")
-    return names
-
-
-def _listdir(path: Any = ".") -> Any:
-    hidden = _hidden(path)
-    return [name for name in _REAL_LISTDIR(path) if name not in hidden]
-
-
-class _Scan:
-    """What ``os.scandir`` returns, without some names."""
-
-    def __init__(self, path: Any) -> None:
-        self._hidden = _hidden(path)
-        self._entries = _REAL_SCANDIR(path)
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        while True:
-            entry = next(self._entries)
-            if entry.name not in self._hidden:
-                return entry
-
-    def __enter__(self) -> _Scan:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._entries.close()
-
-
-def _scandir(path: Any = ".") -> Any:
-    return _Scan(path)
-
-
-os.mkdir, os.listdir, os.scandir = _mkdir, _listdir, _scandir
 lying_files.install(control)
 
 
 # -- counting --------------------------------------------------------------------------------------------------------
-
-
-def _append(name: str, text: str) -> None:
-    handle = os.open(os.path.join(LAB, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)  # noqa: PTH118
-    try:
-        os.write(handle, text.encode())
-    finally:
-        os.close(handle)
 
 
 def count_steps(module: Any) -> None:
