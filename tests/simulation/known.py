@@ -40,8 +40,8 @@ KNOWN = (
     Known(
         check="END",
         accidents=frozenset({"controller_gone"}),
-        story="the controller is gone while a job is to be put back, or at its time limit, which then strikes without a "
-        "warning; its runs wait for the next `run`",
+        story="the controller is gone while a job is to be put back, or at its time limit, which then strikes without "
+        "a warning; its runs wait for the next `run`",
     ),
     Known(
         check="END",
