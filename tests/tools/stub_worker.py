@@ -170,7 +170,7 @@ def attend(run: RunDirectory, config: RunConfig, search: Search | None, attempt:
             print(f"epoch {len(history)}/{config.train.epochs} done", flush=True)
         if rank.is_first:
             result = result_record(trainer, TokenLoss(history[-1]["val_loss"], 1))
-            write_json(run.result_file, result, guard=made.guard)
+            run.write_result(result, guard=made.guard)
             files.finish(keep_last=KEEP_LAST.read())
 
     made = Attempt(run=run, rank=rank, number=attempt, stop=stop)
