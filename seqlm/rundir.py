@@ -475,6 +475,16 @@ class RunDirectory:
         result = read_json(self.result_file)
         return None if result is None else without_impossible(result, [key for key in result if key.endswith("_ppl")])
 
+    def write_result(self, result: Mapping[str, Any], *, guard: Guard = unguarded) -> None:
+        """Write what the run has come to. A result for the same epochs stays as it is.
+
+        On a network file system a host may not see for a minute that another one has finished a run.
+        """
+        if not write_once(self.result_file, json_text(result).encode(), guard=guard):
+            found = self.read_result()
+            if found is None or epochs_of(found) != epochs_of(result):
+                write_json(self.result_file, result, guard=guard)
+
     def read_canary(self) -> dict[str, Any] | None:
         return read_json(self.canary_file)
 

@@ -123,7 +123,7 @@ def _finish(trainer: Trainer, files: CheckpointFiles, progress: Progress) -> dic
     trainer.model.load_state_dict(best.model)
     result = result_record(trainer, trainer.evaluate("test", progress.before_window))
     if trainer.rank.is_first:
-        write_json(files.run.result_file, result, guard=files.attempt.guard)
+        files.run.write_result(result, guard=files.attempt.guard)
         files.finish(keep_last=KEEP_LAST.read())
     reached = f"best val ppl {result['best_val_ppl']:.2f} in epoch {result['best_epoch'] + 1}"
     progress.say(f"done  {reached}  test ppl {result['test_ppl']:.2f}")

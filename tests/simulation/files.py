@@ -603,6 +603,8 @@ class Files:
         known = None if client is None else client.names.get((parent, name))
         is_believed = known is not None and known[0] > self.kernel.now and known[1] is not None
         if not name or name in parent.names or is_believed:
+            if client is not None and not is_believed:
+                client.names.pop((parent, name), None)  # Linux forgets the name at the server's answer (d_drop)
             raise fault(errno.EEXIST, path)
         return parent, name
 

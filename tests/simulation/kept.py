@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.launch.dispatch import Dispatcher
+from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
 from slurm import job, share
 from tests.simulation.accidents import Accident
@@ -75,6 +76,13 @@ def _no_budget_is_spent() -> None:
     job._is_spent = lambda budget: False
 
 
+def _results_are_written_again() -> None:
+    def write(self: RunDirectory, result: Any, *, guard: Any) -> None:
+        write_json(self.result_file, result, guard=guard)
+
+    RunDirectory.write_result = write  # type: ignore[method-assign]
+
+
 KEPT = (
     Kept(
         name="busy-preemption",
@@ -133,5 +141,13 @@ KEPT = (
         study=Study(runs=3, jobs=1, epoch_seconds=300.0, minutes=20, nodes=1, core_hours=0.7318),
         accidents=[Accident(at=85.79, kind="kill_worker", target=0.91, seconds=400.0)],
         undo=_no_budget_is_spent,
+    ),
+    Kept(
+        name="second-result",
+        fault="a run was finished twice, and its result written again, since a host had not seen the first one yet",
+        check="KEPT",
+        study=Study(runs=5, jobs=3, epoch_seconds=20.0, minutes=240),
+        accidents=[Accident(at=8.0, kind="files_late", target=0.9, seconds=5.0)],
+        undo=_results_are_written_again,
     ),
 )

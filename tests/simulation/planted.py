@@ -55,16 +55,16 @@ def _jobs_do_not_come_back() -> None:
 
 
 def _files_in_two_steps() -> None:
-    """A worker that is killed leaves a record that is cut."""
+    """A worker that is killed leaves a result that is cut."""
 
-    def write(path: Path, data: Mapping[str, Any], **_: Any) -> None:
-        with path.open("w", encoding="utf-8") as file:
+    def write(self: RunDirectory, result: Mapping[str, Any], **_: Any) -> None:
+        with self.result_file.open("w", encoding="utf-8") as file:
             for part in ("{", '"epoch": 1', "}"):
                 file.write(part)
                 file.flush()
                 stub_worker.time.sleep(2.0)
 
-    stub_worker.write_json = write
+    RunDirectory.write_result = write  # type: ignore[method-assign]
 
 
 def _workers_go_on() -> None:

@@ -20,7 +20,8 @@ from jobs import terminal
 from jobs.cli import view
 from jobs.launch import dispatch
 from seqlm import reading
-from seqlm.errors import SeqlmError
+from seqlm.environment import ATTEMPT
+from seqlm.errors import EXIT_STOPPED, SeqlmError
 from seqlm.requests import Requests
 from seqlm.rundir import RunDirectory
 from seqlm.training import attempt
@@ -56,7 +57,7 @@ def process_seconds() -> float:
 attempt.process_seconds = process_seconds
 dispatch.POLL_SECONDS = 5.0
 view.LOOK_SECONDS = 300.0  # a terminal, which nobody watches
-stub_worker.LOOK_SECONDS, stub_worker.PROGRESS_SECONDS = 3.0, 20.0
+stub_worker.LOOK_SECONDS, stub_worker.PROGRESS_SECONDS, stub_worker.FOLLOWS = 3.0, 20.0, True
 OWN_STATE: Sequence[tuple[Any, str, Callable[[], Any]]] = (
     (reading, "_studies", set),
     (Requests, "_known", dict),
@@ -171,7 +172,7 @@ class Story:
             ViolationError: a check has failed.
         """
         seam.world = self.world
-        stub_worker.happen = self.happen
+        stub_worker.happen, stub_worker.is_left = self.happen, self.is_left
         try:
             for name, text in self.study.files.items():
                 self.files.put(f"/sim/home/{name}", text.encode())
@@ -271,6 +272,22 @@ class Story:
                 self.harm.errors[name, kind] += 1
             checks.errors_are_tried_again_as_the_policy_says(self, name, kind)
             raise ERRORS[kind]
+
+    def is_left(self, is_first: bool) -> bool | None:
+        """What a worker learns of the other ranks of its attempt: whether they leave. ``None``: the first is done.
+
+        Raises:
+            ConnectionError: one of them is gone.
+        """
+        me = self.kernel.current
+        assert me is not None
+        mine = me.process
+        others = [one for one in self.kernel.processes if one.tag == mine.tag and rank_of(one) != rank_of(mine)]
+        name = ATTEMPT.name.encode()
+        ended = [one.exit_code for one in others if one.environ.get(name) == mine.environ.get(name)]
+        if any(code not in (None, 0, EXIT_STOPPED) for code in ended):
+            raise ConnectionError("the connection to another rank is lost")
+        return None if not is_first and 0 in ended else EXIT_STOPPED in ended
 
     def _happen_to_canary(self) -> None:
         """The model of a canary raises errors as long as that of any run does. Then no run of its grid begins."""

@@ -43,6 +43,8 @@ def mutate(node: Any) -> bool:
             node.op = OTHER[type(operator)]()
         case ast.If(test=test) | ast.IfExp(test=test) | ast.While(test=test) if not isinstance(test, ast.Compare):
             node.test = ast.UnaryOp(ast.Not(), test)
+        case ast.Return(value=ast.Constant(value=None)):
+            return False
         case ast.Expr(value=ast.Call()) | ast.Return(value=ast.expr()):
             node.value = ast.Constant(None)
         case _:
