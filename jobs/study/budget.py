@@ -108,7 +108,8 @@ class Budget:
         found = {}
         for attempt in _unless_linked(run.attempts):
             key = (run.is_canary, run.id, attempt)
-            found[key] = self._used[key] if key in self._ended else self._read(key, run.attempt_dir(attempt))
+            known = self._used.get(key) if key in self._ended else None  # a reading that failed half-way kept nothing
+            found[key] = self._read(key, run.attempt_dir(attempt)) if known is None else known
         return found
 
     def _read(self, key: _Attempt, folder: Path) -> Hours:

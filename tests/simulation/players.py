@@ -47,6 +47,7 @@ for statement in "${@:1:$#-1}"; do
         print) shift; eval "echo \"> $*\"" ;;
         sleep) until=$((SECONDS + $2)); while [ $SECONDS -lt $until ]; do sleep $((until - SECONDS)) & wait $!; done ;;
         leave) (sleep "$2"; echo "> later") & ;;
+        until) eval "name=$2"; while [ ! -e "$name" ]; do sleep 0.5; done ;;
         exit) eval "exit $2" ;;
         raise) kill -"$2" $$; sleep 5 ;;
         change) shift; echo "$*" >> "requeue-$SLURM_JOB_ID" ;;
@@ -76,7 +77,7 @@ RULES = {
 
 def settled(row: str) -> str:
     """Return a row of squeue with one word for all reasons for which a job waits for room."""
-    return re.sub(r"(?<=PENDING\|)(None|Priority|Resources|Nodes required for job are .*)$", "ROOM", row)
+    return re.sub(r"(?<=PENDING\|)None$|(?<=\|)(Priority|Resources|Nodes required for job are .*)$", "ROOM", row)
 
 
 def statements(text: str) -> list[str]:
@@ -224,6 +225,8 @@ class Player(ABC):
                 self.note(f"{name}: after {5 * round(seconds / 5)} s: {self.came(words, code, out, err)}")
         elif verb == "sleep":
             self.sleep(float(rest))
+        elif verb == "let":
+            self.write_script(rest, "")
         else:
             self.happens(verb, rest)
 
@@ -450,6 +453,9 @@ class ModelPlayer(Player):
             me.output.write(f"> {text}\n")
         elif verb == "sleep":
             self.kernel.sleep(float(text))
+        elif verb == "until":
+            while self.files.look(f"{self.folder}/{text}") is None:
+                self.kernel.sleep(0.5)
         elif verb == "leave":
             self._leave(me, float(text))
         elif verb == "exit":

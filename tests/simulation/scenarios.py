@@ -12,6 +12,7 @@ A scenario is a list of steps, one a line. Each plays on nodes of its own.
     says a                                note what the programs of ``a`` have printed
     json a_0                              note the state flags of ``scontrol --json``
     run WORDS                             run a command; note exit code, output and the last line of the complaint
+    let NAME                              have programs go on that wait for the name
     sleep SECONDS
     preempt a_0                           a job of higher rank takes its node
     down n1 / up n1                       the administrator takes a node for lost; its jobs live, or
@@ -21,7 +22,7 @@ A scenario is a list of steps, one a line. Each plays on nodes of its own.
     hang SECONDS                          the same by itself
     kill / start                          the controller is gone; it comes back
 
-A program is a list of statements: ``print WORDS``, ``sleep SECONDS``, ``exit CODE``, ``raise SIGNAL``, ``change LINE``
+A program is a list of statements: ``print WORDS``, ``sleep SECONDS``, ``until NAME``, ``exit CODE``, ``raise SIGNAL``, ``change LINE``
 (a line of the file of changes), ``leave SECONDS`` (a process that prints later), ``ignore SIGNAL``, ``on SIGNAL exit
 CODE`` (and prints it). ``start N:`` and ``node N:`` in front of a statement say in which start of the job, and on
 which of its nodes.
@@ -55,6 +56,7 @@ NOT_ASKED = {
     "Cluster.stop": "a job whose node is lost while it completes: too short to be hit",
     "Cluster._over": "the same",
     "Cluster._without_answer": "the product's own timeout, which is no matter of SLURM",
+    "Cluster._start": "too many starts of a job fail the story",
     "Cluster._scontrol": "a command that the model does not know fails the story",
     "OUT_OF_MEMORY": "a test cluster has no control groups, so it limits no memory; stories kill a process instead",
     "another user": "a test cluster answers root alone. A user may not raise TimeLimit of a job that runs",
@@ -169,8 +171,8 @@ start 0: change StartTime=now+9 ExcNodeList={n1}; start 0: exit 76; print on $SL
     ),
     "afterok and afterany": Scenario(
         steps="""
-        a = sbatch | sleep 3
-        b = sbatch | sleep 3; exit 1
+        a = sbatch | until go
+        b = sbatch | until go; exit 1
         c = sbatch --dependency=afterok:{a} | sleep 1
         d = sbatch --dependency=afterany:{b} | sleep 1
         e = sbatch --dependency=afterok:{a}:{b} | sleep 1
@@ -183,6 +185,7 @@ start 0: change StartTime=now+9 ExcNodeList={n1}; start 0: exit 76; print on $SL
         rows e
         rows f
         rows g
+        let go
         wait a COMPLETED
         wait b FAILED
         wait c COMPLETED
@@ -215,12 +218,13 @@ start 0: change StartTime=now+9 ExcNodeList={n1}; start 0: exit 76; print on $SL
     ),
     "a dependency on an array, a waiting job of which is cancelled": Scenario(
         steps="""
-        a = sbatch --array=0-2 --cpus-per-task=8 | sleep 3
+        a = sbatch --array=0-2 --cpus-per-task=8 | until go
         b = sbatch --dependency=afterok:{a} | sleep 1
         c = sbatch --dependency=afterany:{a} | sleep 1
         wait a_0 RUNNING
         run scancel --quiet {a_2}
         rows a
+        let go
         wait c COMPLETED
         sleep 2
         rows a
@@ -247,39 +251,53 @@ start 0: change StartTime=now+9 ExcNodeList={n1}; start 0: exit 76; print on $SL
     ),
     "no more jobs of an array at once than it says": Scenario(
         steps="""
-        a = sbatch --array=0-3%2 | sleep 4
+        a = sbatch --array=0-3%2 | until go$SLURM_ARRAY_TASK_ID
         wait a_1 RUNNING
         rows a
         run squeue -h -a -t PD -j {a} -o %F|%r
+        let go0
+        let go1
+        let go2
+        wait a_2 COMPLETED
         wait a_3 RUNNING
         rows a
+        let go3
         wait a COMPLETED
         """,
     ),
     "the nicer job waits longer": Scenario(
         steps="""
-        a = sbatch --cpus-per-task=8 | sleep 3
+        a = sbatch --cpus-per-task=8 | until a
         wait a RUNNING
-        b = sbatch --cpus-per-task=8 --nice=1000 | sleep 3
-        c = sbatch --cpus-per-task=8 | sleep 3
-        d = sbatch --cpus-per-task=8 --nice=500 | sleep 3
+        b = sbatch --cpus-per-task=8 --nice=1000 | until b
+        c = sbatch --cpus-per-task=8 | until c
+        d = sbatch --cpus-per-task=8 --nice=500 | until d
+        sleep 1
         rows b
         rows c
+        let a
         wait c RUNNING
         rows b
         rows d
+        let c
         wait d RUNNING
         rows b
+        let d
         wait b RUNNING
+        let b
+        wait b COMPLETED
         """,
     ),
     "jobs of one array wait in their order": Scenario(
         steps="""
-        a = sbatch --array=0-2 --cpus-per-task=8 | sleep 2
+        a = sbatch --array=0-2 --cpus-per-task=8 | until go$SLURM_ARRAY_TASK_ID
         wait a_0 RUNNING
         rows a
+        let go0
         wait a_1 RUNNING
         rows a_2
+        let go1
+        let go2
         wait a COMPLETED
         """,
     ),
@@ -569,7 +587,7 @@ start 0: sleep 40; sleep 1
     ),
     "the queue as the product asks for it": Scenario(
         steps="""
-        a = sbatch --array=0-3 --cpus-per-task=4 | sleep 5
+        a = sbatch --array=0-3 --cpus-per-task=4 | until go
         b = sbatch | exit 0
         wait a_1 RUNNING
         run squeue -h -a -r -t all -o %i|%T|%r -j {a}
@@ -582,6 +600,7 @@ start 0: sleep 40; sleep 1
         run scancel --quiet {a_3}
         run squeue -h -a -r -t all -o %i|%T|%r -j {a}
         run squeue -h -a -t PD -o %F|%r -j {a}
+        let go
         wait a_2 COMPLETED
         wait b COMPLETED
         run squeue -h -j {b} -o %T

@@ -10,6 +10,7 @@ from jobs.spec import Resources
 from jobs.study.budget import READ_SECONDS, Budget, Hours, hours_of
 from jobs.study.folder import ObservedRun, observe_study
 from jobs.study.squeue import Scheduler
+from seqlm.errors import FileError
 from seqlm.files import write_json
 from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory, study_record_file
 from seqlm.training import attempt
@@ -101,6 +102,25 @@ def test_an_attempt_that_has_ended_is_read_once(tmp_path: Path, monkeypatch: pyt
     write_attempt(run, 2, start=HOUR, alive=4 * HOUR)
     assert budget.spent()["core_hours"] == 4, "not read again within seconds"
     assert budget.spent(at_once=True)["core_hours"] == 2 + 6
+
+
+def test_what_was_read_before_a_file_that_cannot_be_read_is_counted_at_the_next_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a-1", "b-1"):
+        write_attempt(make_run(tmp_path / name, make_config()), 1, start=0, end=HOUR)
+    budget, attempts = Budget(tmp_path, Policy()), RunDirectory.attempts
+
+    def failing(run: RunDirectory) -> list[int]:
+        if run.id == "b-1":
+            raise FileError("cannot read b-1: Input/output error")
+        return attempts(run)
+
+    monkeypatch.setattr(RunDirectory, "attempts", failing)
+    with pytest.raises(FileError):
+        budget.spent()
+    monkeypatch.setattr(RunDirectory, "attempts", attempts)
+    assert budget.spent(at_once=True) == Budget(tmp_path, Policy()).spent()
 
 
 def test_the_end_of_a_run_costs_the_same_however_many_have_ended(tmp_path: Path) -> None:
