@@ -22,10 +22,10 @@ A scenario is a list of steps, one a line. Each plays on nodes of its own.
     hang SECONDS                          the same by itself
     kill / start                          the controller is gone; it comes back
 
-A program is a list of statements: ``print WORDS``, ``sleep SECONDS``, ``until NAME``, ``exit CODE``, ``raise SIGNAL``, ``change LINE``
-(a line of the file of changes), ``leave SECONDS`` (a process that prints later), ``ignore SIGNAL``, ``on SIGNAL exit
-CODE`` (and prints it). ``start N:`` and ``node N:`` in front of a statement say in which start of the job, and on
-which of its nodes.
+A program is a list of statements: ``print WORDS``, ``sleep SECONDS``, ``until NAME``, ``exit CODE``, ``raise SIGNAL``,
+``change LINE`` (a line of the file of changes), ``leave SECONDS`` (a process that prints later), ``ignore SIGNAL``,
+``on SIGNAL exit CODE`` (and prints it). ``start N:`` and ``node N:`` in front of a statement say in which start of the
+job, and on which of its nodes.
 """
 
 from __future__ import annotations
