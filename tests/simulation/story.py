@@ -19,7 +19,7 @@ import launch
 from jobs import terminal
 from jobs.cli import view
 from jobs.launch import dispatch
-from seqlm import reading
+from seqlm import lease, reading
 from seqlm.errors import SeqlmError
 from seqlm.requests import Requests
 from seqlm.rundir import RunDirectory
@@ -54,7 +54,7 @@ def process_seconds() -> float:
 
 
 attempt.process_seconds = process_seconds
-dispatch.POLL_SECONDS = 5.0
+dispatch.POLL_SECONDS, lease.POLL_SECONDS, slurm_job.POLL_SECONDS = 5.0, 6.0, 2.0
 view.LOOK_SECONDS = 300.0  # a terminal, which nobody watches
 stub_worker.LOOK_SECONDS, stub_worker.PROGRESS_SECONDS = 3.0, 20.0
 OWN_STATE: Sequence[tuple[Any, str, Callable[[], Any]]] = (
