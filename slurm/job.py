@@ -217,7 +217,8 @@ def _again(plan: JobPlan, run: RunDirectory, host: JobHost, why: str | None) -> 
         failures = run.failures(run.first_attempt()) if seen.state == "failed" and not seen.is_final else []
         if failures:
             return failures[-1], run.verdict(plan.options.policy.to_dict(), failures)
-        if seen.state == "pending" and host.interrupts.warned_at is not None:
+        # One that seems to run has a worker of an earlier start of this job, on a node that SLURM does not reach.
+        if seen.state in ("pending", "running") and host.interrupts.warned_at is not None:
             return End(attempt=0, kind="preempted", message="the job's time is up"), Verdict(delay=0.0)
     except DamagedFileError:
         return None

@@ -32,9 +32,11 @@ DEFAULT_NICE = 100
 """What ``--nice`` without a value means to sbatch."""
 AGAIN = 76
 """Exit code of a job that is to be requeued."""
+NOT_STARTED = 77
+"""Exit code of srun if it starts nothing (SLURM_EXIT_ERROR), such as while slurmctld does not answer."""
 MOST_STARTS = 10
 """In how many starts of a job it is requeued for what tells nothing of its runs: another worker has one, its files
-cannot be read or written, or a process that could record nothing was ended."""
+cannot be read or written, srun starts nothing, or a process that could record nothing was ended."""
 CHANGES = "requeue-{}"
 """File next to the plan: what to change of the job with this number when it is requeued."""
 CHANGE = "(MinMemoryNode|TimeLimit|StartTime)=[^ ]+( ExcNodeList=[^ ]+)?"
@@ -337,7 +339,10 @@ def script(plan: JobPlan, number: int, settings: SlurmSettings, dependency: str 
         "nice": _nice(plan, array, settings),
         "dependency": dependency or None,
     }
-    srun = shlex.join(["srun", f"--cpus-per-task={array.cpus}", f"--wait={END_SECONDS}", *settings.srun_args])
+    exit_code = f"SLURM_EXIT_ERROR={NOT_STARTED}"
+    srun = shlex.join(
+        ["env", exit_code, "srun", f"--cpus-per-task={array.cpus}", f"--wait={END_SECONDS}", *settings.srun_args]
+    )
     digest = "DIGEST" if plan.options.request is None else plan_sha256(asdict(plan))
     program = f"{plan_program(folder / PLAN_FILE, digest, plan.code, settings)} {number}"
     changes = f"{shlex.quote(str(folder))}/{CHANGES.format('$SLURM_JOB_ID')}"
@@ -354,13 +359,13 @@ def last_lines(changes: str) -> str:
     """Return what a job's script does when its program has ended with ``$code``, in bash: SLURM's commands are there.
 
     SIGTERM may end the program although SLURM knows of no signal: on a node that comes back it may be meant for the
-    job's start before. Then the job starts again, too. A program that a signal ended may leave no word. Then the
-    script's end by the same signal is the only one. ``changes`` is a file with a change of the job in each line; what
-    is no such change is passed over.
+    job's start before. Then the job starts again. It also does if srun has started nothing. A program that a signal
+    ended may leave no word. Then the script's end by the same signal is the only one. ``changes`` is a file with a
+    change of the job in each line; what is no such change is passed over.
     """
     return f"""\
 again=$code state= job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID changes={changes}
-if [ $code -eq {128 + signal.SIGTERM} ] && [ ${{SLURM_RESTART_COUNT:-0}} -lt {MOST_STARTS - 1} ]; then
+if [[ $code =~ ^({128 + signal.SIGTERM}|{NOT_STARTED})$ && ${{SLURM_RESTART_COUNT:-0}} -lt {MOST_STARTS - 1} ]]; then
     for seconds in 1 2 4 8; do state=$(squeue -h -j $SLURM_JOB_ID -o %T) && break; sleep $seconds; done
     [ "$state" != RUNNING ] || again={AGAIN}
 fi

@@ -33,6 +33,8 @@ class ClusterOptions:
     """Whether there is a second partition, ``urgent``, whose jobs preempt those of ``main``: signal, then requeue."""
     grace_seconds: int = 5
     """Seconds from the signal until a preempted job is killed."""
+    credential_seconds: int = 5
+    """Within how many seconds the step of a job must start. A requeued job waits a second longer."""
     min_job_age_seconds: int = 300
     """Minimum time for which squeue lists an ended job (SLURM purges about once a minute). 0 means forever."""
     max_time_min: int | None = None
@@ -49,6 +51,7 @@ class ClusterOptions:
             ("cpus", 1, 1024),
             ("memory_mb", 1, 10_000_000),
             ("grace_seconds", 0, 3600),
+            ("credential_seconds", 5, 1000),
             ("min_job_age_seconds", 0, 100_000),
             ("max_array_size", 2, 4_000_000),
         ):
@@ -111,7 +114,7 @@ def slurm_conf(options: ClusterOptions, place: ClusterFolder) -> str:
         "SlurmdUser=root",
         "AuthType=auth/munge",
         # A requeued job waits until its credentials expire, so keep that short.
-        f"AuthInfo=socket={place.munge_socket},cred_expire=5",
+        f"AuthInfo=socket={place.munge_socket},cred_expire={options.credential_seconds}",
         "CredType=cred/munge",
         f"StateSaveLocation={folder}/state",
         f"SlurmdSpoolDir={folder}/spool/%n",

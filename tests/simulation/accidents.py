@@ -83,6 +83,8 @@ class Harm:
     """Name of a run -> how often its worker was disturbed, or its job came to an end."""
     errors: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Name of a run and kind -> how often its worker has raised an error."""
+    failed: set[tuple[str, int]] = field(default_factory=set)
+    """Name of a run and number of an attempt whose worker has raised an error."""
     crashes: dict[str, tuple[float, str]] = field(default_factory=dict)
     """Name of a run -> until when its worker raises an error, and the kind of that."""
     hangs: dict[str, float] = field(default_factory=dict)
@@ -111,7 +113,7 @@ class Harm:
     """Name of a run -> how many epochs were begun."""
 
     def hit(self, process: Process) -> None:
-        """Count a disturbance of a worker's run. Of other processes there is nothing to count."""
+        """Count a disturbance of a worker's run, as that of each of its ranks. Of others there is nothing to count."""
         if (run := run_of(process)) is not None:
             self.hits[name_of(run)] += 1
             self.excuses[name_of(run)] += 1
@@ -129,6 +131,11 @@ def run_of(process: Process) -> str | None:
     """Return the id of the run that a process trains. ``None``: it trains none."""
     tag = str(process.tag)
     return tag.removeprefix("worker of ") if tag.startswith("worker of ") else None
+
+
+def rank_of(worker: Process) -> int:
+    """Return which rank of its run a worker is."""
+    return int(worker.environ.get(b"RANK", b"0"))
 
 
 def name_of(run_id: str) -> str:
@@ -216,7 +223,14 @@ def node_without_device(story: Story, given: Accident) -> None:
 @accident
 def silence(story: Story, given: Accident) -> None:
     story.kernel.tell(f"the controller answers nothing for {given.seconds:g} s")
-    story.cluster.silent_until = story.kernel.now + given.seconds
+    story.cluster.silence(given.seconds)
+
+
+@accident
+def controller_gone(story: Story, given: Accident) -> None:
+    """Unlike one that hangs, it does not even do later what it was asked."""
+    story.kernel.tell(f"the controller is gone for {given.seconds:g} s")
+    story.cluster.silence(given.seconds, is_gone=True)
 
 
 @accident
@@ -224,7 +238,7 @@ def preempt(story: Story, given: Accident) -> None:
     if (job := pick(story.cluster.running(), given)) is not None:
         story.kernel.tell(f"job {job.id} is preempted")
         story.harm.hit_all(story.cluster.members(job))
-        story.cluster.preempt(job, 60.0)
+        story.cluster.preempt(job)
 
 
 @accident

@@ -19,7 +19,7 @@ from jobs.study.budget import Budget
 from seqlm import reading
 from seqlm.errors import SeqlmError
 from seqlm.rundir import RunDirectory
-from tests.simulation.accidents import name_of, run_of
+from tests.simulation.accidents import name_of, rank_of, run_of
 from tests.simulation.files import Inode
 from tests.simulation.kernel import Process, ViolationError
 from tests.simulation.seam import CORES
@@ -88,9 +88,15 @@ def only_owners_write(story: Story, process: Process, path: str) -> None:
         story.kernel.violate(f"OWNER: {process} has written {name} of a run that {owner.get('pid')} owns")
 
 
+def attempts_of(story: Story) -> Counter[str]:
+    """Return how many attempts each run had, by its name: each starts a first rank."""
+    firsts = [one for one in story.kernel.processes if rank_of(one) == 0]
+    return Counter(name_of(run) for one in firsts if (run := run_of(one)) is not None)
+
+
 def work_is_not_repeated(story: Story, name: str) -> None:
     """Check at the beginning of an epoch: an attempt repeats at most the epoch in which the one before it ended."""
-    attempts = sum(run_of(one) is not None and name_of(str(run_of(one))) == name for one in story.kernel.processes)
+    attempts = attempts_of(story)[name]
     begun = story.harm.begun[name]
     if begun > EPOCHS + attempts:
         story.kernel.violate(f"REPEATED: {name} began {begun} epochs of {EPOCHS} in {attempts} attempts")
@@ -202,6 +208,8 @@ def _is_explained(story: Story, name: str, state: str, kind: str | None) -> bool
         return True
     if state == "failed" and kind in story.harm.causes[name] & {"code", "diverged", "oom"}:
         return True
+    if state == "pending" and "canary" in story.harm.causes[name]:
+        return True
     hits = story.harm.hits[name] + story.harm.errors[name, "node"]
     if state == "failed" and kind in ("node", "preempted", "timeout") and hits > MOST_HITS:
         return True
@@ -229,7 +237,7 @@ COUNTED = {
 def each_attempt_has_a_reason(story: Story) -> None:
     if not story.harm.happened <= COUNTED:
         return
-    attempts = Counter(name_of(run) for one in story.kernel.processes if (run := run_of(one)) is not None)
+    attempts = attempts_of(story)
     for name in story.study.names:
         asked, errors = story.requests_of(name), [story.harm.errors[name, kind] for kind in RETRIES]
         reasons = sum(not one.is_cancel for one in asked) + story.harm.excuses[name] + sum(errors)

@@ -101,7 +101,11 @@ def _find_planted(seeds: int) -> int:
             plant=planted.plant,
             check=planted.check,
             stories=[
-                (seed, draw_accidents(seed, planted.accidents), replace(draw_study(seed), **planted.study))
+                (
+                    seed,
+                    draw_accidents(seed, planted.accidents),
+                    replace(draw_study(seed, is_pool=True), **planted.study),
+                )
                 for seed in range(seeds)
             ],
         )

@@ -881,6 +881,10 @@ class Output:
         """Return what the file has."""
         return self._inode.content.decode()
 
+    def clear(self) -> None:
+        """Remove what the file has."""
+        self._inode.content.clear()
+
     def flush(self) -> None:
         pass
 

@@ -51,7 +51,18 @@ def _failed_runs_are_offered_again() -> None:
     job.JobHost.next_run = next_run  # type: ignore[method-assign]
 
 
+def _runs_that_seem_to_run_are_not_put_back() -> None:
+    before = job._again
+
+    def again(plan: Any, run: RunDirectory, host: job.JobHost, why: str | None) -> Any:
+        return None if why is None and run.observe().state == "running" else before(plan, run, host, why)
+
+    job._again = again
+
+
 def _runs_that_seem_to_run_are_not_settled() -> None:
+    _runs_that_seem_to_run_are_not_put_back()
+
     def settle(self: Dispatcher) -> None:
         if (stopped := self._host.stopped()) is not None:
             for one in self._live:
@@ -73,6 +84,17 @@ def _results_are_written_again() -> None:
 
 
 KEPT = (
+    Kept(
+        name="busy-preemption",
+        fault="a job was not put back after a preemption: its run had a worker on a node that SLURM had lost",
+        check="END",
+        study=Study(runs=2, jobs=1, epoch_seconds=600.0, minutes=240, nodes=2, is_pool=False),
+        accidents=[
+            Accident(at=300.0, kind="cut_off_node", target=0.0, seconds=1000.0),
+            Accident(at=760.0, kind="preempt", target=0.0, seconds=5.0),
+        ],
+        undo=_runs_that_seem_to_run_are_not_put_back,
+    ),
     Kept(
         name="later-request",
         fault="a job of a pool looked again and again at a run that was cancelled and launched again meanwhile",

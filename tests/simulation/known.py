@@ -39,6 +39,12 @@ KNOWN = (
     ),
     Known(
         check="END",
+        accidents=frozenset({"controller_gone"}),
+        story="the controller is gone while a job is to be put back, or at its time limit, which then strikes without "
+        "a warning; its runs wait for the next `run`",
+    ),
+    Known(
+        check="END",
         accidents=frozenset({"disk_full"}),
         story="the disk is full for longer than ten starts of a job take; its runs wait for the next `run`",
     ),

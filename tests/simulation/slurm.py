@@ -1,8 +1,7 @@
 """A SLURM as the product sees it: a controller, nodes, jobs, and the commands that the product runs.
 
-Modelled: arrays and their limits of jobs at once; hold; the dependencies afterok and afterany; priority by nice and by
-number; requeue with a time to begin and nodes to avoid; the end of a job by scancel, at its time limit, by a
-preemption and with its node; a controller that does not answer.
+What it does is what the scenarios of :mod:`tests.simulation.scenarios` ask of it and of a real SLURM: nothing is here
+that none of them, or a row of :data:`tests.simulation.scenarios.NOT_ASKED`, covers.
 """
 
 from __future__ import annotations
@@ -13,30 +12,55 @@ import json
 import re
 import shlex
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, final
 
-from tests.simulation.kernel import Host, Process, ViolationError
+from slurm.submission import AGAIN, CHANGE, CHANGES, MOST_STARTS, NOT_STARTED
+from tests.simulation.kernel import Host, Process, Thread, ViolationError
 from tests.simulation.seam import TIMED_OUT, World
 
-CYCLE_SECONDS = (0.5, 5.0)
-"""Time between two looks of the scheduler at the queue, at least and at most."""
-KILL_WAIT_SECONDS = 30.0
-"""Between SIGTERM and SIGKILL."""
-REQUEUE_SECONDS = 121.0
-"""How long a requeued job waits at least: its credential must have expired (facts of SLURM 24.11)."""
-LOST_SECONDS = 300.0
-"""How long the controller waits for a node that does not answer (SlurmdTimeout)."""
-CONNECT_SECONDS = 60.0
-"""How long a program asks a controller that does not answer. Not measured yet."""
-ANSWER_SECONDS = (0.02, 0.3)
-FORGET_SECONDS = 300.0
-"""How long the controller knows of a job that has ended (MinJobAge)."""
-MOST_STARTS = 50
+LIMIT_SECONDS = 30.0
+"""Time between two looks of the controller at the time limits."""
+PURGE_SECONDS = 60.0
+"""Time between two looks of the controller for jobs to forget."""
+TOO_MANY_JOBS = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+MOST_JOB_STARTS = 50
 """How often a job may start: more are a loop, since accidents and time limits are fewer."""
 LIVE = ("PENDING", "RUNNING", "COMPLETING", "SUSPENDED")
+HANGS, GONE = "Socket timed out on send/recv operation", "Unable to contact slurm controller (connect failure)"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How a cluster is set up."""
+
+    cycle: tuple[float, float] = (0.5, 5.0)
+    """Seconds between two looks of the scheduler at the queue, at least and at most."""
+    answer: tuple[float, float] = (0.02, 0.3)
+    """Seconds that a request or its answer takes, at least and at most."""
+    message_timeout: float = 10.0
+    """Seconds for which a program asks a controller that does not answer (MessageTimeout)."""
+    kill_wait: float = 30.0
+    """Seconds between SIGTERM and SIGKILL (KillWait)."""
+    grace: float = 60.0
+    """Seconds between the announcement of a preemption and its SIGTERM (GraceTime)."""
+    requeue_wait: float = 121.0
+    """Seconds that a requeued job waits at least: its credential must have expired (AuthInfo=cred_expire)."""
+    lost_after: float = 300.0
+    """Seconds for which the controller waits for a node that does not answer (SlurmdTimeout)."""
+    min_job_age: float = 300.0
+    """Seconds for which the controller knows of a job that has ended (MinJobAge)."""
+    max_array_size: int = 1001
+    most_jobs: int | None = None
+    """How many jobs a user may have in the queue (MaxSubmitJobs). ``None``: any number."""
+    kills_invalid_depend: bool = False
+    """Whether a job ends whose dependency nothing can satisfy (DependencyParameters=kill_invalid_depend)."""
+    first_number: int = 1
+    """Number of the first job."""
 
 
 class RefusedError(Exception):
@@ -57,79 +81,126 @@ class Node:
     has_device: bool = True
     """Whether its GPUs are there."""
     jobs: list[Job] = field(default_factory=list)
+    before: list[Process] = field(default_factory=list)
+    """What ran there when the controller reached it last."""
+    unheard: list[Callable[[], None]] = field(default_factory=list)
+    """What the controller hears once it reaches the node again."""
 
 
 @final
 @dataclass(eq=False, kw_only=True)
 class Job:
-    """One task of an array."""
+    """A job, which may be one of an array."""
 
     number: int
     array: int
-    index: int
+    index: int | None
+    """``None``: it is of no array."""
     tasks: int
     at_once: int | None
     script: str
     options: dict[str, str]
     env: dict[str, str]
-    submitted_at: float
     state: str = "PENDING"
     flags: tuple[str, ...] = ()
     """Further words of its state while it completes: ``COMPLETING`` and why."""
+    ended_by: str = "None"
+    """Why it has ended, in SLURM's words."""
     is_held: bool = False
     dependency: str = ""
     begins_at: float = 0.0
     excluded: tuple[str, ...] = ()
     minutes: int = 60
+    end: float = 0.0
+    """When its time is up."""
     restarts: int = 0
     starts: int = 0
-    node: Node | None = None
+    nodes: list[Node] = field(default_factory=list)
+    devices: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Name of a node -> its GPUs there."""
     processes: list[Process] = field(default_factory=list)
-    """Those of its present start: the script's first, then the program's."""
+    """Those of its present start: the script's first, then the programs' on each node."""
     timers: list[Any] = field(default_factory=list)
     ended_at: float = 0.0
     after: str = ""
-    """The state to which it comes when its processes have ended. Empty: what its script's exit code says."""
+    """The state to which it comes when its processes have ended."""
     is_to_be_requeued: bool = False
+    is_preempted: bool = False
+    """Whether a job of higher rank has asked for its nodes. SLURM then ends its next start, too."""
+    is_shown: bool = True
+    """Whether SLURM has a record of it: of one of an array that is cancelled while it waits it has none."""
     is_other: bool = False
     """Whether it is another job of the user's, of no study."""
 
     @property
     def id(self) -> str:
-        return f"{self.array}_{self.index}"
+        return str(self.number) if self.index is None else f"{self.array}_{self.index}"
 
     @property
     def folder(self) -> str:
         return self.options.get("chdir", "/")
 
     @property
-    def shown(self) -> str:
-        return self.state
-
-    @property
     def is_live(self) -> bool:
         return self.state in LIVE
+
+    @property
+    def rank(self) -> tuple[int, int, int]:
+        """Its place in the queue: by nice, then as it was submitted, then by its place in its array."""
+        return int(self.options.get("nice") or 0), self.array, self.index or 0
+
+    @property
+    def wants(self) -> tuple[int, int, int]:
+        """Cores, GPUs and memory in MB, on each of its nodes."""
+        gpus = int(self.options.get("gpus-per-node", self.options.get("gres", "0")).rpartition(":")[2] or 0)
+        memory = int(self.options.get("mem", "0M").rstrip("M"))
+        return int(self.options.get("cpus-per-task", 1)), gpus, memory
 
 
 @final
 class Cluster:
     """The controller and its nodes."""
 
-    def __init__(self, world: World, nodes: Iterable[Node]) -> None:
-        self.world, self.kernel = world, world.kernel
+    def __init__(self, world: World, nodes: Iterable[Node], rules: Rules | None = None) -> None:
+        self.world, self.kernel, self.rules = world, world.kernel, rules or Rules()
         self.nodes = list(nodes)
         self.jobs: list[Job] = []
         """Those that the controller knows."""
         self.every: list[Job] = []
         """Those that it ever had."""
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(self.rules.first_number)
         self.silent_until = 0.0
-        """Until when the controller answers nothing."""
+        """Until when the controller does nothing."""
+        self._late: list[Callable[[], None]] = []
+        """What it does when it works again."""
+        self.is_gone = self._has_gone = False
+        """Whether nobody hears it meanwhile. Else it hangs: what it was asked to do, it does later."""
         self.on_end: Callable[[Sequence[Process]], None] = lambda processes: None
         """Told of the processes of a job that is warned or ended."""
         self.program: Callable[[Sequence[str]], int | None] = lambda words: 0
         """Runs ``python -m slurm.job`` with these words, in the process that calls."""
+        self.kernel.on_exit.append(self._look_at_exit)
         self._cycle()
+
+    def silence(self, seconds: float, *, is_gone: bool = False) -> None:
+        """Have the controller do nothing for a while."""
+        self.silent_until, self.is_gone = self.kernel.now + seconds, is_gone
+        until = self.silent_until
+        self.kernel.at(until, lambda: self.speak() if self.silent_until == until else None)
+
+    def speak(self) -> None:
+        """Have the controller work again, if its time has come or it is brought back before."""
+        self.silent_until = min(self.silent_until, self.kernel.now)
+        acts, self._late = self._late, []
+        for act in acts:
+            act()
+
+    def _once_it_works(self, act: Callable[[], None]) -> None:
+        """Do something now, or when the controller works again."""
+        if self.kernel.now < self.silent_until:
+            self._late.append(act)
+        else:
+            act()
 
     def running(self) -> list[Job]:
         """Return the jobs that run."""
@@ -147,7 +218,6 @@ class Cluster:
             script="",
             options={"chdir": "/sim/home/notebook"},
             env={},
-            submitted_at=self.kernel.now,
             state="PENDING" if is_held else "RUNNING",
             is_held=is_held,
             is_other=True,
@@ -159,10 +229,15 @@ class Cluster:
 
     def _cycle(self) -> None:
         if self.kernel.now >= self.silent_until:
-            for job in sorted(self.jobs, key=lambda job: (int(job.options.get("nice", 0)), job.number)):
-                if job.state == "PENDING" and self.reason(job) is None and (node := self._room(job)) is not None:
-                    self._start(job, node)
-        self.kernel.after(self.kernel.dice.uniform(*CYCLE_SECONDS), self._cycle)
+            for job in sorted(self.jobs, key=lambda job: job.rank):
+                if job.state != "PENDING":
+                    continue
+                why = self.reason(job)
+                if why is None and (nodes := self._room(job)) is not None:
+                    self._start(job, nodes)
+                elif why == "DependencyNeverSatisfied" and self.rules.kills_invalid_depend:
+                    self.cancel(job)
+        self.kernel.after(self.kernel.dice.uniform(*self.rules.cycle), self._cycle)
 
     def reason(self, job: Job) -> str | None:
         """Return why a waiting job cannot start, whatever room there is. ``None``: it can."""
@@ -190,83 +265,114 @@ class Cluster:
                     return "DependencyNeverSatisfied"
         return None
 
-    def _room(self, job: Job) -> Node | None:
-        cpus, gpus, memory = self._wants(job)
-        for node in self.nodes:
-            has = [sum(part) for part in zip((0, 0, 0), *map(self._wants, node.jobs), strict=True)]
-            fits = cpus + has[0] <= node.cpus and gpus + has[1] <= node.gpus and memory + has[2] <= node.memory_mb
-            if fits and node.is_up and node.host.name not in job.excluded:
-                return node
-        return None
+    def _room(self, job: Job) -> list[Node] | None:
+        found = [node for node in self.nodes if self._fits(job, node)][: int(job.options.get("nodes", 1))]
+        return found if len(found) == int(job.options.get("nodes", 1)) else None
 
-    @staticmethod
-    def _wants(job: Job) -> tuple[int, int, int]:
-        gpus = int(job.options.get("gpus-per-node", job.options.get("gres", "0")).rpartition(":")[2] or 0)
-        memory = int(job.options.get("mem", "0M").rstrip("M"))
-        return int(job.options.get("cpus-per-task", 1)), gpus, memory
+    def _fits(self, job: Job, node: Node) -> bool:
+        if not node.is_up or node.host.name in job.excluded:
+            return False
+        cpus, gpus, memory = (sum(part) for part in zip(job.wants, *(one.wants for one in node.jobs), strict=True))
+        return cpus <= node.cpus and gpus <= node.gpus and memory <= node.memory_mb
 
-    def _start(self, job: Job, node: Node) -> None:
-        job.state, job.node, job.after, job.flags = "RUNNING", node, "", ()
-        job.is_to_be_requeued = False
-        job.starts += 1
-        if job.starts > MOST_STARTS:
+    def _start(self, job: Job, nodes: list[Node]) -> None:
+        job.state, job.nodes, job.after, job.flags, job.ended_by = "RUNNING", nodes, "", (), "None"
+        job.is_to_be_requeued, job.devices, job.starts = False, {}, job.starts + 1
+        if job.starts > MOST_JOB_STARTS:
             raise ViolationError(f"SPIN: job {job.id} starts for the {job.starts}th time")
-        node.jobs.append(job)
-        end = self.kernel.now + 60 * job.minutes
-        gpus = self._wants(job)[1]
+        for node in nodes:
+            taken = {device for one in node.jobs for device in one.devices.get(node.host.name, ())}
+            free = [device for device in range(node.gpus) if device not in taken]
+            job.devices[node.host.name] = tuple(free[: job.wants[1]])
+            node.jobs.append(job)
+        self._arm(job, self.kernel.now + 60 * job.minutes)
+        file = job.options["output"].rpartition("/")[2].replace("%a", str(job.index))
+        output = self.world.files.open_log(f"{job.folder}/{file}")
+        if job.options.get("open-mode") != "append":
+            output.clear()
+        self.kernel.tell(f"job {job.id} starts on {', '.join(node.host.name for node in nodes)}")
+        if job.is_preempted:
+            job.is_preempted = False
+            self._preempt_after(job, self.kernel.dice.uniform(1.0, 3.0))
+        script = Script(self, job)
+        env = self.env_of(job, 0)
+        tag = f"script of job {job.id}"
+        job.processes = [self.kernel.spawn(nodes[0].host, ["bash"], script.run, env=env, output=output, tag=tag)]
+
+    def env_of(self, job: Job, rank: int) -> dict[str, str]:
+        """Return the environment of a job's programs on one of its nodes."""
+        node, (_, gpus, memory) = job.nodes[rank], job.wants
         env = {
             **job.env,
             "SLURM_JOB_ID": str(job.number),
-            "SLURM_ARRAY_JOB_ID": str(job.array),
-            "SLURM_ARRAY_TASK_ID": str(job.index),
-            "SLURM_ARRAY_TASK_COUNT": str(job.tasks),
-            "SLURM_JOB_END_TIME": str(round(end)),
+            "SLURM_JOB_END_TIME": str(round(job.end)),
             "SLURMD_NODENAME": node.host.name,
-            "SLURM_JOB_NUM_NODES": "1",
-            "SLURM_NODEID": "0",
+            "SLURM_JOB_NUM_NODES": str(len(job.nodes)),
+            "SLURM_NODEID": str(rank),
             "SLURM_JOB_PARTITION": "main",
-            **({"SLURM_RESTART_COUNT": str(job.restarts)} if job.restarts else {}),
-            **({"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus)))} if gpus and node.has_device else {}),
         }
-        path = f"{job.folder}/{job.options['output'].rpartition('/')[2].replace('%a', str(job.index))}"
-        output = self.world.files.open_log(path)
-        self.kernel.tell(f"job {job.id} starts on {node.host.name}")
-        script = Script(self, job)
-        process = self.kernel.spawn(
-            node.host, ["bash"], script.run, env=env, output=output, tag=f"script of job {job.id}"
-        )
-        job.processes = [process]
-        warning = re.search(r"@(\d+)", job.options.get("signal", ""))
-        if warning:
-            before = int(warning[1]) + self.kernel.dice.uniform(0, 60)
-            job.timers.append(self.kernel.at(end - before, lambda: self.warn(job)))
-        job.timers.append(self.kernel.at(end, lambda: self.stop(job, "TIMEOUT")))
+        if job.index is not None:
+            env["SLURM_ARRAY_JOB_ID"], env["SLURM_ARRAY_TASK_ID"] = str(job.array), str(job.index)
+            env["SLURM_ARRAY_TASK_COUNT"] = str(job.tasks)
+        if job.restarts:
+            env["SLURM_RESTART_COUNT"] = str(job.restarts)
+        if memory:
+            env["SLURM_MEM_PER_NODE"] = str(memory)
+        if gpus and node.has_device:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, job.devices[node.host.name]))
+        return env
+
+    # -- the end of a job ----------------------------------------------------------------------------------------------
+
+    def _arm(self, job: Job, end: float) -> None:
+        """Have a job warned, and ended at its time limit. The controller looks at both now and then."""
+        job.end = end
+        for timer in job.timers:
+            self.kernel.forget(timer)
+        if warning := re.search(r"@(\d+)", job.options.get("signal", "")):
+            before = int(warning[1]) + self.kernel.dice.uniform(0, 2 * LIMIT_SECONDS)
+            warn = self.kernel.at(end - before, lambda: self._once_it_works(lambda: self._warn_of_limit(job, end)))
+            job.timers.append(warn)
+        late = self.kernel.dice.uniform(0, LIMIT_SECONDS)
+        stop = self.kernel.at(end + late, lambda: self._once_it_works(lambda: self._stop_at_limit(job, end)))
+        job.timers.append(stop)
+
+    def _warn_of_limit(self, job: Job, end: float) -> None:
+        if job.end == end and self.kernel.now < end:  # later it just ends
+            self.warn(job)
+
+    def _stop_at_limit(self, job: Job, end: float) -> None:
+        if job.end == end and job.state == "RUNNING":
+            self.stop(job, "TIMEOUT", ended_by="TimeLimit")
 
     def warn(self, job: Job) -> None:
-        """Send SIGUSR2 to the program of a job."""
+        """Send SIGUSR2 to the programs of a job."""
         self.on_end(self.members(job))
         for process in job.processes[1:]:
             self.kernel.send(process, signal.SIGUSR2)
 
     def members(self, job: Job) -> list[Process]:
-        """Return all live processes of a job, with those that its processes have started."""
+        """Return all live processes of a job on nodes that the controller reaches, with those they have started."""
         found = list(job.processes)
         for process in self.kernel.processes:
             if process.parent in found and process not in found:
                 found.append(process)
-        return [process for process in found if process.lives]
+        up = [node.host for node in job.nodes if node.is_up]
+        return [process for process in found if process.lives and process.host in up]
 
-    def stop(self, job: Job, after: str, *, requeue: bool = False, kill_wait: float = KILL_WAIT_SECONDS) -> None:
+    def stop(self, job: Job, after: str, *, ended_by: str = "None", requeue: bool = False) -> None:
         """End a running job: SIGTERM, and SIGKILL later. Then it is in the state ``after``, or waits again."""
         if job.state != "RUNNING":
             return
         self.on_end(self.members(job))
         self._forget_timers(job)
-        job.state, job.after, job.is_to_be_requeued = "COMPLETING", after, requeue
-        job.flags = ("COMPLETING", after if not requeue else "PENDING")
-        for process in list(job.processes):
-            self.kernel.send(process, signal.SIGTERM)
-        job.timers.append(self.kernel.after(kill_wait, lambda: self._kill(job)))
+        job.state, job.after, job.ended_by, job.is_to_be_requeued = "COMPLETING", after, ended_by, requeue
+        job.flags = ("COMPLETING", "PENDING" if requeue else after)
+        reached = self.members(job)
+        for process in job.processes:
+            if process in reached:
+                self.kernel.send(process, signal.SIGTERM)
+        job.timers.append(self.kernel.after(self.rules.kill_wait, lambda: self._kill(job)))
         self._look_after(job)
 
     def _kill(self, job: Job) -> None:
@@ -282,16 +388,33 @@ class Cluster:
             else:
                 job.timers.append(self.kernel.after(1.0, lambda: self._look_after(job)))
 
-    def script_ended(self, job: Job, code: int) -> None:
-        """The script of a job has ended by itself."""
-        if job.state == "COMPLETING":
+    def _look_at_exit(self, process: Process) -> None:
+        """A script has ended: its node tells the controller, once it can."""
+        job = next((one for one in self.jobs if one.processes[:1] == [process]), None)
+        if job is None or job.state != "RUNNING":
             return
-        self._forget_timers(job)
-        self._clear_node(job)
+        node, start = job.nodes[0], job.processes
+        self._clear(job)
+
+        def tell() -> None:
+            if job.state == "RUNNING" and job.processes is start:
+                assert process.exit_code is not None
+                self._script_ended(job, process.exit_code)
+
+        if node.is_up:
+            tell()
+        else:
+            node.unheard.append(tell)
+
+    def _script_ended(self, job: Job, code: int) -> None:
         job.after = "COMPLETED" if code == 0 else "FAILED"
+        if code < 0:
+            job.ended_by = f"RaisedSignal:{-code}({signal.strsignal(-code)})"
+        elif code:
+            job.ended_by = "NonZeroExitCode"
         self._over(job)
 
-    def _clear_node(self, job: Job) -> None:
+    def _clear(self, job: Job) -> None:
         for process in self.members(job):
             self.kernel.ends(process, -signal.SIGKILL)
 
@@ -299,16 +422,19 @@ class Cluster:
         if job.state not in ("RUNNING", "COMPLETING"):
             return
         self._forget_timers(job)
-        if job.node is not None:
-            job.node.jobs.remove(job)
-            job.node = None
+        for node in job.nodes:
+            node.jobs.remove(job)
+        job.nodes = []
         if job.is_to_be_requeued:
-            job.state, job.flags, job.restarts = "PENDING", (), job.restarts + 1
-            job.begins_at = max(job.begins_at, self.kernel.now + REQUEUE_SECONDS)
-            self.kernel.tell(f"job {job.id} waits again")
+            self._wait_again(job)
         else:
             job.state, job.flags, job.ended_at = job.after, (), self.kernel.now
             self.kernel.tell(f"job {job.id} is {job.state}")
+
+    def _wait_again(self, job: Job) -> None:
+        job.state, job.flags, job.ended_by, job.restarts = "PENDING", (), "None", job.restarts + 1
+        job.begins_at = max(job.begins_at, self.kernel.now + self.rules.requeue_wait)
+        self.kernel.tell(f"job {job.id} waits again")
 
     def _forget_timers(self, job: Job) -> None:
         for timer in job.timers:
@@ -319,46 +445,72 @@ class Cluster:
 
     def lose(self, node: Node, *, back_after: float | None) -> None:
         """A node loses power. The controller notices later, and requeues its jobs."""
+        self.lose_power(node)
+        self.kernel.after(self.rules.lost_after, lambda: self.take_for_lost(node))
+        if back_after is not None:
+            self.kernel.after(self.rules.lost_after + back_after, lambda: self.back(node))
+
+    def lose_power(self, node: Node) -> None:
+        """All that runs on a node ends. The controller hears nothing of it."""
+        self.lose_contact(node)
+        node.host.boot += 1
         self.world.files.lose(node.host)
         for process in list(self.kernel.processes):
             if process.host is node.host and process.lives:
                 self.kernel.ends(process, -signal.SIGKILL)
-        node.host.boot += 1
-        node.is_up = False
-        self.kernel.after(LOST_SECONDS, lambda: self._notice(node))
-        if back_after is not None:
-            self.kernel.after(LOST_SECONDS + back_after, lambda: self._back(node))
+        node.unheard.clear()
+
+    def lose_contact(self, node: Node) -> None:
+        """The controller reaches a node no more, nor the node the controller. Its processes go on."""
+        if node.is_up:
+            found = [process for job in node.jobs for process in self.members(job)]
+            node.before = [process for process in found if process.host is node.host]
+            node.is_up = False
 
     def cut_off(self, node: Node, seconds: float) -> None:
-        """A node cannot be reached for a while. Its processes go on; those of jobs that it has lost end then."""
-        mine = [process for job in node.jobs for process in self.members(job)]
-        node.is_up = False
-        notices = self.kernel.after(LOST_SECONDS, lambda: self._notice(node))
+        """The controller does not reach a node for a while."""
+        self.lose_contact(node)
+        notices = self.kernel.after(self.rules.lost_after, lambda: self.take_for_lost(node))
 
         def back() -> None:
             self.kernel.forget(notices)
-            has = [process for job in node.jobs for process in self.members(job)]
-            for process in mine:
-                if process not in has:
-                    self.kernel.ends(process, -signal.SIGKILL)
-            self._back(node)
+            self.back(node)
 
         self.kernel.after(seconds, back)
 
-    def _notice(self, node: Node) -> None:
-        for job in list(node.jobs):
-            self._forget_timers(job)
-            job.after, job.is_to_be_requeued, job.state = "NODE_FAIL", "requeue" in job.options, "COMPLETING"
-            self._over(job)
+    def take_for_lost(self, node: Node) -> None:
+        """Have the controller give up a node: its jobs end, or wait again. It ends their processes on other nodes."""
+        self._once_it_works(lambda: self._give_up(node))
 
-    def _back(self, node: Node) -> None:
+    def _give_up(self, node: Node) -> None:
+        self.lose_contact(node)
+        for job in list(node.jobs):
+            requeue = "requeue" in job.options and not job.flags
+            self.stop(job, "NODE_FAIL", ended_by="NodeDown", requeue=requeue)
+
+    def back(self, node: Node) -> None:
+        """Have the controller reach a node again. What a job of before has left there ends."""
         node.is_up = True
+        for tell in node.unheard:
+            tell()
+        node.unheard.clear()
+        mine = [process for job in node.jobs for process in self.members(job)]
+        for process in node.before:
+            if process not in mine:
+                self.kernel.ends(process, -signal.SIGKILL)
         self.kernel.tell(f"{node.host.name} is back")
 
-    def preempt(self, job: Job, grace: float) -> None:
-        """Warn a job, and requeue it later."""
+    def preempt(self, job: Job) -> None:
+        """Announce its end to a job, and requeue it later."""
         self.warn(job)
-        job.timers.append(self.kernel.after(grace, lambda: self.stop(job, "PREEMPTED", requeue=True)))
+        job.is_preempted = True
+        self._preempt_after(job, self.rules.grace)  # unless the job waits again before
+
+    def _preempt_after(self, job: Job, seconds: float) -> None:
+        def stop() -> None:
+            self.stop(job, "PREEMPTED", requeue="requeue" in job.options)
+
+        job.timers.append(self.kernel.after(seconds, lambda: self._once_it_works(stop)))
 
     # -- commands ------------------------------------------------------------------------------------------------------
 
@@ -367,78 +519,153 @@ class Cluster:
     ) -> tuple[int, str, str]:
         """Answer as one of SLURM's programs. The caller waits for it."""
         name, *rest = words
-        silence = self.silent_until - self.kernel.now
-        if silence > 0 and timeout is not None and min(silence, CONNECT_SECONDS) > timeout:
-            self.kernel.sleep(timeout)
-            return TIMED_OUT, "", ""
-        if silence > CONNECT_SECONDS:
-            self.kernel.sleep(CONNECT_SECONDS)
-            return 1, "", f"{name}: error: Unable to contact slurm controller (connect failure)\n"
-        if silence > 0:
-            self.kernel.sleep(silence)
-        self.kernel.sleep(self.kernel.dice.uniform(*ANSWER_SECONDS))
+        if name == "sbatch":  # it reads the script at once
+            rest[-1] = self.world.files.text(rest[-1])
+        if rest[:2] != ["show", "hostnames"] and not self.is_heard(process, name, rest, env, timeout):
+            return self._without_answer(name, rest, timeout)
+        self.kernel.sleep(self.kernel.dice.uniform(*self.rules.answer))
         with self.kernel.inside():
             answer = self.answer(name, rest, env)
-        self.kernel.sleep(self.kernel.dice.uniform(*ANSWER_SECONDS))
+        self.kernel.sleep(self.kernel.dice.uniform(*self.rules.answer))
         return answer
 
+    def is_heard(
+        self, process: Process, name: str, words: list[str], env: Mapping[str, str], timeout: float | None
+    ) -> bool:
+        """Wait for the controller; return whether it answers in time. If it hangs, it does what it was asked later."""
+        node = next((one for one in self.nodes if one.host is process.host), None)
+        is_cut_off = node is not None and not node.is_up
+        silence = self.silent_until - self.kernel.now
+        if silence <= 0 and not is_cut_off:
+            return True
+        self._has_gone = self.is_gone or is_cut_off
+        patience = self._patience(name, words)
+        patience = min(patience, patience if timeout is None else timeout)
+        if silence < patience and not is_cut_off:
+            self.kernel.sleep(silence)
+            return True
+        if not self._has_gone and name != "srun":
+            self._late.append(lambda: self._answer_late(name, words, env))
+        self.kernel.sleep(patience)
+        return False
+
+    def _patience(self, name: str, words: Sequence[str]) -> float:
+        """Return for how long a program asks the controller."""
+        tries = 2 if name == "squeue" or "--json" in words else 1
+        return tries * (self.rules.message_timeout - self._has_gone)  # a second less if nobody listens
+
+    def _answer_late(self, name: str, words: list[str], env: Mapping[str, str]) -> None:
+        self.kernel.tell(f"the controller does what `{name} {words[0]}` asked")
+        self.answer(name, words, env)
+
+    def _without_answer(self, name: str, words: list[str], timeout: float | None) -> tuple[int, str, str]:
+        """Return what a program says that got no answer."""
+        if timeout is not None and timeout <= self._patience(name, words):
+            return TIMED_OUT, "", ""
+        why = GONE if self._has_gone else HANGS
+        if "--json" in words:
+            return 0, '{"jobs": []}', ""
+        match name, words[0]:
+            case "sbatch", _:
+                return 1, "", f"sbatch: error: Batch job submission failed: {why}\n"
+            case "scancel", _:
+                return 1, "", f"scancel: error: Kill job error on job id {words[-1]}: {why}\n"
+            case "squeue", _:
+                return 1, "", f"slurm_load_jobs error: {why}\n"
+            case "sinfo", _:
+                return 1, "", f"slurm_load_partitions: {why}\n"
+            case _, "show":
+                return 1, "", f"slurm_load_ctl_conf error: {why}\n"
+            case _, "release":
+                return 1, "", "slurm_suspend error: Unexpected message received\n"
+            case _:
+                return 1, "", f"Unexpected message received for job {words[1].removeprefix('JobId=')}\n"
+
     def answer(self, name: str, words: Sequence[str], env: Mapping[str, str]) -> tuple[int, str, str]:
+        """Do what a program asks for; return its exit code, output and errors."""
         self._forget_old()
         try:
             return 0, getattr(self, f"_{name}")(list(words), env), ""
         except RefusedError as refused:
-            return 1, "", f"{name}: error: {refused}\n"
+            return 1, "", f"{refused}\n"
 
     def _forget_old(self) -> None:
-        now = self.kernel.now
-        arrays = {job.array for job in self.jobs if job.is_live or now - job.ended_at < FORGET_SECONDS}
+        looked_at = self.kernel.now // PURGE_SECONDS * PURGE_SECONDS
+        since = looked_at - self.rules.min_job_age
+        arrays = {job.array for job in self.jobs if job.is_live or job.ended_at > since}
         self.jobs = [job for job in self.jobs if job.array in arrays]
 
     def _named(self, words: str) -> list[Job]:
         """Return the jobs of ``7,8_2``; ``7`` stands for all tasks of an array, or for one job of that number."""
         found = []
         for word in words.split(","):
-            if not (here := [job for job in self.jobs if word in (job.id, str(job.array), str(job.number))]):
+            known = [job for job in self.jobs if job.is_shown]
+            if not (here := [job for job in known if word in (job.id, str(job.array), str(job.number))]):
                 raise RefusedError("Invalid job id specified")
             found += here
         return found
 
     def _sbatch(self, words: list[str], env: Mapping[str, str]) -> str:
-        given, (path,) = [word for word in words[:-1] if word != "--parsable"], words[-1:]
-        script = self.world.files.text(path)
+        given, script = [word for word in words[:-1] if word != "--parsable"], words[-1]
         lines = [shlex.split(line)[1] for line in script.splitlines() if line.startswith("#SBATCH")]
         pairs = [word.removeprefix("--").partition("=") for word in [*lines, *given]]
         options = {name: value for name, _, value in pairs}
-        found = re.fullmatch(r"0-(\d+)(?:%(\d+))?", options.get("array", "0-0"))
-        assert found is not None, options
-        tasks = int(found[1]) + 1
+        indices: list[int | None] = [None]
+        at_once = None
+        if "array" in options:
+            found = re.fullmatch(r"0-(\d+)(?:%(\d+))?", options["array"])
+            assert found is not None, options
+            indices, at_once = list(range(int(found[1]) + 1)), int(found[2]) if found[2] else None
+        self._require(options, len(indices))
         array = next(self._numbers)
-        new = []
-        for index in range(tasks):
-            new.append(
-                Job(
-                    number=array if index == tasks - 1 else next(self._numbers),
-                    array=array,
-                    index=index,
-                    tasks=tasks,
-                    at_once=int(found[2]) if found[2] else None,
-                    script=script,
-                    options=options,
-                    env=dict(env),
-                    submitted_at=self.kernel.now,
-                    is_held="hold" in options,
-                    dependency=options.get("dependency", ""),
-                    minutes=int(options.get("time", "60")),
-                )
+        new = [
+            Job(
+                number=array if place == len(indices) - 1 else next(self._numbers),
+                array=array,
+                index=index,
+                tasks=len(indices),
+                at_once=at_once,
+                script=script,
+                options=options,
+                env=dict(env),
+                is_held="hold" in options,
+                dependency=options.get("dependency", ""),
+                minutes=int(options.get("time", "60")),
             )
+            for place, index in enumerate(indices)
+        ]
         self.jobs += new
         self.every += new
-        self.kernel.tell(f"array {array} of {tasks} is submitted")
+        what = f"array {array} of {len(new)}" if "array" in options else f"job {array}"
+        self.kernel.tell(f"{what} is submitted")
         return f"{array}\n"
+
+    def _require(self, options: Mapping[str, str], number: int) -> None:
+        """Refuse a submission that the controller refuses."""
+        failed = "sbatch: error: Batch job submission failed: "
+        if number > self.rules.max_array_size:
+            raise RefusedError(f"{failed}Invalid job array specification")
+        has = sum(job.is_live and not job.is_other for job in self.jobs)
+        if self.rules.most_jobs is not None and has + number > self.rules.most_jobs:
+            raise RefusedError(f"{failed}{TOO_MANY_JOBS}")
+        for part in options.get("dependency", "").split(","):
+            kind, *arrays = part.split(":")
+            known = {str(job.array) for job in self.jobs}
+            if kind == "afterok" and not known.issuperset(arrays):
+                raise RefusedError(f"{failed}Job dependency problem")
 
     def _squeue(self, words: list[str], env: Mapping[str, str]) -> str:
         asked = {word: words[place + 1] for place, word in enumerate(words[:-1]) if word in ("-u", "-j", "-t", "-o")}
-        found = self._named(asked["-j"]) if "-j" in asked else list(self.jobs)
+        found = [job for job in self.jobs if job.is_shown]
+        if "-j" in asked:
+            ids = asked["-j"].split(",")
+            found = []
+            for word in ids:
+                try:
+                    found += self._named(word)
+                except RefusedError as refused:
+                    if len(ids) == 1:  # of several, those that it knows are shown
+                        raise RefusedError(f"slurm_load_jobs error: {refused}") from None
         states = {"PD": ("PENDING",), "all": None}.get(asked.get("-t", ""), asked.get("-t", "").split(","))
         if "-t" not in asked:
             states = LIVE
@@ -455,7 +682,7 @@ class Cluster:
             "i": job.id,
             "F": job.array,
             "T": job.state,
-            "r": (self.reason(job) or "Priority") if job.state == "PENDING" else "None",
+            "r": (self.reason(job) or "Priority") if job.state == "PENDING" else job.ended_by,
             "Z": job.folder,
             "P": "main",
             "S": "N/A",
@@ -465,27 +692,36 @@ class Cluster:
         return re.sub(r"%(\w)", lambda letter: str(values[letter[1]]), form)
 
     def _scancel(self, words: list[str], env: Mapping[str, str]) -> str:
+        named = []
         for word in words:
-            if word.startswith("-"):
-                continue
-            with contextlib.suppress(RefusedError):
-                for job in self._named(word):
-                    self.cancel(job)
+            if not word.startswith("-"):
+                with contextlib.suppress(RefusedError):
+                    named += self._named(word)
+        self.cancel(*named)
         return ""
 
-    def cancel(self, job: Job) -> None:
-        """End a job for its user."""
-        if job.state == "PENDING":
-            job.state, job.ended_at = "CANCELLED", self.kernel.now
-            self.kernel.tell(f"job {job.id} is CANCELLED")
-        elif job.state == "RUNNING":
-            self.stop(job, "CANCELLED")
-        job.is_to_be_requeued = False
+    def cancel(self, *jobs: Job) -> None:
+        """End jobs for their user."""
+        for job in jobs:
+            if job.state == "PENDING":
+                job.ended_by = self.reason(job) or "None"
+                job.state, job.ended_at = "CANCELLED", self.kernel.now
+                self.kernel.tell(f"job {job.id} is CANCELLED")
+                if any(one.array == job.array and one.state == "PENDING" and one not in jobs for one in self.jobs):
+                    job.is_shown = False
+            elif job.state == "RUNNING":
+                self.stop(job, "CANCELLED")
+            elif job.is_to_be_requeued:
+                job.is_to_be_requeued, job.after, job.flags = False, "CANCELLED", ("COMPLETING", "CANCELLED")
 
     def _scontrol(self, words: list[str], env: Mapping[str, str]) -> str:
         match words:
             case ["release", ids]:
-                for job in self._named(ids):
+                try:
+                    found = self._named(ids)
+                except RefusedError as refused:
+                    raise RefusedError(f"slurm_suspend error: {refused}") from None
+                for job in found:
                     job.is_held = False
             case ["requeue", name]:
                 for job in self._named(name):
@@ -499,7 +735,7 @@ class Cluster:
                 return json.dumps({"jobs": words_of})
             case ["show", "config"]:
                 at = datetime.fromtimestamp(self.kernel.now).isoformat(timespec="seconds")
-                return f"Configuration data as of {at}\nMaxArraySize            = 1001\n"
+                return f"Configuration data as of {at}\nMaxArraySize            = {self.rules.max_array_size}\n"
             case ["show", "hostnames", names]:
                 return "".join(f"{name}\n" for name in names.split(","))
             case _:
@@ -508,12 +744,16 @@ class Cluster:
 
     def requeue(self, job: Job) -> None:
         """Put a job back into the queue: SIGTERM, and it waits again when its processes are gone."""
+        if job.state == "PENDING" or (job.state == "COMPLETING" and job.is_to_be_requeued):
+            raise RefusedError("Job is pending execution")
+        if "requeue" not in job.options:
+            raise RefusedError("Requested operation is presently disabled")
         if job.state == "RUNNING":
             self.stop(job, "PENDING", requeue=True)
         elif job.state == "COMPLETING":
-            raise RefusedError("Job is pending execution or completing")
-        elif job.state == "PENDING":
-            raise RefusedError("Requested operation is presently disabled for the job")
+            job.is_to_be_requeued, job.flags = True, ("COMPLETING", "PENDING")
+        else:
+            self._wait_again(job)
 
     def _change(self, job: Job, changes: Sequence[str]) -> None:
         for change in changes:
@@ -524,19 +764,21 @@ class Cluster:
                 job.excluded = tuple(filter(None, value.split(",")))
             elif key == "TimeLimit":
                 job.minutes = int(value)
+            elif key == "EndTime":
+                self._arm(job, self.kernel.now + int(value.removeprefix("now+")))
             elif key == "MinMemoryNode":
                 job.options = {**job.options, "mem": f"{value}M"}
 
     def _sinfo(self, words: list[str], env: Mapping[str, str]) -> str:
         form = words[words.index("-o") + 1]
-        lines = []
+        lines = Counter[str]()
         for node in self.nodes:
             busy = "mix" if node.jobs else "idle"
             values = {
                 "N": node.host.name,
                 "P": "main*",
                 "l": "infinite",
-                "D": 1,
+                "D": "%D",
                 "t": busy if node.is_up else "down",
                 "c": node.cpus,
                 "m": node.memory_mb,
@@ -544,26 +786,45 @@ class Cluster:
                 "f": "(null)",
                 "s": "1-infinite",
             }
-            lines.append(re.sub(r"%(\w)", lambda letter, has=values: str(has[letter[1]]), form))
-        return "".join(f"{line}\n" for line in lines)
+            lines[re.sub(r"%(\w)", lambda letter, has=values: str(has[letter[1]]), form)] += 1
+        return "".join(line.replace("%D", str(number)) + "\n" for line, number in lines.items())
 
 
 @final
 class Script:
-    """What bash does with the script of a job, whose text ``slurm.submission.last_lines`` makes."""
+    """What bash does with the script of a job, whose text :mod:`slurm.submission` makes."""
 
     def __init__(self, cluster: Cluster, job: Job) -> None:
         self.cluster, self.job, self.kernel = cluster, job, cluster.kernel
-        (line,) = [line for line in job.script.splitlines() if line.startswith("srun ")]
-        words = shlex.split(line.removesuffix(" || code=$?"))
-        place = words.index("slurm.job")
-        node = "$SLURMD_NODENAME"
-        self.words = ["slurm.job", *(word for word in words[place + 1 :] if word != node)]
+        found = [line for line in job.script.splitlines() if " slurm.job " in line]
+        self.commands = [shlex.split(line.removesuffix(" || code=$?")) for line in found]
+        pauses = [line.split()[1] for line in job.script.splitlines() if line.startswith("sleep ")]
+        self.pause = sum(map(float, pauses))
 
     def run(self) -> int:
-        code = self._script()
-        with self.kernel.inside():
-            self.cluster.script_ended(self.job, code)
+        self.kernel.sleep(self.kernel.dice.uniform(0.1, 2.0) + self.pause)
+        if "srun" not in self.commands[0]:
+            return self._plain()
+        return self.end(self._srun())
+
+    def end(self, code: int) -> int:
+        """Do what the script does when its program has ended; return its exit code, unless a signal ends it."""
+        code = self._last_lines(code)
+        if code > 128:
+            me = self.kernel.current
+            assert me is not None
+            self.kernel.send(me.process, code - 128)
+            self.kernel.step()
+        return code
+
+    def _plain(self) -> int:
+        """Run the programs of a script that has no srun, one after the other."""
+        me = self.kernel.current
+        assert me is not None
+        code = 0
+        for words in self.commands:
+            me.process.argv[:] = words[words.index("slurm.job") :]
+            code = self.cluster.program(me.process.argv) or 0
         return code
 
     def _ask(self, *words: str) -> tuple[int, str]:
@@ -573,33 +834,62 @@ class Script:
         code, out, _ = self.cluster.command(me.process, words, {}, None)
         return code, out.strip()
 
-    def _script(self) -> int:
+    def _srun(self) -> int:
+        """Run the program on each node; return the highest exit code.
+
+        Once the first has ended, the others have as long as ``--wait`` says. With ``--kill-on-bad-exit`` they get
+        SIGTERM when it ends badly.
+        """
+        (words,), kernel, job = self.commands, self.kernel, self.job
+        me = kernel.current
+        assert me is not None
+        place, first = words.index("slurm.job"), job.nodes[0].host.name
+        program = [first if word == "$SLURMD_NODENAME" else word for word in words[place:]]
+        given = [word for word in words[:place] if word.startswith("--")]
+        options = dict(word.removeprefix("--").partition("=")[::2] for word in given)
+        if not self.cluster.is_heard(me.process, "srun", [], {}, None):
+            return int(dict(word.partition("=")[::2] for word in words[:place]).get("SLURM_EXIT_ERROR", 1))
+        waiters: list[Thread] = []
+        with kernel.inside():
+            for rank, node in enumerate(job.nodes):
+                started = kernel.spawn(
+                    node.host,
+                    list(program),
+                    lambda: self.cluster.program(program),
+                    env=self.cluster.env_of(job, rank),
+                    output=me.process.output,
+                    parent=me.process,
+                    tag=f"job {job.id}" + f", node {rank}" * (len(job.nodes) > 1),
+                )
+                started.waiters = waiters
+                job.processes.append(started)
+        ranks = job.processes[1:]
+        kernel.wait_for(lambda: any(not one.lives for one in ranks), waiters, None)
+        limit, is_bad = kernel.now + float(options.get("wait", "0") or "inf"), "kill-on-bad-exit" in options
+
+        def is_stopped() -> bool:
+            return is_bad and any(not one.lives and one.exit_code != 0 for one in ranks)
+
+        def is_over() -> bool:
+            return not any(one.lives for one in ranks)
+
+        kernel.wait_for(lambda: is_over() or is_stopped(), waiters, limit - kernel.now)
+        if not is_over() and is_stopped():
+            for one in ranks:
+                kernel.send(one, signal.SIGTERM)
+            kernel.wait_for(is_over, waiters, self.cluster.rules.kill_wait)
+        for one in ranks:
+            kernel.send(one, signal.SIGKILL)
+        codes = [one.exit_code or 0 for one in ranks]
+        return max(code if code >= 0 else 128 - code for code in codes)
+
+    def _last_lines(self, code: int) -> int:
+        """Do what :func:`slurm.submission.last_lines` does, line by line."""
         job, kernel = self.job, self.kernel
         me = kernel.current
         assert me is not None
-        assert job.node is not None
-        kernel.sleep(kernel.dice.uniform(0.1, 2.0))
-        words = [*self.words, job.node.host.name]
-        env = {name.decode(): value.decode() for name, value in me.process.environ.items()}
-        with kernel.inside():
-            program = kernel.spawn(
-                job.node.host,
-                words,
-                lambda: self.cluster.program(words),
-                env=env,
-                output=me.process.output,
-                parent=me.process,
-                tag=f"job {job.id}",
-            )
-            job.processes.append(program)
-        kernel.wait_for(lambda: not program.lives, program.waiters, None)
-        assert program.exit_code is not None
-        code = program.exit_code if program.exit_code >= 0 else 128 - program.exit_code
-        # From here on, as in slurm.submission.last_lines.
-        from slurm.submission import AGAIN, CHANGE, CHANGES, MOST_STARTS
-
         again = code
-        if code == 128 + signal.SIGTERM and job.restarts < MOST_STARTS - 1:
+        if code in (128 + signal.SIGTERM, NOT_STARTED) and job.restarts < MOST_STARTS - 1:
             state = ""
             for seconds in (1, 2, 4, 8):
                 failed, state = self._ask("squeue", "-h", "-j", str(job.number), "-o", "%T")

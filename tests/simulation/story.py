@@ -20,18 +20,19 @@ from jobs import terminal
 from jobs.cli import view
 from jobs.launch import dispatch
 from seqlm import lease, reading
-from seqlm.errors import SeqlmError
+from seqlm.environment import ATTEMPT
+from seqlm.errors import EXIT_STOPPED, SeqlmError
 from seqlm.requests import Requests
 from seqlm.rundir import RunDirectory
 from seqlm.training import attempt
 from slurm import job as slurm_job
 from tests.simulation import checks, seam
-from tests.simulation.accidents import ACTS, Accident, Harm, draw_accidents, name_of, run_of
+from tests.simulation.accidents import ACTS, Accident, Harm, draw_accidents, name_of, rank_of, run_of
 from tests.simulation.checks import HOURS_AFTER, STUDY
 from tests.simulation.files import Files, Output, fault
 from tests.simulation.kernel import START, Kernel, Process, ViolationError
 from tests.simulation.seam import World
-from tests.simulation.slurm import Cluster, Job, Node
+from tests.simulation.slurm import Cluster, Job, Node, Rules
 from tests.simulation.study import Study, draw_study
 from tests.tools import stub_worker
 from tests.tools.stub_worker import ERRORS
@@ -56,7 +57,7 @@ def process_seconds() -> float:
 attempt.process_seconds = process_seconds
 dispatch.POLL_SECONDS, lease.POLL_SECONDS, slurm_job.POLL_SECONDS = 5.0, 6.0, 2.0
 view.LOOK_SECONDS = 300.0  # a terminal, which nobody watches
-stub_worker.LOOK_SECONDS, stub_worker.PROGRESS_SECONDS = 3.0, 20.0
+stub_worker.LOOK_SECONDS, stub_worker.PROGRESS_SECONDS, stub_worker.FOLLOWS = 3.0, 20.0, True
 OWN_STATE: Sequence[tuple[Any, str, Callable[[], Any]]] = (
     (reading, "_studies", set),
     (Requests, "_known", dict),
@@ -93,7 +94,7 @@ class Story:
         self.nodes = [] if self.study.backend == "local" else [Node(host=host, cpus=4, gpus=2) for host in hosts]
         self.login = self.world.host("login")
         self.hosts = [*(node.host for node in self.nodes), self.login]
-        self.cluster = Cluster(self.world, self.nodes)
+        self.cluster = Cluster(self.world, self.nodes, Rules(most_jobs=self.study.most_jobs))
         self.cluster.program = self.job_program
         self.cluster.on_end = self.harm.excuse
         self.world.programs, self.world.workers = self.run_program, self.start_worker
@@ -133,7 +134,7 @@ class Story:
             env=env,
             output=Output(self.files.open_files[handle].inode),
             parent=parent,
-            tag=f"worker of {run.id}",
+            tag=f"{'canary' if run.is_canary else 'worker'} of {run.id}",
             delay=self.kernel.dice.uniform(0.5, 8.0 if self.harm.slow_start_until < self.kernel.now else 400.0),
         )
         process.dies_with_parent = dies_with_parent
@@ -171,7 +172,7 @@ class Story:
             ViolationError: a check has failed.
         """
         seam.world = self.world
-        stub_worker.happen = self.happen
+        stub_worker.happen, stub_worker.is_left = self.happen, self.is_left
         try:
             for name, text in self.study.files.items():
                 self.files.put(f"/sim/home/{name}", text.encode())
@@ -207,7 +208,8 @@ class Story:
         return [job for job in self.cluster.every if not job.is_other]
 
     def workers(self) -> list[Process]:
-        return [one for one in self.kernel.processes if one.lives and run_of(one) is not None]
+        """Return the workers that live, and canaries."""
+        return [one for one in self.kernel.processes if one.lives and str(one.tag).startswith(("worker", "canary"))]
 
     def run_ids(self) -> list[str]:
         folder = self.files.look(STUDY)
@@ -251,10 +253,13 @@ class Story:
         me = self.kernel.current
         assert me is not None
         run = run_of(me.process)
-        assert run is not None
+        if run is None:
+            self._happen_to_canary()
+            return
         name = name_of(run)
-        self.harm.begun[name] += 1
-        checks.work_is_not_repeated(self, name)
+        if rank_of(me.process) == 0:
+            self.harm.begun[name] += 1
+            checks.work_is_not_repeated(self, name)
         if (seconds := self.harm.hangs.pop(name, None)) is not None:
             self.harm.slow_until = max(self.harm.slow_until, self.kernel.now + seconds)
             self.harm.excuses[name] += 1
@@ -262,9 +267,35 @@ class Story:
         until, kind = self.harm.crashes.get(name, (0.0, ""))
         if until > self.kernel.now:
             self.harm.causes[name].add(kind)
-            self.harm.errors[name, kind] += 1
+            if (name, number) not in self.harm.failed:  # the ranks of an attempt raise one error
+                self.harm.failed.add((name, number))
+                self.harm.errors[name, kind] += 1
             checks.errors_are_tried_again_as_the_policy_says(self, name, kind)
             raise ERRORS[kind]
+
+    def is_left(self, is_first: bool) -> bool | None:
+        """What a worker learns of the other ranks of its attempt: whether they leave. ``None``: the first is done.
+
+        Raises:
+            ConnectionError: one of them is gone.
+        """
+        me = self.kernel.current
+        assert me is not None
+        mine = me.process
+        others = [one for one in self.kernel.processes if one.tag == mine.tag and rank_of(one) != rank_of(mine)]
+        name = ATTEMPT.name.encode()
+        ended = [one.exit_code for one in others if one.environ.get(name) == mine.environ.get(name)]
+        if any(code not in (None, 0, EXIT_STOPPED) for code in ended):
+            raise ConnectionError("the connection to another rank is lost")
+        return None if not is_first and 0 in ended else EXIT_STOPPED in ended
+
+    def _happen_to_canary(self) -> None:
+        """The model of a canary raises errors as long as that of any run does. Then no run of its grid begins."""
+        kinds = [kind for until, kind in self.harm.crashes.values() if until > self.kernel.now]
+        if kinds:
+            for name in self.study.names:
+                self.harm.causes[name].add("canary")
+            raise ERRORS[kinds[0]]
 
     def meddle(self, process: Process, call: str, path: str) -> None:
         """Do to a call of a file what accidents do to it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 EPOCHS = 4
 EPOCH_SECONDS = (20.0, 60.0, 300.0, 600.0)
@@ -28,13 +29,13 @@ train.seq_len = 5
 optim.optimizer = "sgd"
 
 [backend.slurm]
-pool = {{ jobs = {jobs}, cpus = 2, gpus = 2 }}
-timeout_min = {minutes}
+{backend}
 
 [[grid]]
 name = "run"
 optim.lr = [{rates}]
 resources.cpus = 1
+resources.ranks = {ranks}
 resources.gpus = {gpus}
 """
 SEARCH = """
@@ -61,6 +62,20 @@ class Study:
     """Time limit of a job."""
     nodes: int = 3
     """Of the cluster."""
+    is_pool: bool = True
+    """Whether its runs share jobs. Else each has one of its own."""
+    ranks: int = 1
+    """Of each run."""
+    ranks_per_node: int | None = None
+    """``None``: all ranks of a run are on one node."""
+    at_once: int | None = None
+    """How many runs may be running. ``None``: any number."""
+    mem_gb: float | None = None
+    """What each job asks for. ``None``: nothing."""
+    has_canaries: bool = False
+    """Whether canaries run first."""
+    most_jobs: int | None = None
+    """How many jobs the user may have in the queue. ``None``: any number."""
     backend: str = "slurm"
     """``slurm``, or ``local``: then all of it is on one machine."""
     is_search: bool = False
@@ -70,14 +85,20 @@ class Study:
 
     def smaller(self) -> Iterator[Study]:
         """Yield studies that are a step smaller."""
-        least = {"runs": 2, "jobs": 1, "nodes": 1}  # the name of a single run does not say its learning rate
+        nodes = self.ranks // (self.ranks_per_node or self.ranks)
+        least = {"runs": 2, "jobs": 1, "nodes": nodes}  # the name of a single run does not say its learning rate
         for name, number in least.items():
             if (now := getattr(self, name)) > number:
                 yield replace(self, **{name: now - 1})
-        if self.is_search:
-            yield replace(self, is_search=False)
-        if self.core_hours is not None:
-            yield replace(self, core_hours=None)
+        usual = {"is_search": False, "core_hours": None, "has_canaries": False, "mem_gb": None, "most_jobs": None}
+        usual |= {"at_once": None, "ranks_per_node": None}
+        for name, value in usual.items():
+            if getattr(self, name) != value:
+                yield replace(self, **{name: value})
+        if self.ranks_per_node is None and self.ranks > 1:
+            yield replace(self, ranks=1)
+        elif self.ranks == 1 and not self.is_pool:
+            yield replace(self, is_pool=True)
 
     @property
     def has_launcher(self) -> bool:
@@ -96,9 +117,13 @@ class Study:
 
     @property
     def manifest(self) -> str:
+        pool = f"{{ jobs = {self.jobs}, cpus = 2, gpus = 2 }}" if self.is_pool else None
+        keys = {"pool": pool, "timeout_min": self.minutes, "ranks_per_node": self.ranks_per_node}
+        keys |= {"mem_gb": self.mem_gb}
+        backend = "\n".join(f"{key} = {value}" for key, value in keys.items() if value is not None)
         gpus = 0 if self.backend == "local" else 1
-        fields = {"epochs": EPOCHS, "rates": ", ".join(self.rates), "jobs": self.jobs, "minutes": self.minutes}
-        text = MANIFEST.format(**fields, gpus=gpus)
+        rates = ", ".join(self.rates)
+        text = MANIFEST.format(epochs=EPOCHS, rates=rates, backend=backend, ranks=self.ranks, gpus=gpus)
         text += SEARCH if self.is_search else ""
         return text + (BUDGET.format(core_hours=self.core_hours) if self.core_hours is not None else "")
 
@@ -111,7 +136,9 @@ class Study:
     @property
     def command(self) -> list[str]:
         """The words after ``seqlm`` that launch it."""
-        return ["run", "m.toml", "--backend", self.backend, *self.options, "--no-canary"]
+        limit = [] if self.at_once is None else ["--max-parallel", str(self.at_once)]
+        canaries = "--canary" if self.has_canaries else "--no-canary"
+        return ["run", "m.toml", "--backend", self.backend, *self.options, *limit, canaries]
 
     @property
     def options(self) -> list[str]:
@@ -119,8 +146,8 @@ class Study:
         return ["--runs-dir", "/sim/runs", *([] if self.has_launcher else ["--no-wait"]), "--live-code"]
 
 
-def draw_study(seed: int) -> Study:
-    """Return the study of a seed."""
+def draw_study(seed: int, *, is_pool: bool = False) -> Study:
+    """Return the study of a seed. ``is_pool``: a pool of jobs and nothing else, which many faults need."""
     dice = random.Random(f"study {seed}")
     study = Study(
         runs=dice.randint(2, 6),
@@ -129,9 +156,28 @@ def draw_study(seed: int) -> Study:
         minutes=dice.choice(LIMIT_MINUTES),
     )
     hours = study.runs * EPOCHS * study.epoch_seconds / 3600
-    return replace(
+    study = replace(
         study,
         backend="local" if dice.random() < 0.25 else "slurm",
         is_search=dice.random() < 0.2,
         core_hours=round(hours * dice.uniform(0.2, 0.9), 4) if dice.random() < 0.15 else None,
     )
+    return study if study.backend == "local" or is_pool else replace(study, **_shape(dice, is_search=study.is_search))
+
+
+def _shape(dice: random.Random, *, is_search: bool) -> dict[str, Any]:
+    """Return how the runs of a study are spread over jobs."""
+    found: dict[str, Any] = {"has_canaries": dice.random() < 0.2, "mem_gb": dice.choice((None, None, 8))}
+    if dice.random() < 0.15:
+        found["most_jobs"] = dice.randint(2, 5)
+    kind = dice.choice(("pool", "pool", "jobs", "ranks", "nodes"))
+    if kind in ("ranks", "nodes") and is_search:  # the ranks of the stub decide each for itself
+        kind = "jobs"
+    if kind == "pool":
+        return found
+    found |= {"is_pool": False, "at_once": dice.choice((None, None, 1, 2))}
+    if kind != "jobs":
+        found["ranks"] = 2
+    if kind == "nodes":
+        found["ranks_per_node"] = 1
+    return found

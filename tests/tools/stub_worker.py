@@ -10,6 +10,7 @@ many epochs, such as ``{"1/3": "oom"}``: an error of that kind, or the signal of
 import contextlib
 import hashlib
 import json
+import math
 import os
 import signal
 import sys
@@ -21,6 +22,8 @@ from typing import Any
 
 LOOK_SECONDS = 0.02
 PROGRESS_SECONDS = 0.5
+FOLLOWS = False
+"""Whether ranks that are not the first go on until it is done, as :func:`is_left` says."""
 
 
 def substitute(name: str, **content: Any) -> None:
@@ -186,14 +189,24 @@ def happen(epochs: int, attempt: int) -> None:
         os.kill(os.getpid(), getattr(signal, what))
 
 
+def is_left(is_first: bool) -> bool | None:
+    """Return whether the other ranks leave the attempt. ``None``: the epoch is over for this rank, as for the first."""
+    return False
+
+
 def wait(run: RunDirectory, attempt: int, epochs: int, stop: StopSignal, seconds: float, *, tells: bool) -> bool:
     """Wait for the end of an epoch; return whether it comes before a request to stop. ``tells``: with signs of life."""
     slow, _, ended = os.environ.get("SEQLM_TEST_CRAWL", f"{sys.maxsize}::").split(":", 2)
     held = epochs >= int(slow)
     due, alive = time.monotonic() + seconds, -PROGRESS_SECONDS
+    if FOLLOWS and not tells:
+        due = math.inf
     while time.monotonic() < due or (held and not os.path.exists(ended)):  # noqa: PTH110 -- as little as possible
-        if stop.received:
+        left = is_left(tells)
+        if stop.received or left:
             return False
+        if left is None:
+            break
         if tells and time.monotonic() - alive > PROGRESS_SECONDS:
             alive = time.monotonic()
             progress = {"epoch": epochs, "step": 1, "steps": 2, "phase": "train", "updated_at": timestamp()}
