@@ -62,7 +62,7 @@ class Study:
     nodes: int = 3
     """Of the cluster."""
     backend: str = "slurm"
-    """``slurm``, or ``local``: then all of it is on one machine."""
+    """``slurm``, ``ray``, or ``local``: then all of it is on one machine."""
     is_search: bool = False
     """Whether it stops runs that fall behind."""
     core_hours: float | None = None
@@ -96,7 +96,7 @@ class Study:
 
     @property
     def manifest(self) -> str:
-        gpus = 0 if self.backend == "local" else 1
+        gpus = 1 if self.backend == "slurm" else 0
         fields = {"epochs": EPOCHS, "rates": ", ".join(self.rates), "jobs": self.jobs, "minutes": self.minutes}
         text = MANIFEST.format(**fields, gpus=gpus)
         text += SEARCH if self.is_search else ""
@@ -111,12 +111,13 @@ class Study:
     @property
     def command(self) -> list[str]:
         """The words after ``seqlm`` that launch it."""
-        return ["run", "m.toml", "--backend", self.backend, *self.options, "--no-canary"]
+        return ["run", "m.toml", *self.options, "--no-canary"]
 
     @property
     def options(self) -> list[str]:
         """What each command that launches runs has."""
-        return ["--runs-dir", "/sim/runs", *([] if self.has_launcher else ["--no-wait"]), "--live-code"]
+        backend = ["--backend", self.backend, *(["--ray-address", "head:6379"] if self.backend == "ray" else [])]
+        return [*backend, "--runs-dir", "/sim/runs", *([] if self.has_launcher else ["--no-wait"]), "--live-code"]
 
 
 def draw_study(seed: int) -> Study:
@@ -131,7 +132,7 @@ def draw_study(seed: int) -> Study:
     hours = study.runs * EPOCHS * study.epoch_seconds / 3600
     return replace(
         study,
-        backend="local" if dice.random() < 0.25 else "slurm",
+        backend=dice.choices(("slurm", "local", "ray"), (6, 1, 1))[0],
         is_search=dice.random() < 0.2,
         core_hours=round(hours * dice.uniform(0.2, 0.9), 4) if dice.random() < 0.15 else None,
     )
