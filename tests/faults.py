@@ -1,7 +1,6 @@
 """A file system whose N-th call fails, under a Python whose ``pathlib`` takes that for "there is no such file"."""
 
 import abc
-import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator
@@ -30,7 +29,6 @@ class _Faults(abc.ABC):
         self._left = number
         self._lasting = lasting
         self._code = code
-        self._is_held = False
         for name in self.CALLS:
             monkeypatch.setattr(os, name, self._failing(getattr(os, name)))
 
@@ -38,15 +36,6 @@ class _Faults(abc.ABC):
     def has_failed(self) -> bool:
         """Whether the call that was to fail has been made."""
         return self._left <= 0
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Let no call fail and count none, as for what another process does."""
-        self._is_held = True
-        try:
-            yield
-        finally:
-            self._is_held = False
 
     @abc.abstractmethod
     def _path(self, what: Any, *, writes: bool | None) -> str | None:
@@ -59,7 +48,7 @@ class _Faults(abc.ABC):
             writes = bool(arguments[0] & (os.O_WRONLY | os.O_RDWR)) if is_open else None
             folder = options.get("dir_fd", options.get("src_dir_fd"))
             full = what if folder is None else f"{os.readlink(f'/proc/self/fd/{folder}')}/{what}"  # noqa: PTH115
-            path = None if self._is_held else self._path(full, writes=writes)
+            path = self._path(full, writes=writes)
             if path is not None and path.startswith(self._folder):
                 self._left -= 1
                 if self._left == 0 or (self._lasting and self._left < 0):

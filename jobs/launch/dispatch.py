@@ -225,8 +225,8 @@ class Dispatcher:
                     "launcher": this_launcher(),
                 }
             )
-            if not is_first:  # another job has started it since: look again
-                self._queue.put_back(item)
+            if not is_first:  # another job has started it since: look again, since a listing may show that late
+                self._queue.put_back(item, not_before=time.monotonic() + LOOK_SECONDS)
                 return
             job_id = self._executor.submit(submission)
         except FileError as error:

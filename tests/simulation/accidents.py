@@ -461,3 +461,42 @@ def power_cut(story: Story, given: Accident) -> None:
             if process.lives:
                 story.kernel.ends(process, -signal.SIGKILL)
         story.login.boot += 1
+
+
+# -- Ray ---------------------------------------------------------------------------------------------------------------
+
+
+@accident
+def lose_ray_node(story: Story, given: Accident) -> None:
+    nodes = [node for node in story.ray.nodes if node.is_alive]
+    if len(nodes) > 1 and (node := pick(nodes, given)) is not None:
+        story.kernel.tell(f"{node.host.name} loses power")
+        story.harm.hit_all([process for process in story.workers() if process.host is node.host])
+        story.ray.lose(node, back_after=given.seconds)
+
+
+@accident
+def drain_ray_node(story: Story, given: Accident) -> None:
+    nodes = [node for node in story.ray.nodes if node.is_alive and not node.is_draining]
+    if len(nodes) > 1 and (node := pick(nodes, given)) is not None:
+        story.kernel.tell(f"{node.host.name} is to be shut down in {given.seconds:g} s")
+        story.harm.hit_all([process for process in story.workers() if process.host is node.host])
+        node.is_draining = True
+        story.kernel.after(given.seconds, lambda: story.ray.lose(node, back_after=60.0) if node.is_alive else None)
+
+
+@accident
+def kill_actor(story: Story, given: Accident) -> None:
+    alive = [actor for actor in story.ray.actors if actor.process is not None and actor.process.lives]
+    if (actor := pick(alive, given)) is not None and actor.process is not None:
+        story.kernel.tell(f"{actor.process} is killed")
+        story.harm.hit_all([process for process in story.workers() if process.parent is actor.process])
+        story.kernel.send(actor.process, signal.SIGKILL)
+
+
+@accident
+def ray_silence(story: Story, given: Accident) -> None:
+    if story.ray.nodes:
+        story.kernel.tell(f"the head of the Ray cluster answers nothing for {given.seconds:g} s")
+        story.harm.hit_all(story.workers())
+        story.ray.silent_until = story.kernel.now + given.seconds

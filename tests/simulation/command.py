@@ -148,7 +148,8 @@ def _play_many(options: argparse.Namespace) -> int:
     times: Counter[str] = Counter()
     new: list[Played] = []
     total = options.seeds if options.minutes is None else None
-    with tqdm(total=total, unit=" stories", disable=None) as bar:
+    description = None if options.minutes is None else f"for {options.minutes:g} min"
+    with tqdm(total=total, desc=description, unit=" stories", disable=None) as bar:
         for played in _all_of(options, first):
             number += 1
             hours += played.seconds / 3600

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.launch.dispatch import Dispatcher
+from jobs.plan.queue import Queue
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
 from slurm import job, share
@@ -70,6 +71,11 @@ def _runs_that_seem_to_run_are_not_settled() -> None:
                     one.attempt.record(*stopped)
 
     Dispatcher._settle_stopped = settle  # type: ignore[method-assign]
+
+
+def _a_run_is_put_back_at_once() -> None:
+    before = Queue.put_back
+    Queue.put_back = lambda self, item, **_: before(self, item)  # type: ignore[method-assign]
 
 
 def _no_budget_is_spent() -> None:
@@ -149,5 +155,13 @@ KEPT = (
         study=Study(runs=5, jobs=3, epoch_seconds=20.0, minutes=240),
         accidents=[Accident(at=8.0, kind="files_late", target=0.9, seconds=5.0)],
         undo=_results_are_written_again,
+    ),
+    Kept(
+        name="late-attempts",
+        fault="a job looked again and again at a run that another job had started, until its listing showed that",
+        check="SPIN",
+        study=Study(runs=6, jobs=3, epoch_seconds=600.0, minutes=20, is_search=True, core_hours=1.6417),
+        accidents=[Accident(at=867.09, kind="files_late", target=0.87, seconds=90.0)],
+        undo=_a_run_is_put_back_at_once,
     ),
 )

@@ -61,6 +61,11 @@ KNOWN = (
     ),
     Known(
         check="END",
+        accidents=frozenset({"files_slow"}),
+        story="files are so slow that a job is not done with them at its time limit; its runs wait for the next `run`",
+    ),
+    Known(
+        check="END",
         accidents=frozenset({"files_hang"}),
         story="the file server does not answer at a job's time limit; its runs wait for the next `run`",
     ),

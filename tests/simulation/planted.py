@@ -153,7 +153,9 @@ PLANTED: Mapping[str, Planted] = {
     "tried-again": Planted(plant=_errors_are_tried_again, check="RETRIES", accidents=["code_error"]),
     "free-attempts": Planted(plant=_killed_attempts_cost_nothing, check="COSTS", accidents=["kill_worker"]),
     "never-over": Planted(plant=_nothing_is_over, check="ATTEMPTS", accidents=["preempt", "run"]),
-    "no-takeover": Planted(plant=_leases_never_end, check="LEFT", accidents=["lose_node"]),
+    "no-takeover": Planted(
+        plant=_leases_never_end, check="LEFT", accidents=["lose_node"], study={"runs": 2, "jobs": 1, "backend": "slurm"}
+    ),
     "last-epoch": Planted(plant=_only_the_last_epoch, check="KEPT", accidents=["kill_worker"]),
     "no-flush": Planted(plant=_nothing_is_flushed, check="FILES", accidents=["power_cut"], study={"backend": "local"}),
     "no-budget": Planted(

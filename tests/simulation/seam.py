@@ -47,6 +47,8 @@ class World:
         """Runs a command of a process: its words, environment and timeout; returns exit code, stdout and stderr."""
         self.workers: Callable[[Process, Sequence[str], Mapping[str, str], Any, bool], Process]
         """Starts a process of a process: its words, environment, output, and whether it ends with its parent."""
+        self.ray: Any = None
+        """The Ray cluster (:mod:`tests.simulation.ray_cluster`)."""
         self.threads: dict[int, Any] = {}
 
     def host(self, name: str) -> Host:

@@ -19,14 +19,14 @@ import launch
 from jobs import terminal
 from jobs.cli import view
 from jobs.launch import dispatch
-from seqlm import reading
+from seqlm import lease, reading
 from seqlm.environment import ATTEMPT
 from seqlm.errors import EXIT_STOPPED, SeqlmError
 from seqlm.requests import Requests
 from seqlm.rundir import RunDirectory
 from seqlm.training import attempt
 from slurm import job as slurm_job
-from tests.simulation import checks, seam
+from tests.simulation import checks, ray_cluster, seam
 from tests.simulation.accidents import ACTS, Accident, Harm, draw_accidents, name_of, rank_of, run_of
 from tests.simulation.checks import HOURS_AFTER, STUDY
 from tests.simulation.files import Files, Output, fault
@@ -55,7 +55,8 @@ def process_seconds() -> float:
 
 
 attempt.process_seconds = process_seconds
-dispatch.POLL_SECONDS = 5.0
+ray_cluster.install()
+dispatch.POLL_SECONDS, lease.POLL_SECONDS, slurm_job.POLL_SECONDS = 5.0, 6.0, 2.0
 view.LOOK_SECONDS = 300.0  # a terminal, which nobody watches
 stub_worker.LOOK_SECONDS, stub_worker.PROGRESS_SECONDS, stub_worker.FOLLOWS = 3.0, 20.0, True
 OWN_STATE: Sequence[tuple[Any, str, Callable[[], Any]]] = (
@@ -91,9 +92,10 @@ class Story:
         self.files.loses_unflushed = self.study.backend == "local"
         self.world = World(self.kernel, self.files)
         hosts = [self.world.host(f"n{number}") for number in range(1, self.study.nodes + 1)]
-        self.nodes = [] if self.study.backend == "local" else [Node(host=host, cpus=4, gpus=2) for host in hosts]
+        self.nodes = [Node(host=host, cpus=4, gpus=2) for host in hosts] if self.study.backend == "slurm" else []
         self.login = self.world.host("login")
-        self.hosts = [*(node.host for node in self.nodes), self.login]
+        self.hosts = [self.login] if self.study.backend == "local" else [*hosts, self.login]
+        self.ray = self.world.ray = ray_cluster.Ray(self.world, hosts if self.study.backend == "ray" else [], cpus=4.0)
         self.cluster = Cluster(self.world, self.nodes, Rules(most_jobs=self.study.most_jobs))
         self.cluster.program = self.job_program
         self.cluster.on_end = self.harm.excuse

@@ -77,7 +77,7 @@ class Study:
     most_jobs: int | None = None
     """How many jobs the user may have in the queue. ``None``: any number."""
     backend: str = "slurm"
-    """``slurm``, or ``local``: then all of it is on one machine."""
+    """``slurm``, ``ray``, or ``local``: then all of it is on one machine."""
     is_search: bool = False
     """Whether it stops runs that fall behind."""
     core_hours: float | None = None
@@ -121,7 +121,7 @@ class Study:
         keys = {"pool": pool, "timeout_min": self.minutes, "ranks_per_node": self.ranks_per_node}
         keys |= {"mem_gb": self.mem_gb}
         backend = "\n".join(f"{key} = {value}" for key, value in keys.items() if value is not None)
-        gpus = 0 if self.backend == "local" else 1
+        gpus = 1 if self.backend == "slurm" else 0
         rates = ", ".join(self.rates)
         text = MANIFEST.format(epochs=EPOCHS, rates=rates, backend=backend, ranks=self.ranks, gpus=gpus)
         text += SEARCH if self.is_search else ""
@@ -138,12 +138,13 @@ class Study:
         """The words after ``seqlm`` that launch it."""
         limit = [] if self.at_once is None else ["--max-parallel", str(self.at_once)]
         canaries = "--canary" if self.has_canaries else "--no-canary"
-        return ["run", "m.toml", "--backend", self.backend, *self.options, *limit, canaries]
+        return ["run", "m.toml", *self.options, *limit, canaries]
 
     @property
     def options(self) -> list[str]:
         """What each command that launches runs has."""
-        return ["--runs-dir", "/sim/runs", *([] if self.has_launcher else ["--no-wait"]), "--live-code"]
+        backend = ["--backend", self.backend, *(["--ray-address", "head:6379"] if self.backend == "ray" else [])]
+        return [*backend, "--runs-dir", "/sim/runs", *([] if self.has_launcher else ["--no-wait"]), "--live-code"]
 
 
 def draw_study(seed: int, *, is_pool: bool = False) -> Study:
@@ -158,11 +159,11 @@ def draw_study(seed: int, *, is_pool: bool = False) -> Study:
     hours = study.runs * EPOCHS * study.epoch_seconds / 3600
     study = replace(
         study,
-        backend="local" if dice.random() < 0.25 else "slurm",
+        backend=dice.choices(("slurm", "local", "ray"), (6, 1, 1))[0],
         is_search=dice.random() < 0.2,
         core_hours=round(hours * dice.uniform(0.2, 0.9), 4) if dice.random() < 0.15 else None,
     )
-    return study if study.backend == "local" or is_pool else replace(study, **_shape(dice, is_search=study.is_search))
+    return study if study.backend != "slurm" or is_pool else replace(study, **_shape(dice, is_search=study.is_search))
 
 
 def _shape(dice: random.Random, *, is_search: bool) -> dict[str, Any]:

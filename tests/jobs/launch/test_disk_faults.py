@@ -1,11 +1,9 @@
 """Every call at a study's files fails once: nothing that a run has is taken for missing, and nothing is lost."""
 
 import contextlib
-import errno
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,8 +21,8 @@ from tests.analysis.attempt_files import write_attempt
 from tests.cancelling import cancel
 from tests.facts import launch_again, make_folder, owned
 from tests.fakes import FakeBackend
-from tests.faults import ChangeFaults, LookFaults
-from tests.jobs.launch.test_dispatch import finish, run_all, todo
+from tests.faults import LookFaults
+from tests.jobs.launch.test_dispatch import finish, run_all
 from tests.seqlm.training.studies import make_config
 
 SPEC = RunSpec(name="run", config=make_config(epochs=4), resources=Resources(ranks=1, cpus=1, gpus=0))
@@ -142,43 +140,3 @@ def test_a_launch_goes_on_after_the_last_attempt_and_remembers_what_failed_befor
 
     policy = Policy(max_stalled_retries=5)
     require_right_or_an_error(tmp_path, launch, ("done", True, {"2"}), study_of=requested)
-
-
-@pytest.mark.parametrize("kind", [LookFaults, ChangeFaults])
-@pytest.mark.parametrize("lasting", [False, True], ids=["one call", "all calls from then on"])
-def test_a_launch_on_a_bad_disk_loses_nothing_and_the_next_one_goes_on(
-    tmp_path: Path, kind: type[LookFaults] | type[ChangeFaults], lasting: bool
-) -> None:
-    policy, metrics = Policy(max_stalled_retries=2), [{"epoch": 0, "val_ppl": 9.0}]
-    for number in itertools.count(1):
-        study = tmp_path / f"{number:04d}"
-        first, second = todo(study, 2)
-        write_json_lines(first.run.metrics_file, metrics)
-        for item in (first, second):
-            launch_again(item.run, policy.to_dict())
-        backend = FakeBackend(finish, slots=2)
-        with pytest.MonkeyPatch.context() as patch:
-            faults = kind(patch, first.run.path, number, lasting=lasting, code=errno.ENOSPC)
-            for name in ("submit", "poll"):
-                patch.setattr(backend, name, in_another_process(faults, getattr(backend, name)))
-            with contextlib.suppress(FileError):
-                run_all(backend, [first, second], is_requested=True, policy=policy)
-        assert second.run.observe().state == "done"
-        assert not backend.stopped
-        assert first.run.read_metrics() == (metrics, [])
-        seen = first.run.observe()
-        assert (seen.state, seen.kind) in (("done", None), ("failed", "node"), ("pending", None)), seen.reason
-        again = plan(first.spec, first.run, first.run.observe(), has_checkpoint=False, retry=False)
-        run_all(FakeBackend(finish), [again], policy=policy)
-        assert first.run.observe().state == "done"
-        if not faults.has_failed:
-            break
-    assert number > 3
-
-
-def in_another_process(faults: LookFaults | ChangeFaults, call: Callable[..., Any]) -> Callable[..., Any]:
-    def held(*arguments: Any) -> Any:
-        with faults.held():
-            return call(*arguments)
-
-    return held
