@@ -682,6 +682,8 @@ class RealPlayer(Player):
         elif what in ("hang", "go"):
             pid = int((cluster.folder / "slurmctld.pid").read_text())
             os.kill(pid, signal.SIGSTOP if what == "hang" else signal.SIGCONT)
+            while what == "hang" and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+                self.sleep(0.1)
             if target:
                 threading.Timer(float(target), os.kill, (pid, signal.SIGCONT)).start()
         elif what == "kill":

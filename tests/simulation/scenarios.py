@@ -149,7 +149,7 @@ start 0: change StartTime=now+9 ExcNodeList={n1}; start 0: exit 76; print on $SL
     ),
     "what a program has started is killed with its job": Scenario(
         steps="""
-        a = sbatch | leave 7; ignore TERM; print begins; sleep 60
+        a = sbatch | leave 7; ignore TERM; print begins; sleep 280
         wait a says begins
         run scancel --quiet {a}
         wait a CANCELLED
@@ -304,11 +304,11 @@ start 0: change StartTime=now+9 ExcNodeList={n1}; start 0: exit 76; print on $SL
     "scancel by state": Scenario(
         steps="""
         a = sbatch --hold | sleep 1
-        b = sbatch | on TERM exit 0; print begins; sleep 60
-        c = sbatch | ignore TERM; print begins; sleep 60
-        d = sbatch --array=0-2 | print begins; sleep 60
+        b = sbatch | on TERM exit 0; print begins; sleep 280
+        c = sbatch | ignore TERM; print begins; sleep 280
+        d = sbatch --array=0-2 | print begins; sleep 280
         e = sbatch | sleep 1
-        f = plain | on TERM exit 5; print begins; sleep 60
+        f = plain | on TERM exit 5; print begins; sleep 280
         wait b says begins
         wait c says begins
         wait d says begins
@@ -341,7 +341,7 @@ start 0: change StartTime=now+9 ExcNodeList={n1}; start 0: exit 76; print on $SL
     ),
     "scancel of a job that completes": Scenario(
         steps="""
-        a = sbatch | ignore TERM; print begins; sleep 60
+        a = sbatch | ignore TERM; print begins; sleep 280
         wait a says begins
         run scontrol requeue {a_0}
         json a_0
@@ -357,7 +357,7 @@ start 0: change StartTime=now+9 ExcNodeList={n1}; start 0: exit 76; print on $SL
     ),
     "a requeue by hand": Scenario(
         steps="""
-        a = sbatch | on TERM exit 0; print start <$SLURM_RESTART_COUNT>; start 0: sleep 60; sleep 1
+        a = sbatch | on TERM exit 0; print start <$SLURM_RESTART_COUNT>; start 0: sleep 280; sleep 1
         wait a says start
         run scontrol requeue {a_0}
         wait a AGAIN
@@ -370,8 +370,8 @@ start 0: change StartTime=now+9 ExcNodeList={n1}; start 0: exit 76; print on $SL
     "requeues that SLURM refuses": Scenario(
         steps="""
         a = sbatch --hold | sleep 1
-        b = sbatch | ignore TERM; print begins; start 0: sleep 60; sleep 3
-        c = sbatch --no-requeue | print begins; sleep 60
+        b = sbatch | ignore TERM; print begins; start 0: sleep 280; sleep 3
+        c = sbatch --no-requeue | print begins; sleep 280
         d = sbatch | exit 0
         wait b says begins
         wait c says begins
@@ -394,7 +394,7 @@ start 0: change StartTime=now+9 ExcNodeList={n1}; start 0: exit 76; print on $SL
     ),
     "the program ends for good while a requeue by hand waits for it": Scenario(
         steps="""
-        a = sbatch | on TERM exit 1; print start <$SLURM_RESTART_COUNT>; start 0: sleep 60; sleep 1
+        a = sbatch | on TERM exit 1; print start <$SLURM_RESTART_COUNT>; start 0: sleep 280; sleep 1
         wait a says start
         run scontrol requeue {a_0}
         wait a COMPLETED
@@ -403,7 +403,7 @@ start 0: change StartTime=now+9 ExcNodeList={n1}; start 0: exit 76; print on $SL
     ),
     "a warning before the time limit": Scenario(
         steps="""
-        a = sbatch --signal=USR2@1 | on USR2 exit 76; print begins <$SLURM_RESTART_COUNT>; start 0: sleep 90; sleep 1
+        a = sbatch --signal=USR2@1 | on USR2 exit 76; print begins <$SLURM_RESTART_COUNT>; start 0: sleep 280; sleep 1
         wait a says begins
         run scontrol update JobId={a_0} EndTime=now+33
         wait a AGAIN
@@ -414,10 +414,10 @@ start 0: change StartTime=now+9 ExcNodeList={n1}; start 0: exit 76; print on $SL
     ),
     "a time limit": Scenario(
         steps="""
-        a = sbatch --signal=USR2@1 | ignore USR2; print begins; sleep 90
-        b = sbatch --signal=USR2@1 | ignore USR2; ignore TERM; print begins; sleep 90
-        c = sbatch --signal=USR2@1 | ignore USR2; on TERM exit 0; print begins; sleep 90
-        d = plain | print begins; sleep 90
+        a = sbatch --signal=USR2@1 | ignore USR2; print begins; sleep 280
+        b = sbatch --signal=USR2@1 | ignore USR2; ignore TERM; print begins; sleep 280
+        c = sbatch --signal=USR2@1 | ignore USR2; on TERM exit 0; print begins; sleep 280
+        d = plain | print begins; sleep 280
         wait a says begins
         wait b says begins
         wait c says begins
@@ -440,7 +440,7 @@ start 0: change StartTime=now+9 ExcNodeList={n1}; start 0: exit 76; print on $SL
     ),
     "preemption": Scenario(
         steps="""
-        a = sbatch | on USR2 exit 76; print start <$SLURM_RESTART_COUNT>; start 0: sleep 60; \
+        a = sbatch | on USR2 exit 76; print start <$SLURM_RESTART_COUNT>; start 0: sleep 280; \
 start 1: sleep 30; sleep 1
         wait a says start
         preempt a_0
@@ -453,7 +453,7 @@ start 1: sleep 30; sleep 1
     ),
     "preemption of a job that does not end": Scenario(
         steps="""
-        a = sbatch | ignore USR2; ignore TERM; print begins; start 0: sleep 60; start 1: sleep 30; sleep 1
+        a = sbatch | ignore USR2; ignore TERM; print begins; start 0: sleep 280; start 1: sleep 30; sleep 1
         wait a says begins
         preempt a_0
         wait a COMPLETING
@@ -462,7 +462,7 @@ start 1: sleep 30; sleep 1
     ),
     "preemption of a job that goes on": Scenario(
         steps="""
-        a = sbatch | ignore USR2; on TERM exit 3; print start <$SLURM_RESTART_COUNT>; start 0: sleep 60; \
+        a = sbatch | ignore USR2; on TERM exit 3; print start <$SLURM_RESTART_COUNT>; start 0: sleep 280; \
 start 1: sleep 30; sleep 1
         wait a says start
         preempt a_0
@@ -475,9 +475,9 @@ start 1: sleep 30; sleep 1
     ),
     "a node that is lost, and its jobs with it": Scenario(
         steps="""
-        a = sbatch | print start <$SLURM_RESTART_COUNT>; start 0: sleep 60; sleep 1
-        b = sbatch --no-requeue | print begins; sleep 60
-        c = sbatch --array=0-1 | print begins; start 0: sleep 60; sleep 1
+        a = sbatch | print start <$SLURM_RESTART_COUNT>; start 0: sleep 280; sleep 1
+        b = sbatch --no-requeue | print begins; sleep 280
+        c = sbatch --array=0-1 | print begins; start 0: sleep 280; sleep 1
         wait a says start
         wait b says begins
         wait c says begins
@@ -550,7 +550,7 @@ start 0: sleep 40; sleep 1
     ),
     "a job of two nodes, with srun's --kill-on-bad-exit": Scenario(
         steps="""
-        a = sbatch --nodes=2 srun=--kill-on-bad-exit=1 | node 1: sleep 1; node 1: exit 7; on TERM exit 0; sleep 60
+        a = sbatch --nodes=2 srun=--kill-on-bad-exit=1 | node 1: sleep 1; node 1: exit 7; on TERM exit 0; sleep 280
         b = sbatch --nodes=2 srun=--kill-on-bad-exit=1 | node 1: exit 0; sleep 3; print late
         wait a FAILED
         rows a
@@ -563,7 +563,7 @@ start 0: sleep 40; sleep 1
     ),
     "a job of two nodes loses the second": Scenario(
         steps="""
-        a = sbatch --nodes=2 | on TERM exit 0; print begins <$SLURM_RESTART_COUNT>; start 0: sleep 60; sleep 1
+        a = sbatch --nodes=2 | on TERM exit 0; print begins <$SLURM_RESTART_COUNT>; start 0: sleep 280; sleep 1
         wait a says begins
         lose n2
         wait a AGAIN
@@ -576,7 +576,7 @@ start 0: sleep 40; sleep 1
     ),
     "scancel of a job of two nodes": Scenario(
         steps="""
-        a = sbatch --nodes=2 | on TERM exit 0; print begins; sleep 60
+        a = sbatch --nodes=2 | on TERM exit 0; print begins; sleep 280
         wait a says begins
         run scancel --quiet {a}
         wait a CANCELLED
@@ -646,11 +646,11 @@ start 0: sleep 40; sleep 1
         steps="""
         a = sbatch --array=0-1 | sleep 280
         b = sbatch --hold | sleep 1
-        c = sbatch | print begins; start 0: sleep 90; sleep 1
+        c = sbatch | print begins; start 0: sleep 280; sleep 1
         d = sbatch | print begins; sleep 4
         e = sbatch | print begins; start 0: sleep 4; start 0: exit 76; sleep 1
         f = sbatch pause=4 | print begins
-        h = sbatch --signal=USR2@1 | ignore USR2; print begins; sleep 90
+        h = sbatch --signal=USR2@1 | ignore USR2; print begins; sleep 280
         wait a RUNNING
         wait c says begins
         wait d says begins
@@ -691,7 +691,7 @@ start 0: sleep 40; sleep 1
     ),
     "the controller is gone": Scenario(
         steps="""
-        a = sbatch | sleep 90
+        a = sbatch | sleep 280
         b = sbatch | print begins; sleep 2
         c = sbatch | print begins; start 0: sleep 4; start 0: exit 76; sleep 1
         d = sbatch pause=4 | print begins

@@ -864,14 +864,19 @@ class Script:
                 started.waiters = waiters
                 job.processes.append(started)
         ranks = job.processes[1:]
-        kernel.wait_for(lambda: any(not one.lives for one in ranks), waiters, None)
+
+        def has_ended(one: Process) -> bool:
+            """Whether srun has heard of the end of a task: of one on a lost node it hears nothing."""
+            return not one.lives and any(node.host is one.host and node.is_up for node in job.nodes)
+
+        kernel.wait_for(lambda: any(map(has_ended, ranks)), waiters, None)
         limit, is_bad = kernel.now + float(options.get("wait", "0") or "inf"), "kill-on-bad-exit" in options
 
         def is_stopped() -> bool:
-            return is_bad and any(not one.lives and one.exit_code != 0 for one in ranks)
+            return is_bad and any(has_ended(one) and one.exit_code != 0 for one in ranks)
 
         def is_over() -> bool:
-            return not any(one.lives for one in ranks)
+            return all(map(has_ended, ranks))
 
         kernel.wait_for(lambda: is_over() or is_stopped(), waiters, limit - kernel.now)
         if not is_over() and is_stopped():
