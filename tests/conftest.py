@@ -72,6 +72,7 @@ SHARED = {"ray_cluster": "ray", "slurm_cluster": "slurm", "report": "report", "b
 """Fixtures that take long to make -> the group of their tests, which one process of the test run does."""
 LONG = (
     "tests/slurm/test_cluster.py",
+    "tests/simulation/test_slurm.py",
     "tests/end_to_end/test_pages_run.py",
     "tests/end_to_end/test_search_launch.py",
     "tests/chaos/",

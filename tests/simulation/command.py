@@ -156,7 +156,7 @@ def _play_many(options: argparse.Namespace) -> int:
             bar.update()
             if played.problem is None:
                 continue
-            fault = known(played.problem, played.happened)
+            fault = known(played)
             times["new" if fault is None else fault.story] += 1
             if fault is None:
                 new.append(played)
@@ -210,14 +210,14 @@ def _play(seed: int, only: Sequence[str]) -> Played:
 
 
 def is_new(played: Played) -> bool:
-    return played.problem is not None and known(played.problem, played.happened) is None
+    return played.problem is not None and known(played) is None
 
 
 def tell(played: Played) -> None:
     """Print a story and how it ends."""
     print(*played.lines, sep="\n")
     print(played.problem or "all is well")
-    if played.problem is not None and (fault := known(played.problem, played.happened)) is not None:
+    if played.problem is not None and (fault := known(played)) is not None:
         print(f"known: {fault.story}")
     print(f"{played.steps} calls in {played.seconds / 3600:.1f} simulated hours; digest {played.digest}")
     if played.problem is not None:

@@ -1,7 +1,8 @@
 """Faults that the simulation finds and that are not mended yet. The list is to become empty."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
+
+from tests.simulation.story import Played
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,6 +12,8 @@ class Known:
     check: str
     accidents: frozenset[str]
     """Accidents all of which it needs."""
+    of_several_nodes: bool = False
+    """Whether it happens to jobs of several nodes alone."""
     story: str
 
 
@@ -69,10 +72,25 @@ KNOWN = (
         accidents=frozenset({"files_hang"}),
         story="the file server does not answer at a job's time limit; its runs wait for the next `run`",
     ),
+    Known(
+        check="END",
+        accidents=frozenset({"reads_broken"}),
+        of_several_nodes=True,
+        story="a file cannot be read or written on one node of a job of several, whose script does not put it back",
+    ),
+    Known(
+        check="END",
+        accidents=frozenset({"files_late"}),
+        of_several_nodes=True,
+        story="a node of a job of several sees late what another does, and the script does not put the job back",
+    ),
 )
 
 
-def known(problem: str, accidents: Collection[str]) -> Known | None:
-    """Return the fault that explains what a check has found. ``None``: it is a new one."""
-    check = problem.partition(":")[0]
-    return next((one for one in KNOWN if one.check == check and one.accidents <= {*accidents}), None)
+def known(played: Played) -> Known | None:
+    """Return the fault that explains what a check has found in a story. ``None``: it is a new one, or all is well."""
+    for one in KNOWN:
+        is_of_its_jobs = not one.of_several_nodes or played.study.ranks_per_node is not None
+        if one.check == played.check and one.accidents <= played.happened and is_of_its_jobs:
+            return one
+    return None

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.attempt.supervisor import Ended
 from jobs.study import budget, squeue
 from seqlm import files, lease, rundir, search
 from seqlm.ends import Verdict
@@ -134,6 +135,16 @@ def _searches_stop_all() -> None:
     search.goes_on = lambda *_, **__: False
 
 
+def _lost_actors_have_ended_well() -> None:
+    """A worker whose actor is gone counts as one that has ended with exit code 0."""
+    from jobs.backends import ray_executor  # once ``ray`` is replaced
+
+    def became(self: object, job: object, rank: int, error: Exception) -> Ended:
+        return Ended(exit_code=0, message="ended")
+
+    ray_executor.RayExecutor._what_became_of = became  # type: ignore[method-assign]
+
+
 PLANTED: Mapping[str, Planted] = {
     "two-owners": Planted(plant=_owners_do_not_look, check="OWNER", accidents=["cut_off_node"]),
     "no-wait": Planted(plant=_jobs_do_not_wait, check="SPIN", accidents=["kill_worker"]),
@@ -169,6 +180,12 @@ PLANTED: Mapping[str, Planted] = {
         check="SEARCH",
         accidents=["kill_worker"],
         study={"is_search": True, "core_hours": None},
+    ),
+    "lost-actor": Planted(
+        plant=_lost_actors_have_ended_well,
+        check="END",
+        accidents=["kill_actor"],
+        study={"backend": "ray", "core_hours": None},
     ),
     "no-answer": Planted(plant=_states_are_taken_for_granted, check="TRACEBACK", accidents=["preempt", "kill_program"]),
 }
