@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from tqdm import tqdm
 
 from tests.simulation.accidents import ACTS, Accident, draw_accidents
-from tests.simulation.kept import KEPT, ORDERS
+from tests.simulation.kept import KEPT
 from tests.simulation.known import known
 from tests.simulation.planted import PLANTED
 from tests.simulation.shrink import shrunk
@@ -39,10 +39,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--first", type=int, metavar="SEED", help="from this one on (0; with --minutes any)")
     parser.add_argument("--minutes", type=float, metavar="M", help="play so long, instead of so many")
     parser.add_argument("--only", nargs="+", choices=ACTS, default=(), metavar="ACCIDENT", help="draw these alone")
+    parser.add_argument("--plant", choices=PLANTED, help="with this fault in the product")
     parser.add_argument("--planted", action="store_true", help="see that faults planted in the product are found")
     parser.add_argument("--exitfirst", action="store_true", help="end at the first new fault, and do not shrink it")
     parser.add_argument("--processes", type=int, metavar="N", help="play so many at a time (one on each core)")
     options = parser.parse_args(argv)
+    if options.plant is not None:
+        PLANTED[options.plant].plant()
     if options.planted:
         return _find_planted(options.seeds)
     if options.kept:
@@ -75,7 +78,7 @@ def _play_kept() -> int:
 def _play_in_orders(place: int) -> tuple[str, Played | None]:
     """Return the fault of a kept story, and how it ends where it is found again."""
     kept = KEPT[place]
-    for order in range(ORDERS):
+    for order in kept.orders:
         played = play(order, kept.accidents, kept.study)
         gc.collect()
         if is_new(played):
@@ -112,7 +115,7 @@ def _find_planted(seeds: int) -> int:
         for name, planted in PLANTED.items()
     ]
     for kept in KEPT:
-        stories = [(order, kept.accidents, kept.study) for order in range(ORDERS)]
+        stories = [(order, kept.accidents, kept.study) for order in kept.orders]
         searches.append(Search(name=kept.name, plant=kept.undo, check=kept.check, stories=stories))
     context = multiprocessing.get_context("fork")
     is_missed = False

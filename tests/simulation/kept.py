@@ -16,9 +16,6 @@ from slurm import job, share
 from tests.simulation.accidents import Accident
 from tests.simulation.study import Study
 
-ORDERS = 12
-"""In so many orders each is played."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
@@ -33,6 +30,8 @@ class Kept:
     accidents: Sequence[Accident]
     undo: Callable[[], None]
     """Brings the fault back."""
+    orders: Sequence[int] = (0, 1, 2)
+    """Seeds of the orders in which it is played. With the fault brought back, one of them finds it."""
 
 
 def _any_request_is_the_newest() -> None:
@@ -119,6 +118,7 @@ KEPT = (
             Accident(at=140.12, kind="scancel", target=0.87, seconds=30.0),
         ],
         undo=_any_request_is_the_newest_to_a_dispatcher,
+        orders=(8, 9),
     ),
     Kept(
         name="full-disk",
@@ -163,5 +163,6 @@ KEPT = (
         study=Study(runs=6, jobs=3, epoch_seconds=600.0, minutes=20, is_search=True, core_hours=1.6417),
         accidents=[Accident(at=867.09, kind="files_late", target=0.87, seconds=90.0)],
         undo=_a_run_is_put_back_at_once,
+        orders=(10,),
     ),
 )

@@ -278,6 +278,7 @@ class Cluster:
     def _start(self, job: Job, nodes: list[Node]) -> None:
         job.state, job.nodes, job.after, job.flags, job.ended_by = "RUNNING", nodes, "", (), "None"
         job.is_to_be_requeued, job.devices, job.starts = False, {}, job.starts + 1
+        job.dependency = ""  # it is satisfied, and is not asked about again
         if job.starts > MOST_JOB_STARTS:
             raise ViolationError(f"SPIN: job {job.id} starts for the {job.starts}th time")
         for node in nodes:

@@ -87,24 +87,6 @@ def test_the_runs_of_a_pool_are_those_of_single_jobs_bit_for_bit_although_each_o
     assert {run.id: found for run in single if (found := outcome(run).differences(quiet[run.id]))} == {}
 
 
-def test_twenty_runs_go_through_the_jobs_that_a_user_may_submit_with_nobody_waiting(tmp_path: Path) -> None:
-    require_slurm(accounting=True)
-    limits = ("AccountingStorageEnforce=limits",)
-    with LoopbackCluster(ClusterOptions(nodes=3, cpus=2, gpus=0, accounting=True, extra_lines=limits)) as cluster:
-        cluster.run("sacctmgr", "-i", "add", "account", "lab")
-        cluster.run("sacctmgr", "-i", "add", "user", "root", "account=lab")
-        cluster.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=3")
-        rates = [number / 1000 for number in range(1, 6)]
-        study = SlurmStudy(cluster, tmp_path, archs=["rnn", "gru", "transformer"], rates=rates, gpus=0)
-        study.add(archs=["rnn"], rates=[number / 10 for number in range(1, 6)], gpus=0, cpus=2)
-        answer = study("run", "small.toml", "--no-wait", "--canary")  # three of them, as many as jobs
-        assert answer.returncode == 0, answer.stderr
-        until_all_end(study)
-        assert study.each() == ["done"] * 20, study("status", "small.toml").stdout
-        assert len(jobs_of(study.runs())) == 20
-        assert len(set(jobs_of(study.runs()))) <= 3
-
-
 def test_an_array_that_shares_its_runs_and_is_cancelled_leaves_all_of_them_cancelled(
     slurm_cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
