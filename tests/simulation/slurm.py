@@ -247,6 +247,7 @@ class Cluster:
             answer = self._depends(job)
             if answer is not None:
                 return answer
+            job.dependency = ""  # SLURM does not ask again about what is satisfied
         if job.begins_at > self.kernel.now:
             return "BeginTime"
         running = sum(one.array == job.array and one.state == "RUNNING" for one in self.jobs)
@@ -278,7 +279,6 @@ class Cluster:
     def _start(self, job: Job, nodes: list[Node]) -> None:
         job.state, job.nodes, job.after, job.flags, job.ended_by = "RUNNING", nodes, "", (), "None"
         job.is_to_be_requeued, job.devices, job.starts = False, {}, job.starts + 1
-        job.dependency = ""  # it is satisfied, and is not asked about again
         if job.starts > MOST_JOB_STARTS:
             raise ViolationError(f"SPIN: job {job.id} starts for the {job.starts}th time")
         for node in nodes:
