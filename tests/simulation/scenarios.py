@@ -683,7 +683,8 @@ start 0: sleep 40; sleep 1
         says f
         says g
         hang 2
-        all squeue -h -j {b} -o %T | scontrol update JobId={a_1} TimeLimit=3 | scancel --quiet {a_1}
+        all squeue -h -j {b} -o %T | scontrol update JobId={a_1} TimeLimit=3
+        run scancel --quiet {a_1}
         wait a CANCELLED
         """,
         nodes=2,
