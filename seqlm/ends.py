@@ -119,7 +119,8 @@ class Verdict:
     why: str = ""
     """Why the failure is final, to append to its message. Empty: its kind is never retried."""
     sick_nodes: tuple[str, ...] = ()
-    """Nodes that failed twice in a row, which the next attempt should avoid."""
+    """Nodes that failed twice in a row, or on which a worker ended before it began. The next attempt should avoid
+    them."""
 
 
 def verdict(policy: Mapping[str, Any], failures: Sequence[End], *, most_micro_batches: int) -> Verdict:
@@ -159,6 +160,7 @@ def verdict(policy: Mapping[str, Any], failures: Sequence[End], *, most_micro_ba
         for first, second in itertools.pairwise(failures)
         if first.kind == second.kind == "node" and first.node == second.node and second.node is not None
     ]
+    sick += [one.node for one in failures if one.kind == "start" and one.node is not None]
     return Verdict(delay=waits, sick_nodes=tuple(dict.fromkeys(sick)))
 
 

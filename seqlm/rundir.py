@@ -542,7 +542,7 @@ class RunDirectory:
         ranks, exits = self._witnesses(attempt)
         end = end_of(attempt, ranks, exits)
         was_killed = any(record.get("kind") == "oom" for record in exits)
-        if not was_killed and (end.kind != "node" or end.node is not None):
+        if not was_killed and (end.kind not in ("node", "start") or end.node is not None):
             return end
         start = read_json(self.start_file(attempt)) or {}
         match start:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 State: TypeAlias = Literal["pending", "queued", "running", "done", "stopped", "failed", "cancelled"]
-FailureKind: TypeAlias = Literal["oom", "diverged", "node", "preempted", "timeout", "code", "cancelled"]
+FailureKind: TypeAlias = Literal["oom", "diverged", "node", "preempted", "timeout", "start", "code", "cancelled"]
 Stage: TypeAlias = Literal["none", "queued", "running", "ended", "gone", "unknown"]
 
 FREE: frozenset[FailureKind] = frozenset({"node", "preempted", "timeout"})
 """Failures that the run did not cause. Every launch resumes such a run from its last checkpoint."""
 
-RETRIED: frozenset[FailureKind] = FREE | {"oom"}
+RETRIED: frozenset[FailureKind] = FREE | {"oom", "start"}
 """Failures that may be tried again within the policy."""
 
 

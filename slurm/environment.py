@@ -9,7 +9,7 @@ import fnmatch
 import os
 import shlex
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +70,17 @@ def plain_env(settings: SlurmSettings) -> dict[str, str]:
     return {name: value for name, value in settings.env.items() if not secrets.looks_secret(name)}
 
 
-def batch_script(settings: SlurmSettings, options: Mapping[str, Any], *commands: str) -> str:
+def setup_lines(settings: SlurmSettings) -> list[str]:
+    """Return the lines that stand before a program in a script."""
+    return [*([] if TOKEN in settings.env_pass else [f"unset {TOKEN}"]), *settings.setup]
+
+
+def batch_script(
+    settings: SlurmSettings, options: Mapping[str, Any], *commands: str, setup: Sequence[str] | None = None
+) -> str:
     """Return a script for sbatch, by submitit, with the placement of the settings.
 
-    An option that is ``True`` takes no value.
+    An option that is ``True`` takes no value. ``setup``: lines before the commands. ``None``: :func:`setup_lines`.
 
     Raises:
         BackendError: this is no machine of a cluster.
@@ -89,7 +96,7 @@ def batch_script(settings: SlurmSettings, options: Mapping[str, Any], *commands:
         raise BackendError("srun is not on PATH; run this on a login node of the cluster") from None
     executor.update_parameters(
         additional_parameters={key.replace("-", "_"): value for key, value in given.items()},
-        setup=[*([] if TOKEN in settings.env_pass else [f"unset {TOKEN}"]), *settings.setup],
+        setup=[*(setup_lines(settings) if setup is None else setup)],
         stderr_to_stdout=True,
         use_srun=False,
         wckey=None,  # submitit's own, which a site that enforces workload keys rejects

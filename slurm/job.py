@@ -1,12 +1,14 @@
 """A job on its allocation: a dispatcher over the job's runs, as on any machine, and what follows from their ends.
 
-``python -m slurm.job PLAN DIGEST ARRAY FIRST_NODE`` runs once on each node. The first node's process dispatches the
-runs of the job. Those of the other nodes start their ranks of the one run that such a job has. The job's script does
-what needs SLURM's commands, which a container may not have: the exit code ``AGAIN`` has it requeue the job.
+``python -m slurm.job PLAN DIGEST ARRAY START FIRST_NODE`` runs once on each node. The first node's process dispatches
+the runs of the job. Those of the other nodes start their ranks of the one run that such a job has. ``START`` is the
+folder of this start of the job (:mod:`slurm.slot`). Unless the program says that the job is over, the job's script puts
+it back into the queue (:mod:`slurm.script`).
 
     SIGUSR2           the time limit is near, or a preemption is announced: the workers save, the job is requeued
     SIGTERM           scancel, a requeue from outside, a preemption: the workers stop between two steps
     a lost rank       the job is requeued, within the study's policy (``jobs.manifests.policy``)
+    a sick node       no worker begins there, or two fail in a row: the job is requeued, and avoids the node
     out of memory     on one node the run goes on in this job, with twice as many micro-batches
 """
 
@@ -15,11 +17,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import final
+from typing import Any, final
 
 from jobs.launch import notify
 from jobs.launch.background import STOP_SECONDS, Interrupts
@@ -32,7 +34,7 @@ from jobs.spec import RunSpec
 from jobs.study.budget import Budget
 from jobs.study.folder import PLAN_FILE, WITHDRAWN_FILE
 from jobs.study.kept_code import running_code
-from seqlm.ends import End, Verdict
+from seqlm.ends import FIRST_DELAY_SECONDS, End, Verdict
 from seqlm.environment import ATTEMPT, MICRO_BATCHES
 from seqlm.errors import DamagedFileError, FileError, SeqlmError, UsageError, is_storage_failure
 from seqlm.files import read_json, write_json
@@ -41,9 +43,10 @@ from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind
 from slurm.allocation import JobBackend, SlurmContext, node_file
 from slurm.canary import withdraw
-from slurm.control import ask_back, clock_ahead_s, job_words, look_again
+from slurm.control import clock_ahead_s, job_words, look_again
 from slurm.share import Share, is_named_by
-from slurm.submission import AGAIN, MOST_STARTS, ArrayPlan, JobPlan
+from slurm.slot import Start
+from slurm.submission import ArrayPlan, JobPlan
 
 POLL_SECONDS = 0.5
 """Time between two looks at the folder of the run from a node that is not the first."""
@@ -82,7 +85,12 @@ class JobHost(Host):
     share: Share
     context: SlurmContext
     interrupts: Signals
+    start: Start
     started: float = field(default_factory=time.time)
+    is_sick: bool = False
+    """Whether this node has failed, so that the job starts nothing more on it."""
+    has_news: bool = False
+    """Whether a worker of this start of the job has begun to train."""
 
     def __post_init__(self) -> None:
         self.where = f"job {self.context.job} on {self.context.host}"
@@ -97,8 +105,11 @@ class JobHost(Host):
             return False
         if failure is None:
             return number <= BUSY_TRIES
+        self.is_sick = self.is_sick or self.context.host in found.sick_nodes
+        if self.is_sick:
+            return False
         if failure.kind == "node":
-            return self.share.array.is_pool and self.context.host not in found.sick_nodes
+            return self.share.array.is_pool
         return failure.kind == "oom" and self.more_memory_mb([failure]) is None
 
     def more_memory_mb(self, failures: Sequence[End]) -> int | None:
@@ -119,9 +130,16 @@ class JobHost(Host):
         return found
 
     def may_start(self, run: RunDirectory, seen: Observation) -> bool:
-        return self.share.may_take(run, seen)
+        return not self.is_sick and self.share.may_take(run, seen)
+
+    def saw(self, run: RunDirectory, attempt: int) -> None:
+        if not self.has_news and exists(run.worker_file(attempt)):
+            self.start.note_news()
+            self.has_news = True
 
     def next_run(self, free: Capacity, *, is_idle: bool, but: Collection[str]) -> PlannedRun | None:
+        if self.is_sick:
+            return None
         found = self.share.next_run(free, is_idle=is_idle, but=but)
         return None if found is None else look_again(_planned, self.plan, self.share.array, *found)
 
@@ -138,12 +156,12 @@ class JobHost(Host):
         return "preempted", "preempted by another job"
 
 
-def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals) -> int:
-    """Run a job of array ``number`` on its first node; return its exit code: 0, 1 or ``AGAIN``."""
+def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals, start: Start) -> None:
+    """Run a job of array ``number`` on its first node, and say whether it is over, or what is to change."""
     share = Share(plan, number, context)
-    host = JobHost(plan, share, context, signals)
+    host = JobHost(plan, share, context, signals, start)
     untold: dict[str, str] = {}
-    fault: Exception | None = None
+    has_fault = False
     try:
         backend = JobBackend(context, share.array, context.host)
         code = running_code(plan.code)
@@ -157,28 +175,53 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals)
             print("stopped by a signal", flush=True)
         finally:
             backend.close()
-    except Exception as error:
-        fault = error
-        for run in share.begun():
-            _fail(run, error, host)
-    left = {run: one for run in share.runs if (one := _again(plan, run, host, untold.get(run.id))) is not None}
-    if fault is not None and not left:
-        raise fault
-    is_over = signals.stop and signals.warned_at is None  # SLURM itself requeues the job, or a user has cancelled it
+    except Exception as error:  # this node may be sick, such as without its GPUs
+        fault = str(error) if isinstance(error, SeqlmError) else f"{type(error).__name__}: {error}"
+        print(f"error: {fault}", flush=True)
+        host.is_sick = has_fault = True
+        untold |= dict.fromkeys((run.id for run in share.begun()), fault)
+    left = {run: one for run in share.runs if (one := _again(run, host, untold.get(run.id))) is not None}
+    # SLURM requeues the job, or a user has cancelled it.
+    is_stopped = signals.stop and signals.warned_at is None and not has_fault
     budget = _budget(plan)
-    if not is_over and left and not _is_spent(budget):
-        ends, verdicts = zip(*left.values(), strict=True)
-        ask_back(plan, context, ends[0], verdicts, host.raised(ends))
-        return AGAIN
+    if left and not is_stopped and not _is_spent(budget):
+        if not start.is_last():
+            _ask_back(host, left)
+            return
+        for run, (end, _) in left.items():
+            _give_up(run, end, host)
     seen = [_told(run, budget) for run in share.begun()]
     if plan.grid is not None and any(one.state in ("failed", "cancelled") and one.is_final for one in seen):
         look_again(withdraw, [plan.grid])
-    # With `scancel -u`, the job that is to say that the study is over goes too.
-    if is_over and host.stopped() is not None:
-        notify.over(plan.options.study_dir, plan.options.notify, seconds=CANCEL_SECONDS)
+    if is_stopped:
+        # With `scancel -u`, the job that is to say that the study is over goes too.
+        if host.stopped() is not None:
+            notify.over(plan.options.study_dir, plan.options.notify, seconds=CANCEL_SECONDS)
+        return
     well = ("done",) if plan.grid is not None else ("done", "stopped", "pending", "queued", "running")
     is_search = plan.options.search is not None
-    return 0 if all(one.state in well or (is_search and one.kind == "diverged") for one in seen) else 1
+    is_well = all(one.state in well or (is_search and one.kind == "diverged") for one in seen)
+    look_again(start.finish, 0 if is_well else 1)
+
+
+def _ask_back(host: JobHost, left: Mapping[RunDirectory, tuple[End, Verdict]]) -> None:
+    """Say what is to change before the next start of the job, which has these runs to try again.
+
+    The job waits as long as the run with the longest delay, and avoids the nodes that any of its runs found sick.
+    """
+    ends, verdicts = [end for end, _ in left.values()], [verdict for _, verdict in left.values()]
+    print(f"goes on: {ends[0].kind}: {ends[0].message}", flush=True)
+    delay = max(verdict.delay or 0.0 for verdict in verdicts)
+    changes = host.raised(ends)
+    if delay > FIRST_DELAY_SECONDS:  # SLURM itself waits that long
+        changes.append(f"StartTime=now+{round(delay)}")
+    sick = [node for verdict in verdicts for node in verdict.sick_nodes]
+    if host.is_sick:
+        sick.append(host.context.host)
+    try:
+        host.start.ask(avoid=list(dict.fromkeys(sick)), changes=changes)
+    except FileError as error:
+        print(f"without {'; '.join(changes) or 'changes'}: {error}", flush=True)
 
 
 def _planned(plan: JobPlan, array: ArrayPlan, run: RunDirectory, seen: Observation) -> PlannedRun:
@@ -202,31 +245,32 @@ def _to_do(plan: JobPlan, run: RunDirectory, host: JobHost) -> PlannedRun | None
     return None
 
 
-def _again(plan: JobPlan, run: RunDirectory, host: JobHost, why: str | None) -> tuple[End, Verdict] | None:
+def _again(run: RunDirectory, host: JobHost, why: str | None) -> tuple[End, Verdict] | None:
     """Return why and when a run is to be tried again. ``None``: it is not, or a later request names it.
 
-    A run that has not failed is tried again if the job was told that its time is up, if the dispatcher says ``why``, or
-    if its files cannot be read.
+    A run that has not failed is tried again if the job was told that its time is up, if the dispatcher says ``why``, if
+    its files cannot be read, or if it is one of the job's own that nobody has begun or ended.
     """
     try:
         seen = look_again(run.observe)
-        if not look_again(is_named_by, run, plan.options.request):
+        if not look_again(is_named_by, run, host.plan.options.request):
             return None
         if not look_again(host.share.may_take, run, seen):
             return None
         failures = run.failures(run.first_attempt()) if seen.state == "failed" and not seen.is_final else []
         if failures:
-            return failures[-1], run.verdict(plan.options.policy.to_dict(), failures)
+            return failures[-1], run.verdict(host.plan.options.policy.to_dict(), failures)
         # One that seems to run has a worker of an earlier start of this job, on a node that SLURM does not reach.
         if seen.state in ("pending", "running") and host.interrupts.warned_at is not None:
             return End(attempt=0, kind="preempted", message="the job's time is up"), Verdict(delay=0.0)
+        if why is None and seen.state == "pending" and run in host.share.own:
+            look_again(run.read_config)
+            return End(attempt=0, kind="node", message=f"{run.id} could not be begun"), Verdict(delay=0.0)
     except DamagedFileError:
         return None
     except (FileError, OSError) as error:
         why = str(error)
-    if why is not None and host.context.restarts + 1 < MOST_STARTS:
-        return End(attempt=0, kind="node", message=why), Verdict(delay=WAIT_SECONDS)
-    return None
+    return None if why is None else (End(attempt=0, kind="node", message=why), Verdict(delay=WAIT_SECONDS))
 
 
 def _budget(plan: JobPlan) -> Budget:
@@ -254,27 +298,40 @@ def _told(run: RunDirectory, budget: Budget) -> Observation:
 
 
 def _fail(run: RunDirectory, error: Exception, host: JobHost) -> None:
-    """Record an error of the job itself as the end of an attempt that could not even be started, of a run not over."""
+    """Record an error in the files of a run that is not over: an attempt could not even be started."""
     message = str(error) if isinstance(error, SeqlmError) else f"{type(error).__name__}: {error}"
-    kind: FailureKind = "node" if is_storage_failure(error) else "code"
-    record = {"kind": kind, "message": message, "where": host.where, "node": host.context.host}
+    _record(run, {"kind": "node" if is_storage_failure(error) else "code", "message": message}, host)
+
+
+def _give_up(run: RunDirectory, end: End, host: JobHost) -> None:
+    """Record that this job has tried in vain to train a run, unless its failures say more."""
+    message = f"{end.message}; given up after {host.start.idle()} starts of its job in which nothing was trained"
+    _record(run, {"kind": end.kind, "message": message, "stands": True}, host)
+
+
+def _record(run: RunDirectory, record: Mapping[str, Any], host: JobHost) -> None:
     with contextlib.suppress(SeqlmError, OSError):
         if run.observe().state == "pending" and is_named_by(run, host.plan.options.request):
+            record = {**record, "where": host.where, "node": host.context.host}
             run.write_exit(run.last_attempt() + 1, record)
 
 
 # -- on the other nodes ------------------------------------------------------------------------------------------------
 
 
-def serve(plan: JobPlan, number: int, context: SlurmContext, signals: Interrupts, first_host: str) -> None:
+def serve(
+    plan: JobPlan, number: int, context: SlurmContext, signals: Interrupts, first_host: str, start: Start
+) -> None:
     """Start this node's ranks of the job's run once its first node has started its own, and record how they end.
 
-    Whatever else happens is decided on the first node. ``srun`` ends this process if that one ends without a start.
+    Whatever else happens is decided on the first node. If that one has ended, nothing is left to do here.
     """
     share = Share(plan, number, context)
     array, (run,) = share.array, share.own
     backend = JobBackend(context, array, first_host)
     while not share.has_begun(run):
+        if _now_true(start.has_ended):
+            return
         time.sleep(POLL_SECONDS)
     attempt = look_again(run.last_attempt)
     record = look_again(read_json, run.start_file(attempt)) or {}
@@ -302,31 +359,58 @@ def _now_true(look: Callable[[], bool]) -> bool:
 
 
 def main() -> int:
-    """Run the part of a job that is on this node; return the exit code."""
+    """Run the part of a job that is on this node; return the exit code, of which the script makes nothing."""
     signals = Signals()
     with signals.noted():
-        _, path, digest, part, *first_node = sys.argv
-        try:
-            plan = look_again(JobPlan.read, Path(path), digest)
-        except UsageError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return UsageError.exit_code
-        confine(plan.options.study_dir)
+        _, path, digest, part, *words = sys.argv
         if part == "over":
+            plan = _plan(path, digest)
             notify.over(plan.options.study_dir, plan.options.notify, seconds=OVER_SECONDS)
             return 0
-        if exists(plan.folder / WITHDRAWN_FILE):
-            print("this job does not start: its launch is withdrawn", flush=True)
+        context = SlurmContext.from_environment(os.environ)
+        start, first_host = Start(Path(words[0])), words[1]
+        try:
+            look_again(start.begin, context.host)
+            try:
+                plan = _plan(path, digest)
+                _run_part(plan, int(part), context, signals, start, first_host)
+            except UsageError as error:
+                print(f"error: {error}", file=sys.stderr)
+                look_again(start.finish, error.exit_code)
+            finally:
+                if context.node_rank == 0:
+                    look_again(start.note_end)
+        except (SeqlmError, OSError) as error:  # another node may be well
+            print(f"error: {error}", file=sys.stderr)
+            with contextlib.suppress(SeqlmError, OSError):
+                start.ask(avoid=[context.host], changes=[])
             return 1
-        context, number = SlurmContext.from_environment(os.environ), int(part)
-        array = context.job.partition("_")[0]
-        if array not in (one.job for one in plan.arrays[number : number + 1]):
-            print(f"this job does not start: {plan.folder / PLAN_FILE} is that of another study's jobs", flush=True)
-            return 1
-        if context.node_rank:
-            serve(plan, number, context, signals, *first_node)
-            return 0
-        return run_job(plan, number, context, signals)
+    return 0
+
+
+def _plan(path: str, digest: str) -> JobPlan:
+    """Read the plan of the job. No file above its study is looked at from then on."""
+    plan = look_again(JobPlan.read, Path(path), digest)
+    confine(plan.options.study_dir)
+    return plan
+
+
+def _run_part(
+    plan: JobPlan, number: int, context: SlurmContext, signals: Signals, start: Start, first_host: str
+) -> None:
+    """Run the part of a job that is on this node.
+
+    Raises:
+        UsageError: the job is not to start: its launch is withdrawn, or the plan is not its own.
+    """
+    if exists(plan.folder / WITHDRAWN_FILE):
+        raise UsageError("this job does not start: its launch is withdrawn")
+    if context.job.partition("_")[0] not in (one.job for one in plan.arrays[number : number + 1]):
+        raise UsageError(f"this job does not start: {plan.folder / PLAN_FILE} is that of another study's jobs")
+    if context.node_rank:
+        serve(plan, number, context, signals, first_host, start)
+    else:
+        run_job(plan, number, context, signals, start)
 
 
 if __name__ == "__main__":

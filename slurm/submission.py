@@ -3,7 +3,6 @@
 import contextlib
 import math
 import shlex
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,24 +24,12 @@ from seqlm.files import json_text, read_json, write_json, write_once
 from seqlm.reading import timestamp
 from seqlm.requests import numbered
 from seqlm.trust import table_digest
-from slurm.environment import batch_script, plain_env, program_of, submit_script
+from slurm.environment import batch_script, plain_env, program_of, setup_lines, submit_script
+from slurm.script import NOT_STARTED, job_lines
 from slurm.settings import JobShape, SlurmSettings
 
 DEFAULT_NICE = 100
 """What ``--nice`` without a value means to sbatch."""
-AGAIN = 76
-"""Exit code of a job that is to be requeued."""
-NOT_STARTED = 77
-"""Exit code of srun if it starts nothing (SLURM_EXIT_ERROR), such as while slurmctld does not answer."""
-MOST_STARTS = 10
-"""In how many starts of a job it is requeued for what tells nothing of its runs: another worker has one, its files
-cannot be read or written, srun starts nothing, or a process that could record nothing was ended."""
-CHANGES = "requeue-{}"
-"""File next to the plan: what to change of the job with this number when it is requeued."""
-CHANGE = "(MinMemoryNode|TimeLimit|StartTime)=[^ ]+( ExcNodeList=[^ ]+)?"
-"""What such a line may be, as a regular expression: others may write to the file."""
-END_SECONDS = 10
-"""How long the processes of a job on other nodes may take to end after that of its first node."""
 TOO_LARGE = "Invalid job array specification"
 """Words of sbatch if an array has more jobs than the cluster takes (MaxArraySize)."""
 TOO_MANY = ("accounting/QOS policy", "SubmitJob", TOO_LARGE)
@@ -106,8 +93,6 @@ class JobPlan:
     launched: Mapping[str, tuple[str, ...]]
     """Run id -> the fingerprints of the configurations whose models its worker may run."""
     signal_before_s: int
-    exclude: str | None
-    """Nodes that the jobs must not get, as a SLURM host list. ``None``: no node is excluded."""
     must_have_nodes: bool
     """Whether the settings name the nodes of the jobs, so that none can be excluded."""
     grid: Path | None = None
@@ -191,7 +176,6 @@ def plan_jobs(
         data={item.run.id: path.absolute() for item in todo if (path := item.spec.data_path) is not None},
         launched={item.run.id: item.spec.may_run() for item in todo},
         signal_before_s=settings.warning_s,
-        exclude=settings.exclude,
         must_have_nodes=bool(settings.nodelist or settings.reservation or "nodefile" in settings.sbatch),
     )
 
@@ -339,46 +323,20 @@ def script(plan: JobPlan, number: int, settings: SlurmSettings, dependency: str 
         "nice": _nice(plan, array, settings),
         "dependency": dependency or None,
     }
-    exit_code = f"SLURM_EXIT_ERROR={NOT_STARTED}"
-    srun = shlex.join(
-        ["env", exit_code, "srun", f"--cpus-per-task={array.cpus}", f"--wait={END_SECONDS}", *settings.srun_args]
-    )
+    # Whatever ends on one node ends the job's start on all of them, and none ends because another one has ended well.
+    words = ["env", f"SLURM_EXIT_ERROR={NOT_STARTED}", "srun", f"--cpus-per-task={array.cpus}", "--wait=0"]
+    srun = shlex.join([*words, "--kill-on-bad-exit=1", *settings.srun_args])
     digest = "DIGEST" if plan.options.request is None else plan_sha256(asdict(plan))
     program = f"{plan_program(folder / PLAN_FILE, digest, plan.code, settings)} {number}"
-    changes = f"{shlex.quote(str(folder))}/{CHANGES.format('$SLURM_JOB_ID')}"
+    launch = [*setup_lines(settings), f'{srun} {program} "$1" $SLURMD_NODENAME']
+    body = job_lines(folder / f"job-{number}", launch, may_avoid=not plan.must_have_nodes)
     given = {key: value for key, value in options.items() if value is not None}
-    return batch_script(settings, given, f"code=0\n{srun} {program} $SLURMD_NODENAME || code=$?", last_lines(changes))
+    return batch_script(settings, given, body, setup=())
 
 
 def plan_program(path: Path, digest: str, code: Path, settings: SlurmSettings) -> str:
     """Return the command that does a part of the plan in a file, but for the words that say which."""
     return f"{program_of(code, 'slurm.job', settings)} {shlex.quote(str(path))} {digest}"
-
-
-def last_lines(changes: str) -> str:
-    """Return what a job's script does when its program has ended with ``$code``, in bash: SLURM's commands are there.
-
-    SIGTERM may end the program although SLURM knows of no signal: on a node that comes back it may be meant for the
-    job's start before. Then the job starts again. It also does if srun has started nothing. A program that a signal
-    ended may leave no word. Then the script's end by the same signal is the only one. ``changes`` is a file with a
-    change of the job in each line; what is no such change is passed over.
-    """
-    return f"""\
-again=$code state= job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID changes={changes}
-if [[ $code =~ ^({128 + signal.SIGTERM}|{NOT_STARTED})$ && ${{SLURM_RESTART_COUNT:-0}} -lt {MOST_STARTS - 1} ]]; then
-    for seconds in 1 2 4 8; do state=$(squeue -h -j $SLURM_JOB_ID -o %T) && break; sleep $seconds; done
-    [ "$state" != RUNNING ] || again={AGAIN}
-fi
-if [ $again -eq {AGAIN} ]; then
-    trap '' TERM INT  # which a requeue sends
-    code=137  # unless SLURM requeues it, as if its node were lost: `run` resumes its runs
-    for seconds in 1 2 4 8; do scontrol requeue $job && code=0 && break; sleep $seconds; done
-    [ $code -gt 0 ] || [ ! -f "$changes" ] || grep -xE '{CHANGE}' "$changes" |
-        while read -r change; do scontrol update JobId=$job $change || :; done
-    rm -f "$changes"
-fi
-[ $code -le 128 ] || kill -$((code - 128)) $$
-exit $code"""
 
 
 def _nice(plan: JobPlan, array: ArrayPlan, settings: SlurmSettings) -> int | None:

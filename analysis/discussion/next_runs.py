@@ -18,7 +18,7 @@ from analysis.study.study import StudyFiles
 from analysis.study.values import rows_of
 from seqlm.optimizers import ANNEALED, PUBLISHED
 
-RETRIED_KINDS = ("oom", "node", "timeout", "preempted")
+RETRIED_KINDS = ("oom", "node", "timeout", "preempted", "start")
 """Failures that say nothing of the setting, only of the machine or of what it was given."""
 
 LAST_SHARE, LEAST_EPOCHS = 0.1, 2

@@ -10,8 +10,9 @@ from jobs.spec import Submission
 from seqlm.ends import most_micro_batches
 from seqlm.environment import MICRO_BATCHES
 from seqlm.errors import EXIT_BUSY, EXIT_RUNG, EXIT_UNPRINTED, STOPPED_EXITS
-from seqlm.files import json_text, make_directory, write_once
+from seqlm.files import json_text, make_directory, read_json, write_once
 from seqlm.hang import Heartbeat, hung_seconds
+from seqlm.lease import last_sign_of, live_owner
 from seqlm.reading import exists, timestamp
 from seqlm.rundir import RunDirectory
 from seqlm.state import FailureKind
@@ -35,6 +36,27 @@ def micro_batches(run: RunDirectory, batch_size: int, ranks: int, memory_mb: int
         return 1
     has_more = failed.memory_mb is not None and (memory_mb or 0) > failed.memory_mb
     return min((1 if has_more else 2) * failed.micro_batches, most_micro_batches(batch_size, ranks))
+
+
+def end_left(run: RunDirectory, where: str) -> None:
+    """Record that the newest attempt has failed if its worker is gone without a word.
+
+    Its node has failed, or all of its job was killed. So it counts, and the node can be avoided. ``where``: who found
+    that. Attempts before the newest request are left alone: a person has launched the run again.
+
+    Raises:
+        FileError: the run's files cannot be read or written.
+    """
+    number = run.last_attempt()
+    has_begun = (
+        number >= max(1, run.first_attempt()) and exists(run.start_file(number)) and exists(run.worker_file(number))
+    )
+    if has_begun and not run.end(number).has_ended and live_owner(run.lease_dir) is None:
+        record = {"kind": "node", "message": "its worker is gone without a word", "where": where}
+        sign = last_sign_of(read_json(run.progress_file(number)) or {})
+        started_at = (read_json(run.worker_file(number)) or {}).get("started_at")
+        ended_at = started_at if sign is None else timestamp(sign)
+        run.write_exit(number, {"ended_at": ended_at, **record})  # what it has cost, not when it was found
 
 
 @final
@@ -83,11 +105,21 @@ class Attempt:
         known = {"kind": kind, "message": message, "where": self._where, "micro_batches": parts}
         self.run.write_exit(self.number, {**known, **more})
 
+    def _has_begun(self) -> bool:
+        """Return whether a rank has recorded anything.
+
+        One that has not may have found no interpreter, no code or no device, which says nothing of the run.
+        """
+        ranks = range(self._submission.resources.ranks)
+        files = [file(self.number, rank) for rank in ranks for file in (self.run.worker_file, self.run.end_file)]
+        return any(map(exists, files))
+
     def record_exit(self, ended: Ended, *, was_asked: bool) -> None:
         """Record how the ranks ended, if that adds something to what they have recorded.
 
         Nothing is recorded of an attempt that ended well, left at a rung of a search, or found another worker at the
         run. One that stopped as asked (``was_asked``) has not failed. If a signal killed a rank, its node has failed.
+        If no rank has begun, the failure is of kind ``start``.
 
         Raises:
             FileError: the run's files cannot be read or written.
@@ -99,6 +131,8 @@ class Attempt:
             self.record(None, f"not started: {ended.taken}")
             return
         kind, message = cause(ended, run.stderr_log(self.number, ended.first_rank))
+        if kind == "code" and not self._has_begun():
+            kind = "start"
         if run.is_cancelled() or (was_asked and code in (*STOPPED_EXITS, EXIT_UNPRINTED)):
             self.record(None, ended.message, exit_code=code)
         else:

@@ -33,6 +33,7 @@ GO_ON = "`run` starts it, or goes on from its last checkpoint"
 NEXT = {
     "oom": "more ranks, a GPU with more memory, or more mem_gb; then `retry`",
     "diverged": "lower optim.lr, which makes it another run; `retry` ends the same",
+    "start": "see its log: its worker ended before it began; then `retry`",
     "code": "correct what its log says, then `retry`",
     "cancelled": "`retry` goes on from its last checkpoint",
     "stopped": "`retry --kind stopped` goes on from its last checkpoint",

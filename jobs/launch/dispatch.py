@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 from jobs import terminal
-from jobs.attempt.attempt import Attempt
+from jobs.attempt.attempt import Attempt, end_left
 from jobs.attempt.supervisor import KILL_SECONDS, Ended
 from jobs.backends.base import Executor
 from jobs.launch.background import STOP_SECONDS
@@ -207,6 +207,8 @@ class Dispatcher:
         run, attempt = item.run, None
         try:
             with file_errors("read or write", item.run.path, within=True):
+                if self._is_ours(item):
+                    end_left(run, self._host.where)
                 last = run.last_attempt()
                 item = replace(item, observation=run.observe())
                 if not self._is_ours(item) or not self._host.may_start(run, item.observation):
@@ -301,6 +303,7 @@ class Dispatcher:
         """Note the progress of a live run, and stop it if it was cancelled, the budget is spent, or it hangs."""
         run, now, is_hung, is_cancelled = one.item.run, time.monotonic(), False, False
         with self._warnings_for(one.item):
+            self._host.saw(run, one.attempt.number)
             is_cancelled = run.is_cancelled()
             if is_hung := one.attempt.heartbeat.is_hung():
                 one.attempt.record("node", one.attempt.heartbeat.message)  # before the kill, which is not the cause
@@ -320,6 +323,7 @@ class Dispatcher:
         item, run = one.item, one.item.run
         try:
             with file_errors("read or write", item.run.path, within=True):
+                self._host.saw(run, one.attempt.number)
                 is_ours = self._is_ours(item)
                 if is_ours:
                     one.attempt.record_exit(ended, was_asked=one.stop_asked is not None)

@@ -83,6 +83,13 @@ class Host:
         """
         return seen.state != "cancelled"
 
+    def saw(self, run: RunDirectory, attempt: int) -> None:
+        """Look at an attempt of this process, again and again and once more at its end.
+
+        Raises:
+            FileError: its files cannot be read or written.
+        """
+
     def next_run(self, free: Capacity, *, is_idle: bool, but: Collection[str]) -> PlannedRun | None:
         """Return one more run to start, which fits into what is ``free``, but none of these ids.
 

@@ -38,6 +38,8 @@ class Policy(Table):
     """Retries after a lost node, GPU, disk or rank."""
     preempted: _Limit = "unlimited"
     """Resumes after a preemption."""
+    start: _Limit = 2
+    """Retries of a run whose worker ended before it began, on another node if there is one."""
     max_stalled_retries: NotNegative = 10
     """Consecutive retries, of any kind, without progress: no finished epoch and no later checkpoint.
     `--max-stalled-retries` overrides it."""

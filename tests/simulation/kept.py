@@ -54,8 +54,8 @@ def _failed_runs_are_offered_again() -> None:
 def _runs_that_seem_to_run_are_not_put_back() -> None:
     before = job._again
 
-    def again(plan: Any, run: RunDirectory, host: job.JobHost, why: str | None) -> Any:
-        return None if why is None and run.observe().state == "running" else before(plan, run, host, why)
+    def again(run: RunDirectory, host: job.JobHost, why: str | None) -> Any:
+        return None if why is None and run.observe().state == "running" else before(run, host, why)
 
     job._again = again
 

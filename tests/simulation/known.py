@@ -17,74 +17,7 @@ class Known:
     story: str
 
 
-KNOWN = (
-    Known(
-        check="END",
-        accidents=frozenset({"kill_program"}),
-        story="the program of a job is killed; its script does not put the job back, and its runs wait for the next "
-        "`run`",
-    ),
-    Known(
-        check="END",
-        accidents=frozenset({"node_without_device"}),
-        story="a job starts on a node whose GPUs are gone, and ends without being put back",
-    ),
-    Known(
-        check="END",
-        accidents=frozenset({"config_unreadable"}),
-        story="the files of a run cannot be read when its job looks at it; no other job takes the run, and the job "
-        "ends without it",
-    ),
-    Known(
-        check="END",
-        accidents=frozenset({"silence"}),
-        story="the controller answers nothing while a job is to be put back; its runs wait for the next `run`",
-    ),
-    Known(
-        check="END",
-        accidents=frozenset({"controller_gone"}),
-        story="the controller is gone while a job is to be put back, or at its time limit, which then strikes without "
-        "a warning; its runs wait for the next `run`",
-    ),
-    Known(
-        check="END",
-        accidents=frozenset({"disk_full"}),
-        story="the disk is full for longer than ten starts of a job take; its runs wait for the next `run`",
-    ),
-    Known(
-        check="END",
-        accidents=frozenset({"quota_used_up"}),
-        story="a quota is used up for longer than ten starts of a job take; its runs wait for the next `run`",
-    ),
-    Known(
-        check="END",
-        accidents=frozenset({"writes_broken"}),
-        story="nothing that one node writes arrives, so nothing says that its jobs should avoid it; they start there "
-        "ten times, and their runs wait for the next `run`",
-    ),
-    Known(
-        check="END",
-        accidents=frozenset({"files_slow"}),
-        story="files are so slow that a job is not done with them at its time limit; its runs wait for the next `run`",
-    ),
-    Known(
-        check="END",
-        accidents=frozenset({"files_hang"}),
-        story="the file server does not answer at a job's time limit; its runs wait for the next `run`",
-    ),
-    Known(
-        check="END",
-        accidents=frozenset({"reads_broken"}),
-        of_several_nodes=True,
-        story="a file cannot be read or written on one node of a job of several, whose script does not put it back",
-    ),
-    Known(
-        check="END",
-        accidents=frozenset({"files_late"}),
-        of_several_nodes=True,
-        story="a node of a job of several sees late what another does, and the script does not put the job back",
-    ),
-)
+KNOWN: tuple[Known, ...] = ()
 
 
 def known(played: Played) -> Known | None:

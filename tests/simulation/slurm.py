@@ -16,9 +16,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any, final
 
-from slurm.submission import AGAIN, CHANGE, CHANGES, MOST_STARTS, NOT_STARTED
+from slurm.script import CHANGE, MOST_STARTS, NODE, NOT_STARTED, REFUSALS, USABLE
+from slurm.slot import AGAIN, BEGUN, MOST_IDLE, NEWS, OVER, SICK
 from tests.simulation.kernel import Host, Process, Thread, ViolationError
 from tests.simulation.seam import TIMED_OUT, World
 
@@ -689,6 +691,7 @@ class Cluster:
             "S": "N/A",
             "l": f"{job.minutes}:00",
             "o": "",
+            "x": ",".join(job.excluded),
         }
         return re.sub(r"%(\w)", lambda letter: str(values[letter[1]]), form)
 
@@ -738,7 +741,7 @@ class Cluster:
                 at = datetime.fromtimestamp(self.kernel.now).isoformat(timespec="seconds")
                 return f"Configuration data as of {at}\nMaxArraySize            = {self.rules.max_array_size}\n"
             case ["show", "hostnames", names]:
-                return "".join(f"{name}\n" for name in names.split(","))
+                return "".join(f"{name}\n" for name in names.split(",") if name)
             case _:
                 raise AssertionError(f"scontrol {words}")
         return ""
@@ -798,25 +801,122 @@ class Script:
     def __init__(self, cluster: Cluster, job: Job) -> None:
         self.cluster, self.job, self.kernel = cluster, job, cluster.kernel
         found = [line for line in job.script.splitlines() if " slurm.job " in line]
-        self.commands = [shlex.split(line.removesuffix(" || code=$?")) for line in found]
+        self.commands = [shlex.split(line) for line in found]
         pauses = [line.split()[1] for line in job.script.splitlines() if line.startswith("sleep ")]
         self.pause = sum(map(float, pauses))
+        self.is_back = False
 
     def run(self) -> int:
+        me = self.kernel.current
+        assert me is not None
+        if "srun" in self.commands[0]:
+            me.process.handlers[signal.SIGTERM] = self._at_signal
         self.kernel.sleep(self.kernel.dice.uniform(0.1, 2.0) + self.pause)
-        if "srun" not in self.commands[0]:
-            return self._plain()
-        return self.end(self._srun())
+        return self.play(lambda start: self._srun(str(start))) if "srun" in self.commands[0] else self._plain()
 
-    def end(self, code: int) -> int:
-        """Do what the script does when its program has ended; return its exit code, unless a signal ends it."""
-        code = self._last_lines(code)
-        if code > 128:
-            me = self.kernel.current
-            assert me is not None
-            self.kernel.send(me.process, code - 128)
-            self.kernel.step()
-        return code
+    def _at_signal(self, *_: object) -> None:
+        """Put the job back if it is at its time limit. The script waits for a child, so no file holds it up."""
+        if not self.is_back and self._standing()[1].startswith("COMPLETING|TimeLimit|"):
+            failed, _ = self._ask("scontrol", "requeue", self.job.id)
+            self.is_back = not failed
+
+    def play(self, launch: Callable[[Path], int]) -> int:
+        """Do what the script does (:func:`slurm.script.job_lines`), statement by statement; return its exit code."""
+        job, kernel = self.job, self.kernel
+        if (over := self._text(self.slot / OVER)) is not None:
+            return int(over)
+        number = self._begin()
+        start, code = self.slot / str(number), 1
+        if number:
+            code = launch(start)
+        if (over := self._text(self.slot / OVER)) is not None:
+            return int(over)
+        if number and (self.slot / str(number + 1)).is_dir():
+            return code
+        idle = 5
+        if number:
+            idle = 0
+            while idle < number and not (self.slot / str(number - idle) / NEWS).exists():
+                idle += 1
+        if idle >= MOST_IDLE or (not number and job.restarts >= MOST_STARTS):
+            return code or 1
+        sick = [job.nodes[0].host.name]
+        if number:
+            names = self._hostnames(",".join(node.host.name for node in job.nodes))
+            sick = [name for name in names if not (start / f"{BEGUN}{name}").exists()]
+            if len(sick) == len(names) and code in (NOT_STARTED, 128 + signal.SIGTERM):
+                sick = []
+            sick += [line for line in (self._text(start / SICK) or "").splitlines() if re.fullmatch(NODE, line)]
+        refused, pause = 0, 1
+        while True:
+            failed, answer = self._standing()
+            if not failed:
+                if not answer.startswith(("RUNNING|", "COMPLETING|TimeLimit|")):
+                    if refused:
+                        break
+                    return code
+                failed, _ = self._ask("scontrol", "requeue", job.id)
+                if not failed or answer.startswith("COMPLETING"):
+                    break
+                refused += 1
+                if refused == REFUSALS:
+                    return 137
+            kernel.sleep(pause)
+            pause = min(2 * pause, 4)
+        self._change(start, idle, sick, answer.rpartition("|")[2])
+        return 0
+
+    @property
+    def slot(self) -> Path:
+        """The folder of the job."""
+        found = re.search(r"^job=.* slot=(.*)-[$]SLURM_ARRAY_TASK_ID$", self.job.script, re.M)
+        assert found is not None
+        return Path(f"{shlex.split(found[1])[0]}-{self.job.index}")
+
+    def _begin(self) -> int:
+        """Make the folder of this start; return its number. 0: it cannot be made."""
+        slot = self.slot
+        for seconds in (0, 1, 2, 4, 8):
+            self.kernel.sleep(seconds)
+            if not slot.is_dir() and not _made(slot):
+                continue
+            number = 1
+            while not _made(slot / str(number)):
+                if not (slot / str(number)).is_dir():
+                    break
+                number += 1
+            else:
+                return number
+        return 0
+
+    def _standing(self) -> tuple[int, str]:
+        return self._ask("squeue", "-h", "-j", self.job.id, "-o", "%T|%r|%x")
+
+    def _hostnames(self, names: str) -> list[str]:
+        return self._ask("scontrol", "show", "hostnames", names)[1].split()
+
+    def _text(self, path: Path) -> str | None:
+        """Return what a file has. ``None``: nothing, or it cannot be read."""
+        with contextlib.suppress(OSError):
+            return path.read_text("utf-8") or None
+        return None
+
+    def _change(self, start: Path, idle: int, sick: Sequence[str], excluded: str) -> None:
+        """Change the job, which is back in the queue."""
+        job = self.job
+        for line in (self._text(start / AGAIN) or "").splitlines():
+            if re.fullmatch(CHANGE, line):
+                self._ask("scontrol", "update", f"JobId={job.id}", line)
+        if idle >= 2:
+            self._ask("scontrol", "update", f"JobId={job.id}", f"StartTime=now+{15 << idle if idle < 7 else 1800}")
+        if sick and "&& true; then" in job.script:
+            avoided = [*self._hostnames(excluded), *sick]
+            rows = self._ask("sinfo", "-N", "-h", "-p", "main", "-o", "%N|%t|%c|%m|%G|%f")[1].splitlines()
+            nodes = [(*row.split("|", 2),) for row in rows]
+            wanted = next((kind for name, _, kind in nodes if name == job.nodes[0].host.name), None)
+            like = [name for name, state, kind in nodes if kind == wanted and re.fullmatch(USABLE, state)]
+            if len([name for name in like if name not in avoided]) >= len(job.nodes):
+                self._ask("scontrol", "update", f"JobId={job.id}", f"ExcNodeList={','.join(avoided)}")
 
     def _plain(self) -> int:
         """Run the programs of a script that has no srun, one after the other."""
@@ -835,8 +935,8 @@ class Script:
         code, out, _ = self.cluster.command(me.process, words, {}, None)
         return code, out.strip()
 
-    def _srun(self) -> int:
-        """Run the program on each node; return the highest exit code.
+    def _srun(self, start: str) -> int:
+        """Run the program on each node in a start of the job; return the highest exit code.
 
         Once the first has ended, the others have as long as ``--wait`` says. With ``--kill-on-bad-exit`` they get
         SIGTERM when it ends badly.
@@ -845,7 +945,8 @@ class Script:
         me = kernel.current
         assert me is not None
         place, first = words.index("slurm.job"), job.nodes[0].host.name
-        program = [first if word == "$SLURMD_NODENAME" else word for word in words[place:]]
+        given_by_bash = {"$SLURMD_NODENAME": first, "$1": start}
+        program = [given_by_bash.get(word, word) for word in words[place:]]
         given = [word for word in words[:place] if word.startswith("--")]
         options = dict(word.removeprefix("--").partition("=")[::2] for word in given)
         if not self.cluster.is_heard(me.process, "srun", [], {}, None):
@@ -889,35 +990,11 @@ class Script:
         codes = [one.exit_code or 0 for one in ranks]
         return max(code if code >= 0 else 128 - code for code in codes)
 
-    def _last_lines(self, code: int) -> int:
-        """Do what :func:`slurm.submission.last_lines` does, line by line."""
-        job, kernel = self.job, self.kernel
-        me = kernel.current
-        assert me is not None
-        again = code
-        if code in (128 + signal.SIGTERM, NOT_STARTED) and job.restarts < MOST_STARTS - 1:
-            state = ""
-            for seconds in (1, 2, 4, 8):
-                failed, state = self._ask("squeue", "-h", "-j", str(job.number), "-o", "%T")
-                if not failed:
-                    break
-                kernel.sleep(seconds)
-            if state == "RUNNING":
-                again = AGAIN
-        if again == AGAIN:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                me.process.handlers[number] = signal.SIG_IGN
-            code = 137
-            for seconds in (1, 2, 4, 8):
-                failed, _ = self._ask("scontrol", "requeue", job.id)
-                if not failed:
-                    code = 0
-                    break
-                kernel.sleep(seconds)
-            path = f"{job.folder}/{CHANGES.format(job.number)}"
-            text = self.cluster.world.files.text(path)
-            for line in text.splitlines() if not code else ():
-                if re.fullmatch(CHANGE, line):
-                    self._ask("scontrol", "update", f"JobId={job.id}", *line.split())
-            self.cluster.world.files.drop(path)
-        return code
+
+def _made(folder: Path) -> bool:
+    """Return whether a folder could be made."""
+    try:
+        folder.mkdir()
+    except OSError:
+        return False
+    return True

@@ -4,7 +4,6 @@ import errno
 import io
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -24,18 +23,17 @@ from jobs.manifests.policy import Policy
 from jobs.plan.limits import Limits
 from jobs.spec import Resources
 from jobs.study import budget
-from jobs.study.folder import PLAN_FILE, observe_study
-from jobs.study.squeue import job_state
+from jobs.study.folder import observe_study
 from seqlm import ends
-from seqlm.errors import BackendError, FileError
+from seqlm.errors import FileError
 from seqlm.files import write_json
 from seqlm.requests import Request, Requests, file_request
 from seqlm.rundir import RunDirectory
 from slurm import allocation, control, job
 from slurm.allocation import SlurmContext
 from slurm.job import Signals, run_job, serve
-from slurm.submission import CHANGES, ArrayPlan, JobPlan, last_lines
-from tests import commands
+from slurm.slot import MOST_IDLE, OVER, Start
+from slurm.submission import ArrayPlan, JobPlan
 from tests.analysis.attempt_files import write_attempt
 from tests.jobs.launch.test_notify import MESSAGES, numbers
 from tests.seqlm.training.studies import make_config, make_run
@@ -71,23 +69,18 @@ ENV = {"SLURM_JOB_ID": "78", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": 
 
 @pytest.fixture(autouse=True)
 def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in front of PATH with an scontrol that records its calls, and an sinfo that lists two nodes."""
+    """A folder in front of PATH with an scontrol that answers what files there say."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "state").write_text("[]")
     (folder / "config").write_text("")
-    (folder / "nodes").write_text("n1|mix|4|2000|(null)|(null)\nn2|idle|4|2000|(null)|(null)\n")
-    program(folder, "sinfo", f"cat {folder}/nodes")
     program(
         folder,
         "scontrol",
-        f"""echo "$*" >> {folder}/calls
-case "$*" in
+        f"""case "$*" in
     --json*) cat {folder}/state;;
     "show config") cat {folder}/config;;
-    "show hostnames"*) echo "$3" | tr , "\\n";;
-esac
-[ ! -e {folder}/down ]""",
+esac""",
     )
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setattr(dispatch, "POLL_SECONDS", 0.02)
@@ -97,10 +90,14 @@ esac
     return folder
 
 
-def calls(room: Path) -> list[str]:
-    """What scontrol was told to do, without what it was asked."""
-    told = (room / "calls").read_text().splitlines() if (room / "calls").exists() else []
-    return [line for line in told if "show " not in line]
+def asked(told: JobPlan) -> list[list[str]]:
+    """Return what each start of the job has asked to be changed: nodes to avoid, after a hyphen, and other changes."""
+    found = []
+    for folder in sorted((told.folder / "job-0-0").glob("*/"), key=lambda path: int(path.name)):
+        if (folder / "again").exists():
+            sick = (folder / "sick").read_text().splitlines()
+            found.append([*(f"-{node}" for node in sick), *(folder / "again").read_text().splitlines()])
+    return found
 
 
 def make(folder: Path, name: str = "run") -> RunDirectory:
@@ -126,7 +123,6 @@ def plan(*runs: RunDirectory, program: str = TELL, **changes: object) -> JobPlan
         "data": {},
         "launched": {run.id: () for run in runs},
         "signal_before_s": 60,
-        "exclude": None,
         "must_have_nodes": False,
     }
     return JobPlan(**{**known, **changes})  # type: ignore[arg-type]
@@ -136,19 +132,23 @@ def place(**env: str) -> SlurmContext:
     return SlurmContext.from_environment({**ENV, **env})
 
 
-def work(told: JobPlan, where: SlurmContext | None = None, signals: Signals | None = None) -> bool:
-    """Let a job run, and the last lines of its script. Return whether all is well, or the job was requeued."""
-    where = where or place()
-    return end_script(told, where, run_job(told, 0, where, signals or Signals())) == 0
+def next_start(told: JobPlan) -> Start:
+    """Make the folder of a start of the job, as its script does."""
+    slot = told.folder / "job-0-0"
+    (slot / OVER).unlink(missing_ok=True)
+    start = Start(slot / str(1 + len(list(slot.glob("*/")))))
+    start.folder.mkdir(parents=True)
+    return start
 
 
-def end_script(told: JobPlan, where: SlurmContext, code: int) -> int:
-    """Let the last lines of a job's script run; return its exit code."""
-    told.write(told.folder / PLAN_FILE)
-    lines = last_lines(f"{told.folder}/{CHANGES.format(where.number)}").replace("sleep", ":")
-    done = commands.run(["bash", "-euc", f"code={code}\n{lines}"], env={**os.environ, **ENV})
-    assert not (told.folder / CHANGES.format(where.number)).exists()
-    return done.returncode
+def work(
+    told: JobPlan, where: SlurmContext | None = None, signals: Signals | None = None, start: Start | None = None
+) -> bool:
+    """Let a job run. Return whether all is well, or it is to be put back."""
+    start = start or next_start(told)
+    run_job(told, 0, where or place(), signals or Signals(), start)
+    over = start.folder.with_name(OVER)
+    return not over.exists() or over.read_text() == "0\n"
 
 
 def stop_when_ready(run: RunDirectory, signals: Signals, *, warn: bool) -> threading.Thread:
@@ -198,33 +198,43 @@ def test_a_worker_has_no_more_threads_than_its_node_has_cores(
     assert json.loads((run.path / "told-0").read_text())["OMP_NUM_THREADS"] == threads
 
 
-def test_a_job_without_the_gpu_it_asked_for_says_so(tmp_path: Path) -> None:
+def test_a_job_without_the_gpus_it_asked_for_goes_on_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make(tmp_path)
-    with pytest.raises(BackendError, match="SLURM gave this job no GPU"):
-        work(plan(run, resources=Resources(cpus=1, gpus=1)))
-    assert (run.observe().reason or "").startswith("code: SLURM gave this job no GPU")
+    told = plan(run, resources=Resources(cpus=1, gpus=1))
+    assert work(told)
+    assert asked(told) == [["-n1", "StartTime=now+120"]]
+    assert "SLURM gave this job no GPU" in capsys.readouterr().out
+    assert run.observe().state == "pending"
+    for _ in range(MOST_IDLE - 2):
+        next_start(told)
+    assert not work(told), "not without end"
+    assert (run.observe().reason or "").startswith("node: SLURM gave this job no GPU")
 
 
 def test_a_run_whose_configuration_is_damaged_costs_the_others_of_its_job_nothing(tmp_path: Path, room: Path) -> None:
     damaged, other = make(tmp_path, "a"), make(tmp_path, "b")
     damaged.config_file.write_text("{")
-    work(plan(damaged, other))
+    told = plan(damaged, other)
+    work(told)
     assert other.is_done()
     assert damaged.attempts() == [], "with its file written again, the run can start"
-    assert calls(room) == [], "nothing is tried again"
+    assert asked(told) == [], "nothing is tried again"
 
 
 def test_limits_without_an_epoch_in_between_come_to_an_end(tmp_path: Path, room: Path) -> None:
     run = make(tmp_path)
+    told = plan(run, program=STOPPABLE)
     for restarts in range(3):
         (run.path / "ready").unlink(missing_ok=True)
         signals = Signals()
         thread = stop_when_ready(run, signals, warn=True)
         env = {"SLURM_JOB_END_TIME": str(int(time.time()) + 60), "SLURM_RESTART_COUNT": str(restarts)}
-        well = work(plan(run, program=STOPPABLE), place(**env), signals)
+        well = work(told, place(**env), signals)
         thread.join()
         assert well == (restarts < 2)
-    assert calls(room) == ["requeue 77_0", "requeue 77_0", "update JobId=77_0 StartTime=now+5"]
+    assert asked(told) == [[], ["StartTime=now+5"]]
     reason = "timeout: the job's time limit, after 2 retries in a row without progress"
     assert run.observe().reason == reason
 
@@ -237,7 +247,7 @@ def test_a_time_that_was_too_short_and_memory_that_was_too_little_are_raised_in_
     told = plan(run, program=STOPPABLE, most=Limits(timeout_min=120))
     assert work(told, place(SLURM_JOB_END_TIME=str(int(time.time()) + 60)), signals)
     thread.join()
-    assert calls(room) == ["requeue 77_0", "update JobId=77_0 TimeLimit=120"]
+    assert asked(told) == [["TimeLimit=120"]]
 
     monkeypatch.setattr("jobs.attempt.supervisor.MemoryKills.explain_one", lambda *_: True)
     killed, told_parts = make(tmp_path, "large"), []
@@ -245,7 +255,7 @@ def test_a_time_that_was_too_short_and_memory_that_was_too_little_are_raised_in_
     for memory in ("1000", "1500", "2048"):
         work(told, place(CUDA_VISIBLE_DEVICES="0", SLURM_MEM_PER_NODE=memory))
         told_parts.append(micro_batches(killed, 8, 1, memory_mb=2048))
-    raised = [call.rpartition("=")[2] for call in calls(room) if "MinMemoryNode" in call]
+    raised = [line.rpartition("=")[2] for lines in asked(told) for line in lines if "MinMemoryNode" in line]
     assert raised == ["1500", "2048"], "1.5 times what it had, and no more than a node has"
     assert told_parts[:2] == [1, 1]
     assert told_parts[2] > 1, "then smaller micro-batches are left"
@@ -277,11 +287,12 @@ def test_scancel_is_told_from_a_requeue_by_what_the_controller_says(
     jobs: list[Mapping[str, object]] = [{"job_id": 78, "job_state": words}, {"job_id": 77, "job_state": ["RUNNING"]}]
     (room / "state").write_text(json.dumps({"jobs": jobs}))
     thread = stop_when_ready(run, signals, warn=False)
-    work(plan(run, program=STOPPABLE, notify=MESSAGES), signals=signals)
+    told = plan(run, program=STOPPABLE, notify=MESSAGES)
+    assert work(told, signals=signals)
     thread.join()
     assert (run.observe().state == "cancelled") == cancelled
     assert numbers(tmp_path) == (["1/over"] if cancelled else []), "the job that waits for all may be cancelled as well"
-    assert "requeue 77_0" not in calls(room), "SLURM does that itself"
+    assert asked(told) == [], "SLURM itself puts it back, or ends it"
 
 
 def test_a_job_looks_at_the_budget_before_it_trains_and_while_it_does(
@@ -300,7 +311,7 @@ def test_a_job_looks_at_the_budget_before_it_trains_and_while_it_does(
     thread.start()
     assert work(told), "nothing has failed"
     thread.join()
-    assert calls(room) == [], "the job is not put back"
+    assert asked(told) == [], "the job is not put back"
     assert run.observe().state == "pending"
     assert capsys.readouterr().out == "run pending: waits: budget of 4 core hours is spent\n"
     (run.path / "ready").unlink()
@@ -319,46 +330,33 @@ KILLED = "import os; os.kill(os.getpid(), 9)"
 PEER_LOST = f"{SAY}say(kind='node', message='lost another rank', peer_lost=True); sys.exit(1)"
 
 
-def test_the_wait_is_asked_for_although_slurm_ends_the_job_meanwhile(tmp_path: Path, room: Path) -> None:
-    """A requeue sends SIGTERM to every process of the job, the scontrol that is at work among them."""
-    text = (room / "scontrol").read_text().replace('case "$*" in', 'kill -TERM $$\ncase "$*" in')
-    (room / "scontrol").write_text(text)
-    told = plan(make(tmp_path), program=KILLED, policy=Policy(), must_have_nodes=True)
-    assert all(start_again(told, restarts) for restarts in range(2))
-    assert calls(room)[-1] == "update JobId=77_0 StartTime=now+5"
-
-
 @pytest.mark.parametrize(
-    ("nodes", "changes", "options"),
+    ("nodes", "changes"),
     [
-        (["n1", "n1"], {}, "StartTime=now+5 ExcNodeList=n1"),
-        (["n1", "n1"], {"exclude": "n8,n9"}, "StartTime=now+5 ExcNodeList=n8,n9,n1"),
-        (["n1", "n1"], {"exclude": "n2"}, "StartTime=now+5"),
-        (["n1", "n1"], {"must_have_nodes": True}, "StartTime=now+5"),
-        (["n1", "n1", "n1"], {"must_have_nodes": True}, "StartTime=now+25"),
-        (["n1", "n2"], {}, "StartTime=now+5"),
-        (["n1", "n2", "n1"], {}, "StartTime=now+25"),
-        (["n1", "n2", "n2", "n1"], {}, "StartTime=now+125 ExcNodeList=n2"),
+        (["n1", "n1"], ["-n1", "StartTime=now+5"]),
+        (["n1", "n1", "n1"], ["-n1", "StartTime=now+25"]),
+        (["n1", "n2"], ["StartTime=now+5"]),
+        (["n1", "n2", "n1"], ["StartTime=now+25"]),
+        (["n1", "n2", "n2", "n1"], ["-n2", "StartTime=now+125"]),
     ],
 )
-def test_a_node_that_fails_twice_in_a_row_is_excluded_if_another_like_it_is_left(
-    tmp_path: Path, room: Path, nodes: list[str], changes: dict[str, object], options: str
-) -> None:
-    told = plan(make(tmp_path), program=KILLED, policy=Policy(), **changes)
+def test_a_node_that_fails_twice_in_a_row_is_avoided(tmp_path: Path, nodes: list[str], changes: list[str]) -> None:
+    told = plan(make(tmp_path), program=KILLED, policy=Policy())
     for restarts, node in enumerate(nodes):
         assert start_again(told, restarts, SLURMD_NODENAME=node)
-    assert calls(room)[-1] == f"update JobId=77_0 {options}"
+    assert asked(told)[-1] == changes
 
 
-@pytest.mark.parametrize("line", ["n2|down*|4|2000|(null)|(null)", "n2|idle|8|2000|(null)|(null)", ""])
-def test_the_last_node_that_fits_a_job_is_not_excluded(
-    tmp_path: Path, room: Path, line: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (room / "nodes").write_text(f"n1|mix|4|2000|(null)|(null)\n{line}\n")
-    told = plan(make(tmp_path), program=KILLED, policy=Policy())
-    assert all(start_again(told, restarts) for restarts in range(2))
-    assert calls(room)[-1] == "update JobId=77_0 StartTime=now+5"
-    assert "n1 has failed twice in a row" in capsys.readouterr().out
+def test_a_node_on_which_no_worker_begins_is_avoided_at_once_and_the_run_has_two_more_tries(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    told = plan(run, program="import sys; sys.exit('no such file')", policy=Policy())
+    for restarts, node in enumerate(["n1", "n2"]):
+        assert start_again(told, restarts, SLURMD_NODENAME=node)
+    assert asked(told) == [["-n1"], ["-n1", "-n2", "StartTime=now+5"]]
+    assert not start_again(told, 2, SLURMD_NODENAME="n3")
+    seen = run.observe()
+    assert (seen.kind, seen.is_final) == ("start", True)
+    assert "no such file" in (seen.reason or "")
 
 
 # -- the job's own files ---------------------------------------------------------------------------------------------
@@ -386,9 +384,10 @@ def test_a_file_that_another_host_replaces_is_looked_at_again(
     monkeypatch.setattr(Requests, "newest", sometimes)
     monkeypatch.setattr(RunDirectory, "is_cancelled", lambda self: False)
     run = make(tmp_path)
-    assert work(plan(run, program="import os, time; time.sleep(0.3); os.kill(os.getpid(), 9)"))
+    told = plan(run, program="import os, time; time.sleep(0.3); os.kill(os.getpid(), 9)")
+    assert work(told)
     assert [failed.kind for failed in run.failures()] == ["node"]
-    assert calls(room) == ["requeue 77_0"]
+    assert asked(told) == [[]]
 
 
 def test_files_that_stay_unreadable_are_a_failure_of_the_node_and_tried_again(
@@ -396,8 +395,9 @@ def test_files_that_stay_unreadable_are_a_failure_of_the_node_and_tried_again(
 ) -> None:
     run = make(tmp_path)
     monkeypatch.setattr("jobs.attempt.supervisor.append_to", stale)
-    assert work(plan(run))
-    assert calls(room) == ["requeue 77_0"]
+    told = plan(run)
+    assert work(told)
+    assert asked(told) == [[]]
     assert [failed.kind for failed in run.failures()] == ["node"], "the next start of the job counts it"
     end = run.end(1)
     assert "Stale file handle" in end.message
@@ -415,9 +415,11 @@ def test_a_run_of_which_nothing_can_be_written_is_tried_again_in_a_later_start(
     monkeypatch.setattr(RunDirectory, "write_exit", full)
     told = plan(run)
     assert work(told)
-    assert calls(room)[0] == "requeue 77_0"
-    assert work(told, place(SLURM_RESTART_COUNT="9")), "the run still waits, and is not failed"
-    assert len([call for call in calls(room) if call.startswith("requeue")]) == 1, "not without end"
+    assert len(asked(told)) == 1
+    for _ in range(MOST_IDLE - 2):
+        next_start(told)
+    assert work(told), "the run still waits, and is not failed"
+    assert len(asked(told)) == 1, "not without end"
 
 
 def test_a_fault_of_the_job_ends_its_workers(tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,10 +431,10 @@ def test_a_fault_of_the_job_ends_its_workers(tmp_path: Path, room: Path, monkeyp
 
     monkeypatch.setattr(Dispatcher, "_look_at", fail)
     program = STOPPABLE.replace("sys.exit(143)", "(open(os.path.join(sys.argv[1], 'asked'), 'w'), sys.exit(143))")
-    with pytest.raises(ValueError, match="a fault"):
-        work(plan(run, program=program))
+    told = plan(run, program=program)
+    assert work(told)
     assert (run.path / "asked").exists()
-    assert run.observe().kind == "code"
+    assert asked(told) == [["-n1", "StartTime=now+120"]], "this node may be to blame"
 
 
 BUSY = (
@@ -444,30 +446,26 @@ BUSY = (
 
 
 @pytest.mark.parametrize(
-    ("busy", "restarts", "starts", "told"),
-    [(2, 0, 3, []), (100, 0, 4, ["requeue 77_0"]), (100, 8, 4, ["requeue 77_0"]), (100, 9, 4, [])],
+    ("busy", "before", "starts", "told"),
+    [(2, 0, 3, []), (100, 0, 4, [["StartTime=now+120"]]), (100, MOST_IDLE - 1, 4, [])],
 )
 def test_a_run_that_another_worker_holds_is_tried_a_few_times_then_it_holds_no_allocation(
-    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch, busy: int, restarts: int, starts: int, told: list[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    busy: int,
+    before: int,
+    starts: int,
+    told: list[list[str]],
 ) -> None:
+    """Not without end: ``before`` is the number of starts without news."""
     monkeypatch.setattr(ends, "FIRST_DELAY_SECONDS", 0.0)
     run = make(tmp_path)
-    assert start_again(plan(run, program=BUSY.format(busy=busy), policy=Policy()), restarts)
+    own = plan(run, program=BUSY.format(busy=busy), policy=Policy())
+    for _ in range(before):
+        next_start(own)
+    start_again(own, before)
     assert (run.path / "tries").read_text() == starts * "x"
-    assert calls(room)[:1] == told
-    assert run.failures() == []
-
-
-def test_where_requeueing_fails_the_job_ends_as_if_its_node_were_lost_and_its_run_can_be_resumed(
-    tmp_path: Path, room: Path
-) -> None:
-    (room / "down").touch()
-    run = make(tmp_path)
-    told = plan(run, program=KILLED)
-    assert end_script(told, place(), run_job(told, 0, place(), Signals())) == -signal.SIGKILL
-    seen = run.observe()
-    assert (seen.kind, seen.is_final) == ("node", False)
-    assert job_state("FAILED", "RaisedSignal:9(Killed)").kind == "node"
+    assert asked(own) == told
 
 
 SHORT_OF_MEMORY = f"""{SAY}
@@ -488,21 +486,11 @@ def test_a_run_short_of_memory_goes_on_in_its_job_with_smaller_micro_batches_unt
 ) -> None:
     monkeypatch.setattr(ends, "FIRST_DELAY_SECONDS", 0.0)
     run = make(tmp_path)
-    assert work(plan(run, program=SHORT_OF_MEMORY, policy=Policy()))
+    told = plan(run, program=SHORT_OF_MEMORY, policy=Policy())
+    assert work(told)
     assert run.read_result() == {"micro_batches": 4}
-    assert calls(room) == []
+    assert asked(told) == []
     assert [failed.micro_batches for failed in run.failures()] == [1, 2]
-
-
-@pytest.mark.parametrize(("state", "requeued"), [("RUNNING", True), ("COMPLETING", False)])
-def test_a_job_that_a_signal_ended_is_requeued_unless_slurm_knows_of_the_signal(
-    tmp_path: Path, room: Path, state: str, requeued: bool
-) -> None:
-    run = make(tmp_path)
-    program(room, "squeue", f"echo {state}")
-    code = end_script(plan(run), place(), 128 + signal.SIGTERM)
-    assert code == (0 if requeued else -signal.SIGTERM)
-    assert ("requeue 77_0" in calls(room)) == requeued
 
 
 # -- several nodes ---------------------------------------------------------------------------------------------------
@@ -517,9 +505,11 @@ def work_on_two(told: JobPlan, room: Path, *, restarts: int = 0, second: str = "
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_RESTART_COUNT", str(restarts))
         patch.setattr(job, "POLL_SECONDS", 0.05)
-        thread = threading.Thread(target=serve, args=(told, 0, other, Signals(), "n1"), daemon=True)
+        start = next_start(told)
+        thread = threading.Thread(target=serve, args=(told, 0, other, Signals(), "n1", start), daemon=True)
         thread.start()
-        well = work(told, place(**env))
+        well = work(told, place(**env), start=start)
+        start.note_end()
         wait_for(lambda: not thread.is_alive(), "the end of the other node's process")
     return well
 
@@ -563,7 +553,7 @@ def test_of_several_nodes_only_one_that_lost_a_rank_is_to_blame(tmp_path: Path, 
     for restarts in range(2):
         assert work_on_two(told, room, restarts=restarts)
     assert [failed.node for failed in run.failures()] == ["n2", "n2"]
-    assert calls(room)[-1] == "update JobId=77_0 StartTime=now+5", "of two nodes none can be spared"
+    assert asked(told)[-1] == ["-n2", "StartTime=now+5"]
     end = run.end(1)
     assert end.message.startswith("rank 1 was killed by SIGKILL on n2")
 

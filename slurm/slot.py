@@ -1,0 +1,91 @@
+"""What the script of a job and its program tell each other: the folder of the job, with a folder for each start.
+
+    launches/N/job-0-3/         job 3 of array 0
+        over                    the job's exit code: nothing is left to do
+        1/, 2/, ...             its starts, in their order; the script makes them
+            begun-NODE          the program has begun on that node
+            news                a worker has begun to train a run of the job
+            sick                nodes that the next start is to avoid, one a line
+            again               changes of the job before its next start, one a line, in SLURM's words
+            end                 the program on the first node has ended
+
+Unless the job is over, its script puts it back into the queue, whatever the program's exit code is
+(:mod:`slurm.script`). So an end that nobody foresaw is one more start, not a lost run.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from seqlm.files import make_directory, write_text
+from seqlm.reading import exists
+
+OVER, BEGUN, NEWS, SICK, AGAIN, END = "over", "begun-", "news", "sick", "again", "end"
+"""Names of the files."""
+MOST_IDLE = 10
+"""Starts in a row without news after which a job gives up. From the second on it waits longer each time, two hours in
+all: a full disk needs time."""
+
+
+@final
+@dataclass(frozen=True)
+class Start:
+    """A start of a job, as its program has it.
+
+    Raises:
+        FileError: from each method: the folder cannot be read or written.
+    """
+
+    folder: Path
+    """Of the start, with its number as name."""
+
+    @property
+    def number(self) -> int:
+        """Counted from 1."""
+        return int(self.folder.name)
+
+    def begin(self, node: str) -> None:
+        """Record that the program has begun on a node."""
+        self._write(f"{BEGUN}{node}")
+
+    def has_news(self) -> bool:
+        """Return whether a worker has begun to train in this start."""
+        return exists(self.folder / NEWS)
+
+    def note_news(self) -> None:
+        """Record that a worker has begun to train."""
+        if not self.has_news():
+            self._write(NEWS)
+
+    def idle(self) -> int:
+        """Return how many starts in a row, the last of which is this one, have had no news."""
+        number = self.number
+        while number > 0 and not exists(self.folder.with_name(str(number)) / NEWS):
+            number -= 1
+        return self.number - number
+
+    def is_last(self) -> bool:
+        """Return whether the job gives up if this start has no news."""
+        return self.idle() >= MOST_IDLE
+
+    def ask(self, *, avoid: Sequence[str], changes: Sequence[str]) -> None:
+        """Write what the script does when it puts the job back: which nodes it avoids, and what it changes."""
+        self._write(SICK, avoid)
+        self._write(AGAIN, changes)
+
+    def note_end(self) -> None:
+        """Record that the program on the first node ends, for those on the others."""
+        self._write(END)
+
+    def has_ended(self) -> bool:
+        """Return whether the program on the first node has ended."""
+        return exists(self.folder / END)
+
+    def finish(self, code: int) -> None:
+        """Record that the job is over, with its exit code. Its script then does not put it back."""
+        make_directory(self.folder.parent)
+        write_text(self.folder.parent / OVER, f"{code}\n")
+
+    def _write(self, name: str, lines: Sequence[str] = ()) -> None:
+        write_text(self.folder / name, "".join(f"{line}\n" for line in lines))
