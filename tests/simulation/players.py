@@ -284,9 +284,10 @@ class Player(ABC):
                 *srun,
             ]
             changes = f"{self.folder}/requeue-$SLURM_JOB_ID"
-            body = (
-                f"{first}code=0\n{' '.join(words)} slurm.job {own} $SLURMD_NODENAME || code=$?\n{last_lines(changes)}"
-            )
+            lines = [f"{first}code=0", f"{' '.join(words)} slurm.job {own} $SLURMD_NODENAME || code=$?"]
+            if options["nodes"] != "1":
+                lines.append('echo "> srun returns $code"')
+            body = "\n".join([*lines, last_lines(changes)])
         options["output"] = f"{self.folder}/{name}{'_%a' if kind == 'sbatch' else ''}.out"
         options |= {"chdir": self.folder, **self.placement}
         lines = "".join(f"#SBATCH --{key}{'=' * bool(value)}{value}\n" for key, value in options.items())
@@ -419,7 +420,7 @@ class ModelPlayer(Player):
             cluster.speak()
         else:
             node = self.machines[int(target.removeprefix("n")) - 1]
-            if what == "lose":
+            if what in ("lose", "die"):
                 cluster.lose_power(node)
             elif what in ("cut", "down"):
                 cluster.lose_contact(node)
@@ -696,8 +697,8 @@ class RealPlayer(Player):
     def _to_node(self, what: str, number: int) -> None:
         cluster = self.cluster.cluster
         with self.cluster.lock:
-            if what in ("down", "lose", "cut"):
-                cluster.kill_node(number, with_jobs=what == "lose")
+            if what in ("down", "lose", "cut", "die"):
+                cluster.kill_node(number, with_jobs=what in ("lose", "die"))
             else:
                 cluster.start_node(number)
         if what in ("down", "lose"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import re
 import shlex
 import signal
@@ -78,6 +79,8 @@ class Node:
     memory_mb: int = 64_000
     is_up: bool = True
     """Whether the controller gives it jobs."""
+    is_given_up: bool = False
+    """Whether the controller waits for nothing of it any more."""
     has_device: bool = True
     """Whether its GPUs are there."""
     jobs: list[Job] = field(default_factory=list)
@@ -367,8 +370,13 @@ class Cluster:
             return
         self.on_end(self.members(job))
         self._forget_timers(job)
-        job.state, job.after, job.ended_by, job.is_to_be_requeued = "COMPLETING", after, ended_by, requeue
+        job.state, job.after, job.is_to_be_requeued = "COMPLETING", after, requeue
+        job.ended_by = "None" if requeue else ended_by
         job.flags = ("COMPLETING", "PENDING" if requeue else after)
+        self._end_processes(job)
+
+    def _end_processes(self, job: Job) -> None:
+        """Send SIGTERM to the processes of a job that the controller reaches, and SIGKILL later."""
         reached = self.members(job)
         for process in job.processes:
             if process in reached:
@@ -420,9 +428,12 @@ class Cluster:
             self.kernel.ends(process, -signal.SIGKILL)
 
     def _over(self, job: Job) -> None:
-        if job.state not in ("RUNNING", "COMPLETING"):
-            return
+        """End a job whose processes are gone, unless one of its nodes cannot say so."""
         self._forget_timers(job)
+        if any(not node.is_up and not node.is_given_up for node in job.nodes):
+            if job.state == "RUNNING":
+                job.state, job.flags = "COMPLETING", ("COMPLETING", job.after)
+            return
         for node in job.nodes:
             node.jobs.remove(job)
         job.nodes = []
@@ -485,13 +496,14 @@ class Cluster:
 
     def _give_up(self, node: Node) -> None:
         self.lose_contact(node)
+        node.is_given_up = True
         for job in list(node.jobs):
-            requeue = "requeue" in job.options and not job.flags
-            self.stop(job, "NODE_FAIL", ended_by="NodeDown", requeue=requeue)
+            self.stop(job, "NODE_FAIL", ended_by="NodeDown", requeue="requeue" in job.options)
+            self._look_after(job)
 
     def back(self, node: Node) -> None:
         """Have the controller reach a node again. What a job of before has left there ends."""
-        node.is_up = True
+        node.is_up, node.is_given_up = True, False
         for tell in node.unheard:
             tell()
         node.unheard.clear()
@@ -499,6 +511,8 @@ class Cluster:
         for process in node.before:
             if process not in mine:
                 self.kernel.ends(process, -signal.SIGKILL)
+        for job in [job for job in node.jobs if job.state == "COMPLETING"]:
+            self._end_processes(job)
         self.kernel.tell(f"{node.host.name} is back")
 
     def preempt(self, job: Job) -> None:
@@ -801,12 +815,18 @@ class Script:
         self.commands = [shlex.split(line.removesuffix(" || code=$?")) for line in found]
         pauses = [line.split()[1] for line in job.script.splitlines() if line.startswith("sleep ")]
         self.pause = sum(map(float, pauses))
+        self.says = [shlex.split(line)[1] for line in job.script.splitlines() if line.startswith("echo ")]
 
     def run(self) -> int:
+        me = self.kernel.current
+        assert me is not None
         self.kernel.sleep(self.kernel.dice.uniform(0.1, 2.0) + self.pause)
         if "srun" not in self.commands[0]:
             return self._plain()
-        return self.end(self._srun())
+        code = self._srun()
+        for line in self.says:
+            me.process.output.write(f"{line.replace('$code', str(code))}\n")
+        return self.end(code)
 
     def end(self, code: int) -> int:
         """Do what the script does when its program has ended; return its exit code, unless a signal ends it."""
@@ -836,10 +856,10 @@ class Script:
         return code, out.strip()
 
     def _srun(self) -> int:
-        """Run the program on each node; return the highest exit code.
+        """Run the program on each node; return the highest exit code of those whose end srun hears of.
 
         Once the first has ended, the others have as long as ``--wait`` says. With ``--kill-on-bad-exit`` they get
-        SIGTERM when it ends badly.
+        SIGTERM when it ends badly. ``srun`` gives up what it hears nothing of.
         """
         (words,), kernel, job = self.commands, self.kernel, self.job
         me = kernel.current
@@ -866,12 +886,19 @@ class Script:
                 job.processes.append(started)
         ranks = job.processes[1:]
 
+        def is_reached(one: Process) -> bool:
+            return any(node.host is one.host and node.is_up for node in job.nodes)
+
         def has_ended(one: Process) -> bool:
             """Whether srun has heard of the end of a task: of one on a lost node it hears nothing."""
-            return not one.lives and any(node.host is one.host and node.is_up for node in job.nodes)
+            return not one.lives and is_reached(one)
+
+        def send(number: int) -> None:
+            for one in filter(is_reached, ranks):
+                kernel.send(one, number)
 
         kernel.wait_for(lambda: any(map(has_ended, ranks)), waiters, None)
-        limit, is_bad = kernel.now + float(options.get("wait", "0") or "inf"), "kill-on-bad-exit" in options
+        limit, is_bad = kernel.now + (float(options.get("wait", 0)) or math.inf), "kill-on-bad-exit" in options
 
         def is_stopped() -> bool:
             return is_bad and any(has_ended(one) and one.exit_code != 0 for one in ranks)
@@ -881,12 +908,12 @@ class Script:
 
         kernel.wait_for(lambda: is_over() or is_stopped(), waiters, limit - kernel.now)
         if not is_over() and is_stopped():
-            for one in ranks:
-                kernel.send(one, signal.SIGTERM)
+            send(signal.SIGTERM)
             kernel.wait_for(is_over, waiters, self.cluster.rules.kill_wait)
-        for one in ranks:
-            kernel.send(one, signal.SIGKILL)
-        codes = [one.exit_code or 0 for one in ranks]
+        if not is_over():
+            send(signal.SIGKILL)
+            kernel.wait_for(is_over, waiters, self.cluster.rules.kill_wait + 2)
+        codes = [one.exit_code or 0 for one in ranks if has_ended(one)]
         return max(code if code >= 0 else 128 - code for code in codes)
 
     def _last_lines(self, code: int) -> int:
