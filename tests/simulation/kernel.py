@@ -201,7 +201,8 @@ class Kernel:
 
     def wake(self, thread: Thread) -> None:
         """Have a waiting thread go on now."""
-        if thread is not self.running and not thread.is_over:
+        is_waiting = thread is not self.running or self.is_inside  # the one that ran last may sleep while timers act
+        if is_waiting and not thread.is_over:
             self._wake_at(thread, self.now)
 
     def _next(self) -> Thread | None:

@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
-from slurm.submission import NOT_STARTED, last_lines
+from slurm.script import NOT_STARTED
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests.simulation.files import Files
 from tests.simulation.kernel import Kernel, Process
 from tests.simulation.scenarios import SCENARIOS, Scenario
 from tests.simulation.seam import World
-from tests.simulation.slurm import Cluster, Node, Rules
+from tests.simulation.slurm import Cluster, Node, Rules, Script
 
 FIRST_ID = 100_001
 """Number of the first job, so that no other number looks like one."""
@@ -56,6 +56,35 @@ for statement in "${@:1:$#-1}"; do
     esac
 done 2> /dev/null
 """
+
+AGAIN = 76
+"""Exit code of a program whose job is to be put back."""
+CHANGE = "(MinMemoryNode|TimeLimit|StartTime)=[^ ]+( ExcNodeList=[^ ]+)?"
+SCRIPT = rf"""
+job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID changes=requeue-$SLURM_JOB_ID again=$code state=
+if [[ $code =~ ^({128 + signal.SIGTERM}|{NOT_STARTED})$ && -z $SLURM_RESTART_COUNT ]]; then
+    for seconds in 1 2 4 8; do state=$(squeue -h -j $job -o %T) && break; sleep $seconds; done
+    [ "$state" != RUNNING ] || again={AGAIN}
+fi
+if [ $again -eq {AGAIN} ]; then
+    trap '' TERM INT
+    code=137
+    for seconds in 1 2 4 8; do scontrol requeue $job && code=0 && break; sleep $seconds; done
+    [ $code -gt 0 ] || [ ! -f "$changes" ] || grep -xE '{CHANGE}' "$changes" |
+        while read -r change; do scontrol update JobId=$job $change || :; done
+    rm -f "$changes"
+fi
+[ $code -le 128 ] || kill -$((code - 128)) $$
+exit $code"""
+"""What a script does when its program has ended with ``$code``. A program that SIGTERM ends has another start once."""
+AT_SIGNAL = """
+at_signal() {
+    job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+    echo "> at the signal $(squeue -h -j $job -o '%T|%r|%x')"
+    scontrol requeue $job && echo "> put back"
+}
+trap at_signal TERM"""
+"""Lines of a script that puts its job back at SIGTERM."""
 
 TEST = Rules(
     cycle=(0.2, 0.5),
@@ -270,6 +299,8 @@ class Player(ABC):
     def _submit(self, name: str, text: str) -> None:
         given, _, program = text.format_map(self.ids()).partition(" | ")
         kind, *words = given.split()
+        puts_back = "--back" in words
+        words = [word for word in words if word != "--back"]
         options, command, srun, first = options_of(words, is_array=kind == "sbatch")
         own = " ".join(shlex.quote(one) for one in statements(program))
         if kind == "plain":
@@ -283,10 +314,14 @@ class Player(ABC):
                 "--wait=10",
                 *srun,
             ]
-            changes = f"{self.folder}/requeue-$SLURM_JOB_ID"
-            body = (
-                f"{first}code=0\n{' '.join(words)} slurm.job {own} $SLURMD_NODENAME || code=$?\n{last_lines(changes)}"
-            )
+            command_line = f"{' '.join(words)} slurm.job {own} $SLURMD_NODENAME"
+            lines = [f"{first}code=0", f"{command_line} || code=$?"]
+            if options["nodes"] != "1":
+                lines.append('echo "> srun returns $code"')
+            lines.append(SCRIPT)
+            if puts_back:
+                lines = [AT_SIGNAL, f"{command_line} &", "wait $!; wait $!; sleep 1"]
+            body = "\n".join(lines)
         options["output"] = f"{self.folder}/{name}{'_%a' if kind == 'sbatch' else ''}.out"
         options |= {"chdir": self.folder, **self.placement}
         lines = "".join(f"#SBATCH --{key}{'=' * bool(value)}{value}\n" for key, value in options.items())
@@ -325,6 +360,65 @@ class Player(ABC):
             raise TimeoutError(self.seen[-1])
 
 
+@final
+class ScenarioScript(Script):
+    """What bash does with the script of a scenario."""
+
+    def attend(self) -> int:
+        if "at_signal" in self.job.script:
+            self.process.handlers[signal.SIGTERM] = self._at_signal
+        self._wait()
+        code = self._srun()
+        for line in self.job.script.splitlines():
+            if line.startswith("echo "):
+                self._say(shlex.split(line)[1].replace("$code", str(code)))
+        if "at_signal" not in self.job.script:
+            code = self._end(code)
+        if code > 128:
+            self.kernel.send(self.process, code - 128)
+            self.kernel.step()
+        return code
+
+    def _say(self, line: str) -> None:
+        self.process.output.write(f"{line}\n")
+
+    def _at_signal(self, *_: object) -> None:
+        self._say(f"> at the signal {self._ask('squeue', '-h', '-j', self.job.id, '-o', '%T|%r|%x')[1]}")
+        failed, _ = self._ask("scontrol", "requeue", self.job.id)
+        if not failed:
+            self._say("> put back")
+
+    def _end(self, code: int) -> int:
+        """Do what ``SCRIPT`` does, line by line."""
+        job, kernel, again = self.job, self.kernel, code
+        if code in (128 + signal.SIGTERM, NOT_STARTED) and not job.restarts:
+            state = ""
+            for seconds in (1, 2, 4, 8):
+                failed, state = self._ask("squeue", "-h", "-j", job.id, "-o", "%T")
+                if not failed:
+                    break
+                kernel.sleep(seconds)
+            if state == "RUNNING":
+                again = AGAIN
+        if again == AGAIN:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.process.handlers[number] = signal.SIG_IGN
+            code = 137
+            for seconds in (1, 2, 4, 8):
+                failed, _ = self._ask("scontrol", "requeue", job.id)
+                if not failed:
+                    code = 0
+                    break
+                kernel.sleep(seconds)
+            path = f"{job.folder}/requeue-{job.number}"
+            text = self.cluster.world.files.text(path)
+            for line in text.splitlines() if not code else ():
+                if re.fullmatch(CHANGE, line):
+                    self._ask("scontrol", "update", f"JobId={job.id}", *line.split())
+            self.cluster.world.files.drop(path)
+        return code
+
+
 # -- the model -------------------------------------------------------------------------------------------------------
 
 
@@ -341,6 +435,7 @@ class ModelPlayer(Player):
         self.machines = [Node(host=world.host(name), cpus=CPUS, gpus=GPUS, memory_mb=MEMORY_MB) for name in self.nodes]
         self.cluster = Cluster(world, self.machines, self.rules)
         self.cluster.program = self._program
+        self.cluster.new_script = ScenarioScript
         self.login = world.host("login")
 
     @property
@@ -419,7 +514,7 @@ class ModelPlayer(Player):
             cluster.speak()
         else:
             node = self.machines[int(target.removeprefix("n")) - 1]
-            if what == "lose":
+            if what in ("lose", "die"):
                 cluster.lose_power(node)
             elif what in ("cut", "down"):
                 cluster.lose_contact(node)
@@ -696,8 +791,8 @@ class RealPlayer(Player):
     def _to_node(self, what: str, number: int) -> None:
         cluster = self.cluster.cluster
         with self.cluster.lock:
-            if what in ("down", "lose", "cut"):
-                cluster.kill_node(number, with_jobs=what == "lose")
+            if what in ("down", "lose", "cut", "die"):
+                cluster.kill_node(number, with_jobs=what in ("lose", "die"))
             else:
                 cluster.start_node(number)
         if what in ("down", "lose"):

@@ -2,8 +2,10 @@
 
 A scenario is a list of steps, one a line. Each plays on nodes of its own.
 
-    a = sbatch OPTIONS | STATEMENT; ...   submit an array, whose script is the product's, with a program for ``srun``
-                                          With ``pause=S`` the script waits before it calls ``srun``.
+    a = sbatch OPTIONS | STATEMENT; ...   submit an array, whose script starts a program with ``srun`` on each node. The
+                                          program has its job put back with exit code 76. With ``--back`` the script
+                                          itself does so at SIGTERM. With ``pause=S`` the script waits before it calls
+                                          ``srun``. On several nodes it prints what ``srun`` returns.
     a = plain OPTIONS | STATEMENT; ...    submit a job that is no array, whose script is the program
     wait a STATE                          until all jobs of ``a``, or the job ``a_0``, are in a state
     wait a AGAIN                          until they wait once more
@@ -17,6 +19,7 @@ A scenario is a list of steps, one a line. Each plays on nodes of its own.
     preempt a_0                           a job of higher rank takes its node
     down n1 / up n1                       the administrator takes a node for lost; its jobs live, or
     lose n1 / up n1                       it loses power and the administrator takes it for lost
+    die n1 / up n1                        it loses power, and the controller has not noticed that yet
     cut n1 / join n1                      nobody reaches the node for a moment
     hang / go                             the controller answers nothing; it comes back
     hang SECONDS                          the same by itself
@@ -52,12 +55,10 @@ NOT_ASKED = {
     "Cluster.cut_off": "the same",
     "Cluster.cut_off.back": "the same",
     "Cluster.back": "an end that the controller hears of late: a test cluster has no network that could be cut",
-    "Cluster._clear": "what outlives a program that ends: a test cluster follows processes by their parents alone",
-    "Cluster.stop": "a job whose node is lost while it completes: too short to be hit",
-    "Cluster._over": "the same",
     "Cluster._without_answer": "the product's own timeout, which is no matter of SLURM",
     "Cluster._start": "too many starts of a job fail the story",
     "Cluster._scontrol": "a command that the model does not know fails the story",
+    "a node that loses power": "a test cluster kills its processes, so their connections are closed, not silent",
     "OUT_OF_MEMORY": "a test cluster has no control groups, so it limits no memory; stories kill a process instead",
     "another user": "a test cluster answers root alone. A user may not raise TimeLimit of a job that runs",
     "the time of things": "when the scheduler looks, when a limit strikes: from the manual and slurmctld's constants",
@@ -131,6 +132,7 @@ start 0: change MinMemoryNode=200; start 0: change TimeLimit=7; start 0: change 
 start 0: change StartTime=now+9 ExcNodeList={n1}; start 0: exit 76; print on $SLURMD_NODENAME; sleep 2
         wait a AGAIN
         rows a
+        run squeue -h -j {a_0} -o %T|%x
         wait a says on
         run squeue -h -r -j {a} -o %i|%T|%l
         wait a COMPLETED
@@ -438,6 +440,24 @@ start 0: change StartTime=now+9 ExcNodeList={n1}; start 0: exit 76; print on $SL
         rows d
         """,
     ),
+    "a script puts its job back when its time is up": Scenario(
+        steps="""
+        a = sbatch --back --signal=USR2@1 | ignore USR2; print begins <$SLURM_RESTART_COUNT>; start 0: sleep 280; sleep 1
+        b = sbatch --back --signal=USR2@1 | ignore USR2; ignore TERM; print begins <$SLURM_RESTART_COUNT>; start 0: sleep 280; sleep 1
+        wait a says begins
+        wait b says begins
+        run scontrol update JobId={a_0} EndTime=now+4
+        run scontrol update JobId={b_0} EndTime=now+4
+        wait a AGAIN
+        wait b AGAIN
+        rows a
+        rows b
+        wait a COMPLETED
+        wait b COMPLETED
+        says a
+        says b
+        """,
+    ),
     "preemption": Scenario(
         steps="""
         a = sbatch | on USR2 exit 76; print start <$SLURM_RESTART_COUNT>; start 0: sleep 280; \
@@ -571,6 +591,162 @@ start 0: sleep 40; sleep 1
         up n2
         wait a COMPLETED
         rows a
+        """,
+        nodes=2,
+    ),
+    "a job of two nodes loses the first": Scenario(
+        steps="""
+        a = sbatch --nodes=2 | on TERM exit 0; print begins <$SLURM_RESTART_COUNT>; start 0: sleep 280; sleep 1
+        wait a says begins
+        lose n1
+        wait a AGAIN
+        rows a
+        up n1
+        wait a COMPLETED
+        rows a
+        says a
+        """,
+        nodes=2,
+    ),
+    "a job of two nodes loses the second and does not end at SIGTERM": Scenario(
+        steps="""
+        a = sbatch --nodes=2 srun=--kill-on-bad-exit=1 | ignore TERM; print begins on $SLURM_NODEID; \
+start 0: sleep 280; sleep 1
+        b = sbatch --nodes=2 --no-requeue | on TERM exit 0; print begins; sleep 280
+        wait a says begins on 0
+        wait a says begins on 1
+        wait b says begins
+        lose n2
+        rows a
+        wait b NODE_FAIL
+        rows b
+        wait a AGAIN
+        up n2
+        wait a COMPLETED
+        says a
+        """,
+        nodes=2,
+    ),
+    "one program of a job of two nodes ends before the other": Scenario(
+        steps="""
+        a = sbatch --nodes=2 srun=--wait=0 | node 1: exit 0; sleep 6; print late
+        b = sbatch --nodes=2 srun=--wait=3 | node 1: exit 0; on TERM exit 0; sleep 14; print late
+        c = sbatch --nodes=2 srun=--wait=0 | node 0: exit 0; sleep 6; print late
+        d = sbatch --nodes=2 srun=--wait=3 srun=--kill-on-bad-exit=1 | node 0: exit 0; on TERM exit 0; sleep 14; \
+print late
+        wait a COMPLETED
+        says a
+        wait b FAILED
+        rows b
+        says b
+        wait c COMPLETED
+        says c
+        wait d FAILED
+        rows d
+        says d
+        """,
+        nodes=2,
+    ),
+    "one program of a job of two nodes is killed": Scenario(
+        steps="""
+        a = sbatch --nodes=2 srun=--wait=0 | node 1: raise KILL; on TERM exit 0; sleep 6; print late
+        b = sbatch --nodes=2 srun=--wait=0 | node 0: raise KILL; on TERM exit 0; sleep 6; print late
+        c = sbatch --nodes=2 srun=--wait=3 | node 1: raise KILL; on TERM exit 0; sleep 14; print late
+        d = sbatch --nodes=2 srun=--wait=0 srun=--kill-on-bad-exit=1 | node 1: sleep 2; node 1: raise KILL; \
+on TERM exit 0; sleep 9; print late
+        e = sbatch --nodes=2 srun=--wait=0 srun=--kill-on-bad-exit=1 | node 0: sleep 2; node 0: raise KILL; sleep 9; \
+print late
+        f = sbatch --nodes=2 srun=--wait=0 srun=--kill-on-bad-exit=1 | node 0: sleep 2; node 0: raise ABRT; \
+ignore TERM; sleep 9; print late
+        g = sbatch --nodes=2 srun=--wait=0 srun=--kill-on-bad-exit=1 | node 0: sleep 2; node 0: exit 7; sleep 9; \
+print late
+        wait a FAILED
+        says a
+        wait b FAILED
+        says b
+        wait c FAILED
+        says c
+        wait d FAILED
+        rows d
+        says d
+        wait e AGAIN
+        says e
+        wait f FAILED
+        says f
+        wait g AGAIN
+        says g
+        run scancel --quiet {e} {g}
+        """,
+        nodes=2,
+    ),
+    "the second of two nodes is lost, and nobody has noticed": Scenario(
+        steps="""
+        a = sbatch --nodes=2 srun=--wait=0 srun=--kill-on-bad-exit=1 | print begins on $SLURM_NODEID; \
+start 0: until go; start 0: print goes on; start 0: sleep 280; sleep 1
+        b = sbatch --nodes=2 srun=--wait=3 | print begins on $SLURM_NODEID; node 0: until go; node 0: exit 0; sleep 280
+        c = sbatch --nodes=2 srun=--wait=3 | print begins on $SLURM_NODEID; node 0: until go; node 0: exit 1; sleep 280
+        d = sbatch --nodes=2 srun=--wait=3 | print begins on $SLURM_NODEID; start 0: node 0: until go; \
+start 0: node 0: exit 76; start 0: sleep 280; sleep 1
+        e = sbatch --nodes=2 | print begins on $SLURM_NODEID; sleep 280
+        wait a says begins on 0
+        wait a says begins on 1
+        wait b says begins on 1
+        wait c says begins on 1
+        wait d says begins on 1
+        wait e says begins on 1
+        die n2
+        let go
+        wait a says goes on
+        rows a
+        run scancel --quiet {e}
+        wait e COMPLETING
+        json e_0
+        wait b COMPLETING
+        json b_0
+        says b
+        wait c COMPLETING
+        json c_0
+        says c
+        wait d COMPLETING
+        json d_0
+        says d
+        down n2
+        wait a AGAIN
+        wait b COMPLETED
+        wait c FAILED
+        wait d AGAIN
+        wait e CANCELLED
+        up n2
+        wait a COMPLETED
+        wait d COMPLETED
+        """,
+        nodes=2,
+    ),
+    "a job ends whose node nobody reaches": Scenario(
+        steps="""
+        a = sbatch | print begins; sleep 280
+        b = sbatch | print begins; start 0: sleep 280; sleep 1
+        c = sbatch --nodes=2 srun=--wait=3 | print begins; node 1: sleep 280; until go; exit 5
+        wait a says begins
+        wait b says begins
+        wait c says begins
+        cut n1
+        run scancel --quiet {a}
+        run scontrol requeue {b_0}
+        wait a COMPLETING
+        wait b COMPLETING
+        json a_0
+        json b_0
+        join n1
+        wait a CANCELLED
+        wait b AGAIN
+        cut n2
+        let go
+        wait c COMPLETING
+        json c_0
+        says c
+        join n2
+        wait c FAILED
         """,
         nodes=2,
     ),

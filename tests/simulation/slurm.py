@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import re
 import shlex
 import signal
@@ -16,11 +17,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any, final
 
-from slurm.script import CHANGE, MOST_STARTS, NODE, NOT_STARTED, REFUSALS, USABLE
-from slurm.slot import AGAIN, BEGUN, MOST_IDLE, NEWS, OVER, SICK
 from tests.simulation.kernel import Host, Process, Thread, ViolationError
 from tests.simulation.seam import TIMED_OUT, World
 
@@ -80,6 +78,8 @@ class Node:
     memory_mb: int = 64_000
     is_up: bool = True
     """Whether the controller gives it jobs."""
+    is_given_up: bool = False
+    """Whether the controller waits for nothing of it any more."""
     has_device: bool = True
     """Whether its GPUs are there."""
     jobs: list[Job] = field(default_factory=list)
@@ -181,6 +181,8 @@ class Cluster:
         """Told of the processes of a job that is warned or ended."""
         self.program: Callable[[Sequence[str]], int | None] = lambda words: 0
         """Runs ``python -m slurm.job`` with these words, in the process that calls."""
+        self.new_script: Callable[[Cluster, Job], Script] = Script
+        """What scripts of jobs do."""
         self.kernel.on_exit.append(self._look_at_exit)
         self._cycle()
 
@@ -297,7 +299,7 @@ class Cluster:
         if job.is_preempted:
             job.is_preempted = False
             self._preempt_after(job, self.kernel.dice.uniform(1.0, 3.0))
-        script = Script(self, job)
+        script = self.new_script(self, job)
         env = self.env_of(job, 0)
         tag = f"script of job {job.id}"
         job.processes = [self.kernel.spawn(nodes[0].host, ["bash"], script.run, env=env, output=output, tag=tag)]
@@ -369,8 +371,13 @@ class Cluster:
             return
         self.on_end(self.members(job))
         self._forget_timers(job)
-        job.state, job.after, job.ended_by, job.is_to_be_requeued = "COMPLETING", after, ended_by, requeue
+        job.state, job.after, job.is_to_be_requeued = "COMPLETING", after, requeue
+        job.ended_by = "None" if requeue else ended_by
         job.flags = ("COMPLETING", "PENDING" if requeue else after)
+        self._end_processes(job)
+
+    def _end_processes(self, job: Job) -> None:
+        """Send SIGTERM to the processes of a job that the controller reaches, and SIGKILL later."""
         reached = self.members(job)
         for process in job.processes:
             if process in reached:
@@ -422,9 +429,12 @@ class Cluster:
             self.kernel.ends(process, -signal.SIGKILL)
 
     def _over(self, job: Job) -> None:
-        if job.state not in ("RUNNING", "COMPLETING"):
-            return
+        """End a job whose processes are gone, unless one of its nodes cannot say so."""
         self._forget_timers(job)
+        if any(not node.is_up and not node.is_given_up for node in job.nodes):
+            if job.state == "RUNNING":
+                job.state, job.flags = "COMPLETING", ("COMPLETING", job.after)
+            return
         for node in job.nodes:
             node.jobs.remove(job)
         job.nodes = []
@@ -487,13 +497,14 @@ class Cluster:
 
     def _give_up(self, node: Node) -> None:
         self.lose_contact(node)
+        node.is_given_up = True
         for job in list(node.jobs):
-            requeue = "requeue" in job.options and not job.flags
-            self.stop(job, "NODE_FAIL", ended_by="NodeDown", requeue=requeue)
+            self.stop(job, "NODE_FAIL", ended_by="NodeDown", requeue="requeue" in job.options)
+            self._look_after(job)
 
     def back(self, node: Node) -> None:
         """Have the controller reach a node again. What a job of before has left there ends."""
-        node.is_up = True
+        node.is_up, node.is_given_up = True, False
         for tell in node.unheard:
             tell()
         node.unheard.clear()
@@ -501,6 +512,8 @@ class Cluster:
         for process in node.before:
             if process not in mine:
                 self.kernel.ends(process, -signal.SIGKILL)
+        for job in [job for job in node.jobs if job.state == "COMPLETING"]:
+            self._end_processes(job)
         self.kernel.tell(f"{node.host.name} is back")
 
     def preempt(self, job: Job) -> None:
@@ -794,129 +807,35 @@ class Cluster:
         return "".join(line.replace("%D", str(number)) + "\n" for line, number in lines.items())
 
 
-@final
 class Script:
-    """What bash does with the script of a job, whose text :mod:`slurm.submission` makes."""
+    """What bash does with the script of a job. What follows from the end of its program is the matter of subclasses."""
 
     def __init__(self, cluster: Cluster, job: Job) -> None:
         self.cluster, self.job, self.kernel = cluster, job, cluster.kernel
         found = [line for line in job.script.splitlines() if " slurm.job " in line]
-        self.commands = [shlex.split(line) for line in found]
+        self.commands = [shlex.split(line.removesuffix(" || code=$?")) for line in found]
         pauses = [line.split()[1] for line in job.script.splitlines() if line.startswith("sleep ")]
         self.pause = sum(map(float, pauses))
-        self.is_back = False
 
     def run(self) -> int:
-        me = self.kernel.current
-        assert me is not None
         if "srun" in self.commands[0]:
-            me.process.handlers[signal.SIGTERM] = self._at_signal
+            return self.attend()
+        self._wait()
+        return self._plain()
+
+    def attend(self) -> int:
+        """Start the program on each node, and see what comes of it; return the exit code of the script."""
+        return self._srun()
+
+    def _wait(self) -> None:
         self.kernel.sleep(self.kernel.dice.uniform(0.1, 2.0) + self.pause)
-        return self.play(lambda start: self._srun(str(start))) if "srun" in self.commands[0] else self._plain()
-
-    def _at_signal(self, *_: object) -> None:
-        """Put the job back if it is at its time limit. The script waits for a child, so no file holds it up."""
-        if not self.is_back and self._standing()[1].startswith("COMPLETING|TimeLimit|"):
-            failed, _ = self._ask("scontrol", "requeue", self.job.id)
-            self.is_back = not failed
-
-    def play(self, launch: Callable[[Path], int]) -> int:
-        """Do what the script does (:func:`slurm.script.job_lines`), statement by statement; return its exit code."""
-        job, kernel = self.job, self.kernel
-        if (over := self._text(self.slot / OVER)) is not None:
-            return int(over)
-        number = self._begin()
-        start, code = self.slot / str(number), 1
-        if number:
-            code = launch(start)
-        if (over := self._text(self.slot / OVER)) is not None:
-            return int(over)
-        if number and (self.slot / str(number + 1)).is_dir():
-            return code
-        idle = 5
-        if number:
-            idle = 0
-            while idle < number and not (self.slot / str(number - idle) / NEWS).exists():
-                idle += 1
-        if idle >= MOST_IDLE or (not number and job.restarts >= MOST_STARTS):
-            return code or 1
-        sick = [job.nodes[0].host.name]
-        if number:
-            names = self._hostnames(",".join(node.host.name for node in job.nodes))
-            sick = [name for name in names if not (start / f"{BEGUN}{name}").exists()]
-            if len(sick) == len(names) and code in (NOT_STARTED, 128 + signal.SIGTERM):
-                sick = []
-            sick += [line for line in (self._text(start / SICK) or "").splitlines() if re.fullmatch(NODE, line)]
-        refused, pause = 0, 1
-        while True:
-            failed, answer = self._standing()
-            if not failed:
-                if not answer.startswith(("RUNNING|", "COMPLETING|TimeLimit|")):
-                    if refused:
-                        break
-                    return code
-                failed, _ = self._ask("scontrol", "requeue", job.id)
-                if not failed or answer.startswith("COMPLETING"):
-                    break
-                refused += 1
-                if refused == REFUSALS:
-                    return 137
-            kernel.sleep(pause)
-            pause = min(2 * pause, 4)
-        self._change(start, idle, sick, answer.rpartition("|")[2])
-        return 0
 
     @property
-    def slot(self) -> Path:
-        """The folder of the job."""
-        found = re.search(r"^job=.* slot=(.*)-[$]SLURM_ARRAY_TASK_ID$", self.job.script, re.M)
-        assert found is not None
-        return Path(f"{shlex.split(found[1])[0]}-{self.job.index}")
-
-    def _begin(self) -> int:
-        """Make the folder of this start; return its number. 0: it cannot be made."""
-        slot = self.slot
-        for seconds in (0, 1, 2, 4, 8):
-            self.kernel.sleep(seconds)
-            if not slot.is_dir() and not _made(slot):
-                continue
-            number = 1
-            while not _made(slot / str(number)):
-                if not (slot / str(number)).is_dir():
-                    break
-                number += 1
-            else:
-                return number
-        return 0
-
-    def _standing(self) -> tuple[int, str]:
-        return self._ask("squeue", "-h", "-j", self.job.id, "-o", "%T|%r|%x")
-
-    def _hostnames(self, names: str) -> list[str]:
-        return self._ask("scontrol", "show", "hostnames", names)[1].split()
-
-    def _text(self, path: Path) -> str | None:
-        """Return what a file has. ``None``: nothing, or it cannot be read."""
-        with contextlib.suppress(OSError):
-            return path.read_text("utf-8") or None
-        return None
-
-    def _change(self, start: Path, idle: int, sick: Sequence[str], excluded: str) -> None:
-        """Change the job, which is back in the queue."""
-        job = self.job
-        for line in (self._text(start / AGAIN) or "").splitlines():
-            if re.fullmatch(CHANGE, line):
-                self._ask("scontrol", "update", f"JobId={job.id}", line)
-        if idle >= 2:
-            self._ask("scontrol", "update", f"JobId={job.id}", f"StartTime=now+{15 << idle if idle < 7 else 1800}")
-        if sick and "&& true; then" in job.script:
-            avoided = [*self._hostnames(excluded), *sick]
-            rows = self._ask("sinfo", "-N", "-h", "-p", "main", "-o", "%N|%t|%c|%m|%G|%f")[1].splitlines()
-            nodes = [(*row.split("|", 2),) for row in rows]
-            wanted = next((kind for name, _, kind in nodes if name == job.nodes[0].host.name), None)
-            like = [name for name, state, kind in nodes if kind == wanted and re.fullmatch(USABLE, state)]
-            if len([name for name in like if name not in avoided]) >= len(job.nodes):
-                self._ask("scontrol", "update", f"JobId={job.id}", f"ExcNodeList={','.join(avoided)}")
+    def process(self) -> Process:
+        """The process of the script."""
+        me = self.kernel.current
+        assert me is not None
+        return me.process
 
     def _plain(self) -> int:
         """Run the programs of a script that has no srun, one after the other."""
@@ -935,11 +854,11 @@ class Script:
         code, out, _ = self.cluster.command(me.process, words, {}, None)
         return code, out.strip()
 
-    def _srun(self, start: str) -> int:
-        """Run the program on each node in a start of the job; return the highest exit code.
+    def _srun(self, start: str = "") -> int:
+        """Run the program on each node in a start of the job; return the highest exit code that srun hears of.
 
         Once the first has ended, the others have as long as ``--wait`` says. With ``--kill-on-bad-exit`` they get
-        SIGTERM when it ends badly.
+        SIGTERM when it ends badly. ``srun`` gives up what it hears nothing of.
         """
         (words,), kernel, job = self.commands, self.kernel, self.job
         me = kernel.current
@@ -967,12 +886,19 @@ class Script:
                 job.processes.append(started)
         ranks = job.processes[1:]
 
+        def is_reached(one: Process) -> bool:
+            return any(node.host is one.host and node.is_up for node in job.nodes)
+
         def has_ended(one: Process) -> bool:
             """Whether srun has heard of the end of a task: of one on a lost node it hears nothing."""
-            return not one.lives and any(node.host is one.host and node.is_up for node in job.nodes)
+            return not one.lives and is_reached(one)
+
+        def send(number: int) -> None:
+            for one in filter(is_reached, ranks):
+                kernel.send(one, number)
 
         kernel.wait_for(lambda: any(map(has_ended, ranks)), waiters, None)
-        limit, is_bad = kernel.now + float(options.get("wait", "0") or "inf"), "kill-on-bad-exit" in options
+        limit, is_bad = kernel.now + (float(options.get("wait", 0)) or math.inf), "kill-on-bad-exit" in options
 
         def is_stopped() -> bool:
             return is_bad and any(has_ended(one) and one.exit_code != 0 for one in ranks)
@@ -982,19 +908,10 @@ class Script:
 
         kernel.wait_for(lambda: is_over() or is_stopped(), waiters, limit - kernel.now)
         if not is_over() and is_stopped():
-            for one in ranks:
-                kernel.send(one, signal.SIGTERM)
+            send(signal.SIGTERM)
             kernel.wait_for(is_over, waiters, self.cluster.rules.kill_wait)
-        for one in ranks:
-            kernel.send(one, signal.SIGKILL)
-        codes = [one.exit_code or 0 for one in ranks]
+        if not is_over():
+            send(signal.SIGKILL)
+            kernel.wait_for(is_over, waiters, self.cluster.rules.kill_wait + 2)
+        codes = [one.exit_code or 0 for one in ranks if has_ended(one)]
         return max(code if code >= 0 else 128 - code for code in codes)
-
-
-def _made(folder: Path) -> bool:
-    """Return whether a folder could be made."""
-    try:
-        folder.mkdir()
-    except OSError:
-        return False
-    return True

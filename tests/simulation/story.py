@@ -31,6 +31,7 @@ from tests.simulation.accidents import ACTS, Accident, Harm, draw_accidents, nam
 from tests.simulation.checks import HOURS_AFTER, STUDY
 from tests.simulation.files import Files, Output, fault
 from tests.simulation.kernel import START, Kernel, Process, ViolationError
+from tests.simulation.script import JobScript
 from tests.simulation.seam import World
 from tests.simulation.slurm import Cluster, Job, Node, Rules
 from tests.simulation.study import Study, draw_study
@@ -98,6 +99,7 @@ class Story:
         self.ray = self.world.ray = ray_cluster.Ray(self.world, hosts if self.study.backend == "ray" else [], cpus=4.0)
         self.cluster = Cluster(self.world, self.nodes, Rules(most_jobs=self.study.most_jobs))
         self.cluster.program = self.job_program
+        self.cluster.new_script = JobScript
         self.cluster.on_end = self.harm.excuse
         self.world.programs, self.world.workers = self.run_program, self.start_worker
         self.others = [self.cluster.add_other(), self.cluster.add_other(is_held=True)]

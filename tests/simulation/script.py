@@ -1,0 +1,144 @@
+"""The script of a job in a simulation: what bash does with the lines of :mod:`slurm.script`.
+
+:mod:`tests.simulation.test_script` compares the two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import final
+
+from slurm.script import CHANGE, MOST_STARTS, NODE, NOT_STARTED, REFUSALS, USABLE
+from slurm.slot import AGAIN, BEGUN, MOST_IDLE, NEWS, OVER, SICK
+from tests.simulation.slurm import Script
+
+
+@final
+class JobScript(Script):
+    """The script of a job."""
+
+    is_back = False
+    """Whether SIGTERM at the time limit has put the job back."""
+
+    def attend(self) -> int:
+        self.process.handlers[signal.SIGTERM] = self._at_signal
+        self._wait()
+        return self.play(lambda start: self._srun(str(start)))
+
+    def _at_signal(self, *_: object) -> None:
+        """Put the job back if it is at its time limit. The script waits for a child, so no file holds it up."""
+        if not self.is_back and self._standing()[1].startswith("COMPLETING|TimeLimit|"):
+            failed, _ = self._ask("scontrol", "requeue", self.job.id)
+            self.is_back = not failed
+
+    def play(self, launch: Callable[[Path], int]) -> int:
+        """Do what the script does (:func:`slurm.script.job_lines`), statement by statement; return its exit code."""
+        job, kernel = self.job, self.kernel
+        if (over := self._text(self.slot / OVER)) is not None:
+            return int(over)
+        number = self._begin()
+        start, code = self.slot / str(number), 1
+        if number:
+            code = launch(start)
+        if (over := self._text(self.slot / OVER)) is not None:
+            return int(over)
+        if number and (self.slot / str(number + 1)).is_dir():
+            return code
+        idle = 5
+        if number:
+            idle = 0
+            while idle < number and not (self.slot / str(number - idle) / NEWS).exists():
+                idle += 1
+        if idle >= MOST_IDLE or (not number and job.restarts >= MOST_STARTS):
+            return code or 1
+        sick = [job.nodes[0].host.name]
+        if number:
+            names = self._hostnames(",".join(node.host.name for node in job.nodes))
+            sick = [name for name in names if not (start / f"{BEGUN}{name}").exists()]
+            if len(sick) == len(names) and code in (NOT_STARTED, 128 + signal.SIGTERM):
+                sick = []
+            sick += [line for line in (self._text(start / SICK) or "").splitlines() if re.fullmatch(NODE, line)]
+        refused, pause = 0, 1
+        while True:
+            failed, answer = self._standing()
+            if not failed:
+                if not answer.startswith(("RUNNING|", "COMPLETING|TimeLimit|")):
+                    if refused:
+                        break
+                    return code
+                failed, _ = self._ask("scontrol", "requeue", job.id)
+                if not failed or answer.startswith("COMPLETING"):
+                    break
+                refused += 1
+                if refused == REFUSALS:
+                    return 137
+            kernel.sleep(pause)
+            pause = min(2 * pause, 4)
+        self._change(start, idle, sick, answer.rpartition("|")[2])
+        return 0
+
+    @property
+    def slot(self) -> Path:
+        """The folder of the job."""
+        found = re.search(r"^job=.* slot=(.*)-[$]SLURM_ARRAY_TASK_ID$", self.job.script, re.M)
+        assert found is not None
+        return Path(f"{shlex.split(found[1])[0]}-{self.job.index}")
+
+    def _begin(self) -> int:
+        """Make the folder of this start; return its number. 0: it cannot be made."""
+        slot = self.slot
+        for seconds in (0, 1, 2, 4, 8):
+            self.kernel.sleep(seconds)
+            if not slot.is_dir() and not _made(slot):
+                continue
+            number = 1
+            while not _made(slot / str(number)):
+                if not (slot / str(number)).is_dir():
+                    break
+                number += 1
+            else:
+                return number
+        return 0
+
+    def _standing(self) -> tuple[int, str]:
+        return self._ask("squeue", "-h", "-j", self.job.id, "-o", "%T|%r|%x")
+
+    def _hostnames(self, names: str) -> list[str]:
+        return self._ask("scontrol", "show", "hostnames", names)[1].split()
+
+    def _text(self, path: Path) -> str | None:
+        """Return what a file has. ``None``: nothing, or it cannot be read."""
+        with contextlib.suppress(OSError):
+            return path.read_text("utf-8") or None
+        return None
+
+    def _change(self, start: Path, idle: int, sick: Sequence[str], excluded: str) -> None:
+        """Change the job, which is back in the queue."""
+        job = self.job
+        for line in (self._text(start / AGAIN) or "").splitlines():
+            if re.fullmatch(CHANGE, line):
+                self._ask("scontrol", "update", f"JobId={job.id}", line)
+        if idle >= 2:
+            self._ask("scontrol", "update", f"JobId={job.id}", f"StartTime=now+{15 << idle if idle < 7 else 1800}")
+        if sick and "&& true; then" in job.script:
+            avoided = [*self._hostnames(excluded), *sick]
+            rows = self._ask("sinfo", "-N", "-h", "-p", "main", "-o", "%N|%t|%c|%m|%G|%f")[1].splitlines()
+            nodes = [(*row.split("|", 2),) for row in rows]
+            wanted = next((kind for name, _, kind in nodes if name == job.nodes[0].host.name), None)
+            like = [name for name, state, kind in nodes if kind == wanted and re.fullmatch(USABLE, state)]
+            if len([name for name in like if name not in avoided]) >= len(job.nodes):
+                self._ask("scontrol", "update", f"JobId={job.id}", f"ExcNodeList={','.join(avoided)}")
+
+
+def _made(folder: Path) -> bool:
+    """Return whether a folder could be made."""
+    try:
+        folder.mkdir()
+    except OSError:
+        return False
+    return True
